@@ -83,7 +83,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["tfmammo*"]),
-    package_data={"tfmammo": ["py.typed"]},
+    package_data={"tfmammo": ["py.typed", "evaluation/printed.json"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     classifiers=[

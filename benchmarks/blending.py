@@ -24,7 +24,6 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,10 +34,9 @@ from tfmammo import _tensorflow  # noqa: F401  # the first to import TensorFlow,
 # isort: split
 import cv2
 import numpy as np
-import tensorflow as tf
+from insertion import TimedNetwork, find_normal_phantom, make_parser
 
 from tfmammo import archives
-from tfmammo.archives import phantom
 from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
@@ -49,33 +47,15 @@ from tfmammo.synthesis.lesion_bank import LesionBank
 from tfmammo.synthesis.placement import TargetMammogram
 from tfmammo.synthesis.provenance import Recipe
 from tfmammo.synthesis.renderers import DirectRenderer, NetworkRenderer, Renderer, show_pasted
+from tfmammo.synthesis.sources import select_lesions
 from tfmammo.synthesis.synthesizer import Synthesizer, render
 
 PARTS = ("reading", "placing", "blending", "network")
 
 
-class Timed:
-    """A network that records the processor seconds of its calls, of all threads."""
-
-    def __init__(self, call: Callable[..., dict[str, tf.Tensor]]) -> None:
-        self.call = call
-        self.seconds = 0.0
-
-    def __call__(self, **inputs: tf.Tensor) -> dict[str, Any]:
-        """Call the network, and return its outputs as arrays."""
-        start = time.process_time()
-        images = {name: output.numpy() for name, output in self.call(**inputs).items()}
-        self.seconds += time.process_time() - start
-        return images
-
-
 def write_archive(folder: Path, rows: int, cols: int, side: int) -> DataConfig:
     """Write a normal mammogram and one with a lesion of `side` px to DICOM files."""
-    normal = next(
-        mammogram
-        for mammogram in phantom.read(count=48)
-        if mammogram.pathology == "normal" and mammogram.laterality == "L"
-    )
+    normal = find_normal_phantom()
     image = np.clip(cv2.resize(normal.pixels(), (cols, rows)), 0, 1)[..., None]
     angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)
     radius = side / 2 * (0.85 + 0.15 * np.sin(7 * angle))
@@ -102,7 +82,7 @@ def make_renderers(options: argparse.Namespace) -> dict[str, Renderer]:
     if "blending" in renderers:
         model = Blending(BlendingConfig(**json.loads(options.model)), options.size)
         data = DataConfig(size=options.size, frame="square", context=2, window=(0, 1))
-        network = Generator(Timed(model.functions()["generator"]), options.size, None, data)
+        network = Generator(TimedNetwork(model.functions()["generator"]), options.size, None, data)
         renderers["blending"] = NetworkRenderer(network, 16.0, show_pasted)
     return renderers
 
@@ -120,7 +100,7 @@ def measure(
     """
     renderer = synthesizer.renderer
     timed = renderer.network.call if isinstance(renderer, NetworkRenderer) else None
-    before = timed.seconds if isinstance(timed, Timed) else 0.0
+    before = timed.seconds if isinstance(timed, TimedNetwork) else 0.0
     times = [time.process_time()]
     stored = archives.read_stored(source)
     target = TargetMammogram(stored.image(), source, renderer.data)
@@ -131,33 +111,17 @@ def measure(
     render(target, stored, lesions, renderer)
     times.append(time.process_time())
     elapsed = time.perf_counter() - start
-    network_seconds = timed.seconds - before if isinstance(timed, Timed) else 0.0
+    network_seconds = timed.seconds - before if isinstance(timed, TimedNetwork) else 0.0
     return (*np.diff(times).tolist(), network_seconds, elapsed)
 
 
 def main() -> None:
     """Measure the painters in turns, one round that is not counted before."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "blending", repeats=7)
     parser.add_argument(
         "--painters", nargs="+", default=["blending", "poisson", "mixed"], metavar="NAME"
     )
     parser.add_argument("--lesions", type=int, default=1, help="in one mammogram")
-    parser.add_argument(
-        "--pixels", type=int, nargs=2, default=(3328, 2560), metavar=("ROWS", "COLS")
-    )
-    parser.add_argument(
-        "--side", type=int, default=300, help="of a lesion, native px, before it is resized"
-    )
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--size", type=int, default=256, help="of the network's patch, px")
-    parser.add_argument(
-        "--model",
-        default="{}",
-        metavar="JSON",
-        help="the blending's config where it is not the paper's",
-    )
     options = parser.parse_args()
     cv2.setNumThreads(1)  # as synthesis workers do
     renderers = make_renderers(options)
@@ -165,7 +129,7 @@ def main() -> None:
         data = write_archive(Path(name), *options.pixels, options.side)
         mammograms = archives.read_mammograms(data, Skipped())
         source = next(mammogram for mammogram in mammograms if mammogram.pathology == "normal")
-        bank = LesionBank.select(mammograms, data)
+        bank = LesionBank.select(select_lesions(mammograms, data), data)
         rows: dict[str, list[tuple[float, ...]]] = {painter: [] for painter in renderers}
         for number in range(1 + options.repeats):
             for painter, renderer in renderers.items():

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,11 +23,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tfmammo import _tensorflow  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+# the first to import TensorFlow, because it keeps that quiet
+from tfmammo import _tensorflow  # noqa: F401
 
 # isort: split
 import numpy as np
 import tensorflow as tf
+from workloads import peak_megabytes
 
 from tfmammo.config import TrainingConfig
 from tfmammo.models.contextual import PATHOLOGIES, Contextual, ContextualConfig
@@ -40,7 +41,6 @@ VARIANTS = {
     "attention": {"lambda_penalty": 0},
     "both": {},
 }
-MEGABYTE = 2**10 if sys.platform == "linux" else 2**20  # in what the system counts memory
 
 
 def build_step(name: str, arguments: argparse.Namespace) -> Callable[[], Any]:
@@ -130,9 +130,9 @@ def main() -> None:
     arguments = parser.parse_args()
     script.configure_tensorflow(TrainingConfig(precision=arguments.precision))
     if arguments.memory_of:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_megabytes()
         build_step(arguments.memory_of, arguments)()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / MEGABYTE)
+        print(peak_megabytes() - before)
         return
     memory = {name: measure_peak(name, arguments) for name in VARIANTS}
     print(json.dumps(report(arguments, measure_times(arguments), memory)), flush=True)

@@ -39,7 +39,14 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-from serving import KINDS, largest_difference, make_requests, register_network, wait_until_ready
+from serving import (
+    KINDS,
+    largest_difference,
+    make_requests,
+    register_network,
+    start_server,
+    wait_until_ready,
+)
 
 LIMIT_MB = 16  # the server's limit of a request
 MAX_HEALTH_SECONDS = 2.0
@@ -61,21 +68,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "TMPDIR": folder}
         bodies, expected = make_requests(register_network(Path(folder)))
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        command = [
-            sys.executable,
-            "-m",
-            "tfmammo.serving",
-            "run",
-            "--model",
-            "models:/tfmammo-served@best",
-        ]
         with (Path(folder) / "log.txt").open("w") as log:
-            process = subprocess.Popen(
-                [*command, "--port", str(port), "--limit", str(LIMIT_MB)], cwd=folder, stderr=log
-            )
+            process, port = start_server(Path(folder), LIMIT_MB, log)
         try:
             load_test = LoadTest(
                 port, process.pid, bodies, expected, time.monotonic() + 60 * options.minutes

@@ -284,9 +284,11 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1_500)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        numbers = measure(Path(place), chosen.kills, chosen.exporting, chosen.seed, chosen.steps)
+        numbers = measure(
+            Path(place), options.kills, options.exporting, options.seed, options.steps
+        )
         print(json.dumps(numbers))
 
 

@@ -22,9 +22,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from tfmammo import _tensorflow  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+# the first to import TensorFlow, because it keeps that quiet
+from tfmammo import _tensorflow  # noqa: F401
 
 # isort: split
 import cv2
@@ -80,22 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         bodies, expected = make_requests(register_network(Path(folder)))
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        command = [
-            sys.executable,
-            "-m",
-            "tfmammo.serving",
-            "run",
-            "--model",
-            "models:/tfmammo-served@best",
-            "--port",
-            str(port),
-            "--limit",
-            "2",
-        ]
-        process = subprocess.Popen(command, cwd=folder)
+        process, port = start_server(Path(folder), limit=2)
         try:
             measurement = measure(
                 f"http://127.0.0.1:{port}",
@@ -110,6 +96,27 @@ def main() -> None:
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(60)
+
+
+def start_server(
+    folder: Path, limit: int, log: TextIO | None = None
+) -> tuple[subprocess.Popen[bytes], int]:
+    """Serve what `register_network` registered.
+
+    Args:
+        folder: The server's working folder.
+        limit: Its limit of a request, MB.
+        log: Takes what it writes to stderr.
+
+    Returns:
+        (process, its port on 127.0.0.1).
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    options = f"--model models:/tfmammo-served@best --port {port} --limit {limit}".split()
+    command = [sys.executable, "-m", "tfmammo.serving", "run", *options]
+    return subprocess.Popen(command, cwd=folder, stderr=log), port
 
 
 def register_network(folder: Path) -> Path:

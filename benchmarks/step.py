@@ -23,7 +23,6 @@ import argparse
 import functools
 import json
 import os
-import resource
 import shutil
 import statistics
 import tempfile
@@ -34,6 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from processes import MeasuredProcess, load_arrays, serve
+from workloads import peak_megabytes
 
 AGREE = {"float32": 2e-4, "bfloat16": 5e-2}  # relative, of the losses of two steps
 
@@ -66,19 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=tuple(MODELS), default="can")
+    add_model_arguments(parser)
     parser.add_argument("--peer", choices=("torch", "torch-best", "naive"), default="torch")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--size", type=int, help="of a patch, px; the paper's")
-    parser.add_argument("--batch", type=int, help="the paper's")
-    parser.add_argument(
-        "--config",
-        type=json.loads,
-        default={},
-        metavar="JSON",
-        help="the model's, where it is not the paper's",
-    )
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of each in a round (4)")
     parser.add_argument(
         "--trace",
@@ -93,14 +82,36 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--equal", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    model = MODELS[arguments.model]
-    arguments.size = arguments.size or model.size
-    arguments.batch = arguments.batch or model.batch
+    arguments = parse(parser)
     if arguments.role:
         work(arguments)
     else:
         print(json.dumps(compare(arguments)))
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what says which training step is measured, and in how many rounds."""
+    parser.add_argument("--model", choices=tuple(MODELS), default="can")
+    parser.add_argument("--size", type=int, help="rows and columns of a patch, px (the paper's)")
+    parser.add_argument("--batch", type=int, help="patches of a process's batch (the paper's)")
+    parser.add_argument(
+        "--config",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="keys of the model's config that differ from the paper",
+    )
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=5)
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line; size and batch are the paper's where it gives none."""
+    arguments = parser.parse_args()
+    model = MODELS[arguments.model]
+    arguments.size = arguments.size or model.size
+    arguments.batch = arguments.batch or model.batch
+    return arguments
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -225,7 +236,7 @@ def answer(answers: dict[str, Callable[[], Any]], question: str | int) -> Any:
             mean seconds.
     """
     if question == "memory":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return peak_megabytes()
     if isinstance(question, str):
         return answers[question]()
     start = time.perf_counter()

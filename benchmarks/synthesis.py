@@ -28,7 +28,6 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,10 +40,9 @@ from tfmammo import (
 # isort: split
 import cv2
 import numpy as np
-import tensorflow as tf
+from insertion import TimedNetwork, find_normal_phantom, make_parser
 
 from tfmammo import archives
-from tfmammo.archives import phantom
 from tfmammo.archives.dicom import pixel_source
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.config import DataConfig
@@ -63,28 +61,9 @@ PADDING = 100  # native px around a lesion
 PARTS = ("reading", "placing", "generator", "blending", "writing")
 
 
-class Timed:
-    """A generator that records the processor seconds of its calls, of all threads."""
-
-    def __init__(self, call: Callable[..., dict[str, tf.Tensor]]) -> None:
-        self.call = call
-        self.seconds = 0.0
-
-    def __call__(self, **inputs: tf.Tensor) -> dict[str, Any]:
-        """Call the generator, and return its outputs as arrays."""
-        start = time.process_time()
-        images = {name: output.numpy() for name, output in self.call(**inputs).items()}
-        self.seconds += time.process_time() - start
-        return images
-
-
 def write_mammogram(folder: Path, rows: int, cols: int) -> Mammogram:
     """Write a normal phantom to a DICOM file of this size."""
-    normal = next(
-        mammogram
-        for mammogram in phantom.read(count=48)
-        if mammogram.pathology == "normal" and mammogram.laterality == "L"
-    )
+    normal = find_normal_phantom()
     stored = np.rint(np.clip(cv2.resize(normal.pixels(), (cols, rows)), 0, 1) * 4095).astype(
         np.uint16
     )
@@ -99,7 +78,7 @@ def measure(
     source: Mammogram, network: Generator, recipe: Recipe, folder: Path, repeats: int
 ) -> dict[str, float]:
     """Measure the seconds of each part: medians of `repeats`, after one that is not counted."""
-    timed = Timed(network.call)
+    timed = TimedNetwork(network.call)
     rows = []
     renderer = NetworkRenderer(replace(network, call=timed), recipe.config.feather, show_tri_label)
     assert recipe.config.shapes.files
@@ -115,11 +94,11 @@ def measure(
         times.append(time.process_time())
         lesions, _ = synthesizer.plan(recipe, target, np.random.default_rng(0))
         times.append(time.process_time())
-        made = render(target, stored, lesions, renderer)
+        synthetic = render(target, stored, lesions, renderer)
         times.append(time.process_time())
         records = tuple(lesion.record for lesion in lesions)
         updated = recipe.model_copy(update={"lesions": records, "source": _describe_source(source)})
-        files = write_item(updated, source, made, output)
+        files = write_item(updated, source, synthetic, output)
         updated = updated.model_copy(update={"files": files})
         filesystem.write_atomically(
             output / "recipe.json", updated.model_dump_json(), durable=False
@@ -177,24 +156,10 @@ def _make_network(options: argparse.Namespace) -> Generator:
 
 def main() -> None:
     """Measure numbers of lesions, then sizes of the image."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "infilling", repeats=5)
     parser.add_argument("--generator", choices=("unet", "crn"), default="unet")
     parser.add_argument("--format", choices=("dicom", "png", "tfrecord"), default="dicom")
     parser.add_argument("--lesions", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument(
-        "--pixels", type=int, nargs=2, default=(3328, 2560), metavar=("ROWS", "COLS")
-    )
-    parser.add_argument("--side", type=int, default=300, help="of a lesion, native px")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--size", type=int, default=256, help="of the generator's patch, px")
-    parser.add_argument(
-        "--model",
-        default="{}",
-        metavar="JSON",
-        help="the infilling's config where it is not the paper's",
-    )
     options = parser.parse_args()
     cv2.setNumThreads(1)  # as synthesis workers do
     network = _make_network(options)

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 from processes import MeasuredProcess, serve
-from step import MODELS, make_batch
+from step import MODELS, add_model_arguments, make_batch, parse
 
 
 def main() -> None:
@@ -34,25 +34,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=tuple(MODELS), default="can")
-    parser.add_argument("--size", type=int, help="size of a patch, px (the paper's)")
-    parser.add_argument("--batch", type=int, help="patches of each process (the paper's)")
-    parser.add_argument(
-        "--config",
-        type=json.loads,
-        default={},
-        metavar="JSON",
-        help="keys of the model's config that differ from the paper",
-    )
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=5)
+    add_model_arguments(parser)
     parser.add_argument("--steps", type=int, default=3, help="steps of each pair in a round (3)")
     parser.add_argument("--as", dest="role", choices=("alone", "together"), help=argparse.SUPPRESS)
     parser.add_argument("--place", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    model = MODELS[options.model]
-    options.size = options.size or model.size
-    options.batch = options.batch or model.batch
+    options = parse(parser)
     if options.role:
         serve(lambda: prepare(options))
     else:

@@ -4,7 +4,9 @@ near they come to the real image.
 python evaluate/synthesis.py --config configs/synthesis.yaml --set data.name=inbreast data.root=DIR
 models.CAN=[RUN,RUN,RUN]
 
-The sheet has one row a patch: mask, real image, and one column a model.
+The sheet has one row a patch: mask, real image, and one column a model. Tables also measure
+texture: the finest wavelet band in the mass, and lattices. LPIPS, FID and KID stand beside it where
+the folder in TFMAMMO_WEIGHTS has the published networks.
 """
 
 from tfmammo import cli

@@ -1,15 +1,25 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests.
 
+Plain functions that tests share stand beside it, in the modules of tests/ that are no test.
+"""
+
+import contextlib
+import fcntl
 import gc
 import logging
 import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("COLUMNS", "140")  # of what commands print, whatever the terminal
+# oneDNN's own allocator never gives memory back, so that a worker would keep its largest test's.
+os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
+# Tests score with random networks, unless they ask for `published_weights`.
+os.environ.pop("TFMAMMO_WEIGHTS", None)
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,6 +28,36 @@ import pytest
 from rich.logging import RichHandler
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """Run a test marked `alone`, which measures time, while no other worker runs a test."""
+    with _take_turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+@contextlib.contextmanager
+def _take_turn(alone: bool) -> Iterator[None]:
+    """Hold a lock that all workers share, or that excludes them all.
+
+    A worker takes it while it holds a second lock, so that a test that waits for the others
+    to end is not overtaken for ever.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    with (
+        open(REPOSITORY / "pyproject.toml", "rb") as queue,
+        open(REPOSITORY / "setup.py", "rb") as turn,
+    ):
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        fcntl.flock(turn, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:  # processes that the test left behind may hold the file as well
+            fcntl.flock(turn, fcntl.LOCK_UN)
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +75,19 @@ def real_data() -> Path:
             f"no real mammograms: {folder.name} is missing; name their folder in TFMAMMO_TEST_DATA"
         )
     return folder
+
+
+@pytest.fixture
+def published_weights(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of published networks, named in TFMAMMO_WEIGHTS during the test.
+
+    A test that asks for it is skipped where it is missing.
+    """
+    folder = os.environ.get("TFMAMMO_TEST_WEIGHTS", "")
+    if not folder:
+        pytest.skip("no published networks: name the folder of their .npz in TFMAMMO_TEST_WEIGHTS")
+    monkeypatch.setenv("TFMAMMO_WEIGHTS", folder)
+    return Path(folder)
 
 
 @pytest.fixture(autouse=True)
@@ -66,15 +119,16 @@ def logging_as_before():
 
 @pytest.fixture(autouse=True)
 def collect_networks():
-    """Networks of one test do not stay in memory for the next: TensorFlow with oneDNN keeps what it
-    has once taken.
+    """Networks of one test do not stay in memory for the next.
 
     Collecting takes a sixth of a second, so that it is left out after tests that were too short to
     build a network.
     """
     start = time.monotonic()
+    gradients = set(_find_custom_gradients())
     yield
     if "keras" in sys.modules and time.monotonic() - start > 0.5:
+        _forget_custom_gradients(gradients)
         gc.collect()
 
 
@@ -84,7 +138,28 @@ def forget_networks():
     yield
     if "keras" in sys.modules:
         sys.modules["keras"].backend.clear_session()
+        _forget_custom_gradients(set())
         gc.collect()
+
+
+def _find_custom_gradients() -> dict[str, object]:
+    """Return TensorFlow's registry of gradients, in which every traced custom gradient stays.
+
+    An entry holds its graph and thus the weights that it read: a traced step of an optimizer
+    of Keras keeps its model in memory for as long as the process lives.
+    """
+    if "tensorflow" not in sys.modules:
+        return {}
+    from tensorflow.python.framework import ops
+
+    return ops.gradient_registry._registry
+
+
+def _forget_custom_gradients(kept: set[str]) -> None:
+    registry = _find_custom_gradients()
+    for name in [name for name in registry if name.startswith("CustomGradient-")]:
+        if name not in kept:
+            del registry[name]
 
 
 def _reset_policy() -> None:
@@ -98,11 +173,11 @@ def where():
     its recipes don't.
     """
 
-    def overrides(chosen) -> list[str]:
+    def overrides(config) -> list[str]:
         roots = {
-            "data.root": chosen.data.root,
-            "lesions.root": chosen.lesions and chosen.lesions.root,
-            "generator": chosen.generator,
+            "data.root": config.data.root,
+            "lesions.root": config.lesions and config.lesions.root,
+            "generator": config.generator,
         }
         return [f"{key}={value}" for key, value in roots.items() if value]
 
@@ -161,7 +236,7 @@ def tiny_can(tracking_uri):
     from tfmammo.models.can import CANConfig
 
     def make(model: dict | None = None, **training: object) -> Experiment:
-        chosen = {
+        defaults = {
             "steps": 4,
             "steps_per_loop": 2,
             "checkpoint_every": 2,
@@ -172,7 +247,7 @@ def tiny_can(tracking_uri):
         return Experiment[CANConfig](
             name="can",
             data=DataConfig(size=32),
-            training=TrainingConfig(**{**chosen, **training}),
+            training=TrainingConfig(**{**defaults, **training}),
             tracking=TrackingConfig(uri=tracking_uri, system_metrics=False),
             model=CANConfig(**{"filters": (4, 8, 8), "discriminator_filters": 4, **(model or {})}),
         )

@@ -56,7 +56,16 @@ def test_served_answers_are_right_and_hostile_requests_refused(measured):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", ["naive", "torch"])
-@pytest.mark.parametrize("model", ["can", "infilling", "crn", "contextual", "cgan"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "can",
+        *(
+            pytest.param(model, marks=pytest.mark.nightly)
+            for model in ("infilling", "crn", "contextual", "cgan")
+        ),
+    ],
+)
 def test_a_step_beside_a_peers_from_equal_weights(model, peer, measured, monkeypatch):
     if peer == "torch":
         pytest.importorskip("torch", reason="the extra `benchmark` is not installed")
@@ -284,6 +293,8 @@ def test_workers(measured):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.alone
 def test_steps_are_as_far_ahead_of_plain_keras_as_is_kept(measured, repository):
     lines = measured(script="guard")
     kept = json.loads((repository / "benchmarks/ratios.json").read_text())

@@ -301,7 +301,13 @@ def test_every_part_over_images(part, measured):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["infilling", "contextual", "cgan"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "cgan",
+        *(pytest.param(part, marks=pytest.mark.nightly) for part in ("infilling", "contextual")),
+    ],
+)
 def test_every_model(part, measured):
     point = json.dumps({"part": part, "size": 32, "batch": 2, "width": 0.1, "depth": 3})
     ((found,), _) = measured("workloads", point, "--steps", 1, "--count")

@@ -312,7 +312,7 @@ def runs_by_source(folder):
 
     The results are left out, because their runs are of the past.
     """
-    pages = [page for page in PAGES if page != "docs/results.md"]
+    pages = [page for page in PAGES if page not in ("docs/results.md", "docs/report.md")]
     configs = sorted((REPOSITORY / "configs").glob("*.yaml"))
     return {page: runs_of_a_page(page, folder) for page in pages} | {
         path.name: runs_of_a_config(path) for path in configs
@@ -375,7 +375,8 @@ def pages_with_numbers():
     return [
         page
         for page in PAGES
-        if page not in ("README.md", "docs/results.md") and "guides/sixth" not in page
+        if page not in ("README.md", "docs/results.md", "docs/report.md")
+        and "guides/sixth" not in page
     ]
 
 

@@ -12,7 +12,7 @@ FIRST = [
     "tfmammo.archives.phantom.read",
     "tfmammo.mammogram.Mammogram",
     "tfmammo.mammogram.Lesion",
-    "tfmammo.data.patches.make_patches",
+    "tfmammo.data.extraction.make_patches",
     "tfmammo.data.splits.split",
     "tfmammo.data.preprocess.resize",
     "tfmammo.losses.dice_loss",

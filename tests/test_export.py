@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.known_networks import make_functions
 from tfmammo.errors import ExportError
-from tfmammo.export import _compare_answers, assign, export, find_function, load, read_card
+from tfmammo.export import assign, export, find_function, load, read_card
+from tfmammo.export.writing import _compare_answers
 
 SIZE = 4
 
@@ -58,26 +60,12 @@ class Model(keras.Model):
         )
 
     def functions(self):
-        mask, image = (
-            tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, name) for name in ("mask", "image")
-        )
-
-        @tf.function(input_signature=[mask])
+        @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "mask")])
         def generator(mask):
-            return {
-                "image": self.scale
-                * self.networks["generator"](mask, training=True if self.random else None)
-            }
+            training = True if self.random else None
+            return {"image": self.scale * self.networks["generator"](mask, training=training)}
 
-        @tf.function(input_signature=[image])
-        def inverter(image):
-            return {"mask": self.networks["inverter"](image)}
-
-        @tf.function(input_signature=[mask, image])
-        def critic(mask, image):
-            return {"logits": self.networks["critic"](tf.concat([mask, image], -1))}
-
-        return {"generator": generator, "inverter": inverter, "critic": critic}
+        return make_functions(self.networks, SIZE) | {"generator": generator}
 
     random = False
 
@@ -342,8 +330,8 @@ def test_dropout_at_inference_draws_alike_and_the_model_is_left_as_it_was(tmp_pa
     after = [
         variable.numpy() for network in model.networks.values() for variable in network.variables
     ]
-    for one, other in zip(before, after, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for old, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old, other)
     generate = load(directory, "generator")
     # or this test shows nothing
     assert not np.allclose(generate(batch)["image"], generate(batch)["image"])
@@ -471,8 +459,8 @@ def test_assign_copies_every_variable_into_a_model_of_another_precision(tmp_path
     other = DropoutModel(filters=3, dropout=0.5)
     assign(other.networks, directory)
     for name, network in model.networks.items():
-        for one, copy in zip(network.variables, other.networks[name].variables, strict=True):
-            np.testing.assert_array_equal(one.numpy(), copy.numpy())
+        for variable, copy in zip(network.variables, other.networks[name].variables, strict=True):
+            np.testing.assert_array_equal(variable.numpy(), copy.numpy())
 
 
 def test_assign_names_what_does_not_fit_and_changes_nothing(exported):

@@ -1,9 +1,5 @@
 """Each layer against NumPy: normalisations, self-attention, random scalars."""
 
-import json
-import os
-import subprocess
-import sys
 import threading
 
 import keras
@@ -11,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.two_cpus import run_on_two_cpus
 from tfmammo.layers import (
     BatchNormalization,
     RandomScalarMap,
@@ -559,12 +556,6 @@ def test_the_layers_of_the_contextual_gan_survive_serialisation():
 
 
 REPLICAS = """
-import json
-import tfmammo
-import numpy as np
-import tensorflow as tf
-tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
-import keras
 from tfmammo.layers import SpectralNormalization
 from tfmammo.optimization import Adam, build, minimize
 
@@ -597,11 +588,6 @@ print(json.dumps([train(mirrored, 2), train(tf.distribute.OneDeviceStrategy("CPU
 
 
 CONTEXTUAL = """
-import json
-import tfmammo
-import numpy as np
-import tensorflow as tf
-tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 from tfmammo.models.contextual import Contextual, ContextualConfig
 
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
@@ -625,36 +611,17 @@ print(json.dumps([kernels, alike]))
 """  # noqa: E501
 
 
-def in_a_process_of_its_own(code, tmp_path, repository):
-    """Run a script in a process of its own and read what it prints last, as JSON.
-
-    Logical devices must be named before TensorFlow starts.
-    """
-    script = tmp_path / "replicas.py"
-    script.write_text(code, encoding="utf-8")
-    path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, script],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @pytest.mark.slow
-def test_each_replica_of_the_contextual_gan_uses_its_own_kernels(tmp_path, repository):
-    kernels, alike = in_a_process_of_its_own(CONTEXTUAL, tmp_path, repository)
+def test_each_replica_of_the_contextual_gan_uses_its_own_kernels(tmp_path):
+    kernels, alike = run_on_two_cpus(CONTEXTUAL, tmp_path)
     assert {where for where, _ in kernels} == {"0", "1"}
     assert all(where == source for where, source in kernels)
     assert all(alike)
 
 
 @pytest.mark.slow
-def test_replicas_have_one_u_and_agree_with_one_device(tmp_path, repository):
-    two, one = in_a_process_of_its_own(REPLICAS, tmp_path, repository)
+def test_replicas_have_one_u_and_agree_with_one_device(tmp_path):
+    two, one = run_on_two_cpus(REPLICAS, tmp_path)
     for replicas, alone in zip(two, one, strict=True):
         np.testing.assert_array_equal(*replicas)
         np.testing.assert_allclose(replicas[0], alone[0], rtol=1e-4, atol=1e-5)

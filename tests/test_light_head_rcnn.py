@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
+from tests.updates import assert_descends
 from tfmammo import config as configuration
 from tfmammo import export as exporting
 from tfmammo import pretrained
@@ -19,9 +20,9 @@ from tfmammo.detection.light_head_rcnn import (
     LightHeadRCNN,
     LightHeadRCNNConfig,
     large_separable,
-    letterbox_batch,
     write,
 )
+from tfmammo.detection.saved_models import letterbox_batch
 from tfmammo.detection.training import check_unused_size, learning_rate, validate
 from tfmammo.errors import DetectionError, ExportError, WeightsError
 from tfmammo.export import read_card
@@ -301,7 +302,7 @@ def test_the_heads_losses_are_means_over_the_hardest():
     model = make_model(classes=2, hard_examples=3)
     data = batch(1)
     maps = tf.random.stateless_normal([1, 4, 4, 18], (0, 1))
-    found = (
+    proposals = (
         tf.constant(
             [
                 [
@@ -320,7 +321,9 @@ def test_the_heads_losses_are_means_over_the_hardest():
     there = tf.constant([[True] * 5 + [False]])
     model.head.get_layer("logits").kernel.assign(tf.random.stateless_normal([8, 3], (0, 2)))
     model.head.get_layer("deltas").kernel.assign(tf.random.stateless_normal([8, 8], (0, 3)))
-    logits, deltas = (np.asarray(value, float)[0] for value in model.predict_regions(maps, found))
+    logits, deltas = (
+        np.asarray(value, float)[0] for value in model.predict_regions(maps, proposals)
+    )
     label = np.array([2, 2, 0, 0, 0, 0])
     log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     entropy = -log_probabilities[np.arange(6), label]
@@ -329,7 +332,7 @@ def test_the_heads_losses_are_means_over_the_hardest():
     distance = np.append(np.where(off < 1, off**2 / 2, off - 0.5).sum(1), np.zeros(4))
     hardest = np.argsort(-(entropy + distance)[:5])[:3]
     classification, localisation = model.head_losses(
-        maps, found, there, data["boxes"], tf.ones([1, 2], tf.int32)
+        maps, proposals, there, data["boxes"], tf.ones([1, 2], tf.int32)
     )
     assert float(classification) == pytest.approx(entropy[hardest].mean(), rel=1e-4)
     assert float(localisation) == pytest.approx(distance[hardest].mean(), rel=1e-4)
@@ -359,6 +362,30 @@ def test_gradients_reach_every_part():
         for layer in part.layers
         if layer.trainable_variables
     }
+
+
+def test_the_network_descends_the_sum_of_its_four_losses():
+    model, reference = make_model(), make_model()
+    data = batch()
+    truth = data["boxes"]
+    objectness, deltas, _ = reference.backbone(data["image"], training=True)
+    proposals, is_valid = reference.propose(objectness, deltas)  # no gradient passes them
+    boxes = tf.concat([proposals, truth], axis=1)
+    is_valid = tf.concat([is_valid, regions.area(truth) > 0], axis=1)
+
+    def loss():
+        objectness, deltas, maps = reference.backbone(data["image"], training=True)
+        rpn = reference.rpn_losses(objectness, deltas, truth)
+        head = reference.head_losses(maps, boxes, is_valid, truth, data["classes"])
+        return rpn[0] + rpn[1] + head[0] + head[1]
+
+    assert_descends(model, reference, data, detector=loss)
+
+
+def test_the_optimizer_has_the_configs_values():
+    values = {"learning_rate": 3e-3, "beta_1": 0.3, "beta_2": 0.7}
+    optimizer = make_model(**values).optimizers["detector"]
+    assert optimizer.get_config() == pytest.approx({"epsilon": 1e-7, "name": "detector"} | values)
 
 
 def test_detection_changes_nothing():
@@ -417,10 +444,10 @@ def test_random_samples_follow_from_the_step_alone():
     one = make_model(rpn_samples=4)
     other = make_model(rpn_samples=4)
     data = batch()
-    parts = [made.backbone(data["image"], training=False) for made in (one, other)]
+    parts = [model.backbone(data["image"], training=False) for model in (one, other)]
     first, second = (
-        made.rpn_losses(*part[:2], data["boxes"])
-        for made, part in zip((one, other), parts, strict=True)
+        model.rpn_losses(*part[:2], data["boxes"])
+        for model, part in zip((one, other), parts, strict=True)
     )
     np.testing.assert_array_equal(first, second)
     one.optimizers["detector"].iterations.assign(1)
@@ -497,9 +524,9 @@ def taught():
 
 
 def test_it_learns_where_the_lesion_is(taught):
-    made, history = taught
+    model, history = taught
     assert history[-1]["detector_loss"] < 0.3 * history[0]["detector_loss"]
-    outputs = made.detect(batch()["image"])
+    outputs = model.detect(batch()["image"])
     truth = batch()["boxes"][:, :1]
     overlap = regions.iou(outputs["detection_boxes"], truth).numpy()
     assert (overlap[:, 0] > 0.7).all() and (outputs["detection_scores"][:, 0].numpy() > 0.8).all()
@@ -515,14 +542,14 @@ def saved(taught, tmp_path_factory):
 
 
 def test_the_saved_model_gives_the_same_boxes_as_the_live_one(taught, saved):
-    (made, _) = taught
+    (model, _) = taught
     (loaded, described) = saved
     assert set(described["outputs"]) == set(OUTPUTS) and list(described["inputs"]) == [
         "input_tensor"
     ]
-    assert len(described["variables"]) == len(made.networks["detector"].variables)
+    assert len(described["variables"]) == len(model.networks["detector"].variables)
     image = batch()["image"]
-    live = made.detect(image)
+    live = model.detect(image)
     answer = loaded.signatures["serving_default"](input_tensor=255 * tf.repeat(image, 3, axis=-1))
     sure = int(np.sum(live["detection_scores"].numpy()[0] > 0.3))
     assert sure >= 1
@@ -548,7 +575,7 @@ def test_the_saved_model_takes_images_of_any_size(saved):
 
 
 def test_an_export_that_answers_otherwise_is_refused(taught, tmp_path, monkeypatch):
-    made, _ = taught
+    model, _ = taught
     load = tf.saved_model.load
 
     def spoilt(path):
@@ -562,7 +589,7 @@ def test_an_export_that_answers_otherwise_is_refused(taught, tmp_path, monkeypat
     with pytest.raises(
         ExportError, match="differ between the SavedModel and the network in memory"
     ):
-        write(made, tmp_path)
+        write(model, tmp_path)
 
 
 def experiment(uri, steps, **training):
@@ -715,15 +742,15 @@ def test_it_finds_the_masses_of_eight_mammograms_that_it_knows():
     model = LightHeadRCNN(LightHeadRCNNConfig(**{**TINY, **small, **few}), 256)
     step = tf.function(model.train_step)
     functions = model.functions()
-    found = {}
+    metrics = {}
     for number, some in enumerate(batches(whole, 4, 0, augment=False), 1):
         step(some)
         if number % 50 == 0:
-            found = validate(functions, whole)
+            metrics = validate(functions, whole)
         # recall 1 from 0.25 false positives per image on
-        if number == 400 or found.get("froc") == 1:
+        if number == 400 or metrics.get("froc") == 1:
             break
-    assert found["froc"] == 1
+    assert metrics["froc"] == 1
 
 
 def test_the_learning_rate_rises_stays_or_falls():

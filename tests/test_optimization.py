@@ -1,18 +1,14 @@
 """Adam is Keras's, minimize takes its gradient, loss scale and replicas cancel out."""
 
-import json
-import os
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.two_cpus import run_on_two_cpus
 from tfmammo import optimization
 from tfmammo.losses import log_fake, log_real
-from tfmammo.optimization import Adam, build, call_sharing_gradients, minimize
+from tfmammo.optimization import Adam, build, build_adam, call_sharing_gradients, minimize
 
 SHAPES = [(3, 4), (5,), (2, 2, 3, 1), ()]
 
@@ -214,6 +210,21 @@ def test_build_scales_the_loss_under_float16_alone_and_makes_the_slots(policy, s
     )
 
 
+def test_each_network_has_an_adam_of_its_name():
+    networks = {
+        name: keras.Sequential([keras.Input((3,)), keras.layers.Dense(units)])
+        for name, units in (("generator", 2), ("discriminator", 1))
+    }
+    optimizers = build_adam(networks, 1e-3, 0.5, 0.9, 1e-6)
+    assert list(optimizers) == ["generator", "discriminator"]
+    for name, optimizer in optimizers.items():
+        assert optimizer.built and optimizer.name == name
+        assert (optimizer.beta_1, optimizer.beta_2, optimizer.epsilon) == (0.5, 0.9, 1e-6)
+        assert float(optimizer.learning_rate) == pytest.approx(1e-3)
+        moments = [tuple(moment.shape) for moment in optimizer._momentums]
+        assert moments == [tuple(weight.shape) for weight in networks[name].weights]
+
+
 def two_networks(policy="float32"):
     keras.config.set_dtype_policy(policy)
     networks = [
@@ -289,12 +300,6 @@ def test_minimize_goes_downhill():
 
 
 TWO_REPLICAS = '''
-import json
-import tfmammo
-import numpy as np
-import tensorflow as tf
-tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
-import keras
 from tfmammo.optimization import Adam, build, minimize
 
 X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
@@ -355,21 +360,9 @@ print(json.dumps({**results, "overflows": [overflow(mirrored, chosen) for chosen
 
 
 @pytest.fixture(scope="module")
-def two_replicas(tmp_path_factory, repository):
+def two_replicas(tmp_path_factory):
     """What TWO_REPLICAS prints."""
-    # Logical devices must be named before TensorFlow starts, so in a process of its own.
-    script = tmp_path_factory.mktemp("replicas") / "two_replicas.py"
-    script.write_text(TWO_REPLICAS, encoding="utf-8")
-    path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, script],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_on_two_cpus(TWO_REPLICAS, tmp_path_factory.mktemp("replicas"))
 
 
 def test_adam_and_minimize_agree_on_one_and_on_two_replicas(two_replicas):

@@ -95,7 +95,7 @@ def imported(*folders):
                 modules |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.add(node.module.partition(".")[0])
-    own = {"tfmammo", *(path.stem for path in (REPOSITORY / "benchmarks").glob("*.py"))}
+    own = {"tfmammo", "tests", *(path.stem for path in (REPOSITORY / "benchmarks").glob("*.py"))}
     return {
         canonicalize_name(DISTRIBUTIONS.get(module, module))
         for module in modules - {*sys.stdlib_module_names, *own}
@@ -112,8 +112,12 @@ def test_every_folder_of_sources_is_installed(package):
         for path in (REPOSITORY / "tfmammo").rglob("*.py")
     }
     assert {name.replace(".", "/") for name in package["packages"]} == folders
-    assert package["package_data"] == {"tfmammo": ["py.typed"]}
-    assert (REPOSITORY / "tfmammo" / "py.typed").is_file()
+    files = {
+        path.relative_to(REPOSITORY / "tfmammo").as_posix()
+        for path in (REPOSITORY / "tfmammo").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert set(package["package_data"]["tfmammo"]) == files and "py.typed" in files
 
 
 def test_python_3_11_and_later(package):

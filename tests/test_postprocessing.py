@@ -62,6 +62,17 @@ def test_what_is_below_a_tenth_of_the_patch_is_discarded(side, kept):
     )
 
 
+def test_a_tenth_of_the_patch_must_be_one_object():
+    """Each object is 18 x 18 = 324 px, below 409.6; together they are above."""
+    lesion = np.zeros((1, SIZE, SIZE, 1), np.float32)
+    lesion[0, 4:22, 4:22] = 0.2
+    lesion[0, 40:58, 40:58] = 0.2
+    image = np.random.default_rng(0).random(lesion.shape, np.float32)
+    refined = postprocess(image, lesion)
+    assert refined.kept.tolist() == [False] and not refined.mask.any()
+    np.testing.assert_array_equal(refined.image, image)
+
+
 def test_the_threshold_is_strict_and_without_edge_and_expansion_the_object_is_cut_out():
     lesion = np.full((1, SIZE, SIZE, 1), 0.1, np.float32)
     lesion[0, :32] = 0.11

@@ -1,5 +1,6 @@
 """Pretrained networks against torchvision and Keras, the converter, and missing weights."""
 
+import hashlib
 import importlib.util
 import json
 import struct
@@ -10,10 +11,12 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
-from tfmammo import pretrained
+from tests.image_pairs import make_image_pairs
+from tfmammo import pretrained, published
 from tfmammo.errors import ConfigError, WeightsError
-from tfmammo.metrics.perceptual import LPIPS
+from tfmammo.metrics.perceptual import LPIPS, Inception
 
 # Keras 3.15 saves variables in a way that numpy 2 will once refuse.
 pytestmark = pytest.mark.filterwarnings(
@@ -39,17 +42,6 @@ def alexnet_tensors():
         ).astype(np.float32)
         tensors[f"features.{index}.bias"] = random.normal(0, 0.05, out).astype(np.float32)
     return tensors
-
-
-def pairs():
-    """The images of make_pretrained_golden.py."""
-    random = np.random.default_rng(2)
-    a, b = random.random((2, 5, 80, 80, 1), dtype=np.float32)
-    b[1] = np.clip(a[1] + random.normal(0, 0.05, a[1].shape), 0, 1)
-    b[2] = a[2]
-    a[3] = 0
-    b[3] = 1
-    return a, b
 
 
 def write_safetensors(path, tensors, dtype="F32"):
@@ -133,7 +125,7 @@ def test_random_vgg19_is_torchvision_with_these_weights(repository):
     golden = json.loads(
         (repository / "tests" / "golden" / "pretrained.json").read_text(encoding="utf-8")
     )["vgg19_means"]
-    images, _ = pairs()
+    images, _ = make_image_pairs()
     ends = ["block1_conv2", "block2_conv2", "block3_conv4", "block4_conv4", "block5_conv4"]
     for found, expected in zip(pretrained.vgg19("none", ends)(images), golden, strict=True):
         np.testing.assert_allclose(np.mean(found, axis=(1, 2, 3)), expected, rtol=1e-5)
@@ -152,7 +144,7 @@ def test_published_files_are_converted(tmp_path, repository, image):
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     for name, kind in (("alexnet", "alexnet"), ("vgg19", "vgg19"), ("heads", "LPIPS heads")):
-        assert pretrained.convert(tmp_path / f"{name}.pth", tmp_path / f"{name}.npz") == kind
+        assert published.convert(tmp_path / f"{name}.pth", tmp_path / f"{name}.npz")[0] == kind
     layers = ["block1_conv2", "block5_conv4"]
     for found, expected in zip(
         pretrained.vgg19(str(tmp_path / "vgg19.npz"), layers)(image),
@@ -175,48 +167,44 @@ def test_published_files_are_converted(tmp_path, repository, image):
     for name in ("lpips", "lpips_without_heads"):
         np.testing.assert_allclose(golden[name], again[name], atol=1e-5)
     judge = LPIPS(str(tmp_path / "alexnet.npz"), str(tmp_path / "heads.npz"))
-    np.testing.assert_allclose(judge.distance(*pairs()), again["lpips_published_heads"], atol=1e-5)
+    np.testing.assert_allclose(
+        judge.distance(*make_image_pairs()), again["lpips_published_heads"], atol=1e-5
+    )
 
 
-def test_safetensors_need_no_pytorch(tmp_path, alexnet_tensors, monkeypatch, image):
-    monkeypatch.setitem(sys.modules, "torch", None)
+def test_safetensors(tmp_path, alexnet_tensors):
     source = write_safetensors(tmp_path / "alexnet.safetensors", alexnet_tensors)
-    assert pretrained.convert(source, tmp_path / "alexnet.npz") == "alexnet"
-    kernel = pretrained.alexnet(str(tmp_path / "alexnet.npz")).weights[0].numpy()
+    assert published.convert(source, tmp_path / "x.npz") == ("alexnet", tmp_path / "x.npz")
+    kernel = pretrained.alexnet(str(tmp_path / "x.npz")).weights[0].numpy()
     np.testing.assert_array_equal(
         kernel[3, 5, 1, 7], alexnet_tensors["features.0.weight"][7, 1, 3, 5]
     )
-    (tmp_path / "alexnet.pth").write_bytes(b"nothing")
-    with pytest.raises(
-        WeightsError, match=r"alexnet.pth: reading it needs PyTorch \(pip install torch\)"
-    ):
-        pretrained.convert(tmp_path / "alexnet.pth", tmp_path / "other.npz")
 
 
 def test_heads(tmp_path):
     assert [head.tolist() for head in pretrained.lpips_heads("none")] == [
         [1.0] * width for width in (64, 192, 384, 256, 256)
     ]
-    published = {
+    tensors = {
         f"lin{i}.model.1.weight": np.full((1, shape[0], 1, 1), i, np.float32)
         for i, shape in enumerate(SHAPES)
     }
     assert (
-        pretrained.convert(
-            write_safetensors(tmp_path / "a.safetensors", published), tmp_path / "a.npz"
-        )
+        published.convert(
+            write_safetensors(tmp_path / "a.safetensors", tensors), tmp_path / "a.npz"
+        )[0]
         == "LPIPS heads"
     )
     heads = pretrained.lpips_heads(str(tmp_path / "a.npz"))
     assert [(head.shape, head.dtype, head[0]) for head in heads] == [
         ((shape[0],), np.float32, i) for i, shape in enumerate(SHAPES)
     ]
-    squeeze = published | {"lin1.model.1.weight": np.zeros((1, 128, 1, 1), np.float32)}
+    squeeze = tensors | {"lin1.model.1.weight": np.zeros((1, 128, 1, 1), np.float32)}
     with pytest.raises(
         WeightsError,
         match=r"lin1.model.1.weight must be 1x192x1x1 finite numbers, not 1x128x1x1 float32",
     ):
-        pretrained.convert(
+        published.convert(
             write_safetensors(tmp_path / "s.safetensors", squeeze), tmp_path / "s.npz"
         )
 
@@ -238,11 +226,10 @@ def test_inception_is_keras_own(tmp_path, image):
     np.testing.assert_allclose(found, expected, atol=1e-4)
     random = pretrained.inception("none")(image)
     assert np.isfinite(random).all() and np.std(random) > 0.01
-    with pytest.raises(
-        WeightsError,
-        match="Inception-v3 is read from Keras's .h5 without top alone, inception_v3_weights",
-    ):
-        pretrained.inception(str(tmp_path / "inception.npz"))
+    source = published.identify("inception", str(tmp_path / "inception.weights.h5"))
+    assert source.title == "Keras's Inception-v3"
+    content = (tmp_path / "inception.weights.h5").read_bytes()
+    assert source.sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_what_the_converter_refuses(tmp_path, alexnet_tensors):
@@ -255,7 +242,7 @@ def test_what_the_converter_refuses(tmp_path, alexnet_tensors):
         "features.6.bias must be 384 finite numbers": {
             "features.6.bias": np.full(384, np.nan, np.float32)
         },
-        "neither torchvision's AlexNet or VGG-19 nor LPIPS's heads": {
+        "neither torchvision's AlexNet or VGG-19 nor LPIPS's heads .* nor FID's Inception": {
             "features.0.weight": np.zeros((96, 3, 7, 7), np.float32)
         },
         "out.safetensors: features.2.weight is missing": {
@@ -264,7 +251,7 @@ def test_what_the_converter_refuses(tmp_path, alexnet_tensors):
     }
     for message, change in cases.items():
         with pytest.raises(WeightsError, match=message):
-            pretrained.convert(
+            published.convert(
                 unfit(tmp_path / "out.safetensors", alexnet_tensors, **change), target
             )
     (tmp_path / "damaged.safetensors").write_bytes(b"\xff" * 40)
@@ -273,23 +260,172 @@ def test_what_the_converter_refuses(tmp_path, alexnet_tensors):
         (tmp_path / "none.pth", "no such file"),
     ):
         with pytest.raises(WeightsError, match=message):
-            pretrained.convert(path, target)
+            published.convert(path, target)
     with pytest.raises(WeightsError, match="out.pkl: the file to write must end in .npz"):
-        pretrained.convert(tmp_path / "out.safetensors", tmp_path / "out.pkl")
+        published.convert(tmp_path / "out.safetensors", tmp_path / "out.pkl")
     assert not target.exists()
 
 
-def test_a_file_that_runs_code_is_refused(tmp_path):
-    torch = pytest.importorskip("torch")  # pip install torch
+def inception_tensors(form):
+    """FID's Inception as TorchScript or pytorch-fid names it, every array of one number of its own.
 
-    class Evil:
-        def __reduce__(self):
-            return open, (str(tmp_path / "made"), "w")
+    The shapes are those of Keras's network, whose convolutions are made in the same order.
+    """
+    network = keras.applications.InceptionV3(weights=None, include_top=False)
+    kernels = [w for w in network.weights if w.path.endswith("/kernel")]
+    kernels.sort(key=lambda w: int("0" + w.path.split("/")[0].removeprefix("conv2d").strip("_")))
+    names = {
+        "torchscript": ("weight", "beta", "mean", "var"),
+        "pytorch-fid": ("conv.weight", "bn.bias", "bn.running_mean", "bn.running_var"),
+    }[form]
+    tensors = {}
+    for i, kernel in enumerate(kernels):
+        rows, cols, before, out = kernel.shape
+        shapes = [(out, before, rows, cols), (out,), (out,), (out,)]
+        for j, (name, shape) in enumerate(zip(names, shapes, strict=True)):
+            tensors[f"layer{i}.{name}"] = np.full(shape, i + j / 10, np.float32)
+        if form == "pytorch-fid":
+            tensors[f"layer{i}.bn.weight"] = np.ones(out, np.float32)
+    return tensors
 
-    torch.save({"features.0.weight": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(WeightsError, match="evil.pth: holds no PyTorch tensors by name"):
-        pretrained.convert(tmp_path / "evil.pth", tmp_path / "evil.npz")
-    assert not (tmp_path / "made").exists()
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["torchscript", "pytorch-fid"])
+def test_inception_of_2015_is_converted_in_order(tmp_path, form):
+    tensors = inception_tensors(form)
+    source = write_safetensors(tmp_path / "i.safetensors", tensors)
+    name, path = published.convert(source, tmp_path)
+    assert (name, path) == ("inception", tmp_path / "inception_fid2015.npz")
+    with np.load(path) as arrays:
+        assert len(arrays.files) == 4 * 94
+        for i in (0, 1, 50, 93):
+            found = [
+                float(arrays[f"conv{i}/{part}"].flat[0])
+                for part in ("kernel", "beta", "moving_mean", "moving_variance")
+            ]
+            assert found == pytest.approx([i, i + 0.1, i + 0.2, i + 0.3])
+    assert published.identify("inception", str(path)).title == "Inception-v3 of unknown origin"
+    for change, message in (
+        ({"layer3.weight": None, "layer3.conv.weight": None}, "94 convolutions, and 93 are here"),
+        ({"layer7.mean": None, "layer7.bn.running_mean": None}, "layer7.*mean is missing"),
+    ):
+        changed = {key: value for key, value in (tensors | change).items() if value is not None}
+        write_safetensors(tmp_path / "j.safetensors", changed)
+        with pytest.raises(WeightsError, match=message):
+            published.convert(tmp_path / "j.safetensors", tmp_path / "j.npz")
+    if form == "pytorch-fid":
+        tensors["layer2.bn.weight"][1] = 2
+        write_safetensors(tmp_path / "j.safetensors", tensors)
+        with pytest.raises(WeightsError, match="layer2.bn.weight is not 1 as in FID's Inception"):
+            published.convert(tmp_path / "j.safetensors", tmp_path / "j.npz")
+    assert not (tmp_path / "j.npz").exists()
+
+
+@pytest.mark.slow
+def test_the_published_inception_is_the_original(published_weights, repository):
+    """The golden features are of FID's TorchScript file, resized as TensorFlow 1 does."""
+    if not (published_weights / "inception_fid2015.npz").is_file():
+        pytest.skip("TFMAMMO_TEST_WEIGHTS has no inception_fid2015.npz")
+    golden = json.loads(
+        (repository / "tests" / "golden" / "pretrained.json").read_text(encoding="utf-8")
+    )["inception_2015"]
+    scorer = Inception()
+    assert str(scorer.source) == "FID's Inception of 2015-12-05 (SHA-256 a706954822b6)"
+    assert scorer.note == ""
+    features = scorer.features(make_image_pairs()[0])[:, ::64]
+    np.testing.assert_allclose(features, golden, atol=2e-5)
+
+
+def test_published_lpips_is_the_original(published_weights, repository):
+    """The golden distances are of the package lpips with torchvision's AlexNet."""
+    for name in ("alexnet.npz", "lpips_alex.npz"):
+        if not (published_weights / name).is_file():
+            pytest.skip(f"TFMAMMO_TEST_WEIGHTS has no {name}")
+    golden = json.loads(
+        (repository / "tests" / "golden" / "pretrained.json").read_text(encoding="utf-8")
+    )["lpips_published"]
+    judge = LPIPS()
+    assert judge.note == ""
+    assert judge.source["AlexNet"].title == "torchvision's AlexNet"
+    assert judge.source["heads"].title == "heads of LPIPS v0.1"
+    np.testing.assert_allclose(judge.distance(*make_image_pairs()), golden, atol=1e-5)
+
+
+def test_lpips_of_its_authors_pictures(published_weights):
+    """ex_ref.png, ex_p0.png and ex_p1.png of the authors' repository, in colour: 0.722, 0.138."""
+    paths = [published_weights / f"ex_{name}.png" for name in ("ref", "p0", "p1")]
+    if not all(path.is_file() for path in paths):
+        pytest.skip("TFMAMMO_TEST_WEIGHTS has no ex_ref.png, ex_p0.png and ex_p1.png")
+    # The network of three channels stands behind the layers that make them of a grey image.
+    rescale, network = pretrained.alexnet("imagenet").layers[2:4]
+    heads = pretrained.lpips_heads("published")
+    maps = []
+    for path in paths:
+        image = np.asarray(Image.open(path).convert("RGB"), np.float32)[np.newaxis] / 255
+        levels = [np.asarray(level) for level in network(rescale(image))]
+        maps.append([level / np.linalg.norm(level, axis=-1, keepdims=True) for level in levels])
+    for levels, expected in zip(maps[1:], (0.722, 0.138), strict=True):
+        distance = sum(
+            float((np.square(x - y).mean(axis=(1, 2)) @ head)[0])
+            for x, y, head in zip(maps[0], levels, heads, strict=True)
+        )
+        assert distance == pytest.approx(expected, abs=5e-4)
+
+
+def write_alexnet(path, seed):
+    random = np.random.default_rng(seed)
+    arrays = {}
+    for i, (out, before, kernel) in enumerate(SHAPES, 1):
+        arrays[f"conv{i}/kernel"] = random.random((kernel, kernel, before, out), np.float32)
+        arrays[f"conv{i}/bias"] = np.zeros(out, np.float32)
+    np.savez(path, **arrays)
+    return arrays
+
+
+def test_the_folder_of_published_weights(tmp_path, monkeypatch):
+    """A file that is there is read, and refused unless its arrays are the published ones."""
+    assert published.find("alexnet") is None
+    monkeypatch.setenv("TFMAMMO_WEIGHTS", str(tmp_path / "nowhere"))
+    with pytest.raises(WeightsError, match="TFMAMMO_WEIGHTS: .*nowhere is no folder"):
+        published.find("alexnet")
+    monkeypatch.setenv("TFMAMMO_WEIGHTS", str(tmp_path))
+    assert published.find("alexnet") is None
+    assert published.locate("LPIPS heads", "published") is None
+    arrays = write_alexnet(tmp_path / "alexnet.npz", 0)
+    with pytest.raises(
+        WeightsError,
+        match="alexnet.npz: does not hold torchvision's AlexNet, whose arrays have the SHA-256 9d2",
+    ) as caught:
+        pretrained.alexnet("imagenet")
+    assert "\n" not in str(caught.value)
+    unknown = published.identify("alexnet", str(tmp_path / "alexnet.npz"))
+    assert unknown.title == "AlexNet of unknown origin"
+    monkeypatch.setitem(published.DIGESTS, "alexnet", unknown.sha256)
+    kernel = pretrained.alexnet("imagenet").weights[0].numpy()
+    np.testing.assert_array_equal(kernel, arrays["conv1/kernel"])
+
+
+def test_a_digest_is_of_names_shapes_and_numbers():
+    """SHA-256 over "NAME SHAPE", a line break, and little-endian float32, in the order of names."""
+    arrays = {"b": np.array([[1.5]], np.float32), "a": np.array([2.0, 3.0], np.float64)}
+    content = b"a (2,)\n" + struct.pack("<2f", 2, 3) + b"b (1, 1)\n" + struct.pack("<f", 1.5)
+    assert published.compute_digest(arrays) == hashlib.sha256(content).hexdigest()
+    turned = {"a": np.array([3.0, 2.0]), "b": arrays["b"]}
+    assert published.compute_digest(turned) != published.compute_digest(arrays)
+
+
+def test_random_weights_have_no_digest():
+    assert published.identify("alexnet", "none") == ("random AlexNet", "")
+    assert published.identify("inception", "none") == ("random Inception-v3", "")
+    assert published.identify("LPIPS heads", "none") == ("heads of 1", "")
+    assert str(published.Source("x", "0123456789abcdef")) == "x (SHA-256 0123456789ab)"
+
+
+def test_the_resizing_of_2015_by_hand():
+    """Pixel i lies at i * 2 / 299 of [0, 1]: it rises to 1 at i = 149.5 and stays there."""
+    image = np.array([0, 1], np.float32).reshape(1, 2, 1, 1)
+    column = np.asarray(pretrained._ResizeAsIn2015()(image))[0, :, 0, 0]
+    np.testing.assert_allclose(column, np.minimum(np.arange(299) * 2 / 299, 1), atol=1e-6)
 
 
 def test_what_can_not_be_read_is_an_error_of_one_sentence(tmp_path):
@@ -352,7 +488,7 @@ def test_a_keras_file_of_another_network_names_the_layer(tmp_path):
 )
 def test_offline_the_error_says_what_to_fetch(tmp_path, monkeypatch, name, make):
     url = (tmp_path / "nowhere" / f"absent-{tmp_path.name}.pth").as_uri()
-    monkeypatch.setitem(pretrained.PUBLISHED, name, (url, pretrained.PUBLISHED[name][1]))
+    monkeypatch.setitem(published.DOWNLOADS, name, (url, published.DOWNLOADS[name][1]))
     with pytest.raises(
         WeightsError,
         match=rf"{name}: the ImageNet weights can't be downloaded .* fetch {url} elsewhere",
@@ -366,8 +502,11 @@ def test_offline_the_error_says_what_to_fetch(tmp_path, monkeypatch, name, make)
 
 def test_the_command(tmp_path, capsys, alexnet_tensors):
     source = write_safetensors(tmp_path / "a.safetensors", alexnet_tensors)
-    pretrained.main([str(source), str(tmp_path / "a.npz")])
-    assert capsys.readouterr().out == f"alexnet: {tmp_path / 'a.npz'}\n"
+    pretrained.main([str(source), str(tmp_path)])
+    digest = published.identify("alexnet", str(tmp_path / "alexnet.npz")).sha256
+    assert capsys.readouterr().out == (
+        f"{tmp_path / 'alexnet.npz'}: AlexNet of unknown origin, SHA-256 of its arrays {digest}\n"
+    )
     with pytest.raises(SystemExit) as ended:
         pretrained.main([str(tmp_path / "b.pth"), str(tmp_path / "b.npz")])
     assert (

@@ -7,7 +7,6 @@ import pickle
 import traceback
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,12 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
 from tfmammo.archives import dicom, inbreast
 from tfmammo.archives.writers import inbreast as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-ROWS = 60
-COLS = 44
 NAME = "QUIBBLE^ZEPHYRINE"
 PLANTED = {
     "PatientName": NAME,
@@ -50,36 +48,24 @@ SECRETS = {
 SECRETS = {word for word in SECRETS if len(word) > 5 and word not in ("INFIRMARY", "MEDICAL")}
 
 
-def found(content: str | bytes) -> set[str]:
+def find_planted(content: str | bytes) -> set[str]:
     """The planted words in a text or a file's bytes, in any case, in UTF-8 and UTF-16."""
     raw = content.encode(errors="replace") if isinstance(content, str) else content
     raw = raw.upper()
     return {word for word in SECRETS if word.encode() in raw or word.encode("utf-16-le") in raw}
 
 
-def ramp(first: int) -> np.ndarray:
-    return np.linspace(first / 20, 1, ROWS * COLS, dtype=np.float32).reshape(ROWS, COLS, 1)
-
-
 def mammogram(number: int) -> Mammogram:
     outline = np.float32([[10, 12], [10, 30], [32, 30], [32, 12]]) + number % 3
-    lesions = (Lesion.from_outline("mass", outline, ROWS, COLS),)
-    facts = {
-        "laterality": "LR"[number % 2],
-        "view": "CC",
-        "birads": "4b",
-        "density": "2",
-        "spacing": (0.07, 0.07),
-    }
-    return Mammogram(
-        "test",
-        f"aa{number}",
-        str(number),
-        ROWS,
-        COLS,
-        partial(ramp, number),
-        lesions=lesions,
-        **facts,
+    return make_mammogram(
+        number,
+        ramp(number / 20),
+        [Lesion.from_outline("mass", outline, ROWS, COLS)],
+        patient_id=f"aa{number}",
+        laterality="LR"[number % 2],
+        birads="4b",
+        density="2",
+        spacing=(0.07, 0.07),
     )
 
 
@@ -125,14 +111,14 @@ def heard(caplog) -> Iterator[list[str]]:
     for name, level in before.items():
         logging.getLogger(name).setLevel(level)
     texts += [caplog.text, *(record.getMessage() for record in caplog.records)]
-    assert not found("\n".join(texts))
+    assert not find_planted("\n".join(texts))
 
 
 def test_what_is_planted_is_in_the_files_and_can_be_found(archive):
     assert len(SECRETS) == 20
     for path in files(archive):
-        assert found(path.read_bytes()) == SECRETS
-    assert found(NAME.title().encode("utf-16-le")) == {"QUIBBLE", "ZEPHYRINE"}
+        assert find_planted(path.read_bytes()) == SECRETS
+    assert find_planted(NAME.title().encode("utf-16-le")) == {"QUIBBLE", "ZEPHYRINE"}
 
 
 def test_records_hold_nothing_of_it(archive, heard):
@@ -140,9 +126,9 @@ def test_records_hold_nothing_of_it(archive, heard):
     records = inbreast.read(archive, skipped)
     images = [record.pixels() for record in records]
     assert len(records) == 8 and len({record.patient_id for record in records}) == 8
-    assert not found(repr(records) + repr(skipped))
-    assert not found(pickle.dumps(records))
-    assert not found(
+    assert not find_planted(repr(records) + repr(skipped))
+    assert not find_planted(pickle.dumps(records))
+    assert not find_planted(
         pickle.dumps(
             [
                 (record, record.lesions, image.shape)
@@ -155,7 +141,7 @@ def test_records_hold_nothing_of_it(archive, heard):
 def test_the_headers_other_facts_hold_nothing_of_it(archive):
     header = dicom.read_header(files(archive)[0])
     # which no record has
-    assert found(repr(header)) == {"PUMPHREY"} == found(header.series_description)
+    assert find_planted(repr(header)) == {"PUMPHREY"} == find_planted(header.series_description)
 
 
 def complaint(path: Path) -> str:
@@ -233,7 +219,7 @@ def test_a_name_where_another_value_belongs_is_not_quoted(archive, heard, key, s
     assert complaint(path) == ""
     misplace(path, syntax, **{key: ("LO", NAME)})
     said = complaint(path)
-    assert not found(said)
+    assert not find_planted(said)
     # the last is not asked for, as ImagerPixelSpacing is there
     if syntax == ExplicitVRLittleEndian and key in NUMBERS[:-1]:
         assert f"{path}: its {key} is no number" in said
@@ -269,7 +255,7 @@ def test_malformed_numbers_that_are_asked_for_are_not_quoted(archive, heard, key
         path.read_bytes().replace(b"LO\x12\0" + NAME.encode(), kind + b"\x12\0" + NAME.encode())
     )
     said = complaint(path)
-    assert f"{path}: its {key} is no number" in said and not found(said)
+    assert f"{path}: its {key} is no number" in said and not find_planted(said)
 
 
 def test_damaged_files_quote_nothing(archive, heard):
@@ -289,7 +275,7 @@ def test_damaged_files_quote_nothing(archive, heard):
             content[: generator.integers(132, len(whole))] if generator.random() < 0.3 else content
         )
         said = complaint(path)
-        assert not found(said)
+        assert not find_planted(said)
         outcomes.add(bool(said))
     assert outcomes == {True, False}
 
@@ -302,7 +288,7 @@ def test_skips_and_their_log_lines_hold_nothing_of_it(archive, heard):
     skipped = Skipped()
     assert len(inbreast.read(archive, skipped)) == 5
     assert len(skipped) == 3
-    assert not found(repr(skipped))
+    assert not find_planted(repr(skipped))
 
 
 @pytest.mark.slow
@@ -345,8 +331,8 @@ def test_a_training_leaves_nothing_of_it(archive, tmp_path, tiny_can, heard, mon
         and (output / "run/export").is_dir()
     )
     for path in written:
-        assert not found(path.read_bytes()), path
-        assert not found(str(path.relative_to(output)))
-    assert not found(pickle.dumps((patches, held_out)))
-    assert not found(configuration.dump(experiment))
-    assert not found("".join(capfd.readouterr()))
+        assert not find_planted(path.read_bytes()), path
+        assert not find_planted(str(path.relative_to(output)))
+    assert not find_planted(pickle.dumps((patches, held_out)))
+    assert not find_planted(configuration.dump(experiment))
+    assert not find_planted("".join(capfd.readouterr()))

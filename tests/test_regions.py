@@ -21,20 +21,20 @@ def test_anchors_by_hand():
 
     Scale 2 gives sides of 32, with ratio 2 of 32 * sqrt(2) by 32 / sqrt(2).
     """
-    found = regions.make_anchors((64, 64), 16, (2, 4), (0.5, 1, 2)) * 64
-    assert found.shape == (4 * 4 * 2 * 3, 4) and found.dtype == np.float32
+    anchors = regions.make_anchors((64, 64), 16, (2, 4), (0.5, 1, 2)) * 64
+    assert anchors.shape == (4 * 4 * 2 * 3, 4) and anchors.dtype == np.float32
     long = 16 * np.sqrt(2)
     short = 16 / np.sqrt(2)
-    np.testing.assert_allclose(found[0], [8 - short, 8 - long, 8 + short, 8 + long], rtol=1e-5)
-    np.testing.assert_allclose(found[1], [-8, -8, 24, 24], rtol=1e-5)
-    np.testing.assert_allclose(found[2], [8 - long, 8 - short, 8 + long, 8 + short], rtol=1e-5)
-    np.testing.assert_allclose(found[4], [-24, -24, 40, 40], rtol=1e-5)  # scale 4
+    np.testing.assert_allclose(anchors[0], [8 - short, 8 - long, 8 + short, 8 + long], rtol=1e-5)
+    np.testing.assert_allclose(anchors[1], [-8, -8, 24, 24], rtol=1e-5)
+    np.testing.assert_allclose(anchors[2], [8 - long, 8 - short, 8 + long, 8 + short], rtol=1e-5)
+    np.testing.assert_allclose(anchors[4], [-24, -24, 40, 40], rtol=1e-5)  # scale 4
     # a column further
-    np.testing.assert_allclose(found[6 + 1], [-8, 24 - 16, 24, 24 + 16], rtol=1e-5)
+    np.testing.assert_allclose(anchors[6 + 1], [-8, 24 - 16, 24, 24 + 16], rtol=1e-5)
     # a row further
-    np.testing.assert_allclose(found[4 * 6 + 1], [24 - 16, -8, 24 + 16, 24], rtol=1e-5)
+    np.testing.assert_allclose(anchors[4 * 6 + 1], [24 - 16, -8, 24 + 16, 24], rtol=1e-5)
     np.testing.assert_allclose(
-        (found[:, 2] - found[:, 0]) * (found[:, 3] - found[:, 1]),
+        (anchors[:, 2] - anchors[:, 0]) * (anchors[:, 3] - anchors[:, 1]),
         np.tile([1024] * 3 + [4096] * 3, 16),
         rtol=1e-5,
     )
@@ -45,10 +45,10 @@ def test_anchors_of_an_image_that_is_no_square_by_hand():
 
     Sides of 16 px are a half of the rows and a quarter of the columns.
     """
-    found = regions.make_anchors((32, 64), 16, (1,), (1,))
-    assert found.shape == (2 * 4, 4)
+    anchors = regions.make_anchors((32, 64), 16, (1,), (1,))
+    assert anchors.shape == (2 * 4, 4)
     np.testing.assert_allclose(
-        found[[0, 1, 4, 7]],
+        anchors[[0, 1, 4, 7]],
         [[0, 0, 0.5, 0.25], [0, 0.25, 0.5, 0.5], [0.5, 0, 1, 0.25], [0.5, 0.75, 1, 1]],
     )
 
@@ -61,13 +61,15 @@ def test_overlap_is_that_of_the_metrics():
     others[1, 2] = [0.5, 0.5, 0.5, 0.9]
     boxes[1, 3] = boxes[1, 4]
     others[1, 0] = boxes[1, 0]
-    found = regions.iou(boxes, others).numpy()
+    overlaps = regions.iou(boxes, others).numpy()
     for image in range(2):
         np.testing.assert_allclose(
-            found[image], detection.iou(boxes[image], others[image]), atol=1e-6
+            overlaps[image], detection.iou(boxes[image], others[image]), atol=1e-6
         )
     assert (
-        found[1, 0, 0] == pytest.approx(1) and not found[0, :, 1].any() and not found[1, :, 2].any()
+        overlaps[1, 0, 0] == pytest.approx(1)
+        and not overlaps[0, :, 1].any()
+        and not overlaps[1, :, 2].any()
     )
     assert regions.area(
         tf.constant([[0.2, 0.2, 0.4, 0.7], [0.5, 0.5, 0.4, 0.7]])
@@ -146,8 +148,8 @@ def test_a_sample_by_hand():
         [[0.1, 0.2, 0.9, 1, 0.5, 0.7, 0.3], [0.1, 0.6, 0.2, 1, 0.4, 0.5, 0.0], [0.9] * 7]
     )
     index, there = (value.numpy() for value in regions.sample_anchors(label, random, 4, 0.5))
-    chosen = [row[ok].tolist() for row, ok in zip(index, there, strict=True)]
-    assert chosen == [[2, 4, 5, 6], [6, 1, 5, 4], [2]], (
+    samples = [row[ok].tolist() for row, ok in zip(index, there, strict=True)]
+    assert samples == [[2, 4, 5, 6], [6, 1, 5, 4], [2]], (
         "at most two positive, the rest negative, as many as there are"
     )
 
@@ -185,27 +187,29 @@ def test_proposals_by_hand():
     deltas = np.zeros((1, 5, 4), np.float32)
     deltas[0, 0, :2] = 0.5  # by half its side down and right
     logits = tf.constant([[3.0, 2, 5, -1, -2]])
-    found, there = regions.select_proposals(
+    proposals, there = regions.select_proposals(
         logits, tf.constant(deltas), tf.constant(base), 4, 3, 0.3, (0.01, 0.01)
     )
     assert there.numpy().tolist() == [[True, True, False]]
-    np.testing.assert_allclose(found[0, :2], [[0.7, 0.7, 1, 1], [0.1, 0.1, 0.3, 0.3]], atol=1e-6)
-    found, there = regions.select_proposals(
+    np.testing.assert_allclose(
+        proposals[0, :2], [[0.7, 0.7, 1, 1], [0.1, 0.1, 0.3, 0.3]], atol=1e-6
+    )
+    proposals, there = regions.select_proposals(
         logits, tf.constant(deltas), tf.constant(base), 4, 3, 0.7, (0.01, 0.01)
     )
-    assert there.numpy().all() and np.allclose(found[0, 1], base[1])
+    assert there.numpy().all() and np.allclose(proposals[0, 1], base[1])
 
 
 def test_no_gradient_passes_the_proposals_and_none_may_be_left():
     logits = tf.Variable([[3.0, 2.0]])
     deltas = tf.Variable(tf.zeros([1, 2, 4]))
     with tf.GradientTape() as tape:
-        found, there = regions.select_proposals(
+        proposals, there = regions.select_proposals(
             logits, deltas, tf.constant([[0.0, 0, 0.1, 0.1]] * 2), 2, 2, 0.7, (0.5, 0.5)
         )
-        total = tf.reduce_sum(found)
+        total = tf.reduce_sum(proposals)
     assert tape.gradient(total, [logits, deltas]) == [None, None]
-    assert not there.numpy().any() and not found.numpy().any()
+    assert not there.numpy().any() and not proposals.numpy().any()
 
 
 def test_suppression_is_class_by_class_and_in_falling_order():
@@ -213,11 +217,11 @@ def test_suppression_is_class_by_class_and_in_falling_order():
         [[[[0, 0, 0.5, 0.5]] * 2, [[0, 0, 0.5, 0.4]] * 2, [[0.6, 0.6, 1, 1]] * 2]], np.float32
     )
     scores = np.array([[[0.9, 0.2], [0.8, 0.0], [0.3, 0.4]]], np.float32)
-    found, kept, classes, count = regions.suppress(boxes, scores, 6, 0.5)
+    kept_boxes, kept_scores, classes, count = regions.suppress(boxes, scores, 6, 0.5)
     assert count.numpy().tolist() == [4]
-    np.testing.assert_allclose(kept, [[0.9, 0.4, 0.3, 0.2, 0, 0]])
+    np.testing.assert_allclose(kept_scores, [[0.9, 0.4, 0.3, 0.2, 0, 0]])
     assert classes.numpy()[0, :4].tolist() == [0, 1, 0, 1]
-    np.testing.assert_allclose(found[0, :2], [[0, 0, 0.5, 0.5], [0.6, 0.6, 1, 1]])
+    np.testing.assert_allclose(kept_boxes[0, :2], [[0, 0, 0.5, 0.5], [0.6, 0.6, 1, 1]])
 
 
 def test_labels_of_regions():
@@ -226,13 +230,13 @@ def test_labels_of_regions():
     An overlap of less than 0.5, or with a box that is not there, is background.
     """
     truth = np.array([[[0, 0, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9], [0, 0, 0, 0]]], np.float32)
-    found = np.array(
+    proposals = np.array(
         [[[0, 0, 0.4, 0.3], [0.5, 0.5, 0.9, 0.69], [0.5, 0.5, 0.8, 0.9], [0, 0, 0, 0]]], np.float32
     )
-    label, target = regions.label_regions(found, truth, tf.constant([[1, 0, 0]]), 0.5)
+    label, target = regions.label_regions(proposals, truth, tf.constant([[1, 0, 0]]), 0.5)
     assert label.numpy().tolist() == [[2, 0, 1, 0]]
     np.testing.assert_array_equal(target.numpy()[0, [0, 2]], truth[0, :2])
-    label, _ = regions.label_regions(found, np.zeros_like(truth), tf.constant([[1, 0, 0]]), 0.5)
+    label, _ = regions.label_regions(proposals, np.zeros_like(truth), tf.constant([[1, 0, 0]]), 0.5)
     assert label.numpy().tolist() == [[0, 0, 0, 0]]
 
 
@@ -242,19 +246,19 @@ def test_the_hardest_examples_are_those_of_the_highest_loss():
     )
     there = np.ones((2, 40), bool)
     there[1, losses[1] > 1] = False
-    index, chosen = (
+    index, is_hard = (
         value.numpy()
         for value in regions.select_hardest(tf.constant(losses), tf.constant(there), 10)
     )
-    assert chosen.all()
+    assert is_hard.all()
     np.testing.assert_array_equal(
         np.take_along_axis(losses, index, 1)[0], np.sort(losses[0])[:-11:-1]
     )
     np.testing.assert_array_equal(
         np.take_along_axis(losses, index, 1)[1], np.sort(losses[1][there[1]])[:-11:-1]
     )
-    index, chosen = regions.select_hardest(tf.constant(losses), tf.zeros([2, 40], tf.bool), 256)
-    assert index.shape == (2, 40) and not chosen.numpy().any()
+    index, is_hard = regions.select_hardest(tf.constant(losses), tf.zeros([2, 40], tf.bool), 256)
+    assert index.shape == (2, 40) and not is_hard.numpy().any()
 
 
 def test_smooth_l1_by_hand():
@@ -265,13 +269,13 @@ def test_smooth_l1_by_hand():
     )
 
 
-def slow_ps_roi_align(maps, found, bins, samples):
+def slow_ps_roi_align(maps, boxes, bins, samples):
     """Point by point, as the definition says it."""
     batch, rows, cols, channels = maps.shape
     depth = channels // bins**2
-    out = np.zeros((batch, found.shape[1], bins, bins, depth))
+    out = np.zeros((batch, boxes.shape[1], bins, bins, depth))
     for image, region, i, j in np.ndindex(*out.shape[:4]):
-        top, left, bottom, right = found[image, region].astype(float)
+        top, left, bottom, right = boxes[image, region].astype(float)
         for a in range(samples):
             for b in range(samples):
                 row = (top + (bottom - top) * (i + (a + 0.5) / samples) / bins) * rows - 0.5
@@ -296,13 +300,13 @@ def slow_ps_roi_align(maps, found, bins, samples):
 def test_pooling_against_slow_numpy(bins, depth, samples, rows, cols):
     random = np.random.default_rng(3)
     maps = random.normal(size=(2, rows, cols, bins**2 * depth)).astype(np.float32)
-    found = corners(random, 2, 4)
-    found[0, 0] = [0, 0, 1, 1]
-    found[0, 1] = [0.4, 0.4, 0.4, 0.4]
-    found[1, 0] = [0.8, 0.9, 1, 1]
-    pooled = tf.function(regions.ps_roi_align)(maps, found, bins, samples)
+    boxes = corners(random, 2, 4)
+    boxes[0, 0] = [0, 0, 1, 1]
+    boxes[0, 1] = [0.4, 0.4, 0.4, 0.4]
+    boxes[1, 0] = [0.8, 0.9, 1, 1]
+    pooled = tf.function(regions.ps_roi_align)(maps, boxes, bins, samples)
     assert pooled.shape == (2, 4, bins, bins, depth)
-    np.testing.assert_allclose(pooled, slow_ps_roi_align(maps, found, bins, samples), atol=1e-5)
+    np.testing.assert_allclose(pooled, slow_ps_roi_align(maps, boxes, bins, samples), atol=1e-5)
 
 
 def test_pooling_of_a_ramp_is_exact():

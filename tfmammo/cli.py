@@ -89,6 +89,11 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--config", required=required, default=default, metavar="FILE", help=help)
         self.add_overrides(example)
 
+    def add_tracking_uri(self) -> None:
+        """Add --tracking-uri URI."""
+        default = "MLFLOW_TRACKING_URI, else mlflow.db here"
+        self.add_argument("--tracking-uri", metavar="URI", help=f"MLflow's store ({default})")
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse as argparse does, with one --set for each override."""
         arguments = sys.argv[1:] if args is None else args

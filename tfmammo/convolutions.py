@@ -151,8 +151,11 @@ def _convolve_to_few_filters(x: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf
     def convolve(
         x: tf.Tensor, kernel: tf.Tensor
     ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
-        # A kernel position is stride * part + phase. Its part says which pixel of the sum it
-        # contributes to, its phase where in that pixel.
+        """Compute the result, and the function that computes its gradients.
+
+        A kernel position is stride * part + phase. Its part says which pixel of the sum it
+        contributes to, its phase where in that pixel.
+        """
         parts = tf.transpose(
             tf.reshape(kernel, [count, stride, count, stride, filters, channels]),
             [0, 2, 1, 3, 4, 5],

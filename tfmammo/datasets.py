@@ -19,7 +19,8 @@ from tfmammo.archives import folder, read_mammograms
 from tfmammo.archives.files import remove_names
 from tfmammo.config import AddedConfig, DataConfig, is_training_folder
 from tfmammo.data.copies import make_copies
-from tfmammo.data.patches import MakePatches, Patches, PatchSource, make_patches
+from tfmammo.data.extraction import MakePatches, make_patches
+from tfmammo.data.patches import Patches, PatchSource
 from tfmammo.data.patients import PATIENTS, Patients
 from tfmammo.data.splits import (
     Mammograms,
@@ -95,7 +96,7 @@ def load_all_patches(config: DataConfig, make: MakePatches = make_patches) -> Pa
 
     Args:
         config: What to read.
-        make: Makes patches of mammograms, as `data.patches.make_patches` does. Records hold the
+        make: Makes patches of mammograms, as `data.extraction.make_patches` does. Records hold the
             patches of that one.
 
     Raises:

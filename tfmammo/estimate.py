@@ -149,7 +149,7 @@ def measure_synthesis(path: str, overrides: Sequence[str], sample: int, folder: 
 
     Args:
         path: The synthesis's config file.
-        overrides: Of the config.
+        overrides: As for `measure_build`.
         sample: Items to measure.
         folder: For the items.
 

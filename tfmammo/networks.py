@@ -301,26 +301,10 @@ def resnet_stages(
     layers = keras.layers
 
     def normalize(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+        """Add batch normalisation."""
         return layers.BatchNormalization(
             momentum=momentum, epsilon=1.001e-5, trainable=not frozen_norm, name=f"{name}_bn"
         )(x)
-
-    def block(
-        x: keras.KerasTensor, width: int, stride: int, dilation: int, name: str
-    ) -> keras.KerasTensor:
-        shortcut = x
-        if stride > 1 or x.shape[-1] != 4 * width:
-            shortcut = layers.Conv2D(4 * width, 1, stride, name=f"{name}_0_conv")(x)
-            shortcut = normalize(shortcut, f"{name}_0")
-        x = layers.Conv2D(width, 1, stride, name=f"{name}_1_conv")(x)
-        x = layers.ReLU()(normalize(x, f"{name}_1"))
-        convolution = layers.Conv2D(
-            width, 3, padding="same", dilation_rate=dilation, name=f"{name}_2_conv"
-        )
-        x = layers.ReLU()(normalize(convolution(x), f"{name}_2"))
-        x = layers.Conv2D(4 * width, 1, name=f"{name}_3_conv")(x)
-        x = normalize(x, f"{name}_3")
-        return layers.ReLU()(layers.Add()([shortcut, x]))
 
     x = layers.Concatenate(dtype="float32")([image] * 3)
     x = layers.Rescaling(255.0, [-mean for mean in KERAS_MEAN], dtype="float32")(x)
@@ -331,9 +315,44 @@ def resnet_stages(
     for stage, (depth, stride, dilation) in enumerate(zip(blocks, strides, dilations, strict=True)):
         for number in range(depth):
             name = f"conv{stage + 2}_block{number + 1}"
-            x = block(x, filters * 2**stage, 1 if number else stride, dilation, name)
+            step = 1 if number else stride
+            x = _bottleneck(x, filters * 2**stage, step, dilation, name, normalize)
         stages.append(x)
     return stages
+
+
+def _bottleneck(
+    x: keras.KerasTensor,
+    width: int,
+    stride: int,
+    dilation: int,
+    name: str,
+    normalize: Callable[[keras.KerasTensor, str], keras.KerasTensor],
+) -> keras.KerasTensor:
+    """Add a ResNet's block: convolutions 1 x 1, 3 x 3 and 1 x 1, and the shortcut around them.
+
+    Args:
+        x: floating [n, rows, cols, channels].
+        width: Filters of the first two convolutions; the third has four times as many.
+        stride: Of the first convolution and of the shortcut's, px.
+        dilation: Of the 3 x 3 convolution.
+        name: How the layers' names begin.
+        normalize: Adds batch normalisation with a name.
+    """
+    layers = keras.layers
+    shortcut = x
+    if stride > 1 or x.shape[-1] != 4 * width:
+        shortcut = layers.Conv2D(4 * width, 1, stride, name=f"{name}_0_conv")(x)
+        shortcut = normalize(shortcut, f"{name}_0")
+    x = layers.Conv2D(width, 1, stride, name=f"{name}_1_conv")(x)
+    x = layers.ReLU()(normalize(x, f"{name}_1"))
+    convolution = layers.Conv2D(
+        width, 3, padding="same", dilation_rate=dilation, name=f"{name}_2_conv"
+    )
+    x = layers.ReLU()(normalize(convolution(x), f"{name}_2"))
+    x = layers.Conv2D(4 * width, 1, name=f"{name}_3_conv")(x)
+    x = normalize(x, f"{name}_3")
+    return layers.ReLU()(layers.Add()([shortcut, x]))
 
 
 class DCGANConfig(Frozen):

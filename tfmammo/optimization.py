@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import keras
 import tensorflow as tf
@@ -111,6 +111,31 @@ def build(
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(network.trainable_variables)
     return optimizer
+
+
+def build_adam(
+    networks: Mapping[str, keras.Model],
+    learning_rate: float,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-7,
+) -> dict[str, keras.optimizers.Optimizer]:
+    """Create an Adam for each network, named after it; see `build`.
+
+    Args:
+        networks: By name.
+        learning_rate: Of every network, like the remaining arguments; see `Adam`.
+        beta_1: Decay of the gradient's mean, in [0, 1).
+        beta_2: Decay of its square's mean, in [0, 1).
+        epsilon: Added to the root of the latter.
+
+    Returns:
+        Built optimizers, with the networks' names and in their order.
+    """
+    return {
+        name: build(Adam(learning_rate, beta_1, beta_2, epsilon, name=name), network)
+        for name, network in networks.items()
+    }
 
 
 def minimize(

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from tfmammo import cli
-from tfmammo.data.patches import make_shape_patches
+from tfmammo.data.extraction import make_shape_patches
 from tfmammo.evaluation.validation import validate_shapes
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig, class_weights
 from tfmammo.training import script

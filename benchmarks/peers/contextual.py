@@ -205,7 +205,7 @@ class Generator(Encoder):
             if self.decoder_attention is not None and x.shape[2] == self.config["attention"]:
                 x = self.decoder_attention(x)
             x = interpolate(with_scalar([x, skip], noise[:, 2 * level + 1]), scale_factor=2)
-            for layer in self.ups[level]:  # type: ignore[attr-defined]
+            for layer in self.ups[level]:
                 x = relu(layer(x))
         with torch.autocast("cpu", enabled=False):
             lesion = self.cropped(self.to_lesion(x.float()))
@@ -415,7 +415,7 @@ def ordered(network: nn.Module) -> Iterator[Tensor]:
                 layer.parametrizations.weight.original
                 if parametrize.is_parametrized(layer)
                 else layer.weight
-            )  # type: ignore
+            )
             if layer.bias is not None:
                 yield layer.bias
 

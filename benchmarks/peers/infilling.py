@@ -57,7 +57,7 @@ class CRN(nn.Module):
                 if x is None
                 else torch.cat([small, interpolate(x, scale_factor=2, mode="bilinear")], 1)
             )
-            for convolution, norm in zip(convolutions, norms, strict=True):  # type: ignore[call-overload]
+            for convolution, norm in zip(convolutions, norms, strict=True):
                 x = relu(norm(convolution(x)))
         return torch.tanh(self.head(x).float())
 
@@ -91,7 +91,6 @@ class FeatureExtractor(nn.Module):
         Args:
             image: [batch, 1, rows, cols] in [0, 1].
         """
-        # type: ignore[operator]
         features = [image]
         x = (image - self.mean) / self.deviation
         for i, (convolution, pooled) in enumerate(zip(self.convolutions, self.pooled, strict=True)):

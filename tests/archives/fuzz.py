@@ -409,7 +409,9 @@ def drive(chosen: argparse.Namespace, place: Path, root: Path) -> dict[str, obje
             failures.append(f"{label}: {path.name}: wrote {set(after) ^ set(before)}")
             for extra in set(after) - set(before):
                 shutil.rmtree(extra, ignore_errors=True)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    # getrusage's peak would include that of the process that started this one
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    memory = int(status.split("VmHWM:")[1].split()[0]) / 2**10
     return {
         "name": chosen.name,
         "outcomes": outcomes,

@@ -4,22 +4,19 @@ import csv
 import pickle
 import shutil
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 
+from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo.archives import cbis_ddsm, phantom
 from tfmammo.archives.writers import cbis_ddsm as writer
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-ROWS = 60
-COLS = 44
-SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])
 DETAILS = {"pathology": "malignant", "shape": "irregular", "margin": "spiculated"}
 MASS = Lesion.from_outline("mass", SQUARE, ROWS, COLS, **DETAILS)
 SPECKS = Lesion.from_outline(
@@ -28,22 +25,9 @@ SPECKS = Lesion.from_outline(
 MASS_TRAIN = "mass_case_description_train_set.csv"
 
 
-def ramp(first: float) -> np.ndarray:
-    return np.linspace(first, 1, ROWS * COLS, dtype=np.float32).reshape(ROWS, COLS, 1)
-
-
 def mammogram(number: int, *lesions: Lesion, patient: str = "aa", **facts) -> Mammogram:
-    content = {"laterality": "L", "view": "CC", "birads": "4b", "density": "2"} | facts
-    return Mammogram(
-        "test",
-        patient,
-        str(number),
-        ROWS,
-        COLS,
-        partial(ramp, number / 10),
-        lesions=lesions or (MASS,),
-        **content,
-    )
+    known = {"patient_id": patient, "birads": "4b", "density": "2"}
+    return make_mammogram(number, ramp(number / 10), lesions or (MASS,), **known | facts)
 
 
 def read(root: Path) -> tuple[list[Mammogram], Skipped]:
@@ -606,7 +590,7 @@ def test_the_writer_refuses_two_mammograms_of_one_view(tmp_path):
 
 
 def test_the_writer_leaves_normal_mammograms_out(tmp_path):
-    normal = Mammogram("test", "aa", "0", ROWS, COLS, partial(ramp, 0), laterality="L", view="CC")
+    normal = make_mammogram(0, ramp(0), patient_id="aa")
     paths = writer.write([normal, mammogram(1, view="MLO")], tmp_path)
     assert [record.view for record in read(tmp_path)[0]] == ["MLO"]
     assert len(paths) == 1

@@ -1,6 +1,5 @@
 """Small archives in CDD-CESM's own form, and the real one."""
 
-import csv
 import json
 import pickle
 from collections import Counter
@@ -10,26 +9,13 @@ import pytest
 from PIL import Image
 
 from tfmammo.archives import cdd_cesm
+from tfmammo.archives.writers.cdd_cesm import CLINICAL_HEADER, REGION_HEADER, write_tables
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Skipped, hash_id
 
 ROWS = 120
 COLS = 100
 SQUARE = {"name": "polygon", "all_points_x": [30, 60, 60, 30], "all_points_y": [50, 50, 70, 70]}
-CLINICAL_HEADER = [
-    "Image_name",
-    "Patient_ID",
-    "Side",
-    "Type",
-    "Age",
-    "Breast density (ACR)",
-    "BIRADS",
-    "Findings",
-    "View",
-    "Tags",
-    "Machine",
-    "Pathology Classification/ Follow up",
-]
 
 
 @pytest.fixture
@@ -67,21 +53,7 @@ def archive(tmp_path):
                 regions.append([f"{name}.jpg", 1, "{}", len(shapes), number, text, "{}"])
         # an image that is not there
         regions.append(["P999_L_DM_CC.jpg", 1, "{}", 1, 0, json.dumps(SQUARE), "{}"])
-        header = [
-            "#filename",
-            "file_size",
-            "file_attributes",
-            "region_count",
-            "region_id",
-            "region_shape_attributes",
-            "region_attributes",
-        ]
-        for file, rows in (
-            (cdd_cesm.REGIONS, [header, *regions]),
-            (cdd_cesm.CLINICAL, [CLINICAL_HEADER, *(clinical or table)]),
-        ):
-            with (tmp_path / file).open("w", newline="", encoding="utf-8") as stream:
-                csv.writer(stream).writerows(rows)
+        write_tables(tmp_path, [REGION_HEADER, *regions], [CLINICAL_HEADER, *(clinical or table)])
         return tmp_path
 
     return write

@@ -5,21 +5,18 @@ or by hand.
 import gzip
 import pickle
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo.archives import ddsm, ljpeg, phantom
 from tfmammo.archives.writers import ddsm as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-ROWS = 60
-COLS = 44
-SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])
 MASS = Lesion.from_outline(
     "mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="ill_defined-spiculated"
 )
@@ -30,29 +27,15 @@ SQUARE_CHAIN = "20 10 " + "2 " * 10 + "4 " * 8 + "6 " * 10 + "0 " * 8 + "#"
 BOUNDARY = f"TOTAL_OUTLINES 1\nBOUNDARY\n{SQUARE_CHAIN}\n"
 
 
-def ramp(first: float) -> np.ndarray:
-    return np.linspace(first, 1, ROWS * COLS, dtype=np.float32).reshape(ROWS, COLS, 1)
-
-
 def mammogram(lesions=(MASS,), **facts) -> Mammogram:
-    content = {
-        "laterality": "L",
-        "view": "CC",
+    known = {
+        "patient_id": "p",
         "pathology": "malignant",
         "spacing": (0.05, 0.05),
         "birads": "4",
         "density": "2",
-    } | facts
-    return Mammogram(
-        "test",
-        content.pop("patient", "p"),
-        "i",
-        ROWS,
-        COLS,
-        partial(ramp, 0.1),
-        lesions=lesions,
-        **content,
-    )
+    }
+    return make_mammogram(1, ramp(0.1), lesions, **known | facts)
 
 
 @pytest.fixture
@@ -261,7 +244,7 @@ def test_upper_and_lower_case_and_either_joint(small):
 
 def test_several_cases_in_one_folder(tmp_path):
     writer.write(
-        [mammogram(), mammogram((), patient="q", pathology="malignant")], tmp_path / "tree"
+        [mammogram(), mammogram((), patient_id="q", pathology="malignant")], tmp_path / "tree"
     )
     for path in sorted((tmp_path / "tree").rglob("B*")):
         shutil.copy(path, tmp_path)
@@ -410,9 +393,9 @@ def test_birads_is_the_highest_assessment(small, assessments, birads):
 )
 def test_which_cases_are_normal(tmp_path, folder, pathology):
     writer.write([mammogram((), pathology="normal")], tmp_path / "made")
-    (made,) = (tmp_path / "made").rglob("case0001")
+    (case,) = (tmp_path / "made").rglob("case0001")
     (tmp_path / "read" / folder).parent.mkdir(parents=True)
-    made.rename(tmp_path / "read" / folder)
+    case.rename(tmp_path / "read" / folder)
     record, reasons = first(tmp_path / "read")
     assert record.pathology == pathology and not reasons
 
@@ -491,7 +474,7 @@ def test_scanners(small, letter, digitizer, scanner):
 def test_a_case_that_can_not_be_read_is_noted_and_the_others_stay(
     small, tmp_path_factory, old, new, reason
 ):
-    writer.write([mammogram(patient="other")], small / "more")
+    writer.write([mammogram(patient_id="other")], small / "more")
     (other,) = (small / "more").rglob("case0001")
     for path in sorted(other.iterdir()):
         path.rename(path.with_name(path.name.replace("0001", "0007")))
@@ -576,7 +559,7 @@ def test_another_finding_is_noted(small):
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
+    ("content", "counts"),
     [
         (b"", "0 of 0"),
         (b"\xff\xfe\x00 binary", "0 of 0"),
@@ -588,12 +571,12 @@ def test_another_finding_is_noted(small):
         (f"TOTAL_ABNORMALITIES 1\n{BOUNDARY}".encode(), "0 of 1"),
     ],
 )
-def test_a_damaged_overlay_costs_the_lesions_but_not_the_mammogram(small, content, found):
+def test_a_damaged_overlay_costs_the_lesions_but_not_the_mammogram(small, content, counts):
     (small / f"{STEM}.OVERLAY").write_bytes(content)
     record, reasons = first(small)
     assert (record.lesions, record.pathology, record.birads) == ((), None, None)
     assert reasons == {
-        f"{STEM}.OVERLAY": f"its mammogram is kept without lesions: is no whole overlay, {found} "
+        f"{STEM}.OVERLAY": f"its mammogram is kept without lesions: is no whole overlay, {counts} "
         "abnormalities are there"
     }
 

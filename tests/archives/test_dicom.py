@@ -36,6 +36,7 @@ from pydicom.uid import (
 )
 
 from tfmammo.archives import dicom
+from tfmammo.archives.silence import silence
 from tfmammo.archives.writers.ddsm import encode
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
@@ -52,7 +53,7 @@ def dataset(stored=STORED, bits=12, syntax=ExplicitVRLittleEndian, **tags) -> Fi
     meta.MediaStorageSOPInstanceUID = generate_uid()
     little = syntax != ExplicitVRBigEndian
     order = "<" if little else ">"
-    made = FileDataset(
+    written = FileDataset(
         "",
         {},
         b"\0" * 128,
@@ -76,12 +77,12 @@ def dataset(stored=STORED, bits=12, syntax=ExplicitVRLittleEndian, **tags) -> Fi
     }
     for key, value in (content | tags).items():
         if value is not None:
-            setattr(made, key, value)
-    return made
+            setattr(written, key, value)
+    return written
 
 
-def save(path: Path, made: FileDataset) -> Path:
-    made.save_as(path, enforce_file_format=True)
+def save(path: Path, content: FileDataset) -> Path:
+    content.save_as(path, enforce_file_format=True)
     return path
 
 
@@ -92,11 +93,11 @@ def write(tmp_path):
 
 def save_stream(path: Path, syntax, stream: bytes, **tags) -> Path:
     """A mammogram whose compressed pixels are `stream`."""
-    made = dataset(syntax=syntax, **tags)
-    made.PixelData = encapsulate([stream])
-    made["PixelData"].VR = "OB"
-    made["PixelData"].is_undefined_length = True
-    return save(path, made)
+    content = dataset(syntax=syntax, **tags)
+    content.PixelData = encapsulate([stream])
+    content["PixelData"].VR = "OB"
+    content["PixelData"].is_undefined_length = True
+    return save(path, content)
 
 
 def lut(table, first=0, bits=16) -> Dataset:
@@ -164,9 +165,9 @@ def test_lossless_compression_gives_the_same_pixels(tmp_path, write, syntax, sig
     stored = np.tile(STORED, (6, 5))  # JPEG 2000's resolutions need some size
     stored = stored.astype(np.int16) - 2000 if signed else stored
     expected = dicom.read_pixels(write(stored=stored))
-    made = dataset(stored=stored)
-    made.compress(syntax)
-    path = save(tmp_path / "compressed.dcm", made)
+    content = dataset(stored=stored)
+    content.compress(syntax)
+    path = save(tmp_path / "compressed.dcm", content)
     assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == syntax
     np.testing.assert_array_equal(dicom.read_pixels(path), expected)
     assert dicom.read_header(path).cols == 50
@@ -189,7 +190,8 @@ def test_lossless_jpeg_gives_the_same_pixels(tmp_path, write, syntax, predictor,
 
 def test_jpeg_ls_by_the_example_of_its_standard(tmp_path):
     stream = bytes.fromhex(  # ITU-T T.87, annex H.3
-        "ffd8fff7000b080004000401011100ffda0008010100000000c000006c80208e01c00000574000006ee6000001bc18000005d800009160ffd9"
+        "ffd8fff7000b080004000401011100ffda0008010100000000c000006c80208e01c0000057400000"
+        "6ee6000001bc18000005d800009160ffd9"
     )
     pixels = np.array(
         [[0, 0, 90, 74], [68, 50, 43, 205], [64, 145, 145, 145], [100, 145, 145, 145]], np.uint8
@@ -204,9 +206,9 @@ def test_jpeg_ls_by_the_example_of_its_standard(tmp_path):
 
 def test_lossy_jpeg_2000_is_near(tmp_path, write):
     smooth = np.add.outer(np.arange(64), np.arange(80)).astype(np.uint16) * 28
-    made = dataset(stored=smooth)
-    made.compress(JPEG2000, j2k_psnr=[70])
-    image = dicom.read_pixels(save(tmp_path / "compressed.dcm", made))
+    content = dataset(stored=smooth)
+    content.compress(JPEG2000, j2k_psnr=[70])
+    image = dicom.read_pixels(save(tmp_path / "compressed.dcm", content))
     assert 0 < np.abs(image - dicom.read_pixels(write(stored=smooth))).max() < 0.003
 
 
@@ -261,9 +263,9 @@ def test_several_fragments_make_one_image(tmp_path):
     stream += b"\0" * (len(stream) % 2)
     path = save_stream(tmp_path / "image.dcm", JPEGLosslessSV1, stream)
     expected = dicom.read_pixels(path)
-    made = pydicom.dcmread(path)
-    made.PixelData = encapsulate([stream], fragments_per_frame=3)
-    np.testing.assert_array_equal(dicom.read_pixels(save(path, made)), expected)
+    file = pydicom.dcmread(path)
+    file.PixelData = encapsulate([stream], fragments_per_frame=3)
+    np.testing.assert_array_equal(dicom.read_pixels(save(path, file)), expected)
     content = path.read_bytes()
     path.write_bytes(content[: content.rindex(b"\xfe\xff\x00\xe0")])
     with pytest.raises(ArchiveError, match=r"the file ends early, its compressed pixels break off"):
@@ -275,11 +277,11 @@ def test_several_fragments_make_one_image(tmp_path):
 def test_pixels_of_8_bits_in_words(tmp_path, syntax, cols):
     stored = np.arange(3 * cols, dtype=np.uint8).reshape(3, cols) * 9
     padded = np.frombuffer(stored.tobytes() + b"\0" * (stored.size % 2), "<u2")
-    made = dataset(stored=stored, bits=8, syntax=syntax, BitsAllocated=8)
-    made.PixelData = padded.astype(">u2" if syntax == ExplicitVRBigEndian else "<u2").tobytes()
-    made["PixelData"].VR = "OW"
+    content = dataset(stored=stored, bits=8, syntax=syntax, BitsAllocated=8)
+    content.PixelData = padded.astype(">u2" if syntax == ExplicitVRBigEndian else "<u2").tobytes()
+    content["PixelData"].VR = "OW"
     np.testing.assert_array_equal(
-        dicom.read_pixels(save(tmp_path / "image.dcm", made))[..., 0],
+        dicom.read_pixels(save(tmp_path / "image.dcm", content))[..., 0],
         (stored / 255).astype(np.float32),
     )
 
@@ -306,15 +308,15 @@ def test_what_the_writer_writes_is_read_back(tmp_path, syntax, bits):
 
 def test_pixels_of_one_bit(tmp_path):
     bits = np.random.default_rng(0).integers(0, 2, (5, 7)).astype(np.uint8)
-    made = dataset(
+    content = dataset(
         stored=bits,
         bits=1,
         BitsAllocated=1,
         PixelData=np.packbits(bits, bitorder="little").tobytes() + b"\0",
     )
-    made["PixelData"].VR = "OB"
+    content["PixelData"].VR = "OB"
     np.testing.assert_array_equal(
-        dicom.read_pixels(save(tmp_path / "image.dcm", made))[..., 0], bits
+        dicom.read_pixels(save(tmp_path / "image.dcm", content))[..., 0], bits
     )
 
 
@@ -359,40 +361,40 @@ def test_looking_up_equals_computing_every_pixel(write, tags, signed, bits):
     )
     stored = stored if signed else (stored.view(np.uint16) & np.uint16(2**bits - 1))
     stored[0, :2] = 34, 300
-    made = pydicom.dcmread(write(stored=stored, bits=bits, **tags))
+    content = pydicom.dcmread(write(stored=stored, bits=bits, **tags))
     image = dicom.read_pixels(write(stored=stored, bits=bits, **tags))
-    expected = [[_grey(made, int(value), signed, bits) for value in row] for row in stored]
+    expected = [[_grey(content, int(value), signed, bits) for value in row] for row in stored]
     np.testing.assert_array_equal(image[..., 0], np.float32(expected))
 
 
-def _grey(made: Dataset, stored: int, signed: bool, bits: int) -> float:
+def _grey(content: Dataset, stored: int, signed: bool, bits: int) -> float:
     value = float(stored)
     low = -(2.0 ** (bits - 1)) if signed else 0.0
     high = 2.0 ** (bits - 1) - 1 if signed else 2.0**bits - 1
-    if "RescaleSlope" in made:
+    if "RescaleSlope" in content:
         value, low, high = (
-            number * float(made.RescaleSlope) + float(made.RescaleIntercept)
+            number * float(content.RescaleSlope) + float(content.RescaleIntercept)
             for number in (value, low, high)
         )
     for key in ("ModalityLUTSequence", "VOILUTSequence"):
-        if key in made:
-            entries, first, depth = made[key][0].LUTDescriptor
-            value = float(made[key][0].LUTData[int(min(max(value - first, 0), entries - 1))])
+        if key in content:
+            entries, first, depth = content[key][0].LUTDescriptor
+            value = float(content[key][0].LUTData[int(min(max(value - first, 0), entries - 1))])
             low = 0.0
             high = 2.0**depth - 1
-    if "WindowCenter" in made:
-        center = float(made.WindowCenter)
-        width = float(made.WindowWidth)
-        if "VOILUTFunction" in made:
+    if "WindowCenter" in content:
+        center = float(content.WindowCenter)
+        width = float(content.WindowWidth)
+        if "VOILUTFunction" in content:
             value = float(1 / (1 + np.exp(-4 * (value - center) / width)))
         else:
             value = (value - (center - 0.5)) / (width - 1) + 0.5
         low = 0.0
         high = 1.0
     grey = min(max((value - low) / (high - low), 0.0), 1.0)
-    if made.PhotometricInterpretation == "MONOCHROME1":
+    if content.PhotometricInterpretation == "MONOCHROME1":
         grey = 1 - grey
-    return 0.0 if "PixelPaddingValue" in made and 34 <= stored <= 340 else grey
+    return 0.0 if "PixelPaddingValue" in content and 34 <= stored <= 340 else grey
 
 
 def test_rescale_is_scaled_by_the_rescaled_range(write):
@@ -545,11 +547,11 @@ def test_padding_range(write):
 
 @pytest.mark.parametrize("kind", ["US", "SS"])
 def test_padding_below_zero_by_either_type(tmp_path, kind):
-    made = dataset(
+    content = dataset(
         stored=np.array([[-2000, 0, 2047]], np.int16), PhotometricInterpretation="MONOCHROME1"
     )
-    made.add_new("PixelPaddingValue", kind, 63536 if kind == "US" else -2000)
-    image = dicom.read_pixels(save(tmp_path / "image.dcm", made))
+    content.add_new("PixelPaddingValue", kind, 63536 if kind == "US" else -2000)
+    image = dicom.read_pixels(save(tmp_path / "image.dcm", content))
     np.testing.assert_allclose(image[0, :, 0], [0, 2047 / 4095, 0], atol=1e-6)
 
 
@@ -789,14 +791,14 @@ def test_what_is_no_dicom(tmp_path, reader):
 
 
 def test_compressed_pixels_of_another_size_than_the_headers(tmp_path):
-    made = dataset(stored=np.tile(STORED, (6, 5)))
-    made.compress(JPEG2000Lossless)
-    made.Rows = 50
-    made.Columns = 72
+    content = dataset(stored=np.tile(STORED, (6, 5)))
+    content.compress(JPEG2000Lossless)
+    content.Rows = 50
+    content.Columns = 72
     with pytest.raises(
         ArchiveError, match=r"compressed pixels are 72 x 50, its header says 50 x 72"
     ):
-        dicom.read_pixels(save(tmp_path / "a.dcm", made))
+        dicom.read_pixels(save(tmp_path / "a.dcm", content))
     path = save_stream(
         tmp_path / "b.dcm",
         JPEGLosslessSV1,
@@ -810,9 +812,9 @@ def test_compressed_pixels_of_another_size_than_the_headers(tmp_path):
 
 
 def test_a_stream_that_claims_a_huge_image_is_not_decoded(tmp_path):
-    made = dataset(stored=np.tile(STORED, (6, 5)))
-    made.compress(JPEG2000Lossless)
-    path = save(tmp_path / "image.dcm", made)
+    original = dataset(stored=np.tile(STORED, (6, 5)))
+    original.compress(JPEG2000Lossless)
+    path = save(tmp_path / "image.dcm", original)
     content = path.read_bytes()
     at = content.index(b"\xff\x4f\xff\x51") + 8
     path.write_bytes(content[:at] + b"\x7f\xff\xff\xff" * 2 + content[at + 8 :])
@@ -838,11 +840,11 @@ def test_a_deflated_bomb_is_not_inflated(tmp_path, monkeypatch):
 
 
 def test_a_deflated_bomb_behind_a_long_preface_is_not_inflated_either(tmp_path, monkeypatch):
-    made = dataset(stored=np.zeros((3000, 3000), np.uint16), syntax=DeflatedExplicitVRLittleEndian)
-    made.file_meta.PrivateInformationCreatorUID = "1.2.3"
+    bomb = dataset(stored=np.zeros((3000, 3000), np.uint16), syntax=DeflatedExplicitVRLittleEndian)
+    bomb.file_meta.PrivateInformationCreatorUID = "1.2.3"
     # before the transfer syntax in no file, but before the rest in this one
-    made.file_meta.PrivateInformation = b"\0" * 70_000
-    path = save(tmp_path / "image.dcm", made)
+    bomb.file_meta.PrivateInformation = b"\0" * 70_000
+    path = save(tmp_path / "image.dcm", bomb)
     assert dicom.read_header(path).rows == 3000
     content = path.read_bytes()
     name = str(DeflatedExplicitVRLittleEndian).encode()
@@ -932,7 +934,7 @@ def test_no_file_waits_for_the_decoding_of_another(write):
     done = threading.Event()
 
     def slow() -> None:
-        with dicom.silence():
+        with silence():
             inside.set()
             done.wait(30)
 
@@ -988,11 +990,11 @@ def test_a_file_cut_anywhere_is_an_archive_error(tmp_path, syntax):
     rng = np.random.default_rng(0)
     stored = rng.integers(0, 4096, (64, 48)).astype(np.uint16)
     if syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian:
-        made = dataset(stored=stored)
-        made.compress(syntax)
+        content = dataset(stored=stored)
+        content.compress(syntax)
     else:
-        made = dataset(stored=stored, syntax=syntax)
-    whole = save(tmp_path / "whole.dcm", made).read_bytes()
+        content = dataset(stored=stored, syntax=syntax)
+    whole = save(tmp_path / "whole.dcm", content).read_bytes()
     cut = tmp_path / "cut.dcm"
     for length in [*range(0, 900, 37), *range(900, len(whole) - 8, 501), len(whole) - 9]:
         cut.write_bytes(whole[:length])

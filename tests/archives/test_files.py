@@ -13,8 +13,8 @@ def test_files_in_order_without_hidden_ones_and_each_folder_once(tmp_path):
     (elsewhere / "linked.dcm").touch()
     (root / "c").symlink_to(elsewhere)
     (root / "b/above").symlink_to(root)  # would never end
-    found = [path.relative_to(root).as_posix() for path in list_regular_files(root)]
-    assert found == ["z.txt", "a/x.csv", "b/1.dcm", "b/2.dcm", "c/linked.dcm"]
+    names = [path.relative_to(root).as_posix() for path in list_regular_files(root)]
+    assert names == ["z.txt", "a/x.csv", "b/1.dcm", "b/2.dcm", "c/linked.dcm"]
 
 
 def test_nothing_beneath_what_is_no_folder(tmp_path):

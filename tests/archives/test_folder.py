@@ -5,7 +5,6 @@ import logging
 import os
 import pickle
 import struct
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,44 +15,23 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as cocotools
 
-from tfmammo.archives import coco, folder, phantom
+from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
+from tfmammo.archives import coco, folder, phantom, pictures
 from tfmammo.archives.stored import unused_range
 from tfmammo.archives.writers import folder as writer
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, hash_id
 
-ROWS = 60
-COLS = 44
-SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])
 MASS = Lesion.from_outline(
     "mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="spiculated"
 )
 CLUSTER = Lesion.from_outline("calcification", SQUARE + [30, -18], ROWS, COLS, pathology="benign")
 
 
-def ramp(first: float) -> np.ndarray:
-    return np.linspace(first, 1, ROWS * COLS, dtype=np.float32).reshape(ROWS, COLS, 1)
-
-
 def mammogram(number: int, lesions=(), **facts) -> Mammogram:
-    content = {
-        "laterality": "L",
-        "view": "CC",
-        "spacing": (0.07, 0.05),
-        "birads": "4b",
-        "density": "2",
-    } | facts
-    return Mammogram(
-        "test",
-        f"p{number}",
-        str(number),
-        ROWS,
-        COLS,
-        partial(ramp, number / 10),
-        lesions=tuple(lesions),
-        **content,
-    )
+    known = {"spacing": (0.07, 0.05), "birads": "4b", "density": "2"}
+    return make_mammogram(number, ramp(number / 10), lesions, **known | facts)
 
 
 def read(root: Path) -> tuple[list[Mammogram], dict[str, str]]:
@@ -481,7 +459,7 @@ def test_a_bad_mask_is_an_error_when_it_is_wanted(small, pixels, reason):
 @pytest.fixture
 def nothing_said():
     """A folder's odd files are spoken of once in a process."""
-    folder._advise.cache_clear()
+    pictures._advise.cache_clear()
 
 
 @pytest.mark.usefixtures("nothing_said")
@@ -524,7 +502,7 @@ def test_values_that_use_little_of_16_bits_are_spoken_of_once(tmp_path, caplog):
     ]
     table(tmp_path, "file,patient,bits", "a.png,p,12", "b.png,q,12")
     caplog.clear()
-    folder._advise.cache_clear()
+    pictures._advise.cache_clear()
     with caplog.at_level(logging.WARNING):
         for record in folder.read(tmp_path):
             record.pixels()

@@ -9,12 +9,12 @@ import signal
 import struct
 import zlib
 from contextlib import suppress
-from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram
 from tfmammo.archives import ARCHIVES, cdd_cesm, ddsm, folder, inbreast, optimam
 from tfmammo.archives.writers import cbis_ddsm, mini_mias, vindr
 from tfmammo.archives.writers import cdd_cesm as cesm_writer
@@ -25,9 +25,6 @@ from tfmammo.archives.writers import optimam as optimam_writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-ROWS = 60
-COLS = 44
-SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])
 WRITERS = {
     "cbis_ddsm": cbis_ddsm.write,
     "cdd_cesm": cesm_writer.write,
@@ -40,33 +37,14 @@ WRITERS = {
 }
 
 
-def grey() -> np.ndarray:
-    return np.full((ROWS, COLS, 1), 0.5, np.float32)
-
-
 def originals(count: int = 2) -> list[Mammogram]:
-    lesions = (
-        Lesion.from_outline(
-            "mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="spiculated"
-        ),
-    )
+    details = {"pathology": "malignant", "shape": "oval", "margin": "spiculated"}
+    lesions = [Lesion.from_outline("mass", SQUARE, ROWS, COLS, **details)]
+    facts = {"pathology": "malignant", "spacing": (0.1, 0.1), "birads": "4", "density": "2"}
+    grey = np.full((ROWS, COLS, 1), 0.5, np.float32)
     return [
-        Mammogram(
-            "test",
-            f"p{i}",
-            f"image{i}",
-            ROWS,
-            COLS,
-            partial(grey),
-            "L",
-            "CC",
-            "malignant",
-            lesions,
-            (0.1, 0.1),
-            "4",
-            "2",
-        )
-        for i in range(count)
+        make_mammogram(number, grey, lesions, image_id=f"image{number}", **facts)
+        for number in range(count)
     ]
 
 
@@ -182,8 +160,8 @@ def test_a_point_of_many_digits(tmp_path):
     for digits in ("9" * 400_000, "1e308", "9" * 60):
         path.write_text(text[:first] + digits + text[text.index(",", first) :])
         skipped = Skipped()
-        (found,) = inbreast.read(tmp_path, skipped)
-        assert found.lesions == () and "left out" in next(iter(skipped.reasons.values()))
+        (record,) = inbreast.read(tmp_path, skipped)
+        assert record.lesions == () and "left out" in next(iter(skipped.reasons.values()))
 
 
 def regions(root, text: str) -> None:

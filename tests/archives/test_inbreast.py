@@ -5,46 +5,24 @@ phantom.
 import pickle
 import plistlib
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 
+from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo.archives import inbreast, phantom
 from tfmammo.archives.writers import inbreast as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-ROWS = 60
-COLS = 44
-SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])
 MASS = (Lesion.from_outline("mass", SQUARE, ROWS, COLS),)
 
 
-def ramp(first: float) -> np.ndarray:
-    return np.linspace(first, 1, ROWS * COLS, dtype=np.float32).reshape(ROWS, COLS, 1)
-
-
 def mammogram(number: int, lesions=MASS, **facts) -> Mammogram:
-    content = {
-        "laterality": "L",
-        "view": "CC",
-        "spacing": (0.07, 0.07),
-        "birads": "4b",
-        "density": "2",
-    } | facts
-    return Mammogram(
-        "test",
-        f"aa{number}",
-        str(number),
-        ROWS,
-        COLS,
-        partial(ramp, number / 10),
-        lesions=lesions,
-        **content,
-    )
+    known = {"patient_id": f"aa{number}", "spacing": (0.07, 0.07), "birads": "4b", "density": "2"}
+    return make_mammogram(number, ramp(number / 10), lesions, **known | facts)
 
 
 @pytest.fixture
@@ -68,8 +46,8 @@ def write_regions(root: Path, *regions: dict, number: int = 20000001) -> None:
 
 
 def region(points=SQUARE, name: str | None = "Mass", **facts) -> dict:
-    made = {"Point_px": [f"({col:.6f}, {row:.6f})" for row, col in points], "Type": 15} | facts
-    return made if name is None else made | {"Name": name}
+    content = {"Point_px": [f"({col:.6f}, {row:.6f})" for row, col in points], "Type": 15} | facts
+    return content if name is None else content | {"Name": name}
 
 
 def first(root: Path) -> tuple[Mammogram, Skipped]:
@@ -295,8 +273,8 @@ def test_an_outline_partly_off_the_image_is_cut_at_its_border(small):
         b"<?xml version='1.0'?><plist><dict><key>Images</key><array/></dict></plist>",
         b"<?xml version='1.0'?><plist><array><integer>three</integer></array></plist>",
         b"<?xml version='1.0'?><plist><date>yesterday</date></plist>",
-        b"<?xml "
-        b"version='1.0'?><plist><dict><key>Images</key><array><dict><key>ROIs</key><string>x</string></dict></array></dict></plist>",
+        b"<?xml version='1.0'?><plist><dict><key>Images</key><array><dict><key>ROIs</key>"
+        b"<string>x</string></dict></array></dict></plist>",
         b"<?xml version='1.0' encoding='no-such'?><plist></plist>",
         b"<?xml version='1.0'?><!DOCTYPE p [<!ENTITY a "
         b"'aaaa'>]><plist><string>&a;</string></plist>",

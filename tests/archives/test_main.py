@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.small_mammograms import make_mammogram
 from tfmammo.archives import __main__ as command
 from tfmammo.archives.contact_sheet import CAPTION, CELL, COLOURS, _caption, draw_contact_sheet
 from tfmammo.archives.writers import inbreast as writer
@@ -31,17 +32,8 @@ def disc() -> np.ndarray:
 
 
 def mammogram(number: int, *lesions: Lesion, read=grey, **facts) -> Mammogram:
-    values = {"laterality": "L", "view": "CC"} | facts
-    return Mammogram(
-        "test",
-        f"p{number // 2}",
-        f"image{number}",
-        ROWS,
-        COLS,
-        partial(read),
-        lesions=lesions,
-        **values,
-    )
+    known = {"patient_id": f"p{number // 2}", "image_id": f"image{number}"}
+    return make_mammogram(number, grey(), lesions, **known | facts).with_pixels(partial(read))
 
 
 def test_a_sheet_draws_each_kind_in_its_colour_where_it_lies():
@@ -110,7 +102,7 @@ def test_a_summary_reads_no_mask_and_counts(capsys):
     def never() -> np.ndarray:
         raise AssertionError("a summary reads no mask")
 
-    found = [
+    records = [
         mammogram(
             0,
             Lesion("mass", (0, 0, 5, 5), pathology="benign"),
@@ -119,7 +111,7 @@ def test_a_summary_reads_no_mask_and_counts(capsys):
         mammogram(1, official_split="train"),
         mammogram(2, spacing=(0.07, 0.07), pathology="normal"),
     ]
-    table = command.summary(found, "test")
+    table = command.summary(records, "test")
     cells = dict(zip(*(list(column.cells) for column in table.columns), strict=True))
     assert table.title == "test: 3 mammograms of 2 patients"
     assert (

@@ -6,12 +6,12 @@ import os
 import pickle
 import re
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.small_mammograms import make_mammogram
 from tfmammo.archives import mini_mias
 from tfmammo.archives.writers import mini_mias as writer
 from tfmammo.errors import ArchiveError
@@ -39,18 +39,8 @@ def noise(seed: int, rows: int, cols: int) -> np.ndarray:
 
 
 def mammogram(number: int, *lesions: Lesion, rows=SIZE, cols=SIZE, **facts) -> Mammogram:
-    content = {"laterality": "L", "view": "MLO", "density": "fatty"} | facts
-    patient = content.pop("patient", f"aa{number}")
-    return Mammogram(
-        "test",
-        patient,
-        str(number),
-        rows,
-        cols,
-        partial(noise, number, rows, cols),
-        lesions=lesions,
-        **content,
-    )
+    known = {"patient_id": f"aa{number}", "view": "MLO", "density": "fatty"}
+    return make_mammogram(number, noise(number, rows, cols), lesions, **known | facts)
 
 
 def real(root: Path, *rows: str, images: tuple[str, ...] = ()) -> Path:
@@ -88,12 +78,12 @@ LESIONS = (
 def round_trip(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("mias")
     originals = [
-        mammogram(1, *LESIONS, patient="a", pathology="malignant"),
-        mammogram(2, patient="a", laterality="R", density="dense-glandular", pathology="normal"),
+        mammogram(1, *LESIONS, patient_id="a", pathology="malignant"),
+        mammogram(2, patient_id="a", laterality="R", density="dense-glandular", pathology="normal"),
         mammogram(
             3,
             LESIONS[0],
-            patient="b",
+            patient_id="b",
             laterality="R",
             density="fatty-glandular",
             pathology="benign",
@@ -148,8 +138,8 @@ def test_a_pair_is_one_patient(round_trip):
 
 @pytest.mark.parametrize(("rows", "cols"), [(1024, 832), (1024, 833), (1100, 600), (300, 1500)])
 def test_the_writer_centres_images_of_another_size(tmp_path, rows, cols):
-    made = lesion(row=rows // 2, col=cols // 2, radius=30, rows=rows, cols=cols)
-    writer.write([mammogram(1, made, rows=rows, cols=cols)], tmp_path)
+    mass = lesion(row=rows // 2, col=cols // 2, radius=30, rows=rows, cols=cols)
+    writer.write([mammogram(1, mass, rows=rows, cols=cols)], tmp_path)
     (record,) = mini_mias.read(tmp_path)
     top = (SIZE - rows) // 2 if rows < SIZE else -((rows - SIZE) // 2)
     left = (SIZE - cols) // 2 if cols < SIZE else -((cols - SIZE) // 2)
@@ -157,13 +147,13 @@ def test_the_writer_centres_images_of_another_size(tmp_path, rows, cols):
     original = noise(1, rows, cols)[max(-top, 0) : SIZE - top, max(-left, 0) : SIZE - left]
     assert np.abs(inside - original).max() <= 0.5 / 255 + 1e-6
     assert record.pixels().sum() == pytest.approx(inside.sum())  # black around it
-    assert record.lesions[0].box == tuple(np.add(made.box, (top, left, top, left)))
+    assert record.lesions[0].box == tuple(np.add(mass.box, (top, left, top, left)))
 
 
 def test_a_patient_with_several_films_of_one_side_gets_several_pairs(tmp_path):
     sides = ["R", "R", "L", "L", "L"]
     paths = writer.write(
-        [mammogram(i, patient="a", laterality=side) for i, side in enumerate(sides)], tmp_path
+        [mammogram(i, patient_id="a", laterality=side) for i, side in enumerate(sides)], tmp_path
     )
     assert [path.stem for path in paths] == ["mdb002", "mdb004", "mdb001", "mdb003", "mdb005"]
 
@@ -197,10 +187,10 @@ def test_rows_of_the_real_table(tmp_path):
     # by hand: row = 1024 - y; the circle reaches a radius to every side, and the last row and
     # column are half-open
     assert one.lesions[0].box == (1024 - 425 - 197, 535 - 197, 1024 - 425 + 197 + 1, 535 + 197 + 1)
-    assert [found.box[1] for found in five.lesions] == [447, 474]
+    assert [lesion.box[1] for lesion in five.lesions] == [447, 474]
     assert [record.laterality for record in (one, two, three, five)] == ["L", "R", "L", "L"]
     assert [record.pathology for record in (one, three, last)] == ["benign", "normal", "malignant"]
-    assert [found.pathology for found in last.lesions] == ["benign", "malignant"]
+    assert [lesion.pathology for lesion in last.lesions] == ["benign", "malignant"]
     assert (three.lesions, three.density, one.density, five.density) == (
         (),
         "dense-glandular",
@@ -257,7 +247,7 @@ def test_note_3_as_the_writer_puts_it(tmp_path):
         [mammogram(1, LESIONS[0], LESIONS[3], pathology="malignant")], tmp_path, note_3=True
     )
     (record,), reasons = read(tmp_path)
-    assert [found.kind for found in record.lesions] == ["mass"]
+    assert [lesion.kind for lesion in record.lesions] == ["mass"]
     assert record.pathology == "malignant"
     assert reasons == {"mdb001.pgm": "a finding CALC without a circle became no lesion"}
 

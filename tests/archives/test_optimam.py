@@ -10,38 +10,20 @@ import numpy as np
 import pydicom
 import pytest
 
+from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
 from tfmammo.archives import optimam, phantom
 from tfmammo.archives.writers import optimam as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-ROWS = 60
-COLS = 44
 MASS = Lesion("mass", (10, 20, 18, 30), pathology="malignant", margin="spiculated")
 CLUSTER = Lesion("calcification", (30, 2, 60, 44), pathology="benign")
 
 
-def ramp(first: float) -> np.ndarray:
-    return np.linspace(first, 1, ROWS * COLS, dtype=np.float32).reshape(ROWS, COLS, 1)
-
-
 def mammogram(number: int, lesions=(), patient="aa", **facts) -> Mammogram:
-    content = {
-        "laterality": "L",
-        "view": "CC",
-        "spacing": (0.07, 0.05),
-        "pathology": "malignant" if lesions else "normal",
-    } | facts
-    return Mammogram(
-        "test",
-        patient,
-        str(number),
-        ROWS,
-        COLS,
-        partial(ramp, number / 10),
-        lesions=tuple(lesions),
-        **content,
-    )
+    pathology = "malignant" if lesions else "normal"
+    known = {"patient_id": patient, "spacing": (0.07, 0.05), "pathology": pathology}
+    return make_mammogram(number, ramp(number / 10), lesions, **known | facts)
 
 
 @pytest.fixture
@@ -118,11 +100,11 @@ def test_round_trip_of_facts_boxes_and_pathologies(tmp_path, upper, dcm_json):
         for fact in ("rows", "cols", "laterality", "view", "spacing", "pathology"):
             assert getattr(record, fact) == getattr(original, fact), fact
         assert (record.birads, record.density, record.official_split) == (None, None, None)
-        found = [
+        lesions = [
             (lesion.kind, lesion.box, lesion.pathology, lesion.margin, lesion.outlines)
             for lesion in record.lesions
         ]
-        assert found == [
+        assert lesions == [
             (lesion.kind, lesion.box, lesion.pathology, lesion.margin, ())
             for lesion in original.lesions
         ]
@@ -457,8 +439,8 @@ def test_pathology_of_a_breast(tmp_path, first, later, pathologies):
         {} if later is None else {"2": episode("2018-03-02", **later)}
     )
     nbss(tmp_path).write_text(json.dumps(records), encoding="utf-8")
-    found, reasons = read(tmp_path)
-    assert tuple(record.pathology for record in found) == pathologies
+    mammograms, reasons = read(tmp_path)
+    assert tuple(record.pathology for record in mammograms) == pathologies
     assert not reasons
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xlrd
 
-from tfmammo.archives import ARCHIVES, phantom
+from tfmammo.archives import ARCHIVES, phantom, phantom_anatomy
 from tfmammo.archives.writers import inbreast as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Mammogram
@@ -123,12 +123,12 @@ def test_every_shape_and_margin_occurs(masses):
 
 def test_pathology_goes_with_shape_and_margin(masses):
     def malignant(**facts):
-        chosen = [
+        is_malignant = [
             mass.pathology == "malignant"
             for mass in masses
             if all(getattr(mass, k) == v for k, v in facts.items())
         ]
-        return np.mean(chosen)
+        return np.mean(is_malignant)
 
     assert malignant(margin="spiculated") == 1
     assert malignant(margin="circumscribed") < 0.2
@@ -151,7 +151,7 @@ def test_shapes_look_like_their_names(masses):
         shape: [
             m for m in masses if m.shape == shape and m.margin in ("circumscribed", "indistinct")
         ]
-        for shape in phantom._SHAPES
+        for shape in phantom_anatomy.SHAPES
     }
     assert all(elongation(mass) < 1.35 for mass in plain["round"])
     assert np.median([elongation(mass) for mass in plain["oval"]]) > 1.3

@@ -15,7 +15,7 @@ from tfmammo.archives import __main__ as command
 from tfmammo.archives import read_mammograms
 from tfmammo.archives.files import make_pseudonym, remove_names
 from tfmammo.config import DataConfig
-from tfmammo.data.patches import make_patches
+from tfmammo.data.extraction import make_patches
 from tfmammo.errors import ConfigError
 from tfmammo.mammogram import Skipped, hash_id
 
@@ -38,7 +38,8 @@ def archive(tmp_path):
     Image.fromarray(region[:50]).save(root / "masks" / NAME / "small.png")
     (root / "images" / NAME / "broken.png").write_bytes(b"no image")
     (root / "metadata.csv").write_text(
-        f'file,patient\nberta.png,b\n"{NAME}/empty.png",a\n"{NAME}/small.png",a\n"{NAME}/broken.png",a\n',
+        f'file,patient\nberta.png,b\n"{NAME}/empty.png",a\n'
+        f'"{NAME}/small.png",a\n"{NAME}/broken.png",a\n',
         encoding="utf-8",
     )
     return root

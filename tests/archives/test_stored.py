@@ -71,9 +71,9 @@ def written(path, name, syntax=ExplicitVRLittleEndian):
     elements = {key: value for key, value in elements.items() if key != "PixelPaddingValue"}
     write_dicom(path, values, bits, syntax=syntax, ImagerPixelSpacing=[0.1, 0.1], **elements)
     if padding := RENDITIONS[name][2].get("PixelPaddingValue"):
-        made = pydicom.dcmread(path)
-        made.add_new("PixelPaddingValue", "SS" if padding < 0 else "US", padding)
-        made.save_as(path)
+        dataset = pydicom.dcmread(path)
+        dataset.add_new("PixelPaddingValue", "SS" if padding < 0 else "US", padding)
+        dataset.save_as(path)
     return values, bits
 
 
@@ -102,10 +102,10 @@ def test_compressed_pixels_and_high_bits(tmp_path):
         plain = SIGNED if sign else RAMP
         dirty = (plain & 0x0FFF) | plain.dtype.type(0x3000)
         write_dicom(tmp_path / "b.dcm", dirty, 16)
-        made = pydicom.dcmread(tmp_path / "b.dcm")
-        made.BitsStored = 12
-        made.HighBit = 11
-        made.save_as(tmp_path / "b.dcm")
+        dataset = pydicom.dcmread(tmp_path / "b.dcm")
+        dataset.BitsStored = 12
+        dataset.HighBit = 11
+        dataset.save_as(tmp_path / "b.dcm")
         stored = archives.read_stored(record(tmp_path / "b.dcm"))
         np.testing.assert_array_equal(stored.values, plain)
         np.testing.assert_array_equal(stored.image(), dicom.read_pixels(tmp_path / "b.dcm"))
@@ -116,14 +116,14 @@ def test_the_nearest_value(name, tmp_path):
     written(tmp_path / "a.dcm", name)
     stored = archives.read_stored(record(tmp_path / "a.dcm"))
     grey = np.random.default_rng(0).random(200, np.float32)
-    found = stored.nearest_values(grey)
-    assert found.dtype == stored.values.dtype
-    reached = stored.greys[found.astype(int) - stored.first]
+    nearest = stored.nearest_values(grey)
+    assert nearest.dtype == stored.values.dtype
+    reached = stored.greys[nearest.astype(int) - stored.first]
     usable = stored.greys[~stored.padding]
     best = np.abs(usable[None] - grey[:, None]).min(axis=1)
     np.testing.assert_allclose(np.abs(reached - grey), best, atol=1e-6)
     padding = np.arange(stored.first, stored.first + len(stored.greys))[stored.padding]
-    assert not np.isin(found, padding).any()
+    assert not np.isin(nearest, padding).any()
 
 
 @pytest.mark.parametrize("bits", [1, 8, 10, 12, 16])
@@ -151,17 +151,17 @@ def test_a_picture_of_a_dicom_has_its_greys(tmp_path):
 def test_nothing_but_numbers_and_known_words_is_carried_on(tmp_path):
     secret = "QUIBBLE"
     written(tmp_path / "a.dcm", "VOI LUT")
-    made = pydicom.dcmread(tmp_path / "a.dcm")
-    made.PatientName = made.SeriesDescription = made.InstitutionName = secret
-    made.RescaleType = secret
-    made.PixelSpacingCalibrationType = secret
-    made.WindowCenterWidthExplanation = secret
-    made.RescaleSlope = 1
-    made.RescaleIntercept = 0
-    made.BurnedInAnnotation = secret
-    uids = {made.SOPInstanceUID}
-    made.StudyInstanceUID = made.SeriesInstanceUID = "1.2.3.4.5"
-    made.save_as(tmp_path / "a.dcm")
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    dataset.PatientName = dataset.SeriesDescription = dataset.InstitutionName = secret
+    dataset.RescaleType = secret
+    dataset.PixelSpacingCalibrationType = secret
+    dataset.WindowCenterWidthExplanation = secret
+    dataset.RescaleSlope = 1
+    dataset.RescaleIntercept = 0
+    dataset.BurnedInAnnotation = secret
+    uids = {dataset.SOPInstanceUID}
+    dataset.StudyInstanceUID = dataset.SeriesInstanceUID = "1.2.3.4.5"
+    dataset.save_as(tmp_path / "a.dcm")
     assert secret.encode() in (tmp_path / "a.dcm").read_bytes()
     mammogram = record(tmp_path / "a.dcm", laterality="R", view="MLO")
     synthetic.write_dicom_of_mammogram(
@@ -212,16 +212,19 @@ def test_what_the_standard_wants_is_there(tmp_path):
         (bare, "1.2.840.10008.5.1.4.1.1.7", f"{ALWAYS} ConversionType"),
     ):
         synthetic.write_dicom_of_mammogram(tmp_path / "a.dcm", stored, mammogram, "key", lossy=True)
-        made = pydicom.dcmread(tmp_path / "a.dcm")
-        assert made.SOPClassUID == made.file_meta.MediaStorageSOPClassUID == sop
-        assert [key for key in required.split() if made.get(key) in (None, "", [])] == []
-        assert [key for key in EMPTY.split() if key not in made] == []
-        assert list(made.ImageType[::3]) == ["DERIVED", "SYNTHETIC"] and made.SyntheticData == "YES"
-        assert made.PatientName == "SYNTHETIC^MAMMOGRAM"
+        dataset = pydicom.dcmread(tmp_path / "a.dcm")
+        assert dataset.SOPClassUID == dataset.file_meta.MediaStorageSOPClassUID == sop
+        assert [key for key in required.split() if dataset.get(key) in (None, "", [])] == []
+        assert [key for key in EMPTY.split() if key not in dataset] == []
         assert (
-            "SYNTHETIC" in made.SeriesDescription
-            and "SYNTHETIC" in made.ImageComments
-            and made.LossyImageCompression == "01"
+            list(dataset.ImageType[::3]) == ["DERIVED", "SYNTHETIC"]
+            and dataset.SyntheticData == "YES"
+        )
+        assert dataset.PatientName == "SYNTHETIC^MAMMOGRAM"
+        assert (
+            "SYNTHETIC" in dataset.SeriesDescription
+            and "SYNTHETIC" in dataset.ImageComments
+            and dataset.LossyImageCompression == "01"
         )
         header = dicom.read_header(tmp_path / "a.dcm")
         assert (header.laterality, header.view, header.spacing) == (
@@ -229,7 +232,7 @@ def test_what_the_standard_wants_is_there(tmp_path):
             mammogram.view,
             mammogram.spacing,
         )
-        np.testing.assert_array_equal(made.pixel_array, stored.values)
+        np.testing.assert_array_equal(dataset.pixel_array, stored.values)
         np.testing.assert_allclose(dicom.read_pixels(tmp_path / "a.dcm"), stored.image(), atol=1e-6)
 
 
@@ -253,10 +256,10 @@ def test_identity_is_called_removed_only_where_it_is(
     )
     mammogram = Mammogram(archive, "0123456789ab", "i", ROWS, COLS, np.empty, "R")
     synthetic.write_dicom_of_mammogram(tmp_path / "a.dcm", stored, mammogram, "key")
-    made = pydicom.dcmread(tmp_path / "a.dcm")
-    assert (made.PatientIdentityRemoved, made.BurnedInAnnotation) == (removed, burned_in)
-    assert ("DeidentificationMethod" in made) == (removed == "YES") and len(
-        made.get("DeidentificationMethod", "")
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    assert (dataset.PatientIdentityRemoved, dataset.BurnedInAnnotation) == (removed, burned_in)
+    assert ("DeidentificationMethod" in dataset) == (removed == "YES") and len(
+        dataset.get("DeidentificationMethod", "")
     ) <= 64
 
 
@@ -283,15 +286,15 @@ def test_regions_are_pycocotools(box):
     for share in (0.3, 0.7, 1.0):
         mask = np.zeros((7, 5), np.uint8)
         mask[top:bottom, left:right] = random.random((bottom - top, right - left)) < share
-        found = coco.encode(mask[top:bottom, left:right], box, 7, 5)
+        encoded = coco.encode(mask[top:bottom, left:right], box, 7, 5)
         expected = masks.encode(np.asfortranarray(mask))
-        assert found == {"size": [7, 5], "counts": expected["counts"].decode()}
+        assert encoded == {"size": [7, 5], "counts": expected["counts"].decode()}
         if mask.any():
-            np.testing.assert_array_equal(coco.decode(found, "here"), mask)
+            np.testing.assert_array_equal(coco.decode(encoded, "here"), mask)
     big = np.zeros((3000, 2000), np.uint8)
     big[1000:2400, 300:1500] = 1
-    found = coco.encode(big[1000:2400, 300:1500], (1000, 300, 2400, 1500), 3000, 2000)
-    assert found["counts"] == masks.encode(np.asfortranarray(big))["counts"].decode()
+    encoded = coco.encode(big[1000:2400, 300:1500], (1000, 300, 2400, 1500), 3000, 2000)
+    assert encoded["counts"] == masks.encode(np.asfortranarray(big))["counts"].decode()
 
 
 PREPROCESS = PreprocessConfig(flip_right=True, spacing=0.2)

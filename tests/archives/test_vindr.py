@@ -6,7 +6,6 @@ import csv
 import pickle
 import re
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,42 +13,27 @@ import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless
 
+from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
 from tfmammo.archives import phantom, vindr
 from tfmammo.archives.writers import vindr as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-ROWS = 60
-COLS = 44
 IMAGES = "breast-level_annotations.csv"
 FINDINGS = "finding_annotations.csv"
 METADATA = "metadata.csv"
 MASS = Lesion("mass", (10, 20, 18, 31))
 
 
-def ramp(first: float) -> np.ndarray:
-    return np.linspace(first, 0.9, ROWS * COLS, dtype=np.float32).reshape(ROWS, COLS, 1)
-
-
 def mammogram(number: int, *lesions: Lesion, **facts) -> Mammogram:
-    content = {
-        "laterality": "L",
-        "view": "CC",
+    known = {
+        "patient_id": f"Jane Doe {number}",
+        "image_id": f"image {number}",
         "spacing": (0.094, 0.085),
         "birads": "4",
         "density": "C",
-    } | facts
-    patient = content.pop("patient", f"Jane Doe {number}")
-    return Mammogram(
-        "test",
-        patient,
-        f"image {number}",
-        ROWS,
-        COLS,
-        partial(ramp, 0.1 + number / 20),
-        lesions=lesions,
-        **content,
-    )
+    }
+    return make_mammogram(number, ramp(0.1 + number / 20, 0.9), lesions, **known | facts)
 
 
 def read(root: Path) -> tuple[list[Mammogram], dict[str, str]]:
@@ -104,7 +88,7 @@ def test_round_trip(tmp_path, quirks):
             other,
             Lesion("distortion", (1, 2, 3, 4)),
             Lesion("asymmetry", (59, 43, 60, 44)),
-            patient="a",
+            patient_id="a",
         ),
         mammogram(
             2,
@@ -112,10 +96,10 @@ def test_round_trip(tmp_path, quirks):
             view="MLO",
             birads="1",
             density="A",
-            patient="a",
+            patient_id="a",
             official_split="test",
         ),
-        mammogram(3, birads="2", spacing=None, patient="b"),
+        mammogram(3, birads="2", spacing=None, patient_id="b"),
     ]
     paths = writer.write(originals, tmp_path / "1.0.0", **quirks)
     records, reasons = read(tmp_path)
@@ -510,11 +494,11 @@ def long_table(small: Path, count: int) -> float:
     for name, cells in ((IMAGES, {}), (FINDINGS, {"xmin": "nan"})):
         edit(small / name, 1, add=True, study_id="s", image_id="new", **cells)
         lines = (small / name).read_text(encoding="utf-8").splitlines()
-        made = [
+        repeated = [
             *lines[:-1],
             *(lines[-1].replace(",new,", f",new{number},") for number in range(count)),
         ]
-        (small / name).write_text("\n".join(made), encoding="utf-8")
+        (small / name).write_text("\n".join(repeated), encoding="utf-8")
     start = time.process_time()
     records, reasons = read(small)
     seconds = time.process_time() - start

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.updates import assert_descends
 from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
 from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig, check_size
 from tfmammo.baselines.segnet import SegNet, SegNetConfig
@@ -99,6 +100,25 @@ def test_twenty_steps_lower_the_loss(name):
     losses = [float(step(data)["segmenter_loss"]) for _ in range(20)]
     assert losses[-1] < 0.7 * losses[0]
     assert int(model.optimizers["segmenter"].iterations) == 20
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_network_descends_cross_entropy(name):
+    model, reference = small(name), small(name)
+    random = np.random.default_rng(0)
+    for weight in model.networks["segmenter"].trainable_variables:
+        if "score" in weight.path:  # FCN-8s's, which start at 0
+            weight.assign(random.normal(0, 0.3, weight.shape))
+    data = batch(2)
+
+    def loss():
+        scores = reference.networks["segmenter"](data["image"], training=True)
+        # one logit, or the scores of background and lesion
+        p = tf.sigmoid(scores) if scores.shape[-1] == 1 else tf.nn.softmax(scores)[..., 1:]
+        y = data["mask"]
+        return -tf.reduce_mean(y * tf.math.log(p) + (1 - y) * tf.math.log(1 - p))
+
+    assert_descends(model, reference, data, segmenter=loss)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tfmammo.baselines.unet import UNetConfig, build_network
+from tests.full_size import build_without_memory, count_weights
+from tfmammo.baselines.unet import UNet, UNetConfig, build_network
 
 
 def layers(model, kind):
     return [layer for layer in model.layers if isinstance(layer, kind)]
 
 
-def test_full_size():
-    config = UNetConfig()
-    model = build_network(256, config.widths, config.dropout)
-    assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == 31_030_593
+def test_full_size(monkeypatch):
+    model = build_without_memory(UNet, monkeypatch).networks["segmenter"]
+    assert count_weights(model) == 31_030_593
     convolutions = layers(model, keras.layers.Conv2D)
     down = [64, 64, 128, 128, 256, 256, 512, 512, 1024, 1024]
     up = [512, 512, 256, 256, 128, 128, 64, 64]

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tfmammo.archives import cdd_cesm, phantom
+from tfmammo.archives import cdd_cesm, phantom, phantom_anatomy
 from tfmammo.data.anatomy import breast_mask, pectoral_mask, remove_marks, remove_pectoral
 
 ROWS = phantom.ROWS
@@ -24,11 +24,11 @@ def truth(mammogram):
     rendered from.
     """
     key = mammogram.read.args[0]
-    anatomy = phantom._draw_anatomy(key)
+    anatomy = phantom_anatomy.draw_anatomy(key)
     rows = np.arange(ROWS, dtype=float)[:, None]
     cols = np.arange(COLS, dtype=float)[None]
     breast = cols < anatomy.skin[:, None]
-    muscle = phantom._muscle_distance(anatomy, rows, cols) > 0
+    muscle = phantom_anatomy.muscle_distance(anatomy, rows, cols) > 0
     return (breast[:, ::-1], muscle[:, ::-1]) if key.laterality == "R" else (breast, muscle)
 
 
@@ -175,7 +175,7 @@ def test_marks_by_hand():
 
 
 def test_muscles_of_the_phantom(breasts):
-    found = []
+    scores = []
     for record, image, breast, muscle in [
         *breasts,
         *((r, r.pixels(), *truth(r)) for r in phantom.read(count=8, seed=5) if r.view == "MLO"),
@@ -183,8 +183,8 @@ def test_muscles_of_the_phantom(breasts):
         if record.view == "MLO":
             mask = pectoral_mask(image, record.laterality)
             assert mask.shape == image.shape and mask.dtype == np.uint8 and mask.max() == 1
-            found.append(dice(mask[..., 0], muscle & breast))
-    assert len(found) >= 5 and min(found) > 0.92 and np.mean(found) > 0.955
+            scores.append(dice(mask[..., 0], muscle & breast))
+    assert len(scores) >= 5 and min(scores) > 0.92 and np.mean(scores) > 0.955
 
 
 @pytest.mark.parametrize("laterality", ["L", "R"])
@@ -269,7 +269,7 @@ def test_real_mlo_views(real_data):
     """Most show a muscle; none of it reaches the lower end of the breast, and hardly a lesion is
     cut.
     """
-    found = 0
+    with_muscle = 0
     cut = []
     seen = 0
     for path in sorted((real_data / "cdd-cesm-512" / "images").glob("*_MLO.jpg")):
@@ -279,9 +279,9 @@ def test_real_mlo_views(real_data):
             cdd_cesm._read_pixels(real_data / "cdd-cesm-512" / "masks" / path.name)[..., 0] > 0.5
         )
         seen = seen + 1
-        found = found + mask.any()
+        with_muscle = with_muscle + mask.any()
         assert mask.mean() < 0.5 * (image > 0.02).mean(), path.name
         if lesion.any():
             cut.append(mask[lesion].mean())
-    assert seen == 122 and 95 <= found <= 118
+    assert seen == 122 and 95 <= with_muscle <= 118
     assert np.mean(np.array(cut) > 0.5) < 0.06

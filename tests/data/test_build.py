@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -19,6 +18,7 @@ import pydicom
 import pytest
 from pydicom.uid import RLELossless
 
+from tests.small_mammograms import make_mammogram
 from tfmammo.archives import inbreast
 from tfmammo.archives.files import make_pseudonym
 from tfmammo.archives.writers import inbreast as writer
@@ -26,10 +26,10 @@ from tfmammo.config import AddedConfig, DataConfig, dump, parse
 from tfmammo.data import build as module
 from tfmammo.data import card
 from tfmammo.data.build import BuildConfig, ShardConfig, build
-from tfmammo.data.patches import make_patches
+from tfmammo.data.extraction import make_patches
 from tfmammo.data.tfrecord import Records, read_manifest
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Skipped
 
 ROWS = 60
 COLS = 44
@@ -41,25 +41,16 @@ def noise(seed):
 
 
 def mammogram(number, kind="mass"):
-    lesions = (Lesion.from_outline(kind, MASS + number % 3, ROWS, COLS),) if kind else ()
-    side = "LR"[number % 2]
-    view = ("CC", "MLO")[number // 2 % 2]
-    read = partial(noise, number)
-    birads = "4b" if kind else "1"
-    return Mammogram(
-        "test",
-        f"a{number // 2}",
-        str(number),
-        ROWS,
-        COLS,
-        read,
-        side,
-        view,
-        None,
-        lesions,
-        (0.1, 0.1),
-        birads,
-        "2",
+    return make_mammogram(
+        number,
+        noise(number),
+        [Lesion.from_outline(kind, MASS + number % 3, ROWS, COLS)] if kind else [],
+        patient_id=f"a{number // 2}",
+        laterality="LR"[number % 2],
+        view=("CC", "MLO")[number // 2 % 2],
+        spacing=(0.1, 0.1),
+        birads="4b" if kind else "1",
+        density="2",
     )
 
 
@@ -364,8 +355,8 @@ def test_patches_of_random_place(config, tmp_path):
             "sampling": config.data.sampling.model_copy(update={"count": 23, "offset": 5}),
         }
     )
-    chosen = config.model_copy(update={"data": data})
-    manifest = build(chosen, tmp_path / "out")
+    with_offsets = config.model_copy(update={"data": data})
+    manifest = build(with_offsets, tmp_path / "out")
     expected = make_patches(inbreast.read(data.root), data, Skipped())
     assert manifest.columns["ids"] == tuple(expected.ids.tolist()) and manifest.count == 23
     np.testing.assert_allclose(
@@ -403,8 +394,8 @@ def test_dead_letters_hold_no_formulas():
 
 
 def test_the_repository_config(repository):
-    chosen = parse(BuildConfig, repository / "configs" / "build.yaml", ["data.size=64"])
-    assert chosen.data.size == 64 and chosen.build.shard_mammograms == 16
+    shipped = parse(BuildConfig, repository / "configs" / "build.yaml", ["data.size=64"])
+    assert shipped.data.size == 64 and shipped.build.shard_mammograms == 16
     with pytest.raises(ConfigError, match=r"build.shards: unknown key"):
         parse(BuildConfig, repository / "configs" / "build.yaml", ["build.shards=3"])
 
@@ -423,10 +414,10 @@ def run(*arguments, repository):
 @pytest.mark.slow
 def test_a_second_build_in_one_folder_is_refused_and_the_first_one_ends_well(tmp_path, repository):
     """The first is held while its shard is half-written, so that the second surely meets it."""
-    chosen = BuildConfig(
+    tiny = BuildConfig(
         name="tiny", data=DataConfig(size=16, phantoms=40), build=ShardConfig(shard_mammograms=40)
     )
-    (tmp_path / "config.yaml").write_text(dump(chosen), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(dump(tiny), encoding="utf-8")
     arguments = ["--config", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "out")]
     command = [sys.executable, "-m", "tfmammo.data.build", *arguments]
     with subprocess.Popen(command, cwd=repository, stderr=subprocess.PIPE, text=True) as first:

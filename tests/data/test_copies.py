@@ -56,16 +56,16 @@ def test_the_centre_stays_and_a_quarter_turn_is_counter_clockwise_as_shown():
 def test_a_mirrored_image_and_its_lesion_are_numpys():
     random = np.random.default_rng(0)
     pixels = random.random((ROWS, COLS, 1), np.float32)
-    made = transform_mammogram(
+    moved = transform_mammogram(
         mammogram(square(5, 10, 8), pixels=pixels, laterality="L", spacing=(0.1, 0.2)),
         Transform(0, 1, True),
         1,
         Skipped(),
     )
-    np.testing.assert_allclose(made.pixels(), pixels[:, ::-1], atol=1e-6)
-    assert made.lesions[0].box == (5, COLS - 18, 13, COLS - 10)
-    assert (made.laterality, made.spacing, made.image_id) == ("R", (0.1, 0.2), "image~1")
-    details = made.lesions[0]
+    np.testing.assert_allclose(moved.pixels(), pixels[:, ::-1], atol=1e-6)
+    assert moved.lesions[0].box == (5, COLS - 18, 13, COLS - 10)
+    assert (moved.laterality, moved.spacing, moved.image_id) == ("R", (0.1, 0.2), "image~1")
+    details = moved.lesions[0]
     assert (details.pathology, details.shape, details.kind_is_certain) == (
         "malignant",
         "oval",
@@ -74,39 +74,39 @@ def test_a_mirrored_image_and_its_lesion_are_numpys():
 
 
 def test_growing_by_two_doubles_a_lesion_and_halves_the_spacing():
-    made = transform_mammogram(
+    moved = transform_mammogram(
         mammogram(square(15, 25, 9), spacing=(0.1, 0.1)), Transform(0, 2, False), 1, Skipped()
     )
     # corners are pixels' centres: 8 px between them become 16
-    top, left, bottom, right = made.lesions[0].box
+    top, left, bottom, right = moved.lesions[0].box
     assert (bottom - top, right - left) == (17, 17)
-    assert made.spacing == (0.05, 0.05)
+    assert moved.spacing == (0.05, 0.05)
 
 
 @pytest.mark.parametrize("turn", [Transform(33, 0.9, False), Transform(-12, 1.1, True)])
 def test_outline_and_pixels_go_together(turn):
     lesion = square(12, 22, 11)
     pixels = lesion.mask(ROWS, COLS)[..., None].astype(np.float32)
-    made = transform_mammogram(mammogram(lesion, pixels=pixels), turn, 1, Skipped())
-    mask = made.lesions[0].mask(ROWS, COLS)
-    shown = made.pixels()[..., 0] > 0.5
+    moved = transform_mammogram(mammogram(lesion, pixels=pixels), turn, 1, Skipped())
+    mask = moved.lesions[0].mask(ROWS, COLS)
+    shown = moved.pixels()[..., 0] > 0.5
     assert 2 * np.sum(mask & shown) / (mask.sum() + shown.sum()) > 0.93
 
 
 def test_a_lesion_known_by_its_box_gets_the_box_around_the_turned_one():
-    made = transform_mammogram(
+    moved = transform_mammogram(
         mammogram(Lesion("mass", (10, 20, 20, 30))), Transform(45, 1, False), 1, Skipped()
     )
-    top, left, bottom, right = made.lesions[0].box
+    top, left, bottom, right = moved.lesions[0].box
     assert (bottom - top, right - left) == (14, 14)  # 10 times the root of 2
 
 
 def test_what_is_out_of_sight_is_left_out_and_said():
     skipped = Skipped()
-    made = transform_mammogram(
+    moved = transform_mammogram(
         mammogram(square(15, 25, 9), square(0, 0, 4)), Transform(0, 2, False), 3, skipped
     )
-    assert len(made.lesions) == 1 and "lesion 1: is not in sight" in skipped.reasons["image~3"]
+    assert len(moved.lesions) == 1 and "lesion 1: is not in sight" in skipped.reasons["image~3"]
     with pytest.raises(ValueError, match="no lesion is in sight"):
         transform_mammogram(mammogram(square(0, 0, 4)), Transform(0, 2, False), 1, skipped)
 
@@ -160,8 +160,8 @@ def test_a_copy_does_not_depend_on_the_other_mammograms():
 
 def test_angles_and_factors_stay_in_their_ranges():
     one = mammogram(square(15, 25, 9), spacing=(1.0, 1.0))
-    made = list(make_copies([one], config(copies=60, rotate=0, resize=(0.8, 1.25)), Skipped()))
-    factors = np.array([1 / copy.spacing[0] for copy in made])
+    copies = list(make_copies([one], config(copies=60, rotate=0, resize=(0.8, 1.25)), Skipped()))
+    factors = np.array([1 / copy.spacing[0] for copy in copies])
     assert factors.min() >= 0.8 and factors.max() <= 1.25 and np.ptp(factors) > 0.3
     upright = replace(one, spacing=None)
     assert (

@@ -47,7 +47,7 @@ def test_table_1_implies_lesions_that_fill_a_third_of_a_patch_and_more(row):
 @pytest.mark.data
 def test_the_default_context_gives_that_share_on_real_masses(real_data):
     def share(context: float) -> float:
-        found = []
+        shares = []
         for one in cdd_cesm.read(real_data / "cdd-cesm", Skipped()):
             lesions = sampling.select_lesions(one, DataConfig()).values()
             region = np.zeros((one.rows, one.cols), np.uint8)
@@ -59,8 +59,8 @@ def test_the_default_context_gives_that_share_on_real_masses(real_data):
                 for place in places
                 if place[2] - place[0] <= one.rows and place[3] - place[1] <= one.cols
             ]
-            found += [region[top:bottom, left:right].mean() for top, left, bottom, right in inside]
-        return float(np.mean(found))
+            shares += [region[top:bottom, left:right].mean() for top, left, bottom, right in inside]
+        return float(np.mean(shares))
 
     assert 0.355 <= share(DataConfig().context) <= 0.365
     assert share(1.5) < 0.30

@@ -147,14 +147,14 @@ def test_finished_parts_are_kept_and_those_with_failures_made_again_on_demand(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(jobs, "run", lambda parts, make, flags: [make(part) for part in parts])
-    made = []
+    names = []
 
     def read(path):
         return path.read_text() if path.is_file() else None
 
     def make(path):
         if read(path) is None:
-            made.append(path.name)
+            names.append(path.name)
             path.write_text("failure" if path.name == "b" else "whole")
 
     steps = jobs.PartSteps(
@@ -167,9 +167,9 @@ def test_finished_parts_are_kept_and_those_with_failures_made_again_on_demand(
     parts = [tmp_path / "b", tmp_path / "a"]
     progress = (tmp_path, "*", 2)
     for retry, expected in ((False, ["b", "a"]), (False, []), (True, ["b"])):
-        made.clear()
+        names.clear()
         records = jobs.complete_parts(parts, steps, (), progress, retry)
-        assert records == ["failure", "whole"] and made == expected
+        assert records == ["failure", "whole"] and names == expected
     (tmp_path / "a").unlink()
     monkeypatch.setattr(jobs, "run", lambda parts, make, flags: None)
     with pytest.raises(DataError, match="/a: is missing or not as it was written; run the work"):

@@ -8,10 +8,7 @@ import pytest
 from tfmammo.archives import cdd_cesm, phantom
 from tfmammo.config import DataConfig, PreprocessConfig, SamplingConfig, TilesConfig
 from tfmammo.data import preprocess, sampling
-from tfmammo.data.labelled import make_pathology_patches
-from tfmammo.data.patches import (
-    Patch,
-    Patches,
+from tfmammo.data.extraction import (
     extract_patches,
     make_lesion_patches,
     make_normal_patches,
@@ -19,9 +16,9 @@ from tfmammo.data.patches import (
     make_patches,
     make_sampler,
     make_shape_patches,
-    stack_patches,
-    worst_pathology,
 )
+from tfmammo.data.labelled import make_pathology_patches
+from tfmammo.data.patches import Patch, Patches, stack_patches, worst_pathology
 from tfmammo.data.windows import crop_window, extract_window, square_window
 from tfmammo.errors import ArchiveError, DataError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
@@ -457,8 +454,8 @@ def test_wrong_arrays_are_refused(change, message):
 
 def offset_config(**changes):
     """Thirty patches of 32 px near masses, of unscaled grey values."""
-    chosen = {"count": 30, "offset": 10, "scale": (1, 1), **changes}
-    return DataConfig(patches="offset", size=32, sampling=SamplingConfig(**chosen), **RAW)
+    values = {"count": 30, "offset": 10, "scale": (1, 1), **changes}
+    return DataConfig(patches="offset", size=32, sampling=SamplingConfig(**values), **RAW)
 
 
 def found_at(patch, image):
@@ -815,9 +812,9 @@ def test_what_is_seen_of_a_constant_is_an_error_and_no_stretched_rounding_error(
 
 def test_what_is_seen_beyond_the_border_is_0():
     image = np.ones((40, 40, 1), np.float32)
-    found = extract_window(image, (-20, 0, 20, 40), DataConfig(size=40, window=(0, 1)))
+    window = extract_window(image, (-20, 0, 20, 40), DataConfig(size=40, window=(0, 1)))
     np.testing.assert_array_equal(
-        found[..., 0], np.repeat([[0.0], [1.0]], 20, axis=0) * np.ones(40)
+        window[..., 0], np.repeat([[0.0], [1.0]], 20, axis=0) * np.ones(40)
     )
 
 

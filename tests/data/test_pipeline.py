@@ -3,10 +3,6 @@ and step alone.
 """
 
 import hashlib
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import islice
 
@@ -14,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.two_cpus import run_on_two_cpus
 from tfmammo.data import pipeline
 from tfmammo.data.patches import Patch, Patches
 from tfmammo.data.pipeline import batches, rotate_and_flip
@@ -33,8 +30,10 @@ def patches(count=5, size=4):
 
 def drawn(data, steps, batch_size=1, seed=0, augment=False, start_step=0):
     """The images and masks of some steps, float32 [steps, batch, size, size, 1]."""
-    found = list(islice(batches(data, batch_size, seed, augment, start_step), steps))
-    return np.stack([b["image"] for b in found]), np.stack([b["mask"] for b in found])
+    drawn_batches = list(islice(batches(data, batch_size, seed, augment, start_step), steps))
+    return np.stack([b["image"] for b in drawn_batches]), np.stack(
+        [b["mask"] for b in drawn_batches]
+    )
 
 
 def symmetries(image):
@@ -47,14 +46,14 @@ def symmetries(image):
 
 def identify(image, data):
     """(index of the patch, turn) of a drawn image."""
-    found = [
+    matches = [
         (i, t)
         for i, original in enumerate(data.images)
         for t, turned in enumerate(symmetries(original))
         if np.array_equal(turned, image)
     ]
-    assert len(found) == 1
-    return found[0]
+    assert len(matches) == 1
+    return matches[0]
 
 
 def test_values_shapes_and_dtypes():
@@ -141,13 +140,13 @@ def test_augmentation_turns_image_and_mask_together_into_all_eight():
     data = patches(4)
     images, masks = drawn(data, 400, batch_size=1, augment=True)
     np.testing.assert_array_equal(masks, images > 0.5)
-    found = np.array([identify(image[0], data) for image in images])
-    assert (np.sort(found[:, 0].reshape(100, 4)) == np.arange(4)).all(), (
+    origins = np.array([identify(image[0], data) for image in images])
+    assert (np.sort(origins[:, 0].reshape(100, 4)) == np.arange(4)).all(), (
         "augmentation does not touch the order"
     )
     for patch in range(4):
-        assert set(found[found[:, 0] == patch, 1]) == set(range(8))
-    counts = np.bincount(found[:, 1], minlength=8)
+        assert set(origins[origins[:, 0] == patch, 1]) == set(range(8))
+    counts = np.bincount(origins[:, 1], minlength=8)
     # chi square of seven degrees of freedom, p = 0.001; the draws are fixed
     assert ((counts - 50) ** 2 / 50).sum() < 24.3
 
@@ -166,8 +165,8 @@ def test_dihedral_equals_numpy(turn):
 
 def test_dihedral_by_hand():
     image = np.array([[1, 2], [3, 4]], np.float32)[..., np.newaxis]
-    found = [rotate_and_flip(image, turn).numpy()[..., 0].tolist() for turn in range(8)]
-    assert found == [
+    turned = [rotate_and_flip(image, turn).numpy()[..., 0].tolist() for turn in range(8)]
+    assert turned == [
         [[1, 2], [3, 4]],
         [[2, 4], [1, 3]],
         [[4, 3], [2, 1]],
@@ -194,18 +193,15 @@ def test_dihedral_is_a_group_of_eight():
 
 
 TWO_REPLICAS = """
-import json
-import tfmammo
-import numpy as np
-import tensorflow as tf
-tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 from itertools import islice
 from tfmammo.data.patches import Patches
 from tfmammo.data.pipeline import batches
 
 rng = np.random.default_rng(0)
 names = np.array([f"{i}#0" for i in range(5)])
-data = Patches(rng.random((5, 4, 4, 1)).astype(np.float32), rng.integers(0, 2, (5, 4, 4, 1)).astype(np.uint8), names, names)
+images = rng.random((5, 4, 4, 1)).astype(np.float32)
+masks = rng.integers(0, 2, (5, 4, 4, 1)).astype(np.uint8)
+data = Patches(images, masks, names, names)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 equal, shares = [], []
 for start in (0, 3):
@@ -216,23 +212,11 @@ for start in (0, 3):
             shares.append([int(part.shape[0]) for part in parts])
             equal.append(bool(np.array_equal(np.concatenate(parts), whole[name])))
 print(json.dumps({"equal": equal, "shares": shares}))
-"""  # noqa: E501
+"""
 
 
-def test_two_replicas_share_the_batches_of_one(tmp_path, repository):
-    # Logical devices must be named before TensorFlow starts, so in a process of its own.
-    script = tmp_path / "two_replicas.py"
-    script.write_text(TWO_REPLICAS, encoding="utf-8")
-    path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, script],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout.splitlines()[-1])
+def test_two_replicas_share_the_batches_of_one(tmp_path):
+    results = run_on_two_cpus(TWO_REPLICAS, tmp_path)
     assert results["equal"] == [True] * 24 and results["shares"] == [[2, 2]] * 24
 
 
@@ -248,12 +232,12 @@ def records(tmp_path):
         data = patches(count)
         files = []
         for number, rows in enumerate([*np.array_split(np.arange(count), shards), []]):
-            found = [
+            patches_of_shard = [
                 Patch(data.images[i], data.masks[i], data.patient_ids[i], data.ids[i]) for i in rows
             ]
             name = f"shard-{number:05d}-of-{shards + 1:05d}.tfrecord"
             with tf.io.TFRecordWriter(str(root / name)) as writer:
-                for patch in found:
+                for patch in patches_of_shard:
                     writer.write(encode(patch))
             content = (root / name).read_bytes()
             files.append(
@@ -261,7 +245,7 @@ def records(tmp_path):
                     file=name,
                     sha256=hashlib.sha256(content).hexdigest(),
                     bytes=len(content),
-                    count=len(found),
+                    count=len(patches_of_shard),
                 )
             )
         columns = {name: tuple(getattr(data, name)) for name in COLUMNS}
@@ -395,13 +379,13 @@ def test_balanced_classes_take_turns_and_each_has_its_own_epochs():
         and data.take([0, 1]).balanced_classes == 2
         and patches(7).with_labels([0, 1] * 3 + [0]).balanced_classes == 1
     )
-    found = list(islice(batches(data, 3, 0, False), 8))
-    assert [np.array(batch["label"]).tolist() for batch in found] == [[0, 2, 5]] * 8
+    drawn_batches = list(islice(batches(data, 3, 0, False), 8))
+    assert [np.array(batch["label"]).tolist() for batch in drawn_batches] == [[0, 2, 5]] * 8
     order = np.array(
-        [[identify(image, data)[0] for image in batch["image"].numpy()] for batch in found]
+        [[identify(image, data)[0] for image in batch["image"].numpy()] for batch in drawn_batches]
     )
     assert [sorted(part) for part in order[:, 0].reshape(4, 2).tolist()] == [[0, 3]] * 4
     assert [sorted(part) for part in order[:, 1].reshape(2, 4).tolist()] == [[1, 2, 4, 5]] * 2
     assert (order[:, 2] == 6).all()
     later, _ = drawn(data, 3, batch_size=3, start_step=5)
-    np.testing.assert_array_equal(later, [batch["image"] for batch in found[5:]])
+    np.testing.assert_array_equal(later, [batch["image"] for batch in drawn_batches[5:]])

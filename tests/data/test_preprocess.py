@@ -87,6 +87,17 @@ def test_same_size_changes_nothing():
     np.testing.assert_array_equal(resize_mask(mask, 17, 23), mask)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [((21, 35), (63, 105)), ((60, 45), (20, 15)), ((9, 13), (31, 35))]
+)
+def test_each_pixel_of_a_resampled_mask_is_the_nearest_old_one(old, new):
+    """No centre of a new pixel lies on the border between two old ones, so none is a tie."""
+    mask = np.random.default_rng(0).integers(0, 2, (*old, 1), np.uint8)
+    rows = ((np.arange(new[0]) + 0.5) * old[0] / new[0]).astype(int)
+    cols = ((np.arange(new[1]) + 0.5) * old[1] / new[1]).astype(int)
+    np.testing.assert_array_equal(resize_mask(mask, *new), mask[np.ix_(rows, cols)])
+
+
 @pytest.mark.parametrize(("old", "new"), [(64, 16), (60, 16), (48, 36), (16, 64), (25, 256)])
 def test_masks_stay_binary_and_in_place(old, new):
     mask = np.zeros((old, old, 1), np.uint8)

@@ -82,13 +82,13 @@ def test_offsets_are_uniform_along_each_axis():
     region = np.zeros((64, 64), np.uint8)
     region[30, 20] = 1
     random = np.random.default_rng(0)
-    found = Counter()
+    counts = Counter()
     for _ in range(2450):
         top, left, _, _ = draw_near_lesion(region, 16, 3, random)
-        found[top + 8 - 30, left + 8 - 20] += 1
-    assert set(found) == {(row, col) for row in range(-3, 4) for col in range(-3, 4)}
+        counts[top + 8 - 30, left + 8 - 20] += 1
+    assert set(counts) == {(row, col) for row in range(-3, 4) for col in range(-3, 4)}
     # chi square of 48 degrees of freedom, p = 0.001
-    assert sum((count - 50) ** 2 / 50 for count in found.values()) < 84.0
+    assert sum((count - 50) ** 2 / 50 for count in counts.values()) < 84.0
 
 
 def test_every_pixel_of_the_lesion_is_drawn_and_an_offset_ends_inside_the_window():
@@ -128,13 +128,13 @@ def test_windows_on_breast_are_all_those_with_enough_of_it(length, tissue):
     breast[:, :8] = 1
     breast[random.integers(0, 12, 9), random.integers(0, 14, 9)] ^= 1
     expected = enough(breast, length, tissue)
-    found = Counter()
+    counts = Counter()
     for _ in range(40 * len(expected)):
         top, left, bottom, right = draw_on_breast(breast, length, tissue, random)
         assert bottom - top == right - left == length
-        found[top, left] += 1
-    assert set(found) == expected
-    statistic = sum((count - 40) ** 2 / 40 for count in found.values())
+        counts[top, left] += 1
+    assert set(counts) == expected
+    statistic = sum((count - 40) ** 2 / 40 for count in counts.values())
     free = len(expected) - 1
     assert statistic < free + 4 * np.sqrt(2 * free) + 10, "each is as likely as the others"
 
@@ -314,15 +314,15 @@ def test_shape_masks_at_the_image_border_and_without_any():
 
 @pytest.mark.data
 def test_shapes_of_the_real_tables(real_data):
-    found = Counter()
+    counts = Counter()
     for side_ in ("train", "test"):
         with (real_data / f"cbis-ddsm/mass_case_description_{side_}_set.csv").open(
             newline="", encoding="utf-8"
         ) as file:
-            found.update(shape_class(row["mass shape"]) for row in csv.DictReader(file))
+            counts.update(shape_class(row["mass shape"]) for row in csv.DictReader(file))
     # By hand from the words' counts: irregular 464+52+2+1, lobulated 384+4+2, oval 412+6, round
     # 164; two shapes named 6+3+1+1+1+1
-    assert found == {"irregular": 519, "lobular": 390, "oval": 418, "round": 164, None: 205}
+    assert counts == {"irregular": 519, "lobular": 390, "oval": 418, "round": 164, None: 205}
 
 
 def test_normal_tissue_of_mammograms_with_lesions_is_taken_where_it_is_asked_for():

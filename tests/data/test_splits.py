@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfmammo.config import DataConfig
+from tfmammo.data.paper_split import split_as_in_paper
 from tfmammo.data.patches import Patches
 from tfmammo.data.pipeline import batches
 from tfmammo.data.splits import (
@@ -22,7 +23,6 @@ from tfmammo.data.splits import (
     load,
     save,
     split,
-    split_as_in_paper,
     split_by_patient,
     split_officially,
 )
@@ -165,10 +165,10 @@ def test_split_follows_the_config():
 
 
 def test_folds_are_what_earlier_runs_had():
-    found = [
+    folds = [
         "".join(sorted(set(IDS[split_by_patient(IDS, 3, fold, seed=4)[1]]))) for fold in range(3)
     ]
-    assert found == ["afi", "beg", "cdh"]  # by the code before strata were added
+    assert folds == ["afi", "beg", "cdh"]  # by the code before strata were added
 
 
 @given(
@@ -278,7 +278,7 @@ def test_an_official_split_that_leaks_is_refused():
 
 @pytest.mark.data
 def test_the_real_leak_of_cbis_ddsm(real_data):
-    found = {}
+    leaks = {}
     for kind in ("mass", "calc"):
         patients = []
         sides = []
@@ -288,11 +288,11 @@ def test_the_real_leak_of_cbis_ddsm(real_data):
                 rows = [row["patient_id"] for row in csv.DictReader(file)]
             patients += rows
             sides += [side] * len(rows)
-        found[kind] = np.array(patients), np.array(sides)
-        train, test = split_officially(*found[kind])
+        leaks[kind] = np.array(patients), np.array(sides)
+        train, test = split_officially(*leaks[kind])
         assert (len(train), len(test)) == {"mass": (1318, 378), "calc": (1546, 326)}[kind]
     with pytest.raises(LeakError, match="training and the test set: 31;"):
-        split_officially(*(np.concatenate([found["mass"][i], found["calc"][i]]) for i in range(2)))
+        split_officially(*(np.concatenate([leaks["mass"][i], leaks["calc"][i]]) for i in range(2)))
 
 
 def test_a_saved_split_is_taken_up_by_other_patches(tmp_path):

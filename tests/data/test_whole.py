@@ -2,12 +2,11 @@
 is taken, how both are flipped.
 """
 
-from functools import partial
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.small_mammograms import make_mammogram
 from tfmammo.config import DataConfig, PreprocessConfig, TilesConfig
 from tfmammo.data.pipeline import batches, flip_boxes, rotate_and_flip
 from tfmammo.data.whole import (
@@ -34,19 +33,15 @@ def pixels(box=None, value=0.5):
     return image
 
 
-def mammogram(number=0, lesions=(), pathology=None, box=None, **facts):
-    read = partial(pixels, box or (lesions[0].box if lesions else None))
-    return Mammogram(
-        "made",
-        f"p{number}",
-        f"i{number}",
-        ROWS,
-        COLS,
-        read,
-        lesions=tuple(lesions),
-        pathology=pathology,
-        **facts,
-    )
+def record(number, image, lesions, **facts):
+    """A mammogram whose archive states no laterality and no view, unless `facts` do."""
+    known = {"archive": "made", "image_id": f"i{number}", "laterality": None, "view": None}
+    return make_mammogram(number, image, lesions, **known | facts)
+
+
+def mammogram(number=0, lesions=(), box=None, **facts):
+    image = pixels(box or (lesions[0].box if lesions else None))
+    return record(number, image, lesions, **facts)
 
 
 MASS = Lesion("mass", (20, 8, 40, 24), pathology="malignant")
@@ -76,7 +71,7 @@ def test_an_outline_is_drawn_and_a_mask_is_not_its_box():
 def test_what_is_taken():
     asymmetry = Lesion("asymmetry", MASS.box)
     calcification = Lesion("calcification", MASS.box)
-    found = [
+    records = [
         mammogram(0, [MASS, calcification]),
         mammogram(1, pathology="normal"),
         mammogram(2),  # nothing is known of it
@@ -84,7 +79,7 @@ def test_what_is_taken():
         mammogram(4, pathology="malignant"),
         mammogram(5, [asymmetry, calcification]),
     ]
-    whole = make_whole(found, CONFIG, Skipped())
+    whole = make_whole(records, CONFIG, Skipped())
     assert whole.patient_ids.tolist() == ["p0", "p1", "p5"] and whole.kinds.tolist() == [
         "mass",
         "normal",
@@ -96,7 +91,7 @@ def test_what_is_taken():
         [False, False],
         [True, False],
     ]
-    assert make_whole(found, CONFIG, Skipped(), normal=False).patient_ids.tolist() == ["p0", "p5"]
+    assert make_whole(records, CONFIG, Skipped(), normal=False).patient_ids.tolist() == ["p0", "p5"]
 
 
 def test_flip_right_moves_the_box():
@@ -163,11 +158,11 @@ def test_a_box_lies_on_its_lesion_on_a_canvas():
 
 
 def test_a_square_canvas_is_the_square_of_that_size():
-    found = [mammogram(0, [MASS]), mammogram(1, pathology="normal")]
-    square = make_whole(found, CONFIG, Skipped())
+    records = [mammogram(0, [MASS]), mammogram(1, pathology="normal")]
+    square = make_whole(records, CONFIG, Skipped())
     assert (
         make_whole(
-            found, CONFIG.model_copy(update={"canvas": (40, 40), "size": 7}), Skipped()
+            records, CONFIG.model_copy(update={"canvas": (40, 40), "size": 7}), Skipped()
         ).fingerprint()
         == square.fingerprint()
     )
@@ -232,9 +227,11 @@ def test_boxes_are_flipped_as_the_image_is(turn, rows):
     boxes = np.array([[4, 12, 10, 32], [0, 0, 0, 0]], np.float32) / np.tile(sides, 2).astype(
         np.float32
     )
-    found = tf.function(flip_boxes)(boxes, tf.constant(turn)).numpy()
-    np.testing.assert_allclose(found[0], expected, atol=1e-6)
-    assert found[1, 0] == found[1, 2] and found[1, 1] == found[1, 3], "what is not there stays so"
+    flipped = tf.function(flip_boxes)(boxes, tf.constant(turn)).numpy()
+    np.testing.assert_allclose(flipped[0], expected, atol=1e-6)
+    assert flipped[1, 0] == flipped[1, 2] and flipped[1, 1] == flipped[1, 3], (
+        "what is not there stays so"
+    )
 
 
 @pytest.mark.parametrize("canvas", [None, (40, 32)])
@@ -292,19 +289,8 @@ def half_ellipse(*boxes):
     return image
 
 
-def breast(number=0, lesions=(), pathology=None, **facts):
-    read = partial(half_ellipse, *(lesion.box for lesion in lesions))
-    return Mammogram(
-        "made",
-        f"p{number}",
-        f"i{number}",
-        ROWS,
-        COLS,
-        read,
-        lesions=tuple(lesions),
-        pathology=pathology,
-        **facts,
-    )
+def breast(number=0, lesions=(), **facts):
+    return record(number, half_ellipse(*(lesion.box for lesion in lesions)), lesions, **facts)
 
 
 def bounds(region):
@@ -359,8 +345,11 @@ def test_places_between_lesions_are_those_that_a_slow_count_finds():
 
 def test_tiles_hold_a_lesion_each_or_none():
     calcification = Lesion("calcification", (60, 30, 70, 39), pathology="benign")
-    found = [breast(0, [MASS, calcification], "malignant"), breast(1, pathology="normal")]
-    whole = make_whole(found, TILED, Skipped())
+    records = [
+        breast(0, [MASS, calcification], pathology="malignant"),
+        breast(1, pathology="normal"),
+    ]
+    whole = make_whole(records, TILED, Skipped())
     assert whole.images.shape == (6, 32, 32, 1) and whole.ids.tolist() == [
         "i0#0",
         "i0#1",
@@ -398,13 +387,13 @@ def test_grey_values_of_tiles_are_normalised_over_the_whole_mammogram():
 
 
 def test_tiles_do_not_depend_on_order_and_change_with_the_seed():
-    found = [breast(number, [MASS]) for number in range(4)]
-    one = make_whole(found, TILED, Skipped())
-    other = make_whole(found[::-1], TILED, Skipped())
+    records = [breast(number, [MASS]) for number in range(4)]
+    one = make_whole(records, TILED, Skipped())
+    other = make_whole(records[::-1], TILED, Skipped())
     assert one.fingerprint() == other.take([9, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2]).fingerprint()
     assert len(np.unique(one.boxes[::3, 0], axis=0)) > 1, "each image has places of its own"
     assert (
-        make_whole(found, TILED.model_copy(update={"seed": 2}), Skipped()).fingerprint()
+        make_whole(records, TILED.model_copy(update={"seed": 2}), Skipped()).fingerprint()
         != one.fingerprint()
     )
 

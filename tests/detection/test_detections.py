@@ -49,7 +49,7 @@ class BrightSpot(tf.Module):
                 )
                 / size
             )
-            found = {
+            outputs = {
                 "detection_boxes": tf.stack(
                     [[0.5, 0.5, 0.6, 0.6], box, [1.2, 1.2, 1.3, 1.3], [0.0, 0.0, 1.0, 1.0]]
                 )[tf.newaxis],
@@ -59,10 +59,10 @@ class BrightSpot(tf.Module):
                 "raw_detection_boxes": tf.zeros([1, 9, 4]),
             }
             if self.mask is not None:
-                found["detection_masks"] = tf.stack(
+                outputs["detection_masks"] = tf.stack(
                     [tf.zeros([2, 2]), tf.constant(self.mask, tf.float32), *[tf.ones([2, 2])] * 2]
                 )[None]
-            return {name: found[name] for name in self.outputs or found}
+            return {name: outputs[name] for name in self.outputs or outputs}
 
         return detect
 

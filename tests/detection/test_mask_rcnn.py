@@ -328,11 +328,11 @@ class TestNetwork:
             return parts | {"detection_boxes": boxes, "detection_masks": tf.ones([2, 5, 28, 28])}
 
         model.model = network
-        found = model._detect(data["image"])["detection_boxes"]
+        detected = model._detect(data["image"])["detection_boxes"]
         np.testing.assert_allclose(
-            found[0], [[148 / 256, 30 / 128, 188 / 256, 70 / 128]] * 5, rtol=1e-6
+            detected[0], [[148 / 256, 30 / 128, 188 / 256, 70 / 128]] * 5, rtol=1e-6
         )
-        np.testing.assert_allclose(found[1, 0], boxes[1, 0], rtol=1e-6)
+        np.testing.assert_allclose(detected[1, 0], boxes[1, 0], rtol=1e-6)
 
     @pytest.mark.parametrize("stage", ["heads", "upper"])
     def test_a_stage_starts_from_the_one_before_and_moves_what_it_trains(
@@ -370,11 +370,12 @@ class TestNetwork:
         )
         for name in ("backbone", "decoder", "rpn_head"):
             pairs = zip(
-                *(by_layer(getattr(made.model, name)) for made in (other, model)), strict=True
+                *(by_layer(getattr(detector.model, name)) for detector in (other, model)),
+                strict=True,
             )
             assert all(np.array_equal(mine, theirs) for mine, theirs in pairs), name
         mine, theirs = (
-            made.model.mask_head.trainable_variables[0].numpy() for made in (other, model)
+            detector.model.mask_head.trainable_variables[0].numpy() for detector in (other, model)
         )
         assert not np.array_equal(mine, theirs)
 

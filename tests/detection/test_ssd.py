@@ -40,6 +40,19 @@ SMALL = [
 SMALL += ["model.head_layers=1", "tracking.system_metrics=false"]
 
 
+def run_python(arguments, repository, folder=None, timeout=1400):
+    """Run Python in a process of its own, without a GPU; stdout and stderr as text."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(repository)}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
 def experiment(data=None, model=None, **training):
     training = TrainingConfig(**{"precision": "float32", **training})
     return Experiment[SSDConfig](
@@ -128,22 +141,8 @@ def test_the_script_without_the_extra_is_one_line(repository, tmp_path):
         "import sys; sys.modules['object_detection'] = None; sys.argv = sys.argv[1:]; "
         f"exec(open({script!r}).read())"
     )
-    command = [
-        sys.executable,
-        "-c",
-        hidden,
-        "ssd.py",
-        "--config",
-        str(repository / "configs/ssd.yaml"),
-    ]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=environment(repository),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    command = ["-c", hidden, "ssd.py", "--config", str(repository / "configs/ssd.yaml")]
+    done = run_python(command, repository, folder=tmp_path, timeout=240)
     assert done.returncode == 2, done.stderr
     assert [
         line
@@ -238,10 +237,6 @@ def test_validation_needs_a_lesion():
         validate({"detector": lambda image: nothing}, normal)
 
 
-def environment(repository):
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(repository)}
-
-
 SCRIPT = """
 import json, os, sys
 os.environ |= {"TF_USE_LEGACY_KERAS": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
@@ -260,9 +255,16 @@ image = np.zeros((2, 96, 96, 1), np.float32)
 image[:, 20:52, 30:62] = 1
 box = np.array([[20, 30, 52, 62]], np.float32) / 96
 batch = {"image": image, "boxes": np.stack([box, box]), "classes": np.array([[1], [1]], np.int32)}
-padded = batch | {"boxes": np.pad(batch["boxes"], ((0, 0), (0, 1), (0, 0))), "classes": np.pad(batch["classes"], ((0, 0), (0, 1)))}
+padded = batch | {
+    "boxes": np.pad(batch["boxes"], ((0, 0), (0, 1), (0, 0))),
+    "classes": np.pad(batch["classes"], ((0, 0), (0, 1))),
+}
 lesionless = padded | {"boxes": np.zeros_like(padded["boxes"])}
-specs = {"image": tf.TensorSpec([2, 96, 96, 1]), "boxes": tf.TensorSpec([2, None, 4]), "classes": tf.TensorSpec([2, None], tf.int32)}
+specs = {
+    "image": tf.TensorSpec([2, 96, 96, 1]),
+    "boxes": tf.TensorSpec([2, None, 4]),
+    "classes": tf.TensorSpec([2, None], tf.int32),
+}
 step = tf.function(model.train_step, input_signature=[specs])
 losses = lambda given: {name: float(value) for name, value in step(given).items()}
 facts = {}
@@ -286,24 +288,25 @@ for _ in range(10):
     last = losses(batch)
 facts["last"] = last
 other = SSD(SSDConfig(**small, checkpoint=sys.argv[1]), 96, 3)
-kept = [np.array_equal(variable.numpy(), value) for variable, value in zip(other.networks["detector"].variables, saved)]
+pairs = zip(other.networks["detector"].variables, saved)
+kept = [np.array_equal(variable.numpy(), value) for variable, value in pairs]
 facts["kept"] = [sum(kept), len(kept)]
-for key, wrong in {"depth": {"depth": 32}, "nowhere": {"checkpoint": sys.argv[1] + "/nowhere"}}.items():
+mistakes = {"depth": {"depth": 32}, "nowhere": {"checkpoint": sys.argv[1] + "/nowhere"}}
+for key, wrong in mistakes.items():
     try:
         SSD(SSDConfig(**{**small, "checkpoint": sys.argv[1], **wrong}), 96)
     except DetectionError as error:
         facts[key] = str(error)
-facts["resnet"] = SSD(SSDConfig(backbone="resnet50", **small), 160).networks["detector"].count_params()
+retinanet = SSD(SSDConfig(backbone="resnet50", **small), 160)
+facts["resnet"] = retinanet.networks["detector"].count_params()
 print(json.dumps(facts))
-"""  # noqa: E501
+"""
 
 
 @pytest.fixture(scope="module")
 def facts(repository, tmp_path_factory):
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path_factory.mktemp("checkpoint"))]
-    done = subprocess.run(
-        command, env=environment(repository), capture_output=True, text=True, timeout=1400
-    )
+    command = ["-c", SCRIPT, str(tmp_path_factory.mktemp("checkpoint"))]
+    done = run_python(command, repository)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -355,20 +358,12 @@ def trained(repository, tmp_path_factory):
             f"tracking.uri=sqlite:///{folder}/mlflow.db",
         ]
         command = [
-            sys.executable,
             str(repository / "train/ssd.py"),
             "--config",
             str(repository / "configs/ssd.yaml"),
         ]
         command += ["--output", str(folder / "run"), "--set", *overrides]
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env=environment(repository),
-            capture_output=True,
-            text=True,
-            timeout=1400,
-        )
+        done = run_python(command, repository, folder)
         assert done.returncode == 0, done.stderr
         said.append(done.stderr)
     return folder, said

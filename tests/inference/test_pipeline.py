@@ -15,10 +15,11 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.known_networks import KnownSegmenter
 from tfmammo import export
 from tfmammo.config import DataConfig, PreprocessConfig
 from tfmammo.data import sampling
-from tfmammo.data.patches import make_patches
+from tfmammo.data.extraction import make_patches
 from tfmammo.errors import DetectionError, ExportError, PipelineError, TrackingError
 from tfmammo.inference import pipeline as pipelines
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineConfig
@@ -32,30 +33,6 @@ COLS = 120
 SIZE = 64
 CENTRE = (70, 50)
 RADII = (26, 18)
-
-
-class Bright(keras.Model):
-    """mask = 1 where weight * image + bias is above 0, or the sigmoid of it between."""
-
-    def __init__(self, weight=200.0, bias=-100.0, size=SIZE):
-        super().__init__(name="bright")
-        constant = keras.initializers.Constant
-        layer = keras.layers.Conv2D(
-            1,
-            1,
-            activation="sigmoid",
-            kernel_initializer=constant(weight),
-            bias_initializer=constant(bias),
-        )
-        self.networks = {"generator": keras.Sequential([keras.Input((size, size, 1)), layer])}
-        self.signature = [tf.TensorSpec([None, size, size, 1], tf.float32, "image")]
-
-    def functions(self):
-        @tf.function(input_signature=self.signature)
-        def generator(image):
-            return {"mask": self.networks["generator"](image)}
-
-        return {"generator": generator}
 
 
 def detector(folder, boxes, scores=None, classes=None, rows=ROWS, cols=COLS):
@@ -101,7 +78,7 @@ def models(tmp_path_factory):
         "empty": (0.0, -50.0),
         "full": (0.0, 50.0),
     }.items():
-        export.export(Bright(*values), root / name, card())
+        export.export(KnownSegmenter(*values), root / name, card())
     keras.utils.set_random_seed(0)
     cgan = CGAN(CGANConfig(filters=(4, 4, 4, 4, 4, 4), samples=3, adversarial=False), SIZE)
     export.export(cgan, root / "cgan", card())
@@ -118,13 +95,13 @@ def load(models, tmp_path):
     def call(boxes, segmenter="bright", data=None, scores=None, classes=None, **config):
         handle = models / segmenter
         if data is not None:
-            handle = export.export(Bright(), tmp_path / "segmenter", card(**data))
-        found = detector(tmp_path / "detector", boxes, scores, classes)
+            handle = export.export(KnownSegmenter(), tmp_path / "segmenter", card(**data))
+        path = detector(tmp_path / "detector", boxes, scores, classes)
         steps = {"closing": 0, "erosion": 0, "dilation": 0}
         values = {"postprocess": steps, **config}
         return Pipeline.load(
             PipelineConfig(
-                detector=found, segmenter=str(handle), classifier=str(models / "shape"), **values
+                detector=path, segmenter=str(handle), classifier=str(models / "shape"), **values
             )
         )
 
@@ -211,23 +188,23 @@ def test_a_mask_comes_back_to_native_pixels(load, frame, preprocess):
     pipeline = load(
         [record.lesions[0].box], data={"frame": frame, "preprocess": PreprocessConfig(**preprocess)}
     )
-    (found,) = pipeline.predict(record).findings
+    (finding,) = pipeline.predict(record).findings
     assert (
-        found.box == record.lesions[0].box
-        and found.score == pytest.approx(0.9)
-        and found.kind == "mass"
+        finding.box == record.lesions[0].box
+        and finding.score == pytest.approx(0.9)
+        and finding.kind == "mass"
     )
-    assert dice(mask_of(found), ellipse()) > 0.95
-    centre = np.argwhere(mask_of(found)).mean(axis=0)
+    assert dice(mask_of(finding), ellipse()) > 0.95
+    centre = np.argwhere(mask_of(finding)).mean(axis=0)
     np.testing.assert_allclose(centre, CENTRE, atol=0.5)  # a patch's pixel is up to 2.5 native ones
-    assert found.lesion.box == pytest.approx(record.lesions[0].box, abs=3)
+    assert finding.lesion.box == pytest.approx(record.lesions[0].box, abs=3)
 
 
 def test_spacing_and_shape(load):
     record = mammogram(spacing=(0.1, 0.2))
     case = load([record.lesions[0].box]).predict(record)
-    (found,) = case.findings
-    area = int(mask_of(found).sum())
+    (finding,) = case.findings
+    area = int(mask_of(finding).sum())
     assert area == pytest.approx(pi * RADII[0] * RADII[1], rel=0.05)
     expected = {
         "area_px": area,
@@ -235,15 +212,15 @@ def test_spacing_and_shape(load):
         "area_mm2": 0.02 * area,
         "diameter_mm": sqrt(0.08 * area / pi),
     }
-    assert measure(found.lesion, record) == pytest.approx(expected)
-    bare = measure(found.lesion, mammogram())
+    assert measure(finding.lesion, record) == pytest.approx(expected)
+    bare = measure(finding.lesion, mammogram())
     assert bare["area_mm2"] is None and bare["diameter_mm"] is None and bare["area_px"] == area
-    assert list(found.probabilities) == list(SHAPES) and sum(
-        found.probabilities.values()
+    assert list(finding.probabilities) == list(SHAPES) and sum(
+        finding.probabilities.values()
     ) == pytest.approx(1, abs=1e-5)
     assert (
-        found.lesion.shape == max(found.probabilities, key=found.probabilities.get)
-        and found.remarks == ()
+        finding.lesion.shape == max(finding.probabilities, key=finding.probabilities.get)
+        and finding.remarks == ()
     )
 
 
@@ -251,9 +228,9 @@ def test_a_shape_is_judged_by_a_mask_made_as_in_training(load):
     record = mammogram()
     pipeline = load([record.lesions[0].box])
     pipeline.classifier, inputs = heard(pipeline.classifier)
-    (found,) = pipeline.predict(record).findings
+    (finding,) = pipeline.predict(record).findings
     truth = replace(
-        record, lesions=(MaskedLesion("mass", partial(np.copy, mask_of(found)), shape="oval"),)
+        record, lesions=(MaskedLesion("mass", partial(np.copy, mask_of(finding)), shape="oval"),)
     )
     np.testing.assert_array_equal(inputs[0], sampling.draw_shape_masks([truth])[0])
     assert inputs[0].shape == (1, 64, 64, 1) and inputs[0].dtype == np.float32
@@ -300,7 +277,8 @@ def test_several_masses_each_get_their_own_piece(load):
     boxes = [lesion.box for lesion in record.lesions]
     case = load(boxes).predict(record)
     assert [
-        dice(mask_of(found), mask) > 0.93 for found, mask in zip(case.findings, masks, strict=True)
+        dice(mask_of(finding), mask) > 0.93
+        for finding, mask in zip(case.findings, masks, strict=True)
     ] == [True, True]
     both = load(boxes, single=False).predict(record).findings[0]
     assert mask_of(both).sum() > 1.1 * masks[0].sum()  # the neighbour reaches into the frame
@@ -311,14 +289,14 @@ def test_several_masses_each_get_their_own_piece(load):
 def test_a_box_on_the_border(load, frame, centre):
     truth = ellipse(centre)
     record = mammogram(truth)
-    (found,) = (
+    (finding,) = (
         load([record.lesions[0].box], data={"frame": frame, "percentiles": (0, 100)})
         .predict(record)
         .findings
     )
-    assert dice(mask_of(found), truth) > 0.93
-    (top, left, bottom, right) = found.lesion.box
-    mask = mask_of(found)
+    assert dice(mask_of(finding), truth) > 0.93
+    (top, left, bottom, right) = finding.lesion.box
+    mask = mask_of(finding)
     assert (
         0 <= top < bottom <= ROWS
         and 0 <= left < right <= COLS
@@ -340,18 +318,22 @@ def test_a_square_larger_than_the_mammogram_is_padded(load):
         ),
     )
     pipeline.segmenter, inputs = heard(pipeline.segmenter)
-    (found,) = pipeline.predict(record).findings
+    (finding,) = pipeline.predict(record).findings
     np.testing.assert_array_equal(
         inputs[0], make_patches([record], pipeline.data, Skipped()).images
     )
-    assert dice(mask_of(found), ellipse()) > 0.95
+    assert dice(mask_of(finding), ellipse()) > 0.95
 
 
 def test_an_empty_mask_leaves_the_box(load):
-    (found,) = load([(40, 30, 100, 70)], "empty").predict(mammogram()).findings
-    assert found.box == (40, 30, 100, 70) and found.lesion is None and found.probabilities is None
-    assert found.remarks == ("no mask: the segmenter marks nothing in the box",)
-    assert format_label(1, found) == "1 mass 0.90, no mask"
+    (finding,) = load([(40, 30, 100, 70)], "empty").predict(mammogram()).findings
+    assert (
+        finding.box == (40, 30, 100, 70)
+        and finding.lesion is None
+        and finding.probabilities is None
+    )
+    assert finding.remarks == ("no mask: the segmenter marks nothing in the box",)
+    assert format_label(1, finding) == "1 mass 0.90, no mask"
 
 
 def test_a_mask_beside_the_box_is_another_lesions(load):
@@ -364,45 +346,51 @@ def test_a_mask_beside_the_box_is_another_lesions(load):
 
 
 def test_a_full_mask_is_the_frame(load):
-    (found,) = load([(40, 30, 100, 70)], "full").predict(mammogram()).findings
+    (finding,) = load([(40, 30, 100, 70)], "full").predict(mammogram()).findings
     # the box doubled
-    assert found.lesion.box == (10, 10, 130, 90) and mask_of(found).sum() == 120 * 80
-    (found,) = load([(0, 0, 60, 50)], "full").predict(mammogram()).findings
-    assert found.lesion.box == (0, 0, 90, 75)  # and cut at the border
-    assert len(found.probabilities) == 4
+    assert finding.lesion.box == (10, 10, 130, 90) and mask_of(finding).sum() == 120 * 80
+    (finding,) = load([(0, 0, 60, 50)], "full").predict(mammogram()).findings
+    assert finding.lesion.box == (0, 0, 90, 75)  # and cut at the border
+    assert len(finding.probabilities) == 4
 
 
 def test_a_mask_of_a_few_pixels_is_enlarged_and_doubted(load):
     truth = ellipse((80, 60), (2, 2))
-    (found,) = (
+    (finding,) = (
         load([mammogram(truth).lesions[0].box], data={"percentiles": (0, 100)})
         .predict(mammogram(truth))
         .findings
     )
-    assert found.lesion is not None and len(found.probabilities) == 4
-    assert len(found.remarks) == 1 and "px was enlarged to 64 x 64 px" in found.remarks[0]
+    assert finding.lesion is not None and len(finding.probabilities) == 4
+    assert len(finding.remarks) == 1 and "px was enlarged to 64 x 64 px" in finding.remarks[0]
 
 
 def test_a_line_that_shrinks_away_has_no_shape(load):
     line = np.zeros((ROWS, COLS), np.uint8)
     line[5, 5:115] = 1
     pipeline = load([])
-    found = pipeline._classify(
+    finding = pipeline._classify(
         Finding("mass", 0.9, (0, 0, 9, 120), pipelines._make_lesion("mass", line)), mammogram()
     )
-    assert found.lesion is not None and found.probabilities is None and found.lesion.shape is None
-    assert found.remarks == ("no shape: nothing of its mask is left at 64 px",)
+    assert (
+        finding.lesion is not None
+        and finding.probabilities is None
+        and finding.lesion.shape is None
+    )
+    assert finding.remarks == ("no shape: nothing of its mask is left at 64 px",)
 
 
 def test_a_detection_of_no_size_in_pixels(load):
-    (found,) = load([(ROWS - 0.2, COLS - 0.2, ROWS, COLS)]).predict(mammogram()).findings
-    assert found.box == (ROWS - 1, COLS - 1, ROWS, COLS)
+    (finding,) = load([(ROWS - 0.2, COLS - 0.2, ROWS, COLS)]).predict(mammogram()).findings
+    assert finding.box == (ROWS - 1, COLS - 1, ROWS, COLS)
 
 
 def test_what_is_constant(load):
     flat = replace(mammogram(), read=partial(np.full, (ROWS, COLS, 1), 0.5, np.float32))
-    (found,) = load([(40, 30, 100, 70)]).predict(flat).findings
-    assert found.lesion is None and found.remarks[0].startswith("no mask: the image is constant")
+    (finding,) = load([(40, 30, 100, 70)]).predict(flat).findings
+    assert finding.lesion is None and finding.remarks[0].startswith(
+        "no mask: the image is constant"
+    )
 
 
 def test_pixels_that_cannot_be_read(load):
@@ -420,27 +408,27 @@ def test_a_fact_that_preprocessing_needs(load):
 
 def test_kinds_that_a_stage_does_not_know(load):
     kinds = ("mass", "calcification")
-    found = load([(40, 30, 100, 70)], classes=[2], kinds=kinds).predict(mammogram()).findings[0]
-    assert found.kind == "calcification" and found.remarks == (
+    finding = load([(40, 30, 100, 70)], classes=[2], kinds=kinds).predict(mammogram()).findings[0]
+    assert finding.kind == "calcification" and finding.remarks == (
         "no mask: the segmenter was trained on mass only",
     )
-    found = (
+    finding = (
         load([(40, 30, 100, 70)], classes=[2], kinds=kinds, data={"kinds": kinds})
         .predict(mammogram())
         .findings[0]
     )
     assert (
-        found.lesion is not None
-        and found.probabilities is None
-        and found.remarks == ("no shape: it is not a mass",)
+        finding.lesion is not None
+        and finding.probabilities is None
+        and finding.remarks == ("no shape: it is not a mass",)
     )
 
 
 def test_a_real_cgan_and_its_uncertainty(load):
-    (found,) = load([(40, 30, 100, 70)], "cgan", threshold=0.01).predict(mammogram()).findings
-    assert 0 < found.uncertainty < 0.5 and found.lesion.shape in SHAPES
-    (found,) = load([(40, 30, 100, 70)]).predict(mammogram()).findings
-    assert found.uncertainty is None
+    (finding,) = load([(40, 30, 100, 70)], "cgan", threshold=0.01).predict(mammogram()).findings
+    assert 0 < finding.uncertainty < 0.5 and finding.lesion.shape in SHAPES
+    (finding,) = load([(40, 30, 100, 70)]).predict(mammogram()).findings
+    assert finding.uncertainty is None
 
 
 def test_postprocessing_takes_specks_away(load):
@@ -473,24 +461,24 @@ def test_postprocessing_takes_specks_away(load):
     ],
 )
 def test_a_segmenter_whose_patches_are_not_known(tmp_path, models, change, said):
-    handle = export.export(Bright(), tmp_path / "segmenter", {"name": "cgan", **change})
-    found = detector(tmp_path / "detector", [])
+    handle = export.export(KnownSegmenter(), tmp_path / "segmenter", {"name": "cgan", **change})
+    path = detector(tmp_path / "detector", [])
     with pytest.raises(PipelineError, match=said) as raised:
         Pipeline.load(
-            PipelineConfig(detector=found, segmenter=str(handle), classifier=str(models / "shape"))
+            PipelineConfig(detector=path, segmenter=str(handle), classifier=str(models / "shape"))
         )
     assert str(raised.value).startswith(str(handle)) and "\n" not in str(raised.value)
 
 
 def test_a_segmenter_of_records_asks_their_manifest(tmp_path, models):
-    made = DataConfig(size=SIZE, frame="tight").model_dump(mode="json")
+    data = DataConfig(size=SIZE, frame="tight").model_dump(mode="json")
     columns = {
         name: []
         for name in ("patient_ids", "ids", "kinds", "pathologies", "shapes", "official_splits")
     }
     manifest = {
         "format": 1,
-        "identity": {"data": made},
+        "identity": {"data": data},
         "size": SIZE,
         "count": 0,
         "fingerprint": "",
@@ -500,19 +488,19 @@ def test_a_segmenter_of_records_asks_their_manifest(tmp_path, models):
     (tmp_path / "records").mkdir()
     (tmp_path / "records/manifest.json").write_text(json.dumps(manifest | {"columns": columns}))
     handle = export.export(
-        Bright(), tmp_path / "segmenter", card(records=str(tmp_path / "records"))
+        KnownSegmenter(), tmp_path / "segmenter", card(records=str(tmp_path / "records"))
     )
-    found = detector(tmp_path / "detector", [])
+    path = detector(tmp_path / "detector", [])
     pipeline = Pipeline.load(
-        PipelineConfig(detector=found, segmenter=str(handle), classifier=str(models / "shape"))
+        PipelineConfig(detector=path, segmenter=str(handle), classifier=str(models / "shape"))
     )
     assert pipeline.data.frame == "tight"
 
 
 def test_handles_of_the_wrong_stage(tmp_path, models):
-    found = detector(tmp_path / "detector", [])
+    path = detector(tmp_path / "detector", [])
     good = {
-        "detector": found,
+        "detector": path,
         "segmenter": str(models / "bright"),
         "classifier": str(models / "shape"),
     }

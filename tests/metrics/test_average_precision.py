@@ -31,8 +31,8 @@ def test_by_hand():
     """Hit, false positive, hit: precision 1 up to a recall of one half (51 points), 2/3 beyond
     (50).
     """
-    found = average_precision([one([A, ELSEWHERE, B], [0.9, 0.8, 0.7], [A, B])])
-    assert found == pytest.approx(
+    measures = average_precision([one([A, ELSEWHERE, B], [0.9, 0.8, 0.7], [A, B])])
+    assert measures == pytest.approx(
         dict.fromkeys(("ap", "ap50", "ap75"), (51 + 50 * 2 / 3) / 101) | {"ar": 1}
     )
 
@@ -50,8 +50,8 @@ def test_rows_are_rows():
 
 def test_overlap_decides():
     """An IoU of .62 is a hit at .5, .55 and .6."""
-    found = average_precision([one([(0, 0, 6.2, 10)], [0.9], [A])])
-    assert found == pytest.approx({"ap": 0.3, "ap50": 1, "ap75": 0, "ar": 0.3})
+    measures = average_precision([one([(0, 0, 6.2, 10)], [0.9], [A])])
+    assert measures == pytest.approx({"ap": 0.3, "ap50": 1, "ap75": 0, "ar": 0.3})
 
 
 def test_kinds_are_told_apart_and_their_mean_taken():

@@ -65,22 +65,22 @@ def test_a_ramp_has_no_seam_and_a_step_has():
     """
     ramp = 0.01 * np.mgrid[:40, :40][0]
     mask = square()
-    found = seam_strength(batch(ramp), mask)
-    assert found == pytest.approx([1], abs=0.01)
+    strengths = seam_strength(batch(ramp), mask)
+    assert strengths == pytest.approx([1], abs=0.01)
     # 0.3 more inside: 0.31 along the bottom, 0.29 along the top, 0.3 along the sides, on average
     # 0.3 in place of 0.005.
     assert seam_strength(batch(ramp) + np.float32(0.3) * mask, mask) == pytest.approx(
-        found * 60, rel=1e-4
+        strengths * 60, rel=1e-4
     )
 
 
 def test_normal_tissue_has_a_strength_of_about_one_and_pasted_more():
     images = noise(count=20)
     masks = np.repeat(square(), 20, axis=0)
-    found = seam_strength(images, masks)
-    assert found.shape == (20,) and found.dtype == np.float64
+    strengths = seam_strength(images, masks)
+    assert strengths.shape == (20,) and strengths.dtype == np.float64
     assert (
-        found.mean() == pytest.approx(1, abs=0.05)
+        strengths.mean() == pytest.approx(1, abs=0.05)
         and (seam_strength(images + np.float32(0.1) * masks, masks) > 3).all()
     )
 

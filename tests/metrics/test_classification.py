@@ -100,8 +100,8 @@ def test_the_variance_is_that_of_repeated_draws():
 
 
 def test_confusion_by_hand():
-    found = confusion_matrix([0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 0, 2], 4)
-    assert found.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 2, 0], [0, 0, 0, 0]]
+    confusion = confusion_matrix([0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 0, 2], 4)
+    assert confusion.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 2, 0], [0, 0, 0, 0]]
     assert confusion_matrix([], [], 2).tolist() == [[0, 0], [0, 0]]
 
 

@@ -119,11 +119,11 @@ def test_swaps_by_hand():
         difference = values[labels == 1][:, None] - values[labels == 0][None]
         return np.mean((difference > 0) + 0.5 * (difference == 0))
 
-    found = []
+    differences = []
     for way in range(64):
         swap = np.array([(way >> patient) & 1 for patient in patients], bool)
-        found.append(area(np.where(swap, *ranks[::-1])) - area(np.where(swap, *ranks)))
-    expected = np.mean(np.abs(found) >= abs(found[0]) - 1e-12)
+        differences.append(area(np.where(swap, *ranks[::-1])) - area(np.where(swap, *ranks)))
+    expected = np.mean(np.abs(differences) >= abs(differences[0]) - 1e-12)
     assert rank_swap_test(labels, a, b, patients) == pytest.approx(expected)
     # ranks: no scale matters
     assert rank_swap_test(labels, b, np.exp(a), patients) == pytest.approx(expected)

@@ -40,10 +40,10 @@ boxes_ = st.lists(
 
 
 def test_iou_by_hand():
-    found = iou(
+    overlaps = iou(
         np.array([[0, 0, 2, 2], [0, 0, 4, 4]]), np.array([[1, 1, 3, 3], [0, 0, 2, 2], [2, 0, 4, 2]])
     )
-    np.testing.assert_allclose(found, [[1 / 7, 1, 0], [4 / 16, 4 / 16, 4 / 16]])
+    np.testing.assert_allclose(overlaps, [[1 / 7, 1, 0], [4 / 16, 4 / 16, 4 / 16]])
 
 
 @given(boxes_, boxes_)
@@ -94,13 +94,13 @@ def test_each_criterion_finds_its_own():
     truth = np.array([[10, 10, 20, 20]])
     score = np.array([0.5])
     boxes = {"inside": [14, 14, 16, 16], "around": [5, 5, 25, 25], "beside": [10, 16, 20, 22]}
-    found = {
+    hits = {
         (name, criterion)
         for name, box in boxes.items()
         for criterion in ("iou", "ior", "centre")
         if match(np.array([box]), score, truth, 0.5, criterion).hits.size
     }
-    assert found == {
+    assert hits == {
         ("inside", "ior"),
         ("inside", "centre"),
         ("around", "centre"),
@@ -112,9 +112,9 @@ def test_each_criterion_finds_its_own():
 def test_a_second_detection_of_a_lesion_is_a_false_positive():
     truth = np.array([[0, 0, 10, 10], [20, 20, 30, 30]])
     boxes = np.array([[0, 0, 10, 9], [0, 0, 10, 10], [20, 20, 30, 24.5], [50, 50, 60, 60]])
-    found = match(boxes, np.array([0.9, 0.8, 0.7, 0.6]), truth)
-    assert found.hits.tolist() == [0.9] and found.false_positives.tolist() == [0.8, 0.7, 0.6]
-    assert (found.lesions, found.images) == (2, 1)
+    matches = match(boxes, np.array([0.9, 0.8, 0.7, 0.6]), truth)
+    assert matches.hits.tolist() == [0.9] and matches.false_positives.tolist() == [0.8, 0.7, 0.6]
+    assert (matches.lesions, matches.images) == (2, 1)
     assert match(boxes, np.array([0.9, 0.8, 0.7, 0.6]), truth, threshold=0.4).hits.tolist() == [
         0.9,
         0.7,
@@ -141,8 +141,8 @@ def slow_match(boxes, scores, truth, threshold):
 @given(boxes_, boxes_, st.sampled_from([0.0, 0.2, 0.5]), st.randoms(use_true_random=False))
 def test_matching_equals_the_rule_one_by_one(boxes, truth, threshold, random):
     scores = [random.choice([0.1, 0.2, 0.3, 0.4]) for _ in boxes]
-    found = match(boxes, np.array(scores), truth, threshold)
-    assert (found.hits.tolist(), found.false_positives.tolist()) == slow_match(
+    matches = match(boxes, np.array(scores), truth, threshold)
+    assert (matches.hits.tolist(), matches.false_positives.tolist()) == slow_match(
         boxes, scores, truth, threshold
     )
 
@@ -179,8 +179,8 @@ def test_boxes_without_area_and_outside_the_image_hit_nothing():
     truth = np.array([[0, 0, 10, 10], [4, 4, 4, 9]])
     boxes = np.array([[5, 5, 5, 5], [7, 7, 3, 3], [-30, -30, -20, -20], [4, 4, 4, 9]])
     for criterion in ("iou", "ior", "centre"):
-        found = match(boxes, np.full(4, 0.5), truth, 0, criterion)
-        assert (len(found.hits), len(found.false_positives), found.lesions) == (0, 4, 2)
+        matches = match(boxes, np.full(4, 0.5), truth, 0, criterion)
+        assert (len(matches.hits), len(matches.false_positives), matches.lesions) == (0, 4, 2)
     assert match(np.array([[-5, 0, 10, 10]]), np.array([0.5]), truth).hits.size == 1, (
         "what lies partly outside is compared as it is"
     )
@@ -205,13 +205,13 @@ def test_every_box_has_a_score():
 
 
 def test_recall_and_detections_below_a_score():
-    found = Matches(np.array([0.9, 0.4]), np.array([0.8, 0.3]), 4, 2)
-    assert (found.recall(), found.above(0.4).recall(), found.above(0.5).recall()) == (
+    matches = Matches(np.array([0.9, 0.4]), np.array([0.8, 0.3]), 4, 2)
+    assert (matches.recall(), matches.above(0.4).recall(), matches.above(0.5).recall()) == (
         0.5,
         0.5,
         0.25,
     )
-    nothing = found.above(0.95)
+    nothing = matches.above(0.95)
     assert (
         nothing.recall() == 0
         and nothing.false_positives.size == 0
@@ -225,14 +225,14 @@ def test_froc_equals_monais_vector():
     """MONAI's test_compute_froc: fp_probs, tp_probs (a 0 is a target not found), 4 targets, 2
     images; compute_froc_score gives the mean.
     """
-    found = froc(
+    curve = froc(
         [
             Matches(np.array([1, 1, 0.8]), np.array([0.8]), 2, 1),
             Matches(np.array([0.8]), np.array([0.6]), 2, 1),
         ]
     )
-    assert found.tpr[0] == pytest.approx(0.75) and found.mean == pytest.approx(0.95833333)
-    assert found.fppi.tolist() == list(FPPI)
+    assert curve.tpr[0] == pytest.approx(0.75) and curve.mean == pytest.approx(0.95833333)
+    assert curve.fppi.tolist() == list(FPPI)
 
 
 # 2 images, 4 lesions. score >= .9: 1 hit; .8: one false; .7: 2 hits; .2: 3 hits and 3 false.
@@ -243,26 +243,26 @@ KNOWN = [
 
 
 def test_froc_by_hand():
-    found = froc(KNOWN, [0, 0.25, 0.5, 1.0, 1.5, 9])
-    np.testing.assert_allclose(found.tpr, [0.25, 0.25, 0.5, 0.625, 0.75, 0.75])
-    assert found.thresholds.tolist() == [np.inf, 0.9, 0.8, 0.7, 0.2]
-    np.testing.assert_allclose(found.curve_fppi, [0, 0, 0.5, 0.5, 1.5])
-    np.testing.assert_allclose(found.curve_tpr, [0, 0.25, 0.25, 0.5, 0.75])
-    np.testing.assert_array_equal(Matches.join(KNOWN).froc([0.5, 1]), found.tpr[2:4])
+    curve = froc(KNOWN, [0, 0.25, 0.5, 1.0, 1.5, 9])
+    np.testing.assert_allclose(curve.tpr, [0.25, 0.25, 0.5, 0.625, 0.75, 0.75])
+    assert curve.thresholds.tolist() == [np.inf, 0.9, 0.8, 0.7, 0.2]
+    np.testing.assert_allclose(curve.curve_fppi, [0, 0, 0.5, 0.5, 1.5])
+    np.testing.assert_allclose(curve.curve_tpr, [0, 0.25, 0.25, 0.5, 0.75])
+    np.testing.assert_array_equal(Matches.join(KNOWN).froc([0.5, 1]), curve.tpr[2:4])
 
 
 def test_partial_area_by_hand():
     """Up to 0.5 the height is .25; from there it rises from .5 to .75 within 1, and stays."""
-    found = froc(KNOWN, [0, 0.25, 0.5, 1.0, 1.5, 4.5])
+    curve = froc(KNOWN, [0, 0.25, 0.5, 1.0, 1.5, 4.5])
     whole = [0.125 + 0.5 * (0.5 + 0.625) / 2, 0.125 + (0.5 + 0.75) / 2, 0.125 + 0.625 + 3 * 0.75]
     np.testing.assert_allclose(
-        found.areas, [0.25, 0.25, 0.25, whole[0] / 1, whole[1] / 1.5, whole[2] / 4.5]
+        curve.areas, [0.25, 0.25, 0.25, whole[0] / 1, whole[1] / 1.5, whole[2] / 4.5]
     )
 
 
 def test_froc_without_any_detection_is_zero():
-    found = froc([Matches(np.empty(0), np.empty(0), 3, 2)])
-    assert found.tpr.tolist() == found.areas.tolist() == [0] * 6 and found.thresholds.tolist() == [
+    curve = froc([Matches(np.empty(0), np.empty(0), 3, 2)])
+    assert curve.tpr.tolist() == curve.areas.tolist() == [0] * 6 and curve.thresholds.tolist() == [
         np.inf
     ]
 
@@ -286,16 +286,16 @@ scores_ = st.lists(st.floats(-1, 1), max_size=6).map(np.array)
 @given(scores_, scores_)
 def test_froc_never_falls(false, hits):
     at = np.linspace(0, 4, 33)
-    found = froc([Matches(hits, false, 6, 3)], at)
-    assert np.all(np.diff(found.tpr) >= 0) and found.tpr[-1] == pytest.approx(len(hits) / 6)
-    assert np.all(found.areas <= found.tpr + 1e-12) and np.all(np.diff(found.areas) >= -1e-12)
+    curve = froc([Matches(hits, false, 6, 3)], at)
+    assert np.all(np.diff(curve.tpr) >= 0) and curve.tpr[-1] == pytest.approx(len(hits) / 6)
+    assert np.all(curve.areas <= curve.tpr + 1e-12) and np.all(np.diff(curve.areas) >= -1e-12)
 
 
 @given(scores_, scores_, st.sampled_from([0.2, 1.0, 3.0]))
 def test_partial_area_equals_a_sum_of_strips(false, hits, width):
     middles = (np.arange(3000) + 0.5) * width / 3000
-    found = froc([Matches(hits, false, 6, 3)], np.append(width, middles))
-    assert found.areas[0] == pytest.approx(found.tpr[1:].mean(), abs=1e-3)
+    curve = froc([Matches(hits, false, 6, 3)], np.append(width, middles))
+    assert curve.areas[0] == pytest.approx(curve.tpr[1:].mean(), abs=1e-3)
 
 
 def test_ten_thousand_images_in_two_seconds_of_work():
@@ -305,18 +305,23 @@ def test_ten_thousand_images_in_two_seconds_of_work():
     boxes = np.concatenate([corners, corners + sides], axis=-1)
     scores = random.random((10_000, 100))
     start = time.process_time()
-    found = froc(
+    curve = froc(
         [match(of[:100], score, of[100:]) for of, score in zip(boxes, scores, strict=True)]
     )
-    assert time.process_time() - start < 2 and len(found.thresholds) == 1_000_001
+    assert time.process_time() - start < 2 and len(curve.thresholds) == 1_000_001
 
 
 def test_kinds_are_told_apart_and_count_as_one_image():
     boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30]])
-    found = match_kinds(
+    matches = match_kinds(
         boxes, np.array([0.9, 0.8]), ["mass", "mass"], boxes, ["calcification", "mass"]
     )
-    assert (found.hits.tolist(), found.false_positives.tolist(), found.lesions, found.images) == (
+    assert (
+        matches.hits.tolist(),
+        matches.false_positives.tolist(),
+        matches.lesions,
+        matches.images,
+    ) == (
         [0.8],
         [0.9],
         2,
@@ -387,12 +392,12 @@ def test_an_interval_equals_that_of_patients_joined_again(of):
     patients = ["a", "b", "b", "c", "d", "d"]
     images = drawn(lesions)
     others = drawn(lesions)
-    found = froc_interval(images, patients, fppi, samples=40, seed=5, of=of, fewest=4)
-    np.testing.assert_allclose(found, slow_interval(images, patients, fppi, 40, 5, of))
-    found = froc_interval(
+    interval = froc_interval(images, patients, fppi, samples=40, seed=5, of=of, fewest=4)
+    np.testing.assert_allclose(interval, slow_interval(images, patients, fppi, 40, 5, of))
+    interval = froc_interval(
         images, patients, fppi, samples=40, seed=5, of=of, against=others, fewest=4
     )
-    np.testing.assert_allclose(found, slow_interval(images, patients, fppi, 40, 5, of, others))
+    np.testing.assert_allclose(interval, slow_interval(images, patients, fppi, 40, 5, of, others))
     same = froc_interval(images, patients, fppi, samples=40, of=of, against=images, fewest=4)
     assert not np.any(same), "a detector does not differ from itself, whoever is drawn"
 
@@ -465,8 +470,8 @@ def test_an_interval_of_trainings_has_the_mean_of_theirs_in_every_draw():
         ]
         if curves:
             values.append(np.mean(curves, axis=0))
-    found = froc_interval(images, names * 2, fppi, samples=30, seed=7, trainings=trainings)
-    np.testing.assert_allclose(found, np.percentile(values, [2.5, 97.5], axis=0))
+    interval = froc_interval(images, names * 2, fppi, samples=30, seed=7, trainings=trainings)
+    np.testing.assert_allclose(interval, np.percentile(values, [2.5, 97.5], axis=0))
 
 
 def test_mean_over_trainings_and_deviation_over_folds():
@@ -514,10 +519,10 @@ def test_false_positives_of_images_with_and_without_lesions_by_hand():
 
 
 def test_recall_of_all_detections():
-    found = froc(KNOWN, [ALL_DETECTIONS])
-    assert found.tpr.tolist() == [0.75] == [
+    curve = froc(KNOWN, [ALL_DETECTIONS])
+    assert curve.tpr.tolist() == [0.75] == [
         Matches.join(KNOWN).recall()
-    ] and found.areas.tolist() == [0.75]
+    ] and curve.areas.tolist() == [0.75]
 
 
 def test_detections_of_kinds_that_are_not_judged_are_no_false_positives():
@@ -525,7 +530,7 @@ def test_detections_of_kinds_that_are_not_judged_are_no_false_positives():
     boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30]])
     kinds = ["mass", "calcification"]
     of = boxes, np.array([0.9, 0.95]), kinds, boxes[:1], ["mass"]
-    found = match_kinds(*of, judged=["mass"])
-    assert (found.hits.tolist(), found.false_positives.tolist()) == ([0.9], [])
+    matches = match_kinds(*of, judged=["mass"])
+    assert (matches.hits.tolist(), matches.false_positives.tolist()) == ([0.9], [])
     assert match_kinds(*of, judged=["mass", "calcification"]).false_positives.tolist() == [0.95]
     assert match_kinds(*of, judged=["mass"]).images == 1

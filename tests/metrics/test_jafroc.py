@@ -98,15 +98,15 @@ def test_the_test_equals_scipys_paired_t_of_slow_pseudo_values(merit):
         # centred, as Hillis has them: their mean is the figure of merit
         pseudo.append(values - values.mean() + theta)
     expected = stats.ttest_rel(*pseudo)
-    found = jafroc_test(*sides, patients, merit)
-    assert (found.merit, found.other) == pytest.approx(
+    result = jafroc_test(*sides, patients, merit)
+    assert (result.merit, result.other) == pytest.approx(
         merits
-    ) and found.difference == pytest.approx(merits[0] - merits[1])
-    assert (found.t, found.degrees, found.p) == pytest.approx(
+    ) and result.difference == pytest.approx(merits[0] - merits[1])
+    assert (result.t, result.degrees, result.p) == pytest.approx(
         (expected.statistic, 8, expected.pvalue)
     )
-    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
-    assert found.p < 0.05, "half a point more on every lesion"
+    assert (result.low, result.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert result.p < 0.05, "half a point more on every lesion"
 
 
 def test_the_test_is_delongs_where_every_image_has_one_mark_and_patient():
@@ -121,15 +121,16 @@ def test_the_test_is_delongs_where_every_image_has_one_mark_and_patient():
         ]
         for side in scores
     ]
-    found = jafroc_test(*sides, [str(number) for number in range(300)])
+    result = jafroc_test(*sides, [str(number) for number in range(300)])
     (z, p) = delong_test(labels, *scores)
-    assert found.t == pytest.approx(z, rel=0.02) and found.p == pytest.approx(p, rel=0.2, abs=1e-4)
+    assert result.t == pytest.approx(z, rel=0.02)
+    assert result.p == pytest.approx(p, rel=0.2, abs=1e-4)
 
 
 def test_the_same_detector_does_not_differ():
     patients = ["a", "b", "c", "d"]
-    found = jafroc_test(KNOWN, KNOWN, patients, fewest=4)
-    assert (found.difference, found.low, found.high, found.t, found.p) == (0, 0, 0, 0, 1)
+    result = jafroc_test(KNOWN, KNOWN, patients, fewest=4)
+    assert (result.difference, result.low, result.high, result.t, result.p) == (0, 0, 0, 0, 1)
 
 
 def test_a_difference_without_variance():
@@ -140,16 +141,16 @@ def test_a_difference_without_variance():
         image([0.9], lesions=1),
     ]
     worst = [image(false=[0.9]), image(false=[0.9]), image(lesions=1), image(lesions=1)]
-    found = jafroc_test(best, worst, ["a", "b", "c", "d"], fewest=4)
-    assert found == JafrocTest(1, 0, 1, 1, 1, np.inf, 3, 0)
+    result = jafroc_test(best, worst, ["a", "b", "c", "d"], fewest=4)
+    assert result == JafrocTest(1, 0, 1, 1, 1, np.inf, 3, 0)
 
 
 @pytest.mark.parametrize("patients", [["a"] * 4, ["a", "b", "c", "c"], ["a", "a", "b", "c"]])
 def test_a_patient_who_cant_be_left_out_leaves_it_untested(patients):
     """Of one patient alone, or with all lesions or all normal images of one."""
-    found = jafroc_test(KNOWN, KNOWN, patients, fewest=1)
-    assert (found.merit, found.difference, found.degrees) == (pytest.approx(4 / 6), 0, 0)
-    assert np.isnan([found.low, found.high, found.t, found.p]).all()
+    result = jafroc_test(KNOWN, KNOWN, patients, fewest=1)
+    assert (result.merit, result.difference, result.degrees) == (pytest.approx(4 / 6), 0, 0)
+    assert np.isnan([result.low, result.high, result.t, result.p]).all()
 
 
 def test_other_images_are_refused():
@@ -182,8 +183,8 @@ def test_perfect_trainings_do_not_differ_wherever_their_scores_lie():
     others = perfect(0) + perfect(0.05)
     pooled = jafroc_test(ours, others, patients)
     assert (pooled.merit, pooled.other) == (0.75, 1) and pooled.p < 0.001
-    found = jafroc_test(ours, others, patients, trainings=trainings, others_trainings=trainings)
-    assert (found.merit, found.other, found.difference, found.p) == (1, 1, 0, 1)
+    result = jafroc_test(ours, others, patients, trainings=trainings, others_trainings=trainings)
+    assert (result.merit, result.other, result.difference, result.p) == (1, 1, 0, 1)
 
 
 def test_the_test_of_trainings_leaves_every_patient_out_of_all_of_them():
@@ -215,11 +216,11 @@ def test_the_test_of_trainings_leaves_every_patient_out_of_all_of_them():
         for name in sorted(set(patients))
     ]
     expected = apart / (np.std(pseudo, ddof=1) / np.sqrt(8))
-    found = jafroc_test(
+    result = jafroc_test(
         *sides, patients, "jafroc1", trainings=trainings, others_trainings=trainings
     )
-    assert (found.difference, found.t) == pytest.approx((apart, expected))
-    assert found.p == pytest.approx(2 * stats.t.sf(abs(expected), 7))
+    assert (result.difference, result.t) == pytest.approx((apart, expected))
+    assert result.p == pytest.approx(2 * stats.t.sf(abs(expected), 7))
 
 
 def test_the_merit_is_jafroc_where_every_training_saw_normal_images():

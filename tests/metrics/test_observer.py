@@ -28,23 +28,23 @@ REAL = np.array([1, 1, 1, 0, 0, 0], bool)
 
 
 def test_fifteen_of_twenty_by_hand():
-    found = estimate_choices([True] * 15 + [False] * 5)
-    assert (found.n, found.right, found.share.value) == (20, 15, 0.75)
+    choices = estimate_choices([True] * 15 + [False] * 5)
+    assert (choices.n, choices.right, choices.share.value) == (20, 15, 0.75)
     assert (
-        found.p
+        choices.p
         == pytest.approx(2 * sum(comb(20, k) for k in range(15, 21)) / 2**20)
         == pytest.approx(0.0414, abs=5e-5)
     )
     # Clopper and Pearson (1934): at its bounds 15 or more, or 15 or fewer, have a chance of 2.5 %.
-    assert (found.share.low, found.share.high) == (
+    assert (choices.share.low, choices.share.high) == (
         pytest.approx(0.5090, abs=5e-5),
         pytest.approx(0.9134, abs=5e-5),
     )
-    assert stats.binom.sf(14, 20, found.share.low) == pytest.approx(0.025)
-    assert stats.binom.cdf(15, 20, found.share.high) == pytest.approx(0.025)
-    assert found.d_prime.value == pytest.approx(0.9539, abs=5e-5)  # sqrt(2) 0.67449
-    assert (found.d_prime.low, found.d_prime.high) == tuple(
-        pytest.approx(sqrt(2) * Z(b)) for b in (found.share.low, found.share.high)
+    assert stats.binom.sf(14, 20, choices.share.low) == pytest.approx(0.025)
+    assert stats.binom.cdf(15, 20, choices.share.high) == pytest.approx(0.025)
+    assert choices.d_prime.value == pytest.approx(0.9539, abs=5e-5)  # sqrt(2) 0.67449
+    assert (choices.d_prime.low, choices.d_prime.high) == tuple(
+        pytest.approx(sqrt(2) * Z(b)) for b in (choices.share.low, choices.share.high)
     )
 
 
@@ -62,9 +62,10 @@ def test_all_and_none_right():
 
 
 def test_who_guesses_has_none():
-    found = estimate_choices([True, False] * 8)
-    assert (found.p, found.share.value, found.d_prime.value) == (1, 0.5, 0) and d_prime(0.5) == 0
-    assert found.share.low == pytest.approx(1 - found.share.high)
+    choices = estimate_choices([True, False] * 8)
+    assert (choices.p, choices.share.value, choices.d_prime.value) == (1, 0.5, 0)
+    assert d_prime(0.5) == 0
+    assert choices.share.low == pytest.approx(1 - choices.share.high)
 
 
 @pytest.mark.parametrize("nothing", [[], [[True]]])
@@ -130,15 +131,15 @@ def test_fewer_than_six_cases_have_neither_interval_nor_p():
     pooled = pool_choices(np.ones((4, 5)), 50)
     rated = estimate_ratings([1, 1, 0, 0, 0], [5, 3, 4, 2, 1])
     together = pool_ratings([1, 1, 0, 0, 0], [[5, 3, 4, 2, 1]] * 3, 50)
-    for found in (alone, pooled):
+    for estimates in (alone, pooled):
         assert (
-            found.share.value == 1
-            and np.isnan([found.p, found.share.low, found.d_prime.high]).all()
+            estimates.share.value == 1
+            and np.isnan([estimates.p, estimates.share.low, estimates.d_prime.high]).all()
         )
-    for found in (rated, together):
+    for estimates in (rated, together):
         assert (
-            found.area.value == pytest.approx(5 / 6)
-            and np.isnan([found.area.low, found.area.high, found.d_a.low]).all()
+            estimates.area.value == pytest.approx(5 / 6)
+            and np.isnan([estimates.area.low, estimates.area.high, estimates.d_a.low]).all()
         )
     six = estimate_choices([True] * 6)
     assert six.p == 2 / 64 and np.isfinite(six.share.low)
@@ -147,39 +148,40 @@ def test_fewer_than_six_cases_have_neither_interval_nor_p():
 def test_area_of_ratings_by_hand():
     # psi: what of each real one with each synthetic one is won, a tie one half.
     given = [5, 3, 2, 3, 1, 2]
-    found = estimate_ratings(REAL, given)
-    assert (found.real, found.synthetic) == (3, 3)
+    ratings = estimate_ratings(REAL, given)
+    assert (ratings.real, ratings.synthetic) == (3, 3)
     psi = np.array([[1, 1, 1], [0.5, 1, 1], [0, 1, 0.5]])
     assert (
-        found.area.value
+        ratings.area.value
         == pytest.approx(psi.mean())
         == pytest.approx(metrics.roc_auc_score(REAL, given))
     )
     spread = Z(0.975) * sqrt(psi.mean(1).var(ddof=1) / 3 + psi.mean(0).var(ddof=1) / 3)
-    assert (found.area.low, found.area.high) == (
+    assert (ratings.area.low, ratings.area.high) == (
         pytest.approx(psi.mean() - spread),
         pytest.approx(min(1, psi.mean() + spread)),
     )
-    assert found.d_a.value == pytest.approx(
+    assert ratings.d_a.value == pytest.approx(
         sqrt(2) * Z(psi.mean())
-    ) and found.d_a.low == pytest.approx(sqrt(2) * Z(found.area.low))
+    ) and ratings.d_a.low == pytest.approx(sqrt(2) * Z(ratings.area.low))
 
 
 def test_ratings_that_tell_all_apart_have_no_interval():
-    found = estimate_ratings(REAL, [6, 6, 5, 1, 1, 2])
+    ratings = estimate_ratings(REAL, [6, 6, 5, 1, 1, 2])
     assert (
-        found.area.value == 1 and np.isnan([found.area.low, found.area.high, found.d_a.low]).all()
+        ratings.area.value == 1
+        and np.isnan([ratings.area.low, ratings.area.high, ratings.d_a.low]).all()
     )
-    assert found.d_a.value == pytest.approx(sqrt(2) * Z(1 - 0.5 / 9))
+    assert ratings.d_a.value == pytest.approx(sqrt(2) * Z(1 - 0.5 / 9))
 
 
 def test_the_pooled_area_is_the_observers_mean():
     good = [6, 5, 4, 3, 2, 1]
     reverse = [1, 2, 3, 4, 5, 6]
     nobody = [np.nan] * 6
-    found = pool_ratings(REAL, [good, reverse, nobody], 200)
-    assert found.area.value == pytest.approx(0.5) and (found.real, found.synthetic) == (6, 6)
-    assert (found.area.low, found.area.high) == (0, 1), "whoever is drawn alone has 1 or 0"
+    ratings = pool_ratings(REAL, [good, reverse, nobody], 200)
+    assert ratings.area.value == pytest.approx(0.5) and (ratings.real, ratings.synthetic) == (6, 6)
+    assert (ratings.area.low, ratings.area.high) == (0, 1), "whoever is drawn alone has 1 or 0"
     partly = pool_ratings(REAL, [good, [np.nan, 4, 2, 3, np.nan, np.nan]], 200)
     assert partly.area.value == pytest.approx((1 + 0.5) / 2) and (
         partly.real,

@@ -10,6 +10,7 @@ import pytest
 import scipy.linalg
 import tensorflow as tf
 
+from tests.image_pairs import make_image_pairs
 from tfmammo import pretrained
 from tfmammo.metrics import perceptual
 from tfmammo.metrics.perceptual import (
@@ -37,14 +38,7 @@ def golden(request):
 
 @pytest.fixture(scope="module")
 def pairs():
-    """The images of make_pretrained_golden.py."""
-    random = np.random.default_rng(2)
-    a, b = random.random((2, 5, 80, 80, 1), dtype=np.float32)
-    b[1] = np.clip(a[1] + random.normal(0, 0.05, a[1].shape), 0, 1)
-    b[2] = a[2]
-    a[3] = 0
-    b[3] = 1
-    return a, b
+    return make_image_pairs()
 
 
 @pytest.fixture(scope="module")

@@ -305,13 +305,13 @@ def test_paired_values_must_be_equally_many():
 @pytest.mark.parametrize("size", [7, 8])
 def test_dice_with_every_centred_disc(rng, size):
     masks = (rng.random((3, size, size, 1)) < 0.4).astype(np.uint8)
-    found = disc_dice(masks)
-    assert found.shape == (3, int(np.ceil(2 * np.sqrt(2) * (size - 1) / 2)))
-    for row, step in itertools.product(range(3), range(found.shape[1])):
-        assert found[row, step] == pytest.approx(
+    scores = disc_dice(masks)
+    assert scores.shape == (3, int(np.ceil(2 * np.sqrt(2) * (size - 1) / 2)))
+    for row, step in itertools.product(range(3), range(scores.shape[1])):
+        assert scores[row, step] == pytest.approx(
             dice(masks[row], centred_disc(size, (step + 1) / 2)), abs=1e-12
         )
-    assert found[0, -1] == pytest.approx(dice(masks[0], np.ones((size, size, 1))))
+    assert scores[0, -1] == pytest.approx(dice(masks[0], np.ones((size, size, 1))))
 
 
 def test_discs_by_hand():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.updates import assert_descends
 from tfmammo import export, pretrained
 from tfmammo.errors import ConfigError, WeightsError
 from tfmammo.models.classifier import Classifier, ClassifierConfig, adopt, resnet, share_at
@@ -143,6 +144,19 @@ def test_a_step_is_binary_cross_entropy_and_lowers_it():
     for _ in range(15):
         last = model.train_step(data)
     assert float(last["classifier_loss"]) < 0.7 * expected and float(last["accuracy"]) == 1.0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_the_network_descends_binary_cross_entropy(share):
+    model, reference = (make_model(share=share, samples=1000) for _ in range(2))
+    data = batch(pools=4 if share else 2)
+    image, label, _ = reference.mix(data)
+
+    def loss():
+        p = tf.sigmoid(reference.network(image, training=True)[1][:, 0])
+        return -tf.reduce_mean(label * tf.math.log(p) + (1 - label) * tf.math.log(1 - p))
+
+    assert_descends(model, reference, data, classifier=loss)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])

@@ -21,37 +21,74 @@ from tfmammo.models.infilling import Infilling, InfillingConfig
 from tfmammo.models.mask_gan import MaskGAN, MaskGANConfig
 from tfmammo.models.shape import ShapeCNN, ShapeConfig
 from tfmammo.networks import Network
+from tfmammo.optimization import Adam
 
 UNET = {"filters": (4, 8, 8), "discriminator_filters": 4, "discriminator_strided": 1}
 DCGAN = {"filters": (8, 4), "discriminator_filters": (4, 8), "z": 5}
+INFILLING = {**UNET, "weights": "none"}
+# class, config, the config's values, size in px
 TINY = {
-    "can": lambda: CAN(CANConfig(**UNET), 32),
-    "cgan": lambda: CGAN(CGANConfig(**UNET), 32),
-    "cgan, three draws": lambda: CGAN(CGANConfig(**UNET, samples=3), 32),
-    "shape": lambda: ShapeCNN(ShapeConfig(filters=(4, 4, 4), units=4), 64),
-    "mask_gan": lambda: MaskGAN(MaskGANConfig(**DCGAN), 32),
-    "infilling": lambda: Infilling(InfillingConfig(**UNET, weights="none"), 32),
-    "infilling, crn": lambda: Infilling(
-        InfillingConfig(**UNET, weights="none", generator="crn", widths=(4, 4)), 32
+    "can": (CAN, CANConfig, UNET, 32),
+    "cgan": (CGAN, CGANConfig, UNET, 32),
+    "cgan, three draws": (CGAN, CGANConfig, {**UNET, "samples": 3}, 32),
+    "shape": (ShapeCNN, ShapeConfig, {"filters": (4, 4, 4), "units": 4}, 64),
+    "mask_gan": (MaskGAN, MaskGANConfig, DCGAN, 32),
+    "infilling": (Infilling, InfillingConfig, INFILLING, 32),
+    "infilling, crn": (
+        Infilling,
+        InfillingConfig,
+        {**INFILLING, "generator": "crn", "widths": (4, 4)},
+        32,
     ),
-    "blending": lambda: Blending(BlendingConfig(widths=(4, 8), discriminator_filters=4), 32),
-    "contextual": lambda: Contextual(
-        ContextualConfig(filters=(4, 8), discriminator_factor=1, attention=4, border=1, start=8), 16
+    "blending": (Blending, BlendingConfig, {"widths": (4, 8), "discriminator_filters": 4}, 32),
+    "contextual": (
+        Contextual,
+        ContextualConfig,
+        {"filters": (4, 8), "discriminator_factor": 1, "attention": 4, "border": 1, "start": 8},
+        16,
     ),
-    "classifier": lambda: Classifier(
-        ClassifierConfig(weights="none", filters=2, blocks=(1, 1, 1, 1)), 32
+    "classifier": (
+        Classifier,
+        ClassifierConfig,
+        {"weights": "none", "filters": 2, "blocks": (1, 1, 1, 1)},
+        32,
     ),
-    "pix2pix": lambda: Pix2Pix(Pix2PixConfig(**UNET), 32),
-    "vanilla_gan": lambda: VanillaGAN(VanillaGANConfig(**DCGAN), 32),
-    "unet": lambda: UNet(UNetConfig(widths=(4, 8)), 32),
-    "fcn8s": lambda: FCN8s(FCN8sConfig(widths=(4,) * 5, fc_width=8), 64),
-    "segnet": lambda: SegNet(SegNetConfig(widths=(4,) * 5), 64),
+    "pix2pix": (Pix2Pix, Pix2PixConfig, UNET, 32),
+    "vanilla_gan": (VanillaGAN, VanillaGANConfig, DCGAN, 32),
+    "unet": (UNet, UNetConfig, {"widths": (4, 8)}, 32),
+    "fcn8s": (FCN8s, FCN8sConfig, {"widths": (4,) * 5, "fc_width": 8}, 64),
+    "segnet": (SegNet, SegNetConfig, {"widths": (4,) * 5}, 64),
 }
+UNUSUAL = {"learning_rate": 3e-3, "beta_1": 0.3, "beta_2": 0.7, "epsilon": 1e-5}
+
+
+def make_model(name, **more):
+    kind, config, values, size = TINY[name]
+    return kind(config(**{**values, **more}), size)
 
 
 @pytest.fixture(scope="module", params=TINY)
 def model(request):
-    return TINY[request.param]()
+    return make_model(request.param)
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name != "shape"])
+def test_each_optimizer_is_adam_with_its_configs_values(name):
+    fields = TINY[name][1].model_fields
+    values = {key: value for key, value in UNUSUAL.items() if key in fields}
+    model = make_model(name, **values)
+    assert set(model.optimizers) == set(model.networks) - {"average"}
+    for network, optimizer in model.optimizers.items():
+        assert type(optimizer) is Adam and optimizer.name == network
+        assert optimizer.get_config() == pytest.approx(
+            {"beta_2": 0.999, "epsilon": 1e-7, "name": network} | values
+        )
+
+
+def test_the_shape_networks_optimizer_is_rmsprop_with_its_configs_values():
+    (optimizer,) = make_model("shape", learning_rate=3e-3, momentum=0.3).optimizers.values()
+    assert type(optimizer) is keras.optimizers.RMSprop
+    assert float(optimizer.learning_rate) == pytest.approx(3e-3) and optimizer.momentum == 0.3
 
 
 def operations(function):

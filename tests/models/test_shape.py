@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.updates import assert_descends
 from tfmammo.errors import ConfigError
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig, class_weights
 
@@ -65,6 +66,19 @@ def test_the_loss_by_hand():
     losses = shape.train_step(data)
     assert float(losses["classifier_loss"]) == pytest.approx(expected, rel=1e-5)
     assert float(losses["accuracy"]) == right
+
+
+def test_the_network_descends_the_weighted_cross_entropy():
+    weights = (0.1, 0.2, 0.3, 0.4)
+    shape, reference = small(weights), small(weights)
+    data = discs_and_bars(4)
+
+    def loss():
+        p = tf.nn.softmax(reference.network(data["mask"], training=True))
+        of_truth = tf.reduce_sum(p * tf.one_hot(data["label"], 4), axis=1)
+        return -tf.reduce_mean(tf.gather(weights, data["label"]) * tf.math.log(of_truth))
+
+    assert_descends(shape, reference, data, classifier=loss)
 
 
 def test_it_learns_to_tell_discs_from_bars():

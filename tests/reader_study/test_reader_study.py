@@ -7,19 +7,19 @@ import re
 import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from tests.small_mammograms import make_mammogram, textured_breast
 from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig, dump, parse
 from tfmammo.data.patches import Patches
 from tfmammo.data.patients import PATIENTS
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.mammogram import Lesion, Mammogram, hash_id
+from tfmammo.mammogram import Lesion, hash_id
 from tfmammo.metrics import observer
 from tfmammo.reader_study import __main__ as reader_study
 from tfmammo.reader_study import cases as reader_cases
@@ -36,41 +36,14 @@ OUTLINE = np.float32([[80, 30], [80, 50], [92, 56], [104, 50], [104, 30]])
 SYSTEMS = ("normal", "all")  # whose mammograms they were made of
 
 
-def breast(seed):
-    """Half an ellipse of textured tissue on black: float32 [ROWS, COLS, 1]."""
-    row, col = np.mgrid[:ROWS, :COLS]
-    inside = ((row - ROWS / 2) / (0.47 * ROWS)) ** 2 + (col / (0.85 * COLS)) ** 2 < 1
-    texture = cv2.GaussianBlur(
-        np.random.default_rng(seed).standard_normal((ROWS, COLS)).astype(np.float32), (0, 0), 3
-    )
-    return np.where(inside, np.clip(0.4 + 0.05 * texture / texture.std(), 0.2, 0.9), 0.01).astype(
-        np.float32
-    )[..., None]
-
-
 def mammogram(number):
     """Every second one has a mass, which begins its own outline's number of px lower."""
-    lesions = (
-        (Lesion.from_outline("mass", OUTLINE + [number % 5, 0], ROWS, COLS, pathology="benign"),)
-        if number % 2
-        else ()
-    )
-    facts = {
-        "laterality": "L",
-        "view": "CC",
-        "spacing": (0.1, 0.1),
-        "pathology": "benign" if lesions else "normal",
-    }
-    return Mammogram(
-        "test",
-        f"p{number}",
-        str(number),
-        ROWS,
-        COLS,
-        partial(breast, number),
-        lesions=lesions,
-        **facts,
-    )
+    image = textured_breast(number, ROWS, COLS)
+    if number % 2 == 0:
+        return make_mammogram(number, image, spacing=(0.1, 0.1), pathology="normal")
+    outline = OUTLINE + [number % 5, 0]
+    lesion = Lesion.from_outline("mass", outline, ROWS, COLS, pathology="benign")
+    return make_mammogram(number, image, [lesion], spacing=(0.1, 0.1), pathology="benign")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +63,7 @@ def archives(tmp_path_factory):
     (root / "certain/metadata.csv").write_text("\n".join([table[0], *lines]))
     data = DataConfig(name="folder", root=root / "certain")
     for mammograms in SYSTEMS:
-        chosen = SynthesisConfig(
+        set_config = SynthesisConfig(
             name="some",
             data=data,
             mammograms=mammograms,
@@ -99,7 +72,7 @@ def archives(tmp_path_factory):
             format="png",
             seed=3,
         )
-        synthesize(chosen, root / mammograms)
+        synthesize(set_config, root / mammograms)
     return root
 
 
@@ -110,7 +83,7 @@ def config(archives, tmp_path):
     def make(**values):
         real = DataConfig(name="folder", root=archives / "real", size=32, context=2, window=(0, 1))
         systems = {name: DataConfig(name="folder", root=archives / name) for name in SYSTEMS}
-        chosen = {
+        defaults = {
             "name": "tiny",
             "real": real,
             "systems": systems,
@@ -118,7 +91,7 @@ def config(archives, tmp_path):
             "ratings": 4,
             "database": tmp_path / "db/answers.sqlite",
         }
-        return ReaderStudyConfig(**chosen | {"samples": 200} | values)
+        return ReaderStudyConfig(**defaults | {"samples": 200} | values)
 
     return make
 
@@ -143,11 +116,11 @@ def study(database, tmp_path):
     return ReaderStudy(database.model_copy(update={"database": tmp_path / "answers.sqlite"}))
 
 
-def patients(found, case):
+def patients(sources, case):
     """Whom a case shows."""
     place = {
         name: dict(zip(source.patches.ids.tolist(), source.patients, strict=True))
-        for name, source in found.items()
+        for name, source in sources.items()
     }
     return [place[name][patch] for name, patch in case.shown]
 
@@ -181,8 +154,10 @@ def test_cases_are_balanced_and_nobody_is_shown_twice(study, archives):
             2,
             2,
         ]
-    found = reader_cases.load_sources(study.config)
-    everybody = [one for case in cases for shown in patients(found, case) for one in shown]
+    sources = reader_cases.load_sources(study.config)
+    everybody = [
+        patient for case in cases for shown in patients(sources, case) for patient in shown
+    ]
     assert len(everybody) == len(set(everybody)) >= 8 + 8 + 8 + 8, (
         "tissue and lesion of a synthetic one are of two"
     )
@@ -193,10 +168,10 @@ def test_cases_are_balanced_and_nobody_is_shown_twice(study, archives):
 
 def test_tissue_and_lesion_of_a_set_are_told_by_its_table(archives, study):
     """By annotations.json, which names the source, and metadata.csv."""
-    found = reader_cases.load_sources(study.config)["normal"]
+    sources = reader_cases.load_sources(study.config)["normal"]
     images = {
-        one["file_name"]: one["patient"]
-        for one in json.loads((archives / "normal/annotations.json").read_text())["images"]
+        image["file_name"]: image["patient"]
+        for image in json.loads((archives / "normal/annotations.json").read_text())["images"]
     }
     with (archives / "normal/metadata.csv").open() as file:
         rows = {
@@ -205,16 +180,16 @@ def test_tissue_and_lesion_of_a_set_are_told_by_its_table(archives, study):
         }
     by_id = {hash_id("folder", name.removesuffix(".png")): shown for name, shown in rows.items()}
     assert {len(shown) for shown in by_id.values()} == {2}
-    assert [set(shown) for shown in found.patients] == [
-        by_id[name.partition("#")[0]] for name in found.patches.ids.tolist()
+    assert [set(shown) for shown in sources.patients] == [
+        by_id[name.partition("#")[0]] for name in sources.patches.ids.tolist()
     ]
 
 
 def test_lesions_that_a_synthetic_mammogram_had_before_are_not_shown(archives, study):
-    found = reader_cases.load_sources(study.config)["all"]
+    sources = reader_cases.load_sources(study.config)["all"]
     annotations = json.loads((archives / "all/annotations.json").read_text())["annotations"]
-    made = sum(one["synthetic"] for one in annotations)
-    assert len(found.patches) == made == 16 < len(annotations)
+    inserted = sum(annotation["synthetic"] for annotation in annotations)
+    assert len(sources.patches) == inserted == 16 < len(annotations)
 
 
 def test_a_folder_that_is_no_set_has_its_own_patients(archives, config, tmp_path):
@@ -235,11 +210,11 @@ def test_a_folder_that_is_no_set_has_its_own_patients(archives, config, tmp_path
             for line in path.read_text().splitlines()
         )
     )
-    found = reader_cases.load_sources(
+    sources = reader_cases.load_sources(
         config(systems={"own": DataConfig(name="folder", root=tmp_path / "own")})
     )
-    first = found["own"].patients[0]
-    assert first == found["real"].patients[0] | {hash_id("folder", "p0")} and len(first) == 2
+    first = sources["own"].patients[0]
+    assert first == sources["real"].patients[0] | {hash_id("folder", "p0")} and len(first) == 2
 
 
 def test_orders_differ_and_are_each_readers_own(study):
@@ -272,7 +247,7 @@ def test_truth_is_nowhere_in_what_is_shown(study):
 
 def test_sides_show_what_truth_says(study):
     """A pair's pictures, in the order of the truth, are of the archive and of the set."""
-    found = reader_cases.load_sources(study.config)
+    sources = reader_cases.load_sources(study.config)
     for case in study.cases("Anna"):
         seen = [
             cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -286,7 +261,7 @@ def test_sides_show_what_truth_says(study):
         }[case.truth]
         for image, is_real in zip(seen, real, strict=True):
             source, patch = ("real", case.real) if is_real else (case.system, case.synthetic)
-            patches = found[source].patches
+            patches = sources[source].patches
             expected = patches.images[patches.ids.tolist().index(patch), ..., 0]
             np.testing.assert_allclose(image / 255, expected, atol=0.5 / 255 + 1e-6)
 
@@ -303,7 +278,7 @@ def fake(shown):
 
 
 @pytest.mark.parametrize(
-    ("real", "made", "missing"),
+    ("real", "synthetic", "missing"),
     [
         (["a", "b", "c"], ["c", "d", "a"], None),  # d must be taken with a or c
         (["a", "a", "b", "c"], ["ca", "d", "e"], None),  # ca would leave b alone
@@ -312,20 +287,20 @@ def fake(shown):
         (["a", "b", "c"], ["de", "ef"], "1 of 2 for made"),
     ],
 )
-def test_the_few_patients_that_there_are_suffice_if_they_can(config, real, made, missing):
-    chosen = config(systems={"made": config().systems["all"]}, pairs=2, ratings=0)
-    found = {"real": fake(real), "made": fake(made)}
+def test_the_few_patients_that_there_are_suffice_if_they_can(config, real, synthetic, missing):
+    study_config = config(systems={"made": config().systems["all"]}, pairs=2, ratings=0)
+    sources = {"real": fake(real), "made": fake(synthetic)}
     if missing:
         with pytest.raises(
             DataError, match=f"no patient is shown twice, so patients are missing: {missing}"
         ):
-            draw_cases(chosen, found)
+            draw_cases(study_config, sources)
         return
     everybody = [
-        one
-        for case in draw_cases(chosen, found)
-        for shown in patients(found, case)
-        for one in shown
+        patient
+        for case in draw_cases(study_config, sources)
+        for shown in patients(sources, case)
+        for patient in shown
     ]
     assert len(everybody) == len(set(everybody)) >= 4
 
@@ -338,9 +313,9 @@ def test_too_large_a_study_says_who_is_missing(config):
 
 
 def test_another_seed_draws_other_cases(config, study):
-    found = reader_cases.load_sources(study.config)
-    one, again, other = (draw_cases(config(seed=seed), found) for seed in (0, 0, 1))
-    assert one == again != other
+    sources = reader_cases.load_sources(study.config)
+    first, again, other = (draw_cases(config(seed=seed), sources) for seed in (0, 0, 1))
+    assert first == again != other
 
 
 # Answers
@@ -435,11 +410,11 @@ def begin_and_answer(config, cases, reader):
 # Python 3.12 warns of threads, which the children never touch
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_processes_that_begin_at_once_share_one_database(study, config):
-    chosen = config()
+    study_config = config()
     cases = study.cases("Anna")
     context = multiprocessing.get_context("fork")
     processes = [
-        context.Process(target=begin_and_answer, args=(chosen, cases, f"r{number}"))
+        context.Process(target=begin_and_answer, args=(study_config, cases, f"r{number}"))
         for number in range(8)
     ]
     for process in processes:
@@ -447,7 +422,7 @@ def test_processes_that_begin_at_once_share_one_database(study, config):
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 8
-    answers = Answers(chosen).all()
+    answers = Answers(study_config).all()
     assert (
         len(answers) == 8 * 16
         and len({(answer.reader, answer.case.number) for answer in answers}) == 8 * 16
@@ -468,26 +443,26 @@ def test_a_database_of_another_study_is_refused(study):
 
 
 def test_other_files_are_refused_and_left_alone(config):
-    chosen = config()
-    chosen.database.parent.mkdir()
-    chosen.database.write_text("no database at all, but long enough to look like something")
+    study_config = config()
+    study_config.database.parent.mkdir()
+    study_config.database.write_text("no database at all, but long enough to look like something")
     with pytest.raises(ConfigError, match=r"database: .* can't be used \(file is not a database\)"):
-        ReaderStudy(chosen)
-    chosen.database.unlink()
-    with sqlite3.connect(chosen.database) as other:
+        ReaderStudy(study_config)
+    study_config.database.unlink()
+    with sqlite3.connect(study_config.database) as other:
         other.execute("CREATE TABLE runs (id)")
     other.close()
-    before = chosen.database.read_bytes()
+    before = study_config.database.read_bytes()
     with pytest.raises(ConfigError, match="belongs to another study"):
-        ReaderStudy(chosen)
-    assert chosen.database.read_bytes() == before
+        ReaderStudy(study_config)
+    assert study_config.database.read_bytes() == before
 
 
 def test_a_beginning_that_was_killed_is_begun_again(config):
-    chosen = config()
-    chosen.database.parent.mkdir()
-    chosen.database.touch()
-    assert len(ReaderStudy(chosen).cases("Anna")) == 16
+    study_config = config()
+    study_config.database.parent.mkdir()
+    study_config.database.touch()
+    assert len(ReaderStudy(study_config).cases("Anna")) == 16
 
 
 def test_other_pictures_are_refused(archives, config, tmp_path):
@@ -514,11 +489,13 @@ def test_the_database_holds_pseudonyms_alone(study, archives):
 
 
 def test_a_config_survives_its_file(config, tmp_path):
-    chosen = config()
-    (tmp_path / "study.yaml").write_text(dump(chosen))
+    study_config = config()
+    (tmp_path / "study.yaml").write_text(dump(study_config))
     again = parse(ReaderStudyConfig, tmp_path / "study.yaml")
-    assert again == chosen and again.identity() == chosen.identity()
-    assert {data.size for data in chosen.systems.values()} == {32}, "how patches are cut is real's"
+    assert again == study_config and again.identity() == study_config.identity()
+    assert {data.size for data in study_config.systems.values()} == {32}, (
+        "how patches are cut is real's"
+    )
 
 
 @pytest.mark.parametrize(
@@ -550,14 +527,14 @@ def test_bad_configs_name_the_key(config, values, said):
 @pytest.mark.parametrize("damage", ["patients", "annotations"])
 def test_damaged_sets_are_named(archives, config, tmp_path, damage):
     shutil.copytree(archives / "all", tmp_path / "set")
-    chosen = config(systems={"made": DataConfig(name="folder", root=tmp_path / "set")})
+    study_config = config(systems={"made": DataConfig(name="folder", root=tmp_path / "set")})
     known = json.loads((tmp_path / "set" / PATIENTS).read_text())
     (tmp_path / "set" / PATIENTS).write_text(
         json.dumps(known | {"mammograms": []}) if damage == "patients" else "[1]"
     )
     said = "does not name every patient" if damage == "patients" else "patients.json is damaged"
     with pytest.raises(DataError, match=f"set: .*{said}"):
-        ReaderStudy(chosen)
+        ReaderStudy(study_config)
 
 
 # Results
@@ -566,23 +543,25 @@ def test_damaged_sets_are_named(archives, config, tmp_path, damage):
 def test_results_are_those_of_the_answers(study):
     read(study, "Anna", right=lambda number: number != 0)
     read(study, "Ben", right=lambda number: number < 4, rate=lambda real: 4)
-    found = {(result.system, result.reader): result for result in study.compute_results()}
-    assert set(found) == {(system, reader) for system in SYSTEMS for reader in ("Anna", "Ben", ALL)}
+    results = {(result.system, result.reader): result for result in study.compute_results()}
+    assert set(results) == {
+        (system, reader) for system in SYSTEMS for reader in ("Anna", "Ben", ALL)
+    }
     for system in SYSTEMS:
         own = [answer for answer in study.answers.all() if answer.case.system == system]
         right = [
             [a.value == a.case.truth for a in own if a.case.task == "choice" and a.reader == name]
             for name in ("Anna", "Ben")
         ]
-        assert found[system, "Anna"].choices is None, "four are too few"
-        pooled = found[system, ALL]
+        assert results[system, "Anna"].choices is None, "four are too few"
+        pooled = results[system, ALL]
         assert (pooled.choices.n, pooled.choices.right) == (8, np.sum(right))
         assert np.isnan([pooled.choices.p, pooled.choices.share.low]).all(), (
             "eight answers, but to four pairs"
         )
         assert (
-            found[system, "Anna"].ratings.area.value == 1
-            and found[system, "Ben"].ratings.area.value == 0.5
+            results[system, "Anna"].ratings.area.value == 1
+            and results[system, "Ben"].ratings.area.value == 0.5
         )
         assert pooled.ratings.area.value == 0.75 and (
             pooled.ratings.real,
@@ -592,17 +571,17 @@ def test_results_are_those_of_the_answers(study):
 
 def test_one_readers_result_is_the_observers(config):
     """With answers written straight into a database: eight pairs, six of them right."""
-    chosen = config(systems={"all": config().systems["all"]}, pairs=8, ratings=6)
+    study_config = config(systems={"all": config().systems["all"]}, pairs=8, ratings=6)
     sides = [("choice", "all", side, "r", "s") for side in ["left", "right"] * 4]
     kinds = [("rating", "all", "real", "r", ""), ("rating", "all", "synthetic", "", "s")] * 3
     cases = [Case(number, *rest) for number, rest in enumerate(sides + kinds, 1)]
-    answers = Answers(chosen)
+    answers = Answers(study_config)
     answers.begin(cases, "hash")
     for case, value in zip(
         cases, ["left"] * 4 + ["left", "right"] * 2 + [6, 2, 3, 3, 5, 1], strict=True
     ):
         answers.add("Anna", case.number, str(value), 1)
-    (result,) = compute_results(chosen, answers)
+    (result,) = compute_results(study_config, answers)
     assert result.choices == observer.estimate_choices([True] * 6 + [False] * 2)
     assert result.ratings == observer.estimate_ratings([1, 0, 1, 0, 1, 0], [6, 2, 3, 3, 5, 1])
     assert result.ratings.area.value == pytest.approx(8.5 / 9)
@@ -615,11 +594,11 @@ def test_one_readers_result_is_the_observers(config):
 
 def test_p_is_corrected_for_the_systems_of_a_reader(config):
     """Holm doubles the smaller p: one system has eight right of eight, the other six."""
-    chosen = config(pairs=8, ratings=0)
+    study_config = config(pairs=8, ratings=0)
     cases = [
         Case(number, "choice", SYSTEMS[number % 2], "left", "r", "s") for number in range(1, 17)
     ]
-    answers = Answers(chosen)
+    answers = Answers(study_config)
     answers.begin(cases, "hash")
     for case in cases:
         answers.add(
@@ -628,10 +607,10 @@ def test_p_is_corrected_for_the_systems_of_a_reader(config):
             "right" if case.system == SYSTEMS[1] and case.number in (1, 3) else "left",
             1,
         )
-    found = compute_results(chosen, answers)
-    assert [result.choices.p for result in found] == pytest.approx([2 / 256, 0.2890625])
-    assert [result.p_corrected for result in found] == pytest.approx([4 / 256, 0.2890625])
-    shown = results_table(found, "tiny")
+    results = compute_results(study_config, answers)
+    assert [result.choices.p for result in results] == pytest.approx([2 / 256, 0.2890625])
+    assert [result.p_corrected for result in results] == pytest.approx([4 / 256, 0.2890625])
+    shown = results_table(results, "tiny")
     assert [line[4] for line in shown.body] == ["0.016", "0.289"] and "∞" in shown.body[0][3]
     assert (
         "exact test against guessing" in shown.notes[0]
@@ -749,8 +728,8 @@ def test_what_is_missing_is_one_line(command):
 
 
 def test_the_config_in_configs_is_one(repository):
-    chosen = parse(ReaderStudyConfig, repository / "configs/reader_study.yaml")
-    assert {data.size for data in chosen.systems.values()} == {256} and not chosen.results
+    config = parse(ReaderStudyConfig, repository / "configs/reader_study.yaml")
+    assert {data.size for data in config.systems.values()} == {256} and not config.results
     assert set(ReaderStudyConfig.model_fields) == set(
         re.findall(r"^(\w+):", (repository / "configs/reader_study.yaml").read_text(), re.M)
     )

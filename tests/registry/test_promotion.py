@@ -1,6 +1,5 @@
 """Promotion in a real SQLite store, of exports with known outputs, on a small archive."""
 
-import csv
 import fcntl
 import json
 import shutil
@@ -10,15 +9,13 @@ import threading
 import time
 from datetime import UTC, datetime
 
-import keras
 import mlflow
 import numpy as np
 import pytest
-import tensorflow as tf
-from PIL import Image
 
+from tests.known_networks import KnownCAN
+from tests.small_mammograms import write_discs
 from tfmammo import datasets
-from tfmammo.archives import cdd_cesm
 from tfmammo.config import DataConfig, Experiment, TrackingConfig
 from tfmammo.evaluation.comparison import Network
 from tfmammo.export import CARD, export
@@ -36,70 +33,11 @@ GOOD = 0.5
 BAD = 0.3
 
 
-class Known(keras.Model):
-    """mask = 1 where the image is brighter than `level`; image = 0.2 + level * mask."""
-
-    def __init__(self, level):
-        super().__init__(name="tiny")
-        self.networks = {
-            "inverter": point(100.0, -100.0 * level, "sigmoid"),
-            "generator": point(level, 0.2, None),
-        }
-
-    def functions(self):
-        @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "image")])
-        def segment(image):
-            return {"mask": self.networks["inverter"](image)}
-
-        @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "mask")])
-        def synthesize(mask):
-            return {"image": self.networks["generator"](mask)}
-
-        return {"inverter": segment, "generator": synthesize}
-
-
-def point(weight, bias, activation):
-    """A network of one 1x1 convolution."""
-    constant = keras.initializers.Constant
-    layer = keras.layers.Conv2D(
-        1,
-        1,
-        activation=activation,
-        kernel_initializer=constant(weight),
-        bias_initializer=constant(bias),
-    )
-    return keras.Sequential([keras.Input((SIZE, SIZE, 1)), layer])
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """CDD-CESM's form: twelve patients with two views each, a bright disc in noise."""
     root = tmp_path_factory.mktemp("archive")
-    rng = np.random.default_rng(0)
-    regions = [["#filename", "region_id", "region_shape_attributes"]]
-    clinical = [
-        [
-            "Image_name",
-            "Findings",
-            "BIRADS",
-            "Breast density (ACR)",
-            "Pathology Classification/ Follow up",
-        ]
-    ]
-    rows, cols = np.mgrid[:96, :96] - 48
-    for patient in range(1, PATIENTS + 1):
-        for view in ("CC", "MLO"):
-            name = f"P{patient}_L_DM_{view}"
-            radius = int(rng.integers(12, 20))
-            image = 90 * (np.hypot(rows, cols) < radius) + rng.integers(20, 140, (96, 96))
-            Image.fromarray(image.astype(np.uint8)).save(root / f"{name}.jpg", quality=95)
-            regions.append(
-                [f"{name}.jpg", 0, json.dumps({"name": "circle", "cx": 48, "cy": 48, "r": radius})]
-            )
-            clinical.append([name, "Mass", "4", "B", "Malignant"])
-    for file, table in ((cdd_cesm.REGIONS, regions), (cdd_cesm.CLINICAL, clinical)):
-        with (root / file).open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows(table)
+    write_discs(root, PATIENTS)
     return DataConfig(name="cdd_cesm", root=root, size=SIZE)
 
 
@@ -122,7 +60,10 @@ def exports(tmp_path_factory, data, patients):
         "git_commit": "c0ffee",
     }
     root = tmp_path_factory.mktemp("exports")
-    return {level: export(Known(level), root / str(level), card) for level in (GOOD, BAD)}
+    return {
+        level: export(KnownCAN("tiny", SIZE, level), root / str(level), card)
+        for level in (GOOD, BAD)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -561,10 +502,15 @@ def test_inner_sections_of_the_data_are_laid_over_the_cards(data):
     config = promotion.PromotionConfig(
         model=MODEL, data={"preprocess": {"denoise": 2.0}, "frame": "loose"}
     )
-    found = promotion._evaluation_data(
+    data_config = promotion._evaluation_data(
         config, Network("models:/x/1", data.root, None, card, "image")
     )
-    assert (found.preprocess.denoise, found.preprocess.contrast, found.frame, found.root) == (
+    assert (
+        data_config.preprocess.denoise,
+        data_config.preprocess.contrast,
+        data_config.frame,
+        data_config.root,
+    ) == (
         2.0,
         "clahe",
         "loose",

@@ -278,7 +278,7 @@ def test_a_region_of_the_phantom_is_framed_as_its_patch(models, stored):
     same file.
     """
     from tfmammo.archives import folder
-    from tfmammo.data.patches import make_patches
+    from tfmammo.data.extraction import make_patches
     from tfmammo.inference.pipeline import Pipeline, PipelineConfig
     from tfmammo.mammogram import Skipped
 

@@ -17,21 +17,21 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import tensorflow as tf
-from PIL import Image
 
+from tests.known_networks import KnownCAN, make_pixelwise
+from tests.small_mammograms import write_discs
 from tfmammo import config as configuration
 from tfmammo import datasets, export
-from tfmammo.archives import cdd_cesm
 from tfmammo.config import DataConfig, Experiment, TrackingConfig
 from tfmammo.data import splits
-from tfmammo.data.patches import make_shape_patches
+from tfmammo.data.extraction import make_shape_patches
 from tfmammo.errors import ConfigError, DataError, ExportError
 from tfmammo.evaluation import comparison as evaluation
 from tfmammo.evaluation import losses, report
 from tfmammo.evaluation import segmentation as segmentation_report
 from tfmammo.evaluation import shape as shape_report
 from tfmammo.evaluation.synthesis import SynthesisConfig
-from tfmammo.metrics import segmentation, synthesis
+from tfmammo.metrics import perceptual, segmentation, synthesis, texture
 from tfmammo.models.cgan import CGANConfig
 from tfmammo.tracking import runs as tracking
 from tfmammo.training.image_grid import HEADER, ORANGE, draw_outline
@@ -41,72 +41,11 @@ FOLDS = 3
 LEVELS = {"CAN": (0.4, 0.5, 0.6), "U-Net": (0.3, 0.3, 0.3)}
 
 
-class Known(keras.Model):
-    """mask = 1 where the image is brighter than `level`; image = 0.2 + level * mask."""
-
-    def __init__(self, level):
-        super().__init__(name="known")
-        self.networks = {
-            "inverter": point(100.0, -100.0 * level, "sigmoid"),
-            "generator": point(level, 0.2, None),
-        }
-
-    def functions(self):
-        inverter = self.networks["inverter"]
-        generator = self.networks["generator"]
-
-        @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "image")])
-        def segment(image):
-            return {"mask": inverter(image)}
-
-        @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "mask")])
-        def synthesize(mask):
-            return {"image": generator(mask)}
-
-        return {"inverter": segment, "generator": synthesize}
-
-
-def point(weight, bias, activation):
-    """A network of one 1x1 convolution."""
-    constant = keras.initializers.Constant
-    layer = keras.layers.Conv2D(
-        1,
-        1,
-        activation=activation,
-        kernel_initializer=constant(weight),
-        bias_initializer=constant(bias),
-    )
-    return keras.Sequential([keras.Input((SIZE, SIZE, 1)), layer])
-
-
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
     """CDD-CESM's form: nine patients with two views each, a bright disc outlined a little off."""
     root = tmp_path_factory.mktemp("archive")
-    rng = np.random.default_rng(0)
-    regions = [["#filename", "region_id", "region_shape_attributes"]]
-    clinical = [
-        [
-            "Image_name",
-            "Findings",
-            "BIRADS",
-            "Breast density (ACR)",
-            "Pathology Classification/ Follow up",
-        ]
-    ]
-    for patient in range(1, 10):
-        for view in ("CC", "MLO"):
-            name = f"P{patient}_L_DM_{view}"
-            radius = int(rng.integers(12, 20))
-            rows, cols = np.mgrid[:96, :96] - 48
-            image = 90 * (np.hypot(rows, cols) < radius) + rng.integers(20, 140, (96, 96))
-            Image.fromarray(image.astype(np.uint8)).save(root / f"{name}.jpg", quality=95)
-            circle = {"name": "circle", "cx": 48 + int(rng.integers(-3, 4)), "cy": 48, "r": radius}
-            regions.append([f"{name}.jpg", 0, json.dumps(circle)])
-            clinical.append([name, "Mass", "4", "B", "Malignant"])
-    for file, table in ((cdd_cesm.REGIONS, regions), (cdd_cesm.CLINICAL, clinical)):
-        with (root / file).open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows(table)
+    write_discs(root, 9, jitter=3)
     return root
 
 
@@ -149,7 +88,7 @@ def write(folder, level, patches, data):
         "held_out_ids": held_out.ids.tolist(),
         "config": {"data": data.model_dump(mode="json")},
     }
-    return export.export(Known(level), folder, card)
+    return export.export(KnownCAN("known", SIZE, level), folder, card)
 
 
 @pytest.fixture
@@ -279,8 +218,8 @@ def test_post_processing_adds_a_row_for_each_model(run, runs, patches):
     rows = table(output / "per_image.csv")
     shown = ["CAN", "CAN + post-processing", "U-Net", "U-Net + post-processing"]
     assert list(dict.fromkeys(row["model"] for row in rows)) == shown
-    found = [float(row["dice"]) for row in rows if row["model"] == "U-Net + post-processing"]
-    for dice, image, mask in zip(found, patches.images, patches.masks, strict=True):
+    dices = [float(row["dice"]) for row in rows if row["model"] == "U-Net + post-processing"]
+    for dice, image, mask in zip(dices, patches.images, patches.masks, strict=True):
         bright = (100 * (image - LEVELS["U-Net"][0]) >= np.log(0.4 / 0.6)).astype(np.uint8)
         assert dice == pytest.approx(
             segmentation.dice(mask[..., 0], cv2.dilate(bright, np.ones((3, 3), np.uint8))), abs=1e-9
@@ -545,10 +484,12 @@ def of_discs(patches, radii, patients):
 def test_the_disc_is_fitted_on_the_training_masks_of_each_fold(patches):
     pool = of_discs(patches, [10, 10, 20, 20, 25, 5], list("aabbcd"))
     comparison = make_comparison(pool.take([4, 5]), pool, [0, 1], [["a"], ["b"]])
-    found, notes = segmentation_report.make_baselines(("whole patch", "centred disc"), comparison)
-    assert (found["whole patch"] == 1).all()
-    np.testing.assert_array_equal(found["centred disc"], discs([10, 20]))
-    assert found["centred disc"].dtype == np.float32
+    baselines, notes = segmentation_report.make_baselines(
+        ("whole patch", "centred disc"), comparison
+    )
+    assert (baselines["whole patch"] == 1).all()
+    np.testing.assert_array_equal(baselines["centred disc"], discs([10, 20]))
+    assert baselines["centred disc"].dtype == np.float32
     assert notes == (
         "Centred disc: radius of 10, 20 px, the best for the masks that A was trained on.",
     )
@@ -562,10 +503,10 @@ def test_the_disc_is_fitted_on_the_training_masks_of_each_fold(patches):
 
 def test_the_disc_of_a_foreign_model_is_fitted_on_the_other_patients(patches):
     pool = of_discs(patches, [10, 10, 20], list("aab"))
-    found, notes = segmentation_report.make_baselines(
+    baselines, notes = segmentation_report.make_baselines(
         ("centred disc",), make_comparison(pool, pool, [0, 0, 0], [["nobody here"]])
     )
-    np.testing.assert_array_equal(found["centred disc"], discs([20, 20, 10]))
+    np.testing.assert_array_equal(baselines["centred disc"], discs([20, 20, 10]))
     assert notes[0].startswith(
         "Centred disc: radius of 10, 20 px, the best for the masks of all other patients"
     )
@@ -697,16 +638,22 @@ def test_synthesis_tables_and_sheet(run, runs, patches):
         measured = [float(row[name]) for row in rows if row["model"] == "Pix2Pix"]
         assert measured == pytest.approx(values, abs=1e-5)
     table_rows = {(row["model"], row["measure"]): row for row in table(output / "table.csv")}
-    assert len(table_rows) == 18
+    assert len(table_rows) == 2 * (9 + 1) + 3 * 3
     assert float(table_rows["Pix2Pix", "l1_edge"]["mean"]) == pytest.approx(
         expected["l1_edge"].mean(), abs=1e-6
     )
+    # The image is even inside the mass.
+    assert float(table_rows["Pix2Pix", "haar_mass"]["mean"]) == pytest.approx(1e-6)
+    real = texture.compute_lattice(patches.images, 4).mean()
+    assert float(table_rows["real patches", "lattice_4"]["mean"]) == pytest.approx(real, abs=1e-6)
     assert table_rows["CAN", "psnr"]["unit"] == "dB"
-    assert "| SSIM along its edge |" in (output / "table.md").read_text(encoding="utf-8")
+    markdown = (output / "table.md").read_text(encoding="utf-8")
+    assert "| SSIM along its edge |" in markdown
+    assert "\nNo LPIPS, FID and KID: the folder in TFMAMMO_WEIGHTS lacks" in markdown
     sheet = cv2.imread(str(output / "sheet.png"))
     assert sheet.shape == (HEADER + 5 * (SIZE + 3), 3 + 4 * (SIZE + 3), 3)
-    chosen = np.random.default_rng(3).permutation(len(patches))[:5]
-    for row, number in enumerate(chosen):
+    numbers = np.random.default_rng(3).permutation(len(patches))[:5]
+    for row, number in enumerate(numbers):
         place = slice(HEADER + row * (SIZE + 3), HEADER + row * (SIZE + 3) + SIZE)
         np.testing.assert_array_equal(
             sheet[place, 3 : 3 + SIZE, 0], patches.masks[number, ..., 0] * 255
@@ -721,6 +668,28 @@ def test_synthesis_tables_and_sheet(run, runs, patches):
         )
 
 
+@pytest.mark.slow
+def test_synthesis_with_published_networks(run, runs, patches, published_weights):
+    for name in ("alexnet.npz", "lpips_alex.npz", "inception_fid2015.npz"):
+        if not (published_weights / name).is_file():
+            pytest.skip(f"TFMAMMO_TEST_WEIGHTS has no {name}")
+    output = run("synthesis", {"CAN": folds(runs, "CAN"), "Pix2Pix": folds(runs, "U-Net")})
+    rows = {(row["model"], row["measure"]): row for row in table(output / "table.csv")}
+    fake = 0.2 + np.float32(0.3) * patches.masks.astype(np.float32)
+    inception = perceptual.Inception()
+    features = [inception.features(images) for images in (patches.images, fake)]
+    found = rows["Pix2Pix", "fid"]
+    assert float(found["mean"]) == pytest.approx(perceptual.fid(*features), rel=1e-4)
+    assert float(found["low"]) < float(found["mean"]) < float(found["high"])
+    distances = perceptual.LPIPS().distance(patches.images, fake)
+    lpips = float(rows["Pix2Pix", "lpips"]["mean"])
+    assert lpips == pytest.approx(distances.mean(), abs=1e-5)
+    markdown = (output / "table.md").read_text(encoding="utf-8")
+    assert "FID's Inception of 2015-12-05 (SHA-256 a706954822b6)" in markdown
+    networks = json.loads((output / "networks.json").read_text(encoding="utf-8"))
+    assert networks["FID, KID"]["Inception-v3"]["sha256"].startswith("a706954822b6")
+
+
 def test_synthesis_of_the_leaky_protocol_and_no_infinite_means(run, runs):
     output = run("synthesis", {"CAN": str(runs / "CAN" / "leaky")})
     assert (output / "sheet-leaky.png").is_file() and not (output / "sheet.png").exists()
@@ -733,7 +702,7 @@ class Shapes(keras.Model):
     def __init__(self, said, else_=0):
         super().__init__(name="shapes")
         self.table = np.full(64 * 64 + 1, else_)
-        self.networks = {"classifier": point(1.0, 0.0, None)}
+        self.networks = {"classifier": make_pixelwise(SIZE, 1.0, 0.0)}
         for mask, label in said:
             self.table[int(mask.sum())] = label
 
@@ -833,8 +802,8 @@ def test_the_most_frequent_shape_is_that_of_the_training(patches):
         labels=np.array([1, 1, 2, 2, 3, 3], np.int32),
     )
     comparison = make_comparison(pool.take([4, 5]), pool, [0, 1], [["a"], ["b"]])
-    found = shape_report.predict_most_frequent(comparison)
-    assert found.tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
+    probabilities = shape_report.predict_most_frequent(comparison)
+    assert probabilities.tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
     unknown = make_comparison(pool.take([4]), pool.take([3, 4, 5]), [0], [["nobody here"]])
     assert shape_report.predict_most_frequent(unknown).tolist() == [[0, 0, 0, 1]]
 

@@ -72,7 +72,7 @@ def data():
 def models(tmp_path_factory, data):
     """Name -> the folders of its folds, with the cards that a training writes."""
     root = tmp_path_factory.mktemp("runs")
-    found = {"pasted": [], "untouched": [], "vanilla": []}
+    folders = {"pasted": [], "untouched": [], "vanilla": []}
     saved = splits.describe(splits.Mammograms.of(read_mammograms(data, Skipped())), data, "phantom")
     for fold in range(FOLDS):
         train = sorted(patient for patient, place in saved.patients.items() if place != fold)
@@ -82,10 +82,10 @@ def models(tmp_path_factory, data):
             "config": {"data": data.model_dump(mode="json")},
         }
         for name, channel in {"pasted": 1, "untouched": 0, "vanilla": None}.items():
-            found[name].append(
+            folders[name].append(
                 str(export.export(Known(channel), root / name / f"fold{fold}", card))
             )
-    return found
+    return folders
 
 
 @pytest.fixture(scope="module")

@@ -63,10 +63,10 @@ def generators(subsets, tiny_contextual):
 @pytest.fixture(scope="module")
 def synthetic(generators, tmp_path_factory):
     output = tmp_path_factory.mktemp("synthetic") / "set"
-    chosen = PatchSynthesisConfig(
+    synthesis = PatchSynthesisConfig(
         name="set", data=DataConfig(**DATA), generators=generators, count=6
     )
-    patches.synthesize(chosen, output)
+    patches.synthesize(synthesis, output)
     return output
 
 
@@ -133,9 +133,9 @@ def test_all_trainings_of_a_study_have_one_precision(config, subsets, tmp_path, 
 
 @pytest.mark.slow
 def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
-    chosen = config(seeds=(1,))
+    study_config = config(seeds=(1,))
     output = tmp_path / "study"
-    (tmp_path / "config.yaml").write_text(dump(chosen), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(dump(study_config), encoding="utf-8")
     arguments = ("--config", tmp_path / "config.yaml", "--output", output, "--allow")
     run("classification", *arguments)
     folder = output / "report"
@@ -146,8 +146,12 @@ def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
             "scores.csv",
             "effects.csv",
             "tsne.csv",
+            "moves.csv",
             "figure-roc.png",
             "figure-tsne.png",
+            "figure-moves.png",
+            "figure-cases.png",
+            "figure-pairs.png",
         )
     }
     rows = table(folder / "runs.csv")
@@ -201,12 +205,12 @@ def test_the_effect_is_the_paired_change_of_what_is_kept(config, subsets, genera
     discarded does not count.
     """
     monkeypatch.setattr(effects, "predict_unseen", predict_mean_grey)
-    chosen = config(effects=8)
-    networks = effects.open_generators(chosen)
+    study = config(effects=8)
+    networks = effects.open_generators(study)
     for target, sign in (("mass", 1), ("removal", -1)):
-        made = effects.edit_patches(networks[target], subsets.test, chosen)
-        found = effects.measure_effect(made, [Path("a"), Path("b")], chosen)
-        change = found.after - found.before
+        edited = effects.edit_patches(networks[target], subsets.test, study)
+        effect = effects.measure_effect(edited, [Path("a"), Path("b")], study)
+        change = effect.after - effect.before
         assert (
             0 < len(change) <= 8
             and np.all(sign * change > 0.01)
@@ -215,14 +219,14 @@ def test_the_effect_is_the_paired_change_of_what_is_kept(config, subsets, genera
         wanted = subsets.test.pathologies == "malignant"
         if target == "mass":
             wanted = subsets.test.labels == 0
-        assert set(found.ids.tolist()) <= set(subsets.test.ids[wanted].tolist())
-        assert found.discarded == pytest.approx(1 - len(change) / min(8, wanted.sum()))
-    line = effects.tabulate_effects([found], chosen).body[0]
+        assert set(effect.ids.tolist()) <= set(subsets.test.ids[wanted].tolist())
+        assert effect.discarded == pytest.approx(1 - len(change) / min(8, wanted.sum()))
+    line = effects.tabulate_effects([effect], study).body[0]
     assert line[0] == "removal" and line[1].startswith(f"{len(change)} of ")
 
 
 def test_the_verdict_says_what_the_test_shows(config):
-    chosen = config(samples=2000)
+    study = config(samples=2000)
     patients = np.array([f"p{i}" for i in range(12)])
     ids = np.array([f"i{i}" for i in range(12)])
     low = np.full(12, 0.2)
@@ -238,7 +242,7 @@ def test_the_verdict_says_what_the_test_shows(config):
         make("removal", high, low),
         make("mass", low, noise),
     ]
-    lines = effects.tabulate_effects(changes, chosen).body
+    lines = effects.tabulate_effects(changes, study).body
     assert [line[-1] for line in lines] == [
         "as wanted",
         "the wrong way",
@@ -256,7 +260,7 @@ def test_the_table_of_known_scores(config, subsets):
     """Shares 0 and 0.5 score at random, share 1 as the labels say: areas and p worked out by the
     metrics themselves.
     """
-    chosen = config(shares=(0, 0.5, 1))
+    study = config(shares=(0, 0.5, 1))
     labels = subsets.test.labels
     patients = np.array([f"p{i % 9}" for i in range(len(subsets.test))])
     test = replace(subsets.test, patient_ids=patients)
@@ -266,8 +270,8 @@ def test_the_table_of_known_scores(config, subsets):
         0.5: other,
         1: np.stack([labels + 0.1 * random[0], labels + 0.1 * random[1]]),
     }
-    made = report.tabulate_areas(scores, report.make_run_rows(scores, test, chosen), test, chosen)
-    (first, half, second, grey) = made.body
+    table = report.tabulate_areas(scores, report.make_run_rows(scores, test, study), test, study)
+    (first, half, second, grey) = table.body
     means = random.mean(axis=0)
     assert first[0] == "0 %" and first[3:6] == ["-", "-", "-"] and first[-1] == "0.829"
     assert (
@@ -279,8 +283,8 @@ def test_the_table_of_known_scores(config, subsets):
     area = roc_auc(labels, means)
     assert first[1] == f"{area:.3f}\n[{max(0, area - reach):.3f}, {min(1, area + reach):.3f}]"
     assert (
-        "ranks of the two models swapped by patient" in made.title
-        and "Holm's correction over 2 shares" in made.title
+        "ranks of the two models swapped by patient" in table.title
+        and "Holm's correction over 2 shares" in table.title
     )
     assert grey[0] == "mean grey value alone" and grey[1].startswith(
         f"{roc_auc(labels, subsets.test.images.mean(axis=(1, 2, 3))):.3f}\n["
@@ -299,25 +303,25 @@ def test_the_table_of_known_scores(config, subsets):
 def test_of_few_patients_there_is_a_sentence_and_no_number(config, subsets):
     patients = np.array([f"p{i % 5}" for i in range(len(subsets.test))])
     test = replace(subsets.test, patient_ids=patients)
-    chosen = config()
+    study = config()
     random = np.random.default_rng(0).random((2, 2, len(test)))
     scores = {0: random[0], 0.5: random[1]}
-    rows = report.make_run_rows(scores, test, chosen)
+    rows = report.make_run_rows(scores, test, study)
     assert all(
         np.isnan([row[name] for row in rows]).all() for name in ("low", "high", "p", "p_holm")
     )
-    made = report.tabulate_areas(scores, rows, test, chosen)
+    table = report.tabulate_areas(scores, rows, test, study)
     assert (
-        "of 5 patients: too few patients for intervals or p, which take six" in made.title
-        and "Holm" not in made.title
+        "of 5 patients: too few patients for intervals or p, which take six" in table.title
+        and "Holm" not in table.title
     )
     assert (
-        all("[" not in line[1] and line[4] == "-" for line in made.body)
-        and made.body[1][5] == "-, -"
+        all("[" not in line[1] and line[4] == "-" for line in table.body)
+        and table.body[1][5] == "-, -"
     )
     ids = np.array(["a", "b", "c", "d", "e"])
     few = effects.Effect("mass", np.full(5, 0.1), np.full(5, 0.3), ids, ids, 0.0)
-    line = effects.tabulate_effects([few], chosen).body[0]
+    line = effects.tabulate_effects([few], study).body[0]
     assert line[5:] == ["+0.200", "-", "too few patients for an interval or p (six)"]
 
 
@@ -366,16 +370,16 @@ def test_the_gate_scores_both_pools_and_unseen_real_patches(subsets, synthetic, 
         "predict_probabilities",
         lambda run, images: images.mean(axis=(1, 2, 3)).astype(np.float64),
     )
-    found = PatchSet.read(synthetic)
-    gate = study.score_synthetic_set([Path("a"), Path("b")], found, subsets.validation)
+    patch_set = PatchSet.read(synthetic)
+    gate = study.score_synthetic_set([Path("a"), Path("b")], patch_set, subsets.validation)
     assert {name: len(scores) for name, scores in gate.scores.items()} == {
         "real normal": int(np.sum(subsets.validation.labels == 0)),
         "real lesion": int(np.sum(subsets.validation.labels == 1)),
         "synthetic normal": 6,
         "synthetic lesion": 6,
     }
-    grey = found.patches.images.mean(axis=(1, 2, 3))
-    assert gate.auc == pytest.approx(roc_auc(found.patches.kinds == "mass", grey))
+    grey = patch_set.patches.images.mean(axis=(1, 2, 3))
+    assert gate.auc == pytest.approx(roc_auc(patch_set.patches.kinds == "mass", grey))
 
 
 def test_the_figure_shows_what_generators_make_of_patients_that_the_classifier_never_saw(
@@ -389,12 +393,12 @@ def test_the_figure_shows_what_generators_make_of_patients_that_the_classifier_n
         return np.random.default_rng(len(images)).random((len(images), 4))
 
     monkeypatch.setattr(effects, "predict_unseen", predict_unseen)
-    chosen = config()
+    study = config()
     changes = [
-        effects.edit_patches(network, subsets.test, chosen)
-        for network in effects.open_generators(chosen).values()
+        effects.edit_patches(network, subsets.test, study)
+        for network in effects.open_generators(study).values()
     ]
-    groups, points = effects.embed(Path("run"), subsets.test, changes, chosen)
+    groups, points = effects.embed(Path("run"), subsets.test, changes, study)
     assert {"synthetic mass", "synthetic normal", "real normal"} <= set(groups) and len(
         points
     ) == len(groups)

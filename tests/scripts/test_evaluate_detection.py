@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.exported_detectors import write_ssd_card
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.export import FORMAT
 from tfmammo.metrics.average_precision import AveragePrecisionError
 
 PHANTOMS = 24  # of seven patients
@@ -38,15 +38,7 @@ def runs(tmp_path_factory):
         folder = root / name / "export"
         save(folder / "saved_model", finds=name != "blind")
         if seen is not None:
-            data = DataConfig(size=64).model_dump(mode="json")
-            card = {
-                "format": FORMAT,
-                "name": "ssd",
-                "serves": "saved_model",
-                "functions": {},
-                "train_patients": seen,
-            }
-            (folder / "card.json").write_text(json.dumps(card | {"config": {"data": data}}))
+            write_ssd_card(folder, DataConfig(size=64), seen)
     return root
 
 
@@ -102,24 +94,24 @@ def test_each_patient_by_the_fold_that_never_saw_it(run, runs, tmp_path):
         for record in RECORDS
         if MASSES[record.image_id] or record.pathology == "normal"
     }
-    found = boxes[KNOWN.image_id]
-    np.testing.assert_allclose(found["boxes"][:-1], MASSES[KNOWN.image_id], atol=1)
+    detections = boxes[KNOWN.image_id]
+    np.testing.assert_allclose(detections["boxes"][:-1], MASSES[KNOWN.image_id], atol=1)
     places = ["0.25", "0.5", "1", "2", "4", "8", "all detections"]
     assert [row[0] for row in rows[1:]] == [
         label for place in places for label in (place, f"{place}, pooled")
     ]
     assert {one["detector"] for one in boxes.values()} == {0, 1}
-    found = {
+    values_at = {
         row[0]: [float(cell) if cell != "-" else np.nan for cell in row[1:]] for row in rows[1:]
     }
-    pooled = [found[f"{place}, pooled"] for place in places]
+    pooled = [values_at[f"{place}, pooled"] for place in places]
     lesions = sum(len(MASSES[image]) for image in boxes)
     recall = [values[0] for values in pooled]
     assert recall[-1] >= 100 * len(MASSES[KNOWN.image_id]) / lesions - 0.1 and recall == sorted(
         recall
     )
     for value, spread, low, high, mean, mean_low, mean_high, normal, beside in (
-        found[place] for place in places[:-1]
+        values_at[place] for place in places[:-1]
     ):
         assert (
             low <= value <= high
@@ -144,11 +136,13 @@ def test_each_patient_by_the_fold_that_never_saw_it(run, runs, tmp_path):
             for hit, fold in zip(hits, by_fold, strict=True)
         ]
     )
-    assert found["all detections"][0] == pytest.approx(expected, abs=0.06), "the mean of both folds"
+    mean_of_folds = pytest.approx(expected, abs=0.06)
+    assert values_at["all detections"][0] == mean_of_folds
     assert (tmp_path / "out/froc.png").is_file() and "recall at IoU > 0.5" in (
         tmp_path / "out/table.md"
     ).read_text()
-    assert {path.name for path in (tmp_path / "out").glob("*.csv")} == {"table.csv"}
+    names = {path.name for path in (tmp_path / "out").glob("*.csv")}
+    assert names == {"table.csv", "seconds.csv"}
 
 
 def overlaps(box, other):
@@ -167,15 +161,7 @@ def test_boxes_of_other_kinds_are_no_false_positives(run, runs, tmp_path):
     """
     folder = tmp_path / "both" / "export"
     save(folder / "saved_model")
-    data = DataConfig(size=64, kinds=("calcification", "mass")).model_dump(mode="json")
-    card = {
-        "format": FORMAT,
-        "name": "ssd",
-        "serves": "saved_model",
-        "functions": {},
-        "train_patients": [],
-    }
-    (folder / "card.json").write_text(json.dumps(card | {"config": {"data": data}}))
+    write_ssd_card(folder, DataConfig(size=64, kinds=("calcification", "mass")))
     rows, boxes = run(f"detectors={folder.parent}")
     assert all(one["classes"] for one in boxes.values())
     assert (
@@ -286,6 +272,7 @@ def test_the_store_keeps_table_curve_and_recall(run, runs, tmp_path):
     assert {item.path for item in client.list_artifacts(logged.info.run_id)} == {
         "boxes.json",
         "froc.png",
+        "seconds.csv",
         "table.csv",
         "table.md",
     }
@@ -350,7 +337,7 @@ def study(load_script, repository, tmp_path, monkeypatch, tracking_uri):
     """A function (name, *overrides) that runs a study of Light-Head R-CNN on phantoms, two steps a
     training; returns its folder.
     """
-    chosen = [
+    values = [
         "data.name=phantom",
         "data.root=null",
         "data.folds=2",
@@ -359,7 +346,7 @@ def study(load_script, repository, tmp_path, monkeypatch, tracking_uri):
         "samples=20",
         f"tracking.uri={tracking_uri}",
     ]
-    chosen += [
+    values += [
         "tracking.system_metrics=false",
         "detector.script=light_head_rcnn",
         *(f"detector.set.{value}" for value in SMALL),
@@ -373,7 +360,7 @@ def study(load_script, repository, tmp_path, monkeypatch, tracking_uri):
             str(tmp_path / "study"),
             *flags,
             "--set",
-            *chosen,
+            *values,
             *overrides,
         ]
         monkeypatch.setattr(sys, "argv", ["detection.py", *arguments])
@@ -418,7 +405,8 @@ def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_ru
         and "Differences in recall at IoU > 0.5 from real alone" in table
     )
     assert {path.name for path in (folder / "report").iterdir()} == {
-        *("table.md", "recall.csv", "false_positives.csv", "difference.csv", "froc.png")
+        *("table.md", "recall.csv", "false_positives.csv", "difference.csv", "froc.png"),
+        *("growth.csv", "seconds.csv"),
     }
     held_out = {
         name

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
-from PIL import Image
 
+from tests.small_mammograms import write_discs
 from tfmammo import datasets, export, pretrained
-from tfmammo.archives import cdd_cesm
 from tfmammo.config import DataConfig
 from tfmammo.data import splits
 from tfmammo.errors import ConfigError, ExportError, WeightsError
@@ -31,7 +30,17 @@ SIZE = 32
 FOLDS = 2
 PATIENTS = 8
 MODELS = ("G_unet", "G_unet-", "copier")
-OF_PIXELS = ("l1_mass", "ssim_mass", "ms_ssim", "nearest_pixels", "nearest_mass")
+OF_PIXELS = (
+    "l1_mass",
+    "ssim_mass",
+    "ms_ssim",
+    "nearest_pixels",
+    "nearest_mass",
+    "haar_mass",
+    "lattice_2",
+    "lattice_4",
+    "lattice_8",
+)
 
 
 class Known(keras.Model):
@@ -67,38 +76,19 @@ class Known(keras.Model):
         return {"generator": infill if self.patch is None else copy}
 
 
+def disc_in_tissue(disc, random):
+    """Grey values of a bright disc in coarse noise, float64."""
+    tissue = cv2.resize(random.random((12, 12)), disc.shape, interpolation=cv2.INTER_CUBIC)
+    return 90 * disc + 120 * np.clip(tissue, 0, 1) + 20
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """CDD-CESM's form: eight patients with two views each, a bright blot on tissue of its own in
     each.
     """
     root = tmp_path_factory.mktemp("archive")
-    rng = np.random.default_rng(0)
-    regions = [["#filename", "region_id", "region_shape_attributes"]]
-    clinical = [
-        [
-            "Image_name",
-            "Findings",
-            "BIRADS",
-            "Breast density (ACR)",
-            "Pathology Classification/ Follow up",
-        ]
-    ]
-    rows, cols = np.mgrid[:96, :96] - 48
-    for patient in range(1, PATIENTS + 1):
-        for view in ("CC", "MLO"):
-            name = f"P{patient}_L_DM_{view}"
-            radius = int(rng.integers(12, 20))
-            tissue = cv2.resize(rng.random((12, 12)), (96, 96), interpolation=cv2.INTER_CUBIC)
-            image = 90 * (np.hypot(rows, cols) < radius) + 120 * np.clip(tissue, 0, 1) + 20
-            Image.fromarray(image.astype(np.uint8)).save(root / f"{name}.jpg", quality=95)
-            regions.append(
-                [f"{name}.jpg", 0, json.dumps({"name": "circle", "cx": 48, "cy": 48, "r": radius})]
-            )
-            clinical.append([name, "Mass", "4", "B", "Malignant"])
-    for file, table in ((cdd_cesm.REGIONS, regions), (cdd_cesm.CLINICAL, clinical)):
-        with (root / file).open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows(table)
+    write_discs(root, PATIENTS, disc_in_tissue)
     return DataConfig(name="cdd_cesm", root=root, size=SIZE, folds=FOLDS)
 
 
@@ -111,9 +101,9 @@ def patches(data):
 def models(tmp_path_factory, data, patches):
     """Name -> the folders of its folds, with the cards that a training writes."""
     root = tmp_path_factory.mktemp("runs")
-    found = {}
+    folders = {}
     for name in (*MODELS, "leaky"):
-        found[name] = []
+        folders[name] = []
         for fold in range(1 if name == "leaky" else FOLDS):
             own = data.model_copy(update={"fold": fold})
             if name == "leaky":
@@ -136,8 +126,8 @@ def models(tmp_path_factory, data, patches):
                     "model": {"margin": None if name == "G_unet-" else 316},
                 },
             }
-            found[name].append(str(export.export(room, root / name / f"fold{fold}", card)))
-    return found
+            folders[name].append(str(export.export(room, root / name / f"fold{fold}", card)))
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -206,19 +196,22 @@ def test_each_model_gets_what_it_takes_and_is_measured(output, patches):
     assert [row["id"] for row in images if row["model"] == "G_unet"] == patches.ids.tolist()
     scorer = perceptual.LPIPS("none", "none")
     for name, margin in (("G_unet", 316), ("G_unet-", None)):
-        made = synthetic(patches, margin)
-        distance = scorer.distance(patches.images, made)
+        generated = synthetic(patches, margin)
+        distance = scorer.distance(patches.images, generated)
         assert [
             float(row["lpips_random"]) for row in images if row["model"] == name
         ] == pytest.approx(distance, abs=1e-5)
         assert float(rows[name, "lpips_random"]["mean"]) == pytest.approx(distance.mean(), abs=1e-5)
         inside = patches.masks > 0
         error = np.mean(
-            [np.abs(patches.images[i] - made[i])[inside[i]].mean() for i in range(len(made))]
+            [
+                np.abs(patches.images[i] - generated[i])[inside[i]].mean()
+                for i in range(len(generated))
+            ]
         )
         assert float(rows[name, "l1_mass"]["mean"]) == pytest.approx(error, abs=1e-5)
         assert -1 < float(rows[name, "ssim_mass"]["mean"]) < 0.9
-        table_ = scorer.matrix(patches.images, made)
+        table_ = scorer.matrix(patches.images, generated)
         others = table_[~np.eye(len(table_), dtype=bool)].mean()
         assert float(rows[name, "lpips_pairs_random"]["mean"]) == pytest.approx(others, abs=1e-4)
         assert distance.mean() < others, "a patch is nearer to its own real one"
@@ -246,12 +239,12 @@ def test_sets_have_intervals_and_differences(output, patches):
     assert float(rows["copier", "ms_ssim"]["mean"]) > float(rows["real patches", "ms_ssim"]["mean"])
     inception = perceptual.Inception("none")
     real = inception.features(patches.images)
-    made = inception.features(synthetic(patches, None))
+    generated = inception.features(synthetic(patches, None))
     assert float(rows["G_unet-", "fid_random"]["mean"]) == pytest.approx(
-        perceptual.fid(real, made), rel=1e-3
+        perceptual.fid(real, generated), rel=1e-3
     )
     assert float(rows["G_unet-", "kid_random"]["mean"]) == pytest.approx(
-        1000 * perceptual.mmd(real, made, paired=True), rel=1e-2
+        1000 * perceptual.mmd(real, generated, paired=True), rel=1e-2
     )
 
 
@@ -288,6 +281,11 @@ def test_random_networks_are_named_wherever_a_number_stands(output):
     assert "| copies, below 0.5 (random), % | " in markdown
     assert "KID x 1000 over 100 subsets of 16 patches (random Inception)" in markdown
     assert "as printed" not in markdown
+    assert "\nLPIPS: random AlexNet with heads of 1.\n" in markdown
+    assert "\nFID, KID and nearest features: random Inception-v3.\n" in markdown
+    networks = json.loads((output / "networks.json").read_text(encoding="utf-8"))
+    assert networks["LPIPS"]["AlexNet"] == {"title": "random AlexNet", "sha256": ""}
+    assert networks["FID, KID"]["Inception-v3"]["title"] == "random Inception-v3"
 
 
 @pytest.mark.slow

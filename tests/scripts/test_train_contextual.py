@@ -34,15 +34,15 @@ def experiment(repository, *overrides):
 
 
 def test_a_stage_that_ends_before_its_level_is_faded_in_is_refused(repository):
-    chosen = experiment(repository, "model.fade_steps=10", "model.start_steps=10")
-    progressive.check_fading(chosen, [8, 16, 32], 10)
-    progressive.check_fading(chosen, [8, 16, 32], None)  # not known yet
+    config = experiment(repository, "model.fade_steps=10", "model.start_steps=10")
+    progressive.check_fading(config, [8, 16, 32], 10)
+    progressive.check_fading(config, [8, 16, 32], None)  # not known yet
     with pytest.raises(
         ConfigError,
         match=r"training.steps: 9 end before the level for 32 px is faded in "
         r"\(model.fade_steps=10\)",
     ):
-        progressive.check_fading(chosen, [8, 16, 32], 9)
+        progressive.check_fading(config, [8, 16, 32], 9)
     short = experiment(repository, "model.fade_steps=10", "model.start_steps=9")
     with pytest.raises(
         ConfigError, match="model.start_steps: 9 end before the level for 16 px is faded in"

@@ -123,25 +123,25 @@ def apart(content, tmp_path, *, spare=parsing.BASE_MEMORY):
         f"script = {{'__name__': 'parsing'}}; exec(open({parsing.__file__!r}).read(), script); "
         f"script['BASE_MEMORY'] = {spare}; script['main']()"
     )
-    with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("w+b") as found:
+    with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("w+b") as answer:
         done = subprocess.run(
             [sys.executable, "-c", code],
             stdin=source,
-            stdout=found,
+            stdout=answer,
             stderr=subprocess.DEVNULL,
             timeout=300,
         )
-        found.seek(0)
-        return done.returncode, found if done.returncode else parsing.load(found)
+        answer.seek(0)
+        return done.returncode, answer if done.returncode else parsing.load(answer)
 
 
 def test_a_process_parses_a_mammogram_of_numbers(tmp_path):
     row = b"[" + b",".join([b"0.1234"] * 1000) + b"]"
-    code, found = apart(b'{"inputs": [{"pixels": [' + b",".join([row] * 800) + b"]}]}", tmp_path)
+    code, items = apart(b'{"inputs": [{"pixels": [' + b",".join([row] * 800) + b"]}]}", tmp_path)
     assert (
         code == 0
-        and found[0][0]["pixels"].shape == (800, 1000)
-        and found[0][0]["pixels"][7, 9] == np.float32(0.1234)
+        and items[0][0]["pixels"].shape == (800, 1000)
+        and items[0][0]["pixels"][7, 9] == np.float32(0.1234)
     )
 
 

@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 
 import cv2
-import keras
 import mlflow
 import numpy as np
 import pydicom
@@ -17,6 +16,7 @@ import tensorflow as tf
 from PIL import Image
 from pydantic import ValidationError
 
+from tests.known_networks import KnownCAN
 from tfmammo.archives import coco
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
@@ -52,40 +52,6 @@ def decoded(text):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text, validate=True))))
 
 
-class Bright(keras.Model):
-    """Image to mask: what is brighter than one half; mask to image: half as bright."""
-
-    def __init__(self):
-        super().__init__(name="can")
-        of = {"inverter": (40.0, -20.0, "sigmoid"), "generator": (0.5, 0.0, None)}
-        self.networks = {
-            name: keras.Sequential(
-                [
-                    keras.Input((SIZE, SIZE, 1)),
-                    keras.layers.Conv2D(
-                        1,
-                        1,
-                        kernel_initializer=keras.initializers.Constant(weight),
-                        bias_initializer=keras.initializers.Constant(bias),
-                        activation=activation,
-                    ),
-                ]
-            )
-            for name, (weight, bias, activation) in of.items()
-        }
-
-    def functions(self):
-        @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "image")])
-        def inverter(image):
-            return {"mask": self.networks["inverter"](image)}
-
-        @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "mask")])
-        def generator(mask):
-            return {"image": self.networks["generator"](mask)}
-
-        return {"inverter": inverter, "generator": generator}
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A function (frame) -> the export of a network whose training patches were cut so."""
@@ -93,7 +59,8 @@ def exported(tmp_path_factory):
     def make(frame):
         data = DataConfig(size=SIZE, window=(0, 1), frame=frame).model_dump(mode="json")
         card = {"step": 1, "config": {"data": data, "model": {}}, "train_patients": []}
-        return export(Bright(), tmp_path_factory.mktemp("can") / "export", card)
+        model = KnownCAN("can", SIZE, level=0.5, weight=0.5, bias=0.0, steepness=40.0)
+        return export(model, tmp_path_factory.mktemp("can") / "export", card)
 
     return make
 
@@ -276,20 +243,20 @@ def test_a_lesion_is_set_in_as_locally(synthesiser, tmp_path):
         EditRequest(centre=(100, 60), size=(22, 18), shape="oval", seed=5),
     )
     before = np.rint(breast() * 65535)
-    made = decoded(answer["image"])
+    image = decoded(answer["image"])
     assert answer["box"] == answer["recipe"]["lesions"][0]["box"] and answer["kind"] == "mass"
-    changed = made != before
+    changed = image != before
     assert (
         changed.any()
-        and np.abs(made[decoded(answer["mask"]) > 0] - before[decoded(answer["mask"]) > 0]).mean()
+        and np.abs(image[decoded(answer["mask"]) > 0] - before[decoded(answer["mask"]) > 0]).mean()
         > 6000
     )
     # The image's own name decides the noise (sampling.stream), so an upload, which has none, is
     # compared with itself.
-    assert local.mask.shape == made.shape and service.answer([request]) == [answer]
+    assert local.mask.shape == image.shape and service.answer([request]) == [answer]
     (dicom,) = service.answer([request | {"format": "dicom"}])
     read = pydicom.dcmread(io.BytesIO(base64.b64decode(dicom["image"])))
-    np.testing.assert_array_equal(read.pixel_array, made)
+    np.testing.assert_array_equal(read.pixel_array, image)
     assert read.SyntheticData == "YES"
 
 

@@ -34,14 +34,14 @@ def patients(part):
 
 
 def experiment(tracking_uri, **model):
-    chosen = {"weights": "none", "filters": 2, "blocks": (1, 1, 1, 1)}
+    small = {"weights": "none", "filters": 2, "blocks": (1, 1, 1, 1)}
     training = {"steps": 2, "batch_size": 4, "steps_per_loop": 1, "precision": "float32"}
     return Experiment[ClassifierConfig](
         name="classifier",
         data=DATA,
         training=TrainingConfig(**training),
         tracking=TrackingConfig(uri=tracking_uri, system_metrics=False),
-        model=ClassifierConfig(**chosen, **model),
+        model=ClassifierConfig(**small, **model),
     )
 
 
@@ -51,11 +51,11 @@ def synthetic(
     from dataclasses import replace
     from pathlib import Path
 
-    found = random_patches(8, size)
+    patches = random_patches(8, size)
     names = np.array([kinds[i % len(kinds)] for i in range(8)])
     return PatchSet(
         Path("set"),
-        replace(found, kinds=names, patient_ids=np.full(8, patient)),
+        replace(patches, kinds=names, patient_ids=np.full(8, patient)),
         frozenset(trained_on),
         scales,
     )
@@ -225,19 +225,19 @@ def test_the_share_decays_over_the_whole_training(tracking_uri, tmp_path):
     """8 steps of 4 samples are 32; of epochs, 2 over 100 patches of which every step sees eight are
     25 steps of 4 samples.
     """
-    made = experiment(tracking_uri, share=0.5, synthetic=tmp_path)
-    longer = made.model_copy(update={"training": made.training.model_copy(update={"steps": 8})})
+    half = experiment(tracking_uri, share=0.5, synthetic=tmp_path)
+    longer = half.model_copy(update={"training": half.training.model_copy(update={"steps": 8})})
     assert (
         classification.select_arm(longer, 0.5, 0).model.samples == 32
         and classification.select_arm(longer, 0.0, 0).model.samples is None
     )
-    epochs = made.model_copy(
-        update={"training": made.training.model_copy(update={"steps": None, "epochs": 2})}
+    epochs = half.model_copy(
+        update={"training": half.training.model_copy(update={"steps": None, "epochs": 2})}
     )
     assert classification.set_decay_samples(epochs, 100).model.samples == 100
     assert (
         classification.select_arm(longer, 0.5, 0).fingerprint()
-        != classification.select_arm(made, 0.5, 0).fingerprint()
+        != classification.select_arm(half, 0.5, 0).fingerprint()
     ), "another length is another schedule"
 
 

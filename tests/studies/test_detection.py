@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from tfmammo import config as configuration
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, DataError
+from tfmammo.metrics.detection import ALL_DETECTIONS
 from tfmammo.studies import detection, detection_report
 from tfmammo.studies.detection import Arm, Command, Method, StudyConfig, list_arms, plan_steps
 
@@ -40,9 +41,9 @@ def config(**values):
     return StudyConfig(**{**small, **values})
 
 
-def make_tables(chosen, output):
+def make_tables(study, output):
     """The tables of a study whose evaluations lie in a folder."""
-    return detection_report.make_tables(detection_report.read_results(chosen, output))
+    return detection_report.make_tables(detection_report.read_results(study, output))
 
 
 def options(step):
@@ -66,7 +67,7 @@ def test_every_fold_trains_its_own_networks_and_every_arm_is_evaluated():
     for number, step in enumerate(steps):
         assert set(step.depends_on) <= set(names[:number])
     for fold in (0, 2):
-        generator, made = (
+        generator, synthesis = (
             next(step for step in steps if step.name == f"{what}/unet/fold{fold}")
             for what in ("generators", "synthetic")
         )
@@ -74,12 +75,14 @@ def test_every_fold_trains_its_own_networks_and_every_arm_is_evaluated():
             options(generator)["data.fold"] == str(fold)
             and options(generator)["model.margin"] == "null"
         )
-        side = {key: options(made)[f"patients.{key}"] for key in ("split_file", "fold", "side")}
+        side = {
+            key: options(synthesis)[f"patients.{key}"] for key in ("split_file", "fold", "side")
+        }
         assert side == {"split_file": "out/split.json", "fold": str(fold), "side": "train"}
-        assert options(made)[
+        assert options(synthesis)[
             "generator"
-        ] == f"out/generators/unet/fold{fold}" and made.depends_on == (generator.name,)
-        assert options(made)["count"] == "9"  # half more than 6
+        ] == f"out/generators/unet/fold{fold}" and synthesis.depends_on == (generator.name,)
+        assert options(synthesis)["count"] == "9"  # half more than 6
 
 
 def test_a_detector_is_given_its_arms_mammograms_and_nobody_held_out():
@@ -114,18 +117,18 @@ def test_all_folds_are_held_out_in_turn_unless_some_are_named():
 
 @pytest.mark.parametrize("name", ["infilling", "blending"])
 def test_the_repositorys_studies_are_the_papers(repository, name):
-    found = configuration.parse(StudyConfig, repository / "configs" / f"study_{name}.yaml")
-    steps = plan_steps(found, OUT, repository, "parent")
+    study = configuration.parse(StudyConfig, repository / "configs" / f"study_{name}.yaml")
+    steps = plan_steps(study, OUT, repository, "parent")
     for step in steps:
         files = [Path(one) for one in step.command if one.endswith((".py", ".yaml"))]
         assert files and all(file.is_file() or (repository / file).is_file() for file in files)
     if name == "infilling":
-        assert np.diff((0, *found.copies)).tolist() == [300, 300, 400, 500, 500, 500, 500, 1000]
-        assert np.diff((0, *found.synthetic)).tolist() == [300, 500, 500, 500, 500, 500]
-        assert found.base + 566 == 2066 and len(steps) == 74
+        assert np.diff((0, *study.copies)).tolist() == [300, 300, 400, 500, 500, 500, 500, 1000]
+        assert np.diff((0, *study.synthetic)).tolist() == [300, 500, 500, 500, 500, 500]
+        assert study.base + 566 == 2066 and len(steps) == 74
     else:
-        assert (found.synthetic, found.data.folds, found.held_out) == ((200,), 5, (0, 1, 2, 3, 4))
-        assert found.copies == found.synthetic, "as many mammograms, and no synthetic mass"
+        assert (study.synthetic, study.data.folds, study.held_out) == ((200,), 5, (0, 1, 2, 3, 4))
+        assert study.copies == study.synthetic, "as many mammograms, and no synthetic mass"
         assert sum(step.name.startswith("detectors/") for step in steps) == 30
 
 
@@ -175,18 +178,18 @@ def test_a_study_that_makes_no_sense_is_refused(values, said):
 PATIENTS = "pqrstu"
 
 
-def write_boxes(output, chosen, boxes_of):
+def write_boxes(output, study, boxes_of):
     """What the evaluations of a study leave: six patients with one mammogram each, three in either
     fold, every lesion at one place.
 
     boxes_of(arm, fold, seed, number): of a mammogram, the boxes and their scores.
     """
-    for arm in list_arms(chosen):
-        for seed in chosen.seeds:
-            found = {}
+    for arm in list_arms(study):
+        for seed in study.seeds:
+            images = {}
             for number, patient in enumerate(PATIENTS):
-                boxes, scores = boxes_of(arm, chosen.held_out[number % 2], seed, number)
-                found[f"image{number}"] = {
+                boxes, scores = boxes_of(arm, study.held_out[number % 2], seed, number)
+                images[f"image{number}"] = {
                     "patient": patient,
                     "detector": number % 2,
                     "boxes": boxes,
@@ -196,7 +199,7 @@ def write_boxes(output, chosen, boxes_of):
                 }
             place = output / "evaluations" / arm.name / f"seed{seed}"
             place.mkdir(parents=True, exist_ok=True)
-            (place / "boxes.json").write_text(json.dumps(found))
+            (place / "boxes.json").write_text(json.dumps(images))
 
 
 HIT = [0, 0, 10, 9]
@@ -208,32 +211,32 @@ def evaluated(tmp_path):
     """Boxes of two arms, two seeds and six patients; the second arm finds the lesion in every
     mammogram, the first in one of six.
     """
-    chosen = config(generators={}, methods={}, synthetic=(), copies=(2,), base=0, fppi=(1.0,))
+    study = config(generators={}, methods={}, synthetic=(), copies=(2,), base=0, fppi=(1.0,))
     write_boxes(
         tmp_path,
-        chosen,
+        study,
         lambda arm, fold, seed, number: ([HIT if arm.copies or number == seed else MISS], [0.9]),
     )
-    return chosen, tmp_path
+    return study, tmp_path
 
 
 def test_every_training_is_known_by_fold_and_seed(evaluated):
-    found = detection_report.read_results(*evaluated)
-    assert [len(found.matches[arm]) for arm in ("real", "copies-2")] == [12, 12] and set(
-        found.patients
+    results = detection_report.read_results(*evaluated)
+    assert [len(results.matches[arm]) for arm in ("real", "copies-2")] == [12, 12] and set(
+        results.patients
     ) == set(PATIENTS)
-    assert found.trainings == [(0, 0), (2, 0)] * 3 + [(0, 1), (2, 1)] * 3, (
+    assert results.trainings == [(0, 0), (2, 0)] * 3 + [(0, 1), (2, 1)] * 3, (
         "folds 0 and 2 are held out"
     )
     assert (
         "6 lesions in 6 unseen mammograms, 0 of them normal, of 6 patients, folds 0 and 2, 2 seeds"
-        in found.title
+        in results.title
     )
 
 
 def test_tables_say_recall_and_difference(evaluated):
-    found = detection_report.read_results(*evaluated)
-    tables = detection_report.make_tables(found)
+    results = detection_report.read_results(*evaluated)
+    tables = detection_report.make_tables(results)
     assert set(tables) == {"recall", "false_positives", "difference"}
     rows = {row[0]: row[1:] for row in tables["recall"].body}
     assert list(rows) == [
@@ -251,45 +254,78 @@ def test_tables_say_recall_and_difference(evaluated):
     assert rows["real alone"][1].startswith("16.7"), "of all detections, Eq. (6)"
     assert tables["recall"].header[1:] == ["1, %", "all detections, %", "mean from 0 to 1, %"]
     assert tables["difference"].body[0][1].startswith("+83.3")
-    measured = detection_report.compute_metrics(found)
+    measured = detection_report.compute_metrics(results)
     assert (
         measured["real/recall at 1"] == pytest.approx(1 / 6)
         and measured["copies-2/recall of all detections"] == 1
     )
-    assert list(found.select_curves()) == ["real alone", "real + 2 copies"]
-    assert detection_report.draw_growth(found).axes[0].get_legend() is not None
+    assert list(results.select_curves()) == ["real alone", "real + 2 copies"]
+    at_rate = detection_report.draw_growth(results, 1.0)
+    assert at_rate.axes[0].get_legend() is not None
+    of_all = detection_report.draw_growth(results, ALL_DETECTIONS).axes[0]
+    assert of_all.get_ylabel() == "recall at IoU > 0.5, all detections"
+    np.testing.assert_allclose(of_all.lines[0].get_ydata(), [1 / 6, 1])
+
+
+def test_growth_is_a_line_for_each_arm_and_rate(evaluated):
+    rows = detection_report.make_growth_rows(detection_report.read_results(*evaluated))
+    keys = [(row["arm"], row["copies"], row["false_positives"]) for row in rows]
+    assert keys == [
+        ("real", 0, 1.0),
+        ("real", 0, np.inf),
+        ("copies-2", 2, 1.0),
+        ("copies-2", 2, np.inf),
+    ]
+    real, real_of_all, copies, _ = rows
+    assert real["recall"] == pytest.approx(1 / 6) and copies["recall"] == 1
+    # Fold 0 of seed 0: one hit and two false positives of one score, in three mammograms. The
+    # curve rises linearly to (2 / 3, 1 / 3) and stays there, so that its mean to 1 is 2 / 9.
+    assert real["area"] == pytest.approx((2 / 9 + 0 + 0 + 2 / 9) / 4)
+    assert real_of_all["recall"] == pytest.approx(1 / 6) and np.isnan(real_of_all["area"])
+    assert copies["area"] == 1 and real["deviation"] == 0
+
+
+def test_seconds_are_medians_without_the_first(evaluated):
+    study, output = evaluated
+    assert detection_report.tabulate_seconds(study, output) is None
+    for seed, values in ((0, (9, 1, 3)), (1, (8, 4))):
+        path = output / "evaluations" / "real" / f"seed{seed}" / "seconds.csv"
+        lines = "".join(f"0,{value}\n" for value in values)
+        path.write_text(f"detector,seconds\n{lines}", encoding="utf-8")
+    table = detection_report.tabulate_seconds(study, output)
+    assert table.body == [["real alone", "3.000"]], "the mean of 2 s and 4 s"
 
 
 def test_perfect_trainings_whose_scores_lie_apart_are_perfect(tmp_path):
     """Every training ranks its lesions above its false positives; the seeds' scores are half a
     point apart.
     """
-    chosen = config(generators={}, methods={}, synthetic=(), copies=(2,), base=0, fppi=(0.25,))
+    study = config(generators={}, methods={}, synthetic=(), copies=(2,), base=0, fppi=(0.25,))
     far = [40, 40, 60, 60]
     write_boxes(
         tmp_path,
-        chosen,
+        study,
         lambda arm, fold, seed, number: ([HIT, far], [0.3 + 0.5 * seed, 0.2 + 0.5 * seed]),
     )
-    body = make_tables(chosen, tmp_path)["recall"].body
+    body = make_tables(study, tmp_path)["recall"].body
     assert body[0][1] == "100.0 ± 0.0\n[100.0, 100.0]"
     assert body[1][0] == "real alone, pooled" and body[1][1].startswith("50.0")
 
 
 def test_the_tables_say_what_p_is_and_correct_it(evaluated):
-    chosen, output = evaluated
-    chosen = chosen.model_copy(update={"copies": (2, 4)})
+    study, output = evaluated
+    study = study.model_copy(update={"copies": (2, 4)})
     # Copies-2 finds all but one of six, copies-4 all.
     hit = {"real": (0,), "copies-2": (0, 1, 2, 3, 4), "copies-4": range(6)}
     write_boxes(
         output,
-        chosen,
+        study,
         lambda arm, fold, seed, number: (
             [HIT if number in hit[arm.name] else MISS],
             [0.9 - number / 100],
         ),
     )
-    table = make_tables(chosen, output)["difference"]
+    table = make_tables(study, output)["difference"]
     assert table.header[-2:] == ["p, uncorrected", "p, Holm"]
     p, corrected = (np.array([float(row[place]) for row in table.body]) for place in (-2, -1))
     assert corrected.min() == pytest.approx(min(2 * p.min(), 1), abs=2e-3) and np.all(
@@ -302,11 +338,11 @@ def test_the_tables_say_what_p_is_and_correct_it(evaluated):
 
 
 def test_fewer_than_six_patients_give_no_interval_and_no_p_but_a_sentence(evaluated):
-    chosen, output = evaluated
+    study, output = evaluated
     for path in output.rglob("boxes.json"):
         boxes = json.loads(path.read_text())
         path.write_text(json.dumps({name: boxes[name] for name in list(boxes)[:4]}))
-    tables = make_tables(chosen, output)
+    tables = make_tables(study, output)
     assert not any("[" in cell for row in tables["recall"].body for cell in row)
     assert tables["difference"].body[0][-2:] == ["-", "-"]
     assert all(
@@ -320,41 +356,43 @@ def test_false_positives_on_normal_mammograms_stand_apart(evaluated):
     """Of two normal mammograms and four with lesions only the normal ones show a false positive,
     one each: 2 in 6 images.
     """
-    chosen, output = evaluated
+    study, output = evaluated
     for path in output.rglob("boxes.json"):
         boxes = json.loads(path.read_text())
         for number, one in enumerate(boxes.values()):
             one["boxes"] = [HIT]
             one["wanted"] = [] if number < 2 else one["wanted"]
         path.write_text(json.dumps(boxes))
-    body = make_tables(chosen, output)["false_positives"].body
+    body = make_tables(study, output)["false_positives"].body
     assert body[0] == ["real alone", "1.00 / 0.00"]
 
 
 def test_boxes_of_kinds_that_are_not_counted_are_no_false_positives(evaluated):
-    chosen, output = evaluated
+    study, output = evaluated
     path = output / "evaluations/real/seed0/boxes.json"
     boxes = json.loads(path.read_text())
     for one in boxes.values():
         one.update(boxes=[[20, 20, 30, 30]], scores=[0.99], classes=["calcification"])
     path.write_text(json.dumps(boxes))
-    found = detection_report.read_results(chosen, output)
-    assert not any(len(one.false_positives) for one in found.matches["real"][:6])
+    results = detection_report.read_results(study, output)
+    assert not any(len(one.false_positives) for one in results.matches["real"][:6])
 
 
 def test_the_base_is_compared_with_too(evaluated):
-    chosen, output = evaluated
-    found = detection_report.read_results(chosen.model_copy(update={"base": 2}), output)
-    assert detection_report.make_tables(found)["difference-from-base"].body[0][:1] == ["real alone"]
+    study, output = evaluated
+    results = detection_report.read_results(study.model_copy(update={"base": 2}), output)
+    assert detection_report.make_tables(results)["difference-from-base"].body[0][:1] == [
+        "real alone"
+    ]
 
 
 def test_synthetic_mammograms_that_join_no_copies_are_compared_with_as_many_copies(evaluated):
-    chosen, output = evaluated
-    chosen = chosen.model_copy(
+    study, output = evaluated
+    study = study.model_copy(
         update={"methods": {"unet": Method(config=Path("a.yaml"))}, "synthetic": (2,)}
     )
-    write_boxes(output, chosen, lambda arm, fold, seed, number: ([HIT], [0.9]))
-    tables = make_tables(chosen, output)
+    write_boxes(output, study, lambda arm, fold, seed, number: ([HIT], [0.9]))
+    tables = make_tables(study, output)
     assert [row[0] for row in tables["difference-from-copies"].body] == [
         "real alone",
         "real + 2 by unet",
@@ -363,15 +401,15 @@ def test_synthetic_mammograms_that_join_no_copies_are_compared_with_as_many_copi
 
 
 def test_arms_evaluated_on_different_mammograms_are_refused(evaluated):
-    chosen, output = evaluated
+    study, output = evaluated
     path = output / "evaluations/real/seed0/boxes.json"
     boxes = json.loads(path.read_text())
     path.write_text(json.dumps({key: boxes[key] for key in list(boxes)[1:]}))
     with pytest.raises(DataError, match="not evaluated on the same mammograms"):
-        detection_report.read_results(chosen, output)
+        detection_report.read_results(study, output)
     path.write_text("[")
     with pytest.raises(DataError, match="boxes.json: can't be read"):
-        detection_report.read_results(chosen, output)
+        detection_report.read_results(study, output)
     path.write_text(json.dumps({"image0": {"patient": "p"}}))
     with pytest.raises(DataError, match="is not what evaluate/detection.py writes"):
-        detection_report.read_results(chosen, output)
+        detection_report.read_results(study, output)

@@ -55,12 +55,14 @@ def test_a_step_knows_its_overrides():
 
 
 def test_steps_run_in_order_once(tmp_path):
-    made = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
-    workflow.run_steps(made, tmp_path)
-    workflow.run_steps(made, tmp_path)
+    steps = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
+    finished = []
+    workflow.run_steps(steps, tmp_path, on_finish=finished.append)
+    workflow.run_steps(steps, tmp_path, on_finish=finished.append)
+    assert finished == ["one", "two"] * 2
     assert (tmp_path / "ran").read_text() == "12"
     assert (
-        json.loads((tmp_path / "done/two.json").read_text())["command"] == made[1].format_command()
+        json.loads((tmp_path / "done/two.json").read_text())["command"] == steps[1].format_command()
     )
 
 
@@ -162,23 +164,24 @@ def test_a_stop_signal_reaches_what_runs_and_the_next_run_goes_on(tmp_path, numb
 
 
 def test_work_of_another_version_is_refused_unless_that_is_asked_for(tmp_path, monkeypatch, caplog):
-    made = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
-    assert workflow.run_steps(made, tmp_path) == []
+    steps = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
+    assert workflow.run_steps(steps, tmp_path) == workflow.Outcome()
     monkeypatch.setattr(workflow, "hash_sources", lambda: "another state of the package")
     with pytest.raises(
         DataError,
         match=r"one: was made by another version of tfmammo \(.*; this is .*\); .* --any-version",
     ):
-        workflow.run_steps(made, tmp_path)
-    assert workflow.run_steps(made, tmp_path, any_version=True) == ["one", "two"]
+        workflow.run_steps(steps, tmp_path)
+    outcome = workflow.run_steps(steps, tmp_path, any_version=True)
+    assert outcome.of_other_versions == ["one", "two"]
     assert (
         tmp_path / "ran"
     ).read_text() == "12" and "2 of 2 steps were made by other versions" in caplog.text
 
 
 def test_a_note_that_knows_no_version_is_of_another_one(tmp_path):
-    made = [writing("one", "1", tmp_path)]
-    workflow.run_steps(made, tmp_path)
+    steps = [writing("one", "1", tmp_path)]
+    workflow.run_steps(steps, tmp_path)
     path = tmp_path / "done/one.json"
     path.write_text(
         json.dumps(
@@ -186,7 +189,7 @@ def test_a_note_that_knows_no_version_is_of_another_one(tmp_path):
         )
     )
     with pytest.raises(DataError, match="another version of tfmammo .not noted"):
-        workflow.run_steps(made, tmp_path)
+        workflow.run_steps(steps, tmp_path)
 
 
 def test_the_source_and_the_script_are_part_of_the_version(tmp_path, monkeypatch):
@@ -212,10 +215,10 @@ def test_the_source_and_the_script_are_part_of_the_version(tmp_path, monkeypatch
 
 
 def test_what_is_gone_is_made_again(tmp_path, caplog):
-    made = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
-    workflow.run_steps(made, tmp_path)
+    steps = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
+    workflow.run_steps(steps, tmp_path)
     (tmp_path / "one").rmdir()
-    workflow.run_steps(made, tmp_path)
+    workflow.run_steps(steps, tmp_path)
     assert (tmp_path / "ran").read_text() == "121" and "one: was done, but" in caplog.text
 
 
@@ -239,3 +242,66 @@ def test_what_is_noted_of_a_command_holds_no_password():
         "'data.kinds=[\"mass\"]'"
     )
     assert f"tracking.uri={uri}" in step.arguments
+
+
+FAIL = Step("bad", ("-c", "import sys; sys.exit('error: no data')"))
+
+
+def test_a_failure_ends_the_work(tmp_path):
+    steps = [FAIL, writing("other", "1", tmp_path)]
+    with pytest.raises(DataError, match="bad: failed with exit code 1"):
+        workflow.run_steps(steps, tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_work_keeps_going_without_what_needs_the_failed_step(tmp_path, caplog):
+    steps = [
+        FAIL,
+        writing("needs", "1", tmp_path, ("bad",)),
+        writing("needs_that", "2", tmp_path, ("needs",)),
+        writing("free", "3", tmp_path),
+    ]
+    outcome = workflow.run_steps(steps, tmp_path, keep_going=True)
+    assert (tmp_path / "ran").read_text() == "3"
+    assert list(outcome.failures) == ["bad", "needs", "needs_that"]
+    assert "bad: failed with exit code 1 (error: no data)" in caplog.text
+    assert outcome.failures["needs_that"] == "needs_that: needs needs, which failed"
+
+
+def test_independent_steps_run_at_once_and_dependent_ones_after_them(tmp_path):
+    # Each of the pair waits for the other to start, which takes two processes at a time.
+    meet = (
+        "import pathlib, sys, time; own, other = map(pathlib.Path, sys.argv[1:3]); own.mkdir()\n"
+        "for _ in range(400):\n"
+        "    if other.is_dir(): break\n"
+        "    time.sleep(0.05)\n"
+        "else: sys.exit('error: alone')\n"
+    )
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    steps = [
+        Step("one", ("-c", meet, one, two)),
+        Step("two", ("-c", meet, two, one)),
+        writing("last", "3", tmp_path, ("one", "two")),
+    ]
+    workflow.run_steps(steps, tmp_path, jobs=2)
+    assert (tmp_path / "ran").read_text() == "3"
+
+
+def test_what_runs_beside_a_failure_is_finished_first(tmp_path):
+    slow = Step("slow", ("-c", "import sys, time; time.sleep(0.5); " + WRITE, *[
+        str(tmp_path / "ran"), "1", "slow"
+    ]))  # fmt: skip
+    with pytest.raises(DataError, match="bad"):
+        workflow.run_steps([FAIL, slow, writing("never", "2", tmp_path)], tmp_path, jobs=2)
+    assert (tmp_path / "ran").read_text() == "1" and (tmp_path / "done/slow.json").is_file()
+
+
+def test_libraries_are_part_of_the_version_and_the_commit_is_noted(tmp_path, monkeypatch):
+    steps = [writing("one", "1", tmp_path)]
+    workflow.run_steps(steps, tmp_path)
+    note = json.loads((tmp_path / "done/one.json").read_text())
+    assert f"tensorflow {workflow.metadata.version('tensorflow')}" in note["code"]
+    assert "commit" in note
+    monkeypatch.setattr(workflow, "describe_libraries", lambda: "tensorflow 1.0")
+    with pytest.raises(DataError, match="another version"):
+        workflow.run_steps(steps, tmp_path)

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import cv2
 import httpx
-import keras
 import numpy as np
 import pydicom
 import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tests.known_networks import KnownSegmenter
 from tfmammo import export
 from tfmammo.archives import phantom
 from tfmammo.archives.writers.dicom import write_dicom
@@ -42,30 +42,6 @@ SECRETS = ("QUIBBLE", "ZEPHYRINE", "PIDXW77310", "19430217", "GRUMBOLT", "SNODGR
 FILE = "Quibble Zephyrine 1943.dcm"
 
 
-class Bright(keras.Model):
-    """mask = 1 where the image is above 0.5."""
-
-    def __init__(self, size=64):
-        super().__init__(name="bright")
-        constant = keras.initializers.Constant
-        layer = keras.layers.Conv2D(
-            1,
-            1,
-            activation="sigmoid",
-            kernel_initializer=constant(200),
-            bias_initializer=constant(-100),
-        )
-        self.networks = {"generator": keras.Sequential([keras.Input((size, size, 1)), layer])}
-        self.signature = [tf.TensorSpec([None, size, size, 1], tf.float32, "image")]
-
-    def functions(self):
-        @tf.function(input_signature=self.signature)
-        def generator(image):
-            return {"mask": self.networks["generator"](image)}
-
-        return {"generator": generator}
-
-
 def detector(folder, box, rows, cols):
     """A foreign SavedModel that always finds one box."""
     parts = np.float32([[box]]) / np.float32([rows, cols] * 2)
@@ -74,12 +50,12 @@ def detector(folder, box, rows, cols):
         input_signature=[tf.TensorSpec([1, None, None, 3], tf.float32, name="input_tensor")]
     )
     def detect(input_tensor):
-        found = {
+        outputs = {
             "detection_boxes": parts,
             "detection_scores": np.float32([[0.9]]),
             "detection_classes": np.float32([[1]]),
         }
-        return {name: tf.constant(value) for name, value in found.items()} | {
+        return {name: tf.constant(value) for name, value in outputs.items()} | {
             "num_detections": tf.constant([1.0])
         }
 
@@ -91,7 +67,9 @@ def detector(folder, box, rows, cols):
 def mass():
     """A phantom with a mass, which the pipeline is to find."""
     return next(
-        one for one in phantom.read(count=8) if one.lesions and one.lesions[0].kind == "mass"
+        mammogram
+        for mammogram in phantom.read(count=8)
+        if mammogram.lesions and mammogram.lesions[0].kind == "mass"
     )
 
 
@@ -101,12 +79,12 @@ def models(tmp_path_factory, tiny_infilling, tiny_contextual, mass):
     root = tmp_path_factory.mktemp("models")
     data = DataConfig(size=64, frame="loose").model_dump(mode="json")
     segmenter = export.export(
-        Bright(), root / "segmenter", {"name": "cgan", "step": 1, "config": {"data": data}}
+        KnownSegmenter(), root / "segmenter", {"name": "cgan", "step": 1, "config": {"data": data}}
     )
     classifier = export.export(
         ShapeCNN(ShapeConfig(filters=(2, 2, 2), units=4)), root / "shape", {"name": "shape"}
     )
-    found = detector(root / "detector", mass.lesions[0].box, mass.rows, mass.cols)
+    detector_folder = detector(root / "detector", mass.lesions[0].box, mass.rows, mass.cols)
     return {
         "systems": {
             "infilling": {"painter": "infilling", "generator": str(tiny_infilling())},
@@ -114,7 +92,11 @@ def models(tmp_path_factory, tiny_infilling, tiny_contextual, mass):
             "add": {"painter": "contextual", "generator": str(tiny_contextual())},
             "remove": {"painter": "contextual", "generator": str(tiny_contextual("removal"))},
         },
-        "case": {"detector": found, "segmenter": str(segmenter), "classifier": str(classifier)},
+        "case": {
+            "detector": detector_folder,
+            "segmenter": str(segmenter),
+            "classifier": str(classifier),
+        },
     }
 
 
@@ -122,9 +104,9 @@ class Server:
     """The studio in a process of its own, all of whose temporary files lie in one folder."""
 
     def __init__(self, folder, models, *overrides):
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
+        with socket.socket() as free_socket:
+            free_socket.bind(("127.0.0.1", 0))
+            self.port = free_socket.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
@@ -264,7 +246,7 @@ def click(page, row, col):
 
 def downloads(page, area, folder):
     """All files that a tab offers, by name."""
-    found = {}
+    contents = {}
     links = page.locator(f"{area} a[download]")
     links.first.wait_for()
     for number in range(links.count()):
@@ -272,8 +254,8 @@ def downloads(page, area, folder):
             links.nth(number).click()
         name = download.value.suggested_filename
         download.value.save_as(folder / name)
-        found[name] = folder / name
-    return found
+        contents[name] = folder / name
+    return contents
 
 
 def make(page):

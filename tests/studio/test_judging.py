@@ -75,9 +75,9 @@ def window(read, row, col):
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as free_socket:
+        free_socket.bind(("127.0.0.1", 0))
+        return free_socket.getsockname()[1]
 
 
 class Server:
@@ -125,19 +125,18 @@ class Server:
 def config(tmp_path):
     """A study of 20 cases of phantoms; the "synthetic" ones have another seed and are blurred."""
     for seed, name in ((0, "real"), (1, "made")):
-        found = [
-            one
-            for one in phantom.read(count=200, seed=seed)
-            if one.lesions and one.lesions[0].kind == "mass"
-        ]
         firsts = {
-            one.patient_id: one
-            for one in found
-            if max(np.ptp(one.lesions[0].outlines[0], axis=0)) < SIDE / 1.6
+            mammogram.patient_id: mammogram
+            for mammogram in phantom.read(count=200, seed=seed)
+            if mammogram.lesions
+            and mammogram.lesions[0].kind == "mass"
+            and max(np.ptp(mammogram.lesions[0].outlines[0], axis=0)) < SIDE / 1.6
         }
-        chosen = list(firsts.values())[:15]
         writer.write(
-            [cut(number + 100 * seed, one) for number, one in enumerate(chosen)],
+            [
+                cut(number + 100 * seed, mammogram)
+                for number, mammogram in enumerate(list(firsts.values())[:15])
+            ],
             tmp_path / name,
             annotations="polygons",
             bits=8,
@@ -146,14 +145,14 @@ def config(tmp_path):
         cv2.imwrite(
             str(path), cv2.GaussianBlur(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), (0, 0), 0.8)
         )
-    real, made = (
+    real, synthetic = (
         DataConfig(name="folder", root=tmp_path / name, size=128, window=(0, 1))
         for name in ("real", "made")
     )
-    chosen = ReaderStudyConfig(
+    study_config = ReaderStudyConfig(
         name="phantoms",
         real=real,
-        systems={"blurred": made},
+        systems={"blurred": synthetic},
         pairs=10,
         ratings=10,
         database=tmp_path / "answers.sqlite",
@@ -161,8 +160,8 @@ def config(tmp_path):
         results=True,
         samples=200,
     )
-    (tmp_path / "study.yaml").write_text(dump(chosen))
-    return chosen
+    (tmp_path / "study.yaml").write_text(dump(study_config))
+    return study_config
 
 
 @pytest.fixture
@@ -205,7 +204,7 @@ def answer(page, number, by_key):
 
 
 def kept(config):
-    return {(one.reader, one.case.number): one.value for one in Answers(config).all()}
+    return {(answer.reader, answer.case.number): answer.value for answer in Answers(config).all()}
 
 
 @pytest.mark.slow
@@ -248,7 +247,7 @@ def test_two_readers_go_through_a_study_whose_server_is_killed(config, browser, 
         assert {
             value for (_, number), value in after.items() if cases[number].task == "rating"
         } == set("123456")
-        assert all(0.4 < one.seconds < 900 for one in Answers(config).all())
+        assert all(0.4 < answer.seconds < 900 for answer in Answers(config).all())
         unchanged_by_a_third_visit(browser, second, config)
     finally:
         first.kill(), second.kill()

@@ -105,11 +105,11 @@ def system(**values):
 
 
 def test_only_what_counts_for_a_system_is_asked_of_it():
-    made = system()
-    assert inserting.size_control(made) == "size" and inserting.list_shapes(made) == list(
+    generated = system()
+    assert inserting.size_control(generated) == "size" and inserting.list_shapes(generated) == list(
         inserting.SHAPES
     )
-    wish = inserting.build_request(made, (5, 6), 40, 50, "oval", 2.0, None)
+    wish = inserting.build_request(generated, (5, 6), 40, 50, "oval", 2.0, None)
     assert wish == EditRequest(centre=(5, 6), size=(40, 50), shape="oval")
     real = system(painter="poisson", generator=None, lesions=DataConfig())
     assert inserting.size_control(real) == "factor"
@@ -230,7 +230,7 @@ def test_a_study_is_opened_with_the_keys_that_its_cases_were_drawn_with(
     repository, tmp_path, monkeypatch
 ):
     shown = []
-    monkeypatch.setattr(studio, "show", lambda chosen: shown.append(chosen()))
+    monkeypatch.setattr(studio, "show", lambda make: shown.append(make()))
     config = repository / "configs/reader_study.yaml"
     database = tmp_path / "answers.sqlite"
     reader_study.main(

@@ -14,13 +14,14 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
+from tests.small_mammograms import make_mammogram
+from tests.synthetic_sets import export_trained
 from tfmammo.archives import phantom
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import folder as writer
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
 from tfmammo.errors import ArchiveError, DataError
-from tfmammo.export import export
 from tfmammo.mammogram import Lesion, Mammogram
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
@@ -76,16 +77,10 @@ def can(tmp_path_factory):
             return {"generator": generator}
 
     def make(**data):
-        section = DataConfig(
-            **{"size": 32, "frame": "square", "context": 2.0, "window": (0, 1), **data}
-        ).model_dump(mode="json")
-        card = {
-            "name": "can",
-            "step": 1,
-            "config": {"data": section, "model": {}},
-            "train_patients": ["p"],
-        }
-        return str(export(TinyCAN(), tmp_path_factory.mktemp("can") / "export", card))
+        values = {"size": 32, "frame": "square", "context": 2.0, "window": (0, 1), **data}
+        return str(
+            export_trained(TinyCAN(), tmp_path_factory.mktemp("can") / "export", ["p"], **values)
+        )
 
     return make
 
@@ -96,67 +91,60 @@ def masses(tmp_path_factory):
     root = tmp_path_factory.mktemp("masses")
     outline = np.float32([[80, 30], [80, 50], [92, 56], [104, 50], [104, 30]])
     lesion = Lesion.from_outline("mass", outline, ROWS, COLS)
-    facts = {
-        "laterality": "L",
-        "view": "CC",
-        "spacing": (0.1, 0.1),
-        "pathology": "benign",
-        "lesions": (lesion,),
-    }
-    writer.write(
-        [
-            Mammogram("test", f"p{n}", str(n), ROWS, COLS, partial(breast, n), **facts)
-            for n in (5, 6)
-        ],
-        root,
-    )
+    mammograms = [
+        make_mammogram(number, breast(number), [lesion], spacing=(0.1, 0.1), pathology="benign")
+        for number in (5, 6)
+    ]
+    writer.write(mammograms, root)
     return DataConfig(name="folder", root=root)
 
 
-def changed_px(found):
-    return found.after.values != found.before.values
+def changed_px(result):
+    return result.after.values != result.before.values
 
 
 def test_a_can_sets_its_patch_in_whole(can, mammogram):
     editor = Editor.load(EditorConfig(painter="can", generator=can(), feather=4))
-    found = editor.edit(mammogram, EditRequest(centre=MIDDLE, size=(20, 20), shape="round", seed=1))
-    top, left, bottom, right = found.box
+    result = editor.edit(
+        mammogram, EditRequest(centre=MIDDLE, size=(20, 20), shape="round", seed=1)
+    )
+    top, left, bottom, right = result.box
     assert (
         max(abs((top + bottom) / 2 - 100), abs((left + right) / 2 - 60)) <= 1
         and bottom - top <= 21
         and right - left <= 21
     )
-    after = found.after.image()[..., 0]
-    inner = cv2.erode(found.mask, np.ones((7, 7), np.uint8)) > 0
+    after = result.after.image()[..., 0]
+    inner = cv2.erode(result.mask, np.ones((7, 7), np.uint8)) > 0
     # What the generator says, on its own grey scale of 0 to 1, and the mammogram's grain, as far as
     # it is finer than the patch.
     assert after[inner].mean() == pytest.approx(0.9, abs=3e-3) and after[inner].std() < 0.025
-    changed = np.argwhere(changed_px(found))
+    changed = np.argwhere(changed_px(result))
     # the patch: twice the box
     assert changed.min(axis=0).tolist() >= [79, 39] and changed.max(axis=0).max() <= 122
     beside = after[top - 5 : top - 2, left:right]
     # tissue of its own, not of the mammogram (0.4)
     assert beside.mean() == pytest.approx(0.3, abs=0.02)
     assert (
-        found.kind == "mass"
-        and found.recipe["generator"]["name"] == "can"
-        and found.recipe["lesions"][0]["shape"] == "drawn, round"
+        result.kind == "mass"
+        and result.recipe["generator"]["name"] == "can"
+        and result.recipe["lesions"][0]["shape"] == "drawn, round"
     )
 
 
 def test_a_can_takes_the_grey_scale_of_the_tissue_it_covers(can, mammogram):
     wish = EditRequest(centre=MIDDLE, size=(20, 20), shape="oval")
-    found = Editor.load(
+    result = Editor.load(
         EditorConfig(painter="can", generator=can(window=None, percentiles=(0, 100)), feather=4)
     ).edit(mammogram, wish)
-    box = found.recipe["lesions"][0]["window"]
+    box = result.recipe["lesions"][0]["window"]
     under = cv2.resize(
         breast()[box[0] : box[2], box[1] : box[3]], (32, 32), interpolation=cv2.INTER_AREA
     )
-    inner = cv2.erode(found.mask, np.ones((5, 5), np.uint8)) > 0
+    inner = cv2.erode(result.mask, np.ones((5, 5), np.uint8)) > 0
     low = under.min()
     high = under.max()
-    assert found.after.image()[..., 0][inner].mean() == pytest.approx(
+    assert result.after.image()[..., 0][inner].mean() == pytest.approx(
         low + 0.9 * (high - low), abs=0.01
     )
 
@@ -183,24 +171,24 @@ def test_every_system_changes_its_place_alone_and_repeats_itself(
         seed=3,
         **({} if real or painter == "contextual" else {"size": (22, 18), "shape": "lobular"}),
     )
-    found = editor.edit(mammogram, wish)
-    top, left, bottom, right = found.box
+    result = editor.edit(mammogram, wish)
+    top, left, bottom, right = result.box
     assert top <= 100 <= bottom and left <= 60 <= right
-    changed = changed_px(found)
+    changed = changed_px(result)
     assert (
-        changed[found.mask > 0].mean() > 0.5 and not changed[:40].any() and not changed[160:].any()
+        changed[result.mask > 0].mean() > 0.5 and not changed[:40].any() and not changed[160:].any()
     )
-    assert cv2.boundingRect(found.mask) == (left, top, right - left, bottom - top)
+    assert cv2.boundingRect(result.mask) == (left, top, right - left, bottom - top)
     again = editor.edit(mammogram, wish)
-    np.testing.assert_array_equal(again.after.values, found.after.values)
-    assert json.dumps(again.recipe) == json.dumps(found.recipe)
-    found.write_dicom(tmp_path / "synthetic.dcm")
+    np.testing.assert_array_equal(again.after.values, result.after.values)
+    assert json.dumps(again.recipe) == json.dumps(result.recipe)
+    result.write_dicom(tmp_path / "synthetic.dcm")
     written = pydicom.dcmread(tmp_path / "synthetic.dcm")
     assert written.SyntheticData == "YES" and "DOE" not in str(written)
-    (annotation,) = found.to_coco("synthetic.dcm")["annotations"]
+    (annotation,) = result.to_coco("synthetic.dcm")["annotations"]
     assert (
         annotation["bbox"] == [left, top, right - left, bottom - top]
-        and annotation["area"] == found.mask.sum()
+        and annotation["area"] == result.mask.sum()
     )
 
 
@@ -274,9 +262,11 @@ def test_a_removal_has_no_annotation(tiny_contextual, mammogram):
             painter="contextual", generator=str(tiny_contextual("removal", sampling=LARGER))
         )
     )
-    found = editor.edit(mammogram, EditRequest(centre=MIDDLE))
-    assert editor.removes and found.kind is None and found.to_coco("x.dcm")["annotations"] == []
-    assert found.after.image()[found.mask > 0].mean() < found.before.image()[found.mask > 0].mean()
+    result = editor.edit(mammogram, EditRequest(centre=MIDDLE))
+    assert editor.removes and result.kind is None and result.to_coco("x.dcm")["annotations"] == []
+    assert (
+        result.after.image()[result.mask > 0].mean() < result.before.image()[result.mask > 0].mean()
+    )
 
 
 def test_the_factor_is_that_of_a_real_lesion(masses, mammogram):
@@ -390,10 +380,12 @@ def test_facts_of_a_file_come_before_those_that_are_said(picture, tmp_path, monk
     plain = open_mammogram(picture)
     assert (plain.laterality, plain.view, plain.spacing) == (None, None, None)
     path = tmp_path / "one.dcm"
-    (found,) = phantom.read(None, None, count=1, seed=1)[:1]
-    synthetic.write_dicom_of_mammogram(path, Stored.of_image(found.pixels(), 12), found, "key")
-    other = "R" if found.laterality == "L" else "L"
-    assert open_mammogram(path, other).laterality == found.laterality
+    (mammogram,) = phantom.read(None, None, count=1, seed=1)[:1]
+    synthetic.write_dicom_of_mammogram(
+        path, Stored.of_image(mammogram.pixels(), 12), mammogram, "key"
+    )
+    other = "R" if mammogram.laterality == "L" else "L"
+    assert open_mammogram(path, other).laterality == mammogram.laterality
     monkeypatch.setattr("tfmammo.synthesis.editor.LARGEST", 100)
     with pytest.raises(ArchiveError, match="200 x 150 px are more than 100"):
         open_mammogram(picture)

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from tests.synthetic_sets import make_transform
 from tfmammo import archives
 from tfmammo.archives import folder as archive
 from tfmammo.archives.writers import folder as writer
@@ -17,8 +18,8 @@ from tfmammo.errors import ArchiveError, ConfigError, DataError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 from tfmammo.synthesis import lesion_bank
 from tfmammo.synthesis.config import PatientsConfig, SynthesisConfig
-from tfmammo.synthesis.lesion_bank import LesionBank, SourceLesion
-from tfmammo.synthesis.provenance import TransformRecord
+from tfmammo.synthesis.lesion_bank import LesionBank
+from tfmammo.synthesis.sources import PatientSubset, SourceLesion, Sources
 from tfmammo.synthesis.synthesizer import Synthesizer
 
 ROWS = 90
@@ -69,19 +70,8 @@ def target(rows=800, cols=800, **facts):
 
 
 def turned(angle=0.0, factor=1.0, mirrored=False, donor=None, into=None):
-    graft = TransformRecord(
-        archive="made",
-        image_id="i",
-        patient_id="p",
-        number=0,
-        sha256="",
-        pathology=None,
-        angle=angle,
-        factor=factor,
-        mirrored=mirrored,
-        trained_on=None,
-    )
-    return lesion_bank.transform(SourceLesion(donor or record(), 0), graft, into or target())
+    details = make_transform(angle=angle, factor=factor, mirrored=mirrored)
+    return lesion_bank.transform(SourceLesion(donor or record(), 0), details, into or target())
 
 
 def mask():
@@ -305,43 +295,43 @@ def on_disk(tmp_path):
 
 def load_bank(config):
     """The bank of a config, as a synthesis loads it."""
-    return Synthesizer.load(config).lesions.lesions
+    return Synthesizer.load(config, Sources(config)).lesions.lesions
 
 
 def test_the_bank_holds_what_is_asked_for(on_disk, tmp_path):
-    chosen = SynthesisConfig(name="a", painter="paste", lesions=on_disk)
-    found = archive.read(on_disk.root)
-    assert [(donor.mammogram.image_id, donor.number) for donor in load_bank(chosen)] == [
-        (one.image_id, 0) for one in found[:2]
+    config = SynthesisConfig(name="a", painter="paste", lesions=on_disk)
+    records = archive.read(on_disk.root)
+    assert [(donor.mammogram.image_id, donor.number) for donor in load_bank(config)] == [
+        (mammogram.image_id, 0) for mammogram in records[:2]
     ]
-    (malignant,) = load_bank(chosen.model_copy(update={"pathology": "malignant"}))
+    (malignant,) = load_bank(config.model_copy(update={"pathology": "malignant"}))
     assert (
-        malignant.mammogram.image_id == found[1].image_id
+        malignant.mammogram.image_id == records[1].image_id
         and malignant.lesion.mask(ROWS, COLS).sum() == mask().sum()
     )
     with pytest.raises(DataError, match="folder holds no calcification with an outline to set in"):
         load_bank(
-            chosen.model_copy(
+            config.model_copy(
                 update={"lesions": on_disk.model_copy(update={"kinds": ("calcification",)})}
             )
         )
     with pytest.raises(ConfigError, match="data.root: no such folder"):
         load_bank(
-            chosen.model_copy(
+            config.model_copy(
                 update={"lesions": on_disk.model_copy(update={"root": tmp_path / "no"})}
             )
         )
     boxes = DataConfig(name="folder", root=tmp_path / "boxes")
     writer.write([record()], boxes.root, annotations="boxes")
     with pytest.raises(DataError, match="folder holds no benign mass with an outline to set in"):
-        load_bank(chosen.model_copy(update={"lesions": boxes, "pathology": "benign"}))
+        load_bank(config.model_copy(update={"lesions": boxes, "pathology": "benign"}))
 
 
 def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
-    found = archive.read(on_disk.root)
-    a = found[0].patient_id
-    b = found[1].patient_id
-    c = found[3].patient_id
+    records = archive.read(on_disk.root)
+    a = records[0].patient_id
+    b = records[1].patient_id
+    c = records[3].patient_id
     file = tmp_path / "split.json"
 
     def save(**values):
@@ -358,13 +348,14 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
 
     def side(name, fold=0, data=on_disk, lesions=None):
         patients = PatientsConfig(split_file=file, fold=fold, side=name)
-        chosen = SynthesisConfig(
+        config = SynthesisConfig(
             name="a", painter="paste", data=data, lesions=lesions, patients=patients
         )
-        mammograms = archives.read_mammograms(chosen.data, Skipped())
-        of_data = lesion_bank.select_patients(mammograms, chosen.data, patients, chosen.lesion_data)
-        return {donor.mammogram.patient_id for donor in load_bank(chosen)}, {
-            one.patient_id for one in of_data
+        archive_names = (data.archive_name, config.lesion_data.archive_name)
+        subset = PatientSubset.load(patients, archive_names)
+        of_data = subset.select(archives.read_mammograms(data, Skipped()), data.archive_name)
+        return {donor.mammogram.patient_id for donor in load_bank(config)}, {
+            mammogram.patient_id for mammogram in of_data
         }
 
     save()
@@ -385,7 +376,7 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
     # the phantom's patients are on no side
     lesions, normal = side("held_out", data=phantom, lesions=on_disk)
     assert lesions == {a} and normal == {
-        one.patient_id for one in archives.read_mammograms(phantom, Skipped())
+        mammogram.patient_id for mammogram in archives.read_mammograms(phantom, Skipped())
     }
     with pytest.raises(DataError, match=r"split.json: is of folder, not of phantom"):
         side("train", data=phantom)
@@ -409,9 +400,9 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
 
 
 def test_a_recipes_lesion_is_found_again(on_disk):
-    chosen = SynthesisConfig(name="a", painter="paste", lesions=on_disk)
+    config = SynthesisConfig(name="a", painter="paste", lesions=on_disk)
     into = target(archive="folder")
-    piece = draw(load_bank(chosen), into)
+    piece = draw(load_bank(config), into)
     mammograms = {mammogram.image_id: mammogram for mammogram in archive.read(on_disk.root)}
     lesion = lesion_bank.find_lesion(piece.record, on_disk, mammograms)
     same = lesion_bank.transform(lesion, piece.record, into)
@@ -433,10 +424,10 @@ def test_a_recipes_lesion_is_found_again(on_disk):
 
 
 def test_an_unreadable_mammogram_of_a_lesion(on_disk):
-    chosen = SynthesisConfig(
+    config = SynthesisConfig(
         name="a", painter="paste", lesions=on_disk.model_copy(update={"mixed_findings": True})
     )
     for path in (on_disk.root / "images").iterdir():
         path.write_bytes(path.read_bytes()[:400])
     with pytest.raises(ArchiveError, match=r"00000\d.png: can't be read as an image"):
-        draw(load_bank(chosen), target(archive="folder"))
+        draw(load_bank(config), target(archive="folder"))

@@ -4,15 +4,15 @@ rates, reasons, bit for bit.
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 
+from tests.commands import run_module
+from tests.synthetic_sets import read_files
 from tfmammo import archives
 from tfmammo.config import DataConfig, dump
 from tfmammo.data.sampling import is_normal
@@ -21,8 +21,9 @@ from tfmammo.mammogram import Skipped
 from tfmammo.synthesis import patches
 from tfmammo.synthesis.config import PatchSynthesisConfig
 from tfmammo.synthesis.generators import load_lesion_generator
+from tfmammo.synthesis.patch_drawing import draw_patch
 from tfmammo.synthesis.patch_set import PatchRecipe, PatchSet, describe_rates, read_patch_recipe
-from tfmammo.synthesis.patches import draw_patch, remake, synthesize
+from tfmammo.synthesis.patches import remake, synthesize
 
 DATA = DataConfig(phantoms=12)
 
@@ -34,7 +35,7 @@ def mammograms():
 
 @pytest.fixture(scope="module")
 def generators(mammograms, tiny_contextual):
-    patients = {one.patient_id for one in mammograms}
+    patients = {mammogram.patient_id for mammogram in mammograms}
     return {
         "mass": str(tiny_contextual("mass", patients=patients, idle=0.5)),
         "removal": str(tiny_contextual("removal", patients=patients)),
@@ -48,25 +49,17 @@ def config(generators, **values):
 
 
 @pytest.fixture(scope="module")
-def made(generators, tmp_path_factory):
+def patches_made(generators, tmp_path_factory):
     output = tmp_path_factory.mktemp("made") / "set"
     return output, synthesize(config(generators), output)
 
 
-def contents(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def test_every_patch_is_there_with_its_recipe(made, mammograms):
-    output, recipes = made
-    found = PatchSet.read(output)
-    assert sorted(found.patches.kinds.tolist()) == ["mass"] * 6 + ["normal"] * 6
-    assert found.trained_on == {one.patient_id for one in mammograms}
-    known = {one.image_id: one for one in mammograms}
+def test_every_patch_is_there_with_its_recipe(patches_made, mammograms):
+    output, recipes = patches_made
+    patch_set = PatchSet.read(output)
+    assert sorted(patch_set.patches.kinds.tolist()) == ["mass"] * 6 + ["normal"] * 6
+    assert patch_set.trained_on == {mammogram.patient_id for mammogram in mammograms}
+    known = {mammogram.image_id: mammogram for mammogram in mammograms}
     for recipe in recipes:
         source = recipe.source
         assert (
@@ -87,13 +80,17 @@ def test_every_patch_is_there_with_its_recipe(made, mammograms):
     assert len(set(places["mass"])) == min(6, normal)  # spread evenly
 
 
-def test_a_patch_is_the_real_one_plus_half_the_softened_lesion(made, mammograms, generators):
+def test_a_patch_is_the_real_one_plus_half_the_softened_lesion(
+    patches_made, mammograms, generators
+):
     """Independently: the window cut, scaled and stretched; the disc, expanded by 1 px and smoothed
     by 1 px, 0.6 / 2 high.
     """
-    output, recipes = made
-    recipe = next(one for one in recipes if one.target == "mass")
-    (source,) = [one for one in mammograms if one.image_id == recipe.source.image_id]
+    output, recipes = patches_made
+    recipe = next(recipe for recipe in recipes if recipe.target == "mass")
+    (source,) = [
+        mammogram for mammogram in mammograms if mammogram.image_id == recipe.source.image_id
+    ]
     top, left, bottom, right = recipe.source.place
     small = cv2.resize(
         source.pixels()[top:bottom, left:right, 0], (32, 32), interpolation=cv2.INTER_AREA
@@ -113,8 +110,8 @@ def test_a_patch_is_the_real_one_plus_half_the_softened_lesion(made, mammograms,
     assert recipe.area == pytest.approx(disc.mean())
 
 
-def test_discarded_lesions_are_drawn_again_and_counted(made, mammograms, generators):
-    _, recipes = made
+def test_discarded_lesions_are_drawn_again_and_counted(patches_made, mammograms, generators):
+    _, recipes = patches_made
     mass = [recipe for recipe in recipes if recipe.target == "mass"]
     discarded = sum(recipe.discarded for recipe in mass)
     assert 1 <= discarded <= 30  # every other draw
@@ -122,38 +119,38 @@ def test_discarded_lesions_are_drawn_again_and_counted(made, mammograms, generat
         describe_rates(mass) == f"{discarded} of {6 + discarded} generated lesions discarded "
         f"({100 * discarded / (6 + discarded):.1f} %)"
     )
-    assert f"mass: 6 patches; {describe_rates(mass)}" in (made[0] / "README.md").read_text(
+    assert f"mass: 6 patches; {describe_rates(mass)}" in (patches_made[0] / "README.md").read_text(
         encoding="utf-8"
     )
 
 
 def test_a_second_run_changes_nothing_and_a_lost_file_comes_back_bit_for_bit(
-    made, generators, tmp_path
+    patches_made, generators, tmp_path
 ):
-    output, _ = made
-    before = contents(output)
+    output, _ = patches_made
+    before = read_files(output)
     (output / "images/mass/000002.png").write_bytes(b"")
     (output / "recipes/normal/000001.json").unlink()
     synthesize(config(generators), output)
-    assert contents(output) == before
+    assert read_files(output) == before
     shutil.copytree(output, tmp_path / "more")
     more = synthesize(config(generators, count=8), tmp_path / "more")
-    assert len(more) == 16 and before.items() - contents(tmp_path / "more").items() == {
+    assert len(more) == 16 and before.items() - read_files(tmp_path / "more").items() == {
         ("README.md", before["README.md"])
     }
 
 
 @pytest.mark.slow
-def test_two_workers_make_the_same(made, generators, tmp_path):
+def test_two_workers_make_the_same(patches_made, generators, tmp_path):
     synthesize(config(generators), tmp_path / "again", ["--direct_num_workers", "2"])
-    assert contents(tmp_path / "again") == contents(made[0])
+    assert read_files(tmp_path / "again") == read_files(patches_made[0])
 
 
-def test_a_recipe_makes_its_patch_again(made, generators, tmp_path):
-    output, recipes = made
+def test_a_recipe_makes_its_patch_again(patches_made, generators, tmp_path):
+    output, recipes = patches_made
     where = [f"generators.mass={generators['mass']}"]
     recipe = remake(output / "recipes/mass/000003.json", tmp_path / "one", where)
-    assert contents(tmp_path / "one") == {
+    assert read_files(tmp_path / "one") == {
         name: (output / name).read_bytes() for name in recipe.files
     }
     broken = json.loads((output / "recipes/mass/000003.json").read_text())
@@ -164,24 +161,29 @@ def test_a_recipe_makes_its_patch_again(made, generators, tmp_path):
 
 
 def test_only_patients_of_the_generators_training_are_taken(mammograms, tiny_contextual, tmp_path):
-    normal = [one for one in mammograms if is_normal(one)]
-    chosen = config({"mass": str(tiny_contextual(patients={normal[0].patient_id}))}, count=2)
-    recipes = synthesize(chosen, tmp_path / "set")
+    normal = [mammogram for mammogram in mammograms if is_normal(mammogram)]
+    set_config = config({"mass": str(tiny_contextual(patients={normal[0].patient_id}))}, count=2)
+    recipes = synthesize(set_config, tmp_path / "set")
     assert {recipe.source.patient_id for recipe in recipes} == {normal[0].patient_id}
     everybody = patches.select_mammograms(
-        mammograms, config(chosen.generators, patients="all"), lesion_generator_of(chosen), "mass"
+        mammograms,
+        config(set_config.generators, patients="all"),
+        lesion_generator_of(set_config),
+        "mass",
     )
-    assert sorted(one.image_id for one in everybody) == sorted(one.image_id for one in normal)
+    assert sorted(mammogram.image_id for mammogram in everybody) == sorted(
+        mammogram.image_id for mammogram in normal
+    )
 
 
-def lesion_generator_of(chosen):
+def lesion_generator_of(config):
     from pathlib import Path
 
-    return load_lesion_generator(Path(chosen.generators["mass"]))
+    return load_lesion_generator(Path(config.generators["mass"]))
 
 
-def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, generators, made):
-    patients = {one.patient_id for one in mammograms}
+def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, generators, patches_made):
+    patients = {mammogram.patient_id for mammogram in mammograms}
     with pytest.raises(
         DataError, match="generators.mass: .* was trained with model.target=removal"
     ):
@@ -194,7 +196,7 @@ def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, genera
     with pytest.raises(TrackingError, match="holds no export"):
         synthesize(config({"mass": str(tmp_path)}), tmp_path / "c")
     with pytest.raises(ConfigError, match="was made with another config.seed"):
-        synthesize(config(generators, seed=1), made[0])
+        synthesize(config(generators, seed=1), patches_made[0])
     too_large = str(tiny_contextual(patients=patients, sampling={"scale": (0.02, 0.02)}))
     with pytest.raises(
         DataError,
@@ -218,9 +220,9 @@ def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, genera
         read_patch_recipe(tmp_path / "x.json")
 
 
-def test_removal_takes_malignant_lesions_alone(made, mammograms):
-    known = {one.image_id: one for one in mammograms}
-    for recipe in made[1]:
+def test_removal_takes_malignant_lesions_alone(patches_made, mammograms):
+    known = {mammogram.image_id: mammogram for mammogram in mammograms}
+    for recipe in patches_made[1]:
         if recipe.target == "removal":
             index = int(recipe.source.patch.rpartition("#")[2].partition("@")[0])
             assert known[recipe.source.image_id].lesions[index].pathology == "malignant"
@@ -230,7 +232,7 @@ def test_drawn_counts_what_gave_no_patch(tiny_contextual, random_patches):
     from pathlib import Path
 
     network = load_lesion_generator(Path(tiny_contextual("removal")))
-    chosen = config({"removal": "x"}, tries=3)
+    set_config = config({"removal": "x"}, tries=3)
 
     class Draw:
         asked = []
@@ -240,7 +242,7 @@ def test_drawn_counts_what_gave_no_patch(tiny_contextual, random_patches):
             raise ValueError("too little tissue")
 
     draw = Draw()
-    assert draw_patch(draw, network, chosen, 2) == (
+    assert draw_patch(draw, network, set_config, 2) == (
         None,
         0,
         3,
@@ -253,21 +255,9 @@ def test_drawn_counts_what_gave_no_patch(tiny_contextual, random_patches):
 
 
 @pytest.mark.slow
-def test_the_command(repository, generators, tmp_path):
+def test_the_command(generators, tmp_path):
     (tmp_path / "config.yaml").write_text(dump(config(generators, count=2)), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, "-m", "tfmammo.synthesis.patches"]
-
-    def run(*arguments):
-        return subprocess.run(
-            [*command, *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
-
+    run = partial(run_module, "tfmammo.synthesis.patches", cwd=tmp_path)
     done = run("--config", "config.yaml", "--output", "set")
     assert done.returncode == 0, done.stderr
     assert (
@@ -326,9 +316,9 @@ def test_an_export_of_the_model_itself_is_used_by_its_running_average(tmp_path):
         "lesion"
     ].numpy()
     expected = postprocess(image[None], lesion, model_config.postprocess, removal=True)
-    found = network.generate(image, 7)
-    np.testing.assert_allclose(found.image, expected.image, atol=1e-6)
-    assert found.kept[0] and found.image.mean() < image.mean()
+    refined = network.generate(image, 7)
+    np.testing.assert_allclose(refined.image, expected.image, atol=1e-6)
+    assert refined.kept[0] and refined.image.mean() < image.mean()
     del card["train_patients"]
     with pytest.raises(DataError, match="its card does not say how and on whom it was trained"):
         load_lesion_generator(export(model, tmp_path / "nobody", card))

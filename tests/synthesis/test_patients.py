@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.small_mammograms import make_mammogram, textured_breast
+from tests.synthetic_sets import NoiseModel, read_files
 from tfmammo import archives
 from tfmammo.archives import folder as archive
 from tfmammo.archives.writers import folder as writer
@@ -20,7 +22,7 @@ from tfmammo.data import splits
 from tfmammo.data.patients import PATIENTS
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.export import export
-from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Skipped
 from tfmammo.models.blending import Blending, BlendingConfig
 from tfmammo.synthesis.config import PatientsConfig, ShapeConfig, SynthesisConfig
 from tfmammo.synthesis.generators import load_generator as opened
@@ -31,6 +33,7 @@ from tfmammo.synthesis.provenance import (
     describe_existing_lesions,
     read_recipe,
 )
+from tfmammo.synthesis.sources import Sources
 from tfmammo.synthesis.synthesizer import Synthesizer
 
 ROWS = 200
@@ -42,35 +45,9 @@ TRIANGLE = [[20, 10], [20, 30], [34, 10]]
 BOX = (160, 12, 176, 40)
 
 
-def breast(seed):
-    """Half an ellipse of textured tissue on black: float32 [ROWS, COLS, 1]."""
-    row, col = np.mgrid[:ROWS, :COLS]
-    inside = ((row - ROWS / 2) / (0.47 * ROWS)) ** 2 + (col / (0.85 * COLS)) ** 2 < 1
-    texture = cv2.GaussianBlur(
-        np.random.default_rng(seed).standard_normal((ROWS, COLS)).astype(np.float32), (0, 0), 3
-    )
-    return np.where(inside, np.clip(0.4 + 0.05 * texture / texture.std(), 0.2, 0.9), 0.01).astype(
-        np.float32
-    )[..., None]
-
-
 def mammogram(number, lesions=(), **facts):
-    known = {
-        "laterality": "L",
-        "view": "CC",
-        "spacing": (0.1, 0.1),
-        "pathology": None if lesions else "normal",
-    }
-    return Mammogram(
-        "test",
-        f"p{number}",
-        str(number),
-        ROWS,
-        COLS,
-        partial(breast, number),
-        lesions=tuple(lesions),
-        **known | facts,
-    )
+    known = {"spacing": (0.1, 0.1), "pathology": None if lesions else "normal"}
+    return make_mammogram(number, textured_breast(number), lesions, **known | facts)
 
 
 def mass(top, left, height, width, **details):
@@ -92,11 +69,11 @@ def written(root, mammograms, **how):
 @pytest.fixture(scope="module")
 def masses(tmp_path_factory):
     """An archive of real lesions to set in."""
-    found = [
+    mammograms = [
         mammogram(10 + number, [mass(80, 30, 20 + 3 * number, 24, pathology="benign")])
         for number in range(3)
     ]
-    return written(tmp_path_factory.mktemp("masses") / "masses", found)
+    return written(tmp_path_factory.mktemp("masses") / "masses", mammograms)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +96,7 @@ def mixed(tmp_path_factory):
     return DataConfig(name="folder", root=root), archive.read(root)
 
 
-def chosen(data, lesions, painter="poisson", **values):
+def make_config(data, lesions, painter="poisson", **values):
     return SynthesisConfig(
         **{
             "name": "tiny",
@@ -131,14 +108,6 @@ def chosen(data, lesions, painter="poisson", **values):
             **values,
         }
     )
-
-
-def contents(root):
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes()
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
 
 
 def times(root):
@@ -158,12 +127,13 @@ def all_of_them(mixed, masses, tmp_path_factory):
     """A set from both mammograms: (config, folder, recipes of the one without and of the one with
     own lesions).
     """
-    config = chosen(mixed[0], masses[0], mammograms="all")
+    config = make_config(mixed[0], masses[0], mammograms="all")
     root = tmp_path_factory.mktemp("set") / "set"
     recipes = synthesize(config, root)
     assert [recipe.left_out for recipe in recipes] == [None] * 4
     parts = [
-        [one for one in recipes if one.source.image_id == record.image_id] for record in mixed[1]
+        [recipe for recipe in recipes if recipe.source.image_id == record.image_id]
+        for record in mixed[1]
     ]
     return config, root, *parts
 
@@ -186,8 +156,8 @@ def test_a_recipe_holds_the_mammograms_own_lesions(all_of_them):
         # a pixel a row, where its edge runs through one
         assert outlined.area == mask.sum() and (mask != triangle()).sum() <= 15
         assert boxed == ExistingLesion(kind="calcification", box=BOX, area=16 * 28)
-        for found in recipe.lesions:
-            top, left, bottom, right = found.box
+        for lesion in recipe.lesions:
+            top, left, bottom, right = lesion.box
             assert top >= 35 or left >= 31
             assert bottom <= BOX[0] or left >= BOX[3]
 
@@ -203,9 +173,11 @@ def test_annotations_tell_own_lesions_from_those_set_in(all_of_them, mixed):
     coco = COCO(str(root / "annotations.json"))
     assert len(coco.anns) == 4 + 2 * 2
     for recipe in (*without, *those_with):
-        found = coco.imgToAnns[recipe.number + 1]
-        assert [one["synthetic"] for one in found] == [True] + [False] * len(recipe.own)
-        for annotation, lesion in zip(found, (*recipe.lesions, *recipe.own), strict=True):
+        annotations = coco.imgToAnns[recipe.number + 1]
+        assert [annotation["synthetic"] for annotation in annotations] == [True] + [False] * len(
+            recipe.own
+        )
+        for annotation, lesion in zip(annotations, (*recipe.lesions, *recipe.own), strict=True):
             top, left, bottom, right = lesion.box
             assert (
                 annotation["bbox"] == [left, top, right - left, bottom - top]
@@ -258,7 +230,7 @@ def test_such_a_set_goes_on_and_is_made_again(all_of_them, where, tmp_path):
     file = root / f"recipes/{those_with[0].name}.json"
     assert read_recipe(file) == those_with[0]
     remake(file, tmp_path / "again", where(config))
-    assert contents(tmp_path / "again") == {
+    assert read_files(tmp_path / "again") == {
         name: (root / name).read_bytes() for name in those_with[0].files
     }
     known = json.loads((root / "synthesis.json").read_text())
@@ -271,7 +243,7 @@ def test_such_a_set_goes_on_and_is_made_again(all_of_them, where, tmp_path):
 def test_records_hold_both(mixed, masses, where, tmp_path):
     root = tmp_path / "set"
     ill = mixed[1][1]
-    config = chosen(
+    config = make_config(
         mixed[0],
         masses[0],
         mammograms="all",
@@ -294,8 +266,8 @@ def test_records_hold_both(mixed, masses, where, tmp_path):
     boxes = [lesion.box for lesion in (*recipe.lesions, *recipe.own)]
     np.testing.assert_allclose(np.array(sides).T * [ROWS, COLS, ROWS, COLS], boxes, rtol=1e-5)
     masks = [
-        tf.io.decode_png(one).numpy()[..., 0] > 0
-        for one in features["image/object/mask"].bytes_list.value
+        tf.io.decode_png(mask).numpy()[..., 0] > 0
+        for mask in features["image/object/mask"].bytes_list.value
     ]
     np.testing.assert_array_equal(masks[1], archives.coco.decode(recipe.lesions[1].region, "") > 0)
     np.testing.assert_array_equal(masks[2], ill.lesions[0].mask(ROWS, COLS) > 0)
@@ -314,7 +286,7 @@ def test_an_own_lesion_that_cant_be_read_is_a_dead_letter(masses, tmp_path):
     data, records = written(tmp_path / "a", [mammogram(0), mammogram(1, [mass(20, 10, 12, 20)])])
     (mask,) = (tmp_path / "a/masks").iterdir()
     mask.write_bytes(mask.read_bytes()[:40])
-    recipes = synthesize(chosen(data, masses[0], mammograms="all", count=2), tmp_path / "out")
+    recipes = synthesize(make_config(data, masses[0], mammograms="all", count=2), tmp_path / "out")
     reasons = {
         recipe.source.image_id if recipe.source else "": recipe.left_out for recipe in recipes
     }
@@ -336,7 +308,7 @@ def test_lesions_of_uncertain_kind(masses, tmp_path):
     assert table.count(",mass,") == 1
     (tmp_path / "a/metadata.csv").write_text(table.replace(",mass,", ",,"))
     ids = [record.image_id for record in records]
-    config = chosen(data, masses[0], mammograms="all", count=2)
+    config = make_config(data, masses[0], mammograms="all", count=2)
     assert {recipe.source.image_id for recipe in synthesize(config, tmp_path / "both")} == set(ids)
     certain = config.model_copy(update={"data": data.model_copy(update={"mixed_findings": False})})
     assert {recipe.source.image_id for recipe in synthesize(certain, tmp_path / "one")} == {ids[0]}
@@ -356,7 +328,7 @@ def test_the_pathology_of_an_image_is_that_of_its_worst_lesion(
     writer.write([mammogram(1, [mass(20, 10, 12, 20, pathology=own)])], root, bits=8)
     data = DataConfig(name="folder", root=root)
     synthesize(
-        chosen(data, masses[0], mammograms="all", pathology=asked, count=1), tmp_path / "out"
+        make_config(data, masses[0], mammograms="all", pathology=asked, count=1), tmp_path / "out"
     )
     assert (tmp_path / "out/metadata.csv").read_text().splitlines()[1].split(",")[4] == expected
 
@@ -370,7 +342,7 @@ def test_sets_of_earlier_versions_stay_as_they_are(mixed, masses, tmp_path, tiny
     """
     root = tmp_path / "out"
     generator = str(tiny_infilling(padding=20, preprocess={"flip_right": True}))
-    config = chosen(
+    config = make_config(
         mixed[0], masses[0], "infilling", generator=generator, sizes=SIZES, feather=6, count=2
     )
     synthesize(config, root)
@@ -409,7 +381,7 @@ def test_sets_of_earlier_versions_stay_as_they_are(mixed, masses, tmp_path, tiny
     assert {
         path: stamp for path, stamp in times(root).items() if path.name != PATIENTS
     } == before and (root / PATIENTS).is_file()
-    synthesize(chosen(mixed[0], masses[0], count=1), tmp_path / "real")
+    synthesize(make_config(mixed[0], masses[0], count=1), tmp_path / "real")
     known = json.loads((tmp_path / "real/synthesis.json").read_text())
     assert set(known) == {"format", "tfmammo", "config", "archive", "generator", "lesions", "sizes"}
     assert set(known["lesions"]) == {
@@ -439,7 +411,7 @@ def both_sides(tmp_path_factory):
     ]
     data, records = written(root / "both", [*(mammogram(number) for number in range(4)), *ill])
     train = {records[i].patient_id for i in (0, 1, 4, 5, 6)}
-    places = {one.patient_id: 1 if one.patient_id in train else 0 for one in records}
+    places = {record.patient_id: 1 if record.patient_id in train else 0 for record in records}
     saved = splits.SavedSplit(
         archive="folder", split="patient", folds=2, seed=0, stratify="none", patients=places
     )
@@ -453,25 +425,28 @@ def test_an_infilling_of_one_side(both_sides, tiny_infilling, where, tmp_path):
     """
     data, records, file, train = both_sides
     generator = str(tiny_infilling(padding=20, preprocess={"flip_right": True}))
-    config = chosen(data, None, "infilling", generator=generator, feather=6, count=12)
-    by_id = {one.image_id: one for one in records}
-    everybody = {one.patient_id for one in records}
-    ill = {one.patient_id for one in records if one.lesions}
+    config = make_config(data, None, "infilling", generator=generator, feather=6, count=12)
+    by_id = {record.image_id: record for record in records}
+    everybody = {record.patient_id for record in records}
+    ill = {record.patient_id for record in records if record.lesions}
     for side, patients in (("train", train), ("held_out", everybody - train)):
         one_sided = config.model_copy(
             update={"patients": PatientsConfig(split_file=file, side=side)}
         )
         recipes = synthesize(one_sided, tmp_path / side)
-        made = [recipe for recipe in recipes if not recipe.left_out]
+        complete = [recipe for recipe in recipes if not recipe.left_out]
         shapes = {
-            by_id[found.shape.split()[1].partition("#")[0]].patient_id
-            for recipe in made
-            for found in recipe.lesions
+            by_id[lesion.shape.split()[1].partition("#")[0]].patient_id
+            for recipe in complete
+            for lesion in recipe.lesions
         }
-        assert len(made) > 6 and {recipe.source.patient_id for recipe in made} == patients - ill
+        assert (
+            len(complete) > 6
+            and {recipe.source.patient_id for recipe in complete} == patients - ill
+        )
         assert shapes <= patients & ill and len(shapes) > 1
         heights = [18 + 2 * number for number in ((0, 1, 2) if side == "train" else (3, 4, 5))]
-        assert made[0].sizes.count == 3 and made[0].sizes.height[0] == pytest.approx(
+        assert complete[0].sizes.count == 3 and complete[0].sizes.height[0] == pytest.approx(
             np.mean(heights) * 0.1
         )
         assert told(tmp_path / side) == {
@@ -487,7 +462,7 @@ def test_an_infilling_of_one_side(both_sides, tiny_infilling, where, tmp_path):
         ConfigError, match=r"was made with another .*patients.side.*; name a new folder"
     ):
         synthesize(one_sided, tmp_path / "train")
-    remake(tmp_path / f"train/recipes/{made[0].name}.json", tmp_path / "again", where(config))
+    remake(tmp_path / f"train/recipes/{complete[0].name}.json", tmp_path / "again", where(config))
     assert (
         synthesize(config, tmp_path / "all")[0].sizes.count == 6
         and told(tmp_path / "all")["lesions"] == ill
@@ -497,10 +472,10 @@ def test_an_infilling_of_one_side(both_sides, tiny_infilling, where, tmp_path):
 
 def test_a_side_without_lesions(both_sides, tiny_infilling, tmp_path):
     data, records, file, train = both_sides
-    places = {one.patient_id: 0 if one.lesions else 1 for one in records}
+    places = {record.patient_id: 0 if record.lesions else 1 for record in records}
     saved = splits.load(file).model_copy(update={"patients": places})
     splits.save(tmp_path / "split.json", saved)
-    config = chosen(
+    config = make_config(
         data,
         None,
         "infilling",
@@ -519,8 +494,8 @@ def test_a_side_without_lesions(both_sides, tiny_infilling, tmp_path):
 def test_who_a_set_of_real_lesions_tells_of(both_sides, tmp_path):
     """Those whose lesions lie in the items that were made, and no others of the archive."""
     data, records, _, _ = both_sides
-    recipes = synthesize(chosen(data, None, count=2), tmp_path / "out")
-    whose = {found.graft.patient_id for recipe in recipes for found in recipe.lesions}
+    recipes = synthesize(make_config(data, None, count=2), tmp_path / "out")
+    whose = {lesion.graft.patient_id for recipe in recipes for lesion in recipe.lesions}
     expected = {
         "mammograms": {recipe.source.patient_id for recipe in recipes},
         "lesions": whose,
@@ -533,31 +508,17 @@ def test_who_a_set_of_real_lesions_tells_of(both_sides, tmp_path):
         "keep it out of every training that holds one of them out"
         in (tmp_path / "out/README.md").read_text()
     )
-    synthesize(chosen(data, None, count=8), tmp_path / "out")
+    synthesize(make_config(data, None, count=8), tmp_path / "out")
     assert len(told(tmp_path / "out")["mammograms"]) == 4
 
 
-class MaskRoom(keras.Model):
-    """A generator of discs as a mask GAN's export has it; the noise moves its size."""
+class Disc(keras.layers.Layer):
+    """Noise [n, 1] -> a disc whose radius it moves."""
 
-    def __init__(self):
-        super().__init__(name="mask_gan")
-        self.networks = {
-            "generator": keras.Sequential(
-                [keras.Input((1,)), keras.layers.Dense(1, use_bias=False)]
-            )
-        }
-        self.networks["generator"].layers[0].set_weights([np.ones((1, 1), np.float32)])
+    def call(self, noise):
         row, col = np.mgrid[:64, :64] - 31.5
-        self.distance = tf.constant(np.hypot(row, col)[None, ..., None], tf.float32)
-
-    def functions(self):
-        @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32, "noise")])
-        def generator(noise):
-            radius = 16 + 4 * self.networks["generator"](noise)[:, :, None, None]
-            return {"mask": tf.cast(self.distance < radius, tf.float32)}
-
-        return {"generator": generator}
+        radius = 16 + 4 * noise[:, :, None]
+        return tf.cast(tf.constant(np.hypot(row, col), tf.float32) < radius, tf.float32)[..., None]
 
 
 def test_who_networks_were_trained_on_is_told(both_sides, tiny_infilling, tiny_blending, tmp_path):
@@ -565,8 +526,12 @@ def test_who_networks_were_trained_on_is_told(both_sides, tiny_infilling, tiny_b
     infilling = tiny_infilling(padding=20)
     card = json.loads((infilling / "card.json").read_text())
     (infilling / "card.json").write_text(json.dumps(card | {"train_patients": ["b", "a"]}))
-    gan = export(MaskRoom(), tmp_path / "gan", {"name": "mask_gan", "train_patients": ["c", "a"]})
-    config = chosen(
+    gan = export(
+        NoiseModel("mask_gan", 1, Disc(), ("mask",)),
+        tmp_path / "gan",
+        {"train_patients": ["c", "a"]},
+    )
+    config = make_config(
         data,
         None,
         "infilling",
@@ -581,13 +546,13 @@ def test_who_networks_were_trained_on_is_told(both_sides, tiny_infilling, tiny_b
         told(tmp_path / "given")["trained_on"] == {"a", "b", "c"}
         and not told(tmp_path / "given")["lesions"]
     )
-    assert not Synthesizer.load(given).size_patients
+    assert not Synthesizer.load(given, Sources(given)).size_patients
     synthesize(config, tmp_path / "fitted")
     assert told(tmp_path / "fitted")["lesions"] == {
-        one.patient_id for one in records if one.lesions
+        record.patient_id for record in records if record.lesions
     }, "sizes are fitted on all"
     synthesize(
-        chosen(data, None, "blending", generator=str(tiny_blending(patients=("x",))), count=1),
+        make_config(data, None, "blending", generator=str(tiny_blending(patients=("x",))), count=1),
         tmp_path / "blending",
     )
     assert told(tmp_path / "blending")["trained_on"] == {"x"}
@@ -606,7 +571,7 @@ def test_shapes_of_files_are_nobodys_that_is_known(both_sides, tiny_infilling, t
     cv2.circle(mask, (20, 20), 12, 255, -1)
     cv2.imwrite(str(tmp_path / "mask.png"), mask)
     shapes = ShapeConfig(files=tmp_path / "mask.png")
-    config = chosen(
+    config = make_config(
         both_sides[0],
         None,
         "infilling",
@@ -653,26 +618,26 @@ def test_a_network_without_prior_sees_the_outline_alone(blendings, both_sides, w
     """Other grey values of the real lesions change nothing; with the prior they do."""
     data, records, _, _ = both_sides
     others = [
-        replace(one, read=partial(np.full, (ROWS, COLS, 1), np.float32(0.9)))
-        for one in records
-        if one.lesions
+        replace(record, read=partial(np.full, (ROWS, COLS, 1), np.float32(0.9)))
+        for record in records
+        if record.lesions
     ]
     bright, _ = written(tmp_path / "bright", others)
-    same, _ = written(tmp_path / "same", [one for one in records if one.lesions])
+    same, _ = written(tmp_path / "same", [record for record in records if record.lesions])
     for prior, equal in (("noise", True), ("lesion", False)):
         generator = str(blendings(prior))
-        made = []
+        images = []
         for lesions in (same, bright):
             root = tmp_path / f"{prior}-{lesions.root.name}"
-            config = chosen(data, lesions, "blending", generator=generator, feather=6, count=2)
+            config = make_config(data, lesions, "blending", generator=generator, feather=6, count=2)
             recipes = synthesize(config, root)
             assert [recipe.left_out for recipe in recipes] == [None, None]
-            made.append([(root / f"images/{recipe.name}.png").read_bytes() for recipe in recipes])
-            (used,) = {found.graft.used for recipe in recipes for found in recipe.lesions}
+            images.append([(root / f"images/{recipe.name}.png").read_bytes() for recipe in recipes])
+            (used,) = {lesion.graft.used for recipe in recipes for lesion in recipe.lesions}
             assert used == ("outline" if equal else None)
             assert ("their outlines are those of" in (root / "README.md").read_text()) == equal
             remake(root / "recipes/000001.json", tmp_path / "again" / root.name, where(config))
-        assert (made[0] == made[1]) == equal, prior
+        assert (images[0] == images[1]) == equal, prior
 
 
 def test_a_card_without_a_prior_is_of_the_lesions(blendings, tiny_infilling):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tfmammo.config import DataConfig, PreprocessConfig
-from tfmammo.data.patches import extract_patches
+from tfmammo.data.extraction import extract_patches
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 from tfmammo.synthesis.compositing import (
@@ -27,7 +27,6 @@ from tfmammo.synthesis.placement import (
     Placement,
     TargetMammogram,
     crop_to_mask,
-    fit_sizes,
     scale_shape,
 )
 
@@ -78,31 +77,6 @@ def square(top, left, bottom, right):
         ROWS,
         COLS,
     )
-
-
-def test_sizes_are_fitted_by_hand():
-    # Heights 10 and 30, widths 20 and 60: means 20 and 40, standard deviations sqrt(200) and
-    # sqrt(800), correlation 1.
-    mammogram = record(
-        tissue(), lesions=(square(5, 5, 15, 25), square(40, 40, 70, 100), square(0, 0, 200, 10))
-    )
-    skipped = Skipped()
-    sizes = fit_sizes([mammogram], DataConfig(), skipped)
-    assert (sizes.unit, sizes.count) == ("px", 2) and sizes.correlation == pytest.approx(1)
-    assert sizes.height == pytest.approx((20, 200**0.5)) and sizes.width == pytest.approx(
-        (40, 800**0.5)
-    )
-    assert skipped.reasons == {"i": "lesion 2: is over half the image high or wide"}
-    in_mm = fit_sizes(
-        [record(tissue(), lesions=mammogram.lesions, spacing=(0.1, 0.2))], DataConfig(), Skipped()
-    )
-    assert (
-        in_mm.unit == "mm"
-        and in_mm.height == pytest.approx((2, 2**0.5))
-        and in_mm.width == pytest.approx((8, 32**0.5))
-    )
-    with pytest.raises(DataError, match="can't be fitted on 0 lesions"):
-        fit_sizes([mammogram], DataConfig(kinds=("calcification",)), Skipped())
 
 
 def test_drawn_sizes_have_the_gaussians_moments():
@@ -187,13 +161,13 @@ def test_the_patch_is_the_trainings():
                 top, left, bottom, right = lesion.box
                 mask = lesion.mask(ROWS, COLS)[top:bottom, left:right]
                 spot = Placement.at(top, left, mask, mammogram, data)
-                made = extract_patch(
+                patch = extract_patch(
                     TargetMammogram(mammogram.pixels(), mammogram, data),
                     spot,
                     make_blend_mask(spot, 64, 296, 8),
                 )
-                np.testing.assert_array_equal(made.mask, expected.mask)
-                np.testing.assert_allclose(made.tissue, expected.image, atol=2e-6)
+                np.testing.assert_array_equal(patch.mask, expected.mask)
+                np.testing.assert_allclose(patch.tissue, expected.image, atol=2e-6)
 
 
 def test_padding_counts_the_pixels_that_training_resamples_to():
@@ -243,24 +217,24 @@ def test_the_patch_is_the_trainings_where_it_resamples(spacing, off, flip, later
     (expected,) = extract_patches(mammogram, data, Skipped())
     top, left, bottom, right = lesion.box
     spot = Placement.at(top, left, np.ones((bottom - top, right - left), np.uint8), mammogram, data)
-    made = extract_patch(
+    patch = extract_patch(
         TargetMammogram(mammogram.pixels(), mammogram, data),
         spot,
         make_blend_mask(spot, 64, 296, 8),
     )
-    np.testing.assert_allclose(made.tissue, expected.image, atol=off)
-    assert (made.mask != expected.mask).mean() <= (0 if off < 1e-3 else 0.03)
+    np.testing.assert_allclose(patch.tissue, expected.image, atol=off)
+    assert (patch.mask != expected.mask).mean() <= (0 if off < 1e-3 else 0.03)
 
 
 def test_weights_are_one_on_mask_and_margin_and_fade_to_nothing():
     mammogram = record(tissue())
     spot = Placement.at(140, 70, disc(), mammogram, DATA)
     assert spot.box == (140, 70, 181, 111) and spot.window == (116, 46, 205, 135)
-    found = make_blend_mask(spot, 89, 296, 10)  # at 89 px the patch is not scaled
-    np.testing.assert_array_equal(found.mask[24:65, 24:65], disc())
+    blend_mask = make_blend_mask(spot, 89, 296, 10)  # at 89 px the patch is not scaled
+    np.testing.assert_array_equal(blend_mask.mask[24:65, 24:65], disc())
     full = np.zeros((89, 89), np.float32)
-    top, left, bottom, right = found.support
-    full[top - 116 : bottom - 116, left - 46 : right - 46] = found.weights
+    top, left, bottom, right = blend_mask.support
+    full[top - 116 : bottom - 116, left - 46 : right - 46] = blend_mask.weights
     row, col = np.mgrid[:89, :89] - 44
     distance = np.hypot(row, col)
     assert (full[distance <= 20 * 296 / 256 - 1] == 1).all()  # the margin's outer radius is 23.1 px
@@ -271,7 +245,7 @@ def test_weights_are_one_on_mask_and_margin_and_fade_to_nothing():
     assert np.abs(np.diff(full, axis=0)).max() <= 1.5 / 10 + 0.02
     assert not full[[0, -1]].any() and not full[:, [0, -1]].any()
     alone = make_blend_mask(spot, 89, None, 10)
-    assert alone.support[0] > found.support[0]
+    assert alone.support[0] > blend_mask.support[0]
 
 
 def test_a_mask_at_its_patches_border_is_refused():
@@ -307,15 +281,15 @@ def test_the_weights_of_a_whole_patch(feather, fade):
     """
     mask = np.zeros((40, 40), np.uint8)
     mask[12:25, 8:30] = 1  # 8 px from the left border
-    found = make_whole_blend_mask(mask, (100, 50, 140, 90), feather)
-    assert found.support == (101, 51, 139, 89) and not found.around.any()
+    blend_mask = make_whole_blend_mask(mask, (100, 50, 140, 90), feather)
+    assert blend_mask.support == (101, 51, 139, 89) and not blend_mask.around.any()
     t = np.arange(1, fade) / fade
-    np.testing.assert_allclose(found.weights[19, : fade - 1], 3 * t**2 - 2 * t**3, atol=1e-6)
-    np.testing.assert_allclose(found.weights[: fade - 1, 19], 3 * t**2 - 2 * t**3, atol=1e-6)
-    assert (found.weights[fade - 1 : 39 - fade, fade - 1 : 39 - fade] == 1).all() and found.weights[
-        0, 0
-    ] == found.weights[0, 19]
-    np.testing.assert_array_equal(found.weights, found.weights[::-1, ::-1])
+    np.testing.assert_allclose(blend_mask.weights[19, : fade - 1], 3 * t**2 - 2 * t**3, atol=1e-6)
+    np.testing.assert_allclose(blend_mask.weights[: fade - 1, 19], 3 * t**2 - 2 * t**3, atol=1e-6)
+    assert (
+        blend_mask.weights[fade - 1 : 39 - fade, fade - 1 : 39 - fade] == 1
+    ).all() and blend_mask.weights[0, 0] == blend_mask.weights[0, 19]
+    np.testing.assert_array_equal(blend_mask.weights, blend_mask.weights[::-1, ::-1])
     twice = make_whole_blend_mask(mask, (100, 50, 180, 130), feather)
     assert (
         twice.weights[39 - twice.support[0] + 100, 39] == 1
@@ -402,21 +376,21 @@ def test_the_border_shows_no_seam():
     """
     free = ground()
     spot = Placement.at(130, 60, disc(), free.mammogram, DATA)
-    found = make_blend_mask(spot, 64, 296, 8)
-    shown = extract_patch(free, spot, found)
+    blend_mask = make_blend_mask(spot, 64, 296, 8)
+    shown = extract_patch(free, spot, blend_mask)
     tilt = np.linspace(-0.02, 0.02, 64, dtype=np.float32)[:, None, None]
     image = cv2.GaussianBlur(shown.tissue, (0, 0), 1)[..., None] + 0.15 + tilt + 0.3 * shown.mask
-    grey = blend(free, spot, found, shown.compute_difference(image, found.around))
-    top, left, bottom, right = found.support
+    grey = blend(free, spot, blend_mask, shown.compute_difference(image, blend_mask.around))
+    top, left, bottom, right = blend_mask.support
     before = free.image[..., 0].copy()
     after = free.image[..., 0].copy()
     after[top:bottom, left:right] = grey
     changed = np.zeros(before.shape, bool)
-    changed[top:bottom, left:right] = found.weights > 0
+    changed[top:bottom, left:right] = blend_mask.weights > 0
     assert (before == after)[~changed].all() and (after[changed] != before[changed]).mean() > 0.9
 
     core = np.zeros(before.shape, np.float32)
-    core[top:bottom, left:right] = found.weights >= 1
+    core[top:bottom, left:right] = blend_mask.weights >= 1
     # beyond the margin and its pixel of interpolation
     fading = changed & (cv2.dilate(core, np.ones((5, 5))) == 0)
     border = (

@@ -4,13 +4,13 @@ and write nothing elsewhere.
 
 import json
 import shutil
-from functools import partial
 
 import cv2
 import keras
 import numpy as np
 import pytest
 
+from tests.small_mammograms import make_mammogram
 from tfmammo import archives
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import folder as writer
@@ -18,7 +18,7 @@ from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
 from tfmammo.data import jobs
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Skipped
 from tfmammo.synthesis import mammograms, patches
 from tfmammo.synthesis.config import PatchSynthesisConfig, ShapeConfig, SynthesisConfig
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
@@ -27,6 +27,14 @@ from tfmammo.synthesis.provenance import read_recipe
 ROWS = 200
 COLS = 150
 WISH = EditRequest(centre=(100, 60), size=(24, 20), shape="oval", seed=1)
+# of a config without a network
+POISSON = {
+    "painter": "poisson",
+    "generator": None,
+    "shapes": ShapeConfig(),
+    "size": None,
+    "feather": 16.0,
+}
 PASSWORD = "sesame"
 STORE = f"postgresql://jane:{PASSWORD}@store.example/mlflow?token={PASSWORD}"
 
@@ -40,16 +48,9 @@ def breast(seed):
 
 
 def record(number, lesions=()):
-    facts = {
-        "laterality": "L",
-        "view": "CC",
-        "spacing": (0.1, 0.1),
-        "pathology": "benign" if lesions else "normal",
-        "lesions": lesions,
-    }
-    return Mammogram(
-        "test", f"p{number}", str(number), ROWS, COLS, partial(breast, number), **facts
-    )
+    pathology = "benign" if lesions else "normal"
+    image = breast(number)
+    return make_mammogram(number, image, lesions, spacing=(0.1, 0.1), pathology=pathology)
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +71,19 @@ def config(normal, infillings):
     """A function (**values) -> a config of one mass in each mammogram."""
 
     def make(**values):
-        chosen = {
+        defaults = {
             "name": "tiny",
             "data": DataConfig(name="folder", root=normal),
             "generator": str(infillings[0]),
             "count": 2,
         }
-        chosen |= {
+        defaults |= {
             "shapes": ShapeConfig(drawn="oval"),
             "size": (24, 20),
             "format": "png",
             "feather": 6,
         }
-        return SynthesisConfig(**chosen | values)
+        return SynthesisConfig(**defaults | values)
 
     return make
 
@@ -144,26 +145,28 @@ def test_a_training_that_ends_again_in_its_folder_is_another_generator(
     config, infillings, where, tmp_path
 ):
     folder = shutil.copytree(infillings[0], tmp_path / "infilling")
-    chosen = config(generator=str(folder))
-    mammograms.synthesize(chosen, tmp_path / "first")
+    set_config = config(generator=str(folder))
+    mammograms.synthesize(set_config, tmp_path / "first")
     replace_export(folder, infillings[1])
     with pytest.raises(
         ConfigError, match=r"was made with another generator\.weights; name a new folder"
     ):
-        mammograms.synthesize(chosen, tmp_path / "first")
-    mammograms.synthesize(chosen, tmp_path / "second")
+        mammograms.synthesize(set_config, tmp_path / "first")
+    mammograms.synthesize(set_config, tmp_path / "second")
     mammograms.synthesize(config(generator=str(infillings[1])), tmp_path / "fresh")
-    for one, other in zip(pixels(tmp_path / "second"), pixels(tmp_path / "fresh"), strict=True):
-        np.testing.assert_array_equal(one, other)
-    found = [
+    for image, other in zip(pixels(tmp_path / "second"), pixels(tmp_path / "fresh"), strict=True):
+        np.testing.assert_array_equal(image, other)
+    generators = [
         read_recipe(tmp_path / name / "recipes/000000.json").generator
         for name in ("first", "second", "fresh")
     ]
-    assert found[1] == found[2] != found[0]
+    assert generators[1] == generators[2] != generators[0]
     with pytest.raises(
         DataError, match="is not the generator of .*000000.json, its weights are others"
     ):
-        mammograms.remake(tmp_path / "first/recipes/000000.json", tmp_path / "again", where(chosen))
+        mammograms.remake(
+            tmp_path / "first/recipes/000000.json", tmp_path / "again", where(set_config)
+        )
 
 
 def test_a_generator_that_is_replaced_during_the_work_stops_it(
@@ -182,26 +185,28 @@ def test_a_generator_that_is_replaced_during_the_work_stops_it(
     ):
         mammograms.synthesize(config(generator=str(folder)), tmp_path / "out")
     data = DataConfig(phantoms=8)
-    patients = {one.patient_id for one in archives.read_mammograms(data, Skipped())}
+    patients = {mammogram.patient_id for mammogram in archives.read_mammograms(data, Skipped())}
     infillings = [tiny_contextual(level=level, patients=patients) for level in (0.3, 0.6)]
     folder = shutil.copytree(infillings[0], tmp_path / "contextual")
-    chosen = PatchSynthesisConfig(name="set", data=data, generators={"mass": str(folder)}, count=2)
+    set_config = PatchSynthesisConfig(
+        name="set", data=data, generators={"mass": str(folder)}, count=2
+    )
     with pytest.raises(
         DataError, match="contextual: was replaced by another training while the work went on"
     ):
-        patches.synthesize(chosen, tmp_path / "patches")
+        patches.synthesize(set_config, tmp_path / "patches")
 
 
 def test_equal_weights_are_one_network_however_often_they_are_exported(
     config, tiny_infilling, where, tmp_path
 ):
     first, again = (tiny_infilling(padding=20) for _ in range(2))
-    chosen = config(generator=str(first), count=1)
-    (recipe,) = mammograms.synthesize(chosen, tmp_path / "out")
+    set_config = config(generator=str(first), count=1)
+    (recipe,) = mammograms.synthesize(set_config, tmp_path / "out")
     mammograms.remake(
         tmp_path / "out/recipes/000000.json",
         tmp_path / "again",
-        [*where(chosen), f"generator={again}"],
+        [*where(set_config), f"generator={again}"],
     )
     np.testing.assert_array_equal(pixels(tmp_path / "again")[0], pixels(tmp_path / "out")[0])
     # its folder is the same work's
@@ -220,7 +225,7 @@ def test_the_hash_follows_values_order_and_signature(tmp_path):
             [np.full((1, 1, 1, 1), kernel, np.float32), np.full((1,), bias, np.float32)]
         )
         model.functions = lambda: {"net": functions(model.networks["net"], size)}
-        return load_identified(export(model, tmp_path / name, {}), "net").weights
+        return load_identified(export(model, tmp_path / name, {}), {"image"}, {"logits"}).weights
 
     def functions(network, size):
         import tensorflow as tf
@@ -247,8 +252,8 @@ def test_a_recipe_of_an_earlier_version_is_read(config, infillings, where, tmp_p
     """
     import hashlib
 
-    chosen = config(count=1)
-    mammograms.synthesize(chosen, tmp_path / "out")
+    set_config = config(count=1)
+    mammograms.synthesize(set_config, tmp_path / "out")
     content = hashlib.sha256()
     place = infillings[0] / "generator"
     for path in sorted(path for path in place.rglob("*") if path.is_file()):
@@ -258,7 +263,7 @@ def test_a_recipe_of_an_earlier_version_is_read(config, infillings, where, tmp_p
         )
     recipe = json.loads((tmp_path / "out/recipes/000000.json").read_text())
     recipe["generator"] = {"name": "infilling", "step": "3", "sha256": content.hexdigest()}
-    recipe["config"]["data"]["root"] = str(chosen.data.root)
+    recipe["config"]["data"]["root"] = str(set_config.data.root)
     recipe["config"]["generator"] = str(infillings[0])
     del recipe["config"]["whole_patch"]
     (tmp_path / "old.json").write_text(json.dumps(recipe))
@@ -292,16 +297,9 @@ def test_no_password_and_no_path_of_the_owners_is_in_a_set(config, normal, tmp_p
         size=None,
         shapes=ShapeConfig(files=tmp_path / "mask.png"),
     )
-    real = config(
-        painter="poisson",
-        generator=None,
-        shapes=ShapeConfig(),
-        size=None,
-        feather=16.0,
-        lesions=lesions,
-    )
-    for name, chosen in (("made_up", made_up), ("real", real)):
-        mammograms.synthesize(chosen.model_copy(update={"masses": (1, 30)}), tmp_path / name)
+    real = config(**POISSON, lesions=lesions)
+    for name, set_config in (("made_up", made_up), ("real", real)):
+        mammograms.synthesize(set_config.model_copy(update={"masses": (1, 30)}), tmp_path / name)
         text = told(tmp_path / name)
         assert (
             PASSWORD not in text
@@ -317,26 +315,15 @@ def test_no_password_and_no_path_of_the_owners_is_in_a_set(config, normal, tmp_p
         )
 
 
-def test_why_an_item_is_left_out_names_no_folder(config, normal, tmp_path):
-    copy = shutil.copytree(normal, tmp_path / "copy")
-    (copy / "images/000000.png").write_bytes(b"cut") if (
-        copy / "images/000000.png"
-    ).exists() else None
+def test_why_an_item_is_left_out_names_no_folder(config, tmp_path):
     outline = np.float32([[80, 30], [80, 50], [104, 50], [104, 30]])
     lesions = tmp_path / "masses"
     writer.write([record(5, (Lesion.from_outline("mass", outline, ROWS, COLS),))], lesions)
     for path in (lesions / "images").iterdir():
         path.write_bytes(path.read_bytes()[:2000])  # its header can be read, its pixels not
-    chosen = config(
-        painter="poisson",
-        generator=None,
-        shapes=ShapeConfig(),
-        size=None,
-        feather=16.0,
-        lesions=DataConfig(name="folder", root=lesions),
-    )
+    set_config = config(**POISSON, lesions=DataConfig(name="folder", root=lesions))
     with pytest.raises(DataError, match="no item could be made") as error:
-        mammograms.synthesize(chosen, tmp_path / "out")
+        mammograms.synthesize(set_config, tmp_path / "out")
     assert "images/" in str(error.value)
     text = "".join(
         path.read_text()
@@ -349,12 +336,12 @@ def test_neither_is_there_in_recipes_of_patches_and_of_single_lesions(
     tiny_contextual, infillings, picture, tmp_path
 ):
     data = DataConfig(phantoms=8)
-    patients = {one.patient_id for one in archives.read_mammograms(data, Skipped())}
+    patients = {mammogram.patient_id for mammogram in archives.read_mammograms(data, Skipped())}
     generator = str(tiny_contextual(patients=patients))
-    chosen = PatchSynthesisConfig(
+    set_config = PatchSynthesisConfig(
         name="set", data=data, generators={"mass": generator}, tracking_uri=STORE, count=2
     )
-    patches.synthesize(chosen, tmp_path / "patches")
+    patches.synthesize(set_config, tmp_path / "patches")
     system = EditorConfig(
         painter="infilling", generator=str(infillings[0]), tracking_uri=STORE, feather=4
     )
@@ -372,11 +359,11 @@ def test_neither_is_there_in_recipes_of_patches_and_of_single_lesions(
 
 @pytest.mark.parametrize("name", ["../../escaped/evil", "/evil", "a/b", ".", ""])
 def test_a_recipes_name_leads_nowhere(config, where, name, tmp_path):
-    chosen = config(count=1)
-    mammograms.synthesize(chosen, tmp_path / "out")
+    set_config = config(count=1)
+    mammograms.synthesize(set_config, tmp_path / "out")
     recipe = json.loads((tmp_path / "out/recipes/000000.json").read_text()) | {"name": name}
     (tmp_path / "evil.json").write_text(json.dumps(recipe))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match="name: "):
-        mammograms.remake(tmp_path / "evil.json", tmp_path / "a/b/c", where(chosen))
+        mammograms.remake(tmp_path / "evil.json", tmp_path / "a/b/c", where(set_config))
     assert sorted(tmp_path.rglob("*")) == before

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.synthetic_sets import make_transform
 from tfmammo.archives.stored import Stored
 from tfmammo.baselines import poisson
 from tfmammo.config import DataConfig, PreprocessConfig
@@ -15,7 +16,7 @@ from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.generators import Generator
 from tfmammo.synthesis.lesion_bank import LesionPatch
 from tfmammo.synthesis.placement import TargetMammogram
-from tfmammo.synthesis.provenance import InsertedLesion, TransformRecord
+from tfmammo.synthesis.provenance import InsertedLesion
 from tfmammo.synthesis.renderers import (
     BORDER,
     NETWORK_VIEWS,
@@ -29,18 +30,6 @@ from tfmammo.synthesis.synthesizer import render
 
 ROWS = 200
 COLS = 160
-RECORD = TransformRecord(
-    archive="a",
-    image_id="i",
-    patient_id="p",
-    number=0,
-    sha256="",
-    pathology=None,
-    angle=0,
-    factor=1,
-    mirrored=False,
-    trained_on=None,
-)
 DATA = DataConfig(size=64, frame="square", context=2, window=(0, 1))
 
 
@@ -73,17 +62,17 @@ def piece(side=32, around=5, grey=None):
     if grey is not None:
         image[:] = grey
     return LesionPatch(
-        "mass", (np.hypot(row, col) < side / 2).astype(np.uint8), image, around, RECORD
+        "mass", (np.hypot(row, col) < side / 2).astype(np.uint8), image, around, make_transform()
     )
 
 
-def insertion(renderer, ground, found, top, left):
-    drawn = LesionCandidate.of(found)
+def insertion(renderer, ground, lesion, top, left):
+    drawn = LesionCandidate.of(lesion)
     placement, blend_mask = renderer.place(top, left, drawn, ground.mammogram)
     inserted = InsertedLesion(
         box=placement.box,
         window=placement.window,
-        area=int(found.mask.sum()),
+        area=int(lesion.mask.sum()),
         region={},
         seed=0,
         shape="",
@@ -106,52 +95,54 @@ def echo(change=0.0, data=DATA, size=64):
 def test_nothing_changes_beyond_the_supports(name, bits, tiny_blending):
     stored, ground = opened(bits)
     renderer = make_renderer(name, tiny_blending() if name == "blending" else None, 16.0)
-    found = [insertion(renderer, ground, piece(), top, 40) for top in (60, 120)]
-    made = render(ground, stored, found, renderer)
-    assert made.values.dtype == (np.uint8 if bits == 8 else np.uint16) and made.bits == bits
+    lesions = [insertion(renderer, ground, piece(), top, 40) for top in (60, 120)]
+    synthetic = render(ground, stored, lesions, renderer)
+    assert (
+        synthetic.values.dtype == (np.uint8 if bits == 8 else np.uint16) and synthetic.bits == bits
+    )
     beyond = np.ones((ROWS, COLS), bool)
-    for one in found:
-        top, left, bottom, right = one.blend_mask.support
-        where = one.blend_mask.weights > 0
+    for placed in lesions:
+        top, left, bottom, right = placed.blend_mask.support
+        where = placed.blend_mask.weights > 0
         beyond[top:bottom, left:right] &= ~where
-        changed = made.values[top:bottom, left:right] != stored.values[top:bottom, left:right]
+        changed = synthetic.values[top:bottom, left:right] != stored.values[top:bottom, left:right]
         assert changed[where].mean() > 0.5
-    np.testing.assert_array_equal(made.values[beyond], stored.values[beyond])
+    np.testing.assert_array_equal(synthetic.values[beyond], stored.values[beyond])
     assert beyond.sum() < ROWS * COLS
-    again = render(ground, stored, found, renderer)
-    np.testing.assert_array_equal(again.values, made.values)
+    again = render(ground, stored, lesions, renderer)
+    np.testing.assert_array_equal(again.values, synthetic.values)
 
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_a_paste_by_hand(bits):
     stored, ground = opened(bits)
     renderer = DirectRenderer("paste")
-    found = piece()
-    made = render(ground, stored, [insertion(renderer, ground, found, 60, 40)], renderer)
+    lesion = piece()
+    synthetic = render(ground, stored, [insertion(renderer, ground, lesion, 60, 40)], renderer)
     expected = stored.values.copy()
-    inner = found.image[5:-5, 5:-5]
-    expected[60:92, 40:72][found.mask > 0] = np.rint(inner * np.float64(2**bits - 1))[
-        found.mask > 0
+    inner = lesion.image[5:-5, 5:-5]
+    expected[60:92, 40:72][lesion.mask > 0] = np.rint(inner * np.float64(2**bits - 1))[
+        lesion.mask > 0
     ]
     # where a grey value is just between two
-    assert np.abs(made.values.astype(int) - expected).max() <= (bits > 8)
-    assert (made.values != expected).mean() < 1e-3
+    assert np.abs(synthetic.values.astype(int) - expected).max() <= (bits > 8)
+    assert (synthetic.values != expected).mean() < 1e-3
 
 
 @pytest.mark.parametrize("name", list(poisson.METHODS))
 def test_a_method_sees_native_pixels_and_a_border(name):
     _, ground = opened(16)
     renderer = DirectRenderer(name)
-    found = piece()
-    one = insertion(renderer, ground, found, 60, 40)
-    assert one.blend_mask.support == one.placement.window == (57, 37, 95, 75)
-    ((box, grey),) = renderer.render(ground, [one])
-    lesion = np.ascontiguousarray(found.image[2:-2, 2:-2])[..., None]
-    mask = np.pad(found.mask, BORDER)[..., None]
+    real_lesion = piece()
+    placed = insertion(renderer, ground, real_lesion, 60, 40)
+    assert placed.blend_mask.support == placed.placement.window == (57, 37, 95, 75)
+    ((box, grey),) = renderer.render(ground, [placed])
+    lesion = np.ascontiguousarray(real_lesion.image[2:-2, 2:-2])[..., None]
+    mask = np.pad(real_lesion.mask, BORDER)[..., None]
     np.testing.assert_array_equal(
         grey, poisson.METHODS[name](ground.image[57:95, 37:75].copy(), lesion, mask)[..., 0]
     )
-    assert box == one.blend_mask.support and renderer.trained_on is None
+    assert box == placed.blend_mask.support and renderer.trained_on is None
 
 
 def test_what_a_method_cant_blend():
@@ -163,7 +154,7 @@ def test_what_a_method_cant_blend():
     with pytest.raises(DataError, match="it reaches beyond the mammogram"):
         renderer.place(-1, 40, LesionCandidate.of(piece()), ground.mammogram)
     thin = LesionPatch(
-        "mass", np.ones((2, 9), np.uint8), np.full((12, 19), 0.5, np.float32), 5, RECORD
+        "mass", np.ones((2, 9), np.uint8), np.full((12, 19), 0.5, np.float32), 5, make_transform()
     )
     with pytest.raises(
         DataError, match="opencv: OpenCV clones masks from 3 px up, this one is 2 x 9 px"
@@ -179,19 +170,19 @@ def test_an_echo_puts_the_lesion_into_its_mask(laterality, window):
     breast lies, and whatever it adds all over.
     """
     _, ground = opened(16, laterality)
-    found = piece(grey=0.75)
+    lesion = piece(grey=0.75)
     data = DATA.model_copy(update={"window": window})
     ground = TargetMammogram(ground.image, ground.mammogram, data)
     left = 40 if laterality == "L" else COLS - 72
     for change in (0.0, 0.125):
         renderer = echo(change, data)
-        one = insertion(renderer, ground, found, 60, left)
-        assert one.placement.window == (44, left - 16, 108, left + 48)  # 64 px: context 2
-        ((support, grey),) = renderer.render(ground, [one])
+        placed = insertion(renderer, ground, lesion, 60, left)
+        assert placed.placement.window == (44, left - 16, 108, left + 48)  # 64 px: context 2
+        ((support, grey),) = renderer.render(ground, [placed])
         after = ground.image[..., 0].copy()
         after[support[0] : support[2], support[1] : support[3]] = grey
         on = np.zeros((ROWS, COLS), bool)
-        on[60:92, left : left + 32] = found.mask > 0
+        on[60:92, left : left + 32] = lesion.mask > 0
         np.testing.assert_allclose(after[on], 0.75, atol=1e-5)
         np.testing.assert_allclose(after[~on], ground.image[..., 0][~on], atol=1e-5)
 
@@ -212,9 +203,9 @@ def test_what_a_blending_network_is_shown():
         return {"image": np.asarray(pasted)[..., :1]}
 
     renderer = NetworkRenderer(Generator(call, 32, None, data), 4.0, NETWORK_VIEWS["blending"])
-    found = piece()
-    one = insertion(renderer, ground, found, 60, COLS - 72)
-    ((support, grey),) = renderer.render(ground, [one])
+    real_lesion = piece()
+    placed = insertion(renderer, ground, real_lesion, 60, COLS - 72)
+    ((support, grey),) = renderer.render(ground, [placed])
     # it changed nothing
     np.testing.assert_array_equal(
         grey, ground.image[support[0] : support[2], support[1] : support[3], 0]
@@ -225,17 +216,17 @@ def test_what_a_blending_network_is_shown():
             :, ::-1
         ]
     ]
-    native[11:53, 11:53] = found.image
+    native[11:53, 11:53] = real_lesion.image
     lesion = cv2.GaussianBlur(
         cv2.resize(native, (32, 32), interpolation=cv2.INTER_AREA), (0, 0), 0.6
     )[:, ::-1]
-    mask = one.blend_mask.mask[:, ::-1]
+    mask = placed.blend_mask.mask[:, ::-1]
     np.testing.assert_allclose(seen["pasted"][0, ..., 0], expected[0], atol=1e-6)
     np.testing.assert_allclose(
         seen["pasted"][0, ..., 1], np.where(mask > 0, lesion, expected[0]), atol=1e-6
     )
     np.testing.assert_array_equal(seen["pasted"][0, ..., 2], mask)
-    assert mask.sum() == pytest.approx(found.mask.sum() / 4, rel=0.05)
+    assert mask.sum() == pytest.approx(real_lesion.mask.sum() / 4, rel=0.05)
 
 
 def test_a_lesion_at_the_windows_border_is_shown_in_part():
@@ -244,14 +235,14 @@ def test_a_lesion_at_the_windows_border_is_shown_in_part():
     """
     _, ground = opened(16)
     renderer = echo()
-    found = piece(around=20)
-    one = insertion(renderer, ground, found, 60, 8)
-    assert one.placement.window == (44, 0, 108, 64)
-    ((support, grey),) = renderer.render(ground, [one])
+    lesion = piece(around=20)
+    placed = insertion(renderer, ground, lesion, 60, 8)
+    assert placed.placement.window == (44, 0, 108, 64)
+    ((support, grey),) = renderer.render(ground, [placed])
     row = 60 - support[0]
     col = 8 - support[1]
-    inside = grey[row : row + 32, col : col + 32][found.mask > 0]
-    np.testing.assert_allclose(inside, found.crop(0)[found.mask > 0], atol=1e-5)
+    inside = grey[row : row + 32, col : col + 32][lesion.mask > 0]
+    np.testing.assert_allclose(inside, lesion.crop(0)[lesion.mask > 0], atol=1e-5)
 
 
 def test_a_renderer_is_what_its_config_names(tiny_blending, tiny_infilling):
@@ -327,15 +318,17 @@ def test_lesions_of_one_mammogram_are_painted_apart():
     """Two at once are what each alone is."""
     stored, ground = opened(16)
     renderer = echo()
-    found = [
+    lesions = [
         insertion(renderer, ground, piece(), 50, 30),
         insertion(renderer, ground, piece(side=40), 120, 40),
     ]
-    both = render(ground, stored, found, renderer).values
-    alone = [render(ground, stored, [one], renderer).values for one in found]
-    for one, made in zip(found, alone, strict=True):
-        top, left, bottom, right = one.blend_mask.support
-        np.testing.assert_array_equal(both[top:bottom, left:right], made[top:bottom, left:right])
+    both = render(ground, stored, lesions, renderer).values
+    alone = [render(ground, stored, [placed], renderer).values for placed in lesions]
+    for placed, synthetic in zip(lesions, alone, strict=True):
+        top, left, bottom, right = placed.blend_mask.support
+        np.testing.assert_array_equal(
+            both[top:bottom, left:right], synthetic[top:bottom, left:right]
+        )
 
 
 def constant(whole_patch, feather=16.0, grey=0.75, window=(0, 1), flip=True):
@@ -366,9 +359,9 @@ def test_a_whole_patch_takes_the_place_of_the_tissue_up_to_a_hard_border(lateral
     _, ground = opened(16, laterality)
     renderer = constant(True, feather=0.0, window=(0.2, 0.6))
     ground = TargetMammogram(ground.image, ground.mammogram, renderer.data)
-    one = insertion(renderer, ground, piece(), 84, 64)
-    ((support, after),) = renderer.render(ground, [one])
-    assert support == one.placement.window == (68, 48, 132, 112)
+    placed = insertion(renderer, ground, piece(), 84, 64)
+    ((support, after),) = renderer.render(ground, [placed])
+    assert support == placed.placement.window == (68, 48, 132, 112)
     expected = np.full((64, 64), 0.2 + 0.4 * 0.75)
     expected[:, slice(32, None) if laterality == "L" else slice(0, 32)] += 0.4 * 0.125
     np.testing.assert_allclose(after, expected, atol=1e-6)
@@ -394,10 +387,10 @@ def test_a_difference_keeps_the_tissues_grain_and_a_whole_patch_has_none():
     spread = {}
     for whole_patch in (False, True):
         renderer = constant(whole_patch, feather=4.0)
-        one = insertion(renderer, ground, piece(side=60), 70, 40)
-        ((support, after),) = renderer.render(ground, [one])
-        top = one.placement.box[0] + 20 - support[0]
-        left = one.placement.box[1] + 5 - support[1]
+        placed = insertion(renderer, ground, piece(side=60), 70, 40)
+        ((support, after),) = renderer.render(ground, [placed])
+        top = placed.placement.box[0] + 20 - support[0]
+        left = placed.placement.box[1] + 5 - support[1]
         spread[whole_patch] = after[top : top + 20, left : left + 15].std()
     assert spread[True] < 1e-6 and spread[False] > 0.005  # the grain's standard deviation is 0.01
 

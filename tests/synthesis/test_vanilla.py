@@ -4,7 +4,6 @@ large they come, how they lie in the tissue.
 
 import csv
 import json
-from functools import partial
 
 import cv2
 import keras
@@ -12,6 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.small_mammograms import make_mammogram
+from tests.synthetic_sets import NoiseModel, export_trained, make_transform
 from tfmammo import archives
 from tfmammo.archives import folder as archive
 from tfmammo.archives.stored import Stored
@@ -20,14 +21,13 @@ from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
 from tfmammo.config import DataConfig
 from tfmammo.data.patients import PATIENTS
 from tfmammo.errors import DataError, ExportError
-from tfmammo.export import export
 from tfmammo.mammogram import Lesion, Mammogram, key_check
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.generators import load_noise_generator
 from tfmammo.synthesis.lesion_bank import LesionPatch
 from tfmammo.synthesis.mammograms import remake, synthesize
 from tfmammo.synthesis.placement import TargetMammogram
-from tfmammo.synthesis.provenance import InsertedLesion, TransformRecord
+from tfmammo.synthesis.provenance import InsertedLesion
 from tfmammo.synthesis.renderers import PlacedLesion, VanillaRenderer, make_renderer
 from tfmammo.synthesis.synthesizer import render
 
@@ -39,18 +39,6 @@ TOP = 8
 LEFT = 6
 HEIGHT = 16
 WIDTH = 12
-RECORD = TransformRecord(
-    archive="a",
-    image_id="i",
-    patient_id="p",
-    number=0,
-    sha256="",
-    pathology=None,
-    angle=0,
-    factor=1,
-    mirrored=False,
-    trained_on=None,
-)
 
 
 class FromNoise(keras.layers.Layer):
@@ -76,37 +64,18 @@ class FromNoise(keras.layers.Layer):
         return tf.stack([image, mask], axis=-1)
 
 
-class TinyVanilla(keras.Model):
-    """What a vanilla GAN's export has."""
-
-    def __init__(self):
-        super().__init__(name="vanilla_gan")
-        self.networks = {"generator": keras.Sequential([keras.Input((3,)), FromNoise()])}
-
-    def functions(self):
-        @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32, "noise")])
-        def generator(noise):
-            image, mask = tf.split(self.networks["generator"](noise), 2, axis=-1)
-            return {"image": image, "mask": mask}
-
-        return {"generator": generator}
-
-
 @pytest.fixture(scope="module")
 def vanilla(tmp_path_factory):
-    """A function (patients=(), model=TinyVanilla(), **data) -> the export of a vanilla GAN."""
+    """A function (patients=(), model=None, **data) -> the export of a vanilla GAN, which is a
+    NoiseModel unless `model` is another.
+    """
 
     def make(patients=(), model=None, **data):
-        section = DataConfig(
-            **{"size": SIZE, "frame": "square", "context": 2, "window": (0, 1), **data}
-        ).model_dump(mode="json")
-        card = {
-            "name": "vanilla_gan",
-            "step": 4,
-            "config": {"data": section, "model": {}},
-            "train_patients": sorted(patients),
-        }
-        return export(model or TinyVanilla(), tmp_path_factory.mktemp("vanilla") / "export", card)
+        model = model or NoiseModel("vanilla_gan", 3, FromNoise(), ("image", "mask"))
+        values = {"size": SIZE, "frame": "square", "context": 2, "window": (0, 1), **data}
+        return export_trained(
+            model, tmp_path_factory.mktemp("vanilla") / "export", patients, 4, **values
+        )
 
     return make
 
@@ -137,7 +106,7 @@ def piece(rows, cols):
         np.ones((rows, cols), np.uint8),
         np.zeros((rows + 8, cols + 8), np.float32),
         4,
-        RECORD,
+        make_transform(),
     )
 
 
@@ -152,10 +121,10 @@ def ground(laterality="L", data=None):
     )
 
 
-def placed(renderer, found, top, left, on):
-    spot, seam = renderer.place(top, left, found, on.mammogram)
+def placed(renderer, candidate, top, left, on):
+    spot, seam = renderer.place(top, left, candidate, on.mammogram)
     inserted = InsertedLesion(box=spot.box, window=spot.window, area=1, region={}, seed=0, shape="")
-    return PlacedLesion(inserted, spot, seam, found)
+    return PlacedLesion(inserted, spot, seam, candidate)
 
 
 # What it draws
@@ -247,17 +216,17 @@ def test_another_systems_export_is_refused(vanilla, tiny_blending):
 def test_the_longer_side_is_that_of_the_real_lesion(longer, vanilla, seeds):
     renderer = VanillaRenderer(load_noise_generator(vanilla()), 4.0)
     for rows, cols in ((longer, 5), (5, longer)):
-        found = renderer.prepare_lesion(piece(rows, cols), ground().mammogram, [seeds["good"]])
-        assert abs(found.mask.shape[0] - longer) <= 1 and found.mask.shape[1] == pytest.approx(
-            longer * WIDTH / HEIGHT, abs=2
-        )
-        assert len(found.sample.image) == round(SIZE * longer / HEIGHT) and (
-            found.kind,
-            found.origin,
+        candidate = renderer.prepare_lesion(piece(rows, cols), ground().mammogram, [seeds["good"]])
+        assert abs(candidate.mask.shape[0] - longer) <= 1 and candidate.mask.shape[
+            1
+        ] == pytest.approx(longer * WIDTH / HEIGHT, abs=2)
+        assert len(candidate.sample.image) == round(SIZE * longer / HEIGHT) and (
+            candidate.kind,
+            candidate.origin,
         ) == ("mass", "vanilla GAN")
         assert (
-            found.sample.top == pytest.approx(longer * TOP / HEIGHT, abs=1)
-            and found.seed == seeds["good"]
+            candidate.sample.top == pytest.approx(longer * TOP / HEIGHT, abs=1)
+            and candidate.seed == seeds["good"]
         )
     with pytest.raises(
         DataError,
@@ -297,21 +266,21 @@ def test_a_patch_is_set_in_whole_and_fades_at_its_border(vanilla, seeds):
     """
     renderer = VanillaRenderer(load_noise_generator(vanilla()), 4.0)
     on = ground()
-    found = renderer.prepare_lesion(piece(HEIGHT, 3), on.mammogram, [seeds["good"]])
-    one = placed(renderer, found, 100, 60, on)
-    first = 100 - found.sample.top
-    before = 60 - found.sample.left
-    assert one.placement.window == (
+    candidate = renderer.prepare_lesion(piece(HEIGHT, 3), on.mammogram, [seeds["good"]])
+    placed_lesion = placed(renderer, candidate, 100, 60, on)
+    first = 100 - candidate.sample.top
+    before = 60 - candidate.sample.left
+    assert placed_lesion.placement.window == (
         first,
         before,
         first + SIZE,
         before + SIZE,
-    ) and one.placement.box[:2] == (
+    ) and placed_lesion.placement.box[:2] == (
         100,
         60,
     )
     stored = Stored.of_image(on.image, 16)
-    made = render(on, stored, [one], renderer)
+    synthetic = render(on, stored, [placed_lesion], renderer)
     edge = np.minimum(np.arange(SIZE), np.arange(SIZE)[::-1])
     t = np.minimum(np.minimum(edge[:, None], edge) / 4, 1)
     weight = 3 * t**2 - 2 * t**3
@@ -319,19 +288,24 @@ def test_a_patch_is_set_in_whole_and_fades_at_its_border(vanilla, seeds):
     patch = load_noise_generator(vanilla()).generate(seeds["good"])[0]
     expected = on.image[..., 0].astype(np.float64)
     expected[inside] = (1 - weight) * expected[inside] + weight * patch
-    np.testing.assert_allclose(made.image()[..., 0], expected, atol=2e-5)
-    changed = made.values != stored.values
+    np.testing.assert_allclose(synthetic.image()[..., 0], expected, atol=2e-5)
+    changed = synthetic.values != stored.values
     assert changed[inside][1:-1, 1:-1].all() and changed.sum() == (SIZE - 2) ** 2
-    assert one.blend_mask.support == (first + 1, before + 1, first + SIZE - 1, before + SIZE - 1)
+    assert placed_lesion.blend_mask.support == (
+        first + 1,
+        before + 1,
+        first + SIZE - 1,
+        before + SIZE - 1,
+    )
 
 
 def test_a_patch_does_not_leave_its_mammogram(vanilla, seeds):
     renderer = VanillaRenderer(load_noise_generator(vanilla()), 4.0)
     on = ground()
-    found = renderer.prepare_lesion(piece(16, 16), on.mammogram, [seeds["good"]])
+    candidate = renderer.prepare_lesion(piece(16, 16), on.mammogram, [seeds["good"]])
     for top, left in ((0, 60), (100, 0), (ROWS - 17, 60), (100, COLS - 13)):
         with pytest.raises(DataError, match="its patch reaches beyond the mammogram"):
-            renderer.place(top, left, found, on.mammogram)
+            renderer.place(top, left, candidate, on.mammogram)
 
 
 # From an archive to a set
@@ -358,22 +332,15 @@ def config(vanilla, tmp_path):
         )
         return Lesion.from_outline("calcification", corners, ROWS, COLS, pathology="malignant")
 
-    facts = {"laterality": "L", "view": "CC", "spacing": (0.1, 0.1)}
     normal = [
-        Mammogram("t", f"p{i}", str(i), ROWS, COLS, partial(breast, i), pathology="normal", **facts)
-        for i in range(3)
+        make_mammogram(i, breast(i), spacing=(0.1, 0.1), pathology="normal") for i in range(3)
     ]
-    ill = [
-        Mammogram(
-            "t", f"p{i}", str(i), ROWS, COLS, partial(breast, i), lesions=(lesion(2 * i),), **facts
-        )
-        for i in (9, 12)
-    ]
+    ill = [make_mammogram(i, breast(i), [lesion(2 * i)], spacing=(0.1, 0.1)) for i in (9, 12)]
     writer.write([*normal, *ill], tmp_path / "both", bits=12)
     data = DataConfig(name="folder", root=tmp_path / "both", kinds=("calcification",))
 
     def make(**values):
-        chosen = {
+        defaults = {
             "name": "noise",
             "painter": "vanilla",
             "data": data,
@@ -383,22 +350,22 @@ def config(vanilla, tmp_path):
             "rotate": 0,
         }
         if "generator" not in values:
-            chosen["generator"] = str(vanilla(patients=("x", "y")))
-        return SynthesisConfig(**chosen | values)
+            defaults["generator"] = str(vanilla(patients=("x", "y")))
+        return SynthesisConfig(**defaults | values)
 
     return make
 
 
 @pytest.mark.parametrize("form", ["png", "dicom"])
 def test_from_an_archive_to_a_set(form, config, where, tmp_path):
-    chosen = config(format=form)
+    set_config = config(format=form)
     root = tmp_path / "out"
-    recipes = synthesize(chosen, root)
+    recipes = synthesize(set_config, root)
     assert [recipe.left_out for recipe in recipes] == [None] * 4
-    records = archive.read(chosen.data.root)
+    records = archive.read(set_config.data.root)
     by_id = {record.image_id: record for record in records}
-    made = archive.read(root)
-    for recipe, record in zip(recipes, made, strict=True):
+    synthetic = archive.read(root)
+    for recipe, record in zip(recipes, synthetic, strict=True):
         (lesion,) = recipe.lesions
         sides = by_id[lesion.graft.image_id].lesions[0].box
         assert (
@@ -422,7 +389,7 @@ def test_from_an_archive_to_a_set(form, config, where, tmp_path):
         assert mask.box == lesion.box and record.pixels()[near].max() > 0.7, (
             "as bright as the GAN makes it"
         )
-        remake(root / f"recipes/{recipe.name}.json", tmp_path / "again", where(chosen))
+        remake(root / f"recipes/{recipe.name}.json", tmp_path / "again", where(set_config))
         for name in recipe.files:
             assert (tmp_path / "again" / name).read_bytes() == (root / name).read_bytes()
     with (root / "metadata.csv").open(newline="", encoding="utf-8") as file:
@@ -447,21 +414,17 @@ def test_from_an_archive_to_a_set(form, config, where, tmp_path):
 
 
 def test_a_gan_that_draws_no_lesion_is_a_reason(config, vanilla, tmp_path):
-    class Empty(TinyVanilla):
-        def functions(self):
-            @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32, "noise")])
-            def generator(noise):
-                both = self.networks["generator"](noise)
-                return {"image": both[..., :1], "mask": 0 * both[..., 1:]}
+    class WithoutMask(FromNoise):
+        def call(self, z):
+            return super().call(z) * [1.0, 0.0]
 
-            return {"generator": generator}
-
+    model = NoiseModel("vanilla_gan", 3, WithoutMask(), ("image", "mask"))
     with pytest.raises(
         DataError,
         match="no item could be made.*no lesion that a vanilla GAN draws can be used: nothing of "
         "its mask is left",
     ):
-        synthesize(config(generator=str(vanilla(model=Empty())), count=1), tmp_path / "out")
+        synthesize(config(generator=str(vanilla(model=model)), count=1), tmp_path / "out")
     assert not (tmp_path / "out/images").exists()
 
 

@@ -21,6 +21,7 @@ import pytest
 import tensorflow as tf
 from mlflow.exceptions import MlflowException
 
+from tests.known_networks import make_functions
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.export import export
 from tfmammo.tracking.pyfunc import NETWORKS
@@ -46,23 +47,7 @@ class Model(keras.Model):
         }
 
     def functions(self):
-        mask, image = (
-            tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, name) for name in ("mask", "image")
-        )
-
-        @tf.function(input_signature=[mask])
-        def generator(mask):
-            return {"image": self.networks["generator"](mask)}
-
-        @tf.function(input_signature=[image])
-        def inverter(image):
-            return {"mask": self.networks["inverter"](image)}
-
-        @tf.function(input_signature=[mask, image])
-        def critic(mask, image):
-            return {"logits": self.networks["critic"](tf.concat([mask, image], -1))}
-
-        return {"generator": generator, "inverter": inverter, "critic": critic}
+        return make_functions(self.networks, SIZE)
 
 
 @pytest.fixture(scope="module")

@@ -378,8 +378,8 @@ def test_a_run_whose_start_fails_is_ended(folder, monkeypatch):
     monkeypatch.setattr(Run, "_send_parameters", refuse)
     with pytest.raises(TrackingError, match="no parameters today"):
         Run(experiment(), folder / "output")
-    found = client().search_runs([client().get_experiment_by_name("tfmammo").experiment_id])
-    assert [run.info.status for run in found] == ["FAILED"]
+    recorded = client().search_runs([client().get_experiment_by_name("tfmammo").experiment_id])
+    assert [run.info.status for run in recorded] == ["FAILED"]
 
 
 def test_a_store_that_another_process_holds_is_waited_for_and_not_for_ever(folder, monkeypatch):
@@ -703,8 +703,9 @@ from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.tracking.runs import Run
 output = Path(sys.argv[1])
 output.mkdir()
-Run(Experiment[dict](name="tiny", tracking=TrackingConfig(system_metrics=False), model={}), output).close()
-"""  # noqa: E501
+tracking = TrackingConfig(system_metrics=False)
+Run(Experiment[dict](name="tiny", tracking=tracking, model={}), output).close()
+"""
     command = [sys.executable, "-c", program]
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     both = [

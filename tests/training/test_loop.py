@@ -24,8 +24,12 @@ def fit(
     validate=script.compute_validation_metrics,
     model=CAN,
     monitor="dice",
+    register=False,
     **options,
 ):
+    """Train on eight of `patches`, and register the model if told so: that takes a second."""
+    tracking = experiment.tracking.model_copy(update={"register_models": register})
+    experiment = experiment.model_copy(update={"tracking": tracking})
     return loop.fit(
         lambda: model(experiment.model, experiment.data.size),
         experiment,
@@ -48,7 +52,7 @@ def test_a_run_leaves_checkpoints_pictures_a_model_and_a_history(
     import mlflow
 
     experiment = tiny_can()
-    metrics = fit(experiment, random_patches, tmp_path / "run")
+    metrics = fit(experiment, random_patches, tmp_path / "run", register=True)
     assert list(metrics)[0] == "dice" and 0 <= metrics["dice"] <= 1
     assert saved_step(tmp_path / "run") == 4
     assert [p.name for p in sorted((tmp_path / "run/samples").iterdir())] == [
@@ -104,13 +108,13 @@ def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(
             seen.append(1)  # once per trace
             return losses
 
-    fit(tiny_can(steps=2), random_patches, tmp_path / "run")
+    fit(tiny_can(steps=2), random_patches, tmp_path / "run", register=True)
     began = {
         name: (tmp_path / "run" / name).stat().st_mtime_ns
         for name in ("config.yaml", "train_patches")
     }
     (tmp_path / "run/export_registered").write_text("")  # a write that failed
-    fit(tiny_can(steps=4), random_patches, tmp_path / "run", model=Counting)
+    fit(tiny_can(steps=4), random_patches, tmp_path / "run", model=Counting, register=True)
     assert saved_step(tmp_path / "run") == 4 and seen
     assert began == {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in began}, (
         "written once"
@@ -119,7 +123,7 @@ def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(
     (tmp_path / "run/export_registered").write_text("")
     card = tmp_path / "run/export/card.json"
     before = card.stat().st_mtime_ns
-    fit(tiny_can(steps=4), random_patches, tmp_path / "run", model=Counting)
+    fit(tiny_can(steps=4), random_patches, tmp_path / "run", model=Counting, register=True)
     assert saved_step(tmp_path / "run") == 4 and not seen and card.stat().st_mtime_ns == before
 
 
@@ -129,15 +133,12 @@ def test_a_run_stopped_before_its_registration_is_registered_by_the_next_call_on
     import mlflow
 
     experiment = tiny_can(steps=2)
-    stopped = experiment.model_copy(
-        update={"tracking": experiment.tracking.model_copy(update={"register_models": False})}
-    )
-    fit(stopped, random_patches, tmp_path / "run")
+    fit(experiment, random_patches, tmp_path / "run")
     client = mlflow.MlflowClient(experiment.tracking.uri)
     run_id = (tmp_path / "run/mlflow_run_id").read_text().strip()
     assert not client.search_model_versions(f"run_id = '{run_id}'")
     for _ in range(2):
-        fit(experiment, random_patches, tmp_path / "run")
+        fit(experiment, random_patches, tmp_path / "run", register=True)
         (version,) = client.search_model_versions(f"run_id = '{run_id}'")
     assert (
         version.tags["step"] == "2"
@@ -395,7 +396,7 @@ def test_a_checkpoint_holds_every_variable_of_every_network(tiny_can, random_pat
 
 
 def test_training_starts_from_the_registry_or_an_export(tiny_can, random_patches, tmp_path):
-    fit(tiny_can(steps=1), random_patches, tmp_path / "first")
+    fit(tiny_can(steps=1), random_patches, tmp_path / "first", register=True)
     expected = CAN(tiny_can().model, 32)
     export.assign(expected.networks, tmp_path / "first/export")
     weights = {

@@ -11,7 +11,8 @@ from tfmammo import cli, datasets, export
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
 from tfmammo.data import build, splits
-from tfmammo.data.patches import Patches, make_shape_patches
+from tfmammo.data.extraction import make_shape_patches
+from tfmammo.data.patches import Patches
 from tfmammo.data.sampling import SHAPES
 from tfmammo.data.tfrecord import Records
 from tfmammo.errors import ConfigError, DataError, Interrupted

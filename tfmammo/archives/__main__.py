@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
 
     def look() -> None:
+        """Read and print; `cli.run` reports what it raises."""
         console = Console()
         skipped = Skipped()
         records = read_mammograms(

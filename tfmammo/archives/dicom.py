@@ -1,24 +1,14 @@
 """One DICOM mammogram -> float32 pixels in [0, 1], and the facts its header states.
 
-The grayscale pipeline of DICOM PS3.3 and PS3.4 (annex N.2), in its order: stored bits -> modality
-LUT or rescale -> VOI LUT or window -> [0, 1] -> inversion of MONOCHROME1 -> padding to 0. The scale
-is always the range that a stage can put out, never the extremes of the image at hand, so that equal
-tissue stays equal between images. A stored pixel has 16 bits at most, so the pipeline is computed
-once for every value that these can hold, in float64, and each pixel looks its own up.
+`tfmammo.archives.grayscale` maps stored values to grey.
 
 Left open by the standard or by what is found in files, and chosen here:
-- Several VOI LUTs and windows are alternatives for the eye; without a choice the first VOI LUT is
-  taken, else the first window.
 - Spacing is that in the breast: PixelSpacing where it is calibrated (its calibration type says so,
   it differs from ImagerPixelSpacing, or nothing else is stated); else ImagerPixelSpacing, measured
   at the detector, over the estimated magnification; else NominalScannedPixelSpacing of a scanned
   film.
 - Raw images ("for processing") are read like any other and marked in the header; they look unlike
   those made for the eye.
-
-Departure: the tables and windows are applied here and not by pydicom.pixels, because pydicom 3.0
-wraps 12-bit pixels in an 8-bit VOI LUT, refuses modality LUTs of 10 to 14 bits and inverts a window
-after a negative slope.
 
 Privacy: pydicom quotes element values, any of which may name the patient, in its exceptions,
 warnings and log lines. So of an exception raised while elements are read only the class is told,
@@ -28,13 +18,10 @@ own words alone.
 
 from __future__ import annotations
 
-import logging
 import re
-import threading
-import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -51,18 +38,17 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
-    JPEGLSTransferSyntaxes,
     RLELossless,
 )
 
-from tfmammo.archives import compressed
+from tfmammo.archives import compressed, grayscale
 from tfmammo.archives.elements import Fault as _Fault
 from tfmammo.archives.elements import integer as _integer
 from tfmammo.archives.elements import items as _items
 from tfmammo.archives.elements import numbers as _numbers
 from tfmammo.archives.elements import rendition
 from tfmammo.archives.elements import text as _text
+from tfmammo.archives.silence import silence
 from tfmammo.archives.stored import Stored, look_up
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Laterality, View
@@ -242,14 +228,14 @@ def read_stored(path: Path, window: bool | int = True) -> Stored:
     with reading(path), path.open("rb") as file:
         dataset, codes, grey = _decode_file(file, window)
         with silence():
-            elements = rendition(dataset, _choose_window(dataset, window))
+            elements = rendition(dataset, grayscale.choose_window(dataset, window))
     bits = dataset.BitsStored
     sign = 2 ** (dataset.BitsStored - 1) if dataset.PixelRepresentation else 0
     values: NDArray[np.integer] = codes.view(codes.dtype.str.replace("u", "i")) if sign else codes
     if values.min() < -sign or values.max() >= 2**bits - sign:
         # Bits above BitsStored may hold anything; a negative value is its lower bits less 2^bits.
         values = (((codes.astype(np.int32) & (2**bits - 1)) ^ sign) - sign).astype(values.dtype)
-    padding = _find_padding(dataset, np.arange(-sign, 2**bits - sign))
+    padding = grayscale.find_padding(dataset, np.arange(-sign, 2**bits - sign))
     greys = grey[np.arange(-sign, 2**bits - sign) % len(grey)]
     return Stored(values, bits, greys, -sign, padding, elements)
 
@@ -261,7 +247,7 @@ def _decode_file(
     with silence():
         dataset = _read_header(file)
         kind, length = _seek_pixels(file, dataset)
-        grey = _map_codes(dataset, window)
+        grey = grayscale.map_codes(dataset, window)
     data = dataset.PixelData if "PixelData" in dataset else file.read(length)
     with silence():
         return dataset, _decode_codes(dataset, data, kind), grey
@@ -296,62 +282,6 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:  # pydicom answers damaged files with exceptions of any class
         reason = error.strerror if isinstance(error, OSError) else None
         raise ArchiveError(f"{path}: can't be read ({reason or type(error).__name__})") from None
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """Drop the warnings and log lines of pydicom and highdicom.
-
-    Values against the standard are common; those that matter are checked here.
-    """
-    _silence.enter()
-    try:
-        yield
-    finally:
-        _silence.leave()
-
-
-class _Silence:
-    """Silences warnings and loggers, which belong to the process.
-
-    The first thread that comes silences them, the last one that goes undoes it.
-
-    So no file waits for the decoding of another.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._undo = ExitStack()
-
-    def enter(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._begin()
-            self._inside += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._undo.close()
-
-    def _begin(self) -> None:
-        log = logging.getLogger("pydicom")
-        writer = logging.getLogger("highdicom")
-        self._undo.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        self._undo.callback(setattr, log, "disabled", log.disabled)
-        self._undo.callback(setattr, log, "propagate", log.propagate)
-        self._undo.callback(writer.setLevel, writer.level)
-        # itself, and the loggers beneath it
-        log.disabled = True
-        log.propagate = False
-        # these have a logger for each module, which takes its level
-        writer.setLevel(logging.CRITICAL + 1)
-
-
-_silence = _Silence()
 
 
 def _read_header(file: BinaryIO) -> FileDataset:
@@ -510,7 +440,7 @@ def _decode_codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.un
         "pixel_keyword": "PixelData",
         "pixel_vr": kind,
         "view_only": dataset.BitsAllocated == 16,  # no copy where none is needed
-        "correct_unused_bits": False,  # left to _map_codes
+        "correct_unused_bits": False,  # left to grayscale.map_codes
     }
     try:
         codes, _ = get_decoder(syntax).as_array(data, index=0, raw=True, **options)
@@ -519,129 +449,6 @@ def _decode_codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.un
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise _Fault(f"its pixels can't be decoded ({type(error).__name__}: {reason})") from None
     return codes.view(codes.dtype.str.replace("i", "u"))
-
-
-def _map_codes(dataset: FileDataset, window: bool | int) -> NDArray[np.float32]:
-    """Return what a pixel's bits stand for in the image: float32 [256 or 65536] in [0, 1]."""
-    width = 16 if dataset.BitsAllocated == 16 else 8
-    # pydicom fills the bits above BitsStored with the sign for these two; in all others they may
-    # hold anything.
-    extended = dataset.file_meta.TransferSyntaxUID in (
-        *JPEG2000TransferSyntaxes,
-        *JPEGLSTransferSyntaxes,
-    )
-    bits = width if extended else dataset.BitsStored
-    stored = np.arange(2**bits)
-    if dataset.PixelRepresentation:
-        stored[2 ** (bits - 1) :] -= 2**bits
-    grey = _map_values(dataset, stored, window)
-    if _text(dataset, "PhotometricInterpretation") == "MONOCHROME1":
-        grey = 1 - grey
-    grey[_find_padding(dataset, stored)] = 0
-    if not np.isfinite(grey).all():
-        raise _Fault("its rescale or window holds a number that is not finite")
-    return np.tile(grey.astype(np.float32), 2 ** (width - bits))
-
-
-def _map_values(
-    dataset: FileDataset, stored: NDArray[np.integer], window: bool | int
-) -> NDArray[np.float64]:
-    """Map stored values to [0, 1], the same shape.
-
-    Photometric interpretation and padding are not applied yet.
-    """
-    bits = dataset.BitsStored
-    values = stored.astype(np.float64)
-    low, high = (
-        (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
-        if dataset.PixelRepresentation
-        else (0.0, 2.0**bits - 1)
-    )
-    slope = _numbers(dataset, "RescaleSlope")
-    intercept = _numbers(dataset, "RescaleIntercept")
-    if tables := _items(dataset, "ModalityLUTSequence"):
-        values, low, high = _look_up(dataset, values, low, tables[0])
-    elif slope and intercept:
-        values = values * slope[0] + intercept[0]
-        low, high = sorted((low * slope[0] + intercept[0], high * slope[0] + intercept[0]))
-    chosen_window = _choose_window(dataset, window)
-    if isinstance(chosen_window, Dataset):
-        values, low, high = _look_up(dataset, values, low, chosen_window)
-    elif chosen_window is not None:
-        values = _apply_window(
-            values, *chosen_window, _text(dataset, "VOILUTFunction").upper() or "LINEAR"
-        )
-        low = 0.0
-        high = 1.0
-    if not low < high:
-        raise _Fault(f"the pixel range {low:g} to {high:g} is empty")
-    return np.clip((values - low) / (high - low), 0, 1)
-
-
-def _choose_window(
-    dataset: FileDataset, window: bool | int
-) -> Dataset | tuple[float, float] | None:
-    """Choose the VOI LUT or window (centre, width) that `window` stands for."""
-    windows = list(
-        zip(_numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth"), strict=False)
-    )
-    choices: list[Any] = [*_items(dataset, "VOILUTSequence"), *windows]
-    if window is False or (window is True and not choices):
-        return None
-    index = 0 if window is True else window
-    if not 0 <= index < len(choices):
-        raise _Fault(f"has no window of number {index}, only {len(choices)}")
-    return choices[index]
-
-
-def _look_up(
-    dataset: FileDataset, values: NDArray[np.float64], low: float, item: Dataset
-) -> tuple[NDArray, float, float]:
-    """Look values up in one LUT; return the LUT's output range too.
-
-    Values outside the table take its first or last entry.
-    """
-    entries, first, bits = (int(number) for number in _numbers(item, "LUTDescriptor"))
-    # 0 stands for 65536; here and below, 16 bits may have been read with the wrong sign
-    entries = entries % 2**16 or 2**16
-    first = (first + 2**15) % 2**16 - 2**15 if low < 0 else first % 2**16
-    table: Any = item.LUTData
-    if isinstance(table, bytes):
-        order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
-        table = np.frombuffer(table, np.uint8 if len(table) < 2 * entries else f"{order}u2")
-    table = np.atleast_1d(table)[:entries]
-    index = np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.int64)
-    return table[index].astype(np.float64), 0.0, 2.0**bits - 1
-
-
-def _apply_window(
-    values: NDArray[np.float64], center: float, width: float, function: str
-) -> NDArray[np.float64]:
-    """Apply a window: 0 at its lower end and below, 1 at its upper end and above."""
-    if not width >= (1 if function == "LINEAR" else np.finfo(np.float32).tiny):
-        raise _Fault(f"a window of width {width:g} is empty")
-    if function == "LINEAR":  # C.11.2.1.2.1; a window of width 1 is a step
-        return (values - (center - 0.5)) / max(width - 1, 1e-6) + 0.5
-    if function == "LINEAR_EXACT":  # C.11.2.1.3.2
-        return (values - center) / width + 0.5
-    if function == "SIGMOID":  # C.11.2.1.3.1
-        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -80, 80)))
-    raise _Fault("its VOI LUT function is none of LINEAR, LINEAR_EXACT and SIGMOID")
-
-
-def _find_padding(dataset: FileDataset, stored: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Find where the image was padded to a rectangle.
-
-    Without this a MONOCHROME1 background would turn bright.
-    """
-    if not (padding := _numbers(dataset, "PixelPaddingValue")):
-        return np.zeros(stored.shape, bool)
-    limits = np.array([padding[0], (_numbers(dataset, "PixelPaddingRangeLimit") or padding)[0]])
-    if dataset.PixelRepresentation:  # both are often read with the wrong sign
-        limits = (limits + 2**15) % 2**16 - 2**15
-    else:
-        limits %= 2**16
-    return (stored >= limits.min()) & (stored <= limits.max())
 
 
 def _find_spacing(dataset: FileDataset) -> tuple[float, float] | None:

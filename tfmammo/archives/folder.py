@@ -51,20 +51,13 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from PIL.ImageFile import ImageFile
-
-from tfmammo.archives import coco, dicom
+from tfmammo.archives import coco, dicom, pictures
 from tfmammo.archives.files import list_regular_files
-from tfmammo.archives.stored import unused_range
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     ID_KEY,
@@ -81,17 +74,6 @@ log = logging.getLogger(__name__)
 
 PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".pgm", ".bmp")
 DICOMS = (".dcm", ".dicom")
-
-# Pillow knows many more, some of which run other programs
-_FORMATS = ("PNG", "TIFF", "JPEG", "PPM", "BMP")
-_LARGEST = 2**27  # px; the largest mammograms have 2**25
-# Pillow's modes of 8 bits
-_ONE_CHANNEL = ("1", "L")
-_CHANNELS = ("LA", "P", "RGB", "RGBA")
-# TIFF tags, the first in EXIF too
-_ORIENTATION = 274
-_BITS_PER_SAMPLE = 258
-_PHOTOMETRIC = 262
 
 Row = Mapping[str, Any]  # a column's name -> its value in our own terms; blank cells are absent
 
@@ -418,7 +400,7 @@ def _make_mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Ite
         kind = folder.rows.get(mask, {}).get("kind") or row.get("kind")
         details["kind_is_certain"] = kind is not None
         yield MaskedLesion(
-            kind or "mass", partial(_read_mask, path, rows, cols), (path,), **details
+            kind or "mass", partial(pictures.read_mask, path, rows, cols), (path,), **details
         )
 
 
@@ -526,13 +508,13 @@ def _read_facts(path: Path, bits: int | None) -> dict[str, Any] | None:
         if bits is not None:
             raise ArchiveError(f"{path}: a DICOM states its bits itself, leave them blank")
         return _read_dicom_facts(path)
-    with _open_image(path) as picture:
-        depth = (_find_full_scale(picture, path, bits) + 1).bit_length() - 1
+    with pictures.open_picture(path) as picture:
+        depth = (pictures.find_full_scale(picture, path, bits) + 1).bit_length() - 1
         return {
             "bits": depth,
             "rows": picture.height,
             "cols": picture.width,
-            "read": partial(_read_pixels, path, bits),
+            "read": partial(pictures.read_pixels, path, bits),
             "file": path,
         }
 
@@ -543,131 +525,3 @@ def _read_dicom_facts(path: Path) -> dict[str, Any] | None:
         name: getattr(header, name) for name in ("rows", "cols", "laterality", "view", "spacing")
     }
     return None if header.for_processing else facts | dicom.pixel_source(path)
-
-
-@contextmanager
-def _open_image(path: Path) -> Iterator[ImageFile]:
-    """Open one upright picture; its header is read.
-
-    Whatever goes wrong while it is open becomes an ArchiveError.
-    """
-    try:
-        with Image.open(path, formats=_FORMATS) as picture:
-            if picture.width * picture.height > _LARGEST:
-                raise ArchiveError(
-                    f"{path}: {picture.height} x {picture.width} px are more than a mammogram has"
-                )
-            if getattr(picture, "n_frames", 1) != 1:
-                raise ArchiveError(f"{path}: holds several pages, not one image")
-            # Pillow decodes a PNG to look for EXIF, unless it has met some on its way.
-            if (picture.format != "PNG" or "exif" in picture.info) and picture.getexif().get(
-                _ORIENTATION, 1
-            ) != 1:
-                raise ArchiveError(
-                    f"{path}: is stored turned or mirrored (EXIF orientation), save it upright"
-                )
-            yield picture
-    except ArchiveError:
-        raise
-    except FileNotFoundError:
-        raise ArchiveError(f"{path}: no such file") from None
-    except Exception as error:  # Pillow answers damaged files with exceptions of any class
-        raise ArchiveError(
-            f"{path}: can't be read as an image ({error.__class__.__name__})"
-        ) from None
-
-
-def _find_full_scale(picture: ImageFile, path: Path, bits: int | None) -> int:
-    """Return the value that stands for 1.
-
-    Raises where the picture is not of 8 or 16 bits and up to four channels.
-    """
-    deep = picture.mode.startswith("I;16") or (
-        picture.mode == "I" and picture.format in ("PNG", "PPM")
-    )
-    if not deep and picture.mode not in (*_ONE_CHANNEL, *_CHANNELS):
-        raise ArchiveError(f"{path}: its pixels ({picture.mode}) are not of 8 or 16 bits")
-    if picture.format == "PPM" and picture.mode in _CHANNELS:
-        raise ArchiveError(f"{path}: is no PGM but a colour image")
-    if not deep and re.search(r";16\w", str(picture.tile[0][3])):
-        # Pillow would drop half of them
-        raise ArchiveError(f"{path}: has 16 bits in several channels, save it in one")
-    depth = 1 if picture.mode == "1" else 8
-    if deep:
-        depth = 16
-    if deep and picture.format == "TIFF":
-        depth = picture.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0]  # type: ignore[attr-defined]
-    if bits is not None and picture.format == "PPM":
-        raise ArchiveError(f"{path}: a PGM states its largest value itself, leave its bits blank")
-    if bits is not None and bits > depth:
-        raise ArchiveError(f"{path}: has {depth} bits, the table says {bits}")
-    return int(2 ** (bits or depth) - 1)
-
-
-def _read_pixels(path: Path, bits: int | None) -> NDArray[np.float32]:
-    """Read float32 [rows, cols, 1] in [0, 1]."""
-    with _open_image(path) as picture:
-        full = _find_full_scale(picture, path, bits)
-        # Pillow turns a TIFF round in which 0 is white if it has 8 bits, but not if it has 16.
-        inverted = (
-            picture.mode.startswith("I;16")
-            and picture.format == "TIFF"
-            and picture.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
-        )
-        values = (
-            _take_one_channel(picture, path)
-            if picture.mode in _CHANNELS
-            else np.asarray(picture).astype(np.int32)
-        )
-        if values.max() > full:
-            raise ArchiveError(
-                f"{path}: holds values up to {values.max()}, more than {bits} bits can"
-            )
-        values = full - values if inverted else values
-        if bits is None and (advice := unused_range(int(values.max()), full)):
-            _advise(path.parent, advice)
-        return (values.astype(np.float32) / np.float32(full))[..., np.newaxis]
-
-
-def _take_one_channel(picture: ImageFile, path: Path) -> NDArray[np.int32]:
-    channels = np.asarray(picture.convert("RGBA"))
-    if (channels[..., 3] != 255).any():
-        raise ArchiveError(f"{path}: is transparent in places")
-    if (channels[..., :1] != channels[..., 1:3]).any():
-        raise ArchiveError(f"{path}: is a colour image, its channels differ")
-    return channels[..., 0].astype(np.int32)
-
-
-def _read_mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
-    """Read uint8 [rows, cols], 1 on the lesion."""
-    with _open_image(path) as picture:
-        if picture.size != (cols, rows):
-            raise ArchiveError(
-                f"{path}: has {picture.height} x {picture.width} px, its image {rows} x {cols}"
-            )
-        if picture.mode in _CHANNELS:
-            channels = np.asarray(picture.convert("RGBA"))
-            values = channels[..., :3].max(axis=-1) * (channels[..., 3] > 0)
-        elif picture.mode in _ONE_CHANNEL or picture.mode.startswith("I"):
-            values = np.asarray(picture).astype(np.int32)
-        else:
-            raise ArchiveError(f"{path}: its pixels ({picture.mode}) are not of 8 or 16 bits")
-    lowest = int(values.min())
-    highest = int(values.max())
-    if highest < (128 if picture.format == "JPEG" else 1):  # a JPEG's black may be off by a little
-        raise ArchiveError(f"{path}: marks nothing")
-    if not np.all((values == lowest) | (values == highest)):
-        _advise(
-            path.parent,
-            "masks of more than two grey values are cut at half of the highest: resampled, or JPEG",
-        )
-        return (2 * values >= highest).astype(np.uint8)
-    return (
-        (values > 0).astype(np.uint8) if lowest == highest else (values == highest).astype(np.uint8)
-    )
-
-
-@cache
-def _advise(folder: Path, advice: str) -> None:
-    """Log what is odd about a folder's files, once."""
-    log.warning("%s: %s", folder.name, advice)

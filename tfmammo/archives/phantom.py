@@ -16,93 +16,36 @@ views. An outline is the core of its mass: spicules radiate from it and stay out
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tfmammo.archives.phantom_anatomy import (
+    COLS,
+    ROWS,
+    SPACING,
+    VIEWS,
+    Anatomy,
+    Field,
+    Finding,
+    Key,
+    draw_anatomy,
+    draw_findings,
+    muscle_distance,
+)
 from tfmammo.mammogram import (
     Laterality,
     Lesion,
-    LesionKind,
     Mammogram,
     Pathology,
     Skipped,
-    View,
     hash_id,
 )
 
-# px, px, mm per px
-ROWS = 1024
-COLS = 832
-SPACING = 0.2
-
-Field = NDArray[np.float32]
-
-_VIEWS: tuple[View, View] = ("CC", "MLO")
-_SHAPES = ("round", "oval", "lobular", "irregular")
-_MARGINS = ("circumscribed", "microlobulated", "indistinct", "spiculated")
-_SHAPE_ODDS = {"benign": (0.3, 0.4, 0.25, 0.05), "malignant": (0.08, 0.12, 0.2, 0.6)}
-_MARGIN_ODDS = {"benign": (0.65, 0.2, 0.15, 0.0), "malignant": (0.04, 0.18, 0.28, 0.5)}
 _BIRADS = {"normal": ("1",), "benign": ("2", "3"), "malignant": ("4b", "4c", "5")}
-
-
-@dataclass(frozen=True)
-class _Key:
-    """What a mammogram is rendered from."""
-
-    seed: int
-    patient: int
-    laterality: Laterality
-    view: View
-    healthy: bool
-
-    def rng(self, stream: int, of_view: bool = True) -> np.random.Generator:
-        """Return an own stream of random numbers, shared by both views unless `of_view`."""
-        view = _VIEWS.index(self.view) + 1 if of_view else 0
-        return np.random.default_rng(
-            [self.seed, self.patient, "LR".index(self.laterality), view, stream]
-        )
-
-
-@dataclass(frozen=True)
-class _Anatomy:
-    """One breast in one view, chest wall at column 0.
-
-    Attributes:
-        skin: float [rows], the column where the breast ends.
-        nipple: (row, col).
-        density: 1 to 4.
-        pectoral: Where the muscle's edge meets the upper and the left border, (col, row), or None.
-    """
-
-    skin: NDArray[np.float64]
-    nipple: tuple[float, float]
-    density: int
-    pectoral: tuple[float, float] | None
-
-
-@dataclass(frozen=True)
-class _Finding:
-    """A lesion before it is drawn.
-
-    Attributes:
-        outline: [n, 2], (row, col), chest wall at column 0.
-        specks: Specks of a cluster.
-    """
-
-    kind: LesionKind
-    pathology: Pathology
-    outline: NDArray[np.float32]
-    shape: str | None = None
-    margin: str | None = None
-    contrast: float = 0.0
-    specks: NDArray[np.float32] | None = None
 
 
 def read(
@@ -128,7 +71,7 @@ def read(
         >>> mammogram.pixels().shape
         (1024, 832, 1)
     """
-    keys: list[_Key] = []
+    keys: list[Key] = []
     patient = breasts = 0
     while len(keys) < count:
         sides: tuple[Laterality, ...] = ("L", "R")
@@ -137,14 +80,14 @@ def read(
         for laterality in sides:
             # every fourth breast is healthy, as the other breast of a patient mostly is
             breasts += 1
-            keys.extend(_Key(seed, patient, laterality, view, breasts % 4 == 0) for view in _VIEWS)
+            keys.extend(Key(seed, patient, laterality, view, breasts % 4 == 0) for view in VIEWS)
         patient += 1
     return [_make_mammogram(key) for key in keys[:count]]
 
 
-def _make_mammogram(key: _Key) -> Mammogram:
-    anatomy = _draw_anatomy(key)
-    lesions = tuple(_make_lesion(key, finding) for finding in _draw_findings(key, anatomy))
+def _make_mammogram(key: Key) -> Mammogram:
+    anatomy = draw_anatomy(key)
+    lesions = tuple(_make_lesion(key, finding) for finding in draw_findings(key, anatomy))
     pathology: Pathology = "normal" if not lesions else "benign"
     if any(lesion.pathology == "malignant" for lesion in lesions):
         pathology = "malignant"
@@ -165,7 +108,7 @@ def _make_mammogram(key: _Key) -> Mammogram:
     )
 
 
-def _make_lesion(key: _Key, finding: _Finding) -> Lesion:
+def _make_lesion(key: Key, finding: Finding) -> Lesion:
     outline = finding.outline
     if key.laterality == "R":
         outline = outline * np.array([1, -1], np.float32) + np.array([0, COLS - 1], np.float32)
@@ -173,195 +116,12 @@ def _make_lesion(key: _Key, finding: _Finding) -> Lesion:
     return Lesion.from_outline(finding.kind, outline, ROWS, COLS, **details)
 
 
-def _draw_anatomy(key: _Key) -> _Anatomy:
-    # of the patient
-    density = (
-        int(np.random.default_rng([key.seed, key.patient, 1]).choice(4, p=(0.15, 0.4, 0.32, 0.13)))
-        + 1
-    )
-    size = key.rng(0, of_view=False).uniform(0.9, 1.08)
-    rng = key.rng(0)
-    if key.view == "CC":
-        depth = rng.uniform(0.62, 0.74) * size
-        half = rng.uniform(0.37, 0.41) * size
-        middle = rng.uniform(0.48, 0.53)
-        place = np.linspace(-1, 1, 41)
-        knots = middle + half * place
-        edges = depth * (1 - np.abs(place) ** 2.3) ** 0.62
-        nipple = middle + rng.uniform(-0.03, 0.03)
-        pectoral = None
-        blur = 7
-    else:
-        depth = rng.uniform(0.66, 0.77) * size
-        nipple = rng.uniform(0.58, 0.64)
-        knots = np.concatenate(
-            [
-                [-0.2, 0.0, 0.2, 0.4],
-                nipple + np.array([-0.08, 0, 0.08, 0.18, 0.26, 0.31]),
-                [1.02, 1.2],
-            ]
-        )
-        edges = depth * np.array(
-            [0.46, 0.55, 0.71, 0.91, 0.985, 1.0, 0.975, 0.83, 0.56, 0.26, 0.14, 0.12]
-        )
-        pectoral = (rng.uniform(0.28, 0.42) * COLS, rng.uniform(0.46, 0.66) * ROWS)
-        blur = 26
-    rows = np.arange(-ROWS // 4, ROWS + ROWS // 4)  # a blur needs neighbours at the border
-    skin = np.interp(rows, knots * ROWS, edges * COLS)
-    skin = cv2.GaussianBlur(skin[:, None], (1, 0), sigmaX=1, sigmaY=blur)[:, 0][
-        ROWS // 4 : ROWS // 4 + ROWS
-    ]
-    tip = 18 * np.exp(-(((np.arange(ROWS) - nipple * ROWS) / rng.uniform(13, 17)) ** 4))
-    column = float(np.interp(nipple * ROWS, np.arange(ROWS), skin))
-    return _Anatomy(skin + tip, (nipple * ROWS, column), density, pectoral)
-
-
-def _draw_findings(key: _Key, anatomy: _Anatomy) -> list[_Finding]:
-    """Draw the lesions of one breast in one view.
-
-    What they are is of the breast, where and how they project is of the view.
-    """
-    if key.healthy:
-        return []
-    breast = key.rng(1, of_view=False)
-    view = key.rng(1)
-    findings: list[_Finding] = []
-    for _ in range(1 + int(breast.random() < 0.25)):
-        pathology: Pathology = "malignant" if breast.random() < 0.5 else "benign"
-        shape = str(breast.choice(_SHAPES, p=_SHAPE_ODDS[pathology]))
-        margin = str(breast.choice(_MARGINS, p=_MARGIN_ODDS[pathology]))
-        radius = float(np.clip(breast.lognormal(np.log(10.5), 0.32), 5.5, 17)) / SPACING
-        contrast = (
-            breast.uniform(0.14, 0.26) if pathology == "malignant" else breast.uniform(0.11, 0.22)
-        )
-        center, radius = _draw_place(view, anatomy, breast.uniform(0.2, 0.8), radius, findings)
-        outline = center + contour(view, shape, margin, radius)
-        findings.append(_Finding("mass", pathology, outline, shape, margin, contrast))
-    if breast.random() < 0.3:
-        pathology = (
-            "malignant"
-            if any(finding.pathology == "malignant" for finding in findings)
-            else "benign"
-        )
-        center, radius = _draw_place(
-            view, anatomy, breast.uniform(0.2, 0.8), breast.uniform(3, 7) / SPACING, findings
-        )
-        findings.append(_draw_cluster(view, center, radius, pathology))
-    return findings
-
-
-def _draw_place(
-    rng: np.random.Generator, anatomy: _Anatomy, depth: float, radius: float, others: list[_Finding]
-) -> tuple[NDArray[np.float32], float]:
-    """Draw a centre at `depth` of the way from nipple to chest wall.
-
-    It lies away from skin, muscle and other lesions. What finds no room shrinks.
-    """
-    row, col = anatomy.nipple
-    while True:
-        for _ in range(30):
-            center = np.array(
-                [row + rng.uniform(-0.26, 0.22) * ROWS, col * (1 - depth) + rng.uniform(-20, 20)],
-                np.float32,
-            )
-            reach = 1.3 * radius + 24
-            near = np.arange(int(max(center[0] - reach, 0)), int(min(center[0] + reach, ROWS)))
-            fits = (
-                reach < center[0] < ROWS - reach
-                and center[1] > reach
-                and (anatomy.skin[near] > center[1] + reach).all()
-            )
-            if (
-                fits
-                and _muscle_distance(anatomy, center[0], center[1]) < -0.7 * radius
-                and all(
-                    np.hypot(*(center - other.outline.mean(axis=0))) > 2 * radius + 80
-                    for other in others
-                )
-            ):
-                return center, radius
-        radius = 0.93 * radius
-        depth = 0.5 + 0.95 * (depth - 0.5)
-
-
-def _muscle_distance(anatomy: _Anatomy, row: Any, col: Any) -> Any:
-    """Return the distance from the pectoral muscle's edge, px, positive within the muscle.
-
-    It is far away where the view has no muscle.
-    """
-    if anatomy.pectoral is None:
-        return np.full(np.broadcast_shapes(np.shape(row), np.shape(col)), -np.inf)
-    top, left = anatomy.pectoral
-    bulge = 0.14 * top * np.sin(np.pi * np.clip(row / left, 0, 1))  # the edge is slightly convex
-    return (1 - row / left - (col - bulge) / top) / np.hypot(1 / left, 1 / top)
-
-
-def contour(
-    rng: np.random.Generator, shape: str, margin: str, radius: float
-) -> NDArray[np.float32]:
-    """Draw a closed outline of a mass around (0, 0).
-
-    Args:
-        shape: Irregular, lobular, oval or round.
-        margin: Circumscribed, microlobulated, indistinct or spiculated.
-        radius: About, px.
-
-    Returns:
-        float32 [180, 2], (row, col), px.
-    """
-    angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)
-    distance = 1 + _draw_ripple(rng, angle, range(2, 5), 0.03)
-    if shape == "lobular":
-        distance += (
-            rng.uniform(0.22, 0.32)
-            * np.abs(np.sin(rng.integers(3, 5) / 2 * angle + rng.uniform(0, np.pi)))
-            - 0.16
-        )
-    elif shape == "irregular":
-        distance += _draw_ripple(rng, angle, range(2, 12), 0.085)
-    if margin == "microlobulated":
-        distance += 0.06 * np.abs(np.sin(rng.integers(9, 14) / 2 * angle + rng.uniform(0, np.pi)))
-    elif margin == "spiculated":
-        distance += _draw_ripple(rng, angle, range(6, 20), 0.1)
-    points = np.stack([distance * np.sin(angle), distance * np.cos(angle)], axis=1) * radius
-    stretch = rng.uniform(1.35, 1.75) if shape == "oval" else rng.uniform(1.0, 1.15)
-    turn = rng.uniform(0, np.pi)
-    turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    return (points * [stretch**0.5, stretch**-0.5] @ turned).astype(np.float32)
-
-
-def _draw_ripple(
-    rng: np.random.Generator, angle: NDArray, orders: Iterable[int], size: float
-) -> NDArray:
-    return np.sum(
-        [
-            size * rng.normal() * 2 / order * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
-            for order in orders
-        ],
-        axis=0,
-    )
-
-
-def _draw_cluster(
-    rng: np.random.Generator, center: NDArray[np.float32], radius: float, pathology: Pathology
-) -> _Finding:
-    specks = center + rng.normal(0, 0.42 * radius, (int(rng.integers(7, 24)), 2)).clip(
-        -radius, radius
-    )
-    ring = 5 * np.stack(
-        [np.sin(np.arange(8) * np.pi / 4), np.cos(np.arange(8) * np.pi / 4)], axis=1
-    )
-    around = (specks[:, None] + ring).reshape(-1, 2).astype(np.float32)
-    hull = cv2.convexHull(around)[:, 0]
-    return _Finding("calcification", pathology, hull, specks=specks.astype(np.float32))
-
-
-def _render(key: _Key) -> NDArray[np.float32]:
+def _render(key: Key) -> NDArray[np.float32]:
     """Render the mammogram of a key: float32 [1024, 832, 1] in [0, 1]."""
-    anatomy = _draw_anatomy(key)
+    anatomy = draw_anatomy(key)
     rng = key.rng(2)
     image = _render_tissue(rng, anatomy)
-    for finding in _draw_findings(key, anatomy):
+    for finding in draw_findings(key, anatomy):
         image += (
             _render_mass(rng, finding) if finding.kind == "mass" else _render_cluster(rng, finding)
         )
@@ -387,7 +147,7 @@ def _draw_power_law(
     return tuple((part / part.std()).astype(np.float32) for part in (field.real, field.imag))
 
 
-def _render_tissue(rng: np.random.Generator, anatomy: _Anatomy) -> Field:
+def _render_tissue(rng: np.random.Generator, anatomy: Anatomy) -> Field:
     """Render the breast without lesions and noise, float32 [1024, 832]."""
     rows = np.arange(ROWS, dtype=np.float32)[:, None]
     cols = np.arange(COLS, dtype=np.float32)[None]
@@ -395,7 +155,7 @@ def _render_tissue(rng: np.random.Generator, anatomy: _Anatomy) -> Field:
     strands, clumps = _draw_power_law(rng, 3.4, longest=160.0)
     gland = _gland_share(anatomy, rows, cols, coarse, _bend_to_nipple(anatomy, rows, cols, clumps))
     over = np.clip(
-        _muscle_distance(anatomy, rows, cols) / (5 + rows / 60), -30, 30
+        muscle_distance(anatomy, rows, cols) / (5 + rows / 60), -30, 30
     )  # its lower end fades
     muscle = 1 / (1 + np.exp(-over))
     gland *= 1 - 0.85 * muscle
@@ -413,7 +173,7 @@ def _render_tissue(rng: np.random.Generator, anatomy: _Anatomy) -> Field:
 
 
 def _gland_share(
-    anatomy: _Anatomy, rows: Field, cols: Field, coarse: Field, streaks: Field
+    anatomy: Anatomy, rows: Field, cols: Field, coarse: Field, streaks: Field
 ) -> Field:
     """Return the share of the tissue that is fibroglandular, 0 to 1.
 
@@ -434,7 +194,7 @@ def _gland_share(
     )
 
 
-def _bend_to_nipple(anatomy: _Anatomy, rows: Field, cols: Field, field: Field) -> Field:
+def _bend_to_nipple(anatomy: Anatomy, rows: Field, cols: Field, field: Field) -> Field:
     """Map a field to polar coordinates around the nipple, stretched along the radius.
 
     Ducts and septa run to the nipple.
@@ -448,7 +208,7 @@ def _bend_to_nipple(anatomy: _Anatomy, rows: Field, cols: Field, field: Field) -
     )
 
 
-def _expose(rng: np.random.Generator, tissue: Field, anatomy: _Anatomy) -> Field:
+def _expose(rng: np.random.Generator, tissue: Field, anatomy: Anatomy) -> Field:
     """Return what the detector sees: thickness, skin, air, tone and quantum noise."""
     inside = (np.arange(COLS)[None] < anatomy.skin[:, None]).astype(np.uint8)
     wall = 160  # the breast goes on behind the borders it touches, there is no skin there
@@ -462,7 +222,7 @@ def _expose(rng: np.random.Generator, tissue: Field, anatomy: _Anatomy) -> Field
     return (image + 0.03 * np.sqrt(np.clip(image, 0, 1)) * noise + 0.02).astype(np.float32)
 
 
-def _render_mass(rng: np.random.Generator, finding: _Finding) -> Field:
+def _render_mass(rng: np.random.Generator, finding: Finding) -> Field:
     """Render what one mass adds.
 
     It is densest in its middle and falls off over an edge as soft as its margin.
@@ -516,7 +276,7 @@ def _render_spicules(rng: np.random.Generator, outline: NDArray[np.float32]) -> 
     return cv2.GaussianBlur(canvas.astype(np.float32) / 255, (0, 0), 1.1)
 
 
-def _render_cluster(rng: np.random.Generator, finding: _Finding) -> Field:
+def _render_cluster(rng: np.random.Generator, finding: Finding) -> Field:
     """Render what calcifications add.
 
     Specks are below a millimetre; benign ones are even, malignant ones of any size and drawn out.
@@ -543,7 +303,7 @@ def _round_fixed_point(points: NDArray) -> NDArray[np.int32]:
     return np.rint(points[:, ::-1] * 16).astype(np.int32)
 
 
-def _render_mark(image: Field, key: _Key) -> None:
+def _render_mark(image: Field, key: Key) -> None:
     """Render the technician's lead letters, in the air above the breast."""
     letters = np.zeros((ROWS, COLS), np.uint8)
     origin = (COLS - 190, 70) if key.laterality == "L" else (40, 70)

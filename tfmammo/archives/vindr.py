@@ -121,6 +121,7 @@ class _Faults:
         self.count[reason] += 1
 
     def reasons(self) -> list[str]:
+        """Return each reason with its number of rows and the line of the first."""
         return [
             f"{self.count[reason]} rows, the first in line {line}: {reason}"
             for reason, line in self.first.items()

@@ -36,7 +36,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from tfmammo.config import Frozen
 from tfmammo.losses import Average, l1, log_fake, log_real
 from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, Trainable, UNet256
-from tfmammo.optimization import Adam, build, minimize
+from tfmammo.optimization import build_adam, minimize
 
 
 class Pix2PixConfig(Frozen):
@@ -91,10 +91,7 @@ class Pix2Pix(Trainable):
             name="discriminator",
         )
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
-        self.optimizers = {
-            name: build(Adam(config.learning_rate, config.beta_1, name=name), network)
-            for name, network in self.networks.items()
-        }
+        self.optimizers = build_adam(self.networks, config.learning_rate, config.beta_1)
 
     def discriminate(self, source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
         """Compute D(x, y): float32 logits, one for each patch.

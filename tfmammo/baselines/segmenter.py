@@ -11,7 +11,7 @@ from pydantic import Field, PositiveFloat
 from tfmammo.config import Frozen
 from tfmammo.errors import ConfigError
 from tfmammo.networks import Trainable
-from tfmammo.optimization import Adam, build, minimize
+from tfmammo.optimization import build_adam, minimize
 
 
 class SegmenterConfig(Frozen):
@@ -36,9 +36,7 @@ class Segmenter(Trainable):
         super().__init__(name=name)
         self.config = config
         self.networks = {"segmenter": network}
-        self.optimizers = {
-            "segmenter": build(Adam(config.learning_rate, config.beta_1, name="segmenter"), network)
-        }
+        self.optimizers = build_adam(self.networks, config.learning_rate, config.beta_1)
 
     def logits(self, image: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Compute the lesion's log-odds.

@@ -27,7 +27,7 @@ import tensorflow as tf
 from tfmammo.layers import draw_latent_noise
 from tfmammo.losses import log_fake, log_real
 from tfmammo.networks import DCGANConfig, Trainable, dcgan_discriminator, dcgan_generator
-from tfmammo.optimization import Adam, build, minimize
+from tfmammo.optimization import build_adam, minimize
 
 
 class VanillaGANConfig(DCGANConfig):
@@ -107,12 +107,9 @@ class VanillaGAN(Trainable):
             config.discriminator_filters, 1, size, config.kernel, config.momentum
         )
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
-        self.optimizers = {
-            name: build(
-                Adam(config.learning_rate, config.beta_1, config.beta_2, name=name), network
-            )
-            for name, network in self.networks.items()
-        }
+        self.optimizers = build_adam(
+            self.networks, config.learning_rate, config.beta_1, config.beta_2
+        )
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Update G and D once, both from the same forward pass.

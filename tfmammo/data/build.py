@@ -37,7 +37,8 @@ from tfmammo import config as configuration
 from tfmammo.archives.files import remove_names
 from tfmammo.config import AddedConfig, DataConfig, Frozen
 from tfmammo.data import card, jobs
-from tfmammo.data.patches import TEXTS, Patch, extract_patches
+from tfmammo.data.extraction import extract_patches
+from tfmammo.data.patches import TEXTS, Patch
 from tfmammo.data.sampling import draw_quota
 from tfmammo.data.tfrecord import (
     COLUMNS,

@@ -296,6 +296,7 @@ def report_progress(output: Path, pattern: str, total: int, every: float = 10.0)
     done = threading.Event()
 
     def watch() -> None:
+        """Log the count whenever it has changed."""
         last_count = -1
         while not done.wait(every):
             count = sum(1 for _ in output.glob(pattern))

@@ -12,13 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from tfmammo.config import DataConfig
-from tfmammo.data.patches import (
-    SEVERITY,
-    Patches,
-    make_lesion_patches,
-    make_normal_patches,
-    make_offset_patches,
-)
+from tfmammo.data.extraction import make_lesion_patches, make_normal_patches, make_offset_patches
+from tfmammo.data.patches import SEVERITY, Patches
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
 

@@ -1,33 +1,20 @@
-"""Cut square patches with their masks out of mammograms.
+"""Patches with their masks: one, or many in arrays, and what a split or a training needs of them.
 
-They lie around lesions, near them, or in normal tissue.
-
-`extract_patches` makes the patches of one mammogram, one after the other, so that an archive need
-not fit into memory. `make_patches` puts those of many mammograms into arrays. Pixels go through
-these steps: preprocessing of the whole mammogram, crop, resampling to `size` px, preprocessing of
-the resampled crop, grey values to [0, 1]. Percentiles are taken last, of what a network sees.
+`tfmammo.data.extraction` cuts them out of mammograms.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.config import DataConfig
-from tfmammo.data import preprocess, sampling
-from tfmammo.data.preprocess import resize_mask
-from tfmammo.data.windows import crop_image, crop_window, extract_window
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Box, Lesion, Mammogram, Skipped
-
-log = logging.getLogger(__name__)
+from tfmammo.mammogram import Box
 
 SEVERITY = ("malignant", "benign", "normal", "")
 
@@ -63,8 +50,8 @@ class Patch:
     place: Box = (0, 0, 0, 0)
 
 
-class PatchSource(Protocol):
-    """Patches in memory (Patches) or on disk (Records): what splits, batches, trainings need."""
+class Splittable(Protocol):
+    """What a split needs to know: of mammograms, or of patches in memory or on disk."""
 
     in_memory: ClassVar[bool]
 
@@ -84,15 +71,19 @@ class PatchSource(Protocol):
     def official_splits(self) -> NDArray[np.str_]:
         """Str [n], train, test or ""."""
 
+    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Self:
+        """Return the rows at `indices`, in that order."""
+
+
+class PatchSource(Splittable, Protocol):
+    """Patches in memory (Patches) or on disk (Records): what batches and trainings need."""
+
     @property
     def balanced_classes(self) -> int:
         """How many classes share every batch equally; 1 where they are not balanced."""
 
     def __len__(self) -> int:
         """Return the number of patches."""
-
-    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Self:
-        """Return the patches at `indices`, in that order."""
 
     def fingerprint(self) -> str:
         """Return twelve hexadecimal digits, equal for equal patches in the same order."""
@@ -284,402 +275,3 @@ def stack_texts(patches: Sequence[Patch]) -> dict[str, Any]:
 def worst_pathology(pathologies: Iterable[str]) -> str:
     """Return the gravest of some pathologies, "" where none is known."""
     return min(pathologies, key=SEVERITY.index, default="")
-
-
-# The signature of `make_patches`, which other makers of patches share.
-MakePatches = Callable[[Iterable[Mammogram], DataConfig, Skipped], Patches]
-
-
-def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:
-    """Make all patches of some mammograms, of the sort that config.patches names.
-
-    Args:
-        mammograms: Raw records. Pixels are read once each, and only where a patch is to be made.
-        config: Preprocessing, patches, crop mode (`frame`), sampling and grey values are used.
-        skipped: What makes no patch is noted here, by image_id.
-
-    Returns:
-        Patches of config.size px, in the order of the mammograms. They are fewer than
-        `sampling.count` where windows are skipped.
-
-    Raises:
-        DataError: No patch is left.
-
-    Examples:
-        >>> from tfmammo.archives import phantom
-        >>> mammograms = phantom.read(count=2)
-        >>> patches = make_patches(mammograms, DataConfig(size=32), Skipped())
-        >>> patches.images.shape, patches.masks.dtype
-        ((2, 32, 32, 1), dtype('uint8'))
-        >>> patches.kinds.tolist()
-        ['mass', 'mass']
-    """
-    counts: dict[str, int] = {}
-    if config.patches != "lesion":
-        mammograms = list(mammograms)
-        counts = sampling.draw_quota(mammograms, config)
-    patches: list[Patch] = []
-    num_mammograms = 0
-    num_uncertain = 0
-    kinds = Counter[str]()
-    num_skipped = len(skipped)
-    for mammogram in mammograms:
-        num_mammograms += 1
-        kinds.update(lesion.kind for lesion in mammogram.lesions)
-        count = counts.get(mammogram.image_id, 0)
-        new = list(extract_patches(mammogram, config, skipped, count))
-        patches += new
-        if new:
-            lesions = sampling.select_lesions(mammogram, config).values()
-            num_uncertain += sum(not lesion.kind_is_certain for lesion in lesions)
-    if not patches:
-        reasons = list(skipped.reasons.items())[num_skipped:]
-        raise DataError(_explain_no_patch(config, num_mammograms, kinds, reasons))
-    log.info(
-        "%d patches%s of %d patients from %d mammograms, %d left out wholly or in part; the "
-        "archive does not settle the kind of %d lesions",
-        len(patches),
-        f" of {sum(counts.values())} asked for" if counts else "",
-        len({patch.patient_id for patch in patches}),
-        num_mammograms,
-        len(skipped) - num_skipped,
-        num_uncertain,
-    )
-    return stack_patches(patches)
-
-
-def make_lesion_patches(
-    mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
-) -> Patches:
-    """`make_patches` with one patch around every lesion, whatever config.patches says."""
-    return make_patches(mammograms, config.model_copy(update={"patches": "lesion"}), skipped)
-
-
-def make_offset_patches(
-    mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
-) -> Patches:
-    """`make_patches` with `sampling.count` patches near random lesion pixels."""
-    return make_patches(mammograms, config.model_copy(update={"patches": "offset"}), skipped)
-
-
-def make_normal_patches(
-    mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
-) -> Patches:
-    """`make_patches` with `sampling.count` patches of normal mammograms."""
-    return make_patches(mammograms, config.model_copy(update={"patches": "normal"}), skipped)
-
-
-def make_shape_patches(
-    mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
-) -> Patches:
-    """Make a patch of every mass of stated shape, alone, labelled by its place in sampling.SHAPES.
-
-    Args:
-        mammograms: No pixel of theirs is read.
-        config: size is used.
-        skipped: Unreadable masks are noted here.
-
-    Returns:
-        Labelled patches. Their images show the masks, since there is nothing else to see.
-
-    Raises:
-        DataError: No mass has one of the four shapes.
-    """
-    _refuse_detectors_keys(config)
-    records = list(mammograms)
-    masks, shapes, patients, ids = sampling.draw_shape_masks(records, config.size, skipped=skipped)
-    pathology_of = {}
-    split_of = {}
-    for record in records:
-        for number, lesion in enumerate(record.lesions):
-            patch_id = f"{record.image_id}#{number}"
-            pathology_of[patch_id] = lesion.pathology or ""
-            split_of[patch_id] = record.official_split or ""
-    return Patches(
-        masks.astype(np.float32),
-        masks,
-        patients,
-        ids,
-        kinds=np.full(len(masks), "mass"),
-        pathologies=np.array([pathology_of[patch_id] for patch_id in ids.tolist()], np.str_),
-        shapes=shapes,
-        official_splits=np.array([split_of[patch_id] for patch_id in ids.tolist()], np.str_),
-        labels=np.array([sampling.SHAPES.index(shape) for shape in shapes.tolist()], np.int32),
-    )
-
-
-def extract_patches(
-    mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int | None = None
-) -> Iterator[Patch]:
-    """Extract the patches of one mammogram, one at a time.
-
-    - "lesion": one for every wanted lesion, or in the crop mode "full" one for all of them; see
-      `crop_window`.
-    - "offset": `count` random windows near a lesion; see `sampling.draw_near_lesion`.
-    - "normal": `count` random windows of a normal mammogram; see `sampling.draw_on_breast`.
-
-    A mask shows every wanted lesion, so that a neighbour does not count as background.
-
-    Args:
-        mammogram: The raw record. Its pixels are read once, and only if there is a patch to make.
-        config: The same as for `make_patches`.
-        skipped: Lesions and windows that make no patch are noted here, by image_id.
-        count: This mammogram's share, by `sampling.draw_quota`; not used for "lesion".
-
-    Raises:
-        ValueError: "offset" or "normal" is not given a count.
-        DataError: The config holds keys for detectors alone.
-    """
-    _refuse_detectors_keys(config)
-    if config.patches == "lesion":
-        return _extract_around_lesions(mammogram, config, skipped)
-    if count is None:
-        raise ValueError(
-            f"data.patches={config.patches}: a mammogram's patches need its share, by "
-            "sampling.draw_quota"
-        )
-    return _extract_random(mammogram, config, skipped, count)
-
-
-def _refuse_detectors_keys(config: DataConfig) -> None:
-    for key in ("canvas", "tiles"):
-        if getattr(config, key):
-            raise DataError(
-                f"data.{key}: is for detectors, which see whole mammograms; patches are data.size "
-                "x data.size px"
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class _Preprocessed:
-    """A mammogram after preprocessing, its pixels read.
-
-    Attributes:
-        lesions: The wanted ones that have an outline, by their index in the archive's record.
-        image: float32 [rows, cols, 1] in [0, 1].
-        regions: uint8 [rows, cols, 1], 1 on any of the lesions.
-    """
-
-    mammogram: Mammogram
-    lesions: dict[int, Lesion]
-    image: NDArray[np.float32]
-    regions: NDArray[np.uint8]
-
-
-def _extract_around_lesions(
-    mammogram: Mammogram, config: DataConfig, skipped: Skipped
-) -> Iterator[Patch]:
-    preprocessed = _preprocess_with_lesions(mammogram, config, skipped)
-    if preprocessed is None:
-        return
-    lesions_of = {
-        f"lesion {number}": (f"#{number}", [lesion])
-        for number, lesion in preprocessed.lesions.items()
-    }
-    if config.frame == "full":
-        lesions_of = {"all lesions": ("#full", list(preprocessed.lesions.values()))}
-    for name, (suffix, lesions) in lesions_of.items():
-        try:
-            place = crop_window(lesions[0].box, preprocessed.mammogram, config)
-            patch = _extract_patch(preprocessed, place, config, suffix, lesions)
-        except ValueError as error:
-            skipped.add(mammogram.image_id, f"{name}: {error}")
-        else:
-            yield patch
-
-
-def make_sampler(
-    mammogram: Mammogram, config: DataConfig, skipped: Skipped
-) -> Callable[[int], Patch] | None:
-    """Return a function that makes random patches of one mammogram, whose pixels are read here.
-
-    Args:
-        mammogram: The raw record.
-        config: The same as for `make_patches`; patches is "offset" or "normal".
-        skipped: What makes no patch is noted here.
-
-    Returns:
-        Number -> patch, the same for the same seed, image and number. It raises ValueError where
-        there is none. None where the mammogram has nothing to make such patches of.
-    """
-    if config.patches == "offset":
-        return _make_sampler_near_lesions(mammogram, config, skipped)
-    return _make_sampler_of_normal_tissue(mammogram, config, skipped)
-
-
-def _make_sampler_near_lesions(
-    mammogram: Mammogram, config: DataConfig, skipped: Skipped
-) -> Callable[[int], Patch] | None:
-    preprocessed = _preprocess_with_lesions(mammogram, config, skipped)
-    if preprocessed is None:
-        return None
-    rows = preprocessed.mammogram.rows
-    cols = preprocessed.mammogram.cols
-
-    def draw(number: int) -> Patch:
-        random, length = _draw_length(mammogram, config, number)
-        index = list(preprocessed.lesions)[random.integers(len(preprocessed.lesions))]
-        lesion = preprocessed.lesions[index]
-        place = sampling.draw_near_lesion(
-            lesion.mask(rows, cols), length, config.sampling.offset, random
-        )
-        return _extract_patch(preprocessed, place, config, f"#{index}@{number}", [lesion])
-
-    return draw
-
-
-def _make_sampler_of_normal_tissue(
-    mammogram: Mammogram, config: DataConfig, skipped: Skipped
-) -> Callable[[int], Patch] | None:
-    if not sampling.has_normal_tissue(mammogram, config.sampling):
-        return None
-    lesions = dict(enumerate(mammogram.lesions))  # of every kind
-    preprocessed = _preprocess(mammogram, lesions, config, skipped)
-    if preprocessed is None or len(preprocessed.lesions) < len(lesions):
-        return None
-    breast = preprocess.breast_mask(preprocessed.image)
-
-    def draw(number: int) -> Patch:
-        random, length = _draw_length(mammogram, config, number)
-        place = sampling.draw_on_breast(
-            breast, length, config.sampling.tissue, random, preprocessed.regions
-        )
-        return _extract_patch(preprocessed, place, config, f"@{number}", [])
-
-    return draw
-
-
-def _draw_length(
-    mammogram: Mammogram, config: DataConfig, number: int
-) -> tuple[np.random.Generator, int]:
-    """Return the random numbers of a patch, and the length of its window's sides, native px."""
-    random = sampling.random_stream(config.seed, mammogram.image_id, number)
-    return random, sampling.draw_length(config.size, config.sampling, random)
-
-
-def _extract_random(
-    mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int
-) -> Iterator[Patch]:
-    draw = make_sampler(mammogram, config, skipped) if count else None
-    if draw is None:
-        return
-    reasons = []
-    for number in range(count):
-        try:
-            patch = draw(number)
-        except ValueError as error:
-            reasons.append(str(error))
-        else:
-            yield patch
-    if reasons:
-        skipped.add(mammogram.image_id, f"{len(reasons)} of {count} random places: {reasons[0]}")
-
-
-def _preprocess_with_lesions(
-    mammogram: Mammogram, config: DataConfig, skipped: Skipped
-) -> _Preprocessed | None:
-    """Preprocess a mammogram with its wanted lesions; None where none of them has an outline."""
-    lesions = {}
-    for number, lesion in sampling.select_lesions(mammogram, config).items():
-        try:
-            if lesion.outlines:  # reads the mask's file, if there is one
-                lesions[number] = lesion
-            elif config.patches == "offset" and config.sampling.boxes:
-                lesions[number] = replace(lesion, outlines=(_outline_box(lesion.box),))
-            else:
-                skipped.add(
-                    mammogram.image_id, f"lesion {number}: the archive gives its box but no outline"
-                )
-        except ValueError as error:
-            skipped.add(mammogram.image_id, f"lesion {number}: {error}")
-    # without a lesion no pixel is read
-    return _preprocess(mammogram, lesions, config, skipped) if lesions else None
-
-
-def _outline_box(box: Box) -> NDArray[np.float32]:
-    top, left, bottom, right = box
-    corners = [[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]
-    return np.array(corners, np.float32)
-
-
-def _preprocess(
-    mammogram: Mammogram, lesions: dict[int, Lesion], config: DataConfig, skipped: Skipped
-) -> _Preprocessed | None:
-    try:
-        moved = preprocess.preprocess_mammogram(
-            replace(mammogram, lesions=tuple(lesions.values())), config.preprocess
-        )
-        image = moved.pixels()
-    except ValueError as error:
-        skipped.add(mammogram.image_id, error)
-        return None
-    regions = np.zeros((moved.rows, moved.cols, 1), np.uint8)
-    visible = {}
-    for number, lesion in zip(lesions, moved.lesions, strict=True):
-        try:
-            regions[..., 0] |= lesion.mask(moved.rows, moved.cols)
-            visible[number] = lesion
-        except ValueError as error:  # a speck that resampling leaves nothing of
-            skipped.add(mammogram.image_id, f"lesion {number}: {error}")
-    if lesions and not visible:
-        return None
-    return _Preprocessed(moved, visible, image, regions)
-
-
-def _extract_patch(
-    preprocessed: _Preprocessed,
-    place: Box,
-    config: DataConfig,
-    suffix: str,
-    lesions: Sequence[Lesion],
-) -> Patch:
-    """Extract one patch; a ValueError says why there is none."""
-    mammogram = preprocessed.mammogram
-    height = place[2] - place[0]
-    width = place[3] - place[1]
-    if not config.pad and (height > mammogram.rows or width > mammogram.cols):
-        raise ValueError("its patch is larger than the mammogram (data.pad=true keeps it)")
-    image = extract_window(preprocessed.image, place, config)
-    mask = resize_mask(crop_image(preprocessed.regions, place), config.size, config.size)
-    if lesions and not mask.any():
-        raise ValueError(f"nothing of its mask is left at {config.size} px")
-    return Patch(
-        image,
-        mask,
-        mammogram.patient_id,
-        mammogram.image_id + suffix,
-        **_describe_lesions(mammogram, lesions, config),
-        official_split=mammogram.official_split or "",
-        place=place,
-    )
-
-
-def _describe_lesions(
-    mammogram: Mammogram, lesions: Sequence[Lesion], config: DataConfig
-) -> dict[str, str]:
-    if not lesions:
-        return {"kind": "normal", "pathology": "normal"}
-    kind = min((lesion.kind for lesion in lesions), key=config.kinds.index)
-    pathology = worst_pathology(lesion.pathology or "" for lesion in lesions)
-    if config.patches == "lesion" and config.frame == "full":
-        pathology = mammogram.pathology or pathology
-    shapes = {lesion.shape or "" for lesion in lesions}
-    return {"kind": kind, "pathology": pathology, "shape": shapes.pop() if len(shapes) == 1 else ""}
-
-
-def _explain_no_patch(
-    config: DataConfig,
-    num_mammograms: int,
-    kinds: Counter[str],
-    reasons: list[tuple[str, str]],
-) -> str:
-    wanted = "a " + " or ".join(config.kinds)
-    if not config.mixed_findings:
-        wanted += " whose kind is certain"
-    if config.patches == "normal":
-        wanted = "normal tissue"
-    lesions = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "no lesion"
-    message = f"no patch of {wanted} can be made: {num_mammograms} mammograms hold {lesions}"
-    if reasons:
-        message += f"; {len(reasons)} skipped, first {reasons[0][0]}: {reasons[0][1]}"
-    return message

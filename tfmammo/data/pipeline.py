@@ -155,6 +155,7 @@ def _stream_from_shards(records: Records, start: int, seed: int, augment: bool) 
         past = tf.where(number == first, tf.constant(skipped, tf.int64), tf.constant(0, tf.int64))
 
         def shuffle(place: tf.Tensor, records_of: tf.Tensor) -> tf.data.Dataset:
+            """Shuffle block number `place` of the epoch, whose records are given."""
             block_seed = tf.random.experimental.stateless_fold_in(order_seed, place)
             order = tf.random.experimental.stateless_shuffle(
                 tf.range(tf.size(records_of)), block_seed
@@ -165,12 +166,8 @@ def _stream_from_shards(records: Records, start: int, seed: int, augment: bool) 
         return blocks.enumerate(past // block).flat_map(shuffle).skip(past % block)
 
     def draw(i: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
-        text = tf.io.FixedLenFeature([], tf.string)
-        features = tf.io.parse_single_example(record, {"image": text, "mask": text})
-        stored = tf.reshape(tf.io.decode_raw(features["image"], tf.uint16), [size, size, 1])
-        image = tf.cast(stored, tf.float32) / GREY
-        mask = tf.ensure_shape(tf.io.decode_png(features["mask"], channels=1), [size, size, 1])
-        mask = tf.cast(mask, tf.float32)
+        """Decode the record of draw i, then rotate and flip the patch."""
+        image, mask = _decode(record, size)
         if augment:
             turn = _draw_turn(seed, i, square=True)
             image = rotate_and_flip(image, turn)
@@ -178,6 +175,15 @@ def _stream_from_shards(records: Records, start: int, seed: int, augment: bool) 
         return {"image": image, "mask": mask}
 
     return tf.data.Dataset.range(first, FOREVER).flat_map(read_epoch).enumerate(start), draw
+
+
+def _decode(record: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decode image and mask of a record, float32 [size, size, 1] each."""
+    text = tf.io.FixedLenFeature([], tf.string)
+    features = tf.io.parse_single_example(record, {"image": text, "mask": text})
+    stored = tf.reshape(tf.io.decode_raw(features["image"], tf.uint16), [size, size, 1])
+    mask = tf.ensure_shape(tf.io.decode_png(features["mask"], channels=1), [size, size, 1])
+    return tf.cast(stored, tf.float32) / GREY, tf.cast(mask, tf.float32)
 
 
 def _draw_turn(seed: int, i: tf.Tensor, square: bool) -> tf.Tensor:

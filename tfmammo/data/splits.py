@@ -1,9 +1,7 @@
 """Decide which patches train and which are held out.
 
-A split goes by patient, as the archive says, as an earlier run's file says, or CAN's way. CAN's
-paper (Shen et al., section III) augments its images first and then draws the test set from the
-result, so that rotated and mirrored copies of one lesion are in both subsets. `split_as_in_paper`
-does the same, on purpose, to measure what that is worth.
+A split goes by patient, as the archive says, as an earlier run's file says, or as CAN's
+paper does, which leaks: see `tfmammo.data.paper_split`.
 
 `describe`, `save` and `load` keep a split as a JSON file of pseudonyms, with a hash over its
 contents. Whoever has it tests on the same patients, whatever else of the archive they hold.
@@ -15,16 +13,17 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, Self, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.data.patches import SEVERITY, Patches, worst_pathology
+from tfmammo.data.paper_split import split_as_in_paper
+from tfmammo.data.patches import SEVERITY, Patches, Splittable, worst_pathology
 from tfmammo.data.sampling import shape_class
 from tfmammo.errors import DataError, LeakError
 from tfmammo.mammogram import Mammogram, key_check, key_fault
@@ -33,34 +32,8 @@ log = logging.getLogger(__name__)
 
 # in DDSM, which has 76, 115, 473 and 504 of them
 RARITY = ("round", "oval", "lobular", "irregular", "")
-VARIANTS = 8  # rotations by multiples of 90 degrees, each with and without a flip
 
 Rows = NDArray[np.intp]
-
-
-class Splittable(Protocol):
-    """What a split needs to know of patches, in memory or in a folder of records."""
-
-    in_memory: ClassVar[bool]
-
-    @property
-    def patient_ids(self) -> NDArray[np.str_]:
-        """Str [n]."""
-
-    @property
-    def pathologies(self) -> NDArray[np.str_]:
-        """Str [n], "" where unknown."""
-
-    @property
-    def shapes(self) -> NDArray[np.str_]:
-        """Str [n], the archive's own words, "" where unknown."""
-
-    @property
-    def official_splits(self) -> NDArray[np.str_]:
-        """Str [n], train, test or ""."""
-
-    def take(self, indices: Rows) -> Self:
-        """Return the patches at `indices`, in that order."""
 
 
 SplittableT = TypeVar("SplittableT", bound=Splittable)
@@ -101,7 +74,7 @@ class Mammograms:
         ]
         return Mammograms(*(np.array(column, np.str_) for column in zip(*rows, strict=True)))
 
-    def take(self, indices: Rows) -> Mammograms:
+    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Mammograms:
         """Return the mammograms at `indices`, in that order."""
         return Mammograms(
             self.patient_ids[indices],
@@ -181,7 +154,12 @@ def split(patches: SplittableT, config: DataConfig) -> tuple[SplittableT, Splitt
                 "data.split=paper: rotates and flips patches, so it needs them in memory and not "
                 "as data.records"
             )
-        return split_as_in_paper(patches, config.paper_samples, config.paper_test, config.seed)  # type: ignore[arg-type,return-value]
+        return split_as_in_paper(  # type: ignore[return-value]
+            patches,  # type: ignore[arg-type]
+            config.paper_samples,
+            config.paper_test,
+            config.seed,
+        )
     if config.split_file:
         train, held_out = split_by_file(patches.patient_ids, load(config.split_file), config)
     elif config.split == "official":
@@ -439,47 +417,6 @@ def load(path: Path) -> SavedSplit:
     return saved
 
 
-def split_as_in_paper(
-    patches: Patches, samples: int, test: int, seed: int
-) -> tuple[Patches, Patches]:
-    """Split by CAN's protocol, which leaks: augment to `samples` patches, then draw `test` of them.
-
-    Args:
-        patches: Before augmentation.
-        samples: Drawn without repetition from the 8 rotations and flips of each patch.
-        test: How many of the samples are for testing.
-        seed: Seed of both draws. Ids get "~0" (unchanged) to "~7" appended.
-
-    Returns:
-        (train, test).
-
-    Raises:
-        DataError: A subset would be empty.
-
-    Departure:
-        Where 8 variants of each patch don't reach `samples`, all of them are taken and `test` is
-        reduced in proportion (and logged).
-    """
-    available = VARIANTS * len(patches)
-    if available < samples:
-        test = round(test * available / samples)
-        log.warning(
-            "%d patches make %d samples of the %d asked for: %d of them test",
-            len(patches),
-            available,
-            samples,
-            test,
-        )
-        samples = available
-    if not 0 < test < samples:
-        raise DataError(
-            f"{len(patches)} patches make {samples} samples, too few to split off {test} for "
-            "testing"
-        )
-    draws = np.random.default_rng(seed).permutation(available)[:samples]
-    return _take_variants(patches, draws[test:]), _take_variants(patches, draws[:test])
-
-
 def _find_classes(
     patches: Splittable, config: DataConfig
 ) -> tuple[NDArray[np.str_] | None, tuple[str, ...]]:
@@ -542,19 +479,3 @@ def _find_strata(
     strata = np.full(patients, len(ranks) - 1, np.intp)
     np.minimum.at(strata, rows, [ranks.index(name) for name in classes.tolist()])
     return strata
-
-
-def _take_variants(patches: Patches, draws: NDArray[np.integer]) -> Patches:
-    rows, variants = np.divmod(draws, VARIANTS)
-    pairs = list(zip(rows, variants, strict=True))
-    return replace(
-        patches.take(rows),
-        images=np.stack([_transform(patches.images[row], variant) for row, variant in pairs]),
-        masks=np.stack([_transform(patches.masks[row], variant) for row, variant in pairs]),
-        ids=np.array([f"{patches.ids[row]}~{variant}" for row, variant in pairs]),
-    )
-
-
-def _transform(patch: NDArray, variant: int) -> NDArray:
-    rotated = np.rot90(patch, variant % 4, axes=(0, 1))
-    return rotated[:, ::-1] if variant >= 4 else rotated

@@ -55,19 +55,18 @@ from tfmammo import pretrained
 from tfmammo.config import Experiment, Frozen
 from tfmammo.detection import regions
 from tfmammo.detection.detections import OUTPUTS
+from tfmammo.detection.saved_models import compare_answers, describe_function, letterbox_batch
 from tfmammo.detection.training import (
-    ROUNDING,
     check_image_size,
     check_split,
-    describe_variables,
     draw_panels,
     image_shape,
     learning_rate,
 )
-from tfmammo.errors import DetectionError, ExportError
+from tfmammo.errors import DetectionError
 from tfmammo.export import SIGNATURE
 from tfmammo.networks import resnet_stages
-from tfmammo.optimization import Adam, build, minimize
+from tfmammo.optimization import build_adam, minimize
 
 STRIDE = 16  # px of the image per cell of C4 and C5
 SMALLEST = 32  # px of the image, of which C4 and C5 are 2 x 2
@@ -224,8 +223,7 @@ class LightHeadRCNN:
         )
         self.networks = {"detector": network}
         rate = learning_rate(config.learning_rate, 0, config.decay)
-        optimizer = Adam(rate, config.beta_1, config.beta_2, name="detector")
-        self.optimizers = {"detector": build(optimizer, network)}
+        self.optimizers = build_adam(self.networks, rate, config.beta_1, config.beta_2)
 
     def train_step(self, batch: Tensors) -> Tensors:
         """Take one step down the sum of the four losses.
@@ -541,39 +539,8 @@ def write(model: LightHeadRCNN, folder: Path) -> dict[str, Any]:
     )
     saved_model = tf.saved_model.load(path)
     _compare(saved_model.signatures["regions"], inspect.python_function, shape)
-    inputs = {
-        "input_tensor": {"shape": [None, None, None, 3], "dtype": "float32", "range": [0.0, 255.0]}
-    }
-    answers = saved_model.signatures[SIGNATURE].structured_outputs
-    outputs = {
-        name: {"shape": spec.shape.as_list(), "dtype": spec.dtype.name, "range": None}
-        for name, spec in answers.items()
-    }
-    variables = describe_variables(network)
-    return {"detector": {"inputs": inputs, "outputs": outputs, "variables": variables}}
-
-
-def letterbox_batch(image: tf.Tensor, shape: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Scale images by the largest factor with which they fit, and fill the canvas with 0.
-
-    The 0 are below the image or on its right, as in data.whole.
-
-    Args:
-        image: float32 [n, any, any, 1].
-        shape: Rows and columns of the canvas, px.
-
-    Returns:
-        float32 [n, *shape, 1], and float32 [4], which shares of the canvas's rows and columns the
-        image takes: rows, cols, twice.
-    """
-    size = tf.cast(tf.shape(image)[1:3], tf.float32)
-    by_rows = size * shape[0] / size[0]
-    by_cols = size * shape[1] / size[1]
-    is_tall = size[0] * shape[1] >= size[1] * shape[0]
-    scaled = tf.maximum(tf.round(tf.where(is_tall, by_rows, by_cols)), 1.0)
-    resized = tf.image.resize(image, tf.cast(scaled, tf.int32), antialias=True)
-    canvas = tf.ensure_shape(tf.image.pad_to_bounding_box(resized, 0, 0, *shape), [None, *shape, 1])
-    return canvas, tf.tile(scaled / shape, [2])
+    outputs = saved_model.signatures[SIGNATURE].structured_outputs
+    return {"detector": describe_function((None, None), outputs, network)}
 
 
 def _compare(saved: Any, eager: Any, shape: tuple[int, int]) -> None:
@@ -581,12 +548,7 @@ def _compare(saved: Any, eager: Any, shape: tuple[int, int]) -> None:
     image = random.random((1, *shape, 1), np.float32)
     corners = np.sort(random.random((1, 8, 2, 2), np.float32), axis=2).reshape(1, 8, 4)
     answers = saved(image=tf.constant(image), regions=tf.constant(corners))
-    for name, expected in eager(tf.constant(image), tf.constant(corners)).items():
-        scale = max(1.0, float(np.max(np.abs(expected))))
-        if not np.allclose(answers[name], expected, rtol=ROUNDING, atol=ROUNDING * scale):
-            raise ExportError(
-                f"the detector's {name} differ between the SavedModel and the network in memory"
-            )
+    compare_answers(answers, eager(tf.constant(image), tf.constant(corners)))
 
 
 def _mean(losses: tf.Tensor, included: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:

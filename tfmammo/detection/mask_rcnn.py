@@ -42,8 +42,6 @@ Departures, and what the paper's text leaves open:
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,26 +61,31 @@ from pydantic import (
 
 from tfmammo.config import Experiment, Frozen, TrainingConfig
 from tfmammo.detection.detections import MASKS
+from tfmammo.detection.saved_models import (
+    SAVED_MODEL,
+    answer_api,
+    compare_answers,
+    describe_function,
+    make_random_image,
+)
 from tfmammo.detection.training import (
-    ROUNDING,
     Network,
     check_image_size,
     check_split,
     check_training,
-    describe_variables,
     draw_panels,
     image_shape,
+    import_quietly,
     learning_rate,
     restore_checkpoint,
 )
-from tfmammo.errors import DetectionError, ExportError
+from tfmammo.errors import DetectionError
 from tfmammo.export import SIGNATURE
 from tfmammo.optimization import build, minimize
 
 Stage = Literal["heads", "upper", "all"]
 # px: rows and columns of the image are multiples of it, the stride of the pyramid's highest level
 STEP = 64
-SAVED_MODEL = "saved_model"
 CHECKPOINT = "checkpoint"  # of an export, laid out as tf-models-official's
 # the last layer of the ResNet's stage 3 in tf-models-official; its l2 to l5 are conv2 to conv5
 STAGE_3 = "block_group_l3"
@@ -502,42 +505,20 @@ def write(model: Any, folder: Path) -> dict[str, Any]:
     module = tf.Module()
     module.weights = network.variables
     tf.saved_model.save(module, str(folder / SAVED_MODEL), signatures={SIGNATURE: serve})
-    image = np.random.default_rng(0).random((1, *model.shape, 1), np.float32)
+    image = make_random_image(model.shape)
     saved_model = tf.saved_model.load(str(folder / SAVED_MODEL))
-    saved = saved_model.signatures[SIGNATURE](
-        input_tensor=tf.constant(255 * np.repeat(image, 3, axis=-1))
-    )
-    for name, expected in model.detect(tf.constant(image)).items():
-        if not np.allclose(saved[name], expected, rtol=ROUNDING, atol=ROUNDING):
-            raise ExportError(
-                f"the detector's {name} differ between the SavedModel and the network in memory"
-            )
-    outputs = {
-        name: {"shape": value.shape.as_list(), "dtype": value.dtype.name, "range": None}
-        for name, value in saved.items()
-    }
-    shape = [None, *model.shape, 3]
-    inputs = {"input_tensor": {"shape": shape, "dtype": "float32", "range": [0.0, 255.0]}}
-    variables = describe_variables(network)
-    return {SAVED_MODEL: {"inputs": inputs, "outputs": outputs, "variables": variables}}
+    answers = answer_api(saved_model.signatures[SIGNATURE], image)
+    compare_answers(answers, model.detect(tf.constant(image)))
+    return {SAVED_MODEL: describe_function(model.shape, answers, network)}
 
 
 def _import_api() -> SimpleNamespace:
     """Import the parts of tf-models-official."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its old idioms, and those of what it imports
-            from official.core.exp_factory import get_exp_config
-            from official.vision.dataloaders.maskrcnn_input import Parser
-            from official.vision.ops.preprocess_ops import normalize_image
-            from official.vision.tasks.maskrcnn import MaskRCNNTask
-    except ImportError as error:
-        raise DetectionError(
-            f"tf-models-official is missing ({error.name}); install it: pip install "
-            '"tfmammo[detection]"'
-        ) from None
-    # it warns of what tf-models-official's sources are deprecated for
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    with import_quietly("tf-models-official"):
+        from official.core.exp_factory import get_exp_config
+        from official.vision.dataloaders.maskrcnn_input import Parser
+        from official.vision.ops.preprocess_ops import normalize_image
+        from official.vision.tasks.maskrcnn import MaskRCNNTask
     return SimpleNamespace(
         get_exp_config=get_exp_config,
         Parser=Parser,

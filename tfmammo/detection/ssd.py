@@ -32,7 +32,6 @@ Departures from the zoo, and what the paper's text leaves open:
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 import warnings
@@ -43,27 +42,32 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import keras
-import numpy as np
 import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tfmammo.config import Experiment, Frozen
+from tfmammo.detection.saved_models import (
+    SAVED_MODEL,
+    answer_api,
+    compare_answers,
+    describe_function,
+    make_random_image,
+)
 from tfmammo.detection.training import (
-    ROUNDING,
     Network,
     check_split,
     check_training,
-    describe_variables,
     draw_panels,
     image_shape,
+    import_quietly,
     learning_rate,
     restore_checkpoint,
 )
-from tfmammo.errors import DetectionError, ExportError
+from tfmammo.errors import DetectionError
+from tfmammo.export import SIGNATURE
 from tfmammo.optimization import build, minimize
 
 ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
-SAVED_MODEL = "saved_model"
 _BACKBONES = {"mobilenet_v2": "ssd_mobilenet_v2_fpn_keras", "resnet50": "ssd_resnet50_v1_fpn_keras"}
 _SMALLEST = {"mobilenet_v2": 33, "resnet50": 129}  # px, the API's own limits
 
@@ -374,27 +378,16 @@ def write(model: Any, folder: Path) -> dict[str, Any]:
         model.api.exporter_lib_v2.export_inference_graph(
             "float_image_tensor", model.pipeline, temporary, str(folder)
         )
-    image = np.random.default_rng(0).random((1, *model.shape, 1), np.float32)
+    image = make_random_image(model.shape)
     saved_model = tf.saved_model.load(str(folder / SAVED_MODEL))
-    function = saved_model.signatures["serving_default"]
-    saved = function(input_tensor=tf.constant(255 * np.repeat(image, 3, axis=-1)))
+    function = saved_model.signatures[SIGNATURE]
     expected = model.detect(tf.constant(image))
     # one per anchor; those that are selected from them may change places by rounding
-    for name in ("raw_detection_boxes", "raw_detection_scores"):
-        if not np.allclose(saved[name], expected[name], rtol=ROUNDING, atol=ROUNDING):
-            raise ExportError(
-                f"the detector's {name} differ between the SavedModel and the network in memory"
-            )
-    outputs = {name: _describe(tensor) for name, tensor in function.structured_outputs.items()}
-    inputs = {
-        "input_tensor": {"shape": [None, None, None, 3], "dtype": "float32", "range": [0.0, 255.0]}
-    }
-    variables = describe_variables(model.networks["detector"])
-    return {SAVED_MODEL: {"inputs": inputs, "outputs": outputs, "variables": variables}}
-
-
-def _describe(tensor: Any) -> dict[str, Any]:
-    return {"shape": tensor.shape.as_list(), "dtype": tensor.dtype.name, "range": None}
+    raw = {name: expected[name] for name in ("raw_detection_boxes", "raw_detection_scores")}
+    compare_answers(answer_api(function, image), raw)
+    outputs = function.structured_outputs
+    network = model.networks["detector"]
+    return {SAVED_MODEL: describe_function((None, None), outputs, network)}
 
 
 @contextmanager
@@ -420,21 +413,12 @@ def _import_api() -> SimpleNamespace:
                 f"the Object Detection API needs {name}={value} before TensorFlow is imported, as "
                 "train/ssd.py sets it"
             )
-    try:
-        with warnings.catch_warnings():
-            # tensorflow-io's file systems, which nothing needs, and the API's old idioms
-            warnings.simplefilter("ignore")
-            import tf_keras
-            from object_detection import exporter_lib_v2
-            from object_detection.builders import model_builder
-            from object_detection.protos import pipeline_pb2
-    except ImportError as error:
-        raise DetectionError(
-            f"the TensorFlow Object Detection API is missing ({error.name}); install it: pip "
-            'install "tfmammo[detection]"'
-        ) from None
-    # it warns of what the API's sources are deprecated for
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    # among its warnings are those of tensorflow-io's file systems, which nothing needs
+    with import_quietly("the TensorFlow Object Detection API"):
+        import tf_keras
+        from object_detection import exporter_lib_v2
+        from object_detection.builders import model_builder
+        from object_detection.protos import pipeline_pb2
     return SimpleNamespace(
         tf_keras=tf_keras,
         exporter_lib_v2=exporter_lib_v2,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,30 @@ from tfmammo.metrics import detection
 
 BATCH = 8  # mammograms at once in validation
 SHOWN = 0.3  # score from which a box is drawn into the image grid
-ROUNDING = 1e-3  # of answers: a saved graph may merge operations
+
+
+@contextmanager
+def import_quietly(library: str) -> Iterator[None]:
+    """Import a detection library within: silent, and one sentence where it is missing.
+
+    Warnings are held back while it is imported. From then on TensorFlow no longer logs what the
+    library's sources are deprecated for.
+
+    Args:
+        library: Its name, for the message.
+
+    Raises:
+        DetectionError: It is missing.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ImportError as error:
+        raise DetectionError(
+            f'{library} is missing ({error.name}); install it: pip install "tfmammo[detection]"'
+        ) from None
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 class Network:
@@ -162,14 +188,6 @@ def restore_checkpoint(checkpoint: Path, parts: Mapping[str, Any], differences: 
         raise DetectionError(
             f"model.checkpoint: {checkpoint} is damaged, or of another {differences}"
         ) from None
-
-
-def describe_variables(network: Any) -> list[str]:
-    """Describe a network's variables for the model card, as "NAME ROWSxCOLS" in their order."""
-    return [
-        f"{variable.name} {'x'.join(map(str, variable.shape)) or 'scalar'}"
-        for variable in network.variables
-    ]
 
 
 def draw_panels(

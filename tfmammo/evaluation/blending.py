@@ -66,10 +66,14 @@ class BlendingEvaluationConfig(EvaluationConfig):
     """Runs of train/vanilla_gan.py, or null."""
     alexnet: str = "imagenet"
     """The backbone of LPIPS: "imagenet", a path, or "none"."""
-    heads: str = "none"
-    """The calibrated heads of LPIPS: a path, or "none"."""
+    heads: str = "published"
+    """The calibrated heads of LPIPS: "published" (the file in the folder that TFMAMMO_WEIGHTS
+    names; without it as "none"), a path, or "none".
+    """
     inception: str = "imagenet"
-    """The network of FID and KID: "imagenet", a path, or "none"; see tfmammo.pretrained."""
+    """The network of FID and KID: "imagenet" (the Inception of 2015-12-05 in the folder that
+    TFMAMMO_WEIGHTS names; without it Keras's), a path, or "none"; see tfmammo.pretrained.
+    """
     folds: int = Field(default=5, ge=2)
     """Folds of the classifier that tells generated patches from real ones."""
     steps: PositiveInt = 200
@@ -100,7 +104,8 @@ def evaluate(config: BlendingEvaluationConfig, output: Path) -> list[Table]:
     rows += compare_sets(images, masks, scorer, config, comparison.patches)
     measures = scorer.mark_measures(MEASURES)
     report = Report(config, measures, models_across=True, note=scorer.note)
-    report.add(comparison, scores, rows)
+    report.add(comparison, scores, rows, scorer.describe())
+    scorer.write_sources(output / "networks.json")
     report.write(output)
     write_sheet({TISSUE: target.images, **images}, config, output / "sheet.png")
     return report.tables

@@ -25,7 +25,8 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, String
 from tfmammo import datasets, export
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import splits
-from tfmammo.data.patches import MakePatches, Patches, make_patches
+from tfmammo.data.extraction import MakePatches, make_patches
+from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError, ExportError
 from tfmammo.export import predict
 from tfmammo.metrics.summary import Compare, Row, Scores, summarize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ from tfmammo.metrics.detection import (
 )
 from tfmammo.metrics.figures import draw_froc
 from tfmammo.metrics.jafroc import Merit, choose_merit, jafroc_test
-from tfmammo.metrics.summary import Table
+from tfmammo.metrics.summary import Table, write_csv
 from tfmammo.tracking import runs
 
 DETECTORS = "detectors"
@@ -107,6 +108,7 @@ class Prediction:
         detections: Everything that the detector finds.
         matches: Which detections are right.
         detector: The index of the detector among the URIs of its set.
+        seconds: What reading, preprocessing and detection took, s.
     """
 
     mammogram: Mammogram
@@ -114,6 +116,7 @@ class Prediction:
     detections: Detections
     matches: Matches
     detector: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -122,16 +125,22 @@ class EvaluationResult:
 
     Attributes:
         config: The evaluation's config.
-        sets: DETECTORS and, where there is one, AGAINST -> predictions for the same mammograms.
+        sets: DETECTORS and, where there is one, AGAINST -> predictions for the same mammograms;
+            or several detectors by their names.
     """
 
     config: DetectionConfig
     sets: Mapping[str, Sequence[Prediction]]
 
     @property
+    def first(self) -> Sequence[Prediction]:
+        """The predictions of the first set."""
+        return next(iter(self.sets.values()))
+
+    @property
     def patients(self) -> list[str]:
         """The patient of each mammogram."""
-        return [prediction.mammogram.patient_id for prediction in self.sets[DETECTORS]]
+        return [prediction.mammogram.patient_id for prediction in self.first]
 
     @property
     def matches(self) -> dict[str, list[Matches]]:
@@ -152,7 +161,7 @@ class EvaluationResult:
     @property
     def title(self) -> str:
         """The heading of the tables."""
-        images = self.matches[DETECTORS]
+        images = [prediction.matches for prediction in self.first]
         total = Matches.join(images)
         normal = sum(not matches.lesions for matches in images)
         return (
@@ -186,6 +195,7 @@ def evaluate(config: DetectionConfig, output: Path) -> list[Table]:
     output.mkdir(parents=True, exist_ok=True)
     write_tables(output, tables)
     write_boxes(output / "boxes.json", result.sets[DETECTORS])
+    write_csv(output / "seconds.csv", list_seconds(result.sets[DETECTORS]))
     figure = draw_froc(
         result.matches,
         result.patients,
@@ -206,16 +216,26 @@ def evaluate(config: DetectionConfig, output: Path) -> list[Table]:
 
 
 def run_detectors(config: DetectionConfig) -> EvaluationResult:
+    """Run `detectors`, and `against` where it is given; see `run_sets`."""
+    uris = {DETECTORS: config.detectors}
+    if config.against:
+        uris[AGAINST] = config.against
+    return run_sets(config, uris)
+
+
+def run_sets(config: DetectionConfig, uris: Mapping[str, Sequence[str]]) -> EvaluationResult:
     """Run the eligible detectors on every mammogram with a lesion that counts, and on normal ones.
+
+    Args:
+        config: The mammograms, and what counts. Its own detectors are not used.
+        uris: Set -> the model URIs of its detectors. All sets get the same mammograms, for which
+            each of them has an eligible detector.
 
     Raises:
         DataError: There is no such mammogram with a lesion, several detectors are eligible for one,
             or a detector does not name its patients.
     """
     datasets.refuse_added(config.data)
-    uris = {DETECTORS: config.detectors}
-    if config.against:
-        uris[AGAINST] = config.against
     sets = {
         name: [Detector.load(uri, config.data.kinds, config.tracking_uri) for uri in of_set]
         for name, of_set in uris.items()
@@ -244,7 +264,7 @@ def run_detectors(config: DetectionConfig) -> EvaluationResult:
         for name, prediction in of_mammogram.items():
             predictions[name].append(prediction)
     datasets.log_skipped(skipped)
-    if not any(prediction.lesions for prediction in predictions[DETECTORS]):
+    if not any(prediction.lesions for prediction in next(iter(predictions.values()))):
         raise DataError(
             f"no mammogram with a {' or '.join(config.data.kinds)} is of a patient that a "
             "detector was not trained on"
@@ -282,7 +302,9 @@ def _predict(
     index: int,
     config: DetectionConfig,
 ) -> Prediction:
+    start = time.perf_counter()
     detections = detector.predict(mammogram)
+    seconds = time.perf_counter() - start
     matches = match_kinds(
         detections.boxes,
         detections.scores,
@@ -293,7 +315,7 @@ def _predict(
         config.criterion,
         config.data.kinds,
     )
-    return Prediction(mammogram, lesions, detections, matches, index)
+    return Prediction(mammogram, lesions, detections, matches, index, seconds)
 
 
 def _stack_boxes(lesions: Sequence[Lesion]) -> NDArray[np.float64]:
@@ -418,6 +440,23 @@ def tabulate_precision(result: EvaluationResult) -> Table:
         "average recall, %",
     ]
     return Table(f"COCO, {result.title}", header, rows)
+
+
+def list_seconds(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Make the lines of seconds.csv, in the order of the work.
+
+    The first mammogram of each detector, and the first of each size, include the tracing of its
+    graph.
+    """
+    return [
+        {"detector": prediction.detector, "seconds": round(prediction.seconds, 4)}
+        for prediction in predictions
+    ]
+
+
+def measure_seconds(seconds: Sequence[float]) -> float:
+    """Return the median time of a mammogram, s, without the first one, which includes tracing."""
+    return float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
 
 
 def write_boxes(path: Path, predictions: Sequence[Prediction]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from tfmammo.metrics.detection import (
     froc_interval,
     over_folds,
 )
-from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few
+from tfmammo.metrics.jafroc import choose_merit, jafroc_test
+from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few, holm
 from tfmammo.metrics.summary import Measure, Table
 
 PERCENT = Measure("recall", "%", 100, 1).show
@@ -109,9 +110,121 @@ def compute_recall_metrics(
     return metrics | {"recall of all detections": float(recall[-1])}
 
 
+def make_recall_cells(
+    images: Sequence[Matches],
+    patients: Sequence[str],
+    trainings: Sequence[Training],
+    fppi: Sequence[float],
+    bootstrap: tuple[int, int, float],
+) -> list[str]:
+    """Make a line of recall, with the deviation over folds and intervals.
+
+    Returns:
+        A cell for each number of false positives per image, one for all detections, and one for the
+        mean from 0 to the largest number.
+    """
+    rates = (*fppi, ALL_DETECTIONS)
+    recall = measure(images, patients, trainings, rates, bootstrap)
+    area = measure(images, patients, trainings, [max(fppi)], bootstrap, "areas")
+    columns = [*zip(*recall, strict=True), *zip(*area, strict=True)]
+    return [format_value(PERCENT, *column) for column in columns]
+
+
+def format_value(
+    show: Callable[..., str], mean: float, deviation: float, low: float, high: float
+) -> str:
+    """Format a mean with its deviation and interval, where they exist."""
+    text = show(mean)
+    if np.isfinite(deviation):
+        text += f" ± {show(deviation)}"
+    if np.isfinite(low):
+        text += f"\n[{show(low)}, {show(high)}]"
+    return text
+
+
+def format_difference(show: Callable[..., str], value: float, low: float, high: float) -> str:
+    """Format a difference with its interval, where that exists."""
+    text = show(value, "+")
+    if np.isfinite(low):
+        text += f"\n[{show(low, '+')}, {show(high, '+')}]"
+    return text
+
+
+def tabulate_differences(
+    matches: Mapping[str, tuple[Sequence[Matches], Sequence[Training]]],
+    reference: str,
+    patients: Sequence[str],
+    fppi: Sequence[float],
+    bootstrap: tuple[int, int, float],
+    headings: tuple[str, str],
+) -> Table:
+    """Tabulate how far detectors are from a reference, on the same mammograms.
+
+    Recall has intervals for which the same patients are drawn for both. JAFROC's figure of merit
+    has p, too, corrected by Holm.
+
+    Args:
+        matches: Name -> the matches in each mammogram, and the training behind each.
+        reference: One of the names.
+        patients: The patient of each mammogram.
+        fppi: False positives per image.
+        bootstrap: Draws, seed and confidence level.
+        headings: The title, and the heading of the names.
+    """
+    others, reference_trainings = matches[reference]
+    rates = (*fppi, ALL_DETECTIONS)
+    reference_recall = compute_mean_recall(others, reference_trainings, rates)
+    merit = choose_merit(others, reference_trainings)
+    body = []
+    p_values = []
+    for name, (images, trainings) in matches.items():
+        if name == reference:
+            continue
+        difference = compute_mean_recall(images, trainings, rates) - reference_recall
+        low, high = froc_interval(
+            images,
+            patients,
+            rates,
+            *bootstrap,
+            against=others,
+            trainings=trainings,
+            others_trainings=reference_trainings,
+        )
+        cells = [
+            format_difference(PERCENT, *column)
+            for column in zip(difference, low, high, strict=True)
+        ]
+        test = jafroc_test(
+            images, others, patients, merit, bootstrap[2], trainings, reference_trainings
+        )
+        cells.append(format_difference(MERIT, test.difference, test.low, test.high))
+        body.append([name, *cells])
+        p_values.append(test.p)
+    rows = [
+        [*row, MERIT(p), MERIT(corrected)]
+        for row, p, corrected in zip(body, p_values, holm(p_values), strict=True)
+    ]
+    title, heading = headings
+    header = [
+        heading,
+        *(f"{rate:g}, %" for rate in fppi),
+        "all detections, %",
+        f"{merit.upper()} figure of merit",
+        "p, uncorrected",
+        "p, Holm",
+    ]
+    comparisons = int(np.isfinite(p_values).sum())
+    return Table(title, header, rows, make_notes(patients, comparisons))
+
+
 def write_tables(output: Path, tables: Mapping[str, Table]) -> None:
     """Write table.md, and a CSV file of each table."""
     write_markdown(output / "table.md", list(tables.values()))
     for name, table in tables.items():
-        with (output / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([table.header, *table.body])
+        write_table(output / f"{name}.csv", table)
+
+
+def write_table(path: Path, table: Table) -> None:
+    """Write one table as CSV, its cells as they are shown."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([table.header, *table.body])

@@ -1,18 +1,23 @@
 """LPIPS, FID and KID of sets of patches against real patches, with intervals over patients.
 
-The networks are downloaded, or files (python -m tfmammo.pretrained makes them), or random ones
-("none"); then the names and headings of measures say so.
+The networks are those of the folder that TFMAMMO_WEIGHTS names, or downloaded, or files (python -m
+tfmammo.pretrained makes them), or random ones ("none"); then the names and headings of measures say
+so. A note below every table names them with the SHA-256 of their weights.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tfmammo import published
 from tfmammo.errors import ConfigError
 from tfmammo.metrics import perceptual
 from tfmammo.metrics.segmentation import Paired
@@ -66,7 +71,7 @@ class PerceptualScorer:
 
         Args:
             alexnet: The backbone of LPIPS: "imagenet", a path, or "none".
-            heads: The calibrated heads of LPIPS: a path, or "none".
+            heads: The calibrated heads of LPIPS: "published", a path, or "none".
             inception: The network of FID and KID: "imagenet", a path, or "none".
         """
         return cls(perceptual.LPIPS(alexnet, heads), perceptual.Inception(inception))
@@ -76,6 +81,35 @@ class PerceptualScorer:
         """What a table says of random networks and missing heads; "" where there is nothing."""
         notes = ", ".join(note for note in (self.lpips.note, self.inception.note) if note)
         return f"made with {notes}" if notes else ""
+
+    def describe(self) -> tuple[str, ...]:
+        """Return sentences that name the networks and their weights, for below a table."""
+        backbone = self.lpips.source["AlexNet"]
+        heads = self.lpips.source["heads"]
+        inception = self.inception.source
+        sentences = (
+            f"LPIPS: {backbone} with {heads}.",
+            f"FID, KID and nearest features: {inception}.",
+        )
+        if inception.sha256 == published.DIGESTS["inception"]:
+            return sentences
+        return (
+            *sentences,
+            "They compare with no published FID, which is by the Inception of 2015-12-05.",
+        )
+
+    def write_sources(self, path: Path) -> None:
+        """Write the networks' weights as JSON: measure -> part -> title and SHA-256."""
+        networks: dict[str, Mapping[str, published.Source]] = {
+            "LPIPS": self.lpips.source,
+            "FID, KID": {"Inception-v3": self.inception.source},
+        }
+        content: dict[str, Any] = {
+            measures: {part: source._asdict() for part, source in parts.items()}
+            for measures, parts in networks.items()
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def mark_name(self, measure: str) -> str:
         """Return the measure's name, marked if its network is random or lacks calibrated heads."""
@@ -117,16 +151,11 @@ class PerceptualScorer:
         Returns:
             Measure of SET_MEASURES -> set -> its statistic.
         """
-        statistics: dict[str, dict[str, Statistic]] = {name: {} for name in SET_MEASURES}
+        pairs: dict[str, Statistic] = {}
         for name, patches in sets.items():
             distances = self.lpips.matrix(real, patches.images)
-            mmd = partial(perceptual.mmd, paired=patches.is_paired)
-            statistics["lpips_pairs"][name] = partial(_average_off_diagonal, distances)
-            statistics["fid"][name] = partial(
-                _measure_rows, perceptual.fid, features, patches.features
-            )
-            statistics["kid"][name] = partial(_measure_rows, mmd, features, patches.features)
-        return statistics
+            pairs[name] = partial(_average_off_diagonal, distances)
+        return {"lpips_pairs": pairs, **make_feature_statistics(features, sets)}
 
     def make_rows(
         self,
@@ -162,6 +191,33 @@ class PerceptualScorer:
                 rows.append(row)
             rows += [single[real]] if real in single else []
         return rows
+
+
+def load_published() -> PerceptualScorer | None:
+    """Load the published networks; None unless the folder in TFMAMMO_WEIGHTS has all of them."""
+    if any(published.find(name) is None for name in ("alexnet", "LPIPS heads", "inception")):
+        return None
+    return PerceptualScorer.load("imagenet", "published", "imagenet")
+
+
+def make_feature_statistics(
+    features: NDArray[np.float32], sets: Mapping[str, PatchSample]
+) -> dict[str, dict[str, Statistic]]:
+    """Compare the features of sets of patches with those of the real ones: FID and KID.
+
+    Args:
+        features: The Inception features of the n real patches.
+        sets: Name -> n patches.
+
+    Returns:
+        "fid" and "kid" -> set -> its statistic.
+    """
+    statistics: dict[str, dict[str, Statistic]] = {"fid": {}, "kid": {}}
+    for name, patches in sets.items():
+        mmd = partial(perceptual.mmd, paired=patches.is_paired)
+        statistics["fid"][name] = partial(_measure_rows, perceptual.fid, features, patches.features)
+        statistics["kid"][name] = partial(_measure_rows, mmd, features, patches.features)
+    return statistics
 
 
 def check_size(size: int) -> None:

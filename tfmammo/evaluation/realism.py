@@ -16,6 +16,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError
+from tfmammo.evaluation import texture
 from tfmammo.evaluation.comparison import INPUTS, Comparison, EvaluationConfig, compare
 from tfmammo.evaluation.perceptual import (
     SET_MEASURES,
@@ -25,6 +26,7 @@ from tfmammo.evaluation.perceptual import (
     Statistic,
     check_size,
 )
+from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import Published, Report
 from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.metrics import perceptual, synthesis
@@ -37,7 +39,9 @@ Features = NDArray[np.float32]
 
 REAL = "real patches"
 # Mean LPIPS on DDSM; "-": without margin.
-PUBLISHED = {"G_unet": 0.02021, "G_unet-": 0.02170, "G_crn": 0.02436, "G_crn-": 0.02549}
+PUBLISHED = {
+    name: values["LPIPS, DDSM"] for name, values in get_values("infilling", "table1").items()
+}
 MEASURES = {
     "l1_mass": Measure("L1 to its real patch, inside the mass", "", 1, 3),
     "ssim_mass": Measure("SSIM to its real patch, inside the mass", "", 1, 3),
@@ -58,10 +62,13 @@ class RealismConfig(EvaluationConfig):
     """How many patches are evaluated, drawn by `seed`."""
     alexnet: str = "imagenet"
     """The backbone of LPIPS: "imagenet", a path, or "none"."""
-    heads: str = "none"
-    """The calibrated heads of LPIPS: a path, or "none"."""
+    heads: str = "published"
+    """The calibrated heads of LPIPS: "published" (the file in the folder that TFMAMMO_WEIGHTS
+    names; without it as "none"), a path, or "none".
+    """
     inception: str = "imagenet"
-    """The network of FID, KID and the nearest patch in features: "imagenet", a path, or "none"; see
+    """The network of FID, KID and the nearest patch in features: "imagenet" (the Inception of
+    2015-12-05 in the folder that TFMAMMO_WEIGHTS names; without it Keras's), a path, or "none"; see
     tfmammo.pretrained.
     """
     pairs: PositiveInt = 500
@@ -137,11 +144,12 @@ def evaluate(config: RealismConfig, output: Path) -> list[Table]:
         if name in config.models and not scorer.lpips.note
     }
     measures = MEASURES | {"copy": Measure(f"copies, below {config.copy_below:g}", "%", 100, 1)}
-    columns = scorer.mark_measures(measures)
+    columns = scorer.mark_measures(measures) | texture.MEASURES
     report = Report(config, columns, published, models_across=True, note=scorer.note)
     sources = {"tri_label": make_tri_labels, "mask": INPUTS["mask"]}
     for comparison in compare(config, sources, "image", limit=config.sample):
         add_comparison(comparison, config, scorer, report, output)
+    scorer.write_sources(output / "networks.json")
     report.write(output)
     return report.tables
 
@@ -187,9 +195,13 @@ def add_comparison(
         name: measure_to_real(images, patches, scorer)
         for name, images in comparison.outputs.items()
     }
+    textures = {
+        name: texture.measure(images, patches) for name, images in comparison.outputs.items()
+    }
+    per_patch = _join_scores(distances, ratios, scorer, len(patches))
     report.add(
         comparison,
-        _join_scores(distances, ratios, scorer, len(patches)),
+        {name: values | textures.get(name, {}) for name, values in per_patch.items()},
         [
             *_summarize(distances, scorer, config, patches),
             *scorer.make_rows(
@@ -200,7 +212,9 @@ def add_comparison(
                 config.compare,
             ),
             *_summarize(ratios, scorer, config, patches),
+            *texture.summarize(textures, patches, config),
         ],
+        (texture.NOTE, *scorer.describe()),
     )
     report.tables.append(tabulate_kid(features, config, scorer))
     write_sheet(comparison, config, output / f"sheet{ending}")

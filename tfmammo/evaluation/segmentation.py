@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,10 +14,12 @@ from pydantic import Field, PositiveInt, model_validator
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
+from tfmammo.evaluation.groups import Attribute, tabulate_groups
+from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import Published, Report, save_figure
 from tfmammo.metrics import classification, segmentation
-from tfmammo.metrics.plotting import INK, plot_style
-from tfmammo.metrics.summary import Measure, Scores, Table
+from tfmammo.metrics.plotting import make_roc_axes, plot_style
+from tfmammo.metrics.summary import Measure, Scores, Table, write_csv
 from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.training import image_grid
 from tfmammo.training.image_grid import BLUE, ORANGE, draw_agreement, draw_outline
@@ -30,19 +32,18 @@ MEASURES = {
     "jaccard": Measure("Jaccard", "%", 100, 1),
     "mcc": Measure("MCC", "%", 100, 1),
 }
-TABLE_1 = {  # of CAN's paper
-    "FCN-8s": {"accuracy": 0.934, "dice": 0.910, "jaccard": 0.838, "mcc": 0.858},
-    "SegNet": {"accuracy": 0.932, "dice": 0.904, "jaccard": 0.829, "mcc": 0.851},
-    "U-Net": {"accuracy": 0.931, "dice": 0.905, "jaccard": 0.830, "mcc": 0.852},
-    "CAN": {"accuracy": 0.941, "dice": 0.917, "jaccard": 0.851, "mcc": 0.872},
-}
 PUBLISHED = {
     name: Published(values, "inbreast", leaky=True, frame="square")
-    for name, values in TABLE_1.items()
+    for name, values in get_values("can", "table1", 0.01).items()
 }
 # One row of Singh et al.'s table is available. Its two means contradict each other: Jaccard = D /
 # (2 - D) is convex in Dice, so a mean Dice of 94.07 % needs a mean Jaccard of at least 88.8 %.
-PUBLISHED["cGAN"] = Published({"dice": 0.9407, "jaccard": 0.8703}, "inbreast", frame="loose")
+_LOOSE = get_values("cgan", "table", 0.01)["cGAN"]
+PUBLISHED["cGAN"] = Published(
+    {measure: _LOOSE[f"{measure}, INbreast, loose"] for measure in ("dice", "jaccard")},
+    "inbreast",
+    frame="loose",
+)
 WHOLE_PATCH: Final = "whole patch"
 CENTRED_DISC: Final = "centred disc"
 POSTPROCESSED = " + post-processing"
@@ -64,6 +65,8 @@ class SegmentationConfig(EvaluationConfig):
     """The trivial baselines."""
     cases: PositiveInt = 4
     """How many cases of each kind a figure shows."""
+    groups: tuple[Attribute, ...] = ()
+    """Attributes by which models are compared again, group by group: "pathology", "shape"."""
 
     @model_validator(mode="after")
     def _check_names(self) -> SegmentationConfig:
@@ -83,14 +86,11 @@ def evaluate(config: SegmentationConfig, output: Path) -> list[Table]:
         The tables.
     """
     report = Report(config, MEASURES, PUBLISHED)
+    group_tables: list[Table] = []
+    group_lines: list[dict[str, Any]] = []
     for comparison in compare(config, "image", "mask"):
         patches = comparison.patches
-        baselines, notes = make_baselines(config.floors, comparison)
-        outputs = add_postprocessed(comparison.outputs, config) | baselines
-        scores = {
-            name: segmentation.per_image(patches.masks, probabilities, config.threshold)
-            for name, probabilities in outputs.items()
-        }
+        outputs, scores, notes = score_patches(comparison, config)
         report.add(comparison, scores, notes=notes)
         for name, probabilities in comparison.outputs.items():
             masks = probabilities >= config.threshold
@@ -102,8 +102,31 @@ def evaluate(config: SegmentationConfig, output: Path) -> list[Table]:
         table, figure = draw_roc_curves(comparison, config.seed)
         report.tables.append(table)
         save_figure(figure, output / f"roc{ending}")
+        tables, lines = tabulate_groups(config, comparison, scores, MEASURES, config.groups)
+        group_tables += tables
+        group_lines += lines
+    report.tables += group_tables
+    if group_lines:
+        write_csv(output / "groups.csv", group_lines)
     report.write(output)
     return report.tables
+
+
+def score_patches(
+    comparison: Comparison, config: SegmentationConfig
+) -> tuple[dict[str, Images], Scores, tuple[str, ...]]:
+    """Score models, their post-processed masks and the trivial baselines on each patch.
+
+    Returns:
+        The probabilities and the measures by name, and notes for the table.
+    """
+    baselines, notes = make_baselines(config.floors, comparison)
+    outputs = add_postprocessed(comparison.outputs, config) | baselines
+    scores = {
+        name: segmentation.per_image(comparison.patches.masks, probabilities, config.threshold)
+        for name, probabilities in outputs.items()
+    }
+    return outputs, scores, notes
 
 
 def add_postprocessed(outputs: dict[str, Images], config: SegmentationConfig) -> dict[str, Images]:
@@ -289,8 +312,7 @@ def draw_roc_curves(comparison: Comparison, seed: int) -> tuple[Table, Figure]:
     truth = masks.ravel()[pixels]
     patch = pixels // masks[0].size
     figure = Figure(figsize=(4.2, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=0.8)
+    axes = make_roc_axes(figure)
     body = []
     for name, probabilities in comparison.outputs.items():
         fold = comparison.folds.get(name, np.zeros(len(masks), np.intp))[patch]
@@ -300,13 +322,6 @@ def draw_roc_curves(comparison: Comparison, seed: int) -> tuple[Table, Figure]:
         if len(areas):
             axes.plot(RATES, curve, linewidth=1.2, label=f"{name}, area {area}")
         body.append([name, area])
-    axes.set(
-        xlim=(0, 1),
-        ylim=(0, 1.01),
-        xlabel="false positive rate",
-        ylabel="true positive rate",
-        aspect="equal",
-    )
     if len(axes.lines) > 1:
         axes.legend(loc="lower right", fontsize=8)
     axes.set_title(f"{len(pixels):,} pixels, frame {comparison.data.frame}")

@@ -8,12 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tfmammo.data.patches import make_shape_patches
+from tfmammo.data.extraction import make_shape_patches
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
+from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import Published, Report, save_figure
 from tfmammo.metrics import classification
-from tfmammo.metrics.plotting import COLOURS, INK, plot_style
+from tfmammo.metrics.plotting import COLOURS, INK, make_roc_axes, plot_style
 from tfmammo.metrics.summary import Measure, Table
 from tfmammo.models.shape import SHAPES
 
@@ -21,7 +22,9 @@ Floats = NDArray[np.floating]
 
 MEASURES = {"accuracy": Measure("Accuracy", "%", 100, 1)}
 # Five folds; the paper does not say whether of patients or of masses.
-PUBLISHED = {"Shape CNN": Published({"accuracy": 0.80}, "ddsm")}
+PUBLISHED = {
+    name: Published(values, "ddsm") for name, values in get_values("cgan", "shape", 0.01).items()
+}
 MOST_FREQUENT = "most frequent"
 RATES = np.linspace(0, 1, 201)
 BLUE = COLOURS[-1]
@@ -183,8 +186,7 @@ def draw_roc_curves(name: str, curves: Floats, areas: Floats) -> Figure:
         areas: [folds, shapes].
     """
     figure = Figure(figsize=(4.2, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=0.8)
+    axes = make_roc_axes(figure)
     for curve in curves:
         axes.plot(RATES, curve, color=BLUE, linewidth=0.5, alpha=0.5)
     mean = curves.mean(axis=0)
@@ -199,13 +201,6 @@ def draw_roc_curves(name: str, curves: Floats, areas: Floats) -> Figure:
         color=BLUE,
         alpha=0.2,
         linewidth=0,
-    )
-    axes.set(
-        xlim=(0, 1),
-        ylim=(0, 1.01),
-        xlabel="false positive rate",
-        ylabel="true positive rate",
-        aspect="equal",
     )
     axes.legend(loc="lower right", fontsize=8)
     axes.set_title(f"{name}, each shape against the others")

@@ -123,25 +123,12 @@ def two_sample(
     inputs = np.concatenate(
         [_make_inputs(real, real_masks, size), _make_inputs(made, made_masks, size)]
     )
-    scores = np.empty(len(labels))
-    fold_of = np.empty(len(labels), np.intp)
-    classifier = _Classifier(size, seed)
-    for fold, (train, test) in enumerate(_split(labels, groups, folds)):
-        shift = inputs[train].mean(axis=(0, 1, 2))
-        scale = np.maximum(inputs[train].std(axis=(0, 1, 2)), 1e-6)
-        classifier.fit(
-            (inputs[train] - shift) / scale,
-            labels[train],
-            steps,
-            np.random.default_rng([seed, fold]),
-        )
-        scores[test] = classifier.score((inputs[test] - shift) / scale)
-        fold_of[test] = fold
+    scores, fold_of = _score_unseen(inputs, labels, groups, folds, steps, seed)
     area = _Area(scores, labels, fold_of)
     low, high = area.interval(groups, samples, seed, level)
-    right = (scores > 0) == (labels == 1)
-    accuracy = (right[labels == 0].mean() + right[labels == 1].mean()) / 2
     is_made = labels == 1
+    is_right = (scores > 0) == is_made
+    accuracy = (is_right[~is_made].mean() + is_right[is_made].mean()) / 2
     return TwoSample(
         area.value(),
         low,
@@ -152,6 +139,40 @@ def two_sample(
         real_folds=fold_of[~is_made],
         made_folds=fold_of[is_made],
     )
+
+
+def _score_unseen(
+    inputs: NDArray[np.float32],
+    labels: NDArray[np.intp],
+    groups: Groups,
+    folds: int,
+    steps: int,
+    seed: int,
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Score each patch by the network of the fold that leaves its patient out.
+
+    Args:
+        inputs: Of the network, float32 [n, size, size, 3]; see `_make_inputs`.
+        labels: 1 of made patches, 0 of real ones [n].
+        groups: The patient of each patch [n].
+        folds: Number of networks trained.
+        steps: Training steps of each.
+        seed: Seed of weights and batches.
+
+    Returns:
+        Logits of being made, and the fold of each patch, [n] each.
+    """
+    scores = np.empty(len(labels))
+    fold_of = np.empty(len(labels), np.intp)
+    classifier = _Classifier(inputs.shape[1], seed)
+    for fold, (train, test) in enumerate(_split(labels, groups, folds)):
+        shift = inputs[train].mean(axis=(0, 1, 2))
+        scale = np.maximum(inputs[train].std(axis=(0, 1, 2)), 1e-6)
+        random = np.random.default_rng([seed, fold])
+        classifier.fit((inputs[train] - shift) / scale, labels[train], steps, random)
+        scores[test] = classifier.score((inputs[test] - shift) / scale)
+        fold_of[test] = fold
+    return scores, fold_of
 
 
 class _Area:

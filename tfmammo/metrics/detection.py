@@ -362,19 +362,21 @@ def false_positives_apart(
         (without, with), float64 [k] each; NaN where there is no such image.
     """
     rates = np.asarray(fppi, np.float64)
-
-    def average(normal: bool) -> NDArray[np.float64]:
-        by_training = []
-        for rows in rows_by_training(trainings, len(images)).values():
-            part = [images[row] for row in rows]
-            group = [image for image in part if (image.lesions == 0) == normal]
-            if group:
-                by_training.append(_count_in_group(part, Matches.join(group), rates))
-        if not by_training:
-            return np.full(rates.shape, np.nan)
-        return np.asarray(np.mean(by_training, axis=0))
-
-    return average(normal=True), average(normal=False)
+    without: list[NDArray[np.float64]] = []
+    with_lesions: list[NDArray[np.float64]] = []
+    for rows in rows_by_training(trainings, len(images)).values():
+        part = [images[row] for row in rows]
+        normal = [image for image in part if image.lesions == 0]
+        if normal:
+            without.append(_count_in_group(part, Matches.join(normal), rates))
+        if len(normal) < len(part):
+            others = [image for image in part if image.lesions]
+            with_lesions.append(_count_in_group(part, Matches.join(others), rates))
+    absent = np.full(rates.shape, np.nan)
+    return (
+        np.mean(without, axis=0) if without else absent,
+        np.mean(with_lesions, axis=0) if with_lesions else absent,
+    )
 
 
 def _count_in_group(

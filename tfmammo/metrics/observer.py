@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from tfmammo.metrics.classification import delong_variance, roc_auc, roc_curve
-from tfmammo.metrics.plotting import plot_style
+from tfmammo.metrics.plotting import make_roc_axes, plot_style
 from tfmammo.metrics.significance import FEWEST_PATIENTS
 
 Array = NDArray[np.float64]
@@ -248,8 +248,7 @@ def draw_roc(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = ""
     """
     rates: Array = np.linspace(0, 1, 201)
     figure = Figure(figsize=(5, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
+    axes = make_roc_axes(figure, "synthetic taken for real", "real taken for real")
     for name, (real, given) in systems.items():
         curves = [
             _compute_curve(np.asarray(real, bool), row, rates)
@@ -262,13 +261,6 @@ def draw_roc(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = ""
                 np.concatenate([[0.0], np.mean(curves, axis=0)]),
                 label=name,
             )
-    axes.set(
-        xlabel="synthetic taken for real",
-        ylabel="real taken for real",
-        xlim=(0, 1),
-        ylim=(0, 1.01),
-        aspect="equal",
-    )
     axes.set_title(title, fontsize=8)
     if len(axes.get_lines()) > 1:
         axes.legend(loc="lower right")

@@ -3,7 +3,8 @@
 The distances between sets (FID, KID) take features of any network, one row a patch. Row i of real
 and synthetic features may belong together (a mass rendered into the tissue of real patch i): `kid`
 and the intervals keep such pairs together. Numbers of networks with random weights compare only
-with each other, at best. The `note` of a network says so and belongs next to every number.
+with each other, at best. The `note` of a network says so and belongs next to every number. Its
+`source` names the weights with their SHA-256.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from scipy import stats
 
-from tfmammo import pretrained
+from tfmammo import pretrained, published
 from tfmammo.metrics.significance import FEWEST_PATIENTS
 
 Floats = NDArray[np.floating]
@@ -40,8 +41,7 @@ class LPIPS:
 
     Args:
         alexnet: Weights of AlexNet, as for `pretrained.alexnet`.
-        heads: Weights w_c, as for `pretrained.lpips_heads`; "none": all w_c = 1, which gives larger
-            numbers.
+        heads: Weights w_c, as for `pretrained.lpips_heads`; all w_c = 1 give larger numbers.
 
     Raises:
         WeightsError: The weights can't be had.
@@ -51,13 +51,18 @@ class LPIPS:
         equal to the `lpips` package 0.1.4 (net="alex") to 1e-5.
     """
 
-    def __init__(self, alexnet: str = "imagenet", heads: str = "none") -> None:
+    def __init__(self, alexnet: str = "imagenet", heads: str = "published") -> None:
         self.network = pretrained.alexnet(alexnet)
         self.heads = pretrained.lpips_heads(heads)
-        notes = ["random AlexNet"] * (alexnet == "none") + ["no calibrated heads"] * (
-            heads == "none"
-        )
+        backbone = published.identify("alexnet", alexnet)
+        calibration = published.identify("LPIPS heads", heads)
+        notes = []
+        if not backbone.sha256:
+            notes.append("random AlexNet")
+        if not calibration.sha256:
+            notes.append("no calibrated heads")
         self.note = ", ".join(notes)
+        self.source = {"AlexNet": backbone, "heads": calibration}
 
     def distance(self, a: Floats, b: Floats) -> NDArray[np.float64]:
         """Compute the distance of every image of `a` to the same row of `b`.
@@ -138,8 +143,7 @@ class LPIPS:
 class Inception:
     """Inception-v3's pooled features, for FID and KID.
 
-    See `pretrained.inception` for how it
-    differs from published ones.
+    `pretrained.inception` says which networks there are, and which one published numbers are of.
 
     Args:
         weights: As for `pretrained.inception`.
@@ -154,7 +158,8 @@ class Inception:
             lambda images: self.network(images, training=False),
             input_signature=[tf.TensorSpec([None, None, None, 1], tf.float32)],
         )
-        self.note = "random Inception" if weights == "none" else ""
+        self.source = published.identify("inception", weights)
+        self.note = "" if self.source.sha256 else "random Inception"
 
     def features(self, images: Floats) -> NDArray[np.float32]:
         """Compute features: float [n, s, s, 1] in [0, 1] -> float32 [n, 2048]."""

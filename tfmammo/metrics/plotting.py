@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
 INK = "#444444"
@@ -45,3 +47,27 @@ def plot_style(draw: Draw) -> Draw:
     Matplotlib's own settings stay as they are.
     """
     return matplotlib.rc_context(STYLE)(draw)  # type: ignore[arg-type, return-value]
+
+
+def make_roc_axes(
+    figure: Figure,
+    false_positives: str = "false positive rate",
+    true_positives: str = "true positive rate",
+) -> Axes:
+    """Add axes for ROC curves, with the diagonal that guessing gives.
+
+    Args:
+        figure: The figure, which gets one pair of axes.
+        false_positives: The label of the abscissa.
+        true_positives: The label of the ordinate.
+    """
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=0.8)
+    axes.set(
+        xlim=(0, 1),
+        ylim=(0, 1.01),
+        xlabel=false_positives,
+        ylabel=true_positives,
+        aspect="equal",
+    )
+    return axes

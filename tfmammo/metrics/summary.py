@@ -252,47 +252,56 @@ def make_tables(
     """
     printed = printed or {}
     rows = correct_p(rows)
-    means = {}
-    differences = {}
-    models = list(dict.fromkeys(row.model for row in rows))
     lines = []
-    for model in models:
+    for model in dict.fromkeys(row.model for row in rows):
         lines.append(model)
         if model in printed:
             lines.append(printed[model].label(model))
-    others = {row.against for row in rows if row.against}
-    for row in rows:
-        show = measures[row.measure].show
-        means[row.model, row.measure] = show(row.mean) + _format_interval(row.low, row.high, show)
-        paper = printed.get(row.model, Printed({}))
-        if row.measure in paper.values:
-            means[paper.label(row.model), row.measure] = show(paper.values[row.measure])
-        if np.isfinite(row.difference):
-            signed = partial(show, sign="+")
-            text = (
-                signed(row.difference)
-                + _format_interval(row.difference_low, row.difference_high, signed)
-                + _format_p_line(row.p_corrected)
-            )
-            differences[_name_difference(row, others), row.measure] = text
+    means = _format_means(rows, measures, printed)
     notes = describe_intervals(rows, measures, level)
     tables = [_make_table(title, lines, measures, means, models_across, notes)]
-    compared = list(
-        dict.fromkeys(
-            _name_difference(row, others)
-            for row in rows
-            if row.against and np.isfinite(row.difference)
-        )
-    )
-    if compared:
+    others = {row.against for row in rows if row.against}
+    differences = _format_differences(rows, measures, others)
+    if differences:
         heading = (
             f"Differences from {next(iter(others))}"
             if len(others) == 1
             else "Differences of every pair"
         )
+        lines = list(dict.fromkeys(line for line, _ in differences))
         notes = describe_p(rows, measures, samples, level)
-        tables.append(_make_table(heading, compared, measures, differences, models_across, notes))
+        tables.append(_make_table(heading, lines, measures, differences, models_across, notes))
     return tables
+
+
+def _format_means(
+    rows: Sequence[Row], measures: Mapping[str, Measure], printed: Mapping[str, Printed]
+) -> dict[tuple[str, str], str]:
+    """Format each mean with its interval, and a paper's own number; (line, measure) -> cell."""
+    cells = {}
+    for row in rows:
+        show = measures[row.measure].show
+        cells[row.model, row.measure] = show(row.mean) + _format_interval(row.low, row.high, show)
+        paper = printed.get(row.model, Printed({}))
+        if row.measure in paper.values:
+            cells[paper.label(row.model), row.measure] = show(paper.values[row.measure])
+    return cells
+
+
+def _format_differences(
+    rows: Sequence[Row], measures: Mapping[str, Measure], others: set[str]
+) -> dict[tuple[str, str], str]:
+    """Format each difference with its interval and p; (line, measure) -> cell."""
+    cells = {}
+    for row in rows:
+        if row.against and np.isfinite(row.difference):
+            signed = partial(measures[row.measure].show, sign="+")
+            cells[_name_difference(row, others), row.measure] = (
+                signed(row.difference)
+                + _format_interval(row.difference_low, row.difference_high, signed)
+                + _format_p_line(row.p_corrected)
+            )
+    return cells
 
 
 def describe_intervals(

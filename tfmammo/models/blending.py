@@ -55,7 +55,7 @@ from tfmammo.errors import ConfigError
 from tfmammo.layers import SampleNormalization, image_gradients, patch_seeds, uniform_noise
 from tfmammo.losses import Average, log_fake, log_real
 from tfmammo.networks import Trainable, leaky_relu, normal, unet_features
-from tfmammo.optimization import Adam, build, minimize
+from tfmammo.optimization import build_adam, minimize
 
 # labels of a batch's patches
 NORMAL = 0
@@ -257,12 +257,9 @@ class Blending(Trainable):
         self.generator = _generator(config, size)
         self.discriminator = _discriminator(config.discriminator_filters, size)
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
-        self.optimizers = {
-            name: build(
-                Adam(config.learning_rate, config.beta_1, config.beta_2, name=name), network
-            )
-            for name, network in self.networks.items()
-        }
+        self.optimizers = build_adam(
+            self.networks, config.learning_rate, config.beta_1, config.beta_2
+        )
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Update G and D once, both from the same forward pass.

@@ -50,7 +50,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from tfmammo.config import Frozen
 from tfmammo.losses import l1, l2_norm, log_fake, log_real, mean_square
 from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, Trainable, UNet256
-from tfmammo.optimization import Adam, build, call_sharing_gradients, minimize
+from tfmammo.optimization import build_adam, call_sharing_gradients, minimize
 
 
 class CANConfig(Frozen):
@@ -123,10 +123,7 @@ class CAN(Trainable):
         # One backward pass through D serves two losses. This makes a step faster and does not
         # change what it computes; see `discriminate`.
         self.shares_gradients = config.average == "responses" or config.adversarial == "as_printed"
-        self.optimizers = {
-            name: build(Adam(config.learning_rate, config.beta_1, name=name), network)
-            for name, network in self.networks.items()
-        }
+        self.optimizers = build_adam(self.networks, config.learning_rate, config.beta_1)
 
     def discriminate(self, mask: tf.Tensor, image: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Compute D(M; Im): float32 logits, one for each patch of the pair.

@@ -49,7 +49,7 @@ from tfmammo.config import Frozen
 from tfmammo.layers import BatchNormalization, SampleNormalization, patch_seeds
 from tfmammo.losses import dice_loss, l1, log_fake, log_real
 from tfmammo.networks import PatchDiscriminator, Trainable, UNet256
-from tfmammo.optimization import Adam, build, minimize
+from tfmammo.optimization import build_adam, minimize
 
 FILTERS = (32, 64, 128, 256, 256, 256, 256, 256)
 
@@ -157,10 +157,7 @@ class CGAN(Trainable):
                 2, strided, filters, size=size, name="discriminator", biases=True, norm=norm
             )
             self.networks["discriminator"] = self.discriminator
-        self.optimizers = {
-            name: build(Adam(config.learning_rate, config.beta_1, name=name), network)
-            for name, network in self.networks.items()
-        }
+        self.optimizers = build_adam(self.networks, config.learning_rate, config.beta_1)
 
     def discriminate(self, image: tf.Tensor, mask: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Compute D(x, y): float32 logits, one for each patch of the pair.

@@ -36,7 +36,7 @@ from tfmammo.config import Frozen
 from tfmammo.errors import ConfigError
 from tfmammo.layers import step_seed
 from tfmammo.networks import Trainable, resnet_stages
-from tfmammo.optimization import Adam, build, minimize
+from tfmammo.optimization import build_adam, minimize
 
 # what a training patch's label is an index of
 POOLS = ("real normal", "real lesion", "synthetic normal", "synthetic lesion")
@@ -125,8 +125,9 @@ class Classifier(Trainable):
         if config.weights != "none":
             adopt(self.network, pretrained.resnet50(config.weights))
         self.networks = {"classifier": self.network}
-        optimizer = Adam(config.learning_rate, config.beta_1, config.beta_2, name="classifier")
-        self.optimizers = {"classifier": build(optimizer, self.network)}
+        self.optimizers = build_adam(
+            self.networks, config.learning_rate, config.beta_1, config.beta_2
+        )
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Update the network once.

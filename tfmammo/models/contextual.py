@@ -84,7 +84,7 @@ from tfmammo.layers import (
 )
 from tfmammo.models.growth import GrowingNetwork, copy_weights, list_stages, update_average
 from tfmammo.networks import Trainable, leaky_relu
-from tfmammo.optimization import Adam, build, minimize
+from tfmammo.optimization import build_adam, minimize
 from tfmammo.postprocessing import PostprocessConfig, Refined, postprocess
 
 PATHOLOGIES = ("malignant", "benign", "normal")  # what a patch's label is an index of
@@ -492,13 +492,10 @@ class Contextual(Trainable):
         self.networks = build_networks(config, size)
         self.generator, self.discriminator, self.average = self.networks.values()
         self.generator_updates = config.generator_updates or (2 if config.target == "mass" else 1)
-        self.optimizers = {
-            name: build(
-                Adam(config.learning_rate, config.beta_1, config.beta_2, config.epsilon, name=name),
-                self.networks[name],
-            )
-            for name in ("generator", "discriminator")
-        }
+        trained = {"generator": self.generator, "discriminator": self.discriminator}
+        self.optimizers = build_adam(
+            trained, config.learning_rate, config.beta_1, config.beta_2, config.epsilon
+        )
 
     def grow(self, small: Mapping[str, Encoder]) -> Contextual:
         """Take over the weights of the stage before and return this model.

@@ -62,7 +62,7 @@ from tfmammo.errors import ConfigError
 from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.losses import Average, l1, log_fake, log_real
 from tfmammo.networks import PIX2PIX_FILTERS, Network, PatchDiscriminator, Trainable, UNet256
-from tfmammo.optimization import Adam, build, minimize
+from tfmammo.optimization import build_adam, minimize
 from tfmammo.pretrained import vgg19
 
 FULL = 256  # px of the paper's patches, which `margin` refers to
@@ -307,12 +307,9 @@ class Infilling(Trainable):
         self.feature_extractor = vgg19(config.weights, FEATURE_LAYERS[config.feature_layers])
         self.grey_scale = _grey_scale(self.feature_extractor)
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
-        self.optimizers = {
-            name: build(
-                Adam(config.learning_rate, config.beta_1, config.beta_2, name=name), network
-            )
-            for name, network in self.networks.items()
-        }
+        self.optimizers = build_adam(
+            self.networks, config.learning_rate, config.beta_1, config.beta_2
+        )
 
     def label(self, batch: dict[str, tf.Tensor], step: tf.Tensor | int = 0) -> tf.Tensor:
         """Make the tri-label of a batch; its noise follows from step and patches."""

@@ -50,7 +50,7 @@ from tfmammo.export import write_saved_models
 from tfmammo.layers import draw_latent_noise
 from tfmammo.losses import log_fake, log_real
 from tfmammo.networks import DCGANConfig, Trainable, dcgan_discriminator, dcgan_generator
-from tfmammo.optimization import Adam, build, minimize
+from tfmammo.optimization import build_adam, minimize
 
 LIMITS = "plausibility.json"  # the file in an export that holds a Plausibility
 BLOCK = 256  # training masks compared at once: 64 MB of float32 at 256 x 256
@@ -109,12 +109,9 @@ class MaskGAN(Trainable):
             config.discriminator_filters, 1, size, config.kernel, config.momentum
         )
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
-        self.optimizers = {
-            name: build(
-                Adam(config.learning_rate, config.beta_1, config.beta_2, name=name), network
-            )
-            for name, network in self.networks.items()
-        }
+        self.optimizers = build_adam(
+            self.networks, config.learning_rate, config.beta_1, config.beta_2
+        )
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Update D and G once, both from the same forward pass.

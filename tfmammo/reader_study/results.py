@@ -75,9 +75,10 @@ def compute_results(config: ReaderStudyConfig, answers: Answers) -> list[Result]
         readers, choices, _ = _scores(everything, system, "choice")
         _, ratings, real = _scores(everything, system, "rating")
         for row, reader in enumerate(readers):
-            results.append(_reader_result(config, system, reader, choices[row], ratings[row], real))
+            estimates = _estimate(choices[row], ratings[row], real, config.level)
+            results.append(Result(system, reader, *estimates))
         if len(readers) > 1:
-            results.append(_pooled_result(config, system, choices, ratings, real))
+            results.append(Result(system, ALL, *_pool(choices, ratings, real, config)))
     return _correct(results)
 
 
@@ -147,34 +148,31 @@ def _scores(
     return readers, scores, real
 
 
-def _reader_result(
-    config: ReaderStudyConfig,
-    system: str,
-    reader: str,
+def _estimate(
     choices: NDArray[np.float64],
     ratings: NDArray[np.float64],
     real: NDArray[np.bool_],
-) -> Result:
-    """Compute one reader's result; choices, ratings [cases] and real as in `_scores`."""
+    level: float,
+) -> tuple[Choices | None, Ratings | None]:
+    """Estimate one reader's results; choices, ratings [cases] and real as in `_scores`."""
     answered = choices[~np.isnan(choices)]
     choice = None
     if len(answered) >= MIN_CHOICES:
-        choice = observer.estimate_choices(answered, config.level)
+        choice = observer.estimate_choices(answered, level)
     rating = None
     if _has_enough_ratings(real, ratings):
         is_rated = ~np.isnan(ratings)
-        rating = observer.estimate_ratings(real[is_rated], ratings[is_rated], config.level)
-    return Result(system, reader, choice, rating)
+        rating = observer.estimate_ratings(real[is_rated], ratings[is_rated], level)
+    return choice, rating
 
 
-def _pooled_result(
-    config: ReaderStudyConfig,
-    system: str,
+def _pool(
     choices: NDArray[np.float64],
     ratings: NDArray[np.float64],
     real: NDArray[np.bool_],
-) -> Result:
-    """Compute the result of all readers; choices, ratings [readers, cases] as in `_scores`."""
+    config: ReaderStudyConfig,
+) -> tuple[Choices | None, Ratings | None]:
+    """Estimate the results of all readers; choices, ratings [readers, cases] as in `_scores`."""
     options = (config.samples, config.seed, config.level)
     choice = None
     if np.sum(~np.isnan(choices)) >= MIN_CHOICES:
@@ -182,7 +180,7 @@ def _pooled_result(
     rating = None
     if any(_has_enough_ratings(real, row) for row in ratings):
         rating = observer.pool_ratings(real, ratings, *options)
-    return Result(system, ALL, choice, rating)
+    return choice, rating
 
 
 def _correct(results: list[Result]) -> list[Result]:

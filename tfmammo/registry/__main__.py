@@ -139,12 +139,8 @@ def _make_parser() -> cli.Parser:
             f"--{flag.replace('_', '-')}", metavar=metavar, help=f"as --set {flag}={metavar}"
         )
     rolling_back.add_argument("--model", required=True, metavar=FLAGS["model"])
-    for command in (listing, rolling_back):
-        command.add_argument(
-            "--tracking-uri",
-            metavar="URI",
-            help="MLflow's store; default: the environment's, else mlflow.db here",
-        )
+    listing.add_tracking_uri()
+    rolling_back.add_tracking_uri()
     return parser
 
 

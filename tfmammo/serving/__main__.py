@@ -138,12 +138,8 @@ def _make_parser() -> cli.Parser:
         metavar="N",
         help="the server's number of this version (1)",
     )
-    for command in (running, laying_out):
-        command.add_argument(
-            "--tracking-uri",
-            metavar="URI",
-            help="MLflow's store (MLFLOW_TRACKING_URI, else mlflow.db here)",
-        )
+    running.add_tracking_uri()
+    laying_out.add_tracking_uri()
     return parser
 
 

@@ -127,6 +127,7 @@ def _without_cors(send: Send) -> Send:
     """Drop the headers by which an application would let other sites read its answers."""
 
     async def send_filtered(message: MutableMapping[str, Any]) -> None:
+        """Send a message of the application without those headers."""
         if "headers" in message:
             kept = [
                 pair

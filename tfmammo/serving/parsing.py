@@ -95,7 +95,8 @@ def write(request: Request, file: IO[bytes]) -> None:
             if "pixels" in item
         }
     text = json.dumps({"inputs": inputs, "params": params}).encode()
-    np.savez(file, request=np.frombuffer(text, np.uint8), **arrays)  # type: ignore[arg-type]  # of its own options none is meant
+    # no array is meant for one of savez's own options
+    np.savez(file, request=np.frombuffer(text, np.uint8), **arrays)  # type: ignore[arg-type]
 
 
 def load(file: IO[bytes]) -> Request:

@@ -343,6 +343,7 @@ def _answer_each(answer: Callable[[Any, Mammogram], Answer]) -> AnswerAll:
     def answer_all(
         requests: Sequence[Any], mammograms: Sequence[Mammogram], proceed: CancelCheck
     ) -> list[Answer]:
+        """Answer each image; `proceed` raises where nobody waits for the answer any more."""
         answers = []
         for number, (request, mammogram) in enumerate(zip(requests, mammograms, strict=True)):
             proceed()

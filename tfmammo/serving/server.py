@@ -110,6 +110,7 @@ def make_application(model: PyFuncModel, limit: int, parallel: int) -> FastAPI:
 
     @app.post("/invocations")
     async def invocations(request: Request) -> Response:
+        """Answer a request, and note how long that took."""
         start = time.perf_counter()
         with under_way.track_inprogress():
             response = await worker.respond(request)

@@ -58,6 +58,8 @@ class StudyConfig(Frozen):
     """How many patches, at most, of each group the t-SNE figure shows; 0: no figure. Its synthetic
     patches are test patches that the generators edited.
     """
+    cases: NonNegativeInt = 5
+    """How many test patches of each choice the figures of single cases show; 0: no such figures."""
     level: float = Field(default=0.95, gt=0, lt=1)
     """Confidence level of intervals."""
     samples: PositiveInt = 10_000

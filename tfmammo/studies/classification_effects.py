@@ -142,10 +142,11 @@ def edit_patches(network: LesionGenerator, test: Patches, config: StudyConfig) -
             f"generators.{network.target}: post-processing discards all {len(is_kept)} lesions "
             "that it makes"
         )
-    kept = np.flatnonzero(is_kept)
-    after = np.concatenate([edits[row].image for row in kept])
+    rows = np.flatnonzero(is_kept)
+    before = patches.take(rows)
+    after = np.concatenate([edits[row].image for row in rows])
     discarded = float(1 - is_kept.mean())
-    return EditedPatches(network.target, patches.take(kept), after, discarded)  # type: ignore[arg-type]
+    return EditedPatches(network.target, before, after, discarded)  # type: ignore[arg-type]
 
 
 def measure_effect(edited: EditedPatches, baseline: Sequence[Path], config: StudyConfig) -> Effect:

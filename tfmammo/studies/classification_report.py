@@ -17,14 +17,22 @@ from scipy import stats
 
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
+from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import EXPERIMENT, save_figure, write_markdown
 from tfmammo.metrics.classification import roc_auc, roc_curve
 from tfmammo.metrics.clustered_auc import obuchowski_variance, rank_swap_test
-from tfmammo.metrics.plotting import COLOURS, INK, plot_style
+from tfmammo.metrics.plotting import COLOURS, make_roc_axes, plot_style
 from tfmammo.metrics.significance import FEWEST_PATIENTS, holm
 from tfmammo.metrics.summary import Table, format_p, write_csv
 from tfmammo.studies import classification
 from tfmammo.studies.classification import Gate, StudyConfig, Subsets, predict_unseen
+from tfmammo.studies.classification_cases import (
+    compare_trainings,
+    draw_cases,
+    draw_moves,
+    draw_pairs,
+    tabulate_moves,
+)
 from tfmammo.studies.classification_effects import (
     draw_embedding,
     edit_patches,
@@ -40,12 +48,8 @@ log = logging.getLogger(__name__)
 
 # Share -> (area, p), as the paper prints them.
 PUBLISHED = {
-    0: (0.829, None),
-    0.1: (0.837, 0.10),
-    0.25: (0.839, 0.055),
-    0.5: (0.846, 1e-4),
-    0.75: (0.828, 0.72),
-    1: (0.797, 1e-8),
+    float(share.removesuffix(" %")) / 100: (values["AUC"], values.get("p"))
+    for share, values in get_values("contextual", "table1").items()
 }
 
 Scores = dict[float, NDArray[np.float64]]  # share -> [seeds, patches]
@@ -77,6 +81,8 @@ def run_study(config: StudyConfig, output: Path, allow: bool = False) -> list[Ta
     write_csv(report / "runs.csv", rows)
     write_csv(report / "scores.csv", make_score_rows(scores, test, config.seeds))
     tables = [tabulate_areas(scores, rows, test, config)]
+    if len(config.shares) > 1:
+        tables.append(tabulate_moves(scores, test, config))
     if gate:
         tables.append(tabulate_gate(gate))
     save_figure(draw_roc_curves(scores, test.labels), report / "figure-roc.png")
@@ -86,6 +92,8 @@ def run_study(config: StudyConfig, output: Path, allow: bool = False) -> list[Ta
         effects = [measure_effect(edited, baseline, config) for edited in edits]
         tables.append(tabulate_effects(effects, config))
         write_csv(report / "effects.csv", make_effect_rows(effects))
+        if config.cases:
+            save_figure(draw_pairs(edits, effects, config.cases), report / "figure-pairs.png")
     if gate and not gate.is_passed:
         tables = [
             replace(table, title=f"{describe_failure(gate)} {table.title}") for table in tables
@@ -96,12 +104,30 @@ def run_study(config: StudyConfig, output: Path, allow: bool = False) -> list[Ta
         lines = [{"group": group, "x": x, "y": y} for group, (x, y) in points_of_groups]
         write_csv(report / "tsne.csv", lines)
         save_figure(draw_embedding(groups, points), report / "figure-tsne.png")
+        write_cases(folders, scores, test, config, report)
     write_markdown(report / "table.md", tables)
     if config.tracking_uri:
         metrics = {f"share_{row['share']:g}/seed_{row['seed']}/auc": row["auc"] for row in rows}
         content = config.model_dump(mode="json")
         runs.log_folder(report, config.tracking_uri, EXPERIMENT, content, metrics)
     return tables
+
+
+def write_cases(
+    folders: Mapping[tuple[float, int], Path],
+    scores: Scores,
+    test: Patches,
+    config: StudyConfig,
+    report: Path,
+) -> None:
+    """Write the figures of test patches that change sides, if the config asks for them."""
+    if not config.cases:
+        return
+    cases = compare_trainings(folders, scores, test, config)
+    if cases:
+        write_csv(report / "moves.csv", cases.make_rows())
+        save_figure(draw_moves(cases), report / "figure-moves.png")
+        save_figure(draw_cases(cases), report / "figure-cases.png")
 
 
 def train_missing(
@@ -403,20 +429,12 @@ def describe_failure(gate: Gate) -> str:
 def draw_roc_curves(scores: Scores, labels: NDArray[np.integer]) -> Figure:
     """Draw the ROC curve of each share, of the scores averaged over the seeds."""
     figure = Figure(figsize=(4.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=0.8)
+    axes = make_roc_axes(figure)
     for number, (share, of_seeds) in enumerate(scores.items()):
         mean = of_seeds.mean(axis=0)
         false, true, _ = roc_curve(labels, mean)
         label = f"{100 * share:g} % synthetic at first, area {roc_auc(labels, mean):.3f}"
         colour = COLOURS[number % len(COLOURS)]
         axes.plot(false, true, color=colour, linewidth=1.2, label=label)
-    axes.set(
-        xlim=(0, 1),
-        ylim=(0, 1.01),
-        xlabel="false positive rate",
-        ylabel="true positive rate",
-        aspect="equal",
-    )
     axes.legend(loc="lower right", fontsize=7)
     return figure

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ from matplotlib.figure import Figure
 from tfmammo import datasets
 from tfmammo.data import splits
 from tfmammo.errors import DataError
+from tfmammo.evaluation.detection import measure_seconds
 from tfmammo.evaluation.froc_tables import (
     FALSE_POSITIVES,
-    MERIT,
-    PERCENT,
-    compute_mean_recall,
     compute_recall_metrics,
     format_patients,
     make_notes,
+    make_recall_cells,
     measure,
+    tabulate_differences,
+    write_table,
     write_tables,
 )
 from tfmammo.evaluation.report import save_figure
@@ -31,14 +33,11 @@ from tfmammo.metrics.detection import (
     Matches,
     Training,
     false_positives_apart,
-    froc_interval,
     match_kinds,
 )
 from tfmammo.metrics.figures import draw_froc
-from tfmammo.metrics.jafroc import choose_merit, jafroc_test
 from tfmammo.metrics.plotting import plot_style
-from tfmammo.metrics.significance import holm
-from tfmammo.metrics.summary import Table
+from tfmammo.metrics.summary import Table, write_csv
 from tfmammo.studies import workflow
 from tfmammo.studies.detection import (
     EVALUATIONS,
@@ -152,18 +151,19 @@ def run_study(
     parent = runs.open_parent_run(output, config.tracking)
     steps = plan_steps(config, output, root, parent)
     split_digest = splits.load(output / SPLIT).digest()
-    of_other_versions = workflow.run_steps(steps, output, split_digest, any_version)
+    outcome = workflow.run_steps(steps, output, split_digest, any_version)
     results = read_results(config, output)
     tables = make_tables(results)
-    if of_other_versions:
-        note = (
-            f"{len(of_other_versions)} of {len(steps)} steps were made by other versions of the "
-            "package."
-        )
+    if outcome.of_other_versions:
+        count = len(outcome.of_other_versions)
+        note = f"{count} of {len(steps)} steps were made by other versions of the package."
         tables = {
             name: replace(table, notes=(*table.notes, note)) for name, table in tables.items()
         }
     write_report(results, tables, output / "report")
+    timing = tabulate_seconds(config, output)
+    if timing:
+        write_table(output / "report" / "seconds.csv", timing)
     runs.log_folder(
         output / "report",
         store.store_uri(config.tracking.uri),
@@ -172,11 +172,16 @@ def run_study(
         compute_metrics(results),
         parent,
     )
-    return list(tables.values())
+    return [*tables.values(), timing] if timing else list(tables.values())
 
 
 def write_report(results: Results, tables: Mapping[str, Table], folder: Path) -> None:
-    """Write the tables, froc.png and, where there are several numbers of mammograms, growth.png."""
+    """Write the tables, froc.png and growth.csv.
+
+    Where there are several numbers of mammograms, growth.png shows recall at `growth` false
+    positives per image, and growth-all.png recall of all detections, Eq. (6) of the infilling
+    paper.
+    """
     config = results.config
     folder.mkdir(exist_ok=True)
     write_tables(folder, tables)
@@ -191,8 +196,10 @@ def write_report(results: Results, tables: Mapping[str, Table], folder: Path) ->
         trainings=dict.fromkeys(curves, results.trainings),
     )
     save_figure(figure, folder / "froc.png")
+    write_csv(folder / "growth.csv", make_growth_rows(results))
     if len(config.copies) + len(config.synthetic) > 1:
-        save_figure(draw_growth(results), folder / "growth.png")
+        save_figure(draw_growth(results, config.growth), folder / "growth.png")
+        save_figure(draw_growth(results, ALL_DETECTIONS), folder / "growth-all.png")
 
 
 def read_results(config: StudyConfig, output: Path) -> Results:
@@ -295,9 +302,13 @@ def tabulate_recall(results: Results) -> Table:
     body = []
     pooled = [(0, 0)] * len(results.trainings)
     for arm in list_arms(config):
-        body.append([arm.title, *_make_recall_cells(results, arm, results.trainings)])
+        images = results.matches[arm.name]
+        settings = config.fppi, results.bootstrap
+        cells = make_recall_cells(images, results.patients, results.trainings, *settings)
+        body.append([arm.title, *cells])
         if len(set(results.trainings)) > 1:
-            body.append([f"{arm.title}, pooled", *_make_recall_cells(results, arm, pooled)])
+            cells = make_recall_cells(images, results.patients, pooled, *settings)
+            body.append([f"{arm.title}, pooled", *cells])
     header = [
         "trained on",
         *(f"{rate:g}, %" for rate in config.fppi),
@@ -308,16 +319,6 @@ def tabulate_recall(results: Results) -> Table:
     deviation = " ± SD over folds" if len(folds) > 1 else ""
     title = f"{results.title}: {config.recall}{deviation}, at false positives per image"
     return Table(title, header, body, make_notes(results.patients))
-
-
-def _make_recall_cells(results: Results, arm: Arm, trainings: Sequence[Training]) -> list[str]:
-    images = results.matches[arm.name]
-    rates = (*results.config.fppi, ALL_DETECTIONS)
-    largest = [max(results.config.fppi)]
-    recall = measure(images, results.patients, trainings, rates, results.bootstrap)
-    area = measure(images, results.patients, trainings, largest, results.bootstrap, "areas")
-    columns = [*zip(*recall, strict=True), *zip(*area, strict=True)]
-    return [_format_value(PERCENT, *column) for column in columns]
 
 
 def tabulate_false_positives(results: Results) -> Table:
@@ -341,65 +342,56 @@ def tabulate_false_positives(results: Results) -> Table:
 
 
 def tabulate_difference(results: Results, reference: Arm) -> Table:
-    """Tabulate how far every other arm is from a reference arm.
-
-    Recall has intervals for which the same patients are drawn for both arms. JAFROC's figure of
-    merit has p, too.
-    """
+    """Tabulate how far every other arm is from a reference arm; see `tabulate_differences`."""
     config = results.config
-    others = results.matches[reference.name]
-    trainings = results.trainings
-    rates = (*config.fppi, ALL_DETECTIONS)
-    reference_recall = compute_mean_recall(others, trainings, rates)
-    merit = choose_merit(others, trainings)
-    body = []
-    p_values = []
-    for arm in list_arms(config):
-        if arm == reference:
-            continue
-        images = results.matches[arm.name]
-        difference = compute_mean_recall(images, trainings, rates) - reference_recall
-        low, high = froc_interval(
-            images,
-            results.patients,
-            rates,
-            *results.bootstrap,
-            against=others,
-            trainings=trainings,
-            others_trainings=trainings,
-        )
-        cells = [
-            _format_difference(PERCENT, *column)
-            for column in zip(difference, low, high, strict=True)
-        ]
-        test = jafroc_test(
-            images, others, results.patients, merit, config.level, trainings, trainings
-        )
-        cells.append(_format_difference(MERIT, test.difference, test.low, test.high))
-        body.append([arm.title, *cells])
-        p_values.append(test.p)
-    rows = [
-        [*row, MERIT(p), MERIT(corrected)]
-        for row, p, corrected in zip(body, p_values, holm(p_values), strict=True)
-    ]
-    header = [
-        "trained on",
-        *(f"{rate:g}, %" for rate in config.fppi),
-        "all detections, %",
-        f"{merit.upper()} figure of merit",
-        "p, uncorrected",
-        "p, Holm",
-    ]
     title = f"Differences in {config.recall} from {reference.title}, at false positives per image"
-    comparisons = int(np.isfinite(p_values).sum())
-    return Table(title, header, rows, make_notes(results.patients, comparisons))
+    matches = {
+        arm.title: (results.matches[arm.name], results.trainings) for arm in list_arms(config)
+    }
+    return tabulate_differences(
+        matches,
+        reference.title,
+        results.patients,
+        config.fppi,
+        results.bootstrap,
+        (title, "trained on"),
+    )
+
+
+def tabulate_seconds(config: StudyConfig, output: Path) -> Table | None:
+    """Tabulate how long each arm's detectors took for a mammogram.
+
+    It is not part of table.md, which has the same content whenever a study is repeated.
+
+    Returns:
+        Medians over the mammograms of all evaluations of an arm; None where no times are known.
+    """
+    body = []
+    for arm in list_arms(config):
+        medians = []
+        for seed in config.seeds:
+            path = output / name_evaluation(arm, seed) / "seconds.csv"
+            if path.is_file():
+                with path.open(newline="", encoding="utf-8") as file:
+                    seconds = [float(line["seconds"]) for line in csv.DictReader(file)]
+                medians.append(measure_seconds(seconds))
+        if medians:
+            body.append([arm.title, f"{np.mean(medians):.3f}"])
+    if not body:
+        return None
+    title = "Seconds per mammogram, on this machine: reading, preprocessing and detection, median"
+    return Table(title, ["trained on", "s"], body)
 
 
 @plot_style
-def draw_growth(results: Results) -> Figure:
+def draw_growth(results: Results, rate: float) -> Figure:
     """Draw recall over the number of added mammograms, with intervals.
 
     There is one line for copies alone, and one for each method.
+
+    Args:
+        results: Of a study.
+        rate: False positives per image; infinite for all detections.
     """
     config = results.config
     arms = list_arms(config)
@@ -412,7 +404,7 @@ def draw_growth(results: Results) -> Figure:
             line = [arm for arm in arms if arm.method is None]
         else:
             line = [arm for arm in arms if arm == base or arm.method == method]
-        values = np.array([_measure_growth(results, arm) for arm in line])
+        values = np.array([_measure_growth(results, arm, rate) for arm in line])
         recall, low, high = values.T
         axes.errorbar(
             [arm.copies + arm.synthetic for arm in line],
@@ -422,9 +414,10 @@ def draw_growth(results: Results) -> Figure:
             capsize=2,
             label=method or "copies",
         )
+    place = f"{rate:g} false positives per image" if np.isfinite(rate) else "all detections"
     axes.set(
         xlabel="mammograms added to the real ones",
-        ylabel=f"{config.recall}, {config.growth:g} false positives per image",
+        ylabel=f"{config.recall}, {place}",
         ylim=(0, 1),
     )
     axes.set_title(results.heading, fontsize=8)
@@ -432,14 +425,45 @@ def draw_growth(results: Results) -> Figure:
     return figure
 
 
-def _measure_growth(results: Results, arm: Arm) -> tuple[float, float, float]:
-    """Measure recall at `growth` false positives per image, with its interval."""
+def _measure_growth(results: Results, arm: Arm, rate: float) -> tuple[float, float, float]:
+    """Measure recall at a number of false positives per image, with its interval."""
     images = results.matches[arm.name]
-    rates = [results.config.growth]
     mean, _, low, high = measure(
-        images, results.patients, results.trainings, rates, results.bootstrap
+        images, results.patients, results.trainings, [rate], results.bootstrap
     )
     return float(mean[0]), float(low[0]), float(high[0])
+
+
+def make_growth_rows(results: Results) -> list[dict[str, Any]]:
+    """Make the lines of growth.csv, one for each arm and number of false positives per image.
+
+    Returns:
+        Parts, from 0 to 1. `false_positives` is infinite for all detections, where `area`, the mean
+        recall from 0 to there, is empty. `deviation` is that over folds.
+    """
+    config = results.config
+    rates = (*config.fppi, ALL_DETECTIONS)
+    rows = []
+    for arm in list_arms(config):
+        arguments = results.matches[arm.name], results.patients, results.trainings
+        recall = measure(*arguments, rates, results.bootstrap)
+        area = measure(*arguments, rates, results.bootstrap, "areas")
+        for number, rate in enumerate(rates):
+            keys = ("recall", "deviation", "low", "high")
+            row = {
+                "arm": arm.name,
+                "copies": arm.copies,
+                "method": arm.method or "",
+                "synthetic": arm.synthetic,
+                "false_positives": float(rate),
+            }
+            row |= {key: float(values[number]) for key, values in zip(keys, recall, strict=True)}
+            has_area = np.isfinite(rate)
+            for key, values in zip(("area", "", "area_low", "area_high"), area, strict=True):
+                if key:
+                    row[key] = float(values[number]) if has_area else np.nan
+            rows.append(row)
+    return rows
 
 
 def compute_metrics(results: Results) -> dict[str, float]:
@@ -449,23 +473,3 @@ def compute_metrics(results: Results) -> dict[str, float]:
         of_arm = compute_recall_metrics(images, results.trainings, results.config.fppi)
         metrics |= {f"{name}/{key}": value for key, value in of_arm.items()}
     return metrics
-
-
-def _format_value(
-    show: Callable[..., str], mean: float, deviation: float, low: float, high: float
-) -> str:
-    """Format a mean with its deviation and interval, where they exist."""
-    text = show(mean)
-    if np.isfinite(deviation):
-        text += f" ± {show(deviation)}"
-    if np.isfinite(low):
-        text += f"\n[{show(low)}, {show(high)}]"
-    return text
-
-
-def _format_difference(show: Callable[..., str], value: float, low: float, high: float) -> str:
-    """Format a difference with its interval, where that exists."""
-    text = show(value, "+")
-    if np.isfinite(low):
-        text += f"\n[{show(low, '+')}, {show(high, '+')}]"
-    return text

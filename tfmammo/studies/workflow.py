@@ -1,10 +1,13 @@
-"""Run a long piece of work as commands, one after the other, each in its own process and only once.
+"""Run a long piece of work as commands, each in its own process and only once.
 
 Finished steps are noted in OUTPUT/done, so that a stopped study continues where it was. A step
 counts as finished if its command, the config files that the command names, and all steps that it
 depends on are unchanged; other work in its place is refused. So is the work of another version of
-the package: its source code is part of what a step depends on. A step whose files are gone is run
-again.
+the package or of its libraries: its source code is part of what a step depends on. A step whose
+files are gone is run again.
+
+Steps run one after the other, or several at once where none needs another's files. A failed step
+ends the work, or with `keep_going` only the steps that need it.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, partial
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,13 +32,15 @@ from typing import Any
 from tfmammo import __version__, filesystem
 from tfmammo.data import jobs
 from tfmammo.errors import DataError, Interrupted
-from tfmammo.tracking.store import redact
+from tfmammo.tracking.store import read_git_state, redact
 
 log = logging.getLogger(__name__)
 
 DONE = "done"
 LOGS = "logs"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LIBRARIES = ("tensorflow", "keras", "numpy")  # whose versions can change what a step computes
+POLL = 0.05  # seconds between two looks at the running processes
 
 
 @dataclass(frozen=True)
@@ -119,66 +126,212 @@ class Completion:
     code: str
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of all steps.
+
+    Attributes:
+        of_other_versions: The steps that another version of the package made.
+        failures: Step -> why it failed, or which failed step it needs.
+    """
+
+    of_other_versions: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
 def run_steps(
-    steps: Sequence[Step], output: Path, context: str = "", any_version: bool = False
-) -> list[str]:
-    """Run the steps that are not finished, in this order.
+    steps: Sequence[Step],
+    output: Path,
+    context: str = "",
+    any_version: bool = False,
+    jobs: int = 1,
+    keep_going: bool = False,
+    on_finish: Callable[[str], None] = lambda name: None,
+) -> Outcome:
+    """Run the steps that are not finished.
 
     Args:
         steps: Each stands after those that it depends on.
         output: The folder of the work, where all steps write.
         context: What all of them depend on besides their commands.
         any_version: Continue with the results of another version of the package.
+        jobs: How many steps run at once; none starts before those that it depends on are finished.
+        keep_going: After a failure, run all other steps that do not need the failed one.
+        on_finish: Called with the name of each step as soon as it is known to be finished.
 
     Returns:
-        The steps that another version made.
+        The steps of other versions, and with `keep_going` those that failed.
 
     Raises:
-        DataError: A step failed or wrote nothing, or its folder holds other work.
-        Interrupted: A stop signal came. The running command got it, to save what it has.
+        DataError: Without `keep_going`, a step failed or wrote nothing, or its folder holds other
+            work. Steps that run beside it end first.
+        Interrupted: A stop signal came. The running commands got it, to save what they have.
     """
-    digests: dict[str, str] = {}
-    of_other_versions: list[str] = []
-    for number, step in enumerate(steps, start=1):
-        digests[step.name] = _hash_step(step, digests, output, context)
-        record = output / DONE / f"{step.name}.json"
-        completed = _read_completion(record)
-        current = Completion(digests[step.name], step.resumable_args, identify_code(step))
-        if completed:
-            _check_same(step, completed, current, output, any_version)
-            if completed.code != current.code:
-                of_other_versions.append(step.name)
-        if completed and completed.resumable_args == step.resumable_args:
-            missing = step.find_missing(output)
-            if not missing:
-                continue
-            log.warning("%s: was done, but %s is gone: it is run again", step.name, missing[0])
-        log.info("step %d of %d: %s", number, len(steps), step.name)
-        _run_step(step, output)
-        if missing := step.find_missing(output):
-            raise DataError(f"{step.name}: ended well and made no {missing[0]}")
-        _write_completion(record, step, current)
-    if of_other_versions:
+    runner = _Runner(steps, output, context, any_version, keep_going, on_finish)
+    with _forward_signals(runner.processes) as signals:
+        while True:
+            if not signals:
+                runner.start_ready(jobs)
+            if not runner.processes:
+                break
+            time.sleep(POLL)
+            runner.collect_ended(is_stopping=bool(signals))
+    if signals:
+        raise Interrupted(signals[0], f"in {', '.join(runner.stopped) or 'no step'}")
+    outcome = runner.outcome
+    if outcome.failures and not keep_going:
+        raise DataError(next(iter(outcome.failures.values())))
+    if outcome.of_other_versions:
         log.warning(
             "%d of %d steps were made by other versions of the package: %s",
-            len(of_other_versions),
+            len(outcome.of_other_versions),
             len(steps),
-            ", ".join(of_other_versions),
+            ", ".join(outcome.of_other_versions),
         )
-    return of_other_versions
+    return outcome
+
+
+class _Runner:
+    """Keeps what waits, runs, is finished and has failed.
+
+    Args:
+        steps: As for `run_steps`.
+        output: As for `run_steps`.
+        context: As for `run_steps`.
+        any_version: As for `run_steps`.
+        keep_going: As for `run_steps`.
+        on_finish: As for `run_steps`.
+
+    Attributes:
+        processes: Step -> its running process.
+        stopped: The steps that ended after a stop signal.
+        outcome: What became of the others.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        output: Path,
+        context: str,
+        any_version: bool,
+        keep_going: bool,
+        on_finish: Callable[[str], None],
+    ) -> None:
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.stopped: list[str] = []
+        self.outcome = Outcome()
+        self._steps = {step.name: step for step in steps}
+        self._waiting = list(steps)
+        self._finished: set[str] = set()
+        self._output = output
+        self._any_version = any_version
+        self._keep_going = keep_going
+        self._on_finish = on_finish
+        self._digests: dict[str, str] = {}
+        for step in steps:
+            self._digests[step.name] = _hash_step(step, self._digests, output, context)
+
+    def start_ready(self, jobs: int) -> None:
+        """Start steps until `jobs` processes run or no waiting step can start."""
+        is_changed = True
+        while is_changed:  # a step that is already finished may release others
+            is_changed = False
+            for step in list(self._waiting):
+                if self.outcome.failures and not self._keep_going:
+                    self._waiting.clear()
+                    return
+                if len(self.processes) < jobs and self._is_released(step):
+                    self._waiting.remove(step)
+                    self._attempt(step, self._start)
+                    is_changed = True
+
+    def collect_ended(self, is_stopping: bool) -> None:
+        """Note what the processes that have ended left behind."""
+        for name, process in list(self.processes.items()):
+            if process.poll() is None:
+                continue
+            del self.processes[name]
+            if is_stopping:
+                self.stopped.append(name)
+            else:
+                self._attempt(self._steps[name], partial(self._finish, process))
+
+    def _is_released(self, step: Step) -> bool:
+        """Whether the step waits for no other one; steps that are not planned count as finished."""
+        failures = self.outcome.failures
+        needed = [name for name in step.depends_on if name in self._steps]
+        return all(name in self._finished or name in failures for name in needed)
+
+    def _attempt(self, step: Step, action: Callable[[Step], None]) -> None:
+        try:
+            action(step)
+        except DataError as error:
+            self.outcome.failures[step.name] = str(error)
+            if self._keep_going:
+                log.error("%s", error)
+
+    def _start(self, step: Step) -> None:
+        """Start a step, unless it is finished."""
+        for name in step.depends_on:
+            if name in self.outcome.failures:
+                raise DataError(f"{step.name}: needs {name}, which failed")
+        record = _find_record(self._output, step)
+        completed = _read_completion(record)
+        current = self._describe(step)
+        if completed:
+            _check_same(step, completed, current, self._output, self._any_version)
+            if completed.code != current.code:
+                self.outcome.of_other_versions.append(step.name)
+        if completed and completed.resumable_args == step.resumable_args:
+            missing = step.find_missing(self._output)
+            if not missing:
+                self._note_finished(step)
+                return
+            log.warning("%s: was done, but %s is gone: it is run again", step.name, missing[0])
+        number = list(self._steps).index(step.name) + 1
+        log.info("step %d of %d: %s", number, len(self._steps), step.name)
+        self.processes[step.name] = _start_process(step, self._output)
+
+    def _finish(self, process: subprocess.Popen[bytes], step: Step) -> None:
+        """Check a step that has ended, and note it as finished."""
+        if process.returncode:
+            log_file = _find_log(self._output, step)
+            lines = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise DataError(
+                f"{step.name}: failed with exit code {process.returncode} "
+                f"({lines[-1][:300] if lines else 'it said nothing'}); all it said: {log_file}"
+            )
+        if missing := step.find_missing(self._output):
+            raise DataError(f"{step.name}: ended well and made no {missing[0]}")
+        _write_completion(_find_record(self._output, step), step, self._describe(step))
+        self._note_finished(step)
+
+    def _note_finished(self, step: Step) -> None:
+        self._finished.add(step.name)
+        self._on_finish(step.name)
+
+    def _describe(self, step: Step) -> Completion:
+        return Completion(self._digests[step.name], step.resumable_args, identify_code(step))
 
 
 def identify_code(step: Step) -> str:
     """Identify the code that would run a step.
 
     Returns:
-        The version of the package, and twelve digits of a hash of its source and the step's script.
+        The version of the package, twelve digits of a hash of its source and the step's script, and
+        the versions of `LIBRARIES`.
     """
     digest = hashlib.sha256(hash_sources().encode())
     for argument in step.command:
         if argument.endswith(".py") and Path(argument).is_file():
             digest.update(Path(argument).read_bytes())
-    return f"{__version__} {digest.hexdigest()[:12]}"
+    return f"{__version__} {digest.hexdigest()[:12]}, {describe_libraries()}"
+
+
+@cache
+def describe_libraries() -> str:
+    """Return the versions of `LIBRARIES`, in words."""
+    return ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
 
 
 @cache
@@ -192,12 +345,25 @@ def hash_sources() -> str:
     return digest.hexdigest()
 
 
+@cache
+def describe_commit() -> str:
+    """Return the commit of the source; "" outside of a git checkout.
+
+    It is noted, and not compared: `identify_code` already tells sources apart, and a commit that
+    changes a page of text makes no other results.
+    """
+    state = read_git_state()
+    if not state:
+        return ""
+    return state["git_commit"][:12] + (" and changes" if state["git_dirty"] == "true" else "")
+
+
 def _check_same(
     step: Step, completed: Completion, current: Completion, output: Path, any_version: bool
 ) -> None:
     """Refuse a folder that another config, or without `any_version` another version, has made."""
     folder = output / step.name
-    record = output / DONE / f"{step.name}.json"
+    record = _find_record(output, step)
     if completed.digest != current.digest:
         raise DataError(
             f"{folder}: was made by another config; take another --output, or remove it and "
@@ -211,38 +377,37 @@ def _check_same(
         )
 
 
-def _run_step(step: Step, output: Path) -> None:
-    log_file = output / LOGS / f"{step.name}.txt"
+def _find_record(output: Path, step: Step) -> Path:
+    return output / DONE / f"{step.name}.json"
+
+
+def _find_log(output: Path, step: Step) -> Path:
+    return output / LOGS / f"{step.name}.txt"
+
+
+def _start_process(step: Step, output: Path) -> subprocess.Popen[bytes]:
+    log_file = _find_log(output, step)
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as file:
         # In a process group of its own: Ctrl-C reaches it once, through us.
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, *step.arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             process_group=0,
         )
-        with process, _forward_signals(process) as signals:
-            exit_code = process.wait()
-    if signals:
-        raise Interrupted(signals[0], f"in {step.name}")
-    if exit_code:
-        lines = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise DataError(
-            f"{step.name}: failed with exit code {exit_code} "
-            f"({lines[-1][:300] if lines else 'it said nothing'}); all it said: {log_file}"
-        )
 
 
 @contextmanager
-def _forward_signals(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Pass stop signals on to a process; yields the list of those that came."""
+def _forward_signals(processes: Mapping[str, subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Pass stop signals on to all processes; yields the list of those that came."""
     signals: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         signals.append(number)
-        process.send_signal(number)
+        for process in list(processes.values()):
+            process.send_signal(number)
 
     handlers: dict[int, Callable[..., Any] | int | None] = {
         number: signal.signal(number, forward) for number in SIGNALS
@@ -282,6 +447,7 @@ def _write_completion(path: Path, step: Step, completion: Completion) -> None:
         "digest": completion.digest,
         "extent": completion.resumable_args,
         "code": completion.code,
+        "commit": describe_commit(),
         "command": step.format_command(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -106,12 +106,8 @@ class _Tab:
 
     def __init__(self, systems: Mapping[str, Editor], parallel: int) -> None:
         self.systems = systems
-        self.held = gr.State(
-            None, time_to_live=uploads.KEPT_SECONDS, delete_callback=uploads.release
-        )
-        self.view = gr.State(
-            None, time_to_live=uploads.KEPT_SECONDS, delete_callback=uploads.release
-        )
+        self.held = uploads.add_state()
+        self.view = uploads.add_state()
         self.centre = gr.State(None)
         with gr.Row():
             with gr.Column(scale=3):
@@ -122,17 +118,7 @@ class _Tab:
         self._connect(parallel)
 
     def _add_picture(self) -> None:
-        with gr.Row(equal_height=True):
-            self.upload = gr.UploadButton(
-                "Open a mammogram", file_types=list(uploads.ENDINGS), size="md", variant="primary"
-            )
-            self.example = gr.Dropdown(
-                list(uploads.list_phantoms()),
-                value=None,
-                label="or a phantom",
-                filterable=False,
-                elem_id="insert-phantom",
-            )
+        self.upload, self.example = uploads.add_opening_inputs("Open a mammogram", "insert-phantom")
         self.hint = gr.Markdown(HINT)
         self.picture = gr.Image(
             show_label=False,

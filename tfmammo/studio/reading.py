@@ -62,22 +62,10 @@ class _Tab:
 
     def __init__(self, pipeline: Pipeline, parallel: int) -> None:
         self.pipeline = pipeline
-        self.results = gr.State(
-            None, time_to_live=uploads.KEPT_SECONDS, delete_callback=uploads.release
-        )
+        self.results = uploads.add_state()
         gr.Markdown(HINT)
         self.facts = uploads.add_facts_inputs()
-        with gr.Row(equal_height=True):
-            self.upload = gr.UploadButton(
-                "Read a mammogram", file_types=list(uploads.ENDINGS), size="md", variant="primary"
-            )
-            self.example = gr.Dropdown(
-                list(uploads.list_phantoms()),
-                value=None,
-                label="or a phantom",
-                filterable=False,
-                elem_id="read-phantom",
-            )
+        self.upload, self.example = uploads.add_opening_inputs("Read a mammogram", "read-phantom")
         self.note = gr.Markdown(visible=False, elem_classes="note")
         with gr.Column(visible=False) as self.findings:
             self.overlay = gr.Image(

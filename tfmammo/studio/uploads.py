@@ -265,6 +265,30 @@ def add_facts_inputs() -> list[gr.components.Component]:
         ]
 
 
+def add_opening_inputs(label: str, element: str) -> tuple[gr.UploadButton, gr.Dropdown]:
+    """Add a row with a button for a mammogram's file and a choice of phantoms.
+
+    Args:
+        label: The button's.
+        element: Id of the choice of phantoms.
+    """
+    with gr.Row(equal_height=True):
+        upload = gr.UploadButton(label, file_types=list(ENDINGS), size="md", variant="primary")
+        phantoms = gr.Dropdown(
+            list(list_phantoms()),
+            value=None,
+            label="or a phantom",
+            filterable=False,
+            elem_id=element,
+        )
+    return upload, phantoms
+
+
+def add_state() -> gr.State:
+    """Add what a session keeps of a tab. Its files are deleted with it."""
+    return gr.State(None, time_to_live=KEPT_SECONDS, delete_callback=release)
+
+
 def run_with_note(note: Any, work: Callable[[], Updates]) -> Updates:
     """Do what a page asks for; an error becomes the tab's note, and nothing else changes.
 

@@ -40,10 +40,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from tfmammo import cli, config
 from tfmammo.data import jobs
+from tfmammo.synthesis.command import make_parser
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.mammograms import remake, synthesize
 
@@ -52,14 +52,7 @@ log = logging.getLogger("tfmammo.synthesis")  # __name__ is "__main__"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. An error becomes one line on stderr and exit code 2."""
-    parser = cli.make_command_parser("tfmammo.synthesis", __doc__)
-    inputs = parser.add_mutually_exclusive_group(required=True)
-    inputs.add_argument(
-        "--config", metavar="FILE", help="a YAML file such as configs/synthesis_full.yaml"
-    )
-    inputs.add_argument("--recipe", metavar="FILE", type=Path, help="make this item again")
-    parser.add_overrides()
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
+    parser = make_parser("tfmammo.synthesis", __doc__, "configs/synthesis_full.yaml", "item")
     parser.add_argument("--retry", action="store_true", help="try again what could not be made")
     options, flags = parser.parse_with(arguments, jobs.find_unknown_flags)
     output = options.output.resolve()
@@ -69,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             recipe = remake(options.recipe, output, options.set)
             log.info("%s: made again, bit for bit", ", ".join(recipe.files))
         else:
-            chosen = config.parse(SynthesisConfig, options.config, options.set)
-            synthesize(chosen, output, flags, options.retry)
+            parsed = config.parse(SynthesisConfig, options.config, options.set)
+            synthesize(parsed, output, flags, options.retry)
 
     cli.run(work)
 

@@ -215,45 +215,29 @@ def blend(
     target: TargetMammogram,
     placement: Placement,
     blend_mask: BlendMask,
-    difference: NDArray[np.float32],
+    patch: NDArray[np.float32],
+    replaces: bool = False,
 ) -> NDArray[np.float32]:
-    """Blend a change in: the target plus the weighted difference, clipped.
+    """Blend a patch in: the target plus its weighted change, clipped.
 
     Args:
         target: The mammogram.
         placement: Where the lesion lies.
         blend_mask: The weights.
-        difference: float32 [size, size], from `TargetPatch.compute_difference`.
+        patch: float32 [size, size]. The change, from `TargetPatch.compute_difference`, or grey
+            values, from `TargetPatch.to_native`.
+        replaces: The patch holds grey values, which replace the tissue.
 
     Returns:
         float32 [rows, cols] of blend_mask.support, in [0, 1]. Equal to the target where the
         weight is 0.
     """
-    change = _crop_to_support(difference, placement, blend_mask)
+    change = _crop_to_support(patch, placement, blend_mask)
     top, left, bottom, right = blend_mask.support
     tissue = target.image[top:bottom, left:right, 0]
+    if replaces:
+        change = change - tissue
     return np.clip(tissue + blend_mask.weights * change, 0, 1)
-
-
-def replace_tissue(
-    target: TargetMammogram, placement: Placement, blend_mask: BlendMask, grey: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Blend a whole patch in, which replaces the tissue.
-
-    Args:
-        target: The mammogram.
-        placement: Where the lesion lies.
-        blend_mask: From `make_whole_blend_mask`.
-        grey: float32 [size, size], from `TargetPatch.to_native`.
-
-    Returns:
-        float32 [rows, cols] of blend_mask.support, in [0, 1]. Equal to the target where the
-        weight is 0.
-    """
-    patch = _crop_to_support(grey, placement, blend_mask)
-    top, left, bottom, right = blend_mask.support
-    tissue = target.image[top:bottom, left:right, 0]
-    return np.clip(tissue + blend_mask.weights * (patch - tissue), 0, 1)
 
 
 def _crop_to_support(

@@ -212,6 +212,11 @@ class SynthesisConfig(Frozen):
         return self.painter not in ("infilling", "can")
 
     @property
+    def fits_sizes(self) -> bool:
+        """Whether sizes of made-up masses are fitted on real lesions."""
+        return not (self.real_lesions or self.sizes or self.size)
+
+    @property
     def lesion_data(self) -> DataConfig:
         """The section of the archive whose lesions are used."""
         return self.lesions or self.data

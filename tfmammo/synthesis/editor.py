@@ -38,11 +38,12 @@ from tfmammo.synthesis.config import (
     SynthesisConfig,
 )
 from tfmammo.synthesis.generators import LesionGenerator
-from tfmammo.synthesis.lesion_bank import LesionBank, select_lesions
+from tfmammo.synthesis.lesion_bank import LesionBank
 from tfmammo.synthesis.placement import TargetMammogram
 from tfmammo.synthesis.provenance import Recipe, collect_versions, describe_source
 from tfmammo.synthesis.renderers import make_renderer
 from tfmammo.synthesis.shapes import GeneratedShapes, NamedShapes, RealOutlines, ShapeSource
+from tfmammo.synthesis.sources import select_lesions
 from tfmammo.synthesis.synthesizer import Synthesizer
 
 SPACING = (0.005, 2.0)  # mm per px that a mammogram may have, by far
@@ -193,9 +194,8 @@ class Editor:
         if config.real_lesions:
             assert config.lesions
             mammograms = archives.read_mammograms(config.lesions, Skipped())
-            return Editor(
-                config, Synthesizer(renderer, LesionBank.select(mammograms, config.lesions))
-            )
+            bank = LesionBank.select(select_lesions(mammograms, config.lesions), config.lesions)
+            return Editor(config, Synthesizer(renderer, bank))
         return Editor(config, Synthesizer(renderer, shapes=_load_shapes(config)))
 
     def edit(self, mammogram: Mammogram, request: EditRequest) -> EditResult:
@@ -314,7 +314,7 @@ def _load_shapes(config: EditorConfig) -> ShapeSource | None:
         return GeneratedShapes(generators.load_mask_generator(folder))
     if config.lesions:
         mammograms = archives.read_mammograms(config.lesions, Skipped())
-        return RealOutlines(select_lesions(mammograms, config.lesions))
+        return RealOutlines.select(select_lesions(mammograms, config.lesions), config.lesions)
     return None
 
 

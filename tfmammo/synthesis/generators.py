@@ -10,7 +10,8 @@ export that replaced another one is another network.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -119,29 +120,25 @@ def load_generator(folder: Path, takes: str = "tri_label") -> Generator:
         ExportError: There is none.
         DataError: Its patches can't be put back, or its card does not say how they were made.
     """
-    function = _find_function(folder, takes)
-    opened = export.load_identified(folder, function)
-    card = opened.card
-    shape = card["functions"][function]["inputs"][takes]["shape"]
-    needed = (
-        "config.data, config.model.margin, train_patients"
-        if takes == "tri_label"
-        else "config.data, train_patients"
-    )
     try:
-        data = read_training_data(card["config"]["data"], str(folder))
-        model = card["config"].get("model", {})
-        patients = export.get_training_patients(card, folder)
+        opened = export.load_identified(folder, {takes}, {"image"})
+    except ExportError as error:
+        raise ExportError(f"{error}{_suggest_painter(folder, takes)}") from None
+    needed = "config.data, train_patients"
+    if takes == "tri_label":
+        needed = "config.data, config.model.margin, train_patients"
+    with _require(folder, f"how its training patches were made ({needed})"):
+        config = opened.card["config"]
+        data = read_training_data(config["data"], str(folder))
+        model = config.get("model", {})
         margin = model["margin"] if takes == "tri_label" else None
+        patients = _get_patients(opened)
         prior = model.get("prior", "lesion")
-    except (KeyError, TypeError, AttributeError, ValidationError):
-        raise DataError(
-            f"{folder}: its card does not say how its training patches were made ({needed})"
-        ) from None
+    size, channels = opened.shapes[takes][2:]
     return Generator(
         opened.call,
-        shape[1],
-        margin if shape[3] == 3 else None,
+        size,
+        margin if channels == 3 else None,
         data,
         patients,
         prior,
@@ -149,23 +146,27 @@ def load_generator(folder: Path, takes: str = "tri_label") -> Generator:
     )
 
 
-def _find_function(folder: Path, takes: str) -> str:
-    """Find the function that makes an image from an input.
+def _suggest_painter(folder: Path, takes: str) -> str:
+    """Name the painter that an export without a function for this input fits, if any does."""
+    functions = export.read_card(folder)["functions"].values()
+    inputs = [set(function["inputs"]) for function in functions if "image" in function["outputs"]]
+    fitting = [name for name, needed in NETWORK_INPUTS.items() if {needed} in inputs]
+    return f"; painter={fitting[0]} fits it" if fitting and {takes} not in inputs else ""
 
-    Raises:
-        ExportError: There is none; the message names the painter that fits.
-    """
+
+@contextmanager
+def _require(folder: Path, facts: str) -> Iterator[None]:
+    """Raise a DataError where the body misses something in the card of an export."""
     try:
-        return export.find_function(folder, {takes}, {"image"})
-    except ExportError as error:
-        functions = export.read_card(folder)["functions"].values()
-        inputs = [
-            set(function["inputs"]) for function in functions if "image" in function["outputs"]
-        ]
-        fitting = [name for name, needed in NETWORK_INPUTS.items() if {needed} in inputs]
-        if not fitting:
-            raise
-        raise ExportError(f"{error}; painter={fitting[0]} fits it") from None
+        yield
+    except (KeyError, TypeError, AttributeError, ValidationError):
+        raise DataError(f"{folder}: its card does not say {facts}") from None
+
+
+def _get_patients(opened: export.LoadedFunction) -> frozenset[str]:
+    if opened.patients is None:
+        raise KeyError("train_patients")
+    return opened.patients
 
 
 def _identify(opened: export.LoadedFunction) -> dict[str, str]:
@@ -250,17 +251,10 @@ def load_noise_generator(folder: Path) -> NoiseGenerator:
         DataError: Its patches can't be inserted: it was trained with data.percentiles or on lesions
             of several kinds, or its card does not say how.
     """
-    function = export.find_function(folder, {"noise"}, {"image", "mask"})
-    opened = export.load_identified(folder, function)
-    card = opened.card
-    try:
-        data = read_training_data(card["config"]["data"], str(folder))
-        patients = export.get_training_patients(card, folder)
-    except (KeyError, TypeError, ValidationError):
-        raise DataError(
-            f"{folder}: its card does not say how and on whom it was trained (config.data, "
-            "train_patients)"
-        ) from None
+    opened = export.load_identified(folder, {"noise"}, {"image", "mask"})
+    with _require(folder, "how and on whom it was trained (config.data, train_patients)"):
+        data = read_training_data(opened.card["config"]["data"], str(folder))
+        patients = _get_patients(opened)
     if data.window is None:
         raise DataError(
             f"{folder}: was trained with data.percentiles, so that its grey values are on no "
@@ -271,7 +265,7 @@ def load_noise_generator(folder: Path) -> NoiseGenerator:
             f"{folder}: was trained on lesions of several kinds ({', '.join(data.kinds)}), so "
             "that nobody knows which it draws"
         )
-    z = card["functions"][function]["inputs"]["noise"]["shape"][1]
+    z = opened.shapes["noise"][1]
     return NoiseGenerator(opened.call, z, data.kinds[0], data, patients, _identify(opened))
 
 
@@ -329,19 +323,13 @@ def load_mask_generator(folder: Path) -> MaskGenerator:
     Raises:
         ExportError: There is none.
     """
-    function = export.find_function(folder, {"noise"}, {"mask"})
-    opened = export.load_identified(folder, function)
-    z = opened.card["functions"][function]["inputs"]["noise"]["shape"][1]
+    opened = export.load_identified(folder, {"noise"}, {"mask"})
     path = export.locate(folder) / mask_gan.LIMITS
     limits = (
         mask_gan.Plausibility.model_validate_json(path.read_bytes()) if path.is_file() else None
     )
-    patients = (
-        export.get_training_patients(opened.card, folder)
-        if "train_patients" in opened.card
-        else None
-    )
-    return MaskGenerator(folder, opened.call, z, limits, patients, _identify(opened))
+    z = opened.shapes["noise"][1]
+    return MaskGenerator(folder, opened.call, z, limits, opened.patients, _identify(opened))
 
 
 @dataclass(frozen=True)
@@ -404,25 +392,15 @@ def load_lesion_generator(folder: Path) -> LesionGenerator:
         ExportError: There is none.
         DataError: Its card does not say how it was trained.
     """
-    function = export.find_function(folder, {"image", "noise"}, {"lesion"})
-    opened = export.load_identified(folder, function)
-    card = opened.card
-    inputs = card["functions"][function]["inputs"]
-    try:
-        data = DataConfig.model_validate(card["config"]["data"])
-        model = ContextualConfig.model_validate(card["config"]["model"])
-        patients = export.get_training_patients(card, folder)
-    except (KeyError, TypeError, ValidationError):
-        raise DataError(
-            f"{folder}: its card does not say how and on whom it was trained (config, "
-            "train_patients)"
-        ) from None
-    size = inputs["image"]["shape"][1]
-    count = inputs["noise"]["shape"][1]
+    opened = export.load_identified(folder, {"image", "noise"}, {"lesion"})
+    with _require(folder, "how and on whom it was trained (config, train_patients)"):
+        data = DataConfig.model_validate(opened.card["config"]["data"])
+        model = ContextualConfig.model_validate(opened.card["config"]["model"])
+        patients = _get_patients(opened)
     return LesionGenerator(
         opened.call,
-        size,
-        count,
+        opened.shapes["image"][1],
+        opened.shapes["noise"][1],
         model.target,
         model.positives,
         data,

@@ -17,7 +17,7 @@ smaller `rotate` may look truer.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
 
@@ -27,13 +27,14 @@ from numpy.typing import NDArray
 
 from tfmammo import archives
 from tfmammo.config import DataConfig
-from tfmammo.data import jobs, sampling, splits
+from tfmammo.data import jobs
 from tfmammo.data.windows import square_window
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Lesion, LesionKind, Mammogram, MaskedLesion, Skipped
-from tfmammo.synthesis.config import PatientsConfig, UsedPart
+from tfmammo.mammogram import LesionKind, Mammogram, Skipped
+from tfmammo.synthesis.config import UsedPart
 from tfmammo.synthesis.placement import keep_largest
 from tfmammo.synthesis.provenance import TransformRecord, hash_source
+from tfmammo.synthesis.sources import SourceLesion
 
 # Side of the crop around a lesion over the lesion's longer side. A rotated lesion keeps its
 # surroundings.
@@ -41,24 +42,6 @@ CONTEXT = 2.0
 KEPT = 128  # lesions whose pixels a process remembers, of a megabyte or two each
 AROUND = 4  # px around a transformed lesion's box, at least
 CUT_OFF = "its mask touches the border of its mammogram, where the rest of it may be cut off"
-
-
-@dataclass(frozen=True, eq=False)
-class SourceLesion:
-    """A lesion of an archive.
-
-    Attributes:
-        mammogram: The mammogram that shows it.
-        number: Its index among the lesions of that mammogram.
-    """
-
-    mammogram: Mammogram
-    number: int
-
-    @property
-    def lesion(self) -> Lesion:
-        """The lesion itself; a mask in a file is not read yet."""
-        return self.mammogram.lesions[self.number]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,32 +70,6 @@ class LesionPatch:
         return np.ascontiguousarray(self.image[less : rows - less, less : cols - less])
 
 
-def select_lesions(
-    mammograms: Iterable[Mammogram], data: DataConfig, of_patients: str = ""
-) -> tuple[SourceLesion, ...]:
-    """Select every lesion of the kinds that a section asks for. No file is read.
-
-    Args:
-        mammograms: Of an archive.
-        data: The archive's section: kinds and mixed_findings are used.
-        of_patients: Which patients the mammograms are of, for messages.
-
-    Raises:
-        DataError: There is none.
-    """
-    lesions = tuple(
-        SourceLesion(mammogram, number)
-        for mammogram in mammograms
-        for number in sampling.select_lesions(mammogram, data)
-    )
-    if not lesions:
-        raise DataError(
-            f"{data.archive_name} holds no {' or '.join(data.kinds)}{of_patients} to "
-            "take shapes from; give shapes.gan or shapes.files"
-        )
-    return lesions
-
-
 @dataclass(frozen=True, eq=False)
 class LesionBank:
     """Real lesions that may be inserted into mammograms.
@@ -125,35 +82,33 @@ class LesionBank:
 
     @staticmethod
     def select(
-        mammograms: Iterable[Mammogram],
+        lesions: Iterable[SourceLesion],
         data: DataConfig,
         pathology: str | None = None,
         of_patients: str = "",
     ) -> LesionBank:
-        """Select the outlined lesions of an archive. No pixel and no mask file is read.
+        """Select the outlined ones of an archive's lesions. No pixel and no mask file is read.
 
         Args:
-            mammograms: Of the archive.
-            data: The archive's section: kinds and mixed_findings are used.
+            lesions: Of the archive.
+            data: The archive's section, for messages.
             pathology: Lesions of no other; None for all.
-            of_patients: Which patients the mammograms are of, for messages.
+            of_patients: Which patients the lesions are of, for messages.
 
         Raises:
             DataError: There is none.
         """
-        lesions = tuple(
-            SourceLesion(mammogram, number)
-            for mammogram in mammograms
-            for number, lesion in sampling.select_lesions(mammogram, data).items()
-            if (isinstance(lesion, MaskedLesion) or lesion.outlines)
-            and pathology in (None, lesion.pathology)
+        selected = tuple(
+            source
+            for source in lesions
+            if source.is_outlined and pathology in (None, source.lesion.pathology)
         )
-        if not lesions:
+        if not selected:
             wanted = f"{pathology or ''} {' or '.join(data.kinds)}".strip()
             raise DataError(
                 f"{data.archive_name} holds no {wanted} with an outline{of_patients} to set in"
             )
-        return LesionBank(lesions)
+        return LesionBank(selected)
 
     @property
     def identity(self) -> dict[str, object]:
@@ -257,57 +212,6 @@ def find_lesion(
     if _read_crop(lesion).sha256 != record.sha256:
         raise DataError(f"the mammogram of the lesion {name} has changed since (sha256)")
     return lesion
-
-
-def select_patients(
-    mammograms: Sequence[Mammogram],
-    data: DataConfig,
-    patients: PatientsConfig | None,
-    others: DataConfig,
-) -> list[Mammogram]:
-    """Select the mammograms of patients on one side of a split.
-
-    All mammograms of an archive that the split is not of are selected.
-
-    Args:
-        mammograms: Of an archive.
-        data: That archive's section.
-        patients: The side of the split; None for everybody.
-        others: The section of the synthesis's other archive, which the split may be of.
-
-    Raises:
-        DataError: The file holds no such split, does not know a patient, or is of neither archive.
-    """
-    if patients is None:
-        return list(mammograms)
-    file = patients.split_file
-    saved = splits.load(file)
-    names = {section.archive_name for section in (data, others)}
-    if saved.archive not in names:
-        raise DataError(f"{file}: is of {saved.archive}, not of {' or '.join(sorted(names))}")
-    if saved.split == "paper":
-        raise DataError(
-            f"{file}: is a split of the kind paper, which no patient's side follows from"
-        )
-    if data.archive_name != saved.archive:
-        return list(mammograms)
-    section = data.model_copy(
-        update={"split": saved.split, "split_file": file, "fold": patients.fold}
-    )
-    patient_ids = np.array([mammogram.patient_id for mammogram in mammograms], np.str_)
-    train, held_out = splits.split_by_file(patient_ids, saved, section)
-    return [mammograms[row] for row in (train if patients.side == "train" else held_out)]
-
-
-def describe_patients(patients: PatientsConfig | None) -> dict[str, object] | None:
-    """Describe a side of a split, equally where it is equal; None for everybody."""
-    if patients is None:
-        return None
-    return {
-        "sha256": splits.load(patients.split_file).digest(),
-        "fold": patients.fold,
-        "side": patients.side,
-    }
 
 
 def transform(lesion: SourceLesion, record: TransformRecord, mammogram: Mammogram) -> LesionPatch:

@@ -26,13 +26,15 @@ from tfmammo.synthesis.provenance import ExistingLesion, InsertedLesion, Recipe,
 ENDINGS = {"dicom": ".dcm", "png": ".png", "tfrecord": ".tfrecord"}
 
 
-def write_item(recipe: Recipe, mammogram: Mammogram, made: Stored, folder: Path) -> dict[str, str]:
+def write_item(
+    recipe: Recipe, mammogram: Mammogram, stored: Stored, folder: Path
+) -> dict[str, str]:
     """Write an item's image and masks.
 
     Args:
         recipe: The item's.
         mammogram: The mammogram that it was made from.
-        made: The new stored values.
+        stored: The new stored values.
         folder: The set's.
 
     Returns:
@@ -49,11 +51,11 @@ def write_item(recipe: Recipe, mammogram: Mammogram, made: Stored, folder: Path)
     def write_image(part: Path) -> None:
         if recipe.config.format == "dicom":
             lossy = file is not None and file.suffix.lower() in (".jpg", ".jpeg")
-            synthetic.write_dicom_of_mammogram(part, made, mammogram, recipe.make_key(), lossy)
+            synthetic.write_dicom_of_mammogram(part, stored, mammogram, recipe.make_key(), lossy)
         elif recipe.config.format == "png":
-            synthetic.write_png(part, made)
+            synthetic.write_png(part, stored)
         else:
-            _write_record(part, recipe, made, pictures)
+            _write_record(part, recipe, stored, pictures)
 
     contents: dict[str, Callable[[Path], Any]] = {
         f"images/{recipe.name}{ENDINGS[recipe.config.format]}": write_image
@@ -70,39 +72,39 @@ def write_item(recipe: Recipe, mammogram: Mammogram, made: Stored, folder: Path)
 
 
 def write_set(
-    made: Sequence[Recipe], left_out: int, config: SynthesisConfig, patients: Patients, folder: Path
+    recipes: Sequence[Recipe],
+    config: SynthesisConfig,
+    lesions: Iterable[str] | None,
+    trained_on: Iterable[str],
+    folder: Path,
 ) -> None:
     """Write annotations.json, metadata.csv, patients.json and README.md of a set.
 
     Args:
-        made: The recipes of the items that were made.
-        left_out: Number of items that could not be made.
+        recipes: Of all items, those left out included.
         config: The set's.
-        patients: Everybody whose data it holds.
+        lesions: See `collect_patients`.
+        trained_on: See `collect_patients`.
         folder: The set's.
     """
-    filesystem.write_atomically(
-        folder / "annotations.json", jobs.to_json(_format_annotations(made, config)), durable=False
-    )
-    filesystem.write_atomically(
-        folder / "metadata.csv",
-        synthetic.format_metadata([_format_row(recipe) for recipe in made]),
-        durable=False,
-    )
-    filesystem.write_atomically(
-        folder / PATIENTS, jobs.to_json(patients.model_dump(mode="json")), durable=False
-    )
-    filesystem.write_atomically(
-        folder / "README.md", _format_card(made, left_out, config), durable=False
-    )
+    complete = [recipe for recipe in recipes if not recipe.left_out]
+    patients = collect_patients(complete, lesions, trained_on)
+    contents = {
+        "annotations.json": jobs.to_json(_format_annotations(complete, config)),
+        "metadata.csv": synthetic.format_metadata([_format_row(recipe) for recipe in complete]),
+        PATIENTS: jobs.to_json(patients.model_dump(mode="json")),
+        "README.md": _format_card(complete, len(recipes) - len(complete), config),
+    }
+    for name, content in contents.items():
+        filesystem.write_atomically(folder / name, content, durable=False)
 
 
 def _make_bytes_writer(content: bytes) -> Callable[[Path], Any]:
     return lambda part: part.write_bytes(content)
 
 
-def _write_record(part: Path, recipe: Recipe, made: Stored, masks: Sequence[bytes]) -> None:
-    size = made.values.shape
+def _write_record(part: Path, recipe: Recipe, stored: Stored, masks: Sequence[bytes]) -> None:
+    size = stored.values.shape
     lesions = _list_lesions(recipe)
     boxes = [lesion.box for lesion in lesions]
     labels = [(lesion.kind, CATEGORIES[lesion.kind]) for lesion in lesions]
@@ -113,7 +115,7 @@ def _write_record(part: Path, recipe: Recipe, made: Stored, masks: Sequence[byte
             for lesion in recipe.own
         ),
     ]
-    picture = synthetic.encode_png(made.full_scale())
+    picture = synthetic.encode_png(stored.full_scale())
     record = encode_detection(picture, (size[0], size[1]), recipe.name, boxes, masks, labels)
     with tf.io.TFRecordWriter(str(part)) as writer:
         writer.write(_mark_synthetic(record, recipe) if recipe.own else record)
@@ -147,10 +149,10 @@ def _image_name(recipe: Recipe) -> str:
     return f"{recipe.name}{ENDINGS[recipe.config.format]}"
 
 
-def _format_annotations(made: Sequence[Recipe], config: SynthesisConfig) -> dict[str, Any]:
+def _format_annotations(recipes: Sequence[Recipe], config: SynthesisConfig) -> dict[str, Any]:
     images = []
     annotations = []
-    for recipe in made:
+    for recipe in recipes:
         assert recipe.source
         facts = {
             "id": recipe.number + 1,
@@ -228,19 +230,19 @@ def _find_pathology(recipe: Recipe) -> str | None:
 
 
 def collect_patients(
-    made: Sequence[Recipe], lesions: Iterable[str] | None, trained_on: Iterable[str]
+    recipes: Sequence[Recipe], lesions: Iterable[str] | None, trained_on: Iterable[str]
 ) -> Patients:
     """Collect everybody whose data a set holds.
 
     Args:
-        made: The recipes of its items.
+        recipes: Of its items.
         lesions: Patients whose shapes or sizes it has. None for those of its real lesions.
         trained_on: Patients that its networks were trained on.
     """
     if lesions is None:
-        lesions = (record.patient_id for record in _list_transforms(made))
+        lesions = (record.patient_id for record in _list_transforms(recipes))
     return Patients(
-        mammograms=_sort(recipe.source.patient_id for recipe in made if recipe.source),
+        mammograms=_sort(recipe.source.patient_id for recipe in recipes if recipe.source),
         lesions=_sort(lesions),
         trained_on=_sort(trained_on),
         id_key=key_check(),
@@ -251,18 +253,18 @@ def _sort(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(names)))
 
 
-def _list_transforms(made: Sequence[Recipe]) -> list[TransformRecord]:
-    return [lesion.graft for recipe in made for lesion in recipe.lesions if lesion.graft]
+def _list_transforms(recipes: Sequence[Recipe]) -> list[TransformRecord]:
+    return [lesion.graft for recipe in recipes for lesion in recipe.lesions if lesion.graft]
 
 
-def _format_card(made: Sequence[Recipe], left_out: int, config: SynthesisConfig) -> str:
+def _format_card(recipes: Sequence[Recipe], left_out: int, config: SynthesisConfig) -> str:
     archive = config.data.archive_name
-    lesions = sum(len(recipe.lesions) for recipe in made)
-    generator = made[0].generator
+    lesions = sum(len(recipe.lesions) for recipe in recipes)
+    generator = recipes[0].generator
     lines = [
-        f"# {config.name}: {len(made)} synthetic mammograms from {archive}",
-        f"{synthetic.MARK}. {lesions} masses in {len(made)} mammograms, made from "
-        f"{len({recipe.source for recipe in made})} sources"
+        f"# {config.name}: {len(recipes)} synthetic mammograms from {archive}",
+        f"{synthetic.MARK}. {lesions} masses in {len(recipes)} mammograms, made from "
+        f"{len({recipe.source for recipe in recipes})} sources"
         f" by `python -m tfmammo.synthesis` (tfmammo {__version__}); {left_out} items could not "
         "be made"
         " (dead_letters.csv).",
@@ -278,7 +280,7 @@ def _format_card(made: Sequence[Recipe], left_out: int, config: SynthesisConfig)
         " were trained on: keep it out of every training that holds one of them out.",
         f"Source's licence: {card.LICENCES.get(archive, card.UNKNOWN)}",
     ]
-    if own := sum(len(recipe.own) for recipe in made):
+    if own := sum(len(recipe.own) for recipe in recipes):
         lines[2:2] = [
             f"annotations.json has {own} lesions besides that the mammograms had before; their "
             "`synthetic` is false."
@@ -286,7 +288,7 @@ def _format_card(made: Sequence[Recipe], left_out: int, config: SynthesisConfig)
     if config.shapes.files:
         lines[-1:-1] = ["Shapes come from files, of which nobody says whose lesions they are."]
     if config.real_lesions:
-        lines[-1:-1] = _describe_lesions(made, config)
+        lines[-1:-1] = _describe_lesions(recipes, config)
     elif config.patients:
         lines[-1:-1] = [_describe_side(config)]
     return "\n\n".join(lines) + "\n"
@@ -305,10 +307,10 @@ def _describe_side(config: SynthesisConfig) -> str:
     return f"All are of the {config.patients.side} side of one split, fold {config.patients.fold}."
 
 
-def _describe_lesions(made: Sequence[Recipe], config: SynthesisConfig) -> list[str]:
+def _describe_lesions(recipes: Sequence[Recipe], config: SynthesisConfig) -> list[str]:
     """Describe real lesions for the card: whose they are, and what their archive allows."""
     archive = config.lesion_data.archive_name
-    records = _list_transforms(made)
+    records = _list_transforms(recipes)
     lesions = {(record.image_id, record.number) for record in records}
     patients = len({record.patient_id for record in records})
     trained = sum(bool(record.trained_on) for record in records)

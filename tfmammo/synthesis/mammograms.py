@@ -26,23 +26,17 @@ from tfmammo import (
 from tfmammo import config as configuration
 from tfmammo.archives import coco
 from tfmammo.archives.files import remove_names
-from tfmammo.data import card, jobs, sampling
+from tfmammo.data import card, jobs
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.synthesis.config import NETWORK_INPUTS, SynthesisConfig
 from tfmammo.synthesis.generators import is_same_network, resolve_handle
-from tfmammo.synthesis.lesion_bank import (
-    describe_patients,
-    find_lesion,
-    select_patients,
-    transform,
-)
-from tfmammo.synthesis.mammogram_set import collect_patients, write_item, write_set
+from tfmammo.synthesis.lesion_bank import find_lesion, transform
+from tfmammo.synthesis.mammogram_set import write_item, write_set
 from tfmammo.synthesis.placement import TargetMammogram
 from tfmammo.synthesis.provenance import (
     FORMAT,
     REASONS,
-    ArchiveIndexes,
     InsertedLesion,
     Recipe,
     collect_versions,
@@ -52,6 +46,7 @@ from tfmammo.synthesis.provenance import (
     read_recipe,
 )
 from tfmammo.synthesis.renderers import LesionCandidate, PlacedLesion, Renderer, make_renderer
+from tfmammo.synthesis.sources import ArchiveIndexes, Sources
 from tfmammo.synthesis.synthesizer import NetworkExports, Synthesizer, render
 
 log = logging.getLogger(__name__)
@@ -113,37 +108,39 @@ def synthesize(
 
     Raises:
         ConfigError: Something named in the config can't be used, or `output` belongs to other work.
-        ArchiveError: An archive can't be used.
-        ExportError: A network can't be used.
-        TrackingError: A model URI can't be resolved.
-        DataError: No mammogram or size can be had, or a worker failed.
+        TfmammoError: An archive or a network can't be used, no mammogram or size can be had, or a
+            worker failed.
     """
-    skipped = Skipped()
-    indexes = ArchiveIndexes()
-    mammograms = _select_mammograms(indexes.read(config.data, skipped), config)
-    synthesizer = Synthesizer.load(config, indexes, skipped)
+    sources = Sources(config)
+    mammograms = sources.mammograms
+    synthesizer = Synthesizer.load(config, sources)
     trained_on = synthesizer.trained_on  # raises before anything is written
-    identity = _describe_identity(config, mammograms, synthesizer)
+    identity = _describe_identity(config, sources, synthesizer)
     items = _plan_items(config, mammograms, synthesizer, identity, output)
     with jobs.claim_folder(output, identity, IDENTITY):
         (output / "recipes").mkdir(exist_ok=True)
         log.info("%d items from %d mammograms, into %s", len(items), len(mammograms), output)
-        steps = jobs.PartSteps(
-            make=make,
-            read=_read_finished,
-            record_path=lambda item: item.path,
-            has_failures=lambda recipe: bool(recipe.left_out),
-            command="synthesis",
-        )
-        progress = (output / "recipes", "*.json", len(items))
-        recipes = jobs.complete_parts(items, steps, flags, progress, retry)
-        _write_dead_letters(items, recipes, skipped)
-        made = [recipe for recipe in recipes if not recipe.left_out]
+        recipes = _complete_items(items, output, flags, retry)
+        _write_dead_letters(items, recipes, sources.skipped)
         lesions = None if config.real_lesions else synthesizer.size_patients
-        patients = collect_patients(made, lesions, trained_on)
-        write_set(made, len(recipes) - len(made), config, patients, output)
+        write_set(recipes, config, lesions, trained_on, output)
         _log_summary(recipes)
         return recipes
+
+
+def _complete_items(
+    items: Sequence[Job], output: Path, flags: Sequence[str], retry: bool
+) -> list[Recipe]:
+    """Make the items that are missing in a claimed folder, and read the recipes of all."""
+    steps = jobs.PartSteps(
+        make=make,
+        read=_read_finished,
+        record_path=lambda item: item.path,
+        has_failures=lambda recipe: bool(recipe.left_out),
+        command="synthesis",
+    )
+    progress = (output / "recipes", "*.json", len(items))
+    return jobs.complete_parts(items, steps, flags, progress, retry)
 
 
 def make(job: Job) -> None:
@@ -272,43 +269,8 @@ def _restore_lesion(
     return PlacedLesion(record, placement, blend_mask, candidate)
 
 
-def _select_mammograms(mammograms: Sequence[Mammogram], config: SynthesisConfig) -> list[Mammogram]:
-    """Select the mammograms to insert into.
-
-    Raises:
-        ConfigError: config.only names another.
-        DataError: There is none.
-    """
-    suitable = [mammogram for mammogram in mammograms if _is_suitable(mammogram, config)]
-    suitable = select_patients(suitable, config.data, config.patients, config.lesion_data)
-    if config.only:
-        by_id = {mammogram.image_id: mammogram for mammogram in suitable}
-        if missing := [name for name in config.only if name not in by_id]:
-            raise ConfigError(
-                f"only: {missing[0]} is none of the {len(suitable)} mammograms "
-                f"(mammograms={config.mammograms})"
-            )
-        suitable = [by_id[name] for name in config.only]
-    if not suitable:
-        if config.mammograms == "normal":
-            condition = "is normal: without any lesion, and called normal by its archive"
-        else:
-            condition = "has lesions of certain kind alone (data.mixed_findings=false)"
-        raise DataError(f"none of {len(mammograms)} mammograms{config.of_patients} {condition}")
-    return suitable
-
-
-def _is_suitable(mammogram: Mammogram, config: SynthesisConfig) -> bool:
-    """Return whether lesions may be inserted into a mammogram. No file is read."""
-    if config.mammograms == "normal":
-        return sampling.is_normal(mammogram)
-    if config.data.mixed_findings:
-        return True
-    return all(lesion.kind_is_certain for lesion in mammogram.lesions)
-
-
 def _describe_identity(
-    config: SynthesisConfig, mammograms: Sequence[Mammogram], synthesizer: Synthesizer
+    config: SynthesisConfig, sources: Sources, synthesizer: Synthesizer
 ) -> dict[str, Any]:
     """Describe everything that decides the items."""
     data = config.lesion_data
@@ -320,8 +282,8 @@ def _describe_identity(
         "config": config.model_dump(mode="json", exclude=_IRRELEVANT),
         "archive": {
             "name": config.data.archive_name,
-            "mammograms": len(mammograms),
-            "records": jobs.fingerprint(mammograms),
+            "mammograms": len(sources.mammograms),
+            "records": jobs.fingerprint(sources.mammograms),
         },
         "generator": synthesizer.renderer.identity,
         "lesions": lesions,
@@ -331,7 +293,7 @@ def _describe_identity(
         identity["whole_patch"] = True
     if config.mammograms == "all":
         identity["own_lesions"] = "annotated"  # earlier versions left them out
-    patients = describe_patients(config.patients)
+    patients = sources.patients.identity
     if synthesizer.lesions:
         lesions |= config.model_dump(mode="json", include=_OF_REAL_LESIONS)
         lesions |= synthesizer.lesions.identity | {"patients": patients}
@@ -401,12 +363,12 @@ def _write_dead_letters(items: Sequence[Job], recipes: Sequence[Recipe], skipped
 
 
 def _log_summary(recipes: Sequence[Recipe]) -> None:
-    made = [recipe for recipe in recipes if not recipe.left_out]
+    complete = [recipe for recipe in recipes if not recipe.left_out]
     reasons = Counter(recipe.left_out for recipe in recipes if recipe.left_out)
     log.info(
         "%d of %d items with %d masses%s",
-        len(made),
+        len(complete),
         len(recipes),
-        sum(len(recipe.lesions) for recipe in made),
+        sum(len(recipe.lesions) for recipe in complete),
         "".join(f"; {count} left out: {reason}" for reason, count in reasons.most_common(3)),
     )

@@ -214,16 +214,16 @@ def format_readme(recipes: Sequence[PatchRecipe], licence: str) -> str:
 def _format_counts(recipes: Sequence[PatchRecipe]) -> Iterable[str]:
     for target in dict.fromkeys(recipe.target for recipe in recipes):
         of_kind = [recipe for recipe in recipes if recipe.target == target]
-        made = sum(not recipe.left_out for recipe in of_kind)
-        left_out = f"{len(of_kind) - made} left out (dead_letters.csv)"
-        yield f"{KINDS[target]}: {made} patches; {describe_rates(of_kind)}; {left_out}."
+        complete = sum(not recipe.left_out for recipe in of_kind)
+        left_out = f"{len(of_kind) - complete} left out (dead_letters.csv)"
+        yield f"{KINDS[target]}: {complete} patches; {describe_rates(of_kind)}; {left_out}."
 
 
 def describe_rates(recipes: Sequence[PatchRecipe]) -> str:
     """Describe in a few words how much post-processing discarded."""
-    made = sum(not recipe.left_out for recipe in recipes)
+    complete = sum(not recipe.left_out for recipe in recipes)
     discarded = sum(recipe.discarded for recipe in recipes)
     return (
-        f"{discarded} of {made + discarded} generated lesions discarded "
-        f"({100 * discarded / max(1, made + discarded):.1f} %)"
+        f"{discarded} of {complete + discarded} generated lesions discarded "
+        f"({100 * discarded / max(1, complete + discarded):.1f} %)"
     )

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,10 @@ from tfmammo import (
 from tfmammo import config as configuration
 from tfmammo.archives.files import remove_names
 from tfmammo.archives.writers.synthetic import encode_mask_png, encode_png
-from tfmammo.config import DataConfig
 from tfmammo.data import card, jobs, sampling
-from tfmammo.data.patches import Patch, make_sampler
-from tfmammo.data.tfrecord import sha256
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
-from tfmammo.postprocessing import Refined
+from tfmammo.synthesis.command import make_parser
 from tfmammo.synthesis.config import PatchSynthesisConfig, Target
 from tfmammo.synthesis.generators import (
     LesionGenerator,
@@ -53,11 +50,11 @@ from tfmammo.synthesis.generators import (
     is_same_network,
     load_lesion_generator,
 )
+from tfmammo.synthesis.patch_drawing import SyntheticPatch, make_patch, open_source
 from tfmammo.synthesis.patch_set import (
     FORMAT,
     IDENTITY,
     PatchRecipe,
-    PatchSource,
     describe_rates,
     describe_scale,
     format_readme,
@@ -66,18 +63,17 @@ from tfmammo.synthesis.patch_set import (
 )
 from tfmammo.synthesis.provenance import (
     REASONS,
-    ArchiveIndexes,
     collect_versions,
     explain,
     find_source,
 )
+from tfmammo.synthesis.sources import ArchiveIndexes
 
 log = logging.getLogger(__name__)
 
 MOST = 4  # times the count, of numbers tried before a kind is given up
 # Keys that are hashed otherwise, or decide no patch.
 _IRRELEVANT = {"data", "generators", "tracking_uri", "count"}
-Sampler = Callable[[int], Patch]  # draws a patch by its number
 
 
 @dataclass(frozen=True)
@@ -103,21 +99,6 @@ class Job:
             if _read_finished(recipe, self.folder) is None:
                 return recipe.find_path(self.folder)
         return self.recipes[0].find_path(self.folder)
-
-
-@dataclass(frozen=True, eq=False)
-class SyntheticPatch:
-    """One synthetic patch, with what it was made from.
-
-    Attributes:
-        patch: The real patch.
-        refined: The generator's answer, post-processed, of one patch.
-        seed: Seed of the generator's noise.
-    """
-
-    patch: Patch
-    refined: Refined
-    seed: int
 
 
 def synthesize(
@@ -233,10 +214,10 @@ def make(job: Job) -> None:
         raise DataError(f"{job.network}: was replaced by another training while the work went on")
     try:
         with jobs.use_one_thread():
-            digest, sampler = _open_source(job.mammogram, network, config.seed)
+            digest, sampler = open_source(job.mammogram, network, config.seed)
             for recipe in missing:
-                made, patch = _make_patch(recipe, job.mammogram, network, digest, sampler)
-                _write_recipe(_write_files(made, patch, job.folder), job.folder)
+                complete, patch = make_patch(recipe, job.mammogram, network, digest, sampler)
+                _write_recipe(_write_files(complete, patch, job.folder), job.folder)
     except (*REASONS, cv2.error) as error:
         reason = explain(error, [config.data.root] if config.data.root else [])
         for recipe in missing:
@@ -248,55 +229,6 @@ def make(job: Job) -> None:
         raise RuntimeError(
             f"{job.mammogram.image_id}: {error.__class__.__name__}: {error}"
         ) from error
-
-
-def make_patch_data(network: LesionGenerator, seed: int) -> DataConfig:
-    """Make the data section of a generator's input patches, as those of its training."""
-    return network.data.model_copy(
-        update={"patches": "offset" if network.removes else "normal", "seed": seed}
-    )
-
-
-def draw_patch(
-    draw: Sampler,
-    network: LesionGenerator,
-    config: PatchSynthesisConfig,
-    number: int,
-) -> tuple[SyntheticPatch | None, int, int, str]:
-    """Draw places and noise until post-processing keeps a lesion.
-
-    Args:
-        draw: Draws a patch by its number, from data.patches.make_sampler.
-        network: The generator.
-        config: seed and tries are used.
-        number: Number of the patch among its kind.
-
-    Returns:
-        The patch, None where none came of `tries` draws; how many lesions were discarded; how many
-        draws gave no patch to work on; and the last reason for either.
-    """
-    discarded = 0
-    unusable = 0
-    reason = ""
-    for index in range(number * config.tries, (number + 1) * config.tries):
-        try:
-            patch = draw(index)
-        except ValueError as error:
-            unusable += 1
-            reason = str(error)
-            continue
-        if network.removes and not network.removes_pathology(patch.pathology):
-            unusable += 1
-            reason = "the lesion is not malignant"
-            continue
-        random = sampling.random_stream(config.seed, f"noise of {patch.id}", index)
-        seed = int(random.integers(2**63))
-        refined = network.generate(patch.image, seed)
-        if refined.kept[0]:
-            return SyntheticPatch(patch, refined, seed), discarded, unusable, ""
-        discarded += 1
-        reason = "post-processing discards what the generator makes"
-    return None, discarded, unusable, reason
 
 
 def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> PatchRecipe:
@@ -330,59 +262,17 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> PatchReci
     ):
         raise DataError(f"{folder}: is not the generator of {file}, its weights are others")
     with jobs.use_one_thread():
-        digest, sampler = _open_source(mammogram, network, config.seed)
+        digest, sampler = open_source(mammogram, network, config.seed)
         if digest != source.sha256:
             raise DataError(f"{file}: its source {source.image_id} has changed since (sha256)")
-        made, patch = _make_patch(recipe, mammogram, network, digest, sampler)
-        made = _write_files(made, patch, output)
-    if made.files != recipe.files:
+        complete, patch = make_patch(recipe, mammogram, network, digest, sampler)
+        complete = _write_files(complete, patch, output)
+    if complete.files != recipe.files:
         raise DataError(
             f"{output}: {recipe.name} came out otherwise than then; made with {recipe.versions} "
             f"then, with {collect_versions()} now"
         )
     return recipe
-
-
-def _open_source(mammogram: Mammogram, network: LesionGenerator, seed: int) -> tuple[str, Sampler]:
-    """Open a mammogram: its sha256, and what draws patches of it.
-
-    Raises:
-        DataError: It has nothing to make a patch of.
-    """
-    skipped = Skipped()
-    sampler = make_sampler(mammogram, make_patch_data(network, seed), skipped)
-    if sampler is None:
-        raise DataError(next(iter(skipped.reasons.values()), "it has nothing to make a patch of"))
-    if mammogram.file:
-        return sha256(mammogram.file), sampler
-    return hashlib.sha256(mammogram.pixels().tobytes()).hexdigest(), sampler
-
-
-def _make_patch(
-    recipe: PatchRecipe,
-    mammogram: Mammogram,
-    network: LesionGenerator,
-    digest: str,
-    sampler: Sampler,
-) -> tuple[PatchRecipe, SyntheticPatch | None]:
-    """Make a patch and its recipe, which has no files yet."""
-    config = recipe.config
-    patch, discarded, unusable, reason = draw_patch(sampler, network, config, recipe.number)
-    updates: dict[str, Any] = {"discarded": discarded, "unusable": unusable}
-    if patch is None:
-        updates["left_out"] = f"none of {config.tries} draws: {reason}"
-        return recipe.model_copy(update=updates), None
-    updates["source"] = PatchSource(
-        archive=mammogram.archive,
-        image_id=mammogram.image_id,
-        patient_id=mammogram.patient_id,
-        sha256=digest,
-        patch=patch.patch.id,
-        place=patch.patch.place,
-        seed=patch.seed,
-    )
-    updates["area"] = float(patch.refined.mask.mean())
-    return recipe.model_copy(update=updates), patch
 
 
 def _write_recipe(recipe: PatchRecipe, folder: Path) -> None:
@@ -454,12 +344,12 @@ def _complete_kind(
         recipes = sorted(
             (recipe for record in records for recipe in record), key=lambda recipe: recipe.number
         )
-        made = sum(not recipe.left_out for recipe in recipes)
-        if made >= wanted or total >= MOST * wanted:
+        complete = sum(not recipe.left_out for recipe in recipes)
+        if complete >= wanted or total >= MOST * wanted:
             break
-        total = min(MOST * wanted, total + wanted - made)
-    log.info("%s: %d of %d patches; %s", kind, made, wanted, describe_rates(recipes))
-    if not made:
+        total = min(MOST * wanted, total + wanted - complete)
+    log.info("%s: %d of %d patches; %s", kind, complete, wanted, describe_rates(recipes))
+    if not complete:
         raise DataError(
             f"{output}: no {kind} patch could be made; the first: {recipes[0].left_out}"
         )
@@ -530,14 +420,9 @@ def _write_summary(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. An error becomes one line on stderr and exit code 2."""
-    parser = cli.make_command_parser("tfmammo.synthesis.patches", __doc__)
-    inputs = parser.add_mutually_exclusive_group(required=True)
-    inputs.add_argument(
-        "--config", metavar="FILE", help="a YAML file such as configs/patch_synthesis.yaml"
+    parser = make_parser(
+        "tfmammo.synthesis.patches", __doc__, "configs/patch_synthesis.yaml", "patch"
     )
-    inputs.add_argument("--recipe", metavar="FILE", type=Path, help="make this patch again")
-    parser.add_overrides()
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
     options, flags = parser.parse_with(arguments, jobs.find_unknown_flags)
     output = options.output.resolve()
 

@@ -20,13 +20,12 @@ border alone.
 Departure from Shen et al., section 4.3: "the breast tissue patch at original position is replaced
 by the generated mass patch". By default the difference is added instead (`blend`). A patch of 256
 px that is scaled to native pixels has none of the tissue's grain, so that its square shows, and a
-detector can learn squares. `whole_patch` of a synthesis is the paper's way (`replace_tissue`), with
-feather=0 up to its hard border.
+detector can learn squares. `whole_patch` of a synthesis is the paper's way (`blend` with
+`replaces`), with feather=0 up to its hard border.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import ceil, floor
 
@@ -35,63 +34,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.config import DataConfig, PreprocessConfig
-from tfmammo.data import preprocess, sampling
+from tfmammo.data import preprocess
 from tfmammo.data.anatomy import breast_mask, pectoral_mask
 from tfmammo.data.preprocess import resize, resize_mask
 from tfmammo.data.windows import crop_window
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Box, Lesion, Mammogram, Skipped, trace_borders
-from tfmammo.synthesis.config import GRID, LARGEST, Margins, Sizes
-
-
-def fit_sizes(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped) -> Sizes:
-    """Fit the Gaussian of an archive's lesions, in mm where all spacings are known, else in px.
-
-    Args:
-        mammograms: No pixel is read.
-        config: Kinds and mixed_findings are used.
-        skipped: Notes lesions whose mask can't be read, and those over half an image high or wide,
-            which outline no single mass.
-
-    Raises:
-        DataError: Fewer than two lesions.
-    """
-    sizes = []
-    spacings = []
-    for mammogram in mammograms:
-        for number, lesion in sampling.select_lesions(mammogram, config).items():
-            try:
-                top, left, bottom, right = lesion.box
-            except ValueError as error:
-                skipped.add(mammogram.image_id, f"lesion {number}: {error}")
-                continue
-            if 2 * (bottom - top) > mammogram.rows or 2 * (right - left) > mammogram.cols:
-                skipped.add(
-                    mammogram.image_id, f"lesion {number}: is over half the image high or wide"
-                )
-                continue
-            sizes.append((bottom - top, right - left))
-            spacings.append(mammogram.spacing)
-    if len(sizes) < 2:
-        raise DataError(
-            f"sizes can't be fitted on {len(sizes)} lesions; give sizes.height and sizes.width"
-        )
-    stated = [spacing for spacing in spacings if spacing]
-    in_mm = len(stated) == len(spacings)
-    values = np.array(sizes) * (np.array(stated) if in_mm else 1.0)
-    means = values.mean(axis=0)
-    deviations = values.std(axis=0, ddof=1).tolist()
-    height, width = zip(means.tolist(), deviations, strict=True)
-    centred = values - means
-    covariance = float((centred[:, 0] * centred[:, 1]).sum()) / (len(values) - 1)
-    correlation = covariance / max(height[1] * width[1], 1e-12)
-    return Sizes(
-        unit="mm" if in_mm else "px",
-        height=height,
-        width=width,
-        correlation=float(np.clip(correlation, -1, 1)),
-        count=len(sizes),
-    )
+from tfmammo.mammogram import Box, Lesion, Mammogram, trace_borders
+from tfmammo.synthesis.config import GRID, LARGEST, Margins
 
 
 def crop_to_mask(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:

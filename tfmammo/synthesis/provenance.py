@@ -22,7 +22,7 @@ from pydantic import (
     field_serializer,
 )
 
-from tfmammo import __version__, archives
+from tfmammo import __version__
 from tfmammo.archives import coco
 from tfmammo.archives.stored import Stored
 from tfmammo.config import DataConfig, Frozen, describe
@@ -35,39 +35,15 @@ from tfmammo.mammogram import (
     LesionKind,
     Mammogram,
     Pathology,
-    Skipped,
     Split,
     View,
 )
 from tfmammo.synthesis.config import Kind, Sizes, SynthesisConfig, UsedPart
+from tfmammo.synthesis.sources import ArchiveIndexes
 
 FORMAT: Final = 1
 # Why an item can't be made. Any other ValueError is a fault of this code.
 REASONS = (DataError, ArchiveError)
-
-
-class ArchiveIndexes:
-    """What archives state of their mammograms; each archive is read once."""
-
-    def __init__(self) -> None:
-        self._mammograms: dict[DataConfig, list[Mammogram]] = {}
-
-    def read(self, data: DataConfig, skipped: Skipped | None = None) -> list[Mammogram]:
-        """Return the mammograms of an archive.
-
-        Args:
-            data: The archive's section.
-            skipped: Notes what can't be used, at the first read.
-
-        Raises:
-            ConfigError: No such archive.
-            ArchiveError: No such archive.
-        """
-        if data not in self._mammograms:
-            self._mammograms[data] = archives.read_mammograms(
-                data, Skipped() if skipped is None else skipped
-            )
-        return self._mammograms[data]
 
 
 class Source(Frozen):

@@ -52,7 +52,6 @@ from tfmammo.synthesis.compositing import (
     extract_patch,
     make_blend_mask,
     make_whole_blend_mask,
-    replace_tissue,
     resize_as_trained,
 )
 from tfmammo.synthesis.config import NETWORK_INPUTS, RenderMethod, UsedPart
@@ -204,13 +203,23 @@ class _NetworkFacts:
         return self.network.identity
 
 
+class _WholeLesions:
+    """Takes a real lesion as it is."""
+
+    def prepare_lesion(
+        self, lesion: LesionPatch, mammogram: Mammogram, seeds: Iterable[int]
+    ) -> LesionCandidate:
+        """See Renderer; no seed is used."""
+        return LesionCandidate.of(lesion)
+
+
 NetworkView = Callable[
     [Generator, TargetMammogram, Sequence[PlacedLesion], Sequence[TargetPatch]], dict[str, Any]
 ]
 
 
 @dataclass(frozen=True, eq=False)
-class NetworkRenderer(_NetworkFacts):
+class NetworkRenderer(_WholeLesions, _NetworkFacts):
     """Renders with a network, all lesions of a mammogram in one call.
 
     Attributes:
@@ -232,12 +241,6 @@ class NetworkRenderer(_NetworkFacts):
         """See Renderer."""
         return "outline" if self.network.prior == "noise" else None
 
-    def prepare_lesion(
-        self, lesion: LesionPatch, mammogram: Mammogram, seeds: Iterable[int]
-    ) -> LesionCandidate:
-        """See Renderer; no seed is used."""
-        return LesionCandidate.of(lesion)
-
     def place(
         self, top: int, left: int, candidate: LesionCandidate, mammogram: Mammogram
     ) -> tuple[Placement, BlendMask]:
@@ -254,18 +257,17 @@ class NetworkRenderer(_NetworkFacts):
         patches = [extract_patch(target, lesion.placement, lesion.blend_mask) for lesion in lesions]
         images = self.network.call(**self.show(self.network, target, lesions, patches))["image"]
         for lesion, patch, image in zip(lesions, patches, images, strict=True):
-            placement = lesion.placement
             blend_mask = lesion.blend_mask
             if self.replaces:
-                grey = replace_tissue(target, placement, blend_mask, patch.to_native(image))
+                native = patch.to_native(image)
             else:
-                difference = patch.compute_difference(image, blend_mask.around)
-                grey = blend(target, placement, blend_mask, difference)
+                native = patch.compute_difference(image, blend_mask.around)
+            grey = blend(target, lesion.placement, blend_mask, native, self.replaces)
             yield blend_mask.support, grey
 
 
 @dataclass(frozen=True, eq=False)
-class DirectRenderer:
+class DirectRenderer(_WholeLesions):
     """Renders with a method of baselines.poisson, in native pixels.
 
     Attributes:
@@ -281,12 +283,6 @@ class DirectRenderer:
     def identity(self) -> dict[str, str]:
         """See Renderer."""
         return {}
-
-    def prepare_lesion(
-        self, lesion: LesionPatch, mammogram: Mammogram, seeds: Iterable[int]
-    ) -> LesionCandidate:
-        """See Renderer; no seed is used."""
-        return LesionCandidate.of(lesion)
 
     def place(
         self, top: int, left: int, candidate: LesionCandidate, mammogram: Mammogram

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.archives import phantom
+from tfmammo.archives import phantom_anatomy
+from tfmammo.config import DataConfig
 from tfmammo.data import jobs
 from tfmammo.data.tfrecord import sha256
 from tfmammo.errors import DataError
@@ -20,8 +21,8 @@ from tfmammo.mammogram import Lesion
 from tfmammo.models import mask_gan
 from tfmammo.synthesis.config import ShapeName
 from tfmammo.synthesis.generators import MaskGenerator
-from tfmammo.synthesis.lesion_bank import SourceLesion
 from tfmammo.synthesis.placement import crop_to_mask
+from tfmammo.synthesis.sources import SourceLesion
 
 TRIES = 50  # shapes drawn for one mass
 _RADIUS = 100  # px of a named shape
@@ -73,7 +74,7 @@ class NamedShapes:
 
     def draw(self, random: np.random.Generator) -> Shape:
         """See ShapeSource. The contour is large, because it is scaled afterwards."""
-        outline = phantom.contour(random, self.name, "circumscribed", _RADIUS)
+        outline = phantom_anatomy.contour(random, self.name, "circumscribed", _RADIUS)
         lesion = Lesion("mass", (0, 0, 0, 0), (outline + 2 * _RADIUS,))
         return lesion.mask(4 * _RADIUS, 4 * _RADIUS), f"drawn, {self.name}"
 
@@ -128,6 +129,27 @@ class RealOutlines:
     """Outlines of real lesions."""
 
     lesions: tuple[SourceLesion, ...]
+
+    @staticmethod
+    def select(
+        lesions: tuple[SourceLesion, ...], data: DataConfig, of_patients: str = ""
+    ) -> RealOutlines:
+        """Take the outlines of an archive's lesions.
+
+        Args:
+            lesions: Of the archive.
+            data: The archive's section, for messages.
+            of_patients: Which patients the lesions are of, for messages.
+
+        Raises:
+            DataError: There is none.
+        """
+        if not lesions:
+            raise DataError(
+                f"{data.archive_name} holds no {' or '.join(data.kinds)}{of_patients} to "
+                "take shapes from; give shapes.gan or shapes.files"
+            )
+        return RealOutlines(lesions)
 
     @cached_property
     def identity(self) -> dict[str, object]:

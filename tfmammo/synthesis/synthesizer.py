@@ -18,14 +18,13 @@ from tfmammo.archives import coco
 from tfmammo.archives.stored import Stored
 from tfmammo.data import sampling
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.mammogram import Mammogram, Skipped
-from tfmammo.synthesis.config import ShapeConfig, Sizes, SynthesisConfig
+from tfmammo.mammogram import Mammogram
+from tfmammo.synthesis.config import Sizes, SynthesisConfig
 from tfmammo.synthesis.generators import MaskGenerator, load_mask_generator, resolve_handle
-from tfmammo.synthesis.lesion_bank import LesionBank, SourceLesion, select_lesions, select_patients
-from tfmammo.synthesis.placement import TargetMammogram, fit_sizes, scale_shape
+from tfmammo.synthesis.lesion_bank import LesionBank
+from tfmammo.synthesis.placement import TargetMammogram, scale_shape
 from tfmammo.synthesis.provenance import (
     REASONS,
-    ArchiveIndexes,
     InsertedLesion,
     Recipe,
     describe_existing_lesions,
@@ -40,6 +39,7 @@ from tfmammo.synthesis.shapes import (
     ShapeSource,
     draw_shape,
 )
+from tfmammo.synthesis.sources import Sources, fit_sizes
 
 log = logging.getLogger(__name__)
 
@@ -109,17 +109,12 @@ class Synthesizer:
     exports: NetworkExports = NetworkExports(None, None)
 
     @staticmethod
-    def load(
-        config: SynthesisConfig,
-        indexes: ArchiveIndexes | None = None,
-        skipped: Skipped | None = None,
-    ) -> Synthesizer:
+    def load(config: SynthesisConfig, sources: Sources) -> Synthesizer:
         """Resolve all that a config names, and read it.
 
         Args:
             config: The config.
-            indexes: Archives that were read already.
-            skipped: Notes lesions that can't be used.
+            sources: Of its archives; notes lesions that can't be used.
 
         Raises:
             ConfigError: A model URI leads to no network, or no such archive.
@@ -127,19 +122,28 @@ class Synthesizer:
             DataError: A network, the lesions or the shapes can't be used.
             ArchiveError: No such archive.
         """
-        skipped = Skipped() if skipped is None else skipped
         exports = NetworkExports.find(config)
         renderer, gan = _load_networks(config, exports)
         exports = replace(exports, weights=_get_weights(renderer, gan))
-        synthesizer = Synthesizer(renderer, gan=gan, exports=exports)
-        synthesizer = _add_lesions(synthesizer, config, indexes or ArchiveIndexes(), skipped)
-        _kept.clear()
-        _kept[config] = synthesizer
-        return synthesizer
+        sizes = config.sizes
+        if config.fits_sizes:
+            sizes = fit_sizes(sources.lesions, sources.skipped)
+            log.info("sizes of %d lesions: %s", sizes.count, sizes.model_dump(exclude={"count"}))
+        lesions, shapes = _select_lesions(config, sources, gan)
+        if lesions:
+            log.info("%d real lesions", len(lesions.find_usable(sources.skipped)))
+        size_patients: frozenset[str] = frozenset()
+        if config.fits_sizes or isinstance(shapes, RealOutlines):
+            size_patients = frozenset(source.mammogram.patient_id for source in sources.lesions)
+        return _keep(
+            config, Synthesizer(renderer, lesions, shapes, gan, sizes, size_patients, exports)
+        )
 
     @staticmethod
     def reopen(config: SynthesisConfig, exports: NetworkExports) -> Synthesizer:
         """Load in a worker what `load` resolved when the work began, once in each process.
+
+        Sizes are not fitted again, because they stand in the recipes.
 
         Args:
             config: The config.
@@ -152,13 +156,10 @@ class Synthesizer:
         if exports.weights != _get_weights(renderer, gan):
             raise DataError("a generator was replaced by another training while the work went on")
         kept = _kept.get(config)
-        if kept is None or kept.exports != exports:
-            kept = Synthesizer(renderer, gan=gan, exports=exports)
-            # Sizes stand in the recipes; they are not fitted again.
-            kept = _add_lesions(kept, config, ArchiveIndexes(), Skipped(), fit=False)
-            _kept.clear()
-            _kept[config] = kept
-        return kept
+        if kept and kept.exports == exports:
+            return kept
+        lesions, shapes = _select_lesions(config, Sources(config), gan)
+        return _keep(config, Synthesizer(renderer, lesions, shapes, gan, exports=exports))
 
     @property
     def trained_on(self) -> frozenset[str]:
@@ -321,6 +322,12 @@ def render(
 _kept: dict[SynthesisConfig, Synthesizer] = {}
 
 
+def _keep(config: SynthesisConfig, synthesizer: Synthesizer) -> Synthesizer:
+    _kept.clear()
+    _kept[config] = synthesizer
+    return synthesizer
+
+
 def _load_networks(
     config: SynthesisConfig, exports: NetworkExports
 ) -> tuple[Renderer, MaskGenerator | None]:
@@ -332,58 +339,21 @@ def _get_weights(renderer: Renderer, gan: MaskGenerator | None) -> tuple[str | N
     return renderer.identity.get("weights"), gan.identity["weights"] if gan else None
 
 
-def _add_lesions(
-    synthesizer: Synthesizer,
-    config: SynthesisConfig,
-    indexes: ArchiveIndexes,
-    skipped: Skipped,
-    fit: bool = True,
-) -> Synthesizer:
-    """Add the lesion bank, or shapes and sizes, to a synthesizer.
-
-    Args:
-        synthesizer: Its networks are loaded.
-        config: The config.
-        indexes: Archives that were read already.
-        skipped: Notes lesions that can't be used.
-        fit: Check real lesions and fit sizes.
-    """
+def _select_lesions(
+    config: SynthesisConfig, sources: Sources, gan: MaskGenerator | None
+) -> tuple[LesionBank | None, ShapeSource | None]:
+    """Select the real lesions of a config, or the shapes of its made-up masses."""
     data = config.lesion_data
-
-    def read_lesion_archive() -> list[Mammogram]:
-        return select_patients(indexes.read(data), data, config.patients, config.data)
-
     if config.real_lesions:
-        bank = LesionBank.select(read_lesion_archive(), data, config.pathology, config.of_patients)
-        if fit:
-            log.info("%d real lesions", len(bank.find_usable(skipped)))
-        return replace(synthesizer, lesions=bank)
-    are_given = bool(config.sizes or config.size)
-    sizes = config.sizes
-    if fit and not are_given:
-        sizes = fit_sizes(read_lesion_archive(), data, skipped)
-        log.info("sizes of %d lesions: %s", sizes.count, sizes.model_dump(exclude={"count"}))
-    outlines: tuple[SourceLesion, ...] = ()
-    if config.shapes == ShapeConfig() or (fit and not are_given):
-        outlines = select_lesions(read_lesion_archive(), data, config.of_patients)
-    return replace(
-        synthesizer,
-        shapes=_make_shapes(config.shapes, synthesizer.gan, outlines),
-        sizes=sizes,
-        size_patients=frozenset(lesion.mammogram.patient_id for lesion in outlines),
-    )
-
-
-def _make_shapes(
-    config: ShapeConfig, gan: MaskGenerator | None, outlines: tuple[SourceLesion, ...]
-) -> ShapeSource:
+        bank = LesionBank.select(sources.lesions, data, config.pathology, config.of_patients)
+        return bank, None
     if gan:
-        return GeneratedShapes(gan)
-    if config.files:
-        return ShapeFiles.find(config.files)
-    if config.drawn:
-        return NamedShapes(config.drawn)
-    return RealOutlines(outlines)
+        return None, GeneratedShapes(gan)
+    if config.shapes.files:
+        return None, ShapeFiles.find(config.shapes.files)
+    if config.shapes.drawn:
+        return None, NamedShapes(config.shapes.drawn)
+    return None, RealOutlines.select(sources.lesions, data, config.of_patients)
 
 
 def _draw_seed(random: np.random.Generator) -> int:

@@ -152,6 +152,7 @@ def read_git_state(file: Path = Path(__file__)) -> dict[str, str]:
     """
 
     def git(*arguments: str) -> str:
+        """Run git in the file's folder, and return what it prints."""
         command = ["git", "-C", str(file.parent), *arguments]
         return subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=20

@@ -18,7 +18,8 @@ from tfmammo import datasets
 from tfmammo._tensorflow import hold_back_stderr
 from tfmammo.cli import console, make_parser
 from tfmammo.config import Experiment, TrainingConfig
-from tfmammo.data.patches import MakePatches, Patches, PatchSource, make_patches
+from tfmammo.data.extraction import MakePatches, make_patches
+from tfmammo.data.patches import Patches, PatchSource
 from tfmammo.errors import ConfigError
 from tfmammo.export import predict, write_saved_models
 from tfmammo.metrics import segmentation, synthesis

@@ -91,44 +91,49 @@ def test_one_segment_a_lesion_overlapping_ones_too(source, tmp_path):
 
 def test_pydicom_reads_whose_it_is_what_it_refers_to_and_what_made_it(source, tmp_path):
     image = pydicom.dcmread(source())
-    found = pydicom.dcmread(written(source(), tmp_path))
-    assert (found.Modality, found.Rows, found.Columns, found.NumberOfFrames) == (
+    segmentation = pydicom.dcmread(written(source(), tmp_path))
+    assert (
+        segmentation.Modality,
+        segmentation.Rows,
+        segmentation.Columns,
+        segmentation.NumberOfFrames,
+    ) == (
         "SEG",
         ROWS,
         COLS,
         2,
     )
-    frames = found.pixel_array
+    frames = segmentation.pixel_array
     np.testing.assert_array_equal(frames[1], LESIONS["Lesion 2 distortion"].mask(ROWS, COLS))
     for keyword in (*PATIENT, "StudyInstanceUID"):
-        assert found[keyword].value == image[keyword].value
+        assert segmentation[keyword].value == image[keyword].value
     assert (
-        found.SeriesInstanceUID != image.SeriesInstanceUID
-        and found.SOPInstanceUID != image.SOPInstanceUID
+        segmentation.SeriesInstanceUID != image.SeriesInstanceUID
+        and segmentation.SOPInstanceUID != image.SOPInstanceUID
     )
-    (series,) = found.ReferencedSeriesSequence
+    (series,) = segmentation.ReferencedSeriesSequence
     (instance,) = series.ReferencedInstanceSequence
     assert series.SeriesInstanceUID == image.SeriesInstanceUID
     assert (instance.ReferencedSOPInstanceUID, instance.ReferencedSOPClassUID) == (
         image.SOPInstanceUID,
         image.SOPClassUID,
     )
-    for frame in found.PerFrameFunctionalGroupsSequence:
+    for frame in segmentation.PerFrameFunctionalGroupsSequence:
         reference = frame.DerivationImageSequence[0].SourceImageSequence[0]
         assert (
             reference.ReferencedSOPInstanceUID == image.SOPInstanceUID
             and reference.SpatialLocationsPreserved == "YES"
         )
-    (algorithm,) = found.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
+    (algorithm,) = segmentation.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
     assert algorithm.AlgorithmFamilyCodeSequence[0].CodeMeaning == "Artificial Intelligence"
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("tfmammo", "0.1.0")
     assert "cgan, step 7" in algorithm.AlgorithmParameters
     assert (
-        found.ImageType[0] == "DERIVED"
-        and found.Manufacturer == "tfmammo"
-        and "AI" in found.SeriesDescription
+        segmentation.ImageType[0] == "DERIVED"
+        and segmentation.Manufacturer == "tfmammo"
+        and "AI" in segmentation.SeriesDescription
     )
-    assert found.file_meta.MediaStorageSOPClassUID == "1.2.840.10008.5.1.4.1.1.66.4"
+    assert segmentation.file_meta.MediaStorageSOPClassUID == "1.2.840.10008.5.1.4.1.1.66.4"
 
 
 def test_a_name_in_its_own_letters(source, tmp_path):
@@ -147,8 +152,8 @@ def test_what_a_deidentified_source_lacks_stays_empty(source, tmp_path):
     dataset = pydicom.dcmread(path)
     del dataset.PatientName, dataset.PatientID
     dataset.save_as(path)
-    found = pydicom.dcmread(written(path, tmp_path))
-    assert not any(found[keyword].value for keyword in PATIENT)
+    segmentation = pydicom.dcmread(written(path, tmp_path))
+    assert not any(segmentation[keyword].value for keyword in PATIENT)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 
 from tfmammo.archives.writers.dicom import SECONDARY_CAPTURE, write_dicom
+from tfmammo.archives.writers.pixels import quantize
 from tfmammo.mammogram import Lesion, Mammogram
 
 Layout = Literal["nbia", "csv", "series"]
@@ -29,11 +30,20 @@ _MORE_COLUMNS = (
 )
 
 
-class _Series(NamedTuple):
-    """One series; its files are numbered from 1."""
+class _Form(NamedTuple):
+    """Where and how an archive is written; for the fields see `write`."""
 
     root: Path
     layout: Layout
+    swapped: bool
+    described: bool
+    mask_scale: tuple[float, float]
+
+
+class _Series(NamedTuple):
+    """One series; its files are numbered from 1."""
+
+    form: _Form
     folder: str
     description: str
 
@@ -50,18 +60,19 @@ class _Series(NamedTuple):
     def path(self, number: int) -> Path:
         """Return a file's path on disk."""
         study, series = self.uids
-        if self.layout == "csv":
-            return self.root / self.printed(number)
-        if self.layout == "series":
-            return self.root / series / f"1-{number}.dcm"
+        root = self.form.root
+        if self.form.layout == "csv":
+            return root / self.printed(number)
+        if self.form.layout == "series":
+            return root / series / f"1-{number}.dcm"
         names = (
             f"07-20-2016-DDSM-{study[-5:]}",
             f"1.000000-{self.description}-{series[-5:]}",
             f"1-{number}.dcm",
         )
-        return self.root.joinpath("CBIS-DDSM", self.folder, *names)
+        return root.joinpath("CBIS-DDSM", self.folder, *names)
 
-    def write(self, number: int, stored: NDArray[np.integer], description: str | None) -> None:
+    def write(self, number: int, stored: NDArray[np.integer], description: str) -> None:
         """Write one of its files, 8 or 16 bits as `stored` has."""
         study, series = self.uids
         side, view = self.folder.split("_")[3:5]
@@ -71,7 +82,7 @@ class _Series(NamedTuple):
             8 * stored.itemsize,
             sop_class=SECONDARY_CAPTURE,
             syntax=ImplicitVRLittleEndian,
-            SeriesDescription=description,
+            SeriesDescription=description if self.form.described else None,
             PatientID=self.folder,
             PatientName=self.folder,
             StudyInstanceUID=study,
@@ -110,11 +121,12 @@ def write(
         The mammograms' files, in the order given, that of the masses before that of the
         calcifications.
     """
+    form = _Form(root, layout, swapped, described, mask_scale)
     tables: dict[tuple[str, str], list[list[object]]] = defaultdict(list)
-    patients: dict[str, int] = {}
+    patients: dict[str, str] = {}
     paths: list[Path] = []
     for mammogram in mammograms:
-        number = patients.setdefault(mammogram.patient_id, len(patients) + 1)
+        patient = patients.setdefault(mammogram.patient_id, f"P_{len(patients) + 1:05d}")
         split = mammogram.official_split or "train"
         for kind in ("mass", "calc"):
             lesions = [
@@ -124,76 +136,73 @@ def write(
             ]
             if not lesions:
                 continue
-            patient = f"P_{number:05d}"
-            side = "LEFT" if mammogram.laterality == "L" else "RIGHT"
-            subset = "Training" if split == "train" else "Test"
-            folder = f"{kind.title()}-{subset}_{patient}_{side}_{mammogram.view}"
-            image = _Series(root, layout, folder, "full mammogram images")
+            name = "Training" if split == "train" else "Test"
+            folder = f"{kind.title()}-{name}_{patient}_{_side(mammogram)}_{mammogram.view}"
+            image = _Series(form, folder, "full mammogram images")
             if image.path(1) in paths:
                 raise ValueError(f"{folder}: two mammograms of one patient, side and view")
-            stored = np.rint(mammogram.pixels()[..., 0].astype(np.float64) * 65535).astype(
-                np.uint16
-            )
-            image.write(1, stored, image.description if described else None)
             paths.append(image.path(1))
-            for abnormality, lesion in enumerate(lesions, start=1):
-                crop, mask = _write_lesion(
-                    image, f"{folder}_{abnormality}", lesion, stored, swapped, described, mask_scale
-                )
-                # A line break ends one of the paths: the mask's in the mass tables, the crop's in
-                # the others.
-                files = (
-                    (image.printed(1), crop, f"{mask}\n")
-                    if kind == "mass"
-                    else (image.printed(1), f"{crop}\n", mask)
-                )
-                facts = (
-                    mammogram.density,
-                    side,
-                    mammogram.view,
-                    abnormality,
-                    *_facts(mammogram, lesion),
-                )
-                tables[kind, split].append([patient, *facts, 3, *files])
+            rows = _write_mammogram(image, mammogram, lesions)
+            tables[kind, split] += [[patient, *row] for row in rows]
     root.mkdir(parents=True, exist_ok=True)
-    for (kind, side_of_split), rows in tables.items():
-        with (root / f"{kind}_case_description_{side_of_split}_set.csv").open(
-            "w", encoding="utf-8", newline=""
-        ) as file:
-            csv.writer(file, lineterminator="\n").writerows(
-                [f"{_COLUMNS[kind]},{_MORE_COLUMNS}".split(","), *rows]
-            )
+    for (kind, subset), rows in tables.items():
+        path = root / f"{kind}_case_description_{subset}_set.csv"
+        with path.open("w", encoding="utf-8", newline="") as file:
+            header = f"{_COLUMNS[kind]},{_MORE_COLUMNS}".split(",")
+            csv.writer(file, lineterminator="\n").writerows([header, *rows])
     return paths
 
 
+def _side(mammogram: Mammogram) -> str:
+    return "LEFT" if mammogram.laterality == "L" else "RIGHT"
+
+
+def _write_mammogram(
+    image: _Series, mammogram: Mammogram, lesions: Sequence[Lesion]
+) -> list[list[object]]:
+    """Write a mammogram with its lesions; return their rows of the table, without the patient."""
+    stored = quantize(mammogram, 16)
+    image.write(1, stored, image.description)
+    rows: list[list[object]] = []
+    for abnormality, lesion in enumerate(lesions, start=1):
+        crop, mask = _write_lesion(image, f"{image.folder}_{abnormality}", lesion, stored)
+        # A line break ends one of the paths: the mask's in the mass tables, the crop's in the
+        # others.
+        if lesion.kind == "calcification":
+            crop += "\n"
+        else:
+            mask += "\n"
+        facts = (
+            mammogram.density,
+            _side(mammogram),
+            mammogram.view,
+            abnormality,
+            *_facts(mammogram, lesion),
+        )
+        rows.append([*facts, 3, image.printed(1), crop, mask])
+    return rows
+
+
 def _write_lesion(
-    image: _Series,
-    folder: str,
-    lesion: Lesion,
-    stored: NDArray[np.uint16],
-    swapped: bool,
-    described: bool,
-    mask_scale: tuple[float, float],
+    image: _Series, folder: str, lesion: Lesion, stored: NDArray[np.uint16]
 ) -> tuple[str, str]:
     """Write crop and mask; return their paths as the table prints them."""
-    roi = image._replace(folder=folder, description="ROI mask images")
-    top, left, bottom, right = lesion.box
+    swapped = image.form.swapped
+    masks = image._replace(folder=folder, description="ROI mask images")
+    crops = masks._replace(description="cropped images") if swapped else masks
+    crop_number, mask_number = (1, 2) if lesion.kind != "calcification" else (2, 1)
+    if swapped:
+        crop_number = mask_number = 1
     sizes = [
         (size, max(1, round(size * scale)))
-        for size, scale in zip(stored.shape, mask_scale, strict=True)
+        for size, scale in zip(stored.shape, image.form.mask_scale, strict=True)
     ]
     row, col = (((np.arange(to) + 0.5) * size / to).astype(int) for size, to in sizes)
     mask = 255 * lesion.mask(*stored.shape)[np.ix_(row, col)]
-    of_crop, crop_number = (roi._replace(description="cropped images"), 1) if swapped else (roi, 1)
-    mask_number = 1 if swapped else 2
-    if not swapped and lesion.kind == "calcification":
-        crop_number = 2
-        mask_number = 1
-    of_crop.write(
-        crop_number, stored[top:bottom, left:right], "cropped images" if described else None
-    )
-    roi.write(mask_number, mask, "ROI mask images" if described else None)
-    printed = of_crop.printed(crop_number), roi.printed(mask_number)
+    top, left, bottom, right = lesion.box
+    crops.write(crop_number, stored[top:bottom, left:right], "cropped images")
+    masks.write(mask_number, mask, "ROI mask images")
+    printed = crops.printed(crop_number), masks.printed(mask_number)
     return printed[::-1] if swapped else printed
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from tfmammo.archives.cdd_cesm import CLINICAL, REGIONS
 from tfmammo.mammogram import Mammogram
 
-_REGION_HEADER = (
+REGION_HEADER = (
     "#filename",
     "file_size",
     "file_attributes",
@@ -22,7 +22,7 @@ _REGION_HEADER = (
     "region_shape_attributes",
     "region_attributes",
 )
-_CLINICAL_HEADER = (
+CLINICAL_HEADER = (
     "Image_name",
     "Patient_ID",
     "Side",
@@ -69,41 +69,47 @@ def write(mammograms: Iterable[Mammogram], root: Path) -> list[Path]:
             folder / f"{name}.jpg", quality=100, subsampling=0
         )
         paths.append(folder / f"{name}.jpg")
-        outlines = [outline for lesion in mammogram.lesions for outline in lesion.outlines]
-        for index, outline in enumerate(outlines):
-            points = {
-                "all_points_x": np.rint(outline[:, 1]).astype(int).tolist(),
-                "all_points_y": np.rint(outline[:, 0]).astype(int).tolist(),
-            }
-            regions.append(
-                (
-                    f"{name}.jpg",
-                    1,
-                    "{}",
-                    len(outlines),
-                    index,
-                    json.dumps({"name": "polygon", **points}),
-                    "{}",
-                )
-            )
-        findings = (
-            "$".join(dict.fromkeys(_FINDINGS[lesion.kind] for lesion in mammogram.lesions))
-            or "Normal"
-        )
-        facts = (
-            mammogram.density or "_",
-            mammogram.birads or "",
-            findings,
-            mammogram.view,
-            "",
-            1,
-            (mammogram.pathology or "").title(),
-        )
-        clinical.append((f"{name} ", number, mammogram.laterality, "DM", 50, *facts))
-    for file, rows in (
-        (REGIONS, [_REGION_HEADER, *regions]),
-        (CLINICAL, [_CLINICAL_HEADER, *clinical]),
-    ):
-        with (root / file).open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows(rows)
+        regions += _region_rows(f"{name}.jpg", mammogram)
+        clinical.append((f"{name} ", number, *_clinical_cells(mammogram)))
+    write_tables(root, [REGION_HEADER, *regions], [CLINICAL_HEADER, *clinical])
     return paths
+
+
+def _region_rows(file: str, mammogram: Mammogram) -> list[Sequence[object]]:
+    """Return the rows of a mammogram's outlines in the table of regions."""
+    outlines = [outline for lesion in mammogram.lesions for outline in lesion.outlines]
+    rows: list[Sequence[object]] = []
+    for index, outline in enumerate(outlines):
+        polygon = {
+            "name": "polygon",
+            "all_points_x": np.rint(outline[:, 1]).astype(int).tolist(),
+            "all_points_y": np.rint(outline[:, 0]).astype(int).tolist(),
+        }
+        rows.append((file, 1, "{}", len(outlines), index, json.dumps(polygon), "{}"))
+    return rows
+
+
+def _clinical_cells(mammogram: Mammogram) -> Sequence[object]:
+    """Return a mammogram's cells of the clinical table, from Side on."""
+    findings = dict.fromkeys(_FINDINGS[lesion.kind] for lesion in mammogram.lesions)
+    return (
+        mammogram.laterality,
+        "DM",
+        50,
+        mammogram.density or "_",
+        mammogram.birads or "",
+        "$".join(findings) or "Normal",
+        mammogram.view,
+        "",
+        1,
+        (mammogram.pathology or "").title(),
+    )
+
+
+def write_tables(
+    root: Path, regions: Sequence[Sequence[object]], clinical: Sequence[Sequence[object]]
+) -> None:
+    """Write the table of regions and the clinical one, whose first rows are their headers."""
+    for name, rows in ((REGIONS, regions), (CLINICAL, clinical)):
+        with (root / name).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)

@@ -78,22 +78,14 @@ def write(
         kind = _kind(images)
         folder = root / "cases" / f"{kind}s" / f"{kind}_01" / f"case{number:04d}"
         folder.mkdir(parents=True, exist_ok=True)
-        lines = [_view_line(mammogram, bits) for mammogram in images]
-        header = [
-            "ics_version 1.0",
-            f"filename {letter}-{number:04d}-1",
-            "DATE_OF_STUDY 2 7 1995",
-            "PATIENT_AGE 42",
-            "FILM ",
-            "FILM_TYPE REGULAR",
-            f"DENSITY {images[0].density or 0}",
-            "DATE_DIGITIZED 22 7 1997 ",
-            f"DIGITIZER {digitizer if laser else digitizer.removesuffix(' LASER')}",
+        scanned_by = digitizer if laser else digitizer.removesuffix(" LASER")
+        lines = [
+            *_describe_case(f"{letter}-{number:04d}-1", images[0].density, scanned_by),
             "SELECTED" if selected else "SEQUENCE",
-            *lines,
+            *(_view_line(mammogram, bits) for mammogram in images),
         ]
         (folder / f"{letter}-{number:04d}-1.ics").write_text(
-            "\n".join(header) + "\n", encoding="ascii"
+            "\n".join(lines) + "\n", encoding="ascii"
         )
         for mammogram in images:
             stem = f"{letter}_{number:04d}_1.{_name(mammogram)}"
@@ -105,6 +97,21 @@ def write(
             if mammogram.lesions:
                 (folder / f"{stem}.OVERLAY").write_text(overlay(mammogram), encoding="ascii")
     return [paths[id(mammogram)] for mammogram in order]
+
+
+def _describe_case(name: str, density: str | None, digitizer: str) -> list[str]:
+    """Return the first lines of a case's .ics."""
+    return [
+        "ics_version 1.0",
+        f"filename {name}",
+        "DATE_OF_STUDY 2 7 1995",
+        "PATIENT_AGE 42",
+        "FILM ",
+        "FILM_TYPE REGULAR",
+        f"DENSITY {density or 0}",
+        "DATE_DIGITIZED 22 7 1997 ",
+        f"DIGITIZER {digitizer}",
+    ]
 
 
 def _kind(images: list[Mammogram]) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tfmammo.archives.writers.dicom import write_dicom
+from tfmammo.archives.writers.pixels import quantize
 from tfmammo.mammogram import Lesion, Mammogram
 
 CATEGORIES = {"mass": 1, "calcification": 2, "asymmetry": 3, "distortion": 4}
@@ -52,22 +53,16 @@ def write(
     entries: list[dict[str, Any]] = []
     for number, mammogram in enumerate(mammograms, start=1):
         paths.append(root / "images" / f"{number:06d}{ending}")
-        stored = np.rint(mammogram.pixels()[..., 0].astype(np.float64) * (2**bits - 1)).astype(
-            np.uint8 if bits <= 8 else np.uint16
-        )
+        stored: NDArray[np.integer] = quantize(mammogram, bits)
+        if bits <= 8:
+            stored = stored.astype(np.uint8)
         _write_image(paths[-1], stored, bits, mammogram)
         table.append(_row(paths[-1].name, mammogram, bits))
         if annotations == "masks":
             table += _write_masks(root / "masks", paths[-1].stem, mammogram)
         else:
-            images.append(
-                {
-                    "id": number,
-                    "file_name": paths[-1].name,
-                    "height": mammogram.rows,
-                    "width": mammogram.cols,
-                }
-            )
+            size = {"height": mammogram.rows, "width": mammogram.cols}
+            images.append({"id": number, "file_name": paths[-1].name, **size})
             entries += [
                 _annotation(lesion, mammogram, number, annotations) for lesion in mammogram.lesions
             ]

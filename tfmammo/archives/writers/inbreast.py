@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import pandas as pd
 
 from tfmammo.archives.writers.dicom import write_dicom
+from tfmammo.archives.writers.pixels import quantize
 from tfmammo.mammogram import Mammogram
 
 _CSV_COLUMNS = [
@@ -54,14 +54,9 @@ def write(
         (root / folder).mkdir(parents=True, exist_ok=True)
     for number, mammogram in enumerate(mammograms, start=20_000_001):
         view = "ML" if mammogram.view == "MLO" else mammogram.view
-        paths.append(
-            root
-            / "AllDICOMs"
-            / f"{number}_{mammogram.patient_id}_MG_{mammogram.laterality}_{view}_ANON.dcm"
-        )
-        stored = np.rint(mammogram.pixels()[..., 0].astype(np.float64) * (2**bits - 1)).astype(
-            np.uint16
-        )
+        name = f"{number}_{mammogram.patient_id}_MG_{mammogram.laterality}_{view}_ANON.dcm"
+        paths.append(root / "AllDICOMs" / name)
+        stored = quantize(mammogram, bits)
         write_dicom(
             paths[-1],
             2**bits - 1 - stored if monochrome1 else stored,

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pydicom
 
 from tfmammo.archives.writers.dicom import write_dicom
+from tfmammo.archives.writers.pixels import quantize
 from tfmammo.mammogram import Lesion, Mammogram
 
 _FLAGS = {
@@ -96,12 +96,9 @@ def write(
 
 
 def _write_image(path: Path, mammogram: Mammogram, image: str, bits: int) -> None:
-    stored = np.rint(mammogram.pixels()[..., 0].astype(np.float64) * (2**bits - 1)).astype(
-        np.uint16
-    )
     write_dicom(
         path,
-        stored,
+        quantize(mammogram, bits),
         bits,
         SOPInstanceUID=image,
         PresentationIntentType="FOR PRESENTATION",

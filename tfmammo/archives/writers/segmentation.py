@@ -33,6 +33,7 @@ from pydicom.sr.coding import Code
 from pydicom.valuerep import DA, TM, PersonName
 
 from tfmammo.archives import dicom, folder
+from tfmammo.archives.silence import silence
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion
 
@@ -125,7 +126,7 @@ def write(
         [lesion.mask(dataset.Rows, dataset.Columns) for lesion in lesions.values()], axis=-1
     )
     try:
-        with dicom.silence():
+        with silence():
             _complete(dataset)
             algorithm = AlgorithmIdentificationSequence(
                 "tfmammo", _ARTIFICIAL, version, parameters=dict(parameters)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from tfmammo.archives.writers.dicom import write_dicom
+from tfmammo.archives.writers.pixels import quantize
 from tfmammo.mammogram import Mammogram
 
 _CATEGORIES = {
@@ -116,7 +117,7 @@ def _stored(
     mammogram: Mammogram, bits: int, monochrome1: bool, padding: int
 ) -> tuple[NDArray[np.uint16], dict[str, Any]]:
     most = 2**bits - 1
-    stored = np.rint(mammogram.pixels()[..., 0].astype(np.float64) * most).astype(np.uint16)
+    stored = quantize(mammogram, bits)
     if monochrome1:
         stored = (most - stored).astype(np.uint16)
     elements: dict[str, Any] = {

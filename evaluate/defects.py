@@ -1,0 +1,24 @@
+"""Evaluate defects in the texture of synthetic images: holes, blotches, lattices (CAN's Fig. 3).
+
+python evaluate/defects.py --config configs/defects.yaml --set data.name=inbreast data.root=DIR
+models.CAN=[RUN,RUN,RUN]
+
+Models make images of the masks of patients they never saw. Tissue is defective where its texture
+lies outside of the range of real tissue. Sheets show a random choice of masks, and each model's
+best and worst by the area of its defects; flat tissue is blue, harsh tissue orange. Two rows tell
+what the numbers are worth: the real patches, and an image of two grey values.
+"""
+
+from tfmammo import cli
+from tfmammo.evaluation.defects import DefectsConfig, evaluate
+from tfmammo.evaluation.script import run_evaluation
+
+
+def main() -> None:
+    """Run every model on the masks of patients it never saw, compare, write and print."""
+    files = "tables, CSVs and sheets"
+    run_evaluation(__doc__, DefectsConfig, evaluate, "runs/defects", files)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,57 @@
+"""Re-run the five papers: every table and figure beside its printed numbers, judged by a rule.
+
+python evaluate/report.py --config configs/report.yaml --scale smoke --jobs 2 --keep-going
+
+--scale smoke takes minutes on phantoms and shows that every command runs. --scale small needs the
+folders of `data` in the config; --scale paper has the papers' settings. Finished commands are not
+repeated. Results become facts (docs/results), from which --rebuild makes the page again without a
+training. --plan prints the commands.
+"""
+
+from pathlib import Path
+
+from tfmammo import cli
+from tfmammo import config as configuration
+from tfmammo.reproduction import report
+from tfmammo.reproduction.config import SCALES, ReportConfig
+from tfmammo.reproduction.report import Options
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Run the commands of the wanted items, and write the page."""
+    parser = cli.make_parser(__doc__, config=str(ROOT / "configs" / "report.yaml"))
+    only_help = "papers or items, as in --only can infilling_table1; by default all"
+    parser.add_argument("--scale", choices=SCALES, default="small")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=only_help)
+    parser.add_argument("--plan", action="store_true", help="show the commands and run nothing")
+    parser.add_argument("--rebuild", action="store_true", help="make the page from facts alone")
+    parser.add_argument("--jobs", type=int, default=1, help="how many commands run at once")
+    parser.add_argument("--keep-going", action="store_true", help="go on after a failed command")
+    version_help = "go on with what another version of the package made"
+    parser.add_argument("--any-version", action="store_true", help=version_help)
+    arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        parser.error("--jobs must be 1 or more")
+    config = configuration.parse(ReportConfig, arguments.config, arguments.set)
+    options = Options(
+        arguments.scale,
+        tuple(arguments.only),
+        arguments.jobs,
+        arguments.keep_going,
+        arguments.any_version,
+    )
+    output = (arguments.output or Path(f"runs/report-{options.scale}")).resolve()
+    if arguments.plan:
+        lines = report.print_plan(config, options, ROOT)
+    elif arguments.rebuild:
+        lines = report.write_page(config, options.scale, output)
+    else:
+        lines = report.run_report(config, options, output, ROOT)
+    for line in lines:
+        cli.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    cli.run(main)

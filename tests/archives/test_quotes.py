@@ -1,0 +1,83 @@
+"""What a damaged DICOM file makes pydicom say quotes its values; ours must not."""
+
+import traceback
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from tfmammo.archives import dicom
+from tfmammo.archives.writers import inbreast as writer
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Mammogram
+
+NAME = "QUIBBLE^ZEPHYRINE"
+
+
+def draw_ramp():
+    return np.linspace(0, 1, 24 * 20, dtype=np.float32).reshape(24, 20, 1)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A sound file."""
+    facts = {"laterality": "L", "view": "CC", "birads": "2", "density": "2"}
+    record = Mammogram("test", "aa", "0", 24, 20, draw_ramp, spacing=(0.07, 0.07), **facts)
+    (written,) = writer.write([record], tmp_path / "inbreast")
+    return written
+
+
+def tell(error):
+    return f"{error}\n{error!r}\n{''.join(traceback.format_exception(error))}"
+
+
+@pytest.mark.parametrize(
+    "read", [dicom.read_header, dicom.read_pixels, dicom.read_stored, dicom.read_dataset]
+)
+def test_a_name_for_a_number_within_a_group_is_not_quoted(path, read):
+    """pydicom converts the elements of a group while it walks through them."""
+    dataset = pydicom.dcmread(path)
+    group = Dataset()
+    group.add_new("SliceThickness", "LO", NAME)
+    dataset.SharedFunctionalGroupsSequence = [group]
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.save_as(path, implicit_vr=False, little_endian=True)
+    content = path.read_bytes()
+    text = NAME.encode()
+    path.write_bytes(content.replace(b"LO\x12\0" + text, b"FD\x12\0" + text))
+    with pytest.raises(Exception, match="QUIBBLE"):  # of pydicom alone: 18 bytes are no doubles
+        list(pydicom.dcmread(path).SharedFunctionalGroupsSequence[0])
+    with pytest.raises(ArchiveError, match=r"can't be read \(\w+\)$") as caught:
+        read(path)
+    assert "QUIBBLE" not in tell(caught.value) and "ZEPHYRINE" not in tell(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ValueError(NAME),
+        KeyError(NAME),
+        OSError(NAME),
+        UnicodeDecodeError("ascii", b"Q", 0, 1, NAME),
+    ],
+)
+def test_of_any_exception_only_the_class_is_told(path, fault):
+    with pytest.raises(ArchiveError) as caught, dicom.reading(path):
+        raise fault
+    assert str(caught.value) == f"{path}: can't be read ({type(fault).__name__})"
+    assert NAME not in tell(caught.value)
+
+
+def test_a_modality_that_is_no_word_of_the_standard_is_not_quoted(path):
+    dataset = pydicom.dcmread(path)
+    dataset.Modality = "QUIBBLE"
+    dataset.SOPClassUID = "1.2.3"
+    dataset.save_as(path)
+    with pytest.raises(ArchiveError, match="its modality is unknown$"):
+        dicom.read_header(path)
+    dataset.Modality = "CT"
+    dataset.save_as(path)
+    with pytest.raises(ArchiveError, match="its modality is CT$"):
+        dicom.read_header(path)

@@ -1,0 +1,82 @@
+"""Defects of images whose defects are known."""
+
+import cv2
+import numpy as np
+import pytest
+
+from tfmammo.config import DataConfig
+from tfmammo.data.patches import Patches
+from tfmammo.evaluation import defects
+from tfmammo.evaluation.comparison import Comparison
+from tfmammo.evaluation.defects import DefectsConfig
+from tfmammo.metrics.texture import TextureRange
+from tfmammo.training.image_grid import BLUE, HEADER, ORANGE
+
+SIZE = 32
+CONFIG = DefectsConfig(models={"A": "a"}, rows=2, tail=0.05)
+
+
+@pytest.fixture(scope="module")
+def patches():
+    random = np.random.default_rng(0)
+    images = (0.3 + 0.4 * random.random((6, SIZE, SIZE, 1))).astype(np.float32)
+    masks = np.zeros(images.shape, np.uint8)
+    masks[:, 12:20, 12:20] = 1
+    images[masks == 1] += 0.2
+    names = np.array([f"p{number}" for number in range(6)])
+    return Patches(images, masks, names, names)
+
+
+def test_real_patches_and_two_grey_values_are_the_ends_of_the_scale(patches):
+    scores = defects.measure_defects(defects.make_baselines(patches), patches, CONFIG)
+    real = scores[defects.REAL]
+    grey = scores[defects.TWO_GREYS]
+    # By definition 5 % each of the tissue; quantiles lie between pixels.
+    tissue = SIZE**2 - 64
+    assert real["flat"].mean() == pytest.approx(0.05, abs=1 / tissue)
+    assert real["harsh"].mean() == pytest.approx(0.05, abs=1 / tissue)
+    assert real["haar"].mean() == pytest.approx(1)
+    # Without texture everywhere but within three px of the mass.
+    assert grey["flat"].min() >= (SIZE**2 - 14**2) / tissue
+    assert grey["haar"] == pytest.approx(0, abs=1e-9)
+
+
+def test_two_grey_values_are_means_of_real_pixels(patches):
+    image = defects.make_baselines(patches)[defects.TWO_GREYS]
+    inside = patches.masks == 1
+    assert image[inside] == pytest.approx(patches.images[inside].mean(), abs=1e-6)
+    assert image[~inside] == pytest.approx(patches.images[~inside].mean(), abs=1e-6)
+
+
+def test_sheets_show_a_random_choice_and_each_models_own_best_and_worst():
+    scores = {
+        "A": {"defects": np.array([0.1, 0.4, 0.2, 0.3])},
+        "B": {"defects": np.array([0.4, 0.1, 0.3, np.nan])},
+    }
+    rows = defects.choose_rows(scores, ["A", "B"], 2, seed=1)
+    assert {name: chosen.tolist() for name, chosen in rows.items()} == {
+        "random": np.random.default_rng(1).permutation(4)[:2].tolist(),
+        "best-A": [0, 2],
+        "worst-A": [1, 3],
+        "best-B": [3, 1],
+        "worst-B": [0, 2],
+    }
+
+
+def test_defects_are_coloured_on_the_sheets(patches, tmp_path):
+    image = np.full((6, SIZE, SIZE, 1), 0.5, np.float32)
+    image[:, 4, 4] = 1
+    comparison = Comparison("unseen", DataConfig(), patches, {"A": image}, {})
+    limits = TextureRange(0.01, 0.05)
+    scores = defects.measure_defects({"A": image}, patches, CONFIG)
+    defects.write_sheets(comparison, scores, limits, CONFIG, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "sheet-random.png",
+        "sheet-best-A.png",
+        "sheet-worst-A.png",
+    }
+    sheet = cv2.imread(str(tmp_path / "sheet-random.png"))[..., ::-1]
+    assert sheet.shape == (HEADER + 2 * (SIZE + 3), 3 + 4 * (SIZE + 3), 3)
+    coloured = sheet[HEADER : HEADER + SIZE, 3 + 3 * (SIZE + 3) :][:, :SIZE]
+    assert (coloured[1:8, 1:8] == ORANGE).all() and (coloured[24:, 24:] == BLUE).all()
+    assert (coloured[13:19, 13:19] == 128).all()

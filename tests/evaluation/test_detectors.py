@@ -1,0 +1,85 @@
+"""Several detectors on one set, and the trivial baseline of random boxes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from tfmammo.archives import phantom
+from tfmammo.detection.detections import Detections
+from tfmammo.evaluation import detectors
+from tfmammo.evaluation.detection import DetectionConfig, EvaluationResult, Prediction
+from tfmammo.evaluation.detectors import DetectorsConfig
+from tfmammo.metrics.detection import Matches
+
+CONFIG = DetectorsConfig(detectors={"A": "a", "B": "b"}, boxes=40, fppi=(1, 2), samples=20)
+
+
+def make_prediction(mammogram, hits=(), others=(), detector=0, seconds=1.0):
+    matches = Matches(
+        np.array(hits, np.float64), np.array(others, np.float64), len(mammogram.lesions), 1
+    )
+    empty = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), ())
+    return Prediction(mammogram, mammogram.lesions, empty, matches, detector, seconds)
+
+
+@pytest.fixture(scope="module")
+def mammograms():
+    """Eight with one mass each, of different patients."""
+    records = [record for record in phantom.read(count=48) if len(record.lesions) == 1]
+    by_patient = {record.patient_id: record for record in records}
+    return [
+        replace(record, lesions=(replace(record.lesions[0], kind="mass"),))
+        for record in list(by_patient.values())[:8]
+    ]
+
+
+def test_random_boxes_have_the_sizes_of_other_patients_lesions(mammograms):
+    mammogram = mammograms[0]
+    prediction = make_prediction(mammogram)
+    random = np.random.default_rng(0)
+    boxes, kinds = detectors.draw_boxes(prediction, [(0.25, 0.5, "mass")], 30, random)
+    assert boxes.shape == (30, 4) and set(kinds) == {"mass"}
+    limits = np.array([mammogram.rows, mammogram.cols] * 2)
+    assert (boxes >= 0).all() and (boxes <= limits).all()
+    inside = np.all((boxes > 0) & (boxes < limits), axis=1)
+    sides = boxes[inside, 2:] - boxes[inside, :2]
+    np.testing.assert_allclose(sides, [[mammogram.rows / 4, mammogram.cols / 2]] * len(sides))
+    middle = np.floor(boxes[inside].reshape(-1, 2, 2).mean(axis=1)).astype(int)
+    assert (mammogram.pixels()[middle[:, 0], middle[:, 1]] > 0).all(), "on the breast"
+    assert detectors.draw_boxes(prediction, [], 30, random)[0].shape == (0, 4)
+
+
+def test_random_boxes_do_not_know_their_own_patient(mammograms):
+    alone = [make_prediction(mammograms[0])]
+    (matches,) = detectors.match_random_boxes(alone, CONFIG)
+    assert not matches.hits.size and not matches.false_positives.size and matches.lesions == 1
+    several = [make_prediction(mammogram) for mammogram in mammograms]
+    first = detectors.match_random_boxes(several, CONFIG)
+    again = detectors.match_random_boxes(several, CONFIG)
+    for one, other in zip(first, again, strict=True):
+        assert len(one.hits) + len(one.false_positives) <= CONFIG.boxes
+        np.testing.assert_array_equal(one.false_positives, other.false_positives)
+    scores = np.concatenate([one.false_positives for one in first])
+    assert len(set(scores.tolist())) == len(scores) and 0.4 < scores.mean() < 0.6
+
+
+def test_every_detector_has_a_row_and_its_median_time(mammograms):
+    perfect = [make_prediction(one, hits=[0.9], seconds=2.0) for one in mammograms]
+    blind = [make_prediction(one, others=[0.5], seconds=s) for s, one in enumerate(mammograms)]
+    result = EvaluationResult(
+        DetectionConfig(detectors=("a",), fppi=(1, 2), samples=20), {"A": perfect, "B": blind}
+    )
+    matches = {name: (result.matches[name], result.trainings[name]) for name in result.sets}
+    table = detectors.tabulate_recall(result, matches)
+    assert table.header[1:] == ["1, %", "2, %", "all detections, %", "mean from 0 to 2, %"]
+    assert table.body[0][1] == "100.0\n[100.0, 100.0]"
+    assert table.body[1][3] == "0.0\n[0.0, 0.0]"
+    timing = detectors.tabulate_seconds(result)
+    assert timing.body == [["A", "2.000"], ["B", "4.000"]], "of 1 to 7 s, without the first"
+
+
+def test_the_baselines_name_is_taken():
+    with pytest.raises(ValidationError, match="random boxes is the name of the trivial baseline"):
+        DetectorsConfig(detectors={"random boxes": "a"})

@@ -1,0 +1,109 @@
+"""Mammograms before and after a synthesis, from a small set by Poisson editing."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from tfmammo.config import DataConfig
+from tfmammo.errors import DataError
+from tfmammo.evaluation import mammograms
+from tfmammo.evaluation.mammograms import MammogramsConfig
+from tfmammo.metrics.segmentation import bootstrap_interval
+from tfmammo.synthesis.config import SynthesisConfig
+from tfmammo.synthesis.mammograms import synthesize
+from tfmammo.synthesis.sources import ArchiveIndexes
+
+DATA = DataConfig(phantoms=12)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthetic") / "set"
+    config = SynthesisConfig(name="some", data=DATA, painter="poisson", count=3, format="png")
+    synthesize(config, folder)
+    return folder
+
+
+def make_config(folder, **values):
+    return MammogramsConfig(data=DATA, sets={"poisson": folder}, columns=2, samples=50, **values)
+
+
+def test_items_are_the_same_mammogram_but_for_the_mass(synthetic):
+    items = mammograms.read_items(synthetic, make_config(synthetic), ArchiveIndexes())
+    assert len(items) == 3
+    for item in items:
+        mask = item.mask
+        change = np.abs(item.after.pixels() - item.before.pixels())
+        assert mask.any() and change[mask == 1].mean() > 0.001
+        top, left, bottom, right = item.recipe.lesions[0].window
+        outside = np.ones(mask.shape, bool)
+        outside[top:bottom, left:right] = False
+        assert change[outside].max() < 1e-3
+
+
+def test_a_mass_is_measured_around_its_mask():
+    pixels = np.full((60, 80, 1), 0.2, np.float32)
+    pixels[::2] += 0.05
+    mask = np.zeros((60, 80, 1), np.uint8)
+    mask[20:30, 40:50] = 1
+    pixels[mask == 1] += 0.3
+    contrast, seam = mammograms.measure_mass(pixels, mask, ring=6)
+    assert contrast == pytest.approx(0.3, abs=0.01) and seam > 5
+    assert np.isnan(mammograms.measure_mass(pixels, np.zeros_like(mask), 6)).all()
+
+
+def test_means_have_intervals_over_patients():
+    random = np.random.default_rng(0)
+    values = random.random(14)
+    patients = [f"p{number // 2}" for number in range(14)]
+    lines = [
+        {
+            "set": "A",
+            "name": str(number),
+            "patient": patient,
+            "contrast": value,
+            "contrast_before": np.nan,
+            "seam": 1.0,
+            "seam_before": 2.0,
+        }
+        for number, (value, patient) in enumerate(zip(values, patients, strict=True))
+    ]
+    table = mammograms.tabulate(lines, make_config("x"))
+    low, high = bootstrap_interval(values, patients, samples=50)
+    assert table.body == [
+        [
+            "A",
+            "14",
+            f"{values.mean():.3f}\n[{low:.3f}, {high:.3f}]",
+            "-",
+            "1.00\n[1.00, 1.00]",
+            "2.00\n[2.00, 2.00]",
+        ]
+    ]
+
+
+def test_items_are_drawn_then_taken_by_contrast():
+    chosen = mammograms.choose_items(np.array([0.2, 0.5, -0.1, 0.3]), 2, seed=4)
+    assert chosen == {
+        "random": np.random.default_rng(4).permutation(4)[:2].tolist(),
+        "largest contrast": [1],
+        "smallest contrast": [2],
+    }
+
+
+def test_table_lines_and_figure_are_written(synthetic, tmp_path):
+    (table,) = mammograms.evaluate(make_config(synthetic, real=5), tmp_path)
+    assert [row[:2] for row in table.body] == [["poisson", "3"], ["real masses", "5"]]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("table.md", "masses.csv", "figure-poisson.png")
+    }
+    with (tmp_path / "masses.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 8 and all(line["seam_before"] == "" for line in lines[3:])
+    assert "3 patients are fewer" in table.notes[-1] or "patient" in table.notes[-1]
+
+
+def test_what_is_no_set_is_refused(tmp_path):
+    with pytest.raises(DataError, match="holds no recipe"):
+        mammograms.evaluate(make_config(tmp_path), tmp_path / "out")

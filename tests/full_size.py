@@ -1,0 +1,43 @@
+"""Networks of full size, which a test can count but not run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from tfmammo import optimization
+
+
+def build_without_memory(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Build a model whose networks have layers and shapes, but no numbers, and no optimizers.
+
+    A hundred million weights and Adam's slots would take gigabytes, which TensorFlow keeps.
+
+    Args:
+        make: Returns the model, or a network.
+        monkeypatch: Of the test.
+    """
+    monkeypatch.setattr(optimization, "Adam", lambda *values, **named: None)
+    monkeypatch.setattr(optimization, "build", lambda optimizer, network: optimizer)
+    with keras.StatelessScope(initialize_variables=False):
+        return make()
+
+
+def count_weights(network: Any) -> int:
+    """Count the numbers that training changes."""
+    return sum(int(np.prod(weight.shape)) for weight in network.trainable_variables)
+
+
+def count_each(model: Any) -> dict[str, int]:
+    """Count the numbers that training changes in each of a model's networks."""
+    return {name: count_weights(network) for name, network in model.networks.items()}
+
+
+def shape_answer(network: Any, *shape: int) -> tuple[int | None, ...]:
+    """Return the shape of what a network without numbers answers to an input, batch first."""
+    with keras.StatelessScope(initialize_variables=False):
+        return network(keras.Input(shape, batch_size=1)).shape

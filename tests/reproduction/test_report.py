@@ -1,0 +1,272 @@
+"""The report: all items have a command or a reason, plans are valid, facts alone make the page."""
+
+import shutil
+
+import pytest
+
+from tfmammo import config as configuration
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.evaluation.printed import read_papers
+from tfmammo.reproduction import page, plan, report
+from tfmammo.reproduction.config import SCALES, ReportConfig
+from tfmammo.reproduction.facts import Facts, read_facts, write_facts
+from tfmammo.reproduction.items import ITEMS, find_item
+from tfmammo.reproduction.report import Options
+from tfmammo.reproduction.tables import TableFacts
+
+PNG = b"\x89PNG fake"
+SCRIPT = """
+import pathlib, sys
+folder = pathlib.Path(sys.argv[sys.argv.index("--output") + 1])
+folder.mkdir(parents=True, exist_ok=True)
+with (folder / "runs.txt").open("a") as file: file.write("x")
+lines = "### means", "", "|  | Dice, % |", "| --- | ---: |", "| CAN | 9.0 |"
+(folder / "table.md").write_text("\\n".join(lines))
+(folder / "sheet.png").write_bytes(b"\\x89PNG fake")
+(folder / "export").mkdir(exist_ok=True)
+(folder / "export/card.json").write_text("{}")
+"""
+
+
+@pytest.fixture(scope="module")
+def config(repository):
+    return configuration.parse(ReportConfig, repository / "configs/report.yaml")
+
+
+@pytest.fixture(scope="module")
+def complete(config):
+    """The config with all data and packages available."""
+    return plan._pretend_all_data(config)
+
+
+def test_there_are_33_items_each_with_a_command_or_a_reason(config):
+    keys = [f"{key}_{name}" for key, paper in read_papers().items() for name in paper.items]
+    assert [item.key for item in ITEMS] == keys and len(keys) == 33
+    for item in ITEMS:
+        assert bool(item.commands) != bool(item.reason), item.key
+        assert set(item.commands) <= set(config.commands), item.key
+        if item.decided_by:
+            assert find_item(item.decided_by).claims, item.key
+
+
+def test_every_printed_number_is_on_the_page_with_its_row_and_column():
+    text = page.render_markdown(page.build_page({}))
+    for paper in read_papers().values():
+        for item in paper.items.values():
+            heading = f"### {paper.name}, {item.label}\n"
+            assert text.count(heading) == 1
+            section = text.split(heading)[1].split("\n#")[0]
+            rows = [line.strip("|").split("|") for line in section.splitlines() if "|" in line]
+            cells = [[cell.strip() for cell in row] for row in rows]
+            for name, values in item.values.items():
+                (row,) = [row for row in cells if row[0] == name]
+                for column, value in values.items():
+                    assert float(row[cells[0].index(column)]) == value
+
+
+def test_no_printed_number_stands_in_the_code_as_well(repository):
+    for path in sorted((repository / "tfmammo/evaluation").glob("*.py")):
+        text = path.read_text()
+        for number in ("0.02021", "0.9407", "0.8703", "0.917,", "0.829"):
+            assert number not in text or path.name == "printed.py", path
+
+
+def test_every_command_serves_an_item(config):
+    needed = {
+        name
+        for scale in SCALES
+        for name in plan.list_needed(config, scale, report.list_commands(ITEMS))
+    }
+    assert needed == set(config.commands)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_plan_of_each_scale_is_valid(complete, repository, tmp_path, scale):
+    whole = report.plan_report(complete, Options(scale), tmp_path, repository)
+    names = [step.name for step in whole.steps]
+    assert len(set(names)) == len(names) > 20
+    for place, step in enumerate(whole.steps):
+        assert set(step.depends_on) <= set(names[:place])
+    reasons = {"smoke": set(), "small": {"infilling_study", "cgan_detectors"}}
+    if scale in reasons:
+        assert reasons[scale] <= set(whole.left_out)
+
+
+def test_a_wrong_key_is_found_before_anything_runs(complete, repository, tmp_path):
+    command = complete.commands["can"].model_copy(update={"set": ("model.lambda_3=1",)})
+    broken = complete.model_copy(update={"commands": {**complete.commands, "can": command}})
+    with pytest.raises(ConfigError, match=r"commands.can: .*can.yaml: model.lambda_3: unknown key"):
+        report.plan_report(broken, Options("smoke", ("can",)), tmp_path, repository)
+
+
+def test_what_lacks_its_data_is_left_out_with_all_that_needs_it(config, repository, tmp_path):
+    partial = report.plan_report(config, Options("small", ("can_table1",)), tmp_path, repository)
+    assert not partial.steps
+    reason = "needs CBIS-DDSM mass patches: set data.cbis_patches.root"
+    assert partial.left_out["can"] == partial.left_out["can_segmentation"] == reason
+
+
+def test_folds_become_steps_and_an_evaluation_gets_them_all(complete, repository, tmp_path):
+    of_paper = report.plan_report(complete, Options("paper", ("can_fig2",)), tmp_path, repository)
+    steps = {step.name: step for step in of_paper.steps}
+    assert {f"can/fold{fold}" for fold in range(3)} <= set(steps)
+    assert "data.fold=2" in steps["can/fold2"].overrides
+    (models,) = [value for value in steps["can_synthesis"].overrides if "models=" in value]
+    assert models.count("/can/fold") == models.count("/can_pix2pix/fold") == 3
+    assert set(steps["can_synthesis"].depends_on) == set(steps) - {"can_synthesis"}
+
+
+def test_the_plan_for_readers_names_no_folder_of_a_machine(complete, tmp_path):
+    data = complete.data["cbis_patches"].model_copy(update={"root": tmp_path / "here"})
+    own = complete.model_copy(update={"data": {**complete.data, "cbis_patches": data}})
+    shown = plan.show_plan(own, "small", ["can"])
+    (line,) = plan.format_commands(shown, ["can"])
+    assert line.startswith(
+        "python train/can.py --config configs/can.yaml --output runs/report-small/can --set "
+        "data.name=folder data.frame=full data.split=official data.root=DIR "
+    )
+
+
+def test_the_extent_says_steps_and_data(config):
+    extent = plan.describe_extent(config, "small", ["can"])
+    assert extent.text == "20,000 of 210,000 steps; CBIS-DDSM mass patches for INbreast"
+    assert not extent.is_papers_data and extent.trainings == 1
+    extent = plan.describe_extent(config, "paper", ["can"])
+    assert extent.text == "210,000 steps; INbreast" and extent.is_papers_data
+    assert extent.trainings == 3
+
+
+def test_names_of_papers_and_items_choose(config):
+    assert {item.paper for item in report.choose_items(["can"])} == {"can"}
+    assert [item.key for item in report.choose_items(["can_fig2", "cgan_roc"])] == [
+        "can_fig2",
+        "cgan_roc",
+    ]
+    with pytest.raises(ConfigError, match="--only table1: is no paper and no item"):
+        report.choose_items(["table1"])
+
+
+def make_facts(scale="small", key="can_table1", **values):
+    """Facts in which CAN leads the U-Net and nothing else was compared."""
+    apart = (("U-Net", "-2.0 [-3.0, -1.0] p = 0.004"), ("centred disc", "-9.0 p = 0.001"))
+    means = (("U-Net", "88.0 [86.0, 89.0]"), ("centred disc", "80.0"))
+    header = ("", "Dice, %")
+    tables = (
+        TableFacts(title="means", header=header, body=means),
+        TableFacts(title="Differences from CAN", header=header, body=apart),
+    )
+    content = {
+        "item": key,
+        "scale": scale,
+        "extent": "20,000 of 210,000 steps; CBIS-DDSM for INbreast",
+        "is_papers_data": False,
+        "trainings": 1,
+        "commands": ("python evaluate/segmentation.py",),
+        "code": ("tfmammo 0.1.0 abc",),
+        "tables": tables,
+    }
+    return Facts(**{**content, **values})
+
+
+def test_facts_come_back_and_the_largest_scale_counts(tmp_path):
+    assert read_facts(tmp_path) == {}
+    (tmp_path / "can_average.json").write_text("{}")  # of another kind
+    for scale in ("smoke", "small"):
+        write_facts(make_facts(scale), tmp_path)
+    write_facts(make_facts("paper", reason="needs INbreast", tables=()), tmp_path)
+    assert read_facts(tmp_path) == {"can_table1": make_facts("small")}
+    (tmp_path / "can_table1.small.json").write_text('{"item": 3}')
+    with pytest.raises(DataError, match=r"can_table1.small.json: holds no facts \(item"):
+        read_facts(tmp_path)
+
+
+def test_the_verdict_on_an_item_and_on_its_picture():
+    facts = {key: make_facts(key=key) for key in ("can_table1", "can_fig4", "cgan_boxes")}
+    own = page.judge_item(find_item("can_table1"), facts)
+    assert own.word == "undecided" and len(own.evidence) == 3
+    assert [part.word for part in own.evidence] == ["undecided", "undecided", "reproduced"]
+    picture = page.judge_item(find_item("can_fig4"), facts)
+    assert (picture.word, picture.reason) == ("undecided", "as Table I, which measures it")
+    alone = page.judge_item(find_item("cgan_boxes"), facts)
+    assert alone.reason == "Dice and IoU table measures it, and has no result"
+    assert page.judge_item(find_item("can_fig2"), facts).word == "not attempted"
+    assert "private data" in page.judge_item(find_item("infilling_fig7"), facts).reason
+    failed = {"can_fig2": make_facts(key="can_fig2", reason="can: failed", tables=())}
+    assert page.judge_item(find_item("can_fig2"), failed).reason == "can: failed"
+
+
+def test_facts_alone_make_the_same_page_byte_for_byte(config, tmp_path):
+    written = []
+    for name in ("one", "two"):
+        own = config.model_copy(update={"facts": tmp_path / "facts", "markdown": tmp_path / name})
+        write_facts(make_facts(), tmp_path / "facts")
+        report.write_page(own, "small", tmp_path / f"output-{name}")
+        html = (tmp_path / f"output-{name}/report.html").read_bytes()
+        written.append((html, (tmp_path / name).read_bytes()))
+    assert written[0] == written[1]
+    markdown = written[0][1].decode()
+    assert "33 tables and figures of five papers: 0 reproduced, 0 contradicted, 1 undecided, " in (
+        markdown
+    )
+    assert "Trivial baseline: centred disc" in markdown and "20,000 of 210,000 steps" in markdown
+    assert b"The picture is not here" in written[0][0] and b"http" not in written[0][0]
+
+
+def test_pictures_are_inside_the_page():
+    blocks = page.build_page({"can_table1": make_facts()})
+    html = page.render_html(blocks, {"can_table1": PNG})
+    assert 'src="data:image/png;base64,iVBORyBmYWtl"' in html
+    assert html.count("data:image/png;base64,") == 1
+
+
+@pytest.fixture
+def small_repository(repository, tmp_path):
+    """A repository whose scripts only write the files that a report reads."""
+    root = tmp_path / "repository"
+    for path in ("train", "evaluate", "configs"):
+        (root / path).mkdir(parents=True)
+    for name in ("train/can", "train/pix2pix", "evaluate/synthesis", "evaluate/defects"):
+        (root / f"{name}.py").write_text(SCRIPT)
+    for path in (repository / "configs").glob("*.yaml"):
+        shutil.copy(path, root / "configs")
+    return root
+
+
+@pytest.mark.parametrize("keep_going", [False, True])
+def test_a_failing_command_with_and_without_keep_going(
+    config, small_repository, tmp_path, keep_going
+):
+    (small_repository / "train/pix2pix.py").write_text("import sys; sys.exit('error: no space')")
+    (small_repository / "evaluate/segmentation.py").write_text(SCRIPT)
+    for name in ("unet", "segnet", "fcn8s"):
+        (small_repository / f"train/{name}.py").write_text(SCRIPT)
+    options = Options("smoke", ("can_fig2", "can_table1"), jobs=2, keep_going=keep_going)
+    output = tmp_path / "output"
+    with pytest.raises(DataError, match="pix2pix"):
+        report.run_report(config, options, output, small_repository)
+    if not keep_going:
+        assert not (output / "report.html").exists()
+        return
+    facts = read_facts(output / "facts")
+    assert facts["can_fig2"].reason == (
+        "can_pix2pix: failed with exit code 1 (error: no space); can_synthesis: needs "
+        "can_pix2pix, which failed"
+    )
+    assert facts["can_table1"].tables[0].body == (("CAN", "9.0"),)
+    assert str(tmp_path) not in (output / "report.html").read_text()
+
+
+def test_a_finished_report_is_not_run_again_and_its_facts_stay(config, small_repository, tmp_path):
+    options = Options("smoke", ("can_fig2",))
+    output = tmp_path / "output"
+    lines = report.run_report(config, options, output, small_repository)
+    assert lines == [f"page: {output / 'report.html'}", f"Markdown: {output / 'report.md'}"]
+    first = {path.name: path.read_bytes() for path in (output / "facts").iterdir()}
+    assert set(first) == {"can_fig2.smoke.json"}
+    report.run_report(config, options, output, small_repository)
+    assert (output / "can/runs.txt").read_text() == "x"
+    assert {path.name: path.read_bytes() for path in (output / "facts").iterdir()} == first
+    assert (output / "pictures/can_fig2.png").read_bytes() == PNG
+    text = first["can_fig2.smoke.json"].decode()
+    assert str(tmp_path) not in text and "2 of 210,000 steps; phantoms for INbreast" in text
+    assert "tensorflow" in text

@@ -1,0 +1,142 @@
+"""The rule of verdicts, by facts made by hand."""
+
+import pytest
+
+from tfmammo.reproduction import verdicts
+from tfmammo.reproduction.tables import TableFacts
+from tfmammo.reproduction.verdicts import Evidence, Floor, Gain, Level, Order, judge_claim
+
+DISC = Floor("disc", "Dice*")
+PRINTED = {"CAN": {"dice": 91.7}}
+CLAIM = Order("CAN beats U-Net.", "CAN", "U-Net", "Dice*")
+
+
+def compare(**cells):
+    """Tables of differences from CAN."""
+    body = [(name, cell) for name, cell in cells.items()]
+    title = "Differences from CAN"
+    return [TableFacts(title=title, header=("", "Dice, %"), body=[tuple(row) for row in body])]
+
+
+def judge(claim, tables, floor=None, scale="small"):
+    return judge_claim(claim, tables, PRINTED, floor, scale).word
+
+
+@pytest.mark.parametrize(
+    ("cell", "word"),
+    [
+        ("-2.0 [-3.0, -1.0] p = 0.010", "reproduced"),
+        ("+2.0 [+1.0, +3.0] p = 0.010", "contradicted"),
+        ("-2.0 [-3.0, -1.0] p = 0.060", "undecided"),  # p decides, not the interval
+        ("-2.0 [-3.0, -1.0]", "reproduced"),
+        ("-2.0 [-5.0, +1.0]", "undecided"),
+        ("-2.0", "undecided"),
+    ],
+)
+def test_a_test_decides_an_order(cell, word):
+    assert judge(CLAIM, compare(**{"U-Net": cell})) == word
+
+
+def test_a_smaller_value_may_be_the_better_one():
+    lower = Order("CAN has fewer defects.", "CAN", "U-Net", "Dice*", higher=False)
+    assert judge(lower, compare(**{"U-Net": "+2.0 p = 0.010"})) == "reproduced"
+
+
+def test_what_was_not_compared_is_undecided():
+    evidence = judge_claim(CLAIM, compare(SegNet="-2.0 p = 0.010"), PRINTED, None, "small")
+    assert (evidence.word, evidence.reason) == ("undecided", "CAN and U-Net were not compared")
+
+
+def test_a_smoke_run_decides_nothing():
+    tables = compare(**{"U-Net": "-2.0 p = 0.001"})
+    assert judge(CLAIM, tables, scale="smoke") == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("disc", "unet", "word"),
+    [
+        ("-6.0 p = 0.010", "80.0 [79.0, 81.0]", "contradicted"),
+        ("-1.0 p = 0.400", "80.0 [79.0, 81.0]", "undecided"),  # CAN is not above the disc
+        ("-6.0 p = 0.010", "80.0 [74.0, 86.0]", "undecided"),  # nor the U-Net, by its interval
+    ],
+)
+def test_models_must_be_above_the_trivial_baseline(disc, unet, word):
+    tables = compare(**{"U-Net": "+2.0 p = 0.010", "disc": disc})
+    body = (("CAN", "78.0 [77.0, 79.0]"), ("U-Net", unet), ("disc", "75.0"))
+    groups = (("U-Net", "1.0 [0.5, 1.5]"), ("disc", "2.0"))
+    tables.append(TableFacts(title="means of a group", header=("", "Dice, %"), body=groups))
+    tables.insert(1, TableFacts(title="means", header=("", "Dice, %"), body=body))
+    assert judge(CLAIM, tables, DISC) == word
+
+
+@pytest.mark.parametrize(
+    ("cell", "p", "positive", "word"),
+    [
+        ("+0.039", "0.018", True, "reproduced"),
+        ("-0.039", "0.018", True, "contradicted"),
+        ("-0.039", "0.018", False, "reproduced"),
+        ("+0.039", "0.180", True, "undecided"),
+        ("+0.039 [0.007, 0.070]", "-", True, "reproduced"),
+        ("-", "-", True, "undecided"),
+    ],
+)
+def test_a_gain_is_decided_by_its_own_column_of_p(cell, p, positive, word):
+    claim = Gain("It helps.", "real + * by x", "merit", "Differences*", "p, Holm", positive)
+    body = (("real + 2 by x", cell, p),)
+    table = TableFacts(title="Differences", header=("", "merit", "p, Holm"), body=body)
+    assert judge(claim, [table]) == word
+
+
+@pytest.mark.parametrize(
+    ("cell", "word"),
+    [
+        ("92.0 [90.0, 93.0]", "reproduced"),
+        ("90.0 [88.0, 91.8]", "reproduced"),  # the interval reaches it
+        ("88.7 [87.1, 90.1]", "undecided"),  # other data contradict no level
+        ("92.0", "undecided"),
+    ],
+)
+def test_a_level_is_reached_or_undecided(cell, word):
+    claim = Level("It is reached.", "CAN", "Dice*", ("CAN", "dice"))
+    table = TableFacts(title="means", header=("", "Dice, %"), body=(("CAN", cell),))
+    assert judge(claim, [table]) == word
+
+
+def test_a_difference_is_no_level():
+    claim = Level("It is reached.", "CAN", "Dice*", ("CAN", "dice"))
+    tables = compare(CAN="99.0 [98.0, 100.0]")
+    assert judge(claim, tables) == "undecided"
+
+
+def test_a_level_in_another_unit():
+    claim = Level("It is reached.", "CAN", "Dice*", ("CAN", "dice"), factor=0.01)
+    table = TableFacts(title="means", header=("", "Dice"), body=(("CAN", "0.91 [0.90, 0.92]"),))
+    evidence = judge_claim(claim, [table], PRINTED, None, "small")
+    assert evidence.reason == "0.91 [0.90, 0.92] against 0.917 as printed"
+
+
+@pytest.mark.parametrize(
+    ("words", "combined"),
+    [
+        (["reproduced", "reproduced"], "reproduced"),
+        (["reproduced", "undecided"], "undecided"),
+        (["reproduced", "contradicted"], "contradicted"),
+    ],
+)
+def test_all_claims_together(words, combined):
+    assert verdicts.combine([Evidence("", word, "") for word in words]) == combined
+
+
+@pytest.mark.parametrize(
+    ("p", "is_papers_data", "trainings", "certainty"),
+    [
+        (0.001, True, 3, "high"),
+        (0.001, True, 1, "moderate"),
+        (0.001, False, 3, "moderate"),
+        (0.02, True, 3, "low"),
+        (None, True, 3, "low"),
+    ],
+)
+def test_certainty(p, is_papers_data, trainings, certainty):
+    evidence = [Evidence("", "reproduced", "", p), Evidence("", "undecided", "", 0.5)]
+    assert verdicts.rate_certainty(evidence, is_papers_data, trainings) == certainty

@@ -1,0 +1,91 @@
+"""Mammograms of a few thousand pixels and archives of them, for tests that need known content."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from tfmammo.archives.writers.cdd_cesm import write_tables
+from tfmammo.mammogram import Lesion, Mammogram
+
+ROWS = 60
+COLS = 44
+SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])
+
+
+def ramp(first: float, last: float = 1.0) -> np.ndarray:
+    """Grey values that rise from row to row: float32 [ROWS, COLS, 1]."""
+    return np.linspace(first, last, ROWS * COLS, dtype=np.float32).reshape(ROWS, COLS, 1)
+
+
+def textured_breast(seed: int, rows: int = 200, cols: int = 150) -> np.ndarray:
+    """Half an ellipse of textured tissue on black: float32 [rows, cols, 1]."""
+    row, col = np.mgrid[:rows, :cols]
+    inside = ((row - rows / 2) / (0.47 * rows)) ** 2 + (col / (0.85 * cols)) ** 2 < 1
+    noise = np.random.default_rng(seed).standard_normal((rows, cols)).astype(np.float32)
+    texture = cv2.GaussianBlur(noise, (0, 0), 3)
+    tissue = np.clip(0.4 + 0.05 * texture / texture.std(), 0.2, 0.9)
+    return np.where(inside, tissue, 0.01).astype(np.float32)[..., None]
+
+
+def make_mammogram(
+    number: int, image: np.ndarray, lesions: Sequence[Lesion] = (), **facts: object
+) -> Mammogram:
+    """Make a mammogram of patient p<number>, left and CC unless `facts` say otherwise.
+
+    Args:
+        number: Its image_id.
+        image: Its pixels, float32 [rows, cols, 1] in [0, 1].
+        lesions: Lesions on it.
+        facts: Further fields of Mammogram.
+    """
+    rows, cols = image.shape[:2]
+    content = {"patient_id": f"p{number}", "image_id": str(number), "laterality": "L", "view": "CC"}
+    return Mammogram(
+        **{"archive": "test", **content, **facts},
+        rows=rows,
+        cols=cols,
+        read=partial(np.copy, image),
+        lesions=tuple(lesions),
+    )
+
+
+def noisy_disc(disc: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Grey values of a bright disc in noise: a bool array -> int64 of the same shape."""
+    return 90 * disc + random.integers(20, 140, disc.shape)
+
+
+def write_discs(
+    root: Path,
+    patients: int,
+    draw: Callable[[np.ndarray, np.random.Generator], np.ndarray] = noisy_disc,
+    jitter: int = 0,
+) -> None:
+    """Write an archive in CDD-CESM's form: a disc in two views of 96 px for each patient.
+
+    Args:
+        root: A folder.
+        patients: How many.
+        draw: Returns grey values in [0, 255] where a disc lies, bool [96, 96].
+        jitter: px by which an outline may lie beside its disc.
+    """
+    random = np.random.default_rng(0)
+    regions = [["#filename", "region_id", "region_shape_attributes"]]
+    pathology = "Pathology Classification/ Follow up"
+    clinical = [["Image_name", "Findings", "BIRADS", "Breast density (ACR)", pathology]]
+    rows, cols = np.mgrid[:96, :96] - 48
+    for patient in range(1, patients + 1):
+        for view in ("CC", "MLO"):
+            name = f"P{patient}_L_DM_{view}"
+            radius = int(random.integers(12, 20))
+            image = draw(np.hypot(rows, cols) < radius, random)
+            Image.fromarray(image.astype(np.uint8)).save(root / f"{name}.jpg", quality=95)
+            col = 48 + (int(random.integers(-jitter, jitter + 1)) if jitter else 0)
+            circle = {"name": "circle", "cx": col, "cy": 48, "r": radius}
+            regions.append([f"{name}.jpg", 0, json.dumps(circle)])
+            clinical.append([name, "Mass", "4", "B", "Malignant"])
+    write_tables(root, regions, clinical)

@@ -1,0 +1,50 @@
+"""Files that are there as a whole or not at all, and locks."""
+
+import os
+import stat
+
+import pytest
+
+from tfmammo import filesystem
+
+
+def list_names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    filesystem.write_atomically(path, "old")
+    with pytest.raises(KeyboardInterrupt), filesystem.atomic_file(path) as part:
+        part.write_text("half of the n")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list_names(tmp_path) == ["file"]
+
+
+def test_a_file_has_its_new_contents_when_it_is_flushed(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    flushed = []
+    monkeypatch.setattr(filesystem, "flush", lambda part: flushed.append(part.read_text()))
+    filesystem.write_atomically(path, "new")
+    assert flushed == ["new"] and path.read_text() == "new"
+
+
+def test_others_may_read_a_file(tmp_path):
+    filesystem.write_atomically(tmp_path / "file", b"new")
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
+
+
+def test_equal_contents_are_not_written_again(tmp_path):
+    path = tmp_path / "file"
+    filesystem.write_atomically(path, "same")
+    os.utime(path, (1, 1))
+    filesystem.write_atomically(path, b"same")
+    assert path.stat().st_mtime == 1
+
+
+def test_a_lock_is_held_by_one(tmp_path):
+    with (tmp_path / "lock").open("w") as first, (tmp_path / "lock").open("w") as second:
+        assert filesystem.take_lock(first) is True
+        assert filesystem.take_lock(second) is False
+    with (tmp_path / "lock").open("w") as third:
+        assert filesystem.take_lock(third) is True

@@ -1,0 +1,284 @@
+"""What a checkpoint and an export must bring back, whenever the process is killed."""
+
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo import optimization
+from tfmammo.errors import TrainingError
+from tfmammo.export import export, locate, read_card, remove_leftovers
+from tfmammo.training.folder import parse_step
+from tfmammo.training.state import TrainingState, read_scalar
+
+
+class Pair(keras.Model):
+    """Two networks of a dropout and a dense layer, each with an optimizer that has a momentum."""
+
+    def __init__(self):
+        super().__init__(name="pair")
+        self.networks = {
+            name: keras.Sequential(
+                [keras.Input((2,)), keras.layers.Dropout(0.5, seed=1), keras.layers.Dense(1)]
+            )
+            for name in ("generator", "critic")
+        }
+        self.optimizers = {
+            name: optimization.build(keras.optimizers.SGD(0.1, momentum=0.9), network)
+            for name, network in self.networks.items()
+        }
+
+    def take_step(self, target):
+        for name, network in self.networks.items():
+            with tf.GradientTape() as tape:
+                output = tf.cast(network(tf.ones([4, 2]), training=True), tf.float32)
+                loss = tf.reduce_mean((output - target) ** 2)
+            optimization.minimize(loss, network, self.optimizers[name], tape)
+
+
+def make_state(output, keep=3):
+    return TrainingState(Pair(), output, keep)
+
+
+def advance(state, count=1):
+    for _ in range(count):
+        state.model.take_step(float(state.step))
+        state.step.assign_add(1)
+
+
+def read_weights(state):
+    return [
+        variable.numpy()
+        for network in state.model.networks.values()
+        for variable in network.trainable_variables
+    ]
+
+
+def read_best_step(state):
+    return parse_step(state.best_checkpoints.latest)
+
+
+def test_a_resumed_state_has_the_same_weights_and_takes_the_same_next_step(tmp_path):
+    state = make_state(tmp_path)
+    advance(state, 3)
+    state.save()
+    resumed = make_state(tmp_path)
+    resumed.newest_checkpoints.restore()
+    assert int(resumed.step) == 3
+    advance(state)
+    advance(resumed)
+    # momentum and dropout's random state too, else these would differ
+    for expected, weight in zip(read_weights(state), read_weights(resumed), strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-6)
+
+
+def test_each_networks_loss_scale_survives_a_resume(tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    state = make_state(tmp_path)
+    for name, scale, count in (("generator", 256.0, 7), ("critic", 4096.0, 11)):
+        state.model.optimizers[name].dynamic_scale.assign(scale)
+        state.model.optimizers[name].step_counter.assign(count)
+    state.step.assign(5)
+    state.save()
+    resumed = make_state(tmp_path)
+    resumed.newest_checkpoints.restore()
+    facts = resumed.describe_optimizers()
+    assert (facts["generator_loss_scale"], facts["critic_loss_scale"]) == (256.0, 4096.0)
+    counts = [read_scalar(other.step_counter) for other in resumed.model.optimizers.values()]
+    assert counts == [7, 11], "finite steps since the scale last changed"
+
+
+def test_the_best_score_survives_a_resume(tmp_path):
+    state = make_state(tmp_path)
+    advance(state)
+    state.save_if_best(0.8)
+    advance(state)
+    state.save()
+    resumed = make_state(tmp_path)
+    resumed.newest_checkpoints.restore()
+    assert float(resumed.best) == 0.8
+    resumed.save_if_best(0.7)
+    assert read_best_step(resumed) == 1, "0.7 is no better than the 0.8 of before"
+    resumed.save_if_best(0.9)
+    assert read_best_step(resumed) == 2
+
+
+def test_of_equal_scores_the_earliest_stays_the_best(tmp_path):
+    state = make_state(tmp_path)
+    for score in (0.5, 0.5, 0.4, 0.5):
+        advance(state)
+        state.save_if_best(score)
+    assert read_best_step(state) == 1
+    advance(state)
+    state.save_if_best(0.5 + 1e-9)
+    assert read_best_step(state) == 5
+
+
+def test_a_score_that_is_nan_is_never_the_best(tmp_path):
+    state = make_state(tmp_path)
+    advance(state)
+    state.save_if_best(float("nan"))
+    assert state.best_checkpoints.latest is None and float(state.best) == -np.inf
+
+
+def test_the_best_checkpoint_holds_the_weights_of_its_own_step(tmp_path):
+    state = make_state(tmp_path)
+    advance(state)
+    state.save_if_best(0.5)
+    best = read_weights(state)
+    advance(state)
+    state.save()
+    newest = read_weights(state)
+    for checkpoints, expected in (
+        (state.best_checkpoints, best),
+        (state.newest_checkpoints, newest),
+    ):
+        checkpoints.restore()
+        for weight, value in zip(read_weights(state), expected, strict=True):
+            np.testing.assert_array_equal(weight, value)
+
+
+def test_weights_that_are_nan_are_never_saved(tmp_path):
+    state = make_state(tmp_path)
+    state.model.networks["critic"].trainable_variables[0].assign([[1.0], [float("nan")]])
+    for save in (state.save, lambda: state.save_if_best(0.5)):
+        with pytest.raises(TrainingError, match="critic's .*kernel is NaN or Inf"):
+            save()
+    assert state.newest_checkpoints.latest is None and state.best_checkpoints.latest is None
+
+
+def test_the_newest_of_several_checkpoints_is_restored(tmp_path):
+    """By its number: as a name, ckpt-9 comes after ckpt-10."""
+    state = make_state(tmp_path)
+    for step in (2, 9, 10):
+        state.step.assign(step)
+        state.save()
+    resumed = make_state(tmp_path)
+    resumed.newest_checkpoints.restore()
+    assert int(resumed.step) == 10
+
+
+def test_the_newest_checkpoints_stay(tmp_path):
+    state = make_state(tmp_path, keep=2)
+    for _ in range(4):
+        advance(state)
+        state.save()
+    assert [parse_step(path) for path in state.newest_checkpoints.paths] == [3, 4]
+
+
+def test_an_older_checkpoint_is_removed_only_after_the_newer_one_is_there(tmp_path, monkeypatch):
+    state = make_state(tmp_path, keep=1)
+    advance(state)
+    state.save()
+
+    def die(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state.newest_checkpoints.checkpoint, "write", die)
+    advance(state)
+    with pytest.raises(KeyboardInterrupt):
+        state.save()
+    resumed = make_state(tmp_path)
+    resumed.newest_checkpoints.restore()
+    assert int(resumed.step) == 1
+
+
+class Killed(BaseException):
+    """Raised in place of a system call, and of every later one, as in a process that is dead."""
+
+
+class Killer:
+    """An audit hook that lets a number of changes to files happen, and no more.
+
+    A hook can't be removed, so it is inert while `budget` is None.
+    """
+
+    CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink")
+
+    def __init__(self):
+        self.budget = None
+
+    def __call__(self, event, arguments):
+        if self.budget is None or not self.is_change(event, arguments):
+            return
+        if self.budget == 0:
+            raise Killed
+        self.budget -= 1
+
+    def is_change(self, event, arguments):
+        if event == "open":
+            mode = arguments[1]
+            return isinstance(mode, str) and any(letter in mode for letter in "wax+")
+        return event in self.CHANGES
+
+
+@pytest.fixture(scope="module")
+def killer():
+    hook = Killer()
+    sys.addaudithook(hook)
+    yield hook
+    hook.budget = None
+
+
+def write_version(version):
+    def write(model, folder):
+        for name in ("first", "second"):
+            (folder / name).mkdir()
+            (folder / name / "weights").write_text(f"{version}")
+        return {name: {"inputs": {}, "outputs": {}, "variables": []} for name in ("first",)}
+
+    return write
+
+
+def read_versions(directory: Path) -> set[int]:
+    """The version that the card states and those that the files hold, wherever they lie."""
+    place = locate(directory)
+    files = {int((place / name / "weights").read_text()) for name in ("first", "second")}
+    return {read_card(directory)["step"]} | files
+
+
+def test_an_export_killed_at_any_change_of_a_file_leaves_the_old_or_the_new_one(tmp_path, killer):
+    model = Pair()
+    results = []
+    for budget in range(100):
+        directory = tmp_path / str(budget) / "export"
+        export(model, directory, {"step": 1}, write_version(1))
+        killer.budget = budget
+        try:
+            export(model, directory, {"step": 2}, write_version(2))
+            is_finished = True
+        except Killed:
+            is_finished = False
+        finally:
+            killer.budget = None
+        versions = read_versions(directory)
+        assert len(versions) == 1, "old and new files are never mixed"
+        remove_leftovers(directory)
+        assert read_versions(directory) == versions
+        assert [path.name for path in directory.parent.iterdir()] == ["export"]
+        results.append(*versions)
+        if is_finished:
+            break
+    assert is_finished and results[-1] == 2
+    change = results.index(2)
+    assert results == [1] * change + [2] * (len(results) - change), "once new, it stays new"
+    assert change > 5, "making the new export changes files, and so do two moves"
+
+
+def test_an_export_after_one_that_was_killed_is_whole(tmp_path, killer):
+    model = Pair()
+    for budget in range(0, 10, 2):
+        directory = tmp_path / str(budget) / "export"
+        export(model, directory, {"step": 1}, write_version(1))
+        killer.budget = budget
+        try:
+            with pytest.raises(Killed):
+                export(model, directory, {"step": 2}, write_version(2))
+        finally:
+            killer.budget = None
+        export(model, directory, {"step": 3}, write_version(3))
+        assert read_versions(directory) == {3}
+        assert [path.name for path in directory.parent.iterdir()] == ["export"]

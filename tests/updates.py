@@ -1,0 +1,117 @@
+"""Which way a training step moves each network, compared with gradient descent by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+Loss = Callable[[], tf.Tensor]
+Descend = Callable[..., None]
+
+
+def read_weights(model: Any) -> dict[str, list[NDArray]]:
+    """Read the trained weights of each of a model's networks."""
+    return {
+        name: [weight.numpy() for weight in network.trainable_variables]
+        for name, network in model.networks.items()
+    }
+
+
+def respond(logits: tf.Tensor, average: str = "losses") -> tf.Tensor:
+    """Compute P, a discriminator's probability that something is real.
+
+    Args:
+        logits: [batch, rows, cols, 1].
+        average: "responses": the mean over a sample's responses; "losses": each response.
+    """
+    responses = tf.sigmoid(logits)
+    return tf.reduce_mean(responses, axis=[1, 2, 3]) if average == "responses" else responses
+
+
+def deceive(fake: tf.Tensor, adversarial: str = "non_saturating") -> tf.Tensor:
+    """Compute a generator's loss, -log P of its fakes; "as_printed": log(1 - P)."""
+    return tf.reduce_mean(
+        tf.math.log(1 - fake) if adversarial == "as_printed" else -tf.math.log(fake)
+    )
+
+
+def tell_apart(real: tf.Tensor, *fakes: tf.Tensor) -> tf.Tensor:
+    """Compute a discriminator's loss, -log P of what is real and -log(1 - P) of each fake."""
+    losses = [-tf.math.log(real), *(-tf.math.log(1 - fake) for fake in fakes)]
+    return tf.add_n([tf.reduce_mean(loss) for loss in losses])
+
+
+def assert_descends(
+    model: Any, reference: Any, batch: Mapping[str, tf.Tensor], **losses: Loss
+) -> None:
+    """Check that one training step moves each network down the gradient of its own loss.
+
+    All gradients are those at the weights before the step.
+
+    Args:
+        model: Trained for one step.
+        reference: Another model of the same config, which is given the model's weights.
+        batch: Of the training step.
+        losses: By network: functions without arguments that compute the paper's losses with the
+            reference's networks.
+    """
+    assert_follows(model, reference, batch, lambda descend: descend(**losses))
+
+
+def assert_follows(
+    model: Any,
+    reference: Any,
+    batch: Mapping[str, tf.Tensor],
+    algorithm: Callable[[Descend], None],
+) -> None:
+    """Check that one training step follows the paper's algorithm.
+
+    SGD takes the place of the model's optimizers, at rates 1, 1/2 and so on. The rates differ so
+    that no two optimizers can change places unseen. Every trained number of every network must move
+    as the reference's. A network that the algorithm leaves alone must not move at all.
+
+    Args:
+        model: Trained for one step.
+        reference: Another model of the same config, which is given the model's weights.
+        batch: Of the training step.
+        algorithm: Writes the paper's algorithm out on the reference's networks, by calls of
+            `descend(NAME=LOSS, ...)`; see `assert_descends`. All gradients of one call are taken
+            before it moves a network.
+    """
+    rates = {name: 0.5**i for i, name in enumerate(model.optimizers)}
+    start = read_weights(model)
+    for name, network in reference.networks.items():
+        network.set_weights(model.networks[name].get_weights())
+
+    def descend(**losses: Loss) -> None:
+        gradients = {name: _gradient(reference.networks[name], losses[name]) for name in losses}
+        for name, values in gradients.items():
+            weights = reference.networks[name].trainable_variables
+            for weight, gradient in zip(weights, values, strict=True):
+                weight.assign(weight - rates[name] * gradient)
+
+    algorithm(descend)
+    model.optimizers = {name: keras.optimizers.SGD(value) for name, value in rates.items()}
+    model.train_step(batch)
+    now = read_weights(model)
+    for name, weights in read_weights(reference).items():
+        expected = [new - old for new, old in zip(weights, start[name], strict=True)]
+        largest = max(float(np.abs(change).max()) for change in expected)
+        assert largest > 1e-3 or name not in rates, f"{name} hardly moves, which shows nothing"
+        for new, old, change in zip(now[name], start[name], expected, strict=True):
+            rounding = 2e-5 * max(largest, float(np.abs(old).max())) if largest else 0.0
+            np.testing.assert_allclose(
+                new - old, change, rtol=2e-3, atol=rounding, err_msg=f"update of {name}"
+            )
+
+
+def _gradient(network: Any, loss: Loss) -> list[tf.Tensor]:
+    weights = network.trainable_variables
+    with tf.GradientTape() as tape:
+        value = loss()
+    return tape.gradient(value, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)

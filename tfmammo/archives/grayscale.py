@@ -1,0 +1,150 @@
+"""Map the stored values of a DICOM image to grey in [0, 1].
+
+The grayscale pipeline of DICOM PS3.3 and PS3.4 (annex N.2), in its order: stored bits -> modality
+LUT or rescale -> VOI LUT or window -> [0, 1] -> inversion of MONOCHROME1 -> padding to 0. The scale
+is always the range that a stage can put out, never the extremes of the image at hand, so that equal
+tissue stays equal between images. A stored pixel has 16 bits at most, so the pipeline is computed
+once for every value that these can hold, in float64, and each pixel looks its own up.
+
+Several VOI LUTs and windows are alternatives for the eye. Without a choice the first VOI LUT is
+taken, else the first window.
+
+Departure: the tables and windows are applied here and not by pydicom.pixels, because pydicom 3.0
+wraps 12-bit pixels in an 8-bit VOI LUT, refuses modality LUTs of 10 to 14 bits and inverts a window
+after a negative slope.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
+
+from tfmammo.archives.elements import Fault as _Fault
+from tfmammo.archives.elements import items as _items
+from tfmammo.archives.elements import numbers as _numbers
+from tfmammo.archives.elements import text as _text
+
+
+def map_codes(dataset: FileDataset, window: bool | int) -> NDArray[np.float32]:
+    """Return what a pixel's bits stand for in the image: float32 [256 or 65536] in [0, 1]."""
+    width = 16 if dataset.BitsAllocated == 16 else 8
+    # pydicom fills the bits above BitsStored with the sign for these two; in all others they may
+    # hold anything.
+    extended = dataset.file_meta.TransferSyntaxUID in (
+        *JPEG2000TransferSyntaxes,
+        *JPEGLSTransferSyntaxes,
+    )
+    bits = width if extended else dataset.BitsStored
+    stored = np.arange(2**bits)
+    if dataset.PixelRepresentation:
+        stored[2 ** (bits - 1) :] -= 2**bits
+    grey = _map_values(dataset, stored, window)
+    if _text(dataset, "PhotometricInterpretation") == "MONOCHROME1":
+        grey = 1 - grey
+    grey[find_padding(dataset, stored)] = 0
+    if not np.isfinite(grey).all():
+        raise _Fault("its rescale or window holds a number that is not finite")
+    return np.tile(grey.astype(np.float32), 2 ** (width - bits))
+
+
+def _map_values(
+    dataset: FileDataset, stored: NDArray[np.integer], window: bool | int
+) -> NDArray[np.float64]:
+    """Map stored values to [0, 1], the same shape.
+
+    Photometric interpretation and padding are not applied yet.
+    """
+    bits = dataset.BitsStored
+    values = stored.astype(np.float64)
+    low, high = (
+        (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
+        if dataset.PixelRepresentation
+        else (0.0, 2.0**bits - 1)
+    )
+    slope = _numbers(dataset, "RescaleSlope")
+    intercept = _numbers(dataset, "RescaleIntercept")
+    if tables := _items(dataset, "ModalityLUTSequence"):
+        values, low, high = _look_up(dataset, values, low, tables[0])
+    elif slope and intercept:
+        values = values * slope[0] + intercept[0]
+        low, high = sorted((low * slope[0] + intercept[0], high * slope[0] + intercept[0]))
+    chosen_window = choose_window(dataset, window)
+    if isinstance(chosen_window, Dataset):
+        values, low, high = _look_up(dataset, values, low, chosen_window)
+    elif chosen_window is not None:
+        values = _apply_window(
+            values, *chosen_window, _text(dataset, "VOILUTFunction").upper() or "LINEAR"
+        )
+        low = 0.0
+        high = 1.0
+    if not low < high:
+        raise _Fault(f"the pixel range {low:g} to {high:g} is empty")
+    return np.clip((values - low) / (high - low), 0, 1)
+
+
+def choose_window(dataset: FileDataset, window: bool | int) -> Dataset | tuple[float, float] | None:
+    """Choose the VOI LUT or window (centre, width) that `window` stands for."""
+    windows = list(
+        zip(_numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth"), strict=False)
+    )
+    choices: list[Any] = [*_items(dataset, "VOILUTSequence"), *windows]
+    if window is False or (window is True and not choices):
+        return None
+    index = 0 if window is True else window
+    if not 0 <= index < len(choices):
+        raise _Fault(f"has no window of number {index}, only {len(choices)}")
+    return choices[index]
+
+
+def _look_up(
+    dataset: FileDataset, values: NDArray[np.float64], low: float, item: Dataset
+) -> tuple[NDArray, float, float]:
+    """Look values up in one LUT; return the LUT's output range too.
+
+    Values outside the table take its first or last entry.
+    """
+    entries, first, bits = (int(number) for number in _numbers(item, "LUTDescriptor"))
+    # 0 stands for 65536; here and below, 16 bits may have been read with the wrong sign
+    entries = entries % 2**16 or 2**16
+    first = (first + 2**15) % 2**16 - 2**15 if low < 0 else first % 2**16
+    table: Any = item.LUTData
+    if isinstance(table, bytes):
+        order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        table = np.frombuffer(table, np.uint8 if len(table) < 2 * entries else f"{order}u2")
+    table = np.atleast_1d(table)[:entries]
+    index = np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.int64)
+    return table[index].astype(np.float64), 0.0, 2.0**bits - 1
+
+
+def _apply_window(
+    values: NDArray[np.float64], center: float, width: float, function: str
+) -> NDArray[np.float64]:
+    """Apply a window: 0 at its lower end and below, 1 at its upper end and above."""
+    if not width >= (1 if function == "LINEAR" else np.finfo(np.float32).tiny):
+        raise _Fault(f"a window of width {width:g} is empty")
+    if function == "LINEAR":  # C.11.2.1.2.1; a window of width 1 is a step
+        return (values - (center - 0.5)) / max(width - 1, 1e-6) + 0.5
+    if function == "LINEAR_EXACT":  # C.11.2.1.3.2
+        return (values - center) / width + 0.5
+    if function == "SIGMOID":  # C.11.2.1.3.1
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -80, 80)))
+    raise _Fault("its VOI LUT function is none of LINEAR, LINEAR_EXACT and SIGMOID")
+
+
+def find_padding(dataset: FileDataset, stored: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Find where the image was padded to a rectangle.
+
+    Without this a MONOCHROME1 background would turn bright.
+    """
+    if not (padding := _numbers(dataset, "PixelPaddingValue")):
+        return np.zeros(stored.shape, bool)
+    limits = np.array([padding[0], (_numbers(dataset, "PixelPaddingRangeLimit") or padding)[0]])
+    if dataset.PixelRepresentation:  # both are often read with the wrong sign
+        limits = (limits + 2**15) % 2**16 - 2**15
+    else:
+        limits %= 2**16
+    return (stored >= limits.min()) & (stored <= limits.max())

@@ -1,0 +1,193 @@
+"""Defects in the texture of synthetic images: what evaluate/defects.py writes.
+
+CAN's Fig. 3 shows masks from which Pix2Pix makes tissue with defects and CAN fewer, and prints no
+number. The masks of a figure that one model's failures choose flatter the other one. Sheets
+therefore show a random choice, and each model's own best and worst.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
+
+from tfmammo.data.patches import Patches
+from tfmammo.errors import DataError
+from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, Name, compare
+from tfmammo.evaluation.report import Report
+from tfmammo.evaluation.texture import LATTICES, measure_lattices
+from tfmammo.evaluation.texture import MEASURES as TEXTURE_MEASURES
+from tfmammo.metrics import texture
+from tfmammo.metrics.summary import Measure, Table
+from tfmammo.metrics.texture import TextureRange
+from tfmammo.training import image_grid
+from tfmammo.training.image_grid import BLUE, ORANGE
+
+Images = NDArray[np.float32]
+
+MEASURES = {
+    "defects": Measure("Tissue with defects", "%", 100, 1),
+    "flat": Measure("of it too flat", "%", 100, 1),
+    "harsh": Measure("of it too harsh", "%", 100, 1),
+    "haar": Measure("Finest Haar band of tissue, real = 1", "", 1, 2),
+    **{name: TEXTURE_MEASURES[name] for name in LATTICES},
+}
+REAL = "real"
+TWO_GREYS = "two grey values"
+
+
+class DefectsConfig(EvaluationConfig):
+    """Models that synthesize images from masks, and what counts as a defect."""
+
+    rows: PositiveInt = 4
+    """Rows of each sheet."""
+    window: PositiveInt = texture.WINDOW
+    """Side of the square of a local standard deviation, px."""
+    tail: float = Field(default=texture.TAIL, gt=0, lt=0.5)
+    """The share of real tissue that counts as too flat, and that counts as too harsh."""
+
+
+def evaluate(config: DefectsConfig, output: Path) -> list[Table]:
+    """Measure the defects of every model's images, and write tables, CSVs and sheets.
+
+    Returns:
+        The tables.
+
+    Raises:
+        ConfigError: As `compare`.
+        DataError: A model has the name of a row of its own, real tissue has no texture, or as
+            `compare`.
+    """
+    for name in {REAL, TWO_GREYS} & set(config.models):
+        raise DataError(f"models: {name} is the name of a row that is always there")
+    report = Report(config, MEASURES, models_across=True)
+    for comparison in compare(config, "mask", "image"):
+        patches = comparison.patches
+        try:
+            limits = texture.measure_range(
+                patches.images, patches.masks, config.window, config.tail
+            )
+            scores = measure_defects(comparison.outputs | make_baselines(patches), patches, config)
+        except ValueError as error:
+            raise DataError(f"data: {error}") from None
+        note = (
+            f"Defects: tissue outside the mass whose standard deviation within {config.window} x "
+            f"{config.window} px is below {limits.low:.4f} (flat) or above {limits.high:.4f} "
+            f"(harsh), which {100 * config.tail:g} % each of the textured real tissue is. "
+            f"{TWO_GREYS}: the mean grey value of real masses in the mask, of real tissue outside."
+        )
+        report.add(comparison, scores, notes=(note,))
+        write_sheets(comparison, scores, limits, config, output)
+    report.write(output)
+    return report.tables
+
+
+def make_baselines(patches: Patches) -> dict[str, Images]:
+    """Make the images of the trivial baseline, and add the real ones, what a model can reach."""
+    inside = patches.masks != 0
+    levels = [
+        float(patches.images[region].mean()) if region.any() else 0.0
+        for region in (inside, ~inside)
+    ]
+    two_greys = np.where(inside, levels[0], levels[1]).astype(np.float32)
+    return {TWO_GREYS: two_greys, REAL: patches.images}
+
+
+def measure_defects(
+    outputs: dict[str, Images], patches: Patches, config: DefectsConfig
+) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Measure the defects of each model's images.
+
+    Args:
+        outputs: Model -> float32 [n, s, s, 1] in [0, 1].
+        patches: The real images and the masks.
+        config: What counts as a defect.
+
+    Returns:
+        Model -> measure -> float64 [n]; "defects", "flat" and "harsh" as parts of the tissue, NaN
+        where a mask leaves no tissue. Lattices are left out where the patches' size suits no
+        spectrum.
+
+    Raises:
+        ValueError: Real tissue has no texture.
+    """
+    real = patches.images
+    masks = patches.masks
+    limits = texture.measure_range(real, masks, config.window, config.tail)
+    tissue = 1 - masks
+    haar_real = np.nanmean(texture.compute_fine_energy(real, tissue))
+    area = tissue.sum(axis=(1, 2, 3)).astype(np.float64)
+    area[area == 0] = np.nan
+    scores = {}
+    for name, images in outputs.items():
+        flat, harsh = (
+            pixels.sum(axis=(1, 2, 3)) / area
+            for pixels in texture.find_defects(images, masks, limits, config.window)
+        )
+        scores[name] = {
+            "defects": flat + harsh,
+            "flat": flat,
+            "harsh": harsh,
+            "haar": texture.compute_fine_energy(images, tissue) / haar_real,
+            **measure_lattices(images),
+        }
+    return scores
+
+
+def choose_rows(
+    scores: dict[str, dict[str, NDArray[np.float64]]],
+    models: list[Name],
+    count: int,
+    seed: int,
+) -> dict[str, NDArray[np.intp]]:
+    """Choose the patches of each sheet.
+
+    Args:
+        scores: As `measure_defects` returns them.
+        models: Whose best and worst patches are chosen, by the area of their defects.
+        count: How many patches a sheet shows.
+        seed: Of the random choice.
+
+    Returns:
+        The ending of the sheet's name -> rows.
+    """
+    patches = len(scores[models[0]]["defects"])
+    rows = {"random": np.random.default_rng(seed).permutation(patches)[:count]}
+    for model in models:
+        order = np.argsort(np.nan_to_num(scores[model]["defects"]), kind="stable")
+        rows[f"best-{model}"] = order[:count]
+        rows[f"worst-{model}"] = order[::-1][:count]
+    return rows
+
+
+def write_sheets(
+    comparison: Comparison,
+    scores: dict[str, dict[str, NDArray[np.float64]]],
+    limits: TextureRange,
+    config: DefectsConfig,
+    output: Path,
+) -> None:
+    """Write masks, real images, and each model's images without and with its defects coloured."""
+    patches = comparison.patches
+    prefix = "sheet-leaky" if comparison.protocol == "paper" else "sheet"
+    chosen = choose_rows(scores, list(comparison.outputs), config.rows, config.seed)
+    for ending, rows in chosen.items():
+        masks = patches.masks[rows]
+        panels = {"mask": masks.astype(np.float32), REAL: patches.images[rows]}
+        for name, images in comparison.outputs.items():
+            panels[name] = images[rows]
+            panels[f"{name}: defects"] = colour_defects(images[rows], masks, limits, config.window)
+        image_grid.save_grid(panels, output / f"{prefix}-{ending}.png")
+
+
+def colour_defects(
+    images: Images, masks: NDArray[np.uint8], limits: TextureRange, window: int
+) -> Images:
+    """Colour flat tissue blue and harsh tissue orange: float32 [n, s, s, 3] in [0, 1]."""
+    coloured = np.repeat(images, 3, axis=-1)
+    found = texture.find_defects(images, masks, limits, window)
+    for pixels, colour in zip(found, (BLUE, ORANGE), strict=True):
+        coloured = np.where(pixels, np.array(colour, np.float32) / 255, coloured)
+    return coloured.astype(np.float32)

@@ -1,0 +1,329 @@
+"""Whole mammograms with synthetic masses, before and after: what evaluate/mammograms.py writes.
+
+Infilling's Fig. 4 shows the mask, the normal mammogram and the mammogram with the mass; blending's
+Fig. 5 shows mammograms of four methods. Lin et al. say of Poisson editing that its lesions are
+often invisible. The table measures that: how much brighter a mass is than the tissue around it, and
+how strong its seam is, beside the same place before the insertion and beside real masses.
+
+Departures:
+- The papers' mammograms are chosen by hand. Here they are drawn at random. Those with the largest
+  and the smallest contrast of the mass follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from tfmammo.archives import coco, folder
+from tfmammo.config import DataConfig, Frozen
+from tfmammo.data import sampling
+from tfmammo.errors import DataError
+from tfmammo.evaluation.comparison import Name
+from tfmammo.evaluation.report import save_figure, write_markdown
+from tfmammo.mammogram import Box, Mammogram
+from tfmammo.metrics import blending
+from tfmammo.metrics.plotting import plot_style
+from tfmammo.metrics.segmentation import bootstrap_interval
+from tfmammo.metrics.significance import FEWEST_PATIENTS, describe_few
+from tfmammo.metrics.summary import Measure, Table, write_csv
+from tfmammo.synthesis.provenance import Recipe, find_source, read_recipe
+from tfmammo.synthesis.sources import ArchiveIndexes
+
+REAL = "real masses"
+BOX_COLOUR = "#e69f00"
+CONTRAST = Measure("contrast", "", 1, 3)
+SEAM = Measure("seam", "", 1, 2)
+
+
+class MammogramsConfig(Frozen):
+    """Sets of synthetic mammograms, and the archive that they were made from."""
+
+    data: DataConfig = DataConfig()
+    """The archive of the normal mammograms. Only name and root are used, and for the phantom
+    phantoms and seed.
+    """
+    sets: dict[Name, Path] = Field(min_length=1)
+    """Name -> a folder of `python -m tfmammo.synthesis`, in DICOM or PNG."""
+    columns: PositiveInt = 4
+    """Mammograms that a figure draws at random; the one with the largest contrast and the one with
+    the smallest follow.
+    """
+    ring: PositiveInt = blending.RING
+    """Width of the ring of tissue around a mass, native px."""
+    real: NonNegativeInt = 100
+    """Real masses, at most, that are measured for comparison."""
+    samples: PositiveInt = 10_000
+    """Draws of the bootstrap over patients."""
+    level: float = Field(default=0.95, gt=0, lt=1)
+    """Confidence level of intervals."""
+    seed: NonNegativeInt = 0
+    """Seed of all draws."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One synthetic mammogram.
+
+    Attributes:
+        recipe: Its recipe.
+        before: The mammogram that it was made from.
+        after: The mammogram with the masses.
+    """
+
+    recipe: Recipe
+    before: Mammogram
+    after: Mammogram
+
+    @property
+    def mask(self) -> NDArray[np.uint8]:
+        """The masses that were inserted, uint8 [rows, cols, 1], 0 or 1."""
+        union = np.zeros((self.before.rows, self.before.cols), np.uint8)
+        for lesion in self.recipe.lesions:
+            union |= coco.decode(lesion.region, self.recipe.name)
+        return union[..., np.newaxis]
+
+
+def evaluate(config: MammogramsConfig, output: Path) -> list[Table]:
+    """Measure the masses of every set, and draw mammograms before and after.
+
+    Returns:
+        The table.
+
+    Raises:
+        ConfigError: As `find_source`.
+        ArchiveError: An archive or a set can't be read.
+        DataError: A folder is no set, holds no mammogram, or is not of the archive.
+    """
+    indexes = ArchiveIndexes()
+    items = {name: read_items(path, config, indexes) for name, path in config.sets.items()}
+    lines = [
+        {"set": name, **measure_item(item, config.ring)}
+        for name, of_set in items.items()
+        for item in of_set
+    ]
+    lines += measure_real_masses(config, indexes)
+    table = tabulate(lines, config)
+    output.mkdir(parents=True, exist_ok=True)
+    write_csv(output / "masses.csv", lines)
+    write_markdown(output / "table.md", [table])
+    for name, of_set in items.items():
+        contrasts = np.array([line["contrast"] for line in lines if line["set"] == name])
+        chosen = choose_items(contrasts, config.columns, config.seed)
+        save_figure(draw_items(of_set, contrasts, chosen), output / f"figure-{name}.png")
+    return [table]
+
+
+def read_items(path: Path, config: MammogramsConfig, indexes: ArchiveIndexes) -> list[Item]:
+    """Read a set and the mammograms that it was made from.
+
+    Raises:
+        DataError: The folder holds no synthetic mammogram, or one whose source is not there.
+    """
+    recipes = sorted((path / "recipes").glob("*.json"))
+    if not recipes:
+        raise DataError(f"{path}: holds no recipe; name a folder of tfmammo.synthesis")
+    pictures = {mammogram.file.stem: mammogram for mammogram in folder.read(path) if mammogram.file}
+    items = []
+    for file in recipes:
+        recipe = read_recipe(file)
+        if recipe.left_out or recipe.source is None:
+            continue
+        if recipe.name not in pictures:
+            raise DataError(f"{path}: has no image of {recipe.name}; is its format dicom or png?")
+        source = recipe.source
+        before = find_source(source.archive, source.image_id, config.data, file, indexes)
+        items.append(Item(recipe, before, pictures[recipe.name]))
+    if not items:
+        raise DataError(f"{path}: holds no finished mammogram")
+    return items
+
+
+def measure_item(item: Item, ring: int) -> dict[str, Any]:
+    """Measure the masses of a synthetic mammogram, and the same place before.
+
+    Returns:
+        A line of masses.csv without the set.
+    """
+    mask = item.mask
+    before, after = (
+        measure_mass(mammogram.pixels(), mask, ring) for mammogram in (item.before, item.after)
+    )
+    return {
+        "name": item.recipe.name,
+        "patient": item.before.patient_id,
+        "contrast": after[0],
+        "contrast_before": before[0],
+        "seam": after[1],
+        "seam_before": before[1],
+    }
+
+
+def measure_mass(
+    pixels: NDArray[np.float32], mask: NDArray[np.uint8], ring: int
+) -> tuple[float, float]:
+    """Measure contrast and seam of what a mask covers.
+
+    Args:
+        pixels: float32 [rows, cols, 1] in [0, 1].
+        mask: uint8 [rows, cols, 1], 0 or 1.
+        ring: Width of the ring of tissue around it, px.
+
+    Returns:
+        Contrast and strength of the seam; see `metrics.blending`. NaN for an empty mask.
+    """
+    place = np.argwhere(mask[..., 0])
+    if not len(place):
+        return np.nan, np.nan
+    top, left = np.maximum(place.min(axis=0) - ring - 1, 0)
+    bottom, right = place.max(axis=0) + ring + 2
+    window = np.s_[np.newaxis, top:bottom, left:right]
+    contrast = blending.lesion_contrast(pixels[window], mask[window], ring)
+    seam = blending.seam_strength(pixels[window], mask[window], ring)
+    return float(contrast[0]), float(seam[0])
+
+
+def measure_real_masses(config: MammogramsConfig, indexes: ArchiveIndexes) -> list[dict[str, Any]]:
+    """Measure a random choice of the archive's real masses that have an outline.
+
+    Returns:
+        Lines of masses.csv.
+    """
+    candidates = [
+        (mammogram, number, lesion)
+        for mammogram in indexes.read(config.data)
+        for number, lesion in sampling.select_lesions(mammogram, config.data).items()
+        if lesion.kind == "mass"
+    ]
+    order = np.random.default_rng(config.seed).permutation(len(candidates))[: config.real]
+    lines = []
+    for place in np.sort(order).tolist():
+        mammogram, number, lesion = candidates[place]
+        mask = lesion.mask(mammogram.rows, mammogram.cols)[..., np.newaxis]
+        contrast, seam = measure_mass(mammogram.pixels(), mask, config.ring)
+        lines.append(
+            {
+                "set": REAL,
+                "name": f"{mammogram.image_id}#{number}",
+                "patient": mammogram.patient_id,
+                "contrast": contrast,
+                "contrast_before": np.nan,
+                "seam": seam,
+                "seam_before": np.nan,
+            }
+        )
+    return lines
+
+
+def tabulate(lines: Sequence[Mapping[str, Any]], config: MammogramsConfig) -> Table:
+    """Tabulate means of contrast and seam of each set, and of real masses."""
+    body = []
+    for name in dict.fromkeys(line["set"] for line in lines):
+        of_set = [line for line in lines if line["set"] == name]
+        row = [name, str(len(of_set))]
+        for key, measure in (
+            ("contrast", CONTRAST),
+            ("contrast_before", CONTRAST),
+            ("seam", SEAM),
+            ("seam_before", SEAM),
+        ):
+            row.append(
+                _format_mean([(line[key], line["patient"]) for line in of_set], measure, config)
+            )
+        body.append(row)
+    header = [
+        "",
+        "masses",
+        "contrast",
+        "before the insertion",
+        "seam",
+        "before the insertion",
+    ]
+    fewest = min(len({line["patient"] for line in lines if line["set"] == row[0]}) for row in body)
+    notes = [
+        "Contrast: mean grey value of the mass less that of the tissue around it; 0 is invisible. "
+        "Seam: jumps across its border over those of the tissue around it; real masses have one.",
+        f"In brackets: {100 * config.level:g} % interval, percentile bootstrap that draws whole "
+        "patients.",
+    ]
+    if fewest < FEWEST_PATIENTS:
+        notes.append(describe_few(fewest))
+    title = f"Synthetic masses in mammograms of {config.data.archive_name}"
+    return Table(title, header, body, tuple(notes))
+
+
+def _format_mean(
+    values: Sequence[tuple[float, str]], measure: Measure, config: MammogramsConfig
+) -> str:
+    finite = [(value, patient) for value, patient in values if np.isfinite(value)]
+    if not finite:
+        return "-"
+    numbers, patients = zip(*finite, strict=True)
+    low, high = bootstrap_interval(numbers, patients, config.samples, config.seed, config.level)
+    interval = f"\n[{measure.show(low)}, {measure.show(high)}]" if np.isfinite(low) else ""
+    return f"{measure.show(float(np.mean(numbers)))}{interval}"
+
+
+def choose_items(contrasts: NDArray[np.float64], count: int, seed: int) -> dict[str, list[int]]:
+    """Choose mammograms at random, and those of the largest and of the smallest contrast.
+
+    Returns:
+        "random", "largest contrast", "smallest contrast" -> places in the set.
+    """
+    order = np.argsort(np.nan_to_num(contrasts), kind="stable")
+    return {
+        "random": np.random.default_rng(seed).permutation(len(order))[:count].tolist(),
+        "largest contrast": [int(order[-1])],
+        "smallest contrast": [int(order[0])],
+    }
+
+
+@plot_style
+def draw_items(
+    items: Sequence[Item], contrasts: NDArray[np.float64], chosen: Mapping[str, Sequence[int]]
+) -> Figure:
+    """Draw mask, mammogram before and mammogram after, one column an item.
+
+    Args:
+        items: Of a set.
+        contrasts: Of its masses, above each column.
+        chosen: As `choose_items` returns it.
+    """
+    columns = [(choice, place) for choice, places in chosen.items() for place in places]
+    figure = Figure(figsize=(1.8 * len(columns), 7), layout="constrained")
+    grid = figure.subplots(3, len(columns), squeeze=False)
+    for column, (choice, place) in enumerate(columns):
+        item = items[place]
+        before = item.before.pixels()[..., 0]
+        images = (item.mask[..., 0], before, item.after.pixels()[..., 0])
+        limits = ((0, 1), *[tuple(np.percentile(before, (1, 99.9)))] * 2)
+        for axes, image, (low, high) in zip(grid[:, column], images, limits, strict=True):
+            axes.imshow(image, cmap="gray", vmin=low, vmax=high)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        for lesion in item.recipe.lesions:
+            grid[2, column].add_patch(_make_rectangle(lesion.box))
+        grid[0, column].set_title(f"{choice}\n{CONTRAST.show(contrasts[place], '+')}", fontsize=8)
+    for axes, label in zip(grid[:, 0], ("mask", "before", "after"), strict=True):
+        axes.set_ylabel(label)
+    return figure
+
+
+def _make_rectangle(box: Box) -> Rectangle:
+    top, left, bottom, right = box
+    return Rectangle(
+        (left - 0.5, top - 0.5),
+        right - left,
+        bottom - top,
+        fill=False,
+        edgecolor=BOX_COLOUR,
+        linewidth=0.8,
+    )

@@ -1,0 +1,85 @@
+"""Texture of models' images beside real patches, in the tables of the evaluate scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfmammo.data.patches import Patches
+from tfmammo.evaluation.comparison import EvaluationConfig
+from tfmammo.metrics import texture
+from tfmammo.metrics.summary import Measure, Row
+
+REAL = "real patches"
+HAAR = "haar_mass"
+SMALLEST = 1e-6  # of the Haar band's ratio, so that an image without texture has a logarithm
+PERIODS = (2, 4, 8)  # px, of the lattices that up to three upsampling layers leave
+LATTICES = {f"lattice_{period}": period for period in PERIODS}
+MEASURES = {
+    HAAR: Measure("finest Haar band in the mass, times the real patch's", "", 1, 2),
+    **{
+        name: Measure(f"lattice of {period} px above its surroundings", "dB", 1, 1)
+        for name, period in LATTICES.items()
+    },
+}
+NOTE = (
+    "Texture: a Haar band of 0.5 to 2 times the real one is wanted (geometric mean over patches), "
+    "and lattices as weak as in real patches, near 0 dB."
+)
+
+Scores = dict[str, NDArray[np.float64]]
+
+
+def measure(images: NDArray[np.floating], patches: Patches) -> Scores:
+    """Measure the texture of each image.
+
+    Args:
+        images: float [n, s, s, 1] in [0, 1], in the order of the patches.
+        patches: The real patches with their masks.
+
+    Returns:
+        MEASURES -> float64 [n]: the energy of the finest Haar band inside the mass over that of the
+        real patch, and lattices in dB. NaN where a mask or the real patch has no energy, and all
+        lattices of patches whose size does not suit `texture.compute_lattice`.
+    """
+    real = texture.compute_fine_energy(patches.images, patches.masks)
+    energy = texture.compute_fine_energy(images, patches.masks)
+    ratio = np.divide(energy, real, out=np.full(len(images), np.nan), where=real > 0)
+    return {HAAR: ratio} | measure_lattices(images)
+
+
+def summarize(
+    scores: Mapping[str, Scores], patches: Patches, config: EvaluationConfig
+) -> list[Row]:
+    """Compute table rows: intervals over patients, and a row of the real patches' lattices.
+
+    The band's ratio is averaged and bootstrapped as a logarithm, so that half and double weigh the
+    same. A ratio below SMALLEST counts as SMALLEST.
+
+    Args:
+        scores: Model -> what `measure` returns.
+        patches: The real patches.
+        config: The settings of intervals and tests.
+    """
+    patients = patches.patient_ids
+    rows = []
+    for model, values in scores.items():
+        logarithms = np.log2(np.maximum(values[HAAR], SMALLEST))
+        for row in config.summarize({model: {HAAR: logarithms}}, patients):
+            rows.append(replace(row, mean=2**row.mean, low=2**row.low, high=2**row.high))
+    lattices = {
+        model: {name: values[name] for name in LATTICES}
+        for model, values in {**scores, REAL: measure_lattices(patches.images)}.items()
+    }
+    return rows + config.summarize(lattices, patients)
+
+
+def measure_lattices(images: NDArray[np.floating]) -> Scores:
+    """Measure the lattice of each period in dB; NaN where the size does not suit it."""
+    size = images.shape[1]
+    if size % max(PERIODS) or size < 4 * max(PERIODS):
+        return {name: np.full(len(images), np.nan) for name in LATTICES}
+    return {name: texture.compute_lattice(images, period) for name, period in LATTICES.items()}

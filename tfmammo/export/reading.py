@@ -1,0 +1,289 @@
+"""Reading an export: a callable for each function, a hash of its weights, or the weights alone."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfmammo._tensorflow import hold_back_stderr
+from tfmammo.errors import ExportError
+from tfmammo.export.card import (
+    SIGNATURE,
+    TOLERANCE,
+    Tensors,
+    describe_variables,
+    find_function,
+    get_training_patients,
+    locate,
+    read_card,
+    summarize,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedFunction:
+    """One function of an export in memory.
+
+    Attributes:
+        call: As `load` returns it.
+        card: The export's.
+        shapes: Of its inputs, by name; None for any size.
+        patients: Those that the export's networks were trained on. None where the card does not
+            say.
+        weights: A hash; see `load_identified`.
+    """
+
+    call: Callable[..., Tensors]
+    card: dict[str, Any]
+    shapes: dict[str, list[int]]
+    patients: frozenset[str] | None
+    weights: str
+
+
+def load(directory: Path, function: str) -> Callable[..., Tensors]:
+    """Load one function of an export, ready to be called with arrays or tensors.
+
+    Args:
+        directory: An export.
+        function: A name in its card, see `find_function`.
+
+    Returns:
+        A callable that takes float32 [n, s, s, 1] in the card's ranges, by name or in the card's
+        order, and returns output's name -> float32 array. It raises ExportError on a wrong name,
+        number or shape of inputs, and on values that are NaN or more than 1e-5 outside their range.
+
+    Raises:
+        ExportError: There is no export or no such function, or the SavedModel is damaged.
+    """
+    card = read_card(directory)
+    return _make_caller(_load_saved_model(directory, function, card), directory, function, card)
+
+
+def load_identified(
+    directory: Path, inputs: Collection[str], outputs: Collection[str]
+) -> LoadedFunction:
+    """Find and load one function of an export, with its card and a hash of its weights.
+
+    The hash is of what is in memory, whatever becomes of the files: the SHA-256 of the signature
+    and of every variable's dtype, shape and values. Equal networks have equal hashes, however often
+    they are exported.
+
+    Args:
+        directory: An export.
+        inputs: See `find_function`.
+        outputs: See `find_function`.
+
+    Raises:
+        ExportError: As `find_function` and `load`, the export was replaced by another meanwhile,
+            or its patients' pseudonyms were made with another TFMAMMO_ID_KEY.
+    """
+    function = find_function(directory, inputs, outputs)
+    card = read_card(directory)
+    loaded = _load_saved_model(directory, function, card)
+    if read_card(directory) != card:
+        raise ExportError(f"{directory}: was replaced while it was read; try again")
+    description = card["functions"][function]
+    return LoadedFunction(
+        _make_caller(loaded, directory, function, card),
+        card,
+        {name: tensor["shape"] for name, tensor in description["inputs"].items()},
+        get_training_patients(card, directory) if "train_patients" in card else None,
+        _hash_weights(loaded, description),
+    )
+
+
+def hash_files(directory: Path, function: str) -> str:
+    """Compute the SHA-256 of a SavedModel's files, as recipes of earlier versions hold it."""
+    content = hashlib.sha256()
+    place = locate(Path(directory)) / function
+    for path in sorted(path for path in place.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        content.update(f"{path.relative_to(place).as_posix()} {digest}\n".encode())
+    return content.hexdigest()
+
+
+def _load_saved_model(directory: Path, function: str, card: Mapping[str, Any]) -> Any:
+    if function not in card["functions"]:
+        raise ExportError(
+            f"{directory}: has no function {function}, only {', '.join(card['functions'])}"
+        )
+    folder = locate(Path(directory)) / function
+    with _translate_errors(folder):
+        return tf.saved_model.load(str(folder))
+
+
+def _make_caller(
+    loaded: Any, directory: Path, function: str, card: Mapping[str, Any]
+) -> Callable[..., Tensors]:
+    folder = locate(Path(directory)) / function
+    inputs = card["functions"][function]["inputs"]
+    # At the first call TensorFlow reports each optimisation of the graph that it can't apply as an
+    # error.
+    first_call = iter((hold_back_stderr(),))
+
+    def call(*arrays: Any, **named: Any) -> Tensors:
+        """Call the function as the docstring of `load` says."""
+        values = dict(zip(inputs, arrays, strict=False)) | named
+        if len(arrays) + len(named) != len(inputs) or values.keys() != inputs.keys():
+            raise ExportError(
+                f"{folder}: takes {', '.join(inputs)}, got {len(arrays)} unnamed and "
+                f"{sorted(named)}"
+            )
+        for name, value in values.items():
+            _check_shape(f"{folder}: {name}", np.shape(value), inputs[name]["shape"])
+            _check_range(f"{folder}: {name}", value, inputs[name]["range"])
+        # `loaded` owns the variables, so the closure must hold it and not only the signature.
+        with next(first_call, contextlib.nullcontext()):
+            outputs = loaded.signatures[SIGNATURE](
+                **{name: tf.cast(value, tf.float32) for name, value in values.items()}
+            )
+        return {name: output.numpy() for name, output in outputs.items()}
+
+    return call
+
+
+def _hash_weights(loaded: Any, description: Mapping[str, Any]) -> str:
+    """Hash a loaded function; see `load_identified`.
+
+    A variable goes by its index, because names count up within a process.
+
+    Args:
+        loaded: The SavedModel.
+        description: The function's part of the card.
+    """
+    weights = list(getattr(loaded, "weights", ()))
+    others = list(getattr(loaded, "others", ()))
+    signature = {
+        part: {name: (spec["shape"], spec["dtype"]) for name, spec in description[part].items()}
+        for part in ("inputs", "outputs")
+    }
+    content = hashlib.sha256(json.dumps(signature, sort_keys=True).encode())
+    for variable in weights:
+        content.update(_hash_variable(variable))
+    hashed = {id(variable) for variable in weights}
+    # sorted, because the others have no order
+    remaining = (variable for variable in others if id(variable) not in hashed)
+    for digest in sorted(_hash_variable(variable) for variable in remaining):
+        content.update(digest)
+    return content.hexdigest()
+
+
+def _hash_variable(variable: tf.Variable) -> bytes:
+    values = variable.numpy()
+    content = hashlib.sha256(f"{values.dtype.str} {values.shape}".encode())
+    content.update(np.ascontiguousarray(values).data)
+    return content.digest()
+
+
+def _check_shape(name: str, shape: tuple[int, ...], expected: list[int | None]) -> None:
+    if len(shape) != len(expected) or any(
+        want not in (None, size) for size, want in zip(shape, expected, strict=True)
+    ):
+        wanted = ", ".join("n" if size is None else str(size) for size in expected)
+        raise ExportError(f"{name} must have the shape [{wanted}], not {list(shape)}")
+
+
+def _check_range(name: str, value: Any, limits: list[float] | None) -> None:
+    """Check values in one pass on their device; a comparison with NaN is false."""
+    if limits is None:
+        return
+    low = limits[0] - TOLERANCE
+    high = limits[1] + TOLERANCE
+    values, every = (
+        (tf.cast(value, tf.float32), tf.reduce_all)
+        if tf.is_tensor(value)
+        else (np.asarray(value), np.all)
+    )
+    if not every((values >= low) & (values <= high)):
+        smallest = float(np.min(values))
+        largest = float(np.max(values))
+        raise ExportError(
+            f"{name} must lie in [{limits[0]:g}, {limits[1]:g}], but reaches from {smallest:g} to "
+            f"{largest:g}"
+        )
+
+
+def assign(networks: Mapping[str, keras.Model], directory: Path) -> None:
+    """Copy the weights of an export into networks, to start from them.
+
+    Networks that the exported model had but did not export keep their weights. Nothing is assigned
+    unless everything fits.
+
+    Args:
+        networks: Of the same names as the export's, each with the same variables in the same order,
+            trainable or not.
+        directory: The export.
+
+    Raises:
+        ExportError: The export holds another model, or can't be read.
+    """
+    card = read_card(directory)
+    directory = Path(directory)
+    owner = f"{directory}: holds a model for {card['name']}"
+    if set(networks) != set(card["networks"]):
+        raise ExportError(
+            f"{owner} with the networks {', '.join(sorted(card['networks']))}, this one has "
+            f"{', '.join(sorted(networks))}"
+        )
+    for name, function in card["functions"].items():
+        _check_variables(f"{owner} whose {name}", networks[name], function["variables"])
+    for name in card["functions"]:
+        folder = locate(directory) / name
+        with _translate_errors(folder):
+            values = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
+            for index, variable in enumerate(networks[name].variables):
+                variable.assign(values.get_tensor(f"weights/{index}/.ATTRIBUTES/VARIABLE_VALUE"))
+
+
+def _check_variables(owner: str, network: keras.Model, exported: list[str]) -> None:
+    own = describe_variables(network)
+    if len(own) != len(exported):
+        raise ExportError(f"{owner} has {len(exported)} variables, this one has {len(own)}")
+    for index, (theirs, ours) in enumerate(zip(exported, own, strict=True)):
+        if theirs != ours:
+            path = network.variables[index].path
+            raise ExportError(
+                f"{owner} has variable {index} of name and shape {theirs}, this one has {ours} "
+                f"({path})"
+            )
+
+
+@contextlib.contextmanager
+def _translate_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, tf.errors.OpError, RuntimeError, ValueError) as error:
+        raise ExportError(f"{folder}: the SavedModel can't be read ({summarize(error)})") from error
+
+
+def predict(
+    function: Callable[..., dict[str, tf.Tensor]], name: str, values: np.ndarray, batch: int = 8
+) -> dict[str, np.ndarray]:
+    """Run an exported function over many patches, `batch` at a time.
+
+    Args:
+        function: A function of one input.
+        name: The input's name.
+        values: [n, ...].
+        batch: Patches in a call.
+
+    Returns:
+        float32 arrays by output name.
+    """
+    parts = [
+        function(**{name: tf.constant(values[i : i + batch])}) for i in range(0, len(values), batch)
+    ]
+    return {
+        key: np.concatenate([np.asarray(part[key], np.float32) for part in parts])
+        for key in parts[0]
+    }

@@ -1,0 +1,432 @@
+"""The 33 tables and figures with results: which command makes each, and what decides it.
+
+Diagrams of architectures are no results and are left out. Printed numbers and captions stand in
+`tfmammo.evaluation.printed`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tfmammo.evaluation.printed import Paper, PrintedItem, read_papers
+from tfmammo.reproduction.verdicts import Claim, Floor, Gain, Level, Order
+
+PRIVATE = "private data: the hospital's mammograms were not published"
+DISC = Floor("centred disc", "Dice*")
+SEGMENTERS = ("FCN-8s", "SegNet", "U-Net")
+# Without a note behind it: by the published network, and not by a random one.
+LPIPS = "LPIPS to its real patch"
+MERIT = "JAFROC*figure of merit"
+MERIT_P = "p, Holm"
+FROM_REAL = "Differences in * from real alone*"
+FROM_COPIES = "Differences in * from real + *"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A table or figure.
+
+    Attributes:
+        paper: The key of the paper.
+        name: The key of the item in the paper.
+        sources: The commands of configs/report.yaml whose tables are its facts.
+        titles: Patterns of the titles of the tables that belong to it.
+        picture: "COMMAND/FILE", where FILE is a pattern; "": it has none.
+        claims: What the paper finds, in a form that facts can decide.
+        floor: The trivial baseline of its models; None where there is none.
+        baseline: The trivial baseline in words.
+        decided_by: The item that measures what this picture shows; "": itself.
+        reason: Why no command makes it; "" where one does.
+        note: What a reader must know besides; "" for nothing.
+    """
+
+    paper: str
+    name: str
+    sources: tuple[str, ...] = ()
+    titles: tuple[str, ...] = ("*",)
+    picture: str = ""
+    claims: tuple[Claim, ...] = ()
+    floor: Floor | None = None
+    baseline: str = "none"
+    decided_by: str = ""
+    reason: str = ""
+    note: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name of its facts: "can_table1"."""
+        return f"{self.paper}_{self.name}"
+
+    @property
+    def printed(self) -> PrintedItem:
+        """Label, caption and printed numbers."""
+        return read_papers()[self.paper].items[self.name]
+
+    @property
+    def source(self) -> Paper:
+        """The paper."""
+        return read_papers()[self.paper]
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """The commands that make its tables and its picture."""
+        of_picture = self.picture.partition("/")[0]
+        return tuple(dict.fromkeys([*self.sources, *([of_picture] if of_picture else [])]))
+
+
+def _better_dice(model: str, others: tuple[str, ...]) -> tuple[Order, ...]:
+    return tuple(
+        Order(
+            f"The Dice coefficient of {model} is higher than that of {other}.",
+            model,
+            other,
+            "Dice*",
+        )
+        for other in others
+    )
+
+
+def _recall_gain(sentence: str, row: str, title: str, positive: bool = True) -> Gain:
+    return Gain(sentence, row, MERIT, title, MERIT_P, positive)
+
+
+CAN = (
+    Item(
+        "can",
+        "fig2",
+        ("can_synthesis",),
+        picture="can_synthesis/sheet.png",
+        claims=(
+            Order(
+                "Along the edge of the mass CAN's images are closer to the real ones.",
+                "CAN",
+                "Pix2Pix",
+                "SSIM along its edge*",
+            ),
+        ),
+    ),
+    Item(
+        "can",
+        "fig3",
+        ("can_defects",),
+        picture="can_defects/sheet-random.png",
+        claims=(
+            Order(
+                "CAN's images have less tissue with defects than Pix2Pix's.",
+                "CAN",
+                "Pix2Pix",
+                "Tissue with defects*",
+                higher=False,
+            ),
+        ),
+        floor=Floor("two grey values", "Tissue with defects*", higher=False),
+        baseline="two grey values, one inside and one outside the mask",
+    ),
+    Item(
+        "can",
+        "fig4",
+        picture="can_segmentation/overlays.png",
+        decided_by="can_table1",
+        baseline="centred disc",
+    ),
+    Item(
+        "can",
+        "table1",
+        ("can_segmentation",),
+        picture="can_segmentation/boxes.png",
+        claims=_better_dice("CAN", SEGMENTERS),
+        floor=DISC,
+        baseline="centred disc, fitted on training masks",
+    ),
+)
+
+INFILLING = (
+    Item(
+        "infilling",
+        "fig4",
+        ("infilling_mammograms",),
+        picture="infilling_mammograms/figure-*.png",
+        baseline="the same place before the insertion; real masses",
+    ),
+    Item("infilling", "fig5", picture="infilling_realism/sheet.png", decided_by="infilling_table1"),
+    Item(
+        "infilling",
+        "table1",
+        ("infilling_realism", "infilling_study"),
+        picture="infilling_realism/sheet.png",
+        claims=(
+            Order("The margin lowers LPIPS of the U-Net.", "G_unet", "G_unet-", LPIPS, False),
+            Order("The margin lowers LPIPS of the CRN.", "G_crn", "G_crn-", LPIPS, False),
+            Order("LPIPS of the U-Net is below the CRN's.", "G_unet", "G_crn", LPIPS, False),
+        ),
+        baseline="real patches of other patients; real mammograms alone",
+    ),
+    Item(
+        "infilling",
+        "fig6",
+        ("infilling_study",),
+        ("*false positives per image", "Differences*"),
+        "infilling_study/report/growth.png",
+        (
+            _recall_gain(
+                "Synthetic mammograms improve on augmented copies.",
+                "real + * by unet",
+                FROM_COPIES,
+            ),
+        ),
+        baseline="augmented copies of the real mammograms",
+    ),
+    Item("infilling", "fig7", reason=PRIVATE),
+    Item(
+        "infilling",
+        "fig8",
+        ("infilling_study",),
+        ("*false positives per image", "Differences*"),
+        "infilling_study/report/froc.png",
+        (
+            _recall_gain(
+                "The FROC curve with synthetic mammograms is above that of real ones alone.",
+                "real + * by unet",
+                FROM_REAL,
+            ),
+        ),
+        baseline="real mammograms alone",
+    ),
+    Item("infilling", "fig9", reason=PRIVATE),
+)
+
+BLENDING = (
+    Item(
+        "blending",
+        "fig4",
+        ("blending_study",),
+        picture="blending_study/report/froc.png",
+        claims=(
+            _recall_gain(
+                "Blended mammograms improve the detector.", "real + * by blending", FROM_REAL
+            ),
+            _recall_gain(
+                "Poisson editing makes the detector worse.", "real + * by poisson", FROM_REAL, False
+            ),
+        ),
+        baseline="real mammograms alone; as many augmented copies",
+    ),
+    Item(
+        "blending",
+        "fig5",
+        ("blending_evaluation", "blending_mammograms"),
+        picture="blending_evaluation/sheet.png",
+        claims=(
+            Order(
+                "Blended patches are harder to tell from real ones than those without the prior.",
+                "blending",
+                "noise prior",
+                "told from real patches*",
+                higher=False,
+            ),
+            Order(
+                "Blended lesions have more contrast than those by Poisson editing.",
+                "blending",
+                "poisson",
+                "contrast of the lesion",
+            ),
+        ),
+        baseline="the lesion pasted in; real patches",
+    ),
+    Item(
+        "blending",
+        "table1",
+        ("blending_study",),
+        ("*false positives per image",),
+        "blending_study/report/froc.png",
+        (
+            Level(
+                "The true positive rate at 0.5 false positives per image is reached.",
+                "real + * by blending",
+                "0.5, %",
+                ("blending", "TPR at 0.5"),
+                factor=100,
+            ),
+            Level(
+                "The true positive rate at 0.8 false positives per image is reached.",
+                "real + * by blending",
+                "0.8, %",
+                ("blending", "TPR at 0.8"),
+                factor=100,
+            ),
+        ),
+        baseline="real mammograms alone",
+        note="Seconds per image differ from run to run, so they are no facts; a study writes them "
+        "to report/seconds.csv.",
+    ),
+)
+
+CONTEXTUAL = (
+    Item(
+        "contextual",
+        "fig1",
+        ("contextual_study",),
+        ("Score of a lesion*",),
+        "contextual_study/report/figure-pairs.png",
+        tuple(
+            Gain(
+                f"The edits of the generator {target} move the classifier's score as intended.",
+                f"{target}*",
+                "change",
+                "Score of a lesion*",
+                "p",
+                positive=target != "removal",
+            )
+            for target in ("mass", "calcification", "removal")
+        ),
+        baseline="the patch before the edit",
+    ),
+    Item("contextual", "fig3", picture="contextual_contiguous/figure-contiguous.png"),
+    Item(
+        "contextual",
+        "table1",
+        ("contextual_study",),
+        ("*test patches*",),
+        "contextual_study/report/figure-roc.png",
+        (
+            Gain(
+                "Half of the patches being synthetic at first raises the area under the curve.",
+                "50 %",
+                "difference",
+                "*test patches*",
+                "p",
+            ),
+            Gain(
+                "All patches being synthetic at first lowers it.",
+                "100 %",
+                "difference",
+                "*test patches*",
+                "p",
+                positive=False,
+            ),
+        ),
+        baseline="mean grey value alone",
+    ),
+    Item("contextual", "fig4", picture="contextual_study/report/figure-tsne.png"),
+    Item(
+        "contextual",
+        "fig5",
+        ("contextual_study",),
+        ("*change sides*",),
+        "contextual_study/report/figure-moves.png",
+        decided_by="contextual_table1",
+        baseline="trainings that differ in their seed alone",
+    ),
+    Item(
+        "contextual",
+        "fig6",
+        picture="contextual_study/report/figure-cases.png",
+        decided_by="contextual_table1",
+    ),
+)
+
+CGAN = (
+    Item(
+        "cgan",
+        "detection",
+        ("cgan_detectors",),
+        picture="cgan_detectors/froc.png",
+        claims=tuple(
+            Gain(
+                f"SSD is better than the {other}.",
+                other,
+                MERIT,
+                "Differences in * from SSD*",
+                MERIT_P,
+                positive=False,
+            )
+            for other in ("Light-Head R-CNN", "Mask R-CNN")
+        ),
+        baseline="random boxes",
+    ),
+    Item("cgan", "croppings", picture="cgan_frames/croppings.png"),
+    Item(
+        "cgan",
+        "morphology",
+        ("cgan_frames",),
+        ("Before and after morphology*", "Differences of every pair"),
+        "cgan_frames/morphology-*.png",
+        tuple(
+            Order(
+                f"Post-processing raises the Dice coefficient, {frame} frames.",
+                f"{frame}: cGAN + post-processing",
+                f"{frame}: cGAN",
+                "Dice*",
+            )
+            for frame in ("full", "loose", "tight")
+        ),
+        baseline="the mask before post-processing",
+    ),
+    Item("cgan", "losses", picture="cgan_losses/losses.png"),
+    Item(
+        "cgan",
+        "table",
+        ("cgan_segmentation", "cgan_frames"),
+        picture="cgan_segmentation/roc.png",
+        claims=_better_dice("cGAN", SEGMENTERS),
+        floor=DISC,
+        baseline="centred disc, fitted on training masks",
+    ),
+    Item(
+        "cgan",
+        "boxes",
+        picture="cgan_segmentation/boxes.png",
+        decided_by="cgan_table",
+        baseline="centred disc",
+    ),
+    Item(
+        "cgan",
+        "samples",
+        picture="cgan_frames/overlays.png",
+        decided_by="cgan_table",
+        baseline="centred disc",
+    ),
+    Item(
+        "cgan",
+        "models",
+        picture="cgan_segmentation/overlays.png",
+        decided_by="cgan_table",
+        baseline="centred disc",
+    ),
+    Item(
+        "cgan",
+        "confusion",
+        ("cgan_shape_evaluation",),
+        ("*onfusion*", "*called*"),
+        "cgan_shape_evaluation/figure-confusion-*.png",
+        decided_by="cgan_shape",
+        baseline="most frequent shape",
+    ),
+    Item(
+        "cgan",
+        "shape",
+        ("cgan_shape_evaluation",),
+        picture="cgan_shape_evaluation/figure-confusion-*.png",
+        claims=(
+            Level("The accuracy is reached.", "Shape CNN", "Accuracy*", ("Shape CNN", "accuracy")),
+        ),
+        floor=Floor("most frequent", "Accuracy*"),
+        baseline="most frequent shape",
+    ),
+    Item(
+        "cgan",
+        "roc",
+        picture="cgan_shape_evaluation/figure-roc-*.png",
+        decided_by="cgan_shape",
+        baseline="chance, 0.5",
+    ),
+    Item("cgan", "subtypes", reason=PRIVATE),
+    Item("cgan", "failures", picture="cgan_frames/failures-*.png"),
+)
+
+ITEMS: tuple[Item, ...] = (*CAN, *INFILLING, *BLENDING, *CONTEXTUAL, *CGAN)
+
+
+def find_item(key: str) -> Item:
+    """Return an item by its key, as "can_table1"."""
+    return next(item for item in ITEMS if item.key == key)

@@ -1,0 +1,329 @@
+"""The report as a page: one HTML file with its pictures inside, and the same in Markdown.
+
+Both come from facts, printed numbers and the rule of verdicts alone, and hold no time and no path.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tfmammo.evaluation.printed import read_papers
+from tfmammo.reproduction import verdicts
+from tfmammo.reproduction.facts import Facts
+from tfmammo.reproduction.items import ITEMS, Item, find_item
+from tfmammo.reproduction.verdicts import Evidence, Floor, Word
+
+TITLE = "The five papers, reproduced"
+WORDS: tuple[Word, ...] = ("reproduced", "contradicted", "undecided", "not attempted")
+LIMIT = 12  # lines of a table that the page shows; the facts hold all of them
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
+  color: #1b1b1b; }
+table { border-collapse: collapse; margin: .6rem 0 1.2rem; font-size: 13px; }
+th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left;
+  vertical-align: top; }
+td + td, th + th { font-variant-numeric: tabular-nums; }
+pre { background: #f4f4f4; padding: .6rem; overflow-x: auto; font-size: 12px; }
+img { max-width: 100%; border: 1px solid #ddd; }
+h2 { margin-top: 2.5rem; border-top: 2px solid #1b1b1b; padding-top: .6rem; }
+.reproduced { color: #00664d; } .contradicted { color: #a33a00; }
+.undecided { color: #555; } .not-attempted { color: #888; }
+"""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading of level 1 to 3."""
+
+    level: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Points:
+    """A list of sentences."""
+
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table."""
+
+    header: tuple[str, ...]
+    body: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Commands."""
+
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The picture of an item, which only the HTML page shows."""
+
+    key: str
+
+
+Block = Heading | Text | Points | Grid | Code | Picture
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on an item.
+
+    Attributes:
+        word: The verdict.
+        certainty: "high", "moderate", "low", or "" where nothing is decided.
+        evidence: The item's claims.
+        reason: Why the item is undecided as a whole, or not attempted; "" elsewhere.
+    """
+
+    word: Word
+    certainty: str = ""
+    evidence: tuple[Evidence, ...] = ()
+    reason: str = ""
+
+
+def judge_item(item: Item, facts: Mapping[str, Facts]) -> Verdict:
+    """Judge an item by the rule of `tfmammo.reproduction.verdicts`.
+
+    Args:
+        item: The item.
+        facts: Key -> facts of all items.
+    """
+    if item.reason:
+        return Verdict("not attempted", reason=item.reason)
+    own = facts.get(item.key)
+    if own is None:
+        names = " and ".join(item.commands)
+        reason = f"no result yet; it takes {names} of configs/report.yaml"
+        return Verdict("not attempted", reason=reason)
+    if own.reason:
+        return Verdict("not attempted", reason=own.reason)
+    if item.decided_by:
+        other = judge_item(find_item(item.decided_by), facts)
+        label = find_item(item.decided_by).printed.label
+        if other.word == "not attempted":
+            return Verdict("undecided", reason=f"{label} measures it, and has no result")
+        return Verdict(other.word, other.certainty, reason=f"as {label}, which measures it")
+    if not item.claims:
+        return Verdict("undecided", reason="the paper prints no number that decides it")
+    evidence = tuple(
+        verdicts.judge_claim(claim, own.tables, item.printed.values, item.floor, own.scale)
+        for claim in item.claims
+    )
+    word = verdicts.combine(evidence)
+    certainty = ""
+    if word != "undecided":
+        certainty = verdicts.rate_certainty(evidence, own.is_papers_data, own.trainings)
+    return Verdict(word, certainty, evidence)
+
+
+def build_page(facts: Mapping[str, Facts]) -> list[Block]:
+    """Build the whole page.
+
+    Args:
+        facts: Key -> facts.
+    """
+    verdict_of = {item.key: judge_item(item, facts) for item in ITEMS}
+    blocks: list[Block] = [Heading(1, TITLE), *_summarize(verdict_of, facts)]
+    for key, paper in read_papers().items():
+        blocks += [
+            Heading(2, paper.name),
+            Text(f"{paper.authors}: {paper.title}."),
+            Text(f"Claim: {paper.claim}"),
+        ]
+        for item in ITEMS:
+            if item.paper == key:
+                blocks += _describe_item(item, verdict_of[item.key], facts.get(item.key))
+    return blocks
+
+
+def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) -> list[Block]:
+    """Make the page's head: what the papers claim, what was reproduced, and how certain that is."""
+    counts = {word: sum(verdict.word == word for verdict in verdict_of.values()) for word in WORDS}
+    total = ", ".join(f"{count} {word}" for word, count in counts.items())
+    body = []
+    for key, paper in read_papers().items():
+        of_paper = [(item, verdict_of[item.key]) for item in ITEMS if item.paper == key]
+        cells = [
+            "; ".join(
+                item.printed.label + (f" ({verdict.certainty})" if verdict.certainty else "")
+                for item, verdict in of_paper
+                if verdict.word == word
+            )
+            or "-"
+            for word in WORDS
+        ]
+        body.append((paper.name, paper.claim, *cells))
+    smoke = sum(of_item.scale == "smoke" for of_item in facts.values())
+    blocks: list[Block] = [
+        Text(
+            f"{len(ITEMS)} tables and figures of five papers: {total}. In brackets: how certain a "
+            "verdict is."
+        ),
+        Grid(("paper", "claims", *WORDS), tuple(body)),
+        Points(
+            (
+                "reproduced: every claim's test is decisive (p below 0.05, or an interval without "
+                "0) on the paper's side, and the models are better than the trivial baseline.",
+                "contradicted: a claim's test is decisive on the other side, and the models are "
+                "better than the trivial baseline.",
+                "undecided: everything else that was measured. A level that is not reached on "
+                "other data contradicts nothing.",
+                "Certainty is high if all p are below 0.01, on the paper's data, over three seeds "
+                "or folds; moderate if all p are below 0.01; low otherwise.",
+            )
+        ),
+    ]
+    if smoke:
+        blocks.append(
+            Text(
+                f"{smoke} items are of the scale smoke: a few steps on phantoms, which show that a "
+                "command runs and decide nothing."
+            )
+        )
+    return blocks
+
+
+def _describe_item(item: Item, verdict: Verdict, facts: Facts | None) -> list[Block]:
+    printed = item.printed
+    certainty = f", certainty {verdict.certainty}" if verdict.certainty else ""
+    reason = f": {verdict.reason}" if verdict.reason else ""
+    blocks: list[Block] = [
+        Heading(3, f"{item.source.name}, {printed.label}"),
+        Text(printed.shows),
+        Text(f"Verdict: {verdict.word}{certainty}{reason}."),
+    ]
+    if verdict.evidence:
+        rows = tuple((part.sentence, part.word, part.reason) for part in verdict.evidence)
+        blocks.append(Grid(("claim", "verdict", "ours"), rows))
+    if printed.values:
+        blocks += [Text("As printed:"), _tabulate_printed(printed.values)]
+    if item.note:
+        blocks.append(Text(item.note))
+    if facts is None or facts.reason:
+        return blocks
+    blocks += [
+        Text(f"Ours, scale {facts.scale}: {facts.extent}. Trivial baseline: {item.baseline}."),
+        Picture(item.key),
+    ]
+    if item.floor:
+        blocks.append(Points(_compare_with_floor(item, item.floor, facts)))
+    for table in facts.tables:
+        blocks += [Text(table.title), Grid(table.header, table.body[:LIMIT])]
+        if len(table.body) > LIMIT:
+            blocks.append(Text(f"{len(table.body) - LIMIT} further lines are in the facts."))
+    blocks.append(Code(facts.commands))
+    if facts.code:
+        blocks.append(Text(f"Made by {'; '.join(facts.code)}."))
+    return blocks
+
+
+def _compare_with_floor(item: Item, floor: Floor, facts: Facts) -> tuple[str, ...]:
+    """Say of each model of the item's claims whether it is better than the trivial baseline."""
+    models = dict.fromkeys(model for claim in item.claims for model in claim.models)
+    sentences = []
+    for model in models:
+        word = verdicts.compare_with_floor(facts.tables, model, floor)
+        sentences.append(f"{model}: {word} {floor.row}.")
+    return tuple(sentences)
+
+
+def _tabulate_printed(values: Mapping[str, Mapping[str, float]]) -> Grid:
+    """Tabulate printed numbers, with one column for each measure."""
+    columns = list(dict.fromkeys(column for of_row in values.values() for column in of_row))
+    body = tuple(
+        (row, *(format_printed(of_row[column]) if column in of_row else "-" for column in columns))
+        for row, of_row in values.items()
+    )
+    return Grid(("", *columns), body)
+
+
+def format_printed(value: float) -> str:
+    """Format a printed number.
+
+    Examples:
+        >>> format_printed(0.846), format_printed(1e-8), format_printed(2066)
+        ('0.846', '1e-08', '2066')
+    """
+    return f"{value:.10g}"
+
+
+def render_markdown(blocks: Sequence[Block]) -> str:
+    """Render the page in Markdown."""
+    return "\n\n".join(part for part in map(_render_markdown, blocks) if part) + "\n"
+
+
+def _render_markdown(block: Block) -> str:
+    match block:
+        case Heading(level, text):
+            return f"{'#' * level} {text}"
+        case Text(text):
+            return text
+        case Points(sentences):
+            return "\n".join(f"- {sentence}" for sentence in sentences)
+        case Grid(header, body):
+            lines = [header, ("---",) * len(header), *body]
+            return "\n".join(
+                f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines
+            )
+        case Code(lines):
+            return "\n".join(["```", *lines, "```"])
+        case Picture():
+            return ""
+
+
+def render_html(blocks: Sequence[Block], pictures: Mapping[str, bytes]) -> str:
+    """Render the page as one HTML file that needs no network.
+
+    Args:
+        blocks: The page.
+        pictures: Key of an item -> PNG.
+    """
+    body = "\n".join(_render_html(block, pictures) for block in blocks)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"<title>{TITLE}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n"
+        "</html>\n"
+    )
+
+
+def _render_html(block: Block, pictures: Mapping[str, bytes]) -> str:
+    match block:
+        case Heading(level, text):
+            return f"<h{level}>{html.escape(text)}</h{level}>"
+        case Text(text):
+            return f"<p>{html.escape(text)}</p>"
+        case Points(sentences):
+            return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in sentences)}</ul>"
+        case Grid(header, body):
+            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+            rows = "".join(f"<tr>{''.join(map(_render_cell, line))}</tr>\n" for line in body)
+            return f"<table>\n<tr>{head}</tr>\n{rows}</table>"
+        case Code(lines):
+            return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
+        case Picture(key):
+            if key not in pictures:
+                return "<p>The picture is not here; the commands below make it.</p>"
+            data = base64.b64encode(pictures[key]).decode("ascii")
+            return f'<p><img alt="{key}" src="data:image/png;base64,{data}"></p>'
+
+
+def _render_cell(cell: str) -> str:
+    style = f' class="{cell.replace(" ", "-")}"' if cell in WORDS else ""
+    return f"<td{style}>{html.escape(cell)}</td>"

@@ -1,0 +1,367 @@
+"""The commands of a scale as steps of tfmammo.studies.workflow, checked before anything runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tfmammo import config as configuration
+from tfmammo.config import Experiment
+from tfmammo.errors import ConfigError
+from tfmammo.reproduction.config import PHANTOM, CommandConfig, ReportConfig, Scale
+from tfmammo.reproduction.schemas import find_schema
+from tfmammo.studies import detection
+from tfmammo.studies.workflow import Step
+
+_TOKEN = re.compile(r"\{([a-z][a-z0-9_.]*)(:0)?\}")
+TRACKING = "tracking"
+WEIGHTS = "weights."
+
+
+@dataclass
+class Plan:
+    """The commands of a scale.
+
+    Attributes:
+        scale: The scale.
+        steps: All steps, each after those that it depends on.
+        steps_of: Command -> its steps, one a fold.
+        left_out: Command -> why it is not run.
+    """
+
+    scale: Scale
+    steps: list[Step] = field(default_factory=list)
+    steps_of: dict[str, list[Step]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def make_plan(
+    config: ReportConfig, scale: Scale, output: Path, root: Path, wanted: Iterable[str]
+) -> Plan:
+    """Plan commands with all those whose files they read.
+
+    Args:
+        config: The report.
+        scale: Which overrides.
+        output: The folder of the report.
+        root: The root of the repository, where train, evaluate and configs are.
+        wanted: Names of commands.
+
+    Raises:
+        ConfigError: A command is not in the config, or commands need each other in a circle.
+    """
+    plan = Plan(scale)
+    for name in wanted:
+        _Planner(config, scale, output, root, plan).add(name, ())
+    return plan
+
+
+def show_plan(config: ReportConfig, scale: Scale, wanted: Iterable[str]) -> Plan:
+    """Plan commands as a reader types them: without this machine's folders."""
+    hidden = {
+        key: archive.model_copy(update={"root": archive.root and Path("DIR")})
+        for key, archive in config.data.items()
+    }
+    weights = {key: path and Path(path.name) for key, path in config.weights.items()}
+    config = config.model_copy(update={"data": hidden, "weights": weights})
+    return make_plan(config, scale, Path(f"runs/report-{scale}"), Path("."), wanted)
+
+
+def list_needed(config: ReportConfig, scale: Scale, wanted: Iterable[str]) -> list[str]:
+    """List commands and all that they need, each after those that it needs."""
+    names: dict[str, None] = {}
+
+    def visit(name: str) -> None:
+        for reference in _find_references(config, config.commands[name].get_overrides(scale)):
+            visit(reference)
+        names[name] = None
+
+    for name in wanted:
+        if name in config.commands:
+            visit(name)
+    return list(names)
+
+
+def check_plan(plan: Plan, config: ReportConfig, root: Path) -> None:
+    """Refuse at once what a command would refuse hours later: a missing file, a wrong key.
+
+    Raises:
+        ConfigError: Names the command, the file and the key.
+    """
+    for name, steps in plan.steps_of.items():
+        command = config.commands[name]
+        schema = find_schema(command.run)
+        if schema is None:
+            raise ConfigError(f"commands.{name}: the config of {command.run} is not known")
+        script = command.run.split(maxsplit=1)[0]
+        if script != "-m" and not (root / script).is_file():
+            raise ConfigError(f"commands.{name}: there is no script {script}")
+        for step in steps:
+            parse_step(step, schema, f"commands.{name}")
+
+
+def parse_step(step: Step, schema: Any, name: str) -> Any:
+    """Parse the config of a step.
+
+    Raises:
+        ConfigError: It is not one; the message begins with `name`.
+    """
+    file = step.command[step.command.index("--config") + 1]
+    try:
+        return configuration.parse(schema, file, step.overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Adds commands to a plan."""
+
+    config: ReportConfig
+    scale: Scale
+    output: Path
+    root: Path
+    plan: Plan
+
+    def add(self, name: str, path: tuple[str, ...]) -> None:
+        """Add a command, after those that it needs."""
+        if name in self.plan.steps_of or name in self.plan.left_out:
+            return
+        if name in path:
+            raise ConfigError(f"commands.{name}: needs itself, by {' -> '.join((*path, name))}")
+        if name not in self.config.commands:
+            raise ConfigError(f"commands.{name}: is missing, and an item needs it")
+        command = self.config.commands[name]
+        overrides = command.get_overrides(self.scale)
+        needed = _find_references(self.config, overrides)
+        for reference in needed:
+            self.add(reference, (*path, name))
+        if reason := self._find_obstacle(command, overrides, needed):
+            self.plan.left_out[name] = reason
+            return
+        assert overrides is not None
+        steps = list(self._make_steps(name, command, overrides, needed))
+        self.plan.steps_of[name] = steps
+        self.plan.steps += steps
+
+    def _find_obstacle(
+        self, command: CommandConfig, overrides: Any, needed: Iterable[str]
+    ) -> str | None:
+        """Say why a command can't run here; None where it can."""
+        if overrides is None:
+            return f"no command at the scale {self.scale}"
+        archive = command.get_archive(self.scale)
+        if archive not in (None, PHANTOM) and self.config.data[archive or ""].root is None:
+            return f"needs {self.config.data[archive or ''].title}: set data.{archive}.root"
+        if command.package and not _is_installed(command.package):
+            return f"needs the package {command.package}"
+        for name in needed:
+            if name in self.plan.left_out:
+                return self.plan.left_out[name]
+        return None
+
+    def _make_steps(
+        self, name: str, command: CommandConfig, overrides: Iterable[str], needed: Iterable[str]
+    ) -> Iterator[Step]:
+        depends_on = tuple(step.name for other in needed for step in self.plan.steps_of[other])
+        folds = command.folds.get(self.scale, 1)
+        for fold in range(folds):
+            step_name = name if folds == 1 else f"{name}/fold{fold}"
+            values = [*self._list_archive_overrides(command), *map(self._fill, overrides)]
+            if folds > 1:
+                values.append(f"{command.section}.fold={fold}")
+            run, *flags = command.run.split()
+            script = (run, *flags) if run == "-m" else (str(self.root / run), *flags)
+            arguments = (
+                *script,
+                "--config",
+                str(self.root / command.config),
+                "--output",
+                str(self.output / step_name),
+                *(("--set", *values) if values else ()),
+            )
+            is_training = run.startswith("train/")
+            quiet = (f"tracking.uri={self._tracking}", "tracking.system_metrics=false")
+            outputs = ("export/card.json",) if is_training else ("table.md",)
+            yield Step(
+                step_name,
+                arguments,
+                depends_on,
+                ignored_args=("--set", *quiet) if is_training else (),
+                outputs=outputs if command.outputs is None else command.outputs,
+            )
+
+    def _list_archive_overrides(self, command: CommandConfig) -> list[str]:
+        key = command.get_archive(self.scale)
+        if key is None:
+            return []
+        if key == PHANTOM:
+            return [f"{command.section}.name={PHANTOM}", f"{command.section}.root=null"]
+        archive = self.config.data[key]
+        values = (*archive.set, f"root={archive.root}")
+        return [f"{command.section}.{value}" for value in values]
+
+    @property
+    def _tracking(self) -> str:
+        return f"sqlite:///{self.output / 'mlflow.db'}"
+
+    def _fill(self, override: str) -> str:
+        """Replace the tokens of an override."""
+
+        def replace(match: re.Match[str]) -> str:
+            token = match[1]
+            if token == TRACKING:
+                return self._tracking
+            if token.startswith(WEIGHTS):
+                return str(self.config.weights.get(token.removeprefix(WEIGHTS)) or "none")
+            if token in self.config.commands:
+                return self._format_folders(token, is_first=bool(match[2]))
+            return match[0]
+
+        return _TOKEN.sub(replace, override)
+
+    def _format_folders(self, name: str, is_first: bool) -> str:
+        folders = [str(self.output / step.name) for step in self.plan.steps_of[name]]
+        return folders[0] if is_first or len(folders) == 1 else json.dumps(folders)
+
+
+def _find_references(config: ReportConfig, overrides: Iterable[str] | None) -> list[str]:
+    """List the commands whose folders the overrides name."""
+    tokens = [token for override in overrides or () for token, _ in _TOKEN.findall(override)]
+    return [token for token in dict.fromkeys(tokens) if token in config.commands]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of the papers' work the commands of an item do.
+
+    Attributes:
+        text: Steps and data in words: "20,000 of 210,000 steps, CBIS-DDSM for INbreast".
+        is_papers_data: Whether the data are the papers'.
+        trainings: The smallest number of seeds or folds behind a model.
+    """
+
+    text: str
+    is_papers_data: bool
+    trainings: int
+
+
+def describe_extent(config: ReportConfig, scale: Scale, names: Collection[str]) -> Extent:
+    """Describe the extent of commands; the plan in words comes from the config alone.
+
+    Args:
+        config: The report.
+        scale: The scale.
+        names: The commands of an item, those that they need included.
+    """
+    ours = _list_titles(config, scale, names)
+    papers = _list_titles(config, "paper", names)
+    data = ours if ours == papers else f"{ours} for {papers}"
+    shown = show_plan(_pretend_all_data(config), scale, names)
+    at_paper = show_plan(_pretend_all_data(config), "paper", names)
+    lengths: dict[str, None] = {}
+    trainings = []
+    for name in names:
+        command = config.commands[name]
+        if scale in command.extent:
+            lengths[command.extent[scale]] = None
+        if name in shown.steps_of:
+            trainings += _count_trainings(command, shown.steps_of[name])
+        if command.run.startswith("train/") and name in shown.steps_of:
+            steps = _count_steps(command, shown.steps_of[name][0])
+            of_paper = at_paper.steps_of.get(name)
+            whole = _count_steps(command, of_paper[0]) if of_paper else ""
+            lengths[_relate(steps, whole)] = None
+    text = "; ".join([*lengths, data]) if data else "; ".join(lengths)
+    return Extent(text, ours == papers, min(trainings, default=1))
+
+
+def _pretend_all_data(config: ReportConfig) -> ReportConfig:
+    """Return a config in which all data is available and every package installed."""
+    data = {
+        key: archive.model_copy(update={"root": Path("DIR")})
+        for key, archive in config.data.items()
+    }
+    commands = {
+        name: command.model_copy(update={"package": None})
+        for name, command in config.commands.items()
+    }
+    return config.model_copy(update={"data": data, "commands": commands})
+
+
+def _list_titles(config: ReportConfig, scale: Scale, names: Collection[str]) -> str:
+    titles: dict[str, None] = {}
+    for name in names:
+        key = config.commands[name].get_archive(scale)
+        if key is not None:
+            titles["phantoms" if key == PHANTOM else config.data[key].title] = None
+    return " and ".join(titles)
+
+
+def _count_steps(command: CommandConfig, step: Step) -> str:
+    """Say how long a training is."""
+    experiment: Experiment[Any] = parse_step(step, find_schema(command.run), step.name)
+    training = experiment.training
+    if training.steps:
+        return f"{training.steps:,} steps"
+    if training.epoch_samples:
+        count = training.epochs * training.epoch_samples // training.batch_size
+        return f"{count:,} steps"
+    return f"{training.epochs} epochs"
+
+
+def _relate(ours: str, papers: str) -> str:
+    """Say how much of the paper's length ours is.
+
+    Examples:
+        >>> _relate("20,000 steps", "210,000 steps")
+        '20,000 of 210,000 steps'
+    """
+    if not papers or ours == papers:
+        return ours
+    number, unit = ours.split()
+    return f"{number if papers.endswith(unit) else ours} of {papers}"
+
+
+def _count_trainings(command: CommandConfig, steps: list[Step]) -> list[int]:
+    """Count the seeds or folds of a command's models; nothing for a command that trains none."""
+    if command.run.startswith("train/"):
+        return [len(steps)]
+    if command.run.startswith("evaluate/classification.py"):
+        return [len(parse_step(steps[0], find_schema(command.run), "study").seeds)]
+    if "--study" in command.run:
+        study: detection.StudyConfig = parse_step(steps[0], detection.StudyConfig, "study")
+        return [len(study.seeds) * len(study.held_out)]
+    return []
+
+
+def format_commands(plan: Plan, names: Iterable[str]) -> tuple[str, ...]:
+    """Format the steps of commands for a shell, without what does not change the result."""
+    return tuple(
+        Step(step.name, step.command, resumable_args=step.resumable_args).format_command()
+        for name in names
+        for step in plan.steps_of.get(name, ())
+    )
+
+
+def list_obstacles(plan: Plan, names: Iterable[str], failures: Mapping[str, str]) -> list[str]:
+    """List why commands left no result: they were left out, or a step failed."""
+    reasons = {plan.left_out[name]: None for name in names if name in plan.left_out}
+    for name in names:
+        for step in plan.steps_of.get(name, ()):
+            if step.name in failures:
+                reasons[failures[step.name]] = None
+    return list(reasons)

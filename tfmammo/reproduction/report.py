@@ -1,0 +1,211 @@
+"""Run the report: commands of the wanted items, their facts, and the page."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfmammo import filesystem
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.reproduction import facts as fact_files
+from tfmammo.reproduction import page
+from tfmammo.reproduction.config import ReportConfig, Scale
+from tfmammo.reproduction.facts import PICTURES, Facts
+from tfmammo.reproduction.items import ITEMS, Item
+from tfmammo.reproduction.plan import (
+    Plan,
+    check_plan,
+    describe_extent,
+    format_commands,
+    list_needed,
+    list_obstacles,
+    make_plan,
+    show_plan,
+)
+from tfmammo.studies import workflow
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a report is run.
+
+    Attributes:
+        scale: Which overrides of the commands.
+        only: Papers and items, as "can" or "can_table1"; empty: all.
+        jobs: How many commands run at once.
+        keep_going: After a failure, run what does not need the failed command.
+        any_version: Continue with the results of another version of the package.
+    """
+
+    scale: Scale = "small"
+    only: tuple[str, ...] = ()
+    jobs: int = 1
+    keep_going: bool = False
+    any_version: bool = False
+
+
+def choose_items(only: Iterable[str]) -> list[Item]:
+    """Choose items by the names of papers or items; all where no name is given.
+
+    Raises:
+        ConfigError: A name is neither.
+    """
+    names = list(only)
+    known = {name for item in ITEMS for name in (item.paper, item.key)}
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"--only {name}: is no paper and no item ({', '.join(sorted(known))})"
+            )
+    return [item for item in ITEMS if not names or {item.paper, item.key} & set(names)]
+
+
+def list_commands(items: Iterable[Item]) -> list[str]:
+    """List the commands of items."""
+    return list(dict.fromkeys(name for item in items for name in item.commands))
+
+
+def plan_report(config: ReportConfig, options: Options, output: Path, root: Path) -> Plan:
+    """Plan the wanted items, and check every command.
+
+    Raises:
+        ConfigError: A command would be refused; see `plan.check_plan`.
+    """
+    wanted = list_commands(choose_items(options.only))
+    plan = make_plan(config, options.scale, output, root, wanted)
+    check_plan(plan, config, root)
+    return plan
+
+
+def print_plan(config: ReportConfig, options: Options, root: Path) -> list[str]:
+    """List the commands as a reader types them, then what is left out and why."""
+    plan_report(config, options, Path("runs"), root)
+    shown = show_plan(config, options.scale, list_commands(choose_items(options.only)))
+    left_out = [f"# {name}: {reason}" for name, reason in shown.left_out.items()]
+    return [*format_commands(shown, shown.steps_of), *left_out]
+
+
+def run_report(config: ReportConfig, options: Options, output: Path, root: Path) -> list[str]:
+    """Run what is not finished, write facts and pictures, and write the page.
+
+    The facts of an item are written as soon as its last command is finished.
+
+    Args:
+        config: The report.
+        options: Scale, items, and how to run them.
+        output: The folder of commands, pictures and the HTML page.
+        root: The root of the repository.
+
+    Returns:
+        Where the page was written, in words.
+
+    Raises:
+        ConfigError: A command would be refused.
+        DataError: A command failed. With keep_going the page is written first.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    plan = plan_report(config, options, output, root)
+    for name, reason in plan.left_out.items():
+        log.info("%s: left out, %s", name, reason)
+    waiting = [item for item in choose_items(options.only) if not item.reason]
+    finished: set[str] = set()
+
+    def write_complete_items(name: str) -> None:
+        finished.add(name)
+        for item in list(waiting):
+            if _list_steps(item, plan) <= finished and not list_obstacles(plan, item.commands, {}):
+                waiting.remove(item)
+                _write_item(item, config, plan, {}, output, root)
+
+    outcome = workflow.run_steps(
+        plan.steps,
+        output,
+        "",
+        options.any_version,
+        options.jobs,
+        options.keep_going,
+        write_complete_items,
+    )
+    for item in waiting:
+        _write_item(item, config, plan, outcome.failures, output, root)
+    lines = write_page(config, options.scale, output)
+    if outcome.failures:
+        names = ", ".join(outcome.failures)
+        raise DataError(f"{len(outcome.failures)} of {len(plan.steps)} commands failed: {names}")
+    return lines
+
+
+def _list_steps(item: Item, plan: Plan) -> set[str]:
+    return {step.name for name in item.commands for step in plan.steps_of.get(name, ())}
+
+
+def _write_item(
+    item: Item,
+    config: ReportConfig,
+    plan: Plan,
+    failures: dict[str, str],
+    output: Path,
+    root: Path,
+) -> None:
+    """Write the facts and the picture of an item, or at the scale smoke why there are none."""
+    names = list_needed(config, plan.scale, item.commands)
+    extent = describe_extent(config, plan.scale, names)
+    commands = format_commands(show_plan(config, plan.scale, names), names)
+    reasons = list_obstacles(plan, names, failures)
+    folder = find_facts_folder(config, plan.scale, output)
+    facts = Facts(
+        item=item.key,
+        scale=plan.scale,
+        extent=extent.text,
+        is_papers_data=extent.is_papers_data,
+        trainings=extent.trainings,
+        commands=commands,
+    )
+    if reasons:
+        log.info("%s: no result, %s", item.key, "; ".join(reasons))
+        if plan.scale != "smoke":
+            return
+        folders = {output: "OUTPUT", root: "."}
+        reason = fact_files.describe_obstacles(reasons, folders)
+        facts = facts.model_copy(update={"reason": reason})
+    else:
+        facts = fact_files.add_tables(facts, item, plan, output)
+        picture = fact_files.find_picture(item, plan, output)
+        if picture:
+            (output / PICTURES).mkdir(exist_ok=True)
+            shutil.copyfile(picture, output / PICTURES / f"{item.key}.png")
+        elif item.picture:
+            log.warning("%s: %s made no picture", item.key, item.picture)
+    fact_files.write_facts(facts, folder)
+
+
+def find_facts_folder(config: ReportConfig, scale: Scale, output: Path) -> Path:
+    """Return the folder of facts: the repository's, or the output's at the scale smoke."""
+    return output / "facts" if scale == "smoke" else config.facts
+
+
+def write_page(config: ReportConfig, scale: Scale, output: Path) -> list[str]:
+    """Write the page from facts and pictures alone.
+
+    Returns:
+        Where it was written, in words.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    facts = fact_files.read_facts(find_facts_folder(config, scale, output))
+    blocks = page.build_page(facts)
+    pictures = {
+        item.key: path.read_bytes()
+        for item in ITEMS
+        if (path := output / PICTURES / f"{item.key}.png").is_file()
+    }
+    markdown = output / "report.md" if scale == "smoke" else config.markdown
+    filesystem.write_atomically(
+        output / "report.html", page.render_html(blocks, pictures), durable=False
+    )
+    filesystem.write_atomically(markdown, page.render_markdown(blocks), durable=False)
+    return [f"page: {output / 'report.html'}", f"Markdown: {markdown}"]

@@ -1,0 +1,170 @@
+"""Tables of evaluations, read back from Markdown, and the numbers in their cells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from tfmammo.config import Frozen
+
+NUMBER = r"[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?"
+DIFFERENCES = "Differences"  # how the titles of such tables begin
+_VALUE = re.compile(rf"^({NUMBER})")
+_DEVIATION = re.compile(rf"± ({NUMBER})")
+_INTERVAL = re.compile(rf"\[({NUMBER}), ({NUMBER})\]")
+_P = re.compile(rf"p ([=<]) ({NUMBER})")
+
+
+class TableFacts(Frozen):
+    """A table as an evaluation wrote it."""
+
+    title: str
+    """Its heading."""
+    header: tuple[str, ...]
+    """The headings of the columns."""
+    body: tuple[tuple[str, ...], ...]
+    """Lines of cells; the first cell names the line."""
+    notes: tuple[str, ...] = ()
+    """Sentences below the table."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The numbers of a cell.
+
+    Attributes:
+        text: The cell as written.
+        value: Its first number.
+        low: Lower bound of its interval; None where it has none.
+        high: Upper bound of its interval.
+        p: Its p, or the bound below which it lies.
+    """
+
+    text: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+
+
+def parse_markdown(text: str) -> list[TableFacts]:
+    """Read the tables that `metrics.summary.Table.markdown` wrote.
+
+    Examples:
+        >>> lines = "### Dice", "|  | Dice, % |", "| --- | ---: |", "| CAN | 91.7 |"
+        >>> table, = parse_markdown("\\n".join(lines))
+        >>> table.title, table.body
+        ('Dice', (('CAN', '91.7'),))
+    """
+    tables = []
+    for part in re.split(r"^### ", text, flags=re.MULTILINE)[1:]:
+        title, *lines = part.splitlines()
+        rows = [_split_row(line) for line in lines if line.startswith("|")]
+        notes = tuple(line for line in lines if line and not line.startswith("|"))
+        if len(rows) >= 2:
+            header, _, *body = rows
+            content = {"title": title, "header": header, "body": body, "notes": notes}
+            tables.append(TableFacts.model_validate(content))
+    return tables
+
+
+def _split_row(line: str) -> tuple[str, ...]:
+    return tuple(
+        cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")
+    )
+
+
+def parse_cell(text: str) -> Cell | None:
+    """Read the numbers of a cell; None where it begins with no number.
+
+    Examples:
+        >>> parse_cell("-6.6 [-9.8, -3.0] p < 0.001").p
+        0.001
+        >>> parse_cell("-") is None
+        True
+    """
+    value = _VALUE.match(text)
+    if not value:
+        return None
+    interval = _INTERVAL.search(text)
+    p = _P.search(text)
+    return Cell(
+        text,
+        _to_float(value[1]),
+        _to_float(interval[1]) if interval else None,
+        _to_float(interval[2]) if interval else None,
+        _to_float(p[2]) if p else None,
+    )
+
+
+def _to_float(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def find_cell(tables: Sequence[TableFacts], title: str, row: str, column: str) -> Cell | None:
+    """Find a cell with numbers whose table, line and column match patterns of fnmatch.
+
+    Lines and columns may be exchanged: a table with one column a model serves as well. The first
+    table that has such a cell counts, because evaluations begin with their main one. In it the last
+    line counts, because studies list their arms by size.
+    """
+    for table in tables:
+        cell = None
+        if fnmatchcase(table.title, title):
+            for name, heading, text in _walk(table):
+                is_found = fnmatchcase(name, row) and fnmatchcase(heading, column)
+                if is_found or (fnmatchcase(name, column) and fnmatchcase(heading, row)):
+                    cell = parse_cell(text) or cell
+        if cell:
+            return cell
+    return None
+
+
+def find_level(tables: Sequence[TableFacts], row: str, column: str) -> Cell | None:
+    """Find a cell as `find_cell`, in no table of differences."""
+    levels = [table for table in tables if not table.title.startswith(DIFFERENCES)]
+    return find_cell(levels, "*", row, column)
+
+
+def _walk(table: TableFacts) -> Iterator[tuple[str, str, str]]:
+    for name, *cells in table.body:
+        for heading, text in zip(table.header[1:], cells, strict=False):
+            yield name, heading, text
+
+
+def find_difference(
+    tables: Sequence[TableFacts], first: str, second: str, column: str
+) -> Cell | None:
+    """Find how far one model is from another, `first` minus `second`, whichever way it was tested.
+
+    Args:
+        tables: Tables with the titles "Differences from MODEL" or "Differences of every pair".
+        first: Name of a model.
+        second: Name of the other one.
+        column: A pattern of the measure's heading.
+    """
+    ways = (
+        (f"Differences from {second}", first, 1),
+        (f"Differences from {first}", second, -1),
+        ("Differences of every pair", f"{first} - {second}", 1),
+        ("Differences of every pair", f"{second} - {first}", -1),
+    )
+    for title, row, sign in ways:
+        cell = find_cell(tables, title, row, column)
+        if cell:
+            return cell if sign == 1 else negate(cell)
+    return None
+
+
+def negate(cell: Cell) -> Cell:
+    """Return the difference of the opposite sign."""
+    low = None if cell.high is None else -cell.high
+    high = None if cell.low is None else -cell.low
+    text = f"{-cell.value:+g}"
+    if low is not None:
+        text += f" [{low:+g}, {high:+g}]"
+    if cell.p is not None:
+        text += re.sub(r".*( p [=<])", r"\1", cell.text)
+    return Cell(text, -cell.value, low, high, cell.p)

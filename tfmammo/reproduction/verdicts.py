@@ -1,0 +1,264 @@
+"""Claims of the papers, and the rule by which facts decide them.
+
+The rule, for each claim:
+
+- The test behind a claim is decisive if its p is below 0.05 (corrected where the evaluation
+  corrects), or if it has no p and the 95 % interval excludes 0.
+- *reproduced*: the test is decisive on the paper's side, and every model of the claim is above the
+  trivial baseline.
+- *contradicted*: the test is decisive on the other side, and every model of the claim is above the
+  trivial baseline. Otherwise the trainings may just be too short.
+- *undecided*: everything else. The scale `smoke` decides nothing.
+
+A table or figure is reproduced if all its claims are, contradicted if one of them is, and
+undecided otherwise. A picture without a measure of its own has the verdict of the table that
+measures what it shows.
+
+Certainty of a decided verdict: *high* if all p are below 0.01, on the paper's data and over three
+seeds or folds; *moderate* if all p are below 0.01; *low* otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tfmammo.reproduction.tables import (
+    Cell,
+    TableFacts,
+    find_cell,
+    find_difference,
+    find_level,
+)
+
+Word = Literal["reproduced", "contradicted", "undecided", "not attempted"]
+Printed = Mapping[str, Mapping[str, float]]
+SIGNIFICANT = 0.05
+CERTAIN = 0.01
+FEWEST_TRAININGS = 3
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A trivial baseline.
+
+    Attributes:
+        row: Its name in the tables.
+        column: A pattern of the measure's heading.
+        higher: Whether a larger value is better.
+    """
+
+    row: str
+    column: str
+    higher: bool = True
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the facts say of one claim.
+
+    Attributes:
+        sentence: The claim.
+        word: The verdict.
+        reason: The numbers behind it, or why there are none.
+        p: p of the test; None where there is none.
+    """
+
+    sentence: str
+    word: Word
+    reason: str
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """One model is better than another one in a measure.
+
+    Attributes:
+        sentence: The claim.
+        better: Name of the model that the paper finds better.
+        worse: Name of the other one.
+        column: A pattern of the measure's heading.
+        higher: Whether a larger value is better.
+    """
+
+    sentence: str
+    better: str
+    worse: str
+    column: str
+    higher: bool = True
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that must be better than the trivial baseline."""
+        return self.better, self.worse
+
+    def judge(self, tables: Sequence[TableFacts], printed: Printed) -> Evidence:
+        """Judge the claim without a trivial baseline."""
+        cell = find_difference(tables, self.better, self.worse, self.column)
+        if cell is None:
+            reason = f"{self.better} and {self.worse} were not compared"
+            return Evidence(self.sentence, "undecided", reason)
+        return _judge_difference(self.sentence, cell, self.higher, cell.p)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A cell of a table of differences is positive, or negative.
+
+    Attributes:
+        sentence: The claim.
+        row: A pattern of the line.
+        column: A pattern of the heading.
+        title: A pattern of the table's title.
+        p_column: A pattern of the heading of p, where that is a column; "": p stands in the cell.
+        positive: Whether the paper finds a gain.
+    """
+
+    sentence: str
+    row: str
+    column: str
+    title: str = "*"
+    p_column: str = ""
+    positive: bool = True
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """No model is compared with the trivial baseline: the difference has one of its own."""
+        return ()
+
+    def judge(self, tables: Sequence[TableFacts], printed: Printed) -> Evidence:
+        """Judge the claim."""
+        cell = find_cell(tables, self.title, self.row, self.column)
+        if cell is None:
+            return Evidence(self.sentence, "undecided", "no such line was measured")
+        p = cell.p
+        if self.p_column:
+            of_test = find_cell(tables, self.title, self.row, self.p_column)
+            p = of_test.value if of_test else None
+        return _judge_difference(self.sentence, cell, self.positive, p)
+
+
+@dataclass(frozen=True)
+class Level:
+    """A model reaches a printed value.
+
+    A level on other data than the paper's contradicts nothing, so it is never contradicted.
+
+    Attributes:
+        sentence: The claim.
+        row: A pattern of the model's line.
+        column: A pattern of the measure's heading.
+        printed: Row and column of the printed value.
+        factor: Our unit in the printed one: 100 where ours is per cent and the paper's a fraction.
+    """
+
+    sentence: str
+    row: str
+    column: str
+    printed: tuple[str, str]
+    factor: float = 1
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The model must be better than the trivial baseline."""
+        return (self.row,)
+
+    def judge(self, tables: Sequence[TableFacts], printed: Printed) -> Evidence:
+        """Judge the claim without a trivial baseline."""
+        cell = find_level(tables, self.row, self.column)
+        if cell is None:
+            return Evidence(self.sentence, "undecided", "it was not measured")
+        target = printed[self.printed[0]][self.printed[1]] * self.factor
+        reason = f"{cell.text} against {target:g} as printed"
+        if cell.high is None:
+            return Evidence(self.sentence, "undecided", f"{reason}, without an interval")
+        if cell.high >= target:
+            return Evidence(self.sentence, "reproduced", reason)
+        return Evidence(self.sentence, "undecided", f"{reason}, not reached")
+
+
+Claim = Order | Gain | Level
+
+
+def _judge_difference(sentence: str, cell: Cell, is_positive: bool, p: float | None) -> Evidence:
+    reason = cell.text if p is None or cell.p is not None else f"{cell.text}, p {p:g}"
+    if p is not None:
+        is_decisive = p < SIGNIFICANT
+    elif cell.low is not None and cell.high is not None:
+        is_decisive = cell.low > 0 or cell.high < 0
+    else:
+        return Evidence(sentence, "undecided", f"{reason}: no interval and no p")
+    if not is_decisive or cell.value == 0:
+        return Evidence(sentence, "undecided", reason, p)
+    word: Word = "reproduced" if (cell.value > 0) == is_positive else "contradicted"
+    return Evidence(sentence, word, reason, p)
+
+
+def judge_claim(
+    claim: Claim, tables: Sequence[TableFacts], printed: Printed, floor: Floor | None, scale: str
+) -> Evidence:
+    """Judge a claim by the rule of this module.
+
+    Args:
+        claim: The claim.
+        tables: The facts.
+        printed: Row -> column -> number, as the paper prints them.
+        floor: The trivial baseline; None where there is none.
+        scale: "smoke", "small" or "paper".
+    """
+    evidence = claim.judge(tables, printed)
+    if scale == "smoke":
+        reason = f"{evidence.reason}; the scale smoke decides nothing"
+        return Evidence(claim.sentence, "undecided", reason, evidence.p)
+    if evidence.word != "undecided" and floor:
+        below = [
+            model
+            for model in claim.models
+            if compare_with_floor(tables, model, floor) != "better than"
+        ]
+        if below:
+            reason = f"{evidence.reason}; {' and '.join(below)} not better than {floor.row}"
+            return Evidence(claim.sentence, "undecided", reason, evidence.p)
+    return evidence
+
+
+def compare_with_floor(tables: Sequence[TableFacts], model: str, floor: Floor) -> str:
+    """Compare a model with the trivial baseline, by their test, else by its own interval.
+
+    Returns:
+        "better than", "not better than" or "not compared with".
+    """
+    difference = find_difference(tables, model, floor.row, floor.column)
+    if difference:
+        evidence = _judge_difference("", difference, floor.higher, difference.p)
+        return "better than" if evidence.word == "reproduced" else "not better than"
+    own = find_level(tables, model, floor.column)
+    baseline = find_level(tables, floor.row, floor.column)
+    if not own or not baseline or own.low is None or own.high is None:
+        return "not compared with"
+    is_better = own.low > baseline.value if floor.higher else own.high < baseline.value
+    return "better than" if is_better else "not better than"
+
+
+def combine(evidence: Sequence[Evidence]) -> Word:
+    """Combine the verdicts of an item's claims."""
+    words = {part.word for part in evidence}
+    if "contradicted" in words:
+        return "contradicted"
+    return "reproduced" if words == {"reproduced"} else "undecided"
+
+
+def rate_certainty(evidence: Sequence[Evidence], is_papers_data: bool, trainings: int) -> str:
+    """Rate how certain a decided verdict is, by the rule of this module.
+
+    Args:
+        evidence: The claims of a decided item.
+        is_papers_data: Whether the data are the paper's.
+        trainings: The smallest number of seeds or folds of a model.
+    """
+    decisive = [part for part in evidence if part.word != "undecided"]
+    if any(part.p is None or part.p >= CERTAIN for part in decisive):
+        return "low"
+    return "high" if is_papers_data and trainings >= FEWEST_TRAININGS else "moderate"
