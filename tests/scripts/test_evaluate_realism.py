@@ -111,7 +111,7 @@ def models(tmp_path_factory, data, patches):
                     update={"split": "paper", "paper_samples": 40, "paper_test": 8}
                 )
             train, held_out = splits.split(patches, own)
-            room = {
+            model = {
                 "G_unet": lambda: Known(),
                 "G_unet-": lambda: Known(channels=2),
                 "copier": lambda train=train: Known(patch=train.images[3]),
@@ -126,7 +126,7 @@ def models(tmp_path_factory, data, patches):
                     "model": {"margin": None if name == "G_unet-" else 316},
                 },
             }
-            folders[name].append(str(export.export(room, root / name / f"fold{fold}", card)))
+            folders[name].append(str(export.export(model, root / name / f"fold{fold}", card)))
     return folders
 
 
