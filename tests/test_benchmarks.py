@@ -54,6 +54,14 @@ def test_served_answers_are_right_and_hostile_requests_refused(measured):
     )
 
 
+def make_tiny_arguments(model, rounds):
+    """Arguments of benchmarks/step.py for a really small model, and one step a round."""
+    size, batch, config = TINY[model]
+    numbers = {"--size": size, "--batch": batch, "--rounds": rounds, "--steps": 1}
+    arguments = [part for name, number in numbers.items() for part in (name, str(number))]
+    return [*arguments, "--config", json.dumps(config)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", ["naive", "torch"])
 @pytest.mark.parametrize(
@@ -71,20 +79,8 @@ def test_a_step_beside_a_peers_from_equal_weights(model, peer, measured, monkeyp
         pytest.importorskip("torch", reason="the extra `benchmark` is not installed")
     # threads that wait for each other make small steps slow where others work too
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    size, batch, config = TINY[model]
     name = {"crn": "infilling"}.get(model, model)
-    tiny = (
-        "--size",
-        str(size),
-        "--batch",
-        str(batch),
-        "--config",
-        json.dumps(config),
-        "--rounds",
-        "2",
-        "--steps",
-        "1",
-    )
+    tiny = make_tiny_arguments(model, rounds=2)
     (line,) = measured("--model", name, "--peer", peer, *tiny, script="step")
     assert (
         line["benchmark"] == f"step.{name}"
@@ -315,20 +311,8 @@ def test_the_guard_fails_at_a_fall_by_more_than_a_fifth(repository, monkeypatch)
 
 @pytest.mark.slow
 def test_a_trace_is_kept_and_summed_up(measured, tmp_path_factory):
-    size, batch, config = TINY["can"]
     folder = tmp_path_factory.mktemp("trace") / "new"
-    tiny = (
-        "--size",
-        str(size),
-        "--batch",
-        str(batch),
-        "--config",
-        json.dumps(config),
-        "--rounds",
-        "1",
-        "--steps",
-        "1",
-    )
+    tiny = make_tiny_arguments("can", rounds=1)
     (line,) = measured("--peer", "naive", *tiny, "--trace", str(folder), script="step")
     assert len(list(folder.rglob("*.xplane.pb"))) == 1
     assert {"Conv2DBackpropFilter", "ResourceApplyAdam"} <= set(line["kernels"]) and 0 < sum(

@@ -4,7 +4,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.ports import find_free_port
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.errors import ExportError, TrackingError
 from tfmammo.export import export, load
@@ -81,12 +81,6 @@ def client(uri=None):
 
 def stored(run):
     return client().get_run(run.id)
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def test_where_runs_go(folder, monkeypatch):
@@ -259,7 +253,7 @@ def test_a_store_that_cannot_be_reached_is_one_sentence_within_seconds(folder):
     (folder / "text.db").write_text("no database" * 100)
     start = time.monotonic()
     addresses = {
-        f"http://user:secret@127.0.0.1:{free_port()}": "can't be used",
+        f"http://user:secret@127.0.0.1:{find_free_port()}": "can't be used",
         f"sqlite:///{folder}/file/x.db": "unable to open",
     }
     for uri, message in (
@@ -671,7 +665,7 @@ def stop(server):
 
 @pytest.mark.slow
 def test_a_server_that_goes_away(folder, exported, caplog):
-    port = free_port()
+    port = find_free_port()
     uri = f"http://127.0.0.1:{port}"
     server = start_server(folder, port)
     try:

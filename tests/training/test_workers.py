@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.ports import find_free_ports
 from tfmammo import cli, datasets
 from tfmammo import config as configuration
 from tfmammo.config import TrainingConfig
@@ -56,15 +57,6 @@ def tf_config(index, *ports, kind="worker"):
     )
 
 
-def free_ports(count):
-    """Ports that nobody listens on."""
-    servers = [socket.create_server(("", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in servers]
-    for server in servers:
-        server.close()
-    return ports
-
-
 def addresses(index, ports):
     """The cluster as `index` of its workers sees it."""
     return workers.read_cluster({"TF_CONFIG": tf_config(index, *ports)})
@@ -75,7 +67,7 @@ def running(repository, folder, uri, steps, count=2):
     """The same training in `count` processes; yields them, the chief first, and ends those that are
     left.
     """
-    ports = free_ports(count)
+    ports = find_free_ports(count)
     overrides = [
         *OVERRIDES,
         f"training.steps={steps}",
@@ -357,7 +349,7 @@ def test_slurm_says_who_the_workers_are(monkeypatch):
 def test_workers_meet_whoever_comes_first(caplog):
     caplog.set_level(logging.INFO, "tfmammo")
     for first in (0, 2):
-        ports = free_ports(3)
+        ports = find_free_ports(3)
         met = []
 
         def meet(index, ports=ports, met=met):
@@ -377,7 +369,7 @@ def test_workers_meet_whoever_comes_first(caplog):
 
 
 def test_workers_do_not_wait_for_ever():
-    ports = free_ports(2)
+    ports = find_free_ports(2)
     with pytest.raises(
         WorkerError, match=f"the worker localhost:{ports[1]} did not start within 0.5 s"
     ):
@@ -387,7 +379,7 @@ def test_workers_do_not_wait_for_ever():
 
 
 def test_who_only_knocks_is_neither_chief_nor_worker():
-    ports = free_ports(2)
+    ports = find_free_ports(2)
     with socket.create_server(("", ports[1])), pytest.raises(WorkerError, match="did not start"):
         workers.meet(addresses(0, ports), 0.5)  # somebody listens there, and says nothing
     for index, port in enumerate(ports):

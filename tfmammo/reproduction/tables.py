@@ -12,7 +12,6 @@ from tfmammo.config import Frozen
 NUMBER = r"[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?"
 DIFFERENCES = "Differences"  # how the titles of such tables begin
 _VALUE = re.compile(rf"^({NUMBER})")
-_DEVIATION = re.compile(rf"± ({NUMBER})")
 _INTERVAL = re.compile(rf"\[({NUMBER}), ({NUMBER})\]")
 _P = re.compile(rf"p ([=<]) ({NUMBER})")
 
