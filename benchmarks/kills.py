@@ -64,6 +64,11 @@ class Training:
         return self.place / self.name
 
     @property
+    def store(self) -> str:
+        """The address of the store, whatever store the environment names."""
+        return f"sqlite:///{self.place / 'mlflow.db'}"
+
+    @property
     def log(self) -> Path:
         """The output of all its processes."""
         return self.place / f"{self.name}.log"
@@ -80,7 +85,13 @@ class Training:
         ]
         with self.log.open("a") as log:
             return subprocess.Popen(
-                [*command, "--set", *OVERRIDES, f"training.steps={self.steps}"],
+                [
+                    *command,
+                    "--set",
+                    *OVERRIDES,
+                    f"training.steps={self.steps}",
+                    f"tracking.uri={self.store}",
+                ],
                 cwd=self.place,
                 stdout=log,
                 stderr=log,
@@ -219,7 +230,7 @@ def compare(whole: Training, parts: Training) -> None:
     if left:
         raise KillsError(f"left over: {', '.join(left)}")
     counts = []
-    with store.open_registry(f"sqlite:///{parts.place / 'mlflow.db'}") as client:
+    with store.open_registry(parts.store) as client:
         for training in (whole, parts):
             run = client.get_run((training.output / runs.RUN_ID).read_text().strip())
             if run.info.status != "FINISHED":

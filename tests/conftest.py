@@ -20,6 +20,8 @@ os.environ.setdefault("COLUMNS", "140")  # of what commands print, whatever the 
 os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
 # Tests score with random networks, unless they ask for `published_weights`.
 os.environ.pop("TFMAMMO_WEIGHTS", None)
+# Tests never write to the store of whoever runs them.
+os.environ.pop("MLFLOW_TRACKING_URI", None)
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -115,6 +117,15 @@ def logging_as_before():
             root.removeHandler(handler)
     root.setLevel(levels[0])
     package.setLevel(levels[1])
+
+
+@pytest.fixture(autouse=True)
+def no_named_store():
+    """The store of one test is not that of the next: MLflow keeps an address that it was given in
+    an environment variable, which processes of later tests inherit.
+    """
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture(autouse=True)
