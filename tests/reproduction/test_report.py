@@ -116,21 +116,40 @@ def test_folds_become_steps_and_an_evaluation_gets_them_all(complete, repository
     assert set(steps["can_synthesis"].depends_on) == set(steps) - {"can_synthesis"}
 
 
+def test_seeds_become_steps_of_each_fold(complete, repository, tmp_path):
+    wanted = Options("small", ("can_table1", "can_fig2"))
+    steps = {
+        step.name: step for step in report.plan_report(complete, wanted, tmp_path, repository).steps
+    }
+    assert "training.seed=2" in steps["can/seed2"].overrides
+    (models,) = [value for value in steps["can_segmentation"].overrides if "models=" in value]
+    assert models.count("/can/seed") == models.count("/can_fcn8s/seed") == 3
+    models = [value for value in steps["can_synthesis"].overrides if "models=" in value][-1]
+    assert models.count("/can/seed") == models.count("/can_pix2pix") == 1
+    two = complete.commands["can"].model_copy(update={"folds": {"small": 2}})
+    commands = {**complete.commands, "can": two}
+    config = complete.model_copy(update={"commands": commands})
+    names = [
+        step.name for step in plan.make_plan(config, "small", tmp_path, repository, ["can"]).steps
+    ]
+    assert names == [f"can/fold{fold}/seed{seed}" for fold in range(2) for seed in range(3)]
+
+
 def test_the_plan_for_readers_names_no_folder_of_a_machine(complete, tmp_path):
     data = complete.data["cbis_patches"].model_copy(update={"root": tmp_path / "here"})
     own = complete.model_copy(update={"data": {**complete.data, "cbis_patches": data}})
     shown = plan.show_plan(own, "small", ["can"])
-    (line,) = plan.format_commands(shown, ["can"])
+    line = plan.format_commands(shown, ["can"])[0]
     assert line.startswith(
-        "python train/can.py --config configs/can.yaml --output runs/report-small/can --set "
+        "python train/can.py --config configs/can.yaml --output runs/report-small/can/seed0 --set "
         "data.name=folder data.frame=full data.split=official data.root=DIR "
     )
 
 
 def test_the_extent_says_steps_and_data(config):
     extent = plan.describe_extent(config, "small", ["can"])
-    assert extent.text == "20,000 of 210,000 steps; CBIS-DDSM mass patches for INbreast"
-    assert not extent.is_papers_data and extent.trainings == 1
+    assert extent.text == "12,000 of 210,000 steps; CBIS-DDSM mass patches for INbreast"
+    assert not extent.is_papers_data and extent.trainings == 3
     extent = plan.describe_extent(config, "paper", ["can"])
     assert extent.text == "210,000 steps; INbreast" and extent.is_papers_data
     assert extent.trainings == 3

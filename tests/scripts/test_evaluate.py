@@ -140,6 +140,25 @@ def test_each_patch_is_evaluated_by_the_fold_that_never_saw_its_patient(run, run
     assert {row["fold"] for row in rows} == {"0", "1", "2"}
 
 
+def test_trainings_of_one_fold_are_averaged_patch_by_patch(run, runs, patches):
+    trainings = [*folds(runs, "CAN"), *folds(runs, "U-Net")]  # the same folds at other levels
+    output = run("segmentation", {"CAN": trainings, "U-Net": folds(runs, "U-Net")})
+    rows = [row for row in table(output / "per_image.csv") if row["model"] == "CAN"]
+    for row, image, mask in zip(rows, patches.images, patches.masks, strict=True):
+        fold = int(row["fold"])
+        dices = [segmentation.dice(mask, image >= LEVELS[name][fold]) for name in LEVELS]
+        assert float(row["dice"]) == pytest.approx(np.mean(dices), abs=1e-9)
+    written = (output / "table.md").read_text(encoding="utf-8")
+    line = next(
+        line
+        for line in written.partition("Dice of each training, %")[2].splitlines()
+        if line.startswith("| CAN")
+    )
+    means = [float(mean) for mean in line.split("|")[2].split(",")]
+    mean = 100 * np.mean([float(row["dice"]) for row in rows])
+    assert len(means) == 2 and np.mean(means) == pytest.approx(mean, abs=0.1)
+
+
 def test_the_table_summarises_the_images(run, runs, patches, capsys):
     output = run("segmentation", {"CAN": folds(runs, "CAN"), "U-Net": folds(runs, "U-Net")})
     images = table(output / "per_image.csv")
@@ -393,7 +412,10 @@ def test_an_output_that_is_no_probability(tmp_path):
 def test_what_can_not_be_evaluated_is_an_error_of_one_sentence(run, runs, archive, tmp_path):
     can = folds(runs, "CAN")
     cases = {
-        "several URIs are eligible for 6 patches": ({"CAN": [can[0], can[0], can[1]]}, ()),
+        r"its folds have different numbers of trainings \(2, 1\)": (
+            {"CAN": [can[0], can[0], can[1]]},
+            (),
+        ),
         "several URIs are eligible for 18 patches": ({"CAN": can}, ("patients=all",)),
         "no patch is of a patient that none of CAN, U-Net": (
             {"CAN": can[0], "U-Net": folds(runs, "U-Net")[1]},

@@ -1,8 +1,9 @@
 """Evaluate several models on the same patches, of patients that none of them was trained on.
 
 A model is a name and one or more URIs. Several URIs are the folds of a cross-validation: each patch
-goes to the one fold that never saw its patient. All models are compared on the patches that each of
-them is eligible for.
+goes to the one fold that never saw its patient. URIs that were trained on the same patients are
+trainings of one fold, which differ by their seed. All models are compared on the patches that each
+of them is eligible for.
 
 Models trained by the paper's leaky protocol know every patient. They are evaluated on their own
 held-out copies, in a comparison of their own.
@@ -64,10 +65,11 @@ class EvaluationConfig(Frozen):
     data: DataConfig = DataConfig()
     """The patches. Their split is not used."""
     models: dict[Name, ModelURIs] = Field(min_length=1)
-    """Name -> one model URI, or several: the folds of a cross-validation. A URI is the folder of a
-    run (its last weights are taken), of an export or of a SavedModel, or models:/NAME@ALIAS. A
-    checkpoint that was kept as the best was chosen on its held-out patients, so its numbers on them
-    are too good. The other models are compared with the first one.
+    """Name -> one model URI, or several: the folds of a cross-validation and, for segmentation,
+    trainings of one fold that differ by their seed. A URI is the folder of a run (its last weights
+    are taken), of an export or of a SavedModel, or models:/NAME@ALIAS. A checkpoint that was kept
+    as the best was chosen on its held-out patients, so its numbers on them are too good. The other
+    models are compared with the first one.
     """
     patients: Literal["unseen", "all"] = "unseen"
     """"unseen" evaluates a patch only with models that were not trained on its patient; "all" with
@@ -188,6 +190,7 @@ class Comparison:
         patches: The patches.
         outputs: Model -> float32 [n, s, s, 1], or probabilities [n, classes].
         folds: Model -> intp [n], which of its networks made each output.
+        repeats: Model -> the outputs of its further trainings on the same patients.
         networks: Model -> its networks.
         pool: Every patch that a model may have been trained on; None where that is not known.
     """
@@ -199,6 +202,11 @@ class Comparison:
     folds: dict[str, NDArray[np.intp]]
     networks: Mapping[str, Sequence[Network]] = field(default_factory=dict)
     pool: Patches | None = None
+    repeats: Mapping[str, Sequence[NDArray[np.float32]]] = field(default_factory=dict)
+
+    def list_trainings(self, name: str) -> list[NDArray[np.float32]]:
+        """List the outputs of every training of a model."""
+        return [self.outputs[name], *self.repeats.get(name, ())]
 
     def find_training_patches(self, network: Network) -> NDArray[np.bool_]:
         """Mark the patches of the pool that a network was trained on, as its card says.
@@ -234,6 +242,7 @@ def compare(
     make: MakePatches = make_patches,
     shape: tuple[int, ...] | None = None,
     limit: int | None = None,
+    allow_repeats: bool = False,
 ) -> list[Comparison]:
     """Run every model on every patch that it is eligible for.
 
@@ -246,6 +255,7 @@ def compare(
         make: See `datasets.load_all_patches`.
         shape: Shape of one output, as for `Network.run`.
         limit: Evaluate at most so many patches, drawn by config.seed.
+        allow_repeats: Whether a model may be several trainings on the same patients.
 
     Returns:
         The comparison by `config.patients`, if any model is not leaky, then the one of the leaky
@@ -269,7 +279,13 @@ def compare(
     }
     fair = {name: networks for name, networks in models.items() if name not in leaky}
     evaluate = partial(
-        _evaluate, inputs=inputs, target=target, shape=shape, limit=limit, seed=config.seed
+        _evaluate,
+        inputs=inputs,
+        target=target,
+        shape=shape,
+        limit=limit,
+        seed=config.seed,
+        allow_repeats=allow_repeats,
     )
     comparisons = []
     if fair:
@@ -333,18 +349,19 @@ def _evaluate(
     shape: tuple[int, ...] | None,
     limit: int | None,
     seed: int,
+    allow_repeats: bool,
 ) -> Comparison:
     """Run models on the patches that all of them are eligible for."""
-    folds = {
-        name: _assign_folds(name, networks, patches.patient_ids, protocol)
+    assigned = {
+        name: _assign_networks(name, networks, patches.patient_ids, protocol, allow_repeats)
         for name, networks in models.items()
     }
-    common = np.flatnonzero(np.all([fold >= 0 for fold in folds.values()], axis=0))
-    for name, fold in folds.items():
+    common = np.flatnonzero(np.all([numbers[0] >= 0 for numbers in assigned.values()], axis=0))
+    for name, numbers in assigned.items():
         log.info(
             "%s: eligible for %d of %d patches, for %d of them with all models",
             name,
-            np.sum(fold >= 0),
+            np.sum(numbers[0] >= 0),
             len(patches),
             len(common),
         )
@@ -357,25 +374,44 @@ def _evaluate(
         common = np.sort(np.random.default_rng(seed).permutation(common)[:limit])
     pool = patches
     patches = pool.take(common)
-    folds = {name: fold[common] for name, fold in folds.items()}
     form = patches.images.shape[1:] if shape is None else shape
-    outputs = {name: np.empty((len(patches), *form), np.float32) for name in models}
+    outputs = {
+        name: np.empty((len(numbers), len(patches), *form), np.float32)
+        for name, numbers in assigned.items()
+    }
     for name, networks in models.items():
         for number, network in enumerate(networks):
-            rows = np.flatnonzero(folds[name] == number)
+            training, rows = np.nonzero(assigned[name][:, common] == number)
             if rows.size:
                 values = inputs[network.source](patches.take(rows), network.card)
-                outputs[name][rows] = network.run(network.source, target, values, form)
-    return Comparison(protocol, data, patches, outputs, folds, models, pool)
+                outputs[name][training, rows] = network.run(network.source, target, values, form)
+    return Comparison(
+        protocol,
+        data,
+        patches,
+        {name: trainings[0] for name, trainings in outputs.items()},
+        {name: numbers[0, common] for name, numbers in assigned.items()},
+        models,
+        pool,
+        {name: tuple(trainings[1:]) for name, trainings in outputs.items()},
+    )
 
 
-def _assign_folds(
-    name: str, networks: Sequence[Network], patient_ids: NDArray[np.str_], protocol: Protocol
+def _assign_networks(
+    name: str,
+    networks: Sequence[Network],
+    patient_ids: NDArray[np.str_],
+    protocol: Protocol,
+    allow_repeats: bool,
 ) -> NDArray[np.intp]:
-    """Assign each patch to the one network of a model that is eligible for it.
+    """Assign to each patch the networks of a model that are eligible for it, one a training.
 
     Returns:
-        intp [n]; -1 where no network is eligible.
+        intp [trainings, n]; -1 where no network is eligible.
+
+    Raises:
+        DataError: Networks that are eligible for one patch were trained on different patients, or
+            the folds have different numbers of trainings.
     """
     everyone = np.ones(len(patient_ids), np.bool_)
     eligible = np.stack(
@@ -384,13 +420,27 @@ def _assign_folds(
             for network in networks
         ]
     )
-    ambiguous = int(np.sum(eligible.sum(axis=0) > 1))
+    groups: dict[Any, list[int]] = {}
+    for number, network in enumerate(networks):
+        key = tuple(network.card.get("train_patients", ())) if allow_repeats else number
+        groups.setdefault(key, []).append(number)
+    ambiguous = int(np.sum(eligible[[numbers[0] for numbers in groups.values()]].sum(axis=0) > 1))
     if ambiguous:
         raise DataError(
             f"models.{name}: several URIs are eligible for {ambiguous} patches; give the folds "
             "of one split, or one URI"
         )
-    return np.where(eligible.any(axis=0), eligible.argmax(axis=0), -1)
+    counts = {len(numbers) for numbers in groups.values()}
+    if len(counts) > 1:
+        raise DataError(
+            f"models.{name}: its folds have different numbers of trainings "
+            f"({', '.join(str(len(numbers)) for numbers in groups.values())})"
+        )
+    assigned = np.full((counts.pop(), len(patient_ids)), -1, np.intp)
+    for numbers in groups.values():
+        rows = eligible[numbers[0]]
+        assigned[:, rows] = np.array(numbers)[:, None]
+    return assigned
 
 
 def _remake_paper_split(

@@ -34,6 +34,7 @@ from tfmammo.evaluation.segmentation import (
     PUBLISHED,
     WHOLE_PATCH,
     SegmentationConfig,
+    average,
     score_patches,
 )
 from tfmammo.metrics.summary import Row, Scores, Table, convert_units, correct_p, write_csv
@@ -187,7 +188,8 @@ def evaluate_frame(
             f"models.{frame}: a model was trained by the leaky protocol, whose copies no other "
             "crop mode holds; evaluate it with evaluate/segmentation.py"
         )
-    outputs, scores, notes = score_patches(comparison, evaluation)
+    outputs, trainings, notes = score_patches(comparison, evaluation)
+    scores = average(trainings)
     networks = tuple(comparison.outputs)
     result = FrameResult(frame, comparison.patches, outputs, scores, networks)
     report = Report(evaluation, MEASURES, PUBLISHED, note=f"frame {frame}")

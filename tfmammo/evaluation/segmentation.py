@@ -25,6 +25,8 @@ from tfmammo.training import image_grid
 from tfmammo.training.image_grid import BLUE, ORANGE, draw_agreement, draw_outline
 
 Images = NDArray[np.float32]
+# Model -> the measures of each of its trainings: measure -> float64 [n]
+Trainings = dict[str, list[dict[str, NDArray[np.float64]]]]
 
 MEASURES = {
     "accuracy": Measure("Accuracy", "%", 100, 1),
@@ -88,10 +90,12 @@ def evaluate(config: SegmentationConfig, output: Path) -> list[Table]:
     report = Report(config, MEASURES, PUBLISHED)
     group_tables: list[Table] = []
     group_lines: list[dict[str, Any]] = []
-    for comparison in compare(config, "image", "mask"):
+    for comparison in compare(config, "image", "mask", allow_repeats=True):
         patches = comparison.patches
-        outputs, scores, notes = score_patches(comparison, config)
+        outputs, trainings, notes = score_patches(comparison, config)
+        scores = average(trainings)
         report.add(comparison, scores, notes=notes)
+        report.tables += tabulate_trainings(trainings)
         for name, probabilities in comparison.outputs.items():
             masks = probabilities >= config.threshold
             figure = draw_cases(name, patches, masks, scores[name]["dice"], config.cases)
@@ -114,19 +118,52 @@ def evaluate(config: SegmentationConfig, output: Path) -> list[Table]:
 
 def score_patches(
     comparison: Comparison, config: SegmentationConfig
-) -> tuple[dict[str, Images], Scores, tuple[str, ...]]:
+) -> tuple[dict[str, Images], Trainings, tuple[str, ...]]:
     """Score models, their post-processed masks and the trivial baselines on each patch.
 
     Returns:
-        The probabilities and the measures by name, and notes for the table.
+        The probabilities by name, of each model's first training; the measures of every training;
+        and notes for the table.
     """
     baselines, notes = make_baselines(config.floors, comparison)
     outputs = add_postprocessed(comparison.outputs, config) | baselines
-    scores = {
-        name: segmentation.per_image(comparison.patches.masks, probabilities, config.threshold)
-        for name, probabilities in outputs.items()
+    trainings: Trainings = {name: [] for name in outputs}
+    for name in comparison.outputs:
+        for probabilities in comparison.list_trainings(name):
+            for key, masks in add_postprocessed({name: probabilities}, config).items():
+                trainings[key].append(score(masks, comparison, config))
+    for name, masks in baselines.items():
+        trainings[name].append(score(masks, comparison, config))
+    return outputs, trainings, notes
+
+
+def score(
+    probabilities: Images, comparison: Comparison, config: SegmentationConfig
+) -> dict[str, NDArray[np.float64]]:
+    """Compute the measures of each patch: measure -> float64 [n]."""
+    return segmentation.per_image(comparison.patches.masks, probabilities, config.threshold)
+
+
+def average(trainings: Trainings) -> Scores:
+    """Average the measures of each patch over the trainings of a model."""
+    return {
+        name: {key: np.mean([values[key] for values in scores], axis=0) for key in scores[0]}
+        for name, scores in trainings.items()
     }
-    return outputs, scores, notes
+
+
+def tabulate_trainings(trainings: Trainings) -> list[Table]:
+    """Tabulate the mean Dice of each training; nothing where every model is one training."""
+    body = []
+    for name, scores in trainings.items():
+        if len(scores) > 1:
+            means = np.array([100 * values["dice"].mean() for values in scores])
+            body.append(
+                [name, ", ".join(f"{mean:.1f}" for mean in means), f"{means.std(ddof=1):.2f}"]
+            )
+    note = "All other tables average each patch over the trainings of a model."
+    heading = "Dice of each training, %"
+    return [Table(heading, ["", "mean", "deviation"], body, (note,))] if body else []
 
 
 def add_postprocessed(outputs: dict[str, Images], config: SegmentationConfig) -> dict[str, Images]:

@@ -55,6 +55,8 @@ class CommandConfig(Frozen):
     """The config section of the archive."""
     folds: dict[Scale, PositiveInt] = {}
     """Scale -> number of trainings, one a fold; 1 where none is named."""
+    seeds: dict[Scale, PositiveInt] = {}
+    """Scale -> number of trainings of each fold, with seeds from 0 on; 1 where none is named."""
     set: Overrides = ()
     """Overrides at every scale. "{NAME}" stands for the folders of another command, "{NAME:0}" for
     its first one, "{tracking}" for the report's MLflow store, "{weights.NAME}" for a file of

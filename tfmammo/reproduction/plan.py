@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -30,7 +31,7 @@ class Plan:
     Attributes:
         scale: The scale.
         steps: All steps, each after those that it depends on.
-        steps_of: Command -> its steps, one a fold.
+        steps_of: Command -> its steps, one a fold and seed.
         left_out: Command -> why it is not run.
     """
 
@@ -170,11 +171,16 @@ class _Planner:
     ) -> Iterator[Step]:
         depends_on = tuple(step.name for other in needed for step in self.plan.steps_of[other])
         folds = command.folds.get(self.scale, 1)
-        for fold in range(folds):
-            step_name = name if folds == 1 else f"{name}/fold{fold}"
+        seeds = command.seeds.get(self.scale, 1)
+        for fold, seed in itertools.product(range(folds), range(seeds)):
+            step_name = name
             values = [*self._list_archive_overrides(command), *map(self._fill, overrides)]
             if folds > 1:
+                step_name += f"/fold{fold}"
                 values.append(f"{command.section}.fold={fold}")
+            if seeds > 1:
+                step_name += f"/seed{seed}"
+                values.append(f"training.seed={seed}")
             run, *flags = command.run.split()
             script = (run, *flags) if run == "-m" else (str(self.root / run), *flags)
             arguments = (
