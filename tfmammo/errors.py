@@ -75,8 +75,5 @@ class PipelineError(TfmammoError):
     """A CAD pipeline can't be loaded, or can't process a mammogram."""
 
 
-CaseError = PipelineError  # its name before the pipeline had a package of its own
-
-
 class AveragePrecisionError(TfmammoError):
     """Average precision can't be computed."""

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tests.known_networks import KnownSegmenter
+from tests.ports import find_free_port
 from tfmammo import export
 from tfmammo.archives import phantom
 from tfmammo.archives.writers.dicom import write_dicom
@@ -104,9 +104,7 @@ class Server:
     """The studio in a process of its own, all of whose temporary files lie in one folder."""
 
     def __init__(self, folder, models, *overrides):
-        with socket.socket() as free_socket:
-            free_socket.bind(("127.0.0.1", 0))
-            self.port = free_socket.getsockname()[1]
+        self.port = find_free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.temporary = folder / "temporary"
         self.temporary.mkdir()

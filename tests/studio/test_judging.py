@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.ports import find_free_port
 from tfmammo.archives import phantom
 from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig, dump
@@ -74,17 +75,11 @@ def window(read, row, col):
     return read()[row : row + SIDE, col : col + SIDE]
 
 
-def free_port():
-    with socket.socket() as free_socket:
-        free_socket.bind(("127.0.0.1", 0))
-        return free_socket.getsockname()[1]
-
-
 class Server:
     """A server in a process of its own."""
 
     def __init__(self, folder):
-        self.port = free_port()
+        self.port = find_free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         environment = os.environ | {
             "GRADIO_ANALYTICS_ENABLED": "False",

@@ -6,7 +6,6 @@ import ast
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import tensorflow as tf
 from mlflow.exceptions import MlflowException
 
 from tests.known_networks import make_functions
+from tests.ports import find_free_port
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.export import export
 from tfmammo.tracking.pyfunc import NETWORKS
@@ -196,9 +196,7 @@ def server(exported, tmp_path):
         tmp_path / "output",
     )
     assert run.register(exported, 1, {}, best=True) == "1"
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = find_free_port()
     command = [
         sys.executable,
         "-m",

@@ -18,6 +18,7 @@ from tfmammo import filesystem
 from tfmammo.config import Frozen, describe
 from tfmammo.errors import DataError
 from tfmammo.reproduction.config import SCALES, Scale
+from tfmammo.reproduction.curves import Curve
 from tfmammo.reproduction.items import ITEMS, Item
 from tfmammo.reproduction.tables import TableFacts, parse_markdown
 from tfmammo.studies.workflow import DONE, Step
@@ -48,6 +49,8 @@ class Facts(Frozen):
     """Version, source hash, libraries and commit that made the tables."""
     tables: tuple[TableFacts, ...] = ()
     """The tables of the evaluations."""
+    curves: tuple[Curve, ...] = ()
+    """The validation curves of the trainings."""
     reason: str = ""
     """Why there is no result; "" where there is one."""
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tfmammo.evaluation.printed import read_papers
-from tfmammo.reproduction import verdicts
+from tfmammo.reproduction import curves, verdicts
+from tfmammo.reproduction.curves import Curve
 from tfmammo.reproduction.facts import Facts
 from tfmammo.reproduction.items import ITEMS, Item, find_item
 from tfmammo.reproduction.verdicts import Evidence, Floor, Word
@@ -19,6 +20,10 @@ from tfmammo.reproduction.verdicts import Evidence, Floor, Word
 TITLE = "The five papers, reproduced"
 WORDS: tuple[Word, ...] = ("reproduced", "contradicted", "undecided", "not attempted")
 LIMIT = 12  # lines of a table that the page shows; the facts hold all of them
+CURVES = (
+    "Validation curves. A curve is flat where its last two quarters differ by less than two "
+    "standard errors, or by less than 1 %."
+)
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
   color: #1b1b1b; }
@@ -78,7 +83,14 @@ class Picture:
     key: str
 
 
-Block = Heading | Text | Points | Grid | Code | Picture
+@dataclass(frozen=True)
+class Chart:
+    """The validation curves of an item, which only the HTML page draws."""
+
+    curves: tuple[Curve, ...]
+
+
+Block = Heading | Text | Points | Grid | Code | Picture | Chart
 
 
 @dataclass(frozen=True)
@@ -228,6 +240,8 @@ def _describe_item(item: Item, verdict: Verdict, facts: Facts | None) -> list[Bl
         blocks += [Text(table.title), Grid(table.header, table.body[:LIMIT])]
         if len(table.body) > LIMIT:
             blocks.append(Text(f"{len(table.body) - LIMIT} further lines are in the facts."))
+    if facts.curves:
+        blocks += [Text(CURVES), Chart(facts.curves), Grid(*curves.tabulate(facts.curves))]
     blocks.append(Code(facts.commands))
     if facts.code:
         blocks.append(Text(f"Made by {'; '.join(facts.code)}."))
@@ -284,7 +298,7 @@ def _render_markdown(block: Block) -> str:
             )
         case Code(lines):
             return "\n".join(["```", *lines, "```"])
-        case Picture():
+        case Picture() | Chart():
             return ""
 
 
@@ -320,8 +334,14 @@ def _render_html(block: Block, pictures: Mapping[str, bytes]) -> str:
         case Picture(key):
             if key not in pictures:
                 return "<p>The picture is not here; the commands below make it.</p>"
-            data = base64.b64encode(pictures[key]).decode("ascii")
-            return f'<p><img alt="{key}" src="data:image/png;base64,{data}"></p>'
+            return _render_png(key, pictures[key])
+        case Chart(of_item):
+            return _render_png("validation curves", curves.draw(of_item))
+
+
+def _render_png(title: str, png: bytes) -> str:
+    data = base64.b64encode(png).decode("ascii")
+    return f'<p><img alt="{title}" src="data:image/png;base64,{data}"></p>'
 
 
 def _render_cell(cell: str) -> str:

@@ -7,9 +7,12 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tfmammo import config as configuration
 from tfmammo.config import Experiment
@@ -119,6 +122,11 @@ def parse_step(step: Step, schema: Any, name: str) -> Any:
         raise ConfigError(f"{name}: {error}") from None
 
 
+def get_tracking_uri(output: Path) -> str:
+    """Return the address of a report's MLflow store."""
+    return f"sqlite:///{output / 'mlflow.db'}"
+
+
 @dataclass(frozen=True)
 class _Planner:
     """Adds commands to a plan."""
@@ -192,7 +200,10 @@ class _Planner:
                 *(("--set", *values) if values else ()),
             )
             is_training = run.startswith("train/")
-            quiet = (f"tracking.uri={self._tracking}", "tracking.system_metrics=false")
+            quiet = (
+                f"tracking.uri={get_tracking_uri(self.output)}",
+                "tracking.system_metrics=false",
+            )
             outputs = ("export/card.json",) if is_training else ("table.md",)
             yield Step(
                 step_name,
@@ -212,17 +223,13 @@ class _Planner:
         values = (*archive.set, f"root={archive.root}")
         return [f"{command.section}.{value}" for value in values]
 
-    @property
-    def _tracking(self) -> str:
-        return f"sqlite:///{self.output / 'mlflow.db'}"
-
     def _fill(self, override: str) -> str:
         """Replace the tokens of an override."""
 
         def replace(match: re.Match[str]) -> str:
             token = match[1]
             if token == TRACKING:
-                return self._tracking
+                return get_tracking_uri(self.output)
             if token.startswith(WEIGHTS):
                 return str(self.config.weights.get(token.removeprefix(WEIGHTS)) or "none")
             if token in self.config.commands:
@@ -255,7 +262,7 @@ class Extent:
     """How much of the papers' work the commands of an item do.
 
     Attributes:
-        text: Steps and data in words: "20,000 of 210,000 steps, CBIS-DDSM for INbreast".
+        text: In words: "20,000 of 210,000 steps; 1/4 of the width; CBIS-DDSM for INbreast".
         is_papers_data: Whether the data are the papers'.
         trainings: The smallest number of seeds or folds behind a model.
     """
@@ -279,6 +286,7 @@ def describe_extent(config: ReportConfig, scale: Scale, names: Collection[str]) 
     shown = show_plan(_pretend_all_data(config), scale, names)
     at_paper = show_plan(_pretend_all_data(config), "paper", names)
     lengths: dict[str, None] = {}
+    sizes: dict[str, None] = {}
     trainings = []
     for name in names:
         command = config.commands[name]
@@ -291,7 +299,10 @@ def describe_extent(config: ReportConfig, scale: Scale, names: Collection[str]) 
             of_paper = at_paper.steps_of.get(name)
             whole = _count_steps(command, of_paper[0]) if of_paper else ""
             lengths[_relate(steps, whole)] = None
-    text = "; ".join([*lengths, data]) if data else "; ".join(lengths)
+            if of_paper:
+                ours_and_papers = (shown.steps_of[name][0], of_paper[0])
+                sizes |= dict.fromkeys(_compare_sizes(command, *ours_and_papers))
+    text = "; ".join(filter(None, [*lengths, *sizes, data]))
     return Extent(text, ours == papers, min(trainings, default=1))
 
 
@@ -327,6 +338,25 @@ def _count_steps(command: CommandConfig, step: Step) -> str:
         count = training.epochs * training.epoch_samples // training.batch_size
         return f"{count:,} steps"
     return f"{training.epochs} epochs"
+
+
+def _compare_sizes(command: CommandConfig, ours: Step, papers: Step) -> Iterator[str]:
+    """Say how much smaller patches and networks are than the paper's; nothing where they are not.
+
+    The width of a network is the largest number of its filters.
+    """
+    schema = find_schema(command.run)
+    small: Experiment[Any] = parse_step(ours, schema, ours.name)
+    whole: Experiment[Any] = parse_step(papers, schema, papers.name)
+    if small.data.size != whole.data.size:
+        yield f"{small.data.size} of {whole.data.size} px"
+    for key in ("filters", "widths"):
+        if hasattr(small.model, key):
+            width = Fraction(
+                np.max(getattr(small.model, key)).item(), np.max(getattr(whole.model, key)).item()
+            )
+            if width != 1:
+                yield f"{width} of the width"
 
 
 def _relate(ours: str, papers: str) -> str:

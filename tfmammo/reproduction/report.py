@@ -13,6 +13,7 @@ from tfmammo.errors import ConfigError, DataError
 from tfmammo.reproduction import facts as fact_files
 from tfmammo.reproduction import page
 from tfmammo.reproduction.config import ReportConfig, Scale
+from tfmammo.reproduction.curves import read_curves
 from tfmammo.reproduction.facts import PICTURES, Facts
 from tfmammo.reproduction.items import ITEMS, Item
 from tfmammo.reproduction.plan import (
@@ -20,6 +21,7 @@ from tfmammo.reproduction.plan import (
     check_plan,
     describe_extent,
     format_commands,
+    get_tracking_uri,
     list_needed,
     list_obstacles,
     make_plan,
@@ -175,6 +177,9 @@ def _write_item(
         facts = facts.model_copy(update={"reason": reason})
     else:
         facts = fact_files.add_tables(facts, item, plan, output)
+        steps = [step for name in names for step in plan.steps_of[name]]
+        curves = read_curves(steps, output, get_tracking_uri(output))
+        facts = facts.model_copy(update={"curves": curves})
         picture = fact_files.find_picture(item, plan, output)
         if picture:
             (output / PICTURES).mkdir(exist_ok=True)

@@ -61,6 +61,7 @@ for _name in ("mlflow.system_metrics", "urllib3.connectionpool"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 RUN_ID = "mlflow_run_id"
+MONITOR = "monitor"  # the tag that names the measure which chooses the best weights
 PAUSE = 60.0  # seconds without a try after a failure, or ten times what the failing call took
 LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
 BATCH = 100  # parameters or tags that MLflow takes at once; ten times as many metrics
@@ -386,10 +387,7 @@ def read_history(folder: Path, metric: str, uri: str | None = None) -> dict[int,
             logged.
     """
     uri = store_uri(uri)
-    try:
-        run = (folder / RUN_ID).read_text(encoding="utf-8").strip()
-    except OSError:
-        raise TrackingError(f"{folder}: is no training's folder, it holds no {RUN_ID}") from None
+    run = _read_run_id(folder)
     with translate_errors(uri):
         probe(uri)
         entries = mlflow.MlflowClient(uri).get_metric_history(run, metric)
@@ -397,6 +395,33 @@ def read_history(folder: Path, metric: str, uri: str | None = None) -> dict[int,
         raise TrackingError(f"{folder}: its run logged no {metric}")
     entries.sort(key=lambda entry: (entry.step, entry.timestamp))
     return {entry.step: entry.value for entry in entries}
+
+
+def read_monitor(folder: Path, uri: str | None = None) -> tuple[str, dict[int, float]]:
+    """Read the held-out measure that chooses a training's best weights, and its history.
+
+    Args:
+        folder: The training's output folder, which knows its run.
+        uri: The store; see `store_uri`.
+
+    Raises:
+        TrackingError: As `read_history`, or the run names no such measure.
+    """
+    uri = store_uri(uri)
+    run = _read_run_id(folder)
+    with translate_errors(uri):
+        probe(uri)
+        monitor = mlflow.MlflowClient(uri).get_run(run).data.tags.get(MONITOR)
+    if monitor is None:
+        raise TrackingError(f"{folder}: its run has no tag {MONITOR}")
+    return monitor, read_history(folder, f"validation_{monitor}", uri)
+
+
+def _read_run_id(folder: Path) -> str:
+    try:
+        return (folder / RUN_ID).read_text(encoding="utf-8").strip()
+    except OSError:
+        raise TrackingError(f"{folder}: is no training's folder, it holds no {RUN_ID}") from None
 
 
 def _resume_run(client: mlflow.MlflowClient, uri: str, output: Path) -> str | None:

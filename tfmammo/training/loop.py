@@ -28,7 +28,7 @@ from tfmammo import datasets, export, filesystem
 from tfmammo.config import Experiment, TrainingConfig
 from tfmammo.data.patches import Patches, PatchSource
 from tfmammo.errors import Interrupted, TrainingError
-from tfmammo.tracking import models
+from tfmammo.tracking import models, runs
 from tfmammo.tracking.runs import Run
 from tfmammo.training import contract, devices, folder, workers
 from tfmammo.training.contract import TrainableModel, Validate, Write
@@ -223,6 +223,7 @@ class _Training:
                 {
                     "train_patches": task.train.fingerprint(),
                     "held_out_patches": task.held_out.fingerprint(),
+                    runs.MONITOR: task.monitor,
                 }
             )
 

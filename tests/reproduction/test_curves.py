@@ -1,0 +1,91 @@
+"""Validation curves in the report: whether they are flat, and how facts get them."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tfmammo.config import Experiment, TrackingConfig
+from tfmammo.errors import TrackingError
+from tfmammo.reproduction import curves
+from tfmammo.reproduction.curves import Curve
+from tfmammo.studies.workflow import Step
+from tfmammo.tracking import runs
+from tfmammo.tracking.runs import Run
+
+
+def make_curve(*values, training="can/seed0", measure="dice"):
+    steps = tuple(range(100, 100 * len(values) + 1, 100))
+    return Curve(training=training, measure=measure, steps=steps, values=values)
+
+
+def test_the_end_is_compared_with_the_quarter_before():
+    curve = make_curve(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9)
+    assert curve.end == pytest.approx(0.8)
+    assert curve.change == pytest.approx(0.8 - 0.55)
+    assert curve.course == "rising"
+    assert make_curve(*reversed(curve.values)).course == "falling"
+
+
+def test_a_change_within_the_noise_is_none():
+    noisy = make_curve(*[0.5] * 8, 0.60, 0.70, 0.65, 0.65, 0.62, 0.76, 0.64, 0.70)
+    difference = noisy.change
+    variances = [np.var(noisy.values[start : start + 4], ddof=1) / 4 for start in (8, 12)]
+    assert 0.01 * noisy.end < difference < 2 * math.sqrt(sum(variances))
+    assert noisy.course == "flat"
+    steady = [value + (0.1 if place >= 12 else 0) for place, value in enumerate(noisy.values)]
+    assert make_curve(*steady).course == "rising"
+
+
+def test_less_than_a_hundredth_is_no_change():
+    assert make_curve(*[0.8] * 6, 0.807, 0.807).course == "flat"
+    assert make_curve(*[0.8] * 6, 0.809, 0.809).course == "rising"
+
+
+def test_a_short_curve_is_not_judged():
+    header, (line,) = curves.tabulate([make_curve(0.5)])
+    assert line == ("can/seed0", "dice", "0.5", "-", "too short to say")
+    assert len(header) == len(line)
+
+
+def test_curves_come_from_the_store_of_the_report(tmp_path, tracking_uri):
+    experiment = Experiment[dict](
+        name="can", tracking=TrackingConfig(uri=tracking_uri, system_metrics=False), model={}
+    )
+    run = Run(experiment, tmp_path / "can")
+    run.log_tags({runs.MONITOR: "dice"})
+    for step, value in ((10, 0.81234567), (20, 0.9)):
+        run.log_metrics({"validation_dice": value, "validation_ssim": 0.1}, step)
+    run.close()
+    steps = [
+        Step("can", ("/somewhere/train/can.py", "--config", "configs/can.yaml")),
+        Step("can_segmentation", ("/somewhere/evaluate/segmentation.py",)),
+    ]
+    assert curves.read_curves(steps, tmp_path, tracking_uri) == (
+        Curve(training="can", measure="dice", steps=(10, 20), values=(0.8123, 0.9)),
+    )
+
+
+def test_a_run_without_the_tag_has_no_curve(tmp_path, tracking_uri, caplog):
+    experiment = Experiment[dict](
+        name="can", tracking=TrackingConfig(uri=tracking_uri, system_metrics=False), model={}
+    )
+    Run(experiment, tmp_path / "can").close()
+    with pytest.raises(TrackingError, match="its run has no tag monitor"):
+        runs.read_monitor(tmp_path / "can", tracking_uri)
+    step = Step("can", ("/somewhere/train/can.py",))
+    assert curves.read_curves([step], tmp_path, tracking_uri) == ()
+    assert "can: no validation curve" in caplog.text
+
+
+def test_the_chart_has_a_panel_for_each_measure():
+    of_item = [
+        make_curve(0.1, 0.2),
+        make_curve(0.2, 0.3, training="can/seed1"),
+        make_curve(0.5, 0.4, training="mask_gan", measure="coverage"),
+    ]
+    figure = curves._draw_figure(of_item)
+    assert [len(axes.lines) for axes in figure.axes] == [2, 1]
+    first, second = figure.axes[0].lines
+    assert first.get_color() == second.get_color()
+    assert curves.draw(of_item).startswith(b"\x89PNG")

@@ -1,0 +1,143 @@
+"""Validation curves of trainings: what facts keep of them, whether they are flat, a picture."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from tfmammo.config import Frozen
+from tfmammo.errors import TrackingError
+from tfmammo.metrics.plotting import plot_style
+from tfmammo.studies.workflow import Step
+from tfmammo.tracking import runs
+
+log = logging.getLogger(__name__)
+
+SHORTEST = 8  # validations, below which nothing is said about the end
+FLAT = "flat"
+UNKNOWN = "too short to say"
+
+
+class Curve(Frozen):
+    """The held-out measure that chose a training's best weights, over its steps."""
+
+    training: str
+    """The training's folder in the report: "can/seed0"."""
+    measure: str
+    """The measure: "dice"."""
+    steps: tuple[int, ...]
+    """The steps after which it was measured."""
+    values: tuple[float, ...]
+    """Its values, to four significant digits."""
+
+    @property
+    def end(self) -> float:
+        """The mean of the last quarter of the values."""
+        return float(np.mean(self._get_quarter(1)))
+
+    @property
+    def change(self) -> float:
+        """The mean of the last quarter less that of the quarter before."""
+        return self.end - float(np.mean(self._get_quarter(2)))
+
+    @property
+    def course(self) -> str:
+        """Say how it ends: "flat", "rising" or "falling", or that it is too short to say.
+
+        A curve is flat where its last two quarters differ by less than two standard errors of that
+        difference, or by less than a hundredth of their mean.
+        """
+        if len(self.values) < SHORTEST:
+            return UNKNOWN
+        quarters = [self._get_quarter(1), self._get_quarter(2)]
+        error = np.sqrt(sum(np.var(quarter, ddof=1) / len(quarter) for quarter in quarters))
+        if abs(self.change) < max(2 * error, 0.01 * abs(self.end)):
+            return FLAT
+        return "rising" if self.change > 0 else "falling"
+
+    def _get_quarter(self, from_end: int) -> tuple[float, ...]:
+        """Return a quarter of the values, at least one: 1 is the last, 2 the one before."""
+        length = max(len(self.values) // 4, 1)
+        stop = max(len(self.values) - (from_end - 1) * length, length)
+        return self.values[stop - length : stop]
+
+
+def read_curves(steps: Iterable[Step], output: Path, tracking_uri: str) -> tuple[Curve, ...]:
+    """Read the curves of those steps that are trainings.
+
+    Args:
+        steps: Finished steps.
+        output: The folder of the report.
+        tracking_uri: Its MLflow store. A training that it does not know is left out.
+    """
+    curves = []
+    for step in steps:
+        if Path(step.command[0]).parent.name != "train":
+            continue
+        try:
+            measure, history = runs.read_monitor(output / step.name, tracking_uri)
+        except TrackingError as error:
+            log.warning("%s: no validation curve, %s", step.name, error)
+            continue
+        values = tuple(float(f"{value:.4g}") for value in history.values())
+        curves.append(
+            Curve(training=step.name, measure=measure, steps=tuple(history), values=values)
+        )
+    return tuple(curves)
+
+
+def tabulate(curves: Iterable[Curve]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Tabulate how curves end: header and body."""
+    header = ("training", "held-out measure", "last quarter", "change from the third", "end")
+    body = tuple(
+        (
+            curve.training,
+            curve.measure,
+            f"{curve.end:.4g}",
+            f"{curve.change:+.2g}" if len(curve.values) >= SHORTEST else "-",
+            curve.course,
+        )
+        for curve in curves
+    )
+    return header, body
+
+
+def draw(curves: Sequence[Curve]) -> bytes:
+    """Draw the curves of an item, a panel for each measure and a colour for each model.
+
+    Returns:
+        PNG.
+    """
+    buffer = io.BytesIO()
+    FigureCanvasAgg(_draw_figure(curves)).print_figure(buffer, dpi=110, format="png")
+    return buffer.getvalue()
+
+
+@plot_style
+def _draw_figure(curves: Sequence[Curve]) -> Figure:
+    measures = list(dict.fromkeys(curve.measure for curve in curves))
+    models = list(dict.fromkeys(_get_model(curve) for curve in curves))
+    figure = Figure(figsize=(4.5 * len(measures) + 1.5, 3), layout="constrained")
+    panels = figure.subplots(1, len(measures), squeeze=False)[0]
+    for axes, measure in zip(panels, measures, strict=True):
+        labels = set()
+        for curve in curves:
+            if curve.measure != measure:
+                continue
+            model = _get_model(curve)
+            label = None if model in labels else model
+            labels.add(model)
+            axes.plot(curve.steps, curve.values, color=f"C{models.index(model)}", label=label)
+        axes.set(xlabel="step", ylabel=f"{measure}, held out")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _get_model(curve: Curve) -> str:
+    return curve.training.partition("/")[0]
