@@ -290,5 +290,6 @@ def test_a_finished_report_is_not_run_again_and_its_facts_stay(config, small_rep
     assert {path.name: path.read_bytes() for path in (output / "facts").iterdir()} == first
     assert (output / "pictures/can_fig2.png").read_bytes() == PNG
     text = first["can_fig2.smoke.json"].decode()
-    assert str(tmp_path) not in text and "2 of 210,000 steps; phantoms for INbreast" in text
+    assert str(tmp_path) not in text
+    assert "2 of 210,000 steps; 64 of 256 px; 1/64 of the width; phantoms for INbreast" in text
     assert "tensorflow" in text
