@@ -29,6 +29,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
 import pytest
 from rich.logging import RichHandler
 
+pytest_plugins = ["tests.memory"]
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
