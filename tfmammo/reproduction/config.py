@@ -96,7 +96,7 @@ class ReportConfig(Frozen):
     """Archives, by the keys that commands use."""
     weights: dict[str, Path | None] = {}
     """Files of published networks; null: random weights, and tables say so."""
-    tiny: Any = None
+    aliases: Any = None
     """Lists of overrides for YAML's aliases; the report does not read them."""
     commands: dict[str, CommandConfig]
     """Name -> command. The name is also the name of its folder below OUTPUT."""
