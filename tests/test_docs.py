@@ -28,6 +28,9 @@ import pytest
 import setuptools
 import yaml
 
+from tfmammo.reproduction import page as report_page
+from tfmammo.reproduction.facts import read_facts
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(
@@ -58,6 +61,7 @@ PAPERS = ("can", "infilling", "blending", "contextual", "cgan")
 # Where a page's numbers may come from.
 SOURCES = [
     "docs/results.md",
+    "docs/measurements.md",
     "setup.py",
     "configs/*.yaml",
     "tfmammo/data/card.py",
@@ -312,7 +316,7 @@ def runs_by_source(folder):
 
     The results are left out, because their runs are of the past.
     """
-    pages = [page for page in PAGES if page not in ("docs/results.md", "docs/report.md")]
+    pages = [page for page in PAGES if page not in ("docs/results.md", "docs/measurements.md")]
     configs = sorted((REPOSITORY / "configs").glob("*.yaml"))
     return {page: runs_of_a_page(page, folder) for page in pages} | {
         path.name: runs_of_a_config(path) for path in configs
@@ -375,13 +379,17 @@ def pages_with_numbers():
     return [
         page
         for page in PAGES
-        if page not in ("README.md", "docs/results.md", "docs/report.md")
+        if page not in ("README.md", "docs/results.md", "docs/measurements.md")
         and "guides/sixth" not in page
     ]
 
 
 def test_every_measured_number_stands_in_one_line_of_the_results():
-    lines = [set(numbers(line)) for line in text("docs/results.md").splitlines()]
+    lines = [
+        set(numbers(line))
+        for page in ("docs/results.md", "docs/measurements.md")
+        for line in text(page).splitlines()
+    ]
     seen = 0
     for page in ["README.md", *pages_with_numbers()]:
         for heading, _, *rows in tables(page):
@@ -404,11 +412,10 @@ def test_no_page_has_a_number_of_its_own():
         assert not others, f"{page}: {sorted(others)}"
 
 
-def test_every_number_of_the_readmes_results_is_a_result():
-    printed = set(numbers(text("docs/results.md")))
-    (results,) = (table for table in tables("README.md") if table[0][0] == "experiment")
-    assert len(results) == 2 + 6
-    assert not {number for row in results[2:] for cell in row for number in numbers(cell)} - printed
+def test_the_results_and_the_readmes_are_what_the_facts_say():
+    facts = read_facts(REPOSITORY / "docs/results")
+    assert text("docs/results.md") == report_page.render_markdown(report_page.build_page(facts))
+    assert text("README.md") == report_page.replace_summary(text("README.md"), facts)
 
 
 def test_the_readme_is_short():
@@ -417,9 +424,11 @@ def test_the_readme_is_short():
     assert not [line for line in lines if len(line) > 120]
 
 
-def test_the_readme_cites_every_paper_and_so_does_the_citation_file():
+def test_the_docs_cite_every_paper_and_so_does_the_citation_file():
     citation = yaml.safe_load(text("CITATION.cff"))
-    entries = re.findall(r"^@\w+{.*?(?=^@|\Z)", "".join(blocks("README.md", "bibtex")), re.M | re.S)
+    entries = re.findall(
+        r"^@\w+{.*?(?=^@|\Z)", "".join(blocks("docs/papers/index.md", "bibtex")), re.M | re.S
+    )
     assert len(entries) == len(citation["references"]) == len(PAPERS)
     for entry, reference in zip(entries, citation["references"], strict=True):
         assert reference["title"].lower() in " ".join(entry.split()).lower()

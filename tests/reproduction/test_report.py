@@ -293,3 +293,41 @@ def test_a_finished_report_is_not_run_again_and_its_facts_stay(config, small_rep
     assert str(tmp_path) not in text
     assert "2 of 210,000 steps; 64 of 256 px; 1/64 of the width; phantoms for INbreast" in text
     assert "tensorflow" in text
+
+
+def test_the_summary_counts_verdicts_and_names_decided_claims():
+    difference = TableFacts(
+        title="Differences of every pair",
+        header=("", "Dice, %"),
+        body=(
+            ("U-Net - CAN", "+1.5 [+0.5, +2.5] p = 0.004"),
+            ("centred disc - CAN", "-8.0 [-9.0, -7.0] p = 0.001"),
+            ("centred disc - U-Net", "-9.5 [-9.9, -9.0] p = 0.001"),
+        ),
+    )
+    means = TableFacts(
+        title="means",
+        header=("", "Dice, %"),
+        body=(("CAN", "88.0"), ("U-Net", "89.5"), ("centred disc", "80.0")),
+    )
+    facts = Facts(
+        item="can_table1",
+        scale="small",
+        extent="",
+        is_papers_data=False,
+        trainings=3,
+        commands=(),
+        tables=(means, difference),
+    )
+    text = f"before\n{page.BEGIN}\nold\n{page.END}\nafter"
+    replaced = page.replace_summary(text, {"can_table1": facts})
+    assert replaced.startswith(f"before\n{page.BEGIN}\n\n| paper |")
+    assert replaced.endswith(f"\n\n{page.END}\nafter")
+    assert "| Blending | 0 | 0 | 0 | 3 |" in replaced
+    assert "higher than that of U-Net. Contradicted: -1.5 [-2.5, -0.5]" in replaced
+    assert page.replace_summary(replaced, {"can_table1": facts}) == replaced
+
+
+def test_a_readme_without_marks_is_an_error():
+    with pytest.raises(DataError, match="readme: it needs the lines"):
+        page.replace_summary("nothing", {})

@@ -23,7 +23,7 @@ Departures and what the paper leaves open:
 - Masses of any pathology; the paper takes malignant ones alone. Each draw is transformed by a
   random one of the eight symmetries of the square. The paper's copies are scaled as well.
 - Adam's beta_1 is 0.9, as printed; DCGAN recommends 0.5. In trials here masks came and went with
-  either, so look at diversity and plausible at every checkpoint: docs/results.md.
+  either, so look at diversity and plausible at every checkpoint: docs/measurements.md.
 - log(1 - D(G(z))) hardly has a gradient while D wins: `adversarial: non_saturating` (default)
   minimises -log D(G(z)).
 - "Pre-processing to remove the white noise" from masks: thresholding at 0.5, a median filter of 5 x

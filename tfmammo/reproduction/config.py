@@ -90,8 +90,11 @@ class ReportConfig(Frozen):
 
     facts: Path = Path("docs/results")
     """The folder of facts. The scale `smoke` writes them to OUTPUT/facts instead."""
-    markdown: Path = Path("docs/report.md")
+    markdown: Path = Path("docs/results.md")
     """The page in Markdown. The scale `smoke` writes it to OUTPUT/report.md instead."""
+    readme: Path | None = None
+    """A Markdown file whose text between two marks the report writes, but not at the scale `smoke`.
+    """
     data: dict[str, ArchiveConfig] = {}
     """Archives, by the keys that commands use."""
     weights: dict[str, Path | None] = {}

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import html
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tfmammo.errors import DataError
 from tfmammo.evaluation.printed import read_papers
 from tfmammo.reproduction import curves, verdicts
 from tfmammo.reproduction.curves import Curve
@@ -24,6 +26,9 @@ CURVES = (
     "Validation curves. A curve is flat where its last two quarters differ by less than two "
     "standard errors, or by less than 1 %."
 )
+BEGIN = "<!-- written by evaluate/report.py -->"
+END = "<!-- end of what evaluate/report.py writes -->"
+BRIEF = 8  # decided claims in a summary
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
   color: #1b1b1b; }
@@ -210,6 +215,45 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
             )
         )
     return blocks
+
+
+def replace_summary(text: str, facts: Mapping[str, Facts]) -> str:
+    """Replace what stands between `BEGIN` and `END` by counts of verdicts and the decided claims.
+
+    Args:
+        text: A page in Markdown.
+        facts: Key -> facts.
+
+    Raises:
+        DataError: The page has no such marks.
+    """
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not end:
+        raise DataError(f"readme: it needs the lines {BEGIN} and {END}")
+    return f"{head}{begin}\n\n{_summarize_briefly(facts)}\n\n{end}{tail}"
+
+
+def _summarize_briefly(facts: Mapping[str, Facts]) -> str:
+    verdict_of = {item.key: judge_item(item, facts) for item in ITEMS}
+    lines = ["| paper | reproduced | contradicted | undecided | not attempted |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for key, paper in read_papers().items():
+        words = [verdict_of[item.key].word for item in ITEMS if item.paper == key]
+        lines.append(f"| {paper.name} | {' | '.join(str(words.count(word)) for word in WORDS)} |")
+    claims = [
+        (item.source.name, evidence)
+        for item in ITEMS
+        for evidence in verdict_of[item.key].evidence
+        if evidence.word in ("reproduced", "contradicted")
+    ]
+    for paper_name, evidence in claims[:BRIEF]:
+        word = evidence.word.capitalize()
+        sentence = f"- {paper_name}: {evidence.sentence} {word}: {evidence.reason}."
+        lines += ["", *textwrap.wrap(sentence, 118, subsequent_indent="  ")]
+    if len(claims) > BRIEF:
+        lines += ["", f"{len(claims) - BRIEF} further claims are decided."]
+    return "\n".join(lines)
 
 
 def _describe_item(item: Item, verdict: Verdict, facts: Facts | None) -> list[Block]:

@@ -213,4 +213,7 @@ def write_page(config: ReportConfig, scale: Scale, output: Path) -> list[str]:
         output / "report.html", page.render_html(blocks, pictures), durable=False
     )
     filesystem.write_atomically(markdown, page.render_markdown(blocks), durable=False)
+    if config.readme and scale != "smoke":
+        text = page.replace_summary(config.readme.read_text(encoding="utf-8"), facts)
+        filesystem.write_atomically(config.readme, text, durable=False)
     return [f"page: {output / 'report.html'}", f"Markdown: {markdown}"]
