@@ -41,6 +41,7 @@ def measured(repository, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_served_answers_are_right_and_hostile_requests_refused(measured):
     (line,) = measured("--requests", "60", "--at-once", "4", script="serving")
     assert (
@@ -63,17 +64,9 @@ def make_tiny_arguments(model, rounds):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("peer", ["naive", "torch"])
-@pytest.mark.parametrize(
-    "model",
-    [
-        "can",
-        *(
-            pytest.param(model, marks=pytest.mark.nightly)
-            for model in ("infilling", "crn", "contextual", "cgan")
-        ),
-    ],
-)
+@pytest.mark.parametrize("model", ["can", "infilling", "crn", "contextual", "cgan"])
 def test_a_step_beside_a_peers_from_equal_weights(model, peer, measured, monkeypatch):
     if peer == "torch":
         pytest.importorskip("torch", reason="the extra `benchmark` is not installed")
@@ -127,6 +120,7 @@ def test_dicom_and_index(measured):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_pipeline(measured):
     model = json.dumps({"filters": [4, 8, 8], "discriminator_filters": 4})
     sizes = ("--files", "2", "--size", "32", "--patches", "8", "--draws", "40", "--steps", "2")
@@ -139,6 +133,7 @@ def test_pipeline(measured):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_beam(measured):
     (found,) = measured("--only", "beam", "--mammograms", "4", "--size", "32")
     assert found["benchmark"] == "input.beam" and found["same_bytes"] is True
@@ -146,6 +141,7 @@ def test_beam(measured):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_synthesis(measured):
     model = json.dumps({"filters": [4, 8, 8], "discriminator_filters": 4})
     sizes = (
@@ -182,6 +178,7 @@ def test_synthesis(measured):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_contextual(measured):
     model = json.dumps({"filters": [2, 4], "discriminator_factor": 1, "attention": 8, "border": 1})
     (found,) = measured(
@@ -201,6 +198,7 @@ def test_contextual(measured):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_blending(measured):
     model = json.dumps({"widths": [4, 8], "discriminator_filters": 4})
     sizes = (
@@ -270,6 +268,7 @@ def test_froc_without_its_peer_says_so(repository, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_workers(measured):
     model = json.dumps({"filters": [4, 8], "discriminator_filters": 4})
@@ -310,6 +309,7 @@ def test_the_guard_fails_at_a_fall_by_more_than_a_fifth(repository, monkeypatch)
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_trace_is_kept_and_summed_up(measured, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trace") / "new"
     tiny = make_tiny_arguments("can", rounds=1)

@@ -238,6 +238,7 @@ def test_memory_is_what_was_added_whatever_the_process_had_before(scaling):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_scaling_at_a_tiny_size(measured, tmp_path):
     small = (
         "--sizes",
@@ -289,6 +290,7 @@ def test_scaling_at_a_tiny_size(measured, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "part", ["build", "pipeline", "synthesis", "ssim", "segmentation", "jafroc", "fid", "kid"]
 )
@@ -301,6 +303,7 @@ def test_every_part_over_images(part, measured):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "part",
     [
@@ -321,6 +324,7 @@ def test_every_model(part, measured):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_inference_beside_its_peers(measured):
     for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="the extra `benchmark` is not installed")

@@ -131,7 +131,18 @@ def step(make, name, jit_compile, adam=False):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "adam"), [*((name, False) for name in MODELS), ("can", True)])
+@pytest.mark.parametrize(
+    ("name", "adam"),
+    [
+        *(
+            pytest.param(name, False, marks=pytest.mark.nightly)
+            for name in MODELS
+            if name != "cgan"
+        ),
+        ("can", True),
+        ("cgan", False),
+    ],
+)
 def test_a_compiled_step_is_the_same_step(name, adam):
     (losses, weights), (compiled, compiled_weights) = (
         step(MODELS[name], name, jit_compile, adam) for jit_compile in (False, True)
@@ -144,6 +155,7 @@ def test_a_compiled_step_is_the_same_step(name, adam):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused_can_not_be_compiled(name):
     with pytest.raises((tf.errors.OpError, ValueError)):

@@ -116,7 +116,9 @@ def test_other_files_of_keras_are_read_alike(tmp_path, form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", [".weights.h5", "legacy.h5"])
+@pytest.mark.parametrize(
+    "form", [".weights.h5", pytest.param("legacy.h5", marks=pytest.mark.nightly)]
+)
 def test_the_fully_connected_layers_become_convolutions(tmp_path, form):
     source = random_vgg16(top=True)  # half a gigabyte, which is gone before the next network
     path = save(source, tmp_path, form)
