@@ -284,8 +284,9 @@ def _describe_item(item: Item, verdict: Verdict, facts: Facts | None) -> list[Bl
         blocks += [Text(table.title), Grid(table.header, table.body[:LIMIT])]
         if len(table.body) > LIMIT:
             blocks.append(Text(f"{len(table.body) - LIMIT} further lines are in the facts."))
-    if facts.curves:
-        blocks += [Text(CURVES), Chart(facts.curves), Grid(*curves.tabulate(facts.curves))]
+    drawn = tuple(curve for curve in facts.curves if len(curve.steps) > 1)
+    if drawn:
+        blocks += [Text(CURVES), Chart(drawn), Grid(*curves.tabulate(drawn))]
     blocks.append(Code(facts.commands))
     if facts.code:
         blocks.append(Text(f"Made by {'; '.join(facts.code)}."))
