@@ -7,8 +7,9 @@ import pytest
 
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.errors import TrackingError
-from tfmammo.reproduction import curves
+from tfmammo.reproduction import curves, page
 from tfmammo.reproduction.curves import Curve
+from tfmammo.reproduction.facts import Facts
 from tfmammo.studies.workflow import Step
 from tfmammo.tracking import runs
 from tfmammo.tracking.runs import Run
@@ -89,3 +90,21 @@ def test_the_chart_has_a_panel_for_each_measure():
     first, second = figure.axes[0].lines
     assert first.get_color() == second.get_color()
     assert curves.draw(of_item).startswith(b"\x89PNG")
+
+
+def test_the_page_draws_what_has_two_points_and_says_how_it_ends():
+    facts = Facts(
+        item="can_table1",
+        scale="small",
+        extent="",
+        is_papers_data=False,
+        trainings=2,
+        commands=(),
+        curves=(make_curve(0.5), make_curve(*[0.8] * 8, training="can/seed1")),
+    )
+    blocks = page.build_page({"can_table1": facts})
+    markdown = page.render_markdown(blocks)
+    assert "| can/seed1 | dice | 0.8 | +0 | flat |" in markdown and "can/seed0" not in markdown
+    assert 'alt="validation curves"' in page.render_html(blocks, {})
+    short = facts.model_copy(update={"curves": facts.curves[:1]})
+    assert "Validation curves" not in page.render_markdown(page.build_page({"can_table1": short}))
