@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import tfmammo
+from tfmammo import shipped
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
@@ -111,7 +112,12 @@ def test_every_folder_of_sources_is_installed(package):
         path.parent.relative_to(REPOSITORY).as_posix()
         for path in (REPOSITORY / "tfmammo").rglob("*.py")
     }
-    assert {name.replace(".", "/") for name in package["packages"]} == folders
+    scripts = {
+        f"tfmammo.{shipped.FOLDER}.{name}": name for name in ("configs", "train", "evaluate")
+    }
+    assert package["package_dir"] == scripts
+    assert {name.replace(".", "/") for name in {*package["packages"]} - {*scripts}} == folders
+    assert package["package_data"][f"tfmammo.{shipped.FOLDER}.configs"] == ["*.yaml"]
     files = {
         path.relative_to(REPOSITORY / "tfmammo").as_posix()
         for path in (REPOSITORY / "tfmammo").rglob("*")
