@@ -177,7 +177,7 @@ def test_no_core_requirement_is_left_over(package):
 
 def test_the_readme_opens_with_the_two_commands(package):
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    train = "pip install -e . && python train/can.py --config configs/quickstart.yaml"
+    train = "pip install -e . && tfmammo train can --config quickstart"
     test = 'pip install -e ".[test]" && pytest'
     assert 0 < readme.find(train) < readme.find(test)
     assert package["long_description"] == readme

@@ -47,7 +47,7 @@ def show(config: StudioConfig) -> None:
         try:
             import gradio  # noqa: F401  # after the folder exists, and not for --help
         except ModuleNotFoundError:
-            raise ConfigError("the studio needs Gradio: install the extra serve") from None
+            raise ConfigError('the studio needs Gradio: pip install "tfmammo[serve]"') from None
         from tfmammo.studio import app
         from tfmammo.training import script
 
