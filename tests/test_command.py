@@ -106,6 +106,8 @@ def test_a_training_runs_under_its_name_and_prints_its_config(capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["shown.yaml"]
 
 
+# This file's own imports bring modules that the command has not imported when it runs them.
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
 @pytest.mark.parametrize(
     ("words", "line"),
     [
