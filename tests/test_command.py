@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tfmammo import __main__ as command
-from tfmammo import cli, config, shipped
+from tfmammo import cli, config, datasets, shipped
 from tfmammo.errors import ConfigError
 from tfmammo.models.can import CANConfig
 from tfmammo.reproduction import schemas
@@ -163,6 +163,16 @@ def test_help_names_the_command_as_it_was_typed_and_lists_the_keys(capsys):
 )
 def test_a_misspelt_word_is_one_sentence(capsys, words, said):
     assert refusal(capsys, *words).startswith(f"error: {said}")
+
+
+def test_a_notice_names_commands_as_they_were_typed(capsys, monkeypatch):
+    caller = cli.Caller("tfmammo train can", command.translate)
+    monkeypatch.setattr(cli, "caller", caller)
+    monkeypatch.setattr(sys, "argv", ["can.py", "--config", "can", "--set", "training.steps=2"])
+    datasets.announce_phantom(config.DataConfig(name="inbreast"))
+    said = capsys.readouterr().err
+    assert " tfmammo train can --config can --set data.name=inbreast data.root=DIR " in said
+    assert " tfmammo train can --config quickstart " in said
 
 
 def test_configs_are_shown_and_copied_once(capsys, repository, tmp_path):

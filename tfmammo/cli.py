@@ -157,7 +157,7 @@ class Parser(argparse.ArgumentParser):
 
             width = min(100, shutil.get_terminal_size().columns) - 2
             text += f"\n{keys.format_keys(self.schema, width)}\n"
-        return caller.translate(text) if caller else text
+        return translate(text)
 
     def add_overrides(self, example: str = "data.root=DIR") -> None:
         """Add --set KEY=VALUE ..., which may be given several times.
@@ -280,6 +280,11 @@ def _make_hint(argument: str, unknown: Sequence[str], options: Collection[str]) 
     following = unknown[unknown.index(argument) + 1 :][:1]
     value = value or next((word for word in following if not word.startswith("-")), "VALUE")
     return f"a key of the config is set by --set {name.lstrip('-')}={value}"
+
+
+def translate(text: str) -> str:
+    """Write the commands in a text as the caller types commands."""
+    return caller.translate(text) if caller else text
 
 
 def name_program(module: str) -> str:
