@@ -49,7 +49,7 @@ def main() -> None:
     else:
         lines = report.run_report(config, options, output, ROOT)
     for line in lines:
-        cli.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        cli.console.print(cli.translate(line), highlight=False, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

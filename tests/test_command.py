@@ -198,6 +198,25 @@ def test_every_shipped_config_is_of_the_class_that_its_command_reads(name):
     config.parse(schemas.find_schema(run), name)
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("tfmammo sy", ["synthesize", "synthesize-patches"]),
+        ("tfmammo train vani", ["vanilla_gan"]),
+        ("tfmammo evaluate report", [""]),
+        ("tfmammo train can --config pix", ["pix2pix", "pix2pix_can"]),
+        ("tfmammo schema quick", ["quickstart"]),
+        ("tfmammo configs c", ["copy"]),
+        ("tfmammo train can --pr", ["--print-config"]),
+        ("tfmammo train can --output ", [""]),
+    ],
+)
+def test_the_shell_is_told_the_next_word(capsys, monkeypatch, line, words):
+    monkeypatch.setenv("COMP_LINE", f"{line} and what follows")
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    assert answer(capsys, "complete", "tfmammo", "x", "y") == "\n".join(words) + "\n"
+
+
 def test_a_schema_says_what_the_class_does(capsys):
     schema = json.loads(answer(capsys, "schema", "quickstart"))
     data = schema["$defs"]["DataConfig"]

@@ -10,6 +10,7 @@ import argparse
 import ast
 import difflib
 import json
+import os
 import re
 import runpy
 import sys
@@ -48,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(words: Sequence[str]) -> None:
-    own: dict[str, Callable[[Sequence[str]], None]] = {"configs": _configs, "schema": _schema}
     name, *others = words or ["--help"]
     if name in ("-h", "--help"):
         print(_format_help())
@@ -58,10 +58,10 @@ def _run(words: Sequence[str]) -> None:
         _run_script(name, others)
     elif name in COMMANDS:
         _start(COMMANDS[name][0], name, others)
-    elif name in own:
-        own[name](others)
+    elif name in OWN:
+        OWN[name](others)
     else:
-        known = [*FOLDERS, *COMMANDS, *own]
+        known = [*FOLDERS, *COMMANDS, *OWN]
         raise ConfigError(f"tfmammo has no command {name}{_suggest(name, known)}")
 
 
@@ -71,6 +71,7 @@ def _format_help() -> str:
         *((name, summary) for name, (_, summary) in COMMANDS.items()),
         ("configs", "list, show and copy the shipped configs"),
         ("schema NAME", "print the JSON schema of a shipped config"),
+        ("complete", "suggest the next word, for the shell"),
     ]
     lines = [f"  {name:<20}{summary}" for name, summary in rows]
     closing = "tfmammo COMMAND --help says more. A config is a file, or the name of a shipped one."
@@ -79,10 +80,7 @@ def _format_help() -> str:
 
 def _run_script(folder: str, words: Sequence[str]) -> None:
     """Run train/NAME.py or evaluate/NAME.py."""
-    own_commands = {target for target, _ in COMMANDS.values()}
-    names = [
-        name for name in shipped.list_scripts(folder) if f"{folder}/{name}.py" not in own_commands
-    ]
+    names = _list_names(folder)
     name, *others = words or ["--help"]
     if name in ("-h", "--help"):
         lines = [f"  {each:<20}{_summarize(folder, each)}" for each in names]
@@ -92,6 +90,13 @@ def _run_script(folder: str, words: Sequence[str]) -> None:
     if name not in names:
         raise ConfigError(f"{folder}: there is no {name}{_suggest(name, names)}")
     _start(f"{folder}/{name}.py", f"{folder} {name}", others)
+
+
+def _list_names(folder: str) -> list[str]:
+    """List the scripts of a folder, without those that are commands of their own."""
+    targets = {target for target, _ in COMMANDS.values()}
+    names = shipped.list_scripts(folder)
+    return [name for name in names if f"{folder}/{name}.py" not in targets]
 
 
 def _summarize(folder: str, name: str) -> str:
@@ -183,6 +188,37 @@ and as the first line of can.yaml
     print(json.dumps({"$schema": dialect, **schema}, indent=2))
 
 
+def _complete(words: Sequence[str]) -> None:
+    """Print the words that may come next on the line that bash hands over in COMP_LINE."""
+    parser = cli.Parser(
+        prog="tfmammo complete",
+        description="""Suggest the next word. One line in ~/.bashrc makes bash ask for it:
+
+complete -o default -C "tfmammo complete" tfmammo
+
+zsh does so, too, after
+autoload -U bashcompinit && bashcompinit""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", help="what bash adds, which is not read")
+    parser.parse_args(words)
+    line = os.environ.get("COMP_LINE", "tfmammo ")[: int(os.environ.get("COMP_POINT", 10**6))]
+    *before, beginning = line.split(" ")
+    before = [word for word in before if word]
+    candidates: list[str] = []
+    if len(before) == 1:
+        candidates = [*FOLDERS, *COMMANDS, *OWN]
+    elif before[-1] in ("--config", "schema", "show", "copy"):
+        candidates = shipped.list_configs()
+    elif before[-1] in FOLDERS and len(before) == 2:
+        candidates = _list_names(before[-1])
+    elif before[1:] == ["configs"]:
+        candidates = ["list", "show", "copy"]
+    elif beginning.startswith("-"):
+        candidates = ["--config", "--set", "--output", "--print-config", "--help"]
+    print("\n".join(word for word in candidates if word.startswith(beginning)))
+
+
 def _locate(name: str) -> Path:
     names = shipped.list_configs()
     if name not in names:
@@ -193,6 +229,13 @@ def _locate(name: str) -> Path:
 def _suggest(name: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, names, 1)
     return f", did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"
+
+
+OWN: dict[str, Callable[[Sequence[str]], None]] = {
+    "configs": _configs,
+    "schema": _schema,
+    "complete": _complete,
+}
 
 
 if __name__ == "__main__":
