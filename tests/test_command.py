@@ -182,7 +182,8 @@ def test_configs_are_shown_and_copied_once(capsys, repository, tmp_path):
     assert (tmp_path / "can.yaml").read_text(encoding="utf-8") == text
     (tmp_path / "mine").mkdir()
     assert answer(capsys, "configs", "copy", "can", "mine").strip() == "mine/can.yaml"
-    assert "File exists: 'can.yaml'" in refusal(capsys, "configs", "copy", "can")
+    said = refusal(capsys, "configs", "copy", "can")
+    assert said == "error: can.yaml: is there already, and is not overwritten\n"
 
 
 def test_configs_are_listed_with_their_commands(capsys):

@@ -159,8 +159,11 @@ def _configs(words: Sequence[str]) -> None:
         return
     target = options.to or Path(f"{options.name}.yaml")
     target = target / f"{options.name}.yaml" if target.is_dir() else target
-    with target.open("x", encoding="utf-8") as file:
-        file.write(content)
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(content)
+    except FileExistsError:
+        raise ConfigError(f"{target}: is there already, and is not overwritten") from None
     print(target)
 
 
