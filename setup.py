@@ -70,6 +70,9 @@ EXTRAS = {
         "xlwt",
     ],
 }
+# configs/, train/ and evaluate/ stay at the top of the repository. A wheel has them in here, where
+# tfmammo/shipped.py finds them.
+SHIPPED = {f"tfmammo.repository.{folder}": folder for folder in ("configs", "train", "evaluate")}
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(
@@ -82,8 +85,13 @@ setup(
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["tfmammo*"]),
-    package_data={"tfmammo": ["py.typed", "evaluation/printed.json"]},
+    packages=[*find_packages(include=["tfmammo*"]), *SHIPPED],
+    package_dir=SHIPPED,
+    package_data={
+        "tfmammo": ["py.typed", "evaluation/printed.json"],
+        "tfmammo.repository.configs": ["*.yaml"],
+    },
+    entry_points={"console_scripts": ["tfmammo = tfmammo.__main__:main"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     classifiers=[

@@ -11,7 +11,6 @@ segmentation.dcm to repeat the patient's name and number; the other two files ho
 from pathlib import Path
 
 from tfmammo import cli
-from tfmammo import config as configuration
 from tfmammo.config import TrainingConfig
 from tfmammo.errors import ArchiveError, PipelineError
 from tfmammo.evaluation.case import process_file
@@ -24,7 +23,7 @@ def main() -> None:
 
     Mammograms that can't be read are named at the end, with exit code 2.
     """
-    parser = cli.make_parser(__doc__)
+    parser = cli.make_parser(__doc__, PipelineConfig)
     parser.add_argument(
         "mammograms",
         nargs="+",
@@ -33,7 +32,7 @@ def main() -> None:
         help="an image file, DICOM or other",
     )
     arguments = parser.parse_args()
-    config = configuration.parse(PipelineConfig, arguments.config, arguments.set)
+    config = cli.read_config(PipelineConfig, arguments)
     script.configure_tensorflow(TrainingConfig(precision="float32"))
     pipeline = Pipeline.load(config)
     failures = []

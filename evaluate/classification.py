@@ -22,7 +22,6 @@ permutation test that flips patients whole. The t-SNE shows the same patches.
 from pathlib import Path
 
 from tfmammo import cli
-from tfmammo import config as configuration
 from tfmammo.evaluation.script import print_tables
 from tfmammo.studies.classification import StudyConfig
 from tfmammo.studies.classification_report import run_study
@@ -31,11 +30,11 @@ from tfmammo.training import script, workers
 
 def main() -> None:
     """Train what is missing, test, write and print."""
-    parser = cli.make_parser(__doc__)
+    parser = cli.make_parser(__doc__, StudyConfig)
     text = "go on with a synthetic set whose lesions do not outscore its normal patches"
     parser.add_argument("--allow", action="store_true", help=text)
     arguments = parser.parse_args()
-    config = configuration.parse(StudyConfig, arguments.config, arguments.set)
+    config = cli.read_config(StudyConfig, arguments)
     training = config.experiment.training
     workers.refuse_multi_worker(training, "a study trains its classifiers in one process")
     script.configure_tensorflow(training)

@@ -11,7 +11,6 @@ bit depth) and boxes.csv (the window of each patch and what was added in it, nat
 from pathlib import Path
 
 from tfmammo import cli
-from tfmammo import config as configuration
 from tfmammo.config import TrainingConfig
 from tfmammo.evaluation.contiguous import ContiguousConfig, evaluate
 from tfmammo.training import script
@@ -19,8 +18,8 @@ from tfmammo.training import script
 
 def main() -> None:
     """Find a mammogram and a row of patches, add lesions, write."""
-    arguments = cli.make_parser(__doc__).parse_args()
-    config = configuration.parse(ContiguousConfig, arguments.config, arguments.set)
+    arguments = cli.make_parser(__doc__, ContiguousConfig).parse_args()
+    config = cli.read_config(ContiguousConfig, arguments)
     script.configure_tensorflow(TrainingConfig(precision="float32"))
     output = arguments.output or Path("runs/contiguous")
     cli.console.print(f"{evaluate(config, output)}: {output}")

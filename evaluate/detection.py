@@ -20,7 +20,6 @@ the difference (tfmammo/studies/detection.py). It continues where it was stopped
 from pathlib import Path
 
 from tfmammo import cli
-from tfmammo import config as configuration
 from tfmammo.evaluation.detection import DetectionConfig, evaluate
 from tfmammo.evaluation.script import print_tables, run_with
 from tfmammo.studies import detection_report
@@ -31,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     """Evaluate detectors on the patients they never saw, or run a study."""
-    parser = cli.make_parser(__doc__, config=str(ROOT / "configs" / "detection.yaml"))
-    study_help = "a study instead, by default of configs/study_NAME.yaml"
+    parser = cli.make_parser(__doc__, DetectionConfig, str(ROOT / "configs" / "detection.yaml"))
+    study_help = "a study instead, by default of configs/study_NAME.yaml, which shows its keys"
     plan_help = "show a study's commands and run nothing"
     version_help = "go on with a study whose steps another version of the package made"
     parser.add_argument("--study", choices=("infilling", "blending"), help=study_help)
@@ -47,7 +46,7 @@ def main() -> None:
         return
     if arguments.config == parser.get_default("config"):
         arguments.config = ROOT / "configs" / f"study_{arguments.study}.yaml"
-    study = configuration.parse(StudyConfig, arguments.config, arguments.set)
+    study = cli.read_config(StudyConfig, arguments)
     output = (arguments.output or Path("runs") / study.name).resolve()
     if arguments.plan:
         detection_report.show_plan(study, output, ROOT)

@@ -11,14 +11,13 @@ Held-out Dice is one quantity.
 from pathlib import Path
 
 from tfmammo import cli
-from tfmammo import config as configuration
 from tfmammo.evaluation.losses import LossesConfig, evaluate
 
 
 def main() -> None:
     """Read the histories of the runs from MLflow, write losses.png and losses.csv."""
-    arguments = cli.make_parser(__doc__).parse_args()
-    config = configuration.parse(LossesConfig, arguments.config, arguments.set)
+    arguments = cli.make_parser(__doc__, LossesConfig).parse_args()
+    config = cli.read_config(LossesConfig, arguments)
     output = arguments.output or Path("runs/losses")
     evaluate(config, output)
     cli.console.print(f"figure and values: {output}")

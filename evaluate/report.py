@@ -11,7 +11,6 @@ training. --plan prints the commands.
 from pathlib import Path
 
 from tfmammo import cli
-from tfmammo import config as configuration
 from tfmammo.reproduction import report
 from tfmammo.reproduction.config import SCALES, ReportConfig
 from tfmammo.reproduction.report import Options
@@ -21,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     """Run the commands of the wanted items, and write the page."""
-    parser = cli.make_parser(__doc__, config=str(ROOT / "configs" / "report.yaml"))
+    parser = cli.make_parser(__doc__, ReportConfig, str(ROOT / "configs" / "report.yaml"))
     only_help = "papers or items, as in --only can infilling_table1; by default all"
     parser.add_argument("--scale", choices=SCALES, default="small")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=only_help)
@@ -34,7 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.jobs < 1:
         parser.error("--jobs must be 1 or more")
-    config = configuration.parse(ReportConfig, arguments.config, arguments.set)
+    config = cli.read_config(ReportConfig, arguments)
     options = Options(
         arguments.scale,
         tuple(arguments.only),
@@ -50,7 +49,7 @@ def main() -> None:
     else:
         lines = report.run_report(config, options, output, ROOT)
     for line in lines:
-        cli.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        cli.console.print(cli.translate(line), highlight=False, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def test_every_fault_is_named_at_once(minimal):
     text = sentence(minimal, "training.stepz=3", "data.size=-1")
     assert (
         text == f"{minimal}: data.size: input should be greater than 0 (got -1); training.stepz: "
-        "unknown key"
+        "unknown key, did you mean training.steps?"
     )
 
 

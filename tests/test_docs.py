@@ -12,6 +12,7 @@ DIR, RUN and the like stay words, as only users have them.
 """
 
 import argparse
+import contextlib
 import html
 import importlib
 import os
@@ -28,6 +29,7 @@ import pytest
 import setuptools
 import yaml
 
+from tfmammo import __main__ as command_line
 from tfmammo.reproduction import page as report_page
 from tfmammo.reproduction.facts import read_facts
 
@@ -72,6 +74,7 @@ NOTED = """
 set -eu
 note() { printf '%s\\0' "$@" $'\\x1e'; }
 python() { note python "$@"; }; pip() { note pip "$@"; }; mlflow() { note mlflow "$@"; }; pytest() { note pytest "$@"; }
+tfmammo() { note tfmammo "$@"; }
 mkdocs() { :; }  # the site's own test builds it
 command_not_found_handle() { echo "no command of ours: $*" >&2; return 127; }
 """  # noqa: E501
@@ -90,7 +93,20 @@ def blocks(page, *languages):
 def inline(page):
     """Return the commands in running text that have arguments."""
     prose = re.sub(r"^```.*?^```$", "", text(page), flags=re.MULTILINE | re.DOTALL)
-    return re.findall(r"`(python (?:-m )?[\w./]+ [^`]+|(?:mlflow|pip) [^`]* -[^`]+)`", prose)
+    return re.findall(
+        r"`(python (?:-m )?[\w./]+ [^`]+|tfmammo [^`]* -[^`]+|(?:mlflow|pip) [^`]* -[^`]+)`", prose
+    )
+
+
+def as_python(words):
+    """Return the command of `python` that a command of tfmammo stands for, or that command."""
+    command, *others = words
+    if command != "tfmammo" or others[0] not in {*command_line.FOLDERS, *command_line.COMMANDS}:
+        return words
+    name, *others = others
+    if name in command_line.FOLDERS:
+        return ["python", f"{name}/{others[0]}.py", *others[1:]]
+    return ["python", *command_line.COMMANDS[name][0].split(), *others]
 
 
 def commands(page, folder):
@@ -104,7 +120,8 @@ def commands(page, folder):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return [command.strip("\0").split("\0") for command in done.stdout.split("\x1e")[:-1]]
+    started = [command.strip("\0").split("\0") for command in done.stdout.split("\x1e")[:-1]]
+    return [as_python(words) for words in started]
 
 
 class Accepted(BaseException):
@@ -178,6 +195,14 @@ def read_pip(words):
         assert set(named.split(",")) <= set(extras)
 
 
+def read_tfmammo(words, capsys):
+    """Run a command of tfmammo's own, which only prints."""
+    assert words[0] in ("configs", "schema")
+    with contextlib.suppress(Accepted):
+        command_line.main(words)
+    assert not capsys.readouterr().err
+
+
 def read_mlflow(words):
     from mlflow.cli import cli
 
@@ -232,7 +257,7 @@ def test_whether_a_test_runs_it():
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "", "sh") or inline(page)])
-def test_every_command_is_read_by_what_it_starts(page, tmp_path, reading, monkeypatch):
+def test_every_command_is_read_by_what_it_starts(page, tmp_path, reading, monkeypatch, capsys):
     started = commands(page, tmp_path)
     assert started
     for command, *words in started:
@@ -240,6 +265,8 @@ def test_every_command_is_read_by_what_it_starts(page, tmp_path, reading, monkey
             if command == "python":
                 read_python(words, monkeypatch)
                 assert is_run_by_a_test(words), "no test runs it"
+            elif command == "tfmammo":
+                read_tfmammo(words, capsys)
             elif command != "pytest":
                 {"pip": read_pip, "mlflow": read_mlflow}[command](words)
         except (Exception, SystemExit) as error:
@@ -493,7 +520,8 @@ def test_every_system_of_the_readme_has_a_page():
     )
     assert len(systems) > 15
     for name, _, command in systems[2:]:
-        scripts = re.findall(r"(?:train|evaluate)/\w+\.py|tfmammo\.\w+|--study \w+", command)
+        python = " ".join(as_python(command.strip("`").split()))
+        scripts = re.findall(r"(?:train|evaluate)/\w+\.py|tfmammo\.\w+|--study \w+", python)
         assert scripts and all(script in written for script in scripts), (
             f"no page shows how to run {name}"
         )

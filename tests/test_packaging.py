@@ -6,7 +6,10 @@ import ast
 import os
 import re
 import runpy
+import shutil
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import tfmammo
+from tfmammo import cli, shipped
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
@@ -111,13 +115,50 @@ def test_every_folder_of_sources_is_installed(package):
         path.parent.relative_to(REPOSITORY).as_posix()
         for path in (REPOSITORY / "tfmammo").rglob("*.py")
     }
-    assert {name.replace(".", "/") for name in package["packages"]} == folders
+    scripts = {
+        f"tfmammo.{shipped.FOLDER}.{name}": name for name in ("configs", "train", "evaluate")
+    }
+    assert package["package_dir"] == scripts
+    assert {name.replace(".", "/") for name in {*package["packages"]} - {*scripts}} == folders
+    assert package["package_data"][f"tfmammo.{shipped.FOLDER}.configs"] == ["*.yaml"]
     files = {
         path.relative_to(REPOSITORY / "tfmammo").as_posix()
         for path in (REPOSITORY / "tfmammo").rglob("*")
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
     assert set(package["package_data"]["tfmammo"]) == files and "py.typed" in files
+
+
+@pytest.mark.slow
+def test_a_wheel_finds_its_configs_and_scripts_without_the_checkout(tmp_path):
+    folders = ("configs", "train", "evaluate")
+    source = tmp_path / "source"
+    for folder in ("tfmammo", *folders):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / folder, source / folder, ignore=ignored)
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / file, source)
+    build = "from setuptools import build_meta; build_meta.build_wheel('..')"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    installed = tmp_path / "site" / "tfmammo" / shipped.FOLDER
+    for folder in folders:
+        names = {path.name for path in (REPOSITORY / folder).iterdir() if path.is_file()}
+        assert {path.name for path in (installed / folder).iterdir()} == names
+    program = "from tfmammo import config, shipped; print(shipped.ROOT, config.load('unet').name)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == [str(installed), "unet"]
+    (entry_points,) = (tmp_path / "site").glob("tfmammo-*.dist-info/entry_points.txt")
+    assert "tfmammo = tfmammo.__main__:main" in entry_points.read_text(encoding="utf-8")
 
 
 def test_python_3_11_and_later(package):
@@ -136,6 +177,12 @@ def test_tensorflows_range_is_that_of_the_gpu_build(package, version, admitted):
     (gpu,) = (Requirement(line) for line in package["extras_require"]["gpu"])
     assert gpu.extras == {"and-cuda"}
     assert (version in core.specifier, version in gpu.specifier) == (admitted, admitted)
+
+
+def test_every_extra_that_an_error_names_brings_the_package(package):
+    for module, extra in cli.EXTRAS.items():
+        name = canonicalize_name(DISTRIBUTIONS.get(module, module))
+        assert name in names(package["extras_require"][extra]), module
 
 
 def test_all_is_the_union_of_the_extras(package):
@@ -171,7 +218,7 @@ def test_no_core_requirement_is_left_over(package):
 
 def test_the_readme_opens_with_the_two_commands(package):
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    train = "pip install -e . && python train/can.py --config configs/quickstart.yaml"
+    train = "pip install -e . && tfmammo train can --config quickstart"
     test = 'pip install -e ".[test]" && pytest'
     assert 0 < readme.find(train) < readme.find(test)
     assert package["long_description"] == readme

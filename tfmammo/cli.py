@@ -6,26 +6,61 @@ import argparse
 import difflib
 import logging
 import re
+import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
 
 from tfmammo.errors import Interrupted, TfmammoError
 
+if TYPE_CHECKING:  # pydantic, which `tfmammo --help` does not wait for
+    from pydantic import BaseModel
+
 console = Console()
 log = logging.getLogger(__name__)
+# By the name to import: the extra that a missing package comes with.
+EXTRAS = {
+    "apache_beam": "build",
+    "gradio": "serve",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "object_detection": "detection",
+    "official": "detection",
+    "tf_keras": "detection",
+    "torch": "benchmark",
+}
+Schema = TypeVar("Schema", bound="BaseModel")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Under which name a command runs.
+
+    Attributes:
+        name: Precedes the arguments: "tfmammo train can".
+        translate: Writes the commands of a help text as `tfmammo` takes them.
+    """
+
+    name: str
+    translate: Callable[[str], str]
+
+
+caller: Caller | None = None  # `tfmammo` sets it; None: a script or a module was called
 
 
 def run(main: Callable[[], object]) -> None:
     """Run a command.
 
-    Errors of tfmammo and of the system become one line on stderr and exit code 2. Ctrl-C becomes
-    exit code 130. A stop signal whose checkpoint is saved (`Interrupted`) becomes exit code 128 +
-    its number.
+    Errors of tfmammo and of the system, and a missing extra, become one line on stderr and exit
+    code 2. Ctrl-C becomes exit code 130. A stop signal whose checkpoint is saved (`Interrupted`)
+    becomes exit code 128 + its number.
     """
     logging.basicConfig(
         level=logging.WARNING,
@@ -42,6 +77,15 @@ def run(main: Callable[[], object]) -> None:
     except Interrupted as stop:
         log.info("%s", stop)
         sys.exit(128 + stop.signal)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        print(
+            f'error: {package} is missing: pip install "tfmammo[{EXTRAS[package]}]"',
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except (ValueError, OSError) as error:
         if not isinstance(error, OSError | TfmammoError):
             raise  # a bug of ours, which its traceback explains
@@ -58,11 +102,62 @@ def _make_handler() -> logging.Handler:
     return handler
 
 
+def read_config(schema: type[Schema], options: argparse.Namespace) -> Schema:
+    """Read the config that a command's arguments name, or print it and end.
+
+    Args:
+        schema: The config's class.
+        options: Parsed arguments of a parser with `Parser.add_config`.
+
+    Raises:
+        ConfigError: As `config.parse`.
+    """
+    from tfmammo import config as configuration
+
+    config = configuration.parse(schema, options.config, options.set)
+    print_if_wanted(config, options)
+    return config
+
+
+def print_if_wanted(config: BaseModel, options: argparse.Namespace) -> None:
+    """With --print-config print the config as YAML, and end the process."""
+    from tfmammo import config as configuration
+
+    if options.print_config:
+        print(configuration.dump(config), end="")
+        sys.exit()
+
+
+class _PrintConfig(argparse.Action):
+    """--print-config: nothing else is required then, because nothing else is read."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(nargs=0, default=False, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, *_: Any) -> None:
+        setattr(namespace, self.dest, True)
+        for action in parser._actions:
+            action.required = action.required and action.dest == "config"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse's parser with overrides of a config, and with hints on unknown arguments.
 
-    --set takes all following arguments of the form KEY=VALUE.
+    --set takes all following arguments of the form KEY=VALUE. With `add_config`, --help lists the
+    keys of the config.
     """
+
+    schema: type[BaseModel] | None = None
+
+    def format_help(self) -> str:
+        """Format what --help shows."""
+        text = super().format_help()
+        if self.schema:
+            from tfmammo import keys
+
+            width = min(100, shutil.get_terminal_size().columns) - 2
+            text += f"\n{keys.format_keys(self.schema, width)}\n"
+        return translate(text)
 
     def add_overrides(self, example: str = "data.root=DIR") -> None:
         """Add --set KEY=VALUE ..., which may be given several times.
@@ -80,14 +175,30 @@ class Parser(argparse.ArgumentParser):
 
     def add_config(
         self,
-        help: str = "a YAML file from configs/",
+        schema: type[BaseModel] | None,
+        help: str = "a YAML file, or the name of a shipped config",
         required: bool = True,
         default: str | None = None,
         example: str = "data.root=DIR",
     ) -> None:
-        """Add --config FILE, and --set KEY=VALUE ... with an example of an override."""
+        """Add --config FILE, --set KEY=VALUE ... and --print-config; see `read_config`.
+
+        Args:
+            schema: The config's class, whose keys --help lists; None lists none.
+            help: Of --config.
+            required: Whether --config is.
+            default: Of --config.
+            example: An override.
+        """
+        self.schema = schema
         self.add_argument("--config", required=required, default=default, metavar="FILE", help=help)
         self.add_overrides(example)
+        self.add_print_config()
+
+    def add_print_config(self) -> None:
+        """Add --print-config, which `read_config` obeys."""
+        text = "print the config with all defaults and overrides, and run nothing"
+        self.add_argument("--print-config", action=_PrintConfig, help=text)
 
     def add_tracking_uri(self) -> None:
         """Add --tracking-uri URI."""
@@ -171,26 +282,43 @@ def _make_hint(argument: str, unknown: Sequence[str], options: Collection[str]) 
     return f"a key of the config is set by --set {name.lstrip('-')}={value}"
 
 
+def translate(text: str) -> str:
+    """Write the commands in a text as the caller types commands."""
+    return caller.translate(text) if caller else text
+
+
+def name_program(module: str) -> str:
+    """Name the command of a module as its caller typed it."""
+    return caller.name if caller else f"python -m {module}"
+
+
 def make_command_parser(module: str, description: str | None) -> Parser:
     """Make the parser of `python -m MODULE`, without arguments."""
     return Parser(
-        prog=f"python -m {module}",
+        prog=name_program(module),
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
-def make_parser(description: str, config: str | None = None) -> Parser:
+def make_parser(
+    description: str, schema: type[BaseModel] | None = None, config: str | None = None
+) -> Parser:
     """Make the parser that every script starts from: --config, --set, --output.
 
     Args:
         description: For --help.
-        config: The default config file; None requires --config.
+        schema: The class of the config.
+        config: The default config; None requires --config.
     """
-    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog=caller.name if caller else None,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_config(
-        required=config is None, default=config, example="training.steps=3 data.root=DIR"
+        schema, required=config is None, default=config, example="training.steps=3 data.root=DIR"
     )
     parser.add_argument(
         "--output",

@@ -7,6 +7,7 @@ a wrong type or a missing file is a `ConfigError`: one sentence that names the k
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from tfmammo import keys, shipped
 from tfmammo.errors import ConfigError
 
 TRAINING_CONFIG = "config.yaml"  # the file in which a training keeps its config
@@ -408,7 +410,7 @@ def load(
     """Read a training config.
 
     Args:
-        path: A YAML file.
+        path: A YAML file, or the bare name of a shipped config ("can"). A file of that name wins.
         overrides: "section.key=value" each, the value in YAML's spelling.
         model: The class of the `model` section; without it the section stays an unchecked dict.
 
@@ -437,13 +439,13 @@ def parse(schema: type[Schema], path: str | Path, overrides: Iterable[str] = ())
         >>> parse(Experiment[CANConfig], "configs/can.yaml").model.filters[:3]
         (64, 128, 256)
     """
-    content = _read(Path(path))
+    content = _read(shipped.find_config(path))
     for override in overrides:
         _override(content, override)
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error)}") from None
+        raise ConfigError(f"{path}: {describe(error, schema)}") from None
 
 
 def dump(config: BaseModel) -> str:
@@ -457,13 +459,20 @@ def is_training_folder(output: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def describe(error: ValidationError) -> str:
-    """Describe all faults of a config in one sentence: "training.stepz: unknown key"."""
+def describe(error: ValidationError, schema: type[BaseModel] | None = None) -> str:
+    """Describe all faults of a config in one sentence: "training.stepz: unknown key".
+
+    Args:
+        error: What pydantic found.
+        schema: The config's class, of which an unknown key may be a misspelt one.
+    """
     faults = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"]) or "the file"
         if fault["type"] == "extra_forbidden":
-            faults.append(f"{key}: unknown key")
+            meant = keys.suggest(schema, fault["loc"]) if schema else None
+            hint = f", did you mean {meant}?" if meant else ""
+            faults.append(f"{key}: unknown key{hint}")
         elif fault["type"] == "missing":
             faults.append(f"{key}: missing")
         else:
@@ -479,7 +488,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file") from None
+        names = difflib.get_close_matches(path.stem, shipped.list_configs(), 1)
+        hint = f", did you mean {names[0]}, which is shipped?" if names else ""
+        raise ConfigError(f"{path}: no such config file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read ({error.__class__.__name__})") from None
     except _NOT_YAML as error:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from tfmammo import filesystem
+from tfmammo import cli, filesystem
 from tfmammo.archives import folder, read_mammograms
 from tfmammo.archives.files import remove_names
 from tfmammo.config import AddedConfig, DataConfig, is_training_folder
@@ -248,14 +248,15 @@ def announce_phantom(data: DataConfig) -> None:
             "mammograms).\n"
             "Time:           measured here over the first steps, and told then\n"
             f"Your own data:  {_read_command()} --set data.name={data.name} data.root=DIR\n"
-            f"Ten minutes:    {QUICKSTART}"
+            f"Ten minutes:    {cli.translate(QUICKSTART)}"
         )
 
 
 def _read_command() -> str:
     """Return the command of this process without its overrides, which may be many."""
     words = sys.argv[: sys.argv.index("--set")] if "--set" in sys.argv else sys.argv
-    return shlex.join(["python", *words])
+    program = cli.caller.name.split() if cli.caller else ["python", words[0]]
+    return shlex.join([*program, *words[1:]])
 
 
 def print_framed(text: str) -> None:

@@ -215,7 +215,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; an error becomes one line on stderr and exit code 2."""
     parser = cli.make_command_parser("tfmammo.estimate", __doc__)
     parser.add_argument("what", choices=tuple(RATES))
-    parser.add_config("the config of the command to estimate")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="the config of the command to estimate"
+    )
+    parser.add_overrides()
     parser.add_argument(
         "--mammograms",
         type=_positive,

@@ -385,7 +385,7 @@ def _load_keras(network: keras.Model, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert one file and print what it holds."""
     parser = cli.Parser(
-        prog="python -m tfmammo.pretrained",
+        prog=cli.name_program("tfmammo.pretrained"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

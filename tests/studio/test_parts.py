@@ -230,7 +230,7 @@ def test_a_study_is_opened_with_the_keys_that_its_cases_were_drawn_with(
     repository, tmp_path, monkeypatch
 ):
     shown = []
-    monkeypatch.setattr(studio, "show", lambda make: shown.append(make()))
+    monkeypatch.setattr(studio, "show", shown.append)
     config = repository / "configs/reader_study.yaml"
     database = tmp_path / "answers.sqlite"
     reader_study.main(

@@ -268,7 +268,10 @@ def test_the_command(generators, tmp_path):
     done = run("--recipe", "set/recipes/normal/000001.json", "--output", "one", "--set", where)
     assert done.returncode == 0 and "normal/000001: made again, bit for bit" in done.stderr
     done = run("--config", "config.yaml", "--output", "set", "--set", "countt=1")
-    assert done.returncode == 2 and done.stderr == "error: config.yaml: countt: unknown key\n"
+    assert (
+        done.returncode == 2
+        and done.stderr == "error: config.yaml: countt: unknown key, did you mean count?\n"
+    )
 
 
 def test_a_recipe_names_its_files():

@@ -183,7 +183,7 @@ def _name_location(lesion: Lesion) -> str:
 
 def _parser() -> cli.Parser:
     parser = cli.Parser(
-        prog="python -m tfmammo.archives",
+        prog=cli.name_program("tfmammo.archives"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -33,7 +33,6 @@ import tensorflow as tf
 from pydantic import Field, PositiveInt, ValidationError
 
 from tfmammo import __version__, archives, cli, filesystem
-from tfmammo import config as configuration
 from tfmammo.archives.files import remove_names
 from tfmammo.config import AddedConfig, DataConfig, Frozen
 from tfmammo.data import card, jobs
@@ -349,13 +348,13 @@ def _write_manifest(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. An error becomes one line on stderr and exit code 2."""
     parser = cli.make_command_parser("tfmammo.data.build", __doc__)
-    parser.add_config("a YAML file such as configs/build.yaml")
+    parser.add_config(BuildConfig)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
     parser.add_argument("--retry", action="store_true", help="make shards with dead letters again")
     ours, flags = parser.parse_with(arguments, jobs.find_unknown_flags)
     cli.run(
         lambda: build(
-            configuration.parse(BuildConfig, ours.config, ours.set),
+            cli.read_config(BuildConfig, ours),
             ours.output.resolve(),
             flags,
             ours.retry,

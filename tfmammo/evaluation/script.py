@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from tfmammo import cli
-from tfmammo import config as configuration
 from tfmammo.config import Frozen, TrainingConfig
 from tfmammo.metrics.summary import Table
 from tfmammo.training import script
@@ -32,7 +31,7 @@ def run_evaluation(
         default_output: The output folder without --output.
         files: What the output folder holds, in words.
     """
-    arguments = cli.make_parser(description or "").parse_args()
+    arguments = cli.make_parser(description or "", schema).parse_args()
     run_with(arguments, schema, evaluate, default_output, files)
 
 
@@ -44,7 +43,7 @@ def run_with(
     files: str,
 ) -> None:
     """Run an evaluation with parsed arguments; otherwise as `run_evaluation`."""
-    config = configuration.parse(schema, arguments.config, arguments.set)
+    config = cli.read_config(schema, arguments)
     script.configure_tensorflow(TrainingConfig(precision="float32"))
     output = arguments.output or Path(default_output)
     print_tables(evaluate(config, output), f"{files}: {output}")

@@ -20,10 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tfmammo import cli
-from tfmammo import config as configuration
 from tfmammo.metrics.summary import Table
 from tfmammo.reader_study.answers import Answers, write_answers
 from tfmammo.reader_study.cases import Case, ReaderStudyConfig, Task
@@ -33,8 +31,8 @@ from tfmammo.reader_study.session import ReaderStudy
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; an error becomes one line on stderr and exit code 2."""
-    parser = cli.make_parser(__doc__ or "")
-    parser.prog = "python -m tfmammo.reader_study"
+    parser = cli.make_parser(__doc__ or "", ReaderStudyConfig)
+    parser.prog = cli.name_program("tfmammo.reader_study")
     parser.add_argument(
         "command", choices=("cases", "open", "results", "export"), help="what to do; before --set"
     )
@@ -42,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work = {"cases": _draw, "open": _open, "results": _show_results, "export": _export}
 
     def run() -> None:
-        config = configuration.parse(ReaderStudyConfig, options.config, options.set)
+        config = cli.read_config(ReaderStudyConfig, options)
         work[options.command](config, options.output)
 
     cli.run(run)
@@ -57,13 +55,9 @@ def _draw(config: ReaderStudyConfig, _: Path | None) -> None:
 def _open(config: ReaderStudyConfig, _: Path | None) -> None:
     """Open the studio with only this study, until Ctrl-C."""
     from tfmammo.studio import __main__ as studio  # needs the extra serve
+    from tfmammo.studio.config import StudioConfig
 
-    def make_config() -> Any:
-        from tfmammo.studio.app import StudioConfig
-
-        return StudioConfig(study=config)
-
-    studio.show(make_config)
+    studio.show(StudioConfig(study=config))
 
 
 def _show_results(config: ReaderStudyConfig, output: Path | None) -> None:

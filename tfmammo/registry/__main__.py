@@ -132,7 +132,7 @@ def _make_parser() -> cli.Parser:
         "promote", help=f"compare a version with the one that has the alias {ALIAS}"
     )
     rolling_back = commands.add_parser("rollback", help=f"move the alias {ALIAS} back")
-    promoting.add_config("a YAML file with keys of PromotionConfig", required=False)
+    promoting.add_config(PromotionConfig, required=False)
     promoting.add_argument("--dry-run", action="store_true", help="compare, but write nothing")
     for flag, metavar in FLAGS.items():
         promoting.add_argument(
@@ -152,6 +152,7 @@ def _promote(options: argparse.Namespace) -> None:
     flags = {flag: getattr(options, flag) for flag in FLAGS if getattr(options, flag) is not None}
     overrides = [f"{flag}={json.dumps(value)}" for flag, value in flags.items()]
     config = parse_config(options.config, [*options.set, *overrides])
+    cli.print_if_wanted(config, options)
     script.configure_tensorflow(TrainingConfig(precision="float32"))
     outcome = promotion.promote(config, options.dry_run)
     if outcome.evaluation:

@@ -1,4 +1,7 @@
-"""Which config class each command reads, so that a plan is checked before anything runs."""
+"""Which config class each command reads.
+
+A plan is checked with them before anything runs, and `tfmammo schema` prints them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from tfmammo.baselines.segnet import SegNetConfig
 from tfmammo.baselines.unet import UNetConfig
 from tfmammo.baselines.vanilla_gan import VanillaGANConfig
 from tfmammo.config import Experiment
+from tfmammo.data.build import BuildConfig
 from tfmammo.detection.light_head_rcnn import LightHeadRCNNConfig
 from tfmammo.detection.mask_rcnn import MaskRCNNConfig
 from tfmammo.detection.ssd import SSDConfig
@@ -26,6 +30,7 @@ from tfmammo.evaluation.mammograms import MammogramsConfig
 from tfmammo.evaluation.realism import RealismConfig
 from tfmammo.evaluation.segmentation import SegmentationConfig
 from tfmammo.evaluation.synthesis import SynthesisConfig as SheetConfig
+from tfmammo.inference.pipeline import PipelineConfig
 from tfmammo.models.blending import BlendingConfig
 from tfmammo.models.can import CANConfig
 from tfmammo.models.cgan import CGANConfig
@@ -34,7 +39,12 @@ from tfmammo.models.contextual import ContextualConfig
 from tfmammo.models.infilling import InfillingConfig
 from tfmammo.models.mask_gan import MaskGANConfig
 from tfmammo.models.shape import ShapeConfig
+from tfmammo.reader_study.cases import ReaderStudyConfig
+from tfmammo.registry.promotion import PromotionConfig
+from tfmammo.reproduction.config import ReportConfig
+from tfmammo.serving.pictures import ServiceConfig
 from tfmammo.studies import classification, detection
+from tfmammo.studio.config import StudioConfig
 from tfmammo.synthesis.config import PatchSynthesisConfig, SynthesisConfig
 
 
@@ -63,9 +73,15 @@ MODELS: Mapping[str, Any] = {
 }
 SCHEMAS: Mapping[str, Any] = {
     **{f"train/{name}.py": make_schema(model) for name, model in MODELS.items()},
+    "-m tfmammo.data.build": BuildConfig,
+    "-m tfmammo.reader_study": ReaderStudyConfig,
+    "-m tfmammo.registry promote": PromotionConfig,
+    "-m tfmammo.serving register": ServiceConfig,
+    "-m tfmammo.studio": StudioConfig,
     "-m tfmammo.synthesis": SynthesisConfig,
     "-m tfmammo.synthesis.patches": PatchSynthesisConfig,
     "evaluate/blending.py": BlendingEvaluationConfig,
+    "evaluate/case.py": PipelineConfig,
     "evaluate/classification.py": classification.StudyConfig,
     "evaluate/contiguous.py": ContiguousConfig,
     "evaluate/defects.py": DefectsConfig,
@@ -76,6 +92,7 @@ SCHEMAS: Mapping[str, Any] = {
     "evaluate/losses.py": LossesConfig,
     "evaluate/mammograms.py": MammogramsConfig,
     "evaluate/realism.py": RealismConfig,
+    "evaluate/report.py": ReportConfig,
     "evaluate/segmentation.py": SegmentationConfig,
     "evaluate/shape.py": EvaluationConfig,
     "evaluate/synthesis.py": SheetConfig,

@@ -24,7 +24,6 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 
 from tfmammo import cli, export
-from tfmammo import config as configuration
 from tfmammo.config import TrackingConfig
 from tfmammo.errors import TrackingError
 from tfmammo.serving import pictures, saving
@@ -100,7 +99,7 @@ def _make_parser() -> cli.Parser:
     registering = commands.add_parser(
         "register", help="register a new version of a model, from a config"
     )
-    registering.add_config("a YAML file such as configs/serving_case.yaml", example="name=case")
+    registering.add_config(ServiceConfig, example="name=case")
     running = commands.add_parser("run", help="serve a model over HTTP")
     running.add_argument(
         "--model",
@@ -150,7 +149,7 @@ def _positive(text: str) -> int:
 
 
 def _register(options: argparse.Namespace) -> None:
-    config = configuration.parse(ServiceConfig, options.config, options.set)
+    config = cli.read_config(ServiceConfig, options)
     version = register(config)
     print(f"models:/tfmammo-{config.name}@{config.alias} is version {version}")
 

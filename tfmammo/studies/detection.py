@@ -52,6 +52,7 @@ from typing import Any
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from tfmammo import config as configuration
+from tfmammo import shipped
 from tfmammo.config import DataConfig, Experiment, Frozen, TrackingConfig
 from tfmammo.errors import ConfigError
 from tfmammo.metrics.detection import Criterion, recall_by
@@ -330,10 +331,11 @@ class _FoldPlanner:
             for part in values
             for override in format_overrides(part)
         ]
+        config = shipped.find_config(file)
         command = (
             *script,
             "--config",
-            str(file if file.exists() else self.root / file),
+            str(config if config.exists() else self.root / file),
             "--output",
             str(self.output / name),
             *(("--set", *overrides) if overrides else ()),

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tfmammo import __version__, filesystem
+from tfmammo import __version__, filesystem, shipped
 from tfmammo.data import jobs
 from tfmammo.errors import DataError, Interrupted
 from tfmammo.tracking.store import read_git_state, redact
@@ -336,11 +336,16 @@ def describe_libraries() -> str:
 
 @cache
 def hash_sources() -> str:
-    """Return the sha256 of all modules of the package, by their names and contents."""
+    """Return the sha256 of all modules of the package, by their names and contents.
+
+    The scripts in a wheel are left out: a step's own script is hashed with the step.
+    """
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
+        if name.startswith(f"{shipped.FOLDER}/"):
+            continue
         digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

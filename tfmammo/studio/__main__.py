@@ -11,34 +11,28 @@ lie in one private folder, which is removed at the end. The studio needs the ext
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tfmammo import cli
 from tfmammo import config as configuration
 from tfmammo.errors import ConfigError
 from tfmammo.serving.local import private_folder, stoppable
+from tfmammo.studio.config import StudioConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command until Ctrl-C; an error becomes one line on stderr and exit code 2."""
     parser = cli.make_command_parser("tfmammo.studio", __doc__)
-    parser.add_config("a YAML file with keys of StudioConfig", example="port=8000")
+    parser.add_config(StudioConfig, example="port=8000")
     options = parser.parse_args(arguments)
-
-    def make_config() -> Any:
-        from tfmammo.studio.app import StudioConfig
-
-        return configuration.parse(StudioConfig, options.config, options.set)
-
-    cli.run(lambda: show(make_config))
+    cli.run(lambda: show(cli.read_config(StudioConfig, options)))
 
 
-def show(make_config: Callable[[], Any]) -> None:
+def show(config: StudioConfig) -> None:
     """Serve the page until Ctrl-C.
 
     Args:
-        make_config: Makes a StudioConfig; called when Gradio may be imported.
+        config: What to offer, and where to listen.
 
     Raises:
         ConfigError: Gradio is not installed, or a model can't be loaded.
@@ -53,11 +47,10 @@ def show(make_config: Callable[[], Any]) -> None:
         try:
             import gradio  # noqa: F401  # after the folder exists, and not for --help
         except ModuleNotFoundError:
-            raise ConfigError("the studio needs Gradio: install the extra serve") from None
+            raise ConfigError('the studio needs Gradio: pip install "tfmammo[serve]"') from None
         from tfmammo.studio import app
         from tfmammo.training import script
 
-        config = make_config()
         script.configure_tensorflow(configuration.TrainingConfig(precision="float32"))
         app.serve(config, folder)
 

@@ -41,9 +41,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from tfmammo import cli, config
-from tfmammo.data import jobs
-from tfmammo.synthesis.command import make_parser
+from tfmammo import cli
+from tfmammo.synthesis.command import make_parser, parse
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.mammograms import remake, synthesize
 
@@ -52,18 +51,17 @@ log = logging.getLogger("tfmammo.synthesis")  # __name__ is "__main__"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. An error becomes one line on stderr and exit code 2."""
-    parser = make_parser("tfmammo.synthesis", __doc__, "configs/synthesis_full.yaml", "item")
+    parser = make_parser("tfmammo.synthesis", __doc__, SynthesisConfig, "synthesis_full", "item")
     parser.add_argument("--retry", action="store_true", help="try again what could not be made")
-    options, flags = parser.parse_with(arguments, jobs.find_unknown_flags)
-    output = options.output.resolve()
+    options, flags = parse(parser, arguments)
 
     def work() -> None:
         if options.recipe:
-            recipe = remake(options.recipe, output, options.set)
+            recipe = remake(options.recipe, options.output.resolve(), options.set)
             log.info("%s: made again, bit for bit", ", ".join(recipe.files))
         else:
-            parsed = config.parse(SynthesisConfig, options.config, options.set)
-            synthesize(parsed, output, flags, options.retry)
+            config = cli.read_config(SynthesisConfig, options)
+            synthesize(config, options.output.resolve(), flags, options.retry)
 
     cli.run(work)
 

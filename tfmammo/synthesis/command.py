@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
 
 from tfmammo import cli
+from tfmammo.data import jobs
 
 
-def make_parser(module: str, doc: str | None, config: str, item: str) -> cli.Parser:
+def make_parser(
+    module: str, doc: str | None, schema: type[BaseModel], config: str, item: str
+) -> cli.Parser:
     """Make the parser of a synthesis: a config or a recipe, overrides, and where to write.
 
     Args:
         module: What `python -m` runs.
         doc: The module's docstring, for --help.
+        schema: The class of the config.
         config: An example of a config.
         item: What a recipe makes again.
     """
     parser = cli.make_command_parser(module, doc)
+    parser.schema = schema
     inputs = parser.add_mutually_exclusive_group(required=True)
-    inputs.add_argument("--config", metavar="FILE", help=f"a YAML file such as {config}")
+    inputs.add_argument(
+        "--config", metavar="FILE", help=f"a YAML file, or a shipped config: {config}"
+    )
     inputs.add_argument("--recipe", metavar="FILE", type=Path, help=f"make this {item} again")
     parser.add_overrides()
+    parser.add_print_config()
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
     return parser
+
+
+def parse(parser: cli.Parser, arguments: Sequence[str] | None) -> tuple[Any, list[str]]:
+    """Parse the arguments of a synthesis, and return them and Apache Beam's."""
+    options, flags = parser.parse_with(arguments, jobs.find_unknown_flags)
+    if options.recipe and options.print_config:
+        parser.error("--print-config shows what --config would run, and takes no --recipe")
+    return options, flags

@@ -42,7 +42,7 @@ from tfmammo.archives.writers.synthetic import encode_mask_png, encode_png
 from tfmammo.data import card, jobs, sampling
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
-from tfmammo.synthesis.command import make_parser
+from tfmammo.synthesis.command import make_parser, parse
 from tfmammo.synthesis.config import PatchSynthesisConfig, Target
 from tfmammo.synthesis.generators import (
     LesionGenerator,
@@ -421,18 +421,17 @@ def _write_summary(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. An error becomes one line on stderr and exit code 2."""
     parser = make_parser(
-        "tfmammo.synthesis.patches", __doc__, "configs/patch_synthesis.yaml", "patch"
+        "tfmammo.synthesis.patches", __doc__, PatchSynthesisConfig, "patch_synthesis", "patch"
     )
-    options, flags = parser.parse_with(arguments, jobs.find_unknown_flags)
-    output = options.output.resolve()
+    options, flags = parse(parser, arguments)
 
     def work() -> None:
         if options.recipe:
-            recipe = remake(options.recipe, output, options.set)
+            recipe = remake(options.recipe, options.output.resolve(), options.set)
             log.info("%s: made again, bit for bit", recipe.name)
         else:
-            config = configuration.parse(PatchSynthesisConfig, options.config, options.set)
-            synthesize(config, output, flags)
+            config = cli.read_config(PatchSynthesisConfig, options)
+            synthesize(config, options.output.resolve(), flags)
 
     cli.run(work)
 

@@ -13,10 +13,8 @@ import numpy as np
 import tensorflow as tf
 from rich.table import Table
 
-from tfmammo import config as configuration
-from tfmammo import datasets
+from tfmammo import cli, datasets
 from tfmammo._tensorflow import hold_back_stderr
-from tfmammo.cli import console, make_parser
 from tfmammo.config import Experiment, TrainingConfig
 from tfmammo.data.extraction import MakePatches, make_patches
 from tfmammo.data.patches import Patches, PatchSource
@@ -77,7 +75,7 @@ class Command:
         print_summary(self.experiment, metrics, held_out, self.output)
 
 
-def start(description: str, config: type, not_for_workers: str | None = None) -> Command:
+def start(description: str, config: Any, not_for_workers: str | None = None) -> Command:
     """Read the arguments and the config, and configure TensorFlow.
 
     Args:
@@ -88,8 +86,9 @@ def start(description: str, config: type, not_for_workers: str | None = None) ->
     Raises:
         ConfigError: The config is wrong, or it asks for several workers.
     """
-    arguments = make_parser(description).parse_args()
-    experiment = configuration.load(arguments.config, arguments.set, config)
+    schema = Experiment[config]
+    arguments = cli.make_parser(description, schema).parse_args()
+    experiment = cli.read_config(schema, arguments)
     if not_for_workers:
         workers.refuse_multi_worker(experiment.training, not_for_workers)
     configure_tensorflow(experiment.training)
@@ -196,11 +195,11 @@ def print_summary(
     table.add_column("mean", justify="right")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
-    console.print(table)
+    cli.console.print(table)
     grids = sorted((output / "samples").glob("step_*.png"))
     for name, place in (
         ("picture", grids[-1] if grids else "-"),
         ("model", output / "export"),
         ("history", store.describe_viewer(store.store_uri(experiment.tracking.uri))),
     ):
-        console.print(f"{name:<10}{place}", markup=False, highlight=False, soft_wrap=True)
+        cli.console.print(f"{name:<10}{place}", markup=False, highlight=False, soft_wrap=True)

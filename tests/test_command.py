@@ -1,0 +1,255 @@
+"""`tfmammo`: which commands there are, what they read, and what they answer."""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from tfmammo import __main__ as command
+from tfmammo import cli, config, datasets, shipped
+from tfmammo.errors import ConfigError
+from tfmammo.models.can import CANConfig
+from tfmammo.reproduction import schemas
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    """Commands that run in this process write nowhere else, and leave no name behind."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "caller", None)
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def answer(capsys, *words):
+    """What a command prints that ends well."""
+    try:
+        command.main(words)
+    except SystemExit as stopped:
+        assert not stopped.code, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def refusal(capsys, *words):
+    """What a command says that is refused."""
+    with pytest.raises(SystemExit) as stopped:
+        command.main(words)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["train"], ["evaluate", "-h"], ["configs", "list"]],
+    ids=" ".join,
+)
+def test_what_looks_around_is_quick_and_imports_no_tensorflow(repository, words):
+    program = (
+        "import sys; from tfmammo.__main__ import main; main(); "
+        "print(*{'tensorflow', 'keras', 'pydantic', 'mlflow'} & {*sys.modules})"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.splitlines()[-1] == "", done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_every_script_and_module_with_a_command_line_has_a_command(repository, capsys):
+    listed = {
+        folder: set(re.findall(r"^  (\w+) +\S", answer(capsys, folder), re.MULTILINE))
+        for folder in command.FOLDERS
+    }
+    targets = {target for target, _ in command.COMMANDS.values()}
+    for folder, names in listed.items():
+        scripts = {
+            path.relative_to(repository).as_posix() for path in repository.glob(f"{folder}/*.py")
+        }
+        assert {f"{folder}/{name}.py" for name in names} == scripts - targets
+    modules = {
+        ".".join(path.relative_to(repository).with_suffix("").parts).removesuffix(".__main__")
+        for path in repository.glob("tfmammo/**/*.py")
+        if '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")
+    }
+    inner = {"tfmammo", "tfmammo.serving.parsing"}  # the command itself, and a server's own child
+    assert {f"-m {module}" for module in modules - inner} == {
+        target for target in targets if target.startswith("-m ")
+    }
+
+
+def test_a_training_runs_under_its_name_and_prints_its_config(capsys, tmp_path):
+    text = answer(
+        capsys,
+        "train",
+        "can",
+        "--config",
+        "quickstart",
+        "--set",
+        "training.steps=2",
+        "--print-config",
+    )
+    (tmp_path / "shown.yaml").write_text(text, encoding="utf-8")
+    schema = config.Experiment[CANConfig]
+    shown = config.parse(schema, "shown.yaml")
+    assert shown == config.parse(schema, "quickstart", ["training.steps=2"])
+    assert shown.training.steps == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["shown.yaml"]
+
+
+# This file's own imports bring modules that the command has not imported when it runs them.
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["evaluate", "segmentation", "--config", "segmentation"], "threshold: 0.5"),
+        (["synthesize", "--config", "synthesis_full", "--set", "count=7"], "count: 7"),
+        (["build", "--config", "build", "--set", "data.size=64"], "  size: 64"),
+        (["reader-study", "--config", "reader_study", "--set", "level=0.9"], "level: 0.9"),
+        (["case", "--config", "case", "--set", "score=0.25"], "score: 0.25"),
+        (["registry", "promote", "--model", "tfmammo-can"], "model: tfmammo-can"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_config_is_printed_without_the_other_arguments(capsys, tmp_path, words, line):
+    assert line in answer(capsys, *words, "--print-config").splitlines()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_is_no_config(capsys):
+    said = refusal(capsys, "synthesize", "--recipe", "a.json", "--output", "out", "--print-config")
+    assert said.splitlines()[-1] == (
+        "tfmammo synthesize: error: --print-config shows what --config would run, and takes no "
+        "--recipe"
+    )
+
+
+def test_help_names_the_command_as_it_was_typed_and_lists_the_keys(capsys):
+    text = answer(capsys, "train", "can", "--help")
+    assert text.startswith("usage: tfmammo train can [-h] --config FILE")
+    assert "tfmammo train can --config can --set data.name=inbreast" in text
+    assert "python" not in text
+    lines = text.splitlines()
+    row = lines.index("  data.size: int > 0 = 256")
+    assert lines[row + 1] == "      Patch rows and columns, px."
+    assert "  model.learning_rate: float > 0 = 0.0002" in lines
+    assert "  data.canvas: [int > 0, int > 0] or null = null" in lines
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "tfmammo has no command trian, did you mean train?"),
+        (["train", "cna"], "train: there is no cna, did you mean can?"),
+        (["evaluate", "segmentatoin"], "evaluate: there is no segmentatoin, did you mean segmen"),
+        (["evaluate", "report"], "evaluate: there is no report; there are blending, "),
+        (["schema", "quikstart"], "quikstart: is no shipped config, did you mean quickstart?"),
+        (["configs", "show", "xyzzy"], "xyzzy: is no shipped config; there are blending, "),
+        (
+            ["train", "can", "--config", "can", "--set", "training.stepz=1"],
+            "can: training.stepz: unknown key, did you mean training.steps?",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_misspelt_word_is_one_sentence(capsys, words, said):
+    assert refusal(capsys, *words).startswith(f"error: {said}")
+
+
+def test_a_notice_names_commands_as_they_were_typed(capsys, monkeypatch):
+    caller = cli.Caller("tfmammo train can", command.translate)
+    monkeypatch.setattr(cli, "caller", caller)
+    monkeypatch.setattr(sys, "argv", ["can.py", "--config", "can", "--set", "training.steps=2"])
+    datasets.announce_phantom(config.DataConfig(name="inbreast"))
+    said = capsys.readouterr().err
+    assert " tfmammo train can --config can --set data.name=inbreast data.root=DIR " in said
+    assert " tfmammo train can --config quickstart " in said
+
+
+def test_configs_are_shown_and_copied_once(capsys, repository, tmp_path):
+    text = (repository / "configs" / "can.yaml").read_text(encoding="utf-8")
+    assert answer(capsys, "configs", "show", "can") == text
+    assert answer(capsys, "configs", "copy", "can").strip() == "can.yaml"
+    assert (tmp_path / "can.yaml").read_text(encoding="utf-8") == text
+    (tmp_path / "mine").mkdir()
+    assert answer(capsys, "configs", "copy", "can", "mine").strip() == "mine/can.yaml"
+    said = refusal(capsys, "configs", "copy", "can")
+    assert said == "error: can.yaml: is there already, and is not overwritten\n"
+
+
+def test_configs_are_listed_with_their_commands(capsys):
+    lines = answer(capsys, "configs", "list").splitlines()
+    assert [line.split()[0] for line in lines] == shipped.list_configs()
+    assert "pix2pix_can             tfmammo train pix2pix --config pix2pix_can" in lines
+    assert not [line for line in lines if "python" in line or ".yaml" in line]
+
+
+@pytest.mark.parametrize("name", shipped.list_configs())
+def test_every_shipped_config_is_of_the_class_that_its_command_reads(name):
+    run = shipped.read_command(name).replace(f" --config configs/{name}.yaml", "")
+    config.parse(schemas.find_schema(run), name)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("tfmammo sy", ["synthesize", "synthesize-patches"]),
+        ("tfmammo train vani", ["vanilla_gan"]),
+        ("tfmammo evaluate report", [""]),
+        ("tfmammo train can --config pix", ["pix2pix", "pix2pix_can"]),
+        ("tfmammo schema quick", ["quickstart"]),
+        ("tfmammo configs c", ["copy"]),
+        ("tfmammo train can --pr", ["--print-config"]),
+        ("tfmammo train can --output ", [""]),
+    ],
+)
+def test_the_shell_is_told_the_next_word(capsys, monkeypatch, line, words):
+    monkeypatch.setenv("COMP_LINE", f"{line} and what follows")
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    assert answer(capsys, "complete", "tfmammo", "x", "y") == "\n".join(words) + "\n"
+
+
+def test_a_schema_says_what_the_class_does(capsys):
+    schema = json.loads(answer(capsys, "schema", "quickstart"))
+    data = schema["$defs"]["DataConfig"]
+    assert schema["additionalProperties"] is False and data["additionalProperties"] is False
+    assert data["properties"]["size"] == {
+        "default": 256,
+        "description": "Patch rows and columns, px.",
+        "exclusiveMinimum": 0,
+        "title": "Size",
+        "type": "integer",
+    }
+    assert schema["properties"]["model"]["$ref"] == "#/$defs/CANConfig"
+
+
+def test_a_file_wins_over_a_shipped_config(tmp_path):
+    assert shipped.find_config("unet") == shipped.ROOT / "configs" / "unet.yaml"
+    (tmp_path / "unet").mkdir()  # a folder is no config
+    assert shipped.find_config("unet") == shipped.ROOT / "configs" / "unet.yaml"
+    (tmp_path / "unet").rmdir()
+    (tmp_path / "unet").write_text("name: mine\nmodel: {}\n", encoding="utf-8")
+    assert config.load("unet").name == "mine"
+    with pytest.raises(ConfigError, match=r"^cna: no such config file, did you mean can, which"):
+        config.load("cna")
+
+
+def test_a_missing_extra_is_one_sentence(capsys):
+    def import_missing(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(lambda: import_missing("uvicorn.protocols"))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == 'error: uvicorn is missing: pip install "tfmammo[serve]"\n'
+    with pytest.raises(ModuleNotFoundError):
+        cli.run(lambda: import_missing("nobody_knows"))
