@@ -437,7 +437,7 @@ def parse(schema: type[Schema], path: str | Path, overrides: Iterable[str] = ())
         >>> parse(Experiment[CANConfig], "configs/can.yaml").model.filters[:3]
         (64, 128, 256)
     """
-    content = _read(Path(path))
+    content = read_yaml(Path(path))
     for override in overrides:
         _override(content, override)
     try:
@@ -475,7 +475,12 @@ def describe(error: ValidationError) -> str:
     return "; ".join(faults)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds sections or keys.
+
+    Raises:
+        ConfigError: The file is missing, is no YAML or holds no keys.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -133,6 +133,7 @@ def lesion(
         ArchiveError: On first use, when the RLE is damaged or marks nothing.
     """
     region = annotation.get("segmentation")
+    details = details | parse_attributes(annotation.get("attributes"))
     if isinstance(region, dict):
         if region.get("size") != [rows, cols]:
             raise Contradiction(
@@ -150,6 +151,26 @@ def lesion(
             details,
         )
     return Lesion(kind, _parse_box(annotation.get("bbox"), rows, cols), **details)
+
+
+def parse_attributes(attributes: Any) -> dict[str, Any]:
+    """Return an annotation's pathology, shape and margin as fields of Lesion.
+
+    What is blank, no word of ours or no text is left out.
+
+    Args:
+        attributes: The annotation's "attributes", of whatever type.
+    """
+    if not isinstance(attributes, dict):
+        return {}
+    details = {
+        name: text.strip().lower()
+        for name in ("shape", "margin", "pathology")
+        if isinstance(text := attributes.get(name), str) and 0 < len(text.strip()) <= 64
+    }
+    if details.get("pathology") not in ("normal", "benign", "malignant"):
+        details.pop("pathology", None)
+    return details
 
 
 def encode(mask: NDArray[np.uint8], box: Box, rows: int, cols: int) -> dict[str, Any]:

@@ -243,9 +243,10 @@ def quantize(mammogram: Mammogram) -> NDArray[np.uint8] | NDArray[np.uint16]:
     Returns:
         uint8 or uint16 [rows, cols].
     """
-    full = 255 if mammogram.bits is not None and mammogram.bits <= 8 else 65535
-    values = np.rint(mammogram.pixels()[..., 0] * np.float64(full))
-    return values.astype(np.uint8 if full == 255 else np.uint16)
+    grey = mammogram.pixels()[..., 0].astype(np.float64)
+    if mammogram.bits is not None and mammogram.bits <= 8:
+        return np.rint(grey * 255).astype(np.uint8)
+    return np.rint(grey * 65535).astype(np.uint16)
 
 
 def encode_png(pixels: NDArray[np.generic]) -> bytes:

@@ -59,7 +59,7 @@ class NNUNet:
     def finish(self) -> dict[str, str]:
         """Return the files that list all cases."""
         labels = {kind: number for number, kind in enumerate(self.kinds, 1)}
-        dataset = {
+        dataset: dict[str, Any] = {
             "channel_names": {"0": "mammogram"},
             "labels": {"background": 0, **labels},
             "numTraining": self.count,
