@@ -143,7 +143,7 @@ def lesion(
             kind, partial(_decode_rle, where, region.get("counts"), rows, cols), **details
         )
     if region:
-        return _unite(
+        return unite(
             [
                 Lesion.from_outline(kind, outline, rows, cols, **details)
                 for outline in _parse_outlines(region)
@@ -241,7 +241,13 @@ def _parse_outlines(region: Any) -> list[NDArray[np.float64]]:
     return [part.reshape(-1, 2)[:, ::-1] - 0.5 for part in enclosing or parts]
 
 
-def _unite(parts: list[Lesion], details: dict[str, Any]) -> Lesion:
+def unite(parts: list[Lesion], details: dict[str, Any]) -> Lesion:
+    """Make one lesion of parts that lie on one image.
+
+    Args:
+        parts: Lesions with outlines; the first one's kind counts.
+        details: Further fields of Lesion.
+    """
     corners = np.array([part.box for part in parts])
     (top, left) = corners[:, :2].min(axis=0)
     (bottom, right) = corners[:, 2:].max(axis=0)

@@ -56,7 +56,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tfmammo.archives import coco, dicom, layouts, pictures
+from tfmammo.archives import coco, dicom, layouts, pictures, regions
 from tfmammo.archives.named_files import DICOMS, PICTURES, find_files, make_key
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
@@ -89,6 +89,11 @@ class _Folder:
     coco: dict[str, coco.Listed] = field(default_factory=dict)
     listed_only: bool = False
     layout: layouts.Layout | None = None  # of another tool
+    # by the SOP Instance UID of their image; None where other labels count
+    regions: dict[str, list[regions.Region]] | None = None
+    drawn: set[str] = field(default_factory=set)  # images whose regions were used
+    # (file, why) -> how many of its regions
+    unusable: Counter[tuple[Path, str]] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
 
     def note(self, path: Path, reason: object) -> None:
@@ -138,8 +143,11 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     elif (root / "annotations.json").exists():
         folder.coco = _read_coco(folder, root / "annotations.json")
         folder.listed_only = True
+    if layout is None:
+        _find_regions(folder)
     _note_unused_rows(folder)
     mammograms = list(_make_mammograms(folder))
+    _note_unused_regions(folder)
     for reason, count in folder.counts.items():
         skipped.add("images/*", f"{count} {reason}")
     if not mammograms:
@@ -357,6 +365,57 @@ def _read_coco(folder: _Folder, path: Path) -> dict[str, coco.Listed]:
     return listed
 
 
+def _find_regions(folder: _Folder) -> None:
+    """Find the DICOM files that draw regions, among the images and in a folder annotations."""
+    files = {
+        image: path
+        for image, path in folder.images.items()
+        if path.suffix.lower() in DICOMS and regions.is_region_file(path)
+    }
+    for image in files:
+        del folder.images[image]
+    paths = list(files.values())
+    if (folder.root / "annotations").is_dir():
+        paths += find_files(folder.root, "annotations", DICOMS, folder.skipped).values()
+    if paths and (folder.masks or folder.listed_only):
+        for path in paths:
+            folder.note(path, "is not read beside masks or annotations.json")
+    elif paths:
+        folder.regions = regions.read_regions(paths, folder.note)
+
+
+def _make_region_lesions(folder: _Folder, image: str) -> Iterator[Lesion]:
+    assert folder.regions is not None
+    path = folder.images[image]
+    if path.suffix.lower() not in DICOMS:
+        return
+    identifier, facts = regions.read_image(path)
+    drawn = folder.regions.get(identifier, [])
+    row = folder.rows.get(image, {})
+    details = _find_details(row, len(drawn))
+    for region in drawn:
+        folder.drawn.add(identifier)
+        kind = region.kind if region.kind_is_certain else row.get("kind", region.kind)
+        certain = {"kind_is_certain": region.kind_is_certain or "kind" in row}
+        try:
+            yield region.draw(facts, kind, details | certain)
+        except ValueError as error:
+            folder.unusable[region.file, str(error)] += 1
+
+
+def _note_unused_regions(folder: _Folder) -> None:
+    for (path, reason), count in folder.unusable.items():
+        folder.note(path, f"{count} of its regions {reason}")
+    others = Counter(
+        region.file
+        for image, listed in (folder.regions or {}).items()
+        if image not in folder.drawn
+        for region in listed
+    )
+    for path, count in others.items():
+        folder.note(path, f"{count} of its regions lie on images that are not read here")
+
+
 def _make_mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
     row = folder.rows.get(image, {})
     masks = folder.masks.get(image, [])
@@ -403,6 +462,8 @@ def _make_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator
         lesions = folder.layout.find_lesions(image, rows, cols)
         details = _find_details(folder.rows.get(image, {}), len(lesions))
         return (_complete(lesion, details) for lesion in lesions)
+    if folder.regions is not None:
+        return _make_region_lesions(folder, image)
     if folder.listed_only:
         return _make_coco_lesions(folder, image, rows, cols)
     return _make_mask_lesions(folder, image, rows, cols)

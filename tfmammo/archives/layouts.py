@@ -36,7 +36,8 @@ from tfmammo.mammogram import Lesion, LesionKind, Skipped, Split, hash_id, trace
 
 FindLesions = Callable[[str, int, int], list[Lesion]]
 
-_LARGEST_TEXT = 2**24  # bytes of data.yaml, or of the labels of one image
+_LARGEST_YAML = 2**20  # bytes; YAML is slow to read
+_LARGEST_TEXT = 2**24  # bytes of the labels of one image
 _MOST_REGIONS = 4096  # of one label map; noise has more
 _SUBSETS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -163,8 +164,11 @@ def _find_listed(root: Path, path: Path, entry: Mapping[str, Any], word: str) ->
     except ValueError as error:
         raise ArchiveError(f"{path}: {error}") from None
     file = root / name
-    is_inside = file.suffix.lower() in PICTURES and len(name) < 4096 and file.is_file()
-    return file if is_inside and not file.is_symlink() else None
+    try:
+        is_picture = file.suffix.lower() in PICTURES and file.is_file() and not file.is_symlink()
+    except OSError:  # no file has so long a name
+        is_picture = False
+    return file if is_picture else None
 
 
 def _read_label_map(
@@ -203,7 +207,7 @@ def _make_lesion(kind: LesionKind, outline: np.ndarray) -> Lesion:
 
 def _open_yolo(root: Path, skipped: Skipped) -> Layout:
     path = root / "data.yaml"
-    if path.stat().st_size > _LARGEST_TEXT:
+    if path.stat().st_size > _LARGEST_YAML:
         raise ArchiveError(f"{path}: is too large to name labels")
     try:
         names = read_yaml(path).get("names")
@@ -266,12 +270,16 @@ def _parse_yolo_line(
     if kind is None:
         return None
     if len(shares) == 4:
-        x, y, width, height = (shares * (cols, rows, cols, rows)).tolist()
+        x, y, width, height = (
+            share * side
+            for share, side in zip(shares.tolist(), (cols, rows, cols, rows), strict=True)
+        )
         bbox = [x - width / 2, y - height / 2, width, height]
         return coco.lesion(kind, {"bbox": bbox}, rows, cols, {}, "")
     # Shares of 12 digits are off by less than this, and a point between two cells of the drawing's
     # grid would fall to either.
-    points = np.round(shares.reshape(-1, 2)[:, ::-1] * (rows, cols) - 0.5, 6)
+    with np.errstate(over="ignore"):  # what is infinite is refused below
+        points = np.round(shares.reshape(-1, 2)[:, ::-1] * (rows, cols) - 0.5, 6)
     return Lesion.from_outline(kind, points, rows, cols)
 
 
