@@ -241,16 +241,33 @@ def test_yolos_boxes_by_hand(archive, tmp_path):
     assert boxes == sorted(originals)
 
 
-def test_hugging_face_reads_it(archive, tmp_path):
+@pytest.mark.filterwarnings("default")  # the library's own, and its dependencies'
+def test_hugging_face_reads_it(archive, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
     write_dataset("hf", config(archive), tmp_path / "hf")
     loaded = datasets.load_dataset(
         "imagefolder", data_dir=str(tmp_path / "hf"), cache_dir=str(tmp_path / "cache")
     )
     assert sorted(loaded) == ["train", "validation"]
-    assert sum(map(len, loaded.values())) == 10
+    originals = {original.image_id: original for original in read(archive)[0]}
+    rows = [row for subset in loaded.values() for row in subset]
+    assert len(rows) == 10
+    for row in rows:
+        matches = [
+            original
+            for original in originals.values()
+            if np.array_equal(np.rint(original.pixels()[..., 0] * 65535), np.asarray(row["image"]))
+        ]
+        (original,) = matches
+        assert row["patient"] == original.patient_id
+        assert row["objects"]["category"] == [lesion.kind for lesion in original.lesions]
+    loaded.save_to_disk(str(tmp_path / "saved"))
+    assert len(datasets.load_from_disk(str(tmp_path / "saved"))["train"]) == len(loaded["train"])
 
 
+@pytest.mark.filterwarnings("default")  # the library's own, and its dependencies'
 def test_monai_reads_it(archive, tmp_path):
     data = pytest.importorskip("monai.data", reason="MONAI is not installed")
     write_dataset("monai", config(archive), tmp_path / "monai")
@@ -274,6 +291,25 @@ def test_patches(tmp_path, name):
         for record in records
     )
     assert not list((tmp_path / "Dataset502_Patches").rglob("*#*"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lesions_of_a_pixel_or_a_line(tmp_path, name):
+    """Masks have specks, and boxes of none: each comes back with its pixels."""
+    outlines = ([[9, 9]] * 3, [[20, 9], [20, 14], [20, 14]], [[30, 9], [33, 12], [33, 12]])
+    lesions = [Lesion.from_outline("mass", outline, ROWS, COLS) for outline in outlines]
+    image = np.zeros((ROWS, COLS, 1), np.float32)
+    mammograms = [
+        make_mammogram(number, image, lesions, patient_id=f"p{number}") for number in (0, 1)
+    ]
+    writer.write(mammograms, tmp_path / "archive")
+    write_dataset(name, config(tmp_path / "archive"), tmp_path / "Dataset501_Masses")
+    originals, _ = read(tmp_path / "archive")
+    records, reasons = read(tmp_path / "Dataset501_Masses")
+    assert not reasons
+    for original, record in pair(originals, records, name):
+        assert len(record.lesions) == 3
+        np.testing.assert_array_equal(draw(record, "mass"), draw(original, "mass"))
 
 
 def test_patches_are_those_of_a_training(tmp_path):

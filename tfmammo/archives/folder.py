@@ -38,6 +38,10 @@ others are noted. Coordinates count from the image's corner, half a pixel from t
 centre. With annotations.json only the images that it lists are read, since the others may be
 unlabelled. Holes of a region are filled, as everywhere here.
 
+DICOM SEG, SR and RTSTRUCT files, among the images or in a folder annotations, give the lesions of
+the DICOM images that they name, where there are neither masks nor annotations.json: see `regions`.
+Another tool's data set is read as it is: see `layouts`.
+
 Pathology is the image's: its lesions carry it where they have no own and it holds for each, because
 there is one or all is benign.
 """

@@ -32,7 +32,7 @@ from tfmammo.archives import coco, pictures
 from tfmammo.archives.named_files import PICTURES, find_files, make_key
 from tfmammo.config import read_yaml
 from tfmammo.errors import ArchiveError, ConfigError
-from tfmammo.mammogram import Lesion, LesionKind, Skipped, Split, hash_id, trace_borders
+from tfmammo.mammogram import Lesion, LesionKind, Skipped, Split, hash_id, trace_lesions
 
 FindLesions = Callable[[str, int, int], list[Lesion]]
 
@@ -181,25 +181,17 @@ def _read_label_map(
         raise ArchiveError(
             f"{path}: holds the label {unknown[0]}, which dataset.json does not name"
         )
-    lesions = []
+    lesions: list[Lesion] = []
     for value in present:
         kind = kinds[value]
         if kind is not None:
             region = (values == value).astype(np.uint8)
             if np.count_nonzero(np.diff(region, axis=1, prepend=0) == 1) > 2**18:
                 raise ArchiveError(f"{path}: marks no lesions but noise")
-            outlines = trace_borders(region)
-            if len(outlines) > _MOST_REGIONS:
+            lesions += trace_lesions(kind, region)
+            if len(lesions) > _MOST_REGIONS:
                 raise ArchiveError(f"{path}: marks more than {_MOST_REGIONS} regions")
-            lesions += [_make_lesion(kind, outline) for outline in outlines]
     return lesions
-
-
-def _make_lesion(kind: LesionKind, outline: np.ndarray) -> Lesion:
-    """Make a lesion of a traced border: a lesion of a pixel or a line has one as well."""
-    top, left = outline.min(axis=0).astype(int).tolist()
-    bottom, right = (outline.max(axis=0).astype(int) + 1).tolist()
-    return Lesion(kind, (top, left, bottom, right), (outline,))
 
 
 # Lists of lesions

@@ -21,7 +21,7 @@ from tfmammo.data.splits import Mammograms, SavedSplit
 from tfmammo.datasets import announce_phantom, refuse_added
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.exchange.config import ExchangeConfig
-from tfmammo.mammogram import Lesion, Mammogram, Skipped, hash_id, trace_borders
+from tfmammo.mammogram import Mammogram, Skipped, hash_id, trace_lesions
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,12 @@ def _make_patches(
 def _wrap_patch(patch: Patch, record: Mammogram) -> Mammogram:
     """Turn a patch into a mammogram of its size, with a lesion for each part of its mask."""
     rows, cols = patch.mask.shape[:2]
+    lesions = trace_lesions(
+        patch.kind,  # type: ignore[arg-type]
+        patch.mask[..., 0],
+        pathology=patch.pathology or None,
+        shape=patch.shape or None,
+    )
     return Mammogram(
         archive=record.archive,
         patient_id=patch.patient_id,
@@ -206,24 +212,11 @@ def _wrap_patch(patch: Patch, record: Mammogram) -> Mammogram:
         laterality=record.laterality,
         view=record.view,
         pathology=patch.pathology or None,  # type: ignore[arg-type]
-        lesions=tuple(_find_lesions(patch)),
+        lesions=lesions,
         birads=record.birads,
         density=record.density,
         official_split=record.official_split,
     )
-
-
-def _find_lesions(patch: Patch) -> Iterator[Lesion]:
-    rows, cols = patch.mask.shape[:2]
-    details = {"pathology": patch.pathology or None, "shape": patch.shape or None}
-    for outline in trace_borders(patch.mask[..., 0]):
-        yield Lesion.from_outline(
-            patch.kind,  # type: ignore[arg-type]
-            outline,
-            rows,
-            cols,
-            **details,
-        )
 
 
 def _take(image: NDArray[np.float32]) -> NDArray[np.float32]:
