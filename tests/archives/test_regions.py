@@ -259,6 +259,22 @@ def test_binary_and_fractional_segments(tmp_path, kind, syntax):
     assert_read(tmp_path, MASS)
 
 
+def test_frames_that_begin_within_a_byte(tmp_path):
+    """Frames follow each other bit by bit: 15 x 9 px are 16 bytes and 7 bits."""
+    image = tmp_path / "images" / "a.dcm"
+    write_dicom(image, np.zeros((15, 9), np.uint16), 12)
+    boxes = ([[1, 1], [1, 4], [4, 4]], [[6, 2], [6, 7], [9, 7]], [[10, 1], [13, 1], [13, 8]])
+    lesions = {
+        f"{number} mass": Lesion.from_outline("mass", box, 15, 9)
+        for number, box in enumerate(boxes)
+    }
+    segmentation.write(tmp_path / "images" / "z.dcm", image, lesions, "1", {})
+    (record,), reasons = read(tmp_path)
+    assert not reasons
+    for lesion, original in zip(record.lesions, lesions.values(), strict=True):
+        np.testing.assert_array_equal(lesion.mask(15, 9), original.mask(15, 9))
+
+
 def test_segments_in_a_folder_of_their_own(tmp_path):
     path = write_segmentation(write_image(tmp_path), MASS.mask(ROWS, COLS))
     (tmp_path / "annotations").mkdir()
