@@ -4,7 +4,9 @@ pydicom, read by `folder`.
 
 import logging
 import time
+import tracemalloc
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -510,3 +512,34 @@ def test_a_report_nested_without_end(tmp_path):
         dataset.ContentSequence = Sequence([outer])
     dataset.save_as(path)
     assert reason(tmp_path) == "is a report of more than 16 levels"
+
+
+def test_a_deflated_file_is_not_inflated(tmp_path):
+    """It says so at its beginning, and what follows may have any size."""
+    path = write_segmentation(write_image(tmp_path), MASS.mask(ROWS, COLS))
+    content = path.read_bytes()
+    old = b"1.2.840.10008.1.2.1\0"
+    assert old in content
+    syntax = b"1.2.840.10008.1.2.1.99"
+    length = 144 + int.from_bytes(content[140:144], "little")
+    head = content[:140] + (length - 144 + 2).to_bytes(4, "little") + content[144:length]
+    head = head.replace(len(old).to_bytes(2, "little") + old, b"\x16\0" + syntax)
+    squeezer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    body = b"".join(squeezer.compress(bytes(2**24)) for _ in range(64))
+    path.write_bytes(head + body + squeezer.flush())
+    tracemalloc.start()
+    assert reason(tmp_path) == "is deflated, which is not read here"
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+
+
+def test_files_of_other_sorts_and_reports_without_regions(tmp_path):
+    path = write_report(write_image(tmp_path), ("POLYLINE", closed(SQUARE)))
+    change(path, lambda dataset: setattr(dataset, "ContentSequence", Sequence([])))
+    assert reason(tmp_path) == "draws no region"
+    path.unlink()
+    write_image(tmp_path / "other").rename(tmp_path / "b.dcm")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "b.dcm").rename(tmp_path / "annotations" / "b.dcm")
+    (_,), reasons = read(tmp_path)
+    assert reasons == {"annotations/b.dcm": "is no SEG, no SR of findings and no RTSTRUCT"}

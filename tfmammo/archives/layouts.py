@@ -74,19 +74,22 @@ def find_layout(root: Path, skipped: Skipped) -> Layout | None:
     Raises:
         ArchiveError: A file that lists images or names labels is damaged.
     """
+    has_images = (root / "images").is_dir()
     if (root / "dataset.json").is_file():
         content = _read_json(root / "dataset.json")
         if isinstance(content.get("training"), list):
             return _open_monai(root, content, skipped)
         if "file_ending" in content:
             return _open_nnunet(root, content, skipped)
-        raise ArchiveError(
-            f"{root / 'dataset.json'}: is neither nnU-Net's (file_ending) nor MONAI's (training)"
-        )
-    if (root / "data.yaml").is_file() and (root / "images").is_dir():
+        if not has_images:
+            raise ArchiveError(
+                f"{root / 'dataset.json'}: is neither nnU-Net's (with file_ending) nor MONAI's "
+                "(with training)"
+            )
+    if (root / "data.yaml").is_file() and has_images and (root / "labels").is_dir():
         return _open_yolo(root, skipped)
-    lists = {name: root / name / "metadata.jsonl" for name in _SUBSETS}
-    if any(path.is_file() for path in lists.values()):
+    lists = [root / name / "metadata.jsonl" for name in _SUBSETS]
+    if not has_images and any(path.is_file() for path in lists):
         return _open_hugging_face(root, skipped)
     return None
 

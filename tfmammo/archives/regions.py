@@ -66,7 +66,7 @@ _GENERAL_WORDS = ("lesion", "lesions", "tumor", "tumour", "finding", "gtv", "roi
 _GROUP = "125007"
 _FINDING = "121071"
 _REGION = "111030"
-_LARGEST = 2**28  # bytes of a file before its pixels
+_LARGEST = 2**28  # bytes of a file without pixels
 _MOST_REGIONS = 4096  # of a file
 _DEEPEST = 16  # levels of a report's tree
 _CIRCLE = 180  # points of a drawn circle or ellipse
@@ -173,13 +173,15 @@ def read_image(path: Path) -> tuple[str, Image]:
 
 def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
     with dicom.reading(path), silence():
-        with path.open("rb") as file:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True)
-            if file.tell() > _LARGEST:
-                raise Fault("is larger than any file of regions")
-        kind = text(dataset, "SOPClassUID")
-        if dataset.file_meta.TransferSyntaxUID.is_deflated:
+        meta = read_file_meta_info(path)
+        kind = text(meta, "MediaStorageSOPClassUID")
+        if kind not in CLASSES:
+            raise Fault("is no SEG, no SR of findings and no RTSTRUCT")
+        if meta.TransferSyntaxUID.is_deflated:  # it would be inflated to whatever size it has
             raise Fault("is deflated, which is not read here")
+        if kind != SEGMENTATION and path.stat().st_size > _LARGEST:
+            raise Fault("is larger than any file of regions")
+        dataset = pydicom.dcmread(path, stop_before_pixels=True)
         if kind == SEGMENTATION:
             regions = _list_segments(path, dataset, unusable)
         elif kind == STRUCTURE_SET:
@@ -189,6 +191,8 @@ def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
         listed = list(islice(regions, _MOST_REGIONS + 1))
         if len(listed) > _MOST_REGIONS:
             raise Fault(f"draws more than {_MOST_REGIONS} regions")
+        if not listed and not unusable:
+            raise Fault("draws no region")
         return listed
 
 
