@@ -39,6 +39,14 @@ def read(root: Path):
     return folder.read(root, skipped), skipped.reasons
 
 
+def complain(root: Path) -> str:
+    """All that is said of a folder of which nothing can be read."""
+    skipped = Skipped()
+    with pytest.raises(ArchiveError) as raised:
+        folder.read(root, skipped)
+    return "; ".join([str(raised.value), *skipped.reasons.values()])
+
+
 def labels(*parts: tuple[int, int, int, int, int]) -> np.ndarray:
     """A label map of rectangles: (value, box)."""
     values = np.zeros((ROWS, COLS), np.uint8)
@@ -96,25 +104,24 @@ def test_a_table_beside_it(nnunet):
     [
         ({"labels": {"mass": [1, 2]}}, "dataset.json: its labels are not one number each"),
         ({"file_ending": ".nii.gz"}, "dataset.json: its images are no pictures"),
-        ({"labels": {"mass": 3}}, "case_1.png: dataset.json does not name its label 1"),
+        (
+            {"labels": {"mass": 3}},
+            "case_1.png: holds the label 1, which dataset.json does not name",
+        ),
         ({"file_ending": None}, "dataset.json: its images are no pictures"),
     ],
 )
 def test_damaged_nnunet(nnunet, change, message):
     write(nnunet / "dataset.json", NNUNET | change)
-    with pytest.raises(ArchiveError) as raised:
-        read(nnunet)
-    assert message in str(raised.value)
+    assert message in complain(nnunet)
 
 
 def test_label_maps_that_are_none(nnunet):
     path = nnunet / "labelsTr" / "case_1.png"
     picture(path, labels()[:20])
-    with pytest.raises(ArchiveError, match="case_1.png: has 20 x 40 px, its image 30 x 40"):
-        read(nnunet)
+    assert "case_1.png: has 20 x 40 px, its image 30 x 40" in complain(nnunet)
     picture(path, np.zeros((ROWS, COLS, 3), np.uint8))
-    with pytest.raises(ArchiveError, match="case_1.png: is no label map, which has one channel"):
-        read(nnunet)
+    assert "case_1.png: is no label map, which has one channel" in complain(nnunet)
 
 
 def test_noise_is_no_label_map(tmp_path):
@@ -123,8 +130,7 @@ def test_noise_is_no_label_map(tmp_path):
     noise = np.random.default_rng(0).integers(0, 2, (1200, 1200), np.uint8)
     picture(tmp_path / "imagesTr" / "a_0000.png", noise)
     picture(tmp_path / "labelsTr" / "a.png", noise)
-    with pytest.raises(ArchiveError, match="a.png: marks no lesions but noise"):
-        read(tmp_path)
+    assert "a.png: marks no lesions but noise" in complain(tmp_path)
 
 
 def test_a_folder_of_ones_own_with_such_a_file_stays_one(tmp_path):
