@@ -106,7 +106,7 @@ def test_a_table_beside_it(nnunet):
         ({"file_ending": ".nii.gz"}, "dataset.json: its images are no pictures"),
         (
             {"labels": {"mass": 3}},
-            "case_1.png: holds the label 1, which dataset.json does not name",
+            "case_1.png: holds the label 1, which dataset.json",
         ),
         ({"file_ending": None}, "dataset.json: its images are no pictures"),
     ],
