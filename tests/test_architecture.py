@@ -38,7 +38,7 @@ LAYERS = (
     {"metrics"},
     {"detection", "datasets"},
     {"synthesis"},
-    {"training", "inference", "reader_study", "estimate"},
+    {"training", "inference", "reader_study", "estimate", "exchange"},
     {"evaluation", "serving", "studio"},
     {"studies", "registry"},
     {"reproduction"},

@@ -27,6 +27,7 @@ COMMANDS = {
     "case": ("evaluate/case.py", "find, outline and name the lesions of a mammogram"),
     "archives": ("-m tfmammo.archives", "look at an archive before anything is trained on it"),
     "build": ("-m tfmammo.data.build", "turn a large archive into records to stream from"),
+    "export": ("-m tfmammo.exchange", "write a data set for another tool"),
     "synthesize": ("-m tfmammo.synthesis", "insert lesions into mammograms"),
     "synthesize-patches": ("-m tfmammo.synthesis.patches", "make patches with lesions"),
     "registry": ("-m tfmammo.registry", "list, promote and roll back registered models"),

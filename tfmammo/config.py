@@ -439,7 +439,7 @@ def parse(schema: type[Schema], path: str | Path, overrides: Iterable[str] = ())
         >>> parse(Experiment[CANConfig], "configs/can.yaml").model.filters[:3]
         (64, 128, 256)
     """
-    content = _read(shipped.find_config(path))
+    content = read_yaml(shipped.find_config(path))
     for override in overrides:
         _override(content, override)
     try:
@@ -484,7 +484,12 @@ def describe(error: ValidationError, schema: type[BaseModel] | None = None) -> s
     return "; ".join(faults)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds sections or keys.
+
+    Raises:
+        ConfigError: The file is missing, is no YAML or holds no keys.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -312,6 +312,25 @@ def trace_borders(region: NDArray[np.generic]) -> tuple[NDArray[np.float32], ...
     return tuple(contour[:, 0, ::-1].astype(np.float32) for contour in contours)
 
 
+def trace_lesions(
+    kind: LesionKind, region: NDArray[np.generic], **details: object
+) -> tuple[Lesion, ...]:
+    """Make a lesion of each connected part of a region, however small.
+
+    Args:
+        kind: What they are.
+        region: [rows, cols], not 0 inside; holes are filled.
+        details: Further fields of Lesion.
+    """
+    lesions = []
+    for outline in trace_borders(region):
+        top, left = outline.min(axis=0).astype(int).tolist()
+        bottom, right = (outline.max(axis=0).astype(int) + 1).tolist()
+        box = (top, left, bottom, right)
+        lesions.append(Lesion(kind, box, (outline,), **details))  # type: ignore[arg-type]
+    return tuple(lesions)
+
+
 @dataclass(frozen=True)
 class Mammogram:
     """One mammogram as its archive describes it; only `pixels()` reads pixels.

@@ -21,12 +21,13 @@ import resource
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -44,20 +45,11 @@ from tfmammo.archives.writers import (
     inbreast,
     mini_mias,
     optimam,
+    segmentation,
     vindr,
 )
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-WRITERS = {
-    "cbis_ddsm": cbis_ddsm.write,
-    "cdd_cesm": cdd_cesm.write,
-    "ddsm": ddsm.write,
-    "folder": folder.write,
-    "inbreast": partial(inbreast.write, xls=True),
-    "mini_mias": mini_mias.write,
-    "optimam": optimam.write,
-    "vindr": vindr.write,
-}
 MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
 MEMORY = 4 * 2**30  # bytes of address space
 SECONDS = 20  # for one damaged archive, reading all of it; a few hundredths is usual
@@ -92,6 +84,55 @@ WORDS = (
     b"9" * 5000,
     "\u202e\U0001f4a9".encode(),
 )
+
+
+def _export(form: str, mammograms: Sequence[Mammogram], root: Path) -> None:
+    """Write another tool's data set, in a process of its own, which needs more memory."""
+    source = root.parent / "source"
+    folder.write(mammograms, source)
+    (root.parent / "config.yaml").write_text("data: {name: folder, folds: 2}", encoding="ascii")
+    command = [sys.executable, "-m", "tfmammo.exchange", form, "--config"]
+    command += [str(root.parent / "config.yaml"), str(root), "--set", f"data.root={source}"]
+    command += ["data.kinds=[mass, calcification]"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    shutil.rmtree(source)
+    # what no reader opens
+    for name in ("config.yaml", "archive/.lock", "archive/export.json", "archive/split.json"):
+        (root.parent / name).unlink()
+    (root / "splits_final.json").unlink(missing_ok=True)
+
+
+def _write_regions(mammograms: Sequence[Mammogram], root: Path) -> None:
+    """Write DICOM mammograms, each with a segmentation of its lesions."""
+    for path, mammogram in zip(
+        folder.write(mammograms, root, ending=".dcm"), mammograms, strict=True
+    ):
+        lesions = {
+            f"{number} {lesion.kind}": lesion for number, lesion in enumerate(mammogram.lesions)
+        }
+        segmentation.write(path.with_name(f"{path.stem}-seg.dcm"), path, lesions, "1", {})
+    shutil.rmtree(root / "masks")
+    table = (root / "metadata.csv").read_text(encoding="ascii").splitlines(keepends=True)
+    rows = [line for line in table if not re.match(r"[0-9]+_", line)]
+    (root / "metadata.csv").write_text("".join(rows), encoding="ascii")
+
+
+WRITERS = {
+    "cbis_ddsm": cbis_ddsm.write,
+    "cdd_cesm": cdd_cesm.write,
+    "ddsm": ddsm.write,
+    "folder": folder.write,
+    "folder/hf": partial(_export, "hf"),
+    "folder/monai": partial(_export, "monai"),
+    "folder/nnunet": partial(_export, "nnunet"),
+    "folder/regions": _write_regions,
+    "folder/yolo": partial(_export, "yolo"),
+    "inbreast": partial(inbreast.write, xls=True),
+    "mini_mias": mini_mias.write,
+    "optimam": optimam.write,
+    "vindr": vindr.write,
+}
 
 
 def grey(value: float) -> np.ndarray:
@@ -312,7 +353,7 @@ def outcome(name: str, root: Path) -> str:
     """
     skipped = Skipped()
     try:
-        found = ARCHIVES[name](root, skipped)
+        found = ARCHIVES[name.partition("/")[0]](root, skipped)
     except ValueError as error:
         return _told(error)
     told = ""
@@ -368,7 +409,6 @@ def main() -> None:
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGALRM, too_long)
     with tempfile.TemporaryDirectory() as folder_name:
         place = Path(folder_name)
@@ -376,7 +416,9 @@ def main() -> None:
         (place / "outside").mkdir()
         (place / "outside/escaped").write_bytes(b"not to be read")
         root = place / "a/b/c/archive"
+        root.parent.mkdir(parents=True)
         WRITERS[chosen.name]([original(number) for number in range(3)], root)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         assert outcome(chosen.name, root) == "record", (
             "the archive is not whole before it is damaged"
         )

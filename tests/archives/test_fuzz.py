@@ -14,7 +14,9 @@ import sys
 import pytest
 
 SEED = int(os.environ.get("TFMAMMO_FUZZ_SEED", datetime.date.today().toordinal()))
-READERS = ("cbis_ddsm", "cdd_cesm", "ddsm", "folder", "inbreast", "mini_mias", "optimam", "vindr")
+LAYOUTS = ("folder/hf", "folder/monai", "folder/nnunet", "folder/regions", "folder/yolo")
+ARCHIVES = ("cbis_ddsm", "cdd_cesm", "ddsm", "folder", "inbreast", "mini_mias", "optimam", "vindr")
+READERS = (*ARCHIVES, *LAYOUTS)
 
 
 @pytest.mark.slow
@@ -44,7 +46,9 @@ def test_damaged_files(name, count, repository):
     numbers = json.loads(done.stdout.splitlines()[-1])
     assert not numbers["failures"], numbers["failures"][:20]
     assert sum(numbers["outcomes"].values()) == count and numbers["structures"] >= 30
-    assert count / 10 < numbers["outcomes"]["record"] < 3 * count / 4, (
+    # nothing of another tool's data set is without meaning
+    least = count / 40 if name in LAYOUTS else count / 10
+    assert least < numbers["outcomes"]["record"] < 3 * count / 4, (
         "damage was done, and not everything fell to it"
     )
     assert numbers["memory_mib"] < 2000

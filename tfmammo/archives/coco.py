@@ -133,6 +133,7 @@ def lesion(
         ArchiveError: On first use, when the RLE is damaged or marks nothing.
     """
     region = annotation.get("segmentation")
+    details = details | parse_attributes(annotation.get("attributes"))
     if isinstance(region, dict):
         if region.get("size") != [rows, cols]:
             raise Contradiction(
@@ -142,7 +143,7 @@ def lesion(
             kind, partial(_decode_rle, where, region.get("counts"), rows, cols), **details
         )
     if region:
-        return _unite(
+        return unite(
             [
                 Lesion.from_outline(kind, outline, rows, cols, **details)
                 for outline in _parse_outlines(region)
@@ -150,6 +151,26 @@ def lesion(
             details,
         )
     return Lesion(kind, _parse_box(annotation.get("bbox"), rows, cols), **details)
+
+
+def parse_attributes(attributes: Any) -> dict[str, Any]:
+    """Return an annotation's pathology, shape and margin as fields of Lesion.
+
+    What is blank, no word of ours or no text is left out.
+
+    Args:
+        attributes: The annotation's "attributes", of whatever type.
+    """
+    if not isinstance(attributes, dict):
+        return {}
+    details = {
+        name: text.strip().lower()
+        for name in ("shape", "margin", "pathology")
+        if isinstance(text := attributes.get(name), str) and 0 < len(text.strip()) <= 64
+    }
+    if details.get("pathology") not in ("normal", "benign", "malignant"):
+        details.pop("pathology", None)
+    return details
 
 
 def encode(mask: NDArray[np.uint8], box: Box, rows: int, cols: int) -> dict[str, Any]:
@@ -220,7 +241,13 @@ def _parse_outlines(region: Any) -> list[NDArray[np.float64]]:
     return [part.reshape(-1, 2)[:, ::-1] - 0.5 for part in enclosing or parts]
 
 
-def _unite(parts: list[Lesion], details: dict[str, Any]) -> Lesion:
+def unite(parts: list[Lesion], details: dict[str, Any]) -> Lesion:
+    """Make one lesion of parts that lie on one image.
+
+    Args:
+        parts: Lesions with outlines; the first one's kind counts.
+        details: Further fields of Lesion.
+    """
     corners = np.array([part.box for part in parts])
     (top, left) = corners[:, :2].min(axis=0)
     (bottom, right) = corners[:, 2:].max(axis=0)

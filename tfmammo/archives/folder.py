@@ -38,6 +38,10 @@ others are noted. Coordinates count from the image's corner, half a pixel from t
 centre. With annotations.json only the images that it lists are read, since the others may be
 unlabelled. Holes of a region are filled, as everywhere here.
 
+DICOM SEG, SR and RTSTRUCT files, among the images or in a folder annotations, give the lesions of
+the DICOM images that they name, where there are neither masks nor annotations.json: see `regions`.
+Another tool's data set is read as it is: see `layouts`.
+
 Pathology is the image's: its lesions carry it where they have no own and it holds for each, because
 there is one or all is benign.
 """
@@ -53,11 +57,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from tfmammo.archives import coco, dicom, pictures
-from tfmammo.archives.files import list_regular_files
+from tfmammo.archives import coco, dicom, layouts, pictures, regions
+from tfmammo.archives.named_files import DICOMS, PICTURES, find_files, make_key
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     ID_KEY,
@@ -65,15 +69,13 @@ from tfmammo.mammogram import (
     Mammogram,
     MaskedLesion,
     Skipped,
+    Split,
     hash_id,
     is_keyed,
     normalize_spelling,
 )
 
 log = logging.getLogger(__name__)
-
-PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".pgm", ".bmp")
-DICOMS = (".dcm", ".dicom")
 
 Row = Mapping[str, Any]  # a column's name -> its value in our own terms; blank cells are absent
 
@@ -90,6 +92,12 @@ class _Folder:
     masks: dict[str, list[tuple[str, Path]]] = field(default_factory=dict)
     coco: dict[str, coco.Listed] = field(default_factory=dict)
     listed_only: bool = False
+    layout: layouts.Layout | None = None  # of another tool
+    # by the SOP Instance UID of their image; None where other labels count
+    regions: dict[str, list[regions.Region]] | None = None
+    drawn: set[str] = field(default_factory=set)  # images whose regions were used
+    # (file, why) -> how many of its regions
+    unusable: Counter[tuple[Path, str]] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
 
     def note(self, path: Path, reason: object) -> None:
@@ -119,20 +127,31 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     for name in ("metadata.csv", "annotations.json"):
         if (root / name).exists() and not (root / name).is_file():
             raise ArchiveError(f"{root / name}: is no file")
-    if not (root / "images").is_dir():
+    layout = layouts.find_layout(root, skipped)
+    if not (root / "images").is_dir() and layout is None:
         raise ArchiveError(f"{root}: has no folder images")
     if (root / "masks").is_dir() and (root / "annotations.json").exists():
         raise ArchiveError(f"{root}: has both masks and annotations.json, keep one of them")
-    folder = _Folder(root, skipped, _find_files(root, "images", PICTURES + DICOMS, skipped), {})
+    images = (
+        find_files(root, "images", PICTURES + DICOMS, skipped) if layout is None else layout.images
+    )
+    folder = _Folder(root, skipped, images, {}, layout=layout)
+    if layout is not None:
+        folder.rows = _parse_cells(root, layout.cells)
     if (root / "metadata.csv").exists():
         folder.rows = _read_table(root / "metadata.csv", skipped)
-    if (root / "masks").is_dir():
+    if layout is not None:
+        pass  # it has its own labels
+    elif (root / "masks").is_dir():
         folder.masks = _find_masks(folder)
     elif (root / "annotations.json").exists():
         folder.coco = _read_coco(folder, root / "annotations.json")
         folder.listed_only = True
+    if layout is None:
+        _find_regions(folder)
     _note_unused_rows(folder)
     mammograms = list(_make_mammograms(folder))
+    _note_unused_regions(folder)
     for reason, count in folder.counts.items():
         skipped.add("images/*", f"{count} {reason}")
     if not mammograms:
@@ -185,57 +204,6 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def _find_files(
-    root: Path, name: str, endings: tuple[str, ...], skipped: Skipped
-) -> dict[str, Path]:
-    """Find files of these endings by their names beneath `name`, in order.
-
-    Names are in one spelling and without the ending.
-    """
-    files: dict[str, Path] = {}
-    others = 0
-    for path in sorted(list_regular_files(root / name, links=False)):
-        key = normalize_spelling(path.relative_to(root / name).with_suffix("").as_posix())
-        # a name in no known encoding can't be hashed
-        if path.suffix.lower() not in endings or not key.isprintable():
-            others += 1
-        elif key in files:
-            skipped.add(
-                path.relative_to(root).as_posix(),
-                "another file has the same name and another ending or spelling",
-            )
-        else:
-            files[key] = path
-    if others:
-        skipped.add(
-            f"{name}/*",
-            f"{others} files of other kinds than {' '.join(endings)}, or with unprintable names",
-        )
-    return files
-
-
-def _make_key(name: str) -> str:
-    """Turn what a table calls a file into its name beneath images or masks, without the ending.
-
-    Raises ValueError outside of them.
-    """
-    name = normalize_spelling(name)
-    path = PurePosixPath(name.strip().replace("\\", "/"))
-    if (
-        path.is_absolute()
-        or ".." in path.parts
-        or re.match(r"\s*[A-Za-z]:", name)
-        or not name.isprintable()
-    ):
-        raise ValueError(f"the file name {name[:80]!r} leads out of the folder")
-    path = (
-        PurePosixPath(*path.parts[1:])
-        if len(path.parts) > 1 and path.parts[0] in ("images", "masks")
-        else path
-    )
-    return str(path.with_suffix("") if path.suffix.lower() in PICTURES + DICOMS else path)
-
-
 # metadata.csv
 
 
@@ -271,7 +239,7 @@ def _parse_patient(text: str) -> str:
 
 
 _COLUMNS: dict[str, Callable[[str], Any]] = {
-    "file": _make_key,
+    "file": make_key,
     "patient": _parse_patient,
     "laterality": _parse_choice({"l": "L", "left": "L", "r": "R", "right": "R"}),
     "view": _parse_choice({"cc": "CC", "mlo": "MLO"}),
@@ -343,6 +311,22 @@ def _parse_row(path: Path, number: int, columns: list[str], cells: list[str]) ->
     return row
 
 
+def _parse_cells(root: Path, cells: Mapping[str, Mapping[str, str]]) -> dict[str, Row]:
+    """Parse what another tool's table says of its images."""
+    rows: dict[str, Row] = {}
+    for image, words in cells.items():
+        row: dict[str, Any] = {"file": image}
+        for name, text in words.items():
+            word = normalize_spelling(text).strip()
+            if name in _COLUMNS and name != "file" and word:
+                try:
+                    row[name] = _COLUMNS[name](word)
+                except ValueError as error:
+                    raise ArchiveError(f"{root}: {image}, {name}: {error}") from None
+        rows[image] = row
+    return rows
+
+
 def _note_unused_rows(folder: _Folder) -> None:
     used = {*folder.images, *(mask for masks in folder.masks.values() for mask, _ in masks)}
     if unused := len(folder.rows.keys() - used):
@@ -360,7 +344,7 @@ def _find_masks(folder: _Folder) -> dict[str, list[tuple[str, Path]]]:
     They have the image's name, or that name with a number; numbers give the order.
     """
     numbered = defaultdict(list)
-    for mask, path in _find_files(folder.root, "masks", PICTURES, folder.skipped).items():
+    for mask, path in find_files(folder.root, "masks", PICTURES, folder.skipped).items():
         match = re.fullmatch(r"(.+)_([0-9]{1,9})", mask, re.DOTALL)
         if mask in folder.images:
             numbered[mask].append((-1, mask, path))
@@ -379,10 +363,61 @@ def _find_masks(folder: _Folder) -> dict[str, list[tuple[str, Path]]]:
 
 def _read_coco(folder: _Folder, path: Path) -> dict[str, coco.Listed]:
     """Read the images that a COCO file lists and that are there."""
-    listed = coco.load(path, _make_key, partial(folder.note, path))
+    listed = coco.load(path, make_key, partial(folder.note, path))
     if missing := len(listed.keys() - folder.images.keys()):
         folder.note(path, f"{missing} of its {len(listed)} images are missing")
     return listed
+
+
+def _find_regions(folder: _Folder) -> None:
+    """Find the DICOM files that draw regions, among the images and in a folder annotations."""
+    files = {
+        image: path
+        for image, path in folder.images.items()
+        if path.suffix.lower() in DICOMS and regions.is_region_file(path)
+    }
+    for image in files:
+        del folder.images[image]
+    paths = list(files.values())
+    if (folder.root / "annotations").is_dir():
+        paths += find_files(folder.root, "annotations", DICOMS, folder.skipped).values()
+    if paths and (folder.masks or folder.listed_only):
+        for path in paths:
+            folder.note(path, "is not read beside masks or annotations.json")
+    elif paths:
+        folder.regions = regions.read_regions(paths, folder.note)
+
+
+def _make_region_lesions(folder: _Folder, image: str) -> Iterator[Lesion]:
+    assert folder.regions is not None
+    path = folder.images[image]
+    if path.suffix.lower() not in DICOMS:
+        return
+    identifier, facts = regions.read_image(path)
+    drawn = folder.regions.get(identifier, [])
+    row = folder.rows.get(image, {})
+    details = _find_details(row, len(drawn))
+    for region in drawn:
+        folder.drawn.add(identifier)
+        kind = region.kind if region.kind_is_certain else row.get("kind", region.kind)
+        certain = {"kind_is_certain": region.kind_is_certain or "kind" in row}
+        try:
+            yield region.draw(facts, kind, details | certain)
+        except ValueError as error:
+            folder.unusable[region.file, str(error)] += 1
+
+
+def _note_unused_regions(folder: _Folder) -> None:
+    for (path, reason), count in folder.unusable.items():
+        folder.note(path, f"{count} of its regions {reason}")
+    others = Counter(
+        region.file
+        for image, listed in (folder.regions or {}).items()
+        if image not in folder.drawn
+        for region in listed
+    )
+    for path, count in others.items():
+        folder.note(path, f"{count} of its regions lie on images that are not read here")
 
 
 def _make_mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
@@ -424,6 +459,31 @@ def _make_coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Ite
             raise coco.Contradiction(str(error).replace(later, where)) from None
         except ValueError as error:
             folder.note(path, f"annotation {number} left out: {error}")
+
+
+def _make_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
+    if folder.layout is not None:
+        lesions = folder.layout.find_lesions(image, rows, cols)
+        details = _find_details(folder.rows.get(image, {}), len(lesions))
+        return (_complete(lesion, details) for lesion in lesions)
+    if folder.regions is not None:
+        return _make_region_lesions(folder, image)
+    if folder.listed_only:
+        return _make_coco_lesions(folder, image, rows, cols)
+    return _make_mask_lesions(folder, image, rows, cols)
+
+
+def _complete(lesion: Lesion, details: Mapping[str, Any]) -> Lesion:
+    """Add what the image's row says of a lesion to what its own label says."""
+    for name, value in details.items():
+        if getattr(lesion, name) is None:
+            # frozen, and not shared yet; a MaskedLesion has no other way
+            object.__setattr__(lesion, name, value)
+    return lesion
+
+
+def _find_subset(folder: _Folder, image: str) -> Split | None:
+    return folder.layout.subsets.get(image) if folder.layout is not None else None
 
 
 def _find_details(row: Row, lesions: int) -> dict[str, Any]:
@@ -473,11 +533,7 @@ def _make_mammograms(folder: _Folder) -> Iterator[Mammogram]:
 
 def _make_mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammogram:
     row = folder.rows.get(image, {})
-    lesions = tuple(
-        (_make_coco_lesions if folder.listed_only else _make_mask_lesions)(
-            folder, image, facts["rows"], facts["cols"]
-        )
-    )
+    lesions = tuple(_make_lesions(folder, image, facts["rows"], facts["cols"]))
     pathology = row.get("pathology")
     if pathology == "normal" and lesions:
         folder.note(
@@ -497,7 +553,7 @@ def _make_mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammo
         image_id=hash_id("folder", image),
         pathology=pathology,
         lesions=lesions,
-        official_split=row.get("split"),
+        official_split=row.get("split") or _find_subset(folder, image),
         **facts,
     )
 

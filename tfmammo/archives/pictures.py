@@ -183,6 +183,30 @@ def read_mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
     )
 
 
+def read_labels(path: Path, rows: int, cols: int) -> NDArray[np.int32]:
+    """Read a label map: a picture of one channel whose values are numbers of labels.
+
+    Args:
+        path: Its file.
+        rows: Rows that it must have.
+        cols: Columns that it must have.
+
+    Returns:
+        int32 [rows, cols].
+
+    Raises:
+        ArchiveError: It can't be read, has another size or several channels.
+    """
+    with open_picture(path) as picture:
+        if picture.size != (cols, rows):
+            raise ArchiveError(
+                f"{path}: has {picture.height} x {picture.width} px, its image {rows} x {cols}"
+            )
+        if picture.mode not in _ONE_CHANNEL and not picture.mode.startswith("I"):
+            raise ArchiveError(f"{path}: is no label map, which has one channel")
+        return np.asarray(picture).astype(np.int32)
+
+
 @cache
 def _advise(folder: Path, advice: str) -> None:
     """Log what is odd about a folder's files, once."""

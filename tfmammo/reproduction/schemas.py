@@ -30,6 +30,7 @@ from tfmammo.evaluation.mammograms import MammogramsConfig
 from tfmammo.evaluation.realism import RealismConfig
 from tfmammo.evaluation.segmentation import SegmentationConfig
 from tfmammo.evaluation.synthesis import SynthesisConfig as SheetConfig
+from tfmammo.exchange.config import ExchangeConfig
 from tfmammo.inference.pipeline import PipelineConfig
 from tfmammo.models.blending import BlendingConfig
 from tfmammo.models.can import CANConfig
@@ -74,6 +75,7 @@ MODELS: Mapping[str, Any] = {
 SCHEMAS: Mapping[str, Any] = {
     **{f"train/{name}.py": make_schema(model) for name, model in MODELS.items()},
     "-m tfmammo.data.build": BuildConfig,
+    "-m tfmammo.exchange": ExchangeConfig,
     "-m tfmammo.reader_study": ReaderStudyConfig,
     "-m tfmammo.registry promote": PromotionConfig,
     "-m tfmammo.serving register": ServiceConfig,

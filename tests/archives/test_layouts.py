@@ -1,0 +1,226 @@
+"""Other tools' data sets as anybody might have them, written by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfmammo.archives import folder
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Skipped
+
+ROWS = 30
+COLS = 40
+GREY = np.arange(ROWS * COLS, dtype=np.uint8).reshape(ROWS, COLS)
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    """In place of the fixture for all tests: nothing here touches Keras, so nothing
+    waits for it.
+    """
+
+
+def picture(path: Path, pixels: np.ndarray = GREY) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = content if isinstance(content, str) else json.dumps(content)
+    path.write_text(text, encoding="utf-8")
+
+
+def read(root: Path):
+    skipped = Skipped()
+    return folder.read(root, skipped), skipped.reasons
+
+
+def complain(root: Path) -> str:
+    """All that is said of a folder of which nothing can be read."""
+    skipped = Skipped()
+    with pytest.raises(ArchiveError) as raised:
+        folder.read(root, skipped)
+    return "; ".join([str(raised.value), *skipped.reasons.values()])
+
+
+def labels(*parts: tuple[int, int, int, int, int]) -> np.ndarray:
+    """A label map of rectangles: (value, box)."""
+    values = np.zeros((ROWS, COLS), np.uint8)
+    for value, top, left, bottom, right in parts:
+        values[top:bottom, left:right] = value
+    return values
+
+
+NNUNET = {
+    "channel_names": {"0": "grey"},
+    "labels": {"background": 0, "Masses": 1, "nipple": 2, "calcification": 3},
+    "file_ending": ".png",
+}
+
+
+@pytest.fixture
+def nnunet(tmp_path):
+    write(tmp_path / "dataset.json", NNUNET)
+    picture(tmp_path / "imagesTr" / "case_1_0000.png")
+    parts = ((1, 2, 3, 8, 9), (1, 12, 3, 18, 9), (2, 20, 20, 22, 22), (3, 5, 30, 6, 31))
+    picture(tmp_path / "labelsTr" / "case_1.png", labels(*parts))
+    return tmp_path
+
+
+def test_nnunet_by_hand(nnunet):
+    """Each part of a label is a lesion; without a table nobody knows whose an image is."""
+    picture(nnunet / "imagesTr" / "case_1_0001.png")
+    picture(nnunet / "imagesTs" / "case_2_0000.png")
+    (record,), reasons = read(nnunet)
+    assert [(lesion.kind, lesion.box) for lesion in record.lesions] == [
+        ("mass", (12, 3, 18, 9)),
+        ("mass", (2, 3, 8, 9)),
+        ("calcification", (5, 30, 6, 31)),
+    ]
+    assert record.official_split is None and record.bits == 8
+    assert reasons == {
+        "dataset.json": "1 of its labels are no lesions of ours",
+        "imagesTr/case_1_0001.png": "is no first channel: its name does not end in _0000",
+        "imagesTs/case_2_0000.png": "has no label map in labelsTs",
+    }
+
+
+def test_a_table_beside_it(nnunet):
+    write(
+        nnunet / "metadata.csv",
+        "file,patient,view,split,pathology\nimagesTr/case_1_0000.png,anna,MLO,test,benign\n",
+    )
+    (record,), _ = read(nnunet)
+    assert (record.view, record.official_split) == ("MLO", "test")
+    assert {lesion.pathology for lesion in record.lesions} == {"benign"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": {"mass": [1, 2]}}, "dataset.json: its labels are not one number each"),
+        ({"file_ending": ".nii.gz"}, "dataset.json: its images are no pictures"),
+        (
+            {"labels": {"mass": 3}},
+            "case_1.png: holds the label 1, which dataset.json",
+        ),
+        ({"file_ending": None}, "dataset.json: its images are no pictures"),
+    ],
+)
+def test_damaged_nnunet(nnunet, change, message):
+    write(nnunet / "dataset.json", NNUNET | change)
+    assert message in complain(nnunet)
+
+
+def test_label_maps_that_are_none(nnunet):
+    path = nnunet / "labelsTr" / "case_1.png"
+    picture(path, labels()[:20])
+    assert "case_1.png: has 20 x 40 px, its image 30 x 40" in complain(nnunet)
+    picture(path, np.zeros((ROWS, COLS, 3), np.uint8))
+    assert "case_1.png: is no label map, which has one channel" in complain(nnunet)
+
+
+def test_noise_is_no_label_map(tmp_path):
+    """A million runs would be traced for minutes."""
+    write(tmp_path / "dataset.json", NNUNET)
+    noise = np.random.default_rng(0).integers(0, 2, (1200, 1200), np.uint8)
+    picture(tmp_path / "imagesTr" / "a_0000.png", noise)
+    picture(tmp_path / "labelsTr" / "a.png", noise)
+    assert "a.png: marks no lesions but noise" in complain(tmp_path)
+
+
+def test_a_folder_of_ones_own_with_such_a_file_stays_one(tmp_path):
+    picture(tmp_path / "images" / "a.png")
+    write(tmp_path / "dataset.json", {"mine": 1})
+    write(tmp_path / "data.yaml", "names: [mass]")
+    assert len(read(tmp_path)[0]) == 1
+    (tmp_path / "images").rename(tmp_path / "pictures")
+    with pytest.raises(ArchiveError, match=r"is neither nnU-Net's \(with file_ending\) nor MONAI"):
+        read(tmp_path)
+
+
+def test_monai_by_hand(tmp_path):
+    """With a test list the validation images count among the trained ones."""
+    names = {"training": "a", "validation": "b", "test": "c"}
+    lists = {
+        key: [{"image": f"./x/{name}.png", "label": f"y/{name}.png"}] for key, name in names.items()
+    }
+    lists["training"] += ["x/a.png", {"image": "x/gone.png", "label": "y/a.png"}]
+    write(tmp_path / "dataset.json", {"labels": {"0": "background", "1": "mass"}, **lists})
+    for name in names.values():
+        picture(tmp_path / "x" / f"{name}.png")
+        picture(tmp_path / "y" / f"{name}.png", labels((1, 2, 3, 8, 9)))
+    records, reasons = read(tmp_path)
+    assert [record.official_split for record in records] == ["train", "train", "test"]
+    assert [record.lesions[0].box for record in records] == [(2, 3, 8, 9)] * 3
+    assert reasons == {"dataset.json": "2 of its images have no picture or no label map here"}
+    lists["training"].append({"image": "../x/a.png", "label": "y/a.png"})
+    write(tmp_path / "dataset.json", {"labels": {"1": "mass"}, **lists})
+    with pytest.raises(ArchiveError, match="leads out of the folder"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("names", ["[mass, nipple]", "{0: mass, 1: nipple}"])
+def test_yolo_by_hand(tmp_path, names):
+    """Box: centre (0.5, 0.4), 0.25 x 0.2 of 40 x 30 px; polygon: three corners of pixels."""
+    write(tmp_path / "data.yaml", f"train: images/train\nnames: {names}\n")
+    picture(tmp_path / "images" / "train" / "a.png")
+    picture(tmp_path / "images" / "train" / "b.png")
+    triangle = "0 0.2625 0.35 0.5125 0.35 0.5125 0.6833333333333333"
+    lines = ["0 0.5 0.4 0.25 0.2", triangle, "", "1 0.5 0.5 0.1 0.1"]
+    write(tmp_path / "labels" / "train" / "a.txt", "\n".join(lines))
+    (first, second), reasons = read(tmp_path)
+    assert [lesion.box for lesion in first.lesions] == [(9, 15, 15, 25), (10, 10, 21, 21)]
+    np.testing.assert_allclose(first.lesions[1].outlines[0], [[10, 10], [10, 20], [20, 20]])
+    assert not second.lesions and first.official_split is None
+    assert reasons == {"data.yaml": "1 of its labels are no lesions of ours"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0 0.5 0.5", "line 1: is neither a box of 4 numbers nor a polygon"),
+        ("0 0.5 0.5 x 0.1", "line 1: is not made of numbers"),
+        ("7 0.5 0.5 0.1 0.1", "line 1: its label has no name in data.yaml"),
+        ("0 0.9 0.5 0.5 0.1", "line 1: its bbox is empty or reaches beyond the image"),
+        ("0 1e308 0.5 0.5 0.1", "line 1: its bbox is"),
+        ("0 nan 0.5 0.5 0.1", "line 1: is neither a box"),
+        ("0 5 5 6 6 5 6", "line 1: the outline lies outside the image"),
+        ("0 1e308 1e308 1 1 0 1", "line 1: an outline's coordinate is no number"),
+    ],
+)
+def test_lines_that_are_no_lesions(tmp_path, line, message):
+    write(tmp_path / "data.yaml", "names: [mass]")
+    picture(tmp_path / "images" / "a.png")
+    write(tmp_path / "labels" / "a.txt", line)
+    with pytest.raises(ArchiveError) as raised:
+        read(tmp_path)
+    assert message in str(raised.value)
+
+
+def test_hugging_face_by_hand(tmp_path):
+    """Other columns are nobody's business; objects without our kinds are noted."""
+    objects = {"bbox": [[3, 2, 6, 6], [0, 0, 4, 4]], "category": ["Mass", "nipple"]}
+    lines = [
+        {"file_name": "a.png", "patient": "anna", "view": "CC", "score": 3, "objects": objects},
+        {"file_name": "b.png", "patient": "berta"},
+        {"file_name": "gone.png", "patient": "berta"},
+    ]
+    write(tmp_path / "train" / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
+    for name in "ab":
+        picture(tmp_path / "train" / f"{name}.png")
+    (first, second), reasons = read(tmp_path)
+    assert [(lesion.kind, lesion.box) for lesion in first.lesions] == [("mass", (2, 3, 8, 9))]
+    assert first.view == "CC" and not second.lesions and first.patient_id != second.patient_id
+    assert reasons == {
+        "*/metadata.jsonl": "1 of their 3 images are missing",
+        "train/a": "object 2 is no lesion of ours",
+    }
+    lines[1]["view"] = "lateral"
+    write(tmp_path / "train" / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
+    with pytest.raises(ArchiveError, match="train/b, view: is none of cc, mlo"):
+        read(tmp_path)

@@ -1,0 +1,558 @@
+"""Regions that DICOM files draw on mammograms: SEG, SR (TID 1500) and RTSTRUCT -> lesions.
+
+    SEG         binary; fractional, cut at half of its maximum
+    SR          the image regions of TID 1500's planar measurement groups: closed polylines,
+                circles and ellipses
+    RTSTRUCT    closed planar contours, where the image states its position in space
+
+Each names the image that it is drawn on by its SOP Instance UID. What it states of that image's
+size, orientation, spacing and frame of reference must hold, or the region is not used.
+
+The kind comes from the coded finding: mass, calcification (cluster or individual), asymmetry,
+architectural distortion. Where the code is general (lesion, neoplasm), or there is none, the label
+or the name of the structure decides; without a kind there a region is a mass of uncertain kind.
+Findings of other sorts are no lesions.
+
+Privacy: labels and names may be a patient's. They are compared with known words and never quoted.
+
+Source: DICOM PS3.3 A.51 (segmentation), C.8.8.6 (ROI contours), C.18.6 (spatial coordinates);
+PS3.16 TID 1500, TID 1410, CID 6014 and 6016 (mammographic findings).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_file_meta_info
+
+from tfmammo.archives import coco, dicom
+from tfmammo.archives.elements import Fault, integer, items, numbers, text
+from tfmammo.archives.frames import read_frame
+from tfmammo.archives.silence import silence
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Lesion, LesionKind, MaskedLesion
+
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
+REPORTS = tuple(f"1.2.840.10008.5.1.4.1.1.88.{number}" for number in (22, 33, 34))
+CLASSES = (SEGMENTATION, STRUCTURE_SET, *REPORTS)
+
+_KINDS: dict[str, LesionKind] = {
+    "4147007": "mass",
+    "129788004": "mass",  # mammographic breast mass
+    "129769006": "calcification",  # cluster
+    "129770007": "calcification",  # individual
+    "309587003": "calcification",  # of breast
+    "44771000": "calcification",  # microcalcifications of the breast
+    "129790003": "asymmetry",  # asymmetric breast tissue
+    "129789007": "asymmetry",  # focal asymmetric breast tissue
+    "129792006": "distortion",
+}
+# lesion, neoplasm, malignant neoplasm, abnormal structure, mammography breast density
+_GENERAL = ("52988006", "108369006", "86049000", "49755003", "129793001")
+_GENERAL_WORDS = ("lesion", "lesions", "tumor", "tumour", "finding", "gtv", "roi", "region")
+# code values of TID 1500's concepts (DCM)
+_GROUP = "125007"
+_FINDING = "121071"
+_REGION = "111030"
+_LARGEST = 2**28  # bytes of a file without pixels
+_MOST_REGIONS = 4096  # of a file
+_DEEPEST = 16  # levels of a report's tree
+_CIRCLE = 180  # points of a drawn circle or ellipse
+_OFF_PLANE = 0.5  # mm that a contour may lie beside the image's plane
+
+
+@dataclass(frozen=True)
+class Image:
+    """What an image states that regions are checked against.
+
+    Attributes:
+        rows: Rows of the stored image.
+        cols: Columns of the stored image.
+        frame_of_reference: UID, "" where absent.
+        patient_orientation: Upper-case words, () where absent.
+        spacing: (row, col) of PixelSpacing, mm per px; () where absent.
+        orientation: Six direction cosines of rows and columns, () where absent.
+        position: mm, of the first pixel's centre; () where absent.
+    """
+
+    rows: int
+    cols: int
+    frame_of_reference: str
+    patient_orientation: tuple[str, ...]
+    spacing: tuple[float, ...]
+    orientation: tuple[float, ...]
+    position: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Region:
+    """One region of one image, not drawn yet.
+
+    Attributes:
+        file: The file that draws it.
+        image: SOP Instance UID.
+        kind: What it is.
+        kind_is_certain: Whether a code or a name says so.
+        draw: Makes the lesion (the image, further fields of Lesion), or raises ValueError with the
+            reason why the image can't be the one that it was drawn on.
+    """
+
+    file: Path
+    image: str
+    kind: LesionKind
+    kind_is_certain: bool
+    draw: Callable[[Image, LesionKind, dict[str, Any]], Lesion]
+
+
+def is_region_file(path: Path) -> bool:
+    """Whether a file says at its beginning that it is a SEG, an SR or an RTSTRUCT."""
+    try:
+        with silence():
+            meta = read_file_meta_info(path)
+            return str(meta.get("MediaStorageSOPClassUID")) in CLASSES
+    except Exception:  # damaged files raise exceptions of any class; they are no regions
+        return False
+
+
+def read_regions(
+    paths: Iterable[Path], note: Callable[[Path, object], None]
+) -> dict[str, list[Region]]:
+    """Read the regions that files draw, no pixel of them.
+
+    Args:
+        paths: SEG, SR and RTSTRUCT files.
+        note: Takes what can't be used: the file, and one sentence.
+
+    Returns:
+        Regions by the SOP Instance UID of their image.
+    """
+    regions: dict[str, list[Region]] = {}
+    for path in paths:
+        unusable: Counter[str] = Counter()
+        try:
+            for region in _read_file(path, unusable):
+                regions.setdefault(region.image, []).append(region)
+        except ArchiveError as error:
+            note(path, error)
+        for reason, count in unusable.items():
+            note(path, f"{count} of its regions {reason}")
+    return regions
+
+
+def read_image(path: Path) -> tuple[str, Image]:
+    """Read what regions refer to: the SOP Instance UID, and what they are checked against.
+
+    Raises:
+        ArchiveError: The file can't be read.
+    """
+    dataset = dicom.read_dataset(path)
+    with dicom.reading(path), silence():
+        words = dataset.get("PatientOrientation") or ()
+        return text(dataset, "SOPInstanceUID"), Image(
+            rows=dataset.Rows,
+            cols=dataset.Columns,
+            frame_of_reference=text(dataset, "FrameOfReferenceUID"),
+            patient_orientation=_parse_words(words),
+            spacing=_take(dataset, "PixelSpacing", 2),
+            orientation=_take(dataset, "ImageOrientationPatient", 6),
+            position=_take(dataset, "ImagePositionPatient", 3),
+        )
+
+
+def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
+    with dicom.reading(path), silence():
+        meta = read_file_meta_info(path)
+        kind = text(meta, "MediaStorageSOPClassUID")
+        if kind not in CLASSES:
+            raise Fault("is no SEG, no SR of findings and no RTSTRUCT")
+        if meta.TransferSyntaxUID.is_deflated:  # it would be inflated to whatever size it has
+            raise Fault("is deflated, which is not read here")
+        if kind != SEGMENTATION and path.stat().st_size > _LARGEST:
+            raise Fault("is larger than any file of regions")
+        dataset = pydicom.dcmread(path, stop_before_pixels=True)
+        if kind == SEGMENTATION:
+            regions = _list_segments(path, dataset, unusable)
+        elif kind == STRUCTURE_SET:
+            regions = _list_contours(path, dataset, unusable)
+        else:
+            regions = _list_findings(path, dataset, unusable)
+        listed = list(islice(regions, _MOST_REGIONS + 1))
+        if len(listed) > _MOST_REGIONS:
+            raise Fault(f"draws more than {_MOST_REGIONS} regions")
+        if not listed and not unusable:
+            raise Fault("draws no region")
+        return listed
+
+
+# SEG
+
+
+def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
+    """List the segments, one region for each image that frames of it lie on."""
+    form = text(dataset, "SegmentationType").upper()
+    if form not in ("BINARY", "FRACTIONAL"):
+        raise Fault("is a segmentation that is neither binary nor fractional")
+    segments = {
+        integer(item, "SegmentNumber", 0): item for item in items(dataset, "SegmentSequence")
+    }
+    shared = (items(dataset, "SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    groups = items(dataset, "PerFrameFunctionalGroupsSequence")
+    if len(groups) != integer(dataset, "NumberOfFrames", 1):
+        raise Fault("does not describe each of its frames")
+    frames: dict[tuple[int, str], list[tuple[int, Dataset]]] = {}
+    for number, group in enumerate(groups):
+        place = _first(group, shared, "SegmentIdentificationSequence")
+        segment = integer(place, "ReferencedSegmentNumber", 0) if place else 0
+        image = _find_source(dataset, group, shared)
+        if segment not in segments:
+            unusable["are of no segment that it describes"] += 1
+        elif image is None:
+            unusable["name no image, or several"] += 1
+        else:
+            frames.setdefault((segment, image), []).append((number, group))
+    maximum = integer(dataset, "MaximumFractionalValue", 255) if form == "FRACTIONAL" else 1
+    for (segment, image), members in sorted(frames.items()):
+        item = segments[segment]
+        words = f"{text(item, 'SegmentLabel')} {text(item, 'SegmentDescription')}"
+        codes = [
+            text(code, "CodeValue") for code in items(item, "SegmentedPropertyTypeCodeSequence")
+        ]
+        kind = _find_kind(codes, words)
+        if kind is None:
+            unusable["are of findings that are no lesions of ours"] += 1
+            continue
+        geometry = _describe_geometry(dataset, [group for _, group in members], shared)
+        places = tuple(number for number, _ in members)
+        draw = partial(_draw_segment, path, places, maximum, geometry)
+        yield Region(path, image, *kind, draw)
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """What a SEG states of its frames; "" and () where it is silent."""
+
+    rows: int
+    cols: int
+    frame_of_reference: str
+    patient_orientation: tuple[str, ...]
+    spacing: tuple[float, ...]
+    orientation: tuple[float, ...]
+    is_moved: bool
+
+
+def _describe_geometry(dataset: Dataset, groups: list[Dataset], shared: Dataset) -> _Geometry:
+    measures = _first(groups[0], shared, "PixelMeasuresSequence") or Dataset()
+    plane = _first(groups[0], shared, "PlaneOrientationSequence") or Dataset()
+    sources = [
+        source
+        for group in (*groups, shared)
+        for derivation in items(group, "DerivationImageSequence")
+        for source in items(derivation, "SourceImageSequence")
+    ]
+    kept = {text(source, "SpatialLocationsPreserved").upper() for source in sources}
+    return _Geometry(
+        integer(dataset, "Rows", 0),
+        integer(dataset, "Columns", 0),
+        text(dataset, "FrameOfReferenceUID"),
+        _parse_words(dataset.get("PatientOrientation") or ()),
+        _take(measures, "PixelSpacing", 2),
+        _take(plane, "ImageOrientationPatient", 6),
+        bool(kept - {"", "YES"}),
+    )
+
+
+def _draw_segment(
+    path: Path,
+    frames: tuple[int, ...],
+    maximum: int,
+    stated: _Geometry,
+    image: Image,
+    kind: LesionKind,
+    details: dict[str, Any],
+) -> Lesion:
+    if (stated.rows, stated.cols) != (image.rows, image.cols):
+        raise ValueError(
+            f"have {stated.rows} x {stated.cols} px, their image {image.rows} x {image.cols}"
+        )
+    if stated.is_moved:
+        raise ValueError("do not lie on the image's own pixels")
+    _check_frame_of_reference(stated.frame_of_reference, image)
+    _check_equal(stated.orientation, image.orientation, 1e-3, "are turned against their image")
+    if (
+        stated.patient_orientation
+        and image.patient_orientation
+        and stated.patient_orientation != image.patient_orientation
+    ):
+        raise ValueError("are turned against their image")
+    if stated.spacing and image.spacing:
+        ratios = tuple(a / b for a, b in zip(stated.spacing, image.spacing, strict=True))
+        _check_equal(ratios, (1.0, 1.0), 0.01, "have another spacing than their image")
+    read = partial(_read_segment, path, frames, maximum, image.rows, image.cols)
+    return MaskedLesion(kind, read, (path,), **details)
+
+
+def _read_segment(
+    path: Path, frames: tuple[int, ...], maximum: int, rows: int, cols: int
+) -> NDArray[np.uint8]:
+    """Read a segment, uint8 [rows, cols]: 1 where a frame holds half of the maximum or more."""
+    region = np.zeros((rows, cols), np.uint8)
+    for number in frames:
+        region |= (2 * read_frame(path, number, rows, cols).astype(np.int32) >= maximum).astype(
+            np.uint8
+        )
+    if not region.any():
+        raise ArchiveError(f"{path}: a segment marks nothing")
+    return region
+
+
+def _find_source(dataset: Dataset, group: Dataset, shared: Dataset) -> str | None:
+    """Find the image that a frame lies on: its own source, or the only one of the whole file."""
+    for place in (group, shared):
+        sources = {
+            text(source, "ReferencedSOPInstanceUID")
+            for derivation in items(place, "DerivationImageSequence")
+            for source in items(derivation, "SourceImageSequence")
+        }
+        if sources:
+            return sources.pop() if len(sources) == 1 else None
+    named = {
+        text(instance, "ReferencedSOPInstanceUID")
+        for series in items(dataset, "ReferencedSeriesSequence")
+        for instance in items(series, "ReferencedInstanceSequence")
+    }
+    return named.pop() if len(named) == 1 else None
+
+
+def _first(group: Dataset, shared: Dataset, key: str) -> Dataset | None:
+    found = items(group, key) or items(shared, key)
+    return found[0] if found else None
+
+
+# SR
+
+
+def _list_findings(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
+    """List the image regions of every measurement group, wherever in the tree it stands."""
+    for group in _find_groups(dataset, 0):
+        content = items(group, "ContentSequence")
+        codes = [
+            code
+            for item in content
+            if text(item, "ValueType") == "CODE" and _name_concept(item) == _FINDING
+            for code in _list_codes(item, "ConceptCodeSequence")
+        ]
+        kind = _find_kind(codes, "")
+        for item in content:
+            form = text(item, "ValueType")
+            if form == "SCOORD3D":
+                unusable["have coordinates in space, which no mammogram has"] += 1
+            if form != "SCOORD" or _name_concept(item) != _REGION:
+                continue
+            image = _find_selected(item)
+            if image is None:
+                unusable["name no image, or several"] += 1
+            elif kind is None:
+                unusable["are of findings that are no lesions of ours"] += 1
+            else:
+                graphic = text(item, "GraphicType").upper()
+                points = tuple(numbers(item, "GraphicData"))
+                yield Region(path, image, *kind, partial(_draw_graphic, graphic, points))
+
+
+def _find_groups(item: Dataset, depth: int) -> Iterator[Dataset]:
+    if depth > _DEEPEST:
+        raise Fault(f"is a report of more than {_DEEPEST} levels")
+    for child in items(item, "ContentSequence"):
+        if text(child, "ValueType") == "CONTAINER":
+            if _name_concept(child) == _GROUP:
+                yield child
+            else:
+                yield from _find_groups(child, depth + 1)
+
+
+def _name_concept(item: Dataset) -> str:
+    names = items(item, "ConceptNameCodeSequence")
+    return text(names[0], "CodeValue") if names else ""
+
+
+def _find_selected(item: Dataset) -> str | None:
+    """Find the image that a region was selected from."""
+    named = {
+        text(reference, "ReferencedSOPInstanceUID")
+        for child in items(item, "ContentSequence")
+        if text(child, "ValueType") == "IMAGE"
+        for reference in items(child, "ReferencedSOPSequence")
+    }
+    return named.pop() if len(named) == 1 else None
+
+
+def _draw_graphic(
+    graphic: str,
+    values: tuple[float, ...],
+    image: Image,
+    kind: LesionKind,
+    details: dict[str, Any],
+) -> Lesion:
+    """Draw coordinates that count from the image's corner, column first."""
+    points = np.array(values[: len(values) // 2 * 2], np.float64).reshape(-1, 2)[:, ::-1] - 0.5
+    if len(values) % 2 or not np.isfinite(points).all():
+        raise ValueError("have coordinates that are no points")
+    if points.size and (points.min() < -1 or (points.max(axis=0) > (image.rows, image.cols)).any()):
+        raise ValueError("reach beyond their image")
+    return _enclose(_outline_graphic(graphic, points), image, kind, details)
+
+
+def _outline_graphic(graphic: str, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    angles = np.linspace(0, 2 * np.pi, _CIRCLE, endpoint=False)[:, np.newaxis]
+    if graphic == "POLYLINE":
+        if len(points) < 4 or not np.allclose(points[0], points[-1], rtol=0, atol=1e-3):
+            raise ValueError("are lines that enclose nothing")
+        return points[:-1]
+    if graphic == "CIRCLE" and len(points) == 2:
+        radius = points[1] - points[0]
+        across = radius[::-1] * (1, -1)
+        return points[0] + radius * np.cos(angles) + across * np.sin(angles)
+    if graphic == "ELLIPSE" and len(points) == 4:
+        centre = (points[0] + points[1]) / 2
+        long = (points[1] - points[0]) / 2
+        short = (points[3] - points[2]) / 2
+        return centre + long * np.cos(angles) + short * np.sin(angles)
+    raise ValueError("are points, not areas")
+
+
+# RTSTRUCT
+
+
+def _list_contours(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
+    """List the structures, one region for each image that contours of it lie on."""
+    structures = {
+        integer(item, "ROINumber", -1): item for item in items(dataset, "StructureSetROISequence")
+    }
+    for roi in items(dataset, "ROIContourSequence"):
+        structure = structures.get(integer(roi, "ReferencedROINumber", -2))
+        if structure is None:
+            unusable["are of no structure that it describes"] += 1
+            continue
+        contours: dict[str, list[NDArray[np.float64]]] = {}
+        for contour in items(roi, "ContourSequence"):
+            named = {
+                text(reference, "ReferencedSOPInstanceUID")
+                for reference in items(contour, "ContourImageSequence")
+            }
+            values = np.array(numbers(contour, "ContourData"))
+            if text(contour, "ContourGeometricType").upper() != "CLOSED_PLANAR":
+                unusable["are points or lines, not areas"] += 1
+            elif len(named) != 1:
+                unusable["name no image, or several"] += 1
+            elif len(values) % 3 or len(values) < 9 or not np.isfinite(values).all():
+                unusable["have coordinates that are no points"] += 1
+            else:
+                contours.setdefault(named.pop(), []).append(values.reshape(-1, 3))
+        codes = _list_codes(structure, "RTROIIdentificationCodeSequence")
+        words = f"{text(structure, 'ROIName')} {text(structure, 'ROIDescription')}"
+        kind = _find_kind(codes, words)
+        frame = text(structure, "ReferencedFrameOfReferenceUID")
+        for image, parts in contours.items():
+            if kind is None:
+                unusable["are of findings that are no lesions of ours"] += 1
+            else:
+                yield Region(path, image, *kind, partial(_draw_contours, parts, frame))
+
+
+def _draw_contours(
+    parts: list[NDArray[np.float64]],
+    frame_of_reference: str,
+    image: Image,
+    kind: LesionKind,
+    details: dict[str, Any],
+) -> Lesion:
+    """Draw points in space, mm, on the plane of their image (PS3.3 C.7.6.2.1.1)."""
+    if not (image.position and image.orientation and image.spacing):
+        raise ValueError("lie in space, where their image states no position")
+    if not frame_of_reference or not image.frame_of_reference:
+        raise ValueError("share no frame of reference with their image")
+    _check_frame_of_reference(frame_of_reference, image)
+    along = np.array(image.orientation[:3])  # the direction in which columns count
+    down = np.array(image.orientation[3:])
+    normal = np.cross(along, down)
+    if min(map(np.linalg.norm, (along, down, normal))) < 0.99:
+        raise ValueError("lie on an image whose orientation is none")
+    outlines = []
+    for part in parts:
+        offset = part - np.array(image.position)
+        if np.abs(offset @ normal).max() > _OFF_PLANE:
+            raise ValueError("lie off the plane of their image")
+        places = np.stack(
+            [offset @ down / image.spacing[0], offset @ along / image.spacing[1]], axis=1
+        )
+        outlines.append(_enclose(places, image, kind, details))
+    return coco.unite(outlines, details)
+
+
+# What they share
+
+
+def _list_codes(item: Dataset, key: str) -> list[str]:
+    return [code for listed in items(item, key) if (code := text(listed, "CodeValue"))]
+
+
+def _find_kind(codes: list[str], words: str) -> tuple[LesionKind, bool] | None:
+    """Find what a finding is and whether that is certain; None of what is no lesion of ours."""
+    known = {_KINDS[code] for code in codes if code in _KINDS}
+    if len(known) == 1:
+        return known.pop(), True
+    if any(code not in _GENERAL for code in codes):
+        return None
+    named = re.findall(r"[a-z]+", words.lower())
+    kinds = {coco.KINDS[word] for word in named if word in coco.KINDS}
+    if len(kinds) == 1:
+        return kinds.pop(), True
+    is_lesion = bool(codes) or not named or any(word in _GENERAL_WORDS for word in named)
+    return ("mass", False) if is_lesion else None
+
+
+def _enclose(
+    points: NDArray[np.float64], image: Image, kind: LesionKind, details: dict[str, Any]
+) -> Lesion:
+    try:
+        return Lesion.from_outline(kind, points, image.rows, image.cols, **details)
+    except ValueError:
+        raise ValueError("enclose no pixel of their image, or cross themselves") from None
+
+
+def _check_frame_of_reference(stated: str, image: Image) -> None:
+    if stated and image.frame_of_reference and stated != image.frame_of_reference:
+        raise ValueError("have another frame of reference than their image")
+
+
+def _check_equal(
+    stated: tuple[float, ...], expected: tuple[float, ...], tolerance: float, fault: str
+) -> None:
+    if stated and expected and not np.allclose(stated, expected, rtol=0, atol=tolerance):
+        raise ValueError(fault)
+
+
+def _take(dataset: Dataset, key: str, count: int) -> tuple[float, ...]:
+    """Take an element of `count` finite numbers; () of any other."""
+    values = numbers(dataset, key)
+    good = len(values) == count and bool(np.isfinite(values).all())
+    if key == "PixelSpacing":
+        good = good and min(values) > 0
+    return tuple(values) if good else ()
+
+
+def _parse_words(words: Any) -> tuple[str, ...]:
+    listed = [words] if isinstance(words, str) else list(words)
+    return tuple(str(word).strip().upper() for word in listed)
