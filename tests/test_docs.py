@@ -39,6 +39,7 @@ CARDS = (
     "cgan",
     "shape",
     "infilling",
+    "flow",
     "blending",
     "contextual",
     "ssd",

@@ -18,6 +18,7 @@ from tfmammo.models.flow import (
     Flow,
     FlowConfig,
     embed_time,
+    export_again,
     flow_matching,
     integrate,
     interpolate,
@@ -172,26 +173,21 @@ def test_every_step_draws_noise_and_times_of_its_own(monkeypatch):
     model = small()
     data = batch()
     draws = []
-    network = model.velocity
+    call = flow.VelocityUNet.call
 
-    def record(x, time):
+    def record(network, x, time):
         draws.append((x.numpy(), time.numpy()))
-        return network(x, time)
+        return call(network, x, time)
 
-    monkeypatch.setattr(model, "velocity", type("Recorder", (), {
-        "__call__": staticmethod(record),
-        "trainable_variables": network.trainable_variables,
-        "non_trainable_variables": [],
-    })())  # fmt: skip
+    monkeypatch.setattr(flow.VelocityUNet, "call", record)
     for _ in range(2):
         model.train_step(data)
     (first, times), (second, later) = draws
     assert len({*times, *later}) == 4
     outside = data["mask"].numpy() == 0
+    tissue = data["image"].numpy()[outside] * 2 - 1
     for x in (first, second):
-        np.testing.assert_allclose(
-            x[..., :1][outside], (data["image"].numpy() * 2 - 1)[outside], atol=1e-6
-        )
+        np.testing.assert_allclose(x[..., :1][outside], tissue, atol=1e-6)
     assert np.abs(first[..., :1] - second[..., :1])[~outside].mean() > 0.1
 
 
@@ -266,6 +262,24 @@ def test_the_noise_decides_the_lesion_and_nothing_else_does(sampler):
         assert image.min() >= 0 and image.max() <= 1
 
 
+def test_the_network_sees_the_tissue_as_it_is_at_every_step(monkeypatch):
+    model = small()
+    data = batch()
+    states = []
+
+    def record(state, time, condition):
+        states.append(state.numpy())
+        return tf.ones_like(state)
+
+    monkeypatch.setattr(model, "guided_velocity", record)
+    model.infill(label_of(data, 1))
+    outside = data["mask"].numpy() == 0
+    assert len(states) == 3
+    for state in states:
+        np.testing.assert_array_equal(state[outside], (data["image"].numpy() * 2 - 1)[outside])
+    np.testing.assert_allclose((states[2] - states[0])[~outside], 2 / 3, atol=1e-6)
+
+
 def test_guidance_leads_away_from_the_flow_without_mask_and_margin():
     plain = small(drop_condition=0.1)
     guided = small(drop_condition=0.1, guidance=2.5)
@@ -321,16 +335,21 @@ def test_an_export_is_found_as_an_infilling_and_holds_the_average(tmp_path):
     np.testing.assert_allclose(velocity["velocity"], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_same_weights_are_exported_with_other_steps(tmp_path):
+def test_the_same_weights_are_exported_with_another_sampler(tmp_path):
     folder = write(small(), tmp_path / "export")
-    label = label_of(batch(), 3)
-    model = Flow(FlowConfig(**{**TINY, "sampling_steps": 1, "sampler": "heun"}), SIZE)
-    export.assign(model.networks, folder)
-    again = write(model, tmp_path / "one")
-    expected = small(sampling_steps=1, sampler="heun").infill(label)
-    image = export.load(again, "average")(tri_label=label)["image"]
-    np.testing.assert_allclose(image, expected, atol=1e-4)
-    assert np.abs(image - small().infill(label)).max() > 1e-3
+    changes = {"sampling_steps": 1, "sampler": "heun"}
+    again = export_again(folder, tmp_path / "one", **changes)
+    label = label_of(batch(), 3).numpy()
+    network = generators.load_generator(again)
+    expected = small(**changes).infill(label)
+    np.testing.assert_allclose(network.call(tri_label=label)["image"], expected, atol=1e-4)
+    assert np.abs(expected - small().infill(label)).max() > 1e-3
+    card = export.read_card(again)
+    assert card["config"]["model"]["sampling_steps"] == 1 and network.patients == {"p"}
+    # A recipe names its network by this hash.
+    assert network.identity["weights"] != generators.load_generator(folder).identity["weights"]
+    with pytest.raises(ConfigError, match="widths: can't be changed without a training"):
+        export_again(folder, tmp_path / "two", widths=(4,))
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -349,23 +368,23 @@ def test_training_in_a_graph_equals_training_eagerly():
     eager, graph = small(), small()
     data = batch()
     step = tf.function(graph.train_step)
-    for _ in range(3):
+    for _ in range(2):
         loss, expected = (take(data)["velocity_loss"] for take in (step, eager.train_step))
         np.testing.assert_allclose(loss, expected, rtol=1e-3)
 
 
-def test_it_learns_grey_values_from_noise():
-    """The mask's lesions are brighter than the tissue; noise is as bright on average."""
+def test_it_learns_the_grey_values_of_lesions():
+    """They are 0.7 with a deviation of 0.1, and the noise 0.5 with 0.29."""
     keras.utils.set_random_seed(0)
-    model = Flow(FlowConfig(**{**TINY, "learning_rate": 1e-2, "sampling_steps": 5}), SIZE)
+    config = {**TINY, "widths": (8, 16), "learning_rate": 3e-3, "sampling_steps": 5}
+    model = Flow(FlowConfig(**config), SIZE)
     data = batch(4)
     step = tf.function(model.train_step)
-    losses = [float(step(data)["velocity_loss"]) for _ in range(80)]
-    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:3])
-    hole = data["mask"].numpy() > 0
-    image = model.infill(label_of(data, 5)).numpy()
-    assert image[hole].mean() == pytest.approx(0.7, abs=0.1)
-    assert image[hole].std() < 0.22 < label_of(data, 5).numpy()[..., :1][hole].std()
+    losses = [float(step(data)["velocity_loss"]) for _ in range(90)]
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:3])
+    lesions = model.infill(label_of(data, 5)).numpy()[data["mask"].numpy() > 0]
+    assert lesions.mean() == pytest.approx(0.7, abs=0.05)
+    assert lesions.std() == pytest.approx(0.1, abs=0.05)
 
 
 def test_patches_that_can_not_be_halved_are_refused():

@@ -44,13 +44,15 @@ Departures and what the papers leave open:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from tfmammo import export
 from tfmammo.config import Frozen
 from tfmammo.convolutions import Convolution
 from tfmammo.errors import ConfigError
@@ -140,13 +142,15 @@ def flow_matching(displacement: tf.Tensor, velocity: tf.Tensor, mask: tf.Tensor)
     return tf.reduce_mean(tf.reduce_sum(squared, axis=[1, 2, 3]) / tf.maximum(pixels, 1.0))
 
 
-def integrate(velocity: Velocity, start: tf.Tensor, steps: int, sampler: str) -> tf.Tensor:
+def integrate(
+    velocity: Velocity, start: tf.Tensor, steps: int | tf.Tensor, sampler: str
+) -> tf.Tensor:
     """Integrate dZ_t = v(Z_t, t) dt from t = 0 to 1.
 
     Args:
         velocity: v, a function of Z_t and of t, a float32 scalar.
         start: Z_0.
-        steps: N; the step is 1 / N.
+        steps: N, an integer; the step is 1 / N.
         sampler: "euler", or "heun", which averages the velocities at both ends of Euler's step.
 
     Returns:
@@ -159,13 +163,14 @@ def integrate(velocity: Velocity, start: tf.Tensor, steps: int, sampler: str) ->
         1.0
     """
     state = start
+    length = 1 / tf.cast(steps, tf.float32)
     for step in tf.range(steps):
-        time = tf.cast(step, tf.float32) / steps
+        time = tf.cast(step, tf.float32) * length
         slope = velocity(state, time)
         if sampler == "heun":
-            ahead = velocity(state + slope / steps, time + 1 / steps)
+            ahead = velocity(state + length * slope, time + length)
             slope = (slope + ahead) / 2
-        state = state + slope / steps
+        state = state + length * slope
     return state
 
 
@@ -320,6 +325,11 @@ class Flow(Trainable):
         self.average = VelocityUNet(config, size, "average")
         copy_weights(self.velocity, self.average)
         self.networks = {"velocity": self.velocity, "average": self.average}
+        # A variable, so that the hash of an export's weights tells other samplers apart.
+        evaluations = 2 if config.sampler == "heun" else 1
+        self.sampling = tf.Variable(
+            [config.sampling_steps, evaluations, config.guidance], trainable=False, dtype=tf.float32
+        )
         self.optimizers = build_adam(
             {"velocity": self.velocity}, config.learning_rate, config.beta_1, config.beta_2
         )
@@ -378,7 +388,8 @@ class Flow(Trainable):
         def velocity(state: tf.Tensor, time: tf.Tensor) -> tf.Tensor:
             return tf.where(hole, self.guided_velocity(state, time, condition), 0.0)
 
-        end = integrate(velocity, start, self.config.sampling_steps, self.config.sampler)
+        steps = tf.cast(self.sampling[0], tf.int32)
+        end = integrate(velocity, start, steps, self.config.sampler)
         return tf.where(hole, tf.clip_by_value(end * 0.5 + 0.5, 0.0, 1.0), label[..., :1])
 
     def guided_velocity(self, state: tf.Tensor, time: tf.Tensor, condition: tf.Tensor) -> tf.Tensor:
@@ -432,3 +443,31 @@ class Flow(Trainable):
             return {"velocity": self.velocity(tri_label * 2 - 1, time)}
 
         return {"average": average, "velocity": velocity}
+
+
+def export_again(folder: Path, directory: Path, **changes: Any) -> Path:
+    """Export a trained flow once more, with another sampler.
+
+    Args:
+        folder: An export of a training.
+        directory: Where to.
+        **changes: Keys of the config that need no training: sampler, sampling_steps, guidance.
+
+    Returns:
+        `directory`.
+
+    Raises:
+        ConfigError: Another key.
+        ExportError: The folder holds no flow, or the directory something else than an export.
+    """
+    wrong = set(changes) - {"sampler", "sampling_steps", "guidance"}
+    if wrong:
+        raise ConfigError(f"{', '.join(sorted(wrong))}: can't be changed without a training")
+    card = export.read_card(folder)
+    experiment = card["config"]
+    config = FlowConfig(**{**experiment["model"], **changes})
+    model = Flow(config, experiment["data"]["size"])
+    export.assign(model.networks, folder)
+    experiment["model"] = config.model_dump(mode="json")
+    # by its id a registry would take it for the export of the training
+    return export.export(model, directory, {key: card[key] for key in card if key != "id"})
