@@ -1,5 +1,8 @@
 """Rectified flow: Eq. (1), samplers against flows in closed form, noise as the seed, exports."""
 
+from dataclasses import replace
+
+import cv2
 import keras
 import numpy as np
 import pytest
@@ -7,9 +10,12 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 from tests.full_size import build_without_memory, count_each
+from tests.small_mammograms import textured_breast
 from tests.two_cpus import run_on_two_cpus
 from tests.updates import assert_follows
 from tfmammo import export
+from tfmammo.archives.stored import Stored
+from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError
 from tfmammo.layers import patch_seeds, tri_label, uniform_noise
@@ -24,6 +30,8 @@ from tfmammo.models.flow import (
     interpolate,
 )
 from tfmammo.synthesis import generators
+from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
+from tfmammo.synthesis.shapes import ShapeFiles
 
 SIZE = 16
 TINY = {"widths": (4, 8), "groups": 2, "attention_levels": 1, "sampling_steps": 3}
@@ -314,8 +322,8 @@ def test_panels_of_the_image_grid():
     assert list(small(margin=None).sample(data))[:3] == ["tissue", "mask", "synthetic"]
 
 
-def write(model, folder):
-    data = DataConfig(size=SIZE, frame="padded", padding=20, window=(0, 1)).model_dump(mode="json")
+def write(model, folder, size=SIZE):
+    data = DataConfig(size=size, frame="padded", padding=20, window=(0, 1)).model_dump(mode="json")
     config = {"data": data, "model": model.config.model_dump(mode="json")}
     return export.export(model, folder, {"config": config, "train_patients": ["p"]})
 
@@ -350,6 +358,28 @@ def test_the_same_weights_are_exported_with_another_sampler(tmp_path):
     assert network.identity["weights"] != generators.load_generator(folder).identity["weights"]
     with pytest.raises(ConfigError, match="widths: can't be changed without a training"):
         export_again(folder, tmp_path / "two", widths=(4,))
+
+
+def test_a_synthesis_gives_one_lesion_a_seed(tmp_path):
+    generator = write(small(size=32), tmp_path / "export", size=32)
+    shape = np.pad(np.full((8, 8), 255, np.uint8), 2)
+    cv2.imwrite(str(tmp_path / "shape.png"), shape)
+    synthetic.write_png(tmp_path / "breast.png", Stored.of_image(textured_breast(0), 16))
+    mammogram = open_mammogram(tmp_path / "breast.png", "L", "CC", (0.1, 0.1))
+    editor = Editor.load(EditorConfig(painter="infilling", generator=str(generator)))
+    shapes = ShapeFiles.find(tmp_path / "shape.png")
+    editor.synthesizer = replace(editor.synthesizer, shapes=shapes)
+    one, other, again = (
+        editor.edit(mammogram, EditRequest(centre=(100, 60), size=(20, 20), seed=seed))
+        for seed in (1, 2, 1)
+    )
+    np.testing.assert_array_equal(one.mask, other.mask)
+    inside = one.mask > 0
+    assert (one.after.values != other.after.values)[inside].mean() > 0.9
+    np.testing.assert_array_equal(one.after.values, again.after.values)
+    # Nothing but the mask changes, and what the way to the patch's pixels and back adds to it.
+    around = cv2.dilate(one.mask, np.ones((9, 9), np.uint8)) == 0
+    np.testing.assert_array_equal(one.after.values[around], one.before.values[around])
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
