@@ -44,6 +44,7 @@ CARDS = (
     "cgan",
     "shape",
     "infilling",
+    "flow",
     "blending",
     "contextual",
     "ssd",

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfmammo.models.can import CAN, CANConfig
 from tfmammo.models.cgan import CGAN, CGANConfig
 from tfmammo.models.contextual import Contextual, ContextualConfig
+from tfmammo.models.flow import Flow, FlowConfig
 from tfmammo.models.infilling import Infilling, InfillingConfig
 
 SIZE = 32
@@ -22,6 +23,7 @@ models = [
     CGAN(CGANConfig(**unet), SIZE),
     Contextual(ContextualConfig(filters=(3, 4, 8), discriminator_factor=2, attention=8, border=2, start=32), SIZE),
     Infilling(InfillingConfig(**unet, widths=(4,) * 4, weights="none", feature_layers="first"), SIZE),
+    Flow(FlowConfig(widths=(8, 8), attention_levels=1), SIZE),
 ]
 random = np.random.default_rng(0)
 mask = np.hypot(*(np.indices((SIZE, SIZE)) - SIZE / 2)) < 9
@@ -47,5 +49,5 @@ def test_no_training_step_makes_the_optimizer_fail(tmp_path, repository):
         [sys.executable, script], capture_output=True, text=True, env=environment, timeout=500
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["can", "cgan", "contextual", "infilling"]
+    assert done.stdout.split() == ["can", "cgan", "contextual", "infilling", "flow"]
     assert "remapper failed" not in done.stderr and "Mutation::Apply" not in done.stderr

@@ -24,6 +24,7 @@ AREAS = (
     "models/can",
     "models/cgan",
     "models/contextual",
+    "models/flow",
     "models/infilling",
     "optimization",
     "postprocessing",

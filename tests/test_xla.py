@@ -18,6 +18,7 @@ from tfmammo.models.can import CAN, CANConfig
 from tfmammo.models.cgan import CGAN, CGANConfig
 from tfmammo.models.classifier import Classifier, ClassifierConfig
 from tfmammo.models.contextual import Contextual, ContextualConfig
+from tfmammo.models.flow import Flow, FlowConfig
 from tfmammo.models.infilling import Infilling, InfillingConfig
 from tfmammo.models.mask_gan import MaskGAN, MaskGANConfig
 from tfmammo.models.shape import ShapeCNN, ShapeConfig
@@ -40,6 +41,7 @@ MODELS = {
     "infilling": lambda: Infilling(
         InfillingConfig(**UNET, widths=(4,) * 4, weights="none", feature_layers="first"), SIZE
     ),
+    "flow": lambda: Flow(FlowConfig(widths=(4, 8), groups=2), SIZE),
     "vanilla_gan": lambda: VanillaGAN(VanillaGANConfig(**DCGAN), SIZE),
     "classifier": lambda: Classifier(
         ClassifierConfig(weights="none", filters=2, blocks=(1, 1, 1, 1)), SIZE

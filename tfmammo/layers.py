@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 TINY = 1e-12  # instead of a length of 0, to divide by
+FULL = 256  # px of a patch that the margin of a tri-label refers to
 
 
 @keras.saving.register_keras_serializable("tfmammo")
@@ -385,6 +386,54 @@ def patch_seeds(image: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
     bits = tf.cast(tf.bitcast(tf.reshape(image, [-1, pixels]), tf.int32), tf.int64)
     digest = tf.reduce_sum(bits * tf.constant(np.arange(pixels) % 1021 + 1, tf.int64), axis=1)
     return tf.stack([tf.broadcast_to(tf.cast(step, tf.int64), tf.shape(digest)), digest], axis=1)
+
+
+def enlarge(mask: tf.Tensor, margin: int) -> tf.Tensor:
+    """Scale a mask about its patch's centre by margin / 256 and crop it back to its size.
+
+    The interpolation is by nearest neighbours.
+
+    Args:
+        mask: [..., size, size, 1].
+        margin: px that 256 px are scaled to.
+
+    Returns:
+        The same shape and dtype.
+
+    Source:
+        Shen et al. 2021 (models.infilling), section 4.1, step 3.
+    """
+    size = int(mask.shape[-2])
+    border = round(size * (margin - FULL) / (2 * FULL))
+    # Pixel p lies at p + border of the enlarged patch. Its centre, 2 p + 2 border + 1 half pixels,
+    # falls into this source pixel.
+    sources = (2 * (np.arange(size) + border) + 1) * size // (2 * (size + 2 * border))
+    return tf.gather(tf.gather(mask, sources, axis=-3), sources, axis=-2)
+
+
+def tri_label(
+    image: tf.Tensor, mask: tf.Tensor, noise: tf.Tensor, margin: int | None = 296
+) -> tf.Tensor:
+    """Make an infilling's input: the patch without its lesion, the mask, and the margin.
+
+    Args:
+        image: float32 [n, size, size, 1] in [0, 1].
+        mask: The same shape, 0 or 1.
+        noise: The same shape, uniform in [0, 1]; see `uniform_noise`.
+        margin: px that a mask of 256 px is scaled to, 276, 296 or 316 in the paper; None: no
+            margin.
+
+    Returns:
+        float32 [n, size, size, 3] in [0, 1], or [n, size, size, 2] without margin. Inputs without
+        the leading n give an output without it.
+
+    Source:
+        Shen et al. 2021 (models.infilling), sections 3.1, 3.3 and 4.1.
+    """
+    tissue = tf.where(mask > 0, noise, image)
+    if margin is None:
+        return tf.concat([tissue, mask], axis=-1)
+    return tf.concat([tissue, mask, tf.maximum(enlarge(mask, margin) - mask, 0)], axis=-1)
 
 
 def seeded_dropout(x: tf.Tensor, rate: float, seeds: tf.Tensor, level: int) -> tf.Tensor:

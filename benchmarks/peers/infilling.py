@@ -187,7 +187,7 @@ class Model:
 
 
 def tri_label(image: Tensor, mask: Tensor, noise: Tensor, margin: int | None) -> Tensor:
-    """Tissue, mask and margin, if there is one; see tfmammo.models.infilling.tri_label."""
+    """Tissue, mask and margin, if there is one; see tfmammo.layers.tri_label."""
     channels = [torch.where(mask > 0, noise, image), mask]
     if margin is not None:
         size = mask.shape[-1]

@@ -17,6 +17,7 @@ from tfmammo.models.can import CAN, CANConfig
 from tfmammo.models.cgan import CGAN, CGANConfig
 from tfmammo.models.classifier import Classifier, ClassifierConfig
 from tfmammo.models.contextual import Contextual, ContextualConfig
+from tfmammo.models.flow import Flow, FlowConfig
 from tfmammo.models.infilling import Infilling, InfillingConfig
 from tfmammo.models.mask_gan import MaskGAN, MaskGANConfig
 from tfmammo.models.shape import ShapeCNN, ShapeConfig
@@ -38,6 +39,12 @@ TINY = {
         Infilling,
         InfillingConfig,
         {**INFILLING, "generator": "crn", "widths": (4, 4)},
+        32,
+    ),
+    "flow": (
+        Flow,
+        FlowConfig,
+        {"widths": (4, 8), "groups": 2, "attention_levels": 1, "sampling_steps": 2},
         32,
     ),
     "blending": (Blending, BlendingConfig, {"widths": (4, 8), "discriminator_filters": 4}, 32),

@@ -13,15 +13,13 @@ from tests.full_size import build_without_memory, count_each, count_weights, sha
 from tests.two_cpus import run_on_two_cpus
 from tests.updates import assert_descends, deceive, respond, tell_apart
 from tfmammo.errors import ConfigError, WeightsError
-from tfmammo.layers import patch_seeds, uniform_noise
+from tfmammo.layers import enlarge, patch_seeds, tri_label, uniform_noise
 from tfmammo.models import infilling
 from tfmammo.models.infilling import (
     CRN,
     Infilling,
     InfillingConfig,
-    enlarge,
     feature_matching,
-    tri_label,
 )
 from tfmammo.pretrained import vgg19
 

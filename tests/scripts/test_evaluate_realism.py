@@ -21,9 +21,8 @@ from tfmammo.data import splits
 from tfmammo.errors import ConfigError, ExportError, WeightsError
 from tfmammo.evaluation import comparison
 from tfmammo.evaluation.perceptual import PerceptualScorer
-from tfmammo.layers import patch_seeds, uniform_noise
+from tfmammo.layers import patch_seeds, tri_label, uniform_noise
 from tfmammo.metrics import perceptual
-from tfmammo.models.infilling import tri_label
 from tfmammo.training.image_grid import HEADER
 
 SIZE = 32

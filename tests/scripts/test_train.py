@@ -83,6 +83,12 @@ SMALL = {
         "model.discriminator_strided=1",
         "model.weights=none",
     ],
+    "flow": [
+        "model.widths=[4,8]",
+        "model.groups=2",
+        "model.sampling_steps=2",
+        "training.batch_size=2",
+    ],
     "light_head_rcnn": [
         *(
             "model.weights=none",

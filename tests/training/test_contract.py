@@ -101,6 +101,10 @@ def test_what_is_broken_is_named(said):
             {"inverter": function([SPEC], lambda image: image)},
             "inverter: must return tensors by name",
         ),
+        (
+            {"inverter": function([SPEC], lambda patch: {"mask": patch})},
+            r"inverter: its parameters must have the names of its inputs, image, not \(patch\)",
+        ),
     ],
 )
 def test_a_function_that_could_not_be_exported_is_named(functions, said):

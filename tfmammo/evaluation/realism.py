@@ -28,10 +28,9 @@ from tfmammo.evaluation.perceptual import (
 )
 from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import Published, Report
-from tfmammo.layers import patch_seeds, uniform_noise
+from tfmammo.layers import patch_seeds, tri_label, uniform_noise
 from tfmammo.metrics import perceptual, synthesis
 from tfmammo.metrics.summary import Measure, Row, Table
-from tfmammo.models.infilling import tri_label
 from tfmammo.training import image_grid
 
 Images = NDArray[np.float32]

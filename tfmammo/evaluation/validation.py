@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from tfmammo.data.patches import Patches
 from tfmammo.export import predict
-from tfmammo.layers import patch_seeds, uniform_noise
+from tfmammo.layers import patch_seeds, tri_label, uniform_noise
 from tfmammo.metrics import synthesis
 from tfmammo.metrics.blending import background_error, seam_strength
 from tfmammo.metrics.classification import one_versus_rest
 from tfmammo.metrics.synthesis import sliced_wasserstein
 from tfmammo.models.blending import paste
 from tfmammo.models.contextual import ContextualConfig, sample_block_noise
-from tfmammo.models.infilling import tri_label
 from tfmammo.models.mask_gan import (
     Plausibility,
     clean,
@@ -52,6 +51,32 @@ def validate_infilling(
         "ssim" and "l1" inside mask and margin, where the generator has to invent; "ssim_patch" and
         "l1_patch" of the whole patch.
     """
+    generated, region = _infill(functions["generator"], held_out, margin)
+    return _score_infilling(held_out, generated, region)
+
+
+def validate_flow(functions: Functions, held_out: Patches, margin: int | None) -> dict[str, float]:
+    """Compare the rectified flow's images with the real ones, with the same noise every time.
+
+    SSIM and L1 favour the mean of all lesions that fit, which is smooth. Likeness does not.
+
+    Args:
+        functions: "average".
+        held_out: Masses.
+        margin: Of the model, px; see FlowConfig.
+
+    Returns:
+        "likeness" to the real patches, and those of `validate_infilling`.
+    """
+    generated, region = _infill(functions["average"], held_out, margin)
+    likeness = -sliced_wasserstein(held_out.images, generated)
+    return {"likeness": likeness, **_score_infilling(held_out, generated, region)}
+
+
+def _infill(
+    function: Any, held_out: Patches, margin: int | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Infill held-out masses; return the images, and mask and margin, where they are scored."""
     images = held_out.images
     masks = held_out.masks.astype(np.float32)
     noise = uniform_noise(patch_seeds(images, 0), images.shape[1])
@@ -60,8 +85,13 @@ def validate_infilling(
     inputs = scored
     if margin != INFILLING_MARGIN:
         inputs = tri_label(images, masks, noise, margin).numpy()
-    generated = predict(functions["generator"], "tri_label", inputs)["image"]
-    scores = synthesis.per_image(images, generated, region)
+    return predict(function, "tri_label", inputs)["image"], region
+
+
+def _score_infilling(
+    held_out: Patches, generated: NDArray[np.float32], region: NDArray[np.float32]
+) -> dict[str, float]:
+    scores = synthesis.per_image(held_out.images, generated, region)
     names = {"ssim": "ssim_mass", "l1": "l1_mass", "ssim_patch": "ssim", "l1_patch": "l1"}
     return {name: float(np.mean(scores[score])) for name, score in names.items()}
 

@@ -59,13 +59,12 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from tfmammo.config import Frozen
 from tfmammo.convolutions import Convolution
 from tfmammo.errors import ConfigError
-from tfmammo.layers import patch_seeds, uniform_noise
+from tfmammo.layers import FULL, patch_seeds, tri_label, uniform_noise
 from tfmammo.losses import Average, l1, log_fake, log_real
 from tfmammo.networks import PIX2PIX_FILTERS, Network, PatchDiscriminator, Trainable, UNet256
 from tfmammo.optimization import build_adam, minimize
 from tfmammo.pretrained import vgg19
 
-FULL = 256  # px of the paper's patches, which `margin` refers to
 CRN_WIDTHS = (1024, 1024, 1024, 1024, 1024, 1024, 512, 512)
 FEATURE_LAYERS = {
     "blocks": ("block1_conv2", "block2_conv2", "block3_conv2", "block4_conv2", "block5_conv2"),
@@ -124,54 +123,6 @@ class InfillingConfig(Frozen):
         if self.feature_weights == "chen_koltun" and self.feature_layers != "blocks":
             raise ValueError("feature_weights chen_koltun are of feature_layers blocks")
         return self
-
-
-def enlarge(mask: tf.Tensor, margin: int) -> tf.Tensor:
-    """Scale a mask about its patch's centre by margin / 256 and crop it back to its size.
-
-    The interpolation is by nearest neighbours.
-
-    Args:
-        mask: [..., size, size, 1].
-        margin: px that 256 px are scaled to.
-
-    Returns:
-        The same shape and dtype.
-
-    Source:
-        Section 4.1, step 3.
-    """
-    size = int(mask.shape[-2])
-    border = round(size * (margin - FULL) / (2 * FULL))
-    # Pixel p lies at p + border of the enlarged patch. Its centre, 2 p + 2 border + 1 half pixels,
-    # falls into this source pixel.
-    sources = (2 * (np.arange(size) + border) + 1) * size // (2 * (size + 2 * border))
-    return tf.gather(tf.gather(mask, sources, axis=-3), sources, axis=-2)
-
-
-def tri_label(
-    image: tf.Tensor, mask: tf.Tensor, noise: tf.Tensor, margin: int | None = 296
-) -> tf.Tensor:
-    """Make G's input: the tissue patch without its lesion, the mask, and the margin.
-
-    Args:
-        image: float32 [n, size, size, 1] in [0, 1].
-        mask: The same shape, 0 or 1.
-        noise: The same shape, uniform in [0, 1]; see layers.uniform_noise.
-        margin: px that a mask of 256 px is scaled to, 276, 296 or 316 in the paper; None: no
-            margin.
-
-    Returns:
-        float32 [n, size, size, 3] in [0, 1], or [n, size, size, 2] without margin. Inputs without
-        the leading n give an output without it.
-
-    Source:
-        Sections 3.1, 3.3 and 4.1.
-    """
-    tissue = tf.where(mask > 0, noise, image)
-    if margin is None:
-        return tf.concat([tissue, mask], axis=-1)
-    return tf.concat([tissue, mask, tf.maximum(enlarge(mask, margin) - mask, 0)], axis=-1)
 
 
 def feature_matching(

@@ -37,6 +37,7 @@ from tfmammo.models.can import CANConfig
 from tfmammo.models.cgan import CGANConfig
 from tfmammo.models.classifier import ClassifierConfig
 from tfmammo.models.contextual import ContextualConfig
+from tfmammo.models.flow import FlowConfig
 from tfmammo.models.infilling import InfillingConfig
 from tfmammo.models.mask_gan import MaskGANConfig
 from tfmammo.models.shape import ShapeConfig
@@ -61,6 +62,7 @@ MODELS: Mapping[str, Any] = {
     "classifier": ClassifierConfig,
     "contextual": ContextualConfig,
     "fcn8s": FCN8sConfig,
+    "flow": FlowConfig,
     "infilling": InfillingConfig,
     "light_head_rcnn": LightHeadRCNNConfig,
     "mask_gan": MaskGANConfig,

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from tfmammo.data import preprocess
 from tfmammo.data.preprocess import resize
 from tfmammo.errors import DataError
+from tfmammo.layers import enlarge
 from tfmammo.mammogram import Box
-from tfmammo.models.infilling import enlarge
 from tfmammo.synthesis.config import Margins
 from tfmammo.synthesis.placement import Placement, TargetMammogram
 
@@ -58,7 +58,7 @@ def make_blend_mask(
     Args:
         placement: Where the lesion lies.
         size: Side of the generator's patch, px.
-        margin: Of its tri-label, 296 in the paper, or None; see models.infilling.
+        margin: Of its tri-label, 296 in the paper, or None; see layers.tri_label.
         feather: px of the patch over which the weights fall.
 
     Raises:

@@ -91,7 +91,7 @@ class Generator:
         call: (tri_label float32 [n, size, size, 2 or 3], pasted [n, size, size, 3], or mask [n,
             size, size, 1]) -> {"image": [n, size, size, 1]}.
         size: Side of its patches, px.
-        margin: Of a tri-label of three channels, as in models.infilling.
+        margin: Of a tri-label of three channels, see layers.tri_label.
         data: How its training patches were made.
         patients: Those it was trained on.
         prior: Of a blending network, see models.blending. One trained with "noise" replaces the

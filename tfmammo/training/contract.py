@@ -179,6 +179,9 @@ def _check_function(name: str, function: Any) -> None:
             raise TrainingError(
                 f"{name}: every input must be a named float32 tf.TensorSpec, not {spec!r:.80}"
             )
+    names = [spec.name for spec in specs]
+    # the export calls it by these names, after the last step
+    _check_parameters(name, function.python_function, names)
     outputs = function.get_concrete_function().structured_outputs
     if (
         not isinstance(outputs, Mapping)
@@ -186,3 +189,15 @@ def _check_function(name: str, function: Any) -> None:
         or not all(isinstance(value, tf.Tensor) for value in outputs.values())
     ):
         raise TrainingError(f"{name}: must return tensors by name, not {outputs!r:.80}")
+
+
+def _check_parameters(name: str, function: Callable[..., Any], inputs: list[str]) -> None:
+    """Check that a function can be called with these arguments by name."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(**dict.fromkeys(inputs))
+    except TypeError:
+        raise TrainingError(
+            f"{name}: its parameters must have the names of its inputs, {', '.join(inputs)}, not "
+            f"{signature}"
+        ) from None

@@ -1,0 +1,485 @@
+"""Rectified flow: Eq. (1), samplers against flows in closed form, noise as the seed, exports."""
+
+from dataclasses import replace
+
+import cv2
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from pydantic import ValidationError
+
+from tests.full_size import build_without_memory, count_each
+from tests.small_mammograms import textured_breast
+from tests.two_cpus import run_on_two_cpus
+from tests.updates import assert_follows
+from tfmammo import export
+from tfmammo.archives.stored import Stored
+from tfmammo.archives.writers import synthetic
+from tfmammo.config import DataConfig
+from tfmammo.errors import ConfigError
+from tfmammo.layers import patch_seeds, tri_label, uniform_noise
+from tfmammo.models import flow
+from tfmammo.models.flow import (
+    Flow,
+    FlowConfig,
+    embed_time,
+    export_again,
+    flow_matching,
+    integrate,
+    interpolate,
+)
+from tfmammo.synthesis import generators
+from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
+from tfmammo.synthesis.shapes import ShapeFiles
+
+SIZE = 16
+TINY = {"widths": (4, 8), "groups": 2, "attention_levels": 1, "sampling_steps": 2}
+
+
+def small(seed=0, size=SIZE, **config):
+    """A flow of a few thousand weights, drawn by numpy, each network its own."""
+    model = Flow(FlowConfig(**{**TINY, **config}), size)
+    rng = np.random.default_rng(seed)
+    for network in model.networks.values():
+        for weight in network.trainable_variables:
+            weight.assign(rng.normal(0, 0.2, weight.shape) + (weight.name == "gamma"))
+    return model
+
+
+def batch(count=2, seed=1, size=SIZE):
+    rng = np.random.default_rng(seed)
+    distance = np.hypot(*(np.indices((size, size)) - size / 2))[np.newaxis]
+    radii = rng.uniform(size / 6, size / 3, (count, 1, 1))
+    masks = (distance < radii).astype(np.float32)[..., np.newaxis]
+    images = 0.3 + 0.4 * masks + 0.1 * rng.normal(size=masks.shape)
+    return {
+        "mask": tf.constant(masks),
+        "image": tf.constant(np.clip(images, 0, 1).astype(np.float32)),
+    }
+
+
+def label_of(data, seed):
+    noise = np.random.default_rng(seed).random(data["image"].shape, np.float32)
+    return tri_label(data["image"], data["mask"], tf.constant(noise))
+
+
+def count_by_hand(widths, channels):
+    """Count weights and biases of the U-Net, layer by layer."""
+    n = 4 * widths[0]
+
+    def convolution(before, after, kernel=3):
+        return kernel**2 * before * after + after
+
+    def block(before, after, attends):
+        inner = after // 8
+        attention = 4 * inner * after + 1 if attends else 0
+        shortcut = convolution(before, after, 1) if before != after else 0
+        norms = 2 * before + 2 * after
+        shift = n * after + after
+        both = convolution(before, after) + convolution(after, after)
+        return norms + both + shift + attention + shortcut
+
+    total = (widths[0] * n + n) + (n * n + n) + convolution(channels, widths[0])
+    before = widths[0]
+    for level, width in enumerate(widths):
+        attends = level >= len(widths) - 2
+        total += block(before, width, attends) + block(2 * width, width, attends)
+        before = width
+    for outer, inner in zip(widths, widths[1:], strict=False):
+        total += convolution(outer, outer) + convolution(inner, outer)
+    return total + block(widths[-1], widths[-1], True) + 2 * widths[0] + convolution(widths[0], 1)
+
+
+def test_the_networks_of_full_size(monkeypatch):
+    model = build_without_memory(Flow, monkeypatch)
+    expected = count_by_hand((32, 64, 128, 160), 3)
+    assert count_each(model) == {"velocity": expected, "average": expected}
+    assert expected == 3_240_934
+
+
+def test_an_untrained_network_stands_still():
+    model = Flow(FlowConfig(**TINY), SIZE)
+    label = label_of(batch(), 0)
+    np.testing.assert_allclose(model.infill(label), label[..., :1], atol=1e-6)
+
+
+def test_interpolation_by_hand():
+    start, end = (tf.fill([2, 2, 2, 1], value) for value in (-1.0, 3.0))
+    time = tf.reshape(tf.constant([0.0, 0.25]), [2, 1, 1, 1])
+    states = interpolate(start, end, time)[:, 0, 0, 0]
+    np.testing.assert_array_equal(states, [-1, 0])
+
+
+def test_the_loss_is_each_holes_mean_by_hand():
+    mask = np.zeros((3, 2, 2, 1), np.float32)
+    mask[0, 0, 0] = 1
+    mask[1, 0] = 1
+    displacement = np.arange(12, dtype=np.float32).reshape(mask.shape)
+    velocity = np.ones_like(mask)
+    # (0 - 1)^2; ((4 - 1)^2 + (5 - 1)^2) / 2; no hole
+    expected = (1 + 12.5 + 0) / 3
+    assert float(flow_matching(displacement, velocity, mask)) == pytest.approx(expected)
+
+
+def test_a_step_by_hand(monkeypatch):
+    monkeypatch.setattr(
+        flow, "uniform_noise", lambda seeds, size: tf.fill([2, size, size, 1], 0.25)
+    )
+    model = Flow(FlowConfig(**TINY), SIZE)
+    head = model.velocity.head
+    head.bias.assign([0.25])
+    model.optimizers["velocity"] = keras.optimizers.SGD(0.1)
+    data = batch()
+    data["image"] = tf.fill(data["image"].shape, 0.75)
+    # X_1 = 0.5 and X_0 = -0.5 in the hole; v is the head's bias, since its kernel is 0.
+    # loss = (1 - 0.25)^2, and its derivative by the bias is -2 (1 - 0.25).
+    assert float(model.train_step(data)["velocity_loss"]) == pytest.approx(0.5625)
+    assert float(head.bias[0]) == pytest.approx(0.25 + 0.1 * 1.5)
+    # The average's past weighs (1 + 0) / (10 + 0) at the first step; it started from 0.
+    assert float(model.average.head.bias[0]) == pytest.approx(0.9 * 0.4)
+
+
+@pytest.mark.parametrize(("ema", "drop", "margin"), [(0.999, 0.0, 296), (0.05, 0.5, None)])
+def test_the_network_descends_eq_1_and_the_average_follows(ema, drop, margin):
+    model, reference = (small(ema=ema, drop_condition=drop, margin=margin) for _ in range(2))
+    data = batch(4)
+    seeds = patch_seeds(data["image"], 0)
+    noise = uniform_noise(seeds, SIZE)
+    time = uniform_noise(seeds + 1, 1)
+    keeps = np.asarray(uniform_noise(seeds + 2, 1)) >= drop
+    assert drop == 0 or 0 < keeps.sum() < 4
+
+    def loss():
+        start = tf.where(data["mask"] > 0, noise, data["image"]) * 2 - 1
+        end = data["image"] * 2 - 1
+        condition = tri_label(data["image"], data["mask"], noise, margin)[..., 1:] * 2 - 1
+        state = tf.concat([time * end + (1 - time) * start, keeps * condition], -1)
+        velocity = reference.velocity(state, time[:, 0, 0, 0])
+        errors = [
+            tf.reduce_mean(tf.boolean_mask((one - zero - v) ** 2, mask > 0))
+            for one, zero, v, mask in zip(end, start, velocity, data["mask"], strict=True)
+        ]
+        return tf.add_n(errors) / 4
+
+    def algorithm(descend):
+        descend(velocity=loss)
+        weight = min(ema, 1 / 10)
+        pairs = zip(
+            reference.average.trainable_variables,
+            reference.velocity.trainable_variables,
+            strict=True,
+        )
+        for mean, value in pairs:
+            mean.assign(weight * mean + (1 - weight) * value)
+
+    assert_follows(model, reference, data, algorithm)
+
+
+def test_every_step_draws_noise_and_times_of_its_own(monkeypatch):
+    model = small()
+    data = batch()
+    draws = []
+    call = flow.VelocityUNet.call
+
+    def record(network, x, time):
+        draws.append((x.numpy(), time.numpy()))
+        return call(network, x, time)
+
+    monkeypatch.setattr(flow.VelocityUNet, "call", record)
+    for _ in range(2):
+        model.train_step(data)
+    (first, times), (second, later) = draws
+    assert len({*times, *later}) == 4
+    outside = data["mask"].numpy() == 0
+    tissue = data["image"].numpy()[outside] * 2 - 1
+    for x in (first, second):
+        np.testing.assert_allclose(x[..., :1][outside], tissue, atol=1e-6)
+    assert np.abs(first[..., :1] - second[..., :1])[~outside].mean() > 0.1
+
+
+# X_0 ~ N(0, A^2) and X_1 ~ N(M, B^2) are independent, so X_t ~ N(t M, s^2(t)) with
+# s^2 = t^2 B^2 + (1 - t)^2 A^2, and E[X_1 - X_0 | X_t = x] = M + s' / s (x - t M). The flow keeps
+# (Z_t - t M) / s, so that Z_1 = M + B / A Z_0.
+A, B, M = 1.0, 0.3, 2.0
+
+
+def gaussian_velocity(state, time):
+    variance = time**2 * B**2 + (1 - time) ** 2 * A**2
+    return M + (time * B**2 - (1 - time) * A**2) / variance * (state - time * M)
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("heun", 2)])
+def test_the_flow_between_gaussians_and_each_methods_order(sampler, order):
+    start = tf.constant([-2.0, -0.5, 1.0, 3.0])
+    exact = M + B / A * start.numpy()
+    errors = [
+        np.abs(integrate(gaussian_velocity, start, steps, sampler) - exact).max()
+        for steps in (20, 40, 80)
+    ]
+    for coarse, fine in zip(errors, errors[1:], strict=False):
+        assert np.log2(coarse / fine) == pytest.approx(order, abs=0.15)
+    assert errors[-1] < (0.05 if sampler == "euler" else 0.002)
+
+
+def test_one_step_is_exact_on_straight_lines():
+    start = tf.constant([1.0, -1.0])
+    for sampler in ("euler", "heun"):
+        end = integrate(lambda state, time: tf.fill([2], 3.0), start, 1, sampler)
+        np.testing.assert_array_equal(end, [4, 2])
+
+
+def test_the_exact_velocity_has_the_least_loss():
+    """Eq. (1) is least for E[X_1 - X_0 | X_t], on pairs of Gaussians."""
+    rng = np.random.default_rng(0)
+    shape = (1, 400, 400, 1)
+    start = rng.normal(0, A, shape).astype(np.float32)
+    end = rng.normal(M, B, shape).astype(np.float32)
+    state = interpolate(start, end, tf.fill([1, 1, 1, 1], 0.6))
+    velocity = gaussian_velocity(state, 0.6)
+    losses = [
+        float(flow_matching(end - start, velocity + shift, np.ones(shape, np.float32)))
+        for shift in (-0.1, 0.0, 0.1, 0.1 * (state - 0.6 * M))
+    ]
+    assert np.argmin(losses) == 1
+    # Var[X_1 - X_0 | X_t] = A^2 B^2 / s^2(t)
+    assert losses[1] == pytest.approx(A**2 * B**2 / (0.36 * B**2 + 0.16 * A**2), rel=0.02)
+
+
+def test_sinusoids_by_hand():
+    embedded = embed_time(tf.constant([0.0, 0.5]), 4)
+    # frequencies 1000 and 1000 / 100
+    expected = [[1, 1, 0, 0], [np.cos(500), np.cos(5), np.sin(500), np.sin(5)]]
+    np.testing.assert_allclose(embedded, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_the_noise_decides_the_lesion_and_nothing_else_does(sampler):
+    model = small(sampler=sampler)
+    data = batch(3)
+    first, second = (label_of(data, seed) for seed in (1, 2))
+    lesions = model.infill(first).numpy()
+    others = model.infill(second).numpy()
+    hole = data["mask"].numpy() > 0
+    assert np.abs(lesions - others)[hole].mean() > 0.05
+    np.testing.assert_array_equal(model.infill(first), lesions)
+    np.testing.assert_allclose(model.infill(first[1:2]), lesions[1:2], atol=1e-5)
+    for image in (lesions, others):
+        np.testing.assert_array_equal(image[~hole], data["image"].numpy()[~hole])
+        assert image.min() >= 0 and image.max() <= 1
+
+
+def test_the_network_sees_the_tissue_as_it_is_at_every_step(monkeypatch):
+    model = small()
+    data = batch()
+    states = []
+
+    def record(state, time, condition):
+        states.append(state.numpy())
+        return tf.ones_like(state)
+
+    monkeypatch.setattr(model, "guided_velocity", record)
+    model.infill(label_of(data, 1))
+    outside = data["mask"].numpy() == 0
+    assert len(states) == 2
+    for state in states:
+        np.testing.assert_array_equal(state[outside], (data["image"].numpy() * 2 - 1)[outside])
+    np.testing.assert_allclose((states[1] - states[0])[~outside], 1 / 2, atol=1e-6)
+
+
+def test_guidance_leads_away_from_the_flow_without_mask_and_margin():
+    plain = small(drop_condition=0.1)
+    guided = small(drop_condition=0.1, guidance=2.5)
+    rng = np.random.default_rng(0)
+    state, condition = (
+        tf.constant(rng.uniform(-1, 1, (2, SIZE, SIZE, n)).astype(np.float32)) for n in (1, 2)
+    )
+    time = tf.constant(0.3)
+    with_condition, without = (
+        plain.average(tf.concat([state, c], -1), tf.fill([2], time)).numpy()
+        for c in (condition, 0 * condition)
+    )
+    np.testing.assert_array_equal(plain.guided_velocity(state, time, condition), with_condition)
+    np.testing.assert_allclose(
+        guided.guided_velocity(state, time, condition),
+        without + 2.5 * (with_condition - without),
+        atol=1e-5,
+    )
+    assert np.abs(with_condition - without).max() > 1e-2
+
+
+def test_panels_of_the_image_grid():
+    model = small()
+    data = batch(3)
+    panels = model.sample(data)
+    assert list(panels) == ["tissue", "mask", "margin", "synthetic", "another", "real"]
+    for panel in panels.values():
+        assert panel.shape == (3, SIZE, SIZE, 1) and panel.dtype == tf.float32
+        assert np.min(panel) >= 0 and np.max(panel) <= 1
+    assert np.abs(panels["synthetic"] - panels["another"]).max() > 0.05
+    np.testing.assert_array_equal(panels["tissue"], model.sample(data)["tissue"])
+    assert list(small(margin=None).sample(data))[:3] == ["tissue", "mask", "synthetic"]
+
+
+def write(model, folder, size=SIZE):
+    data = DataConfig(size=size, frame="padded", padding=20, window=(0, 1)).model_dump(mode="json")
+    config = {"data": data, "model": model.config.model_dump(mode="json")}
+    return export.export(model, folder, {"config": config, "train_patients": ["p"]})
+
+
+def test_an_export_is_found_as_an_infilling_and_holds_the_average(tmp_path):
+    model = small()
+    folder = write(model, tmp_path / "export")
+    assert export.find_function(folder, {"tri_label"}, {"image"}) == "average"
+    assert export.read_card(folder)["serves"] == "average"
+    network = generators.load_generator(folder)
+    assert (network.size, network.margin, network.patients) == (SIZE, 296, {"p"})
+    label = label_of(batch(), 3)
+    image = network.call(tri_label=label.numpy())["image"]
+    np.testing.assert_allclose(image, model.infill(label), atol=1e-4)
+    velocity = export.load(folder, "velocity")(tri_label=label, time=np.full(2, 0.5, np.float32))
+    expected = model.velocity(label * 2 - 1, tf.fill([2], 0.5))
+    np.testing.assert_allclose(velocity["velocity"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_weights_are_exported_with_another_sampler(tmp_path):
+    folder = write(small(), tmp_path / "export")
+    changes = {"sampling_steps": 1, "sampler": "heun"}
+    again = export_again(folder, tmp_path / "one", **changes)
+    label = label_of(batch(), 3).numpy()
+    network = generators.load_generator(again)
+    expected = small(**changes).infill(label)
+    np.testing.assert_allclose(network.call(tri_label=label)["image"], expected, atol=1e-4)
+    assert np.abs(expected - small().infill(label)).max() > 1e-3
+    card = export.read_card(again)
+    assert card["config"]["model"]["sampling_steps"] == 1 and network.patients == {"p"}
+    # A recipe names its network by this hash.
+    assert network.identity["weights"] != generators.load_generator(folder).identity["weights"]
+    with pytest.raises(ConfigError, match="widths: can't be changed without a training"):
+        export_again(folder, tmp_path / "two", widths=(4,))
+
+
+def test_a_synthesis_gives_one_lesion_a_seed(tmp_path):
+    generator = write(small(size=32), tmp_path / "export", size=32)
+    shape = np.pad(np.full((8, 8), 255, np.uint8), 2)
+    cv2.imwrite(str(tmp_path / "shape.png"), shape)
+    synthetic.write_png(tmp_path / "breast.png", Stored.of_image(textured_breast(0), 16))
+    mammogram = open_mammogram(tmp_path / "breast.png", "L", "CC", (0.1, 0.1))
+    editor = Editor.load(EditorConfig(painter="infilling", generator=str(generator)))
+    shapes = ShapeFiles.find(tmp_path / "shape.png")
+    editor.synthesizer = replace(editor.synthesizer, shapes=shapes)
+    one, other, again = (
+        editor.edit(mammogram, EditRequest(centre=(100, 60), size=(20, 20), seed=seed))
+        for seed in (1, 2, 1)
+    )
+    np.testing.assert_array_equal(one.mask, other.mask)
+    inside = one.mask > 0
+    assert (one.after.values != other.after.values)[inside].mean() > 0.9
+    np.testing.assert_array_equal(one.after.values, again.after.values)
+    # Nothing but the mask changes, and what the way to the patch's pixels and back adds to it.
+    around = cv2.dilate(one.mask, np.ones((9, 9), np.uint8)) == 0
+    np.testing.assert_array_equal(one.after.values[around], one.before.values[around])
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_trains_and_answers_in_float32(policy):
+    data = batch()
+    expected = float(small().train_step(data)["velocity_loss"])
+    keras.config.set_dtype_policy(policy)
+    model = small()
+    losses = [model.train_step(data)["velocity_loss"] for _ in range(3)]
+    assert all(loss.dtype == tf.float32 and np.isfinite(loss) for loss in losses)
+    assert float(losses[0]) == pytest.approx(expected, rel=0.05)
+    assert all(panel.dtype == tf.float32 for panel in model.sample(data).values())
+
+
+def test_training_in_a_graph_equals_training_eagerly():
+    eager, graph = small(), small()
+    data = batch()
+    step = tf.function(graph.train_step)
+    for _ in range(2):
+        loss, expected = (take(data)["velocity_loss"] for take in (step, eager.train_step))
+        np.testing.assert_allclose(loss, expected, rtol=1e-3)
+
+
+def test_it_learns_the_grey_values_of_lesions():
+    """They are 0.7 with a deviation of 0.1, and the noise 0.5 with 0.29."""
+    keras.utils.set_random_seed(0)
+    config = {**TINY, "widths": (8, 16), "learning_rate": 3e-3, "sampling_steps": 5}
+    model = Flow(FlowConfig(**config), SIZE)
+    data = batch(4)
+    step = tf.function(model.train_step)
+    losses = [float(step(data)["velocity_loss"]) for _ in range(90)]
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:3])
+    lesions = model.infill(label_of(data, 5)).numpy()[data["mask"].numpy() > 0]
+    assert lesions.mean() == pytest.approx(0.7, abs=0.05)
+    assert lesions.std() == pytest.approx(0.1, abs=0.05)
+
+
+def test_patches_that_can_not_be_halved_are_refused():
+    with pytest.raises(ConfigError, match="patches of 18 px can't be halved 2 times"):
+        small(size=18, widths=(4, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"margin": 256},
+        {"widths": []},
+        {"widths": (8, 12)},
+        {"attention_levels": 5},
+        {"sampler": "rk45"},
+        {"sampling_steps": 0},
+        {"guidance": 2},
+        {"drop_condition": 1},
+        {"ema": 1},
+        {"x": 1},
+    ],
+)
+def test_configs_that_make_no_sense(wrong):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        FlowConfig(**wrong)
+
+
+TWO_REPLICAS = """
+from tfmammo.models.flow import Flow, FlowConfig
+
+rng = np.random.default_rng(1)
+MASK = np.zeros((2, 16, 16, 1), np.float32)
+MASK[0, 4:10, 5:11], MASK[1, 2:8, 4:15] = 1, 1
+IMAGE = rng.random((2, 16, 16, 1)).astype(np.float32)
+
+def train(strategy, steps=4):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model = Flow(FlowConfig(widths=(4, 8), groups=2, attention_levels=1), 16)
+        rng = np.random.default_rng(0)
+        for weight in model.velocity.trainable_variables:
+            weight.assign((rng.normal(0, 0.1, weight.shape) + (weight.name == "gamma")).astype(np.float32))
+    data = tf.data.Dataset.from_tensors({"mask": MASK, "image": IMAGE}).repeat()
+    if strategy.num_replicas_in_sync > 1:
+        data = strategy.experimental_distribute_dataset(data)
+
+    @tf.function
+    def step(batch):
+        losses = strategy.run(model.train_step, args=(batch,))
+        return strategy.reduce(tf.distribute.ReduceOp.MEAN, losses["velocity_loss"], axis=None)
+
+    batches = iter(data)
+    losses = [float(step(next(batches))) for _ in range(steps)]
+    return losses, float(tf.reduce_sum(model.average.trainable_variables[4] ** 2))
+
+mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+results = {"one": train(tf.distribute.get_strategy()), "two": train(mirrored)}
+keras.config.set_dtype_policy("mixed_float16")
+print(json.dumps({**results, "half": train(mirrored, 12)}))
+"""  # noqa: E501
+
+
+@pytest.mark.slow
+def test_two_replicas_train_as_one_does_and_under_float16_too(tmp_path):
+    results = run_on_two_cpus(TWO_REPLICAS, tmp_path)
+    np.testing.assert_allclose(results["two"][0], results["one"][0], rtol=1e-5)
+    np.testing.assert_allclose(results["two"][1], results["one"][1], rtol=1e-5)
+    np.testing.assert_allclose(results["half"][0][0], results["one"][0][0], rtol=3e-2)
+    assert np.isfinite(results["half"][0]).all()
