@@ -718,6 +718,7 @@ def test_no_proposal_is_narrower_than_a_pixel_of_either_side():
     assert model.propose(objectness, tf.zeros_like(deltas))[1].numpy().any()
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_it_finds_the_masses_of_eight_mammograms_that_it_knows():
     data = DataConfig(size=256, kinds=("mass",))
