@@ -1,11 +1,17 @@
-"""Commands of the package, run in a process of their own."""
+"""Commands of the package, run in a process of their own or in this one."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from unittest import mock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -31,3 +37,49 @@ def run_module(
         timeout=timeout,
         check=False,
     )
+
+
+def run_module_here(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `python -m MODULE ARGUMENTS` in this process, which saves the imports of another one.
+
+    Args:
+        module: Its dotted name.
+        arguments: Its arguments.
+    """
+    command = [module, *map(str, arguments)]
+    run = lambda: runpy.run_module(module, run_name="__main__", alter_sys=True)  # noqa: E731
+    return _run_here(command, run)
+
+
+def run_script_here(path: str | Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `python PATH ARGUMENTS` in this process.
+
+    Args:
+        path: Of the script.
+        arguments: Its arguments.
+    """
+    command = [str(path), *map(str, arguments)]
+    return _run_here(command, lambda: runpy.run_path(str(path), run_name="__main__"))
+
+
+def _run_here(command: list[str], run) -> subprocess.CompletedProcess[str]:
+    out = io.StringIO()
+    err = io.StringIO()
+    code = 0
+    root = logging.getLogger()
+    handlers = list(root.handlers)  # pytest's, which a command replaces by its own
+    with (
+        mock.patch.object(sys, "argv", command),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        # runpy's, of a module that is imported already
+        warnings.simplefilter("ignore", RuntimeWarning)
+        try:
+            run()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        finally:
+            root.handlers[:] = handlers
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())

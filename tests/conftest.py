@@ -29,6 +29,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
 import pytest
 from rich.logging import RichHandler
 
+from tests import once
+
 pytest_plugins = ["tests.memory"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -39,6 +41,21 @@ def pytest_runtest_protocol(item: pytest.Item):
     """Run a test marked `alone`, which measures time, while no other worker runs a test."""
     with _take_turn(alone=item.get_closest_marker("alone") is not None):
         return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item):
+    """Spare tests what an earlier one of this process has done already."""
+    once.share_store_tables()
+    once.share_renderings(item.path.name != "test_phantom.py")
+
+
+def pytest_collection_finish():
+    """Leave what the imports made out of every later collection of garbage: TensorFlow, Keras and
+    MLflow are a million objects, and looking through them takes half a second after every test.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @contextlib.contextmanager

@@ -719,6 +719,7 @@ def test_no_proposal_is_narrower_than_a_pixel_of_either_side():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_it_finds_the_masses_of_eight_mammograms_that_it_knows():
     data = DataConfig(size=256, kinds=("mass",))
     whole = make_whole(phantom.read(count=12), data, Skipped(), normal=False).take(range(8))

@@ -266,12 +266,17 @@ def test_what_the_converter_refuses(tmp_path, alexnet_tensors):
     assert not target.exists()
 
 
-def inception_tensors(form):
+@pytest.fixture(scope="module")
+def inception():
+    """Keras's network, of which a conversion reads the shapes alone; building it takes seconds."""
+    return keras.applications.InceptionV3(weights=None, include_top=False)
+
+
+def inception_tensors(network, form):
     """FID's Inception as TorchScript or pytorch-fid names it, every array of one number of its own.
 
     The shapes are those of Keras's network, whose convolutions are made in the same order.
     """
-    network = keras.applications.InceptionV3(weights=None, include_top=False)
     kernels = [w for w in network.weights if w.path.endswith("/kernel")]
     kernels.sort(key=lambda w: int("0" + w.path.split("/")[0].removeprefix("conv2d").strip("_")))
     names = {
@@ -291,8 +296,9 @@ def inception_tensors(form):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["torchscript", "pytorch-fid"])
-def test_inception_of_2015_is_converted_in_order(tmp_path, form):
-    tensors = inception_tensors(form)
+def test_inception_of_2015_is_converted_in_order(tmp_path, monkeypatch, inception, form):
+    tensors = inception_tensors(inception, form)
+    monkeypatch.setattr(keras.applications, "InceptionV3", lambda **_: inception)
     source = write_safetensors(tmp_path / "i.safetensors", tensors)
     name, path = published.convert(source, tmp_path)
     assert (name, path) == ("inception", tmp_path / "inception_fid2015.npz")

@@ -140,8 +140,11 @@ def test_the_gradient_reaches_every_variable(name):
     assert not still
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("name", SMALL)
+# bfloat16 differs in no network: only float16 scales the loss, which the optimizer does.
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [("unet", "mixed_bfloat16"), *((name, "mixed_float16") for name in SMALL)],
+)
 def test_mixed_precision_trains_and_answers_in_float32(name, policy):
     keras.config.set_dtype_policy(policy)
     model = small(name)

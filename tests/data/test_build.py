@@ -18,6 +18,7 @@ import pydicom
 import pytest
 from pydicom.uid import RLELossless
 
+from tests.commands import run_module_here
 from tests.small_mammograms import make_mammogram
 from tfmammo.archives import inbreast
 from tfmammo.archives.files import make_pseudonym
@@ -415,7 +416,7 @@ def run(*arguments, repository):
 def test_a_second_build_in_one_folder_is_refused_and_the_first_one_ends_well(tmp_path, repository):
     """The first is held while its shard is half-written, so that the second surely meets it."""
     tiny = BuildConfig(
-        name="tiny", data=DataConfig(size=16, phantoms=40), build=ShardConfig(shard_mammograms=40)
+        name="tiny", data=DataConfig(size=16, phantoms=12), build=ShardConfig(shard_mammograms=12)
     )
     (tmp_path / "config.yaml").write_text(dump(tiny), encoding="utf-8")
     arguments = ["--config", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "out")]
@@ -455,17 +456,10 @@ def test_two_processes_write_what_one_writes(built, config, tmp_path, repository
     assert "5 patches of 4 patients, 0 dead letters" in done.stderr
 
 
-def test_errors_of_the_command_are_one_line(config, tmp_path, repository):
+def test_errors_of_the_command_are_one_line(config, tmp_path):
     (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
-    done = run(
-        "--config",
-        tmp_path / "config.yaml",
-        "--set",
-        "data.root=nowhere",
-        "--output",
-        tmp_path / "out",
-        repository=repository,
-    )
+    arguments = ("--config", tmp_path / "config.yaml", "--output", tmp_path / "out")
+    done = run_module_here("tfmammo.data.build", *arguments, "--set", "data.root=nowhere")
     assert (
         done.returncode == 2
         and done.stderr.splitlines()[-1] == "error: data.root: no such folder: nowhere"

@@ -88,7 +88,7 @@ def test_a_training_of_any_length_has_the_papers_mean_exposure(samples):
     The sum over 100 periods of 0.9^k is (1 - 0.9^100) / (1 - 0.9).
     """
     settings = ClassifierConfig(share=0.5, samples=samples)
-    shares = [float(share_at(settings, seen)) for seen in range(0, samples, 10)]
+    shares = share_at(settings, tf.range(0, samples, 10, tf.int64)).numpy()
     assert np.mean(shares) == pytest.approx(0.5 * (1 - 0.9**100) / 10, rel=1e-3)
     assert shares[-1] == pytest.approx(0.5 * 0.9**99, rel=1e-4)
 

@@ -522,7 +522,9 @@ def test_the_penalty_is_exact_under_mixed_precision(policy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spectral", ["discriminator", "both"])
+@pytest.mark.parametrize(
+    "spectral", [pytest.param("discriminator", marks=pytest.mark.nightly), "both"]
+)
 def test_training_in_float16_stays_finite_and_the_discriminator_learns(spectral):
     keras.config.set_dtype_policy("mixed_float16")
     gan = Contextual(config(learning_rate=3e-3, spectral=spectral, lambda_penalty=0.1), 16)

@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from tests.commands import run_module_here, run_script_here
+from tfmammo.studies import workflow
+
 
 @pytest.fixture(scope="session")
 def load_script(repository):
@@ -19,3 +22,23 @@ def load_script(repository):
         return module
 
     return load
+
+
+@pytest.fixture
+def steps_here(monkeypatch):
+    """Steps of a study run in this process, which saves TensorFlow's imports for each.
+
+    tests/studies/test_workflow.py shows them in processes of their own.
+    """
+
+    def start(step, output):
+        first, *others = step.arguments
+        done = run_module_here(*others) if first == "-m" else run_script_here(first, *others)
+        done.poll = lambda: done.returncode
+        log_file = workflow._find_log(output, step)
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        log_file.write_text(done.stdout + done.stderr, encoding="utf-8")
+        return done
+
+    monkeypatch.setattr(workflow, "_start_process", start)
+    monkeypatch.setattr(workflow, "POLL", 0)

@@ -4,7 +4,6 @@ detector that knows where to look.
 
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ import pytest
 import tensorflow as tf
 from highdicom.seg import segread
 
+from tests.commands import run_script_here
 from tfmammo import export
 from tfmammo.archives import phantom
 from tfmammo.archives.writers import vindr
@@ -300,21 +300,13 @@ def test_a_region_of_the_phantom_is_framed_as_its_patch(models, stored):
 
 @pytest.mark.slow
 def test_a_wrong_path_is_one_sentence_and_exit_2(repository, models, tmp_path):
-    command = [
-        sys.executable,
-        "evaluate/case.py",
-        "--config",
-        "configs/case.yaml",
-        str(tmp_path / "nowhere.dcm"),
-    ]
+    arguments = ("--config", repository / "configs/case.yaml", tmp_path / "nowhere.dcm")
     values = [
         f"detector={models}/detector",
         f"segmenter={models}/cgan",
         f"classifier={models}/shape",
     ]
-    done = subprocess.run(
-        [*command, "--set", *values], cwd=repository, capture_output=True, text=True
-    )
+    done = run_script_here(repository / "evaluate/case.py", *arguments, "--set", *values)
     assert done.returncode == 2
     assert (
         done.stderr.strip().splitlines()[-1] == f"error: {tmp_path / 'nowhere.dcm'}: no such file"

@@ -390,7 +390,7 @@ def test_a_plan_is_a_studys(load_script, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_run_twice(
-    study, tracking_uri, caplog
+    study, steps_here, tracking_uri, caplog
 ):
     method = (
         "{poisson: {config: configs/synthesis_blending.yaml, set: {painter: poisson, "

@@ -15,7 +15,7 @@ import pydicom
 import pytest
 import tensorflow as tf
 
-from tests.commands import run_module
+from tests.commands import run_module, run_module_here
 from tests.synthesis_archives import (
     COLS,
     PATIENT_NAME,
@@ -663,7 +663,7 @@ def test_two_processes_make_what_one_makes(config, where, tmp_path):
     assert read_files(tmp_path / "two") == read_files(tmp_path / "one")
     assert "3 of 3 items" in done.stderr
     arguments = ("--recipe", tmp_path / "two/recipes/000002.json", "--output", tmp_path / "again")
-    again = run_module("tfmammo.synthesis", *arguments, "--set", *where(set_config))
+    again = run_module_here("tfmammo.synthesis", *arguments, "--set", *where(set_config))
     assert again.returncode == 0 and "made again, bit for bit" in again.stderr
     assert (
         read_files(tmp_path / "again")["images/000002.dcm"]
@@ -674,7 +674,7 @@ def test_two_processes_make_what_one_makes(config, where, tmp_path):
 def test_errors_of_the_command_are_one_line(tmp_path, repository):
     config = repository / "configs/synthesis_full.yaml"
     overrides = ("--set", f"data.root={tmp_path / 'nowhere'}")
-    done = run_module(
+    done = run_module_here(
         "tfmammo.synthesis", "--config", config, *overrides, "--output", tmp_path / "out"
     )
     assert (

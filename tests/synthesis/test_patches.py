@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.commands import run_module
+from tests.commands import run_module, run_module_here
 from tests.synthetic_sets import read_files
 from tfmammo import archives
 from tfmammo.config import DataConfig, dump
@@ -255,16 +255,18 @@ def test_drawn_counts_what_gave_no_patch(tiny_contextual, random_patches):
 
 
 @pytest.mark.slow
-def test_the_command(generators, tmp_path):
+def test_the_command(generators, tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(dump(config(generators, count=2)), encoding="utf-8")
-    run = partial(run_module, "tfmammo.synthesis.patches", cwd=tmp_path)
-    done = run("--config", "config.yaml", "--output", "set")
+    module = "tfmammo.synthesis.patches"
+    done = run_module(module, "--config", "config.yaml", "--output", "set", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (
         len(list((tmp_path / "set/images").rglob("*.png"))) == 4
         and "generated lesions discarded" in done.stderr
     )
     where = f"generators.removal={generators['removal']}"
+    monkeypatch.chdir(tmp_path)
+    run = partial(run_module_here, module)
     done = run("--recipe", "set/recipes/normal/000001.json", "--output", "one", "--set", where)
     assert done.returncode == 0 and "normal/000001: made again, bit for bit" in done.stderr
     done = run("--config", "config.yaml", "--output", "set", "--set", "countt=1")

@@ -209,7 +209,7 @@ def stopped(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("victim", [1, 0])
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.nightly)])
 def test_when_a_worker_is_killed_the_others_end_and_say_so(
     repository, stopped, empty_store, victim
 ):
