@@ -15,6 +15,9 @@ from tfmammo.errors import ConfigError
 from tfmammo.models.can import CANConfig
 from tfmammo.reproduction import schemas
 
+# Tests that ran before have imported some of the modules that a command runs.
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+
 
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):

@@ -254,12 +254,12 @@ def test_ci_can_be_run_and_takes_the_readmes_steps():
     script = REPOSITORY / ".ci" / "run"
     lines = script.read_text(encoding="utf-8").splitlines()
     assert os.access(script, os.X_OK)
-    assert lines.index('pip install --quiet -e ".[test]"') < lines.index(
-        "pytest -n 2 --dist loadfile"
-    )
-    assert lines[-2:] == [
+    commands = [line for line in lines if line.startswith(("pip install", "pytest"))]
+    assert commands[0] == 'pip install --quiet -e ".[test]"'
+    assert commands[1].startswith("pytest -n 2 --dist loadfile --max-memory 4")
+    assert commands[2:] == [
         'pip install --quiet -e ".[test,detection]"',
-        "pytest -n 2 --dist loadfile tests/detection",
+        "pytest -n 2 --dist loadfile --max-memory 4 tests/detection",
     ]
 
 
