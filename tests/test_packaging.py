@@ -256,10 +256,10 @@ def test_ci_can_be_run_and_takes_the_readmes_steps():
     assert os.access(script, os.X_OK)
     commands = [line for line in lines if line.startswith(("pip install", "pytest"))]
     assert commands[0] == 'pip install --quiet -e ".[test]"'
-    assert commands[1].startswith("pytest -n 2 --dist loadfile --max-memory 4")
+    assert commands[1].startswith("pytest -n 2 --dist loadfile")
     assert commands[2:] == [
         'pip install --quiet -e ".[test,detection]"',
-        "pytest -n 2 --dist loadfile --max-memory 4 tests/detection",
+        "pytest -n 2 --dist loadfile tests/detection",
     ]
 
 
