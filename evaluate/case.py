@@ -2,10 +2,14 @@
 trained models.
 
 python evaluate/case.py --config configs/case.yaml MAMMOGRAM.dcm [MORE ...] --output DIR
+python evaluate/case.py --config configs/case.yaml --from ADDRESS --study UID ... --to ADDRESS
 
 Every mammogram gets a folder in DIR, named after its file and the beginning of the file's sha256.
 It holds overlay.png, report.json and, for a DICOM file, segmentation.dcm. The standard requires
 segmentation.dcm to repeat the patient's name and number; the other two files hold neither.
+
+With --from, studies are fetched from a PACS, and results are stored in them as DICOM: a
+segmentation and a structured report. Nothing is written anywhere else.
 """
 
 from pathlib import Path
@@ -14,27 +18,27 @@ from tfmammo import cli
 from tfmammo.config import TrainingConfig
 from tfmammo.errors import ArchiveError, PipelineError
 from tfmammo.evaluation.case import process_file
-from tfmammo.inference.pipeline import Pipeline, PipelineConfig
+from tfmammo.inference.pipeline import Pipeline
+from tfmammo.pacs import command
+from tfmammo.pacs.config import CaseConfig
 from tfmammo.training import script
 
 
 def main() -> None:
-    """Load the models, then process each mammogram.
-
-    Mammograms that can't be read are named at the end, with exit code 2.
-    """
-    parser = cli.make_parser(__doc__, PipelineConfig)
-    parser.add_argument(
-        "mammograms",
-        nargs="+",
-        type=Path,
-        metavar="MAMMOGRAM",
-        help="an image file, DICOM or other",
-    )
+    """Load the models, then process each mammogram; those that can't be read end in exit code 2."""
+    parser = cli.make_parser(__doc__, CaseConfig, "case")
+    about = "an image file, DICOM or other"
+    parser.add_argument("mammograms", nargs="*", type=Path, metavar="MAMMOGRAM", help=about)
+    command.add_arguments(parser)
     arguments = parser.parse_args()
-    config = cli.read_config(PipelineConfig, arguments)
+    config = cli.read_config(CaseConfig, arguments)
     script.configure_tensorflow(TrainingConfig(precision="float32"))
-    pipeline = Pipeline.load(config)
+    if arguments.source or arguments.study or arguments.target:
+        command.run(arguments, config)
+        return
+    if not arguments.mammograms:
+        parser.error("give at least one MAMMOGRAM, or --from, --study and --to")
+    pipeline = Pipeline.load(config.get_pipeline())
     failures = []
     for path in arguments.mammograms:
         try:

@@ -77,3 +77,11 @@ class PipelineError(TfmammoError):
 
 class AveragePrecisionError(TfmammoError):
     """Average precision can't be computed."""
+
+
+class PacsError(TfmammoError):
+    """A PACS refuses a request, or answers against the standard."""
+
+
+class PacsUnreachable(PacsError):
+    """A PACS can't be reached now. Another attempt may succeed."""

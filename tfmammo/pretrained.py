@@ -392,10 +392,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("source", type=Path, metavar="IN", help="a .pth, .pt or .safetensors file")
     parser.add_argument("target", type=Path, metavar="OUT", help="the .npz to write, or a folder")
     namespace = parser.parse_args(arguments)
-    cli.run(lambda: _convert_and_print(namespace.source, namespace.target))
+    cli.run(lambda: convert_and_print(namespace.source, namespace.target))
 
 
-def _convert_and_print(source: Path, target: Path) -> None:
+def convert_and_print(source: Path, target: Path) -> None:
+    """Convert one file and print what it holds."""
     name, path = published.convert(source, target)
     origin = published.identify(name, str(path))
     print(f"{path}: {origin.title}, SHA-256 of its arrays {origin.sha256}")

@@ -318,7 +318,9 @@ def test_a_run_ends_even_if_its_last_metrics_are_refused(folder):
         ("runs/can/fold0", "can/fold0"),
         ("runs/can/round2/fold0/64px", "can/round2/fold0/64px"),
         ("runs/can-phantom-1a2b3c4d", "can-phantom-1a2b3c4d"),
-        ("runs/cans/fold0", "can/fold0"),
+        ("runs/cans/fold0", "can/cans/fold0"),
+        ("runs/table1/fold0/seed2", "can/table1/fold0/seed2"),
+        ("/fold1", "can/fold1"),
         ("out", "can/out"),
     ],
 )
@@ -356,6 +358,25 @@ def test_an_export_that_is_registered_again_stays_one_version(folder, tmp_path):
     assert run.register(exported, 500, {}, best=True) == "1"
     assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 1
     assert len(client().search_model_versions("name = 'tfmammo-tiny'")) == 1
+
+
+def test_a_versions_description_is_its_card(folder, tmp_path):
+    card = {
+        "name": "tiny",
+        "step": 1500,
+        "metrics": {"dice": 0.87654},
+        "train_patients": ["0123456789ab", "ba9876543210"],
+        "config": {"data": {"name": "inbreast", "size": 4, "frame": "square", "split": "patient"}},
+        "git_commit": "c0ffee",
+    }
+    run = Run(experiment(), folder / "output")
+    run.register(export(Model(), tmp_path / "export", card), 1500, {}, best=False)
+    text = client().get_model_version("tfmammo-tiny", "1").description
+    assert text.startswith("**tiny**, step 1,500. Research software: not for diagnosis.\n")
+    assert "inbreast, 4 px, frame square, split patient, 2 patients trained on" in text
+    assert "dice 0.8765" in text and "Commit c0ffee" in text
+    assert "`inverter`: image [4, 4, 1] to mask [4, 4, 1]" in text
+    assert "0123456789ab" not in text  # patients are counted, not named
 
 
 def test_two_trainings_may_make_a_registered_model_at_once(folder, exported, monkeypatch):

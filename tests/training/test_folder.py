@@ -1,10 +1,10 @@
 """A training's folder: whose it is, and what survives kills, full disks and power losses."""
 
 import errno
-import fcntl
 import logging
 import os
 
+import portalocker
 import pytest
 import tensorflow as tf
 
@@ -104,7 +104,7 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, 
     def none(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "flock", none)
+    monkeypatch.setattr(portalocker.portalocker, "LOCKER", none)
     with caplog.at_level(logging.WARNING), folder.hold_lock(tmp_path):
         pass
     assert "its file system knows no locks" in caplog.text

@@ -17,6 +17,7 @@ from tfmammo.mammogram import key_fault
 FORMAT = 1
 CARD = "card.json"
 SIGNATURE = "serving_default"
+PACKED = "packed"  # in the card of a network of the zoo
 # Of every tensor with this name; any other may have any value.
 RANGES = {
     "image": [0.0, 1.0],
@@ -65,6 +66,42 @@ def read_card(directory: Path) -> dict[str, Any]:
         raise ExportError(f"{path}: is no card of format {FORMAT}, the one that this version reads")
     check_names(path, card)
     return card
+
+
+def format_card(card: Mapping[str, Any]) -> str:
+    """Format a card as Markdown for people: what it is, data, metrics, functions, versions.
+
+    Patients are counted, not named.
+
+    Args:
+        card: Of `read_card`.
+    """
+    step = f", step {int(card['step']):,}" if "step" in card else ""
+    lines = [f"**{card['name']}**{step}. Research software: not for diagnosis.", ""]
+    data = card.get("config", {}).get("data", {})
+    if data:
+        patients = len(card.get("train_patients", ()))
+        lines.append(
+            f"- Data: {data.get('name')}, {data.get('size')} px, frame {data.get('frame')}, split "
+            f"{card.get('split', data.get('split'))}, {patients:,} patients trained on"
+        )
+    metrics = card.get("metrics", {})
+    if metrics:
+        values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        lines.append(f"- On held-out patches: {values}")
+    for name, function in card["functions"].items():
+        sides = (
+            ", ".join(f"{key} {tensor['shape'][1:]}" for key, tensor in function[side].items())
+            for side in ("inputs", "outputs")
+        )
+        lines.append(f"- `{name}`: {' to '.join(sides)}")
+    networks = ", ".join(f"{name} {count:,}" for name, count in card["networks"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
+    lines += [f"- Weights: {networks}", f"- Made with {versions}"]
+    if card.get("git_commit"):
+        changed = ", with changes" if str(card.get("git_dirty")) == "true" else ""
+        lines.append(f"- Commit {card['git_commit']}{changed}")
+    return "\n".join(lines) + "\n"
 
 
 def get_training_patients(card: Mapping[str, Any], where: object) -> frozenset[str]:

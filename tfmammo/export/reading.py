@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import tensorflow as tf
 from tfmammo._tensorflow import hold_back_stderr
 from tfmammo.errors import ExportError
 from tfmammo.export.card import (
+    PACKED,
     SIGNATURE,
     TOLERANCE,
     Tensors,
@@ -27,6 +29,9 @@ from tfmammo.export.card import (
     read_card,
     summarize,
 )
+from tfmammo.mammogram import ID_KEY, key_fault
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +43,7 @@ class LoadedFunction:
         card: The export's.
         shapes: Of its inputs, by name; None for any size.
         patients: Those that the export's networks were trained on. None where the card does not
-            say.
+            say, or where a network of the zoo meets pseudonyms of another TFMAMMO_ID_KEY.
         weights: A hash; see `load_identified`.
     """
 
@@ -96,9 +101,28 @@ def load_identified(
         _make_caller(loaded, directory, function, card),
         card,
         {name: tensor["shape"] for name, tensor in description["inputs"].items()},
-        get_training_patients(card, directory) if "train_patients" in card else None,
+        _find_patients(card, directory),
         _hash_weights(loaded, description),
     )
+
+
+def _find_patients(card: Mapping[str, Any], directory: Path) -> frozenset[str] | None:
+    """Return the patients of a card; None where they are unknown.
+
+    A network of the zoo was trained on public data under no key. Those who work under a key of
+    their own can use it all the same.
+    """
+    if "train_patients" not in card:
+        return None
+    if card.get(PACKED) and key_fault(card.get("id_key")):
+        log.warning(
+            "%s: its patients are unknown here, because %s is set; use no mammogram of the archive "
+            "that it was trained on",
+            directory,
+            ID_KEY,
+        )
+        return None
+    return get_training_patients(card, directory)
 
 
 def hash_files(directory: Path, function: str) -> str:

@@ -31,6 +31,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, floor
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -126,12 +127,16 @@ class Stage:
         card: The export's card.
         size: Rows and columns of the input, px.
         call: Name -> float32 array, see export.load.
+        folder: The export's folder.
+        name: The function's name.
     """
 
     handle: str
     card: Mapping[str, Any]
     size: int
     call: Callable[..., export.Tensors]
+    folder: Path
+    name: str
 
     @staticmethod
     def load(handle: str, source: str, target: str, uri: str | None) -> Stage:
@@ -151,7 +156,7 @@ class Stage:
         name = export.find_function(folder, {source}, {target})
         card = export.read_card(folder)
         size = card["functions"][name]["inputs"][source]["shape"][1]
-        return Stage(handle, card, size, export.load(folder, name))
+        return Stage(handle, card, size, export.load(folder, name), folder, name)
 
 
 class Pipeline:
@@ -230,6 +235,14 @@ class Pipeline:
             "detector": _describe_model(self.detector.handle, self.detector.card),
             "segmenter": _describe_model(self.segmenter.handle, self.segmenter.card),
             "classifier": _describe_model(self.classifier.handle, self.classifier.card),
+        }
+
+    def hash_models(self) -> dict[str, str]:
+        """Compute the SHA-256 of the files of each stage's SavedModel."""
+        return {
+            "detector": self.detector.hash_files(),
+            "segmenter": export.hash_files(self.segmenter.folder, self.segmenter.name),
+            "classifier": export.hash_files(self.classifier.folder, self.classifier.name),
         }
 
     def _segment(

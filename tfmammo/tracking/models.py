@@ -15,6 +15,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
+from tfmammo import zoo
 from tfmammo.config import TrackingConfig
 from tfmammo.errors import TrackingError
 from tfmammo.export import CARD, locate
@@ -79,6 +80,7 @@ def add_version(
     place: str,
     save: Callable[[Path], None],
     tags: dict[str, str],
+    description: str | None = None,
 ) -> str:
     """Add a version of a registered model, with its files among a run's artifacts.
 
@@ -89,6 +91,7 @@ def add_version(
         place: The folder among the run's artifacts.
         save: Writes the model at a path.
         tags: The version's.
+        description: Markdown that MLflow's page shows with the version.
 
     Returns:
         The version.
@@ -101,7 +104,9 @@ def add_version(
     except MlflowException as error:  # another training may be making it just now
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
-    return str(client.create_model_version(name, get_source(client, run, place), run, tags).version)
+    source = get_source(client, run, place)
+    version = client.create_model_version(name, source, run, tags, description=description)
+    return str(version.version)
 
 
 def get_source(client: mlflow.MlflowClient, run: str, place: str) -> str:
@@ -126,12 +131,17 @@ def resolve(handle: str | Path, uri: str | None = None) -> Path:
 
     Args:
         handle: The model URI: models:/tfmammo-can@best, models:/tfmammo-can/3 or runs:/ID/ARTIFACT;
-            or the path of a training's output folder, an export, or one of its SavedModels.
+            or models:/zoo/can, which comes with the package; or the path of a training's output
+            folder, an export, or one of its SavedModels.
         uri: The store of the first three; see `store.store_uri`.
 
     Raises:
         TrackingError: The store can't be reached, or the URI leads to no export.
+        ConfigError: The zoo has no such network.
+        ExportError: A network of the zoo can't be unpacked.
     """
+    if str(handle).startswith(zoo.PREFIX):
+        return zoo.fetch(str(handle))
     if not str(handle).startswith(("models:/", "runs:/")):
         return find_local_export(Path(handle))
     uri = store_uri(uri)

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.errors import TrackingError
-from tfmammo.export import locate, read_card
+from tfmammo.export import format_card, locate, read_card
 from tfmammo.filesystem import write_atomically
 from tfmammo.tracking.models import add_version, find_version
 from tfmammo.tracking.pyfunc import save_networks
@@ -271,7 +271,7 @@ class Run:
         place = f"model-{int(step)}-{card.get('id', uuid.uuid4().hex)[:8]}"
         save = partial(save_networks, directory=locate(directory), card=card, run_id=self.id)
         version = find_version(client, self.id, place) or add_version(
-            client, self.id, self.model, place, save, tags
+            client, self.id, self.model, place, save, tags, format_card(card)
         )
         if best:
             self._move_best(version)
@@ -453,15 +453,24 @@ def _resume_run(client: mlflow.MlflowClient, uri: str, output: Path) -> str | No
 def make_run_name(system: str, output: Path) -> str:
     """Make a run's name: its folder's path from the system's name on, else system and folder.
 
+    Folders of folds and seeds count with the one above them.
+
     Examples:
-        >>> run_name("can", Path("runs/can/fold0")), run_name("can", Path("out"))
+        >>> make_run_name("can", Path("runs/can/fold0")), make_run_name("can", Path("out"))
         ('can/fold0', 'can/out')
+        >>> make_run_name("can", Path("runs/report/table1/fold0/seed2"))
+        'can/table1/fold0/seed2'
     """
     parts = output.resolve().parts
     starts = [
         index for index, part in enumerate(parts) if part == system or part.startswith(f"{system}-")
     ]
-    return "/".join(parts[starts[-1] :]) if starts else f"{system}/{output.name}"
+    if starts:
+        return "/".join(parts[starts[-1] :])
+    first = len(parts) - 1
+    while first > 1 and re.fullmatch(r"(fold|seed)-?\d+", parts[first]):
+        first -= 1
+    return "/".join((system, *parts[first:]))
 
 
 def _start_run(
