@@ -9,9 +9,9 @@ import subprocess
 import sys
 import textwrap
 
+import portalocker
 import pytest
 
-from tfmammo import filesystem
 from tfmammo.data import jobs
 from tfmammo.errors import ConfigError, DataError
 
@@ -131,7 +131,7 @@ def test_where_a_file_system_has_no_locks_work_goes_on_with_a_warning(
     def refuse(*arguments):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(filesystem.fcntl, "flock", refuse)
+    monkeypatch.setattr(portalocker.portalocker, "LOCKER", refuse)
     with jobs.claim_folder(tmp_path / "out", {"work": 1}, "work.json"):
         assert "its file system has no locks" in caplog.text
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, Self
 
@@ -48,6 +48,10 @@ class Patch:
     shape: str = ""
     official_split: str = ""
     place: Box = (0, 0, 0, 0)
+
+    def __repr__(self) -> str:
+        words = (self.id, self.kind, self.pathology, self.shape)
+        return f"<Patch {' '.join(filter(None, words))}: {_describe_size(self.image)}>"
 
 
 class Splittable(Protocol):
@@ -184,6 +188,21 @@ class Patches:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        patients = len(np.unique(self.patient_ids))
+        size = _describe_size(self.images[0]) if len(self) else "no size"
+        return f"<{type(self).__name__}: {len(self)} of {patients} patients, {size}>"
+
+    def __getitem__(self, row: int) -> Patch:
+        """Return one patch, without the place that it was cut at."""
+        texts: dict[str, Any] = {
+            name: str(getattr(self, column)[row]) for column, name in TEXTS.items()
+        }
+        return Patch(self.images[row], self.masks[row], **texts)
+
+    def __iter__(self) -> Iterator[Patch]:
+        return (self[row] for row in range(len(self)))
+
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Self:
         """Return the patches at `indices`, in that order."""
         rows = np.asarray(indices, np.intp)
@@ -243,6 +262,10 @@ class Patches:
             content.update("\n".join(names.tolist()).encode() + b"\n")
         content.update(self.labels.tobytes())
         return content.hexdigest()[:12]
+
+
+def _describe_size(image: NDArray[np.float32]) -> str:
+    return f"{image.shape[0]} x {image.shape[1]} px"
 
 
 def concatenate_columns(parts: Sequence[Patches], names: Iterable[str]) -> dict[str, Any]:

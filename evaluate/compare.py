@@ -1,0 +1,57 @@
+"""Compare segmentation models as a paper does: folds, seeds, unseen patients, corrected tests.
+
+python evaluate/compare.py --config configs/compare.yaml --models can,unet,segnet --folds 3
+--seeds 3 --data inbreast=DIR --output runs/compare
+
+Trains each model once per fold and seed, judges the last weights on patients that they never saw,
+tests each pair with Holm's correction, and writes the table (Markdown, LaTeX, CSV), the figure and
+the methods paragraph. Finished trainings are not repeated. --plan prints their commands.
+"""
+
+from pathlib import Path
+
+from tfmammo import cli, shipped
+from tfmammo import config as configuration
+from tfmammo.errors import ConfigError
+from tfmammo.reproduction.schemas import SCHEMAS
+from tfmammo.studies.segmenters import ComparisonConfig, plan_steps, run_comparison
+
+
+def main() -> None:
+    """Run the trainings that are missing, and write the comparison."""
+    parser = cli.make_parser(__doc__, ComparisonConfig, "compare")
+    parser.add_argument("--models", metavar="NAMES", help="some of the config's: can,unet")
+    parser.add_argument("--folds", type=int, help="of the cross-validation")
+    parser.add_argument("--seeds", type=int, help="trainings of each model and fold")
+    parser.add_argument("--data", metavar="NAME=DIR", help="the archive and its folder")
+    parser.add_argument("--plan", action="store_true", help="print the trainings, run nothing")
+    parser.add_argument("--jobs", type=int, default=1, help="how many trainings run at once")
+    version_help = "go on with what another version of the package made"
+    parser.add_argument("--any-version", action="store_true", help=version_help)
+    options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error("--jobs must be 1 or more")
+    overrides = [f"{key}={getattr(options, key)}" for key in ("folds", "seeds")]
+    overrides = [override for override in overrides if not override.endswith("=None")]
+    if options.data:
+        name, _, root = options.data.partition("=")
+        overrides += [f"data.name={name}", f"data.root={root or 'null'}"]
+    config = configuration.parse(ComparisonConfig, options.config, [*overrides, *options.set])
+    if options.models:
+        config = config.select(options.models.split(","))
+    cli.print_if_wanted(config, options)
+    if config.data.root is None and config.data.name != "phantom":
+        raise ConfigError("data.root: is missing; name the archive by --data NAME=DIR")
+    output = (options.output or Path("runs/compare")).resolve()
+    if options.plan:
+        for step in plan_steps(config, output, shipped.ROOT):
+            print(cli.translate(step.format_command()))
+        return
+    places = (shipped.ROOT, SCHEMAS, options.jobs, options.any_version)
+    for table in run_comparison(config, output, *places):
+        cli.console.print(table)
+    cli.console.print(f"table, figure and methods: {output}", markup=False)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,209 @@
+"""What `import tfmammo` offers: names, reprs, and answers on networks that are known."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tfmammo
+from tests.known_networks import KnownCAN
+from tfmammo import api, export
+from tfmammo.errors import ConfigError, ExportError, TrackingError
+from tfmammo.mammogram import Skipped
+
+PHANTOM = {"name": "phantom", "phantoms": 8}
+
+
+@pytest.fixture(scope="module")
+def archive():
+    return tfmammo.open_archive("phantom", phantoms=16)
+
+
+@pytest.fixture
+def patches(archive):
+    return tfmammo.make_patches(archive, size=32)
+
+
+@pytest.fixture
+def can(tmp_path):
+    """A function (level, patients) -> the folder of a training whose CAN is known."""
+
+    def make(level=0.5, patients=()):
+        folder = tmp_path / f"run{level}"
+        card = {"name": "can", "step": 1000, "train_patients": sorted(patients)}
+        export.export(KnownCAN("can", 32, level), folder / "export", card)
+        return folder
+
+    return make
+
+
+def test_the_package_itself_imports_no_tensorflow_and_names_what_it_offers():
+    program = (
+        "import sys, tfmammo\n"
+        "assert not {'tensorflow', 'keras', 'mlflow', 'numpy'} & {*sys.modules}\n"
+        "assert {*tfmammo.__all__} <= {*dir(tfmammo)} and 'tensorflow' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert sorted(tfmammo.__all__) == sorted(api.__all__) and len(tfmammo.__all__) < 30
+    for name in tfmammo.__all__:
+        assert getattr(tfmammo, name) is getattr(api, name) and getattr(tfmammo, name).__doc__
+    with pytest.raises(AttributeError, match="module 'tfmammo' has no attribute 'insert'"):
+        _ = tfmammo.insert
+
+
+def test_editors_see_what_is_imported_later():
+    """What the branch for type checkers imports is what __all__ names."""
+    text = Path(tfmammo.__file__).read_text(encoding="utf-8")
+    (block,) = text.split("from tfmammo.api import (")[1:]
+    names = block.split(")")[0].replace(",", " ").split()
+    assert names == tfmammo.__all__
+
+
+def test_an_archive_is_a_list_of_records(archive):
+    assert len(archive) == 16 and isinstance(archive[0], tfmammo.Mammogram)
+    skipped = Skipped()
+    assert len(tfmammo.open_archive("phantom", phantoms=2, skipped=skipped)) == 2
+    with pytest.raises(ConfigError, match="root: is missing, the folder of inbreast"):
+        tfmammo.open_archive("inbreast")
+    with pytest.raises(ConfigError, match="inbrest is none of"):
+        tfmammo.open_archive("inbrest", "DIR")
+
+
+def test_patches_are_arrays_and_a_sequence(patches):
+    first = next(iter(patches))
+    assert first.image.shape == (32, 32, 1) and first.image.dtype == np.float32
+    assert np.array_equal(first.mask, patches.masks[0]) and first.id == patches.ids[0]
+    assert first.patient_id == patches.patient_ids[0] and len(list(patches)) == len(patches)
+    train, held_out = tfmammo.split_patches(patches, folds=2, fold=1)
+    assert not {*train.patient_ids} & {*held_out.patient_ids}
+    assert len(train) + len(held_out) == len(patches)
+    with pytest.raises(ConfigError, match="sise: unknown key, did you mean size?"):
+        tfmammo.make_patches([], sise=32)
+
+
+def test_reprs_are_one_line_without_pixels(archive, patches):
+    mammogram = next(each for each in archive if each.lesions)
+    line = repr(mammogram)
+    assert line.startswith(f"<Mammogram phantom {mammogram.image_id} ")
+    assert f"{mammogram.rows} x {mammogram.cols} px, {len(mammogram.lesions)} mass>" in line
+    assert repr(mammogram.lesions[0]).startswith(f"<Lesion mass, box {mammogram.lesions[0].box}, ")
+    patients = len({*patches.patient_ids})
+    assert repr(patches) == f"<Patches: {len(patches)} of {patients} patients, 32 x 32 px>"
+    assert repr(patches[0]).startswith(f"<Patch {patches.ids[0]} mass ")
+    assert repr(patches.take([])) == "<Patches: 0 of 0 patients, no size>"
+
+
+def test_a_model_goes_by_whatever_names_it(can, patches):
+    folder = can()
+    for handle in (folder, str(folder), folder / "export", folder / "export" / "inverter"):
+        assert tfmammo.load(handle).function == "inverter"
+    assert tfmammo.load(folder / "export" / "generator").function == "generator"
+    inverter = tfmammo.load(folder)
+    assert repr(inverter) == (
+        "<Model can inverter: image [n, 32, 32, 1] -> mask [n, 32, 32, 1], step 1,000>"
+    )
+    # more than one call of eight, by hand: 1 where the grey value is above 0.5
+    images = np.tile(np.float32([0.2, 0.8]).reshape(2, 1, 1, 1), (10, 32, 32, 1))
+    masks = inverter(images)["mask"]
+    assert masks.shape == images.shape and np.array_equal(masks > 0.5, images > 0.5)
+    assert np.array_equal(inverter(image=images)["mask"], masks)
+    with pytest.raises(TrackingError, match="holds no export"):
+        tfmammo.load(folder.parent)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "takes image"),
+        ((np.zeros((1, 32, 32, 1)), np.zeros((1, 32, 32, 1))), "takes image"),
+        ((0.5,), "takes image"),
+        ((np.zeros((2, 16, 16, 1)),), r"must have the shape \[n, 32, 32, 1\]"),
+        ((np.full((2, 32, 32, 1), 255.0),), "must lie in"),
+    ],
+)
+def test_a_model_refuses_other_inputs(can, arguments, sentence):
+    with pytest.raises(ExportError, match=sentence):
+        tfmammo.load(can())(*arguments)
+
+
+def test_three_lines_make_a_lesion(archive):
+    mammogram = next(each for each in archive if not each.lesions)
+    edit = tfmammo.insert_lesion(mammogram, lesions=PHANTOM)
+    assert edit.kind in ("mass", "calcification") and edit.mask.any()
+    changed = edit.pixels() != edit.before.image()
+    assert changed[..., 0][edit.mask > 0].mean() > 0.5
+    top, left, bottom, right = edit.box
+    outside = changed.copy()
+    outside[max(0, top - 60) : bottom + 60, max(0, left - 60) : right + 60] = False
+    assert not outside.any()
+    assert repr(edit).startswith(f"<EditResult: {edit.kind} added, box {edit.box} of <Mammogram")
+    again = tfmammo.insert_lesion(mammogram, lesions=PHANTOM)
+    assert np.array_equal(again.pixels(), edit.pixels())
+    other = tfmammo.insert_lesion(mammogram, lesions=PHANTOM, seed=1)
+    assert other.box != edit.box
+
+
+def test_the_models_card_tells_how_a_lesion_is_made(archive, tiny_infilling, tiny_contextual, can):
+    mammogram = next(each for each in archive if not each.lesions)
+    edit = tfmammo.insert_lesion(mammogram, tiny_infilling(), size=(40, 30), shape="oval")
+    assert edit.recipe["config"]["painter"] == "infilling" and edit.kind == "mass"
+    assert tfmammo.insert_lesion(mammogram, tiny_contextual()).recipe["painter"] == "contextual"
+    with pytest.raises(ConfigError, match="was trained to remove lesions; remove_lesion takes it"):
+        tfmammo.insert_lesion(mammogram, tiny_contextual("removal"))
+    with pytest.raises(ConfigError, match="painter=poisson needs lesions"):
+        tfmammo.insert_lesion(mammogram)
+    with pytest.raises(ConfigError, match="method: is for lesions without a network"):
+        tfmammo.insert_lesion(mammogram, tiny_infilling(), method="poisson")
+    with pytest.raises(ConfigError, match="shape: input should be"):
+        tfmammo.insert_lesion(mammogram, tiny_infilling(), size=(40, 30), shape="square")
+
+
+def test_a_lesion_is_removed_where_it_is(archive, tiny_contextual, tiny_infilling):
+    mammogram = next(each for each in archive if each.lesions)
+    lesion = mammogram.lesions[0]
+    removal = tiny_contextual("removal")
+    edit = tfmammo.remove_lesion(mammogram, removal, lesion)
+    middle = ((lesion.box[0] + lesion.box[2]) // 2, (lesion.box[1] + lesion.box[3]) // 2)
+    assert edit.mask[middle] and edit.kind is None
+    assert edit.pixels()[middle] < mammogram.pixels()[middle]
+    same = tfmammo.remove_lesion(mammogram, removal, middle)
+    assert np.array_equal(same.pixels(), edit.pixels())
+    with pytest.raises(ConfigError, match="was trained to add lesions"):
+        tfmammo.remove_lesion(mammogram, tiny_contextual(), middle)
+    with pytest.raises(ConfigError, match=r"inserts lesions \(infilling\)"):
+        tfmammo.remove_lesion(mammogram, tiny_infilling(), middle)
+
+
+def test_two_models_are_compared_on_patients_that_they_never_saw(can, tmp_path):
+    handles = {"half": can(0.5), "dark": [can(0.7)]}
+    data = {**PHANTOM, "phantoms": 16, "size": 32}
+    tables = tfmammo.evaluate(handles, data=data, samples=100, output=tmp_path / "out")
+    assert [row[0] for row in tables[0].body][:2] == ["half", "dark"]
+    assert (tmp_path / "out" / "table.csv").is_file()
+    assert tables[0]._repr_markdown_().startswith("### ")
+    with pytest.raises(ConfigError, match="sample: unknown key, did you mean samples?"):
+        tfmammo.evaluate(handles, data=data, sample=100)
+
+
+def test_a_training_that_can_not_start_is_one_sentence():
+    with pytest.raises(ConfigError, match="cann: is none of blending, can, "):
+        tfmammo.train("cann")
+    with pytest.raises(ConfigError, match="training.stepz: unknown key"):
+        tfmammo.train("can", "quickstart", {"training.stepz": 3})
+
+
+@pytest.mark.slow
+def test_a_script_trains_and_loads_what_it_trained(tmp_path, tracking_uri, patches):
+    small = {
+        "data": {"phantoms": 12, "size": 32},
+        "training": {"steps": 2, "steps_per_loop": 1, "precision": "float32"},
+        "model": {"filters": [4, 8, 8], "discriminator_filters": 4},
+        "tracking": {"uri": tracking_uri, "system_metrics": False},
+    }
+    folder = tfmammo.train("can", "quickstart", small, output=tmp_path / "run")
+    assert folder == tmp_path / "run"
+    model = tfmammo.load(folder, "generator")
+    assert model(patches.masks[:2].astype(np.float32))["image"].shape == (2, 32, 32, 1)
+    assert model.card["step"] == 2

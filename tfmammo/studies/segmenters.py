@@ -1,0 +1,395 @@
+"""A paper's comparison of segmentation models: train, judge on unseen patients, test, write up.
+
+Every model is trained once per fold and seed, each training a command of its own (workflow), so
+that a stopped comparison continues where it was. The last weights are judged on the patients of the
+fold that was held out; nothing is chosen on them.
+"""
+
+from __future__ import annotations
+
+import csv
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from matplotlib.figure import Figure
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from tfmammo import __version__, export, filesystem
+from tfmammo import config as configuration
+from tfmammo.config import DataConfig, Frozen, TrackingConfig, TrainingConfig
+from tfmammo.errors import ConfigError
+from tfmammo.evaluation import segmentation
+from tfmammo.evaluation.comparison import Name
+from tfmammo.evaluation.report import save_figure
+from tfmammo.evaluation.segmentation import MEASURES, SegmentationConfig
+from tfmammo.metrics.plotting import plot_style
+from tfmammo.metrics.summary import Table
+from tfmammo.studies import workflow
+from tfmammo.studies.workflow import Step, format_overrides
+from tfmammo.tracking import runs
+from tfmammo.training import devices
+
+SCORES = "scores"  # the folder of what `segmentation.evaluate` writes
+DRAWN = ("dice", "jaccard")
+FLOORS = (segmentation.WHOLE_PATCH, segmentation.CENTRED_DISC)
+
+
+class SegmenterConfig(Frozen):
+    """One of the compared models."""
+
+    title: Name
+    """Its name in tables and figures."""
+    config: Path | None = None
+    """Its config file; null: the shipped one of its script's name."""
+    set: dict[str, Any] = {}
+    """What differs from that config, as sections: {training: {steps: 20000}}."""
+
+
+class ComparisonConfig(Frozen):
+    """A config file of a comparison."""
+
+    data: DataConfig = DataConfig()
+    """The patches of all models. Fold, split and seed of the trainings follow from the keys below.
+    """
+    models: dict[str, SegmenterConfig] = Field(min_length=2)
+    """The train script of each model ("can") and what is trained with it."""
+    folds: int = Field(default=3, ge=2)
+    """Folds of the cross-validation, by patient; each is held out once."""
+    seeds: PositiveInt = 3
+    """Trainings of each model and fold, which differ by their seed: 0, 1, 2, ..."""
+    training: dict[str, Any] = {}
+    """Keys of the training section that all models share: {steps: 20000}."""
+    threshold: float = Field(default=0.5, gt=0, le=1)
+    """The probability from which on a pixel is mass."""
+    samples: PositiveInt = 10_000
+    """Draws of the bootstrap and of the permutation test."""
+    level: float = Field(default=0.95, gt=0, lt=1)
+    """Confidence level of intervals."""
+    seed: NonNegativeInt = 0
+    """Seed of these draws."""
+    tracking: TrackingConfig = TrackingConfig(experiment="tfmammo-comparison")
+    """Where the trainings are logged, below one run of the comparison."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ComparisonConfig:
+        titles = [model.title for model in self.models.values()]
+        if len(set(titles)) < len(titles):
+            raise ValueError(f"models: two have the same title ({', '.join(titles)})")
+        if self.data.split != "patient":
+            raise ValueError("data.split must be patient, because folds hold out patients")
+        return self
+
+    def select(self, names: Sequence[str]) -> ComparisonConfig:
+        """Return the comparison of some of the models, in the given order.
+
+        Raises:
+            ConfigError: One is not in the config, or fewer than two are named.
+        """
+        for name in names:
+            if name not in self.models:
+                raise ConfigError(f"--models: {name} is none of {', '.join(self.models)}")
+        if len(set(names)) < 2:
+            raise ConfigError("--models: name two models or more, as in can,unet,segnet")
+        return self.model_copy(update={"models": {name: self.models[name] for name in names}})
+
+
+def plan_steps(config: ComparisonConfig, output: Path, root: Path, parent: str = "") -> list[Step]:
+    """Plan the trainings: fold after fold, seed after seed, model after model.
+
+    Args:
+        config: The comparison.
+        output: Its folder.
+        root: The folder of configs and train.
+        parent: Id of the MLflow run that the trainings are shown under.
+    """
+    data = config.data.model_dump(mode="json", exclude_unset=True, exclude={"fold", "folds"})
+    tracking = config.tracking.model_dump(mode="json", exclude_unset=True)
+    tracking |= {"experiment": config.tracking.experiment, "parent": parent or None}
+    steps = []
+    for fold in range(config.folds):
+        for seed in range(config.seeds):
+            for script, model in config.models.items():
+                values = {
+                    "data": {**data, "folds": config.folds, "fold": fold},
+                    "training": {**config.training, "seed": seed},
+                }
+                name = f"{script}/fold{fold}/seed{seed}"
+                file = model.config or root / "configs" / f"{script}.yaml"
+                command = (
+                    str(root / "train" / f"{script}.py"),
+                    "--config",
+                    str(file),
+                    "--output",
+                    str(output / name),
+                    "--set",
+                    *format_overrides(model.set),
+                    *format_overrides(values),
+                )
+                ignored = ("--set", *format_overrides({"tracking": tracking}))
+                steps.append(
+                    Step(name, command, ignored_args=ignored, outputs=("export/card.json",))
+                )
+    return steps
+
+
+def check_steps(steps: Sequence[Step], schemas: Mapping[str, Any]) -> None:
+    """Refuse at once what a training would refuse hours later.
+
+    Args:
+        steps: Of `plan_steps`.
+        schemas: Script, as "train/can.py" -> the class of its config.
+
+    Raises:
+        ConfigError: There is no such script, or a key of its config is wrong.
+    """
+    for step in steps:
+        script = Path(step.command[0])
+        schema = schemas.get(f"train/{script.name}")
+        if schema is None or not script.is_file():
+            raise ConfigError(f"models.{script.stem}: there is no such training")
+        file = step.command[step.command.index("--config") + 1]
+        try:
+            configuration.parse(schema, file, step.overrides)
+        except ConfigError as error:
+            raise ConfigError(f"models.{script.stem}: {error}") from None
+
+
+def run_comparison(
+    config: ComparisonConfig,
+    output: Path,
+    root: Path,
+    schemas: Mapping[str, Any],
+    jobs: int = 1,
+    any_version: bool = False,
+) -> list[Table]:
+    """Run the trainings that are not finished, then judge, test and write.
+
+    Args:
+        config: The comparison.
+        output: Its folder.
+        root: The folder of configs and train.
+        schemas: As for `check_steps`.
+        jobs: Trainings at once.
+        any_version: Continue with what another version of the package made.
+
+    Returns:
+        The tables.
+
+    Raises:
+        ConfigError: A training would be refused.
+        DataError: A training failed, or its folder holds other work.
+    """
+    check_steps(plan_steps(config, output, root), schemas)
+    parent = runs.open_parent_run(output, config.tracking)
+    workflow.run_steps(plan_steps(config, output, root, parent), output, "", any_version, jobs)
+    return write_comparison(config, output)
+
+
+def write_comparison(config: ComparisonConfig, output: Path) -> list[Table]:
+    """Judge the finished trainings, and write tables, figure and methods.
+
+    It writes table.md, table.tex, table.csv, figure.png, figure.pdf and methods.md; the folder
+    `scores` has every patch, ROC curves, box plots and overlays.
+
+    Returns:
+        The tables.
+
+    Raises:
+        DataError: The archive has changed since the trainings.
+        ExportError: A training left no export.
+    """
+    exports = {
+        model.title: [
+            output / f"{script}/fold{fold}/seed{seed}"
+            for fold in range(config.folds)
+            for seed in range(config.seeds)
+        ]
+        for script, model in config.models.items()
+    }
+    scoring = SegmentationConfig(
+        data=config.data,
+        models={title: tuple(map(str, folders)) for title, folders in exports.items()},
+        compare="pairs",
+        **{key: getattr(config, key) for key in ("threshold", "samples", "level", "seed")},
+    )
+    tables = segmentation.evaluate(scoring, output / SCORES)
+    for name in ("table.md", "table.csv"):
+        filesystem.write_atomically(output / name, (output / SCORES / name).read_bytes())
+    text = "\n".join(table.latex() for table in tables)
+    filesystem.write_atomically(output / "table.tex", text)
+    figure = draw_means(read_rows(output / "table.csv"), config.level)
+    save_figure(figure, output / "figure.png")
+    figure.savefig(output / "figure.pdf", metadata={"CreationDate": None})
+    cards = {
+        title: [export.read_card(folder / "export") for folder in folders]
+        for title, folders in exports.items()
+    }
+    patches = read_rows(output / SCORES / "per_image.csv")
+    methods = describe_methods(config, cards, patches, tables)
+    filesystem.write_atomically(output / "methods.md", methods)
+    return tables
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read a CSV file as one dict a line."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@plot_style
+def draw_means(rows: Sequence[Mapping[str, str]], level: float) -> Figure:
+    """Draw each model's mean Dice and Jaccard with its interval, the trivial baselines in grey.
+
+    Args:
+        rows: Lines of table.csv. Without intervals (too few patients) the means stand alone.
+        level: Of the intervals.
+    """
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    figure = Figure(figsize=(6.4, 0.9 + 0.35 * len(names)), layout="constrained")
+    axes = figure.subplots(1, len(DRAWN), sharey=True)
+    for axis, measure in zip(axes, DRAWN, strict=True):
+        means = {row["model"]: row for row in rows if row["measure"] == measure}
+        for place, name in enumerate(names):
+            row = means[name]
+            colour = "#999999" if name in FLOORS else "#000000"
+            axis.plot([float(row["mean"])], [place], "o", color=colour)
+            if row["low"]:
+                axis.plot([float(row["low"]), float(row["high"])], [place, place], color=colour)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_xlabel(f"{MEASURES[measure].heading}, %")
+    axes[0].invert_yaxis()
+    if any(row["low"] for row in rows):
+        figure.suptitle(f"Means with {100 * level:g} % intervals over patients")
+    return figure
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """What was judged: patches and their patients, each counted once."""
+
+    patches: int
+    patients: int
+
+    @staticmethod
+    def count(rows: Sequence[Mapping[str, str]]) -> _Extent:
+        patients = {row["patient"] for row in rows}
+        return _Extent(len({row["id"] for row in rows}), len(patients))
+
+
+def describe_methods(
+    config: ComparisonConfig,
+    cards: Mapping[str, Sequence[Mapping[str, Any]]],
+    patches: Sequence[Mapping[str, str]],
+    tables: Sequence[Table],
+) -> str:
+    """Write the methods paragraphs of a paper, each number from a card or a table.
+
+    Args:
+        config: The comparison.
+        cards: Title -> the model cards of its trainings.
+        patches: Lines of per_image.csv.
+        tables: Means first, differences second; their notes say how they were made.
+
+    Returns:
+        Markdown.
+    """
+    data = config.data
+    extent = _Extent.count(patches)
+    first = next(iter(cards.values()))
+    train = sorted(len(card["train_patients"]) for card in first)
+    seeds = ", ".join(str(seed) for seed in range(config.seeds))
+    grey = (
+        f"grey values {data.window[0]:g} to {data.window[1]:g}"
+        if data.window
+        else (
+            f"the {data.percentiles[0]:g}th to {data.percentiles[1]:g}th percentile of each patch"
+        )
+    )
+    lines = [
+        "# Methods",
+        "",
+        f"**Data.** {extent.patches:,} patches of {extent.patients:,} patients of "
+        f"{data.archive_name}, {data.size} x {data.size} px, crop mode {data.frame}"
+        f"{f', context {data.context:g}' if data.frame == 'square' else ''}; lesions: "
+        f"{', '.join(data.kinds)}; {grey} became 0 to 1. Data fingerprints of the trainings: "
+        f"{_list_values(card['data_fingerprint'] for card in first)}.",
+        "",
+        f"**Split.** Patients were dealt into {config.folds} folds (seed {data.seed}"
+        f"{'' if data.stratify == 'none' else f', stratified by {data.stratify}'}). Each fold was "
+        f"held out once; {train[0]} to {train[-1]} patients were trained on. Every patch was "
+        "scored by networks that had not seen its patient. The last weights were scored; neither "
+        "they nor any setting was chosen on held-out patients.",
+        "",
+        f"**Training.** Each model was trained {config.seeds} times per fold (seeds {seeds}), "
+        f"{config.folds * config.seeds} times in all.",
+        "",
+        *(f"- {title}: {_describe_training(group)}" for title, group in cards.items()),
+        "",
+        f"**Scores.** A pixel was mass from a probability of {config.threshold:g} on, without "
+        f"post-processing. {_join(measure.heading for measure in MEASURES.values())} were computed "
+        "for each patch, averaged over the seeds, then over the patches.",
+        "",
+        "**Statistics.** " + " ".join(_list_notes(tables, config)),
+        "",
+        f"**Software.** {_describe_software(first[0])}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _describe_training(cards: Sequence[Mapping[str, Any]]) -> str:
+    """Describe a model's trainings: steps, batch, optimizer, precision, weights."""
+    card = cards[0]
+    training = TrainingConfig.model_validate(card["config"]["training"])
+    model = card["config"]["model"]
+    steps = sorted({int(each["step"]) for each in cards})
+    length = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+    rates = {key: value for key, value in model.items() if "learning_rate" in key}
+    rates |= {key: model[key] for key in ("beta_1", "beta_2", "decay") if key in model}
+    optimizer = ", ".join(f"{key} {value:g}" for key, value in rates.items() if value is not None)
+    precision = devices.choose_precision(training, tf.config.list_physical_devices("GPU"))
+    networks = ", ".join(f"{name} {count:,}" for name, count in card["networks"].items())
+    augment = DataConfig.model_validate(card["config"]["data"]).turn_draws
+    return (
+        f"{length} step{'' if steps == [1] else 's'} of {training.batch_size} "
+        f"patch{'' if training.batch_size == 1 else 'es'}, "
+        f"{'rotated and flipped at random' if augment else 'not augmented'}; "
+        f"Adam ({optimizer}); {precision}; weights: {networks}."
+    )
+
+
+def _list_notes(tables: Sequence[Table], config: ComparisonConfig) -> list[str]:
+    """List the notes below the tables of means and differences, each once."""
+    notes = dict.fromkeys(note for table in tables[:2] for note in table.notes)
+    return [*notes, f"Draws: {config.samples:,}, seed {config.seed}."]
+
+
+def _describe_software(card: Mapping[str, Any]) -> str:
+    commit = card.get("git_commit")
+    dirty = " and changes" if str(card.get("git_dirty")) == "true" else ""
+    versions = {**card["versions"], "numpy": metadata.version("numpy")}
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
+    source = f" (commit {commit}{dirty})" if commit else ""
+    return (
+        f"tfmammo {__version__}{source}, Python {platform.python_version()}, {libraries}, on "
+        f"{platform.system()} {platform.machine()}, "
+        f"{_count_devices(len(tf.config.list_physical_devices('GPU')))}."
+    )
+
+
+def _count_devices(gpus: int) -> str:
+    return f"{gpus} GPUs" if gpus > 1 else ("one GPU" if gpus else "CPU alone")
+
+
+def _list_values(values: Any) -> str:
+    return ", ".join(dict.fromkeys(map(str, values)))
+
+
+def _join(words: Any) -> str:
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else str(last)
