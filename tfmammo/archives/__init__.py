@@ -35,17 +35,18 @@ ARCHIVES: dict[str, Callable[..., list[Mammogram]]] = {
 }
 
 
-def read_mammograms(config: DataConfig, skipped: Skipped) -> list[Mammogram]:
+def read_mammograms(config: DataConfig, skipped: Skipped | None = None) -> list[Mammogram]:
     """Read the records of the archive that a config names; no pixel is read.
 
     Args:
         config: Name, root, and for the phantom phantoms and seed are used.
-        skipped: What the reader leaves out.
+        skipped: Takes what the reader leaves out.
 
     Raises:
         ConfigError: data.name is unknown or data.root does not exist.
         ArchiveError: data.root is no such archive.
     """
+    skipped = Skipped() if skipped is None else skipped
     if config.name not in ARCHIVES:
         raise ConfigError(f"data.name: {config.name} is none of {', '.join(sorted(ARCHIVES))}")
     if config.root is None or config.name == "phantom":

@@ -1,9 +1,12 @@
 """Regions that DICOM files draw on mammograms: SEG, SR (TID 1500) and RTSTRUCT -> lesions.
 
     SEG         binary; fractional, cut at half of its maximum
-    SR          the image regions of TID 1500's planar measurement groups: closed polylines,
-                circles and ellipses
+    SR          the image regions of TID 1500's planar measurement groups, and the outlines of
+                single image findings of Mammography CAD (TID 4000): closed polylines, circles and
+                ellipses
     RTSTRUCT    closed planar contours, where the image states its position in space
+
+Of a lesion that SEG and SR have both, by its tracking UID, the SEG's region counts.
 
 Each names the image that it is drawn on by its SOP Instance UID. What it states of that image's
 size, orientation, spacing and frame of reference must hold, or the region is not used.
@@ -46,7 +49,8 @@ from tfmammo.mammogram import Lesion, LesionKind, MaskedLesion
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 REPORTS = tuple(f"1.2.840.10008.5.1.4.1.1.88.{number}" for number in (22, 33, 34))
-CLASSES = (SEGMENTATION, STRUCTURE_SET, *REPORTS)
+CAD_REPORT = "1.2.840.10008.5.1.4.1.1.88.50"
+CLASSES = (SEGMENTATION, STRUCTURE_SET, CAD_REPORT, *REPORTS)
 
 _KINDS: dict[str, LesionKind] = {
     "4147007": "mass",
@@ -59,6 +63,18 @@ _KINDS: dict[str, LesionKind] = {
     "129789007": "asymmetry",  # focal asymmetric breast tissue
     "129792006": "distortion",
 }
+# SNOMED's older notation, which CAD devices write
+_OLD_CODES = {
+    "F-01791": "129788004",
+    "F-01775": "129769006",
+    "F-01776": "129770007",
+    "F-01793": "129790003",
+    "F-01792": "129789007",
+    "F-01795": "129792006",
+    "F-01796": "129793001",
+    "M-03000": "4147007",
+    "M-01100": "52988006",
+}
 # lesion, neoplasm, malignant neoplasm, abnormal structure, mammography breast density
 _GENERAL = ("52988006", "108369006", "86049000", "49755003", "129793001")
 _GENERAL_WORDS = ("lesion", "lesions", "tumor", "tumour", "finding", "gtv", "roi", "region")
@@ -66,6 +82,12 @@ _GENERAL_WORDS = ("lesion", "lesions", "tumor", "tumour", "finding", "gtv", "roi
 _GROUP = "125007"
 _FINDING = "121071"
 _REGION = "111030"
+_TRACKING = "112040"
+# those of TID 4000, 4006
+_SINGLE_FINDING = "111059"
+_OUTLINE = "111041"
+_INTENT = "111056"
+_HIDDEN = "111152"  # not for presentation: the device rejected it
 _LARGEST = 2**28  # bytes of a file without pixels
 _MOST_REGIONS = 4096  # of a file
 _DEEPEST = 16  # levels of a report's tree
@@ -107,6 +129,8 @@ class Region:
         kind_is_certain: Whether a code or a name says so.
         draw: Makes the lesion (the image, further fields of Lesion), or raises ValueError with the
             reason why the image can't be the one that it was drawn on.
+        tracking: Tracking UID of the lesion, "" where the file gives none.
+        is_segment: Whether it is a segment of a SEG.
     """
 
     file: Path
@@ -114,6 +138,8 @@ class Region:
     kind: LesionKind
     kind_is_certain: bool
     draw: Callable[[Image, LesionKind, dict[str, Any]], Lesion]
+    tracking: str = ""
+    is_segment: bool = False
 
 
 def is_region_file(path: Path) -> bool:
@@ -148,7 +174,17 @@ def read_regions(
             note(path, error)
         for reason, count in unusable.items():
             note(path, f"{count} of its regions {reason}")
-    return regions
+    return {image: _keep_segments(listed) for image, listed in regions.items()}
+
+
+def _keep_segments(regions: list[Region]) -> list[Region]:
+    """Leave out what a report draws of a lesion of which there is a segment, too."""
+    segments = {region.tracking for region in regions if region.is_segment}
+    return [
+        region
+        for region in regions
+        if region.is_segment or not region.tracking or region.tracking not in segments
+    ]
 
 
 def read_image(path: Path) -> tuple[str, Image]:
@@ -186,6 +222,8 @@ def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
             regions = _list_segments(path, dataset, unusable)
         elif kind == STRUCTURE_SET:
             regions = _list_contours(path, dataset, unusable)
+        elif kind == CAD_REPORT:
+            regions = _list_marks(path, dataset, unusable)
         else:
             regions = _list_findings(path, dataset, unusable)
         listed = list(islice(regions, _MOST_REGIONS + 1))
@@ -236,7 +274,7 @@ def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
         geometry = _describe_geometry(dataset, [group for _, group in members], shared)
         places = tuple(number for number, _ in members)
         draw = partial(_draw_segment, path, places, maximum, geometry)
-        yield Region(path, image, *kind, draw)
+        yield Region(path, image, *kind, draw, text(item, "TrackingUID"), is_segment=True)
 
 
 @dataclass(frozen=True)
@@ -354,21 +392,66 @@ def _list_findings(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
             for code in _list_codes(item, "ConceptCodeSequence")
         ]
         kind = _find_kind(codes, "")
+        tracking = "".join(
+            text(item, "UID") for item in content if _name_concept(item) == _TRACKING
+        )
         for item in content:
             form = text(item, "ValueType")
             if form == "SCOORD3D":
                 unusable["have coordinates in space, which no mammogram has"] += 1
-            if form != "SCOORD" or _name_concept(item) != _REGION:
-                continue
-            image = _find_selected(item)
-            if image is None:
-                unusable["name no image, or several"] += 1
-            elif kind is None:
-                unusable["are of findings that are no lesions of ours"] += 1
-            else:
-                graphic = text(item, "GraphicType").upper()
-                points = tuple(numbers(item, "GraphicData"))
-                yield Region(path, image, *kind, partial(_draw_graphic, graphic, points))
+            if form == "SCOORD" and _name_concept(item) == _REGION:
+                yield from _take_graphic(path, dataset, item, kind, tracking, unusable)
+
+
+def _take_graphic(
+    path: Path,
+    dataset: Dataset,
+    item: Dataset,
+    kind: tuple[LesionKind, bool] | None,
+    tracking: str,
+    unusable: Counter[str],
+) -> Iterator[Region]:
+    """Take the region of one item of coordinates, if it can be used."""
+    image = _find_selected(dataset, item)
+    if image is None:
+        unusable["name no image, or several"] += 1
+    elif kind is None:
+        unusable["are of findings that are no lesions of ours"] += 1
+    else:
+        graphic = text(item, "GraphicType").upper()
+        points = tuple(numbers(item, "GraphicData"))
+        yield Region(path, image, *kind, partial(_draw_graphic, graphic, points), tracking)
+
+
+def _list_marks(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
+    """List the outlines of a CAD device's findings, those that it rejected left out."""
+    for finding in _find_marks(dataset, 0):
+        content = items(finding, "ContentSequence")
+        outlines = [item for item in content if _name_concept(item) == _OUTLINE]
+        intents = {
+            code
+            for item in content
+            if _name_concept(item) == _INTENT
+            for code in _list_codes(item, "ConceptCodeSequence")
+        }
+        codes = _list_codes(finding, "ConceptCodeSequence")
+        kind = _find_kind([_OLD_CODES.get(code, code) for code in codes], "")
+        if _HIDDEN in intents:
+            unusable["are marked as not for presentation"] += 1
+        elif not outlines:
+            unusable["are points, not areas"] += 1
+        else:
+            for item in outlines:
+                yield from _take_graphic(path, dataset, item, kind, "", unusable)
+
+
+def _find_marks(item: Dataset, depth: int) -> Iterator[Dataset]:
+    if depth > _DEEPEST:
+        raise Fault(f"is a report of more than {_DEEPEST} levels")
+    for child in items(item, "ContentSequence"):
+        if _name_concept(child) == _SINGLE_FINDING:
+            yield child
+        yield from _find_marks(child, depth + 1)
 
 
 def _find_groups(item: Dataset, depth: int) -> Iterator[Dataset]:
@@ -387,15 +470,30 @@ def _name_concept(item: Dataset) -> str:
     return text(names[0], "CodeValue") if names else ""
 
 
-def _find_selected(item: Dataset) -> str | None:
-    """Find the image that a region was selected from."""
+def _find_selected(dataset: Dataset, item: Dataset) -> str | None:
+    """Find the image that a region was selected from, whose item may stand elsewhere."""
+    children = [_follow(dataset, child) for child in items(item, "ContentSequence")]
     named = {
         text(reference, "ReferencedSOPInstanceUID")
-        for child in items(item, "ContentSequence")
+        for child in children
         if text(child, "ValueType") == "IMAGE"
         for reference in items(child, "ReferencedSOPSequence")
     }
     return named.pop() if len(named) == 1 else None
+
+
+def _follow(dataset: Dataset, item: Dataset) -> Dataset:
+    """Follow a reference to another item: 1 is the root, each number behind it a child."""
+    place = [int(number) for number in numbers(item, "ReferencedContentItemIdentifier")]
+    if place[:1] != [1] or len(place) > _DEEPEST:
+        return item
+    found = dataset
+    for number in place[1:]:
+        children = items(found, "ContentSequence")
+        if not 1 <= number <= len(children):
+            return Dataset()
+        found = children[number - 1]
+    return found
 
 
 def _draw_graphic(

@@ -17,7 +17,9 @@ needed, which mammograms seldom state.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,16 +42,17 @@ from tfmammo.mammogram import Lesion
 log = logging.getLogger(__name__)
 
 _SERIES = 9100  # its number among the study's, far from those of the machine
+PURPOSE = "research output of neural networks, not for diagnosis"
 # PS3.16 CID 7150, 7159 and 6014; asymmetries have no code of their own there.
 _ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
-_BREAST = Code("76752008", "SCT", "Breast")
-_KINDS = {
+BREAST = Code("76752008", "SCT", "Breast")
+KINDS = {
     "mass": Code("4147007", "SCT", "Mass"),
     "calcification": Code("129769006", "SCT", "Calcification Cluster"),
     "asymmetry": Code("52988006", "SCT", "Lesion"),
     "distortion": Code("129792006", "SCT", "Architectural distortion of breast"),
 }
-_ARTIFICIAL = Code("123110", "DCM", "Artificial Intelligence")  # CID 7162
+ARTIFICIAL = Code("123110", "DCM", "Artificial Intelligence")  # CID 7162
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 # Elements that a SEG takes from its source and that may be empty, each with what refuses a value
 # that it can't take.
@@ -122,42 +125,101 @@ def write(
             to it, or path can't be written. No message quotes an element of the source.
     """
     dataset = dicom.read_dataset(source)
-    masks = np.stack(
-        [lesion.mask(dataset.Rows, dataset.Columns) for lesion in lesions.values()], axis=-1
-    )
+    with referring(source):
+        segmentation = build(dataset, lesions, version, parameters)
     try:
-        with silence():
-            _complete(dataset)
-            algorithm = AlgorithmIdentificationSequence(
-                "tfmammo", _ARTIFICIAL, version, parameters=dict(parameters)
-            )
-            segmentation = Segmentation(
-                source_images=[dataset],
-                pixel_array=masks[np.newaxis],
-                segmentation_type=SegmentationTypeValues.BINARY,
-                segment_descriptions=_descriptions(lesions, algorithm),
-                series_instance_uid=UID(),
-                series_number=_SERIES,
-                sop_instance_uid=UID(),
-                instance_number=1,
-                manufacturer="tfmammo",
-                manufacturer_model_name="tfmammo case",
-                software_versions=version,
-                device_serial_number="none",
-                content_description="Lesions outlined by neural networks, not by a reader",
-                series_description="tfmammo: lesions (AI)",
-            )
-            segmentation.save_as(path)
+        segmentation.save_as(path)
     except OSError as error:
         path.unlink(missing_ok=True)  # what a full disk leaves of it
         raise ArchiveError(
             f"{path}: can't be written ({error.strerror or type(error).__name__})"
         ) from None
+
+
+@dataclass(frozen=True)
+class Identifiers:
+    """UIDs of a segmentation.
+
+    Attributes:
+        series: Of its series.
+        instance: Of itself.
+        tracking: One a segment. A report that speaks of the same lesion has the same one.
+    """
+
+    series: str
+    instance: str
+    tracking: tuple[str, ...]
+
+
+def build(
+    source: Dataset,
+    lesions: Mapping[str, Lesion],
+    version: str,
+    parameters: Mapping[str, str],
+    identifiers: Identifiers | None = None,
+) -> Segmentation:
+    """Build the segmentation of a mammogram's lesions.
+
+    Call it within `referring`: what highdicom raises quotes elements.
+
+    Args:
+        source: The mammogram's elements. Those that a SEG can't take over are emptied.
+        lesions: The same as for `write`.
+        version: The same as for `write`.
+        parameters: The same as for `write`.
+        identifiers: New ones where None.
+    """
+    complete(source)
+    masks = np.stack(
+        [lesion.mask(source.Rows, source.Columns) for lesion in lesions.values()], axis=-1
+    )
+    if identifiers is None:
+        identifiers = Identifiers(UID(), UID(), tuple(UID() for _ in lesions))
+    algorithm = AlgorithmIdentificationSequence(
+        "tfmammo", ARTIFICIAL, version, parameters=dict(parameters)
+    )
+    segmentation = Segmentation(
+        source_images=[source],
+        pixel_array=masks[np.newaxis],
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=_descriptions(lesions, algorithm, identifiers.tracking),
+        series_instance_uid=identifiers.series,
+        series_number=_SERIES,
+        sop_instance_uid=identifiers.instance,
+        instance_number=1,
+        manufacturer="tfmammo",
+        manufacturer_model_name="tfmammo",
+        software_versions=version,
+        device_serial_number="none",
+        content_qualification="RESEARCH",
+        content_description="Lesions outlined by neural networks, not by a reader",
+        series_description="tfmammo: lesions (AI), research output",
+    )
+    # Not needed beside a source image, and without a thickness, which no projection has, highdicom
+    # itself can't read them (PS3.3 A.51.5).
+    shared = segmentation.SharedFunctionalGroupsSequence[0]
+    for measures in shared.get("PixelMeasuresSequence", ()):
+        if "SliceThickness" not in measures:
+            del shared.PixelMeasuresSequence
+    segmentation.PatientOrientation = source.get("PatientOrientation") or ""
+    return segmentation
+
+
+@contextmanager
+def referring(source: object) -> Iterator[None]:
+    """Turn what pydicom and highdicom raise and log into an ArchiveError without their words.
+
+    Args:
+        source: What messages call the mammogram.
+    """
+    try:
+        with silence():
+            yield
     except _Unidentified as fault:
         raise ArchiveError(
             f"{source}: has no {fault}, so no segmentation can refer to it"
         ) from None
-    except Exception as error:  # of pydicom and highdicom, whose words quote elements
+    except Exception as error:  # their words quote elements
         raise ArchiveError(
             f"{source}: no segmentation can refer to it ({type(error).__name__})"
         ) from None
@@ -167,7 +229,12 @@ class _Unidentified(Exception):
     """The keyword of a missing element."""
 
 
-def _complete(dataset: Dataset) -> None:
+def complete(dataset: Dataset) -> None:
+    """Empty the elements of patient and study that a file of results can't take over.
+
+    Raises:
+        Exception: It has no UIDs; see `referring`.
+    """
     for keyword in _NEEDED:
         if not dataset.get(keyword):
             raise _Unidentified(keyword)
@@ -182,19 +249,21 @@ def _complete(dataset: Dataset) -> None:
 
 
 def _descriptions(
-    lesions: Mapping[str, Lesion], algorithm: AlgorithmIdentificationSequence
+    lesions: Mapping[str, Lesion],
+    algorithm: AlgorithmIdentificationSequence,
+    tracking: Sequence[str],
 ) -> Sequence[SegmentDescription]:
     return [
         SegmentDescription(
             segment_number=number,
             segment_label=label,
             segmented_property_category=_ABNORMAL,
-            segmented_property_type=_KINDS[lesion.kind],
+            segmented_property_type=KINDS[lesion.kind],
             algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
-            tracking_uid=UID(),
+            tracking_uid=tracking[number - 1],
             tracking_id=label,
-            anatomic_regions=[_BREAST],
+            anatomic_regions=[BREAST],
         )
         for number, (label, lesion) in enumerate(lesions.items(), 1)
     ]

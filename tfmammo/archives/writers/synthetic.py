@@ -11,7 +11,8 @@ Where laterality, view and spacing are known, it is a digital mammography image 
 which must state them; else it is a secondary capture. SyntheticData, ImageType, PatientName,
 SeriesDescription, ImageComments, DerivationDescription, Manufacturer, and ConversionType of a
 secondary capture say that it is synthetic. Its UIDs follow from `key`, so that the same content is
-the same file.
+the same file. Images of one patient are one study, of which each view is a series; a mammogram that
+is used again belongs to a further study.
 
 PatientIdentityRemoved is YES for public archives, which were given out without names. For
 somebody's own folder it is NO, unless TFMAMMO_ID_KEY is set (whoever holds a list of the hospital's
@@ -59,13 +60,20 @@ _ORIENTATION = {
     ("L", "MLO"): ["A", "FR"],
     ("R", "MLO"): ["P", "FL"],
 }
+# the order in which viewers list the series of a study
+_SERIES = {("R", "CC"): 1, ("L", "CC"): 2, ("R", "MLO"): 3, ("L", "MLO"): 4}
 _FACTS = ("laterality", "view", "pathology", "density")
 # a third larger than the default on a mammogram's noise, ten times as fast
 _FAST = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 
 def write_dicom_of_mammogram(
-    path: Path, stored: Stored, mammogram: Mammogram, key: str, lossy: bool = False
+    path: Path,
+    stored: Stored,
+    mammogram: Mammogram,
+    key: str,
+    lossy: bool = False,
+    repeat: int = 0,
 ) -> None:
     """Write one DICOM file, of the source's bits, sign and rendition.
 
@@ -74,6 +82,7 @@ def write_dicom_of_mammogram(
         mammogram: The source; its pseudonym becomes the PatientID.
         key: What the UIDs follow from.
         lossy: The source was compressed with loss.
+        repeat: How many images of the same mammogram were written before.
     """
     rendition = _rendition(stored)
     spacing = list(mammogram.spacing) if mammogram.spacing else None
@@ -81,7 +90,7 @@ def write_dicom_of_mammogram(
         rendition["ImagerPixelSpacing"] = spacing
     full = bool(mammogram.laterality and mammogram.view and rendition.get("ImagerPixelSpacing"))
     elements = (
-        _identity(mammogram, key, rendition.get("BurnedInAnnotation", "YES"))
+        _identity(mammogram, key, rendition.get("BurnedInAnnotation", "YES"), repeat)
         | (_mammography(mammogram, rendition) if full else _capture(mammogram))
         | rendition
     )
@@ -221,15 +230,17 @@ def _deidentification(mammogram: Mammogram, burned_in: str) -> dict[str, Any]:
     return {"PatientIdentityRemoved": "NO"}
 
 
-def _identity(mammogram: Mammogram, key: str, burned_in: str) -> dict[str, Any]:
+def _identity(mammogram: Mammogram, key: str, burned_in: str, repeat: int) -> dict[str, Any]:
     """Return whose the file is, and that it is synthetic.
 
     What the standard wants stated even when it is unknown is empty.
     """
+    study = f"{mammogram.patient_id} {repeat}" if repeat else mammogram.patient_id
     uids = {
         name: generate_uid(entropy_srcs=["tfmammo", name, of])
-        for name, of in (("study", mammogram.patient_id), ("series", key), ("instance", key))
+        for name, of in (("study", study), ("series", key), ("instance", key))
     }
+    shown = (mammogram.laterality or "", mammogram.view or "")
     empty = (
         "PatientBirthDate",
         "PatientSex",
@@ -247,7 +258,7 @@ def _identity(mammogram: Mammogram, key: str, burned_in: str) -> dict[str, Any]:
         "StudyInstanceUID": uids["study"],
         "SeriesInstanceUID": uids["series"],
         "SOPInstanceUID": uids["instance"],
-        "SeriesNumber": 1,
+        "SeriesNumber": _SERIES.get(shown, len(_SERIES) + 1),
         "InstanceNumber": 1,
         "SyntheticData": "YES",
         "SeriesDescription": "SYNTHETIC, not for diagnosis",

@@ -1,0 +1,79 @@
+"""Build a picture of what was found in a DICOM mammogram: a secondary capture in its study.
+
+Every viewer shows it, also those that show neither SEG nor structured reports. It says in its
+pixels and in its header that it is research output. Its modality is OT, so that nothing takes it
+for a mammogram.
+
+Like a SEG, it repeats the patient and the study of its source: guard it as the source.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from highdicom.sc import SCImage
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from tfmammo.archives import elements
+from tfmammo.archives.writers.segmentation import PURPOSE, complete
+
+_SERIES = 9102
+
+
+def build(
+    source: Dataset, picture: NDArray[np.uint8], version: str, series: str, instance: str
+) -> SCImage:
+    """Build the capture of one mammogram.
+
+    Call it within `segmentation.referring`: what highdicom raises quotes elements.
+
+    Args:
+        source: The mammogram's elements. Those that a capture can't take over are emptied.
+        picture: uint8 [rows, cols, 3], RGB.
+        version: Version of tfmammo.
+        series: UID of the capture's series.
+        instance: UID of the capture.
+    """
+    complete(source)
+    capture = SCImage(
+        pixel_array=picture,
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        # a picture with text on it is not turned with the breast
+        patient_orientation=("L", "F"),
+        study_instance_uid=source.StudyInstanceUID,
+        series_instance_uid=series,
+        series_number=_SERIES,
+        sop_instance_uid=instance,
+        instance_number=1,
+        manufacturer="tfmammo",
+        manufacturer_model_name="tfmammo",
+        software_versions=version,
+        patient_id=source.PatientID,
+        patient_name=source.PatientName,
+        patient_birth_date=source.PatientBirthDate,
+        patient_sex=source.PatientSex,
+        accession_number=source.AccessionNumber,
+        study_id=source.StudyID,
+        study_date=source.StudyDate,
+        study_time=source.StudyTime,
+        referring_physician_name=source.ReferringPhysicianName,
+        specific_character_set=source.get("SpecificCharacterSet"),
+        content_qualification="RESEARCH",
+        series_description="tfmammo: overlay (AI), research output",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+    capture.PatientOrientation = []
+    side = elements.text(source, "ImageLaterality")
+    capture.Laterality = side if side in ("L", "R") else ""
+    capture.ImageComments = PURPOSE
+    capture.DerivationDescription = f"findings drawn over the mammogram: {PURPOSE}"
+    # what is burned into the source is in the picture
+    capture.BurnedInAnnotation = "NO" if source.get("BurnedInAnnotation") == "NO" else "YES"
+    reference = Dataset()
+    reference.ReferencedSOPClassUID = source.SOPClassUID
+    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    capture.SourceImageSequence = [reference]
+    return capture

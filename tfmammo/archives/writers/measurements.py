@@ -1,0 +1,291 @@
+"""Build the report of what was found in a DICOM mammogram as a DICOM structured report (TID 1500).
+
+A finding is one or two groups of measurements with the same tracking identifier:
+
+    detection       the box as a closed polyline; the certainty
+    segmentation    the segment of the SEG; area, diameter, shape, probabilities, spread, remarks
+
+A SEG of the same lesion carries that identifier, too. Each group names the algorithm, its version
+and its models. A group before them says whether anything was found.
+
+Like a SEG, the report repeats the patient and the study of its source: guard it as the source.
+
+Left open by the standard and chosen here: TID 1410 gives a group one region, so box and mask
+need a group each. Corners count from the corner of the first pixel, so that a half-open box is a
+rectangle of the same numbers. Where the mammogram states no spacing, area and diameter are in
+pixels. Probabilities of shapes have no code in the standard, so theirs belong to the scheme
+99TFMAMMO, which the file describes.
+
+Source: DICOM PS3.16 TID 1500, 1410, 1501, 4019; CID 6004 (shapes), 6047 (status of CAD).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from highdicom import sr
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+
+from tfmammo.archives.writers.segmentation import ARTIFICIAL, BREAST, KINDS, PURPOSE, complete
+from tfmammo.mammogram import Box, LesionKind
+
+SCHEME = "99TFMAMMO"
+_SERIES = 9101
+_MAMMOGRAPHY = Code("71651007", "SCT", "Mammography")
+_DEVICE = Code("121007", "DCM", "Device")
+_STATUS = Code("111017", "DCM", "CAD Processing and Findings Summary")
+_WITH_FINDINGS = Code("111242", "DCM", "All algorithms succeeded; with findings")
+_WITHOUT_FINDINGS = Code("111241", "DCM", "All algorithms succeeded; without findings")
+_CERTAINTY = Code("111012", "DCM", "Certainty of Finding")
+_COMMENT = Code("121106", "DCM", "Comment")
+_AREA = Code("42798000", "SCT", "Area")
+_DIAMETER = Code("81827009", "SCT", "Diameter")
+_SHAPE = Code("107644003", "SCT", "Shape finding")
+_SHAPES = {
+    "irregular": Code("49608001", "SCT", "Irregular"),
+    "lobular": Code("40266001", "SCT", "Lobular"),
+    "oval": Code("84360004", "SCT", "Ovoid shape (Oval)"),
+    "round": Code("42700002", "SCT", "Round shape"),
+}
+_EQUAL_AREA = Code("equal-area", SCHEME, "Of a disc of the same area")
+_SPREAD = Code("spread", SCHEME, "Mean standard deviation of the mask's draws")
+_PERCENT = Code("%", "UCUM", "Percent")
+_RATIO = Code("1", "UCUM", "no units")
+_PIXELS = Code("{pixels}", "UCUM", "pixels")
+_MM = Code("mm", "UCUM", "millimeter")
+_MM2 = Code("mm2", "UCUM", "square millimeter")
+
+
+@dataclass(frozen=True)
+class Outlined:
+    """What is known of a finding that has a mask.
+
+    Attributes:
+        segment: Number of its segment in the SEG, from 1 on.
+        area_px: px.
+        diameter_px: Of a disc of the same area, px.
+        area_mm2: None without spacing.
+        diameter_mm: None without spacing.
+        shape: The most probable shape, None where none was classified.
+        probabilities: Probability by shape, in [0, 1].
+        spread: Mean standard deviation of the segmenter's draws; None of a single draw.
+    """
+
+    segment: int
+    area_px: float
+    diameter_px: float
+    area_mm2: float | None
+    diameter_mm: float | None
+    shape: str | None
+    probabilities: Mapping[str, float]
+    spread: float | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding of a report.
+
+    Attributes:
+        label: Its name in SEG and report.
+        tracking: UID that its segment has, too.
+        kind: What it is.
+        box: [row_min, col_min, row_max, col_max], half-open, native px.
+        score: The detector's, in [0, 1].
+        outlined: What its mask gives; None without a mask.
+        remarks: What makes it doubtful.
+    """
+
+    label: str
+    tracking: str
+    kind: LesionKind
+    box: Box
+    score: float
+    outlined: Outlined | None = None
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What made the findings.
+
+    Attributes:
+        version: Of tfmammo.
+        models: What is known of each stage's model, by "detector", "segmenter" and "classifier".
+        device: UID of these models together.
+    """
+
+    version: str
+    models: Mapping[str, str]
+    device: str
+
+
+def build(
+    source: Dataset,
+    segmentation: Dataset | None,
+    findings: Sequence[Finding],
+    algorithm: Algorithm,
+    series: str,
+    instance: str,
+) -> sr.ComprehensiveSR:
+    """Build the report of one mammogram.
+
+    Call it within `segmentation.referring`: what highdicom raises quotes elements.
+
+    Args:
+        source: The mammogram's elements. Those that a report can't take over are emptied.
+        segmentation: The SEG of those findings that have a mask; None where none has.
+        findings: May be empty; the report then says so.
+        algorithm: What made them.
+        series: UID of the report's series.
+        instance: UID of the report.
+    """
+    complete(source)
+    groups: list[
+        sr.MeasurementsAndQualitativeEvaluations | sr.PlanarROIMeasurementsAndQualitativeEvaluations
+    ] = [_describe_status(source, bool(findings), algorithm)]
+    for finding in findings:
+        groups.append(_describe_detection(source, finding, algorithm))
+        if finding.outlined and segmentation is not None:
+            groups.append(_describe_segment(source, segmentation, finding, algorithm))
+    observer = sr.ObserverContext(
+        observer_type=sr.CodedConcept.from_code(_DEVICE),
+        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+            uid=algorithm.device, name="tfmammo", manufacturer_name="tfmammo", model_name="tfmammo"
+        ),
+    )
+    content = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=_MAMMOGRAPHY,
+        imaging_measurements=groups,  # type: ignore[arg-type]  # any sequence of them
+    )
+    scheme = CodingSchemeIdentificationItem(
+        designator=SCHEME, name="tfmammo", responsible_organization="tfmammo"
+    )
+    return sr.ComprehensiveSR(
+        evidence=[source] if segmentation is None else [source, segmentation],
+        content=content,
+        series_instance_uid=series,
+        series_number=_SERIES,
+        sop_instance_uid=instance,
+        instance_number=1,
+        manufacturer="tfmammo",
+        manufacturer_model_name="tfmammo",
+        software_versions=algorithm.version,
+        device_serial_number="none",
+        is_complete=True,
+        is_final=False,
+        content_qualification="RESEARCH",
+        coding_schemes=[scheme],
+        series_description="tfmammo: findings (AI), research output",
+    )
+
+
+def _identify(algorithm: Algorithm, *stages: str) -> sr.AlgorithmIdentification:
+    return sr.AlgorithmIdentification(
+        name=f"tfmammo {' and '.join(stages)}",
+        version=algorithm.version,
+        parameters=[PURPOSE, *(f"{stage}: {algorithm.models[stage]}" for stage in stages)],
+        family=ARTIFICIAL,
+    )
+
+
+def _describe_status(
+    source: Dataset, has_findings: bool, algorithm: Algorithm
+) -> sr.MeasurementsAndQualitativeEvaluations:
+    status = _WITH_FINDINGS if has_findings else _WITHOUT_FINDINGS
+    image = sr.SourceImageForMeasurementGroup.from_source_image(source)
+    return sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(uid=algorithm.device, identifier="status"),
+        algorithm_id=_identify(algorithm, "detector"),
+        qualitative_evaluations=[sr.QualitativeEvaluation(name=_STATUS, value=status)],
+        source_images=[image],
+    )
+
+
+def _describe_detection(
+    source: Dataset, finding: Finding, algorithm: Algorithm
+) -> sr.PlanarROIMeasurementsAndQualitativeEvaluations:
+    top, left, bottom, right = finding.box
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+    region = sr.ImageRegion(
+        graphic_type=sr.GraphicTypeValues.POLYLINE,
+        graphic_data=np.array(corners, np.float64),
+        source_image=sr.SourceImageForRegion.from_source_image(source),
+    )
+    group = sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_track(finding),
+        referenced_region=region,
+        finding_type=KINDS[finding.kind],
+        finding_sites=[sr.FindingSite(BREAST)],
+        algorithm_id=_identify(algorithm, "detector"),
+        measurements=[sr.Measurement(_CERTAINTY, 100 * finding.score, _PERCENT)],
+    )
+    _add_remarks(group, finding.remarks)
+    return group
+
+
+def _describe_segment(
+    source: Dataset, segmentation: Dataset, finding: Finding, algorithm: Algorithm
+) -> sr.PlanarROIMeasurementsAndQualitativeEvaluations:
+    outlined = finding.outlined
+    assert outlined
+    segment = sr.ReferencedSegmentationFrame(
+        sop_class_uid=segmentation.SOPClassUID,
+        sop_instance_uid=segmentation.SOPInstanceUID,
+        frame_number=outlined.segment,  # one frame a segment, because there is one image
+        segment_number=outlined.segment,
+        source_image=sr.SourceImageForSegmentation.from_source_image(source),
+    )
+    # highdicom states it, too; beside a segment's number the standard forbids it (PS3.3 C.18.4)
+    del segment[0].ReferencedSOPSequence[0].ReferencedFrameNumber
+    shape = []
+    if outlined.shape:
+        shape = [sr.QualitativeEvaluation(name=_SHAPE, value=_SHAPES[outlined.shape])]
+    return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_track(finding),
+        referenced_segment=segment,
+        finding_type=KINDS[finding.kind],
+        finding_sites=[sr.FindingSite(BREAST)],
+        algorithm_id=_identify(algorithm, "segmenter", "classifier"),
+        measurements=_measure(outlined),
+        qualitative_evaluations=shape,
+    )
+
+
+def _measure(outlined: Outlined) -> list[sr.Measurement]:
+    if outlined.area_mm2 is not None and outlined.diameter_mm is not None:
+        listed = [
+            sr.Measurement(_AREA, outlined.area_mm2, _MM2),
+            sr.Measurement(_DIAMETER, outlined.diameter_mm, _MM, method=_EQUAL_AREA),
+        ]
+    else:
+        listed = [
+            sr.Measurement(_AREA, outlined.area_px, _PIXELS),
+            sr.Measurement(_DIAMETER, outlined.diameter_px, _PIXELS, method=_EQUAL_AREA),
+        ]
+    for shape, probability in outlined.probabilities.items():
+        # at most 16 characters: highdicom writes longer codes, and can't read them
+        name = Code(f"p-{shape}", SCHEME, f"Probability of the shape {shape}")
+        listed.append(sr.Measurement(name, probability, _RATIO))
+    if outlined.spread is not None:
+        listed.append(sr.Measurement(_SPREAD, outlined.spread, _RATIO))
+    return listed
+
+
+def _track(finding: Finding) -> sr.TrackingIdentifier:
+    return sr.TrackingIdentifier(uid=finding.tracking, identifier=finding.label)
+
+
+def _add_remarks(
+    group: sr.PlanarROIMeasurementsAndQualitativeEvaluations, remarks: Sequence[str]
+) -> None:
+    """Add remarks as comments, which TID 1410 allows because it is extensible."""
+    for remark in remarks:
+        item = sr.TextContentItem(
+            name=_COMMENT, value=remark, relationship_type=sr.RelationshipTypeValues.CONTAINS
+        )
+        group[0].ContentSequence.append(item)

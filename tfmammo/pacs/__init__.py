@@ -1,0 +1,1 @@
+"""Studies from a PACS, and results back into it: DICOMweb or DIMSE."""

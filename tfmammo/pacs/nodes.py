@@ -1,0 +1,131 @@
+"""What DICOMweb and DIMSE have in common: instances, the protocol of a node, and its retries."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Protocol, TypeVar
+
+from pydicom.dataset import Dataset
+
+from tfmammo.archives.silence import silence
+from tfmammo.errors import ConfigError, PacsError, PacsUnreachable
+from tfmammo.pacs.config import Address, PacsConfig
+
+log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+MOST_INSTANCES = 10_000  # of a study
+LARGEST = 2**29  # bytes of an answer; the pixels of the largest mammogram that is read take 2**28
+_LONGEST_WAIT = 60.0  # s
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One instance of a study, by its UIDs.
+
+    Attributes:
+        study: Study Instance UID.
+        series: Series Instance UID.
+        uid: SOP Instance UID.
+        sop_class: SOP Class UID, "" where the server does not say.
+    """
+
+    study: str
+    series: str
+    uid: str
+    sop_class: str = ""
+
+
+class Node(Protocol):
+    """A server that holds studies.
+
+    Each method is one attempt. It raises PacsUnreachable where another attempt may help, and
+    PacsError where none will. No message quotes what the server says.
+    """
+
+    def list_instances(self, study: str) -> list[Instance]:
+        """List the instances of a study; [] where the server has no such study."""
+
+    def has(self, instance: Instance) -> bool:
+        """Whether it holds an instance."""
+
+    def retrieve(self, instance: Instance) -> Dataset:
+        """Fetch an instance."""
+
+    def store(self, dataset: Dataset) -> None:
+        """Store an instance."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+def connect(address: Address, config: PacsConfig, authorization: str | None) -> Node:
+    """Make the node of an address; nothing is sent yet.
+
+    Args:
+        address: Where it is.
+        config: How to talk to it.
+        authorization: Value of the header Authorization, None without one.
+    """
+    # of the extra `pacs`
+    if address.is_web:
+        from tfmammo.pacs.dicomweb import WebNode
+
+        return WebNode(address, config, authorization)
+    from tfmammo.pacs.dimse import DimseNode
+
+    return DimseNode(address, config)
+
+
+def try_repeatedly(config: PacsConfig, attempt: Callable[[], Answer]) -> Answer:
+    """Attempt something until the server can be reached, `config.attempts` times at most.
+
+    Raises:
+        PacsUnreachable: It could not be reached in any attempt.
+        PacsError: As `attempt` raises.
+    """
+    for number in range(1, config.attempts):
+        try:
+            return attempt()
+        except PacsUnreachable as error:
+            log.debug("attempt %d: %s", number, error)
+            time.sleep(min(config.wait * 2 ** (number - 1), _LONGEST_WAIT))
+    return attempt()
+
+
+def make_tls(config: PacsConfig) -> ssl.SSLContext:
+    """Make the settings of TLS: certificate and name are checked unless `verify` is off.
+
+    Raises:
+        ConfigError: pacs.ca can't be read.
+    """
+    try:
+        context = ssl.create_default_context(cafile=config.ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"pacs.ca: {config.ca} holds no certificates that can be read ({type(error).__name__})"
+        ) from None
+    if not config.verify:
+        log.warning("pacs.verify=false: the server's certificate is not checked")
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def encode(dataset: Dataset) -> bytes:
+    """Encode a dataset as a DICOM file.
+
+    Raises:
+        PacsError: Its elements are such that no file can hold them.
+    """
+    try:
+        with silence(), BytesIO() as file:
+            dataset.save_as(file, enforce_file_format=True)
+            return file.getvalue()
+    except Exception as error:  # of pydicom, whose words quote elements
+        raise PacsError(f"can't be encoded ({type(error).__name__})") from None
