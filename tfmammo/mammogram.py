@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -179,6 +180,11 @@ class Lesion:
         box = (top + row, left + col, top + row + height, left + col + width)
         return Lesion(kind, box, (outline,), **details)  # type: ignore[arg-type]
 
+    def __repr__(self) -> str:
+        # not every point of its outlines
+        words = [self.kind, f"box {self.box}", self.pathology, self.shape, self.margin]
+        return f"<Lesion {', '.join(filter(None, words))}>"
+
     def mask(self, rows: int, cols: int) -> NDArray[np.uint8]:
         """Draw the lesion's region, the border pixels included.
 
@@ -276,7 +282,7 @@ class MaskedLesion(Lesion):
 
     def __repr__(self) -> str:
         # nothing that would read the file
-        return f"MaskedLesion(kind={self.kind!r}, pathology={self.pathology!r})"
+        return f"<MaskedLesion {', '.join(filter(None, (self.kind, self.pathology)))}>"
 
     @cached_property
     def outlines(self) -> tuple[NDArray[np.float32], ...]:  # type: ignore[override]
@@ -383,6 +389,13 @@ class Mammogram:
     file: Path | None = field(default=None, repr=False, compare=False)
     read_stored: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
     source: Mammogram | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        kinds = Counter(lesion.kind for lesion in self.lesions)
+        findings = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "no lesion"
+        words = [self.archive, self.image_id, self.laterality, self.view, self.pathology]
+        size = f"{self.rows} x {self.cols} px"
+        return f"<Mammogram {' '.join(filter(None, words))}: {size}, {findings}>"
 
     def with_pixels(self, read: Callable[[], NDArray[np.float32]], **changes: Any) -> Mammogram:
         """Return the same mammogram with other pixels, which no file holds.

@@ -1,6 +1,5 @@
 """Promotion in a real SQLite store, of exports with known outputs, on a small archive."""
 
-import fcntl
 import json
 import shutil
 import subprocess
@@ -11,11 +10,13 @@ from datetime import UTC, datetime
 
 import mlflow
 import numpy as np
+import portalocker
 import pytest
 
 from tests.known_networks import KnownCAN
 from tests.small_mammograms import write_discs
 from tfmammo import datasets
+from tfmammo.audit import verdict
 from tfmammo.config import DataConfig, Experiment, TrackingConfig
 from tfmammo.evaluation.comparison import Network
 from tfmammo.export import CARD, export
@@ -359,7 +360,7 @@ def test_the_store_is_held_while_an_alias_moves(store):
 
     def hold():
         with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            portalocker.lock(file, portalocker.LOCK_EX)
             held.set()
             time.sleep(0.5)
             released.append(True)
@@ -623,3 +624,13 @@ def test_two_commands_at_once_as_they_are_typed(store):
     assert store.tags(5 - winner)["decision"] == "refused" and store.tags(1)["demoted_by"] == str(
         winner
     )
+
+
+def test_a_promotion_asks_for_the_audit_of_the_version_itself(store, tmp_path):
+    store.add(GOOD)
+    assert promote("--set", "audit=passed") == 1 and store.best() is None
+    assert "there is none" in store.tags(1)["reason"]
+    record = {"verdict": "passed", "bound": 0.55, "reason": "no attack succeeds", "date": "today"}
+    version = f"models:/{MODEL}/1"
+    assert verdict.write(record, version, tmp_path, None) == f"tags of {version}"
+    assert promote("--set", "audit=passed") == 0 and store.best() == 1

@@ -26,7 +26,14 @@ from tfmammo.data import preprocess
 from tfmammo.data.whole import extract_tile, letterbox, normalize_intensity
 from tfmammo.detection import tiles
 from tfmammo.errors import DetectionError
-from tfmammo.export import CARD, SIGNATURE, get_training_patients, locate, read_card
+from tfmammo.export import (
+    CARD,
+    SIGNATURE,
+    get_training_patients,
+    hash_files,
+    locate,
+    read_card,
+)
 from tfmammo.mammogram import LesionKind, Mammogram
 from tfmammo.tracking import models
 
@@ -124,8 +131,10 @@ class Detector:
         kinds: Sequence[LesionKind],
         data: DataConfig | None,
         card: dict[str, Any],
+        place: str = "",
     ) -> None:
         self.handle = handle
+        self._place = place
         self.kinds = tuple(kinds)
         self.data = data
         self.card = card
@@ -163,7 +172,14 @@ class Detector:
                     f"{handle}: its {CARD} does not say how the detector saw its mammograms"
                 ) from None
             kinds = data.kinds
-        return Detector(str(handle), _read(str(handle), place), kinds, data, card)
+        return Detector(str(handle), _read(str(handle), place), kinds, data, card, place)
+
+    def hash_files(self) -> str:
+        """Compute the SHA-256 of its SavedModel's files, as `export.hash_files` does."""
+        import tensorflow_hub  # slow, and of use here alone
+
+        folder = Path(tensorflow_hub.resolve(self._place))
+        return hash_files(folder.parent, folder.name)
 
     def predict(self, mammogram: Mammogram) -> Detections:
         """Find lesions in one mammogram.

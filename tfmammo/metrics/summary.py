@@ -125,6 +125,30 @@ class Table:
         table = "\n".join(f"| {' | '.join(line)} |".replace("\n", " ") for line in lines)
         return f"### {self.title}\n\n{table}\n" + "".join(f"\n{note}\n" for note in self.notes)
 
+    def latex(self) -> str:
+        """Format the table for LaTeX, with the package booktabs; notes stand below it."""
+        lines = [" & ".join(map(_escape_latex, line)) + r" \\" for line in self.body]
+        header = " & ".join(map(_escape_latex, self.header)) + r" \\"
+        notes = [rf"\par\smallskip {{\footnotesize {_escape_latex(note)}}}" for note in self.notes]
+        parts = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_escape_latex(self.title)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}",
+            r"\toprule",
+            header,
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            *notes,
+            r"\end{table}",
+        ]
+        return "\n".join(parts) + "\n"
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown()  # what a notebook shows
+
     def __rich__(self) -> rich.table.Table:
         """Format the table for the console of rich."""
         caption = Text("\n".join(self.notes)) if self.notes else None
@@ -140,6 +164,22 @@ class Table:
         for line in self.body:
             table.add_row(*line)
         return table
+
+
+_LATEX: dict[str, str | int | None] = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": "$<$",
+    ">": "$>$",
+    "\n": " ",
+}
+
+
+def _escape_latex(text: str) -> str:
+    return text.translate(str.maketrans(_LATEX))
 
 
 def list_comparisons(models: Sequence[str], compare: Compare) -> list[tuple[str, str]]:

@@ -91,6 +91,10 @@ class PromotionConfig(Frozen):
     data: dict[str, Any] = {}
     """Keys of DataConfig that say how the patches are made; the candidate's card gives the others.
     """
+    audit: Literal["none", "no_leak", "passed"] = "none"
+    """What a candidate's memory audit must have said (`python -m tfmammo.audit`): nothing, that it
+    does not leak, or that it passed.
+    """
     tracking_uri: str | None = None
     """MLflow's store; None: the environment's."""
     samples: PositiveInt = 10_000
@@ -208,7 +212,9 @@ def promote(config: PromotionConfig, dry_run: bool = False) -> Outcome:
     if best == number:
         return _keep_best(model, number)
     candidate = _open_version(config, number, uri)
-    if best is None:
+    if reason := find_audit_fault(config, model.versions[number], candidate.card):
+        outcome = Outcome("refused", reason, number, best)
+    elif best is None:
         outcome = Outcome("first", "no version was the best before", number, None)
     else:
         evaluation = evaluate(candidate, _open_version(config, best, uri), config)
@@ -216,6 +222,26 @@ def promote(config: PromotionConfig, dry_run: bool = False) -> Outcome:
         evaluation = replace(evaluation, comparisons=1 + earlier)
         outcome = Outcome(*decide(evaluation, config), number, best, evaluation)
     return outcome if dry_run else _apply(outcome, config, uri)
+
+
+def find_audit_fault(
+    config: PromotionConfig, tags: Mapping[str, str], card: Mapping[str, Any]
+) -> str | None:
+    """Say why the audit of a version is not what the config asks for; None where it is.
+
+    Args:
+        config: Its audit is used.
+        tags: The version's. An audit of the version itself stands there.
+        card: The export's. An audit before it was registered stands there.
+    """
+    if config.audit == "none":
+        return None
+    verdict = tags.get("audit.verdict") or card.get("audit", {}).get("verdict")
+    if verdict is None:
+        return f"audit={config.audit} asks for a memory audit, and there is none"
+    if verdict == "passed" or (config.audit == "no_leak" and verdict == "undecided"):
+        return None
+    return f"audit={config.audit} is asked for, and the audit's verdict is: {verdict}"
 
 
 def evaluate(candidate: Network, best: Network, config: PromotionConfig) -> Evaluation:

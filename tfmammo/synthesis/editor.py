@@ -93,8 +93,8 @@ class EditorConfig(Frozen):
 class EditRequest(Frozen):
     """What somebody asks for."""
 
-    centre: tuple[NonNegativeInt, NonNegativeInt]
-    """(row, col), native px."""
+    centre: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    """(row, col), native px; null: drawn on the part of the breast where masses lie."""
     size: tuple[PositiveInt, PositiveInt] | None = None
     """(height, width) of a made-up mass, native px."""
     shape: ShapeName | None = None
@@ -127,13 +127,25 @@ class EditResult:
     kind: LesionKind | None
     recipe: dict[str, Any]
 
-    def write_dicom(self, path: Path) -> None:
+    def __repr__(self) -> str:
+        change = f"{self.kind} added" if self.kind else "tissue refilled"
+        return f"<EditResult: {change}, box {self.box} of {self.mammogram!r}>"
+
+    def pixels(self) -> NDArray[np.float32]:
+        """Return the new image, float32 [rows, cols, 1] in [0, 1]."""
+        return self.after.image()
+
+    def write_dicom(self, path: str | Path) -> None:
         """Write the new mammogram as DICOM, marked as synthetic."""
         file = self.mammogram.file
         lossy = file is not None and file.suffix.lower() in (".jpg", ".jpeg")
         content = json.dumps(self.recipe, sort_keys=True)
         synthetic.write_dicom_of_mammogram(
-            path, self.after, self.mammogram, hashlib.sha256(content.encode()).hexdigest(), lossy
+            Path(path),
+            self.after,
+            self.mammogram,
+            hashlib.sha256(content.encode()).hexdigest(),
+            lossy,
         )
 
     def to_coco(self, file_name: str) -> dict[str, Any]:
@@ -211,9 +223,10 @@ class Editor:
         """
         rows = mammogram.rows
         cols = mammogram.cols
-        if request.centre[0] >= rows or request.centre[1] >= cols:
+        centre = request.centre
+        if centre and (centre[0] >= rows or centre[1] >= cols):
             raise DataError(
-                f"centre {list(request.centre)} lies outside the mammogram of {rows} x {cols} px"
+                f"centre {list(centre)} lies outside the mammogram of {rows} x {cols} px"
             )
         if request.size and (request.size[0] > rows or request.size[1] > cols):
             raise DataError(
@@ -272,8 +285,14 @@ class Editor:
     ) -> EditResult:
         target = TargetMammogram(stored.image(), mammogram, network.data)
         length = patch_insertion.compute_side(mammogram, network)
-        top = request.centre[0] - length // 2
-        left = request.centre[1] - length // 2
+        random = np.random.default_rng(request.seed)
+        if request.centre:
+            top = request.centre[0] - length // 2
+            left = request.centre[1] - length // 2
+        else:
+            for lesion in mammogram.lesions:
+                target.occupy(lesion.box)
+            top, left = target.draw_place((length, length), (0, 0, 0, 0), random)
         place = (top, left, top + length, left + length)
         needed = network.data.sampling.tissue
         if target.measure_free(place) < needed:
@@ -281,7 +300,6 @@ class Editor:
                 f"of the window of {length} px around it, which the network works on, less than "
                 f"{100 * needed:g} % is breast"
             )
-        random = np.random.default_rng(request.seed)
         patch = patch_insertion.fill_window(target, place, network, random)
         if patch.mask_box is None:
             raise DataError(

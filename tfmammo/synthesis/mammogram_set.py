@@ -51,7 +51,9 @@ def write_item(
     def write_image(part: Path) -> None:
         if recipe.config.format == "dicom":
             lossy = file is not None and file.suffix.lower() in (".jpg", ".jpeg")
-            synthetic.write_dicom_of_mammogram(part, stored, mammogram, recipe.make_key(), lossy)
+            synthetic.write_dicom_of_mammogram(
+                part, stored, mammogram, recipe.make_key(), lossy, recipe.repeat
+            )
         elif recipe.config.format == "png":
             synthetic.write_png(part, stored)
         else:

@@ -325,8 +325,10 @@ def _plan_items(
     )
     items = []
     for number in range(config.count):
-        recipe = first.model_copy(update={"name": f"{number:06d}", "number": number})
-        mammogram = mammograms[order[number % len(order)]]
+        repeat, place = divmod(number, len(order))
+        named = {"name": f"{number:06d}", "number": number, "repeat": repeat}
+        recipe = first.model_copy(update=named)
+        mammogram = mammograms[order[place]]
         items.append(Job(output, mammogram, synthesizer.exports, recipe))
     return items
 

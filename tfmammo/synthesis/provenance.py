@@ -157,6 +157,8 @@ class Recipe(Frozen):
     """Why there is no item."""
     files: dict[str, str] = {}
     """Sha256 by path beneath the output folder."""
+    repeat: NonNegativeInt = 0
+    """How many items before it were made from the same mammogram."""
 
     @field_serializer("config")
     def _redact_config(self, config: SynthesisConfig) -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""Psychometric functions: derivatives, curves without noise, censoring, patients, coverage."""
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from tfmammo.metrics import psychometric
+
+GRID = np.array([0.0125, 0.025, 0.05, 0.1, 0.2])
+
+
+def observe(seed, patients=40, pairs=10, spread=0.0, slope=3.0, guess=0.05, lapse=0.05):
+    """Hits of an observer whose threshold, 0.05 on average, varies between patients, and blanks."""
+    random = np.random.default_rng(seed)
+    names = np.repeat(np.arange(patients), pairs)
+    stimuli = random.choice(GRID, patients * pairs)
+    shift = random.normal(0, spread, patients)[names] if spread else 0.0
+    rise = stats.logistic.cdf(slope * (np.log(stimuli) - np.log(0.05) - shift))
+    hits = random.random(len(names)) < guess + (1 - guess - lapse) * rise
+    return stimuli, hits, names, random.random(len(names)) < guess, names
+
+
+def find_truth(spread, slope=3.0, guess=0.05, lapse=0.05):
+    """The stimulus at which the observers find a half, over all patients, by quadrature."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(41)
+
+    def exceed(x):
+        rise = stats.logistic.cdf(slope * (x - np.log(0.05) - spread * nodes))
+        return weights @ (guess + (1 - guess - lapse) * rise) / weights.sum() - 0.5
+
+    return np.exp(optimize.brentq(exceed, -9, 3))
+
+
+@pytest.mark.parametrize("link", ["logistic", "probit"])
+def test_derivatives_are_those_of_the_curve(link):
+    parameters = np.array([-3.1, 0.9, 0.07, 0.11])
+    x = np.log(GRID)
+    _, derivatives = psychometric._compute_curve(parameters, x, link)
+    for number in range(4):
+        step = np.eye(4)[number] * 1e-6
+        up, down = (psychometric._compute_curve(parameters + s, x, link)[0] for s in (step, -step))
+        np.testing.assert_allclose(derivatives[:, number], (up - down) / 2e-6, atol=1e-6)
+
+
+def test_a_curve_is_a_half_at_its_threshold_and_ends_at_guess_and_lapse():
+    curve = psychometric.Psychometric("logistic", 0.05, 0, 1, 4.0, 0.1, 0.2, 0.95, 9, 1.0)
+    np.testing.assert_allclose(curve.predict([1e-9, 0.05, 1e9]), [0.1, 0.5, 0.8], atol=1e-6)
+
+
+def test_many_observations_give_the_observer_back():
+    curve = psychometric.fit(*observe(0, patients=400, pairs=50), interval=False)
+    assert curve.threshold == pytest.approx(0.05, rel=0.03)
+    assert curve.slope == pytest.approx(3.0, rel=0.1)
+    assert curve.guess == pytest.approx(0.05, abs=0.01)
+    assert curve.lapse == pytest.approx(0.05, abs=0.02)
+    assert curve.inflation == pytest.approx(1.0, abs=0.2)
+
+
+def test_a_patients_pairs_twice_are_no_further_evidence():
+    stimuli, hits, names, blanks, blank_names = observe(1)
+    once = psychometric.fit(stimuli, hits, names, blanks, blank_names)
+    repeated = [np.repeat(values, 2) for values in (stimuli, hits, names, blanks, blank_names)]
+    twice = psychometric.fit(*repeated)
+    assert twice.inflation == pytest.approx(2 * once.inflation, rel=0.02)
+    assert (twice.low, twice.high) == pytest.approx((once.low, once.high), rel=0.02)
+
+
+def test_thresholds_beyond_what_was_tested_are_not_made_up():
+    stimuli = np.tile(GRID, 40)
+    names = np.repeat(np.arange(40), 5)
+    blind = psychometric.fit(stimuli, np.zeros(200), names, np.zeros(200), names)
+    assert blind.threshold == blind.high == np.inf and blind.low == pytest.approx(0.2, rel=0.01)
+    sharp = psychometric.fit(stimuli, np.ones(200), names, np.zeros(200), names)
+    assert sharp.threshold == sharp.low == 0 and sharp.high == pytest.approx(0.0125, rel=0.01)
+    assert np.isnan(blind.predict([0.1])).all()
+
+
+def test_few_patients_have_no_interval():
+    curve = psychometric.fit(*observe(2, patients=5, pairs=40))
+    assert np.isfinite(curve.threshold) and np.isnan([curve.low, curve.high]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (([0.1, 0.0], [0, 1], "ab"), "above 0"),
+        (([0.1, 0.1], [0, 1], "ab"), "two different"),
+        (([0.1, 0.2], [0, 2], "ab"), "0 or 1"),
+        (([0.1, 0.2], [0, 1], "a"), "patients"),
+        (([0.1, 0.2], [0], "ab"), "don't fit"),
+    ],
+)
+def test_what_can_not_be_fitted(arguments, reason):
+    stimuli, hits, names = arguments
+    with pytest.raises(ValueError, match=reason):
+        psychometric.fit(stimuli, hits, list(names))
+
+
+def count_covered(repeats, spread):
+    truth = find_truth(spread)
+    curves = [psychometric.fit(*observe([0, seed], spread=spread)) for seed in range(repeats)]
+    return sum(curve.low <= truth <= curve.high for curve in curves) / repeats
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_intervals_hold_the_threshold(spread):
+    # 20 intervals of 95 %: fewer than 16 happen once in 400 times
+    assert count_covered(20, spread) >= 0.8
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_intervals_hold_the_threshold_as_often_as_they_say(spread):
+    assert 0.93 <= count_covered(200, spread) <= 0.97

@@ -1,0 +1,3 @@
+"""Whether a generator gives its patients away."""
+
+__all__: list[str] = []

@@ -1,0 +1,171 @@
+"""A whole audit: patches, attacks, verdict, tables, picture, card, run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from tfmammo import config as configuration
+from tfmammo import datasets
+from tfmammo.audit import verdict as verdicts
+from tfmammo.audit.attacks import Attack, Sides, count_attacks, draw_sides, run_attacks
+from tfmammo.audit.config import AuditConfig
+from tfmammo.audit.verdict import Verdict
+from tfmammo.config import DataConfig
+from tfmammo.errors import ConfigError, ExportError
+from tfmammo.evaluation.comparison import Network, open_network
+from tfmammo.evaluation.report import EXPERIMENT, write_markdown
+from tfmammo.metrics import perceptual
+from tfmammo.metrics.membership import Estimate
+from tfmammo.metrics.summary import Table
+from tfmammo.tracking import runs
+from tfmammo.training import image_grid
+
+log = logging.getLogger(__name__)
+SOURCES = ("tri_label", "mask")
+
+
+def audit(config: AuditConfig, output: Path) -> list[Table]:
+    """Audit a generator; write table.md, audit.json, nearest.png, and the verdict into the card.
+
+    Returns:
+        The tables.
+
+    Raises:
+        ConfigError: The data can't be used with what the card says.
+        DataError: There are too few training or unseen patches, or the card names no patients.
+        ExportError: The model leads from neither mask nor tri_label to image.
+    """
+    network = open_generator(config)
+    data = make_data(config, network)
+    sides = draw_sides(network, datasets.load_all_patches(data), config)
+    level = 1 - (1 - config.level) / count_attacks(config)
+    attacks = run_attacks(network, sides, config, level)
+    verdict = verdicts.decide(attacks, config.limit)
+    members = np.unique(sides.patients[sides.is_member])
+    facts = {
+        "archive": data.archive_name,
+        "patches": int(sides.is_member.sum()),
+        "patients": [len(members), len(np.unique(sides.patients)) - len(members)],
+        "limit": config.limit,
+        "level": config.level,
+    }
+    record = verdicts.make_record(verdict, attacks, facts)
+    tables = [tabulate(attacks, verdict, config, facts)]
+    output.mkdir(parents=True, exist_ok=True)
+    write_markdown(output / "table.md", tables)
+    content = {**record, "details": {attack.name: describe(attack) for attack in attacks}}
+    (output / "audit.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_nearest(sides, config.rows, output / "nearest.png")
+    if config.write_card:
+        place = verdicts.write(record, config.model, network.folder, config.tracking_uri)
+        log.info("the verdict, %s, is written into %s", verdict.decision, place)
+    if config.tracking_uri:
+        metrics = {f"audit/{attack.name}": attack.success.value for attack in attacks}
+        metrics["audit/bound"] = verdict.bound
+        parameters = config.model_dump(mode="json") | {"verdict": verdict.decision}
+        runs.log_folder(output, config.tracking_uri, EXPERIMENT, parameters, metrics)
+    return tables
+
+
+def open_generator(config: AuditConfig) -> Network:
+    """Open the generator, by the first of the inputs that it has.
+
+    Raises:
+        ExportError: It has neither.
+    """
+    reason = ExportError()
+    for source in SOURCES:
+        try:
+            return open_network(config.model, source, "image", config.tracking_uri)
+        except ExportError as error:
+            reason = error
+    raise reason
+
+
+def make_data(config: AuditConfig, network: Network) -> DataConfig:
+    """Merge the config's data settings over those of the model's card.
+
+    Raises:
+        ConfigError: They don't fit.
+    """
+    of_card = network.card.get("config", {}).get("data", {}) | {"added": {}, "split_file": None}
+    if config.data.keys() & {"name", "root"}:
+        of_card["records"] = None
+    try:
+        return DataConfig.model_validate(of_card | config.data)
+    except ValidationError as error:
+        raise ConfigError(
+            f"data, with what the card of {config.model} says: {configuration.describe(error)}"
+        ) from None
+
+
+def describe(attack: Attack) -> dict[str, Any]:
+    """Describe an attack as JSON holds it."""
+    parts: dict[str, Estimate | None] = {"success": attack.success, "rate": attack.rate}
+    numbers = {
+        name: [None if np.isnan(value) else value for value in dataclasses.astuple(estimate)]
+        for name, estimate in parts.items()
+        if estimate
+    }
+    return {**numbers, "words": attack.details}
+
+
+def tabulate(
+    attacks: Sequence[Attack], verdict: Verdict, config: AuditConfig, facts: dict[str, Any]
+) -> Table:
+    """Tabulate all attacks, with the verdict as heading."""
+    body = [
+        [
+            attack.name,
+            f"{attack.success.value:.3f}",
+            *(f"{value:.3f}" for value in (attack.success.low, attack.success.high)),
+            f"{100 * attack.rate.value:.1f} [{100 * attack.rate.low:.1f}, "
+            f"{100 * attack.rate.high:.1f}]"
+            if attack.rate
+            else "-",
+            attack.details,
+        ]
+        for attack in attacks
+    ]
+    header = ["attack", "success", "low", "high", "TPR at 1 % FPR, %", "in words"]
+    title = (
+        f"{verdict.decision}: {verdict.reason} ({facts['archive']}, {facts['patches']} patches of "
+        f"{facts['patients'][0]} training patients, as many of {facts['patients'][1]} unseen ones)"
+    )
+    notes = [
+        "Success is the AUC of training against unseen patches: 0.5 where nothing is remembered.",
+        f"All intervals hold together at {100 * config.level:g} %, by patient.",
+    ]
+    names = {attack.name for attack in attacks}
+    if "discriminator" not in names:
+        notes.append("The export holds no discriminator, so that attack was not tried.")
+    if "nearest, LPIPS" not in names:
+        notes.append("Pixels alone: no LPIPS or Inception weights, or tissue that is shown.")
+    if facts["patches"] < 100:
+        notes.append("With fewer than 100 unseen patches, 1 % FPR allows no false positive at all.")
+    return Table(title, header, body, tuple(notes))
+
+
+def write_nearest(sides: Sides, count: int, path: Path) -> None:
+    """Write patches made from training masks alone, each beside the real one, nearest first."""
+    members = np.flatnonzero(sides.is_member)
+    real = sides.patches.images
+    own = np.eye(len(real), dtype=np.bool_)[members]
+    made = sides.from_masks[members]
+    distance, _ = perceptual.find_nearest_turned(made, real, own, sides.weights[members])
+    rows = np.argsort(distance, kind="stable")[:count]
+    panels: dict[str, NDArray[Any]] = {
+        "mask": sides.patches.masks[members[rows]],
+        "made from it": made[rows],
+        "training patch": real[members[rows]],
+    }
+    image_grid.save_grid(panels, path)

@@ -1,0 +1,118 @@
+"""Measures of membership inference: how well a score tells training patches from others.
+
+Patches of one patient resemble each other, so that patients are the units of every interval.
+
+Source: Carlini et al., Membership inference attacks from first principles (2022): the true positive
+    rate at a low false positive rate, because an average over all patches hides a few that leak.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from tfmammo.metrics.classification import check_scores, roc_auc
+from tfmammo.metrics.clustered_auc import obuchowski_variance
+from tfmammo.metrics.significance import FEWEST_PATIENTS
+
+SMALL_RATE = 0.01  # of false positives
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval.
+
+    Attributes:
+        value: The value.
+        low: Lower bound.
+        high: Upper bound. Both are NaN where there are too few patients.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def estimate_auc(
+    members: ArrayLike, scores: ArrayLike, patients: ArrayLike, level: float = 0.95
+) -> Estimate:
+    """Estimate the AUC of a score for membership, with Obuchowski's variance by patient.
+
+    The interval is on the scale of logits, so that it stays within [0, 1]. An AUC of 0 or 1, which
+    has no variance, gets the rule of three: 3 / n to either side, n the patients of the smaller
+    class.
+
+    Args:
+        members: True for patches of the training, shape ``[n]``.
+        scores: Higher says member, shape ``[n]``.
+        patients: The patient of each patch, shape ``[n]``.
+        level: Confidence level.
+
+    Raises:
+        ValueError: As `roc_auc`, or patients of another length.
+    """
+    positive, values = check_scores(members, scores)
+    names = np.asarray(patients)
+    if names.shape != positive.shape:
+        raise ValueError(f"{positive.shape} patches don't fit {names.shape} patients")
+    area = roc_auc(positive, values)
+    counts = [len(np.unique(names[part])) for part in (positive, ~positive)]
+    if min(counts) < FEWEST_PATIENTS:
+        return Estimate(area, np.nan, np.nan)
+    deviation = float(np.sqrt(obuchowski_variance(positive, values, names)))
+    if deviation < 1e-9 or not 0 < area < 1:
+        room = min(1.0, 3 / min(counts))
+        return Estimate(area, max(0.0, area - room), min(1.0, area + room))
+    quantile = stats.norm.ppf(0.5 + level / 2)
+    logit = np.log(area / (1 - area))
+    reach = quantile * deviation / (area * (1 - area))
+    low, high = (1 / (1 + np.exp(-(logit + sign * reach))) for sign in (-1, 1))
+    return Estimate(area, float(low), float(high))
+
+
+def estimate_rate(
+    members: ArrayLike,
+    scores: ArrayLike,
+    patients: ArrayLike,
+    level: float = 0.95,
+    samples: int = 1000,
+    seed: int = 0,
+    rate: float = SMALL_RATE,
+) -> Estimate:
+    """Estimate the true positive rate at a small false positive rate, by bootstrap over patients.
+
+    Below 1 / rate patches that are no members, no false positive is allowed at all.
+
+    Args:
+        members: True for patches of the training, shape ``[n]``.
+        scores: Higher says member, shape ``[n]``.
+        patients: The patient of each patch, shape ``[n]``.
+        level: Confidence level.
+        samples: Draws.
+        seed: Seed of the draws.
+        rate: False positive rate.
+    """
+    positive, values = check_scores(members, scores)
+    names, numbers = np.unique(np.asarray(patients), return_inverse=True)
+    value = _compute_rate(positive, values, rate)
+    if len(names) < FEWEST_PATIENTS:
+        return Estimate(value, np.nan, np.nan)
+    rows = [np.flatnonzero(numbers == number) for number in range(len(names))]
+    random = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(samples):
+        chosen = np.concatenate([rows[n] for n in random.integers(len(names), size=len(names))])
+        if positive[chosen].any() and not positive[chosen].all():
+            drawn.append(_compute_rate(positive[chosen], values[chosen], rate))
+    tail = (1 - level) / 2
+    low, high = np.quantile(drawn, (tail, 1 - tail))
+    return Estimate(value, float(low), float(high))
+
+
+def _compute_rate(positive: NDArray[np.bool_], values: NDArray[np.floating], rate: float) -> float:
+    others = np.sort(values[~positive])[::-1]
+    limit = others[int(rate * len(others))]
+    return float(np.mean(values[positive] > limit))

@@ -1,0 +1,3 @@
+"""Where a detector fails: pairs of mammograms with and without one lesion."""
+
+__all__: list[str] = []

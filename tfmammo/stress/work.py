@@ -1,0 +1,102 @@
+"""A whole stress test: pairs, detectors, tables, page, run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tfmammo import datasets
+from tfmammo.errors import DataError
+from tfmammo.evaluation.report import EXPERIMENT, write_markdown
+from tfmammo.mammogram import Skipped
+from tfmammo.metrics.summary import Table, write_csv
+from tfmammo.stress import analysis, prediction
+from tfmammo.stress.config import StressConfig
+from tfmammo.stress.detectors import open_detector
+from tfmammo.stress.page import write_page
+from tfmammo.stress.pairs import make_pairs, make_removals
+from tfmammo.stress.scoring import run
+from tfmammo.tracking import runs
+
+log = logging.getLogger(__name__)
+
+
+def stress(config: StressConfig, output: Path) -> list[Table]:
+    """Run a stress test, and write table.md, index.html, pairs.csv, summary.json and pictures.
+
+    Returns:
+        The tables.
+
+    Raises:
+        DataError: No pair could be made.
+        DetectionError: A detector can't be read, or fails.
+    """
+    detectors = {name: open_detector(uri, config) for name, uri in config.detectors.items()}
+    skipped = Skipped()
+    pairs = chain(make_pairs(config, skipped), make_removals(config, skipped))
+    trials = run(detectors, pairs, config)
+    datasets.log_skipped(skipped)
+    if not any(trial.list_of(name) for trial in trials.values() for name in config.methods):
+        first = next(iter(skipped.reasons.values()), "there is no mammogram")
+        raise DataError(f"no pair could be made; the first: {first}")
+    curves = {
+        (detector, method): analysis.fit_curves(outcomes, trial.limit, config)
+        for detector, trial in trials.items()
+        for method in config.methods
+        if (outcomes := trial.list_of(method))
+    }
+    tables = [
+        analysis.tabulate_thresholds(curves, trials, config),
+        analysis.tabulate_controls(trials, config),
+        analysis.tabulate_sensitivity(trials, config),
+        analysis.tabulate_strata(trials, config),
+    ]
+    predictions: list[prediction.Prediction] = []
+    if config.unseen:
+        predictions = prediction.predict(
+            trials, *prediction.measure_recall(detectors, config), config
+        )
+        tables += prediction.tabulate(predictions, config)
+    output.mkdir(parents=True, exist_ok=True)
+    write_markdown(output / "table.md", tables)
+    write_csv(output / "pairs.csv", analysis.list_rows(trials))
+    summary = {
+        "curves": [
+            {"detector": detector, "method": method, **dataclasses.asdict(both)}
+            for (detector, method), both in curves.items()
+        ],
+        "operating_points": {
+            name: {"limit": trial.limit, "fppi": trial.fppi} for name, trial in trials.items()
+        },
+        "predictions": [dataclasses.asdict(each) for each in predictions],
+        "skipped": len(skipped),
+    }
+    text = json.dumps(_replace_infinite(summary), indent=1)
+    (output / "summary.json").write_text(text, encoding="utf-8")
+    write_page(output, tables, curves, trials, config)
+    if config.tracking_uri:
+        metrics = {
+            f"{detector}/{method}/contrast_50": both.contrast.threshold
+            for (detector, method), both in curves.items()
+            if both.contrast
+        }
+        metrics |= {f"{each.method}/rank_correlation": each.correlation for each in predictions}
+        content = config.model_dump(mode="json")
+        runs.log_folder(output, config.tracking_uri, EXPERIMENT, content, metrics)
+    return tables
+
+
+def _replace_infinite(value: Any) -> Any:
+    """Replace what JSON can't hold: infinity by "inf" and "-inf", NaN by null."""
+    if isinstance(value, dict):
+        return {key: _replace_infinite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_infinite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
