@@ -213,6 +213,7 @@ def test_two_readers_go_through_a_study_whose_server_is_killed(config, browser, 
         ben = enter(browser, first, " Ben ")
         nothing_is_told(anna, config)
         screenshot(anna)
+        window_and_level_map_both_pictures_alike(anna)
         for number in range(1, 10):
             answer(anna, number, by_key=False)
             answer(ben, number, by_key=True)
@@ -270,6 +271,26 @@ def nothing_is_told(page, config):
     ids = [patch for case in Answers(config).cases() for _, patch in case.shown]
     for word in ("blurred", "answers.sqlite", "truth", *ids):
         assert word not in told, word
+
+
+def window_and_level_map_both_pictures_alike(page):
+    """Window 50 and level 40 map 15 % to black and 65 % to white: grey -> 2 grey - 0.3."""
+    page.get_by_text("Window and level", exact=True).click()
+    for label, value in (("Window", "50"), ("Level", "40")):
+        page.get_by_label(re.compile(f"number input for {label}", re.IGNORECASE)).fill(value)
+    page.wait_for_function(
+        """() => [...document.querySelectorAll('#grey-window feComponentTransfer > *')].every(
+            map => +map.getAttribute('slope') === 2
+                && Math.abs(map.getAttribute('intercept') + 0.3) < 1e-9)"""
+    )
+    images = page.locator(".pictures img")
+    filters = {
+        images.nth(place).evaluate("image => getComputedStyle(image).filter") for place in (0, 1)
+    }
+    assert filters == {'url("#grey-window")'}
+    # the slider gives the keys back to the answers
+    page.get_by_label(re.compile("range slider for Level", re.IGNORECASE)).click()
+    page.wait_for_function("document.activeElement.tagName !== 'INPUT'")
 
 
 def screenshot(page):

@@ -253,4 +253,17 @@ def test_a_study_is_opened_with_the_keys_that_its_cases_were_drawn_with(
 
 def test_the_shipped_config_is_one(repository):
     config = parse(StudioConfig, repository / "configs/studio.yaml")
-    assert config.host == "127.0.0.1" and set(config.systems) == {"infilling", "add a mass"}
+    assert config.host == "127.0.0.1" and len(config.systems) == 5
+
+
+def test_each_system_of_the_shipped_config_edits(repository, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFMAMMO_CACHE", str(tmp_path))
+    mammogram = phantom.read(count=1)[0]
+    config = parse(StudioConfig, repository / "configs/studio.yaml")
+    for name, system in config.systems.items():
+        editor = Editor.load(system)
+        is_drawn = system.painter == "infilling"
+        request = EditRequest(centre=(300, 150), size=(100, 100) if is_drawn else None)
+        result = editor.edit(mammogram, request)
+        assert result.mask.any(), name
+        assert editor.removes == name.startswith("remove")

@@ -1,6 +1,6 @@
 """Insert lesions into mammograms, run the CAD pipeline and reader studies in a browser.
 
-python -m tfmammo.studio --config configs/studio.yaml
+python -m tfmammo.studio
 python -m tfmammo.studio --config configs/studio.yaml --set systems.infilling.generator=RUN
                                                             port=8000
 
@@ -23,7 +23,7 @@ from tfmammo.studio.config import StudioConfig
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command until Ctrl-C; an error becomes one line on stderr and exit code 2."""
     parser = cli.make_command_parser("tfmammo.studio", __doc__)
-    parser.add_config(StudioConfig, example="port=8000")
+    parser.add_config(StudioConfig, required=False, default="studio", example="port=8000")
     options = parser.parse_args(arguments)
     cli.run(lambda: show(cli.read_config(StudioConfig, options)))
 

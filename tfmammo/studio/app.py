@@ -14,7 +14,7 @@ from tfmammo.errors import ConfigError, TfmammoError
 from tfmammo.inference.pipeline import Pipeline
 from tfmammo.reader_study.session import ReaderStudy
 from tfmammo.serving import connections, local
-from tfmammo.studio import guard, inserting, judging, reading
+from tfmammo.studio import guard, inserting, judging, reading, windowing
 from tfmammo.studio.config import StudioConfig
 from tfmammo.synthesis.editor import Editor
 
@@ -52,6 +52,7 @@ def build(config: StudioConfig) -> gr.Blocks:
         title="tfmammo studio", analytics_enabled=False, delete_cache=(60, 3600)
     ) as page:
         gr.Markdown(ABOUT)
+        windowing.add_controls()
         if systems:
             with gr.Tab("Insert or remove"):
                 inserting.add_tab(systems, config.parallel)
@@ -108,7 +109,7 @@ def make_application(page: gr.Blocks, config: StudioConfig, folder: Path) -> loc
         show_error=False,
         ssr_mode=False,
         theme=make_theme(),
-        css=STYLE,
+        css=STYLE + windowing.STYLE,
     )
     megabyte = 2**20
     return local.SameOrigin(
