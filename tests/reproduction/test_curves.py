@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from tfmammo import document
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.errors import TrackingError
 from tfmammo.reproduction import curves, page
@@ -103,8 +104,11 @@ def test_the_page_draws_what_has_two_points_and_says_how_it_ends():
         curves=(make_curve(0.5), make_curve(*[0.8] * 8, training="can/seed1")),
     )
     blocks = page.build_page({"can_table1": facts})
-    markdown = page.render_markdown(blocks)
+    markdown = document.render_markdown(blocks)
     assert "| can/seed1 | dice | 0.8 | +0 | flat |" in markdown and "can/seed0" not in markdown
-    assert 'alt="validation curves"' in page.render_html(blocks, {})
+    pictures = page.draw_curves({"can_table1": facts})
+    assert 'alt="validation curves"' in document.render_html("", blocks, pictures)
     short = facts.model_copy(update={"curves": facts.curves[:1]})
-    assert "Validation curves" not in page.render_markdown(page.build_page({"can_table1": short}))
+    assert "Validation curves" not in document.render_markdown(
+        page.build_page({"can_table1": short})
+    )

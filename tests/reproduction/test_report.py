@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from tfmammo import config as configuration
+from tfmammo import document
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.printed import read_papers
 from tfmammo.reproduction import page, plan, report
@@ -51,7 +52,7 @@ def test_there_are_33_items_each_with_a_command_or_a_reason(config):
 
 
 def test_every_printed_number_is_on_the_page_with_its_row_and_column():
-    text = page.render_markdown(page.build_page({}))
+    text = document.render_markdown(page.build_page({}))
     for paper in read_papers().values():
         for item in paper.items.values():
             heading = f"### {paper.name}, {item.label}\n"
@@ -235,7 +236,7 @@ def test_facts_alone_make_the_same_page_byte_for_byte(config, tmp_path):
 
 def test_pictures_are_inside_the_page():
     blocks = page.build_page({"can_table1": make_facts()})
-    html = page.render_html(blocks, {"can_table1": PNG})
+    html = document.render_html(page.TITLE, blocks, {"can_table1": PNG})
     assert 'src="data:image/png;base64,iVBORyBmYWtl"' in html
     assert html.count("data:image/png;base64,") == 1
 

@@ -5,12 +5,11 @@ Both come from facts, printed numbers and the rule of verdicts alone, and hold n
 
 from __future__ import annotations
 
-import base64
-import html
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tfmammo.document import Block, Code, Grid, Heading, Picture, Points, Text
 from tfmammo.errors import DataError
 from tfmammo.evaluation.printed import read_papers
 from tfmammo.reproduction import curves, verdicts
@@ -22,6 +21,7 @@ from tfmammo.reproduction.verdicts import Evidence, Floor, Word
 TITLE = "The five papers, reproduced"
 WORDS: tuple[Word, ...] = ("reproduced", "contradicted", "undecided", "not attempted")
 LIMIT = 12  # lines of a table that the page shows; the facts hold all of them
+MISSING = "The picture is not here; the commands below make it."
 CURVES = (
     "Validation curves. A curve is flat where its last two quarters differ by less than two "
     "standard errors, or by less than 1 %."
@@ -29,73 +29,6 @@ CURVES = (
 BEGIN = "<!-- written by evaluate/report.py -->"
 END = "<!-- end of what evaluate/report.py writes -->"
 BRIEF = 8  # decided claims in a summary
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
-  color: #1b1b1b; }
-table { border-collapse: collapse; margin: .6rem 0 1.2rem; font-size: 13px; }
-th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left;
-  vertical-align: top; }
-td + td, th + th { font-variant-numeric: tabular-nums; }
-pre { background: #f4f4f4; padding: .6rem; overflow-x: auto; font-size: 12px; }
-img { max-width: 100%; border: 1px solid #ddd; }
-h2 { margin-top: 2.5rem; border-top: 2px solid #1b1b1b; padding-top: .6rem; }
-.reproduced { color: #00664d; } .contradicted { color: #a33a00; }
-.undecided { color: #555; } .not-attempted { color: #888; }
-"""
-
-
-@dataclass(frozen=True)
-class Heading:
-    """A heading of level 1 to 3."""
-
-    level: int
-    text: str
-
-
-@dataclass(frozen=True)
-class Text:
-    """A paragraph."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Points:
-    """A list of sentences."""
-
-    sentences: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table."""
-
-    header: tuple[str, ...]
-    body: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
-class Code:
-    """Commands."""
-
-    lines: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """The picture of an item, which only the HTML page shows."""
-
-    key: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """The validation curves of an item, which only the HTML page draws."""
-
-    curves: tuple[Curve, ...]
-
-
-Block = Heading | Text | Points | Grid | Code | Picture | Chart
 
 
 @dataclass(frozen=True)
@@ -276,7 +209,7 @@ def _describe_item(item: Item, verdict: Verdict, facts: Facts | None) -> list[Bl
         return blocks
     blocks += [
         Text(f"Ours, scale {facts.scale}: {facts.extent}. Trivial baseline: {item.baseline}."),
-        Picture(item.key),
+        Picture(item.key, f"{item.source.name}, {printed.label}", MISSING),
     ]
     if item.floor:
         blocks.append(Points(_compare_with_floor(item, item.floor, facts)))
@@ -284,13 +217,28 @@ def _describe_item(item: Item, verdict: Verdict, facts: Facts | None) -> list[Bl
         blocks += [Text(table.title), Grid(table.header, table.body[:LIMIT])]
         if len(table.body) > LIMIT:
             blocks.append(Text(f"{len(table.body) - LIMIT} further lines are in the facts."))
-    drawn = tuple(curve for curve in facts.curves if len(curve.steps) > 1)
+    drawn = _list_drawn(facts)
     if drawn:
-        blocks += [Text(CURVES), Chart(drawn), Grid(*curves.tabulate(drawn))]
+        picture = Picture(f"{item.key}.curves", "validation curves")
+        blocks += [Text(CURVES), picture, Grid(*curves.tabulate(drawn))]
     blocks.append(Code(facts.commands))
     if facts.code:
         blocks.append(Text(f"Made by {'; '.join(facts.code)}."))
     return blocks
+
+
+def draw_curves(facts: Mapping[str, Facts]) -> dict[str, bytes]:
+    """Draw the validation curves of all items.
+
+    Returns:
+        Key of a picture -> PNG.
+    """
+    drawn_of = {key: _list_drawn(of_item) for key, of_item in facts.items()}
+    return {f"{key}.curves": curves.draw(drawn) for key, drawn in drawn_of.items() if drawn}
+
+
+def _list_drawn(facts: Facts) -> tuple[Curve, ...]:
+    return tuple(curve for curve in facts.curves if len(curve.steps) > 1)
 
 
 def _compare_with_floor(item: Item, floor: Floor, facts: Facts) -> tuple[str, ...]:
@@ -321,74 +269,3 @@ def format_printed(value: float) -> str:
         ('0.846', '1e-08', '2066')
     """
     return f"{value:.10g}"
-
-
-def render_markdown(blocks: Sequence[Block]) -> str:
-    """Render the page in Markdown."""
-    return "\n\n".join(part for part in map(_render_markdown, blocks) if part) + "\n"
-
-
-def _render_markdown(block: Block) -> str:
-    match block:
-        case Heading(level, text):
-            return f"{'#' * level} {text}"
-        case Text(text):
-            return text
-        case Points(sentences):
-            return "\n".join(f"- {sentence}" for sentence in sentences)
-        case Grid(header, body):
-            lines = [header, ("---",) * len(header), *body]
-            return "\n".join(
-                f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines
-            )
-        case Code(lines):
-            return "\n".join(["```", *lines, "```"])
-        case Picture() | Chart():
-            return ""
-
-
-def render_html(blocks: Sequence[Block], pictures: Mapping[str, bytes]) -> str:
-    """Render the page as one HTML file that needs no network.
-
-    Args:
-        blocks: The page.
-        pictures: Key of an item -> PNG.
-    """
-    body = "\n".join(_render_html(block, pictures) for block in blocks)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{TITLE}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n"
-        "</html>\n"
-    )
-
-
-def _render_html(block: Block, pictures: Mapping[str, bytes]) -> str:
-    match block:
-        case Heading(level, text):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
-        case Text(text):
-            return f"<p>{html.escape(text)}</p>"
-        case Points(sentences):
-            return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in sentences)}</ul>"
-        case Grid(header, body):
-            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-            rows = "".join(f"<tr>{''.join(map(_render_cell, line))}</tr>\n" for line in body)
-            return f"<table>\n<tr>{head}</tr>\n{rows}</table>"
-        case Code(lines):
-            return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
-        case Picture(key):
-            if key not in pictures:
-                return "<p>The picture is not here; the commands below make it.</p>"
-            return _render_png(key, pictures[key])
-        case Chart(of_item):
-            return _render_png("validation curves", curves.draw(of_item))
-
-
-def _render_png(title: str, png: bytes) -> str:
-    data = base64.b64encode(png).decode("ascii")
-    return f'<p><img alt="{title}" src="data:image/png;base64,{data}"></p>'
-
-
-def _render_cell(cell: str) -> str:
-    style = f' class="{cell.replace(" ", "-")}"' if cell in WORDS else ""
-    return f"<td{style}>{html.escape(cell)}</td>"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfmammo import filesystem
+from tfmammo import document, filesystem
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.reproduction import facts as fact_files
 from tfmammo.reproduction import page
@@ -208,11 +208,11 @@ def write_page(config: ReportConfig, scale: Scale, output: Path) -> list[str]:
         for item in ITEMS
         if (path := output / PICTURES / f"{item.key}.png").is_file()
     }
+    pictures |= page.draw_curves(facts)
+    html = document.render_html(page.TITLE, blocks, pictures)
     markdown = output / "report.md" if scale == "smoke" else config.markdown
-    filesystem.write_atomically(
-        output / "report.html", page.render_html(blocks, pictures), durable=False
-    )
-    filesystem.write_atomically(markdown, page.render_markdown(blocks), durable=False)
+    filesystem.write_atomically(output / "report.html", html, durable=False)
+    filesystem.write_atomically(markdown, document.render_markdown(blocks), durable=False)
     if config.readme and scale != "smoke":
         text = page.replace_summary(config.readme.read_text(encoding="utf-8"), facts)
         filesystem.write_atomically(config.readme, text, durable=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tfmammo.audit.config import AuditConfig
 from tfmammo.baselines.fcn8s import FCN8sConfig
 from tfmammo.baselines.pix2pix import Pix2PixConfig
 from tfmammo.baselines.segnet import SegNetConfig
@@ -31,7 +32,6 @@ from tfmammo.evaluation.realism import RealismConfig
 from tfmammo.evaluation.segmentation import SegmentationConfig
 from tfmammo.evaluation.synthesis import SynthesisConfig as SheetConfig
 from tfmammo.exchange.config import ExchangeConfig
-from tfmammo.inference.pipeline import PipelineConfig
 from tfmammo.models.blending import BlendingConfig
 from tfmammo.models.can import CANConfig
 from tfmammo.models.cgan import CGANConfig
@@ -41,11 +41,13 @@ from tfmammo.models.flow import FlowConfig
 from tfmammo.models.infilling import InfillingConfig
 from tfmammo.models.mask_gan import MaskGANConfig
 from tfmammo.models.shape import ShapeConfig
+from tfmammo.pacs.config import CaseConfig
 from tfmammo.reader_study.cases import ReaderStudyConfig
 from tfmammo.registry.promotion import PromotionConfig
 from tfmammo.reproduction.config import ReportConfig
 from tfmammo.serving.pictures import ServiceConfig
-from tfmammo.studies import classification, detection
+from tfmammo.stress.config import StressConfig
+from tfmammo.studies import classification, detection, segmenters
 from tfmammo.studio.config import StudioConfig
 from tfmammo.synthesis.config import PatchSynthesisConfig, SynthesisConfig
 
@@ -76,17 +78,20 @@ MODELS: Mapping[str, Any] = {
 }
 SCHEMAS: Mapping[str, Any] = {
     **{f"train/{name}.py": make_schema(model) for name, model in MODELS.items()},
+    "-m tfmammo.audit": AuditConfig,
     "-m tfmammo.data.build": BuildConfig,
     "-m tfmammo.exchange": ExchangeConfig,
     "-m tfmammo.reader_study": ReaderStudyConfig,
     "-m tfmammo.registry promote": PromotionConfig,
     "-m tfmammo.serving register": ServiceConfig,
+    "-m tfmammo.stress": StressConfig,
     "-m tfmammo.studio": StudioConfig,
     "-m tfmammo.synthesis": SynthesisConfig,
     "-m tfmammo.synthesis.patches": PatchSynthesisConfig,
     "evaluate/blending.py": BlendingEvaluationConfig,
-    "evaluate/case.py": PipelineConfig,
+    "evaluate/case.py": CaseConfig,
     "evaluate/classification.py": classification.StudyConfig,
+    "evaluate/compare.py": segmenters.ComparisonConfig,
     "evaluate/contiguous.py": ContiguousConfig,
     "evaluate/defects.py": DefectsConfig,
     "evaluate/detection.py": DetectionConfig,
