@@ -25,6 +25,7 @@ CORE = [
     "xlrd",
     "mlflow>=3.17,<4",
     "sqlalchemy",
+    "portalocker>=3",  # locks on every system
     "psutil",  # MLflow's system metrics
     "rich",
     "matplotlib",
@@ -37,7 +38,8 @@ CORE = [
 BUILD = ["apache-beam>=2.77"]
 # the studio; the server beside MLflow's
 SERVE = ["gradio>=6", "fastapi", "starlette", "uvicorn", "prometheus-client"]
-DOCS = ["mkdocs-material", "mkdocstrings[python]"]
+PACS = ["dicomweb-client>=0.60", "pynetdicom>=3", "requests"]  # DICOMweb; DIMSE
+DOCS = ["mkdocs-material", "mkdocstrings[python]", "mkdocs-jupyter"]
 
 EXTRAS = {
     "build": BUILD,
@@ -50,11 +52,13 @@ EXTRAS = {
         "protobuf<7",
     ],
     "serve": SERVE,
+    "pacs": PACS,
     "benchmark": ["torch", "onnx", "onnxscript", "onnxruntime", "monai", "lpips"],
     "docs": DOCS,
     "test": [
         *BUILD,
         *SERVE,
+        *PACS,
         *DOCS,
         "playwright",  # its client alone: the browser is the system's chromium
         "pytest>=9",
@@ -62,6 +66,9 @@ EXTRAS = {
         "pytest-xdist",
         "httpx",
         "hypothesis",
+        "onnx",
+        "onnxruntime",
+        "tf2onnx",
         "h5py",
         "packaging",
         "pycocotools",
@@ -88,7 +95,13 @@ setup(
     packages=[*find_packages(include=["tfmammo*"]), *SHIPPED],
     package_dir=SHIPPED,
     package_data={
-        "tfmammo": ["py.typed", "evaluation/printed.json"],
+        "tfmammo": [
+            "py.typed",
+            "evaluation/printed.json",
+            "zoo/networks/*",
+            "demo/*.jpg",
+            "demo/*.png",
+        ],
         "tfmammo.repository.configs": ["*.yaml"],
     },
     entry_points={"console_scripts": ["tfmammo = tfmammo.__main__:main"]},
@@ -97,7 +110,15 @@ setup(
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",
+        "Natural Language :: English",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Topic :: Scientific/Engineering :: Image Processing",
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
         "Typing :: Typed",

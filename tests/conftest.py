@@ -4,11 +4,12 @@ Plain functions that tests share stand beside it, in the modules of tests/ that 
 """
 
 import contextlib
-import fcntl
+import ctypes
 import gc
 import logging
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -22,10 +23,14 @@ os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
 os.environ.pop("TFMAMMO_WEIGHTS", None)
 # Tests never write to the store of whoever runs them.
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+# A shell's background processes ignore Ctrl-C, and so would every command that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import portalocker
 import pytest
 from rich.logging import RichHandler
 
@@ -72,13 +77,13 @@ def _take_turn(alone: bool) -> Iterator[None]:
         open(REPOSITORY / "pyproject.toml", "rb") as queue,
         open(REPOSITORY / "setup.py", "rb") as turn,
     ):
-        fcntl.flock(queue, fcntl.LOCK_EX)
-        fcntl.flock(turn, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        fcntl.flock(queue, fcntl.LOCK_UN)
+        portalocker.lock(queue, portalocker.LOCK_EX)
+        portalocker.lock(turn, portalocker.LOCK_EX if alone else portalocker.LOCK_SH)
+        portalocker.unlock(queue)
         try:
             yield
         finally:  # processes that the test left behind may hold the file as well
-            fcntl.flock(turn, fcntl.LOCK_UN)
+            portalocker.unlock(turn)
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +164,7 @@ def collect_networks():
     yield
     if "keras" in sys.modules and time.monotonic() - start > 0.5:
         _forget_custom_gradients(gradients)
-        gc.collect()
+        _free_memory()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -169,7 +174,15 @@ def forget_networks():
     if "keras" in sys.modules:
         sys.modules["keras"].backend.clear_session()
         _forget_custom_gradients(set())
-        gc.collect()
+        _free_memory()
+
+
+def _free_memory() -> None:
+    """Collect garbage, and give its pages back to the system, which the C library would keep."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim:
+        trim(0)
 
 
 def _find_custom_gradients() -> dict[str, object]:

@@ -21,7 +21,17 @@ SOURCES = sorted(
 # Scripts (train, evaluate, benchmarks, every __main__.py and data/build.py, which is `python -m`
 # by nature) stand below the last row and import whatever they need.
 LAYERS = (
-    {"errors", "filesystem", "_tensorflow", "shipped", "keys", "config", "mammogram", "cli"},
+    {
+        "errors",
+        "filesystem",
+        "document",
+        "_tensorflow",
+        "shipped",
+        "keys",
+        "config",
+        "mammogram",
+        "cli",
+    },
     {"losses", "layers", "convolutions"},
     {
         "optimization",
@@ -30,6 +40,7 @@ LAYERS = (
         "published",
         "pretrained",
         "export",
+        "zoo",
         "postprocessing",
     },
     {"archives", "tracking"},
@@ -38,10 +49,11 @@ LAYERS = (
     {"metrics"},
     {"detection", "datasets"},
     {"synthesis"},
-    {"training", "inference", "reader_study", "estimate", "exchange"},
-    {"evaluation", "serving", "studio"},
-    {"studies", "registry"},
+    {"training", "inference", "reader_study", "estimate", "memory", "exchange"},
+    {"evaluation", "serving", "studio", "demo", "pacs"},
+    {"studies", "registry", "stress", "audit"},
     {"reproduction"},
+    {"api"},
 )
 ROW = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 ENTRY_POINTS = ("tfmammo.data.build", "tfmammo.estimate")
@@ -67,9 +79,13 @@ HOMES = {
     "tensorflow_hub": ("tfmammo/detection/detections.py",),
     "runpy": ("tfmammo/__main__.py",),  # runs scripts, which are no modules, by their names
     "torch": ("benchmarks/",),  # benchmarks compare with it
-    "pydicom": ("tfmammo/archives/", "benchmarks/"),  # benchmarks compare with it
+    "pydicom": ("tfmammo/archives/", "tfmammo/pacs/", "benchmarks/"),  # which compare with it
+    "dicomweb_client": ("tfmammo/pacs/dicomweb.py",),
+    "pynetdicom": ("tfmammo/pacs/dimse.py",),
     "highdicom": ("tfmammo/archives/writers/",),
     "gradio": ("tfmammo/studio/",),
+    "portalocker": ("tfmammo/filesystem.py",),
+    "resource": ("tfmammo/serving/", "benchmarks/"),  # not on Windows
 }
 NOWHERE = {
     "tensorflow.keras": "write `import keras`",
@@ -78,6 +94,7 @@ NOWHERE = {
     "dill": "a pickle runs code when it is read",
     "joblib": "a pickle runs code when it is read",
     "shelve": "a pickle runs code when it is read",
+    "fcntl": "Windows has none: filesystem.take_lock",
     "importlib.import_module": "no import by string",
     "importlib.util": "no import by string",
     "__import__": "no import by string",
@@ -262,134 +279,18 @@ def test_all_sources_are_read():
     [
         (
             "tfmammo/models/can.py",
-            "from tfmammo.models.cgan import CGAN",
-            "tfmammo.models may not import tfmammo.models.cgan",
-        ),
-        (
-            "tfmammo/models/can.py",
-            "from tfmammo.models import cgan",
-            "tfmammo.models may not import tfmammo.models.cgan",
-        ),
-        (
-            "tfmammo/models/can.py",
             "from . import cgan",
             "tfmammo.models may not import tfmammo.models.cgan",
         ),
         (
             "tfmammo/models/can.py",
-            "from .cgan import CGAN",
-            "tfmammo.models may not import tfmammo.models.cgan",
-        ),
-        (
-            "tfmammo/models/can.py",
-            "import tfmammo.models.cgan",
-            "tfmammo.models may not import tfmammo.models.cgan",
-        ),
-        (
-            "tfmammo/models/__init__.py",
-            "from .can import CAN",
-            "tfmammo.models may not import tfmammo.models.can",
-        ),
-        (
-            "tfmammo/models/can.py",
-            "from tfmammo.baselines.unet import UNet",
-            "tfmammo.models may not import tfmammo.baselines.unet",
-        ),
-        (
-            "tfmammo/baselines/unet.py",
-            "from ..models import can",
-            "tfmammo.baselines may not import tfmammo.models.can",
-        ),
-        (
-            "tfmammo/models/can.py",
-            "from tfmammo.archives import phantom",
+            "def f():\n    from tfmammo.archives import phantom",
             "tfmammo.models may not import tfmammo.archives",
         ),
-        (
-            "tfmammo/models/can.py",
-            "def f():\n    from ..data import patches",
-            "tfmammo.models may not import tfmammo.data",
-        ),
-        (
-            "tfmammo/baselines/unet.py",
-            "from tfmammo.training.loop import fit",
-            "tfmammo.baselines may not import tfmammo.training",
-        ),
-        (
-            "tfmammo/training/loop.py",
-            "from tfmammo import models",
-            "tfmammo.training may not import tfmammo.models",
-        ),
-        (
-            "tfmammo/training/loop.py",
-            "from tfmammo.baselines.unet import UNet",
-            "tfmammo.training may not import tfmammo.baselines",
-        ),
-        (
-            "tfmammo/training/loop.py",
-            "from tfmammo.detection import ssd",
-            "tfmammo.training may not import tfmammo.detection",
-        ),
-        (
-            "tfmammo/data/patches.py",
-            "from tfmammo.archives import ARCHIVES",
-            "tfmammo.data may not import tfmammo.archives",
-        ),
-        (
-            "tfmammo/detection/ssd.py",
-            "from tfmammo.models import cgan",
-            "tfmammo.detection may not import tfmammo.models",
-        ),
-        (
-            "tfmammo/inference/pipeline.py",
-            "from tfmammo.archives import folder",
-            "tfmammo.inference may not import tfmammo.archives",
-        ),
-        # Imports against the layers that slipped through the rules of an earlier version.
         (
             "tfmammo/metrics/segmentation.py",
             "from tfmammo.studio import app",
             "tfmammo.metrics may not import tfmammo.studio",
-        ),
-        (
-            "tfmammo/archives/dicom.py",
-            "from tfmammo.training import loop",
-            "tfmammo.archives may not import tfmammo.training",
-        ),
-        (
-            "tfmammo/archives/dicom.py",
-            "from tfmammo.models import can",
-            "tfmammo.archives may not import tfmammo.models",
-        ),
-        (
-            "tfmammo/export.py",
-            "from tfmammo import synthesis",
-            "tfmammo.export may not import tfmammo.synthesis",
-        ),
-        (
-            "tfmammo/postprocessing.py",
-            "from tfmammo.studio import app",
-            "tfmammo.postprocessing may not import tfmammo.studio",
-        ),
-        (
-            "tfmammo/tracking/runs.py",
-            "from tfmammo.serving import pictures",
-            "tfmammo.tracking may not import tfmammo.serving",
-        ),
-        (
-            "tfmammo/synthesis/lesion_bank.py",
-            "def f():\n    from tfmammo.serving import server",
-            "tfmammo.synthesis may not import tfmammo.serving",
-        ),
-        (
-            "tfmammo/mammogram.py",
-            "from tfmammo.data import patches",
-            "tfmammo.mammogram may not import tfmammo.data",
-        ),
-        (
-            "tfmammo/pretrained.py",
-            "from tfmammo.metrics import perceptual",
-            "tfmammo.pretrained may not import tfmammo.metrics",
         ),
         ("tfmammo/helpers.py", "import os", "tfmammo.helpers stands in no layer"),
         (
@@ -397,129 +298,32 @@ def test_all_sources_are_read():
             "from tfmammo.studio import __main__",
             "tfmammo.registry.promotion may not import tfmammo.studio.__main__",
         ),
-        ("train/can.py", "#\n" * LONGEST_SCRIPT, "61 lines, 60 at most"),
-        ("tfmammo/losses.py", "import torch", "torch belongs in benchmarks/"),
         ("train/can.py", "import mlflow", "mlflow belongs in tfmammo/tracking/"),
-        (
-            "tfmammo/export.py",
-            "from mlflow import MlflowClient",
-            "mlflow.MlflowClient belongs in tfmammo/tracking/",
-        ),
-        ("tfmammo/training/loop.py", "import yaml", "yaml belongs in tfmammo/config.py"),
-        (
-            "tfmammo/data/patches.py",
-            "from pydicom.uid import UID",
-            "pydicom.uid.UID belongs in tfmammo/archives/",
-        ),
-        (
-            "tfmammo/archives/dicom.py",
-            "from highdicom.seg import segread",
-            "highdicom.seg.segread belongs in tfmammo/archives/writers/",
-        ),
-        (
-            "tfmammo/inference/pipeline.py",
-            "import highdicom",
-            "highdicom belongs in tfmammo/archives/writers/",
-        ),
-        (
-            "tfmammo/detection/detections.py",
-            "import object_detection",
-            "object_detection belongs in tfmammo/detection/ssd.py",
-        ),
-        ("train/ssd.py", "import tf_keras", "tf_keras belongs in tfmammo/detection/"),
-        ("train/can.py", "import runpy", "runpy belongs in tfmammo/__main__.py"),
-        ("tfmammo/config.py", "import yaml\nyaml.load('', None)", "yaml.load: only"),
         ("tfmammo/config.py", "import yaml as y\ny.full_load('')", "yaml.full_load: only"),
-        ("tfmammo/config.py", "from yaml import unsafe_load", "yaml.unsafe_load: only"),
         (
             "tfmammo/layers.py",
             "import tensorflow as tf\nX = tf.keras.layers.Layer",
             "tensorflow.keras: write `import keras`",
         ),
-        (
-            "tfmammo/layers.py",
-            "from tensorflow import keras",
-            "tensorflow.keras: write `import keras`",
-        ),
-        (
-            "tfmammo/layers.py",
-            "import tensorflow.keras.layers",
-            "tensorflow.keras.layers: write `import keras`",
-        ),
-        ("tfmammo/data/patches.py", "import pickle", "pickle: a pickle"),
         ("evaluate/segmentation.py", "from joblib import load", "joblib.load: a pickle"),
         (
             "tfmammo/data/patches.py",
             "import numpy as np\nnp.load('x', allow_pickle=True)",
             "allow_pickle: a pickle",
         ),
-        (
-            "train/can.py",
-            "import importlib\nimportlib.import_module('x')",
-            "importlib.import_module: no import by string",
-        ),
-        (
-            "train/can.py",
-            "from importlib import import_module as bring",
-            "importlib.import_module: no import by string",
-        ),
         ("train/can.py", "__import__('x')", "__import__: no import by string"),
-        ("tfmammo/losses.py", "def dice():\n    return 1", "tfmammo.losses.dice has no docstring"),
         (
             "tfmammo/losses.py",
             "class Loss:\n    'X.'\n    def call(self):\n        return 1",
             "tfmammo.losses.Loss.call has no docstring",
         ),
-        ("tfmammo/losses.py", "class Loss:\n    pass", "tfmammo.losses.Loss has no docstring"),
         ("tfmammo/losses.py", "#\n" * LONGEST, "701 lines, 700 at most"),
+        ("train/can.py", "#\n" * LONGEST_SCRIPT, "61 lines, 60 at most"),
     ],
 )
 def test_a_broken_rule_is_found(path, line, fault):
     found = faults(path, f'"""A module."""\n{line}')
     assert len([sentence for sentence in found if sentence.startswith(fault)]) == 1, found
-
-
-def test_a_module_without_docstring_is_found():
-    assert faults("tfmammo/losses.py", "X = 1\n") == ["tfmammo.losses has no docstring"]
-
-
-@pytest.mark.parametrize(
-    ("path", "line"),
-    [
-        (
-            "tfmammo/models/can.py",
-            "from tfmammo import layers, losses, networks\nfrom tfmammo.config import Frozen",
-        ),
-        (
-            "tfmammo/training/script.py",
-            "from tfmammo.archives import ARCHIVES\nfrom tfmammo.data import patches",
-        ),
-        ("tfmammo/tracking/runs.py", "import mlflow\nmlflow.set_tag('a', 'b')"),
-        ("tfmammo/archives/dicom.py", "import pydicom\npydicom.dcmread('x')"),
-        ("tfmammo/archives/writers/segmentation.py", "import highdicom\nimport pydicom"),
-        (
-            "tfmammo/inference/pipeline.py",
-            "from tfmammo.detection.detections import Detector\nfrom tfmammo.models import cgan, "
-            "shape",
-        ),
-        ("tfmammo/data/build.py", "from tfmammo import archives"),
-        (
-            "tfmammo/detection/ssd.py",
-            "from object_detection.builders import model_builder\nimport tf_keras",
-        ),
-        ("tfmammo/config.py", "import yaml\nyaml.safe_load('')\nyaml.YAMLError"),
-        ("tfmammo/networks.py", "from tfmammo.layers import SampleNormalization"),
-        ("train/can.py", "from tfmammo.models.can import CAN\nfrom tfmammo.training import script"),
-        (
-            "tfmammo/losses.py",
-            "def _private():\n    return 1\nclass _Private:\n    def method(self):\n        "
-            "return 1",
-        ),
-        ("tfmammo/losses.py", "#\n" * (LONGEST - 1)),
-    ],
-)
-def test_what_the_rules_allow_is_no_fault(path, line):
-    assert faults(path, f'"""A module."""\n{line}') == []
 
 
 def test_the_package_holds_no_other_loose_module():
@@ -583,25 +387,8 @@ def test_no_file_names_a_folder_of_one_machine(repository):
     assert found == {}
 
 
-@pytest.mark.parametrize("before", ["", "root: ", '"', "(", "file://", "sqlite:///"])
-@pytest.mark.parametrize("folder", ["home", "root", "work", "tmp"])
-def test_a_machines_path_is_found(before, folder):
-    path = "/".join(("", folder, "mammograms"))
-    assert path_faults(f"fine\n{before}{path}\n") == [f"line 2: {before}{path}"]
-    assert path_faults(f"{before}{path.removesuffix('/mammograms')}")
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/".join(("data", "home", "x")),
-        "/".join((".", "root", "x")),
-        "../work",
-        "~/tmp",
-        "${folder}/tmp",
-        "https://host.org/tmp",
-        "a/homework",
-    ],
-)
-def test_a_relative_path_is_no_machines_path(path):
-    assert path_faults(f"{path}\n/{path.rpartition('/')[2]}work") == []
+def test_a_machines_path_is_found():
+    folder = "/".join(("", "home", "mammograms"))
+    other = "/".join(("", "tmp"))
+    text = f"fine\nroot: {folder}\nsqlite:///{other}\n../work ~/tmp a/homework ${{folder}}{other}\n"
+    assert path_faults(text) == [f"line 2: root: {folder}", f"line 3: sqlite:///{other}"]

@@ -85,6 +85,7 @@ def test_a_step_beside_a_peers_from_equal_weights(model, peer, measured, monkeyp
     assert (line["gflop"] is None) == (peer == "naive")
 
 
+@pytest.mark.slow
 def test_dicom_and_index(measured):
     dicom, index = measured(
         "--only",
@@ -230,6 +231,7 @@ def test_blending(measured):
     assert rows[0]["processor_seconds"]["network"] > 0 == rows[1]["processor_seconds"]["network"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("monai") is None, reason='needs pip install "tfmammo[benchmark]"'
 )
@@ -318,3 +320,16 @@ def test_a_trace_is_kept_and_summed_up(measured, tmp_path_factory):
     assert {"Conv2DBackpropFilter", "ResourceApplyAdam"} <= set(line["kernels"]) and 0 < sum(
         line["kernels"].values()
     ) < 5
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_system_is_one_line_of_a_table(repository):
+    script = repository / "benchmarks/memory.py"
+    command = [sys.executable, str(script), "unet", "--size", "64", "--batches", "1", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    name, millions, kept, first, second = done.stdout.strip(" |\n").split(" | ")
+    # weights, and twice as much for Adam, in float32
+    assert name == "unet" and float(kept) == pytest.approx(12 * float(millions), rel=0.05)
+    # the optimizer's part is the same for every batch
+    assert 1 < float(second.replace(",", "")) / float(first.replace(",", "")) <= 2.1

@@ -365,12 +365,14 @@ def two_replicas(tmp_path_factory):
     return run_on_two_cpus(TWO_REPLICAS, tmp_path_factory.mktemp("replicas"))
 
 
+@pytest.mark.slow
 def test_adam_and_minimize_agree_on_one_and_on_two_replicas(two_replicas):
     assert two_replicas["two"][1] == two_replicas["one"][1] == 20
     for a, b in zip(two_replicas["two"][0], two_replicas["one"][0], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", [0, 1])
 def test_an_overflow_on_one_replica_skips_the_step_on_all(two_replicas, chosen):
     result = two_replicas["overflows"][chosen]

@@ -71,7 +71,8 @@ def test_a_training_goes_on_to_the_same_weights(previous, maker, repository):
 def test_an_export_gives_the_same_masks(previous):
     inverter = export.load(previous / "can/export", "inverter")
     mask = inverter(image=tf.constant(IMAGE))["mask"]
-    np.testing.assert_array_equal(mask, np.load("mask.npy"))
+    # the last bit is that of the TensorFlow that is installed
+    np.testing.assert_allclose(mask, np.load("mask.npy"), atol=1e-6)
 
 
 def test_a_registered_model_is_known_and_answers_the_same(previous):

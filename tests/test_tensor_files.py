@@ -95,7 +95,9 @@ def test_what_pytorch_writes(tmp_path, legacy):
     assert tensor_files.read_torch(path)["model.a"] == 1
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.:DeprecationWarning", "ignore:`torch.jit.:FutureWarning"
+)
 def test_torchscript(tmp_path):
     torch = pytest.importorskip("torch")  # pip install torch
     network = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.Conv2d(3, 1, 1))

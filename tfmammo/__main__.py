@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 import json
 import os
 import re
@@ -24,18 +23,22 @@ from tfmammo.errors import ConfigError
 # What `python` runs, and what it is for.
 COMMANDS = {
     "report": ("evaluate/report.py", "re-run the five papers' tables and figures"),
+    "compare": ("evaluate/compare.py", "compare segmentation models as a paper does"),
     "case": ("evaluate/case.py", "find, outline and name the lesions of a mammogram"),
     "archives": ("-m tfmammo.archives", "look at an archive before anything is trained on it"),
     "build": ("-m tfmammo.data.build", "turn a large archive into records to stream from"),
     "export": ("-m tfmammo.exchange", "write a data set for another tool"),
     "synthesize": ("-m tfmammo.synthesis", "insert lesions into mammograms"),
     "synthesize-patches": ("-m tfmammo.synthesis.patches", "make patches with lesions"),
+    "stress": ("-m tfmammo.stress", "find out where a detector fails"),
+    "audit": ("-m tfmammo.audit", "find out whether a generator gives its patients away"),
     "registry": ("-m tfmammo.registry", "list, promote and roll back registered models"),
     "serve": ("-m tfmammo.serving", "answer requests over HTTP"),
     "studio": ("-m tfmammo.studio", "edit mammograms in a browser"),
     "reader-study": ("-m tfmammo.reader_study", "ask readers which lesions are real"),
     "estimate": ("-m tfmammo.estimate", "measure how long a build or a synthesis will take"),
-    "pretrained": ("-m tfmammo.pretrained", "convert published weights"),
+    "demo": ("-m tfmammo.demo", "show every system at work, without training or data"),
+    "pretrained": ("-m tfmammo.zoo", "list, show and unpack the networks that come with it"),
 }
 FOLDERS = {
     "train": "train a model",
@@ -63,7 +66,7 @@ def _run(words: Sequence[str]) -> None:
         OWN[name](others)
     else:
         known = [*FOLDERS, *COMMANDS, *OWN]
-        raise ConfigError(f"tfmammo has no command {name}{_suggest(name, known)}")
+        raise ConfigError(f"tfmammo has no command {name}{cli.suggest(name, known)}")
 
 
 def _format_help() -> str:
@@ -89,7 +92,7 @@ def _run_script(folder: str, words: Sequence[str]) -> None:
         print("\n".join([usage, "", *lines, "", f"tfmammo {folder} NAME --help says more."]))
         return
     if name not in names:
-        raise ConfigError(f"{folder}: there is no {name}{_suggest(name, names)}")
+        raise ConfigError(f"{folder}: there is no {name}{cli.suggest(name, names)}")
     _start(f"{folder}/{name}.py", f"{folder} {name}", others)
 
 
@@ -226,13 +229,8 @@ autoload -U bashcompinit && bashcompinit""",
 def _locate(name: str) -> Path:
     names = shipped.list_configs()
     if name not in names:
-        raise ConfigError(f"{name}: is no shipped config{_suggest(name, names)}")
+        raise ConfigError(f"{name}: is no shipped config{cli.suggest(name, names)}")
     return shipped.ROOT / "configs" / f"{name}.yaml"
-
-
-def _suggest(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, 1)
-    return f", did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"
 
 
 OWN: dict[str, Callable[[Sequence[str]], None]] = {

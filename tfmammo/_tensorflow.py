@@ -73,4 +73,10 @@ def hold_back_stderr() -> Iterator[None]:
 
 
 with hold_back_stderr():
-    import tensorflow  # noqa: F401
+    import tensorflow
+
+
+def look_for_devices() -> None:
+    """Look for GPUs, of which TensorFlow's first operation would say that there are none."""
+    with hold_back_stderr():
+        tensorflow.config.list_physical_devices()

@@ -26,14 +26,17 @@ log = logging.getLogger(__name__)
 # By the name to import: the extra that a missing package comes with.
 EXTRAS = {
     "apache_beam": "build",
+    "dicomweb_client": "pacs",
     "gradio": "serve",
     "fastapi": "serve",
     "prometheus_client": "serve",
+    "pynetdicom": "pacs",
     "starlette": "serve",
     "uvicorn": "serve",
     "object_detection": "detection",
     "official": "detection",
     "tf_keras": "detection",
+    "onnxruntime": "benchmark",
     "torch": "benchmark",
 }
 Schema = TypeVar("Schema", bound="BaseModel")
@@ -267,6 +270,17 @@ def _list_options(parser: argparse.ArgumentParser) -> Iterable[str]:
         if isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():
                 yield from _list_options(inner)
+
+
+def suggest(name: str, names: Sequence[str]) -> str:
+    """Return the clause that follows "there is no NAME": which one may be meant, else all.
+
+    Examples:
+        >>> suggest("infiling", ["can", "infilling"])
+        ', did you mean infilling?'
+    """
+    close = difflib.get_close_matches(name, names, 1)
+    return f", did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"
 
 
 def _make_hint(argument: str, unknown: Sequence[str], options: Collection[str]) -> str | None:

@@ -62,20 +62,22 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture
 def narrow_vgg16(monkeypatch):
-    """Give Keras a VGG-16 of two channels; its own takes half a gigabyte."""
+    """Give Keras a VGG-16 of four channels; its own takes half a gigabyte."""
 
     def build(weights, include_top):
-        image = keras.Input((32, 32, 3))
+        image = keras.Input((224, 224, 3))
         features = image
         for block, depth in enumerate(vgg16.DEPTHS, 1):
             for index in range(1, depth + 1):
-                convolution = keras.layers.Conv2D(2, 3, name=f"block{block}_conv{index}")
-                features = convolution(keras.layers.ZeroPadding2D(1)(features))
+                convolution = keras.layers.Conv2D(
+                    4, 3, padding="same", activation="relu", name=f"block{block}_conv{index}"
+                )
+                features = convolution(features)
             features = keras.layers.MaxPooling2D(2)(features)
         if include_top:
             features = keras.layers.Flatten()(features)
             for name in ("fc1", "fc2", "predictions"):
-                features = keras.layers.Dense(2, name=name)(features)
+                features = keras.layers.Dense(4, activation="relu", name=name)(features)
         return keras.Model(image, features)
 
     monkeypatch.setattr(keras.applications, "VGG16", build)
@@ -115,22 +117,19 @@ def test_other_files_of_keras_are_read_alike(tmp_path, form):
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "form", [".weights.h5", pytest.param("legacy.h5", marks=pytest.mark.nightly)]
-)
-def test_the_fully_connected_layers_become_convolutions(tmp_path, form):
-    source = random_vgg16(top=True)  # half a gigabyte, which is gone before the next network
-    path = save(source, tmp_path, form)
-    grey = np.random.default_rng(0).uniform(size=(1, 224, 224, 1)).astype(np.float32)
-    colour = 255 * np.repeat(grey, 3, -1) - np.array(vgg16.MEANS, np.float32)
-    theirs = keras.Model(source.input, source.get_layer("fc2").output)(colour).numpy()
+def check_fully_connected(folder, form, config):
+    """Compare fc7 of an FCN-8s with that of the VGG-16 whose file it reads, of equal widths."""
+    source = random_vgg16(top=True)
+    path = save(source, folder, form)
+    image = np.random.default_rng(0).uniform(size=(1, 224, 224, 1)).astype(np.float32)
+    scaled = 2 * np.repeat(image, 3, -1) - 1  # as an encoder that starts from no weights has it
+    theirs = keras.Model(source.input, source.get_layer("fc2").output)(scaled).numpy()
     kernel = source.get_layer("block5_conv3").kernel.numpy()
     del source
     gc.collect()
-    network = fcn8s_network(FCN8sConfig(weights=path, dropout=0), 224)
+    network = fcn8s_network(config, 224)
     vgg16.assign(network, path, fc=True)
-    ours = keras.Model(network.input, network.get_layer("fc2").output)(grey).numpy()
+    ours = keras.Model(network.input, network.get_layer("fc2").output)(image).numpy()
     del network
     gc.collect()
     # At 224 px the last pooling is 7x7: fc6's window at its middle covers it exactly, as VGG-16's
@@ -143,13 +142,26 @@ def test_the_fully_connected_layers_become_convolutions(tmp_path, form):
     Path(path).unlink()  # pytest would keep it
 
 
+@pytest.mark.parametrize("form", [".weights.h5", "legacy.h5"])
+def test_the_fully_connected_layers_become_convolutions(tmp_path, form, narrow_vgg16):
+    config = FCN8sConfig(widths=(4,) * 5, fc_width=4, dropout=0)
+    check_fully_connected(tmp_path, form, config)
+
+
 @pytest.mark.slow
-def test_a_file_without_fully_connected_layers_is_refused_for_fcn8s(encoder):
+@pytest.mark.nightly
+def test_the_fully_connected_layers_of_keras_own_become_convolutions(tmp_path):
+    """Takes 2.3 GB."""
+    check_fully_connected(tmp_path, ".weights.h5", FCN8sConfig(dropout=0))
+
+
+def test_a_file_without_fully_connected_layers_is_refused_for_fcn8s(tmp_path, narrow_vgg16):
+    source = random_vgg16()
     with pytest.raises(
         ConfigError,
         match=r"does not hold the weights of a Keras VGG-16 with its fully connected layers",
     ):
-        vgg16.assign(encoder[0], encoder[1], fc=True)
+        vgg16.assign(source, save(source, tmp_path, ".weights.h5"), fc=True)
 
 
 @pytest.mark.parametrize("form", [".weights.h5", "legacy.h5", ".keras"])
@@ -159,14 +171,14 @@ def test_another_networks_file_is_refused(tmp_path, form, narrow_vgg16):
     path = save(other, tmp_path, form)
     refusal = f"model.weights: {path} does not hold the weights of a Keras VGG-16 in .h5"
     with pytest.raises(ConfigError, match=f"^{re.escape(refusal)}"):
-        vgg16.assign(segnet.build_network(32, (2,) * 5), path, fc=False)
+        vgg16.assign(segnet.build_network(32, (4,) * 5), path, fc=False)
 
 
 @pytest.mark.parametrize("name", ["x.weights.h5", "x.h5", "x.keras", "x.npy"])
 def test_a_damaged_file_is_refused(tmp_path, name, narrow_vgg16):
     (tmp_path / name).write_bytes(b"no weights")
     with pytest.raises(ConfigError, match="does not hold the weights of a Keras VGG-16"):
-        vgg16.assign(segnet.build_network(32, (2,) * 5), str(tmp_path / name), fc=False)
+        vgg16.assign(segnet.build_network(32, (4,) * 5), str(tmp_path / name), fc=False)
 
 
 def test_a_missing_file_is_named(monkeypatch):

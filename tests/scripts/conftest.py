@@ -25,7 +25,7 @@ def load_script(repository):
 
 
 @pytest.fixture
-def steps_here(monkeypatch):
+def steps_here(repository, monkeypatch):
     """Steps of a study run in this process, which saves TensorFlow's imports for each.
 
     tests/studies/test_workflow.py shows them in processes of their own.
@@ -40,5 +40,6 @@ def steps_here(monkeypatch):
         log_file.write_text(done.stdout + done.stderr, encoding="utf-8")
         return done
 
+    monkeypatch.chdir(repository)  # which the steps' paths start from
     monkeypatch.setattr(workflow, "_start_process", start)
     monkeypatch.setattr(workflow, "POLL", 0)

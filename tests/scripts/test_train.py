@@ -161,7 +161,10 @@ def train(load_script, repository, tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("system", SMALL)
+@pytest.mark.parametrize(
+    "system",
+    [pytest.param(name, marks=pytest.mark.slow) if name != "can" else name for name in SMALL],
+)
 def test_two_steps(train, tmp_path, system):
     size = {"fcn8s": 64, "segnet": 64, "shape": 64, "contextual": 16, "light_head_rcnn": 64}.get(
         system, 32
@@ -179,6 +182,7 @@ def test_two_steps(train, tmp_path, system):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seen", [["data.canvas=[96,64]"], ["data.canvas=[96,64]", "data.tiles={overlap: 32, empty: 1}"]]
 )
@@ -242,6 +246,7 @@ def test_a_missing_config_is_one_line(train):
     assert code == 2 and err.strip() == "error: nowhere.yaml: no such config file"
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(repository, tmp_path, empty_store):
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     overrides = [

@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import fcntl
 import os
 import stat
 import subprocess
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import httpx
+import portalocker
 import pytest
 
 from tfmammo.serving.local import LEFTOVER_SECONDS, SameOrigin, private_folder
@@ -151,7 +151,7 @@ def test_a_file_system_without_locks_is_an_error(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(fcntl, "flock", refuse_lock)
+    monkeypatch.setattr(portalocker.portalocker, "LOCKER", refuse_lock)
     with pytest.raises(OSError, match="can't be locked"), private_folder("tfmammo_test_"):
         pass
     assert list(tmp_path.iterdir()) == [] and tempfile.tempdir == str(tmp_path)

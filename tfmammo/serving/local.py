@@ -152,7 +152,7 @@ def _remove_leftovers(prefix: str) -> None:
     # A symbolic link, or another user's folder, is never touched.
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         try:
-            if folder.is_symlink() or folder.stat().st_uid != os.getuid() or not folder.is_dir():
+            if folder.is_symlink() or not _is_own(folder) or not folder.is_dir():
                 continue
             if not (folder / LOCK).exists():
                 if time.time() - folder.stat().st_mtime > LEFTOVER_SECONDS:
@@ -163,6 +163,11 @@ def _remove_leftovers(prefix: str) -> None:
                     shutil.rmtree(folder, ignore_errors=True)
         except OSError:  # it has just been removed
             continue
+
+
+def _is_own(folder: Path) -> bool:
+    """Tell whether a folder is this user's; on Windows temporary folders are."""
+    return os.name == "nt" or folder.stat().st_uid == os.getuid()
 
 
 def _stop(number: int, _: object) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError, model_validator
+from pydantic import NonNegativeInt, ValidationError, model_validator
 
 from tfmammo import config as configuration
 from tfmammo.config import Frozen
@@ -58,6 +58,8 @@ class PipelineRequest(ImageRequest):
 class EditorRequest(ImageRequest, EditRequest):
     """A request to an editor."""
 
+    centre: tuple[NonNegativeInt, NonNegativeInt]
+    """(row, col), native px."""
     format: Literal["png", "dicom"] = "png"
     """Format of the image in the answer."""
 
