@@ -35,16 +35,14 @@ CHROMIUM = shutil.which("chromium")
 # Waits for its turn before it looks at the study, as Python and TensorFlow take long to start.
 SERVER = """
 import sys
-import gradio as gr
 from tfmammo.config import parse
 from tfmammo.reader_study.cases import ReaderStudyConfig
-from tfmammo.reader_study.session import ReaderStudy
-from tfmammo.studio import judging
+from tfmammo.studio.__main__ import show
+from tfmammo.studio.config import StudioConfig
+from tfmammo.training import script
 sys.stdin.readline()
-with gr.Blocks() as app:
-    with gr.Tab("Reader study"):
-        judging.add_tab(ReaderStudy(parse(ReaderStudyConfig, sys.argv[1])))
-app.launch(server_name="127.0.0.1", server_port=int(sys.argv[2]), quiet=True)
+study = parse(ReaderStudyConfig, sys.argv[1])
+show(StudioConfig(study=study, port=int(sys.argv[2])))
 """
 SIDE = 160
 CASES = 20
@@ -81,16 +79,11 @@ class Server:
     def __init__(self, folder):
         self.port = find_free_port()
         self.address = f"http://127.0.0.1:{self.port}"
-        environment = os.environ | {
-            "GRADIO_ANALYTICS_ENABLED": "False",
-            "GRADIO_TEMP_DIR": str(folder / "gradio"),
-        }
         self.log = (folder / f"{self.port}.log").open("w")
         command = [sys.executable, "-c", SERVER, str(folder / "study.yaml"), str(self.port)]
         self.process = subprocess.Popen(
             command,
             cwd=folder,
-            env=environment,
             stdin=subprocess.PIPE,
             stdout=self.log,
             stderr=self.log,
@@ -276,13 +269,16 @@ def nothing_is_told(page, config):
 def window_and_level_map_both_pictures_alike(page):
     """Window 50 and level 40 map 15 % to black and 65 % to white: grey -> 2 grey - 0.3."""
     page.get_by_text("Window and level", exact=True).click()
-    for label, value in (("Window", "50"), ("Level", "40")):
-        page.get_by_label(re.compile(f"number input for {label}", re.IGNORECASE)).fill(value)
-    page.wait_for_function(
-        """() => [...document.querySelectorAll('#grey-window feComponentTransfer > *')].every(
-            map => +map.getAttribute('slope') === 2
-                && Math.abs(map.getAttribute('intercept') + 0.3) < 1e-9)"""
-    )
+    for label, value, slope, intercept in (("Window", 50, 2, -0.5), ("Level", 40, 2, -0.3)):
+        field = page.get_by_label(re.compile(f"number input for {label}", re.IGNORECASE))
+        field.fill(str(value))
+        page.wait_for_function(
+            """([slope, intercept]) => [
+                ...document.querySelectorAll('#grey-window feComponentTransfer > *')
+            ].every(map => +map.getAttribute('slope') === slope
+                && Math.abs(map.getAttribute('intercept') - intercept) < 1e-9)""",
+            arg=[slope, intercept],
+        )
     images = page.locator(".pictures img")
     filters = {
         images.nth(place).evaluate("image => getComputedStyle(image).filter") for place in (0, 1)
