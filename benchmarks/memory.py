@@ -27,7 +27,7 @@ MODELS: dict[str, Callable[[int], Any]] = {
     "can": lambda size: CAN(CANConfig(), size),
     "segnet": lambda size: SegNet(SegNetConfig(), size),
     "cgan": lambda size: CGAN(CGANConfig(), size),
-    "infilling": lambda size: Infilling(InfillingConfig(), size),
+    "infilling": lambda size: Infilling(InfillingConfig(weights="none"), size),
     "pix2pix": lambda size: Pix2Pix(Pix2PixConfig(), size),
     "fcn8s": lambda size: FCN8s(FCN8sConfig(), size),
 }

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfmammo.baselines.unet import UNet, UNetConfig
 from tfmammo.memory import Memory, compute_peak, estimate_memory
+from tfmammo.models.can import CAN, CANConfig
 
 FLOAT = 4
 MEASURED = """
@@ -20,6 +21,7 @@ from tfmammo import _tensorflow
 import json
 import tensorflow as tf
 from tests.test_memory_estimate import make_dense
+from tfmammo.models.can import CAN, CANConfig
 from tfmammo.memory import estimate_memory
 
 model = make_dense()
@@ -144,3 +146,16 @@ def test_a_cpus_allocator_gives_out_what_is_estimated(repository):
     assert done.returncode == 0, done.stderr
     measured, estimated = json.loads(done.stdout.splitlines()[-1])
     assert estimated == pytest.approx(measured, rel=0.1)
+
+
+def test_what_nothing_needs_does_not_run():
+    def wasteful(values):
+        tf.concat([values] * 100, 0)
+        return tf.concat([values, values], 0)
+
+    assert compute_peak(trace(wasteful, [10])) == FLOAT * 20
+
+
+def test_a_step_with_fused_normalisation_can_be_estimated():
+    config = CANConfig(filters=(8, 8, 8), discriminator_filters=8)
+    assert estimate_memory(CAN(config, 32), 1, 32).step > 0

@@ -111,7 +111,7 @@ def compute_peak(graph: Any) -> int:
     Raises:
         ValueError: The size of a tensor is not known before it runs.
     """
-    operations = _order(graph.get_operations())
+    operations = _order(_list_needed(graph))
     owners = _find_owners(operations)
     readers = Counter(
         owners[tensor.ref()]
@@ -146,6 +146,20 @@ def compute_peak(graph: Any) -> int:
         live -= freed - (added if 0 < added <= reused else 0)
         live -= sum(sizes[tensor.ref()] for tensor in made if not readers[tensor.ref()])
     return peak
+
+
+def _list_needed(graph: Any) -> list[Any]:
+    """List the operations that run: TensorFlow skips what no output and no state needs."""
+    operations = graph.get_operations()
+    waiting = [tensor.op for tensor in graph.outputs]
+    waiting += [operation for operation in operations if operation.op_def.is_stateful]
+    needed = set()
+    while waiting:
+        operation = waiting.pop()
+        if operation not in needed:
+            needed.add(operation)
+            waiting += [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
+    return [operation for operation in operations if operation in needed]
 
 
 def _order(operations: Sequence[Any]) -> list[Any]:

@@ -1,6 +1,7 @@
 """The studio in a browser, with small exports whose answers are known.
 
-With TFMAMMO_SCREENSHOTS=docs the figure docs/studio.png is made again, with a phantom only.
+With TFMAMMO_SCREENSHOTS=DIR the pages behind docs/studio.png and docs/studio_systems.jpg are saved,
+with a phantom and the zoo's networks.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from tests.ports import find_free_port
 from tfmammo import export
 from tfmammo.archives import phantom
 from tfmammo.archives.writers.dicom import write_dicom
-from tfmammo.config import DataConfig, dump
+from tfmammo.config import DataConfig, dump, parse
 from tfmammo.models.shape import ShapeCNN, ShapeConfig
 
 pytest.importorskip("gradio", reason="the extra serve is not installed")
@@ -38,6 +39,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 from tfmammo.studio.app import StudioConfig  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
+CONFIGS = Path(__file__).parents[2] / "configs"
 SECRETS = ("QUIBBLE", "ZEPHYRINE", "PIDXW77310", "19430217", "GRUMBOLT", "SNODGRASS")
 FILE = "Quibble Zephyrine 1943.dcm"
 
@@ -367,6 +369,39 @@ def test_every_system_offers_what_counts_for_it(server, browser, tmp_path):
     assert json.loads(files["annotations.json"].read_text())["annotations"] == []
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_systems_that_come_with_the_package(tmp_path, browser):
+    """Each system of configs/studio.yaml once, with the zoo's networks."""
+    config = parse(StudioConfig, CONFIGS / "studio.yaml")
+    shipped = Server(tmp_path, config.model_dump(mode="json"))
+    try:
+        page = visit(browser, shipped.wait())
+        phantom_of(page, "#insert-phantom", 0)
+        click(page, *free_place(phantom.read(count=1)[0]))
+        shown = {}
+        for name in config.systems:
+            page.get_by_label(name, exact=True).click()
+            page.wait_for_timeout(500)  # its options take the place of the last system's
+            page.get_by_role("button", name="Apply", exact=True).click()
+            page.wait_for_function(
+                """shown => {
+                    const image = document.querySelectorAll('#before-after img')[1];
+                    return image && image.complete && !shown.includes(image.src);
+                }""",
+                arg=list(shown.values()),
+            )
+            shown[name] = page.locator("#before-after img").nth(1).get_attribute("src")
+            if folder := os.environ.get("TFMAMMO_SCREENSHOTS"):
+                screenshot(page, Path(folder) / f"studio_{name.replace(' ', '_')}.png")
+        told = "Tissue refilled, where a lesion may have been."
+        page.get_by_text(told, exact=True).wait_for()
+        assert len(set(shown.values())) == len(config.systems) == 5
+        assert not page.locator(".note").first.is_visible()
+    finally:
+        shipped.stop()
+
+
 def phantom_of(page, area, number):
     page.locator(f"{area} input").click()
     page.locator("ul[role=listbox] li").nth(number).click()
@@ -553,24 +588,15 @@ def test_a_wrong_handle_is_one_sentence(tmp_path):
 
 @pytest.mark.slow
 def test_it_follows_the_browsers_light_or_dark(server, browser):
-    """Also makes docs/studio.png, of the light one."""
     grounds = []
     for scheme in ("light", "dark"):
         page = visit(browser, server, color_scheme=scheme)
         grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
-        if folder := os.environ.get("TFMAMMO_SCREENSHOTS"):
-            screenshot(
-                page, Path(folder) / ("studio.png" if scheme == "light" else "studio_dark.png")
-            )
     assert len(set(grounds)) == 2
 
 
 def screenshot(page, path):
-    """The page with a lesion made, about half as large."""
-    phantom_of(page, "#insert-phantom", 0)
-    click(page, *free_place(phantom.read(count=1)[0]))
-    page.get_by_label("real lesions", exact=True).click()
-    make(page)
+    """The page, about half as large."""
     page.wait_for_timeout(1500)
     picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
     picture.resize(
