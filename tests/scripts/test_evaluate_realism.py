@@ -394,7 +394,7 @@ def test_wrong_configs(run, models):
 
 def test_a_model_that_takes_something_else(models, tmp_path):
     inputs = {"tri_label": None, "mask": None}
-    assert comparison._open_first(models["copier"][0], inputs, "image", None).source == "mask"
-    assert comparison._open_first(models["G_unet"][0], inputs, "image", None).source == "tri_label"
+    assert comparison.open_first(models["copier"][0], inputs, "image", None).source == "mask"
+    assert comparison.open_first(models["G_unet"][0], inputs, "image", None).source == "tri_label"
     with pytest.raises(ExportError, match="none of its functions leads from tri_label to shapes"):
-        comparison._open_first(models["G_unet"][0], inputs, "shapes", None)
+        comparison.open_first(models["G_unet"][0], inputs, "shapes", None)

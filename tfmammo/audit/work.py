@@ -20,8 +20,8 @@ from tfmammo.audit.attacks import Attack, Sides, count_attacks, draw_sides, run_
 from tfmammo.audit.config import AuditConfig
 from tfmammo.audit.verdict import Verdict
 from tfmammo.config import DataConfig
-from tfmammo.errors import ConfigError, ExportError
-from tfmammo.evaluation.comparison import Network, open_network
+from tfmammo.errors import ConfigError
+from tfmammo.evaluation.comparison import Network, open_first
 from tfmammo.evaluation.report import EXPERIMENT, write_markdown
 from tfmammo.metrics import perceptual
 from tfmammo.metrics.membership import Estimate
@@ -30,7 +30,7 @@ from tfmammo.tracking import runs
 from tfmammo.training import image_grid
 
 log = logging.getLogger(__name__)
-SOURCES = ("tri_label", "mask")
+SOURCES = ("tri_label", "mask")  # inputs of a generator that is audited; the first is preferred
 
 
 def audit(config: AuditConfig, output: Path) -> list[Table]:
@@ -44,7 +44,7 @@ def audit(config: AuditConfig, output: Path) -> list[Table]:
         DataError: There are too few training or unseen patches, or the card names no patients.
         ExportError: The model leads from neither mask nor tri_label to image.
     """
-    network = open_generator(config)
+    network = open_first(config.model, SOURCES, "image", config.tracking_uri)
     data = make_data(config, network)
     sides = draw_sides(network, datasets.load_all_patches(data), config)
     level = 1 - (1 - config.level) / count_attacks(config)
@@ -74,21 +74,6 @@ def audit(config: AuditConfig, output: Path) -> list[Table]:
         parameters = config.model_dump(mode="json") | {"verdict": verdict.decision}
         runs.log_folder(output, config.tracking_uri, EXPERIMENT, parameters, metrics)
     return tables
-
-
-def open_generator(config: AuditConfig) -> Network:
-    """Open the generator, by the first of the inputs that it has.
-
-    Raises:
-        ExportError: It has neither.
-    """
-    reason = ExportError()
-    for source in SOURCES:
-        try:
-            return open_network(config.model, source, "image", config.tracking_uri)
-        except ExportError as error:
-            reason = error
-    raise reason
 
 
 def make_data(config: AuditConfig, network: Network) -> DataConfig:

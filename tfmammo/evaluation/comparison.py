@@ -269,7 +269,7 @@ def compare(
     """
     inputs = {source: INPUTS[source]} if isinstance(source, str) else source
     models = {
-        name: [_open_first(uri, inputs, target, config.tracking_uri) for uri in uris]
+        name: [open_first(uri, inputs, target, config.tracking_uri) for uri in uris]
         for name, uris in config.models.items()
     }
     leaky = {
@@ -298,8 +298,20 @@ def compare(
     return comparisons
 
 
-def _open_first(uri: str, sources: Iterable[str], target: str, tracking_uri: str | None) -> Network:
-    """Open the function that takes the first of several inputs that the model has."""
+def open_first(
+    uri: str, sources: Iterable[str], target: str, tracking_uri: str | None = None
+) -> Network:
+    """Find the function of a model that leads to target from the first source that it has.
+
+    Args:
+        uri: See `EvaluationConfig.models`.
+        sources: Names of inputs; the first is preferred.
+        target: Name of the output.
+        tracking_uri: See `open_network`.
+
+    Raises:
+        ExportError: There is no such function; the message is of the first source.
+    """
     failures = []
     for source in sources:
         try:

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from tfmammo import config as configuration
 from tfmammo.config import Experiment
 from tfmammo.errors import ConfigError
 from tfmammo.reproduction.config import PHANTOM, CommandConfig, ReportConfig, Scale
 from tfmammo.reproduction.schemas import find_schema
 from tfmammo.studies import detection
-from tfmammo.studies.workflow import Step
+from tfmammo.studies.workflow import Step, parse_step
 
 _TOKEN = re.compile(r"\{([a-z][a-z0-9_.]*)(:0)?\}")
 TRACKING = "tracking"
@@ -107,19 +106,6 @@ def check_plan(plan: Plan, config: ReportConfig, root: Path) -> None:
             raise ConfigError(f"commands.{name}: there is no script {script}")
         for step in steps:
             parse_step(step, schema, f"commands.{name}")
-
-
-def parse_step(step: Step, schema: Any, name: str) -> Any:
-    """Parse the config of a step.
-
-    Raises:
-        ConfigError: It is not one; the message begins with `name`.
-    """
-    file = step.command[step.command.index("--config") + 1]
-    try:
-        return configuration.parse(schema, file, step.overrides)
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from None
 
 
 def get_tracking_uri(output: Path) -> str:

@@ -33,18 +33,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo import archives
-from tfmammo.archives import coco
 from tfmammo.archives.stored import Stored
 from tfmammo.data import sampling
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, Skipped
 from tfmammo.stress.config import MethodConfig, Place, StressConfig, Tissue
 from tfmammo.synthesis import lesion_bank
-from tfmammo.synthesis.compositing import BlendMask
 from tfmammo.synthesis.generators import resolve_handle
 from tfmammo.synthesis.lesion_bank import LesionBank, LesionPatch
-from tfmammo.synthesis.placement import Placement, TargetMammogram, scale_shape
-from tfmammo.synthesis.provenance import InsertedLesion, TransformRecord
+from tfmammo.synthesis.placement import TargetMammogram, scale_shape
+from tfmammo.synthesis.provenance import TransformRecord
 from tfmammo.synthesis.renderers import (
     BORDER,
     DirectRenderer,
@@ -56,6 +54,7 @@ from tfmammo.synthesis.renderers import (
 )
 from tfmammo.synthesis.shapes import NamedShapes, draw_shape
 from tfmammo.synthesis.sources import select_lesions
+from tfmammo.synthesis.synthesizer import find_margins, record_place
 
 SHAPES = ("irregular", "lobular", "oval", "round")
 TRIES = 30  # places drawn for one lesion
@@ -420,10 +419,7 @@ def _draw_place(
         DataError: No such place was found.
     """
     height, width = candidate.mask.shape
-    mammogram = target.mammogram
-    middle = ((mammogram.rows - height) // 2, (mammogram.cols - width) // 2)
-    trial, blend_mask = renderer.place(*middle, candidate, mammogram)
-    margins = blend_mask.compute_margins(trial.box)
+    margins = find_margins(renderer, candidate, target.mammogram)
     breast = Breast(target)
     for _ in range(TRIES):
         top, left = target.draw_place((height, width), margins, random)
@@ -441,19 +437,8 @@ def _place(
     mammogram: Mammogram,
     random: np.random.Generator,
 ) -> PlacedLesion:
-    placement: Placement
-    blend_mask: BlendMask
     placement, blend_mask = renderer.place(*corner, candidate, mammogram)
-    record = InsertedLesion(
-        kind=candidate.kind,
-        box=placement.box,
-        window=placement.window,
-        area=int(candidate.mask.sum()),
-        region=coco.encode(candidate.mask, placement.box, mammogram.rows, mammogram.cols),
-        shape=candidate.origin,
-        seed=int(random.integers(2**63)),
-    )
-    return PlacedLesion(record, placement, blend_mask, candidate)
+    return record_place(candidate, placement, blend_mask, mammogram, random)
 
 
 def _render(

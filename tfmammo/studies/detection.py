@@ -51,12 +51,11 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from tfmammo import config as configuration
 from tfmammo import shipped
 from tfmammo.config import DataConfig, Experiment, Frozen, TrackingConfig
 from tfmammo.errors import ConfigError
 from tfmammo.metrics.detection import Criterion, recall_by
-from tfmammo.studies.workflow import Step, format_overrides
+from tfmammo.studies.workflow import Step, format_overrides, parse_step
 from tfmammo.synthesis.config import SynthesisConfig
 
 REAL = "real"
@@ -245,16 +244,12 @@ def check_steps(steps: Sequence[Step]) -> None:
     """
     for step in steps:
         script = step.command[0]
-        file = step.command[step.command.index("--config") + 1]
         if script != "-m" and not Path(script).is_file():
             raise ConfigError(f"{step.name}: there is no script {script}")
         if step.name.startswith(EVALUATIONS):
             continue
         schema = SynthesisConfig if script == "-m" else Experiment[dict[str, Any]]
-        try:
-            configuration.parse(schema, file, step.overrides)
-        except ConfigError as error:
-            raise ConfigError(f"{step.name}: {error}") from None
+        parse_step(step, schema, step.name)
 
 
 def name_evaluation(arm: Arm, seed: int) -> str:

@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tfmammo import __version__, export, filesystem
-from tfmammo import config as configuration
 from tfmammo.config import DataConfig, Frozen, TrackingConfig, TrainingConfig
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation import segmentation
@@ -30,7 +29,7 @@ from tfmammo.evaluation.segmentation import MEASURES, SegmentationConfig
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.summary import Table
 from tfmammo.studies import workflow
-from tfmammo.studies.workflow import Step, format_overrides
+from tfmammo.studies.workflow import Step, format_overrides, parse_step
 from tfmammo.tracking import runs
 from tfmammo.training import devices
 
@@ -152,11 +151,7 @@ def check_steps(steps: Sequence[Step], schemas: Mapping[str, Any]) -> None:
         schema = schemas.get(f"train/{script.name}")
         if schema is None or not script.is_file():
             raise ConfigError(f"models.{script.stem}: there is no such training")
-        file = step.command[step.command.index("--config") + 1]
-        try:
-            configuration.parse(schema, file, step.overrides)
-        except ConfigError as error:
-            raise ConfigError(f"models.{script.stem}: {error}") from None
+        parse_step(step, schema, f"models.{script.stem}")
 
 
 def run_comparison(

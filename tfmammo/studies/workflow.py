@@ -30,8 +30,9 @@ from types import FrameType
 from typing import Any
 
 from tfmammo import __version__, filesystem, shipped
+from tfmammo import config as configuration
 from tfmammo.data import jobs
-from tfmammo.errors import DataError, Interrupted
+from tfmammo.errors import ConfigError, DataError, Interrupted
 from tfmammo.tracking.store import read_git_state, redact
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,19 @@ def format_overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
             overrides.append(f"{prefix}{key}={text}")
     return overrides
+
+
+def parse_step(step: Step, schema: Any, name: str) -> Any:
+    """Parse the config of a step.
+
+    Raises:
+        ConfigError: It is not one; the message begins with `name`.
+    """
+    file = step.command[step.command.index("--config") + 1]
+    try:
+        return configuration.parse(schema, file, step.overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from tfmammo.archives.stored import Stored
 from tfmammo.data import sampling
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Mammogram
-from tfmammo.synthesis.config import Sizes, SynthesisConfig
+from tfmammo.synthesis.compositing import BlendMask
+from tfmammo.synthesis.config import Margins, Sizes, SynthesisConfig
 from tfmammo.synthesis.generators import MaskGenerator, load_mask_generator, resolve_handle
 from tfmammo.synthesis.lesion_bank import LesionBank
-from tfmammo.synthesis.placement import TargetMammogram, scale_shape
+from tfmammo.synthesis.placement import Placement, TargetMammogram, scale_shape
 from tfmammo.synthesis.provenance import (
     REASONS,
     InsertedLesion,
@@ -278,10 +279,7 @@ class Synthesizer:
             top = centre[0] - height // 2
             left = centre[1] - width // 2
         else:
-            # Placed in the middle for a try, to know how far its support reaches.
-            middle = ((mammogram.rows - height) // 2, (mammogram.cols - width) // 2)
-            trial, blend_mask = self.renderer.place(*middle, candidate, mammogram)
-            margins = blend_mask.compute_margins(trial.box)
+            margins = find_margins(self.renderer, candidate, mammogram)
             top, left = target.draw_place((height, width), margins, random)
         placement, blend_mask = self.renderer.place(top, left, candidate, mammogram)
         if not target.is_free(blend_mask.support):
@@ -291,17 +289,55 @@ class Synthesizer:
                 else "no normal tissue is left around it"
             )
         target.occupy(blend_mask.support)
-        record = InsertedLesion(
-            kind=candidate.kind,
-            box=placement.box,
-            window=placement.window,
-            area=int(candidate.mask.sum()),
-            region=coco.encode(candidate.mask, placement.box, mammogram.rows, mammogram.cols),
-            shape=candidate.origin,
-            seed=_draw_seed(random) if candidate.seed is None else candidate.seed,
-            graft=candidate.lesion.record if candidate.lesion else None,
-        )
-        return PlacedLesion(record, placement, blend_mask, candidate)
+        return record_place(candidate, placement, blend_mask, mammogram, random)
+
+
+def find_margins(renderer: Renderer, candidate: LesionCandidate, mammogram: Mammogram) -> Margins:
+    """Find how far a lesion's support reaches beyond its box, native px.
+
+    The renderer alone knows, once the lesion has a place: it is placed in the middle for a try.
+
+    Args:
+        renderer: Places it.
+        candidate: The lesion.
+        mammogram: The mammogram that it goes into.
+
+    Raises:
+        DataError: Not even there is room for it.
+    """
+    height, width = candidate.mask.shape
+    middle = ((mammogram.rows - height) // 2, (mammogram.cols - width) // 2)
+    trial, blend_mask = renderer.place(*middle, candidate, mammogram)
+    return blend_mask.compute_margins(trial.box)
+
+
+def record_place(
+    candidate: LesionCandidate,
+    placement: Placement,
+    blend_mask: BlendMask,
+    mammogram: Mammogram,
+    random: np.random.Generator,
+) -> PlacedLesion:
+    """Record where a lesion lies, for its recipe and its renderer.
+
+    Args:
+        candidate: The lesion.
+        placement: Of `Renderer.place`.
+        blend_mask: Of `Renderer.place`.
+        mammogram: The mammogram that it lies in.
+        random: Draws the seed of its noise, unless the candidate has one.
+    """
+    record = InsertedLesion(
+        kind=candidate.kind,
+        box=placement.box,
+        window=placement.window,
+        area=int(candidate.mask.sum()),
+        region=coco.encode(candidate.mask, placement.box, mammogram.rows, mammogram.cols),
+        shape=candidate.origin,
+        seed=_draw_seed(random) if candidate.seed is None else candidate.seed,
+        graft=candidate.lesion.record if candidate.lesion else None,
+    )
+    return PlacedLesion(record, placement, blend_mask, candidate)
 
 
 def render(
