@@ -29,6 +29,8 @@ from tfmammo.data import splits
 from tfmammo.data.extraction import MakePatches, make_patches
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError, ExportError
+from tfmammo.evaluation import mask_folder
+from tfmammo.evaluation.mask_folder import MaskFolder
 from tfmammo.export import predict
 from tfmammo.metrics.summary import Compare, Row, Scores, summarize
 from tfmammo.tracking.models import resolve
@@ -67,7 +69,8 @@ class EvaluationConfig(Frozen):
     models: dict[Name, ModelURIs] = Field(min_length=1)
     """Name -> one model URI, or several: the folds of a cross-validation and, for segmentation,
     trainings of one fold that differ by their seed. A URI is the folder of a run (its last weights
-    are taken), of an export or of a SavedModel, or models:/NAME@ALIAS. A checkpoint that was kept
+    are taken), of an export or of a SavedModel, or models:/NAME@ALIAS. For segmentation masks:DIR
+    is a folder of masks that another tool predicted, see `mask_folder`. A checkpoint that was kept
     as the best was chosen on its held-out patients, so its numbers on them are too good. The other
     models are compared with the first one.
     """
@@ -127,6 +130,15 @@ class Network:
         """Whether the paper's protocol trained it, with copies of one lesion on both sides."""
         return self.card.get("split") == "paper"
 
+    @property
+    def training(self) -> tuple[str, ...]:
+        """What tells one fold from another: the patients that it was trained on."""
+        return tuple(self.card.get("train_patients", ()))
+
+    def find_eligible(self, patches: Patches) -> NDArray[np.bool_]:
+        """Mark the patches of patients that the network was not trained on; see `find_unseen`."""
+        return self.find_unseen(patches.patient_ids)
+
     def find_unseen(self, patient_ids: NDArray[np.str_]) -> NDArray[np.bool_]:
         """Mark the patients that the network was not trained on.
 
@@ -143,6 +155,23 @@ class Network:
                 "evaluates it anyway"
             )
         return ~np.isin(patient_ids, sorted(export.get_training_patients(self.card, self.uri)))
+
+    def answer(
+        self,
+        patches: Patches,
+        inputs: Mapping[str, Inputs],
+        target: str,
+        shape: tuple[int, ...],
+    ) -> NDArray[np.float32]:
+        """Run the network on what it takes of patches; see `run`.
+
+        Args:
+            patches: The patches.
+            inputs: Name of an input -> how it is made.
+            target: Name of the output.
+            shape: Shape of one output.
+        """
+        return self.run(self.source, target, inputs[self.source](patches, self.card), shape)
 
     def run(
         self,
@@ -180,6 +209,9 @@ class Network:
         return outputs
 
 
+Judged = Network | MaskFolder
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The outputs of several models for the same patches.
@@ -200,7 +232,7 @@ class Comparison:
     patches: Patches
     outputs: dict[str, NDArray[np.float32]]
     folds: dict[str, NDArray[np.intp]]
-    networks: Mapping[str, Sequence[Network]] = field(default_factory=dict)
+    networks: Mapping[str, Sequence[Judged]] = field(default_factory=dict)
     pool: Patches | None = None
     repeats: Mapping[str, Sequence[NDArray[np.float32]]] = field(default_factory=dict)
 
@@ -208,7 +240,7 @@ class Comparison:
         """List the outputs of every training of a model."""
         return [self.outputs[name], *self.repeats.get(name, ())]
 
-    def find_training_patches(self, network: Network) -> NDArray[np.bool_]:
+    def find_training_patches(self, network: Judged) -> NDArray[np.bool_]:
         """Mark the patches of the pool that a network was trained on, as its card says.
 
         Returns:
@@ -269,7 +301,7 @@ def compare(
     """
     inputs = {source: INPUTS[source]} if isinstance(source, str) else source
     models = {
-        name: [open_first(uri, inputs, target, config.tracking_uri) for uri in uris]
+        name: [_open(uri, inputs, target, config.tracking_uri) for uri in uris]
         for name, uris in config.models.items()
     }
     leaky = {
@@ -296,6 +328,12 @@ def compare(
         data, copies, held_out = _remake_paper_split(leaky, config.data, make)
         comparisons.append(replace(evaluate("paper", data, held_out, leaky), pool=copies))
     return comparisons
+
+
+def _open(uri: str, sources: Iterable[str], target: str, tracking_uri: str | None) -> Judged:
+    if uri.startswith(mask_folder.PREFIX):
+        return mask_folder.open_mask_folder(uri, target)
+    return open_first(uri, sources, target, tracking_uri)
 
 
 def open_first(
@@ -355,7 +393,7 @@ def _evaluate(
     protocol: Protocol,
     data: DataConfig,
     patches: Patches,
-    models: Mapping[str, Sequence[Network]],
+    models: Mapping[str, Sequence[Judged]],
     inputs: Mapping[str, Inputs],
     target: str,
     shape: tuple[int, ...] | None,
@@ -365,7 +403,7 @@ def _evaluate(
 ) -> Comparison:
     """Run models on the patches that all of them are eligible for."""
     assigned = {
-        name: _assign_networks(name, networks, patches.patient_ids, protocol, allow_repeats)
+        name: _assign_networks(name, networks, patches, protocol, allow_repeats)
         for name, networks in models.items()
     }
     common = np.flatnonzero(np.all([numbers[0] >= 0 for numbers in assigned.values()], axis=0))
@@ -395,8 +433,8 @@ def _evaluate(
         for number, network in enumerate(networks):
             training, rows = np.nonzero(assigned[name][:, common] == number)
             if rows.size:
-                values = inputs[network.source](patches.take(rows), network.card)
-                outputs[name][training, rows] = network.run(network.source, target, values, form)
+                answers = network.answer(patches.take(rows), inputs, target, form)
+                outputs[name][training, rows] = answers
     return Comparison(
         protocol,
         data,
@@ -411,8 +449,8 @@ def _evaluate(
 
 def _assign_networks(
     name: str,
-    networks: Sequence[Network],
-    patient_ids: NDArray[np.str_],
+    networks: Sequence[Judged],
+    patches: Patches,
     protocol: Protocol,
     allow_repeats: bool,
 ) -> NDArray[np.intp]:
@@ -425,16 +463,16 @@ def _assign_networks(
         DataError: Networks that are eligible for one patch were trained on different patients, or
             the folds have different numbers of trainings.
     """
-    everyone = np.ones(len(patient_ids), np.bool_)
+    everyone = np.ones(len(patches), np.bool_)
     eligible = np.stack(
         [
-            network.find_unseen(patient_ids) if protocol == "unseen" else everyone
+            network.find_eligible(patches) if protocol == "unseen" else everyone
             for network in networks
         ]
     )
     groups: dict[Any, list[int]] = {}
     for number, network in enumerate(networks):
-        key = tuple(network.card.get("train_patients", ())) if allow_repeats else number
+        key = network.training if allow_repeats else number
         groups.setdefault(key, []).append(number)
     ambiguous = int(np.sum(eligible[[numbers[0] for numbers in groups.values()]].sum(axis=0) > 1))
     if ambiguous:
@@ -448,7 +486,7 @@ def _assign_networks(
             f"models.{name}: its folds have different numbers of trainings "
             f"({', '.join(str(len(numbers)) for numbers in groups.values())})"
         )
-    assigned = np.full((counts.pop(), len(patient_ids)), -1, np.intp)
+    assigned = np.full((counts.pop(), len(patches)), -1, np.intp)
     for numbers in groups.values():
         rows = eligible[numbers[0]]
         assigned[:, rows] = np.array(numbers)[:, None]
@@ -456,7 +494,7 @@ def _assign_networks(
 
 
 def _remake_paper_split(
-    models: Mapping[str, Sequence[Network]], data: DataConfig, make: MakePatches
+    models: Mapping[str, Sequence[Judged]], data: DataConfig, make: MakePatches
 ) -> tuple[DataConfig, Patches, Patches]:
     """Make both subsets of the paper's split again, as the models' cards say.
 
@@ -485,7 +523,7 @@ def _remake_paper_split(
     return paper_data, copies, held_out
 
 
-def warn_of_other_crops(networks: Iterable[Network], data: DataConfig) -> None:
+def warn_of_other_crops(networks: Iterable[Judged], data: DataConfig) -> None:
     """Log where networks were trained on patches that were cut in another way."""
     for network in networks:
         trained_with = network.card.get("config", {}).get("data", {})

@@ -110,12 +110,21 @@ def make_cases(config: ExchangeConfig, plan: Plan, skipped: Skipped) -> Iterator
     """
     names: set[str] = set()
     for item in _make_items(config, plan.records, skipped):
-        name = re.sub(r"[^A-Za-z0-9-]", "_", item.image_id)
+        name = name_case(item.image_id)
         if name in names:
             raise DataError(f"two images of the archive are called {name}")
         names.add(name)
         patient = item.patient_id
         yield Case(name, item, patient in plan.held_out, plan.folds.get(patient))
+
+
+def name_case(image_id: str) -> str:
+    """Return the name of an image's files without the ending.
+
+    Args:
+        image_id: Of a mammogram, or the id of a patch.
+    """
+    return re.sub(r"[^A-Za-z0-9-]", "_", image_id)
 
 
 def translate_split(saved: SavedSplit) -> SavedSplit:
