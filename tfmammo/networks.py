@@ -91,7 +91,8 @@ class UNet256(Network):
     first and the innermost. Decoder: ReLU, transposed conv(k4, s2), normalisation on all but the
     last, dropout on the `dropouts` innermost. Only the last transposed convolution has a bias, or
     all have with `biases`. With eight filters and 256 rows the innermost map is 1x1. `norm` makes a
-    normalisation layer.
+    normalisation layer. With `resize` nearest neighbours and conv(k3) take the place of each
+    transposed convolution, whose kernels overlap in a lattice (Odena et al. 2016).
 
     Call arguments:
         x: floating [batch, size, size, channels]; size a multiple of 2 ** len(filters).
@@ -119,6 +120,7 @@ class UNet256(Network):
         biases: bool = False,
         norm: Callable[[], keras.layers.Layer] = SampleNormalization,
         activation: str = "tanh",
+        resize: bool = False,
     ) -> None:
         super().__init__(name=name)
         depth = len(filters)
@@ -130,7 +132,8 @@ class UNet256(Network):
         self.downs = [_convolution(n, biases) for n in filters]
         self.down_norms = [norm() if 0 < i < depth - 1 else None for i in range(depth)]
         ups = [*reversed(filters[:-1]), out_channels]
-        self.ups = [_transposed_convolution(n, biases or i == depth - 1) for i, n in enumerate(ups)]
+        make_up = _resize_convolution if resize else _transposed_convolution
+        self.ups = [make_up(n, biases or i == depth - 1) for i, n in enumerate(ups)]
         self.up_norms = [norm() if i < depth - 1 else None for i in range(depth)]
         self.dropouts = [
             keras.layers.Dropout(dropout) if dropout and i < min(dropouts, depth - 1) else None
@@ -518,6 +521,11 @@ def _convolution(filters: int, bias: bool) -> keras.layers.Layer:
 
 def _transposed_convolution(filters: int, bias: bool) -> keras.layers.Layer:
     return TransposedConvolution(filters, 4, 2, "same", use_bias=bias, kernel_initializer=normal())
+
+
+def _resize_convolution(filters: int, bias: bool) -> keras.layers.Layer:
+    convolution = Convolution(filters, 3, 1, "same", use_bias=bias, kernel_initializer=normal())
+    return keras.Sequential([keras.layers.UpSampling2D(2), convolution])
 
 
 def _valid_convolution(filters: int, stride: int, bias: bool) -> keras.layers.Layer:

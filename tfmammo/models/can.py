@@ -74,6 +74,10 @@ class CANConfig(Frozen):
     """Share dropped in the three innermost decoder blocks of G and I."""
     filters: tuple[PositiveInt, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
     """Filters of G and I, one for each halving of the patch."""
+    upsampling: Literal["transposed", "resize"] = "transposed"
+    """How G and I enlarge maps: by transposed convolutions, or by nearest neighbours and a
+    convolution, which is a departure.
+    """
     discriminator_strided: PositiveInt = 1
     """Stride-2 convolutions of D; 1 gives the paper's 16 px patches."""
     discriminator_filters: PositiveInt = 64
@@ -102,11 +106,15 @@ class CAN(Trainable):
         super().__init__(name="can")
         self.config = config = config or CANConfig()
         self.size = size
-        self.generator = UNet256(
-            filters=config.filters, dropout=config.dropout, size=size, name="generator"
-        )
-        self.inverter = UNet256(
-            filters=config.filters, dropout=config.dropout, size=size, name="inverter"
+        self.generator, self.inverter = (
+            UNet256(
+                filters=config.filters,
+                dropout=config.dropout,
+                size=size,
+                name=name,
+                resize=config.upsampling == "resize",
+            )
+            for name in ("generator", "inverter")
         )
         self.discriminator = PatchDiscriminator(
             2,
