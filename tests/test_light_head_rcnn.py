@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
+from tests.small_detectors import LIGHT_HEAD
 from tests.updates import assert_descends
 from tfmammo import config as configuration
 from tfmammo import export as exporting
@@ -30,32 +31,12 @@ from tfmammo.mammogram import Skipped
 from tfmammo.training import loop
 
 SIZE = 64
-TINY = {
-    **{
-        "weights": "none",
-        "batch_norm": "running",
-        "filters": 4,
-        "blocks": (1, 1, 1, 1),
-        "rpn_width": 8,
-        "anchor_scales": (0.5, 1.0, 2.0),
-    },
-    **{
-        "middle": 4,
-        "kernel": 5,
-        "bins": 3,
-        "channels": 2,
-        "units": 8,
-        "proposals_before": 40,
-        "proposals": 20,
-        "hard_examples": 8,
-    },
-}
 PARTS = ("rpn_classification", "rpn_localisation", "classification", "localisation")
 
 
 def make_model(size=SIZE, classes=1, **values):
     keras.utils.set_random_seed(0)
-    return LightHeadRCNN(LightHeadRCNNConfig(**{**TINY, **values}), size, classes)
+    return LightHeadRCNN(LightHeadRCNNConfig(**{**LIGHT_HEAD, **values}), size, classes)
 
 
 def batch(images=2):
@@ -226,7 +207,7 @@ def test_configs_that_make_no_sense(wrong, said):
 def test_what_a_detector_cant_do_is_refused_by_its_key(data, key):
     section = DataConfig(**{"size": SIZE, **data})
     experiment = Experiment[LightHeadRCNNConfig](
-        name="light_head_rcnn", data=section, model=LightHeadRCNNConfig(**TINY)
+        name="light_head_rcnn", data=section, model=LightHeadRCNNConfig(**LIGHT_HEAD)
     )
     with pytest.raises(DetectionError, match=f"^data.{key}"):
         light_head_rcnn.check(experiment)
@@ -605,7 +586,7 @@ def experiment(uri, steps, **training):
             **training,
         ),
         tracking=TrackingConfig(uri=uri, system_metrics=False, register_models=False),
-        model=LightHeadRCNNConfig(**TINY),
+        model=LightHeadRCNNConfig(**LIGHT_HEAD),
     )
 
 
@@ -740,7 +721,7 @@ def test_it_finds_the_masses_of_eight_mammograms_that_it_knows():
         "proposals": 100,
         "hard_examples": 64,
     }
-    model = LightHeadRCNN(LightHeadRCNNConfig(**{**TINY, **small, **few}), 256)
+    model = LightHeadRCNN(LightHeadRCNNConfig(**{**LIGHT_HEAD, **small, **few}), 256)
     step = tf.function(model.train_step)
     functions = model.functions()
     metrics = {}

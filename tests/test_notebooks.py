@@ -12,6 +12,54 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((REPOSITORY / "docs" / "notebooks").glob("*.ipynb"))
 
 
+# What the main cells of each notebook leave behind.
+def check_compare_segmenters(names):
+    baselines = ["whole patch", "centred disc"]
+    means, apart = names["tables"][:2]
+    assert [line[0] for line in means.body] == ["can", "unet", "segnet", *baselines]
+    assert means.header == ["", "Accuracy, %", "Dice, %", "Jaccard, %", "MCC, %"]
+    assert all(0 < float(cell) < 100 for line in means.body[:3] for cell in line[1:3])
+    assert [line[0] for line in apart.body][:3] == ["unet - can", "segnet - can", "segnet - unet"]
+    written = {path.name for path in (names["output"] / "scores").iterdir()}
+    assert {"table.md", "table.csv", "per_image.csv", "roc.png", "figure-can.png"} <= written
+    assert names["rows"].keys() == {"truth", "can", "unet", "segnet"}
+    shape = (*names["held_out"].images[:5].shape[:3], 1)
+    assert all(names["rows"][name].shape == shape for name in names["runs"])
+
+
+def check_first_steps(names):
+    assert not {*names["train"].patient_ids} & {*names["held_out"].patient_ids}
+    assert names["edit"].kind == "mass"
+    before, after = names["normal"].pixels()[..., 0], names["edit"].pixels()[..., 0]
+    mask = names["edit"].mask
+    assert (before[mask > 0] != after[mask > 0]).mean() > 0.5
+    assert (names["output"] / "synthetic.dcm").stat().st_size > mask.size
+    held_out = names["held_out"].images
+    for answer in (names["masks"], names["images"]):
+        assert answer.shape == held_out.shape
+        assert answer.min() >= 0 and answer.max() <= 1 and answer.std() > 0
+    assert names["scores"].keys() == {"accuracy", "dice", "jaccard", "mcc"}
+    assert names["scores"]["dice"].shape == (len(held_out),)
+
+
+def check_own_data(names):
+    assert len(names["archive"]) == 24
+    (reason,) = names["skipped"].reasons.values()
+    assert "without a patient" in reason
+    folds = len(names["train"]) + len(names["held_out"])
+    assert folds == len(names["patches"]) > 0 and names["shared"] == set()
+    assert names["edit"].kind == "mass" and names["edit"].mask.any()
+    assert (names["config"].data.name, names["config"].training.steps) == ("folder", 1000)
+    assert names["config"].data.root == names["root"]
+
+
+CHECKS = {
+    "compare_segmenters": check_compare_segmenters,
+    "first_steps": check_first_steps,
+    "own_data": check_own_data,
+}
+
+
 def read_cells(path):
     """(kind, source) of every cell."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -48,6 +96,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch, tracking_uri):
         for number, (kind, source) in enumerate(read_cells(path)):
             if kind == "code":
                 exec(compile(source, f"{path.name}, cell {number}", "exec"), names)
+        CHECKS[path.stem](names)
     finally:
         names["plt"].close("all")
         matplotlib.use(backend)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.small_detectors import LIGHT_HEAD
 from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
 from tfmammo.baselines.pix2pix import Pix2Pix, Pix2PixConfig
 from tfmammo.baselines.segnet import SegNet, SegNetConfig
@@ -57,24 +58,7 @@ REFUSED = {
         SIZE,
     ),
     "light_head_rcnn": lambda: LightHeadRCNN(
-        LightHeadRCNNConfig(
-            weights="none",
-            batch_norm="running",
-            filters=4,
-            blocks=(1, 1, 1, 1),
-            rpn_width=8,
-            anchor_scales=(1.0,),
-            middle=4,
-            kernel=5,
-            bins=3,
-            channels=2,
-            units=8,
-            proposals_before=40,
-            proposals=20,
-            hard_examples=8,
-        ),
-        64,
-        1,
+        LightHeadRCNNConfig(**{**LIGHT_HEAD, "anchor_scales": (1.0,)}), 64, 1
     ),
 }
 

@@ -1,4 +1,7 @@
-"""Pages of text, tables, commands and pictures, as Markdown and as one HTML file."""
+"""Pages of text, tables, commands and pictures, as Markdown and as one HTML file.
+
+Also the tables that evaluations print, as files keep them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from tfmammo.config import Frozen
 
 # Cells that have a colour.
 VERDICTS = ("reproduced", "contradicted", "undecided", "not attempted")
@@ -74,6 +79,19 @@ class Picture:
     key: str
     title: str
     missing: str = ""
+
+
+class TableFacts(Frozen):
+    """A table as an evaluation wrote it."""
+
+    title: str
+    """Its heading."""
+    header: tuple[str, ...]
+    """The headings of the columns."""
+    body: tuple[tuple[str, ...], ...]
+    """Lines of cells; the first cell names the line."""
+    notes: tuple[str, ...] = ()
+    """Sentences below the table."""
 
 
 Block = Heading | Text | Points | Grid | Code | Picture

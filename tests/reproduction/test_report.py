@@ -6,6 +6,7 @@ import pytest
 
 from tfmammo import config as configuration
 from tfmammo import document
+from tfmammo.document import TableFacts
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.printed import read_papers
 from tfmammo.reproduction import page, plan, report
@@ -13,7 +14,6 @@ from tfmammo.reproduction.config import SCALES, ReportConfig
 from tfmammo.reproduction.facts import Facts, read_facts, write_facts
 from tfmammo.reproduction.items import ITEMS, find_item
 from tfmammo.reproduction.report import Options
-from tfmammo.reproduction.tables import TableFacts
 
 PNG = b"\x89PNG fake"
 SCRIPT = """

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tfmammo.document import TableFacts
 from tfmammo.reproduction import verdicts
-from tfmammo.reproduction.tables import TableFacts
 from tfmammo.reproduction.verdicts import Evidence, Floor, Gain, Level, Order, judge_claim
 
 DISC = Floor("disc", "Dice*")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.small_detectors import LIGHT_HEAD
 from tfmammo.config import DataConfig
 from tfmammo.detection.detections import Detector
 from tfmammo.detection.light_head_rcnn import LightHeadRCNN, LightHeadRCNNConfig
@@ -34,22 +35,6 @@ if answer == "fail":
 if answer != "silence":
     Path(boxes).write_text(answer)
 """
-TINY = LightHeadRCNNConfig(
-    weights="none",
-    batch_norm="running",
-    filters=4,
-    blocks=(1, 1, 1, 1),
-    rpn_width=8,
-    anchor_scales=(0.5, 1.0, 2.0),
-    middle=4,
-    kernel=5,
-    bins=3,
-    channels=2,
-    units=8,
-    proposals_before=40,
-    proposals=20,
-    hard_examples=8,
-)
 
 
 def picture(image):
@@ -230,7 +215,7 @@ def test_an_onnx_export_of_our_detector_answers_as_the_saved_model(tmp_path, mon
     pytest.importorskip("onnxruntime")
     convert = pytest.importorskip("tf2onnx.convert")
     keras.utils.set_random_seed(0)
-    model = LightHeadRCNN(TINY, 64)
+    model = LightHeadRCNN(LightHeadRCNNConfig(**LIGHT_HEAD), 64)
 
     @tf.function(input_signature=[tf.TensorSpec([1, 64, 64, 3], tf.float32, "input_tensor")])
     def serve(input_tensor):

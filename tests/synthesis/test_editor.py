@@ -278,6 +278,23 @@ def test_the_factor_is_that_of_a_real_lesion(masses, mammogram):
     assert areas[1] / areas[0] == pytest.approx(4, rel=0.15)
 
 
+def test_an_editor_takes_the_lesions_of_another_archive(masses, mammogram, tmp_path, can):
+    outline = np.float32([[90, 40], [90, 46], [97, 46], [97, 40]])
+    lesion = Lesion.from_outline("mass", outline, ROWS, COLS)
+    small = make_mammogram(7, breast(7), [lesion], spacing=(0.1, 0.1), pathology="benign")
+    writer.write([small], tmp_path)
+    lesions = DataConfig(name="folder", root=tmp_path)
+    request = EditRequest(centre=MIDDLE, seed=4)
+    editor = Editor.load(EditorConfig(painter="poisson", lesions=masses))
+    expected = Editor.load(EditorConfig(painter="poisson", lesions=lesions))
+    found = editor.with_lesions(lesions).edit(mammogram, request)
+    assert found.recipe == expected.edit(mammogram, request).recipe
+    # the editor itself keeps its own, of 25 x 27 px
+    assert found.mask.sum() < 100 < editor.edit(mammogram, request).mask.sum()
+    with pytest.raises(DataError, match="painter=can inserts no real lesions"):
+        Editor.load(EditorConfig(painter="can", generator=can())).with_lesions(lesions)
+
+
 def test_stored_real_lesions_are_read_once(masses, mammogram, monkeypatch):
     from tfmammo import archives
 

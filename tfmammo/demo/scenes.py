@@ -23,6 +23,7 @@ from tfmammo.errors import DataError
 from tfmammo.inference.pipeline import Pipeline, PipelineConfig
 from tfmammo.inference.report import draw_overlay, format_label
 from tfmammo.mammogram import Mammogram, Skipped
+from tfmammo.metrics import segmentation
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, EditResult
 from tfmammo.training.image_grid import draw_grid, draw_outline
 
@@ -80,52 +81,43 @@ class Method:
 
     Attributes:
         title: As the page calls it.
-        config: Its editor's, without the archive of lesions.
-        arguments: What `tfmammo synthesize` takes beside the mammograms; "" where the studio or
-            Python is the way.
+        editor: The config of its editor, without an archive of lesions.
+        arguments: What `tfmammo synthesize` takes beside the mammograms, with keys of `editor` in
+            braces; "" where the studio or Python is the way.
+        is_real: Whether its lesion is the other mammogram's.
     """
 
     title: str
-    painter: str
-    network: str | None
+    editor: Mapping[str, str]
     arguments: str = ""
-
-    def make_config(self, root: Path) -> EditorConfig:
-        """Make the config of an editor that takes real lesions from a folder."""
-        lesions = DataConfig(name="folder", root=root)
-        values = {
-            "painter": self.painter,
-            "generator": f"{zoo.PREFIX}{self.network}" if self.network else None,
-            "lesions": lesions if self.painter in ("blending", "poisson") else None,
-            "gan": f"{zoo.PREFIX}mask_gan" if self.painter == "infilling" else None,
-        }
-        return EditorConfig.model_validate(values)
+    is_real: bool = False
 
 
 METHODS = (
     Method(
         "Infilling: a network fills a mass of the mask GAN's shape into the tissue",
-        "infilling",
-        "infilling",
-        "--config synthesis_full --set generator=models:/zoo/infilling "
-        "shapes.gan=models:/zoo/mask_gan",
+        {
+            "painter": "infilling",
+            "generator": "models:/zoo/infilling",
+            "gan": "models:/zoo/mask_gan",
+        },
+        "--config synthesis_full --set generator={generator} shapes.gan={gan}",
     ),
     Method(
         "Blending: a network sets a real lesion into other tissue",
-        "blending",
-        "blending",
-        "--config synthesis_blending --set generator=models:/zoo/blending",
+        {"painter": "blending", "generator": "models:/zoo/blending"},
+        "--config synthesis_blending --set generator={generator}",
+        is_real=True,
     ),
     Method(
         "Poisson editing: the same without a network",
-        "poisson",
-        None,
-        "--config synthesis_blending --set painter=poisson generator=null",
+        {"painter": "poisson"},
+        "--config synthesis_blending --set painter={painter} generator=null",
+        is_real=True,
     ),
     Method(
         "Contextual GAN: a network adds a mass to a window of tissue",
-        "contextual",
-        "contextual_mass",
+        {"painter": "contextual", "generator": "models:/zoo/contextual_mass"},
     ),
 )
 
@@ -204,6 +196,7 @@ def _write_case(
         side: Laterality and view.
     """
     root = output / "mammograms" / name
+    # Not by archives.writers.folder, which numbers its files: the page's commands name this one.
     for folder_name, content in (("images", image), ("masks", np.where(mask, 255, 0))):
         (root / folder_name).mkdir(parents=True)
         cv2.imwrite(str(root / folder_name / f"{name}.png"), content.astype(np.uint8))
@@ -232,23 +225,35 @@ def _show_insertion(
     method: Method, cases: Sequence[Case], pictures: dict[str, bytes]
 ) -> Iterator[Block]:
     yield Heading(2, method.title)
-    for case, other in zip(cases, reversed(cases), strict=True):
-        editor = Editor.load(method.make_config(other.root))
+    painter = method.editor["painter"]
+    others = cases[::-1]  # two: the lesions of one go into the other
+    editors = _load_editors(method, others)
+    for case, editor in zip(cases, editors, strict=True):
         result = _insert_somewhere(editor, case)
-        yield from _show_edit(f"{method.painter} {case.name}", result, pictures)
+        yield from _show_edit(f"{painter} {case.name}", result, pictures)
     if method.arguments:
+        arguments = method.arguments.format(**method.editor)
         yield Text("Mammograms with masses by this method, and their annotations:")
         yield Code(
             tuple(
-                f"tfmammo synthesize {method.arguments} data.name=folder data.root={case.root} "
+                f"tfmammo synthesize {arguments} data.name=folder data.root={case.root} "
                 f"lesions.name=folder lesions.root={other.root} mammograms=all count=1 format=png "
-                f"--output {case.name}-{method.painter}"
-                for case, other in zip(cases, reversed(cases), strict=True)
+                f"--output {case.name}-{painter}"
+                for case, other in zip(cases, others, strict=True)
             )
         )
     else:
         yield Text("At a place that you point to, in the studio:")
         yield Code(("tfmammo studio",))
+
+
+def _load_editors(method: Method, others: Sequence[Case]) -> list[Editor]:
+    """Load a method's networks once, and an editor for the lesions of each of these cases."""
+    if not method.is_real:
+        return [Editor.load(EditorConfig.model_validate(method.editor))] * len(others)
+    first, *rest = (DataConfig(name="folder", root=other.root) for other in others)
+    editor = Editor.load(EditorConfig.model_validate({**method.editor, "lesions": first}))
+    return [editor, *map(editor.with_lesions, rest)]
 
 
 def _insert_somewhere(editor: Editor, case: Case) -> EditResult:
@@ -258,17 +263,14 @@ def _insert_somewhere(editor: Editor, case: Case) -> EditResult:
         DataError: No place does; the sentence is of the last one.
     """
     problem = ""
+    size = None if editor.config.real_lesions or editor.network else SIZE
     for centre in _list_places(case):
+        request = EditRequest(centre=centre, size=size, seed=SEED)
         try:
-            return editor.edit(case.mammogram, _make_request(editor, centre))
+            return editor.edit(case.mammogram, request)
         except DataError as error:
             problem = str(error)
     raise DataError(f"{case.file}: no place takes a lesion ({problem})")
-
-
-def _make_request(editor: Editor, centre: tuple[int, int]) -> EditRequest:
-    size = None if editor.config.real_lesions or editor.network else SIZE
-    return EditRequest(centre=centre, size=size, seed=SEED)
 
 
 def _list_places(case: Case) -> Iterator[tuple[int, int]]:
@@ -362,7 +364,7 @@ def _show_can(case: Case, pictures: dict[str, bytes]) -> Iterator[Block]:
     made = draw(mask[np.newaxis])["image"]
     panels = {"mass": image[np.newaxis], "outlined": found, "its mask": mask[np.newaxis]}
     pictures["can"] = _encode(panels | {"made of it": made})
-    dice = 2 * np.sum((found > 0.5) * mask) / (np.sum(found > 0.5) + np.sum(mask))
+    dice = segmentation.dice(mask, found[0] > 0.5)
     yield Heading(2, "CAN: from a mass to its outline, and from an outline to a mass")
     yield Text(f"Dice coefficient of the outline: {dice:.2f}.")
     yield Picture("can", "CAN both ways")

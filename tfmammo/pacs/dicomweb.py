@@ -160,6 +160,7 @@ class WebNode:
         stream = response.raw.stream
 
         def read(*arguments: Any, **options: Any) -> Iterator[bytes]:
+            """Pass the stream's chunks on while size and time last."""
             size = 0
             for chunk in stream(*arguments, **options):
                 size += len(chunk)

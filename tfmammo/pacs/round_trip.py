@@ -137,10 +137,12 @@ class _Worker:
         self._nodes: dict[tuple[int, int], Node] = {}
 
     def close(self) -> None:
+        """Close the connections of all threads."""
         for node in self._nodes.values():
             node.close()
 
     def process(self, study: str) -> Outcome:
+        """Process a study; an error of this package becomes the outcome's failure."""
         outcome = Outcome(study)
         try:
             source, target = self._connect()

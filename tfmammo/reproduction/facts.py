@@ -16,11 +16,12 @@ from pydantic import ValidationError
 
 from tfmammo import filesystem
 from tfmammo.config import Frozen, describe
+from tfmammo.document import TableFacts
 from tfmammo.errors import DataError
 from tfmammo.reproduction.config import SCALES, Scale
 from tfmammo.reproduction.curves import Curve
 from tfmammo.reproduction.items import ITEMS, Item
-from tfmammo.reproduction.tables import TableFacts, parse_markdown
+from tfmammo.reproduction.tables import parse_markdown
 from tfmammo.studies.workflow import DONE, Step
 
 if TYPE_CHECKING:  # a page is built without the config classes of all commands

@@ -7,26 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from tfmammo.config import Frozen
+from tfmammo.document import TableFacts
 
 NUMBER = r"[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?"
 DIFFERENCES = "Differences"  # how the titles of such tables begin
 _VALUE = re.compile(rf"^({NUMBER})")
 _INTERVAL = re.compile(rf"\[({NUMBER}), ({NUMBER})\]")
 _P = re.compile(rf"p ([=<]) ({NUMBER})")
-
-
-class TableFacts(Frozen):
-    """A table as an evaluation wrote it."""
-
-    title: str
-    """Its heading."""
-    header: tuple[str, ...]
-    """The headings of the columns."""
-    body: tuple[tuple[str, ...], ...]
-    """Lines of cells; the first cell names the line."""
-    notes: tuple[str, ...] = ()
-    """Sentences below the table."""
 
 
 @dataclass(frozen=True)

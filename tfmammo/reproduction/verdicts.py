@@ -24,13 +24,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tfmammo.reproduction.tables import (
-    Cell,
-    TableFacts,
-    find_cell,
-    find_difference,
-    find_level,
-)
+from tfmammo.document import TableFacts
+from tfmammo.reproduction.tables import Cell, find_cell, find_difference, find_level
 
 Word = Literal["reproduced", "contradicted", "undecided", "not attempted"]
 Printed = Mapping[str, Mapping[str, float]]

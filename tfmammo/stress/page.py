@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from tfmammo import document, filesystem
+from tfmammo.document import Block, Grid, Heading, Picture, Text
 from tfmammo.evaluation.report import save_figure
 from tfmammo.metrics.plotting import INK, plot_style
 from tfmammo.metrics.psychometric import Psychometric
@@ -17,11 +18,7 @@ from tfmammo.stress.analysis import REMOVAL, Curves
 from tfmammo.stress.config import StressConfig
 from tfmammo.stress.scoring import Outcome, Trial
 
-STYLE = (
-    "body{font-family:sans-serif;max-width:70em;margin:2em auto;color:#222;padding:0 1em}"
-    "table{border-collapse:collapse;font-size:.85em}td,th{border:1px solid #bbb;padding:.2em .5em;"
-    "text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%}"
-)
+TITLE = "Stress test"
 WORDS = (
     "Each curve says which share of inserted lesions the detector finds, from faint to plain "
     "ones. Where it crosses the dotted line, every second lesion is found. Further left is better.",
@@ -113,34 +110,25 @@ def write_page(
     trials: Mapping[str, Trial],
     config: StressConfig,
 ) -> None:
-    """Write index.html, table.md, curves.png and worst-DETECTOR.png into a folder."""
+    """Write index.html, curves.png and worst-DETECTOR.png into a folder."""
     save_figure(draw_curves(curves, trials, config), output / "curves.png")
-    pictures = {"Sensitivity against contrast and size": "curves.png"}
+    titles = {"curves.png": "Sensitivity against contrast and size"}
     for name, trial in trials.items():
         if worst := choose_worst(trial, config.worst):
             file = f"worst-{name}.png"
             save_figure(draw_worst(worst, config.unit), output / file)
-            pictures[f"{name}: plain lesions that it misses, and what it finds without one"] = file
-    body = ["<h1>Stress test</h1>", *(f"<p>{html.escape(line)}</p>" for line in WORDS)]
-    for heading, file in pictures.items():
-        body.append(f"<h2>{html.escape(heading)}</h2>")
-        body.append(f'<img src="{html.escape(file)}" alt="{html.escape(heading)}">')
-    body += [_format_table(table) for table in tables]
-    page = "\n".join(body)
-    (output / "index.html").write_text(
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Stress test</title>'
-        f"<style>{STYLE}</style><body>{page}</body></html>\n",
-        encoding="utf-8",
-    )
+            titles[file] = f"{name}: plain lesions that it misses, and what it finds without one"
+    blocks: list[Block] = [Heading(1, TITLE), *map(Text, WORDS)]
+    for file, title in titles.items():
+        blocks += [Heading(2, title), Picture(file, title)]
+    for table in tables:
+        blocks += _show_table(table)
+    pictures = {file: (output / file).read_bytes() for file in titles}
+    page = document.render_html(TITLE, blocks, pictures)
+    filesystem.write_atomically(output / "index.html", page, durable=False)
 
 
-def _format_table(table: Table) -> str:
-    """Format a table as HTML."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header)
-    lines = [
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
-        for line in table.body
-    ]
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
-    title = html.escape(table.title)
-    return f"<h2>{title}</h2><table><tr>{head}</tr>{''.join(lines)}</table>{notes}"
+def _show_table(table: Table) -> Iterator[Block]:
+    yield Heading(2, table.title)
+    yield Grid(tuple(table.header), tuple(map(tuple, table.body)))
+    yield from map(Text, table.notes)

@@ -205,10 +205,25 @@ class Editor:
         renderer = make_renderer(config.painter, generator, config.feather)
         if config.real_lesions:
             assert config.lesions
-            mammograms = archives.read_mammograms(config.lesions, Skipped())
-            bank = LesionBank.select(select_lesions(mammograms, config.lesions), config.lesions)
-            return Editor(config, Synthesizer(renderer, bank))
+            return Editor(config, Synthesizer(renderer, _load_lesions(config.lesions)))
         return Editor(config, Synthesizer(renderer, shapes=_load_shapes(config)))
+
+    def with_lesions(self, lesions: DataConfig) -> Editor:
+        """Return an editor with the same network and with real lesions of another archive.
+
+        Args:
+            lesions: The archive.
+
+        Raises:
+            DataError: The editor inserts no real lesions, or these can't be used.
+            ConfigError: No such archive of lesions.
+            ArchiveError: No such archive of lesions.
+        """
+        if not self.config.real_lesions:
+            raise DataError(f"painter={self.config.painter} inserts no real lesions")
+        assert self.synthesizer
+        config = self.config.model_copy(update={"lesions": lesions})
+        return Editor(config, replace(self.synthesizer, lesions=_load_lesions(lesions)))
 
     def edit(self, mammogram: Mammogram, request: EditRequest) -> EditResult:
         """Insert a lesion, or remove one.
@@ -323,6 +338,11 @@ class Editor:
         }
         after = patch_insertion.reinsert_patches(target, stored, [patch])
         return EditResult(mammogram, stored, after, mask, patch.mask_box, kind, recipe)
+
+
+def _load_lesions(lesions: DataConfig) -> LesionBank:
+    mammograms = archives.read_mammograms(lesions, Skipped())
+    return LesionBank.select(select_lesions(mammograms, lesions), lesions)
 
 
 def _load_shapes(config: EditorConfig) -> ShapeSource | None:

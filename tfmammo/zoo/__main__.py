@@ -67,7 +67,7 @@ def _list() -> None:
 def _show(name: str) -> None:
     from tfmammo.zoo import page  # imports TensorFlow, which a list needs not
 
-    print(page.describe(name.removeprefix(zoo.PREFIX), zoo.read_entry(name)))
+    print(page.describe(name.removeprefix(zoo.PREFIX), zoo.read_entry(name)), end="")
 
 
 def _get(name: str, directory: Path | None) -> None:
@@ -114,7 +114,7 @@ def _add(options: argparse.Namespace) -> None:
         others = [result for result in entry.results if result.command != options.command]
         changes["results"] = [*others, *results]
     zoo.write_entry(options.name, entry.model_copy(update=changes))
-    print(page.describe(options.name, zoo.read_entry(options.name)))
+    print(page.describe(options.name, zoo.read_entry(options.name)), end="")
 
 
 def _write_page(file: Path) -> None:

@@ -9,21 +9,18 @@ import pydantic
 
 from tfmammo.cli import suggest
 from tfmammo.config import Frozen
+from tfmammo.document import TableFacts
 from tfmammo.errors import ConfigError
 
 PREFIX = "models:/zoo/"
 FOLDER = Path(__file__).resolve().parent / "networks"
 
 
-class Result(Frozen):
+class Result(TableFacts):
     """A table that an evaluation printed for the packed network, on patients it never saw."""
 
     command: str
     """What printed it, without this machine's folders."""
-    title: str
-    header: tuple[str, ...]
-    body: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
 
 
 class Entry(Frozen):

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from tfmammo import filesystem
@@ -107,28 +105,11 @@ def _download(name: str, entry: Entry, path: Path) -> None:
             filesystem.atomic_file(path) as part,
             part.open("wb") as file,
         ):
-            shutil.copyfileobj(_Limited(answer, entry.size), file, PIECE)
+            left = entry.size
+            while piece := answer.read(PIECE):
+                left -= len(piece)
+                if left < 0:
+                    raise ExportError("the download is larger than the zoo's entry says")
+                file.write(piece)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise ExportError(f"{PREFIX}{name}: {url} can't be downloaded ({error})") from None
-
-
-class _Readable(Protocol):
-    """What a download is read from."""
-
-    def read(self, count: int = -1, /) -> bytes:
-        """Read at most `count` bytes."""
-
-
-class _Limited:
-    """Reads a stream up to a size and fails beyond."""
-
-    def __init__(self, stream: _Readable, size: int) -> None:
-        self.stream = stream
-        self.left = size
-
-    def read(self, count: int = -1, /) -> bytes:
-        piece = self.stream.read(count)
-        self.left -= len(piece)
-        if self.left < 0:
-            raise ExportError("the download is larger than the zoo's entry says")
-        return piece
