@@ -76,7 +76,6 @@ __all__ = [
 
 _tensorflow.look_for_devices()
 
-BATCH = 8  # patches that a model sees at once
 Place = tuple[int, int]
 Config = TypeVar("Config", bound=Frozen)
 
@@ -181,12 +180,7 @@ class Model:
         counts = {value.shape[:1] for value in values.values()}
         if len(arrays) + len(named) != len(self.inputs) or len(counts) != 1 or () in counts:
             raise ExportError(f"{self!r}: takes {', '.join(self.inputs)}, as many patches of each")
-        ((count,),) = counts
-        parts = [
-            self._call(**{name: value[start : start + BATCH] for name, value in values.items()})
-            for start in range(0, max(1, count), BATCH)
-        ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return export.predict(self._call, values)
 
     def __repr__(self) -> str:
         inputs, outputs = (
