@@ -37,7 +37,7 @@ from tfmammo.metrics.segmentation import per_image as score_masks
 from tfmammo.metrics.summary import Table
 from tfmammo.reproduction import schemas
 from tfmammo.studies.workflow import format_overrides
-from tfmammo.synthesis.config import NETWORK_INPUTS, RenderMethod, ShapeName
+from tfmammo.synthesis.config import RenderMethod, ShapeName
 from tfmammo.synthesis.editor import (
     Editor,
     EditorConfig,
@@ -45,6 +45,7 @@ from tfmammo.synthesis.editor import (
     EditResult,
     open_mammogram,
 )
+from tfmammo.synthesis.generators import find_painters
 from tfmammo.tracking import models
 from tfmammo.training import script
 
@@ -401,11 +402,10 @@ def _find_painter(folder: Path) -> str:
     card = export.read_card(folder)
     if card["name"] == "contextual":
         return "contextual"
-    for painter, needed in NETWORK_INPUTS.items():
-        for function in card["functions"].values():
-            if set(function["inputs"]) == {needed} and "image" in function["outputs"]:
-                return painter
-    raise ConfigError(f"{folder}: holds a model for {card['name']}, which makes no lesions")
+    fitting = find_painters(folder)
+    if not fitting:
+        raise ConfigError(f"{folder}: holds a model for {card['name']}, which makes no lesions")
+    return fitting[0]
 
 
 def _describe_shape(shape: Sequence[int | None]) -> str:
