@@ -14,6 +14,17 @@ from tfmammo.mammogram import Lesion, Mammogram
 
 ROWS = 60
 COLS = 44
+# What a DICOM file may say of its patient and study; nobody has such a name.
+PATIENT = {
+    "PatientName": "QUIBBLE^ZEPHYRINE",
+    "PatientID": "PIDXW77310",
+    "PatientBirthDate": "19430217",
+    "PatientSex": "F",
+    "StudyDate": "20091123",
+    "AccessionNumber": "ACCVN99344",
+    "StudyID": "7",
+    "ReferringPhysicianName": "GRUMBOLT^OTTOLINE",
+}
 SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])
 
 

@@ -37,7 +37,7 @@ from tfmammo.metrics.segmentation import per_image as score_masks
 from tfmammo.metrics.summary import Table
 from tfmammo.reproduction import schemas
 from tfmammo.studies.workflow import format_overrides
-from tfmammo.synthesis.config import NETWORK_INPUTS, RenderMethod, ShapeName
+from tfmammo.synthesis.config import RenderMethod, ShapeName
 from tfmammo.synthesis.editor import (
     Editor,
     EditorConfig,
@@ -45,6 +45,7 @@ from tfmammo.synthesis.editor import (
     EditResult,
     open_mammogram,
 )
+from tfmammo.synthesis.generators import find_painters
 from tfmammo.tracking import models
 from tfmammo.training import script
 
@@ -76,7 +77,6 @@ __all__ = [
 
 _tensorflow.look_for_devices()
 
-BATCH = 8  # patches that a model sees at once
 Place = tuple[int, int]
 Config = TypeVar("Config", bound=Frozen)
 
@@ -181,12 +181,7 @@ class Model:
         counts = {value.shape[:1] for value in values.values()}
         if len(arrays) + len(named) != len(self.inputs) or len(counts) != 1 or () in counts:
             raise ExportError(f"{self!r}: takes {', '.join(self.inputs)}, as many patches of each")
-        ((count,),) = counts
-        parts = [
-            self._call(**{name: value[start : start + BATCH] for name, value in values.items()})
-            for start in range(0, max(1, count), BATCH)
-        ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return export.predict(self._call, values)
 
     def __repr__(self) -> str:
         inputs, outputs = (
@@ -407,11 +402,10 @@ def _find_painter(folder: Path) -> str:
     card = export.read_card(folder)
     if card["name"] == "contextual":
         return "contextual"
-    for painter, needed in NETWORK_INPUTS.items():
-        for function in card["functions"].values():
-            if set(function["inputs"]) == {needed} and "image" in function["outputs"]:
-                return painter
-    raise ConfigError(f"{folder}: holds a model for {card['name']}, which makes no lesions")
+    fitting = find_painters(folder)
+    if not fitting:
+        raise ConfigError(f"{folder}: holds a model for {card['name']}, which makes no lesions")
+    return fitting[0]
 
 
 def _describe_shape(shape: Sequence[int | None]) -> str:

@@ -24,7 +24,7 @@ from pydicom.sequence import Sequence
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
 
-from tests.small_mammograms import COLS, ROWS, SQUARE
+from tests.small_mammograms import COLS, PATIENT, ROWS, SQUARE
 from tfmammo.archives import folder, regions
 from tfmammo.archives.writers import segmentation
 from tfmammo.archives.writers.dicom import write_dicom
@@ -61,17 +61,8 @@ def float32_policy():
 def write_image(root: Path, name: str = "a", **elements) -> Path:
     path = root / "images" / f"{name}.dcm"
     stored = np.linspace(0, 4095, ROWS * COLS).reshape(ROWS, COLS).astype(np.uint16)
-    patient = {
-        "PatientName": "QUIBBLE^ZEPHYRINE",
-        "StudyDate": "20091123",
-        "StudyTime": "",
-        "AccessionNumber": "ACC",
-        "StudyID": "7",
-        "ReferringPhysicianName": "",
-        "PatientBirthDate": "",
-        "PatientSex": "F",
-    }
-    write_dicom(path, stored, 12, **{**patient, "PixelSpacing": [0.07, 0.07], **elements})
+    facts = {**PATIENT, "StudyTime": "", "PixelSpacing": [0.07, 0.07]}
+    write_dicom(path, stored, 12, **{**facts, **elements})
     return path
 
 

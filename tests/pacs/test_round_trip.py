@@ -16,6 +16,7 @@ from pydicom.uid import JPEGLSLossless, generate_uid
 
 from tests.commands import run_script_here
 from tests.orthanc import AUTHORIZATION, run_orthanc
+from tests.small_mammograms import PATIENT
 from tests.small_pipelines import save_models
 from tfmammo import config as configuration
 from tfmammo.archives import folder
@@ -33,8 +34,8 @@ pytest.importorskip("pynetdicom")
 ROWS = 96
 COLS = 80
 BOXES = [(20, 16, 60, 50), (70, 40, 90, 78)]
-NAME = "QUIBBLE^ZEPHYRINE"
-NUMBER = "PIDXW77310"
+NAME = PATIENT["PatientName"]
+NUMBER = PATIENT["PatientID"]
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 REPORT = "1.2.840.10008.5.1.4.1.1.88.33"
 CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -60,15 +61,8 @@ def write_study(root, views=VIEWS, seed=0, **elements):
     paths = []
     for number, (side, view) in enumerate(views):
         patient = {
-            "PatientName": NAME,
-            "PatientID": NUMBER,
-            "PatientBirthDate": "19430217",
-            "PatientSex": "F",
-            "StudyDate": "20091123",
+            **PATIENT,
             "StudyTime": "101112",
-            "AccessionNumber": "ACCVN99344",
-            "StudyID": "7",
-            "ReferringPhysicianName": "GRUMBOLT^OTTOLINE",
             "StudyInstanceUID": study,
             "ImageLaterality": side,
             "ViewPosition": view,

@@ -170,7 +170,7 @@ def test_predict_joins_batches():
 
     values = np.arange(10, dtype=np.float32).reshape(10, 1, 1, 1)
     np.testing.assert_array_equal(
-        export.predict(double, "image", values, batch=4)["twice"], values * 2
+        export.predict(double, {"image": values}, batch=4)["twice"], values * 2
     )
 
 

@@ -198,7 +198,7 @@ class Network:
         call: Callable[..., Any] = (
             export.load(self.folder, self.function) if self.function else _load(self.folder)
         )
-        outputs = predict(call, source, values)[target]
+        outputs = predict(call, {source: values})[target]
         expected = values.shape[1:] if shape is None else shape
         if outputs.shape != (len(values), *expected) or not np.all((outputs >= 0) & (outputs <= 1)):
             form = "[n, s, s, 1]" if shape is None else list(("n", *shape))

@@ -85,7 +85,7 @@ def _infill(
     inputs = scored
     if margin != INFILLING_MARGIN:
         inputs = tri_label(images, masks, noise, margin).numpy()
-    return predict(function, "tri_label", inputs)["image"], region
+    return predict(function, {"tri_label": inputs})["image"], region
 
 
 def _score_infilling(
@@ -112,7 +112,7 @@ def validate_blending(functions: Functions, held_out: Patches, tissue: Patches) 
     masks = held_out.masks.astype(np.float32)
     targets = tissue.images[np.arange(len(held_out)) % len(tissue)]
     channels = paste(targets, held_out.images, masks).numpy()
-    blended = predict(functions["generator"], "pasted", channels)["image"]
+    blended = predict(functions["generator"], {"pasted": channels})["image"]
     errors = background_error(blended, targets, held_out.masks)
     return {
         "likeness": -sliced_wasserstein(held_out.images, blended),
@@ -134,7 +134,7 @@ def validate_vanilla_gan(functions: Functions, held_out: Patches, z: int) -> dic
         "likeness".
     """
     noise = sample_latent_noise(len(held_out), z)
-    generated = predict(functions["generator"], "noise", noise)["image"]
+    generated = predict(functions["generator"], {"noise": noise})["image"]
     return {"likeness": -sliced_wasserstein(held_out.images, np.clip(generated, 0, 1))}
 
 
@@ -150,7 +150,7 @@ def validate_shapes(functions: Functions, held_out: Patches) -> dict[str, float]
         left out if all masks have one shape.
     """
     masks = held_out.masks.astype(np.float32)
-    probabilities = predict(functions["classifier"], "mask", masks, batch=64)["shapes"]
+    probabilities = predict(functions["classifier"], {"mask": masks}, batch=64)["shapes"]
     areas = one_versus_rest(held_out.labels, probabilities)
     accuracy = float(np.mean(probabilities.argmax(axis=1) == held_out.labels))
     if np.isnan(areas).all():
@@ -181,7 +181,7 @@ def validate_mask_gan(
     """
     generator = functions["generator"]
     noise = sample_latent_noise(MASK_SAMPLES, generator.input_signature[0].shape[1])
-    masks = clean(predict(generator, "noise", noise)["mask"])
+    masks = clean(predict(generator, {"noise": noise})["mask"])
     novelty = find_nearest(masks, references)[0]
     return {
         "coverage": float(1 - distances(held_out.masks, masks).min(axis=1).mean()),
@@ -212,11 +212,7 @@ def validate_contextual(
     images = held_out.images
     average = functions["average"]
     noise = sample_block_noise(len(images), average.input_signature[1].shape[1])
-
-    def synthesize(rows: Any) -> dict[str, Any]:
-        return average(image=images[rows.numpy()], noise=noise[rows.numpy()])
-
-    generated = predict(synthesize, "rows", np.arange(len(images)))
+    generated = predict(average, {"image": images, "noise": noise})
     is_removal = model.target == "removal"
     refined = postprocess(images, generated["lesion"], model.postprocess, removal=is_removal)
     return {

@@ -291,21 +291,25 @@ def _translate_errors(folder: Path) -> Iterator[None]:
 
 
 def predict(
-    function: Callable[..., dict[str, tf.Tensor]], name: str, values: np.ndarray, batch: int = 8
-) -> dict[str, np.ndarray]:
+    function: Callable[..., Mapping[str, Any]], inputs: Mapping[str, np.ndarray], batch: int = 8
+) -> Tensors:
     """Run an exported function over many patches, `batch` at a time.
 
     Args:
-        function: A function of one input.
-        name: The input's name.
-        values: [n, ...].
+        function: A function of these inputs.
+        inputs: Input's name -> [n, ...], the same n for all. Where n is 0, it is called once, which
+            gives the outputs their shapes.
         batch: Patches in a call.
 
     Returns:
         float32 arrays by output name.
     """
+    count = len(next(iter(inputs.values())))
     parts = [
-        function(**{name: tf.constant(values[i : i + batch])}) for i in range(0, len(values), batch)
+        function(
+            **{name: tf.constant(values[start : start + batch]) for name, values in inputs.items()}
+        )
+        for start in range(0, max(1, count), batch)
     ]
     return {
         key: np.concatenate([np.asarray(part[key], np.float32) for part in parts])

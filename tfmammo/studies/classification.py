@@ -233,7 +233,7 @@ def validate(functions: contract.Functions, held_out: Patches) -> dict[str, floa
     Returns:
         "auc", by which the weights are chosen, and "accuracy" at a threshold of 0.5.
     """
-    outputs = predict(functions["classifier"], "image", held_out.images, batch=16)
+    outputs = predict(functions["classifier"], {"image": held_out.images}, batch=16)
     probability = outputs["probability"]
     accuracy = float(np.mean((probability > 0.5) == (held_out.labels == 1)))
     return {"auc": roc_auc(held_out.labels, probability), "accuracy": accuracy}
@@ -270,13 +270,13 @@ def predict_unseen(
             f"{run}: was trained on {len(known)} of the {len(set(patients))} patients it is to be "
             "tested on"
         )
-    return predict(export.load(weights, "classifier"), "image", images, batch=16)[output]
+    return predict(export.load(weights, "classifier"), {"image": images}, batch=16)[output]
 
 
 def predict_probabilities(run: Path, images: NDArray[np.float32]) -> NDArray[np.float64]:
     """Predict the probability of a lesion with a run's best weights, float64 [n]."""
     classifier = export.load(find_weights(run), "classifier")
-    return predict(classifier, "image", images, batch=16)["probability"].astype(np.float64)
+    return predict(classifier, {"image": images}, batch=16)["probability"].astype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)

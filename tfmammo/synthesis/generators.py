@@ -146,12 +146,23 @@ def load_generator(folder: Path, takes: str = "tri_label") -> Generator:
     )
 
 
-def _suggest_painter(folder: Path, takes: str) -> str:
-    """Name the painter that an export without a function for this input fits, if any does."""
+def find_painters(folder: Path) -> list[str]:
+    """Find the painters with a network that an export fits, by what its functions take and make.
+
+    Raises:
+        ExportError: There is no export.
+    """
     functions = export.read_card(folder)["functions"].values()
     inputs = [set(function["inputs"]) for function in functions if "image" in function["outputs"]]
-    fitting = [name for name, needed in NETWORK_INPUTS.items() if {needed} in inputs]
-    return f"; painter={fitting[0]} fits it" if fitting and {takes} not in inputs else ""
+    return [name for name, needed in NETWORK_INPUTS.items() if {needed} in inputs]
+
+
+def _suggest_painter(folder: Path, takes: str) -> str:
+    """Name the painter that an export without a function for this input fits, if any does."""
+    fitting = find_painters(folder)
+    if not fitting or takes in [NETWORK_INPUTS[name] for name in fitting]:
+        return ""
+    return f"; painter={fitting[0]} fits it"
 
 
 @contextmanager

@@ -167,12 +167,12 @@ def compute_validation_metrics(functions: Functions, held_out: Patches) -> dict[
     for function in functions.values():
         inputs = {spec.name for spec in function.input_signature}
         if inputs == {"image"}:
-            masks = predict(function, "image", held_out.images)["mask"]
+            masks = predict(function, {"image": held_out.images})["mask"]
             scores = segmentation.per_image(held_out.masks, masks)
             names = ("dice", "jaccard", "accuracy", "mcc")
             metrics = {name: float(scores[name].mean()) for name in names} | metrics
         elif inputs == {"mask"}:
-            images = predict(function, "mask", held_out.masks.astype(np.float32))["image"]
+            images = predict(function, {"mask": held_out.masks.astype(np.float32)})["image"]
             scores = synthesis.per_image(held_out.images, images, held_out.masks)
             metrics |= {name: float(scores[name].mean()) for name in ("ssim", "l1")}
     return metrics

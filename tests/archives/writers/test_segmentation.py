@@ -9,23 +9,12 @@ import pytest
 from highdicom.seg import segread
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless
 
+from tests.small_mammograms import COLS, PATIENT, ROWS
 from tfmammo.archives.writers import segmentation
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion
 
-ROWS = 60
-COLS = 44
-PATIENT = {
-    "PatientName": "QUIBBLE^ZEPHYRINE",
-    "PatientID": "PIDXW77310",
-    "PatientBirthDate": "19430217",
-    "PatientSex": "F",
-    "StudyDate": "20091123",
-    "AccessionNumber": "ACCVN99344",
-    "StudyID": "7",
-    "ReferringPhysicianName": "GRUMBOLT^OTTOLINE",
-}
 PARAMETERS = {"detector": "ssd, step 5", "segmenter": "cgan, step 7"}
 
 
