@@ -260,3 +260,17 @@ def test_leaky_relu_reads_a_convolution_s_output_nowhere_else_on_a_cpu_and_is_te
 
     assert "LeakyReluGrad" not in readers("/CPU:0")
     assert readers("/GPU:0") == {"LeakyRelu", "LeakyReluGrad"}
+
+
+def test_resizing_makes_no_lattice_where_transposed_convolution_does():
+    """Of a constant map, within its edges."""
+    resized = UNet256(filters=(4, 8), size=16, resize=True)
+    transposed = UNet256(filters=(4, 8), size=16)
+    ones = tf.ones((1, 8, 8, 8))
+    inner = resized.ups[0](ones)[0, 2:-2, 2:-2]
+    assert resized.ups[0](ones).shape == transposed.ups[0](ones).shape == (1, 16, 16, 4)
+    np.testing.assert_allclose(inner, np.broadcast_to(inner[0, 0], inner.shape), atol=1e-6)
+    assert np.ptp(transposed.ups[0](ones)[0, 2:-2, 2:-2], axis=(0, 1)).max() > 0.01
+    # encoder 4 x 4 x (1 x 4 + 4 x 8); decoder 3 x 3 x (8 x 4 + 8 x 1), a bias, scale and shift
+    assert resized.count_params() == 16 * 36 + 9 * 40 + 1 + 2 * 4
+    assert resized(tf.ones((1, 16, 16, 1))).shape == (1, 16, 16, 1)
