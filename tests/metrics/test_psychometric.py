@@ -114,3 +114,17 @@ def test_intervals_hold_the_threshold(spread):
 @pytest.mark.parametrize("spread", [0.0, 0.5])
 def test_intervals_hold_the_threshold_as_often_as_they_say(spread):
     assert 0.93 <= count_covered(200, spread) <= 0.97
+
+
+@pytest.mark.parametrize("seed", [3, 13, 14, 23, 33, 51])
+def test_hardly_any_hits_have_an_interval_too(seed):
+    """Searches from different starts end in different places here; the interval must not break."""
+    random = np.random.default_rng(seed)
+    contrasts = np.repeat([0.02, 0.04, 0.08, 0.16, 0.32], 16)
+    patients = random.integers(0, 20, 80).astype(str)
+    threshold = np.log(random.choice([0.1, 0.3, 0.5]))
+    chance = 0.05 + 0.9 / (1 + np.exp(-3 * (np.log(contrasts) - threshold)))
+    chance = np.clip(chance * random.choice([0.3, 0.6, 1.0]), 0, 1)
+    hits = random.random(80) < chance
+    found = fit(contrasts, hits, patients, random.random(80) < 0.05, patients)
+    assert found.low <= found.threshold <= found.high

@@ -22,6 +22,7 @@ Source: Wichmann and Hill, The psychometric function I, Perception & Psychophysi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -275,8 +276,9 @@ def _profile(best: Array, limit: float, data: _Data) -> tuple[float, float]:
         (low, high) as stimuli; 0 and infinity where the tested stimuli don't bound them.
     """
     bounds = _list_bounds(data)
-    start = best[1:].copy()  # where the last search ended, from which the next one begins
+    last = best[1:].copy()  # where the last search ended
 
+    @functools.cache  # a search that begins elsewhere ends elsewhere, and roots need one sign
     def exceed(threshold: float) -> float:
         """Return the profile's loss at the logarithm of a threshold, less the limit."""
 
@@ -284,9 +286,13 @@ def _profile(best: Array, limit: float, data: _Data) -> tuple[float, float]:
             loss, gradient = _compute_loss(np.concatenate([[threshold], others]), data)
             return loss, gradient[1:]
 
-        result = optimize.minimize(compute, start, method="L-BFGS-B", jac=True, bounds=bounds[1:])
-        start[:] = result.x
-        return float(result.fun) - limit
+        results = [
+            optimize.minimize(compute, start, method="L-BFGS-B", jac=True, bounds=bounds[1:])
+            for start in (last.copy(), best[1:])
+        ]
+        nearest = min(results, key=lambda result: float(result.fun))
+        last[:] = nearest.x
+        return float(nearest.fun) - limit
 
     smallest, largest = float(data.x.min()), float(data.x.max())
     inside = float(np.clip(best[0], smallest, largest))
