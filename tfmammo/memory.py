@@ -83,6 +83,26 @@ def estimate_memory(model: Any, batch_size: int, size: int, device: str = "GPU")
         size: Rows and columns of a patch, px.
         device: "GPU" or "CPU", whose operations the step is to be of; a GPU need not be there.
     """
+    graph = trace_step(model, batch_size, size, device)
+    weights = [variable for network in model.networks.values() for variable in network.variables]
+    slots = [
+        variable for optimizer in model.optimizers.values() for variable in optimizer.variables
+    ]
+    return Memory(_sum_bytes(weights), _sum_bytes(slots), compute_peak(graph))
+
+
+def trace_step(model: Any, batch_size: int, size: int, device: str = "GPU") -> Any:
+    """Trace a training step. Nothing runs.
+
+    Args:
+        model: See `estimate_memory`.
+        batch_size: Patches of a step.
+        size: Rows and columns of a patch, px.
+        device: "GPU" or "CPU", whose operations the step is to be of; a GPU need not be there.
+
+    Returns:
+        Its tf.Graph.
+    """
     shape = (batch_size, size, size, 1)
     batch = {
         "image": tf.TensorSpec(shape, tf.float32),
@@ -90,12 +110,30 @@ def estimate_memory(model: Any, batch_size: int, size: int, device: str = "GPU")
         "label": tf.TensorSpec((batch_size,), tf.int32),
     }
     with tf.device(f"/{device}:0"):
-        step = tf.function(model.train_step).get_concrete_function(batch)
-    weights = [variable for network in model.networks.values() for variable in network.variables]
-    slots = [
-        variable for optimizer in model.optimizers.values() for variable in optimizer.variables
-    ]
-    return Memory(_sum_bytes(weights), _sum_bytes(slots), compute_peak(step.graph))
+        return tf.function(model.train_step).get_concrete_function(batch).graph
+
+
+def list_needed(graph: Any) -> list[Any]:
+    """List the operations of a graph that run: TensorFlow skips what no output and no state needs.
+
+    Functions that they call are one operation each; `find_body` gives those of one.
+    """
+    operations = graph.get_operations()
+    waiting = [tensor.op for tensor in graph.outputs]
+    waiting += [operation for operation in operations if operation.op_def.is_stateful]
+    needed = set()
+    while waiting:
+        operation = waiting.pop()
+        if operation not in needed:
+            needed.add(operation)
+            waiting += [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
+    return [operation for operation in operations if operation in needed]
+
+
+def find_body(operation: Any, graph: Any) -> Any:
+    """Return the graph of the function that an operation of a type in CALLS calls."""
+    name = operation.get_attr("f").name
+    return graph._get_function(name).graph
 
 
 def compute_peak(graph: Any) -> int:
@@ -111,7 +149,7 @@ def compute_peak(graph: Any) -> int:
     Raises:
         ValueError: The size of a tensor is not known before it runs.
     """
-    operations = _order(_list_needed(graph))
+    operations = _order(list_needed(graph))
     owners = _find_owners(operations)
     readers = Counter(
         owners[tensor.ref()]
@@ -135,7 +173,7 @@ def compute_peak(graph: Any) -> int:
                 (sizes[owner] for owner in inputs if owner in sizes and readers[owner] == 1),
                 default=0,
             )
-        within = compute_peak(_find_body(operation, graph)) if operation.type in CALLS else 0
+        within = compute_peak(find_body(operation, graph)) if operation.type in CALLS else 0
         live += added - (added if 0 < added <= reused else 0)
         peak = max(peak, live + within)
         freed = 0
@@ -146,20 +184,6 @@ def compute_peak(graph: Any) -> int:
         live -= freed - (added if 0 < added <= reused else 0)
         live -= sum(sizes[tensor.ref()] for tensor in made if not readers[tensor.ref()])
     return peak
-
-
-def _list_needed(graph: Any) -> list[Any]:
-    """List the operations that run: TensorFlow skips what no output and no state needs."""
-    operations = graph.get_operations()
-    waiting = [tensor.op for tensor in graph.outputs]
-    waiting += [operation for operation in operations if operation.op_def.is_stateful]
-    needed = set()
-    while waiting:
-        operation = waiting.pop()
-        if operation not in needed:
-            needed.add(operation)
-            waiting += [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
-    return [operation for operation in operations if operation in needed]
 
 
 def _order(operations: Sequence[Any]) -> list[Any]:
@@ -194,11 +218,6 @@ def _find_owners(operations: Iterable[Any]) -> dict[Any, Any]:
             else:
                 owners[tensor.ref()] = tensor.ref()
     return owners
-
-
-def _find_body(operation: Any, graph: Any) -> Any:
-    name = operation.get_attr("f").name
-    return graph._get_function(name).graph
 
 
 def _count_bytes(tensor: Any) -> int:

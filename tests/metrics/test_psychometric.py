@@ -126,5 +126,5 @@ def test_hardly_any_hits_have_an_interval_too(seed):
     chance = 0.05 + 0.9 / (1 + np.exp(-3 * (np.log(contrasts) - threshold)))
     chance = np.clip(chance * random.choice([0.3, 0.6, 1.0]), 0, 1)
     hits = random.random(80) < chance
-    found = fit(contrasts, hits, patients, random.random(80) < 0.05, patients)
+    found = psychometric.fit(contrasts, hits, patients, random.random(80) < 0.05, patients)
     assert found.low <= found.threshold <= found.high
