@@ -1,0 +1,78 @@
+"""What a training step does, counted from its graph: work, memory, and where it can run."""
+
+import json
+import sys
+
+import pytest
+import tensorflow as tf
+
+
+@pytest.fixture(scope="module")
+def counts(repository):
+    sys.path.insert(0, str(repository / "benchmarks"))
+    try:
+        import counts
+
+        return counts
+    finally:
+        sys.path.pop(0)
+
+
+def trace(function, *shapes):
+    return tf.function(function).get_concrete_function(*map(tf.TensorSpec, shapes)).graph
+
+
+def test_work_by_hand(counts):
+    kernel = tf.ones((3, 3, 4, 8))
+
+    def step(image, matrix):
+        with tf.GradientTape() as tape:
+            tape.watch(image)
+            tape.watch(kernel)
+            made = tf.nn.conv2d(image, kernel, 2, "SAME")
+        gradients = tape.gradient(made, [image, kernel])
+        return made, *gradients, tf.matmul(matrix, matrix, transpose_a=True)
+
+    graph = trace(step, (2, 16, 16, 4), (5, 7))
+    # 2 x 8 x 8 x 8 outputs of 3 x 3 x 4 products, forwards and for both gradients; 7 x 7 of 5
+    products = 3 * 2 * 8 * 8 * 8 * 36 + 7 * 7 * 5
+    assert sum(map(counts.count_flops, counts.walk(graph))) == 2 * products
+
+
+def test_called_functions_count_and_what_nothing_reads_does_not(counts):
+    @tf.function
+    def square(matrix):
+        return tf.matmul(matrix, matrix)
+
+    def step(matrix):
+        tf.matmul(matrix, 2 * matrix)
+        return square(matrix)
+
+    graph = trace(step, (4, 4))
+    assert sum(map(counts.count_flops, counts.walk(graph))) == 2 * 64
+
+
+def test_operations_are_known_by_where_they_run(counts):
+    def step(image):
+        with tf.device("/CPU:0"):
+            names = tf.numpy_function(lambda values: values, [image], tf.float32)
+        return names, tf.nn.max_pool_with_argmax(image, 2, 2, "SAME")
+
+    found = counts.count_graph(trace(step, (1, 8, 8, 1)))
+    assert "PyFunc" in found["without_gpu"] and "PyFunc" in found["on_cpu"]
+    assert "MaxPoolWithArgmax" in found["without_xla"]
+    assert "MaxPoolWithArgmax" not in found["without_gpu"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_no_step_does_more_than_it_did(counts):
+    """At most 5 % more; `python benchmarks/counts.py --write` accepts what is meant."""
+    known = json.loads(counts.REFERENCE.read_text(encoding="utf-8"))
+    assert set(known) == set(counts.MODELS)
+    for name, before in known.items():
+        now = counts.count(name)
+        assert now["without_gpu"] == now["on_cpu"] == [], name
+        assert set(now["without_xla"]) <= set(before["without_xla"]), name
+        for key in ("operations", "gflop", "step_mb"):
+            assert (now[key] or 0) <= 1.05 * (before[key] or 0), f"{name}: {key}"
