@@ -104,6 +104,7 @@ CAN = (
                 "SSIM along its edge*",
             ),
         ),
+        note="SSIM decides. L1 and PSNR along the edge, in the same table, may say otherwise.",
     ),
     Item(
         "can",
