@@ -133,6 +133,7 @@ def test_all_claims_together(words, combined):
         (0.001, True, 3, "high"),
         (0.001, True, 1, "moderate"),
         (0.001, False, 3, "moderate"),
+        (0.001, False, 1, "low"),
         (0.02, True, 3, "low"),
         (None, True, 3, "low"),
     ],

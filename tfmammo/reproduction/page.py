@@ -28,7 +28,7 @@ CURVES = (
 )
 BEGIN = "<!-- written by evaluate/report.py -->"
 END = "<!-- end of what evaluate/report.py writes -->"
-BRIEF = 8  # decided claims in a summary
+BRIEF = 3  # decided claims in a summary
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
                 "undecided: everything else that was measured. A level that is not reached on "
                 "other data contradicts nothing.",
                 "Certainty is high if all p are below 0.01, on the paper's data, over three seeds "
-                "or folds; moderate if all p are below 0.01; low otherwise.",
+                "or folds; moderate if all p are below 0.01 and one of the two holds; low otherwise.",
             )
         ),
     ]
@@ -180,12 +180,13 @@ def _summarize_briefly(facts: Mapping[str, Facts]) -> str:
         for evidence in verdict_of[item.key].evidence
         if evidence.word in ("reproduced", "contradicted")
     ]
+    lines += [""] if claims else []
     for paper_name, evidence in claims[:BRIEF]:
         word = evidence.word.capitalize()
         sentence = f"- {paper_name}: {evidence.sentence} {word}: {evidence.reason}."
-        lines += ["", *textwrap.wrap(sentence, 118, subsequent_indent="  ")]
+        lines += textwrap.wrap(sentence, 118, subsequent_indent="  ")
     if len(claims) > BRIEF:
-        lines += ["", f"{len(claims) - BRIEF} further claims are decided."]
+        lines.append(f"- {len(claims) - BRIEF} further claims are decided.")
     return "\n".join(lines)
 
 

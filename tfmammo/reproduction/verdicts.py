@@ -15,7 +15,7 @@ undecided otherwise. A picture without a measure of its own has the verdict of t
 measures what it shows.
 
 Certainty of a decided verdict: *high* if all p are below 0.01, on the paper's data and over three
-seeds or folds; *moderate* if all p are below 0.01; *low* otherwise.
+seeds or folds; *moderate* if all p are below 0.01 and one of the two holds; *low* otherwise.
 """
 
 from __future__ import annotations
@@ -256,4 +256,5 @@ def rate_certainty(evidence: Sequence[Evidence], is_papers_data: bool, trainings
     decisive = [part for part in evidence if part.word != "undecided"]
     if any(part.p is None or part.p >= CERTAIN for part in decisive):
         return "low"
-    return "high" if is_papers_data and trainings >= FEWEST_TRAININGS else "moderate"
+    strengths = is_papers_data + (trainings >= FEWEST_TRAININGS)
+    return ("low", "moderate", "high")[strengths]
