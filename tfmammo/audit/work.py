@@ -59,7 +59,7 @@ def audit(config: AuditConfig, output: Path) -> list[Table]:
         "level": config.level,
     }
     record = verdicts.make_record(verdict, attacks, facts)
-    tables = [tabulate(attacks, verdict, config, facts)]
+    tables = [tabulate(attacks, verdict, config, facts, str(network.card["name"]))]
     output.mkdir(parents=True, exist_ok=True)
     write_markdown(output / "table.md", tables)
     content = {**record, "details": {attack.name: describe(attack) for attack in attacks}}
@@ -105,9 +105,13 @@ def describe(attack: Attack) -> dict[str, Any]:
 
 
 def tabulate(
-    attacks: Sequence[Attack], verdict: Verdict, config: AuditConfig, facts: dict[str, Any]
+    attacks: Sequence[Attack],
+    verdict: Verdict,
+    config: AuditConfig,
+    facts: dict[str, Any],
+    model: str,
 ) -> Table:
-    """Tabulate all attacks, with the verdict as heading."""
+    """Tabulate all attacks, with the name of the model and the verdict as heading."""
     body = [
         [
             attack.name,
@@ -123,8 +127,9 @@ def tabulate(
     ]
     header = ["attack", "success", "low", "high", "TPR at 1 % FPR, %", "in words"]
     title = (
-        f"{verdict.decision}: {verdict.reason} ({facts['archive']}, {facts['patches']} patches of "
-        f"{facts['patients'][0]} training patients, as many of {facts['patients'][1]} unseen ones)"
+        f"{model}: {verdict.decision}, {verdict.reason} ({facts['archive']}, {facts['patches']} "
+        f"patches of {facts['patients'][0]} training patients, as many of {facts['patients'][1]} "
+        "unseen ones)"
     )
     notes = [
         "Success is the AUC of training against unseen patches: 0.5 where nothing is remembered.",

@@ -20,7 +20,7 @@ from tfmammo.document import TableFacts
 from tfmammo.errors import DataError
 from tfmammo.reproduction.config import SCALES, Scale
 from tfmammo.reproduction.curves import Curve
-from tfmammo.reproduction.items import ITEMS, Item
+from tfmammo.reproduction.items import WITH_EXTRAS, Extra, Item
 from tfmammo.reproduction.tables import parse_markdown
 from tfmammo.studies.workflow import DONE, Step
 
@@ -61,7 +61,7 @@ class Facts(Frozen):
         return f"{self.item}.{self.scale}.json"
 
 
-def add_tables(facts: Facts, item: Item, plan: Plan, output: Path) -> Facts:
+def add_tables(facts: Facts, item: Item | Extra, plan: Plan, output: Path) -> Facts:
     """Add the tables that the finished commands of an item wrote, and the code that made them.
 
     Args:
@@ -131,7 +131,7 @@ def read_facts(folder: Path) -> dict[str, Facts]:
         DataError: A file holds no facts.
     """
     facts = {}
-    for item in ITEMS:
+    for item in WITH_EXTRAS:
         candidates = []
         for scale in SCALES:
             path = folder / f"{item.key}.{scale}.json"
@@ -153,7 +153,7 @@ def _read_file(path: Path) -> Facts:
         raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
 
 
-def find_picture(item: Item, plan: Plan, output: Path) -> Path | None:
+def find_picture(item: Item | Extra, plan: Plan, output: Path) -> Path | None:
     """Find the picture that a command made for an item; None where there is none."""
     name, _, pattern = item.picture.partition("/")
     for step in plan.steps_of.get(name, ()):

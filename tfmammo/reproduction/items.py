@@ -70,8 +70,42 @@ class Item:
     @property
     def commands(self) -> tuple[str, ...]:
         """The commands that make its tables and its picture."""
-        of_picture = self.picture.partition("/")[0]
-        return tuple(dict.fromkeys([*self.sources, *([of_picture] if of_picture else [])]))
+        return _list_commands(self.sources, self.picture)
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A study that none of the papers has, with tools of this package. It has no paper's scale.
+
+    Attributes:
+        key: The name of its facts.
+        title: Its heading.
+        shows: What it asks, in a sentence.
+        sources: As of an Item.
+        titles: As of an Item.
+        picture: As of an Item.
+        paper: What `--only` calls all extras.
+        reason: "": commands make it.
+    """
+
+    key: str
+    title: str
+    shows: str
+    sources: tuple[str, ...]
+    titles: tuple[str, ...] = ("*",)
+    picture: str = ""
+    paper: str = "beyond"
+    reason: str = ""
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """The commands that make its tables and its picture."""
+        return _list_commands(self.sources, self.picture)
+
+
+def _list_commands(sources: tuple[str, ...], picture: str) -> tuple[str, ...]:
+    of_picture = picture.partition("/")[0]
+    return tuple(dict.fromkeys([*sources, *([of_picture] if of_picture else [])]))
 
 
 def _better_dice(model: str, others: tuple[str, ...]) -> tuple[Order, ...]:
@@ -426,6 +460,24 @@ CGAN = (
 )
 
 ITEMS: tuple[Item, ...] = (*CAN, *INFILLING, *BLENDING, *CONTEXTUAL, *CGAN)
+EXTRAS = (
+    Extra(
+        "stress",
+        "Stress test of detectors",
+        "Inserted lesions from faint to plain. Do they rank detectors as lesions do that none of "
+        "the detectors saw?",
+        ("stress",),
+        ("Detectors on lesions*", "Does the stress score*"),
+        "stress/curves.png",
+    ),
+    Extra(
+        "audit",
+        "Memory audit of generators",
+        "Can anybody tell from a generator which patients it was trained on?",
+        ("audit_can", "audit_infilling"),
+    ),
+)
+WITH_EXTRAS: tuple[Item | Extra, ...] = (*ITEMS, *EXTRAS)
 
 
 def find_item(key: str) -> Item:

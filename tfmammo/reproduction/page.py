@@ -15,7 +15,7 @@ from tfmammo.evaluation.printed import read_papers
 from tfmammo.reproduction import curves, verdicts
 from tfmammo.reproduction.curves import Curve
 from tfmammo.reproduction.facts import Facts
-from tfmammo.reproduction.items import ITEMS, Item, find_item
+from tfmammo.reproduction.items import EXTRAS, ITEMS, Extra, Item, find_item
 from tfmammo.reproduction.verdicts import Evidence, Floor, Word
 
 TITLE = "The five papers, reproduced"
@@ -100,6 +100,9 @@ def build_page(facts: Mapping[str, Facts]) -> list[Block]:
         for item in ITEMS:
             if item.paper == key:
                 blocks += _describe_item(item, verdict_of[item.key], facts.get(item.key))
+    blocks.append(Heading(2, "Beyond the papers"))
+    for extra in EXTRAS:
+        blocks += _describe_extra(extra, facts.get(extra.key))
     return blocks
 
 
@@ -136,7 +139,8 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
                 "undecided: everything else that was measured. A level that is not reached on "
                 "other data contradicts nothing.",
                 "Certainty is high if all p are below 0.01, on the paper's data, over three seeds "
-                "or folds; moderate if all p are below 0.01 and one of the two holds; low otherwise.",
+                "or folds; moderate if all p are below 0.01 and one of the two holds; low "
+                "otherwise.",
             )
         ),
     ]
@@ -214,13 +218,31 @@ def _describe_item(item: Item, verdict: Verdict, facts: Facts | None) -> list[Bl
     ]
     if item.floor:
         blocks.append(Points(_compare_with_floor(item, item.floor, facts)))
+    return [*blocks, *_show_facts(item.key, facts)]
+
+
+def _describe_extra(extra: Extra, facts: Facts | None) -> list[Block]:
+    blocks: list[Block] = [Heading(3, extra.title), Text(extra.shows)]
+    if facts is None or facts.reason:
+        names = " and ".join(extra.commands)
+        reason = facts.reason if facts else f"it takes {names} of configs/report.yaml"
+        return [*blocks, Text(f"No result yet: {reason}.")]
+    blocks.append(Text(f"Scale {facts.scale}: {facts.extent}."))
+    if extra.picture:
+        blocks.append(Picture(extra.key, extra.title, MISSING))
+    return [*blocks, *_show_facts(extra.key, facts)]
+
+
+def _show_facts(key: str, facts: Facts) -> list[Block]:
+    """Show tables, curves, commands and what made them."""
+    blocks: list[Block] = []
     for table in facts.tables:
         blocks += [Text(table.title), Grid(table.header, table.body[:LIMIT])]
         if len(table.body) > LIMIT:
             blocks.append(Text(f"{len(table.body) - LIMIT} further lines are in the facts."))
     drawn = _list_drawn(facts)
     if drawn:
-        picture = Picture(f"{item.key}.curves", "validation curves")
+        picture = Picture(f"{key}.curves", "validation curves")
         blocks += [Text(CURVES), picture, Grid(*curves.tabulate(drawn))]
     blocks.append(Code(facts.commands))
     if facts.code:

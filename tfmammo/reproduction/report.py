@@ -15,7 +15,7 @@ from tfmammo.reproduction import page
 from tfmammo.reproduction.config import ReportConfig, Scale
 from tfmammo.reproduction.curves import read_curves
 from tfmammo.reproduction.facts import PICTURES, Facts
-from tfmammo.reproduction.items import ITEMS, Item
+from tfmammo.reproduction.items import ITEMS, WITH_EXTRAS, Extra, Item
 from tfmammo.reproduction.plan import (
     Plan,
     check_plan,
@@ -51,23 +51,28 @@ class Options:
     any_version: bool = False
 
 
-def choose_items(only: Iterable[str]) -> list[Item]:
+def choose_items(only: Iterable[str], scale: Scale = "small") -> list[Item | Extra]:
     """Choose items by the names of papers or items; all where no name is given.
+
+    Args:
+        only: Names. "beyond" stands for all extras.
+        scale: The scale; that of the papers has no extras.
 
     Raises:
         ConfigError: A name is neither.
     """
     names = list(only)
-    known = {name for item in ITEMS for name in (item.paper, item.key)}
+    known = {name for item in WITH_EXTRAS for name in (item.paper, item.key)}
     for name in names:
         if name not in known:
             raise ConfigError(
                 f"--only {name}: is no paper and no item ({', '.join(sorted(known))})"
             )
-    return [item for item in ITEMS if not names or {item.paper, item.key} & set(names)]
+    items: tuple[Item | Extra, ...] = ITEMS if scale == "paper" else WITH_EXTRAS
+    return [item for item in items if not names or {item.paper, item.key} & set(names)]
 
 
-def list_commands(items: Iterable[Item]) -> list[str]:
+def list_commands(items: Iterable[Item | Extra]) -> list[str]:
     """List the commands of items."""
     return list(dict.fromkeys(name for item in items for name in item.commands))
 
@@ -78,7 +83,7 @@ def plan_report(config: ReportConfig, options: Options, output: Path, root: Path
     Raises:
         ConfigError: A command would be refused; see `plan.check_plan`.
     """
-    wanted = list_commands(choose_items(options.only))
+    wanted = list_commands(choose_items(options.only, options.scale))
     plan = make_plan(config, options.scale, output, root, wanted)
     check_plan(plan, config, root)
     return plan
@@ -87,7 +92,9 @@ def plan_report(config: ReportConfig, options: Options, output: Path, root: Path
 def print_plan(config: ReportConfig, options: Options, root: Path) -> list[str]:
     """List the commands as a reader types them, then what is left out and why."""
     plan_report(config, options, Path("runs"), root)
-    shown = show_plan(config, options.scale, list_commands(choose_items(options.only)))
+    shown = show_plan(
+        config, options.scale, list_commands(choose_items(options.only, options.scale))
+    )
     left_out = [f"# {name}: {reason}" for name, reason in shown.left_out.items()]
     return [*format_commands(shown, shown.steps_of), *left_out]
 
@@ -114,7 +121,7 @@ def run_report(config: ReportConfig, options: Options, output: Path, root: Path)
     plan = plan_report(config, options, output, root)
     for name, reason in plan.left_out.items():
         log.info("%s: left out, %s", name, reason)
-    waiting = [item for item in choose_items(options.only) if not item.reason]
+    waiting = [item for item in choose_items(options.only, options.scale) if not item.reason]
     finished: set[str] = set()
 
     def write_complete_items(name: str) -> None:
@@ -142,12 +149,12 @@ def run_report(config: ReportConfig, options: Options, output: Path, root: Path)
     return lines
 
 
-def _list_steps(item: Item, plan: Plan) -> set[str]:
+def _list_steps(item: Item | Extra, plan: Plan) -> set[str]:
     return {step.name for name in item.commands for step in plan.steps_of.get(name, ())}
 
 
 def _write_item(
-    item: Item,
+    item: Item | Extra,
     config: ReportConfig,
     plan: Plan,
     failures: dict[str, str],
@@ -205,7 +212,7 @@ def write_page(config: ReportConfig, scale: Scale, output: Path) -> list[str]:
     blocks = page.build_page(facts)
     pictures = {
         item.key: path.read_bytes()
-        for item in ITEMS
+        for item in WITH_EXTRAS
         if (path := output / PICTURES / f"{item.key}.png").is_file()
     }
     pictures |= page.draw_curves(facts)

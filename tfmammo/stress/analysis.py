@@ -118,12 +118,14 @@ def format_threshold(curve: Psychometric | None) -> str:
     """Format a threshold with its interval; words where the tested stimuli don't hold it."""
     if curve is None:
         return "-"
+    low, high = name_stimulus(curve.low), name_stimulus(curve.high)
+    return f"{name_stimulus(curve.threshold)} [{low}, {high}]"
+
+
+def name_stimulus(value: float) -> str:
+    """Format a stimulus; words for 0 and infinity, which lie beyond what was tested."""
     names = {0.0: "below all", float("inf"): "above all"}
-
-    def show(value: float) -> str:
-        return names.get(value, "-" if np.isnan(value) else f"{value:.3g}")
-
-    return f"{show(curve.threshold)} [{show(curve.low)}, {show(curve.high)}]"
+    return names.get(value, "-" if np.isnan(value) else f"{value:.3g}")
 
 
 def tabulate_sensitivity(trials: Mapping[str, Trial], config: StressConfig) -> Table:

@@ -25,7 +25,7 @@ from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.metrics.detection import Matches, match
 from tfmammo.metrics.significance import FEWEST_PATIENTS
 from tfmammo.metrics.summary import Table
-from tfmammo.stress.analysis import fit_curves
+from tfmammo.stress.analysis import fit_curves, name_stimulus
 from tfmammo.stress.config import StressConfig
 from tfmammo.stress.detectors import StressedDetector
 from tfmammo.stress.scoring import Trial
@@ -218,7 +218,7 @@ def tabulate(predictions: Sequence[Prediction], config: StressConfig) -> list[Ta
         [
             name,
             f"{100 * predictions[0].recall[name]:.1f}",
-            *(f"{np.exp(-prediction.scores[name]):.3g}" for prediction in predictions),
+            *(name_stimulus(np.exp(-prediction.scores[name])) for prediction in predictions),
         ]
         for name in sorted(names, key=lambda name: -predictions[0].recall[name])
     ]
