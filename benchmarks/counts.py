@@ -11,7 +11,6 @@ compares them. Unlike times, they do not depend on what else the machine does.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,33 +22,47 @@ from tfmammo import _tensorflow  # noqa: F401  # the first to import TensorFlow,
 import keras
 from tensorflow.python.framework import kernels
 
+from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
+from tfmammo.baselines.pix2pix import Pix2Pix, Pix2PixConfig
+from tfmammo.baselines.segnet import SegNet, SegNetConfig
+from tfmammo.baselines.unet import UNet, UNetConfig
+from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
 from tfmammo.memory import CALLS, compute_peak, find_body, list_needed, trace_step
+from tfmammo.models.blending import Blending, BlendingConfig
+from tfmammo.models.can import CAN, CANConfig
+from tfmammo.models.cgan import CGAN, CGANConfig
+from tfmammo.models.classifier import Classifier, ClassifierConfig
+from tfmammo.models.contextual import Contextual, ContextualConfig
+from tfmammo.models.flow import Flow, FlowConfig
+from tfmammo.models.infilling import Infilling, InfillingConfig
+from tfmammo.models.mask_gan import MaskGAN, MaskGANConfig
+from tfmammo.models.shape import ShapeCNN, ShapeConfig
 
 REFERENCE = Path(__file__).with_name("counts.json")
 SIZE = 64
 BATCH = 2
 _UNET: dict[str, Any] = {"filters": (8, 16, 32, 32), "discriminator_filters": 8}
 _NOISE: dict[str, Any] = {"filters": (32, 16, 8, 8), "discriminator_filters": (8, 8, 16, 32)}
-# name: module, class, config
-MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "can": ("models.can", "CAN", _UNET),
-    "pix2pix": ("baselines.pix2pix", "Pix2Pix", _UNET),
-    "unet": ("baselines.unet", "UNet", {"widths": (8, 16, 32)}),
-    "segnet": ("baselines.segnet", "SegNet", {"widths": (8, 16, 32, 32, 32)}),
-    "fcn8s": ("baselines.fcn8s", "FCN8s", {"widths": (8, 16, 32, 32, 32), "fc_width": 64}),
-    "infilling": ("models.infilling", "Infilling", _UNET | {"weights": "none"}),
-    "flow": ("models.flow", "Flow", {"widths": (16, 32, 32)}),
-    "mask_gan": ("models.mask_gan", "MaskGAN", _NOISE),
-    "blending": ("models.blending", "Blending", {"widths": (8, 16), "discriminator_filters": 8}),
-    "vanilla_gan": ("baselines.vanilla_gan", "VanillaGAN", _NOISE),
+# name: model, its config, values
+MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "can": (CAN, CANConfig, _UNET),
+    "pix2pix": (Pix2Pix, Pix2PixConfig, _UNET),
+    "unet": (UNet, UNetConfig, {"widths": (8, 16, 32)}),
+    "segnet": (SegNet, SegNetConfig, {"widths": (8, 16, 32, 32, 32)}),
+    "fcn8s": (FCN8s, FCN8sConfig, {"widths": (8, 16, 32, 32, 32), "fc_width": 64}),
+    "infilling": (Infilling, InfillingConfig, _UNET | {"weights": "none"}),
+    "flow": (Flow, FlowConfig, {"widths": (16, 32, 32)}),
+    "mask_gan": (MaskGAN, MaskGANConfig, _NOISE),
+    "blending": (Blending, BlendingConfig, {"widths": (8, 16), "discriminator_filters": 8}),
+    "vanilla_gan": (VanillaGAN, VanillaGANConfig, _NOISE),
     "contextual": (
-        "models.contextual",
-        "Contextual",
+        Contextual,
+        ContextualConfig,
         {"filters": (8, 16, 16, 16), "discriminator_factor": 2, "attention": 16, "start": 32},
     ),
-    "classifier": ("models.classifier", "Classifier", {"weights": "none", "filters": 8}),
-    "cgan": ("models.cgan", "CGAN", _UNET),
-    "shape": ("models.shape", "ShapeCNN", {"filters": (8, 16, 32), "units": 16}),
+    "classifier": (Classifier, ClassifierConfig, {"weights": "none", "filters": 8}),
+    "cgan": (CGAN, CGANConfig, _UNET),
+    "shape": (ShapeCNN, ShapeConfig, {"filters": (8, 16, 32), "units": 16}),
 }
 
 
@@ -75,10 +88,8 @@ def main() -> None:
 def count(name: str) -> dict[str, Any]:
     """Trace the step of a model, and count."""
     keras.utils.clear_session()
-    module, form, values = MODELS[name]
-    source = importlib.import_module(f"tfmammo.{module}")
-    config = getattr(source, {"ShapeCNN": "ShapeConfig"}.get(form, f"{form}Config"))(**values)
-    model = getattr(source, form)(config, SIZE)
+    build, make_config, values = MODELS[name]
+    model = build(make_config(**values), SIZE)
     return count_graph(trace_step(model, BATCH, SIZE))
 
 
