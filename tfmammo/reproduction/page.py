@@ -190,7 +190,7 @@ def _summarize_briefly(facts: Mapping[str, Facts]) -> str:
         sentence = f"- {paper_name}: {evidence.sentence} {word}: {evidence.reason}."
         lines += textwrap.wrap(sentence, 118, subsequent_indent="  ")
     if len(claims) > BRIEF:
-        lines.append(f"- {len(claims) - BRIEF} further claims are decided.")
+        lines.append(f"- Further decided claims: {len(claims) - BRIEF}.")
     return "\n".join(lines)
 
 
