@@ -102,6 +102,14 @@ def test_a_level_is_reached_or_undecided(cell, word):
     assert judge(claim, [table]) == word
 
 
+def test_a_level_on_other_data_decides_nothing():
+    claim = Level("It is reached.", "CAN", "Dice*", ("CAN", "dice"))
+    table = TableFacts(title="means", header=("", "Dice, %"), body=(("CAN", "93.0 [92.0, 94.0]"),))
+    assert judge(claim, [table]) == "reproduced"
+    elsewhere = judge_claim(claim, [table], PRINTED, None, "small", is_papers_data=False)
+    assert elsewhere.word == "undecided" and "other data" in elsewhere.reason
+
+
 def test_a_difference_is_no_level():
     claim = Level("It is reached.", "CAN", "Dice*", ("CAN", "dice"))
     tables = compare(CAN="99.0 [98.0, 100.0]")

@@ -1,5 +1,5 @@
 """The commands of single tables and figures, on the phantom and on exports of known networks:
-evaluate/defects.py, frames.py, detectors.py and the groups of segmentation.py.
+evaluate/defects.py, frames.py, detectors.py, mammograms.py and the groups of segmentation.py.
 """
 
 import csv
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.commands import run_module_here
 from tests.exported_detectors import write_ssd_card
 from tests.known_networks import KnownCAN
 from tfmammo import datasets, export
@@ -212,3 +213,29 @@ def test_detectors_are_compared_on_one_set(run, blind):
     assert all(float(row["s"]) > 0 for row in seconds)
     assert "Seconds" not in (output / "table.md").read_text(encoding="utf-8")
     assert (output / "froc.png").exists()
+
+
+@pytest.mark.slow
+def test_mammograms_with_synthetic_masses(run, repository, tmp_path):
+    """A set by Poisson editing, beside the real masses of its archive."""
+    made = tmp_path / "poisson"
+    config = repository / "configs/synthesis_blending.yaml"
+    values = ("data.name=phantom", "data.root=null", "data.phantoms=12", "lesions.name=phantom")
+    settings = ("painter=poisson", "generator=null", "format=png", "mammograms=all", "count=2")
+    done = run_module_here(
+        "tfmammo.synthesis", "--config", config, "--output", made, "--set", *values, *settings
+    )
+    assert done.returncode == 0, done.stderr
+    output = run(
+        "mammograms",
+        "data.name=phantom",
+        "data.phantoms=12",
+        "samples=50",
+        f"sets={{poisson: {made}}}",
+    )
+    text = (output / "table.md").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if line.startswith("| poisson |")]
+    masses, contrast, before, *_ = [cell.split()[0] for cell in line.strip("| ").split(" | ")[1:]]
+    assert int(masses) > 0 and float(contrast) > float(before)
+    assert "| real masses |" in text
+    assert list(output.glob("figure-*.png"))

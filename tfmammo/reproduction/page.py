@@ -73,7 +73,9 @@ def judge_item(item: Item, facts: Mapping[str, Facts]) -> Verdict:
     if not item.claims:
         return Verdict("undecided", reason="the paper prints no number that decides it")
     evidence = tuple(
-        verdicts.judge_claim(claim, own.tables, item.printed.values, item.floor, own.scale)
+        verdicts.judge_claim(
+            claim, own.tables, item.printed.values, item.floor, own.scale, own.is_papers_data
+        )
         for claim in item.claims
     )
     word = verdicts.combine(evidence)
@@ -136,8 +138,8 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
                 "0) on the paper's side, and the models are better than the trivial baseline.",
                 "contradicted: a claim's test is decisive on the other side, and the models are "
                 "better than the trivial baseline.",
-                "undecided: everything else that was measured. A level that is not reached on "
-                "other data contradicts nothing.",
+                "undecided: everything else that was measured. A level on other data than the "
+                "paper's decides nothing, reached or not.",
                 "Certainty is high if all p are below 0.01, on the paper's data, over three seeds "
                 "or folds; moderate if all p are below 0.01 and one of the two holds; low "
                 "otherwise.",

@@ -8,7 +8,8 @@ The rule, for each claim:
   trivial baseline.
 - *contradicted*: the test is decisive on the other side, and every model of the claim is above the
   trivial baseline. Otherwise the trainings may just be too short.
-- *undecided*: everything else. The scale `smoke` decides nothing.
+- *undecided*: everything else. The scale `smoke` decides nothing, and a printed level is decided on
+  the paper's data alone: other data may be easier or harder.
 
 A table or figure is reproduced if all its claims are, contradicted if one of them is, and
 undecided otherwise. A picture without a measure of its own has the verdict of the table that
@@ -139,7 +140,7 @@ class Gain:
 class Level:
     """A model reaches a printed value.
 
-    A level on other data than the paper's contradicts nothing, so it is never contradicted.
+    A level on other data than the paper's decides nothing. It is never contradicted.
 
     Attributes:
         sentence: The claim.
@@ -192,7 +193,12 @@ def _judge_difference(sentence: str, cell: Cell, is_positive: bool, p: float | N
 
 
 def judge_claim(
-    claim: Claim, tables: Sequence[TableFacts], printed: Printed, floor: Floor | None, scale: str
+    claim: Claim,
+    tables: Sequence[TableFacts],
+    printed: Printed,
+    floor: Floor | None,
+    scale: str,
+    is_papers_data: bool = True,
 ) -> Evidence:
     """Judge a claim by the rule of this module.
 
@@ -202,10 +208,14 @@ def judge_claim(
         printed: Row -> column -> number, as the paper prints them.
         floor: The trivial baseline; None where there is none.
         scale: "smoke", "small" or "paper".
+        is_papers_data: Whether the data are the paper's.
     """
     evidence = claim.judge(tables, printed)
     if scale == "smoke":
         reason = f"{evidence.reason}; the scale smoke decides nothing"
+        return Evidence(claim.sentence, "undecided", reason, evidence.p)
+    if isinstance(claim, Level) and evidence.word != "undecided" and not is_papers_data:
+        reason = f"{evidence.reason}; a level on other data decides nothing"
         return Evidence(claim.sentence, "undecided", reason, evidence.p)
     if evidence.word != "undecided" and floor:
         below = [
