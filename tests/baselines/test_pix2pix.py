@@ -80,6 +80,7 @@ def test_cans_comparison_has_the_same_experimental_settings_key_for_key():
         "mean_square",
         "non_saturating",
     )
+    assert cans.pop("upsampling") == "transposed"  # which Pix2Pix's networks have without a choice
     assert settings == cans
     assert settings["discriminator_strided"] == 1  # 16 x 16 px
 
