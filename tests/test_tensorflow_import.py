@@ -1,4 +1,4 @@
-"""stderr held back: by one, by many at once, and shown where something fails."""
+"""TensorFlow's import: its settings, and what it writes to stderr held back, or shown."""
 
 import os
 import subprocess
@@ -88,3 +88,13 @@ print(len(os.listdir("/proc/self/fd")) - before)
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip() == "0" and "x" not in done.stderr
+
+
+@pytest.mark.parametrize(("asked", "used"), [({}, "1"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "0")])
+def test_onednn_is_used_on_every_processor_unless_somebody_says_no(asked, used):
+    environment = {name: text for name, text in os.environ.items() if "ONEDNN" not in name} | asked
+    program = "import os, tfmammo; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
+    )
+    assert said.stdout.strip() == used
