@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
 from tfmammo.baselines.pix2pix import Pix2Pix, Pix2PixConfig
+from tfmammo.baselines.residual_unet import ResidualUNet, ResidualUNetConfig
 from tfmammo.baselines.segnet import SegNet, SegNetConfig
 from tfmammo.baselines.unet import UNet, UNetConfig
 from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
@@ -65,6 +66,7 @@ TINY = {
     "unet": (UNet, UNetConfig, {"widths": (4, 8)}, 32),
     "fcn8s": (FCN8s, FCN8sConfig, {"widths": (4,) * 5, "fc_width": 8}, 64),
     "segnet": (SegNet, SegNetConfig, {"widths": (4,) * 5}, 64),
+    "residual_unet": (ResidualUNet, ResidualUNetConfig, {"widths": (4, 4), "blocks": (1, 1)}, 32),
 }
 UNUSUAL = {"learning_rate": 3e-3, "beta_1": 0.3, "beta_2": 0.7, "epsilon": 1e-5}
 

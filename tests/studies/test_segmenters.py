@@ -116,6 +116,7 @@ def finished(tmp_path_factory):
     return wanted, output, segmenters.write_comparison(wanted, output)
 
 
+@pytest.mark.slow
 def test_tables_are_written_for_every_use(finished):
     _, output, tables = finished
     names = [row[0] for row in tables[0].body if "as printed" not in row[0]]

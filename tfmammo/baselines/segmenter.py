@@ -1,4 +1,4 @@
-"""What U-Net, FCN-8s and SegNet share: one network from image to mask, and its training."""
+"""What the segmentation baselines share: one network from image to mask, and its training."""
 
 from __future__ import annotations
 
@@ -50,8 +50,12 @@ class Segmenter(Trainable):
         """
         return self.networks["segmenter"](image, training=training)
 
+    def compute_loss(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Compute the loss of a batch in training, float32 scalar: here cross-entropy."""
+        return cross_entropy(batch["mask"], self.logits(batch["image"], training=True))
+
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Update the network once, by cross-entropy.
+        """Update the network once, by `compute_loss`.
 
         Args:
             batch: "image", float32 [b, s, s, 1] in [0, 1], and "mask" of the same shape, 0 or 1.
@@ -60,8 +64,7 @@ class Segmenter(Trainable):
             The loss, a float32 scalar.
         """
         with tf.GradientTape() as tape:
-            logits = self.logits(batch["image"], training=True)
-            loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(batch["mask"], logits))
+            loss = self.compute_loss(batch)
         minimize(loss, self.networks["segmenter"], self.optimizers["segmenter"], tape)
         return {"segmenter_loss": loss}
 
@@ -82,6 +85,16 @@ class Segmenter(Trainable):
             return {"mask": tf.sigmoid(self.logits(image))}
 
         return {"segmenter": segmenter}
+
+
+def cross_entropy(mask: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Compute the binary cross-entropy of all pixels, float32 scalar.
+
+    Args:
+        mask: [b, s, s, 1], 0 or 1.
+        logits: float32, the same shape.
+    """
+    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(mask, logits))
 
 
 def check_size(size: int, stride: int) -> None:

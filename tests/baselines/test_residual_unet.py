@@ -1,0 +1,150 @@
+"""Residual U-Net: parameters worked out by hand, its blocks, its answers and their loss."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from pydantic import ValidationError
+
+from tests.full_size import build_without_memory, count_weights
+from tests.updates import assert_descends
+from tfmammo.baselines.residual_unet import (
+    ResidualUNet,
+    ResidualUNetConfig,
+    build_network,
+    deep_supervision,
+)
+from tfmammo.errors import ConfigError
+from tfmammo.layers import SampleNormalization
+
+SMALL = ResidualUNetConfig(widths=(4, 8, 8, 8), blocks=(1, 2, 1, 1))
+
+
+def count_by_hand(widths, blocks):
+    """Weights of nnU-Net's ResidualEncoderUNet with one logit, and no answer at the lowest."""
+
+    def convolution(a, b, kernel=3, bias=True):
+        return kernel * kernel * a * b + b * bias + 2 * b  # with the normalisation's two
+
+    total = convolution(1, widths[0])
+    channels = widths[0]
+    for width, count in zip(widths, blocks, strict=True):
+        for _ in range(count):
+            total += convolution(channels, width) + convolution(width, width)
+            if channels != width:
+                total += convolution(channels, width, 1, bias=False)
+            channels = width
+    for stage in range(len(widths) - 2, -1, -1):
+        width = widths[stage]
+        total += 4 * channels * width + width + convolution(2 * width, width)
+        channels = width
+        if stage < len(widths) - 2:
+            total += width + 1
+    return total
+
+
+def test_full_size(monkeypatch):
+    model = build_without_memory(ResidualUNet, monkeypatch).networks["segmenter"]
+    widths, blocks = ResidualUNetConfig().widths, ResidualUNetConfig().blocks
+    assert count_weights(model) == count_by_hand(widths, blocks) == 71_815_076
+    assert [answer.shape[1:] for answer in model.outputs] == [
+        (size, size, 1) for size in (256, 128, 64, 32)
+    ]
+    strided = [
+        layer.filters for layer in find(model, keras.layers.Conv2D) if layer.strides != (1, 1)
+    ]
+    assert strided == [64, 128, 256, 512, 512]
+
+
+def find(model, kind):
+    return [layer for layer in model.layers if type(layer) is kind]
+
+
+def test_two_stages_answer_once():
+    (answer,) = build_network(8, (2, 4), (1, 1)).outputs
+    assert answer.shape == (None, 8, 8, 1)
+
+
+def test_a_block_whose_convolutions_are_silent_lets_its_input_pass():
+    """LeakyReLU(past + 0): averaged over 2 x 2 px in the first block of a stage."""
+    model = build_network(8, (3, 3), (1, 1))
+    silent = [not layer.gamma.numpy().any() for layer in find(model, SampleNormalization)]
+    assert silent[:5] == [False, False, True, False, True]  # stem, and two blocks of two
+    first, second = find(model, keras.layers.Add)
+    inner = keras.Model(model.input, [find(model, keras.layers.LeakyReLU)[0].output, second.output])
+    image = np.random.default_rng(0).uniform(size=(1, 8, 8, 1)).astype(np.float32)
+    stem, deep = (value.numpy() for value in inner(image))
+    past = np.where(stem > 0, stem, 0.01 * stem)  # of the first block
+    expected = past.reshape(1, 4, 2, 4, 2, 3).mean((2, 4))
+    np.testing.assert_allclose(deep, expected, atol=1e-6)
+    assert first.output.shape == (None, 8, 8, 3)
+
+
+def test_the_loss_worked_by_hand():
+    mask = np.zeros((1, 4, 4, 1), np.float32)
+    mask[0, :2] = 1
+    answers = [tf.fill([1, 4, 4, 1], np.float32(np.log(3))), tf.zeros([1, 2, 2, 1])]
+
+    def expected(size, p):
+        ones = size * size / 2
+        entropy = -(np.log(p) + np.log(1 - p)) / 2
+        return entropy + 1 - (2 * ones * p + 1) / (ones + size * size * p + 1)
+
+    loss = deep_supervision(tf.constant(mask), answers)
+    assert float(loss) == pytest.approx(2 / 3 * expected(4, 0.75) + 1 / 3 * expected(2, 0.5))
+
+
+def test_every_answer_is_trained_and_the_largest_is_given():
+    keras.utils.set_random_seed(0)
+    model = ResidualUNet(SMALL, 16)
+    random = np.random.default_rng(0)
+    image = tf.constant(random.uniform(size=(2, 16, 16, 1)), tf.float32)
+    mask = tf.cast(image > 0.5, tf.float32)
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss({"image": image, "mask": mask})
+    gradients = tape.gradient(loss, model.networks["segmenter"].trainable_variables)
+    assert all(gradient is not None for gradient in gradients)
+    np.testing.assert_array_equal(model.logits(image), model.networks["segmenter"](image)[0])
+    assert model.functions()["segmenter"](image)["mask"].shape == (2, 16, 16, 1)
+
+
+def test_the_network_descends_its_loss():
+    def make():
+        keras.utils.set_random_seed(0)
+        return ResidualUNet(SMALL.model_copy(update={"learning_rate": 1e-3}), 16)
+
+    model, reference = make(), make()
+    random = np.random.default_rng(0)
+    image = tf.constant(random.uniform(size=(2, 16, 16, 1)), tf.float32)
+    batch = {"image": image, "mask": tf.cast(image > 0.5, tf.float32)}
+
+    def loss():
+        whole, half = reference.networks["segmenter"](image, training=True)
+        total = 0.0
+        smaller = batch["mask"][:, 1::2, 1::2]
+        for weight, logits, y in ((2 / 3, whole, batch["mask"]), (1 / 3, half, smaller)):
+            p = tf.sigmoid(logits)
+            entropy = -tf.reduce_mean(y * tf.math.log(p) + (1 - y) * tf.math.log(1 - p))
+            overlap = tf.reduce_sum(y * p, [1, 2, 3])
+            sizes = tf.reduce_sum(y + p, [1, 2, 3])
+            total += weight * (entropy + 1 - tf.reduce_mean((2 * overlap + 1) / (sizes + 1)))
+        return total
+
+    assert_descends(model, reference, batch, segmenter=loss)
+
+
+def test_smaller_masks_are_of_the_pixels_next_to_their_middle():
+    """Of each 2 x 2 px the last: a lone pixel at an even place is in no smaller mask."""
+    mask = np.zeros((1, 4, 4, 1), np.float32)
+    mask[0, 2, 2] = 1
+    sure = tf.fill([1, 2, 2, 1], -50.0)
+    whole = tf.constant(100 * mask - 50)
+    assert float(deep_supervision(tf.constant(mask), [whole, sure])) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_config_refuses_what_is_no_residual_unet():
+    for wrong in ({"widths": (4,), "blocks": (1,)}, {"blocks": (1, 1)}, {"widths": (4, 0)}):
+        with pytest.raises(ValidationError):
+            ResidualUNetConfig(**wrong)
+    with pytest.raises(ConfigError, match="data.size: 36 px is not a multiple of 32"):
+        ResidualUNet(size=36)

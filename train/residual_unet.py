@@ -1,0 +1,20 @@
+"""Train a U-Net with a residual encoder: images to mass masks, a segmenter of today.
+
+See tfmammo/baselines/residual_unet.py.
+
+python train/residual_unet.py --config configs/residual_unet.yaml --set data.name=inbreast
+data.root=DIR
+"""
+
+from tfmammo import cli
+from tfmammo.baselines.residual_unet import ResidualUNet, ResidualUNetConfig
+from tfmammo.training import script
+
+
+def main() -> None:
+    """Read the config, split the data by patient, train, export."""
+    script.train(__doc__, ResidualUNet, ResidualUNetConfig, monitor="dice")
+
+
+if __name__ == "__main__":
+    cli.run(main)
