@@ -92,6 +92,7 @@ def test_items_are_drawn_then_taken_by_contrast():
     }
 
 
+@pytest.mark.slow
 def test_table_lines_and_figure_are_written(synthetic, tmp_path):
     (table,) = mammograms.evaluate(make_config(synthetic, real=5), tmp_path)
     assert [row[:2] for row in table.body] == [["poisson", "3"], ["real masses", "5"]]

@@ -727,9 +727,10 @@ def test_what_is_missing_is_one_line(command):
     assert code == 2 and "pears: unknown key" in said
 
 
-def test_the_config_in_configs_is_one(repository):
-    config = parse(ReaderStudyConfig, repository / "configs/reader_study.yaml")
+@pytest.mark.parametrize("name", ["reader_study", "reader_study_flow"])
+def test_the_config_in_configs_is_one(repository, name):
+    path = repository / f"configs/{name}.yaml"
+    config = parse(ReaderStudyConfig, path)
     assert {data.size for data in config.systems.values()} == {256} and not config.results
-    assert set(ReaderStudyConfig.model_fields) == set(
-        re.findall(r"^(\w+):", (repository / "configs/reader_study.yaml").read_text(), re.M)
-    )
+    keys = re.findall(r"^(\w+):", path.read_text(), re.M)
+    assert set(ReaderStudyConfig.model_fields) == set(keys)

@@ -105,7 +105,26 @@ def test_what_lacks_its_data_is_left_out_with_all_that_needs_it(config, reposito
     partial = report.plan_report(config, Options("small", ("can_table1",)), tmp_path, repository)
     assert not partial.steps
     reason = "needs CBIS-DDSM mass patches: set data.cbis_patches.root"
-    assert partial.left_out["can"] == partial.left_out["can_segmentation"] == reason
+    assert partial.left_out == {"can_segmentation": reason}
+    other = config.commands["can"].model_copy(update={"archive": {}})  # but what needs it
+    commands = {**config.commands, "can": other}
+    broken = config.model_copy(update={"commands": commands})
+    assert not plan.make_plan(broken, "small", tmp_path, repository, ["can_segmentation"]).steps
+
+
+def test_predictions_of_another_tool_are_a_folder_or_a_reason(config, repository, tmp_path):
+    root = config.data["cbis_patches"].model_copy(update={"root": tmp_path})
+    config = config.model_copy(update={"data": {**config.data, "cbis_patches": root}})
+    wanted = Options("small", ("segmenters",))
+    without = report.plan_report(config, wanted, tmp_path, repository)
+    reason = "needs predictions of another tool: set predictions.nnunet"
+    assert without.left_out == {"segmenters": reason} and not without.steps  # nothing for nothing
+    config = config.model_copy(update={"predictions": {"nnunet": tmp_path / "predicted"}})
+    whole = report.plan_report(config, wanted, tmp_path, repository)
+    (models,) = [value for value in whole.steps[-1].overrides if "models=" in value]
+    assert not whole.left_out and f"'masks:{tmp_path}/predicted'" in models
+    shown = plan.show_plan(config, "small", ["segmenters"]).steps[-1]
+    assert "'masks:predicted'" in " ".join(shown.overrides)
 
 
 def test_folds_become_steps_and_an_evaluation_gets_them_all(complete, repository, tmp_path):
@@ -158,6 +177,8 @@ def test_the_extent_says_steps_and_data(config):
     extent = plan.describe_extent(config, "paper", ["can"])
     assert extent.text == "210,000 steps; INbreast" and extent.is_papers_data
     assert extent.trainings == 3
+    extent = plan.describe_extent(config, "small", ["flow_short"])  # of no paper
+    assert extent.text == "1,040 steps; CBIS-DDSM mass patches" and not extent.is_papers_data
 
 
 def test_names_of_papers_and_items_choose(config):

@@ -4,11 +4,13 @@ A plan is parsed before anything runs, but only a network knows which sizes fit 
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import keras
 import pytest
 
+from tests.full_size import build_without_memory, count_each
 from tfmammo import config as configuration
 from tfmammo.errors import ConfigError
 from tfmammo.reproduction import plan
@@ -55,7 +57,7 @@ def test_studies_and_papers_are_among_them(trainings):
 
 
 @pytest.mark.slow
-def test_each_network_fits_its_patches(trainings):
+def test_each_network_fits_its_patches(trainings, monkeypatch):
     for name, experiment in trainings.items():
         config = experiment.model
         form = type(config).__name__
@@ -68,7 +70,7 @@ def test_each_network_fits_its_patches(trainings):
             sys.modules[type(config).__module__], CLASSES.get(form, form.removesuffix("Config"))
         )
         try:
-            networks = model(config, experiment.data.size).networks
+            built = build_without_memory(partial(model, config, experiment.data.size), monkeypatch)
         except ConfigError as error:
             pytest.fail(f"{name}: {error}")
-        assert networks and all(network.count_params() > 0 for network in networks.values()), name
+        assert built.networks and all(count_each(built).values()), name

@@ -27,7 +27,7 @@ FOLDS = 2
 class Known(keras.Model):
     """One channel of what it is given: 0 the tissue, 1 the pasted lesion.
 
-    Of noise: a bright square on grey, and its mask.
+    None of noise: a bright square on grey, and its mask. "tri_label": its first channel.
     """
 
     def __init__(self, channel=1):
@@ -57,7 +57,14 @@ class Known(keras.Model):
                 "mask": mask,
             }
 
-        return {"generator": draw if self.channel is None else blend}
+        shape = [None, SIZE, SIZE, 3]
+
+        @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, "tri_label")])
+        def fill(tri_label):
+            return {"image": tri_label[..., :1]}
+
+        functions = {None: draw, "tri_label": fill}
+        return {"generator": functions.get(self.channel, blend)}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +79,7 @@ def data():
 def models(tmp_path_factory, data):
     """Name -> the folders of its folds, with the cards that a training writes."""
     root = tmp_path_factory.mktemp("runs")
-    folders = {"pasted": [], "untouched": [], "vanilla": []}
+    folders = {"pasted": [], "untouched": [], "vanilla": [], "hole": []}
     saved = splits.describe(splits.Mammograms.of(read_mammograms(data, Skipped())), data, "phantom")
     for fold in range(FOLDS):
         train = sorted(patient for patient, place in saved.patients.items() if place != fold)
@@ -81,7 +88,8 @@ def models(tmp_path_factory, data):
             "train_patients": train,
             "config": {"data": data.model_dump(mode="json")},
         }
-        for name, channel in {"pasted": 1, "untouched": 0, "vanilla": None}.items():
+        channels = {"pasted": 1, "untouched": 0, "vanilla": None, "hole": "tri_label"}
+        for name, channel in channels.items():
             folders[name].append(
                 str(export.export(Known(channel), root / name / f"fold{fold}", card))
             )
@@ -125,7 +133,7 @@ def run(load_script, data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def output(run, models):
     return run(
-        {"pasted": models["pasted"], "untouched": models["untouched"]},
+        {name: models[name] for name in ("pasted", "untouched", "hole")},
         f"vanilla={json.dumps(models['vanilla'])}",
     )
 
@@ -170,6 +178,18 @@ def test_a_network_that_pastes_scores_as_direct_paste_does(output):
         "l1_background",
     ) not in rows
     assert float(rows["vanilla GAN", "contrast"]["mean"]) == pytest.approx(0.4, abs=0.02)
+
+
+@pytest.mark.slow
+def test_a_network_that_inpaints_sees_the_tissue_and_not_the_lesion(output):
+    """The hole is noise, 0.5 on average whatever the lesion; the tissue around it is as it was."""
+    rows = by_name(output)
+    assert float(rows["hole", "l1_background"]["mean"]) == 0
+    tissue = float(rows["untouched", "contrast"]["mean"])
+    of_hole = [row for row in table(output / "per_image.csv") if row["model"] == "hole"]
+    assert np.std([float(row["contrast"]) for row in of_hole]) < 0.2
+    assert float(rows["hole", "contrast"]["mean"]) > tissue
+    assert float(rows["hole", "seam"]["mean"]) > float(rows["paste", "seam"]["mean"])
 
 
 @pytest.mark.slow

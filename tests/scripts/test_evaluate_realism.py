@@ -220,6 +220,20 @@ def test_each_model_gets_what_it_takes_and_is_measured(output, patches):
 
 
 @pytest.mark.slow
+def test_inside_the_mask_alone_the_real_tissue_stands_around_every_model(run, models, patches):
+    """The copier's patches of another tissue count in the mass alone."""
+    output = run({name: models[name] for name in ("G_unet", "copier")}, "inside=true")
+    images = table(output / "per_image.csv")
+    scorer = perceptual.LPIPS("none", "none")
+    expected = np.where(patches.masks > 0, synthetic(patches, 316), patches.images)
+    found = [float(row["lpips_random"]) for row in images if row["model"] == "G_unet"]
+    assert found == pytest.approx(scorer.distance(patches.images, expected), abs=1e-5)
+    rows = by_name(output)
+    whole = by_name(run({"copier": models["copier"]}))["copier", "lpips_random"]
+    assert float(rows["copier", "lpips_random"]["mean"]) < float(whole["mean"])
+
+
+@pytest.mark.slow
 def test_sets_have_intervals_and_differences(output, patches):
     rows = by_name(output)
     for name in MODELS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from tfmammo.evaluation.perceptual import (
     Scores,
     check_size,
 )
+from tfmammo.evaluation.realism import make_tri_labels
 from tfmammo.evaluation.report import Report
 from tfmammo.evaluation.two_sample import two_sample
 from tfmammo.metrics import blending
@@ -54,10 +56,11 @@ DirectMethod = Literal["paste", "poisson", "mixed", "opencv", "opencv_mixed"]
 
 
 class BlendingEvaluationConfig(EvaluationConfig):
-    """Blending networks, direct methods and a vanilla GAN.
+    """Blending networks, inpainting networks, direct methods and a vanilla GAN.
 
-    `models` are runs of train/blending.py. `data` is the data section of their training with its
-    folds, seed and stratify: these decide which tissue a lesion is inserted into.
+    `models` are runs of train/blending.py, train/infilling.py or train/flow.py. `data` is the data
+    section of their training with its folds, seed and stratify: these decide which tissue a lesion
+    is inserted into.
     """
 
     methods: tuple[DirectMethod, ...] = ("paste", "poisson", "mixed", "opencv", "opencv_mixed")
@@ -157,27 +160,36 @@ def pair_with_tissue(data: DataConfig, seed: int, output: Path) -> tuple[Patches
 
 
 def run_networks(config: BlendingEvaluationConfig, lesions: Patches, tissue: Patches) -> Comparison:
-    """Run the blending networks on all lesions that each of them is eligible for.
+    """Run the networks on all lesions that each of them is eligible for.
+
+    A blending network pastes the lesion into the tissue. A network that inpaints sees the tissue
+    around the lesion's mask, and not the lesion.
 
     Raises:
         DataError: A lesion would be inserted into tissue of a patient that its model knows.
     """
 
-    def make_pasted(patches: Patches, card: Mapping[str, Any]) -> Images:
+    def find_tissue(patches: Patches, card: Mapping[str, Any]) -> Patches:
         target = tissue.take(find_rows(lesions, patches))
-        training_patients = sorted(export.get_training_patients(card, "the blending"))
+        training_patients = sorted(export.get_training_patients(card, "the model"))
         if np.isin(target.patient_ids, training_patients).any():
             raise DataError(
                 "a lesion would be inserted into tissue of a patient that its model was trained "
                 "on; data.folds, seed and stratify must be those of the training"
             )
-        return paste_channels(target, patches)
+        return target
+
+    def make_pasted(patches: Patches, card: Mapping[str, Any]) -> Images:
+        return paste_channels(find_tissue(patches, card), patches)
+
+    def make_holes(patches: Patches, card: Mapping[str, Any]) -> Images:
+        target = replace(find_tissue(patches, card), masks=patches.masks)
+        return make_tri_labels(target, card)
 
     shape = lesions.images.shape[1:]
+    sources = {"pasted": make_pasted, "tri_label": make_holes}
     # The lesions are cut already: no pixel is read a second time.
-    return compare(config, {"pasted": make_pasted}, "image", make=lambda *_: lesions, shape=shape)[
-        0
-    ]
+    return compare(config, sources, "image", make=lambda *_: lesions, shape=shape)[0]
 
 
 def paste_channels(tissue: Patches, lesions: Patches) -> Images:

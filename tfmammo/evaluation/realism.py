@@ -5,7 +5,7 @@ evaluate/realism.py writes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,11 @@ class RealismConfig(EvaluationConfig):
     """The threshold below which a patch counts as a copy. It holds for any of its three distances
     to a training patch, each over the median of real patches' distances.
     """
+    inside: bool = False
+    """Whether only the inside of a mask is the model's, and the real patch stands around it, as
+    synthesis sets lesions in. Models that draw the tissue again are otherwise judged by it, beside
+    models that return it as it is.
+    """
     rows: PositiveInt = 6
     """Rows of the sheets."""
 
@@ -153,13 +158,13 @@ def evaluate(config: RealismConfig, output: Path) -> list[Table]:
     return report.tables
 
 
-def make_tri_labels(patches: Patches, card: Mapping[str, Any]) -> Images:
+def make_tri_labels(patches: Patches, card: Mapping[str, Any], draw: int = 0) -> Images:
     """Make the input of an infilling generator, with the margin of its training.
 
-    The noise follows from the patch.
+    The noise follows from the patch and `draw`, a number of the caller's.
     """
     margin = card.get("config", {}).get("model", {}).get("margin", 296)
-    noise = uniform_noise(patch_seeds(patches.images, 0), patches.images.shape[1])
+    noise = uniform_noise(patch_seeds(patches.images, draw), patches.images.shape[1])
     return tri_label(patches.images, patches.masks.astype(np.float32), noise, margin).numpy()
 
 
@@ -172,6 +177,14 @@ def add_comparison(
 ) -> None:
     """Measure everything of one comparison, add it to the report and write its sheets."""
     patches = comparison.patches
+    if config.inside:
+        comparison = replace(
+            comparison,
+            outputs={
+                name: np.where(patches.masks > 0, images, patches.images)
+                for name, images in comparison.outputs.items()
+            },
+        )
     assert comparison.pool is not None
     pool = Pool(comparison.pool, scorer.inception.features(comparison.pool.images))
     features = {

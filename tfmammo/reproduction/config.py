@@ -60,7 +60,7 @@ class CommandConfig(Frozen):
     set: Overrides = ()
     """Overrides at every scale. "{NAME}" stands for the folders of another command, "{NAME:0}" for
     its first one, "{tracking}" for the report's MLflow store, "{weights.NAME}" for a file of
-    `weights`, else "none".
+    `weights`, else "none", "{predictions.NAME}" for a folder of `predictions`.
     """
     smoke: Overrides | None = ()
     """Further overrides at this scale; null: the command is left out at it."""
@@ -99,6 +99,8 @@ class ReportConfig(Frozen):
     """Archives, by the keys that commands use."""
     weights: dict[str, Path | None] = {}
     """Files of published networks; null: random weights, and tables say so."""
+    predictions: dict[str, Path | None] = {}
+    """Folders of masks that other tools predicted; null: commands that need them are left out."""
     aliases: Any = None
     """Lists of overrides for YAML's aliases; the report does not read them."""
     commands: dict[str, CommandConfig]

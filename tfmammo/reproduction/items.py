@@ -476,6 +476,29 @@ EXTRAS = (
         "Can anybody tell from a generator which patients it was trained on?",
         ("audit_can", "audit_infilling"),
     ),
+    Extra(
+        "flow",
+        "A rectified flow beside the GANs",
+        "What does adversarial training still gain? The same masses of patients never seen, "
+        "rendered again by a flow, by the infilling GANs and by CAN.",
+        ("flow_realism",),
+        picture="flow_realism/sheet.png",
+    ),
+    Extra(
+        "flow_tissue",
+        "A rectified flow beside blending",
+        "Lesions in tissue that had none, of patients never seen: inpainted, blended, cloned.",
+        ("flow_blending",),
+        picture="flow_blending/sheet.png",
+    ),
+    Extra(
+        "segmenters",
+        "Segmenters of today beside CAN",
+        "CAN, cGAN and the U-Net of 2015 beside a residual U-Net and nnU-Net: the same patches, "
+        "the same patients never seen.",
+        ("segmenters",),
+        picture="segmenters/boxes.png",
+    ),
 )
 WITH_EXTRAS: tuple[Item | Extra, ...] = (*ITEMS, *EXTRAS)
 

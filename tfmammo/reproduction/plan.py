@@ -24,6 +24,7 @@ from tfmammo.studies.workflow import Step, parse_step
 _TOKEN = re.compile(r"\{([a-z][a-z0-9_.]*)(:0)?\}")
 TRACKING = "tracking"
 WEIGHTS = "weights."
+PREDICTIONS = "predictions."
 
 
 @dataclass
@@ -60,7 +61,7 @@ def make_plan(
     """
     plan = Plan(scale)
     for name in wanted:
-        _Planner(config, scale, output, root, plan).add(name, ())
+        _Planner(config, scale, output, root, plan).add(name)
     return plan
 
 
@@ -71,7 +72,10 @@ def show_plan(config: ReportConfig, scale: Scale, wanted: Iterable[str]) -> Plan
         for key, archive in config.data.items()
     }
     weights = {key: path and Path(path.name) for key, path in config.weights.items()}
-    config = config.model_copy(update={"data": hidden, "weights": weights})
+    predictions = {key: path and Path(path.name) for key, path in config.predictions.items()}
+    config = config.model_copy(
+        update={"data": hidden, "weights": weights, "predictions": predictions}
+    )
     return make_plan(config, scale, Path(f"runs/report-{scale}"), Path("."), wanted)
 
 
@@ -123,31 +127,31 @@ class _Planner:
     root: Path
     plan: Plan
 
-    def add(self, name: str, path: tuple[str, ...]) -> None:
-        """Add a command, after those that it needs."""
+    def add(self, name: str) -> None:
+        """Add a command, after those that it needs; nothing of it where one of them can't run."""
         if name in self.plan.steps_of or name in self.plan.left_out:
             return
+        if reason := self._find_obstacle(name, ()):
+            self.plan.left_out[name] = reason
+            return
+        command = self.config.commands[name]
+        overrides = command.get_overrides(self.scale)
+        assert overrides is not None
+        needed = _find_references(self.config, overrides)
+        for reference in needed:
+            self.add(reference)
+        steps = list(self._make_steps(name, command, overrides, needed))
+        self.plan.steps_of[name] = steps
+        self.plan.steps += steps
+
+    def _find_obstacle(self, name: str, path: tuple[str, ...]) -> str | None:
+        """Say why a command, or one that it needs, can't run here; None where all can."""
         if name in path:
             raise ConfigError(f"commands.{name}: needs itself, by {' -> '.join((*path, name))}")
         if name not in self.config.commands:
             raise ConfigError(f"commands.{name}: is missing, and an item needs it")
         command = self.config.commands[name]
         overrides = command.get_overrides(self.scale)
-        needed = _find_references(self.config, overrides)
-        for reference in needed:
-            self.add(reference, (*path, name))
-        if reason := self._find_obstacle(command, overrides, needed):
-            self.plan.left_out[name] = reason
-            return
-        assert overrides is not None
-        steps = list(self._make_steps(name, command, overrides, needed))
-        self.plan.steps_of[name] = steps
-        self.plan.steps += steps
-
-    def _find_obstacle(
-        self, command: CommandConfig, overrides: Any, needed: Iterable[str]
-    ) -> str | None:
-        """Say why a command can't run here; None where it can."""
         if overrides is None:
             return f"no command at the scale {self.scale}"
         archive = command.get_archive(self.scale)
@@ -155,10 +159,15 @@ class _Planner:
             return f"needs {self.config.data[archive or ''].title}: set data.{archive}.root"
         if command.package and not _is_installed(command.package):
             return f"needs the package {command.package}"
-        for name in needed:
-            if name in self.plan.left_out:
-                return self.plan.left_out[name]
-        return None
+        for token in _find_tokens(overrides):
+            key = token.removeprefix(PREDICTIONS)
+            if token != key and self.config.predictions.get(key) is None:
+                return f"needs predictions of another tool: set {token}"
+        reasons = (
+            self._find_obstacle(reference, (*path, name))
+            for reference in _find_references(self.config, overrides)
+        )
+        return next(filter(None, reasons), None)
 
     def _make_steps(
         self, name: str, command: CommandConfig, overrides: Iterable[str], needed: Iterable[str]
@@ -218,6 +227,8 @@ class _Planner:
                 return get_tracking_uri(self.output)
             if token.startswith(WEIGHTS):
                 return str(self.config.weights.get(token.removeprefix(WEIGHTS)) or "none")
+            if token.startswith(PREDICTIONS):
+                return str(self.config.predictions[token.removeprefix(PREDICTIONS)])
             if token in self.config.commands:
                 return self._format_folders(token, is_first=bool(match[2]))
             return match[0]
@@ -231,8 +242,13 @@ class _Planner:
 
 def _find_references(config: ReportConfig, overrides: Iterable[str] | None) -> list[str]:
     """List the commands whose folders the overrides name."""
-    tokens = [token for override in overrides or () for token, _ in _TOKEN.findall(override)]
-    return [token for token in dict.fromkeys(tokens) if token in config.commands]
+    return [token for token in _find_tokens(overrides) if token in config.commands]
+
+
+def _find_tokens(overrides: Iterable[str] | None) -> list[str]:
+    """List what stands in braces, once each."""
+    found = (token for override in overrides or () for token, _ in _TOKEN.findall(override))
+    return list(dict.fromkeys(found))
 
 
 def _is_installed(package: str) -> bool:
@@ -268,7 +284,7 @@ def describe_extent(config: ReportConfig, scale: Scale, names: Collection[str]) 
     """
     ours = _list_titles(config, scale, names)
     papers = _list_titles(config, "paper", names)
-    data = ours if ours == papers else f"{ours} for {papers}"
+    data = ours if papers in (ours, "") else f"{ours} for {papers}"
     shown = show_plan(_pretend_all_data(config), scale, names)
     at_paper = show_plan(_pretend_all_data(config), "paper", names)
     lengths: dict[str, None] = {}
@@ -298,18 +314,22 @@ def _pretend_all_data(config: ReportConfig) -> ReportConfig:
         key: archive.model_copy(update={"root": Path("DIR")})
         for key, archive in config.data.items()
     }
+    predictions = dict.fromkeys(config.predictions, Path("DIR"))
     commands = {
         name: command.model_copy(update={"package": None})
         for name, command in config.commands.items()
     }
-    return config.model_copy(update={"data": data, "commands": commands})
+    return config.model_copy(
+        update={"data": data, "predictions": predictions, "commands": commands}
+    )
 
 
 def _list_titles(config: ReportConfig, scale: Scale, names: Collection[str]) -> str:
     titles: dict[str, None] = {}
     for name in names:
-        key = config.commands[name].get_archive(scale)
-        if key is not None:
+        command = config.commands[name]
+        key = command.get_archive(scale)
+        if key is not None and command.get_overrides(scale) is not None:
             titles["phantoms" if key == PHANTOM else config.data[key].title] = None
     return " and ".join(titles)
 

@@ -11,6 +11,7 @@ from typing import Any
 from tfmammo.audit.config import AuditConfig
 from tfmammo.baselines.fcn8s import FCN8sConfig
 from tfmammo.baselines.pix2pix import Pix2PixConfig
+from tfmammo.baselines.residual_unet import ResidualUNetConfig
 from tfmammo.baselines.segnet import SegNetConfig
 from tfmammo.baselines.unet import UNetConfig
 from tfmammo.baselines.vanilla_gan import VanillaGANConfig
@@ -70,6 +71,7 @@ MODELS: Mapping[str, Any] = {
     "mask_gan": MaskGANConfig,
     "mask_rcnn": MaskRCNNConfig,
     "pix2pix": Pix2PixConfig,
+    "residual_unet": ResidualUNetConfig,
     "segnet": SegNetConfig,
     "shape": ShapeConfig,
     "ssd": SSDConfig,
