@@ -24,6 +24,7 @@ from tensorflow.python.framework import kernels
 
 from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
 from tfmammo.baselines.pix2pix import Pix2Pix, Pix2PixConfig
+from tfmammo.baselines.residual_unet import ResidualUNet, ResidualUNetConfig
 from tfmammo.baselines.segnet import SegNet, SegNetConfig
 from tfmammo.baselines.unet import UNet, UNetConfig
 from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
@@ -50,6 +51,11 @@ MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "unet": (UNet, UNetConfig, {"widths": (8, 16, 32)}),
     "segnet": (SegNet, SegNetConfig, {"widths": (8, 16, 32, 32, 32)}),
     "fcn8s": (FCN8s, FCN8sConfig, {"widths": (8, 16, 32, 32, 32), "fc_width": 64}),
+    "residual_unet": (
+        ResidualUNet,
+        ResidualUNetConfig,
+        {"widths": (8, 16, 32), "blocks": (1, 1, 1)},
+    ),
     "infilling": (Infilling, InfillingConfig, _UNET | {"weights": "none"}),
     "flow": (Flow, FlowConfig, {"widths": (16, 32, 32)}),
     "mask_gan": (MaskGAN, MaskGANConfig, _NOISE),

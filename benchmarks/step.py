@@ -3,18 +3,20 @@
 python benchmarks/step.py --model can|infilling|contextual|cgan --peer torch [--precision
 float32|bfloat16] [--rounds 5] [--steps 4]
 
-Peers: torch, PyTorch as its users run it; torch-best, with fused Adam, channels_last and
-torch.compile; naive, ours with Keras's own layers and Adam and a backward pass for each loss. Each
-runs in a process of its own. They take turns, A B A B, and never run at once. Other load on the
-machine meets both, if not equally: busily waiting threads such as PyTorch's suffer more. First both
-take two steps from equal weights on equal patches, with equal random numbers and no dropout, and
-their losses must agree.
+Peers: torch, PyTorch as its users run it; torch-best, PyTorch as fast as it goes; naive, ours with
+Keras's own layers and Adam and a backward pass for each loss. With torch-best a sweep comes first:
+each side takes the allocator with which its steps are shortest, PyTorch without further options.
+With that allocator PyTorch then takes none of fused Adam, channels_last and torch.compile, one, or
+all three, whichever is shortest. Each side runs in a process of its own. They take turns, A B A B,
+and never run at once. Other load on the machine meets both, if not equally: busily waiting threads
+such as PyTorch's suffer more. First both take two steps from equal weights on equal patches, with
+equal random numbers and no dropout, and their losses must agree.
 
-One JSON line: seconds and peer_seconds, medians of a step; ratio, the median of the rounds'
-peer_seconds / seconds; gflop of a step (counted in PyTorch's); gemm_gflops, measured here by
-TensorFlow in the same precision; share, the part of that which our step reaches; the time from the
-start to the end of the first step, s; peak memory, MB; with --trace, seconds of our step that each
-kind of kernel takes.
+One JSON line: chosen and sweep, seconds of a step by side and choice; seconds and peer_seconds,
+medians of a step; ratio, the median of the rounds' peer_seconds / seconds; gflop of a step (counted
+in PyTorch's); gemm_gflops, measured here by TensorFlow in the same precision; share, the part of
+that which our step reaches; the time from the start to the end of the first step, s; peak memory,
+MB; with --trace, seconds of our step that each kind of kernel takes.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from allocators import list_available, make_environment
 from processes import MeasuredProcess, load_arrays, serve
 from workloads import peak_megabytes
 
@@ -58,7 +61,24 @@ MODELS = {
     "contextual": Model(256, 12, {}),
     "cgan": Model(256, 8, {}),
 }
+# what makes PyTorch faster; each alone, then together
+FASTER = ("fused", "channels_last", "compile")
+CHOICES = ("", *FASTER, ",".join(FASTER))
 NO_DROPOUT = ("can", "infilling", "cgan")  # whose dropout is switched off where losses are compared
+
+
+class Side(NamedTuple):
+    """How one of the two processes runs.
+
+    Attributes:
+        role: "ours", "naive" or "torch".
+        allocator: Of allocators.py.
+        faster: Of FASTER, joined by commas.
+    """
+
+    role: str
+    allocator: str = "default"
+    faster: str = ""
 
 
 def main() -> None:
@@ -77,9 +97,10 @@ def main() -> None:
     parser.add_argument(
         "--as",
         dest="role",
-        choices=("ours", "torch", "torch-best", "naive"),
+        choices=("ours", "torch", "naive"),
         help=argparse.SUPPRESS,
     )
+    parser.add_argument("--faster", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--equal", action="store_true", help=argparse.SUPPRESS)
     arguments = parse(parser)
@@ -117,9 +138,14 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Check both processes against each other, then time them; return the JSON line."""
     with tempfile.TemporaryDirectory() as folder:
-        difference = check_losses(arguments, Path(folder))
-        ours = start_side("ours", arguments, Path(folder))
-        peer = start_side(arguments.peer, arguments, Path(folder))
+        # first, because the process that writes the weights must have no dropout
+        plain = Side("ours"), Side("naive" if arguments.peer == "naive" else "torch")
+        difference = check_losses(plain, arguments, Path(folder))
+        sides, sweep = plain, {}
+        if arguments.peer == "torch-best":
+            sides, sweep = choose_sides(arguments, Path(folder))
+            difference = max(difference, check_losses(sides, arguments, Path(folder)))
+        ours, peer = (start_side(side, arguments, Path(folder)) for side in sides)
         starts = [measure_first_step(side) for side in (ours, peer)]
         rounds = [
             (ours.ask(arguments.steps), peer.ask(arguments.steps)) for _ in range(arguments.rounds)
@@ -138,6 +164,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "size": arguments.size,
         "batch": arguments.batch,
         "config": arguments.config,
+        **sweep,
         "seconds": round(seconds, 4),
         "peer_seconds": round(peer_seconds, 4),
         "ratio": round(statistics.median(b / a for a, b in rounds), 3),
@@ -159,13 +186,60 @@ def keep_trace(ours: MeasuredProcess, folder: Path, target: Path) -> dict[str, A
     return {"kernels": kernels}
 
 
-def check_losses(arguments: argparse.Namespace, folder: Path) -> float:
+def choose_sides(
+    arguments: argparse.Namespace, folder: Path
+) -> tuple[tuple[Side, Side], dict[str, Any]]:
+    """Choose how both sides run, each as fast as it goes.
+
+    Returns:
+        Ours and the peer's, and the sweep for the JSON line.
+    """
+    seconds: dict[Side, float] = {}
+    best = {}
+    for role in ("ours", "torch"):
+        with_allocators = [Side(role, allocator) for allocator in list_available()]
+        best[role] = choose_fastest(with_allocators, seconds, arguments, folder)
+    choices = [best["torch"]._replace(faster=faster) for faster in CHOICES]
+    best["torch"] = choose_fastest(choices, seconds, arguments, folder)
+    names = {side: " ".join(filter(None, side)) for side in seconds}
+    sweep = {
+        "chosen": [names[side] for side in best.values()],
+        "sweep": {names[side]: round(value, 4) for side, value in seconds.items()},
+    }
+    return (best["ours"], best["torch"]), sweep
+
+
+def choose_fastest(
+    sides: Iterable[Side],
+    seconds: dict[Side, float],
+    arguments: argparse.Namespace,
+    folder: Path,
+) -> Side:
+    """Measure two times two steps of each side that has no time yet, and return the fastest.
+
+    Args:
+        sides: What to choose from.
+        seconds: The shorter mean of each side; measured ones are added.
+        arguments: Of the command.
+        folder: Of the files; see models.py.
+    """
+    sides = list(sides)
+    for side in sides:
+        if side not in seconds:
+            process = start_side(side, arguments, folder)
+            process.ask("losses")
+            seconds[side] = min(process.ask(2), process.ask(2))
+            process.close()
+    return min(sides, key=lambda side: seconds[side])
+
+
+def check_losses(sides: Iterable[Side], arguments: argparse.Namespace, folder: Path) -> float:
     """Compare the losses of two steps from equal weights, and exit if they differ too much.
 
     Returns:
         The largest relative difference.
     """
-    both = [start_side(role, arguments, folder, equal=True) for role in ("ours", arguments.peer)]
+    both = [start_side(side, arguments, folder, equal=True) for side in sides]
     ours, theirs = ([side.ask("losses"), side.ask("losses")] for side in both)
     for side in both:
         side.close()
@@ -184,12 +258,12 @@ def check_losses(arguments: argparse.Namespace, folder: Path) -> float:
 
 
 def start_side(
-    role: str, arguments: argparse.Namespace, folder: Path, equal: bool = False
+    side: Side, arguments: argparse.Namespace, folder: Path, equal: bool = False
 ) -> MeasuredProcess:
     """Start one of the two processes, and wait until it is ready.
 
     Args:
-        role: Of --as.
+        side: How it runs.
         arguments: Of the command.
         folder: Of the files; see models.py.
         equal: Whether its losses are compared, so that it has no dropout.
@@ -205,9 +279,13 @@ def start_side(
         arguments.batch,
     ]
     options += ["--config", json.dumps(arguments.config), *(["--equal"] if equal else [])]
-    side = MeasuredProcess(__file__, "--as", role, "--folder", folder, *options)
-    side.ask("ready")
-    return side
+    process = MeasuredProcess(
+        __file__,
+        *("--as", side.role, f"--faster={side.faster}", "--folder", folder, *options),
+        environment=make_environment(side.allocator),
+    )
+    process.ask("ready")
+    return process
 
 
 def measure_first_step(side: MeasuredProcess) -> float:
@@ -222,7 +300,6 @@ def work(arguments: argparse.Namespace) -> None:
         "ours": make_ours,
         "naive": make_ours,
         "torch": make_torch,
-        "torch-best": make_torch,
     }[arguments.role]
     serve(lambda: functools.partial(answer, make(arguments)))
 
@@ -300,25 +377,27 @@ def make_torch(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
 
 
 def build_peer(arguments: argparse.Namespace) -> Any:
-    """Build the model in PyTorch with our first weights; torch-best with all that makes it fast."""
+    """Build the model in PyTorch with our first weights, and with what of FASTER is asked for."""
     import torch
     from peers import can, cgan, contextual, infilling, layers
 
     torch.manual_seed(0)
-    best = arguments.role == "torch-best"
+    faster = arguments.faster.split(",")
     config = json.loads(
         (arguments.folder / "config.json").read_text(encoding="utf-8")
     ) | collect_changes(arguments)
     peer = {"can": can, "infilling": infilling, "contextual": contextual, "cgan": cgan}[
         arguments.model
     ]
-    model = peer.Model(config, arguments.size, best, arguments.precision)
+    model = peer.Model(config, arguments.size, "fused" in faster, arguments.precision)
     model.load(load_arrays(arguments.folder / "weights.npz"))
     for optimizer in model.optimizers.values():
         layers.epsilon_as_ours(optimizer)
-    for network in model.networks.values() if best else ():
-        network.to(memory_format=torch.channels_last)
-        network.compile(dynamic=False)  # contextual's D meets batches of two sizes
+    for network in model.networks.values():
+        if "channels_last" in faster:
+            network.to(memory_format=torch.channels_last)
+        if "compile" in faster:
+            network.compile(dynamic=False)  # contextual's D meets batches of two sizes
     return model
 
 
@@ -326,7 +405,8 @@ def to_tensors(arguments: argparse.Namespace, values: dict[str, np.ndarray]) -> 
     """Convert arrays to PyTorch's tensors, maps to [batch, channels, rows, cols]."""
     import torch
 
-    order = torch.channels_last if arguments.role == "torch-best" else torch.contiguous_format
+    is_last = "channels_last" in arguments.faster.split(",")
+    order = torch.channels_last if is_last else torch.contiguous_format
     tensors = {}
     for name, value in values.items():
         tensor = torch.from_numpy(value)

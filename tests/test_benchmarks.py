@@ -8,7 +8,12 @@ import sys
 
 import pytest
 
+from tfmammo import export
+from tfmammo.models.flow import Flow, FlowConfig
+from tfmammo.models.infilling import Infilling, InfillingConfig
+
 PATCH = {"filters": [4, 8, 8], "discriminator_strided": 1, "discriminator_filters": 4}
+FLOW = {"widths": [8, 8], "attention_levels": 1, "sampling_steps": 2}
 TINY = {  # size, batch and config of a step; CRN is infilling's other generator
     "can": (32, 1, PATCH),
     "infilling": (32, 2, PATCH),
@@ -83,6 +88,74 @@ def test_a_step_beside_a_peers_from_equal_weights(model, peer, measured, monkeyp
     ratios = [theirs / ours for ours, theirs in line["rounds"]]
     assert min(ratios) * 0.95 <= line["ratio"] <= max(ratios) * 1.05 and min(line["peak_mb"]) > 50
     assert (line["gflop"] is None) == (peer == "naive")
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_the_fastest_of_both_sides_is_chosen_by_a_sweep(measured, monkeypatch):
+    pytest.importorskip("torch", reason="the extra `benchmark` is not installed")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    tiny = make_tiny_arguments("can", rounds=2)
+    (line,) = measured("--model", "can", "--peer", "torch-best", *tiny, script="step")
+    sweep = line["sweep"]
+    assert {"ours default", "ours tuned", "torch default", "torch tuned"} <= set(sweep)
+    ours, theirs = line["chosen"]
+    assert sweep[ours] == min(value for name, value in sweep.items() if name.startswith("ours"))
+    assert sweep[theirs] == min(value for name, value in sweep.items() if name.startswith("torch"))
+    allocator = theirs.split()[1]
+    for faster in ("fused", "channels_last", "compile", "fused,channels_last,compile"):
+        assert f"torch {allocator} {faster}" in sweep
+    assert line["losses_apart"] < 2e-4
+
+
+def test_an_allocator_is_an_environment(repository, monkeypatch):
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    allocators = importlib.import_module("allocators")
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
+    monkeypatch.setenv("LD_PRELOAD", "other.so")
+    plain = allocators.make_environment("default")
+    assert "MALLOC_TOP_PAD_" not in plain and "LD_PRELOAD" not in plain
+    tuned = allocators.make_environment("tuned")
+    assert tuned["MALLOC_TOP_PAD_"] == "1000000000" and set(tuned) - set(plain) == {
+        "MALLOC_TRIM_THRESHOLD_",
+        "MALLOC_MMAP_THRESHOLD_",
+        "MALLOC_TOP_PAD_",
+    }
+    found = {"jemalloc": "libjemalloc.so.2"}
+    monkeypatch.setattr(allocators.ctypes.util, "find_library", found.get)
+    assert allocators.list_available() == ["default", "tuned", "jemalloc"]
+    assert allocators.make_environment("jemalloc")["LD_PRELOAD"] == "libjemalloc.so.2"
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_inpainting(measured, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    models = {
+        "flow": Flow(FlowConfig(**FLOW), 32),
+        "infilling": Infilling(InfillingConfig(**PATCH, weights="none"), 32),
+    }
+    for name, model in models.items():
+        settings = {"data": {"size": 32, "phantoms": 24, "window": [0, 1]}}
+        config = {**settings, "model": model.config.model_dump(mode="json")}
+        export.export(model, runs / name / "export", {"config": config})
+    lines = measured(
+        *(str(runs / "flow"), str(runs / "infilling"), "--steps", "1", "3"),
+        *("--patches", "4", "--repeats", "1"),
+        script="inpainting",
+    )
+    names = [line["model"].rpartition("/")[2] for line in lines]
+    assert names == ["flow, 1 step", "flow, 3 steps", "infilling"]
+    for line in lines:
+        assert (
+            line["patches"] == 4
+            and line["size"] == 32
+            and line["seconds"] > 0
+            and line["seconds_of_8"] > 0
+        )
+        assert line["of_real"] == lines[0]["of_real"] > 0 and 0 < line["to_real"] < 1
+    # its noise is the lesion's seed; a GAN that was hardly trained passes some of it on
+    assert lines[0]["variety"] > 0.05
 
 
 @pytest.mark.slow

@@ -1,0 +1,210 @@
+"""Run the benchmarks of speed in turn on an idle machine, and join their lines.
+
+python benchmarks/all.py OUTPUT.json [--only step inference ...] [--runs 3]
+
+Each benchmark runs as often as --runs says, one after the other, never two at once; a run is the
+whole list. OUTPUT.json holds the machine, every line of every run, and for each ratio its median
+and range over the runs. A table in Markdown goes to the standard output. What OUTPUT.json holds
+already is not measured again, so that a stopped run goes on. A machine whose load is above 0.3 a
+core is refused: other work makes every ratio with PyTorch too good. Time: hours.
+
+Left out: scaling.py and inpainting.py, which have no ratio; guard.py, counts.py and memory.py,
+which the tests run; kills.py, hostile.py and mutants.py, which measure no speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tfmammo.filesystem import write_atomically
+
+MOST_LOAD = 0.3  # of a core
+WAIT = 300  # s until the load of the benchmark before has gone
+PACKAGES = ("tensorflow", "keras", "torch", "onnxruntime", "numpy")
+# name: script and arguments
+BENCHMARKS: Mapping[str, tuple[str, ...]] = {
+    **{
+        f"step {model} {precision}": (
+            "step",
+            *("--peer", "torch-best", "--model", model, "--precision", precision, *size),
+        )
+        for model, size in {
+            "can": (),
+            "infilling": (),
+            "cgan": (),
+            "contextual": ("--size", "128", "--batch", "3"),
+        }.items()
+        for precision in ("float32", "bfloat16")
+    },
+    **{
+        f"inference {model}": ("inference", "--model", model)
+        for model in ("can", "infilling", "cgan")
+    },
+    "input": ("input",),
+    "synthesis": ("synthesis",),
+    "blending": ("blending",),
+    "contextual": ("contextual", "--model", '{"discriminator_factor": 2}'),
+    "froc": ("froc",),
+    **{
+        f"workers {model}": ("workers", "--model", model, *batch)
+        for model, batch in {"can": ("--batch", "4"), "infilling": (), "cgan": ()}.items()
+    },
+    "serving": ("serving",),
+}
+
+
+def main() -> None:
+    """Run what is missing, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("output", type=Path, metavar="OUTPUT.json")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="how names begin")
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    names = [name for name in BENCHMARKS if name.startswith(tuple(options.only) or "")]
+    if not names:
+        parser.error(f"--only: none of {', '.join(BENCHMARKS)} begins so")
+    measured = read(options.output)
+    for run in range(options.runs):
+        for name in names:
+            runs = measured["runs"].setdefault(name, [])
+            if len(runs) <= run:
+                wait_until_idle()
+                runs.append(measure(BENCHMARKS[name]))
+                write(options.output, measured)
+    measured["summary"] = {name: summarize(runs) for name, runs in measured["runs"].items()}
+    write(options.output, measured)
+    print("\n".join(tabulate(measured["summary"])))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read an earlier file of this machine, or begin one.
+
+    Raises:
+        SystemExit: The file is of another machine or of other versions.
+    """
+    machine = describe_machine()
+    if not path.exists():
+        return {"machine": machine, "runs": {}}
+    measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if measured["machine"] != machine:
+        raise SystemExit(f"{path}: was measured with {measured['machine']}; take another file")
+    return measured
+
+
+def write(path: Path, measured: dict[str, Any]) -> None:
+    """Write the file whole or not at all: a stop must not cost hours of runs."""
+    write_atomically(path, json.dumps(measured, indent=1) + "\n")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Describe processor, cores, memory and versions."""
+    processors = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "processor": processors[0] if processors else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(pages / 1e9),
+        "python": platform.python_version(),
+        **{name: find_version(name) for name in PACKAGES},
+    }
+
+
+def find_version(package: str) -> str | None:
+    """Return the version of a package; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def wait_until_idle() -> None:
+    """Wait until the load is at most MOST_LOAD a core.
+
+    Raises:
+        SystemExit: It is above for WAIT seconds.
+    """
+    most = MOST_LOAD * (os.cpu_count() or 1)
+    until = time.monotonic() + WAIT
+    while (load := os.getloadavg()[0]) > most:
+        if time.monotonic() > until:
+            raise SystemExit(
+                f"the load is {load:.2f}, above {most:.2f} for {WAIT} s: other work runs here"
+            )
+        time.sleep(5)
+
+
+def measure(arguments: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Run one benchmark, and return its JSON lines.
+
+    Raises:
+        SystemExit: It failed.
+    """
+    script, *rest = arguments
+    path = Path(__file__).with_name(f"{script}.py")
+    print(f"{time.strftime('%H:%M:%S')} {script} {' '.join(rest)}", file=sys.stderr, flush=True)
+    done = subprocess.run(
+        [sys.executable, str(path), *rest], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)}: failed with code {done.returncode}")
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def summarize(runs: list[list[dict[str, Any]]]) -> dict[str, list[float]]:
+    """Compute median, lowest and highest of each ratio over the runs.
+
+    Returns:
+        Where the number stands ("0.ratio", "0.ratio.onnx.8") -> [median, lowest, highest].
+    """
+    found = [dict(walk(lines, "")) for lines in runs]
+    return {
+        key: [statistics.median(values), min(values), max(values)]
+        for key in (found[0] if found else ())
+        for values in [[numbers[key] for numbers in found if key in numbers]]
+    }
+
+
+def walk(value: Any, place: str, is_ratio: bool = False) -> Iterator[tuple[str, float]]:
+    """List the ratios of JSON lines with their places; "sweep" and "rounds" are left out."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key not in ("sweep", "rounds"):
+                named = re.search(r"(^|_)ratios?$", key) or key in ("loss", "overhead", "share")
+                is_inside = is_ratio or bool(named)
+                yield from walk(inner, f"{place}.{key}" if place else key, is_inside)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from walk(inner, f"{place}.{number}" if place else str(number), is_ratio)
+    elif is_ratio and isinstance(value, int | float) and not isinstance(value, bool):
+        yield place, float(value)
+
+
+def tabulate(summary: Mapping[str, Mapping[str, list[float]]]) -> list[str]:
+    """Make the lines of a table in Markdown."""
+    lines = ["| benchmark | number | median | lowest to highest |", "|---|---|---:|---:|"]
+    for name, numbers in summary.items():
+        for place, (median, low, high) in numbers.items():
+            lines.append(f"| {name} | {place} | {median:.3g} | {low:.3g} to {high:.3g} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

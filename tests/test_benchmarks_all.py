@@ -1,0 +1,89 @@
+"""benchmarks/all.py: what it runs, when it refuses, how it goes on, what it sums up."""
+
+import importlib
+import json
+import os
+import runpy
+import sys
+from unittest import mock
+
+import pytest
+
+
+@pytest.fixture
+def script(repository, monkeypatch):
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    monkeypatch.delitem(sys.modules, "all", raising=False)
+    module = importlib.import_module("all")
+    monkeypatch.setattr(module.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    return module
+
+
+def run(script, monkeypatch, path, *arguments):
+    monkeypatch.setattr(sys, "argv", ["all.py", str(path), *arguments])
+    script.main()
+
+
+def test_every_benchmark_is_a_script_that_takes_its_arguments(
+    script, repository, monkeypatch, capsys
+):
+    """Each script's own parser reads them, which refuses values, and its help knows the options."""
+    longest = {command[0]: command[1:] for command in sorted(script.BENCHMARKS.values(), key=len)}
+    for stem, arguments in longest.items():
+        monkeypatch.setattr(sys, "argv", [stem, *arguments, "--help"])
+        with pytest.raises(SystemExit) as stop, mock.patch.dict(os.environ):
+            runpy.run_path(str(repository / f"benchmarks/{stem}.py"), run_name="__main__")
+        assert stop.value.code == 0, (stem, capsys.readouterr().err)
+        said = capsys.readouterr().out
+        assert all(word in said for word in arguments if word.startswith("--")), stem
+
+
+def test_runs_are_kept_joined_and_not_repeated(script, monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def measure(arguments):
+        asked.append(arguments)
+        if len(asked) == 3:
+            raise SystemExit("stopped")
+        return [{"ratio": float(len(asked)), "rounds": [[1, 2]], "ratios": {"onnx": [2, 4]}}]
+
+    monkeypatch.setattr(script, "measure", measure)
+    path = tmp_path / "all.json"
+    with pytest.raises(SystemExit, match="stopped"):
+        run(script, monkeypatch, path, "--only", "froc", "--runs", "3")
+    run(script, monkeypatch, path, "--only", "froc", "--runs", "3")
+    assert asked == [("froc",)] * 4  # two, one that failed, and the third again
+    measured = json.loads(path.read_text())
+    assert [lines[0]["ratio"] for lines in measured["runs"]["froc"]] == [1, 2, 4]
+    assert measured["summary"]["froc"]["0.ratio"] == [2, 1, 4]
+    assert measured["summary"]["froc"]["0.ratios.onnx.1"] == [4, 4, 4]
+    assert "| froc | 0.ratio | 2 | 1 to 4 |" in capsys.readouterr().out
+    assert measured["machine"]["cores"] and measured["machine"]["tensorflow"]
+
+
+def test_a_file_of_another_machine_is_refused(script, monkeypatch, tmp_path):
+    path = tmp_path / "all.json"
+    path.write_text(json.dumps({"machine": {"cores": 512}, "runs": {}}))
+    with pytest.raises(SystemExit, match="all.json: was measured with {'cores': 512}"):
+        run(script, monkeypatch, path)
+
+
+def test_a_busy_machine_is_refused(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(script.os, "getloadavg", lambda: (9.0, 0.0, 0.0))
+    monkeypatch.setattr(script.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(script, "WAIT", -1)
+    with pytest.raises(SystemExit, match=r"the load is 9.00, above 0.60"):
+        run(script, monkeypatch, tmp_path / "all.json", "--only", "froc")
+    assert not (tmp_path / "all.json").exists()
+
+
+def test_an_unknown_name_is_an_error(script, monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(script, monkeypatch, tmp_path / "all.json", "--only", "fork")
+    assert "--only: none of step can float32," in capsys.readouterr().err
+
+
+def test_a_benchmark_that_fails_says_so(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(script.sys, "executable", "/bin/false")
+    with pytest.raises(SystemExit, match="froc: failed with code 1"):
+        script.measure(("froc",))
