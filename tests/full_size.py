@@ -13,6 +13,16 @@ from keras.src.backend.common import global_state
 from tfmammo import optimization
 
 
+class NoOptimizer:
+    """Stands for an optimizer of any arguments, and has no slots."""
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        pass
+
+    def build(self, variables: Any) -> None:
+        """Create nothing."""
+
+
 def build_without_memory(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """Build a model whose networks have layers and shapes, but no numbers, and no optimizers.
 
@@ -22,8 +32,8 @@ def build_without_memory(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatc
         make: Returns the model, or a network.
         monkeypatch: Of the test.
     """
-    monkeypatch.setattr(optimization, "Adam", lambda *values, **named: None)
-    monkeypatch.setattr(optimization, "build", lambda optimizer, network: optimizer)
+    for module, name in ((optimization, "Adam"), (keras.optimizers, "RMSprop")):
+        monkeypatch.setattr(module, name, NoOptimizer)
     with keras.StatelessScope(initialize_variables=False):
         made = make()
     # Else Keras makes their numbers up with the next network that anybody builds.

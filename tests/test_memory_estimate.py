@@ -156,6 +156,7 @@ def test_what_nothing_needs_does_not_run():
     assert compute_peak(trace(wasteful, [10])) == FLOAT * 20
 
 
+@pytest.mark.slow
 def test_a_step_with_fused_normalisation_can_be_estimated():
     config = CANConfig(filters=(8, 8, 8), discriminator_filters=8)
     assert estimate_memory(CAN(config, 32), 1, 32).step > 0

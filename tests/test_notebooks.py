@@ -83,7 +83,15 @@ def test_a_notebook_is_small_and_names_no_machine(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        # three trainings in processes of their own
+        pytest.param(path, marks=[pytest.mark.nightly] * (path.stem == "compare_segmenters"))
+        for path in NOTEBOOKS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_a_notebook_runs(path, tmp_path, monkeypatch, tracking_uri):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo import export
+from tfmammo import archives, export
+from tfmammo.archives import phantom
 from tfmammo.serving import saving
+from tfmammo.synthesis.provenance import describe_source
 
 IMAGE = (np.arange(32 * 32, dtype=np.float32) / 1024).reshape(1, 32, 32, 1)
 
@@ -36,6 +38,19 @@ def facts(previous):
     return json.loads((previous / "facts.json").read_text())
 
 
+@pytest.fixture
+def same_phantoms(previous):
+    """Skip a test where phantoms are not those that it began with.
+
+    Their exponentials, transforms and blurs end in other bits on processors of another kind.
+    """
+    recipe = json.loads((previous / "sets/poisson/recipes/000000.json").read_text())
+    source, count = recipe["source"], recipe["config"]["data"]["phantoms"]
+    (drawn,) = [each for each in phantom.read(count=count) if each.image_id == source["image_id"]]
+    if describe_source(drawn, archives.read_stored(drawn)).sha256 != source["sha256"]:
+        pytest.skip("this processor draws phantoms with other last bits than the one of the files")
+
+
 @pytest.fixture(scope="module")
 def maker(repository):
     """The script's functions and constants."""
@@ -52,6 +67,7 @@ def run(repository, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("same_phantoms")
 def test_a_training_goes_on_to_the_same_weights(previous, maker, repository):
     start = np.load("step_4.npz")
     for name, value in maker["weights"](previous / "stopped").items():
@@ -84,6 +100,7 @@ def test_a_registered_model_is_known_and_answers_the_same(previous):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["poisson", "can"])
+@pytest.mark.usefixtures("same_phantoms")
 def test_an_item_of_a_set_is_made_again_bit_for_bit(previous, name, repository):
     recipe = next(
         path for path in sorted((previous / "sets" / name).rglob("*.json")) if "recipe" in str(path)

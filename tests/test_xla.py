@@ -8,6 +8,7 @@ import tensorflow as tf
 from tests.small_detectors import LIGHT_HEAD
 from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
 from tfmammo.baselines.pix2pix import Pix2Pix, Pix2PixConfig
+from tfmammo.baselines.residual_unet import ResidualUNet, ResidualUNetConfig
 from tfmammo.baselines.segnet import SegNet, SegNetConfig
 from tfmammo.baselines.unet import UNet, UNetConfig
 from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
@@ -36,6 +37,7 @@ MODELS = {
     "pix2pix": lambda: Pix2Pix(Pix2PixConfig(**UNET), SIZE),
     "unet": lambda: UNet(UNetConfig(widths=(4, 4), dropout=0), SIZE),
     "fcn8s": lambda: FCN8s(FCN8sConfig(widths=WIDTHS, fc_width=8, dropout=0), SIZE),
+    "residual_unet": lambda: ResidualUNet(ResidualUNetConfig(widths=(4, 4), blocks=(1, 1)), SIZE),
     "cgan": lambda: CGAN(CGANConfig(**UNET), SIZE),
     "shape": lambda: ShapeCNN(ShapeConfig(filters=(4, 4, 8), units=8, dropout=0), 64, (1.0,) * 4),
     "mask_gan": lambda: MaskGAN(MaskGANConfig(**DCGAN, kernel=3), SIZE),
@@ -148,6 +150,7 @@ def test_what_is_refused_can_not_be_compiled(name):
         step(REFUSED[name], name, jit_compile=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_training_that_wants_it_is_told_why_not(name):
     with pytest.raises(
@@ -157,6 +160,7 @@ def test_a_training_that_wants_it_is_told_why_not(name):
     check_xla(REFUSED[name](), TrainingConfig())
 
 
+@pytest.mark.slow
 def test_a_training_compiles_its_step(tiny_can, random_patches, tmp_path):
     class Uncompilable(CAN):
         def train_step(self, batch):

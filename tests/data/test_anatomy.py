@@ -234,6 +234,7 @@ def test_a_full_size_breast_costs_less_than_half_a_second(breasts):
     assert time.process_time() - before < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_real_cc_views(real_data):
     """One smooth region on the chest wall, over nearly all that is bright and nothing
@@ -264,6 +265,7 @@ def test_real_lesions_lie_in_the_breast(real_data):
             assert mask[region == 1].mean() > 0.9, record.image_id
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_real_mlo_views(real_data):
     """Most show a muscle; none of it reaches the lower end of the breast, and hardly a lesion is

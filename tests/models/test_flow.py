@@ -287,6 +287,7 @@ def test_the_network_sees_the_tissue_as_it_is_at_every_step(monkeypatch):
     np.testing.assert_allclose((states[1] - states[0])[~outside], 1 / 2, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_guidance_leads_away_from_the_flow_without_mask_and_margin():
     plain = small(drop_condition=0.1)
     guided = small(drop_condition=0.1, guidance=2.5)
@@ -308,6 +309,7 @@ def test_guidance_leads_away_from_the_flow_without_mask_and_margin():
     assert np.abs(with_condition - without).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_panels_of_the_image_grid():
     model = small()
     data = batch(3)
@@ -327,6 +329,7 @@ def write(model, folder, size=SIZE):
     return export.export(model, folder, {"config": config, "train_patients": ["p"]})
 
 
+@pytest.mark.slow
 def test_an_export_is_found_as_an_infilling_and_holds_the_average(tmp_path):
     model = small()
     folder = write(model, tmp_path / "export")
@@ -342,6 +345,7 @@ def test_an_export_is_found_as_an_infilling_and_holds_the_average(tmp_path):
     np.testing.assert_allclose(velocity["velocity"], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_weights_are_exported_with_another_sampler(tmp_path):
     folder = write(small(), tmp_path / "export")
     changes = {"sampling_steps": 1, "sampler": "heun"}
@@ -359,6 +363,7 @@ def test_the_same_weights_are_exported_with_another_sampler(tmp_path):
         export_again(folder, tmp_path / "two", widths=(4,))
 
 
+@pytest.mark.slow
 def test_a_synthesis_gives_one_lesion_a_seed(tmp_path):
     generator = write(small(size=32), tmp_path / "export", size=32)
     shape = np.pad(np.full((8, 8), 255, np.uint8), 2)
@@ -381,6 +386,7 @@ def test_a_synthesis_gives_one_lesion_a_seed(tmp_path):
     np.testing.assert_array_equal(one.after.values[around], one.before.values[around])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_trains_and_answers_in_float32(policy):
     data = batch()
@@ -393,6 +399,7 @@ def test_mixed_precision_trains_and_answers_in_float32(policy):
     assert all(panel.dtype == tf.float32 for panel in model.sample(data).values())
 
 
+@pytest.mark.slow
 def test_training_in_a_graph_equals_training_eagerly():
     eager, graph = small(), small()
     data = batch()
@@ -402,6 +409,7 @@ def test_training_in_a_graph_equals_training_eagerly():
         np.testing.assert_allclose(loss, expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_it_learns_the_grey_values_of_lesions():
     """They are 0.7 with a deviation of 0.1, and the noise 0.5 with 0.29."""
     keras.utils.set_random_seed(0)

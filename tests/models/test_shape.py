@@ -81,6 +81,7 @@ def test_the_network_descends_the_weighted_cross_entropy():
     assert_descends(shape, reference, data, classifier=loss)
 
 
+@pytest.mark.slow
 def test_it_learns_to_tell_discs_from_bars():
     shape = small(learning_rate=2e-3)
     data = discs_and_bars()

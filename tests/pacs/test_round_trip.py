@@ -141,7 +141,7 @@ def test_a_study_comes_back_with_masks_and_measurements(process, pacs, pipeline,
     assert count_classes(pacs)[SEGMENTATION] == count_classes(pacs)[REPORT] == 4
 
     results = sort_results(pacs.download(tmp_path / "back"))
-    images = {path: pydicom.dcmread(path) for path in paths}
+    images = {path: pydicom.dcmread(path, stop_before_pixels=True) for path in paths}
     held = {str(dataset.SOPInstanceUID) for datasets in results.values() for dataset in datasets}
     segments = {
         next(iter(find_references(segmentation))): segmentation
@@ -206,12 +206,14 @@ def check_report(report, segments):
     assert "sha256 of files" in text and "not for diagnosis" in text
 
 
+@pytest.mark.slow
+@pytest.mark.nightly  # two full-size mammograms take two thirds of a GB
 @pytest.mark.data
 def test_real_mammograms_come_back(pacs, real_data, repository, tmp_path):
     paths = sorted((real_data / "cbis-ddsm" / "full").rglob("*.dcm"))
     if not paths:
         pytest.skip("no whole mammograms of CBIS-DDSM")
-    images = {path: pydicom.dcmread(path) for path in paths}
+    images = {path: pydicom.dcmread(path, stop_before_pixels=True) for path in paths}
     image = images[paths[0]]
     # the middle, where both breasts reach
     box = (image.Rows // 4, image.Columns // 4, 3 * image.Rows // 4, 3 * image.Columns // 4)
@@ -448,7 +450,7 @@ def test_uids_follow_from_the_models(pipeline, overrides, repository, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("studies", [200])
+@pytest.mark.parametrize("studies", [40, pytest.param(200, marks=pytest.mark.nightly)])
 def test_a_server_that_is_killed_loses_nothing_and_doubles_nothing(
     process, pacs, tmp_path, studies
 ):

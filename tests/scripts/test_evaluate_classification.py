@@ -122,6 +122,7 @@ def run(load_script, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_all_trainings_of_a_study_have_one_precision(config, subsets, tmp_path, monkeypatch):
     keras.config.set_dtype_policy("mixed_bfloat16")
     seen = []

@@ -32,6 +32,7 @@ SMALL = {
     "unet": ["model.widths=[4,8]"],
     "fcn8s": ["model.widths=[4,4,4,4,4]", "model.fc_width=8"],
     "segnet": ["model.widths=[4,4,4,4,4]"],
+    "residual_unet": ["model.widths=[4,8]", "model.blocks=[1,1]"],
     "shape": ["model.filters=[4,4,4]", "model.units=4", "data.phantoms=24"],
     "contextual": [
         *(

@@ -163,6 +163,7 @@ def test_a_run_stopped_before_its_registration_is_registered_by_the_next_call_on
     )
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_one_that_never_stopped(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=4), random_patches, tmp_path / "whole", model=CAN)
     fit(tiny_can(steps=2), random_patches, tmp_path / "parts", model=CAN)

@@ -4,7 +4,8 @@
 
 Everything follows from (seed, patient): which breasts were imaged, how dense they are, which masses
 and clusters they hold. Records and outlines are made without rendering; `pixels()` renders, bit for
-bit the same every time. The archive of a smaller `count` is the beginning of that of a larger one.
+bit the same every time on processors of one kind: another kind's exponentials and blurs end in
+other bits. The archive of a smaller `count` is the beginning of that of a larger one.
 
 A mammogram is: a smooth skin line with a nipple; a plateau of compressed tissue that rounds off
 towards the skin; fat and fibroglandular tissue from Gaussian fields with power 1/f^3 (Burgess 1999:

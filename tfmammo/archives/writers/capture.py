@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from tfmammo.archives import elements
-from tfmammo.archives.writers.segmentation import PURPOSE, complete
+from tfmammo.archives.writers.segmentation import PURPOSE, complete, identify
 
 _SERIES = 9102
 
@@ -44,13 +44,6 @@ def build(
         # a picture with text on it is not turned with the breast
         patient_orientation=("L", "F"),
         study_instance_uid=source.StudyInstanceUID,
-        series_instance_uid=series,
-        series_number=_SERIES,
-        sop_instance_uid=instance,
-        instance_number=1,
-        manufacturer="tfmammo",
-        manufacturer_model_name="tfmammo",
-        software_versions=version,
         patient_id=source.PatientID,
         patient_name=source.PatientName,
         patient_birth_date=source.PatientBirthDate,
@@ -61,9 +54,8 @@ def build(
         study_time=source.StudyTime,
         referring_physician_name=source.ReferringPhysicianName,
         specific_character_set=source.get("SpecificCharacterSet"),
-        content_qualification="RESEARCH",
-        series_description="tfmammo: overlay (AI), research output",
         transfer_syntax_uid=ExplicitVRLittleEndian,
+        **identify(series, _SERIES, instance, version, "overlay"),
     )
     capture.PatientOrientation = []
     side = elements.text(source, "ImageLaterality")

@@ -30,7 +30,14 @@ from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-from tfmammo.archives.writers.segmentation import ARTIFICIAL, BREAST, KINDS, PURPOSE, complete
+from tfmammo.archives.writers.segmentation import (
+    ARTIFICIAL,
+    BREAST,
+    KINDS,
+    PURPOSE,
+    complete,
+    identify,
+)
 from tfmammo.mammogram import Box, LesionKind
 
 SCHEME = "99TFMAMMO"
@@ -168,19 +175,11 @@ def build(
     return sr.ComprehensiveSR(
         evidence=[source] if segmentation is None else [source, segmentation],
         content=content,
-        series_instance_uid=series,
-        series_number=_SERIES,
-        sop_instance_uid=instance,
-        instance_number=1,
-        manufacturer="tfmammo",
-        manufacturer_model_name="tfmammo",
-        software_versions=algorithm.version,
         device_serial_number="none",
         is_complete=True,
         is_final=False,
-        content_qualification="RESEARCH",
         coding_schemes=[scheme],
-        series_description="tfmammo: findings (AI), research output",
+        **identify(series, _SERIES, instance, algorithm.version, "findings"),
     )
 
 

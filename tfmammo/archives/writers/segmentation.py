@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from highdicom import UID, AlgorithmIdentificationSequence, PatientSexValues
@@ -183,17 +184,9 @@ def build(
         pixel_array=masks[np.newaxis],
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=_descriptions(lesions, algorithm, identifiers.tracking),
-        series_instance_uid=identifiers.series,
-        series_number=_SERIES,
-        sop_instance_uid=identifiers.instance,
-        instance_number=1,
-        manufacturer="tfmammo",
-        manufacturer_model_name="tfmammo",
-        software_versions=version,
         device_serial_number="none",
-        content_qualification="RESEARCH",
         content_description="Lesions outlined by neural networks, not by a reader",
-        series_description="tfmammo: lesions (AI), research output",
+        **identify(identifiers.series, _SERIES, identifiers.instance, version, "lesions"),
     )
     # Not needed beside a source image, and without a thickness, which no projection has, highdicom
     # itself can't read them (PS3.3 A.51.5).
@@ -227,6 +220,29 @@ def referring(source: object) -> Iterator[None]:
 
 class _Unidentified(Exception):
     """The keyword of a missing element."""
+
+
+def identify(series: str, number: int, instance: str, version: str, what: str) -> dict[str, Any]:
+    """Return what highdicom writes of the origin of each of our results.
+
+    Args:
+        series: UID of its series.
+        number: The series' number.
+        instance: UID of the result, the only one of its series.
+        version: Version of tfmammo.
+        what: What it holds, in a word.
+    """
+    return {
+        "series_instance_uid": series,
+        "series_number": number,
+        "sop_instance_uid": instance,
+        "instance_number": 1,
+        "manufacturer": "tfmammo",
+        "manufacturer_model_name": "tfmammo",
+        "software_versions": version,
+        "content_qualification": "RESEARCH",
+        "series_description": f"tfmammo: {what} (AI), research output",
+    }
 
 
 def complete(dataset: Dataset) -> None:
