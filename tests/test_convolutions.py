@@ -121,6 +121,21 @@ def test_without_padding_and_without_a_bias(always):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("maps", [1, 5, None])
+def test_a_kernel_that_covers_the_map_is_one_product_however_few_filters(maps):
+    """oneDNN's gradient of such a kernel can write beyond its end, see convolutions.py."""
+    ours, theirs, x = both("convolution", (5, 4, 3, 8), 2, (4, 3))
+    for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+    @tf.function(input_signature=[tf.TensorSpec([maps, 4, 3, 8])])
+    def differentiate(x):
+        return value_and_gradients(ours, x)
+
+    graph = differentiate.get_concrete_function().graph
+    assert not any("Conv2D" in operation.type for operation in graph.get_operations())
+
+
 def test_by_hand(always):
     layer = Convolution(1, 2, 2, "same", use_bias=False)
     layer.build((None, 2, 2, 1))

@@ -40,7 +40,8 @@ def on_cpu() -> bool:
 class Convolution(keras.layers.Conv2D):
     """keras.layers.Conv2D, on a CPU as one matrix product, patches x kernel, where that is quicker.
 
-    It is quicker with at least two filters for each output pixel.
+    It is quicker with at least two filters for each output pixel, and where the kernel covers the
+    whole map.
 
     Call arguments:
         x: floating [batch, rows, cols, channels].
@@ -57,18 +58,28 @@ class Convolution(keras.layers.Conv2D):
             kernel: [kernel rows, kernel cols, channels, filters].
         """
         shape = self.compute_output_shape(inputs.shape)
-        if not (
-            _is_usual(self) and pays(inputs.shape[0], shape[1:3], kernel.shape[-1] / 2) and on_cpu()
-        ):
-            return super().convolution_op(inputs, kernel)
-        pixels = _pixels(inputs.shape[1:3], self.kernel_size, self.strides, self.padding == "same")
-        taps = pixels.shape[1]
-        channels = inputs.shape[-1]
         filters = kernel.shape[-1]
-        patches = tf.reshape(_gather(inputs, pixels), [-1, taps * channels])
-        return tf.reshape(
-            tf.matmul(patches, tf.reshape(kernel, [-1, filters])), [-1, *shape[1:3], filters]
-        )
+        usual = _is_usual(self) and on_cpu()
+        if usual and self._covers_map(inputs):
+            patches = inputs
+        elif usual and pays(inputs.shape[0], shape[1:3], filters / 2):
+            patches = _gather(
+                inputs,
+                _pixels(inputs.shape[1:3], self.kernel_size, self.strides, self.padding == "same"),
+            )
+        else:
+            return super().convolution_op(inputs, kernel)
+        kernel = tf.reshape(kernel, [-1, filters])
+        products = tf.matmul(tf.reshape(patches, [-1, kernel.shape[0]]), kernel)
+        return tf.reshape(products, [-1, *shape[1:3], filters])
+
+    def _covers_map(self, inputs: tf.Tensor) -> bool:
+        """Return whether there is a single patch, all of the map.
+
+        oneDNN 3.7's gradient of such a kernel writes beyond its end in bfloat16, on processors with
+        AMX, where several threads share many channels and few filters.
+        """
+        return self.padding == "valid" and tuple(inputs.shape[1:3]) == self.kernel_size
 
 
 @keras.saving.register_keras_serializable("tfmammo")

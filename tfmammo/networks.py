@@ -461,7 +461,7 @@ def dcgan_discriminator(
     # DCGAN flattens the last map and feeds it into one output: the same as a convolution over all
     # of the map
     stack += [
-        layers.Conv2D(1, side, padding="valid", kernel_initializer=normal()),
+        Convolution(1, side, padding="valid", kernel_initializer=normal()),
         layers.Activation("linear", dtype="float32"),
     ]
     return keras.Sequential(stack, name="discriminator")
