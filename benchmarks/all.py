@@ -8,6 +8,8 @@ and range over the runs. A table in Markdown goes to the standard output. What O
 already is not measured again, so that a stopped run goes on. A machine whose load is above 0.3 a
 core is refused: other work makes every ratio with PyTorch too good. Time: hours.
 
+The training steps come first, of every model that has a peer: step.py names them.
+
 Left out: scaling.py and inpainting.py, which have no ratio; guard.py, counts.py and memory.py,
 which the tests run; kills.py, hostile.py and mutants.py, which measure no speed.
 """
@@ -45,6 +47,13 @@ BENCHMARKS: Mapping[str, tuple[str, ...]] = {
             "infilling": (),
             "cgan": (),
             "contextual": ("--size", "128", "--batch", "3"),
+            "mask_gan": (),
+            "blending": (),
+            "flow": (),
+            "classifier": (),
+            "unet": (),
+            "segnet": (),
+            "fcn8s": (),
         }.items()
         for precision in ("float32", "bfloat16")
     },

@@ -97,6 +97,34 @@ def build_model(model: str, values: dict[str, Any], size: int) -> Any:
         from tfmammo.models.contextual import Contextual, ContextualConfig
 
         return Contextual(ContextualConfig(**values), size)
+    if model == "blending":
+        from tfmammo.models.blending import Blending, BlendingConfig
+
+        return Blending(BlendingConfig(**values), size)
+    if model == "mask_gan":
+        from tfmammo.models.mask_gan import MaskGAN, MaskGANConfig
+
+        return MaskGAN(MaskGANConfig(**values), size)
+    if model == "flow":
+        from tfmammo.models.flow import Flow, FlowConfig
+
+        return Flow(FlowConfig(**values), size)
+    if model == "classifier":
+        from tfmammo.models.classifier import Classifier, ClassifierConfig
+
+        return Classifier(ClassifierConfig(**values), size)
+    if model == "unet":
+        from tfmammo.baselines.unet import UNet, UNetConfig
+
+        return UNet(UNetConfig(**values), size)
+    if model == "segnet":
+        from tfmammo.baselines.segnet import SegNet, SegNetConfig
+
+        return SegNet(SegNetConfig(**values), size)
+    if model == "fcn8s":
+        from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
+
+        return FCN8s(FCN8sConfig(**values), size)
     from tfmammo.models.cgan import CGAN, CGANConfig
 
     return CGAN(CGANConfig(**values), size)
@@ -161,9 +189,20 @@ def draw_numbers(
         batch: Of the step.
         step: Counted from 0.
     """
-    if name == "infilling":  # what fills the lesions
-        seeds = layers.patch_seeds(batch["image"], step)
-        return {"noise": layers.uniform_noise(seeds, model.size).numpy()}
+    seeds = layers.patch_seeds(batch["image"], step)
+    if name in ("infilling", "flow"):  # what fills the lesions
+        noise = layers.uniform_noise(seeds, model.size).numpy()
+        if name == "infilling":
+            return {"noise": noise}
+        from tfmammo.models.flow import TIME
+
+        return {"noise": noise, "time": layers.uniform_noise(seeds + TIME, 1).numpy().ravel()}
+    if name == "mask_gan":
+        count = len(batch["mask"])
+        return {"z": layers.draw_latent_noise(count, model.config.z, step).numpy()}
+    if name == "blending":
+        lesions = batch["image"][batch["label"] == 1]
+        return {"draws": model._draws(lesions, step).numpy()}
     if name != "contextual":
         return {}
     from tfmammo.models.contextual import (

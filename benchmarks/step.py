@@ -1,7 +1,9 @@
 """Time our training step beside a peer's, by default at the paper's size, batch and widths.
 
-python benchmarks/step.py --model can|infilling|contextual|cgan --peer torch [--precision
-float32|bfloat16] [--rounds 5] [--steps 4]
+python benchmarks/step.py --model NAME --peer torch [--precision float32|bfloat16] [--rounds 5]
+[--steps 4]
+
+Models: can, infilling, contextual, cgan, blending, mask_gan, flow, classifier, unet, segnet, fcn8s.
 
 Peers: torch, PyTorch as its users run it; torch-best, PyTorch as fast as it goes; naive, ours with
 Keras's own layers and Adam and a backward pass for each loss. With torch-best a sweep comes first:
@@ -48,23 +50,33 @@ class Model(NamedTuple):
         size: The paper's patches, px.
         batch: The paper's.
         config: What differs from our defaults.
+        labels: Of how many kinds its patches are, in turn; 1: they have no label.
     """
 
     size: int
     batch: int
     config: dict[str, Any]
+    labels: int = 1
 
 
 MODELS = {
     "can": Model(256, 1, {"discriminator_strided": 3}),  # patches of 70 px, as Pix2Pix's
     "infilling": Model(256, 2, {"weights": "none"}),  # the time does not depend on VGG-19's weights
-    "contextual": Model(256, 12, {}),
+    "contextual": Model(256, 12, {}, labels=3),
     "cgan": Model(256, 8, {}),
+    "blending": Model(256, 8, {}, labels=2),
+    "mask_gan": Model(256, 32, {}),
+    "flow": Model(128, 8, {}),
+    "classifier": Model(256, 20, {"weights": "none"}, labels=2),
+    "unet": Model(256, 1, {}),
+    "segnet": Model(256, 1, {}),
+    "fcn8s": Model(256, 1, {}),
 }
 # what makes PyTorch faster; each alone, then together
 FASTER = ("fused", "channels_last", "compile")
 CHOICES = ("", *FASTER, ",".join(FASTER))
-NO_DROPOUT = ("can", "infilling", "cgan")  # whose dropout is switched off where losses are compared
+# whose dropout is switched off where losses are compared
+NO_DROPOUT = ("can", "infilling", "cgan", "unet", "fcn8s")
 
 
 class Side(NamedTuple):
@@ -323,18 +335,19 @@ def answer(answers: dict[str, Callable[[], Any]], question: str | int) -> Any:
 
 
 def make_batch(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Make images, float32 [batch, size, size, 1], with masks or with balanced labels."""
+    """Make images, float32 [batch, size, size, 1], their masks, a disc each, and labels."""
     random = np.random.default_rng(0)
     shape = (arguments.batch, arguments.size, arguments.size, 1)
-    if arguments.model == "contextual":
-        return {
-            "image": random.random(shape, np.float32),
-            "label": np.arange(arguments.batch, dtype=np.int32) % 3,
-        }
-    return {
-        "mask": (random.random(shape) > 0.7).astype(np.float32),
+    places = np.arange(arguments.size) - (arguments.size - 1) / 2
+    disc = np.hypot(places[:, np.newaxis], places) < arguments.size / 5
+    batch = {
+        "mask": np.broadcast_to(disc[..., np.newaxis], shape).astype(np.float32),
         "image": random.random(shape, np.float32),
     }
+    labels = MODELS[arguments.model].labels
+    if labels > 1:
+        batch["label"] = np.arange(arguments.batch, dtype=np.int32) % labels
+    return batch
 
 
 def collect_changes(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -379,17 +392,15 @@ def make_torch(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
 def build_peer(arguments: argparse.Namespace) -> Any:
     """Build the model in PyTorch with our first weights, and with what of FASTER is asked for."""
     import torch
-    from peers import can, cgan, contextual, infilling, layers
+    from peers import layers
 
     torch.manual_seed(0)
     faster = arguments.faster.split(",")
     config = json.loads(
         (arguments.folder / "config.json").read_text(encoding="utf-8")
     ) | collect_changes(arguments)
-    peer = {"can": can, "infilling": infilling, "contextual": contextual, "cgan": cgan}[
-        arguments.model
-    ]
-    model = peer.Model(config, arguments.size, "fused" in faster, arguments.precision)
+    build = find_peers()[arguments.model]
+    model = build(config, arguments.size, "fused" in faster, arguments.precision)
     model.load(load_arrays(arguments.folder / "weights.npz"))
     for optimizer in model.optimizers.values():
         layers.epsilon_as_ours(optimizer)
@@ -399,6 +410,35 @@ def build_peer(arguments: argparse.Namespace) -> Any:
         if "compile" in faster:
             network.compile(dynamic=False)  # contextual's D meets batches of two sizes
     return model
+
+
+def find_peers() -> dict[str, Callable[..., Any]]:
+    """Find what builds each model in PyTorch: (config, size, whether Adam is fused, precision)."""
+    from peers import (
+        blending,
+        can,
+        cgan,
+        classifier,
+        contextual,
+        flow,
+        infilling,
+        mask_gan,
+        segmenters,
+    )
+
+    return {
+        "can": can.Model,
+        "infilling": infilling.Model,
+        "contextual": contextual.Model,
+        "cgan": cgan.Model,
+        "blending": blending.Model,
+        "mask_gan": mask_gan.Model,
+        "flow": flow.Model,
+        "classifier": classifier.Model,
+        "unet": segmenters.make_unet,
+        "segnet": segmenters.make_segnet,
+        "fcn8s": segmenters.make_fcn8s,
+    }
 
 
 def to_tensors(arguments: argparse.Namespace, values: dict[str, np.ndarray]) -> dict[str, Any]:

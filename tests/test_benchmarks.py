@@ -24,6 +24,13 @@ TINY = {  # size, batch and config of a step; CRN is infilling's other generator
         {"filters": [2, 4], "discriminator_factor": 1, "attention": 8, "border": 1},
     ),
     "cgan": (32, 2, PATCH),
+    "blending": (32, 4, {"widths": [4, 8], "discriminator_filters": 4}),
+    "mask_gan": (32, 4, {"filters": [8, 4, 4], "discriminator_filters": [4, 4, 8]}),
+    "flow": (32, 2, {"widths": [8, 16], "attention_levels": 1}),
+    "classifier": (64, 4, {"filters": 4}),
+    "unet": (32, 1, {"widths": [4, 8, 16]}),
+    "segnet": (32, 1, {"widths": [4, 4, 8, 8, 8]}),
+    "fcn8s": (32, 1, {"widths": [4, 4, 8, 8, 8], "fc_width": 16}),
 }
 
 
@@ -71,7 +78,7 @@ def make_tiny_arguments(model, rounds):
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.parametrize("peer", ["naive", "torch"])
-@pytest.mark.parametrize("model", ["can", "infilling", "crn", "contextual", "cgan"])
+@pytest.mark.parametrize("model", list(TINY))
 def test_a_step_beside_a_peers_from_equal_weights(model, peer, measured, monkeypatch):
     if peer == "torch":
         pytest.importorskip("torch", reason="the extra `benchmark` is not installed")

@@ -203,7 +203,12 @@ def is_run_by_a_test(words):
     places = {
         "train": ("scripts", "detection"),
         "evaluate": ("scripts",),
-        "benchmarks": ("test_benchmarks.py", "test_benchmarks_growth.py", "scripts/test_kill.py"),
+        "benchmarks": (
+            "test_benchmarks.py",
+            "test_benchmarks_all.py",
+            "test_benchmarks_growth.py",
+            "scripts/test_kill.py",
+        ),
     }
     folder = Path(words[0]).parent.name
     if words[0] == "-m":

@@ -64,6 +64,43 @@ class UNet(nn.Module):
         return self.activation(x.float())
 
 
+class ConvolutionUNet(nn.Module):
+    """See tfmammo.networks.unet_features, with a last convolution 1 x 1."""
+
+    def __init__(self, channels: int, widths: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        entering = [channels, *widths[:-1]]
+        self.downs = nn.ModuleList(
+            _two_convolutions(before, width) for before, width in zip(entering, widths, strict=True)
+        )
+        self.ups = nn.ModuleList()
+        for below, width in zip(widths[:0:-1], widths[-2::-1], strict=True):
+            pair = [nn.ConvTranspose2d(below, width, 2, 2), _two_convolutions(2 * width, width)]
+            self.ups.append(nn.ModuleList(pair))
+        self.head = nn.Conv2d(widths[0], 1, 1)
+        self.pool = nn.MaxPool2d(2)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, channels, rows, cols] -> float32 [batch, 1, rows, cols]."""
+        skips: list[Tensor] = []
+        for level, convolutions in enumerate(self.downs):
+            x = convolutions(self.pool(x) if level else x)
+            x = self.dropout(x) if level >= len(self.downs) - 2 else x
+            skips.append(x)
+        skips.pop()
+        for double, convolutions in self.ups:
+            x = convolutions(torch.cat([skips.pop(), double(x)], 1))
+        return self.head(x).float()
+
+
+def _two_convolutions(before: int, width: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for entering in (before, width):
+        layers += [nn.Conv2d(entering, width, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
 class Discriminator(nn.Module):
     """See tfmammo.networks.PatchDiscriminator."""
 
@@ -149,16 +186,21 @@ def update(
     return {f"{name}_loss": float(loss.detach()) for name, loss in losses.items()}
 
 
-def take(network: nn.Module, weights: Iterable[np.ndarray]) -> None:
+def take(network: nn.Module, weights: Iterable[np.ndarray], turned: bool = False) -> None:
     """Give a network weights from TensorFlow.
 
     Args:
         network: Its layers have TensorFlow's order.
         weights: In that order; [rows, cols, in, out] of a convolution, [rows, cols, out, in] of a
-            transposed one.
+            transposed one, [in, out] of a dense layer.
+        turned: Turn each kernel by 180 degrees. Where TensorFlow's padding is uneven it has more at
+            the end, PyTorch's more at the start, so that the network of turned kernels makes turned
+            maps.
     """
     with torch.no_grad():
         for parameter, ours in zip(network.parameters(), weights, strict=True):
-            value = np.ascontiguousarray(ours.transpose(3, 2, 0, 1) if ours.ndim == 4 else ours)
+            value = ours[::-1, ::-1] if turned and ours.ndim == 4 else ours
+            order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(ours.ndim, range(ours.ndim))
+            value = np.array(value.transpose(*order), order="C")
             assert value.shape == tuple(parameter.shape), (value.shape, parameter.shape)
             parameter.copy_(torch.from_numpy(value))

@@ -1,0 +1,101 @@
+"""The classifier, a ResNet-50, in PyTorch, for benchmarks/step.py.
+
+It has the network, loss and update of tfmammo.models.classifier, and starts from its weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from peers.layers import adam, take, update
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, relu
+
+EPSILON = 1.001e-5  # of batch normalisation in Keras's ResNets
+MEAN = (103.939, 116.779, 123.68)  # see tfmammo.pretrained
+
+
+class Bottleneck(nn.Module):
+    """See tfmammo.networks; layers are created in the order in which Keras lists their weights."""
+
+    def __init__(self, entering: int, width: int, stride: int, momentum: float) -> None:
+        super().__init__()
+        wide = 4 * width
+        self.first = nn.Conv2d(entering, width, 1, stride)
+        self.first_norm = nn.BatchNorm2d(width, EPSILON, momentum)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.second_norm = nn.BatchNorm2d(width, EPSILON, momentum)
+        self.passes = stride == 1 and entering == wide
+        self.shortcut = nn.Identity() if self.passes else nn.Conv2d(entering, wide, 1, stride)
+        self.third = nn.Conv2d(width, wide, 1)
+        self.shortcut_norm = (
+            nn.Identity() if self.passes else nn.BatchNorm2d(wide, EPSILON, momentum)
+        )
+        self.third_norm = nn.BatchNorm2d(wide, EPSILON, momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, entering, rows, cols] -> [batch, 4 width, rows / stride, cols / stride]."""
+        shortcut = self.shortcut_norm(self.shortcut(x))
+        x = relu(self.first_norm(self.first(x)))
+        x = relu(self.second_norm(self.second(x)))
+        return relu(shortcut + self.third_norm(self.third(x)))
+
+
+class ResNet(nn.Module):
+    """See tfmammo.models.classifier.resnet."""
+
+    def __init__(self, filters: int, blocks: list[int], momentum: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(MEAN).reshape(1, 3, 1, 1))
+        self.first = nn.Conv2d(3, filters, 7, 2, 3)
+        self.norm = nn.BatchNorm2d(filters, EPSILON, momentum)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.blocks = nn.Sequential()
+        entering = filters
+        for stage, depth in enumerate(blocks):
+            for number in range(depth):
+                width = filters * 2**stage
+                stride = 2 if stage and not number else 1
+                self.blocks.append(Bottleneck(entering, width, stride, momentum))
+                entering = 4 * width
+        self.head = nn.Linear(entering, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[batch, 1, rows, cols] in [0, 1] -> logits, float32 [batch]."""
+        x = 255 * image - self.mean
+        x = self.blocks(self.pool(relu(self.norm(self.first(x)))))
+        return self.head(x.mean((2, 3)))[:, 0].float()
+
+
+class Model:
+    """One step of the classifier on real patches.
+
+    Args:
+        config: That of tfmammo.models.classifier, with `share` 0.
+        size: Patch rows and columns, px.
+        fused: Use PyTorch's fused Adam.
+        precision: "float32", or "bfloat16" by autocast.
+    """
+
+    def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
+        network = ResNet(config["filters"], config["blocks"], 1 - config["momentum"])
+        self.precision = precision
+        self.networks = {"classifier": network}
+        self.optimizers = {"classifier": adam(network, config, fused)}
+
+    def load(self, weights: dict[str, list[np.ndarray]]) -> None:
+        """Take over the network's trainable variables from TensorFlow, in their order."""
+        take(self.networks["classifier"], weights["classifier"])
+
+    def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """Update the network once.
+
+        Args:
+            batch: "image", [batch, 1, rows, cols] in [0, 1], and "label", [batch], 0 or 1.
+        """
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits = self.networks["classifier"](batch["image"])
+        loss = binary_cross_entropy_with_logits(logits, batch["label"].float())
+        return update({"classifier": loss}, self.networks, self.optimizers)
