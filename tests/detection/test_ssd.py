@@ -7,8 +7,10 @@ processes of its own, as for a user. This process has neither and reads the expo
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -38,19 +40,23 @@ SMALL = [
     "model.depth=16",
 ]
 SMALL += ["model.head_layers=1", "tracking.system_metrics=false"]
+START = "from the start to step 6"  # what a training says before its first step
 
 
 def run_python(arguments, repository, folder=None, timeout=1400):
     """Run Python in a process of its own, without a GPU; stdout and stderr as text."""
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(repository)}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env=environment,
+        env=make_environment(repository),
         capture_output=True,
         text=True,
         timeout=timeout,
     )
+
+
+def make_environment(repository):
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(repository)}
 
 
 def experiment(data=None, model=None, **training):
@@ -348,25 +354,36 @@ class TestNetwork:
 
 @pytest.fixture(scope="module")
 def trained(repository, tmp_path_factory):
-    """A run of four steps, gone on with to six; (folder, stderr of both)."""
+    """A run of six steps, stopped by Ctrl-C and gone on with; (folder, stderr of both)."""
     folder = tmp_path_factory.mktemp("run")
-    said = []
-    for steps in (4, 6):
-        overrides = [
-            *SMALL,
-            f"training.steps={steps}",
-            f"tracking.uri=sqlite:///{folder}/mlflow.db",
-        ]
-        command = [
-            str(repository / "train/ssd.py"),
-            "--config",
-            str(repository / "configs/ssd.yaml"),
-        ]
-        command += ["--output", str(folder / "run"), "--set", *overrides]
-        done = run_python(command, repository, folder)
-        assert done.returncode == 0, done.stderr
-        said.append(done.stderr)
-    return folder, said
+    overrides = [*SMALL, "training.steps=6", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+    command = [
+        *(str(repository / "train/ssd.py"), "--config", str(repository / "configs/ssd.yaml")),
+        *("--output", str(folder / "run"), "--set", *overrides),
+    ]
+    stopped = stop_at(START, command, repository, folder)
+    done = run_python(command, repository, folder)
+    assert done.returncode == 0, done.stderr
+    return folder, [stopped, done.stderr]
+
+
+def stop_at(said, arguments, repository, folder):
+    """Run Python, and press Ctrl-C as soon as it has said something; all of stderr."""
+    log = folder / "stderr"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=folder,
+            env=make_environment(repository),
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+        )
+        while said not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(1400) == 130, log.read_text()
+    return log.read_text()
 
 
 @needs_extra
@@ -376,7 +393,8 @@ def trained(repository, tmp_path_factory):
 class TestTraining:
     def test_it_resumes_exports_and_draws(self, trained):
         folder, said = trained
-        assert "from the start to step 4" in said[0] and "from step 4 to step 6" in said[1]
+        assert "everything is saved" in said[0]
+        assert "from step 2 to step 6" in said[1], said[1]
         for noise in ("oneDNN", "cuInit", "Traceback", "tensorflow_io", "learning_phase"):
             assert noise not in said[0]
         card = read_card(folder / "run/export")
