@@ -63,6 +63,7 @@ def penalty_gradient(layer, x):
         ((1, 16, 16, 2), (3, 5), (2, 1)),
         ((1, 4, 4, 2), 1, 1),
         ((1, 7, 5, 2), 2, 3),
+        ((1, 3, 3, 2), 3, 1),
     ],
 )
 def test_values_and_gradients_are_keras_own(kind, shape, kernel, stride, always):
