@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, UNet256, leaky_relu, normal
+from tfmammo.networks import (
+    PIX2PIX_FILTERS,
+    PatchDiscriminator,
+    UNet256,
+    leaky_relu,
+    normal,
+    resnet_stages,
+)
 
 
 def parameters(network):
@@ -260,6 +267,38 @@ def test_leaky_relu_reads_a_convolution_s_output_nowhere_else_on_a_cpu_and_is_te
 
     assert "LeakyReluGrad" not in readers("/CPU:0")
     assert readers("/GPU:0") == {"LeakyRelu", "LeakyReluGrad"}
+
+
+def test_leaky_relu_s_gradient_of_bfloat16_is_computed_in_float32_on_a_cpu():
+    """TensorFlow's kernel takes bfloat16 one number at a time."""
+
+    @tf.function(input_signature=[tf.TensorSpec([3], tf.bfloat16)])
+    def differentiate(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = leaky_relu(x)
+        return tape.gradient(y, x)
+
+    gradient = differentiate(tf.constant([-2, 0, 3], tf.bfloat16))
+    assert gradient.dtype == tf.bfloat16
+    fifth = float(tf.cast(0.2, tf.bfloat16))
+    np.testing.assert_array_equal(tf.cast(gradient, tf.float32), [fifth, fifth, 1])
+    operations = differentiate.get_concrete_function().graph.get_operations()
+    (kernel,) = (each for each in operations if each.type == "LeakyReluGrad")
+    assert kernel.inputs[0].dtype == tf.float32
+
+
+def test_batch_normalisation_of_a_resnet_is_one_kernel():
+    image = keras.Input((32, 32, 1))
+    network = keras.Model(image, resnet_stages(image, 2, (1, 1, 1, 1))[-1])
+
+    @tf.function(input_signature=[tf.TensorSpec([2, 32, 32, 1])])
+    def train(x):
+        return network(x, training=True)
+
+    types = [each.type for each in train.get_concrete_function().graph.get_operations()]
+    norms = [layer for layer in network.layers if layer.name.endswith("_bn")]
+    assert types.count("FusedBatchNormV3") == len(norms) == 1 + 4 * 4
 
 
 def test_resizing_makes_no_lattice_where_transposed_convolution_does():

@@ -305,7 +305,7 @@ def resnet_stages(
 
     def normalize(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
         """Add batch normalisation."""
-        return layers.BatchNormalization(
+        return BatchNormalization(
             momentum=momentum, epsilon=1.001e-5, trainable=not frozen_norm, name=f"{name}_bn"
         )(x)
 
@@ -480,13 +480,21 @@ def _leaky_relu_by_result(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor]
     Only the activation then reads a convolution's biased output, and TensorFlow's CPU graph
     optimizer fuses the three. The gradient of TensorFlow's LeakyReLU reads that output too, which
     makes the optimizer fail as a whole ("remapper failed").
+
+    The gradient of 16 bits is computed in float32: TensorFlow's kernel takes bfloat16 one number at
+    a time, which is three times as slow.
     """
     y = tf.nn.leaky_relu(x, 0.2)
     # otherwise a second derivative asks for the sign's, which is 0, by TensorFlow's gradient
     sign = tf.stop_gradient(y)
-    return y, lambda gradient: tf.raw_ops.LeakyReluGrad(
-        gradients=gradient, features=sign, alpha=0.2
-    )
+
+    def scale(gradient: tf.Tensor) -> tf.Tensor:
+        scaled = tf.raw_ops.LeakyReluGrad(
+            gradients=tf.cast(gradient, tf.float32), features=tf.cast(sign, tf.float32), alpha=0.2
+        )
+        return tf.cast(scaled, gradient.dtype)
+
+    return y, scale
 
 
 def _two_convolutions(features: keras.KerasTensor, width: int) -> keras.KerasTensor:
