@@ -51,6 +51,13 @@ def _trunk(weights, layers, policy):
     return vgg19(weights, layers)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_trunks():
+    """80 MB each, not for the tests of other files."""
+    yield
+    _trunk.cache_clear()
+
+
 def small(seed=0, **config):
     """An infilling GAN of a few hundred weights, drawn by numpy."""
     model = Infilling(InfillingConfig(**{**TINY, **config}), SIZE)

@@ -42,6 +42,25 @@ def test_a_smaller_value_may_be_the_better_one():
     assert judge(lower, compare(**{"U-Net": "+2.0 p = 0.010"})) == "reproduced"
 
 
+@pytest.mark.parametrize(
+    ("can", "unet", "word"),
+    [
+        ("89.1, 89.4, 89.2", "88.0, 89.0, 87.0", "reproduced"),
+        ("89.1, 89.4, 89.1", "89.2, 87.8, 89.2", "undecided"),
+        ("89.1, 89.4, 89.2", "88.0, 89.1, 87.0", "undecided"),
+        ("89.1", "89.2, 87.8", "reproduced"),
+    ],
+)
+def test_each_training_must_be_better_than_each_of_the_other(can, unet, word):
+    title = "Dice of each training, %"
+    body = [("CAN", can, "0.1"), ("U-Net", unet, "0.8")]
+    trainings = TableFacts(title=title, header=("", "mean", "deviation"), body=body)
+    tables = [*compare(**{"U-Net": "-0.5 p = 0.004"}), trainings]
+    assert judge(CLAIM, tables) == word
+    reason = judge_claim(CLAIM, tables, PRINTED, None, "small").reason
+    assert reason.endswith(f"; trainings overlap: {can} and {unet}") == (word == "undecided")
+
+
 def test_what_was_not_compared_is_undecided():
     evidence = judge_claim(CLAIM, compare(SegNet="-2.0 p = 0.010"), PRINTED, None, "small")
     assert (evidence.word, evidence.reason) == ("undecided", "CAN and U-Net were not compared")

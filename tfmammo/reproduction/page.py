@@ -138,6 +138,8 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
                 "0) on the paper's side, and the models are better than the trivial baseline.",
                 "contradicted: a claim's test is decisive on the other side, and the models are "
                 "better than the trivial baseline.",
+                "Where both models were trained several times, each training of the one must also "
+                "be better than each of the other.",
                 "undecided: everything else that was measured. A level on other data than the "
                 "paper's decides nothing, reached or not.",
                 "Certainty is high if all p are below 0.01, on the paper's data, over three seeds "

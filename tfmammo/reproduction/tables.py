@@ -114,6 +114,28 @@ def find_level(tables: Sequence[TableFacts], row: str, column: str) -> Cell | No
     return find_cell(levels, "*", row, column)
 
 
+def find_trainings(tables: Sequence[TableFacts], model: str, column: str) -> tuple[float, ...]:
+    """Find a measure's mean in each training of a model; empty where the facts don't tell.
+
+    Args:
+        tables: Tables, one of them perhaps with the title "MEASURE of each training".
+        model: Name of a model.
+        column: A pattern of the measure.
+
+    Examples:
+        >>> title = "Dice of each training, %"
+        >>> table = TableFacts(title=title, header=("", "mean"), body=[("CAN", "89.1, 89.4")])
+        >>> find_trainings([table], "CAN", "Dice*")
+        (89.1, 89.4)
+    """
+    for table in tables:
+        if " of each training" in table.title and fnmatchcase(table.title, column):
+            for name, values, *_ in table.body:
+                if name == model:
+                    return tuple(map(float, values.split(", ")))
+    return ()
+
+
 def _walk(table: TableFacts) -> Iterator[tuple[str, str, str]]:
     for name, *cells in table.body:
         for heading, text in zip(table.header[1:], cells, strict=False):

@@ -8,6 +8,8 @@ The rule, for each claim:
   trivial baseline.
 - *contradicted*: the test is decisive on the other side, and every model of the claim is above the
   trivial baseline. Otherwise the trainings may just be too short.
+- Where both models were trained several times, each training of the one must also be better than
+  each of the other. The test counts patients, who are many; trainings differ by their seed, too.
 - *undecided*: everything else. The scale `smoke` decides nothing, and a printed level is decided on
   the paper's data alone: other data may be easier or harder.
 
@@ -26,7 +28,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tfmammo.document import TableFacts
-from tfmammo.reproduction.tables import Cell, find_cell, find_difference, find_level
+from tfmammo.reproduction.tables import (
+    Cell,
+    find_cell,
+    find_difference,
+    find_level,
+    find_trainings,
+)
 
 Word = Literal["reproduced", "contradicted", "undecided", "not attempted"]
 Printed = Mapping[str, Mapping[str, float]]
@@ -96,7 +104,13 @@ class Order:
         if cell is None:
             reason = f"{self.better} and {self.worse} were not compared"
             return Evidence(self.sentence, "undecided", reason)
-        return _judge_difference(self.sentence, cell, self.higher, cell.p)
+        evidence = _judge_difference(self.sentence, cell, self.higher, cell.p)
+        trainings = [find_trainings(tables, name, self.column) for name in self.models]
+        if evidence.word != "undecided" and _overlap(*trainings):
+            means = " and ".join(", ".join(map(str, values)) for values in trainings)
+            reason = f"{evidence.reason}; trainings overlap: {means}"
+            return Evidence(self.sentence, "undecided", reason, evidence.p)
+        return evidence
 
 
 @dataclass(frozen=True)
@@ -190,6 +204,13 @@ def _judge_difference(sentence: str, cell: Cell, is_positive: bool, p: float | N
         return Evidence(sentence, "undecided", reason, p)
     word: Word = "reproduced" if (cell.value > 0) == is_positive else "contradicted"
     return Evidence(sentence, word, reason, p)
+
+
+def _overlap(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Return whether neither's trainings are all above the other's; no for single trainings."""
+    if len(first) < 2 or len(second) < 2:
+        return False
+    return min(first) <= max(second) and min(second) <= max(first)
 
 
 def judge_claim(
