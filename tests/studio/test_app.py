@@ -250,12 +250,22 @@ def downloads(page, area, folder):
     links = page.locator(f"{area} a[download]")
     links.first.wait_for()
     for number in range(links.count()):
-        with page.expect_download() as download:
-            links.nth(number).click()
-        name = download.value.suggested_filename
-        download.value.save_as(folder / name)
+        download = start_download(page, links.nth(number))
+        name = download.suggested_filename
+        download.save_as(folder / name)
         contents[name] = folder / name
     return contents
+
+
+def start_download(page, link):
+    for _ in range(3):  # a click on a list that is still being replaced is lost
+        try:
+            with page.expect_download(timeout=20_000) as download:
+                link.click()
+            return download.value
+        except playwright.TimeoutError:
+            continue
+    raise AssertionError("no download starts")
 
 
 def make(page):
