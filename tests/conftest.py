@@ -31,6 +31,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import portalocker
+import psutil
 import pytest
 from rich.logging import RichHandler
 
@@ -39,6 +40,22 @@ from tests import once
 pytest_plugins = ["tests.memory"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+MEMORY_FOLDER = "/dev/shm"
+ROOM = 8 * 2**30  # bytes, four times what the files of a run take
+
+
+def pytest_configure():
+    """Keep the tests' files in memory where there is room.
+
+    A disk takes some 20 ms for each commit of MLflow's store, and a training commits a hundred
+    times.
+    """
+    if os.path.isdir(MEMORY_FOLDER) and os.access(MEMORY_FOLDER, os.W_OK | os.X_OK):
+        free = shutil.disk_usage(MEMORY_FOLDER).free
+        if min(free, psutil.virtual_memory().available) > ROOM:
+            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY_FOLDER)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

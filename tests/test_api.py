@@ -176,6 +176,7 @@ def test_a_lesion_is_removed_where_it_is(archive, tiny_contextual, tiny_infillin
         tfmammo.remove_lesion(mammogram, tiny_infilling(), middle)
 
 
+@pytest.mark.slow
 def test_two_models_are_compared_on_patients_that_they_never_saw(can, tmp_path):
     handles = {"half": can(0.5), "dark": [can(0.7)]}
     data = {**PHANTOM, "phantoms": 16, "size": 32}
@@ -194,6 +195,7 @@ def test_a_training_that_can_not_start_is_one_sentence():
         tfmammo.train("can", "quickstart", {"training.stepz": 3})
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_script_trains_and_loads_what_it_trained(tmp_path, tracking_uri, patches):
     small = {

@@ -311,6 +311,7 @@ def test_blending(measured):
     assert rows[0]["processor_seconds"]["network"] > 0 == rows[1]["processor_seconds"]["network"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("monai") is None, reason='needs pip install "tfmammo[benchmark]"'
@@ -402,6 +403,7 @@ def test_a_trace_is_kept_and_summed_up(measured, tmp_path_factory):
     ) < 5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_memory_of_a_system_is_one_line_of_a_table(repository):
     script = repository / "benchmarks/memory.py"

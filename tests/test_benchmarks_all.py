@@ -83,6 +83,7 @@ def test_an_unknown_name_is_an_error(script, monkeypatch, tmp_path, capsys):
     assert "--only: none of step can float32," in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_fails_says_so(script, monkeypatch, tmp_path):
     monkeypatch.setattr(script.sys, "executable", "/bin/false")
     with pytest.raises(SystemExit, match="froc: failed with code 1"):

@@ -224,6 +224,7 @@ def test_flops_are_those_of_the_convolutions(scaling):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak can start anew on Linux alone")
 def test_memory_is_what_was_added_whatever_the_process_had_before(scaling):
     from workloads import peak_megabytes, reset_peak

@@ -65,6 +65,7 @@ def test_operations_are_known_by_where_they_run(counts):
     assert "MaxPoolWithArgmax" not in found["without_gpu"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_no_step_does_more_than_it_did(counts, repository):

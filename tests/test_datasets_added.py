@@ -47,6 +47,7 @@ def added(split_file, **values):
     return DATA.model_copy(update={"split_file": split_file, "added": AddedConfig(**values)})
 
 
+@pytest.mark.slow
 def test_synthetic_mammograms_join_the_training_side_alone(made, split_file):
     alone, held_out = datasets.open_subsets(added(split_file), make=whole)
     train, still = datasets.open_subsets(added(split_file, synthetic=made), make=whole)
@@ -73,6 +74,7 @@ def test_only_the_first_join_where_a_count_is_given(made, split_file):
         datasets.open_subsets(added(split_file, synthetic=made, count=5), make=whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seen", [{"canvas": (96, 64)}, {"tiles": {"overlap": 16, "empty": 1}}])
 def test_detectors_inputs_of_any_kind_are_joined(made, split_file, seen):
     data = DataConfig.model_validate(added(split_file).model_dump() | seen)

@@ -450,6 +450,7 @@ def test_the_docs_cite_every_paper_and_so_does_the_citation_file():
             assert reference["doi"] in entry and f"doi.org/{reference['doi']}" in text("README.md")
 
 
+@pytest.mark.slow
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFMAMMO_CACHE", str(tmp_path))

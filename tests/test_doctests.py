@@ -35,6 +35,7 @@ def resolve(name):
     return getattr(importlib.import_module(module), attribute)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIRST)
 def test_the_example_runs(name, tmp_path, monkeypatch, repository):
     monkeypatch.chdir(repository)

@@ -40,6 +40,7 @@ for model in models:
 """  # noqa: E501
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_no_training_step_makes_the_optimizer_fail(tmp_path, repository):
     script = tmp_path / "steps.py"

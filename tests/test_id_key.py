@@ -106,6 +106,7 @@ def test_records_are_refused(other_key, tmp_path):
         Records.open(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_synthetic_set_is_refused(other_key, tmp_path):
     known = collect_patients([], ["p"], ["q"])
     assert known.id_key == key_check()

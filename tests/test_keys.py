@@ -60,6 +60,7 @@ def test_keys_have_names_types_defaults_and_sentences():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("location", "meant"),
     [

@@ -611,6 +611,7 @@ print(json.dumps([kernels, alike]))
 """  # noqa: E501
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_each_replica_of_the_contextual_gan_uses_its_own_kernels(tmp_path):
     kernels, alike = run_on_two_cpus(CONTEXTUAL, tmp_path)

@@ -148,6 +148,7 @@ def test_a_step_leaves_frozen_normalisations_as_they_are(monkeypatch):
     assert len(kept) == 4 * sum("_bn/gamma" in path for path in before) > 0
 
 
+@pytest.mark.slow
 def test_pretrained_weights_of_another_network_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="nowhere.h5"):
         pretrained.resnet101(str(tmp_path / "nowhere.h5"))
@@ -341,6 +342,7 @@ def test_gradients_reach_every_part():
     }
 
 
+@pytest.mark.slow
 def test_the_network_descends_the_sum_of_its_four_losses():
     model, reference = make_model(), make_model()
     data = batch()
@@ -396,6 +398,7 @@ def losses_of():
     return losses
 
 
+@pytest.mark.slow
 def test_boxes_that_are_not_there_do_not_count(losses_of):
     data = batch()
     alone = data | {"boxes": data["boxes"][:, :1], "classes": data["classes"][:, :1]}
@@ -416,6 +419,7 @@ def test_mammograms_without_lesions_have_defined_losses(losses_of, of):
     assert losses["classification"] > 0 and losses["rpn_classification"] > 0
 
 
+@pytest.mark.slow
 def test_random_samples_follow_from_the_step_alone():
     """Two models of the same weights see the same samples, and others at their next step."""
     one = make_model(rpn_samples=4)
@@ -431,6 +435,7 @@ def test_random_samples_follow_from_the_step_alone():
     assert float(one.rpn_losses(*parts[0][:2], data["boxes"])[0]) != float(first[0])
 
 
+@pytest.mark.slow
 def test_detections_have_their_form():
     model = make_model(classes=2, detections=7)
     data = batch()
@@ -459,6 +464,7 @@ def test_detections_have_their_form():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_has_the_same_first_losses(policy):
     data = batch()
@@ -519,6 +525,7 @@ def saved(taught, tmp_path_factory):
     return loaded, described
 
 
+@pytest.mark.slow
 def test_the_saved_model_gives_the_same_boxes_as_the_live_one(taught, saved):
     (model, _) = taught
     (loaded, described) = saved
@@ -552,6 +559,7 @@ def test_the_saved_model_takes_images_of_any_size(saved):
     assert regions.iou(box, tf.constant(truth)).numpy()[0, 0, 0] > 0.5
 
 
+@pytest.mark.slow
 def test_an_export_that_answers_otherwise_is_refused(taught, tmp_path, monkeypatch):
     model, _ = taught
     load = tf.saved_model.load
@@ -587,6 +595,7 @@ def experiment(uri, steps, **training):
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_is_gone_on_with_exported_and_started_from(tmp_path, tracking_uri, caplog):
     caplog.set_level("INFO")
@@ -649,6 +658,7 @@ def oblong():
     }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_canvas_that_is_no_square_is_learned_and_exported(tmp_path):
     model = make_model((96, 64), filters=8, units=16, learning_rate=3e-3, momentum=0.8)
@@ -755,6 +765,7 @@ def test_the_learning_rate_rises_stays_or_falls():
     )
 
 
+@pytest.mark.slow
 def test_the_rate_falls_while_it_trains():
     model = make_model(filters=4, units=8, learning_rate=1e-3, decay=2)
     data = batch()

@@ -12,6 +12,7 @@ def test_large():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_process_that_needs_too_much_fails_the_session(pytester, workers, repository):
     pytester.makepyfile(TEST)

@@ -111,6 +111,7 @@ def read_results(done):
     return {line["mutant"]: line["result"] for line in lines}
 
 
+@pytest.mark.slow
 def test_every_old_text_stands_once_and_every_test_is_there(repository):
     done = run(repository, "--check")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -167,6 +168,7 @@ def test_a_name_that_is_not_there_or_there_twice_is_an_error(tree):
     assert "names that occur twice: sound" in run(folder, "--check").stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_what_becomes_of_mutants(tree):

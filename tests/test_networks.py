@@ -31,6 +31,7 @@ def randomise(network, seed=0):
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "count"), [(1, 54_407_809), (3, 54_413_955)])
 def test_unet_parameters(channels, count):
     network = UNet256(channels, channels)

@@ -82,6 +82,7 @@ def test_a_notebook_is_small_and_names_no_machine(path):
                 if kind == "code" and line.startswith(("%", "!"))]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "path",

@@ -67,6 +67,7 @@ def unfit(path, tensors, **changes):
     )
 
 
+@pytest.mark.slow
 def test_vgg19_has_its_parameters_and_maps(image):
     whole = pretrained.vgg19("none", pretrained.VGG19_LAYERS)
     assert whole.count_params() == 20_024_384 and whole.trainable_variables == []
@@ -82,6 +83,7 @@ def test_vgg19_has_its_parameters_and_maps(image):
     assert pretrained.vgg19("none", ["block1_conv1"])(image).shape == (2, 48, 64, 64)
 
 
+@pytest.mark.slow
 def test_features_are_float32_in_mixed_precision(image):
     keras.config.set_dtype_policy("mixed_bfloat16")
     network = pretrained.vgg19("none", ["block1_conv1", "block2_conv1"])
@@ -131,6 +133,7 @@ def test_random_vgg19_is_torchvision_with_these_weights(repository):
         np.testing.assert_allclose(np.mean(found, axis=(1, 2, 3)), expected, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_published_files_are_converted(tmp_path, repository, image):
     """A process of PyTorch writes torchvision's state dicts and the published LPIPS heads."""
@@ -209,6 +212,7 @@ def test_heads(tmp_path):
         )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_inception_is_keras_own(tmp_path, image):
     original = keras.applications.InceptionV3(weights=None, include_top=False, pooling="avg")
@@ -294,6 +298,7 @@ def inception_tensors(network, form):
     return tensors
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["torchscript", "pytorch-fid"])
 def test_inception_of_2015_is_converted_in_order(tmp_path, monkeypatch, inception, form):

@@ -66,6 +66,7 @@ def run(repository, *arguments):
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("same_phantoms")
 def test_a_training_goes_on_to_the_same_weights(previous, maker, repository):
@@ -98,6 +99,7 @@ def test_a_registered_model_is_known_and_answers_the_same(previous):
     np.testing.assert_allclose(answer["mask"], np.load("mask.npy"), atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["poisson", "can"])
 @pytest.mark.usefixtures("same_phantoms")
@@ -110,6 +112,7 @@ def test_an_item_of_a_set_is_made_again_bit_for_bit(previous, name, repository):
     assert list((previous / "again").rglob("*.png"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_reader_study_shows_its_answers_and_results(previous, facts, maker, repository):
     study = (

@@ -75,6 +75,7 @@ def test_a_tensor_by_hand(tmp_path):
     np.testing.assert_array_equal(found["x"], [[1, 4], [2, 5]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("legacy", [True, False])
 def test_what_pytorch_writes(tmp_path, legacy):
     torch = pytest.importorskip("torch")  # pip install torch
@@ -175,6 +176,7 @@ def test_bad_archives(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("legacy", [True, False])
 def test_a_damaged_file_is_an_error_or_read_as_numbers(tmp_path, legacy):
     """Cut anywhere, or with any byte changed, nothing but a WeightsError comes out."""

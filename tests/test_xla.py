@@ -160,6 +160,7 @@ def test_a_training_that_wants_it_is_told_why_not(name):
     check_xla(REFUSED[name](), TrainingConfig())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_training_compiles_its_step(tiny_can, random_patches, tmp_path):
     class Uncompilable(CAN):

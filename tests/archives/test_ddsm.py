@@ -93,6 +93,7 @@ def records_of(root: Path, paths: list[Path]) -> list[Mammogram]:
     return [by_path[path] for path in paths]
 
 
+@pytest.mark.slow
 def test_round_trip_of_outlines_and_facts(round_trip):
     originals, paths, root, _ = round_trip
     assert not read(root)[1]

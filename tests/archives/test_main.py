@@ -146,6 +146,7 @@ def test_the_command_on_files(tmp_path, capsys):
     assert row["file"].endswith(paths[0].name) and "ends early" in row["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

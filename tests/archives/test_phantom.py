@@ -279,6 +279,7 @@ def test_native_files_carry_inbreasts_quirks(archive, tmp_path):
     assert sheet.col_values(columns.index("File Name"))[1:] == [20000001.0, 20000002.0, "", ""]
 
 
+@pytest.mark.slow
 def test_a_record_that_lies_about_its_size_is_refused(archive):
     record = archive[0]
     wrong = Mammogram("phantom", record.patient_id, "x", 10, 10, record.read)

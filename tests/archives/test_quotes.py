@@ -70,6 +70,7 @@ def test_of_any_exception_only_the_class_is_told(path, fault):
     assert NAME not in tell(caught.value)
 
 
+@pytest.mark.slow
 def test_a_modality_that_is_no_word_of_the_standard_is_not_quoted(path):
     dataset = pydicom.dcmread(path)
     dataset.Modality = "QUIBBLE"

@@ -505,6 +505,7 @@ def test_a_report_nested_without_end(tmp_path):
     assert reason(tmp_path) == "is a report of more than 16 levels"
 
 
+@pytest.mark.slow
 def test_a_deflated_file_is_not_inflated(tmp_path):
     """It says so at its beginning, and what follows may have any size."""
     path = write_segmentation(write_image(tmp_path), MASS.mask(ROWS, COLS))

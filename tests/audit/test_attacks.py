@@ -106,6 +106,7 @@ def test_an_export_without_a_discriminator_has_no_logits():
     assert find_logits(NETWORK, make_sides(False)) is None
 
 
+@pytest.mark.slow
 def test_too_few_patients_are_undecided():
     sides = make_sides(True, patients=8)
     assert decide(list(attack(sides).values()), 0.6).decision == "undecided"

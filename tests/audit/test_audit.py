@@ -67,6 +67,7 @@ def train(data, folder, steps):
     return export(can, folder, card)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_overfitted_generator_is_caught_and_an_untrained_one_is_not(data, tmp_path):
     overfitted = train(data, tmp_path / "overfitted", 250)
@@ -90,6 +91,7 @@ def ask(wanted, tags=None, card=None):
     return find_audit_fault(PromotionConfig(model="m", audit=wanted), tags or {}, card or {})
 
 
+@pytest.mark.slow
 def test_a_promotion_may_ask_for_an_audit():
     assert ask("none") is None
     assert ask("passed") == "audit=passed asks for a memory audit, and there is none"

@@ -158,6 +158,7 @@ def test_the_discriminator_learns_to_tell_pairs_apart():
     assert history[-1]["p_real"] > history[-1]["p_fake"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_the_generator_learns(direction):
     model = small(direction, learning_rate=1e-2)

@@ -94,6 +94,7 @@ def test_the_loss_worked_by_hand():
     assert float(loss) == pytest.approx(2 / 3 * expected(4, 0.75) + 1 / 3 * expected(2, 0.5))
 
 
+@pytest.mark.slow
 def test_every_answer_is_trained_and_the_largest_is_given():
     keras.utils.set_random_seed(0)
     model = ResidualUNet(SMALL, 16)
@@ -108,6 +109,7 @@ def test_every_answer_is_trained_and_the_largest_is_given():
     assert model.functions()["segmenter"](image)["mask"].shape == (2, 16, 16, 1)
 
 
+@pytest.mark.slow
 def test_the_network_descends_its_loss():
     def make():
         keras.utils.set_random_seed(0)

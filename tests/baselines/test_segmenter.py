@@ -97,6 +97,7 @@ def test_the_model_keeps_the_contract(name):
     assert network.input_shape == network.output_shape[:3] + (1,) == (None, SIZE, SIZE, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_twenty_steps_lower_the_loss(name):
     model = small(name)
@@ -107,6 +108,7 @@ def test_twenty_steps_lower_the_loss(name):
     assert int(model.optimizers["segmenter"].iterations) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "residual_unet"])
 def test_the_network_descends_cross_entropy(name):
     model, reference = small(name), small(name)
@@ -126,6 +128,7 @@ def test_the_network_descends_cross_entropy(name):
     assert_descends(model, reference, data, segmenter=loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_the_gradient_reaches_every_variable(name):
     model = small(name)
@@ -152,6 +155,7 @@ def test_the_gradient_reaches_every_variable(name):
 
 
 # bfloat16 differs in no network: only float16 scales the loss, which the optimizer does.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "policy"),
     [("unet", "mixed_bfloat16"), *((name, "mixed_float16") for name in SMALL)],
@@ -172,6 +176,7 @@ def test_mixed_precision_trains_and_answers_in_float32(name, policy):
     assert {panel.dtype for panel in model.sample(data).values()} == {tf.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_the_exported_function_answers_as_the_model(name):
     model = small(name)
@@ -187,6 +192,7 @@ def test_the_exported_function_answers_as_the_model(name):
     np.testing.assert_allclose(answer["mask"], model.sample(data)["output"], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_sample_is_answered_alike_alone_and_in_a_batch(name):
     model = small(name)

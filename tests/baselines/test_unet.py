@@ -52,6 +52,7 @@ def test_the_image_is_centred_inside():
     np.testing.assert_allclose(rescaling(np.array([0, 0.25, 1], np.float32)), [-1, -0.5, 1])
 
 
+@pytest.mark.slow
 def test_the_config_refuses_what_is_no_unet():
     for wrong in (
         {"widths": (64,)},

@@ -83,6 +83,7 @@ def narrow_vgg16(monkeypatch):
     monkeypatch.setattr(keras.applications, "VGG16", build)
 
 
+@pytest.mark.slow
 def test_segnet_starts_from_the_file(encoder):
     source, path = encoder
     network = SegNet(SegNetConfig(weights=path), 32).networks["segmenter"]
@@ -97,6 +98,7 @@ def test_segnet_starts_from_the_file(encoder):
             np.testing.assert_array_equal(bias, their_bias, err_msg=layer.name)
 
 
+@pytest.mark.slow
 def test_the_summed_kernel_sees_grey_as_the_three_colours_did(encoder):
     source, path = encoder
     network = segnet.build_network(32)
@@ -108,6 +110,7 @@ def test_the_summed_kernel_sees_grey_as_the_three_colours_did(encoder):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["legacy.h5", ".keras"])
 def test_other_files_of_keras_are_read_alike(tmp_path, form):
     source = random_vgg16()
@@ -142,6 +145,7 @@ def check_fully_connected(folder, form, config):
     Path(path).unlink()  # pytest would keep it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [".weights.h5", "legacy.h5"])
 def test_the_fully_connected_layers_become_convolutions(tmp_path, form, narrow_vgg16):
     config = FCN8sConfig(widths=(4,) * 5, fc_width=4, dropout=0)

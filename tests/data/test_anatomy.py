@@ -174,6 +174,7 @@ def test_marks_by_hand():
     )
 
 
+@pytest.mark.slow
 def test_muscles_of_the_phantom(breasts):
     scores = []
     for record, image, breast, muscle in [

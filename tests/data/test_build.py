@@ -412,6 +412,7 @@ def run(*arguments, repository):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_second_build_in_one_folder_is_refused_and_the_first_one_ends_well(tmp_path, repository):
     """The first is held while its shard is half-written, so that the second surely meets it."""
@@ -439,6 +440,7 @@ def test_a_second_build_in_one_folder_is_refused_and_the_first_one_ends_well(tmp
     assert read_manifest(tmp_path / "out").count > 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(built, config, tmp_path, repository):
     (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")

@@ -44,6 +44,7 @@ def process(script, *arguments, repository):
             running.kill()
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_and_the_first_one_ends_well(tmp_path, repository):
     with process(HOLD, tmp_path / "out", repository=repository) as first:
         refused = pytest.raises(
@@ -58,6 +59,7 @@ def test_a_second_process_is_refused_and_the_first_one_ends_well(tmp_path, repos
         pass
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_no_lock_and_its_halves_are_removed(tmp_path, repository):
     with process(HOLD, tmp_path / "out", repository=repository) as first:
         first.send_signal(signal.SIGKILL)
@@ -82,6 +84,7 @@ FIRST_WRITE = """
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_the_first_write_does_not_shut_the_folder(tmp_path, repository):
     with process(FIRST_WRITE, tmp_path / "out", repository=repository) as first:
         assert first.wait(timeout=60) == -signal.SIGKILL
@@ -143,6 +146,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
     assert jobs.resolve_inside(tmp_path, "images/a.png") == tmp_path / "images/a.png"
 
 
+@pytest.mark.slow
 def test_finished_parts_are_kept_and_those_with_failures_made_again_on_demand(
     tmp_path, monkeypatch
 ):

@@ -77,6 +77,7 @@ def test_every_epoch_is_a_permutation(count):
     np.testing.assert_array_equal(masks[:, 0], data.masks[order.ravel()])
 
 
+@pytest.mark.slow
 def test_epochs_and_seeds_differ():
     data = patches(16)
     orders = [
@@ -281,6 +282,7 @@ def test_streamed_batches_have_the_form_of_those_of_memory(records):
     assert set(np.unique(mask)) == {0, 1} and np.min(image) >= 0 and np.max(image) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "shards"), [(1, 1), (5, 2), (40, 7), (40, 33)])
 def test_every_streamed_epoch_is_a_permutation_of_what_loading_gives(records, block, count, shards):
     data = records(count, shards)
@@ -318,6 +320,7 @@ def test_a_late_start_reads_no_earlier_epoch(records):
     )
 
 
+@pytest.mark.slow
 def test_streams_depend_on_the_seed_alone(records):
     data = records(40, 7)
     tf.random.set_seed(1)

@@ -218,6 +218,7 @@ def by_layer(network):
     return [variable for layer in layers for variable in layer.variables]
 
 
+@pytest.mark.long
 @needs_extra
 @pytest.mark.detection
 @pytest.mark.slow
@@ -433,6 +434,7 @@ class TestNetwork:
             assert not outside.any()
 
 
+@pytest.mark.long
 @needs_extra
 @pytest.mark.detection
 @pytest.mark.slow

@@ -35,6 +35,7 @@ def test_answers_may_differ_by_a_thousandth_of_the_largest():
             compare_answers(close | {name: np.array(values)}, expected)
 
 
+@pytest.mark.slow
 def test_a_function_in_the_card_by_hand():
     kernel = tf.Variable(tf.zeros([3, 3, 1, 2]), name="kernel")
     count = tf.Variable(0.0, name="count")

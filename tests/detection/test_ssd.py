@@ -140,6 +140,7 @@ def test_a_missing_extra_is_one_sentence(monkeypatch):
     assert 'pip install "tfmammo[detection]"' in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_script_without_the_extra_is_one_line(repository, tmp_path):
     script = str(repository / "train/ssd.py")
@@ -317,6 +318,7 @@ def facts(repository, tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 @needs_extra
 @pytest.mark.detection
 @pytest.mark.slow
@@ -386,6 +388,7 @@ def stop_at(said, arguments, repository, folder):
     return log.read_text()
 
 
+@pytest.mark.long
 @needs_extra
 @pytest.mark.detection
 @pytest.mark.slow

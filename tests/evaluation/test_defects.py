@@ -63,6 +63,7 @@ def test_sheets_show_a_random_choice_and_each_models_own_best_and_worst():
     }
 
 
+@pytest.mark.slow
 def test_defects_are_coloured_on_the_sheets(patches, tmp_path):
     image = np.full((6, SIZE, SIZE, 1), 0.5, np.float32)
     image[:, 4, 4] = 1

@@ -51,6 +51,7 @@ def test_random_boxes_have_the_sizes_of_other_patients_lesions(mammograms):
     assert detectors.draw_boxes(prediction, [], 30, random)[0].shape == (0, 4)
 
 
+@pytest.mark.slow
 def test_random_boxes_do_not_know_their_own_patient(mammograms):
     alone = [make_prediction(mammograms[0])]
     (matches,) = detectors.match_random_boxes(alone, CONFIG)
@@ -80,6 +81,7 @@ def test_every_detector_has_a_row_and_its_median_time(mammograms):
     assert timing.body == [["A", "2.000"], ["B", "4.000"]], "of 1 to 7 s, without the first"
 
 
+@pytest.mark.slow
 def test_the_baselines_name_is_taken():
     with pytest.raises(ValidationError, match="random boxes is the name of the trivial baseline"):
         DetectorsConfig(detectors={"random boxes": "a"})

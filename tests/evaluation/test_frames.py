@@ -142,6 +142,7 @@ def test_morphology_is_tested_within_each_model():
     assert tables[1].title == "Differences from loose: A"
 
 
+@pytest.mark.slow
 def test_a_crop_mode_without_models_is_left_out():
     with pytest.raises(ValidationError, match="models.loose: names no model"):
         FramesConfig(models={"loose": {}})

@@ -75,6 +75,7 @@ def test_lattices_stand_beside_those_of_real_patches(patches):
     assert real.against == "tiled" and real.difference_high < -10 and real.p < 0.05
 
 
+@pytest.mark.slow
 def test_patches_without_spectrum_have_no_lattice_rows(patches):
     small = SimpleNamespace(
         images=patches.images[:, :20, :20],

@@ -52,12 +52,14 @@ def equal():
     return judged(patches(40, 0), patches(40, 1))
 
 
+@pytest.mark.slow
 def test_grain_is_found():
     result = judged(patches(40, 0), patches(40, 1, spread=0.06))
     assert result.auc > 0.9 and result.low > 0.8 and result.high <= 1 and result.accuracy > 0.75
     assert result.made.mean() > result.real.mean()
 
 
+@pytest.mark.slow
 def test_what_only_the_mask_tells_is_found():
     """Equal images, but a made lesion's mask is moved beside it."""
     real = patches(40, 0)
@@ -65,11 +67,13 @@ def test_what_only_the_mask_tells_is_found():
     assert judged(real, (images, patients, np.roll(masks, 10, axis=2))).auc > 0.9
 
 
+@pytest.mark.slow
 def test_two_draws_of_one_distribution_cannot_be_told_apart(equal):
     assert equal.low < 0.5 < equal.high and 0.02 < equal.high - equal.low < 0.6
     assert 0.25 < equal.accuracy < 0.75
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_scores_and_the_callers_keras_is_left_alone(equal):
     """Whatever the precision policy and the global random numbers, which stay, as do the names of
     layers to come.
@@ -96,6 +100,7 @@ def test_the_same_seed_gives_the_same_scores_and_the_callers_keras_is_left_alone
     )
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_scores(equal):
     assert (judged(patches(40, 0), patches(40, 1), seed=1, steps=2).real != equal.real).all()
 
@@ -155,6 +160,7 @@ def test_areas_compare_patches_of_one_network_only():
     )
 
 
+@pytest.mark.slow
 def test_the_interval_is_that_of_drawn_patients():
     """By numpy, draw by draw: patients with all their patches."""
     generator = np.random.default_rng(0)

@@ -270,6 +270,7 @@ def test_hugging_face_reads_it(archive, tmp_path, monkeypatch):
     assert len(datasets.load_from_disk(str(tmp_path / "saved"))["train"]) == len(loaded["train"])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("monai") is None, reason="MONAI is not installed")
 def test_monai_reads_it(archive, tmp_path):

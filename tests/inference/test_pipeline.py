@@ -154,6 +154,7 @@ PREPROCESSING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frame", ["tight", "loose", "full", "square"])
 @pytest.mark.parametrize("preprocess", PREPROCESSING)
 def test_a_patch_is_made_as_in_training(load, frame, preprocess):

@@ -207,6 +207,7 @@ def test_wrong_input_is_refused(function):
         function(noise(), 255 * square())
 
 
+@pytest.mark.slow
 def test_arguments_are_named_in_errors():
     with pytest.raises(ValueError, match="tissue must lie"):
         background_error(noise(), noise() + 1, square())

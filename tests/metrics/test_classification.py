@@ -153,6 +153,7 @@ def test_each_class_against_the_others_as_scikit_learn_has_it():
     assert np.trapezoid(curve, rates) == pytest.approx(np.mean(expected), abs=2e-3)
 
 
+@pytest.mark.slow
 def test_a_class_without_cases_has_no_area():
     probabilities = np.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.8, 0.1, 0.1]])
     np.testing.assert_array_equal(one_versus_rest([0, 1, 0], probabilities), [1, 1, np.nan])

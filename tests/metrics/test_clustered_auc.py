@@ -138,6 +138,7 @@ def test_the_smallest_p():
     assert rank_swap_test(labels, right, right * 3, patients) == 1.0
 
 
+@pytest.mark.slow
 def test_the_rejection_rates_of_equal_models_at_a_correlation_of_four_tenths():
     """DeLong's test, which takes patches as independent, rejects far more than one in twenty; these
     two do not.

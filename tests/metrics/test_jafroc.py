@@ -223,6 +223,7 @@ def test_the_test_of_trainings_leaves_every_patient_out_of_all_of_them():
     assert result.p == pytest.approx(2 * stats.t.sf(abs(expected), 7))
 
 
+@pytest.mark.slow
 def test_the_merit_is_jafroc_where_every_training_saw_normal_images():
     images = [image([0.9], lesions=1), image(), image([0.9], lesions=1)]
     assert choose_merit(images) == "jafroc"

@@ -116,6 +116,7 @@ def test_intervals_hold_the_threshold_as_often_as_they_say(spread):
     assert 0.93 <= count_covered(200, spread) <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [3, 13, 14, 23, 33, 51])
 def test_hardly_any_hits_have_an_interval_too(seed):
     """Searches from different starts end in different places here; the interval must not break."""

@@ -77,6 +77,7 @@ def test_the_smallest_p_of_random_draws_is_that_of_scipy():
     assert draw.pvalue == smallest_p(20, samples=99) == 0.02
 
 
+@pytest.mark.slow
 def test_what_stands_under_a_table():
     said = describe("flips", 9, 3)
     assert TESTS["flips"] in said and "Holm's correction for 3 comparisons" in said

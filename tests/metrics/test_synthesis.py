@@ -147,6 +147,7 @@ def test_the_distance_of_one_shift_by_hand():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shapes",
     [

@@ -359,6 +359,7 @@ def test_each_network_descends_its_own_loss(prior, adversarial, average):
     )
 
 
+@pytest.mark.slow
 def test_it_learns_to_keep_the_background_and_to_follow_the_guide():
     keras.utils.set_random_seed(0)
     model = Blending(
@@ -454,6 +455,7 @@ def test_without_prior_the_lesion_makes_no_difference_but_its_place_does():
     assert np.abs(one - model.blend(paste(tissue, tissue, tf.reverse(mask, [1, 2])))).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains_and_answers_in_float32(policy):
     keras.config.set_dtype_policy(policy)

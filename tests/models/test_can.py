@@ -229,6 +229,7 @@ def updates(kind, count, shares, **config):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "count", "average"),
     [
@@ -263,6 +264,7 @@ def test_three_passes_back_through_the_discriminator_serve_five_losses(
     assert len(met) == passes, "one for each pair; none where no two losses can share one"
 
 
+@pytest.mark.slow
 def test_half_the_adversarial_term_moves_its_networks_half_as_far():
     whole, half = (updates(kind, 1, True, lambda_1=0.0, lambda_2=0.0) for kind in (CAN, Halved))
     for name in NETWORKS:
@@ -289,6 +291,7 @@ def test_the_discriminator_learns_to_tell_pairs_apart():
     ] == pytest.approx(first["mask_l2"])
 
 
+@pytest.mark.slow
 def test_generator_and_inverter_learn():
     can = small(learning_rate=1e-2)
     data = batch()
@@ -330,6 +333,7 @@ def test_a_sample_is_trained_on_as_if_alone():
         )
 
 
+@pytest.mark.slow
 def test_training_in_a_graph_equals_training_eagerly():
     eager = small()
     graph = small()

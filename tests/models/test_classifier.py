@@ -106,6 +106,7 @@ def test_a_full_share_takes_synthetic_patches_of_each_class():
     np.testing.assert_allclose(image[:, 0, 0, 0], [0.2] * 3 + [0.3] * 3, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_share_is_the_part_that_is_synthetic_and_the_labels_stay_right():
     model = make_model(share=0.3, samples=500_000)
     image, label, synthetic = model.mix(batch(each=2000))
@@ -121,6 +122,7 @@ def test_a_share_is_the_part_that_is_synthetic_and_the_labels_stay_right():
     assert again == pytest.approx(0.27, abs=4 * np.sqrt(0.2 / 4000)) and again != np.mean(synthetic)
 
 
+@pytest.mark.slow
 def test_which_samples_are_synthetic_follows_the_step_and_the_trainings_seed():
     def chosen(seed, step):
         keras.utils.set_random_seed(seed)  # as the training loop does
@@ -133,6 +135,7 @@ def test_which_samples_are_synthetic_follows_the_step_and_the_trainings_seed():
     assert np.mean(first != chosen(4, 0)) > 0.2 and np.mean(first != chosen(3, 1)) > 0.2
 
 
+@pytest.mark.slow
 def test_a_step_is_binary_cross_entropy_and_lowers_it():
     model = make_model()
     data = batch(pools=2)
@@ -146,6 +149,7 @@ def test_a_step_is_binary_cross_entropy_and_lowers_it():
     assert float(last["classifier_loss"]) < 0.7 * expected and float(last["accuracy"]) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_the_network_descends_binary_cross_entropy(share):
     model, reference = (make_model(share=share, samples=1000) for _ in range(2))
@@ -169,6 +173,7 @@ def test_it_trains_in_mixed_precision(policy):
     assert features.dtype == logit.dtype == tf.float32 and int(model._steps()) <= 3
 
 
+@pytest.mark.slow
 def test_its_export_answers_with_probability_and_features(tmp_path):
     model = make_model()
     export.export(model, tmp_path / "export", {})
@@ -205,6 +210,7 @@ def test_weights_of_a_file_are_taken_over(tmp_path):
     np.testing.assert_array_equal(*kernels)
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match="data.size: of patches of 16 px nothing is left"):
         Classifier(ClassifierConfig(**TINY), 16)

@@ -93,6 +93,7 @@ def test_the_papers_values_are_the_defaults():
     assert (p.threshold, p.smallest, p.dilation, p.edge) == (0.1, 0.1, 5, 10)
 
 
+@pytest.mark.slow
 def test_parameters_of_the_papers_networks(monkeypatch):
     """Sum over the paper's layers, 9 ab + b for each convolution.
 
@@ -216,6 +217,7 @@ def test_the_discriminator_is_the_encoder_by_hand():
     np.testing.assert_allclose(d(patches(SIZE)), logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [{}, {"attention_in_decoder": True, "spectral": "both"}])
 def test_at_alpha_0_the_grown_networks_equal_the_small_ones(values):
     small = randomise(build_networks(config(**values), 16))
@@ -234,6 +236,7 @@ def test_at_alpha_0_the_grown_networks_equal_the_small_ones(values):
     np.testing.assert_array_equal(grown["discriminator"](image), small["discriminator"](half))
 
 
+@pytest.mark.slow
 def test_the_new_level_is_faded_in_over_fade_steps():
     small = randomise(build_networks(config(), 16))
     grown = randomise(build_networks(config(), SIZE), seed=9)
@@ -253,6 +256,7 @@ def test_the_new_level_is_faded_in_over_fade_steps():
     assert np.abs(generator(patches(SIZE), random) - new).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_model_grows_all_its_networks():
     small = randomise(build_networks(config(), 16))
     gan = Contextual(config(), SIZE)
@@ -273,6 +277,7 @@ def test_levels_are_numbered_from_the_outermost_of_the_paper():
     assert generators[16].from_image.filters == TINY["filters"][0]
 
 
+@pytest.mark.slow
 def test_three_stages_grow_one_from_another():
     c = config(start=8, attention=4)
     assert c.stages(32) == [8, 16, 32]
@@ -287,6 +292,7 @@ def test_three_stages_grow_one_from_another():
         np.testing.assert_array_equal(grown["discriminator"](patches(size)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["mass", "removal"])
 def test_every_returned_number_by_hand(target):
     gan = make_model(target=target, learning_rate=1e-30, generator_updates=1)
@@ -373,6 +379,7 @@ def test_the_four_way_loss_by_hand():
     assert float(contextual.four_way(logits, 0.2)) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "updates", "spectral"),
     [("mass", 2, "discriminator"), ("calcification", 1, "both"), ("removal", 1, "discriminator")],
@@ -473,6 +480,7 @@ def test_a_half_faded_network_does_not_grow():
     assert first.is_faded_in() and not grown.is_faded_in()
 
 
+@pytest.mark.slow
 def test_removal_starts_from_malignant_patches_and_addition_from_normal_ones(monkeypatch):
     for target, label in (("mass", 2), ("removal", 0)):
         gan = make_model(target=target)
@@ -505,6 +513,7 @@ def test_a_resumed_step_draws_the_same_numbers_and_the_next_one_others():
     assert np.abs(gan._noise(patches(16), 0) - first).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_the_penalty_is_exact_under_mixed_precision(policy):
     exact = make_model()
@@ -521,6 +530,7 @@ def test_the_penalty_is_exact_under_mixed_precision(policy):
     np.testing.assert_array_equal(*penalties)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "spectral", [pytest.param("discriminator", marks=pytest.mark.nightly), "both"]
@@ -615,6 +625,7 @@ def test_networks_that_cannot_be_are_refused_by_their_key(size, values, said):
         Generator(config(**values), size)
 
 
+@pytest.mark.slow
 def test_growth_from_another_size_is_refused():
     small = Discriminator(config(start=8, attention=4), 8)
     grown = Discriminator(config(), SIZE)
@@ -635,6 +646,7 @@ def test_stages():
         ContextualConfig(start=96).stages(256)
 
 
+@pytest.mark.slow
 def test_without_attention_and_penalty_nothing_of_them_is_left():
     model = make_model(attention=None, attention_in_decoder=True, lambda_penalty=0.0)
     assert (
@@ -651,6 +663,7 @@ def test_without_attention_and_penalty_nothing_of_them_is_left():
     assert float(make_model().train_step(batch())["penalty"]) > 0
 
 
+@pytest.mark.slow
 def test_without_benign_patches_the_others_are_told_apart():
     gan = make_model(positives="lesion")
     data = batch(each=2)

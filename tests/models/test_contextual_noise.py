@@ -15,6 +15,7 @@ def make_batch():
     return {"image": tf.constant(images), "label": tf.constant(labels)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "updates"), [("mass", 3), ("calcification", 2)])
 def test_no_update_sees_the_noise_of_another(monkeypatch, target, updates):
     config = ContextualConfig(

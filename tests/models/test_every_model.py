@@ -81,6 +81,7 @@ def model(request):
     return make_model(request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TINY if name != "shape"])
 def test_each_optimizer_is_adam_with_its_configs_values(name):
     fields = TINY[name][1].model_fields
@@ -107,6 +108,7 @@ def operations(function):
     return {node.op for node in nodes}
 
 
+@pytest.mark.slow
 def test_nothing_that_is_exported_keeps_a_state_or_draws_by_one(model):
     for name, function in model.functions().items():
         found = operations(function)

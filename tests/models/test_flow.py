@@ -91,6 +91,7 @@ def count_by_hand(widths, channels):
     return total + block(widths[-1], widths[-1], True) + 2 * widths[0] + convolution(widths[0], 1)
 
 
+@pytest.mark.slow
 def test_the_networks_of_full_size(monkeypatch):
     model = build_without_memory(Flow, monkeypatch)
     expected = count_by_hand((32, 64, 128, 160), 3)
@@ -98,6 +99,7 @@ def test_the_networks_of_full_size(monkeypatch):
     assert expected == 3_240_934
 
 
+@pytest.mark.slow
 def test_an_untrained_network_stands_still():
     model = Flow(FlowConfig(**TINY), SIZE)
     label = label_of(batch(), 0)
@@ -122,6 +124,7 @@ def test_the_loss_is_each_holes_mean_by_hand():
     assert float(flow_matching(displacement, velocity, mask)) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_step_by_hand(monkeypatch):
     monkeypatch.setattr(
         flow, "uniform_noise", lambda seeds, size: tf.fill([2, size, size, 1], 0.25)
@@ -140,6 +143,7 @@ def test_a_step_by_hand(monkeypatch):
     assert float(model.average.head.bias[0]) == pytest.approx(0.9 * 0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ema", "drop", "margin"), [(0.999, 0.0, 296), (0.05, 0.5, None)])
 def test_the_network_descends_eq_1_and_the_average_follows(ema, drop, margin):
     model, reference = (small(ema=ema, drop_condition=drop, margin=margin) for _ in range(2))
@@ -176,6 +180,7 @@ def test_the_network_descends_eq_1_and_the_average_follows(ema, drop, margin):
     assert_follows(model, reference, data, algorithm)
 
 
+@pytest.mark.slow
 def test_every_step_draws_noise_and_times_of_its_own(monkeypatch):
     model = small()
     data = batch()
@@ -253,6 +258,7 @@ def test_sinusoids_by_hand():
     np.testing.assert_allclose(embedded, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
 def test_the_noise_decides_the_lesion_and_nothing_else_does(sampler):
     model = small(sampler=sampler)
@@ -269,6 +275,7 @@ def test_the_noise_decides_the_lesion_and_nothing_else_does(sampler):
         assert image.min() >= 0 and image.max() <= 1
 
 
+@pytest.mark.slow
 def test_the_network_sees_the_tissue_as_it_is_at_every_step(monkeypatch):
     model = small()
     data = batch()
@@ -329,6 +336,7 @@ def write(model, folder, size=SIZE):
     return export.export(model, folder, {"config": config, "train_patients": ["p"]})
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_export_is_found_as_an_infilling_and_holds_the_average(tmp_path):
     model = small()
@@ -363,6 +371,7 @@ def test_the_same_weights_are_exported_with_another_sampler(tmp_path):
         export_again(folder, tmp_path / "two", widths=(4,))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_synthesis_gives_one_lesion_a_seed(tmp_path):
     generator = write(small(size=32), tmp_path / "export", size=32)
@@ -399,6 +408,7 @@ def test_mixed_precision_trains_and_answers_in_float32(policy):
     assert all(panel.dtype == tf.float32 for panel in model.sample(data).values())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_training_in_a_graph_equals_training_eagerly():
     eager, graph = small(), small()
@@ -409,6 +419,7 @@ def test_training_in_a_graph_equals_training_eagerly():
         np.testing.assert_allclose(loss, expected, rtol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_it_learns_the_grey_values_of_lesions():
     """They are 0.7 with a deviation of 0.1, and the noise 0.5 with 0.29."""
@@ -484,6 +495,7 @@ print(json.dumps({**results, "half": train(mirrored, 12)}))
 """  # noqa: E501
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_replicas_train_as_one_does_and_under_float16_too(tmp_path):
     results = run_on_two_cpus(TWO_REPLICAS, tmp_path)

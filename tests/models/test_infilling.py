@@ -318,6 +318,7 @@ def numpy_vgg(feature_extractor, image, layers):
     return [found[layer] for layer in layers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "factors"),
     [("blocks", "elements"), ("blocks", "chen_koltun"), ("first", "elements")],
@@ -457,6 +458,7 @@ def test_the_real_images_features_are_computed_once_and_nothing_flows_back_from_
     assert np.abs(seen[1] - data["image"]).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", ["unet", "crn"])
 def test_it_learns_what_the_lesion_looks_like(generator):
     model = small(generator=generator, filters=(8, 8), widths=(8, 8, 8), learning_rate=5e-3)
@@ -471,6 +473,7 @@ def test_it_learns_what_the_lesion_looks_like(generator):
     )
 
 
+@pytest.mark.slow
 def test_the_discriminator_learns_to_tell_pairs_apart():
     model = small()
     data = batch()
@@ -483,6 +486,7 @@ def test_the_discriminator_learns_to_tell_pairs_apart():
     assert history[-1]["p_real"] > history[-1]["p_fake"] + 0.1
 
 
+@pytest.mark.slow
 def test_training_in_a_graph_equals_training_eagerly_with_new_noise_at_every_step():
     eager = small()
     graph = small()
@@ -560,6 +564,7 @@ def test_two_channels_are_the_ablation():
     assert all(np.isfinite(value) for value in model.train_step(batch()).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "generator"),
     [("mixed_float16", "unet"), ("mixed_float16", "crn"), ("mixed_bfloat16", "crn")],
@@ -650,6 +655,7 @@ print(json.dumps({**results, "half": train(mirrored, 12)}))
 """  # noqa: E501
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_replicas_train_as_one_does_and_under_float16_too(tmp_path):
     results = run_on_two_cpus(TWO_REPLICAS, tmp_path)

@@ -101,6 +101,7 @@ def test_what_is_no_header_is_refused_and_not_quoted(monkeypatch, value):
     assert value not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_missing_file_is_named(tmp_path):
     address = parse_address("dicomweb://one/a", "--from")
     config = PacsConfig(authorization=tmp_path / "none")

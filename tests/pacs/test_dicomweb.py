@@ -134,6 +134,7 @@ def test_credentials_do_not_follow_to_another_server(monkeypatch, tmp_path):
         assert "Authorization" not in heard[0]
 
 
+@pytest.mark.slow
 def test_a_certificate_that_nobody_signed_is_refused(tmp_path):
     with serve(reply()) as (place, _):  # it speaks no TLS at all
         address = parse_address(f"dicomweb://{place}/x", "--from")

@@ -129,6 +129,7 @@ def sort_results(paths) -> dict[str, list[pydicom.Dataset]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["web", "get", "move"])
 def test_a_study_comes_back_with_masks_and_measurements(process, pacs, pipeline, tmp_path, way):
     study, paths = write_study(tmp_path)
@@ -449,6 +450,7 @@ def test_uids_follow_from_the_models(pipeline, overrides, repository, tmp_path):
     assert Identity.make(other).digest != same.digest
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("studies", [40, pytest.param(200, marks=pytest.mark.nightly)])
 def test_a_server_that_is_killed_loses_nothing_and_doubles_nothing(

@@ -140,6 +140,7 @@ def read(study, reader, right=lambda number: True, rate=lambda real: 6 if real e
 # Cases
 
 
+@pytest.mark.slow
 def test_cases_are_balanced_and_nobody_is_shown_twice(study, archives):
     cases = study.cases("Anna")
     assert (

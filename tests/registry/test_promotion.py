@@ -231,6 +231,7 @@ def test_few_patients_cannot_promote(store, patients, capsys):
     assert "No interval and no p: 3 patients are fewer than 6" in said
 
 
+@pytest.mark.slow
 def test_every_candidate_judged_on_the_same_patches_counts(store, capsys):
     """Eight patients give p = 0.0078, which is not below 0.01 for the second candidate."""
     store.add(BAD, best=True)
@@ -519,6 +520,7 @@ def test_inner_sections_of_the_data_are_laid_over_the_cards(data):
     )
 
 
+@pytest.mark.slow
 def test_a_rollback_goes_back_step_by_step(store, capsys):
     for level in (BAD, GOOD):
         store.add(level)
@@ -564,6 +566,7 @@ def test_a_rollback_without_a_best_version_is_one_sentence(store, capsys):
     assert capsys.readouterr().err.startswith(f"error: models:/{MODEL}@best: no version in sqlite:")
 
 
+@pytest.mark.slow
 def test_a_refusal_leaves_the_way_back(store):
     for level in (BAD, GOOD):
         store.add(level)
@@ -596,6 +599,7 @@ def test_the_list_shows_versions_aliases_metrics_and_verdicts(store, capsys):
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_commands_at_once_as_they_are_typed(store):
     for level in (BAD, GOOD, GOOD):
@@ -626,6 +630,7 @@ def test_two_commands_at_once_as_they_are_typed(store):
     )
 
 
+@pytest.mark.slow
 def test_a_promotion_asks_for_the_audit_of_the_version_itself(store, tmp_path):
     store.add(GOOD)
     assert promote("--set", "audit=passed") == 1 and store.best() is None

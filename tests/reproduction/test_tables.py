@@ -69,6 +69,7 @@ def test_a_difference_is_found_whichever_way_it_was_tested():
     assert find_difference(first, "CAN", "SegNet", "Dice*") is None
 
 
+@pytest.mark.slow
 def test_the_opposite_of_a_difference_keeps_its_p_and_turns_its_interval():
     cell = negate(parse_cell("-1.2 [-2.0, -0.4] p = 0.004"))
     assert (cell.value, cell.low, cell.high, cell.p) == (1.2, 0.4, 2, 0.004)

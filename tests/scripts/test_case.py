@@ -121,6 +121,7 @@ def run(load_script, repository, models, tmp_path, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_a_dicom_gives_overlay_report_and_segmentation(run, stored, models, capfd):
     ((folder, report),) = run(stored).items()
     assert folder.name.startswith("mammogram-") and len(folder.name) == len("mammogram-") + 8
@@ -160,6 +161,7 @@ def test_a_dicom_gives_overlay_report_and_segmentation(run, stored, models, capf
     assert f"{stored}: 1 mass 0.90" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_only_the_segmentation_names_the_patient(run, stored, capfd):
     ((folder, _),) = run(stored).items()
     said = "".join(capfd.readouterr())
@@ -171,6 +173,7 @@ def test_only_the_segmentation_names_the_patient(run, stored, capfd):
     assert "abc" not in (folder / "report.json").read_text()  # a patient of the training
 
 
+@pytest.mark.slow
 def test_a_picture_gives_no_segmentation_and_says_so(run, tmp_path):
     pixels = np.rint(255 * RECORD.pixels()[..., 0]).astype(np.uint8)
     for name in ("a.png", "a.jpg", "a.tif"):
@@ -194,6 +197,7 @@ def test_no_detection(run, stored, models):
     assert (folder / "overlay.png").is_file() and not (folder / "segmentation.dcm").exists()
 
 
+@pytest.mark.slow
 def test_a_second_run_replaces_the_first(run, stored, models):
     ((folder, first),) = run(stored).items()
     (folder / "mine.txt").touch()
@@ -206,6 +210,7 @@ def test_a_second_run_replaces_the_first(run, stored, models):
     ]
 
 
+@pytest.mark.slow
 def test_two_files_of_one_name(run, stored, tmp_path):
     other = tmp_path / "other" / stored.name
     other.parent.mkdir()
@@ -218,6 +223,7 @@ def test_two_files_of_one_name(run, stored, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_told_of_and_the_rest_is_read(run, stored, tmp_path):
     damaged = tmp_path / "damaged.dcm"
     text = tmp_path / "notes.txt"
@@ -236,6 +242,7 @@ def test_what_cannot_be_read_is_told_of_and_the_rest_is_read(run, stored, tmp_pa
     assert len(list((tmp_path / "out").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_dicom_without_identifiers_keeps_its_report(run, stored, tmp_path):
     path = tmp_path / "bare.dcm"
     dataset = pydicom.dcmread(stored)
@@ -248,6 +255,7 @@ def test_a_dicom_without_identifiers_keeps_its_report(run, stored, tmp_path):
     assert len(report["lesions"]) == 2 and not (folder / "segmentation.dcm").exists()
 
 
+@pytest.mark.slow
 def test_a_dicom_without_an_ending(run, stored, tmp_path):
     shutil.copy(stored, tmp_path / "IM0001")
     ((_, report),) = run(tmp_path / "IM0001").items()

@@ -124,6 +124,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_each_patch_is_evaluated_by_the_fold_that_never_saw_its_patient(run, runs, patches):
     output = run("segmentation", {"CAN": folds(runs, "CAN"), "U-Net": folds(runs, "U-Net")})
     rows = [row for row in table(output / "per_image.csv") if row["model"] == "CAN"]
@@ -307,6 +308,7 @@ def test_models_are_compared_on_what_all_of_them_is_eligible_for(run, runs):
     assert {row["model"] for row in table(output / "table.csv")} == {"CAN", "U-Net"}
 
 
+@pytest.mark.slow
 def test_the_leaky_protocol_has_a_table_of_its_own(run, runs):
     models = {
         "CAN": folds(runs, "CAN"),
@@ -761,6 +763,7 @@ def shape_runs(tmp_path_factory):
     return root, masks, data
 
 
+@pytest.mark.slow
 def test_shapes_confusion_accuracy_and_roc_of_the_folds(
     load_script, shape_runs, tmp_path, monkeypatch, tracking_uri
 ):

@@ -147,6 +147,7 @@ def by_name(output):
     return {(row["model"], row["measure"]): row for row in table(output / "table.csv")}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_network_that_pastes_scores_as_direct_paste_does(output):
     rows = by_name(output)
@@ -240,6 +241,7 @@ def test_a_name_that_a_row_has(run, models):
         run({"poisson": models["pasted"]})
 
 
+@pytest.mark.slow
 def test_patches_to_blend(data):
     skipped = Skipped()
     patches = make_blend_patches(read_mammograms(data, Skipped()), data, skipped)

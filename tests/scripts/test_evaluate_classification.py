@@ -122,6 +122,7 @@ def run(load_script, monkeypatch):
     return call
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_all_trainings_of_a_study_have_one_precision(config, subsets, tmp_path, monkeypatch):
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -326,6 +327,8 @@ def test_of_few_patients_there_is_a_sentence_and_no_number(config, subsets):
     assert line[5:] == ["+0.200", "-", "too few patients for an interval or p (six)"]
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_set_whose_lesions_do_not_outscore_its_normal_patches_is_refused(
     config, subsets, tmp_path, monkeypatch
 ):
@@ -480,6 +483,7 @@ def test_synthetic_patches_are_in_the_figure_in_their_colours(synthetic):
     assert set(PatchSet.read(synthetic).patches.kinds.tolist()) == {"mass", "normal"}
 
 
+@pytest.mark.slow
 def test_lesions_side_by_side_are_put_back(repository, tiny_contextual, tmp_path, run):
     """Beyond the windows every value is the source's; within, a disc of side / 2 brightens by 0.3
     of the patch's contrast.
@@ -524,6 +528,7 @@ def test_lesions_side_by_side_are_put_back(repository, tiny_contextual, tmp_path
     assert lesion[1] - lesion[0] == pytest.approx(64, abs=4)
 
 
+@pytest.mark.slow
 def test_contiguous_boxes_and_where_there_is_no_room(repository, tiny_contextual, tmp_path, run):
     breast = np.zeros((60, 100, 1), np.uint8)
     breast[20:40, 10:70] = 1

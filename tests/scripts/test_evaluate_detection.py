@@ -228,6 +228,7 @@ def headings(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_the_figure_of_merit_is_tested(run, runs, tmp_path):
     """Other phantoms than those whose lesions the first one knows: it is wrong everywhere, which is
     worse than silence.
@@ -388,6 +389,7 @@ def test_a_plan_is_a_studys(load_script, monkeypatch, capsys):
     assert "--study names none" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_run_twice(
     study, steps_here, tracking_uri, caplog
@@ -439,6 +441,7 @@ def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_ru
     ]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_detector_that_can_not_be_trained_ends_the_study_with_its_sentence(study):
     with pytest.raises(

@@ -219,6 +219,7 @@ def test_each_model_gets_what_it_takes_and_is_measured(output, patches):
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_inside_the_mask_alone_the_real_tissue_stands_around_every_model(run, models, patches):
     """The copier's patches of another tissue count in the mass alone."""
@@ -233,6 +234,7 @@ def test_inside_the_mask_alone_the_real_tissue_stands_around_every_model(run, mo
     assert float(rows["copier", "lpips_random"]["mean"]) < float(whole["mean"])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_sets_have_intervals_and_differences(output, patches):
     rows = by_name(output)
@@ -315,6 +317,7 @@ def test_sheets(output, patches, models):
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_files_of_networks_a_sample_and_the_leaky_protocol(run, models, tmp_path):
     """With files for AlexNet and heads no number is marked, and the paper's stands below."""
@@ -406,6 +409,7 @@ def test_wrong_configs(run, models):
         run({"G_unet": models["G_unet"]}, "heads=nowhere.npz")
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_something_else(models, tmp_path):
     inputs = {"tri_label": None, "mask": None}
     assert comparison.open_first(models["copier"][0], inputs, "image", None).source == "mask"

@@ -16,6 +16,7 @@ def kill(repository):
     return runpy.run_path(str(repository / "benchmarks/kills.py"))["measure"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_killed_and_bitwise_equal(kill, tmp_path):

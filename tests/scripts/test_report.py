@@ -32,6 +32,7 @@ def read_facts(run, output):
     return (output / "facts/can_fig2.smoke.json").read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_smoke_run_makes_facts_and_a_page(script, tmp_path):
     facts = read_facts(lambda *arguments: run_apart(script, *arguments), tmp_path / "one")
@@ -48,6 +49,7 @@ def test_two_smoke_runs_in_processes_have_the_same_facts(script, tmp_path):
     assert one == two
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_plan_shows_commands_and_runs_nothing(script, tmp_path):
     output = tmp_path / "output"

@@ -183,6 +183,7 @@ def test_two_steps(train, tmp_path, system):
     assert "Traceback" not in err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "seen", [["data.canvas=[96,64]"], ["data.canvas=[96,64]", "data.tiles={overlap: 32, empty: 1}"]]
@@ -223,6 +224,7 @@ def test_a_wrong_config_is_one_line(train, overrides, said):
     assert len(lines) == 1 and said in lines[0] and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_wrong_size_is_corrected_in_the_same_folder(train, tmp_path):
     arguments = ["--output", "out", "--set", *COMMON, *SMALL["unet"]]
     arguments.append("tracking.register_models=false")

@@ -78,6 +78,7 @@ def test_it_is_refused_before_anything_is_read_or_written(main, repository, tmp_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_no_checkpoint_is_the_best_one_before_its_level_is_faded_in(repository, monkeypatch):
     stage = experiment(repository, "model.fade_steps=10")
     metrics = []
@@ -101,6 +102,7 @@ def test_no_checkpoint_is_the_best_one_before_its_level_is_faded_in(repository, 
     assert metrics[2] == {"likeness": -0.5, "discarded": 0.1}
 
 
+@pytest.mark.slow
 def test_a_stage_counts_the_patients_of_the_stage_before_as_seen(repository, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(progressive, "read_card", lambda _: {"train_patients": ["p1", "p2"]})

@@ -189,6 +189,7 @@ def test_equal_recalls_have_no_rank_correlation():
     assert prediction.correlate(scores, {"a": 0.1, "b": 0.2, "c": 0.3}) == pytest.approx(1.0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_blobs_with_more_noise_find_less(repository, tmp_path, tracking_uri):
     program = repository / "tests/blobs.py"

@@ -72,6 +72,7 @@ def test_the_sides_have_two_classes_each_and_no_patient_in_common(subsets):
     assert abs(len(patients(subsets.validation)) - len(patients(subsets.test))) <= 3
 
 
+@pytest.mark.slow
 def test_every_generators_training_holds_the_same_patients_out(subsets, tmp_path):
     """Other kinds of lesions, other patches, other patients among them: yet the same
     side for each.
@@ -89,6 +90,7 @@ def test_every_generators_training_holds_the_same_patients_out(subsets, tmp_path
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_all_lesions_are_positive_where_that_is_asked_for(subsets):
     records = read_mammograms(DATA, Skipped())[:16]
     data = DATA.model_copy(update={"kinds": classification.KINDS})
@@ -149,6 +151,7 @@ def test_synthetic_patches_of_other_grey_values_are_refused(subsets, random_patc
         )
 
 
+@pytest.mark.slow
 def test_whom_checkpoints_are_chosen_by_does_not_depend_on_the_patches(subsets, tmp_path):
     """Of masses alone, of a few patches: nobody who tests the classifier chooses a generator's
     checkpoint.
@@ -242,6 +245,7 @@ def test_the_share_decays_over_the_whole_training(tracking_uri, tmp_path):
     ), "another length is another schedule"
 
 
+@pytest.mark.slow
 def test_the_baseline_does_not_depend_on_synthetic_patches(tracking_uri, tmp_path):
     one = classification.select_arm(experiment(tracking_uri, synthetic=tmp_path), 0.0, 3)
     other = classification.select_arm(experiment(tracking_uri), 0.0, 3)

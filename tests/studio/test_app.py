@@ -379,6 +379,7 @@ def test_every_system_offers_what_counts_for_it(server, browser, tmp_path):
     assert json.loads(files["annotations.json"].read_text())["annotations"] == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_systems_that_come_with_the_package(tmp_path, browser):
@@ -562,6 +563,7 @@ def test_uploads_are_bounded_in_total_and_nothing_of_unknown_length_is_taken(ser
     assert large.status_code == 413
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path, models, browser):
     server = Server(tmp_path, {"systems": {"add": models["systems"]["add"]}}, "host=0.0.0.0")
@@ -581,6 +583,7 @@ def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path, models, browser):
         server.stop()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_wrong_handle_is_one_sentence(tmp_path):
     server = Server(
@@ -596,6 +599,7 @@ def test_a_wrong_handle_is_one_sentence(tmp_path):
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_it_follows_the_browsers_light_or_dark(server, browser):
     grounds = []

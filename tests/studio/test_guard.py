@@ -85,6 +85,7 @@ def test_an_upload_that_does_not_come_is_given_up(tmp_path, monkeypatch):
     assert answer.status_code == 408
 
 
+@pytest.mark.slow
 def test_what_nobody_opens_is_removed(tmp_path):
     ages = {"opened": 0, "waiting": 100, "forgotten": 5000}
     page = SimpleNamespace(upload_file_set=set())

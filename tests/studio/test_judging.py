@@ -195,6 +195,7 @@ def kept(config):
     return {(answer.reader, answer.case.number): answer.value for answer in Answers(config).all()}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_two_readers_go_through_a_study_whose_server_is_killed(config, browser, tmp_path):

@@ -256,6 +256,7 @@ def test_the_shipped_config_is_one(repository):
     assert config.host == "127.0.0.1" and len(config.systems) == 5
 
 
+@pytest.mark.slow
 def test_each_system_of_the_shipped_config_edits(repository, tmp_path, monkeypatch):
     monkeypatch.setenv("TFMAMMO_CACHE", str(tmp_path))
     mammogram = phantom.read(count=1)[0]

@@ -149,6 +149,7 @@ def test_a_can_takes_the_grey_scale_of_the_tissue_it_covers(can, mammogram):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "painter", ["infilling", "can", "blending", "poisson", "paste", "contextual"]
 )

@@ -479,6 +479,7 @@ class Discs(keras.layers.Layer):
         )[..., None]
 
 
+@pytest.mark.slow
 def test_shapes_of_a_mask_gan(config, tmp_path):
     """Masks at their patch's border are drawn again, and so are implausible ones."""
     model = NoiseModel("mask_gan", 6, Discs(), ("mask",))
@@ -652,6 +653,7 @@ def test_a_two_channel_generator_and_percentiles(config, tiny_infilling, where, 
     remake(tmp_path / "out/recipes/000000.json", tmp_path / "again", where(set_config))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_make_what_one_makes(config, where, tmp_path):
     set_config = config(masses=(1, 2), format="dicom")

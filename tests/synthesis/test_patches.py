@@ -124,6 +124,7 @@ def test_discarded_lesions_are_drawn_again_and_counted(patches_made, mammograms,
     )
 
 
+@pytest.mark.slow
 def test_a_second_run_changes_nothing_and_a_lost_file_comes_back_bit_for_bit(
     patches_made, generators, tmp_path
 ):
@@ -140,6 +141,7 @@ def test_a_second_run_changes_nothing_and_a_lost_file_comes_back_bit_for_bit(
     }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_workers_make_the_same(patches_made, generators, tmp_path):
     synthesize(config(generators), tmp_path / "again", ["--direct_num_workers", "2"])
@@ -182,6 +184,7 @@ def lesion_generator_of(config):
     return load_lesion_generator(Path(config.generators["mass"]))
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, generators, patches_made):
     patients = {mammogram.patient_id for mammogram in mammograms}
     with pytest.raises(
@@ -254,6 +257,7 @@ def test_drawn_counts_what_gave_no_patch(tiny_contextual, random_patches):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_command(generators, tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(dump(config(generators, count=2)), encoding="utf-8")

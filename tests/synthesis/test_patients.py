@@ -419,6 +419,7 @@ def both_sides(tmp_path_factory):
     return data, records, root / "split.json", train
 
 
+@pytest.mark.slow
 def test_an_infilling_of_one_side(both_sides, tiny_infilling, where, tmp_path):
     """Mammograms, sizes and shapes are all of the patients of that side, and so is what makes the
     folder its own.
@@ -521,6 +522,7 @@ class Disc(keras.layers.Layer):
         return tf.cast(tf.constant(np.hypot(row, col), tf.float32) < radius, tf.float32)[..., None]
 
 
+@pytest.mark.slow
 def test_who_networks_were_trained_on_is_told(both_sides, tiny_infilling, tiny_blending, tmp_path):
     data, records, _, _ = both_sides
     infilling = tiny_infilling(padding=20)
@@ -614,6 +616,7 @@ def blendings(tmp_path_factory):
     return make
 
 
+@pytest.mark.slow
 def test_a_network_without_prior_sees_the_outline_alone(blendings, both_sides, where, tmp_path):
     """Other grey values of the real lesions change nothing; with the prior they do."""
     data, records, _, _ = both_sides
@@ -640,6 +643,7 @@ def test_a_network_without_prior_sees_the_outline_alone(blendings, both_sides, w
         assert (images[0] == images[1]) == equal, prior
 
 
+@pytest.mark.slow
 def test_a_card_without_a_prior_is_of_the_lesions(blendings, tiny_infilling):
     folder = blendings("noise")
     card = json.loads((folder / "card.json").read_text())
@@ -648,6 +652,7 @@ def test_a_card_without_a_prior_is_of_the_lesions(blendings, tiny_infilling):
     assert opened(folder, "pasted").prior == "lesion" and opened(tiny_infilling()).prior == "lesion"
 
 
+@pytest.mark.slow
 def test_what_is_used_of_a_lesion_is_no_part_of_older_keys():
     """A DICOM's UIDs follow from the key: a recipe of an earlier version must give the one that it
     gave.

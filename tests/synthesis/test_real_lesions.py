@@ -59,6 +59,7 @@ def phantoms(tiny_blending):
 
 
 # pycocotools
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
 )
@@ -151,6 +152,7 @@ def test_real_lesions_of_the_phantom(painter, form, phantoms, where, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_whose_lesions_they_are_is_told(real, tmp_path, folders, tiny_blending):
     recipes = synthesize(real(masses=(2, 2)), tmp_path / "out")
     with (tmp_path / "out/metadata.csv").open(newline="", encoding="utf-8") as file:

@@ -54,6 +54,7 @@ def test_sizes_need_two_lesions():
         fit(kinds=("calcification",))
 
 
+@pytest.mark.slow
 def test_an_archive_and_a_split_are_read_once(tmp_path, monkeypatch):
     data = DataConfig(phantoms=8, mixed_findings=True)
     names = {mammogram.patient_id for mammogram in archives.read_mammograms(data, Skipped())}

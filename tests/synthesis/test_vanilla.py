@@ -160,6 +160,7 @@ def test_a_patch_and_its_lesion_by_hand(vanilla, seeds):
             network.generate(seeds[name])
 
 
+@pytest.mark.slow
 def test_a_real_one_is_read(vanilla):
     """The export of baselines.vanilla_gan gives what the network itself gives of the same noise."""
     model = VanillaGAN(
@@ -198,6 +199,7 @@ def test_what_cant_be_set_in_is_refused(vanilla, data, reason):
         make_renderer("vanilla", vanilla(**data), 16.0)
 
 
+@pytest.mark.slow
 def test_another_systems_export_is_refused(vanilla, tiny_blending):
     with pytest.raises(ExportError, match="none of its functions leads from noise to image, mask"):
         make_renderer("vanilla", tiny_blending(), 16.0)
@@ -428,6 +430,7 @@ def test_a_gan_that_draws_no_lesion_is_a_reason(config, vanilla, tmp_path):
     assert not (tmp_path / "out/images").exists()
 
 
+@pytest.mark.slow
 def test_patches_lie_on_breast_and_apart(config, tmp_path):
     recipes = synthesize(config(masses=(2, 2), format="png"), tmp_path / "out")
     assert not any(recipe.left_out for recipe in recipes)

@@ -709,6 +709,7 @@ def test_a_server_that_goes_away(folder, exported, caplog):
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_trainings_that_start_at_once_share_a_new_store(tmp_path):
     program = """

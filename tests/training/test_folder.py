@@ -203,6 +203,7 @@ def test_a_folder_whose_checkpoints_are_gone_is_refused(tmp_path):
         folder.check_nothing_lost(tmp_path)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_another_model_are_refused(tmp_path):
     Counter(tmp_path).save(1)
     checkpoint = tf.train.Checkpoint(another=tf.Variable(0))

@@ -63,6 +63,7 @@ def saved_step(output: Path) -> int:
     return int(tf.train.latest_checkpoint(str(output / "checkpoints")).rsplit("-", 1)[1])
 
 
+@pytest.mark.slow
 def test_a_run_leaves_checkpoints_pictures_a_model_and_a_history(
     tiny_can, random_patches, tmp_path
 ):
@@ -94,6 +95,7 @@ def test_a_run_leaves_checkpoints_pictures_a_model_and_a_history(
     assert float(best.tags["validation_dice"]) == pytest.approx(max(scores), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_papers_protocol_trains_on_its_copies_as_they_are(tiny_can, random_patches, tmp_path):
     drawn = []
 
@@ -114,6 +116,7 @@ def test_the_papers_protocol_trains_on_its_copies_as_they_are(tiny_can, random_p
     )
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(
     tiny_can, random_patches, tmp_path
 ):
@@ -144,6 +147,7 @@ def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(
     assert saved_step(tmp_path / "run") == 4 and not seen and card.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_registration_is_registered_by_the_next_call_once(
     tiny_can, random_patches, tmp_path
 ):
@@ -248,6 +252,7 @@ def with_root(experiment, root):
     )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_wherever_its_archive_has_moved_and_however_its_path_is_spelt(
     tiny_can, random_patches, tmp_path
 ):
@@ -326,6 +331,7 @@ def test_spoilt_weights_are_never_saved(tiny_can, random_patches, tmp_path):
     assert saved_step(tmp_path / "run") == 2
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=2), random_patches, tmp_path / "run")
     (tmp_path / "run/checkpoints/best").rename(tmp_path / "elsewhere")
@@ -342,6 +348,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tiny_can, random_pa
     assert saved_step(tmp_path / "run") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_saves_and_leaves(tiny_can, random_patches, tmp_path, number):
     experiment = tiny_can(steps=6, checkpoint_every=100)
@@ -359,6 +366,7 @@ def test_a_stop_signal_saves_and_leaves(tiny_can, random_patches, tmp_path, numb
     assert saved_step(tmp_path / "run") == 6
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_gives_way_to_the_one_before(
     tiny_can, random_patches, tmp_path, caplog
 ):
@@ -372,6 +380,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(
     assert saved_step(tmp_path / "run") == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", [None, b""])
 def test_a_training_goes_on_without_tensorflows_list_of_checkpoints(
     tiny_can, random_patches, tmp_path, caplog, state
@@ -395,6 +404,7 @@ def test_nothing_starts_anew_over_unreadable_checkpoints(tiny_can, random_patche
         fit(tiny_can(steps=4), random_patches, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_every_variable_of_every_network(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=2), random_patches, tmp_path / "run", model=CAN)
     reader = tf.train.load_checkpoint(str(tmp_path / "run/checkpoints"))
@@ -413,6 +423,7 @@ def test_a_checkpoint_holds_every_variable_of_every_network(tiny_can, random_pat
             ), variable.path
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_registry_or_an_export(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=1), random_patches, tmp_path / "first", register=True)
     expected = Small(tiny_can().model, 32)
@@ -452,6 +463,7 @@ def test_another_models_export_is_refused_as_a_start(tiny_can, random_patches, t
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_trains_and_exports_float32(tiny_can, random_patches, tmp_path, policy):
     import mlflow
@@ -513,6 +525,7 @@ def test_a_batch_that_classes_cannot_share_is_refused(tiny_can, random_patches, 
         fit(tiny_can(batch_size=4), patches, tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "score"), [("max", 0.75), ("min", 0.25)])
 def test_the_monitored_metric_chooses_the_best_checkpoint(
     tiny_can, random_patches, tmp_path, mode, score
@@ -546,6 +559,7 @@ def test_a_validation_without_the_monitored_metric_is_refused(tiny_can, random_p
         )
 
 
+@pytest.mark.slow
 def test_seen_patients_are_recorded_at_the_start_and_read_at_a_resume(
     tiny_can, random_patches, tmp_path
 ):
@@ -561,6 +575,7 @@ def test_seen_patients_are_recorded_at_the_start_and_read_at_a_resume(
     assert export.read_card(tmp_path / "run/export")["train_patients"] == [*trained, "q2", "q3"]
 
 
+@pytest.mark.slow
 def test_a_start_replaces_the_record_of_one_that_failed(tiny_can, random_patches, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/initial_patients.txt").write_text("q1")

@@ -47,6 +47,7 @@ def test_a_time_is_told_in_its_unit():
     ]
 
 
+@pytest.mark.slow
 def test_the_whole_time_stands_in_a_frame(capsys):
     announce_duration(210_000, 0.6)
     text = capsys.readouterr().err

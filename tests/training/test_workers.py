@@ -154,6 +154,7 @@ def weights(output):
     }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_workers_are_one_process_with_the_whole_batch_and_resume(
@@ -207,6 +208,7 @@ def stopped(tmp_path_factory):
     return tmp_path_factory.mktemp("workers")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.nightly)])
@@ -227,6 +229,7 @@ def test_when_a_worker_is_killed_the_others_end_and_say_so(
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_stop_signal_to_one_stops_all_in_the_same_step(repository, stopped, empty_store):
@@ -242,6 +245,7 @@ def test_a_stop_signal_to_one_stops_all_in_the_same_step(repository, stopped, em
     assert where[0] == where[1] and f"at step {saved_step(stopped):,}," in where[0]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_what_was_killed_and_stopped_is_finished_by_another_number_of_workers(

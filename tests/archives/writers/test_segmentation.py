@@ -208,6 +208,7 @@ def test_what_highdicom_refuses_is_one_sentence_without_its_words(source, tmp_pa
     assert raised.value.__cause__ is None and raised.value.__suppress_context__
 
 
+@pytest.mark.slow
 def test_no_source_and_no_place(source, tmp_path):
     with pytest.raises(ArchiveError, match=r"nowhere\.dcm: no such file"):
         segmentation.write(tmp_path / "seg.dcm", tmp_path / "nowhere.dcm", LESIONS, "1", PARAMETERS)

@@ -81,6 +81,7 @@ def test_the_standards_checker_finds_no_other_error(study):
         assert [line for line in errors if TOO_NEW not in line] == []
 
 
+@pytest.mark.slow
 def test_a_pacs_groups_it(study, tmp_path):
     with run_orthanc(tmp_path / "orthanc") as pacs:
         for path in study.values():
