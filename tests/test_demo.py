@@ -18,6 +18,7 @@ def phantom_case(tmp_path_factory):
     return scenes._write_phantom(tmp_path_factory.mktemp("demo"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_demo_shows_every_system(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TFMAMMO_CACHE", str(tmp_path / "cache"))

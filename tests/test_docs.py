@@ -614,6 +614,7 @@ def test_the_sixth_papers_own_tests_pass(sixth):
         test()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_site_builds_strictly_and_fetches_nothing(tmp_path):
     from tfmammo.config import DataConfig

@@ -620,6 +620,7 @@ def test_each_replica_of_the_contextual_gan_uses_its_own_kernels(tmp_path):
     assert all(alike)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_replicas_have_one_u_and_agree_with_one_device(tmp_path):
     two, one = run_on_two_cpus(REPLICAS, tmp_path)

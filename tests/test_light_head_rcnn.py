@@ -398,6 +398,7 @@ def losses_of():
     return losses
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_boxes_that_are_not_there_do_not_count(losses_of):
     data = batch()
@@ -408,6 +409,7 @@ def test_boxes_that_are_not_there_do_not_count(losses_of):
         assert losses_of(other) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["both", "one"])
 def test_mammograms_without_lesions_have_defined_losses(losses_of, of):
     data = batch()
@@ -506,6 +508,7 @@ def taught():
     return model, history
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_it_learns_where_the_lesion_is(taught):
     model, history = taught
@@ -548,6 +551,7 @@ def test_the_saved_model_gives_the_same_boxes_as_the_live_one(taught, saved):
     np.testing.assert_array_equal(answer["num_detections"], live["num_detections"])
 
 
+@pytest.mark.slow
 def test_the_saved_model_takes_images_of_any_size(saved):
     """Twice as large and with fewer columns: boxes are parts of its own rows and columns."""
     function = saved[0].signatures["serving_default"]

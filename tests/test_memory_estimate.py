@@ -129,6 +129,7 @@ def test_weights_and_slots_of_adam_by_hand():
     assert larger.slots == need.slots and larger.step == pytest.approx(2 * need.step, rel=0.1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_cpus_allocator_gives_out_what_is_estimated(repository):
     """Of a step without convolutions, whose scratch space shapes do not tell."""

@@ -291,6 +291,7 @@ def test_skips_and_their_log_lines_hold_nothing_of_it(archive, heard):
     assert not find_planted(repr(skipped))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_training_leaves_nothing_of_it(archive, tmp_path, tiny_can, heard, monkeypatch, capfd):
     from tfmammo import config as configuration

@@ -68,6 +68,7 @@ def test_threads_that_overlap_give_stderr_back(stderr):
     assert stderr() == "afterwards"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_no_file_stays_open():
     code = """

@@ -118,6 +118,7 @@ def step(make, name, jit_compile, adam=False):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "adam"),

@@ -28,7 +28,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +285,7 @@ def _dicom_with(syntax: UID, frame: bytes) -> bytes:
     return _saved(made)
 
 
+@cache
 def _deflated(size: int) -> bytes:
     """A mammogram that inflates to `size` bytes, its transfer syntax behind 70,000 bytes of meta
     information.

@@ -216,6 +216,7 @@ print(json.dumps({"equal": equal, "shares": shares}))
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_replicas_share_the_batches_of_one(tmp_path):
     results = run_on_two_cpus(TWO_REPLICAS, tmp_path)

@@ -339,6 +339,7 @@ def test_jackknife_of_fid_covers_its_value(features):
     assert value == fid(real, synthetic) and low < value < high and p < 0.05
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_inception_features():
     images = np.random.default_rng(0).random((18, 40, 40, 1), dtype=np.float32)

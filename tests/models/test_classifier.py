@@ -195,6 +195,7 @@ def test_the_grid_shows_the_patch_and_its_probability():
 
 
 # of Keras, which reads its own variables
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.slow
 def test_weights_of_a_file_are_taken_over(tmp_path):

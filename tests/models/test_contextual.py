@@ -549,6 +549,7 @@ def test_training_in_float16_stays_finite_and_the_discriminator_learns(spectral)
     assert int(gan.optimizers["discriminator"].inner_optimizer.iterations) > 12
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_is_exported_answers_as_the_model_and_gives_its_weights_back(tmp_path):
     gan = make_model()

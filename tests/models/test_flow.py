@@ -91,6 +91,7 @@ def count_by_hand(widths, channels):
     return total + block(widths[-1], widths[-1], True) + 2 * widths[0] + convolution(widths[0], 1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_networks_of_full_size(monkeypatch):
     model = build_without_memory(Flow, monkeypatch)
@@ -316,6 +317,7 @@ def test_guidance_leads_away_from_the_flow_without_mask_and_margin():
     assert np.abs(with_condition - without).max() > 1e-2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_panels_of_the_image_grid():
     model = small()
@@ -395,6 +397,7 @@ def test_a_synthesis_gives_one_lesion_a_seed(tmp_path):
     np.testing.assert_array_equal(one.after.values[around], one.before.values[around])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_trains_and_answers_in_float32(policy):

@@ -564,6 +564,7 @@ def test_two_channels_are_the_ablation():
     assert all(np.isfinite(value) for value in model.train_step(batch()).values())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "generator"),

@@ -429,6 +429,8 @@ def test_nothing_of_the_patient_is_written_or_said(
     assert done.returncode == 2 and "--study and --to belong together" in done.stderr
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_uids_follow_from_the_models(pipeline, overrides, repository, tmp_path):
     same = Identity.make(pipeline)
     moved = tmp_path / "moved"

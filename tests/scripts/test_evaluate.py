@@ -885,6 +885,7 @@ def test_losses_of_two_runs(load_script, tmp_path, monkeypatch, tracking_uri):
     np.testing.assert_allclose(drawn.axes[1].lines[0].get_xydata(), [[1, 0.1], [4, 0.4]])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_missing_run_is_one_line_on_stderr(repository, tmp_path):
     command = [

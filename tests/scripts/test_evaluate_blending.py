@@ -181,6 +181,7 @@ def test_a_network_that_pastes_scores_as_direct_paste_does(output):
     assert float(rows["vanilla GAN", "contrast"]["mean"]) == pytest.approx(0.4, abs=0.02)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_network_that_inpaints_sees_the_tissue_and_not_the_lesion(output):
     """The hole is noise, 0.5 on average whatever the lesion; the tissue around it is as it was."""
@@ -193,6 +194,7 @@ def test_a_network_that_inpaints_sees_the_tissue_and_not_the_lesion(output):
     assert float(rows["hole", "seam"]["mean"]) > float(rows["paste", "seam"]["mean"])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_lesions_are_set_into_tissue_of_their_own_fold(output, data, tmp_path):
     lesions, tissue = pair_with_tissue(data, 0, tmp_path)
@@ -210,6 +212,7 @@ def test_lesions_are_set_into_tissue_of_their_own_fold(output, data, tmp_path):
     assert len({row["fold"] for row in images if row["model"] == "pasted"}) == FOLDS
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_sheet_shows_every_method(output):
     sheet = cv2.imread(str(output / "sheet.png"))
@@ -219,6 +222,7 @@ def test_the_sheet_shows_every_method(output):
     assert "random Inception" in (output / "table.md").read_text(encoding="utf-8").splitlines()[0]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "said", "kind"),
@@ -235,12 +239,14 @@ def test_what_can_not_be_evaluated(run, models, data, override, said, kind):
         run({"pasted": models["pasted"]}, override, *extra)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_name_that_a_row_has(run, models):
     with pytest.raises(ConfigError, match="models: poisson is the name of a row of its own"):
         run({"poisson": models["pasted"]})
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_patches_to_blend(data):
     skipped = Skipped()

@@ -133,6 +133,7 @@ def test_all_trainings_of_a_study_have_one_precision(config, subsets, tmp_path, 
     assert seen == ["mixed_bfloat16"] * 4
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
     study_config = config(seeds=(1,))
@@ -202,6 +203,7 @@ def predict_mean_grey(folder, images, output, patients):
     return images.mean(axis=(1, 2, 3))
 
 
+@pytest.mark.slow
 def test_the_effect_is_the_paired_change_of_what_is_kept(config, subsets, generators, monkeypatch):
     """Adding raises the mean by 0.3 times the softened disc, clipped; removal lowers it; what is
     discarded does not count.

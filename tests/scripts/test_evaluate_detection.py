@@ -87,6 +87,7 @@ def run(load_script, repository, tmp_path, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_each_patient_by_the_fold_that_never_saw_it(run, runs, tmp_path):
     rows, boxes = run(f"detectors=[{runs}/a, {runs}/b]")
     assert set(boxes) == {

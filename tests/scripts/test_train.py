@@ -162,10 +162,15 @@ def train(load_script, repository, tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize(
-    "system",
-    [pytest.param(name, marks=pytest.mark.slow) if name != "can" else name for name in SMALL],
-)
+LONG = ("classifier", "flow", "light_head_rcnn", "segnet")
+
+
+def mark(system):
+    slow = [pytest.mark.slow] * (system != "can")
+    return pytest.param(system, marks=slow + [pytest.mark.long] * (system in LONG))
+
+
+@pytest.mark.parametrize("system", [mark(system) for system in SMALL])
 def test_two_steps(train, tmp_path, system):
     size = {"fcn8s": 64, "segnet": 64, "shape": 64, "contextual": 16, "light_head_rcnn": 64}.get(
         system, 32

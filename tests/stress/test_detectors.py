@@ -208,6 +208,7 @@ def test_an_onnx_file_of_the_apis_form_is_a_detector(tmp_path):
 
 
 # Of tf2onnx, which still uses names that NumPy and TensorFlow have replaced.
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.slow
 def test_an_onnx_export_of_our_detector_answers_as_the_saved_model(tmp_path, monkeypatch):

@@ -163,6 +163,7 @@ def make_matches(recall, seed, count=48):
     return [Matches(np.ones(int(hit)), np.empty(0), 1, 1) for hit in found]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_stress_score_that_ranks_as_recall_does_predicts_it():
     thresholds = dict(zip("abcdef", (0.012, 0.02, 0.03, 0.05, 0.08, 0.12), strict=True))

@@ -199,6 +199,7 @@ def test_a_missing_class_is_one_sentence(subsets):
     assert len(lesions.concatenate(normal)) == len(subsets.train)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_training_and_what_is_known_of_it(subsets, tmp_path, tracking_uri):
     wanted = experiment(tracking_uri)

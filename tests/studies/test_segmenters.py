@@ -132,6 +132,7 @@ def test_tables_are_written_for_every_use(finished):
     assert (output / "figure.pdf").read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.slow
 def test_the_methods_have_every_number(finished):
     wanted, output, _ = finished
     text = (output / "methods.md").read_text()

@@ -463,6 +463,7 @@ def test_a_file_that_is_too_large_is_refused(server, browser, tmp_path):
     assert not any(path.stat().st_size > 4 * 2**20 for path in server.files())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_browsers_do_not_share_what_they_see(server, browser, tmp_path):
     one = visit(browser, server)

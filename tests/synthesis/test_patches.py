@@ -292,6 +292,7 @@ def test_a_recipe_names_its_files():
     assert recipe.name == "normal/000007"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_export_of_the_model_itself_is_used_by_its_running_average(tmp_path):
     """The lesion is that of the average, which answers otherwise than the generator; its noise

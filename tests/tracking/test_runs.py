@@ -684,6 +684,7 @@ def stop(server):
     server.wait(60)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_server_that_goes_away(folder, exported, caplog):
     port = find_free_port()

@@ -154,6 +154,7 @@ for wanted in (None, 1, 2, ["CPU:1", "CPU:0"], ["CPU:1"]):
 """  # noqa: E501
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_logical_cpus_share_a_training():
     done = subprocess.run(

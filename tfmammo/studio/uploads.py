@@ -125,10 +125,12 @@ def claim(upload: str) -> Iterator[Path]:
     suffix = source.suffix.lower()
     path = private / f"mammogram{suffix if suffix in ENDINGS else ''}"
     try:
+        claimed = source.with_name(private.name)
         try:
-            source.rename(path)
+            source.rename(claimed)
         except OSError:  # the same file came twice at once, and the other request has deleted it
             raise ArchiveError("the upload no longer exists; send it again") from None
+        shutil.move(claimed, path)  # perhaps to another disk
         with suppress(OSError):
             source.parent.rmdir()
         yield path
