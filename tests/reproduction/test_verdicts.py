@@ -155,16 +155,17 @@ def test_all_claims_together(words, combined):
 
 
 @pytest.mark.parametrize(
-    ("p", "is_papers_data", "trainings", "certainty"),
+    ("p", "is_papers_data", "trainings", "are_flat", "certainty"),
     [
-        (0.001, True, 3, "high"),
-        (0.001, True, 1, "moderate"),
-        (0.001, False, 3, "moderate"),
-        (0.001, False, 1, "low"),
-        (0.02, True, 3, "low"),
-        (None, True, 3, "low"),
+        (0.001, True, 3, True, "high"),
+        (0.001, True, 1, True, "moderate"),
+        (0.001, False, 3, True, "moderate"),
+        (0.001, False, 1, True, "low"),
+        (0.02, True, 3, True, "low"),
+        (None, True, 3, True, "low"),
+        (0.001, True, 3, False, "low"),
     ],
 )
-def test_certainty(p, is_papers_data, trainings, certainty):
+def test_certainty(p, is_papers_data, trainings, are_flat, certainty):
     evidence = [Evidence("", "reproduced", "", p), Evidence("", "undecided", "", 0.5)]
-    assert verdicts.rate_certainty(evidence, is_papers_data, trainings) == certainty
+    assert verdicts.rate_certainty(evidence, is_papers_data, trainings, are_flat) == certainty

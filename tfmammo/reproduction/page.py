@@ -81,7 +81,8 @@ def judge_item(item: Item, facts: Mapping[str, Facts]) -> Verdict:
     word = verdicts.combine(evidence)
     certainty = ""
     if word != "undecided":
-        certainty = verdicts.rate_certainty(evidence, own.is_papers_data, own.trainings)
+        are_flat = all(curve.course == curves.FLAT for curve in own.curves)
+        certainty = verdicts.rate_certainty(evidence, own.is_papers_data, own.trainings, are_flat)
     return Verdict(word, certainty, evidence)
 
 
@@ -144,7 +145,7 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
                 "paper's decides nothing, reached or not.",
                 "Certainty is high if all p are below 0.01, on the paper's data, over three seeds "
                 "or folds; moderate if all p are below 0.01 and one of the two holds; low "
-                "otherwise.",
+                "otherwise, and wherever a validation curve is not flat at its end.",
             )
         ),
     ]

@@ -18,7 +18,8 @@ undecided otherwise. A picture without a measure of its own has the verdict of t
 measures what it shows.
 
 Certainty of a decided verdict: *high* if all p are below 0.01, on the paper's data and over three
-seeds or folds; *moderate* if all p are below 0.01 and one of the two holds; *low* otherwise.
+seeds or folds; *moderate* if all p are below 0.01 and one of the two holds; *low* otherwise, and
+wherever a validation curve is not flat at its end.
 """
 
 from __future__ import annotations
@@ -276,16 +277,19 @@ def combine(evidence: Sequence[Evidence]) -> Word:
     return "reproduced" if words == {"reproduced"} else "undecided"
 
 
-def rate_certainty(evidence: Sequence[Evidence], is_papers_data: bool, trainings: int) -> str:
+def rate_certainty(
+    evidence: Sequence[Evidence], is_papers_data: bool, trainings: int, are_flat: bool
+) -> str:
     """Rate how certain a decided verdict is, by the rule of this module.
 
     Args:
         evidence: The claims of a decided item.
         is_papers_data: Whether the data are the paper's.
         trainings: The smallest number of seeds or folds of a model.
+        are_flat: Whether every validation curve is flat at its end.
     """
     decisive = [part for part in evidence if part.word != "undecided"]
-    if any(part.p is None or part.p >= CERTAIN for part in decisive):
+    if not are_flat or any(part.p is None or part.p >= CERTAIN for part in decisive):
         return "low"
     strengths = is_papers_data + (trainings >= FEWEST_TRAININGS)
     return ("low", "moderate", "high")[strengths]
