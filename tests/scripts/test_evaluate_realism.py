@@ -188,6 +188,7 @@ def synthetic(patches, margin):
     return image * (1 - 0.5 * label[..., 2:]) if margin else image
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_each_model_gets_what_it_takes_and_is_measured(output, patches):
     rows = by_name(output)
@@ -263,6 +264,7 @@ def test_sets_have_intervals_and_differences(output, patches):
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_planted_copies_are_flagged_and_real_patches_are_not(output, patches):
     rows = by_name(output)
@@ -278,6 +280,7 @@ def test_planted_copies_are_flagged_and_real_patches_are_not(output, patches):
     assert len(copies) == len(patches)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_random_networks_are_named_wherever_a_number_stands(output):
     for row in table(output / "table.csv"):
@@ -303,6 +306,7 @@ def test_random_networks_are_named_wherever_a_number_stands(output):
     assert networks["FID, KID"]["Inception-v3"]["title"] == "random Inception-v3"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_sheets(output, patches, models):
     names = {"sheet.png", "nearest-G_unet.png", "nearest-G_unet-.png", "nearest-copier.png"}

@@ -162,7 +162,7 @@ def train(load_script, repository, tmp_path, monkeypatch, capsys):
     return run
 
 
-LONG = ("classifier", "flow", "light_head_rcnn", "segnet")
+LONG = ("classifier", "contextual", "flow", "light_head_rcnn", "segnet")
 
 
 def mark(system):
@@ -254,6 +254,7 @@ def test_a_missing_config_is_one_line(train):
     assert code == 2 and err.strip() == "error: nowhere.yaml: no such config file"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(repository, tmp_path, empty_store):
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
