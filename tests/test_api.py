@@ -196,7 +196,6 @@ def test_a_training_that_can_not_start_is_one_sentence():
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_script_trains_and_loads_what_it_trained(tmp_path, tracking_uri, patches):
     small = {
         "data": {"phantoms": 12, "size": 32},

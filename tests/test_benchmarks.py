@@ -312,7 +312,6 @@ def test_blending(measured):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("monai") is None, reason='needs pip install "tfmammo[benchmark]"'
 )
@@ -404,7 +403,6 @@ def test_a_trace_is_kept_and_summed_up(measured, tmp_path_factory):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_the_memory_of_a_system_is_one_line_of_a_table(repository):
     script = repository / "benchmarks/memory.py"
     command = [sys.executable, str(script), "unet", "--size", "64", "--batches", "1", "2"]

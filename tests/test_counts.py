@@ -66,7 +66,6 @@ def test_operations_are_known_by_where_they_run(counts):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_no_step_does_more_than_it_did(counts, repository):
     """At most 5 % more; `python benchmarks/counts.py --write` accepts what is meant."""

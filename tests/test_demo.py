@@ -19,7 +19,6 @@ def phantom_case(tmp_path_factory):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_the_demo_shows_every_system(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TFMAMMO_CACHE", str(tmp_path / "cache"))
     command.main(["--output", str(tmp_path)])

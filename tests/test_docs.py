@@ -615,7 +615,6 @@ def test_the_sixth_papers_own_tests_pass(sixth):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_the_site_builds_strictly_and_fetches_nothing(tmp_path):
     from tfmammo.config import DataConfig
 

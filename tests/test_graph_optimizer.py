@@ -41,7 +41,6 @@ for model in models:
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_no_training_step_makes_the_optimizer_fail(tmp_path, repository):
     script = tmp_path / "steps.py"
     script.write_text(STEPS, encoding="utf-8")

@@ -52,7 +52,6 @@ def test_a_network_does_not_take_its_own_patients_for_new_ones(other_key):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_card_says_under_which_key_it_was_written(tiny_can, random_patches, tmp_path):
     from tfmammo.models.can import CAN
     from tfmammo.training import loop, script

@@ -612,7 +612,6 @@ print(json.dumps([kernels, alike]))
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_each_replica_of_the_contextual_gan_uses_its_own_kernels(tmp_path):
     kernels, alike = run_on_two_cpus(CONTEXTUAL, tmp_path)
     assert {where for where, _ in kernels} == {"0", "1"}
@@ -621,7 +620,6 @@ def test_each_replica_of_the_contextual_gan_uses_its_own_kernels(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_replicas_have_one_u_and_agree_with_one_device(tmp_path):
     two, one = run_on_two_cpus(REPLICAS, tmp_path)
     for replicas, alone in zip(two, one, strict=True):

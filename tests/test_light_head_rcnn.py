@@ -399,7 +399,6 @@ def losses_of():
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_boxes_that_are_not_there_do_not_count(losses_of):
     data = batch()
     alone = data | {"boxes": data["boxes"][:, :1], "classes": data["classes"][:, :1]}
@@ -509,7 +508,6 @@ def taught():
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_it_learns_where_the_lesion_is(taught):
     model, history = taught
     assert history[-1]["detector_loss"] < 0.3 * history[0]["detector_loss"]
@@ -600,7 +598,6 @@ def experiment(uri, steps, **training):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_run_is_gone_on_with_exported_and_started_from(tmp_path, tracking_uri, caplog):
     caplog.set_level("INFO")
     records = phantom.read(count=12)
@@ -663,7 +660,6 @@ def oblong():
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_canvas_that_is_no_square_is_learned_and_exported(tmp_path):
     model = make_model((96, 64), filters=8, units=16, learning_rate=3e-3, momentum=0.8)
     data = oblong()

@@ -130,7 +130,6 @@ def test_weights_and_slots_of_adam_by_hand():
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_cpus_allocator_gives_out_what_is_estimated(repository):
     """Of a step without convolutions, whose scratch space shapes do not tell."""
     environment = {**os.environ, "PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": "-1"}

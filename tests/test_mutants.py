@@ -169,7 +169,6 @@ def test_a_name_that_is_not_there_or_there_twice_is_an_error(tree):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_what_becomes_of_mutants(tree):
     folder = tree(

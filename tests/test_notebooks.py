@@ -83,7 +83,6 @@ def test_a_notebook_is_small_and_names_no_machine(path):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [

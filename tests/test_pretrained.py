@@ -134,7 +134,6 @@ def test_random_vgg19_is_torchvision_with_these_weights(repository):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_published_files_are_converted(tmp_path, repository, image):
     """A process of PyTorch writes torchvision's state dicts and the published LPIPS heads."""
     for package in ("torch", "torchvision", "lpips"):
@@ -213,7 +212,6 @@ def test_heads(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_inception_is_keras_own(tmp_path, image):
     original = keras.applications.InceptionV3(weights=None, include_top=False, pooling="avg")
     original.save_weights(tmp_path / "inception.weights.h5")
@@ -299,7 +297,6 @@ def inception_tensors(network, form):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize("form", ["torchscript", "pytorch-fid"])
 def test_inception_of_2015_is_converted_in_order(tmp_path, monkeypatch, inception, form):
     tensors = inception_tensors(inception, form)

@@ -67,7 +67,6 @@ def run(repository, *arguments):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.usefixtures("same_phantoms")
 def test_a_training_goes_on_to_the_same_weights(previous, maker, repository):
     start = np.load("step_4.npz")
@@ -100,7 +99,6 @@ def test_a_registered_model_is_known_and_answers_the_same(previous):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["poisson", "can"])
 @pytest.mark.usefixtures("same_phantoms")
 def test_an_item_of_a_set_is_made_again_bit_for_bit(previous, name, repository):
@@ -113,7 +111,6 @@ def test_an_item_of_a_set_is_made_again_bit_for_bit(previous, name, repository):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_reader_study_shows_its_answers_and_results(previous, facts, maker, repository):
     study = (
         "-m",

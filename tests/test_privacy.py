@@ -292,7 +292,6 @@ def test_skips_and_their_log_lines_hold_nothing_of_it(archive, heard):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_training_leaves_nothing_of_it(archive, tmp_path, tiny_can, heard, monkeypatch, capfd):
     from tfmammo import config as configuration
     from tfmammo import datasets

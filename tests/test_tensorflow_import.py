@@ -69,7 +69,6 @@ def test_threads_that_overlap_give_stderr_back(stderr):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_no_file_stays_open():
     code = """
 import os, threading

@@ -119,7 +119,6 @@ def step(make, name, jit_compile, adam=False):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "adam"),
     [
@@ -162,7 +161,6 @@ def test_a_training_that_wants_it_is_told_why_not(name):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_training_compiles_its_step(tiny_can, random_patches, tmp_path):
     class Uncompilable(CAN):
         def train_step(self, batch):

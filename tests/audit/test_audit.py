@@ -68,7 +68,6 @@ def train(data, folder, steps):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_an_overfitted_generator_is_caught_and_an_untrained_one_is_not(data, tmp_path):
     overfitted = train(data, tmp_path / "overfitted", 250)
     config = AuditConfig(model=str(overfitted), networks=False, samples=100)

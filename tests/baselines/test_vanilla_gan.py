@@ -154,6 +154,5 @@ print(json.dumps([gan.mean_mask.mean.numpy().tolist(), masks.mean(axis=(0, 1)).t
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_two_replicas_have_one_mean_mask(tmp_path):
     np.testing.assert_allclose(*run_on_two_cpus(TWO_REPLICAS, tmp_path), atol=1e-6)

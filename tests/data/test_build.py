@@ -413,7 +413,6 @@ def run(*arguments, repository):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_second_build_in_one_folder_is_refused_and_the_first_one_ends_well(tmp_path, repository):
     """The first is held while its shard is half-written, so that the second surely meets it."""
     tiny = BuildConfig(
@@ -441,7 +440,6 @@ def test_a_second_build_in_one_folder_is_refused_and_the_first_one_ends_well(tmp
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_two_processes_write_what_one_writes(built, config, tmp_path, repository):
     (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
     done = run(

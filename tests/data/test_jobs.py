@@ -45,7 +45,6 @@ def process(script, *arguments, repository):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_second_process_is_refused_and_the_first_one_ends_well(tmp_path, repository):
     with process(HOLD, tmp_path / "out", repository=repository) as first:
         refused = pytest.raises(

@@ -217,7 +217,6 @@ print(json.dumps({"equal": equal, "shares": shares}))
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_two_replicas_share_the_batches_of_one(tmp_path):
     results = run_on_two_cpus(TWO_REPLICAS, tmp_path)
     assert results["equal"] == [True] * 24 and results["shares"] == [[2, 2]] * 24

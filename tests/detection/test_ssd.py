@@ -141,7 +141,6 @@ def test_a_missing_extra_is_one_sentence(monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_the_script_without_the_extra_is_one_line(repository, tmp_path):
     script = str(repository / "train/ssd.py")
     hidden = (

@@ -271,7 +271,6 @@ def test_hugging_face_reads_it(archive, tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.skipif(find_spec("monai") is None, reason="MONAI is not installed")
 def test_monai_reads_it(archive, tmp_path):
     """In a process of its own: PyTorch's Triton aborts one that holds TensorFlow."""

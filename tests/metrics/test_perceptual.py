@@ -340,7 +340,6 @@ def test_jackknife_of_fid_covers_its_value(features):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_inception_features():
     images = np.random.default_rng(0).random((18, 40, 40, 1), dtype=np.float32)
     judge = perceptual.Inception("none")

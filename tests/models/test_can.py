@@ -497,7 +497,6 @@ print(json.dumps({**results, "half": train(mirrored, 30)}))
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_two_replicas_train_as_one_does_and_under_float16_too(tmp_path):
     results = run_on_two_cpus(TWO_REPLICAS, tmp_path)
     one = results["one"]

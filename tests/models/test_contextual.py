@@ -531,7 +531,6 @@ def test_the_penalty_is_exact_under_mixed_precision(policy):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "spectral", [pytest.param("discriminator", marks=pytest.mark.nightly), "both"]
 )
@@ -550,7 +549,6 @@ def test_training_in_float16_stays_finite_and_the_discriminator_learns(spectral)
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_what_is_exported_answers_as_the_model_and_gives_its_weights_back(tmp_path):
     gan = make_model()
     copy_weights(randomise(build_networks(config(), 16), seed=5)["average"], gan.average)

@@ -92,7 +92,6 @@ def count_by_hand(widths, channels):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_the_networks_of_full_size(monkeypatch):
     model = build_without_memory(Flow, monkeypatch)
     expected = count_by_hand((32, 64, 128, 160), 3)
@@ -318,7 +317,6 @@ def test_guidance_leads_away_from_the_flow_without_mask_and_margin():
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_panels_of_the_image_grid():
     model = small()
     data = batch(3)
@@ -339,7 +337,6 @@ def write(model, folder, size=SIZE):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_an_export_is_found_as_an_infilling_and_holds_the_average(tmp_path):
     model = small()
     folder = write(model, tmp_path / "export")
@@ -374,7 +371,6 @@ def test_the_same_weights_are_exported_with_another_sampler(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_synthesis_gives_one_lesion_a_seed(tmp_path):
     generator = write(small(size=32), tmp_path / "export", size=32)
     shape = np.pad(np.full((8, 8), 255, np.uint8), 2)
@@ -398,7 +394,6 @@ def test_a_synthesis_gives_one_lesion_a_seed(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_trains_and_answers_in_float32(policy):
     data = batch()
@@ -412,7 +407,6 @@ def test_mixed_precision_trains_and_answers_in_float32(policy):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_training_in_a_graph_equals_training_eagerly():
     eager, graph = small(), small()
     data = batch()
@@ -423,7 +417,6 @@ def test_training_in_a_graph_equals_training_eagerly():
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_it_learns_the_grey_values_of_lesions():
     """They are 0.7 with a deviation of 0.1, and the noise 0.5 with 0.29."""
     keras.utils.set_random_seed(0)
@@ -499,7 +492,6 @@ print(json.dumps({**results, "half": train(mirrored, 12)}))
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_two_replicas_train_as_one_does_and_under_float16_too(tmp_path):
     results = run_on_two_cpus(TWO_REPLICAS, tmp_path)
     np.testing.assert_allclose(results["two"][0], results["one"][0], rtol=1e-5)

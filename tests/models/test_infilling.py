@@ -565,7 +565,6 @@ def test_two_channels_are_the_ablation():
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "generator"),
     [("mixed_float16", "unet"), ("mixed_float16", "crn"), ("mixed_bfloat16", "crn")],
@@ -657,7 +656,6 @@ print(json.dumps({**results, "half": train(mirrored, 12)}))
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_two_replicas_train_as_one_does_and_under_float16_too(tmp_path):
     results = run_on_two_cpus(TWO_REPLICAS, tmp_path)
     for a, b in zip(results["one"], results["two"], strict=True):

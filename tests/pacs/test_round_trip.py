@@ -430,7 +430,6 @@ def test_nothing_of_the_patient_is_written_or_said(
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_uids_follow_from_the_models(pipeline, overrides, repository, tmp_path):
     same = Identity.make(pipeline)
     moved = tmp_path / "moved"
@@ -453,7 +452,6 @@ def test_uids_follow_from_the_models(pipeline, overrides, repository, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize("studies", [40, pytest.param(200, marks=pytest.mark.nightly)])
 def test_a_server_that_is_killed_loses_nothing_and_doubles_nothing(
     process, pacs, tmp_path, studies

@@ -600,7 +600,6 @@ def test_the_list_shows_versions_aliases_metrics_and_verdicts(store, capsys):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_two_commands_at_once_as_they_are_typed(store):
     for level in (BAD, GOOD, GOOD):
         store.add(level, best=level == BAD)

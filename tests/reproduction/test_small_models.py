@@ -57,7 +57,6 @@ def test_studies_and_papers_are_among_them(trainings):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_each_network_fits_its_patches(trainings, monkeypatch):
     for name, experiment in trainings.items():
         config = experiment.model

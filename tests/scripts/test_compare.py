@@ -34,7 +34,6 @@ def test_a_wrong_command_is_one_sentence(repository, arguments, sentence):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_two_models_are_trained_and_compared(repository, tmp_path):
     small = ["training.steps=1", "training.precision=float32", "training.steps_per_loop=1"]
     tiny = (

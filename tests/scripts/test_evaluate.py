@@ -886,7 +886,6 @@ def test_losses_of_two_runs(load_script, tmp_path, monkeypatch, tracking_uri):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_missing_run_is_one_line_on_stderr(repository, tmp_path):
     command = [
         sys.executable,

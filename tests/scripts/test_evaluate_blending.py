@@ -148,7 +148,6 @@ def by_name(output):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_network_that_pastes_scores_as_direct_paste_does(output):
     rows = by_name(output)
     for measure in (
@@ -182,7 +181,6 @@ def test_a_network_that_pastes_scores_as_direct_paste_does(output):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_network_that_inpaints_sees_the_tissue_and_not_the_lesion(output):
     """The hole is noise, 0.5 on average whatever the lesion; the tissue around it is as it was."""
     rows = by_name(output)
@@ -195,7 +193,6 @@ def test_a_network_that_inpaints_sees_the_tissue_and_not_the_lesion(output):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_lesions_are_set_into_tissue_of_their_own_fold(output, data, tmp_path):
     lesions, tissue = pair_with_tissue(data, 0, tmp_path)
     saved = splits.load(output / datasets.SPLIT)
@@ -213,7 +210,6 @@ def test_lesions_are_set_into_tissue_of_their_own_fold(output, data, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_the_sheet_shows_every_method(output):
     sheet = cv2.imread(str(output / "sheet.png"))
     assert sheet.shape[1] >= 10 * SIZE and sheet.std() > 10, (
@@ -223,7 +219,6 @@ def test_the_sheet_shows_every_method(output):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "said", "kind"),
     [
@@ -240,14 +235,12 @@ def test_what_can_not_be_evaluated(run, models, data, override, said, kind):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_name_that_a_row_has(run, models):
     with pytest.raises(ConfigError, match="models: poisson is the name of a row of its own"):
         run({"poisson": models["pasted"]})
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_patches_to_blend(data):
     skipped = Skipped()
     patches = make_blend_patches(read_mammograms(data, Skipped()), data, skipped)

@@ -123,7 +123,6 @@ def run(load_script, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_all_trainings_of_a_study_have_one_precision(config, subsets, tmp_path, monkeypatch):
     keras.config.set_dtype_policy("mixed_bfloat16")
     seen = []
@@ -134,7 +133,6 @@ def test_all_trainings_of_a_study_have_one_precision(config, subsets, tmp_path, 
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
     study_config = config(seeds=(1,))
     output = tmp_path / "study"
@@ -330,7 +328,6 @@ def test_of_few_patients_there_is_a_sentence_and_no_number(config, subsets):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_set_whose_lesions_do_not_outscore_its_normal_patches_is_refused(
     config, subsets, tmp_path, monkeypatch
 ):

@@ -391,7 +391,6 @@ def test_a_plan_is_a_studys(load_script, monkeypatch, capsys):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_run_twice(
     study, steps_here, tracking_uri, caplog
 ):
@@ -443,7 +442,6 @@ def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_ru
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_detector_that_can_not_be_trained_ends_the_study_with_its_sentence(study):
     with pytest.raises(
         DataError, match=r"detectors/real/fold0-seed0: failed with exit code 2 \(error: .*data.size"

@@ -189,7 +189,6 @@ def synthetic(patches, margin):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_each_model_gets_what_it_takes_and_is_measured(output, patches):
     rows = by_name(output)
     images = table(output / "per_image.csv")
@@ -221,7 +220,6 @@ def test_each_model_gets_what_it_takes_and_is_measured(output, patches):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_inside_the_mask_alone_the_real_tissue_stands_around_every_model(run, models, patches):
     """The copier's patches of another tissue count in the mass alone."""
     output = run({name: models[name] for name in ("G_unet", "copier")}, "inside=true")
@@ -236,7 +234,6 @@ def test_inside_the_mask_alone_the_real_tissue_stands_around_every_model(run, mo
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_sets_have_intervals_and_differences(output, patches):
     rows = by_name(output)
     for name in MODELS:
@@ -265,7 +262,6 @@ def test_sets_have_intervals_and_differences(output, patches):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_planted_copies_are_flagged_and_real_patches_are_not(output, patches):
     rows = by_name(output)
     assert float(rows["copier", "copy_random"]["mean"]) == 100
@@ -281,7 +277,6 @@ def test_planted_copies_are_flagged_and_real_patches_are_not(output, patches):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_random_networks_are_named_wherever_a_number_stands(output):
     for row in table(output / "table.csv"):
         assert row["measure"].endswith("_random") != (row["measure"] in OF_PIXELS)
@@ -307,7 +302,6 @@ def test_random_networks_are_named_wherever_a_number_stands(output):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_sheets(output, patches, models):
     names = {"sheet.png", "nearest-G_unet.png", "nearest-G_unet-.png", "nearest-copier.png"}
     assert {path.name for path in output.glob("*.png")} == names
@@ -322,7 +316,6 @@ def test_sheets(output, patches, models):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_files_of_networks_a_sample_and_the_leaky_protocol(run, models, tmp_path):
     """With files for AlexNet and heads no number is marked, and the paper's stands below."""
     network = pretrained.alexnet("none").get_layer(index=3)  # the colour network inside

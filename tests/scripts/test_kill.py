@@ -17,7 +17,6 @@ def kill(repository):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_killed_and_bitwise_equal(kill, tmp_path):
     numbers = kill(tmp_path, kills=3, exporting=1, seed=SEED, steps=400)

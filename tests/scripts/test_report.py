@@ -33,7 +33,6 @@ def read_facts(run, output):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_smoke_run_makes_facts_and_a_page(script, tmp_path):
     facts = read_facts(lambda *arguments: run_apart(script, *arguments), tmp_path / "one")
     assert b'"tables"' in facts
@@ -50,7 +49,6 @@ def test_two_smoke_runs_in_processes_have_the_same_facts(script, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_plan_shows_commands_and_runs_nothing(script, tmp_path):
     output = tmp_path / "output"
     done = run_apart(script, *ARGUMENTS, "--plan", "--output", output)

@@ -166,8 +166,9 @@ LONG = ("classifier", "contextual", "flow", "light_head_rcnn", "segnet")
 
 
 def mark(system):
-    slow = [pytest.mark.slow] * (system != "can")
-    return pytest.param(system, marks=slow + [pytest.mark.long] * (system in LONG))
+    if system == "can":
+        return system
+    return pytest.param(system, marks=pytest.mark.long if system in LONG else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("system", [mark(system) for system in SMALL])
@@ -189,7 +190,6 @@ def test_two_steps(train, tmp_path, system):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "seen", [["data.canvas=[96,64]"], ["data.canvas=[96,64]", "data.tiles={overlap: 32, empty: 1}"]]
 )
@@ -255,7 +255,6 @@ def test_a_missing_config_is_one_line(train):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(repository, tmp_path, empty_store):
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     overrides = [

@@ -241,7 +241,6 @@ def test_too_many_large_requests_are_turned_away_and_small_ones_are_not(model, m
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_under_attack_nothing_is_lost_and_nothing_stays(repository):
     """All attacks of benchmarks/hostile.py twice, then SIGTERM during uploads."""

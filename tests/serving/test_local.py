@@ -105,7 +105,6 @@ def test_a_folder_is_private_and_goes(temporary):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_what_a_killed_process_left_goes_at_the_next_start_and_nothing_else(temporary):
     code = (
         "import os, time\nfrom tfmammo.serving.local import private_folder\n"

@@ -164,7 +164,6 @@ def make_matches(recall, seed, count=48):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_stress_score_that_ranks_as_recall_does_predicts_it():
     thresholds = dict(zip("abcdef", (0.012, 0.02, 0.03, 0.05, 0.08, 0.12), strict=True))
     trials = {name: make_trial(value, 3) for name, value in thresholds.items()}
@@ -191,7 +190,6 @@ def test_equal_recalls_have_no_rank_correlation():
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_blobs_with_more_noise_find_less(repository, tmp_path, tracking_uri):
     program = repository / "tests/blobs.py"
     detectors = {

@@ -200,7 +200,6 @@ def test_a_missing_class_is_one_sentence(subsets):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_training_and_what_is_known_of_it(subsets, tmp_path, tracking_uri):
     wanted = experiment(tracking_uri)
     assert not classification.is_finished(tmp_path / "run", wanted)

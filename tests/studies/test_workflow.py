@@ -135,7 +135,6 @@ def test_a_failure_says_which_and_why_and_is_tried_again(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_signal_reaches_what_runs_and_the_next_run_goes_on(tmp_path, number):
     child = (

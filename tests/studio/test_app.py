@@ -380,7 +380,6 @@ def test_every_system_offers_what_counts_for_it(server, browser, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_systems_that_come_with_the_package(tmp_path, browser):
     """Each system of configs/studio.yaml once, with the zoo's networks."""
@@ -464,7 +463,6 @@ def test_a_file_that_is_too_large_is_refused(server, browser, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_browsers_do_not_share_what_they_see(server, browser, tmp_path):
     one = visit(browser, server)
     two = visit(browser, server)
@@ -565,7 +563,6 @@ def test_uploads_are_bounded_in_total_and_nothing_of_unknown_length_is_taken(ser
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path, models, browser):
     server = Server(tmp_path, {"systems": {"add": models["systems"]["add"]}}, "host=0.0.0.0")
     try:
@@ -585,7 +582,6 @@ def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path, models, browser):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_wrong_handle_is_one_sentence(tmp_path):
     server = Server(
         tmp_path,
@@ -601,7 +597,6 @@ def test_a_wrong_handle_is_one_sentence(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_it_follows_the_browsers_light_or_dark(server, browser):
     grounds = []
     for scheme in ("light", "dark"):

@@ -196,7 +196,6 @@ def kept(config):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_two_readers_go_through_a_study_whose_server_is_killed(config, browser, tmp_path):
     first = Server(tmp_path)

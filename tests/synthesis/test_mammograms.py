@@ -654,7 +654,6 @@ def test_a_two_channel_generator_and_percentiles(config, tiny_infilling, where, 
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_two_processes_make_what_one_makes(config, where, tmp_path):
     set_config = config(masses=(1, 2), format="dicom")
     synthesize(set_config, tmp_path / "one")

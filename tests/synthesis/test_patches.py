@@ -142,7 +142,6 @@ def test_a_second_run_changes_nothing_and_a_lost_file_comes_back_bit_for_bit(
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_two_workers_make_the_same(patches_made, generators, tmp_path):
     synthesize(config(generators), tmp_path / "again", ["--direct_num_workers", "2"])
     assert read_files(tmp_path / "again") == read_files(patches_made[0])
@@ -258,7 +257,6 @@ def test_drawn_counts_what_gave_no_patch(tiny_contextual, random_patches):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_the_command(generators, tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(dump(config(generators, count=2)), encoding="utf-8")
     module = "tfmammo.synthesis.patches"
@@ -293,7 +291,6 @@ def test_a_recipe_names_its_files():
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_an_export_of_the_model_itself_is_used_by_its_running_average(tmp_path):
     """The lesion is that of the average, which answers otherwise than the generator; its noise
     follows from the seed.

@@ -685,7 +685,6 @@ def stop(server):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_server_that_goes_away(folder, exported, caplog):
     port = find_free_port()
     uri = f"http://127.0.0.1:{port}"
@@ -711,7 +710,6 @@ def test_a_server_that_goes_away(folder, exported, caplog):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_two_trainings_that_start_at_once_share_a_new_store(tmp_path):
     program = """
 import sys

@@ -155,7 +155,6 @@ for wanted in (None, 1, 2, ["CPU:1", "CPU:0"], ["CPU:1"]):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_logical_cpus_share_a_training():
     done = subprocess.run(
         [sys.executable, "-c", TWO_CPUS], capture_output=True, text=True, timeout=300

@@ -405,7 +405,6 @@ def test_nothing_starts_anew_over_unreadable_checkpoints(tiny_can, random_patche
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_checkpoint_holds_every_variable_of_every_network(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=2), random_patches, tmp_path / "run", model=CAN)
     reader = tf.train.load_checkpoint(str(tmp_path / "run/checkpoints"))

@@ -155,7 +155,6 @@ def weights(output):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_workers_are_one_process_with_the_whole_batch_and_resume(
     repository, tmp_path, tracking_uri
@@ -209,7 +208,6 @@ def stopped(tmp_path_factory):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.nightly)])
 def test_when_a_worker_is_killed_the_others_end_and_say_so(
@@ -230,7 +228,6 @@ def test_when_a_worker_is_killed_the_others_end_and_say_so(
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_stop_signal_to_one_stops_all_in_the_same_step(repository, stopped, empty_store):
     with running(repository, stopped, f"sqlite:///{empty_store}", FOREVER) as processes:
@@ -246,7 +243,6 @@ def test_a_stop_signal_to_one_stops_all_in_the_same_step(repository, stopped, em
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_what_was_killed_and_stopped_is_finished_by_another_number_of_workers(
     repository, stopped, empty_store
