@@ -297,10 +297,11 @@ def _deflated(size: int) -> bytes:
     content = _saved(made)
     start = 144 + int.from_bytes(content[140:144], "little")
     squeezer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    step = bytes(2**24)
     body = squeezer.compress(zlib.decompress(content[start:], -15))
-    body += b"".join(squeezer.compress(step) for _ in range(size // 2**24))
-    return content[:start] + body + squeezer.flush()
+    # After a full flush the same bytes are packed in the same way.
+    body += squeezer.flush(zlib.Z_FULL_FLUSH)
+    step = squeezer.compress(bytes(2**24)) + squeezer.flush(zlib.Z_FULL_FLUSH)
+    return content[:start] + body + step * (size // 2**24) + squeezer.flush()
 
 
 def _blank(syntax: UID) -> FileDataset:
