@@ -3,10 +3,12 @@
 python benchmarks/all.py OUTPUT.json [--only step inference ...] [--runs 3]
 
 Each benchmark runs as often as --runs says, one after the other, never two at once; a run is the
-whole list. OUTPUT.json holds the machine, every line of every run, and for each ratio its median
-and range over the runs. A table in Markdown goes to the standard output. What OUTPUT.json holds
-already is not measured again, so that a stopped run goes on. A machine whose load is above 0.3 a
-core is refused: other work makes every ratio with PyTorch too good. Time: hours.
+whole list. How each side of a training step is fastest is found in the first run and kept in the
+others: that sweep is most of the time. OUTPUT.json holds the machine, every line of every run, and
+for each ratio its median and range over the runs. A table in Markdown goes to the standard output.
+What OUTPUT.json holds already is not measured again, so that a stopped run goes on. A machine whose
+load is above 0.3 a core is refused: other work makes every ratio with PyTorch too good. Time:
+hours.
 
 The training steps come first, of every model that has a peer: step.py names them.
 
@@ -25,7 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -92,7 +94,7 @@ def main() -> None:
             runs = measured["runs"].setdefault(name, [])
             if len(runs) <= run:
                 wait_until_idle()
-                runs.append(measure(BENCHMARKS[name]))
+                runs.append(measure(keep_choice(BENCHMARKS[name], runs)))
                 write(options.output, measured)
     measured["summary"] = {name: summarize(runs) for name, runs in measured["runs"].items()}
     write(options.output, measured)
@@ -158,6 +160,14 @@ def wait_until_idle() -> None:
                 f"the load is {load:.2f}, above {most:.2f} for {WAIT} s: other work runs here"
             )
         time.sleep(5)
+
+
+def keep_choice(
+    arguments: tuple[str, ...], runs: Sequence[Sequence[Mapping[str, Any]]]
+) -> tuple[str, ...]:
+    """Add what the first run's sweep chose, where there was one."""
+    chosen = runs[0][0].get("chosen") if runs and runs[0] else None
+    return (*arguments, "--chosen", *chosen) if chosen else arguments
 
 
 def measure(arguments: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -9,10 +9,11 @@ Peers: torch, PyTorch as its users run it; torch-best, PyTorch as fast as it goe
 Keras's own layers and Adam and a backward pass for each loss. With torch-best a sweep comes first:
 each side takes the allocator with which its steps are shortest, PyTorch without further options.
 With that allocator PyTorch then takes none of fused Adam, channels_last and torch.compile, one, or
-all three, whichever is shortest. Each side runs in a process of its own. They take turns, A B A B,
-and never run at once. Other load on the machine meets both, if not equally: busily waiting threads
-such as PyTorch's suffer more. First both take two steps from equal weights on equal patches, with
-equal random numbers and no dropout, and their losses must agree.
+all three, whichever is shortest. --chosen takes the choice of an earlier sweep ("chosen" of its
+line) instead of a new one, which is most of the time. Each side runs in a process of its own. They
+take turns, A B A B, and never run at once. Other load on the machine meets both, if not equally:
+busily waiting threads such as PyTorch's suffer more. First both take two steps from equal weights
+on equal patches, with equal random numbers and no dropout, and their losses must agree.
 
 One JSON line: chosen and sweep, seconds of a step by side and choice; seconds and peer_seconds,
 medians of a step; ratio, the median of the rounds' peer_seconds / seconds; gflop of a step (counted
@@ -100,6 +101,7 @@ def main() -> None:
     )
     add_model_arguments(parser)
     parser.add_argument("--peer", choices=("torch", "torch-best", "naive"), default="torch")
+    parser.add_argument("--chosen", nargs=2, metavar="SIDE", help="ours and the peer's: no sweep")
     parser.add_argument("--steps", type=int, default=4, help="of each in a round (4)")
     parser.add_argument(
         "--trace",
@@ -155,7 +157,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         difference = check_losses(plain, arguments, Path(folder))
         sides, sweep = plain, {}
         if arguments.peer == "torch-best":
-            sides, sweep = choose_sides(arguments, Path(folder))
+            sides, sweep = find_sides(arguments, Path(folder))
             difference = max(difference, check_losses(sides, arguments, Path(folder)))
         ours, peer = (start_side(side, arguments, Path(folder)) for side in sides)
         starts = [measure_first_step(side) for side in (ours, peer)]
@@ -198,14 +200,17 @@ def keep_trace(ours: MeasuredProcess, folder: Path, target: Path) -> dict[str, A
     return {"kernels": kernels}
 
 
-def choose_sides(
+def find_sides(
     arguments: argparse.Namespace, folder: Path
 ) -> tuple[tuple[Side, Side], dict[str, Any]]:
-    """Choose how both sides run, each as fast as it goes.
+    """Find how both sides run, each as fast as it goes: as --chosen says, or by a sweep.
 
     Returns:
         Ours and the peer's, and the sweep for the JSON line.
     """
+    if arguments.chosen:
+        ours, peer = (Side(*name.split(" ")) for name in arguments.chosen)
+        return (ours, peer), {"chosen": arguments.chosen}
     seconds: dict[Side, float] = {}
     best = {}
     for role in ("ours", "torch"):

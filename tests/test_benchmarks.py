@@ -113,6 +113,10 @@ def test_the_fastest_of_both_sides_is_chosen_by_a_sweep(measured, monkeypatch):
     for faster in ("fused", "channels_last", "compile", "fused,channels_last,compile"):
         assert f"torch {allocator} {faster}" in sweep
     assert line["losses_apart"] < 2e-4
+    keep = ("--chosen", "ours tuned", f"torch {allocator} fused")
+    arguments = ("--model", "can", "--peer", "torch-best", *keep, *tiny)
+    (again,) = measured(*arguments, script="step")
+    assert again["chosen"] == list(keep[1:]) and "sweep" not in again
 
 
 def test_an_allocator_is_an_environment(repository, monkeypatch):

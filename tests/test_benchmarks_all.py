@@ -61,6 +61,20 @@ def test_runs_are_kept_joined_and_not_repeated(script, monkeypatch, tmp_path, ca
     assert measured["machine"]["cores"] and measured["machine"]["tensorflow"]
 
 
+def test_later_runs_keep_the_first_ones_choice(script, monkeypatch, tmp_path):
+    asked = []
+    chosen = ["ours tuned", "torch tcmalloc fused"]
+
+    def measure(arguments):
+        asked.append(arguments)
+        return [{"ratio": 1.5, "chosen": chosen}]
+
+    monkeypatch.setattr(script, "measure", measure)
+    run(script, monkeypatch, tmp_path / "a.json", "--only", "step unet float32", "--runs", "3")
+    first = script.BENCHMARKS["step unet float32"]
+    assert asked == [first, *2 * [(*first, "--chosen", *chosen)]]
+
+
 def test_a_file_of_another_machine_is_refused(script, monkeypatch, tmp_path):
     path = tmp_path / "all.json"
     path.write_text(json.dumps({"machine": {"cores": 512}, "runs": {}}))
