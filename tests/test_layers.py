@@ -10,6 +10,7 @@ import tensorflow as tf
 from tests.two_cpus import run_on_two_cpus
 from tfmammo.layers import (
     BatchNormalization,
+    GroupNormalization,
     RandomScalarMap,
     SampleNormalization,
     SelfAttention,
@@ -139,6 +140,54 @@ def test_batch_normalization_is_keras_own_with_its_gradients_and_averages(shape)
         )
     for ours, keras_own in zip(*found, strict=True):
         np.testing.assert_allclose(ours, keras_own, rtol=2e-5, atol=2e-5)
+
+
+def group_normalised(x, groups, gamma, beta, epsilon=EPSILON):
+    """The definition, in float64, one sample and one group at a time."""
+    y = np.asarray(x, np.float64).copy()
+    for sample in y:
+        for group in np.split(sample, groups, axis=-1):  # views
+            group[:] = (group - group.mean()) / np.sqrt(group.var() + epsilon)
+    return y * gamma + beta
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize(("shift", "tolerance"), [(0.0, 1e-5), (30.0, 1e-3)])
+def test_group_normalization_is_its_definition(groups, shift, tolerance):
+    x = noise(3, 5, 4, 6) * np.arange(1, 7, dtype=np.float32) + shift
+    gamma, beta = np.array([1, 2, -0.5, 1, 0.1, 3]), np.array([0, 1, 3, -1, 0, 0.5])
+    norm = GroupNormalization(groups)
+    norm.build(x.shape)
+    norm.set_weights([gamma.astype(np.float32), beta.astype(np.float32)])
+    expected = group_normalised(x, groups, gamma, beta)
+    np.testing.assert_allclose(norm(x), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        *(({}, shape) for shape in ((4, 6, 5, 4), (1, 2, 1, 4), (2, 1, 1, 4))),
+        *(({option: False}, (4, 6, 5, 4)) for option in ("scale", "center")),
+        ({"axis": 1}, (4, 4, 5, 3)),
+        ({}, (7, 4)),
+    ],
+)
+def test_group_normalization_is_keras_own_with_its_gradients(options, shape, dtype):
+    found = []
+    for kind in (GroupNormalization, keras.layers.GroupNormalization):
+        norm = kind(2, dtype=dtype, **options)
+        x = tf.constant(noise(*shape) * 3 + 2)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = norm(x)
+            loss = tf.reduce_sum(tf.sin(tf.cast(y, tf.float32)))
+        found.append([y, *tape.gradient(loss, [x, *norm.trainable_variables])])
+        assert y.dtype == norm.compute_dtype
+    tolerance = 5e-5 if dtype == "float32" else 0.1
+    for ours, keras_own in zip(*found, strict=True):
+        ours, keras_own = (tf.cast(value, tf.float32) for value in (ours, keras_own))
+        np.testing.assert_allclose(ours, keras_own, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(

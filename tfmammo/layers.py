@@ -118,6 +118,42 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 @keras.saving.register_keras_serializable("tfmammo")
+class GroupNormalization(keras.layers.GroupNormalization):
+    """keras.layers.GroupNormalization of maps with two reductions: half the time on a CPU.
+
+    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, mean and (biased) variance in float32
+    over rows, columns and the channels of a group. The variance is E[x^2] - E[x]^2. So the numbers
+    are Keras's but for rounding, which grows with (mean / deviation)^2: 1e-7 of the variance where
+    the mean is 1 deviation, 1e-3 where it is 100. Keras does whatever else its layer offers:
+    other axes and ranks, no scale or no centre.
+
+    Call arguments:
+        x: floating [batch, rows, cols, channels].
+
+    Call returns:
+        The same shape, in the layer's dtype of computation.
+    """
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """See the class."""
+        usual = len(x.shape) == 4 and self.axis in (-1, 3) and self.scale and self.center
+        if not usual:
+            return super().call(x)
+        grouped = [self.groups, x.shape[-1] // self.groups]
+        wide = tf.cast(x, tf.float32)
+        # of each channel first: a group's channels do not lie side by side
+        moments = tf.stack([tf.reduce_mean(wide, [1, 2]), tf.reduce_mean(wide * wide, [1, 2])])
+        moments = tf.reduce_mean(tf.reshape(moments, [2, -1, *grouped]), axis=-1, keepdims=True)
+        mean, square = tf.unstack(moments)
+        variance = tf.nn.relu(square - mean * mean)  # rounding can make it negative
+        factor = tf.math.rsqrt(variance + self.epsilon) * tf.reshape(self.gamma, grouped)
+        offset = tf.reshape(self.beta, grouped) - mean * factor
+        factor, offset = (tf.reshape(part, [-1, 1, 1, x.shape[-1]]) for part in (factor, offset))
+        y = wide * factor + offset
+        return tf.cast(y, self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable("tfmammo")
 class SpectralNormalization(keras.layers.Wrapper):
     """A layer whose kernel is W / sigma(W) in every call, sigma being W's largest singular value.
 

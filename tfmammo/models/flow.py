@@ -56,7 +56,15 @@ from tfmammo import export
 from tfmammo.config import Frozen
 from tfmammo.convolutions import Convolution
 from tfmammo.errors import ConfigError
-from tfmammo.layers import FULL, SelfAttention, patch_seeds, tri_label, uniform_noise, upsample
+from tfmammo.layers import (
+    FULL,
+    GroupNormalization,
+    SelfAttention,
+    patch_seeds,
+    tri_label,
+    uniform_noise,
+    upsample,
+)
 from tfmammo.models.growth import copy_weights, update_average
 from tfmammo.networks import Network, Trainable
 from tfmammo.optimization import build_adam, minimize
@@ -215,7 +223,7 @@ class ResidualBlock(keras.layers.Layer):
 
     def __init__(self, width: int, channels: int, groups: int, attends: bool) -> None:
         super().__init__()
-        self.norms = [keras.layers.GroupNormalization(groups) for _ in range(2)]
+        self.norms = [GroupNormalization(groups) for _ in range(2)]
         self.convolution = Convolution(width, 3, padding="same")
         self.shift = keras.layers.Dense(width)
         self.attention = SelfAttention() if attends else None
@@ -280,7 +288,7 @@ class VelocityUNet(Network):
         self.bottom = block(levels[-1], widths[-1])
         self.blocks_up = [block(level, 2 * widths[level]) for level in reversed(levels)]
         self.narrowings = [Convolution(width, 3, padding="same") for width in widths[-2::-1]]
-        self.norm = keras.layers.GroupNormalization(config.groups)
+        self.norm = GroupNormalization(config.groups)
         self.head = Convolution(1, 3, padding="same", kernel_initializer="zeros")
         self.to_float32 = keras.layers.Activation("linear", dtype="float32")
         self(

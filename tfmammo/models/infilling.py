@@ -59,7 +59,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from tfmammo.config import Frozen
 from tfmammo.convolutions import Convolution
 from tfmammo.errors import ConfigError
-from tfmammo.layers import FULL, patch_seeds, tri_label, uniform_noise
+from tfmammo.layers import FULL, GroupNormalization, patch_seeds, tri_label, uniform_noise
 from tfmammo.losses import Average, l1, log_fake, log_real
 from tfmammo.networks import PIX2PIX_FILTERS, Network, PatchDiscriminator, Trainable, UNet256
 from tfmammo.optimization import build_adam, minimize
@@ -189,7 +189,7 @@ class CRN(Network):
         # and offset for each channel.
         has_norms = normalization == "layer"
         self.norms = [
-            [keras.layers.GroupNormalization(1) if has_norms else None for _ in range(2)]
+            [GroupNormalization(1) if has_norms else None for _ in range(2)]
             for _ in widths
         ]
         self.head = keras.layers.Conv2D(1, 1)
