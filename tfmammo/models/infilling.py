@@ -189,8 +189,7 @@ class CRN(Network):
         # and offset for each channel.
         has_norms = normalization == "layer"
         self.norms = [
-            [GroupNormalization(1) if has_norms else None for _ in range(2)]
-            for _ in widths
+            [GroupNormalization(1) if has_norms else None for _ in range(2)] for _ in widths
         ]
         self.head = keras.layers.Conv2D(1, 1)
         self.to_float32 = keras.layers.Activation("tanh", dtype="float32")
