@@ -45,6 +45,7 @@ def built(tmp_path):
     return tmp_path / "build.yaml"
 
 
+@pytest.mark.slow
 def test_a_build_is_timed_and_weighed(built, tmp_path, monkeypatch):
     real = build.make
 

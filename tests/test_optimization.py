@@ -440,6 +440,7 @@ def assert_equal_gradients(shared, separate):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6 * np.abs(b).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0.0, 15.0, -60.0])
 @pytest.mark.parametrize(
     "name", ["plain", "as printed", "half", "losses", "losses, as printed", "least squares"]

@@ -304,6 +304,7 @@ def test_only_the_wanted_records_come(records):
     assert (np.sort(order) == np.arange(4)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [1, 6, 14, 29])
 def test_a_stream_that_starts_later_equals_skipping(records, block, start):
     data = records(40, 7)  # batches of 3 cross the borders of blocks (16, 32) and epochs (40, 80)

@@ -71,6 +71,7 @@ def test_a_refusal_is_final(status):
         assert not isinstance(error.value, PacsUnreachable)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_what_passes_is_attempted_again(status):
     with serve(reply(status)) as (place, heard):

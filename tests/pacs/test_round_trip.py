@@ -374,6 +374,7 @@ def test_compressed_pixels_come_as_they_are(process, pacs, tmp_path, way):
     assert outcome.stored == 1
 
 
+@pytest.mark.slow
 def test_another_server_takes_the_results(process, pacs, tmp_path, monkeypatch):
     study, paths = write_study(tmp_path, VIEWS[:1])
     pacs.upload(paths[0])

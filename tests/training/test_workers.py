@@ -378,6 +378,7 @@ def test_workers_do_not_wait_for_ever():
         workers.meet(addresses(1, ports), 0.5)
 
 
+@pytest.mark.slow
 def test_who_only_knocks_is_neither_chief_nor_worker():
     ports = find_free_ports(2)
     with socket.create_server(("", ports[1])), pytest.raises(WorkerError, match="did not start"):
