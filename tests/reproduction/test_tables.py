@@ -69,6 +69,18 @@ def test_a_difference_is_found_whichever_way_it_was_tested():
     assert find_difference(first, "CAN", "SegNet", "Dice*") is None
 
 
+def test_the_first_table_that_tests_two_models_counts_whatever_its_title():
+    pairs = Table(
+        "Differences of every pair",
+        ["", "Dice, %"],
+        [["U-Net - CAN", "-0.3\n[-0.9, +0.4]\np = 0.3"]],
+        ("Holm.",),
+    )
+    pairs_first = parse_markdown("\n".join([pairs.markdown(), APART.markdown()]))
+    assert find_difference(pairs_first, "U-Net", "CAN", "Dice*").value == -0.3
+    assert find_difference(pairs_first[::-1], "U-Net", "CAN", "Dice*").value == -1.2
+
+
 @pytest.mark.slow
 def test_the_opposite_of_a_difference_keeps_its_p_and_turns_its_interval():
     cell = negate(parse_cell("-1.2 [-2.0, -0.4] p = 0.004"))

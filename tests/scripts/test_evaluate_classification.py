@@ -90,6 +90,7 @@ def config(synthetic, generators, tracking_uri):
         known = {
             "shares": (0, 0.5),
             "seeds": (0, 1),
+            "controls": (),
             "generators": generators,
             "effects": 6,
             "tsne": 8,

@@ -256,3 +256,38 @@ def test_the_baseline_does_not_depend_on_synthetic_patches(tracking_uri, tmp_pat
         ).model.synthetic
         == tmp_path
     )
+
+
+def test_a_control_takes_the_place_of_the_synthetic_patches(
+    subsets, random_patches, tracking_uri, tmp_path, monkeypatch
+):
+    """What the training sees: four pools, the last two of which are real patches of training
+    patients; a run of its own, told from that of the share.
+    """
+    held = []
+    monkeypatch.setattr(
+        classification,
+        "load_synthetic_set",
+        lambda *_: synthetic(random_patches, scales=(describe_scale(DATA),)),
+    )
+    monkeypatch.setattr(classification.loop, "fit", lambda *arguments, **_: held.append(arguments))
+    base = experiment(tracking_uri, synthetic=tmp_path)
+    control = classification.select_arm(base, 0.5, 0, "copies")
+    assert control.model.control == "copies" and control.model.share == 0.5
+    assert control.fingerprint() != classification.select_arm(base, 0.5, 0).fingerprint()
+    for arm in (control, classification.select_arm(base, 0.5, 0)):
+        classification.train(arm, tmp_path, subsets)
+    (_, _, of_control, *_), (_, _, of_share, *_) = held
+    for patches in (of_control, of_share):
+        assert patches.labels[len(subsets.train) :].tolist() == [3, 2] * 4
+    assert set(of_control.patient_ids.tolist()) == patients(subsets.train)
+    assert "elsewhere" in of_share.patient_ids.tolist()
+
+
+def test_controls_need_a_share_to_be_compared_with(tracking_uri):
+    values = {"experiment": experiment(tracking_uri), "shares": (0, 0.25)}
+    with pytest.raises(ValueError, match=r"control_share 0\.5 is none of shares"):
+        classification.StudyConfig(**values)
+    assert classification.StudyConfig(**values, controls=()).controls == ()
+    with pytest.raises(ValueError, match="controls must not repeat"):
+        classification.StudyConfig(**values, control_share=0.25, controls=("copies", "copies"))

@@ -59,6 +59,27 @@ def test_bodies_are_of_known_and_bounded_length(tmp_path):
     assert answers[1].text == str(most)
 
 
+@pytest.mark.parametrize(("path", "total"), [("/gradio_api/queue/join", 10**9), ("/upload", 10)])
+def test_a_refused_body_is_read_first_so_that_the_reason_arrives(tmp_path, path, total):
+    """A connection that is closed upon unread bytes may lose the answer."""
+    pieces = [b"x" * 2**20] * 3
+    events = []
+
+    async def receive():
+        events.append("read")
+        body = pieces.pop()
+        return {"type": "http.request", "body": body, "more_body": bool(pieces)}
+
+    async def send(message):
+        events.append(message.get("status", "body"))
+
+    length = [(b"content-length", b"%d" % (3 * 2**20))]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": length}
+    bounded = guard.Bounded(None, tmp_path, 10 * 2**20, total)
+    asyncio.run(bounded(scope, receive, send))
+    assert events == ["read", "read", "read", 413, "body"]
+
+
 def test_uploads_that_come_at_once_are_counted_together(tmp_path):
     (tmp_path / "held").mkdir()
     (tmp_path / "held" / "file").write_bytes(bytes(7000))

@@ -44,6 +44,9 @@ BLOCKS = (3, 4, 6, 3)  # ResNet-50's
 SMALLEST = 32  # px, whose last map is one px
 
 
+Control = Literal["copies", "pasted", "brightened"]
+
+
 class ClassifierConfig(Frozen):
     """The paper's values; see *Departures* in the module for those it leaves open."""
 
@@ -67,6 +70,10 @@ class ClassifierConfig(Frozen):
     """Share of synthetic patches at the start."""
     synthetic: Path | None = None
     """Folder of the synthetic patches, which `python -m tfmammo.synthesis.patches` wrote."""
+    control: Control | None = None
+    """What takes the place of the synthetic patches, to see whether a gain is theirs; see
+    studies/classification_controls.py. null: they are used themselves.
+    """
     decay: float = Field(default=0.1, ge=0, le=1)
     """How much the share decays every decay_every: a factor of 1 - decay, or with decay_as "points"
     a difference.

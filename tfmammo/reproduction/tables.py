@@ -147,6 +147,8 @@ def find_difference(
 ) -> Cell | None:
     """Find how far one model is from another, `first` minus `second`, whichever way it was tested.
 
+    The first table that tests the two counts, as in `find_cell`.
+
     Args:
         tables: Tables with the titles "Differences from MODEL" or "Differences of every pair".
         first: Name of a model.
@@ -159,10 +161,11 @@ def find_difference(
         ("Differences of every pair", f"{first} - {second}", 1),
         ("Differences of every pair", f"{second} - {first}", -1),
     )
-    for title, row, sign in ways:
-        cell = find_cell(tables, title, row, column)
-        if cell:
-            return cell if sign == 1 else negate(cell)
+    for table in tables:
+        for title, row, sign in ways:
+            cell = find_cell([table], title, row, column)
+            if cell:
+                return cell if sign == 1 else negate(cell)
     return None
 
 

@@ -7,6 +7,7 @@ by a form, or by a host name of the page that suddenly leads to this machine (DN
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import os
@@ -16,15 +17,18 @@ import socket
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from starlette.requests import ClientDisconnect, Request
 
 from tfmammo import filesystem
 
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 LOCK = ".alive"
+DRAINING_SECONDS = 5.0  # the rest of a refused body is read
 LEFTOVER_SECONDS = 24 * 3600  # age at which a folder without a lock file is a leftover, too
 
 Scope = MutableMapping[str, Any]
@@ -109,8 +113,21 @@ class SameOrigin:
         return name in self.names or _is_address(name)
 
 
+async def drain(request: Request) -> None:
+    """Read the rest of a refused body for a few seconds, so that the client can read the reason.
+
+    Where a connection is closed upon unread bytes, the client may never see the answer.
+    """
+    if "content-length" in request.headers:
+        # RuntimeError: the body has been read already
+        with suppress(TimeoutError, ClientDisconnect, RuntimeError):
+            async with asyncio.timeout(DRAINING_SECONDS):
+                async for _ in request.stream():
+                    pass
+
+
 async def refuse(status: int, sentence: str, send: Send, kind: str = "http") -> None:
-    """Answer a request with an error and close its connection; the rest of it is not read."""
+    """Answer a request with an error and close its connection."""
     if kind == "websocket":
         return await send({"type": "websocket.close", "code": 1008})
     body = json.dumps({"error": sentence}).encode()

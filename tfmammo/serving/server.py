@@ -62,7 +62,6 @@ MAX_HELD = 16
 GRACE_SECONDS = 10.0  # before MIN_PACE counts
 MIN_PACE = 64 * 2**10  # bytes a second
 PARSING_SECONDS = 120.0
-DRAINING_SECONDS = 5.0
 
 
 class RequestRefused(Exception):
@@ -228,7 +227,7 @@ class _Worker:
                 return Response(answer, media_type="application/json")
         except RequestRefused as refused:
             if refused.status in (413, 415):
-                await _drain(request)
+                await local.drain(request)
             return _error_response(refused.status, str(refused))
         except (ClientDisconnect, ClientGone):
             return Response(status_code=400)  # nobody reads it
@@ -317,16 +316,6 @@ async def _receive(request: Request, length: int) -> IO[bytes]:
     except BaseException:
         body.close()
         raise
-
-
-async def _drain(request: Request) -> None:
-    """Read the rest of a refused body for a few seconds, so that the client can read the reason."""
-    if "content-length" in request.headers:
-        # RuntimeError: the body has been read already
-        with suppress(TimeoutError, ClientDisconnect, RuntimeError):
-            async with asyncio.timeout(DRAINING_SECONDS):
-                async for _ in request.stream():
-                    pass
 
 
 async def _watch_client(request: Request, gone: threading.Event) -> None:

@@ -5,6 +5,8 @@ them in the same way, so that no generator has seen a patient whom the classifie
 of the held-out patients choose the checkpoints of generators and of classifiers; the other half
 test.
 
+Controls are trainings with simpler patches in place of the synthetic ones.
+
 `Gate` asks classifiers of real patches alone whether a synthetic set is worth training on: whether
 they give the set's lesions higher scores than its normal patches.
 """
@@ -29,7 +31,8 @@ from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError, DataError, ExportError
 from tfmammo.export import predict
 from tfmammo.metrics.classification import roc_auc
-from tfmammo.models.classifier import Classifier, ClassifierConfig
+from tfmammo.models.classifier import Classifier, ClassifierConfig, Control
+from tfmammo.studies.classification_controls import CONTROLS, make_control
 from tfmammo.synthesis.config import Target
 from tfmammo.synthesis.patch_set import PatchSet, describe_scale
 from tfmammo.training import contract, loop
@@ -46,6 +49,12 @@ class StudyConfig(Frozen):
     """The shares of synthetic patches at the start of a training. The first is 0, and the others
     are compared with it.
     """
+    controls: tuple[Control, ...] = CONTROLS
+    """What takes the place of the synthetic patches in further trainings; see
+    classification_controls.py.
+    """
+    control_share: float = Field(default=0.5, gt=0, le=1)
+    """Their share at the start of a training, one of `shares`."""
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
     """The seeds of the trainings; each share is trained with each seed."""
     generators: dict[Target, str] | None = None
@@ -81,6 +90,13 @@ class StudyConfig(Frozen):
             )
         if len(set(self.shares)) < len(self.shares) or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("shares and seeds must not repeat")
+        if len(set(self.controls)) < len(self.controls):
+            raise ValueError("controls must not repeat")
+        if self.controls and self.control_share not in self.shares:
+            raise ValueError(
+                f"control_share {self.control_share:g} is none of shares, so that no training with "
+                "synthetic patches could be compared with the controls (controls=[]: none)"
+            )
         if self.experiment.training.steps is None:
             raise ValueError("experiment.training.steps must be given")
         return self
@@ -219,7 +235,11 @@ def train(
     fitted = experiment
     if experiment.model.share:
         synthetic = load_synthetic_set(experiment, subsets.list_held_out_patients())
-        patches = join_synthetic(patches, synthetic.patches)
+        pool = synthetic.patches
+        if experiment.model.control:
+            seed = experiment.training.seed
+            pool = make_control(experiment.model.control, patches, pool, seed)
+        patches = join_synthetic(patches, pool)
         experiment = set_decay_samples(experiment, len(patches))
         fitted = experiment.model_copy(update={"training": _double_batch(experiment.training)})
     build = partial(Classifier, experiment.model, experiment.data.size)
@@ -369,13 +389,16 @@ def _double_batch(training: TrainingConfig) -> TrainingConfig:
 
 
 def select_arm(
-    experiment: Experiment[ClassifierConfig], share: float, seed: int
+    experiment: Experiment[ClassifierConfig],
+    share: float,
+    seed: int,
+    control: Control | None = None,
 ) -> Experiment[ClassifierConfig]:
-    """Return the experiment of one share and seed.
+    """Return the experiment of one share and seed, perhaps with a control's patches.
 
     Without a synthetic share, the folder of synthetic patches is left out.
     """
-    values: dict[str, Any] = {"share": share}
+    values: dict[str, Any] = {"share": share, "control": control}
     if not share:
         values["synthetic"] = None
     model = experiment.model.model_copy(update=values)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -24,6 +24,7 @@ from tfmammo.metrics.clustered_auc import obuchowski_variance, rank_swap_test
 from tfmammo.metrics.plotting import COLOURS, make_roc_axes, plot_style
 from tfmammo.metrics.significance import FEWEST_PATIENTS, holm
 from tfmammo.metrics.summary import Table, format_p, write_csv
+from tfmammo.models.classifier import Control
 from tfmammo.studies import classification
 from tfmammo.studies.classification import Gate, StudyConfig, Subsets, predict_unseen
 from tfmammo.studies.classification_cases import (
@@ -52,6 +53,8 @@ PUBLISHED = {
     for share, values in get_values("contextual", "table1").items()
 }
 
+Arm = float | str  # a share of synthetic patches, or the name of a control
+AnyArm = TypeVar("AnyArm", bound=Arm)
 Scores = dict[float, NDArray[np.float64]]  # share -> [seeds, patches]
 
 
@@ -75,6 +78,7 @@ def run_study(config: StudyConfig, output: Path, allow: bool = False) -> list[Ta
     subsets = classification.split_subsets(experiment.data, experiment.model.positives, output)
     test = subsets.test
     folders, gate = train_missing(config, subsets, output / "runs", allow)
+    controls = train_controls(config, subsets, output / "runs")
     report.mkdir(parents=True, exist_ok=True)
     scores = score_runs(folders, test)
     rows = make_run_rows(scores, test, config)
@@ -83,6 +87,8 @@ def run_study(config: StudyConfig, output: Path, allow: bool = False) -> list[Ta
     tables = [tabulate_areas(scores, rows, test, config)]
     if len(config.shares) > 1:
         tables.append(tabulate_moves(scores, test, config))
+    if controls:
+        tables.append(tabulate_controls(score_runs(controls, test), scores, test, config))
     if gate:
         tables.append(tabulate_gate(gate))
     save_figure(draw_roc_curves(scores, test.labels), report / "figure-roc.png")
@@ -179,12 +185,34 @@ def train_missing(
     return in_order, gate
 
 
-def train_run(config: StudyConfig, share: float, seed: int, subsets: Subsets, folder: Path) -> Path:
+def train_controls(
+    config: StudyConfig, subsets: Subsets, folder: Path
+) -> dict[tuple[Control, int], Path]:
+    """Train each control with each seed, if it is not trained yet.
+
+    Returns:
+        (control, seed) -> finished run.
+    """
+    return {
+        (control, seed): train_run(config, config.control_share, seed, subsets, folder, control)
+        for seed in config.seeds
+        for control in config.controls
+    }
+
+
+def train_run(
+    config: StudyConfig,
+    share: float,
+    seed: int,
+    subsets: Subsets,
+    folder: Path,
+    control: Control | None = None,
+) -> Path:
     """Return the folder of one run, after training it if it is not finished."""
-    experiment = classification.select_arm(config.experiment, share, seed)
-    run = folder / f"share{100 * share:g}" / f"seed{seed}"
+    experiment = classification.select_arm(config.experiment, share, seed, control)
+    run = folder / (control or f"share{100 * share:g}") / f"seed{seed}"
     if not classification.is_finished(run, experiment):
-        log.info("share %g %%, seed %d", 100 * share, seed)
+        log.info("share %g %% of %s patches, seed %d", 100 * share, control or "synthetic", seed)
         classification.train(experiment, run, subsets)
         policy = keras.config.dtype_policy()
         # Otherwise the networks of all runs stay in memory. It forgets the precision, too.
@@ -194,17 +222,19 @@ def train_run(config: StudyConfig, share: float, seed: int, subsets: Subsets, fo
     return run
 
 
-def score_runs(folders: Mapping[tuple[float, int], Path], test: Patches) -> Scores:
+def score_runs(
+    folders: Mapping[tuple[AnyArm, int], Path], test: Patches
+) -> dict[AnyArm, NDArray[np.float64]]:
     """Predict the probability of a lesion with the best weights of every run.
 
     Raises:
         DataError: A run knows a patient of the test patches.
     """
-    by_share: dict[float, list[NDArray[np.float64]]] = {}
-    for (share, _), folder in folders.items():
+    by_arm: dict[AnyArm, list[NDArray[np.float64]]] = {}
+    for (arm, _), folder in folders.items():
         scores = predict_unseen(folder, test.images, "probability", test.patient_ids)
-        by_share.setdefault(share, []).append(scores.astype(np.float64))
-    return {share: np.stack(rows) for share, rows in by_share.items()}
+        by_arm.setdefault(arm, []).append(scores.astype(np.float64))
+    return {arm: np.stack(rows) for arm, rows in by_arm.items()}
 
 
 def compute_interval(
@@ -230,17 +260,17 @@ def has_few_patients(test: Patches) -> bool:
 
 
 def compare_with_first(
-    scores: Mapping[float, NDArray[np.float64]], test: Patches, config: StudyConfig
-) -> dict[float, tuple[float, float]]:
-    """Compare each share with the first one; ranks are swapped by patient.
+    scores: Mapping[AnyArm, NDArray[np.float64]], test: Patches, config: StudyConfig
+) -> dict[AnyArm, tuple[float, float]]:
+    """Compare each share or control with the first one; ranks are swapped by patient.
 
     Args:
-        scores: Share -> [patches].
+        scores: Share or control -> [patches].
         test: The patches.
         config: How many swaps.
 
     Returns:
-        Share -> p, and p after Holm's correction; NaN where there are too few patients.
+        Share or control -> p, and p after Holm's correction; NaN where there are too few patients.
     """
     first, *others = scores
     if has_few_patients(test):
@@ -249,13 +279,13 @@ def compare_with_first(
         p_values = [
             rank_swap_test(
                 test.labels,
-                scores[share],
+                scores[arm],
                 scores[first],
                 test.patient_ids,
                 config.samples,
                 config.seed,
             )
-            for share in others
+            for arm in others
         ]
     corrected = holm(p_values).tolist()
     return dict(zip(others, zip(p_values, corrected, strict=True), strict=True))
@@ -360,6 +390,64 @@ def tabulate_areas(
         "as printed (OPTIMAM)",
     ]
     return Table(make_heading(test, config), columns, body)
+
+
+def tabulate_controls(
+    controls: Mapping[Control, NDArray[np.float64]],
+    scores: Scores,
+    test: Patches,
+    config: StudyConfig,
+) -> Table:
+    """Tabulate what simpler patches bring in place of the synthetic ones.
+
+    Args:
+        controls: Control -> [seeds, patches].
+        scores: Of the shares.
+        test: The patches.
+        config: The study.
+    """
+    means: dict[str, NDArray[np.float64]] = {
+        control: of_seeds.mean(axis=0) for control, of_seeds in controls.items()
+    }
+    of_synthetic = scores[config.control_share].mean(axis=0)
+    comparisons = []
+    for reference in (scores[config.shares[0]].mean(axis=0), of_synthetic):
+        arms = {"reference": reference, **means}
+        comparisons.append(compare_with_first(arms, test, config))
+    alone, synthetic = comparisons
+    area_alone = roc_auc(test.labels, scores[config.shares[0]].mean(axis=0))
+    area_synthetic = roc_auc(test.labels, of_synthetic)
+    body = []
+    for (control, mean), of_seeds in zip(means.items(), controls.values(), strict=True):
+        area = roc_auc(test.labels, mean)
+        areas = [roc_auc(test.labels, of_run) for of_run in of_seeds]
+        body.append(
+            [
+                control,
+                format_area(mean, test, config.level),
+                ", ".join(f"{of_run:.3f}" for of_run in areas),
+                f"{area - area_alone:+.3f}",
+                format_p(alone[control][1]),
+                f"{area_synthetic - area:+.3f}",
+                format_p(synthetic[control][1]),
+            ]
+        )
+    share = f"{100 * config.control_share:g} %"
+    columns = [
+        f"{share} at first of",
+        "AUC of the mean score",
+        "AUC of each seed",
+        "difference from real patches alone",
+        "p",
+        f"synthetic patches ({share}) minus these",
+        "p of that",
+    ]
+    title = (
+        "Controls, patches made of real training patches in place of the synthetic ones: the same "
+        "ones again, a lesion pasted into normal tissue, normal tissue brightened by as much as "
+        f"synthetic lesions are; p with Holm's correction over {len(means)} controls"
+    )
+    return Table(title, columns, body)
 
 
 def make_heading(test: Patches, config: StudyConfig) -> str:

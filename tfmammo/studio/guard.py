@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
-from tfmammo.serving.local import Application, Receive, Scope, Send, refuse
+from tfmammo.serving.local import Application, Receive, Scope, Send, drain, refuse
 
 MAX_OTHER = 2 * 2**20  # bytes of a request that is no upload: a page sends a few numbers and words
 UPLOAD_FRAMING = 2**16  # bytes of an upload in addition to its file
@@ -50,6 +50,7 @@ class Bounded:
             return await refuse(411, "the request must say how long it is (content-length)", send)
         limit = self.upload + UPLOAD_FRAMING if is_upload else MAX_OTHER
         if len(length) > 15 or int(length) > limit:
+            await drain(Request(scope, receive))
             return await refuse(413, "the request is too large", send)
         if not is_upload:
             return await self.app(scope, receive, send)
@@ -58,6 +59,7 @@ class Bounded:
     async def _receive(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
         held = await asyncio.to_thread(folder_size, self.folder)
         if held + self.incoming + length > self.total:
+            await drain(Request(scope, receive))
             return await refuse(
                 413,
                 "the studio holds too many files; close a page, or try again in a few minutes",

@@ -1,0 +1,81 @@
+"""Controls of the classifier study: what else could take the place of synthetic patches.
+
+A gain from synthetic patches is the generator's only where simpler patches don't bring it. Each
+control makes as many patches of each class as the synthetic set has, out of real training patches:
+
+    copies        lesions and normal patches once more
+    pasted        a lesion, cut out along its outline and pasted into a normal patch; normal patches
+    brightened    a normal patch, brighter within the outline of a synthetic lesion by as much as
+                  synthetic lesions are on average; normal patches
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfmammo.data.patches import Patches
+from tfmammo.errors import DataError
+from tfmammo.models.classifier import Control
+
+CONTROLS: tuple[Control, ...] = get_args(Control)
+
+
+def make_control(control: Control, real: Patches, synthetic: Patches, seed: int = 0) -> Patches:
+    """Make the patches that take the place of a synthetic set.
+
+    Args:
+        control: Which ones.
+        real: Training patches, labelled 0 normal and 1 lesion, with the lesions' masks.
+        synthetic: Patches of the kinds mass, calcification and normal, with masks of what was
+            added.
+        seed: Decides which real patches are drawn.
+
+    Returns:
+        As many patches as the set has, of the same kinds in the same order.
+
+    Raises:
+        DataError: "pasted" finds no lesion with an outline.
+    """
+    random = np.random.default_rng(seed)
+    is_lesion = synthetic.kinds != "normal"
+    lesions = np.flatnonzero(real.labels == 1)
+    if control == "pasted":
+        lesions = lesions[real.masks[lesions].any(axis=(1, 2, 3))]
+        if not len(lesions):
+            raise DataError("the control pasted: no training patch shows the outline of a lesion")
+    normal = np.flatnonzero(real.labels == 0)
+    backgrounds = normal[random.integers(len(normal), size=len(synthetic))]
+    sources = lesions[random.integers(len(lesions), size=len(synthetic))]
+
+    rows = np.where(is_lesion & (control == "copies"), sources, backgrounds)
+    images = real.images[rows]
+    masks = real.masks[rows]
+    if control == "pasted":
+        masks = real.masks[sources] * is_lesion.astype(np.uint8)[:, None, None, None]
+        images = np.where(masks > 0, real.images[sources], images)
+    elif control == "brightened":
+        masks = synthetic.masks * is_lesion.astype(np.uint8)[:, None, None, None]
+        images = np.clip(images + _measure_dose(images, synthetic, masks) * masks, 0, 1)
+    return replace(
+        synthetic,
+        images=images.astype(np.float32),
+        masks=masks,
+        patient_ids=real.patient_ids[rows],
+        ids=np.array([f"{control}/{number:06d}" for number in range(len(synthetic))]),
+    )
+
+
+def _measure_dose(
+    backgrounds: NDArray[np.float32], synthetic: Patches, masks: NDArray[np.uint8]
+) -> float:
+    """Measure by how much synthetic lesions are brighter than normal patches at the same place."""
+    inside = masks > 0
+    if not inside.any():
+        return 0.0
+    return float(np.mean(synthetic.images[inside], dtype=np.float64)) - float(
+        np.mean(backgrounds[inside], dtype=np.float64)
+    )
