@@ -135,7 +135,7 @@ def test_all_trainings_of_a_study_have_one_precision(config, subsets, tmp_path, 
 
 @pytest.mark.long
 def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
-    study_config = config(seeds=(1,))
+    study_config = config(seeds=(1,), controls=("pasted",))
     output = tmp_path / "study"
     (tmp_path / "config.yaml").write_text(dump(study_config), encoding="utf-8")
     arguments = ("--config", tmp_path / "config.yaml", "--output", output, "--allow")
@@ -171,6 +171,9 @@ def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
     said = (folder / "table.md").read_text(encoding="utf-8")
     assert "| 50 % |" in said and "0.846 (p 1e-04)" in said and "| removal |" in said
     assert "| mean grey value alone |" in said and "| synthetic lesion | 6 |" in said
+    assert "### Controls" in said and "| pasted |" in said
+    card = export.read_card(output / "runs/pasted/seed1/export")
+    assert card["config"]["model"]["control"] == "pasted"
     points = table(folder / "tsne.csv")
     assert {row["group"] for row in points} >= {
         "real normal",
@@ -301,6 +304,34 @@ def test_the_table_of_known_scores(config, subsets):
     assert second[5] == ", ".join(
         format_p(2 * rank_swap_test(labels, scores[1][i], random[i], patients)) for i in range(2)
     )
+
+
+def test_the_table_of_controls_compares_with_real_patches_alone_and_with_synthetic_ones(
+    config, subsets
+):
+    """Pasted lesions score as the labels say and copies at random, as share 0 and 0.5 do."""
+    study = config(controls=("copies", "pasted"))
+    labels = subsets.test.labels
+    patients = np.array([f"p{i % 9}" for i in range(len(subsets.test))])
+    test = replace(subsets.test, patient_ids=patients)
+    alone, half, copies = np.random.default_rng(1).random((3, 2, len(labels)))
+    perfect = np.stack([labels + 0.1 * alone[0], labels + 0.1 * alone[1]])
+    controls = {"copies": copies, "pasted": perfect}
+    table = report.tabulate_controls(controls, {0: alone, 0.5: half}, test, study)
+    assert "correction over 2 controls" in table.title and "(50 %)" in table.header[5]
+    first, second = table.body
+    areas = [roc_auc(labels, scores.mean(axis=0)) for scores in (alone, half, copies)]
+    assert first[0] == "copies" and first[1].startswith(f"{areas[2]:.3f}\n[")
+    assert first[2] == ", ".join(f"{roc_auc(labels, seed):.3f}" for seed in copies)
+    assert first[3] == f"{areas[2] - areas[0]:+.3f}" and first[5] == f"{areas[1] - areas[2]:+.3f}"
+    assert second[2] == "1.000, 1.000"
+    assert second[3] == f"{1 - areas[0]:+.3f}" and second[5] == f"{areas[1] - 1:+.3f}"
+    for place, reference in ((4, alone), (6, half)):
+        p_values = [
+            rank_swap_test(labels, scores.mean(axis=0), reference.mean(axis=0), patients)
+            for scores in (copies, perfect)
+        ]
+        assert p_values[1] < p_values[0] and second[place] == format_p(2 * p_values[1])
 
 
 def test_of_few_patients_there_is_a_sentence_and_no_number(config, subsets):
