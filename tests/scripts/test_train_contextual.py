@@ -1,14 +1,19 @@
 """Progressive growing: stages that are too short to fade in, and which checkpoint may be best."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfmammo import config as configuration
 from tfmammo.errors import ConfigError
-from tfmammo.models.contextual import Contextual, ContextualConfig
+from tfmammo.evaluation.validation import validate_contextual
+from tfmammo.metrics.classification import roc_auc
+from tfmammo.models.contextual import Contextual, ContextualConfig, sample_block_noise
 from tfmammo.studies import progressive
 
 TINY = [
@@ -113,3 +118,89 @@ def test_a_stage_counts_the_patients_of_the_stage_before_as_seen(repository, mon
     stage = experiment(repository)
     progressive.fit_stage(stage, lambda: None, subsets, tmp_path, tmp_path / "8px/export")
     assert seen == ["p1", "p2"]
+
+
+def mean_grey(image):
+    """A judge: the brighter a patch, the more certain is it of a lesion."""
+    return {"probability": tf.reduce_mean(image, axis=[1, 2, 3])}
+
+
+def make_average(level):
+    """A generator whose lesion is a square, `level` high, where the first random number is > 0."""
+    square = np.zeros((1, 32, 32, 1), np.float32)
+    square[:, 8:24, 8:24] = level
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, 32, 32, 1], tf.float32, "image"),
+            tf.TensorSpec([None, 3], tf.float32, "noise"),
+        ]
+    )
+    def average(image, noise):
+        active = tf.cast(noise[:, 0] > 0, tf.float32)[:, None, None, None]
+        lesion = active * square
+        return {"image": tf.clip_by_value(image + lesion / 2, 0, 1), "lesion": lesion}
+
+    return average
+
+
+@pytest.mark.parametrize(("target", "level"), [("mass", 0.6), ("removal", -0.6)])
+def test_a_judge_compares_what_is_kept_with_the_inputs(random_patches, target, level):
+    """Four of eight patches are changed, all by as much; half of the others are brighter still."""
+    patches = random_patches(8, 32)
+    steps = np.linspace(0.3, 0.6, 8, dtype=np.float32)[:, None, None, None]
+    patches = replace(patches, images=np.broadcast_to(steps, (8, 32, 32, 1)).copy())
+    model = ContextualConfig(target=target, postprocess={"dilation": 0, "edge": 0})
+    functions = {"average": make_average(level)}
+    metrics = validate_contextual(functions, patches, patches, model, mean_grey)
+    kept = sample_block_noise(8, 3)[:, 0] > 0
+    before = steps[:, 0, 0, 0]
+    after = before[kept] + level / 2 * 0.25
+    labels = np.repeat([0, 1], [8, kept.sum()])
+    area = roc_auc(labels, np.concatenate([before, after]))
+    assert 0 < kept.sum() < 8 and metrics["discarded"] == pytest.approx(1 - kept.mean())
+    assert metrics["judged"] == pytest.approx(1 - area if target == "removal" else area)
+    assert 0.5 < metrics["judged"] < 1
+    assert "judged" not in validate_contextual(functions, patches, patches, model)
+    idle = {"average": make_average(0.0)}
+    assert np.isnan(validate_contextual(idle, patches, patches, model, mean_grey)["judged"])
+
+
+def test_a_judge_chooses_the_weights_of_the_last_stage_alone(repository, monkeypatch, tmp_path):
+    stages = {}
+
+    def fit(build, stage, patches, held_out, output, validate, *, monitor, seen_patients):
+        stages[stage.data.size] = (monitor, stage.model.judge)
+        return {}
+
+    patches = SimpleNamespace(patient_ids=np.array(["p1", "p2"]))
+    subsets = progressive.Subsets(patches, patches, patches)
+    config = experiment(repository, "model.judge=runs/classifier", "model.fade_steps=1")
+    monkeypatch.setattr(progressive.loop, "fit", fit)
+    monkeypatch.setattr(progressive, "read_card", lambda _: {"train_patients": []})
+    monkeypatch.setattr(progressive, "_open_subsets", lambda *_: subsets)
+    monkeypatch.setattr(progressive.Subsets, "downsample", lambda subsets, _: subsets)
+    monkeypatch.setattr(progressive, "find_best_weights", lambda *_: tmp_path)
+
+    def judge_of(patients, **data):
+        of_judge = config.data.model_copy(update=data).model_dump(mode="json")
+        card = {"config": {"data": of_judge}, "train_patients": patients, "id_key": None}
+        opened = SimpleNamespace(card=card, call=mean_grey)
+        monkeypatch.setattr(progressive, "load_identified", lambda *_: opened)
+        monkeypatch.setattr(
+            progressive, "get_training_patients", lambda card, _: set(card["train_patients"])
+        )
+
+    judge_of(["p3"])
+    progressive.train(config, tmp_path)
+    assert stages == {
+        8: ("likeness", None),
+        16: ("likeness", None),
+        32: ("judged", "runs/classifier"),
+    }
+    judge_of(["p2", "p3"])
+    with pytest.raises(ConfigError, match="was trained on 1 of the 2 patients by whom it is to"):
+        progressive.train(config, tmp_path)
+    judge_of(["p3"], size=64)
+    with pytest.raises(ConfigError, match="takes patches of 64 px, made in another way"):
+        progressive.train(config, tmp_path)

@@ -17,7 +17,7 @@ from tfmammo.export import predict
 from tfmammo.layers import patch_seeds, tri_label, uniform_noise
 from tfmammo.metrics import synthesis
 from tfmammo.metrics.blending import background_error, seam_strength
-from tfmammo.metrics.classification import one_versus_rest
+from tfmammo.metrics.classification import one_versus_rest, roc_auc
 from tfmammo.metrics.synthesis import sliced_wasserstein
 from tfmammo.models.blending import paste
 from tfmammo.models.contextual import ContextualConfig, sample_block_noise
@@ -195,7 +195,11 @@ def validate_mask_gan(
 
 
 def validate_contextual(
-    functions: Functions, held_out: Patches, real: Patches, model: ContextualConfig
+    functions: Functions,
+    held_out: Patches,
+    real: Patches,
+    model: ContextualConfig,
+    judge: Any = None,
 ) -> dict[str, float]:
     """Compare the generated patches with real ones as a set, before and after post-processing.
 
@@ -204,10 +208,13 @@ def validate_contextual(
         held_out: The generator's inputs.
         real: What the generator is to make.
         model: Its config.
+        judge: The exported function of a classifier of real patches; None for none.
 
     Returns:
         "likeness" to the real patches; "likeness_of_inputs", that of the inputs. "discarded": the
-        share of generated patches that post-processing refuses.
+        share of generated patches that post-processing refuses. With a judge also "judged": the
+        probability that it gives a patch that post-processing keeps a higher score than an input,
+        for removal a lower one; NaN where none is kept.
     """
     images = held_out.images
     average = functions["average"]
@@ -215,8 +222,20 @@ def validate_contextual(
     generated = predict(average, {"image": images, "noise": noise})
     is_removal = model.target == "removal"
     refined = postprocess(images, generated["lesion"], model.postprocess, removal=is_removal)
-    return {
+    metrics = {
         "likeness": -sliced_wasserstein(real.images, generated["image"]),
         "likeness_of_inputs": -sliced_wasserstein(real.images, images),
         "discarded": float(1 - refined.kept.mean()),
     }
+    if judge is not None:
+        scores = [
+            predict(judge, {"image": patches})["probability"]
+            for patches in (images, refined.image[refined.kept])
+            if len(patches)
+        ]
+        metrics["judged"] = np.nan
+        if len(scores) == 2:
+            labels = np.repeat([0, 1], [len(part) for part in scores])
+            area = roc_auc(labels, np.concatenate(scores))
+            metrics["judged"] = 1 - area if is_removal else area
+    return metrics

@@ -153,6 +153,11 @@ class ContextualConfig(Frozen):
     """Weight of the past in the running average of G."""
     postprocess: PostprocessConfig = PostprocessConfig()
     """Post-processing of the lesion channel."""
+    judge: str | None = None
+    """Model URI of a run of train/classifier.py on real patches, with the same data section. The
+    weights are best whose lesions it is most certain of. null: those whose patches are most like
+    real ones as a set.
+    """
 
     def roles(self) -> tuple[str, str]:
         """Return which of PATHOLOGIES is real, and which one G starts from."""

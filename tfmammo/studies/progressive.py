@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from tfmammo import datasets
-from tfmammo.config import Experiment
+from tfmammo.config import DataConfig, Experiment
 from tfmammo.data import splits
 from tfmammo.data.labelled import check_pathologies, make_pathology_patches
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation.validation import validate_contextual
-from tfmammo.export import assign, read_card
+from tfmammo.export import assign, get_training_patients, load_identified, read_card
 from tfmammo.models.contextual import (
     KINDS,
     PATHOLOGIES,
@@ -30,6 +30,8 @@ from tfmammo.models.contextual import (
     ContextualConfig,
     build_networks,
 )
+from tfmammo.synthesis.generators import find_best_weights
+from tfmammo.synthesis.patch_set import describe_scale
 from tfmammo.tracking import models
 from tfmammo.training import loop
 from tfmammo.training.contract import Functions
@@ -77,13 +79,14 @@ def train(
         inputs.
 
     Raises:
-        ConfigError: `training.initial` or the length of a stage does not fit the sizes.
+        ConfigError: `training.initial`, `model.judge` or the length of a stage does not fit.
     """
     model = experiment.model
     sizes = model.stages(experiment.data.size)
     check_initial(experiment, sizes[0])
     check_fading(experiment, sizes, experiment.training.steps)
     subsets = _open_subsets(experiment, output, sizes)
+    judge = _open_judge(experiment, subsets)
     previous: Path | None = None  # the export of the stage before
     metrics: dict[str, float] = {}
     for size in sizes:
@@ -95,7 +98,8 @@ def train(
             stage = update_section(stage, "training", initial=None)
             log.info("growing %s to %d px", previous, size)
         build = partial(build_stage, model, size, previous)
-        metrics = fit_stage(stage, build, subsets.downsample(size), folder, previous)
+        chooser = judge if is_last else None
+        metrics = fit_stage(stage, build, subsets.downsample(size), folder, previous, chooser)
         previous = folder / "export"
     return metrics, subsets.inputs
 
@@ -122,12 +126,37 @@ def _open_subsets(
     return Subsets(patches, inputs, targets)
 
 
+def _open_judge(experiment: Experiment[ContextualConfig], subsets: Subsets) -> Any:
+    """Open the classifier that chooses the best checkpoint; None where the config names none.
+
+    Raises:
+        ConfigError: It takes other patches, or was trained on the patients by whom it is to choose.
+    """
+    if experiment.model.judge is None:
+        return None
+    weights = find_best_weights(experiment.model.judge, experiment.tracking.uri)
+    opened = load_identified(weights, {"image"}, {"probability"})
+    data = DataConfig.model_validate(opened.card["config"]["data"])
+    name = f"model.judge {experiment.model.judge}"
+    if (data.size, describe_scale(data)) != (experiment.data.size, describe_scale(experiment.data)):
+        raise ConfigError(f"{name}: takes patches of {data.size} px, made in another way")
+    known = get_training_patients(opened.card, weights)
+    held_out = {*subsets.inputs.patient_ids.tolist(), *subsets.targets.patient_ids.tolist()}
+    if known & held_out:
+        raise ConfigError(
+            f"{name}: was trained on {len(known & held_out)} of the {len(held_out)} patients by "
+            "whom it is to choose; the same data section gives the same split"
+        )
+    return opened.call
+
+
 def fit_stage(
     stage: Experiment[Any],
     build: Callable[[], Contextual],
     subsets: Subsets,
     output: Path,
     previous: Path | None = None,
+    judge: Any = None,
 ) -> dict[str, float]:
     """Train one stage.
 
@@ -139,10 +168,12 @@ def fit_stage(
         subsets: Of the stage's size.
         output: The stage's folder.
         previous: The export of the stage before.
+        judge: The classifier that chooses the best checkpoint; None: the likeness does.
 
     Returns:
         As `loop.fit`.
     """
+    monitor = "likeness" if judge is None else "judged"
     built: list[Contextual] = []
 
     def build_and_keep() -> Contextual:
@@ -150,10 +181,10 @@ def fit_stage(
         return built[-1]
 
     def validate(functions: Functions, held_out: Patches) -> dict[str, float]:
-        metrics = validate_contextual(functions, held_out, subsets.targets, stage.model)
+        metrics = validate_contextual(functions, held_out, subsets.targets, stage.model, judge)
         # the first model is the one that trains; a later one is the copy that is exported
         is_faded_in = built[0].average.is_faded_in()
-        return metrics if is_faded_in else metrics | {"likeness": np.nan}
+        return metrics if is_faded_in else metrics | {monitor: np.nan}
 
     return loop.fit(
         build_and_keep,
@@ -162,7 +193,7 @@ def fit_stage(
         subsets.inputs,
         output,
         validate,
-        monitor="likeness",
+        monitor=monitor,
         seen_patients=read_card(previous)["train_patients"] if previous else (),
     )
 
@@ -192,6 +223,7 @@ def configure_early_stage(experiment: Experiment[Any], size: int) -> Experiment[
     """Return the experiment of a stage before the last, which registers no version."""
     stage = update_section(experiment, "data", size=size)
     stage = update_section(stage, "tracking", register_models=False)
+    stage = update_section(stage, "model", judge=None)  # it takes patches of the last size
     return update_section(stage, "training", steps=experiment.model.start_steps)
 
 
