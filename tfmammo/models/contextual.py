@@ -49,6 +49,8 @@ Departures and what the paper leaves open:
 - A step updates D, then G, twice for masses (`generator_updates`). Each update draws new z for the
   same patches.
 - A running average of G (`ema`) is exported for use. Adam starts afresh when the networks grow.
+- How the paper chooses a generator is not said. Here the sliced Wasserstein distance to held-out
+  lesions does, or a classifier of real patches (`judge`).
 - The paper draws 400,000 normal and 76,460 lesion patches for training, and 1,000 of each kind for
   each other subset. Such numbers do not fit into memory, where patches are kept here.
   `sampling.count` and `sampling.normals` patches are drawn from all patients; each subset has those
