@@ -167,17 +167,18 @@ def test_the_plan_for_readers_names_no_folder_of_a_machine(complete, tmp_path):
     )
 
 
-def test_the_extent_says_steps_and_data(config):
-    extent = plan.describe_extent(config, "small", ["can"])
+def test_the_extent_says_steps_and_data_from_any_folder(config, repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    extent = plan.describe_extent(config, "small", ["can"], repository)
     assert extent.text == (
         "12,000 of 210,000 steps; 128 of 256 px; 1/4 of the width; CBIS-DDSM mass patches for "
         "INbreast"
     )
     assert not extent.is_papers_data and extent.trainings == 3
-    extent = plan.describe_extent(config, "paper", ["can"])
+    extent = plan.describe_extent(config, "paper", ["can"], repository)
     assert extent.text == "210,000 steps; INbreast" and extent.is_papers_data
     assert extent.trainings == 3
-    extent = plan.describe_extent(config, "small", ["flow_short"])  # of no paper
+    extent = plan.describe_extent(config, "small", ["flow_short"], repository)  # of no paper
     assert extent.text == "1,040 steps; CBIS-DDSM mass patches" and not extent.is_papers_data
 
 

@@ -13,7 +13,7 @@ import httpx
 import mlflow
 import pytest
 
-from tfmammo.serving import connections, server
+from tfmammo.serving import connections, local, server
 
 CODE = """
 import time
@@ -74,7 +74,7 @@ def port(model, monkeypatch):
     """Of a server that is quick to lose its patience."""
     monkeypatch.setattr(connections, "HEADER_SECONDS", 0.5)
     monkeypatch.setattr(server, "GRACE_SECONDS", 0.5)
-    monkeypatch.setattr(server, "DRAINING_SECONDS", 0.2)
+    monkeypatch.setattr(local, "DRAINING_SECONDS", 0.2)
     port, stop = started(model)
     yield port
     stop()

@@ -144,7 +144,7 @@ def test_figures_show_the_cases(monkeypatch):
     np.testing.assert_array_equal(marked, compared.points[1][compared.chosen["random"]])
     pictures = [axes for axes in cases.draw_cases(compared).axes if axes.images]
     assert len(pictures) == len(rows)
-    alone = make_config(shares=(0,), tsne=5)
+    alone = make_config(shares=(0,), controls=(), tsne=5)
     assert cases.compare_trainings(folders, scores, test, alone) is None
 
 

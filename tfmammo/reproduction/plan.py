@@ -274,19 +274,23 @@ class Extent:
     trainings: int
 
 
-def describe_extent(config: ReportConfig, scale: Scale, names: Collection[str]) -> Extent:
+def describe_extent(
+    config: ReportConfig, scale: Scale, names: Collection[str], root: Path
+) -> Extent:
     """Describe the extent of commands; the plan in words comes from the config alone.
 
     Args:
         config: The report.
         scale: The scale.
         names: The commands of an item, those that they need included.
+        root: The root of the repository, whose configs the commands read.
     """
     ours = _list_titles(config, scale, names)
     papers = _list_titles(config, "paper", names)
     data = ours if papers in (ours, "") else f"{ours} for {papers}"
-    shown = show_plan(_pretend_all_data(config), scale, names)
-    at_paper = show_plan(_pretend_all_data(config), "paper", names)
+    complete = _pretend_all_data(config)
+    ours_planned = make_plan(complete, scale, Path("runs"), root, names)
+    papers_planned = make_plan(complete, "paper", Path("runs"), root, names)
     lengths: dict[str, None] = {}
     sizes: dict[str, None] = {}
     trainings = []
@@ -294,15 +298,15 @@ def describe_extent(config: ReportConfig, scale: Scale, names: Collection[str]) 
         command = config.commands[name]
         if scale in command.extent:
             lengths[command.extent[scale]] = None
-        if name in shown.steps_of:
-            trainings += _count_trainings(command, shown.steps_of[name])
-        if command.run.startswith("train/") and name in shown.steps_of:
-            steps = _count_steps(command, shown.steps_of[name][0])
-            of_paper = at_paper.steps_of.get(name)
+        if name in ours_planned.steps_of:
+            trainings += _count_trainings(command, ours_planned.steps_of[name])
+        if command.run.startswith("train/") and name in ours_planned.steps_of:
+            steps = _count_steps(command, ours_planned.steps_of[name][0])
+            of_paper = papers_planned.steps_of.get(name)
             whole = _count_steps(command, of_paper[0]) if of_paper else ""
             lengths[_relate(steps, whole)] = None
             if of_paper:
-                ours_and_papers = (shown.steps_of[name][0], of_paper[0])
+                ours_and_papers = (ours_planned.steps_of[name][0], of_paper[0])
                 sizes |= dict.fromkeys(_compare_sizes(command, *ours_and_papers))
     text = "; ".join(filter(None, [*lengths, *sizes, data]))
     return Extent(text, ours == papers, min(trainings, default=1))

@@ -163,7 +163,7 @@ def _write_item(
 ) -> None:
     """Write the facts and the picture of an item, or at the scale smoke why there are none."""
     names = list_needed(config, plan.scale, item.commands)
-    extent = describe_extent(config, plan.scale, names)
+    extent = describe_extent(config, plan.scale, names, root)
     commands = format_commands(show_plan(config, plan.scale, names), names)
     reasons = list_obstacles(plan, names, failures)
     folder = find_facts_folder(config, plan.scale, output)
