@@ -4,6 +4,7 @@ import pytest
 
 from tfmammo.document import TableFacts
 from tfmammo.reproduction import verdicts
+from tfmammo.reproduction import items
 from tfmammo.reproduction.verdicts import Evidence, Floor, Gain, Level, Order, judge_claim
 
 DISC = Floor("disc", "Dice*")
@@ -169,3 +170,19 @@ def test_all_claims_together(words, combined):
 def test_certainty(p, is_papers_data, trainings, are_flat, certainty):
     evidence = [Evidence("", "reproduced", "", p), Evidence("", "undecided", "", 0.5)]
     assert verdicts.rate_certainty(evidence, is_papers_data, trainings, are_flat) == certainty
+
+
+@pytest.mark.parametrize("prefix", ["", "[ALLOWED, though synthetic lesions do not outscore] "])
+def test_the_claims_on_edits_find_their_lines_whether_or_not_the_set_was_refused(prefix):
+    """A study of a refused set says so in the title of each table."""
+    header = ("generator", "change", "p")
+    body = [
+        ("mass", "+0.101 [+0.067, +0.140]", "2e-04"),
+        ("calcification", "+0.120 [+0.083, +0.156]", "0.3"),
+        ("removal", "+0.131 [+0.086, +0.179]", "2e-04"),
+    ]
+    title = f"{prefix}Score of a lesion by the classifiers trained on real patches alone"
+    table = TableFacts(title=title, header=header, body=body)
+    (item,) = [item for item in items.CONTEXTUAL if item.name == "fig1"]
+    words = [claim.judge([table], {}).word for claim in item.claims]
+    assert words == ["reproduced", "undecided", "contradicted"]

@@ -303,27 +303,28 @@ CONTEXTUAL = (
         "contextual",
         "fig1",
         ("contextual_study",),
-        ("Score of a lesion*",),
+        ("*Score of a lesion*",),
         "contextual_study/report/figure-pairs.png",
         tuple(
             Gain(
                 f"The edits of the generator {target} move the classifier's score as intended.",
                 f"{target}*",
                 "change",
-                "Score of a lesion*",
+                "*Score of a lesion*",
                 "p",
                 positive=target != "removal",
             )
             for target in ("mass", "calcification", "removal")
         ),
         baseline="the patch before the edit",
+        note="A classifier trained like these chose the generators' weights, on other patients.",
     ),
     Item("contextual", "fig3", picture="contextual_contiguous/figure-contiguous.png"),
     Item(
         "contextual",
         "table1",
         ("contextual_study",),
-        ("*test patches*",),
+        ("*test patches*", "*Controls*", "*Scores by the classifiers*"),
         "contextual_study/report/figure-roc.png",
         (
             Gain(
