@@ -3,8 +3,7 @@
 import pytest
 
 from tfmammo.document import TableFacts
-from tfmammo.reproduction import verdicts
-from tfmammo.reproduction import items
+from tfmammo.reproduction import items, verdicts
 from tfmammo.reproduction.verdicts import Evidence, Floor, Gain, Level, Order, judge_claim
 
 DISC = Floor("disc", "Dice*")
