@@ -19,12 +19,13 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from starlette.requests import ClientDisconnect, Request
-
 from tfmammo import filesystem
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 LOCK = ".alive"
@@ -118,6 +119,8 @@ async def drain(request: Request) -> None:
 
     Where a connection is closed upon unread bytes, the client may never see the answer.
     """
+    from starlette.requests import ClientDisconnect  # of the extra serve
+
     if "content-length" in request.headers:
         # RuntimeError: the body has been read already
         with suppress(TimeoutError, ClientDisconnect, RuntimeError):
