@@ -227,21 +227,27 @@ def click(page, row, col):
     """
     image = page.locator("#mammogram img")
     image.wait_for()
+    told = page.get_by_text("Place: row", exact=False)
+    # A click on an image that is still being replaced is lost, and its size may be another later.
+    for _ in range(6):
+        image.click(position=find_position(image, row, col))
+        with contextlib.suppress(playwright.TimeoutError):
+            told.wait_for(timeout=15_000)
+            break
+    told.wait_for()
+    words = told.inner_text().rsplit("Place: row ", 1)[1].rstrip(".").split(", column ")
+    return int(words[0]), int(words[1])
+
+
+def find_position(image, row, col):
+    """Find the middle of a native pixel in what the page shows of an image, px."""
+    image.evaluate("image => image.decode()")
     box = image.bounding_box()
     natural = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
     scale = min(box["width"] / natural[0], box["height"] / natural[1])
     left = (box["width"] - scale * natural[0]) / 2
     top = (box["height"] - scale * natural[1]) / 2
-    place = {"x": left + scale * (col + 0.5), "y": top + scale * (row + 0.5)}
-    told = page.get_by_text("Place: row", exact=False)
-    for _ in range(4):  # a click on an image that is still being replaced is lost
-        image.click(position=place)
-        with contextlib.suppress(playwright.TimeoutError):
-            told.wait_for(timeout=20_000)
-            break
-    told.wait_for()
-    words = told.inner_text().rsplit("Place: row ", 1)[1].rstrip(".").split(", column ")
-    return int(words[0]), int(words[1])
+    return {"x": left + scale * (col + 0.5), "y": top + scale * (row + 0.5)}
 
 
 def downloads(page, area, folder):
