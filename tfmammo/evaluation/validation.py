@@ -228,14 +228,15 @@ def validate_contextual(
         "discarded": float(1 - refined.kept.mean()),
     }
     if judge is not None:
-        scores = [
-            predict(judge, {"image": patches})["probability"]
-            for patches in (images, refined.image[refined.kept])
-            if len(patches)
-        ]
-        metrics["judged"] = np.nan
-        if len(scores) == 2:
-            labels = np.repeat([0, 1], [len(part) for part in scores])
-            area = roc_auc(labels, np.concatenate(scores))
-            metrics["judged"] = 1 - area if is_removal else area
+        area = _judge(judge, images, refined.image[refined.kept])
+        metrics["judged"] = 1 - area if is_removal else area
     return metrics
+
+
+def _judge(judge: Any, inputs: NDArray[np.float32], edited: NDArray[np.float32]) -> float:
+    """Return the probability that an edited patch scores higher than an input; NaN without any."""
+    if not len(edited):
+        return np.nan
+    scores = [predict(judge, {"image": part})["probability"] for part in (inputs, edited)]
+    labels = np.repeat([0, 1], [len(inputs), len(edited)])
+    return roc_auc(labels, np.concatenate(scores))

@@ -41,7 +41,7 @@ def make_control(control: Control, real: Patches, synthetic: Patches, seed: int 
         DataError: "pasted" finds no lesion with an outline.
     """
     random = np.random.default_rng(seed)
-    is_lesion = synthetic.kinds != "normal"
+    is_lesion = (synthetic.kinds != "normal").astype(np.uint8)
     lesions = np.flatnonzero(real.labels == 1)
     if control == "pasted":
         lesions = lesions[real.masks[lesions].any(axis=(1, 2, 3))]
@@ -51,14 +51,14 @@ def make_control(control: Control, real: Patches, synthetic: Patches, seed: int 
     backgrounds = normal[random.integers(len(normal), size=len(synthetic))]
     sources = lesions[random.integers(len(lesions), size=len(synthetic))]
 
-    rows = np.where(is_lesion & (control == "copies"), sources, backgrounds)
+    rows = np.where(is_lesion > 0, sources, backgrounds) if control == "copies" else backgrounds
     images = real.images[rows]
     masks = real.masks[rows]
     if control == "pasted":
-        masks = real.masks[sources] * is_lesion.astype(np.uint8)[:, None, None, None]
+        masks = real.masks[sources] * is_lesion[:, None, None, None]
         images = np.where(masks > 0, real.images[sources], images)
     elif control == "brightened":
-        masks = synthetic.masks * is_lesion.astype(np.uint8)[:, None, None, None]
+        masks = synthetic.masks * is_lesion[:, None, None, None]
         images = np.clip(images + _measure_dose(images, synthetic, masks) * masks, 0, 1)
     return replace(
         synthetic,

@@ -53,8 +53,8 @@ PUBLISHED = {
     for share, values in get_values("contextual", "table1").items()
 }
 
-Arm = float | str  # a share of synthetic patches, or the name of a control
-AnyArm = TypeVar("AnyArm", bound=Arm)
+# a share of synthetic patches, or the name of a control
+AnyArm = TypeVar("AnyArm", bound=float | str)
 Scores = dict[float, NDArray[np.float64]]  # share -> [seeds, patches]
 
 
@@ -409,14 +409,12 @@ def tabulate_controls(
     means: dict[str, NDArray[np.float64]] = {
         control: of_seeds.mean(axis=0) for control, of_seeds in controls.items()
     }
-    of_synthetic = scores[config.control_share].mean(axis=0)
-    comparisons = []
-    for reference in (scores[config.shares[0]].mean(axis=0), of_synthetic):
-        arms = {"reference": reference, **means}
-        comparisons.append(compare_with_first(arms, test, config))
-    alone, synthetic = comparisons
-    area_alone = roc_auc(test.labels, scores[config.shares[0]].mean(axis=0))
-    area_synthetic = roc_auc(test.labels, of_synthetic)
+    references = [scores[share].mean(axis=0) for share in (config.shares[0], config.control_share)]
+    area_alone, area_synthetic = (roc_auc(test.labels, reference) for reference in references)
+    alone, synthetic = (
+        compare_with_first({"reference": reference, **means}, test, config)
+        for reference in references
+    )
     body = []
     for (control, mean), of_seeds in zip(means.items(), controls.values(), strict=True):
         area = roc_auc(test.labels, mean)
