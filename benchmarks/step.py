@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import os
 import shutil
 import statistics
@@ -41,6 +42,7 @@ from allocators import list_available, make_environment
 from processes import MeasuredProcess, load_arrays, serve
 from workloads import peak_megabytes
 
+CLEARLY_SLOWER = 1.25  # a side's first steps, than the best of the others
 AGREE = {"float32": 2e-4, "bfloat16": 5e-2}  # relative, of the losses of two steps
 
 
@@ -232,11 +234,13 @@ def choose_fastest(
     arguments: argparse.Namespace,
     folder: Path,
 ) -> Side:
-    """Measure two times two steps of each side that has no time yet, and return the fastest.
+    """Measure steps of each side that has no time yet, and return the fastest side.
+
+    A side whose first two steps are much longer than the best of the others takes no further ones.
 
     Args:
         sides: What to choose from.
-        seconds: The shorter mean of each side; measured ones are added.
+        seconds: The shortest step, or mean of two, of each side; measured ones are added.
         arguments: Of the command.
         folder: Of the files; see models.py.
     """
@@ -245,7 +249,10 @@ def choose_fastest(
         if side not in seconds:
             process = start_side(side, arguments, folder)
             process.ask("losses")
-            seconds[side] = min(process.ask(2), process.ask(2))
+            best = min((seconds[other] for other in sides if other in seconds), default=math.inf)
+            seconds[side] = min(process.ask(1), process.ask(1))
+            if seconds[side] < CLEARLY_SLOWER * best:
+                seconds[side] = min(seconds[side], process.ask(2))
             process.close()
     return min(sides, key=lambda side: seconds[side])
 

@@ -495,6 +495,14 @@ EXTRAS = (
         picture="flow_blending/sheet.png",
     ),
     Extra(
+        "contextual_phantoms",
+        "Contextual GAN on phantoms",
+        "A positive control: lesions of phantoms are simple, and their normal mammograms are "
+        "normal. Do the edits swap the classes there, and does a classifier gain?",
+        ("control_study",),
+        picture="control_study/report/figure-pairs.png",
+    ),
+    Extra(
         "segmenters",
         "Segmenters of today beside CAN",
         "CAN, cGAN and the U-Net of 2015 beside a residual U-Net and nnU-Net: the same patches, "
