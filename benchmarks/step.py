@@ -160,7 +160,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         sides, sweep = plain, {}
         if arguments.peer == "torch-best":
             sides, sweep = find_sides(arguments, Path(folder))
-            difference = max(difference, check_losses(sides, arguments, Path(folder)))
+            if not arguments.chosen:  # else the run that chose them has checked
+                difference = max(difference, check_losses(sides, arguments, Path(folder)))
         ours, peer = (start_side(side, arguments, Path(folder)) for side in sides)
         starts = [measure_first_step(side) for side in (ours, peer)]
         rounds = [
