@@ -385,6 +385,7 @@ def test_the_four_way_loss_by_hand():
     [("mass", 2, "discriminator"), ("calcification", 1, "both"), ("removal", 1, "discriminator")],
 )
 def test_a_step_descends_the_discriminators_loss_then_the_generators(target, updates, spectral):
+    keras.utils.set_random_seed(1)  # some first weights give G hardly any gradient
     values = {"target": target, "spectral": spectral, "ema": 0.9, "lambda_penalty": 0.1}
     gan, reference = (make_model(**values) for _ in range(2))
     data = batch()
