@@ -4,11 +4,12 @@ python benchmarks/all.py OUTPUT.json [--only step inference ...] [--runs 3]
 
 Each benchmark runs as often as --runs says, one after the other, never two at once; a run is the
 whole list. How each side of a training step is fastest is found in the first run and kept in the
-others: that sweep is most of the time. OUTPUT.json holds the machine, every line of every run, and
+others: that sweep is most of the time. In bfloat16 it tries the allocators that were the fastest in
+float32. OUTPUT.json holds the machine, every line of every run, and
 for each ratio its median and range over the runs. A table in Markdown goes to the standard output.
-What OUTPUT.json holds already is not measured again, so that a stopped run goes on. A machine whose
-load is above 0.3 a core is refused: other work makes every ratio with PyTorch too good. Time:
-hours.
+What OUTPUT.json holds already is not measured again, so that a stopped run goes on. A machine with
+other work on more than 0.3 of its cores' time is refused: that makes every ratio with PyTorch too
+good. Time: hours.
 
 The training steps come first, of every model that has a peer: step.py names them.
 
@@ -34,8 +35,8 @@ from typing import Any
 
 from tfmammo.filesystem import write_atomically
 
-MOST_LOAD = 0.3  # of a core
-WAIT = 300  # s until the load of the benchmark before has gone
+MOST_LOAD = 0.3  # of the cores' time
+WAIT = 60  # s
 PACKAGES = ("tensorflow", "keras", "torch", "onnxruntime", "numpy")
 # name: script and arguments
 BENCHMARKS: Mapping[str, tuple[str, ...]] = {
@@ -94,7 +95,7 @@ def main() -> None:
             runs = measured["runs"].setdefault(name, [])
             if len(runs) <= run:
                 wait_until_idle()
-                runs.append(measure(keep_choice(BENCHMARKS[name], runs)))
+                runs.append(measure(keep_choice(name, measured["runs"])))
                 write(options.output, measured)
     measured["summary"] = {name: summarize(runs) for name, runs in measured["runs"].items()}
     write(options.output, measured)
@@ -147,27 +148,51 @@ def find_version(package: str) -> str | None:
 
 
 def wait_until_idle() -> None:
-    """Wait until the load is at most MOST_LOAD a core.
+    """Wait until other work takes at most MOST_LOAD of the cores' time.
+
+    The system's load average would take a minute to forget the benchmark before.
 
     Raises:
-        SystemExit: It is above for WAIT seconds.
+        SystemExit: It takes more for WAIT seconds.
     """
-    most = MOST_LOAD * (os.cpu_count() or 1)
     until = time.monotonic() + WAIT
-    while (load := os.getloadavg()[0]) > most:
+    while (load := measure_load()) > MOST_LOAD:
         if time.monotonic() > until:
             raise SystemExit(
-                f"the load is {load:.2f}, above {most:.2f} for {WAIT} s: other work runs here"
+                f"{load:.0%} of the cores' time is taken, above {MOST_LOAD:.0%} for {WAIT} s: "
+                "other work runs here"
             )
-        time.sleep(5)
+
+
+def measure_load(seconds: float = 3.0) -> float:
+    """Measure the part of the cores' time that is taken, waiting for a disk included."""
+    before = read_times()
+    time.sleep(seconds)
+    busy, idle = (after - first for after, first in zip(read_times(), before, strict=True))
+    return busy / (busy + idle)
+
+
+def read_times() -> tuple[int, int]:
+    """Read the time that all cores were busy and idle, in ticks, from Linux's /proc/stat."""
+    times = [int(value) for value in Path("/proc/stat").read_text("ascii").split(maxsplit=9)[1:9]]
+    return sum(times) - times[3], times[3]
 
 
 def keep_choice(
-    arguments: tuple[str, ...], runs: Sequence[Sequence[Mapping[str, Any]]]
+    name: str, runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 ) -> tuple[str, ...]:
-    """Add what the first run's sweep chose, where there was one."""
-    chosen = runs[0][0].get("chosen") if runs and runs[0] else None
-    return (*arguments, "--chosen", *chosen) if chosen else arguments
+    """Return a benchmark's arguments, with what earlier sweeps of its training step chose."""
+    arguments = BENCHMARKS[name]
+    if chosen := find_choice(runs.get(name, ())):
+        return (*arguments, "--chosen", *chosen)
+    if chosen := find_choice(runs.get(name.replace("bfloat16", "float32"), ())):
+        return (*arguments, "--allocators", *sorted({side.split()[1] for side in chosen}))
+    return arguments
+
+
+def find_choice(runs: Sequence[Sequence[Mapping[str, Any]]]) -> Sequence[str]:
+    """Return what the first run's sweep chose, empty where there was none."""
+    return runs[0][0].get("chosen", ()) if runs and runs[0] else ()
 
 
 def measure(arguments: tuple[str, ...]) -> list[dict[str, Any]]:

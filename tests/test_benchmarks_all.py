@@ -15,7 +15,7 @@ def script(repository, monkeypatch):
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     monkeypatch.delitem(sys.modules, "all", raising=False)
     module = importlib.import_module("all")
-    monkeypatch.setattr(module.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr(module, "measure_load", lambda: 0.0)
     return module
 
 
@@ -73,6 +73,14 @@ def test_later_runs_keep_the_first_ones_choice(script, monkeypatch, tmp_path):
     run(script, monkeypatch, tmp_path / "a.json", "--only", "step unet float32", "--runs", "3")
     first = script.BENCHMARKS["step unet float32"]
     assert asked == [first, *2 * [(*first, "--chosen", *chosen)]]
+    # bfloat16 begins with the allocators of both sides
+    asked.clear()
+    run(script, monkeypatch, tmp_path / "a.json", "--only", "step unet bfloat16", "--runs", "2")
+    first = script.BENCHMARKS["step unet bfloat16"]
+    assert asked == [
+        (*first, "--allocators", "tcmalloc", "tuned"),
+        (*first, "--chosen", *chosen),
+    ]
 
 
 def test_a_file_of_another_machine_is_refused(script, monkeypatch, tmp_path):
@@ -83,12 +91,21 @@ def test_a_file_of_another_machine_is_refused(script, monkeypatch, tmp_path):
 
 
 def test_a_busy_machine_is_refused(script, monkeypatch, tmp_path):
-    monkeypatch.setattr(script.os, "getloadavg", lambda: (9.0, 0.0, 0.0))
-    monkeypatch.setattr(script.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(script, "measure_load", lambda: 0.9)
     monkeypatch.setattr(script, "WAIT", -1)
-    with pytest.raises(SystemExit, match=r"the load is 9.00, above 0.60"):
+    with pytest.raises(SystemExit, match=r"^90% of the cores' time is taken, above 30% for -1 s"):
         run(script, monkeypatch, tmp_path / "all.json", "--only", "froc")
     assert not (tmp_path / "all.json").exists()
+
+
+def test_the_load_is_what_was_not_idle_meanwhile(repository, monkeypatch):
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    monkeypatch.delitem(sys.modules, "all", raising=False)
+    script = importlib.import_module("all")
+    # user, nice, system, idle, waiting for a disk, interrupts, soft ones, stolen
+    lines = iter(["cpu  10 0 5 100 0 0 0 0 7 7\ncpu0 1", "cpu  15 1 6 130 2 0 0 1 9 9\ncpu0 1"])
+    monkeypatch.setattr(script.Path, "read_text", lambda path, encoding: next(lines))
+    assert script.measure_load(0.0) == pytest.approx(10 / 40)
 
 
 def test_an_unknown_name_is_an_error(script, monkeypatch, tmp_path, capsys):
