@@ -39,6 +39,7 @@ BUILD = ["apache-beam>=2.77"]
 # the studio; the server beside MLflow's
 SERVE = ["gradio>=6", "fastapi", "starlette", "uvicorn", "prometheus-client"]
 PACS = ["dicomweb-client>=0.60", "pynetdicom>=3", "requests"]  # DICOMweb; DIMSE
+ONNX = ["onnx", "onnxruntime", "tf2onnx"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]", "mkdocs-jupyter"]
 
 EXTRAS = {
@@ -53,7 +54,8 @@ EXTRAS = {
     ],
     "serve": SERVE,
     "pacs": PACS,
-    "benchmark": ["torch", "onnx", "onnxscript", "onnxruntime", "monai", "lpips"],
+    "onnx": ONNX,
+    "benchmark": [*ONNX, "torch", "onnxscript", "monai", "lpips"],
     "docs": DOCS,
     "test": [
         *BUILD,
@@ -66,9 +68,7 @@ EXTRAS = {
         "pytest-xdist",
         "httpx",
         "hypothesis",
-        "onnx",
-        "onnxruntime",
-        "tf2onnx",
+        *ONNX,
         "h5py",
         "packaging",
         "pycocotools",

@@ -1,11 +1,12 @@
 """Compare the speed of an exported network with PyTorch and ONNX Runtime.
 
 python benchmarks/inference.py [--model can|infilling|cgan] [--batches 1 8 32] [--rounds 7]
-                               [--peers torch torch-compile onnx]
+                               [--peers torch torch-compile onnx converted]
 
 "ours" is the SavedModel as every part of the package calls it: `export.load`, arrays in and arrays
 out. The peers have the same weights: torch is PyTorch's eager mode; torch-compile compiles, with
-channels_last; onnx is the same network, by torch.onnx, in ONNX Runtime. Each runs in a separate
+channels_last; onnx is the same network, by torch.onnx, in ONNX Runtime; converted is our SavedModel
+in ONNX Runtime, as `network.runtime=onnx` serves it. Each runs in a separate
 process with its default threads. The processes take turns, so that other work of the machine meets
 all of them. Before that, their answers must agree with ours to 1e-4.
 
@@ -27,12 +28,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from processes import MeasuredProcess, load_arrays, serve
 
-PEERS = ("torch", "torch-compile", "onnx")
+PEERS = ("torch", "torch-compile", "onnx", "converted")
 TOLERANCE = 1e-4  # images are in [0, 1]
 # float32 [batch, size, size, channels] in [0, 1] -> float32 [batch, size, size, 1] in [0, 1]
 Answer = Callable[[np.ndarray], np.ndarray]
@@ -149,9 +150,13 @@ def start_process(role: str, options: argparse.Namespace, folder: Path) -> Measu
 
 def work(options: argparse.Namespace) -> None:
     """Be one of the processes."""
-    make = {"ours": load_ours, "torch": load_torch, "torch-compile": load_torch, "onnx": load_onnx}[
-        options.role
-    ]
+    make = {
+        "ours": load_ours,
+        "torch": load_torch,
+        "torch-compile": load_torch,
+        "onnx": load_onnx,
+        "converted": load_converted,
+    }[options.role]
     serve(lambda: functools.partial(answer, options, make(options)))
 
 
@@ -201,10 +206,32 @@ def load_ours(options: argparse.Namespace) -> Answer:
     models.write_weights(model, options.folder)
     export.export(model, options.folder / "export", {})
     card = export.read_card(options.folder / "export")["functions"]["generator"]
+    (description,) = card["inputs"].values()
+    (options.folder / "channels").write_text(str(description["shape"][-1]))
+    return load_export(options, "tensorflow")
+
+
+def load_converted(options: argparse.Namespace) -> Answer:
+    """Load ONNX Runtime with a file that our SavedModel was converted to."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from tfmammo import export
+
+    if options.threads:  # ONNX Runtime takes as many as there are cores
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    place = options.folder / "export"
+    export.write_onnx(place, "generator", place / "generator.onnx")
+    return load_export(options, "onnx")
+
+
+def load_export(options: argparse.Namespace, runtime: Literal["tensorflow", "onnx"]) -> Answer:
+    """Load the exported generator."""
+    from tfmammo import export
+
+    place = options.folder / "export"
+    card = export.read_card(place)["functions"]["generator"]
     (name,) = card["inputs"]
     output = next(iter(card["outputs"]))
-    (options.folder / "channels").write_text(str(card["inputs"][name]["shape"][-1]))
-    call = export.load(options.folder / "export", "generator")
+    call = export.load(place, "generator", runtime)
     return lambda patches: call(**{name: patches})[output]
 
 

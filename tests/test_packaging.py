@@ -22,7 +22,18 @@ from tfmammo import cli, shipped
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
-EXTRAS = {"build", "gpu", "detection", "serve", "benchmark", "docs", "pacs", "test", "all"}
+EXTRAS = {
+    "build",
+    "gpu",
+    "detection",
+    "serve",
+    "benchmark",
+    "docs",
+    "onnx",
+    "pacs",
+    "test",
+    "all",
+}
 # Where the name to import is not the name to install.
 DISTRIBUTIONS = {
     "PIL": "pillow",
@@ -39,7 +50,7 @@ DISTRIBUTIONS = {
 # MLflow's system metrics, and what tensorflow-hub needs.
 UNSEEN = {"pylibjpeg", "pylibjpeg-openjpeg", "xlrd", "psutil", "setuptools"}
 # Imported within the one function that needs them: an old Excel table, which only tests ask for,
-# the build at scale, and COCO's average precision.
+# the build at scale, COCO's average precision, and ONNX files.
 OPTIONAL = {
     "xlwt",
     "apache-beam",
@@ -52,12 +63,14 @@ OPTIONAL = {
     "dicomweb-client",
     "pynetdicom",
     "requests",
+    "onnxruntime",
+    "tf2onnx",
 }
 # Likewise, but nothing that the tests' environment must hold: tests of it are marked `detection`.
 DETECTION = {"tf-models-research-object-detection", "tf-models-official", "tf-keras"}
 # Likewise: torch reads PyTorch's own files of published weights, and a golden file holds what it
-# makes of them; onnxruntime runs the detectors of a stress test that are ONNX files.
-BENCHMARK = {"torch", "onnxruntime"}
+# makes of them.
+BENCHMARK = {"torch"}
 
 
 @pytest.fixture(autouse=True)

@@ -36,7 +36,8 @@ EXTRAS = {
     "object_detection": "detection",
     "official": "detection",
     "tf_keras": "detection",
-    "onnxruntime": "benchmark",
+    "onnxruntime": "onnx",
+    "tf2onnx": "onnx",
     "torch": "benchmark",
 }
 Schema = TypeVar("Schema", bound="BaseModel")

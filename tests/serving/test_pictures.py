@@ -21,7 +21,7 @@ from tfmammo.archives import coco
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, ExportError, TrackingError
-from tfmammo.export import export
+from tfmammo.export import export, load, load_onnx
 from tfmammo.inference.pipeline import Finding, PipelineResult
 from tfmammo.mammogram import Lesion, trace_borders
 from tfmammo.serving import pictures
@@ -387,6 +387,25 @@ def test_a_registered_service_is_whole_and_answers_through_mlflow(can, inverter,
     )
 
 
+def test_a_service_answers_through_onnx_runtime(can, inverter, tracking_uri):
+    pytest.importorskip("tf2onnx", reason="the extra `onnx` is not installed")
+    network = NetworkConfig(handle=str(can), scaled=True, runtime="onnx")
+    config = ServiceConfig(name="can-onnx", network=network, tracking_uri=tracking_uri)
+    register(config)
+    client = mlflow.MlflowClient(tracking_uri)
+    place = client.get_model_version_download_uri("tfmammo-can-onnx", "1")
+    folder = Path(mlflow.artifacts.download_artifacts(place))
+    assert [path.name for path in folder.rglob("*.onnx")] == ["inverter.onnx"]
+    (answer,) = mlflow.pyfunc.load_model(place).predict([{"pixels": square(32, 32).tolist()}])
+    (expected,) = inverter.answer([{"pixels": square(32, 32).tolist()}])
+    assert answer["mask"] == expected["mask"] and answer["box"] == expected["box"]
+    # 16 bits: a unit in the last place may differ
+    apart = decoded(answer["probability"]).astype(int) - decoded(expected["probability"])
+    assert np.abs(apart).max() <= 1
+    with pytest.raises(ExportError, match=r"inverter\.onnx: there is no such file"):
+        Service.load(config)  # of the export itself, which was not registered
+
+
 def test_a_folder_that_holds_no_service_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds no service"):
         pictures.unpack(tmp_path)
@@ -443,6 +462,18 @@ def test_the_command(can, tracking_uri, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["register", "--config", str(config), "--set", "network.handle=nowhere"])
     assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_onnx_files_of_every_function(can, tmp_path, capsys):
+    pytest.importorskip("tf2onnx", reason="the extra `onnx` is not installed")
+    main(["onnx", "--model", str(can), "--output", str(tmp_path / "files")])
+    names = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert sorted(names) == ["can-generator.onnx", "can-inverter.onnx"]
+    answer = load_onnx(tmp_path / "files/can-inverter.onnx")
+    image = np.random.default_rng(0).random((2, SIZE, SIZE, 1), np.float32)
+    np.testing.assert_allclose(
+        answer(image=image)["mask"], load(can, "inverter")(image)["mask"], atol=1e-5
+    )
 
 
 def test_pictures_of_the_pipeline(tmp_path, monkeypatch):

@@ -7,6 +7,8 @@
 An export counts only if every SavedModel, read back from disk, answers as the eager network does.
 It is written beside its place and moved there whole; until then an older export stays. Reading one
 executes no pickle: SavedModels are protocol buffers and a tensor file.
+
+    directory/NAME.onnx     the same function for ONNX Runtime, where `write_onnx` put it
 """
 
 from tfmammo.export.card import (
@@ -23,6 +25,7 @@ from tfmammo.export.card import (
     locate,
     read_card,
 )
+from tfmammo.export.onnx import load_onnx, write_onnx
 from tfmammo.export.reading import (
     LoadedFunction,
     assign,
@@ -51,9 +54,11 @@ __all__ = [
     "hash_files",
     "load",
     "load_identified",
+    "load_onnx",
     "locate",
     "predict",
     "read_card",
     "remove_leftovers",
+    "write_onnx",
     "write_saved_models",
 ]

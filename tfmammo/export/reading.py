@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -29,6 +29,7 @@ from tfmammo.export.card import (
     read_card,
     summarize,
 )
+from tfmammo.export.onnx import load_onnx
 from tfmammo.mammogram import ID_KEY, key_fault
 
 log = logging.getLogger(__name__)
@@ -54,12 +55,16 @@ class LoadedFunction:
     weights: str
 
 
-def load(directory: Path, function: str) -> Callable[..., Tensors]:
+def load(
+    directory: Path, function: str, runtime: Literal["tensorflow", "onnx"] = "tensorflow"
+) -> Callable[..., Tensors]:
     """Load one function of an export, ready to be called with arrays or tensors.
 
     Args:
         directory: An export.
         function: A name in its card, see `find_function`.
+        runtime: What answers: TensorFlow, or ONNX Runtime from the FUNCTION.onnx that `write_onnx`
+            put into the export.
 
     Returns:
         A callable that takes float32 [n, s, s, 1] in the card's ranges, by name or in the card's
@@ -67,10 +72,15 @@ def load(directory: Path, function: str) -> Callable[..., Tensors]:
         number or shape of inputs, and on values that are NaN or more than 1e-5 outside their range.
 
     Raises:
-        ExportError: There is no export or no such function, or the SavedModel is damaged.
+        ExportError: There is no export or no such function, or its file is damaged or missing.
+        ModuleNotFoundError: onnxruntime is missing.
     """
     card = read_card(directory)
-    return _make_caller(_load_saved_model(directory, function, card), directory, function, card)
+    if runtime == "onnx":
+        answer = load_onnx(locate(Path(directory)) / f"{function}.onnx")
+    else:
+        answer = _make_answer(_load_saved_model(directory, function, card))
+    return _make_caller(answer, directory, function, card)
 
 
 def load_identified(
@@ -98,7 +108,7 @@ def load_identified(
         raise ExportError(f"{directory}: was replaced while it was read; try again")
     description = card["functions"][function]
     return LoadedFunction(
-        _make_caller(loaded, directory, function, card),
+        _make_caller(_make_answer(loaded), directory, function, card),
         card,
         {name: tensor["shape"] for name, tensor in description["inputs"].items()},
         _find_patients(card, directory),
@@ -146,14 +156,29 @@ def _load_saved_model(directory: Path, function: str, card: Mapping[str, Any]) -
         return tf.saved_model.load(str(folder))
 
 
-def _make_caller(
-    loaded: Any, directory: Path, function: str, card: Mapping[str, Any]
-) -> Callable[..., Tensors]:
-    folder = locate(Path(directory)) / function
-    inputs = card["functions"][function]["inputs"]
+def _make_answer(loaded: Any) -> Callable[..., Tensors]:
+    """Make the function of a loaded SavedModel: arrays or tensors by name -> arrays by name."""
     # At the first call TensorFlow reports each optimisation of the graph that it can't apply as an
     # error.
     first_call = iter((hold_back_stderr(),))
+
+    def answer(**values: Any) -> Tensors:
+        # `loaded` owns the variables, so the closure must hold it and not only the signature.
+        with next(first_call, contextlib.nullcontext()):
+            outputs = loaded.signatures[SIGNATURE](
+                **{name: tf.cast(value, tf.float32) for name, value in values.items()}
+            )
+        return {name: output.numpy() for name, output in outputs.items()}
+
+    return answer
+
+
+def _make_caller(
+    answer: Callable[..., Tensors], directory: Path, function: str, card: Mapping[str, Any]
+) -> Callable[..., Tensors]:
+    """Make a function that checks its inputs before `answer` gets them."""
+    folder = locate(Path(directory)) / function
+    inputs = card["functions"][function]["inputs"]
 
     def call(*arrays: Any, **named: Any) -> Tensors:
         """Call the function as the docstring of `load` says."""
@@ -166,12 +191,7 @@ def _make_caller(
         for name, value in values.items():
             _check_shape(f"{folder}: {name}", np.shape(value), inputs[name]["shape"])
             _check_range(f"{folder}: {name}", value, inputs[name]["range"])
-        # `loaded` owns the variables, so the closure must hold it and not only the signature.
-        with next(first_call, contextlib.nullcontext()):
-            outputs = loaded.signatures[SIGNATURE](
-                **{name: tf.cast(value, tf.float32) for name, value in values.items()}
-            )
-        return {name: output.numpy() for name, output in outputs.items()}
+        return answer(**values)
 
     return call
 

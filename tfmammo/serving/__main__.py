@@ -4,11 +4,13 @@ python -m tfmammo.serving register --config configs/serving_case.yaml --set
                                    case.detector=runs/ssd/fold0
 python -m tfmammo.serving run --model models:/tfmammo-case@best --port 5001
 python -m tfmammo.serving layout --model models:/tfmammo-can@best --output DIR
+python -m tfmammo.serving onnx --model models:/tfmammo-can@best --output DIR
 
 `register` copies the exports that a config names into a new version of a registered model, which
 gets the config's alias. `run` answers requests. `mlflow models serve --env-manager local -m MODEL`
 does too, but without limits, short errors and /metrics. `layout` writes an export's SavedModels in
-TensorFlow Serving's layout: DIR/NAME-FUNCTION/VERSION/ and DIR/models.config.
+TensorFlow Serving's layout: DIR/NAME-FUNCTION/VERSION/ and DIR/models.config. `onnx` writes each
+function of an export as DIR/NAME-FUNCTION.onnx, for ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from tfmammo.tracking.store import store_uri
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; an error becomes one line on stderr and exit code 2."""
     options = _make_parser().parse_args(arguments)
-    work = {"register": _register, "run": _run, "layout": _layout}[options.command]
+    commands = {"register": _register, "run": _run, "layout": _layout, "onnx": _onnx}
+    work = commands[options.command]
     cli.run(lambda: work(options))
 
 
@@ -93,6 +96,29 @@ def lay_out(
     return [output / name / str(version) for name in names]
 
 
+def write_onnx_files(model_uri: str, output: Path, tracking_uri: str | None = None) -> list[Path]:
+    """Write each function of an export as an ONNX file.
+
+    Args:
+        model_uri: As for `models.resolve`.
+        output: A folder; files of the same names are replaced.
+        tracking_uri: MLflow's store; None: the environment's.
+
+    Returns:
+        The files.
+
+    Raises:
+        TrackingError: The URI leads to no export.
+        ExportError: A function can't be converted, or answers differently; see export.write_onnx.
+    """
+    source = models.resolve(model_uri, tracking_uri)
+    card = export.read_card(source)
+    return [
+        export.write_onnx(source, function, output / f"{card['name']}-{function}.onnx")
+        for function in card["functions"]
+    ]
+
+
 def _make_parser() -> cli.Parser:
     parser = cli.make_command_parser("tfmammo.serving", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -124,12 +150,12 @@ def _make_parser() -> cli.Parser:
         help="further host names of this server that requests may be sent to",
     )
     laying_out = commands.add_parser("layout", help="write SavedModels for TensorFlow Serving")
-    laying_out.add_argument(
-        "--model", required=True, help="a run's folder, an export, models:/NAME@ALIAS"
-    )
-    laying_out.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="a new folder"
-    )
+    converting = commands.add_parser("onnx", help="write ONNX files for ONNX Runtime")
+    for writing in (laying_out, converting):
+        writing.add_argument(
+            "--model", required=True, help="a run's folder, an export, models:/NAME@ALIAS"
+        )
+        writing.add_argument("--output", required=True, type=Path, metavar="DIR", help="a folder")
     laying_out.add_argument(
         "--version",
         type=int,
@@ -139,6 +165,7 @@ def _make_parser() -> cli.Parser:
     )
     running.add_tracking_uri()
     laying_out.add_tracking_uri()
+    converting.add_tracking_uri()
     return parser
 
 
@@ -172,6 +199,11 @@ def _run(options: argparse.Namespace) -> None:
 def _layout(options: argparse.Namespace) -> None:
     for folder in lay_out(options.model, options.output, options.version, options.tracking_uri):
         print(folder)
+
+
+def _onnx(options: argparse.Namespace) -> None:
+    for file in write_onnx_files(options.model, options.output, options.tracking_uri):
+        print(file)
 
 
 if __name__ == "__main__":
