@@ -2,15 +2,21 @@
 
 python benchmarks/workers.py [--model can|infilling|contextual|cgan] [--batch 4] [--rounds 5]
                              [--steps 3] [--precision float32|bfloat16]
+                             [--accumulate 1] [--exchange float32|bfloat16]
 
 Each process runs the model's training step on --batch patches, by default the paper's whole batch,
 with one thread on its own core. "alone" are two separate processes. "together" are two workers with
-twice the global batch, which exchange all gradients in every step (float32 over gRPC; each worker
-sends twice the bytes of the parameters). The two pairs take turns and never run at the same time.
+twice the global batch, which exchange all gradients in every step over gRPC, in the numbers of
+--exchange. --accumulate batches make a step, of either pair (training.accumulate). The two pairs
+take turns and never run at the same time.
 
 One JSON line: rounds, the seconds of a step [alone, together], of the slower process of each pair;
 loss, the median of 1 - alone / together (wanted: at most 0.15); exchanged_mb, the gradients of a
-step; cpu, the same in processor seconds, which depend less on other work of the machine.
+step; cpu, the same in processor seconds, which depend less on other work of the machine; eight, the
+loss of eight workers on eight machines, computed. In the ring by which they exchange, each of n
+sends 2 (n - 1) / n of the gradients: 1.75 times what each of two sends. So the exchange, which is
+together - alone, is taken to last 1.75 times as long. The network is taken to be as fast as this
+machine's memory.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from processes import MeasuredProcess, serve
@@ -36,6 +42,8 @@ def main() -> None:
     )
     add_model_arguments(parser)
     parser.add_argument("--steps", type=int, default=3, help="steps of each pair in a round (3)")
+    parser.add_argument("--accumulate", type=int, default=1, help="batches of a step (1)")
+    parser.add_argument("--exchange", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--as", dest="role", choices=("alone", "together"), help=argparse.SUPPRESS)
     parser.add_argument("--place", type=int, help=argparse.SUPPRESS)
     options = parse(parser)
@@ -72,6 +80,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         summaries[clock] = {
             "rounds": [[round(value, 3) for value in pair] for pair in rounds],
             "loss": round(loss, 3),
+            "eight": {"loss": round(statistics.median(map(predict_loss, rounds)), 3)},
         }
     return {
         "benchmark": f"workers.{options.model}",
@@ -79,11 +88,20 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "batch": options.batch,
         "precision": options.precision,
         "config": options.config,
+        "accumulate": options.accumulate,
+        "exchange": options.exchange,
         "exchanged_mb": megabytes,
         **summaries["seconds"],
         "wanted": "<= 0.15",
         "cpu": summaries["cpu"],
     }
+
+
+def predict_loss(pair: Sequence[float], workers: int = 8) -> float:
+    """Compute what several workers lose from the seconds of a step of two, alone and together."""
+    alone, together = pair
+    sent = 2 * (workers - 1) / workers  # of the gradients, by each; two workers send all
+    return 1 - alone / (alone + sent * (together - alone))
 
 
 def start_pair(role: str) -> list[MeasuredProcess]:
@@ -128,6 +146,7 @@ def prepare(options: argparse.Namespace) -> Callable[[int], dict[str, float]]:
     import keras
     import tensorflow as tf
 
+    from tfmammo import optimization
     from tfmammo.training import workers
 
     keras.config.set_dtype_policy(
@@ -140,23 +159,31 @@ def prepare(options: argparse.Namespace) -> Callable[[int], dict[str, float]]:
         model = models.build_model(
             options.model, MODELS[options.model].config | options.config, options.size
         )
+        accumulator = optimization.prepare_exchange(
+            model.networks, model.optimizers, options.accumulate, options.exchange
+        )
     batch = {name: tf.constant(value) for name, value in make_batch(options).items()}
 
     @tf.function
-    def step() -> dict[str, tf.Tensor]:
+    def take_batch(is_last: bool) -> dict[str, tf.Tensor]:
+        if accumulator:
+            accumulator.is_last = is_last
         losses = strategy.run(model.train_step, args=(batch,))
         return {
             name: strategy.reduce(tf.distribute.ReduceOp.MEAN, loss, axis=None)
             for name, loss in losses.items()
         }
 
-    megabytes = sum(network.count_params() for network in model.networks.values()) * 4 / 1e6
+    size = {"float32": 4, "bfloat16": 2}[options.exchange]
+    megabytes = sum(network.count_params() for network in model.networks.values()) * size / 1e6
 
     def answer(steps: int) -> dict[str, float]:
         start = time.perf_counter()
         used = time.process_time()
         for _ in range(steps):
-            float(step()["generator_loss"])
+            for _batch in range(options.accumulate - 1):
+                float(take_batch(False)["generator_loss"])
+            float(take_batch(True)["generator_loss"])
         return {
             "seconds": time.perf_counter() - start,
             "cpu": time.process_time() - used,

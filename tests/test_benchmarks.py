@@ -70,7 +70,7 @@ def test_served_answers_are_right_and_hostile_requests_refused(measured):
 def make_tiny_arguments(model, rounds):
     """Arguments of benchmarks/step.py for a really small model, and one step a round."""
     size, batch, config = TINY[model]
-    numbers = {"--size": size, "--batch": batch, "--rounds": rounds, "--steps": 1}
+    numbers = {"--size": size, "--batch": batch, "--rounds": rounds, "--seconds": 0.01}
     arguments = [part for name, number in numbers.items() for part in (name, str(number))]
     return [*arguments, "--config", json.dumps(config)]
 
@@ -359,8 +359,9 @@ def test_froc_without_its_peer_says_so(repository, tmp_path):
 def test_workers(measured):
     model = json.dumps({"filters": [4, 8], "discriminator_filters": 4})
     (found,) = measured(
-        "--size", "32", "--config", model, "--rounds", "2", "--steps", "2", script="workers"
-    )
+        "--size", "32", "--config", model, "--rounds", "2", "--steps", "2",
+        "--accumulate", "2", "--exchange", "bfloat16", script="workers"
+    )  # fmt: skip
     assert (
         found["benchmark"] == "workers.can"
         and found["batch"] == 1
@@ -371,6 +372,15 @@ def test_workers(measured):
         lost = [1 - alone / together for alone, together in clock["rounds"]]
         # the rounds are printed to a millisecond
         assert min(lost) - 0.2 <= clock["loss"] <= max(lost) + 0.2
+
+
+def test_the_loss_of_eight_workers_follows_from_that_of_two(repository, monkeypatch):
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    import workers  # isort: skip  # of benchmarks/
+
+    # 0.2 s of exchange become 0.35, each sending 14/8 instead of 2/2 of the gradients
+    assert workers.predict_loss([1.0, 1.2]) == pytest.approx(0.35 / 1.35)
+    assert workers.predict_loss([1.0, 1.2], workers=2) == pytest.approx(0.2 / 1.2)
 
 
 @pytest.mark.slow

@@ -306,6 +306,8 @@ RELEVANT = [
     "data.seed=1",
     "data.augment=false",
     "training.batch_size=2",
+    "training.accumulate=2",
+    "training.exchange=bfloat16",
     "training.seed=1",
     "training.precision=float32",
     "training.deterministic=true",
@@ -322,6 +324,11 @@ def test_identity_ignores_how_long_how_often_and_where(minimal, override):
     changed = load(minimal, [override], Toy)
     assert changed != plain
     assert changed.identity() == plain.identity() and changed.fingerprint() == plain.fingerprint()
+
+
+def test_a_key_from_after_a_run_leaves_its_identity_by_default(minimal):
+    training = load(minimal, model=Toy).identity()["training"]
+    assert "seed" in training and not training.keys() & {"accumulate", "exchange"}
 
 
 def test_identity_and_fingerprint_hold_everything_else(minimal):

@@ -8,7 +8,16 @@ import tensorflow as tf
 from tests.two_cpus import run_on_two_cpus
 from tfmammo import optimization
 from tfmammo.losses import log_fake, log_real
-from tfmammo.optimization import Adam, build, build_adam, call_sharing_gradients, minimize
+from tfmammo.optimization import (
+    Accumulator,
+    Adam,
+    build,
+    build_adam,
+    call_sharing_gradients,
+    count_batches,
+    ends_step,
+    minimize,
+)
 
 SHAPES = [(3, 4), (5,), (2, 2, 3, 1), ()]
 
@@ -299,13 +308,54 @@ def test_minimize_goes_downhill():
     assert losses[-1] < losses[0] - 0.1
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_steps_batches_update_by_the_mean_of_their_gradients(policy):
+    keras.config.set_dtype_policy(policy)
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, dtype="float32")])
+    network.trainable_variables[0].assign([[1.0], [2.0]])
+    optimizer = build(Adam(0.1, 0.5), network)
+    accumulator = Accumulator({"a": network}, {"a": optimizer}, 3)
+    before = network.get_weights()
+
+    def take(*row):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(network(tf.constant([row])))  # its gradients are the row, and 1
+        minimize(loss, network, optimizer, tape)
+
+    counts = []
+    for is_last, row in [(False, (1.0, -4.0)), (False, (2.0, 0.5)), (True, (3.0, 2.0))]:
+        np.testing.assert_array_equal(network.get_weights()[0], before[0])
+        accumulator.is_last = is_last
+        counts.append(int(count_batches(optimizer)))
+        assert ends_step(optimizer) == is_last
+        take(*row)
+        accumulator.done.assign(0 if is_last else accumulator.done + 1)
+    # Adam's first step: m / (1 - beta_1) and v / (1 - beta_2) are the mean gradient and its square
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    np.testing.assert_allclose(inner._momentums[0].numpy(), [[0.5 * 2], [0.5 * -0.5]], rtol=1e-6)
+    np.testing.assert_allclose(network.get_weights()[0], [[0.9], [2.1]], rtol=1e-5)
+    assert counts == [0, 1, 2] and int(count_batches(inner)) == 3
+    # the sums begin anew
+    for is_last in (False, False, True):
+        accumulator.is_last = is_last
+        take(0.0, 0.0)
+    np.testing.assert_allclose(inner._momentums[0].numpy(), [[0.25 * 2], [0.25 * -0.5]], rtol=1e-6)
+
+
+def test_a_step_of_one_batch_counts_updates():
+    network = two_networks()[0]
+    optimizer = build(Adam(0.05), network)
+    assert int(count_batches(optimizer)) == 0 and ends_step(optimizer)
+    assert int(count_batches(optimizer, tf.constant(7))) == 7
+
+
 TWO_REPLICAS = '''
-from tfmammo.optimization import Adam, build, minimize
+from tfmammo.optimization import Adam, build, minimize, prepare_exchange
 
 X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 
-def train(strategy, replicas, share):
-    """Weights after 20 steps on the mean square of a layer's output, its `share` of X on every replica."""
+def train(strategy, replicas, share, count=20):
+    """Weights after `count` steps on the mean square of a layer's output, its `share` of X on every replica."""
     with strategy.scope():
         network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
         for seed, weight in enumerate(network.trainable_variables):
@@ -319,7 +369,7 @@ def train(strategy, replicas, share):
 
     @tf.function
     def steps():
-        for _ in tf.range(20):
+        for _ in tf.range(count):
             strategy.run(step, args=(values,))
 
     values = strategy.experimental_distribute_values_from_function(
@@ -351,9 +401,57 @@ def overflow(strategy, chosen):
         "scale": [float(v) for v in strategy.experimental_local_results(optimizer.dynamic_scale.value)],
     }
 
+def accumulate(strategy, replicas):
+    """Weights after 5 steps of two batches; the replicas share the two rows of a batch."""
+    with strategy.scope():
+        network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        for seed, weight in enumerate(network.trainable_variables):
+            weight.assign(np.random.default_rng(seed).normal(size=weight.shape))
+        optimizer = build(Adam(0.05, 0.5), network)
+        accumulator = prepare_exchange({"a": network}, {"a": optimizer}, 2, "float32")
+
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((network(x) - 1.0) ** 2)
+        minimize(loss, network, optimizer, tape)
+
+    @tf.function
+    def steps(values, is_last):
+        accumulator.is_last = is_last
+        strategy.run(step, args=(values,))
+
+    rows = 2 // replicas
+    halves = [strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(half[rows * context.replica_id_in_sync_group:][:rows])) if replicas > 1 else tf.constant(half)
+        for half in (X[:2], X[2:])]
+    for _ in range(5):
+        for is_last, half in enumerate(halves):
+            steps(half, bool(is_last))
+    iterations = strategy.experimental_local_results(optimizer.iterations.value)[0]
+    return [w.numpy().tolist() for w in network.trainable_variables], int(iterations)
+
+def exchange(strategy, dtype):
+    """The sum of 1.001 of one replica and 2.002 of the other."""
+    with strategy.scope():
+        variable = keras.Variable([0.0])
+        optimizer = Adam()
+        optimizer.build([variable])
+        optimizer.exchange = dtype
+
+    def add():
+        own = tf.distribute.get_replica_context().replica_id_in_sync_group
+        gradient = tf.constant([1.001]) * tf.cast(own + 1, tf.float32)
+        return tf.cast(optimizer._all_reduce_sum_gradients([(gradient, variable)])[0][0], tf.float32)
+
+    sums = tf.function(lambda: strategy.run(add))()
+    return [float(value[0]) for value in strategy.experimental_local_results(sums)]
+
 mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert mirrored.num_replicas_in_sync == 2
 results = {"one": train(tf.distribute.get_strategy(), 1, 4), "two": train(mirrored, 2, 2)}
+results["accumulated"] = [accumulate(tf.distribute.get_strategy(), 1), accumulate(mirrored, 2)]
+results["whole"] = train(tf.distribute.get_strategy(), 1, 4, 5)
+results["exchanged"] = {dtype: exchange(mirrored, dtype) for dtype in ("float32", "bfloat16")}
 keras.config.set_dtype_policy("mixed_float16")
 print(json.dumps({**results, "overflows": [overflow(mirrored, chosen) for chosen in (0, 1)]}))
 '''  # noqa: E501
@@ -370,6 +468,23 @@ def test_adam_and_minimize_agree_on_one_and_on_two_replicas(two_replicas):
     assert two_replicas["two"][1] == two_replicas["one"][1] == 20
     for a, b in zip(two_replicas["two"][0], two_replicas["one"][0], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_batches_of_a_step_update_like_one(two_replicas, replicas):
+    weights, iterations = two_replicas["accumulated"][replicas - 1]
+    whole, steps = two_replicas["whole"]
+    assert iterations == steps == 5
+    for a, b in zip(weights, whole, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_gradients_are_exchanged_in_the_chosen_numbers(two_replicas):
+    assert two_replicas["exchanged"]["float32"] == pytest.approx([3.003] * 2, abs=1e-6)
+    # 1.001 and 2.002 are 1 and 2 with eight bits
+    assert two_replicas["exchanged"]["bfloat16"] == [3.0, 3.0]
 
 
 @pytest.mark.slow

@@ -286,13 +286,22 @@ class TrainingConfig(Frozen):
     """How long to train, on what, and how often to save and validate."""
 
     steps: PositiveInt | None = None
-    """Update rounds; null: epochs * epoch_samples / batch_size."""
+    """Update rounds; null: epochs * epoch_samples / (batch_size * accumulate)."""
     epochs: PositiveInt = 300
     """Epochs, if `steps` is null."""
     epoch_samples: PositiveInt | None = None
     """Draws in an epoch; null: one per training patch."""
     batch_size: PositiveInt = 1
-    """Patches of a step, over all devices."""
+    """Patches of a batch, over all devices."""
+    accumulate: PositiveInt = 1
+    """Batches of a step. Every network is updated once, by the mean of their gradients, as if by
+    one large batch; a loss or a normalisation over a batch still sees one of them. Of several
+    networks, only the last batch meets the others' new weights. Memory is that of one batch.
+    """
+    exchange: Literal["float32", "bfloat16"] = "float32"
+    """The numbers in which devices and workers exchange gradients. bfloat16 halves what they send
+    and keeps three digits of each gradient; sums and weights stay float32.
+    """
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of weights, order of draws and augmentation."""
     initial: str | None = None
@@ -394,6 +403,10 @@ class Experiment(Frozen, Generic[Model]):
         devices = ("jit_compile", "strategy", "devices")
         for key in (*length, *intervals, *devices):
             del content["training"][key]
+        # by default as in runs from before these keys, which may go on
+        for key in ("accumulate", "exchange"):
+            if content["training"][key] == TrainingConfig.model_fields[key].default:
+                del content["training"][key]
         return content
 
     def fingerprint(self) -> str:

@@ -22,9 +22,14 @@ class Adam(keras.optimizers.Adam):
         v <- beta_2 v + (1 - beta_2) g^2
         w <- w - learning_rate * sqrt(1 - beta_2^t) / (1 - beta_1^t) * m / (sqrt(v) + epsilon)
 
+    Attributes:
+        exchange: The dtype in which replicas exchange gradients; `training.exchange`.
+
     Source:
         Kingma & Ba 2015, the "epsilon hat" form of section 2, as Keras and TensorFlow have it.
     """
+
+    exchange = "float32"
 
     def __init__(
         self,
@@ -65,6 +70,8 @@ class Adam(keras.optimizers.Adam):
     ) -> list[tuple[tf.Tensor, tf.Variable]]:
         """Sum all replicas' gradients; on CPUs of several workers large ones go in pieces."""
         strategy = tf.distribute.get_strategy()
+        if strategy.num_replicas_in_sync > 1 and self.exchange != "float32":
+            pairs = [(tf.cast(gradient, self.exchange), variable) for gradient, variable in pairs]
         has_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
         if not has_workers or "CPU" not in strategy.extended.worker_devices[0]:
             return super()._all_reduce_sum_gradients(pairs)
@@ -161,6 +168,121 @@ def minimize(
     _apply(gradients, network, optimizer)
 
 
+class Accumulator:
+    """Adds up the gradients of a step's batches; the last one's update takes the mean of all.
+
+    Every device adds up its own. Devices and workers exchange the mean alone. The sums are no part
+    of a checkpoint: they are zero between steps.
+
+    Args:
+        networks: By name.
+        optimizers: By the name of their network, built. They refer to this from now on.
+        batches: Of a step, at least 2.
+
+    Attributes:
+        batches: Of a step.
+        done: Batches of the present step so far, an int64 variable.
+        is_last: Whether the training step that is traced next is of a step's last batch.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, keras.Model],
+        optimizers: Mapping[str, keras.optimizers.Optimizer],
+        batches: int,
+    ) -> None:
+        self.batches = batches
+        self.done = tf.Variable(0, dtype=tf.int64, trainable=False, name="done")
+        self.is_last = False
+        self._sums = {
+            id(optimizer): [
+                tf.Variable(
+                    tf.zeros(variable.shape),
+                    trainable=False,
+                    synchronization=tf.VariableSynchronization.ON_READ,
+                    aggregation=tf.VariableAggregation.SUM,
+                )
+                for variable in networks[name].trainable_variables
+            ]
+            for name, optimizer in optimizers.items()
+        }
+        for optimizer in optimizers.values():
+            optimizer.accumulator = self
+            if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+                optimizer.inner_optimizer.accumulator = self
+
+    def add(
+        self, gradients: list[tf.Tensor], optimizer: keras.optimizers.Optimizer
+    ) -> list[tf.Tensor] | None:
+        """Add a batch's gradients to the sums of an optimizer's network.
+
+        Returns:
+            For the last batch the means of the step, and the sums are zero again. Else None.
+        """
+        sums = self._sums[id(optimizer)]
+        if not self.is_last:
+            for total, gradient in zip(sums, gradients, strict=True):
+                total.assign_add(gradient)
+            return None
+        means = [
+            (tf.convert_to_tensor(total) + gradient) / self.batches
+            for total, gradient in zip(sums, gradients, strict=True)
+        ]
+        for total in sums:
+            total.assign(tf.zeros(total.shape))
+        return means
+
+
+def prepare_exchange(
+    networks: Mapping[str, keras.Model],
+    optimizers: Mapping[str, keras.optimizers.Optimizer],
+    accumulate: int,
+    exchange: str,
+) -> Accumulator | None:
+    """Set what of a step is added up, and how devices exchange it; in the strategy's scope.
+
+    Args:
+        networks: By name.
+        optimizers: By the name of their network, built.
+        accumulate: Batches of a step.
+        exchange: A dtype; see `Adam.exchange`.
+
+    Returns:
+        What adds up the gradients, where a step has several batches.
+    """
+    for optimizer in optimizers.values():
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            optimizer = optimizer.inner_optimizer
+        if isinstance(optimizer, Adam):
+            optimizer.exchange = exchange
+    return Accumulator(networks, optimizers, accumulate) if accumulate > 1 else None
+
+
+def count_batches(
+    optimizer: keras.optimizers.Optimizer, steps: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Count the batches before this one, each of which draws its own random numbers.
+
+    Args:
+        optimizer: Of the network that learns from them.
+        steps: Steps so far, integer scalar; None: the optimizer's updates.
+
+    Returns:
+        integer scalar: the steps, unless several batches make one (`training.accumulate`).
+    """
+    steps = tf.convert_to_tensor(optimizer.iterations if steps is None else steps)
+    accumulator = getattr(optimizer, "accumulator", None)
+    if accumulator is None:
+        return steps
+    return steps * accumulator.batches + tf.cast(accumulator.done, steps.dtype)
+
+
+def ends_step(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Tell whether the batch being traced is the last of its step, which updates the network."""
+    accumulator = getattr(optimizer, "accumulator", None)
+    return accumulator is None or accumulator.is_last
+
+
 def call_sharing_gradients(network: keras.Model, x: tf.Tensor) -> tf.Tensor:
     """Call a network for training, so that several losses share one backward pass.
 
@@ -245,6 +367,11 @@ def _start(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
 def _apply(
     gradients: list[tf.Tensor], network: keras.Model, optimizer: keras.optimizers.Optimizer
 ) -> None:
+    accumulator = getattr(optimizer, "accumulator", None)
+    if accumulator is not None:
+        gradients = accumulator.add(gradients, optimizer)
+        if gradients is None:
+            return
     if tf.distribute.get_strategy().num_replicas_in_sync > 1 and isinstance(
         optimizer, keras.optimizers.LossScaleOptimizer
     ):

@@ -170,7 +170,7 @@ def test_it_trains_in_mixed_precision(policy):
     losses = [float(model.train_step(batch())["classifier_loss"]) for _ in range(3)]
     assert np.isfinite(losses).all()
     features, logit = model.network(batch()["image"])
-    assert features.dtype == logit.dtype == tf.float32 and int(model._steps()) <= 3
+    assert features.dtype == logit.dtype == tf.float32 and int(model._count_batches()) <= 3
 
 
 @pytest.mark.slow

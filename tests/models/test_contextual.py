@@ -22,6 +22,7 @@ from tfmammo.models.contextual import (
     build_networks,
 )
 from tfmammo.models.growth import copy_weights
+from tfmammo.optimization import Accumulator
 
 SIZE = 32
 TINY = {
@@ -436,6 +437,32 @@ def test_a_step_descends_the_discriminators_loss_then_the_generators(target, upd
     assert_follows(gan, reference, data, algorithm)
     assert int(gan.optimizers["generator"].iterations) == updates
     assert [int(network.steps) for network in gan.networks.values()] == [1, 1, 1]
+
+
+@pytest.mark.slow
+def test_two_batches_of_a_step_update_and_count_once():
+    gan = make_model(target="removal", learning_rate=1e-3)
+    accumulator = Accumulator(gan.networks, gan.optimizers, 2)
+    before = [weight.numpy() for weight in gan.generator.trainable_variables]
+    draws = []
+    for number, is_last in enumerate([False, True]):
+        accumulator.done.assign(number)
+        accumulator.is_last = is_last
+        draws.append(gan._uniform([3], GENERATOR_NOISE).numpy())
+        gan.train_step(batch(seed=number))
+        changed = [
+            not np.array_equal(old, new.numpy())
+            for old, new in zip(before, gan.generator.trainable_variables, strict=True)
+        ]
+        assert all(changed) if is_last else not any(changed)
+        assert [int(network.steps) for network in gan.networks.values()] == [number] * 3
+    assert not np.array_equal(*draws)
+    assert [int(each.iterations) for each in gan.optimizers.values()] == [1, 1]
+
+
+def test_a_generator_that_is_updated_twice_takes_no_further_batches():
+    assert "generator_updates is 1" in make_model(target="mass").not_for_accumulation
+    assert not hasattr(make_model(target="mass", generator_updates=1), "not_for_accumulation")
 
 
 def test_one_step_makes_one_power_iteration_and_the_kernels_gradient_is_orthogonal():

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfmammo import config as configuration
 from tfmammo import export
 from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig
-from tfmammo.errors import ExportError, Interrupted, TrackingError, TrainingError
+from tfmammo.errors import ConfigError, ExportError, Interrupted, TrackingError, TrainingError
 from tfmammo.models.can import CAN
 from tfmammo.training import folder, loop, script, state
 from tfmammo.training.folder import hold_lock
@@ -185,6 +185,68 @@ def test_a_resumed_run_equals_one_that_never_stopped(tiny_can, random_patches, t
         np.testing.assert_allclose(
             whole.get_tensor(name), parts.get_tensor(name), rtol=1e-4, atol=1e-6, err_msg=name
         )
+
+
+@pytest.mark.slow
+def test_two_batches_of_a_step_are_one_of_twice_the_size_and_resume(
+    tiny_can, random_patches, tmp_path
+):
+    several = {"batch_size": 2, "accumulate": 2}
+    fit(tiny_can(steps=4, batch_size=4), random_patches, tmp_path / "one")
+    fit(tiny_can(steps=2, **several), random_patches, tmp_path / "two")
+    fit(tiny_can(steps=4, **several), random_patches, tmp_path / "two")
+    one, two = (
+        tf.train.load_checkpoint(tf.train.latest_checkpoint(str(tmp_path / n / "checkpoints")))
+        for n in ("one", "two")
+    )
+    names = [name for name in one.get_variable_to_shape_map() if "VARIABLE_VALUE" in name]
+    assert names == [
+        name for name in two.get_variable_to_shape_map() if "VARIABLE_VALUE" in name
+    ]  # no sums
+    assert two.get_tensor("step/.ATTRIBUTES/VARIABLE_VALUE") == 4
+    for name in names:
+        np.testing.assert_allclose(
+            one.get_tensor(name), two.get_tensor(name), rtol=1e-4, atol=1e-6, err_msg=name
+        )
+
+
+class TwiceUpdated(Small):
+    """It states that a step can't have several batches."""
+
+    not_for_accumulation = "because it says so"
+
+
+class WithKerasAdam(Small):
+    """Keras's Adam trains it."""
+
+    def __init__(self, config, size):
+        super().__init__(config, size)
+        optimizer = keras.optimizers.Adam()
+        optimizer.build(self.networks["segmenter"].trainable_variables)
+        self.optimizers = {"segmenter": optimizer}
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "sentence"),
+    [
+        (
+            TwiceUpdated,
+            {"accumulate": 2},
+            "training.accumulate: small takes one batch a step, because it says so",
+        ),
+        (
+            WithKerasAdam,
+            {"exchange": "bfloat16"},
+            "training.exchange: small is trained by Keras's Adam, which exchanges float32",
+        ),
+    ],
+)
+def test_what_a_model_cannot_accumulate_or_exchange_is_refused(
+    tiny_can, random_patches, tmp_path, model, values, sentence
+):
+    with pytest.raises(ConfigError, match=f"^{sentence}$"):
+        fit(tiny_can(**values), random_patches, tmp_path / "run", model=model)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_start_that_fails_leaves_no_claim_and_no_run(tiny_can, random_patches, tmp_path):
@@ -487,6 +549,9 @@ def test_steps_follow_from_epochs():
     # 30 draws in batches of four
     assert loop.count_steps(configuration.TrainingConfig(epochs=3, batch_size=4), 10) == 8
     assert loop.count_steps(configuration.TrainingConfig(steps=7), 10) == 7
+    # 30 draws in steps of two batches of four
+    several = configuration.TrainingConfig(epochs=3, batch_size=4, accumulate=2)
+    assert loop.count_steps(several, 10) == 4
 
 
 def test_differences_name_nested_keys():

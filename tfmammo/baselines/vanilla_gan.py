@@ -27,7 +27,7 @@ import tensorflow as tf
 from tfmammo.layers import draw_latent_noise
 from tfmammo.losses import log_fake, log_real
 from tfmammo.networks import DCGANConfig, Trainable, dcgan_discriminator, dcgan_generator
-from tfmammo.optimization import build_adam, minimize
+from tfmammo.optimization import build_adam, count_batches, minimize
 
 
 class VanillaGANConfig(DCGANConfig):
@@ -121,7 +121,7 @@ class VanillaGAN(Trainable):
             float32 scalars: each network's loss, and D's mean probability for real and generated
             patches.
         """
-        self.mean_mask.follow(batch["mask"], self.optimizers["generator"].iterations)
+        self.mean_mask.follow(batch["mask"], count_batches(self.optimizers["generator"]))
         real = batch["image"] * 2 - 1
         z = self._draw(tf.shape(real)[0])
         with tf.GradientTape(persistent=True) as tape:
@@ -179,4 +179,4 @@ class VanillaGAN(Trainable):
 
     def _draw(self, count: tf.Tensor) -> tf.Tensor:
         """Draw this step's latent noise; see `layers.draw_latent_noise`."""
-        return draw_latent_noise(count, self.config.z, self.optimizers["generator"].iterations)
+        return draw_latent_noise(count, self.config.z, count_batches(self.optimizers["generator"]))

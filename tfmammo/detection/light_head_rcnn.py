@@ -66,7 +66,7 @@ from tfmammo.detection.training import (
 from tfmammo.errors import DetectionError
 from tfmammo.export import SIGNATURE
 from tfmammo.networks import resnet_stages
-from tfmammo.optimization import build_adam, minimize
+from tfmammo.optimization import build_adam, count_batches, minimize
 
 STRIDE = 16  # px of the image per cell of C4 and C5
 SMALLEST = 32  # px of the image, of which C4 and C5 are 2 x 2
@@ -400,16 +400,16 @@ class LightHeadRCNN:
         return {"detector": detector}
 
     def _seed(self) -> tf.Tensor:
-        """Make the seed of this update's random numbers.
+        """Make the seed of this batch's random numbers.
 
-        It holds the optimizer's count of updates, which is saved, and the replica.
+        It holds the number of batches so far, by the optimizer's saved count, and the replica.
         """
         optimizer = self.optimizers["detector"]
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = optimizer.inner_optimizer
-        updates = tf.convert_to_tensor(optimizer.iterations)
+        batches = count_batches(optimizer)
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return tf.stack([tf.cast(updates, tf.int32), tf.cast(replica, tf.int32)])
+        return tf.stack([tf.cast(batches, tf.int32), tf.cast(replica, tf.int32)])
 
 
 def build_backbone(config: LightHeadRCNNConfig, shape: tuple[int, int]) -> keras.Model:

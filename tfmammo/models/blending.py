@@ -55,7 +55,7 @@ from tfmammo.errors import ConfigError
 from tfmammo.layers import SampleNormalization, image_gradients, patch_seeds, uniform_noise
 from tfmammo.losses import Average, log_fake, log_real
 from tfmammo.networks import Trainable, leaky_relu, normal, unet_features
-from tfmammo.optimization import build_adam, minimize
+from tfmammo.optimization import build_adam, count_batches, minimize
 
 # labels of a batch's patches
 NORMAL = 0
@@ -280,7 +280,7 @@ class Blending(Trainable):
                 "blending needs patches labelled as lesion's and normal, these have no labels"
             )
         config = self.config
-        step = self.optimizers["generator"].iterations
+        step = count_batches(self.optimizers["generator"])
         tissue, real = tf.dynamic_partition(batch["image"], batch["label"], 2)  # X, Y
         mask = tf.dynamic_partition(batch["mask"], batch["label"], 2)[LESION]
         # E, Omega

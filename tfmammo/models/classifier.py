@@ -36,7 +36,7 @@ from tfmammo.config import Frozen
 from tfmammo.errors import ConfigError
 from tfmammo.layers import step_seed
 from tfmammo.networks import Trainable, resnet_stages
-from tfmammo.optimization import build_adam, minimize
+from tfmammo.optimization import build_adam, count_batches, minimize
 
 # what a training patch's label is an index of
 POOLS = ("real normal", "real lesion", "synthetic normal", "synthetic lesion")
@@ -185,9 +185,9 @@ class Classifier(Trainable):
         positives = tf.shape(pools[1])[0]
         label = tf.concat([tf.zeros([negatives]), tf.ones([positives])], axis=0)
         replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-        steps = tf.cast(self._steps(), tf.int64)
-        samples = steps * tf.cast((negatives + positives) * replicas, tf.int64)
-        uniform = tf.random.stateless_uniform(tf.shape(label), step_seed(steps))
+        batches = tf.cast(self._count_batches(), tf.int64)
+        samples = batches * tf.cast((negatives + positives) * replicas, tf.int64)
+        uniform = tf.random.stateless_uniform(tf.shape(label), step_seed(batches))
         is_synthetic = uniform < share_at(self.config, samples)
         image = tf.where(is_synthetic[:, None, None, None], synthetic, real)
         return image, label, tf.cast(is_synthetic, tf.float32)
@@ -224,15 +224,15 @@ class Classifier(Trainable):
 
         return {"classifier": classifier}
 
-    def _steps(self) -> tf.Tensor:
-        """Return the number of updates so far, without those skipped under float16.
+    def _count_batches(self) -> tf.Tensor:
+        """Count the batches so far, without those skipped under float16.
 
         The optimizer counts them, so they are saved.
         """
         optimizer = self.optimizers["classifier"]
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = optimizer.inner_optimizer
-        return tf.convert_to_tensor(optimizer.iterations)
+        return count_batches(optimizer)
 
 
 def share_at(config: ClassifierConfig, samples: tf.Tensor | int) -> tf.Tensor:

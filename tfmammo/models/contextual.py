@@ -86,7 +86,7 @@ from tfmammo.layers import (
 )
 from tfmammo.models.growth import GrowingNetwork, copy_weights, list_stages, update_average
 from tfmammo.networks import Trainable, leaky_relu
-from tfmammo.optimization import build_adam, minimize
+from tfmammo.optimization import build_adam, count_batches, ends_step, minimize
 from tfmammo.postprocessing import PostprocessConfig, Refined, postprocess
 
 PATHOLOGIES = ("malignant", "benign", "normal")  # what a patch's label is an index of
@@ -499,6 +499,8 @@ class Contextual(Trainable):
         self.networks = build_networks(config, size)
         self.generator, self.discriminator, self.average = self.networks.values()
         self.generator_updates = config.generator_updates or (2 if config.target == "mass" else 1)
+        if self.generator_updates > 1:
+            self.not_for_accumulation = "unless model.generator_updates is 1"
         trained = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimizers = build_adam(
             trained, config.learning_rate, config.beta_1, config.beta_2, config.epsilon
@@ -575,8 +577,10 @@ class Contextual(Trainable):
                     fake_logits = self.discriminator(fake)
                     generator_loss = cross_entropy(fake_logits, "real")
                 minimize(generator_loss, self.generator, self.optimizers["generator"], tape)
-        self._count_step()
-        update_average(self.average, self.generator, self.config.ema)
+        if ends_step(self.optimizers["generator"]):
+            for network in (self.generator, self.discriminator):
+                network.steps.assign_add(1)
+            update_average(self.average, self.generator, self.config.ema)
         return {
             "generator_loss": generator_loss,
             "discriminator_loss": discriminator_loss,
@@ -653,12 +657,8 @@ class Contextual(Trainable):
 
     def _uniform(self, shape: tf.Tensor | Sequence[tf.Tensor], use: int) -> tf.Tensor:
         """Draw this step's random numbers for one use, in [0, 1); see `layers.step_seed`."""
-        seed = step_seed(tf.convert_to_tensor(self.generator.steps), use)
-        return tf.random.stateless_uniform(shape, seed)
-
-    def _count_step(self) -> None:
-        self.generator.steps.assign_add(1)
-        self.discriminator.steps.assign_add(1)
+        batches = count_batches(self.optimizers["generator"], self.generator.steps)
+        return tf.random.stateless_uniform(shape, step_seed(batches, use))
 
 
 def build_networks(config: ContextualConfig, size: int) -> dict[str, Encoder]:

@@ -67,7 +67,7 @@ from tfmammo.layers import (
 )
 from tfmammo.models.growth import copy_weights, update_average
 from tfmammo.networks import Network, Trainable
-from tfmammo.optimization import build_adam, minimize
+from tfmammo.optimization import build_adam, count_batches, ends_step, minimize
 
 Velocity = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -223,7 +223,8 @@ class ResidualBlock(keras.layers.Layer):
 
     def __init__(self, width: int, channels: int, groups: int, attends: bool) -> None:
         super().__init__()
-        self.norms = [GroupNormalization(groups) for _ in range(2)]
+        # a CPU takes SiLU of bfloat16 one number at a time; the convolutions cast its result
+        self.norms = [GroupNormalization(groups, dtype="float32") for _ in range(2)]
         self.convolution = Convolution(width, 3, padding="same")
         self.shift = keras.layers.Dense(width)
         self.attention = SelfAttention() if attends else None
@@ -288,7 +289,7 @@ class VelocityUNet(Network):
         self.bottom = block(levels[-1], widths[-1])
         self.blocks_up = [block(level, 2 * widths[level]) for level in reversed(levels)]
         self.narrowings = [Convolution(width, 3, padding="same") for width in widths[-2::-1]]
-        self.norm = GroupNormalization(config.groups)
+        self.norm = GroupNormalization(config.groups, dtype="float32")
         self.head = Convolution(1, 3, padding="same", kernel_initializer="zeros")
         self.to_float32 = keras.layers.Activation("linear", dtype="float32")
         self(
@@ -358,7 +359,7 @@ class Flow(Trainable):
         """
         config = self.config
         optimizer = self.optimizers["velocity"]
-        step = tf.convert_to_tensor(optimizer.iterations)
+        step = count_batches(optimizer)
         seeds = patch_seeds(batch["image"], step)
         label = self.label(batch, step) * 2 - 1
         start = label[..., :1]  # X_0
@@ -373,10 +374,10 @@ class Flow(Trainable):
             velocity = self.velocity(state, tf.reshape(time, [-1]))  # v(X_t, t, c)
             loss = flow_matching(end - start, velocity, batch["mask"])  # Eq. (1)
         minimize(loss, self.velocity, optimizer, tape)
-        steps = tf.cast(step, tf.float32)
-        update_average(
-            self.average, self.velocity, tf.minimum(config.ema, (1 + steps) / (10 + steps))
-        )
+        if ends_step(optimizer):
+            steps = tf.cast(step, tf.float32)
+            ema = tf.minimum(config.ema, (1 + steps) / (10 + steps))
+            update_average(self.average, self.velocity, ema)
         return {"velocity_loss": loss}
 
     def infill(self, label: tf.Tensor) -> tf.Tensor:

@@ -62,7 +62,7 @@ from tfmammo.errors import ConfigError
 from tfmammo.layers import FULL, GroupNormalization, patch_seeds, tri_label, uniform_noise
 from tfmammo.losses import Average, l1, log_fake, log_real
 from tfmammo.networks import PIX2PIX_FILTERS, Network, PatchDiscriminator, Trainable, UNet256
-from tfmammo.optimization import build_adam, minimize
+from tfmammo.optimization import build_adam, count_batches, minimize
 from tfmammo.pretrained import vgg19
 
 CRN_WIDTHS = (1024, 1024, 1024, 1024, 1024, 1024, 512, 512)
@@ -295,7 +295,7 @@ class Infilling(Trainable):
         """
         config = self.config
         image = batch["image"]
-        label = self.label(batch, self.optimizers["generator"].iterations) * 2 - 1  # x
+        label = self.label(batch, count_batches(self.optimizers["generator"])) * 2 - 1  # x
         real_image = image * 2 - 1  # R
         real_features = self.features(image)  # phi_l(R)
         term_weights = CHEN_KOLTUN if config.feature_weights == "chen_koltun" else None

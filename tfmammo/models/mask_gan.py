@@ -50,7 +50,7 @@ from tfmammo.export import write_saved_models
 from tfmammo.layers import draw_latent_noise
 from tfmammo.losses import log_fake, log_real
 from tfmammo.networks import DCGANConfig, Trainable, dcgan_discriminator, dcgan_generator
-from tfmammo.optimization import build_adam, minimize
+from tfmammo.optimization import build_adam, count_batches, minimize
 
 LIMITS = "plausibility.json"  # the file in an export that holds a Plausibility
 BLOCK = 256  # training masks compared at once: 64 MB of float32 at 256 x 256
@@ -144,7 +144,7 @@ class MaskGAN(Trainable):
 
     def draw(self, count: tf.Tensor) -> tf.Tensor:
         """Draw this step's latent noise; see `layers.draw_latent_noise`."""
-        return draw_latent_noise(count, self.config.z, self.optimizers["generator"].iterations)
+        return draw_latent_noise(count, self.config.z, count_batches(self.optimizers["generator"]))
 
     def generate(self, noise: tf.Tensor) -> tf.Tensor:
         """Generate masks.

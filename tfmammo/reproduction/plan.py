@@ -345,7 +345,8 @@ def _count_steps(command: CommandConfig, step: Step) -> str:
     if training.steps:
         return f"{training.steps:,} steps"
     if training.epoch_samples:
-        count = training.epochs * training.epoch_samples // training.batch_size
+        patches = training.batch_size * training.accumulate
+        count = training.epochs * training.epoch_samples // patches
         return f"{count:,} steps"
     return f"{training.epochs} epochs"
 

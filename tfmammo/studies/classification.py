@@ -379,7 +379,8 @@ def set_decay_samples(
     training = experiment.training
     if not model.share or model.samples:
         return experiment
-    samples = loop.count_steps(_double_batch(training), patches) * training.batch_size
+    steps = loop.count_steps(_double_batch(training), patches)
+    samples = steps * training.batch_size * training.accumulate
     return experiment.model_copy(update={"model": model.model_copy(update={"samples": samples})})
 
 

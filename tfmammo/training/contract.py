@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfmammo.config import TrainingConfig
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError, TrainingError
+from tfmammo.optimization import Adam
 
 # tf.functions: TensorFlow has no public type for one with an input_signature
 Functions = dict[str, Any]
@@ -99,6 +100,26 @@ def check_xla(model: Any, config: TrainingConfig) -> None:
         raise ConfigError(
             f"training.jit_compile: {model.name} can't be compiled by XLA, because {reason}"
         )
+
+
+def check_exchange(model: Any, config: TrainingConfig) -> None:
+    """Refuse what `training.accumulate` and `training.exchange` can't do for a model.
+
+    Raises:
+        ConfigError: The model states why it can't accumulate (`not_for_accumulation`), or does not
+            use `optimization.Adam`.
+    """
+    reason = getattr(model, "not_for_accumulation", None)
+    if config.accumulate > 1 and reason:
+        raise ConfigError(f"training.accumulate: {model.name} takes one batch a step, {reason}")
+    for optimizer in model.optimizers.values():
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            optimizer = optimizer.inner_optimizer
+        if config.exchange != "float32" and not isinstance(optimizer, Adam):
+            raise ConfigError(
+                f"training.exchange: {model.name} is trained by Keras's "
+                f"{type(optimizer).__name__}, which exchanges float32"
+            )
 
 
 def check_signature(name: str, function: Any, *arguments: str) -> None:

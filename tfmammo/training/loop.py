@@ -24,7 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmammo import datasets, export, filesystem
+from tfmammo import datasets, export, filesystem, optimization
 from tfmammo.config import Experiment, TrainingConfig
 from tfmammo.data.patches import Patches, PatchSource
 from tfmammo.errors import Interrupted, TrainingError
@@ -138,6 +138,14 @@ class _Training:
             # once: each call would make and trace new ones
             self.functions = self.model.functions()
         contract.check_model(self.model, self.functions)
+        contract.check_exchange(self.model, self.config)
+        with self.strategy.scope():
+            self.accumulator = optimization.prepare_exchange(
+                self.model.networks,
+                self.model.optimizers,
+                self.config.accumulate,
+                self.config.exchange,
+            )
         self.state = TrainingState(self.model, task.output, self.config.keep)
 
     def run(self, signals: list[int]) -> dict[str, float]:
@@ -239,7 +247,7 @@ class _Training:
                 self.config.batch_size,
                 self.config.seed,
                 self.experiment.data.turn_draws,
-                step,
+                step * self.config.accumulate,
             )
         )
         take_steps = self._compile_steps()
@@ -287,16 +295,17 @@ class _Training:
 
         Its arguments are an iterator of batches and the number, int64.
         """
-        train_step = (
-            tf.function(self.model.train_step, jit_compile=True)
-            if self.config.jit_compile
-            else self.model.train_step
-        )
 
         @tf.function
-        def take_step(batch: Any) -> dict[str, tf.Tensor]:
+        def take_batch(batch: Any, is_last: bool) -> dict[str, tf.Tensor]:
+            train_step = (
+                tf.function(self.model.train_step, jit_compile=True)
+                if self.config.jit_compile
+                else self.model.train_step
+            )
+            if self.accumulator:
+                self.accumulator.is_last = is_last
             losses = self.strategy.run(train_step, args=(batch,))
-            self.state.step.assign_add(1)
             return {
                 name: self.strategy.reduce(tf.distribute.ReduceOp.MEAN, loss, axis=None)
                 for name, loss in losses.items()
@@ -304,16 +313,25 @@ class _Training:
 
         @tf.function
         def take_steps(batches: Any, count: tf.Tensor) -> dict[str, tf.Tensor]:
-            names = take_step.get_concrete_function(batches.element_spec).structured_outputs
+            names = take_batch.get_concrete_function(batches.element_spec, True).structured_outputs
             contract.check_losses(self.model, names)
             totals = {name: tf.zeros([], tf.float32) for name in names}
             for _ in tf.range(count):
-                losses = take_step(next(batches))
-                totals = {
-                    name: total + tf.cast(losses[name], tf.float32)
-                    for name, total in totals.items()
-                }
-            return {name: total / tf.cast(count, tf.float32) for name, total in totals.items()}
+                if self.accumulator:
+                    for _part in tf.range(self.config.accumulate - 1):
+                        totals = add(totals, take_batch(next(batches), False))
+                        self.accumulator.done.assign_add(1)
+                totals = add(totals, take_batch(next(batches), True))
+                if self.accumulator:
+                    self.accumulator.done.assign(0)
+                self.state.step.assign_add(1)
+            taken = tf.cast(count * self.config.accumulate, tf.float32)
+            return {name: total / taken for name, total in totals.items()}
+
+        def add(totals: dict[str, tf.Tensor], losses: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            return {
+                name: total + tf.cast(losses[name], tf.float32) for name, total in totals.items()
+            }
 
         return take_steps
 
@@ -388,7 +406,8 @@ def count_steps(config: TrainingConfig, patches: int) -> int:
     """
     if config.steps is not None:
         return config.steps
-    return -(-config.epochs * (config.epoch_samples or patches) // config.batch_size)
+    draws = config.epochs * (config.epoch_samples or patches)
+    return -(-draws // (config.batch_size * config.accumulate))
 
 
 @contextmanager
