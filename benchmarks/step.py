@@ -271,14 +271,14 @@ def check_losses(sides: Iterable[Side], arguments: argparse.Namespace, folder: P
     """Compare the losses of two steps from equal weights, and exit if they differ too much.
 
     Returns:
-        The largest relative difference in the first step.
+        The largest relative difference in the first step; losses below 0.1 count as 0.1.
     """
     both = [start_side(side, arguments, folder, equal=True) for side in sides]
     ours, theirs = ([side.ask("losses"), side.ask("losses")] for side in both)
     for side in both:
         side.close()
     differences = [
-        max(abs(a[name] - b[name]) / abs(a[name]) for name in a)
+        max(abs(a[name] - b[name]) / max(abs(a[name]), 0.1) for name in a)
         for a, b in zip(ours, theirs, strict=True)
     ]
     limits = AGREE[arguments.precision]

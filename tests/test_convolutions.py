@@ -137,6 +137,22 @@ def test_a_kernel_that_covers_the_map_is_one_product_however_few_filters(maps):
     assert not any("Conv2D" in operation.type for operation in graph.get_operations())
 
 
+@pytest.mark.parametrize(("filters", "is_product"), [(1, True), (15, True), (16, False)])
+def test_a_kernel_of_one_pixel_with_few_filters_is_one_product(filters, is_product):
+    """oneDNN's gradient of such a kernel can write beyond its end, see convolutions.py."""
+    ours, theirs, x = both("convolution", (2, 64, 64, 3), filters, 1, padding="same")
+    for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+    @tf.function(input_signature=[tf.TensorSpec(x.shape)])
+    def differentiate(x):
+        return value_and_gradients(ours, x)
+
+    graph = differentiate.get_concrete_function().graph
+    types = {operation.type for operation in graph.get_operations()}
+    assert ("Conv2DBackpropFilter" not in types) == is_product
+
+
 def test_by_hand(always):
     layer = Convolution(1, 2, 2, "same", use_bias=False)
     layer.build((None, 2, 2, 1))

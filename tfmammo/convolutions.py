@@ -25,6 +25,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 UNKNOWN = 4  # number of maps that is assumed where it is not known
+FEW = 16  # filters: a register of AMX has 16 rows
 
 
 def on_cpu() -> bool:
@@ -41,7 +42,7 @@ class Convolution(keras.layers.Conv2D):
     """keras.layers.Conv2D, on a CPU as one matrix product, patches x kernel, where that is quicker.
 
     It is quicker with at least two filters for each output pixel, and where the kernel covers the
-    whole map.
+    whole map. Kernels of one pixel with few filters are products too, which is safer.
 
     Call arguments:
         x: floating [batch, rows, cols, channels].
@@ -60,7 +61,7 @@ class Convolution(keras.layers.Conv2D):
         shape = self.compute_output_shape(inputs.shape)
         filters = kernel.shape[-1]
         usual = _is_usual(self) and on_cpu()
-        if usual and self._covers_map(inputs):
+        if usual and (self._covers_map(inputs) or self._scores_pixels(filters)):
             patches = inputs
         elif usual and pays(inputs.shape[0], shape[1:3], filters / 2):
             patches = _gather(
@@ -80,6 +81,10 @@ class Convolution(keras.layers.Conv2D):
         AMX, where several threads share many channels and few filters.
         """
         return self.padding == "valid" and tuple(inputs.shape[1:3]) == self.kernel_size
+
+    def _scores_pixels(self, filters: int) -> bool:
+        """Return whether the kernel is of one pixel and has few filters; see `_covers_map`."""
+        return self.kernel_size == self.strides == (1, 1) and filters < FEW
 
 
 @keras.saving.register_keras_serializable("tfmammo")

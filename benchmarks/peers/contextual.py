@@ -34,6 +34,7 @@ from torch.nn.functional import (
     avg_pool2d,
     interpolate,
     leaky_relu,
+    linear,
     log_softmax,
     max_pool2d,
     normalize,
@@ -387,6 +388,18 @@ class Model(nn.Module):
                 tensor.copy_(torch.from_numpy(np.array(turned)))
 
 
+class WholeMap(nn.Conv2d):
+    """A convolution whose kernel covers the map, as a matrix product.
+
+    oneDNN's gradient of such a kernel writes beyond its end in bfloat16, in PyTorch too; see
+    tfmammo.convolutions.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, 4, 4] -> [n, outputs, 1, 1]."""
+        return linear(x.flatten(1), self.weight.flatten(1), self.bias)[..., None, None]
+
+
 def convolution(
     inputs: int,
     outputs: int,
@@ -397,7 +410,8 @@ def convolution(
     bias: bool = True,
 ) -> nn.Module:
     """Build a convolution, with padding where the kernel is 3 x 3."""
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, int(kernel == 3), bias=bias)
+    kind = WholeMap if kernel == INNERMOST else nn.Conv2d
+    layer = kind(inputs, outputs, kernel, stride, int(kernel == 3), bias=bias)
     return (
         parametrize.register_parametrization(layer, "weight", Normalized(outputs))
         if spectral

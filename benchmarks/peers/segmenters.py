@@ -12,7 +12,12 @@ import numpy as np
 import torch
 from peers.layers import ConvolutionUNet, adam, sample_norm, take, update
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, max_unpool2d, relu
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    linear,
+    max_unpool2d,
+    relu,
+)
 
 DEPTHS = (2, 2, 3, 3, 3)  # VGG-16's convolutions before each pooling
 
@@ -54,6 +59,18 @@ def stack_convolutions(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class Score(nn.Conv2d):
+    """A convolution by kernels of one pixel, as a matrix product.
+
+    oneDNN's gradient of such a kernel writes beyond its end in bfloat16, in PyTorch too; see
+    tfmammo.convolutions.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, rows, cols] -> [n, outputs, rows, cols]."""
+        return linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+
 class FCN8s(nn.Module):
     """See tfmammo.baselines.fcn8s."""
 
@@ -69,7 +86,7 @@ class FCN8s(nn.Module):
         self.fc2 = nn.Conv2d(fc_width, fc_width, 1)
         self.dropout = nn.Dropout(dropout)
         # in the order in which Keras lists the weights
-        self.score_fc7 = nn.Conv2d(fc_width, classes, 1)
+        self.score_fc7 = Score(fc_width, classes, 1)
         self.up = nn.ConvTranspose2d(classes, classes, 4, 2, 1, bias=False)
         self.score_pool4 = nn.Conv2d(widths[3], classes, 1)
         self.up_again = nn.ConvTranspose2d(classes, classes, 4, 2, 1, bias=False)

@@ -140,7 +140,7 @@ def _convolution(width: int, kernel: int, name: str) -> keras.layers.Layer:
 
 def _score(classes: int, name: str) -> keras.layers.Layer:
     # zeros: section 4.3
-    return keras.layers.Conv2D(classes, 1, kernel_initializer="zeros", name=name)
+    return Convolution(classes, 1, kernel_initializer="zeros", name=name)
 
 
 def _upsample(classes: int, factor: int, **options: str) -> keras.layers.Layer:
