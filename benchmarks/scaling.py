@@ -1,6 +1,6 @@
 """Measure how cost grows: of a training step over its sizes, of all else over the number of images.
 
-python benchmarks/scaling.py [--only step images] [--model can infilling contextual cgan]
+python benchmarks/scaling.py [--only step images] [--model can infilling ...]
                              [--parts froc ...] [--plot docs/scaling.png]
 
 A training step's time and memory are measured over resolution, batch and width. One JSON line for
@@ -17,14 +17,15 @@ it. megabytes are those that the work adds to the process's peak.
 The work of a step has two parts: the FLOPs counted in its graph, and the weights, each of which is
 read and updated. The larger of their exponents counts. The FLOPs are those of convolutions:
 exponents of about 2 in resolution (pixels), 1 in batch, at most 2 in width. Self-attention would
-have 4 in resolution, but its map stays at 32 px; the further levels are convolutions. The exponents
-of memory are 2, 1 and 2; over images, all are 1.
+have 4 in resolution, but the contextual GAN's map stays at 32 px; the further levels are
+convolutions. The flow's maps grow with the patch. The exponents of memory are 2, 1 and 2; over
+images, all are 1.
 
-U-Nets have the same depth at every size, the largest that the smallest size allows. The contextual
-GAN's networks must end at 4 x 4 px, so they get one level more for each doubling. Its batches have
-at least two patches, malignant and normal. benchmarks/workloads.py holds what is done with images.
-Time: an hour for four models and all parts at --rounds 3 on two idle cores, most of it for starting
-processes.
+Pix2Pix's U-Nets have the same depth at every size, the largest that the smallest size allows. The
+contextual GAN's networks must end at 4 x 4 px, so they get one level more for each doubling.
+Batches of models with labels have at least two patches. benchmarks/workloads.py holds what is done
+with images. Time: a quarter of an hour a model at --rounds 3 on two idle cores, most of it for
+starting processes.
 """
 
 from __future__ import annotations
@@ -47,16 +48,20 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent))
-from workloads import IMAGES, Point
+from step import MODELS
+from workloads import IMAGES, OTHER_LABEL, Point
 
 from tfmammo.metrics.plotting import INK, plot_style
 from tfmammo.metrics.summary import Table
 
-MODELS = ("can", "infilling", "contextual", "cgan")
-MIN_BATCH = {"contextual": 2}  # patches in a batch
+MIN_BATCH = dict.fromkeys(OTHER_LABEL, 2)  # patches in a batch: one of each label
 # Images in one unit of --images: one unit of each part takes about the same time.
 UNITS = {
+    "index": 12_500,
+    "split": 12_500,
+    "plan": 12_500,
     "build": 16,
+    "small_build": 12_500,
     "pipeline": 500,
     "synthesis": 8,
     "ssim": 250,
@@ -103,7 +108,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=("step", "images"), default=("step", "images"))
-    parser.add_argument("--model", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--model", nargs="+", choices=tuple(MODELS), default=tuple(MODELS))
     parser.add_argument(
         "--axes",
         nargs="+",

@@ -28,6 +28,9 @@ from unittest import mock
 
 import numpy as np
 
+# models that need labels -> that of the second half of a batch
+OTHER_LABEL = {"contextual": 2, "blending": 1, "classifier": 1}
+SMALL = 32  # px, of a mammogram without a breast around it
 DETECTIONS = 100  # in an image
 # Few, so that sets have more images than features, as with Inception's 2048 and enough images, and
 # stay in the processor's cache; beyond the cache, cost grows faster.
@@ -153,7 +156,7 @@ def count_flops(model: Any, batch: dict[str, Any]) -> int:
 
     def partition(data: Any, partitions: Any, count: int) -> Any:
         half = data.shape[0] // 2  # as make_batch orders them
-        return tf.split(data, [half, 0, data.shape[0] - half])
+        return tf.split(data, [half, *[0] * (count - 2), data.shape[0] - half])
 
     with mock.patch.object(tf, "dynamic_partition", partition):
         graph = tf.function(model.train_step).get_concrete_function(batch).graph
@@ -163,63 +166,93 @@ def count_flops(model: Any, batch: dict[str, Any]) -> int:
 
 
 def make_batch(point: Point) -> dict[str, np.ndarray]:
-    """Make random patches and masks; for the contextual GAN, the first half is malignant."""
+    """Make random patches and masks; where a model needs labels, each half has its own.
+
+    The first half is malignant for the contextual GAN and normal for the others, the second is
+    normal for the contextual GAN and of lesions for the others.
+    """
     random = np.random.default_rng(0)
     shape = (point.batch, point.size, point.size, 1)
     batch = {
         "image": random.random(shape, np.float32),
         "mask": (random.random(shape) > 0.7).astype(np.float32),
     }
-    if point.part == "contextual":
+    if point.part in OTHER_LABEL:
         half = point.batch // 2
-        batch["label"] = np.array([0] * half + [2] * (point.batch - half), np.int32)
+        other = OTHER_LABEL[point.part]
+        batch["label"] = np.array([0] * half + [other] * (point.batch - half), np.int32)
     return batch
 
 
 def build_model(point: Point) -> Any:
-    """Build the model, with all its filters times `width`.
+    """Build the model, with all its filters times `width`."""
+    import models
 
-    U-Nets have `depth` levels at every size. The contextual GAN's networks must end at 4 x 4 px, so
-    they get one level more for each doubling.
+    return models.build_model(point.part, make_config(point), point.size)
+
+
+def make_config(point: Point) -> dict[str, Any]:
+    """Make a config with the filters of the shipped one times `width`.
+
+    Pix2Pix's U-Nets have `depth` levels at every size. The contextual GAN's networks must end at
+    4 x 4 px, so they get one level more for each doubling.
     """
-    size = point.size
-    if point.part == "can":
-        from tfmammo.models.can import CAN, CANConfig
+    if point.part == "contextual":
+        levels = point.size.bit_length() - 3
+        return {
+            "positives": "lesion",
+            "filters": scale_filters([16 * 2**level for level in range(levels)], point.width),
+            "start": point.size,
+            "attention": min(32, point.size // 2),
+        }
+    from tfmammo.config import read_yaml
 
-        return CAN(CANConfig(**unet_config(CANConfig(), point)), size)
-    if point.part == "infilling":
-        from tfmammo.models.infilling import Infilling, InfillingConfig
-
-        return Infilling(
-            InfillingConfig(weights="none", **unet_config(InfillingConfig(), point)), size
-        )
-    if point.part == "cgan":
-        from tfmammo.models.cgan import CGAN, CGANConfig
-
-        return CGAN(CGANConfig(**unet_config(CGANConfig(), point)), size)
-    from tfmammo.models.contextual import Contextual, ContextualConfig
-
-    filters = scale_filters([16 * 2**level for level in range(size.bit_length() - 3)], point.width)
-    return Contextual(
-        ContextualConfig(
-            positives="lesion", filters=filters, start=size, attention=min(32, size // 2)
-        ),
-        size,
-    )
-
-
-def unet_config(config: Any, point: Point) -> dict[str, Any]:
-    """Return the filters of a config with a U-Net."""
-    (discriminator_filters,) = scale_filters([config.discriminator_filters], point.width)
-    return {
-        "filters": scale_filters(config.filters[: point.depth], point.width),
-        "discriminator_filters": discriminator_filters,
-    }
+    path = Path(__file__).parents[1] / "configs" / f"{point.part}.yaml"
+    model = read_yaml(path)["model"]
+    config: dict[str, Any] = {"weights": "none"} if "weights" in model else {}
+    for key in ("filters", "discriminator_filters", "widths", "fc_width"):
+        if key in model:
+            many = isinstance(model[key], list)
+            scaled = scale_filters(model[key] if many else [model[key]], point.width)
+            config[key] = scaled if many else scaled[0]
+    if point.part in ("can", "infilling", "cgan"):
+        config["filters"] = config["filters"][: point.depth]
+    return config
 
 
 def scale_filters(filters: Any, width: float) -> tuple[int, ...]:
     """Multiply filters by a factor; at least one is left."""
     return tuple(max(1, round(width * count)) for count in filters)
+
+
+def prepare_index(count: int, folder: Path) -> Run:
+    """Prepare reading the records of an archive, without pixels."""
+    from tfmammo import archives
+    from tfmammo.config import DataConfig
+
+    return lambda: archives.read_mammograms(DataConfig(phantoms=count))
+
+
+def prepare_split(count: int, folder: Path) -> Run:
+    """Prepare splitting an archive by patient, stratified."""
+    from tfmammo import datasets
+    from tfmammo.config import DataConfig
+    from tfmammo.data.splits import split
+
+    data = DataConfig(phantoms=max(count, 24), stratify="pathology")  # fewer have too few patients
+    archive = datasets.index_archive(data)
+    return lambda: split(archive, data)
+
+
+def prepare_plan(count: int, folder: Path) -> Run:
+    """Prepare planning the shards of a build, with the hash of all records."""
+    from tfmammo import archives
+    from tfmammo.config import DataConfig
+    from tfmammo.data.build import BuildConfig, plan_shards
+
+    config = BuildConfig(name="scaling", data=DataConfig(phantoms=count, size=64))
+    mammograms = archives.read_mammograms(config.data)
+    return lambda: plan_shards(config, mammograms, folder)
 
 
 def prepare_build(count: int, folder: Path) -> Run:
@@ -231,6 +264,42 @@ def prepare_build(count: int, folder: Path) -> Run:
     return lambda: write(
         BuildConfig(name="scaling", data=DataConfig(phantoms=count, size=64)), folder
     )
+
+
+def prepare_small_build(count: int, folder: Path) -> Run:
+    """Prepare writing mammograms of few pixels to records: what each file costs beside pixels."""
+    from tfmammo.config import DataConfig
+    from tfmammo.data import build
+    from tfmammo.mammogram import Mammogram, trace_lesions
+
+    mass = trace_lesions("mass", draw_small() > 0.5, pathology="malignant")
+    mammograms = [
+        Mammogram(
+            archive="small",
+            patient_id=f"{number // 2:06d}",
+            image_id=f"{number:06d}",
+            rows=SMALL,
+            cols=SMALL,
+            read=draw_small,
+            pathology="malignant",
+            lesions=mass,
+        )
+        for number in range(count)
+    ]
+    config = build.BuildConfig(name="scaling", data=DataConfig(size=SMALL, window=(0, 1)))
+
+    def write() -> None:
+        with mock.patch.object(build.archives, "read_mammograms", lambda *_: mammograms):
+            build.build(config, folder)
+
+    return write
+
+
+def draw_small() -> np.ndarray:
+    """Draw the pixels of a small mammogram: a bright square in tissue."""
+    pixels = np.full((SMALL, SMALL, 1), 0.3, np.float32)
+    pixels[10:20, 10:20] = 0.8
+    return pixels
 
 
 def prepare_pipeline(count: int, folder: Path) -> Run:
@@ -349,7 +418,11 @@ def draw_features(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 IMAGES: dict[str, Callable[[int, Path], Run]] = {
+    "index": prepare_index,
+    "split": prepare_split,
+    "plan": prepare_plan,
     "build": prepare_build,
+    "small_build": prepare_small_build,
     "pipeline": prepare_pipeline,
     "synthesis": prepare_synthesis,
     "ssim": prepare_ssim,

@@ -224,6 +224,35 @@ def test_flops_are_those_of_the_convolutions(scaling):
     ]
 
 
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ("can", {"filters": (16, 32, 64), "discriminator_filters": 16}),
+        ("mask_gan", {"discriminator_filters": (8, 16, 32, 64, 128, 256)}),
+        ("blending", {"widths": (16, 32, 64, 128, 256), "discriminator_filters": 16}),
+        ("flow", {"widths": (8, 16, 32, 40)}),
+        ("classifier", {"filters": 16, "weights": "none"}),
+        ("fcn8s", {"widths": (16, 32, 64, 128, 128), "fc_width": 1024, "weights": "none"}),
+        ("contextual", {"filters": (4, 8, 16, 32), "start": 64, "attention": 32}),
+    ],
+)
+def test_every_model_has_a_quarter_of_its_filters(part, expected, scaling):
+    from workloads import make_config
+
+    config = make_config(scaling.Point(part, size=64, width=0.25, depth=3))
+    assert expected.items() <= config.items()
+
+
+@pytest.mark.parametrize(("part", "labels"), [("contextual", [0, 2, 2]), ("blending", [0, 1, 1])])
+def test_batches_of_models_with_labels_have_both(part, labels, scaling):
+    from workloads import make_batch
+
+    batch = make_batch(scaling.Point(part, size=8, batch=3))
+    assert batch["label"].tolist() == labels
+    assert "label" not in make_batch(scaling.Point("can", size=8, batch=3))
+    assert scaling.MIN_BATCH[part] == 2
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak can start anew on Linux alone")
 def test_memory_is_what_was_added_whatever_the_process_had_before(scaling):
@@ -293,7 +322,11 @@ def test_scaling_at_a_tiny_size(measured, tmp_path):
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.parametrize(
-    "part", ["build", "pipeline", "synthesis", "ssim", "segmentation", "jafroc", "fid", "kid"]
+    "part",
+    [
+        *("index", "split", "plan", "build", "small_build", "pipeline", "synthesis"),
+        *("ssim", "segmentation", "jafroc", "fid", "kid"),
+    ],
 )
 def test_every_part_over_images(part, measured):
     ((found,), _) = measured("workloads", json.dumps({"part": part, "images": 4}))
@@ -308,12 +341,12 @@ def test_every_part_over_images(part, measured):
 @pytest.mark.parametrize(
     "part",
     [
-        "cgan",
-        *(pytest.param(part, marks=pytest.mark.nightly) for part in ("infilling", "contextual")),
+        *("cgan", "infilling", "contextual", "mask_gan", "blending"),
+        *("flow", "classifier", "unet", "segnet", "fcn8s"),
     ],
 )
 def test_every_model(part, measured):
-    point = json.dumps({"part": part, "size": 32, "batch": 2, "width": 0.1, "depth": 3})
+    point = json.dumps({"part": part, "size": 64, "batch": 2, "width": 0.25, "depth": 3})
     ((found,), _) = measured("workloads", point, "--steps", 1, "--count")
     assert min(found.values()) > 0 and set(found) == {
         "seconds",

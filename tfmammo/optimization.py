@@ -120,6 +120,13 @@ def build(
     return optimizer
 
 
+def unwrap(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Return the optimizer that updates the weights: the one inside a loss scale's, or itself."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer.inner_optimizer
+    return optimizer
+
+
 def build_adam(
     networks: Mapping[str, keras.Model],
     learning_rate: float,
@@ -207,9 +214,7 @@ class Accumulator:
             for name, optimizer in optimizers.items()
         }
         for optimizer in optimizers.values():
-            optimizer.accumulator = self
-            if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-                optimizer.inner_optimizer.accumulator = self
+            optimizer.accumulator = unwrap(optimizer).accumulator = self
 
     def add(
         self, gradients: list[tf.Tensor], optimizer: keras.optimizers.Optimizer
@@ -250,9 +255,7 @@ def prepare_exchange(
     Returns:
         What adds up the gradients, where a step has several batches.
     """
-    for optimizer in optimizers.values():
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            optimizer = optimizer.inner_optimizer
+    for optimizer in map(unwrap, optimizers.values()):
         if isinstance(optimizer, Adam):
             optimizer.exchange = exchange
     return Accumulator(networks, optimizers, accumulate) if accumulate > 1 else None

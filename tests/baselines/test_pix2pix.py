@@ -81,6 +81,7 @@ def test_cans_comparison_has_the_same_experimental_settings_key_for_key():
         "non_saturating",
     )
     assert cans.pop("upsampling") == "transposed"  # which Pix2Pix's networks have without a choice
+    assert cans.pop("discriminator_rate") is None  # one rate of all networks, as of Pix2Pix
     assert settings == cans
     assert settings["discriminator_strided"] == 1  # 16 x 16 px
 

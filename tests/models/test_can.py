@@ -84,6 +84,14 @@ def test_the_papers_values_are_the_defaults():
     )
 
 
+def test_d_alone_takes_a_rate_of_its_own():
+    rates = {name: float(each.learning_rate) for name, each in small().optimizers.items()}
+    assert rates == pytest.approx(dict.fromkeys(("generator", "inverter", "discriminator"), 2e-4))
+    slow = small(discriminator_rate=5e-5).optimizers
+    assert float(slow["discriminator"].learning_rate) == pytest.approx(5e-5)
+    assert float(slow["generator"].learning_rate) == pytest.approx(2e-4)
+
+
 def test_the_papers_networks(monkeypatch):
     can = build_without_memory(CAN, monkeypatch)
     counts = {"generator": 54_407_809, "inverter": 54_407_809, "discriminator": 135_489}

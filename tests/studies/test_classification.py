@@ -61,6 +61,23 @@ def synthetic(
     )
 
 
+@pytest.fixture
+def trained_on(random_patches, monkeypatch):
+    """The patches of each training, none of which takes place; the synthetic set is a small one."""
+    seen = []
+    monkeypatch.setattr(
+        classification,
+        "load_synthetic_set",
+        lambda *_: synthetic(random_patches, scales=(describe_scale(DATA),)),
+    )
+
+    def fit(build, fitted, patches, *rest, **options):
+        seen.append(patches)
+
+    monkeypatch.setattr(classification.loop, "fit", fit)
+    return seen
+
+
 def test_the_sides_have_two_classes_each_and_no_patient_in_common(subsets):
     parts = (subsets.train, subsets.validation, subsets.test)
     assert sum(len(patients(part)) for part in parts) == len(set.union(*map(patients, parts)))
@@ -259,29 +276,55 @@ def test_the_baseline_does_not_depend_on_synthetic_patches(tracking_uri, tmp_pat
 
 
 def test_a_control_takes_the_place_of_the_synthetic_patches(
-    subsets, random_patches, tracking_uri, tmp_path, monkeypatch
+    subsets, trained_on, tracking_uri, tmp_path
 ):
     """What the training sees: four pools, the last two of which are real patches of training
     patients; a run of its own, told from that of the share.
     """
-    held = []
-    monkeypatch.setattr(
-        classification,
-        "load_synthetic_set",
-        lambda *_: synthetic(random_patches, scales=(describe_scale(DATA),)),
-    )
-    monkeypatch.setattr(classification.loop, "fit", lambda *arguments, **_: held.append(arguments))
     base = experiment(tracking_uri, synthetic=tmp_path)
     control = classification.select_arm(base, 0.5, 0, "copies")
     assert control.model.control == "copies" and control.model.share == 0.5
     assert control.fingerprint() != classification.select_arm(base, 0.5, 0).fingerprint()
     for arm in (control, classification.select_arm(base, 0.5, 0)):
         classification.train(arm, tmp_path, subsets)
-    (_, _, of_control, *_), (_, _, of_share, *_) = held
+    of_control, of_share = trained_on
     for patches in (of_control, of_share):
         assert patches.labels[len(subsets.train) :].tolist() == [3, 2] * 4
     assert set(of_control.patient_ids.tolist()) == patients(subsets.train)
     assert "elsewhere" in of_share.patient_ids.tolist()
+
+
+def test_fresh_patches_are_of_patients_whom_no_other_training_sees(
+    subsets, trained_on, tracking_uri, tmp_path
+):
+    base = experiment(tracking_uri, synthetic=tmp_path, patient_parts=2)
+    for share, control in ((0.0, None), (0.5, "copies"), (0.5, "fresh")):
+        arm = classification.select_arm(base, share, 0, control)
+        classification.train(arm, tmp_path, subsets)
+    alone, copies, fresh = trained_on
+    seen = patients(alone)
+    others = patients(subsets.train) - seen
+    assert seen and others and seen < patients(subsets.train)
+    real = len(alone)
+    assert patients(copies) == seen
+    assert patients(fresh.take(range(real))) == seen
+    assert patients(fresh.take(range(real, len(fresh)))) <= others
+
+
+def test_nobody_is_held_back_unless_asked_for(subsets):
+    patches, fresh = classification.hold_back(subsets.train, 1, 0)
+    assert patches is subsets.train and len(fresh) == 0
+    one, rest = classification.hold_back(subsets.train, 2, 0)
+    again, _ = classification.hold_back(subsets.train, 2, 0)
+    assert len(one) + len(rest) == len(subsets.train) and again.ids.tolist() == one.ids.tolist()
+
+
+def test_the_control_fresh_needs_patients_held_back(tracking_uri):
+    values = {"shares": (0, 0.5), "controls": ("fresh",)}
+    with pytest.raises(ValueError, match="set experiment.model.patient_parts above 1"):
+        classification.StudyConfig(experiment=experiment(tracking_uri), **values)
+    parted = experiment(tracking_uri, patient_parts=3)
+    assert classification.StudyConfig(experiment=parted, **values).controls == ("fresh",)
 
 
 def test_controls_need_a_share_to_be_compared_with(tracking_uri):

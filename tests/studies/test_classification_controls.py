@@ -74,6 +74,13 @@ def test_brightened_tissue_is_as_bright_as_synthetic_lesions_on_average(real, sy
     np.testing.assert_allclose(inside - outside, 0.5 - outside.mean(), atol=1e-6)
 
 
+def test_fresh_patches_are_those_given_and_there_must_be_some(real, synthetic):
+    made = make_control("fresh", real, synthetic)
+    assert set(np.unique(made.images[:12]).tolist()) == set(np.float32([0.8, 0.9]).tolist())
+    with pytest.raises(DataError, match="the control fresh: no patient is held back"):
+        make_control("fresh", real.take([]), synthetic)
+
+
 def test_without_an_outline_nothing_is_pasted(real, synthetic):
     boxless = make_patches([0.1, 0.8], ["normal", "mass"], [0, 0], "p")
     boxless = boxless.with_labels(np.array([0, 1]))

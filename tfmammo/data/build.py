@@ -154,8 +154,7 @@ def build(
     skipped = Skipped()
     log.info("reading the archive's tables and headers")
     mammograms = archives.read_mammograms(config.data, skipped)
-    identity = _describe_identity(config, mammograms)
-    shards = _plan_shards(config, mammograms, identity, output)
+    identity, shards = plan_shards(config, mammograms, output)
     with jobs.claim_folder(output, identity, IDENTITY):
         count = sum(len(shard.jobs) for shard in shards)
         log.info("%d mammograms in %d shards, into %s", count, len(shards), output)
@@ -234,9 +233,23 @@ def _describe_identity(config: BuildConfig, mammograms: Sequence[Mammogram]) -> 
     }
 
 
-def _plan_shards(
-    config: BuildConfig, mammograms: Sequence[Mammogram], identity: dict[str, Any], output: Path
-) -> list[Shard]:
+def plan_shards(
+    config: BuildConfig, mammograms: Sequence[Mammogram], output: Path
+) -> tuple[dict[str, Any], list[Shard]]:
+    """Plan the files of a dataset; no pixel is read.
+
+    Args:
+        config: The config.
+        mammograms: The archive's records.
+        output: The folder of the files.
+
+    Returns:
+        What decides the contents, and the files.
+
+    Raises:
+        DataError: No mammogram can give a patch.
+    """
+    identity = _describe_identity(config, mammograms)
     counts = draw_quota(mammograms, config.data)
     by_lesion = config.data.patches == "lesion"
     work = [
@@ -248,10 +261,11 @@ def _plan_shards(
     parts = [tuple(work[start : start + length]) for start in range(0, len(work), length)]
     digest = hashlib.sha256(jobs.to_json(identity).encode()).hexdigest()
     files = [f"shard-{number:05d}-of-{len(parts):05d}.tfrecord" for number in range(len(parts))]
-    return [
+    shards = [
         Shard(output, file, digest, config.data, part)
         for file, part in zip(files, parts, strict=True)
     ]
+    return identity, shards
 
 
 def _extract_patches(shard: Shard, dead_letters: Skipped) -> Iterator[tuple[Mammogram, Patch]]:

@@ -66,7 +66,7 @@ from tfmammo.detection.training import (
 from tfmammo.errors import DetectionError
 from tfmammo.export import SIGNATURE
 from tfmammo.networks import resnet_stages
-from tfmammo.optimization import build_adam, count_batches, minimize
+from tfmammo.optimization import build_adam, count_batches, minimize, unwrap
 
 STRIDE = 16  # px of the image per cell of C4 and C5
 SMALLEST = 32  # px of the image, of which C4 and C5 are 2 x 2
@@ -404,10 +404,7 @@ class LightHeadRCNN:
 
         It holds the number of batches so far, by the optimizer's saved count, and the replica.
         """
-        optimizer = self.optimizers["detector"]
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            optimizer = optimizer.inner_optimizer
-        batches = count_batches(optimizer)
+        batches = count_batches(unwrap(self.optimizers["detector"]))
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         return tf.stack([tf.cast(batches, tf.int32), tf.cast(replica, tf.int32)])
 

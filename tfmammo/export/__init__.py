@@ -25,13 +25,14 @@ from tfmammo.export.card import (
     locate,
     read_card,
 )
-from tfmammo.export.onnx import load_onnx, write_onnx
+from tfmammo.export.onnx import write_onnx
 from tfmammo.export.reading import (
     LoadedFunction,
     assign,
     hash_files,
     load,
     load_identified,
+    load_onnx,
     predict,
 )
 from tfmammo.export.writing import Exportable, export, remove_leftovers, write_saved_models

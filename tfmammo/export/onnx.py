@@ -1,4 +1,4 @@
-"""A function of an export as an ONNX file, which ONNX Runtime answers from.
+"""Writing a function of an export as an ONNX file, from which ONNX Runtime answers.
 
 On a CPU that is faster for single patches. The package tf2onnx converts; it and ONNX Runtime come
 with the extra `onnx`.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -19,10 +18,11 @@ import tensorflow as tf
 from tfmammo import filesystem
 from tfmammo.errors import ExportError
 from tfmammo.export.card import SIGNATURE, Tensors, locate, read_card, summarize
+from tfmammo.export.reading import SAME, load_onnx, load_saved_model
+from tfmammo.export.writing import draw_inputs
 
 OPSET = 17  # of ONNX: the latest that tf2onnx tests
 TOLERANCE = 1e-4  # of answers; float32 sums in another order differ by some 1e-6
-SAME = "_out"  # ends the name of an output that an input has too, which ONNX forbids
 
 
 def write_onnx(directory: Path, function: str, file: Path) -> Path:
@@ -46,18 +46,14 @@ def write_onnx(directory: Path, function: str, file: Path) -> Path:
     from tf2onnx import convert
 
     card = read_card(directory)
-    if function not in card["functions"]:
-        raise ExportError(
-            f"{directory}: has no function {function}, only {', '.join(card['functions'])}"
-        )
+    loaded = load_saved_model(directory, function, card)
+    call = loaded.signatures[SIGNATURE]
     folder = locate(Path(directory)) / function
     inputs = card["functions"][function]["inputs"]
     specs = [tf.TensorSpec(each["shape"], tf.float32, name) for name, each in inputs.items()]
-    patches = _draw_patches(inputs)
+    patches = draw_inputs({spec.name: spec for spec in specs})
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        loaded = tf.saved_model.load(str(folder))
-        call = loaded.signatures[SIGNATURE]
 
         @tf.function(input_signature=specs)
         def answer(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -68,41 +64,10 @@ def write_onnx(directory: Path, function: str, file: Path) -> Path:
             model, _ = convert.from_function(answer, input_signature=specs, opset=OPSET)
         with filesystem.atomic_file(file) as part:
             part.write_bytes(model.SerializeToString())
-            expected = call(**{name: tf.constant(values) for name, values in patches.items()})
-            _compare_answers(load_onnx(part)(**patches), expected)
+            _compare_answers(load_onnx(part)(**patches), call(**patches))
     except Exception as error:  # tf2onnx's own, of several classes
         raise ExportError(f"{folder}: can't be written as ONNX ({summarize(error)})") from error
     return file
-
-
-def load_onnx(file: Path) -> Callable[..., Tensors]:
-    """Load an ONNX file that `write_onnx` made.
-
-    Returns:
-        Takes float32 arrays by name, and returns float32 arrays by the card's names.
-
-    Raises:
-        ExportError: There is no such file, or it can't be read.
-        ModuleNotFoundError: onnxruntime is missing.
-    """
-    import onnxruntime
-
-    if not file.is_file():
-        raise ExportError(f"{file}: there is no such file")
-    try:
-        session = onnxruntime.InferenceSession(
-            file.read_bytes(), providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime's own, of several classes
-        raise ExportError(f"{file}: can't be read as ONNX ({summarize(error)})") from None
-    names = [output.name for output in session.get_outputs()]
-
-    def answer(**values: Any) -> Tensors:
-        arrays = {name: np.asarray(value, np.float32) for name, value in values.items()}
-        outputs = session.run(names, arrays)
-        return {name.removesuffix(SAME): value for name, value in zip(names, outputs, strict=True)}
-
-    return answer
 
 
 @contextmanager
@@ -117,14 +82,6 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             log.setLevel(level)
-
-
-def _draw_patches(inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    generator = np.random.default_rng(0)
-    return {
-        name: generator.random([2, *description["shape"][1:]], np.float32)
-        for name, description in inputs.items()
-    }
 
 
 def _compare_answers(found: Tensors, expected: Mapping[str, tf.Tensor]) -> None:

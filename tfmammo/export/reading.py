@@ -29,10 +29,10 @@ from tfmammo.export.card import (
     read_card,
     summarize,
 )
-from tfmammo.export.onnx import load_onnx
 from tfmammo.mammogram import ID_KEY, key_fault
 
 log = logging.getLogger(__name__)
+SAME = "_out"  # ends the name of an output that an input has too, which ONNX forbids
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ def load(
     if runtime == "onnx":
         answer = load_onnx(locate(Path(directory)) / f"{function}.onnx")
     else:
-        answer = _make_answer(_load_saved_model(directory, function, card))
+        answer = _make_answer(load_saved_model(directory, function, card))
     return _make_caller(answer, directory, function, card)
 
 
@@ -103,7 +103,7 @@ def load_identified(
     """
     function = find_function(directory, inputs, outputs)
     card = read_card(directory)
-    loaded = _load_saved_model(directory, function, card)
+    loaded = load_saved_model(directory, function, card)
     if read_card(directory) != card:
         raise ExportError(f"{directory}: was replaced while it was read; try again")
     description = card["functions"][function]
@@ -146,7 +146,42 @@ def hash_files(directory: Path, function: str) -> str:
     return content.hexdigest()
 
 
-def _load_saved_model(directory: Path, function: str, card: Mapping[str, Any]) -> Any:
+def load_onnx(file: Path) -> Callable[..., Tensors]:
+    """Load an ONNX file that `write_onnx` made.
+
+    Returns:
+        Takes float32 arrays by name, and returns float32 arrays by the card's names.
+
+    Raises:
+        ExportError: There is no such file, or it can't be read.
+        ModuleNotFoundError: onnxruntime is missing.
+    """
+    import onnxruntime
+
+    if not file.is_file():
+        raise ExportError(f"{file}: there is no such file")
+    try:
+        session = onnxruntime.InferenceSession(
+            file.read_bytes(), providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's own, of several classes
+        raise ExportError(f"{file}: can't be read as ONNX ({summarize(error)})") from None
+    names = [output.name for output in session.get_outputs()]
+
+    def answer(**values: Any) -> Tensors:
+        arrays = {name: np.asarray(value, np.float32) for name, value in values.items()}
+        outputs = session.run(names, arrays)
+        return {name.removesuffix(SAME): value for name, value in zip(names, outputs, strict=True)}
+
+    return answer
+
+
+def load_saved_model(directory: Path, function: str, card: Mapping[str, Any]) -> Any:
+    """Load the SavedModel of one function of an export, whose card is known.
+
+    Raises:
+        ExportError: There is no such function, or its SavedModel is damaged.
+    """
     if function not in card["functions"]:
         raise ExportError(
             f"{directory}: has no function {function}, only {', '.join(card['functions'])}"

@@ -139,7 +139,7 @@ def _write_function(name: str, function: Any, model: Exportable, folder: Path) -
     module.weights = [variable.value for variable in network.variables]
     module.others = list(concrete.graph.variables)  # a function may use more than its own network
     tf.saved_model.save(module, str(folder), signatures={SIGNATURE: concrete})
-    inputs = _random_inputs(specs)
+    inputs = draw_inputs(specs)
     with _keep_state(network):
         eager = {key: output.numpy() for key, output in function.python_function(**inputs).items()}
     saved = tf.saved_model.load(str(folder))
@@ -172,7 +172,8 @@ def _check_float32(name: str, concrete: Any) -> None:
             )
 
 
-def _random_inputs(specs: Mapping[str, tf.TensorSpec]) -> dict[str, tf.Tensor]:
+def draw_inputs(specs: Mapping[str, tf.TensorSpec]) -> dict[str, tf.Tensor]:
+    """Draw two random patches in [0, 1] for each input, always the same."""
     generator = np.random.default_rng(0)
     shapes = {name: [2, *spec.shape[1:]] for name, spec in specs.items()}
     return {

@@ -62,6 +62,8 @@ class CANConfig(Frozen):
     """Weight of I's L2 term."""
     learning_rate: PositiveFloat = 2e-4
     """Adam's learning rate, of all networks."""
+    discriminator_rate: PositiveFloat | None = None
+    """Adam's learning rate of D, which is a departure; null: learning_rate."""
     beta_1: float = Field(default=0.5, ge=0, lt=1)
     """Adam's decay of the first moment."""
     adversarial: Literal["non_saturating", "as_printed"] = "non_saturating"
@@ -131,7 +133,13 @@ class CAN(Trainable):
         # One backward pass through D serves two losses. This makes a step faster and does not
         # change what it computes; see `discriminate`.
         self.shares_gradients = config.average == "responses" or config.adversarial == "as_printed"
-        self.optimizers = build_adam(self.networks, config.learning_rate, config.beta_1)
+        players = {"generator": self.generator, "inverter": self.inverter}
+        judge = {"discriminator": self.discriminator}
+        rate = config.discriminator_rate or config.learning_rate
+        self.optimizers = {
+            **build_adam(players, config.learning_rate, config.beta_1),
+            **build_adam(judge, rate, config.beta_1),
+        }
 
     def discriminate(self, mask: tf.Tensor, image: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Compute D(M; Im): float32 logits, one for each patch of the pair.

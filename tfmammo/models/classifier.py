@@ -36,7 +36,7 @@ from tfmammo.config import Frozen
 from tfmammo.errors import ConfigError
 from tfmammo.layers import step_seed
 from tfmammo.networks import Trainable, resnet_stages
-from tfmammo.optimization import build_adam, count_batches, minimize
+from tfmammo.optimization import build_adam, count_batches, minimize, unwrap
 
 # what a training patch's label is an index of
 POOLS = ("real normal", "real lesion", "synthetic normal", "synthetic lesion")
@@ -44,7 +44,7 @@ BLOCKS = (3, 4, 6, 3)  # ResNet-50's
 SMALLEST = 32  # px, whose last map is one px
 
 
-Control = Literal["copies", "pasted", "brightened"]
+Control = Literal["copies", "pasted", "brightened", "fresh"]
 
 
 class ClassifierConfig(Frozen):
@@ -73,6 +73,10 @@ class ClassifierConfig(Frozen):
     control: Control | None = None
     """What takes the place of the synthetic patches, to see whether a gain is theirs; see
     studies/classification_controls.py. null: they are used themselves.
+    """
+    patient_parts: PositiveInt = 1
+    """Real patches are those of one of this many parts of the training patients. The control
+    "fresh" draws from the other parts.
     """
     decay: float = Field(default=0.1, ge=0, le=1)
     """How much the share decays every decay_every: a factor of 1 - decay, or with decay_as "points"
@@ -229,10 +233,7 @@ class Classifier(Trainable):
 
         The optimizer counts them, so they are saved.
         """
-        optimizer = self.optimizers["classifier"]
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            optimizer = optimizer.inner_optimizer
-        return count_batches(optimizer)
+        return count_batches(unwrap(self.optimizers["classifier"]))
 
 
 def share_at(config: ClassifierConfig, samples: tf.Tensor | int) -> tf.Tensor:

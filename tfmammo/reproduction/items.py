@@ -474,6 +474,13 @@ EXTRAS = (
         "stress/curves.png",
     ),
     Extra(
+        "can_lattice",
+        "CAN's lattice",
+        "What makes the lattice in CAN's images? One change at a time, all else as printed.",
+        ("can_lattice",),
+        picture="can_lattice/sheet-random.png",
+    ),
+    Extra(
         "audit",
         "Memory audit of generators",
         "Can anybody tell from a generator which patients it was trained on?",

@@ -51,7 +51,7 @@ class StudyConfig(Frozen):
     """
     controls: tuple[Control, ...] = CONTROLS
     """What takes the place of the synthetic patches in further trainings; see
-    classification_controls.py.
+    classification_controls.py. "fresh" needs experiment.model.patient_parts above 1.
     """
     control_share: float = Field(default=0.5, gt=0, le=1)
     """Their share at the start of a training, one of `shares`."""
@@ -96,6 +96,11 @@ class StudyConfig(Frozen):
             raise ValueError(
                 f"control_share {self.control_share:g} is none of shares, so that no training with "
                 "synthetic patches could be compared with the controls (controls=[]: none)"
+            )
+        if "fresh" in self.controls and self.experiment.model.patient_parts == 1:
+            raise ValueError(
+                "the control fresh needs patients that are held back: set "
+                "experiment.model.patient_parts above 1"
             )
         if self.experiment.training.steps is None:
             raise ValueError("experiment.training.steps must be given")
@@ -201,6 +206,29 @@ def check_synthetic(synthetic: PatchSet, held_out: Iterable[str], data: DataConf
     check_binary(patches.with_labels(patches.kinds != "normal"), folder)
 
 
+def hold_back(patches: Patches, parts: int, seed: int) -> tuple[Patches, Patches]:
+    """Part the training patients, and give one part to the trainings.
+
+    Args:
+        patches: Training patches, labelled 0 normal and 1 lesion.
+        parts: How many parts; 1 holds nobody back.
+        seed: Decides which patient is in which part.
+
+    Returns:
+        The patches of one part, and those of the patients held back.
+
+    Raises:
+        DataError: There are fewer patients than parts, or a class is missing on one side.
+    """
+    if parts == 1:
+        return patches, patches.take([])
+    held_back, seen = splits.split_by_patient(patches.patient_ids, parts, 0, seed)
+    of_part, fresh = patches.take(seen), patches.take(held_back)
+    check_binary(of_part, f"one of {parts} parts of the training patients")
+    check_binary(fresh, f"{parts - 1} of {parts} parts of the training patients")
+    return of_part, fresh
+
+
 def join_synthetic(real: Patches, synthetic: Patches) -> Patches:
     """Join real and synthetic patches in the four pools of models.classifier.POOLS.
 
@@ -231,14 +259,15 @@ def train(
         DataError: See `split_subsets` and `check_synthetic`.
     """
     subsets = subsets or split_subsets(experiment.data, experiment.model.positives, output)
-    patches = subsets.train
+    parts = experiment.model.patient_parts
+    patches, fresh = hold_back(subsets.train, parts, experiment.data.seed)
     fitted = experiment
     if experiment.model.share:
         synthetic = load_synthetic_set(experiment, subsets.list_held_out_patients())
         pool = synthetic.patches
         if experiment.model.control:
-            seed = experiment.training.seed
-            pool = make_control(experiment.model.control, patches, pool, seed)
+            source = fresh if experiment.model.control == "fresh" else patches
+            pool = make_control(experiment.model.control, source, pool, experiment.training.seed)
         patches = join_synthetic(patches, pool)
         experiment = set_decay_samples(experiment, len(patches))
         fitted = experiment.model_copy(update={"training": _double_batch(experiment.training)})

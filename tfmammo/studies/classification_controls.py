@@ -7,12 +7,16 @@ control makes as many patches of each class as the synthetic set has, out of rea
     pasted        a lesion, cut out along its outline and pasted into a normal patch; normal patches
     brightened    a normal patch, brighter within the outline of a synthetic lesion by as much as
                   synthetic lesions are on average; normal patches
+    fresh         lesions and normal patches of training patients whom no classifier sees otherwise
+
+The last one is a positive control: what a perfect generator would bring. Where it brings nothing
+either, the study could not have found a gain.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +25,13 @@ from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
 from tfmammo.models.classifier import Control
 
-CONTROLS: tuple[Control, ...] = get_args(Control)
+CONTROLS: tuple[Control, ...] = ("copies", "pasted", "brightened")
+IN_WORDS: Mapping[Control, str] = {
+    "copies": "the same ones again",
+    "pasted": "a lesion pasted into normal tissue",
+    "brightened": "normal tissue brightened by as much as synthetic lesions are",
+    "fresh": "those of patients whom no other training sees",
+}
 
 
 def make_control(control: Control, real: Patches, synthetic: Patches, seed: int = 0) -> Patches:
@@ -29,7 +39,8 @@ def make_control(control: Control, real: Patches, synthetic: Patches, seed: int 
 
     Args:
         control: Which ones.
-        real: Training patches, labelled 0 normal and 1 lesion, with the lesions' masks.
+        real: Training patches, labelled 0 normal and 1 lesion, with the lesions' masks; for "fresh"
+            those of the patients held back.
         synthetic: Patches of the kinds mass, calcification and normal, with masks of what was
             added.
         seed: Decides which real patches are drawn.
@@ -38,8 +49,10 @@ def make_control(control: Control, real: Patches, synthetic: Patches, seed: int 
         As many patches as the set has, of the same kinds in the same order.
 
     Raises:
-        DataError: "pasted" finds no lesion with an outline.
+        DataError: "pasted" finds no lesion with an outline, or no patient is held back for "fresh".
     """
+    if not len(real):
+        raise DataError(f"the control {control}: no patient is held back (model.patient_parts=1)")
     random = np.random.default_rng(seed)
     is_lesion = (synthetic.kinds != "normal").astype(np.uint8)
     lesions = np.flatnonzero(real.labels == 1)
@@ -51,7 +64,8 @@ def make_control(control: Control, real: Patches, synthetic: Patches, seed: int 
     backgrounds = normal[random.integers(len(normal), size=len(synthetic))]
     sources = lesions[random.integers(len(lesions), size=len(synthetic))]
 
-    rows = np.where(is_lesion > 0, sources, backgrounds) if control == "copies" else backgrounds
+    is_untouched = control in ("copies", "fresh")
+    rows = np.where(is_lesion > 0, sources, backgrounds) if is_untouched else backgrounds
     images = real.images[rows]
     masks = real.masks[rows]
     if control == "pasted":

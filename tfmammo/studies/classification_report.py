@@ -34,6 +34,7 @@ from tfmammo.studies.classification_cases import (
     draw_pairs,
     tabulate_moves,
 )
+from tfmammo.studies.classification_controls import IN_WORDS
 from tfmammo.studies.classification_effects import (
     draw_embedding,
     edit_patches,
@@ -441,9 +442,9 @@ def tabulate_controls(
         "p of that",
     ]
     title = (
-        "Controls, patches made of real training patches in place of the synthetic ones: the same "
-        "ones again, a lesion pasted into normal tissue, normal tissue brightened by as much as "
-        f"synthetic lesions are; p with Holm's correction over {len(means)} controls"
+        "Controls, patches made of real training patches in place of the synthetic ones: "
+        f"{', '.join(IN_WORDS[control] for control in controls)}; "
+        f"p with Holm's correction over {len(means)} controls"
     )
     return Table(title, columns, body)
 

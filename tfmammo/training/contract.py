@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfmammo.config import TrainingConfig
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError, TrainingError
-from tfmammo.optimization import Adam
+from tfmammo.optimization import Adam, unwrap
 
 # tf.functions: TensorFlow has no public type for one with an input_signature
 Functions = dict[str, Any]
@@ -112,9 +112,7 @@ def check_exchange(model: Any, config: TrainingConfig) -> None:
     reason = getattr(model, "not_for_accumulation", None)
     if config.accumulate > 1 and reason:
         raise ConfigError(f"training.accumulate: {model.name} takes one batch a step, {reason}")
-    for optimizer in model.optimizers.values():
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            optimizer = optimizer.inner_optimizer
+    for optimizer in map(unwrap, model.optimizers.values()):
         if config.exchange != "float32" and not isinstance(optimizer, Adam):
             raise ConfigError(
                 f"training.exchange: {model.name} is trained by Keras's "
