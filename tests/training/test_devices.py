@@ -31,7 +31,7 @@ def test_auto_precision_follows_the_gpus(monkeypatch, capabilities, policy):
     ]
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda place: details[place])
     assert devices.choose_precision(TrainingConfig(), range(len(details))) == policy
-    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(devices, "cpu_has_amx", lambda: False)
     assert (
         devices.choose_precision(TrainingConfig(devices=["CPU:0"]), range(len(details)))
         == "float32"
@@ -42,9 +42,16 @@ def test_auto_precision_follows_the_gpus(monkeypatch, capabilities, policy):
     )
 
 
-@pytest.mark.parametrize(("found", "policy"), [(True, "mixed_bfloat16"), (False, "float32")])
-def test_auto_precision_follows_the_cpu(monkeypatch, found, policy):
-    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: found)
+@pytest.mark.parametrize(
+    ("flags", "policy"),
+    [
+        ("avx512f avx512_bf16 amx_bf16 amx_tile", "mixed_bfloat16"),
+        ("avx512f avx512_bf16", "float32"),  # its products are slower in bfloat16
+        ("avx2", "float32"),
+    ],
+)
+def test_auto_precision_follows_the_cpu(monkeypatch, flags, policy):
+    monkeypatch.setattr(devices.Path, "read_text", lambda path, encoding: f"flags : {flags}\n")
     assert devices.choose_precision(TrainingConfig(), []) == policy
     assert (
         devices.choose_precision(TrainingConfig(precision="mixed_float16"), []) == "mixed_float16"

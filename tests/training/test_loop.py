@@ -5,6 +5,7 @@ traced five times as fast as a small CAN's.
 """
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -93,6 +94,23 @@ def test_a_run_leaves_checkpoints_pictures_a_model_and_a_history(
     best = client.get_model_version_by_alias("tfmammo-can", "best")
     scores = [m.value for m in client.get_metric_history(run.info.run_id, "validation_dice")]
     assert float(best.tags["validation_dice"]) == pytest.approx(max(scores), abs=1e-5)
+
+
+def test_a_finished_run_is_not_validated_again(tiny_can, random_patches, tmp_path):
+    validated = []
+
+    def validate(functions, held_out):
+        validated.append(len(held_out))
+        return {"dice": 0.25}
+
+    output = tmp_path / "run"
+    first = fit(tiny_can(), random_patches, output, validate)
+    assert validated.count(3) == 2  # the config's steps 2 and 4
+    assert fit(tiny_can(), random_patches, output, validate) == first == {"dice": 0.25}
+    assert len(validated) == 2
+    shutil.rmtree(output / "export")  # stopped between checkpoint and export
+    assert fit(tiny_can(), random_patches, output, validate) == first
+    assert len(validated) == 3 and export.read_card(output / "export")["step"] == 4
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -50,7 +51,7 @@ class Exporter:
         best_is_last = best is None or folder.parse_step(best) == last_step
         for name in ("best", "export"):
             export.remove_leftovers(output / name)
-        if self._read_exported_step() == last_step:
+        if self._read_exported_card():
             log.info("step %s is already exported to %s", f"{last_step:,}", output / "export")
         else:
             log.info("exporting step %s to %s", f"{last_step:,}", output / "export")
@@ -64,11 +65,18 @@ class Exporter:
             self._register("best", True)
         self._register("export", best_is_last)
 
-    def _read_exported_step(self) -> int | None:
+    def read_metrics(self) -> dict[str, float]:
+        """Read the held-out metrics of the present step from its export; {} if there is none."""
+        metrics: dict[str, float] = self._read_exported_card().get("metrics", {})
+        return metrics
+
+    def _read_exported_card(self) -> dict[str, Any]:
+        """Read the export's card; {} if it is not of the present step."""
         try:
-            return export.read_card(self.task.output / "export").get("step")
+            card = export.read_card(self.task.output / "export")
         except ExportError:
-            return None
+            return {}
+        return card if card.get("step") == int(self.state.step) else {}
 
     def _export_best(self) -> None:
         """Export the best weights, then restore the last ones."""

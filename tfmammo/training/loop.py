@@ -271,7 +271,8 @@ class _Training:
                     self.group.wait()
                     raise Interrupted(stop, f"at step {step:,}")
         if not metrics and self.group.is_chief:
-            return self.task.validate(self.functions, self.task.held_out)
+            exported = Exporter(self.task, self.state, self.run_log).read_metrics()
+            return exported or self.task.validate(self.functions, self.task.held_out)
         return metrics
 
     def _announce(self) -> Callable[[int, float], None] | None:
