@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -286,10 +287,10 @@ def _decode_rle(where: str, counts: Any, rows: int, cols: int) -> NDArray[np.uin
         or runs.sum() != rows * cols
     ):
         raise ArchiveError(f"{where}: its RLE does not fill {rows} x {cols} px")
-    mask = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(cols, rows).T
-    if not mask.any():
+    if not runs[1::2].any():
         raise ArchiveError(f"{where}: its RLE marks nothing")
-    return mask
+    columns = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(cols, rows)
+    return cv2.transpose(columns)  # in blocks; whatever reads NumPy's view takes four times as long
 
 
 def _decode_runs(text: str) -> list[int]:

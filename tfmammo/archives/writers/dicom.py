@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,10 @@ def write_dicom(
         if value is not None:
             setattr(dataset, name, value)
     order = f"{'<' if syntax.is_little_endian else '>'}{'i' if signed else 'u'}{allocated // 8}"
-    dataset.PixelData = stored.astype(order, copy=False).tobytes()
+    pixels = stored.astype(order, copy=False).tobytes()
+    # pydicom copies bytes twice before it writes them; of a buffer it gives an odd length as it is
+    even = pixels + b"\0" * (len(pixels) % 2)
+    dataset.PixelData = pixels if syntax.is_compressed else BytesIO(even)
     dataset["PixelData"].VR = "OB" if allocated == 8 and syntax != ImplicitVRLittleEndian else "OW"
     if syntax.is_compressed:
         dataset.compress(syntax)
