@@ -235,6 +235,36 @@ class PatchDiscriminator(Network):
         return self.to_float32(self.head(self.pad(x)))
 
 
+class MultiScaleDiscriminator(Network):
+    """Patch discriminators of several receptive fields, which judge the same input.
+
+    Call arguments:
+        x: As of each `PatchDiscriminator`.
+
+    Call returns:
+        float32 logits [batch, n, 1, 1], of all patches of all of them.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        strided: Sequence[int],
+        filters: int,
+        size: int,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        self.scales = [PatchDiscriminator(channels, count, filters, size) for count in strided]
+        self.receptive_field = max(scale.receptive_field for scale in self.scales)
+        self(keras.Input((size, size, channels), batch_size=1))
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """See the class."""
+        logits = [scale(x, training=training) for scale in self.scales]
+        flat = [tf.reshape(each, [-1, each.shape[1] * each.shape[2], 1, 1]) for each in logits]
+        return tf.concat(flat, axis=1)
+
+
 def unet_features(
     features: keras.KerasTensor, widths: Sequence[int], dropout: float
 ) -> keras.KerasTensor:

@@ -92,6 +92,37 @@ def test_d_alone_takes_a_rate_of_its_own():
     assert float(slow["generator"].learning_rate) == pytest.approx(2e-4)
 
 
+def test_discriminators_of_several_scales_judge_alike():
+    can = small(discriminator_strided=(1, 2))
+    mask, image = (value * 2 - 1 for value in batch().values())
+    logits = can.discriminate(mask, image)
+    pair = tf.concat([mask, image], axis=-1)
+    alone = [scale(pair).numpy().reshape(2, -1) for scale in can.discriminator.scales]
+    assert [each.shape[1] for each in alone] == [6 * 6, 2 * 2]
+    np.testing.assert_array_equal(logits.numpy().reshape(2, -1), np.concatenate(alone, axis=1))
+    assert can.discriminator.receptive_field == 34
+    before = read_weights(can)
+    can.train_step(batch())
+    after = read_weights(can)
+    for scale in can.discriminator.scales:
+        assert scale.trainable_variables
+    assert all(
+        np.any(old != new)
+        for old, new in zip(before["discriminator"], after["discriminator"], strict=True)
+    )
+
+
+def test_dropout_at_inference_draws_by_the_mask_alone():
+    masks = batch()["mask"]
+    usual = small(dropout=0.5).synthesize(masks).numpy()
+    noisy = small(dropout=0.5, dropout_at_inference=True)
+    images = noisy.synthesize(masks).numpy()
+    assert np.abs(images - usual).max() > 0.01
+    np.testing.assert_allclose(noisy.synthesize(masks[1:]), images[1:], atol=1e-6)
+    image = batch()["image"]
+    np.testing.assert_array_equal(noisy.segment(image), small(dropout=0.5).segment(image))
+
+
 def test_the_papers_networks(monkeypatch):
     can = build_without_memory(CAN, monkeypatch)
     counts = {"generator": 54_407_809, "inverter": 54_407_809, "discriminator": 135_489}

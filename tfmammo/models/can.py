@@ -42,14 +42,21 @@ Departures and what the paper leaves open:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from tfmammo.config import Frozen
+from tfmammo.layers import patch_seeds
 from tfmammo.losses import l1, l2_norm, log_fake, log_real, mean_square
-from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, Trainable, UNet256
+from tfmammo.networks import (
+    PIX2PIX_FILTERS,
+    MultiScaleDiscriminator,
+    PatchDiscriminator,
+    Trainable,
+    UNet256,
+)
 from tfmammo.optimization import build_adam, call_sharing_gradients, minimize
 
 
@@ -80,8 +87,14 @@ class CANConfig(Frozen):
     """How G and I enlarge maps: by transposed convolutions, or by nearest neighbours and a
     convolution, which is a departure.
     """
-    discriminator_strided: PositiveInt = 1
-    """Stride-2 convolutions of D; 1 gives the paper's 16 px patches."""
+    dropout_at_inference: bool = False
+    """Whether G drops at inference too, as Pix2Pix does, which is a departure. Equal masks give
+    equal images.
+    """
+    discriminator_strided: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = 1
+    """Stride-2 convolutions of D; 1 gives the paper's 16 px patches. Several, [2, 3], give as many
+    discriminators, whose responses count alike, which is a departure.
+    """
     discriminator_filters: PositiveInt = 64
     """Filters of D's first convolution."""
 
@@ -118,12 +131,12 @@ class CAN(Trainable):
             )
             for name in ("generator", "inverter")
         )
-        self.discriminator = PatchDiscriminator(
-            2,
-            config.discriminator_strided,
-            config.discriminator_filters,
-            size=size,
-            name="discriminator",
+        strided = config.discriminator_strided
+        discriminator = (2, strided, config.discriminator_filters, size, "discriminator")
+        self.discriminator = (
+            PatchDiscriminator(*discriminator)
+            if isinstance(strided, int)
+            else MultiScaleDiscriminator(*discriminator)
         )
         self.networks = {
             "generator": self.generator,
@@ -218,7 +231,8 @@ class CAN(Trainable):
         Returns:
             Image, float32, same shape, [0, 1].
         """
-        return self.generator(mask * 2 - 1) * 0.5 + 0.5
+        seeds = patch_seeds(mask, 0) if self.config.dropout_at_inference else None
+        return self.generator(mask * 2 - 1, seeds=seeds) * 0.5 + 0.5
 
     def segment(self, image: tf.Tensor) -> tf.Tensor:
         """Segment images by I.
