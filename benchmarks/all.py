@@ -5,8 +5,8 @@ python benchmarks/all.py OUTPUT.json [--only step inference ...] [--runs 3]
 Each benchmark runs as often as --runs says, one after the other, never two at once; a run is the
 whole list. How each side of a training step is fastest is found in the first run and kept in the
 others: that sweep is most of the time. In bfloat16 it tries the allocators that were the fastest in
-float32. OUTPUT.json holds the machine, every line of every run, and
-for each ratio its median and range over the runs. A table in Markdown goes to the standard output.
+float32. OUTPUT.json holds the machine, every line of every run, and for each ratio (and the seconds
+of a start) its median and range over the runs. A table in Markdown goes to the standard output.
 What OUTPUT.json holds already is not measured again, so that a stopped run goes on. A machine with
 other work on more than 0.3 of its cores' time is refused: that makes every ratio with PyTorch too
 good. Time: hours.
@@ -37,6 +37,8 @@ from tfmammo.filesystem import write_atomically
 
 MOST_LOAD = 0.3  # of the cores' time
 WAIT = 60  # s
+# Besides the ratios: parts of a whole, multiples, and seconds that users wait.
+SUMMED_UP = ("loss", "overhead", "share", "waited", "over_step", "help_s", "training_s")
 PACKAGES = ("tensorflow", "keras", "torch", "onnxruntime", "numpy")
 # name: script and arguments
 BENCHMARKS: Mapping[str, tuple[str, ...]] = {
@@ -74,6 +76,7 @@ BENCHMARKS: Mapping[str, tuple[str, ...]] = {
         for model, batch in {"can": ("--batch", "4"), "infilling": (), "cgan": ()}.items()
     },
     "serving": ("serving",),
+    "startup": ("startup",),
 }
 
 
@@ -231,7 +234,7 @@ def walk(value: Any, place: str, is_ratio: bool = False) -> Iterator[tuple[str, 
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key not in ("sweep", "rounds"):
-                named = re.search(r"(^|_)ratios?$", key) or key in ("loss", "overhead", "share")
+                named = re.search(r"(^|_)ratios?$", key) or key in SUMMED_UP
                 is_inside = is_ratio or bool(named)
                 yield from walk(inner, f"{place}.{key}" if place else key, is_inside)
     elif isinstance(value, list):

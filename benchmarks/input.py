@@ -4,9 +4,11 @@ python benchmarks/input.py [--only dicom pipeline beam index] [--files N]
 
 dicom: a DICOM file to pixels, over pydicom's own decoding and look-up tables of the same files
 (wanted: at most 1.3). pipeline: patches a second from memory and from records, over what a
-full-size CAN consumes (wanted: at least 20). beam: a build with one worker over one with two, wall
-clock with their start (wanted: at least 1.5 on two idle cores). index: reading an archive's tables
-and headers, per 10,000 images, for three sizes of it (wanted: the same for each).
+full-size CAN consumes (wanted: at least 20), and the part of its time that a consumer of 200 steps
+a second waits for them, which sleeps in its steps as a host does beside a GPU. beam: a build with
+one worker over one with two, wall clock with their start (wanted: at least 1.5 on two idle cores).
+index: reading an archive's tables and headers, per 10,000 images, for three sizes of it (wanted:
+the same for each).
 
 Everything is made from the phantom, in a temporary folder. Time: about five minutes on two idle
 cores.
@@ -19,12 +21,10 @@ import gc
 import json
 import logging
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,7 @@ import cv2
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from processes import time_workers
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless
 
@@ -46,6 +47,7 @@ PARTS = ("dicom", "pipeline", "beam", "index")
 WRITERS: dict[str, Callable[..., list[Path]]] = {"inbreast": inbreast.write, "vindr": vindr.write}
 SYNTAXES = {"uncompressed": ExplicitVRLittleEndian, "JPEG 2000": JPEG2000Lossless}
 REPEATS = 5
+FAST = 200  # steps a second, of a consumer that sleeps
 
 
 def measure_dicom(options: argparse.Namespace, folder: Path) -> dict[str, object]:
@@ -118,6 +120,7 @@ def measure_pipeline(options: argparse.Namespace, folder: Path) -> dict[str, obj
     records = Records.open(folder / "records")
     step = _time_step(options)
     rates = {}
+    waited = {}
     for name, source in (("memory", records.load()), ("records", records)):
         stream = iter(batches(source, 1, seed=0, augment=True))
         for _ in range(20):
@@ -126,16 +129,33 @@ def measure_pipeline(options: argparse.Namespace, folder: Path) -> dict[str, obj
         for _ in range(options.draws):
             next(stream)
         rates[name] = options.draws / (time.perf_counter() - start)
+        waited[name] = _measure_waiting(stream, options.draws)
     return {
         "patches": len(records),
         "size": options.size,
         "can_step_s": round(step, 4),
         "wanted": ">= 20",
         **{
-            name: {"patches_per_s": round(rate, 1), "over_step": round(rate * step, 1)}
+            name: {
+                "patches_per_s": round(rate, 1),
+                "over_step": round(rate * step, 1),
+                "waited": round(waited[name], 4),
+            }
             for name, rate in rates.items()
         },
     }
+
+
+def _measure_waiting(stream: Iterator[object], steps: int) -> float:
+    """Measure the part of its time that a consumer of FAST steps a second waits for the stream."""
+    waited = 0.0
+    start = time.perf_counter()
+    for _ in range(steps):
+        asked = time.perf_counter()
+        next(stream)
+        waited += time.perf_counter() - asked
+        time.sleep(1 / FAST)
+    return waited / (time.perf_counter() - start)
 
 
 def _time_step(options: argparse.Namespace) -> float:
@@ -159,34 +179,12 @@ def _time_step(options: argparse.Namespace) -> float:
 def measure_beam(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     """Measure wall-clock seconds of the same build with one and with two processes."""
     (folder / "build.yaml").write_text("name: benchmark\n", encoding="utf-8")
-    seconds = {}
-    for workers in (1, 2):
-        command = [
-            sys.executable,
-            "-m",
-            "tfmammo.data.build",
-            "--config",
-            folder / "build.yaml",
-            "--output",
-            folder / str(workers),
-        ]
-        flags = ["--direct_running_mode", "multi_processing", "--direct_num_workers", workers]
-        overrides = [
-            "--set",
-            f"data.phantoms={options.mammograms}",
-            f"data.size={options.size}",
-            "build.shard_mammograms=2",
-        ]
-        start = time.perf_counter()
-        subprocess.run(
-            [str(word) for word in (*command, *overrides, *flags)], check=True, capture_output=True
-        )
-        seconds[workers] = time.perf_counter() - start
+    overrides = (f"data.phantoms={options.mammograms}", f"data.size={options.size}")
+    config = ("--config", folder / "build.yaml", "--set", *overrides, "build.shard_mammograms=2")
+    one_worker, two_workers = time_workers(("-m", "tfmammo.data.build", *config), folder)
     same_bytes = (folder / "1" / "manifest.json").read_bytes() == (
         folder / "2" / "manifest.json"
     ).read_bytes()
-    one_worker = seconds[1]
-    two_workers = seconds[2]
     return {
         "mammograms": options.mammograms,
         "one_worker_s": round(one_worker, 2),

@@ -37,6 +37,7 @@ def make_answers(
     batch: dict[str, np.ndarray],
     precision: str,
     folder: Path,
+    device: str,
     naive: bool,
 ) -> dict[str, Callable[[], Any]]:
     """Build a model and return the answers to what the parent process asks for.
@@ -48,9 +49,14 @@ def make_answers(
         batch: Of every step.
         precision: float32 or bfloat16.
         folder: Of the files.
+        device: "cpu" or "gpu".
         naive: Apply `strip_optimizations`, with the weights of the folder. Otherwise the files are
             written to the folder, once.
+
+    Raises:
+        SystemExit: TensorFlow has no GPU, and one is wanted.
     """
+    memory = choose_device(device)
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
     paper_model = build_model(model, values, size)
@@ -74,10 +80,25 @@ def make_answers(
 
     return {
         "losses": compute_losses,
-        "gemm": lambda: measure_gemm_flops(precision),
+        "gemm": lambda: measure_gemm_flops(precision, 8192 if device == "gpu" else 2048),
         "flops": lambda: None,
         "profile": functools.partial(profile, compute_losses, folder / "trace"),
+        **memory,
     }
+
+
+def choose_device(device: str) -> dict[str, Callable[[], float]]:
+    """Hide GPUs, or see that there is one; return what answers for a GPU's memory.
+
+    Raises:
+        SystemExit: There is none.
+    """
+    if device == "cpu":
+        tf.config.set_visible_devices([], "GPU")
+        return {}
+    if not tf.config.list_physical_devices("GPU"):
+        raise SystemExit("--device gpu: TensorFlow finds no GPU")
+    return {"memory": lambda: tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6}
 
 
 def build_model(model: str, values: dict[str, Any], size: int) -> Any:
@@ -257,12 +278,13 @@ def profile(step: Callable[[], Any], folder: Path, steps: int = 3) -> dict[str, 
     return {kind: round(duration, 4) for kind, duration in seconds.most_common(12)}
 
 
-def measure_gemm_flops(precision: str, side: int = 2048, times: int = 10) -> float:
+def measure_gemm_flops(precision: str, side: int, times: int = 10) -> float:
     """Measure the FLOPs a second of TensorFlow's product of square matrices, at best."""
     matrix = tf.random.normal(
         (side, side), dtype=tf.bfloat16 if precision == "bfloat16" else tf.float32
     )
-    product = tf.function(lambda: tf.matmul(matrix, matrix))
+    # one number of it, because a GPU's product would take longer to fetch than to compute
+    product = tf.function(lambda: tf.matmul(matrix, matrix)[0, 0])
     best = float("inf")
     for _ in range(times):
         start = time.perf_counter()

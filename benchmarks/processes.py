@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +86,23 @@ def load_arrays(path: Path) -> dict[str, list[np.ndarray]]:
         for key in content.files:
             arrays.setdefault(key.rpartition("/")[0], []).append(content[key])
     return arrays
+
+
+def time_workers(arguments: Sequence[object], folder: Path) -> tuple[float, float]:
+    """Time a job of Beam's, start included, with one worker process and with two.
+
+    Args:
+        arguments: What stands after `python`; --output is added.
+        folder: Of the outputs, which are its folders "1" and "2".
+
+    Returns:
+        The seconds of one worker and of two.
+    """
+    seconds = []
+    for count in (1, 2):
+        flags = ("--direct_running_mode", "multi_processing", "--direct_num_workers", count)
+        command = (sys.executable, *arguments, "--output", folder / str(count), *flags)
+        start = time.perf_counter()
+        subprocess.run([str(word) for word in command], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    return seconds[0], seconds[1]

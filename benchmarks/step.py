@@ -1,7 +1,7 @@
 """Time our training step beside a peer's, by default at the paper's size, batch and widths.
 
-python benchmarks/step.py --model NAME --peer torch [--precision float32|bfloat16] [--rounds 5]
-[--seconds 3]
+python benchmarks/step.py --model NAME --peer torch [--precision float32|bfloat16]
+[--device cpu|gpu] [--rounds 5] [--seconds 3]
 
 Models: can, infilling, contextual, cgan, blending, mask_gan, flow, classifier, unet, segnet, fcn8s.
 
@@ -16,11 +16,15 @@ both, if not equally: busily waiting threads such as PyTorch's suffer more. Firs
 steps from equal weights on equal patches, with equal random numbers and no dropout, and their
 losses must agree.
 
+With --device gpu both sides take the first GPU, and float32 there means TF32 in products, which
+TensorFlow takes by itself; allocators of the host are not tried, and memory is the GPU's.
+
 One JSON line: chosen and sweep, seconds of a step by side and choice; seconds and peer_seconds,
 medians of a step; ratio, the median of the rounds' peer_seconds / seconds; gflop of a step (counted
 in PyTorch's); gemm_gflops, measured here by TensorFlow in the same precision; share, the part of
-that which our step reaches; the time from the start to the end of the first step, s; peak memory,
-MB; with --trace, seconds of our step that each kind of kernel takes.
+that which our step reaches (model FLOPs utilisation, MFU); the time from the start to the end of
+the first step, s; peak memory, MB; with --trace, seconds of our step that each kind of kernel
+takes.
 """
 
 from __future__ import annotations
@@ -107,6 +111,7 @@ def main() -> None:
     )
     add_model_arguments(parser)
     parser.add_argument("--peer", choices=("torch", "torch-best", "naive"), default="torch")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--chosen", nargs=2, metavar="SIDE", help="ours and the peer's: no sweep")
     parser.add_argument(
         "--allocators", nargs="+", choices=ALLOCATORS, help="that the sweep tries (all)"
@@ -185,6 +190,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "benchmark": f"step.{arguments.model}",
         "peer": arguments.peer,
+        "device": arguments.device,
         "precision": arguments.precision,
         "size": arguments.size,
         "batch": arguments.batch,
@@ -225,7 +231,8 @@ def find_sides(
     seconds: dict[Side, float] = {}
     best = {}
     for role in ("ours", "torch"):
-        allocators = arguments.allocators or list_available()
+        tried = ["default"] if arguments.device == "gpu" else list_available()
+        allocators = arguments.allocators or tried
         with_allocators = [Side(role, allocator) for allocator in allocators]
         best[role] = choose_fastest(with_allocators, seconds, arguments, folder)
     choices = [best["torch"]._replace(faster=faster) for faster in CHOICES]
@@ -304,6 +311,8 @@ def start_side(
     options = [
         "--model",
         arguments.model,
+        "--device",
+        arguments.device,
         "--precision",
         arguments.precision,
         "--size",
@@ -342,10 +351,10 @@ def answer(answers: dict[str, Callable[[], Any]], question: str | int) -> Any:
 
     Args:
         answers: By question.
-        question: A key of `answers`; "memory", for the peak in MB; or a number of steps, for their
-            mean seconds.
+        question: A key of `answers`; "memory", for the peak in MB, by default the process's; or a
+            number of steps, for their mean seconds.
     """
-    if question == "memory":
+    if question == "memory" and question not in answers:
         return peak_megabytes()
     if isinstance(question, str):
         return answers[question]()
@@ -391,12 +400,14 @@ def make_ours(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         make_batch(arguments),
         arguments.precision,
         arguments.folder,
+        arguments.device,
         naive=arguments.role == "naive",
     )
 
 
 def make_torch(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """Build the model in PyTorch; its answers use our random numbers if losses are compared."""
+    memory = choose_torch_device(arguments.device)
     model = build_peer(arguments)
     batch = to_tensors(arguments, make_batch(arguments))
     draws = load_arrays(arguments.folder / "draws.npz") if arguments.equal else {}
@@ -409,7 +420,25 @@ def make_torch(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     return {
         "losses": lambda: model.train_step(batch | next(steps, {})),
         "flops": lambda: count_flops(lambda: model.train_step(batch)),
+        **memory,
     }
+
+
+def choose_torch_device(device: str) -> dict[str, Callable[[], float]]:
+    """Have PyTorch make what follows on a device; return what answers for a GPU's memory.
+
+    Raises:
+        SystemExit: PyTorch has no GPU.
+    """
+    if device == "cpu":
+        return {}
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit("--device gpu: PyTorch finds no GPU")
+    torch.set_default_device("cuda")
+    torch.set_float32_matmul_precision("high")  # TF32, as TensorFlow's
+    return {"memory": lambda: torch.cuda.max_memory_allocated() / 1e6}
 
 
 def build_peer(arguments: argparse.Namespace) -> Any:
@@ -472,7 +501,7 @@ def to_tensors(arguments: argparse.Namespace, values: dict[str, np.ndarray]) -> 
     order = torch.channels_last if is_last else torch.contiguous_format
     tensors = {}
     for name, value in values.items():
-        tensor = torch.from_numpy(value)
+        tensor = torch.from_numpy(value).to(torch.get_default_device())
         if tensor.ndim == 4:
             tensor = tensor.permute(0, 3, 1, 2).contiguous(memory_format=order)
         tensors[name] = tensor

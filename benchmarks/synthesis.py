@@ -1,10 +1,12 @@
-"""Measure what a synthetic mammogram costs besides its generator; one JSON line.
+"""Measure what a synthetic mammogram costs besides its generator, and what a second process gives.
 
-python benchmarks/synthesis.py [--generator unet] [--format dicom] [--lesions 1 2 4] [--pixels 3328
-2560]
+python benchmarks/synthesis.py [--only parts processes] [--generator unet] [--format dicom]
+[--lesions 1 2 4] [--pixels 3328 2560] [--mammograms 480]
 
-Processor seconds for one full-resolution mammogram, medians, for each number of lesions. They
-decide how much a bulk run makes in a day, and hardly depend on the machine's other load.
+One JSON line each.
+
+**parts.** Processor seconds for one full-resolution mammogram, medians, for each number of lesions.
+They decide how much a bulk run makes in a day, and hardly depend on the machine's other load.
 
 - Parts: reading (file, grey values, breast), placing, generator, blending (all of
   `synthesizer.render` but the generator) and writing (files, hashes, recipe).
@@ -16,8 +18,12 @@ decide how much a bulk run makes in a day, and hardly depend on the machine's ot
 Neither of the last two should grow. The generator is full size and untrained: what it draws does
 not matter here.
 
-A phantom, enlarged, in a 12-bit DICOM file in a temporary folder. Time: two minutes on two idle
-cores with the unet.
+**processes.** A set of --mammograms, made with one worker process and with two, by the clock, their
+start included: ratio (wanted: at least 1.8 on two idle cores). The generator is the package's small
+one, so that little of the time is its own.
+
+A phantom, enlarged, in a 12-bit DICOM file in a temporary folder. Time: on two idle cores, two
+minutes with the unet, and five for 480 mammograms.
 """
 
 from __future__ import annotations
@@ -41,6 +47,7 @@ from tfmammo import (
 import cv2
 import numpy as np
 from insertion import TimedNetwork, find_normal_phantom, make_parser
+from processes import time_workers
 
 from tfmammo import archives
 from tfmammo.archives.dicom import pixel_source
@@ -155,35 +162,79 @@ def _make_network(options: argparse.Namespace) -> Generator:
 
 
 def main() -> None:
-    """Measure numbers of lesions, then sizes of the image."""
+    """Measure both, as far as the options ask for it."""
     parser = make_parser(__doc__, "infilling", repeats=5)
+    parser.add_argument("--only", nargs="+", choices=("parts", "processes"), default=())
     parser.add_argument("--generator", choices=("unet", "crn"), default="unet")
     parser.add_argument("--format", choices=("dicom", "png", "tfrecord"), default="dicom")
     parser.add_argument("--lesions", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--mammograms", type=int, default=480, help="of the set")
     options = parser.parse_args()
     cv2.setNumThreads(1)  # as synthesis workers do
-    network = _make_network(options)
-    (rows, cols) = options.pixels
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cv2.imwrite(
             str(folder / "shape.png"),
             cv2.circle(np.zeros((128, 128), np.uint8), (64, 64), 50, 255, -1),
         )
-        by_lesions = {}
-        for count in options.lesions:
-            recipe = _make_recipe(count, folder, options)
-            by_lesions[count] = measure(
-                write_mammogram(folder, rows, cols), network, recipe, folder, options.repeats
-            )
-        by_pixels = {}
-        for factor in (1.0, 0.8, 0.6):
-            source = write_mammogram(folder, int(rows * factor), int(cols * factor))
-            recipe = _make_recipe(1, folder, options)
-            by_pixels[source.rows * source.cols / 1e6] = measure(
-                source, network, recipe, folder, options.repeats
-            )
-    print(json.dumps(make_report(options, by_lesions, by_pixels)), flush=True)
+        for part, measure_part in {"parts": measure_parts, "processes": measure_processes}.items():
+            if part in (options.only or (part,)):
+                print(json.dumps(measure_part(options, folder)), flush=True)
+
+
+def measure_parts(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure numbers of lesions, then sizes of the image; return the JSON line."""
+    network = _make_network(options)
+    (rows, cols) = options.pixels
+    by_lesions = {}
+    for count in options.lesions:
+        recipe = _make_recipe(count, folder, options)
+        by_lesions[count] = measure(
+            write_mammogram(folder, rows, cols), network, recipe, folder, options.repeats
+        )
+    by_pixels = {}
+    for factor in (1.0, 0.8, 0.6):
+        source = write_mammogram(folder, int(rows * factor), int(cols * factor))
+        recipe = _make_recipe(1, folder, options)
+        by_pixels[source.rows * source.cols / 1e6] = measure(
+            source, network, recipe, folder, options.repeats
+        )
+    return make_report(options, by_lesions, by_pixels)
+
+
+def measure_processes(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure the same set with one and with two processes; return the JSON line."""
+    images = folder / "normals" / "images"
+    images.mkdir(parents=True)
+    write_mammogram(images, *options.pixels)
+    (images.parent / "metadata.csv").write_text(
+        f"file,patient,laterality,view,pathology\n{next(images.iterdir()).name},1,L,CC,normal\n",
+        encoding="utf-8",
+    )
+    side = {"unit": "px", "height": [options.side, 1], "width": [options.side, 1]}
+    config = {
+        "name": "benchmark",
+        "data": {"name": "folder", "root": str(images.parent)},
+        "generator": "models:/zoo/infilling",
+        "sizes": {**side, "correlation": 0},
+        "shapes": {"files": str(folder / "shape.png")},
+        "count": options.mammograms,
+        "format": options.format,
+    }
+    path = folder / "synthesis.yaml"
+    path.write_text(json.dumps(config), encoding="utf-8")  # which is YAML, too
+    one_worker, two_workers = time_workers(("-m", "tfmammo.synthesis", "--config", path), folder)
+    return {
+        "benchmark": "synthesis.processes",
+        "format": options.format,
+        "rows": options.pixels[0],
+        "cols": options.pixels[1],
+        "mammograms": options.mammograms,
+        "one_worker_s": round(one_worker, 2),
+        "two_workers_s": round(two_workers, 2),
+        "ratio": round(one_worker / two_workers, 3),
+        "wanted": ">= 1.8",
+    }
 
 
 def make_report(

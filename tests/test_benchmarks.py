@@ -215,6 +215,7 @@ def test_pipeline(measured):
         assert found[source]["over_step"] == pytest.approx(
             found[source]["patches_per_s"] * found["can_step_s"], rel=0.1
         )
+        assert 0 < found[source]["waited"] < 1
 
 
 @pytest.mark.slow
@@ -243,7 +244,11 @@ def test_synthesis(measured):
         "--repeats",
         "1",
     )
-    (found,) = measured(*sizes, "--model", model, script="synthesis")
+    found, processes = measured(*sizes, "--model", model, "--mammograms", "3", script="synthesis")
+    assert processes["benchmark"] == "synthesis.processes" and processes["mammograms"] == 3
+    assert processes["ratio"] == pytest.approx(
+        processes["one_worker_s"] / processes["two_workers_s"], rel=0.01
+    )
     assert found["benchmark"] == "synthesis" and [row["lesions"] for row in found["seconds"]] == [
         1,
         2,
@@ -260,6 +265,18 @@ def test_synthesis(measured):
     assert len(found["per_megapixel"]) == 3 and found["megapixels"][0] == pytest.approx(
         1024 * 832 / 1e6, abs=0.01
     )
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_startup(measured):
+    small = ("data.size=32", "model.filters=[4,8,8]", "model.discriminator_filters=4")
+    options = ("--repeats", "1", "--configs", "quickstart", "--set", *small)
+    (found,) = measured(*options, "model.discriminator_strided=1", script="startup")
+    assert 0 < found["help_s"]["tfmammo --help"] < found["help_s"]["tfmammo train can --help"]
+    waits = found["training_s"]["quickstart"]
+    assert 0 < waits["ready"] < waits["grid"] < waits["first_step"] < waits["end"]
+    assert waits["again"] < waits["end"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers.layers import ConvolutionUNet, adam, log_mean, sample_norm, take, update
+from peers.layers import ConvolutionUNet, adam, compute_in, log_mean, sample_norm, take, update
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample, leaky_relu, pad
 
@@ -79,7 +79,7 @@ class Model:
             real, batch["mask"][has_lesion], draws, self.config["rotate"], self.config["resize"]
         )
         pasted = torch.cat([tissue, torch.where(mask > 0, lesion, tissue), mask], 1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with compute_in(self.precision):
             blended = torch.tanh(self.generator(pasted * 2 - 1))
             p_real = self.discriminator(real * 2 - 1)
             p_fake = self.discriminator(blended)

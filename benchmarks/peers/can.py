@@ -10,8 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-from peers.layers import Discriminator, UNet, adam, log_mean, take, update
+from peers.layers import Discriminator, UNet, adam, compute_in, log_mean, take, update
 from torch import Tensor
 
 
@@ -56,7 +55,7 @@ class Model:
         """
         mask = 2 * mask - 1
         image = 2 * image - 1
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with compute_in(self.precision):
             fake_image = self.generator(mask)
             fake_mask = self.inverter(image)
             real = self.discriminator(mask, image)

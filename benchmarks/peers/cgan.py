@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers.layers import EPSILON, Discriminator, UNet, adam, take, update
+from peers.layers import EPSILON, Discriminator, UNet, adam, compute_in, take, update
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -54,7 +54,7 @@ class Model:
 
         [batch, 1, rows, cols] in [0, 1].
         """
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with compute_in(self.precision):
             fake_mask = self.generator(image)
             real = self.discriminator(image, mask)
             fake = self.discriminator(image, fake_mask)

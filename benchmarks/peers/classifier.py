@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers.layers import adam, take, update
+from peers.layers import adam, compute_in, take, update
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
@@ -95,7 +95,7 @@ class Model:
         Args:
             batch: "image", [batch, 1, rows, cols] in [0, 1], and "label", [batch], 0 or 1.
         """
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with compute_in(self.precision):
             logits = self.networks["classifier"](batch["image"])
         loss = binary_cross_entropy_with_logits(logits, batch["label"].float())
         return update({"classifier": loss}, self.networks, self.optimizers)

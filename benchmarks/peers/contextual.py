@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peers.layers import compute_in
 from torch import Tensor, nn
 from torch.nn.functional import (
     avg_pool2d,
@@ -58,7 +59,7 @@ class Normalized(nn.Module):
 
     def forward(self, kernel: Tensor) -> Tensor:
         """Compute the kernel of a call."""
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(kernel.device.type, enabled=False):
             image = torch.mv(matrix(kernel).T, normalize(self.u, dim=0))
             sigma = torch.dot(normalize(image, dim=0).detach(), image)
             return kernel / sigma.clamp_min(TINY)
@@ -87,7 +88,7 @@ class SelfAttention(nn.Module):
 
         Written out, as fused attention has no second derivative.
         """
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             wide = x.float()
             f, g, h = (layer(wide).flatten(2) for layer in (self.f, self.g, self.h))
             looks = torch.bmm(g.transpose(1, 2), f).softmax(-1)  # [n, places i, places j]
@@ -208,7 +209,7 @@ class Generator(Encoder):
             x = interpolate(with_scalar([x, skip], noise[:, 2 * level + 1]), scale_factor=2)
             for layer in self.ups[level]:
                 x = relu(layer(x))
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             lesion = self.cropped(self.to_lesion(x.float()))
             if self.old_to_lesion is not None:
                 old = interpolate(self.cropped(self.old_to_lesion(before.float())), scale_factor=2)
@@ -253,7 +254,7 @@ class Model(nn.Module):
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
         super().__init__()
         self.config = config
-        self.mixed = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+        self.mixed = compute_in(precision)
         self.generator = Generator(config, size)
         self.discriminator = Discriminator(config, size)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from peers.contextual import SelfAttention
 from peers.infilling import tri_label
-from peers.layers import EPSILON, adam, take, update
+from peers.layers import EPSILON, adam, compute_in, take, update
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, silu
 
@@ -124,7 +124,7 @@ class Model:
         end = image.flip(2, 3) * 2 - 1
         share = time[:, None, None, None]
         state = torch.cat([share * end + (1 - share) * start, label[:, 1:]], 1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with compute_in(self.precision):
             velocity = self.networks["velocity"](state, time)
         hole = (label[:, 1:2] > 0).float()
         squared = (hole * (end - start - velocity) ** 2).sum((1, 2, 3))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers.layers import EPSILON, Discriminator, UNet, adam, log_mean, take, update
+from peers.layers import EPSILON, Discriminator, UNet, adam, compute_in, log_mean, take, update
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, relu
 
@@ -155,7 +155,7 @@ class Model:
             image: [batch, 1, rows, cols] in [0, 1].
         """
         label = 2 * label - 1
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with compute_in(self.precision):
             with torch.no_grad():
                 real_features = self.feature_extractor(image)
             fake_image = self.generator(label)

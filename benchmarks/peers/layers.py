@@ -138,6 +138,12 @@ def sample_norm(channels: int) -> nn.Module:
     return nn.InstanceNorm2d(channels, EPSILON, affine=True)
 
 
+def compute_in(precision: str) -> torch.autocast:
+    """Make the context of a forward pass: autocast to bfloat16 where it is wanted."""
+    device = torch.get_default_device().type
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 def log_mean(logits: Tensor) -> Tensor:
     """Compute the log of each sample's mean probability, averaged over the batch."""
     flat = logsigmoid(logits.flatten(1))

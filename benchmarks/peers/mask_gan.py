@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers.layers import EPSILON, adam, log_mean, take, update
+from peers.layers import EPSILON, adam, compute_in, log_mean, take, update
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, relu
 
@@ -105,7 +105,7 @@ class Model:
         """
         real_mask = 2 * batch["mask"].flip(2, 3) - 1
         z = batch["z"] if "z" in batch else 2 * torch.rand(len(real_mask), self.z) - 1
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with compute_in(self.precision):
             fake_mask = self.generator(z)
             real = self.discriminator(real_mask)
             fake = self.discriminator(fake_mask)

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from peers.layers import ConvolutionUNet, adam, sample_norm, take, update
+from peers.layers import ConvolutionUNet, adam, compute_in, sample_norm, take, update
 from torch import Tensor, nn
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
@@ -138,7 +137,7 @@ class Model:
         Args:
             batch: "mask" and "image", [batch, 1, rows, cols] in [0, 1].
         """
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with compute_in(self.precision):
             logits = self.networks["segmenter"](2 * batch["image"] - 1)
         loss = binary_cross_entropy_with_logits(logits, batch["mask"])
         return update({"segmenter": loss}, self.networks, self.optimizers)
