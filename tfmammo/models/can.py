@@ -132,11 +132,11 @@ class CAN(Trainable):
             for name in ("generator", "inverter")
         )
         strided = config.discriminator_strided
-        discriminator = (2, strided, config.discriminator_filters, size, "discriminator")
+        filters = config.discriminator_filters
         self.discriminator = (
-            PatchDiscriminator(*discriminator)
+            PatchDiscriminator(2, strided, filters, size, "discriminator")
             if isinstance(strided, int)
-            else MultiScaleDiscriminator(*discriminator)
+            else MultiScaleDiscriminator(2, strided, filters, size, "discriminator")
         )
         self.networks = {
             "generator": self.generator,
