@@ -6,10 +6,9 @@ dicom: a DICOM file to pixels, over pydicom's own decoding and look-up tables of
 (wanted: at most 1.3). pipeline: patches a second from memory and from records, over what a
 full-size CAN consumes (wanted: at least 20), and the part of its time that a consumer of 200 steps
 a second waits for them: it sleeps in its steps, as a host does beside a GPU, and has one batch
-ready for comparison. beam: a build with
-one worker over one with two, wall clock with their start (wanted: at least 1.5 on two idle cores).
-index: reading an archive's tables and headers, per 10,000 images, for three sizes of it (wanted:
-the same for each).
+ready for comparison. beam: a build with one worker over one with two, wall clock with their start
+(wanted: at least 1.5 on two idle cores). index: reading an archive's tables and headers, per 10,000
+images, for three sizes of it (wanted: the same for each).
 
 Everything is made from the phantom, in a temporary folder. Time: about five minutes on two idle
 cores.

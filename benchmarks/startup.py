@@ -93,7 +93,9 @@ def write_patches(folder: Path) -> None:
 def measure_command(words: Sequence[str]) -> float:
     """Measure the seconds of a command that prints something."""
     start = time.perf_counter()
-    subprocess.run((*COMMAND, *words), stdout=subprocess.DEVNULL, check=True, env=environment())
+    subprocess.run(
+        (*COMMAND, *words), stdout=subprocess.DEVNULL, check=True, env=make_environment()
+    )
     return time.perf_counter() - start
 
 
@@ -114,7 +116,11 @@ def measure_training(
     seconds: dict[str, float] = {}
     said = []
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=make_environment(),
     )
     assert process.stderr
     for line in process.stderr:
@@ -129,14 +135,18 @@ def measure_training(
     seconds["grid"] = picture.stat().st_mtime - wall
     start = time.perf_counter()
     subprocess.run(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True, env=environment()
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+        env=make_environment(),
     )
     seconds["again"] = time.perf_counter() - start
     return {key: seconds[key] for key in ("ready", "grid", "first_step", "end", "again")}
 
 
-def environment() -> dict[str, str]:
-    """Return the environment in which the checkout's package is found."""
+def make_environment() -> dict[str, str]:
+    """Make the environment in which the checkout's package is found."""
     path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path}
 
