@@ -4,12 +4,12 @@ python benchmarks/all.py OUTPUT.json [--only step inference ...] [--runs 3]
 
 Each benchmark runs as often as --runs says, one after the other, never two at once; a run is the
 whole list. How each side of a training step is fastest is found in the first run and kept in the
-others: that sweep is most of the time. In bfloat16 it tries the allocators that were the fastest in
-float32. OUTPUT.json holds the machine, every line of every run, and for each ratio (and the seconds
-of a start) its median and range over the runs. A table in Markdown goes to the standard output.
-What OUTPUT.json holds already is not measured again, so that a stopped run goes on. A machine with
-other work on more than 0.3 of its cores' time is refused: that makes every ratio with PyTorch too
-good. Time: hours.
+others, which do not compare the losses again either: that is most of the time. In bfloat16 the
+sweep tries the allocators that were the fastest in float32. OUTPUT.json holds the machine, every
+line of every run, and for each ratio (and the seconds of a start) its median and range over the
+runs. A table in Markdown goes to the standard output. What OUTPUT.json holds already is not
+measured again, so that a stopped run goes on. A machine with other work on more than 0.3 of its
+cores' time is refused: that makes every ratio with PyTorch too good. Time: hours.
 
 The training steps come first, of every model that has a peer: step.py names them.
 

@@ -39,6 +39,7 @@ def make_answers(
     folder: Path,
     device: str,
     naive: bool,
+    equal: bool,
 ) -> dict[str, Callable[[], Any]]:
     """Build a model and return the answers to what the parent process asks for.
 
@@ -52,6 +53,7 @@ def make_answers(
         device: "cpu" or "gpu".
         naive: Apply `strip_optimizations`, with the weights of the folder. Otherwise the files are
             written to the folder, once.
+        equal: Whether losses are compared, so that nothing is dropped.
 
     Raises:
         SystemExit: TensorFlow has no GPU, and one is wanted.
@@ -72,6 +74,8 @@ def make_answers(
             for name, value in draw_numbers(model, paper_model, tensors, step).items()
         }
         np.savez(folder / "draws.npz", **numbers)  # type: ignore[arg-type]  # its stubs know of no other keyword
+    if equal:
+        switch_dropout_off(paper_model)
     train_step = tf.function(paper_model.train_step)
 
     def compute_losses() -> dict[str, float]:
@@ -179,6 +183,14 @@ def read_weights(model: Any, folder: Path) -> None:
         for name, variables in collect_variables(model).items():
             for i, variable in enumerate(variables):
                 variable.assign(values[f"{name}/{i}"])
+
+
+def switch_dropout_off(model: Any) -> None:
+    """Have a model drop nothing; its weights are drawn as those of one that does."""
+    for network in model.networks.values():
+        for layer in network._flatten_layers():
+            if isinstance(layer, keras.layers.Dropout):
+                layer.rate = 0.0
 
 
 def strip_optimizations(model: Any) -> None:

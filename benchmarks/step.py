@@ -9,12 +9,13 @@ Peers: torch, PyTorch as its users run it; torch-best, PyTorch as fast as it goe
 Keras's own layers and Adam and a backward pass for each loss. With torch-best a sweep comes first:
 each side takes the allocator with which its steps are shortest, PyTorch without further options.
 With that allocator PyTorch then takes none of fused Adam, channels_last and torch.compile, one, or
-all three, whichever is shortest. --chosen takes the choice of an earlier sweep ("chosen" of its
-line) instead of a new one, which is most of the time; --allocators shortens it. Each side runs in a
-process of its own. They take turns, A B A B, and never run at once. Other load on the machine meets
-both, if not equally: busily waiting threads such as PyTorch's suffer more. First both take two
-steps from equal weights on equal patches, with equal random numbers and no dropout, and their
-losses must agree.
+all three, whichever is shortest. Each side runs in a process of its own. They take turns, A B A B,
+and never run at once. Other load on the machine meets both, if not equally: busily waiting threads
+such as PyTorch's suffer more. First both take two steps from equal weights on equal patches, with
+equal random numbers and no dropout, and their losses must agree.
+
+--chosen takes the choice of an earlier run ("chosen" of its line) instead of a new sweep, which is
+most of the time, and trusts that run's comparison of losses. --allocators shortens the sweep.
 
 With --device gpu both sides take the first GPU, and float32 there means TF32 in products, which
 TensorFlow takes by itself; allocators of the host are not tried, and memory is the GPU's.
@@ -86,8 +87,6 @@ MODELS = {
 # what makes PyTorch faster; each alone, then together
 FASTER = ("fused", "channels_last", "compile")
 CHOICES = ("", *FASTER, ",".join(FASTER))
-# whose dropout is switched off where losses are compared
-NO_DROPOUT = ("can", "infilling", "cgan", "unet", "fcn8s")
 
 
 class Side(NamedTuple):
@@ -168,13 +167,13 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Check both processes against each other, then time them; return the JSON line."""
     with tempfile.TemporaryDirectory() as folder:
-        # first, because the process that writes the weights must have no dropout
         plain = Side("ours"), Side("naive" if arguments.peer == "naive" else "torch")
-        difference = check_losses(plain, arguments, Path(folder))
-        sides, sweep = plain, {}
+        sides, sweep, difference = plain, {}, None
+        if not arguments.chosen:
+            difference = check_losses(plain, arguments, Path(folder))
         if arguments.peer == "torch-best":
             sides, sweep = find_sides(arguments, Path(folder))
-            if not arguments.chosen:  # else the run that chose them has checked
+            if difference is not None:
                 difference = max(difference, check_losses(sides, arguments, Path(folder)))
         ours, peer = (start_side(side, arguments, Path(folder)) for side in sides)
         starts = [measure_first_step(side) for side in (ours, peer)]
@@ -200,7 +199,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "peer_seconds": round(peer_seconds, 4),
         "ratio": round(statistics.median(b / a for a, b in rounds), 3),
         "rounds": [[round(a, 4), round(b, 4)] for a, b in rounds],
-        "losses_apart": float(f"{difference:.2g}"),
+        "losses_apart": difference and float(f"{difference:.2g}"),
         "gflop": flops and float(f"{flops / 1e9:.4g}"),
         "gemm_gflops": round(gemm / 1e9, 1),
         "share": flops and round(flops / seconds / gemm, 3),
@@ -382,12 +381,6 @@ def make_batch(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
     return batch
 
 
-def collect_changes(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Collect what of the model's config is not the default."""
-    dropout = {"dropout": 0.0} if arguments.equal and arguments.model in NO_DROPOUT else {}
-    return {**MODELS[arguments.model].config, **arguments.config, **dropout}
-
-
 def make_ours(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """Build our model, or the same with Keras's layers and Adam; return its answers."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -395,13 +388,14 @@ def make_ours(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
 
     return models.make_answers(
         arguments.model,
-        collect_changes(arguments),
+        {**MODELS[arguments.model].config, **arguments.config},
         arguments.size,
         make_batch(arguments),
         arguments.precision,
         arguments.folder,
         arguments.device,
         naive=arguments.role == "naive",
+        equal=arguments.equal,
     )
 
 
@@ -448,15 +442,16 @@ def build_peer(arguments: argparse.Namespace) -> Any:
 
     torch.manual_seed(0)
     faster = arguments.faster.split(",")
-    config = json.loads(
-        (arguments.folder / "config.json").read_text(encoding="utf-8")
-    ) | collect_changes(arguments)
+    config = json.loads((arguments.folder / "config.json").read_text(encoding="utf-8"))
     build = find_peers()[arguments.model]
     model = build(config, arguments.size, "fused" in faster, arguments.precision)
     model.load(load_arrays(arguments.folder / "weights.npz"))
     for optimizer in model.optimizers.values():
         layers.epsilon_as_ours(optimizer)
     for network in model.networks.values():
+        for module in network.modules():
+            if arguments.equal and isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
         if "channels_last" in faster:
             network.to(memory_format=torch.channels_last)
         if "compile" in faster:

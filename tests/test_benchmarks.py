@@ -1,11 +1,13 @@
 """Every benchmark at a tiny size: it runs, and its JSON line is consistent."""
 
+import importlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tfmammo import export
@@ -117,6 +119,18 @@ def test_the_fastest_of_both_sides_is_chosen_by_a_sweep(measured, monkeypatch):
     arguments = ("--model", "can", "--peer", "torch-best", *keep, *tiny)
     (again,) = measured(*arguments, script="step")
     assert again["chosen"] == list(keep[1:]) and "sweep" not in again
+    assert again["losses_apart"] is None  # the first run has compared them
+
+
+def test_dropout_is_off_where_losses_are_compared(repository, monkeypatch):
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    models = importlib.import_module("models")
+    can = models.build_model("can", {**PATCH, "filters": [4, 8, 8, 8]}, 32)
+    (masks,) = np.random.default_rng(0).random((1, 2, 32, 32, 1), np.float32)
+    usual = can.generator(masks).numpy()
+    assert np.abs(can.generator(masks, training=True) - usual).max() > 1e-3
+    models.switch_dropout_off(can)
+    np.testing.assert_array_equal(can.generator(masks, training=True), usual)
 
 
 @pytest.mark.slow
