@@ -59,6 +59,7 @@ BENCHMARKS: Mapping[str, tuple[str, ...]] = {
             "unet": (),
             "segnet": (),
             "fcn8s": (),
+            "light_head": (),
         }.items()
         for precision in ("float32", "bfloat16")
     },
@@ -66,7 +67,8 @@ BENCHMARKS: Mapping[str, tuple[str, ...]] = {
         f"inference {model}": ("inference", "--model", model)
         for model in ("can", "infilling", "cgan")
     },
-    "input": ("input",),
+    "input": ("input", "--only", "dicom", "pipeline", "index"),
+    "input beam": ("input", "--only", "beam"),
     "synthesis": ("synthesis",),
     "blending": ("blending",),
     "contextual": ("contextual", "--model", '{"discriminator_factor": 2}'),

@@ -150,6 +150,10 @@ def build_model(model: str, values: dict[str, Any], size: int) -> Any:
         from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
 
         return FCN8s(FCN8sConfig(**values), size)
+    if model == "light_head":
+        from tfmammo.detection.light_head_rcnn import LightHeadRCNN, LightHeadRCNNConfig
+
+        return LightHeadRCNN(LightHeadRCNNConfig(**values), size)
     from tfmammo.models.cgan import CGAN, CGANConfig
 
     return CGAN(CGANConfig(**values), size)
@@ -222,6 +226,9 @@ def draw_numbers(
         batch: Of the step.
         step: Counted from 0.
     """
+    if name == "light_head":  # what chooses anchors; a seed is step and replica
+        shape = [len(batch["image"]), len(model.anchors)]
+        return {"random": tf.random.stateless_uniform(shape, [step, 0]).numpy()}
     seeds = layers.patch_seeds(batch["image"], step)
     if name in ("infilling", "flow"):  # what fills the lesions
         noise = layers.uniform_noise(seeds, model.size).numpy()

@@ -3,7 +3,8 @@
 python benchmarks/step.py --model NAME --peer torch [--precision float32|bfloat16]
 [--device cpu|gpu] [--rounds 5] [--seconds 3]
 
-Models: can, infilling, contextual, cgan, blending, mask_gan, flow, classifier, unet, segnet, fcn8s.
+Models: can, infilling, contextual, cgan, blending, mask_gan, flow, classifier, unet, segnet, fcn8s,
+light_head (Light-Head R-CNN with random weights; a square image of about the paper's area).
 
 Peers: torch, PyTorch as its users run it; torch-best, PyTorch as fast as it goes; naive, ours with
 Keras's own layers and Adam and a backward pass for each loss. With torch-best a sweep comes first:
@@ -83,6 +84,8 @@ MODELS = {
     "unet": Model(256, 1, {}),
     "segnet": Model(256, 1, {}),
     "fcn8s": Model(256, 1, {}),
+    # the paper's 1344 x 800 px; its batch of four needs more memory than two processes should take
+    "light_head": Model(1024, 1, {"weights": "none", "batch_norm": "running"}),
 }
 # what makes PyTorch faster; each alone, then together
 FASTER = ("fused", "channels_last", "compile")
@@ -364,7 +367,10 @@ def answer(answers: dict[str, Callable[[], Any]], question: str | int) -> Any:
 
 
 def make_batch(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Make images, float32 [batch, size, size, 1], their masks, discs of all sizes, and labels."""
+    """Make images, float32 [batch, size, size, 1], their masks, discs of all sizes, and labels.
+
+    A detector has the discs' boxes instead of masks.
+    """
     random = np.random.default_rng(0)
     shape = (arguments.batch, arguments.size, arguments.size, 1)
     places = np.arange(arguments.size) - (arguments.size - 1) / 2
@@ -375,9 +381,18 @@ def make_batch(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
         "mask": (distance < radius.reshape(-1, 1, 1, 1)).astype(np.float32),
         "image": random.random(shape, np.float32),
     }
+    if arguments.model == "light_head":
+        halves = radius.reshape(-1, 1, 1) / arguments.size * np.array([-1, -1, 1, 1])
+        classes = np.zeros((arguments.batch, 1), np.int32)
+        return {
+            "image": batch["image"],
+            "boxes": (0.5 + halves).astype(np.float32),
+            "classes": classes,
+        }
     labels = MODELS[arguments.model].labels
     if labels > 1:
-        batch["label"] = np.arange(arguments.batch, dtype=np.int32) % labels
+        # two patches of the contextual GAN are malignant and normal, the least that it can learn from
+        batch["label"] = -np.arange(arguments.batch, dtype=np.int32) % labels
     return batch
 
 
@@ -469,6 +484,7 @@ def find_peers() -> dict[str, Callable[..., Any]]:
         contextual,
         flow,
         infilling,
+        light_head,
         mask_gan,
         segmenters,
     )
@@ -485,6 +501,7 @@ def find_peers() -> dict[str, Callable[..., Any]]:
         "unet": segmenters.make_unet,
         "segnet": segmenters.make_segnet,
         "fcn8s": segmenters.make_fcn8s,
+        "light_head": light_head.Model,
     }
 
 

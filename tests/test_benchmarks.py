@@ -33,6 +33,22 @@ TINY = {  # size, batch and config of a step; CRN is infilling's other generator
     "unet": (32, 1, {"widths": [4, 8, 16]}),
     "segnet": (32, 1, {"widths": [4, 4, 8, 8, 8]}),
     "fcn8s": (32, 1, {"widths": [4, 4, 8, 8, 8], "fc_width": 16}),
+    "light_head": (
+        64,
+        2,
+        {
+            "filters": 4,
+            "blocks": [1, 1, 1, 1],
+            "rpn_width": 8,
+            "anchor_scales": [1.0, 2.0],
+            "kernel": 3,
+            "middle": 4,
+            "channels": 2,
+            "units": 16,
+            "weights": "none",
+            "batch_norm": "running",
+        },
+    ),
 }
 
 

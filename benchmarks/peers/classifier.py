@@ -5,6 +5,7 @@ It has the network, loss and update of tfmammo.models.classifier, and starts fro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,14 @@ MEAN = (103.939, 116.779, 123.68)  # see tfmammo.pretrained
 class Bottleneck(nn.Module):
     """See tfmammo.networks; layers are created in the order in which Keras lists their weights."""
 
-    def __init__(self, entering: int, width: int, stride: int, momentum: float) -> None:
+    def __init__(
+        self, entering: int, width: int, stride: int, momentum: float, dilation: int = 1
+    ) -> None:
         super().__init__()
         wide = 4 * width
         self.first = nn.Conv2d(entering, width, 1, stride)
         self.first_norm = nn.BatchNorm2d(width, EPSILON, momentum)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
         self.second_norm = nn.BatchNorm2d(width, EPSILON, momentum)
         self.passes = stride == 1 and entering == wide
         self.shortcut = nn.Identity() if self.passes else nn.Conv2d(entering, wide, 1, stride)
@@ -43,30 +46,56 @@ class Bottleneck(nn.Module):
         return relu(shortcut + self.third_norm(self.third(x)))
 
 
-class ResNet(nn.Module):
-    """See tfmammo.models.classifier.resnet."""
+class Stages(nn.Module):
+    """See tfmammo.networks.resnet_stages."""
 
-    def __init__(self, filters: int, blocks: list[int], momentum: float) -> None:
+    def __init__(
+        self,
+        filters: int,
+        blocks: list[int],
+        momentum: float,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 1, 1),
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(MEAN).reshape(1, 3, 1, 1))
         self.first = nn.Conv2d(3, filters, 7, 2, 3)
         self.norm = nn.BatchNorm2d(filters, EPSILON, momentum)
         self.pool = nn.MaxPool2d(3, 2, 1)
-        self.blocks = nn.Sequential()
-        entering = filters
-        for stage, depth in enumerate(blocks):
+        self.stages = nn.ModuleList()
+        self.channels = filters
+        for stage, (depth, stride, dilation) in enumerate(
+            zip(blocks, strides, dilations, strict=True)
+        ):
+            width = filters * 2**stage
+            self.stages.append(nn.Sequential())
             for number in range(depth):
-                width = filters * 2**stage
-                stride = 2 if stage and not number else 1
-                self.blocks.append(Bottleneck(entering, width, stride, momentum))
-                entering = 4 * width
-        self.head = nn.Linear(entering, 1)
+                step = 1 if number else stride
+                self.stages[-1].append(Bottleneck(self.channels, width, step, momentum, dilation))
+                self.channels = 4 * width
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Compute the last map of each stage of [batch, 1, rows, cols] in [0, 1]."""
+        x = 255 * image - self.mean
+        x = self.pool(relu(self.norm(self.first(x))))
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class ResNet(nn.Module):
+    """See tfmammo.models.classifier.resnet."""
+
+    def __init__(self, filters: int, blocks: list[int], momentum: float) -> None:
+        super().__init__()
+        self.body = Stages(filters, blocks, momentum)
+        self.head = nn.Linear(self.body.channels, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         """[batch, 1, rows, cols] in [0, 1] -> logits, float32 [batch]."""
-        x = 255 * image - self.mean
-        x = self.blocks(self.pool(relu(self.norm(self.first(x)))))
-        return self.head(x.mean((2, 3)))[:, 0].float()
+        return self.head(self.body(image)[-1].mean((2, 3)))[:, 0].float()
 
 
 class Model:

@@ -31,7 +31,7 @@ def test_auto_precision_follows_the_gpus(monkeypatch, capabilities, policy):
     ]
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda place: details[place])
     assert devices.choose_precision(TrainingConfig(), range(len(details))) == policy
-    monkeypatch.setattr(devices, "cpu_has_amx", lambda: False)
+    monkeypatch.setattr(devices, "cpu_multiplies_bfloat16_faster", lambda: False)
     assert (
         devices.choose_precision(TrainingConfig(devices=["CPU:0"]), range(len(details)))
         == "float32"
@@ -43,15 +43,17 @@ def test_auto_precision_follows_the_gpus(monkeypatch, capabilities, policy):
 
 
 @pytest.mark.parametrize(
-    ("flags", "policy"),
+    ("vendor", "flags", "policy"),
     [
-        ("avx512f avx512_bf16 amx_bf16 amx_tile", "mixed_bfloat16"),
-        ("avx512f avx512_bf16", "float32"),  # its products are slower in bfloat16
-        ("avx2", "float32"),
+        ("GenuineIntel", "avx512f avx512_bf16 amx_bf16 amx_tile", "mixed_bfloat16"),
+        ("GenuineIntel", "avx512f avx512_bf16", "float32"),  # its products are slower in bfloat16
+        ("AuthenticAMD", "avx512f avx512_bf16", "mixed_bfloat16"),
+        ("AuthenticAMD", "avx2", "float32"),
     ],
 )
-def test_auto_precision_follows_the_cpu(monkeypatch, flags, policy):
-    monkeypatch.setattr(devices.Path, "read_text", lambda path, encoding: f"flags : {flags}\n")
+def test_auto_precision_follows_the_cpu(monkeypatch, vendor, flags, policy):
+    text = f"vendor_id : {vendor}\nflags : {flags}\n"
+    monkeypatch.setattr(devices.Path, "read_text", lambda path, encoding: text)
     assert devices.choose_precision(TrainingConfig(), []) == policy
     assert (
         devices.choose_precision(TrainingConfig(precision="mixed_float16"), []) == "mixed_float16"

@@ -113,7 +113,7 @@ def choose_precision(config: TrainingConfig, gpus: Sequence[Any]) -> str:
     )
     if gpus and not on_cpus:
         return "mixed_bfloat16" if all(gpu_has_bfloat16(gpu) for gpu in gpus) else "mixed_float16"
-    return "mixed_bfloat16" if cpu_has_amx() else "float32"
+    return "mixed_bfloat16" if cpu_multiplies_bfloat16_faster() else "float32"
 
 
 def gpu_has_bfloat16(gpu: Any) -> bool:
@@ -125,14 +125,14 @@ def gpu_has_bfloat16(gpu: Any) -> bool:
     return capability is not None and tuple(capability) >= BFLOAT16_SINCE
 
 
-def cpu_has_amx() -> bool:
-    """Tell whether this CPU multiplies bfloat16 in matrix units (AMX).
+def cpu_multiplies_bfloat16_faster() -> bool:
+    """Tell whether this CPU multiplies matrices faster in bfloat16 than in float32.
 
-    AVX512-BF16 alone does not count: on such an Intel Xeon a product of matrices is slower in
-    bfloat16 than in float32. False if the system does not say.
+    Those with matrix units (AMX) do, and AMD's with AVX512-BF16 (since Zen 4). Intel's with
+    AVX512-BF16 alone are slower in bfloat16. False if the system does not say.
     """
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+        words = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except OSError:
         return False
-    return "amx_bf16" in flags
+    return "amx_bf16" in words or ("AuthenticAMD" in words and "avx512_bf16" in words)
