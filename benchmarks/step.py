@@ -54,6 +54,9 @@ LONG = 2.0  # s: two such steps differ by little
 # Relative differences of the losses of the first and the second step. Adam's first update moves
 # each weight by the learning rate, whatever its gradient's size: noise decides where it is small.
 AGREE = {"float32": (2e-4, 5e-3), "bfloat16": (5e-2, 5e-2)}
+# A detector's second stage learns from regions that the last digits of the first stage choose. With
+# equal regions its losses agree to 2e-5.
+CHOOSE = {"light_head": (2e-2, 2e-2)}
 
 
 class Model(NamedTuple):
@@ -290,7 +293,7 @@ def check_losses(sides: Iterable[Side], arguments: argparse.Namespace, folder: P
         max(abs(a[name] - b[name]) / max(abs(a[name]), 0.1) for name in a)
         for a, b in zip(ours, theirs, strict=True)
     ]
-    limits = AGREE[arguments.precision]
+    limits = max(AGREE[arguments.precision], CHOOSE.get(arguments.model, (0.0, 0.0)))
     if not all(apart <= limit for apart, limit in zip(differences, limits, strict=True)):
         raise SystemExit(
             f"the losses of two steps differ by {differences}, more than {limits}: "
@@ -391,7 +394,7 @@ def make_batch(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
         }
     labels = MODELS[arguments.model].labels
     if labels > 1:
-        # two patches of the contextual GAN are malignant and normal, the least that it can learn from
+        # the contextual GAN learns from two patches at least, a malignant and a normal one
         batch["label"] = -np.arange(arguments.batch, dtype=np.int32) % labels
     return batch
 
