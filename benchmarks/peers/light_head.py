@@ -68,13 +68,14 @@ class Detector(nn.Module):
         """
         *_, c4, c5 = self.stages(image)
         x = relu(self.rpn(c4))
-        objectness = self.objectness(x).permute(0, 2, 3, 1).flatten(1)
-        deltas = self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4)
+        with compute_in("float32"):
+            objectness = self.objectness(x.float()).permute(0, 2, 3, 1).flatten(1)
+            deltas = self.deltas(x.float()).permute(0, 2, 3, 1).reshape(len(x), -1, 4)
         maps = self.column_row_2(self.column_row_1(c5)).float()
         maps = maps + self.row_column_2(self.row_column_1(c5)).float()
         # ours has a bin's channels beside each other, torchvision a channel's bins
         parted = maps.unflatten(1, (self.bins**2, -1)).transpose(1, 2)
-        return objectness.float(), deltas.float(), parted.flatten(1, 2)
+        return objectness, deltas, parted.flatten(1, 2)
 
     def predict(self, maps: Tensor, boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Predict logits [n, 2] and deltas [n, 4] of the regions of all images."""
@@ -82,8 +83,9 @@ class Detector(nn.Module):
         scale = boxes[0].new_tensor([cols, rows, cols, rows])
         in_cells = [image[:, [1, 0, 3, 2]] * scale for image in boxes]
         pooled = ops.ps_roi_align(maps, in_cells, self.bins, sampling_ratio=2)
-        x = relu(self.hidden(pooled.permute(0, 2, 3, 1).flatten(1)))
-        return self.logits(x).float(), self.region_deltas(x).float()
+        x = relu(self.hidden(pooled.permute(0, 2, 3, 1).flatten(1))).float()
+        with compute_in("float32"):
+            return self.logits(x), self.region_deltas(x)
 
 
 class Model:

@@ -26,6 +26,10 @@ CURVES = (
     "Validation curves. A curve is flat where its last two quarters differ by less than two "
     "standard errors, or by less than 1 %."
 )
+SPEED = (
+    "Speed beside PyTorch, memory and cost are in docs/measurements.md; every line of those "
+    "benchmarks, with the machine's description, is in docs/results/speed.json."
+)
 BEGIN = "<!-- written by evaluate/report.py -->"
 END = "<!-- end of what evaluate/report.py writes -->"
 BRIEF = 3  # decided claims in a summary
@@ -103,7 +107,7 @@ def build_page(facts: Mapping[str, Facts]) -> list[Block]:
         for item in ITEMS:
             if item.paper == key:
                 blocks += _describe_item(item, verdict_of[item.key], facts.get(item.key))
-    blocks.append(Heading(2, "Beyond the papers"))
+    blocks += [Heading(2, "Beyond the papers"), Text(SPEED)]
     for extra in EXTRAS:
         blocks += _describe_extra(extra, facts.get(extra.key))
     return blocks
