@@ -4,6 +4,7 @@ Two are real processes.
 """
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -178,3 +179,42 @@ def test_finished_parts_are_kept_and_those_with_failures_made_again_on_demand(
     monkeypatch.setattr(jobs, "run", lambda parts, make, flags: None)
     with pytest.raises(DataError, match="/a: is missing or not as it was written; run the work"):
         jobs.complete_parts(parts, steps, (), progress)
+
+
+WORK = """
+    import os, time
+    from pathlib import Path
+
+    folder = Path(__file__).parent
+
+    def note(event):
+        (folder / f"{event}-{os.getpid()}").write_text(repr(time.time()))
+
+    if os.environ["IMPORTING"] != str(os.getpid()):
+        note("began")
+        time.sleep(5)  # as long as TensorFlow's import
+        note("ended")
+
+    class Part(str): ...  # a class of the work, so that Beam's first worker imports it at once
+
+    def make(part):
+        (folder / part).touch()
+"""
+
+
+@pytest.mark.long
+def test_workers_import_the_work_at_the_same_time(tmp_path, monkeypatch):
+    pytest.importorskip("apache_beam")
+    (tmp_path / "the_work.py").write_text(textwrap.dedent(WORK))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("IMPORTING", str(os.getpid()))  # does not wait itself
+    import the_work
+
+    jobs.run([the_work.Part("a"), the_work.Part("b")], the_work.make, ["--direct_num_workers=2"])
+    assert (tmp_path / "a").exists() and (tmp_path / "b").exists()
+    began, ended = (
+        [float(path.read_text()) for path in tmp_path.glob(f"{event}-*")]
+        for event in ("began", "ended")
+    )
+    assert len(began) == 2 and max(began) < min(ended)

@@ -61,6 +61,28 @@ def test_each_training_must_be_better_than_each_of_the_other(can, unet, word):
     assert reason.endswith(f"; trainings overlap: {can} and {unet}") == (word == "undecided")
 
 
+@pytest.mark.parametrize(
+    ("cell", "higher", "gain"),
+    [
+        ("-0.5 [-0.8, -0.2] p = 0.060", True, "1.3 %, ours 0.2 to 0.9 %: excluded"),
+        ("-0.5 [-1.5, +0.5] p = 0.600", True, "1.3 %, ours -0.6 to 1.7 %: included"),
+        ("+0.5 [-0.8, +1.8] p = 0.600", True, "1.3 %, ours -2.0 to 0.9 %: excluded"),
+        ("+2.0 [+1.0, +3.0] p = 0.010", False, "-1.3 %, ours 1.1 to 3.4 %: excluded"),
+        ("-0.5 p = 0.060", True, ""),  # no interval
+    ],
+)
+def test_a_printed_gain_is_within_our_interval_or_not(cell, higher, gain):
+    claim = Order("CAN beats U-Net.", "CAN", "U-Net", "Dice*", higher, printed="dice")
+    levels = TableFacts(title="", header=("", "Dice, %"), body=[("U-Net", "88.7 [87.3, 90.0]")])
+    printed = {"CAN": {"dice": 91.7}, "U-Net": {"dice": 90.5}}
+    tables = compare(**{"U-Net": cell})
+    assert judge_claim(claim, [levels, *tables], printed, None, "small").gain == gain
+    assert judge_claim(claim, tables, printed, None, "small").gain == ""
+    # a claim without printed values has none, and no other rule takes it away
+    assert judge_claim(CLAIM, [levels, *tables], printed, None, "small").gain == ""
+    assert judge_claim(claim, [levels, *tables], printed, None, "smoke").gain == gain
+
+
 def test_what_was_not_compared_is_undecided():
     evidence = judge_claim(CLAIM, compare(SegNet="-2.0 p = 0.010"), PRINTED, None, "small")
     assert (evidence.word, evidence.reason) == ("undecided", "CAN and U-Net were not compared")

@@ -213,18 +213,11 @@ def run(parts: Sequence[Any], make: Callable[[Any], None], flags: Sequence[str])
     """
     try:
         beam = _import_beam()
-        from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, TypeOptions
     except ImportError as error:
         raise ConfigError(
             f'Apache Beam is missing ({error}): pip install "tfmammo[build]"'
         ) from None
-    options = PipelineOptions(["--default_sdk_harness_log_level=ERROR", *flags])
-    # There are no triggers here; what allows unsafe ones is never handed to the runner that would
-    # have to be downloaded.
-    options.view_as(TypeOptions).allow_unsafe_triggers = True
-    direct = options.view_as(DirectOptions)
-    if direct.direct_num_workers != 1 and direct.direct_running_mode == "in_memory":
-        direct.direct_running_mode = "multi_processing"
+    options = _make_options(flags, make.__module__)
     # Beam reports a failure in tracebacks; the DataError below says it in a sentence.
     logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)
     try:
@@ -247,6 +240,29 @@ def run(parts: Sequence[Any], make: Callable[[Any], None], flags: Sequence[str])
             f"the work stopped before its end ({reason.strip()[:300]}); run it again, finished "
             "parts are kept"
         ) from error
+
+
+def _make_options(flags: Sequence[str], module: str) -> Any:
+    """Make Beam's options.
+
+    Args:
+        flags: The user's.
+        module: What a worker imports at its start, together with the others. Beam itself would let
+            the second worker wait until the first one has its imports, some five seconds.
+    """
+    from apache_beam.options import pipeline_options
+
+    plugin = () if module == "__main__" else (f"--beam_plugin={module}",)
+    options = pipeline_options.PipelineOptions(
+        ["--default_sdk_harness_log_level=ERROR", *plugin, *flags]
+    )
+    # There are no triggers here; what allows unsafe ones is never handed to the runner that would
+    # have to be downloaded.
+    options.view_as(pipeline_options.TypeOptions).allow_unsafe_triggers = True
+    direct = options.view_as(pipeline_options.DirectOptions)
+    if direct.direct_num_workers != 1 and direct.direct_running_mode == "in_memory":
+        direct.direct_running_mode = "multi_processing"
+    return options
 
 
 def _import_beam() -> Any:

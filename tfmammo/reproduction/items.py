@@ -108,13 +108,14 @@ def _list_commands(sources: tuple[str, ...], picture: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*sources, *([of_picture] if of_picture else [])]))
 
 
-def _better_dice(model: str, others: tuple[str, ...]) -> tuple[Order, ...]:
+def _better_dice(model: str, others: tuple[str, ...], printed: str = "") -> tuple[Order, ...]:
     return tuple(
         Order(
             f"The Dice coefficient of {model} is higher than that of {other}.",
             model,
             other,
             "Dice*",
+            printed=printed,
         )
         for other in others
     )
@@ -169,7 +170,7 @@ CAN = (
         "table1",
         ("can_segmentation",),
         picture="can_segmentation/boxes.png",
-        claims=_better_dice("CAN", SEGMENTERS),
+        claims=_better_dice("CAN", SEGMENTERS, "dice"),
         floor=DISC,
         baseline="centred disc, fitted on training masks",
     ),
@@ -189,10 +190,13 @@ INFILLING = (
         "table1",
         ("infilling_realism",),
         picture="infilling_realism/sheet.png",
-        claims=(
-            Order("The margin lowers LPIPS of the U-Net.", "G_unet", "G_unet-", LPIPS, False),
-            Order("The margin lowers LPIPS of the CRN.", "G_crn", "G_crn-", LPIPS, False),
-            Order("LPIPS of the U-Net is below the CRN's.", "G_unet", "G_crn", LPIPS, False),
+        claims=tuple(
+            Order(sentence, better, worse, LPIPS, False, "LPIPS, DDSM")
+            for sentence, better, worse in (
+                ("The margin lowers LPIPS of the U-Net.", "G_unet", "G_unet-"),
+                ("The margin lowers LPIPS of the CRN.", "G_crn", "G_crn-"),
+                ("LPIPS of the U-Net is below the CRN's.", "G_unet", "G_crn"),
+            )
         ),
         baseline="real patches of other patients",
         note="The paper's recall, Eq. (6), is that of all detections: a column of the tables of "

@@ -6,7 +6,7 @@ Both come from facts, printed numbers and the rule of verdicts alone, and hold n
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tfmammo.document import Block, Code, Grid, Heading, Picture, Points, Text
@@ -147,6 +147,8 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
                 "be better than each of the other.",
                 "undecided: everything else that was measured. A level on other data than the "
                 "paper's decides nothing, reached or not.",
+                "Where the paper prints a value of both models, our interval also includes or "
+                "excludes a gain as large as printed, in per cent of the worse model's value.",
                 "Certainty is high if all p are below 0.01, on the paper's data, over three seeds "
                 "or folds; moderate if all p are below 0.01 and one of the two holds; low "
                 "otherwise, and wherever a validation curve is not flat at its end.",
@@ -213,8 +215,7 @@ def _describe_item(item: Item, verdict: Verdict, facts: Facts | None) -> list[Bl
         Text(f"Verdict: {verdict.word}{certainty}{reason}."),
     ]
     if verdict.evidence:
-        rows = tuple((part.sentence, part.word, part.reason) for part in verdict.evidence)
-        blocks.append(Grid(("claim", "verdict", "ours"), rows))
+        blocks.append(_tabulate_claims(verdict.evidence))
     if printed.values:
         blocks += [Text("As printed:"), _tabulate_printed(printed.values)]
     if item.note:
@@ -228,6 +229,14 @@ def _describe_item(item: Item, verdict: Verdict, facts: Facts | None) -> list[Bl
     if item.floor:
         blocks.append(Points(_compare_with_floor(item, item.floor, facts)))
     return [*blocks, *_show_facts(item.key, facts)]
+
+
+def _tabulate_claims(evidence: Sequence[Evidence]) -> Grid:
+    """Tabulate claims; the printed gains have a column if there are any."""
+    rows = [(part.sentence, part.word, part.reason, part.gain or "-") for part in evidence]
+    header = ("claim", "verdict", "ours", "a gain as large as printed")
+    width = 4 if any(part.gain for part in evidence) else 3
+    return Grid(header[:width], tuple(row[:width] for row in rows))
 
 
 def _describe_extra(extra: Extra, facts: Facts | None) -> list[Block]:

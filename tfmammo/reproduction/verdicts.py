@@ -12,6 +12,8 @@ The rule, for each claim:
   each of the other. The test counts patients, who are many; trainings differ by their seed, too.
 - *undecided*: everything else. The scale `smoke` decides nothing, and a printed level is decided on
   the paper's data alone: other data may be easier or harder.
+- Where the paper prints a value of both models, our interval also includes or excludes a gain as
+  large as the printed one, in per cent. A claim may be undecided and its printed gain excluded.
 
 A table or figure is reproduced if all its claims are, contradicted if one of them is, and
 undecided otherwise. A picture without a measure of its own has the verdict of the table that
@@ -25,7 +27,7 @@ wherever a validation curve is not flat at its end.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tfmammo.document import TableFacts
@@ -68,12 +70,14 @@ class Evidence:
         word: The verdict.
         reason: The numbers behind it, or why there are none.
         p: p of the test; None where there is none.
+        gain: The printed gain beside ours, in per cent; "" where the paper prints none.
     """
 
     sentence: str
     word: Word
     reason: str
     p: float | None = None
+    gain: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Order:
         worse: Name of the other one.
         column: A pattern of the measure's heading.
         higher: Whether a larger value is better.
+        printed: Column of the printed values of both models; "": the paper prints none.
     """
 
     sentence: str
@@ -93,6 +98,7 @@ class Order:
     worse: str
     column: str
     higher: bool = True
+    printed: str = ""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -110,8 +116,23 @@ class Order:
         if evidence.word != "undecided" and _overlap(*trainings):
             means = " and ".join(", ".join(map(str, values)) for values in trainings)
             reason = f"{evidence.reason}; trainings overlap: {means}"
-            return Evidence(self.sentence, "undecided", reason, evidence.p)
-        return evidence
+            evidence = replace(evidence, word="undecided", reason=reason)
+        return replace(evidence, gain=self._compare_gains(cell, tables, printed))
+
+    def _compare_gains(self, cell: Cell, tables: Sequence[TableFacts], printed: Printed) -> str:
+        """Say whether our interval excludes a gain as large as the printed one.
+
+        Gains are in per cent of the worse model's value, because levels differ between data sets.
+        """
+        level = find_level(tables, self.worse, self.column)
+        if not self.printed or level is None or cell.low is None or cell.high is None:
+            return ""
+        sign = 1 if self.higher else -1
+        printed_worse = printed[self.worse][self.printed]
+        printed_gain = sign * (printed[self.better][self.printed] / printed_worse - 1) * 100
+        low, high = sorted(sign * bound / level.value * 100 for bound in (cell.low, cell.high))
+        word = "included" if low <= printed_gain <= high else "excluded"
+        return f"{printed_gain:.1f} %, ours {low:.1f} to {high:.1f} %: {word}"
 
 
 @dataclass(frozen=True)
@@ -235,10 +256,10 @@ def judge_claim(
     evidence = claim.judge(tables, printed)
     if scale == "smoke":
         reason = f"{evidence.reason}; the scale smoke decides nothing"
-        return Evidence(claim.sentence, "undecided", reason, evidence.p)
+        return replace(evidence, word="undecided", reason=reason)
     if isinstance(claim, Level) and evidence.word != "undecided" and not is_papers_data:
         reason = f"{evidence.reason}; a level on other data decides nothing"
-        return Evidence(claim.sentence, "undecided", reason, evidence.p)
+        return replace(evidence, word="undecided", reason=reason)
     if evidence.word != "undecided" and floor:
         below = [
             model
@@ -247,7 +268,7 @@ def judge_claim(
         ]
         if below:
             reason = f"{evidence.reason}; {' and '.join(below)} not better than {floor.row}"
-            return Evidence(claim.sentence, "undecided", reason, evidence.p)
+            return replace(evidence, word="undecided", reason=reason)
     return evidence
 
 
