@@ -140,15 +140,15 @@ def test_folds_become_steps_and_an_evaluation_gets_them_all(complete, repository
 
 
 def test_seeds_become_steps_of_each_fold(complete, repository, tmp_path):
-    wanted = Options("small", ("can_table1", "can_fig2"))
+    wanted = Options("small", ("can_table1", "segmenters"))
     steps = {
         step.name: step for step in report.plan_report(complete, wanted, tmp_path, repository).steps
     }
     assert "training.seed=2" in steps["can/seed2"].overrides
     (models,) = [value for value in steps["can_segmentation"].overrides if "models=" in value]
     assert models.count("/can/seed") == models.count("/can_fcn8s/seed") == 3
-    models = [value for value in steps["can_synthesis"].overrides if "models=" in value][-1]
-    assert models.count("/can/seed") == models.count("/can_pix2pix") == 1
+    models = [value for value in steps["segmenters"].overrides if "models=" in value][-1]
+    assert models.count("/can/seed") == models.count("/can_unet/seed") == 1
     two = complete.commands["can"].model_copy(update={"folds": {"small": 2}})
     commands = {**complete.commands, "can": two}
     config = complete.model_copy(update={"commands": commands})
