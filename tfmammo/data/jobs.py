@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +83,9 @@ def complete_parts(
             steps.record_path(part).unlink()
     with report_progress(*progress):
         run(parts, steps.make, flags)
-    return [_require_record(part, steps) for part in parts]
+    # Reading is mostly hashing, which threads share.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda part: _require_record(part, steps), parts))
 
 
 def _require_record(part: Part, steps: PartSteps[Part, Record]) -> Record:
