@@ -485,6 +485,13 @@ EXTRAS = (
         picture="can_lattice/sheet-random.png",
     ),
     Extra(
+        "can_leak",
+        "The leak of CAN's protocol",
+        "The paper turns and mirrors its patches first and draws the test set afterwards. What is "
+        "that worth beside Table I, whose patients were never seen?",
+        ("can_leak",),
+    ),
+    Extra(
         "audit",
         "Memory audit of generators",
         "Can anybody tell from a generator which patients it was trained on?",
