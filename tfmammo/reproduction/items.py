@@ -528,6 +528,13 @@ EXTRAS = (
         ("segmenters",),
         picture="segmenters/boxes.png",
     ),
+    Extra(
+        "adversary",
+        "What the cGAN's discriminator is worth",
+        "The same generator trained with Dice and BCE alone, and with a discriminator besides.",
+        ("adversary",),
+        picture="adversary/boxes.png",
+    ),
 )
 WITH_EXTRAS: tuple[Item | Extra, ...] = (*ITEMS, *EXTRAS)
 
