@@ -27,8 +27,8 @@ CURVES = (
     "standard errors, or by less than 1 %."
 )
 SPEED = (
-    "Speed beside PyTorch, memory and cost are in docs/measurements.md; every line of those "
-    "benchmarks, with the machine's description, is in docs/results/speed.json."
+    "Speed beside PyTorch, memory and cost are in docs/measurements.md; what benchmarks/all.py "
+    "measured, with the machine's description, is in docs/results/speed.json."
 )
 BEGIN = "<!-- written by evaluate/report.py -->"
 END = "<!-- end of what evaluate/report.py writes -->"
@@ -142,7 +142,7 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
                 "reproduced: every claim's test is decisive (p below 0.05, or an interval without "
                 "0) on the paper's side, and the models are better than the trivial baseline.",
                 "contradicted: a claim's test is decisive on the other side, and the models are "
-                "better than the trivial baseline.",
+                "better than the trivial baseline, where there is one.",
                 "Where both models were trained several times, each training of the one must also "
                 "be better than each of the other.",
                 "undecided: everything else that was measured. A level on other data than the "
@@ -150,8 +150,9 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
                 "Where the paper prints a value of both models, our interval also includes or "
                 "excludes a gain as large as printed, in per cent of the worse model's value.",
                 "Certainty is high if all p are below 0.01, on the paper's data, over three seeds "
-                "or folds; moderate if all p are below 0.01 and one of the two holds; low "
-                "otherwise, and wherever a validation curve is not flat at its end.",
+                "or folds; moderate if all p are below 0.01, and either the data is the paper's or "
+                "there are three seeds or folds; low otherwise, and wherever a validation curve is "
+                "not flat at its end.",
             )
         ),
     ]
@@ -195,7 +196,7 @@ def _summarize_briefly(facts: Mapping[str, Facts]) -> str:
         for evidence in verdict_of[item.key].evidence
         if evidence.word in ("reproduced", "contradicted")
     ]
-    lines += [""] if claims else []
+    lines += ["", "The table counts tables and figures, the list single claims:"] if claims else []
     for paper_name, evidence in claims[:BRIEF]:
         word = evidence.word.capitalize()
         sentence = f"- {paper_name}: {evidence.sentence} {word}: {evidence.reason}."

@@ -215,7 +215,9 @@ Claim = Order | Gain | Level
 
 
 def _judge_difference(sentence: str, cell: Cell, is_positive: bool, p: float | None) -> Evidence:
-    reason = cell.text if p is None or cell.p is not None else f"{cell.text}, p {p:g}"
+    reason = cell.text
+    if p is not None and cell.p is None:
+        reason += f", p {p:g}" if p else ", p < 0.001"  # which a table rounds to 0.000
     if p is not None:
         is_decisive = p < SIGNIFICANT
     elif cell.low is not None and cell.high is not None:
