@@ -387,7 +387,11 @@ def test_a_set_whose_lesions_do_not_outscore_its_normal_patches_is_refused(
         report.describe_failure(gate)
         == "[ALLOWED, though synthetic lesions do not outscore synthetic normal patches: AUC 0.000]"
     )
-    lines = report.tabulate_gate(gate).body
+    table = report.tabulate_gate(gate)
+    assert "do NOT outscore synthetic normal patches (AUC 0.000, of real patches 1.000)" in (
+        table.title
+    )
+    lines = table.body
     assert [line[0] for line in lines] == [
         "real normal",
         "real lesion",

@@ -145,7 +145,7 @@ def make_average(level):
 
 
 @pytest.mark.parametrize(("target", "level"), [("mass", 0.6), ("removal", -0.6)])
-def test_a_judge_compares_what_is_kept_with_the_inputs(random_patches, target, level):
+def test_a_judge_compares_what_is_kept_with_its_inputs(random_patches, target, level):
     """Four of eight patches are changed, all by as much; half of the others are brighter still."""
     patches = random_patches(8, 32)
     steps = np.linspace(0.3, 0.6, 8, dtype=np.float32)[:, None, None, None]
@@ -156,8 +156,8 @@ def test_a_judge_compares_what_is_kept_with_the_inputs(random_patches, target, l
     kept = sample_block_noise(8, 3)[:, 0] > 0
     before = steps[:, 0, 0, 0]
     after = before[kept] + level / 2 * 0.25
-    labels = np.repeat([0, 1], [8, kept.sum()])
-    area = roc_auc(labels, np.concatenate([before, after]))
+    labels = np.repeat([0, 1], kept.sum())
+    area = roc_auc(labels, np.concatenate([before[kept], after]))
     assert 0 < kept.sum() < 8 and metrics["discarded"] == pytest.approx(1 - kept.mean())
     assert metrics["judged"] == pytest.approx(1 - area if target == "removal" else area)
     assert 0.5 < metrics["judged"] < 1

@@ -213,8 +213,8 @@ def validate_contextual(
     Returns:
         "likeness" to the real patches; "likeness_of_inputs", that of the inputs. "discarded": the
         share of generated patches that post-processing refuses. With a judge also "judged": the
-        probability that it gives a patch that post-processing keeps a higher score than an input,
-        for removal a lower one; NaN where none is kept.
+        probability that it gives a patch that post-processing keeps a higher score than an input of
+        those patches, for removal a lower one; NaN where none is kept.
     """
     images = held_out.images
     average = functions["average"]
@@ -228,7 +228,8 @@ def validate_contextual(
         "discarded": float(1 - refined.kept.mean()),
     }
     if judge is not None:
-        area = _judge(judge, images, refined.image[refined.kept])
+        # inputs whose edits are refused differ by themselves, in brightness for one
+        area = _judge(judge, images[refined.kept], refined.image[refined.kept])
         metrics["judged"] = 1 - area if is_removal else area
     return metrics
 

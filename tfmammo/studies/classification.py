@@ -342,8 +342,16 @@ class Gate:
     @property
     def auc(self) -> float:
         """The probability that a synthetic lesion scores higher than a synthetic normal patch."""
-        normal = self.scores["synthetic normal"]
-        lesion = self.scores["synthetic lesion"]
+        return self._compare("synthetic")
+
+    @property
+    def real_auc(self) -> float:
+        """The same of real patches: what a perfect synthetic set would reach."""
+        return self._compare("real")
+
+    def _compare(self, pool: str) -> float:
+        normal = self.scores[f"{pool} normal"]
+        lesion = self.scores[f"{pool} lesion"]
         labels = np.repeat([0, 1], [len(normal), len(lesion)])
         return roc_auc(labels, np.concatenate([normal, lesion]))
 

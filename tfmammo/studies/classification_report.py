@@ -498,8 +498,8 @@ def tabulate_gate(gate: Gate) -> Table:
     verdict = "outscore" if gate.is_passed else "do NOT outscore"
     title = (
         "Scores by the classifiers trained on real patches alone: synthetic lesions "
-        f"{verdict} synthetic normal patches (AUC {gate.auc:.3f}); real ones are of the validation "
-        "patients"
+        f"{verdict} synthetic normal patches (AUC {gate.auc:.3f}, of real patches "
+        f"{gate.real_auc:.3f}); real ones are of the validation patients"
     )
     return Table(title, ["patches", "number", "mean score"], body)
 
