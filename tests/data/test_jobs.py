@@ -192,7 +192,7 @@ WORK = """
 
     if os.environ["IMPORTING"] != str(os.getpid()):
         note("began")
-        time.sleep(5)  # as long as TensorFlow's import
+        time.sleep(8)  # as long as TensorFlow takes on a busy machine
         note("ended")
 
     class Part(str): ...  # a class of the work, so that Beam's first worker imports it at once
