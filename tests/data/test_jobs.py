@@ -4,6 +4,7 @@ Two are real processes.
 """
 
 import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -209,8 +210,7 @@ def test_workers_import_the_work_at_the_same_time(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("IMPORTING", str(os.getpid()))  # does not wait itself
-    import the_work
-
+    the_work = importlib.import_module("the_work")
     jobs.run([the_work.Part("a"), the_work.Part("b")], the_work.make, ["--direct_num_workers=2"])
     assert (tmp_path / "a").exists() and (tmp_path / "b").exists()
     began, ended = (
