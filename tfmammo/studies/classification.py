@@ -346,7 +346,7 @@ class Gate:
 
     @property
     def real_auc(self) -> float:
-        """The same of real patches: what a perfect synthetic set would reach."""
+        """The same of real patches, beside which a synthetic set is read."""
         return self._compare("real")
 
     def _compare(self, pool: str) -> float:
