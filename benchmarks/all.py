@@ -39,6 +39,8 @@ MOST_LOAD = 0.3  # of the cores' time
 WAIT = 60  # s
 # Besides the ratios: parts of a whole, multiples, and seconds that users wait.
 SUMMED_UP = ("loss", "overhead", "share", "waited", "over_step", "help_s", "training_s")
+# Flags of /proc/cpuinfo: what multiplies matrices.
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 PACKAGES = ("tensorflow", "keras", "torch", "onnxruntime", "numpy")
 # name: script and arguments
 BENCHMARKS: Mapping[str, tuple[str, ...]] = {
@@ -129,18 +131,31 @@ def write(path: Path, measured: dict[str, Any]) -> None:
 
 def describe_machine() -> dict[str, Any]:
     """Describe processor, cores, memory and versions."""
-    processors = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if line.startswith("model name")
-    ]
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
-        "processor": processors[0] if processors else platform.processor(),
+        **describe_processor(Path("/proc/cpuinfo").read_text(encoding="utf-8")),
         "cores": os.cpu_count(),
         "memory_gb": round(pages / 1e9),
         "python": platform.python_version(),
         **{name: find_version(name) for name in PACKAGES},
+    }
+
+
+def describe_processor(text: str) -> dict[str, Any]:
+    """Name the first processor and its instructions.
+
+    A virtual machine may call processors of several generations by one name. The instructions tell
+    them apart.
+
+    Args:
+        text: Content of /proc/cpuinfo.
+    """
+    lines = [[part.strip() for part in line.split(":", 1)] for line in text.splitlines()]
+    fields = dict(line for line in reversed(lines) if len(line) == 2)
+    flags = fields.get("flags", "").split()
+    return {
+        "processor": fields.get("model name", platform.processor()),
+        "instructions": [name for name in INSTRUCTIONS if name in flags],
     }
 
 

@@ -90,6 +90,16 @@ def test_a_file_of_another_machine_is_refused(script, monkeypatch, tmp_path):
         run(script, monkeypatch, path)
 
 
+def test_processors_of_one_name_are_told_apart(script):
+    text = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu {}\n\n"
+    zen3, zen4 = (
+        script.describe_processor(text.format(flags) + text.format("of the second processor"))
+        for flags in ("avx2 fma", "avx2 avx512f avx512_bf16")
+    )
+    assert zen3 == {"processor": "AMD EPYC", "instructions": ["avx2"]}
+    assert zen4["instructions"] == ["avx2", "avx512f", "avx512_bf16"]
+
+
 def test_a_busy_machine_is_refused(script, monkeypatch, tmp_path):
     monkeypatch.setattr(script, "measure_load", lambda: 0.9)
     monkeypatch.setattr(script, "WAIT", -1)
