@@ -521,6 +521,13 @@ EXTRAS = (
         picture="control_study/report/figure-pairs.png",
     ),
     Extra(
+        "contextual_constant",
+        "Contextual GAN on phantoms, a share that does not fall",
+        "Half of the patches are synthetic to the end of the classifier's training, where the "
+        "paper's share falls. Does a classifier of few real patches gain?",
+        ("control_constant",),
+    ),
+    Extra(
         "segmenters",
         "Segmenters of today beside CAN",
         "CAN, cGAN and the U-Net of 2015 beside a residual U-Net and nnU-Net: the same patches, "
