@@ -251,17 +251,18 @@ def test_the_verdict_on_an_item_and_on_its_picture():
 def test_facts_alone_make_the_same_page_byte_for_byte(config, tmp_path):
     written = []
     for name in ("one", "two"):
-        own = config.model_copy(update={"facts": tmp_path / "facts", "markdown": tmp_path / name})
+        markdown = tmp_path / "new" / name
+        own = config.model_copy(update={"facts": tmp_path / "facts", "markdown": markdown})
         write_facts(make_facts(), tmp_path / "facts")
         report.write_page(own, "small", tmp_path / f"output-{name}")
         html = (tmp_path / f"output-{name}/report.html").read_bytes()
-        written.append((html, (tmp_path / name).read_bytes()))
+        written.append((html, markdown.read_bytes()))
     assert written[0] == written[1]
-    markdown = written[0][1].decode()
-    assert "33 tables and figures of five papers: 0 reproduced, 0 contradicted, 1 undecided, " in (
-        markdown
+    text = written[0][1].decode()
+    assert (
+        "33 tables and figures of five papers: 0 reproduced, 0 contradicted, 1 undecided, " in text
     )
-    assert "Trivial baseline: centred disc" in markdown and "20,000 of 210,000 steps" in markdown
+    assert "Trivial baseline: centred disc" in text and "20,000 of 210,000 steps" in text
     assert b"The picture is not here" in written[0][0] and b"http" not in written[0][0]
 
 

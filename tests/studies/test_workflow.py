@@ -121,6 +121,17 @@ def test_work_that_moved_is_known(tmp_path):
     assert (tmp_path / "there/ran").read_text() == "1"
 
 
+def test_code_that_moved_is_known(tmp_path, monkeypatch):
+    for place in ("here", "there"):
+        monkeypatch.setattr(workflow.shipped, "ROOT", tmp_path / place)
+        script = tmp_path / place / "script.py"
+        script.parent.mkdir()
+        script.write_text(f"open(r'{tmp_path / 'ran'}', 'a').write('1')")
+        (tmp_path / "work/one").mkdir(parents=True, exist_ok=True)
+        workflow.run_steps([Step("one", (str(script),))], tmp_path / "work")
+    assert (tmp_path / "ran").read_text() == "1"
+
+
 def test_a_failure_says_which_and_why_and_is_tried_again(tmp_path):
     failing = Step("bad", ("-c", "import sys; print('first'); sys.exit('error: no such archive')"))
     for _ in range(2):

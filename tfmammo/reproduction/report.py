@@ -207,7 +207,9 @@ def write_page(config: ReportConfig, scale: Scale, output: Path) -> list[str]:
     Returns:
         Where it was written, in words.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    markdown = output / "report.md" if scale == "smoke" else config.markdown
+    for folder in (output, markdown.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     facts = fact_files.read_facts(find_facts_folder(config, scale, output))
     blocks = page.build_page(facts)
     pictures = {
@@ -217,7 +219,6 @@ def write_page(config: ReportConfig, scale: Scale, output: Path) -> list[str]:
     }
     pictures |= page.draw_curves(facts)
     html = document.render_html(page.TITLE, blocks, pictures)
-    markdown = output / "report.md" if scale == "smoke" else config.markdown
     filesystem.write_atomically(output / "report.html", html, durable=False)
     filesystem.write_atomically(markdown, document.render_markdown(blocks), durable=False)
     if config.readme and scale != "smoke":

@@ -439,10 +439,11 @@ def _forward_signals(processes: Mapping[str, subprocess.Popen[bytes]]) -> Iterat
 
 
 def _hash_step(step: Step, digests: Mapping[str, str], output: Path, context: str) -> str:
-    """Hash what a step depends on; equal steps have equal hashes wherever the work lies."""
+    """Hash what a step depends on; equal steps have equal hashes wherever work and code lie."""
     digest = hashlib.sha256(context.encode())
     for argument in step.command:
-        digest.update(f"\n{argument.replace(str(output), '')}".encode())
+        named = argument.replace(str(output), "").replace(str(shipped.ROOT), "")
+        digest.update(f"\n{named}".encode())
         if argument.endswith(".yaml") and Path(argument).is_file():
             digest.update(Path(argument).read_bytes())
     for name in step.depends_on:
