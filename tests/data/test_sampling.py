@@ -108,6 +108,23 @@ def test_every_pixel_of_the_lesion_is_drawn_and_an_offset_ends_inside_the_window
         draw_near_lesion(np.zeros((8, 8), np.uint8), 4, 1, random)
 
 
+def test_a_square_near_a_lesion_holds_as_much_breast_as_asked_for():
+    breast = np.zeros((40, 40, 1), np.uint8)
+    breast[:, :20] = 1
+    region = np.zeros((40, 40), np.uint8)
+    region[20, 18] = 1  # 2 px from the breast's edge
+    random = np.random.default_rng(0)
+    draws = [draw_near_lesion(region, 10, 4, random, breast, 0.9) for _ in range(200)]
+    assert {left for _, left, _, _ in draws} == {9, 10, 11}  # at least 9 of 10 columns
+    anywhere = [draw_near_lesion(region, 10, 4, random, breast, 0.0) for _ in range(200)]
+    assert {left for _, left, _, _ in anywhere} == set(range(9, 18))
+    with pytest.raises(ValueError, match="none of 100 squares of 10 px is 90 % breast"):
+        draw_near_lesion(region, 10, 0, random, breast, 0.9)
+    # beyond the image there is none
+    with pytest.raises(ValueError, match="none of 100 squares of 50 px"):
+        draw_near_lesion(region, 50, 4, random, np.ones_like(breast), 0.9)
+
+
 def enough(breast, length, tissue):
     """The corners of all windows that hold enough breast, counted one by one."""
     rows, cols, _ = breast.shape

@@ -257,6 +257,8 @@ def _make_sampler_near_lesions(
         return None
     rows = preprocessed.mammogram.rows
     cols = preprocessed.mammogram.cols
+    tissue = config.sampling.lesion_tissue
+    breast = preprocess.breast_mask(preprocessed.image) if tissue else None
 
     def draw(number: int) -> Patch:
         """Extract patch `number`, near a random lesion."""
@@ -264,7 +266,7 @@ def _make_sampler_near_lesions(
         index = list(preprocessed.lesions)[random.integers(len(preprocessed.lesions))]
         lesion = preprocessed.lesions[index]
         place = sampling.draw_near_lesion(
-            lesion.mask(rows, cols), length, config.sampling.offset, random
+            lesion.mask(rows, cols), length, config.sampling.offset, random, breast, tissue
         )
         return _extract_patch(preprocessed, place, config, f"#{index}@{number}", [lesion])
 

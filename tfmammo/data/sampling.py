@@ -12,6 +12,9 @@ What the papers leave open:
   for 256 px and the paper's 128 is 127.
 - What happens at the image's border: the window is moved inside. Padding would draw an edge that no
   breast has.
+- Whether the 90 % of breast are asked of patches near a lesion too: they are not
+  (`sampling.lesion_tissue`). Patches of masses at the breast's edge then show more background than
+  normal ones do.
 - What a normal mammogram is: the strict reading, one in which the archive marks no lesion of any
   kind and which it calls normal. Tissue away from known lesions is taken only where sampling.normal
   asks for it, since only outlined lesions are known.
@@ -41,6 +44,7 @@ from tfmammo.mammogram import Box, Lesion, Mammogram, MaskedLesion, Skipped
 
 log = logging.getLogger(__name__)
 
+ATTEMPTS = 100  # draws near one lesion until a square holds enough breast
 SHAPES = ("irregular", "lobular", "oval", "round")
 _SHAPE_WORDS = {**{shape: shape for shape in SHAPES}, "lobulated": "lobular"}
 
@@ -123,7 +127,12 @@ def draw_length(size: int, config: SamplingConfig, random: np.random.Generator) 
 
 
 def draw_near_lesion(
-    region: NDArray[np.uint8], length: int, offset: int, random: np.random.Generator
+    region: NDArray[np.uint8],
+    length: int,
+    offset: int,
+    random: np.random.Generator,
+    breast: NDArray[np.uint8] | None = None,
+    tissue: float = 0.0,
 ) -> Box:
     """Draw a square that holds a random pixel of a lesion, off the square's centre.
 
@@ -132,24 +141,34 @@ def draw_near_lesion(
         length: The square's side, native px.
         offset: px between the pixel and the square's centre, at most, along each axis; no more than
             just short of half the side is used.
+        random: Random numbers.
+        breast: uint8 [rows, cols, 1], 0 or 1; None if any square will do.
+        tissue: Smallest part of the square that is breast, 0 to 1.
 
     Returns:
         [row_min, col_min, row_max, col_max], half-open, native px; beyond the image only along an
         axis where it is longer than the image.
 
     Raises:
-        ValueError: The region is empty.
+        ValueError: The region is empty, or none of ATTEMPTS squares holds enough breast.
     """
     pixels = np.flatnonzero(region)
     if len(pixels) == 0:
         raise ValueError("its mask is empty")
     reach = min(offset, (length - 1) // 2)
-    pixel = np.unravel_index(pixels[random.integers(len(pixels))], region.shape)
-    centre = np.array(pixel) + random.integers(-reach, reach + 1, 2)
     last = np.array(region.shape) - length
-    corner = np.clip(centre - length // 2, np.minimum(0, last), np.maximum(0, last))
-    top, left = (int(start) for start in corner)
-    return top, left, top + length, left + length
+    for _ in range(ATTEMPTS):
+        pixel = np.unravel_index(pixels[random.integers(len(pixels))], region.shape)
+        centre = np.array(pixel) + random.integers(-reach, reach + 1, 2)
+        corner = np.clip(centre - length // 2, np.minimum(0, last), np.maximum(0, last))
+        top, left = (int(start) for start in corner)
+        bottom, right = top + length, left + length
+        if breast is None:
+            return top, left, bottom, right
+        inside = breast[max(0, top) : bottom, max(0, left) : right]
+        if np.count_nonzero(inside) >= tissue * length**2 - 1e-6:
+            return top, left, bottom, right
+    raise ValueError(f"none of {ATTEMPTS} squares of {length} px is {100 * tissue:g} % breast")
 
 
 def draw_on_breast(
