@@ -150,8 +150,9 @@ def describe_processor(text: str) -> dict[str, Any]:
     Args:
         text: Content of /proc/cpuinfo.
     """
-    lines = [[part.strip() for part in line.split(":", 1)] for line in text.splitlines()]
-    fields = dict(line for line in reversed(lines) if len(line) == 2)
+    first, _, _ = text.partition("\n\n")
+    lines = [line.partition(":") for line in first.splitlines()]
+    fields = {name.strip(): value.strip() for name, _, value in lines}
     flags = fields.get("flags", "").split()
     return {
         "processor": fields.get("model name", platform.processor()),

@@ -61,7 +61,7 @@ from tfmammo.mammogram import (
 REGIONS = "Radiology_hand_drawn_segmentations_v2.csv"
 CLINICAL = "Radiology-manual-annotations.csv"
 MASKS = "masks"
-BAND = 0.15
+BAND = 0.15  # of the square of its length; a region with less area is a band
 SPECK = 16  # px; parts of a mask that are smaller are none of the radiologist's
 MOST_PARTS = 1000
 

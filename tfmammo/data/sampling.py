@@ -163,10 +163,11 @@ def draw_near_lesion(
         corner = np.clip(centre - length // 2, np.minimum(0, last), np.maximum(0, last))
         top, left = (int(start) for start in corner)
         bottom, right = top + length, left + length
-        if breast is None:
-            return top, left, bottom, right
-        inside = breast[max(0, top) : bottom, max(0, left) : right]
-        if np.count_nonzero(inside) >= tissue * length**2 - 1e-6:
+        if (
+            breast is None
+            or np.count_nonzero(breast[max(0, top) : bottom, max(0, left) : right])
+            >= tissue * length**2 - 1e-6
+        ):
             return top, left, bottom, right
     raise ValueError(f"none of {ATTEMPTS} squares of {length} px is {100 * tissue:g} % breast")
 
