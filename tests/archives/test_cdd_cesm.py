@@ -108,6 +108,23 @@ def test_bands_of_images_with_several_findings_are_no_lesions(archive):
     assert skipped.reasons == {"images/P1_L_DM_CC.jpg": f"region 0: {reason}; region 2: {reason}"}
 
 
+def test_a_scaled_copy_without_masks_is_left_out(archive):
+    large = {**SQUARE, "all_points_x": [3 * x for x in SQUARE["all_points_x"]]}
+    root = archive(
+        {
+            "P1_L_DM_CC": ("mass", "Benign", [SQUARE, large]),
+            "P2_L_DM_CC": ("mass", "Benign", [SQUARE]),
+        }
+    )
+    skipped = Skipped()
+    (mammogram,) = cdd_cesm.read(root, skipped)
+    assert mammogram.patient_id == hash_id("cdd_cesm", "P2")
+    assert skipped.reasons == {
+        "images/P1_L_DM_CC.jpg": "its outline reaches row 70 and column 180 of 120 x 100 px: a "
+        "scaled copy needs masks/NAME.jpg beside its images"
+    }
+
+
 def test_a_scaled_copy_has_its_regions_in_masks(archive):
     root = archive(
         {f"P{i}_L_DM_CC": ("High density mass", "Malignant", [SQUARE]) for i in (1, 2, 3, 4)}
@@ -256,8 +273,8 @@ def test_regions_that_enclose_nothing_are_counted(archive):
         '{"name": "polygon", "all_points_x": [1, 2',
         {"name": "polygon", "all_points_x": [1, 2, 3], "all_points_y": [1, 2]},
         {"name": "ellipse", "cx": 5, "cy": 6, "rx": 0, "ry": 9},
-        {"name": "polygon", "all_points_x": [500, 600, 600], "all_points_y": [10, 10, 30]},
-        {"name": "polygon", "all_points_x": [90, 600, 600, 90], "all_points_y": [10, 10, 19, 19]},
+        {"name": "polygon", "all_points_x": [103, 109, 109], "all_points_y": [10, 10, 30]},
+        {"name": "polygon", "all_points_x": [90, 109, 109, 90], "all_points_y": [10, 10, 19, 19]},
         [1, 2],
         "{}",
     ]

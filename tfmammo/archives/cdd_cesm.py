@@ -20,7 +20,8 @@ contrast medium and are left out. What the archive leaves open:
   common unknown patient, so that no split can part them.
 - The table's regions are in the originals' px. Of a scaled copy with `masks/NAME.jpg` beside its
   images, each connected part of the mask is a region instead. Specks, which JPEG leaves around
-  edges, are dropped, and regions that touch have become one.
+  edges, are dropped, and regions that touch have become one. Without that mask an image whose
+  outlines reach far beyond it is left out.
 
 Source: Khaled et al., Categorized contrast enhanced mammography dataset for diagnostic and
 artificial intelligence research, Scientific Data 9 (2022) 122.
@@ -62,6 +63,7 @@ REGIONS = "Radiology_hand_drawn_segmentations_v2.csv"
 CLINICAL = "Radiology-manual-annotations.csv"
 MASKS = "masks"
 BAND = 0.15  # of the square of its length; a region with less area is a band
+BEYOND = 1.1  # times rows or columns; no outline of the originals reaches beyond them at all
 SPECK = 16  # px; parts of a mask that are smaller are none of the radiologist's
 MOST_PARTS = 1000
 
@@ -241,6 +243,7 @@ def _make_mammogram(
             if isinstance(annotations, Path)
             else _parse_annotations(annotations)
         )
+        lesions = _make_lesions(row, regions, rows, cols, file, skipped)
     except ValueError as error:
         skipped.add(file, error)
         return None
@@ -256,7 +259,7 @@ def _make_mammogram(
         laterality="L" if name[2] == "L" else "R",
         view="CC" if name[4] == "CC" else "MLO",
         pathology=_parse_pathology(row),
-        lesions=_make_lesions(row, regions, rows, cols, file, skipped),
+        lesions=lesions,
         birads=row["BIRADS"] or None,
         density=None if row["Breast density (ACR)"] in ("", "_") else row["Breast density (ACR)"],
         bits=8,
@@ -356,9 +359,13 @@ def _make_lesions(
     lesions = []
     for region, outline in regions:
         try:
+            points = outline()
+            _check_scale(points, rows, cols)
             lesion = Lesion.from_outline(
-                "mass" if "mass" in kinds else kinds[0], outline(), rows, cols, **details
+                "mass" if "mass" in kinds else kinds[0], points, rows, cols, **details
             )
+        except ArchiveError:
+            raise
         except ValueError as error:
             skipped.add(file, f"{region}: {error}")
             continue
@@ -367,6 +374,15 @@ def _make_lesions(
         else:
             lesions.append(lesion)
     return tuple(lesions)
+
+
+def _check_scale(points: NDArray[np.floating], rows: int, cols: int) -> None:
+    if len(points) and (points.max(axis=0) > BEYOND * np.array([rows, cols])).any():
+        row, col = points.max(axis=0)
+        raise ArchiveError(
+            f"its outline reaches row {row:.0f} and column {col:.0f} of {rows} x {cols} px: a "
+            f"scaled copy needs {MASKS}/NAME.jpg beside its images"
+        )
 
 
 def _is_band(lesion: Lesion) -> bool:
