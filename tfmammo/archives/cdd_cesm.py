@@ -64,6 +64,7 @@ CLINICAL = "Radiology-manual-annotations.csv"
 MASKS = "masks"
 BAND = 0.15  # of the square of its length; a region with less area is a band
 BEYOND = 1.1  # times rows or columns; no outline of the originals reaches beyond them at all
+LONGEST = 2**14  # px; no mammogram has a longer side
 SPECK = 16  # px; parts of a mask that are smaller are none of the radiologist's
 MOST_PARTS = 1000
 
@@ -377,8 +378,11 @@ def _make_lesions(
 
 
 def _check_scale(points: NDArray[np.floating], rows: int, cols: int) -> None:
-    if len(points) and (points.max(axis=0) > BEYOND * np.array([rows, cols])).any():
-        row, col = points.max(axis=0)
+    if not len(points):
+        return
+    row, col = points.max(axis=0)
+    is_beyond = row > BEYOND * rows or col > BEYOND * cols
+    if is_beyond and max(row, col) < LONGEST:  # else it is no outline of any mammogram
         raise ArchiveError(
             f"its outline reaches row {row:.0f} and column {col:.0f} of {rows} x {cols} px: a "
             f"scaled copy needs {MASKS}/NAME.jpg beside its images"
