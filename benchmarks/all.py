@@ -65,6 +65,10 @@ BENCHMARKS: Mapping[str, tuple[str, ...]] = {
         }.items()
         for precision in ("float32", "bfloat16")
     },
+    "step contextual 256 px": (
+        "step",
+        *("--peer", "torch-best", "--model", "contextual", "--size", "256", "--batch", "2"),
+    ),
     **{
         f"inference {model}": ("inference", "--model", model)
         for model in ("can", "infilling", "cgan")
@@ -72,6 +76,7 @@ BENCHMARKS: Mapping[str, tuple[str, ...]] = {
     "input": ("input", "--only", "dicom", "pipeline", "index"),
     "input beam": ("input", "--only", "beam"),
     "synthesis": ("synthesis",),
+    "synthesis of 1,200": ("synthesis", "--only", "processes", "--mammograms", "1200"),
     "blending": ("blending",),
     "contextual": ("contextual", "--model", '{"discriminator_factor": 2}'),
     "froc": ("froc",),

@@ -28,7 +28,7 @@ CURVES = (
 )
 SPEED = (
     "Speed beside PyTorch, memory and cost are in docs/measurements.md; what benchmarks/all.py "
-    "measured, with the machine's description, is in docs/results/speed.json."
+    "measured, with the machines' descriptions, is in docs/results/speed.json and speed_amx.json."
 )
 BEGIN = "<!-- written by evaluate/report.py -->"
 END = "<!-- end of what evaluate/report.py writes -->"
