@@ -57,7 +57,7 @@ AGREE = {"float32": (2e-4, 5e-3), "bfloat16": (5e-2, 5e-2)}
 # A detector's second stage learns from regions that the last digits of the first stage choose. With
 # equal regions its losses agree to 2e-5. The gradients of its 101 random layers are another matter:
 # noise of 1e-3 in the image turns them to a right angle. So the second step's losses, which follow
-# from the gradients, agree on some processors and not on others.
+# from the gradients, take one of two values in either library, by the kernels that oneDNN takes.
 CHOOSE = {
     ("light_head", "float32"): (2e-2, math.inf),
     ("light_head", "bfloat16"): (5e-2, math.inf),
