@@ -495,6 +495,24 @@ def seeded_dropout(x: tf.Tensor, rate: float, seeds: tf.Tensor, level: int) -> t
     return tf.where(draws >= rate, x / (1 - rate), tf.zeros_like(x))
 
 
+def seeded_normal(shape: tuple[int, ...], seeds: tf.Tensor, level: int) -> tf.Tensor:
+    """Draw from N(0, 1) by each sample's seed alone.
+
+    Args:
+        shape: Of one sample.
+        seeds: int64 [batch, 2], see `patch_seeds`.
+        level: A number of its own for each use in a network, so that their draws differ.
+
+    Returns:
+        float32 [batch, *shape].
+    """
+
+    def draw(seed: tf.Tensor) -> tf.Tensor:
+        return tf.random.stateless_normal(shape, tf.random.fold_in(seed, level), alg="philox")
+
+    return tf.map_fn(draw, seeds, fn_output_signature=tf.TensorSpec(shape, tf.float32))
+
+
 def step_seed(step: tf.Tensor | int, use: int = 0) -> tf.Tensor:
     """Derive the seed of one use of random numbers in a step on this replica.
 

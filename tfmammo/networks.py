@@ -16,7 +16,13 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from tfmammo.config import Frozen
 from tfmammo.convolutions import Convolution, TransposedConvolution, on_cpu
 from tfmammo.errors import ConfigError
-from tfmammo.layers import BatchNormalization, SampleNormalization, seeded_dropout
+from tfmammo.layers import (
+    BatchNormalization,
+    SampleNormalization,
+    patch_seeds,
+    seeded_dropout,
+    seeded_normal,
+)
 from tfmammo.pretrained import KERAS_MEAN
 
 PIX2PIX_FILTERS = (64, 128, 256, 512, 512, 512, 512, 512)
@@ -170,6 +176,84 @@ class UNet256(Network):
                 x = seeded_dropout(x, dropout.rate, seeds, level)
             x = tf.concat([x, skips.pop()], axis=-1) if skips else x
         return self.to_float32(x)
+
+
+class TexturedUNet(Network):
+    """The U-Net of Pix2Pix with convolutions at full size that see noise, for images with texture.
+
+    `UNet256` gives filters[0] maps instead of an image. Means of 2 x 2 px of them, which take away
+    a lattice of 2 px, the input, and noise go through conv(k3), LeakyReLU(0.2), twice, and conv(k3)
+    to one channel. The noise is N(0, 1), two channels at full, half and quarter size each, enlarged
+    bilinearly. In training it is drawn anew at each call, at inference by the sample's own values:
+    equal inputs give equal outputs.
+
+    Args:
+        filters: Filters of the U-Net, one for each halving.
+        dropout: As of `UNet256`.
+        size: Patch rows and columns, px.
+        name: Of the network.
+        resize: As of `UNet256`.
+
+    Call arguments:
+        x: floating [batch, size, size, 1].
+
+    Call returns:
+        float32 [batch, size, size, 1] in [-1, 1].
+
+    Raises:
+        ConfigError: As `UNet256`.
+    """
+
+    def __init__(
+        self, filters: Sequence[int], dropout: float, size: int, name: str, resize: bool
+    ) -> None:
+        super().__init__(name=name)
+        self.size = size
+        width = filters[0]
+        self.unet = UNet256(
+            out_channels=width,
+            filters=filters,
+            dropout=dropout,
+            size=size,
+            name="unet",
+            activation="linear",
+            resize=resize,
+        )
+        self.first, self.second, self.head = (
+            Convolution(n, 3, 1, "same", kernel_initializer=normal(0.05)) for n in (width, width, 1)
+        )
+        self.seed_generator = keras.random.SeedGenerator()
+        self.to_float32 = keras.layers.Activation("tanh", dtype="float32")
+        self(keras.Input((size, size, 1), batch_size=1))
+
+    def call(
+        self, x: tf.Tensor, training: bool = False, seeds: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """See the class.
+
+        Args:
+            x: See the class.
+            training: Whether dropout drops and noise is drawn anew.
+            seeds: As of `UNet256`.
+        """
+        maps = self.unet(x, training=training, seeds=seeds)
+        means = tf.nn.avg_pool2d(maps, 2, 1, "SAME")
+        noise = [self._draw(x, level, training) for level in range(3)]
+        y = tf.concat([means, tf.cast(x, tf.float32), *noise], axis=-1)
+        for convolution in (self.first, self.second):
+            y = leaky_relu(convolution(y))
+        return self.to_float32(self.head(y))
+
+    def _draw(self, x: tf.Tensor, level: int, training: bool) -> tf.Tensor:
+        side = self.size >> level
+        shape = (side, side, 2)
+        if training:
+            noise = keras.random.normal(
+                (tf.shape(x)[0], *shape), dtype="float32", seed=self.seed_generator
+            )
+        else:
+            noise = seeded_normal(shape, patch_seeds(tf.cast(x, tf.float32), 0), level)
+        return tf.image.resize(noise, (self.size, self.size)) if level else noise
 
 
 class PatchDiscriminator(Network):

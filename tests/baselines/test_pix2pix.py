@@ -83,6 +83,8 @@ def test_cans_comparison_has_the_same_experimental_settings_key_for_key():
     assert cans.pop("upsampling") == "transposed"  # which Pix2Pix's networks have without a choice
     assert cans.pop("discriminator_rate") is None  # one rate of all networks, as of Pix2Pix
     assert cans.pop("dropout_at_inference") is False
+    assert cans.pop("noise") is False
+    assert cans.pop("l1_window") == 1
     assert settings == cans
     assert settings["discriminator_strided"] == 1  # 16 x 16 px
 

@@ -123,6 +123,44 @@ def test_dropout_at_inference_draws_by_the_mask_alone():
     np.testing.assert_array_equal(noisy.segment(image), small(dropout=0.5).segment(image))
 
 
+def test_noise_is_drawn_by_the_mask_alone_and_anew_in_training():
+    masks = batch()["mask"]
+    can = small(noise=True, upsampling="resize")
+    images = can.synthesize(masks).numpy()
+    np.testing.assert_array_equal(can.synthesize(masks), images)
+    np.testing.assert_allclose(can.synthesize(masks[1:]), images[1:], atol=1e-6)
+    other = tf.tensor_scatter_nd_update(masks[:1], [[0, 0, 0, 0]], [1 - masks[0, 0, 0, 0]])
+    far = np.abs(can.synthesize(other)[0, 8:, 8:] - images[0, 8:, 8:])
+    assert far.min() < far.max() and np.median(far) > 1e-3, "another mask draws other noise"
+    drawn = [can.generator(masks * 2 - 1, training=True).numpy() for _ in range(2)]
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
+
+
+def test_maps_that_alternate_pixel_by_pixel_do_not_reach_a_textured_image():
+    can = small(noise=True, upsampling="resize")
+    network = can.generator
+    mask = batch(1)["mask"] * 2 - 1
+    image = network(mask).numpy()
+    unet = network.unet
+    waves = np.float32([[1, -1], [-1, 1]])  # a lattice of 2 px
+    lattice = np.tile(waves, (SIZE // 2, SIZE // 2))[np.newaxis, ..., np.newaxis]
+    network.unet = lambda *args, **kwargs: unet(*args, **kwargs) + 5 * lattice
+    inside = np.s_[:, : SIZE - 4, : SIZE - 4]  # the last row's means are of one row
+    np.testing.assert_allclose(network(mask).numpy()[inside], image[inside], atol=1e-5)
+
+
+def test_the_l1_term_of_means_by_hand():
+    can = small(l1_window=2)
+    real = np.zeros((1, SIZE, SIZE, 1), np.float32)
+    fake = real.copy()
+    fake[0, 0, 0, 0] = 1  # in one square of 15 x 15
+    fake[0, 8, 8, 0] = 1  # in four, and so is its neighbour; two hold both, whose mean is 0
+    fake[0, 8, 9, 0] = -1
+    squares = 1 / 4 + 4 * 1 / 4
+    assert float(can.compare(real, fake)) == pytest.approx(squares / 15**2)
+    assert float(small().compare(real, fake)) == pytest.approx(3 / SIZE**2)
+
+
 def test_the_papers_networks(monkeypatch):
     can = build_without_memory(CAN, monkeypatch)
     counts = {"generator": 54_407_809, "inverter": 54_407_809, "discriminator": 135_489}

@@ -54,6 +54,7 @@ from tfmammo.networks import (
     PIX2PIX_FILTERS,
     MultiScaleDiscriminator,
     PatchDiscriminator,
+    TexturedUNet,
     Trainable,
     UNet256,
 )
@@ -91,6 +92,14 @@ class CANConfig(Frozen):
     """Whether G drops at inference too, as Pix2Pix does, which is a departure. Equal masks give
     equal images.
     """
+    noise: bool = False
+    """Whether G's last layers see noise, see `tfmammo.networks.TexturedUNet`, which is a departure.
+    Equal masks give equal images.
+    """
+    l1_window: PositiveInt = 1
+    """Side of the squares of which G's L1 term compares means, px. 1: it compares pixels, as
+    printed. Larger ones are a departure, and leave the texture to D.
+    """
     discriminator_strided: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = 1
     """Stride-2 convolutions of D; 1 gives the paper's 16 px patches. Several, [2, 3], give as many
     discriminators, whose responses count alike, which is a departure.
@@ -122,14 +131,17 @@ class CAN(Trainable):
         self.config = config = config or CANConfig()
         self.size = size
         self.generator, self.inverter = (
-            UNet256(
+            network(
                 filters=config.filters,
                 dropout=config.dropout,
                 size=size,
                 name=name,
                 resize=config.upsampling == "resize",
             )
-            for name in ("generator", "inverter")
+            for name, network in (
+                ("generator", TexturedUNet if config.noise else UNet256),
+                ("inverter", UNet256),
+            )
         )
         strided = config.discriminator_strided
         filters = config.discriminator_filters
@@ -177,6 +189,18 @@ class CAN(Trainable):
             return log_fake(fake, self.config.average)
         return -log_real(fake, self.config.average)
 
+    def compare(self, real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
+        """Compute G's L1 term, ||Im_r - G(M_r)||_1, of pixels or of means of squares.
+
+        Args:
+            real: float32 [batch, size, size, 1] in [-1, 1].
+            fake: The same shape and range.
+        """
+        window = self.config.l1_window
+        if window == 1:
+            return l1(real, fake)
+        return l1(*(tf.nn.avg_pool2d(image, window, 1, "VALID") for image in (real, fake)))
+
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Run one round of Algorithm 1.
 
@@ -199,7 +223,7 @@ class CAN(Trainable):
             real = self.discriminate(real_mask, real_image, training=True)  # P_r
             fake_1 = self.discriminate(real_mask, fake_image, training=True)  # P_f^1
             fake_2 = self.discriminate(fake_mask, real_image, training=True)  # P_f^2
-            image_l1 = l1(real_image, fake_image)
+            image_l1 = self.compare(real_image, fake_image)
             mask_l2 = l2(real_mask, fake_mask)
             generator_loss = self.adversarial(fake_1) + self.config.lambda_1 * image_l1
             inverter_loss = self.adversarial(fake_2) + self.config.lambda_2 * mask_l2

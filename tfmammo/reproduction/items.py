@@ -485,6 +485,15 @@ EXTRAS = (
         picture="can_lattice/sheet-random.png",
     ),
     Extra(
+        "can_texture",
+        "Texture without a lattice",
+        "CAN changed until its masses have the texture of real ones and no lattice: a "
+        "discriminator of 70 px, resize-convolutions, noise for G's last layers, and an L1 term "
+        "of means. What does each step give?",
+        ("can_texture",),
+        picture="can_texture/sheet.png",
+    ),
+    Extra(
         "can_leak",
         "The leak of CAN's protocol",
         "The paper turns and mirrors its patches first and draws the test set afterwards. What is "
