@@ -181,11 +181,13 @@ class UNet256(Network):
 class TexturedUNet(Network):
     """The U-Net of Pix2Pix with convolutions at full size that see noise, for images with texture.
 
-    `UNet256` gives filters[0] maps instead of an image. Means of 2 x 2 px of them, which take away
-    a lattice of 2 px, the input, and noise go through conv(k3), LeakyReLU(0.2), twice, and conv(k3)
-    to one channel. The noise is N(0, 1), two channels at full, half and quarter size each, enlarged
-    bilinearly. In training it is drawn anew at each call, at inference by the sample's own values:
-    equal inputs give equal outputs.
+    `UNet256` gives filters[0] maps instead of an image. Means of 8 x 8 px of them, the input, and
+    noise go through conv(k3), LeakyReLU(0.2), twice, and conv(k3) to one channel. Such means take
+    away every wave of 2, 4 or 8 px, which are the periods of the lattices that layers of upsampling
+    leave: whatever is finer comes from the input and from the noise. The noise is N(0, 1): two
+    channels each of single values and of sums over squares of 2, 4 and 8 px. In training it is
+    drawn anew at each call, at inference by the sample's own values: equal inputs give equal
+    outputs.
 
     Args:
         filters: Filters of the U-Net, one for each halving.
@@ -237,23 +239,23 @@ class TexturedUNet(Network):
             seeds: As of `UNet256`.
         """
         maps = self.unet(x, training=training, seeds=seeds)
-        means = tf.nn.avg_pool2d(maps, 2, 1, "SAME")
-        noise = [self._draw(x, level, training) for level in range(3)]
+        means = tf.nn.avg_pool2d(maps, 8, 1, "SAME")
+        noise = [self._draw(x, window, training) for window in (1, 2, 4, 8)]
         y = tf.concat([means, tf.cast(x, tf.float32), *noise], axis=-1)
         for convolution in (self.first, self.second):
             y = leaky_relu(convolution(y))
         return self.to_float32(self.head(y))
 
-    def _draw(self, x: tf.Tensor, level: int, training: bool) -> tf.Tensor:
-        side = self.size >> level
+    def _draw(self, x: tf.Tensor, window: int, training: bool) -> tf.Tensor:
+        side = self.size + window - 1
         shape = (side, side, 2)
         if training:
             noise = keras.random.normal(
                 (tf.shape(x)[0], *shape), dtype="float32", seed=self.seed_generator
             )
         else:
-            noise = seeded_normal(shape, patch_seeds(tf.cast(x, tf.float32), 0), level)
-        return tf.image.resize(noise, (self.size, self.size)) if level else noise
+            noise = seeded_normal(shape, patch_seeds(tf.cast(x, tf.float32), 0), window)
+        return tf.nn.avg_pool2d(noise, window, 1, "VALID") * window  # its deviation is 1 again
 
 
 class PatchDiscriminator(Network):

@@ -136,17 +136,29 @@ def test_noise_is_drawn_by_the_mask_alone_and_anew_in_training():
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
 
 
-def test_maps_that_alternate_pixel_by_pixel_do_not_reach_a_textured_image():
+@pytest.mark.parametrize("period", [2, 4, 8])
+def test_lattices_of_the_maps_do_not_reach_a_textured_image(period):
     can = small(noise=True, upsampling="resize")
     network = can.generator
     mask = batch(1)["mask"] * 2 - 1
     image = network(mask).numpy()
     unet = network.unet
-    waves = np.float32([[1, -1], [-1, 1]])  # a lattice of 2 px
-    lattice = np.tile(waves, (SIZE // 2, SIZE // 2))[np.newaxis, ..., np.newaxis]
-    network.unet = lambda *args, **kwargs: unet(*args, **kwargs) + 5 * lattice
-    inside = np.s_[:, : SIZE - 4, : SIZE - 4]  # the last row's means are of one row
-    np.testing.assert_allclose(network(mask).numpy()[inside], image[inside], atol=1e-5)
+    cell = np.random.default_rng(0).normal(size=(period, period)).astype(np.float32)
+    lattice = np.tile(cell - cell.mean(), (SIZE // period, SIZE // period))
+    network.unet = lambda *args, **kwargs: unet(*args, **kwargs) + lattice[..., np.newaxis]
+    whole = np.s_[:, 6 : SIZE - 7, 6 : SIZE - 7]  # means at the border are of fewer pixels
+    np.testing.assert_allclose(network(mask).numpy()[whole], image[whole], atol=1e-5)
+
+
+def test_the_noise_of_each_window_has_a_deviation_of_one():
+    can = CAN(CANConfig(filters=(4, 8), discriminator_filters=4, noise=True), 128)
+    for window in (1, 2, 4, 8):
+        noise = can.generator._draw(tf.zeros((1, 128, 128, 1)), window, False).numpy()
+        assert noise.shape == (1, 128, 128, 2)
+        assert np.std(noise) == pytest.approx(1, abs=0.1)
+        # neighbours share a part of the values that they sum over
+        alike = np.mean(noise[:, 1:] * noise[:, :-1])
+        assert alike == pytest.approx(1 - 1 / window, abs=0.1)
 
 
 def test_the_l1_term_of_means_by_hand():
