@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tfmammo.evaluation import two_sample as module
-from tfmammo.evaluation.two_sample import two_sample
+from tfmammo.evaluation.two_sample import TwoSample, two_sample
 from tfmammo.metrics.classification import roc_auc
 
 FAST = {"folds": 3, "size": 32, "steps": 50, "samples": 500}
@@ -141,6 +141,24 @@ def test_patients_never_straddle(monkeypatch):
         )
         assert len(ours) == len(own) and not ours & theirs
     assert sum(map(len, inputs)) == 2 * count
+
+
+def test_the_area_of_some_rows_by_hand():
+    result = TwoSample(
+        np.nan,
+        np.nan,
+        np.nan,
+        np.nan,
+        real=np.array([0.0, 2.0, 10.0]),
+        made=np.array([1.0, 3.0, 10.0]),
+        real_folds=np.array([0, 0, 1]),
+        made_folds=np.array([0, 0, 1]),
+    )
+    # within fold 0: 1 > 0, 3 > 0, 3 > 2, and not 1 > 2; within fold 1 a tie
+    assert result.measure_area(np.array([0, 1, 2])) == pytest.approx(3.5 / 5)
+    assert result.measure_area(np.array([0, 2])) == pytest.approx(1.5 / 2)
+    assert result.measure_area(np.array([2])) == 0.5
+    assert np.isnan(result.measure_area(np.array([], int)))
 
 
 def test_areas_compare_patches_of_one_network_only():

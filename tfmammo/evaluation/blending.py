@@ -323,10 +323,8 @@ def compare_sets(
         if name != REAL
     }
     statistics = scorer.make_statistics(images[REAL], features[REAL], sets)
-    rows = scorer.make_rows(statistics, patients, config.level, REAL, config.compare)
-    counts = len(patients), len(set(patients.tolist()))
-    for name in sets:
-        test = two_sample(
+    tests = {
+        name: two_sample(
             images[REAL],
             images[name],
             patients,
@@ -339,8 +337,10 @@ def compare_sets(
             steps=config.steps,
             level=config.level,
         )
-        rows.append(Row(name, "auc", *counts, test.auc, test.low, test.high))
-    return rows
+        for name in sets
+    }
+    areas = {"auc": {name: test.measure_area for name, test in tests.items()}}
+    return scorer.make_rows({**statistics, **areas}, patients, config.level, REAL, config.compare)
 
 
 def write_sheet(panels: Mapping[str, Images], config: BlendingEvaluationConfig, path: Path) -> None:

@@ -64,6 +64,21 @@ class TwoSample:
     real_folds: NDArray[np.intp]
     made_folds: NDArray[np.intp]
 
+    def measure_area(self, rows: NDArray[np.intp]) -> float:
+        """Compute the area over some rows of the real and of the made patches, for given networks.
+
+        Two sets made from the same real patches are compared by it, as their folds are the same.
+
+        Args:
+            rows: Of both, intp [k].
+
+        Returns:
+            The area; NaN where no network scored patches of both kinds.
+        """
+        scores = np.concatenate([self.real[rows], self.made[rows]])
+        folds = np.concatenate([self.real_folds[rows], self.made_folds[rows]])
+        return _Area(scores, np.repeat([0, 1], len(rows)), folds).value()
+
 
 def two_sample(
     real: Images,
@@ -191,7 +206,7 @@ class _Area:
         self.won = self.pairs * (1 + np.sign(scores[self.made] - scores[self.real][:, None])) / 2
 
     def value(self) -> float:
-        return float(self.won.sum() / self.pairs.sum())
+        return float(self.won.sum() / self.pairs.sum()) if self.pairs.any() else np.nan
 
     def interval(
         self, groups: Groups, samples: int, seed: int, level: float
