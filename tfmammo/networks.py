@@ -187,7 +187,7 @@ class TexturedUNet(Network):
     leave: whatever is finer comes from the input and from the noise. The noise is N(0, 1): two
     channels each of single values and of sums over squares of 2, 4 and 8 px. In training it is
     drawn anew at each call, at inference by the sample's own values: equal inputs give equal
-    outputs.
+    outputs. The three convolutions start from N(0, 0.05).
 
     Args:
         filters: Filters of the U-Net, one for each halving.
