@@ -134,6 +134,19 @@ def test_predictions_of_another_tool_are_a_folder_or_a_reason(config, repository
     assert "'masks:predicted'" in " ".join(shown.overrides)
 
 
+def test_a_training_is_named_by_its_number(complete, repository, tmp_path):
+    of_texture = report.plan_report(
+        complete, Options("small", ("can_texture",)), tmp_path, repository
+    )
+    (models,) = [value for value in of_texture.steps[-1].overrides if "models=" in value]
+    assert all(f"/can_textured/seed{seed}" in models for seed in range(3))
+    beyond = complete.commands["can_texture"].model_copy(update={"small": ("x={can_textured:3}",)})
+    commands = {**complete.commands, "can_texture": beyond}
+    broken = complete.model_copy(update={"commands": commands})
+    with pytest.raises(ConfigError, match=r"can_textured:3} is none of the 3 folders of can_text"):
+        plan.make_plan(broken, "small", tmp_path, repository, ["can_texture"])
+
+
 def test_folds_become_steps_and_an_evaluation_gets_them_all(complete, repository, tmp_path):
     of_paper = report.plan_report(complete, Options("paper", ("can_fig2",)), tmp_path, repository)
     steps = {step.name: step for step in of_paper.steps}

@@ -59,8 +59,9 @@ class CommandConfig(Frozen):
     """Scale -> number of trainings of each fold, with seeds from 0 on; 1 where none is named."""
     set: Overrides = ()
     """Overrides at every scale. "{NAME}" stands for the folders of another command, "{NAME:0}" for
-    its first one, "{tracking}" for the report's MLflow store, "{weights.NAME}" for a file of
-    `weights`, else "none", "{predictions.NAME}" for a folder of `predictions`.
+    its first one, "{NAME:1}" for its second, "{tracking}" for the report's MLflow store,
+    "{weights.NAME}" for a file of `weights`, else "none", "{predictions.NAME}" for a folder of
+    `predictions`.
     """
     smoke: Overrides | None = ()
     """Further overrides at this scale; null: the command is left out at it."""

@@ -21,7 +21,7 @@ from tfmammo.reproduction.schemas import find_schema
 from tfmammo.studies import detection
 from tfmammo.studies.workflow import Step, parse_step
 
-_TOKEN = re.compile(r"\{([a-z][a-z0-9_.]*)(:0)?\}")
+_TOKEN = re.compile(r"\{([a-z][a-z0-9_.]*)(?::(\d))?\}")
 TRACKING = "tracking"
 WEIGHTS = "weights."
 PREDICTIONS = "predictions."
@@ -230,14 +230,21 @@ class _Planner:
             if token.startswith(PREDICTIONS):
                 return str(self.config.predictions[token.removeprefix(PREDICTIONS)])
             if token in self.config.commands:
-                return self._format_folders(token, is_first=bool(match[2]))
+                return self._format_folders(token, match[2])
             return match[0]
 
         return _TOKEN.sub(replace, override)
 
-    def _format_folders(self, name: str, is_first: bool) -> str:
+    def _format_folders(self, name: str, number: str | None) -> str:
         folders = [str(self.output / step.name) for step in self.plan.steps_of[name]]
-        return folders[0] if is_first or len(folders) == 1 else json.dumps(folders)
+        if number is not None and int(number) >= len(folders):
+            raise ConfigError(
+                f"commands: {{{name}:{number}}} is none of the {len(folders)} folders of {name} at "
+                f"scale {self.plan.scale}; they count from 0"
+            )
+        if number is not None or len(folders) == 1:
+            return folders[int(number or 0)]
+        return json.dumps(folders)
 
 
 def _find_references(config: ReportConfig, overrides: Iterable[str] | None) -> list[str]:
