@@ -20,7 +20,7 @@ from tfmammo.reproduction.verdicts import Evidence, Floor, Word
 
 TITLE = "The five papers, reproduced"
 WORDS: tuple[Word, ...] = ("reproduced", "contradicted", "undecided", "not attempted")
-LIMIT = 12  # lines of a table that the page shows; the facts hold all of them
+LIMIT = 16  # lines of a table that the page shows; the facts hold all of them
 MISSING = "The picture is not here; the commands below make it."
 CURVES = (
     "Validation curves. A curve is flat where its last two quarters differ by less than two "
@@ -258,7 +258,7 @@ def _show_facts(key: str, facts: Facts) -> list[Block]:
     for table in facts.tables:
         blocks += [Text(table.title), Grid(table.header, table.body[:LIMIT])]
         if len(table.body) > LIMIT:
-            blocks.append(Text(f"{len(table.body) - LIMIT} further lines are in the facts."))
+            blocks.append(Text(f"Further lines, in the facts: {len(table.body) - LIMIT}."))
     drawn = _list_drawn(facts)
     if drawn:
         picture = Picture(f"{key}.curves", "validation curves")
