@@ -94,7 +94,8 @@ def commands(page, folder):
     """Return every command of a page as bash would start it: lists of words."""
     script = "\n".join([NOTED, *blocks(page, "", "sh"), *inline(page)])
     done = subprocess.run(
-        [shutil.which("bash"), "-c", script],
+        [shutil.which("bash")],
+        input=script,  # an argument would end at 128 KiB
         cwd=folder,
         env={"PATH": "/nowhere"},
         capture_output=True,
