@@ -240,21 +240,20 @@ class TexturedUNet(Network):
         """
         maps = self.unet(x, training=training, seeds=seeds)
         means = tf.nn.avg_pool2d(maps, 8, 1, "SAME")
-        noise = [self._draw(x, window, training) for window in (1, 2, 4, 8)]
+        own = None if training else patch_seeds(tf.cast(x, tf.float32), 0)
+        noise = [self._draw(tf.shape(x)[0], window, own) for window in (1, 2, 4, 8)]
         y = tf.concat([means, tf.cast(x, tf.float32), *noise], axis=-1)
         for convolution in (self.first, self.second):
             y = leaky_relu(convolution(y))
         return self.to_float32(self.head(y))
 
-    def _draw(self, x: tf.Tensor, window: int, training: bool) -> tf.Tensor:
+    def _draw(self, count: tf.Tensor | int, window: int, seeds: tf.Tensor | None) -> tf.Tensor:
         side = self.size + window - 1
         shape = (side, side, 2)
-        if training:
-            noise = keras.random.normal(
-                (tf.shape(x)[0], *shape), dtype="float32", seed=self.seed_generator
-            )
+        if seeds is None:
+            noise = keras.random.normal((count, *shape), dtype="float32", seed=self.seed_generator)
         else:
-            noise = seeded_normal(shape, patch_seeds(tf.cast(x, tf.float32), 0), window)
+            noise = seeded_normal(shape, seeds, window)
         return tf.nn.avg_pool2d(noise, window, 1, "VALID") * window  # its deviation is 1 again
 
 

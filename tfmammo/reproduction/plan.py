@@ -237,14 +237,14 @@ class _Planner:
 
     def _format_folders(self, name: str, number: str | None) -> str:
         folders = [str(self.output / step.name) for step in self.plan.steps_of[name]]
-        if number is not None and int(number) >= len(folders):
+        if number is None:
+            return folders[0] if len(folders) == 1 else json.dumps(folders)
+        if int(number) >= len(folders):
             raise ConfigError(
                 f"commands: {{{name}:{number}}} is none of the {len(folders)} folders of {name} at "
                 f"scale {self.plan.scale}; they count from 0"
             )
-        if number is not None or len(folders) == 1:
-            return folders[int(number or 0)]
-        return json.dumps(folders)
+        return folders[int(number)]
 
 
 def _find_references(config: ReportConfig, overrides: Iterable[str] | None) -> list[str]:
