@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import keras
@@ -395,15 +395,8 @@ def uniform_noise(seeds: tf.Tensor, size: int) -> tf.Tensor:
     Returns:
         float32 [n, size, size, 1], uniform in [0, 1).
     """
-
-    def draw(seed: tf.Tensor) -> tf.Tensor:
-        return tf.random.stateless_uniform([size, size, 1], seed, alg="philox")
-
-    return tf.map_fn(
-        draw,
-        tf.cast(seeds, tf.int64),
-        fn_output_signature=tf.TensorSpec([size, size, 1], tf.float32),
-    )
+    shape = (size, size, 1)
+    return seeded_draws(tf.random.stateless_uniform, shape, tf.cast(seeds, tf.int64))
 
 
 def patch_seeds(image: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
@@ -486,29 +479,32 @@ def seeded_dropout(x: tf.Tensor, rate: float, seeds: tf.Tensor, level: int) -> t
     Returns:
         The same shape and dtype; elements that stay are divided by 1 - rate.
     """
-    shape = x.shape[1:]
-
-    def draw(seed: tf.Tensor) -> tf.Tensor:
-        return tf.random.stateless_uniform(shape, tf.random.fold_in(seed, level), alg="philox")
-
-    draws = tf.map_fn(draw, seeds, fn_output_signature=tf.TensorSpec(shape, tf.float32))
+    draws = seeded_draws(tf.random.stateless_uniform, x.shape[1:], seeds, level)
     return tf.where(draws >= rate, x / (1 - rate), tf.zeros_like(x))
 
 
-def seeded_normal(shape: tuple[int, ...], seeds: tf.Tensor, level: int) -> tf.Tensor:
-    """Draw from N(0, 1) by each sample's seed alone.
+def seeded_draws(
+    distribution: Callable[..., tf.Tensor],
+    shape: Sequence[int],
+    seeds: tf.Tensor,
+    level: int | None = None,
+) -> tf.Tensor:
+    """Draw by each sample's seed alone: not by earlier calls, and not by the rest of the batch.
 
     Args:
+        distribution: tf.random.stateless_uniform or tf.random.stateless_normal.
         shape: Of one sample.
-        seeds: int64 [batch, 2], see `patch_seeds`.
-        level: A number of its own for each use in a network, so that their draws differ.
+        seeds: int64 [n, 2], see `patch_seeds`.
+        level: A number of its own for each use of a seed, so that their draws differ; None: the
+            seed has one use.
 
     Returns:
-        float32 [batch, *shape].
+        float32 [n, *shape].
     """
 
     def draw(seed: tf.Tensor) -> tf.Tensor:
-        return tf.random.stateless_normal(shape, tf.random.fold_in(seed, level), alg="philox")
+        own = seed if level is None else tf.random.fold_in(seed, level)
+        return distribution(shape, own, alg="philox")
 
     return tf.map_fn(draw, seeds, fn_output_signature=tf.TensorSpec(shape, tf.float32))
 

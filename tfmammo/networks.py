@@ -20,8 +20,8 @@ from tfmammo.layers import (
     BatchNormalization,
     SampleNormalization,
     patch_seeds,
+    seeded_draws,
     seeded_dropout,
-    seeded_normal,
 )
 from tfmammo.pretrained import KERAS_MEAN
 
@@ -253,7 +253,7 @@ class TexturedUNet(Network):
         if seeds is None:
             noise = keras.random.normal((count, *shape), dtype="float32", seed=self.seed_generator)
         else:
-            noise = seeded_normal(shape, seeds, window)
+            noise = seeded_draws(tf.random.stateless_normal, shape, seeds, window)
         return tf.nn.avg_pool2d(noise, window, 1, "VALID") * window  # its deviation is 1 again
 
 

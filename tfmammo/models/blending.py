@@ -52,7 +52,13 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from tfmammo.config import Frozen
 from tfmammo.errors import ConfigError
-from tfmammo.layers import SampleNormalization, image_gradients, patch_seeds, uniform_noise
+from tfmammo.layers import (
+    SampleNormalization,
+    image_gradients,
+    patch_seeds,
+    seeded_draws,
+    uniform_noise,
+)
 from tfmammo.losses import Average, log_fake, log_real
 from tfmammo.networks import Trainable, leaky_relu, normal, unet_features
 from tfmammo.optimization import build_adam, count_batches, minimize
@@ -378,11 +384,7 @@ class Blending(Trainable):
 
     def _draws(self, patches: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         """Draw float32 [n, 4] in [0, 1), which depend on the step and on each patch alone."""
-        return tf.map_fn(
-            lambda seed: tf.random.stateless_uniform([4], seed, alg="philox"),
-            patch_seeds(patches, step),
-            fn_output_signature=tf.TensorSpec([4], tf.float32),
-        )
+        return seeded_draws(tf.random.stateless_uniform, (4,), patch_seeds(patches, step))
 
 
 def _measure_extent(mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
