@@ -12,6 +12,7 @@ import cv2
 import keras
 import numpy as np
 import pytest
+from scipy import stats
 
 from tfmammo import archives, export
 from tfmammo.archives.phantom import read
@@ -357,6 +358,46 @@ def test_of_few_patients_there_is_a_sentence_and_no_number(config, subsets):
     few = effects.Effect("mass", np.full(5, 0.1), np.full(5, 0.3), ids, ids, 0.0)
     line = effects.tabulate_effects([few], study).body[0]
     assert line[5:] == ["+0.200", "-", "too few patients for an interval or p (six)"]
+
+
+def test_added_lesions_are_told_from_removed_ones_on_unseen_patients(config, subsets):
+    """The area counts pairs of an added and a removed lesion, with ties as halves; patients are
+    units.
+    """
+    ids = np.array([f"p{i}" for i in range(8)])
+    half = np.full(8, 0.5)
+
+    def edit(target, after):
+        return effects.Effect(target, half, np.asarray(after, float), ids, ids, 0.0)
+
+    removed = edit("removal", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+    mass = edit("mass", [0.85, 0.75, 0.95, 0.9, 0.99, 0.25, 0.9, 0.85])
+    speck = edit("calcification", removed.after[::-1])
+    test = subsets.test
+    table = effects.tabulate_separation(
+        [mass, speck, removed], test.labels.astype(float), test, config()
+    )
+    area = (6 * 8 + 7 + 2) / 64  # six above all, one above seven, one above two
+    lines = {line[0]: line for line in table.body}
+    assert list(lines) == [
+        "mass added and calcification added",
+        "mass added",
+        "calcification added",
+        "real lesion",
+    ]
+    assert lines["mass added"][1:4] == ["lesion removed", "8 and 8", "8"]
+    assert lines["mass added"][4].startswith(f"{area:.3f}\n[")
+    assert lines["calcification added"][4].startswith("0.500\n[")
+    both = (area + 0.5) / 2
+    assert lines["mass added and calcification added"][4].startswith(f"{both:.3f}\n[")
+    assert lines["real lesion"][4].startswith("1.000")
+    one, other = effects.separate([mass, removed]), effects.separate([mass, speck])
+    assert len(one) == 1 and other == []
+    labels, scores, patients = one[0].labels, one[0].scores, one[0].patients
+    z = (roc_auc(labels, scores) - 0.5) / obuchowski_variance(labels, scores, patients) ** 0.5
+    assert one[0].p == pytest.approx(2 * stats.norm.sf(z))
+    few = effects.Separation("a", "b", labels[3:13], scores[3:13], patients[3:13])
+    assert np.isnan(few.p)
 
 
 @pytest.mark.long

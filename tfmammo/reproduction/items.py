@@ -307,7 +307,7 @@ CONTEXTUAL = (
         "contextual",
         "fig1",
         ("contextual_study",),
-        ("*Score of a lesion*",),
+        ("*Score of a lesion*", "*told from normal*"),
         "contextual_study/report/figure-pairs.png",
         tuple(
             Gain(

@@ -18,9 +18,11 @@ from sklearn.manifold import TSNE
 
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
+from tfmammo.metrics.clustered_auc import obuchowski_test
+from tfmammo.metrics.membership import estimate_auc
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.segmentation import Paired, paired_test
-from tfmammo.metrics.significance import FEWEST_PATIENTS
+from tfmammo.metrics.significance import FEWEST_PATIENTS, holm
 from tfmammo.metrics.summary import Table, format_p
 from tfmammo.studies.classification import StudyConfig, predict_unseen
 from tfmammo.synthesis.config import KINDS, Target
@@ -223,6 +225,100 @@ def _describe_change(test: Paired, target: str, level: float) -> str:
         return "no change shown"
     intended_sign = -1 if target == "removal" else 1
     return "as wanted" if intended_sign * test.difference > 0 else "the wrong way"
+
+
+@dataclass(frozen=True, eq=False)
+class Separation:
+    """Scores of lesions beside those of normal patches, of test patients.
+
+    Attributes:
+        lesions: What the lesions are.
+        normal: What the normal patches are.
+        labels: 1 for a lesion, int [n].
+        scores: float64 [n].
+        patients: str [n].
+    """
+
+    lesions: str
+    normal: str
+    labels: NDArray[np.integer]
+    scores: NDArray[np.float64]
+    patients: NDArray[np.str_]
+
+    @property
+    def p(self) -> float:
+        """Two-sided p of an area of one half, by Obuchowski's variance; NaN for few patients."""
+        of_classes = [self.patients[self.labels == label] for label in (0, 1)]
+        if min(len(np.unique(patients)) for patients in of_classes) < FEWEST_PATIENTS:
+            return np.nan
+        constant = np.zeros_like(self.scores)  # its area is one half and has no variance
+        return obuchowski_test(self.labels, self.scores, constant, self.patients)[1]
+
+
+def separate(effects: Sequence[Effect]) -> list[Separation]:
+    """Set the lesions that generators added beside the patches from which one removed lesions.
+
+    All added lesions come first, then those of each generator. Nothing is compared where nothing
+    was added or nothing was removed.
+    """
+    adding = [effect for effect in effects if effect.target != "removal"]
+    removing = [effect for effect in effects if effect.target == "removal"]
+    if not adding or not removing:
+        return []
+    groups = [adding] if len(adding) == 1 else [adding, *([effect] for effect in adding)]
+    return [
+        Separation(
+            " and ".join(f"{effect.target} added" for effect in group),
+            "lesion removed",
+            np.repeat([1, 0], [sum(len(e.after) for e in part) for part in (group, removing)]),
+            np.concatenate([effect.after for effect in (*group, *removing)]),
+            np.concatenate([effect.patients for effect in (*group, *removing)]),
+        )
+        for group in groups
+    ]
+
+
+def tabulate_separation(
+    effects: Sequence[Effect], real: NDArray[np.float64], test: Patches, config: StudyConfig
+) -> Table:
+    """Tabulate how well classifiers of real patches tell synthetic lesions from normal patches.
+
+    A pool that classifiers are trained on has the tissue of training patients, which classifiers of
+    real patches know; see `classification.Gate`. These patches are of test patients.
+
+    Args:
+        effects: Of every generator; nothing synthetic is compared without "removal".
+        real: The same classifiers' scores of the real test patches, averaged, float64 [n].
+        test: These patches.
+        config: The confidence level.
+    """
+    synthetic = separate(effects)
+    beside = Separation(
+        "real lesion", "real normal", test.labels, real, np.asarray(test.patient_ids)
+    )
+    corrected = [*holm([pools.p for pools in synthetic]).tolist(), beside.p]
+    rows = []
+    for pools, p in zip([*synthetic, beside], corrected, strict=True):
+        area = estimate_auc(pools.labels, pools.scores, pools.patients, config.level)
+        interval = "" if np.isnan(area.low) else f"\n[{area.low:.3f}, {area.high:.3f}]"
+        lesions = int(pools.labels.sum())
+        rows.append(
+            [
+                pools.lesions,
+                pools.normal,
+                f"{lesions} and {len(pools.labels) - lesions}",
+                str(len(set(pools.patients.tolist()))),
+                f"{area.value:.3f}{interval}",
+                format_p(p),
+            ]
+        )
+    title = (
+        "Lesions told from normal patches by the classifiers trained on real patches alone, on "
+        "patients whom neither these nor the generators know; intervals and two-sided p against "
+        "an area of one half by Obuchowski's variance, by patient, Holm's correction over "
+        f"{len(synthetic)} synthetic rows"
+    )
+    return Table(title, ["lesions", "beside", "patches", "patients", "AUC", "p"], rows)
 
 
 def make_effect_rows(effects: Sequence[Effect]) -> list[dict[str, Any]]:

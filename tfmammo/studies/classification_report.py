@@ -43,6 +43,7 @@ from tfmammo.studies.classification_effects import (
     measure_effect,
     open_generators,
     tabulate_effects,
+    tabulate_separation,
 )
 from tfmammo.tracking import runs
 
@@ -98,6 +99,8 @@ def run_study(config: StudyConfig, output: Path, allow: bool = False) -> list[Ta
     if edits:
         effects = [measure_effect(edited, baseline, config) for edited in edits]
         tables.append(tabulate_effects(effects, config))
+        real = scores[config.shares[0]].mean(axis=0)
+        tables.append(tabulate_separation(effects, real, test, config))
         write_csv(report / "effects.csv", make_effect_rows(effects))
         if config.cases:
             save_figure(draw_pairs(edits, effects, config.cases), report / "figure-pairs.png")
