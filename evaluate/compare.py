@@ -25,12 +25,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="trainings of each model and fold")
     parser.add_argument("--data", metavar="NAME=DIR", help="the archive and its folder")
     parser.add_argument("--plan", action="store_true", help="print the trainings, run nothing")
-    parser.add_argument("--jobs", type=int, default=1, help="how many trainings run at once")
+    jobs_help = "how many trainings run at once"
+    parser.add_argument("--jobs", type=cli.parse_jobs, default=1, help=jobs_help)
     version_help = "go on with what another version of the package made"
     parser.add_argument("--any-version", action="store_true", help=version_help)
     options = parser.parse_args()
-    if options.jobs < 1:
-        parser.error("--jobs must be 1 or more")
     overrides = [f"{key}={getattr(options, key)}" for key in ("folds", "seeds")]
     overrides = [override for override in overrides if not override.endswith("=None")]
     if options.data:

@@ -33,9 +33,11 @@ def main() -> None:
     parser = cli.make_parser(__doc__, DetectionConfig, str(ROOT / "configs" / "detection.yaml"))
     study_help = "a study instead, by default of configs/study_NAME.yaml, which shows its keys"
     plan_help = "show a study's commands and run nothing"
+    jobs_help = "how many of a study's commands run at once"
     version_help = "go on with a study whose steps another version of the package made"
     parser.add_argument("--study", choices=("infilling", "blending"), help=study_help)
     parser.add_argument("--plan", action="store_true", help=plan_help)
+    parser.add_argument("--jobs", type=cli.parse_jobs, default=1, help=jobs_help)
     parser.add_argument("--any-version", action="store_true", help=version_help)
     arguments = parser.parse_args()
     if arguments.plan and not arguments.study:
@@ -51,7 +53,9 @@ def main() -> None:
     if arguments.plan:
         detection_report.show_plan(study, output, ROOT)
     else:
-        tables = detection_report.run_study(study, output, ROOT, arguments.any_version)
+        tables = detection_report.run_study(
+            study, output, ROOT, arguments.any_version, arguments.jobs
+        )
         print_tables(tables, f"tables and figures: {output / 'report'}")
 
 

@@ -26,13 +26,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=only_help)
     parser.add_argument("--plan", action="store_true", help="show the commands and run nothing")
     parser.add_argument("--rebuild", action="store_true", help="make the page from facts alone")
-    parser.add_argument("--jobs", type=int, default=1, help="how many commands run at once")
+    jobs_help = "how many commands run at once"
+    parser.add_argument("--jobs", type=cli.parse_jobs, default=1, help=jobs_help)
     parser.add_argument("--keep-going", action="store_true", help="go on after a failed command")
     version_help = "go on with what another version of the package made"
     parser.add_argument("--any-version", action="store_true", help=version_help)
     arguments = parser.parse_args()
-    if arguments.jobs < 1:
-        parser.error("--jobs must be 1 or more")
     config = cli.read_config(ReportConfig, arguments)
     options = Options(
         arguments.scale,

@@ -75,6 +75,15 @@ def test_an_unknown_argument_is_an_error_that_helps(capsys, arguments, error):
     assert said(capsys, lambda: parser().parse_with(arguments, jobs.find_unknown_flags)) == error
 
 
+@pytest.mark.parametrize("jobs_wanted", ["0", "-1", "1.5", "two", "²"])
+def test_jobs_are_counted(capsys, jobs_wanted):
+    made = parser()
+    made.add_argument("--jobs", type=cli.parse_jobs)
+    assert made.parse_args(["--jobs", "2"]).jobs == 2
+    error = said(capsys, lambda: made.parse_args([f"--jobs={jobs_wanted}"]))
+    assert error == f"x: error: argument --jobs: {jobs_wanted} is no whole number of 1 or more"
+
+
 def test_beams_own_options_pass_and_misspelt_ones_do_not(capsys):
     chosen, flags = parser().parse_with(
         ["--retry", "--direct_num_workers", "2", "--runner=DirectRunner"], jobs.find_unknown_flags

@@ -307,6 +307,17 @@ def name_program(module: str) -> str:
     return caller.name if caller else f"python -m {module}"
 
 
+def parse_jobs(text: str) -> int:
+    """Parse the value of --jobs, how many processes run at once.
+
+    Raises:
+        argparse.ArgumentTypeError: It is no whole number of 1 or more.
+    """
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of 1 or more")
+    return int(text)
+
+
 def make_command_parser(module: str, description: str | None) -> Parser:
     """Make the parser of `python -m MODULE`, without arguments."""
     return Parser(

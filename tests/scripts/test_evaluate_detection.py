@@ -16,6 +16,7 @@ from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.metrics.average_precision import AveragePrecisionError
+from tfmammo.studies import detection_report
 
 PHANTOMS = 24  # of seven patients
 RECORDS = phantom.read(count=PHANTOMS)
@@ -381,6 +382,16 @@ def test_a_studys_plan_is_shown_and_nothing_is_run(study, capsys):
         and "train/infilling.py" in lines[0]
         and "data.phantoms=12" in lines[0]
     )
+
+
+@pytest.mark.parametrize(("flags", "jobs"), [([], 1), (["--jobs", "2"], 2)])
+def test_a_study_runs_as_many_commands_at_once_as_wanted(study, monkeypatch, flags, jobs):
+    def end(steps, output, context, any_version, jobs):
+        raise DataError(f"{jobs} at once")
+
+    monkeypatch.setattr(detection_report.workflow, "run_steps", end)
+    with pytest.raises(DataError, match=f"^{jobs} at once"):
+        study("infilling", flags=flags)
 
 
 def test_a_plan_is_a_studys(load_script, monkeypatch, capsys):

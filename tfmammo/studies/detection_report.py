@@ -128,7 +128,7 @@ def show_plan(config: StudyConfig, output: Path, root: Path) -> None:
 
 
 def run_study(
-    config: StudyConfig, output: Path, root: Path, any_version: bool = False
+    config: StudyConfig, output: Path, root: Path, any_version: bool = False, jobs: int = 1
 ) -> list[Table]:
     """Run the steps of a study that are not finished, and write its tables and figures.
 
@@ -138,6 +138,8 @@ def run_study(
         root: The root of the repository, where train, evaluate and configs are.
         any_version: Continue with what another version of the package made. Every table then says
             so.
+        jobs: How many steps run at once. With more than one, seconds per image are those of a
+            machine that does several things.
 
     Returns:
         The tables.
@@ -151,7 +153,7 @@ def run_study(
     parent = runs.open_parent_run(output, config.tracking)
     steps = plan_steps(config, output, root, parent)
     split_digest = splits.load(output / SPLIT).digest()
-    outcome = workflow.run_steps(steps, output, split_digest, any_version)
+    outcome = workflow.run_steps(steps, output, split_digest, any_version, jobs)
     results = read_results(config, output)
     tables = make_tables(results)
     if outcome.of_other_versions:
