@@ -176,6 +176,20 @@ def test_seeds_become_steps_of_each_fold(complete, repository, tmp_path):
     assert names == [f"can/fold{fold}/seed{seed}" for fold in range(2) for seed in range(3)]
 
 
+def test_of_a_numbered_command_only_that_training_is_run(complete, repository, tmp_path):
+    """The audit takes one training of each; whoever wants all seeds besides gets them."""
+    wanted = Options("small", ("audit",))
+    planned = report.plan_report(complete, wanted, tmp_path, repository)
+    names = [step.name for step in planned.steps]
+    assert names == ["can/seed0", "audit_can", "infilling_unet/fold0", "audit_infilling"]
+    assert [step.name for step in planned.steps_of["can"]] == ["can/seed0"]
+    assert planned.steps[1].depends_on == ("can/seed0",)
+    assert plan.describe_extent(complete, "small", ["audit_can"], repository).trainings == 1
+    both = Options("small", ("audit", "can_table1"))
+    planned = report.plan_report(complete, both, tmp_path, repository)
+    assert {f"can/seed{seed}" for seed in range(3)} < {step.name for step in planned.steps}
+
+
 def test_the_plan_for_readers_names_no_folder_of_a_machine(complete, tmp_path):
     data = complete.data["cbis_patches"].model_copy(update={"root": tmp_path / "here"})
     own = complete.model_copy(update={"data": {**complete.data, "cbis_patches": data}})

@@ -34,7 +34,8 @@ class Plan:
     Attributes:
         scale: The scale.
         steps: All steps, each after those that it depends on.
-        steps_of: Command -> its steps, one a fold and seed.
+        steps_of: Command -> its steps, one a fold and seed. Of a command that is not wanted itself,
+            those that another one needs: "{can:0}" needs the first alone.
         left_out: Command -> why it is not run.
     """
 
@@ -60,9 +61,25 @@ def make_plan(
         ConfigError: A command is not in the config, or commands need each other in a circle.
     """
     plan = Plan(scale)
+    wanted = list(wanted)
     for name in wanted:
         _Planner(config, scale, output, root, plan).add(name)
+    _leave_out_unneeded(plan, wanted)
     return plan
+
+
+def _leave_out_unneeded(plan: Plan, wanted: Iterable[str]) -> None:
+    """Leave out steps that no wanted command needs."""
+    needed = {step.name for name in wanted for step in plan.steps_of.get(name, ())}
+    for step in reversed(plan.steps):  # each stands after those that it depends on
+        if step.name in needed:
+            needed.update(step.depends_on)
+    plan.steps = [step for step in plan.steps if step.name in needed]
+    plan.steps_of = {
+        name: kept
+        for name, steps in plan.steps_of.items()
+        if (kept := [step for step in steps if step.name in needed])
+    }
 
 
 def show_plan(config: ReportConfig, scale: Scale, wanted: Iterable[str]) -> Plan:
@@ -137,10 +154,9 @@ class _Planner:
         command = self.config.commands[name]
         overrides = command.get_overrides(self.scale)
         assert overrides is not None
-        needed = _find_references(self.config, overrides)
-        for reference in needed:
+        for reference in _find_references(self.config, overrides):
             self.add(reference)
-        steps = list(self._make_steps(name, command, overrides, needed))
+        steps = list(self._make_steps(name, command, overrides))
         self.plan.steps_of[name] = steps
         self.plan.steps += steps
 
@@ -170,9 +186,16 @@ class _Planner:
         return next(filter(None, reasons), None)
 
     def _make_steps(
-        self, name: str, command: CommandConfig, overrides: Iterable[str], needed: Iterable[str]
+        self, name: str, command: CommandConfig, overrides: Collection[str]
     ) -> Iterator[Step]:
-        depends_on = tuple(step.name for other in needed for step in self.plan.steps_of[other])
+        depends_on = tuple(
+            dict.fromkeys(
+                step.name
+                for token, number in _find_numbered_tokens(overrides)
+                if token in self.config.commands
+                for step in self._select_steps(token, number)
+            )
+        )
         folds = command.folds.get(self.scale, 1)
         seeds = command.seeds.get(self.scale, 1)
         for fold, seed in itertools.product(range(folds), range(seeds)):
@@ -230,21 +253,26 @@ class _Planner:
             if token.startswith(PREDICTIONS):
                 return str(self.config.predictions[token.removeprefix(PREDICTIONS)])
             if token in self.config.commands:
-                return self._format_folders(token, match[2])
+                return self._format_folders(token, match[2] or "")
             return match[0]
 
         return _TOKEN.sub(replace, override)
 
-    def _format_folders(self, name: str, number: str | None) -> str:
-        folders = [str(self.output / step.name) for step in self.plan.steps_of[name]]
-        if number is None:
-            return folders[0] if len(folders) == 1 else json.dumps(folders)
-        if int(number) >= len(folders):
+    def _format_folders(self, name: str, number: str) -> str:
+        folders = [str(self.output / step.name) for step in self._select_steps(name, number)]
+        return folders[0] if len(folders) == 1 else json.dumps(folders)
+
+    def _select_steps(self, name: str, number: str) -> list[Step]:
+        """Select the steps of a command, all or one by its number; "" is none."""
+        steps = self.plan.steps_of[name]
+        if not number:
+            return steps
+        if int(number) >= len(steps):
             raise ConfigError(
-                f"commands: {{{name}:{number}}} is none of the {len(folders)} folders of {name} at "
+                f"commands: {{{name}:{number}}} is none of the {len(steps)} folders of {name} at "
                 f"scale {self.plan.scale}; they count from 0"
             )
-        return folders[int(number)]
+        return [steps[int(number)]]
 
 
 def _find_references(config: ReportConfig, overrides: Iterable[str] | None) -> list[str]:
@@ -253,9 +281,13 @@ def _find_references(config: ReportConfig, overrides: Iterable[str] | None) -> l
 
 
 def _find_tokens(overrides: Iterable[str] | None) -> list[str]:
-    """List what stands in braces, once each."""
-    found = (token for override in overrides or () for token, _ in _TOKEN.findall(override))
-    return list(dict.fromkeys(found))
+    """List what stands in braces without numbers, once each."""
+    return list(dict.fromkeys(token for token, _ in _find_numbered_tokens(overrides or ())))
+
+
+def _find_numbered_tokens(overrides: Iterable[str]) -> list[tuple[str, str]]:
+    """List what stands in braces: name and number, "" without one."""
+    return [found for override in overrides for found in _TOKEN.findall(override)]
 
 
 def _is_installed(package: str) -> bool:
@@ -282,21 +314,22 @@ class Extent:
 
 
 def describe_extent(
-    config: ReportConfig, scale: Scale, names: Collection[str], root: Path
+    config: ReportConfig, scale: Scale, wanted: Collection[str], root: Path
 ) -> Extent:
     """Describe the extent of commands; the plan in words comes from the config alone.
 
     Args:
         config: The report.
         scale: The scale.
-        names: The commands of an item, those that they need included.
+        wanted: The commands of an item. Those that they need count as well.
         root: The root of the repository, whose configs the commands read.
     """
+    names = list_needed(config, scale, wanted)
     ours = _list_titles(config, scale, names)
     papers = _list_titles(config, "paper", names)
     data = ours if papers in (ours, "") else f"{ours} for {papers}"
     complete = _pretend_all_data(config)
-    ours_planned = make_plan(complete, scale, Path("runs"), root, names)
+    ours_planned = make_plan(complete, scale, Path("runs"), root, wanted)
     papers_planned = make_plan(complete, "paper", Path("runs"), root, names)
     lengths: dict[str, None] = {}
     sizes: dict[str, None] = {}

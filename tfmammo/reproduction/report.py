@@ -163,8 +163,9 @@ def _write_item(
 ) -> None:
     """Write the facts and the picture of an item, or at the scale smoke why there are none."""
     names = list_needed(config, plan.scale, item.commands)
-    extent = describe_extent(config, plan.scale, names, root)
-    commands = format_commands(show_plan(config, plan.scale, names), names)
+    extent = describe_extent(config, plan.scale, item.commands, root)
+    commands = format_commands(show_plan(config, plan.scale, item.commands), names)
+    plan = make_plan(config, plan.scale, output, root, item.commands)  # without others' trainings
     reasons = list_obstacles(plan, names, failures)
     folder = find_facts_folder(config, plan.scale, output)
     facts = Facts(
