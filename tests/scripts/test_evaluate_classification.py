@@ -232,6 +232,20 @@ def test_the_effect_is_the_paired_change_of_what_is_kept(config, subsets, genera
     assert line[0] == "removal" and line[1].startswith(f"{len(change)} of ")
 
 
+def test_the_trivial_edit_adds_as_much_at_the_same_place():
+    """A cone of height 0.4 is spread over the pixels where it is 0.04 or higher."""
+    rows, columns = np.mgrid[:16, :16]
+    cone = np.maximum(0.4 - 0.08 * np.hypot(rows - 8, columns - 8), 0)[None, ..., None]
+    before = np.full((2, 16, 16, 1), 0.3, np.float32)
+    after = (before + np.concatenate([cone, np.zeros_like(cone)])).astype(np.float32)
+    even = effects.spread_evenly(before, after)
+    place = cone[0] >= 0.04
+    assert even[0][place] == pytest.approx(0.3 + cone.sum() / place.sum(), abs=1e-5)
+    assert np.array_equal(even[0][~place], before[0][~place])
+    assert even[0].sum() == pytest.approx(after[0].sum(), abs=1e-3)
+    assert np.array_equal(even[1], before[1])  # what was not edited
+
+
 def test_the_verdict_says_what_the_test_shows(config):
     study = config(samples=2000)
     patients = np.array([f"p{i}" for i in range(12)])
@@ -240,7 +254,7 @@ def test_the_verdict_says_what_the_test_shows(config):
     high = np.full(12, 0.2) + np.linspace(0.1, 0.2, 12)
 
     def make(target, before, after):
-        return effects.Effect(target, before, after, patients, ids, 0.0)
+        return effects.Effect(target, before, after, before, patients, ids, 0.0)
 
     noise = low + np.tile([0.1, -0.1], 6)
     changes = [
@@ -259,7 +273,8 @@ def test_the_verdict_says_what_the_test_shows(config):
     assert (
         lines[0][3:5] == ["0.200", "0.350"]
         and lines[0][5].startswith("+0.150")
-        and float(lines[0][6]) < 0.005
+        and lines[0][6] == "+0.000"
+        and float(lines[0][7]) < 0.005
     )
 
 
@@ -355,9 +370,9 @@ def test_of_few_patients_there_is_a_sentence_and_no_number(config, subsets):
         and table.body[1][5] == "-, -"
     )
     ids = np.array(["a", "b", "c", "d", "e"])
-    few = effects.Effect("mass", np.full(5, 0.1), np.full(5, 0.3), ids, ids, 0.0)
+    few = effects.Effect("mass", np.full(5, 0.1), np.full(5, 0.3), np.full(5, 0.2), ids, ids, 0.0)
     line = effects.tabulate_effects([few], study).body[0]
-    assert line[5:] == ["+0.200", "-", "too few patients for an interval or p (six)"]
+    assert line[5:] == ["+0.200", "+0.100", "-", "too few patients for an interval or p (six)"]
 
 
 def test_added_lesions_are_told_from_removed_ones_on_unseen_patients(config, subsets):
@@ -368,7 +383,7 @@ def test_added_lesions_are_told_from_removed_ones_on_unseen_patients(config, sub
     half = np.full(8, 0.5)
 
     def edit(target, after):
-        return effects.Effect(target, half, np.asarray(after, float), ids, ids, 0.0)
+        return effects.Effect(target, half, np.asarray(after, float), half, ids, ids, 0.0)
 
     removed = edit("removal", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
     mass = edit("mass", [0.85, 0.75, 0.95, 0.9, 0.99, 0.25, 0.9, 0.85])
@@ -380,19 +395,23 @@ def test_added_lesions_are_told_from_removed_ones_on_unseen_patients(config, sub
     area = (6 * 8 + 7 + 2) / 64  # six above all, one above seven, one above two
     lines = {line[0]: line for line in table.body}
     assert list(lines) == [
-        "mass added and calcification added",
+        "mass and calcification added",
+        "as much brighter as mass and calcification, evenly",
         "mass added",
+        "as much brighter as mass, evenly",
         "calcification added",
+        "as much brighter as calcification, evenly",
         "real lesion",
     ]
     assert lines["mass added"][1:4] == ["lesion removed", "8 and 8", "8"]
     assert lines["mass added"][4].startswith(f"{area:.3f}\n[")
     assert lines["calcification added"][4].startswith("0.500\n[")
     both = (area + 0.5) / 2
-    assert lines["mass added and calcification added"][4].startswith(f"{both:.3f}\n[")
+    assert lines["mass and calcification added"][4].startswith(f"{both:.3f}\n[")
     assert lines["real lesion"][4].startswith("1.000")
     one, other = effects.separate([mass, removed]), effects.separate([mass, speck])
-    assert len(one) == 1 and other == []
+    assert len(one) == 2 and other == []
+    assert lines["as much brighter as mass, evenly"][4].startswith("0.562")  # 4.5 of 8
     labels, scores, patients = one[0].labels, one[0].scores, one[0].patients
     z = (roc_auc(labels, scores) - 0.5) / obuchowski_variance(labels, scores, patients) ** 0.5
     assert one[0].p == pytest.approx(2 * stats.norm.sf(z))

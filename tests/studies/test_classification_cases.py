@@ -153,7 +153,7 @@ def test_pairs_are_a_random_choice_the_best_and_the_worst(target, best, worst):
     patches = make_patches([0] * 4)
     change = np.array([0.1, -0.3, 0.4, 0.2])
     before = np.full(4, 0.5)
-    effect = Effect(target, before, before + change, patches.patient_ids, patches.ids, 0.0)
+    effect = Effect(target, before, before + change, before, patches.patient_ids, patches.ids, 0.0)
     pairs = cases.choose_pairs(effect, 2)
     assert [rows.tolist() for rows in pairs.values()] == [[0, 1], [best], [worst]]
     edited = EditedPatches(target, patches, 1 - patches.images, 0.0)

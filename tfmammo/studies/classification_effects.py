@@ -64,6 +64,7 @@ class Effect:
         target: "mass", "calcification" or "removal".
         before: Scores before the edit, float64 [n].
         after: Scores after the edit, float64 [n].
+        even: Scores after the trivial edit of the same size, see `spread_evenly`, float64 [n].
         patients: str [n].
         ids: str [n].
         discarded: See `EditedPatches`.
@@ -72,6 +73,7 @@ class Effect:
     target: str
     before: NDArray[np.float64]
     after: NDArray[np.float64]
+    even: NDArray[np.float64]
     patients: NDArray[np.str_]
     ids: NDArray[np.str_]
     discarded: float
@@ -151,6 +153,26 @@ def edit_patches(network: LesionGenerator, test: Patches, config: StudyConfig) -
     return EditedPatches(network.target, before, after, discarded)  # type: ignore[arg-type]
 
 
+def spread_evenly(before: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Spread what an edit adds evenly over the place of the edit: as much brighter, but flat.
+
+    The place is where the edit changes at least a tenth of its largest change.
+
+    Args:
+        before: float32 [n, size, size, 1] in [0, 1].
+        after: The same patches after an edit.
+
+    Returns:
+        The patches before, with the mean change of each at its place, within [0, 1].
+    """
+    change = after - before
+    sizes = np.abs(change)
+    place = sizes >= np.maximum(0.1 * sizes.max(axis=(1, 2, 3), keepdims=True), 1e-6)
+    area = np.maximum(place.sum(axis=(1, 2, 3), keepdims=True), 1)
+    mean = change.sum(axis=(1, 2, 3), keepdims=True) / area
+    return np.clip(before + place * mean, 0, 1).astype(np.float32)
+
+
 def measure_effect(edited: EditedPatches, baseline: Sequence[Path], config: StudyConfig) -> Effect:
     """Score patches before and after a generator edited them.
 
@@ -167,10 +189,12 @@ def measure_effect(edited: EditedPatches, baseline: Sequence[Path], config: Stud
         ]
         return np.stack(scores).astype(np.float64).mean(axis=0)
 
+    after = edited.after[: len(patches)]
     return Effect(
         edited.target,
         score(patches.images),
-        score(edited.after[: len(patches)]),
+        score(after),
+        score(spread_evenly(patches.images, after)),
         patches.patient_ids,
         patches.ids,
         edited.discarded,
@@ -186,13 +210,15 @@ def tabulate_effects(effects: Sequence[Effect], config: StudyConfig) -> Table:
         "before",
         "after",
         "change",
+        "change if spread evenly",
         "p",
         "adding raises, removing lowers",
     ]
     title = (
-        "Score of a lesion by the classifiers trained on real patches alone; intervals draw "
-        "patients; p, two-sided: signs of patients' changes flipped, not corrected, each generator "
-        "being a question of its own"
+        "Score of a lesion by the classifiers trained on real patches alone; spread evenly: each "
+        "patch as much brighter or darker at the same place, but flat; intervals draw patients; "
+        "p, two-sided: signs of patients' changes flipped, not corrected, each generator being a "
+        "question of its own"
     )
     return Table(title, columns, [_make_effect_row(effect, config) for effect in effects])
 
@@ -214,6 +240,7 @@ def _make_effect_row(effect: Effect, config: StudyConfig) -> list[str]:
         f"{effect.before.mean():.3f}",
         f"{effect.after.mean():.3f}",
         change,
+        f"{(effect.even - effect.before).mean():+.3f}",
         format_p(test.p),
         verdict,
     ]
@@ -258,24 +285,29 @@ class Separation:
 def separate(effects: Sequence[Effect]) -> list[Separation]:
     """Set the lesions that generators added beside the patches from which one removed lesions.
 
-    All added lesions come first, then those of each generator. Nothing is compared where nothing
-    was added or nothing was removed.
+    All added lesions come first, then those of each generator, each beside the trivial edit of the
+    same size. Nothing is compared where nothing was added or nothing was removed.
     """
     adding = [effect for effect in effects if effect.target != "removal"]
     removing = [effect for effect in effects if effect.target == "removal"]
     if not adding or not removing:
         return []
+    removed = np.concatenate([effect.after for effect in removing])
     groups = [adding] if len(adding) == 1 else [adding, *([effect] for effect in adding)]
-    return [
-        Separation(
-            " and ".join(f"{effect.target} added" for effect in group),
-            "lesion removed",
-            np.repeat([1, 0], [sum(len(e.after) for e in part) for part in (group, removing)]),
-            np.concatenate([effect.after for effect in (*group, *removing)]),
-            np.concatenate([effect.patients for effect in (*group, *removing)]),
-        )
-        for group in groups
-    ]
+    separations = []
+    for group in groups:
+        name = " and ".join(effect.target for effect in group)
+        patients = np.concatenate([effect.patients for effect in (*group, *removing)])
+        pools = {
+            f"{name} added": [effect.after for effect in group],
+            f"as much brighter as {name}, evenly": [effect.even for effect in group],
+        }
+        for lesions, scores in pools.items():
+            added = np.concatenate(scores)
+            labels = np.repeat([1, 0], [len(added), len(removed)])
+            both = np.concatenate([added, removed])
+            separations.append(Separation(lesions, "lesion removed", labels, both, patients))
+    return separations
 
 
 def tabulate_separation(
