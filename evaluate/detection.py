@@ -33,18 +33,16 @@ def main() -> None:
     parser = cli.make_parser(__doc__, DetectionConfig, str(ROOT / "configs" / "detection.yaml"))
     study_help = "a study instead, by default of configs/study_NAME.yaml, which shows its keys"
     plan_help = "show a study's commands and run nothing"
-    jobs_help = "how many of a study's commands run at once"
     version_help = "go on with a study whose steps another version of the package made"
     parser.add_argument("--study", choices=("infilling", "blending"), help=study_help)
     parser.add_argument("--plan", action="store_true", help=plan_help)
-    parser.add_argument("--jobs", type=cli.parse_jobs, default=1, help=jobs_help)
+    parser.add_argument("--jobs", type=cli.parse_jobs, default=1, help="commands that run at once")
     parser.add_argument("--any-version", action="store_true", help=version_help)
     arguments = parser.parse_args()
     if arguments.plan and not arguments.study:
         parser.error("--plan shows a study's commands, and --study names none")
     if not arguments.study:
-        files = "tables, curve and boxes"
-        run_with(arguments, DetectionConfig, evaluate, "runs/detection", files)
+        run_with(arguments, DetectionConfig, evaluate, "runs/detection", "tables, curve and boxes")
         return
     if arguments.config == parser.get_default("config"):
         arguments.config = ROOT / "configs" / f"study_{arguments.study}.yaml"
@@ -53,9 +51,8 @@ def main() -> None:
     if arguments.plan:
         detection_report.show_plan(study, output, ROOT)
     else:
-        tables = detection_report.run_study(
-            study, output, ROOT, arguments.any_version, arguments.jobs
-        )
+        places = (output, ROOT, arguments.any_version, arguments.jobs)
+        tables = detection_report.run_study(study, *places)
         print_tables(tables, f"tables and figures: {output / 'report'}")
 
 
