@@ -21,7 +21,7 @@ from tfmammo.metrics.detection import (
 )
 from tfmammo.metrics.jafroc import choose_merit, jafroc_test
 from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few, holm
-from tfmammo.metrics.summary import Measure, Table
+from tfmammo.metrics.summary import Measure, Table, format_p
 
 PERCENT = Measure("recall", "%", 100, 1).show
 MERIT = Measure("figure of merit", "", 1, 3).show
@@ -201,7 +201,7 @@ def tabulate_differences(
         body.append([name, *cells])
         p_values.append(test.p)
     rows = [
-        [*row, MERIT(p), MERIT(corrected)]
+        [*row, format_p(p), format_p(corrected)]
         for row, p, corrected in zip(body, p_values, holm(p_values), strict=True)
     ]
     title, heading = headings
