@@ -4,6 +4,7 @@ tests/scripts.
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from tfmammo import config as configuration
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, DataError
+from tfmammo.evaluation import froc_tables
 from tfmammo.metrics.detection import ALL_DETECTIONS
 from tfmammo.studies import detection, detection_report
 from tfmammo.studies.detection import Arm, Command, Method, StudyConfig, list_arms, plan_steps
@@ -335,6 +337,13 @@ def test_the_tables_say_what_p_is_and_correct_it(evaluated):
     assert (
         "jackknife" in note and "one patient" in note and "Holm" in note and "2 comparisons" in note
     )
+
+
+def test_a_small_p_is_not_rounded_to_zero(evaluated, monkeypatch):
+    tiny = SimpleNamespace(difference=0.1, low=0.05, high=0.15, p=2e-5)
+    monkeypatch.setattr(froc_tables, "jafroc_test", lambda *_: tiny)
+    body = make_tables(*evaluated)["difference"].body
+    assert {tuple(row[-2:]) for row in body} == {("2e-05", f"{len(body) * 2e-5:.0e}")}
 
 
 def test_fewer_than_six_patients_give_no_interval_and_no_p_but_a_sentence(evaluated):
