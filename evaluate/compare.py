@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--data", metavar="NAME=DIR", help="the archive and its folder")
     parser.add_argument("--plan", action="store_true", help="print the trainings, run nothing")
     jobs_help = "how many trainings run at once"
-    parser.add_argument("--jobs", type=cli.parse_jobs, default=1, help=jobs_help)
+    parser.add_argument("--jobs", type=cli.parse_count, default=1, help=jobs_help)
     version_help = "go on with what another version of the package made"
     parser.add_argument("--any-version", action="store_true", help=version_help)
     options = parser.parse_args()

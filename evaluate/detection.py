@@ -36,7 +36,7 @@ def main() -> None:
     version_help = "go on with a study whose steps another version of the package made"
     parser.add_argument("--study", choices=("infilling", "blending"), help=study_help)
     parser.add_argument("--plan", action="store_true", help=plan_help)
-    parser.add_argument("--jobs", type=cli.parse_jobs, default=1, help="commands that run at once")
+    parser.add_argument("--jobs", type=cli.parse_count, default=1, help="commands that run at once")
     parser.add_argument("--any-version", action="store_true", help=version_help)
     arguments = parser.parse_args()
     if arguments.plan and not arguments.study:

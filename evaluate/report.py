@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="show the commands and run nothing")
     parser.add_argument("--rebuild", action="store_true", help="make the page from facts alone")
     jobs_help = "how many commands run at once"
-    parser.add_argument("--jobs", type=cli.parse_jobs, default=1, help=jobs_help)
+    parser.add_argument("--jobs", type=cli.parse_count, default=1, help=jobs_help)
     parser.add_argument("--keep-going", action="store_true", help="go on after a failed command")
     version_help = "go on with what another version of the package made"
     parser.add_argument("--any-version", action="store_true", help=version_help)

@@ -78,7 +78,7 @@ def test_an_unknown_argument_is_an_error_that_helps(capsys, arguments, error):
 @pytest.mark.parametrize("jobs_wanted", ["0", "-1", "1.5", "two", "²"])
 def test_jobs_are_counted(capsys, jobs_wanted):
     made = parser()
-    made.add_argument("--jobs", type=cli.parse_jobs)
+    made.add_argument("--jobs", type=cli.parse_count)
     assert made.parse_args(["--jobs", "2"]).jobs == 2
     error = said(capsys, lambda: made.parse_args([f"--jobs={jobs_wanted}"]))
     assert error == f"x: error: argument --jobs: {jobs_wanted} is no whole number of 1 or more"

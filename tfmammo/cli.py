@@ -307,8 +307,8 @@ def name_program(module: str) -> str:
     return caller.name if caller else f"python -m {module}"
 
 
-def parse_jobs(text: str) -> int:
-    """Parse the value of --jobs, how many processes run at once.
+def parse_count(text: str) -> int:
+    """Parse the value of an option that counts, such as --jobs.
 
     Raises:
         argparse.ArgumentTypeError: It is no whole number of 1 or more.

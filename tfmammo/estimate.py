@@ -13,7 +13,6 @@ memory, which an estimate does not know.
 
 from __future__ import annotations
 
-import argparse
 import math
 import tempfile
 import time
@@ -221,16 +220,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_overrides()
     parser.add_argument(
         "--mammograms",
-        type=_positive,
+        type=_parse_grouped,
         default=1_000_000,
         metavar="N",
         help="that there will be (1,000,000)",
     )
     parser.add_argument(
-        "--workers", type=_positive, default=1, metavar="N", help="that will work (1)"
+        "--workers", type=_parse_grouped, default=1, metavar="N", help="that will work (1)"
     )
     parser.add_argument(
-        "--sample", type=_positive, default=8, metavar="N", help="mammograms that are measured (8)"
+        "--sample",
+        type=_parse_grouped,
+        default=8,
+        metavar="N",
+        help="mammograms that are measured (8)",
     )
     options = parser.parse_args(arguments)
 
@@ -242,11 +245,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cli.run(work)
 
 
-def _positive(text: str) -> int:
-    number = int(text.replace(",", ""))
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
+def _parse_grouped(text: str) -> int:
+    """Parse a count whose thousands may be set off: 10,000."""
+    return cli.parse_count(text.replace(",", ""))
 
 
 if __name__ == "__main__":

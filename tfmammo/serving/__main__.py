@@ -137,10 +137,14 @@ def _make_parser() -> cli.Parser:
     )
     running.add_argument("--port", type=int, default=5001)
     running.add_argument(
-        "--limit", type=_positive, default=64, metavar="MB", help="largest request (64)"
+        "--limit", type=cli.parse_count, default=64, metavar="MB", help="largest request (64)"
     )
     running.add_argument(
-        "--parallel", type=_positive, default=2, metavar="N", help="requests computed at once (2)"
+        "--parallel",
+        type=cli.parse_count,
+        default=2,
+        metavar="N",
+        help="requests computed at once (2)",
     )
     running.add_argument(
         "--name",
@@ -167,12 +171,6 @@ def _make_parser() -> cli.Parser:
     laying_out.add_tracking_uri()
     converting.add_tracking_uri()
     return parser
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
 
 
 def _register(options: argparse.Namespace) -> None:
