@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from tfmammo.metrics.classification import delong_test, delong_variance, roc_auc
-from tfmammo.metrics.clustered_auc import obuchowski_test, obuchowski_variance, rank_swap_test
+from tfmammo.metrics.clustered_auc import (
+    estimate_auc,
+    obuchowski_test,
+    obuchowski_variance,
+    rank_swap_test,
+)
 
 
 def clustered(seed, patients=12, patches=9, models=2, correlation=0.4):
@@ -58,7 +63,7 @@ def written_out(labels, a, b, patients):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_formulas_written_out(seed):
-    labels, patients, (a, b) = clustered(seed, patients=8, patches=5)
+    labels, patients, (a, b) = clustered(seed, patients=16, patches=5)
     # two patients with one class only
     labels[patients == 0] = True
     labels[patients == 1] = False
@@ -181,3 +186,33 @@ def test_models_that_order_alike_and_bad_input():
         obuchowski_variance(labels, a, np.where(labels, 0, patients))
     with pytest.raises(ValueError, match="no number"):
         rank_swap_test(labels, a, np.where(labels, np.nan, b), patients)
+
+
+def test_an_auc_counts_pairs_and_stays_within_its_range():
+    labels = np.arange(24) < 12
+    scores = np.where(labels, np.tile([3, 1, 3], 8), 2)  # two thirds of positives above all others
+    estimate = estimate_auc(labels, scores, np.arange(24))
+    assert estimate.value == pytest.approx(2 / 3)
+    assert 0 < estimate.low < 2 / 3 < estimate.high < 1
+
+
+def test_a_perfect_area_is_not_certain():
+    labels = np.arange(40) < 20
+    estimate = estimate_auc(labels, labels * 1.0, np.arange(40))
+    assert (estimate.value, estimate.low, estimate.high) == (1.0, pytest.approx(1 - 3 / 20), 1.0)
+
+
+def test_patches_of_one_patient_widen_the_interval():
+    random = np.random.default_rng(0)
+    labels = np.arange(120) < 60
+    shared = np.repeat(random.normal(size=20), 6)
+    scores = shared + 0.1 * random.normal(size=120)
+    alone = estimate_auc(labels, scores, np.arange(120))
+    clustered = estimate_auc(labels, scores, np.repeat(np.arange(20), 6))
+    assert clustered.value == alone.value
+    assert clustered.high - clustered.low > 1.5 * (alone.high - alone.low)
+
+
+def test_few_patients_of_a_class_have_no_interval():
+    labels = np.arange(20) < 5
+    assert np.isnan(estimate_auc(labels, np.arange(20.0), np.arange(20)).low)

@@ -33,8 +33,8 @@ from tfmammo.evaluation.perceptual import PerceptualScorer
 from tfmammo.evaluation.realism import make_tri_labels
 from tfmammo.layers import patch_seeds, tri_label, uniform_noise
 from tfmammo.metrics import perceptual
-from tfmammo.metrics.membership import Estimate, estimate_auc, estimate_rate
-from tfmammo.metrics.significance import FEWEST_PATIENTS
+from tfmammo.metrics.clustered_auc import Estimate, estimate_auc, has_few_patients
+from tfmammo.metrics.membership import estimate_rate
 
 Array = NDArray[np.float64]
 Images = NDArray[np.float32]
@@ -261,11 +261,7 @@ def _identify(sides: Sides, scorer: PerceptualScorer | None, level: float) -> At
     same = patients[:, None] == patients
     np.fill_diagonal(same, False)
     queries = np.flatnonzero(same.any(axis=1))
-    counts = [
-        len(np.unique(patients[queries[sides.is_member[queries] == side]]))
-        for side in (True, False)
-    ]
-    if min(counts) < FEWEST_PATIENTS:
+    if has_few_patients(sides.is_member[queries], patients[queries]):
         return None
     # Each side in a gallery of its own, so that both are equally hard.
     allowed = (sides.is_member[queries][:, None] == sides.is_member) & ~np.eye(

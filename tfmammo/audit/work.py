@@ -24,7 +24,7 @@ from tfmammo.errors import ConfigError
 from tfmammo.evaluation.comparison import Network, open_first
 from tfmammo.evaluation.report import EXPERIMENT, write_markdown
 from tfmammo.metrics import perceptual
-from tfmammo.metrics.membership import Estimate
+from tfmammo.metrics.clustered_auc import Estimate
 from tfmammo.metrics.summary import Table
 from tfmammo.tracking import runs
 from tfmammo.training import image_grid

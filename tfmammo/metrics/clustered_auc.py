@@ -18,6 +18,8 @@ Source: Obuchowski, Nonparametric analysis of clustered ROC curve data, Biometri
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
@@ -26,6 +28,74 @@ from tfmammo.metrics.classification import check_scores, roc_auc, structural_com
 from tfmammo.metrics.significance import FEWEST_PATIENTS
 
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval.
+
+    Attributes:
+        value: The value.
+        low: Lower bound.
+        high: Upper bound. Both are NaN where there are too few patients.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def has_few_patients(labels: ArrayLike, patients: ArrayLike) -> bool:
+    """Whether a class has fewer than six patients, too few for an interval or p.
+
+    Args:
+        labels: 1 or True positive, 0 negative, shape ``[n]``.
+        patients: The patient of each patch, shape ``[n]``.
+
+    Raises:
+        ValueError: Patients of another length.
+    """
+    return _count_patients(labels, patients) < FEWEST_PATIENTS
+
+
+def _count_patients(labels: ArrayLike, patients: ArrayLike) -> int:
+    """Count the patients of the class that has fewer."""
+    positive = np.asarray(labels, dtype=np.bool_)
+    members, _ = _number_patients(patients, len(positive))
+    return min(len(np.unique(members[side])) for side in (positive, ~positive))
+
+
+def estimate_auc(
+    labels: ArrayLike, scores: ArrayLike, patients: ArrayLike, level: float = 0.95
+) -> Estimate:
+    """Estimate an area under a ROC curve, with an interval by Obuchowski's variance.
+
+    The interval is on the scale of logits, so that it stays within [0, 1]. An area of 0 or 1, which
+    has no variance, gets the rule of three: 3 / n to either side, n the patients of the smaller
+    class.
+
+    Args:
+        labels: 1 or True positive, 0 negative, shape ``[n]``.
+        scores: Higher is more positive, shape ``[n]``.
+        patients: The patient of each patch, shape ``[n]``.
+        level: Confidence level.
+
+    Raises:
+        ValueError: As `roc_auc`, or patients of another length.
+    """
+    positive, values = check_scores(labels, scores)
+    area = roc_auc(positive, values)
+    if has_few_patients(positive, patients):
+        return Estimate(area, np.nan, np.nan)
+    deviation = float(np.sqrt(obuchowski_variance(positive, values, patients)))
+    if deviation < 1e-9 or not 0 < area < 1:
+        room = min(1.0, 3 / _count_patients(positive, patients))
+        return Estimate(area, max(0.0, area - room), min(1.0, area + room))
+    quantile = stats.norm.ppf(0.5 + level / 2)
+    logit = np.log(area / (1 - area))
+    reach = quantile * deviation / (area * (1 - area))
+    low, high = (1 / (1 + np.exp(-(logit + sign * reach))) for sign in (-1, 1))
+    return Estimate(area, float(low), float(high))
 
 
 def obuchowski_variance(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> float:
@@ -60,8 +130,8 @@ def obuchowski_test(
         patients: The patient of each patch, shape ``[n]``.
 
     Returns:
-        z and the two-sided p. p is NaN below six patients, and where the areas differ without any
-        variance.
+        z and the two-sided p. p is NaN below six patients of a class, and where the areas differ
+        without any variance.
 
     Raises:
         ValueError: As `obuchowski_variance`.
@@ -69,7 +139,7 @@ def obuchowski_test(
     covariance = _covariance(labels, [scores_a, scores_b], patients)
     difference = roc_auc(labels, scores_a) - roc_auc(labels, scores_b)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    enough = len(np.unique(patients)) >= FEWEST_PATIENTS
+    enough = not has_few_patients(labels, patients)
     if variance <= 1e-15:  # what rounding leaves of 0
         alike = abs(difference) < 1e-12
         z = 0.0 if alike else float(np.copysign(np.inf, difference))

@@ -8,69 +8,14 @@ Source: Carlini et al., Membership inference attacks from first principles (2022
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
-from tfmammo.metrics.classification import check_scores, roc_auc
-from tfmammo.metrics.clustered_auc import obuchowski_variance
+from tfmammo.metrics.classification import check_scores
+from tfmammo.metrics.clustered_auc import Estimate
 from tfmammo.metrics.significance import FEWEST_PATIENTS
 
 SMALL_RATE = 0.01  # of false positives
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its interval.
-
-    Attributes:
-        value: The value.
-        low: Lower bound.
-        high: Upper bound. Both are NaN where there are too few patients.
-    """
-
-    value: float
-    low: float
-    high: float
-
-
-def estimate_auc(
-    members: ArrayLike, scores: ArrayLike, patients: ArrayLike, level: float = 0.95
-) -> Estimate:
-    """Estimate the AUC of a score for membership, with Obuchowski's variance by patient.
-
-    The interval is on the scale of logits, so that it stays within [0, 1]. An AUC of 0 or 1, which
-    has no variance, gets the rule of three: 3 / n to either side, n the patients of the smaller
-    class.
-
-    Args:
-        members: True for patches of the training, shape ``[n]``.
-        scores: Higher says member, shape ``[n]``.
-        patients: The patient of each patch, shape ``[n]``.
-        level: Confidence level.
-
-    Raises:
-        ValueError: As `roc_auc`, or patients of another length.
-    """
-    positive, values = check_scores(members, scores)
-    names = np.asarray(patients)
-    if names.shape != positive.shape:
-        raise ValueError(f"{positive.shape} patches don't fit {names.shape} patients")
-    area = roc_auc(positive, values)
-    counts = [len(np.unique(names[part])) for part in (positive, ~positive)]
-    if min(counts) < FEWEST_PATIENTS:
-        return Estimate(area, np.nan, np.nan)
-    deviation = float(np.sqrt(obuchowski_variance(positive, values, names)))
-    if deviation < 1e-9 or not 0 < area < 1:
-        room = min(1.0, 3 / min(counts))
-        return Estimate(area, max(0.0, area - room), min(1.0, area + room))
-    quantile = stats.norm.ppf(0.5 + level / 2)
-    logit = np.log(area / (1 - area))
-    reach = quantile * deviation / (area * (1 - area))
-    low, high = (1 / (1 + np.exp(-(logit + sign * reach))) for sign in (-1, 1))
-    return Estimate(area, float(low), float(high))
 
 
 def estimate_rate(

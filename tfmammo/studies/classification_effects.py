@@ -18,8 +18,7 @@ from sklearn.manifold import TSNE
 
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
-from tfmammo.metrics.clustered_auc import obuchowski_test
-from tfmammo.metrics.membership import estimate_auc
+from tfmammo.metrics.clustered_auc import estimate_auc, has_few_patients, obuchowski_test
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.segmentation import Paired, paired_test
 from tfmammo.metrics.significance import FEWEST_PATIENTS, holm
@@ -275,8 +274,7 @@ class Separation:
     @property
     def p(self) -> float:
         """Two-sided p of an area of one half, by Obuchowski's variance; NaN for few patients."""
-        of_classes = [self.patients[self.labels == label] for label in (0, 1)]
-        if min(len(np.unique(patients)) for patients in of_classes) < FEWEST_PATIENTS:
+        if has_few_patients(self.labels, self.patients):
             return np.nan
         constant = np.zeros_like(self.scores)  # its area is one half and has no variance
         return obuchowski_test(self.labels, self.scores, constant, self.patients)[1]
@@ -331,8 +329,6 @@ def tabulate_separation(
     corrected = [*holm([pools.p for pools in synthetic]).tolist(), beside.p]
     rows = []
     for pools, p in zip([*synthetic, beside], corrected, strict=True):
-        area = estimate_auc(pools.labels, pools.scores, pools.patients, config.level)
-        interval = "" if np.isnan(area.low) else f"\n[{area.low:.3f}, {area.high:.3f}]"
         lesions = int(pools.labels.sum())
         rows.append(
             [
@@ -340,7 +336,7 @@ def tabulate_separation(
                 pools.normal,
                 f"{lesions} and {len(pools.labels) - lesions}",
                 str(len(set(pools.patients.tolist()))),
-                f"{area.value:.3f}{interval}",
+                format_area(pools.labels, pools.scores, pools.patients, config.level),
                 format_p(p),
             ]
         )
@@ -351,6 +347,18 @@ def tabulate_separation(
         f"{len(synthetic)} synthetic rows"
     )
     return Table(title, ["lesions", "beside", "patches", "patients", "AUC", "p"], rows)
+
+
+def format_area(
+    labels: NDArray[np.integer],
+    scores: NDArray[np.float64],
+    patients: NDArray[np.str_],
+    level: float,
+) -> str:
+    """Format an area under a ROC curve and, if there are enough patients, its interval."""
+    area = estimate_auc(labels, scores, patients, level)
+    interval = "" if np.isnan(area.low) else f"\n[{area.low:.3f}, {area.high:.3f}]"
+    return f"{area.value:.3f}{interval}"
 
 
 def make_effect_rows(effects: Sequence[Effect]) -> list[dict[str, Any]]:

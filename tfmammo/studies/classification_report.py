@@ -13,16 +13,15 @@ import keras
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy import stats
 
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
 from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import EXPERIMENT, save_figure, write_markdown
 from tfmammo.metrics.classification import roc_auc, roc_curve
-from tfmammo.metrics.clustered_auc import obuchowski_variance, rank_swap_test
+from tfmammo.metrics.clustered_auc import estimate_auc, has_few_patients, rank_swap_test
 from tfmammo.metrics.plotting import COLOURS, make_roc_axes, plot_style
-from tfmammo.metrics.significance import FEWEST_PATIENTS, holm
+from tfmammo.metrics.significance import holm
 from tfmammo.metrics.summary import Table, format_p, write_csv
 from tfmammo.models.classifier import Control
 from tfmammo.studies import classification
@@ -39,6 +38,7 @@ from tfmammo.studies.classification_effects import (
     draw_embedding,
     edit_patches,
     embed,
+    format_area,
     make_effect_rows,
     measure_effect,
     open_generators,
@@ -241,28 +241,6 @@ def score_runs(
     return {arm: np.stack(rows) for arm, rows in by_arm.items()}
 
 
-def compute_interval(
-    scores: NDArray[np.float64], test: Patches, level: float
-) -> tuple[float, float, float]:
-    """Compute the area under the ROC curve with its interval by Obuchowski's variance.
-
-    Returns:
-        (area, low, high), the interval cut at 0 and 1; NaN where there are too few patients.
-    """
-    area = roc_auc(test.labels, scores)
-    if has_few_patients(test):
-        return area, np.nan, np.nan
-    quantile = float(stats.norm.ppf(0.5 + level / 2))
-    deviation = obuchowski_variance(test.labels, scores, test.patient_ids) ** 0.5
-    return area, max(0.0, area - quantile * deviation), min(1.0, area + quantile * deviation)
-
-
-def has_few_patients(test: Patches) -> bool:
-    """Whether there are too few patients for a test: fewer than six, or than two of a class."""
-    of_class = [len(set(test.patient_ids[test.labels == label].tolist())) for label in (0, 1)]
-    return len(set(test.patient_ids.tolist())) < FEWEST_PATIENTS or min(of_class) < 2
-
-
 def compare_with_first(
     scores: Mapping[AnyArm, NDArray[np.float64]], test: Patches, config: StudyConfig
 ) -> dict[AnyArm, tuple[float, float]]:
@@ -277,7 +255,7 @@ def compare_with_first(
         Share or control -> p, and p after Holm's correction; NaN where there are too few patients.
     """
     first, *others = scores
-    if has_few_patients(test):
+    if has_few_patients(test.labels, test.patient_ids):
         p_values = [np.nan for _ in others]
     else:
         p_values = [
@@ -309,15 +287,15 @@ def make_run_rows(scores: Scores, test: Patches, config: StudyConfig) -> list[di
     rows = []
     for share, of_seeds in scores.items():
         for seed, of_run, p_of_shares in zip(config.seeds, of_seeds, p_by_seed, strict=True):
-            area, low, high = compute_interval(of_run, test, config.level)
+            area = estimate_auc(test.labels, of_run, test.patient_ids, config.level)
             p, corrected = p_of_shares.get(share, (np.nan, np.nan))
             rows.append(
                 {
                     "share": share,
                     "seed": seed,
-                    "auc": area,
-                    "low": low,
-                    "high": high,
+                    "auc": area.value,
+                    "low": area.low,
+                    "high": area.high,
                     "p": p,
                     "p_holm": corrected,
                 }
@@ -376,13 +354,13 @@ def tabulate_areas(
         body.append(
             [
                 f"{100 * share:g} %",
-                format_area(means[share], test, config.level),
+                format_area(test.labels, means[share], test.patient_ids, config.level),
                 f"{areas.mean():.3f} ± {deviation:.3f}",
                 *comparison,
                 format_published(share),
             ]
         )
-    grey = format_area(compute_mean_grey(test), test, config.level)
+    grey = format_area(test.labels, compute_mean_grey(test), test.patient_ids, config.level)
     body.append(["mean grey value alone", grey, *["-"] * 5])
     columns = [
         "synthetic at first",
@@ -426,7 +404,7 @@ def tabulate_controls(
         body.append(
             [
                 control,
-                format_area(mean, test, config.level),
+                format_area(test.labels, mean, test.patient_ids, config.level),
                 ", ".join(f"{of_run:.3f}" for of_run in areas),
                 f"{area - area_alone:+.3f}",
                 format_p(alone[control][1]),
@@ -458,23 +436,14 @@ def make_heading(test: Patches, config: StudyConfig) -> str:
     counts = (
         f"{len(test)} test patches ({int(test.labels.sum())} of lesions) of {patients} patients"
     )
-    if has_few_patients(test):
-        return (
-            f"{counts}: too few patients for intervals or p, which take six, two of each class "
-            "among them"
-        )
+    if has_few_patients(test.labels, test.patient_ids):
+        return f"{counts}: too few patients for intervals or p, which take six of each class"
     return (
-        f"{counts}; {100 * config.level:g} % intervals by Obuchowski's variance, clustered by "
-        "patient; p against share 0, two-sided: ranks "
+        f"{counts}; {100 * config.level:g} % intervals by Obuchowski's variance on the scale of "
+        "logits, clustered by patient; p against share 0, two-sided: ranks "
         f"of the two models swapped by patient, {config.samples:,} times at most, Holm's "
         f"correction over {len(config.shares) - 1} shares"
     )
-
-
-def format_area(scores: NDArray[np.float64], test: Patches, level: float) -> str:
-    """Format an area and, if there are enough patients, its interval."""
-    area, low, high = compute_interval(scores, test, level)
-    return f"{area:.3f}" if np.isnan(low) else f"{area:.3f}\n[{low:.3f}, {high:.3f}]"
 
 
 def format_published(share: float) -> str:
