@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from tfmammo.data.preprocess import resize_image, resize_mask
-from tfmammo.metrics.significance import FEWEST_PATIENTS
+from tfmammo.metrics.clustered_auc import has_few_patients
 from tfmammo.optimization import Adam
 
 Images = NDArray[np.floating]
@@ -118,8 +118,8 @@ def two_sample(
         level: Confidence level, in (0, 1).
 
     Returns:
-        The areas and scores. The interval is NaN with fewer than `FEWEST_PATIENTS` patients in
-        either set. It draws patients, for given networks.
+        The areas and scores. The interval is NaN with fewer than six patients in either
+        set. It draws patients, for given networks.
 
     Raises:
         ValueError: Unequal lengths or shapes, other values, too few patients, a fold without real
@@ -199,6 +199,7 @@ class _Area:
     def __init__(
         self, scores: NDArray[np.float64], labels: NDArray[np.intp], fold_of: NDArray[np.intp]
     ) -> None:
+        self.labels = labels
         self.real = np.flatnonzero(labels == 0)
         self.made = np.flatnonzero(labels == 1)
         self.pairs = (fold_of[self.real][:, None] == fold_of[self.made]).astype(np.float64)
@@ -213,7 +214,7 @@ class _Area:
     ) -> tuple[float, float]:
         """Bootstrap the area: draw patients with replacement, with all their patches."""
         patients, number = np.unique(groups, return_inverse=True)
-        if min(len(np.unique(number[side])) for side in (self.real, self.made)) < FEWEST_PATIENTS:
+        if has_few_patients(self.labels, groups):
             return np.nan, np.nan
         counts = np.random.default_rng([seed, 1]).multinomial(
             len(patients), np.full(len(patients), 1 / len(patients)), size=samples

@@ -1,14 +1,15 @@
-"""Variance and tests of areas under ROC curves, with patients as the units.
+"""Intervals and tests of areas under ROC curves, with patients as the units.
 
 Patches of one patient resemble each other. DeLong's test takes every patch as independent and so
 finds differences between equally good models far too often. Here whole patients vary:
 
+    estimate_auc      one area with its interval, by Obuchowski's variance
     obuchowski_test   a normal approximation; with 6 to 10 patients it rejects up to 15 % of equal
                       models at .05
     rank_swap_test    a permutation test, which holds its level for few patients, too; tables print
                       its p
 
-Both ask about the models as they were trained. Neither says how another training would differ.
+The tests ask about the models as they were trained. Neither says how another training would differ.
 
 Source: Obuchowski, Nonparametric analysis of clustered ROC curve data, Biometrics 53 (1997) 567.
     Bandos, Rockette and Gur, A permutation test sensitive to differences in areas for comparing ROC
