@@ -483,3 +483,43 @@ def test_the_memory_of_a_system_is_one_line_of_a_table(repository):
     assert name == "unet" and float(kept) == pytest.approx(12 * float(millions), rel=0.05)
     # the optimizer's part is the same for every batch
     assert 1 < float(second.replace(",", "")) / float(first.replace(",", "")) <= 2.1
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_lowered_step_says_which_variables_it_writes(repository, tmp_path):
+    folder = tmp_path / "can-float32"
+    command = [sys.executable, str(repository / "benchmarks/gpu.py"), "export", str(tmp_path)]
+    config = {"filters": [4, 8], "discriminator_filters": 4}
+    command += ["--model", "can", "--precision", "float32", "--size", "32"]
+    environment = {**os.environ, "PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": "-1"}
+    subprocess.run([*command, "--config", json.dumps(config)], check=True, env=environment)
+    meta = json.loads((folder / "meta.json").read_text())
+    variables = meta["variables"]
+    trained = {
+        i for i, about in enumerate(variables) if about["owner"] and "/state/" not in about["owner"]
+    }
+    written = {variable for variable, _ in meta["written"]}
+    # Adam writes each weight and both of its moments, and counts its steps
+    assert trained <= written and len(written) >= 3 * len(trained)
+    outputs = [output for _, output in meta["written"]]
+    assert outputs == list(range(len(meta["losses"]), len(meta["losses"]) + len(outputs)))
+    assert {"generator", "inverter", "discriminator"} == set(meta["functions"])
+    assert "mhlo.copy" not in (folder / "step.mlir").read_text()  # JAX refuses it
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_lowered_step_beside_pytorchs_from_equal_weights(repository, tmp_path):
+    pytest.importorskip("torch", reason="the extra `benchmark` is not installed")
+    pytest.importorskip("jax", reason="JAX is not installed")
+    environment = {**os.environ, "PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": "-1"}
+    script = [sys.executable, str(repository / "benchmarks/gpu.py")]
+    export = ["export", str(tmp_path), "--model", "can", "--precision", "float32", "--size", "32"]
+    config = json.dumps({"filters": [4, 8], "discriminator_filters": 4})
+    subprocess.run([*script, *export, "--config", config], check=True, env=environment)
+    numbers = ["--device", "cpu", "--rounds", "1", "--seconds", "0.1", "--faster", ""]
+    command = [*script, "compare", str(tmp_path), *numbers]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    line = json.loads(done.stdout)
+    assert line["benchmark"] == "gpu.can" and line["losses_apart"] < 1e-5
