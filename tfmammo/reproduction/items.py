@@ -472,7 +472,8 @@ EXTRAS = (
         "stress",
         "Stress test of detectors",
         "Inserted lesions from faint to plain. Do they rank detectors as lesions do that none of "
-        "the detectors saw?",
+        "the detectors saw? The detectors differ in their steps alone: they are meant to differ in "
+        "what they find, so that curves of the shorter ones need not be flat.",
         ("stress",),
         ("Detectors on lesions*", "Does the stress score*"),
         "stress/curves.png",
