@@ -8,6 +8,9 @@ WORKDIR /opt/tfmammo
 COPY setup.py README.md LICENSE requirements.lock ./
 RUN pip install --no-cache-dir --require-hashes -r requirements.lock
 COPY tfmammo tfmammo
+COPY configs configs
+COPY train train
+COPY evaluate evaluate
 RUN pip install --no-cache-dir --no-deps .
 USER server
 WORKDIR /srv

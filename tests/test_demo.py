@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from tests.commands import REPOSITORY, run_script_here
 from tfmammo import zoo
 from tfmammo.archives import folder
 from tfmammo.demo import __main__ as command
@@ -32,6 +33,12 @@ def test_the_demo_shows_every_system(tmp_path, capsys, monkeypatch):
     assert "http" not in re.sub(r"models:/\S+|data:image\S+|https://\S+", "", text)
     for name in re.findall(r"models:/zoo/(\w+)", text):
         assert name in zoo.list_names()
+    (shown,) = re.findall(r"tfmammo (case [^<\n]+)", text)
+    case, *arguments, option, name = shown.split()
+    assert option == "--output"
+    done = run_script_here(REPOSITORY / f"evaluate/{case}.py", *arguments, option, tmp_path / name)
+    assert done.returncode == 0, done.stderr
+    assert [*(tmp_path / name).glob("*/overlay.png")]
 
 
 def test_files_of_the_demo_are_an_archive(phantom_case):

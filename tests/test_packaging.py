@@ -301,6 +301,15 @@ def test_the_lock_file_of_the_image_has_what_setup_asks_for_with_hashes_and_name
         assert wanted.specifier.contains(
             pinned[canonicalize_name(wanted.name)], prereleases=True
         ), wanted
-    assert "--require-hashes -r requirements.lock" in (REPOSITORY / "Dockerfile").read_text(
-        encoding="utf-8"
-    )
+    assert "--require-hashes -r requirements.lock" in read("Dockerfile")
+
+
+def test_the_image_gets_every_folder_that_setup_installs(package):
+    folders = {*package["package_dir"].values(), "tfmammo"}
+    assert folders <= {*re.findall(r"^COPY (\w+) \1$", read("Dockerfile"), re.MULTILINE)}
+    assert folders <= {*re.findall(r"^!(\w+)$", read(".dockerignore"), re.MULTILINE)}
+
+
+def read(name):
+    """Read a file of the repository's top level."""
+    return (REPOSITORY / name).read_text(encoding="utf-8")

@@ -37,7 +37,7 @@ COMMANDS = {
     "studio": ("-m tfmammo.studio", "edit mammograms in a browser"),
     "reader-study": ("-m tfmammo.reader_study", "ask readers which lesions are real"),
     "estimate": ("-m tfmammo.estimate", "measure how long a build or a synthesis will take"),
-    "demo": ("-m tfmammo.demo", "show every system at work, without training or data"),
+    "demo": ("-m tfmammo.demo", "show what the systems do, without training or data"),
     "pretrained": ("-m tfmammo.zoo", "list, show and unpack the networks that come with it"),
 }
 FOLDERS = {

@@ -1,1 +1,1 @@
-"""The demo: every system at work on two small mammograms, with networks of the zoo."""
+"""The demo: what the systems do with two small mammograms, by networks of the zoo."""

@@ -351,7 +351,7 @@ def _show_reading(case: Case, pictures: dict[str, bytes]) -> Iterator[Block]:
     labels = [(format_label(number, each),) for number, each in enumerate(result.findings, 1)]
     yield Grid(("finding",), tuple(labels) or (("no lesion found",),))
     settings = " ".join(f"{stage}={handle}" for stage, handle in handles.items())
-    yield Code((f"tfmammo case --config case --set {settings} -- {case.file} --output case",))
+    yield Code((f"tfmammo case --config case {case.file} --set {settings} --output case",))
 
 
 def _show_can(case: Case, pictures: dict[str, bytes]) -> Iterator[Block]:
