@@ -2,15 +2,26 @@
 
 python benchmarks/gpu.py export FOLDER --model can unet [--precision bfloat16]
 python benchmarks/gpu.py compare FOLDER [--rounds 5] [--seconds 2] [--minutes 8] [--faster ...]
+python benchmarks/gpu.py pack NNUNET DATA.npz
 python benchmarks/gpu.py train FOLDER/can-bfloat16 DATA.npz OUT [--steps 210000] [--minutes 8]
+[--seed 0]
+python benchmarks/gpu.py write can OUT/weights.npz RUN/export DIR
+python benchmarks/gpu.py masks OUT/inverter.npz DATA.npz DIR
 
 export (needs tfmammo) lowers `train_step` of each model, of step.py's size, batch and widths, and
 the model's functions to StableHLO. Weights are described, not stored: CAN's state takes 1.3 GB.
 compare (needs JAX and PyTorch) draws weights by that description for both sides, compares the
 losses of the first step, and lets the two take turns. Dropout is off on both sides. The steps of
 the contextual GAN, blending, SegNet and Light-Head R-CNN are none that XLA takes.
-train (needs JAX) trains from such weights on `image` and `mask`, uint8 [n, size, size], in the
-eight symmetries, and answers for `test_image` and `test_mask` by each function.
+pack puts patches that `tfmammo export nnunet` wrote, with an official test set, into one file.
+train (needs JAX) trains from such weights on its `image` and `mask`, uint8 [n, size, size], in the
+eight symmetries, 500 steps at a time without leaving the GPU, and answers for `test_image` and
+`test_mask` by each network of images. The same command goes on where --minutes or --steps ended.
+Several processes share a GPU: start NVIDIA's MPS daemon first (nvidia-cuda-mps-control -d).
+write (needs tfmammo) makes an export of the weights, which evaluate/ and the report's `trained`
+take. It has the card of a short run with the same config and data, so that the patients of the
+training are known.
+masks writes an answer as label maps, which evaluate/segmentation.py takes as the model masks:DIR.
 """
 
 from __future__ import annotations
@@ -18,6 +29,7 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
+import hashlib
 import json
 import os
 import re
@@ -35,17 +47,19 @@ XLA = ("can", "unet", "cgan", "infilling", "fcn8s", "classifier", "mask_gan", "f
 # An output that may take the memory of a parameter is the variable's new value.
 ALIAS = re.compile(r"parameter_number = (\d+) : i64\}, output_index = array<i64: (\d+)>")
 ANSWERED = 8  # patches that a function takes
+CHUNK = 500  # steps that the device takes by itself
+TYPES = {"f32": np.dtype(np.float32), "i64": np.dtype(np.int64), "i32": np.dtype(np.int32)}
 
 
 def main() -> None:
-    """Export, compare or train."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("export")
     command.add_argument("folder", type=Path)
-    command.add_argument("--model", nargs="+", choices=XLA, default=XLA)
+    command.add_argument("--model", nargs="+", choices=(*XLA, "pix2pix"), default=XLA)
     command.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     command.add_argument("--size", type=int, help="px (the paper's)")
     command.add_argument("--batch", type=int, help="patches (the paper's)")
@@ -60,13 +74,30 @@ def main() -> None:
     command.add_argument("--device", choices=("cpu", "gpu"), default="gpu")
     command.add_argument("--faster", nargs="*", default=["", "fused,channels_last"])
     command.set_defaults(run=compare)
+    command = commands.add_parser("pack")
+    command.add_argument("folder", type=Path)
+    command.add_argument("data", type=Path)
+    command.set_defaults(run=pack)
     command = commands.add_parser("train")
     command.add_argument("folder", type=Path)
     command.add_argument("data", type=Path)
     command.add_argument("output", type=Path)
     command.add_argument("--steps", type=int, default=210_000)
-    command.add_argument("--minutes", type=float, default=8.0)
+    command.add_argument("--minutes", type=float, default=8.0, help="then it can go on (8)")
+    command.add_argument("--every", type=int, default=14_000, help="steps between answers (14000)")
+    command.add_argument("--seed", type=int, default=0, help="of weights, batches and dropout (0)")
     command.set_defaults(run=train)
+    command = commands.add_parser("masks")
+    command.add_argument("answer", type=Path)
+    command.add_argument("data", type=Path)
+    command.add_argument("folder", type=Path)
+    command.set_defaults(run=write_masks)
+    command = commands.add_parser("write")
+    command.add_argument("model", choices=(*XLA, "pix2pix"))
+    command.add_argument("weights", type=Path)
+    command.add_argument("short", type=Path, help="export of a short run")
+    command.add_argument("folder", type=Path)
+    command.set_defaults(run=write_model)
     command = commands.add_parser("ours", help=argparse.SUPPRESS)
     command.add_argument("folder", type=Path)
     command.set_defaults(run=lambda options: serve(lambda: make_ours(options.folder)))
@@ -119,17 +150,7 @@ def export(options: argparse.Namespace, name: str) -> None:
         for network, variables in models.collect_variables(model).items()
         for i, variable in enumerate(variables)
     }
-    functions = {}
-    for label, function in model.functions().items():
-        inputs = [np.zeros((ANSWERED, *s.shape[1:]), np.float32) for s in function.input_signature]
-        compiled = tf.function(function.python_function, jit_compile=True)
-        code, needed, _ = lower(compiled, inputs)
-        (folder / f"{label}.mlir").write_text(code, encoding="utf-8")
-        places = {id(handle): i for i, handle in enumerate(captured)}
-        functions[label] = {
-            "inputs": [spec.name for spec in function.input_signature],
-            "variables": [places.get(id(handle)) for handle in needed],
-        }
+    functions = export_functions(model, captured, folder)
     meta = {
         "model": name,
         "precision": options.precision,
@@ -147,8 +168,32 @@ def export(options: argparse.Namespace, name: str) -> None:
     print(f"{folder}: {len(captured)} variables, {', '.join(functions)}", flush=True)
 
 
+def export_functions(model: Any, captured: list[Any], folder: Path) -> dict[str, Any]:
+    """Write FUNCTION.mlir of each function; return what each takes.
+
+    Args:
+        model: The model.
+        captured: Handles of the variables that the step takes.
+        folder: Of the files.
+    """
+    import tensorflow as tf
+
+    places = {id(handle): i for i, handle in enumerate(captured)}
+    functions = {}
+    for name, function in model.functions().items():
+        inputs = [np.zeros((ANSWERED, *s.shape[1:]), np.float32) for s in function.input_signature]
+        compiled = tf.function(function.python_function, jit_compile=True)
+        code, needed, _ = lower(compiled, inputs)
+        (folder / f"{name}.mlir").write_text(code, encoding="utf-8")
+        functions[name] = {
+            "inputs": [spec.name for spec in function.input_signature],
+            "variables": [places.get(id(handle)) for handle in needed],
+        }
+    return functions
+
+
 def lower(function: Any, inputs: list[np.ndarray]) -> tuple[str, list[Any], Any]:
-    """Lower a compiled tf.function: its StableHLO, the variables it takes, its outputs."""
+    """Lower a compiled tf.function: its StableHLO, handles of variables it takes, its outputs."""
     import tensorflow as tf
 
     tensors = [tf.constant(value) for value in inputs]
@@ -160,7 +205,7 @@ def lower(function: Any, inputs: list[np.ndarray]) -> tuple[str, list[Any], Any]
 
 
 def read_variable(handle: Any) -> np.ndarray:
-    """Read the variable of a resource handle."""
+    """Read the variable of a resource handle: a graph's `variables` are not all that it takes."""
     import tensorflow as tf
 
     about = handle._handle_data.shape_and_type[0]
@@ -177,11 +222,11 @@ def describe(value: np.ndarray) -> dict[str, Any]:
     return about | {"normal": [float(value.mean()), float(value.std())]}
 
 
-def draw_variable(about: dict[str, Any], random: np.random.Generator) -> np.ndarray:
+def draw_variable(about: dict[str, Any], random: np.random.Generator, seed: int) -> np.ndarray:
     """Draw a variable by its description."""
     shape, dtype = about["shape"], about["dtype"]
-    if "values" in about:
-        return np.array(about["values"], dtype).reshape(shape)
+    if "values" in about:  # dropout's seed and place
+        return np.array([about["values"][0] + seed, *about["values"][1:]], dtype).reshape(shape)
     if "constant" in about:
         return np.full(shape, about["constant"], dtype)
     mean, deviation = about["normal"]
@@ -193,22 +238,22 @@ class Step:
 
     Args:
         folder: Of `export`.
+        seed: Of the weights.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, seed: int = 0) -> None:
         os.environ["JAX_ENABLE_X64"] = "1"
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         import jax
 
         self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        self.folder = folder
+        self.folder, self.seed = folder, seed
         self.device = jax.devices()[0]
         self.put = functools.partial(jax.device_put, device=self.device)
-        began = time.perf_counter()
-        self.executable = self.load("step")
-        self.compile_seconds = time.perf_counter() - began
-        random = np.random.default_rng(0)
-        self.state = [self.put(draw_variable(about, random)) for about in self.meta["variables"]]
+        random = np.random.default_rng(seed)
+        self.state = [
+            self.put(draw_variable(about, random, seed)) for about in self.meta["variables"]
+        ]
 
     def load(self, name: str) -> Any:
         """Compile one of the folder's programs."""
@@ -218,12 +263,93 @@ class Step:
         devices = xla_client.DeviceList((self.device,))
         return self.device.client.compile_and_load(code, devices, xla_client.CompileOptions())
 
+    def compile(self) -> None:
+        """Compile the step for `take`."""
+        began = time.perf_counter()
+        self.executable = self.load("step")
+        self.compile_seconds = time.perf_counter() - began
+
+    @functools.cached_property
+    def primitive(self) -> Any:
+        """The step as an operation of JAX, which other programs may hold."""
+        from jax._src import core
+        from jax._src.lib.mlir import ir
+        from jax._src.lib.mlir.dialects import func
+        from jax.interpreters import mlir
+
+        code = (self.folder / "step.mlir").read_text(encoding="utf-8")
+        with mlir.make_ir_context():
+            main = ir.SymbolTable(ir.Module.parse(code).operation)["main"]
+            results = [
+                core.ShapedArray(tuple(kind.shape), TYPES[str(kind.element_type)])
+                for kind in map(ir.RankedTensorType, main.type.results)
+            ]
+
+        def lower_call(context: Any, *values: Any) -> Any:
+            into = context.module_context
+            with into.module.context:
+                module = ir.Module.parse(code)
+            main = ir.SymbolTable(module.operation)["main"]
+            for attributes in ("arg_attrs", "res_attrs"):  # those of a program's own main
+                if attributes in main.attributes:
+                    del main.attributes[attributes]
+            name = mlir.merge_mlir_modules(into.module, "step", module, into.symbol_table)
+            kinds = [mlir.aval_to_ir_type(into, value) for value in context.avals_out]
+            return func.CallOp(kinds, ir.FlatSymbolRefAttr.get(name), values).results
+
+        primitive = core.Primitive("train_step")
+        primitive.multiple_results = True
+        primitive.def_abstract_eval(lambda *_: results)
+        mlir.register_lowering(primitive, lower_call)
+        return primitive
+
+    def inline(self, batch: list[Any], state: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Take a step within a program of JAX; return the new state and the losses."""
+        return self.advance(state, self.primitive.bind(*batch, *state))
+
     def take(self, batch: list[Any]) -> list[Any]:
         """Take a step on a batch; return the losses, on the device."""
         outputs = call(self.executable, [*batch, *self.state])
+        self.state, losses = self.advance(self.state, outputs)
+        return losses
+
+    def advance(self, state: list[Any], outputs: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Put what a step has written into its state; return the new state and the losses."""
+        state = list(state)
         for variable, output in self.meta["written"]:
-            self.state[variable] = outputs[output]
-        return outputs[: len(self.meta["losses"])]
+            state[variable] = outputs[output]
+        return state, outputs[: len(self.meta["losses"])]
+
+    def identify(self) -> str:
+        """Name the program and the seed, with which alone a training goes on."""
+        program = hashlib.sha256((self.folder / "step.mlir").read_bytes()).hexdigest()[:12]
+        return f"program {program}, seed {self.seed}"
+
+    def read_state(self, folder: Path) -> int:
+        """Read what `write_state` wrote, if anything; return the steps made so far."""
+        if not (folder / "state.npz").exists():
+            return 0
+        with np.load(folder / "state.npz") as values:
+            if str(values["of"]) != self.identify():
+                raise SystemExit(
+                    f"{folder}: was trained with {values['of']}, not {self.identify()}"
+                )
+            self.state = [self.put(values[str(i)]) for i in range(len(self.state))]
+            return int(values["made"])
+
+    def write_state(self, folder: Path, made: int) -> None:
+        """Write state.npz, with which a training goes on, and the networks' weights as float16."""
+        values = [np.asarray(value) for value in self.state]
+        state = {str(i): value for i, value in enumerate(values)}
+        new = folder / "state.new.npz"
+        np.savez(new, made=made, of=self.identify(), **state)  # type: ignore[arg-type]
+        new.replace(folder / "state.npz")
+        weights = {
+            about["owner"]: value.astype(np.float16)
+            for about, value in zip(self.meta["variables"], values, strict=True)
+            if about["owner"]
+        }
+        np.savez(folder / "weights.npz", steps=made, seed=self.seed, **weights)  # type: ignore[arg-type]
 
     def write_weights(self) -> None:
         """Write weights.npz, by which PyTorch's side starts from the same weights."""
@@ -246,6 +372,7 @@ def call(executable: Any, values: list[Any]) -> list[Any]:
 def make_ours(folder: Path) -> Callable[[Any], Any]:
     """Compile the step; return what answers, as a process that is measured in turns."""
     step = Step(folder)
+    step.compile()
     step.write_weights()
     batch = [
         step.put(value) for value in steps.make_batch(argparse.Namespace(**step.meta)).values()
@@ -297,8 +424,6 @@ def compare_step(folder: Path, faster: str, options: argparse.Namespace) -> dict
     torch = MeasuredProcess(script, *arguments, "--device", options.device)
     torch.ask("ready")
     losses = ours.ask("losses"), torch.ask("losses")
-    shared = sorted(set(losses[0]) & set(losses[1]))
-    apart = max(abs(losses[0][k] - losses[1][k]) / max(abs(losses[0][k]), 0.1) for k in shared)
     counts = [max(1, round(options.seconds / side.ask(10))) for side in (ours, torch)]
     rounds = [(ours.ask(counts[0]), torch.ask(counts[1])) for _ in range(options.rounds)]
     line = {
@@ -309,7 +434,7 @@ def compare_step(folder: Path, faster: str, options: argparse.Namespace) -> dict
         "peer_milliseconds": round(1e3 * statistics.median(b for _, b in rounds), 3),
         "ratio": round(statistics.median(b / a for a, b in rounds), 3),
         "rounds": [[round(1e3 * a, 3), round(1e3 * b, 3)] for a, b in rounds],
-        "losses_apart": float(f"{apart:.2g}"),
+        "losses_apart": float(f"{steps.measure_difference(*losses):.2g}"),
         "compile_seconds": round(ours.ask("compile"), 1),
         "step_mb": round(ours.ask("memory")),
         "gflop": float(f"{torch.ask('flops') / 1e9:.4g}"),
@@ -319,22 +444,88 @@ def compare_step(folder: Path, faster: str, options: argparse.Namespace) -> dict
     return line
 
 
+def pack(options: argparse.Namespace) -> None:
+    """Write image, mask, test_image and test_mask, uint8 [n, size, size], and the test's names."""
+    import cv2
+
+    def list_names(part: str) -> list[str]:
+        return sorted(path.stem for path in (options.folder / f"labels{part}").glob("*.png"))
+
+    def read(folder: str, names: list[str], ending: str = ".png") -> np.ndarray:
+        paths = [str(options.folder / folder / f"{name}{ending}") for name in names]
+        values = np.stack([cv2.imread(path, cv2.IMREAD_UNCHANGED) for path in paths])
+        # the exchange writes images with 16 bits
+        return values if values.dtype == np.uint8 else np.round(values / 257).astype(np.uint8)
+
+    train_names, test_names = list_names("Tr"), list_names("Ts")
+    np.savez_compressed(
+        options.data,
+        image=read("imagesTr", train_names, "_0000.png"),
+        mask=255 * read("labelsTr", train_names),
+        test_image=read("imagesTs", test_names, "_0000.png"),
+        test_mask=255 * read("labelsTs", test_names),
+        test_names=test_names,
+    )
+
+
+def write_masks(options: argparse.Namespace) -> None:
+    """Write a label map, 0 or 1, for each test patch."""
+    import cv2
+
+    options.folder.mkdir(parents=True)
+    masks = np.load(options.answer)["answer"] > 127
+    for name, mask in zip(np.load(options.data)["test_names"], masks, strict=True):
+        cv2.imwrite(str(options.folder / f"{name}.png"), mask.astype(np.uint8))
+
+
+def write_model(options: argparse.Namespace) -> None:
+    """Write trained weights as an export, with the card of a short run of the same config."""
+    import models
+
+    from tfmammo import export as exports
+
+    card = exports.read_card(options.short)
+    config = card["config"]
+    model = models.build_model(options.model, config["model"], config["data"]["size"])
+    with np.load(options.weights) as values:
+        made = {name.partition("/")[0] for name in values if "/" in name}
+        for name, variables in models.collect_variables(model).items():
+            for i, variable in enumerate(variables):
+                # a network has all of its weights or none; dropout's state may be left out
+                if name in made or f"{name}/{i}" in values:
+                    variable.assign(values[f"{name}/{i}"])
+        steps, seed = int(values["steps"]), int(values["seed"])
+    kept = ("name", "split", "data_fingerprint", "id_key", "train_patients", "held_out_ids")
+    training = config["training"] | {"steps": steps, "seed": seed, "precision": "mixed_bfloat16"}
+    about = {key: card[key] for key in kept} | {
+        "id": hashlib.sha256(options.weights.read_bytes()).hexdigest()[:32],
+        "step": steps,
+        "config": config | {"training": training},
+    }
+    with_weights = argparse.Namespace(
+        name=model.name,
+        networks={name: model.networks[name] for name in sorted(made)},
+        functions=lambda: {n: one for n, one in model.functions().items() if n in made},
+    )
+    exports.export(with_weights, options.folder, about)
+
+
 def train(options: argparse.Namespace) -> None:
-    """Train, and write losses.csv and an answer.npz of each function, uint8."""
-    step = Step(options.folder)
+    """Train, or go on; write losses.csv, weights.npz, and an answer.npz of each network of images.
+
+    Weights are float16. state.npz holds all that a second command needs to go on.
+    """
+    step = Step(options.folder, options.seed)
     import jax
     import jax.numpy as jnp
 
-    print(f"{step.device}: compiled in {step.compile_seconds:.0f} s", flush=True)
-    data = np.load(options.data)
+    data = dict(np.load(options.data))
     image, mask = step.put(data["image"]), step.put(data["mask"])
-    batch_size = step.meta["batch"]
 
-    @jax.jit
-    def draw(number: Any) -> list[Any]:
-        which, turn = jax.random.split(jax.random.fold_in(jax.random.PRNGKey(0), number))
-        index = jax.random.randint(which, (batch_size,), 0, len(image))
-        turns = jax.random.randint(turn, (batch_size,), 0, 8)
+    def draw(key: Any, number: Any) -> list[Any]:
+        which, turn = jax.random.split(jax.random.fold_in(key, number))
+        index = jax.random.randint(which, (step.meta["batch"],), 0, len(image))
+        turns = jax.random.randint(turn, (step.meta["batch"],), 0, 8)
 
         def place(values: Any, k: Any) -> Any:
             ways = [functools.partial(jnp.rot90, k=n) for n in range(4)]
@@ -344,38 +535,61 @@ def train(options: argparse.Namespace) -> None:
         # make_batch has the mask first
         return [jax.vmap(place)(values[index], turns)[..., None] for values in (mask, image)]
 
+    @functools.partial(jax.jit, donate_argnums=0)
+    def take(state: list[Any], key: Any, first: Any) -> tuple[list[Any], list[Any]]:
+        """Take CHUNK steps without leaving the device; return the state and the last losses."""
+
+        def body(number: Any, carried: tuple[list[Any], list[Any]]) -> tuple[list[Any], list[Any]]:
+            return step.inline(draw(key, number), carried[0])
+
+        losses = [jnp.zeros((), jnp.float32)] * len(step.meta["losses"])
+        return jax.lax.fori_loop(first, first + CHUNK, body, (state, losses))
+
     options.output.mkdir(parents=True, exist_ok=True)
-    names = step.meta["losses"]
+    start = made = step.read_state(options.output)
+    networks = {
+        name: step.load(name)
+        for name, about in step.meta["functions"].items()
+        if about["inputs"] in (["image"], ["mask"])
+    }
     began = time.monotonic()
-    with (options.output / "losses.csv").open("w", newline="", encoding="utf-8") as file:
+    mode = "a" if made else "w"
+    with (options.output / "losses.csv").open(mode, newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["step", "seconds", *names])
-        for made in range(1, options.steps + 1):
-            losses = step.take(draw(made))
-            if made % 500 == 0:
-                seconds = time.monotonic() - began
-                table.writerow([made, round(seconds, 1), *map(float, losses)])
-                file.flush()
-                if seconds > 60 * options.minutes:
-                    break
-    seconds = time.monotonic() - began
-    print(
-        f"{made} steps, {1e3 * seconds / made:.2f} ms each; "
-        f"{ {name: float(loss) for name, loss in zip(names, losses, strict=True)} }",
-        flush=True,
-    )
-    for name, about in step.meta["functions"].items():
-        function = step.load(name)
-        weights = [step.state[i] for i in about["variables"]]
-        tests = [data[f"test_{key}"] for key in about["inputs"]]
-        answers = []
-        for start in range(0, len(tests[0]), ANSWERED):
-            rows = np.arange(start, start + ANSWERED) % len(tests[0])
-            inputs = [step.put((test[rows] / 255).astype(np.float32)[..., None]) for test in tests]
-            answers.append(np.asarray(call(function, [*inputs, *weights])[0]))
-        values = np.concatenate(answers)[: len(tests[0]), ..., 0]
-        values = np.clip(np.round(255 * values), 0, 255).astype(np.uint8)
-        np.savez_compressed(options.output / f"{name}.npz", answer=values)
+        if not made:
+            table.writerow(["step", "seconds", *step.meta["losses"]])
+        key = jax.random.PRNGKey(options.seed)
+        compiled = take.lower(step.state, key, made).compile()
+        print(f"{step.device}: compiled in {time.monotonic() - began:.0f} s", flush=True)
+        began = time.monotonic()
+        while made < options.steps and time.monotonic() - began < 60 * options.minutes:
+            step.state, losses = compiled(step.state, key, made)
+            made += CHUNK
+            table.writerow([made, round(time.monotonic() - began, 1), *map(float, losses)])
+            file.flush()
+            if made % options.every == 0:
+                step.write_state(options.output, made)
+                for name, network in networks.items():
+                    answer(step, name, network, data, options.output / f"{name}-{made}.npz")
+        seconds = time.monotonic() - began
+    print(f"{made} steps, {1e3 * seconds / max(made - start, 1):.2f} ms each", flush=True)
+    step.write_state(options.output, made)
+    for name, network in networks.items():
+        answer(step, name, network, data, options.output / f"{name}.npz")
+
+
+def answer(step: Step, name: str, network: Any, data: Any, path: Path) -> None:
+    """Write what a network makes of the test patches, uint8 [n, size, size]."""
+    about = step.meta["functions"][name]
+    weights = [step.state[i] for i in about["variables"]]
+    test = data[f"test_{about['inputs'][0]}"]
+    answers = []
+    for start in range(0, len(test), ANSWERED):
+        rows = test[np.arange(start, start + ANSWERED) % len(test)]
+        inputs = step.put((rows / 255).astype(np.float32)[..., None])
+        answers.append(np.asarray(call(network, [inputs, *weights])[0]))
+    values = np.concatenate(answers)[: len(test), ..., 0]
+    np.savez_compressed(path, answer=np.clip(np.round(255 * values), 0, 255).astype(np.uint8))
 
 
 if __name__ == "__main__":

@@ -150,6 +150,10 @@ def build_model(model: str, values: dict[str, Any], size: int) -> Any:
         from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
 
         return FCN8s(FCN8sConfig(**values), size)
+    if model == "pix2pix":
+        from tfmammo.baselines.pix2pix import Pix2Pix, Pix2PixConfig
+
+        return Pix2Pix(Pix2PixConfig(**values), size)
     if model == "light_head":
         from tfmammo.detection.light_head_rcnn import LightHeadRCNN, LightHeadRCNNConfig
 

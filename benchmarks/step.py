@@ -4,7 +4,8 @@ python benchmarks/step.py --model NAME --peer torch [--precision float32|bfloat1
 [--device cpu|gpu] [--rounds 5] [--seconds 3]
 
 Models: can, infilling, contextual, cgan, blending, mask_gan, flow, classifier, unet, segnet, fcn8s,
-light_head (Light-Head R-CNN with random weights; a square image of about the paper's area).
+light_head (Light-Head R-CNN with random weights; a square image of about the paper's area); pix2pix
+with --peer naive alone.
 
 Peers: torch, PyTorch as its users run it; torch-best, PyTorch as fast as it goes; naive, ours with
 Keras's own layers and Adam and a backward pass for each loss. With torch-best a sweep comes first:
@@ -89,6 +90,7 @@ MODELS = {
     "mask_gan": Model(256, 32, {}),
     "flow": Model(128, 8, {}),
     "classifier": Model(256, 20, {"weights": "none"}, labels=2),
+    "pix2pix": Model(256, 1, {}),  # it has no peer in PyTorch
     "unet": Model(256, 1, {}),
     "segnet": Model(256, 1, {}),
     "fcn8s": Model(256, 1, {}),
@@ -169,6 +171,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line; size and batch are the paper's where it gives none."""
     arguments = parser.parse_args()
+    if arguments.model == "pix2pix" and getattr(arguments, "peer", "naive") != "naive":
+        parser.error("--model pix2pix: has no peer in PyTorch; take --peer naive")
     model = MODELS[arguments.model]
     arguments.size = arguments.size or model.size
     arguments.batch = arguments.batch or model.batch
@@ -294,10 +298,7 @@ def check_losses(sides: Iterable[Side], arguments: argparse.Namespace, folder: P
     ours, theirs = ([side.ask("losses"), side.ask("losses")] for side in both)
     for side in both:
         side.close()
-    differences = [
-        max(abs(a[name] - b[name]) / max(abs(a[name]), 0.1) for name in a)
-        for a, b in zip(ours, theirs, strict=True)
-    ]
+    differences = [measure_difference(a, b) for a, b in zip(ours, theirs, strict=True)]
     precision = arguments.precision
     limits = CHOOSE.get((arguments.model, precision), AGREE[precision])
     if not all(apart <= limit for apart, limit in zip(differences, limits, strict=True)):
@@ -306,6 +307,11 @@ def check_losses(sides: Iterable[Side], arguments: argparse.Namespace, folder: P
             f"{ours} and {theirs}"
         )
     return differences[0]
+
+
+def measure_difference(ours: dict[str, float], theirs: dict[str, float]) -> float:
+    """Measure the largest relative difference of our losses; those below 0.1 count as 0.1."""
+    return max(abs(ours[name] - theirs[name]) / max(abs(ours[name]), 0.1) for name in ours)
 
 
 def start_side(

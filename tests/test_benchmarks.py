@@ -4,11 +4,14 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfmammo import export
 from tfmammo.models.flow import Flow, FlowConfig
@@ -523,3 +526,67 @@ def test_a_lowered_step_beside_pytorchs_from_equal_weights(repository, tmp_path)
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     line = json.loads(done.stdout)
     assert line["benchmark"] == "gpu.can" and line["losses_apart"] < 1e-5
+
+
+def test_answers_of_a_gpu_go_back_to_the_patches_that_they_belong_to(repository, tmp_path):
+    shown = {"a_1": 10, "a_12": 200}  # in another order where "_0000" follows
+    for folder, suffix in (("imagesTr", "_0000"), ("labelsTr", ""), ("imagesTs", "_0000")):
+        (tmp_path / folder).mkdir()
+        for name, value in shown.items():
+            # the exchange writes images with 16 bits and label maps with 8
+            grey = np.full((8, 8), 257 * value, np.uint16) if suffix else np.ones((8, 8), np.uint8)
+            cv2.imwrite(str(tmp_path / folder / f"{name}{suffix}.png"), grey)
+    (tmp_path / "labelsTr").rename(tmp_path / "labelsTs")
+    shutil.copytree(tmp_path / "labelsTs", tmp_path / "labelsTr")
+    script = [sys.executable, str(repository / "benchmarks/gpu.py")]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    data = tmp_path / "data.npz"
+    subprocess.run([*script, "pack", str(tmp_path), str(data)], check=True, env=environment)
+    packed = np.load(data)
+    assert packed["test_image"][:, 0, 0].tolist() == list(shown.values())
+    assert packed["image"].dtype == np.uint8
+    assert packed["mask"].shape == (2, 8, 8) and packed["mask"].min() == 255
+    np.savez(tmp_path / "inverter.npz", answer=packed["test_image"])
+    command = ["masks", str(tmp_path / "inverter.npz"), str(data), str(tmp_path / "masks")]
+    subprocess.run([*script, *command], check=True, env=environment)
+    read = {path.stem: cv2.imread(str(path), -1) for path in (tmp_path / "masks").iterdir()}
+    assert {name: mask.max() for name, mask in read.items()} == {"a_1": 0, "a_12": 1}
+
+
+def read_weights(function):
+    """Read the weights of an export's function, in their order; dropout's state is left out."""
+    values = tf.train.load_checkpoint(str(function / "variables/variables"))
+    paths = [name for name in values.get_variable_to_shape_map() if name.startswith("weights/")]
+    ordered = sorted(paths, key=lambda name: int(name.split("/")[1]))
+    tensors = [values.get_tensor(name) for name in ordered]
+    return [tensor for tensor in tensors if tensor.dtype == np.float32]
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_weights_of_a_gpu_become_an_export_of_the_networks_that_have_them(repository, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": "-1"}
+    values = ["data.phantoms=12", "data.size=32", "model.filters=[4,8]", "training.steps=1"]
+    values += ["model.discriminator_filters=4", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    train = [repository / "train/can.py", "--config", repository / "configs/quickstart.yaml"]
+    command = [sys.executable, *train, "--output", tmp_path / "short", "--set", *values]
+    subprocess.run(command, check=True, env=environment)
+    short = tmp_path / "short/export"
+    before = read_weights(short / "inverter")
+    halves = [(value / 2).astype(np.float16) for value in before]
+    weights = {f"inverter/{i}": value for i, value in enumerate(halves)}
+    np.savez(tmp_path / "weights.npz", steps=7, seed=3, **weights)
+    write = [sys.executable, repository / "benchmarks/gpu.py", "write", "can"]
+    made = tmp_path / "made"
+    subprocess.run([*write, tmp_path / "weights.npz", short, made], check=True, env=environment)
+    card = json.loads((made / "card.json").read_text())
+    assert list(card["functions"]) == ["inverter"] == list(card["networks"])
+    assert card["step"] == card["config"]["training"]["steps"] == 7
+    assert card["train_patients"] == json.loads((short / "card.json").read_text())["train_patients"]
+    for value, expected in zip(read_weights(made / "inverter"), before, strict=True):
+        assert value == pytest.approx(expected / 2, rel=1e-3, abs=1e-6)
+    del weights["inverter/0"]
+    np.savez(tmp_path / "weights.npz", steps=7, seed=3, **weights)
+    again = [*write, tmp_path / "weights.npz", short, tmp_path / "again"]
+    assert subprocess.run(again, check=False, env=environment).returncode
+    assert not (tmp_path / "again").exists()
