@@ -9,6 +9,7 @@ from tfmammo.data.patches import Patches
 from tfmammo.evaluation import defects
 from tfmammo.evaluation.comparison import Comparison
 from tfmammo.evaluation.defects import DefectsConfig
+from tfmammo.evaluation.trainings import average_trainings
 from tfmammo.metrics.texture import TextureRange
 from tfmammo.training.image_grid import BLUE, HEADER, ORANGE
 
@@ -28,9 +29,11 @@ def patches():
 
 
 def test_real_patches_and_two_grey_values_are_the_ends_of_the_scale(patches):
-    scores = defects.measure_defects(defects.make_baselines(patches), patches, CONFIG)
-    real = scores[defects.REAL]
-    grey = scores[defects.TWO_GREYS]
+    baselines = defects.make_baselines(patches)
+    outputs = {name: [images] for name, images in baselines.items()}
+    scores = defects.measure_defects(outputs, patches, CONFIG)
+    (real,) = scores[defects.REAL]
+    (grey,) = scores[defects.TWO_GREYS]
     # By definition 5 % each of the tissue; quantiles lie between pixels.
     tissue = SIZE**2 - 64
     assert real["flat"].mean() == pytest.approx(0.05, abs=1 / tissue)
@@ -69,7 +72,7 @@ def test_defects_are_coloured_on_the_sheets(patches, tmp_path):
     image[:, 4, 4] = 1
     comparison = Comparison("unseen", DataConfig(), patches, {"A": image}, {})
     limits = TextureRange(0.01, 0.05)
-    scores = defects.measure_defects({"A": image}, patches, CONFIG)
+    scores = average_trainings(defects.measure_defects({"A": [image]}, patches, CONFIG))
     defects.write_sheets(comparison, scores, limits, CONFIG, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "sheet-random.png",

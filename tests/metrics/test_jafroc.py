@@ -8,7 +8,13 @@ from scipy import stats
 
 from tfmammo.metrics.classification import delong_test, roc_auc
 from tfmammo.metrics.detection import Matches
-from tfmammo.metrics.jafroc import JafrocTest, choose_merit, jafroc, jafroc_test
+from tfmammo.metrics.jafroc import (
+    JafrocTest,
+    choose_common_merit,
+    choose_merit,
+    jafroc,
+    jafroc_test,
+)
 
 
 def image(hits=(), false=(), lesions=0):
@@ -228,3 +234,6 @@ def test_the_merit_is_jafroc_where_every_training_saw_normal_images():
     images = [image([0.9], lesions=1), image(), image([0.9], lesions=1)]
     assert choose_merit(images) == "jafroc"
     assert choose_merit(images, [(0, 0), (0, 0), (1, 0)]) == "jafroc1"
+    one, split = (images, None), (images, [(0, 0), (0, 0), (1, 0)])
+    assert choose_common_merit(one, one) == "jafroc"
+    assert choose_common_merit(one, split) == "jafroc1"  # whichever is the reference

@@ -662,7 +662,16 @@ def test_synthesis_tables_and_sheet(run, runs, patches):
         measured = [float(row[name]) for row in rows if row["model"] == "Pix2Pix"]
         assert measured == pytest.approx(values, abs=1e-5)
     table_rows = {(row["model"], row["measure"]): row for row in table(output / "table.csv")}
-    assert len(table_rows) == 2 * (9 + 1) + 3 * 3
+    assert len(table_rows) == 4 * (9 + 1) + 5 * 3
+    inside = patches.masks == 1
+    greys = np.where(inside, patches.images[inside].mean(), patches.images[~inside].mean())
+    trivial = synthesis.per_image(patches.images, greys.astype(np.float32), patches.masks)
+    found = float(table_rows["two grey values", "psnr_edge"]["mean"])
+    assert found == pytest.approx(trivial["psnr_edge"].mean(), abs=1e-3)
+    greys[..., 0] = [cv2.GaussianBlur(grey, (0, 0), SIZE / 32) for grey in greys]
+    trivial = synthesis.per_image(patches.images, greys.astype(np.float32), patches.masks)
+    found = float(table_rows["two blurred grey values", "ssim"]["mean"])
+    assert found == pytest.approx(trivial["ssim"].mean(), abs=1e-4)
     assert float(table_rows["Pix2Pix", "l1_edge"]["mean"]) == pytest.approx(
         expected["l1_edge"].mean(), abs=1e-6
     )
@@ -692,13 +701,40 @@ def test_synthesis_tables_and_sheet(run, runs, patches):
         )
 
 
+def test_trainings_of_a_generator_are_averaged_patch_by_patch(run, runs):
+    models = {"CAN": folds(runs, "CAN"), "Pix2Pix": folds(runs, "U-Net")}
+    models["both"] = [*models["CAN"], *models["Pix2Pix"]]
+    rows = table(run("synthesis", models) / "per_image.csv")
+    for name in ("ssim_edge", "haar_mass", "lattice_4"):
+        one, other, both = (
+            np.array([float(row[name]) for row in rows if row["model"] == model])
+            for model in models
+        )
+        mean = (one + other) / 2
+        if name == "haar_mass":
+            mean = np.sqrt(np.maximum(one, 1e-6) * np.maximum(other, 1e-6))
+        assert both == pytest.approx(mean, abs=1e-6)
+    output = run("defects", models)
+    rows = {(row["model"], row["measure"]): row for row in table(output / "table.csv")}
+    one, other, both = (float(rows[model, "defects"]["mean"]) for model in models)
+    assert both == pytest.approx((one + other) / 2, abs=1e-6)
+    written = (output / "table.md").read_text(encoding="utf-8")
+    listed = written.partition("Tissue with defects of each training, %")[2]
+    assert f"| both | {one:.1f}, {other:.1f} |" in listed and "| CAN |" not in listed
+
+
 @pytest.mark.slow
 def test_synthesis_with_published_networks(run, runs, patches, published_weights):
     for name in ("alexnet.npz", "lpips_alex.npz", "inception_fid2015.npz"):
         if not (published_weights / name).is_file():
             pytest.skip(f"TFMAMMO_TEST_WEIGHTS has no {name}")
-    output = run("synthesis", {"CAN": folds(runs, "CAN"), "Pix2Pix": folds(runs, "U-Net")})
+    models = {"CAN": folds(runs, "CAN"), "Pix2Pix": folds(runs, "U-Net")}
+    models["both"] = [*models["CAN"], *models["Pix2Pix"]]
+    output = run("synthesis", models)
     rows = {(row["model"], row["measure"]): row for row in table(output / "table.csv")}
+    for measure in ("lpips", "fid", "kid"):
+        one, other, both = (float(rows[model, measure]["mean"]) for model in models)
+        assert both == pytest.approx((one + other) / 2, rel=1e-4)
     fake = 0.2 + np.float32(0.3) * patches.masks.astype(np.float32)
     inception = perceptual.Inception()
     features = [inception.features(images) for images in (patches.images, fake)]

@@ -376,10 +376,10 @@ def study(load_script, repository, tmp_path, monkeypatch, tracking_uri):
 def test_a_studys_plan_is_shown_and_nothing_is_run(study, capsys):
     folder = study("infilling", flags=["--plan"])
     lines = capsys.readouterr().out.splitlines()
-    assert not folder.exists() and len(lines) == 74
+    assert not folder.exists() and len(lines) == 75
     assert (
         lines[0].startswith("python ")
-        and "train/infilling.py" in lines[0]
+        and "train/mask_gan.py" in lines[0]
         and "data.phantoms=12" in lines[0]
     )
 

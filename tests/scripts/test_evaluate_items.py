@@ -208,6 +208,8 @@ def test_detectors_are_compared_on_one_set(run, blind):
     differences = read_table(output / "difference.csv")
     assert [row["detector"] for row in differences] == ["Mask R-CNN", "random boxes"]
     assert differences[0]["all detections, %"].startswith("+0.0")
+    trainings = read_table(output / "trainings.csv")
+    assert [row["detector"] for row in trainings] == ["SSD", "Mask R-CNN", "random boxes"]
     seconds = read_table(output / "seconds.csv")
     assert [row["detector"] for row in seconds] == ["SSD", "Mask R-CNN"]
     assert all(float(row["s"]) > 0 for row in seconds)

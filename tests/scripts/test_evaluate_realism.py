@@ -217,6 +217,12 @@ def test_each_model_gets_what_it_takes_and_is_measured(output, patches):
     assert float(rows["G_unet", "lpips_random"]["mean"]) > float(
         rows["G_unet-", "lpips_random"]["mean"]
     )
+    filled = np.where(inside, patches.images[inside].mean(), patches.images)
+    distance = scorer.distance(patches.images, filled.astype(np.float32))
+    found = [row for row in images if row["model"] == "one grey value"]
+    assert [float(row["lpips_random"]) for row in found] == pytest.approx(distance, abs=1e-5)
+    assert {row["nearest_mass"] for row in found} == {""}  # it was trained on nothing
+    assert ("one grey value", "fid_random") in rows and ("one grey value", "haar_mass") in rows
 
 
 @pytest.mark.long
@@ -344,7 +350,9 @@ def test_files_of_networks_a_sample_and_the_leaky_protocol(run, models, tmp_path
         line for line in markdown.splitlines() if line.startswith("| LPIPS to its real patch")
     )
     assert (
-        heading == "|  | G_unet | G_unet, as printed (on ddsm, a split of its own) | real patches |"
+        heading
+        == "|  | G_unet | G_unet, as printed (on ddsm, a split of its own) | "
+        "one grey value | real patches |"
         and line.split(" | ")[2] == "0.0202"
     )
     assert "made with random Inception" in markdown

@@ -68,11 +68,11 @@ class EvaluationConfig(Frozen):
     """The patches. Their split is not used."""
     models: dict[Name, ModelURIs] = Field(min_length=1)
     """Name -> one model URI, or several: the folds of a cross-validation and, for segmentation,
-    trainings of one fold that differ by their seed. A URI is the folder of a run (its last weights
-    are taken), of an export or of a SavedModel, or models:/NAME@ALIAS. For segmentation masks:DIR
-    is a folder of masks that another tool predicted, see `mask_folder`. A checkpoint that was kept
-    as the best was chosen on its held-out patients, so its numbers on them are too good. The other
-    models are compared with the first one.
+    synthesis and defects, trainings of one fold that differ by their seed. A URI is the folder of
+    a run (its last weights are taken), of an export or of a SavedModel, or models:/NAME@ALIAS. For
+    segmentation masks:DIR is a folder of masks that another tool predicted, see `mask_folder`. A
+    checkpoint that was kept as the best was chosen on its held-out patients, so its numbers on them
+    are too good. The other models are compared with the first one.
     """
     patients: Literal["unseen", "all"] = "unseen"
     """"unseen" evaluates a patch only with models that were not trained on its patient; "all" with

@@ -7,6 +7,7 @@ therefore show a random choice, and each model's own best and worst.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, Name, compare
 from tfmammo.evaluation.report import Report
-from tfmammo.evaluation.texture import LATTICES, measure_lattices
+from tfmammo.evaluation.texture import LATTICES, TWO_GREYS, make_two_greys, measure_lattices
 from tfmammo.evaluation.texture import MEASURES as TEXTURE_MEASURES
+from tfmammo.evaluation.trainings import average_trainings, tabulate_trainings
 from tfmammo.metrics import texture
 from tfmammo.metrics.summary import Measure, Table
 from tfmammo.metrics.texture import TextureRange
@@ -34,8 +36,10 @@ MEASURES = {
     "haar": Measure("Finest Haar band of tissue, real = 1", "", 1, 2),
     **{name: TEXTURE_MEASURES[name] for name in LATTICES},
 }
+TRAININGS_NOTE = (
+    "Other tables average each patch over the trainings of a model. Sheets are of its first one."
+)
 REAL = "real"
-TWO_GREYS = "two grey values"
 
 
 class DefectsConfig(EvaluationConfig):
@@ -63,15 +67,18 @@ def evaluate(config: DefectsConfig, output: Path) -> list[Table]:
     for name in {REAL, TWO_GREYS} & set(config.models):
         raise DataError(f"models: {name} is the name of a row that is always there")
     report = Report(config, MEASURES, models_across=True)
-    for comparison in compare(config, "mask", "image"):
+    for comparison in compare(config, "mask", "image", allow_repeats=True):
         patches = comparison.patches
         try:
             limits = texture.measure_range(
                 patches.images, patches.masks, config.window, config.tail
             )
-            scores = measure_defects(comparison.outputs | make_baselines(patches), patches, config)
+            outputs = {name: comparison.list_trainings(name) for name in comparison.outputs}
+            outputs |= {name: [images] for name, images in make_baselines(patches).items()}
+            trainings = measure_defects(outputs, patches, config)
         except ValueError as error:
             raise DataError(f"data: {error}") from None
+        scores = average_trainings(trainings)
         note = (
             f"Defects: tissue outside the mass whose standard deviation within {config.window} x "
             f"{config.window} px is below {limits.low:.4f} (flat) or above {limits.high:.4f} "
@@ -79,36 +86,34 @@ def evaluate(config: DefectsConfig, output: Path) -> list[Table]:
             f"{TWO_GREYS}: the mean grey value of real masses in the mask, of real tissue outside."
         )
         report.add(comparison, scores, notes=(note,))
-        write_sheets(comparison, scores, limits, config, output)
+        report.tables += tabulate_trainings(
+            trainings, "defects", MEASURES["defects"], TRAININGS_NOTE
+        )
+        first = {name: of_trainings[0] for name, of_trainings in trainings.items()}
+        write_sheets(comparison, first, limits, config, output)
     report.write(output)
     return report.tables
 
 
 def make_baselines(patches: Patches) -> dict[str, Images]:
     """Make the images of the trivial baseline, and add the real ones, what a model can reach."""
-    inside = patches.masks != 0
-    levels = [
-        float(patches.images[region].mean()) if region.any() else 0.0
-        for region in (inside, ~inside)
-    ]
-    two_greys = np.where(inside, levels[0], levels[1]).astype(np.float32)
-    return {TWO_GREYS: two_greys, REAL: patches.images}
+    return {TWO_GREYS: make_two_greys(patches), REAL: patches.images}
 
 
 def measure_defects(
-    outputs: dict[str, Images], patches: Patches, config: DefectsConfig
-) -> dict[str, dict[str, NDArray[np.float64]]]:
+    outputs: Mapping[str, Sequence[Images]], patches: Patches, config: DefectsConfig
+) -> dict[str, list[dict[str, NDArray[np.float64]]]]:
     """Measure the defects of each model's images.
 
     Args:
-        outputs: Model -> float32 [n, s, s, 1] in [0, 1].
+        outputs: Model -> the images of each of its trainings, float32 [n, s, s, 1] in [0, 1].
         patches: The real images and the masks.
         config: What counts as a defect.
 
     Returns:
-        Model -> measure -> float64 [n]; "defects", "flat" and "harsh" as parts of the tissue, NaN
-        where a mask leaves no tissue. Lattices are left out where the patches' size suits no
-        spectrum.
+        Model -> training -> measure -> float64 [n]; "defects", "flat" and "harsh" as parts of the
+        tissue, NaN where a mask leaves no tissue. Lattices are left out where the patches' size
+        suits no spectrum.
 
     Raises:
         ValueError: Real tissue has no texture.
@@ -120,20 +125,22 @@ def measure_defects(
     haar_real = np.nanmean(texture.compute_fine_energy(real, tissue))
     area = tissue.sum(axis=(1, 2, 3)).astype(np.float64)
     area[area == 0] = np.nan
-    scores = {}
-    for name, images in outputs.items():
+
+    def measure(images: Images) -> dict[str, NDArray[np.float64]]:
+        """Measure the images of one training: measure -> float64 [n]."""
         flat, harsh = (
             pixels.sum(axis=(1, 2, 3)) / area
             for pixels in texture.find_defects(images, masks, limits, config.window)
         )
-        scores[name] = {
+        return {
             "defects": flat + harsh,
             "flat": flat,
             "harsh": harsh,
             "haar": texture.compute_fine_energy(images, tissue) / haar_real,
             **measure_lattices(images),
         }
-    return scores
+
+    return {name: [measure(images) for images in trainings] for name, trainings in outputs.items()}
 
 
 def choose_rows(

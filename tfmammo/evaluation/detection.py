@@ -46,7 +46,7 @@ from tfmammo.metrics.detection import (
     recall_by,
 )
 from tfmammo.metrics.figures import draw_froc
-from tfmammo.metrics.jafroc import Merit, choose_merit, jafroc_test
+from tfmammo.metrics.jafroc import choose_common_merit, jafroc_test
 from tfmammo.metrics.summary import Table, write_csv
 from tfmammo.tracking import runs
 
@@ -404,8 +404,7 @@ def tabulate_difference(result: EvaluationResult) -> Table:
             place = "all detections"
         signed = [PERCENT(number, "+") for number in (value - other, low, high)]
         rows.append([f"{config.recall}, {place}, %", PERCENT(value), PERCENT(other), *signed, "-"])
-    merits = {choose_merit(ours, trainings), choose_merit(others, other_trainings)}
-    merit: Merit = "jafroc" if merits == {"jafroc"} else "jafroc1"
+    merit = choose_common_merit((ours, trainings), (others, other_trainings))
     test = jafroc_test(
         ours, others, result.patients, merit, config.level, trainings, other_trainings
     )

@@ -33,6 +33,7 @@ from tfmammo.evaluation.froc_tables import (
     make_notes,
     make_recall_cells,
     tabulate_differences,
+    tabulate_trainings,
     write_table,
     write_tables,
 )
@@ -117,6 +118,7 @@ def evaluate(config: DetectorsConfig, output: Path) -> list[Table]:
             result.bootstrap,
             (f"{title}per image", "detector"),
         ),
+        "trainings": tabulate_trainings(matches, "detector"),
     }
     output.mkdir(parents=True, exist_ok=True)
     write_tables(output, tables)

@@ -34,9 +34,9 @@ from tfmammo.evaluation.segmentation import (
     PUBLISHED,
     WHOLE_PATCH,
     SegmentationConfig,
-    average,
     score_patches,
 )
+from tfmammo.evaluation.trainings import average_trainings
 from tfmammo.metrics.summary import Row, Scores, Table, convert_units, correct_p, write_csv
 from tfmammo.metrics.summary import make_tables as make_summary_tables
 from tfmammo.models.cgan import PostprocessConfig
@@ -189,7 +189,7 @@ def evaluate_frame(
             "crop mode holds; evaluate it with evaluate/segmentation.py"
         )
     outputs, trainings, notes = score_patches(comparison, evaluation)
-    scores = average(trainings)
+    scores = average_trainings(trainings)
     networks = tuple(comparison.outputs)
     result = FrameResult(frame, comparison.patches, outputs, scores, networks)
     report = Report(evaluation, MEASURES, PUBLISHED, note=f"frame {frame}")

@@ -18,8 +18,9 @@ from tfmammo.metrics.detection import (
     froc_by_training,
     froc_interval,
     over_folds,
+    parts_with_lesions,
 )
-from tfmammo.metrics.jafroc import choose_merit, jafroc_test
+from tfmammo.metrics.jafroc import choose_common_merit, jafroc, jafroc_test
 from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few, holm
 from tfmammo.metrics.summary import Measure, Table, format_p
 
@@ -174,7 +175,7 @@ def tabulate_differences(
     others, reference_trainings = matches[reference]
     rates = (*fppi, ALL_DETECTIONS)
     reference_recall = compute_mean_recall(others, reference_trainings, rates)
-    merit = choose_merit(others, reference_trainings)
+    merit = choose_common_merit(*matches.values())
     body = []
     p_values = []
     for name, (images, trainings) in matches.items():
@@ -215,6 +216,40 @@ def tabulate_differences(
     ]
     comparisons = int(np.isfinite(p_values).sum())
     return Table(title, header, rows, make_notes(patients, comparisons))
+
+
+def tabulate_trainings(
+    matches: Mapping[str, tuple[Sequence[Matches], Sequence[Training]]], heading: str
+) -> Table:
+    """Tabulate the figure of merit of each training, one column a fold, its seeds in order.
+
+    Intervals and p count patients. This table shows how much trainings differ besides.
+
+    Args:
+        matches: As for `tabulate_differences`.
+        heading: Of the names.
+    """
+    merit = choose_common_merit(*matches.values())
+    merits: dict[str, dict[Training, float]] = {
+        name: {
+            training: jafroc(part, merit)
+            for training, part in parts_with_lesions(images, trainings).items()
+        }
+        for name, (images, trainings) in matches.items()
+    }
+    folds = sorted({fold for of_name in merits.values() for fold, _ in of_name})
+    body = [
+        [
+            name,
+            *(
+                ", ".join(MERIT(of_name[one]) for one in sorted(of_name) if one[0] == fold) or "-"
+                for fold in folds
+            ),
+        ]
+        for name, of_name in merits.items()
+    ]
+    title = f"{merit.upper()} figure of merit of each training"
+    return Table(title, [heading, *(f"fold {fold}" for fold in folds)], body)
 
 
 def write_tables(output: Path, tables: Mapping[str, Table]) -> None:

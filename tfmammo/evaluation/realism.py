@@ -37,6 +37,8 @@ Images = NDArray[np.float32]
 Features = NDArray[np.float32]
 
 REAL = "real patches"
+ONE_GREY = "one grey value"
+ONE_GREY_NOTE = f"{ONE_GREY}: the mean of real masses in the mask, the real patch around it."
 # Mean LPIPS on DDSM; "-": without margin.
 PUBLISHED = {
     name: values["LPIPS, DDSM"] for name, values in get_values("infilling", "table1").items()
@@ -138,8 +140,8 @@ def evaluate(config: RealismConfig, output: Path) -> list[Table]:
         ConfigError: Patches are too small, or a model is called like the real patches.
     """
     check_size(config.data.size)
-    if REAL in config.models:
-        raise ConfigError(f"models: {REAL} is the name of a row of its own")
+    for name in {REAL, ONE_GREY} & set(config.models):
+        raise ConfigError(f"models: {name} is the name of a row of its own")
     scorer = PerceptualScorer.load(config.alexnet, config.heads, config.inception)
     # Papers' LPIPS is comparable with the LPIPS of the original weights only.
     published = {
@@ -185,11 +187,13 @@ def add_comparison(
                 for name, images in comparison.outputs.items()
             },
         )
+    # The trivial baseline is no network, so no patch was one of its training.
+    judged = replace(comparison, outputs=comparison.outputs | {ONE_GREY: fill_masks(patches)})
     assert comparison.pool is not None
     pool = Pool(comparison.pool, scorer.inception.features(comparison.pool.images))
     features = {
         name: scorer.inception.features(images)
-        for name, images in {REAL: patches.images, **comparison.outputs}.items()
+        for name, images in {REAL: patches.images, **judged.outputs}.items()
     }
     ending = "-leaky.png" if comparison.protocol == "paper" else ".png"
     ratios: dict[str, Scores] = {}
@@ -204,12 +208,9 @@ def add_comparison(
         write_nearest_sheet(images, nearest, ratios[name], comparison.pool, config.rows, path)
     ratios[REAL] = ratios.pop(REAL)  # the last row
     distances = {
-        name: measure_to_real(images, patches, scorer)
-        for name, images in comparison.outputs.items()
+        name: measure_to_real(images, patches, scorer) for name, images in judged.outputs.items()
     }
-    textures = {
-        name: texture.measure(images, patches) for name, images in comparison.outputs.items()
-    }
+    textures = {name: texture.measure(images, patches) for name, images in judged.outputs.items()}
     per_patch = _join_scores(distances, ratios, scorer, len(patches))
     report.add(
         comparison,
@@ -217,7 +218,7 @@ def add_comparison(
         [
             *_summarize(distances, scorer, config, patches),
             *scorer.make_rows(
-                make_statistics(comparison, config, scorer, features, pool),
+                make_statistics(judged, config, scorer, features, pool),
                 patches.patient_ids,
                 config.level,
                 REAL,
@@ -226,7 +227,7 @@ def add_comparison(
             *_summarize(ratios, scorer, config, patches),
             *texture.summarize(textures, patches, config),
         ],
-        (texture.NOTE, *scorer.describe()),
+        (ONE_GREY_NOTE, texture.NOTE, *scorer.describe()),
     )
     report.tables.append(tabulate_kid(features, config, scorer))
     write_sheet(comparison, config, output / f"sheet{ending}")
@@ -245,12 +246,20 @@ def _join_scores(
     scorer: PerceptualScorer,
     count: int,
 ) -> dict[str, Scores]:
-    """Join the scores of single patches; real patches have no distance to themselves."""
-    missing = {name: np.full(count, np.nan) for name in TO_REAL}
+    """Join the scores of single patches.
+
+    Real patches have no distance to themselves, the trivial baseline none to a training.
+    """
+    missing = {name: np.full(count, np.nan) for name in (*TO_REAL, *ratios[REAL])}
     return {
-        name: scorer.mark_scores({**distances.get(name, missing), **values})
-        for name, values in ratios.items()
+        name: scorer.mark_scores(missing | distances.get(name, {}) | ratios.get(name, {}))
+        for name in dict.fromkeys((*distances, *ratios))
     }
+
+
+def fill_masks(patches: Patches) -> Images:
+    """Fill each mask with the mean grey value of all real masses, the trivial infilling."""
+    return np.where(patches.masks > 0, texture.make_two_greys(patches), patches.images)
 
 
 def measure_to_real(images: Images, patches: Patches, scorer: PerceptualScorer) -> Scores:

@@ -17,6 +17,7 @@ from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
 from tfmammo.evaluation.groups import Attribute, tabulate_groups
 from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import Published, Report, save_figure
+from tfmammo.evaluation.trainings import Trainings, average_trainings, tabulate_trainings
 from tfmammo.metrics import classification, segmentation
 from tfmammo.metrics.plotting import make_roc_axes, plot_style
 from tfmammo.metrics.summary import Measure, Scores, Table, write_csv
@@ -25,8 +26,6 @@ from tfmammo.training import image_grid
 from tfmammo.training.image_grid import BLUE, ORANGE, draw_agreement, draw_outline
 
 Images = NDArray[np.float32]
-# Model -> the measures of each of its trainings: measure -> float64 [n]
-Trainings = dict[str, list[dict[str, NDArray[np.float64]]]]
 
 MEASURES = {
     "accuracy": Measure("Accuracy", "%", 100, 1),
@@ -52,6 +51,10 @@ POSTPROCESSED = " + post-processing"
 # A ROC curve over more pixels than this is drawn from a random sample of so many.
 MAX_PIXELS = 2_000_000
 RATES = np.linspace(0, 1, 1001)
+TRAININGS_NOTE = (
+    "Other tables average each patch over the trainings of a model. ROC curves, overlays and "
+    "cases are of its first training."
+)
 
 
 class SegmentationConfig(EvaluationConfig):
@@ -93,15 +96,16 @@ def evaluate(config: SegmentationConfig, output: Path) -> list[Table]:
     for comparison in compare(config, "image", "mask", allow_repeats=True):
         patches = comparison.patches
         outputs, trainings, notes = score_patches(comparison, config)
-        scores = average(trainings)
+        scores = average_trainings(trainings)
         report.add(comparison, scores, notes=notes)
-        report.tables += tabulate_trainings(trainings)
+        report.tables += tabulate_trainings(trainings, "dice", MEASURES["dice"], TRAININGS_NOTE)
+        first = {name: of_trainings[0] for name, of_trainings in trainings.items()}
         for name, probabilities in comparison.outputs.items():
             masks = probabilities >= config.threshold
-            figure = draw_cases(name, patches, masks, scores[name]["dice"], config.cases)
+            figure = draw_cases(name, patches, masks, first[name]["dice"], config.cases)
             save_figure(figure, output / f"figure-{name}.png")
         ending = "-leaky.png" if comparison.protocol == "paper" else ".png"
-        write_overlays(patches, outputs, scores, config, output / f"overlays{ending}")
+        write_overlays(patches, outputs, first, config, output / f"overlays{ending}")
         save_figure(draw_box_plots(scores), output / f"boxes{ending}")
         table, figure = draw_roc_curves(comparison, config.seed)
         report.tables.append(table)
@@ -127,7 +131,7 @@ def score_patches(
     """
     baselines, notes = make_baselines(config.floors, comparison)
     outputs = add_postprocessed(comparison.outputs, config) | baselines
-    trainings: Trainings = {name: [] for name in outputs}
+    trainings: dict[str, list[dict[str, NDArray[np.float64]]]] = {name: [] for name in outputs}
     for name in comparison.outputs:
         for probabilities in comparison.list_trainings(name):
             for key, masks in add_postprocessed({name: probabilities}, config).items():
@@ -142,28 +146,6 @@ def score(
 ) -> dict[str, NDArray[np.float64]]:
     """Compute the measures of each patch: measure -> float64 [n]."""
     return segmentation.per_image(comparison.patches.masks, probabilities, config.threshold)
-
-
-def average(trainings: Trainings) -> Scores:
-    """Average the measures of each patch over the trainings of a model."""
-    return {
-        name: {key: np.mean([values[key] for values in scores], axis=0) for key in scores[0]}
-        for name, scores in trainings.items()
-    }
-
-
-def tabulate_trainings(trainings: Trainings) -> list[Table]:
-    """Tabulate the mean Dice of each training; nothing where every model is one training."""
-    body = []
-    for name, scores in trainings.items():
-        if len(scores) > 1:
-            means = np.array([100 * values["dice"].mean() for values in scores])
-            body.append(
-                [name, ", ".join(f"{mean:.1f}" for mean in means), f"{means.std(ddof=1):.2f}"]
-            )
-    note = "All other tables average each patch over the trainings of a model."
-    heading = "Dice of each training, %"
-    return [Table(heading, ["", "mean", "deviation"], body, (note,))] if body else []
 
 
 def add_postprocessed(outputs: dict[str, Images], config: SegmentationConfig) -> dict[str, Images]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import PositiveInt
 
+from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation import texture
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
@@ -16,10 +20,12 @@ from tfmammo.evaluation.perceptual import (
     PatchSample,
     PerceptualScorer,
     Scores,
+    Statistic,
     load_published,
     make_feature_statistics,
 )
 from tfmammo.evaluation.report import Report
+from tfmammo.evaluation.trainings import average_trainings, tabulate_trainings
 from tfmammo.metrics import synthesis
 from tfmammo.metrics.summary import Measure, Row, Table
 from tfmammo.training import image_grid
@@ -39,6 +45,18 @@ PERCEPTUAL_MEASURES = {
     "lpips": Measure("LPIPS to its real patch", "", 1, 4),
     **{name: SET_MEASURES[name] for name in ("fid", "kid")},
 }
+# Model -> the images of each of its trainings, float32 [n, s, s, 1]
+Outputs = Mapping[str, Sequence[NDArray[np.float32]]]
+
+EDGE = "ssim_edge"
+TRAININGS_NOTE = (
+    "Other tables average each patch over the trainings of a model, and its trainings' FID and KID "
+    "as well. The sheet is of its first training."
+)
+BASELINES_NOTE = (
+    f"{texture.TWO_GREYS}: in the mask the mean of these real masses, outside that of the tissue. "
+    f"{texture.BLURRED}: the same, blurred by {texture.BLUR:.0%} of a patch's side."
+)
 NO_NETWORKS = (
     "No LPIPS, FID and KID: the folder in TFMAMMO_WEIGHTS lacks a published network, or patches "
     f"are below {MIN_SIZE} px. evaluate/realism.py measures them by other networks, too."
@@ -61,68 +79,97 @@ def evaluate(config: SynthesisConfig, output: Path) -> list[Table]:
         The tables.
 
     Raises:
-        ConfigError: A model is called like the real patches.
+        ConfigError: A model is called like the real patches or a trivial baseline.
     """
-    if texture.REAL in config.models:
-        raise ConfigError(f"models: {texture.REAL} is the name of a column of its own")
+    for name in config.models:
+        if name in (texture.REAL, texture.TWO_GREYS, texture.BLURRED):
+            raise ConfigError(f"models: {name} is the name of a column of its own")
     scorer = load_published() if config.data.size >= MIN_SIZE else None
     columns = MEASURES | (PERCEPTUAL_MEASURES if scorer else {}) | texture.MEASURES
     report = Report(config, columns, models_across=True)
-    for comparison in compare(config, "mask", "image"):
+    for comparison in compare(config, "mask", "image", allow_repeats=True):
         patches = comparison.patches
-        scores = {
-            name: synthesis.per_image(patches.images, images, patches.masks, config.edge)
-            for name, images in comparison.outputs.items()
+        outputs = {name: comparison.list_trainings(name) for name in comparison.outputs}
+        outputs |= {name: [images] for name, images in texture.make_baselines(patches).items()}
+        trainings = {
+            name: [
+                synthesis.per_image(patches.images, images, patches.masks, config.edge)
+                for images in of_trainings
+            ]
+            for name, of_trainings in outputs.items()
         }
+        scores = average_trainings(trainings)
         textures = {
-            name: texture.measure(images, patches) for name, images in comparison.outputs.items()
+            name: texture.average([texture.measure(images, patches) for images in of_trainings])
+            for name, of_trainings in outputs.items()
         }
         rows = config.summarize(scores, patches.patient_ids)
-        notes: tuple[str, ...] = (texture.NOTE, NO_NETWORKS)
+        notes: tuple[str, ...] = (BASELINES_NOTE, texture.NOTE, NO_NETWORKS)
         if scorer:
-            distances = measure_lpips(comparison, scorer)
+            distances = measure_lpips(outputs, patches, scorer)
             scores = {name: scores[name] | distances[name] for name in scores}
             rows += config.summarize(distances, patches.patient_ids)
-            rows += compare_sets(comparison, config, scorer)
+            rows += compare_sets(outputs, patches, config, scorer)
             scorer.write_sources(output / "networks.json")
-            notes = (texture.NOTE, *scorer.describe())
+            notes = (BASELINES_NOTE, texture.NOTE, *scorer.describe())
         report.add(
             comparison,
             {name: scores[name] | textures[name] for name in scores},
             rows + texture.summarize(textures, patches, config),
             notes,
         )
+        report.tables += tabulate_trainings(trainings, EDGE, MEASURES[EDGE], TRAININGS_NOTE)
         name = "sheet-leaky.png" if comparison.protocol == "paper" else "sheet.png"
         write_sheet(comparison, config, output / name)
     report.write(output)
     return report.tables
 
 
-def measure_lpips(comparison: Comparison, scorer: PerceptualScorer) -> dict[str, Scores]:
-    """Measure LPIPS of each model's images to their real patches: model -> "lpips" -> [n]."""
-    return {
-        name: {"lpips": scorer.lpips.distance(comparison.patches.images, images)}
-        for name, images in comparison.outputs.items()
-    }
+def measure_lpips(
+    outputs: Outputs, patches: Patches, scorer: PerceptualScorer
+) -> dict[str, Scores]:
+    """Measure LPIPS of each model's images to their real patches: model -> "lpips" -> [n].
+
+    Of several trainings it is the mean.
+    """
+    return average_trainings(
+        {
+            name: [
+                {"lpips": np.asarray(scorer.lpips.distance(patches.images, images), np.float64)}
+                for images in of_trainings
+            ]
+            for name, of_trainings in outputs.items()
+        }
+    )
 
 
 def compare_sets(
-    comparison: Comparison, config: SynthesisConfig, scorer: PerceptualScorer
+    outputs: Outputs, patches: Patches, config: SynthesisConfig, scorer: PerceptualScorer
 ) -> list[Row]:
-    """Compute the table rows of FID and KID, with intervals over patients."""
-    patches = comparison.patches
+    """Compute the table rows of FID and KID, with intervals over patients.
+
+    Of several trainings they are the mean.
+    """
     features = scorer.inception.features(patches.images)
-    sets = {
-        name: PatchSample(images, scorer.inception.features(images), is_paired=True)
-        for name, images in comparison.outputs.items()
-    }
+    statistics: dict[str, dict[str, Statistic]] = {"fid": {}, "kid": {}}
+    for name, of_trainings in outputs.items():
+        sets = {
+            str(number): PatchSample(images, scorer.inception.features(images), is_paired=True)
+            for number, images in enumerate(of_trainings)
+        }
+        for measure, of_sets in make_feature_statistics(features, sets).items():
+            statistics[measure][name] = partial(_average, tuple(of_sets.values()))
     return scorer.make_rows(
-        make_feature_statistics(features, sets),
+        statistics,
         patches.patient_ids,
         config.level,
         texture.REAL,
         config.compare,
     )
+
+
+def _average(statistics: Sequence[Statistic], rows: NDArray[np.intp]) -> float:
+    return float(np.mean([statistic(rows) for statistic in statistics]))
 
 
 def write_sheet(comparison: Comparison, config: SynthesisConfig, path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +15,9 @@ from tfmammo.metrics import texture
 from tfmammo.metrics.summary import Measure, Row
 
 REAL = "real patches"
+TWO_GREYS = "two grey values"
+BLURRED = "two blurred grey values"
+BLUR = 1 / 32  # standard deviation of the blur, as a part of a patch's side
 HAAR = "haar_mass"
 SMALLEST = 1e-6  # of the Haar band's ratio, so that an image without texture has a logarithm
 PERIODS = (2, 4, 8)  # px, of the lattices that up to three upsampling layers leave
@@ -33,6 +37,29 @@ NOTE = (
 Scores = dict[str, NDArray[np.float64]]
 
 
+def make_two_greys(patches: Patches) -> NDArray[np.float32]:
+    """Make the mean grey value of real masses inside each mask, and that of real tissue outside."""
+    inside = patches.masks != 0
+    levels = [
+        float(patches.images[region].mean()) if region.any() else 0.0
+        for region in (inside, ~inside)
+    ]
+    return np.where(inside, levels[0], levels[1]).astype(np.float32)
+
+
+def make_baselines(patches: Patches) -> dict[str, NDArray[np.float32]]:
+    """Make images without texture by the mask alone: two grey values, and the same blurred.
+
+    L1, PSNR and SSIM reward smooth images. So a model must be closer than these.
+
+    Returns:
+        Name -> float32 [n, s, s, 1].
+    """
+    greys = make_two_greys(patches)
+    blurred = [cv2.GaussianBlur(grey, (0, 0), BLUR * grey.shape[0])[..., None] for grey in greys]
+    return {TWO_GREYS: greys, BLURRED: np.stack(blurred)}
+
+
 def measure(images: NDArray[np.floating], patches: Patches) -> Scores:
     """Measure the texture of each image.
 
@@ -49,6 +76,15 @@ def measure(images: NDArray[np.floating], patches: Patches) -> Scores:
     energy = texture.compute_fine_energy(images, patches.masks)
     ratio = np.divide(energy, real, out=np.full(len(images), np.nan), where=real > 0)
     return {HAAR: ratio} | measure_lattices(images)
+
+
+def average(trainings: Sequence[Scores]) -> Scores:
+    """Average the texture of each patch over the trainings of a model, the band geometrically."""
+    if len(trainings) == 1:
+        return trainings[0]
+    means = {name: np.mean([values[name] for values in trainings], axis=0) for name in MEASURES}
+    logarithms = [np.log(np.maximum(values[HAAR], SMALLEST)) for values in trainings]
+    return means | {HAAR: np.exp(np.mean(logarithms, axis=0))}
 
 
 def summarize(

@@ -72,8 +72,8 @@ def estimate_auc(
     """Estimate an area under a ROC curve, with an interval by Obuchowski's variance.
 
     The interval is on the scale of logits, so that it stays within [0, 1]. An area of 0 or 1, which
-    has no variance, gets the rule of three: 3 / n to either side, n the patients of the smaller
-    class.
+    has no variance, gets the rule of three: -ln(1 - level) / n to either side, 3 / n at 0.95, n the
+    patients of the smaller class.
 
     Args:
         labels: 1 or True positive, 0 negative, shape ``[n]``.
@@ -90,7 +90,7 @@ def estimate_auc(
         return Estimate(area, np.nan, np.nan)
     deviation = float(np.sqrt(obuchowski_variance(positive, values, patients)))
     if deviation < 1e-9 or not 0 < area < 1:
-        room = min(1.0, 3 / _count_patients(positive, patients))
+        room = min(1.0, -np.log(1 - level) / _count_patients(positive, patients))
         return Estimate(area, max(0.0, area - room), min(1.0, area + room))
     quantile = stats.norm.ppf(0.5 + level / 2)
     logit = np.log(area / (1 - area))

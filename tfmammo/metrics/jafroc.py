@@ -47,6 +47,14 @@ def choose_merit(images: Sequence[Matches], trainings: Sequence[Training] | None
     )
 
 
+def choose_common_merit(
+    *detectors: tuple[Sequence[Matches], Sequence[Training] | None],
+) -> Merit:
+    """Choose the figure of merit that all of several detectors have; see `choose_merit`."""
+    merits = {choose_merit(images, trainings) for images, trainings in detectors}
+    return "jafroc" if merits == {"jafroc"} else "jafroc1"
+
+
 @dataclass(frozen=True)
 class JafrocTest:
     """How one detector's figure of merit differs from another's on the same images.
