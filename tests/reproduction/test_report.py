@@ -1,5 +1,8 @@
 """The report: all items have a command or a reason, plans are valid, facts alone make the page."""
 
+import json
+import re
+import shlex
 import shutil
 
 import pytest
@@ -10,10 +13,12 @@ from tfmammo.document import TableFacts
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.printed import read_papers
 from tfmammo.reproduction import page, plan, report
-from tfmammo.reproduction.config import SCALES, ReportConfig
+from tfmammo.reproduction.config import SCALES, ReportConfig, TrainedConfig
 from tfmammo.reproduction.facts import Facts, read_facts, write_facts
 from tfmammo.reproduction.items import ITEMS, find_item
 from tfmammo.reproduction.report import Options
+from tfmammo.reproduction.schemas import find_schema
+from tfmammo.studies import workflow
 
 PNG = b"\x89PNG fake"
 SCRIPT = """
@@ -97,6 +102,8 @@ def test_the_plan_of_each_scale_is_valid(complete, repository, tmp_path, scale):
         "control_constant",
         "can_lattice",
         "can_leak",
+        "can_unet_more",
+        "infilling_all",
     }
     assert set(whole.left_out) <= (not_at_smoke if scale == "smoke" else set())
 
@@ -134,6 +141,52 @@ def test_predictions_of_another_tool_are_a_folder_or_a_reason(config, repository
     assert "'masks:predicted'" in " ".join(shown.overrides)
 
 
+def test_exports_take_the_place_of_trainings(complete, repository, tmp_path):
+    wanted = Options("small", ("can_fig2",))
+    exports = tuple(tmp_path / f"export{number}" for number in range(3))
+    trained = {"can_long": TrainedConfig(exports=exports, how="on a GPU")}
+    config = complete.model_copy(update={"trained": trained})
+    with pytest.raises(ConfigError, match=r"trained.can_long: .*export0"):
+        report.plan_report(config, wanted, tmp_path, repository)
+    (step, *_) = plan.make_plan(complete, "small", tmp_path, repository, ["can_long"]).steps
+    planned = workflow.parse_step(step, find_schema("train/can.py"), "can_long")
+    card = {"config": planned.model_dump(mode="json"), "format": 1}
+    for path in exports:
+        path.mkdir()
+        (path / "card.json").write_text(json.dumps(card))
+    whole = report.plan_report(config, wanted, tmp_path, repository)
+    assert {step.name for step in whole.steps} == {
+        *(f"can_pix2pix_long/seed{seed}" for seed in range(1, 4)),
+        "can_synthesis",
+    }
+    assert [path.parent for path in whole.steps[-1].inputs] == list(exports)
+    (models,) = [value for value in whole.steps[-1].overrides if "models=" in value]
+    assert all(f"export{number}" in models for number in range(3)) and "can_long" not in models
+    lines = report.print_plan(config, wanted, repository)
+    of_can = [line for line in lines if line.startswith("# can_long, trained on a GPU, as: ")]
+    assert "--output runs/report-small/can_long/seed2 --set" in of_can[1]
+    assert len(of_can) == 3 and len(lines) == 7 and "can_long/seed2" in lines[-1]
+    assert str(tmp_path) not in "".join(lines)
+    assert plan.describe_extent(config, "small", ["can_synthesis"], repository).trainings == 3
+    card["config"]["training"]["steps"] = 2
+    (exports[1] / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ConfigError, match=r"export1 has steps 2, and the scale small 126000"):
+        report.plan_report(config, wanted, tmp_path, repository)
+    fewer = {"can_long": TrainedConfig(exports=exports[:2])}
+    config = complete.model_copy(update={"trained": fewer})
+    with pytest.raises(ConfigError, match="names 2 exports, and the scale small has 3 trainings"):
+        report.plan_report(config, wanted, tmp_path, repository)
+
+
+def test_only_trainings_can_be_made_elsewhere(repository):
+    with pytest.raises(ConfigError, match="trained.can_synthesis: is no training of `commands`"):
+        configuration.parse(
+            ReportConfig,
+            repository / "configs/report.yaml",
+            ["trained.can_synthesis={exports: [a]}"],
+        )
+
+
 def test_a_training_is_named_by_its_number(complete, repository, tmp_path):
     of_texture = report.plan_report(
         complete, Options("small", ("can_texture",)), tmp_path, repository
@@ -167,6 +220,11 @@ def test_seeds_become_steps_of_each_fold(complete, repository, tmp_path):
     assert models.count("/can/seed") == models.count("/can_fcn8s/seed") == 3
     models = [value for value in steps["segmenters"].overrides if "models=" in value][-1]
     assert models.count("/can/seed") == models.count("/can_unet/seed") == 1
+    more = [
+        step.name
+        for step in plan.make_plan(complete, "small", tmp_path, repository, ["more_can"]).steps
+    ]
+    assert more == [f"more_can/seed{seed}" for seed in range(3, 5)]  # none is one of Table I's
     two = complete.commands["can"].model_copy(update={"folds": {"small": 2}})
     commands = {**complete.commands, "can": two}
     config = complete.model_copy(update={"commands": commands})
@@ -261,7 +319,8 @@ def test_facts_come_back_and_the_largest_scale_counts(tmp_path):
 
 
 def test_the_verdict_on_an_item_and_on_its_picture():
-    facts = {key: make_facts(key=key) for key in ("can_table1", "can_fig4", "cgan_boxes")}
+    keys = ("can_table1", "can_fig4", "cgan_boxes")
+    facts = {key: make_facts(key=key, trainings=3) for key in keys}
     own = page.judge_item(find_item("can_table1"), facts)
     assert own.word == "undecided" and len(own.evidence) == 3
     assert [part.word for part in own.evidence] == ["undecided", "undecided", "reproduced"]
@@ -273,6 +332,23 @@ def test_the_verdict_on_an_item_and_on_its_picture():
     assert "private data" in page.judge_item(find_item("infilling_fig7"), facts).reason
     failed = {"can_fig2": make_facts(key="can_fig2", reason="can: failed", tables=())}
     assert page.judge_item(find_item("can_fig2"), failed).reason == "can: failed"
+
+
+def test_what_depends_on_the_pixels_of_a_patch_is_decided_at_the_papers_size():
+    item = find_item("cgan_morphology")
+    rows = [
+        (f"{claim.better} - {claim.worse}", "-0.8 [-1.2, -0.4] p = 0.007") for claim in item.claims
+    ]
+    tables = (TableFacts(title="Differences of every pair", header=("", "Dice, %"), body=rows),)
+    extents = {
+        "64 of 256 px; CDD-CESM, scaled to 512 px": "undecided",
+        "1,000 steps": "contradicted",
+    }
+    for extent, word in extents.items():
+        facts = make_facts(key=item.key, extent=extent, trainings=3, tables=tables)
+        verdict = page.judge_item(item, {item.key: facts})
+        assert verdict.word == word
+        assert verdict.certainty == ("" if word == "undecided" else "low")  # no curve is known
 
 
 def test_facts_alone_make_the_same_page_byte_for_byte(config, tmp_path):
@@ -291,6 +367,48 @@ def test_facts_alone_make_the_same_page_byte_for_byte(config, tmp_path):
     )
     assert "Trivial baseline: centred disc" in text and "20,000 of 210,000 steps" in text
     assert b"The picture is not here" in written[0][0] and b"http" not in written[0][0]
+
+
+def test_a_page_without_a_folder_of_facts_is_an_error_and_writes_nothing(config, tmp_path):
+    own = config.model_copy(update={"facts": tmp_path / "none", "markdown": tmp_path / "page.md"})
+    with pytest.raises(ConfigError, match=r"^facts: .*none: no such folder"):
+        report.write_page(own, "small", tmp_path / "output")
+    assert not list(tmp_path.iterdir())
+
+
+# Facts of earlier settings, with what has changed since.
+OUTDATED = {
+    "can_fig4": "a picture of one training of each network, where three are planned",
+    "flow_tissue": "blending after 4,000 steps, where 12,000 are planned",
+    "segmenters": "trainings in folders without their seed",
+}
+
+
+def read_settings(command):
+    """Read a command's words, and the last value of each key; not what only makes it faster."""
+    words, _, overrides = command.rpartition(", as: ")[2].partition(" --set ")
+    words = re.sub(r" --jobs \d+", "", words)
+    return words, dict(one.split("=", 1) for one in shlex.split(overrides) if "=" in one)
+
+
+def test_facts_are_of_todays_settings(repository):
+    places = {"data.cbis_patches.root": "DIR", "data.cdd_cesm.root": "DIR"}
+    files = {"vgg19": "vgg19", "alexnet": "alexnet", "heads": "lpips_alex"}
+    files |= {"inception": "inception_fid2015"}
+    places |= {f"weights.{name}": f"{file}.npz" for name, file in files.items()}
+    overrides = [f"{key}={value}" for key, value in places.items()]
+    overrides.append("predictions.nnunet=pred")
+    config = configuration.parse(ReportConfig, repository / "configs/report.yaml", overrides)
+    outdated = set()
+    for item in report.choose_items([], "small"):
+        own = read_facts(repository / "docs/results").get(item.key)
+        if own and not own.reason:
+            names = plan.list_needed(config, own.scale, item.commands)
+            shown = plan.show_plan(config, own.scale, item.commands)
+            wanted = map(read_settings, plan.format_commands(shown, names))
+            made = [read_settings(command) for command in own.commands]
+            outdated |= {item.key for settings in wanted if settings not in made}
+    assert outdated == set(OUTDATED)
 
 
 def test_pictures_are_inside_the_page():
@@ -383,7 +501,7 @@ def test_the_summary_counts_verdicts_and_names_decided_claims():
     assert replaced.startswith(f"before\n{page.BEGIN}\n\n| paper |")
     assert replaced.endswith(f"\n\n{page.END}\nafter")
     assert "| Blending | 0 | 0 | 0 | 3 |" in replaced
-    assert "higher than that of U-Net. Contradicted: -1.5 [-2.5, -0.5]" in replaced
+    assert "higher than that of U-Net. Contradicted, certainty low: -1.5 [-2.5, -0.5]" in replaced
     assert page.replace_summary(replaced, {"can_table1": facts}) == replaced
 
 

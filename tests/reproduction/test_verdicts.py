@@ -1,5 +1,7 @@
 """The rule of verdicts, by facts made by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from tfmammo.document import TableFacts
@@ -48,7 +50,7 @@ def test_a_smaller_value_may_be_the_better_one():
         ("89.1, 89.4, 89.2", "88.0, 89.0, 87.0", "reproduced"),
         ("89.1, 89.4, 89.1", "89.2, 87.8, 89.2", "undecided"),
         ("89.1, 89.4, 89.2", "88.0, 89.1, 87.0", "undecided"),
-        ("89.1", "89.2, 87.8", "reproduced"),
+        ("89.1", "89.2, 87.8", "reproduced"),  # a fact without trainings of its own
     ],
 )
 def test_each_training_must_be_better_than_each_of_the_other(can, unet, word):
@@ -59,6 +61,13 @@ def test_each_training_must_be_better_than_each_of_the_other(can, unet, word):
     assert judge(CLAIM, tables) == word
     reason = judge_claim(CLAIM, tables, PRINTED, None, "small").reason
     assert reason.endswith(f"; trainings overlap: {can} and {unet}") == (word == "undecided")
+
+
+def test_models_that_were_trained_once_decide_no_order():
+    tables = compare(**{"U-Net": "-2.0 p = 0.001"})
+    words = [judge_claim(CLAIM, tables, PRINTED, None, "small", trainings=n) for n in (1, 2)]
+    assert [evidence.word for evidence in words] == ["undecided", "reproduced"]
+    assert words[0].reason.endswith("; one training each")
 
 
 @pytest.mark.parametrize(
@@ -129,10 +138,51 @@ def test_a_gain_is_decided_by_its_own_column_of_p(cell, p, positive, word):
 
 
 @pytest.mark.parametrize(
+    ("cell", "positive", "word"),
+    [
+        ("+0.026 [+0.004, +0.054]", True, "reproduced"),
+        ("+0.026 [-0.003, +0.054]", True, "undecided"),
+        ("-0.026 [-0.054, -0.004]", True, "undecided"),
+        ("-", True, "undecided"),
+    ],
+)
+def test_a_gain_must_be_beyond_that_of_a_trivial_baseline(cell, positive, word):
+    claim = Gain("It helps.", "x", "merit", "* real", "", positive, beyond="* copies")
+    tables = [
+        TableFacts(title=f"Differences from {name}", header=("", "merit"), body=(("x", text),))
+        for name, text in (("real", "+0.077 [+0.046, +0.108]"), ("copies", cell))
+    ]
+    assert judge(claim, tables) == word
+    # what is worse than real patches alone needs no baseline
+    assert judge(replace(claim, positive=False), tables) == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("change", "evenly", "positive", "word"),
+    [
+        ("+0.490 [+0.436, +0.548]", "+0.238", True, "reproduced"),
+        ("+0.245 [+0.223, +0.269]", "+0.262", True, "undecided"),
+        ("-0.279 [-0.379, -0.195]", "-0.120", False, "reproduced"),
+        ("-0.279 [-0.379, -0.195]", "-0.220", False, "undecided"),
+        ("+0.490", "+0.238", True, "undecided"),  # no interval
+        ("+0.490 [+0.436, +0.548]", "-", True, "undecided"),
+    ],
+)
+def test_an_edit_must_change_more_than_a_trivial_one(change, evenly, positive, word):
+    claim = Gain("It works.", "mass", "change", "*", "p", positive, trivial="change if*")
+    table = TableFacts(
+        title="Score",
+        header=("", "change", "change if spread evenly", "p"),
+        body=(("mass", change, evenly, "2e-04"),),
+    )
+    assert judge(claim, [table]) == word
+
+
+@pytest.mark.parametrize(
     ("cell", "word"),
     [
         ("92.0 [90.0, 93.0]", "reproduced"),
-        ("90.0 [88.0, 91.8]", "reproduced"),  # the interval reaches it
+        ("90.0 [88.0, 91.8]", "undecided"),  # a wide interval reaches everything
         ("88.7 [87.1, 90.1]", "undecided"),  # other data contradict no level
         ("92.0", "undecided"),
     ],
@@ -161,7 +211,7 @@ def test_a_level_in_another_unit():
     claim = Level("It is reached.", "CAN", "Dice*", ("CAN", "dice"), factor=0.01)
     table = TableFacts(title="means", header=("", "Dice"), body=(("CAN", "0.91 [0.90, 0.92]"),))
     evidence = judge_claim(claim, [table], PRINTED, None, "small")
-    assert evidence.reason == "0.91 [0.90, 0.92] against 0.917 as printed"
+    assert evidence.reason == "0.91 [0.90, 0.92] against 0.917 as printed, within our interval"
 
 
 @pytest.mark.parametrize(
@@ -196,11 +246,11 @@ def test_certainty(p, is_papers_data, trainings, are_flat, certainty):
 @pytest.mark.parametrize("prefix", ["", "[ALLOWED, though synthetic lesions do not outscore] "])
 def test_the_claims_on_edits_find_their_lines_whether_or_not_the_set_was_refused(prefix):
     """A study of a refused set says so in the title of each table."""
-    header = ("generator", "change", "p")
+    header = ("generator", "change", "change if spread evenly", "p")
     body = [
-        ("mass", "+0.101 [+0.067, +0.140]", "2e-04"),
-        ("calcification", "+0.120 [+0.083, +0.156]", "0.3"),
-        ("removal", "+0.131 [+0.086, +0.179]", "2e-04"),
+        ("mass", "+0.101 [+0.067, +0.140]", "+0.050", "2e-04"),
+        ("calcification", "+0.120 [+0.083, +0.156]", "+0.050", "0.3"),
+        ("removal", "+0.131 [+0.086, +0.179]", "-0.050", "2e-04"),
     ]
     title = f"{prefix}Score of a lesion by the classifiers trained on real patches alone"
     table = TableFacts(title=title, header=header, body=body)

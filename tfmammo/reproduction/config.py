@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from tfmammo.config import Frozen
 
@@ -56,7 +56,9 @@ class CommandConfig(Frozen):
     folds: dict[Scale, PositiveInt] = {}
     """Scale -> number of trainings, one a fold; 1 where none is named."""
     seeds: dict[Scale, PositiveInt] = {}
-    """Scale -> number of trainings of each fold, with seeds from 0 on; 1 where none is named."""
+    """Scale -> number of trainings of each fold; 1 where none is named."""
+    first_seed: NonNegativeInt = 0
+    """Seed of the first of several trainings. The others count on from it."""
     set: Overrides = ()
     """Overrides at every scale. "{NAME}" stands for the folders of another command, "{NAME:0}" for
     its first one, "{NAME:1}" for its second, "{tracking}" for the report's MLflow store,
@@ -86,6 +88,15 @@ class CommandConfig(Frozen):
         return None if self.archive is None else self.archive.get(scale, PHANTOM)
 
 
+class TrainedConfig(Frozen):
+    """Trainings of a command that were made elsewhere, on a GPU for instance."""
+
+    exports: tuple[Path, ...] = Field(min_length=1)
+    """Their exports, of all seeds of the first fold, then of the next one."""
+    how: str = "elsewhere"
+    """On what they were trained, and by which program, as facts and the page say it."""
+
+
 class ReportConfig(Frozen):
     """A config file of evaluate/report.py."""
 
@@ -102,10 +113,19 @@ class ReportConfig(Frozen):
     """Files of published networks; null: random weights, and tables say so."""
     predictions: dict[str, Path | None] = {}
     """Folders of masks that other tools predicted; null: commands that need them are left out."""
+    trained: dict[str, TrainedConfig] = {}
+    """Training command -> exports that take the place of its trainings, which are not run then."""
     aliases: Any = None
     """Lists of overrides for YAML's aliases; the report does not read them."""
     commands: dict[str, CommandConfig]
     """Name -> command. The name is also the name of its folder below OUTPUT."""
+
+    @model_validator(mode="after")
+    def _check_trained(self) -> ReportConfig:
+        for name in self.trained:
+            if name not in self.commands or not self.commands[name].run.startswith("train/"):
+                raise ValueError(f"trained.{name}: is no training of `commands`")
+        return self
 
     @model_validator(mode="after")
     def _check_archives(self) -> ReportConfig:

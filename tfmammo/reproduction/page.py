@@ -5,6 +5,7 @@ Both come from facts, printed numbers and the rule of verdicts alone, and hold n
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ SPEED = (
 )
 BEGIN = "<!-- written by evaluate/report.py -->"
 END = "<!-- end of what evaluate/report.py writes -->"
+SMALLER = re.compile(r"\b\d+ of \d+ px")  # in an extent where patches are smaller than the paper's
 BRIEF = 3  # decided claims in a summary
 
 
@@ -78,14 +80,23 @@ def judge_item(item: Item, facts: Mapping[str, Facts]) -> Verdict:
         return Verdict("undecided", reason="the paper prints no number that decides it")
     evidence = tuple(
         verdicts.judge_claim(
-            claim, own.tables, item.printed.values, item.floor, own.scale, own.is_papers_data
+            claim,
+            own.tables,
+            item.printed.values,
+            item.floor,
+            own.scale,
+            own.is_papers_data,
+            own.trainings,
         )
         for claim in item.claims
     )
     word = verdicts.combine(evidence)
+    if word != "undecided" and item.is_sized and (smaller := SMALLER.search(own.extent)):
+        reason = f"it depends on the pixels of a patch, and ours has {smaller[0]}"
+        return Verdict("undecided", evidence=evidence, reason=reason)
     certainty = ""
     if word != "undecided":
-        are_flat = all(curve.course == curves.FLAT for curve in own.curves)
+        are_flat = {curve.course for curve in own.curves} == {curves.FLAT}
         certainty = verdicts.rate_certainty(evidence, own.is_papers_data, own.trainings, are_flat)
     return Verdict(word, certainty, evidence)
 
@@ -143,8 +154,10 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
                 "0) on the paper's side, and the models are better than the trivial baseline.",
                 "contradicted: a claim's test is decisive on the other side, and the models are "
                 "better than the trivial baseline, where there is one.",
-                "Where both models were trained several times, each training of the one must also "
-                "be better than each of the other.",
+                "Two models that were trained once each decide nothing. Where the measure of each "
+                "training is known, each of the one must also be better than each of the other. "
+                "Of three trainings each, chance does that once in ten.",
+                "A gain is reproduced only if it is also beyond what a trivial baseline gains.",
                 "undecided: everything else that was measured. A level on other data than the "
                 "paper's decides nothing, reached or not.",
                 "Where the paper prints a value of both models, our interval also includes or "
@@ -152,7 +165,7 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
                 "Certainty is high if all p are below 0.01, on the paper's data, over three seeds "
                 "or folds; moderate if all p are below 0.01, and either the data is the paper's or "
                 "there are three seeds or folds; low otherwise, and wherever a validation curve is "
-                "not flat at its end.",
+                "not flat at its end, or none is known.",
             )
         ),
     ]
@@ -191,14 +204,14 @@ def _summarize_briefly(facts: Mapping[str, Facts]) -> str:
         words = [verdict_of[item.key].word for item in ITEMS if item.paper == key]
         lines.append(f"| {paper.name} | {' | '.join(str(words.count(word)) for word in WORDS)} |")
     claims = [
-        (item.source.name, evidence)
+        (item.source.name, evidence, verdict_of[item.key].certainty)
         for item in ITEMS
         for evidence in verdict_of[item.key].evidence
         if evidence.word in ("reproduced", "contradicted")
     ]
     lines += ["", "The table counts tables and figures, the list single claims:"] if claims else []
-    for paper_name, evidence in claims[:BRIEF]:
-        word = evidence.word.capitalize()
+    for paper_name, evidence, certainty in claims[:BRIEF]:
+        word = evidence.word.capitalize() + (f", certainty {certainty}" if certainty else "")
         sentence = f"- {paper_name}: {evidence.sentence} {word}: {evidence.reason}."
         lines += textwrap.wrap(sentence, 118, subsequent_indent="  ")
     if len(claims) > BRIEF:

@@ -10,18 +10,26 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tfmammo.config import Experiment
-from tfmammo.errors import ConfigError
-from tfmammo.reproduction.config import PHANTOM, CommandConfig, ReportConfig, Scale
+from tfmammo.errors import ConfigError, ExportError
+from tfmammo.export.card import CARD, read_card
+from tfmammo.reproduction.config import (
+    PHANTOM,
+    CommandConfig,
+    ReportConfig,
+    Scale,
+    TrainedConfig,
+)
 from tfmammo.reproduction.schemas import find_schema
 from tfmammo.studies import detection
 from tfmammo.studies.workflow import Step, parse_step
 
 _TOKEN = re.compile(r"\{([a-z][a-z0-9_.]*)(?::(\d))?\}")
+T = TypeVar("T")
 TRACKING = "tracking"
 WEIGHTS = "weights."
 PREDICTIONS = "predictions."
@@ -37,12 +45,14 @@ class Plan:
         steps_of: Command -> its steps, one a fold and seed. Of a command that is not wanted itself,
             those that another one needs: "{can:0}" needs the first alone.
         left_out: Command -> why it is not run.
+        trained: Command -> the trainings that exports take the place of. They are no steps.
     """
 
     scale: Scale
     steps: list[Step] = field(default_factory=list)
     steps_of: dict[str, list[Step]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    trained: dict[str, list[Step]] = field(default_factory=dict)
 
 
 def make_plan(
@@ -90,9 +100,9 @@ def show_plan(config: ReportConfig, scale: Scale, wanted: Iterable[str]) -> Plan
     }
     weights = {key: path and Path(path.name) for key, path in config.weights.items()}
     predictions = {key: path and Path(path.name) for key, path in config.predictions.items()}
-    config = config.model_copy(
-        update={"data": hidden, "weights": weights, "predictions": predictions}
-    )
+    trained = {key: one.model_copy(update={"exports": ()}) for key, one in config.trained.items()}
+    hidden_config = {"data": hidden, "weights": weights, "predictions": predictions}
+    config = config.model_copy(update=hidden_config | {"trained": trained})
     return make_plan(config, scale, Path(f"runs/report-{scale}"), Path("."), wanted)
 
 
@@ -157,8 +167,52 @@ class _Planner:
         for reference in _find_references(self.config, overrides):
             self.add(reference)
         steps = list(self._make_steps(name, command, overrides))
+        if name in self.config.trained:
+            self._check_exports(name, steps[0], len(steps))
+            self.plan.trained[name], steps = steps, []
         self.plan.steps_of[name] = steps
         self.plan.steps += steps
+
+    def _check_exports(self, name: str, step: Step, wanted: int) -> None:
+        """Refuse exports that can't take the place of a command's trainings.
+
+        A plan that is only shown has none, and names the folders of trainings.
+        """
+        exports = self.config.trained[name].exports
+        if not exports:
+            return
+        if len(exports) != wanted:
+            raise ConfigError(
+                f"trained.{name}: names {len(exports)} exports, and the scale {self.scale} has "
+                f"{wanted} trainings"
+            )
+        planned: Experiment[Any] = parse_step(
+            step, find_schema(self.config.commands[name].run), name
+        )
+        for path in exports:
+            try:
+                card = read_card(path)
+            except ExportError as error:
+                raise ConfigError(f"trained.{name}: {error}") from None
+            config = card.get("config", {})
+            own = (
+                config.get("model"),
+                config.get("data", {}).get("size"),
+                config.get("training", {}).get("steps"),
+            )
+            expected = (
+                planned.model.model_dump(mode="json"),
+                planned.data.size,
+                planned.training.steps,
+            )
+            for what, has, wants in zip(
+                ("model", "data.size", "steps"), own, expected, strict=True
+            ):
+                if has != wants:
+                    raise ConfigError(
+                        f"trained.{name}: {path} has {what} {has}, and the scale {self.scale} "
+                        f"{wants}"
+                    )
 
     def _find_obstacle(self, name: str, path: tuple[str, ...]) -> str | None:
         """Say why a command, or one that it needs, can't run here; None where all can."""
@@ -192,13 +246,20 @@ class _Planner:
             dict.fromkeys(
                 step.name
                 for token, number in _find_numbered_tokens(overrides)
-                if token in self.config.commands
-                for step in self._select_steps(token, number)
+                if token in self.config.commands and token not in self.plan.trained
+                for step in self._select(self.plan.steps_of[token], token, number)
             )
+        )
+        inputs = tuple(
+            path / CARD
+            for token in _find_tokens(overrides)
+            if token in self.plan.trained
+            for path in self.config.trained[token].exports
         )
         folds = command.folds.get(self.scale, 1)
         seeds = command.seeds.get(self.scale, 1)
-        for fold, seed in itertools.product(range(folds), range(seeds)):
+        first = command.first_seed
+        for fold, seed in itertools.product(range(folds), range(first, first + seeds)):
             step_name = name
             values = [*self._list_archive_overrides(command), *map(self._fill, overrides)]
             if folds > 1:
@@ -229,6 +290,7 @@ class _Planner:
                 depends_on,
                 ignored_args=("--set", *quiet) if is_training else (),
                 outputs=outputs if command.outputs is None else command.outputs,
+                inputs=inputs,
             )
 
     def _list_archive_overrides(self, command: CommandConfig) -> list[str]:
@@ -259,20 +321,22 @@ class _Planner:
         return _TOKEN.sub(replace, override)
 
     def _format_folders(self, name: str, number: str) -> str:
-        folders = [str(self.output / step.name) for step in self._select_steps(name, number)]
+        steps = self.plan.trained.get(name) or self.plan.steps_of[name]
+        exports = self.config.trained[name].exports if name in self.config.trained else ()
+        folders = list(map(str, exports or (self.output / step.name for step in steps)))
+        folders = self._select(folders, name, number)
         return folders[0] if len(folders) == 1 else json.dumps(folders)
 
-    def _select_steps(self, name: str, number: str) -> list[Step]:
-        """Select the steps of a command, all or one by its number; "" is none."""
-        steps = self.plan.steps_of[name]
+    def _select(self, values: list[T], name: str, number: str) -> list[T]:
+        """Select what a command has one of for each training, all or one by its number."""
         if not number:
-            return steps
-        if int(number) >= len(steps):
+            return values
+        if int(number) >= len(values):
             raise ConfigError(
-                f"commands: {{{name}:{number}}} is none of the {len(steps)} folders of {name} at "
+                f"commands: {{{name}:{number}}} is none of the {len(values)} folders of {name} at "
                 f"scale {self.plan.scale}; they count from 0"
             )
-        return [steps[int(number)]]
+        return [values[int(number)]]
 
 
 def _find_references(config: ReportConfig, overrides: Iterable[str] | None) -> list[str]:
@@ -363,9 +427,8 @@ def _pretend_all_data(config: ReportConfig) -> ReportConfig:
         name: command.model_copy(update={"package": None})
         for name, command in config.commands.items()
     }
-    return config.model_copy(
-        update={"data": data, "predictions": predictions, "commands": commands}
-    )
+    complete = {"data": data, "predictions": predictions, "trained": {}, "commands": commands}
+    return config.model_copy(update=complete)
 
 
 def _list_titles(config: ReportConfig, scale: Scale, names: Collection[str]) -> str:
@@ -431,17 +494,31 @@ def _count_trainings(command: CommandConfig, steps: list[Step]) -> list[int]:
         return [len(parse_step(steps[0], find_schema(command.run), "study").seeds)]
     if "--study" in command.run:
         study: detection.StudyConfig = parse_step(steps[0], detection.StudyConfig, "study")
-        return [len(study.seeds) * len(study.held_out)]
+        # a generator is trained once a fold, for the detectors of all seeds
+        return [len(study.held_out) * (1 if study.generators else len(study.seeds))]
     return []
 
 
-def format_commands(plan: Plan, names: Iterable[str]) -> tuple[str, ...]:
-    """Format the steps of commands for a shell, without what does not change the result."""
-    return tuple(
-        Step(step.name, step.command, resumable_args=step.resumable_args).format_command()
-        for name in names
-        for step in plan.steps_of.get(name, ())
-    )
+def format_commands(
+    plan: Plan, names: Iterable[str], trained: Mapping[str, TrainedConfig] | None = None
+) -> tuple[str, ...]:
+    """Format the steps of commands for a shell, without what does not change the result.
+
+    Trainings that were made elsewhere are comments.
+
+    Args:
+        plan: The plan.
+        names: Of commands.
+        trained: How trainings were made elsewhere.
+    """
+    lines = []
+    for name in names:
+        is_trained = name in plan.trained
+        start = f"# {name}, trained {trained[name].how}, as: " if trained and is_trained else ""
+        for step in plan.trained[name] if is_trained else plan.steps_of.get(name, ()):
+            command = Step(step.name, step.command, resumable_args=step.resumable_args)
+            lines.append(start + command.format_command())
+    return tuple(lines)
 
 
 def list_obstacles(plan: Plan, names: Iterable[str], failures: Mapping[str, str]) -> list[str]:

@@ -96,7 +96,7 @@ def print_plan(config: ReportConfig, options: Options, root: Path) -> list[str]:
         config, options.scale, list_commands(choose_items(options.only, options.scale))
     )
     left_out = [f"# {name}: {reason}" for name, reason in shown.left_out.items()]
-    return [*format_commands(shown, shown.steps_of), *left_out]
+    return [*format_commands(shown, shown.trained | shown.steps_of, config.trained), *left_out]
 
 
 def run_report(config: ReportConfig, options: Options, output: Path, root: Path) -> list[str]:
@@ -121,6 +121,7 @@ def run_report(config: ReportConfig, options: Options, output: Path, root: Path)
     plan = plan_report(config, options, output, root)
     for name, reason in plan.left_out.items():
         log.info("%s: left out, %s", name, reason)
+    find_facts_folder(config, options.scale, output).mkdir(parents=True, exist_ok=True)
     waiting = [item for item in choose_items(options.only, options.scale) if not item.reason]
     finished: set[str] = set()
 
@@ -164,7 +165,8 @@ def _write_item(
     """Write the facts and the picture of an item, or at the scale smoke why there are none."""
     names = list_needed(config, plan.scale, item.commands)
     extent = describe_extent(config, plan.scale, item.commands, root)
-    commands = format_commands(show_plan(config, plan.scale, item.commands), names)
+    shown = show_plan(config, plan.scale, item.commands)
+    commands = format_commands(shown, names, config.trained)
     plan = make_plan(config, plan.scale, output, root, item.commands)  # without others' trainings
     reasons = list_obstacles(plan, names, failures)
     folder = find_facts_folder(config, plan.scale, output)
@@ -185,7 +187,7 @@ def _write_item(
         facts = facts.model_copy(update={"reason": reason})
     else:
         facts = fact_files.add_tables(facts, item, plan, output)
-        steps = [step for name in names for step in plan.steps_of[name]]
+        steps = [step for name in names for step in plan.steps_of.get(name, ())]
         curves = read_curves(steps, output, get_tracking_uri(output))
         facts = facts.model_copy(update={"curves": curves})
         picture = fact_files.find_picture(item, plan, output)
@@ -207,11 +209,17 @@ def write_page(config: ReportConfig, scale: Scale, output: Path) -> list[str]:
 
     Returns:
         Where it was written, in words.
+
+    Raises:
+        ConfigError: There is no folder of facts.
     """
+    folder = find_facts_folder(config, scale, output)
+    if not folder.is_dir():
+        raise ConfigError(f"facts: {folder}: no such folder, so there is nothing to report")
     markdown = output / "report.md" if scale == "smoke" else config.markdown
-    for folder in (output, markdown.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    facts = fact_files.read_facts(find_facts_folder(config, scale, output))
+    for place in (output, markdown.parent):
+        place.mkdir(parents=True, exist_ok=True)
+    facts = fact_files.read_facts(folder)
     blocks = page.build_page(facts)
     pictures = {
         item.key: path.read_bytes()

@@ -8,8 +8,11 @@ The rule, for each claim:
   trivial baseline.
 - *contradicted*: the test is decisive on the other side, and every model of the claim is above the
   trivial baseline. Otherwise the trainings may just be too short.
-- Where both models were trained several times, each training of the one must also be better than
-  each of the other. The test counts patients, who are many; trainings differ by their seed, too.
+- The test counts patients, who are many; trainings differ by their seed, too. So two models that
+  were trained once each decide nothing. Where the facts tell the measure of each training, each of
+  the one must also be better than each of the other.
+- A gain is reproduced only if it is also beyond what a trivial baseline gains: as many augmented
+  copies, or the same brightness spread evenly.
 - *undecided*: everything else. The scale `smoke` decides nothing, and a printed level is decided on
   the paper's data alone: other data may be easier or harder.
 - Where the paper prints a value of both models, our interval also includes or excludes a gain as
@@ -21,7 +24,7 @@ measures what it shows.
 
 Certainty of a decided verdict: *high* if all p are below 0.01, on the paper's data and over three
 seeds or folds; *moderate* if all p are below 0.01 and one of the two holds; *low* otherwise, and
-wherever a validation curve is not flat at its end.
+wherever a validation curve is not flat at its end, or none is known.
 """
 
 from __future__ import annotations
@@ -146,6 +149,8 @@ class Gain:
         title: A pattern of the table's title.
         p_column: A pattern of the heading of p, where that is a column; "": p stands in the cell.
         positive: Whether the paper finds a gain.
+        beyond: A pattern of the title of the differences from the trivial baseline; "": none.
+        trivial: A pattern of the heading of what a trivial edit gains; "": none.
     """
 
     sentence: str
@@ -154,6 +159,8 @@ class Gain:
     title: str = "*"
     p_column: str = ""
     positive: bool = True
+    beyond: str = ""
+    trivial: str = ""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -162,6 +169,25 @@ class Gain:
 
     def judge(self, tables: Sequence[TableFacts], printed: Printed) -> Evidence:
         """Judge the claim."""
+        evidence = self._judge_alone(tables)
+        if evidence.word != "reproduced":
+            return evidence
+        if self.beyond:
+            rest = replace(self, title=self.beyond)._judge_alone(tables)
+            if rest.word != "reproduced":
+                reason = f"{evidence.reason}; beyond the trivial baseline {rest.reason}"
+                return replace(evidence, word="undecided", reason=reason)
+        if self.trivial:
+            cell = find_cell(tables, self.title, self.row, self.column)
+            edit = find_cell(tables, self.title, self.row, self.trivial)
+            if cell is None or edit is None or not _is_beyond(cell, edit.value):
+                beside = edit.text if edit else "which was not measured"
+                reason = f"{evidence.reason}; not beyond the trivial edit, {beside}"
+                return replace(evidence, word="undecided", reason=reason)
+        return evidence
+
+    def _judge_alone(self, tables: Sequence[TableFacts]) -> Evidence:
+        """Judge the claim without a trivial baseline."""
         cell = find_cell(tables, self.title, self.row, self.column)
         if cell is None:
             return Evidence(self.sentence, "undecided", "no such line was measured")
@@ -206,9 +232,10 @@ class Level:
         reason = f"{cell.text} against {target:g} as printed"
         if cell.high is None:
             return Evidence(self.sentence, "undecided", f"{reason}, without an interval")
-        if cell.high >= target:
+        if cell.value >= target:
             return Evidence(self.sentence, "reproduced", reason)
-        return Evidence(self.sentence, "undecided", f"{reason}, not reached")
+        word = "not reached" if cell.high < target else "within our interval"
+        return Evidence(self.sentence, "undecided", f"{reason}, {word}")
 
 
 Claim = Order | Gain | Level
@@ -230,6 +257,13 @@ def _judge_difference(sentence: str, cell: Cell, is_positive: bool, p: float | N
     return Evidence(sentence, word, reason, p)
 
 
+def _is_beyond(cell: Cell, value: float) -> bool:
+    """Return whether a cell's interval lies further from 0 than a value, on the cell's side."""
+    if cell.low is None or cell.high is None:
+        return False
+    return cell.low > value if cell.value > 0 else cell.high < value
+
+
 def _overlap(first: Sequence[float], second: Sequence[float]) -> bool:
     """Return whether neither's trainings are all above the other's; no for single trainings."""
     if len(first) < 2 or len(second) < 2:
@@ -244,6 +278,7 @@ def judge_claim(
     floor: Floor | None,
     scale: str,
     is_papers_data: bool = True,
+    trainings: int = FEWEST_TRAININGS,
 ) -> Evidence:
     """Judge a claim by the rule of this module.
 
@@ -254,6 +289,7 @@ def judge_claim(
         floor: The trivial baseline; None where there is none.
         scale: "smoke", "small" or "paper".
         is_papers_data: Whether the data are the paper's.
+        trainings: The smallest number of seeds or folds of a model.
     """
     evidence = claim.judge(tables, printed)
     if scale == "smoke":
@@ -261,6 +297,9 @@ def judge_claim(
         return replace(evidence, word="undecided", reason=reason)
     if isinstance(claim, Level) and evidence.word != "undecided" and not is_papers_data:
         reason = f"{evidence.reason}; a level on other data decides nothing"
+        return replace(evidence, word="undecided", reason=reason)
+    if isinstance(claim, Order) and evidence.word != "undecided" and trainings < 2:
+        reason = f"{evidence.reason}; one training each"
         return replace(evidence, word="undecided", reason=reason)
     if evidence.word != "undecided" and floor:
         below = [
@@ -309,7 +348,7 @@ def rate_certainty(
         evidence: The claims of a decided item.
         is_papers_data: Whether the data are the paper's.
         trainings: The smallest number of seeds or folds of a model.
-        are_flat: Whether every validation curve is flat at its end.
+        are_flat: Whether validation curves are known, and every one is flat at its end.
     """
     decisive = [part for part in evidence if part.word != "undecided"]
     if not are_flat or any(part.p is None or part.p >= CERTAIN for part in decisive):
