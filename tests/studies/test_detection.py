@@ -127,7 +127,7 @@ def test_the_repositorys_studies_are_the_papers(repository, name):
     if name == "infilling":
         assert np.diff((0, *study.copies)).tolist() == [300, 300, 400, 500, 500, 500, 500, 1000]
         assert np.diff((0, *study.synthetic)).tolist() == [300, 500, 500, 500, 500, 500]
-        assert study.base + 566 == 2066 and len(steps) == 74
+        assert study.base + 566 == 2066 and len(steps) == 75
     else:
         assert (study.synthetic, study.data.folds, study.held_out) == ((200,), 5, (0, 1, 2, 3, 4))
         assert study.copies == study.synthetic, "as many mammograms, and no synthetic mass"
@@ -239,7 +239,14 @@ def test_every_training_is_known_by_fold_and_seed(evaluated):
 def test_tables_say_recall_and_difference(evaluated):
     results = detection_report.read_results(*evaluated)
     tables = detection_report.make_tables(results)
-    assert set(tables) == {"recall", "false_positives", "difference"}
+    assert set(tables) == {"recall", "false_positives", "difference", "trainings"}
+    # One hit and two false positives of one score: (1 + 1/2 + 1/2) + (1/2 + 0 + 0) x 2, of 9.
+    assert tables["trainings"].title == "JAFROC1 figure of merit of each training"
+    assert tables["trainings"].header == ["trained on", "fold 0", "fold 2"]
+    assert tables["trainings"].body == [
+        ["real alone", "0.333, 0.000", "0.000, 0.333"],
+        ["real + 2 copies", "1.000, 1.000", "1.000, 1.000"],
+    ]
     rows = {row[0]: row[1:] for row in tables["recall"].body}
     assert list(rows) == [
         "real alone",
@@ -354,11 +361,7 @@ def test_fewer_than_six_patients_give_no_interval_and_no_p_but_a_sentence(evalua
     tables = make_tables(study, output)
     assert not any("[" in cell for row in tables["recall"].body for cell in row)
     assert tables["difference"].body[0][-2:] == ["-", "-"]
-    assert all(
-        "4 patients" in table.notes[0]
-        for name, table in tables.items()
-        if name != "false_positives"
-    )
+    assert all("4 patients" in tables[name].notes[0] for name in ("recall", "difference"))
 
 
 def test_false_positives_on_normal_mammograms_stand_apart(evaluated):

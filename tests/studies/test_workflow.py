@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 
@@ -231,7 +232,48 @@ def test_what_is_gone_is_made_again(tmp_path, caplog):
     workflow.run_steps(steps, tmp_path)
     (tmp_path / "one").rmdir()
     workflow.run_steps(steps, tmp_path)
-    assert (tmp_path / "ran").read_text() == "121" and "one: was done, but" in caplog.text
+    assert (tmp_path / "ran").read_text() == "1212" and "one: was done, but" in caplog.text
+
+
+def test_what_was_made_of_a_lost_result_is_made_again(tmp_path):
+    names = {"one": (), "two": ("one",), "three": ("two",), "four": ()}
+    steps = [writing(name, name[1], tmp_path, needed) for name, needed in names.items()]
+    workflow.run_steps(steps, tmp_path)
+    (tmp_path / "one").rmdir()
+    workflow.run_steps(steps, tmp_path)
+    assert (tmp_path / "ran").read_text() == "nwho" + "nwh"
+
+
+def test_no_command_goes_on_when_its_report_fails(tmp_path):
+    def fill_disk(name):
+        raise OSError(28, "No space left on device")
+
+    make = workflow._Runner
+    runner = []
+
+    def remember(*arguments):
+        runner.append(make(*arguments))
+        return runner[0]
+
+    waiting = Step("long", ("-c", "import time; time.sleep(60)"), ())
+    with (
+        mock.patch.object(workflow, "_Runner", side_effect=remember),
+        pytest.raises(OSError, match="No space left"),
+    ):
+        workflow.run_steps(
+            [waiting, writing("one", "1", tmp_path)], tmp_path, jobs=2, on_finish=fill_disk
+        )
+    assert runner[0].processes["long"].wait(10) == -signal.SIGTERM
+
+
+def test_config_files_within_overrides_count_by_their_content(tmp_path):
+    file = tmp_path / "inner.yaml"
+    digests = []
+    for content in ("a: 1", "a: 2"):
+        file.write_text(content)
+        step = Step("one", ("-c", "", "--set", f"methods={{a: {{config: {file}}}}}"), ())
+        digests.append(workflow._hash_step(step, {}, tmp_path / "output", ""))
+    assert digests[0] != digests[1]
 
 
 def test_a_step_that_makes_nothing_has_failed(tmp_path):

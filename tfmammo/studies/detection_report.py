@@ -24,6 +24,7 @@ from tfmammo.evaluation.froc_tables import (
     make_recall_cells,
     measure,
     tabulate_differences,
+    tabulate_trainings,
     write_table,
     write_tables,
 )
@@ -70,6 +71,12 @@ class Results:
     matches: Mapping[str, Sequence[Matches]]
     patients: Sequence[str]
     trainings: Sequence[Training]
+
+    def list_matches(self) -> dict[str, tuple[Sequence[Matches], Sequence[Training]]]:
+        """List the matches of each arm by its title, and the training behind each."""
+        return {
+            arm.title: (self.matches[arm.name], self.trainings) for arm in list_arms(self.config)
+        }
 
     @property
     def title(self) -> str:
@@ -291,6 +298,8 @@ def make_tables(results: Results) -> dict[str, Table]:
     if control in list_arms(config):
         name = "difference-from-base" if config.base else "difference-from-copies"
         tables[name] = tabulate_difference(results, control)
+    if len(set(results.trainings)) > 1:
+        tables["trainings"] = tabulate_trainings(results.list_matches(), "trained on")
     return tables
 
 
@@ -347,11 +356,8 @@ def tabulate_difference(results: Results, reference: Arm) -> Table:
     """Tabulate how far every other arm is from a reference arm; see `tabulate_differences`."""
     config = results.config
     title = f"Differences in {config.recall} from {reference.title}, at false positives per image"
-    matches = {
-        arm.title: (results.matches[arm.name], results.trainings) for arm in list_arms(config)
-    }
     return tabulate_differences(
-        matches,
+        results.list_matches(),
         reference.title,
         results.patients,
         config.fppi,

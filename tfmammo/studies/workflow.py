@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import shlex
 import signal
 import subprocess
@@ -57,6 +58,7 @@ class Step:
         ignored_args: Arguments that do not change the result.
         outputs: Files in its folder that other steps read. The step is finished while all of them
             exist.
+        inputs: Files from elsewhere that the step reads. With other contents it is run again.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Step:
     resumable_args: tuple[str, ...] = ()
     ignored_args: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    inputs: tuple[Path, ...] = ()
 
     def find_missing(self, output: Path) -> list[Path]:
         """List the outputs that do not exist; without `outputs`, its folder."""
@@ -133,11 +136,13 @@ class Completion:
         digest: A hash of everything that the step depends on, without `resumable_args`.
         resumable_args: Those that it was run with last.
         code: The version and state of the package, see `identify_code`; "" where none was noted.
+        is_stale: Whether what it was made of was made again since.
     """
 
     digest: str
     resumable_args: tuple[str, ...]
     code: str
+    is_stale: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,13 +188,18 @@ def run_steps(
     """
     runner = _Runner(steps, output, context, any_version, keep_going, on_finish)
     with _forward_signals(runner.processes) as signals:
-        while True:
-            if not signals:
-                runner.start_ready(jobs)
-            if not runner.processes:
-                break
-            time.sleep(POLL)
-            runner.collect_ended(is_stopping=bool(signals))
+        try:
+            while True:
+                if not signals:
+                    runner.start_ready(jobs)
+                if not runner.processes:
+                    break
+                time.sleep(POLL)
+                runner.collect_ended(is_stopping=bool(signals))
+        except BaseException:  # such as a full disk: no command goes on without its report
+            for process in runner.processes.values():
+                process.terminate()
+            raise
     if signals:
         raise Interrupted(signals[0], f"in {', '.join(runner.stopped) or 'no step'}")
     outcome = runner.outcome
@@ -296,7 +306,9 @@ class _Runner:
             _check_same(step, completed, current, self._output, self._any_version)
             if completed.code != current.code:
                 self.outcome.of_other_versions.append(step.name)
-        if completed and completed.resumable_args == step.resumable_args:
+        valid = completed if completed and not completed.is_stale else None
+        is_extended = valid is not None and valid.resumable_args != step.resumable_args
+        if valid and not is_extended:
             missing = step.find_missing(self._output)
             if not missing:
                 self._note_finished(step)
@@ -304,7 +316,17 @@ class _Runner:
             log.warning("%s: was done, but %s is gone: it is run again", step.name, missing[0])
         number = list(self._steps).index(step.name) + 1
         log.info("step %d of %d: %s", number, len(self._steps), step.name)
+        if not is_extended:
+            self._forget_dependents(step)
         self.processes[step.name] = _start_process(step, self._output)
+
+    def _forget_dependents(self, step: Step) -> None:
+        """Note of what was made of a step's old result that it is to be made again."""
+        for other in self._steps.values():
+            record = _find_record(self._output, other)
+            if step.name in other.depends_on and _read_completion(record):
+                content = json.loads(record.read_text(encoding="utf-8")) | {"stale": True}
+                filesystem.write_atomically(record, jobs.to_json(content), durable=False)
 
     def _finish(self, process: subprocess.Popen[bytes], step: Step) -> None:
         """Check a step that has ended, and note it as finished."""
@@ -444,11 +466,31 @@ def _hash_step(step: Step, digests: Mapping[str, str], output: Path, context: st
     for argument in step.command:
         named = argument.replace(str(output), "").replace(str(shipped.ROOT), "")
         digest.update(f"\n{named}".encode())
-        if argument.endswith(".yaml") and Path(argument).is_file():
-            digest.update(Path(argument).read_bytes())
+        for path in _list_configs(argument):
+            digest.update(path.read_bytes())
+    for path in step.inputs:
+        digest.update(path.read_bytes())
     for name in step.depends_on:
         digest.update(f"\n{digests[name]}".encode())
     return digest.hexdigest()
+
+
+def _list_configs(argument: str) -> list[Path]:
+    """List the config files that an argument names, be it within an override or by a script.
+
+    Examples:
+        >>> [path.name for path in _list_configs("methods={a: {config: configs/can.yaml}}")]
+        ['can.yaml']
+        >>> [path.name for path in _list_configs("detector.script=ssd")]
+        ['ssd.yaml']
+    """
+    scripts = re.findall(r"\bscript[=:] ?(\w+)", argument)
+    named = [
+        *re.findall(r"[^\s\"'{}:=,]+\.yaml\b", argument),
+        *(f"configs/{s}.yaml" for s in scripts),
+    ]
+    paths = [shipped.ROOT / name for name in named]  # an absolute name stays as it is
+    return [path for path in paths if path.is_file()]
 
 
 def _read_completion(path: Path) -> Completion | None:
@@ -456,7 +498,10 @@ def _read_completion(path: Path) -> Completion | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Completion(
-            str(content["digest"]), tuple(content["extent"]), str(content.get("code", ""))
+            str(content["digest"]),
+            tuple(content["extent"]),
+            str(content.get("code", "")),
+            bool(content.get("stale")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
