@@ -110,6 +110,15 @@ class Accepted(BaseException):
     """A command was read to its end. No `except Exception` on the way may catch this."""
 
 
+def check_halvings(parsed):
+    """Raise ConfigError where a network halves patches once per filter, and they are too small."""
+    from tfmammo.networks import halve
+
+    filters = getattr(getattr(parsed, "model", None), "filters", ())
+    if isinstance(filters, tuple) and filters:
+        halve("filters", parsed.data.size, len(filters))
+
+
 @pytest.fixture
 def reading(monkeypatch):
     """Stop commands as soon as they have read their arguments, and their config if they have one.
@@ -134,7 +143,7 @@ def reading(monkeypatch):
 
     def configured(schema, path, overrides=()):
         if Path(path).suffix != ".json":  # a synthesis writes recipes as .json
-            parse(schema, path, overrides)
+            check_halvings(parse(schema, path, overrides))
         raise Accepted
 
     monkeypatch.chdir(REPOSITORY)
@@ -265,6 +274,7 @@ def test_every_command_is_read_by_what_it_starts(page, tmp_path, reading, monkey
     [
         ["train/can.py", "--config", "configs/cann.yaml"],
         ["train/can.py", "--config", "configs/can.yaml", "--set", "model.depth=3"],
+        ["train/can.py", "--config", "configs/can.yaml", "--set", "data.size=128"],
         ["train/can.py", "--configs", "configs/can.yaml", "--out", "DIR"],
         ["evaluate/detection.py", "--study", "infiling"],
         ["-m", "tfmammo.archives", "inbrest", "DIR"],

@@ -58,6 +58,15 @@ def floats(losses):
     return {name: float(value) for name, value in losses.items()}
 
 
+def test_anchors_are_drawn_by_the_seed_of_the_training():
+    drawn = []
+    for seed in (0, 0, 1):
+        model = make_model()
+        keras.utils.set_random_seed(seed)
+        drawn.append(model._seed().numpy().tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 def test_the_papers_values_are_the_defaults(repository):
     c = LightHeadRCNNConfig()
     assert (c.blocks, c.rpn_width, c.anchor_scales, c.anchor_ratios) == (

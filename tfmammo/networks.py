@@ -130,11 +130,7 @@ class UNet256(Network):
     ) -> None:
         super().__init__(name=name)
         depth = len(filters)
-        if size % 2**depth:
-            raise ConfigError(
-                f"data.size: patches of {size} px can't be halved {depth} times, once for each of "
-                "model.filters"
-            )
+        halve("filters", size, depth)
         self.downs = [_convolution(n, biases) for n in filters]
         self.down_norms = [norm() if 0 < i < depth - 1 else None for i in range(depth)]
         ups = [*reversed(filters[:-1]), out_channels]
@@ -520,7 +516,7 @@ def dcgan_generator(
     Source:
         Radford, Metz, Chintala, Unsupervised representation learning with DCGANs (2015).
     """
-    side = _innermost("filters", size, len(filters))
+    side = halve("filters", size, len(filters))
     layers = keras.layers
     first, *rest = filters
     stack = [
@@ -564,7 +560,7 @@ def dcgan_discriminator(
     Raises:
         ConfigError: Size can't be halved so often.
     """
-    side = _innermost("discriminator_filters", size, len(filters))
+    side = halve("discriminator_filters", size, len(filters))
     layers = keras.layers
     stack = [keras.Input((size, size, channels))]
     for i, width in enumerate(filters):
@@ -620,7 +616,20 @@ def _two_convolutions(features: keras.KerasTensor, width: int) -> keras.KerasTen
     return features
 
 
-def _innermost(key: str, size: int, halvings: int) -> int:
+def halve(key: str, size: int, halvings: int) -> int:
+    """Halve a patch once for each number of a key of `model`.
+
+    Args:
+        key: Named in the error.
+        size: Rows and columns of the patch, px.
+        halvings: How often.
+
+    Returns:
+        Rows and columns of the innermost map.
+
+    Raises:
+        ConfigError: Size can't be halved so often.
+    """
     if size % 2**halvings:
         raise ConfigError(
             f"data.size: patches of {size} px can't be halved {halvings} times, once for each of "

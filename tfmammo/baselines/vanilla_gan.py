@@ -5,8 +5,10 @@ It is the weakest of the blending paper's comparisons (Fig. 5d).
     min_G max_D  E[log D(Y)] + E[log(1 - D(G(z)))]          Goodfellow et al. 2014
 
 Departures and what the paper leaves open:
-- The networks: DCGAN's, as for the mask GAN. So are the distribution of z, uniform in [-1, 1],
-  Adam's values and the batch.
+- The networks: DCGAN's, as for the mask GAN. So are the distribution of z, uniform in [-1, 1], and
+  Adam's values. The batch is the mask GAN's.
+- Each draw of a training patch is one of the eight symmetries of the square (`data.augment`).
+- Both networks are updated from one pass, so that G descends through D as it was before its update.
 - Patches of lesions, as in tfmammo/models/blending.py, where the paper shows whole breasts.
 - Annotation: the paper shows images alone. G and D see images alone here too. A D that also saw
   masks would tell fakes by the mask, whose real values are 0 and 1 alone, and would teach G little

@@ -36,6 +36,8 @@ Departures and what the texts leave open:
 - Proposals: 1000 of the best 2000, in training and after it. The true boxes are added to them in
   training, as in Faster R-CNN.
 - The box of the background class, which nothing reads, is not predicted.
+- Each draw of a mammogram is mirrored, turned by half or left as it is (`data.augment`). The study
+  of Shen et al. (configs/study_infilling.yaml) turns this off, because its copies are augmented.
 - Overlapping detections are merged above an IoU of 0.3, as by the other detectors here and by
   Faster R-CNN.
 """
@@ -65,6 +67,7 @@ from tfmammo.detection.training import (
 )
 from tfmammo.errors import DetectionError
 from tfmammo.export import SIGNATURE
+from tfmammo.layers import step_seed
 from tfmammo.networks import resnet_stages
 from tfmammo.optimization import build_adam, count_batches, minimize, unwrap
 
@@ -400,13 +403,8 @@ class LightHeadRCNN:
         return {"detector": detector}
 
     def _seed(self) -> tf.Tensor:
-        """Make the seed of this batch's random numbers.
-
-        It holds the number of batches so far, by the optimizer's saved count, and the replica.
-        """
-        batches = count_batches(unwrap(self.optimizers["detector"]))
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return tf.stack([tf.cast(batches, tf.int32), tf.cast(replica, tf.int32)])
+        """Make the seed of this batch's random numbers, by the optimizer's saved count."""
+        return step_seed(count_batches(unwrap(self.optimizers["detector"])))
 
 
 def build_backbone(config: LightHeadRCNNConfig, shape: tuple[int, int]) -> keras.Model:

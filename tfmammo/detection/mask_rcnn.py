@@ -20,8 +20,10 @@ Departures, and what the paper's text leaves open:
   is its box.
 - The lambdas are 1. Adam has a linear warm-up, then a constant rate (or a falling one, `decay`),
   with clipped gradients. It starts afresh in every stage.
-- COCO weights go into ResNet, pyramid and proposals; the parts that know classes start from random
-  weights.
+- COCO weights go into ResNet, pyramid and proposals; the heads of boxes and masks start from random
+  weights as a whole, though only their last layers know classes.
+- Each draw of a mammogram is mirrored, turned by half or left as it is (`data.augment`); the text
+  turns and resizes lesions only.
 - The ResNet's BatchNorm is frozen (statistics, scale and shift) where it comes from a checkpoint,
   because two mammograms a step are too few to estimate statistics from. So does the implementation
   (Abdulla 2017) whose schedule of heads, stage 4 up and all the paper has. `batch_norm: running`

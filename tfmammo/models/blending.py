@@ -33,6 +33,12 @@ Departures and what the paper leaves open:
 - log(1 - D) hardly has a gradient while D wins: `adversarial: non_saturating` (default) minimises
   -log D. D's "average" of its responses is that of probabilities; `average: losses` averages their
   logarithms.
+- Each draw of a real patch, of tissue and of a lesion is one of the eight symmetries of the square
+  (`data.augment`).
+- Grey values are those of the mammogram (`data.window`); the paper states none.
+- Windows of normal tissue are of `data.size` px over `data.sampling.scale`, lesions' windows are
+  twice as wide as their lesions. So the two agree at 256 px and native resolution, and for another
+  size or a scaled copy only in the middle of the range, unless the scale is set.
 - Real patches show their lesion in the middle, blended ones anywhere. D sees 16 px and can't tell
   them apart by that. Lesions need outlines.
 - `prior: noise` is the paper's adversarial model without prior knowledge: uniform noise in place of

@@ -36,7 +36,7 @@ Departures and what the paper leaves open:
 - Grey values: the 0.5th and 99.5th percentiles of each patch become 0 and 1 (`data.percentiles`);
   the paper states none.
 - The crop is not stated. Table I implies lesions that fill 0.35 to 0.37 of a patch, which
-  `data.context: 1.3` gives.
+  `data.context: 1.3` gives. Patches that come cropped (`data.frame: full`) keep their own share.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ Departures and what the paper leaves open:
   5,000 of 500,000 samples are a hundredth of the training (`decay_every`). They stay a hundredth
   where a training is shorter, so that its mean exposure to synthetic patches is the paper's.
 - The share is the same for both classes. Within a pool (real or synthetic, positive or negative)
-  patches come in random order, all of them before any repeats.
+  patches come in random order, all of them before any repeats. With a share a patch is drawn from
+  either pool, and one of the two is used.
 - Grey patches are repeated three times and scaled as ResNet-50's weights expect: 255 * image less
   ImageNet's mean colour.
 - The batch size is 20 in configs/classifier.yaml; 250 batches are the 5,000 samples between

@@ -34,6 +34,8 @@ Departures and what the paper leaves open:
   is as printed, where theirs leaks. It upsamples bilinearly and starts from He's random weights.
 - The unet generator: Pix2Pix's U-Net, dropout 0.5 in its three innermost decoder blocks, off at
   inference. Both generators end in tanh.
+- Grey values are those of the mammogram (`data.window`); the paper states none.
+- `data.padding` is the paper's 100 px "unscaled". In a scaled copy of an archive it is more tissue.
 - log(1 - D) hardly has a gradient while D wins: `adversarial: non_saturating` (default) minimises
   -log D. "The average value" of D's 30 x 30 responses is that of probabilities; `average: losses`
   averages their logarithms.
