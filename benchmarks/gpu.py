@@ -5,22 +5,23 @@ python benchmarks/gpu.py compare FOLDER [--rounds 5] [--seconds 2] [--minutes 8]
 python benchmarks/gpu.py pack NNUNET DATA.npz
 python benchmarks/gpu.py train FOLDER/can-bfloat16 DATA.npz OUT [--steps 210000] [--minutes 8]
 [--seed 0]
-python benchmarks/gpu.py write can OUT/weights.npz RUN/export DIR
-python benchmarks/gpu.py masks OUT/inverter.npz DATA.npz DIR
+python benchmarks/gpu.py write OUT/weights.npz RUN/export DIR
+python benchmarks/gpu.py masks OUT/inverter-210000.npz DATA.npz DIR
 
 export (needs tfmammo) lowers `train_step` of each model, of step.py's size, batch and widths, and
 the model's functions to StableHLO. Weights are described, not stored: CAN's state takes 1.3 GB.
 compare (needs JAX and PyTorch) draws weights by that description for both sides, compares the
 losses of the first step, and lets the two take turns. Dropout is off on both sides. The steps of
 the contextual GAN, blending, SegNet and Light-Head R-CNN are none that XLA takes.
-pack puts patches that `tfmammo export nnunet` wrote, with an official test set, into one file.
+pack puts patches that `tfmammo export nnunet` wrote, with an official test set, into one file, and
+their patients.
 train (needs JAX) trains from such weights on its `image` and `mask`, uint8 [n, size, size], in the
 eight symmetries, 500 steps at a time without leaving the GPU, and answers for `test_image` and
-`test_mask` by each network of images. The same command goes on where --minutes or --steps ended.
+`test_mask` by each network of images. The same command goes on where --minutes, --steps or Ctrl-C
+ended. Other weights, patches or seeds are refused.
 Several processes share a GPU: start NVIDIA's MPS daemon first (nvidia-cuda-mps-control -d).
 write (needs tfmammo) makes an export of the weights, which evaluate/ and the report's `trained`
-take. It has the card of a short run with the same config and data, so that the patients of the
-training are known.
+take. It has the card of a short run, which must be of the same model, size, batch and patients.
 masks writes an answer as label maps, which evaluate/segmentation.py takes as the model masks:DIR.
 """
 
@@ -33,6 +34,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import statistics
 import time
 from collections.abc import Callable
@@ -44,10 +46,14 @@ import step as steps
 from processes import MeasuredProcess, serve
 
 XLA = ("can", "unet", "cgan", "infilling", "fcn8s", "classifier", "mask_gan", "flow")
+# Models whose networks start from normal numbers alone. Others' special weights would be lost:
+# bilinear kernels of FCN-8s, VGG-19 of infilling, the flow's average.
+TRAINED = ("can", "pix2pix", "unet")
 # An output that may take the memory of a parameter is the variable's new value.
 ALIAS = re.compile(r"parameter_number = (\d+) : i64\}, output_index = array<i64: (\d+)>")
 ANSWERED = 8  # patches that a function takes
 CHUNK = 500  # steps that the device takes by itself
+PRECISIONS = {"bfloat16": "mixed_bfloat16", "float32": "float32"}  # name of a folder -> of Keras
 TYPES = {"f32": np.dtype(np.float32), "i64": np.dtype(np.int64), "i32": np.dtype(np.int32)}
 
 
@@ -60,11 +66,11 @@ def main() -> None:
     command = commands.add_parser("export")
     command.add_argument("folder", type=Path)
     command.add_argument("--model", nargs="+", choices=(*XLA, "pix2pix"), default=XLA)
-    command.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
+    command.add_argument("--precision", choices=PRECISIONS, default="bfloat16")
     command.add_argument("--size", type=int, help="px (the paper's)")
     command.add_argument("--batch", type=int, help="patches (the paper's)")
     command.add_argument("--config", type=json.loads, default={}, metavar="JSON")
-    command.add_argument("--dropout", action="store_true", help="keep it, for a training")
+    command.add_argument("--dropout", action="store_true", help="for a training, with CAN's D of 16 px")
     command.set_defaults(run=lambda options: [export(options, name) for name in options.model])
     command = commands.add_parser("compare")
     command.add_argument("folder", type=Path)
@@ -93,7 +99,6 @@ def main() -> None:
     command.add_argument("folder", type=Path)
     command.set_defaults(run=write_masks)
     command = commands.add_parser("write")
-    command.add_argument("model", choices=(*XLA, "pix2pix"))
     command.add_argument("weights", type=Path)
     command.add_argument("short", type=Path, help="export of a short run")
     command.add_argument("folder", type=Path)
@@ -114,12 +119,12 @@ def export(options: argparse.Namespace, name: str) -> None:
     import tensorflow as tf
 
     keras.utils.set_random_seed(0)
-    keras.config.set_dtype_policy(
-        "mixed_bfloat16" if options.precision == "bfloat16" else "float32"
-    )
+    keras.config.set_dtype_policy(PRECISIONS[options.precision])
     paper = steps.MODELS[name]
     size, batch_size = options.size or paper.size, options.batch or paper.batch
-    model = models.build_model(name, {**paper.config, **options.config}, size)
+    # What step.py changes for its peer (CAN's D of 70 px) is for times alone.
+    config = options.config if options.dropout else {**paper.config, **options.config}
+    model = models.build_model(name, config, size)
     if not options.dropout:
         models.switch_dropout_off(model)
     folder = options.folder / f"{name}-{options.precision}"
@@ -320,36 +325,39 @@ class Step:
             state[variable] = outputs[output]
         return state, outputs[: len(self.meta["losses"])]
 
-    def identify(self) -> str:
-        """Name the program and the seed, with which alone a training goes on."""
+    def identify(self, data: dict[str, np.ndarray]) -> str:
+        """Name the program, the seed and the patches, with which alone a training goes on."""
         program = hashlib.sha256((self.folder / "step.mlir").read_bytes()).hexdigest()[:12]
-        return f"program {program}, seed {self.seed}"
+        patches = hashlib.sha256(data["image"].tobytes() + data["mask"].tobytes()).hexdigest()[:12]
+        return f"program {program}, seed {self.seed}, patches {patches}"
 
-    def read_state(self, folder: Path) -> int:
+    def read_state(self, folder: Path, identity: str) -> int:
         """Read what `write_state` wrote, if anything; return the steps made so far."""
         if not (folder / "state.npz").exists():
             return 0
         with np.load(folder / "state.npz") as values:
-            if str(values["of"]) != self.identify():
-                raise SystemExit(
-                    f"{folder}: was trained with {values['of']}, not {self.identify()}"
-                )
+            if str(values["of"]) != identity:
+                raise SystemExit(f"{folder}: was trained with {values['of']}, not {identity}")
             self.state = [self.put(values[str(i)]) for i in range(len(self.state))]
             return int(values["made"])
 
-    def write_state(self, folder: Path, made: int) -> None:
-        """Write state.npz, with which a training goes on, and the networks' weights as float16."""
+    def write_state(self, folder: Path, made: int, identity: str, patients: np.ndarray) -> None:
+        """Write state.npz, with which a training goes on, and weights.npz.
+
+        The latter has the networks' weights as float16, and what `write_model` must know of them.
+        """
         values = [np.asarray(value) for value in self.state]
         state = {str(i): value for i, value in enumerate(values)}
-        new = folder / "state.new.npz"
-        np.savez(new, made=made, of=self.identify(), **state)  # type: ignore[arg-type]
-        new.replace(folder / "state.npz")
         weights = {
             about["owner"]: value.astype(np.float16)
             for about, value in zip(self.meta["variables"], values, strict=True)
             if about["owner"]
         }
-        np.savez(folder / "weights.npz", steps=made, seed=self.seed, **weights)  # type: ignore[arg-type]
+        about = {key: self.meta[key] for key in ("model", "size", "batch", "precision")}
+        about["config"] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        about |= {"steps": made, "seed": self.seed, "patients": sorted(set(patients.tolist()))}
+        _save(folder / "state.npz", made=made, of=identity, **state)
+        _save(folder / "weights.npz", about=json.dumps(about), **weights)
 
     def write_weights(self) -> None:
         """Write weights.npz, by which PyTorch's side starts from the same weights."""
@@ -361,6 +369,13 @@ class Step:
         # its reader takes the arrays of a network in their order in the file
         ordered = sorted(owned, key=lambda name: int(name.rpartition("/")[2]))
         np.savez(self.folder / "weights.npz", **{name: owned[name] for name in ordered})  # type: ignore[arg-type]
+
+
+def _save(path: Path, **values: Any) -> None:
+    """Write arrays, so that a stop leaves the earlier file or the new one."""
+    new = path.with_suffix(".new.npz")
+    np.savez(new, **values)
+    new.replace(path)
 
 
 def call(executable: Any, values: list[Any]) -> list[Any]:
@@ -445,7 +460,10 @@ def compare_step(folder: Path, faster: str, options: argparse.Namespace) -> dict
 
 
 def pack(options: argparse.Namespace) -> None:
-    """Write image, mask, test_image and test_mask, uint8 [n, size, size], and the test's names."""
+    """Write image, mask, test_image and test_mask, uint8 [n, size, size].
+
+    The names of the test's patches and the patients of the others stand beside them.
+    """
     import cv2
 
     def list_names(part: str) -> list[str]:
@@ -458,6 +476,8 @@ def pack(options: argparse.Namespace) -> None:
         return values if values.dtype == np.uint8 else np.round(values / 257).astype(np.uint8)
 
     train_names, test_names = list_names("Tr"), list_names("Ts")
+    with (options.folder / "metadata.csv").open(newline="", encoding="utf-8") as file:
+        patient_of = {row["file"]: row["patient"] for row in csv.DictReader(file)}
     np.savez_compressed(
         options.data,
         image=read("imagesTr", train_names, "_0000.png"),
@@ -465,6 +485,7 @@ def pack(options: argparse.Namespace) -> None:
         test_image=read("imagesTs", test_names, "_0000.png"),
         test_mask=255 * read("labelsTs", test_names),
         test_names=test_names,
+        patients=[patient_of[f"imagesTr/{name}_0000.png"] for name in train_names],
     )
 
 
@@ -479,39 +500,52 @@ def write_masks(options: argparse.Namespace) -> None:
 
 
 def write_model(options: argparse.Namespace) -> None:
-    """Write trained weights as an export, with the card of a short run of the same config."""
+    """Write trained weights as an export, with the card of a short run.
+
+    The card says which patients the networks know, so the run must be of the same ones.
+    """
     import models
 
     from tfmammo import export as exports
 
     card = exports.read_card(options.short)
     config = card["config"]
-    model = models.build_model(options.model, config["model"], config["data"]["size"])
-    with np.load(options.weights) as values:
-        made = {name.partition("/")[0] for name in values if "/" in name}
-        for name, variables in models.collect_variables(model).items():
-            for i, variable in enumerate(variables):
-                # a network has all of its weights or none; dropout's state may be left out
-                if name in made or f"{name}/{i}" in values:
-                    variable.assign(values[f"{name}/{i}"])
-        steps, seed = int(values["steps"]), int(values["seed"])
+    with np.load(options.weights) as file:
+        values = dict(file)
+    about = json.loads(str(values.pop("about")))
+    checks = {
+        "model": (about["config"], config["model"]),
+        "data.size": (about["size"], config["data"]["size"]),
+        "training.batch_size": (about["batch"], config["training"]["batch_size"]),
+        "patients": (about["patients"], sorted(card["train_patients"])),
+    }
+    for key, (has, wants) in checks.items():
+        if has != wants:
+            raise SystemExit(f"{options.short}: {key} is not that of {options.weights}")
+    model = models.build_model(about["model"], config["model"], config["data"]["size"])
+    made = {name.partition("/")[0] for name in values}
+    for name, variables in models.collect_variables(model).items():
+        for i, variable in enumerate(variables):
+            if name in made:
+                variable.assign(values[f"{name}/{i}"])
     kept = ("name", "split", "data_fingerprint", "id_key", "train_patients", "held_out_ids")
-    training = config["training"] | {"steps": steps, "seed": seed, "precision": "mixed_bfloat16"}
-    about = {key: card[key] for key in kept} | {
+    training = {key: about[key] for key in ("steps", "seed")}
+    training["precision"] = PRECISIONS[about["precision"]]
+    content = {key: card[key] for key in kept} | {
         "id": hashlib.sha256(options.weights.read_bytes()).hexdigest()[:32],
-        "step": steps,
-        "config": config | {"training": training},
+        "step": about["steps"],
+        "config": config | {"training": config["training"] | training},
     }
     with_weights = argparse.Namespace(
         name=model.name,
         networks={name: model.networks[name] for name in sorted(made)},
         functions=lambda: {n: one for n, one in model.functions().items() if n in made},
     )
-    exports.export(with_weights, options.folder, about)
+    exports.export(with_weights, options.folder, content)
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train, or go on; write losses.csv, weights.npz, and an answer.npz of each network of images.
+    """Train, or go on; write losses.csv, weights.npz, and the answers of each network of images.
 
     Weights are float16. state.npz holds all that a second command needs to go on.
     """
@@ -519,7 +553,12 @@ def train(options: argparse.Namespace) -> None:
     import jax
     import jax.numpy as jnp
 
+    if step.meta["model"] not in TRAINED:
+        raise SystemExit(f"{options.folder}: only {', '.join(TRAINED)} can be trained")
+    if options.steps % CHUNK or options.every % CHUNK:
+        raise SystemExit(f"--steps and --every must be multiples of {CHUNK}")
     data = dict(np.load(options.data))
+    identity = step.identify(data)
     image, mask = step.put(data["image"]), step.put(data["mask"])
 
     def draw(key: Any, number: Any) -> list[Any]:
@@ -546,36 +585,55 @@ def train(options: argparse.Namespace) -> None:
         return jax.lax.fori_loop(first, first + CHUNK, body, (state, losses))
 
     options.output.mkdir(parents=True, exist_ok=True)
-    start = made = step.read_state(options.output)
+    start = made = step.read_state(options.output, identity)
     networks = {
         name: step.load(name)
         for name, about in step.meta["functions"].items()
         if about["inputs"] in (["image"], ["mask"])
     }
+
+    def keep() -> None:
+        """Write what there is; networks' answers too."""
+        step.write_state(options.output, made, identity, data["patients"])
+        for name, network in networks.items():
+            answer(step, name, network, data, options.output / f"{name}-{made}.npz")
+
+    stops: list[int] = []  # a stop waits for the end of a chunk
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stops.append(number))
+    key = jax.random.PRNGKey(options.seed)
     began = time.monotonic()
-    mode = "a" if made else "w"
-    with (options.output / "losses.csv").open(mode, newline="", encoding="utf-8") as file:
+    compiled = take.lower(step.state, key, made).compile()
+    print(f"{step.device}: compiled in {time.monotonic() - began:.0f} s", flush=True)
+    losses_file = options.output / "losses.csv"
+    earlier = _read_losses(losses_file, made)
+    spent = float(earlier[-1][1]) if earlier else 0.0
+    with losses_file.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        if not made:
-            table.writerow(["step", "seconds", *step.meta["losses"]])
-        key = jax.random.PRNGKey(options.seed)
-        compiled = take.lower(step.state, key, made).compile()
-        print(f"{step.device}: compiled in {time.monotonic() - began:.0f} s", flush=True)
+        table.writerow(["step", "seconds", *step.meta["losses"]])
+        table.writerows(earlier)
         began = time.monotonic()
-        while made < options.steps and time.monotonic() - began < 60 * options.minutes:
+        limit = began + 60 * options.minutes
+        while made < options.steps and not stops and time.monotonic() < limit:
             step.state, losses = compiled(step.state, key, made)
             made += CHUNK
-            table.writerow([made, round(time.monotonic() - began, 1), *map(float, losses)])
+            seconds = spent + time.monotonic() - began
+            table.writerow([made, round(seconds, 1), *map(float, losses)])
             file.flush()
-            if made % options.every == 0:
-                step.write_state(options.output, made)
-                for name, network in networks.items():
-                    answer(step, name, network, data, options.output / f"{name}-{made}.npz")
+            if made % options.every == 0 and made < options.steps:
+                keep()
         seconds = time.monotonic() - began
     print(f"{made} steps, {1e3 * seconds / max(made - start, 1):.2f} ms each", flush=True)
-    step.write_state(options.output, made)
-    for name, network in networks.items():
-        answer(step, name, network, data, options.output / f"{name}.npz")
+    if made > start:
+        keep()
+
+
+def _read_losses(path: Path, made: int) -> list[list[str]]:
+    """Read the rows of losses.csv up to a step; later ones were of work that a stop lost."""
+    if not made or not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in list(csv.reader(file))[1:] if int(row[0]) <= made]
 
 
 def answer(step: Step, name: str, network: Any, data: Any, path: Path) -> None:

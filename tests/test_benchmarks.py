@@ -536,6 +536,8 @@ def test_answers_of_a_gpu_go_back_to_the_patches_that_they_belong_to(repository,
             # the exchange writes images with 16 bits and label maps with 8
             grey = np.full((8, 8), 257 * value, np.uint16) if suffix else np.ones((8, 8), np.uint8)
             cv2.imwrite(str(tmp_path / folder / f"{name}{suffix}.png"), grey)
+    rows = [f"imagesTr/{name}_0000.png,of {name}" for name in reversed(shown)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file,patient", *rows]))
     (tmp_path / "labelsTr").rename(tmp_path / "labelsTs")
     shutil.copytree(tmp_path / "labelsTs", tmp_path / "labelsTr")
     script = [sys.executable, str(repository / "benchmarks/gpu.py")]
@@ -545,6 +547,7 @@ def test_answers_of_a_gpu_go_back_to_the_patches_that_they_belong_to(repository,
     packed = np.load(data)
     assert packed["test_image"][:, 0, 0].tolist() == list(shown.values())
     assert packed["image"].dtype == np.uint8
+    assert packed["patients"].tolist() == ["of a_1", "of a_12"]
     assert packed["mask"].shape == (2, 8, 8) and packed["mask"].min() == 255
     np.savez(tmp_path / "inverter.npz", answer=packed["test_image"])
     command = ["masks", str(tmp_path / "inverter.npz"), str(data), str(tmp_path / "masks")]
@@ -575,18 +578,60 @@ def test_weights_of_a_gpu_become_an_export_of_the_networks_that_have_them(reposi
     before = read_weights(short / "inverter")
     halves = [(value / 2).astype(np.float16) for value in before]
     weights = {f"inverter/{i}": value for i, value in enumerate(halves)}
-    np.savez(tmp_path / "weights.npz", steps=7, seed=3, **weights)
-    write = [sys.executable, repository / "benchmarks/gpu.py", "write", "can"]
+    card = json.loads((short / "card.json").read_text())
+    about = {"model": "can", "config": card["config"]["model"], "size": 32, "batch": 1}
+    about |= {"precision": "bfloat16", "steps": 7, "seed": 3, "patients": card["train_patients"]}
+    np.savez(tmp_path / "weights.npz", about=json.dumps(about), **weights)
+    write = [sys.executable, repository / "benchmarks/gpu.py", "write"]
     made = tmp_path / "made"
     subprocess.run([*write, tmp_path / "weights.npz", short, made], check=True, env=environment)
     card = json.loads((made / "card.json").read_text())
     assert list(card["functions"]) == ["inverter"] == list(card["networks"])
     assert card["step"] == card["config"]["training"]["steps"] == 7
-    assert card["train_patients"] == json.loads((short / "card.json").read_text())["train_patients"]
+    assert card["config"]["training"]["precision"] == "mixed_bfloat16"
+    assert card["train_patients"] == about["patients"]
     for value, expected in zip(read_weights(made / "inverter"), before, strict=True):
         assert value == pytest.approx(expected / 2, rel=1e-3, abs=1e-6)
-    del weights["inverter/0"]
-    np.savez(tmp_path / "weights.npz", steps=7, seed=3, **weights)
-    again = [*write, tmp_path / "weights.npz", short, tmp_path / "again"]
-    assert subprocess.run(again, check=False, env=environment).returncode
-    assert not (tmp_path / "again").exists()
+    fewer = {name: value for name, value in weights.items() if name != "inverter/0"}
+    other = about | {"patients": about["patients"][1:]}
+    for values, of in ((fewer, about), (weights, other), (weights, about | {"size": 64})):
+        np.savez(tmp_path / "weights.npz", about=json.dumps(of), **values)
+        again = [*write, tmp_path / "weights.npz", short, tmp_path / "again"]
+        assert subprocess.run(again, check=False, env=environment).returncode
+        assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_training_by_jax_goes_on_where_it_was_stopped(repository, tmp_path):
+    pytest.importorskip("jax", reason="JAX is not installed")
+    environment = {**os.environ, "PYTHONPATH": str(repository), "JAX_PLATFORMS": "cpu"}
+    script = [sys.executable, str(repository / "benchmarks/gpu.py")]
+    config = json.dumps({"filters": [2, 2], "discriminator_filters": 2})
+    export = ["export", str(tmp_path), "--model", "can", "--size", "8", "--config", config]
+    subprocess.run([*script, *export, "--dropout"], check=True, env=environment)
+    rng = np.random.default_rng(0)
+    keys = ("image", "mask", "test_image", "test_mask")
+    patches = {key: rng.integers(0, 256, (4, 8, 8), np.uint8) for key in keys}
+    np.savez(tmp_path / "data.npz", patients=["a", "b", "b", "c"], **patches)
+
+    def train(name, *further, data="data.npz"):
+        command = ["train", tmp_path / "can-bfloat16", tmp_path / data, tmp_path / name, *further]
+        done = subprocess.run(
+            [*script, *map(str, command)], capture_output=True, text=True, env=environment
+        )
+        return done.stderr if done.returncode else ""
+
+    assert not train("whole", "--steps", "1000")
+    assert not train("parts", "--steps", "500") and not train("parts", "--steps", "1000")
+    whole, parts = (np.load(tmp_path / name / "weights.npz") for name in ("whole", "parts"))
+    for key in whole:
+        np.testing.assert_array_equal(whole[key], parts[key])
+    assert json.loads(str(parts["about"]))["patients"] == ["a", "b", "c"]
+    rows = (tmp_path / "parts/losses.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in rows] == ["step", "500", "1000"]
+    assert (tmp_path / "parts/inverter-1000.npz").exists()
+    patches["image"][0, 0, 0] += 1
+    np.savez(tmp_path / "other.npz", patients=["a", "b", "b", "c"], **patches)
+    assert "was trained with program" in train("parts", "--steps", "1500", data="other.npz")
+    assert "must be multiples of 500" in train("parts", "--steps", "1200")
