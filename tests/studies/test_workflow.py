@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from unittest import mock
 
 import pytest
 
+from tfmammo import shipped
 from tfmammo.errors import DataError
 from tfmammo.studies import workflow
 from tfmammo.studies.workflow import Step, format_overrides
@@ -244,6 +247,27 @@ def test_what_was_made_of_a_lost_result_is_made_again(tmp_path):
     assert (tmp_path / "ran").read_text() == "nwho" + "nwh"
 
 
+def test_what_is_made_again_does_not_find_its_old_result(tmp_path):
+    """A training that finds its export ends at once, and would pass for new."""
+    code = (
+        "import pathlib, sys; folder = pathlib.Path({folder!r}); folder.mkdir(exist_ok=True);"
+        "file = folder / 'made'; file.exists() or file.write_text({text!r})"
+    )
+
+    def making(name, text, needed=()):
+        return Step(name, ("-c", code.format(folder=str(tmp_path / name), text=text)), needed)
+
+    workflow.run_steps([making("one", "1"), making("two", "2", ("one",))], tmp_path)
+    (tmp_path / "two" / "made").write_text("old")
+    shutil.rmtree(tmp_path / "one")
+    workflow.run_steps([making("one", "1"), making("two", "2", ("one",))], tmp_path)
+    assert (tmp_path / "two" / "made").read_text() == "2"
+    assert (tmp_path / "two.old" / "made").read_text() == "old"
+    (tmp_path / "two" / "made").write_text("kept")
+    workflow.run_steps([making("one", "1"), making("two", "2", ("one",))], tmp_path)
+    assert (tmp_path / "two" / "made").read_text() == "kept"
+
+
 def test_no_command_goes_on_when_its_report_fails(tmp_path):
     def fill_disk(name):
         raise OSError(28, "No space left on device")
@@ -266,14 +290,25 @@ def test_no_command_goes_on_when_its_report_fails(tmp_path):
     assert runner[0].processes["long"].wait(10) == -signal.SIGTERM
 
 
-def test_config_files_within_overrides_count_by_their_content(tmp_path):
-    file = tmp_path / "inner.yaml"
+@pytest.mark.parametrize(
+    ("name", "argument"), [("inner.yaml", "methods={a: {config: FILE}}"), ("a = b.yaml", "FILE")]
+)
+def test_config_files_count_by_their_content(tmp_path, name, argument):
+    file = tmp_path / name
     digests = []
     for content in ("a: 1", "a: 2"):
         file.write_text(content)
-        step = Step("one", ("-c", "", "--set", f"methods={{a: {{config: {file}}}}}"), ())
+        step = Step("one", ("-c", "", argument.replace("FILE", str(file))), ())
         digests.append(workflow._hash_step(step, {}, tmp_path / "output", ""))
     assert digests[0] != digests[1]
+
+
+def test_config_files_are_found_as_the_command_finds_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [path.name for path in workflow._list_configs("detector.script='ssd'")] == ["ssd.yaml"]
+    assert workflow._list_configs("configs/can.yaml") == [shipped.ROOT / "configs/can.yaml"]
+    (tmp_path / "own.yaml").write_text("a: 1")
+    assert workflow._list_configs("own.yaml") == [Path("own.yaml")]
 
 
 def test_a_step_that_makes_nothing_has_failed(tmp_path):

@@ -17,6 +17,7 @@ import json
 import logging
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 
 DONE = "done"
 LOGS = "logs"
+OLD = ".old"  # ending of a folder whose step is made again
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LIBRARIES = ("tensorflow", "keras", "numpy")  # whose versions can change what a step computes
 POLL = 0.05  # seconds between two looks at the running processes
@@ -58,7 +60,7 @@ class Step:
         ignored_args: Arguments that do not change the result.
         outputs: Files in its folder that other steps read. The step is finished while all of them
             exist.
-        inputs: Files from elsewhere that the step reads. With other contents it is run again.
+        inputs: Files from elsewhere that the step reads. With other contents it is another step.
     """
 
     name: str
@@ -316,6 +318,11 @@ class _Runner:
             log.warning("%s: was done, but %s is gone: it is run again", step.name, missing[0])
         number = list(self._steps).index(step.name) + 1
         log.info("step %d of %d: %s", number, len(self._steps), step.name)
+        if completed and completed.is_stale:
+            # A command that finds its old result goes on with it, or refuses it. The record goes
+            # too, so that the new work goes on after a stop.
+            _set_aside(self._output / step.name)
+            record.unlink()
         if not is_extended:
             self._forget_dependents(step)
         self.processes[step.name] = _start_process(step, self._output)
@@ -426,6 +433,14 @@ def _find_log(output: Path, step: Step) -> Path:
     return output / LOGS / f"{step.name}.txt"
 
 
+def _set_aside(folder: Path) -> None:
+    """Rename a folder, if there is one, to FOLDER.old, in the place of an earlier one."""
+    old = folder.with_name(f"{folder.name}{OLD}")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+
+
 def _start_process(step: Step, output: Path) -> subprocess.Popen[bytes]:
     log_file = _find_log(output, step)
     log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -484,13 +499,20 @@ def _list_configs(argument: str) -> list[Path]:
         >>> [path.name for path in _list_configs("detector.script=ssd")]
         ['ssd.yaml']
     """
-    scripts = re.findall(r"\bscript[=:] ?(\w+)", argument)
+    scripts = re.findall(r"""\bscript["']?[=:]\s*["']?(\w+)""", argument)
     named = [
+        argument,
         *re.findall(r"[^\s\"'{}:=,]+\.yaml\b", argument),
-        *(f"configs/{s}.yaml" for s in scripts),
+        *(f"configs/{script}.yaml" for script in scripts),
     ]
-    paths = [shipped.ROOT / name for name in named]  # an absolute name stays as it is
-    return [path for path in paths if path.is_file()]
+    files = []
+    for name in dict.fromkeys(named):
+        # as the command reads it: from here, or of the package
+        for path in (Path(name), shipped.ROOT / name):
+            if path.suffix == ".yaml" and path.is_file():
+                files.append(path)
+                break
+    return files
 
 
 def _read_completion(path: Path) -> Completion | None:
