@@ -1,5 +1,6 @@
 """The report: all items have a command or a reason, plans are valid, facts alone make the page."""
 
+import itertools
 import json
 import re
 import shlex
@@ -14,6 +15,7 @@ from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.printed import read_papers
 from tfmammo.reproduction import page, plan, report
 from tfmammo.reproduction.config import SCALES, ReportConfig, TrainedConfig
+from tfmammo.reproduction.curves import Curve
 from tfmammo.reproduction.facts import Facts, read_facts, write_facts
 from tfmammo.reproduction.items import ITEMS, find_item
 from tfmammo.reproduction.report import Options
@@ -153,7 +155,7 @@ def test_exports_take_the_place_of_trainings(complete, repository, tmp_path):
     card = {"config": planned.model_dump(mode="json"), "format": 1}
     for path in exports:
         path.mkdir()
-        (path / "card.json").write_text(json.dumps(card))
+        (path / "card.json").write_text(json.dumps(card | {"id": path.name}))
     whole = report.plan_report(config, wanted, tmp_path, repository)
     assert {step.name for step in whole.steps} == {
         *(f"can_pix2pix_long/seed{seed}" for seed in range(1, 4)),
@@ -172,6 +174,13 @@ def test_exports_take_the_place_of_trainings(complete, repository, tmp_path):
     (exports[1] / "card.json").write_text(json.dumps(card))
     with pytest.raises(ConfigError, match=r"export1 has steps 2, and the scale small 126000"):
         report.plan_report(config, wanted, tmp_path, repository)
+    (exports[1] / "card.json").write_text(json.dumps(card | {"id": "export0"}))
+    for twice in (exports, (exports[0], exports[2], exports[2])):
+        same = {"can_long": TrainedConfig(exports=twice)}
+        with pytest.raises(ConfigError, match="are one training"):
+            report.plan_report(
+                complete.model_copy(update={"trained": same}), wanted, tmp_path, repository
+            )
     fewer = {"can_long": TrainedConfig(exports=exports[:2])}
     config = complete.model_copy(update={"trained": fewer})
     with pytest.raises(ConfigError, match="names 2 exports, and the scale small has 3 trainings"):
@@ -348,7 +357,24 @@ def test_what_depends_on_the_pixels_of_a_patch_is_decided_at_the_papers_size():
         facts = make_facts(key=item.key, extent=extent, trainings=3, tables=tables)
         verdict = page.judge_item(item, {item.key: facts})
         assert verdict.word == word
+        assert {part.word for part in verdict.evidence} == {word}
         assert verdict.certainty == ("" if word == "undecided" else "low")  # no curve is known
+
+
+def test_certainty_needs_the_curve_of_every_training():
+    names = ("CAN", "U-Net", "SegNet", "FCN-8s", "centred disc")
+    difference = "+2.0 [+1.0, +3.0] p = 0.001"
+    rows = [(f"{a} - {b}", difference) for a, b in itertools.combinations(names, 2)]
+    tables = (TableFacts(title="Differences of every pair", header=("", "Dice, %"), body=rows),)
+    curve = Curve(training="can", measure="dice", steps=range(8), values=[0.9] * 8)
+    commands = ("python train/can.py", "python evaluate/segmentation.py")
+    elsewhere = "# can, trained on a GPU, as: python train/can.py"
+    for others, certainty in (((), "moderate"), ((elsewhere,), "low")):
+        facts = make_facts(
+            trainings=3, tables=tables, curves=(curve,), commands=(*others, *commands)
+        )
+        verdict = page.judge_item(find_item("can_table1"), {"can_table1": facts})
+        assert (verdict.word, verdict.certainty) == ("reproduced", certainty)
 
 
 def test_facts_alone_make_the_same_page_byte_for_byte(config, tmp_path):
@@ -378,6 +404,8 @@ def test_a_page_without_a_folder_of_facts_is_an_error_and_writes_nothing(config,
 
 # Facts of earlier settings, with what has changed since.
 OUTDATED = {
+    "contextual_phantoms": "masses after 16,000 steps, where 32,000 are planned",
+    "contextual_constant": "masses after 16,000 steps, where 32,000 are planned",
     "can_fig4": "a picture of one training of each network, where three are planned",
     "flow_tissue": "blending after 4,000 steps, where 12,000 are planned",
     "segmenters": "trainings in folders without their seed",
@@ -490,7 +518,7 @@ def test_the_summary_counts_verdicts_and_names_decided_claims():
     facts = Facts(
         item="can_table1",
         scale="small",
-        extent="",
+        extent="half of the steps",
         is_papers_data=False,
         trainings=3,
         commands=(),
@@ -502,6 +530,7 @@ def test_the_summary_counts_verdicts_and_names_decided_claims():
     assert replaced.endswith(f"\n\n{page.END}\nafter")
     assert "| Blending | 0 | 0 | 0 | 3 |" in replaced
     assert "higher than that of U-Net. Contradicted, certainty low: -1.5 [-2.5, -0.5]" in replaced
+    assert "p = 0.004 (half of the steps)." in " ".join(replaced.split())
     assert page.replace_summary(replaced, {"can_table1": facts}) == replaced
 
 

@@ -223,7 +223,8 @@ def tabulate_trainings(
 ) -> Table:
     """Tabulate the figure of merit of each training, one column a fold, its seeds in order.
 
-    Intervals and p count patients. This table shows how much trainings differ besides.
+    Intervals and p count patients. This table shows how much trainings differ besides. What no
+    training made, such as random boxes, is left out where there are folds: it is of all of them.
 
     Args:
         matches: As for `tabulate_differences`.
@@ -242,11 +243,12 @@ def tabulate_trainings(
         [
             name,
             *(
-                ", ".join(MERIT(of_name[one]) for one in sorted(of_name) if one[0] == fold) or "-"
+                ", ".join(MERIT(of_name[one]) for one in sorted(of_name) if one[0] == fold)
                 for fold in folds
             ),
         ]
         for name, of_name in merits.items()
+        if {fold for fold, _ in of_name} == set(folds)
     ]
     title = f"{merit.upper()} figure of merit of each training"
     return Table(title, [heading, *(f"fold {fold}" for fold in folds)], body)

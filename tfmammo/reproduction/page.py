@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tfmammo.document import Block, Code, Grid, Heading, Picture, Points, Text
 from tfmammo.errors import DataError
@@ -93,10 +93,14 @@ def judge_item(item: Item, facts: Mapping[str, Facts]) -> Verdict:
     word = verdicts.combine(evidence)
     if word != "undecided" and item.is_sized and (smaller := SMALLER.search(own.extent)):
         reason = f"it depends on the pixels of a patch, and ours has {smaller[0]}"
-        return Verdict("undecided", evidence=evidence, reason=reason)
+        undecided = tuple(replace(part, word="undecided") for part in evidence)
+        return Verdict("undecided", evidence=undecided, reason=reason)
     certainty = ""
     if word != "undecided":
-        are_flat = {curve.course for curve in own.curves} == {curves.FLAT}
+        # Of trainings that were made elsewhere, or left no record, there are no curves.
+        trainings = sum("python train/" in command for command in own.commands)
+        are_known = len(own.curves) == trainings
+        are_flat = are_known and {curve.course for curve in own.curves} == {curves.FLAT}
         certainty = verdicts.rate_certainty(evidence, own.is_papers_data, own.trainings, are_flat)
     return Verdict(word, certainty, evidence)
 
@@ -154,10 +158,12 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
                 "0) on the paper's side, and the models are better than the trivial baseline.",
                 "contradicted: a claim's test is decisive on the other side, and the models are "
                 "better than the trivial baseline, where there is one.",
-                "Two models that were trained once each decide nothing. Where the measure of each "
-                "training is known, each of the one must also be better than each of the other. "
-                "Of three trainings each, chance does that once in ten.",
-                "A gain is reproduced only if it is also beyond what a trivial baseline gains.",
+                "An order of two models that were trained once each decides nothing. Where the "
+                "measure of each training is known, each of the one must also be better than each "
+                "of the other. Of three trainings each, chance does that once in ten. Gains are "
+                "decided by patients alone.",
+                "A gain is reproduced only if it is also beyond what a trivial baseline gains. It "
+                "is contradicted as the paper states it, without such a baseline.",
                 "undecided: everything else that was measured. A level on other data than the "
                 "paper's decides nothing, reached or not.",
                 "Where the paper prints a value of both models, our interval also includes or "
@@ -204,15 +210,15 @@ def _summarize_briefly(facts: Mapping[str, Facts]) -> str:
         words = [verdict_of[item.key].word for item in ITEMS if item.paper == key]
         lines.append(f"| {paper.name} | {' | '.join(str(words.count(word)) for word in WORDS)} |")
     claims = [
-        (item.source.name, evidence, verdict_of[item.key].certainty)
+        (item.source.name, evidence, verdict_of[item.key].certainty, facts[item.key].extent)
         for item in ITEMS
         for evidence in verdict_of[item.key].evidence
         if evidence.word in ("reproduced", "contradicted")
     ]
     lines += ["", "The table counts tables and figures, the list single claims:"] if claims else []
-    for paper_name, evidence, certainty in claims[:BRIEF]:
+    for paper_name, evidence, certainty, extent in claims[:BRIEF]:
         word = evidence.word.capitalize() + (f", certainty {certainty}" if certainty else "")
-        sentence = f"- {paper_name}: {evidence.sentence} {word}: {evidence.reason}."
+        sentence = f"- {paper_name}: {evidence.sentence} {word}: {evidence.reason} ({extent})."
         lines += textwrap.wrap(sentence, 118, subsequent_indent="  ")
     if len(claims) > BRIEF:
         lines.append(f"- Further decided claims: {len(claims) - BRIEF}.")

@@ -186,6 +186,7 @@ class _Planner:
                 f"trained.{name}: names {len(exports)} exports, and the scale {self.scale} has "
                 f"{wanted} trainings"
             )
+        of_id: dict[str, Path] = {}
         planned: Experiment[Any] = parse_step(
             step, find_schema(self.config.commands[name].run), name
         )
@@ -194,6 +195,9 @@ class _Planner:
                 card = read_card(path)
             except ExportError as error:
                 raise ConfigError(f"trained.{name}: {error}") from None
+            other = of_id.setdefault(str(card.get("id")), path)
+            if other != path or exports.count(path) > 1:
+                raise ConfigError(f"trained.{name}: {path} and {other} are one training")
             config = card.get("config", {})
             own = (
                 config.get("model"),

@@ -8,11 +8,13 @@ The rule, for each claim:
   trivial baseline.
 - *contradicted*: the test is decisive on the other side, and every model of the claim is above the
   trivial baseline. Otherwise the trainings may just be too short.
-- The test counts patients, who are many; trainings differ by their seed, too. So two models that
-  were trained once each decide nothing. Where the facts tell the measure of each training, each of
-  the one must also be better than each of the other.
-- A gain is reproduced only if it is also beyond what a trivial baseline gains: as many augmented
-  copies, or the same brightness spread evenly.
+- The test counts patients, who are many; trainings differ by their seed, too. So an order of two
+  models that were trained once each decides nothing. Where the facts tell the measure of each
+  training, each of the one must also be better than each of the other. Gains have no such rule:
+  their tables show each training beside the test.
+- A gain is reproduced only if it is also beyond what a trivial baseline gains: augmented copies, or
+  the same brightness spread evenly. It is contradicted as the paper states it, which compares with
+  no such baseline.
 - *undecided*: everything else. The scale `smoke` decides nothing, and a printed level is decided on
   the paper's data alone: other data may be easier or harder.
 - Where the paper prints a value of both models, our interval also includes or excludes a gain as
