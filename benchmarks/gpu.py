@@ -70,7 +70,7 @@ def main() -> None:
     command.add_argument("--size", type=int, help="px (the paper's)")
     command.add_argument("--batch", type=int, help="patches (the paper's)")
     command.add_argument("--config", type=json.loads, default={}, metavar="JSON")
-    command.add_argument("--dropout", action="store_true", help="for a training, with CAN's D of 16 px")
+    command.add_argument("--dropout", action="store_true", help="for a training, D of 16 px")
     command.set_defaults(run=lambda options: [export(options, name) for name in options.model])
     command = commands.add_parser("compare")
     command.add_argument("folder", type=Path)

@@ -439,6 +439,18 @@ def test_facts_are_of_todays_settings(repository):
     assert outdated == set(OUTDATED)
 
 
+def test_the_page_begins_with_every_claim():
+    text = document.render_markdown(page.build_page({"can_table1": make_facts(trainings=3)}))
+    head = text.partition("## The claims, one by one")[2].partition("\n## ")[0]
+    rows = [line for line in head.splitlines() if line.startswith("| CAN, Table I |")]
+    assert len(rows) == 3
+    assert rows[0].startswith(
+        "| CAN, Table I | The Dice coefficient of CAN is higher than that of FCN-8s. | undecided |"
+    )
+    assert "a gain as large as printed: " in rows[2]
+    assert "The claims" not in document.render_markdown(page.build_page({}))
+
+
 def test_pictures_are_inside_the_page():
     blocks = page.build_page({"can_table1": make_facts()})
     html = document.render_html(page.TITLE, blocks, {"can_table1": PNG})

@@ -385,7 +385,7 @@ CGAN = (
         picture="cgan_detectors/froc.png",
         claims=tuple(
             Gain(
-                f"SSD is better than the {other}.",
+                f"The {other} is worse than the SSD.",
                 other,
                 MERIT,
                 "Differences in * from SSD*",

@@ -113,6 +113,8 @@ def build_page(facts: Mapping[str, Facts]) -> list[Block]:
     """
     verdict_of = {item.key: judge_item(item, facts) for item in ITEMS}
     blocks: list[Block] = [Heading(1, TITLE), *_summarize(verdict_of, facts)]
+    if claims := _list_claims(verdict_of, facts):
+        blocks += [Heading(2, "The claims, one by one"), claims]
     for key, paper in read_papers().items():
         blocks += [
             Heading(2, paper.name),
@@ -183,6 +185,22 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
             )
         )
     return blocks
+
+
+def _list_claims(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) -> Grid | None:
+    """List every claim that was measured, what ours says of it, and on what; None without any."""
+    rows = []
+    for item in ITEMS:
+        verdict = verdict_of[item.key]
+        for part in verdict.evidence:
+            is_rated = verdict.certainty and part.word != "undecided"
+            word = f"{part.word} ({verdict.certainty})" if is_rated else part.word
+            gain = f"; a gain as large as printed: {part.gain}" if part.gain else ""
+            place = f"{item.source.name}, {item.printed.label}"
+            extent = facts[item.key].extent
+            rows.append((place, part.sentence, word, f"{part.reason}{gain}", extent))
+    header = ("where", "claim", "verdict", "ours", "of the paper's work and data")
+    return Grid(header, tuple(rows)) if rows else None
 
 
 def replace_summary(text: str, facts: Mapping[str, Facts]) -> str:
