@@ -514,6 +514,13 @@ EXTRAS = (
         picture="can_unet_more/boxes.png",
     ),
     Extra(
+        "can_rates",
+        "The baselines without normalization, at half the learning rate",
+        "U-Net and FCN-8s take CAN's learning rate in Table I, 2e-4. Are they better at 1e-4? The "
+        "same patches, networks and steps, two trainings each.",
+        ("can_rates",),
+    ),
+    Extra(
         "can_leak",
         "The leak of CAN's protocol",
         "The paper turns and mirrors its patches first and draws the test set afterwards. What is "
