@@ -439,7 +439,10 @@ def test_no_page_has_a_number_of_its_own():
 
 def test_the_results_and_the_readmes_are_what_the_facts_say():
     facts = read_facts(REPOSITORY / "docs/results")
-    assert text("docs/results.md") == document.render_markdown(report_page.build_page(facts))
+    files = report_page.link_curves(facts, "results/curves")
+    assert text("docs/results.md") == document.render_markdown(report_page.build_page(facts), files)
+    drawn = {path.name for path in (REPOSITORY / "docs/results/curves").iterdir()}
+    assert drawn == {Path(path).name for path in files.values()}
     assert text("README.md") == report_page.replace_summary(text("README.md"), facts)
 
 

@@ -68,7 +68,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, which only an HTML page shows.
+    """A picture: within an HTML page, in Markdown a link to its file, if it has one.
 
     Attributes:
         key: Its name among the pictures of the page.
@@ -97,12 +97,18 @@ class TableFacts(Frozen):
 Block = Heading | Text | Points | Grid | Code | Picture
 
 
-def render_markdown(blocks: Sequence[Block]) -> str:
-    """Render the page in Markdown."""
-    return "\n\n".join(part for part in map(_render_markdown, blocks) if part) + "\n"
+def render_markdown(blocks: Sequence[Block], files: Mapping[str, str] | None = None) -> str:
+    """Render the page in Markdown.
+
+    Args:
+        blocks: The page.
+        files: Key of a picture -> its file, as seen from the page. Other pictures are left out.
+    """
+    parts = (_render_markdown(block, files or {}) for block in blocks)
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _render_markdown(block: Block) -> str:
+def _render_markdown(block: Block, files: Mapping[str, str]) -> str:
     match block:
         case Heading(level, text):
             return f"{'#' * level} {text}"
@@ -117,8 +123,8 @@ def _render_markdown(block: Block) -> str:
             )
         case Code(lines):
             return "\n".join(["```", *lines, "```"])
-        case Picture():
-            return ""
+        case Picture(key, title):
+            return f"![{title}]({files[key]})" if key in files else ""
 
 
 def render_html(title: str, blocks: Sequence[Block], pictures: Mapping[str, bytes]) -> str:
@@ -164,5 +170,6 @@ def _render_picture(title: str, content: bytes) -> str:
 
 
 def _render_cell(cell: str) -> str:
-    style = f' class="{cell.replace(" ", "-")}"' if cell in VERDICTS else ""
+    word = cell.partition(" (")[0]  # before a certainty
+    style = f' class="{word.replace(" ", "-")}"' if word in VERDICTS else ""
     return f"<td{style}>{html.escape(cell)}</td>"

@@ -108,6 +108,10 @@ def test_the_page_draws_what_has_two_points_and_says_how_it_ends():
     assert "| can/seed1 | dice | 0.8 | +0 | flat |" in markdown and "can/seed0" not in markdown
     pictures = page.draw_curves({"can_table1": facts})
     assert 'alt="validation curves"' in document.render_html("", blocks, pictures)
+    files = page.link_curves({"can_table1": facts}, "results/curves")
+    linked = document.render_markdown(blocks, files)
+    assert "![validation curves](results/curves/can_table1.png)" in linked
+    assert "![" not in markdown
     short = facts.model_copy(update={"curves": facts.curves[:1]})
     assert "Validation curves" not in document.render_markdown(
         page.build_page({"can_table1": short})

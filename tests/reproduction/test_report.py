@@ -104,6 +104,7 @@ def test_the_plan_of_each_scale_is_valid(complete, repository, tmp_path, scale):
         "control_constant",
         "can_lattice",
         "can_leak",
+        "can_rates",
         "can_unet_more",
         "infilling_all",
     }

@@ -115,7 +115,7 @@ def draw(curves: Sequence[Curve]) -> bytes:
         PNG.
     """
     buffer = io.BytesIO()
-    FigureCanvasAgg(_draw_figure(curves)).print_figure(buffer, dpi=110, format="png")
+    FigureCanvasAgg(_draw_figure(curves)).print_figure(buffer, dpi=90, format="png")
     return buffer.getvalue()
 
 

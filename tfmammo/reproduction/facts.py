@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # a page is built without the config classes of all commands
 
 TABLE_FILES = ("table.md", "report/table.md")
 PICTURES = "pictures"
+CURVES = "curves"
 
 
 class Facts(Frozen):

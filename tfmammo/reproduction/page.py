@@ -9,6 +9,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from tfmammo.document import Block, Code, Grid, Heading, Picture, Points, Text
 from tfmammo.errors import DataError
@@ -95,14 +96,21 @@ def judge_item(item: Item, facts: Mapping[str, Facts]) -> Verdict:
         reason = f"it depends on the pixels of a patch, and ours has {smaller[0]}"
         undecided = tuple(replace(part, word="undecided") for part in evidence)
         return Verdict("undecided", evidence=undecided, reason=reason)
-    certainty = ""
-    if word != "undecided":
-        # Of trainings that were made elsewhere, or left no record, there are no curves.
-        trainings = sum("python train/" in command for command in own.commands)
-        are_known = len(own.curves) == trainings
-        are_flat = are_known and {curve.course for curve in own.curves} == {curves.FLAT}
-        certainty = verdicts.rate_certainty(evidence, own.is_papers_data, own.trainings, are_flat)
-    return Verdict(word, certainty, evidence)
+    # Of trainings that were made elsewhere, or left no record, there are no curves.
+    trainings = sum("python train/" in command for command in own.commands)
+    are_known = len(own.curves) == trainings
+    are_flat = are_known and {curve.course for curve in own.curves} == {curves.FLAT}
+    rate = partial(
+        verdicts.rate_certainty,
+        is_papers_data=own.is_papers_data,
+        trainings=own.trainings,
+        are_flat=are_flat,
+    )
+    rated = tuple(
+        replace(part, certainty="" if part.word == "undecided" else rate([part]))
+        for part in evidence
+    )
+    return Verdict(word, "" if word == "undecided" else rate(evidence), rated)
 
 
 def build_page(facts: Mapping[str, Facts]) -> list[Block]:
@@ -147,6 +155,12 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
             for word in WORDS
         ]
         body.append((paper.name, paper.claim, *cells))
+    excluded = [
+        f"{item.source.name}, {item.printed.label}: {part.sentence}"
+        for item in ITEMS
+        for part in verdict_of[item.key].evidence
+        if part.word == "undecided" and part.gain.endswith(verdicts.EXCLUDED)
+    ]
     smoke = sum(of_item.scale == "smoke" for of_item in facts.values())
     blocks: list[Block] = [
         Text(
@@ -177,6 +191,14 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
             )
         ),
     ]
+    if excluded:
+        blocks += [
+            Text(
+                "Undecided, but our interval excludes a gain as large as the printed one. So the "
+                "two models are closer here than in the paper, or in the other order:"
+            ),
+            Points(tuple(excluded)),
+        ]
     if smoke:
         blocks.append(
             Text(
@@ -191,14 +213,11 @@ def _list_claims(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) 
     """List every claim that was measured, what ours says of it, and on what; None without any."""
     rows = []
     for item in ITEMS:
-        verdict = verdict_of[item.key]
-        for part in verdict.evidence:
-            is_rated = verdict.certainty and part.word != "undecided"
-            word = f"{part.word} ({verdict.certainty})" if is_rated else part.word
+        for part in verdict_of[item.key].evidence:
             gain = f"; a gain as large as printed: {part.gain}" if part.gain else ""
             place = f"{item.source.name}, {item.printed.label}"
             extent = facts[item.key].extent
-            rows.append((place, part.sentence, word, f"{part.reason}{gain}", extent))
+            rows.append((place, part.sentence, part.verdict, f"{part.reason}{gain}", extent))
     header = ("where", "claim", "verdict", "ours", "of the paper's work and data")
     return Grid(header, tuple(rows)) if rows else None
 
@@ -228,14 +247,14 @@ def _summarize_briefly(facts: Mapping[str, Facts]) -> str:
         words = [verdict_of[item.key].word for item in ITEMS if item.paper == key]
         lines.append(f"| {paper.name} | {' | '.join(str(words.count(word)) for word in WORDS)} |")
     claims = [
-        (item.source.name, evidence, verdict_of[item.key].certainty, facts[item.key].extent)
+        (item.source.name, evidence, facts[item.key].extent)
         for item in ITEMS
         for evidence in verdict_of[item.key].evidence
         if evidence.word in ("reproduced", "contradicted")
     ]
     lines += ["", "The table counts tables and figures, the list single claims:"] if claims else []
-    for paper_name, evidence, certainty, extent in claims[:BRIEF]:
-        word = evidence.word.capitalize() + (f", certainty {certainty}" if certainty else "")
+    for paper_name, evidence, extent in claims[:BRIEF]:
+        word = f"{evidence.word.capitalize()}, certainty {evidence.certainty}"
         sentence = f"- {paper_name}: {evidence.sentence} {word}: {evidence.reason} ({extent})."
         lines += textwrap.wrap(sentence, 118, subsequent_indent="  ")
     if len(claims) > BRIEF:
@@ -271,7 +290,7 @@ def _describe_item(item: Item, verdict: Verdict, facts: Facts | None) -> list[Bl
 
 def _tabulate_claims(evidence: Sequence[Evidence]) -> Grid:
     """Tabulate claims; the printed gains have a column if there are any."""
-    rows = [(part.sentence, part.word, part.reason, part.gain or "-") for part in evidence]
+    rows = [(part.sentence, part.verdict, part.reason, part.gain or "-") for part in evidence]
     header = ("claim", "verdict", "ours", "a gain as large as printed")
     width = 4 if any(part.gain for part in evidence) else 3
     return Grid(header[:width], tuple(row[:width] for row in rows))
@@ -296,10 +315,14 @@ def _show_facts(key: str, facts: Facts) -> list[Block]:
         blocks += [Text(table.title), Grid(table.header, table.body[:LIMIT])]
         if len(table.body) > LIMIT:
             blocks.append(Text(f"Further lines, in the facts: {len(table.body) - LIMIT}."))
+        if table.notes:
+            blocks.append(Points(table.notes))
     drawn = _list_drawn(facts)
     if drawn:
         picture = Picture(f"{key}.curves", "validation curves")
         blocks += [Text(CURVES), picture, Grid(*curves.tabulate(drawn))]
+    elif facts.scale != "smoke":
+        blocks.append(Text("No validation curve is known."))
     blocks.append(Code(facts.commands))
     if facts.code:
         blocks.append(Text(f"Made by {'; '.join(facts.code)}."))
@@ -314,6 +337,19 @@ def draw_curves(facts: Mapping[str, Facts]) -> dict[str, bytes]:
     """
     drawn_of = {key: _list_drawn(of_item) for key, of_item in facts.items()}
     return {f"{key}.curves": curves.draw(drawn) for key, drawn in drawn_of.items() if drawn}
+
+
+def link_curves(facts: Mapping[str, Facts], folder: str) -> dict[str, str]:
+    """Return the file of each picture of `draw_curves` in a folder: key of a picture -> path.
+
+    Items of the same trainings share a file.
+    """
+    files: dict[tuple[Curve, ...], str] = {}
+    return {
+        f"{key}.curves": files.setdefault(drawn, f"{folder}/{key}.png")
+        for key, of_item in facts.items()
+        if (drawn := _list_drawn(of_item))
+    }
 
 
 def _list_drawn(facts: Facts) -> tuple[Curve, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from tfmammo.reproduction import facts as fact_files
 from tfmammo.reproduction import page
 from tfmammo.reproduction.config import ReportConfig, Scale
 from tfmammo.reproduction.curves import read_curves
-from tfmammo.reproduction.facts import PICTURES, Facts
+from tfmammo.reproduction.facts import CURVES, PICTURES, Facts
 from tfmammo.reproduction.items import ITEMS, WITH_EXTRAS, Extra, Item
 from tfmammo.reproduction.plan import (
     Plan,
@@ -226,10 +227,16 @@ def write_page(config: ReportConfig, scale: Scale, output: Path) -> list[str]:
         for item in WITH_EXTRAS
         if (path := output / PICTURES / f"{item.key}.png").is_file()
     }
-    pictures |= page.draw_curves(facts)
-    html = document.render_html(page.TITLE, blocks, pictures)
+    drawn = page.draw_curves(facts)
+    place = Path(os.path.relpath(folder / CURVES, markdown.parent)).as_posix()
+    files = page.link_curves(facts, place)
+    if files:
+        (folder / CURVES).mkdir(exist_ok=True)
+    for key, path in files.items():
+        filesystem.write_atomically(markdown.parent / path, drawn[key], durable=False)
+    html = document.render_html(page.TITLE, blocks, pictures | drawn)
     filesystem.write_atomically(output / "report.html", html, durable=False)
-    filesystem.write_atomically(markdown, document.render_markdown(blocks), durable=False)
+    filesystem.write_atomically(markdown, document.render_markdown(blocks, files), durable=False)
     if config.readme and scale != "smoke":
         text = page.replace_summary(config.readme.read_text(encoding="utf-8"), facts)
         filesystem.write_atomically(config.readme, text, durable=False)

@@ -49,6 +49,7 @@ Printed = Mapping[str, Mapping[str, float]]
 SIGNIFICANT = 0.05
 CERTAIN = 0.01
 FEWEST_TRAININGS = 3
+EXCLUDED = "excluded"  # the last word on a gain as large as the printed one
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Evidence:
         reason: The numbers behind it, or why there are none.
         p: p of the test; None where there is none.
         gain: The printed gain beside ours, in per cent; "" where the paper prints none.
+        certainty: "high", "moderate" or "low" of a decided claim; "" elsewhere.
     """
 
     sentence: str
@@ -83,6 +85,12 @@ class Evidence:
     reason: str
     p: float | None = None
     gain: str = ""
+    certainty: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words, with its certainty."""
+        return f"{self.word} ({self.certainty})" if self.certainty else self.word
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,7 @@ class Order:
         printed_worse = printed[self.worse][self.printed]
         printed_gain = sign * (printed[self.better][self.printed] / printed_worse - 1) * 100
         low, high = sorted(sign * bound / level.value * 100 for bound in (cell.low, cell.high))
-        word = "included" if low <= printed_gain <= high else "excluded"
+        word = "included" if low <= printed_gain <= high else EXCLUDED
         return f"{printed_gain:.1f} %, ours {low:.1f} to {high:.1f} %: {word}"
 
 
