@@ -51,21 +51,6 @@ def test_two_grey_values_are_means_of_real_pixels(patches):
     assert image[~inside] == pytest.approx(patches.images[~inside].mean(), abs=1e-6)
 
 
-def test_sheets_show_a_random_choice_and_each_models_own_best_and_worst():
-    scores = {
-        "A": {"defects": np.array([0.1, 0.4, 0.2, 0.3])},
-        "B": {"defects": np.array([0.4, 0.1, 0.3, np.nan])},
-    }
-    rows = defects.choose_rows(scores, ["A", "B"], 2, seed=1)
-    assert {name: chosen.tolist() for name, chosen in rows.items()} == {
-        "random": np.random.default_rng(1).permutation(4)[:2].tolist(),
-        "best-A": [0, 2],
-        "worst-A": [1, 3],
-        "best-B": [3, 1],
-        "worst-B": [0, 2],
-    }
-
-
 @pytest.mark.slow
 def test_defects_are_coloured_on_the_sheets(patches, tmp_path):
     image = np.full((6, SIZE, SIZE, 1), 0.5, np.float32)

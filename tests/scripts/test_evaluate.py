@@ -683,6 +683,9 @@ def test_synthesis_tables_and_sheet(run, runs, patches):
     markdown = (output / "table.md").read_text(encoding="utf-8")
     assert "| SSIM along its edge |" in markdown
     assert "\nNo LPIPS, FID and KID: the folder in TFMAMMO_WEIGHTS lacks" in markdown
+    assert {path.name for path in output.glob("sheet-*")} == {
+        f"sheet-{which}-{model}.png" for which in ("best", "worst") for model in ("CAN", "Pix2Pix")
+    }
     sheet = cv2.imread(str(output / "sheet.png"))
     assert sheet.shape == (HEADER + 5 * (SIZE + 3), 3 + 4 * (SIZE + 3), 3)
     numbers = np.random.default_rng(3).permutation(len(patches))[:5]

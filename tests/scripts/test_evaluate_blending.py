@@ -212,6 +212,7 @@ def test_lesions_are_set_into_tissue_of_their_own_fold(output, data, tmp_path):
 @pytest.mark.long
 def test_the_sheet_shows_every_method(output):
     sheet = cv2.imread(str(output / "sheet.png"))
+    assert (output / "sheet-worst-pasted.png").is_file()
     assert sheet.shape[1] >= 10 * SIZE and sheet.std() > 10, (
         "tissue, two networks, five methods, vanilla GAN, real"
     )

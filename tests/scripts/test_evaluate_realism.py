@@ -309,7 +309,9 @@ def test_random_networks_are_named_wherever_a_number_stands(output):
 
 @pytest.mark.long
 def test_sheets(output, patches, models):
-    names = {"sheet.png", "nearest-G_unet.png", "nearest-G_unet-.png", "nearest-copier.png"}
+    kinds = ("nearest", "sheet-best", "sheet-worst")
+    names = {f"{kind}-{model}.png" for kind in kinds for model in ("G_unet", "G_unet-", "copier")}
+    names.add("sheet.png")
     assert {path.name for path in output.glob("*.png")} == names
     sheet = cv2.imread(str(output / "sheet.png"))
     assert sheet.shape == (HEADER + 6 * (SIZE + 3), 3 + 5 * (SIZE + 3), 3)

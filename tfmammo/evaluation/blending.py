@@ -18,6 +18,7 @@ from tfmammo.data import splits
 from tfmammo.data.labelled import make_blend_patches
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError, DataError
+from tfmammo.evaluation import sheets
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, ModelURIs, compare
 from tfmammo.evaluation.perceptual import (
     SET_MEASURES,
@@ -33,7 +34,6 @@ from tfmammo.metrics import blending
 from tfmammo.metrics.summary import Measure, Row, Table
 from tfmammo.models.blending import LESION, NORMAL, paste
 from tfmammo.models.mask_gan import clean, sample_latent_noise
-from tfmammo.training import image_grid
 
 Images = NDArray[np.float32]
 Masks = NDArray[np.uint8]
@@ -82,7 +82,7 @@ class BlendingEvaluationConfig(EvaluationConfig):
     steps: PositiveInt = 200
     """Training steps of the classifier that tells generated patches from real ones."""
     rows: PositiveInt = 6
-    """Rows of the sheet."""
+    """Rows of each sheet: lesions drawn by `seed`, and each method's best and worst by its seam."""
 
 
 def evaluate(config: BlendingEvaluationConfig, output: Path) -> list[Table]:
@@ -110,7 +110,9 @@ def evaluate(config: BlendingEvaluationConfig, output: Path) -> list[Table]:
     report.add(comparison, scores, rows, scorer.describe())
     scorer.write_sources(output / "networks.json")
     report.write(output)
-    write_sheet({TISSUE: target.images, **images}, config, output / "sheet.png")
+    panels = {TISSUE: target.images, **images}
+    seams = {name: scores[name]["seam"] for name in images if name not in (REAL, VANILLA)}
+    sheets.write_sheets(panels, seams, config.rows, config.seed, output / "sheet.png")
     return report.tables
 
 
@@ -341,9 +343,3 @@ def compare_sets(
     }
     areas = {"auc": {name: test.measure_area for name, test in tests.items()}}
     return scorer.make_rows({**statistics, **areas}, patients, config.level, REAL, config.compare)
-
-
-def write_sheet(panels: Mapping[str, Images], config: BlendingEvaluationConfig, path: Path) -> None:
-    """Write tissue, every method's image and the real patch of some lesions, side by side."""
-    rows = np.random.default_rng(config.seed).permutation(len(panels[REAL]))[: config.rows]
-    image_grid.save_grid({name: values[rows] for name, values in panels.items()}, path)

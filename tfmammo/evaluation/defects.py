@@ -16,7 +16,8 @@ from pydantic import Field, PositiveInt
 
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
-from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, Name, compare
+from tfmammo.evaluation import sheets
+from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
 from tfmammo.evaluation.report import Report
 from tfmammo.evaluation.texture import LATTICES, TWO_GREYS, make_two_greys, measure_lattices
 from tfmammo.evaluation.texture import MEASURES as TEXTURE_MEASURES
@@ -143,32 +144,6 @@ def measure_defects(
     return {name: [measure(images) for images in trainings] for name, trainings in outputs.items()}
 
 
-def choose_rows(
-    scores: dict[str, dict[str, NDArray[np.float64]]],
-    models: list[Name],
-    count: int,
-    seed: int,
-) -> dict[str, NDArray[np.intp]]:
-    """Choose the patches of each sheet.
-
-    Args:
-        scores: As `measure_defects` returns them.
-        models: Whose best and worst patches are chosen, by the area of their defects.
-        count: How many patches a sheet shows.
-        seed: Of the random choice.
-
-    Returns:
-        The ending of the sheet's name -> rows.
-    """
-    patches = len(scores[models[0]]["defects"])
-    rows = {"random": np.random.default_rng(seed).permutation(patches)[:count]}
-    for model in models:
-        order = np.argsort(np.nan_to_num(scores[model]["defects"]), kind="stable")
-        rows[f"best-{model}"] = order[:count]
-        rows[f"worst-{model}"] = order[::-1][:count]
-    return rows
-
-
 def write_sheets(
     comparison: Comparison,
     scores: dict[str, dict[str, NDArray[np.float64]]],
@@ -178,15 +153,15 @@ def write_sheets(
 ) -> None:
     """Write masks, real images, and each model's images without and with its defects coloured."""
     patches = comparison.patches
-    prefix = "sheet-leaky" if comparison.protocol == "paper" else "sheet"
-    chosen = choose_rows(scores, list(comparison.outputs), config.rows, config.seed)
-    for ending, rows in chosen.items():
+    stem = "sheet-leaky" if comparison.protocol == "paper" else "sheet"
+    areas = {name: np.nan_to_num(scores[name]["defects"]) for name in comparison.outputs}
+    for ending, rows in sheets.choose_rows(areas, config.rows, config.seed).items():
         masks = patches.masks[rows]
         panels = {"mask": masks.astype(np.float32), REAL: patches.images[rows]}
         for name, images in comparison.outputs.items():
             panels[name] = images[rows]
             panels[f"{name}: defects"] = colour_defects(images[rows], masks, limits, config.window)
-        image_grid.save_grid(panels, output / f"{prefix}-{ending}.png")
+        image_grid.save_grid(panels, output / f"{stem}{ending or '-random'}.png")
 
 
 def colour_defects(

@@ -16,7 +16,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError
-from tfmammo.evaluation import texture
+from tfmammo.evaluation import sheets, texture
 from tfmammo.evaluation.comparison import INPUTS, Comparison, EvaluationConfig, compare
 from tfmammo.evaluation.perceptual import (
     SET_MEASURES,
@@ -88,7 +88,7 @@ class RealismConfig(EvaluationConfig):
     models that return it as it is.
     """
     rows: PositiveInt = 6
-    """Rows of the sheets."""
+    """Rows of each sheet: patches drawn by `seed`, and each model's best and worst by LPIPS."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +230,9 @@ def add_comparison(
         (ONE_GREY_NOTE, texture.NOTE, *scorer.describe()),
     )
     report.tables.append(tabulate_kid(features, config, scorer))
-    write_sheet(comparison, config, output / f"sheet{ending}")
+    panels = {"mask": patches.masks, "real": patches.images, **comparison.outputs}
+    lpips = {name: distances[name]["lpips"] for name in comparison.outputs}
+    sheets.write_sheets(panels, lpips, config.rows, config.seed, output / f"sheet{ending}")
 
 
 def _summarize(
@@ -369,15 +371,6 @@ def tabulate_kid(
         "nothing; the intervals above do."
     )
     return Table(title, ["", "mean", "standard deviation"], body, (warning,))
-
-
-def write_sheet(comparison: Comparison, config: RealismConfig, path: Path) -> None:
-    """Write mask, real patch and every model's patch of some patches, side by side."""
-    patches = comparison.patches
-    rows = np.random.default_rng(config.seed).permutation(len(patches))[: config.rows]
-    panels: dict[str, NDArray[Any]]
-    panels = {"mask": patches.masks, "real": patches.images, **comparison.outputs}
-    image_grid.save_grid({name: images[rows] for name, images in panels.items()}, path)
 
 
 def write_nearest_sheet(

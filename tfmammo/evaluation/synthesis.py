@@ -12,8 +12,8 @@ from pydantic import PositiveInt
 
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError
-from tfmammo.evaluation import texture
-from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
+from tfmammo.evaluation import sheets, texture
+from tfmammo.evaluation.comparison import EvaluationConfig, compare
 from tfmammo.evaluation.perceptual import (
     MIN_SIZE,
     SET_MEASURES,
@@ -28,7 +28,6 @@ from tfmammo.evaluation.report import Report
 from tfmammo.evaluation.trainings import average_trainings, tabulate_trainings
 from tfmammo.metrics import synthesis
 from tfmammo.metrics.summary import Measure, Row, Table
-from tfmammo.training import image_grid
 
 REGIONS = {"": "whole patch", "_mass": "in the mass", "_edge": "along its edge"}
 MEASURES = {
@@ -51,7 +50,7 @@ Outputs = Mapping[str, Sequence[NDArray[np.float32]]]
 EDGE = "ssim_edge"
 TRAININGS_NOTE = (
     "Other tables average each patch over the trainings of a model, and its trainings' FID and KID "
-    "as well. The sheet is of its first training."
+    "as well. Sheets are of its first training."
 )
 BASELINES_NOTE = (
     f"{texture.TWO_GREYS}: in the mask the mean of these real masses, outside that of the tissue. "
@@ -67,7 +66,9 @@ class SynthesisConfig(EvaluationConfig):
     """Models that synthesize images from masks, and the patches that they are compared on."""
 
     rows: PositiveInt = 6
-    """Rows of the sheet, drawn by `seed` from the evaluated patches."""
+    """Rows of each sheet: patches drawn by `seed`, and each model's best and worst by SSIM along
+    the edge.
+    """
     edge: PositiveInt = synthesis.EDGE
     """Half the width of the edge region: px on either side of the outline."""
 
@@ -120,7 +121,9 @@ def evaluate(config: SynthesisConfig, output: Path) -> list[Table]:
         )
         report.tables += tabulate_trainings(trainings, EDGE, MEASURES[EDGE], TRAININGS_NOTE)
         name = "sheet-leaky.png" if comparison.protocol == "paper" else "sheet.png"
-        write_sheet(comparison, config, output / name)
+        panels = {"mask": patches.masks, "real": patches.images, **comparison.outputs}
+        edges = {name: trainings[name][0][EDGE] for name in comparison.outputs}
+        sheets.write_sheets(panels, edges, config.rows, config.seed, output / name, True)
     report.write(output)
     return report.tables
 
@@ -170,15 +173,3 @@ def compare_sets(
 
 def _average(statistics: Sequence[Statistic], rows: NDArray[np.intp]) -> float:
     return float(np.mean([statistic(rows) for statistic in statistics]))
-
-
-def write_sheet(comparison: Comparison, config: SynthesisConfig, path: Path) -> None:
-    """Write mask, real image and every model's image of some patches, side by side."""
-    patches = comparison.patches
-    rows = np.random.default_rng(config.seed).permutation(len(patches))[: config.rows]
-    panels = {
-        "mask": patches.masks.astype(np.float32),
-        "real": patches.images,
-        **comparison.outputs,
-    }
-    image_grid.save_grid({name: images[rows] for name, images in panels.items()}, path)

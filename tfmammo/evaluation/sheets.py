@@ -1,0 +1,59 @@
+"""Sheets of patches: a random choice, and the best and the worst of each model by a measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfmammo.training import image_grid
+
+
+def choose_rows(
+    scores: Mapping[str, NDArray[np.float64]], count: int, seed: int, is_higher_better: bool = False
+) -> dict[str, NDArray[np.intp]]:
+    """Choose the patches of each sheet.
+
+    Args:
+        scores: Model -> the measure of each of the same n patches, [n]. Patches without one come
+            last among the best and the worst.
+        count: How many patches a sheet shows.
+        seed: Of the random choice.
+        is_higher_better: Whether the best patches have the largest values.
+
+    Returns:
+        "" -> a random choice; "-best-MODEL" and "-worst-MODEL" -> rows, the extreme ones first.
+    """
+    patches = len(next(iter(scores.values())))
+    rows = {"": np.random.default_rng(seed).permutation(patches)[:count]}
+    for model, values in scores.items():
+        ascending = -values if is_higher_better else values
+        rows[f"-best-{model}"] = np.argsort(ascending, kind="stable")[:count]
+        rows[f"-worst-{model}"] = np.argsort(-ascending, kind="stable")[:count]
+    return rows
+
+
+def write_sheets(
+    panels: Mapping[str, NDArray[Any]],
+    scores: Mapping[str, NDArray[np.float64]],
+    count: int,
+    seed: int,
+    path: Path,
+    is_higher_better: bool = False,
+) -> None:
+    """Write the panels' patches side by side, a file for each choice of `choose_rows`.
+
+    Args:
+        panels: Column -> images, float32 [n, s, s, 1] in [0, 1].
+        scores: As for `choose_rows`.
+        count: As for `choose_rows`.
+        seed: As for `choose_rows`.
+        path: Of the random choice. The others have their choice at the end of their names.
+        is_higher_better: As for `choose_rows`.
+    """
+    for ending, rows in choose_rows(scores, count, seed, is_higher_better).items():
+        chosen = {name: images[rows] for name, images in panels.items()}
+        image_grid.save_grid(chosen, path.with_stem(path.stem + ending))
