@@ -230,6 +230,7 @@ def add_comparison(
         (ONE_GREY_NOTE, texture.NOTE, *scorer.describe()),
     )
     report.tables.append(tabulate_kid(features, config, scorer))
+    panels: dict[str, NDArray[Any]]
     panels = {"mask": patches.masks, "real": patches.images, **comparison.outputs}
     lpips = {name: distances[name]["lpips"] for name in comparison.outputs}
     sheets.write_sheets(panels, lpips, config.rows, config.seed, output / f"sheet{ending}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +122,7 @@ def evaluate(config: SynthesisConfig, output: Path) -> list[Table]:
         )
         report.tables += tabulate_trainings(trainings, EDGE, MEASURES[EDGE], TRAININGS_NOTE)
         name = "sheet-leaky.png" if comparison.protocol == "paper" else "sheet.png"
+        panels: dict[str, NDArray[Any]]
         panels = {"mask": patches.masks, "real": patches.images, **comparison.outputs}
         edges = {name: trainings[name][0][EDGE] for name in comparison.outputs}
         sheets.write_sheets(panels, edges, config.rows, config.seed, output / name, True)

@@ -228,12 +228,12 @@ def write_page(config: ReportConfig, scale: Scale, output: Path) -> list[str]:
         if (path := output / PICTURES / f"{item.key}.png").is_file()
     }
     drawn = page.draw_curves(facts)
-    place = Path(os.path.relpath(folder / CURVES, markdown.parent)).as_posix()
-    files = page.link_curves(facts, place)
+    relative = Path(os.path.relpath(folder / CURVES, markdown.parent)).as_posix()
+    files = page.link_curves(facts, relative)
     if files:
         (folder / CURVES).mkdir(exist_ok=True)
-    for key, path in files.items():
-        filesystem.write_atomically(markdown.parent / path, drawn[key], durable=False)
+    for key, file in files.items():
+        filesystem.write_atomically(markdown.parent / file, drawn[key], durable=False)
     html = document.render_html(page.TITLE, blocks, pictures | drawn)
     filesystem.write_atomically(output / "report.html", html, durable=False)
     filesystem.write_atomically(markdown, document.render_markdown(blocks, files), durable=False)
