@@ -525,7 +525,7 @@ EXTRAS = (
         "can_rates",
         "The baselines without normalization, at half the learning rate",
         "U-Net and FCN-8s take CAN's learning rate in Table I, 2e-4. Are they better at 1e-4? The "
-        "same patches, networks and steps, two trainings each.",
+        "same patches, networks and steps; two trainings of the U-Net, one of FCN-8s.",
         ("can_rates",),
     ),
     Extra(
