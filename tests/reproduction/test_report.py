@@ -405,7 +405,6 @@ def test_a_page_without_a_folder_of_facts_is_an_error_and_writes_nothing(config,
 
 # Facts of earlier settings, with what has changed since.
 OUTDATED = {
-    "contextual_constant": "masses after 16,000 steps, where 32,000 are planned",
     "can_fig4": "a picture of one training of each network, where three are planned",
     "flow_tissue": "blending after 4,000 steps, where 12,000 are planned",
     "segmenters": "trainings in folders without their seed",
