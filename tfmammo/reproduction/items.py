@@ -66,6 +66,11 @@ class Item:
         return read_papers()[self.paper].items[self.name]
 
     @property
+    def place(self) -> str:
+        """Where it stands: "CAN, Fig. 2"."""
+        return f"{self.source.name}, {self.printed.label}"
+
+    @property
     def source(self) -> Paper:
         """The paper."""
         return read_papers()[self.paper]

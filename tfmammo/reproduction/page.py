@@ -9,7 +9,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 from tfmammo.document import Block, Code, Grid, Heading, Picture, Points, Text
 from tfmammo.errors import DataError
@@ -31,6 +31,27 @@ CURVES = (
 SPEED = (
     "Speed beside PyTorch, memory and cost are in docs/measurements.md; what benchmarks/all.py "
     "measured, with the machines' descriptions, is in docs/results/speed.json and speed_amx.json."
+)
+# The rule of tfmammo.reproduction.verdicts, as the page's head says it.
+RULES = (
+    "reproduced: every claim's test is decisive (p below 0.05, or an interval without "
+    "0) on the paper's side, and the models are better than the trivial baseline.",
+    "contradicted: a claim's test is decisive on the other side, and the models are "
+    "better than the trivial baseline, where there is one.",
+    "An order of two models that were trained once each decides nothing. Where the "
+    "measure of each training is known, each of the one must also be better than each "
+    "of the other. Of three trainings each, chance does that once in ten. Gains are "
+    "decided by patients alone.",
+    "A gain is reproduced only if it is also beyond what a trivial baseline gains. It "
+    "is contradicted as the paper states it, without such a baseline.",
+    "undecided: everything else that was measured. A level on other data than the "
+    "paper's decides nothing, reached or not.",
+    "Where the paper prints a value of both models, our interval also includes or "
+    "excludes a gain as large as printed, in per cent of the worse model's value.",
+    "Certainty is high if all p are below 0.01, on the paper's data, over three seeds "
+    "or folds; moderate if all p are below 0.01, and either the data is the paper's or "
+    "there are three seeds or folds; low otherwise, and wherever a validation curve is "
+    "not flat at its end, or none is known.",
 )
 BEGIN = "<!-- written by evaluate/report.py -->"
 END = "<!-- end of what evaluate/report.py writes -->"
@@ -156,7 +177,7 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
         ]
         body.append((paper.name, paper.claim, *cells))
     excluded = [
-        f"{item.source.name}, {item.printed.label}: {part.sentence}"
+        f"{item.place}: {part.sentence}"
         for item in ITEMS
         for part in verdict_of[item.key].evidence
         if part.word == "undecided" and part.gain.endswith(verdicts.EXCLUDED)
@@ -168,28 +189,7 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
             "verdict is."
         ),
         Grid(("paper", "claims", *WORDS), tuple(body)),
-        Points(
-            (
-                "reproduced: every claim's test is decisive (p below 0.05, or an interval without "
-                "0) on the paper's side, and the models are better than the trivial baseline.",
-                "contradicted: a claim's test is decisive on the other side, and the models are "
-                "better than the trivial baseline, where there is one.",
-                "An order of two models that were trained once each decides nothing. Where the "
-                "measure of each training is known, each of the one must also be better than each "
-                "of the other. Of three trainings each, chance does that once in ten. Gains are "
-                "decided by patients alone.",
-                "A gain is reproduced only if it is also beyond what a trivial baseline gains. It "
-                "is contradicted as the paper states it, without such a baseline.",
-                "undecided: everything else that was measured. A level on other data than the "
-                "paper's decides nothing, reached or not.",
-                "Where the paper prints a value of both models, our interval also includes or "
-                "excludes a gain as large as printed, in per cent of the worse model's value.",
-                "Certainty is high if all p are below 0.01, on the paper's data, over three seeds "
-                "or folds; moderate if all p are below 0.01, and either the data is the paper's or "
-                "there are three seeds or folds; low otherwise, and wherever a validation curve is "
-                "not flat at its end, or none is known.",
-            )
-        ),
+        Points(RULES),
     ]
     if excluded:
         blocks += [
@@ -215,9 +215,8 @@ def _list_claims(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) 
     for item in ITEMS:
         for part in verdict_of[item.key].evidence:
             gain = f"; a gain as large as printed: {part.gain}" if part.gain else ""
-            place = f"{item.source.name}, {item.printed.label}"
             extent = facts[item.key].extent
-            rows.append((place, part.sentence, part.verdict, f"{part.reason}{gain}", extent))
+            rows.append((item.place, part.sentence, part.verdict, f"{part.reason}{gain}", extent))
     header = ("where", "claim", "verdict", "ours", "of the paper's work and data")
     return Grid(header, tuple(rows)) if rows else None
 
@@ -267,7 +266,7 @@ def _describe_item(item: Item, verdict: Verdict, facts: Facts | None) -> list[Bl
     certainty = f", certainty {verdict.certainty}" if verdict.certainty else ""
     reason = f": {verdict.reason}" if verdict.reason else ""
     blocks: list[Block] = [
-        Heading(3, f"{item.source.name}, {printed.label}"),
+        Heading(3, item.place),
         Text(printed.shows),
         Text(f"Verdict: {verdict.word}{certainty}{reason}."),
     ]
@@ -281,7 +280,7 @@ def _describe_item(item: Item, verdict: Verdict, facts: Facts | None) -> list[Bl
         return blocks
     blocks += [
         Text(f"Ours, scale {facts.scale}: {facts.extent}. Trivial baseline: {item.baseline}."),
-        Picture(item.key, f"{item.source.name}, {printed.label}", MISSING),
+        Picture(item.key, item.place, MISSING),
     ]
     if item.floor:
         blocks.append(Points(_compare_with_floor(item, item.floor, facts)))
@@ -336,7 +335,8 @@ def draw_curves(facts: Mapping[str, Facts]) -> dict[str, bytes]:
         Key of a picture -> PNG.
     """
     drawn_of = {key: _list_drawn(of_item) for key, of_item in facts.items()}
-    return {f"{key}.curves": curves.draw(drawn) for key, drawn in drawn_of.items() if drawn}
+    draw = cache(curves.draw)  # items of the same trainings share a picture
+    return {f"{key}.curves": draw(drawn) for key, drawn in drawn_of.items() if drawn}
 
 
 def link_curves(facts: Mapping[str, Facts], folder: str) -> dict[str, str]:

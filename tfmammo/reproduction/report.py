@@ -234,8 +234,9 @@ def write_page(config: ReportConfig, scale: Scale, output: Path) -> list[str]:
         (folder / CURVES).mkdir(exist_ok=True)
     for key, file in files.items():
         filesystem.write_atomically(markdown.parent / file, drawn[key], durable=False)
-    for path in (folder / CURVES).glob("*.png"):  # of facts that have changed since
-        if path.name not in {Path(file).name for file in files.values()}:
+    kept = {Path(file).name for file in files.values()}
+    for path in (folder / CURVES).glob("*.png"):
+        if path.name not in kept:  # of facts that have changed since
             path.unlink()
     html = document.render_html(page.TITLE, blocks, pictures | drawn)
     filesystem.write_atomically(output / "report.html", html, durable=False)
