@@ -106,6 +106,7 @@ def test_the_plan_of_each_scale_is_valid(complete, repository, tmp_path, scale):
         "can_leak",
         "can_rates",
         "can_unet_more",
+        "detection_real",
         "infilling_all",
     }
     assert set(whole.left_out) <= (not_at_smoke if scale == "smoke" else set())

@@ -570,6 +570,15 @@ EXTRAS = (
         picture="flow_blending/sheet.png",
     ),
     Extra(
+        "detection_real",
+        "Detection on real mammograms",
+        "The detection studies of infilling and blending take phantoms at this scale. What do "
+        "copies and blended lesions give on real mammograms, and how many false positives do "
+        "normal ones get?",
+        ("detection_real",),
+        picture="detection_real/report/froc.png",
+    ),
+    Extra(
         "contextual_phantoms",
         "Contextual GAN on phantoms",
         "A positive control: lesions of phantoms are simple, and their normal mammograms are "
