@@ -424,6 +424,33 @@ def phantom_of(page, area, number):
 
 
 @pytest.mark.slow
+def test_a_phantom_is_opened_once(server, browser, patient):
+    """A second opening would take back the place that was clicked in the meantime."""
+    page = visit(browser, server)
+    by_keys = visit(browser, server)
+    asked = {one: [] for one in (page, by_keys)}
+    for one, texts in asked.items():
+        one.on("request", lambda request, texts=texts: texts.append(request.post_data or ""))
+
+    def count_openings(one):
+        one.locator("#mammogram img").wait_for()
+        one.wait_for_timeout(1000)
+        name = one.locator("#insert-phantom input").input_value()
+        return sum(f'"{name}"' in text for text in asked[one])
+
+    phantom_of(page, "#insert-phantom", 0)
+    assert count_openings(page) == 1
+    upload(page, "Open a mammogram", patient)
+    page.wait_for_function("() => !document.querySelector('#insert-phantom input').value")
+    phantom_of(page, "#insert-phantom", 0)  # the same one again
+    assert count_openings(page) == 2
+    by_keys.locator("#insert-phantom input").focus()
+    for key in ("ArrowDown", "ArrowDown", "Enter"):
+        by_keys.keyboard.press(key)
+    assert count_openings(by_keys) == 1
+
+
+@pytest.mark.slow
 def test_what_goes_wrong_is_a_sentence(server, browser, tmp_path):
     page = visit(browser, server)
     wrong = tmp_path / "Quibble.png"

@@ -198,9 +198,11 @@ class _Tab:
             self.make,
             self.note,
             self.upload,
+            self.example,
         ]
         self.upload.upload(self._open, [self.upload, self.held], opening, **long)
-        self.example.input(self._example, [self.example, self.held], opening, **long)
+        # Gradio's `input` comes twice for one choice, and its `select` not at all for the keyboard.
+        self.example.change(self._example, [self.example, self.held], opening, **long)
         self.picture.select(
             self._place, [self.held], [self.centre, self.picture, self.hint, self.make], **quick
         )
@@ -237,11 +239,13 @@ class _Tab:
         self.marked.input(self._mark, [self.view, self.marked], [self.slider, self.detail], **quick)
 
     def _open(self, upload: str, old: OpenMammogram | None) -> Updates:
-        return {self.upload: None} | uploads.run_with_note(
+        return {self.upload: None, self.example: None} | uploads.run_with_note(
             self.note, lambda: self._show(uploads.open_upload(upload), old)
         )
 
-    def _example(self, name: str, old: OpenMammogram | None) -> Updates:
+    def _example(self, name: str | None, old: OpenMammogram | None) -> Updates:
+        if name is None:  # a file of the user's takes its place
+            return gr.skip()
         return uploads.run_with_note(self.note, lambda: self._show(uploads.open_phantom(name), old))
 
     def _show(self, held: OpenMammogram, old: OpenMammogram | None) -> Updates:

@@ -90,6 +90,7 @@ class _Tab:
             self.remarks,
             self.files,
             self.upload,
+            self.example,
         ]
         options: dict[str, Any] = {
             "api_visibility": "private",
@@ -99,7 +100,8 @@ class _Tab:
         self.upload.upload(
             self._upload, [self.upload, self.results, *self.facts], outputs, **options
         )
-        self.example.input(self._example, [self.example, self.results], outputs, **options)
+        # Gradio's `input` comes twice for one choice, and its `select` not at all for the keyboard.
+        self.example.change(self._example, [self.example, self.results], outputs, **options)
 
     def _upload(self, upload: str, old: Results | None, *facts: Any) -> Updates:
         def work() -> Updates:
@@ -107,9 +109,11 @@ class _Tab:
                 mammogram = Facts.parse(*facts).add_to(editor.open_mammogram(path))
                 return self._read(mammogram, path, old)
 
-        return {self.upload: None} | uploads.run_with_note(self.note, work)
+        return {self.upload: None, self.example: None} | uploads.run_with_note(self.note, work)
 
-    def _example(self, name: str, old: Results | None) -> Updates:
+    def _example(self, name: str | None, old: Results | None) -> Updates:
+        if name is None:  # a file of the user's takes its place
+            return gr.skip()
         return uploads.run_with_note(
             self.note, lambda: self._read(uploads.open_phantom(name).mammogram, None, old)
         )
