@@ -68,6 +68,40 @@ def test_curves_come_from_the_store_of_the_report(tmp_path, tracking_uri):
     )
 
 
+def test_a_study_has_the_curves_of_its_trainings(tmp_path, tracking_uri):
+    tracking = TrackingConfig(uri=tracking_uri, system_metrics=False)
+    trainings = ("detectors/real/fold0-seed0", "generators/blending/fold0")
+    for name in ("", *trainings):  # the first is the study's own run
+        run = Run(
+            Experiment[dict](name="a", tracking=tracking, model={}), tmp_path / "study" / name
+        )
+        if name:
+            (tmp_path / "study" / name / "export").mkdir()
+            run.log_tags({runs.MONITOR: "froc"})
+            run.log_metrics({"validation_froc": 0.5}, 10)
+        run.close()
+    step = Step("study", ("/somewhere/evaluate/detection.py", "--study", "blending"))
+    found = curves.read_curves([step], tmp_path, tracking_uri)
+    assert [curve.training for curve in found] == [f"study/{name}" for name in trainings]
+    assert {curve.values for curve in found} == {(0.5,)}
+
+
+def test_curves_are_complete_with_one_of_each_training_and_of_each_study():
+    output = "--output runs/report-small"
+    train = f"python train/can.py --config a {output}/can/seed0 --set a=1"
+    study = f"python evaluate/detection.py --study blending {output}/study"
+    classify = f"python evaluate/classification.py {output}/classify"
+    evaluate = f"python evaluate/detection.py --config a {output}/detection"
+    own = make_curve(0.5)
+    of_study = make_curve(0.5, training="study/detectors/real/fold0-seed0")
+    assert curves.are_complete([own], [train, evaluate])
+    assert curves.are_complete([own, of_study], [train, study])
+    assert not curves.are_complete([own, of_study], [train, study, classify])
+    assert not curves.are_complete([own], [train, train.replace("seed0", "seed1")])
+    assert not curves.are_complete([own], [train, study])
+    assert not curves.are_complete([], [evaluate])
+
+
 def test_a_run_without_the_tag_has_no_curve(tmp_path, tracking_uri, caplog):
     experiment = Experiment[dict](
         name="can", tracking=TrackingConfig(uri=tracking_uri, system_metrics=False), model={}
@@ -86,6 +120,13 @@ def test_the_chart_has_a_panel_for_each_measure():
         make_curve(0.2, 0.3, training="can/seed1"),
         make_curve(0.5, 0.4, training="mask_gan", measure="coverage"),
     ]
+    names = {
+        "study/detectors/real/fold0-seed1": "study/detectors/real",
+        "cgan/fold1/seed0": "cgan",
+        "blending/fold2": "blending",
+    }
+    for training, model in names.items():
+        assert curves._get_model(make_curve(0.1, training=training)) == model
     figure = curves._draw_figure(of_item)
     assert [len(axes.lines) for axes in figure.axes] == [2, 1]
     first, second = figure.axes[0].lines

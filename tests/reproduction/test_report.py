@@ -369,9 +369,11 @@ def test_certainty_needs_the_curve_of_every_training():
     rows = [(f"{a} - {b}", difference) for a, b in itertools.combinations(names, 2)]
     tables = (TableFacts(title="Differences of every pair", header=("", "Dice, %"), body=rows),)
     curve = Curve(training="can", measure="dice", steps=range(8), values=[0.9] * 8)
-    commands = ("python train/can.py", "python evaluate/segmentation.py")
-    elsewhere = "# can, trained on a GPU, as: python train/can.py"
-    for others, certainty in (((), "moderate"), ((elsewhere,), "low")):
+    output = "--output runs/report-small"
+    commands = (f"python train/can.py {output}/can", f"python evaluate/segmentation.py {output}/x")
+    elsewhere = f"# can, trained on a GPU, as: python train/can.py {output}/can_long"
+    study = f"python evaluate/detection.py --study blending {output}/study"
+    for others, certainty in (((), "moderate"), ((elsewhere,), "low"), ((study,), "low")):
         facts = make_facts(
             trainings=3, tables=tables, curves=(curve,), commands=(*others, *commands)
         )

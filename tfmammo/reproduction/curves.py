@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,13 +23,18 @@ log = logging.getLogger(__name__)
 SHORTEST = 8  # validations, below which nothing is said about the end
 FLAT = "flat"
 UNKNOWN = "too short to say"
+_OUTPUT = re.compile(r"--output runs/report-[a-z]+/(\S+)")
+_STUDY = re.compile(r"python evaluate/(detection\.py --study|classification\.py)\b")
+_REPETITION = re.compile(r"(/fold\d+)?(/seed\d+|/fold\d+-seed\d+)?$")
 
 
 class Curve(Frozen):
     """The held-out measure that chose a training's best weights, over its steps."""
 
     training: str
-    """The training's folder in the report: "can/seed0"."""
+    """The training's folder in the report: "can/seed0", or that of a study's training:
+    "blending_study/detectors/real/fold0-seed0".
+    """
     measure: str
     """The measure: "dice"."""
     steps: tuple[int, ...]
@@ -69,7 +75,7 @@ class Curve(Frozen):
 
 
 def read_curves(steps: Iterable[Step], output: Path, tracking_uri: str) -> tuple[Curve, ...]:
-    """Read the curves of those steps that are trainings.
+    """Read the curves of those steps that are trainings, and of a study's own trainings.
 
     Args:
         steps: Finished steps.
@@ -77,19 +83,46 @@ def read_curves(steps: Iterable[Step], output: Path, tracking_uri: str) -> tuple
         tracking_uri: Its MLflow store. A training that it does not know is left out.
     """
     curves = []
-    for step in steps:
-        if Path(step.command[0]).parent.name != "train":
-            continue
+    for folder in (folder for step in steps for folder in _find_trainings(step, output)):
+        name = folder.relative_to(output).as_posix()
         try:
-            measure, history = runs.read_monitor(output / step.name, tracking_uri)
+            measure, history = runs.read_monitor(folder, tracking_uri)
         except TrackingError as error:
-            log.warning("%s: no validation curve, %s", step.name, error)
+            log.warning("%s: no validation curve, %s", name, error)
             continue
         values = tuple(float(f"{value:.4g}") for value in history.values())
-        curves.append(
-            Curve(training=step.name, measure=measure, steps=tuple(history), values=values)
-        )
+        curves.append(Curve(training=name, measure=measure, steps=tuple(history), values=values))
     return tuple(curves)
+
+
+def _find_trainings(step: Step, output: Path) -> list[Path]:
+    folder = output / step.name
+    if Path(step.command[0]).parent.name == "train":
+        return [folder]
+    # A study has a run of its own, but it exports no network.
+    of_runs = (path.parent for path in folder.rglob(runs.RUN_ID))
+    return sorted(training for training in of_runs if (training / "export").is_dir())
+
+
+def are_complete(curves: Iterable[Curve], commands: Iterable[str]) -> bool:
+    """Return whether each training of an item has a curve, and each study has some.
+
+    Trainings that were made elsewhere, or left no record, have none.
+
+    Args:
+        curves: The item's curves.
+        commands: The item's commands, as its facts have them.
+    """
+    known = [curve.training for curve in curves]
+    for command in commands:
+        name = _OUTPUT.search(command)
+        if "python train/" in command and (not name or name[1] not in known):
+            return False
+        if _STUDY.search(command) and not any(
+            name and training.startswith(f"{name[1]}/") for training in known
+        ):
+            return False
+    return bool(known)
 
 
 def tabulate(curves: Iterable[Curve]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
@@ -140,4 +173,4 @@ def _draw_figure(curves: Sequence[Curve]) -> Figure:
 
 
 def _get_model(curve: Curve) -> str:
-    return curve.training.partition("/")[0]
+    return _REPETITION.sub("", curve.training)

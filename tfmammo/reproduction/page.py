@@ -117,9 +117,7 @@ def judge_item(item: Item, facts: Mapping[str, Facts]) -> Verdict:
         reason = f"it depends on the pixels of a patch, and ours has {smaller[0]}"
         undecided = tuple(replace(part, word="undecided") for part in evidence)
         return Verdict("undecided", evidence=undecided, reason=reason)
-    # Of trainings that were made elsewhere, or left no record, there are no curves.
-    trainings = sum("python train/" in command for command in own.commands)
-    are_known = len(own.curves) == trainings
+    are_known = curves.are_complete(own.curves, own.commands)
     are_flat = are_known and {curve.course for curve in own.curves} == {curves.FLAT}
     rate = partial(
         verdicts.rate_certainty,
