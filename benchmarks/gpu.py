@@ -551,7 +551,6 @@ def train(options: argparse.Namespace) -> None:
     """
     step = Step(options.folder, options.seed)
     import jax
-    import jax.numpy as jnp
 
     if step.meta["model"] not in TRAINED:
         raise SystemExit(f"{options.folder}: only {', '.join(TRAINED)} can be trained")
@@ -559,6 +558,65 @@ def train(options: argparse.Namespace) -> None:
         raise SystemExit(f"--steps and --every must be multiples of {CHUNK}")
     data = dict(np.load(options.data))
     identity = step.identify(data)
+    options.output.mkdir(parents=True, exist_ok=True)
+    start = made = step.read_state(options.output, identity)
+    networks = {
+        name: step.load(name)
+        for name, about in step.meta["functions"].items()
+        if about["inputs"] in (["image"], ["mask"])
+    }
+
+    def keep() -> None:
+        """Write what there is; networks' answers too."""
+        step.write_state(options.output, made, identity, data["patients"])
+        for name, network in networks.items():
+            answer(step, name, network, data, options.output / f"{name}-{made}.npz")
+
+    stops: list[int] = []  # a stop waits for the end of a chunk
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stops.append(number))
+    key = jax.random.PRNGKey(options.seed)
+    began = time.monotonic()
+    compiled = compile_chunk(step, data, key, made)
+    print(f"{step.device}: compiled in {time.monotonic() - began:.0f} s", flush=True)
+    losses_file = options.output / "losses.csv"
+    earlier = _read_losses(losses_file, made)
+    spent = float(earlier[-1][1]) if earlier else 0.0
+    with losses_file.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["step", "seconds", *step.meta["losses"]])
+        table.writerows(earlier)
+        began = time.monotonic()
+        limit = began + 60 * options.minutes
+        while made < options.steps and not stops and time.monotonic() < limit:
+            step.state, losses = compiled(step.state, key, made)
+            made += CHUNK
+            seconds = spent + time.monotonic() - began
+            table.writerow([made, round(seconds, 1), *map(float, losses)])
+            file.flush()
+            if made % options.every == 0 and made < options.steps:
+                keep()
+        seconds = time.monotonic() - began
+    print(f"{made} steps, {1e3 * seconds / max(made - start, 1):.2f} ms each", flush=True)
+    if made > start:
+        keep()
+
+
+def compile_chunk(step: Step, data: dict[str, np.ndarray], key: Any, first: int) -> Any:
+    """Compile CHUNK steps on patches drawn at random, turned and mirrored, for the device.
+
+    Args:
+        step: The training step.
+        data: image and mask, uint8 [n, size, size].
+        key: The key of all draws.
+        first: The number of steps made so far.
+
+    Returns:
+        (state, key, first) -> (state, losses of the last step).
+    """
+    import jax
+    import jax.numpy as jnp
+
     image, mask = step.put(data["image"]), step.put(data["mask"])
 
     def draw(key: Any, number: Any) -> list[Any]:
@@ -584,48 +642,7 @@ def train(options: argparse.Namespace) -> None:
         losses = [jnp.zeros((), jnp.float32)] * len(step.meta["losses"])
         return jax.lax.fori_loop(first, first + CHUNK, body, (state, losses))
 
-    options.output.mkdir(parents=True, exist_ok=True)
-    start = made = step.read_state(options.output, identity)
-    networks = {
-        name: step.load(name)
-        for name, about in step.meta["functions"].items()
-        if about["inputs"] in (["image"], ["mask"])
-    }
-
-    def keep() -> None:
-        """Write what there is; networks' answers too."""
-        step.write_state(options.output, made, identity, data["patients"])
-        for name, network in networks.items():
-            answer(step, name, network, data, options.output / f"{name}-{made}.npz")
-
-    stops: list[int] = []  # a stop waits for the end of a chunk
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: stops.append(number))
-    key = jax.random.PRNGKey(options.seed)
-    began = time.monotonic()
-    compiled = take.lower(step.state, key, made).compile()
-    print(f"{step.device}: compiled in {time.monotonic() - began:.0f} s", flush=True)
-    losses_file = options.output / "losses.csv"
-    earlier = _read_losses(losses_file, made)
-    spent = float(earlier[-1][1]) if earlier else 0.0
-    with losses_file.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["step", "seconds", *step.meta["losses"]])
-        table.writerows(earlier)
-        began = time.monotonic()
-        limit = began + 60 * options.minutes
-        while made < options.steps and not stops and time.monotonic() < limit:
-            step.state, losses = compiled(step.state, key, made)
-            made += CHUNK
-            seconds = spent + time.monotonic() - began
-            table.writerow([made, round(seconds, 1), *map(float, losses)])
-            file.flush()
-            if made % options.every == 0 and made < options.steps:
-                keep()
-        seconds = time.monotonic() - began
-    print(f"{made} steps, {1e3 * seconds / max(made - start, 1):.2f} ms each", flush=True)
-    if made > start:
-        keep()
+    return take.lower(step.state, key, first).compile()
 
 
 def _read_losses(path: Path, made: int) -> list[list[str]]:
