@@ -8,6 +8,7 @@ import pytest
 from tfmammo import document
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.errors import TrackingError
+from tfmammo.export.card import CARD
 from tfmammo.reproduction import curves, page
 from tfmammo.reproduction.curves import Curve
 from tfmammo.reproduction.facts import Facts
@@ -42,6 +43,7 @@ def test_a_change_within_the_noise_is_none():
 def test_less_than_a_hundredth_is_no_change():
     assert make_curve(*[0.8] * 6, 0.807, 0.807).course == "flat"
     assert make_curve(*[0.8] * 6, 0.809, 0.809).course == "rising"
+    assert make_curve(*[0.0] * 8).course == "flat"  # of a detector that finds nothing
 
 
 def test_a_short_curve_is_not_judged():
@@ -70,20 +72,24 @@ def test_curves_come_from_the_store_of_the_report(tmp_path, tracking_uri):
 
 def test_a_study_has_the_curves_of_its_trainings(tmp_path, tracking_uri):
     tracking = TrackingConfig(uri=tracking_uri, system_metrics=False)
-    trainings = ("detectors/real/fold0-seed0", "generators/blending/fold0")
-    for name in ("", *trainings):  # the first is the study's own run
-        run = Run(
-            Experiment[dict](name="a", tracking=tracking, model={}), tmp_path / "study" / name
-        )
-        if name:
-            (tmp_path / "study" / name / "export").mkdir()
-            run.log_tags({runs.MONITOR: "froc"})
-            run.log_metrics({"validation_froc": 0.5}, 10)
+    experiment = Experiment[dict](name="a", tracking=tracking, model={})
+    real, blending = ("study/detectors/real/fold0-seed0", "study/generators/blending/fold0")
+    without_store = "study/detectors/real/fold0-seed1"
+    for name in ("study", real, f"{real}.old", blending):  # the first is the study's own run
+        run = Run(experiment, tmp_path / name)
+        run.log_tags({runs.MONITOR: "froc"})
+        run.log_metrics({"validation_froc": 0.5}, 10)
         run.close()
+    for name in (real, f"{real}.old", blending, without_store):
+        (tmp_path / name / "export").mkdir(parents=True)
+        (tmp_path / name / "export" / CARD).touch()
     step = Step("study", ("/somewhere/evaluate/detection.py", "--study", "blending"))
     found = curves.read_curves([step], tmp_path, tracking_uri)
-    assert [curve.training for curve in found] == [f"study/{name}" for name in trainings]
-    assert {curve.values for curve in found} == {(0.5,)}
+    assert {curve.training: curve.values for curve in found} == {
+        real: (0.5,),
+        without_store: (),
+        blending: (0.5,),
+    }
 
 
 def test_curves_are_complete_with_one_of_each_training_and_of_each_study():
@@ -110,7 +116,8 @@ def test_a_run_without_the_tag_has_no_curve(tmp_path, tracking_uri, caplog):
     with pytest.raises(TrackingError, match="its run has no tag monitor"):
         runs.read_monitor(tmp_path / "can", tracking_uri)
     step = Step("can", ("/somewhere/train/can.py",))
-    assert curves.read_curves([step], tmp_path, tracking_uri) == ()
+    (empty,) = curves.read_curves([step], tmp_path, tracking_uri)
+    assert empty.training == "can" and empty.values == () and empty.course == curves.UNKNOWN
     assert "can: no validation curve" in caplog.text
 
 
@@ -131,6 +138,10 @@ def test_the_chart_has_a_panel_for_each_measure():
     assert [len(axes.lines) for axes in figure.axes] == [2, 1]
     first, second = figure.axes[0].lines
     assert first.get_color() == second.get_color()
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["can"]
+    many = [make_curve(0.1, 0.2, training=f"model{number}/seed0") for number in range(15)]
+    (axes,) = curves._draw_figure(many).axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 15
     assert curves.draw(of_item).startswith(b"\x89PNG")
 
 

@@ -117,6 +117,28 @@ def test_a_wrong_key_is_found_before_anything_runs(complete, repository, tmp_pat
     broken = complete.model_copy(update={"commands": {**complete.commands, "can": command}})
     with pytest.raises(ConfigError, match=r"commands.can: .*can.yaml: model.lambda_3: unknown key"):
         report.plan_report(broken, Options("smoke", ("can",)), tmp_path, repository)
+    # the extent of a small run is described by the paper's, when its facts are written
+    command = complete.commands["can"].model_copy(update={"paper": ("model.lambda_3=1",)})
+    broken = complete.model_copy(update={"commands": {**complete.commands, "can": command}})
+    with pytest.raises(ConfigError, match="model.lambda_3: unknown key"):
+        report.plan_report(broken, Options("small", ("can_table1",)), tmp_path, repository)
+
+
+def test_other_weights_or_predictions_make_another_step(config, repository, tmp_path):
+    weights = tmp_path / "vgg19.npz"
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    values = [f"weights.vgg19={weights}", f"predictions.nnunet={masks}"]
+    values += ["data.cbis_patches.root=DIR", "data.cdd_cesm.root=DIR"]
+    own = configuration.parse(ReportConfig, repository / "configs/report.yaml", values)
+    paths = (weights, masks / "b.png", masks / "a.png")
+    for path in paths:
+        path.touch()
+    wanted = ["infilling_unet", "segmenters"]
+    steps = plan.make_plan(own, "small", tmp_path, repository, wanted).steps_of
+    assert steps["infilling_unet"][0].inputs == (weights,)
+    assert steps["segmenters"][0].inputs == (masks / "a.png", masks / "b.png")
+    assert steps["can"][0].inputs == ()
 
 
 def test_what_lacks_its_data_is_left_out_with_all_that_needs_it(config, repository, tmp_path):
@@ -281,6 +303,12 @@ def test_the_extent_says_steps_and_data_from_any_folder(config, repository, tmp_
     extent = plan.describe_extent(config, "paper", ["can"], repository)
     assert extent.text == "210,000 steps; INbreast" and extent.is_papers_data
     assert extent.trainings == 3
+    extent = plan.describe_extent(config, "small", ["blending"], repository)  # prints no length
+    assert extent.text.startswith("12,000 steps; 64 of 256 px")
+    extent = plan.describe_extent(config, "small", ["cgan_loose"], repository)
+    assert extent.text.startswith("4,000 steps (the paper: 150 epochs); ")
+    extent = plan.describe_extent(config, "small", ["cgan_light_head"], repository)
+    assert "320 of 1344 x 800 px" in extent.text
     extent = plan.describe_extent(config, "small", ["flow_short"], repository)  # of no paper
     assert extent.text == "1,040 steps; CBIS-DDSM mass patches" and not extent.is_papers_data
 
@@ -359,6 +387,8 @@ def test_what_depends_on_the_pixels_of_a_patch_is_decided_at_the_papers_size():
         facts = make_facts(key=item.key, extent=extent, trainings=3, tables=tables)
         verdict = page.judge_item(item, {item.key: facts})
         assert verdict.word == word
+        reasons = [part.reason for part in verdict.evidence]
+        assert all(("ours has 64 of 256 px" in text) == (word == "undecided") for text in reasons)
         assert {part.word for part in verdict.evidence} == {word}
         assert verdict.certainty == ("" if word == "undecided" else "low")  # no curve is known
 
@@ -507,7 +537,14 @@ def test_a_finished_report_is_not_run_again_and_its_facts_stay(config, small_rep
     report.run_report(config, options, output, small_repository)
     assert (output / "can/runs.txt").read_text() == "x"
     assert {path.name: path.read_bytes() for path in (output / "facts").iterdir()} == first
-    assert (output / "pictures/can_fig2.png").read_bytes() == PNG
+    picture = output / "pictures/can_fig2.png"
+    assert picture.read_bytes() == PNG
+    html = output / "report.html"
+    assert "image/png" in html.read_text()
+    larger = make_facts(scale="small", key="can_fig2")
+    write_facts(larger, output / "facts")  # whose picture is elsewhere
+    report.write_page(config, "smoke", output)
+    assert "image/png" not in html.read_text()
     text = first["can_fig2.smoke.json"].decode()
     assert str(tmp_path) not in text
     assert "2 of 210,000 steps; 64 of 256 px; 1/64 of the width; phantoms for INbreast" in text
@@ -543,7 +580,7 @@ def test_the_summary_counts_verdicts_and_names_decided_claims():
     assert replaced.startswith(f"before\n{page.BEGIN}\n\n| paper |")
     assert replaced.endswith(f"\n\n{page.END}\nafter")
     assert "| Blending | 0 | 0 | 0 | 3 |" in replaced
-    assert "higher than that of U-Net. Contradicted, certainty low: -1.5 [-2.5, -0.5]" in replaced
+    assert "higher than that of U-Net. Contradicted, certainty low: Dice, %:" in replaced
     assert "p = 0.004 (half of the steps)." in " ".join(replaced.split())
     assert page.replace_summary(replaced, {"can_table1": facts}) == replaced
 

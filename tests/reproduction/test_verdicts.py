@@ -87,6 +87,8 @@ def test_a_printed_gain_is_within_our_interval_or_not(cell, higher, gain):
     tables = compare(**{"U-Net": cell})
     assert judge_claim(claim, [levels, *tables], printed, None, "small").gain == gain
     assert judge_claim(claim, tables, printed, None, "small").gain == ""
+    nothing = levels.model_copy(update={"body": (("U-Net", "0.0 [0.0, 0.0]"),)})
+    assert judge_claim(claim, [nothing, *tables], printed, None, "small").gain == ""
     # a claim without printed values has none, and no other rule takes it away
     assert judge_claim(CLAIM, [levels, *tables], printed, None, "small").gain == ""
     assert judge_claim(claim, [levels, *tables], printed, None, "smoke").gain == gain
@@ -254,6 +256,29 @@ def test_the_claims_on_edits_find_their_lines_whether_or_not_the_set_was_refused
     ]
     title = f"{prefix}Score of a lesion by the classifiers trained on real patches alone"
     table = TableFacts(title=title, header=header, body=body)
+    told = TableFacts(
+        title=f"{prefix}Lesions told from normal patches by the classifiers",
+        header=("lesions", "beside", "AUC", "p"),
+        body=[
+            ("mass and calcification added", "lesion removed", "0.669 [0.585, 0.743]", "1e-04"),
+            ("mass added", "lesion removed", "0.870 [0.811, 0.913]", "5e-46"),
+            ("calcification added", "lesion removed", "0.468 [0.354, 0.585]", "1.000"),
+        ],
+    )
     (item,) = [item for item in items.CONTEXTUAL if item.name == "fig1"]
-    words = [claim.judge([table], {}).word for claim in item.claims]
-    assert words == ["reproduced", "undecided", "contradicted"]
+    words = [claim.judge([table, told], {}).word for claim in item.claims]
+    assert words == ["reproduced", "undecided", "reproduced", "undecided", "contradicted"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "word"),
+    [
+        ("0.61 [0.52, 0.70]", "reproduced"),
+        ("0.40 [0.31, 0.49]", "contradicted"),
+        ("0.55 [0.45, 0.65]", "undecided"),
+    ],
+)
+def test_an_area_is_compared_with_a_half(cell, word):
+    table = TableFacts(title="told", header=("", "AUC"), body=[("mass", cell)])
+    claim = Gain("Masses are told.", "mass", "AUC", level=0.5)
+    assert judge_claim(claim, [table], {}, None, "small").word == word

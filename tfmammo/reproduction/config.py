@@ -75,6 +75,9 @@ class CommandConfig(Frozen):
     """A package that the command needs besides tfmammo's own."""
     outputs: tuple[str, ...] | None = None
     """The files that prove it done; null: export/card.json of a training, else table.md."""
+    length_is_printed: bool = True
+    """Whether the paper prints how long this training is. Else the report gives our length alone.
+    """
     extent: dict[Scale, str] = {}
     """Scale -> its extent in words, where it is no single training."""
 

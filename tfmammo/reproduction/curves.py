@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 
 from tfmammo.config import Frozen
 from tfmammo.errors import TrackingError
-from tfmammo.metrics.plotting import plot_style
-from tfmammo.studies.workflow import Step
+from tfmammo.export.card import CARD
+from tfmammo.metrics.plotting import COLOURS, plot_style
+from tfmammo.studies.workflow import OLD, Step
 from tfmammo.tracking import runs
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 SHORTEST = 8  # validations, below which nothing is said about the end
 FLAT = "flat"
 UNKNOWN = "too short to say"
+LINES = ("-", "--", ":")  # of models beyond as many as there are colours
 _OUTPUT = re.compile(r"--output runs/report-[a-z]+/(\S+)")
 _STUDY = re.compile(r"python evaluate/(detection\.py --study|classification\.py)\b")
 _REPETITION = re.compile(r"(/fold\d+)?(/seed\d+|/fold\d+-seed\d+)?$")
@@ -56,14 +58,14 @@ class Curve(Frozen):
     def course(self) -> str:
         """Say how it ends: "flat", "rising" or "falling", or that it is too short to say.
 
-        A curve is flat where its last two quarters differ by less than two standard errors of that
-        difference, or by less than a hundredth of their mean.
+        A curve is flat where its last two quarters differ by no more than two standard errors of
+        that difference, or than a hundredth of the last one's mean.
         """
         if len(self.values) < SHORTEST:
             return UNKNOWN
         quarters = [self._get_quarter(1), self._get_quarter(2)]
         error = np.sqrt(sum(np.var(quarter, ddof=1) / len(quarter) for quarter in quarters))
-        if abs(self.change) < max(2 * error, 0.01 * abs(self.end)):
+        if abs(self.change) <= max(2 * error, 0.01 * abs(self.end)):
             return FLAT
         return "rising" if self.change > 0 else "falling"
 
@@ -80,7 +82,7 @@ def read_curves(steps: Iterable[Step], output: Path, tracking_uri: str) -> tuple
     Args:
         steps: Finished steps.
         output: The folder of the report.
-        tracking_uri: Its MLflow store. A training that it does not know is left out.
+        tracking_uri: Its MLflow store. A training that it does not know has an empty curve.
     """
     curves = []
     for folder in (folder for step in steps for folder in _find_trainings(step, output)):
@@ -89,7 +91,7 @@ def read_curves(steps: Iterable[Step], output: Path, tracking_uri: str) -> tuple
             measure, history = runs.read_monitor(folder, tracking_uri)
         except TrackingError as error:
             log.warning("%s: no validation curve, %s", name, error)
-            continue
+            measure, history = "", {}
         values = tuple(float(f"{value:.4g}") for value in history.values())
         curves.append(Curve(training=name, measure=measure, steps=tuple(history), values=values))
     return tuple(curves)
@@ -99,9 +101,8 @@ def _find_trainings(step: Step, output: Path) -> list[Path]:
     folder = output / step.name
     if Path(step.command[0]).parent.name == "train":
         return [folder]
-    # A study has a run of its own, but it exports no network.
-    of_runs = (path.parent for path in folder.rglob(runs.RUN_ID))
-    return sorted(training for training in of_runs if (training / "export").is_dir())
+    exports = (path.parent for path in folder.rglob(f"export/{CARD}"))
+    return sorted(path.parent for path in exports if path.parent.suffix != OLD)
 
 
 def are_complete(curves: Iterable[Curve], commands: Iterable[str]) -> bool:
@@ -155,20 +156,23 @@ def draw(curves: Sequence[Curve]) -> bytes:
 @plot_style
 def _draw_figure(curves: Sequence[Curve]) -> Figure:
     measures = list(dict.fromkeys(curve.measure for curve in curves))
-    models = list(dict.fromkeys(_get_model(curve) for curve in curves))
     figure = Figure(figsize=(4.5 * len(measures) + 1.5, 3), layout="constrained")
     panels = figure.subplots(1, len(measures), squeeze=False)[0]
     for axes, measure in zip(panels, measures, strict=True):
-        labels = set()
-        for curve in curves:
-            if curve.measure != measure:
-                continue
-            model = _get_model(curve)
-            label = None if model in labels else model
-            labels.add(model)
-            axes.plot(curve.steps, curve.values, color=f"C{models.index(model)}", label=label)
+        of_panel = [curve for curve in curves if curve.measure == measure]
+        models = list(dict.fromkeys(map(_get_model, of_panel)))
+        for curve in of_panel:
+            number = models.index(_get_model(curve))
+            axes.plot(
+                curve.steps,
+                curve.values,
+                color=COLOURS[number % len(COLOURS)],
+                linestyle=LINES[number // len(COLOURS) % len(LINES)],
+                label=models[number],
+            )
         axes.set(xlabel="step", ylabel=f"{measure}, held out")
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # one a model
+        axes.legend(lines.values(), lines.keys(), loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

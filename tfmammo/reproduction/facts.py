@@ -68,7 +68,7 @@ def add_tables(facts: Facts, item: Item | Extra, plan: Plan, output: Path) -> Fa
     Args:
         facts: Of the item, without tables.
         item: The item.
-        plan: The plan that was run.
+        plan: The item's own plan, trainings included.
         output: The folder of the report.
 
     Raises:
@@ -81,8 +81,7 @@ def add_tables(facts: Facts, item: Item | Extra, plan: Plan, output: Path) -> Fa
         for table in read_tables(output / step.name)
         if any(fnmatchcase(table.title, pattern) for pattern in item.titles)
     ]
-    of_item = [step for name in item.commands for step in plan.steps_of[name]]
-    code = sorted({_read_code(step, output) for step in of_item})
+    code = sorted({_read_code(step, output) for step in plan.steps})
     return facts.model_copy(update={"code": tuple(code), "tables": tuple(tables)})
 
 

@@ -131,7 +131,7 @@ def _better_dice(model: str, others: tuple[str, ...], printed: str = "") -> tupl
 
 def _recall_gain(sentence: str, row: str, positive: bool = True) -> Gain:
     beyond = FROM_COPIES if positive else ""
-    return Gain(sentence, row, MERIT, FROM_REAL, MERIT_P, positive, beyond)
+    return Gain(sentence, row, MERIT, FROM_REAL, MERIT_P, positive, beyond=beyond)
 
 
 CAN = (
@@ -325,6 +325,17 @@ CONTEXTUAL = (
         "contextual_study/report/figure-pairs.png",
         tuple(
             Gain(
+                f"Patches with an added {target} are told from those whose lesion was removed.",
+                f"{target} added",
+                "AUC",
+                "*told from normal*",
+                "p",
+                level=0.5,
+            )
+            for target in ("mass", "calcification")
+        )
+        + tuple(
+            Gain(
                 f"The edits of the generator {target} move the classifier's score as intended.",
                 f"{target}*",
                 "change",
@@ -336,10 +347,10 @@ CONTEXTUAL = (
             for target in ("mass", "calcification", "removal")
         ),
         baseline="as much brightness at the same place, spread evenly",
-        note="A classifier trained like these chose the generators' weights, on other patients. "
-        "The verdict asks for the direction of the change, and whether its interval lies beyond "
-        "the mean of the same brightness spread evenly. It does not ask whether added lesions are "
-        "told from removed ones. Masses are, calcifications are not: see the second table.",
+        note="The figure shows pictures. These claims are our tests of them: by classifiers of "
+        "real patches, beyond the mean of the same brightness spread evenly where an edit moves "
+        "their score. A classifier trained like these chose the generators' weights, on other "
+        "patients.",
     ),
     Item("contextual", "fig3", picture="contextual_contiguous/figure-contiguous.png"),
     Item(
@@ -394,18 +405,10 @@ CGAN = (
         "detection",
         ("cgan_detectors",),
         picture="cgan_detectors/froc.png",
-        claims=tuple(
-            Gain(
-                f"The {other} is worse than the SSD.",
-                other,
-                MERIT,
-                "Differences in * from SSD*",
-                MERIT_P,
-                positive=False,
-            )
-            for other in ("Light-Head R-CNN", "Mask R-CNN")
-        ),
         baseline="random boxes",
+        note="The paper calls SSD the best of the detectors in a table that its text, as this "
+        "project has it, does not hold. Which detectors those were is not known, so nothing of it "
+        "is reproduced or contradicted.",
     ),
     Item("cgan", "croppings", picture="cgan_frames/croppings.png"),
     Item(

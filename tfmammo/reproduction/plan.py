@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tfmammo.config import Experiment
+from tfmammo.config import DataConfig, Experiment
 from tfmammo.errors import ConfigError, ExportError
 from tfmammo.export.card import CARD, read_card
 from tfmammo.reproduction.config import (
@@ -255,10 +255,7 @@ class _Planner:
             )
         )
         inputs = tuple(
-            path / CARD
-            for token in _find_tokens(overrides)
-            if token in self.plan.trained
-            for path in self.config.trained[token].exports
+            path for token in _find_tokens(overrides) for path in self._list_inputs(token)
         )
         folds = command.folds.get(self.scale, 1)
         seeds = command.seeds.get(self.scale, 1)
@@ -296,6 +293,18 @@ class _Planner:
                 outputs=outputs if command.outputs is None else command.outputs,
                 inputs=inputs,
             )
+
+    def _list_inputs(self, token: str) -> list[Path]:
+        """List the files from elsewhere that a token stands for."""
+        if token in self.plan.trained:
+            return [path / CARD for path in self.config.trained[token].exports]
+        if token.startswith(WEIGHTS):
+            path = self.config.weights.get(token.removeprefix(WEIGHTS))
+            return [path] if path and path.is_file() else []
+        if token.startswith(PREDICTIONS):
+            folder = self.config.predictions[token.removeprefix(PREDICTIONS)] or Path()
+            return sorted(path for path in folder.rglob("*") if path.is_file())
+        return []
 
     def _list_archive_overrides(self, command: CommandConfig) -> list[str]:
         key = command.get_archive(self.scale)
@@ -411,7 +420,8 @@ def describe_extent(
         if command.run.startswith("train/") and name in ours_planned.steps_of:
             steps = _count_steps(command, ours_planned.steps_of[name][0])
             of_paper = papers_planned.steps_of.get(name)
-            whole = _count_steps(command, of_paper[0]) if of_paper else ""
+            is_known = of_paper and command.length_is_printed
+            whole = _count_steps(command, of_paper[0]) if of_paper and is_known else ""
             lengths[_relate(steps, whole)] = None
             if of_paper:
                 ours_and_papers = (ours_planned.steps_of[name][0], of_paper[0])
@@ -466,8 +476,9 @@ def _compare_sizes(command: CommandConfig, ours: Step, papers: Step) -> Iterator
     schema = find_schema(command.run)
     small: Experiment[Any] = parse_step(ours, schema, ours.name)
     whole: Experiment[Any] = parse_step(papers, schema, papers.name)
-    if small.data.size != whole.data.size:
-        yield f"{small.data.size} of {whole.data.size} px"
+    sizes = [_describe_size(experiment.data) for experiment in (small, whole)]
+    if sizes[0] != sizes[1]:
+        yield f"{sizes[0]} of {sizes[1]} px"
     for key in ("filters", "widths"):
         if hasattr(small.model, key):
             width = Fraction(
@@ -477,17 +488,24 @@ def _compare_sizes(command: CommandConfig, ours: Step, papers: Step) -> Iterator
                 yield f"{width} of the width"
 
 
+def _describe_size(data: DataConfig) -> str:
+    """Return the side of a patch, or height and width of the canvas of whole mammograms, px."""
+    return "{} x {}".format(*data.canvas) if data.canvas else str(data.size)
+
+
 def _relate(ours: str, papers: str) -> str:
-    """Say how much of the paper's length ours is.
+    """Say how much of the paper's length ours is, or both where their units differ.
 
     Examples:
         >>> _relate("20,000 steps", "210,000 steps")
         '20,000 of 210,000 steps'
+        >>> _relate("4,000 steps", "150 epochs")
+        '4,000 steps (the paper: 150 epochs)'
     """
     if not papers or ours == papers:
         return ours
     number, unit = ours.split()
-    return f"{number if papers.endswith(unit) else ours} of {papers}"
+    return f"{number} of {papers}" if papers.endswith(unit) else f"{ours} (the paper: {papers})"
 
 
 def _count_trainings(command: CommandConfig, steps: list[Step]) -> list[int]:

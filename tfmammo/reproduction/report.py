@@ -82,11 +82,14 @@ def plan_report(config: ReportConfig, options: Options, output: Path, root: Path
     """Plan the wanted items, and check every command.
 
     Raises:
-        ConfigError: A command would be refused; see `plan.check_plan`.
+        ConfigError: A command would be refused, at this scale or at the paper's, which the extent
+            is described by; see `plan.check_plan`.
     """
-    wanted = list_commands(choose_items(options.only, options.scale))
-    plan = make_plan(config, options.scale, output, root, wanted)
+    items = choose_items(options.only, options.scale)
+    plan = make_plan(config, options.scale, output, root, list_commands(items))
     check_plan(plan, config, root)
+    for item in items:
+        describe_extent(config, options.scale, item.commands, root)
     return plan
 
 
@@ -192,11 +195,13 @@ def _write_item(
         curves = read_curves(steps, output, get_tracking_uri(output))
         facts = facts.model_copy(update={"curves": curves})
         picture = fact_files.find_picture(item, plan, output)
+        shown_picture = output / PICTURES / f"{item.key}.png"
         if picture:
-            (output / PICTURES).mkdir(exist_ok=True)
-            shutil.copyfile(picture, output / PICTURES / f"{item.key}.png")
+            shown_picture.parent.mkdir(exist_ok=True)
+            shutil.copyfile(picture, shown_picture)
         elif item.picture:
             log.warning("%s: %s made no picture", item.key, item.picture)
+            shown_picture.unlink(missing_ok=True)  # of facts that have changed since
     fact_files.write_facts(facts, folder)
 
 
@@ -225,6 +230,8 @@ def write_page(config: ReportConfig, scale: Scale, output: Path) -> list[str]:
     pictures = {
         item.key: path.read_bytes()
         for item in WITH_EXTRAS
+        # those of OUTPUT are of this scale
+        if item.key in facts and facts[item.key].scale == scale
         if (path := output / PICTURES / f"{item.key}.png").is_file()
     }
     drawn = page.draw_curves(facts)

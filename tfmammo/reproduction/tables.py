@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from tfmammo.document import TableFacts
@@ -26,6 +26,7 @@ class Cell:
         low: Lower bound of its interval; None where it has none.
         high: Upper bound of its interval.
         p: Its p, or the bound below which it lies.
+        measure: What it measures, as its column or line is headed; "" where it was not looked up.
     """
 
     text: str
@@ -33,6 +34,7 @@ class Cell:
     low: float | None = None
     high: float | None = None
     p: float | None = None
+    measure: str = ""
 
 
 def parse_markdown(text: str) -> list[TableFacts]:
@@ -100,9 +102,11 @@ def find_cell(tables: Sequence[TableFacts], title: str, row: str, column: str) -
         cell = None
         if fnmatchcase(table.title, title):
             for name, heading, text in _walk(table):
-                is_found = fnmatchcase(name, row) and fnmatchcase(heading, column)
-                if is_found or (fnmatchcase(name, column) and fnmatchcase(heading, row)):
-                    cell = parse_cell(text) or cell
+                found = parse_cell(text)
+                if found and fnmatchcase(name, row) and fnmatchcase(heading, column):
+                    cell = replace(found, measure=heading)
+                elif found and fnmatchcase(name, column) and fnmatchcase(heading, row):
+                    cell = replace(found, measure=name)
         if cell:
             return cell
     return None
@@ -178,4 +182,4 @@ def negate(cell: Cell) -> Cell:
         text += f" [{low:+g}, {high:+g}]"
     if cell.p is not None:
         text += re.sub(r".*( p [=<])", r"\1", cell.text)
-    return Cell(text, -cell.value, low, high, cell.p)
+    return Cell(text, -cell.value, low, high, cell.p, cell.measure)

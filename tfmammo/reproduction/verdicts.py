@@ -16,7 +16,8 @@ The rule, for each claim:
   the same brightness spread evenly. It is contradicted as the paper states it, which compares with
   no such baseline.
 - *undecided*: everything else. The scale `smoke` decides nothing, and a printed level is decided on
-  the paper's data alone: other data may be easier or harder.
+  the paper's data alone: other data may be easier or harder. What depends on the pixels of a patch
+  is undecided where ours has fewer.
 - Where the paper prints a value of both models, our interval also includes or excludes a gain as
   large as the printed one, in per cent. A claim may be undecided and its printed gain excluded.
 
@@ -78,6 +79,7 @@ class Evidence:
         p: p of the test; None where there is none.
         gain: The printed gain beside ours, in per cent; "" where the paper prints none.
         certainty: "high", "moderate" or "low" of a decided claim; "" elsewhere.
+        measure: What the numbers measure; "" where there are none.
     """
 
     sentence: str
@@ -86,6 +88,12 @@ class Evidence:
     p: float | None = None
     gain: str = ""
     certainty: str = ""
+    measure: str = ""
+
+    @property
+    def numbers(self) -> str:
+        """The measure and the numbers behind the verdict, or why there are none."""
+        return f"{self.measure}: {self.reason}" if self.measure else self.reason
 
     @property
     def verdict(self) -> str:
@@ -140,6 +148,8 @@ class Order:
         level = find_level(tables, self.worse, self.column)
         if not self.printed or level is None or cell.low is None or cell.high is None:
             return ""
+        if level.value == 0:  # of a network that found nothing, which has no per cent
+            return ""
         sign = 1 if self.higher else -1
         printed_worse = printed[self.worse][self.printed]
         printed_gain = sign * (printed[self.better][self.printed] / printed_worse - 1) * 100
@@ -159,6 +169,7 @@ class Gain:
         title: A pattern of the table's title.
         p_column: A pattern of the heading of p, where that is a column; "": p stands in the cell.
         positive: Whether the paper finds a gain.
+        level: The cell's value without a gain: 0.5 of an area under the curve.
         beyond: A pattern of the title of the differences from the trivial baseline; "": none.
         trivial: A pattern of the heading of what a trivial edit gains; "": none.
     """
@@ -169,6 +180,7 @@ class Gain:
     title: str = "*"
     p_column: str = ""
     positive: bool = True
+    level: float = 0
     beyond: str = ""
     trivial: str = ""
 
@@ -205,7 +217,7 @@ class Gain:
         if self.p_column:
             of_test = find_cell(tables, self.title, self.row, self.p_column)
             p = of_test.value if of_test else None
-        return _judge_difference(self.sentence, cell, self.positive, p)
+        return _judge_difference(self.sentence, cell, self.positive, p, self.level)
 
 
 @dataclass(frozen=True)
@@ -251,20 +263,23 @@ class Level:
 Claim = Order | Gain | Level
 
 
-def _judge_difference(sentence: str, cell: Cell, is_positive: bool, p: float | None) -> Evidence:
+def _judge_difference(
+    sentence: str, cell: Cell, is_positive: bool, p: float | None, level: float = 0
+) -> Evidence:
     reason = cell.text
     if p is not None and cell.p is None:
         reason += f", p {p:g}" if p else ", p < 0.001"  # which a table rounds to 0.000
     if p is not None:
         is_decisive = p < SIGNIFICANT
     elif cell.low is not None and cell.high is not None:
-        is_decisive = cell.low > 0 or cell.high < 0
+        is_decisive = cell.low > level or cell.high < level
     else:
-        return Evidence(sentence, "undecided", f"{reason}: no interval and no p")
-    if not is_decisive or cell.value == 0:
-        return Evidence(sentence, "undecided", reason, p)
-    word: Word = "reproduced" if (cell.value > 0) == is_positive else "contradicted"
-    return Evidence(sentence, word, reason, p)
+        text = f"{reason}: no interval and no p"
+        return Evidence(sentence, "undecided", text, measure=cell.measure)
+    if not is_decisive or cell.value == level:
+        return Evidence(sentence, "undecided", reason, p, measure=cell.measure)
+    word: Word = "reproduced" if (cell.value > level) == is_positive else "contradicted"
+    return Evidence(sentence, word, reason, p, measure=cell.measure)
 
 
 def _is_beyond(cell: Cell, value: float) -> bool:
