@@ -167,6 +167,16 @@ def test_predictions_of_another_tool_are_a_folder_or_a_reason(config, repository
     assert "'masks:predicted'" in " ".join(shown.overrides)
 
 
+def test_a_published_checkpoint_is_a_folder_or_a_reason(config, complete, repository, tmp_path):
+    options = Options("paper", ("blending_table1",))
+    whole = config.model_copy(update={"data": complete.data})
+    without = report.plan_report(whole, options, tmp_path, repository)
+    reason = "needs a published checkpoint: set checkpoints.coco"
+    assert without.left_out == {"blending_study": reason}
+    plans = report.plan_report(complete, options, tmp_path, repository)
+    assert "detector.set.model.checkpoint=DIR" in plans.steps[-1].overrides
+
+
 def test_exports_take_the_place_of_trainings(complete, repository, tmp_path):
     wanted = Options("small", ("can_fig2",))
     exports = tuple(tmp_path / f"export{number}" for number in range(3))

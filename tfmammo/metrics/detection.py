@@ -212,8 +212,8 @@ def match(
 
     Source:
         The rule of the PASCAL VOC development kit, except that a detection may fall back on another
-        lesion, as in COCO's. "Higher than 0.5" is the blending paper's threshold (3.2), "exceeds
-        0.5" the infilling paper's (4.3).
+        lesion, as in COCO's. "Higher than 0.5" is the blending paper's threshold (section
+        3), "exceeds 0.5" the infilling paper's (section 4.5).
     """
     boxes, scores, truth = (np.asarray(values, np.float64) for values in (boxes, scores, truth))
     if scores.shape != (len(boxes),):

@@ -14,13 +14,16 @@ Inside, the networks' images are in [-1, 1]; at every public border, and in L_S 
 [0, 1].
 
 Departures and what the paper leaves open:
-- lambda_p, Adam's values and the batch are not given: 100 and (2e-4, 0.5), Pix2Pix's.
+- lambda_p, Adam's values, the batch and the length are not given: 100 and (2e-4, 0.5), Pix2Pix's;
+  four lesions and four patches of tissue a step, 20,000 steps. Nor are the initial weights: He's in
+  G, N(0, 0.02) in D.
 - "U-Net [13]" is Ronneberger's, as cited: its widths, skips at every resolution, the input's own
   too. It has no normalisation, so that grey values are preserved. Dropout is off, because G gains
   nothing from randomness. tanh at the end.
 - D's four convolutions: the three of Pix2Pix's 16 x 16 discriminator, the last one widened and
-  followed by a convolution 1 x 1; 126 x 126 responses from 256 px. D sees the image alone, as in
-  Eq. (2), not G's input.
+  followed by a convolution 1 x 1; 126 x 126 responses from 256 px. The two in the middle are
+  normalised by each sample's own statistics, Pix2Pix's by those of the batch. D sees the image
+  alone, as in Eq. (2), not G's input.
 - Norms: ||.||_1 is the mean and ||.||_2 the root mean square over the region's pixels. Neither
   lambda_p's meaning nor the balance of the two regions then depends on their sizes. Gradients are
   forward differences; |.| is their length in the plane.

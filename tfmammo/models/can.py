@@ -22,6 +22,8 @@ Departures and what the paper leaves open:
 - Pix2Pix is compared "under the same experimental settings": configs/pix2pix_can.yaml.
 - ||M_r - I(Im_r)||_2 is read as the mean square (`l2: mean_square`); `norm` takes the Euclidean
   norm.
+- Open: the layers of G, I and D. G and I are Pix2Pix's U-Net-256, where the text cites
+  Ronneberger's U-Net; D is Pix2Pix's discriminator of 16 px.
 - Open: Adam's beta_1 (0.5, as in Pix2Pix), initial weights (N(0, 0.02)), dropout (0.5 in the three
   innermost decoder blocks, as in Pix2Pix, but off at inference, since CAN names no noise), output
   activation (tanh, for masks too).

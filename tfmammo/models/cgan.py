@@ -29,8 +29,8 @@ Departures and what the text leaves open:
   (1e-7). D sees image and mask in [0, 1], as they are.
 - Augmentation: each draw is transformed by a random one of the eight symmetries of the square
   (`data.augment`); the text names none.
-- Ablations of the text: `adversarial: false` trains G on its content loss alone; `content: l1`
-  replaces Dice by |y - o|.
+- `content: l1` replaces Dice by |y - o|, which the text compares. `adversarial: false` trains G on
+  its content loss alone, which it does not.
 """
 
 from __future__ import annotations

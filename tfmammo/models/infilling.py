@@ -13,7 +13,8 @@ R is the real image, phi_0 the image itself, phi_1 to phi_5 are layers of VGG-19
 Inside, images are in [-1, 1]; at every public border, and in L_fm, they are in [0, 1].
 
 Departures and what the paper leaves open:
-- The margin: the mask is "resized to 296 x 296". Here it is resized about the patch's centre by
+- The margin: section 3.1 speaks of a morphological operation, section 4.1 of scaling, which is
+  taken: the mask is "resized to 296 x 296". Here it is resized about the patch's centre by
   nearest neighbours and cropped back to 256 x 256; then the mask is subtracted. The margin is
   therefore no band of one width. That of a mask off the centre is wider on the side away from the
   centre and narrow or missing on the other, and in bays of the outline. Patches of another size

@@ -62,8 +62,8 @@ class CommandConfig(Frozen):
     set: Overrides = ()
     """Overrides at every scale. "{NAME}" stands for the folders of another command, "{NAME:0}" for
     its first one, "{NAME:1}" for its second, "{tracking}" for the report's MLflow store,
-    "{weights.NAME}" for a file of `weights`, else "none", "{predictions.NAME}" for a folder of
-    `predictions`.
+    "{weights.NAME}" for a file of `weights`, else "none", "{predictions.NAME}" and
+    "{checkpoints.NAME}" for a folder of `predictions` and of `checkpoints`.
     """
     smoke: Overrides | None = ()
     """Further overrides at this scale; null: the command is left out at it."""
@@ -116,6 +116,8 @@ class ReportConfig(Frozen):
     """Files of published networks; null: random weights, and tables say so."""
     predictions: dict[str, Path | None] = {}
     """Folders of masks that other tools predicted; null: commands that need them are left out."""
+    checkpoints: dict[str, Path | None] = {}
+    """Published checkpoints to start from; null: commands that need them are left out."""
     trained: dict[str, TrainedConfig] = {}
     """Training command -> exports that take the place of its trainings, which are not run then."""
     aliases: Any = None

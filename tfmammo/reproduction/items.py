@@ -213,9 +213,11 @@ INFILLING = (
         ),
         floor=Floor("one grey value", LPIPS, higher=False),
         baseline="one grey value in the mask; real patches of other patients",
-        note="The paper's recall, Eq. (6), is that of all detections: a column of the tables of "
-        "Fig. 6 and Fig. 8. The patches of CDD-CESM's copy of 512 px show 23 px around a mass, "
-        "which are the paper's 100 of the original mammogram.",
+        note="The paper compares groups of 100 patches and does not say which patch with which. "
+        "Ours are pairs of a real patch and its own infilling; LPIPS to other real patches is in "
+        "the first table. The paper's recall, Eq. (6), is that of all detections: a column of the "
+        "tables of Fig. 6 and Fig. 8. The patches of CDD-CESM's copy of 512 px show 23 px around a "
+        "mass, which are the paper's 100 of the original mammogram.",
     ),
     Item(
         "infilling",

@@ -32,7 +32,10 @@ _TOKEN = re.compile(r"\{([a-z][a-z0-9_.]*)(?::(\d))?\}")
 T = TypeVar("T")
 TRACKING = "tracking"
 WEIGHTS = "weights."
-PREDICTIONS = "predictions."
+FOLDERS = {  # sections of the config whose folders commands need
+    "predictions": "predictions of another tool",
+    "checkpoints": "a published checkpoint",
+}
 
 
 @dataclass
@@ -99,10 +102,13 @@ def show_plan(config: ReportConfig, scale: Scale, wanted: Iterable[str]) -> Plan
         for key, archive in config.data.items()
     }
     weights = {key: path and Path(path.name) for key, path in config.weights.items()}
-    predictions = {key: path and Path(path.name) for key, path in config.predictions.items()}
+    folders = {
+        section: {key: path and Path(path.name) for key, path in getattr(config, section).items()}
+        for section in FOLDERS
+    }
     trained = {key: one.model_copy(update={"exports": ()}) for key, one in config.trained.items()}
-    hidden_config = {"data": hidden, "weights": weights, "predictions": predictions}
-    config = config.model_copy(update=hidden_config | {"trained": trained})
+    hidden_config = {"data": hidden, "weights": weights, "trained": trained}
+    config = config.model_copy(update=hidden_config | folders)
     return make_plan(config, scale, Path(f"runs/report-{scale}"), Path("."), wanted)
 
 
@@ -234,9 +240,9 @@ class _Planner:
         if command.package and not _is_installed(command.package):
             return f"needs the package {command.package}"
         for token in _find_tokens(overrides):
-            key = token.removeprefix(PREDICTIONS)
-            if token != key and self.config.predictions.get(key) is None:
-                return f"needs predictions of another tool: set {token}"
+            section = token.partition(".")[0]
+            if section in FOLDERS and self._get_folder(token) is None:
+                return f"needs {FOLDERS[section]}: set {token}"
         reasons = (
             self._find_obstacle(reference, (*path, name))
             for reference in _find_references(self.config, overrides)
@@ -301,10 +307,17 @@ class _Planner:
         if token.startswith(WEIGHTS):
             path = self.config.weights.get(token.removeprefix(WEIGHTS))
             return [path] if path and path.is_file() else []
-        if token.startswith(PREDICTIONS):
-            folder = self.config.predictions[token.removeprefix(PREDICTIONS)] or Path()
+        if folder := self._get_folder(token):
             return sorted(path for path in folder.rglob("*") if path.is_file())
         return []
+
+    def _get_folder(self, token: str) -> Path | None:
+        """Return the folder from elsewhere that a token stands for; None where there is none."""
+        section, _, key = token.partition(".")
+        folders: dict[str, Path | None] = (
+            getattr(self.config, section) if section in FOLDERS else {}
+        )
+        return folders.get(key)
 
     def _list_archive_overrides(self, command: CommandConfig) -> list[str]:
         key = command.get_archive(self.scale)
@@ -325,8 +338,8 @@ class _Planner:
                 return get_tracking_uri(self.output)
             if token.startswith(WEIGHTS):
                 return str(self.config.weights.get(token.removeprefix(WEIGHTS)) or "none")
-            if token.startswith(PREDICTIONS):
-                return str(self.config.predictions[token.removeprefix(PREDICTIONS)])
+            if folder := self._get_folder(token):
+                return str(folder)
             if token in self.config.commands:
                 return self._format_folders(token, match[2] or "")
             return match[0]
@@ -436,13 +449,13 @@ def _pretend_all_data(config: ReportConfig) -> ReportConfig:
         key: archive.model_copy(update={"root": Path("DIR")})
         for key, archive in config.data.items()
     }
-    predictions = dict.fromkeys(config.predictions, Path("DIR"))
+    folders = {key: dict.fromkeys(getattr(config, key), Path("DIR")) for key in FOLDERS}
     commands = {
         name: command.model_copy(update={"package": None})
         for name, command in config.commands.items()
     }
-    complete = {"data": data, "predictions": predictions, "trained": {}, "commands": commands}
-    return config.model_copy(update=complete)
+    complete = {"data": data, "trained": {}, "commands": commands}
+    return config.model_copy(update=complete | folders)
 
 
 def _list_titles(config: ReportConfig, scale: Scale, names: Collection[str]) -> str:
