@@ -231,9 +231,27 @@ def test_the_test_of_trainings_leaves_every_patient_out_of_all_of_them():
 
 @pytest.mark.slow
 def test_the_merit_is_jafroc_where_every_training_saw_normal_images():
-    images = [image([0.9], lesions=1), image(), image([0.9], lesions=1)]
-    assert choose_merit(images) == "jafroc"
-    assert choose_merit(images, [(0, 0), (0, 0), (1, 0)]) == "jafroc1"
-    one, split = (images, None), (images, [(0, 0), (0, 0), (1, 0)])
-    assert choose_common_merit(one, one) == "jafroc"
-    assert choose_common_merit(one, split) == "jafroc1"  # whichever is the reference
+    images = [image([0.9], lesions=1), image(), image(), image([0.9], lesions=1)]
+    patients = ["a", "b", "c", "d"]
+    apart = [(0, 0), (0, 0), (0, 0), (1, 0)]
+    assert choose_merit(images, patients) == "jafroc"
+    assert choose_merit(images, patients, apart) == "jafroc1"
+    one, split = (images, None), (images, apart)
+    assert choose_common_merit(patients, one, one) == "jafroc"
+    assert choose_common_merit(patients, one, split) == "jafroc1"  # whichever is the reference
+
+
+@pytest.mark.slow
+def test_normal_images_of_one_patient_can_be_tested():
+    """The jackknife leaves a patient out, and with it all normal images."""
+    drawn = np.random.default_rng(0)
+    sides = [
+        [image([drawn.random() + gain], [drawn.random()], lesions=1) for _ in range(9)]
+        + [image([], [drawn.random()]) for _ in range(4)]
+        for gain in (0.5, 0.0)
+    ]
+    patients = [*(f"p{number}" for number in range(9)), *["unknown"] * 4]
+    merit = choose_merit(sides[0], patients)
+    assert merit == "jafroc1"
+    assert np.isfinite(jafroc_test(*sides, patients, merit).p)
+    assert np.isnan(jafroc_test(*sides, patients, "jafroc").p)

@@ -598,3 +598,10 @@ def test_the_summary_counts_verdicts_and_names_decided_claims():
 def test_a_readme_without_marks_is_an_error():
     with pytest.raises(DataError, match="readme: it needs the lines"):
         page.replace_summary("nothing", {})
+
+
+def test_other_versions_are_accepted_by_studies_too():
+    study = workflow.Step("a", ("evaluate/detection.py", "--study", "blending"))
+    other = workflow.Step("b", ("evaluate/detection.py",))
+    assert report._accept_versions(study).arguments == (*study.command, "--any-version")
+    assert report._accept_versions(other) is other

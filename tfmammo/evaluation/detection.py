@@ -404,7 +404,7 @@ def tabulate_difference(result: EvaluationResult) -> Table:
             place = "all detections"
         signed = [PERCENT(number, "+") for number in (value - other, low, high)]
         rows.append([f"{config.recall}, {place}, %", PERCENT(value), PERCENT(other), *signed, "-"])
-    merit = choose_common_merit((ours, trainings), (others, other_trainings))
+    merit = choose_common_merit(result.patients, (ours, trainings), (others, other_trainings))
     test = jafroc_test(
         ours, others, result.patients, merit, config.level, trainings, other_trainings
     )

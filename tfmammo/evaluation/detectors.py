@@ -118,7 +118,7 @@ def evaluate(config: DetectorsConfig, output: Path) -> list[Table]:
             result.bootstrap,
             (f"{title}per image", "detector"),
         ),
-        "trainings": tabulate_trainings(matches, "detector"),
+        "trainings": tabulate_trainings(matches, result.patients, "detector"),
     }
     output.mkdir(parents=True, exist_ok=True)
     write_tables(output, tables)

@@ -175,7 +175,7 @@ def tabulate_differences(
     others, reference_trainings = matches[reference]
     rates = (*fppi, ALL_DETECTIONS)
     reference_recall = compute_mean_recall(others, reference_trainings, rates)
-    merit = choose_common_merit(*matches.values())
+    merit = choose_common_merit(patients, *matches.values())
     body = []
     p_values = []
     for name, (images, trainings) in matches.items():
@@ -219,7 +219,9 @@ def tabulate_differences(
 
 
 def tabulate_trainings(
-    matches: Mapping[str, tuple[Sequence[Matches], Sequence[Training]]], heading: str
+    matches: Mapping[str, tuple[Sequence[Matches], Sequence[Training]]],
+    patients: Sequence[str],
+    heading: str,
 ) -> Table:
     """Tabulate the figure of merit of each training, one column a fold, its seeds in order.
 
@@ -228,9 +230,10 @@ def tabulate_trainings(
 
     Args:
         matches: As for `tabulate_differences`.
+        patients: As for `tabulate_differences`.
         heading: Of the names.
     """
-    merit = choose_common_merit(*matches.values())
+    merit = choose_common_merit(patients, *matches.values())
     merits: dict[str, dict[Training, float]] = {
         name: {
             training: jafroc(part, merit)

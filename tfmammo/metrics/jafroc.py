@@ -4,8 +4,8 @@ The figure of merit is the probability that a lesion's rating exceeds the highes
 an image; ties count one half. A lesion that is not found, and an image without false positives, are
 rated below every score. JAFROC takes the false positives of normal images, because a false positive
 beside a lesion depends on whether that lesion is found. JAFROC1 takes those of all images, for
-where there are no normal ones. Cases are left out one by one (jackknife), and the two detectors'
-pseudo-values of the same cases are compared.
+where there are no normal ones, or all are one patient's. Cases are left out one by one (jackknife),
+and the two detectors' pseudo-values of the same cases are compared.
 
 Source: Chakraborty and Berbaum, Observer studies involving detection and localization, Medical
 Physics 31 (2004) 2313-2330; Chakraborty, Analysis of location specific observer performance data,
@@ -31,7 +31,6 @@ from tfmammo.metrics.detection import (
     Matches,
     Training,
     check_pair,
-    parts_with_lesions,
     rows_by_training,
 )
 from tfmammo.metrics.significance import FEWEST_PATIENTS
@@ -39,19 +38,28 @@ from tfmammo.metrics.significance import FEWEST_PATIENTS
 Merit = Literal["jafroc", "jafroc1"]
 
 
-def choose_merit(images: Sequence[Matches], trainings: Sequence[Training] | None = None) -> Merit:
-    """Choose "jafroc" if every training has images without lesions, otherwise "jafroc1"."""
-    parts = parts_with_lesions(images, trainings).values()
-    return (
-        "jafroc" if all(any(not image.lesions for image in part) for part in parts) else "jafroc1"
-    )
+def choose_merit(
+    images: Sequence[Matches],
+    patient_ids: Sequence[str],
+    trainings: Sequence[Training] | None = None,
+) -> Merit:
+    """Choose "jafroc" if every training has images without lesions, otherwise "jafroc1".
+
+    The images without lesions must be of two patients at least, because the jackknife leaves one
+    out.
+    """
+    for rows in rows_by_training(trainings, len(images)).values():
+        normal = {patient_ids[row] for row in rows if not images[row].lesions}
+        if any(images[row].lesions for row in rows) and len(normal) < 2:
+            return "jafroc1"
+    return "jafroc"
 
 
 def choose_common_merit(
-    *detectors: tuple[Sequence[Matches], Sequence[Training] | None],
+    patient_ids: Sequence[str], *detectors: tuple[Sequence[Matches], Sequence[Training] | None]
 ) -> Merit:
     """Choose the figure of merit that all of several detectors have; see `choose_merit`."""
-    merits = {choose_merit(images, trainings) for images, trainings in detectors}
+    merits = {choose_merit(images, patient_ids, trainings) for images, trainings in detectors}
     return "jafroc" if merits == {"jafroc"} else "jafroc1"
 
 

@@ -579,7 +579,9 @@ EXTRAS = (
         "Detection on real mammograms",
         "The detection studies of infilling and blending take phantoms at this scale. What do "
         "copies and blended lesions give on real mammograms, and how many false positives do "
-        "normal ones get?",
+        "normal ones get? Half of the patients train, the others test, with all 48 normal "
+        "mammograms. Whose these are is not known, so they count as one patient, and nothing says "
+        "how sure their false positives are.",
         ("detection_real",),
         picture="detection_real/report/froc.png",
     ),

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tfmammo import document, filesystem
@@ -29,6 +29,7 @@ from tfmammo.reproduction.plan import (
     show_plan,
 )
 from tfmammo.studies import workflow
+from tfmammo.studies.workflow import Step
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +137,9 @@ def run_report(config: ReportConfig, options: Options, output: Path, root: Path)
                 waiting.remove(item)
                 _write_item(item, config, plan, {}, output, root)
 
+    steps = [*map(_accept_versions, plan.steps)] if options.any_version else plan.steps
     outcome = workflow.run_steps(
-        plan.steps,
+        steps,
         output,
         "",
         options.any_version,
@@ -152,6 +154,13 @@ def run_report(config: ReportConfig, options: Options, output: Path, root: Path)
         names = ", ".join(outcome.failures)
         raise DataError(f"{len(outcome.failures)} of {len(plan.steps)} commands failed: {names}")
     return lines
+
+
+def _accept_versions(step: Step) -> Step:
+    """Let a study go on with its own steps of another version of the package, too."""
+    if "--study" not in step.command:
+        return step
+    return replace(step, ignored_args=(*step.ignored_args, "--any-version"))
 
 
 def _list_steps(item: Item | Extra, plan: Plan) -> set[str]:

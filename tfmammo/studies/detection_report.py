@@ -299,7 +299,9 @@ def make_tables(results: Results) -> dict[str, Table]:
         name = "difference-from-base" if config.base else "difference-from-copies"
         tables[name] = tabulate_difference(results, control)
     if len(set(results.trainings)) > 1:
-        tables["trainings"] = tabulate_trainings(results.list_matches(), "trained on")
+        tables["trainings"] = tabulate_trainings(
+            results.list_matches(), results.patients, "trained on"
+        )
     return tables
 
 
