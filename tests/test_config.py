@@ -8,7 +8,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, PositiveFloat, ValidationError
 
-from tfmammo.config import DataConfig, Experiment, Frozen, TrainingConfig, dump, load, parse
+from tfmammo.config import (
+    DataConfig,
+    Experiment,
+    Frozen,
+    TrainingConfig,
+    dump,
+    load,
+    parse,
+    read_yaml,
+)
 from tfmammo.errors import ConfigError
 
 
@@ -399,3 +408,29 @@ def test_a_canvas_or_tiles_that_make_no_sense(data, said):
     with pytest.raises(ValidationError, match=said):
         DataConfig(**data)
     assert DataConfig(size=512, tiles={}).tiles.overlap == 256
+
+
+def test_a_key_that_stands_twice_is_refused(minimal, tmp_path):
+    path = written(tmp_path, "data: {name: folder}\nmodel: {}\ndata: {size: 128}\n")
+    assert sentence(path) == f"{path}: is not YAML (data is there twice)"
+    override = "data={size: 64, size: 32}"
+    assert sentence(minimal, override) == f"--set {override}: the value is not YAML"
+    merged = written(tmp_path, "a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, x: 3}\n")
+    assert read_yaml(merged) == {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 3}}
+
+
+def test_aliases_that_grow_beyond_bounds_are_refused(minimal, tmp_path):
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    path = written(tmp_path, "\n".join(levels))
+    assert sentence(path) == (
+        f"{path}: is not YAML (its aliases stand for more than 100,000 values)"
+    )
+
+
+def test_a_large_value_is_shown_in_a_few_words(minimal):
+    digits = "f" * 5000
+    told = sentence(minimal, f"data.size=-0x{digits}")
+    assert told.endswith("(got a huge number)") and len(told) < 200
+    told = sentence(minimal, f"training.precision={'x' * 5000}")
+    assert len(told) < 250

@@ -11,7 +11,7 @@ from tfmammo import zoo
 from tfmammo.archives import folder
 from tfmammo.demo import __main__ as command
 from tfmammo.demo import scenes
-from tfmammo.errors import DataError
+from tfmammo.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +90,12 @@ def test_crops_stay_within_the_mammogram():
     crop = scenes._crop(image, Result())
     assert crop.shape == (scenes.CROP, scenes.CROP, 1)
     assert crop[0, 0, 0] == 512 - scenes.CROP
+
+
+def test_a_demo_takes_no_folder_of_others(tmp_path):
+    mine = tmp_path / "mammograms/patient1/a.dcm"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    with pytest.raises(ConfigError, match="is not empty and no output of this command"):
+        scenes.write_demo(tmp_path)
+    assert mine.read_text() == "precious"

@@ -422,6 +422,8 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
         ("{", "can't be read"),
         ('{"format": 2}', "format 1"),
         ("[]", "format 1"),
+        ('{"format": 1}', r"card.json: is no card \(name: missing; .*functions: missing"),
+        ("[" * 5000, "can't be read"),
     ],
 )
 def test_a_missing_damaged_or_newer_card_is_one_sentence(tmp_path, text, message):
@@ -429,6 +431,24 @@ def test_a_missing_damaged_or_newer_card_is_one_sentence(tmp_path, text, message
         (tmp_path / "card.json").write_text(text)
     with pytest.raises(ExportError, match=message):
         read_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"functions": []}, "functions"),
+        ({"functions": {"inverter": {"inputs": {}}}}, "functions.inverter.outputs"),
+        ({"train_patients": 3}, "train_patients"),
+        ({"train_patients": [["p"]]}, "train_patients.0"),
+        ({"config": []}, "config"),
+        ({"networks": {"inverter": "many"}}, "networks.inverter"),
+    ],
+)
+def test_a_card_of_wrong_form_names_the_key(directory, change, key):
+    path = directory / "card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ExportError, match=rf"card.json: is no card \({key}: "):
+        read_card(directory)
 
 
 def test_find_says_what_the_export_is_instead(exported):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import reprlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -32,6 +34,7 @@ from tfmammo.errors import ConfigError
 TRAINING_CONFIG = "config.yaml"  # the file in which a training keeps its config
 # What yaml.safe_load raises: a value that only looks like a date or a number ("2020-99-99") escapes
 # as its conversion's error.
+MOST_VALUES = 100_000  # of a config file, aliases written out
 _NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
 
 
@@ -494,9 +497,53 @@ def describe(error: ValidationError, schema: type[BaseModel] | None = None) -> s
             message = fault["msg"].removeprefix("Value error, ")
             # the input of a check of a whole section is the section, which is too long to show
             is_section = fault["type"] == "value_error" and isinstance(fault["input"], Mapping)
-            value = "" if is_section else f" (got {fault['input']!r:.80})"
+            value = "" if is_section else f" (got {_show(fault['input'])})"
             faults.append(f"{key}: {message[0].lower()}{message[1:]}{value}")
     return "; ".join(faults)
+
+
+def _show(value: object) -> str:
+    """Show a value in a few words, however large it is."""
+    words = reprlib.Repr()
+    words.maxstring = words.maxlong = words.maxother = 80
+    try:
+        return words.repr(value)[:80]
+    except ValueError:  # a number of more digits than Python writes
+        return "a huge number"
+
+
+def _load_yaml(text: str) -> Any:
+    """Load YAML, without keys that stand twice and without aliases that grow beyond bounds."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        _check_nodes(node)
+        return loader.construct_document(node) if node else None
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def _check_nodes(root: Any) -> None:
+    """Refuse a key that stands twice, and more values than a config has, aliases written out.
+
+    Raises:
+        yaml.YAMLError: As above.
+    """
+    waiting = [root] if root else []
+    seen = 0
+    while waiting:
+        node = waiting.pop()
+        seen += 1
+        if seen > MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES:,} values")
+        if node.id == "sequence":
+            waiting += node.value
+        elif node.id == "mapping":
+            waiting += [part for pair in node.value for part in pair]
+            names = Counter(key.value for key, _ in node.value if key.id == "scalar")
+            for name, count in names.items():
+                if name != "<<" and count > 1:
+                    raise yaml.YAMLError(f"{name} is there twice")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -506,7 +553,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: The file is missing, is no YAML or holds no keys.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         names = difflib.get_close_matches(path.stem, shipped.list_configs(), 1)
         hint = f", did you mean {names[0]}, which is shipped?" if names else ""
@@ -526,7 +573,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"--set {override}: must read section.key=value")
     try:
-        value = yaml.safe_load(text)
+        value = _load_yaml(text)
     except _NOT_YAML:
         raise ConfigError(f"--set {override}: the value is not YAML") from None
     section = content

@@ -152,6 +152,7 @@ def test_the_command_on_files(tmp_path, capsys):
     [
         (["inbreast", "nowhere"], "no such folder: nowhere"),
         (["cdd_cesm", "."], "Radiology"),
+        (["phantom", "--seed", "-1"], "--seed: input should be greater than or equal to 0"),
         (["phantom", "--images", "1", "--sheet", "x.nothing"], "x.nothing: can't be written"),
     ],
 )

@@ -735,3 +735,23 @@ def test_real_normal_mammograms(real_data, tiny_infilling, tmp_path):
             and (values[outside] == source[outside]).all()
             and (values != source).any()
         )
+
+
+def test_a_recipe_replaces_no_other_file(sets, tmp_path, where, monkeypatch):
+    set_config, root, _ = sets["8", "png"]
+    file = root / "recipes/000001.json"
+    mine = tmp_path / "images/000001.png"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(DataError, match="000001.png: is another file, which is not replaced"):
+        remake(file, tmp_path, where(set_config))
+    assert read_files(tmp_path) == {"images/000001.png": b"mine"}
+    output = tmp_path / "again"
+    for _ in range(2):  # the same file again is none of another content
+        remake(file, output, where(set_config))
+    monkeypatch.setattr(
+        mammograms, "render", lambda ground, stored, *rest: stored.with_values(stored.values ^ 1)
+    )
+    with pytest.raises(DataError, match="came out otherwise"):
+        remake(file, tmp_path / "wrong", where(set_config))
+    assert read_files(tmp_path / "wrong") == {}

@@ -209,3 +209,23 @@ def test_checkpoints_of_another_model_are_refused(tmp_path):
     checkpoint = tf.train.Checkpoint(another=tf.Variable(0))
     with pytest.raises(TrainingError, match="ckpt-1 holds another model's weights"):
         folder.Checkpoints(checkpoint, tmp_path, 2).restore()
+
+
+@pytest.mark.parametrize("name", ["best", "export", "samples", "checkpoints"])
+def test_a_folder_with_files_of_somebody_else_is_not_taken(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine.txt").touch()
+    with pytest.raises(TrainingError, match=f"holds {name} of no training; choose another"):
+        folder.check_owner(tmp_path, experiment(), Patches())
+
+
+def test_other_files_beside_checkpoints_stay(tmp_path):
+    ours = ("ckpt-3.index", "ckpt-3.data-00000-of-00001", "ckpt-4_temp")
+    for name in (*ours, "ckpt-backup.zip", "ckpt-mine.index"):
+        (tmp_path / name).touch()
+    kept = folder.Checkpoints(tf.train.Checkpoint(), tmp_path, 1)
+    kept._remove_all_except(set())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "ckpt-backup.zip",
+        "ckpt-mine.index",
+    }

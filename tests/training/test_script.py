@@ -9,15 +9,15 @@ import pytest
 
 from tfmammo import cli, datasets, export
 from tfmammo.archives import phantom
-from tfmammo.config import DataConfig
+from tfmammo.config import DataConfig, Experiment
 from tfmammo.data import build, splits
 from tfmammo.data.extraction import make_shape_patches
 from tfmammo.data.patches import Patches
 from tfmammo.data.sampling import SHAPES
 from tfmammo.data.tfrecord import Records
-from tfmammo.errors import ConfigError, DataError, Interrupted
+from tfmammo.errors import ConfigError, DataError, Interrupted, TrainingError
 from tfmammo.models.can import CAN, CANConfig
-from tfmammo.training import script
+from tfmammo.training import folder, script
 
 
 def test_the_phantom_stands_in_where_no_root_is_set(caplog):
@@ -295,3 +295,18 @@ def test_a_train_script_reads_its_command(repository, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["train/can.py", *arguments, "training.strategy=multi_worker"])
     with pytest.raises(ConfigError, match="training.strategy=multi_worker: it is one process's"):
         script.start("Train.", CANConfig, "it is one process's")
+
+
+def test_a_second_process_leaves_the_split_of_a_running_training_alone(tmp_path):
+    data = {"name": "phantom", "phantoms": 24, "size": 32, "folds": 2}
+    experiment = Experiment[dict](name="can", data=data, model={})
+    command = script.Command(experiment, given_output=tmp_path)
+    command.open_subsets()
+    split = (tmp_path / "split.json").read_bytes()
+    other = experiment.model_copy(update={"data": experiment.data.model_copy(update={"folds": 3})})
+    with (
+        folder.hold_lock(tmp_path),
+        pytest.raises(TrainingError, match="another process is training there"),
+    ):
+        script.Command(other, given_output=tmp_path).open_subsets()
+    assert (tmp_path / "split.json").read_bytes() == split

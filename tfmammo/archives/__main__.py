@@ -22,6 +22,7 @@ from typing import TextIO
 
 import cv2
 import numpy as np
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -30,8 +31,8 @@ from tfmammo import cli
 from tfmammo.archives import ARCHIVES, list_files, read_mammograms
 from tfmammo.archives.contact_sheet import draw_contact_sheet
 from tfmammo.archives.files import remove_names
-from tfmammo.config import DataConfig
-from tfmammo.errors import ArchiveError
+from tfmammo.config import DataConfig, describe
+from tfmammo.errors import ArchiveError, ConfigError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, escape_cell
 
 SHOWN = 10  # reasons of left-out files on the screen; --skipped writes them all
@@ -45,9 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         """Read and print; `cli.run` reports what it raises."""
         console = Console()
         skipped = Skipped()
-        records = read_mammograms(
-            DataConfig(name=options.name, root=options.root, seed=options.seed), skipped
-        )
+        try:
+            config = DataConfig(name=options.name, root=options.root, seed=options.seed)
+        except ValidationError as error:
+            raise ConfigError(f"--{describe(error)}") from None
+        records = read_mammograms(config, skipped)
         if options.list:
             write_list(records, skipped, sys.stdout)
             return

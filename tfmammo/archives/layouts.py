@@ -211,6 +211,8 @@ def _open_yolo(root: Path, skipped: Skipped) -> Layout:
     listed = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(listed, dict) or not all(isinstance(number, int) for number in listed):
         raise ArchiveError(f"{path}: names no labels by their numbers")
+    if not all(isinstance(name, str | int | float) for name in listed.values()):
+        raise ArchiveError(f"{path}: a label's name is no word")
     kinds = _name_kinds(
         {number: str(name)[:80] for number, name in listed.items()}, path, root, skipped
     )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tfmammo import document, export, filesystem, zoo
 from tfmammo.archives import folder, phantom
 from tfmammo.config import DataConfig
-from tfmammo.data import preprocess
+from tfmammo.data import jobs, preprocess
 from tfmammo.data.extraction import make_patches
 from tfmammo.document import Block, Code, Grid, Heading, Picture, Text
 from tfmammo.errors import DataError
@@ -126,15 +126,20 @@ def write_demo(output: Path) -> Path:
     """Write the mammograms, and the page with all that is done to them.
 
     Args:
-        output: A folder. Its `mammograms` are replaced.
+        output: A new folder, or that of an earlier demo, which is replaced.
 
     Returns:
         The page.
 
     Raises:
+        ConfigError: The folder holds other files.
         ExportError: A network of the zoo can't be unpacked.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    with jobs.claim_folder(output, {"command": "demo"}, ".demo.json"):
+        return _write_demo(output)
+
+
+def _write_demo(output: Path) -> Path:
     shutil.rmtree(output / "mammograms", ignore_errors=True)
     cases = [_write_phantom(output), _write_real(output)]
     pictures: dict[str, bytes] = {}

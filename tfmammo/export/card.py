@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
+from tfmammo.config import describe
 from tfmammo.errors import ExportError
 from tfmammo.mammogram import key_fault
 
@@ -31,6 +33,30 @@ RANGES = {
 PLAIN_NAME = re.compile(r"\w[\w .-]*")  # of systems and functions, which become folders
 # float32, relative to each value, and to an output's largest value if that is above 1
 TOLERANCE = 1e-5
+
+
+class _Tensor(BaseModel):
+    shape: list[int | None]
+    dtype: str
+    range: tuple[float, float] | None = None
+
+
+class _Function(BaseModel):
+    inputs: dict[str, _Tensor]
+    outputs: dict[str, _Tensor]
+
+
+class _CardForm(BaseModel):
+    """What this package reads of a card."""
+
+    name: str
+    serves: str
+    functions: dict[str, _Function]
+    networks: dict[str, int] = {}
+    versions: dict[str, str] = {}
+    config: dict[str, Any] = {}
+    train_patients: list[str] = []
+
 
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -60,10 +86,14 @@ def read_card(directory: Path) -> dict[str, Any]:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ExportError(f"{directory}: holds no export, {CARD} is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"{path}: can't be read ({summarize(error)})") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise ExportError(f"{path}: is no card of format {FORMAT}, the one that this version reads")
+    try:
+        _CardForm.model_validate(card)
+    except ValidationError as error:
+        raise ExportError(f"{path}: is no card ({describe(error)})") from None
     check_names(path, card)
     return card
 
@@ -95,8 +125,8 @@ def format_card(card: Mapping[str, Any]) -> str:
             for side in ("inputs", "outputs")
         )
         lines.append(f"- `{name}`: {' to '.join(sides)}")
-    networks = ", ".join(f"{name} {count:,}" for name, count in card["networks"].items())
-    versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
+    networks = ", ".join(f"{name} {count:,}" for name, count in card.get("networks", {}).items())
+    versions = ", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items())
     lines += [f"- Weights: {networks}", f"- Made with {versions}"]
     if card.get("git_commit"):
         changed = ", with changes" if str(card.get("git_dirty")) == "true" else ""

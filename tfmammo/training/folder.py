@@ -32,6 +32,7 @@ PATCHES = "train_patches"
 INITIAL_PATIENTS = "initial_patients.txt"
 # TensorFlow's list of checkpoints, which its own tools read; this module only writes it
 STATE = "checkpoint"
+WRITTEN = ("best", "export", "checkpoints", "samples")  # folders that a training replaces
 
 
 @contextmanager
@@ -72,6 +73,11 @@ def check_owner(output: Path, experiment: Experiment[Any], train: PatchSource) -
             raise TrainingError(
                 f"{output / TRAINING_CONFIG}: is missing or empty beside checkpoints; put a copy "
                 "back, or choose another --output"
+            )
+        foreign = [name for name in WRITTEN if (output / name).exists()]
+        if foreign:
+            raise TrainingError(
+                f"{output} holds {' and '.join(foreign)} of no training; choose another --output"
             )
         return
     owner = configuration.parse(type(experiment), output / TRAINING_CONFIG)
@@ -225,7 +231,10 @@ class Checkpoints:
     def _remove_all_except(self, names: set[str]) -> None:
         """Remove older checkpoints, each one's index first, and what a killed write has left."""
         paths = [
-            path for path in self.folder.glob("ckpt-*") if path.name.split(".")[0] not in names
+            path
+            for path in self.folder.glob("ckpt-*")
+            if (stem := path.name.split(".")[0]) not in names
+            if re.fullmatch(r"ckpt-\d+(_\w+)?", stem)  # with the folder of a killed write
         ]
         for path in sorted(paths, key=lambda path: path.suffix != ".index"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

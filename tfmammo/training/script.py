@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from tfmammo.errors import ConfigError
 from tfmammo.export import predict, write_saved_models
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.tracking import store
-from tfmammo.training import devices, loop, workers
+from tfmammo.training import devices, folder, loop, workers
 from tfmammo.training.contract import Functions, TrainableModel, Validate, Write
 
 
@@ -46,8 +47,15 @@ class Command:
         return self.given_output or default_output(self.experiment)
 
     def open_subsets(self, make: MakePatches = make_patches) -> tuple[PatchSource, Patches]:
-        """Open the training and the held-out patches; see `datasets.open_subsets`."""
-        return datasets.open_subsets(self.experiment.data, self.output, make)
+        """Open the training and the held-out patches; see `datasets.open_subsets`.
+
+        Raises:
+            TrainingError: Another process is training in the folder, whose split.json is its own.
+        """
+        # several workers share a folder, and one of them holds it while they train
+        is_shared = self.experiment.training.strategy == "multi_worker"
+        with nullcontext() if is_shared else folder.hold_lock(self.output):
+            return datasets.open_subsets(self.experiment.data, self.output, make)
 
     def fit(
         self,
