@@ -434,3 +434,12 @@ def test_a_large_value_is_shown_in_a_few_words(minimal):
     assert told.endswith("(got a huge number)") and len(told) < 200
     told = sentence(minimal, f"training.precision={'x' * 5000}")
     assert len(told) < 250
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("data.size", 10**6), ("training.batch_size", 10**12), ("training.accumulate", 10**20)],
+)
+def test_numbers_beyond_any_machine_are_refused(minimal, key, value):
+    told = sentence(minimal, f"{key}={value}")
+    assert f"{key}: input should be less than or equal to" in told

@@ -181,7 +181,7 @@ class DataConfig(Frozen):
     """Kinds of lesions that become patches."""
     mixed_findings: bool = True
     """Keep outlines whose kind the archive leaves open."""
-    size: PositiveInt = 256
+    size: int = Field(default=256, gt=0, le=2**14)
     """Patch rows and columns, px."""
     canvas: tuple[PositiveInt, PositiveInt] | None = None
     """Rows and columns, px, that a detector sees of a whole mammogram; null: size x size. The
@@ -240,7 +240,7 @@ class DataConfig(Frozen):
     """Rotate by multiples of 90 degrees and flip, image and mask together, anew at every draw. No
     effect under split "paper", whose fixed copies are augmented before they are split.
     """
-    phantoms: PositiveInt = 48
+    phantoms: int = Field(default=48, gt=0, le=10**6)
     """Number of mammograms in the phantom archive."""
 
     @model_validator(mode="after")
@@ -296,9 +296,9 @@ class TrainingConfig(Frozen):
     """Epochs, if `steps` is null."""
     epoch_samples: PositiveInt | None = None
     """Draws in an epoch; null: one per training patch."""
-    batch_size: PositiveInt = 1
+    batch_size: int = Field(default=1, gt=0, le=2**16)
     """Patches of a batch, over all devices."""
-    accumulate: PositiveInt = 1
+    accumulate: int = Field(default=1, gt=0, le=2**16)
     """Batches of a step. Every network is updated once, by the mean of their gradients, as if by
     one large batch; a loss or a normalisation over a batch still sees one of them. Of several
     networks, only the last batch meets the others' new weights. Memory is that of one batch.

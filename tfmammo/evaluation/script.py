@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from tfmammo import cli
 from tfmammo.config import Frozen, TrainingConfig
+from tfmammo.errors import ConfigError
 from tfmammo.metrics.summary import Table
 from tfmammo.training import script
 
@@ -42,10 +43,16 @@ def run_with(
     default_output: str,
     files: str,
 ) -> None:
-    """Run an evaluation with parsed arguments; otherwise as `run_evaluation`."""
+    """Run an evaluation with parsed arguments; otherwise as `run_evaluation`.
+
+    Raises:
+        ConfigError: The output is no folder, which is said before anything is computed.
+    """
     config = cli.read_config(schema, arguments)
-    script.configure_tensorflow(TrainingConfig(precision="float32"))
     output = arguments.output or Path(default_output)
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output: {output} is no folder")
+    script.configure_tensorflow(TrainingConfig(precision="float32"))
     print_tables(evaluate(config, output), f"{files}: {output}")
 
 

@@ -170,7 +170,7 @@ class SynthesisConfig(Frozen):
     al., section 4.3, and with feather=0 up to a hard border; else its change is added. Patches of a
     CAN or a vanilla GAN always replace the tissue.
     """
-    count: PositiveInt = 100
+    count: int = Field(default=100, gt=0, le=10**7)
     """Number of items, spread evenly over the mammograms."""
     seed: NonNegativeInt = 0
     """Seed of all random draws."""
@@ -266,7 +266,7 @@ class PatchSynthesisConfig(Frozen):
     """"trained" uses the patients that the generator was trained on, so that nothing of held-out
     patients reaches what is trained on the patches; "all" uses everybody.
     """
-    count: PositiveInt = 5000
+    count: int = Field(default=5000, gt=0, le=10**7)
     """Patches of each kind."""
     tries: PositiveInt = 20
     """Places and random numbers drawn for one patch, until post-processing keeps a lesion."""
