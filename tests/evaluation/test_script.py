@@ -18,6 +18,6 @@ def test_an_output_that_is_no_folder_is_refused_before_anything_is_computed(tmp_
     config.write_text("rows: 2\n")
     output = tmp_path / "table.md"
     output.touch()
-    arguments = Namespace(config=config, set=[], output=output)
+    arguments = Namespace(config=config, set=[], output=output, print_config=False)
     with pytest.raises(ConfigError, match=r"--output: .*table.md is no folder"):
         script.run_with(arguments, Settings, lambda *_: pytest.fail("it was computed"), "", "")
