@@ -90,7 +90,7 @@ def ours(folder, mask=None, model=None, **data):
         "name": "ssd",
         "train_patients": ["p1"],
         "serves": "saved_model",
-        "functions": {"saved_model": {}},
+        "functions": {"saved_model": {"inputs": {}, "outputs": {}}},
         "config": {"data": config},
     }
     (folder / "export/card.json").write_text(json.dumps(card))
