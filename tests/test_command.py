@@ -143,7 +143,7 @@ def test_help_names_the_command_as_it_was_typed_and_lists_the_keys(capsys):
     assert "tfmammo train can --config can --set data.name=inbreast" in text
     assert "python" not in text
     lines = text.splitlines()
-    row = lines.index("  data.size: int > 0 = 256")
+    row = lines.index("  data.size: int > 0, <= 16384 = 256")
     assert lines[row + 1] == "      Patch rows and columns, px."
     assert "  model.learning_rate: float > 0 = 0.0002" in lines
     assert "  data.canvas: [int > 0, int > 0] or null = null" in lines
@@ -230,6 +230,7 @@ def test_a_schema_says_what_the_class_does(capsys):
         "default": 256,
         "description": "Patch rows and columns, px.",
         "exclusiveMinimum": 0,
+        "maximum": 2**14,
         "title": "Size",
         "type": "integer",
     }

@@ -161,7 +161,15 @@ def test_the_script_without_the_extra_is_one_line(repository, tmp_path):
 def test_patients_behind_a_checkpoint_are_seen(tmp_path):
     (tmp_path / "export/checkpoint").mkdir(parents=True)
     (tmp_path / "export/card.json").write_text(
-        json.dumps({"format": FORMAT, "train_patients": ["p1", "p2"]})
+        json.dumps(
+            {
+                "format": FORMAT,
+                "name": "ssd",
+                "serves": "saved_model",
+                "functions": {},
+                "train_patients": ["p1", "p2"],
+            }
+        )
     )
     assert (
         read_training_patients(tmp_path / "export/checkpoint")
