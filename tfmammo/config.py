@@ -32,9 +32,9 @@ from tfmammo import keys, shipped
 from tfmammo.errors import ConfigError
 
 TRAINING_CONFIG = "config.yaml"  # the file in which a training keeps its config
-# What yaml.safe_load raises: a value that only looks like a date or a number ("2020-99-99") escapes
-# as its conversion's error.
 MOST_VALUES = 100_000  # of a config file, aliases written out
+# What loading YAML raises: a value that only looks like a date or a number ("2020-99-99") escapes
+# as its conversion's error.
 _NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
 
 

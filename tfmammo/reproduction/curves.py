@@ -108,7 +108,7 @@ def _find_trainings(step: Step, output: Path) -> list[Path]:
 def are_complete(curves: Iterable[Curve], commands: Iterable[str]) -> bool:
     """Return whether each training of an item has a curve, and each study has some.
 
-    Trainings that were made elsewhere, or left no record, have none.
+    Trainings that were made elsewhere have none.
 
     Args:
         curves: The item's curves.
@@ -116,12 +116,12 @@ def are_complete(curves: Iterable[Curve], commands: Iterable[str]) -> bool:
     """
     known = [curve.training for curve in curves]
     for command in commands:
-        name = _OUTPUT.search(command)
-        if "python train/" in command and (not name or name[1] not in known):
+        output = _OUTPUT.search(command)
+        folder = output[1] if output else ""
+        if "python train/" in command and folder not in known:
             return False
-        if _STUDY.search(command) and not any(
-            name and training.startswith(f"{name[1]}/") for training in known
-        ):
+        of_study = (training.startswith(f"{folder}/") for training in known)
+        if _STUDY.search(command) and not any(of_study):
             return False
     return bool(known)
 
