@@ -452,6 +452,8 @@ OUTDATED = {
     "blending_fig4": "detectors validated too seldom for a curve",
     "blending_table1": "as blending_fig4, of the same study",
     "can_fig4": "a picture of one training of each network, where three are planned",
+    "infilling_fig6": "without 400 copies, and validated too seldom for a curve",
+    "infilling_fig8": "as infilling_fig6, of the same study",
     "segmenters": "trainings in folders without their seed",
 }
 

@@ -390,12 +390,23 @@ def test_boxes_of_kinds_that_are_not_counted_are_no_false_positives(evaluated):
     assert not any(len(one.false_positives) for one in results.matches["real"][:6])
 
 
-def test_the_base_is_compared_with_too(evaluated):
+def test_synthetic_mammograms_are_compared_with_the_copies_they_join_and_with_as_many(evaluated):
     study, output = evaluated
-    results = detection_report.read_results(study.model_copy(update={"base": 2}), output)
-    assert detection_report.make_tables(results)["difference-from-base"].body[0][:1] == [
-        "real alone"
+    methods = {"unet": Method(config=Path("a.yaml"))}
+    changes = {"methods": methods, "copies": (2, 5), "base": 2, "synthetic": (1, 3)}
+    study = study.model_copy(update=changes)
+    write_boxes(output, study, lambda arm, fold, seed, number: ([HIT], [0.9]))
+    tables = make_tables(study, output)
+    assert list(tables) == [
+        "recall",
+        "false_positives",
+        "difference",
+        "difference-from-copies",  # the report judges by the first table that has the line
+        "difference-from-base",
+        "trainings",
     ]
+    assert "real + 5 copies" in tables["difference-from-copies"].title
+    assert "real + 2 copies" in tables["difference-from-base"].title
 
 
 def test_synthetic_mammograms_that_join_no_copies_are_compared_with_as_many_copies(evaluated):

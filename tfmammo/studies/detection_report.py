@@ -284,8 +284,8 @@ def _match_boxes(
 def make_tables(results: Results) -> dict[str, Table]:
     """Make the tables, by the names of their files.
 
-    Arms are compared with real alone, and with the copies that the synthetic mammograms join, or
-    match in number.
+    Arms are compared with real alone, with as many copies as the largest arm of a method adds, and
+    with the copies that the synthetic mammograms join.
     """
     config = results.config
     tables = {
@@ -293,11 +293,14 @@ def make_tables(results: Results) -> dict[str, Table]:
         "false_positives": tabulate_false_positives(results),
         "difference": tabulate_difference(results, Arm(REAL)),
     }
-    count = config.base or max(config.synthetic, default=0)
-    control = Arm(f"copies-{count}", count)
-    if control in list_arms(config):
-        name = "difference-from-base" if config.base else "difference-from-copies"
-        tables[name] = tabulate_difference(results, control)
+    controls = {
+        "difference-from-copies": config.base + max(config.synthetic, default=0),
+        "difference-from-base": config.base,
+    }
+    for name, count in controls.items():
+        control = Arm(f"copies-{count}", count)
+        if control in list_arms(config):
+            tables[name] = tabulate_difference(results, control)
     if len(set(results.trainings)) > 1:
         tables["trainings"] = tabulate_trainings(
             results.list_matches(), results.patients, "trained on"
