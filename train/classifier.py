@@ -14,10 +14,10 @@ from tfmammo.training import script
 
 def main() -> None:
     """Read the config, split the archive by patient, train, export."""
-    command = script.start(__doc__, ClassifierConfig)
-    datasets.announce_phantom(command.experiment.data)
-    metrics, subsets = classification.train(command.experiment, command.output)
-    script.print_summary(command.experiment, metrics, subsets.validation, command.output)
+    with script.start(__doc__, ClassifierConfig) as command:
+        datasets.announce_phantom(command.experiment.data)
+        metrics, subsets = classification.train(command.experiment, command.output)
+        script.print_summary(command.experiment, metrics, subsets.validation, command.output)
 
 
 if __name__ == "__main__":

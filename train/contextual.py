@@ -9,8 +9,6 @@ python train/contextual.py --config configs/contextual.yaml --set data.name=opti
 model.target=mass
 """
 
-from dataclasses import replace
-
 from tfmammo import cli
 from tfmammo.models.contextual import ContextualConfig
 from tfmammo.studies import progressive
@@ -19,10 +17,9 @@ from tfmammo.training import script
 
 def main() -> None:
     """Read the config, split the patches by patient, train size after size, export."""
-    command = script.start(__doc__, ContextualConfig)
-    command = replace(command, experiment=progressive.set_kinds(command.experiment))
-    metrics, inputs = progressive.train(command.experiment, command.output)
-    script.print_summary(command.experiment, metrics, inputs, command.output)
+    with script.start(__doc__, ContextualConfig, complete=progressive.set_kinds) as command:
+        metrics, inputs = progressive.train(command.experiment, command.output)
+        script.print_summary(command.experiment, metrics, inputs, command.output)
 
 
 if __name__ == "__main__":

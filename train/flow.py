@@ -15,12 +15,12 @@ from tfmammo.training import script
 
 def main() -> None:
     """Read the config, split the data by patient, train, export."""
-    command = script.start(__doc__, FlowConfig)
-    model = command.experiment.model
-    train, held_out = command.open_subsets()
-    build = partial(Flow, model, command.experiment.data.size)
-    validate = partial(validate_flow, margin=model.margin)
-    command.fit(build, train, held_out, validate, monitor="likeness")
+    with script.start(__doc__, FlowConfig) as command:
+        model = command.experiment.model
+        train, held_out = command.open_subsets()
+        build = partial(Flow, model, command.experiment.data.size)
+        validate = partial(validate_flow, margin=model.margin)
+        command.fit(build, train, held_out, validate, monitor="likeness")
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ from tfmammo.training import script
 
 def main() -> None:
     """Read the config, split the data by patient, train, export."""
-    command = script.start(__doc__, InfillingConfig)
-    model = command.experiment.model
-    train, held_out = command.open_subsets()
-    build = partial(Infilling, model, command.experiment.data.size)
-    validate = partial(validate_infilling, margin=model.margin)
-    command.fit(build, train, held_out, validate, monitor="ssim")
+    with script.start(__doc__, InfillingConfig) as command:
+        model = command.experiment.model
+        train, held_out = command.open_subsets()
+        build = partial(Infilling, model, command.experiment.data.size)
+        validate = partial(validate_infilling, margin=model.margin)
+        command.fit(build, train, held_out, validate, monitor="ssim")
 
 
 if __name__ == "__main__":

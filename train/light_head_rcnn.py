@@ -17,15 +17,15 @@ from tfmammo.training import script
 
 def main() -> None:
     """Read the config, split the mammograms by patient, train, export."""
-    command = script.start(__doc__, light_head_rcnn.LightHeadRCNNConfig)
-    data = command.experiment.data
-    model = command.experiment.model
-    check_unused_size(command.overrides, data)
-    light_head_rcnn.check(command.experiment)
-    train, held_out = command.open_subsets(partial(make_whole, normal=model.normal))
-    build = partial(light_head_rcnn.LightHeadRCNN, model, data.shape, len(data.kinds))
-    write = light_head_rcnn.write
-    command.fit(build, train, held_out, validate, monitor="recall", write=write)
+    with script.start(__doc__, light_head_rcnn.LightHeadRCNNConfig) as command:
+        data = command.experiment.data
+        model = command.experiment.model
+        check_unused_size(command.overrides, data)
+        light_head_rcnn.check(command.experiment)
+        train, held_out = command.open_subsets(partial(make_whole, normal=model.normal))
+        build = partial(light_head_rcnn.LightHeadRCNN, model, data.shape, len(data.kinds))
+        write = light_head_rcnn.write
+        command.fit(build, train, held_out, validate, monitor="recall", write=write)
 
 
 if __name__ == "__main__":

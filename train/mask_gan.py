@@ -19,14 +19,14 @@ from tfmammo.training import script
 
 def main() -> None:
     """Read the config, split the masks by patient, train, export with limits of plausibility."""
-    command = script.start(__doc__, mask_gan.MaskGANConfig)
-    experiment = command.experiment
-    train, held_out = (keep_one_region(patches) for patches in command.open_subsets())
-    limits = mask_gan.fit_plausibility(train.masks)
-    build = partial(mask_gan.MaskGAN, experiment.model, experiment.data.size, train.masks)
-    validate = partial(validate_mask_gan, references=train.masks, limits=limits)
-    write = partial(mask_gan.write, limits=limits)
-    command.fit(build, train, held_out, validate, monitor="coverage", write=write)
+    with script.start(__doc__, mask_gan.MaskGANConfig) as command:
+        experiment = command.experiment
+        train, held_out = (keep_one_region(patches) for patches in command.open_subsets())
+        limits = mask_gan.fit_plausibility(train.masks)
+        build = partial(mask_gan.MaskGAN, experiment.model, experiment.data.size, train.masks)
+        validate = partial(validate_mask_gan, references=train.masks, limits=limits)
+        write = partial(mask_gan.write, limits=limits)
+        command.fit(build, train, held_out, validate, monitor="coverage", write=write)
 
 
 def keep_one_region(patches: PatchSource) -> Patches:

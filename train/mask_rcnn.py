@@ -23,35 +23,35 @@ NOT_FOR_WORKERS = "the Mask R-CNN of tf-models-official is trained by one proces
 
 def main() -> None:
     """Read the config, split the mammograms by patient, train stage after stage, export."""
-    command = script.start(__doc__, mask_rcnn.MaskRCNNConfig, NOT_FOR_WORKERS)
-    experiment = command.experiment
-    data = experiment.data
-    model = experiment.model
-    check_unused_size(command.overrides, data)
-    mask_rcnn.check(experiment)
-    train, held_out = command.open_subsets(partial(make_whole, normal=model.normal))
-    patients = read_training_patients(model.checkpoint)
-    start: Path | None = None  # the weights of the stage before
-    for stage, training in model.stages(experiment.training):
-        log.info("stage %s", stage)
-        # an early stage has a folder of its own, and registers no version
-        output = command.output if stage == "all" else command.output / stage
-        registered = experiment.tracking.register_models and stage == "all"
-        tracking = experiment.tracking.model_copy(update={"register_models": registered})
-        metrics = loop.fit(
-            partial(mask_rcnn.MaskRCNN, model, data.shape, len(data.kinds), stage, start),
-            experiment.model_copy(update={"training": training, "tracking": tracking}),
-            train,
-            held_out,
-            output,
-            validate,
-            monitor="recall",
-            seen_patients=patients,
-            write=mask_rcnn.write,
-        )
-        patients = read_card(output / "export")["train_patients"]
-        start = output / "export" / mask_rcnn.CHECKPOINT
-    script.print_summary(experiment, metrics, held_out, command.output)
+    with script.start(__doc__, mask_rcnn.MaskRCNNConfig, NOT_FOR_WORKERS) as command:
+        experiment = command.experiment
+        data = experiment.data
+        model = experiment.model
+        check_unused_size(command.overrides, data)
+        mask_rcnn.check(experiment)
+        train, held_out = command.open_subsets(partial(make_whole, normal=model.normal))
+        patients = read_training_patients(model.checkpoint)
+        start: Path | None = None  # the weights of the stage before
+        for stage, training in model.stages(experiment.training):
+            log.info("stage %s", stage)
+            # an early stage has a folder of its own, and registers no version
+            output = command.output if stage == "all" else command.output / stage
+            registered = experiment.tracking.register_models and stage == "all"
+            tracking = experiment.tracking.model_copy(update={"register_models": registered})
+            metrics = loop.fit(
+                partial(mask_rcnn.MaskRCNN, model, data.shape, len(data.kinds), stage, start),
+                experiment.model_copy(update={"training": training, "tracking": tracking}),
+                train,
+                held_out,
+                output,
+                validate,
+                monitor="recall",
+                seen_patients=patients,
+                write=mask_rcnn.write,
+            )
+            patients = read_card(output / "export")["train_patients"]
+            start = output / "export" / mask_rcnn.CHECKPOINT
+        script.print_summary(experiment, metrics, held_out, command.output)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ from tfmammo.training import script
 
 def main() -> None:
     """Read the config, split the data by patient, train, export."""
-    command = script.start(__doc__, Pix2PixConfig)
-    model = command.experiment.model
-    train, held_out = command.open_subsets()
-    build = partial(Pix2Pix, model, command.experiment.data.size)
-    monitor = "ssim" if model.direction == "mask_to_image" else "dice"
-    command.fit(build, train, held_out, script.compute_validation_metrics, monitor=monitor)
+    with script.start(__doc__, Pix2PixConfig) as command:
+        model = command.experiment.model
+        train, held_out = command.open_subsets()
+        build = partial(Pix2Pix, model, command.experiment.data.size)
+        monitor = "ssim" if model.direction == "mask_to_image" else "dice"
+        command.fit(build, train, held_out, script.compute_validation_metrics, monitor=monitor)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ from tfmammo.training import script
 
 def main() -> None:
     """Read the config, split the masks by patient, weigh the classes, train, export."""
-    command = script.start(__doc__, ShapeConfig)
-    experiment = command.experiment
-    train, held_out = command.open_subsets(make_shape_patches)
-    counts = np.bincount(train.load().labels, minlength=len(SHAPES)).tolist()
-    build = partial(ShapeCNN, experiment.model, experiment.data.size, class_weights(counts))
-    command.fit(build, train, held_out, validate_shapes, monitor="accuracy")
+    with script.start(__doc__, ShapeConfig) as command:
+        experiment = command.experiment
+        train, held_out = command.open_subsets(make_shape_patches)
+        counts = np.bincount(train.load().labels, minlength=len(SHAPES)).tolist()
+        build = partial(ShapeCNN, experiment.model, experiment.data.size, class_weights(counts))
+        command.fit(build, train, held_out, validate_shapes, monitor="accuracy")
 
 
 if __name__ == "__main__":

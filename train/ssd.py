@@ -29,21 +29,21 @@ NOT_FOR_WORKERS = "the Object Detection API's detectors are trained by one proce
 
 def main() -> None:
     """Read the config, split the mammograms by patient, train, export."""
-    command = script.start(__doc__, ssd.SSDConfig, NOT_FOR_WORKERS)
-    data = command.experiment.data
-    model = command.experiment.model
-    check_unused_size(command.overrides, data)
-    ssd.check(command.experiment)
-    train, held_out = command.open_subsets(partial(make_whole, normal=model.normal))
-    command.fit(
-        partial(ssd.SSD, model, data.shape, len(data.kinds)),
-        train,
-        held_out,
-        validate,
-        monitor="recall",
-        seen_patients=read_training_patients(model.checkpoint),
-        write=ssd.write,
-    )
+    with script.start(__doc__, ssd.SSDConfig, NOT_FOR_WORKERS) as command:
+        data = command.experiment.data
+        model = command.experiment.model
+        check_unused_size(command.overrides, data)
+        ssd.check(command.experiment)
+        train, held_out = command.open_subsets(partial(make_whole, normal=model.normal))
+        command.fit(
+            partial(ssd.SSD, model, data.shape, len(data.kinds)),
+            train,
+            held_out,
+            validate,
+            monitor="recall",
+            seen_patients=read_training_patients(model.checkpoint),
+            write=ssd.write,
+        )
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from tfmammo.training import script
 
 def main() -> None:
     """Read the config, split the patches by patient, train, export."""
-    command = script.start(__doc__, VanillaGANConfig)
-    model = command.experiment.model
-    data = datasets.pin_archive_split(command.experiment.data, command.output)
-    train, held_out = datasets.open_subsets(data, command.output)
-    build = partial(VanillaGAN, model, data.size)
-    validate = partial(validate_vanilla_gan, z=model.z)
-    command.fit(build, train, held_out, validate, monitor="likeness")
+    with script.start(__doc__, VanillaGANConfig) as command:
+        model = command.experiment.model
+        data = datasets.pin_archive_split(command.experiment.data, command.output)
+        train, held_out = datasets.open_subsets(data, command.output)
+        build = partial(VanillaGAN, model, data.size)
+        validate = partial(validate_vanilla_gan, z=model.z)
+        command.fit(build, train, held_out, validate, monitor="likeness")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tfmammo.config import (
     TrackingConfig,
     is_training_folder,
 )
-from tfmammo.errors import TrainingError
+from tfmammo.errors import ConfigError, TrainingError
 from tfmammo.training import folder
 
 
@@ -108,6 +108,16 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, 
     with caplog.at_level(logging.WARNING), folder.hold_lock(tmp_path):
         pass
     assert "its file system knows no locks" in caplog.text
+
+
+def test_a_folder_in_which_nothing_was_written_is_removed(tmp_path):
+    with pytest.raises(ConfigError), folder.hold_lock(tmp_path / "new"):
+        raise ConfigError("data.root: no such folder")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "empty").mkdir()
+    with folder.hold_lock(tmp_path / "empty"), folder.hold_lock(tmp_path / "run"):
+        (tmp_path / "run/config.yaml").write_text("")
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "run"}, "the user's, and a run's"
 
 
 class Counter:

@@ -15,12 +15,11 @@ import pytest
 import tensorflow as tf
 
 from tfmammo import config as configuration
-from tfmammo import export
+from tfmammo import export, filesystem
 from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig
 from tfmammo.errors import ConfigError, ExportError, Interrupted, TrackingError, TrainingError
 from tfmammo.models.can import CAN
 from tfmammo.training import folder, loop, script, state
-from tfmammo.training.folder import hold_lock
 
 
 class Small(Segmenter):
@@ -363,8 +362,10 @@ def test_two_archives_of_one_name_share_a_default_folder_but_not_a_run(
 
 def test_a_folder_in_use_is_refused(tiny_can, random_patches, tmp_path):
     (tmp_path / "run").mkdir()
-    with hold_lock(tmp_path / "run"), pytest.raises(TrainingError, match="another process"):
-        fit(tiny_can(), random_patches, tmp_path / "run")
+    with (tmp_path / "run/.lock").open("w") as other:
+        assert filesystem.take_lock(other) is True
+        with pytest.raises(TrainingError, match="another process"):
+            fit(tiny_can(), random_patches, tmp_path / "run")
 
 
 def test_an_output_that_cannot_be_made_is_one_sentence(tiny_can, random_patches, tmp_path):

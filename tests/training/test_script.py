@@ -3,13 +3,14 @@
 import logging
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tfmammo import cli, datasets, export
+from tfmammo import cli, datasets, export, filesystem
 from tfmammo.archives import phantom
-from tfmammo.config import DataConfig, Experiment
+from tfmammo.config import DataConfig
 from tfmammo.data import build, splits
 from tfmammo.data.extraction import make_shape_patches
 from tfmammo.data.patches import Patches
@@ -287,26 +288,37 @@ def test_a_train_script_reads_its_command(repository, monkeypatch, tmp_path):
     arguments = ["--config", str(repository / "configs/can.yaml"), "--set", "training.steps=3"]
     monkeypatch.setattr(sys, "argv", ["train/can.py", *arguments])
     monkeypatch.setattr(script, "configure_tensorflow", lambda training: None)
-    command = script.start("Train.", CANConfig)
-    assert command.experiment.training.steps == 3 and command.overrides == ("training.steps=3",)
-    assert command.output == script.default_output(command.experiment)
+    monkeypatch.chdir(tmp_path)
+    with script.start("Train.", CANConfig) as command:
+        assert command.experiment.training.steps == 3
+        assert command.overrides == ("training.steps=3",)
+        assert command.output == script.default_output(command.experiment)
     monkeypatch.setattr(sys, "argv", ["train/can.py", *arguments, "--output", str(tmp_path)])
-    assert script.start("Train.", CANConfig).output == tmp_path
+    with script.start("Train.", CANConfig) as command:
+        assert command.output == tmp_path
     monkeypatch.setattr(sys, "argv", ["train/can.py", *arguments, "training.strategy=multi_worker"])
-    with pytest.raises(ConfigError, match="training.strategy=multi_worker: it is one process's"):
-        script.start("Train.", CANConfig, "it is one process's")
-
-
-def test_a_second_process_leaves_the_split_of_a_running_training_alone(tmp_path):
-    data = {"name": "phantom", "phantoms": 24, "size": 32, "folds": 2}
-    experiment = Experiment[dict](name="can", data=data, model={})
-    command = script.Command(experiment, given_output=tmp_path)
-    command.open_subsets()
-    split = (tmp_path / "split.json").read_bytes()
-    other = experiment.model_copy(update={"data": experiment.data.model_copy(update={"folds": 3})})
+    refused = script.start("Train.", CANConfig, "it is one process's")
     with (
-        folder.hold_lock(tmp_path),
-        pytest.raises(TrainingError, match="another process is training there"),
+        pytest.raises(ConfigError, match="training.strategy=multi_worker: it is one process's"),
+        refused,
     ):
-        script.Command(other, given_output=tmp_path).open_subsets()
-    assert (tmp_path / "split.json").read_bytes() == split
+        pass
+
+
+def test_a_command_holds_its_folder_from_its_start(repository, monkeypatch, tmp_path):
+    """A second one of other settings would replace split.json while the first opens its data."""
+    words = ["train/can.py", "--config", str(repository / "configs/can.yaml"), "--output", "run"]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(script, "configure_tensorflow", lambda training: None)
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    with script.start("Train.", CANConfig) as command:
+        with folder.hold_lock(command.output):  # as loop.fit does
+            pass
+        with Path("run/.lock").open("w") as other:
+            assert filesystem.take_lock(other) is False
+    with Path("run/.lock").open("w") as other:
+        assert filesystem.take_lock(other) is True
+        second = script.start("Train.", CANConfig)
+        with pytest.raises(TrainingError, match="run: another process is training there"), second:
+            pass

@@ -11,9 +11,9 @@ import logging
 import re
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import tensorflow as tf
 
@@ -33,31 +33,57 @@ INITIAL_PATIENTS = "initial_patients.txt"
 # TensorFlow's list of checkpoints, which its own tools read; this module only writes it
 STATE = "checkpoint"
 WRITTEN = ("best", "export", "checkpoints", "samples")  # folders that a training replaces
+LOCK = ".lock"
+_held: set[Path] = set()  # the folders that this process holds
 
 
 @contextmanager
 def hold_lock(output: Path) -> Iterator[None]:
     """Hold the folder for this process, and create it if it is missing.
 
-    The lock ends with the process, however that ends.
+    The lock ends with the process, however that ends. Within it, holding the same folder again does
+    nothing. A folder that was created here and in which nothing was written is removed.
 
     Raises:
         TrainingError: The folder can't be created, or another process holds it.
     """
+    place = output.resolve()
+    if place in _held:
+        yield
+        return
+    is_new = not output.exists()
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"{output}: can't be made ({error.strerror})") from None
-    with (output / ".lock").open("w") as file:
-        held = take_lock(file)
-        if held is False:
-            raise TrainingError(f"{output}: another process is training there")
-        if held is None:
-            log.warning(
-                "%s: its file system knows no locks; make sure that no other process trains there",
-                output,
-            )
-        yield
+    try:
+        with (output / LOCK).open("w") as file:
+            _take(file, output)
+            _held.add(place)
+            yield
+    finally:
+        _held.discard(place)
+        if is_new:
+            _remove_unused(output)
+
+
+def _take(file: IO[str], output: Path) -> None:
+    held = take_lock(file)
+    if held is False:
+        raise TrainingError(f"{output}: another process is training there")
+    if held is None:
+        log.warning(
+            "%s: its file system knows no locks; make sure that no other process trains there",
+            output,
+        )
+
+
+def _remove_unused(output: Path) -> None:
+    """Remove a folder that holds nothing but its lock."""
+    with suppress(OSError):  # another process may take or remove it meanwhile
+        if [path.name for path in output.iterdir()] == [LOCK]:
+            (output / LOCK).unlink()
+            output.rmdir()
 
 
 def check_owner(output: Path, experiment: Experiment[Any], train: PatchSource) -> None:

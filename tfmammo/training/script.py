@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,15 +47,8 @@ class Command:
         return self.given_output or default_output(self.experiment)
 
     def open_subsets(self, make: MakePatches = make_patches) -> tuple[PatchSource, Patches]:
-        """Open the training and the held-out patches; see `datasets.open_subsets`.
-
-        Raises:
-            TrainingError: Another process is training in the folder, whose split.json is its own.
-        """
-        # several workers share a folder, and one of them holds it while they train
-        is_shared = self.experiment.training.strategy == "multi_worker"
-        with nullcontext() if is_shared else folder.hold_lock(self.output):
-            return datasets.open_subsets(self.experiment.data, self.output, make)
+        """Open the training and the held-out patches; see `datasets.open_subsets`."""
+        return datasets.open_subsets(self.experiment.data, self.output, make)
 
     def fit(
         self,
@@ -83,16 +76,24 @@ class Command:
         print_summary(self.experiment, metrics, held_out, self.output)
 
 
-def start(description: str, config: Any, not_for_workers: str | None = None) -> Command:
-    """Read the arguments and the config, and configure TensorFlow.
+@contextmanager
+def start(
+    description: str,
+    config: Any,
+    not_for_workers: str | None = None,
+    complete: Callable[[Experiment[Any]], Experiment[Any]] = lambda experiment: experiment,
+) -> Iterator[Command]:
+    """Read the arguments and the config, configure TensorFlow, and hold the training's folder.
 
     Args:
         description: For --help.
         config: The class of the `model` section.
         not_for_workers: Why this training can't be shared by several workers.
+        complete: Sets what follows from the rest of the config.
 
     Raises:
         ConfigError: The config is wrong, or it asks for several workers.
+        TrainingError: Another process is training in the folder, whose split.json is its own.
     """
     schema = Experiment[config]
     arguments = cli.make_parser(description, schema).parse_args()
@@ -100,7 +101,11 @@ def start(description: str, config: Any, not_for_workers: str | None = None) -> 
     if not_for_workers:
         workers.refuse_multi_worker(experiment.training, not_for_workers)
     configure_tensorflow(experiment.training)
-    return Command(experiment, tuple(arguments.set), arguments.output)
+    command = Command(complete(experiment), tuple(arguments.set), arguments.output)
+    # several workers share a folder, and one of them holds it while they train
+    is_shared = experiment.training.strategy == "multi_worker"
+    with nullcontext() if is_shared else folder.hold_lock(command.output):
+        yield command
 
 
 def train(
@@ -114,11 +119,11 @@ def train(
         config: Its config class.
         monitor: The metric of `compute_validation_metrics` that chooses the best checkpoint.
     """
-    command = start(description, config)
-    experiment = command.experiment
-    patches, held_out = command.open_subsets()
-    build = partial(model, experiment.model, experiment.data.size)
-    command.fit(build, patches, held_out, compute_validation_metrics, monitor=monitor)
+    with start(description, config) as command:
+        experiment = command.experiment
+        patches, held_out = command.open_subsets()
+        build = partial(model, experiment.model, experiment.data.size)
+        command.fit(build, patches, held_out, compute_validation_metrics, monitor=monitor)
 
 
 def default_output(experiment: Experiment[Any]) -> Path:
