@@ -13,9 +13,9 @@ import hmac
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -185,6 +185,11 @@ class Lesion:
         words = [self.kind, f"box {self.box}", self.pathology, self.shape, self.margin]
         return f"<Lesion {', '.join(filter(None, words))}>"
 
+    @property
+    def is_outlined(self) -> bool:
+        """Whether more than its box is known."""
+        return bool(self.outlines)
+
     def mask(self, rows: int, cols: int) -> NDArray[np.uint8]:
         """Draw the lesion's region, the border pixels included.
 
@@ -284,6 +289,11 @@ class MaskedLesion(Lesion):
         # nothing that would read the file
         return f"<MaskedLesion {', '.join(filter(None, (self.kind, self.pathology)))}>"
 
+    @property
+    def is_outlined(self) -> bool:
+        """True: its file has more than a box, and is not read here."""
+        return True
+
     @cached_property
     def outlines(self) -> tuple[NDArray[np.float32], ...]:  # type: ignore[override]
         """The region's outer borders through the centres of its border pixels; holes are filled."""
@@ -299,6 +309,11 @@ class MaskedLesion(Lesion):
         (top, left) = points.min(axis=0)
         (bottom, right) = points.max(axis=0) + 1
         return int(top), int(left), int(bottom), int(right)
+
+
+def stack_boxes(lesions: Iterable[Lesion]) -> NDArray[np.float64]:
+    """Return the boxes of lesions, float64 [n, 4], native px."""
+    return np.array([lesion.box for lesion in lesions], np.float64).reshape(-1, 4)
 
 
 def trace_borders(region: NDArray[np.generic]) -> tuple[NDArray[np.float32], ...]:
@@ -335,6 +350,15 @@ def trace_lesions(
         box = (top, left, bottom, right)
         lesions.append(Lesion(kind, box, (outline,), **details))  # type: ignore[arg-type]
     return tuple(lesions)
+
+
+def hold_pixels(image: NDArray[np.float32]) -> Callable[[], NDArray[np.float32]]:
+    """Make a mammogram's `read` of pixels that are in memory."""
+    return partial(_get, image)
+
+
+def _get(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    return image
 
 
 @dataclass(frozen=True)
@@ -405,6 +429,11 @@ class Mammogram:
             changes: Other fields that change with them.
         """
         return replace(self, read=read, file=None, read_stored=None, source=None, **changes)
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether its file was compressed with loss, by its name."""
+        return self.file is not None and self.file.suffix.lower() in (".jpg", ".jpeg")
 
     def pixels(self) -> NDArray[np.float32]:
         """Read the image, dark background, bright tissue.

@@ -12,11 +12,14 @@ import tensorflow as tf
 from tests.commands import run_module_here
 from tfmammo import datasets
 from tfmammo.audit.config import AuditConfig
+from tfmammo.audit.verdict import check_place
 from tfmammo.audit.work import audit
 from tfmammo.config import DataConfig
+from tfmammo.errors import ConfigError
 from tfmammo.export import export, read_card
 from tfmammo.models.can import CAN, CANConfig
 from tfmammo.registry.promotion import PromotionConfig, find_audit_fault
+from tfmammo.tracking import models
 
 SIZE = 32
 PATIENTS = 40
@@ -84,6 +87,17 @@ def test_an_overfitted_generator_is_caught_and_an_untrained_one_is_not(data, tmp
     assert done.returncode == 0, done.stderr
     assert read_card(untrained)["audit"]["verdict"] == "undecided"
     assert "discriminator" in read_card(untrained)["audit"]["attacks"]
+
+
+def test_no_verdict_is_written_into_a_copy(data, tmp_path, monkeypatch):
+    own = tmp_path / "run"
+    check_place(str(own), own)
+    check_place("models:/tfmammo-can/3", own)
+    with pytest.raises(ConfigError, match="models:/zoo/can is read as a copy, in which no verdict"):
+        audit(AuditConfig(model="models:/zoo/can"), tmp_path / "out")
+    monkeypatch.setattr(models, "_copies", {("https://server", "runs"): tmp_path})
+    with pytest.raises(ConfigError, match="write_card=false"):
+        check_place("runs:/abc/export", own)
 
 
 def ask(wanted, tags=None, card=None):

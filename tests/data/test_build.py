@@ -343,7 +343,8 @@ def test_where_no_patch_is_left(config, archive, tmp_path):
     for number in range(7):
         damage(dicom_of(archive, number))
     with pytest.raises(
-        DataError, match=r"no patch could be made, dead_letters.csv says why; the first: .*20000001"
+        DataError,
+        match=r"no patch could be made, dead_letters.csv says why; the first: [^(]*20000001",
     ):
         build(config, tmp_path / "out")
     assert len(dead_letters(tmp_path / "out")) == 5  # the two without masses are not opened

@@ -1,14 +1,18 @@
 """Mammograms before and after a synthesis, from a small set by Poisson editing."""
 
 import csv
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
 from tfmammo.errors import DataError
 from tfmammo.evaluation import mammograms
 from tfmammo.evaluation.mammograms import MammogramsConfig
+from tfmammo.mammogram import Lesion
 from tfmammo.metrics.segmentation import bootstrap_interval
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.mammograms import synthesize
@@ -53,6 +57,15 @@ def test_a_mass_is_measured_around_its_mask():
     assert np.isnan(mammograms.measure_mass(pixels, np.zeros_like(mask), 6)).all()
 
 
+def test_masses_known_by_their_box_alone_are_left_out(monkeypatch):
+    (mammogram,) = [one for one in phantom.read(count=8) if one.lesions][:1]
+    box_only = replace(mammogram, lesions=(Lesion("mass", mammogram.lesions[0].box),))
+    indexes = SimpleNamespace(read=lambda _: [box_only, mammogram])
+    lines = mammograms.measure_real_masses(make_config("x", real=9), indexes)
+    masses = [lesion for lesion in mammogram.lesions if lesion.kind == "mass"]
+    assert len(lines) == len(masses) and lines[0]["patient_of_lesion"] == mammogram.patient_id
+
+
 def test_means_have_intervals_over_patients():
     random = np.random.default_rng(0)
     values = random.random(14)
@@ -62,6 +75,7 @@ def test_means_have_intervals_over_patients():
             "set": "A",
             "name": str(number),
             "patient": patient,
+            "patient_of_lesion": patient,
             "contrast": value,
             "contrast_before": np.nan,
             "seam": 1.0,

@@ -7,6 +7,7 @@ import pytest
 
 from tfmammo.metrics.classification import delong_test, delong_variance, roc_auc
 from tfmammo.metrics.clustered_auc import (
+    chance_test,
     estimate_auc,
     obuchowski_test,
     obuchowski_variance,
@@ -204,6 +205,32 @@ def test_a_perfect_area_is_not_certain():
         pytest.approx(1 + np.log(0.05) / 20),
         1.0,
     )
+
+
+def test_a_class_without_a_single_hit_is_not_certain():
+    """Of 20 training patches none is a hit, of 20 unseen ones one: others of training might be."""
+    labels = np.repeat([1, 0], 20)
+    scores = np.zeros(40)
+    scores[20] = 1
+    patients = [f"p{number}" for number in range(40)]
+    estimate = estimate_auc(labels, scores, patients)
+    assert estimate.value == pytest.approx(0.475)
+    assert estimate.high == pytest.approx(0.475 - np.log(0.05) / 20)
+    assert estimate.low == pytest.approx(0.475 + np.log(0.05) / 20)
+
+
+def test_p_against_chance_agrees_with_the_interval():
+    rng = np.random.default_rng(0)
+    patients = [f"p{number // 2}" for number in range(60)]
+    labels = np.repeat([1, 0], 30)
+    for shift in (0.0, 0.3, 0.6, 1.2):
+        scores = rng.normal(size=60) + shift * labels
+        p = chance_test(labels, scores, patients)
+        estimate = estimate_auc(labels, scores, patients, 1 - p)
+        # the interval of level 1 - p ends at one half
+        assert min(abs(estimate.low - 0.5), abs(estimate.high - 0.5)) < 1e-9
+    assert np.isnan(chance_test(labels, labels, patients)), "no variance"
+    assert np.isnan(chance_test([1, 0], [1.0, 0.0], ["a", "b"])), "few patients"
 
 
 def test_patches_of_one_patient_widen_the_interval():

@@ -16,6 +16,7 @@ from tfmammo.metrics.detection import (
     Matches,
     area,
     false_positives_apart,
+    find_hits,
     froc,
     froc_by_training,
     froc_interval,
@@ -107,6 +108,14 @@ def test_each_criterion_finds_its_own():
         ("beside", "ior"),
         ("beside", "centre"),
     }
+
+
+def test_centres_hit_whatever_the_threshold():
+    boxes = [[0, 0, 4, 4], [1, 1, 40, 40]]
+    lesion = [[0, 0, 8, 8]]
+    assert find_hits(boxes, lesion, 0.5, "centre").tolist() == [[True], [False]]
+    assert find_hits(boxes, lesion, 0.2, "iou").tolist() == [[True], [False]]
+    assert find_hits(boxes, lesion, 0.25, "iou").tolist() == [[False], [False]]
 
 
 def test_a_second_detection_of_a_lesion_is_a_false_positive():

@@ -113,6 +113,16 @@ def test_observers_who_say_the_same_are_no_more_than_one():
     )
 
 
+def test_observers_who_are_all_right_have_the_interval_of_the_pairs():
+    one = estimate_choices([True] * 10)
+    two = pool_choices(np.ones((2, 10)), 50)
+    assert (two.share.low, two.share.high) == (one.share.low, one.share.high)
+    assert two.d_prime.value < np.inf and two.d_prime.low == one.d_prime.low
+    sure = pool_ratings([1] * 10 + [0] * 10, [[5] * 10 + [1] * 10] * 2, 50)
+    assert (sure.area.value, sure.area.high) == (1, 1)
+    assert sure.area.low == pytest.approx(1 + np.log(0.05) / 10), "the rule of three"
+
+
 def test_the_pooled_interval_covers_what_observers_and_pairs_of_a_known_law_have():
     random = np.random.default_rng(0)
     covered = 0

@@ -340,6 +340,20 @@ def test_jackknife_of_fid_covers_its_value(features):
 
 
 @pytest.mark.long
+def test_an_areas_interval_stays_within_0_and_1_and_an_area_of_1_is_not_certain():
+    areas = np.array([0.9, 0.99, 0.97, 0.999, 0.95, 0.98, 0.995, 0.93])
+    patients = np.array([f"p{number}" for number in range(8)])
+    value, low, high, p = perceptual.jackknife_area(lambda rows: areas[rows].mean(), patients)
+    assert value == pytest.approx(areas.mean()) and 0 < low < value < high < 1 and np.isnan(p)
+    _, below, above, _ = perceptual.jackknife(lambda rows: areas[rows].mean(), patients)
+    assert high - value < value - low and below < value < above
+    perfect = perceptual.jackknife_area(lambda rows: 1.0, patients)
+    assert perfect[0] == 1 == perfect[2]
+    assert perfect[1] == pytest.approx(1 + np.log(0.05) / 8), "the rule of three"
+    few = perceptual.jackknife_area(lambda rows: 1.0, patients[:5])
+    assert np.isnan(few[1:3]).all()
+
+
 def test_inception_features():
     images = np.random.default_rng(0).random((18, 40, 40, 1), dtype=np.float32)
     judge = perceptual.Inception("none")

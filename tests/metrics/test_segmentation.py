@@ -241,6 +241,19 @@ def test_interval_refuses_wrong_input(values, groups, reason):
         bootstrap_interval(values, groups)
 
 
+def test_an_interval_of_two_patients_draws_both(rng):
+    """Mammograms of 10 patients, each with lesions of 10 others."""
+    first, second = np.divmod(np.arange(100), 10)
+    values = rng.normal(size=10)[first] + rng.normal(size=10)[second]
+    names = first.astype(str).tolist(), [f"l{number}" for number in second.tolist()]
+    low, high = segmentation.crossed_interval(values, *names, samples=4000)
+    one_low, one_high = segmentation.bootstrap_interval(values, names[0])
+    assert low < one_low and one_high < high and low < values.mean() < high
+    same = segmentation.crossed_interval(values, names[0], names[0])
+    assert same == segmentation.bootstrap_interval(values, names[0])
+    assert np.isnan(segmentation.crossed_interval(values, names[0], ["l"] * 100)).all()
+
+
 def test_permutation_test_is_exact_on_six_patients():
     a = np.array([0.9, 0.8, 0.7, 0.9, 0.6, 0.5, 0.8, 0.7])
     b = np.array([0.7, 0.7, 0.75, 0.6, 0.6, 0.1, 0.1, 0.1])

@@ -494,32 +494,6 @@ def test_a_config_file_and_what_stands_over_it(store, data, capsys, caplog):
     )
 
 
-def test_inner_sections_of_the_data_are_laid_over_the_cards(data):
-    card = {
-        "config": {
-            "data": data.model_dump(mode="json")
-            | {"preprocess": {"denoise": 1.0, "contrast": "clahe"}}
-        }
-    }
-    config = promotion.PromotionConfig(
-        model=MODEL, data={"preprocess": {"denoise": 2.0}, "frame": "loose"}
-    )
-    data_config = promotion._evaluation_data(
-        config, Network("models:/x/1", data.root, None, card, "image")
-    )
-    assert (
-        data_config.preprocess.denoise,
-        data_config.preprocess.contrast,
-        data_config.frame,
-        data_config.root,
-    ) == (
-        2.0,
-        "clahe",
-        "loose",
-        data.root,
-    )
-
-
 @pytest.mark.slow
 def test_a_rollback_goes_back_step_by_step(store, capsys):
     for level in (BAD, GOOD):

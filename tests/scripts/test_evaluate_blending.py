@@ -16,7 +16,7 @@ from tfmammo.config import DataConfig, SamplingConfig
 from tfmammo.data import splits
 from tfmammo.data.labelled import make_blend_patches
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.evaluation.blending import pair_with_tissue
+from tfmammo.evaluation.blending import group_patients, pair_patients, pair_with_tissue
 from tfmammo.mammogram import Skipped
 from tfmammo.metrics import blending
 
@@ -207,6 +207,22 @@ def test_lesions_are_set_into_tissue_of_their_own_fold(output, data, tmp_path):
         blending.seam_strength(tissue.images, lesions.masks).tolist(), nan_ok=True
     )
     assert len({row["fold"] for row in images if row["model"] == "pasted"}) == FOLDS
+
+
+def test_patients_form_couples_so_that_groups_share_nobody():
+    random = np.random.default_rng(0)
+    seven = {f"p{number}" for number in range(7)}
+    partners = pair_patients(seven | {"lesion"}, seven | {"tissue"}, random)
+    assert set(partners) == seven | {"lesion"} and partners.pop("lesion") == "tissue"
+    assert set(partners.values()) == seven and all(one != two for one, two in partners.items())
+    first, second = (np.array(side) for side in zip(*partners.items(), strict=True))
+    groups = group_patients(first, second)
+    sizes = sorted(np.unique(groups, return_counts=True)[1].tolist())
+    assert sizes == [2, 2, 3], "two couples and a ring of three"
+    assert pair_patients({"a"}, {"a"}, random) == {"a": "a"}
+    assert pair_patients({"a", "b"}, {"c"}, random) == {"a": "c", "b": "c"}
+    together = group_patients(np.array(["a", "b", "d"]), np.array(["c", "c", "d"]))
+    assert together[0] == together[1] != together[2], "who share one are one group"
 
 
 @pytest.mark.long

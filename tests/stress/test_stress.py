@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,10 +18,12 @@ from tfmammo.detection.detections import Detections
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Mammogram
 from tfmammo.metrics.detection import Matches
+from tfmammo.metrics.significance import holm
 from tfmammo.stress import pairs, prediction, scoring
 from tfmammo.stress.__main__ import choose
 from tfmammo.stress.config import MethodConfig, StressConfig
 from tfmammo.stress.pairs import Condition, Inserter
+from tfmammo.stress.prediction import Prediction
 from tfmammo.stress.scoring import Outcome, Trial
 
 PHANTOMS = 12
@@ -180,6 +183,32 @@ def test_a_stress_score_that_ranks_as_recall_does_predicts_it():
     shuffled = dict(zip("abcdef", [matches[name] for name in "dafceb"], strict=True))
     (none,) = prediction.predict(trials, shuffled, patients, config)
     assert none.verdict == "predicts nothing that these detectors and patients show"
+
+
+def test_more_methods_need_a_smaller_p():
+    """Six detectors of which three are above all contrasts: 12 of 720 pairings do as well."""
+    scores = dict(zip("abcdef", (3.0, 2.0, 1.0, -np.inf, -np.inf, -np.inf), strict=True))
+    recalls = dict(zip("abcdef", (0.9, 0.8, 0.7, 0.6, 0.5, 0.4), strict=True))
+    p = prediction._test_ranks(scores, recalls, 0)
+    assert p == pytest.approx(12 / 720)
+    values = ("drawn", scores, recalls, 0.94, 0.5, 0.99, p)
+    assert Prediction(*values, p, 0.05).verdict == "predicts recall"
+    three = holm([p, p, 0.333])
+    assert Prediction(*values, three[0], 0.05).verdict.startswith("predicts nothing")
+    table = prediction.tabulate([Prediction(*values, three[0], 0.05)] * 3, make_config())[1]
+    assert table.body[0][5:7] == ["0.017", "0.050"] and "3 methods" in table.notes[0]
+
+
+def test_a_detector_without_a_curve_has_no_score():
+    trials = {"a": make_trial(0.03, 3), "b": make_trial(0.05, 3)}
+    config = make_config()
+    one_contrast = {
+        name: replace(trial, outcomes=[each for each in trial.outcomes if each.contrast == 0.02])
+        for name, trial in trials.items()
+    }
+    scores = prediction._score(one_contrast, "drawn", None, config)
+    assert all(np.isnan(score) for score in scores.values())
+    assert np.isnan(prediction.correlate(scores, {"a": 0.1, "b": 0.2}))
 
 
 def test_equal_recalls_have_no_rank_correlation():

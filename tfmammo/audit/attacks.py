@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ from tfmammo.audit.config import AuditConfig
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError, ExportError
 from tfmammo.evaluation.comparison import Network
-from tfmammo.evaluation.perceptual import PerceptualScorer
+from tfmammo.evaluation.perceptual import PerceptualScorer, load_published
 from tfmammo.evaluation.realism import make_tri_labels
 from tfmammo.layers import patch_seeds, tri_label, uniform_noise
 from tfmammo.metrics import perceptual
@@ -136,7 +135,7 @@ def run_attacks(network: Network, sides: Sides, config: AuditConfig, level: floa
     logits = find_logits(network, sides)
     if logits is not None:
         attacks.append(_score_members("discriminator", logits, sides, config, level))
-    scorer = _load_networks() if config.networks else None
+    scorer = load_published() if config.networks else None
     attacks += list(_compare_nearest(sides, scorer, config, level))
     attacks.append(_extract(sides, config, level))
     if (attack := _identify(sides, scorer, level)) is not None:
@@ -162,13 +161,9 @@ def find_logits(network: Network, sides: Sides) -> Array | None:
     call = export.load(network.folder, name)
     masks = sides.patches.masks.astype(np.float32)
     conditions = masks if network.source == "mask" else make_tri_labels(sides.patches, network.card)
-    parts = []
-    for start in range(0, len(masks), 8):
-        part = slice(start, start + 8)
-        inputs: dict[str, Any] = {network.source: conditions[part]}
-        logits = call(**inputs, image=sides.patches.images[part])["logits"]
-        parts.append(logits.reshape(len(logits), -1).mean(axis=1))
-    return np.concatenate(parts).astype(np.float64)
+    inputs = {network.source: conditions, "image": sides.patches.images}
+    logits = export.predict(call, inputs)["logits"]
+    return logits.reshape(len(logits), -1).mean(axis=1).astype(np.float64)
 
 
 def _measure_loss(sides: Sides) -> Array:
@@ -187,12 +182,6 @@ def _score_members(
     means = [float(scores[part].mean()) for part in (sides.is_member, ~sides.is_member)]
     details = f"mean {means[0]:.4g} of training patches, {means[1]:.4g} of unseen ones"
     return Attack(name, estimate_auc(*arguments, level), rate, details)
-
-
-def _load_networks() -> PerceptualScorer | None:
-    from tfmammo.evaluation.perceptual import load_published
-
-    return load_published()
 
 
 def _compare_nearest(

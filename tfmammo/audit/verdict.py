@@ -21,9 +21,10 @@ from typing import Any, Literal
 import numpy as np
 
 import tfmammo
-from tfmammo import export, filesystem
+from tfmammo import export, filesystem, zoo
 from tfmammo.audit.attacks import Attack
-from tfmammo.tracking import store
+from tfmammo.errors import ConfigError
+from tfmammo.tracking import models, store
 
 KEY = "audit"  # of the card, and before the tags of a registered version
 
@@ -92,6 +93,24 @@ def make_record(
         "version": tfmammo.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def check_place(handle: str, folder: Path) -> None:
+    """Check that a verdict stays with a model.
+
+    Args:
+        handle: The model URI.
+        folder: The export that it leads to.
+
+    Raises:
+        ConfigError: The export is a copy, of the package's own or of a server's.
+    """
+    is_registered = handle.startswith("models:/") and not handle.startswith(zoo.PREFIX)
+    if not is_registered and (handle.startswith(zoo.PREFIX) or models.is_copy(folder)):
+        raise ConfigError(
+            f"write_card: {handle} is read as a copy, in which no verdict stays; set "
+            "write_card=false, or name a registered version or an export on this machine"
+        )
 
 
 def write(record: dict[str, Any], handle: str, folder: Path, uri: str | None) -> str:

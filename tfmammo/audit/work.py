@@ -11,17 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from tfmammo import config as configuration
 from tfmammo import datasets
 from tfmammo.audit import verdict as verdicts
 from tfmammo.audit.attacks import Attack, Sides, count_attacks, draw_sides, run_attacks
 from tfmammo.audit.config import AuditConfig
 from tfmammo.audit.verdict import Verdict
-from tfmammo.config import DataConfig
-from tfmammo.errors import ConfigError
-from tfmammo.evaluation.comparison import Network, open_first
+from tfmammo.evaluation.comparison import open_first
 from tfmammo.evaluation.report import EXPERIMENT, write_markdown
 from tfmammo.metrics import perceptual
 from tfmammo.metrics.clustered_auc import Estimate
@@ -40,12 +36,15 @@ def audit(config: AuditConfig, output: Path) -> list[Table]:
         The tables.
 
     Raises:
-        ConfigError: The data can't be used with what the card says.
+        ConfigError: The data can't be used with what the card says, or the card is a copy, in which
+            no verdict stays.
         DataError: There are too few training or unseen patches, or the card names no patients.
         ExportError: The model leads from neither mask nor tri_label to image.
     """
     network = open_first(config.model, SOURCES, "image", config.tracking_uri)
-    data = make_data(config, network)
+    if config.write_card:
+        verdicts.check_place(config.model, network.folder)
+    data = network.merge_data(config.data)
     sides = draw_sides(network, datasets.load_all_patches(data), config)
     level = 1 - (1 - config.level) / count_attacks(config)
     attacks = run_attacks(network, sides, config, level)
@@ -74,23 +73,6 @@ def audit(config: AuditConfig, output: Path) -> list[Table]:
         parameters = config.model_dump(mode="json") | {"verdict": verdict.decision}
         runs.log_folder(output, config.tracking_uri, EXPERIMENT, parameters, metrics)
     return tables
-
-
-def make_data(config: AuditConfig, network: Network) -> DataConfig:
-    """Merge the config's data settings over those of the model's card.
-
-    Raises:
-        ConfigError: They don't fit.
-    """
-    of_card = network.card.get("config", {}).get("data", {}) | {"added": {}, "split_file": None}
-    if config.data.keys() & {"name", "root"}:
-        of_card["records"] = None
-    try:
-        return DataConfig.model_validate(of_card | config.data)
-    except ValidationError as error:
-        raise ConfigError(
-            f"data, with what the card of {config.model} says: {configuration.describe(error)}"
-        ) from None
 
 
 def describe(attack: Attack) -> dict[str, Any]:
@@ -133,7 +115,7 @@ def tabulate(
     )
     notes = [
         "Success is the AUC of training against unseen patches: 0.5 where nothing is remembered.",
-        f"All intervals hold together at {100 * config.level:g} %, by patient.",
+        f"All intervals of success hold together at {100 * config.level:g} %, by patient.",
     ]
     names = {attack.name for attack in attacks}
     if "discriminator" not in names:

@@ -346,7 +346,7 @@ def _write_manifest(
     for name, content in files.items():
         filesystem.write_atomically(output / name, content, durable=False)
     if not manifest.count:
-        first = next(iter(dead_letters.reasons.items()), "-")
+        first = ": ".join(next(iter(dead_letters.reasons.items()), "-"))
         raise DataError(
             f"{output}: no patch could be made, dead_letters.csv says why; the first: {first}"
         )

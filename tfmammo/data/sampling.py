@@ -328,8 +328,4 @@ def _weight(mammogram: Mammogram, config: DataConfig) -> int:
     lesions = select_lesions(mammogram, config).values()
     if config.patches == "lesion":
         return min(1, len(lesions)) if config.frame == "full" else len(lesions)
-    # A MaskedLesion's outlines stand in a file, which is not read yet.
-    return sum(
-        config.sampling.boxes or isinstance(lesion, MaskedLesion) or bool(lesion.outlines)
-        for lesion in lesions
-    )
+    return sum(config.sampling.boxes or lesion.is_outlined for lesion in lesions)

@@ -38,7 +38,7 @@ from tfmammo.data.patches import (
 )
 from tfmammo.data.preprocess import Size, normalise, resize_image, resize_mask
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Box, Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Box, Lesion, Mammogram, Skipped, stack_boxes
 
 log = logging.getLogger(__name__)
 LEAST_AREA = 0.5  # part of another lesion's box that a tile must show for it to count
@@ -301,7 +301,7 @@ def _scale_whole(
     )
     image, scale = letterbox(preprocessed.pixels(), config)
     factors = np.array([*scale, *scale]) / (config.shape * 2)
-    boxes = np.clip(_stack_boxes(preprocessed.lesions) * factors, 0, 1)
+    boxes = np.clip(stack_boxes(preprocessed.lesions) * factors, 0, 1)
     regions = _draw_regions(preprocessed.lesions, preprocessed)
     mask = resize_mask(regions, *_fit_size(regions.shape, config.shape))
     kinds = [lesion.kind for lesion in lesions.values()]
@@ -396,7 +396,7 @@ def _add_boxes(
     config: DataConfig,
 ) -> _BoxedImage:
     """Add the boxes of all lesions that count in the tile around lesion number `centre`."""
-    boxes = _stack_boxes(lesions.values())
+    boxes = stack_boxes(lesions.values())
     shape = config.shape
     cut = np.clip(boxes - [*corner, *corner], 0, shape * 2)
     part = np.prod(cut[:, 2:] - cut[:, :2], axis=1) / np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
@@ -415,10 +415,6 @@ def _add_boxes(
         if is_counted
     ]
     return _BoxedImage(patch, cut[counts] / (shape * 2), classes)
-
-
-def _stack_boxes(lesions: Iterable[Lesion]) -> NDArray[np.float64]:
-    return np.array([lesion.box for lesion in lesions], np.float64).reshape(-1, 4)
 
 
 def _draw_regions(lesions: Iterable[Lesion], mammogram: Mammogram) -> NDArray[np.uint8]:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from tfmammo import datasets, export
 from tfmammo.baselines.poisson import METHODS
@@ -103,17 +105,27 @@ def evaluate(config: BlendingEvaluationConfig, output: Path) -> list[Table]:
         )
         for name in images
     }
-    rows = summarize_images(scores, config, comparison.patches)
-    rows += compare_sets(images, masks, scorer, config, comparison.patches)
+    groups = group_patients(comparison.patches.patient_ids, target.patient_ids)
+    rows = summarize_images(scores, config, groups)
+    rows += compare_sets(images, masks, scorer, config, groups)
     measures = scorer.mark_measures(MEASURES)
     report = Report(config, measures, models_across=True, note=scorer.note)
-    report.add(comparison, scores, rows, scorer.describe())
+    notes = (*scorer.describe(), describe_groups(groups))
+    report.add(comparison, scores, rows, notes)
     scorer.write_sources(output / "networks.json")
     report.write(output)
     panels = {TISSUE: target.images, **images}
     seams = {name: scores[name]["seam"] for name in images if name not in (REAL, VANILLA)}
     sheets.write_sheets(panels, seams, config.rows, config.seed, output / "sheet.png")
     return report.tables
+
+
+def describe_groups(groups: NDArray[np.str_]) -> str:
+    """Say what the units of intervals and tests are."""
+    return (
+        "An image shows two patients, its lesion's and its tissue's. The units of intervals and "
+        f"tests are groups of patients who share images, {len(set(groups.tolist()))} in all."
+    )
 
 
 def check_config(config: BlendingEvaluationConfig) -> None:
@@ -135,6 +147,8 @@ def check_config(config: BlendingEvaluationConfig) -> None:
 def pair_with_tissue(data: DataConfig, seed: int, output: Path) -> tuple[Patches, Patches]:
     """Draw a patch of normal tissue from the same fold for each lesion of an archive.
 
+    All lesions of a patient come into the tissue of one other patient; see `pair_patients`.
+
     Returns:
         Lesions and tissue, of equal length.
 
@@ -150,15 +164,69 @@ def pair_with_tissue(data: DataConfig, seed: int, output: Path) -> tuple[Patches
     normal_folds = np.array([str(fold_of[patient]) for patient in normal.patient_ids.tolist()])
     random = np.random.default_rng(seed)
     rows = np.empty(len(lesions), np.intp)
-    for row, fold in enumerate(folds):
-        candidates = np.flatnonzero(normal_folds == fold)
-        if not len(candidates):
+    for fold in sorted(set(folds.tolist())):
+        of_tissue = set(normal.patient_ids[normal_folds == fold].tolist())
+        if not of_tissue:
             raise DataError(
                 f"fold {fold} has lesions, but no normal tissue to insert them into; "
                 "data.sampling.normal=tissue takes it beside lesions"
             )
-        rows[row] = candidates[random.integers(len(candidates))]
+        partners = pair_patients(
+            set(lesions.patient_ids[folds == fold].tolist()), of_tissue, random
+        )
+        for row in np.flatnonzero(folds == fold):
+            partner = partners[str(lesions.patient_ids[row])]
+            rows[row] = random.choice(np.flatnonzero(normal.patient_ids == partner))
     return lesions, normal.take(rows)
+
+
+def pair_patients(
+    with_lesions: set[str], with_tissue: set[str], random: np.random.Generator
+) -> dict[str, str]:
+    """Choose for each patient with lesions another one, who gives the tissue.
+
+    An image shows two patients. So that few images share one, patients who have both form couples,
+    in which each gives the other's tissue; three form a ring where they are odd in number. Patients
+    with lesions alone get those with tissue alone in turn.
+
+    Returns:
+        Patient with lesions -> patient with tissue; a patient who is alone in having both gives the
+        own tissue.
+    """
+    both = random.permutation(sorted(with_lesions & with_tissue)).tolist()
+    rings = [both[start : start + 2] for start in range(0, len(both), 2)]
+    if len(rings) > 1 and len(rings[-1]) == 1:
+        rings[-2:] = [rings[-2] + rings[-1]]
+    partners = {
+        patient: ring[(place + 1) % len(ring)]
+        for ring in rings
+        for place, patient in enumerate(ring)
+    }
+    others = random.permutation(sorted(with_tissue - with_lesions)).tolist() or both
+    lonely = sorted(with_lesions - with_tissue)
+    return partners | {
+        patient: others[number % len(others)] for number, patient in enumerate(lonely)
+    }
+
+
+def group_patients(first: NDArray[np.str_], second: NDArray[np.str_]) -> NDArray[np.str_]:
+    """Group patients who share images, directly or by others.
+
+    Images of different groups share no patient, so groups are independent.
+
+    Args:
+        first: One patient of each image, str [n].
+        second: The other, str [n].
+
+    Returns:
+        The first patient's name of each image's group, str [n].
+    """
+    names, numbers = np.unique(np.concatenate([first, second]), return_inverse=True)
+    rows, columns = numbers.reshape(2, -1)
+    links = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(names), len(names)))
+    _, groups = connected_components(links, directed=False)
+    _, heads = np.unique(groups, return_index=True)
+    return names[heads[groups[rows]]]
 
 
 def run_networks(config: BlendingEvaluationConfig, lesions: Patches, tissue: Patches) -> Comparison:
@@ -282,28 +350,32 @@ def score_images(images: Images, masks: Masks, tissue: Images | None) -> Scores:
 
 
 def summarize_images(
-    scores: Mapping[str, Scores], config: BlendingEvaluationConfig, patches: Patches
+    scores: Mapping[str, Scores], config: BlendingEvaluationConfig, groups: NDArray[np.str_]
 ) -> list[Row]:
     """Compute the table rows of measures of single images.
 
     The vanilla GAN is summarized apart: some of its images may lack a lesion.
+
+    Args:
+        scores: Of single images.
+        config: How they are summarized.
+        groups: As `group_patients` returns them.
     """
-    patients = patches.patient_ids
     first = next(iter(scores))
     lesion_scores = {
         name: {key: values[key] for key in OF_LESION} for name, values in scores.items()
     }
     aligned = {name: values for name, values in lesion_scores.items() if name != VANILLA}
-    rows = config.summarize(aligned, patients)
+    rows = config.summarize(aligned, groups)
     if VANILLA in scores:
         pair = {name: lesion_scores[name] for name in (first, VANILLA)}
-        rows += [row for row in config.summarize(pair, patients) if row.model == VANILLA]
+        rows += [row for row in config.summarize(pair, groups) if row.model == VANILLA]
     background_scores = {
         name: {key: values[key] for key in OF_BACKGROUND}
         for name, values in scores.items()
         if name not in (REAL, VANILLA)
     }
-    return rows + config.summarize(background_scores, patients)
+    return rows + config.summarize(background_scores, groups)
 
 
 def compare_sets(
@@ -311,13 +383,12 @@ def compare_sets(
     masks: Mapping[str, Masks],
     scorer: PerceptualScorer,
     config: BlendingEvaluationConfig,
-    patches: Patches,
+    groups: NDArray[np.str_],
 ) -> list[Row]:
     """Compute the table rows of measures of whole sets.
 
     These are distances to the real patches, and whether a classifier tells a set from them.
     """
-    patients = patches.patient_ids
     features = {name: scorer.inception.features(values) for name, values in images.items()}
     sets = {
         name: PatchSample(values, features[name], is_paired=True)
@@ -329,8 +400,8 @@ def compare_sets(
         name: two_sample(
             images[REAL],
             images[name],
-            patients,
-            patients,
+            groups,
+            groups,
             masks[REAL],
             masks[name],
             folds=config.folds,
@@ -342,4 +413,4 @@ def compare_sets(
         for name in sets
     }
     areas = {"auc": {name: test.measure_area for name, test in tests.items()}}
-    return scorer.make_rows({**statistics, **areas}, patients, config.level, REAL, config.compare)
+    return scorer.make_rows({**statistics, **areas}, groups, config.level, REAL, config.compare)

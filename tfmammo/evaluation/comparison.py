@@ -21,14 +21,22 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, StringConstraints
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+)
 
+from tfmammo import config as configuration
 from tfmammo import datasets, export
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import splits
 from tfmammo.data.extraction import MakePatches, make_patches
 from tfmammo.data.patches import Patches
-from tfmammo.errors import DataError, ExportError
+from tfmammo.errors import ConfigError, DataError, ExportError
 from tfmammo.evaluation import mask_folder
 from tfmammo.evaluation.mask_folder import MaskFolder
 from tfmammo.export import predict
@@ -156,6 +164,27 @@ class Network:
             )
         return ~np.isin(patient_ids, sorted(export.get_training_patients(self.card, self.uri)))
 
+    def merge_data(self, data: Mapping[str, Any]) -> DataConfig:
+        """Merge data settings over those of the card.
+
+        Of the card's, those that only a training uses are dropped.
+
+        Args:
+            data: Keys of DataConfig, nested as there.
+
+        Raises:
+            ConfigError: They don't fit.
+        """
+        of_card = self.card.get("config", {}).get("data", {}) | {"added": {}, "split_file": None}
+        if data.keys() & {"name", "root"}:
+            of_card["records"] = None  # otherwise they would be read instead of the named archive
+        try:
+            return DataConfig.model_validate(_merge(of_card, data))
+        except ValidationError as error:
+            raise ConfigError(
+                f"data, with what the card of {self.uri} says: {configuration.describe(error)}"
+            ) from None
+
     def answer(
         self,
         patches: Patches,
@@ -207,6 +236,16 @@ class Network:
                 "or holds other values"
             )
         return outputs
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two nested dicts; where both have a value, that of `above` stays."""
+    sections = {
+        key: _merge(below[key], value)
+        for key, value in above.items()
+        if isinstance(value, dict) and isinstance(below.get(key), dict)
+    }
+    return {**below, **above, **sections}
 
 
 Judged = Network | MaskFolder

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tfmammo import datasets
@@ -32,7 +31,7 @@ from tfmammo.evaluation.froc_tables import (
     write_tables,
 )
 from tfmammo.evaluation.report import EXPERIMENT, save_figure
-from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Mammogram, Skipped, stack_boxes
 from tfmammo.metrics.average_precision import Boxes, average_precision, import_coco
 from tfmammo.metrics.detection import (
     ALL_DETECTIONS,
@@ -309,17 +308,13 @@ def _predict(
         detections.boxes,
         detections.scores,
         detections.classes,
-        _stack_boxes(lesions),
+        stack_boxes(lesions),
         [lesion.kind for lesion in lesions],
         config.threshold,
         config.criterion,
         config.data.kinds,
     )
     return Prediction(mammogram, lesions, detections, matches, index, seconds)
-
-
-def _stack_boxes(lesions: Sequence[Lesion]) -> NDArray[np.float64]:
-    return np.array([lesion.box for lesion in lesions], np.float64).reshape(-1, 4)
 
 
 def tabulate_recall(result: EvaluationResult, name: str) -> Table:
@@ -425,7 +420,7 @@ def tabulate_precision(result: EvaluationResult) -> Table:
                 prediction.detections.boxes,
                 prediction.detections.scores,
                 prediction.detections.classes,
-                _stack_boxes(prediction.lesions),
+                stack_boxes(prediction.lesions),
                 [lesion.kind for lesion in prediction.lesions],
             )
             for prediction in predictions
@@ -453,9 +448,19 @@ def list_seconds(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     ]
 
 
-def measure_seconds(seconds: Sequence[float]) -> float:
-    """Return the median time of a mammogram, s, without the first one, which includes tracing."""
-    return float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
+def measure_seconds(seconds: Iterable[tuple[int, float]]) -> float:
+    """Return the median time of a mammogram, s, averaged over detectors.
+
+    The first one of each detector is left out, which includes tracing.
+
+    Args:
+        seconds: The detector and the time of each mammogram, in the order of the work.
+    """
+    by_detector: dict[int, list[float]] = {}
+    for detector, time_taken in seconds:
+        by_detector.setdefault(detector, []).append(time_taken)
+    medians = [np.median(times[1:] if len(times) > 1 else times) for times in by_detector.values()]
+    return float(np.mean(medians))
 
 
 def write_boxes(path: Path, predictions: Sequence[Prediction]) -> None:

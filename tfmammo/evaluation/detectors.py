@@ -38,6 +38,7 @@ from tfmammo.evaluation.froc_tables import (
     write_tables,
 )
 from tfmammo.evaluation.report import EXPERIMENT, save_figure
+from tfmammo.mammogram import stack_boxes
 from tfmammo.metrics.detection import FPPI, Criterion, Matches, Training, match_kinds
 from tfmammo.metrics.figures import draw_froc
 from tfmammo.metrics.summary import Table
@@ -172,7 +173,7 @@ def match_random_boxes(predictions: Sequence[Prediction], config: DetectorsConfi
                 boxes,
                 random.random(len(boxes)),
                 kinds,
-                np.array([lesion.box for lesion in lesions], np.float64).reshape(-1, 4),
+                stack_boxes(lesions),
                 [lesion.kind for lesion in lesions],
                 config.threshold,
                 config.criterion,
@@ -256,10 +257,7 @@ def tabulate_seconds(result: EvaluationResult) -> Table:
     """
     body = []
     for name, predictions in result.sets.items():
-        by_training: dict[int, list[float]] = {}
-        for prediction in predictions:
-            by_training.setdefault(prediction.detector, []).append(prediction.seconds)
-        medians = [measure_seconds(seconds) for seconds in by_training.values()]
-        body.append([name, f"{np.mean(medians):.3f}"])
+        seconds = [(prediction.detector, prediction.seconds) for prediction in predictions]
+        body.append([name, f"{measure_seconds(seconds):.3f}"])
     title = "Seconds per mammogram, on this machine: reading, preprocessing and detection, median"
     return Table(title, ["detector", "s"], body)

@@ -32,7 +32,7 @@ from tfmammo.evaluation.report import save_figure, write_markdown
 from tfmammo.mammogram import Box, Mammogram
 from tfmammo.metrics import blending
 from tfmammo.metrics.plotting import plot_style
-from tfmammo.metrics.segmentation import bootstrap_interval
+from tfmammo.metrics.segmentation import crossed_interval
 from tfmammo.metrics.significance import FEWEST_PATIENTS, describe_few
 from tfmammo.metrics.summary import Measure, Table, write_csv
 from tfmammo.synthesis.provenance import Recipe, find_source, read_recipe
@@ -157,9 +157,12 @@ def measure_item(item: Item, ring: int) -> dict[str, Any]:
     before, after = (
         measure_mass(mammogram.pixels(), mask, ring) for mammogram in (item.before, item.after)
     )
+    patient = item.before.patient_id
+    grafts = [lesion.graft.patient_id for lesion in item.recipe.lesions if lesion.graft]
     return {
         "name": item.recipe.name,
-        "patient": item.before.patient_id,
+        "patient": patient,
+        "patient_of_lesion": (grafts or [patient])[0],
         "contrast": after[0],
         "contrast_before": before[0],
         "seam": after[1],
@@ -201,7 +204,7 @@ def measure_real_masses(config: MammogramsConfig, indexes: ArchiveIndexes) -> li
         (mammogram, number, lesion)
         for mammogram in indexes.read(config.data)
         for number, lesion in sampling.select_lesions(mammogram, config.data).items()
-        if lesion.kind == "mass"
+        if lesion.kind == "mass" and lesion.is_outlined
     ]
     order = np.random.default_rng(config.seed).permutation(len(candidates))[: config.real]
     lines = []
@@ -214,6 +217,7 @@ def measure_real_masses(config: MammogramsConfig, indexes: ArchiveIndexes) -> li
                 "set": REAL,
                 "name": f"{mammogram.image_id}#{number}",
                 "patient": mammogram.patient_id,
+                "patient_of_lesion": mammogram.patient_id,
                 "contrast": contrast,
                 "contrast_before": np.nan,
                 "seam": seam,
@@ -235,9 +239,7 @@ def tabulate(lines: Sequence[Mapping[str, Any]], config: MammogramsConfig) -> Ta
             ("seam", SEAM),
             ("seam_before", SEAM),
         ):
-            row.append(
-                _format_mean([(line[key], line["patient"]) for line in of_set], measure, config)
-            )
+            row.append(_format_mean(of_set, key, measure, config))
         body.append(row)
     header = [
         "",
@@ -247,12 +249,16 @@ def tabulate(lines: Sequence[Mapping[str, Any]], config: MammogramsConfig) -> Ta
         "seam",
         "before the insertion",
     ]
-    fewest = min(len({line["patient"] for line in lines if line["set"] == row[0]}) for row in body)
+    fewest = min(
+        len({line[key] for line in lines if line["set"] == row[0]})
+        for row in body
+        for key in ("patient", "patient_of_lesion")
+    )
     notes = [
         "Contrast: mean grey value of the mass less that of the tissue around it; 0 is invisible. "
         "Seam: jumps across its border over those of the tissue around it; real masses have one.",
         f"In brackets: {100 * config.level:g} % interval, percentile bootstrap that draws whole "
-        "patients.",
+        "patients, those of the mammograms and those of the lesions or outlines.",
     ]
     if fewest < FEWEST_PATIENTS:
         notes.append(describe_few(fewest))
@@ -261,13 +267,20 @@ def tabulate(lines: Sequence[Mapping[str, Any]], config: MammogramsConfig) -> Ta
 
 
 def _format_mean(
-    values: Sequence[tuple[float, str]], measure: Measure, config: MammogramsConfig
+    lines: Sequence[Mapping[str, Any]], key: str, measure: Measure, config: MammogramsConfig
 ) -> str:
-    finite = [(value, patient) for value, patient in values if np.isfinite(value)]
+    finite = [line for line in lines if np.isfinite(line[key])]
     if not finite:
         return "-"
-    numbers, patients = zip(*finite, strict=True)
-    low, high = bootstrap_interval(numbers, patients, config.samples, config.seed, config.level)
+    numbers = [line[key] for line in finite]
+    low, high = crossed_interval(
+        numbers,
+        [line["patient"] for line in finite],
+        [line["patient_of_lesion"] for line in finite],
+        config.samples,
+        config.seed,
+        config.level,
+    )
     interval = f"\n[{measure.show(low)}, {measure.show(high)}]" if np.isfinite(low) else ""
     return f"{measure.show(float(np.mean(numbers)))}{interval}"
 

@@ -179,7 +179,8 @@ class PerceptualScorer:
         for measure, sets in statistics.items():
             single = {}
             for name, statistic in sets.items():
-                value, low, high, _ = perceptual.jackknife(statistic, patient_ids, level)
+                estimate = perceptual.jackknife_area if measure == "auc" else perceptual.jackknife
+                value, low, high, _ = estimate(statistic, patient_ids, level)
                 key = self.mark_name(measure)
                 single[name] = Row(name, key, *counts, value, low, high, method="jackknife")
             for name, other in list_comparisons([name for name in sets if name != real], compare):

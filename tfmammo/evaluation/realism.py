@@ -118,7 +118,7 @@ class Nearest:
             f"nearest_{space}": perceptual.copy_ratio(distance, real.distance[space])
             for space, distance in self.distance.items()
         }
-        smallest = np.min(list(ratios.values()), axis=0)
+        smallest = np.fmin.reduce(list(ratios.values()))
         return ratios | {"copy": np.where(np.isnan(smallest), np.nan, smallest < copy_below)}
 
 
@@ -381,7 +381,7 @@ def write_nearest_sheet(
 
     The nearest patch comes first. Nothing is written where no distance is known.
     """
-    smallest = np.min([ratios[f"nearest_{space}"] for space in nearest.index], axis=0)
+    smallest = np.fmin.reduce([ratios[f"nearest_{space}"] for space in nearest.index])
     order = np.argsort(smallest, kind="stable")
     rows = order[np.isfinite(smallest[order])][:count]
     if len(rows):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import cv2
 import numpy as np
@@ -21,7 +20,7 @@ from tfmammo.data.splits import Mammograms, SavedSplit
 from tfmammo.datasets import announce_phantom, refuse_added
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.exchange.config import ExchangeConfig
-from tfmammo.mammogram import Mammogram, Skipped, hash_id, trace_lesions
+from tfmammo.mammogram import Mammogram, Skipped, hash_id, hold_pixels, trace_lesions
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def _wrap_patch(patch: Patch, record: Mammogram) -> Mammogram:
         image_id=patch.id,
         rows=rows,
         cols=cols,
-        read=partial(_take, patch.image),
+        read=hold_pixels(patch.image),
         laterality=record.laterality,
         view=record.view,
         pathology=patch.pathology or None,  # type: ignore[arg-type]
@@ -226,10 +225,6 @@ def _wrap_patch(patch: Patch, record: Mammogram) -> Mammogram:
         density=record.density,
         official_split=record.official_split,
     )
-
-
-def _take(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    return image
 
 
 def _no_pixels() -> NDArray[np.float32]:

@@ -29,7 +29,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from math import ceil, floor
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ from tfmammo.data import preprocess, sampling, windows
 from tfmammo.data.tfrecord import read_manifest
 from tfmammo.detection.detections import Detector
 from tfmammo.errors import PipelineError
-from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, trace_borders
+from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, hold_pixels, trace_borders
 from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.models.shape import SHAPES
 from tfmammo.tracking import models
@@ -208,7 +207,7 @@ class Pipeline:
         """
         try:
             image = mammogram.pixels()
-            native = mammogram.with_pixels(partial(_get_pixels, image), lesions=())
+            native = mammogram.with_pixels(hold_pixels(image), lesions=())
             detections = self.detector.predict(native).above(self.config.score)
             lesions = tuple(
                 Lesion(kind, _round_box(box, mammogram))
@@ -350,10 +349,6 @@ def _training_data(segmenter: Stage) -> DataConfig:
             f"{segmenter.handle}: takes {segmenter.size} px, but its {export.CARD} says {data.size}"
         )
     return data
-
-
-def _get_pixels(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    return image
 
 
 def _round_box(box: NDArray[np.float32], mammogram: Mammogram) -> Box:

@@ -4,6 +4,7 @@ Patches of one patient resemble each other. DeLong's test takes every patch as i
 finds differences between equally good models far too often. Here whole patients vary:
 
     estimate_auc      one area with its interval, by Obuchowski's variance
+    chance_test       whether it is one half, by the same
     obuchowski_test   a normal approximation; with 6 to 10 patients it rejects up to 15 % of equal
                       models at .05
     rank_swap_test    a permutation test, which holds its level for few patients, too; tables print
@@ -71,9 +72,10 @@ def estimate_auc(
 ) -> Estimate:
     """Estimate an area under a ROC curve, with an interval by Obuchowski's variance.
 
-    The interval is on the scale of logits, so that it stays within [0, 1]. An area of 0 or 1, which
-    has no variance, gets the rule of three: -ln(1 - level) / n to either side, 3 / n at 0.95, n the
-    patients of the smaller class.
+    The interval is on the scale of logits, so that it stays within [0, 1]. A class whose patches
+    all lie alike among those of the other class has no variance, though other patients might. It
+    reaches at least by the rule of three: -ln(1 - level) / n to either side, 3 / n at 0.95, n the
+    patients of that class. With an area of 0 or 1 both classes are of that kind.
 
     Args:
         labels: 1 or True positive, 0 negative, shape ``[n]``.
@@ -88,15 +90,51 @@ def estimate_auc(
     area = roc_auc(positive, values)
     if has_few_patients(positive, patients):
         return Estimate(area, np.nan, np.nan)
+    low = high = area
+    logit, deviation = _compute_logit(positive, values, patients)
+    if deviation > 0:
+        reach = stats.norm.ppf(0.5 + level / 2) * deviation
+        low, high = (1 / (1 + np.exp(-(logit + sign * reach))) for sign in (-1, 1))
+    names = np.asarray(patients)
+    sides = zip((positive, ~positive), structural_components(positive, values), strict=True)
+    alike = [len(set(names[side])) for side, components in sides if np.ptp(components) < 1e-9]
+    room = -np.log(1 - level) / min(alike) if alike else 0.0
+    return Estimate(
+        area, float(max(0.0, min(low, area - room))), float(min(1.0, max(high, area + room)))
+    )
+
+
+def chance_test(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> float:
+    """Test whether an area under a ROC curve is one half, as `estimate_auc`'s interval tells.
+
+    Args:
+        labels: 1 or True positive, 0 negative, shape ``[n]``.
+        scores: Higher is more positive, shape ``[n]``.
+        patients: The patient of each patch, shape ``[n]``.
+
+    Returns:
+        The two-sided p of the logit over its deviation, by a normal distribution. NaN below six
+        patients of a class, and where the area has no variance.
+
+    Raises:
+        ValueError: As `estimate_auc`.
+    """
+    positive, values = check_scores(labels, scores)
+    if has_few_patients(positive, patients):
+        return np.nan
+    logit, deviation = _compute_logit(positive, values, patients)
+    return float(2 * stats.norm.sf(abs(logit) / deviation)) if deviation > 0 else np.nan
+
+
+def _compute_logit(
+    positive: NDArray[np.bool_], values: Array, patients: ArrayLike
+) -> tuple[float, float]:
+    """Compute an area's logit and its deviation; both are 0 where the area has no variance."""
+    area = roc_auc(positive, values)
     deviation = float(np.sqrt(obuchowski_variance(positive, values, patients)))
     if deviation < 1e-9 or not 0 < area < 1:
-        room = min(1.0, -np.log(1 - level) / _count_patients(positive, patients))
-        return Estimate(area, max(0.0, area - room), min(1.0, area + room))
-    quantile = stats.norm.ppf(0.5 + level / 2)
-    logit = np.log(area / (1 - area))
-    reach = quantile * deviation / (area * (1 - area))
-    low, high = (1 / (1 + np.exp(-(logit + sign * reach))) for sign in (-1, 1))
-    return Estimate(area, float(low), float(high))
+        return 0.0, 0.0
+    return float(np.log(area / (1 - area))), deviation / (area * (1 - area))
 
 
 def obuchowski_variance(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> float:

@@ -175,6 +175,23 @@ def overlap(boxes: Floats, truth: Floats, criterion: Criterion = "iou") -> NDArr
     return overlaps
 
 
+def find_hits(
+    boxes: Floats, truth: Floats, threshold: float, criterion: Criterion = "iou"
+) -> NDArray[np.bool_]:
+    """Tell which detections hit which lesions, whatever else hits them.
+
+    Args:
+        boxes: Detections [n, 4].
+        truth: Lesions [m, 4].
+        threshold: What the overlap must exceed, in [0, 1); "centre" has none.
+        criterion: See `overlap`.
+
+    Returns:
+        bool [n, m].
+    """
+    return overlap(boxes, truth, criterion) > (0 if criterion == "centre" else threshold)
+
+
 def recall_by(criterion: Criterion, threshold: float) -> str:
     """Name recall by a criterion, for headings."""
     descriptions: dict[Criterion, str] = {
@@ -224,7 +241,7 @@ def match(
     hit = np.zeros(len(scores), np.bool_)
     if len(truth) and len(boxes):
         overlaps = overlap(boxes, truth, criterion)
-        overlaps[overlaps <= (0 if criterion == "centre" else threshold)] = 0
+        overlaps[~find_hits(boxes, truth, threshold, criterion)] = 0
         # Only these can hit a lesion, whatever is taken before.
         for row in order[overlaps.max(axis=1)[order] > 0]:
             lesion = overlaps[row].argmax()

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tfmammo.metrics.classification import check_scores
-from tfmammo.metrics.clustered_auc import Estimate
-from tfmammo.metrics.significance import FEWEST_PATIENTS
+from tfmammo.metrics.clustered_auc import Estimate, has_few_patients
 
 SMALL_RATE = 0.01  # of false positives
 
@@ -43,7 +42,7 @@ def estimate_rate(
     positive, values = check_scores(members, scores)
     names, numbers = np.unique(np.asarray(patients), return_inverse=True)
     value = _compute_rate(positive, values, rate)
-    if len(names) < FEWEST_PATIENTS:
+    if has_few_patients(positive, patients):
         return Estimate(value, np.nan, np.nan)
     rows = [np.flatnonzero(numbers == number) for number in range(len(names))]
     random = np.random.default_rng(seed)

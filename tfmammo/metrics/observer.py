@@ -111,13 +111,16 @@ def estimate_choices(right: ArrayLike, level: float = 0.95) -> Choices:
         raise ValueError(f"choices must be a list of one or more, not {is_right.shape}")
     count = int(is_right.sum())
     n = len(is_right)
-    test = stats.binomtest(count, n, 0.5)
-    bounds = test.proportion_ci(level, "exact")
     enough = n >= FEWEST_PATIENTS
-    share = Estimate(count / n, *((float(bounds.low), float(bounds.high)) if enough else NO_BOUNDS))
-    return Choices(
-        n, count, share, _convert_to_d(share, 0.5 / n), float(test.pvalue) if enough else np.nan
-    )
+    share = Estimate(count / n, *(_bound_share(count, n, level) if enough else NO_BOUNDS))
+    p = float(stats.binomtest(count, n, 0.5).pvalue) if enough else np.nan
+    return Choices(n, count, share, _convert_to_d(share, 0.5 / n), p)
+
+
+def _bound_share(count: int, n: int, level: float) -> tuple[float, float]:
+    """Compute Clopper and Pearson's interval of a share."""
+    bounds = stats.binomtest(count, n).proportion_ci(level, "exact")
+    return float(bounds.low), float(bounds.high)
 
 
 def pool_choices(
@@ -125,7 +128,8 @@ def pool_choices(
 ) -> Choices:
     """Test several observers' choices between the same pairs.
 
-    For the interval, observers and pairs are both drawn with replacement. p is exact: if all
+    For the interval, observers and pairs are both drawn with replacement. Where all or no answers
+    are right, it is Clopper and Pearson's, of the pairs. p is exact: if all
     observers guessed, the two sides of each pair could be exchanged, and with them all answers to
     it. For one observer this is the binomial test.
 
@@ -156,9 +160,12 @@ def pool_choices(
     count = int(correct.sum())
     bounds = NO_BOUNDS
     p = np.nan
-    if answered.any(axis=0).sum() >= FEWEST_PATIENTS:
+    pairs_answered = int(answered.any(axis=0).sum())
+    if pairs_answered >= FEWEST_PATIENTS:
         has_answers = drawn_answers > 0
         bounds = _compute_percentiles(drawn_right[has_answers] / drawn_answers[has_answers], level)
+        if count in (0, n):  # every draw is alike, though other pairs might not be
+            bounds = _bound_share(pairs_answered if count else 0, pairs_answered, level)
         p = _exchange_test(np.where(answered, 2 * correct - 1, 0).sum(axis=0))
     share = Estimate(count / n, *bounds)
     return Choices(n, count, share, _convert_to_d(share, 0.5 / n), p)
@@ -195,7 +202,9 @@ def pool_ratings(
 ) -> Ratings:
     """Average the areas under the ROC curves of several observers' ratings of the same cases.
 
-    Areas are averaged, not ratings, because each observer uses the scale in a different way.
+    Areas are averaged, not ratings, because each observer uses the scale in a different way. The
+    interval of an area of 0 or 1 is by the rule of three: 3 / n at 0.95, n the cases of the smaller
+    kind.
 
     Args:
         real: Which cases are real, bool [cases].
@@ -233,6 +242,10 @@ def pool_ratings(
     bounds = NO_BOUNDS
     if answered.any(axis=0).sum() >= FEWEST_PATIENTS:
         bounds = _compute_percentiles(sums[has_pairs] / weights.sum(axis=1)[has_pairs], level)
+        if area in (0, 1):  # every draw is alike, though other cases might not be
+            fewest = min(int(answered[:, kind].any(axis=0).sum()) for kind in (truth, ~truth))
+            room = min(1.0, -np.log(1 - level) / fewest)
+            bounds = float(max(0, area - room)), float(min(1, area + room))
     counts = answered[:, truth].sum(), answered[:, ~truth].sum()
     return _make_ratings(*counts, Estimate(float(area), *bounds))
 

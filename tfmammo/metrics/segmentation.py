@@ -16,6 +16,7 @@ The images of one patient resemble each other. Intervals and tests therefore dra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -185,6 +186,52 @@ def bootstrap_interval(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def crossed_interval(
+    values: ArrayLike,
+    first: Sequence[str],
+    second: Sequence[str],
+    samples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Compute the bootstrap interval of the mean where each value is of two patients.
+
+    Both are drawn, each with replacement. A value counts as often as the product of their draws.
+    Where both are the same person everywhere, this is `bootstrap_interval`.
+
+    Args:
+        values: Number [n], finite.
+        first: One patient of each value, of a mammogram.
+        second: The other one, of a lesion in it.
+        samples: Number of draws.
+        seed: Seed of the draws.
+        level: Confidence level, in (0, 1).
+
+    Returns:
+        (low, high), in the values' unit; (nan, nan) where there are fewer than `FEWEST_PATIENTS`
+        of either.
+
+    Source:
+        Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1 (2007) 386.
+    """
+    if list(first) == list(second):
+        return bootstrap_interval(values, first, samples, seed, level)
+    numbers = np.asarray(values, np.float64)
+    random = np.random.default_rng(seed)
+    weights = np.ones((samples, len(numbers)))
+    for names in (first, second):
+        patients, places = np.unique(np.asarray(names), return_inverse=True)
+        if len(patients) < FEWEST_PATIENTS:
+            return float("nan"), float("nan")
+        share = np.full(len(patients), 1 / len(patients))
+        weights *= random.multinomial(len(patients), share, samples)[:, places]
+    totals = weights.sum(axis=1)
+    means = weights[totals > 0] @ numbers / totals[totals > 0]
+    tail = (1 - level) / 2
+    low, high = np.quantile(means, (tail, 1 - tail))
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from tfmammo import config as configuration
 from tfmammo import datasets
-from tfmammo.config import DataConfig, Frozen
+from tfmammo.config import Frozen
 from tfmammo.data.patches import Patches
-from tfmammo.errors import ConfigError, DataError, ExportError, TrackingError
+from tfmammo.errors import DataError, ExportError, TrackingError
 from tfmammo.evaluation import comparison
 from tfmammo.evaluation.comparison import Network
 from tfmammo.metrics import segmentation, synthesis
@@ -249,7 +248,7 @@ def evaluate(candidate: Network, best: Network, config: PromotionConfig) -> Eval
 
     Raises as `promote`.
     """
-    data = _evaluation_data(config, candidate)
+    data = candidate.merge_data(config.data)
     comparison.warn_of_other_crops((best, candidate), data)
     patches = datasets.load_all_patches(data)
     new = np.flatnonzero(
@@ -380,32 +379,6 @@ def _open_version(config: PromotionConfig, number: int, tracking_uri: str) -> Ne
             "known to be new to it"
         )
     return network
-
-
-def _evaluation_data(config: PromotionConfig, candidate: Network) -> DataConfig:
-    """Merge the config's data settings over those of the candidate's card.
-
-    Settings that only a training uses are dropped.
-    """
-    of_card = candidate.card.get("config", {}).get("data", {}) | {"added": {}, "split_file": None}
-    if config.data.keys() & {"name", "root"}:
-        of_card["records"] = None  # otherwise they would be read instead of the named archive
-    try:
-        return DataConfig.model_validate(_merge(of_card, config.data))
-    except ValidationError as error:
-        raise ConfigError(
-            f"data, with what the card of {candidate.uri} says: {configuration.describe(error)}"
-        ) from None
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge two nested dicts; where both have a value, that of `above` stays."""
-    sections = {
-        key: _merge(below[key], value)
-        for key, value in above.items()
-        if isinstance(value, dict) and isinstance(below.get(key), dict)
-    }
-    return {**below, **above, **sections}
 
 
 def _scores(network: Network, patches: Patches, config: PromotionConfig) -> NDArray[np.float64]:

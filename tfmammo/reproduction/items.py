@@ -344,7 +344,7 @@ CONTEXTUAL = (
                 "*Score of a lesion*",
                 "p",
                 positive=target != "removal",
-                trivial="change if spread evenly",
+                beyond_edit="change beyond that",
             )
             for target in ("mass", "calcification", "removal")
         ),

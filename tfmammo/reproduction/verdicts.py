@@ -20,6 +20,7 @@ The rule, for each claim:
   is undecided where ours has fewer.
 - Where the paper prints a value of both models, our interval also includes or excludes a gain as
   large as the printed one, in per cent. A claim may be undecided and its printed gain excluded.
+  Where trainings overlap, others might say otherwise.
 
 A table or figure is reproduced if all its claims are, contradicted if one of them is, and
 undecided otherwise. A picture without a measure of its own has the verdict of the table that
@@ -133,12 +134,16 @@ class Order:
             reason = f"{self.better} and {self.worse} were not compared"
             return Evidence(self.sentence, "undecided", reason)
         evidence = _judge_difference(self.sentence, cell, self.higher, cell.p)
+        gain = self._compare_gains(cell, tables, printed)
         trainings = [find_trainings(tables, name, self.column) for name in self.models]
-        if evidence.word != "undecided" and _overlap(*trainings):
-            means = " and ".join(", ".join(map(str, values)) for values in trainings)
-            reason = f"{evidence.reason}; trainings overlap: {means}"
-            evidence = replace(evidence, word="undecided", reason=reason)
-        return replace(evidence, gain=self._compare_gains(cell, tables, printed))
+        if _overlap(*trainings):
+            if gain:
+                gain += " for these trainings"
+            if evidence.word != "undecided":
+                means = " and ".join(", ".join(map(str, values)) for values in trainings)
+                reason = f"{evidence.reason}; trainings overlap: {means}"
+                evidence = replace(evidence, word="undecided", reason=reason)
+        return replace(evidence, gain=gain)
 
     def _compare_gains(self, cell: Cell, tables: Sequence[TableFacts], printed: Printed) -> str:
         """Say whether our interval excludes a gain as large as the printed one.
@@ -171,7 +176,7 @@ class Gain:
         positive: Whether the paper finds a gain.
         level: The cell's value without a gain: 0.5 of an area under the curve.
         beyond: A pattern of the title of the differences from the trivial baseline; "": none.
-        trivial: A pattern of the heading of what a trivial edit gains; "": none.
+        beyond_edit: A pattern of the heading of what is gained beyond a trivial edit; "": none.
     """
 
     sentence: str
@@ -182,7 +187,7 @@ class Gain:
     positive: bool = True
     level: float = 0
     beyond: str = ""
-    trivial: str = ""
+    beyond_edit: str = ""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -199,12 +204,10 @@ class Gain:
             if rest.word != "reproduced":
                 reason = f"{evidence.reason}; beyond the trivial baseline {rest.reason}"
                 return replace(evidence, word="undecided", reason=reason)
-        if self.trivial:
-            cell = find_cell(tables, self.title, self.row, self.column)
-            edit = find_cell(tables, self.title, self.row, self.trivial)
-            if cell is None or edit is None or not _is_beyond(cell, edit.value):
-                beside = edit.text if edit else "which was not measured"
-                reason = f"{evidence.reason}; not beyond the trivial edit, {beside}"
+        if self.beyond_edit:
+            rest = replace(self, column=self.beyond_edit, p_column="")._judge_alone(tables)
+            if rest.word != "reproduced":
+                reason = f"{evidence.reason}; beyond the trivial edit {rest.reason}"
                 return replace(evidence, word="undecided", reason=reason)
         return evidence
 
@@ -280,13 +283,6 @@ def _judge_difference(
         return Evidence(sentence, "undecided", reason, p, measure=cell.measure)
     word: Word = "reproduced" if (cell.value > level) == is_positive else "contradicted"
     return Evidence(sentence, word, reason, p, measure=cell.measure)
-
-
-def _is_beyond(cell: Cell, value: float) -> bool:
-    """Return whether a cell's interval lies further from 0 than a value, on the cell's side."""
-    if cell.low is None or cell.high is None:
-        return False
-    return cell.low > value if cell.value > 0 else cell.high < value
 
 
 def _overlap(first: Sequence[float], second: Sequence[float]) -> bool:

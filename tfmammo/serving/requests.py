@@ -7,18 +7,16 @@ import binascii
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import NonNegativeInt, ValidationError, model_validator
 
 from tfmammo import config as configuration
 from tfmammo.config import Frozen
 from tfmammo.errors import ArchiveError, ConfigError, TfmammoError
-from tfmammo.mammogram import Laterality, Mammogram, View, hash_id
+from tfmammo.mammogram import Laterality, Mammogram, View, hash_id, hold_pixels
 from tfmammo.synthesis import editor
 from tfmammo.synthesis.config import LARGEST
 from tfmammo.synthesis.editor import EditRequest, open_mammogram
@@ -115,11 +113,7 @@ def _mammogram_of_pixels(pixels: Any, facts: Mapping[str, Any]) -> Mammogram:
         )
     nobody = hash_id("folder", "")
     rows, cols = image.shape[:2]
-    return Mammogram("folder", nobody, nobody, rows, cols, partial(_get_pixels, image), **facts)
-
-
-def _get_pixels(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    return image
+    return Mammogram("folder", nobody, nobody, rows, cols, hold_pixels(image), **facts)
 
 
 @contextmanager

@@ -87,7 +87,7 @@ class StressConfig(Frozen):
     criterion: Criterion = "centre"
     """What makes a hit, as for evaluate/detection.py."""
     threshold: float = Field(default=0.0, ge=0, lt=1)
-    """What IoU or IoR must exceed; with "centre", the IoU beside."""
+    """What IoU or IoR must exceed; "centre" has no threshold."""
     score: float | None = Field(default=None, ge=0, lt=1)
     """A detection counts above this score; null: as `fppi` says."""
     fppi: PositiveFloat = 0.5

@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from tfmammo import archives, datasets
-from tfmammo.config import DataConfig
 from tfmammo.data import sampling
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Mammogram, Skipped
+from tfmammo.mammogram import Skipped, stack_boxes
 from tfmammo.metrics.detection import Matches, match
-from tfmammo.metrics.significance import FEWEST_PATIENTS
-from tfmammo.metrics.summary import Table
+from tfmammo.metrics.significance import FEWEST_PATIENTS, holm
+from tfmammo.metrics.summary import Table, format_p
 from tfmammo.stress.analysis import fit_curves, name_stimulus
 from tfmammo.stress.config import StressConfig
 from tfmammo.stress.detectors import StressedDetector
@@ -47,7 +46,8 @@ class Prediction:
         low: Lower bound of its interval.
         high: Upper bound of its interval. Both are NaN below `FEWEST_PATIENTS` patients.
         p: Two-sided p of the correlation, over all ways to pair scores with recalls.
-        alpha: p must lie below this for a verdict.
+        p_corrected: The same by Holm, over all methods.
+        alpha: `p_corrected` must lie below this for a verdict.
     """
 
     method: str
@@ -57,14 +57,15 @@ class Prediction:
     low: float
     high: float
     p: float
+    p_corrected: float
     alpha: float
 
     @property
     def verdict(self) -> str:
         """What interval and p say together, in words."""
-        if self.p < self.alpha and self.low > 0:
+        if self.p_corrected < self.alpha and self.low > 0:
             return "predicts recall"
-        if self.p < self.alpha and self.high < 0:
+        if self.p_corrected < self.alpha and self.high < 0:
             return "predicts the reverse"
         return "predicts nothing that these detectors and patients show"
 
@@ -93,18 +94,13 @@ def measure_recall(
         part = mammograms[start : start + config.batch]
         for name, detector in detectors.items():
             for mammogram, found in zip(part, detector.detect(part), strict=True):
-                truth = _stack_boxes(mammogram, config.unseen)
+                truth = stack_boxes(sampling.select_lesions(mammogram, config.unseen).values())
                 matches[name].append(
                     match(found.boxes, found.scores, truth, config.threshold, config.criterion)
                 )
     if not sum(image.lesions for image in next(iter(matches.values()))):
         raise DataError(f"unseen: {config.unseen.archive_name} holds no lesion that counts")
     return matches, [mammogram.patient_id for mammogram in mammograms]
-
-
-def _stack_boxes(mammogram: Mammogram, data: DataConfig) -> NDArray[np.float64]:
-    lesions = sampling.select_lesions(mammogram, data).values()
-    return np.array([lesion.box for lesion in lesions], np.float64).reshape(-1, 4)
 
 
 def predict(
@@ -138,6 +134,8 @@ def predict(
         drawn_recalls.append(_measure_recall(matches, images, config))
         drawn_patients.append(random.choice(stressed, len(stressed)).tolist())
     predictions = []
+    # 1 - 0.95 is a little more than 0.05
+    alpha = round(1 - config.level, 12)
     for method in config.methods:
         scores = _score(trials, method, None, config)
         values = [
@@ -151,10 +149,12 @@ def predict(
             low, high = map(float, np.quantile(finite, (tail, 1 - tail)))
         correlation = correlate(scores, recall)
         p = _test_ranks(scores, recall, config.seed)
-        predictions.append(
-            Prediction(method, scores, recall, correlation, low, high, p, 1 - config.level)
-        )
-    return predictions
+        predictions.append(Prediction(method, scores, recall, correlation, low, high, p, p, alpha))
+    corrected = holm([prediction.p for prediction in predictions]).tolist()
+    return [
+        replace(prediction, p_corrected=p)
+        for prediction, p in zip(predictions, corrected, strict=True)
+    ]
 
 
 def correlate(scores: Mapping[str, float], recall: Mapping[str, float]) -> float:
@@ -205,7 +205,7 @@ def _score(
             outcomes = [outcome for name in names for outcome in by_patient.get(name, ())]
         curve = fit_curves(outcomes, trial.limit, config, interval=False).contrast
         threshold = curve.threshold if curve else float("nan")
-        scores[detector] = -float(np.log(threshold)) if threshold > 0 else float("inf")
+        scores[detector] = -float(np.log(threshold)) if threshold else float("inf")
     return scores
 
 
@@ -229,15 +229,18 @@ def tabulate(predictions: Sequence[Prediction], config: StressConfig) -> list[Ta
             f"{prediction.correlation:.2f}",
             f"{prediction.low:.2f}",
             f"{prediction.high:.2f}",
-            f"{prediction.p:.3f}",
+            format_p(prediction.p),
+            format_p(prediction.p_corrected),
             prediction.verdict,
         ]
         for prediction in predictions
     ]
-    columns = ["method", "detectors", "rank correlation", "low", "high", "p", "so the score"]
+    columns = ["method", "detectors", "rank correlation", "low", "high"]
+    columns += ["p, uncorrected", "p, Holm", "so the score"]
     note = (
         "The interval draws patients. p is of all ways to pair the detectors' scores with their "
-        "recalls; below five detectors it never is small."
+        "recalls; below five detectors it never is small. Holm's correction for "
+        f"{len(predictions)} method{'s' * (len(predictions) > 1)}."
     )
     return [
         Table("Detectors on lesions that they never saw", header, body),

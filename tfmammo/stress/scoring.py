@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.detection.detections import Detections
-from tfmammo.mammogram import Box, Mammogram
-from tfmammo.metrics.detection import overlap
+from tfmammo.mammogram import Box, Mammogram, stack_boxes
+from tfmammo.metrics.detection import find_hits
 from tfmammo.stress.config import StressConfig
 from tfmammo.stress.detectors import StressedDetector
 from tfmammo.stress.pairs import Condition, Pair
@@ -151,7 +151,7 @@ def score_box(detections: Detections, box: Sequence[float], config: StressConfig
     if not len(detections):
         return 0.0
     truth = np.array([box], np.float64)
-    hits = overlap(detections.boxes, truth, config.criterion)[:, 0] > config.threshold
+    hits = find_hits(detections.boxes, truth, config.threshold, config.criterion)[:, 0]
     return float(detections.scores[hits].max(initial=0.0))
 
 
@@ -196,11 +196,11 @@ def _find_false(
     detections: Detections, mammogram: Mammogram, config: StressConfig
 ) -> NDArray[np.float32]:
     """Return the scores of detections that hit no lesion of the mammogram."""
-    truth = np.array([lesion.box for lesion in mammogram.lesions], np.float64).reshape(-1, 4)
+    truth = stack_boxes(mammogram.lesions)
     if not len(detections) or not len(truth):
         return detections.scores
-    hits = (overlap(detections.boxes, truth, config.criterion) > config.threshold).any(axis=1)
-    return detections.scores[~hits]
+    hits = find_hits(detections.boxes, truth, config.threshold, config.criterion)
+    return detections.scores[~hits.any(axis=1)]
 
 
 def draw_pair(pair: Pair) -> NDArray[np.uint8]:

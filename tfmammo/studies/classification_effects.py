@@ -18,7 +18,7 @@ from sklearn.manifold import TSNE
 
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
-from tfmammo.metrics.clustered_auc import estimate_auc, has_few_patients, obuchowski_test
+from tfmammo.metrics.clustered_auc import chance_test, estimate_auc
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.segmentation import Paired, paired_test
 from tfmammo.metrics.significance import FEWEST_PATIENTS, holm
@@ -210,12 +210,14 @@ def tabulate_effects(effects: Sequence[Effect], config: StudyConfig) -> Table:
         "after",
         "change",
         "change if spread evenly",
+        "change beyond that",
         "p",
         "adding raises, removing lowers",
     ]
     title = (
         "Score of a lesion by the classifiers trained on real patches alone; spread evenly: each "
-        "patch as much brighter or darker at the same place, but flat; intervals draw patients; "
+        "patch as much brighter or darker at the same place, but flat; beyond that: after less "
+        "spread evenly; intervals draw patients; "
         "p, two-sided: signs of patients' changes flipped, not corrected, each generator being a "
         "question of its own"
     )
@@ -225,12 +227,16 @@ def tabulate_effects(effects: Sequence[Effect], config: StudyConfig) -> Table:
 def _make_effect_row(effect: Effect, config: StudyConfig) -> list[str]:
     test = effect.test(config.samples, config.seed, config.level)
     patients = len(set(effect.patients.tolist()))
-    change = f"{test.difference:+.3f}"
+    beyond = paired_test(
+        effect.after, effect.even, effect.patients, config.samples, config.seed, config.level
+    )
+    cells = [f"{one.difference:+.3f}" for one in (test, beyond)]
     if patients < FEWEST_PATIENTS:
         test = replace(test, p=np.nan)
         verdict = "too few patients for an interval or p (six)"
     else:
-        change += f"\n[{test.low:+.3f}, {test.high:+.3f}]"
+        intervals = [f"\n[{one.low:+.3f}, {one.high:+.3f}]" for one in (test, beyond)]
+        cells = [cell + interval for cell, interval in zip(cells, intervals, strict=True)]
         verdict = _describe_change(test, effect.target, config.level)
     return [
         effect.target,
@@ -238,8 +244,9 @@ def _make_effect_row(effect: Effect, config: StudyConfig) -> list[str]:
         f"{100 * effect.discarded:.1f}",
         f"{effect.before.mean():.3f}",
         f"{effect.after.mean():.3f}",
-        change,
+        cells[0],
         f"{(effect.even - effect.before).mean():+.3f}",
+        cells[1],
         format_p(test.p),
         verdict,
     ]
@@ -273,11 +280,8 @@ class Separation:
 
     @property
     def p(self) -> float:
-        """Two-sided p of an area of one half, by Obuchowski's variance; NaN for few patients."""
-        if has_few_patients(self.labels, self.patients):
-            return np.nan
-        constant = np.zeros_like(self.scores)  # its area is one half and has no variance
-        return obuchowski_test(self.labels, self.scores, constant, self.patients)[1]
+        """Two-sided p of an area of one half; see `clustered_auc.chance_test`."""
+        return chance_test(self.labels, self.scores, self.patients)
 
 
 def separate(effects: Sequence[Effect]) -> list[Separation]:

@@ -386,7 +386,8 @@ def tabulate_seconds(config: StudyConfig, output: Path) -> Table | None:
             path = output / name_evaluation(arm, seed) / "seconds.csv"
             if path.is_file():
                 with path.open(newline="", encoding="utf-8") as file:
-                    seconds = [float(line["seconds"]) for line in csv.DictReader(file)]
+                    lines = list(csv.DictReader(file))
+                seconds = [(int(line["detector"]), float(line["seconds"])) for line in lines]
                 medians.append(measure_seconds(seconds))
         if medians:
             body.append([arm.title, f"{np.mean(medians):.3f}"])

@@ -149,7 +149,7 @@ def open_upload(upload: str) -> OpenMammogram:
         stored = archives.read_stored(mammogram)
         image = stored.image()
         is_dicom = folder.is_dicom(path)
-        lossy = path.suffix in (".jpg", ".jpeg")
+        lossy = mammogram.is_lossy
     content = repr(stored.values.shape).encode() + stored.values.tobytes()
     identity = hashlib.sha256(content).hexdigest()
     # Nobody states the patient, so every image gets a pseudonymous patient.

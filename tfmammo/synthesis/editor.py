@@ -137,15 +137,13 @@ class EditResult:
 
     def write_dicom(self, path: str | Path) -> None:
         """Write the new mammogram as DICOM, marked as synthetic."""
-        file = self.mammogram.file
-        lossy = file is not None and file.suffix.lower() in (".jpg", ".jpeg")
         content = json.dumps(self.recipe, sort_keys=True)
         synthetic.write_dicom_of_mammogram(
             Path(path),
             self.after,
             self.mammogram,
             hashlib.sha256(content.encode()).hexdigest(),
-            lossy,
+            self.mammogram.is_lossy,
         )
 
     def to_coco(self, file_name: str) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class LesionBank:
         selected = tuple(
             source
             for source in lesions
-            if source.is_outlined and pathology in (None, source.lesion.pathology)
+            if source.lesion.is_outlined and pathology in (None, source.lesion.pathology)
         )
         if not selected:
             wanted = f"{pathology or ''} {' or '.join(data.kinds)}".strip()

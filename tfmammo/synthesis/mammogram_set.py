@@ -45,14 +45,12 @@ def write_item(
     """
     masks = [coco.decode(lesion.region, recipe.name) for lesion in recipe.lesions]
     pictures = [synthetic.encode_mask_png(mask) for mask in masks]
-    file = mammogram.file
     digests = {}
 
     def write_image(part: Path) -> None:
         if recipe.config.format == "dicom":
-            lossy = file is not None and file.suffix.lower() in (".jpg", ".jpeg")
             synthetic.write_dicom_of_mammogram(
-                part, stored, mammogram, recipe.make_key(), lossy, recipe.repeat
+                part, stored, mammogram, recipe.make_key(), mammogram.is_lossy, recipe.repeat
             )
         elif recipe.config.format == "png":
             synthetic.write_png(part, stored)

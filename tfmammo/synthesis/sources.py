@@ -15,7 +15,7 @@ from tfmammo import archives
 from tfmammo.config import DataConfig
 from tfmammo.data import sampling, splits
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
 from tfmammo.synthesis.config import PatientsConfig, Sizes, SynthesisConfig
 
 
@@ -59,11 +59,6 @@ class SourceLesion:
     def lesion(self) -> Lesion:
         """The lesion itself; a mask in a file is not read yet."""
         return self.mammogram.lesions[self.number]
-
-    @property
-    def is_outlined(self) -> bool:
-        """Whether more than its box is known. No file is read."""
-        return isinstance(self.lesion, MaskedLesion) or bool(self.lesion.outlines)
 
 
 @dataclass(frozen=True, eq=False)

@@ -174,6 +174,11 @@ def download(location: str, uri: str) -> Path:
     return _copies[uri, location]
 
 
+def is_copy(folder: Path) -> bool:
+    """Tell whether a folder is a server's, copied for this process."""
+    return any(folder.is_relative_to(copy) for copy in _copies.values())
+
+
 def locate_artifacts(client: mlflow.MlflowClient, handle: str) -> str:
     """Return where the artifacts of a model URI lie.
 

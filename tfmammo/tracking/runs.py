@@ -115,14 +115,6 @@ class Run:
         if config.system_metrics:
             self._attempt(self._watch_system)
 
-    def log_parameters(self, mapping: Mapping[str, Any]) -> None:
-        """Log further parameters.
-
-        In MLflow a parameter can't change: one that a resumed run changes becomes a tag,
-        "resumed.KEY".
-        """
-        self._attempt(lambda: self._send_parameters(_flatten(mapping)))
-
     def log_tags(self, mapping: Mapping[str, Any]) -> None:
         """Set tags of the run."""
         self._attempt(lambda: self._send_tags(mapping))

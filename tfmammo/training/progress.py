@@ -137,8 +137,8 @@ def format_duration(seconds: float) -> str:
     """Format a time in the unit that fits it.
 
     Examples:
-        >>> duration(40), duration(1500), duration(126_000), duration(600_000)
-        ('40 s', '25 min', '35 h', '7 days')
+        >>> [format_duration(seconds) for seconds in (40, 1500, 126_000, 600_000)]
+        ['40 s', '25 min', '35 h', '7 days']
     """
     for unit, length, longest in (("s", 1, 90), ("min", 60, 5_400), ("h", 3_600, 172_800)):
         if seconds < longest:

@@ -1,0 +1,30 @@
+"""What an evaluation takes from a model's card."""
+
+from pathlib import Path
+
+import pytest
+
+from tfmammo.config import DataConfig
+from tfmammo.errors import ConfigError
+from tfmammo.evaluation.comparison import Network
+
+
+def make_network(**data):
+    config = {"data": DataConfig(**data).model_dump(mode="json")}
+    return Network("run", Path(), None, {"config": config}, "mask")
+
+
+def test_a_key_of_a_section_leaves_the_others_as_the_card_says():
+    network = make_network(preprocess={"contrast": "clahe", "denoise": 1.0}, size=64)
+    merged = network.merge_data({"preprocess": {"denoise": 2.0}, "frame": "loose"})
+    assert (merged.preprocess.contrast, merged.preprocess.denoise) == ("clahe", 2.0)
+    assert (merged.frame, merged.size) == ("loose", 64)
+
+
+def test_settings_of_a_training_alone_are_dropped():
+    network = make_network(split_file="split.json", added={"copies": 5})
+    merged = network.merge_data({})
+    assert merged.split_file is None and merged.added.copies == 0
+    assert make_network(records="shards").merge_data({"root": "archive"}).records is None
+    with pytest.raises(ConfigError, match="with what the card of run says: siz: unknown key"):
+        network.merge_data({"siz": 3})
