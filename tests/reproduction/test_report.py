@@ -58,6 +58,13 @@ def test_there_are_33_items_each_with_a_command_or_a_reason(config):
             assert find_item(item.decided_by).claims, item.key
 
 
+def test_a_missing_readme_is_said_before_anything_runs(config, repository, tmp_path):
+    elsewhere = config.model_copy(update={"readme": tmp_path / "README.md"})
+    with pytest.raises(ConfigError, match="README.md: no such file; start in a checkout, or set"):
+        report.run_report(elsewhere, Options(only=("cgan_shape",)), tmp_path / "out", repository)
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_printed_number_is_on_the_page_with_its_row_and_column():
     text = document.render_markdown(page.build_page({}))
     for paper in read_papers().values():

@@ -2,6 +2,7 @@
 tests/scripts.
 """
 
+import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -422,6 +423,14 @@ def test_synthetic_mammograms_that_join_no_copies_are_compared_with_as_many_copi
         "real + 2 by unet",
     ]
     assert "difference-from-base" not in tables
+
+
+def test_a_study_without_apache_beam_fails_before_its_generators(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    root = Path(__file__).parents[2]
+    with pytest.raises(ConfigError, match="Apache Beam is missing: pip install"):
+        detection_report.run_study(config(), tmp_path / "study", root)
+    assert not list(tmp_path.iterdir())
 
 
 def test_arms_evaluated_on_different_mammograms_are_refused(evaluated):

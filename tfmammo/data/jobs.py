@@ -9,6 +9,7 @@ must see the folder under the same path.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -201,6 +202,16 @@ def resolve_inside(output: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(output.resolve()):
         raise DataError(f"{name}: leads out of {output}, where all files are written")
     return path
+
+
+def require_beam() -> None:
+    """Check that Apache Beam is installed, without importing it.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if importlib.util.find_spec("apache_beam") is None:
+        raise ConfigError('Apache Beam is missing: pip install "tfmammo[build]"')
 
 
 def run(parts: Sequence[Any], make: Callable[[Any], None], flags: Sequence[str]) -> None:

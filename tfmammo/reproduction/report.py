@@ -119,9 +119,13 @@ def run_report(config: ReportConfig, options: Options, output: Path, root: Path)
         Where the page was written, in words.
 
     Raises:
-        ConfigError: A command would be refused.
+        ConfigError: A command would be refused, or there is no such readme.
         DataError: A command failed. With keep_going the page is written first.
     """
+    if config.readme and options.scale != "smoke" and not config.readme.is_file():
+        raise ConfigError(
+            f"readme: {config.readme}: no such file; start in a checkout, or set readme=null"
+        )
     output.mkdir(parents=True, exist_ok=True)
     plan = plan_report(config, options, output, root)
     for name, reason in plan.left_out.items():
