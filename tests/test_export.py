@@ -250,7 +250,8 @@ def test_the_card_describes_functions_and_keeps_what_it_was_given(tmp_path):
         "b1",
     ]
     assert card["config"] == {"data": {"root": "some/where", "percentiles": [0.5, 99.5]}}
-    assert card["versions"] == {"tensorflow": tf.__version__, "keras": keras.__version__}
+    assert list(card["versions"]) == ["tensorflow", "keras", "numpy", "Python"]
+    assert card["versions"]["tensorflow"] == tf.__version__
     # 1x1 convolution to two channels 4, normalisation 8, 1x1 convolution to one 3; a 3x3
     # convolution of two channels 19
     assert card["networks"] == {"generator": 15, "inverter": 15, "critic": 19}

@@ -30,7 +30,7 @@ from tfmammo import (
     cli,
     config,
 )
-from tfmammo.data import build, sampling
+from tfmammo.data import build
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.synthesis import mammograms as synthesis
@@ -113,13 +113,7 @@ def measure_build(path: str, overrides: Sequence[str], sample: int, folder: Path
     build_config = config.parse(build.BuildConfig, path, overrides)
     data = build_config.data
     mammograms, index = _time_index(data)
-    counts = sampling.draw_quota(mammograms, data)
-    by_lesion = data.patches == "lesion"
-    jobs = [
-        (mammogram, None if by_lesion else counts[mammogram.image_id])
-        for mammogram in mammograms
-        if counts[mammogram.image_id]
-    ]
+    jobs = build.list_work(mammograms, data)
     if len(jobs) <= sample:
         raise DataError(
             f"{len(jobs)} mammograms give patches, and --sample {sample} needs one more than "

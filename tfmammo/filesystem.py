@@ -1,8 +1,10 @@
-"""Files that survive a crash: flushed, written whole or not at all, locked by one process."""
+"""Files that survive a crash: flushed, written whole or not at all, locked, hashed."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import IO
 
 import portalocker
+
+from tfmammo.errors import DataError
 
 
 def flush(path: Path) -> None:
@@ -96,3 +100,21 @@ def take_lock(file: IO[str]) -> bool | None:
     except portalocker.LockException:
         return None
     return True
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file, hexadecimal.
+
+    Raises:
+        DataError: It can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
+
+
+def to_json(content: object) -> str:
+    """Format JSON so that equal contents give equal text."""
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"

@@ -2,8 +2,8 @@
 tests/scripts.
 """
 
-import importlib.util
 import json
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -426,7 +426,10 @@ def test_synthetic_mammograms_that_join_no_copies_are_compared_with_as_many_copi
 
 
 def test_a_study_without_apache_beam_fails_before_its_generators(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    def find(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", find)
     root = Path(__file__).parents[2]
     with pytest.raises(ConfigError, match="Apache Beam is missing: pip install"):
         detection_report.run_study(config(), tmp_path / "study", root)

@@ -32,8 +32,9 @@ from tfmammo.evaluation.perceptual import PerceptualScorer, load_published
 from tfmammo.evaluation.realism import make_tri_labels
 from tfmammo.layers import patch_seeds, tri_label, uniform_noise
 from tfmammo.metrics import perceptual
-from tfmammo.metrics.clustered_auc import Estimate, estimate_auc, has_few_patients
+from tfmammo.metrics.clustered_auc import estimate_auc, has_few_patients
 from tfmammo.metrics.membership import estimate_rate
+from tfmammo.metrics.significance import Estimate
 
 Array = NDArray[np.float64]
 Images = NDArray[np.float32]

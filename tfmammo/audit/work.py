@@ -20,7 +20,7 @@ from tfmammo.audit.verdict import Verdict
 from tfmammo.evaluation.comparison import open_first
 from tfmammo.evaluation.report import EXPERIMENT, write_markdown
 from tfmammo.metrics import perceptual
-from tfmammo.metrics.clustered_auc import Estimate
+from tfmammo.metrics.significance import Estimate
 from tfmammo.metrics.summary import Table
 from tfmammo.tracking import runs
 from tfmammo.training import image_grid

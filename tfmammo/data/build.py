@@ -47,7 +47,6 @@ from tfmammo.data.tfrecord import (
     ShardFile,
     encode,
     quantise,
-    sha256,
 )
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Mammogram, Skipped, key_check
@@ -199,7 +198,7 @@ def make(shard: Shard) -> None:
                 _append_row(columns, mammogram, patch)
         shard_file = ShardFile(
             file=shard.file,
-            sha256=sha256(part),
+            sha256=filesystem.sha256(part),
             bytes=part.stat().st_size,
             count=len(columns["ids"]),
         )
@@ -233,6 +232,19 @@ def _describe_identity(config: BuildConfig, mammograms: Sequence[Mammogram]) -> 
     }
 
 
+def list_work(
+    mammograms: Sequence[Mammogram], data: DataConfig
+) -> list[tuple[Mammogram, int | None]]:
+    """List the mammograms that give patches, and how many; None: one for each lesion."""
+    counts = draw_quota(mammograms, data)
+    by_lesion = data.patches == "lesion"
+    return [
+        (mammogram, None if by_lesion else counts[mammogram.image_id])
+        for mammogram in mammograms
+        if counts[mammogram.image_id]
+    ]
+
+
 def plan_shards(
     config: BuildConfig, mammograms: Sequence[Mammogram], output: Path
 ) -> tuple[dict[str, Any], list[Shard]]:
@@ -250,16 +262,10 @@ def plan_shards(
         DataError: No mammogram can give a patch.
     """
     identity = _describe_identity(config, mammograms)
-    counts = draw_quota(mammograms, config.data)
-    by_lesion = config.data.patches == "lesion"
-    work = [
-        (mammogram, None if by_lesion else counts[mammogram.image_id])
-        for mammogram in mammograms
-        if counts[mammogram.image_id]
-    ]
+    work = list_work(mammograms, config.data)
     length = config.build.shard_mammograms
     parts = [tuple(work[start : start + length]) for start in range(0, len(work), length)]
-    digest = hashlib.sha256(jobs.to_json(identity).encode()).hexdigest()
+    digest = hashlib.sha256(filesystem.to_json(identity).encode()).hexdigest()
     files = [f"shard-{number:05d}-of-{len(parts):05d}.tfrecord" for number in range(len(parts))]
     shards = [
         Shard(output, file, digest, config.data, part)
@@ -303,7 +309,7 @@ def _read_sidecar(shard: Shard) -> Sidecar | None:
         is_whole = (
             sidecar.identity == shard.identity
             and sidecar.shard.file == shard.file
-            and sha256(path) == sidecar.shard.sha256
+            and filesystem.sha256(path) == sidecar.shard.sha256
         )
     except (OSError, ValidationError, DataError):
         return None

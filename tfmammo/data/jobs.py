@@ -9,7 +9,6 @@ must see the folder under the same path.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -44,15 +44,15 @@ class PartSteps(Generic[Part, Record]):
             workers import it by name.
         read: Returns the record of a finished part. None unless its files are there as written.
         record_path: Path of that record.
-        has_failures: Whether something in a finished part could not be made.
         command: What the user runs again, for messages.
+        has_failures: Whether something in a finished part could not be made.
     """
 
     make: Callable[[Part], None]
     read: Callable[[Part], Record | None]
     record_path: Callable[[Part], Path]
-    has_failures: Callable[[Record], bool]
     command: str
+    has_failures: Callable[[Record], bool] = lambda _: False
 
 
 def complete_parts(
@@ -179,7 +179,7 @@ def _check_identity(output: Path, identity: Mapping[str, Any], file: str) -> Non
     """Write the identity into a new folder, or compare it with that of an earlier run."""
     try:
         if not (output / file).exists():
-            filesystem.write_atomically(output / file, to_json(identity))
+            filesystem.write_atomically(output / file, filesystem.to_json(identity))
         recorded = json.loads((output / file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _explain_unusable(output, error) from None
@@ -210,8 +210,10 @@ def require_beam() -> None:
     Raises:
         ConfigError: It is not.
     """
-    if importlib.util.find_spec("apache_beam") is None:
-        raise ConfigError('Apache Beam is missing: pip install "tfmammo[build]"')
+    try:
+        metadata.version("apache-beam")
+    except metadata.PackageNotFoundError:
+        raise ConfigError('Apache Beam is missing: pip install "tfmammo[build]"') from None
 
 
 def run(parts: Sequence[Any], make: Callable[[Any], None], flags: Sequence[str]) -> None:
@@ -353,11 +355,6 @@ def use_one_thread() -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(threads)
-
-
-def to_json(content: object) -> str:
-    """Format JSON so that equal contents give equal text."""
-    return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
 def fingerprint(mammograms: Iterable[Mammogram]) -> str:

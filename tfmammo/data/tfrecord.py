@@ -23,6 +23,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
+from tfmammo import filesystem
 from tfmammo.config import Frozen, describe
 from tfmammo.data.patches import TEXTS, Patch, Patches
 from tfmammo.errors import DataError
@@ -171,7 +172,7 @@ class Records:
         """
         digests = {shard.file: shard.sha256 for shard in self.shards}
         for path, _ in self.select_shards():
-            if path.name not in self._checked and sha256(path) != digests[path.name]:
+            if path.name not in self._checked and filesystem.sha256(path) != digests[path.name]:
                 raise DataError(
                     f"{path}: is not what its manifest says (sha256); run tfmammo.data.build again"
                 )
@@ -223,19 +224,6 @@ def read_manifest(root: Path) -> Manifest:
     if fault := manifest.fault():
         raise DataError(f"{path}: is damaged ({fault})")
     return manifest
-
-
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file, hexadecimal.
-
-    Raises:
-        DataError: It can't be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
 
 
 def quantise(image: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 import tfmammo
 from tfmammo.archives import folder
 from tfmammo.archives.writers import segmentation
-from tfmammo.data.tfrecord import sha256
 from tfmammo.errors import PipelineError
+from tfmammo.filesystem import sha256
 from tfmammo.inference.pipeline import Pipeline, PipelineResult
 from tfmammo.inference.report import build_report, draw_overlay, format_label, lesions_by_label
 

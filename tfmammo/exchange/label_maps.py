@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.config import DataConfig
-from tfmammo.data.jobs import to_json
 from tfmammo.exchange.cases import Case, encode_png
+from tfmammo.filesystem import to_json
 from tfmammo.mammogram import Lesion
 
 

@@ -18,7 +18,6 @@ from rich.progress import track
 from tfmammo import filesystem
 from tfmammo.config import DataConfig
 from tfmammo.data import jobs
-from tfmammo.data.jobs import to_json
 from tfmammo.datasets import SPLIT, log_skipped
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.exchange import table
@@ -33,6 +32,7 @@ from tfmammo.exchange.cases import (
 from tfmammo.exchange.config import ExchangeConfig
 from tfmammo.exchange.instances import Coco, HuggingFace, Yolo
 from tfmammo.exchange.label_maps import Monai, NNUNet
+from tfmammo.filesystem import to_json
 from tfmammo.mammogram import Lesion, Skipped, key_check
 
 log = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -226,7 +227,12 @@ def _make_card(
     return content | {
         "format": FORMAT,
         "serves": serves,
-        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+        "versions": {
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+            "Python": platform.python_version(),
+        },
         "networks": {name: network.count_params() for name, network in model.networks.items()},
         "functions": functions,
     }

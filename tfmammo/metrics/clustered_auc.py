@@ -20,31 +20,14 @@ Source: Obuchowski, Nonparametric analysis of clustered ROC curve data, Biometri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from tfmammo.metrics.classification import check_scores, roc_auc, structural_components
-from tfmammo.metrics.significance import FEWEST_PATIENTS
+from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its interval.
-
-    Attributes:
-        value: The value.
-        low: Lower bound.
-        high: Upper bound. Both are NaN where there are too few patients.
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 def has_few_patients(labels: ArrayLike, patients: ArrayLike) -> bool:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tfmammo.metrics.classification import check_scores
-from tfmammo.metrics.clustered_auc import Estimate, has_few_patients
+from tfmammo.metrics.clustered_auc import has_few_patients
+from tfmammo.metrics.significance import Estimate
 
 SMALL_RATE = 0.01  # of false positives
 

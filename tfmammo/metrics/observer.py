@@ -27,22 +27,10 @@ from scipy import stats
 
 from tfmammo.metrics.classification import delong_variance, roc_auc, roc_curve
 from tfmammo.metrics.plotting import make_roc_axes, plot_style
-from tfmammo.metrics.significance import FEWEST_PATIENTS
+from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate
 
 Array = NDArray[np.float64]
 NO_BOUNDS = (np.nan, np.nan)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its interval, low and high.
-
-    Bounds are NaN where there is no interval, and infinite where it has no bound on that side.
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Statistics 6 (1979) 65.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,21 @@ TESTS: Mapping[Test, str] = {
     "jackknife": "two-sided, Student's t on a jackknife that leaves out one patient at a time",
     "guessing": "two-sided exact test against guessing; every case is of patients of its own",
 }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval.
+
+    Attributes:
+        value: The value.
+        low: Lower bound. Both bounds are NaN where there are too few patients or cases for any.
+        high: Upper bound. A bound is infinite where there is none on that side.
+    """
+
+    value: float
+    low: float
+    high: float
 
 
 def smallest_p(patients: int, comparisons: int = 1, samples: int = 10_000) -> float:

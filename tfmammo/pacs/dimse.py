@@ -18,9 +18,6 @@ from pydicom.uid import (
     JPEG2000,
     UID,
     ComprehensiveSRStorage,
-    ComputedRadiographyImageStorage,
-    DigitalMammographyXRayImageStorageForPresentation,
-    DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -30,8 +27,6 @@ from pydicom.uid import (
     JPEGLosslessSV1,
     JPEGLSLossless,
     JPEGLSNearLossless,
-    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
-    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     RLELossless,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
@@ -51,19 +46,11 @@ from tfmammo.archives.elements import text
 from tfmammo.archives.silence import silence
 from tfmammo.errors import ConfigError, PacsError, PacsUnreachable
 from tfmammo.pacs.config import Address, PacsConfig
-from tfmammo.pacs.nodes import MOST_INSTANCES, Instance, encode, make_tls
+from tfmammo.pacs.nodes import IMAGE_CLASSES, MOST_INSTANCES, Instance, encode, make_tls
 
 # it logs datasets and what servers say
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
 
-_IMAGES = (
-    DigitalMammographyXRayImageStorageForPresentation,
-    SecondaryCaptureImageStorage,
-    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
-    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
-    ComputedRadiographyImageStorage,
-    DigitalXRayImageStorageForPresentation,
-)
 _RESULTS = (SegmentationStorage, ComprehensiveSRStorage, SecondaryCaptureImageStorage)
 _PLAIN = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
 _COMPRESSED = (
@@ -174,7 +161,7 @@ class DimseNode:
         # a context of its own for each syntax: the server takes the one that it stores
         contexts = [(GET, _PLAIN)]
         is_result = instance.sop_class in (SegmentationStorage, ComprehensiveSRStorage)
-        for kind in _RESULTS if is_result else _IMAGES:
+        for kind in _RESULTS if is_result else IMAGE_CLASSES:
             contexts += [(kind, [syntax]) for syntax in (*_PLAIN, *_COMPRESSED)]
         roles = [build_role(kind, scp_role=True) for kind in {kind for kind, _ in contexts[1:]}]
         handlers = [(evt.EVT_C_STORE, self._take)]
@@ -199,7 +186,7 @@ class DimseNode:
             if self._listener is not None:
                 return
             node = self._make_entity()
-            for kind in {*_IMAGES, *_RESULTS}:
+            for kind in {*IMAGE_CLASSES, *_RESULTS}:
                 node.add_supported_context(kind, [*_PLAIN, *_COMPRESSED])
             node.require_called_aet = True
             node.require_calling_aet = [self._address.ae_title]

@@ -22,6 +22,16 @@ Answer = TypeVar("Answer")
 MOST_INSTANCES = 10_000  # of a study
 LARGEST = 2**29  # bytes of an answer; the pixels of the largest mammogram that is read take 2**28
 _LONGEST_WAIT = 60.0  # s
+# Images that may be mammograms: digital mammography for presentation, secondary captures, computed
+# radiography, digital radiography for presentation.
+IMAGE_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.1.2",
+    "1.2.840.10008.5.1.4.1.1.7",
+    "1.2.840.10008.5.1.4.1.1.7.2",
+    "1.2.840.10008.5.1.4.1.1.7.3",
+    "1.2.840.10008.5.1.4.1.1.1",
+    "1.2.840.10008.5.1.4.1.1.1.1",
+)
 
 
 @dataclass(frozen=True)

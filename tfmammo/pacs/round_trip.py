@@ -35,21 +35,10 @@ from tfmammo.errors import ArchiveError, ConfigError, PacsError, PipelineError, 
 from tfmammo.inference.pipeline import Pipeline, PipelineResult
 from tfmammo.mammogram import hash_id
 from tfmammo.pacs.config import Address, PacsConfig, read_credentials
-from tfmammo.pacs.nodes import Instance, Node, connect, encode, try_repeatedly
+from tfmammo.pacs.nodes import IMAGE_CLASSES, Instance, Node, connect, encode, try_repeatedly
 from tfmammo.pacs.results import Identity, build_results
 
 log = logging.getLogger(__name__)
-
-# Images that may be mammograms: digital mammography for presentation, secondary captures, computed
-# radiography, digital radiography for presentation.
-_IMAGE_CLASSES = (
-    "1.2.840.10008.5.1.4.1.1.1.2",
-    "1.2.840.10008.5.1.4.1.1.7",
-    "1.2.840.10008.5.1.4.1.1.7.2",
-    "1.2.840.10008.5.1.4.1.1.7.3",
-    "1.2.840.10008.5.1.4.1.1.1",
-    "1.2.840.10008.5.1.4.1.1.1.1",
-)
 
 
 @dataclass
@@ -147,7 +136,7 @@ class _Worker:
         try:
             source, target = self._connect()
             instances = try_repeatedly(self._config, lambda: source.list_instances(study))
-            images = [one for one in instances if one.sop_class in ("", *_IMAGE_CLASSES)]
+            images = [one for one in instances if one.sop_class in ("", *IMAGE_CLASSES)]
             if not instances:
                 raise PacsError("the source holds no such study")
             for image in images:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from tfmammo.errors import DataError
 from tfmammo.metrics import observer
-from tfmammo.metrics.observer import Choices, Estimate, Ratings
-from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, holm
+from tfmammo.metrics.observer import Choices, Ratings
+from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate, describe, holm
 from tfmammo.metrics.summary import Table, write_csv
 from tfmammo.reader_study.answers import Answer, Answers
 from tfmammo.reader_study.cases import ReaderStudyConfig, Task

@@ -8,14 +8,10 @@ fold that was held out; nothing is chosen on them.
 from __future__ import annotations
 
 import csv
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
 from matplotlib.figure import Figure
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -31,7 +27,6 @@ from tfmammo.metrics.summary import Table
 from tfmammo.studies import workflow
 from tfmammo.studies.workflow import Step, format_overrides, parse_step
 from tfmammo.tracking import runs
-from tfmammo.training import devices
 
 SCORES = "scores"  # the folder of what `segmentation.evaluate` writes
 DRAWN = ("dice", "jaccard")
@@ -263,19 +258,6 @@ def draw_means(rows: Sequence[Mapping[str, str]], level: float) -> Figure:
     return figure
 
 
-@dataclass(frozen=True)
-class _Extent:
-    """What was judged: patches and their patients, each counted once."""
-
-    patches: int
-    patients: int
-
-    @staticmethod
-    def count(rows: Sequence[Mapping[str, str]]) -> _Extent:
-        patients = {row["patient"] for row in rows}
-        return _Extent(len({row["id"] for row in rows}), len(patients))
-
-
 def describe_methods(
     config: ComparisonConfig,
     cards: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -294,7 +276,8 @@ def describe_methods(
         Markdown.
     """
     data = config.data
-    extent = _Extent.count(patches)
+    count = len({row["id"] for row in patches})
+    patients = len({row["patient"] for row in patches})
     first = next(iter(cards.values()))
     train = sorted(len(card["train_patients"]) for card in first)
     seeds = ", ".join(str(seed) for seed in range(config.seeds))
@@ -308,7 +291,7 @@ def describe_methods(
     lines = [
         "# Methods",
         "",
-        f"**Data.** {extent.patches:,} patches of {extent.patients:,} patients of "
+        f"**Data.** {count:,} patches of {patients:,} patients of "
         f"{data.archive_name}, {data.size} x {data.size} px, crop mode {data.frame}"
         f"{f', context {data.context:g}' if data.frame == 'square' else ''}; lesions: "
         f"{', '.join(data.kinds)}; {grey} became 0 to 1. Data fingerprints of the trainings: "
@@ -347,7 +330,7 @@ def _describe_training(cards: Sequence[Mapping[str, Any]]) -> str:
     rates = {key: value for key, value in model.items() if "learning_rate" in key}
     rates |= {key: model[key] for key in ("beta_1", "beta_2", "decay") if key in model}
     optimizer = ", ".join(f"{key} {value:g}" for key, value in rates.items() if value is not None)
-    precision = devices.choose_precision(training, tf.config.list_physical_devices("GPU"))
+    precision = card.get("precision", training.precision)  # which older cards do not tell
     networks = ", ".join(f"{name} {count:,}" for name, count in card["networks"].items())
     augment = DataConfig.model_validate(card["config"]["data"]).turn_draws
     return (
@@ -367,18 +350,10 @@ def _list_notes(tables: Sequence[Table], config: ComparisonConfig) -> list[str]:
 def _describe_software(card: Mapping[str, Any]) -> str:
     commit = card.get("git_commit")
     dirty = " and changes" if str(card.get("git_dirty")) == "true" else ""
-    versions = {**card["versions"], "numpy": metadata.version("numpy")}
-    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
+    libraries = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
     source = f" (commit {commit}{dirty})" if commit else ""
-    return (
-        f"tfmammo {__version__}{source}, Python {platform.python_version()}, {libraries}, on "
-        f"{platform.system()} {platform.machine()}, "
-        f"{_count_devices(len(tf.config.list_physical_devices('GPU')))}."
-    )
-
-
-def _count_devices(gpus: int) -> str:
-    return f"{gpus} GPUs" if gpus > 1 else ("one GPU" if gpus else "CPU alone")
+    hardware = f", on {card['hardware']}" if "hardware" in card else ""
+    return f"tfmammo {__version__}{source}, {libraries}{hardware}."
 
 
 def _list_values(values: Any) -> str:

@@ -33,7 +33,6 @@ from typing import Any
 
 from tfmammo import __version__, filesystem, shipped
 from tfmammo import config as configuration
-from tfmammo.data import jobs
 from tfmammo.errors import ConfigError, DataError, Interrupted
 from tfmammo.tracking.store import read_git_state, redact
 
@@ -333,7 +332,7 @@ class _Runner:
             record = _find_record(self._output, other)
             if step.name in other.depends_on and _read_completion(record):
                 content = json.loads(record.read_text(encoding="utf-8")) | {"stale": True}
-                filesystem.write_atomically(record, jobs.to_json(content), durable=False)
+                filesystem.write_atomically(record, filesystem.to_json(content), durable=False)
 
     def _finish(self, process: subprocess.Popen[bytes], step: Step) -> None:
         """Check a step that has ended, and note it as finished."""
@@ -538,4 +537,4 @@ def _write_completion(path: Path, step: Step, completion: Completion) -> None:
         "command": step.format_command(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    filesystem.write_atomically(path, jobs.to_json(content), durable=False)
+    filesystem.write_atomically(path, filesystem.to_json(content), durable=False)

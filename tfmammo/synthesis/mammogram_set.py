@@ -18,7 +18,8 @@ from tfmammo.archives.writers.folder import CATEGORIES
 from tfmammo.data import card, jobs
 from tfmammo.data.patches import worst_pathology
 from tfmammo.data.patients import PATIENTS, Patients
-from tfmammo.data.tfrecord import encode_detection, sha256
+from tfmammo.data.tfrecord import encode_detection
+from tfmammo.filesystem import sha256, to_json
 from tfmammo.mammogram import Mammogram, key_check
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.provenance import ExistingLesion, InsertedLesion, Recipe, TransformRecord
@@ -90,9 +91,9 @@ def write_set(
     complete = [recipe for recipe in recipes if not recipe.left_out]
     patients = collect_patients(complete, lesions, trained_on)
     contents = {
-        "annotations.json": jobs.to_json(_format_annotations(complete, config)),
+        "annotations.json": to_json(_format_annotations(complete, config)),
         "metadata.csv": synthetic.format_metadata([_format_row(recipe) for recipe in complete]),
-        PATIENTS: jobs.to_json(patients.model_dump(mode="json")),
+        PATIENTS: to_json(patients.model_dump(mode="json")),
         "README.md": _format_card(complete, len(recipes) - len(complete), config),
     }
     for name, content in contents.items():

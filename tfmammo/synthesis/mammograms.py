@@ -336,7 +336,7 @@ def _plan_items(
     """Spread the items evenly over the mammograms, in an order drawn by the seed."""
     order = np.random.default_rng(config.seed).permutation(len(mammograms))
     first = Recipe(
-        identity=hashlib.sha256(jobs.to_json(identity).encode()).hexdigest(),
+        identity=hashlib.sha256(filesystem.to_json(identity).encode()).hexdigest(),
         name="000000",
         number=0,
         config=config,

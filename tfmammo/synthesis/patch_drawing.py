@@ -11,8 +11,8 @@ from tfmammo.config import DataConfig
 from tfmammo.data import sampling
 from tfmammo.data.extraction import make_sampler
 from tfmammo.data.patches import Patch
-from tfmammo.data.tfrecord import sha256
 from tfmammo.errors import DataError
+from tfmammo.filesystem import sha256
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.postprocessing import Refined
 from tfmammo.synthesis.config import PatchSynthesisConfig

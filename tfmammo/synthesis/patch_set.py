@@ -17,7 +17,6 @@ from typing import Any, Final, Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import NonNegativeFloat, NonNegativeInt, field_serializer
 
 from tfmammo.config import DataConfig, Frozen
@@ -118,11 +117,6 @@ def read_patch_recipe(path: Path) -> PatchRecipe:
         DataError: It is missing or damaged.
     """
     return read_record(PatchRecipe, path, "recipe of a patch")
-
-
-def quantize_image(image: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Quantize float32 [size, size, 1] in [0, 1] to uint16 [size, size]: rint(65535 * value)."""
-    return np.rint(image[..., 0] * np.float64(GREY)).astype(np.uint16)
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,7 +39,7 @@ from tfmammo import (
 from tfmammo import config as configuration
 from tfmammo.archives.files import remove_names
 from tfmammo.archives.writers.synthetic import encode_mask_png, encode_png
-from tfmammo.data import card, jobs, sampling
+from tfmammo.data import card, jobs, sampling, tfrecord
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.synthesis.command import make_parser, parse
@@ -58,7 +58,6 @@ from tfmammo.synthesis.patch_set import (
     describe_rates,
     describe_scale,
     format_readme,
-    quantize_image,
     read_patch_recipe,
 )
 from tfmammo.synthesis.provenance import (
@@ -138,7 +137,7 @@ def synthesize(
         recipes: list[PatchRecipe] = []
         for target, export in exports.items():
             first = PatchRecipe(
-                identity=hashlib.sha256(jobs.to_json(identity).encode()).hexdigest(),
+                identity=hashlib.sha256(filesystem.to_json(identity).encode()).hexdigest(),
                 target=target,
                 number=0,
                 config=config,
@@ -287,7 +286,7 @@ def _write_files(recipe: PatchRecipe, patch: SyntheticPatch | None, folder: Path
     if patch:
         refined = patch.refined
         contents = {
-            "images": encode_png(quantize_image(refined.image[0])),
+            "images": encode_png(tfrecord.quantise(refined.image[0, ..., 0])),
             "masks": encode_mask_png(refined.mask[0, ..., 0]),
         }
         for part, content in contents.items():
@@ -328,7 +327,6 @@ def _complete_kind(
         make=make,
         read=_read_finished_job,
         record_path=lambda job: job.next_path,
-        has_failures=lambda recipes: any(recipe.left_out for recipe in recipes),
         command="synthesis",
     )
     total = wanted

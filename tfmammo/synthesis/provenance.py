@@ -26,8 +26,8 @@ from tfmammo import __version__
 from tfmammo.archives import coco
 from tfmammo.archives.stored import Stored
 from tfmammo.config import DataConfig, Frozen, describe
-from tfmammo.data.tfrecord import sha256
 from tfmammo.errors import ArchiveError, ConfigError, DataError
+from tfmammo.filesystem import sha256
 from tfmammo.mammogram import (
     Box,
     Laterality,

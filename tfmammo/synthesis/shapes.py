@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from tfmammo.archives import phantom_anatomy
 from tfmammo.config import DataConfig
 from tfmammo.data import jobs
-from tfmammo.data.tfrecord import sha256
 from tfmammo.errors import DataError
+from tfmammo.filesystem import sha256
 from tfmammo.mammogram import Lesion
 from tfmammo.models import mask_gan
 from tfmammo.synthesis.config import ShapeName

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,13 @@ def check_batch(config: TrainingConfig, replicas: int, classes: int = 1) -> None
         raise TrainingError(
             f"training.batch_size: {share} can't be shared equally by {classes} classes"
         )
+
+
+def describe_hardware() -> str:
+    """Describe this machine, and the GPUs that TensorFlow sees: "Linux x86_64, one GPU"."""
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    devices = f"{gpus} GPUs" if gpus > 1 else ("one GPU" if gpus else "CPU alone")
+    return f"{platform.system()} {platform.machine()}, {devices}"
 
 
 def choose_precision(config: TrainingConfig, gpus: Sequence[Any]) -> str:

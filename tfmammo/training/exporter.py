@@ -15,7 +15,7 @@ from tfmammo.errors import ExportError, TrainingError
 from tfmammo.mammogram import key_check
 from tfmammo.tracking import store
 from tfmammo.tracking.runs import Run
-from tfmammo.training import folder
+from tfmammo.training import devices, folder
 from tfmammo.training.contract import TrainableModel
 from tfmammo.training.state import TrainingState, get_variables
 from tfmammo.training.task import TrainingTask
@@ -104,6 +104,8 @@ class Exporter:
             "split": experiment.data.split,
             "data_fingerprint": train.fingerprint(),
             "id_key": key_check(),
+            "precision": keras.config.dtype_policy().name,
+            "hardware": devices.describe_hardware(),
             "train_patients": sorted({*train.patient_ids.tolist(), *seen_patients}),
             "held_out_ids": self.task.held_out.ids.tolist(),
             **store.read_git_state(),
