@@ -339,7 +339,6 @@ def test_jackknife_of_fid_covers_its_value(features):
     assert value == fid(real, synthetic) and low < value < high and p < 0.05
 
 
-@pytest.mark.long
 def test_an_areas_interval_stays_within_0_and_1_and_an_area_of_1_is_not_certain():
     areas = np.array([0.9, 0.99, 0.97, 0.999, 0.95, 0.98, 0.995, 0.93])
     patients = np.array([f"p{number}" for number in range(8)])
@@ -354,6 +353,7 @@ def test_an_areas_interval_stays_within_0_and_1_and_an_area_of_1_is_not_certain(
     assert np.isnan(few[1:3]).all()
 
 
+@pytest.mark.long
 def test_inception_features():
     images = np.random.default_rng(0).random((18, 40, 40, 1), dtype=np.float32)
     judge = perceptual.Inception("none")
