@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import tfmammo
 from tests.known_networks import KnownCAN
 from tfmammo import api, export
-from tfmammo.errors import ConfigError, ExportError, TrackingError
+from tfmammo.errors import ConfigError, ExportError, TrackingError, TrainingError
 from tfmammo.mammogram import Skipped
 
 PHANTOM = {"name": "phantom", "phantoms": 8}
@@ -193,6 +194,23 @@ def test_a_training_that_can_not_start_is_one_sentence():
         tfmammo.train("cann")
     with pytest.raises(ConfigError, match="training.stepz: unknown key"):
         tfmammo.train("can", "quickstart", {"training.stepz": 3})
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [("a\nerror: no room\n", "error: no room"), ("\n", "see above"), (None, "see above")],
+)
+def test_a_training_that_fails_says_its_last_line(monkeypatch, tmp_path, said, reason):
+    seen = {}
+
+    def fail(command, **settings):
+        seen.update(settings)
+        return SimpleNamespace(returncode=2, stderr=said)
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(TrainingError, match=rf"^train can: ended with exit code 2 \({reason}\)$"):
+        tfmammo.train("can", "quickstart", output=tmp_path, quiet=said is not None)
+    assert seen["capture_output"] == (said is not None)
 
 
 @pytest.mark.long

@@ -380,8 +380,8 @@ def train(
         text=True,
     )
     if done.returncode:
-        last = (done.stderr or "see above").strip().splitlines()[-1]
-        raise TrainingError(f"train {name}: ended with exit code {done.returncode} ({last})")
+        lines = (done.stderr or "").strip().splitlines() or ["see above"]
+        raise TrainingError(f"train {name}: ended with exit code {done.returncode} ({lines[-1]})")
     return folder
 
 

@@ -71,7 +71,7 @@ def train(data, folder, steps):
 
 
 @pytest.mark.long
-def test_an_overfitted_generator_is_caught_and_an_untrained_one_is_not(data, tmp_path):
+def test_an_overfitted_generator_is_caught_and_an_untrained_one_is_not(data, tmp_path, repository):
     overfitted = train(data, tmp_path / "overfitted", 250)
     config = AuditConfig(model=str(overfitted), networks=False, samples=100)
     audit(config, tmp_path / "out")
@@ -82,7 +82,14 @@ def test_an_overfitted_generator_is_caught_and_an_untrained_one_is_not(data, tmp
     assert (tmp_path / "out/nearest.png").is_file()
     untrained = train(data, tmp_path / "untrained", 0)
     overrides = [f"model={untrained}", "networks=false", "samples=100"]
-    words = ["--config", "configs/audit.yaml", "--set", *overrides, "--output", tmp_path / "again"]
+    words = [
+        "--config",
+        repository / "configs/audit.yaml",
+        "--set",
+        *overrides,
+        "--output",
+        tmp_path / "again",
+    ]
     done = run_module_here("tfmammo.audit", *words)
     assert done.returncode == 0, done.stderr
     assert read_card(untrained)["audit"]["verdict"] == "undecided"

@@ -137,5 +137,5 @@ def test_the_grey_patch_becomes_three_equal_colours():
     "wrong", [{"classes": 3}, {"fc_width": 0}, {"dropout": 1}, {"widths": (4, 4)}]
 )
 def test_the_config_refuses_what_is_no_fcn8s(wrong):
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
         FCN8sConfig(**wrong)

@@ -61,5 +61,5 @@ def test_the_config_refuses_what_is_no_unet():
         {"learning_rate": 0},
         {"weights": "imagenet"},
     ):
-        with pytest.raises(ValidationError):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
             UNetConfig(**wrong)

@@ -109,7 +109,10 @@ def test_what_comes_from_a_checkpoint_keeps_its_batch_norm():
 
 
 def test_what_the_task_is_told():
-    settings = make_settings(MaskRCNNConfig(lambda_loc=2, lambda_seg=3, rois=64), (384, 256), 2)
+    config = MaskRCNNConfig(lambda_loc=2, lambda_seg=3, rois=64, nms_iou=0.45, regularisation=7e-6)
+    settings = make_settings(config, (384, 256), 2)
+    assert settings["model"]["detection_generator"]["nms_iou_threshold"] == 0.45
+    assert settings["losses"]["l2_weight_decay"] == 7e-6
     assert settings["model"]["num_classes"] == 3 and settings["model"]["input_size"] == [
         384,
         256,

@@ -73,7 +73,10 @@ def test_the_shipped_config_is_the_default_model(repository):
 
 
 def test_the_pipeline_of_mobilenet():
-    settings = make_pipeline(SSDConfig(anchor_scale=3, detections=7), (320, 192), 2)["model"]["ssd"]
+    config = SSDConfig(
+        anchor_scale=3, anchor_octaves=4, detections=7, nms_iou=0.45, regularisation=7e-6
+    )
+    settings = make_pipeline(config, (320, 192), 2)["model"]["ssd"]
     assert settings["num_classes"] == 2 and settings["image_resizer"] == {
         "fixed_shape_resizer": {"height": 320, "width": 192}
     }
@@ -87,7 +90,7 @@ def test_the_pipeline_of_mobilenet():
         anchors["min_level"],
         anchors["max_level"],
         anchors["scales_per_octave"],
-    ) == (3, 3, 7, 2)
+    ) == (3, 3, 7, 4)
     predictor = settings["box_predictor"]["weight_shared_convolutional_box_predictor"]
     assert (
         predictor["depth"] == settings["feature_extractor"]["fpn"]["additional_layer_depth"] == 128
@@ -95,7 +98,10 @@ def test_the_pipeline_of_mobilenet():
     assert 1 / (1 + np.exp(-predictor["class_prediction_bias_init"])) == pytest.approx(
         0.01, abs=1e-3
     )
-    assert settings["post_processing"]["batch_non_max_suppression"]["max_total_detections"] == 7
+    suppression = settings["post_processing"]["batch_non_max_suppression"]
+    assert (suppression["max_total_detections"], suppression["iou_threshold"]) == (7, 0.45)
+    for part in (settings["feature_extractor"], predictor):
+        assert part["conv_hyperparams"]["regularizer"]["l2_regularizer"]["weight"] == 7e-6
 
 
 def test_the_pipeline_of_retinanet():

@@ -437,11 +437,7 @@ def test_postprocessing_takes_specks_away(load):
     speck[28:31, 49:52] = 1
     record = mammogram(speck)
     box = mammogram().lesions[0].box
-    kept = (
-        load([box], single=False, data={"size": 128}, segmenter=None)
-        if False
-        else load([box], single=False).predict(record).findings[0]
-    )
+    kept = load([box], single=False).predict(record).findings[0]
     cleaned = (
         load([box], single=False, postprocess={"closing": 0, "erosion": 3, "dilation": 3})
         .predict(record)

@@ -1,9 +1,13 @@
 """What a server of DICOMweb may do wrong: a small one of this test that does it."""
 
+import datetime
+import ipaddress
+import ssl
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import certifi
 import pytest
 
 from tfmammo.errors import PacsError, PacsUnreachable
@@ -23,8 +27,11 @@ def float32_policy():
 
 
 @contextmanager
-def serve(answer):
-    """Run a server; `answer(handler)` answers each request. Yields address and headers."""
+def serve(answer, certificate=None):
+    """Run a server; `answer(handler)` answers each request. Yields address and headers.
+
+    With a certificate, the files of it and of its key, it speaks TLS.
+    """
     heard = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -36,6 +43,10 @@ def serve(answer):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -135,10 +146,58 @@ def test_credentials_do_not_follow_to_another_server(monkeypatch, tmp_path):
         assert "Authorization" not in heard[0]
 
 
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """The files of a certificate that nobody signed, for 127.0.0.1, and of its key."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - day)
+        .not_valid_after(now + day)
+        .add_extension(address, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    files = [tmp_path_factory.mktemp("tls") / name for name in ("cert.pem", "key.pem")]
+    files[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    files[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return files
+
+
 @pytest.mark.slow
-def test_a_certificate_that_nobody_signed_is_refused(tmp_path):
-    with serve(reply()) as (place, _):  # it speaks no TLS at all
+@pytest.mark.parametrize("bundle", [None, certifi.where()])
+def test_a_certificate_that_nobody_signed_is_refused_unless_it_is_named(
+    certificate, caplog, monkeypatch, bundle
+):
+    """Whatever the environment says: requests alone would take its certificates."""
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    if bundle:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", bundle)
+    with serve(reply(), certificate) as (place, heard):
         address = parse_address(f"dicomweb://{place}/x", "--from")
-        node = dicomweb.WebNode(address, PacsConfig(timeout=5), None)
+
+        def ask(**config):
+            node = dicomweb.WebNode(address, PacsConfig(timeout=5, **config), None)
+            return node.list_instances("1.2")
+
         with pytest.raises(PacsError, match="certificate is not trusted"):
-            node.list_instances("1.2")
+            ask()
+        assert not heard
+        assert ask(ca=certificate[0]) == [] and not caplog.messages
+        assert ask(verify=False) == []
+    assert caplog.messages == ["pacs.verify=false: the server's certificate is not checked"]

@@ -67,13 +67,6 @@ def exports(tmp_path_factory, data, patients):
     }
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 class Store:
     """A store in the current folder, and the run that registers versions in it."""
 
@@ -117,8 +110,8 @@ class Store:
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch, empty_database, exports):
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
+def store(tmp_path, monkeypatch, empty_store, exports):
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("COLUMNS", "200")

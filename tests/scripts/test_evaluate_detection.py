@@ -30,25 +30,31 @@ KNOWN = next(record for record in RECORDS if MASSES[record.image_id])
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Folders: "a" and "b" were trained on the patients of half of the phantoms each, "blind" on
-    nobody's, "none" has no card.
+    nobody's, "none" has no card; "inside" answers with the middle of each lesion.
     """
     root = tmp_path_factory.mktemp("runs")
     patients = list(dict.fromkeys(record.patient_id for record in RECORDS))
     assert len(patients) > 1
-    for name, seen in {"a": patients[::2], "b": patients[1::2], "blind": [], "none": None}.items():
+    trained_on = {"a": patients[::2], "b": patients[1::2], "blind": [], "none": None, "inside": []}
+    for name, seen in trained_on.items():
         folder = root / name / "export"
-        save(folder / "saved_model", finds=name != "blind")
+        save(folder / "saved_model", name != "blind", 0.6 if name == "inside" else 1.0)
         if seen is not None:
             write_ssd_card(folder, DataConfig(size=64), seen)
     return root
 
 
-def save(folder, finds=True):
-    """A detector that always answers with the known lesions, and with a box in the corner that is
-    less certain; or with nothing.
+def save(folder, finds=True, part=1.0):
+    """A detector that always answers with the known lesions, or the middle part of each, and with a
+    box in the corner that is less certain; or with nothing.
     """
     side = max(KNOWN.rows, KNOWN.cols)  # of the square into which the mammogram is scaled
-    boxes = np.array([*MASSES[KNOWN.image_id], (0, 0, 20, 20)], np.float32) / side
+    known = np.array(MASSES[KNOWN.image_id], np.float32)
+    middle = (known[:, :2] + known[:, 2:]) / 2
+    known = np.concatenate([middle, middle], axis=1) + part * (
+        known - np.concatenate([middle, middle], axis=1)
+    )
+    boxes = np.concatenate([known, [(0, 0, 20, 20)]]).astype(np.float32) / side
     scores = np.linspace(0.9, 0.5, len(boxes), dtype=np.float32)
 
     @tf.function(
@@ -265,6 +271,22 @@ def test_the_criterion_is_named(run, runs, tmp_path):
     assert rows[0][1] == "recall by centres, %"
     rows, _ = run(f"detectors=[{runs}/a, {runs}/b]", "criterion=ior", "threshold=0.25")
     assert rows[0][1] == "recall at IoR > 0.25, %"
+
+
+def test_the_criterion_and_its_threshold_decide(run, runs, tmp_path):
+    """The middle of a lesion, 0.36 of its area, has that IoU, lies wholly inside, and has its
+    centre there.
+    """
+
+    def count(*overrides):
+        rows, _ = run(f"detectors={runs}/inside", *overrides)
+        return float(rows[-1][1])
+
+    found = count("criterion=iou", "threshold=0.3")
+    assert found > 0 == count("criterion=iou", "threshold=0.5")
+    assert count("criterion=ior", "threshold=0.9") >= found
+    # of other mammograms' lesions, too, some of which the boxes hit by chance
+    assert count("criterion=centre", "threshold=0.9") > found
 
 
 def test_the_store_keeps_table_curve_and_recall(run, runs, tmp_path):

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import httpx
 import mlflow
@@ -199,6 +201,35 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path, capsys, monkeypatch):
     assert caught.value.code == 2 and said[-1].startswith(
         f"error: {tmp_path / 'none'}: can't be served"
     )
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "guarded"),
+    [("127.0.0.1", (), True), ("0.0.0.0", (), False), ("0.0.0.0", ("mammo.example",), True)],
+)
+def test_where_the_server_listens_decides_who_is_answered(
+    monkeypatch, tmp_path, caplog, host, names, guarded
+):
+    served = {}
+    monkeypatch.setattr(server.saving, "check", lambda *_: None)
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", lambda _: "a model")
+    monkeypatch.setattr(server.connections, "listen", lambda *place: nullcontext(place))
+    app = SimpleNamespace(state=SimpleNamespace(stop=None))
+
+    def make(model, limit, parallel):
+        served.update(limit=limit, parallel=parallel)
+        return app
+
+    def serve(app, listener, stop):
+        served.update(app=app, listener=listener)
+
+    monkeypatch.setattr(server, "make_application", make)
+    monkeypatch.setattr(server.connections, "serve", serve)
+    server.run(str(tmp_path), host, 5001, 3, 2, names)
+    assert (served["limit"], served["parallel"]) == (3 * 2**20, 2)
+    assert served["listener"] == (host, 5001)
+    assert isinstance(served["app"], server.local.SameOrigin) == guarded
+    assert ("there is no password" in caplog.text) == (host == "0.0.0.0")
 
 
 def test_a_pickle_is_never_loaded(tmp_path, capsys, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,6 +115,19 @@ def test_every_cell_of_the_grid_gets_equally_many_pairs():
     for condition in pairs.list_conditions(config):
         counts[condition] = counts.get(condition, 0) + 1
     assert len(counts) == 8 and sorted(counts.values()) == [2] * 7 + [3]
+
+
+def test_tissue_and_depth_of_a_box():
+    """A breast of 20 x 20 cells of 4 px: its left half dark, its right half bright."""
+    image = np.full((80, 80, 1), 0.2, np.float32)
+    image[:, 40:] = 0.8
+    breast = np.zeros((20, 20), np.uint8)
+    breast[1:19, 1:19] = 1
+    where = pairs.Breast(SimpleNamespace(breast=breast, step=4, image=image))
+    assert where.classify((36, 28, 44, 36)) == ("fatty", "central")
+    assert where.classify((36, 48, 44, 56)) == ("dense", "central")
+    assert where.classify((36, 4, 44, 12)) == ("fatty", "peripheral")
+    assert where.classify((4, 60, 12, 68)) == ("dense", "peripheral")
 
 
 def test_sizes_in_mm_need_a_spacing(normal):

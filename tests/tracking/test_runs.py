@@ -53,18 +53,10 @@ def exported(tmp_path_factory):
     return export(Model(), tmp_path_factory.mktemp("exported") / "export", card)
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    """A fresh store, made once: its tables take seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def folder(tmp_path, monkeypatch, empty_database):
+def folder(tmp_path, monkeypatch, empty_store):
     """The current folder, with an empty default store in it."""
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import requests
+import urllib3
 from dicomweb_client.api import DICOMwebClient
 from pydicom.dataset import Dataset
 
@@ -36,6 +37,17 @@ _PASSING = (408, 425, 429, 500, 502, 503, 504)  # statuses after which another a
 _LONGEST = 10  # times the timeout that an answer may take
 
 
+class _Session(requests.Session):
+    """A session whose own `verify` counts, whatever certificates the environment names.
+
+    Alone, requests takes REQUESTS_CA_BUNDLE instead.
+    """
+
+    def merge_environment_settings(self, *args: Any) -> Any:
+        settings = super().merge_environment_settings(*args)
+        return settings if self.verify is True else {**settings, "verify": self.verify}
+
+
 class WebNode:
     """A server of DICOMweb; see `nodes.Node`. One for each thread.
 
@@ -48,12 +60,14 @@ class WebNode:
     def __init__(self, address: Address, config: PacsConfig, authorization: str | None) -> None:
         self._name = address.host
         self._config = config
-        self._session = requests.Session()
+        self._session = _Session()
         # requests looks into ~/.netrc unless something else authorises
         self._session.auth = _Authorization(authorization)
         if address.has_tls:
             make_tls(config)  # for its errors and warnings
             self._session.verify = str(config.ca) if config.ca and config.verify else config.verify
+            if not config.verify:  # which is said above, and not at every request
+                urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self._client = DICOMwebClient(
             address.url,
             session=self._session,

@@ -271,7 +271,7 @@ def _judge_difference(
 ) -> Evidence:
     reason = cell.text
     if p is not None and cell.p is None:
-        reason += f", p {p:g}" if p else ", p < 0.001"  # which a table rounds to 0.000
+        reason += f", p {p:g}" if p >= 0.001 else ", p < 0.001"
     if p is not None:
         is_decisive = p < SIGNIFICANT
     elif cell.low is not None and cell.high is not None:

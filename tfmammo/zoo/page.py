@@ -20,7 +20,7 @@ HEAD: tuple[Block, ...] = (
             "tfmammo pretrained list",
             "tfmammo pretrained show can",
             "tfmammo synthesize --config synthesis_full --set generator=models:/zoo/infilling "
-            "--output DIR",
+            "--output SET",
         )
     ),
     Text(
