@@ -34,6 +34,8 @@ from typing import Any
 from processes import MeasuredProcess, serve
 from step import MODELS, add_model_arguments, make_batch, parse
 
+ADVERSARIAL = ("can", "infilling", "contextual", "cgan")
+
 
 def main() -> None:
     """Print the measured line, or be one of the four processes."""
@@ -47,6 +49,8 @@ def main() -> None:
     parser.add_argument("--as", dest="role", choices=("alone", "together"), help=argparse.SUPPRESS)
     parser.add_argument("--place", type=int, help=argparse.SUPPRESS)
     options = parse(parser)
+    if options.model not in ADVERSARIAL:
+        parser.error(f"--model: one of {', '.join(ADVERSARIAL)}, whose generator's loss is read")
     if options.role:
         serve(lambda: prepare(options))
     else:

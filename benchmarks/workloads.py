@@ -215,7 +215,7 @@ def make_config(point: Point) -> dict[str, Any]:
             many = isinstance(model[key], list)
             scaled = scale_filters(model[key] if many else [model[key]], point.width)
             config[key] = scaled if many else scaled[0]
-    if point.part in ("can", "infilling", "cgan"):
+    if point.part in ("can", "pix2pix", "infilling", "cgan"):
         config["filters"] = config["filters"][: point.depth]
     return config
 

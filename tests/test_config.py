@@ -1,5 +1,6 @@
 """YAML and overrides become one frozen experiment, or one sentence that names the key."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -426,6 +427,15 @@ def test_aliases_that_grow_beyond_bounds_are_refused(minimal, tmp_path):
     assert sentence(path) == (
         f"{path}: is not YAML (its aliases stand for more than 100,000 values)"
     )
+
+
+def test_an_alias_of_itself_is_refused_in_little_memory(tmp_path):
+    path = written(tmp_path, f"a: &a [{', '.join(['*a'] * 20_000)}]")
+    tracemalloc.start()
+    assert "its aliases stand for more than" in sentence(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200e6
 
 
 def test_a_large_value_is_shown_in_a_few_words(minimal):

@@ -242,6 +242,14 @@ def test_download_stops_at_the_size_of_the_entry(shelf, server, tmp_path):
     assert not list((tmp_path / "cache").rglob("*.zip"))
 
 
+def test_a_download_that_breaks_off_is_not_kept(shelf, server, tmp_path):
+    size = json.loads((shelf / "tiny.json").read_text())["size"]
+    change(shelf, url=f"{server}/tiny.zip", size=size + 1)
+    with pytest.raises(ExportError, match="shorter than the zoo's entry says"):
+        zoo.fetch("tiny")
+    assert not list((tmp_path / "cache").rglob("*.zip"))
+
+
 def test_missing_download_is_named(shelf, server):
     change(shelf, url=f"{server}/gone.zip")
     with pytest.raises(ExportError, match=r"gone\.zip can't be downloaded \(HTTP Error 404"):

@@ -534,7 +534,7 @@ def _check_nodes(root: Any) -> None:
     while waiting:
         node = waiting.pop()
         seen += 1
-        if seen > MOST_VALUES:
+        if seen + len(waiting) > MOST_VALUES:
             raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES:,} values")
         if node.id == "sequence":
             waiting += node.value

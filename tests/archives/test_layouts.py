@@ -220,6 +220,11 @@ def test_hugging_face_by_hand(tmp_path):
         "*/metadata.jsonl": "1 of their 3 images are missing",
         "train/a": "object 2 is no lesion of ours",
     }
+    # a folder "images" within is a folder like any other
+    picture(tmp_path / "train/images/a.png")
+    lines[2]["file_name"] = "images/a.png"
+    write(tmp_path / "train" / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
+    assert len(read(tmp_path)[0]) == 3
     lines[1]["view"] = "lateral"
     write(tmp_path / "train" / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
     with pytest.raises(ArchiveError, match="train/b, view: is none of cc, mlo"):

@@ -144,6 +144,9 @@ def test_the_command_on_files(tmp_path, capsys):
     with (tmp_path / "left.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["file"].endswith(paths[0].name) and "ends early" in row["reason"]
+    paths[0].unlink()  # nothing is left out any more, and the list must not say what once was
+    command.main(arguments)
+    assert (tmp_path / "left.csv").read_text().splitlines() == ["file,reason"]
 
 
 @pytest.mark.slow

@@ -94,6 +94,11 @@ def test_steps_are_shared_by_the_stages_in_the_papers_proportion():
             abs(share - steps * part) < 2
             for (_, share), part in zip(shares, (0.3, 0.3, 0.4), strict=True)
         )
+    assert lengths(MaskRCNNConfig(heads_epochs=1, upper_epochs=98), steps=50, epochs=1) == [
+        ("heads", 1),
+        ("upper", 48),
+        ("all", 1),
+    ]
     with pytest.raises(
         DetectionError,
         match="^training.steps: 2 steps are too few for the stages heads, upper, all",

@@ -13,6 +13,7 @@ from tests.full_size import build_without_memory, count_each, shape_answer
 from tests.two_cpus import run_on_two_cpus
 from tests.updates import assert_descends, deceive, read_weights, respond, tell_apart
 from tfmammo import optimization
+from tfmammo.errors import ConfigError
 from tfmammo.models.can import CAN, CANConfig
 from tfmammo.networks import PatchDiscriminator
 
@@ -162,6 +163,8 @@ def test_the_noise_of_each_window_has_a_deviation_of_one():
 
 
 def test_the_l1_term_of_means_by_hand():
+    with pytest.raises(ConfigError, match="model.l1_window: 64 px are more than a patch has, 32"):
+        CAN(CANConfig(l1_window=64), 32)
     can = small(l1_window=2)
     real = np.zeros((1, SIZE, SIZE, 1), np.float32)
     fake = real.copy()

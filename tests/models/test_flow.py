@@ -10,6 +10,7 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 from tests.full_size import build_without_memory, count_each
+from tests.known_networks import KnownCAN
 from tests.small_mammograms import textured_breast
 from tests.two_cpus import run_on_two_cpus
 from tests.updates import assert_follows
@@ -17,7 +18,7 @@ from tfmammo import export
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
-from tfmammo.errors import ConfigError
+from tfmammo.errors import ConfigError, ExportError
 from tfmammo.layers import patch_seeds, tri_label, uniform_noise
 from tfmammo.models import flow
 from tfmammo.models.flow import (
@@ -368,6 +369,11 @@ def test_the_same_weights_are_exported_with_another_sampler(tmp_path):
     assert network.identity["weights"] != generators.load_generator(folder).identity["weights"]
     with pytest.raises(ConfigError, match="widths: can't be changed without a training"):
         export_again(folder, tmp_path / "two", widths=(4,))
+    with pytest.raises(ConfigError, match="guidance"):
+        export_again(folder, tmp_path / "two", guidance=2.0)  # it was trained with its condition
+    can = export.export(KnownCAN("can", 32, 0.5), tmp_path / "can", {"config": {}})
+    with pytest.raises(ExportError, match="can: holds no flow, but a model for can"):
+        export_again(can, tmp_path / "two")
 
 
 @pytest.mark.long

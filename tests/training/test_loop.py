@@ -632,6 +632,21 @@ def test_the_monitored_metric_chooses_the_best_checkpoint(
     assert card["step"] == {"max": 4, "min": 6}[mode]
 
 
+@pytest.mark.slow
+def test_a_metric_that_cannot_be_measured_is_left_out_of_the_card(
+    tiny_can, random_patches, tmp_path
+):
+    def validate(functions, held_out):
+        return {"judged": float("nan"), "error": 0.5}
+
+    for _ in range(2):  # a finished training is read again
+        metrics = fit(
+            tiny_can(steps=2), random_patches, tmp_path / "run", validate, monitor="error"
+        )
+        assert metrics["error"] == 0.5
+    assert export.read_card(tmp_path / "run/export")["metrics"] == {"error": 0.5}
+
+
 def test_a_validation_without_the_monitored_metric_is_refused(tiny_can, random_patches, tmp_path):
     with pytest.raises(TrainingError, match="must return the monitored metric auc, not only dice"):
         fit(

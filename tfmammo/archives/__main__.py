@@ -232,11 +232,17 @@ def _write_sheet(
 
 
 def _print_skipped(console: Console, skipped: Skipped, by_reader: int, file: Path | None) -> None:
+    if file:  # also an empty one, in the place of an earlier one
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            rows = [
+                (escape_cell(file), escape_cell(reason)) for file, reason in skipped.reasons.items()
+            ]
+            csv.writer(stream).writerows([("file", "reason"), *rows])
     if not skipped:
         return
     console.print(
         f"left out, wholly or in part: {by_reader:,} by the reader, {len(skipped) - by_reader:,} "
-        "while drawing"
+        "by their masks or pixels"
     )
     for name, reason in list(skipped.reasons.items())[:SHOWN]:
         console.print(f"  {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
@@ -246,11 +252,6 @@ def _print_skipped(console: Console, skipped: Skipped, by_reader: int, file: Pat
             + ("" if file else " (--skipped FILE.csv writes them all)")
         )
     if file:
-        with file.open("w", newline="", encoding="utf-8") as stream:
-            rows = [
-                (escape_cell(file), escape_cell(reason)) for file, reason in skipped.reasons.items()
-            ]
-            csv.writer(stream).writerows([("file", "reason"), *rows])
         console.print(f"left-out files  {file}", soft_wrap=True)
 
 

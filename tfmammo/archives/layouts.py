@@ -292,10 +292,11 @@ def _open_hugging_face(root: Path, skipped: Skipped) -> Layout:
         pictures_here = find_files(root, name, PICTURES, Skipped())
         for number, line in enumerate(_read_lines(path), start=1):
             try:
-                key = make_key(str(line["file_name"]))
+                make_key(str(line["file_name"]))  # for its errors: it also strips a folder "images"
+                full = make_key(f"{name}/{line['file_name']}")
             except (LookupError, TypeError, ValueError):
                 raise ArchiveError(f"{path}: line {number} names no file of its folder") from None
-            full = f"{name}/{key}"
+            key = full.removeprefix(f"{name}/")
             if full in lines:
                 raise ArchiveError(f"{path}: lists an image twice")
             lines[full] = line

@@ -171,7 +171,11 @@ def _find_folders(path: Path) -> list[os.DirEntry[str]]:
 def _read_client(archive: _Archive, folder: Path) -> list[Mammogram]:
     """Read all images of one client; whatever is wrong with it is noted and stays with it."""
     client = folder.name
-    names = {name.lower(): name for name in os.listdir(folder)}
+    try:
+        names = {name.lower(): name for name in os.listdir(folder)}
+    except OSError as error:
+        archive.note(folder, error)
+        return []
     if not _CLIENT.fullmatch(client):
         archive.count("folders whose name is no client's")
         return []

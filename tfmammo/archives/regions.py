@@ -261,6 +261,8 @@ def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
         else:
             frames.setdefault((segment, image), []).append((number, group))
     maximum = integer(dataset, "MaximumFractionalValue", 255) if form == "FRACTIONAL" else 1
+    if maximum < 1:
+        raise Fault("has a maximal fraction below 1")
     for (segment, image), members in sorted(frames.items()):
         item = segments[segment]
         words = f"{text(item, 'SegmentLabel')} {text(item, 'SegmentDescription')}"

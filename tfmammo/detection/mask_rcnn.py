@@ -190,7 +190,7 @@ class MaskRCNNConfig(Frozen):
             for place in range(len(lengths))
         ]
         shares = np.maximum(np.diff(ends, prepend=0), 1)
-        shares[-1] = training.steps - shares[:-1].sum()
+        shares[shares.argmax()] -= shares.sum() - training.steps  # which a stage of 0 was given
         return [
             (stage, training.model_copy(update={"steps": int(steps)}))
             for stage, steps in zip(lengths, shares, strict=True)

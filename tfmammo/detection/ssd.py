@@ -114,7 +114,7 @@ class SSDConfig(Frozen):
     warmup: NonNegativeInt = 100
     """Steps until learning_rate is reached."""
     decay: PositiveInt = 1900
-    """Steps after which it has fallen to 0."""
+    """Steps after the warm-up over which it falls to 0."""
     clip: PositiveFloat = 10.0
     """Largest global norm of the gradient."""
 

@@ -65,6 +65,8 @@ def write_onnx(directory: Path, function: str, file: Path) -> Path:
         with filesystem.atomic_file(file) as part:
             part.write_bytes(model.SerializeToString())
             _compare_answers(load_onnx(part)(**patches), call(**patches))
+    except ModuleNotFoundError:
+        raise
     except Exception as error:  # tf2onnx's own, of several classes
         raise ExportError(f"{folder}: can't be written as ONNX ({summarize(error)})") from error
     return file

@@ -314,6 +314,11 @@ def assign(networks: Mapping[str, keras.Model], directory: Path) -> None:
             f"{owner} with the networks {', '.join(sorted(card['networks']))}, this one has "
             f"{', '.join(sorted(networks))}"
         )
+    if foreign := set(card["functions"]) - set(networks):
+        raise ExportError(
+            f"{owner} with the functions {', '.join(sorted(foreign))}, which are no networks of "
+            "this one"
+        )
     for name, function in card["functions"].items():
         _check_variables(f"{owner} whose {name}", networks[name], function["variables"])
     for name in card["functions"]:

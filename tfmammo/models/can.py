@@ -50,6 +50,7 @@ import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from tfmammo.config import Frozen
+from tfmammo.errors import ConfigError
 from tfmammo.layers import patch_seeds
 from tfmammo.losses import l1, l2_norm, log_fake, log_real, mean_square
 from tfmammo.networks import (
@@ -130,6 +131,9 @@ class CAN(Trainable):
 
     def __init__(self, config: CANConfig | None = None, size: int = 256) -> None:
         super().__init__(name="can")
+        window = (config or CANConfig()).l1_window
+        if window > size:
+            raise ConfigError(f"model.l1_window: {window} px are more than a patch has, {size}")
         self.config = config = config or CANConfig()
         self.size = size
         self.generator, self.inverter = (

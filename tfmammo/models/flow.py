@@ -50,12 +50,20 @@ from typing import Any, Literal
 import keras
 import numpy as np
 import tensorflow as tf
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
+from tfmammo import config as configuration
 from tfmammo import export
 from tfmammo.config import Frozen
 from tfmammo.convolutions import Convolution
-from tfmammo.errors import ConfigError
+from tfmammo.errors import ConfigError, ExportError
 from tfmammo.layers import (
     FULL,
     GroupNormalization,
@@ -373,9 +381,9 @@ class Flow(Trainable):
         with tf.GradientTape() as tape:
             velocity = self.velocity(state, tf.reshape(time, [-1]))  # v(X_t, t, c)
             loss = flow_matching(end - start, velocity, batch["mask"])  # Eq. (1)
+        steps = tf.cast(optimizer.iterations, tf.float32)  # before this one, of all its batches
         minimize(loss, self.velocity, optimizer, tape)
         if ends_step(optimizer):
-            steps = tf.cast(step, tf.float32)
             ema = tf.minimum(config.ema, (1 + steps) / (10 + steps))
             update_average(self.average, self.velocity, ema)
         return {"velocity_loss": loss}
@@ -466,7 +474,7 @@ def export_again(folder: Path, directory: Path, **changes: Any) -> Path:
         `directory`.
 
     Raises:
-        ConfigError: Another key.
+        ConfigError: Another key, or a value that the network can't take.
         ExportError: The folder holds no flow, or the directory something else than an export.
     """
     wrong = set(changes) - {"sampler", "sampling_steps", "guidance"}
@@ -474,7 +482,12 @@ def export_again(folder: Path, directory: Path, **changes: Any) -> Path:
         raise ConfigError(f"{', '.join(sorted(wrong))}: can't be changed without a training")
     card = export.read_card(folder)
     experiment = card["config"]
-    config = FlowConfig(**{**experiment["model"], **changes})
+    if set(card["networks"]) != {"average", "velocity"}:
+        raise ExportError(f"{folder}: holds no flow, but a model for {card['name']}")
+    try:
+        config = FlowConfig(**{**experiment["model"], **changes})
+    except ValidationError as error:
+        raise ConfigError(configuration.describe(error)) from None
     model = Flow(config, experiment["data"]["size"])
     export.assign(model.networks, folder)
     experiment["model"] = config.model_dump(mode="json")

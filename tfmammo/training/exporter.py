@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import uuid
 from collections.abc import Callable
@@ -98,7 +99,8 @@ class Exporter:
             "id": uuid.uuid4().hex,  # by which the registry knows this export again
             "name": experiment.name,
             "step": int(self.state.step),
-            "metrics": metrics,
+            # a card is JSON, which has no NaN: a metric that could not be measured is left out
+            "metrics": {key: value for key, value in metrics.items() if math.isfinite(value)},
             # the store's address may hold a password
             "config": experiment.model_dump(mode="json", exclude={"tracking"}),
             "split": experiment.data.split,

@@ -92,7 +92,8 @@ def _add(options: argparse.Namespace) -> None:
     """Pack a training's export, or write what an evaluation printed, into an entry."""
     from tfmammo.zoo import page
 
-    entry = zoo.read_entry(options.name)
+    name = options.name.removeprefix(zoo.PREFIX)
+    entry = zoo.read_entry(name)
     changes: dict[str, object] = {}
     if options.run:
         from tfmammo.tracking.models import find_local_export
@@ -113,8 +114,8 @@ def _add(options: argparse.Namespace) -> None:
         ]
         others = [result for result in entry.results if result.command != options.command]
         changes["results"] = [*others, *results]
-    zoo.write_entry(options.name, entry.model_copy(update=changes))
-    print(page.describe(options.name, zoo.read_entry(options.name)), end="")
+    zoo.write_entry(name, entry.model_copy(update=changes))
+    print(page.describe(name, zoo.read_entry(name)), end="")
 
 
 def _write_page(file: Path) -> None:

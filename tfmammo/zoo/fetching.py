@@ -111,5 +111,7 @@ def _download(name: str, entry: Entry, path: Path) -> None:
                 if left < 0:
                     raise ExportError("the download is larger than the zoo's entry says")
                 file.write(piece)
+            if left:
+                raise ExportError("the download is shorter than the zoo's entry says")
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise ExportError(f"{PREFIX}{name}: {url} can't be downloaded ({error})") from None

@@ -12,7 +12,7 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,14 @@ LARGEST = 256 * 2**20  # bytes of a file in a packed network, before compression
 DATE = (1980, 1, 1, 0, 0, 0)
 
 
-def pack(directory: Path, file: Path, functions: Mapping[str, str] | None = None) -> None:
+def pack(directory: Path, file: Path, functions: Sequence[str] | None = None) -> None:
     """Pack an export.
 
     Args:
         directory: The export.
         file: The zip file to write.
-        functions: Names of the functions to keep -> their names in the file. By default all are
-            kept that the card does not call a discriminator.
+        functions: Names of the functions to keep. By default all are kept that the card does not
+            call a discriminator.
 
     Raises:
         ExportError: There is no export, or it has no such function.

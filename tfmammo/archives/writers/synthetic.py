@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
+from pydicom.valuerep import DSfloat
 
 from tfmammo import __version__
 from tfmammo.archives.stored import Stored
@@ -208,8 +209,9 @@ def _rendition(stored: Stored) -> dict[str, Any]:
                 slope * value + intercept
                 for value in (stored.first, stored.first + len(stored.greys) - 1)
             ]
-            elements["WindowCenter"] = (sum(ends) + 1) / 2
-            elements["WindowWidth"] = abs(ends[1] - ends[0]) + 1
+            # rounded to the 16 characters that a decimal string may have
+            elements["WindowCenter"] = DSfloat((sum(ends) + 1) / 2, auto_format=True)
+            elements["WindowWidth"] = DSfloat(abs(ends[1] - ends[0]) + 1, auto_format=True)
     return elements | {
         "PresentationLUTShape": "INVERSE"
         if elements.get("PhotometricInterpretation") == "MONOCHROME1"
