@@ -12,8 +12,11 @@ import yaml
 # What the list must break, by the beginning of a file's path.
 AREAS = (
     "archives/dicom",
+    "audit",
     "data/preprocess",
     "data/splits",
+    "detection",
+    "exchange",
     "export",
     "losses",
     "metrics/classification",
@@ -26,9 +29,12 @@ AREAS = (
     "models/flow",
     "models/infilling",
     "optimization",
+    "pacs",
     "postprocessing",
     "registry",
     "serving",
+    "stress",
+    "studio",
     "synthesis",
     "training",
 )

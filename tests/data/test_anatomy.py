@@ -227,6 +227,7 @@ def test_the_muscle_is_removed_on_mlo_views_alone(breasts):
             np.testing.assert_array_equal(out[kept], image[kept])
 
 
+@pytest.mark.alone
 def test_a_full_size_breast_costs_less_than_half_a_second(breasts):
     image = cv2.resize(breasts[0][1], (2400, 3000))[..., None]
     breast_mask(image)

@@ -307,6 +307,7 @@ def test_partial_area_equals_a_sum_of_strips(false, hits, width):
     assert curve.areas[0] == pytest.approx(curve.tpr[1:].mean(), abs=1e-3)
 
 
+@pytest.mark.alone
 def test_ten_thousand_images_in_two_seconds_of_work():
     random = np.random.default_rng(0)
     corners = random.uniform(0, 2500, (10_000, 102, 2))
