@@ -63,6 +63,7 @@ EXTRAS = {
         *PACS,
         *DOCS,
         "playwright",  # its client alone: the browser is the system's chromium
+        "cryptography",
         "pytest>=9",
         "pytest-timeout",
         "pytest-xdist",

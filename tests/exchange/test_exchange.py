@@ -113,7 +113,7 @@ def test_round_trip(archive, tmp_path, name, split):
     originals, _ = read(archive)
     options = config(archive, split=split)
     summary = write_dataset(name, options, tmp_path / "Dataset501_Masses")
-    held_out = len(splits.split(Mammograms.of(originals), options.data)[1])
+    held_out = len(splits.split(Mammograms.of(originals), options.data)[1].patient_ids)
     assert summary.images == {"training": 10 - held_out, "held out": held_out}
     assert held_out == 2 or split == "patient"
     records, reasons = read(tmp_path / "Dataset501_Masses")

@@ -7,8 +7,8 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import certifi
 import pytest
+import requests
 
 from tfmammo.errors import PacsError, PacsUnreachable
 from tfmammo.pacs import nodes
@@ -179,7 +179,7 @@ def certificate(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bundle", [None, certifi.where()])
+@pytest.mark.parametrize("bundle", [None, requests.certs.where()])
 def test_a_certificate_that_nobody_signed_is_refused_unless_it_is_named(
     certificate, caplog, monkeypatch, bundle
 ):

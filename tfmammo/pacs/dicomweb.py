@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import requests
-import urllib3
 from dicomweb_client.api import DICOMwebClient
 from pydicom.dataset import Dataset
 
@@ -67,7 +67,7 @@ class WebNode:
             make_tls(config)  # for its errors and warnings
             self._session.verify = str(config.ca) if config.ca and config.verify else config.verify
             if not config.verify:  # which is said above, and not at every request
-                urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+                warnings.filterwarnings("ignore", "Unverified HTTPS request")
         self._client = DICOMwebClient(
             address.url,
             session=self._session,
