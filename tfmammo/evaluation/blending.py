@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from tfmammo.metrics.summary import Measure, Row, Table
 from tfmammo.models.blending import LESION, NORMAL, paste
 from tfmammo.models.mask_gan import clean, sample_latent_noise
 
+log = logging.getLogger(__name__)
 Images = NDArray[np.float32]
 Masks = NDArray[np.uint8]
 
@@ -80,7 +82,9 @@ class BlendingEvaluationConfig(EvaluationConfig):
     TFMAMMO_WEIGHTS names; without it Keras's), a path, or "none"; see tfmammo.pretrained.
     """
     folds: int = Field(default=5, ge=2)
-    """Folds of the classifier that tells generated patches from real ones."""
+    """Folds of the classifier that tells generated patches from real ones, at most as many as groups
+    of patients.
+    """
     steps: PositiveInt = 200
     """Training steps of the classifier that tells generated patches from real ones."""
     rows: PositiveInt = 6
@@ -396,6 +400,10 @@ def compare_sets(
         if name != REAL
     }
     statistics = scorer.make_statistics(images[REAL], features[REAL], sets)
+    count = len(set(groups.tolist()))
+    if count < 2:
+        log.warning("all images share patients, so that no classifier can be tested on unseen ones")
+        return scorer.make_rows(statistics, groups, config.level, REAL, config.compare)
     tests = {
         name: two_sample(
             images[REAL],
@@ -404,7 +412,7 @@ def compare_sets(
             groups,
             masks[REAL],
             masks[name],
-            folds=config.folds,
+            folds=min(config.folds, count),
             seed=config.seed,
             size=min(128, config.data.size),
             steps=config.steps,
