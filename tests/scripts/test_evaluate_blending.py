@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from types import SimpleNamespace
 
 import cv2
 import keras
@@ -16,7 +17,13 @@ from tfmammo.config import DataConfig, SamplingConfig
 from tfmammo.data import splits
 from tfmammo.data.labelled import make_blend_patches
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.evaluation.blending import group_patients, pair_patients, pair_with_tissue
+from tfmammo.evaluation.blending import (
+    BlendingEvaluationConfig,
+    compare_sets,
+    group_patients,
+    pair_patients,
+    pair_with_tissue,
+)
 from tfmammo.mammogram import Skipped
 from tfmammo.metrics import blending
 
@@ -223,6 +230,18 @@ def test_patients_form_couples_so_that_groups_share_nobody():
     assert pair_patients({"a", "b"}, {"c"}, random) == {"a": "c", "b": "c"}
     together = group_patients(np.array(["a", "b", "d"]), np.array(["c", "c", "d"]))
     assert together[0] == together[1] != together[2], "who share one are one group"
+
+
+def test_one_group_of_patients_leaves_the_classifier_out(caplog):
+    scorer = SimpleNamespace(
+        inception=SimpleNamespace(features=lambda images: images),
+        make_statistics=lambda *_: {"fid": {}},
+        make_rows=lambda statistics, *_: list(statistics),
+    )
+    images = {"paste": np.zeros((3, 8, 8, 1)), "real patches": np.zeros((3, 8, 8, 1))}
+    config = BlendingEvaluationConfig(models={"a": ("run",)})
+    rows = compare_sets(images, images, scorer, config, np.array(["a", "a", "a"]))
+    assert rows == ["fid"] and "all images share patients" in caplog.text
 
 
 @pytest.mark.long

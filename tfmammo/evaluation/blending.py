@@ -82,8 +82,8 @@ class BlendingEvaluationConfig(EvaluationConfig):
     TFMAMMO_WEIGHTS names; without it Keras's), a path, or "none"; see tfmammo.pretrained.
     """
     folds: int = Field(default=5, ge=2)
-    """Folds of the classifier that tells generated patches from real ones, at most as many as groups
-    of patients.
+    """Folds of the classifier that tells generated patches from real ones; no more than groups of
+    patients.
     """
     steps: PositiveInt = 200
     """Training steps of the classifier that tells generated patches from real ones."""
