@@ -105,8 +105,8 @@ def check_place(handle: str, folder: Path) -> None:
     Raises:
         ConfigError: The export is a copy, of the package's own or of a server's.
     """
-    is_registered = handle.startswith("models:/") and not handle.startswith(zoo.PREFIX)
-    if not is_registered and (handle.startswith(zoo.PREFIX) or models.is_copy(folder)):
+    is_registered = handle.startswith("models:/")  # its verdict goes into tags of the store
+    if handle.startswith(zoo.PREFIX) or (models.is_copy(folder) and not is_registered):
         raise ConfigError(
             f"write_card: {handle} is read as a copy, in which no verdict stays; set "
             "write_card=false, or name a registered version or an export on this machine"

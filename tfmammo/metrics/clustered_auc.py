@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from tfmammo.metrics.classification import check_scores, roc_auc, structural_components
-from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate
+from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate, rule_of_three
 
 Array = NDArray[np.float64]
 
@@ -81,7 +81,7 @@ def estimate_auc(
     names = np.asarray(patients)
     sides = zip((positive, ~positive), structural_components(positive, values), strict=True)
     alike = [len(set(names[side])) for side, components in sides if np.ptp(components) < 1e-9]
-    room = -np.log(1 - level) / min(alike) if alike else 0.0
+    room = rule_of_three(min(alike), level) if alike else 0.0
     return Estimate(
         area, float(max(0.0, min(low, area - room))), float(min(1.0, max(high, area + room)))
     )

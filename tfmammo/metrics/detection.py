@@ -189,7 +189,12 @@ def find_hits(
     Returns:
         bool [n, m].
     """
-    return overlap(boxes, truth, criterion) > (0 if criterion == "centre" else threshold)
+    return overlap(boxes, truth, criterion) > _get_limit(threshold, criterion)
+
+
+def _get_limit(threshold: float, criterion: Criterion) -> float:
+    """Return what the overlap of a hit must exceed."""
+    return 0 if criterion == "centre" else threshold
 
 
 def recall_by(criterion: Criterion, threshold: float) -> str:
@@ -241,7 +246,7 @@ def match(
     hit = np.zeros(len(scores), np.bool_)
     if len(truth) and len(boxes):
         overlaps = overlap(boxes, truth, criterion)
-        overlaps[~find_hits(boxes, truth, threshold, criterion)] = 0
+        overlaps[overlaps <= _get_limit(threshold, criterion)] = 0
         # Only these can hit a lesion, whatever is taken before.
         for row in order[overlaps.max(axis=1)[order] > 0]:
             lesion = overlaps[row].argmax()

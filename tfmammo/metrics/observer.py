@@ -27,7 +27,7 @@ from scipy import stats
 
 from tfmammo.metrics.classification import delong_variance, roc_auc, roc_curve
 from tfmammo.metrics.plotting import make_roc_axes, plot_style
-from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate
+from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate, rule_of_three
 
 Array = NDArray[np.float64]
 NO_BOUNDS = (np.nan, np.nan)
@@ -232,7 +232,7 @@ def pool_ratings(
         bounds = _compute_percentiles(sums[has_pairs] / weights.sum(axis=1)[has_pairs], level)
         if area in (0, 1):  # every draw is alike, though other cases might not be
             fewest = min(int(answered[:, kind].any(axis=0).sum()) for kind in (truth, ~truth))
-            room = min(1.0, -np.log(1 - level) / fewest)
+            room = rule_of_three(fewest, level)
             bounds = float(max(0, area - room)), float(min(1, area + room))
     counts = answered[:, truth].sum(), answered[:, ~truth].sum()
     return _make_ratings(*counts, Estimate(float(area), *bounds))

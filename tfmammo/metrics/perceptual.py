@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tfmammo import pretrained, published
-from tfmammo.metrics.significance import FEWEST_PATIENTS
+from tfmammo.metrics.significance import FEWEST_PATIENTS, rule_of_three
 
 Floats = NDArray[np.floating]
 Estimate = tuple[float, float, float, float]  # value, low, high, p against 0
@@ -458,7 +458,7 @@ def jackknife_area(
     patients = len(set(patient_ids.tolist()))
     if np.isnan(low) and np.isfinite(value) and patients >= FEWEST_PATIENTS:
         _, below, above, _ = jackknife(statistic, patient_ids, level, seed)
-        room = -np.log(1 - level) / patients
+        room = rule_of_three(patients, level)
         low = float(np.clip(np.fmin(below, value - room), 0, 1))
         high = float(np.clip(np.fmax(above, value + room), 0, 1))
     return value, low, high, np.nan

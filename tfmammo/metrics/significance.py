@@ -41,6 +41,11 @@ class Estimate:
     high: float
 
 
+def rule_of_three(count: int, level: float) -> float:
+    """Return the largest rate at which none of `count` cases may have shown it: 3 / n at 0.95."""
+    return float(min(1.0, -np.log(1 - level) / count))
+
+
 def smallest_p(patients: int, comparisons: int = 1, samples: int = 10_000) -> float:
     """Compute the smallest two-sided p that a test of so many patients can give, after Holm.
 

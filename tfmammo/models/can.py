@@ -131,10 +131,11 @@ class CAN(Trainable):
 
     def __init__(self, config: CANConfig | None = None, size: int = 256) -> None:
         super().__init__(name="can")
-        window = (config or CANConfig()).l1_window
-        if window > size:
-            raise ConfigError(f"model.l1_window: {window} px are more than a patch has, {size}")
         self.config = config = config or CANConfig()
+        if config.l1_window > size:
+            raise ConfigError(
+                f"model.l1_window: {config.l1_window} px are more than a patch has, {size}"
+            )
         self.size = size
         self.generator, self.inverter = (
             network(
