@@ -111,7 +111,7 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, 
 
 
 def test_a_folder_in_which_nothing_was_written_is_removed(tmp_path):
-    with pytest.raises(ConfigError), folder.hold_lock(tmp_path / "new"):
+    with pytest.raises(ConfigError), folder.hold_lock(tmp_path / "runs/new"):
         raise ConfigError("data.root: no such folder")
     assert not list(tmp_path.iterdir())
     (tmp_path / "empty").mkdir()

@@ -42,7 +42,7 @@ def hold_lock(output: Path) -> Iterator[None]:
     """Hold the folder for this process, and create it if it is missing.
 
     The lock ends with the process, however that ends. Within it, holding the same folder again does
-    nothing. A folder that was created here and in which nothing was written is removed.
+    nothing. Folders that were created here and in which nothing was written are removed.
 
     Raises:
         TrainingError: The folder can't be created, or another process holds it.
@@ -51,7 +51,7 @@ def hold_lock(output: Path) -> Iterator[None]:
     if place in _held:
         yield
         return
-    is_new = not output.exists()
+    created = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -63,8 +63,8 @@ def hold_lock(output: Path) -> Iterator[None]:
             yield
     finally:
         _held.discard(place)
-        if is_new:
-            _remove_unused(output)
+        if created:
+            _remove_unused(created)
 
 
 def _take(file: IO[str], output: Path) -> None:
@@ -78,12 +78,17 @@ def _take(file: IO[str], output: Path) -> None:
         )
 
 
-def _remove_unused(output: Path) -> None:
-    """Remove a folder that holds nothing but its lock."""
-    with suppress(OSError):  # another process may take or remove it meanwhile
-        if [path.name for path in output.iterdir()] == [LOCK]:
-            (output / LOCK).unlink()
-            output.rmdir()
+def _remove_unused(created: list[Path]) -> None:
+    """Remove a folder that holds nothing but its lock, and then its parents that are empty.
+
+    Args:
+        created: The folder, its parent, and so on.
+    """
+    with suppress(OSError):  # another process may take, fill or remove them meanwhile
+        if [path.name for path in created[0].iterdir()] == [LOCK]:
+            (created[0] / LOCK).unlink()
+            for folder in created:
+                folder.rmdir()
 
 
 def check_owner(output: Path, experiment: Experiment[Any], train: PatchSource) -> None:
