@@ -612,6 +612,9 @@ def test_the_summary_counts_verdicts_and_names_decided_claims():
     assert "higher than that of U-Net. Contradicted, certainty low: Dice, %:" in replaced
     assert "p = 0.004 (half of the steps)." in " ".join(replaced.split())
     assert page.replace_summary(replaced, {"can_table1": facts}) == replaced
+    blocks = page.build_page({"can_table1": facts})
+    first = next(block for block in blocks if isinstance(block, document.Points))
+    assert f"- {first.sentences[0]}" in " ".join(replaced.split()), "the page lists them too"
 
 
 def test_a_readme_without_marks_is_an_error():

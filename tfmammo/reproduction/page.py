@@ -59,6 +59,7 @@ DIFFERENCES = (
     "or the margin less that without. It has the unit of the measure before it. 12,000 of 210,000 "
     "steps are ours of the paper's; where the paper prints no length, ours stands alone."
 )
+DECIDED = "The table counts tables and figures, the list single claims:"
 BEGIN = "<!-- written by evaluate/report.py -->"
 END = "<!-- end of what evaluate/report.py writes -->"
 SMALLER = re.compile(r"\b\d+ of \d+ px")  # in an extent where patches are smaller than the paper's
@@ -195,8 +196,10 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
             "verdict is."
         ),
         Grid(("paper", "claims", *WORDS), tuple(body)),
-        Points(RULES),
     ]
+    if decided := _list_decided(verdict_of, facts):
+        blocks += [Text(DECIDED), Points(tuple(decided))]
+    blocks += [Text("What the verdicts mean:"), Points(RULES)]
     if excluded:
         blocks += [
             Text(
@@ -251,20 +254,24 @@ def _summarize_briefly(facts: Mapping[str, Facts]) -> str:
     for key, paper in read_papers().items():
         words = [verdict_of[item.key].word for item in ITEMS if item.paper == key]
         lines.append(f"| {paper.name} | {' | '.join(str(words.count(word)) for word in WORDS)} |")
-    claims = [
-        (item.source.name, evidence, facts[item.key].extent)
-        for item in ITEMS
-        for evidence in verdict_of[item.key].evidence
-        if evidence.word in ("reproduced", "contradicted")
-    ]
-    lines += ["", "The table counts tables and figures, the list single claims:"] if claims else []
-    for paper_name, evidence, extent in claims[:BRIEF]:
-        word = f"{evidence.word.capitalize()}, certainty {evidence.certainty}"
-        sentence = f"- {paper_name}: {evidence.sentence} {word}: {evidence.numbers} ({extent})."
-        lines += textwrap.wrap(sentence, 118, subsequent_indent="  ")
-    if len(claims) > BRIEF:
-        lines.append(f"- Further decided claims: {len(claims) - BRIEF}.")
+    decided = _list_decided(verdict_of, facts)
+    lines += ["", DECIDED] if decided else []
+    for sentence in decided[:BRIEF]:
+        lines += textwrap.wrap(f"- {sentence}", 118, subsequent_indent="  ")
+    if len(decided) > BRIEF:
+        lines.append(f"- Further decided claims: {len(decided) - BRIEF}.")
     return "\n".join(lines)
+
+
+def _list_decided(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) -> list[str]:
+    """Say of every claim that is reproduced or contradicted by which numbers, and on what."""
+    return [
+        f"{item.source.name}: {part.sentence} {part.word.capitalize()}, certainty "
+        f"{part.certainty}: {part.numbers} ({facts[item.key].extent})."
+        for item in ITEMS
+        for part in verdict_of[item.key].evidence
+        if part.word in ("reproduced", "contradicted")
+    ]
 
 
 def _describe_item(item: Item, verdict: Verdict, facts: Facts | None) -> list[Block]:
