@@ -467,6 +467,10 @@ OUTDATED = {
     "blending_fig4": "detectors validated too seldom for a curve",
     "blending_table1": "as blending_fig4, of the same study",
     "can_fig4": "a picture of one training of each network, where three are planned",
+    **dict.fromkeys(
+        [f"contextual_{name}" for name in ("fig1", "fig3", "fig4", "fig5", "fig6", "table1")],
+        "added masses trained for half as long",
+    ),
     "infilling_fig6": "without 400 copies, and validated too seldom for a curve",
     "infilling_fig8": "as infilling_fig6, of the same study",
     "segmenters": "trainings in folders without their seed",
