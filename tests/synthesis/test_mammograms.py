@@ -695,6 +695,7 @@ def test_the_repository_config(repository):
     )
     config = parse(SynthesisConfig, repository / "configs/synthesis_blending.yaml")
     assert config.painter == "blending" and config.count == 200  # of the paper
+    assert config.places == "breast" and SynthesisConfig(name="a", generator="b").places == "rule"
     values = SynthesisConfig(name="a", painter="blending", generator="b")
     assert (config.resize, config.rotate, config.feather) == (
         values.resize,

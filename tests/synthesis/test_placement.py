@@ -327,6 +327,25 @@ def test_places_keep_the_papers_rule(laterality):
     assert all(breast[top - 8 : top + 38, left - 8 : left + 28].all() for top, left in places)
 
 
+@pytest.mark.parametrize("laterality", ["L", None])
+def test_places_anywhere_on_the_breast_go_beyond_the_rule(laterality):
+    free = ground(laterality)
+    random = np.random.default_rng(0)
+    places = [free.draw_place((30, 20), (8, 8, 8, 8), random, by_rule=False) for _ in range(400)]
+    supports = [(top - 8, left - 8, top + 38, left + 28) for top, left in places]
+    assert all(free.is_free(support) for support in supports)
+    inside = [
+        ROWS / 4 <= top + 15 <= 3 * ROWS / 4 and COLS / 10 <= left + 10 <= COLS / 2
+        for top, left in places
+    ]
+    assert 0.2 < np.mean(inside) < 0.8
+    lows = np.min(supports, axis=0)
+    highs = np.max(supports, axis=0)
+    border = np.flatnonzero(free.breast.any(axis=0)).max() * free.step
+    assert lows[0] < ROWS / 6 and lows[1] < COLS / 20
+    assert highs[2] > 5 * ROWS / 6 and highs[3] > 0.9 * border
+
+
 def test_what_is_taken_is_not_drawn_again():
     free = ground()
     random = np.random.default_rng(0)

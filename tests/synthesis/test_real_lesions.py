@@ -152,6 +152,21 @@ def test_real_lesions_of_the_phantom(painter, form, phantoms, where, tmp_path):
     }
 
 
+def test_places_anywhere_on_the_breast_are_another_set(phantoms, tmp_path):
+    by_rule = phantoms("paste", format="png", count=12)
+    synthesize(by_rule, tmp_path / "rule")
+    anywhere = by_rule.model_copy(update={"places": "breast"})
+    with pytest.raises(ConfigError, match="places"):
+        synthesize(anywhere, tmp_path / "rule")
+    recipes = synthesize(anywhere, tmp_path / "breast")
+    heights = []
+    for recipe in recipes:
+        (lesion,) = recipe.lesions
+        top, _, bottom, _ = lesion.box
+        heights.append((top + bottom) / 2 / recipe.source.rows)
+    assert len(heights) == 12 and not all(1 / 4 <= height <= 3 / 4 for height in heights)
+
+
 @pytest.mark.slow
 def test_whose_lesions_they_are_is_told(real, tmp_path, folders, tiny_blending):
     recipes = synthesize(real(masses=(2, 2)), tmp_path / "out")

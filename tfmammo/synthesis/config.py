@@ -160,7 +160,7 @@ class SynthesisConfig(Frozen):
     size: tuple[PositiveInt, PositiveInt] | None = None
     """(height, width) of each mass, native px, instead of a draw."""
     centre: tuple[NonNegativeInt, NonNegativeInt] | None = None
-    """(row, col) of the one mass, native px, instead of a draw."""
+    """(row, col) of the one mass, native px, instead of a draw by `places`."""
     feather: NonNegativeFloat = 16.0
     """px of the generator's patch over which its change fades beyond the margin. A patch that is
     inserted whole fades over them at its border, with 0 not at all.
@@ -169,6 +169,10 @@ class SynthesisConfig(Frozen):
     """Whether the patch of an infilling or a blending network replaces the tissue, as in Shen et
     al., section 4.3, and with feather=0 up to a hard border; else its change is added. Patches of a
     CAN or a vanilla GAN always replace the tissue.
+    """
+    places: Literal["rule", "breast"] = "rule"
+    """Where lesions lie: by the rule of Shen et al., section 4.3, or anywhere on the breast, as in
+    Lin et al., section 3 ("we randomly select a region in a 'normal' breast mammogram").
     """
     count: int = Field(default=100, gt=0, le=10**7)
     """Number of items, spread evenly over the mammograms."""

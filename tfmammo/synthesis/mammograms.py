@@ -68,6 +68,7 @@ _IRRELEVANT = {
     "tracking_uri",
     "count",
     "whole_patch",
+    "places",
     *_OF_REAL_LESIONS,
 }
 
@@ -312,6 +313,8 @@ def _describe_identity(
     }
     if config.whole_patch:
         identity["whole_patch"] = True
+    if config.places != "rule":
+        identity["places"] = config.places
     if config.mammograms == "all":
         identity["own_lesions"] = "annotated"  # earlier versions left them out
     patients = sources.patients.identity

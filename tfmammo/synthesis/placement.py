@@ -195,34 +195,37 @@ class TargetMammogram:
         return float(self.free[top:bottom, left:right].sum()) / ((bottom - top) * (right - left))
 
     def draw_place(
-        self, size: tuple[int, int], margins: Margins, random: np.random.Generator
+        self,
+        size: tuple[int, int],
+        margins: Margins,
+        random: np.random.Generator,
+        by_rule: bool = True,
     ) -> tuple[int, int]:
-        """Draw (top, left) of a lesion's box by the rule of Shen et al., section 4.3.
+        """Draw (top, left) of a lesion's box, so that its whole support is on free breast.
 
-        X ~ U(w / 10, w / 2) from the chest wall, Y ~ U(h / 4, 3 h / 4), of the box's centre, given
-        that the whole support fits. Each such place is equally likely.
+        Each such place is equally likely. By the rule of Shen et al., section 4.3, the box's
+        centre is at X ~ U(w / 10, w / 2) from the chest wall and Y ~ U(h / 4, 3 h / 4), too.
 
         Args:
             size: (height, width) of the box, native px.
             margins: How far the support reaches beyond the box.
             random: What draws.
+            by_rule: Whether the rule holds.
 
         Raises:
-            DataError: The laterality is not stated, or there is no such place; the sentence says
-                why.
+            DataError: There is no such place, or the rule's chest wall is not known because the
+                laterality is not stated; the sentence says why.
         """
-        if self.mammogram.laterality is None:
-            raise DataError("its laterality is not stated, so its chest wall is not known")
-        by_rule = self._find_starts_by_rule(size)
+        allowed = self._find_starts_by_rule(size) if by_rule else np.ones(self.free.shape, bool)
         fits = self._find_starts_on(self.breast, size, margins)
         mass = f"a mass of {size[0]} x {size[1]} px"
         if not fits.any():
             raise DataError(f"the breast is too small for {mass}")
-        if not (fits & by_rule).any():
+        if not (fits & allowed).any():
             raise DataError(
                 f"the part of the breast that masses are set in is too small for {mass}"
             )
-        starts = np.flatnonzero(self._find_starts_on(self.free, size, margins) & by_rule)
+        starts = np.flatnonzero(self._find_starts_on(self.free, size, margins) & allowed)
         if not len(starts):
             raise DataError(f"no normal tissue is left for {mass}")
         row, col = divmod(int(starts[random.integers(len(starts))]), self.free.shape[1])
@@ -230,7 +233,13 @@ class TargetMammogram:
         return row * self.step + int(shift[0]), col * self.step + int(shift[1])
 
     def _find_starts_by_rule(self, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """Find the cells in which a box may begin by the rule, wherever in the cell it begins."""
+        """Find the cells in which a box may begin by the rule, wherever in the cell it begins.
+
+        Raises:
+            DataError: The laterality is not stated.
+        """
+        if self.mammogram.laterality is None:
+            raise DataError("its laterality is not stated, so its chest wall is not known")
         rows = self.mammogram.rows
         cols = self.mammogram.cols
         if self.mammogram.laterality == "L":

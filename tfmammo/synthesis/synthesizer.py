@@ -280,7 +280,8 @@ class Synthesizer:
             left = centre[1] - width // 2
         else:
             margins = find_margins(self.renderer, candidate, mammogram)
-            top, left = target.draw_place((height, width), margins, random)
+            by_rule = recipe.config.places == "rule"
+            top, left = target.draw_place((height, width), margins, random, by_rule)
         placement, blend_mask = self.renderer.place(top, left, candidate, mammogram)
         if not target.is_free(blend_mask.support):
             raise DataError(
