@@ -72,6 +72,16 @@ def test_an_archive_is_a_list_of_records(archive):
         tfmammo.open_archive("inbrest", "DIR")
 
 
+def test_what_is_left_out_is_noted(archive):
+    first, second = [mammogram for mammogram in archive if mammogram.lesions][:2]
+    grey = np.full((second.rows, second.cols, 1), 0.5, np.float32)
+    skipped = Skipped()
+    patches = tfmammo.make_patches(
+        [first, second.with_pixels(lambda: grey)], skipped=skipped, size=32
+    )
+    assert len(patches) == len(first.lesions) and list(skipped.reasons) == [second.image_id]
+
+
 def test_patches_are_arrays_and_a_sequence(patches):
     first = next(iter(patches))
     assert first.image.shape == (32, 32, 1) and first.image.dtype == np.float32

@@ -125,7 +125,9 @@ def make_patches(
         DataError: No patch is left.
     """
     config = _parse(DataConfig, **data)
-    return extraction.make_patches(list(mammograms), config, skipped or Skipped())
+    return extraction.make_patches(
+        list(mammograms), config, Skipped() if skipped is None else skipped
+    )
 
 
 def split_patches(patches: Patches, **data: Any) -> tuple[Patches, Patches]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -85,6 +86,26 @@ def write_atomically(path: Path, content: str | bytes, durable: bool = True) -> 
             flush(part)
     if durable:
         flush_names(path.parent)
+
+
+def move_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Move files into a folder, where none of another content is replaced.
+
+    Args:
+        source: The folder that they are in.
+        target: The folder that they go to; it is made where it is missing.
+        names: Their paths beneath both.
+
+    Raises:
+        DataError: One is there with another content; nothing is moved then.
+    """
+    for name in names:
+        path = target / name
+        if path.exists() and not filecmp.cmp(source / name, path, shallow=False):
+            raise DataError(f"{path}: is another file, which is not replaced; name a new folder")
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).replace(target / name)
 
 
 def take_lock(file: IO[str]) -> bool | None:

@@ -95,7 +95,7 @@ class UNet256(Network):
 
     Encoder: conv(k4, s2), LeakyReLU(0.2) before all but the first, normalisation on all but the
     first and the innermost. Decoder: ReLU, transposed conv(k4, s2), normalisation on all but the
-    last, dropout on the `dropouts` innermost. Only the last transposed convolution has a bias, or
+    last, dropout on the three innermost. Only the last transposed convolution has a bias, or
     all have with `biases`. With eight filters and 256 rows the innermost map is 1x1. `norm` makes a
     normalisation layer. With `resize` nearest neighbours and conv(k3) take the place of each
     transposed convolution, whose kernels overlap in a lattice (Odena et al. 2016).
@@ -119,7 +119,6 @@ class UNet256(Network):
         out_channels: int = 1,
         filters: Sequence[int] = PIX2PIX_FILTERS,
         dropout: float = 0.5,
-        dropouts: int = 3,
         size: int = 256,
         name: str | None = None,
         *,
@@ -138,7 +137,7 @@ class UNet256(Network):
         self.ups = [make_up(n, biases or i == depth - 1) for i, n in enumerate(ups)]
         self.up_norms = [norm() if i < depth - 1 else None for i in range(depth)]
         self.dropouts = [
-            keras.layers.Dropout(dropout) if dropout and i < min(dropouts, depth - 1) else None
+            keras.layers.Dropout(dropout) if dropout and i < min(3, depth - 1) else None
             for i in range(depth)
         ]
         self.to_float32 = keras.layers.Activation(activation, dtype="float32")
@@ -638,10 +637,10 @@ def halve(key: str, size: int, halvings: int) -> int:
     return size // 2**halvings
 
 
-def _receptive_field(strides: Sequence[int], kernel: int = 4) -> int:
-    field = 1
+def _receptive_field(strides: Sequence[int]) -> int:
+    field = 1  # kernels are of 4 px
     for stride in reversed(strides):
-        field = (field - 1) * stride + kernel
+        field = (field - 1) * stride + 4
     return field
 
 

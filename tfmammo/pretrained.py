@@ -349,12 +349,12 @@ def _fill(network: keras.Model, name: str, weights: str) -> Arrays:
     return {key: get_checked(arrays, key, (3,), path) for key in make_torchvision_input()}
 
 
-def _randomise(network: keras.Model, seed: int = 0) -> None:
+def _randomise(network: keras.Model) -> None:
     """Set He's normal kernels and biases of 0, the same ones in every process.
 
     Normalisations keep their initial values, with which they are identities.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     for layer in network.layers:
         if isinstance(layer, keras.layers.Conv2D):
             kernel = random.standard_normal(layer.kernel.shape, np.float32) * np.sqrt(

@@ -10,11 +10,11 @@ from tfmammo.evaluation import defects
 from tfmammo.evaluation.comparison import Comparison
 from tfmammo.evaluation.defects import DefectsConfig
 from tfmammo.evaluation.trainings import average_trainings
-from tfmammo.metrics.texture import TextureRange
+from tfmammo.metrics.texture import TextureRange, measure_range
 from tfmammo.training.image_grid import BLUE, HEADER, ORANGE
 
 SIZE = 32
-CONFIG = DefectsConfig(models={"A": "a"}, rows=2, tail=0.05)
+CONFIG = DefectsConfig(models={"A": "a"}, rows=2)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,8 @@ def patches():
 def test_real_patches_and_two_grey_values_are_the_ends_of_the_scale(patches):
     baselines = defects.make_baselines(patches)
     outputs = {name: [images] for name, images in baselines.items()}
-    scores = defects.measure_defects(outputs, patches, CONFIG)
+    limits = measure_range(patches.images, patches.masks, tail=0.05)
+    scores = defects.measure_defects(outputs, patches, CONFIG, limits)
     (real,) = scores[defects.REAL]
     (grey,) = scores[defects.TWO_GREYS]
     # By definition 5 % each of the tissue; quantiles lie between pixels.
@@ -57,7 +58,7 @@ def test_defects_are_coloured_on_the_sheets(patches, tmp_path):
     image[:, 4, 4] = 1
     comparison = Comparison("unseen", DataConfig(), patches, {"A": image}, {})
     limits = TextureRange(0.01, 0.05)
-    scores = average_trainings(defects.measure_defects({"A": [image]}, patches, CONFIG))
+    scores = average_trainings(defects.measure_defects({"A": [image]}, patches, CONFIG, limits))
     defects.write_sheets(comparison, scores, limits, CONFIG, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "sheet-random.png",

@@ -159,6 +159,13 @@ def test_a_recipe_makes_its_patch_again(patches_made, generators, tmp_path):
     (tmp_path / "recipe.json").write_text(json.dumps(broken))
     with pytest.raises(DataError, match="mass/000003 came out otherwise"):
         remake(tmp_path / "recipe.json", tmp_path / "two", where)
+    assert read_files(tmp_path / "two") == {}
+    mine = tmp_path / "three/images/mass/000003.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(DataError, match="000003.png: is another file, which is not replaced"):
+        remake(output / "recipes/mass/000003.json", tmp_path / "three", where)
+    assert read_files(tmp_path / "three") == {"images/mass/000003.png": b"mine"}
 
 
 def test_only_patients_of_the_generators_training_are_taken(mammograms, tiny_contextual, tmp_path):

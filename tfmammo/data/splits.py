@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,6 @@ from tfmammo.data.patches import SEVERITY, Patches, Splittable, worst_pathology
 from tfmammo.data.sampling import shape_class
 from tfmammo.errors import DataError, LeakError
 from tfmammo.mammogram import Mammogram, key_check, key_fault
-
-log = logging.getLogger(__name__)
 
 # in DDSM, which has 76, 115, 473 and 504 of them
 RARITY = ("round", "oval", "lobular", "irregular", "")

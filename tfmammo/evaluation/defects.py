@@ -76,7 +76,7 @@ def evaluate(config: DefectsConfig, output: Path) -> list[Table]:
             )
             outputs = {name: comparison.list_trainings(name) for name in comparison.outputs}
             outputs |= {name: [images] for name, images in make_baselines(patches).items()}
-            trainings = measure_defects(outputs, patches, config)
+            trainings = measure_defects(outputs, patches, config, limits)
         except ValueError as error:
             raise DataError(f"data: {error}") from None
         scores = average_trainings(trainings)
@@ -102,28 +102,27 @@ def make_baselines(patches: Patches) -> dict[str, Images]:
 
 
 def measure_defects(
-    outputs: Mapping[str, Sequence[Images]], patches: Patches, config: DefectsConfig
+    outputs: Mapping[str, Sequence[Images]],
+    patches: Patches,
+    config: DefectsConfig,
+    limits: TextureRange,
 ) -> dict[str, list[dict[str, NDArray[np.float64]]]]:
     """Measure the defects of each model's images.
 
     Args:
         outputs: Model -> the images of each of its trainings, float32 [n, s, s, 1] in [0, 1].
         patches: The real images and the masks.
-        config: What counts as a defect.
+        config: The square of texture, and the period of lattices.
+        limits: Of real tissue.
 
     Returns:
         Model -> training -> measure -> float64 [n]; "defects", "flat" and "harsh" as parts of the
         tissue, NaN where a mask leaves no tissue. Lattices are left out where the patches' size
         suits no spectrum.
-
-    Raises:
-        ValueError: Real tissue has no texture.
     """
-    real = patches.images
     masks = patches.masks
-    limits = texture.measure_range(real, masks, config.window, config.tail)
     tissue = 1 - masks
-    haar_real = np.nanmean(texture.compute_fine_energy(real, tissue))
+    haar_real = np.nanmean(texture.compute_fine_energy(patches.images, tissue))
     area = tissue.sum(axis=(1, 2, 3)).astype(np.float64)
     area[area == 0] = np.nan
 

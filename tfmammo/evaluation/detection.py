@@ -46,7 +46,7 @@ from tfmammo.metrics.detection import (
 )
 from tfmammo.metrics.figures import draw_froc
 from tfmammo.metrics.jafroc import choose_common_merit, jafroc_test
-from tfmammo.metrics.summary import Table, write_csv
+from tfmammo.metrics.summary import Table, format_p, write_csv
 from tfmammo.tracking import runs
 
 DETECTORS = "detectors"
@@ -404,11 +404,11 @@ def tabulate_difference(result: EvaluationResult) -> Table:
         ours, others, result.patients, merit, config.level, trainings, other_trainings
     )
     signed = [MERIT(number, "+") for number in (test.difference, test.low, test.high)]
-    cells = [MERIT(test.merit), MERIT(test.other), *signed, MERIT(test.p)]
+    cells = [MERIT(test.merit), MERIT(test.other), *signed, format_p(test.p)]
     rows.append([f"{merit.upper()} figure of merit", *cells])
     header = ["", *result.sets, "difference", "low", "high", "p"]
     title = f"detectors - against, {result.title}"
-    return Table(title, header, rows, make_notes(result.patients, 1))
+    return Table(title, header, rows, make_notes(result.patients, int(np.isfinite(test.p))))
 
 
 def tabulate_precision(result: EvaluationResult) -> Table:

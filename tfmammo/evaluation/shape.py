@@ -207,6 +207,6 @@ def draw_roc_curves(name: str, curves: Floats, areas: Floats) -> Figure:
     return figure
 
 
-def _deviation(values: Floats, axis: int = 0) -> NDArray[np.float64]:
+def _deviation(values: Floats) -> NDArray[np.float64]:
     """The standard deviation of a sample; 0 of a single value."""
-    return np.std(values, axis=axis, ddof=min(1, values.shape[axis] - 1))
+    return np.std(values, axis=0, ddof=min(1, len(values) - 1))

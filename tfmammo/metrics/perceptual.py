@@ -334,7 +334,8 @@ def find_nearest(
     )
     # Squared distances, up to a constant for each query.
     squares = weight @ np.square(flat[1]).T - 2 * (weight * flat[0]) @ flat[1].T
-    squares[~allowed if allowed is not None else np.zeros_like(squares, bool)] = np.inf
+    if allowed is not None:
+        squares[~allowed] = np.inf
     distance = np.full(len(queries), np.inf)
     index = np.full(len(queries), -1, np.intp)
     for row in np.flatnonzero(np.isfinite(squares).any(axis=1) & weight.any(axis=1)):

@@ -18,6 +18,7 @@ Images = NDArray[np.floating]
 WINDOW = 7  # px, of local standard deviations
 PERIOD = 8  # px, the coarsest lattice that is looked for: three upsampling layers
 TAIL = 0.01
+ROUNDING = 1e-6  # deviation of equal grey values, computed in float64; 8 bits are 4e-3 apart
 RING = 2  # bins: a Hann window spreads a peak by less
 
 
@@ -64,13 +65,14 @@ def measure_range(
         tail: The share of tissue that lies below the range, and that above it, in [0, 0.5).
 
     Returns:
-        The range. Pixels of local deviation 0, such as air around the breast, do not count.
+        The range. Pixels around which everything is equal, such as air around the breast, do not
+        count.
 
     Raises:
         ValueError: No tissue has any texture.
     """
     deviations = compute_local_deviation(images, window)[np.asarray(masks) == 0]
-    deviations = deviations[deviations > 0]
+    deviations = deviations[deviations > ROUNDING]
     if not deviations.size:
         raise ValueError("no real patch has any texture outside its mask")
     low, high = np.quantile(deviations, (tail, 1 - tail))

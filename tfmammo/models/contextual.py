@@ -536,7 +536,7 @@ class Contextual(Trainable):
                 index of PATHOLOGIES. Every pathology must occur; with config.positives "lesion" all
                 but benign.
 
-        Call returns:
+        Returns:
             float32 scalars: each network's loss, the penalty, and p(real) of real and of fake
             patches.
 

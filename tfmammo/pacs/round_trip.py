@@ -18,7 +18,6 @@ Nothing is written to a disk. Messages name studies as the user did, and nothing
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -37,8 +36,6 @@ from tfmammo.mammogram import hash_id
 from tfmammo.pacs.config import Address, PacsConfig, read_credentials
 from tfmammo.pacs.nodes import IMAGE_CLASSES, Instance, Node, connect, encode, try_repeatedly
 from tfmammo.pacs.results import Identity, build_results
-
-log = logging.getLogger(__name__)
 
 
 @dataclass

@@ -9,7 +9,6 @@ chance: below five of them they always could. A verdict needs both.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,7 +28,6 @@ from tfmammo.stress.config import StressConfig
 from tfmammo.stress.detectors import StressedDetector
 from tfmammo.stress.scoring import Trial
 
-log = logging.getLogger(__name__)
 MOST_DRAWS = 300  # a draw fits one curve for each detector and method
 
 

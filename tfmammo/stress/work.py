@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 from itertools import chain
 from pathlib import Path
@@ -22,8 +21,6 @@ from tfmammo.stress.page import write_page
 from tfmammo.stress.pairs import make_pairs, make_removals
 from tfmammo.stress.scoring import run
 from tfmammo.tracking import runs
-
-log = logging.getLogger(__name__)
 
 
 def stress(config: StressConfig, output: Path) -> list[Table]:

@@ -65,20 +65,17 @@ class Moves:
     rise: float
 
 
-def count_moves(
-    before: Floats, after: Floats, labels: NDArray[np.integer], threshold: float = THRESHOLD
-) -> Moves:
+def count_moves(before: Floats, after: Floats, labels: NDArray[np.integer]) -> Moves:
     """Count the test patches that change sides between two trainings.
 
     Args:
         before: Scores by the first training [n].
         after: Scores by the second training [n].
         labels: 0 normal, 1 lesion [n].
-        threshold: A score from which on a patch is called a lesion.
     """
     is_lesion = labels == 1
-    called_before = before >= threshold
-    called_after = after >= threshold
+    called_before = before >= THRESHOLD
+    called_after = after >= THRESHOLD
     missed = is_lesion & ~called_before
     return Moves(
         float(missed.sum()),

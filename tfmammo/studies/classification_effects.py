@@ -7,7 +7,7 @@ before and after are compared by a permutation test that flips the signs of whol
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +232,6 @@ def _make_effect_row(effect: Effect, config: StudyConfig) -> list[str]:
     )
     cells = [f"{one.difference:+.3f}" for one in (test, beyond)]
     if patients < FEWEST_PATIENTS:
-        test = replace(test, p=np.nan)
         verdict = "too few patients for an interval or p (six)"
     else:
         intervals = [f"\n[{one.low:+.3f}, {one.high:+.3f}]" for one in (test, beyond)]

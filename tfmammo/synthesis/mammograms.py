@@ -7,12 +7,11 @@ turns into the same files again.
 
 from __future__ import annotations
 
-import filecmp
 import hashlib
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,23 +223,8 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
                 f"{output}: {', '.join(differing)} came out otherwise than then; made with "
                 f"{recipe.versions} then, with {collect_versions()} now"
             )
-        _move_files(Path(made), output, files)
+        filesystem.move_files(Path(made), output, files)
     return recipe
-
-
-def _move_files(source: Path, output: Path, names: Iterable[str]) -> None:
-    """Move files into a folder, where none of another content is replaced.
-
-    Raises:
-        DataError: One is there with another content; nothing is moved then.
-    """
-    for name in names:
-        target = output / name
-        if target.exists() and not filecmp.cmp(source / name, target, shallow=False):
-            raise DataError(f"{target}: is another file, which is not replaced; name a new folder")
-    for name in names:
-        (output / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).replace(output / name)
 
 
 def _load_renderer(recipe: Recipe, file: Path) -> Renderer:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -239,8 +240,8 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> PatchReci
         overrides: Of its config: where the archive (data.root) and the generators lie now.
 
     Raises:
-        DataError: The source or the generator is not that of the recipe, or a file comes out
-            differently.
+        DataError: The source or the generator is not that of the recipe, a file comes out
+            differently, or another file has its name.
         ConfigError: Something can't be used.
         ArchiveError: Something can't be used.
         ExportError: Something can't be used.
@@ -265,12 +266,15 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> PatchReci
         if digest != source.sha256:
             raise DataError(f"{file}: its source {source.image_id} has changed since (sha256)")
         complete, patch = make_patch(recipe, mammogram, network, digest, sampler)
-        complete = _write_files(complete, patch, output)
-    if complete.files != recipe.files:
-        raise DataError(
-            f"{output}: {recipe.name} came out otherwise than then; made with {recipe.versions} "
-            f"then, with {collect_versions()} now"
-        )
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=output) as made:
+        complete = _write_files(complete, patch, Path(made))
+        if complete.files != recipe.files:
+            raise DataError(
+                f"{output}: {recipe.name} came out otherwise than then; made with "
+                f"{recipe.versions} then, with {collect_versions()} now"
+            )
+        filesystem.move_files(Path(made), output, complete.files)
     return recipe
 
 

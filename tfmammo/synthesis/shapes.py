@@ -188,5 +188,8 @@ def draw_shape(source: ShapeSource, random: np.random.Generator) -> Shape:
 
 
 def _clean(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Keep one region without holes: uint8 [rows, cols], 0 or 1."""
-    return np.ascontiguousarray(mask_gan.clean(mask[None, ..., None])[0, ..., 0])
+    """Keep one region without holes: uint8 [rows, cols], 0 or 1.
+
+    A median filter, as for generated masks, would take thin parts off.
+    """
+    return np.ascontiguousarray(mask_gan.clean(mask[None, ..., None], median=1)[0, ..., 0])

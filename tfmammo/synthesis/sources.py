@@ -139,12 +139,14 @@ class Sources:
 
     Args:
         config: The config.
-        skipped: Notes what can't be used.
+
+    Attributes:
+        skipped: What can't be used.
     """
 
-    def __init__(self, config: SynthesisConfig, skipped: Skipped | None = None) -> None:
+    def __init__(self, config: SynthesisConfig) -> None:
         self.config = config
-        self.skipped = Skipped() if skipped is None else skipped
+        self.skipped = Skipped()
         self._indexes = ArchiveIndexes()
 
     @cached_property
