@@ -29,9 +29,18 @@ def test_a_file_has_its_new_contents_when_it_is_flushed(tmp_path, monkeypatch):
     assert flushed == ["new"] and path.read_text() == "new"
 
 
-def test_others_may_read_a_file(tmp_path):
-    filesystem.write_atomically(tmp_path / "file", b"new")
-    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_file_has_the_permissions_of_any_other_one(tmp_path, mask, mode):
+    path = tmp_path / "file"
+    before = os.umask(mask)
+    try:
+        filesystem.write_atomically(path, b"new")
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+        path.chmod(0o640)
+        filesystem.write_atomically(path, b"newer")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640, "what its owner chose stays"
+    finally:
+        os.umask(before)
 
 
 def test_equal_contents_are_not_written_again(tmp_path):

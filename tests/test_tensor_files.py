@@ -148,6 +148,26 @@ def test_bad_programs(tmp_path, message):
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
+def test_dictionaries_that_hold_the_same_again_and_again(tmp_path):
+    content = {}
+    for _ in range(40):
+        content = {"a": content, "b": content}
+    path = write_archive(tmp_path / "deep.pth", content)
+    with pytest.raises(WeightsError, match="its dictionaries have more than 100,000 entries"):
+        tensor_files.read_torch(path)
+
+
+def test_a_header_that_claims_any_size(tmp_path):
+    path = tmp_path / "large.npz"
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (35184372088832,), }"
+    header += b" " * (117 - len(header)) + b"\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+        archive.writestr("x.npy", content)
+    with pytest.raises(WeightsError, match="can't be read as"):
+        tensor_files.read_npz(path)
+
+
 def test_bad_archives(tmp_path):
     program = tensor_program()
     squeezed = write_archive(tmp_path / "a.pth", program, {"0": SIX}, zipfile.ZIP_DEFLATED)

@@ -7,7 +7,8 @@ import filecmp
 import hashlib
 import json
 import os
-import tempfile
+import shutil
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
@@ -50,7 +51,8 @@ def _synchronise(path: Path) -> None:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Write a file that takes its name when the body ends without an error.
 
-    Of two attempts at once the last one stays.
+    Of two attempts at once the last one stays. It has the permissions of the file that it replaces,
+    or those of any new file.
 
     Args:
         path: The file's final path.
@@ -58,14 +60,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Yields:
         The path to write to.
     """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(descriptor)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    part.touch(exist_ok=False)
     try:
-        yield Path(name)
-        os.chmod(name, 0o644)  # temporary files are for their owner alone
-        os.replace(name, path)
+        yield part
+        with contextlib.suppress(OSError):  # there is none, or its file system has no permissions
+            shutil.copymode(path, part)
+        part.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 

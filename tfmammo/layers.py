@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 TINY = 1e-12  # instead of a length of 0, to divide by
 FULL = 256  # px of a patch that the margin of a tri-label refers to
@@ -534,6 +535,11 @@ def draw_latent_noise(count: tf.Tensor, z: int, step: tf.Tensor) -> tf.Tensor:
         float32 [count, z], uniform in [-1, 1].
     """
     return tf.random.stateless_uniform([count, z], step_seed(step), -1.0, 1.0)
+
+
+def sample_latent_noise(count: int, z: int, seed: int = 0) -> NDArray[np.float32]:
+    """Sample latent noise for an exported generator: float32 [count, z], uniform in [-1, 1]."""
+    return np.random.default_rng(seed).uniform(-1, 1, (count, z)).astype(np.float32)
 
 
 def _unit(vector: tf.Tensor) -> tf.Tensor:

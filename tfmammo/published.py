@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tfmammo import tensor_files
 from tfmammo.errors import WeightsError
+from tfmammo.export.card import summarize
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -225,7 +226,7 @@ def _download(name: str) -> Path:
             ", make a .npz of it with python -m tfmammo.pretrained" if url.endswith(".pth") else ""
         )
         raise WeightsError(
-            f"{name}: the ImageNet weights can't be downloaded ({_sentence(error)}); fetch {url} "
+            f"{name}: the ImageNet weights can't be downloaded ({summarize(error)}); fetch {url} "
             f"elsewhere{conversion} and set the key of "
             "these weights to the file's path, or to none for random ones"
         ) from None
@@ -376,10 +377,6 @@ def _translate_convolutions(
         ).transpose(2, 3, 1, 0)
         arrays[f"{name}/bias"] = get_checked(tensors, f"features.{index}.bias", shape[:1], path)
     return arrays
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()) or error.__class__.__name__
 
 
 def list_by_number(network: keras.Model, kind: type) -> list[keras.layers.Layer]:

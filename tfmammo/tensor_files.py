@@ -36,6 +36,8 @@ STORAGES = {
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
+MOST_ENTRIES = 100_000  # of all dictionaries of a file
+
 LITERALS = {
     "BININT",
     "BININT1",
@@ -57,6 +59,7 @@ FAULTS = (
     IndexError,
     AttributeError,
     OverflowError,
+    MemoryError,  # of numpy: a header that claims any size
     RuntimeError,  # of zipfile: an unknown form, or a password
     zipfile.BadZipFile,
 )
@@ -336,14 +339,20 @@ def _lay_tensor(
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)
 
 
-def _flatten(content: object, prefix: str = "") -> Arrays:
+def _flatten(content: object) -> Arrays:
     """Collect the arrays of nested dictionaries, by their keys joined with dots."""
-    if isinstance(content, np.ndarray):
-        return {prefix.removesuffix("."): content}
     tensors: Arrays = {}
-    if isinstance(content, dict):
-        for key, value in content.items():
-            tensors |= _flatten(value, f"{prefix}{key}.")
+    pending = [("", content)]
+    visited = 0
+    while pending:
+        prefix, value = pending.pop()
+        visited += 1
+        if visited > MOST_ENTRIES:  # dictionaries may hold the same one again and again
+            raise ValueError(f"its dictionaries have more than {MOST_ENTRIES:,} entries")
+        if isinstance(value, np.ndarray):
+            tensors[prefix.removesuffix(".")] = value
+        elif isinstance(value, dict):
+            pending += [(f"{prefix}{key}.", inner) for key, inner in reversed(value.items())]
     return tensors
 
 

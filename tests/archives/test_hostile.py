@@ -11,11 +11,23 @@ import zlib
 from contextlib import suppress
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram
-from tfmammo.archives import ARCHIVES, cdd_cesm, ddsm, folder, inbreast, optimam
+from tfmammo.archives import (
+    ARCHIVES,
+    cdd_cesm,
+    compressed,
+    ddsm,
+    dicom,
+    folder,
+    inbreast,
+    optimam,
+)
+from tfmammo.archives.elements import Fault
 from tfmammo.archives.writers import cbis_ddsm, mini_mias, vindr
 from tfmammo.archives.writers import cdd_cesm as cesm_writer
 from tfmammo.archives.writers import ddsm as ddsm_writer
@@ -248,6 +260,122 @@ def test_a_png_that_unpacks_to_too_much_is_refused_by_its_header(tmp_path):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     skipped = Skipped()
     assert len(folder.read(tmp_path, skipped)) == 1 and len(skipped) >= 1
+
+
+def pack_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def make_shared_directory(offset, entries=500):
+    """A TIFF's directory whose private entries are all the same 100,000 bytes."""
+    head = b"II*\0" + struct.pack("<I", 8)
+    directory = struct.pack("<H", entries) + b"".join(
+        struct.pack("<HHII", 50_000 + number, 7, 100_000, offset) for number in range(entries)
+    )
+    return head + directory + struct.pack("<I", 0) + bytes(100_000)
+
+
+def write_exif(path, form, *blocks):
+    """Write a grey picture with blocks of EXIF."""
+    Image.new("L", (8, 8), 9).save(path, form)
+    content = path.read_bytes()
+    if form == "PNG":
+        at = content.index(b"IDAT") - 4
+        chunks = b"".join(pack_chunk(b"eXIf", block) for block in blocks)
+        path.write_bytes(content[:at] + chunks + content[at:])
+    else:
+        segments = b"".join(
+            b"\xff\xe1" + struct.pack(">H", 8 + len(block)) + b"Exif\0\0" + block
+            for block in blocks
+        )
+        path.write_bytes(content[:2] + segments + content[2:])
+    return path
+
+
+ONE_ENTRY = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, 1, 0)  # upright
+
+
+def test_entries_that_share_their_bytes_are_not_loaded(tmp_path):
+    path = tmp_path / "shared.tif"
+    path.write_bytes(make_shared_directory(7000))
+    with pytest.raises(ArchiveError, match="shared.tif: states more in its directory than it hol"):
+        folder.read_one(path)
+    block = make_shared_directory(700, entries=50)[:60_000]
+    for form, name in (("PNG", "a.png"), ("JPEG", "a.jpg")):
+        path = write_exif(tmp_path / name, form, block)
+        with pytest.raises(ArchiveError, match="states more in its directory than it holds"):
+            folder.read_one(path)
+        assert folder.read_one(write_exif(path, form, ONE_ENTRY)).rows == 8
+    path = write_exif(tmp_path / "two.jpg", "JPEG", ONE_ENTRY, ONE_ENTRY)
+    with pytest.raises(ArchiveError, match="has several blocks of EXIF"):
+        folder.read_one(path)
+
+
+def test_pages_without_end_are_not_counted(tmp_path):
+    path = tmp_path / "pages.tif"
+    Image.new("L", (8, 8), 9).save(path)
+    one = path.read_bytes()
+    assert folder.read_one(path).rows == 8
+    at = int.from_bytes(one[4:8], "little")
+    count = int.from_bytes(one[at : at + 2], "little")
+    end = at + 2 + 12 * count
+    pages = [one[:end] + struct.pack("<I", len(one))]
+    pages += [
+        one[at:end] + struct.pack("<I", len(one) + number * (end - at + 4))
+        for number in range(1, 100_000)
+    ]
+    path.write_bytes(b"".join(pages))
+    with pytest.raises(ArchiveError, match="pages.tif: holds several pages, not one image"):
+        folder.read_one(path)
+
+
+def test_a_directory_that_ends_early_is_named(tmp_path):
+    for content in (b"II", b"II+\0" + bytes(20), b"II*\0\x08\0\0\0\xff\xff"):
+        (tmp_path / "short.tif").write_bytes(content)
+        with pytest.raises(ArchiveError, match="short.tif: .*directory"):
+            folder.read_one(tmp_path / "short.tif")
+
+
+START_OF_FRAME = b"\xff\xc0" + struct.pack(">HBHHB", 11, 8, 64, 64, 1) + bytes(3)
+SCAN = b"\xff\xda" + struct.pack(">HB", 8, 1) + bytes(5)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        b"\xff\x01",
+        b"\xff\xd0",
+        b"\xff\xff",
+        b"\0",
+        b"\xff\xfe\0\1",
+        START_OF_FRAME,
+    ],
+)
+def test_a_stream_that_decoders_read_differently_is_refused(between):
+    compressed.check_stream(b"\xff\xd8" + START_OF_FRAME + SCAN, 64, 64)
+    for stream in (
+        b"\xff\xd8" + between + START_OF_FRAME + SCAN,
+        b"\xff\xd8" + START_OF_FRAME + between + SCAN,
+    ):
+        if stream == b"\xff\xd8" + START_OF_FRAME + SCAN:
+            continue
+        with pytest.raises(Fault, match="do not say how many they are"):
+            compressed.check_stream(stream, 64, 64)
+
+
+def test_a_header_of_many_tiny_elements_is_refused_in_time(tmp_path):
+    path = tmp_path / "many.dcm"
+    dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    dataset.save_as(path)
+    content = path.read_bytes()
+    at = content.index(struct.pack("<HH", 0x7FE0, 0x0010))
+    items = struct.pack("<HHI", 0xFFFE, 0xE000, 0) * 250_000
+    sequence = struct.pack("<HH2sHI", 0x0099, 0x1001, b"SQ", 0, 0xFFFFFFFF) + items
+    sequence = struct.pack("<HH2sH", 0x0099, 0x0010, b"LO", 4) + b"mine" + sequence
+    end = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    path.write_bytes(content[:at] + sequence + end + content[at:])
+    with pytest.raises(ArchiveError, match="its header has more elements than any mammogram's"):
+        dicom.read_header(path)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from tests.full_size import build_without_memory, count_weights
 from tests.updates import assert_follows
 from tfmammo import export
 from tfmammo.errors import ConfigError, ExportError
+from tfmammo.layers import sample_latent_noise
 from tfmammo.models import contextual
 from tfmammo.models.contextual import (
     DISCRIMINATOR_NOISE,
@@ -76,7 +77,7 @@ def patches(size, count=2, seed=2):
 
 
 def noise(network, count=2, seed=3):
-    return tf.constant(contextual.sample_block_noise(count, network.blocks, seed))
+    return tf.constant(sample_latent_noise(count, network.blocks, seed))
 
 
 def test_the_papers_values_are_the_defaults():

@@ -10,6 +10,7 @@ from skimage import measure as regions
 from tests.full_size import build_without_memory, count_each
 from tests.updates import assert_descends, deceive, respond, tell_apart
 from tfmammo.errors import ConfigError
+from tfmammo.layers import sample_latent_noise
 from tfmammo.models import mask_gan
 from tfmammo.models.mask_gan import (
     MaskGAN,
@@ -22,7 +23,6 @@ from tfmammo.models.mask_gan import (
     fit_plausibility,
     is_plausible,
     measure,
-    sample_latent_noise,
 )
 
 SIZE = 16

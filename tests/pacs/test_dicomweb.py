@@ -4,11 +4,13 @@ import datetime
 import ipaddress
 import ssl
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import requests
+from pydicom.dataset import Dataset
 
 from tfmammo.errors import PacsError, PacsUnreachable
 from tfmammo.pacs import nodes
@@ -132,15 +134,46 @@ def test_an_answer_without_end_is_broken_off(monkeypatch):
         open_node(place).retrieve(IMAGE)
 
 
-def test_credentials_do_not_follow_to_another_server(monkeypatch, tmp_path):
+def test_what_comes_drop_by_drop_is_broken_off(monkeypatch):
+    monkeypatch.setattr(dicomweb, "_LONGEST", 1)
+
+    def drip(handler):
+        reply(200, b"[", **{"Content-Length": "1000000"})(handler)
+        try:
+            while True:
+                handler.wfile.write(b" ")
+                time.sleep(0.1)
+        except OSError:
+            return
+
+    with serve(drip) as (place, _), pytest.raises(PacsUnreachable, match="sends too slowly"):
+        open_node(place, timeout=1).list_instances("1.2")
+
+
+@pytest.mark.parametrize(("study", "uid"), [("6.6", "1.4"), ("1.2", "6.6")])
+def test_another_instance_than_the_one_asked_for_is_refused(study, uid):
+    dataset = Dataset()
+    dataset.StudyInstanceUID = study
+    dataset.SOPInstanceUID = uid
+    with pytest.raises(PacsError, match="pacs: sent another instance than the one asked for"):
+        nodes.check_identity(dataset, IMAGE, "pacs")
+
+
+def test_nothing_follows_to_another_server(monkeypatch, tmp_path):
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login quibble password zephyrine\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     with serve(reply()) as (other, heard_there):
-        moved = reply(302, b"", Location=f"http://localhost:{other.rpartition(':')[2]}/x")
-        with serve(moved) as (place, heard):
+        moved = reply(307, b"", Location=f"http://localhost:{other.rpartition(':')[2]}/x")
+        refused = pytest.raises(PacsError, match="redirects to another address, which is not foll")
+        with serve(moved) as (place, heard), refused:
             open_node(place).list_instances("1.2")
-        assert heard[0]["Authorization"] == "Bearer token"
-        assert "Authorization" not in heard_there[0]
+        assert heard[0]["Authorization"] == "Bearer token" and not heard_there
+        monkeypatch.setenv("http_proxy", f"http://{other}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        with serve(reply()) as (place, heard):
+            open_node(place).list_instances("1.2")
+        assert len(heard) == 1 and not heard_there, "without TLS a proxy would read everything"
+        monkeypatch.delenv("http_proxy")
     with serve(reply()) as (place, heard):
         open_node(place, authorization=None).list_instances("1.2")
         assert "Authorization" not in heard[0]

@@ -1,11 +1,15 @@
-"""What a server of DIMSE may do wrong: answers and instances that nobody asked for."""
+"""What a server of DIMSE may do wrong: answers and instances that nobody asked for, or too much."""
 
 from types import SimpleNamespace
 
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation as MAMMOGRAM
+from pydicom.uid import ExplicitVRLittleEndian
 
-from tfmammo.errors import PacsError, PacsUnreachable
+from tests.ports import find_free_port
+from tfmammo.errors import ConfigError, PacsError, PacsUnreachable
+from tfmammo.pacs import nodes
 from tfmammo.pacs.config import PacsConfig, parse_address
 
 dimse = pytest.importorskip("tfmammo.pacs.dimse")
@@ -45,3 +49,48 @@ def test_a_refusal_and_a_lost_association_are_told_apart(node):
         node._check_transfer(answer)
     with pytest.raises(PacsUnreachable, match="the association was lost"):
         node._check_transfer(Dataset())
+
+
+def test_images_come_with_tls_or_not_at_all():
+    address = parse_address("dimse+tls://ANY@127.0.0.1:11112", "--from")
+    with pytest.raises(ConfigError, match="pacs.retrieve: with move the images come without TLS"):
+        dimse.DimseNode(address, PacsConfig(retrieve="move"))
+
+
+@pytest.fixture
+def server():
+    """A server that answers every C-GET with the image 1.4 of study 6.6, of 200,000 bytes."""
+    from pynetdicom import AE, evt
+
+    image = Dataset()
+    image.SOPClassUID = MAMMOGRAM
+    image.SOPInstanceUID = "1.4"
+    image.StudyInstanceUID = "6.6"
+    image.ImageComments = "x" * 10_000
+    image.add_new((0x7FE0, 0x0010), "OB", bytes(200_000))
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+
+    def send_image(_):
+        yield 1
+        yield 0xFF00, image
+
+    node = AE()
+    node.add_supported_context(dimse.GET)
+    node.add_supported_context(MAMMOGRAM, scu_role=True, scp_role=True)
+    port = find_free_port()
+    running = node.start_server(
+        ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_GET, send_image)]
+    )
+    yield parse_address(f"dimse://ANY@127.0.0.1:{port}", "--from")
+    running.shutdown()
+
+
+def test_an_image_of_another_study_and_one_without_end_are_refused(server, monkeypatch):
+    node = dimse.DimseNode(server, PacsConfig(timeout=5))
+    image = nodes.Instance("1.2", "1.3", "1.4", MAMMOGRAM)
+    with pytest.raises(PacsError, match="sent another instance than the one asked for"):
+        node.retrieve(image)
+    monkeypatch.setattr(dimse, "LARGEST", 100_000)
+    with pytest.raises(PacsError, match="127.0.0.1: sends more than 100000 bytes"):
+        node.retrieve(image)

@@ -2,6 +2,7 @@
 detector that knows where to look.
 """
 
+import errno
 import json
 import shutil
 import sys
@@ -21,6 +22,7 @@ from tfmammo.archives import phantom
 from tfmammo.archives.writers import vindr
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, PipelineError
+from tfmammo.evaluation import case
 from tfmammo.models.cgan import CGAN, CGANConfig
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig
 
@@ -208,6 +210,20 @@ def test_a_second_run_replaces_the_first(run, stored, models):
         "overlay.png",
         "report.json",
     ]
+
+
+@pytest.mark.slow
+def test_a_second_run_that_fails_leaves_the_first(run, stored, monkeypatch):
+    ((folder, _),) = run(stored).items()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(case, "write_report", fail)
+    with pytest.raises(OSError, match="No space left"):
+        run(stored)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.slow

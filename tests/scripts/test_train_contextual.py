@@ -12,8 +12,9 @@ import tensorflow as tf
 from tfmammo import config as configuration
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation.validation import validate_contextual
+from tfmammo.layers import sample_latent_noise
 from tfmammo.metrics.classification import roc_auc
-from tfmammo.models.contextual import Contextual, ContextualConfig, sample_block_noise
+from tfmammo.models.contextual import Contextual, ContextualConfig
 from tfmammo.studies import progressive
 
 TINY = [
@@ -153,7 +154,7 @@ def test_a_judge_compares_what_is_kept_with_its_inputs(random_patches, target, l
     model = ContextualConfig(target=target, postprocess={"dilation": 0, "edge": 0})
     functions = {"average": make_average(level)}
     metrics = validate_contextual(functions, patches, patches, model, mean_grey)
-    kept = sample_block_noise(8, 3)[:, 0] > 0
+    kept = sample_latent_noise(8, 3)[:, 0] > 0
     before = steps[:, 0, 0, 0]
     after = before[kept] + level / 2 * 0.25
     labels = np.repeat([0, 1], kept.sum())

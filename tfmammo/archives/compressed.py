@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.encaps import get_frame
 
+from tfmammo.archives.directories import check_jpeg
 from tfmammo.archives.elements import Fault
 
 # start of frame: JPEG of all kinds, JPEG-LS
 _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_SCAN = 0xDA
+_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xDA), 0xFF}
 
 
 def frame(data: bytes) -> bytes:
@@ -79,6 +82,10 @@ def check_stream(stream: bytes, rows: int, cols: int) -> None:
 
     Another image might need any memory.
     """
+    try:
+        check_jpeg(stream)
+    except Fault as fault:
+        raise Fault(f"its compressed pixels are no plain JPEG (it {fault})") from None
     size_and_channels = _find_size(stream)
     if size_and_channels is None:
         raise Fault("its compressed pixels do not say how many they are")
@@ -98,11 +105,17 @@ def _find_size(stream: bytes) -> tuple[int, int, int] | None:
     if stream[:4] == b"\xff\x4f\xff\x51" and len(stream) >= 42:
         right, bottom, left, top = struct.unpack(">4I", stream[8:24])
         return bottom - top, right - left, int.from_bytes(stream[40:42], "big")
+    found = None
     at = 2
     while stream[:2] == b"\xff\xd8" and stream[at : at + 1] == b"\xff" and at + 10 <= len(stream):
         marker, length, rows, cols, channels = struct.unpack(">xBHxHHB", stream[at : at + 10])
+        if marker == _SCAN:
+            return found
+        # Decoders go on differently after a marker without a length, and after a second frame.
+        if marker in _WITHOUT_LENGTH or length < 2 or (found and marker in _FRAME_MARKERS):
+            return None
         if marker in _FRAME_MARKERS:
-            return rows, cols, channels
+            found = rows, cols, channels
         at += 2 + length
     return None
 

@@ -31,6 +31,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset as read_elements
@@ -58,7 +59,17 @@ _MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # the class, and the stem of its multi-frame kin
 _FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
 _LARGEST = 2**27  # pixels; the largest mammograms have 2**25, a damaged header may claim 2**32
+_MOST_READS = (
+    100_000  # of a header, two for each element; pydicom takes 40 us and 80 bytes for each
+)
+_LONGEST_SEQUENCE = 2**20  # bytes; those that are read here have some hundreds
 _UNDEFINED = 2**32 - 1  # the length of compressed pixels
+_SEQUENCES = (
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "AnatomicRegionSequence",
+    "ViewCodeSequence",
+)
 # The words that messages may quote: a damaged header can hold anything in their place.
 _MODALITIES = (
     "CR",
@@ -289,12 +300,16 @@ def _read_header(file: BinaryIO) -> FileDataset:
 
     A deflated file is inflated as a whole, so its pixels are read too.
     """
-    dataset = _inflate(file) or pydicom.dcmread(file, stop_before_pixels=True)
+    dataset = _inflate(file) or pydicom.dcmread(_LimitedReader(file), stop_before_pixels=True)
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None or syntax.is_private or not syntax.is_transfer_syntax:
         raise _Fault("its transfer syntax is missing or unknown")
+    for key in _SEQUENCES:
+        element = dataset.get_item(key) if key in dataset else None
+        if isinstance(element, RawDataElement) and element.length > _LONGEST_SEQUENCE:
+            raise _Fault(f"its {key} is longer than any mammogram's")
     _check_header(dataset)
-    for key in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+    for key in _SEQUENCES[:2]:
         # an enhanced image states here what all others state at the top
         for group in _items(dataset, key):
             for macro in (element for element in group if element.VR == "SQ" and element.value):
@@ -302,6 +317,31 @@ def _read_header(file: BinaryIO) -> FileDataset:
                     if element.tag not in dataset:
                         dataset.add(element)
     return dataset
+
+
+class _LimitedReader:
+    """A file that is read in a limited number of pieces.
+
+    A header of many tiny elements takes much more time and memory than its bytes.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = _MOST_READS
+
+    def read(self, size: int = -1) -> bytes:
+        """Read as a file does.
+
+        Raises:
+            Fault: There were too many pieces before.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise _Fault("its header has more elements than any mammogram's")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def _inflate(file: BinaryIO) -> FileDataset | None:

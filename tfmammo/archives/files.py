@@ -82,7 +82,7 @@ def remove_names(reasons: Mapping[str, str], root: Path | None) -> dict[str, str
         reasons: Reasons by file or image_id.
         root: The archive's folder, which reasons may begin paths with.
     """
-    return {_name_file(file): _remove_paths(reason, root) for file, reason in reasons.items()}
+    return {_name_file(file): remove_paths(reason, root) for file, reason in reasons.items()}
 
 
 def _name_file(file: str) -> str:
@@ -93,7 +93,13 @@ def _name_file(file: str) -> str:
     return make_pseudonym(file) if is_file else file
 
 
-def _remove_paths(reason: str, root: Path | None) -> str:
+def remove_paths(reason: str, root: Path | None) -> str:
+    """Replace paths beneath a folder by pseudonyms, in a sentence.
+
+    Args:
+        reason: The sentence.
+        root: The folder; None leaves the sentence as it is.
+    """
     if root is None:
         return reason
     before, *after = reason.split(f"{root}{os.sep}")

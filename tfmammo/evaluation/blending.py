@@ -33,10 +33,11 @@ from tfmammo.evaluation.perceptual import (
 from tfmammo.evaluation.realism import make_tri_labels
 from tfmammo.evaluation.report import Report
 from tfmammo.evaluation.two_sample import two_sample
+from tfmammo.layers import sample_latent_noise
 from tfmammo.metrics import blending
 from tfmammo.metrics.summary import Measure, Row, Table
 from tfmammo.models.blending import LESION, NORMAL, paste
-from tfmammo.models.mask_gan import clean, sample_latent_noise
+from tfmammo.models.mask_gan import clean
 
 log = logging.getLogger(__name__)
 Images = NDArray[np.float32]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,19 @@ def write_report(content: Mapping[str, Any], output: Path) -> None:
 def _write(
     pipeline: Pipeline, result: PipelineResult, path: Path, digest: str, output: Path
 ) -> None:
-    """Write all files of a mammogram; those of an earlier run are removed first."""
+    """Write all files of a mammogram; those of an earlier run stay until all are written."""
     output.mkdir(parents=True, exist_ok=True)
-    for name in (OVERLAY, REPORT, SEGMENTATION):
-        (output / name).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=output) as made:
+        _write_into(pipeline, result, path, digest, Path(made))
+        for name in (OVERLAY, REPORT, SEGMENTATION):
+            (output / name).unlink(missing_ok=True)
+            if (Path(made) / name).exists():
+                (Path(made) / name).replace(output / name)
+
+
+def _write_into(
+    pipeline: Pipeline, result: PipelineResult, path: Path, digest: str, output: Path
+) -> None:
     write_overlay(draw_overlay(result), output)
     reason = write_segmentation(pipeline, result, path, output)
     content = {

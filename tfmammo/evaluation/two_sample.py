@@ -25,6 +25,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from tfmammo.data.preprocess import resize_image, resize_mask
 from tfmammo.metrics.clustered_auc import has_few_patients
+from tfmammo.metrics.significance import percentile_interval
 from tfmammo.optimization import Adam
 
 Images = NDArray[np.floating]
@@ -223,9 +224,7 @@ class _Area:
         made = counts[:, number[self.made]]
         won = np.einsum("bn,bn->b", real, made @ self.won.T)
         pairs = np.einsum("bn,bn->b", real, made @ self.pairs.T)
-        areas = won[pairs > 0] / pairs[pairs > 0]
-        low, high = np.quantile(areas, [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
+        return percentile_interval(won[pairs > 0] / pairs[pairs > 0], level)
 
 
 def _split(

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from tfmammo.data.patches import Patches
 from tfmammo.export import predict
-from tfmammo.layers import patch_seeds, tri_label, uniform_noise
+from tfmammo.layers import patch_seeds, sample_latent_noise, tri_label, uniform_noise
 from tfmammo.metrics import synthesis
 from tfmammo.metrics.blending import background_error, seam_strength
 from tfmammo.metrics.classification import one_versus_rest, roc_auc
 from tfmammo.metrics.synthesis import sliced_wasserstein
 from tfmammo.models.blending import paste
-from tfmammo.models.contextual import ContextualConfig, sample_block_noise
+from tfmammo.models.contextual import ContextualConfig
 from tfmammo.models.mask_gan import (
     Plausibility,
     clean,
@@ -28,7 +28,6 @@ from tfmammo.models.mask_gan import (
     diversity,
     find_nearest,
     is_plausible,
-    sample_latent_noise,
 )
 from tfmammo.postprocessing import postprocess
 from tfmammo.training.contract import Functions
@@ -218,7 +217,7 @@ def validate_contextual(
     """
     images = held_out.images
     average = functions["average"]
-    noise = sample_block_noise(len(images), average.input_signature[1].shape[1])
+    noise = sample_latent_noise(len(images), average.input_signature[1].shape[1])
     generated = predict(average, {"image": images, "noise": noise})
     is_removal = model.target == "removal"
     refined = postprocess(images, generated["lesion"], model.postprocess, removal=is_removal)

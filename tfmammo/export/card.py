@@ -202,6 +202,28 @@ def sibling(directory: Path, suffix: str) -> Path:
     return directory.with_name(f".{directory.name}.{suffix}")
 
 
+def remove_places(content: Any, key: str = "") -> Any:
+    """Remove places of this machine from what others may be given.
+
+    Keys named root and tracking_uri become null, because a store's address may hold a password. Of
+    any other path that leads out of the current folder only the last part is left.
+
+    Args:
+        content: What JSON can hold.
+        key: Where it stands.
+    """
+    if isinstance(content, dict):
+        return {name: remove_places(value, name) for name, value in content.items()}
+    if isinstance(content, list):
+        return [remove_places(value, key) for value in content]
+    if key in ("root", "tracking_uri"):
+        return None
+    leads_out = isinstance(content, str) and (
+        Path(content).is_absolute() or content.startswith(("~", ".."))
+    )
+    return Path(content).name if leads_out else content
+
+
 def summarize(error: Exception) -> str:
     """Return the message of an error in one line, else the name of its class."""
     return " ".join(str(error).split()) or error.__class__.__name__

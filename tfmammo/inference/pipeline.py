@@ -44,6 +44,7 @@ from tfmammo.data import preprocess, sampling, windows
 from tfmammo.data.tfrecord import read_manifest
 from tfmammo.detection.detections import Detector
 from tfmammo.errors import PipelineError
+from tfmammo.export.card import remove_places
 from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, hold_pixels, trace_borders
 from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.models.shape import SHAPES
@@ -313,6 +314,7 @@ class Pipeline:
 
 
 def _describe_model(handle: str, card: Mapping[str, Any]) -> dict[str, Any]:
+    handle = remove_places(handle)  # results travel
     if not card:
         return {"handle": handle, "card": None}
     digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import tfmammo
 from tfmammo.data import preprocess
+from tfmammo.export.card import remove_places
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineResult
 from tfmammo.mammogram import Box, Lesion, Mammogram
 
@@ -72,8 +73,7 @@ def build_report(result: PipelineResult, pipeline: Pipeline) -> dict[str, Any]:
             for number, finding in enumerate(result.findings, 1)
         ],
         "models": pipeline.describe(),
-        # tracking_uri may hold a password
-        "config": pipeline.config.model_dump(mode="json", exclude={"tracking_uri"}),
+        "config": remove_places(pipeline.config.model_dump(mode="json")),
         "versions": {
             "tfmammo": tfmammo.__version__,
             "tensorflow": tf.__version__,

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tfmammo.metrics.classification import check_scores
 from tfmammo.metrics.clustered_auc import has_few_patients
-from tfmammo.metrics.significance import Estimate
+from tfmammo.metrics.significance import Estimate, percentile_interval
 
 SMALL_RATE = 0.01  # of false positives
 
@@ -52,9 +52,7 @@ def estimate_rate(
         chosen = np.concatenate([rows[n] for n in random.integers(len(names), size=len(names))])
         if positive[chosen].any() and not positive[chosen].all():
             drawn.append(_compute_rate(positive[chosen], values[chosen], rate))
-    tail = (1 - level) / 2
-    low, high = np.quantile(drawn, (tail, 1 - tail))
-    return Estimate(value, float(low), float(high))
+    return Estimate(value, *percentile_interval(drawn, level))
 
 
 def _compute_rate(positive: NDArray[np.bool_], values: NDArray[np.floating], rate: float) -> float:

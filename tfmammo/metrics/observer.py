@@ -27,7 +27,12 @@ from scipy import stats
 
 from tfmammo.metrics.classification import delong_variance, roc_auc, roc_curve
 from tfmammo.metrics.plotting import make_roc_axes, plot_style
-from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate, rule_of_three
+from tfmammo.metrics.significance import (
+    FEWEST_PATIENTS,
+    Estimate,
+    percentile_interval,
+    rule_of_three,
+)
 
 Array = NDArray[np.float64]
 NO_BOUNDS = (np.nan, np.nan)
@@ -151,7 +156,7 @@ def pool_choices(
     pairs_answered = int(answered.any(axis=0).sum())
     if pairs_answered >= FEWEST_PATIENTS:
         has_answers = drawn_answers > 0
-        bounds = _compute_percentiles(drawn_right[has_answers] / drawn_answers[has_answers], level)
+        bounds = percentile_interval(drawn_right[has_answers] / drawn_answers[has_answers], level)
         if count in (0, n):  # every draw is alike, though other pairs might not be
             bounds = _bound_share(pairs_answered if count else 0, pairs_answered, level)
         p = _exchange_test(np.where(answered, 2 * correct - 1, 0).sum(axis=0))
@@ -229,7 +234,7 @@ def pool_ratings(
     sums = (weights * top / np.maximum(bottom, 1)).sum(axis=1)
     bounds = NO_BOUNDS
     if answered.any(axis=0).sum() >= FEWEST_PATIENTS:
-        bounds = _compute_percentiles(sums[has_pairs] / weights.sum(axis=1)[has_pairs], level)
+        bounds = percentile_interval(sums[has_pairs] / weights.sum(axis=1)[has_pairs], level)
         if area in (0, 1):  # every draw is alike, though other cases might not be
             fewest = min(int(answered[:, kind].any(axis=0).sum()) for kind in (truth, ~truth))
             room = rule_of_three(fewest, level)
@@ -297,11 +302,6 @@ def _convert_to_d(share: Estimate, least: float) -> Estimate:
 def _draw_counts(random: np.random.Generator, count: int, samples: int) -> Array:
     """Count how often each of `count` is drawn with replacement, float64 [samples, count]."""
     return random.multinomial(count, np.full(count, 1 / count), size=samples).astype(np.float64)
-
-
-def _compute_percentiles(values: Array, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def _exchange_test(leads: Array) -> float:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from tfmammo.metrics.significance import FEWEST_PATIENTS
+from tfmammo.metrics.significance import FEWEST_PATIENTS, percentile_interval
 
 # tn, fp, fn, tp of n images
 Counts = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
@@ -229,9 +229,7 @@ def crossed_interval(
         weights *= random.multinomial(len(patients), share, samples)[:, places]
     totals = weights.sum(axis=1)
     means = weights[totals > 0] @ numbers / totals[totals > 0]
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, (tail, 1 - tail))
-    return float(low), float(high)
+    return percentile_interval(means, level)
 
 
 @dataclass(frozen=True)

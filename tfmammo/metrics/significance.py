@@ -6,7 +6,7 @@ Statistics 6 (1979) 65.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,19 @@ TESTS: Mapping[Test, str] = {
     "jackknife": "two-sided, Student's t on a jackknife that leaves out one patient at a time",
     "guessing": "two-sided exact test against guessing; every case is of patients of its own",
 }
+
+
+def percentile_interval(
+    drawn: Sequence[float] | NDArray[np.floating], level: float
+) -> tuple[float, float]:
+    """Compute the interval between the percentiles of bootstrap draws.
+
+    Args:
+        drawn: The value of each draw [n].
+        level: Of the interval, in (0, 1).
+    """
+    low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ from tfmammo.layers import (
     SpectralNormalization,
     cached_kernels,
     find_normalized,
+    sample_latent_noise,
     step_seed,
     upsample,
 )
@@ -602,7 +603,7 @@ class Contextual(Trainable):
             batch: "image", float32 [batch, size, size, 1] in [0, 1], as are the panels.
         """
         image = batch["image"]
-        noise = tf.constant(sample_block_noise(len(image), self.average.blocks))
+        noise = tf.constant(sample_latent_noise(len(image), self.average.blocks))
         output = self._synthesize(self.average, image, noise)
         refined = self.refine(np.asarray(image), output["lesion"].numpy())
         return {
@@ -671,11 +672,6 @@ def build_networks(config: ContextualConfig, size: int) -> dict[str, Encoder]:
         "discriminator": Discriminator(config, size),
         "average": average,
     }
-
-
-def sample_block_noise(count: int, blocks: int, seed: int = 0) -> NDArray[np.float32]:
-    """Draw the exported functions' noise inputs: float32 [count, blocks], uniform in [-1, 1]."""
-    return np.random.default_rng(seed).uniform(-1, 1, (count, blocks)).astype(np.float32)
 
 
 def _check(config: ContextualConfig, size: int, grown: bool) -> None:

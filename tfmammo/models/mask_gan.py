@@ -47,7 +47,7 @@ from scipy import ndimage
 
 from tfmammo.config import Frozen
 from tfmammo.export import write_saved_models
-from tfmammo.layers import draw_latent_noise
+from tfmammo.layers import draw_latent_noise, sample_latent_noise
 from tfmammo.losses import log_fake, log_real
 from tfmammo.networks import DCGANConfig, Trainable, dcgan_discriminator, dcgan_generator
 from tfmammo.optimization import build_adam, count_batches, minimize
@@ -193,11 +193,6 @@ class MaskGAN(Trainable):
             return {"logits": self.discriminator(mask * 2 - 1, training=False)}
 
         return {"generator": generator, "discriminator": discriminator}
-
-
-def sample_latent_noise(count: int, z: int, seed: int = 0) -> NDArray[np.float32]:
-    """Draw noise for `generate`: float32 [count, z], uniform in [-1, 1]."""
-    return np.random.default_rng(seed).uniform(-1, 1, (count, z)).astype(np.float32)
 
 
 def clean(

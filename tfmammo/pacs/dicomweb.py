@@ -4,8 +4,9 @@ dicomweb-client speaks the protocol. What it leaves open is set here:
 
 - An answer of more than `nodes.LARGEST` bytes, inflated, is broken off, and so is one that takes
   ten times `pacs.timeout`.
-- A header Authorization goes to the server of the address alone: not where it redirects to, and
-  no ~/.netrc takes its place.
+- Everything goes to the server of the address alone. Where it redirects to is not followed. No
+  ~/.netrc takes the place of a header Authorization. Without TLS no proxy of the environment is
+  asked.
 - Errors name host and status. What the server says is dropped, because it may name a patient.
 """
 
@@ -25,7 +26,7 @@ from tfmammo.archives.elements import text
 from tfmammo.archives.silence import silence
 from tfmammo.errors import PacsError, PacsUnreachable
 from tfmammo.pacs.config import Address, PacsConfig
-from tfmammo.pacs.nodes import LARGEST, MOST_INSTANCES, Instance, encode, make_tls
+from tfmammo.pacs.nodes import LARGEST, MOST_INSTANCES, Instance, check_identity, encode, make_tls
 
 # it logs UIDs and what servers say; retrying, which it calls, logs tracebacks
 logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL + 1)
@@ -61,6 +62,8 @@ class WebNode:
         self._name = address.host
         self._config = config
         self._session = _Session()
+        self._session.max_redirects = 0
+        self._session.trust_env = address.has_tls
         # requests looks into ~/.netrc unless something else authorises
         self._session.auth = _Authorization(authorization)
         if address.has_tls:
@@ -101,8 +104,7 @@ class WebNode:
         uids = (instance.study, instance.series, instance.uid)
         with silence():
             dataset = self._request(lambda: self._client.retrieve_instance(*uids))
-        if text(dataset, "SOPInstanceUID") != instance.uid:
-            raise PacsError(f"{self._name}: sent another instance than the one asked for")
+        check_identity(dataset, instance, self._name)
         return dataset
 
     def store(self, dataset: Dataset) -> None:
@@ -155,6 +157,10 @@ class WebNode:
             status = _get_status(error)
             kind = PacsUnreachable if status in _PASSING else PacsError
             raise kind(f"{self._name}: answered with status {status}") from None
+        except requests.TooManyRedirects:
+            raise PacsError(
+                f"{self._name}: redirects to another address, which is not followed"
+            ) from None
         except requests.exceptions.SSLError:
             raise PacsError(
                 f"{self._name}: its certificate is not trusted; name those that are in pacs.ca"
@@ -171,21 +177,22 @@ class WebNode:
     def _limit(self, response: requests.Response, *_: object, **__: object) -> requests.Response:
         """Make an answer break off that is too long, before any of it is read."""
         deadline = time.monotonic() + _LONGEST * self._config.timeout
-        stream = response.raw.stream
+        raw = response.raw
 
-        def read(*arguments: Any, **options: Any) -> Iterator[bytes]:
-            """Pass the stream's chunks on while size and time last."""
+        def read(amount: int, decode_content: bool = True) -> Iterator[bytes]:
+            """Pass on what arrives, however little, while size and time last."""
             size = 0
-            for chunk in stream(*arguments, **options):
+            while chunk := raw.read1(amount, decode_content=decode_content):
                 size += len(chunk)
                 if size > LARGEST:
                     response.close()
                     raise PacsError(f"{self._name}: sends more than {LARGEST} bytes")
                 if time.monotonic() > deadline:
+                    response.close()
                     raise PacsUnreachable(f"{self._name}: sends too slowly")
                 yield chunk
 
-        response.raw.stream = read
+        raw.stream = read
         return response
 
 

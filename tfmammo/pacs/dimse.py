@@ -46,7 +46,15 @@ from tfmammo.archives.elements import text
 from tfmammo.archives.silence import silence
 from tfmammo.errors import ConfigError, PacsError, PacsUnreachable
 from tfmammo.pacs.config import Address, PacsConfig
-from tfmammo.pacs.nodes import IMAGE_CLASSES, MOST_INSTANCES, Instance, encode, make_tls
+from tfmammo.pacs.nodes import (
+    IMAGE_CLASSES,
+    LARGEST,
+    MOST_INSTANCES,
+    Instance,
+    check_identity,
+    encode,
+    make_tls,
+)
 
 # it logs datasets and what servers say
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
@@ -66,6 +74,7 @@ _COMPRESSED = (
 )
 _PENDING = (0xFF00, 0xFF01)
 _REFUSED = 0x0124  # not authorized
+RECEIVED = "tfmammo_received"  # attribute of an association: bytes that came
 
 
 class DimseNode:
@@ -74,9 +83,16 @@ class DimseNode:
     Args:
         address: Where it is.
         config: Limits, TLS, AE title, and how to fetch.
+
+    Raises:
+        ConfigError: Images would come in clear to an address with TLS.
     """
 
     def __init__(self, address: Address, config: PacsConfig) -> None:
+        if address.has_tls and config.retrieve == "move":
+            raise ConfigError(
+                "pacs.retrieve: with move the images come without TLS; take get for dimse+tls"
+            )
         self._address = address
         self._config = config
         self._name = address.host
@@ -117,6 +133,7 @@ class DimseNode:
                 del self._awaited[instance.uid]
         if dataset is None:
             raise PacsUnreachable(f"{self._name}: did not send the instance that was asked for")
+        check_identity(dataset, instance, self._name)
         return dataset
 
     def store(self, dataset: Dataset) -> None:
@@ -193,7 +210,9 @@ class DimseNode:
             host, _, port = self._config.listen.rpartition(":")
             try:
                 self._listener = node.start_server(
-                    (host, int(port)), block=False, evt_handlers=[(evt.EVT_C_STORE, self._take)]
+                    (host, int(port)),
+                    block=False,
+                    evt_handlers=[(evt.EVT_C_STORE, self._take), (evt.EVT_DATA_RECV, _limit)],
                 )
             except (OSError, OverflowError) as error:
                 raise ConfigError(
@@ -246,7 +265,7 @@ class DimseNode:
                 address.port or 104,
                 ae_title=address.ae_title,
                 ext_neg=roles or [],
-                evt_handlers=handlers or [],
+                evt_handlers=[(evt.EVT_DATA_RECV, _limit), *(handlers or [])],
                 tls_args=(self._tls, address.host) if self._tls else None,
             )
         except (OSError, RuntimeError) as error:
@@ -262,6 +281,8 @@ class DimseNode:
         try:
             yield association
         except ValueError as error:  # pynetdicom's, of a context that was not accepted
+            if isinstance(error, PacsUnreachable) and getattr(association, RECEIVED, 0) > LARGEST:
+                raise PacsError(f"{self._name}: sends more than {LARGEST} bytes") from None
             if isinstance(error, PacsError):
                 raise
             raise PacsError(f"{self._name}: does not offer what was asked for") from None
@@ -278,6 +299,15 @@ class DimseNode:
         entity.network_timeout = self._config.timeout
         entity.connection_timeout = self._config.timeout
         return entity
+
+
+def _limit(event: Any) -> None:
+    """Break an association off that sends more than `LARGEST` bytes."""
+    association = event.assoc
+    received = getattr(association, RECEIVED, 0) + len(event.data)
+    setattr(association, RECEIVED, received)
+    if received > LARGEST:
+        association.dul.socket.close()  # abort() waits for the thread that runs this
 
 
 def _make_query(instance: Instance) -> Dataset:

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from pydicom.dataset import Dataset
 
+from tfmammo.archives.elements import text
 from tfmammo.archives.silence import silence
 from tfmammo.errors import ConfigError, PacsError, PacsUnreachable
 from tfmammo.pacs.config import Address, PacsConfig
@@ -125,6 +126,24 @@ def make_tls(config: PacsConfig) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def check_identity(dataset: Dataset, instance: Instance, name: str) -> None:
+    """Check that what a server sent is what it was asked for, and of the same study.
+
+    Results go to the study that the dataset names.
+
+    Args:
+        dataset: What came.
+        instance: What was asked for.
+        name: The server's, for the message.
+
+    Raises:
+        PacsError: It is another one.
+    """
+    found = (text(dataset, "StudyInstanceUID"), text(dataset, "SOPInstanceUID"))
+    if found != (instance.study, instance.uid):
+        raise PacsError(f"{name}: sent another instance than the one asked for")
 
 
 def encode(dataset: Dataset) -> bytes:

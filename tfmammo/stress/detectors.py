@@ -178,6 +178,9 @@ class EndpointDetector:
         self.url = url
         self.kinds = kinds
         self.timeout = timeout
+        # a proxy of the environment is another machine
+        proxies = urllib.request.ProxyHandler(None if remote else {})
+        self._open = urllib.request.build_opener(proxies).open
 
     def detect(self, mammograms: Sequence[Mammogram]) -> list[Detections]:
         """See StressedDetector."""
@@ -193,7 +196,7 @@ class EndpointDetector:
             self.url, body, {"Content-Type": "application/json"}, method="POST"
         )
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+            with self._open(request, timeout=self.timeout) as answer:
                 content = answer.read(MOST_BYTES + 1)
             lesions = json.loads(content)["predictions"][0]["report"]["lesions"]
             found = [

@@ -21,7 +21,7 @@ from tfmammo.data import sampling
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Skipped, stack_boxes
 from tfmammo.metrics.detection import Matches, match
-from tfmammo.metrics.significance import FEWEST_PATIENTS, holm
+from tfmammo.metrics.significance import FEWEST_PATIENTS, holm, percentile_interval
 from tfmammo.metrics.summary import Table, format_p
 from tfmammo.stress.analysis import fit_curves, name_stimulus
 from tfmammo.stress.config import StressConfig
@@ -143,8 +143,7 @@ def predict(
         finite = np.array([value for value in values if np.isfinite(value)])
         low = high = float("nan")
         if len(finite) > draws / 2:
-            tail = (1 - config.level) / 2
-            low, high = map(float, np.quantile(finite, (tail, 1 - tail)))
+            low, high = percentile_interval(finite, config.level)
         correlation = correlate(scores, recall)
         p = _test_ranks(scores, recall, config.seed)
         predictions.append(Prediction(method, scores, recall, correlation, low, high, p, p, alpha))

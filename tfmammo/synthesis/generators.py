@@ -23,9 +23,10 @@ from pydantic import ValidationError
 from tfmammo import export
 from tfmammo.config import DataConfig
 from tfmammo.errors import DataError, ExportError
+from tfmammo.layers import sample_latent_noise
 from tfmammo.mammogram import LesionKind
 from tfmammo.models import mask_gan
-from tfmammo.models.contextual import ContextualConfig, sample_block_noise
+from tfmammo.models.contextual import ContextualConfig
 from tfmammo.postprocessing import PostprocessConfig, Refined, postprocess
 from tfmammo.synthesis.compositing import measure_gap
 from tfmammo.synthesis.config import NETWORK_INPUTS
@@ -242,7 +243,7 @@ class NoiseGenerator:
         Raises:
             DataError: There is no lesion in it, or one at its border.
         """
-        outputs = self.call(noise=mask_gan.sample_latent_noise(1, self.z, seed))
+        outputs = self.call(noise=sample_latent_noise(1, self.z, seed))
         mask = np.ascontiguousarray(mask_gan.clean(outputs["mask"])[0, ..., 0])
         try:
             measure_gap(mask)
@@ -386,7 +387,7 @@ class LesionGenerator:
             image: float32 [size, size, 1] in [0, 1].
             seed: Seed of its noise.
         """
-        noise = sample_block_noise(1, self.noise_inputs, seed)
+        noise = sample_latent_noise(1, self.noise_inputs, seed)
         return postprocess(
             image[None],
             self.call(image=image[None], noise=noise)["lesion"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,9 +23,11 @@ from pydantic import (
 
 from tfmammo import __version__
 from tfmammo.archives import coco
+from tfmammo.archives.files import remove_paths
 from tfmammo.archives.stored import Stored
 from tfmammo.config import DataConfig, Frozen, describe
 from tfmammo.errors import ArchiveError, ConfigError, DataError
+from tfmammo.export.card import remove_places
 from tfmammo.filesystem import sha256
 from tfmammo.mammogram import (
     Box,
@@ -327,42 +328,24 @@ def _describe_lesion(number: int, lesion: Lesion, mammogram: Mammogram) -> Exist
 
 
 def redact(config: Frozen) -> dict[str, Any]:
-    """Redact a config for a recipe, which others may be given.
-
-    Keys named root and tracking_uri become null, because a store's address may hold a password. Of
-    any other path that leads out of the current folder only the last part is left.
-
-    Returns:
-        What JSON can hold.
-    """
-    content = _remove_places(config.model_dump(mode="json"))
+    """Redact a config for a recipe, which others may be given: `export.card.remove_places`."""
+    content = remove_places(config.model_dump(mode="json"))
     assert isinstance(content, dict)
     return content
 
 
-def _remove_places(content: object, key: str = "") -> object:
-    if isinstance(content, dict):
-        return {name: _remove_places(value, name) for name, value in content.items()}
-    if isinstance(content, list):
-        return [_remove_places(value, key) for value in content]
-    if key in ("root", "tracking_uri"):
-        return None
-    leads_out = isinstance(content, str) and (
-        Path(content).is_absolute() or content.startswith(("~", ".."))
-    )
-    return Path(content).name if leads_out else content  # type: ignore[arg-type]
-
-
 def explain(error: Exception, places: Iterable[Path]) -> str:
-    """Explain why an item can't be made, in a sentence without the folders of archives.
+    """Explain why an item can't be made, in a sentence without the files of archives.
+
+    Their names may be patients', so that pseudonyms take their places.
 
     Args:
         error: What was raised.
-        places: Those folders.
+        places: The archives' folders.
     """
     reason = str(error)
     if not isinstance(error, REASONS):
         reason = f"{error.__class__.__name__}: {error}"
     for place in places:
-        reason = reason.replace(f"{place}{os.sep}", "")
+        reason = remove_paths(reason, place)
     return reason

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tfmammo import export
 from tfmammo.errors import ExportError
-from tfmammo.export.card import PACKED, PLAIN_NAME, summarize
+from tfmammo.export.card import PACKED, PLAIN_NAME, remove_places, summarize
 
 GRAPH = "saved_model.pb"
 WEIGHTS = "weights.npz"
@@ -33,7 +33,7 @@ DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def pack(directory: Path, file: Path, functions: Sequence[str] | None = None) -> None:
-    """Pack an export.
+    """Pack an export. Its card names no place of this machine then.
 
     Args:
         directory: The export.
@@ -51,7 +51,7 @@ def pack(directory: Path, file: Path, functions: Sequence[str] | None = None) ->
     if unknown := sorted(set(names) - set(card["functions"])):
         raise ExportError(f"{directory}: has no function {', '.join(unknown)}")
     kept = {name: card["functions"][name] for name in names}
-    card = card | {"functions": kept, PACKED: True}
+    card = remove_places(card) | {"functions": kept, PACKED: True}
     if card["serves"] not in kept:
         card["serves"] = names[0]
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
