@@ -221,7 +221,7 @@ def test_a_second_run_that_fails_leaves_the_first(run, stored, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(case, "write_report", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(PipelineError, match="No space left"):
         run(stored)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
