@@ -213,6 +213,13 @@ def test_a_second_run_replaces_the_first(run, stored, models):
 
 
 @pytest.mark.slow
+def test_a_detector_of_phantoms_says_so(run, stored, capfd):
+    ((_, report),) = run(stored, detector="models:/zoo/light_head").items()
+    assert any("trained on generated phantoms alone" in remark for remark in report["remarks"])
+    assert "on a real mammogram its result means nothing" in capfd.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_second_run_that_fails_leaves_the_first(run, stored, monkeypatch):
     ((folder, _),) = run(stored).items()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

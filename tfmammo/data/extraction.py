@@ -384,7 +384,10 @@ def _extract_patch(
     height = place[2] - place[0]
     width = place[3] - place[1]
     if not config.pad and (height > mammogram.rows or width > mammogram.cols):
-        raise ValueError("its patch is larger than the mammogram (data.pad=true keeps it)")
+        raise ValueError(
+            "its patch is larger than the mammogram (data.pad=true keeps it; where the images are "
+            "cut around lesions already, data.frame=full)"
+        )
     image = extract_window(preprocessed.image, place, config)
     mask = resize_mask(crop_image(preprocessed.regions, place), config.size, config.size)
     if lesions and not mask.any():

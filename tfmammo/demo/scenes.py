@@ -239,14 +239,18 @@ def _show_insertion(
     if method.arguments:
         arguments = method.arguments.format(**method.editor)
         yield Text("Mammograms with masses by this method, and their annotations:")
-        yield Code(
-            tuple(
+        if method.is_real:
+            commands = [
                 f"tfmammo synthesize {arguments} data.name=folder data.root={case.root} "
                 f"lesions.name=folder lesions.root={other.root} mammograms=all count=1 format=png "
                 f"--output {case.name}-{painter}"
                 for case, other in zip(cases, others, strict=True)
-            )
-        )
+            ]
+        else:  # sizes can't be fitted on the one lesion of a case: phantoms have many
+            commands = [
+                f"tfmammo synthesize {arguments} count=1 format=png --output phantom-{painter}"
+            ]
+        yield Code(tuple(commands))
     else:
         yield Text("At a place that you point to, in the studio:")
         yield Code(("tfmammo studio",))

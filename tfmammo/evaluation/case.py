@@ -50,7 +50,8 @@ def process_file(pipeline: Pipeline, path: Path, output: Path) -> tuple[Path, st
     except OSError as error:
         raise PipelineError(f"{case_folder}: can't be written ({error.strerror})") from None
     labels = [format_label(number, finding) for number, finding in enumerate(result.findings, 1)]
-    return case_folder, "; ".join(labels) or "no lesion found"
+    found = "; ".join(labels) or "no lesion found"
+    return case_folder, " - ".join([found, *pipeline.list_remarks()])
 
 
 def write_overlay(overlay: NDArray[np.uint8], output: Path) -> None:
@@ -111,6 +112,6 @@ def _write_into(
         "input": {"sha256": digest},
         **build_report(result, pipeline),
         "files": {"overlay": OVERLAY, "segmentation": None if reason else SEGMENTATION},
-        "remarks": [reason] if reason else [],
+        "remarks": [*pipeline.list_remarks(), *([reason] if reason else [])],
     }
     write_report(content, output)

@@ -193,6 +193,16 @@ class Pipeline:
             Stage.load(config.classifier, "mask", "shapes", config.tracking_uri),
         )
 
+    def list_remarks(self) -> list[str]:
+        """List what everybody must know who reads this pipeline's results."""
+        data = self.detector.card.get("config", {}).get("data", {})
+        if data.get("name") != "phantom":
+            return []
+        return [
+            "the detector was trained on generated phantoms alone: on a real mammogram its result "
+            "means nothing; name your own by detector=RUN"
+        ]
+
     def predict(self, mammogram: Mammogram) -> PipelineResult:
         """Run every stage on one mammogram.
 

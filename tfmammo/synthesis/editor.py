@@ -355,7 +355,7 @@ def _load_shapes(config: EditorConfig) -> ShapeSource | None:
 
 
 def open_mammogram(
-    path: Path,
+    path: Path | str,
     laterality: Laterality | None = None,
     view: View | None = None,
     spacing: tuple[float, float] | None = None,
@@ -372,7 +372,7 @@ def open_mammogram(
         ArchiveError: No mammogram, a raw one, or one of more than LARGEST px or of a spacing that
             no mammogram has.
     """
-    mammogram = folder.read_one(path)
+    mammogram = folder.read_one(Path(path))
     if mammogram.rows * mammogram.cols > LARGEST:
         raise ArchiveError(
             f"{path}: {mammogram.rows} x {mammogram.cols} px are more than {LARGEST}"

@@ -253,7 +253,8 @@ def fit_sizes(lesions: Iterable[SourceLesion], skipped: Skipped) -> Sizes:
         spacings.append(mammogram.spacing)
     if len(sizes) < 2:
         raise DataError(
-            f"sizes can't be fitted on {len(sizes)} lesions; give sizes.height and sizes.width"
+            f"sizes can't be fitted on {len(sizes)} lesions, which must be two at least; give "
+            "size=[HEIGHT,WIDTH], or sizes.height and sizes.width"
         )
     stated = [spacing for spacing in spacings if spacing]
     in_mm = len(stated) == len(spacings)
