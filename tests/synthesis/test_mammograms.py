@@ -29,6 +29,7 @@ from tests.synthesis_archives import (
 from tests.synthetic_sets import NoiseModel, read_files
 from tfmammo import archives
 from tfmammo.archives import folder as archive
+from tfmammo.archives.files import make_pseudonym
 from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig, dump, parse
 from tfmammo.data import jobs
@@ -541,7 +542,8 @@ def test_an_unreadable_file_is_a_dead_letter(config, tmp_path, folders):
     path.write_bytes(path.read_bytes()[:2000])
     recipes = synthesize(config(data=DataConfig(name="folder", root=copy)), tmp_path / "out")
     (reason,) = [recipe.left_out for recipe in recipes if recipe.left_out]
-    assert reason.startswith("images/000002.png: can't be read as an image")
+    name = make_pseudonym("images/000002.png")
+    assert reason.startswith(f"{name}: can't be read as an image"), "names may be patients'"
 
 
 def test_records_for_the_object_detection_api(config, where, tmp_path):

@@ -226,13 +226,9 @@ class SynthesisConfig(Frozen):
         return self.lesions or self.data
 
     @property
-    def private_folders(self) -> tuple[Path, ...]:
-        """Folders of this machine, which messages leave out."""
-        folders = (
-            self.data.root,
-            self.lesions.root if self.lesions else None,
-            self.shapes.files.parent if self.shapes.files else None,
-        )
+    def archive_folders(self) -> tuple[Path, ...]:
+        """Folders of archives, whose files' names messages leave out."""
+        folders = (self.data.root, self.lesions.root if self.lesions else None)
         return tuple(folder for folder in folders if folder)
 
     @property

@@ -168,7 +168,7 @@ def make(job: Job) -> None:
     except (*REASONS, OSError, cv2.error) as error:
         # A run of days must not end because of one file.
         log.debug("%s", mammogram.image_id, exc_info=True)
-        reason = explain(error, recipe.config.private_folders)
+        reason = explain(error, recipe.config.archive_folders)
         recipe = recipe.model_copy(update={"left_out": reason})
     except Exception as error:
         # A fault of this code. As a dead letter it would quietly cost every item.

@@ -114,13 +114,13 @@ class ShapeFiles:
         path = self.files[random.integers(len(self.files))]
         picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         if picture is None:
-            raise DataError(f"{path}: can't be read as a picture")
+            raise DataError(f"shapes.files: {path.name}: can't be read as a picture")
         threshold = 127 if path.suffix.lower() in (".jpg", ".jpeg") else 0
         region = _clean((picture > threshold).astype(np.uint8))
         try:
             crop_to_mask(region)
         except ValueError as error:
-            raise DataError(f"{path}: {error}") from None
+            raise DataError(f"shapes.files: {path.name}: {error}") from None
         return region, f"file {sha256(path)[:12]}"
 
 

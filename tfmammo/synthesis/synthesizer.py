@@ -222,7 +222,7 @@ class Synthesizer:
             try:
                 placed.append(self._draw_and_place(recipe, target, random))
             except REASONS as error:
-                reason = explain(error, config.private_folders)
+                reason = explain(error, config.archive_folders)
                 if count > 1:
                     reason = f"{len(placed)} of {count} masses fit: {reason}"
                 if len(placed) < config.masses[0]:
