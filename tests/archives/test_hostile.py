@@ -363,6 +363,13 @@ def test_a_stream_that_decoders_read_differently_is_refused(between):
             compressed.check_stream(stream, 64, 64)
 
 
+def test_a_frame_that_a_decoder_does_not_see_counts_for_nothing():
+    # to a decoder a comment of 65,535 bytes; taken for a length, its marker leads to the frame
+    hidden = b"\xff\xd8" + b"\xff\x01" + b"\xff\xfe\xff\xff" + bytes(65_530)
+    with pytest.raises(Fault, match="do not say how many they are"):
+        compressed.check_stream(hidden + START_OF_FRAME + SCAN, 64, 64)
+
+
 def test_a_header_of_many_tiny_elements_is_refused_in_time(tmp_path):
     path = tmp_path / "many.dcm"
     dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
