@@ -464,8 +464,6 @@ def test_a_page_without_a_folder_of_facts_is_an_error_and_writes_nothing(config,
 
 # Facts of earlier settings, with what has changed since.
 OUTDATED = {
-    "blending_fig4": "detectors validated too seldom for a curve",
-    "blending_table1": "as blending_fig4, of the same study",
     "can_fig4": "a picture of one training of each network, where three are planned",
     **dict.fromkeys(
         [f"contextual_{name}" for name in ("fig1", "fig3", "fig4", "fig5", "fig6", "table1")],
