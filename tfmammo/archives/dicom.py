@@ -59,17 +59,11 @@ _MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # the class, and the stem of its multi-frame kin
 _FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
 _LARGEST = 2**27  # pixels; the largest mammograms have 2**25, a damaged header may claim 2**32
-_MOST_READS = (
-    100_000  # of a header, two for each element; pydicom takes 40 us and 80 bytes for each
-)
+_MOST_READS = 100_000  # of a header, two for each element, each of which takes some 40 us
 _LONGEST_SEQUENCE = 2**20  # bytes; those that are read here have some hundreds
 _UNDEFINED = 2**32 - 1  # the length of compressed pixels
-_SEQUENCES = (
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-    "AnatomicRegionSequence",
-    "ViewCodeSequence",
-)
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_SEQUENCES = (*_GROUPS, "AnatomicRegionSequence", "ViewCodeSequence")
 # The words that messages may quote: a damaged header can hold anything in their place.
 _MODALITIES = (
     "CR",
@@ -309,7 +303,7 @@ def _read_header(file: BinaryIO) -> FileDataset:
         if isinstance(element, RawDataElement) and element.length > _LONGEST_SEQUENCE:
             raise _Fault(f"its {key} is longer than any mammogram's")
     _check_header(dataset)
-    for key in _SEQUENCES[:2]:
+    for key in _GROUPS:
         # an enhanced image states here what all others state at the top
         for group in _items(dataset, key):
             for macro in (element for element in group if element.VR == "SQ" and element.value):
