@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -353,6 +354,60 @@ def test_packages_form_no_circle():
 
     for part in targets:
         visit(part, ())
+
+
+@cache
+def defined_names(module: str) -> frozenset[str]:
+    """What a module of the package binds outside its functions and classes."""
+    file = (REPOSITORY / module.replace(".", "/")).with_suffix(".py")
+    file = file if file.is_file() else file.with_suffix("") / "__init__.py"
+    found: set[str] = set()
+    statements: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
+    while statements:
+        node = statements.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        else:
+            statements.extend(ast.iter_child_nodes(node))
+    return frozenset(found)
+
+
+def unknown_imports(source: str, path: str) -> list[str]:
+    """The names that a file imports from the package and that the package does not have. An import
+    inside a long test would otherwise fail where nobody looks in time.
+    """
+    found = []
+    for _, name in imports(ast.parse(source), path):
+        module, _, last = name.rpartition(".")
+        if not within(module, "tfmammo"):
+            continue
+        file = REPOSITORY / name.replace(".", "/")
+        is_module = file.is_dir() or file.with_suffix(".py").is_file()
+        if not is_module and not {last, "__getattr__"} & defined_names(module):
+            found.append(name)
+    return found
+
+
+def test_every_imported_name_exists():
+    found = {}
+    for top in ("tfmammo", "train", "evaluate", "benchmarks", "tests"):
+        for path in (REPOSITORY / top).rglob("*.py"):
+            own = path.relative_to(REPOSITORY).as_posix()
+            # The golden files' maker is run by the version that they are of.
+            if own != "tests/golden/make_previous.py" and (
+                names := unknown_imports(path.read_text(encoding="utf-8"), own)
+            ):
+                found[own] = names
+    assert found == {}
+
+
+def test_a_name_that_is_gone_is_found():
+    source = "def f():\n    from tfmammo.layers import sample_latent_noise, sample_block_noise\n"
+    assert unknown_imports(source, "tests/test_x.py") == ["tfmammo.layers.sample_block_noise"]
 
 
 def tracked_files(repository: Path) -> list[Path]:

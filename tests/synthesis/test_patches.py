@@ -303,7 +303,8 @@ def test_an_export_of_the_model_itself_is_used_by_its_running_average(tmp_path):
     follows from the seed.
     """
     from tfmammo.export import export
-    from tfmammo.models.contextual import Contextual, ContextualConfig, sample_block_noise
+    from tfmammo.layers import sample_latent_noise
+    from tfmammo.models.contextual import Contextual, ContextualConfig
     from tfmammo.postprocessing import postprocess
 
     model_config = ContextualConfig(
@@ -327,7 +328,7 @@ def test_an_export_of_the_model_itself_is_used_by_its_running_average(tmp_path):
         {"p"},
     ) and network.removes_pathology("malignant")
     image = np.random.default_rng(0).random((16, 16, 1)).astype(np.float32)
-    lesion = model.functions()["average"](image=image[None], noise=sample_block_noise(1, 4, 7))[
+    lesion = model.functions()["average"](image=image[None], noise=sample_latent_noise(1, 4, 7))[
         "lesion"
     ].numpy()
     expected = postprocess(image[None], lesion, model_config.postprocess, removal=True)
