@@ -75,6 +75,21 @@ def test_an_unknown_argument_is_an_error_that_helps(capsys, arguments, error):
     assert said(capsys, lambda: parser().parse_with(arguments, jobs.find_unknown_flags)) == error
 
 
+@pytest.mark.parametrize(
+    ("scale", "error"),
+    [
+        ("smal", "there is no smal, did you mean small?"),
+        ("x", "there is no x; there are smoke, small, 7"),
+    ],
+)
+def test_a_wrong_choice_is_told_the_one_that_may_be_meant(capsys, scale, error):
+    made = parser()
+    made.add_argument("--scale", choices=("smoke", "small", 7))
+    assert made.parse_args(["--scale", "small"]).scale == "small"
+    refused = said(capsys, lambda: made.parse_args(["--scale", scale]))
+    assert refused == f"x: error: argument --scale: {error}"
+
+
 @pytest.mark.parametrize("jobs_wanted", ["0", "-1", "1.5", "two", "²"])
 def test_jobs_are_counted(capsys, jobs_wanted):
     made = parser()

@@ -502,9 +502,7 @@ def test_offline_the_error_says_what_to_fetch(tmp_path, monkeypatch, name, make)
         match=rf"{name}: the ImageNet weights can't be downloaded .* fetch {url} elsewhere",
     ) as caught:
         make()
-    assert "set the key of these weights to the file's path, or to none for random ones" in str(
-        caught.value
-    )
+    assert "give the file's path as these weights, or none for random ones" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

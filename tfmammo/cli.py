@@ -240,6 +240,12 @@ class Parser(argparse.ArgumentParser):
             self._refuse(*sort(others))
         return parsed, others
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse what is no choice, with the one that may be meant instead of all."""
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(action, f"there is no {value}{suggest(value, choices)}")
+
     def _refuse(self, unknown: Sequence[str], further: Collection[str] = ()) -> None:
         if unknown:
             options = {*_list_options(self), *further}

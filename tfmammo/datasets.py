@@ -27,7 +27,7 @@ from tfmammo.data.splits import (
     SavedSplit,
     describe,
     held_out_patients,
-    load,
+    load_split_file,
     save,
     split,
 )
@@ -374,4 +374,4 @@ def _list_held_out(patches: Patches, config: DataConfig) -> set[str]:
     with_patches = set(patches.patient_ids.tolist())
     if not config.split_file:
         return with_patches
-    return with_patches | held_out_patients(load(config.split_file), config.fold)
+    return with_patches | held_out_patients(load_split_file(config.split_file), config.fold)

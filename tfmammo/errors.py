@@ -5,6 +5,9 @@ Each message is one sentence that names the file, key or network.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class TfmammoError(ValueError):
     """An error that the user can correct.
@@ -85,3 +88,30 @@ class PacsError(TfmammoError):
 
 class PacsUnreachable(PacsError):
     """A PACS can't be reached now. Another attempt may succeed."""
+
+
+@contextmanager
+def name_key(key: str) -> Iterator[None]:
+    """Name a key of the config in every error that is raised inside.
+
+    An error that names a key of the section `data` names the same key of the section `key`
+    instead. Every other error, unless it names the key itself, gets the key in front.
+
+    Args:
+        key: A section of the fields of `data`, such as "real" or "systems.can"; or a key.
+
+    Examples:
+        >>> with name_key("real"):
+        ...     raise ConfigError("data.root: no such folder: x")
+        Traceback (most recent call last):
+        tfmammo.errors.ConfigError: real.root: no such folder: x
+    """
+    try:
+        yield
+    except TfmammoError as error:
+        message = str(error)
+        if message.startswith("data.") and not key.startswith("data."):
+            message = key + message.removeprefix("data")
+        elif not message.startswith(key):
+            message = f"{key}: {message}"
+        raise type(error)(message) from None

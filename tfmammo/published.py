@@ -227,8 +227,8 @@ def _download(name: str) -> Path:
         )
         raise WeightsError(
             f"{name}: the ImageNet weights can't be downloaded ({summarize(error)}); fetch {url} "
-            f"elsewhere{conversion} and set the key of "
-            "these weights to the file's path, or to none for random ones"
+            f"elsewhere{conversion} and give the file's path as these weights, or none for "
+            "random ones"
         ) from None
     if len(digest) < 32 and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest):
         raise WeightsError(

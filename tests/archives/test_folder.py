@@ -459,7 +459,7 @@ def test_a_bad_mask_is_an_error_when_it_is_wanted(small, pixels, reason):
 @pytest.fixture
 def nothing_said():
     """A folder's odd files are spoken of once in a process."""
-    pictures._advise.cache_clear()
+    pictures._advised.clear()
 
 
 @pytest.mark.usefixtures("nothing_said")
@@ -475,8 +475,8 @@ def test_a_resampled_mask_is_cut_at_half_and_that_is_said_once(small, caplog):
         one, other = read(small)[0]
         assert one.lesions[0].box == other.lesions[0].box == (12, 7, 28, 23)
     assert [record.getMessage() for record in caplog.records] == [
-        "masks: masks of more than two grey values are cut at half of the highest: resampled, or "
-        "JPEG"
+        "masks/a.png, and maybe others: masks of more than two grey values are cut at half of the "
+        "highest: resampled, or JPEG"
     ]
 
 
@@ -498,11 +498,11 @@ def test_values_that_use_little_of_16_bits_are_spoken_of_once(tmp_path, caplog):
         for record in folder.read(tmp_path):
             record.pixels()
     assert [record.getMessage() for record in caplog.records] == [
-        "images: values use 6 % of 16 bits; state bits=12 in metadata.csv"
+        "images/a.png, and maybe others: values use 6 % of 16 bits; state bits=12 in metadata.csv"
     ]
     table(tmp_path, "file,patient,bits", "a.png,p,12", "b.png,q,12")
     caplog.clear()
-    pictures._advise.cache_clear()
+    pictures._advised.clear()
     with caplog.at_level(logging.WARNING):
         for record in folder.read(tmp_path):
             record.pixels()
@@ -563,14 +563,17 @@ def test_a_file_twice_in_two_spellings_is_read_once(small):
 
 def test_unkeyed_pseudonyms_of_patients_are_spoken_of(small, caplog, monkeypatch):
     monkeypatch.delenv("TFMAMMO_ID_KEY", raising=False)
+    folder._speak_of_unkeyed_pseudonyms.cache_clear()
     with caplog.at_level(logging.INFO, "tfmammo"):
         folder.read(small)
-    assert "unkeyed hashes" in caplog.text and "set TFMAMMO_ID_KEY" in caplog.text
+        folder.read(small)
+    assert caplog.text.count("hashes without a key") == 1 and "set TFMAMMO_ID_KEY" in caplog.text
+    folder._speak_of_unkeyed_pseudonyms.cache_clear()
     caplog.clear()
     monkeypatch.setenv("TFMAMMO_ID_KEY", "a secret")
     with caplog.at_level(logging.INFO, "tfmammo"):
         folder.read(small)
-    assert "unkeyed" not in caplog.text
+    assert "without a key" not in caplog.text
 
 
 def test_masks_of_normal_images_are_not_looked_at(small):

@@ -165,3 +165,9 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, words):
         command.main(arguments)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and words in error and error.count("\n") == 1
+
+
+def test_an_archive_without_a_folder_is_no_phantom(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["inbreast"])
+    assert "root is missing: the folder of inbreast" in capsys.readouterr().err

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tfmammo.config import DataConfig
-from tfmammo.errors import ConfigError
+from tfmammo.errors import ConfigError, ExportError
 from tfmammo.evaluation.comparison import Network
 
 
@@ -28,3 +29,11 @@ def test_settings_of_a_training_alone_are_dropped():
     assert make_network(records="shards").merge_data({"root": "archive"}).records is None
     with pytest.raises(ConfigError, match="with what the card of run says: siz: unknown key"):
         network.merge_data({"siz": 3})
+
+
+def test_patches_of_another_size_are_refused_by_their_key():
+    network = make_network(size=64)
+    with pytest.raises(
+        ExportError, match=r"^data\.size: run takes patches of 64 px, these have 32$"
+    ):
+        network.run("image", "mask", np.zeros((1, 32, 32, 1), np.float32))

@@ -40,7 +40,10 @@ SHOWN = 10  # reasons of left-out files on the screen; --skipped writes them all
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the archive, print its summary, draw its contact sheet."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.root is None and options.name != "phantom":
+        parser.error(f"root is missing: the folder of {options.name}")
 
     def look() -> None:
         """Read and print; `cli.run` reports what it raises."""

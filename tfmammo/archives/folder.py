@@ -56,7 +56,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -497,6 +497,16 @@ def _find_details(row: Row, lesions: int) -> dict[str, Any]:
 # Images
 
 
+@cache
+def _speak_of_unkeyed_pseudonyms() -> None:
+    """Say it once in a process, however many folders it reads."""
+    log.info(
+        "pseudonyms of patients are hashes without a key: whoever has a list of the patients' "
+        "numbers can undo them; with private data set %s to a secret text first",
+        ID_KEY,
+    )
+
+
 def _make_mammograms(folder: _Folder) -> Iterator[Mammogram]:
     has_patients = any("patient" in row for row in folder.rows.values())
     if not has_patients:
@@ -506,11 +516,7 @@ def _make_mammograms(folder: _Folder) -> Iterator[Mammogram]:
         )
         log.warning("%s: %s", folder.root.name, reason)
     elif not is_keyed():
-        log.info(
-            "patients are told apart by unkeyed hashes, which a list of names or numbers undoes; "
-            "of private data set %s",
-            ID_KEY,
-        )
+        _speak_of_unkeyed_pseudonyms()
     for image, path in folder.images.items():
         if folder.listed_only and image not in folder.coco:
             folder.counts["images that annotations.json does not list"] += 1

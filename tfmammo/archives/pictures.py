@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from tfmammo.archives.stored import unused_range
 from tfmammo.errors import ArchiveError
 
 log = logging.getLogger(__name__)
+_advised: set[tuple[Path, str]] = set()  # of which folder something was said already
 
 # Pillow knows many more, some of which run other programs
 _FORMATS = ("PNG", "TIFF", "JPEG", "PPM", "BMP")
@@ -151,7 +151,7 @@ def read_pixels(path: Path, bits: int | None) -> NDArray[np.float32]:
             )
         values = full - values if inverted else values
         if bits is None and (advice := unused_range(int(values.max()), full)):
-            _advise(path.parent, advice)
+            _advise(path, "bits", advice)
         return (values.astype(np.float32) / np.float32(full))[..., np.newaxis]
 
 
@@ -196,7 +196,8 @@ def read_mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
         raise ArchiveError(f"{path}: marks nothing")
     if not np.all((values == lowest) | (values == highest)):
         _advise(
-            path.parent,
+            path,
+            "masks",
             "masks of more than two grey values are cut at half of the highest: resampled, or JPEG",
         )
         return (2 * values >= highest).astype(np.uint8)
@@ -229,7 +230,8 @@ def read_labels(path: Path, rows: int, cols: int) -> NDArray[np.int32]:
         return np.asarray(picture).astype(np.int32)
 
 
-@cache
-def _advise(folder: Path, advice: str) -> None:
-    """Log what is odd about a folder's files, once."""
-    log.warning("%s: %s", folder.name, advice)
+def _advise(path: Path, topic: str, advice: str) -> None:
+    """Log what is odd about a file, once for all files of its folder."""
+    if (path.parent, topic) not in _advised:
+        _advised.add((path.parent, topic))
+        log.warning("%s/%s, and maybe others: %s", path.parent.name, path.name, advice)

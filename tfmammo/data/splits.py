@@ -24,7 +24,7 @@ from tfmammo.config import DataConfig, Frozen
 from tfmammo.data.paper_split import split_as_in_paper
 from tfmammo.data.patches import SEVERITY, Patches, Splittable, worst_pathology
 from tfmammo.data.sampling import shape_class
-from tfmammo.errors import DataError, LeakError
+from tfmammo.errors import DataError, LeakError, name_key
 from tfmammo.mammogram import Mammogram, key_check, key_fault
 
 # in DDSM, which has 76, 115, 473 and 504 of them
@@ -158,7 +158,9 @@ def split(patches: SplittableT, config: DataConfig) -> tuple[SplittableT, Splitt
             config.seed,
         )
     if config.split_file:
-        train, held_out = split_by_file(patches.patient_ids, load(config.split_file), config)
+        train, held_out = split_by_file(
+            patches.patient_ids, load_split_file(config.split_file), config
+        )
     elif config.split == "official":
         train, held_out = split_officially(patches.patient_ids, patches.official_splits)
     else:
@@ -271,7 +273,9 @@ def halve(held_out: Patches, archive: Mammograms, config: DataConfig) -> tuple[P
     """
     if config.split_file:  # which may know fewer patients, as those of one kind of lesion
         archive = archive.take(
-            np.flatnonzero(np.isin(archive.patient_ids, sorted(load(config.split_file).patients)))
+            np.flatnonzero(
+                np.isin(archive.patient_ids, sorted(load_split_file(config.split_file).patients))
+            )
         )
     _, others = split(archive, config)
     rows, _ = split_by_patient(others.patient_ids, 2, 0, config.seed, others.pathologies)
@@ -357,7 +361,7 @@ def describe(patches: Splittable, config: DataConfig, archive: str) -> SavedSpli
         Every patient's place; with config.split_file, what that file says.
     """
     if config.split_file:
-        return load(config.split_file)
+        return load_split_file(config.split_file)
     content: dict[str, str | int | None] = {
         "archive": archive,
         "split": config.split,
@@ -387,6 +391,12 @@ def save(path: Path, saved: SavedSplit) -> None:
     """Write a split as JSON, its hash beside it under "sha256"."""
     content = saved.model_dump(mode="json") | {"sha256": saved.digest()}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def load_split_file(path: Path) -> SavedSplit:
+    """Read the file of `data.split_file`; see `load`."""
+    with name_key("data.split_file"):
+        return load(path)
 
 
 def load(path: Path) -> SavedSplit:

@@ -224,6 +224,11 @@ class Network:
             ExportError: The network can't be read, or takes patches of another size.
             DataError: The output has another shape or other values.
         """
+        size = self.card.get("config", {}).get("data", {}).get("size", values.shape[1])
+        if size != values.shape[1]:
+            raise ExportError(
+                f"data.size: {self.uri} takes patches of {size} px, these have {values.shape[1]}"
+            )
         call: Callable[..., Any] = (
             export.load(self.folder, self.function) if self.function else _load(self.folder)
         )

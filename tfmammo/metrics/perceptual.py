@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tfmammo import pretrained, published
+from tfmammo.errors import name_key
 from tfmammo.metrics.significance import FEWEST_PATIENTS, rule_of_three
 
 Floats = NDArray[np.floating]
@@ -52,8 +53,10 @@ class LPIPS:
     """
 
     def __init__(self, alexnet: str = "imagenet", heads: str = "published") -> None:
-        self.network = pretrained.alexnet(alexnet)
-        self.heads = pretrained.lpips_heads(heads)
+        with name_key("alexnet"):
+            self.network = pretrained.alexnet(alexnet)
+        with name_key("heads"):
+            self.heads = pretrained.lpips_heads(heads)
         backbone = published.identify("alexnet", alexnet)
         calibration = published.identify("LPIPS heads", heads)
         notes = []
@@ -153,7 +156,8 @@ class Inception:
     """
 
     def __init__(self, weights: str = "imagenet") -> None:
-        self.network = pretrained.inception(weights)
+        with name_key("inception"):
+            self.network = pretrained.inception(weights)
         self._call = tf.function(
             lambda images: self.network(images, training=False),
             input_signature=[tf.TensorSpec([None, None, None, 1], tf.float32)],

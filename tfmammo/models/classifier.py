@@ -34,7 +34,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from tfmammo import pretrained
 from tfmammo.config import Frozen
-from tfmammo.errors import ConfigError
+from tfmammo.errors import ConfigError, name_key
 from tfmammo.layers import step_seed
 from tfmammo.networks import Trainable, resnet_stages
 from tfmammo.optimization import build_adam, count_batches, minimize, unwrap
@@ -135,7 +135,8 @@ class Classifier(Trainable):
             )
         self.network = resnet(size, config.filters, config.blocks, config.momentum)
         if config.weights != "none":
-            adopt(self.network, pretrained.resnet50(config.weights))
+            with name_key("model.weights"):
+                adopt(self.network, pretrained.resnet50(config.weights))
         self.networks = {"classifier": self.network}
         self.optimizers = build_adam(
             self.networks, config.learning_rate, config.beta_1, config.beta_2

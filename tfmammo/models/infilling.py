@@ -61,7 +61,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from tfmammo.config import Frozen
 from tfmammo.convolutions import Convolution
-from tfmammo.errors import ConfigError
+from tfmammo.errors import ConfigError, name_key
 from tfmammo.layers import FULL, GroupNormalization, patch_seeds, tri_label, uniform_noise
 from tfmammo.losses import Average, l1, log_fake, log_real
 from tfmammo.networks import PIX2PIX_FILTERS, Network, PatchDiscriminator, Trainable, UNet256
@@ -257,7 +257,8 @@ class Infilling(Trainable):
             config.channels + 1, strided, filters, size, "discriminator"
         )
         # in no checkpoint and no export
-        self.feature_extractor = vgg19(config.weights, FEATURE_LAYERS[config.feature_layers])
+        with name_key("model.weights"):
+            self.feature_extractor = vgg19(config.weights, FEATURE_LAYERS[config.feature_layers])
         self.grey_scale = _grey_scale(self.feature_extractor)
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimizers = build_adam(

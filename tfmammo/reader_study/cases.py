@@ -20,7 +20,7 @@ from tfmammo import datasets
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data.patches import Patches
 from tfmammo.data.patients import PATIENTS, Patients
-from tfmammo.errors import DataError
+from tfmammo.errors import DataError, name_key
 from tfmammo.mammogram import hash_id, key_fault
 
 REAL: Final = "real"  # stands for the real lesions wherever systems are named
@@ -165,12 +165,14 @@ def load_sources(config: ReaderStudyConfig) -> dict[str, Source]:
         ArchiveError: An archive can't be read.
         DataError: A set is damaged, or shows no synthetic lesion.
     """
-    real = datasets.load_all_patches(config.real)
+    with name_key("real"):
+        real = datasets.load_all_patches(config.real)
     patients = [frozenset([patient]) for patient in real.patient_ids.tolist()]
     sources = {REAL: Source(real, patients)}
     for name, data in config.systems.items():
         assert data.root
-        sources[name] = _load_synthetic(datasets.load_all_patches(data), data.root)
+        with name_key(f"systems.{name}"):
+            sources[name] = _load_synthetic(datasets.load_all_patches(data), data.root)
         if sources[name].patches.images.shape[1:] != real.images.shape[1:]:
             raise DataError(
                 f"systems.{name}: its patches have another size than the patches of real"

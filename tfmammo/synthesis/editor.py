@@ -27,7 +27,7 @@ from tfmammo.archives import coco, folder
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.errors import ArchiveError, DataError
+from tfmammo.errors import ArchiveError, DataError, name_key
 from tfmammo.mammogram import Box, Laterality, LesionKind, Mammogram, Skipped, View
 from tfmammo.synthesis import generators, patch_insertion
 from tfmammo.synthesis.config import (
@@ -339,8 +339,9 @@ class Editor:
 
 
 def _load_lesions(lesions: DataConfig) -> LesionBank:
-    mammograms = archives.read_mammograms(lesions, Skipped())
-    return LesionBank.select(select_lesions(mammograms, lesions), lesions)
+    with name_key("lesions"):
+        mammograms = archives.read_mammograms(lesions, Skipped())
+        return LesionBank.select(select_lesions(mammograms, lesions), lesions)
 
 
 def _load_shapes(config: EditorConfig) -> ShapeSource | None:
@@ -349,8 +350,9 @@ def _load_shapes(config: EditorConfig) -> ShapeSource | None:
         folder = generators.resolve_handle(config.gan, config.tracking_uri)
         return GeneratedShapes(generators.load_mask_generator(folder))
     if config.lesions:
-        mammograms = archives.read_mammograms(config.lesions, Skipped())
-        return RealOutlines.select(select_lesions(mammograms, config.lesions), config.lesions)
+        with name_key("lesions"):
+            mammograms = archives.read_mammograms(config.lesions, Skipped())
+            return RealOutlines.select(select_lesions(mammograms, config.lesions), config.lesions)
     return None
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from tfmammo import archives
 from tfmammo.config import DataConfig
 from tfmammo.data import sampling, splits
-from tfmammo.errors import ConfigError, DataError
+from tfmammo.errors import ConfigError, DataError, name_key
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 from tfmammo.synthesis.config import PatientsConfig, Sizes, SynthesisConfig
 
@@ -87,7 +87,8 @@ class PatientSubset:
         if config is None:
             return PatientSubset()
         file = config.split_file
-        split = splits.load(file)
+        with name_key("patients.split_file"):
+            split = splits.load(file)
         if split.archive not in archive_names:
             names = " or ".join(sorted(set(archive_names)))
             raise DataError(f"{file}: is of {split.archive}, not of {names}")
@@ -198,8 +199,9 @@ class Sources:
             DataError: See PatientSubset.
         """
         data = self.config.lesion_data
-        mammograms = self.patients.select(self._indexes.read(data), data.archive_name)
-        return select_lesions(mammograms, data)
+        with name_key("lesions" if self.config.lesions else "data"):
+            mammograms = self._indexes.read(data)
+        return select_lesions(self.patients.select(mammograms, data.archive_name), data)
 
 
 def _is_suitable(mammogram: Mammogram, config: SynthesisConfig) -> bool:

@@ -27,7 +27,7 @@ import tensorflow as tf
 from tfmammo import datasets, export, filesystem, optimization
 from tfmammo.config import Experiment, TrainingConfig
 from tfmammo.data.patches import Patches, PatchSource
-from tfmammo.errors import Interrupted, TrainingError
+from tfmammo.errors import Interrupted, TrainingError, name_key
 from tfmammo.tracking import models, runs
 from tfmammo.tracking.runs import Run
 from tfmammo.training import contract, devices, folder, workers
@@ -209,11 +209,12 @@ class _Training:
         folder.check_nothing_lost(self.task.output)
         seen_patients = set(self.task.seen_patients)
         if self.config.initial:
-            initial = models.resolve(self.config.initial, self.experiment.tracking.uri)
-            export.assign(self.model.networks, initial)
-            card = export.read_card(initial)
-            if "train_patients" in card:
-                seen_patients |= export.get_training_patients(card, initial)
+            with name_key("training.initial"):
+                initial = models.resolve(self.config.initial, self.experiment.tracking.uri)
+                export.assign(self.model.networks, initial)
+                card = export.read_card(initial)
+                if "train_patients" in card:
+                    seen_patients |= export.get_training_patients(card, initial)
         return seen_patients
 
     def _claim_folder(self, seen_patients: set[str] | None) -> None:
