@@ -214,7 +214,7 @@ class Network:
         Args:
             source: Name of the input.
             target: Name of the output.
-            values: float32 [n, s, s, 1] in [0, 1].
+            values: float32 [n, s, s, 1] in [0, 1], or noise [n, z].
             shape: Shape of one output; None: (s, s, 1).
 
         Returns:
@@ -225,7 +225,7 @@ class Network:
             DataError: The output has another shape or other values.
         """
         size = self.card.get("config", {}).get("data", {}).get("size", values.shape[1])
-        if size != values.shape[1]:
+        if values.ndim == 4 and size != values.shape[1]:  # noise has no size
             raise ExportError(
                 f"data.size: {self.uri} takes patches of {size} px, these have {values.shape[1]}"
             )
