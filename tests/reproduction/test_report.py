@@ -465,10 +465,6 @@ def test_a_page_without_a_folder_of_facts_is_an_error_and_writes_nothing(config,
 # Facts of earlier settings, with what has changed since.
 OUTDATED = {
     "can_fig4": "a picture of one training of each network, where three are planned",
-    **dict.fromkeys(
-        [f"contextual_{name}" for name in ("fig1", "fig3", "fig4", "fig5", "fig6", "table1")],
-        "added masses trained for half as long",
-    ),
     "infilling_fig6": "without 400 copies, and validated too seldom for a curve",
     "infilling_fig8": "as infilling_fig6, of the same study",
     "segmenters": "trainings in folders without their seed",
