@@ -164,7 +164,7 @@ def test_the_methods_have_every_number(finished):
 def test_networks_of_another_patch_size_are_refused(finished):
     wanted, output, _ = finished
     other = wanted.model_copy(update={"data": DataConfig(**{**DATA, "size": 64})})
-    with pytest.raises(ExportError, match=r"must have the shape \[n, 32, 32, 1\]"):
+    with pytest.raises(ExportError, match=r"data.size: .* takes patches of 32 px, these have"):
         segmenters.write_comparison(other, output)
 
 

@@ -315,7 +315,7 @@ def test_the_bank_holds_what_is_asked_for(on_disk, tmp_path):
                 update={"lesions": on_disk.model_copy(update={"kinds": ("calcification",)})}
             )
         )
-    with pytest.raises(ConfigError, match="data.root: no such folder"):
+    with pytest.raises(ConfigError, match="lesions.root: no such folder"):
         load_bank(
             config.model_copy(
                 update={"lesions": on_disk.model_copy(update={"root": tmp_path / "no"})}
