@@ -158,9 +158,8 @@ def split(patches: SplittableT, config: DataConfig) -> tuple[SplittableT, Splitt
             config.seed,
         )
     if config.split_file:
-        train, held_out = split_by_file(
-            patches.patient_ids, load_split_file(config.split_file), config
-        )
+        saved = load_split_file(config.split_file)
+        train, held_out = split_by_file(patches.patient_ids, saved, config)
     elif config.split == "official":
         train, held_out = split_officially(patches.patient_ids, patches.official_splits)
     else:
@@ -272,11 +271,8 @@ def halve(held_out: Patches, archive: Mammograms, config: DataConfig) -> tuple[P
         DataError: The archive holds out a single patient, or a half is empty.
     """
     if config.split_file:  # which may know fewer patients, as those of one kind of lesion
-        archive = archive.take(
-            np.flatnonzero(
-                np.isin(archive.patient_ids, sorted(load_split_file(config.split_file).patients))
-            )
-        )
+        known = sorted(load_split_file(config.split_file).patients)
+        archive = archive.take(np.flatnonzero(np.isin(archive.patient_ids, known)))
     _, others = split(archive, config)
     rows, _ = split_by_patient(others.patient_ids, 2, 0, config.seed, others.pathologies)
     validates = np.isin(held_out.patient_ids, others.patient_ids[rows])

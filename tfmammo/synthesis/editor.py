@@ -43,7 +43,7 @@ from tfmammo.synthesis.placement import TargetMammogram
 from tfmammo.synthesis.provenance import Recipe, collect_versions, describe_source
 from tfmammo.synthesis.renderers import make_renderer
 from tfmammo.synthesis.shapes import GeneratedShapes, NamedShapes, RealOutlines, ShapeSource
-from tfmammo.synthesis.sources import select_lesions
+from tfmammo.synthesis.sources import SourceLesion, select_lesions
 from tfmammo.synthesis.synthesizer import Synthesizer
 
 SPACING = (0.005, 2.0)  # mm per px that a mammogram may have, by far
@@ -338,10 +338,18 @@ class Editor:
         return EditResult(mammogram, stored, after, mask, patch.mask_box, kind, recipe)
 
 
+@name_key("lesions")
 def _load_lesions(lesions: DataConfig) -> LesionBank:
-    with name_key("lesions"):
-        mammograms = archives.read_mammograms(lesions, Skipped())
-        return LesionBank.select(select_lesions(mammograms, lesions), lesions)
+    return LesionBank.select(_read_lesions(lesions), lesions)
+
+
+@name_key("lesions")
+def _load_outlines(lesions: DataConfig) -> RealOutlines:
+    return RealOutlines.select(_read_lesions(lesions), lesions)
+
+
+def _read_lesions(lesions: DataConfig) -> tuple[SourceLesion, ...]:
+    return select_lesions(archives.read_mammograms(lesions, Skipped()), lesions)
 
 
 def _load_shapes(config: EditorConfig) -> ShapeSource | None:
@@ -350,9 +358,7 @@ def _load_shapes(config: EditorConfig) -> ShapeSource | None:
         folder = generators.resolve_handle(config.gan, config.tracking_uri)
         return GeneratedShapes(generators.load_mask_generator(folder))
     if config.lesions:
-        with name_key("lesions"):
-            mammograms = archives.read_mammograms(config.lesions, Skipped())
-            return RealOutlines.select(select_lesions(mammograms, config.lesions), config.lesions)
+        return _load_outlines(config.lesions)
     return None
 
 
