@@ -2,7 +2,7 @@
 
 python benchmarks/gpu.py export FOLDER --model can unet [--precision bfloat16]
 python benchmarks/gpu.py compare FOLDER [--rounds 5] [--seconds 2] [--minutes 8] [--faster ...]
-python benchmarks/gpu.py pack NNUNET DATA.npz
+python benchmarks/gpu.py pack RUN/export DATA.npz
 python benchmarks/gpu.py train FOLDER/can-bfloat16 DATA.npz OUT [--steps 210000] [--minutes 8]
 [--seed 0]
 python benchmarks/gpu.py write OUT/weights.npz RUN/export DIR
@@ -13,15 +13,18 @@ the model's functions to StableHLO. Weights are described, not stored: CAN's sta
 compare (needs JAX and PyTorch) draws weights by that description for both sides, compares the
 losses of the first step, and lets the two take turns. Dropout is off on both sides. The steps of
 the contextual GAN, blending, SegNet and Light-Head R-CNN are none that XLA takes.
-pack puts patches that `tfmammo export nnunet` wrote, with an official test set, into one file, and
-their patients.
-train (needs JAX) trains from such weights on its `image` and `mask`, uint8 [n, size, size], in the
-eight symmetries, 500 steps at a time without leaving the GPU, and answers for `test_image` and
-`test_mask` by each network of images. The same command goes on where --minutes, --steps or Ctrl-C
-ended. Other weights, patches or seeds are refused.
+pack (needs tfmammo) puts the patches of a short run, with those that it held out, into one file,
+and their patients.
+train (needs JAX) trains from such weights on its `image` and `mask`, uint16 and uint8 [n, size,
+size], each once an epoch, in the eight symmetries, 500 steps at a time without leaving the GPU. It
+answers for `test_image` and `test_mask` by each network of images. Infilling is validated besides
+(which needs scikit-image): curve.csv has the SSIM of held-out masses, and weights.npz the best
+weights instead of the last ones. The same command goes on where --minutes, --steps or Ctrl-C ended.
+Other weights, patches or seeds are refused.
 Several processes share a GPU: start NVIDIA's MPS daemon first (nvidia-cuda-mps-control -d).
 write (needs tfmammo) makes an export of the weights, which evaluate/ and the report's `trained`
-take. It has the card of a short run, which must be of the same model, size, batch and patients.
+take, with the curve beside its card. It has the card of the short run, which must be of the same
+model, size, batch and patients.
 masks writes an answer as label maps, which evaluate/segmentation.py takes as the model masks:DIR.
 """
 
@@ -34,6 +37,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import time
@@ -46,12 +50,16 @@ import step as steps
 from processes import MeasuredProcess, serve
 
 XLA = ("can", "unet", "cgan", "infilling", "fcn8s", "classifier", "mask_gan", "flow")
-# Models whose networks start from normal numbers alone. Others' special weights would be lost:
-# bilinear kernels of FCN-8s, VGG-19 of infilling, the flow's average.
-TRAINED = ("can", "pix2pix", "unet")
+# Models whose trained networks start from normal numbers alone. Others' special weights would be
+# lost: bilinear kernels of FCN-8s, the flow's average.
+TRAINED = ("can", "infilling", "pix2pix", "unet")
+FROZEN = "feature_extractor"  # the network of infilling that a training leaves as it is
+MEASURED = "infill"  # the function whose images are compared with the real ones
 # An output that may take the memory of a parameter is the variable's new value.
 ALIAS = re.compile(r"parameter_number = (\d+) : i64\}, output_index = array<i64: (\d+)>")
 ANSWERED = 8  # patches that a function takes
+LOSSES = "losses.csv"
+CURVE = "curve.csv"  # of a validated training
 CHUNK = 500  # steps that the device takes by itself
 PRECISIONS = {"bfloat16": "mixed_bfloat16", "float32": "float32"}  # name of a folder -> of Keras
 TYPES = {"f32": np.dtype(np.float32), "i64": np.dtype(np.int64), "i32": np.dtype(np.int32)}
@@ -70,7 +78,9 @@ def main() -> None:
     command.add_argument("--size", type=int, help="px (the paper's)")
     command.add_argument("--batch", type=int, help="patches (the paper's)")
     command.add_argument("--config", type=json.loads, default={}, metavar="JSON")
-    command.add_argument("--dropout", action="store_true", help="for a training, D of 16 px")
+    command.add_argument(
+        "--dropout", action="store_true", help="for a training: D of 16 px, VGG-19"
+    )
     command.set_defaults(run=lambda options: [export(options, name) for name in options.model])
     command = commands.add_parser("compare")
     command.add_argument("folder", type=Path)
@@ -81,7 +91,7 @@ def main() -> None:
     command.add_argument("--faster", nargs="*", default=["", "fused,channels_last"])
     command.set_defaults(run=compare)
     command = commands.add_parser("pack")
-    command.add_argument("folder", type=Path)
+    command.add_argument("short", type=Path, help="export of a short run")
     command.add_argument("data", type=Path)
     command.set_defaults(run=pack)
     command = commands.add_parser("train")
@@ -156,7 +166,7 @@ def export(options: argparse.Namespace, name: str) -> None:
         for i, variable in enumerate(variables)
     }
     functions = export_functions(model, captured, folder)
-    meta = {
+    meta: dict[str, Any] = {
         "model": name,
         "precision": options.precision,
         "size": size,
@@ -169,8 +179,20 @@ def export(options: argparse.Namespace, name: str) -> None:
         "written": written,
         "functions": functions,
     }
+    if options.dropout and hasattr(model, FROZEN):
+        meta["frozen"] = write_frozen(getattr(model, FROZEN), options.folder)
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     print(f"{folder}: {len(captured)} variables, {', '.join(functions)}", flush=True)
+
+
+def write_frozen(network: Any, folder: Path) -> str:
+    """Write the weights of a frozen network as float16, once for all models; return the file."""
+    values = [variable.numpy().astype(np.float16) for variable in network.weights]
+    digest = hashlib.sha256(b"".join(value.tobytes() for value in values)).hexdigest()
+    name = f"{FROZEN}-{digest[:12]}.npz"
+    if not (folder / name).exists():
+        _save(folder / name, **{f"{FROZEN}/{i}": value for i, value in enumerate(values)})
+    return name
 
 
 def export_functions(model: Any, captured: list[Any], folder: Path) -> dict[str, Any]:
@@ -185,7 +207,16 @@ def export_functions(model: Any, captured: list[Any], folder: Path) -> dict[str,
 
     places = {id(handle): i for i, handle in enumerate(captured)}
     functions = {}
-    for name, function in model.functions().items():
+    made = model.functions()
+    if model.name == "infilling":
+
+        def infill(mask: Any, image: Any) -> dict[str, Any]:
+            return {"image": model.sample({"mask": mask, "image": image})["synthetic"]}
+
+        shape = [None, model.size, model.size, 1]
+        signature = [tf.TensorSpec(shape, tf.float32, key) for key in ("mask", "image")]
+        made[MEASURED] = tf.function(infill, input_signature=signature)
+    for name, function in made.items():
         inputs = [np.zeros((ANSWERED, *s.shape[1:]), np.float32) for s in function.input_signature]
         compiled = tf.function(function.python_function, jit_compile=True)
         code, needed, _ = lower(compiled, inputs)
@@ -238,6 +269,11 @@ def draw_variable(about: dict[str, Any], random: np.random.Generator, seed: int)
     return (random.standard_normal(shape, np.float32) * deviation + mean).astype(dtype)
 
 
+def is_frozen(about: dict[str, Any]) -> bool:
+    """Return whether a variable belongs to the frozen network."""
+    return (about["owner"] or "").startswith(f"{FROZEN}/")
+
+
 class Step:
     """A lowered training step on JAX's first device.
 
@@ -256,9 +292,13 @@ class Step:
         self.device = jax.devices()[0]
         self.put = functools.partial(jax.device_put, device=self.device)
         random = np.random.default_rng(seed)
-        self.state = [
-            self.put(draw_variable(about, random, seed)) for about in self.meta["variables"]
-        ]
+        drawn = [draw_variable(about, random, seed) for about in self.meta["variables"]]
+        if "frozen" in self.meta:
+            with np.load(folder.parent / self.meta["frozen"]) as frozen:
+                for i, about in enumerate(self.meta["variables"]):
+                    if is_frozen(about):
+                        drawn[i] = frozen[about["owner"]].astype(about["dtype"])
+        self.state = list(map(self.put, drawn))
 
     def load(self, name: str) -> Any:
         """Compile one of the folder's programs."""
@@ -338,25 +378,30 @@ class Step:
         with np.load(folder / "state.npz") as values:
             if str(values["of"]) != identity:
                 raise SystemExit(f"{folder}: was trained with {values['of']}, not {identity}")
-            self.state = [self.put(values[str(i)]) for i in range(len(self.state))]
+            for i, about in enumerate(self.meta["variables"]):
+                if not is_frozen(about):
+                    self.state[i] = self.put(values[str(i)])
             return int(values["made"])
 
-    def write_state(self, folder: Path, made: int, identity: str, patients: np.ndarray) -> None:
-        """Write state.npz, with which a training goes on, and weights.npz.
+    def write_state(self, folder: Path, made: int, identity: str) -> None:
+        """Write state.npz, with which a training goes on; a frozen network is left out."""
+        state = {
+            str(i): np.asarray(value)
+            for i, (about, value) in enumerate(zip(self.meta["variables"], self.state, strict=True))
+            if not is_frozen(about)
+        }
+        _save(folder / "state.npz", made=made, of=identity, **state)
 
-        The latter has the networks' weights as float16, and what `write_model` must know of them.
-        """
-        values = [np.asarray(value) for value in self.state]
-        state = {str(i): value for i, value in enumerate(values)}
+    def write_trained(self, folder: Path, made: int, patients: np.ndarray) -> None:
+        """Write weights.npz: the trained networks' as float16, and what `write_model` must know."""
         weights = {
-            about["owner"]: value.astype(np.float16)
-            for about, value in zip(self.meta["variables"], values, strict=True)
-            if about["owner"]
+            about["owner"]: np.asarray(value).astype(np.float16)
+            for about, value in zip(self.meta["variables"], self.state, strict=True)
+            if about["owner"] and not is_frozen(about)
         }
         about = {key: self.meta[key] for key in ("model", "size", "batch", "precision")}
         about["config"] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        about |= {"steps": made, "seed": self.seed, "patients": sorted(set(patients.tolist()))}
-        _save(folder / "state.npz", made=made, of=identity, **state)
+        about |= {"step": made, "seed": self.seed, "patients": sorted(set(patients.tolist()))}
         _save(folder / "weights.npz", about=json.dumps(about), **weights)
 
     def write_weights(self) -> None:
@@ -460,32 +505,30 @@ def compare_step(folder: Path, faster: str, options: argparse.Namespace) -> dict
 
 
 def pack(options: argparse.Namespace) -> None:
-    """Write image, mask, test_image and test_mask, uint8 [n, size, size].
+    """Write image and test_image, uint16, mask and test_mask, uint8, [n, size, size] each.
 
-    The names of the test's patches and the patients of the others stand beside them.
+    Beside them stand the patients of the training's patches, of the test's the names and the region
+    where infilled masses are compared.
     """
-    import cv2
+    from tfmammo import datasets, export
+    from tfmammo.config import DataConfig
+    from tfmammo.evaluation.validation import find_infilled_region
+    from tfmammo.exchange.cases import name_case
 
-    def list_names(part: str) -> list[str]:
-        return sorted(path.stem for path in (options.folder / f"labels{part}").glob("*.png"))
-
-    def read(folder: str, names: list[str], ending: str = ".png") -> np.ndarray:
-        paths = [str(options.folder / folder / f"{name}{ending}") for name in names]
-        values = np.stack([cv2.imread(path, cv2.IMREAD_UNCHANGED) for path in paths])
-        # the exchange writes images with 16 bits
-        return values if values.dtype == np.uint8 else np.round(values / 257).astype(np.uint8)
-
-    train_names, test_names = list_names("Tr"), list_names("Ts")
-    with (options.folder / "metadata.csv").open(newline="", encoding="utf-8") as file:
-        patient_of = {row["file"]: row["patient"] for row in csv.DictReader(file)}
+    config = DataConfig.model_validate(export.read_card(options.short)["config"]["data"])
+    train, held_out = datasets.open_subsets(config)
+    packed = {}
+    for start, patches in (("", train.load()), ("test_", held_out)):
+        packed[f"{start}image"] = np.round(65535 * patches.images[..., 0]).astype(np.uint16)
+        packed[f"{start}mask"] = 255 * patches.masks[..., 0]
+    region = find_infilled_region(held_out)[..., 0].astype(np.uint8)
+    names = [name_case(name) for name in held_out.ids]
     np.savez_compressed(
         options.data,
-        image=read("imagesTr", train_names, "_0000.png"),
-        mask=255 * read("labelsTr", train_names),
-        test_image=read("imagesTs", test_names, "_0000.png"),
-        test_mask=255 * read("labelsTs", test_names),
-        test_names=test_names,
-        patients=[patient_of[f"imagesTr/{name}_0000.png"] for name in train_names],
+        **packed,
+        test_region=region,
+        test_names=names,
+        patients=train.patient_ids,
     )
 
 
@@ -513,6 +556,8 @@ def write_model(options: argparse.Namespace) -> None:
     with np.load(options.weights) as file:
         values = dict(file)
     about = json.loads(str(values.pop("about")))
+    curve = options.weights.with_name(CURVE)
+    rows = read_rows(curve)
     checks = {
         "model": (about["config"], config["model"]),
         "data.size": (about["size"], config["data"]["size"]),
@@ -529,11 +574,14 @@ def write_model(options: argparse.Namespace) -> None:
             if name in made:
                 variable.assign(values[f"{name}/{i}"])
     kept = ("name", "split", "data_fingerprint", "id_key", "train_patients", "held_out_ids")
-    training = {key: about[key] for key in ("steps", "seed")}
-    training["precision"] = PRECISIONS[about["precision"]]
+    training = {
+        "steps": int(rows[-1][0]) if rows else about["step"],
+        "seed": about["seed"],
+        "precision": PRECISIONS[about["precision"]],
+    }
     content = {key: card[key] for key in kept} | {
         "id": hashlib.sha256(options.weights.read_bytes()).hexdigest()[:32],
-        "step": about["steps"],
+        "step": about["step"],
         "config": config | {"training": config["training"] | training},
     }
     with_weights = argparse.Namespace(
@@ -542,12 +590,15 @@ def write_model(options: argparse.Namespace) -> None:
         functions=lambda: {n: one for n, one in model.functions().items() if n in made},
     )
     exports.export(with_weights, options.folder, content)
+    if rows:
+        shutil.copyfile(curve, options.folder / CURVE)
 
 
 def train(options: argparse.Namespace) -> None:
     """Train, or go on; write losses.csv, weights.npz, and the answers of each network of images.
 
-    Weights are float16. state.npz holds all that a second command needs to go on.
+    A training that is validated writes curve.csv too. state.npz holds all that a second command
+    needs to go on.
     """
     step = Step(options.folder, options.seed)
     import jax
@@ -565,12 +616,25 @@ def train(options: argparse.Namespace) -> None:
         for name, about in step.meta["functions"].items()
         if about["inputs"] in (["image"], ["mask"])
     }
+    measured = step.load(MEASURED) if MEASURED in step.meta["functions"] else None
+    curve = read_rows(options.output / CURVE, made)
 
     def keep() -> None:
-        """Write what there is; networks' answers too."""
-        step.write_state(options.output, made, identity, data["patients"])
+        """Write what there is; networks' answers too, of a validated training the best weights."""
+        step.write_state(options.output, made, identity)
         for name, network in networks.items():
-            answer(step, name, network, data, options.output / f"{name}-{made}.npz")
+            values = np.clip(np.round(255 * answer(step, name, network, data)), 0, 255)
+            np.savez_compressed(
+                options.output / f"{name}-{made}.npz", answer=values.astype(np.uint8)
+            )
+        best = True
+        if measured:
+            ssim = compare_masses(answer(step, MEASURED, measured, data), data)
+            best = all(ssim > float(row[1]) for row in curve)
+            curve.append([str(made), str(ssim)])
+            write_rows(options.output / CURVE, ["step", "ssim"], curve)
+        if best:
+            step.write_trained(options.output, made, data["patients"])
 
     stops: list[int] = []  # a stop waits for the end of a chunk
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -579,92 +643,118 @@ def train(options: argparse.Namespace) -> None:
     began = time.monotonic()
     compiled = compile_chunk(step, data, key, made)
     print(f"{step.device}: compiled in {time.monotonic() - began:.0f} s", flush=True)
-    losses_file = options.output / "losses.csv"
-    earlier = _read_losses(losses_file, made)
-    spent = float(earlier[-1][1]) if earlier else 0.0
-    with losses_file.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["step", "seconds", *step.meta["losses"]])
-        table.writerows(earlier)
-        began = time.monotonic()
-        limit = began + 60 * options.minutes
-        while made < options.steps and not stops and time.monotonic() < limit:
-            step.state, losses = compiled(step.state, key, made)
-            made += CHUNK
-            seconds = spent + time.monotonic() - began
-            table.writerow([made, round(seconds, 1), *map(float, losses)])
-            file.flush()
-            if made % options.every == 0 and made < options.steps:
-                keep()
-        seconds = time.monotonic() - began
-    print(f"{made} steps, {1e3 * seconds / max(made - start, 1):.2f} ms each", flush=True)
+    rows = read_rows(options.output / LOSSES, made)
+    spent = float(rows[-1][1]) if rows else 0.0
+    taken = 0.0  # s, by the steps of this command alone
+    began = time.monotonic()
+    while made < options.steps and not stops and time.monotonic() - began < 60 * options.minutes:
+        since = time.monotonic()
+        step.state, losses = compiled(step.state, made)
+        numbers = list(map(float, losses))
+        taken += time.monotonic() - since
+        made += CHUNK
+        rows.append([str(made), f"{spent + taken:.1f}", *map(str, numbers)])
+        if made % options.every == 0 and made < options.steps:
+            write_rows(options.output / LOSSES, ["step", "seconds", *step.meta["losses"]], rows)
+            keep()
+    print(f"{made} steps, {1e3 * taken / max(made - start, 1):.2f} ms each", flush=True)
     if made > start:
+        write_rows(options.output / LOSSES, ["step", "seconds", *step.meta["losses"]], rows)
         keep()
 
 
+def compare_masses(images: np.ndarray, data: dict[str, np.ndarray]) -> float:
+    """Compute the mean SSIM of infilled and real masses of the test, as train/infilling.py does."""
+    from tfmammo.metrics import synthesis  # which needs no TensorFlow
+
+    real = scale(data["test_image"])[..., None]
+    region = data["test_region"][..., None]
+    return float(np.mean(synthesis.per_image(real, images, region)["ssim_mass"]))
+
+
 def compile_chunk(step: Step, data: dict[str, np.ndarray], key: Any, first: int) -> Any:
-    """Compile CHUNK steps on patches drawn at random, turned and mirrored, for the device.
+    """Compile CHUNK steps on patches, turned and mirrored at random, for the device.
+
+    An epoch takes each patch once, in an order of its own.
 
     Args:
         step: The training step.
-        data: image and mask, uint8 [n, size, size].
+        data: image and mask, unsigned integers [n, size, size].
         key: The key of all draws.
         first: The number of steps made so far.
 
     Returns:
-        (state, key, first) -> (state, losses of the last step).
+        (state, first) -> (state, losses of the last step).
     """
     import jax
     import jax.numpy as jnp
 
-    image, mask = step.put(data["image"]), step.put(data["mask"])
+    image, mask = (step.put(scale(data[name])) for name in ("image", "mask"))
+    count, batch = len(image), step.meta["batch"]
+    orders, turns_of = jax.random.split(key)
 
-    def draw(key: Any, number: Any) -> list[Any]:
-        which, turn = jax.random.split(jax.random.fold_in(key, number))
-        index = jax.random.randint(which, (step.meta["batch"],), 0, len(image))
-        turns = jax.random.randint(turn, (step.meta["batch"],), 0, 8)
+    def choose(draw: Any) -> Any:
+        """Choose the patch of a draw by its epoch's order."""
+        order = jax.random.permutation(jax.random.fold_in(orders, draw // count), count)
+        return order[draw % count]
+
+    def draw(number: Any) -> list[Any]:
+        index = jax.vmap(choose)(number * batch + jnp.arange(batch))
+        turns = jax.random.randint(jax.random.fold_in(turns_of, number), (batch,), 0, 8)
 
         def place(values: Any, k: Any) -> Any:
             ways = [functools.partial(jnp.rot90, k=n) for n in range(4)]
-            values = jax.lax.switch(k % 4, ways, values.astype(jnp.float32) / 255)
+            values = jax.lax.switch(k % 4, ways, values)
             return jnp.where(k >= 4, values[:, ::-1], values)
 
-        # make_batch has the mask first
         return [jax.vmap(place)(values[index], turns)[..., None] for values in (mask, image)]
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def take(state: list[Any], key: Any, first: Any) -> tuple[list[Any], list[Any]]:
+    def take(state: list[Any], first: Any) -> tuple[list[Any], list[Any]]:
         """Take CHUNK steps without leaving the device; return the state and the last losses."""
 
         def body(number: Any, carried: tuple[list[Any], list[Any]]) -> tuple[list[Any], list[Any]]:
-            return step.inline(draw(key, number), carried[0])
+            return step.inline(draw(number), carried[0])
 
         losses = [jnp.zeros((), jnp.float32)] * len(step.meta["losses"])
         return jax.lax.fori_loop(first, first + CHUNK, body, (state, losses))
 
-    return take.lower(step.state, key, first).compile()
+    return take.lower(step.state, first).compile()
 
 
-def _read_losses(path: Path, made: int) -> list[list[str]]:
-    """Read the rows of losses.csv up to a step; later ones were of work that a stop lost."""
-    if not made or not path.exists():
+def scale(values: np.ndarray) -> np.ndarray:
+    """Scale integers to float32 in [0, 1]."""
+    return values.astype(np.float32) / np.iinfo(values.dtype).max
+
+
+def read_rows(path: Path, made: int | None = None) -> list[list[str]]:
+    """Read the rows of a table up to a step; later ones were of work that a stop lost."""
+    if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in list(csv.reader(file))[1:] if int(row[0]) <= made]
+        rows = list(csv.reader(file))[1:]
+    return [row for row in rows if made is None or int(row[0]) <= made]
 
 
-def answer(step: Step, name: str, network: Any, data: Any, path: Path) -> None:
-    """Write what a network makes of the test patches, uint8 [n, size, size]."""
+def write_rows(path: Path, header: list[str], rows: list[list[str]]) -> None:
+    """Write a table, so that a stop leaves the earlier one or the new one."""
+    new = path.with_suffix(".new")
+    with new.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    new.replace(path)
+
+
+def answer(step: Step, name: str, network: Any, data: dict[str, np.ndarray]) -> np.ndarray:
+    """Compute what a function makes of the test patches, float32 [n, size, size, 1]."""
     about = step.meta["functions"][name]
     weights = [step.state[i] for i in about["variables"]]
-    test = data[f"test_{about['inputs'][0]}"]
+    tests = [scale(data[f"test_{key}"])[..., None] for key in about["inputs"]]
     answers = []
-    for start in range(0, len(test), ANSWERED):
-        rows = test[np.arange(start, start + ANSWERED) % len(test)]
-        inputs = step.put((rows / 255).astype(np.float32)[..., None])
-        answers.append(np.asarray(call(network, [inputs, *weights])[0]))
-    values = np.concatenate(answers)[: len(test), ..., 0]
-    np.savez_compressed(path, answer=np.clip(np.round(255 * values), 0, 255).astype(np.uint8))
+    for start in range(0, len(tests[0]), ANSWERED):
+        rows = np.arange(start, start + ANSWERED) % len(tests[0])
+        inputs = [step.put(test[rows]) for test in tests]
+        answers.append(np.asarray(call(network, [*inputs, *weights])[0]))
+    return np.concatenate(answers)[: len(tests[0])]
 
 
 if __name__ == "__main__":

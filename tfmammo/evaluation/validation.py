@@ -76,15 +76,23 @@ def _infill(
     function: Any, held_out: Patches, margin: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Infill held-out masses; return the images, and mask and margin, where they are scored."""
+    inputs = _label(held_out, margin)
+    return predict(function, {"tri_label": inputs})["image"], find_infilled_region(held_out)
+
+
+def find_infilled_region(held_out: Patches) -> NDArray[np.float32]:
+    """Find mask and margin of masses, where infilled ones are scored.
+
+    Returns:
+        float32 [n, size, size, 1], 0 or 1.
+    """
+    return _label(held_out, INFILLING_MARGIN)[..., 1:].max(axis=-1, keepdims=True)
+
+
+def _label(held_out: Patches, margin: int | None) -> NDArray[np.float32]:
     images = held_out.images
-    masks = held_out.masks.astype(np.float32)
     noise = uniform_noise(patch_seeds(images, 0), images.shape[1])
-    scored = tri_label(images, masks, noise, INFILLING_MARGIN).numpy()
-    region = scored[..., 1:].max(axis=-1, keepdims=True)
-    inputs = scored
-    if margin != INFILLING_MARGIN:
-        inputs = tri_label(images, masks, noise, margin).numpy()
-    return predict(function, {"tri_label": inputs})["image"], region
+    return tri_label(images, held_out.masks.astype(np.float32), noise, margin).numpy()
 
 
 def _score_infilling(

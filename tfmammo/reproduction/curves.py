@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tfmammo.config import Frozen
-from tfmammo.errors import TrackingError
+from tfmammo.errors import ConfigError, TrackingError
 from tfmammo.export.card import CARD
 from tfmammo.metrics.plotting import COLOURS, plot_style
 from tfmammo.studies.workflow import OLD, Step
@@ -21,6 +22,7 @@ from tfmammo.tracking import runs
 
 log = logging.getLogger(__name__)
 
+EXPORTED = "curve.csv"  # beside the export of a training that was made elsewhere: step, measure
 SHORTEST = 8  # validations, below which nothing is said about the end
 FLAT = "flat"
 UNKNOWN = "too short to say"
@@ -92,9 +94,38 @@ def read_curves(steps: Iterable[Step], output: Path, tracking_uri: str) -> tuple
         except TrackingError as error:
             log.warning("%s: no validation curve, %s", name, error)
             measure, history = "", {}
-        values = tuple(float(f"{value:.4g}") for value in history.values())
-        curves.append(Curve(training=name, measure=measure, steps=tuple(history), values=values))
+        curves.append(_make_curve(name, measure, history))
     return tuple(curves)
+
+
+def read_exported_curves(steps: Iterable[Step], exports: Iterable[Path]) -> tuple[Curve, ...]:
+    """Read the curves of trainings that were made elsewhere, where they came with their exports.
+
+    Args:
+        steps: Of the trainings.
+        exports: Theirs, in the same order. One without `EXPORTED` has no curve.
+
+    Raises:
+        ConfigError: A file is no such table.
+    """
+    curves = []
+    for step, export in zip(steps, exports, strict=True):
+        path = export / EXPORTED
+        if not path.exists():
+            continue
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                (_, measure), *rows = csv.reader(file)
+            history = {int(number): float(value) for number, value in rows}
+        except (ValueError, csv.Error):
+            raise ConfigError(f"{path}: is no table of steps and a measure") from None
+        curves.append(_make_curve(step.name, measure, history))
+    return tuple(curves)
+
+
+def _make_curve(training: str, measure: str, history: Mapping[int, float]) -> Curve:
+    values = tuple(float(f"{value:.4g}") for value in history.values())
+    return Curve(training=training, measure=measure, steps=tuple(history), values=values)
 
 
 def _find_trainings(step: Step, output: Path) -> list[Path]:
@@ -108,7 +139,7 @@ def _find_trainings(step: Step, output: Path) -> list[Path]:
 def are_complete(curves: Iterable[Curve], commands: Iterable[str]) -> bool:
     """Return whether each training of an item has a curve, and each study has some.
 
-    Trainings that were made elsewhere have none.
+    A training that was made elsewhere has one if it came with its export.
 
     Args:
         curves: The item's curves.

@@ -14,7 +14,7 @@ from tfmammo.errors import ConfigError, DataError
 from tfmammo.reproduction import facts as fact_files
 from tfmammo.reproduction import page
 from tfmammo.reproduction.config import ReportConfig, Scale
-from tfmammo.reproduction.curves import read_curves
+from tfmammo.reproduction.curves import read_curves, read_exported_curves
 from tfmammo.reproduction.facts import CURVES, PICTURES, Facts
 from tfmammo.reproduction.items import ITEMS, WITH_EXTRAS, Extra, Item
 from tfmammo.reproduction.plan import (
@@ -206,6 +206,8 @@ def _write_item(
         facts = fact_files.add_tables(facts, item, plan, output)
         steps = [step for name in names for step in plan.steps_of.get(name, ())]
         curves = read_curves(steps, output, get_tracking_uri(output))
+        for name in filter(plan.trained.__contains__, names):
+            curves += read_exported_curves(plan.trained[name], config.trained[name].exports)
         facts = facts.model_copy(update={"curves": curves})
         picture = fact_files.find_picture(item, plan, output)
         shown_picture = output / PICTURES / f"{item.key}.png"
