@@ -60,7 +60,6 @@ ALIAS = re.compile(r"parameter_number = (\d+) : i64\}, output_index = array<i64:
 ANSWERED = 8  # patches that a function takes
 LOSSES = "losses.csv"
 CURVE = "curve.csv"  # of a validated training
-CHUNK = 500  # steps that the device takes by itself
 PRECISIONS = {"bfloat16": "mixed_bfloat16", "float32": "float32"}  # name of a folder -> of Keras
 TYPES = {"f32": np.dtype(np.float32), "i64": np.dtype(np.int64), "i32": np.dtype(np.int32)}
 
@@ -102,6 +101,7 @@ def main() -> None:
     command.add_argument("--minutes", type=float, default=8.0, help="then it can go on (8)")
     command.add_argument("--every", type=int, default=14_000, help="steps between answers (14000)")
     command.add_argument("--seed", type=int, default=0, help="of weights, batches and dropout (0)")
+    command.add_argument("--chunk", type=int, default=500, help="steps between looks at the clock")
     command.set_defaults(run=train)
     command = commands.add_parser("masks")
     command.add_argument("answer", type=Path)
@@ -605,8 +605,9 @@ def train(options: argparse.Namespace) -> None:
 
     if step.meta["model"] not in TRAINED:
         raise SystemExit(f"{options.folder}: only {', '.join(TRAINED)} can be trained")
-    if options.steps % CHUNK or options.every % CHUNK:
-        raise SystemExit(f"--steps and --every must be multiples of {CHUNK}")
+    chunk = options.chunk
+    if options.steps % chunk or options.every % chunk:
+        raise SystemExit(f"--steps and --every must be multiples of --chunk, {chunk}")
     data = dict(np.load(options.data))
     identity = step.identify(data)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -641,7 +642,7 @@ def train(options: argparse.Namespace) -> None:
         signal.signal(number, lambda number, frame: stops.append(number))
     key = jax.random.PRNGKey(options.seed)
     began = time.monotonic()
-    compiled = compile_chunk(step, data, key, made)
+    compiled = compile_chunk(step, data, key, made, chunk)
     print(f"{step.device}: compiled in {time.monotonic() - began:.0f} s", flush=True)
     rows = read_rows(options.output / LOSSES, made)
     spent = float(rows[-1][1]) if rows else 0.0
@@ -652,7 +653,7 @@ def train(options: argparse.Namespace) -> None:
         step.state, losses = compiled(step.state, made)
         numbers = list(map(float, losses))
         taken += time.monotonic() - since
-        made += CHUNK
+        made += chunk
         rows.append([str(made), f"{spent + taken:.1f}", *map(str, numbers)])
         if made % options.every == 0 and made < options.steps:
             write_rows(options.output / LOSSES, ["step", "seconds", *step.meta["losses"]], rows)
@@ -672,8 +673,8 @@ def compare_masses(images: np.ndarray, data: dict[str, np.ndarray]) -> float:
     return float(np.mean(synthesis.per_image(real, images, region)["ssim_mass"]))
 
 
-def compile_chunk(step: Step, data: dict[str, np.ndarray], key: Any, first: int) -> Any:
-    """Compile CHUNK steps on patches, turned and mirrored at random, for the device.
+def compile_chunk(step: Step, data: dict[str, np.ndarray], key: Any, first: int, chunk: int) -> Any:
+    """Compile a chunk of steps on patches, turned and mirrored at random, for the device.
 
     An epoch takes each patch once, in an order of its own.
 
@@ -682,6 +683,7 @@ def compile_chunk(step: Step, data: dict[str, np.ndarray], key: Any, first: int)
         data: image and mask, unsigned integers [n, size, size].
         key: The key of all draws.
         first: The number of steps made so far.
+        chunk: How many steps the device takes by itself.
 
     Returns:
         (state, first) -> (state, losses of the last step).
@@ -711,13 +713,13 @@ def compile_chunk(step: Step, data: dict[str, np.ndarray], key: Any, first: int)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def take(state: list[Any], first: Any) -> tuple[list[Any], list[Any]]:
-        """Take CHUNK steps without leaving the device; return the state and the last losses."""
+        """Take a chunk of steps; return the state and the losses of the last one."""
 
         def body(number: Any, carried: tuple[list[Any], list[Any]]) -> tuple[list[Any], list[Any]]:
             return step.inline(draw(number), carried[0])
 
         losses = [jnp.zeros((), jnp.float32)] * len(step.meta["losses"])
-        return jax.lax.fori_loop(first, first + CHUNK, body, (state, losses))
+        return jax.lax.fori_loop(first, first + chunk, body, (state, losses))
 
     return take.lower(step.state, first).compile()
 

@@ -4,7 +4,6 @@ import importlib
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfmammo
 from tfmammo import export
 from tfmammo.models.flow import Flow, FlowConfig
 from tfmammo.models.infilling import Infilling, InfillingConfig
@@ -528,32 +528,32 @@ def test_a_lowered_step_beside_pytorchs_from_equal_weights(repository, tmp_path)
     assert line["benchmark"] == "gpu.can" and line["losses_apart"] < 1e-5
 
 
-def test_answers_of_a_gpu_go_back_to_the_patches_that_they_belong_to(repository, tmp_path):
-    shown = {"a_1": 10, "a_12": 200}  # in another order where "_0000" follows
-    for folder, suffix in (("imagesTr", "_0000"), ("labelsTr", ""), ("imagesTs", "_0000")):
-        (tmp_path / folder).mkdir()
-        for name, value in shown.items():
-            # the exchange writes images with 16 bits and label maps with 8
-            grey = np.full((8, 8), 257 * value, np.uint16) if suffix else np.ones((8, 8), np.uint8)
-            cv2.imwrite(str(tmp_path / folder / f"{name}{suffix}.png"), grey)
-    rows = [f"imagesTr/{name}_0000.png,of {name}" for name in reversed(shown)]
-    (tmp_path / "metadata.csv").write_text("\n".join(["file,patient", *rows]))
-    (tmp_path / "labelsTr").rename(tmp_path / "labelsTs")
-    shutil.copytree(tmp_path / "labelsTs", tmp_path / "labelsTr")
+def test_patches_for_a_gpu_are_those_of_a_run(repository, tmp_path):
+    """And a GPU's answers go back to the patches that they belong to."""
+    data = {"name": "phantom", "phantoms": 6, "size": 32, "folds": 2, "fold": 1}
+    card = {"format": 1, "name": "can", "serves": "generator", "functions": {}}
+    (tmp_path / "card.json").write_text(json.dumps(card | {"config": {"data": data}}))
     script = [sys.executable, str(repository / "benchmarks/gpu.py")]
-    environment = {**os.environ, "PYTHONPATH": str(repository)}
-    data = tmp_path / "data.npz"
-    subprocess.run([*script, "pack", str(tmp_path), str(data)], check=True, env=environment)
-    packed = np.load(data)
-    assert packed["test_image"][:, 0, 0].tolist() == list(shown.values())
-    assert packed["image"].dtype == np.uint8
-    assert packed["patients"].tolist() == ["of a_1", "of a_12"]
-    assert packed["mask"].shape == (2, 8, 8) and packed["mask"].min() == 255
-    np.savez(tmp_path / "inverter.npz", answer=packed["test_image"])
-    command = ["masks", str(tmp_path / "inverter.npz"), str(data), str(tmp_path / "masks")]
+    environment = {**os.environ, "PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": "-1"}
+    file = tmp_path / "data.npz"
+    subprocess.run([*script, "pack", str(tmp_path), str(file)], check=True, env=environment)
+    packed = dict(np.load(file))
+    patches = tfmammo.make_patches(tfmammo.open_archive("phantom", phantoms=6), size=32)
+    train, held_out = tfmammo.split_patches(patches, folds=2, fold=1)
+    for start, of_run in (("", train), ("test_", held_out)):
+        assert packed[f"{start}image"] / 65535 == pytest.approx(of_run.images[..., 0], abs=1e-5)
+        np.testing.assert_array_equal(packed[f"{start}mask"] / 255, of_run.masks[..., 0])
+    assert packed["patients"].tolist() == train.patient_ids.tolist()
+    masks, region = packed["test_mask"] > 0, packed["test_region"] > 0
+    assert np.all(region[masks]) and np.mean(region) > np.mean(masks)
+    answer = np.zeros_like(packed["test_mask"])
+    answer[1] = 255
+    np.savez(tmp_path / "inverter.npz", answer=answer)
+    command = ["masks", str(tmp_path / "inverter.npz"), str(file), str(tmp_path / "masks")]
     subprocess.run([*script, *command], check=True, env=environment)
-    read = {path.stem: cv2.imread(str(path), -1) for path in (tmp_path / "masks").iterdir()}
-    assert {name: mask.max() for name, mask in read.items()} == {"a_1": 0, "a_12": 1}
+    read = {path.stem: cv2.imread(str(path), -1).max() for path in tmp_path.glob("masks/*.png")}
+    names = [name.replace("#", "_") for name in held_out.ids]
+    assert read == {name: int(name == names[1]) for name in names}
 
 
 def read_weights(function):
@@ -580,7 +580,7 @@ def test_weights_of_a_gpu_become_an_export_of_the_networks_that_have_them(reposi
     weights = {f"inverter/{i}": value for i, value in enumerate(halves)}
     card = json.loads((short / "card.json").read_text())
     about = {"model": "can", "config": card["config"]["model"], "size": 32, "batch": 1}
-    about |= {"precision": "bfloat16", "steps": 7, "seed": 3, "patients": card["train_patients"]}
+    about |= {"precision": "bfloat16", "step": 7, "seed": 3, "patients": card["train_patients"]}
     np.savez(tmp_path / "weights.npz", about=json.dumps(about), **weights)
     write = [sys.executable, repository / "benchmarks/gpu.py", "write"]
     made = tmp_path / "made"
@@ -592,6 +592,14 @@ def test_weights_of_a_gpu_become_an_export_of_the_networks_that_have_them(reposi
     assert card["train_patients"] == about["patients"]
     for value, expected in zip(read_weights(made / "inverter"), before, strict=True):
         assert value == pytest.approx(expected / 2, rel=1e-3, abs=1e-6)
+    (tmp_path / "curve.csv").write_text(
+        "step,dice\n7,0.5\n9,0.25\n"
+    )  # the best weights are of step 7
+    made = tmp_path / "validated"
+    subprocess.run([*write, tmp_path / "weights.npz", short, made], check=True, env=environment)
+    card = json.loads((made / "card.json").read_text())
+    assert (card["step"], card["config"]["training"]["steps"]) == (7, 9)
+    assert (made / "curve.csv").read_text() == (tmp_path / "curve.csv").read_text()
     fewer = {name: value for name, value in weights.items() if name != "inverter/0"}
     other = about | {"patients": about["patients"][1:]}
     for values, of in ((fewer, about), (weights, other), (weights, about | {"size": 64})):
@@ -601,37 +609,69 @@ def test_weights_of_a_gpu_become_an_export_of_the_networks_that_have_them(reposi
         assert not (tmp_path / "again").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_a_training_by_jax_goes_on_where_it_was_stopped(repository, tmp_path):
+@pytest.fixture
+def train_by_jax(repository, tmp_path):
+    """Export a tiny model, and return what trains it on random patches and says what is wrong."""
     pytest.importorskip("jax", reason="JAX is not installed")
     environment = {**os.environ, "PYTHONPATH": str(repository), "JAX_PLATFORMS": "cpu"}
+    environment["CUDA_VISIBLE_DEVICES"] = "-1"
     script = [sys.executable, str(repository / "benchmarks/gpu.py")]
-    config = json.dumps({"filters": [2, 2], "discriminator_filters": 2})
-    export = ["export", str(tmp_path), "--model", "can", "--size", "8", "--config", config]
-    subprocess.run([*script, *export, "--dropout"], check=True, env=environment)
-    rng = np.random.default_rng(0)
-    keys = ("image", "mask", "test_image", "test_mask")
-    patches = {key: rng.integers(0, 256, (4, 8, 8), np.uint8) for key in keys}
-    np.savez(tmp_path / "data.npz", patients=["a", "b", "b", "c"], **patches)
 
-    def train(name, *further, data="data.npz"):
-        command = ["train", tmp_path / "can-bfloat16", tmp_path / data, tmp_path / name, *further]
-        done = subprocess.run(
-            [*script, *map(str, command)], capture_output=True, text=True, env=environment
-        )
-        return done.stderr if done.returncode else ""
+    def export(model, size, config):
+        options = ["--model", model, "--size", str(size), "--config", json.dumps(config)]
+        command = [*script, "export", str(tmp_path), *options, "--dropout"]
+        subprocess.run(command, check=True, env=environment)
+        rng = np.random.default_rng(0)
+        keys = ("image", "mask", "test_image", "test_mask")
+        patches = {key: rng.integers(0, 256, (4, size, size), np.uint8) for key in keys}
+        patches["test_region"] = np.ones((4, size, size), np.uint8)
 
-    assert not train("whole", "--steps", "1000")
-    assert not train("parts", "--steps", "500") and not train("parts", "--steps", "1000")
+        def train(name, *further, **changed):
+            values = patches | changed
+            np.savez(tmp_path / "data.npz", patients=["a", "b", "b", "c"], **values)
+            folder = tmp_path / f"{model}-bfloat16"
+            command = [*script, "train", folder, tmp_path / "data.npz", tmp_path / name, *further]
+            command = [*map(str, command), "--chunk", "2", "--every", "2"]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            return done.stderr if done.returncode else ""
+
+        return train
+
+    return export
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_training_by_jax_goes_on_where_it_was_stopped(train_by_jax, tmp_path):
+    train = train_by_jax("can", 8, {"filters": [2, 2], "discriminator_filters": 2})
+    assert not train("whole", "--steps", "4")
+    assert not train("parts", "--steps", "2") and not train("parts", "--steps", "4")
     whole, parts = (np.load(tmp_path / name / "weights.npz") for name in ("whole", "parts"))
     for key in whole:
         np.testing.assert_array_equal(whole[key], parts[key])
     assert json.loads(str(parts["about"]))["patients"] == ["a", "b", "c"]
     rows = (tmp_path / "parts/losses.csv").read_text().splitlines()
-    assert [row.partition(",")[0] for row in rows] == ["step", "500", "1000"]
-    assert (tmp_path / "parts/inverter-1000.npz").exists()
-    patches["image"][0, 0, 0] += 1
-    np.savez(tmp_path / "other.npz", patients=["a", "b", "b", "c"], **patches)
-    assert "was trained with program" in train("parts", "--steps", "1500", data="other.npz")
-    assert "must be multiples of 500" in train("parts", "--steps", "1200")
+    assert [row.partition(",")[0] for row in rows] == ["step", "2", "4"]
+    assert (tmp_path / "parts/inverter-4.npz").exists()
+    assert not (tmp_path / "parts/curve.csv").exists()
+    other = np.zeros((4, 8, 8), np.uint8)
+    assert "was trained with program" in train("parts", "--steps", "6", image=other)
+    assert "must be multiples of --chunk, 2" in train("parts", "--steps", "5")
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_validated_training_by_jax_keeps_the_best_weights(train_by_jax, tmp_path):
+    config = {"filters": [2, 2, 2, 2, 2], "discriminator_filters": 2, "weights": "none"}
+    train = train_by_jax("infilling", 32, config)
+    assert not train("own", "--steps", "2") and not train("own", "--steps", "4")
+    header, *rows = (tmp_path / "own/curve.csv").read_text().split()
+    assert header == "step,ssim" and [row.partition(",")[0] for row in rows] == ["2", "4"]
+    weights = np.load(tmp_path / "own/weights.npz")
+    best = max(rows, key=lambda row: float(row.partition(",")[2]))
+    assert str(json.loads(str(weights["about"]))["step"]) == best.partition(",")[0]
+    assert {name.partition("/")[0] for name in weights} == {"about", "generator", "discriminator"}
+    (frozen,) = tmp_path.glob("feature_extractor-*.npz")
+    vgg = np.load(frozen)
+    kernel = next(v for v in map(vgg.__getitem__, vgg) if v.shape == (3, 3, 3, 64))
+    assert kernel.dtype == np.float16

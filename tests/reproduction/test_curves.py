@@ -7,7 +7,7 @@ import pytest
 
 from tfmammo import document
 from tfmammo.config import Experiment, TrackingConfig
-from tfmammo.errors import TrackingError
+from tfmammo.errors import ConfigError, TrackingError
 from tfmammo.export.card import CARD
 from tfmammo.reproduction import curves, page
 from tfmammo.reproduction.curves import Curve
@@ -119,6 +119,20 @@ def test_a_run_without_the_tag_has_no_curve(tmp_path, tracking_uri, caplog):
     (empty,) = curves.read_curves([step], tmp_path, tracking_uri)
     assert empty.training == "can" and empty.values == () and empty.course == curves.UNKNOWN
     assert "can: no validation curve" in caplog.text
+
+
+def test_a_training_made_elsewhere_has_the_curve_that_came_with_its_export(tmp_path):
+    exports = {f"can/seed{seed}": tmp_path / f"export{seed}" for seed in range(2)}
+    for folder in exports.values():
+        folder.mkdir()
+    (tmp_path / "export1/curve.csv").write_text("step,dice\n500,0.25\n1000,0.512345\n")
+    (curve,) = curves.read_exported_curves(exports)
+    assert (curve.training, curve.measure) == ("can/seed1", "dice")
+    assert curve.steps == (500, 1000) and curve.values == (0.25, 0.5123)
+    for text in ("", "step,dice\n500\n", "step,dice\nmany,0.5\n"):
+        (tmp_path / "export0/curve.csv").write_text(text)
+        with pytest.raises(ConfigError, match=r"export0/curve.csv: is no table of steps"):
+            curves.read_exported_curves(exports)
 
 
 def test_the_chart_has_a_panel_for_each_measure():

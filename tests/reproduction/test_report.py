@@ -237,6 +237,31 @@ def test_exports_take_the_place_of_trainings(complete, repository, tmp_path):
         report.plan_report(config, wanted, tmp_path, repository)
 
 
+def test_of_trainings_made_elsewhere_an_item_names_those_that_it_reads(
+    complete, repository, tmp_path
+):
+    exports = tuple(tmp_path / f"export{fold}" for fold in range(3))
+    (step, *_) = plan.make_plan(complete, "small", tmp_path, repository, ["infilling_unet"]).steps
+    planned = workflow.parse_step(step, find_schema("train/infilling.py"), "infilling_unet")
+    form = {"format": 1, "name": "infilling", "serves": "generator", "functions": {}}
+    for path in exports:
+        path.mkdir()
+        card = form | {"id": path.name, "config": planned.model_dump(mode="json")}
+        (path / "card.json").write_text(json.dumps(card))
+    trained = {"infilling_unet": TrainedConfig(exports=exports)}
+    config = complete.model_copy(update={"trained": trained})
+    wanted = ["infilling_mammograms"]  # of {infilling_unet:0}
+    whole = plan.make_plan(config, "small", tmp_path, repository, wanted)
+    (training,) = whole.trained["infilling_unet"]
+    assert training.name == "infilling_unet/fold0" and whole.exports[training.name] == exports[0]
+    assert [path.parent for path in whole.steps[0].inputs] == [exports[0]]
+    shown = plan.show_plan(config, "small", wanted)
+    lines = plan.format_commands(shown, plan.list_needed(config, "small", wanted), trained)
+    assert sum(line.startswith("# infilling_unet, trained elsewhere") for line in lines) == 1
+    all_of_them = plan.make_plan(config, "small", tmp_path, repository, ["infilling_realism"])
+    assert len(all_of_them.trained["infilling_unet"]) == 3
+
+
 def test_only_trainings_can_be_made_elsewhere(repository):
     with pytest.raises(ConfigError, match="trained.can_synthesis: is no training of `commands`"):
         configuration.parse(
@@ -464,7 +489,6 @@ def test_a_page_without_a_folder_of_facts_is_an_error_and_writes_nothing(config,
 
 # Facts of earlier settings, with what has changed since.
 OUTDATED = {
-    "can_fig4": "a picture of one training of each network, where three are planned",
     "infilling_fig6": "without 400 copies, and validated too seldom for a curve",
     "infilling_fig8": "as infilling_fig6, of the same study",
     "segmenters": "trainings in folders without their seed",

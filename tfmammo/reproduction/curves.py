@@ -98,18 +98,17 @@ def read_curves(steps: Iterable[Step], output: Path, tracking_uri: str) -> tuple
     return tuple(curves)
 
 
-def read_exported_curves(steps: Iterable[Step], exports: Iterable[Path]) -> tuple[Curve, ...]:
+def read_exported_curves(exports: Mapping[str, Path]) -> tuple[Curve, ...]:
     """Read the curves of trainings that were made elsewhere, where they came with their exports.
 
     Args:
-        steps: Of the trainings.
-        exports: Theirs, in the same order. One without `EXPORTED` has no curve.
+        exports: Training -> its export. One without `EXPORTED` has no curve.
 
     Raises:
         ConfigError: A file is no such table.
     """
     curves = []
-    for step, export in zip(steps, exports, strict=True):
+    for training, export in exports.items():
         path = export / EXPORTED
         if not path.exists():
             continue
@@ -119,7 +118,7 @@ def read_exported_curves(steps: Iterable[Step], exports: Iterable[Path]) -> tupl
             history = {int(number): float(value) for number, value in rows}
         except (ValueError, csv.Error):
             raise ConfigError(f"{path}: is no table of steps and a measure") from None
-        curves.append(_make_curve(step.name, measure, history))
+        curves.append(_make_curve(training, measure, history))
     return tuple(curves)
 
 

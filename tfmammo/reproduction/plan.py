@@ -48,7 +48,10 @@ class Plan:
         steps_of: Command -> its steps, one a fold and seed. Of a command that is not wanted itself,
             those that another one needs: "{can:0}" needs the first alone.
         left_out: Command -> why it is not run.
-        trained: Command -> the trainings that exports take the place of. They are no steps.
+        trained: Command -> the trainings that exports take the place of. They are no steps. As in
+            `steps_of` those that a wanted command needs.
+        exports: Training -> the export that takes its place.
+        read: Step -> the trainings of `trained` whose exports it reads.
     """
 
     scale: Scale
@@ -56,6 +59,8 @@ class Plan:
     steps_of: dict[str, list[Step]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     trained: dict[str, list[Step]] = field(default_factory=dict)
+    exports: dict[str, Path] = field(default_factory=dict)
+    read: dict[str, list[str]] = field(default_factory=dict)
 
 
 def make_plan(
@@ -82,17 +87,22 @@ def make_plan(
 
 
 def _leave_out_unneeded(plan: Plan, wanted: Iterable[str]) -> None:
-    """Leave out steps that no wanted command needs."""
-    needed = {step.name for name in wanted for step in plan.steps_of.get(name, ())}
+    """Leave out steps, and trainings made elsewhere, that no wanted command needs."""
+    made = [plan.steps_of, plan.trained]
+    needed = {step.name for name in wanted for steps in made for step in steps.get(name, ())}
     for step in reversed(plan.steps):  # each stands after those that it depends on
         if step.name in needed:
-            needed.update(step.depends_on)
+            needed.update(step.depends_on, plan.read[step.name])
+
+    def keep(steps_of: dict[str, list[Step]]) -> dict[str, list[Step]]:
+        kept = {
+            name: [step for step in steps if step.name in needed]
+            for name, steps in steps_of.items()
+        }
+        return {name: steps for name, steps in kept.items() if steps}
+
     plan.steps = [step for step in plan.steps if step.name in needed]
-    plan.steps_of = {
-        name: kept
-        for name, steps in plan.steps_of.items()
-        if (kept := [step for step in steps if step.name in needed])
-    }
+    plan.steps_of, plan.trained = map(keep, made)
 
 
 def show_plan(config: ReportConfig, scale: Scale, wanted: Iterable[str]) -> Plan:
@@ -175,6 +185,8 @@ class _Planner:
         steps = list(self._make_steps(name, command, overrides))
         if name in self.config.trained:
             self._check_exports(name, steps[0], len(steps))
+            exports = self.config.trained[name].exports  # none in a plan that is only shown
+            self.plan.exports |= zip((step.name for step in steps), exports, strict=False)
             self.plan.trained[name], steps = steps, []
         self.plan.steps_of[name] = steps
         self.plan.steps += steps
@@ -252,16 +264,13 @@ class _Planner:
     def _make_steps(
         self, name: str, command: CommandConfig, overrides: Collection[str]
     ) -> Iterator[Step]:
-        depends_on = tuple(
-            dict.fromkeys(
-                step.name
-                for token, number in _find_numbered_tokens(overrides)
-                if token in self.config.commands and token not in self.plan.trained
-                for step in self._select(self.plan.steps_of[token], token, number)
-            )
-        )
+        tokens = _find_numbered_tokens(overrides)
+        depends_on = self._select_steps(self.plan.steps_of, tokens)
+        read = self._select_steps(self.plan.trained, tokens)
         inputs = tuple(
-            path for token in _find_tokens(overrides) for path in self._list_inputs(token)
+            dict.fromkeys(
+                path for token, number in tokens for path in self._list_inputs(token, number)
+            )
         )
         folds = command.folds.get(self.scale, 1)
         seeds = command.seeds.get(self.scale, 1)
@@ -291,19 +300,34 @@ class _Planner:
                 "tracking.system_metrics=false",
             )
             outputs = ("export/card.json",) if is_training else ("table.md",)
+            self.plan.read[step_name] = read
             yield Step(
                 step_name,
                 arguments,
-                depends_on,
+                tuple(depends_on),
                 ignored_args=("--set", *quiet) if is_training else (),
                 outputs=outputs if command.outputs is None else command.outputs,
                 inputs=inputs,
             )
 
-    def _list_inputs(self, token: str) -> list[Path]:
+    def _select_steps(
+        self, steps_of: Mapping[str, list[Step]], tokens: Iterable[tuple[str, str]]
+    ) -> list[str]:
+        """Select the steps of commands that tokens stand for, by name."""
+        names = (
+            step.name
+            for token, number in tokens
+            if steps_of.get(token)
+            for step in self._select(steps_of[token], token, number)
+        )
+        return list(dict.fromkeys(names))
+
+    def _list_inputs(self, token: str, number: str) -> list[Path]:
         """List the files from elsewhere that a token stands for."""
         if token in self.plan.trained:
-            return [path / CARD for path in self.config.trained[token].exports]
+            trainings = self._select(self.plan.trained[token], token, number)
+            exports = self.plan.exports  # none in a plan that is only shown
+            return [exports[one.name] / CARD for one in trainings if one.name in exports]
         if token.startswith(WEIGHTS):
             path = self.config.weights.get(token.removeprefix(WEIGHTS))
             return [path] if path and path.is_file() else []
@@ -348,9 +372,8 @@ class _Planner:
 
     def _format_folders(self, name: str, number: str) -> str:
         steps = self.plan.trained.get(name) or self.plan.steps_of[name]
-        exports = self.config.trained[name].exports if name in self.config.trained else ()
-        folders = list(map(str, exports or (self.output / step.name for step in steps)))
-        folders = self._select(folders, name, number)
+        steps = self._select(steps, name, number)
+        folders = [str(self.plan.exports.get(step.name, self.output / step.name)) for step in steps]
         return folders[0] if len(folders) == 1 else json.dumps(folders)
 
     def _select(self, values: list[T], name: str, number: str) -> list[T]:

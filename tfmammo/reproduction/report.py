@@ -206,8 +206,12 @@ def _write_item(
         facts = fact_files.add_tables(facts, item, plan, output)
         steps = [step for name in names for step in plan.steps_of.get(name, ())]
         curves = read_curves(steps, output, get_tracking_uri(output))
-        for name in filter(plan.trained.__contains__, names):
-            curves += read_exported_curves(plan.trained[name], config.trained[name].exports)
+        exports = {
+            training.name: plan.exports[training.name]
+            for trainings in plan.trained.values()
+            for training in trainings
+        }
+        curves += read_exported_curves(exports)
         facts = facts.model_copy(update={"curves": curves})
         picture = fact_files.find_picture(item, plan, output)
         shown_picture = output / PICTURES / f"{item.key}.png"
