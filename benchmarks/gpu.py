@@ -17,10 +17,9 @@ pack (needs tfmammo) puts the patches of a short run, with those that it held ou
 and their patients.
 train (needs JAX) trains from such weights on its `image` and `mask`, uint16 and uint8 [n, size,
 size], each once an epoch, in the eight symmetries, 500 steps at a time without leaving the GPU. It
-answers for `test_image` and `test_mask` by each network of images. Infilling is validated besides
-(which needs scikit-image): curve.csv has the SSIM of held-out masses, and weights.npz the best
-weights instead of the last ones. The same command goes on where --minutes, --steps or Ctrl-C ended.
-Other weights, patches or seeds are refused.
+answers for `test_image` and `test_mask` by each network of images. Infilling is validated besides,
+which needs scikit-image: curve.csv has the SSIM of held-out masses. The same command goes on where
+--minutes, --steps or Ctrl-C ended. Other weights, patches or seeds are refused.
 Several processes share a GPU: start NVIDIA's MPS daemon first (nvidia-cuda-mps-control -d).
 write (needs tfmammo) makes an export of the weights, which evaluate/ and the report's `trained`
 take, with the curve beside its card. It has the card of the short run, which must be of the same
@@ -383,25 +382,23 @@ class Step:
                     self.state[i] = self.put(values[str(i)])
             return int(values["made"])
 
-    def write_state(self, folder: Path, made: int, identity: str) -> None:
-        """Write state.npz, with which a training goes on; a frozen network is left out."""
-        state = {
-            str(i): np.asarray(value)
+    def write_state(self, folder: Path, made: int, identity: str, patients: np.ndarray) -> None:
+        """Write state.npz, with which a training goes on, and weights.npz.
+
+        The latter has the networks' weights as float16, and what `write_model` must know of them.
+        A frozen network is in neither.
+        """
+        trained = {
+            str(i): (about["owner"], np.asarray(value))
             for i, (about, value) in enumerate(zip(self.meta["variables"], self.state, strict=True))
             if not is_frozen(about)
         }
-        _save(folder / "state.npz", made=made, of=identity, **state)
-
-    def write_trained(self, folder: Path, made: int, patients: np.ndarray) -> None:
-        """Write weights.npz: the trained networks' as float16, and what `write_model` must know."""
-        weights = {
-            about["owner"]: np.asarray(value).astype(np.float16)
-            for about, value in zip(self.meta["variables"], self.state, strict=True)
-            if about["owner"] and not is_frozen(about)
-        }
+        state = {place: value for place, (_, value) in trained.items()}
+        weights = {owner: value.astype(np.float16) for owner, value in trained.values() if owner}
         about = {key: self.meta[key] for key in ("model", "size", "batch", "precision")}
         about["config"] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        about |= {"step": made, "seed": self.seed, "patients": sorted(set(patients.tolist()))}
+        about |= {"steps": made, "seed": self.seed, "patients": sorted(set(patients.tolist()))}
+        _save(folder / "state.npz", made=made, of=identity, **state)
         _save(folder / "weights.npz", about=json.dumps(about), **weights)
 
     def write_weights(self) -> None:
@@ -517,7 +514,7 @@ def pack(options: argparse.Namespace) -> None:
 
     config = DataConfig.model_validate(export.read_card(options.short)["config"]["data"])
     train, held_out = datasets.open_subsets(config)
-    packed = {}
+    packed: dict[str, Any] = {}
     for start, patches in (("", train.load()), ("test_", held_out)):
         packed[f"{start}image"] = np.round(65535 * patches.images[..., 0]).astype(np.uint16)
         packed[f"{start}mask"] = 255 * patches.masks[..., 0]
@@ -556,8 +553,6 @@ def write_model(options: argparse.Namespace) -> None:
     with np.load(options.weights) as file:
         values = dict(file)
     about = json.loads(str(values.pop("about")))
-    curve = options.weights.with_name(CURVE)
-    rows = read_rows(curve)
     checks = {
         "model": (about["config"], config["model"]),
         "data.size": (about["size"], config["data"]["size"]),
@@ -574,14 +569,11 @@ def write_model(options: argparse.Namespace) -> None:
             if name in made:
                 variable.assign(values[f"{name}/{i}"])
     kept = ("name", "split", "data_fingerprint", "id_key", "train_patients", "held_out_ids")
-    training = {
-        "steps": int(rows[-1][0]) if rows else about["step"],
-        "seed": about["seed"],
-        "precision": PRECISIONS[about["precision"]],
-    }
+    training = {key: about[key] for key in ("steps", "seed")}
+    training["precision"] = PRECISIONS[about["precision"]]
     content = {key: card[key] for key in kept} | {
         "id": hashlib.sha256(options.weights.read_bytes()).hexdigest()[:32],
-        "step": about["step"],
+        "step": about["steps"],
         "config": config | {"training": config["training"] | training},
     }
     with_weights = argparse.Namespace(
@@ -590,7 +582,7 @@ def write_model(options: argparse.Namespace) -> None:
         functions=lambda: {n: one for n, one in model.functions().items() if n in made},
     )
     exports.export(with_weights, options.folder, content)
-    if rows:
+    if (curve := options.weights.with_name(CURVE)).exists():
         shutil.copyfile(curve, options.folder / CURVE)
 
 
@@ -621,21 +613,17 @@ def train(options: argparse.Namespace) -> None:
     curve = read_rows(options.output / CURVE, made)
 
     def keep() -> None:
-        """Write what there is; networks' answers too, of a validated training the best weights."""
-        step.write_state(options.output, made, identity)
+        """Write what there is; networks' answers and the curve too."""
+        step.write_state(options.output, made, identity, data["patients"])
         for name, network in networks.items():
             values = np.clip(np.round(255 * answer(step, name, network, data)), 0, 255)
             np.savez_compressed(
                 options.output / f"{name}-{made}.npz", answer=values.astype(np.uint8)
             )
-        best = True
         if measured:
             ssim = compare_masses(answer(step, MEASURED, measured, data), data)
-            best = all(ssim > float(row[1]) for row in curve)
             curve.append([str(made), str(ssim)])
             write_rows(options.output / CURVE, ["step", "ssim"], curve)
-        if best:
-            step.write_trained(options.output, made, data["patients"])
 
     stops: list[int] = []  # a stop waits for the end of a chunk
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -729,13 +717,13 @@ def scale(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32) / np.iinfo(values.dtype).max
 
 
-def read_rows(path: Path, made: int | None = None) -> list[list[str]]:
+def read_rows(path: Path, made: int) -> list[list[str]]:
     """Read the rows of a table up to a step; later ones were of work that a stop lost."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))[1:]
-    return [row for row in rows if made is None or int(row[0]) <= made]
+    return [row for row in rows if int(row[0]) <= made]
 
 
 def write_rows(path: Path, header: list[str], rows: list[list[str]]) -> None:

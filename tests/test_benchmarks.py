@@ -580,8 +580,9 @@ def test_weights_of_a_gpu_become_an_export_of_the_networks_that_have_them(reposi
     weights = {f"inverter/{i}": value for i, value in enumerate(halves)}
     card = json.loads((short / "card.json").read_text())
     about = {"model": "can", "config": card["config"]["model"], "size": 32, "batch": 1}
-    about |= {"precision": "bfloat16", "step": 7, "seed": 3, "patients": card["train_patients"]}
+    about |= {"precision": "bfloat16", "steps": 7, "seed": 3, "patients": card["train_patients"]}
     np.savez(tmp_path / "weights.npz", about=json.dumps(about), **weights)
+    (tmp_path / "curve.csv").write_text("step,dice\n7,0.5\n")
     write = [sys.executable, repository / "benchmarks/gpu.py", "write"]
     made = tmp_path / "made"
     subprocess.run([*write, tmp_path / "weights.npz", short, made], check=True, env=environment)
@@ -592,13 +593,6 @@ def test_weights_of_a_gpu_become_an_export_of_the_networks_that_have_them(reposi
     assert card["train_patients"] == about["patients"]
     for value, expected in zip(read_weights(made / "inverter"), before, strict=True):
         assert value == pytest.approx(expected / 2, rel=1e-3, abs=1e-6)
-    (tmp_path / "curve.csv").write_text(
-        "step,dice\n7,0.5\n9,0.25\n"
-    )  # the best weights are of step 7
-    made = tmp_path / "validated"
-    subprocess.run([*write, tmp_path / "weights.npz", short, made], check=True, env=environment)
-    card = json.loads((made / "card.json").read_text())
-    assert (card["step"], card["config"]["training"]["steps"]) == (7, 9)
     assert (made / "curve.csv").read_text() == (tmp_path / "curve.csv").read_text()
     fewer = {name: value for name, value in weights.items() if name != "inverter/0"}
     other = about | {"patients": about["patients"][1:]}
@@ -661,15 +655,14 @@ def test_a_training_by_jax_goes_on_where_it_was_stopped(train_by_jax, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.nightly
-def test_a_validated_training_by_jax_keeps_the_best_weights(train_by_jax, tmp_path):
+def test_infilling_by_jax_is_validated_and_leaves_vgg_as_it_is(train_by_jax, tmp_path):
     config = {"filters": [2, 2, 2, 2, 2], "discriminator_filters": 2, "weights": "none"}
     train = train_by_jax("infilling", 32, config)
     assert not train("own", "--steps", "2") and not train("own", "--steps", "4")
     header, *rows = (tmp_path / "own/curve.csv").read_text().split()
     assert header == "step,ssim" and [row.partition(",")[0] for row in rows] == ["2", "4"]
+    assert all(-1 < float(row.partition(",")[2]) < 1 for row in rows)
     weights = np.load(tmp_path / "own/weights.npz")
-    best = max(rows, key=lambda row: float(row.partition(",")[2]))
-    assert str(json.loads(str(weights["about"]))["step"]) == best.partition(",")[0]
     assert {name.partition("/")[0] for name in weights} == {"about", "generator", "discriminator"}
     (frozen,) = tmp_path.glob("feature_extractor-*.npz")
     vgg = np.load(frozen)
