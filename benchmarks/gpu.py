@@ -18,8 +18,8 @@ and their patients.
 train (needs JAX) trains from such weights on its `image` and `mask`, uint16 and uint8 [n, size,
 size], each once an epoch, in the eight symmetries, 500 steps at a time without leaving the GPU. It
 answers for `test_image` and `test_mask` by each network of images. Infilling is validated besides,
-which needs scikit-image: curve.csv has the SSIM of held-out masses. The same command goes on where
---minutes, --steps or Ctrl-C ended. Other weights, patches or seeds are refused.
+which needs OpenCV and scikit-image: curve.csv has the SSIM of held-out masses. The same command
+goes on where --minutes, --steps or Ctrl-C ended. Other weights, patches or seeds are refused.
 Several processes share a GPU: start NVIDIA's MPS daemon first (nvidia-cuda-mps-control -d).
 write (needs tfmammo) makes an export of the weights, which evaluate/ and the report's `trained`
 take, with the curve beside its card. It has the card of the short run, which must be of the same
@@ -98,9 +98,16 @@ def main() -> None:
     command.add_argument("output", type=Path)
     command.add_argument("--steps", type=int, default=210_000)
     command.add_argument("--minutes", type=float, default=8.0, help="then it can go on (8)")
-    command.add_argument("--every", type=int, default=14_000, help="steps between answers (14000)")
+    command.add_argument(
+        "--every",
+        type=int,
+        default=14_000,
+        help="steps between states, answers and validations (14000)",
+    )
     command.add_argument("--seed", type=int, default=0, help="of weights, batches and dropout (0)")
-    command.add_argument("--chunk", type=int, default=500, help="steps between looks at the clock")
+    command.add_argument(
+        "--chunk", type=int, default=500, help="steps that the device takes by itself (500)"
+    )
     command.set_defaults(run=train)
     command = commands.add_parser("masks")
     command.add_argument("answer", type=Path)
@@ -365,9 +372,14 @@ class Step:
         return state, outputs[: len(self.meta["losses"])]
 
     def identify(self, data: dict[str, np.ndarray]) -> str:
-        """Name the program, the seed and the patches, with which alone a training goes on."""
-        program = hashlib.sha256((self.folder / "step.mlir").read_bytes()).hexdigest()[:12]
-        patches = hashlib.sha256(data["image"].tobytes() + data["mask"].tobytes()).hexdigest()[:12]
+        """Name the program with its weights, the seed and the patches, all that a training needs.
+
+        It goes on with no others.
+        """
+        files = [(self.folder / name).read_bytes() for name in ("step.mlir", "meta.json")]
+        program = hashlib.sha256(b"".join(files)).hexdigest()[:12]
+        arrays = [data[name].tobytes() for name in sorted(data)]
+        patches = hashlib.sha256(b"".join(arrays)).hexdigest()[:12]
         return f"program {program}, seed {self.seed}, patches {patches}"
 
     def read_state(self, folder: Path, identity: str) -> int:
@@ -604,26 +616,36 @@ def train(options: argparse.Namespace) -> None:
     identity = step.identify(data)
     options.output.mkdir(parents=True, exist_ok=True)
     start = made = step.read_state(options.output, identity)
+    if made % chunk:
+        raise SystemExit(f"{options.output}: {made} steps are no multiple of --chunk, {chunk}")
     networks = {
         name: step.load(name)
         for name, about in step.meta["functions"].items()
         if about["inputs"] in (["image"], ["mask"])
     }
-    measured = step.load(MEASURED) if MEASURED in step.meta["functions"] else None
+    measured = None
+    if MEASURED in step.meta["functions"]:
+        from tfmammo.metrics.synthesis import per_image  # which needs no TensorFlow
+
+        measured = step.load(MEASURED)
     curve = read_rows(options.output / CURVE, made)
 
     def keep() -> None:
         """Write what there is; networks' answers and the curve too."""
-        step.write_state(options.output, made, identity, data["patients"])
         for name, network in networks.items():
             values = np.clip(np.round(255 * answer(step, name, network, data)), 0, 255)
             np.savez_compressed(
                 options.output / f"{name}-{made}.npz", answer=values.astype(np.uint8)
             )
-        if measured:
-            ssim = compare_masses(answer(step, MEASURED, measured, data), data)
-            curve.append([str(made), str(ssim)])
+        if measured and made % options.every == 0:
+            real, region = scale(data["test_image"]), data["test_region"]
+            images = answer(step, MEASURED, measured, data)
+            # as train/infilling.py is validated
+            ssim = per_image(real[..., None], images, region[..., None])["ssim_mass"].mean()
+            curve.append([str(made), str(float(ssim))])
             write_rows(options.output / CURVE, ["step", "ssim"], curve)
+        # last, because a stop loses what was made after the state
+        step.write_state(options.output, made, identity, data["patients"])
 
     stops: list[int] = []  # a stop waits for the end of a chunk
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -650,15 +672,6 @@ def train(options: argparse.Namespace) -> None:
     if made > start:
         write_rows(options.output / LOSSES, ["step", "seconds", *step.meta["losses"]], rows)
         keep()
-
-
-def compare_masses(images: np.ndarray, data: dict[str, np.ndarray]) -> float:
-    """Compute the mean SSIM of infilled and real masses of the test, as train/infilling.py does."""
-    from tfmammo.metrics import synthesis  # which needs no TensorFlow
-
-    real = scale(data["test_image"])[..., None]
-    region = data["test_region"][..., None]
-    return float(np.mean(synthesis.per_image(real, images, region)["ssim_mass"]))
 
 
 def compile_chunk(step: Step, data: dict[str, np.ndarray], key: Any, first: int, chunk: int) -> Any:

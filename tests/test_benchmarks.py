@@ -624,8 +624,8 @@ def train_by_jax(repository, tmp_path):
             values = patches | changed
             np.savez(tmp_path / "data.npz", patients=["a", "b", "b", "c"], **values)
             folder = tmp_path / f"{model}-bfloat16"
-            command = [*script, "train", folder, tmp_path / "data.npz", tmp_path / name, *further]
-            command = [*map(str, command), "--chunk", "2", "--every", "2"]
+            command = [*script, "train", folder, tmp_path / "data.npz", tmp_path / name]
+            command = [*map(str, command), "--chunk", "2", "--every", "2", *further]
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
             return done.stderr if done.returncode else ""
 
@@ -651,6 +651,8 @@ def test_a_training_by_jax_goes_on_where_it_was_stopped(train_by_jax, tmp_path):
     other = np.zeros((4, 8, 8), np.uint8)
     assert "was trained with program" in train("parts", "--steps", "6", image=other)
     assert "must be multiples of --chunk, 2" in train("parts", "--steps", "5")
+    changed = train("parts", "--steps", "6", "--chunk", "3", "--every", "3")
+    assert "4 steps are no multiple of --chunk, 3" in changed
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ def test_exports_take_the_place_of_trainings(complete, repository, tmp_path):
     (step, *_) = plan.make_plan(complete, "small", tmp_path, repository, ["can_long"]).steps
     planned = workflow.parse_step(step, find_schema("train/can.py"), "can_long")
     form = {"format": 1, "name": "can", "serves": "generator", "functions": {}}
-    card = {"config": planned.model_dump(mode="json"), **form}
+    card = {"config": planned.model_dump(mode="json"), "step": 126_000, **form}
     for path in exports:
         path.mkdir()
         (path / "card.json").write_text(json.dumps(card | {"id": path.name}))
@@ -220,9 +220,14 @@ def test_exports_take_the_place_of_trainings(complete, repository, tmp_path):
     assert len(of_can) == 3 and len(lines) == 7 and "can_long/seed2" in lines[-1]
     assert str(tmp_path) not in "".join(lines)
     assert plan.describe_extent(config, "small", ["can_synthesis"], repository).trainings == 3
-    card["config"]["training"]["steps"] = 2
-    (exports[1] / "card.json").write_text(json.dumps(card))
-    with pytest.raises(ConfigError, match=r"export1 has steps 2, and the scale small 126000"):
+    longer = card | {"id": "export1", "step": 130_000}
+    (exports[1] / "card.json").write_text(json.dumps(longer))
+    extent = plan.describe_extent(
+        config, "small", ["can_synthesis"], repository, {"can_long/seed2": exports[1]}
+    )
+    assert extent.text.startswith("130,000 of 210,000 steps; 126,000 of 210,000 steps; ")
+    (exports[1] / "card.json").write_text(json.dumps(card | {"step": 2}))
+    with pytest.raises(ConfigError, match=r"export1 has made 2 steps, and .* asks for 126,000"):
         report.plan_report(config, wanted, tmp_path, repository)
     (exports[1] / "card.json").write_text(json.dumps(card | {"id": "export0"}))
     for twice in (exports, (exports[0], exports[2], exports[2])):
@@ -246,8 +251,8 @@ def test_of_trainings_made_elsewhere_an_item_names_those_that_it_reads(
     form = {"format": 1, "name": "infilling", "serves": "generator", "functions": {}}
     for path in exports:
         path.mkdir()
-        card = form | {"id": path.name, "config": planned.model_dump(mode="json")}
-        (path / "card.json").write_text(json.dumps(card))
+        card = {"id": path.name, "step": 20_000, "config": planned.model_dump(mode="json")}
+        (path / "card.json").write_text(json.dumps(card | form))
     trained = {"infilling_unet": TrainedConfig(exports=exports)}
     config = complete.model_copy(update={"trained": trained})
     wanted = ["infilling_mammograms"]  # of {infilling_unet:0}
@@ -489,7 +494,7 @@ def test_a_page_without_a_folder_of_facts_is_an_error_and_writes_nothing(config,
 
 # Facts of earlier settings, with what has changed since.
 OUTDATED = {
-    "infilling_fig6": "without 400 copies, and validated too seldom for a curve",
+    "infilling_fig6": "generators of 3,000 steps, no 400 copies, validated too seldom for a curve",
     "infilling_fig8": "as infilling_fig6, of the same study",
     "segmenters": "trainings in folders without their seed",
 }

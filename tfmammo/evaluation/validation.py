@@ -77,7 +77,8 @@ def _infill(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Infill held-out masses; return the images, and mask and margin, where they are scored."""
     inputs = _label(held_out, margin)
-    return predict(function, {"tri_label": inputs})["image"], find_infilled_region(held_out)
+    scored = inputs if margin == INFILLING_MARGIN else _label(held_out, INFILLING_MARGIN)
+    return predict(function, {"tri_label": inputs})["image"], _find_region(scored)
 
 
 def find_infilled_region(held_out: Patches) -> NDArray[np.float32]:
@@ -86,7 +87,11 @@ def find_infilled_region(held_out: Patches) -> NDArray[np.float32]:
     Returns:
         float32 [n, size, size, 1], 0 or 1.
     """
-    return _label(held_out, INFILLING_MARGIN)[..., 1:].max(axis=-1, keepdims=True)
+    return _find_region(_label(held_out, INFILLING_MARGIN))
+
+
+def _find_region(label: NDArray[np.float32]) -> NDArray[np.float32]:
+    return label[..., 1:].max(axis=-1, keepdims=True)
 
 
 def _label(held_out: Patches, margin: int | None) -> NDArray[np.float32]:

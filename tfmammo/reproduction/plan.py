@@ -217,24 +217,23 @@ class _Planner:
             if other != path or exports.count(path) > 1:
                 raise ConfigError(f"trained.{name}: {path} and {other} are one training")
             config = card.get("config", {})
-            own = (
-                config.get("model"),
-                config.get("data", {}).get("size"),
-                config.get("training", {}).get("steps"),
-            )
-            expected = (
-                planned.model.model_dump(mode="json"),
-                planned.data.size,
-                planned.training.steps,
-            )
-            for what, has, wants in zip(
-                ("model", "data.size", "steps"), own, expected, strict=True
-            ):
-                if has != wants:
+            own = {"model": config.get("model"), "data.size": config.get("data", {}).get("size")}
+            expected = {
+                "model": planned.model.model_dump(mode="json"),
+                "data.size": planned.data.size,
+            }
+            for what, wants in expected.items():
+                if own[what] != wants:
                     raise ConfigError(
-                        f"trained.{name}: {path} has {what} {has}, and the scale {self.scale} "
-                        f"{wants}"
+                        f"trained.{name}: {path} has {what} {own[what]}, and the scale "
+                        f"{self.scale} {wants}"
                     )
+            steps, least = card.get("step", 0), planned.training.steps or 0
+            if steps < least:
+                raise ConfigError(
+                    f"trained.{name}: {path} has made {steps:,} steps, and the scale {self.scale} "
+                    f"asks for {least:,}"
+                )
 
     def _find_obstacle(self, name: str, path: tuple[str, ...]) -> str | None:
         """Say why a command, or one that it needs, can't run here; None where all can."""
@@ -427,7 +426,11 @@ class Extent:
 
 
 def describe_extent(
-    config: ReportConfig, scale: Scale, wanted: Collection[str], root: Path
+    config: ReportConfig,
+    scale: Scale,
+    wanted: Collection[str],
+    root: Path,
+    exports: Mapping[str, Path] | None = None,
 ) -> Extent:
     """Describe the extent of commands; the plan in words comes from the config alone.
 
@@ -436,6 +439,7 @@ def describe_extent(
         scale: The scale.
         wanted: The commands of an item. Those that they need count as well.
         root: The root of the repository, whose configs the commands read.
+        exports: Training -> the export that takes its place, whose own length counts.
     """
     names = list_needed(config, scale, wanted)
     ours = _list_titles(config, scale, names)
@@ -454,7 +458,8 @@ def describe_extent(
         if name in ours_planned.steps_of:
             trainings += _count_trainings(command, ours_planned.steps_of[name])
         if command.run.startswith("train/") and name in ours_planned.steps_of:
-            steps = _count_steps(command, ours_planned.steps_of[name][0])
+            steps = _count_exported_steps(ours_planned.steps_of[name], exports or {})
+            steps = steps or _count_steps(command, ours_planned.steps_of[name][0])
             of_paper = papers_planned.steps_of.get(name)
             is_known = of_paper and command.length_is_printed
             whole = _count_steps(command, of_paper[0]) if of_paper and is_known else ""
@@ -504,6 +509,14 @@ def _count_steps(command: CommandConfig, step: Step) -> str:
     return f"{training.epochs} epochs"
 
 
+def _count_exported_steps(trainings: Iterable[Step], exports: Mapping[str, Path]) -> str:
+    """Say how long the trainings were that exports take the place of; "" where none does."""
+    counts = [read_card(exports[one.name])["step"] for one in trainings if one.name in exports]
+    if not counts:
+        return ""
+    return " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)})) + " steps"
+
+
 def _compare_sizes(command: CommandConfig, ours: Step, papers: Step) -> Iterator[str]:
     """Say how much smaller patches and networks are than the paper's; nothing where they are not.
 
@@ -535,12 +548,14 @@ def _relate(ours: str, papers: str) -> str:
     Examples:
         >>> _relate("20,000 steps", "210,000 steps")
         '20,000 of 210,000 steps'
+        >>> _relate("20,500 to 40,000 steps", "100,000 steps")
+        '20,500 to 40,000 of 100,000 steps'
         >>> _relate("4,000 steps", "150 epochs")
         '4,000 steps (the paper: 150 epochs)'
     """
     if not papers or ours == papers:
         return ours
-    number, unit = ours.split()
+    number, _, unit = ours.rpartition(" ")
     return f"{number} of {papers}" if papers.endswith(unit) else f"{ours} (the paper: {papers})"
 
 
