@@ -466,6 +466,24 @@ def tri_label(
     return tf.concat([tissue, mask, tf.maximum(enlarge(mask, margin) - mask, 0)], axis=-1)
 
 
+def label_patches(
+    image: tf.Tensor, mask: tf.Tensor, step: tf.Tensor | int, margin: int | None
+) -> tf.Tensor:
+    """Make the tri-labels of patches, whose noise follows from the step and each patch's pixels.
+
+    Args:
+        image: float32 [n, size, size, 1] in [0, 1].
+        mask: The same shape, 0 or 1.
+        step: integer, a scalar or [n]; another one draws other noise.
+        margin: As for `tri_label`.
+
+    Returns:
+        As `tri_label`.
+    """
+    noise = uniform_noise(patch_seeds(image, step), image.shape[1])
+    return tri_label(image, mask, noise, margin)
+
+
 def seeded_dropout(x: tf.Tensor, rate: float, seeds: tf.Tensor, level: int) -> tf.Tensor:
     """Drop elements by draws that depend on each sample's seed alone.
 

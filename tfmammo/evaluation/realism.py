@@ -28,7 +28,7 @@ from tfmammo.evaluation.perceptual import (
 )
 from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import Published, Report
-from tfmammo.layers import patch_seeds, tri_label, uniform_noise
+from tfmammo.layers import label_patches
 from tfmammo.metrics import perceptual, synthesis
 from tfmammo.metrics.summary import Measure, Row, Table
 from tfmammo.training import image_grid
@@ -166,8 +166,7 @@ def make_tri_labels(patches: Patches, card: Mapping[str, Any], draw: int = 0) ->
     The noise follows from the patch and `draw`, a number of the caller's.
     """
     margin = card.get("config", {}).get("model", {}).get("margin", 296)
-    noise = uniform_noise(patch_seeds(patches.images, draw), patches.images.shape[1])
-    return tri_label(patches.images, patches.masks.astype(np.float32), noise, margin).numpy()
+    return label_patches(patches.images, patches.masks.astype(np.float32), draw, margin).numpy()
 
 
 def add_comparison(

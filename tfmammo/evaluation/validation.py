@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tfmammo.data.patches import Patches
 from tfmammo.export import predict
-from tfmammo.layers import patch_seeds, sample_latent_noise, tri_label, uniform_noise
+from tfmammo.layers import label_patches, sample_latent_noise
 from tfmammo.metrics import synthesis
 from tfmammo.metrics.blending import background_error, seam_strength
 from tfmammo.metrics.classification import one_versus_rest, roc_auc
@@ -95,9 +95,7 @@ def _find_region(label: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _label(held_out: Patches, margin: int | None) -> NDArray[np.float32]:
-    images = held_out.images
-    noise = uniform_noise(patch_seeds(images, 0), images.shape[1])
-    return tri_label(images, held_out.masks.astype(np.float32), noise, margin).numpy()
+    return label_patches(held_out.images, held_out.masks.astype(np.float32), 0, margin).numpy()
 
 
 def _score_infilling(

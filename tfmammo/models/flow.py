@@ -68,8 +68,8 @@ from tfmammo.layers import (
     FULL,
     GroupNormalization,
     SelfAttention,
+    label_patches,
     patch_seeds,
-    tri_label,
     uniform_noise,
     upsample,
 )
@@ -353,8 +353,7 @@ class Flow(Trainable):
 
     def label(self, batch: dict[str, tf.Tensor], step: tf.Tensor | int = 0) -> tf.Tensor:
         """Make the tri-label of a batch; its noise follows from step and patches."""
-        noise = uniform_noise(patch_seeds(batch["image"], step), self.size)
-        return tri_label(batch["image"], batch["mask"], noise, self.config.margin)
+        return label_patches(batch["image"], batch["mask"], step, self.config.margin)
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Update v once, then its running average.

@@ -62,7 +62,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from tfmammo.config import Frozen
 from tfmammo.convolutions import Convolution
 from tfmammo.errors import ConfigError, name_key
-from tfmammo.layers import FULL, GroupNormalization, patch_seeds, tri_label, uniform_noise
+from tfmammo.layers import FULL, GroupNormalization, label_patches
 from tfmammo.losses import Average, l1, log_fake, log_real
 from tfmammo.networks import PIX2PIX_FILTERS, Network, PatchDiscriminator, Trainable, UNet256
 from tfmammo.optimization import build_adam, count_batches, minimize
@@ -267,8 +267,7 @@ class Infilling(Trainable):
 
     def label(self, batch: dict[str, tf.Tensor], step: tf.Tensor | int = 0) -> tf.Tensor:
         """Make the tri-label of a batch; its noise follows from step and patches."""
-        noise = uniform_noise(patch_seeds(batch["image"], step), self.size)
-        return tri_label(batch["image"], batch["mask"], noise, self.config.margin)
+        return label_patches(batch["image"], batch["mask"], step, self.config.margin)
 
     def discriminate(self, label: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
         """Compute D(x, R): float32 logits, one for each patch of the pair.
@@ -332,7 +331,7 @@ class Infilling(Trainable):
         """Generate images.
 
         Args:
-            label: float32 [batch, size, size, channels], see `tri_label`.
+            label: float32 [batch, size, size, channels], see `layers.tri_label`.
 
         Returns:
             Image in [0, 1].
