@@ -258,7 +258,7 @@ def test_of_trainings_made_elsewhere_an_item_names_those_that_it_reads(
     wanted = ["infilling_mammograms"]  # of {infilling_unet:0}
     whole = plan.make_plan(config, "small", tmp_path, repository, wanted)
     (training,) = whole.trained["infilling_unet"]
-    assert training.name == "infilling_unet/fold0" and whole.exports[training.name] == exports[0]
+    assert whole.exports == {"infilling_unet/fold0": exports[0]} == {training.name: exports[0]}
     assert [path.parent for path in whole.steps[0].inputs] == [exports[0]]
     shown = plan.show_plan(config, "small", wanted)
     lines = plan.format_commands(shown, plan.list_needed(config, "small", wanted), trained)

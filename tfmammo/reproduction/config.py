@@ -95,7 +95,9 @@ class TrainedConfig(Frozen):
     """Trainings of a command that were made elsewhere, on a GPU for instance."""
 
     exports: tuple[Path, ...] = Field(min_length=1)
-    """Their exports, of all seeds of the first fold, then of the next one."""
+    """Their exports, of all seeds of the first fold, then of the next one; none of fewer steps than
+    the config's.
+    """
     how: str = "elsewhere"
     """On what they were trained, and by which program, as facts and the page say it."""
 

@@ -50,7 +50,7 @@ class Plan:
         left_out: Command -> why it is not run.
         trained: Command -> the trainings that exports take the place of. They are no steps. As in
             `steps_of` those that a wanted command needs.
-        exports: Training -> the export that takes its place.
+        exports: Each of these trainings -> the export that takes its place.
         read: Step -> the trainings of `trained` whose exports it reads.
     """
 
@@ -103,6 +103,7 @@ def _leave_out_unneeded(plan: Plan, wanted: Iterable[str]) -> None:
 
     plan.steps = [step for step in plan.steps if step.name in needed]
     plan.steps_of, plan.trained = map(keep, made)
+    plan.exports = {name: path for name, path in plan.exports.items() if name in needed}
 
 
 def show_plan(config: ReportConfig, scale: Scale, wanted: Iterable[str]) -> Plan:

@@ -184,12 +184,7 @@ def _write_item(
     shown = show_plan(config, plan.scale, item.commands)
     commands = format_commands(shown, names, config.trained)
     plan = make_plan(config, plan.scale, output, root, item.commands)  # without others' trainings
-    exports = {
-        training.name: plan.exports[training.name]
-        for trainings in plan.trained.values()
-        for training in trainings
-    }
-    extent = describe_extent(config, plan.scale, item.commands, root, exports)
+    extent = describe_extent(config, plan.scale, item.commands, root, plan.exports)
     reasons = list_obstacles(plan, names, failures)
     folder = find_facts_folder(config, plan.scale, output)
     facts = Facts(
@@ -211,7 +206,7 @@ def _write_item(
         facts = fact_files.add_tables(facts, item, plan, output)
         steps = [step for name in names for step in plan.steps_of.get(name, ())]
         curves = read_curves(steps, output, get_tracking_uri(output))
-        curves += read_exported_curves(exports)
+        curves += read_exported_curves(plan.exports)
         facts = facts.model_copy(update={"curves": curves})
         picture = fact_files.find_picture(item, plan, output)
         shown_picture = output / PICTURES / f"{item.key}.png"
