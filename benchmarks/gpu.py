@@ -629,9 +629,11 @@ def train(options: argparse.Namespace) -> None:
 
         measured = step.load(MEASURED)
     curve = read_rows(options.output / CURVE, made)
+    rows = read_rows(options.output / LOSSES, made)
 
     def keep() -> None:
-        """Write what there is; networks' answers and the curve too."""
+        """Write what there is: losses, networks' answers, the curve and the state."""
+        write_rows(options.output / LOSSES, ["step", "seconds", *step.meta["losses"]], rows)
         for name, network in networks.items():
             values = np.clip(np.round(255 * answer(step, name, network, data)), 0, 255)
             np.savez_compressed(
@@ -654,7 +656,6 @@ def train(options: argparse.Namespace) -> None:
     began = time.monotonic()
     compiled = compile_chunk(step, data, key, made, chunk)
     print(f"{step.device}: compiled in {time.monotonic() - began:.0f} s", flush=True)
-    rows = read_rows(options.output / LOSSES, made)
     spent = float(rows[-1][1]) if rows else 0.0
     taken = 0.0  # s, by the steps of this command alone
     began = time.monotonic()
@@ -666,11 +667,9 @@ def train(options: argparse.Namespace) -> None:
         made += chunk
         rows.append([str(made), f"{spent + taken:.1f}", *map(str, numbers)])
         if made % options.every == 0 and made < options.steps:
-            write_rows(options.output / LOSSES, ["step", "seconds", *step.meta["losses"]], rows)
             keep()
     print(f"{made} steps, {1e3 * taken / max(made - start, 1):.2f} ms each", flush=True)
     if made > start:
-        write_rows(options.output / LOSSES, ["step", "seconds", *step.meta["losses"]], rows)
         keep()
 
 
