@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import ID_KEY, Lesion, Mammogram, MaskedLesion, Skipped, hash_id
+from tfmammo.mammogram import (
+    ID_KEY,
+    Lesion,
+    Mammogram,
+    MaskedLesion,
+    Skipped,
+    hash_id,
+    keep_largest,
+)
 
 SQUARE = np.array([(2, 3), (2, 6), (4, 6), (4, 3)], np.float32)
 
@@ -269,3 +277,22 @@ def test_an_empty_mask_is_an_error_on_first_use():
     for use in (lambda: lesion.box, lambda: lesion.outlines, lambda: lesion.mask(2, 2)):
         with pytest.raises(ArchiveError, match="marks nothing"):
             use()
+
+
+def test_the_largest_part_of_a_region_by_hand():
+    region = np.array(
+        [
+            [1, 1, 0, 0, 0],
+            [1, 0, 0, 0, 1],
+            [0, 1, 0, 0, 1],  # touches the first part at a corner
+            [0, 0, 0, 0, 1],
+        ],
+        np.uint8,
+    )
+    by_corners = keep_largest(region)
+    np.testing.assert_array_equal(by_corners[:, :2], region[:, :2])
+    assert by_corners.sum() == 4
+    first = keep_largest(region, connectivity=4)  # of two parts of 3 px
+    np.testing.assert_array_equal(first[:2, :2], [[1, 1], [1, 0]])
+    assert first.sum() == 3
+    assert not keep_largest(np.zeros((3, 3), np.uint8)).any()

@@ -333,6 +333,24 @@ def trace_borders(region: NDArray[np.generic]) -> tuple[NDArray[np.float32], ...
     return tuple(contour[:, 0, ::-1].astype(np.float32) for contour in contours)
 
 
+def keep_largest(region: NDArray[np.uint8], connectivity: Literal[4, 8] = 8) -> NDArray[np.uint8]:
+    """Keep the largest connected part of a region, the first of equally large ones.
+
+    Args:
+        region: uint8 [rows, cols], 0 or 1.
+        connectivity: 8 if pixels that touch at a corner are connected, 4 if they are not.
+
+    Returns:
+        uint8 [rows, cols], 0 or 1; the region itself where it is empty.
+    """
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(
+        region, connectivity=connectivity
+    )
+    if count == 1:
+        return region
+    return (labels == 1 + np.argmax(statistics[1:, cv2.CC_STAT_AREA])).astype(np.uint8)
+
+
 def trace_lesions(
     kind: LesionKind, region: NDArray[np.generic], **details: object
 ) -> tuple[Lesion, ...]:

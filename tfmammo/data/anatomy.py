@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.mammogram import Box, Laterality, View
+from tfmammo.mammogram import Box, Laterality, View, keep_largest
 
 Grey = NDArray[np.float32]  # [rows, cols], no channel
 Region = NDArray[np.uint8]  # [rows, cols], 0 or 1
@@ -117,8 +117,8 @@ def _find_breast(grey: Grey, radius: int) -> Region:
     smooth = cv2.GaussianBlur(cv2.medianBlur(np.ascontiguousarray(grey), 5), (0, 0), 1)
     tissue = _find_tissue(smooth)
     # first, else the opening tears apart a breast of dark fat and thin strands
-    whole = _fill_holes(_keep_largest(tissue))
-    opened = _keep_largest(_morph(cv2.MORPH_OPEN, whole, radius))
+    whole = _fill_holes(keep_largest(tissue, connectivity=4))
+    opened = keep_largest(_morph(cv2.MORPH_OPEN, whole, radius), connectivity=4)
     if not opened.any():  # an image of a few pixels
         return whole
     breast = _add_protrusions(smooth, whole, opened, radius)
@@ -153,13 +153,6 @@ def _morph(operation: int, region: Region, radius: int) -> Region:
     ]
 
 
-def _keep_largest(region: Region) -> Region:
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(region, connectivity=4)
-    if count == 1:
-        return region
-    return (labels == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])).astype(np.uint8)
-
-
 def _add_protrusions(grey: Grey, tissue: Region, opened: Region, radius: int) -> Region:
     """Add what hangs on the opened breast within two radii, but for pieces as bright as lead."""
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (4 * radius + 1, 4 * radius + 1))
@@ -171,7 +164,7 @@ def _add_protrusions(grey: Grey, tissue: Region, opened: Region, radius: int) ->
         piece = labels == label
         if np.percentile(grey[piece], 90) < 0.9 * lead:
             breast[piece] = 1
-    return _keep_largest(breast)
+    return keep_largest(breast, connectivity=4)
 
 
 def _fill_holes(region: Region) -> Region:

@@ -49,6 +49,7 @@ from tfmammo.config import Frozen
 from tfmammo.export import write_saved_models
 from tfmammo.layers import draw_latent_noise, sample_latent_noise
 from tfmammo.losses import log_fake, log_real
+from tfmammo.mammogram import keep_largest
 from tfmammo.networks import DCGANConfig, Trainable, dcgan_discriminator, dcgan_generator
 from tfmammo.optimization import build_adam, count_batches, minimize
 
@@ -217,12 +218,8 @@ def clean(
     """
     cleaned = np.zeros(masks.shape, np.uint8)
     for mask, target in zip((masks[..., 0] > threshold).astype(np.uint8), cleaned, strict=True):
-        _, labels, statistics, _ = cv2.connectedComponentsWithStats(
-            cv2.medianBlur(mask, median), connectivity=8
-        )
-        areas = statistics[1:, cv2.CC_STAT_AREA]
-        if len(areas):
-            target[..., 0] = ndimage.binary_fill_holes(labels == 1 + areas.argmax())
+        region = keep_largest(cv2.medianBlur(mask, median))
+        target[..., 0] = ndimage.binary_fill_holes(region)
     return cleaned
 
 

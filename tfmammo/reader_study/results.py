@@ -15,7 +15,7 @@ from tfmammo.errors import DataError
 from tfmammo.metrics import observer
 from tfmammo.metrics.observer import Choices, Ratings
 from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate, describe, holm
-from tfmammo.metrics.summary import Table, write_csv
+from tfmammo.metrics.summary import Table, format_p, write_csv
 from tfmammo.reader_study.answers import Answer, Answers
 from tfmammo.reader_study.cases import ReaderStudyConfig, Task
 
@@ -217,8 +217,7 @@ def _table_row(result: Result) -> list[str]:
     row = [result.system, result.reader]
     if choices:
         share = f"{choices.right} of {choices.n}: {_format_estimate(choices.share)}"
-        p = "-" if np.isnan(choices.p) else _format_p(result.p_corrected)
-        row += [share, _format_estimate(choices.d_prime), p]
+        row += [share, _format_estimate(choices.d_prime), format_p(result.p_corrected)]
     else:
         row += [FEW, "-", "-"]
     if ratings:
@@ -227,10 +226,6 @@ def _table_row(result: Result) -> list[str]:
     else:
         row += [FEW, "-", "-"]
     return row
-
-
-def _format_p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _format_estimate(estimate: Estimate) -> str:

@@ -30,9 +30,8 @@ from tfmammo.config import DataConfig
 from tfmammo.data import jobs
 from tfmammo.data.windows import square_window
 from tfmammo.errors import DataError
-from tfmammo.mammogram import LesionKind, Mammogram, Skipped
+from tfmammo.mammogram import LesionKind, Mammogram, Skipped, keep_largest
 from tfmammo.synthesis.config import UsedPart
-from tfmammo.synthesis.placement import keep_largest
 from tfmammo.synthesis.provenance import TransformRecord, hash_source
 from tfmammo.synthesis.sources import SourceLesion
 

@@ -39,7 +39,7 @@ from tfmammo.data.anatomy import breast_mask, pectoral_mask
 from tfmammo.data.preprocess import resize, resize_mask
 from tfmammo.data.windows import crop_window
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Box, Lesion, Mammogram, trace_borders
+from tfmammo.mammogram import Box, Lesion, Mammogram, keep_largest, trace_borders
 from tfmammo.synthesis.config import GRID, LARGEST, Margins
 
 
@@ -85,15 +85,6 @@ def scale_shape(shape: NDArray[np.uint8], height: int, width: int) -> NDArray[np
         # Scaling tore a thin shape. Its box is what is left.
         return np.ones((height, width), np.uint8)
     return crop_to_mask(np.pad(region, 1))
-
-
-def keep_largest(region: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Keep the largest 8-connected part of a region: uint8 [rows, cols], 0 or 1."""
-    count, labels, statistics, _ = cv2.connectedComponentsWithStats(region, connectivity=8)
-    if count == 1:  # the region is empty
-        return region
-    label = 1 + np.argmax(statistics[1:, cv2.CC_STAT_AREA])
-    return (labels == label).astype(np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
