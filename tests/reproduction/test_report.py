@@ -494,8 +494,6 @@ def test_a_page_without_a_folder_of_facts_is_an_error_and_writes_nothing(config,
 
 # Facts of earlier settings, with what has changed since.
 OUTDATED = {
-    "infilling_fig6": "generators of 3,000 steps, no 400 copies, validated too seldom for a curve",
-    "infilling_fig8": "as infilling_fig6, of the same study",
     "segmenters": "trainings in folders without their seed",
 }
 

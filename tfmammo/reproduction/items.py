@@ -249,9 +249,9 @@ INFILLING = (
                 "real + * by unet",
             ),
         ),
-        baseline="the augmented copies that the synthetic mammograms join",
-        note="Synthetic mammograms join 200 copies, and are compared with 200 copies alone. 400 "
-        "copies were not tried.",
+        baseline="as many augmented copies as both together",
+        note="200 synthetic mammograms join 200 copies. They are compared with 200 copies alone, "
+        "and with 400, which are as many together.",
     ),
     Item("infilling", "fig9", reason=PRIVATE),
 )
