@@ -46,6 +46,16 @@ def test_less_than_a_hundredth_is_no_change():
     assert make_curve(*[0.0] * 8).course == "flat"  # of a detector that finds nothing
 
 
+@pytest.mark.parametrize(("validations", "share"), [(8, 0.09), (40, 0.03)])
+def test_noise_alone_rises_as_often_as_the_page_says(validations, share):
+    random = np.random.default_rng(0)
+    # noise of a tenth: so the rule's hundredth of the mean decides nothing
+    ends = [make_curve(*random.normal(1, 0.1, validations)).course for _ in range(2000)]
+    assert ends.count("rising") / 2000 == pytest.approx(share, abs=0.012)
+    assert ends.count("falling") / 2000 == pytest.approx(share, abs=0.012)
+    assert f"{100 * share:.0f} in a hundred" in page.CHANCE
+
+
 def test_a_short_curve_is_not_judged():
     header, (line,) = curves.tabulate([make_curve(0.5)])
     assert line == ("can/seed0", "dice", "0.5", "-", "too short to say")
@@ -172,6 +182,9 @@ def test_the_page_draws_what_has_two_points_and_says_how_it_ends():
     blocks = page.build_page({"can_table1": facts})
     markdown = document.render_markdown(blocks)
     assert "| can/seed1 | dice | 0.8 | +0 | flat |" in markdown and "can/seed0" not in markdown
+    assert "Validation curves of trainings, by their ends: 1 flat. Where nothing" in markdown
+    twice = {"can_table1": facts, "can_fig4": facts}  # items of one training
+    assert "by their ends: 1 flat." in document.render_markdown(page.build_page(twice))
     pictures = page.draw_curves({"can_table1": facts})
     assert 'alt="validation curves"' in document.render_html("", blocks, pictures)
     files = page.link_curves({"can_table1": facts}, "results/curves")

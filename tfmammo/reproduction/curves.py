@@ -26,6 +26,7 @@ EXPORTED = "curve.csv"  # beside the export of a training that was made elsewher
 SHORTEST = 8  # validations, below which nothing is said about the end
 FLAT = "flat"
 UNKNOWN = "too short to say"
+ENDS = (FLAT, "rising", "falling", UNKNOWN)
 LINES = ("-", "--", ":")  # of models beyond as many as there are colours
 _OUTPUT = re.compile(r"--output runs/report-[a-z]+/(\S+)")
 _STUDY = re.compile(r"python evaluate/(detection\.py --study|classification\.py)\b")
