@@ -182,7 +182,7 @@ def test_the_page_draws_what_has_two_points_and_says_how_it_ends():
     blocks = page.build_page({"can_table1": facts})
     markdown = document.render_markdown(blocks)
     assert "| can/seed1 | dice | 0.8 | +0 | flat |" in markdown and "can/seed0" not in markdown
-    assert "Validation curves of trainings, by their ends: 1 flat. Where nothing" in markdown
+    assert "Validation curves, by their ends: 1 flat. Where nothing" in markdown
     twice = {"can_table1": facts, "can_fig4": facts}  # items of one training
     assert "by their ends: 1 flat." in document.render_markdown(page.build_page(twice))
     pictures = page.draw_curves({"can_table1": facts})

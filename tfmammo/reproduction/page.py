@@ -56,8 +56,8 @@ RULES = (
     "not flat at its end, or none is known.",
 )
 CHANCE = (
-    "Where nothing changes, noise alone makes the rule call 9 in a hundred curves of 8 validations "
-    "rising, 3 in a hundred of 40, and as many falling."
+    "Where nothing changes, noise alone makes the rule call up to 9 in a hundred curves of 8 "
+    "validations rising, up to 3 in a hundred of 40, and as many falling."
 )
 DIFFERENCES = (
     "A difference is that of the model named first less the other one, or that with the added data "
@@ -226,14 +226,14 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
 
 
 def _count_curves(facts: Mapping[str, Facts]) -> str:
-    """Count how the validation curves of all trainings end; "" without any."""
-    # several items may rest on one training
+    """Count how the validation curves end; "" without any."""
+    # items of one training have equal curves; a training that was made again counts again
     drawn = {curve for own in facts.values() for curve in _list_drawn(own)}
     if not drawn:
         return ""
     ends = Counter(curve.course for curve in drawn)
     counts = ", ".join(f"{ends[end]} {end}" for end in curves.ENDS if ends[end])
-    return f"Validation curves of trainings, by their ends: {counts}."
+    return f"Validation curves, by their ends: {counts}."
 
 
 def _list_claims(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) -> Grid | None:
