@@ -29,7 +29,7 @@ from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError, ExportError
 from tfmammo.evaluation.comparison import Network
 from tfmammo.evaluation.perceptual import PerceptualScorer, load_published
-from tfmammo.evaluation.realism import make_tri_labels
+from tfmammo.evaluation.realism import make_tri_labels, read_margin
 from tfmammo.layers import patch_seeds, tri_label, uniform_noise
 from tfmammo.metrics import perceptual
 from tfmammo.metrics.clustered_auc import estimate_auc, has_few_patients
@@ -106,9 +106,10 @@ def draw_sides(network: Network, patches: Patches, config: AuditConfig) -> Sides
         made = network.run("mask", "image", masks)
         return Sides(chosen, is_member, made, made, np.ones_like(masks))
     made = network.run("tri_label", "image", make_tri_labels(chosen, network.card), masks.shape[1:])
-    margin = network.card.get("config", {}).get("model", {}).get("margin", 296)
     noise = uniform_noise(patch_seeds(chosen.images, 0), chosen.images.shape[1])
-    flat = tri_label(np.full_like(chosen.images, GREY), masks, noise, margin).numpy()
+    flat = tri_label(
+        np.full_like(chosen.images, GREY), masks, noise, read_margin(network.card)
+    ).numpy()
     from_masks = network.run("tri_label", "image", flat, masks.shape[1:])
     return Sides(chosen, is_member, made, from_masks, masks)
 

@@ -165,8 +165,17 @@ def make_tri_labels(patches: Patches, card: Mapping[str, Any], draw: int = 0) ->
 
     The noise follows from the patch and `draw`, a number of the caller's.
     """
-    margin = card.get("config", {}).get("model", {}).get("margin", 296)
-    return label_patches(patches.images, patches.masks.astype(np.float32), draw, margin).numpy()
+    masks = patches.masks.astype(np.float32)
+    return label_patches(patches.images, masks, draw, read_margin(card)).numpy()
+
+
+def read_margin(card: Mapping[str, Any]) -> int | None:
+    """Read the margin of an infilling generator's training from its card; see `layers.tri_label`.
+
+    It is the paper's 296 where a card says nothing, and None for a training without one.
+    """
+    margin: int | None = card.get("config", {}).get("model", {}).get("margin", 296)
+    return margin
 
 
 def add_comparison(
