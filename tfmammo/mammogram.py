@@ -334,7 +334,7 @@ def trace_borders(region: NDArray[np.generic]) -> tuple[NDArray[np.float32], ...
 
 
 def keep_largest(region: NDArray[np.uint8], connectivity: Literal[4, 8] = 8) -> NDArray[np.uint8]:
-    """Keep the largest connected part of a region, the first of equally large ones.
+    """Keep the largest connected part of a region, or one of equally large ones.
 
     Args:
         region: uint8 [rows, cols], 0 or 1.
