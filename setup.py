@@ -92,7 +92,7 @@ setup(
     long_description_content_type="text/markdown",
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",  # no TensorFlow above is for Python 3.14
     packages=[*find_packages(include=["tfmammo*"]), *SHIPPED],
     package_dir=SHIPPED,
     package_data={
