@@ -139,6 +139,17 @@ def test_folders_that_are_no_set_name_the_key(made, split_file, tmp_path):
         datasets.open_subsets(added(split_file, synthetic=tmp_path / "set"), make=whole)
 
 
+def test_a_set_with_a_patient_of_nobody_is_refused(made, split_file, tmp_path):
+    shutil.copytree(made, tmp_path / "set")
+    known = json.loads((tmp_path / "set" / PATIENTS).read_text())
+    (tmp_path / "set" / PATIENTS).write_text(json.dumps(known | {"mammograms": []}))
+    with pytest.raises(
+        DataError,
+        match=r"data.added.synthetic: .*set: patients.json does not name every patient of the set",
+    ):
+        datasets.open_subsets(added(split_file, synthetic=tmp_path / "set"), make=whole)
+
+
 def test_where_nothing_can_be_added_that_is_said(split_file):
     with pytest.raises(ConfigError, match="data.added: joins the training side"):
         datasets.load_all_patches(added(split_file, copies=1))

@@ -660,6 +660,64 @@ print(json.dumps([kernels, alike]))
 """  # noqa: E501
 
 
+BATCH_STATISTICS = """
+from tfmammo.models.cgan import CGAN, CGANConfig
+from tfmammo.models.contextual import perturbation
+from tfmammo.optimization import build
+
+rng = np.random.default_rng(1)
+MASK = rng.integers(0, 2, (4, 8, 8, 1)).astype(np.float32)
+IMAGE = (rng.random((4, 8, 8, 1)) * np.reshape([0.1, 0.4, 0.7, 1], (4, 1, 1, 1))).astype(np.float32)
+
+def train(strategy, share):
+    with strategy.scope():
+        cgan = CGAN(CGANConfig(filters=(4, 8, 8), discriminator_filters=4, discriminator_strided=1, dropout=0, momentum=0.7), 8)
+        cgan.optimizers = {name: build(keras.optimizers.SGD(0.01), network) for name, network in cgan.networks.items()}
+        rng = np.random.default_rng(0)
+        for network in cgan.networks.values():
+            for weight in network.trainable_variables:
+                weight.assign((rng.normal(0, 0.3, weight.shape) + (weight.name == "gamma")).astype(np.float32))
+
+    def take(array):
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(array[share * context.replica_id_in_sync_group:][:share]))
+
+    def step(batch):
+        output = cgan.generator(batch["image"], training=True)
+        ones = tf.ones_like(output)
+        delta = perturbation(batch["image"], ones[:, 0, 0, 0], ones)
+        return output, delta, cgan.train_step(batch)
+
+    run = tf.function(lambda batch: strategy.run(step, args=(batch,)))
+    local = strategy.experimental_local_results
+    steps = []
+    for _ in range(3):
+        output, delta, losses = run({"image": take(IMAGE), "mask": take(MASK)})
+        steps.append([*(tf.concat(local(value), 0).numpy().tolist() for value in (output, delta)),
+                      {name: float(np.mean(local(loss))) for name, loss in losses.items()}])
+    copies = [[w.numpy().tolist() for w in local(variable.value)] for network in cgan.networks.values() for variable in network.variables]
+    moving = sum("moving" in variable.name for network in cgan.networks.values() for variable in network.variables)
+    return {"steps": steps, "copies": copies, "moving": moving}
+
+mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+print(json.dumps([train(mirrored, 2), train(tf.distribute.OneDeviceStrategy("CPU:0"), 4)]))
+"""  # noqa: E501
+
+
+@pytest.mark.long
+def test_two_replicas_of_the_cgan_share_the_statistics_of_their_batch(tmp_path):
+    two, one = run_on_two_cpus(BATCH_STATISTICS, tmp_path)
+    assert two["moving"] == one["moving"] == 2 * (1 + 2 + 1)
+    for ours, alone in zip(two["steps"], one["steps"], strict=True):
+        for values, expected in zip(ours[:2], alone[:2], strict=True):
+            np.testing.assert_allclose(values, expected, rtol=0, atol=1e-5)
+        assert ours[2] == pytest.approx(alone[2], rel=1e-5)
+    # SGD's weights are sums of gradients
+    for copies, (alone,) in zip(two["copies"], one["copies"], strict=True):
+        np.testing.assert_array_equal(*copies)
+        np.testing.assert_allclose(copies[0], alone, rtol=0, atol=1e-5)
+
+
 @pytest.mark.long
 def test_each_replica_of_the_contextual_gan_uses_its_own_kernels(tmp_path):
     kernels, alike = run_on_two_cpus(CONTEXTUAL, tmp_path)

@@ -1,5 +1,6 @@
 """PyTorch's files read without PyTorch: against PyTorch itself, and files made to do harm."""
 
+import json
 import pickle
 import struct
 import zipfile
@@ -155,6 +156,30 @@ def test_dictionaries_that_hold_the_same_again_and_again(tmp_path):
     path = write_archive(tmp_path / "deep.pth", content)
     with pytest.raises(WeightsError, match="its dictionaries have more than 100,000 entries"):
         tensor_files.read_torch(path)
+
+
+def test_tensors_that_lie_over_the_same_numbers_may_be_few(tmp_path):
+    entry = tensor_program(1000, shape=(1000,), strides=(1,))[3:-1]
+    name = b"X\1\0\0\0"
+    for names, fits in ((b"abc", True), (bytes(range(97, 123)), False)):
+        entries = b"".join(entry.replace(name + b"x", name + bytes([byte])) for byte in names)
+        path = write_archive(
+            tmp_path / f"{fits}.pth", b"\x80\x02}" + entries + b".", {"0": bytes(4000)}
+        )
+        if fits:
+            assert set(tensor_files.read_torch(path)) == {"a", "b", "c"}
+            continue
+        with pytest.raises(WeightsError, match="its tensors are much larger than the file"):
+            tensor_files.read_torch(path)
+
+
+def test_tensors_of_safetensors_are_no_larger_than_their_file(tmp_path):
+    entry = {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}
+    header = json.dumps({"a": entry, "b": entry}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4000))
+    with pytest.raises(WeightsError, match="its tensors are larger than the file"):
+        tensor_files.read_safetensors(path)
 
 
 def test_a_header_that_claims_any_size(tmp_path):

@@ -396,7 +396,7 @@ class Experiment(Frozen, Generic[Model]):
 
         It leaves out how long and on how many machines to train, how often to save and validate,
         where to write, and where data lies. Data counts by its content, of which the run's folder
-        keeps a hash (train_patches), so that an archive may move.
+        keeps hashes (train_patches, held_out_patches), so that an archive may move.
         """
         content = self.model_dump(mode="json")
         del content["tracking"]

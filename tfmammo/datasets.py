@@ -344,6 +344,11 @@ def read_synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> 
             )
     source_ids = {hash_id("folder", patient): patient for patient in patients.mammograms}
     mammograms = folder.read(root, skipped)
+    if {mammogram.patient_id for mammogram in mammograms} - source_ids.keys():
+        raise DataError(
+            f"data.added.synthetic: {root}: {PATIENTS} does not name every patient of the set; "
+            "undo what was edited, or run the synthesis again"
+        )
     if count and len(mammograms) < count:
         raise DataError(
             f"data.added.synthetic: {root} holds {len(mammograms)} mammograms, fewer than "

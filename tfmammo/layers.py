@@ -80,9 +80,12 @@ class SampleNormalization(keras.layers.Layer):
 class BatchNormalization(keras.layers.BatchNormalization):
     """keras.layers.BatchNormalization as one fused kernel in training: half the time.
 
-    The numbers are the same. Keras does whatever that kernel can't do: another axis, a mask, no
-    scale or no centre, statistics over all replicas (`synchronized`), other ranks. Without
-    `synchronized` each replica normalises by its own share of a batch.
+    The numbers are the same. Where replicas share a batch, mean and variance are those of the whole
+    batch, so that a network trains alike on any number of devices, and all replicas have the same
+    moving averages. No kernel does that, so it takes longer.
+
+    Keras does whatever that kernel can't do: another axis, a mask, no scale or no centre, other
+    ranks. There each replica normalises by its own share of a batch, unless `synchronized` is set.
 
     Call arguments:
         x: floating [batch, rows, cols, channels].
@@ -108,14 +111,49 @@ class BatchNormalization(keras.layers.BatchNormalization):
             return super().call(x, training=training, mask=mask)
         gamma = tf.convert_to_tensor(self.gamma)
         beta = tf.convert_to_tensor(self.beta)
-        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            x, gamma, beta, epsilon=self.epsilon, is_training=True
-        )
-        count = tf.cast(tf.size(x) / x.shape[-1], tf.float32)
-        biased = variance * (count - 1.0) / count  # which Keras's moving variance averages
+        if shares_batch():
+            wide = tf.cast(x, tf.float32)
+            mean, biased = compute_batch_moments(wide, [0, 1, 2])
+            y = tf.nn.batch_normalization(wide, mean, biased, beta, gamma, self.epsilon)
+            y = tf.cast(y, x.dtype)
+        else:
+            y, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+                x, gamma, beta, epsilon=self.epsilon, is_training=True
+            )
+            count = tf.cast(tf.size(x) / x.shape[-1], tf.float32)
+            biased = variance * (count - 1.0) / count  # which Keras's moving variance averages
         for average, value in ((self.moving_mean, mean), (self.moving_variance, biased)):
             average.assign(average * self.momentum + value * (1.0 - self.momentum))
         return y
+
+
+def shares_batch() -> bool:
+    """Tell whether this replica has only a share of a batch, and others have the rest."""
+    context = tf.distribute.get_replica_context()  # None outside replicas
+    return context is not None and context.num_replicas_in_sync > 1
+
+
+def compute_batch_moments(x: tf.Tensor, axes: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Compute mean and (biased) variance of a batch that replicas share equally.
+
+    Every replica gets the same numbers, and gradients reach all shares. One exchange serves both
+    moments: the variance of the whole is the mean of the shares' variances plus the variance of
+    their means.
+
+    Args:
+        x: float32 [batch, ...], this replica's share.
+        axes: Those to reduce, the batch's among them.
+    """
+    mean, variance = tf.nn.moments(x, axes)
+    if not shares_batch():
+        return mean, variance
+    context = tf.distribute.get_replica_context()
+    # a sum in which each replica fills a row of its own leaves all rows to all replicas
+    row = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)
+    rows = tf.tensordot(row, tf.stack([mean, variance]), axes=0)
+    rows = context.all_reduce(tf.distribute.ReduceOp.SUM, rows)
+    mean, between = tf.nn.moments(rows[:, 0], [0])
+    return mean, tf.reduce_mean(rows[:, 1], 0) + between
 
 
 @keras.saving.register_keras_serializable("tfmammo")

@@ -33,6 +33,7 @@ Split = Literal["train", "test"]
 Box = tuple[int, int, int, int]
 
 ID_KEY = "TFMAMMO_ID_KEY"
+MOST_PIXELS = 2**27  # of an image; the largest mammograms have 2**25
 
 
 def hash_id(archive: str, identifier: str) -> str:

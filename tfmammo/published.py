@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo import tensor_files
+from tfmammo import filesystem, tensor_files
 from tfmammo.errors import WeightsError
 from tfmammo.export.card import summarize
 
@@ -182,7 +182,8 @@ def convert(source: Path, target: Path) -> tuple[str, Path]:
         raise WeightsError(f"{target}: the file to write must end in .npz, or be a folder")
     name, arrays = _translate(_read_tensors(source), source)
     path = target / FILES[name] if is_folder else target
-    np.savez(path, **arrays)  # type: ignore[arg-type]  # its stubs know of no other keyword
+    with filesystem.atomic_file(path) as part, part.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # its stubs know of no other keyword
     return name, path
 
 

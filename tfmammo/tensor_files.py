@@ -37,6 +37,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
 MOST_ENTRIES = 100_000  # of all dictionaries of a file
+MOST_SHARED = 4  # tensors may share numbers, as tied weights do; sizes of the file in all
 
 LITERALS = {
     "BININT",
@@ -102,6 +103,7 @@ def read_safetensors(path: Path) -> Arrays:
         start = 8 + int.from_bytes(content[:8], "little")
         header = json.loads(content[8:start])
         tensors = {}
+        size = 0
         for key, entry in header.items():
             if key == "__metadata__":
                 continue
@@ -111,6 +113,9 @@ def read_safetensors(path: Path) -> Arrays:
             if dtype == "F32":
                 first, last = offsets
                 data = content[start + first : start + last]
+                size += len(data)
+                if size > len(content):
+                    raise ValueError("its tensors are larger than the file")
                 tensors[key] = np.frombuffer(data, "<f4").reshape(shape)
         return tensors
     except FAULTS as error:
@@ -130,7 +135,10 @@ def read_torch(path: Path) -> Arrays:
     try:
         is_archive = zipfile.is_zipfile(path)
         content = _read_archive(path) if is_archive else _read_legacy(path)
-        tensors = {name: array.copy() for name, array in _flatten(content).items()}
+        views = _flatten(content)
+        if sum(view.nbytes for view in views.values()) > MOST_SHARED * path.stat().st_size:
+            raise ValueError("its tensors are much larger than the file")
+        tensors = {name: view.copy() for name, view in views.items()}
     except FAULTS as error:
         raise _refuse(path, "a PyTorch file", error) from None
     if not tensors:

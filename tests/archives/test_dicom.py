@@ -832,7 +832,7 @@ def test_a_deflated_bomb_is_not_inflated(tmp_path, monkeypatch):
     )
     assert dicom.read_header(path).rows == 3000
     assert path.stat().st_size < 30_000
-    monkeypatch.setattr(dicom, "_LARGEST", 2**19)
+    monkeypatch.setattr(dicom, "MOST_PIXELS", 2**19)
     with pytest.raises(
         ArchiveError, match="image.dcm: is deflated and inflates to more than any mammogram needs"
     ):
@@ -853,7 +853,7 @@ def test_a_deflated_bomb_behind_a_long_preface_is_not_inflated_either(tmp_path, 
     end = 144 + int.from_bytes(content[140:144], "little") - len(element)
     # elements out of order, as pydicom takes them
     path.write_bytes(behind[:end] + element + behind[end:])
-    monkeypatch.setattr(dicom, "_LARGEST", 2**19)
+    monkeypatch.setattr(dicom, "MOST_PIXELS", 2**19)
     with pytest.raises(
         ArchiveError, match="image.dcm: is deflated and inflates to more than any mammogram needs"
     ):

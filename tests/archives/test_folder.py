@@ -458,7 +458,7 @@ def test_a_bad_mask_is_an_error_when_it_is_wanted(small, pixels, reason):
 
 @pytest.fixture
 def nothing_said():
-    """A folder's odd files are spoken of once in a process."""
+    """Odd files are spoken of once in a process."""
     pictures._advised.clear()
 
 
@@ -475,8 +475,8 @@ def test_a_resampled_mask_is_cut_at_half_and_that_is_said_once(small, caplog):
         one, other = read(small)[0]
         assert one.lesions[0].box == other.lesions[0].box == (12, 7, 28, 23)
     assert [record.getMessage() for record in caplog.records] == [
-        "masks/a.png, and maybe others: masks of more than two grey values are cut at half of the "
-        "highest: resampled, or JPEG"
+        "some masks have more than two grey values and are cut at half of the highest: "
+        "resampled, or JPEG"
     ]
 
 
@@ -498,7 +498,7 @@ def test_values_that_use_little_of_16_bits_are_spoken_of_once(tmp_path, caplog):
         for record in folder.read(tmp_path):
             record.pixels()
     assert [record.getMessage() for record in caplog.records] == [
-        "images/a.png, and maybe others: values use 6 % of 16 bits; state bits=12 in metadata.csv"
+        "some images: values use 6 % of 16 bits; state bits=12 in metadata.csv"
     ]
     table(tmp_path, "file,patient,bits", "a.png,p,12", "b.png,q,12")
     caplog.clear()

@@ -24,10 +24,12 @@ from tfmammo.archives import (
     ddsm,
     dicom,
     folder,
+    frames,
     inbreast,
     optimam,
 )
 from tfmammo.archives.elements import Fault
+from tfmammo.archives.regions import SEGMENTATION, read_regions
 from tfmammo.archives.writers import cbis_ddsm, mini_mias, vindr
 from tfmammo.archives.writers import cdd_cesm as cesm_writer
 from tfmammo.archives.writers import ddsm as ddsm_writer
@@ -370,9 +372,19 @@ def test_a_frame_that_a_decoder_does_not_see_counts_for_nothing():
         compressed.check_stream(hidden + START_OF_FRAME + SCAN, 64, 64)
 
 
-def test_a_header_of_many_tiny_elements_is_refused_in_time(tmp_path):
+def raise_noted(path):
+    told = []
+    read_regions([path], lambda path, reason: told.append(str(reason)))
+    raise ArchiveError(told[0])
+
+
+@pytest.mark.parametrize(
+    "read", [dicom.read_header, raise_noted, lambda path: frames.read_frame(path, 0, 128, 128)]
+)
+def test_a_header_of_many_tiny_elements_is_refused_in_time(tmp_path, read):
     path = tmp_path / "many.dcm"
     dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    dataset.file_meta.MediaStorageSOPClassUID = SEGMENTATION
     dataset.save_as(path)
     content = path.read_bytes()
     at = content.index(struct.pack("<HH", 0x7FE0, 0x0010))
@@ -382,7 +394,7 @@ def test_a_header_of_many_tiny_elements_is_refused_in_time(tmp_path):
     end = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
     path.write_bytes(content[:at] + sequence + end + content[at:])
     with pytest.raises(ArchiveError, match="its header has more elements than any mammogram's"):
-        dicom.read_header(path)
+        read(path)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,14 @@ from PIL import Image
 
 from tfmammo import datasets
 from tfmammo.archives import __main__ as command
-from tfmammo.archives import read_mammograms
+from tfmammo.archives import pictures, read_mammograms
 from tfmammo.archives.files import make_pseudonym, remove_names
 from tfmammo.config import DataConfig
 from tfmammo.data.extraction import make_patches
-from tfmammo.errors import ConfigError
+from tfmammo.errors import ArchiveError, ConfigError
 from tfmammo.mammogram import Skipped, hash_id
+from tfmammo.synthesis.config import SynthesisConfig
+from tfmammo.synthesis.provenance import explain
 
 NAME = "M\u00fcller, Anna 1950"
 
@@ -33,19 +35,23 @@ def archive(tmp_path):
     root = tmp_path / "archive"
     for name in (f"{NAME}/empty", f"{NAME}/small", "berta"):
         Image.fromarray(grey).save(root / "images" / f"{name}.png")
+    # 12 bits of 16, and a mask with a grey rim
+    Image.fromarray(grey.astype(np.uint16) * 20).save(root / "images" / NAME / "dark.png")
+    Image.fromarray(np.maximum(region, grey // 2)).save(root / "masks" / NAME / "dark.png")
     Image.fromarray(region).save(root / "masks" / "berta.png")
     Image.fromarray(0 * region).save(root / "masks" / NAME / "empty.png")
     Image.fromarray(region[:50]).save(root / "masks" / NAME / "small.png")
     (root / "images" / NAME / "broken.png").write_bytes(b"no image")
     (root / "metadata.csv").write_text(
         f'file,patient\nberta.png,b\n"{NAME}/empty.png",a\n'
-        f'"{NAME}/small.png",a\n"{NAME}/broken.png",a\n',
+        f'"{NAME}/small.png",a\n"{NAME}/broken.png",a\n"{NAME}/dark.png",a\n',
         encoding="utf-8",
     )
     return root
 
 
 def test_no_name_reaches_the_log(archive, caplog, monkeypatch):
+    pictures._advised.clear()
     with caplog.at_level(logging.DEBUG, "tfmammo"):
         datasets.load_all_patches(DataConfig(name="folder", root=archive, size=16))
         assert len(caplog.records) > 3
@@ -56,6 +62,8 @@ def test_no_name_reaches_the_log(archive, caplog, monkeypatch):
         f"skipped {make_pseudonym(f'images/{NAME}/broken.png')}: can't be read as an image"
         in caplog.text
     )
+    assert caplog.text.count("some images: values use 6 % of 16 bits") == 1
+    assert caplog.text.count("some masks have more than two grey values") == 1
     mask = make_pseudonym(f"masks/{NAME}/empty.png")
     assert (
         f"skipped {hash_id('folder', f'{NAME}/empty')}: lesion 0: {mask}: marks nothing"
@@ -87,6 +95,22 @@ def test_the_reason_stays_whatever_the_path_is_like(archive):
         "abc~1": "lesion 0: is not in sight",
     }
     assert len({one, other, third}) == 3
+
+
+def test_names_of_the_current_folder_are_left_out_too(archive, monkeypatch):
+    monkeypatch.chdir(archive)
+    config = DataConfig(name="folder", root=".", size=16)
+    skipped = Skipped()
+    extracted = Skipped()
+    make_patches(read_mammograms(config, skipped), config, extracted)
+    told = remove_names(skipped.reasons | extracted.reasons, config.root)
+    mask = make_pseudonym(f"masks/{NAME}/empty.png")
+    assert told[hash_id("folder", f"{NAME}/empty")] == f"lesion 0: {mask}: marks nothing"
+    assert "Anna" not in str(told) and str(archive) not in str(told)
+    error = ArchiveError(f"{archive}/images/{NAME}/broken.png: no such file")
+    synthesis = SynthesisConfig(name="some", data=config, painter="poisson", count=1, format="png")
+    reason = explain(error, synthesis.archive_folders)
+    assert reason == f"{make_pseudonym(f'images/{NAME}/broken.png')}: no such file"
 
 
 def test_the_owner_finds_the_file_behind_every_pseudonym(archive, capsys, caplog):

@@ -226,27 +226,48 @@ def test_a_bad_file_becomes_a_dead_letter(config, archive, tmp_path):
     assert "| 2 |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
-def test_dead_letters_are_tried_again_on_demand(config, archive, tmp_path):
+# what a build leaves alone that makes the first of three shards again
+UNTOUCHED = {
+    ".lock",
+    "build.json",
+    *(f"shard-0000{number}-of-00003.{kind}" for number in (1, 2) for kind in ("json", "tfrecord")),
+}
+
+
+def test_a_corrected_file_costs_its_own_shard_alone(config, archive, tmp_path):
     path = dicom_of(archive, 1)
     whole = path.read_bytes()
     damage(path)
     out = tmp_path / "out"
     build(config, out)
     before = files(out)
+    assert len(dead_letters(out)) == 1
     path.write_bytes(whole)
+    build(config, out)
+    after = files(out)
+    assert {name for name in before if before[name] == after[name]} == UNTOUCHED
+    assert read_manifest(out).count == 5 and dead_letters(out) == {}
+
+
+def test_dead_letters_are_tried_again_on_demand(config, tmp_path, monkeypatch):
+    extract_patches = module.extract_patches
+
+    def lack_memory(mammogram, *rest):
+        if mammogram.image_id == "20000002":
+            raise OSError("no memory")
+        return extract_patches(mammogram, *rest)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "extract_patches", lack_memory)
+        build(config, out)
+    before = files(out)
+    assert len(dead_letters(out)) == 1
     build(config, out)
     assert files(out) == before
     build(config, out, retry=True)
     after = files(out)
-    assert {name for name in before if before[name] == after[name]} == {
-        ".lock",
-        "build.json",
-        *(
-            f"shard-0000{number}-of-00003.{kind}"
-            for number in (1, 2)
-            for kind in ("json", "tfrecord")
-        ),
-    }
+    assert {name for name in before if before[name] == after[name]} == UNTOUCHED
     assert read_manifest(out).count == 5 and dead_letters(out) == {}
 
 

@@ -452,6 +452,13 @@ def test_a_speck_survives_resampling():
             "^data.preprocess.spacing needs mm per px, and those of image7 ",
         ),
         (
+            {"spacing": (70.0, 50.0)},  # micrometres
+            {"spacing": 0.05},
+            "^data.preprocess.spacing=0.05 would make 112000 x 64000 px of the 80 x 64 px of "
+            "image7; are both spacings in mm",
+        ),
+        ({"spacing": (1e-300, 1e300)}, {"spacing": 1e-100}, "would make 1 x inf px"),
+        (
             {"view": None},
             {"remove_pectoral": True},
             "^data.preprocess.remove_pectoral needs .* the view of image7 ",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -371,6 +372,19 @@ def test_a_stopped_export_goes_on_and_writes_no_image_twice(archive, tmp_path, m
         if path.is_file():
             assert (root / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
     assert not list(root.rglob(".*.part"))
+
+
+def test_a_corrected_image_is_written_again(archive, tmp_path):
+    write_dataset("coco", config(archive), tmp_path / "out")
+    source = sorted((archive / "images").iterdir())[3]
+    before = {path: path.read_bytes() for path in (tmp_path / "out/images").iterdir()}
+    times = source.stat().st_atime_ns, source.stat().st_mtime_ns
+    picture = cv2.imread(str(source), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(source), picture // 2)
+    os.utime(source, ns=times)  # as a copy that keeps the time of the correction
+    write_dataset("coco", config(archive), tmp_path / "out")
+    (changed,) = (path for path, content in before.items() if path.read_bytes() != content)
+    np.testing.assert_array_equal(cv2.imread(str(changed), cv2.IMREAD_UNCHANGED), picture // 2)
 
 
 def test_another_data_set_or_foreign_files_in_the_folder(archive, tmp_path):

@@ -363,9 +363,18 @@ def test_an_interval_of_one_patient_bounds_nothing():
     assert np.isnan(froc_interval([image(True), image(False)], ["a", "a"], [1.0], fewest=1)).all()
 
 
+def test_an_interval_counts_patients_with_lesions():
+    """Normal images of many patients do not make up for lesions of few."""
+    images = [image(True)] * 5 + [image(False, lesions=0)] * 20
+    patients = [str(number) for number in range(25)]
+    assert np.isnan(froc_interval(images, patients, [1.0], samples=20)).all()
+    images[5] = image(False)
+    assert not np.isnan(froc_interval(images, patients, [1.0], samples=20)).any()
+
+
 def test_an_interval_draws_again_where_no_lesion_came():
     low, high = froc_interval(
-        [image(True), image(False, lesions=0)], ["a", "b"], [1.0], samples=50, fewest=2
+        [image(True), image(False, lesions=0)], ["a", "b"], [1.0], samples=50, fewest=1
     )
     assert (low.tolist(), high.tolist()) == ([1], [1])
     with pytest.raises(ValueError, match="needs lesions"):
@@ -402,13 +411,13 @@ def test_an_interval_equals_that_of_patients_joined_again(of):
     patients = ["a", "b", "b", "c", "d", "d"]
     images = drawn(lesions)
     others = drawn(lesions)
-    interval = froc_interval(images, patients, fppi, samples=40, seed=5, of=of, fewest=4)
+    interval = froc_interval(images, patients, fppi, samples=40, seed=5, of=of, fewest=3)
     np.testing.assert_allclose(interval, slow_interval(images, patients, fppi, 40, 5, of))
     interval = froc_interval(
-        images, patients, fppi, samples=40, seed=5, of=of, against=others, fewest=4
+        images, patients, fppi, samples=40, seed=5, of=of, against=others, fewest=3
     )
     np.testing.assert_allclose(interval, slow_interval(images, patients, fppi, 40, 5, of, others))
-    same = froc_interval(images, patients, fppi, samples=40, of=of, against=images, fewest=4)
+    same = froc_interval(images, patients, fppi, samples=40, of=of, against=images, fewest=3)
     assert not np.any(same), "a detector does not differ from itself, whoever is drawn"
 
 
@@ -480,7 +489,9 @@ def test_an_interval_of_trainings_has_the_mean_of_theirs_in_every_draw():
         ]
         if curves:
             values.append(np.mean(curves, axis=0))
-    interval = froc_interval(images, names * 2, fppi, samples=30, seed=7, trainings=trainings)
+    interval = froc_interval(
+        images, names * 2, fppi, samples=30, seed=7, trainings=trainings, fewest=5
+    )
     np.testing.assert_allclose(interval, np.percentile(values, [2.5, 97.5], axis=0))
 
 

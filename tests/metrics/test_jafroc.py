@@ -135,7 +135,7 @@ def test_the_test_is_delongs_where_every_image_has_one_mark_and_patient():
 
 def test_the_same_detector_does_not_differ():
     patients = ["a", "b", "c", "d"]
-    result = jafroc_test(KNOWN, KNOWN, patients, fewest=4)
+    result = jafroc_test(KNOWN, KNOWN, patients, fewest=2)
     assert (result.difference, result.low, result.high, result.t, result.p) == (0, 0, 0, 0, 1)
 
 
@@ -147,7 +147,7 @@ def test_a_difference_without_variance():
         image([0.9], lesions=1),
     ]
     worst = [image(false=[0.9]), image(false=[0.9]), image(lesions=1), image(lesions=1)]
-    result = jafroc_test(best, worst, ["a", "b", "c", "d"], fewest=4)
+    result = jafroc_test(best, worst, ["a", "b", "c", "d"], fewest=2)
     assert result == JafrocTest(1, 0, 1, 1, 1, np.inf, 3, 0)
 
 
@@ -231,14 +231,16 @@ def test_the_test_of_trainings_leaves_every_patient_out_of_all_of_them():
 
 @pytest.mark.slow
 def test_the_merit_is_jafroc_where_every_training_saw_normal_images():
-    images = [image([0.9], lesions=1), image(), image(), image([0.9], lesions=1)]
-    patients = ["a", "b", "c", "d"]
-    apart = [(0, 0), (0, 0), (0, 0), (1, 0)]
+    images = [image([0.9], lesions=1), *[image()] * 6, image([0.9], lesions=1)]
+    patients = list("abcdefgh")
+    apart = [(0, 0)] * 7 + [(1, 0)]
     assert choose_merit(images, patients) == "jafroc"
     assert choose_merit(images, patients, apart) == "jafroc1"
     one, split = (images, None), (images, apart)
     assert choose_common_merit(patients, one, one) == "jafroc"
     assert choose_common_merit(patients, one, split) == "jafroc1"  # whichever is the reference
+    # normal images of five patients are too few for the jackknife
+    assert choose_merit(images, [*"abbcdefg"]) == "jafroc1"
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from tests.full_size import build_without_memory, count_weights
 from tests.updates import assert_follows
 from tfmammo import export
 from tfmammo.errors import ConfigError, ExportError
-from tfmammo.layers import sample_latent_noise
+from tfmammo.layers import find_normalized, sample_latent_noise
 from tfmammo.models import contextual
 from tfmammo.models.contextual import (
     DISCRIMINATOR_NOISE,
@@ -143,6 +143,19 @@ def test_parameters_of_the_papers_networks(monkeypatch):
 def test_a_generator_grown_from_its_last_size_alone_has_nothing_to_fade():
     whole = Generator(config(start=32), SIZE)
     assert whole.from_image is whole.old_from_image is whole.old_to_lesion is None
+
+
+@pytest.mark.parametrize("values", [{}, {"attention_in_decoder": True}])
+def test_both_normalises_every_kernel_of_the_generator_and_the_default_none(values):
+    generator = Generator(config(spectral="both", **values), SIZE)
+    kernels = [weight for weight in generator.weights if weight.name == "kernel"]
+    normalized = find_normalized(generator.named_layers().values())
+    assert sorted(map(id, kernels)) == sorted(id(layer.layer.kernel) for layer in normalized)
+    default = Generator(config(**values), SIZE)
+    assert not find_normalized(default.named_layers().values())
+    assert [w.shape for w in default.trainable_weights] == [
+        w.shape for w in generator.trainable_weights
+    ]
 
 
 @pytest.mark.parametrize("size", [16, 32])

@@ -94,6 +94,7 @@ HOSTILE = [
     (b"{}", 400),
     (b'{"inputs": 3}', 400),
     (b'{"inputs": [3]}', 400),
+    (b'{"inputs": {"\\ud800": "x"}}', 400),
     (b'{"dataframe_split": {"data": [[1]]}}', 400),
     (b'{"inputs": [{"refuse": 1}]}', 400),
     (b'{"inputs": [{"fault": 1}]}', 400),

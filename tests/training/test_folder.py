@@ -34,19 +34,22 @@ def experiment(uri=None, **data):
 
 
 def inodes(output):
-    return {name: os.stat(output / name).st_ino for name in (TRAINING_CONFIG, folder.PATCHES)}
+    return {
+        name: os.stat(output / name).st_ino
+        for name in (TRAINING_CONFIG, folder.PATCHES, folder.HELD_OUT)
+    }
 
 
 def test_config_and_fingerprint_are_written_once(tmp_path, monkeypatch):
-    folder.claim(tmp_path, experiment(), Patches())
+    folder.claim(tmp_path, experiment(), Patches(), Patches())
     before = inodes(tmp_path)
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)  # no write would succeed from here on
-    folder.check_owner(tmp_path, experiment(), Patches())
-    folder.claim(tmp_path, experiment(), Patches())
+    folder.check_owner(tmp_path, experiment(), Patches(), Patches())
+    folder.claim(tmp_path, experiment(), Patches(), Patches())
     assert inodes(tmp_path) == before and (tmp_path / folder.PATCHES).read_text() == "0123456789ab"
 
 
@@ -57,17 +60,17 @@ def test_a_write_that_fails_leaves_nothing_half_written(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
-            folder.claim(tmp_path, experiment(), Patches())
+            folder.claim(tmp_path, experiment(), Patches(), Patches())
     assert list(tmp_path.iterdir()) == [] and not is_training_folder(tmp_path)
-    folder.claim(tmp_path, experiment(), Patches())
+    folder.claim(tmp_path, experiment(), Patches(), Patches())
     assert is_training_folder(tmp_path)
 
 
 def test_an_empty_fingerprint_does_not_lock_a_training_out(tmp_path):
-    folder.claim(tmp_path, experiment(), Patches())
+    folder.claim(tmp_path, experiment(), Patches(), Patches())
     (tmp_path / folder.PATCHES).write_text("")
-    folder.check_owner(tmp_path, experiment(), Patches())
-    folder.claim(tmp_path, experiment(), Patches())
+    folder.check_owner(tmp_path, experiment(), Patches(), Patches())
+    folder.claim(tmp_path, experiment(), Patches(), Patches())
     assert (tmp_path / folder.PATCHES).read_text() == "0123456789ab"
 
 
@@ -76,27 +79,43 @@ def test_an_empty_config_beside_checkpoints_is_one_sentence(tmp_path):
     (tmp_path / "checkpoints/ckpt-4.index").touch()
     (tmp_path / TRAINING_CONFIG).touch()
     with pytest.raises(TrainingError, match="config.yaml: is missing or empty beside checkpoints"):
-        folder.check_owner(tmp_path, experiment(), Patches())
+        folder.check_owner(tmp_path, experiment(), Patches(), Patches())
 
 
-def test_other_patches_are_another_training(tmp_path):
-    folder.claim(tmp_path, experiment(name="inbreast", root="somewhere"), Patches())
+@pytest.mark.parametrize(
+    ("train", "held_out", "words"),
+    [("ba9876543210", "0123456789ab", "patches"), ("0123456789ab", "ba98", "held-out patches")],
+)
+def test_other_patches_are_another_training(tmp_path, train, held_out, words):
+    place = experiment(name="inbreast", root="somewhere")
+    folder.claim(tmp_path, place, Patches(), Patches())
     with pytest.raises(
-        TrainingError, match="its patches were others than those of data.root somewhere"
+        TrainingError, match=f"training: its {words} were others than those of data.root somewhere"
     ):
-        folder.check_owner(
-            tmp_path, experiment(name="inbreast", root="somewhere"), Patches("ba9876543210")
-        )
+        folder.check_owner(tmp_path, place, Patches(train), Patches(held_out))
+
+
+def test_a_training_of_an_older_version_gets_the_hash_of_its_held_out_patches(tmp_path):
+    folder.claim(tmp_path, experiment(), Patches(), Patches())
+    (tmp_path / folder.HELD_OUT).unlink()
+    folder.check_owner(tmp_path, experiment(), Patches(), Patches("ba98"))
+    folder.claim(tmp_path, experiment(), Patches(), Patches("ba98"))
+    assert (tmp_path / folder.HELD_OUT).read_text() == "ba98"
 
 
 def test_config_yaml_holds_no_password(tmp_path):
     folder.claim(
-        tmp_path, experiment("https://anna:ge/heim@mlflow.example/?token=geheim"), Patches()
+        tmp_path,
+        experiment("https://anna:ge/heim@mlflow.example/?token=geheim"),
+        Patches(),
+        Patches(),
     )
     text = (tmp_path / TRAINING_CONFIG).read_text()
     assert "uri: https://mlflow.example/" in text and "heim" not in text
     # it is no part of what a run is
-    folder.check_owner(tmp_path, experiment("https://anna:new@mlflow.example"), Patches())
+    folder.check_owner(
+        tmp_path, experiment("https://anna:new@mlflow.example"), Patches(), Patches()
+    )
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
@@ -226,7 +245,7 @@ def test_a_folder_with_files_of_somebody_else_is_not_taken(tmp_path, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / "mine.txt").touch()
     with pytest.raises(TrainingError, match=f"holds {name} of no training; choose another"):
-        folder.check_owner(tmp_path, experiment(), Patches())
+        folder.check_owner(tmp_path, experiment(), Patches(), Patches())
 
 
 def test_other_files_beside_checkpoints_stay(tmp_path):

@@ -148,7 +148,7 @@ def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(
     fit(tiny_can(steps=2), random_patches, tmp_path / "run", register=True)
     began = {
         name: (tmp_path / "run" / name).stat().st_mtime_ns
-        for name in ("config.yaml", "train_patches")
+        for name in ("config.yaml", "train_patches", "held_out_patches")
     }
     (tmp_path / "run/export_registered").write_text("")  # a write that failed
     fit(tiny_can(steps=4), random_patches, tmp_path / "run", model=Counting, register=True)
@@ -285,7 +285,9 @@ def test_a_start_that_fails_leaves_no_claim_and_no_run(tiny_can, random_patches,
     client = mlflow.MlflowClient(experiment.tracking.uri)
     assert not client.search_runs([found.experiment_id for found in client.search_experiments()])
     # the corrected command may go there
-    folder.check_owner(tmp_path / "run", tiny_can({"filters": (4, 8)}), random_patches(8))
+    folder.check_owner(
+        tmp_path / "run", tiny_can({"filters": (4, 8)}), random_patches(8), random_patches(3)
+    )
 
 
 class Misnamed(CAN):
@@ -630,6 +632,25 @@ def test_the_monitored_metric_chooses_the_best_checkpoint(
     card = export.read_card(tmp_path / "run/best")
     assert card["metrics"] == {"error": score}
     assert card["step"] == {"max": 4, "min": 6}[mode]
+
+
+@pytest.mark.slow
+def test_the_best_export_states_the_score_of_its_own_weights(tiny_can, random_patches, tmp_path):
+    scores = iter([0.5, 0.4])
+    output = tmp_path / "run"
+
+    def validate(functions, held_out):
+        return {"dice": next(scores)}
+
+    fit(tiny_can(steps=4, validate_every=2), random_patches, output, validate)
+    # a better checkpoint was written, and lost
+    saved = state.TrainingState(Small(tiny_can().model, 32), output, 1)
+    saved.newest_checkpoints.restore()
+    saved.best.assign(0.9)
+    saved.save()
+    shutil.rmtree(output / "export")
+    fit(tiny_can(steps=4, validate_every=2), random_patches, output, lambda *_: {"dice": 0.4})
+    assert export.read_card(output / "best")["metrics"] == {"dice": 0.5}
 
 
 @pytest.mark.slow

@@ -401,6 +401,23 @@ def test_who_only_knocks_is_neither_chief_nor_worker():
     assert not thread.is_alive()
 
 
+@pytest.mark.slow
+def test_workers_of_one_machine_listen_to_it_alone_and_to_no_endless_line():
+    ports = find_free_ports(2)
+    thread = threading.Thread(target=workers.meet, args=(addresses(1, ports), 20))
+    thread.start()
+    time.sleep(0.2)
+    # another address of this machine is free
+    socket.create_server(("127.0.0.2", ports[1])).close()
+    with socket.create_connection(("127.0.0.1", ports[1]), 5) as connection:
+        connection.sendall(b"x" * 64)
+        received = b"".join(iter(lambda: connection.recv(64), b""))
+    assert received == workers.HERE, "it has hung up"
+    workers.meet(addresses(0, ports), 20)
+    thread.join(20)
+    assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("parts", [2, 3])
 def test_shares_stand_one_behind_the_other_in_the_whole_batch(random_patches, parts):
     whole = list(islice(batches(random_patches(8), 6, 0, True, 3), 5))

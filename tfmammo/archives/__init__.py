@@ -15,6 +15,7 @@ from tfmammo.archives import (
     phantom,
     vindr,
 )
+from tfmammo.archives.files import resolve_root
 from tfmammo.archives.stored import Stored
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError
@@ -58,7 +59,7 @@ def read_mammograms(config: DataConfig, skipped: Skipped | None = None) -> list[
         return phantom.read(None, skipped, count=config.phantoms, seed=config.seed)
     if not config.root.is_dir():
         raise ConfigError(f"data.root: no such folder: {config.root}")
-    skipped.root = config.root if config.root != Path() else Path.cwd()  # "." stands before no path
+    skipped.root = resolve_root(config.root)
     return ARCHIVES[config.name](skipped.root, skipped)
 
 

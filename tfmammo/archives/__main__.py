@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tfmammo import cli
+from tfmammo import cli, filesystem
 from tfmammo.archives import ARCHIVES, list_files, read_mammograms
 from tfmammo.archives.contact_sheet import draw_contact_sheet
 from tfmammo.archives.files import remove_names
@@ -236,10 +236,13 @@ def _write_sheet(
 
 def _print_skipped(console: Console, skipped: Skipped, by_reader: int, file: Path | None) -> None:
     if file:  # also an empty one, in the place of an earlier one
-        with file.open("w", newline="", encoding="utf-8") as stream:
-            rows = [
-                (escape_cell(file), escape_cell(reason)) for file, reason in skipped.reasons.items()
-            ]
+        rows = [
+            (escape_cell(name), escape_cell(reason)) for name, reason in skipped.reasons.items()
+        ]
+        with (
+            filesystem.atomic_file(file) as part,
+            part.open("w", newline="", encoding="utf-8") as stream,
+        ):
             csv.writer(stream).writerows([("file", "reason"), *rows])
     if not skipped:
         return

@@ -48,6 +48,7 @@ from PIL.ImageFile import ImageFile
 from tfmammo.archives.files import list_regular_files
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
+    MOST_PIXELS,
     Laterality,
     Lesion,
     LesionKind,
@@ -93,7 +94,6 @@ _MARGINS = {
     "obscured": r"\bobscured",
 }
 _OPEN = ("point", "polyline", "line", "rect")  # shapes of VIA that are no outlines here
-_LARGEST = 2**27  # px; the largest mammograms have 2**25
 _Region = tuple[str, Callable[[], NDArray[np.floating]]]  # what it is called, its outline
 _SHAPES = {
     "oval": r"\boval\b",
@@ -446,7 +446,7 @@ def _open_image(path: Path) -> Iterator[ImageFile]:
     try:
         # Pillow knows formats that run other programs
         with Image.open(path, formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > _LARGEST:
+            if image.width * image.height > MOST_PIXELS:
                 raise ArchiveError(
                     f"{path}: {image.height} x {image.width} px are more than a mammogram has"
                 )

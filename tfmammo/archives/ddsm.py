@@ -16,6 +16,9 @@ tfmammo.archives.ljpeg tells how pixels become an image. Dates and age are not k
 
 What the archive leaves open, and what was chosen:
 
+- A patient is a case with its study: letter, number and "-1" of its name. Two studies of one case
+  would thus count as two patients, whom a split could part. All names known here end in study 1;
+  whether the whole archive has another one was not checked.
 - The calibration belongs to the scanner and its site: DBA and LUMISYS stood at one each, HOWTEK at
   MGH (cases A) and ISMD (cases D). A case of any other scanner is left out.
 - An abnormality's outline is its BOUNDARY; its COREs (inner outlines, mostly of calcifications) are

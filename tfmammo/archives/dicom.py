@@ -52,13 +52,12 @@ from tfmammo.archives.elements import text as _text
 from tfmammo.archives.silence import silence
 from tfmammo.archives.stored import Stored, look_up
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Laterality, View
+from tfmammo.mammogram import MOST_PIXELS, Laterality, View
 
 # digital mammography, for presentation; .1 behind it: for processing
 _MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # the class, and the stem of its multi-frame kin
 _FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
-_LARGEST = 2**27  # pixels; the largest mammograms have 2**25, a damaged header may claim 2**32
 _MOST_READS = 100_000  # of a header, two for each element, each of which takes some 40 us
 _LONGEST_SEQUENCE = 2**20  # bytes; those that are read here have some hundreds
 _UNDEFINED = 2**32 - 1  # the length of compressed pixels
@@ -294,7 +293,7 @@ def _read_header(file: BinaryIO) -> FileDataset:
 
     A deflated file is inflated as a whole, so its pixels are read too.
     """
-    dataset = _inflate(file) or pydicom.dcmread(_LimitedReader(file), stop_before_pixels=True)
+    dataset = _inflate(file) or pydicom.dcmread(LimitedReader(file), stop_before_pixels=True)
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None or syntax.is_private or not syntax.is_transfer_syntax:
         raise _Fault("its transfer syntax is missing or unknown")
@@ -313,7 +312,7 @@ def _read_header(file: BinaryIO) -> FileDataset:
     return dataset
 
 
-class _LimitedReader:
+class LimitedReader:
     """A file that is read in a limited number of pieces.
 
     A header of many tiny elements takes much more time and memory than its bytes.
@@ -351,7 +350,7 @@ def _inflate(file: BinaryIO) -> FileDataset | None:
     # preamble, magic word, the length itself
     file.seek(144 + _integer(meta, "FileMetaInformationGroupLength", 0))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    content = inflater.decompress(file.read(), 2 * _LARGEST + 2**24)
+    content = inflater.decompress(file.read(), 2 * MOST_PIXELS + 2**24)
     if inflater.unconsumed_tail:
         raise _Fault("is deflated and inflates to more than any mammogram needs")
     elements = read_elements(BytesIO(content), is_implicit_VR=False, is_little_endian=True)
@@ -371,7 +370,7 @@ def _check_header(dataset: FileDataset) -> None:
     frames = _integer(dataset, "NumberOfFrames", 1)
     if not rows or not cols:
         raise _Fault("has no image, its header gives no rows or columns")
-    if rows * cols > _LARGEST:
+    if rows * cols > MOST_PIXELS:  # a damaged header may claim 2**32
         raise _Fault(f"no mammogram has {rows} x {cols} pixels")
     if frames > 1:
         raise _Fault(f"holds {frames if frames < 10_000 else 'too many'} frames, not one image")

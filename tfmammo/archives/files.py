@@ -93,6 +93,11 @@ def _name_file(file: str) -> str:
     return make_pseudonym(file) if is_file else file
 
 
+def resolve_root(root: Path) -> Path:
+    """Return an archive's folder as its files' paths begin: "." stands before no path."""
+    return root if root != Path() else Path.cwd()
+
+
 def remove_paths(reason: str, root: Path | None) -> str:
     """Replace paths beneath a folder by pseudonyms, in a sentence.
 
@@ -102,6 +107,7 @@ def remove_paths(reason: str, root: Path | None) -> str:
     """
     if root is None:
         return reason
+    root = resolve_root(root)
     before, *after = reason.split(f"{root}{os.sep}")
     return before + "".join(_replace_path(rest, root) for rest in after)
 

@@ -36,7 +36,7 @@ def read_frame(path: Path, number: int, rows: int, cols: int) -> NDArray[np.uint
         ArchiveError: The frame can't be read.
     """
     with dicom.reading(path), path.open("rb") as file, silence():
-        dataset = pydicom.dcmread(file, stop_before_pixels=True)
+        dataset = pydicom.dcmread(dicom.LimitedReader(file), stop_before_pixels=True)
         bits = integer(dataset, "BitsAllocated", 0)
         frames = integer(dataset, "NumberOfFrames", 1)
         if (integer(dataset, "Rows", 0), integer(dataset, "Columns", 0)) != (rows, cols):

@@ -309,7 +309,7 @@ def _open_hugging_face(root: Path, skipped: Skipped) -> Layout:
         skipped.add("*/metadata.jsonl", f"{missing} of their {len(lines)} images are missing")
     cells = {
         key: {
-            name: str(value)
+            name: _write_cell(value)
             for name, value in lines[key].items()
             if isinstance(value, str | int | float) and not isinstance(value, bool)
         }
@@ -318,6 +318,12 @@ def _open_hugging_face(root: Path, skipped: Skipped) -> Layout:
     return Layout(
         images, partial(_read_objects, root, lines, skipped), _assign_subsets(subsets), cells
     )
+
+
+def _write_cell(value: str | int | float) -> str:
+    # pandas writes 12.0 for 12 where other lines of a column have no value: the same patient
+    is_whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if is_whole else value)
 
 
 def _read_lines(path: Path) -> Iterator[Mapping[str, Any]]:

@@ -17,13 +17,13 @@ from tfmammo.archives import directories
 from tfmammo.archives.elements import Fault
 from tfmammo.archives.stored import unused_range
 from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import MOST_PIXELS
 
 log = logging.getLogger(__name__)
-_advised: set[tuple[Path, str]] = set()  # of which folder something was said already
+_advised: set[str] = set()  # topics of which something was said already
 
 # Pillow knows many more, some of which run other programs
 _FORMATS = ("PNG", "TIFF", "JPEG", "PPM", "BMP")
-_LARGEST = 2**27  # px; the largest mammograms have 2**25
 # Pillow's modes of 8 bits
 _ONE_CHANNEL = ("1", "L")
 _CHANNELS = ("LA", "P", "RGB", "RGBA")
@@ -43,7 +43,7 @@ def open_picture(path: Path) -> Iterator[ImageFile]:
     try:
         _check_directory(path)
         with Image.open(path, formats=_FORMATS) as picture:
-            if picture.width * picture.height > _LARGEST:
+            if picture.width * picture.height > MOST_PIXELS:
                 raise ArchiveError(
                     f"{path}: {picture.height} x {picture.width} px are more than a mammogram has"
                 )
@@ -151,7 +151,7 @@ def read_pixels(path: Path, bits: int | None) -> NDArray[np.float32]:
             )
         values = full - values if inverted else values
         if bits is None and (advice := unused_range(int(values.max()), full)):
-            _advise(path, "bits", advice)
+            _advise("bits", f"some images: {advice}")
         return (values.astype(np.float32) / np.float32(full))[..., np.newaxis]
 
 
@@ -196,9 +196,9 @@ def read_mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
         raise ArchiveError(f"{path}: marks nothing")
     if not np.all((values == lowest) | (values == highest)):
         _advise(
-            path,
             "masks",
-            "masks of more than two grey values are cut at half of the highest: resampled, or JPEG",
+            "some masks have more than two grey values and are cut at half of the highest: "
+            "resampled, or JPEG",
         )
         return (2 * values >= highest).astype(np.uint8)
     return (
@@ -230,8 +230,8 @@ def read_labels(path: Path, rows: int, cols: int) -> NDArray[np.int32]:
         return np.asarray(picture).astype(np.int32)
 
 
-def _advise(path: Path, topic: str, advice: str) -> None:
-    """Log what is odd about a file, once for all files of its folder."""
-    if (path.parent, topic) not in _advised:
-        _advised.add((path.parent, topic))
-        log.warning("%s/%s, and maybe others: %s", path.parent.name, path.name, advice)
+def _advise(topic: str, advice: str) -> None:
+    """Log what is odd about files, once in a process; their names may be patients'."""
+    if topic not in _advised:
+        _advised.add(topic)
+        log.warning("%s", advice)

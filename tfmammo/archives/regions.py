@@ -217,7 +217,8 @@ def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
             raise Fault("is deflated, which is not read here")
         if kind != SEGMENTATION and path.stat().st_size > _LARGEST:
             raise Fault("is larger than any file of regions")
-        dataset = pydicom.dcmread(path, stop_before_pixels=True)
+        with path.open("rb") as file:
+            dataset = pydicom.dcmread(dicom.LimitedReader(file), stop_before_pixels=True)
         if kind == SEGMENTATION:
             regions = _list_segments(path, dataset, unusable)
         elif kind == STRUCTURE_SET:

@@ -8,9 +8,9 @@ what was left out. At the end follow manifest.json, dead_letters.csv and README.
 
 A mammogram's shard follows from its place in the archive alone. So the files are the same bytes,
 however many workers make them. A shard takes its name when it is complete. A build that was stopped
-goes on where it was, because a shard whose hash is right is not made again. What can't be used
-becomes a dead letter and stays one. --retry tries dead letters again, for example after a disk was
-missing.
+goes on where it was, because a shard whose hash is right is not made again, unless an image or a
+mask of it was changed since. What can't be used becomes a dead letter and stays one. --retry tries
+dead letters again, for example after a disk was missing.
 
 Without --runner the build uses Beam's DirectRunner, and keeps it from downloading another runner.
 --direct_num_workers above 1 means processes unless --direct_running_mode says otherwise. Every
@@ -94,7 +94,7 @@ class Sidecar(Frozen):
     """What one shard holds."""
 
     identity: str
-    """Hash of everything that decides the contents."""
+    """Hash of everything that decides the contents: the dataset's identity, the shard's files."""
     shard: ShardFile
     columns: dict[str, list[str]]
     """As in Manifest."""
@@ -268,10 +268,29 @@ def plan_shards(
     digest = hashlib.sha256(filesystem.to_json(identity).encode()).hexdigest()
     files = [f"shard-{number:05d}-of-{len(parts):05d}.tfrecord" for number in range(len(parts))]
     shards = [
-        Shard(output, file, digest, config.data, part)
+        Shard(output, file, _identify(digest, part), config.data, part)
         for file, part in zip(files, parts, strict=True)
     ]
     return identity, shards
+
+
+def _identify(dataset: str, part: Sequence[tuple[Mammogram, int | None]]) -> str:
+    """Hash what decides the contents of a shard.
+
+    Args:
+        dataset: Hash of what decides those of all.
+        part: Its mammograms, whose files' sizes and times tell that one was changed.
+    """
+    stamps = [_stamp(file) for mammogram, _ in part for file in archives.list_files(mammogram)]
+    return hashlib.sha256(filesystem.to_json([dataset, stamps]).encode()).hexdigest()
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:  # it becomes a dead letter when it is read
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _extract_patches(shard: Shard, dead_letters: Skipped) -> Iterator[tuple[Mammogram, Patch]]:

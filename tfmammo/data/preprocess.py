@@ -24,7 +24,7 @@ from skimage.exposure import equalize_adapthist
 from tfmammo.config import PreprocessConfig
 from tfmammo.data.anatomy import breast_mask, remove_marks, remove_pectoral
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Box, Laterality, Lesion, Mammogram, MaskedLesion
+from tfmammo.mammogram import MOST_PIXELS, Box, Laterality, Lesion, Mammogram, MaskedLesion
 
 Size = tuple[int, int]  # (rows, cols), px
 
@@ -48,7 +48,7 @@ def preprocess_mammogram(mammogram: Mammogram, config: PreprocessConfig) -> Mamm
     Raises:
         DataError: remove_pectoral and the view is unknown, or it is MLO and the laterality is
             unknown; flip_right and the laterality is unknown; spacing and the archive's spacing is
-            unknown.
+            unknown, or makes an image larger than any mammogram.
     """
     if not (config.remove_marks or config.remove_pectoral or config.flip_right or config.spacing):
         return mammogram
@@ -359,6 +359,16 @@ def _check_facts(mammogram: Mammogram, config: PreprocessConfig) -> None:
             f"data.preprocess.spacing needs mm per px, and those of {mammogram.image_id} are not "
             "stated"
         )
+    if config.spacing and mammogram.spacing:
+        # floats, because a spacing in a wrong unit may make them infinite
+        rows = max(1.0, mammogram.rows * (mammogram.spacing[0] / config.spacing))
+        cols = max(1.0, mammogram.cols * (mammogram.spacing[1] / config.spacing))
+        if rows * cols > MOST_PIXELS:
+            raise DataError(
+                f"data.preprocess.spacing={config.spacing:g} would make {rows:g} x {cols:g} px of "
+                f"the {mammogram.rows} x {mammogram.cols} px of {mammogram.image_id}; are both "
+                "spacings in mm?"
+            )
 
 
 def _preprocess_pixels(mammogram: Mammogram, config: PreprocessConfig) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ from tfmammo.metrics.figures import draw_froc
 from tfmammo.metrics.jafroc import choose_common_merit, jafroc_test
 from tfmammo.metrics.summary import Table, format_p, write_csv
 from tfmammo.tracking import runs
+
+log = logging.getLogger(__name__)
 
 DETECTORS = "detectors"
 AGAINST = "against"
@@ -241,6 +244,7 @@ def run_sets(config: DetectionConfig, uris: Mapping[str, Sequence[str]]) -> Eval
     }
     predictions: dict[str, list[Prediction]] = {name: [] for name in sets}
     skipped = Skipped()
+    left_out = 0
     for mammogram in read_mammograms(config.data, skipped):
         lesions = tuple(sampling.select_lesions(mammogram, config.data).values())
         if not lesions and not (config.normal and sampling.is_normal(mammogram)):
@@ -250,6 +254,7 @@ def run_sets(config: DetectionConfig, uris: Mapping[str, Sequence[str]]) -> Eval
             for name, detectors in sets.items()
         }
         if None in eligible.values():
+            left_out += 1
             continue
         try:
             of_mammogram = {
@@ -263,6 +268,12 @@ def run_sets(config: DetectionConfig, uris: Mapping[str, Sequence[str]]) -> Eval
         for name, prediction in of_mammogram.items():
             predictions[name].append(prediction)
     datasets.log_skipped(skipped)
+    if left_out:
+        log.info(
+            "%d mammograms are left out, because no detector of a set is new to their patients; "
+            "with folds, name the runs of all of them",
+            left_out,
+        )
     if not any(prediction.lesions for prediction in next(iter(predictions.values()))):
         raise DataError(
             f"no mammogram with a {' or '.join(config.data.kinds)} is of a patient that a "
@@ -412,20 +423,29 @@ def tabulate_difference(result: EvaluationResult) -> Table:
 
 
 def tabulate_precision(result: EvaluationResult) -> Table:
-    """Tabulate COCO's average precision of each set."""
+    """Tabulate COCO's average precision of each set, the mean over its detectors.
+
+    Each training's scores have a scale of their own, so boxes of several have no common order. A
+    detector whose mammograms show no lesion has no precision, and is left out.
+    """
     rows = []
     for name, predictions in result.sets.items():
-        images = [
-            Boxes(
+        images: dict[int, list[Boxes]] = {}
+        for prediction in predictions:
+            boxes = Boxes(
                 prediction.detections.boxes,
                 prediction.detections.scores,
                 prediction.detections.classes,
                 stack_boxes(prediction.lesions),
                 [lesion.kind for lesion in prediction.lesions],
             )
-            for prediction in predictions
+            images.setdefault(prediction.detector, []).append(boxes)
+        values = [
+            list(average_precision(of_detector).values())
+            for of_detector in images.values()
+            if any(boxes.true_kinds for boxes in of_detector)
         ]
-        rows.append([name, *map(PERCENT, average_precision(images).values())])
+        rows.append([name, *map(PERCENT, np.mean(values, axis=0))])
     header = [
         "",
         "AP at IoU 0.5 to 0.95, %",
@@ -433,7 +453,8 @@ def tabulate_precision(result: EvaluationResult) -> Table:
         "AP at IoU 0.75, %",
         "average recall, %",
     ]
-    return Table(f"COCO, {result.title}", header, rows)
+    note = "The mean over folds: scores of different trainings have scales of their own."
+    return Table(f"COCO, {result.title}", header, rows, (note,))
 
 
 def list_seconds(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import Published, Report
 from tfmammo.layers import label_patches
 from tfmammo.metrics import perceptual, synthesis
+from tfmammo.metrics.significance import rule_of_three
 from tfmammo.metrics.summary import Measure, Row, Table
 from tfmammo.training import image_grid
 
@@ -248,7 +249,18 @@ def _summarize(
     scores: Mapping[str, Scores], scorer: PerceptualScorer, config: RealismConfig, patches: Patches
 ) -> list[Row]:
     marked = {name: scorer.mark_scores(values) for name, values in scores.items()}
-    return config.summarize(marked, patches.patient_ids)
+    rows = config.summarize(marked, patches.patient_ids)
+    copies = scorer.mark_name("copy")
+    return [_bound_share(row, config.level) if row.measure == copies else row for row in rows]
+
+
+def _bound_share(row: Row, level: float) -> Row:
+    """Return a share's row; where all patches are alike its interval is by the rule of three."""
+    if np.isnan(row.low) or row.mean not in (0, 1):
+        return row
+    room = rule_of_three(row.patients, level)
+    low, high = (1 - room, 1.0) if row.mean else (0.0, room)
+    return replace(row, low=low, high=high)
 
 
 def _join_scores(

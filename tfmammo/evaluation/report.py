@@ -7,10 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig
+from tfmammo.filesystem import atomic_file, write_atomically
 from tfmammo.metrics.summary import (
     Measure,
     Printed,
@@ -114,6 +117,7 @@ class Report:
             rows, self.measures, title, printed, self.models_across, config.samples, config.level
         )
         self.tables += [replace(means, notes=notes + means.notes), *others]
+        self.tables += tabulate_folds(comparison, scores, self.measures)
         self.rows += [
             {"protocol": comparison.protocol, **convert_units(row, self.measures[row.measure])}
             for row in correct_p(rows)
@@ -159,12 +163,60 @@ class Report:
             runs.log_folder(output, self.config.tracking_uri, EXPERIMENT, content, means)
 
 
+def tabulate_folds(
+    comparison: Comparison, scores: Scores, measures: Mapping[str, Measure]
+) -> list[Table]:
+    """Tabulate the measures' means in each fold; nothing where no model has several folds.
+
+    A difference of two models that is one training's alone shows here.
+
+    Args:
+        comparison: Which fold evaluated each patch. A model without a network gets the folds of the
+            first one that has several.
+        scores: Model -> measure -> float64 [n].
+        measures: Measure -> how it is shown.
+    """
+    folds_of = {
+        model: folds for model, folds in comparison.folds.items() if len(np.unique(folds)) > 1
+    }
+    shown = {
+        key: measure
+        for key, measure in measures.items()
+        if all(key in values for values in scores.values())
+    }
+    if not folds_of or not shown:
+        return []
+    first = next(iter(folds_of.values()))
+    body = []
+    for model, values in scores.items():
+        folds = folds_of.get(model, first)
+        groups = [folds == fold for fold in np.unique(folds)]
+        cells = [
+            ", ".join(measure.show(_average(values[key][group])) for group in groups)
+            for key, measure in shown.items()
+        ]
+        body.append([model, *cells])
+    header = ["", *(_head(measure) for measure in shown.values())]
+    return [Table(f"Means in each fold, {comparison.title}", header, body)]
+
+
+def _average(values: NDArray[np.float64]) -> float:
+    """Average what is known; NaN where nothing is."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else np.nan
+
+
+def _head(measure: Measure) -> str:
+    return f"{measure.heading}, {measure.unit}" if measure.unit else measure.heading
+
+
 def write_markdown(path: Path, content: Sequence[Table]) -> None:
     """Write tables as one Markdown file."""
-    path.write_text("\n".join(table.markdown() for table in content), encoding="utf-8")
+    write_atomically(path, "\n".join(table.markdown() for table in content))
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, without a display."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_figure(path, dpi=150)
+    with atomic_file(path) as part:
+        FigureCanvasAgg(figure).print_figure(part, dpi=150, format="png")

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from rich.console import Console
 from rich.progress import track
 
-from tfmammo import filesystem
+from tfmammo import archives, filesystem
 from tfmammo.config import DataConfig
 from tfmammo.data import jobs
 from tfmammo.datasets import SPLIT, log_skipped
@@ -84,7 +84,8 @@ class Summary:
 def write_dataset(name: Name, config: ExchangeConfig, output: Path) -> Summary:
     """Write a data set for another tool; a stopped one goes on where it was.
 
-    One mammogram is in memory at a time. Images that are there already are not written again.
+    One mammogram is in memory at a time. Images that are newer than the archive's files are not
+    written again.
 
     Args:
         name: The format.
@@ -181,7 +182,7 @@ def _find_lesions(case: Case, form: Format, skipped: Skipped) -> list[Lesion] | 
 
 def _write_image(output: Path, form: Format, case: Case, skipped: Skipped) -> bool:
     path = output / form.image_path(case)
-    if path.exists():
+    if path.exists() and _is_newer(path, archives.list_files(case.mammogram)):
         return True
     try:
         pixels = quantize(case.mammogram)
@@ -190,6 +191,17 @@ def _write_image(output: Path, form: Format, case: Case, skipped: Skipped) -> bo
         return False
     _write(path, encode_png(pixels))
     return True
+
+
+def _is_newer(path: Path, sources: Sequence[Path]) -> bool:
+    """Whether a file was written after all of its sources; False where none is known."""
+    try:
+        changes = [source.stat() for source in sources]
+    except OSError:  # whoever reads it tells
+        return False
+    # A corrected file may be copied here with its old time of change, but not of status.
+    times = [max(change.st_mtime_ns, change.st_ctime_ns) for change in changes]
+    return bool(times) and path.stat().st_mtime_ns > max(times)
 
 
 def _write(path: Path, content: bytes | str) -> None:

@@ -55,10 +55,11 @@ def estimate_auc(
 ) -> Estimate:
     """Estimate an area under a ROC curve, with an interval by Obuchowski's variance.
 
-    The interval is on the scale of logits, so that it stays within [0, 1]. A class whose patches
-    all lie alike among those of the other class has no variance, though other patients might. It
-    reaches at least by the rule of three: -ln(1 - level) / n to either side, 3 / n at 0.95, n the
-    patients of that class. With an area of 0 or 1 both classes are of that kind.
+    The interval is on the scale of logits, so that it stays within [0, 1], and by Student's t with
+    as many degrees of freedom as there are patients, less one. A class whose patches all lie alike
+    among those of the other class has no variance, though other patients might. It reaches at least
+    by the rule of three: -ln(1 - level) / n to either side, 3 / n at 0.95, n the patients of that
+    class. With an area of 0 or 1 both classes are of that kind.
 
     Args:
         labels: 1 or True positive, 0 negative, shape ``[n]``.
@@ -76,7 +77,8 @@ def estimate_auc(
     low = high = area
     logit, deviation = _compute_logit(positive, values, patients)
     if deviation > 0:
-        reach = stats.norm.ppf(0.5 + level / 2) * deviation
+        degrees = len(np.unique(np.asarray(patients))) - 1
+        reach = stats.t.ppf(0.5 + level / 2, degrees) * deviation
         low, high = (1 / (1 + np.exp(-(logit + sign * reach))) for sign in (-1, 1))
     names = np.asarray(patients)
     sides = zip((positive, ~positive), structural_components(positive, values), strict=True)
@@ -96,8 +98,9 @@ def chance_test(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> fl
         patients: The patient of each patch, shape ``[n]``.
 
     Returns:
-        The two-sided p of the logit over its deviation, by a normal distribution. NaN below six
-        patients of a class, and where the area has no variance.
+        The two-sided p of the logit over its deviation, by Student's t with as many degrees of
+        freedom as there are patients, less one. NaN below six patients of a class, and where the
+        area has no variance.
 
     Raises:
         ValueError: As `estimate_auc`.
@@ -106,7 +109,10 @@ def chance_test(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> fl
     if has_few_patients(positive, patients):
         return np.nan
     logit, deviation = _compute_logit(positive, values, patients)
-    return float(2 * stats.norm.sf(abs(logit) / deviation)) if deviation > 0 else np.nan
+    if not deviation > 0:
+        return np.nan
+    degrees = len(np.unique(np.asarray(patients))) - 1
+    return float(2 * stats.t.sf(abs(logit) / deviation, degrees))
 
 
 def _compute_logit(

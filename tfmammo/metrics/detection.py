@@ -453,11 +453,11 @@ def froc_interval(
             difference, images - against, with the same patients drawn for both.
         trainings: The training behind each of `images`; None: all have one scale of scores.
         others_trainings: The training behind each of `against`; None: all have one scale of scores.
-        fewest: The number of patients below which there is no interval.
+        fewest: The number of patients with a lesion below which there is no interval.
 
     Returns:
-        (low, high), float64 [k] each; NaN where there are fewer patients than `fewest`, or one
-        alone.
+        (low, high), float64 [k] each; NaN where fewer patients than `fewest` have a lesion, or
+        there is one patient alone.
 
     Raises:
         ValueError: No image has a lesion, or images, patients, trainings and `against` don't belong
@@ -467,7 +467,8 @@ def froc_interval(
     if not any(image.lesions for image in images):
         raise ValueError("a FROC curve needs lesions, and there is none")
     patients, rows = np.unique(np.asarray(patient_ids, np.str_), return_inverse=True)
-    if len(patients) < max(2, fewest):
+    diseased = {row for row, image in zip(rows.tolist(), images, strict=True) if image.lesions}
+    if len(patients) < 2 or len(diseased) < fewest:
         return np.full(np.shape(fppi), np.nan), np.full(np.shape(fppi), np.nan)
     ours = _Trainings(images, rows, trainings)
     theirs = None if against is None else _Trainings(against, rows, others_trainings)

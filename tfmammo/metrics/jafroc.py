@@ -45,14 +45,16 @@ def choose_merit(
 ) -> Merit:
     """Choose "jafroc" if every training has images without lesions, otherwise "jafroc1".
 
-    The images without lesions must be of two patients at least, because the jackknife leaves one
-    out.
+    In each training they must be of two patients at least, because the jackknife leaves one out.
+    Over all trainings they must be of `FEWEST_PATIENTS`: with fewer the test rejects too often.
     """
+    everyone = set()
     for rows in rows_by_training(trainings, len(images)).values():
         normal = {patient_ids[row] for row in rows if not images[row].lesions}
+        everyone |= normal
         if any(images[row].lesions for row in rows) and len(normal) < 2:
             return "jafroc1"
-    return "jafroc"
+    return "jafroc" if len(everyone) >= FEWEST_PATIENTS else "jafroc1"
 
 
 def choose_common_merit(
@@ -137,12 +139,12 @@ def jafroc_test(
         trainings: The training behind each of `images`; theta is the mean of the trainings' figures
             of merit. None: all have one scale of scores.
         others_trainings: The training behind each of `others`; None: as above.
-        fewest: The number of patients below which nothing is tested.
+        fewest: The number of patients with a lesion below which nothing is tested.
 
     Returns:
-        The test. It is NaN where there are fewer patients than `fewest`, or where leaving a patient
-        out leaves a training without lesions or images. Where the two never differ, t is 0 and p is
-        1; where they differ without variance, t is infinite and p is 0.
+        The test. It is NaN where fewer patients than `fewest` have a lesion, or where leaving a
+        patient out leaves a training without lesions or images. Where the two never differ, t is 0
+        and p is 1; where they differ without variance, t is infinite and p is 0.
 
     Raises:
         ValueError: As `jafroc`, of any training, or images, others, patients and trainings don't
@@ -158,7 +160,8 @@ def jafroc_test(
     difference = first - other
     left = np.mean([part.leave_out(count) for part in ours], axis=0)
     left = left - np.mean([part.leave_out(count) for part in theirs], axis=0)
-    if count < fewest or np.isnan(left).any():
+    diseased = {row for row, image in zip(rows.tolist(), images, strict=True) if image.lesions}
+    if len(diseased) < fewest or np.isnan(left).any():
         return JafrocTest(first, other, difference, np.nan, np.nan, np.nan, 0, np.nan)
     pseudo = count * difference - (count - 1) * left
     error = float(np.sqrt(pseudo.var(ddof=1) / count))

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from tfmammo.metrics.significance import FEWEST_PATIENTS, percentile_interval
+from tfmammo.metrics.significance import FEWEST_PATIENTS, percentile_interval, rule_of_three
 
 # tn, fp, fn, tp of n images
 Counts = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
@@ -186,6 +186,40 @@ def bootstrap_interval(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def share_interval(
+    values: ArrayLike,
+    groups: ArrayLike | None = None,
+    samples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Compute the interval of a share, the mean of values that are 0 or 1.
+
+    Where all are alike, a bootstrap has no width, though other patients might differ. The interval
+    then reaches as far as the rule of three says for so many patients.
+
+    Args:
+        values: 0 or 1 [n].
+        groups: As for `bootstrap_interval`.
+        samples: As for `bootstrap_interval`.
+        seed: As for `bootstrap_interval`.
+        level: As for `bootstrap_interval`.
+
+    Returns:
+        As `bootstrap_interval`, in [0, 1].
+
+    Raises:
+        ValueError: As `bootstrap_interval`.
+    """
+    low, high = bootstrap_interval(values, groups, samples, seed, level)
+    shares = np.asarray(values, np.float64)
+    if np.isnan(low) or np.ptp(shares) > 0:
+        return low, high
+    count = len(shares) if groups is None else len(np.unique(np.asarray(groups)))
+    room = rule_of_three(count, level)
+    return (1 - room, 1.0) if shares[0] else (0.0, room)
 
 
 def crossed_interval(

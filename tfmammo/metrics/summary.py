@@ -14,6 +14,7 @@ import rich.table
 from numpy.typing import NDArray
 from rich.text import Text
 
+from tfmammo.filesystem import atomic_file
 from tfmammo.metrics.segmentation import Paired, bootstrap_interval, paired_test
 from tfmammo.metrics.significance import FEWEST_PATIENTS, Test, describe, describe_few, holm
 
@@ -22,7 +23,8 @@ Method = Literal["bootstrap", "jackknife"]
 Compare = Literal["first", "pairs"]
 INTERVALS: Mapping[Method, str] = {
     "bootstrap": "percentile bootstrap that draws whole patients",
-    "jackknife": "Student's t on a jackknife that leaves out one patient at a time",
+    "jackknife": "Student's t on a jackknife that leaves out one patient at a time, or one of 100 "
+    "groups of patients where there are more",
 }
 P_OF: Mapping[Method, Test] = {"bootstrap": "flips", "jackknife": "jackknife"}
 
@@ -339,7 +341,7 @@ def _format_differences(
             cells[_name_difference(row, others), row.measure] = (
                 signed(row.difference)
                 + _format_interval(row.difference_low, row.difference_high, signed)
-                + _format_p_line(row.p_corrected)
+                + format_p_line(row.p_corrected)
             )
     return cells
 
@@ -390,7 +392,7 @@ def convert_units(row: Row, measure: Measure) -> dict[str, Any]:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows of equal keys under a header; NaN becomes an empty cell."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         for row in rows:
@@ -426,7 +428,8 @@ def _format_interval(low: float, high: float, show: Callable[[float], str]) -> s
     return f"\n[{show(low)}, {show(high)}]" if np.isfinite([low, high]).any() else ""
 
 
-def _format_p_line(p: float) -> str:
+def format_p_line(p: float) -> str:
+    """Format p on a line of its own, below a difference and its interval; nothing for NaN."""
     if np.isnan(p):
         return ""
     return "\np < 0.001" if p < 0.001 else f"\np = {p:.3f}"

@@ -19,12 +19,20 @@ Departures and what the text leaves open:
 - BCE is the mean over D's 30 x 30 responses, as in Pix2Pix's code.
 - `normalization: batch` is as printed, for its batch of 8; `sample` takes each sample's own
   statistics, for a batch of 1.
+- Statistics of the batch are those of the whole batch on any number of devices, and so are the
+  moving averages (`layers.BatchNormalization`). A device's share may be a single sample, at which
+  moving averages misrepresent what the network learned with.
 - `momentum` of BatchNorm's moving averages, which are used at inference, is PyTorch's 0.9. With
   Keras's 0.99 they lag behind a training of some hundred steps, so that masks are worse than the
   network's in training.
 - At test time the noise follows from the image and the number of the draw. An image therefore has
   one output, whatever was computed before and whatever else is in the batch. The original draws new
   noise at every call.
+- In training and evaluation a frame is cropped around the true box of the mass's outline
+  (`data.frame`). The text's pipeline crops around the box of its SSD, expanded, and leaves open
+  which boxes its Dice was measured with. Segmentation is thus measured apart from detection. The
+  mass is centred, and half as high and wide as a loose frame, unless the image's border cuts the
+  frame. That favours a centred disc. The CAD pipeline alone crops around detected boxes.
 - Open: initial weights (N(0, 0.02), as in Pix2Pix), epsilon of BatchNorm (Keras's 1e-3) and of Adam
   (1e-7). D sees image and mask in [0, 1], as they are.
 - Augmentation: each draw is transformed by a random one of the eight symmetries of the square

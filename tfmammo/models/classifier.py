@@ -12,6 +12,11 @@ Departures and what the paper leaves open:
 - "Decayed by 10 %" is read as times 0.9; `decay_as: points` subtracts 10 percentage points instead.
   5,000 of 500,000 samples are a hundredth of the training (`decay_every`). They stay a hundredth
   where a training is shorter, so that its mean exposure to synthetic patches is the paper's.
+- With `positives: malignant` benign lesions are left out. The text made training patches of 3,500
+  benign masses and 6,580 benign calcifications for its task of cancer or no cancer, most likely as
+  negatives. The classifier here learns malignant lesions from normal tissue, not from benign
+  lesions. Its test patches are malignant and normal ones, as in the text. With `positives: lesion`
+  benign lesions are positive.
 - The share is the same for both classes. Within a pool (real or synthetic, positive or negative)
   patches come in random order, all of them before any repeats. With a share a patch is drawn from
   either pool, and one of the two is used.

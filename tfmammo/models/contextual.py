@@ -46,8 +46,7 @@ Departures and what the paper leaves open:
   (DRAGAN). It is computed in float32 at every precision.
 - The border of 10 px is that of the generated patch, at 128 px too. The crop is hard: a lesion that
   reaches it ends in a line.
-- A step updates D, then G, twice for masses (`generator_updates`). Each update draws new z for the
-  same patches.
+- A step updates D, then G, twice for masses (`generator_updates`), each time with new z.
 - A running average of G (`ema`) is exported for use. Adam starts afresh when the networks grow.
 - How the paper chooses a generator is not said. Here the sliced Wasserstein distance to held-out
   lesions does, or a classifier of real patches (`judge`).
@@ -56,8 +55,7 @@ Departures and what the paper leaves open:
   `sampling.count` and `sampling.normals` patches are drawn from all patients; each subset has those
   of its own patients. Subsets hold 2/3, 1/6 and 1/6 of the patients, not 60, 20 and 20 %. The batch
   size is not given: 12.
-- Removal: "lesions" are masses and calcifications. The third class stays benign, the fourth is
-  malignant.
+- Removal: "lesions" are of both kinds. The third class stays benign, the fourth is malignant.
 """
 
 from __future__ import annotations
@@ -80,6 +78,7 @@ from tfmammo.layers import (
     SelfAttention,
     SpectralNormalization,
     cached_kernels,
+    compute_batch_moments,
     find_normalized,
     sample_latent_noise,
     step_seed,
@@ -198,14 +197,15 @@ def four_way(logits: Sequence[tf.Tensor], other_weight: float = 0.2) -> tf.Tenso
 
 
 def perturbation(real: tf.Tensor, alpha: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-    """Compute delta = alpha * 0.5 * std(X) * U(0, 1).
+    """Compute delta = alpha * 0.5 * std(X) * U(0, 1), X being the real patches of all replicas.
 
     Args:
         real: float32 [n, rows, cols, 1].
         alpha: float32 [n] in [0, 1).
         uniform: float32 of real's shape in [0, 1).
     """
-    return tf.reshape(alpha, [-1, 1, 1, 1]) * 0.5 * tf.math.reduce_std(real) * uniform
+    _, variance = compute_batch_moments(real, [0, 1, 2, 3])
+    return tf.reshape(alpha, [-1, 1, 1, 1]) * 0.5 * tf.sqrt(variance) * uniform
 
 
 def gradient_penalty(
@@ -300,7 +300,10 @@ class Encoder(GrowingNetwork):
         self, filters: int, kernel: int = 3, stride: int = 1, padding: str = "same"
     ) -> keras.layers.Layer:
         """Build one convolution with a bias; its kernel is normalised where `spectral` says so."""
-        layer: keras.layers.Layer = Convolution(filters, kernel, stride, padding)
+        return self.normalize(Convolution(filters, kernel, stride, padding))
+
+    def normalize(self, layer: keras.layers.Layer) -> keras.layers.Layer:
+        """Return the layer; its kernel is normalised where `spectral` says so."""
         return SpectralNormalization(layer) if self.spectral else layer
 
     def convolution_down(self, level: int) -> keras.layers.Layer:
@@ -396,8 +399,10 @@ class Generator(Encoder):
         ]
         has_attention = config.attention and config.attention_in_decoder
         self.decoder_attention = SelfAttention(self.spectral) if has_attention else None
-        self.to_lesion = keras.layers.Conv2D(1, 1, dtype="float32")
-        self.old_to_lesion = keras.layers.Conv2D(1, 1, dtype="float32") if self.grown else None
+        self.to_lesion = self.normalize(keras.layers.Conv2D(1, 1, dtype="float32"))
+        self.old_to_lesion = (
+            self.normalize(keras.layers.Conv2D(1, 1, dtype="float32")) if self.grown else None
+        )
         self(keras.Input((size, size, 1), batch_size=1), keras.Input((self.blocks,), batch_size=1))
 
     def convolutions_up(self, level: int) -> list[keras.layers.Layer]:
@@ -416,9 +421,9 @@ class Generator(Encoder):
             x = upsample(self.scalar_map(x, noise[:, self.noise_input(level) + 1]))
             for convolution in self.convolutions_up(level):
                 x = tf.nn.relu(convolution(x))
-        lesion = self.crop_border(self.to_lesion(x))
+        lesion = self.crop_border(self.to_lesion(tf.cast(x, tf.float32)))
         if self.old_to_lesion is not None:
-            old = upsample(self.crop_border(self.old_to_lesion(inner)))
+            old = upsample(self.crop_border(self.old_to_lesion(tf.cast(inner, tf.float32))))
             lesion = self.crop_border(self.blend(old, lesion))
         return lesion
 
@@ -458,8 +463,7 @@ class Discriminator(Encoder):
         float32 logits [batch, 4].
 
     Source:
-        Section 2, Fig. 2. 100,967,685 trainable parameters at 256 px, 256 of them for the fading
-        in.
+        Section 2, Fig. 2. 100,967,685 trainable parameters at 256 px, 256 for the fading in.
     """
 
     def __init__(self, config: ContextualConfig, size: int, name: str = "discriminator") -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfmammo import cli
+from tfmammo import cli, filesystem
 from tfmammo.metrics.summary import Table
 from tfmammo.reader_study.answers import Answers, write_answers
 from tfmammo.reader_study.cases import Case, ReaderStudyConfig, Task
@@ -71,7 +71,8 @@ def _show_results(config: ReaderStudyConfig, output: Path | None) -> None:
     cli.console.print(results_table(results, config.name))
     if output:
         write_results(results, output / "results.csv")
-        plot_roc(config, answers).savefig(output / "roc.png", dpi=150)
+        with filesystem.atomic_file(output / "roc.png") as part:
+            plot_roc(config, answers).savefig(part, dpi=150, format="png")
         cli.console.print(f"written   {output}")
 
 

@@ -333,6 +333,7 @@ CONTEXTUAL = (
                 "*told from normal*",
                 "p",
                 level=0.5,
+                beyond_row=f"as much brighter as {target}, evenly",
             )
             for target in ("mass", "calcification")
         )
@@ -350,8 +351,7 @@ CONTEXTUAL = (
         ),
         baseline="as much brightness at the same place, spread evenly",
         note="The figure shows pictures. These claims are our tests of them: by classifiers of "
-        "real patches, beyond the mean of the same brightness spread evenly where an edit moves "
-        "their score. A classifier trained like these chose the generators' weights, on other "
+        "real patches, beyond what the same brightness does when it is spread evenly. A classifier trained like these chose the generators' weights, on other "
         "patients.",
     ),
     Item("contextual", "fig3", picture="contextual_contiguous/figure-contiguous.png"),
@@ -425,6 +425,7 @@ CGAN = (
                 f"{frame}: cGAN + post-processing",
                 f"{frame}: cGAN",
                 "Dice*",
+                is_one_network=True,
             )
             for frame in ("full", "loose", "tight")
         ),

@@ -39,12 +39,15 @@ RULES = (
     "0) on the paper's side, and the models are better than the trivial baseline.",
     "contradicted: a claim's test is decisive on the other side, and the models are "
     "better than the trivial baseline, where there is one.",
-    "An order of two models that were trained once each decides nothing. Where the "
-    "measure of each training is known, each of the one must also be better than each "
-    "of the other. Of three trainings each, chance does that once in ten. Gains are "
-    "decided by patients alone.",
-    "A gain is reproduced only if it is also beyond what a trivial baseline gains. It "
-    "is contradicted as the paper states it, without such a baseline.",
+    "An order of two models that were trained once each decides nothing. Of several trainings on "
+    "the same patients, each of the one must also be better than each of the other: of three "
+    "trainings each, chance does that once in ten. Of one training in each fold, the order must "
+    "hold in every fold: of three folds, chance does that once in four. Gains are decided by "
+    "patients alone.",
+    "A gain is reproduced only if it is also beyond what a trivial baseline gains: by a test, or "
+    "where there is none, by intervals that do not overlap. It is contradicted as the paper states "
+    "it, without such a baseline.",
+    "A level is reproduced where our mean reaches it. That is no test, and needs the paper's data.",
     "undecided: everything else that was measured. A level on other data than the "
     "paper's decides nothing, reached or not. Nor does what depends on the pixels of a patch, "
     "where ours has fewer.",
@@ -120,7 +123,6 @@ def judge_item(item: Item, facts: Mapping[str, Facts]) -> Verdict:
             item.floor,
             own.scale,
             own.is_papers_data,
-            own.trainings,
         )
         for claim in item.claims
     )

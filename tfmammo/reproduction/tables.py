@@ -11,6 +11,7 @@ from tfmammo.document import TableFacts
 
 NUMBER = r"[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?"
 DIFFERENCES = "Differences"  # how the titles of such tables begin
+FOLDS = "Means in each fold"
 _VALUE = re.compile(rf"^({NUMBER})")
 _INTERVAL = re.compile(rf"\[({NUMBER}), ({NUMBER})\]")
 _P = re.compile(rf"p ([=<]) ({NUMBER})")
@@ -113,8 +114,8 @@ def find_cell(tables: Sequence[TableFacts], title: str, row: str, column: str) -
 
 
 def find_level(tables: Sequence[TableFacts], row: str, column: str) -> Cell | None:
-    """Find a cell as `find_cell`, in no table of differences."""
-    levels = [table for table in tables if not table.title.startswith(DIFFERENCES)]
+    """Find a cell as `find_cell`, in no table of differences or of folds."""
+    levels = [table for table in tables if not table.title.startswith((DIFFERENCES, FOLDS))]
     return find_cell(levels, "*", row, column)
 
 
@@ -137,6 +138,28 @@ def find_trainings(tables: Sequence[TableFacts], model: str, column: str) -> tup
             for name, values, *_ in table.body:
                 if name == model:
                     return tuple(map(float, values.split(", ")))
+    return ()
+
+
+def find_folds(tables: Sequence[TableFacts], model: str, column: str) -> tuple[float, ...]:
+    """Find a measure's mean in each fold of a model; empty where the facts don't tell.
+
+    Args:
+        tables: Tables, one of them perhaps with the title "Means in each fold".
+        model: Name of a model.
+        column: A pattern of the measure's heading.
+
+    Examples:
+        >>> body = [("CRN", "0.080, 0.091, 0.085")]
+        >>> table = TableFacts(title="Means in each fold", header=("", "LPIPS"), body=body)
+        >>> find_folds([table], "CRN", "LPIPS*")
+        (0.08, 0.091, 0.085)
+    """
+    for table in tables:
+        if table.title.startswith(FOLDS):
+            for name, heading, text in _walk(table):
+                if name == model and fnmatchcase(heading, column):
+                    return tuple(float(value) for value in text.split(", ") if value != "-")
     return ()
 
 

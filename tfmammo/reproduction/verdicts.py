@@ -9,12 +9,13 @@ The rule, for each claim:
 - *contradicted*: the test is decisive on the other side, and every model of the claim is above the
   trivial baseline. Otherwise the trainings may just be too short.
 - The test counts patients, who are many; trainings differ by their seed, too. So an order of two
-  models that were trained once each decides nothing. Where the facts tell the measure of each
-  training, each of the one must also be better than each of the other. Gains have no such rule:
-  their tables show each training beside the test.
+  models that were trained once each decides nothing. Of several trainings on the same patients,
+  each of the one must also be better than each of the other. Of one training in each fold, the
+  order must hold in every fold. Gains have no such rule: their tables show each training beside the
+  test.
 - A gain is reproduced only if it is also beyond what a trivial baseline gains: augmented copies, or
   the same brightness spread evenly. It is contradicted as the paper states it, which compares with
-  no such baseline.
+  no such baseline. Where no test compares the two, their intervals must not overlap.
 - *undecided*: everything else. The scale `smoke` decides nothing, and a printed level is decided on
   the paper's data alone: other data may be easier or harder. What depends on the pixels of a patch
   is undecided where ours has fewer.
@@ -42,6 +43,7 @@ from tfmammo.reproduction.tables import (
     Cell,
     find_cell,
     find_difference,
+    find_folds,
     find_level,
     find_trainings,
 )
@@ -113,6 +115,8 @@ class Order:
         column: A pattern of the measure's heading.
         higher: Whether a larger value is better.
         printed: Column of the printed values of both models; "": the paper prints none.
+        is_one_network: Whether both are answers of the same networks, so that other trainings would
+            change both.
     """
 
     sentence: str
@@ -121,6 +125,7 @@ class Order:
     column: str
     higher: bool = True
     printed: str = ""
+    is_one_network: bool = False
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -135,15 +140,32 @@ class Order:
             return Evidence(self.sentence, "undecided", reason)
         evidence = _judge_difference(self.sentence, cell, self.higher, cell.p)
         gain = self._compare_gains(cell, tables, printed)
-        trainings = [find_trainings(tables, name, self.column) for name in self.models]
-        if _overlap(*trainings):
-            if gain:
-                gain += " for these trainings"
-            if evidence.word != "undecided":
-                means = " and ".join(", ".join(map(str, values)) for values in trainings)
-                reason = f"{evidence.reason}; trainings overlap: {means}"
-                evidence = replace(evidence, word="undecided", reason=reason)
+        doubt = self._doubt_trainings(tables)
+        if doubt.startswith("trainings overlap") and gain:
+            gain += " for these trainings"
+        if doubt and evidence.word != "undecided":
+            reason = f"{evidence.reason}; {doubt}"
+            evidence = replace(evidence, word="undecided", reason=reason)
         return replace(evidence, gain=gain)
+
+    def _doubt_trainings(self, tables: Sequence[TableFacts]) -> str:
+        """Say why other trainings might change the order; "" where each known one has it."""
+        if self.is_one_network:
+            return ""
+        first, second = (find_trainings(tables, name, self.column) for name in self.models)
+        if len(first) > 1 and len(second) > 1:
+            order = "trainings overlap"
+            differ = min(first) > max(second) or min(second) > max(first)
+        else:
+            first, second = (find_folds(tables, name, self.column) for name in self.models)
+            if len(first) < 2 or len(first) != len(second):
+                return "one training each, or not known how each does"
+            order = "not in every fold"
+            above = [one > other for one, other in zip(first, second, strict=True)]
+            below = [one < other for one, other in zip(first, second, strict=True)]
+            differ = all(above) or all(below)
+        means = " and ".join(", ".join(map(str, values)) for values in (first, second))
+        return "" if differ else f"{order}: {means}"
 
     def _compare_gains(self, cell: Cell, tables: Sequence[TableFacts], printed: Printed) -> str:
         """Say whether our interval excludes a gain as large as the printed one.
@@ -177,6 +199,7 @@ class Gain:
         level: The cell's value without a gain: 0.5 of an area under the curve.
         beyond: A pattern of the title of the differences from the trivial baseline; "": none.
         beyond_edit: A pattern of the heading of what is gained beyond a trivial edit; "": none.
+        beyond_row: A pattern of the trivial baseline's line in the same table; "": none.
     """
 
     sentence: str
@@ -188,6 +211,7 @@ class Gain:
     level: float = 0
     beyond: str = ""
     beyond_edit: str = ""
+    beyond_row: str = ""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -208,6 +232,15 @@ class Gain:
             rest = replace(self, column=self.beyond_edit, p_column="")._judge_alone(tables)
             if rest.word != "reproduced":
                 reason = f"{evidence.reason}; beyond the trivial edit {rest.reason}"
+                return replace(evidence, word="undecided", reason=reason)
+        if self.beyond_row:
+            ours, trivial = (
+                find_cell(tables, self.title, row, self.column)
+                for row in (self.row, self.beyond_row)
+            )
+            if not ours or not trivial or not _are_apart(ours, trivial):
+                numbers = trivial.text if trivial else "was not measured"
+                reason = f"{evidence.reason}; the trivial baseline {numbers}"
                 return replace(evidence, word="undecided", reason=reason)
         return evidence
 
@@ -266,6 +299,13 @@ class Level:
 Claim = Order | Gain | Level
 
 
+def _are_apart(first: Cell, second: Cell) -> bool:
+    """Return whether two intervals are known and do not overlap."""
+    if first.low is None or first.high is None or second.low is None or second.high is None:
+        return False
+    return first.low > second.high or first.high < second.low
+
+
 def _judge_difference(
     sentence: str, cell: Cell, is_positive: bool, p: float | None, level: float = 0
 ) -> Evidence:
@@ -285,13 +325,6 @@ def _judge_difference(
     return Evidence(sentence, word, reason, p, measure=cell.measure)
 
 
-def _overlap(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Return whether neither's trainings are all above the other's; no for single trainings."""
-    if len(first) < 2 or len(second) < 2:
-        return False
-    return min(first) <= max(second) and min(second) <= max(first)
-
-
 def judge_claim(
     claim: Claim,
     tables: Sequence[TableFacts],
@@ -299,7 +332,6 @@ def judge_claim(
     floor: Floor | None,
     scale: str,
     is_papers_data: bool = True,
-    trainings: int = FEWEST_TRAININGS,
 ) -> Evidence:
     """Judge a claim by the rule of this module.
 
@@ -310,7 +342,6 @@ def judge_claim(
         floor: The trivial baseline; None where there is none.
         scale: "smoke", "small" or "paper".
         is_papers_data: Whether the data are the paper's.
-        trainings: The smallest number of seeds or folds of a model.
     """
     evidence = claim.judge(tables, printed)
     if scale == "smoke":
@@ -318,9 +349,6 @@ def judge_claim(
         return replace(evidence, word="undecided", reason=reason)
     if isinstance(claim, Level) and evidence.word != "undecided" and not is_papers_data:
         reason = f"{evidence.reason}; a level on other data decides nothing"
-        return replace(evidence, word="undecided", reason=reason)
-    if isinstance(claim, Order) and evidence.word != "undecided" and trainings < 2:
-        reason = f"{evidence.reason}; one training each"
         return replace(evidence, word="undecided", reason=reason)
     if evidence.word != "undecided" and floor:
         below = [

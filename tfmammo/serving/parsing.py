@@ -124,7 +124,7 @@ def load(file: IO[bytes]) -> Request:
 
 def write_failure(sentence: str, file: IO[bytes]) -> None:
     """Write why there is no request."""
-    np.savez(file, failed=np.frombuffer(sentence.encode(), np.uint8))
+    np.savez(file, failed=np.frombuffer(sentence.encode("utf-8", "replace"), np.uint8))
 
 
 def main() -> None:

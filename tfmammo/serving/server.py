@@ -410,6 +410,8 @@ def _parse_in_process(body: IO[bytes], result: IO[bytes]) -> None:
 def _error_response(status: int, text: str) -> Response:
     # After a request that was not read to its end, the connection can't be used again.
     headers = {} if status == 400 else {"connection": "close"}
+    # half of a surrogate pair, which JSON may name in a request, has no bytes
+    text = text.encode("utf-8", "replace").decode()
     return JSONResponse({"error": " ".join(text.split())[:MAX_ERROR_LENGTH]}, status, headers)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfmammo.metrics.psychometric import Psychometric, fit
-from tfmammo.metrics.segmentation import bootstrap_interval
+from tfmammo.metrics.segmentation import bootstrap_interval, share_interval
 from tfmammo.metrics.summary import Table
 from tfmammo.stress.config import StressConfig
 from tfmammo.stress.pairs import Condition
@@ -248,18 +248,23 @@ def _list_groups(trials: Mapping[str, Trial]) -> list[tuple[str, str, list[Outco
 
 
 def _format_share(found: Sequence[bool], outcomes: Sequence[Outcome], config: StressConfig) -> str:
-    return _format(np.array(found, np.float64), outcomes, config, 100, 1)
+    return _format(share_interval, np.array(found, np.float64), outcomes, config, 100, 1)
 
 
 def _format_mean(values: Sequence[float], outcomes: Sequence[Outcome], config: StressConfig) -> str:
-    return _format(np.array(values, np.float64), outcomes, config, 1, 3)
+    return _format(bootstrap_interval, np.array(values, np.float64), outcomes, config, 1, 3)
 
 
 def _format(
-    values: Any, outcomes: Sequence[Outcome], config: StressConfig, scale: float, decimals: int
+    interval: Callable[..., tuple[float, float]],
+    values: Any,
+    outcomes: Sequence[Outcome],
+    config: StressConfig,
+    scale: float,
+    decimals: int,
 ) -> str:
     patients = [outcome.patient for outcome in outcomes]
-    low, high = bootstrap_interval(values, patients, config.samples, config.seed, config.level)
+    low, high = interval(values, patients, config.samples, config.seed, config.level)
     text = f"{scale * values.mean():.{decimals}f}"
     if np.isnan(low):
         return text

@@ -22,7 +22,7 @@ from tfmammo.metrics.clustered_auc import chance_test, estimate_auc
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.segmentation import Paired, paired_test
 from tfmammo.metrics.significance import FEWEST_PATIENTS, holm
-from tfmammo.metrics.summary import Table, format_p
+from tfmammo.metrics.summary import Table, format_p, format_p_line
 from tfmammo.studies.classification import StudyConfig, predict_unseen
 from tfmammo.synthesis.config import KINDS, Target
 from tfmammo.synthesis.generators import LesionGenerator, find_best_weights, load_lesion_generator
@@ -236,6 +236,7 @@ def _make_effect_row(effect: Effect, config: StudyConfig) -> list[str]:
     else:
         intervals = [f"\n[{one.low:+.3f}, {one.high:+.3f}]" for one in (test, beyond)]
         cells = [cell + interval for cell, interval in zip(cells, intervals, strict=True)]
+        cells[1] += format_p_line(beyond.p)
         verdict = _describe_change(test, effect.target, config.level)
     return [
         effect.target,
@@ -373,13 +374,15 @@ def make_effect_rows(effects: Sequence[Effect]) -> list[dict[str, Any]]:
             "patient": patient,
             "before": before,
             "after": after,
+            "spread_evenly": even,
         }
         for effect in effects
-        for name, patient, before, after in zip(
+        for name, patient, before, after, even in zip(
             effect.ids.tolist(),
             effect.patients.tolist(),
             effect.before.tolist(),
             effect.after.tolist(),
+            effect.even.tolist(),
             strict=True,
         )
     ]

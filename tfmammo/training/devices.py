@@ -22,7 +22,8 @@ def choose_strategy(config: TrainingConfig, classes: int = 1) -> tf.distribute.S
     """Choose how devices share a training: `training.devices`, else all GPUs, else the CPU.
 
     Workers that this process has joined take precedence. If `training.devices` is not set and the
-    GPUs can't share the batch, one of them computes it.
+    GPUs can't share the batch, one of them computes it. The number of devices changes no statistic
+    that a network takes of a batch, see `layers.compute_batch_moments`.
 
     Args:
         config: The training's.

@@ -81,9 +81,10 @@ class Exporter:
 
     def _export_best(self) -> None:
         """Export the best weights, then restore the last ones."""
-        score = self.task.sign * float(self.state.best)
         try:
             self.state.best_checkpoints.restore()
+            # of these weights: a later best may have been lost
+            score = self.task.sign * float(self.state.best)
             self._export("best", {self.task.monitor: score})
         except TrainingError as error:
             log.warning(

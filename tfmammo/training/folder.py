@@ -1,8 +1,8 @@
 """A training's folder: whose it is, and what of it survives a kill or a power loss.
 
-config.yaml and train_patches say whose it is. They are written once, as whole files, when a
-training begins; a training that resumes only reads them. A start that fails before its first step
-writes neither.
+config.yaml, train_patches and held_out_patches say whose it is. They are written once, as whole
+files, when a training begins; a training that resumes only reads them. A start that fails before
+its first step writes none.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from tfmammo.tracking.store import redact
 
 log = logging.getLogger(__name__)
 
+# hashes of the patches; trainings of older versions have none of those held out
 PATCHES = "train_patches"
+HELD_OUT = "held_out_patches"
 # pseudonyms of the patients that the weights had been trained on before step 0
 INITIAL_PATIENTS = "initial_patients.txt"
 # TensorFlow's list of checkpoints, which its own tools read; this module only writes it
@@ -91,7 +93,9 @@ def _remove_unused(created: list[Path]) -> None:
                 folder.rmdir()
 
 
-def check_owner(output: Path, experiment: Experiment[Any], train: PatchSource) -> None:
+def check_owner(
+    output: Path, experiment: Experiment[Any], train: PatchSource, held_out: PatchSource
+) -> None:
     """Check that the folder is free, or that its training is this experiment on these patches.
 
     Nothing is written.
@@ -117,21 +121,28 @@ def check_owner(output: Path, experiment: Experiment[Any], train: PatchSource) -
         raise TrainingError(
             f"{output} holds another training ({', '.join(differences)}); choose another --output"
         )
-    path = output / PATCHES
-    if path.is_file() and path.read_text().strip() not in ("", train.fingerprint()):
-        raise TrainingError(
-            f"{output} holds another training: its patches were others than those of "
-            f"{_describe_source(experiment)}; choose another --output, or bring back the files "
-            "that it began with"
-        )
+    for name, words, patches in (
+        (PATCHES, "patches", train),
+        (HELD_OUT, "held-out patches", held_out),
+    ):
+        path = output / name
+        if path.is_file() and path.read_text().strip() not in ("", patches.fingerprint()):
+            raise TrainingError(
+                f"{output} holds another training: its {words} were others than those of "
+                f"{_describe_source(experiment)}; choose another --output, or bring back the files "
+                "that it began with"
+            )
 
 
-def claim(output: Path, experiment: Experiment[Any], train: PatchSource) -> None:
+def claim(
+    output: Path, experiment: Experiment[Any], train: PatchSource, held_out: PatchSource
+) -> None:
     """Write once whose the folder is. The store's address is written without its password."""
     is_claimed = is_training_folder(output)
-    patches = output / PATCHES
-    if not is_claimed or not patches.is_file() or not patches.stat().st_size:
-        write_atomically(patches, train.fingerprint())
+    for name, patches in ((PATCHES, train), (HELD_OUT, held_out)):
+        path = output / name
+        if not is_claimed or not path.is_file() or not path.stat().st_size:
+            write_atomically(path, patches.fingerprint())
     if not is_claimed:
         tracking = experiment.tracking
         redacted = tracking.model_copy(update={"uri": tracking.uri and redact(tracking.uri)})

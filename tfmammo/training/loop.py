@@ -181,7 +181,7 @@ class _Training:
         """
         task = self.task
         if self.group.is_chief:
-            folder.check_owner(task.output, self.experiment, task.train)
+            folder.check_owner(task.output, self.experiment, task.train, task.held_out)
         checkpoint = self.state.newest_checkpoints.restore()
         seen_patients = None if checkpoint else self._start()
         self.group.agree(int(self.state.step), self.experiment, task.train)
@@ -224,7 +224,7 @@ class _Training:
             return
         if self.group.count == 1:
             folder.remove_partial_files(task.output)
-        folder.claim(task.output, self.experiment, task.train)
+        folder.claim(task.output, self.experiment, task.train, task.held_out)
         if seen_patients is not None:
             folder.write_seen_patients(task.output, seen_patients)
         if self.run_log:

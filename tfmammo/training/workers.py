@@ -44,6 +44,7 @@ START = 600.0  # seconds for all workers to be there
 # what workers send when they meet
 HERE = b"tfmammo worker\n"
 GO = b"go\n"
+LONGEST = 64  # bytes that are read of anything that another program sends
 SILENCE = 30  # seconds without a sign of life after which a worker is gone
 # of Slurm's jobs, each with one of its own
 FIRST_PORT = 12_000
@@ -217,9 +218,10 @@ def meet(cluster: Cluster, patience: float = START) -> None:
         WorkerError: A worker did not start, or this one's port is in use.
     """
     deadline = time.monotonic() + patience
-    port = int(cluster.own.rpartition(":")[2])
+    host, _, port = cluster.own.rpartition(":")
+    is_local = host == "localhost" or host.startswith("127.")  # no other machine need reach it
     try:
-        server = socket.create_server(("", port))
+        server = socket.create_server((host if is_local else "", int(port)))
     except OSError as error:
         raise WorkerError(
             f"{KEY}: port {port} of this worker can't be used ({error.strerror})"
@@ -245,7 +247,7 @@ def _connect(address: str, deadline: float, patience: float) -> socket.socket:
     while time.monotonic() < deadline:
         with suppress(OSError), ExitStack() as stack:
             connection = stack.enter_context(socket.create_connection((host, int(port)), 5))
-            if connection.makefile("rb").readline() == HERE:
+            if connection.makefile("rb").readline(LONGEST) == HERE:
                 stack.pop_all()
                 return connection
         time.sleep(0.2)
@@ -261,7 +263,7 @@ def _answer_chief(server: socket.socket, deadline: float, patience: float) -> No
                 with server.accept()[0] as connection:
                     connection.settimeout(max(deadline - time.monotonic(), 0.1))
                     connection.sendall(HERE)
-                    if connection.makefile("rb").readline() == GO:
+                    if connection.makefile("rb").readline(LONGEST) == GO:
                         return
     raise WorkerError(
         f"{KEY}: the chief has not let this worker go within {patience:g} s; are all of them "
