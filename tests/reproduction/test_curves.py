@@ -145,6 +145,13 @@ def test_a_training_made_elsewhere_has_the_curve_that_came_with_its_export(tmp_p
             curves.read_exported_curves(exports)
 
 
+def test_a_curve_leaves_out_what_is_no_number(tmp_path):
+    """The judge's measure is none while a network is still fading in."""
+    (tmp_path / curves.EXPORTED).write_text("step,judged\n1000,nan\n2000,inf\n3000,0.7\n")
+    (curve,) = curves.read_exported_curves({"contextual": tmp_path})
+    assert (curve.steps, curve.values) == ((3000,), (0.7,))
+
+
 def test_the_chart_has_a_panel_for_each_measure():
     of_item = [
         make_curve(0.1, 0.2),

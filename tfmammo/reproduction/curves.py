@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -124,8 +125,10 @@ def read_exported_curves(exports: Mapping[str, Path]) -> tuple[Curve, ...]:
 
 
 def _make_curve(training: str, measure: str, history: Mapping[int, float]) -> Curve:
-    values = tuple(float(f"{value:.4g}") for value in history.values())
-    return Curve(training=training, measure=measure, steps=tuple(history), values=values)
+    # a measure may be none at times: while a network is still fading in, or where nothing is kept
+    known = {step: value for step, value in history.items() if math.isfinite(value)}
+    values = tuple(float(f"{value:.4g}") for value in known.values())
+    return Curve(training=training, measure=measure, steps=tuple(known), values=values)
 
 
 def _find_trainings(step: Step, output: Path) -> list[Path]:

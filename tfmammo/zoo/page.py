@@ -27,7 +27,8 @@ HEAD: tuple[Block, ...] = (
         "These networks are small, so that they fit the package: narrow, of 64 or 128 px, and "
         "stored in half precision. They show what each system does, and serve as a start. They are "
         "not the papers' networks. All numbers below are of patients that the network never saw. "
-        "Those in tables were measured with the packed files. [Measures](../guides/evaluation.md#measures) says what each is."
+        "Those in tables were measured with the packed files. "
+        "[Measures](../guides/evaluation.md#measures) says what each is."
     ),
 )
 
