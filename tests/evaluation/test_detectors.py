@@ -9,7 +9,12 @@ from pydantic import ValidationError
 from tfmammo.archives import phantom
 from tfmammo.detection.detections import Detections
 from tfmammo.evaluation import detectors
-from tfmammo.evaluation.detection import DetectionConfig, EvaluationResult, Prediction
+from tfmammo.evaluation.detection import (
+    DetectionConfig,
+    EvaluationResult,
+    Prediction,
+    tabulate_precision,
+)
 from tfmammo.evaluation.detectors import DetectorsConfig
 from tfmammo.metrics.detection import Matches
 
@@ -79,6 +84,23 @@ def test_every_detector_has_a_row_and_its_median_time(mammograms):
     assert table.body[1][3] == "0.0\n[0.0, 0.0]"
     timing = detectors.tabulate_seconds(result)
     assert timing.body == [["A", "2.000"], ["B", "4.000"]], "of 1 to 7 s, without the first"
+
+
+def test_folds_have_an_average_precision_of_their_own(mammograms):
+    """Two faultless detectors whose scales differ: pooled, a false positive would come first."""
+    predictions = []
+    for number, mammogram in enumerate(mammograms[:4]):
+        scale = (1.0, 0.2)[number % 2]
+        boxes = np.float32([mammogram.lesions[0].box, [0, 0, 5, 5]])
+        scores = np.float32([0.9, 0.8]) * np.float32(scale)
+        prediction = make_prediction(mammogram, [0.9 * scale], [0.8 * scale], number % 2)
+        found = Detections(boxes, scores, ("mass", "mass"))
+        predictions.append(replace(prediction, detections=found))
+    config = DetectionConfig(detectors=("a", "b"))
+    result = EvaluationResult(config, {"A": predictions})
+    assert tabulate_precision(result).body == [["A", "100.0", "100.0", "100.0", "100.0"]]
+    pooled = {"A": [replace(prediction, detector=0) for prediction in predictions]}
+    assert float(tabulate_precision(EvaluationResult(config, pooled)).body[0][1]) < 90
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from tfmammo.metrics.segmentation import (
     mcc,
     paired_test,
     per_image,
+    share_interval,
 )
 
 MEASURES = (accuracy, dice, jaccard, mcc)
@@ -183,6 +184,17 @@ def test_interval_agrees_with_the_normal_one_on_many_independent_values(rng):
     low, high = bootstrap_interval(values)
     half = 1.96 * values.std() / np.sqrt(len(values))
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=5e-4)
+
+
+def test_a_share_of_none_or_all_is_not_certain():
+    patients = np.repeat([f"patient {number}" for number in range(30)], 5)
+    room = -np.log(0.05) / 30  # the rule of three: none of thirty patients
+    assert share_interval(np.zeros(150), patients) == pytest.approx((0, room))
+    assert share_interval(np.ones(150), patients) == pytest.approx((1 - room, 1))
+    assert share_interval(np.zeros(150))[1] == pytest.approx(room / 5)
+    some = np.arange(150) % 3 == 0
+    assert share_interval(some, patients) == bootstrap_interval(some, patients)
+    assert np.isnan(share_interval(np.zeros(5))).all()
 
 
 def test_interval_draws_patients_whole(rng):

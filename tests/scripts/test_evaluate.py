@@ -32,6 +32,7 @@ from tfmammo.evaluation import segmentation as segmentation_report
 from tfmammo.evaluation import shape as shape_report
 from tfmammo.evaluation.synthesis import SynthesisConfig
 from tfmammo.metrics import perceptual, segmentation, synthesis, texture
+from tfmammo.metrics.summary import Measure
 from tfmammo.models.cgan import CGANConfig
 from tfmammo.tracking import runs as tracking
 from tfmammo.training.image_grid import HEADER, ORANGE, draw_outline
@@ -623,6 +624,23 @@ def test_folds_have_roc_curves_of_their_own(patches):
     assert segmentation_report.draw_roc_curves(comparison, 0)[0].body == [["A", "1.000 ± 0.000"]]
     zeros = np.zeros(4, int)
     assert len(segmentation_report.compute_mean_roc(zeros, np.zeros(4), zeros)[1]) == 0
+
+
+def test_each_fold_has_a_mean_of_its_own(patches):
+    """The second network is better in one fold alone; a disc has the folds of the first one."""
+    count = len(patches)
+    folds = np.arange(count) % 2
+    comparison = evaluation.Comparison(
+        "unseen", DataConfig(), patches, {}, {"A": folds, "B": np.zeros(count, int)}
+    )
+    dice = {"A": np.where(folds == 0, 0.8, 0.6), "disc": np.where(folds == 0, 0.5, np.nan)}
+    scores = {name: {"dice": values, "own": values} for name, values in dice.items()}
+    measures = {"dice": Measure("Dice", "%", 100, 1), "auc": Measure("AUC", "", 1, 3)}
+    (table,) = report.tabulate_folds(comparison, scores, measures)
+    assert table.header == ["", "Dice, %"]
+    assert table.body == [["A", "80.0, 60.0"], ["disc", "50.0, -"]]
+    alone = evaluation.Comparison("unseen", DataConfig(), patches, {}, {"B": np.zeros(count, int)})
+    assert report.tabulate_folds(alone, scores, measures) == []
 
 
 def test_the_figure_shows_best_median_and_worst(patches):
