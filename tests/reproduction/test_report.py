@@ -251,7 +251,7 @@ def test_of_trainings_made_elsewhere_an_item_names_those_that_it_reads(
     form = {"format": 1, "name": "infilling", "serves": "generator", "functions": {}}
     for path in exports:
         path.mkdir()
-        card = {"id": path.name, "step": 20_000, "config": planned.model_dump(mode="json")}
+        card = {"id": path.name, "step": 60_000, "config": planned.model_dump(mode="json")}
         (path / "card.json").write_text(json.dumps(card | form))
     trained = {"infilling_unet": TrainedConfig(exports=exports)}
     config = complete.model_copy(update={"trained": trained})
@@ -380,13 +380,15 @@ def test_names_of_papers_and_items_choose(config):
 
 
 def make_facts(scale="small", key="can_table1", **values):
-    """Facts in which CAN leads the U-Net and nothing else was compared."""
+    """Facts in which CAN leads the U-Net, in each of two folds, and nothing else was compared."""
+    folds = (("CAN", "90.0, 91.0"), ("U-Net", "88.0, 89.0"))
     apart = (("U-Net", "-2.0 [-3.0, -1.0] p = 0.004"), ("centred disc", "-9.0 p = 0.001"))
     means = (("U-Net", "88.0 [86.0, 89.0]"), ("centred disc", "80.0"))
     header = ("", "Dice, %")
     tables = (
         TableFacts(title="means", header=header, body=means),
         TableFacts(title="Differences from CAN", header=header, body=apart),
+        TableFacts(title="Means in each fold", header=header, body=folds),
     )
     content = {
         "item": key,
@@ -453,7 +455,11 @@ def test_certainty_needs_the_curve_of_every_training():
     names = ("CAN", "U-Net", "SegNet", "FCN-8s", "centred disc")
     difference = "+2.0 [+1.0, +3.0] p = 0.001"
     rows = [(f"{a} - {b}", difference) for a, b in itertools.combinations(names, 2)]
-    tables = (TableFacts(title="Differences of every pair", header=("", "Dice, %"), body=rows),)
+    folds = [(name, f"{95 - place}, {96 - place}") for place, name in enumerate(names)]
+    tables = (
+        TableFacts(title="Differences of every pair", header=("", "Dice, %"), body=rows),
+        TableFacts(title="Means in each fold", header=("", "Dice, %"), body=folds),
+    )
     curve = Curve(training="can", measure="dice", steps=range(8), values=[0.9] * 8)
     output = "--output runs/report-small"
     commands = (f"python train/can.py {output}/can", f"python evaluate/segmentation.py {output}/x")
@@ -620,6 +626,11 @@ def test_the_summary_counts_verdicts_and_names_decided_claims():
         header=("", "Dice, %"),
         body=(("CAN", "88.0"), ("U-Net", "89.5"), ("centred disc", "80.0")),
     )
+    folds = TableFacts(
+        title="Means in each fold",
+        header=("", "Dice, %"),
+        body=(("CAN", "87.0, 89.0"), ("U-Net", "89.0, 90.0")),
+    )
     facts = Facts(
         item="can_table1",
         scale="small",
@@ -627,7 +638,7 @@ def test_the_summary_counts_verdicts_and_names_decided_claims():
         is_papers_data=False,
         trainings=3,
         commands=(),
-        tables=(means, difference),
+        tables=(means, difference, folds),
     )
     text = f"before\n{page.BEGIN}\nold\n{page.END}\nafter"
     replaced = page.replace_summary(text, {"can_table1": facts})
