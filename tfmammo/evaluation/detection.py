@@ -44,6 +44,7 @@ from tfmammo.metrics.detection import (
     froc_interval,
     match_kinds,
     recall_by,
+    rows_by_training,
 )
 from tfmammo.metrics.figures import draw_froc
 from tfmammo.metrics.jafroc import choose_common_merit, jafroc_test
@@ -430,20 +431,21 @@ def tabulate_precision(result: EvaluationResult) -> Table:
     """
     rows = []
     for name, predictions in result.sets.items():
-        images: dict[int, list[Boxes]] = {}
-        for prediction in predictions:
-            boxes = Boxes(
+        images = [
+            Boxes(
                 prediction.detections.boxes,
                 prediction.detections.scores,
                 prediction.detections.classes,
                 stack_boxes(prediction.lesions),
                 [lesion.kind for lesion in prediction.lesions],
             )
-            images.setdefault(prediction.detector, []).append(boxes)
+            for prediction in predictions
+        ]
+        groups = rows_by_training(result.trainings[name], len(images)).values()
         values = [
-            list(average_precision(of_detector).values())
-            for of_detector in images.values()
-            if any(boxes.true_kinds for boxes in of_detector)
+            list(average_precision([images[row] for row in rows_of_one]).values())
+            for rows_of_one in groups
+            if any(images[row].true_kinds for row in rows_of_one)
         ]
         rows.append([name, *map(PERCENT, np.mean(values, axis=0))])
     header = [

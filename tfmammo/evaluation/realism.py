@@ -30,7 +30,7 @@ from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import Published, Report
 from tfmammo.layers import label_patches
 from tfmammo.metrics import perceptual, synthesis
-from tfmammo.metrics.significance import rule_of_three
+from tfmammo.metrics.significance import bound_share
 from tfmammo.metrics.summary import Measure, Row, Table
 from tfmammo.training import image_grid
 
@@ -258,8 +258,7 @@ def _bound_share(row: Row, level: float) -> Row:
     """Return a share's row; where all patches are alike its interval is by the rule of three."""
     if np.isnan(row.low) or row.mean not in (0, 1):
         return row
-    room = rule_of_three(row.patients, level)
-    low, high = (1 - room, 1.0) if row.mean else (0.0, room)
+    low, high = bound_share(bool(row.mean), row.patients, level)
     return replace(row, low=low, high=high)
 
 

@@ -196,7 +196,7 @@ def tabulate_folds(
             for key, measure in shown.items()
         ]
         body.append([model, *cells])
-    header = ["", *(_head(measure) for measure in shown.values())]
+    header = ["", *(measure.column for measure in shown.values())]
     return [Table(f"Means in each fold, {comparison.title}", header, body)]
 
 
@@ -204,10 +204,6 @@ def _average(values: NDArray[np.float64]) -> float:
     """Average what is known; NaN where nothing is."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else np.nan
-
-
-def _head(measure: Measure) -> str:
-    return f"{measure.heading}, {measure.unit}" if measure.unit else measure.heading
 
 
 def write_markdown(path: Path, content: Sequence[Table]) -> None:

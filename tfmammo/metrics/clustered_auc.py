@@ -75,9 +75,8 @@ def estimate_auc(
     if has_few_patients(positive, patients):
         return Estimate(area, np.nan, np.nan)
     low = high = area
-    logit, deviation = _compute_logit(positive, values, patients)
+    logit, deviation, degrees = _compute_logit(positive, values, patients)
     if deviation > 0:
-        degrees = len(np.unique(np.asarray(patients))) - 1
         reach = stats.t.ppf(0.5 + level / 2, degrees) * deviation
         low, high = (1 / (1 + np.exp(-(logit + sign * reach))) for sign in (-1, 1))
     names = np.asarray(patients)
@@ -108,22 +107,25 @@ def chance_test(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> fl
     positive, values = check_scores(labels, scores)
     if has_few_patients(positive, patients):
         return np.nan
-    logit, deviation = _compute_logit(positive, values, patients)
+    logit, deviation, degrees = _compute_logit(positive, values, patients)
     if not deviation > 0:
         return np.nan
-    degrees = len(np.unique(np.asarray(patients))) - 1
     return float(2 * stats.t.sf(abs(logit) / deviation, degrees))
 
 
 def _compute_logit(
     positive: NDArray[np.bool_], values: Array, patients: ArrayLike
-) -> tuple[float, float]:
-    """Compute an area's logit and its deviation; both are 0 where the area has no variance."""
+) -> tuple[float, float, int]:
+    """Compute an area's logit, its deviation and the degrees of freedom of Student's t.
+
+    Logit and deviation are 0 where the area has no variance.
+    """
+    degrees = len(np.unique(np.asarray(patients))) - 1
     area = roc_auc(positive, values)
     deviation = float(np.sqrt(obuchowski_variance(positive, values, patients)))
     if deviation < 1e-9 or not 0 < area < 1:
-        return 0.0, 0.0
-    return float(np.log(area / (1 - area))), deviation / (area * (1 - area))
+        return 0.0, 0.0, degrees
+    return float(np.log(area / (1 - area))), deviation / (area * (1 - area)), degrees
 
 
 def obuchowski_variance(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> float:

@@ -467,8 +467,7 @@ def froc_interval(
     if not any(image.lesions for image in images):
         raise ValueError("a FROC curve needs lesions, and there is none")
     patients, rows = np.unique(np.asarray(patient_ids, np.str_), return_inverse=True)
-    diseased = {row for row, image in zip(rows.tolist(), images, strict=True) if image.lesions}
-    if len(patients) < 2 or len(diseased) < fewest:
+    if len(patients) < 2 or count_diseased(images, patient_ids) < fewest:
         return np.full(np.shape(fppi), np.nan), np.full(np.shape(fppi), np.nan)
     ours = _Trainings(images, rows, trainings)
     theirs = None if against is None else _Trainings(against, rows, others_trainings)
@@ -479,6 +478,12 @@ def froc_interval(
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(values, [tail, 100 - tail], axis=0)
     return low, high
+
+
+def count_diseased(images: Sequence[Matches], patient_ids: Sequence[str]) -> int:
+    """Count the patients with a lesion in any of their images."""
+    pairs = zip(images, patient_ids, strict=True)
+    return len({patient for image, patient in pairs if image.lesions})
 
 
 def rows_by_training(trainings: Sequence[Training] | None, count: int) -> dict[Training, list[int]]:

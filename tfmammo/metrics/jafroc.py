@@ -31,6 +31,7 @@ from tfmammo.metrics.detection import (
     Matches,
     Training,
     check_pair,
+    count_diseased,
     rows_by_training,
 )
 from tfmammo.metrics.significance import FEWEST_PATIENTS
@@ -160,8 +161,7 @@ def jafroc_test(
     difference = first - other
     left = np.mean([part.leave_out(count) for part in ours], axis=0)
     left = left - np.mean([part.leave_out(count) for part in theirs], axis=0)
-    diseased = {row for row, image in zip(rows.tolist(), images, strict=True) if image.lesions}
-    if len(diseased) < fewest or np.isnan(left).any():
+    if count_diseased(images, patient_ids) < fewest or np.isnan(left).any():
         return JafrocTest(first, other, difference, np.nan, np.nan, np.nan, 0, np.nan)
     pseudo = count * difference - (count - 1) * left
     error = float(np.sqrt(pseudo.var(ddof=1) / count))

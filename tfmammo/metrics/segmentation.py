@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from tfmammo.metrics.significance import FEWEST_PATIENTS, percentile_interval, rule_of_three
+from tfmammo.metrics.significance import FEWEST_PATIENTS, bound_share, percentile_interval
 
 # tn, fp, fn, tp of n images
 Counts = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
@@ -218,8 +218,7 @@ def share_interval(
     if np.isnan(low) or np.ptp(shares) > 0:
         return low, high
     count = len(shares) if groups is None else len(np.unique(np.asarray(groups)))
-    room = rule_of_three(count, level)
-    return (1 - room, 1.0) if shares[0] else (0.0, room)
+    return bound_share(bool(shares[0]), count, level)
 
 
 def crossed_interval(

@@ -59,6 +59,18 @@ def rule_of_three(count: int, level: float) -> float:
     return float(min(1.0, -np.log(1 - level) / count))
 
 
+def bound_share(is_all: bool, count: int, level: float) -> tuple[float, float]:
+    """Return the interval of a share of all or of none, by the rule of three.
+
+    Args:
+        is_all: Whether all cases show it, not none.
+        count: How many cases there are.
+        level: Confidence level, in (0, 1).
+    """
+    room = rule_of_three(count, level)
+    return (1 - room, 1.0) if is_all else (0.0, room)
+
+
 def smallest_p(patients: int, comparisons: int = 1, samples: int = 10_000) -> float:
     """Compute the smallest two-sided p that a test of so many patients can give, after Holm.
 

@@ -38,6 +38,11 @@ class Measure:
     scale: float
     decimals: int
 
+    @property
+    def column(self) -> str:
+        """The heading with its unit, where there is one."""
+        return f"{self.heading}, {self.unit}" if self.unit else self.heading
+
     def show(self, value: float, sign: str = "") -> str:
         """Format a mean or difference in the measure's unit; a dash where there is none.
 
@@ -448,10 +453,7 @@ def _make_table(
     across: bool,
     notes: tuple[str, ...],
 ) -> Table:
-    headings = {
-        key: f"{measure.heading}, {measure.unit}" if measure.unit else measure.heading
-        for key, measure in measures.items()
-    }
+    headings = {key: measure.column for key, measure in measures.items()}
     if across:
         body = [
             [heading, *(cells.get((model, key), "-") for model in models)]
