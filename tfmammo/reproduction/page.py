@@ -129,9 +129,7 @@ def judge_item(item: Item, facts: Mapping[str, Facts]) -> Verdict:
     word = verdicts.combine(evidence)
     if word != "undecided" and item.is_sized and (smaller := SMALLER.search(own.extent)):
         reason = f"it depends on the pixels of a patch, and ours has {smaller[0]}"
-        undecided = tuple(
-            replace(part, word="undecided", reason=f"{part.reason}; {reason}") for part in evidence
-        )
+        undecided = tuple(part.withhold(reason) for part in evidence)
         return Verdict("undecided", evidence=undecided, reason=reason)
     are_known = curves.are_complete(own.curves, own.commands)
     are_flat = are_known and {curve.course for curve in own.curves} == {curves.FLAT}

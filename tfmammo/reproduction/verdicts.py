@@ -53,6 +53,7 @@ Printed = Mapping[str, Mapping[str, float]]
 SIGNIFICANT = 0.05
 CERTAIN = 0.01
 FEWEST_TRAININGS = 3
+OVERLAP = "trainings overlap"  # how a doubt of an order begins, where several trainings are known
 EXCLUDED = "excluded"  # the last word on a gain as large as the printed one
 
 
@@ -98,6 +99,10 @@ class Evidence:
         """The measure and the numbers behind the verdict, or why there are none."""
         return f"{self.measure}: {self.reason}" if self.measure else self.reason
 
+    def withhold(self, reason: str) -> Evidence:
+        """Return it undecided, for a further reason."""
+        return replace(self, word="undecided", reason=f"{self.reason}; {reason}")
+
     @property
     def verdict(self) -> str:
         """The verdict in words, with its certainty."""
@@ -141,11 +146,10 @@ class Order:
         evidence = _judge_difference(self.sentence, cell, self.higher, cell.p)
         gain = self._compare_gains(cell, tables, printed)
         doubt = self._doubt_trainings(tables)
-        if doubt.startswith("trainings overlap") and gain:
+        if doubt.startswith(OVERLAP) and gain:
             gain += " for these trainings"
         if doubt and evidence.word != "undecided":
-            reason = f"{evidence.reason}; {doubt}"
-            evidence = replace(evidence, word="undecided", reason=reason)
+            evidence = evidence.withhold(doubt)
         return replace(evidence, gain=gain)
 
     def _doubt_trainings(self, tables: Sequence[TableFacts]) -> str:
@@ -154,7 +158,7 @@ class Order:
             return ""
         first, second = (find_trainings(tables, name, self.column) for name in self.models)
         if len(first) > 1 and len(second) > 1:
-            order = "trainings overlap"
+            order = OVERLAP
             differ = min(first) > max(second) or min(second) > max(first)
         else:
             first, second = (find_folds(tables, name, self.column) for name in self.models)
@@ -226,13 +230,11 @@ class Gain:
         if self.beyond:
             rest = replace(self, title=self.beyond)._judge_alone(tables)
             if rest.word != "reproduced":
-                reason = f"{evidence.reason}; beyond the trivial baseline {rest.reason}"
-                return replace(evidence, word="undecided", reason=reason)
+                return evidence.withhold(f"beyond the trivial baseline {rest.reason}")
         if self.beyond_edit:
             rest = replace(self, column=self.beyond_edit, p_column="")._judge_alone(tables)
             if rest.word != "reproduced":
-                reason = f"{evidence.reason}; beyond the trivial edit {rest.reason}"
-                return replace(evidence, word="undecided", reason=reason)
+                return evidence.withhold(f"beyond the trivial edit {rest.reason}")
         if self.beyond_row:
             ours, trivial = (
                 find_cell(tables, self.title, row, self.column)
@@ -240,8 +242,7 @@ class Gain:
             )
             if not ours or not trivial or not _are_apart(ours, trivial):
                 numbers = trivial.text if trivial else "was not measured"
-                reason = f"{evidence.reason}; the trivial baseline {numbers}"
-                return replace(evidence, word="undecided", reason=reason)
+                return evidence.withhold(f"the trivial baseline {numbers}")
         return evidence
 
     def _judge_alone(self, tables: Sequence[TableFacts]) -> Evidence:
@@ -345,11 +346,9 @@ def judge_claim(
     """
     evidence = claim.judge(tables, printed)
     if scale == "smoke":
-        reason = f"{evidence.reason}; the scale smoke decides nothing"
-        return replace(evidence, word="undecided", reason=reason)
+        return evidence.withhold("the scale smoke decides nothing")
     if isinstance(claim, Level) and evidence.word != "undecided" and not is_papers_data:
-        reason = f"{evidence.reason}; a level on other data decides nothing"
-        return replace(evidence, word="undecided", reason=reason)
+        return evidence.withhold("a level on other data decides nothing")
     if evidence.word != "undecided" and floor:
         below = [
             model
@@ -357,8 +356,7 @@ def judge_claim(
             if compare_with_floor(tables, model, floor) != "better than"
         ]
         if below:
-            reason = f"{evidence.reason}; {' and '.join(below)} not better than {floor.row}"
-            return replace(evidence, word="undecided", reason=reason)
+            return evidence.withhold(f"{' and '.join(below)} not better than {floor.row}")
     return evidence
 
 
