@@ -9,6 +9,7 @@ import signal
 import struct
 import zlib
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -395,6 +396,29 @@ def test_a_header_of_many_tiny_elements_is_refused_in_time(tmp_path, read):
     path.write_bytes(content[:at] + sequence + end + content[at:])
     with pytest.raises(ArchiveError, match="its header has more elements than any mammogram's"):
         read(path)
+
+
+@pytest.mark.parametrize("read", [dicom.read_header, raise_noted])
+def test_file_meta_of_many_tiny_elements_are_refused_in_time(tmp_path, read):
+    path = tmp_path / "many.dcm"
+    content = Path(get_testdata_file("CT_small.dcm")).read_bytes()
+    at = 144 + int.from_bytes(content[140:144], "little")
+    tiny = struct.pack("<HH2sH", 0x0002, 0x0016, b"AE", 0) * 250_000
+    path.write_bytes(content[:at] + tiny + content[at:])
+    with pytest.raises(ArchiveError, match="its header has more elements than any mammogram's"):
+        read(path)
+
+
+def test_a_deflated_header_of_many_tiny_elements_is_refused_in_time(tmp_path):
+    path = tmp_path / "many.dcm"
+    content = Path(get_testdata_file("image_dfl.dcm")).read_bytes()
+    at = 144 + int.from_bytes(content[140:144], "little")
+    elements = zlib.decompress(content[at:], -15)
+    tiny = struct.pack("<HH2sH", 0x0008, 0x0001, b"LO", 0) * 250_000
+    squeezer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    path.write_bytes(content[:at] + squeezer.compress(tiny + elements) + squeezer.flush())
+    with pytest.raises(ArchiveError, match="its header has more elements than any mammogram's"):
+        dicom.read_header(path)
 
 
 @pytest.mark.parametrize(

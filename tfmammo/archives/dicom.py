@@ -32,10 +32,10 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataelem import RawDataElement
-from pydicom.dataset import Dataset, FileDataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset as read_elements
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_preamble
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -58,6 +58,7 @@ from tfmammo.mammogram import MOST_PIXELS, Laterality, View
 _MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # the class, and the stem of its multi-frame kin
 _FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
+_META = 2  # the group of elements that say how the file is written
 _MOST_READS = 100_000  # of a header, two for each element, each of which takes some 40 us
 _LONGEST_SEQUENCE = 2**20  # bytes; those that are read here have some hundreds
 _UNDEFINED = 2**32 - 1  # the length of compressed pixels
@@ -337,13 +338,33 @@ class LimitedReader:
         return getattr(self._file, name)
 
 
+def read_meta(file: BinaryIO) -> FileMetaDataset:
+    """Read how a file is written, without its elements: a deflated one is not inflated.
+
+    Raises:
+        Fault: It has more elements than any mammogram's.
+        Exception: Whatever pydicom answers a damaged file with.
+    """
+    read_preamble(file, force=False)
+    reader: Any = LimitedReader(file)
+    return FileMetaDataset(
+        read_elements(
+            reader,
+            is_implicit_VR=False,
+            is_little_endian=True,
+            stop_when=lambda tag, _, __: tag.group != _META,
+        )
+    )
+
+
 def _inflate(file: BinaryIO) -> FileDataset | None:
     """Inflate a deflated file's elements; None of any other file.
 
     Raises where it would inflate to more than a mammogram needs.
     """
-    meta = read_file_meta_info(file.name)
+    meta = read_meta(file)
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        file.seek(0)
         return None
     if "FileMetaInformationGroupLength" not in meta:
         raise _Fault("is deflated and does not say where")
@@ -353,7 +374,8 @@ def _inflate(file: BinaryIO) -> FileDataset | None:
     content = inflater.decompress(file.read(), 2 * MOST_PIXELS + 2**24)
     if inflater.unconsumed_tail:
         raise _Fault("is deflated and inflates to more than any mammogram needs")
-    elements = read_elements(BytesIO(content), is_implicit_VR=False, is_little_endian=True)
+    reader: Any = LimitedReader(BytesIO(content))
+    elements = read_elements(reader, is_implicit_VR=False, is_little_endian=True)
     return FileDataset(
         file.name, elements, file_meta=meta, is_implicit_VR=False, is_little_endian=True
     )

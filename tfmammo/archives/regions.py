@@ -37,7 +37,6 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_file_meta_info
 
 from tfmammo.archives import coco, dicom
 from tfmammo.archives.elements import Fault, integer, items, numbers, text
@@ -145,8 +144,8 @@ class Region:
 def is_region_file(path: Path) -> bool:
     """Whether a file says at its beginning that it is a SEG, an SR or an RTSTRUCT."""
     try:
-        with silence():
-            meta = read_file_meta_info(path)
+        with path.open("rb") as file, silence():
+            meta = dicom.read_meta(file)
             return str(meta.get("MediaStorageSOPClassUID")) in CLASSES
     except Exception:  # damaged files raise exceptions of any class; they are no regions
         return False
@@ -208,8 +207,8 @@ def read_image(path: Path) -> tuple[str, Image]:
 
 
 def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
-    with dicom.reading(path), silence():
-        meta = read_file_meta_info(path)
+    with dicom.reading(path), path.open("rb") as file, silence():
+        meta = dicom.read_meta(file)
         kind = text(meta, "MediaStorageSOPClassUID")
         if kind not in CLASSES:
             raise Fault("is no SEG, no SR of findings and no RTSTRUCT")
@@ -217,8 +216,8 @@ def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
             raise Fault("is deflated, which is not read here")
         if kind != SEGMENTATION and path.stat().st_size > _LARGEST:
             raise Fault("is larger than any file of regions")
-        with path.open("rb") as file:
-            dataset = pydicom.dcmread(dicom.LimitedReader(file), stop_before_pixels=True)
+        file.seek(0)
+        dataset = pydicom.dcmread(dicom.LimitedReader(file), stop_before_pixels=True)
         if kind == SEGMENTATION:
             regions = _list_segments(path, dataset, unusable)
         elif kind == STRUCTURE_SET:
