@@ -7,11 +7,13 @@ import re
 import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from operator import eq
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from scipy import stats
 
 from tests.small_mammograms import make_mammogram, textured_breast
 from tfmammo.archives.writers import folder as writer
@@ -149,12 +151,8 @@ def test_cases_are_balanced_and_nobody_is_shown_twice(study, archives):
     )
     for system in SYSTEMS:
         truths = [case.truth for case in cases if case.system == system]
-        assert [truths.count(truth) for truth in ("left", "right", "real", "synthetic")] == [
-            2,
-            2,
-            2,
-            2,
-        ]
+        assert [truths.count(truth) for truth in ("real", "synthetic")] == [2, 2]
+        assert truths.count("left") + truths.count("right") == 4
     sources = reader_cases.load_sources(study.config)
     everybody = [
         patient for case in cases for shown in patients(sources, case) for patient in shown
@@ -276,6 +274,25 @@ def fake(shown):
         Patches(blank.astype(np.float32), blank.astype(np.uint8), ids, ids),
         [frozenset(patients) for patients in shown],
     )
+
+
+def test_a_coin_decides_each_side(config):
+    """So that guesses are right as a binomial distribution says, even those that are balanced."""
+    systems = {"made": config().systems["all"]}
+    sources = {"real": fake("abcd"), "made": fake("efgh")}
+    studies = [
+        [
+            case.truth
+            for case in draw_cases(config(systems=systems, seed=seed, pairs=4, ratings=0), sources)
+        ]
+        for seed in range(400)
+    ]
+    rights = [truths.count("left") for truths in studies]
+    expected = 400 * stats.binom.pmf(range(5), 4, 0.5)
+    assert stats.chisquare(np.bincount(rights, minlength=5), expected).pvalue > 0.01
+    guesses = ["left", "left", "right", "right"]  # a reader who balances them
+    rights = [sum(map(eq, truths, guesses)) for truths in studies]
+    assert stats.chisquare(np.bincount(rights, minlength=5), expected).pvalue > 0.01
 
 
 @pytest.mark.parametrize(
@@ -502,7 +519,7 @@ def test_a_config_survives_its_file(config, tmp_path):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"pairs": 3}, "multiple of 2"),
+        ({"ratings": 3}, "multiple of 2"),
         ({"pairs": 0, "ratings": 0}, "must not both be 0"),
         ({"systems": {}}, "at least 1"),
         (

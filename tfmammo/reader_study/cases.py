@@ -58,8 +58,8 @@ class ReaderStudyConfig(Frozen):
     tfmammo.synthesis`. How patches are cut is omitted, or as in `real`. Lesions that a mammogram
     had before synthesis are not shown.
     """
-    pairs: int = Field(default=10, ge=0, multiple_of=2)
-    """Pairs of a real and a synthetic patch for each system, an even number."""
+    pairs: NonNegativeInt = 10
+    """Pairs of a real and a synthetic patch for each system."""
     ratings: int = Field(default=10, ge=0, multiple_of=2)
     """Single patches for each system, half of them real, an even number."""
     seed: NonNegativeInt = 0
@@ -277,7 +277,9 @@ def _image_id(file: str) -> str:
 def draw_cases(config: ReaderStudyConfig, sources: Mapping[str, Source]) -> list[Case]:
     """Draw the cases of a study, without showing any patient twice.
 
-    Each system has the same number of cases of either task; sides and truths are balanced.
+    Each system has the same number of cases of either task, and as many real patches to rate as
+    synthetic ones. A coin decides the side of each pair: were sides balanced, a reader who guesses
+    and balances answers would be right too often or too seldom for a test against guessing.
 
     Raises:
         DataError: There are too few patients.
@@ -290,7 +292,7 @@ def draw_cases(config: ReaderStudyConfig, sources: Mapping[str, Source]) -> list
     for system in config.systems:
         real = [selected[REAL].pop() for _ in range(per_system)]
         synthetic = [selected[system].pop() for _ in range(per_system)]
-        sides = random.permutation(np.repeat(["left", "right"], config.pairs // 2)).tolist()
+        sides = random.choice(["left", "right"], config.pairs).tolist()
         cases += [Case(0, "choice", system, side, real.pop(), synthetic.pop()) for side in sides]
         cases += [Case(0, "rating", system, "real", patch_id, "") for patch_id in real]
         cases += [Case(0, "rating", system, "synthetic", "", patch_id) for patch_id in synthetic]
