@@ -225,7 +225,9 @@ def test_exports_take_the_place_of_trainings(complete, repository, tmp_path):
     extent = plan.describe_extent(
         config, "small", ["can_synthesis"], repository, {"can_long/seed2": exports[1]}
     )
-    assert extent.text.startswith("130,000 of 210,000 steps; 126,000 of 210,000 steps; ")
+    assert extent.text.startswith(
+        "can_long: 130,000 of 210,000 steps; can_pix2pix_long: 126,000 of 210,000 steps; "
+    )
     (exports[1] / "card.json").write_text(json.dumps(card | {"step": 2}))
     with pytest.raises(ConfigError, match=r"export1 has made 2 steps, and .* asks for 126,000"):
         report.plan_report(config, wanted, tmp_path, repository)
@@ -367,6 +369,13 @@ def test_the_extent_says_steps_and_data_from_any_folder(config, repository, tmp_
     assert "320 of 1344 x 800 px" in extent.text
     extent = plan.describe_extent(config, "small", ["flow_short"], repository)  # of no paper
     assert extent.text == "1,040 steps; CBIS-DDSM mass patches" and not extent.is_papers_data
+    extent = plan.describe_extent(config, "small", ["blending", "flow_tissue"], repository)
+    assert extent.text == (
+        "blending: 12,000 steps; flow_tissue: 1,500 steps; 64 of 256 px; 1/8 of the width; "
+        "CDD-CESM, scaled to 512 px for INbreast"
+    )
+    extent = plan.describe_extent(config, "small", ["contextual_judge", "cgan_loose"], repository)
+    assert "; 1/4 to 1/2 of the width; " in extent.text
 
 
 def test_names_of_papers_and_items_choose(config):

@@ -65,7 +65,8 @@ CHANCE = (
 DIFFERENCES = (
     "A difference is that of the model named first less the other one, or that with the added data "
     "or the margin less that without. It has the unit of the measure before it. 12,000 of 210,000 "
-    "steps are ours of the paper's; where the paper prints no length, ours stands alone."
+    "steps are ours of the paper's; where the paper prints no length, ours stands alone. Trainings "
+    "of different lengths are called as in their commands, which each item lists."
 )
 DECIDED = "The table counts tables and figures, the list single claims:"
 BEGIN = "<!-- written by evaluate/report.py -->"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib import metadata
@@ -449,13 +449,14 @@ def describe_extent(
     complete = _pretend_all_data(config)
     ours_planned = make_plan(complete, scale, Path("runs"), root, wanted)
     papers_planned = make_plan(complete, "paper", Path("runs"), root, names)
-    lengths: dict[str, None] = {}
+    lengths: dict[str, list[str]] = {}
     sizes: dict[str, None] = {}
+    widths: set[Fraction] = set()
     trainings = []
     for name in names:
         command = config.commands[name]
         if scale in command.extent:
-            lengths[command.extent[scale]] = None
+            lengths.setdefault(command.extent[scale], [])
         if name in ours_planned.steps_of:
             trainings += _count_trainings(command, ours_planned.steps_of[name])
         if command.run.startswith("train/") and name in ours_planned.steps_of:
@@ -464,11 +465,15 @@ def describe_extent(
             of_paper = papers_planned.steps_of.get(name)
             is_known = of_paper and command.length_is_printed
             whole = _count_steps(command, of_paper[0]) if of_paper and is_known else ""
-            lengths[_relate(steps, whole)] = None
+            lengths.setdefault(_relate(steps, whole), []).append(name)
             if of_paper:
-                ours_and_papers = (ours_planned.steps_of[name][0], of_paper[0])
-                sizes |= dict.fromkeys(_compare_sizes(command, *ours_and_papers))
-    text = "; ".join(filter(None, [*lengths, *sizes, data]))
+                small, large = (
+                    parse_step(step, find_schema(command.run), step.name)
+                    for step in (ours_planned.steps_of[name][0], of_paper[0])
+                )
+                sizes[_compare_sizes(small, large)] = None
+                widths |= set(_compare_widths(small, large))
+    text = "; ".join(filter(None, [*_name_lengths(lengths), *sizes, _name_widths(widths), data]))
     return Extent(text, ours == papers, min(trainings, default=1))
 
 
@@ -518,24 +523,50 @@ def _count_exported_steps(trainings: Iterable[Step], exports: Mapping[str, Path]
     return " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)})) + " steps"
 
 
-def _compare_sizes(command: CommandConfig, ours: Step, papers: Step) -> Iterator[str]:
-    """Say how much smaller patches and networks are than the paper's; nothing where they are not.
+def _name_lengths(lengths: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Say which training has which length, where there are several lengths.
+
+    Examples:
+        >>> list(_name_lengths({"2,000 steps": ["can", "unet"]}))
+        ['2,000 steps']
+        >>> list(_name_lengths({"2,000 steps": ["can"], "50 epochs": ["shape"], "4 tests": []}))
+        ['can: 2,000 steps', 'shape: 50 epochs', '4 tests']
+    """
+    for length, names in lengths.items():
+        is_named = names and len(lengths) > 1
+        yield f"{', '.join(names)}: {length}" if is_named else length
+
+
+def _compare_sizes(small: Experiment[Any], large: Experiment[Any]) -> str:
+    """Say how much smaller patches are than the paper's; "" where they are not."""
+    ours, papers = (_describe_size(experiment.data) for experiment in (small, large))
+    return "" if ours == papers else f"{ours} of {papers} px"
+
+
+def _compare_widths(small: Experiment[Any], large: Experiment[Any]) -> Iterator[Fraction]:
+    """Give the parts of the paper's width that narrower networks have.
 
     The width of a network is the largest number of its filters.
     """
-    schema = find_schema(command.run)
-    small: Experiment[Any] = parse_step(ours, schema, ours.name)
-    whole: Experiment[Any] = parse_step(papers, schema, papers.name)
-    sizes = [_describe_size(experiment.data) for experiment in (small, whole)]
-    if sizes[0] != sizes[1]:
-        yield f"{sizes[0]} of {sizes[1]} px"
     for key in ("filters", "widths"):
         if hasattr(small.model, key):
-            width = Fraction(
-                np.max(getattr(small.model, key)).item(), np.max(getattr(whole.model, key)).item()
-            )
-            if width != 1:
-                yield f"{width} of the width"
+            ours, papers = (np.max(getattr(one.model, key)).item() for one in (small, large))
+            if ours != papers:
+                yield Fraction(ours, papers)
+
+
+def _name_widths(widths: Collection[Fraction]) -> str:
+    """Say how wide networks are.
+
+    Examples:
+        >>> _name_widths({Fraction(1, 4), Fraction(1, 8)})
+        '1/8 to 1/4 of the width'
+        >>> _name_widths({Fraction(1, 4)})
+        '1/4 of the width'
+    """
+    if not widths:
+        return ""
+    return " to ".join(map(str, sorted({min(widths), max(widths)}))) + " of the width"
 
 
 def _describe_size(data: DataConfig) -> str:
