@@ -1,6 +1,7 @@
 """`python -m tfmammo.archives`: the summary, the contact sheet, what is said of left-out files."""
 
 import csv
+import os
 from functools import partial
 
 import cv2
@@ -147,6 +148,16 @@ def test_the_command_on_files(tmp_path, capsys):
     paths[0].unlink()  # nothing is left out any more, and the list must not say what once was
     command.main(arguments)
     assert (tmp_path / "left.csv").read_text().splitlines() == ["file,reason"]
+    link = tmp_path / "link.csv"
+    link.symlink_to("target.csv")
+    command.main([*arguments[:-1], str(link)])
+    assert link.is_symlink()
+    assert (tmp_path / "target.csv").read_text().splitlines() == ["file,reason"]
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    command.main([*arguments[:-1], str(tmp_path / "pipe")])
+    assert os.read(reader, 100) == b"file,reason\r\n" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
 
 
 @pytest.mark.slow

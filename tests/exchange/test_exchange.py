@@ -387,6 +387,20 @@ def test_a_corrected_image_is_written_again(archive, tmp_path):
     np.testing.assert_array_equal(cv2.imread(str(changed), cv2.IMREAD_UNCHANGED), picture // 2)
 
 
+def test_an_image_whose_file_was_touched_is_read_again_once(archive, tmp_path, monkeypatch):
+    write_dataset("coco", config(archive), tmp_path / "out")
+    for source in (archive / "images").iterdir():
+        os.utime(source)
+    read = []
+    quantize = writing.quantize
+    monkeypatch.setattr(writing, "quantize", lambda case: read.append(1) or quantize(case))
+    write_dataset("coco", config(archive), tmp_path / "out")
+    assert read
+    read.clear()
+    write_dataset("coco", config(archive), tmp_path / "out")
+    assert not read
+
+
 def test_another_data_set_or_foreign_files_in_the_folder(archive, tmp_path):
     write_dataset("coco", config(archive), tmp_path / "out")
     with pytest.raises(ConfigError, match="was made with another data.fold; name a new folder"):

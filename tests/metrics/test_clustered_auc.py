@@ -233,6 +233,16 @@ def test_p_against_chance_agrees_with_the_interval():
     assert np.isnan(chance_test([1, 0], [1.0, 0.0], ["a", "b"])), "few patients"
 
 
+def test_few_positive_patients_among_many_negative_ones_are_not_certain():
+    """Of equal distributions some 4 in a hundred are told apart at .05; with a degree for every
+    patient it would be 7.
+    """
+    rng = np.random.default_rng(1)
+    labels = np.arange(206) < 6
+    p = [chance_test(labels, rng.normal(size=206), np.arange(206)) for _ in range(800)]
+    assert 0.02 < np.mean(np.array(p) < 0.05) < 0.06
+
+
 def test_patches_of_one_patient_widen_the_interval():
     random = np.random.default_rng(0)
     labels = np.arange(120) < 60

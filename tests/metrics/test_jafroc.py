@@ -133,6 +133,29 @@ def test_the_test_is_delongs_where_every_image_has_one_mark_and_patient():
     assert result.p == pytest.approx(p, rel=0.2, abs=1e-4)
 
 
+def test_few_patients_with_lesions_have_few_degrees_of_freedom():
+    """Each patient has one image, and the lesions' marks alone differ: 6 patients, 5 degrees."""
+    random = np.random.default_rng(3)
+    normal = [image(false=[x]) for x in random.random(100)]
+    sides = [[*(image([y], lesions=1) for y in random.random(6)), *normal] for _ in range(2)]
+    few = jafroc_test(*sides, [str(number) for number in range(106)])
+    assert 5 <= few.degrees < 6
+    assert few.p == pytest.approx(2 * stats.t.sf(abs(few.t), few.degrees))
+    # where every patient has lesions there is one group
+    patients = [str(number % 6) for number in range(106)]
+    assert jafroc_test(*sides, patients).degrees == 5
+
+
+def test_normal_images_of_a_training_without_lesions_do_not_count():
+    """It has no figure of merit. The other training has two normal patients."""
+    with_lesions = [image([0.9], lesions=1)] * 8 + [image(false=[0.1])] * 2
+    images = with_lesions + [image(false=[0.1])] * 6
+    patients = [str(number) for number in range(16)]
+    trainings = [(0, 0)] * 10 + [(1, 0)] * 6
+    assert choose_merit(images, patients, trainings) == "jafroc1"
+    assert choose_merit(with_lesions, patients[:10]) == "jafroc1"
+
+
 def test_the_same_detector_does_not_differ():
     patients = ["a", "b", "c", "d"]
     result = jafroc_test(KNOWN, KNOWN, patients, fewest=2)

@@ -15,7 +15,21 @@ from tfmammo.metrics.significance import (
     describe_few,
     holm,
     smallest_p,
+    welch_degrees,
 )
+
+
+def test_welchs_degrees():
+    """As scipy's, of two samples; the few decide, and no sum has more than all patients."""
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(size=6), 0.1 * rng.normal(size=40)
+    variances = few.var(ddof=1) / 6, many.var(ddof=1) / 40
+    expected = stats.ttest_ind(few, many, equal_var=False).df
+    assert welch_degrees(variances, (6, 40), 45) == pytest.approx(expected)
+    assert 5 < expected < 5.1
+    assert welch_degrees((1.0, 1.0), (6, 6), 9) == 9
+    assert welch_degrees((2.0, 0.0), (9, 0), 20) == 8
+    assert welch_degrees((0.0, 0.0), (9, 3), 11) == 11
 
 
 def test_by_hand():
@@ -98,4 +112,5 @@ def test_what_stands_under_a_table():
         == "No interval and no p: 5 patients are fewer than 6, and flipping them gives no p below "
         "0.062."
     )
+    assert "5 patients with lesions are fewer than 6" in describe_few(5, " with lesions")
     assert describe_few(1).startswith("No interval and no p: one patient is fewer than 6")

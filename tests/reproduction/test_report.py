@@ -460,6 +460,18 @@ def test_what_depends_on_the_pixels_of_a_patch_is_decided_at_the_papers_size():
         assert verdict.certainty == ("" if word == "undecided" else "low")  # no curve is known
 
 
+def test_a_claim_that_depends_on_pixels_is_undecided_beside_undecided_ones():
+    item = find_item("cgan_morphology")
+    cells = ["+0.8 [+0.4, +1.2] p = 0.007", *["+0.8 [-0.4, +1.2] p = 0.700"] * len(item.claims)]
+    names = [f"{claim.better} - {claim.worse}" for claim in item.claims]
+    rows = list(zip(names, cells, strict=False))
+    tables = (TableFacts(title="Differences of every pair", header=("", "Dice, %"), body=rows),)
+    for extent, word in (("64 of 256 px", "undecided"), ("1,000 steps", "reproduced")):
+        facts = make_facts(key=item.key, extent=extent, trainings=3, tables=tables)
+        verdict = page.judge_item(item, {item.key: facts})
+        assert (verdict.word, verdict.evidence[0].word) == ("undecided", word)
+
+
 def test_certainty_needs_the_curve_of_every_training():
     names = ("CAN", "U-Net", "SegNet", "FCN-8s", "centred disc")
     difference = "+2.0 [+1.0, +3.0] p = 0.001"

@@ -627,18 +627,35 @@ def test_folds_have_roc_curves_of_their_own(patches):
 
 
 def test_each_fold_has_a_mean_of_its_own(patches):
-    """The second network is better in one fold alone; a disc has the folds of the first one."""
+    """B's networks are named in another order, C has one, a disc none. B has no value for A's
+    worst patches, which are left out for all; E has none anywhere.
+    """
     count = len(patches)
     folds = np.arange(count) % 2
+    one = np.zeros(count, int)
     comparison = evaluation.Comparison(
-        "unseen", DataConfig(), patches, {}, {"A": folds, "B": np.zeros(count, int)}
+        "unseen", DataConfig(), patches, {}, {"A": folds, "B": 1 - folds, "C": one}
     )
-    dice = {"A": np.where(folds == 0, 0.8, 0.6), "disc": np.where(folds == 0, 0.5, np.nan)}
+    dice = {
+        "A": np.where(folds == 0, 0.8, 0.6),
+        "B": np.where(folds == 0, 0.7, 0.9),
+        "C": np.full(count, 0.5),
+        "disc": np.where(folds == 0, 0.5, 0.4),
+        "E": np.full(count, np.nan),
+    }
+    dice["A"][:4] = 0.1
+    dice["B"][:4] = np.nan
     scores = {name: {"dice": values, "own": values} for name, values in dice.items()}
     measures = {"dice": Measure("Dice", "%", 100, 1), "auc": Measure("AUC", "", 1, 3)}
     (table,) = report.tabulate_folds(comparison, scores, measures)
     assert table.header == ["", "Dice, %"]
-    assert table.body == [["A", "80.0, 60.0"], ["disc", "50.0, -"]]
+    assert table.body == [
+        ["A", "80.0, 60.0"],
+        ["B", "70.0, 90.0"],
+        ["C", "-, -"],
+        ["disc", "50.0, 40.0"],
+        ["E", "-, -"],
+    ]
     alone = evaluation.Comparison("unseen", DataConfig(), patches, {}, {"B": np.zeros(count, int)})
     assert report.tabulate_folds(alone, scores, measures) == []
 

@@ -363,7 +363,20 @@ def test_fewer_than_six_patients_give_no_interval_and_no_p_but_a_sentence(evalua
     tables = make_tables(study, output)
     assert not any("[" in cell for row in tables["recall"].body for cell in row)
     assert tables["difference"].body[0][-2:] == ["-", "-"]
-    assert all("4 patients" in tables[name].notes[0] for name in ("recall", "difference"))
+    names = ("recall", "difference")
+    assert all("4 patients with lesions" in tables[name].notes[0] for name in names)
+
+
+def test_many_patients_of_whom_few_have_lesions_are_as_few(evaluated):
+    study, output = evaluated
+    for path in output.rglob("boxes.json"):
+        boxes = json.loads(path.read_text())
+        for one in list(boxes.values())[4:]:
+            one["wanted"] = []
+        path.write_text(json.dumps(boxes))
+    tables = make_tables(study, output)
+    assert not any("[" in cell for row in tables["recall"].body for cell in row)
+    assert "4 patients with lesions" in tables["recall"].notes[0]
 
 
 def test_false_positives_on_normal_mammograms_stand_apart(evaluated):

@@ -17,6 +17,7 @@ import csv
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TextIO
 
@@ -239,8 +240,10 @@ def _print_skipped(console: Console, skipped: Skipped, by_reader: int, file: Pat
         rows = [
             (escape_cell(name), escape_cell(reason)) for name, reason in skipped.reasons.items()
         ]
+        # neither a link nor a pipe is replaced, as /dev/stdout is
+        is_replaced = not file.is_symlink() and (file.is_file() or not file.exists())
         with (
-            filesystem.atomic_file(file) as part,
+            filesystem.atomic_file(file) if is_replaced else nullcontext(file) as part,
             part.open("w", newline="", encoding="utf-8") as stream,
         ):
             csv.writer(stream).writerows([("file", "reason"), *rows])

@@ -357,7 +357,7 @@ def tabulate_recall(result: EvaluationResult, name: str) -> Table:
         "per mammogram with lesions",
     ]
     title = result.title if len(result.sets) == 1 else f"{name}, {result.title}"
-    return Table(title, header, rows, make_notes(result.patients))
+    return Table(title, header, rows, make_notes(images, result.patients))
 
 
 def _make_recall_rows(
@@ -420,7 +420,7 @@ def tabulate_difference(result: EvaluationResult) -> Table:
     rows.append([f"{merit.upper()} figure of merit", *cells])
     header = ["", *result.sets, "difference", "low", "high", "p"]
     title = f"detectors - against, {result.title}"
-    return Table(title, header, rows, make_notes(result.patients, int(np.isfinite(test.p))))
+    return Table(title, header, rows, make_notes(ours, result.patients, int(np.isfinite(test.p))))
 
 
 def tabulate_precision(result: EvaluationResult) -> Table:

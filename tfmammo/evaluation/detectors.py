@@ -247,7 +247,8 @@ def tabulate_recall(
         f"{RANDOM_BOXES}: at random places of the breast, of the sizes of other patients' lesions, "
         "with random scores.",
     )
-    return Table(title, header, body, notes + make_notes(result.patients))
+    images, _ = next(iter(matches.values()))  # all have the same lesions
+    return Table(title, header, body, notes + make_notes(images, result.patients))
 
 
 def tabulate_seconds(result: EvaluationResult) -> Table:

@@ -15,6 +15,7 @@ from tfmammo.metrics.detection import (
     Matches,
     Measured,
     Training,
+    count_diseased,
     froc_by_training,
     froc_interval,
     over_folds,
@@ -74,17 +75,20 @@ def format_patients(patients: Sequence[str]) -> str:
     return f"{count} patient{'s' * (count > 1)}"
 
 
-def make_notes(patients: Sequence[str], comparisons: int = 0) -> tuple[str, ...]:
+def make_notes(
+    images: Sequence[Matches], patients: Sequence[str], comparisons: int = 0
+) -> tuple[str, ...]:
     """Describe the test below a table, or say that there are too few patients for one.
 
     Args:
+        images: The matches in each mammogram.
         patients: The patient of each mammogram.
         comparisons: How many tests the table holds; 0: none.
     """
-    count = len(set(patients))
-    if count < FEWEST_PATIENTS:
-        return (describe_few(count),)
-    return (describe("jackknife", count, comparisons),) if comparisons else ()
+    diseased = count_diseased(images, patients)
+    if diseased < FEWEST_PATIENTS:
+        return (describe_few(diseased, " with lesions"),)
+    return (describe("jackknife", diseased, comparisons),) if comparisons else ()
 
 
 def compute_recall_metrics(
@@ -215,7 +219,7 @@ def tabulate_differences(
         "p, Holm",
     ]
     comparisons = int(np.isfinite(p_values).sum())
-    return Table(title, header, rows, make_notes(patients, comparisons))
+    return Table(title, header, rows, make_notes(others, patients, comparisons))
 
 
 def tabulate_trainings(

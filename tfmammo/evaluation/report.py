@@ -168,11 +168,13 @@ def tabulate_folds(
 ) -> list[Table]:
     """Tabulate the measures' means in each fold; nothing where no model has several folds.
 
-    A difference of two models that is one training's alone shows here.
+    A difference of two models that is one training's alone shows here. As for the differences,
+    patches where a model has no finite value are left out for all models.
 
     Args:
-        comparison: Which fold evaluated each patch. A model without a network gets the folds of the
-            first one that has several.
+        comparison: Which fold evaluated each patch. The folds are those of the first model that has
+            several, in its order. A model whose networks share out the patches in another way has
+            no means.
         scores: Model -> measure -> float64 [n].
         measures: Measure -> how it is shown.
     """
@@ -186,18 +188,34 @@ def tabulate_folds(
     }
     if not folds_of or not shown:
         return []
-    first = next(iter(folds_of.values()))
+    folds = next(iter(folds_of.values()))
+    groups = [folds == fold for fold in np.unique(folds)]
+    usable = {key: _find_usable([values[key] for values in scores.values()]) for key in shown}
     body = []
     for model, values in scores.items():
-        folds = folds_of.get(model, first)
-        groups = [folds == fold for fold in np.unique(folds)]
+        is_alike = _are_same_groups(comparison.folds.get(model, folds), folds)
         cells = [
-            ", ".join(measure.show(_average(values[key][group])) for group in groups)
+            ", ".join(
+                measure.show(_average(values[key][group & usable[key]]) if is_alike else np.nan)
+                for group in groups
+            )
             for key, measure in shown.items()
         ]
         body.append([model, *cells])
     header = ["", *(measure.column for measure in shown.values())]
     return [Table(f"Means in each fold, {comparison.title}", header, body)]
+
+
+def _find_usable(values: Sequence[NDArray[np.float64]]) -> NDArray[np.bool_]:
+    """Mark the patches where all models have a value, but those that have none anywhere."""
+    known = np.isfinite(values)
+    return np.asarray(known[known.any(axis=1)].all(axis=0), np.bool_)
+
+
+def _are_same_groups(first: NDArray[np.intp], second: NDArray[np.intp]) -> bool:
+    """Whether two ways to share out the patches differ by the groups' numbers alone."""
+    pairs = np.unique(np.stack([first, second]), axis=1).shape[1]
+    return pairs == len(np.unique(first)) == len(np.unique(second))
 
 
 def _average(values: NDArray[np.float64]) -> float:

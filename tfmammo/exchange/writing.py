@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -190,6 +191,7 @@ def _write_image(output: Path, form: Format, case: Case, skipped: Skipped) -> bo
         skipped.add(case.mammogram.image_id, error)
         return False
     _write(path, encode_png(pixels))
+    os.utime(path)  # also of an equal image, else it would be read again each time
     return True
 
 

@@ -20,12 +20,19 @@ Source: Obuchowski, Nonparametric analysis of clustered ROC curve data, Biometri
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from tfmammo.metrics.classification import check_scores, roc_auc, structural_components
-from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate, rule_of_three
+from tfmammo.metrics.significance import (
+    FEWEST_PATIENTS,
+    Estimate,
+    rule_of_three,
+    welch_degrees,
+)
 
 Array = NDArray[np.float64]
 
@@ -56,7 +63,8 @@ def estimate_auc(
     """Estimate an area under a ROC curve, with an interval by Obuchowski's variance.
 
     The interval is on the scale of logits, so that it stays within [0, 1], and by Student's t with
-    as many degrees of freedom as there are patients, less one. A class whose patches all lie alike
+    Welch's degrees of freedom, those of the class with few patients where the other has many. A
+    class whose patches all lie alike
     among those of the other class has no variance, though other patients might. It reaches at least
     by the rule of three: -ln(1 - level) / n to either side, 3 / n at 0.95, n the patients of that
     class. With an area of 0 or 1 both classes are of that kind.
@@ -97,9 +105,8 @@ def chance_test(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> fl
         patients: The patient of each patch, shape ``[n]``.
 
     Returns:
-        The two-sided p of the logit over its deviation, by Student's t with as many degrees of
-        freedom as there are patients, less one. NaN below six patients of a class, and where the
-        area has no variance.
+        The two-sided p of the logit over its deviation, by Student's t as in `estimate_auc`. NaN
+        below six patients of a class, and where the area has no variance.
 
     Raises:
         ValueError: As `estimate_auc`.
@@ -115,14 +122,17 @@ def chance_test(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> fl
 
 def _compute_logit(
     positive: NDArray[np.bool_], values: Array, patients: ArrayLike
-) -> tuple[float, float, int]:
+) -> tuple[float, float, float]:
     """Compute an area's logit, its deviation and the degrees of freedom of Student's t.
 
     Logit and deviation are 0 where the area has no variance.
     """
-    degrees = len(np.unique(np.asarray(patients))) - 1
     area = roc_auc(positive, values)
-    deviation = float(np.sqrt(obuchowski_variance(positive, values, patients)))
+    parts = _split_covariance(positive, [values], patients)
+    degrees = welch_degrees(
+        (parts.of_positives[0, 0], parts.of_negatives[0, 0]), parts.counts, parts.patients - 1
+    )
+    deviation = float(np.sqrt(parts.sum()[0, 0]))
     if deviation < 1e-9 or not 0 < area < 1:
         return 0.0, 0.0, degrees
     return float(np.log(area / (1 - area))), deviation / (area * (1 - area)), degrees
@@ -143,7 +153,7 @@ def obuchowski_variance(labels: ArrayLike, scores: ArrayLike, patients: ArrayLik
         ValueError: As `roc_auc`, patients of another length, or fewer than two patients with
             patches of a class.
     """
-    return float(_covariance(labels, [scores], patients)[0, 0])
+    return float(_split_covariance(labels, [scores], patients).sum()[0, 0])
 
 
 def obuchowski_test(
@@ -166,7 +176,7 @@ def obuchowski_test(
     Raises:
         ValueError: As `obuchowski_variance`.
     """
-    covariance = _covariance(labels, [scores_a, scores_b], patients)
+    covariance = _split_covariance(labels, [scores_a, scores_b], patients).sum()
     difference = roc_auc(labels, scores_a) - roc_auc(labels, scores_b)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
     enough = not has_few_patients(labels, patients)
@@ -245,8 +255,31 @@ def _number_patients(patients: ArrayLike, patches: int) -> tuple[NDArray[np.intp
     return members, len(unique_names)
 
 
-def _covariance(labels: ArrayLike, several: list[ArrayLike], patients: ArrayLike) -> Array:
-    """Compute the covariance of the areas of several scores, float64 ``[k, k]``."""
+@dataclass(frozen=True)
+class _Parts:
+    """The covariance of the areas of several scores, in parts.
+
+    Attributes:
+        of_positives: What patients with positive patches add, float64 ``[k, k]``.
+        of_negatives: What patients with negative patches add, float64 ``[k, k]``.
+        of_both: What patients with both add, float64 ``[k, k]``.
+        counts: Number of patients with positive patches, and with negative ones.
+        patients: Number of patients.
+    """
+
+    of_positives: Array
+    of_negatives: Array
+    of_both: Array
+    counts: tuple[int, int]
+    patients: int
+
+    def sum(self) -> Array:
+        """The covariance, float64 ``[k, k]``."""
+        return self.of_positives + self.of_negatives + self.of_both
+
+
+def _split_covariance(labels: ArrayLike, several: list[ArrayLike], patients: ArrayLike) -> _Parts:
+    """Compute the covariance of the areas of several scores."""
     checked = [check_scores(labels, scores) for scores in several]
     positive = checked[0][0]
     members, count = _number_patients(patients, len(positive))
@@ -269,4 +302,4 @@ def _covariance(labels: ArrayLike, several: list[ArrayLike], patients: ArrayLike
     s10 = i10 / ((i10 - 1) * m) * above @ above.T
     s01 = i01 / ((i01 - 1) * n) * below @ below.T
     s11 = count / (count - 1) * above @ below.T
-    return s10 / m + s01 / n + (s11 + s11.T) / (m * n)
+    return _Parts(s10 / m, s01 / n, (s11 + s11.T) / (m * n), (int(i10), int(i01)), count)

@@ -54,6 +54,26 @@ class Estimate:
     high: float
 
 
+def welch_degrees(variances: Sequence[float], counts: Sequence[int], most: int) -> float:
+    """Compute the degrees of freedom of a sum of variances, (sum v)^2 / sum v^2 / (n - 1).
+
+    Where few patients of one kind meet many of another, the few decide how well the sum is known.
+
+    Args:
+        variances: Each group's variance of its mean, 0 or more.
+        counts: How many patients each group has.
+        most: The most that the answer may be; it is the answer where nothing varies.
+
+    Source:
+        Welch, Biometrika 34 (1947) 28.
+    """
+    parts = [(v, n) for v, n in zip(variances, counts, strict=True) if v > 0]
+    if not parts:
+        return float(most)
+    total = sum(v for v, _ in parts)
+    return float(min(most, total**2 / sum(v**2 / max(1, n - 1) for v, n in parts)))
+
+
 def rule_of_three(count: int, level: float) -> float:
     """Return the largest rate at which none of `count` cases may have shown it: 3 / n at 0.95."""
     return float(min(1.0, -np.log(1 - level) / count))
@@ -124,9 +144,14 @@ def describe(
     return f"{sentence}."
 
 
-def describe_few(patients: int) -> str:
-    """Explain below a table why it has no intervals and no p: too few patients."""
-    counted = f"{patients} patients are" if patients > 1 else "one patient is"
+def describe_few(patients: int, what: str = "") -> str:
+    """Explain below a table why it has no intervals and no p: too few patients.
+
+    Args:
+        patients: How many there are.
+        what: What they have in common, with a blank before it: " with lesions"; "": nothing.
+    """
+    counted = f"{patients} patients{what} are" if patients > 1 else f"one patient{what} is"
     least = f"{smallest_p(patients):.2g}"
     return (
         f"No interval and no p: {counted} fewer than {FEWEST_PATIENTS}, and flipping them "

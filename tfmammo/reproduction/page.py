@@ -42,11 +42,12 @@ RULES = (
     "An order of two models that were trained once each decides nothing. Of several trainings on "
     "the same patients, each of the one must also be better than each of the other: of three "
     "trainings each, chance does that once in ten. Of one training in each fold, the order must "
-    "hold in every fold: of three folds, chance does that once in four. Gains are decided by "
-    "patients alone.",
+    "hold in every fold: of three folds, chance does that once in four. Two answers of the same "
+    "networks, as before and after post-processing, are compared as they stand. Gains are decided "
+    "by patients alone.",
     "A gain is reproduced only if it is also beyond what a trivial baseline gains: by a test, or "
-    "where there is none, by intervals that do not overlap. It is contradicted as the paper states "
-    "it, without such a baseline.",
+    "where there is none, by an interval beyond the baseline's. Its p is the larger one of both "
+    "tests. It is contradicted as the paper states it, without such a baseline.",
     "A level is reproduced where our mean reaches it. That is no test, and needs the paper's data.",
     "undecided: everything else that was measured. A level on other data than the "
     "paper's decides nothing, reached or not. Nor does what depends on the pixels of a patch, "
@@ -127,11 +128,12 @@ def judge_item(item: Item, facts: Mapping[str, Facts]) -> Verdict:
         )
         for claim in item.claims
     )
-    word = verdicts.combine(evidence)
-    if word != "undecided" and item.is_sized and (smaller := SMALLER.search(own.extent)):
+    is_decided = any(part.word != "undecided" for part in evidence)
+    if is_decided and item.is_sized and (smaller := SMALLER.search(own.extent)):
         reason = f"it depends on the pixels of a patch, and ours has {smaller[0]}"
         undecided = tuple(part.withhold(reason) for part in evidence)
         return Verdict("undecided", evidence=undecided, reason=reason)
+    word = verdicts.combine(evidence)
     are_known = curves.are_complete(own.curves, own.commands)
     are_flat = are_known and {curve.course for curve in own.curves} == {curves.FLAT}
     rate = partial(

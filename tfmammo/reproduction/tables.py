@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -144,6 +145,8 @@ def find_trainings(tables: Sequence[TableFacts], model: str, column: str) -> tup
 def find_folds(tables: Sequence[TableFacts], model: str, column: str) -> tuple[float, ...]:
     """Find a measure's mean in each fold of a model; empty where the facts don't tell.
 
+    A fold without a mean is NaN.
+
     Args:
         tables: Tables, one of them perhaps with the title "Means in each fold".
         model: Name of a model.
@@ -159,7 +162,8 @@ def find_folds(tables: Sequence[TableFacts], model: str, column: str) -> tuple[f
         if table.title.startswith(FOLDS):
             for name, heading, text in _walk(table):
                 if name == model and fnmatchcase(heading, column):
-                    return tuple(float(value) for value in text.split(", ") if value != "-")
+                    means = text.split(", ")
+                    return tuple(math.nan if mean == "-" else float(mean) for mean in means)
     return ()
 
 

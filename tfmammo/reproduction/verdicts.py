@@ -11,11 +11,13 @@ The rule, for each claim:
 - The test counts patients, who are many; trainings differ by their seed, too. So an order of two
   models that were trained once each decides nothing. Of several trainings on the same patients,
   each of the one must also be better than each of the other. Of one training in each fold, the
-  order must hold in every fold. Gains have no such rule: their tables show each training beside the
+  order must hold in every fold. Two answers of the same networks are compared as they stand: other
+  trainings would change both. Gains have no such rule: their tables show each training beside the
   test.
 - A gain is reproduced only if it is also beyond what a trivial baseline gains: augmented copies, or
   the same brightness spread evenly. It is contradicted as the paper states it, which compares with
-  no such baseline. Where no test compares the two, their intervals must not overlap.
+  no such baseline. Where no test compares the two, its interval must lie beyond the baseline's. Its
+  p is the larger one of both tests.
 - *undecided*: everything else. The scale `smoke` decides nothing, and a printed level is decided on
   the paper's data alone: other data may be easier or harder. What depends on the pixels of a patch
   is undecided where ours has fewer.
@@ -37,6 +39,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+
+import numpy as np
 
 from tfmammo.document import TableFacts
 from tfmammo.reproduction.tables import (
@@ -103,6 +107,19 @@ class Evidence:
         """Return it undecided, for a further reason."""
         return replace(self, word="undecided", reason=f"{self.reason}; {reason}")
 
+    def require(self, other: Evidence, what: str) -> Evidence:
+        """Return it as certain as a further test makes it, undecided where that is not passed.
+
+        Args:
+            other: The further test.
+            what: What that tests.
+        """
+        reason = f"{what} {other.reason}"
+        if other.word != self.word:
+            return self.withhold(reason)
+        p = None if self.p is None or other.p is None else max(self.p, other.p)
+        return replace(self, reason=f"{self.reason}; {reason}", p=p)
+
     @property
     def verdict(self) -> str:
         """The verdict in words, with its certainty."""
@@ -145,29 +162,33 @@ class Order:
             return Evidence(self.sentence, "undecided", reason)
         evidence = _judge_difference(self.sentence, cell, self.higher, cell.p)
         gain = self._compare_gains(cell, tables, printed)
-        doubt = self._doubt_trainings(tables)
+        doubt = self._doubt_trainings(tables, cell.value > 0)
         if doubt.startswith(OVERLAP) and gain:
             gain += " for these trainings"
         if doubt and evidence.word != "undecided":
             evidence = evidence.withhold(doubt)
         return replace(evidence, gain=gain)
 
-    def _doubt_trainings(self, tables: Sequence[TableFacts]) -> str:
-        """Say why other trainings might change the order; "" where each known one has it."""
+    def _doubt_trainings(self, tables: Sequence[TableFacts], is_above: bool) -> str:
+        """Say why other trainings might change the order; "" where each known one has it.
+
+        Args:
+            tables: The facts.
+            is_above: Whether the first model has the larger value.
+        """
         if self.is_one_network:
             return ""
         first, second = (find_trainings(tables, name, self.column) for name in self.models)
         if len(first) > 1 and len(second) > 1:
             order = OVERLAP
-            differ = min(first) > max(second) or min(second) > max(first)
+            differ = min(first) > max(second) if is_above else max(first) < min(second)
         else:
             first, second = (find_folds(tables, name, self.column) for name in self.models)
-            if len(first) < 2 or len(first) != len(second):
+            if len(first) < 2 or len(first) != len(second) or not np.isfinite(first + second).all():
                 return "one training each, or not known how each does"
             order = "not in every fold"
-            above = [one > other for one, other in zip(first, second, strict=True)]
-            below = [one < other for one, other in zip(first, second, strict=True)]
-            differ = all(above) or all(below)
+            sign = 1 if is_above else -1
+            differ = all(sign * (one - other) > 0 for one, other in zip(first, second, strict=True))
         means = " and ".join(", ".join(map(str, values)) for values in (first, second))
         return "" if differ else f"{order}: {means}"
 
@@ -229,18 +250,16 @@ class Gain:
             return evidence
         if self.beyond:
             rest = replace(self, title=self.beyond)._judge_alone(tables)
-            if rest.word != "reproduced":
-                return evidence.withhold(f"beyond the trivial baseline {rest.reason}")
+            evidence = evidence.require(rest, "beyond the trivial baseline")
         if self.beyond_edit:
             rest = replace(self, column=self.beyond_edit, p_column="")._judge_alone(tables)
-            if rest.word != "reproduced":
-                return evidence.withhold(f"beyond the trivial edit {rest.reason}")
+            evidence = evidence.require(rest, "beyond the trivial edit")
         if self.beyond_row:
             ours, trivial = (
                 find_cell(tables, self.title, row, self.column)
                 for row in (self.row, self.beyond_row)
             )
-            if not ours or not trivial or not _are_apart(ours, trivial):
+            if not ours or not trivial or not _is_beyond(ours, trivial, self.positive):
                 numbers = trivial.text if trivial else "was not measured"
                 return evidence.withhold(f"the trivial baseline {numbers}")
         return evidence
@@ -300,11 +319,10 @@ class Level:
 Claim = Order | Gain | Level
 
 
-def _are_apart(first: Cell, second: Cell) -> bool:
-    """Return whether two intervals are known and do not overlap."""
-    if first.low is None or first.high is None or second.low is None or second.high is None:
-        return False
-    return first.low > second.high or first.high < second.low
+def _is_beyond(ours: Cell, trivial: Cell, is_above: bool) -> bool:
+    """Whether our interval lies wholly above the trivial one, or wholly below."""
+    upper, lower = (ours, trivial) if is_above else (trivial, ours)
+    return upper.low is not None and lower.high is not None and upper.low > lower.high
 
 
 def _judge_difference(

@@ -337,7 +337,7 @@ def tabulate_recall(results: Results) -> Table:
     folds = {fold for fold, _ in results.trainings}
     deviation = " ± SD over folds" if len(folds) > 1 else ""
     title = f"{results.title}: {config.recall}{deviation}, at false positives per image"
-    return Table(title, header, body, make_notes(results.patients))
+    return Table(title, header, body, make_notes(images, results.patients))
 
 
 def tabulate_false_positives(results: Results) -> Table:
