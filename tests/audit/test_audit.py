@@ -11,12 +11,14 @@ import tensorflow as tf
 
 from tests.commands import run_module_here
 from tfmammo import datasets
+from tfmammo.audit import work
 from tfmammo.audit.config import AuditConfig
 from tfmammo.audit.verdict import check_place
 from tfmammo.audit.work import audit
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError
 from tfmammo.export import export, read_card
+from tfmammo.metrics.significance import Estimate
 from tfmammo.models.can import CAN, CANConfig
 from tfmammo.registry.promotion import PromotionConfig, find_audit_fault
 from tfmammo.tracking import models
@@ -120,3 +122,9 @@ def test_a_promotion_may_ask_for_an_audit():
     assert "undecided" in ask("passed", card={"audit": {"verdict": "undecided"}})
     # what was said of the version itself counts, not what was said before
     assert "leaks" in ask("no_leak", {"audit.verdict": "leaks"}, {"audit": {"verdict": "passed"}})
+
+
+def test_an_interval_that_there_is_none_of_is_left_out():
+    assert work._format_rate(Estimate(0.083, np.nan, np.nan)) == "8.3"
+    assert work._format_rate(Estimate(0.083, 0.01, 0.2)) == "8.3 [1.0, 20.0]"
+    assert work._SUCCESS(np.nan) == "-"

@@ -21,11 +21,13 @@ from tfmammo.evaluation.comparison import open_first
 from tfmammo.evaluation.report import EXPERIMENT, write_markdown
 from tfmammo.metrics import perceptual
 from tfmammo.metrics.significance import Estimate
-from tfmammo.metrics.summary import Table
+from tfmammo.metrics.summary import Measure, Table
 from tfmammo.tracking import runs
 from tfmammo.training import image_grid
 
 log = logging.getLogger(__name__)
+_SUCCESS = Measure("success", "", 1, 3).show
+_RATE = Measure("TPR at 1 % FPR", "%", 100, 1).show
 SOURCES = ("tri_label", "mask")  # inputs of a generator that is audited; the first is preferred
 
 
@@ -86,6 +88,12 @@ def describe(attack: Attack) -> dict[str, Any]:
     return {**numbers, "words": attack.details}
 
 
+def _format_rate(rate: Estimate) -> str:
+    """Format a rate, with its interval where there are patients enough for one."""
+    interval = f" [{_RATE(rate.low)}, {_RATE(rate.high)}]" if np.isfinite(rate.low) else ""
+    return _RATE(rate.value) + interval
+
+
 def tabulate(
     attacks: Sequence[Attack],
     verdict: Verdict,
@@ -97,12 +105,8 @@ def tabulate(
     body = [
         [
             attack.name,
-            f"{attack.success.value:.3f}",
-            *(f"{value:.3f}" for value in (attack.success.low, attack.success.high)),
-            f"{100 * attack.rate.value:.1f} [{100 * attack.rate.low:.1f}, "
-            f"{100 * attack.rate.high:.1f}]"
-            if attack.rate
-            else "-",
+            *map(_SUCCESS, (attack.success.value, attack.success.low, attack.success.high)),
+            _format_rate(attack.rate) if attack.rate else "-",
             attack.details,
         ]
         for attack in attacks

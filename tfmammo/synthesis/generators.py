@@ -67,8 +67,8 @@ def read_training_data(section: dict[str, Any], handle: str) -> DataConfig:
         handle: What the generator is called in messages.
 
     Raises:
-        DataError: Patches made so can't be put back: their contrast was equalised, or they show
-            whole mammograms.
+        DataError: Patches made so can't be put back: their contrast was equalised, or images were
+            taken whole.
     """
     config = DataConfig.model_validate(section)
     if config.preprocess.contrast != "none":
@@ -78,8 +78,8 @@ def read_training_data(section: dict[str, Any], handle: str) -> DataConfig:
         )
     if config.frame == "full":
         raise DataError(
-            f"{handle}: was trained on whole mammograms (data.frame=full), not on patches of "
-            "lesions"
+            f"{handle}: was trained on images taken whole (data.frame=full), so that what it makes "
+            "has no place in a mammogram"
         )
     return config
 
