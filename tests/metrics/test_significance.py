@@ -112,5 +112,5 @@ def test_what_stands_under_a_table():
         == "No interval and no p: 5 patients are fewer than 6, and flipping them gives no p below "
         "0.062."
     )
-    assert "5 patients with lesions are fewer than 6" in describe_few(5, " with lesions")
+    assert "5 patients with lesions are fewer than 6" in describe_few(5, "with lesions")
     assert describe_few(1).startswith("No interval and no p: one patient is fewer than 6")

@@ -341,20 +341,22 @@ class LimitedReader:
 def read_meta(file: BinaryIO) -> FileMetaDataset:
     """Read how a file is written, without its elements: a deflated one is not inflated.
 
+    The file is at its beginning then.
+
     Raises:
         Fault: It has more elements than any mammogram's.
         Exception: Whatever pydicom answers a damaged file with.
     """
     read_preamble(file, force=False)
     reader: Any = LimitedReader(file)
-    return FileMetaDataset(
-        read_elements(
-            reader,
-            is_implicit_VR=False,
-            is_little_endian=True,
-            stop_when=lambda tag, _, __: tag.group != _META,
-        )
+    elements = read_elements(
+        reader,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, _, __: tag.group != _META,
     )
+    file.seek(0)
+    return FileMetaDataset(elements)
 
 
 def _inflate(file: BinaryIO) -> FileDataset | None:
@@ -364,7 +366,6 @@ def _inflate(file: BinaryIO) -> FileDataset | None:
     """
     meta = read_meta(file)
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-        file.seek(0)
         return None
     if "FileMetaInformationGroupLength" not in meta:
         raise _Fault("is deflated and does not say where")

@@ -216,7 +216,6 @@ def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
             raise Fault("is deflated, which is not read here")
         if kind != SEGMENTATION and path.stat().st_size > _LARGEST:
             raise Fault("is larger than any file of regions")
-        file.seek(0)
         dataset = pydicom.dcmread(dicom.LimitedReader(file), stop_before_pixels=True)
         if kind == SEGMENTATION:
             regions = _list_segments(path, dataset, unusable)

@@ -87,8 +87,8 @@ def make_notes(
     """
     diseased = count_diseased(images, patients)
     if diseased < FEWEST_PATIENTS:
-        return (describe_few(diseased, " with lesions"),)
-    return (describe("jackknife", diseased, comparisons),) if comparisons else ()
+        return (describe_few(diseased, "with lesions"),)
+    return (describe("jackknife", len(set(patients)), comparisons),) if comparisons else ()
 
 
 def compute_recall_metrics(

@@ -178,17 +178,15 @@ def tabulate_folds(
         scores: Model -> measure -> float64 [n].
         measures: Measure -> how it is shown.
     """
-    folds_of = {
-        model: folds for model, folds in comparison.folds.items() if len(np.unique(folds)) > 1
-    }
+    several = (folds for folds in comparison.folds.values() if len(np.unique(folds)) > 1)
+    folds = next(several, None)
     shown = {
         key: measure
         for key, measure in measures.items()
         if all(key in values for values in scores.values())
     }
-    if not folds_of or not shown:
+    if folds is None or not shown:
         return []
-    folds = next(iter(folds_of.values()))
     groups = [folds == fold for fold in np.unique(folds)]
     usable = {key: _find_usable([values[key] for values in scores.values()]) for key in shown}
     body = []
@@ -196,7 +194,7 @@ def tabulate_folds(
         is_alike = _are_same_groups(comparison.folds.get(model, folds), folds)
         cells = [
             ", ".join(
-                measure.show(_average(values[key][group & usable[key]]) if is_alike else np.nan)
+                measure.show(_average(values[key][group & usable[key] & is_alike]))
                 for group in groups
             )
             for key, measure in shown.items()
@@ -219,9 +217,8 @@ def _are_same_groups(first: NDArray[np.intp], second: NDArray[np.intp]) -> bool:
 
 
 def _average(values: NDArray[np.float64]) -> float:
-    """Average what is known; NaN where nothing is."""
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else np.nan
+    """Average values; NaN where there are none."""
+    return float(values.mean()) if len(values) else np.nan
 
 
 def write_markdown(path: Path, content: Sequence[Table]) -> None:

@@ -33,7 +33,6 @@ from tfmammo.metrics.detection import (
     Matches,
     Training,
     check_pair,
-    count_diseased,
     rows_by_training,
 )
 from tfmammo.metrics.significance import FEWEST_PATIENTS, welch_degrees
@@ -163,15 +162,16 @@ def jafroc_test(
     difference = first - other
     left = np.mean([part.leave_out(count) for part in ours], axis=0)
     left = left - np.mean([part.leave_out(count) for part in theirs], axis=0)
-    if count_diseased(images, patient_ids) < fewest or np.isnan(left).any():
+    is_diseased = np.bincount(rows, [image.lesions for image in images], count) > 0
+    if is_diseased.sum() < fewest or np.isnan(left).any():
         return JafrocTest(first, other, difference, np.nan, np.nan, np.nan, 0, np.nan)
     pseudo = count * difference - (count - 1) * left
     error = float(np.sqrt(pseudo.var(ddof=1) / count))
     squares = np.square(pseudo - pseudo.mean())
-    is_diseased = np.bincount(rows, [image.lesions for image in images], count) > 0
+    groups = (is_diseased, ~is_diseased)
     degrees = welch_degrees(
-        [float(squares[side].sum()) for side in (is_diseased, ~is_diseased)],
-        [int(side.sum()) for side in (is_diseased, ~is_diseased)],
+        [float(squares[group].sum()) for group in groups],
+        [int(group.sum()) for group in groups],
         count - 1,
     )
     t = difference / error if error >= 1e-12 else 0.0  # below is what rounding leaves of 0

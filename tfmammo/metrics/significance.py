@@ -149,9 +149,10 @@ def describe_few(patients: int, what: str = "") -> str:
 
     Args:
         patients: How many there are.
-        what: What they have in common, with a blank before it: " with lesions"; "": nothing.
+        what: What they have in common, as in "with lesions"; "": nothing.
     """
-    counted = f"{patients} patients{what} are" if patients > 1 else f"one patient{what} is"
+    kind = f" {what}" if what else ""
+    counted = f"{patients} patients{kind} are" if patients > 1 else f"one patient{kind} is"
     least = f"{smallest_p(patients):.2g}"
     return (
         f"No interval and no p: {counted} fewer than {FEWEST_PATIENTS}, and flipping them "

@@ -36,11 +36,10 @@ wherever a validation curve is not flat at its end, or none is known.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
-
-import numpy as np
 
 from tfmammo.document import TableFacts
 from tfmammo.reproduction.tables import (
@@ -184,7 +183,8 @@ class Order:
             differ = min(first) > max(second) if is_above else max(first) < min(second)
         else:
             first, second = (find_folds(tables, name, self.column) for name in self.models)
-            if len(first) < 2 or len(first) != len(second) or not np.isfinite(first + second).all():
+            are_known = all(map(math.isfinite, first + second))
+            if len(first) < 2 or len(first) != len(second) or not are_known:
                 return "one training each, or not known how each does"
             order = "not in every fold"
             sign = 1 if is_above else -1

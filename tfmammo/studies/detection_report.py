@@ -337,6 +337,7 @@ def tabulate_recall(results: Results) -> Table:
     folds = {fold for fold, _ in results.trainings}
     deviation = " ± SD over folds" if len(folds) > 1 else ""
     title = f"{results.title}: {config.recall}{deviation}, at false positives per image"
+    images = next(iter(results.matches.values()))  # all have the same lesions
     return Table(title, header, body, make_notes(images, results.patients))
 
 
