@@ -434,7 +434,7 @@ def test_contrast_that_cant_be_undone_is_refused():
         match="gen: was trained with data.preprocess.contrast=clahe, which can't be undone",
     ):
         read_training_data({"preprocess": {"contrast": "clahe"}}, "gen")
-    with pytest.raises(DataError, match="whole mammograms"):
+    with pytest.raises(DataError, match="was trained on images taken whole"):
         read_training_data({"frame": "full"}, "gen")
     assert read_training_data(DATA.model_dump(mode="json"), "gen") == DATA
 

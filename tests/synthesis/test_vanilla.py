@@ -191,7 +191,7 @@ def test_a_real_one_is_read(vanilla):
             r"was trained on lesions of several kinds \(mass, calcification\)",
         ),
         ({"preprocess": {"contrast": "equalise"}}, "contrast=equalise, which can't be undone"),
-        ({"frame": "full"}, "was trained on whole mammograms"),
+        ({"frame": "full"}, "was trained on images taken whole"),
     ],
 )
 def test_what_cant_be_set_in_is_refused(vanilla, data, reason):
