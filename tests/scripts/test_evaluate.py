@@ -914,6 +914,13 @@ def test_the_roc_figure_shows_mean_and_spread():
     axes = drawn.axes[0]
     np.testing.assert_allclose(axes.lines[-1].get_ydata(), curves.mean(axis=0))
     assert axes.lines[-1].get_label() == "mean of 2 folds, area 0.750 ± 0.354"
+    alone = shape_report.draw_roc_curves("A", curves[1:], areas[1:]).axes[0]
+    assert alone.lines[-1].get_label() == "area 0.500" and not alone.collections
+    table = shape_report.tabulate_areas("A", areas[1:])
+    assert table.body == [["A", *["0.500"] * 5]] and "deviation" not in table.title
+    table = shape_report.tabulate_areas("A", areas)
+    assert table.body == [["A", *["0.750 ± 0.354"] * 2, "0.500", *["0.750 ± 0.354"] * 2]]
+    assert table.title.endswith(", mean ± standard deviation of 2 folds")
     zeros = np.zeros(3, int)
     one_class = shape_report.compute_fold_curves(zeros, np.full((3, 4), 0.25), zeros)
     assert one_class[0].shape == (0, 201) and one_class[1].shape == (0, 4)

@@ -70,6 +70,8 @@ def test_a_run_leaves_checkpoints_pictures_a_model_and_a_history(
     import mlflow
 
     experiment = tiny_can()
+    data = experiment.data.model_copy(update={"name": "inbreast"})  # without a folder
+    experiment = experiment.model_copy(update={"data": data})
     metrics = fit(experiment, random_patches, tmp_path / "run", model=CAN, register=True)
     assert list(metrics)[0] == "dice" and 0 <= metrics["dice"] <= 1
     assert saved_step(tmp_path / "run") == 4
@@ -79,9 +81,10 @@ def test_a_run_leaves_checkpoints_pictures_a_model_and_a_history(
     card = export.read_card(tmp_path / "run/export")
     assert card["step"] == 4 and card["metrics"]["dice"] == pytest.approx(metrics["dice"])
     assert card["train_patients"] == ["p0", "p1", "p2", "p3"]
+    assert card["archive"] == "phantom"
     client = mlflow.MlflowClient(experiment.tracking.uri)
     run = client.get_run((tmp_path / "run/mlflow_run_id").read_text().strip())
-    assert run.info.status == "FINISHED"
+    assert run.info.status == "FINISHED" and run.data.tags["archive"] == "phantom"
     history = [m.step for m in client.get_metric_history(run.info.run_id, "generator_loss")]
     assert history == [2, 4]
     assert {
@@ -91,6 +94,7 @@ def test_a_run_leaves_checkpoints_pictures_a_model_and_a_history(
         "discriminator_loss",
     } <= set(run.data.metrics)
     best = client.get_model_version_by_alias("tfmammo-can", "best")
+    assert "- Data: phantom, 32 px" in best.description
     scores = [m.value for m in client.get_metric_history(run.info.run_id, "validation_dice")]
     assert float(best.tags["validation_dice"]) == pytest.approx(max(scores), abs=1e-5)
 

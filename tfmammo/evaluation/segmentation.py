@@ -20,7 +20,7 @@ from tfmammo.evaluation.report import Published, Report, save_figure
 from tfmammo.evaluation.trainings import Trainings, average_trainings, tabulate_trainings
 from tfmammo.metrics import classification, segmentation
 from tfmammo.metrics.plotting import make_roc_axes, plot_style
-from tfmammo.metrics.summary import Measure, Scores, Table, write_csv
+from tfmammo.metrics.summary import Measure, Scores, Table, format_spread, write_csv
 from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.training import image_grid
 from tfmammo.training.image_grid import BLUE, ORANGE, draw_agreement, draw_outline
@@ -336,8 +336,7 @@ def draw_roc_curves(comparison: Comparison, seed: int) -> tuple[Table, Figure]:
     for name, probabilities in comparison.outputs.items():
         fold = comparison.folds.get(name, np.zeros(len(masks), np.intp))[patch]
         curve, areas = compute_mean_roc(truth, probabilities.ravel()[pixels], fold)
-        area = f"{areas.mean():.3f}" if len(areas) else "-"
-        area += f" ± {areas.std(ddof=1):.3f}" if len(areas) > 1 else ""
+        area = format_spread(areas)
         if len(areas):
             axes.plot(RATES, curve, linewidth=1.2, label=f"{name}, area {area}")
         body.append([name, area])

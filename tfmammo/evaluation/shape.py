@@ -15,7 +15,7 @@ from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import Published, Report, save_figure
 from tfmammo.metrics import classification
 from tfmammo.metrics.plotting import COLOURS, INK, make_roc_axes, plot_style
-from tfmammo.metrics.summary import Measure, Table
+from tfmammo.metrics.summary import Measure, Table, format_spread
 from tfmammo.models.shape import SHAPES
 
 Floats = NDArray[np.floating]
@@ -134,15 +134,10 @@ def tabulate_confusion(name: str, confusion: NDArray[np.integer]) -> Table:
 
 def tabulate_areas(name: str, areas: Floats) -> Table:
     """Tabulate the area under the ROC curve of each shape, and of their mean, over the folds."""
-    columns = [column[np.isfinite(column)] for column in (*areas.T, np.nanmean(areas, axis=1))]
-    cells = [
-        f"{column.mean():.3f} ± {_deviation(column):.3f}" if len(column) else "-"
-        for column in columns
-    ]
-    title = (
-        f"{name}: area under the ROC curve of each shape against the others, mean ± standard "
-        f"deviation of {len(areas)} folds"
-    )
+    cells = [format_spread(column) for column in (*areas.T, np.nanmean(areas, axis=1))]
+    title = f"{name}: area under the ROC curve of each shape against the others"
+    if len(areas) > 1:
+        title += f", mean ± standard deviation of {len(areas)} folds"
     return Table(title, ["", *SHAPES, "mean"], [[name, *cells]])
 
 
@@ -190,23 +185,19 @@ def draw_roc_curves(name: str, curves: Floats, areas: Floats) -> Figure:
     for curve in curves:
         axes.plot(RATES, curve, color=BLUE, linewidth=0.5, alpha=0.5)
     mean = curves.mean(axis=0)
-    deviation = _deviation(curves)
-    area = np.nanmean(areas, axis=1)
-    label = f"mean of {len(curves)} folds, area {area.mean():.3f} ± {_deviation(area):.3f}"
+    label = f"area {format_spread(np.nanmean(areas, axis=1))}"
+    if len(curves) > 1:
+        label = f"mean of {len(curves)} folds, {label}"
+        deviation = curves.std(axis=0, ddof=1)
+        axes.fill_between(
+            RATES,
+            np.maximum(0, mean - deviation),
+            np.minimum(1, mean + deviation),
+            color=BLUE,
+            alpha=0.2,
+            linewidth=0,
+        )
     axes.plot(RATES, mean, color=BLUE, linewidth=1.5, label=label)
-    axes.fill_between(
-        RATES,
-        np.maximum(0, mean - deviation),
-        np.minimum(1, mean + deviation),
-        color=BLUE,
-        alpha=0.2,
-        linewidth=0,
-    )
     axes.legend(loc="lower right", fontsize=8)
     axes.set_title(f"{name}, each shape against the others")
     return figure
-
-
-def _deviation(values: Floats) -> NDArray[np.float64]:
-    """The standard deviation of a sample; 0 of a single value."""
-    return np.std(values, axis=0, ddof=min(1, len(values) - 1))

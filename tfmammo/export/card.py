@@ -112,8 +112,9 @@ def format_card(card: Mapping[str, Any]) -> str:
     if data:
         patients = len(card.get("train_patients", ()))
         lines.append(
-            f"- Data: {data.get('name')}, {data.get('size')} px, frame {data.get('frame')}, split "
-            f"{card.get('split', data.get('split'))}, {patients:,} patients trained on"
+            f"- Data: {card.get('archive', data.get('name'))}, {data.get('size')} px, frame "
+            f"{data.get('frame')}, split {card.get('split', data.get('split'))}, {patients:,} "
+            "patients trained on"
         )
     metrics = card.get("metrics", {})
     if metrics:

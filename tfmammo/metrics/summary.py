@@ -416,6 +416,19 @@ def format_p(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
 
 
+def format_spread(values: NDArray[np.floating]) -> str:
+    """Format the mean of folds or seeds, and a sample's standard deviation where several have one.
+
+    Args:
+        values: Of each fold or seed [n]; NaN where one has none.
+    """
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return "-"
+    spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{values.mean():.3f}{spread}"
+
+
 def _name_measures(
     measures_of: Mapping[str, set[str]], measures: Mapping[str, Measure]
 ) -> tuple[str, ...]:

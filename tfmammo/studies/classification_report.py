@@ -22,7 +22,7 @@ from tfmammo.metrics.classification import roc_auc, roc_curve
 from tfmammo.metrics.clustered_auc import estimate_auc, has_few_patients, rank_swap_test
 from tfmammo.metrics.plotting import COLOURS, make_roc_axes, plot_style
 from tfmammo.metrics.significance import holm
-from tfmammo.metrics.summary import Table, format_p, write_csv
+from tfmammo.metrics.summary import Table, format_p, format_spread, write_csv
 from tfmammo.models.classifier import Control
 from tfmammo.studies import classification
 from tfmammo.studies.classification import Gate, StudyConfig, Subsets, predict_unseen
@@ -342,7 +342,6 @@ def tabulate_areas(
     body = []
     for share, of_seeds in scores.items():
         areas = np.array([roc_auc(test.labels, of_run) for of_run in of_seeds])
-        deviation = areas.std(ddof=min(1, len(areas) - 1))
         comparison = ["-", "-", "-"]
         if share in p_of_means:
             by_seed = [format_p(row["p_holm"]) for row in rows if row["share"] == share]
@@ -355,7 +354,7 @@ def tabulate_areas(
             [
                 f"{100 * share:g} %",
                 format_area(test.labels, means[share], test.patient_ids, config.level),
-                f"{areas.mean():.3f} ± {deviation:.3f}",
+                format_spread(areas),
                 *comparison,
                 format_published(share),
             ]

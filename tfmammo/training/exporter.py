@@ -104,6 +104,7 @@ class Exporter:
             "metrics": {key: value for key, value in metrics.items() if math.isfinite(value)},
             # the store's address may hold a password
             "config": experiment.model_dump(mode="json", exclude={"tracking"}),
+            "archive": experiment.data.archive_name,
             "split": experiment.data.split,
             "data_fingerprint": train.fingerprint(),
             "id_key": key_check(),

@@ -230,6 +230,7 @@ class _Training:
         if self.run_log:
             self.run_log.log_tags(
                 {
+                    "archive": self.experiment.data.archive_name,
                     "train_patches": task.train.fingerprint(),
                     "held_out_patches": task.held_out.fingerprint(),
                     runs.MONITOR: task.monitor,
