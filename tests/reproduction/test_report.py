@@ -178,8 +178,12 @@ def test_predictions_of_another_tool_are_a_folder_or_a_reason(config, repository
     whole = report.plan_report(config, wanted, tmp_path, repository)
     (models,) = [value for value in whole.steps[-1].overrides if "models=" in value]
     assert not whole.left_out and f"'masks:{tmp_path}/predicted'" in models
-    shown = plan.show_plan(config, "small", ["segmenters"]).steps[-1]
+    shown = plan.show_plan(plan.hide_folders(config), "small", ["segmenters"]).steps[-1]
     assert "'masks:predicted'" in " ".join(shown.overrides)
+    # on the terminal the commands are those that can be typed here
+    assert f"'masks:{tmp_path}/predicted'" in "\n".join(
+        report.print_plan(config, wanted, repository)
+    )
 
 
 def test_a_published_checkpoint_is_a_folder_or_a_reason(config, complete, repository, tmp_path):
@@ -342,7 +346,7 @@ def test_of_a_numbered_command_only_that_training_is_run(complete, repository, t
 def test_the_plan_for_readers_names_no_folder_of_a_machine(complete, tmp_path):
     data = complete.data["cbis_patches"].model_copy(update={"root": tmp_path / "here"})
     own = complete.model_copy(update={"data": {**complete.data, "cbis_patches": data}})
-    shown = plan.show_plan(own, "small", ["can"])
+    shown = plan.show_plan(plan.hide_folders(own), "small", ["can"])
     line = plan.format_commands(shown, ["can"])[0]
     assert line.startswith(
         "python train/can.py --config configs/can.yaml --output runs/report-small/can/seed0 --set "

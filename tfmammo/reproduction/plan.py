@@ -107,7 +107,14 @@ def _leave_out_unneeded(plan: Plan, wanted: Iterable[str]) -> None:
 
 
 def show_plan(config: ReportConfig, scale: Scale, wanted: Iterable[str]) -> Plan:
-    """Plan commands as a reader types them: without this machine's folders."""
+    """Plan commands as a reader types them, in the root of the repository."""
+    trained = {key: one.model_copy(update={"exports": ()}) for key, one in config.trained.items()}
+    config = config.model_copy(update={"trained": trained})
+    return make_plan(config, scale, Path(f"runs/report-{scale}"), Path("."), wanted)
+
+
+def hide_folders(config: ReportConfig) -> ReportConfig:
+    """Take this machine's folders out: a root becomes DIR, of another path the last part stays."""
     hidden = {
         key: archive.model_copy(update={"root": archive.root and Path("DIR")})
         for key, archive in config.data.items()
@@ -117,10 +124,7 @@ def show_plan(config: ReportConfig, scale: Scale, wanted: Iterable[str]) -> Plan
         section: {key: path and Path(path.name) for key, path in getattr(config, section).items()}
         for section in FOLDERS
     }
-    trained = {key: one.model_copy(update={"exports": ()}) for key, one in config.trained.items()}
-    hidden_config = {"data": hidden, "weights": weights, "trained": trained}
-    config = config.model_copy(update=hidden_config | folders)
-    return make_plan(config, scale, Path(f"runs/report-{scale}"), Path("."), wanted)
+    return config.model_copy(update={"data": hidden, "weights": weights} | folders)
 
 
 def list_needed(config: ReportConfig, scale: Scale, wanted: Iterable[str]) -> list[str]:

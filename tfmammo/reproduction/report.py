@@ -23,6 +23,7 @@ from tfmammo.reproduction.plan import (
     describe_extent,
     format_commands,
     get_tracking_uri,
+    hide_folders,
     list_needed,
     list_obstacles,
     make_plan,
@@ -95,7 +96,7 @@ def plan_report(config: ReportConfig, options: Options, output: Path, root: Path
 
 
 def print_plan(config: ReportConfig, options: Options, root: Path) -> list[str]:
-    """List the commands as a reader types them, then what is left out and why."""
+    """List the commands with the folders that were given, then what is left out and why."""
     plan_report(config, options, Path("runs"), root)
     shown = show_plan(
         config, options.scale, list_commands(choose_items(options.only, options.scale))
@@ -181,7 +182,7 @@ def _write_item(
 ) -> None:
     """Write the facts and the picture of an item, or at the scale smoke why there are none."""
     names = list_needed(config, plan.scale, item.commands)
-    shown = show_plan(config, plan.scale, item.commands)
+    shown = show_plan(hide_folders(config), plan.scale, item.commands)
     commands = format_commands(shown, names, config.trained)
     plan = make_plan(config, plan.scale, output, root, item.commands)  # without others' trainings
     extent = describe_extent(config, plan.scale, item.commands, root, plan.exports)
