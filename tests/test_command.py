@@ -175,6 +175,9 @@ def test_a_notice_names_commands_as_they_were_typed(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["can.py", "--config", "can", "--set", "training.steps=2"])
     datasets.announce_phantom(config.DataConfig(name="inbreast"))
     said = capsys.readouterr().err
+    assert "data.root is not set" in said and "quickstart" not in said and "steps" not in said
+    datasets.announce_phantom(config.DataConfig(name="inbreast"), training=True)
+    said = capsys.readouterr().err
     assert " tfmammo train can --config can --set data.name=inbreast data.root=DIR " in said
     assert " tfmammo train can --config quickstart " in said
 

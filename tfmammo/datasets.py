@@ -63,7 +63,7 @@ def open_subsets(
         DataError: The patches can't be split, or as `join_added`.
         ArchiveError: As `join_added`.
     """
-    announce_phantom(config)
+    announce_phantom(config, training=True)
     without_added = config.model_copy(update={"added": AddedConfig()})
     patches: PatchSource = (
         _open_records(config, make) if config.records else load_all_patches(without_added, make)
@@ -240,16 +240,23 @@ def lacks_data(data: DataConfig) -> bool:
     return data.name != "phantom" and data.root is None and data.records is None
 
 
-def announce_phantom(data: DataConfig) -> None:
-    """Print in a frame that the phantom stands in for data, if it does."""
-    if lacks_data(data):
-        print_framed(
-            "No data: data.root is not set, so the built-in phantom is used (synthetic "
-            "mammograms).\n"
-            "Time:           measured here over the first steps, and told then\n"
-            f"Your own data:  {_read_command()} --set data.name={data.name} data.root=DIR\n"
-            f"Ten minutes:    {cli.translate(QUICKSTART)}"
-        )
+def announce_phantom(data: DataConfig, training: bool = False) -> None:
+    """Print in a frame that the phantom stands in for data, if it does.
+
+    Args:
+        data: The section.
+        training: Whether a training follows, which tells its time after the first steps.
+    """
+    if not lacks_data(data):
+        return
+    lines = [
+        "No data: data.root is not set, so the built-in phantom is used (synthetic mammograms).",
+        f"Your own data:  {_read_command()} --set data.name={data.name} data.root=DIR",
+    ]
+    if training:
+        lines.insert(1, "Time:           measured here over the first steps, and told then")
+        lines.append(f"Ten minutes:    {cli.translate(QUICKSTART)}")
+    print_framed("\n".join(lines))
 
 
 def _read_command() -> str:

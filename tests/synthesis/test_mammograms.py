@@ -284,7 +284,7 @@ def test_folders_of_others_are_left_alone(config, tmp_path, tiny_infilling):
     synthesize(config(), tmp_path / "out")
     before = read_files(tmp_path / "out")
     with pytest.raises(
-        ConfigError, match=r"was made with another config.feather, config.seed; name a new folder"
+        ConfigError, match=r"was made with another feather, seed; name a new folder"
     ):
         synthesize(config(seed=1, feather=7), tmp_path / "out")
     with pytest.raises(ConfigError, match=r"was made with another generator.weights;"):
@@ -297,7 +297,7 @@ def test_folders_of_others_are_left_alone(config, tmp_path, tiny_infilling):
             tmp_path / "out",
         )
     writer.write([draw_mammogram(0), draw_mammogram(2)], tmp_path / "fewer", bits=8)
-    with pytest.raises(ConfigError, match=r"another archive.mammograms, archive.records;"):
+    with pytest.raises(ConfigError, match=r"another content of the archive \(a file or its "):
         synthesize(
             config(data=DataConfig(name="folder", root=tmp_path / "fewer")), tmp_path / "out"
         )

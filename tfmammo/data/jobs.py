@@ -31,6 +31,14 @@ from tfmammo.mammogram import Mammogram, MaskedLesion
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
+ARCHIVES_CONTENT = "content of the archive (a file or its annotations)"
+IN_WORDS = {  # keys of identities that are none of a config
+    "archive": ARCHIVES_CONTENT,
+    "archive.mammograms": ARCHIVES_CONTENT,
+    "archive.records": ARCHIVES_CONTENT,
+    "archive.name": "archive",
+    "tfmammo": "version of tfmammo",
+}
 Part = TypeVar("Part")
 Record = TypeVar("Record")
 
@@ -187,9 +195,8 @@ def _check_identity(output: Path, identity: Mapping[str, Any], file: str) -> Non
     now = _flatten(identity)
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if differing:
-        raise ConfigError(
-            f"{output}: was made with another {', '.join(differing)}; name a new folder"
-        )
+        names = dict.fromkeys(IN_WORDS.get(key, key.removeprefix("config.")) for key in differing)
+        raise ConfigError(f"{output}: was made with another {', '.join(names)}; name a new folder")
 
 
 def resolve_inside(output: Path, name: str) -> Path:
