@@ -264,17 +264,17 @@ def test_all_columns(small):
 def test_a_table_as_a_spreadsheet_writes_it(small):
     table(
         small,
-        "File\tPatient\tAge\t",
-        "a.png\tp1\t50\t",
-        "\t\t\t",
-        "b.png\tp2\t51\t",
-        "c.png\tp3\t52\t",
+        "File\tPatient\tAnna K.\tPatholgy\t",
+        "a.png\tp1\t50\tbenign\t",
+        "\t\t\t\t",
+        "b.png\tp2\t51\tbenign\t",
+        "c.png\tp3\t52\tbenign\t",
         encoding="utf-8-sig",
     )
     records, reasons = read(small)
     assert len(records) == 2
     assert reasons["metadata.csv"].startswith(
-        "1 unknown columns are ignored; known are file, patient"
+        "unknown columns are ignored: number 3, 4 (pathology?); known are file, patient"
     )
     assert reasons["metadata.csv"].endswith("1 of its 3 files are no image or mask here")
 

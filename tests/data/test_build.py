@@ -345,7 +345,9 @@ def test_another_archive_is_refused_and_a_moved_one_is_not(built, config, archiv
     with pytest.raises(ConfigError, match=r"another content of the archive"):
         build(same, built)
     dicom_of(moved, 6).unlink()
-    with pytest.raises(ConfigError, match=r"another content of the archive \(a file or its annotations\);"):
+    with pytest.raises(
+        ConfigError, match=r"another content of the archive \(a file or its annotations\);"
+    ):
         build(same, built)
 
 

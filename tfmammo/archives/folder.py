@@ -49,6 +49,7 @@ there is one or all is benign.
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import logging
 import math
@@ -279,9 +280,15 @@ def _read_table(path: Path, skipped: Skipped) -> dict[str, Row]:
             f"{path}: its first line must name every column once, and one of them file"
         )
     if unknown := [name for name in columns if name and name not in _COLUMNS]:
+        # by number, because a name might say who somebody is
+        numbered = []
+        for name in unknown:
+            close = difflib.get_close_matches(name, set(_COLUMNS) - set(columns), 1)
+            numbered.append(f"{columns.index(name) + 1}{f' ({close[0]}?)' if close else ''}")
         skipped.add(
             path.name,
-            f"{len(unknown)} unknown columns are ignored; known are {', '.join(_COLUMNS)}",
+            f"unknown columns are ignored: number {', '.join(numbered)}; known are "
+            f"{', '.join(_COLUMNS)}",
         )
     rows: dict[str, Row] = {}
     for number, cells in enumerate(lines[1:], start=2):
