@@ -163,8 +163,10 @@ def test_the_models_card_tells_how_a_lesion_is_made(archive, tiny_infilling, tin
     assert tfmammo.insert_lesion(mammogram, tiny_contextual()).recipe["painter"] == "contextual"
     with pytest.raises(ConfigError, match="was trained to remove lesions; remove_lesion takes it"):
         tfmammo.insert_lesion(mammogram, tiny_contextual("removal"))
-    with pytest.raises(ConfigError, match="painter=poisson needs lesions"):
+    with pytest.raises(ConfigError, match="lesions: is missing; without a model"):
         tfmammo.insert_lesion(mammogram)
+    with pytest.raises(ConfigError, match="method: can draws with a network; name it as model"):
+        tfmammo.insert_lesion(mammogram, method="can")
     with pytest.raises(ConfigError, match="method: is for lesions without a network"):
         tfmammo.insert_lesion(mammogram, tiny_infilling(), method="poisson")
     with pytest.raises(ConfigError, match="shape: input should be"):

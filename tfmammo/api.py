@@ -37,7 +37,7 @@ from tfmammo.metrics.segmentation import per_image as score_masks
 from tfmammo.metrics.summary import Table
 from tfmammo.reproduction import schemas
 from tfmammo.studies.workflow import format_overrides
-from tfmammo.synthesis.config import RenderMethod, ShapeName
+from tfmammo.synthesis.config import NETWORK_INPUTS, RenderMethod, ShapeName
 from tfmammo.synthesis.editor import (
     Editor,
     EditorConfig,
@@ -260,6 +260,13 @@ def insert_lesion(
     """
     if model is None:
         painter: str = method or "poisson"
+        if painter in NETWORK_INPUTS:
+            raise ConfigError(f"method: {painter} draws with a network; name it as model instead")
+        if lesions is None:
+            raise ConfigError(
+                "lesions: is missing; without a model a real lesion is inserted, so name an "
+                'archive of lesions, as in {"name": "inbreast", "root": DIR}'
+            )
     elif method is not None:
         raise ConfigError("method: is for lesions without a network; leave out method or model")
     else:

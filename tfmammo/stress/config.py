@@ -27,7 +27,7 @@ Unit = Literal["mm", "px"]
 class MethodConfig(Frozen):
     """One way to insert a lesion."""
 
-    painter: RenderMethod | Literal["drawn"] = "drawn"
+    painter: Literal[RenderMethod, "drawn"] = "drawn"
     """"drawn": a smooth mass without texture. Others as `painter` of a synthesis; a rectified flow
     is an infilling.
     """

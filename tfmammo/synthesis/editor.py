@@ -52,7 +52,7 @@ SPACING = (0.005, 2.0)  # mm per px that a mammogram may have, by far
 class EditorConfig(Frozen):
     """One editor."""
 
-    painter: RenderMethod | Literal["contextual"]
+    painter: Literal[RenderMethod, "contextual"]
     """As of SynthesisConfig; or contextual: a run of train/contextual.py, which adds or removes as
     its model.target says.
     """
