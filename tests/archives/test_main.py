@@ -50,7 +50,8 @@ def test_a_sheet_draws_each_kind_in_its_colour_where_it_lies():
         Skipped(),
         2,
     )
-    assert sheet.dtype == np.uint8 and sheet.shape == (2 * (CELL[0] + CAPTION), 2 * CELL[1], 3)
+    assert sheet.dtype == np.uint8
+    assert sheet.shape == (2 * (CELL[0] + CAPTION) + CAPTION, 2 * CELL[1], 3)
     # Native px p lies at 2 p + 0.5 here, so a line there covers rows 2 p and 2 p + 1.
     assert np.abs(sheet[80:82, 100].astype(int).max(axis=0) - COLOURS["mass"]).max() < 140
     # red on the line, grey beside it
@@ -59,7 +60,10 @@ def test_a_sheet_draws_each_kind_in_its_colour_where_it_lies():
     beneath = sheet[CELL[0] + CAPTION :, : CELL[1]]
     # the disc's uppermost point
     assert beneath[2 * 60, 2 * 64, 1] > beneath[2 * 60, 2 * 64, 2] + 40
-    assert not sheet[CELL[0] + CAPTION :, CELL[1] :].any()  # the cell that is left over
+    assert not sheet[CELL[0] + CAPTION : -CAPTION, CELL[1] :].any()  # the cell that is left over
+    legend = sheet[-CAPTION:].astype(int)
+    for colour in COLOURS.values():
+        assert np.abs(legend - colour).max(axis=-1).min() < 40
 
 
 def test_a_lesion_that_cannot_be_read_does_not_cost_its_image():
@@ -90,7 +94,7 @@ def test_a_sheet_draws_grey_values_as_they_are_and_its_caption_says_what_is_odd(
 def test_a_sheet_leaves_out_what_cannot_be_read():
     skipped = Skipped()
     assert draw_contact_sheet([mammogram(0, read=broken), mammogram(1)], skipped).shape == (
-        CELL[0] + CAPTION,
+        CELL[0] + 2 * CAPTION,
         CELL[1],
         3,
     )
@@ -141,7 +145,11 @@ def test_the_command_on_files(tmp_path, capsys):
     command.main(arguments)
     printed = capsys.readouterr().out
     assert "inbreast: 2 mammograms of 2 patients" in printed and "the file ends early" in printed
-    assert cv2.imread(str(tmp_path / "out/sheet.png")).shape == (CELL[0] + CAPTION, 2 * CELL[1], 3)
+    assert cv2.imread(str(tmp_path / "out/sheet.png")).shape == (
+        CELL[0] + 2 * CAPTION,
+        2 * CELL[1],
+        3,
+    )
     with (tmp_path / "left.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["file"].endswith(paths[0].name) and "ends early" in row["reason"]

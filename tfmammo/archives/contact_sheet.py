@@ -27,7 +27,7 @@ def draw_contact_sheet(
 ) -> NDArray[np.uint8]:
     """Draw mammograms in rows, each scaled to fit its cell.
 
-    Outlines or boxes have the colour of the lesion's kind.
+    Outlines or boxes have the colour of the lesion's kind, which the last line names.
 
     Grey values are drawn as they are read, 0 black and 1 white, so that a wrong scale is seen.
 
@@ -53,12 +53,11 @@ def draw_contact_sheet(
         raise ArchiveError("none of the mammograms can be read")
     columns = min(columns, len(cells))
     cells += [np.zeros_like(cells[0])] * (-len(cells) % columns)
-    return np.concatenate(
-        [
-            np.concatenate(cells[start : start + columns], axis=1)
-            for start in range(0, len(cells), columns)
-        ]
-    )
+    rows = [
+        np.concatenate(cells[start : start + columns], axis=1)
+        for start in range(0, len(cells), columns)
+    ]
+    return np.concatenate([*rows, _draw_legend(rows[0].shape[1])])
 
 
 def _draw_cell(mammogram: Mammogram, skipped: Skipped) -> NDArray[np.uint8]:
@@ -79,18 +78,24 @@ def _draw_cell(mammogram: Mammogram, skipped: Skipped) -> NDArray[np.uint8]:
             cv2.polylines(picture, [points], True, COLOURS[lesion.kind], 1, cv2.LINE_AA, 4)
     cell = np.zeros((CELL[0] + CAPTION, CELL[1], 3), np.uint8)
     cell[:rows, :cols] = picture
-    words = _caption(mammogram, float(image.max()))
-    cv2.putText(
-        cell,
-        words,
-        (2, CELL[0] + 12),
-        cv2.FONT_HERSHEY_SIMPLEX,
-        0.34,
-        (200, 200, 200),
-        1,
-        cv2.LINE_AA,
-    )
+    _write(cell[CELL[0] :], _caption(mammogram, float(image.max())), 2, (200, 200, 200))
     return cell
+
+
+def _draw_legend(width: int) -> NDArray[np.uint8]:
+    """Draw a line with the kinds of lesions, each in its colour."""
+    line = np.zeros((CAPTION, width, 3), np.uint8)
+    left = 2
+    for kind, colour in COLOURS.items():
+        left = _write(line, kind, left, colour) + 10
+    return line
+
+
+def _write(line: NDArray[np.uint8], words: str, left: int, colour: tuple[int, int, int]) -> int:
+    """Write words into a line of CAPTION rows; return the column where they end."""
+    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.34
+    cv2.putText(line, words, (left, 12), font, scale, colour, 1, cv2.LINE_AA)
+    return left + cv2.getTextSize(words, font, scale, 1)[0][0]
 
 
 def _caption(mammogram: Mammogram, highest: float) -> str:
