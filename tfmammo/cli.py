@@ -63,8 +63,8 @@ def run(main: Callable[[], object]) -> None:
     """Run a command.
 
     Errors of tfmammo and of the system, and a missing extra, become one line on stderr and exit
-    code 2. Ctrl-C becomes exit code 130. A stop signal whose checkpoint is saved (`Interrupted`)
-    becomes exit code 128 + its number.
+    code 2. Ctrl-C becomes the word "stopped" and exit code 130. A stop signal whose checkpoint is
+    saved (`Interrupted`) becomes exit code 128 + its number.
     """
     logging.basicConfig(
         level=logging.WARNING,
@@ -77,6 +77,7 @@ def run(main: Callable[[], object]) -> None:
     try:
         main()
     except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
         sys.exit(130)
     except Interrupted as stop:
         log.info("%s", stop)

@@ -181,7 +181,7 @@ def test_predict_joins_batches():
         (ConfigError("training.stepz: unknown key"), 2, "error: training.stepz: unknown key\n"),
         (Interrupted(15, "at step 7"), 143, ""),
         (Interrupted(2, "at step 7"), 130, ""),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "stopped\n"),
     ],
 )
 def test_our_errors_become_one_line_and_a_code(capsys, monkeypatch, error, code, said):
