@@ -251,10 +251,10 @@ def _summarize(
     marked = {name: scorer.mark_scores(values) for name, values in scores.items()}
     rows = config.summarize(marked, patches.patient_ids)
     copies = scorer.mark_name("copy")
-    return [_bound_share(row, config.level) if row.measure == copies else row for row in rows]
+    return [_bound_row(row, config.level) if row.measure == copies else row for row in rows]
 
 
-def _bound_share(row: Row, level: float) -> Row:
+def _bound_row(row: Row, level: float) -> Row:
     """Return a share's row; where all patches are alike its interval is by the rule of three."""
     if np.isnan(row.low) or row.mean not in (0, 1):
         return row

@@ -105,12 +105,12 @@ def estimate_choices(right: ArrayLike, level: float = 0.95) -> Choices:
     count = int(is_right.sum())
     n = len(is_right)
     enough = n >= FEWEST_PATIENTS
-    share = Estimate(count / n, *(_bound_share(count, n, level) if enough else NO_BOUNDS))
+    share = Estimate(count / n, *(_clopper_pearson(count, n, level) if enough else NO_BOUNDS))
     p = float(stats.binomtest(count, n, 0.5).pvalue) if enough else np.nan
     return Choices(n, count, share, _convert_to_d(share, 0.5 / n), p)
 
 
-def _bound_share(count: int, n: int, level: float) -> tuple[float, float]:
+def _clopper_pearson(count: int, n: int, level: float) -> tuple[float, float]:
     """Compute Clopper and Pearson's interval of a share."""
     bounds = stats.binomtest(count, n).proportion_ci(level, "exact")
     return float(bounds.low), float(bounds.high)
@@ -158,7 +158,7 @@ def pool_choices(
         has_answers = drawn_answers > 0
         bounds = percentile_interval(drawn_right[has_answers] / drawn_answers[has_answers], level)
         if count in (0, n):  # every draw is alike, though other pairs might not be
-            bounds = _bound_share(pairs_answered if count else 0, pairs_answered, level)
+            bounds = _clopper_pearson(pairs_answered if count else 0, pairs_answered, level)
         p = _exchange_test(np.where(answered, 2 * correct - 1, 0).sum(axis=0))
     share = Estimate(count / n, *bounds)
     return Choices(n, count, share, _convert_to_d(share, 0.5 / n), p)
