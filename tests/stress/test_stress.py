@@ -15,14 +15,15 @@ from tfmammo import archives
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
 from tfmammo.data.sampling import is_normal
-from tfmammo.detection.detections import Detections
+from tfmammo.detection.detections import Detections, Detector
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.mammogram import Mammogram
+from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.metrics.detection import Matches
 from tfmammo.metrics.significance import holm
 from tfmammo.stress import pairs, prediction, scoring
 from tfmammo.stress.__main__ import choose
 from tfmammo.stress.config import MethodConfig, StressConfig
+from tfmammo.stress.detectors import OneByOne, read_unknown
 from tfmammo.stress.pairs import Condition, Inserter
 from tfmammo.stress.prediction import Prediction
 from tfmammo.stress.scoring import Outcome, Trial
@@ -115,6 +116,36 @@ def test_every_cell_of_the_grid_gets_equally_many_pairs():
     for condition in pairs.list_conditions(config):
         counts[condition] = counts.get(condition, 0) + 1
     assert len(counts) == 8 and sorted(counts.values()) == [2] * 7 + [3]
+
+
+class Knowing(Detector):
+    """A detector whose card names some patients."""
+
+    def __init__(self, patients):
+        self._seen = frozenset(patients)
+
+
+def test_patients_whom_a_detector_knows_are_left_out():
+    every = phantom.read(count=PHANTOMS)
+    known = {each.patient_id for each in every[: PHANTOMS // 2]}
+    detectors = [OneByOne(Knowing(known)), OneByOne(Knowing([])), object()]
+    skipped = Skipped()
+    left = read_unknown(DATA, detectors, skipped)
+    assert left and not known & {each.patient_id for each in left}
+    assert set(skipped.reasons.values()) == {"a detector was trained on its patient"}
+    assert len(left) + len(skipped) == len(every)
+    config = make_config(
+        data=DATA, mammograms="all", methods={"a": MethodConfig(painter="paste")}, pairs=6
+    )
+    made = list(pairs.make_pairs(config, detectors, Skipped()))
+    assert made and not known & {pair.before.patient_id for pair in made}
+    inserter = Inserter.load("a", config.methods["a"], config, detectors)
+    assert not known & {lesion.mammogram.patient_id for lesion in inserter.bank.lesions}
+    taken_out = list(pairs.make_removals(config, detectors, Skipped()))
+    assert taken_out and not known & {pair.before.patient_id for pair in taken_out}
+    everybody = [OneByOne(Knowing(each.patient_id for each in every))]
+    with pytest.raises(DataError, match="phantom: detectors were trained on all of its patients"):
+        read_unknown(DATA, everybody, Skipped())
 
 
 def test_tissue_and_depth_of_a_box():

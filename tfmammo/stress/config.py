@@ -93,8 +93,9 @@ class StressConfig(Frozen):
     fppi: PositiveFloat = 0.5
     """False positives per mammogram, before insertion, at which each detector works."""
     unseen: DataConfig | None = None
-    """Mammograms with lesions that no detector saw. With three detectors or more, the stress score
-    is compared with recall there.
+    """Mammograms with lesions that no detector saw; patients that a detector's card names are left
+    out, here and in `data`. With three detectors or more, the stress score is compared with recall
+    there.
     """
     link: Link = "logistic"
     """Shape of the psychometric function."""

@@ -21,7 +21,7 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,12 +29,13 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tfmammo import archives
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
 from tfmammo.detection.detections import COUNT, MASKS, OUTPUTS, Detections, Detector
-from tfmammo.errors import ConfigError, DetectionError
-from tfmammo.mammogram import LesionKind, Mammogram
+from tfmammo.errors import ConfigError, DataError, DetectionError
+from tfmammo.mammogram import LesionKind, Mammogram, Skipped
 from tfmammo.stress.config import StressConfig
 
 COMMAND = "command:"
@@ -75,6 +76,35 @@ def open_detector(uri: str, config: StressConfig) -> StressedDetector:
     if uri.endswith(".onnx"):
         return OneByOne(OnnxDetector(Path(uri), kinds))
     return OneByOne(Detector.load(uri, kinds, config.tracking_uri))
+
+
+def read_unknown(
+    data: DataConfig, detectors: Iterable[StressedDetector], skipped: Skipped
+) -> list[Mammogram]:
+    """Read an archive without the patients that a detector was trained on, as far as cards say.
+
+    Args:
+        data: The archive.
+        detectors: Those that are tried.
+        skipped: Notes the mammograms of these patients.
+
+    Raises:
+        DataError: The detectors know all patients.
+    """
+    ours = [detector.detector for detector in detectors if isinstance(detector, OneByOne)]
+    every = archives.read_mammograms(data, skipped)
+    unknown = []
+    for mammogram in every:
+        if any(detector.saw(mammogram.patient_id) for detector in ours):
+            skipped.add(mammogram.image_id, "a detector was trained on its patient")
+        else:
+            unknown.append(mammogram)
+    if every and not unknown:
+        raise DataError(
+            f"{data.archive_name}: detectors were trained on all of its patients; name mammograms "
+            "that none of them saw"
+        )
+    return unknown
 
 
 class OneByOne:

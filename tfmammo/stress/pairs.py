@@ -22,7 +22,7 @@ over it and a rim around it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -38,6 +38,7 @@ from tfmammo.data import sampling
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, Skipped
 from tfmammo.stress.config import MethodConfig, Place, StressConfig, Tissue
+from tfmammo.stress.detectors import StressedDetector, read_unknown
 from tfmammo.synthesis import lesion_bank
 from tfmammo.synthesis.generators import resolve_handle
 from tfmammo.synthesis.lesion_bank import LesionBank, LesionPatch
@@ -138,8 +139,20 @@ class Inserter:
     bank: LesionBank | None
 
     @staticmethod
-    def load(name: str, method: MethodConfig, config: StressConfig) -> Inserter:
+    def load(
+        name: str,
+        method: MethodConfig,
+        config: StressConfig,
+        detectors: Collection[StressedDetector] = (),
+    ) -> Inserter:
         """Load the network or the lesions of a method.
+
+        Args:
+            name: The method's.
+            method: Its section of the config.
+            config: The test's.
+            detectors: Those that are tried; lesions of patients whom one of them knows are left
+                out.
 
         Raises:
             TrackingError: A model URI leads to no network.
@@ -154,7 +167,7 @@ class Inserter:
         if not method.needs_lesions:
             return Inserter(name, renderer, None)
         data = config.lesion_data
-        lesions = select_lesions(archives.read_mammograms(data, Skipped()), data)
+        lesions = select_lesions(read_unknown(data, detectors, Skipped()), data)
         return Inserter(name, renderer, LesionBank.select(lesions, data))
 
     def draw(
@@ -235,22 +248,27 @@ def list_conditions(config: StressConfig) -> list[Condition]:
     return conditions[: config.pairs]
 
 
-def make_pairs(config: StressConfig, skipped: Skipped) -> Iterator[Pair]:
+def make_pairs(
+    config: StressConfig, detectors: Collection[StressedDetector], skipped: Skipped
+) -> Iterator[Pair]:
     """Make all pairs, mammogram after mammogram; an iterator, as each holds whole mammograms.
 
     Args:
         config: The test's.
+        detectors: Those that are tried; patients whom one of them knows are left out.
         skipped: Notes pairs that could not be made.
 
     Raises:
         DataError: There is no mammogram to insert into.
     """
-    every = archives.read_mammograms(config.data, skipped)
+    every = read_unknown(config.data, detectors, skipped)
     suitable = [each for each in every if config.mammograms == "all" or sampling.is_normal(each)]
     if not suitable:
         raise DataError(f"none of {len(every)} mammograms is normal; mammograms=all takes others")
     order = np.random.default_rng([config.seed, 1]).permutation(len(suitable))
-    inserters = [Inserter.load(name, each, config) for name, each in config.methods.items()]
+    inserters = [
+        Inserter.load(name, each, config, detectors) for name, each in config.methods.items()
+    ]
     conditions = list_conditions(config)
     for turn, index in enumerate(order.tolist()):
         mammogram = suitable[index]
@@ -322,16 +340,19 @@ def insert(
     )
 
 
-def make_removals(config: StressConfig, skipped: Skipped) -> Iterator[Pair]:
+def make_removals(
+    config: StressConfig, detectors: Collection[StressedDetector], skipped: Skipped
+) -> Iterator[Pair]:
     """Take real lesions out, at most `removals` of them.
 
     Args:
         config: The test's.
+        detectors: As for `make_pairs`.
         skipped: Notes lesions that could not be taken out.
     """
     if not config.removals:
         return
-    every = archives.read_mammograms(config.data, skipped)
+    every = read_unknown(config.data, detectors, Skipped())  # noted with the pairs
     sources = LesionBank.select(select_lesions(every, config.data), config.data).lesions
     order = np.random.default_rng([config.seed, 2]).permutation(len(sources))
     count = 0

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from tfmammo import archives, datasets
+from tfmammo import datasets
 from tfmammo.data import sampling
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Skipped, stack_boxes
@@ -25,7 +25,7 @@ from tfmammo.metrics.significance import FEWEST_PATIENTS, holm, percentile_inter
 from tfmammo.metrics.summary import Table, format_p
 from tfmammo.stress.analysis import fit_curves, name_stimulus
 from tfmammo.stress.config import StressConfig
-from tfmammo.stress.detectors import StressedDetector
+from tfmammo.stress.detectors import StressedDetector, read_unknown
 from tfmammo.stress.scoring import Trial
 
 MOST_DRAWS = 300  # a draw fits one curve for each detector and method
@@ -83,7 +83,7 @@ def measure_recall(
     skipped = Skipped()
     mammograms = [
         mammogram
-        for mammogram in archives.read_mammograms(config.unseen, skipped)
+        for mammogram in read_unknown(config.unseen, detectors.values(), skipped)
         if sampling.select_lesions(mammogram, config.unseen) or sampling.is_normal(mammogram)
     ]
     datasets.log_skipped(skipped)

@@ -35,7 +35,8 @@ def stress(config: StressConfig, output: Path) -> list[Table]:
     """
     detectors = {name: open_detector(uri, config) for name, uri in config.detectors.items()}
     skipped = Skipped()
-    pairs = chain(make_pairs(config, skipped), make_removals(config, skipped))
+    opened = detectors.values()
+    pairs = chain(make_pairs(config, opened, skipped), make_removals(config, opened, skipped))
     trials = run(detectors, pairs, config)
     datasets.log_skipped(skipped)
     if not any(trial.list_of(name) for trial in trials.values() for name in config.methods):
