@@ -69,7 +69,10 @@ DIFFERENCES = (
     "steps are ours of the paper's; where the paper prints no length, ours stands alone. Trainings "
     "of different lengths are called as in their commands, which each item lists."
 )
-DECIDED = "The table counts tables and figures, the list single claims:"
+DECIDED = (
+    "A table or figure counts as reproduced only if all of its claims are. These single claims are "
+    "decided:"
+)
 BEGIN = "<!-- written by evaluate/report.py -->"
 END = "<!-- end of what evaluate/report.py writes -->"
 SMALLER = re.compile(r"\b\d+ of \d+ px")  # in an extent where patches are smaller than the paper's
@@ -206,7 +209,7 @@ def _summarize(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) ->
         Grid(("paper", "claims", *WORDS), tuple(body)),
     ]
     if decided := _list_decided(verdict_of, facts):
-        blocks += [Text(DECIDED), Points(tuple(decided))]
+        blocks += [Text(DECIDED), Points(tuple(sentence for _, sentence in decided))]
     blocks += [Text("What the verdicts mean:"), Points(RULES)]
     if counted := _count_curves(facts):
         blocks.append(Text(f"{counted} {CHANCE}"))
@@ -277,18 +280,24 @@ def _summarize_briefly(facts: Mapping[str, Facts]) -> str:
         lines.append(f"| {paper.name} | {' | '.join(str(words.count(word)) for word in WORDS)} |")
     decided = _list_decided(verdict_of, facts)
     lines += ["", DECIDED] if decided else []
-    for sentence in decided[:BRIEF]:
+    for _, sentence in decided[:BRIEF]:
         lines += textwrap.wrap(f"- {sentence}", 118, subsequent_indent="  ")
-    if len(decided) > BRIEF:
-        lines.append(f"- Further decided claims: {len(decided) - BRIEF}.")
+    if further := Counter(word for word, _ in decided[BRIEF:]):
+        counts = ", ".join(f"{count} {word}" for word, count in further.items())
+        lines.append(f"- Further decided claims: {counts}.")
     return "\n".join(lines)
 
 
-def _list_decided(verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]) -> list[str]:
-    """Say of every claim that is reproduced or contradicted by which numbers, and on what."""
+def _list_decided(
+    verdict_of: Mapping[str, Verdict], facts: Mapping[str, Facts]
+) -> list[tuple[Word, str]]:
+    """List every claim that is reproduced or contradicted, and say by which numbers, on what."""
     return [
-        f"{item.source.name}: {part.sentence} {part.word.capitalize()}, certainty "
-        f"{part.certainty}: {part.numbers} ({facts[item.key].extent})."
+        (
+            part.word,
+            f"{item.source.name}: {part.sentence} {part.word.capitalize()}, certainty "
+            f"{part.certainty}: {part.numbers} ({facts[item.key].extent}).",
+        )
         for item in ITEMS
         for part in verdict_of[item.key].evidence
         if part.word in ("reproduced", "contradicted")
