@@ -1,10 +1,10 @@
 """Measure what inserting a real lesion into a mammogram costs, by a network and without one.
 
-python benchmarks/blending.py [--painters blending poisson mixed] [--lesions 1] [--pixels 3328 2560]
+python benchmarks/blending.py [--renderers blending poisson mixed] [--lesions 1] [--pixels 3328 2560]
 [--side 300]
 
-One JSON line for each painter: processor seconds of all threads for one full-resolution mammogram,
-medians. The painters take turns, so that they share the machine's other load.
+One JSON line for each renderer: processor seconds of all threads for one full-resolution mammogram,
+medians. The renderers take turns, so that they share the machine's other load.
 
 - reading: file, grey values, breast.
 - placing: the lesion is drawn and transformed, and its place found. Reading the lesion's own
@@ -78,7 +78,7 @@ def write_archive(folder: Path, rows: int, cols: int, side: int) -> DataConfig:
 
 def make_renderers(options: argparse.Namespace) -> dict[str, Renderer]:
     """Make those asked for, the network full size unless --model says otherwise."""
-    renderers: dict[str, Renderer] = {name: DirectRenderer(name) for name in options.painters}
+    renderers: dict[str, Renderer] = {name: DirectRenderer(name) for name in options.renderers}
     if "blending" in renderers:
         model = Blending(BlendingConfig(**json.loads(options.model)), options.size)
         data = DataConfig(size=options.size, frame="square", context=2, window=(0, 1))
@@ -116,10 +116,10 @@ def measure(
 
 
 def main() -> None:
-    """Measure the painters in turns, one round that is not counted before."""
+    """Measure the renderers in turns, one round that is not counted before."""
     parser = make_parser(__doc__, "blending", repeats=7)
     parser.add_argument(
-        "--painters", nargs="+", default=["blending", "poisson", "mixed"], metavar="NAME"
+        "--renderers", nargs="+", default=["blending", "poisson", "mixed"], metavar="NAME"
     )
     parser.add_argument("--lesions", type=int, default=1, help="in one mammogram")
     options = parser.parse_args()
@@ -130,20 +130,20 @@ def main() -> None:
         mammograms = archives.read_mammograms(data, Skipped())
         source = next(mammogram for mammogram in mammograms if mammogram.pathology == "normal")
         bank = LesionBank.select(select_lesions(mammograms, data), data)
-        rows: dict[str, list[tuple[float, ...]]] = {painter: [] for painter in renderers}
+        rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in renderers}
         for number in range(1 + options.repeats):
-            for painter, renderer in renderers.items():
-                recipe = _make_recipe(painter, data, options.lesions)
+            for name, renderer in renderers.items():
+                recipe = _make_recipe(name, data, options.lesions)
                 synthesizer = Synthesizer(renderer, bank)
-                rows[painter].append(measure(source, synthesizer, recipe, number))
-    for painter, of_painter in rows.items():
-        print(json.dumps(make_report(painter, options, of_painter[1:])), flush=True)
+                rows[name].append(measure(source, synthesizer, recipe, number))
+    for name, measured in rows.items():
+        print(json.dumps(make_report(name, options, measured[1:])), flush=True)
 
 
 def make_report(
-    painter: str, options: argparse.Namespace, rows: list[tuple[float, ...]]
+    renderer: str, options: argparse.Namespace, rows: list[tuple[float, ...]]
 ) -> dict[str, Any]:
-    """Make the JSON line of one painter."""
+    """Make the JSON line of one renderer."""
     seconds = {
         part: round(statistics.median(row[place] for row in rows), 4)
         for place, part in enumerate(PARTS)
@@ -157,7 +157,7 @@ def make_report(
     }
     return {
         "benchmark": "blending",
-        "painter": painter,
+        "renderer": renderer,
         **about,
         "processor_seconds": seconds,
         "elapsed": elapsed,
@@ -165,12 +165,12 @@ def make_report(
     }
 
 
-def _make_recipe(painter: str, data: DataConfig, lesions: int) -> Recipe:
-    generator = "none" if painter == "blending" else None
+def _make_recipe(renderer: str, data: DataConfig, lesions: int) -> Recipe:
+    generator = "none" if renderer == "blending" else None
     config = SynthesisConfig.model_validate(
         {
             "name": "benchmark",
-            "painter": painter,
+            "renderer": renderer,
             "generator": generator,
             "data": data,
             "masses": (lesions, lesions),

@@ -329,7 +329,7 @@ def prepare_synthesis(count: int, folder: Path) -> Run:
     return lambda: synthesize(
         SynthesisConfig(
             name="scaling",
-            painter="poisson",
+            renderer="poisson",
             format="png",
             count=count,
             data=DataConfig(phantoms=8),

@@ -159,8 +159,8 @@ def test_three_lines_make_a_lesion(archive):
 def test_the_models_card_tells_how_a_lesion_is_made(archive, tiny_infilling, tiny_contextual, can):
     mammogram = next(each for each in archive if not each.lesions)
     edit = tfmammo.insert_lesion(mammogram, tiny_infilling(), size=(40, 30), shape="oval")
-    assert edit.recipe["config"]["painter"] == "infilling" and edit.kind == "mass"
-    assert tfmammo.insert_lesion(mammogram, tiny_contextual()).recipe["painter"] == "contextual"
+    assert edit.recipe["config"]["renderer"] == "infilling" and edit.kind == "mass"
+    assert tfmammo.insert_lesion(mammogram, tiny_contextual()).recipe["renderer"] == "contextual"
     with pytest.raises(ConfigError, match="was trained to remove lesions; remove_lesion takes it"):
         tfmammo.insert_lesion(mammogram, tiny_contextual("removal"))
     with pytest.raises(ConfigError, match="lesions: is missing; without a model"):

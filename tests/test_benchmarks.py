@@ -359,9 +359,9 @@ def test_blending(measured):
         "1",
     )
     rows = measured(
-        *sizes, "--model", model, "--painters", "blending", "poisson", script="blending"
+        *sizes, "--model", model, "--renderers", "blending", "poisson", script="blending"
     )
-    assert [(row["benchmark"], row["painter"], row["lesions"]) for row in rows] == [
+    assert [(row["benchmark"], row["renderer"], row["lesions"]) for row in rows] == [
         ("blending", "blending", 2),
         ("blending", "poisson", 2),
     ]

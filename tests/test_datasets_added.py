@@ -36,7 +36,7 @@ def made(tmp_path_factory, split_file):
     patients = {"split_file": split_file, "fold": 0, "side": "train"}
     synthesize(
         SynthesisConfig(
-            name="some", data=DATA, painter="poisson", patients=patients, count=4, format="png"
+            name="some", data=DATA, renderer="poisson", patients=patients, count=4, format="png"
         ),
         folder,
     )

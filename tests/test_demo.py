@@ -70,7 +70,7 @@ def test_places_lie_on_the_breast_and_away_from_its_mass(phantom_case):
 
 def test_no_place_is_an_error_that_says_why(phantom_case):
     class Full:
-        config = scenes.EditorConfig(painter="can", generator="none")
+        config = scenes.EditorConfig(renderer="can", generator="none")
         network = None
 
         def edit(self, mammogram, request):

@@ -268,9 +268,9 @@ def test_the_card_serves_segmentation_unless_told_otherwise(directory):
     assert read_card(directory)["serves"] == "inverter"
     with pytest.raises(
         ExportError,
-        match="serves painter, which is none of the functions generator, inverter, critic",
+        match="serves renderer, which is none of the functions generator, inverter, critic",
     ):
-        export(Model(), directory, {"serves": "painter"})
+        export(Model(), directory, {"serves": "renderer"})
     assert read_card(directory)["serves"] == "inverter"
     assert read_card(export(Model(), directory, {"serves": "critic"}))["serves"] == "critic"
 
@@ -341,11 +341,11 @@ def test_dropout_at_inference_draws_alike_and_the_model_is_left_as_it_was(tmp_pa
 def test_a_function_named_after_no_network_is_refused(tmp_path):
     model = Model()
     functions = model.functions()
-    model.networks = {"painter": model.networks["generator"], "critic": model.networks["critic"]}
+    model.networks = {"renderer": model.networks["generator"], "critic": model.networks["critic"]}
     model.functions = lambda: {"generator": functions["generator"]}
     with pytest.raises(
         ExportError,
-        match="the function generator is named after none of the networks painter, critic",
+        match="the function generator is named after none of the networks renderer, critic",
     ):
         export(model, tmp_path / "export", {})
 
@@ -464,9 +464,9 @@ def test_find_says_what_the_export_is_instead(exported):
 
 def test_an_unknown_function_is_one_sentence(exported):
     with pytest.raises(
-        ExportError, match="has no function painter, only generator, inverter, critic"
+        ExportError, match="has no function renderer, only generator, inverter, critic"
     ):
-        load(exported[1], "painter")
+        load(exported[1], "renderer")
 
 
 def test_assign_copies_every_variable_into_a_model_of_another_precision(tmp_path):

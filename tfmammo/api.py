@@ -45,7 +45,7 @@ from tfmammo.synthesis.editor import (
     EditResult,
     open_mammogram,
 )
-from tfmammo.synthesis.generators import find_painters
+from tfmammo.synthesis.generators import find_renderers
 from tfmammo.tracking import models
 from tfmammo.training import script
 
@@ -259,9 +259,9 @@ def insert_lesion(
         TfmammoError: The model or the lesions can't be read.
     """
     if model is None:
-        painter: str = method or "poisson"
-        if painter in NETWORK_INPUTS:
-            raise ConfigError(f"method: {painter} draws with a network; name it as model instead")
+        renderer: str = method or "poisson"
+        if renderer in NETWORK_INPUTS:
+            raise ConfigError(f"method: {renderer} draws with a network; name it as model instead")
         if lesions is None:
             raise ConfigError(
                 "lesions: is missing; without a model a real lesion is inserted, so name an "
@@ -270,8 +270,13 @@ def insert_lesion(
     elif method is not None:
         raise ConfigError("method: is for lesions without a network; leave out method or model")
     else:
-        painter = _find_painter(models.resolve(model, tracking_uri))
-    values = {"painter": painter, "generator": model and str(model), "lesions": lesions, "gan": gan}
+        renderer = _find_renderer(models.resolve(model, tracking_uri))
+    values = {
+        "renderer": renderer,
+        "generator": model and str(model),
+        "lesions": lesions,
+        "gan": gan,
+    }
     editor = Editor.load(_parse(EditorConfig, **values, tracking_uri=tracking_uri))
     if editor.removes:
         raise ConfigError(f"{model}: was trained to remove lesions; remove_lesion takes it")
@@ -301,10 +306,12 @@ def remove_lesion(
         DataError: The network can't work there.
         TfmammoError: The model can't be read.
     """
-    painter = _find_painter(models.resolve(model, tracking_uri))
-    if painter != "contextual":
-        raise ConfigError(f"{model}: inserts lesions ({painter}); a contextual GAN removes them")
-    config = _parse(EditorConfig, painter=painter, generator=str(model), tracking_uri=tracking_uri)
+    renderer = _find_renderer(models.resolve(model, tracking_uri))
+    if renderer != "contextual":
+        raise ConfigError(f"{model}: inserts lesions ({renderer}); a contextual GAN removes them")
+    config = _parse(
+        EditorConfig, renderer=renderer, generator=str(model), tracking_uri=tracking_uri
+    )
     editor = Editor.load(config)
     if not editor.removes:
         raise ConfigError(f"{model}: was trained to add lesions; take one of model.target=removal")
@@ -402,7 +409,7 @@ def _parse(schema: type[Config], **values: Any) -> Config:
         raise ConfigError(configuration.describe(error, schema)) from None
 
 
-def _find_painter(folder: Path) -> str:
+def _find_renderer(folder: Path) -> str:
     """Find what makes an editor's lesions of an export's network.
 
     Raises:
@@ -411,7 +418,7 @@ def _find_painter(folder: Path) -> str:
     card = export.read_card(folder)
     if card["name"] == "contextual":
         return "contextual"
-    fitting = find_painters(folder)
+    fitting = find_renderers(folder)
     if not fitting:
         raise ConfigError(f"{folder}: holds a model for {card['name']}, which makes no lesions")
     return fitting[0]

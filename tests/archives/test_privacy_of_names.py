@@ -108,7 +108,7 @@ def test_names_of_the_current_folder_are_left_out_too(archive, monkeypatch):
     assert told[hash_id("folder", f"{NAME}/empty")] == f"lesion 0: {mask}: marks nothing"
     assert "Anna" not in str(told) and str(archive) not in str(told)
     error = ArchiveError(f"{archive}/images/{NAME}/broken.png: no such file")
-    synthesis = SynthesisConfig(name="some", data=config, painter="poisson", count=1, format="png")
+    synthesis = SynthesisConfig(name="some", data=config, renderer="poisson", count=1, format="png")
     reason = explain(error, synthesis.archive_folders)
     assert reason == f"{make_pseudonym(f'images/{NAME}/broken.png')}: no such file"
 

@@ -24,7 +24,7 @@ DATA = DataConfig(phantoms=12)
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory):
     folder = tmp_path_factory.mktemp("synthetic") / "set"
-    config = SynthesisConfig(name="some", data=DATA, painter="poisson", count=3, format="png")
+    config = SynthesisConfig(name="some", data=DATA, renderer="poisson", count=3, format="png")
     synthesize(config, folder)
     return folder
 

@@ -28,8 +28,8 @@ TRAINING = (
     "model.filters=[4,8,8]", "model.discriminator_filters=4",
 )  # fmt: skip
 SETS = {
-    "poisson": ("painter=poisson", "generator=null"),
-    "can": ("painter=can", "generator=can"),
+    "poisson": ("renderer=poisson", "generator=null"),
+    "can": ("renderer=can", "generator=can"),
 }
 STUDY = (
     "real.name=phantom", "real.phantoms=40", "real.size=32", "pairs=2", "ratings=2", "samples=200",

@@ -384,7 +384,7 @@ def test_a_synthesis_gives_one_lesion_a_seed(tmp_path):
     cv2.imwrite(str(tmp_path / "shape.png"), shape)
     synthetic.write_png(tmp_path / "breast.png", Stored.of_image(textured_breast(0), 16))
     mammogram = open_mammogram(tmp_path / "breast.png", "L", "CC", (0.1, 0.1))
-    editor = Editor.load(EditorConfig(painter="infilling", generator=str(generator)))
+    editor = Editor.load(EditorConfig(renderer="infilling", generator=str(generator)))
     shapes = ShapeFiles.find(tmp_path / "shape.png")
     editor.synthesizer = replace(editor.synthesizer, shapes=shapes)
     one, other, again = (

@@ -69,7 +69,7 @@ def archives(tmp_path_factory):
             name="some",
             data=data,
             mammograms=mammograms,
-            painter="poisson",
+            renderer="poisson",
             count=16,
             format="png",
             seed=3,

@@ -429,7 +429,7 @@ def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_ru
     study, steps_here, tracking_uri, caplog
 ):
     method = (
-        "{poisson: {config: configs/synthesis_blending.yaml, set: {painter: poisson, "
+        "{poisson: {config: configs/synthesis_blending.yaml, set: {renderer: poisson, "
         "generator: null}}}"
     )
     few = "generators={}", f"methods={method}", "synthetic=[3]", "copies=[]"

@@ -223,7 +223,7 @@ def test_mammograms_with_synthetic_masses(run, repository, tmp_path):
     made = tmp_path / "poisson"
     config = repository / "configs/synthesis_blending.yaml"
     values = ("data.name=phantom", "data.root=null", "data.phantoms=12", "lesions.name=phantom")
-    settings = ("painter=poisson", "generator=null", "format=png", "mammograms=all", "count=2")
+    settings = ("renderer=poisson", "generator=null", "format=png", "mammograms=all", "count=2")
     done = run_module_here(
         "tfmammo.synthesis", "--config", config, "--output", made, "--set", *values, *settings
     )

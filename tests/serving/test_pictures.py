@@ -84,7 +84,7 @@ def inverter(can):
 
 @pytest.fixture(scope="module")
 def synthesiser(tiny_infilling):
-    system = EditorConfig(painter="infilling", generator=str(tiny_infilling(size=32, padding=20)))
+    system = EditorConfig(renderer="infilling", generator=str(tiny_infilling(size=32, padding=20)))
     return Service.load(ServiceConfig(name="synthesis", system=system)), system
 
 
@@ -336,7 +336,7 @@ def test_a_wish_that_cant_be_granted_names_its_number(synthesiser):
         (
             {
                 "network": {"handle": "x"},
-                "system": {"painter": "poisson", "lesions": {"name": "phantom"}},
+                "system": {"renderer": "poisson", "lesions": {"name": "phantom"}},
             },
             "give one of network",
         ),

@@ -42,10 +42,10 @@ def normal():
     return next(each for each in phantom.read(count=PHANTOMS) if is_normal(each))
 
 
-@pytest.mark.parametrize("painter", ["drawn", "poisson", "paste"])
+@pytest.mark.parametrize("renderer", ["drawn", "poisson", "paste"])
 @pytest.mark.parametrize("softness", [0.0, 0.5])
-def test_a_pair_differs_by_a_lesion_of_the_wanted_contrast_and_size(normal, painter, softness):
-    config = make_config(methods={"a": MethodConfig(painter=painter)})
+def test_a_pair_differs_by_a_lesion_of_the_wanted_contrast_and_size(normal, renderer, softness):
+    config = make_config(methods={"a": MethodConfig(renderer=renderer)})
     inserter = Inserter.load("a", config.methods["a"], config)
     condition = Condition(0.1, 10.0, softness, "fatty", "central")
     stored = archives.read_stored(normal)
@@ -61,11 +61,11 @@ def test_a_pair_differs_by_a_lesion_of_the_wanted_contrast_and_size(normal, pain
     assert pair.size == pytest.approx(10.0, rel=0.05)
     # a disc of 10 mm at 0.2 mm a px, on which the mean change is the contrast
     assert change.sum() == pytest.approx(pair.contrast * np.pi / 4 * 50**2, rel=0.1)
-    assert set(pair.controls) == (set() if painter == "drawn" else {"self", "sham"})
+    assert set(pair.controls) == (set() if renderer == "drawn" else {"self", "sham"})
 
 
 def test_tissue_inserted_into_itself_changes_nothing_and_other_tissue_does(normal):
-    config = make_config(methods={"a": MethodConfig(painter="poisson")})
+    config = make_config(methods={"a": MethodConfig(renderer="poisson")})
     inserter = Inserter.load("a", config.methods["a"], config)
     condition = Condition(0.05, 8.0, 0.0, "dense", "central")
     stored = archives.read_stored(normal)
@@ -99,7 +99,7 @@ def test_a_lesion_that_is_taken_out_is_gone():
 
 
 def test_the_command_takes_one_detector_and_some_methods():
-    config = make_config(methods={"a": MethodConfig(), "b": MethodConfig(painter="paste")})
+    config = make_config(methods={"a": MethodConfig(), "b": MethodConfig(renderer="paste")})
     chosen = choose(config, "runs/x", ["b"])
     assert chosen.detectors == {"detector": "runs/x"} and list(chosen.methods) == ["b"]
     with pytest.raises(ConfigError, match="--method: the config has no c"):
@@ -135,7 +135,7 @@ def test_patients_whom_a_detector_knows_are_left_out():
     assert set(skipped.reasons.values()) == {"a detector was trained on its patient"}
     assert len(left) + len(skipped) == len(every)
     config = make_config(
-        data=DATA, mammograms="all", methods={"a": MethodConfig(painter="paste")}, pairs=6
+        data=DATA, mammograms="all", methods={"a": MethodConfig(renderer="paste")}, pairs=6
     )
     made = list(pairs.make_pairs(config, detectors, Skipped()))
     assert made and not known & {pair.before.patient_id for pair in made}
@@ -272,7 +272,7 @@ def test_blobs_with_more_noise_find_less(repository, tmp_path, tracking_uri):
     config = {
         "data": {"phantoms": 12},
         "detectors": detectors,
-        "methods": {"drawn": {"painter": "drawn"}, "poisson": {"painter": "poisson"}},
+        "methods": {"drawn": {"renderer": "drawn"}, "poisson": {"renderer": "poisson"}},
         "contrasts": [0.02, 0.08, 0.3],
         "sizes": [8],
         "softness": [0],

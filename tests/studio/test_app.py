@@ -89,10 +89,10 @@ def models(tmp_path_factory, tiny_infilling, tiny_contextual, mass):
     detector_folder = detector(root / "detector", mass.lesions[0].box, mass.rows, mass.cols)
     return {
         "systems": {
-            "infilling": {"painter": "infilling", "generator": str(tiny_infilling())},
-            "real lesions": {"painter": "paste", "lesions": {"name": "phantom"}},
-            "add": {"painter": "contextual", "generator": str(tiny_contextual())},
-            "remove": {"painter": "contextual", "generator": str(tiny_contextual("removal"))},
+            "infilling": {"renderer": "infilling", "generator": str(tiny_infilling())},
+            "real lesions": {"renderer": "paste", "lesions": {"name": "phantom"}},
+            "add": {"renderer": "contextual", "generator": str(tiny_contextual())},
+            "remove": {"renderer": "contextual", "generator": str(tiny_contextual("removal"))},
         },
         "case": {
             "detector": detector_folder,
@@ -618,7 +618,7 @@ def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path, models, browser):
 def test_a_wrong_handle_is_one_sentence(tmp_path):
     server = Server(
         tmp_path,
-        {"systems": {"mine": {"painter": "infilling", "generator": str(tmp_path / "nowhere")}}},
+        {"systems": {"mine": {"renderer": "infilling", "generator": str(tmp_path / "nowhere")}}},
     )
     assert server.process.wait(120) == 2
     (line,) = [line for line in server.log.splitlines() if line.startswith("error:")]

@@ -101,7 +101,7 @@ def test_the_result_names_box_and_area():
 
 
 def system(**values):
-    return Editor(EditorConfig(**{"painter": "infilling", "generator": "x"} | values), None)
+    return Editor(EditorConfig(**{"renderer": "infilling", "generator": "x"} | values), None)
 
 
 def test_only_what_counts_for_a_system_is_asked_of_it():
@@ -111,7 +111,7 @@ def test_only_what_counts_for_a_system_is_asked_of_it():
     )
     wish = inserting.build_request(generated, (5, 6), 40, 50, "oval", 2.0, None)
     assert wish == EditRequest(centre=(5, 6), size=(40, 50), shape="oval")
-    real = system(painter="poisson", generator=None, lesions=DataConfig())
+    real = system(renderer="poisson", generator=None, lesions=DataConfig())
     assert inserting.size_control(real) == "factor"
     assert inserting.build_request(real, (5, 6), 40, 50, "oval", 2.0, 3) == EditRequest(
         centre=(5, 6), factor=2.0, seed=3
@@ -202,13 +202,16 @@ def test_a_row_of_the_table():
     ("content", "told"),
     [
         ("port: 7860", "one of systems, case and study must be given"),
-        ("systems: {a: {painter: contextual}}", "systems.a: painter=contextual needs a generator"),
-        ("systems: {a: {painter: poisson}}", "systems.a: painter=poisson needs lesions"),
         (
-            "systems: {a: {painter: infilling, generator: x}}\nport: 0",
+            "systems: {a: {renderer: contextual}}",
+            "systems.a: renderer=contextual needs a generator",
+        ),
+        ("systems: {a: {renderer: poisson}}", "systems.a: renderer=poisson needs lesions"),
+        (
+            "systems: {a: {renderer: infilling, generator: x}}\nport: 0",
             "port: input should be greater",
         ),
-        ("systems: {a: {painter: infilling, generator: x}}\npasword: x", "pasword: unknown key"),
+        ("systems: {a: {renderer: infilling, generator: x}}\npasword: x", "pasword: unknown key"),
     ],
 )
 def test_a_wrong_config_is_one_sentence(tmp_path, content, told):
@@ -219,11 +222,11 @@ def test_a_wrong_config_is_one_sentence(tmp_path, content, told):
 
 
 def test_the_shipped_config_needs_no_run_where_one_key_is_given(repository):
-    override = "systems={real lesions: {painter: poisson, lesions: {name: phantom}}}"
+    override = "systems={real lesions: {renderer: poisson, lesions: {name: phantom}}}"
     config = parse(StudioConfig, repository / "configs/studio.yaml", [override])
     assert list(config.systems) == ["real lesions"]
     assert override in (repository / "configs/studio.yaml").read_text().replace("'", "")
-    assert Editor.load(config.systems["real lesions"]).config.painter == "poisson"
+    assert Editor.load(config.systems["real lesions"]).config.renderer == "poisson"
 
 
 def test_a_study_is_opened_with_the_keys_that_its_cases_were_drawn_with(
@@ -263,7 +266,7 @@ def test_each_system_of_the_shipped_config_edits(repository, tmp_path, monkeypat
     config = parse(StudioConfig, repository / "configs/studio.yaml")
     for name, system in config.systems.items():
         editor = Editor.load(system)
-        is_drawn = system.painter == "infilling"
+        is_drawn = system.renderer == "infilling"
         request = EditRequest(centre=(300, 150), size=(100, 100) if is_drawn else None)
         result = editor.edit(mammogram, request)
         assert result.mask.any(), name

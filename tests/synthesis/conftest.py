@@ -59,12 +59,12 @@ def config(folders, generator):
 
 @pytest.fixture(scope="session")
 def real(config):
-    """A function (painter="poisson", form="8", **values) -> a config that sets real masses in."""
+    """A function (renderer="poisson", form="8", **values) -> a config that sets real masses in."""
 
-    def make(painter="poisson", form="8", **values):
+    def make(renderer="poisson", form="8", **values):
         return config(
             form,
-            **{"painter": painter, "generator": None, "sizes": None, "feather": 16.0, **values},
+            **{"renderer": renderer, "generator": None, "sizes": None, "feather": 16.0, **values},
         )
 
     return make

@@ -104,7 +104,7 @@ def changed_px(result):
 
 
 def test_a_can_sets_its_patch_in_whole(can, mammogram):
-    editor = Editor.load(EditorConfig(painter="can", generator=can(), feather=4))
+    editor = Editor.load(EditorConfig(renderer="can", generator=can(), feather=4))
     result = editor.edit(
         mammogram, EditRequest(centre=MIDDLE, size=(20, 20), shape="round", seed=1)
     )
@@ -135,7 +135,7 @@ def test_a_can_sets_its_patch_in_whole(can, mammogram):
 def test_a_can_takes_the_grey_scale_of_the_tissue_it_covers(can, mammogram):
     wish = EditRequest(centre=MIDDLE, size=(20, 20), shape="oval")
     result = Editor.load(
-        EditorConfig(painter="can", generator=can(window=None, percentiles=(0, 100)), feather=4)
+        EditorConfig(renderer="can", generator=can(window=None, percentiles=(0, 100)), feather=4)
     ).edit(mammogram, wish)
     box = result.recipe["lesions"][0]["window"]
     under = cv2.resize(
@@ -151,10 +151,10 @@ def test_a_can_takes_the_grey_scale_of_the_tissue_it_covers(can, mammogram):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "painter", ["infilling", "can", "blending", "poisson", "paste", "contextual"]
+    "renderer", ["infilling", "can", "blending", "poisson", "paste", "contextual"]
 )
 def test_every_system_changes_its_place_alone_and_repeats_itself(
-    painter, can, masses, mammogram, tiny_infilling, tiny_blending, tiny_contextual, tmp_path
+    renderer, can, masses, mammogram, tiny_infilling, tiny_blending, tiny_contextual, tmp_path
 ):
     networks = {
         "infilling": lambda: str(tiny_infilling(size=32, padding=20)),
@@ -162,15 +162,15 @@ def test_every_system_changes_its_place_alone_and_repeats_itself(
         "blending": lambda: str(tiny_blending()),
         "contextual": lambda: str(tiny_contextual(sampling=LARGER)),
     }
-    real = painter in ("blending", "poisson", "paste")
-    generator = networks[painter]() if painter in networks else None
+    real = renderer in ("blending", "poisson", "paste")
+    generator = networks[renderer]() if renderer in networks else None
     editor = Editor.load(
-        EditorConfig(painter=painter, generator=generator, lesions=masses if real else None)
+        EditorConfig(renderer=renderer, generator=generator, lesions=masses if real else None)
     )
     wish = EditRequest(
         centre=MIDDLE,
         seed=3,
-        **({} if real or painter == "contextual" else {"size": (22, 18), "shape": "lobular"}),
+        **({} if real or renderer == "contextual" else {"size": (22, 18), "shape": "lobular"}),
     )
     result = editor.edit(mammogram, wish)
     top, left, bottom, right = result.box
@@ -213,7 +213,7 @@ def test_a_can_makes_a_whole_set_and_each_of_it_again(form, can, where, tmp_path
     config = SynthesisConfig(
         name="set",
         data=DataConfig(name="folder", root=tmp_path / "normal"),
-        painter="can",
+        renderer="can",
         generator=can(),
         size=(20, 16),
         feather=4,
@@ -234,7 +234,7 @@ def test_a_can_makes_a_whole_set_and_each_of_it_again(form, can, where, tmp_path
 
 
 def test_another_seed_is_another_lesion(can, mammogram):
-    editor = Editor.load(EditorConfig(painter="can", generator=can()))
+    editor = Editor.load(EditorConfig(renderer="can", generator=can()))
     one, other = (
         editor.edit(
             mammogram, EditRequest(centre=MIDDLE, size=(30, 30), shape="irregular", seed=seed)
@@ -249,7 +249,7 @@ def test_a_shape_by_name_comes_before_the_editors_own(can, mammogram):
         def draw(self, random):
             raise DataError("the editor's own")
 
-    editor = Editor.load(EditorConfig(painter="can", generator=can()))
+    editor = Editor.load(EditorConfig(renderer="can", generator=can()))
     editor.synthesizer = replace(editor.synthesizer, shapes=OwnShapes())
     request = EditRequest(centre=MIDDLE, size=(30, 30), shape="oval")
     assert editor.edit(mammogram, request).recipe["lesions"][0]["shape"] == "drawn, oval"
@@ -260,7 +260,7 @@ def test_a_shape_by_name_comes_before_the_editors_own(can, mammogram):
 def test_a_removal_has_no_annotation(tiny_contextual, mammogram):
     editor = Editor.load(
         EditorConfig(
-            painter="contextual", generator=str(tiny_contextual("removal", sampling=LARGER))
+            renderer="contextual", generator=str(tiny_contextual("removal", sampling=LARGER))
         )
     )
     result = editor.edit(mammogram, EditRequest(centre=MIDDLE))
@@ -271,7 +271,7 @@ def test_a_removal_has_no_annotation(tiny_contextual, mammogram):
 
 
 def test_the_factor_is_that_of_a_real_lesion(masses, mammogram):
-    editor = Editor.load(EditorConfig(painter="paste", lesions=masses))
+    editor = Editor.load(EditorConfig(renderer="paste", lesions=masses))
     areas = [
         editor.edit(mammogram, EditRequest(centre=MIDDLE, factor=factor, seed=4)).mask.sum()
         for factor in (0.5, 1.0)
@@ -286,14 +286,14 @@ def test_an_editor_takes_the_lesions_of_another_archive(masses, mammogram, tmp_p
     writer.write([small], tmp_path)
     lesions = DataConfig(name="folder", root=tmp_path)
     request = EditRequest(centre=MIDDLE, seed=4)
-    editor = Editor.load(EditorConfig(painter="poisson", lesions=masses))
-    expected = Editor.load(EditorConfig(painter="poisson", lesions=lesions))
+    editor = Editor.load(EditorConfig(renderer="poisson", lesions=masses))
+    expected = Editor.load(EditorConfig(renderer="poisson", lesions=lesions))
     found = editor.with_lesions(lesions).edit(mammogram, request)
     assert found.recipe == expected.edit(mammogram, request).recipe
     # the editor itself keeps its own, of 25 x 27 px
     assert found.mask.sum() < 100 < editor.edit(mammogram, request).mask.sum()
-    with pytest.raises(DataError, match="painter=can inserts no real lesions"):
-        Editor.load(EditorConfig(painter="can", generator=can())).with_lesions(lesions)
+    with pytest.raises(DataError, match="renderer=can inserts no real lesions"):
+        Editor.load(EditorConfig(renderer="can", generator=can())).with_lesions(lesions)
 
 
 def test_stored_real_lesions_are_read_once(masses, mammogram, monkeypatch):
@@ -305,7 +305,7 @@ def test_stored_real_lesions_are_read_once(masses, mammogram, monkeypatch):
         archives.ARCHIVES, "folder", lambda *arguments: read.append(1) or reader(*arguments)
     )
     editor = Editor.load(
-        EditorConfig(painter="poisson", lesions=masses.model_copy(update={"seed": 7}))
+        EditorConfig(renderer="poisson", lesions=masses.model_copy(update={"seed": 7}))
     )
     for seed in range(3):
         editor.edit(mammogram, EditRequest(centre=(90 + seed, 60), seed=seed))
@@ -318,7 +318,7 @@ def test_stored_real_lesions_are_read_once(masses, mammogram, monkeypatch):
         ({"centre": (500, 10)}, r"centre \[500, 10\] lies outside the mammogram of 200 x 150 px"),
         (
             {"centre": MIDDLE, "shape": "oval"},
-            r"size is missing: painter=can makes a mass of \(height, width\) px",
+            r"size is missing: renderer=can makes a mass of \(height, width\) px",
         ),
         (
             {"centre": MIDDLE, "size": (20, 20)},
@@ -344,7 +344,7 @@ def test_stored_real_lesions_are_read_once(masses, mammogram, monkeypatch):
 )
 def test_what_cant_be_done_is_one_sentence(wish, reason, can, mammogram):
     with pytest.raises(DataError, match=reason) as caught:
-        Editor.load(EditorConfig(painter="can", generator=can())).edit(
+        Editor.load(EditorConfig(renderer="can", generator=can())).edit(
             mammogram, EditRequest(**wish)
         )
     assert "\n" not in str(caught.value)
@@ -359,7 +359,7 @@ def test_a_spacing_that_no_mammogram_has_is_refused(picture, spacing):
 
 def test_a_window_off_the_breast_is_refused(tiny_contextual, mammogram):
     editor = Editor.load(
-        EditorConfig(painter="contextual", generator=str(tiny_contextual(sampling=LARGER)))
+        EditorConfig(renderer="contextual", generator=str(tiny_contextual(sampling=LARGER)))
     )
     with pytest.raises(
         DataError,
@@ -369,7 +369,7 @@ def test_a_window_off_the_breast_is_refused(tiny_contextual, mammogram):
         editor.edit(mammogram, EditRequest(centre=(5, 145)))
     idle = Editor.load(
         EditorConfig(
-            painter="contextual", generator=str(tiny_contextual(idle=1.0, sampling=LARGER))
+            renderer="contextual", generator=str(tiny_contextual(idle=1.0, sampling=LARGER))
         )
     )
     with pytest.raises(DataError, match="post-processing discards all"):
@@ -379,14 +379,14 @@ def test_a_window_off_the_breast_is_refused(tiny_contextual, mammogram):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"painter": "poisson"}, "painter=poisson needs lesions"),
-        ({"painter": "infilling"}, "painter=infilling needs a generator"),
-        ({"painter": "contextual"}, "painter=contextual needs a generator"),
+        ({"renderer": "poisson"}, "renderer=poisson needs lesions"),
+        ({"renderer": "infilling"}, "renderer=infilling needs a generator"),
+        ({"renderer": "contextual"}, "renderer=contextual needs a generator"),
         (
-            {"painter": "poisson", "generator": "x", "lesions": {"name": "phantom"}},
-            "generator is not used by painter=poisson",
+            {"renderer": "poisson", "generator": "x", "lesions": {"name": "phantom"}},
+            "generator is not used by renderer=poisson",
         ),
-        ({"painter": "cubism"}, "painter"),
+        ({"renderer": "cubism"}, "renderer"),
     ],
 )
 def test_a_wrong_system_is_told(values, message):

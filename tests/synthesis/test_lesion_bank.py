@@ -299,7 +299,7 @@ def load_bank(config):
 
 
 def test_the_bank_holds_what_is_asked_for(on_disk, tmp_path):
-    config = SynthesisConfig(name="a", painter="paste", lesions=on_disk)
+    config = SynthesisConfig(name="a", renderer="paste", lesions=on_disk)
     records = archive.read(on_disk.root)
     assert [(donor.mammogram.image_id, donor.number) for donor in load_bank(config)] == [
         (mammogram.image_id, 0) for mammogram in records[:2]
@@ -349,7 +349,7 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
     def side(name, fold=0, data=on_disk, lesions=None):
         patients = PatientsConfig(split_file=file, fold=fold, side=name)
         config = SynthesisConfig(
-            name="a", painter="paste", data=data, lesions=lesions, patients=patients
+            name="a", renderer="paste", data=data, lesions=lesions, patients=patients
         )
         archive_names = (data.archive_name, config.lesion_data.archive_name)
         subset = PatientSubset.load(patients, archive_names)
@@ -400,7 +400,7 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
 
 
 def test_a_recipes_lesion_is_found_again(on_disk):
-    config = SynthesisConfig(name="a", painter="paste", lesions=on_disk)
+    config = SynthesisConfig(name="a", renderer="paste", lesions=on_disk)
     into = target(archive="folder")
     piece = draw(load_bank(config), into)
     mammograms = {mammogram.image_id: mammogram for mammogram in archive.read(on_disk.root)}
@@ -425,7 +425,7 @@ def test_a_recipes_lesion_is_found_again(on_disk):
 
 def test_an_unreadable_mammogram_of_a_lesion(on_disk):
     config = SynthesisConfig(
-        name="a", painter="paste", lesions=on_disk.model_copy(update={"mixed_findings": True})
+        name="a", renderer="paste", lesions=on_disk.model_copy(update={"mixed_findings": True})
     )
     for path in (on_disk.root / "images").iterdir():
         path.write_bytes(path.read_bytes()[:400])

@@ -603,7 +603,7 @@ def test_what_cant_be_used_is_named(config, tmp_path, tiny_infilling):
     with pytest.raises(
         ConfigError,
         match=r"^generator: .*nowhere: is neither a folder .*; train it first, or "
-        r".*painter=poisson",
+        r".*renderer=poisson",
     ):
         synthesize(config(generator=str(tmp_path / "nowhere")), tmp_path / "out")
     with pytest.raises(
@@ -696,9 +696,9 @@ def test_the_repository_config(repository):
         and config.format == "dicom"
     )
     config = parse(SynthesisConfig, repository / "configs/synthesis_blending.yaml")
-    assert config.painter == "blending" and config.count == 200  # of the paper
+    assert config.renderer == "blending" and config.count == 200  # of the paper
     assert config.places == "breast" and SynthesisConfig(name="a", generator="b").places == "rule"
-    values = SynthesisConfig(name="a", painter="blending", generator="b")
+    values = SynthesisConfig(name="a", renderer="blending", generator="b")
     assert (config.resize, config.rotate, config.feather) == (
         values.resize,
         values.rotate,
@@ -707,7 +707,7 @@ def test_the_repository_config(repository):
     parse(
         SynthesisConfig,
         repository / "configs/synthesis_blending.yaml",
-        ["painter=poisson", "generator=null"],
+        ["renderer=poisson", "generator=null"],
     )
 
 

@@ -96,13 +96,13 @@ def mixed(tmp_path_factory):
     return DataConfig(name="folder", root=root), archive.read(root)
 
 
-def make_config(data, lesions, painter="poisson", **values):
+def make_config(data, lesions, renderer="poisson", **values):
     return SynthesisConfig(
         **{
             "name": "tiny",
             "data": data,
             "lesions": lesions,
-            "painter": painter,
+            "renderer": renderer,
             "format": "png",
             "count": 4,
             **values,
@@ -387,7 +387,7 @@ def test_sets_of_earlier_versions_stay_as_they_are(mixed, masses, tmp_path, tiny
     assert set(known["lesions"]) == {
         "kinds",
         "mixed_findings",
-        "painter",
+        "renderer",
         "resize",
         "rotate",
         "lesions",
@@ -689,7 +689,7 @@ def test_what_is_used_of_a_lesion_is_no_part_of_older_keys():
             "identity": "",
             "name": "0",
             "number": 0,
-            "config": {"name": "n", "painter": "paste"},
+            "config": {"name": "n", "renderer": "paste"},
             "versions": {},
             "generator": {},
             "sizes": None,

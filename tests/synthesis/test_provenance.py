@@ -30,7 +30,7 @@ COLS = 150
 WISH = EditRequest(centre=(100, 60), size=(24, 20), shape="oval", seed=1)
 # of a config without a network
 POISSON = {
-    "painter": "poisson",
+    "renderer": "poisson",
     "generator": None,
     "shapes": ShapeConfig(),
     "size": None,
@@ -116,7 +116,7 @@ def test_an_open_system_names_the_weights_that_it_uses_after_they_were_replaced(
     infillings, picture, tmp_path
 ):
     folder = shutil.copytree(infillings[0], tmp_path / "infilling")
-    system = EditorConfig(painter="infilling", generator=str(folder), feather=4)
+    system = EditorConfig(renderer="infilling", generator=str(folder), feather=4)
     editor = Editor.load(system)
     before = editor.edit(picture, WISH)
     replace_export(folder, infillings[1])
@@ -134,7 +134,7 @@ def test_an_open_system_names_the_weights_that_it_uses_after_they_were_replaced(
 def test_an_open_contextual_system_too(tiny_contextual, picture, tmp_path):
     scale = {"sampling": {"scale": (0.5, 0.5)}, "window": (0, 1)}
     folder = shutil.copytree(tiny_contextual(level=0.3, **scale), tmp_path / "contextual")
-    editor = Editor.load(EditorConfig(painter="contextual", generator=str(folder)))
+    editor = Editor.load(EditorConfig(renderer="contextual", generator=str(folder)))
     before = editor.edit(picture, WISH)
     replace_export(folder, tiny_contextual(level=0.6, **scale))
     after = editor.edit(picture, WISH)
@@ -345,7 +345,7 @@ def test_neither_is_there_in_recipes_of_patches_and_of_single_lesions(
     )
     patches.synthesize(set_config, tmp_path / "patches")
     system = EditorConfig(
-        painter="infilling", generator=str(infillings[0]), tracking_uri=STORE, feather=4
+        renderer="infilling", generator=str(infillings[0]), tracking_uri=STORE, feather=4
     )
     text = told(tmp_path / "patches") + json.dumps(Editor.load(system).edit(picture, WISH).recipe)
     assert (

@@ -30,7 +30,7 @@ from tfmammo.synthesis.mammograms import remake, synthesize
 
 @pytest.fixture(scope="module")
 def phantoms(tiny_blending):
-    """A function (painter, **values) -> a config that sets a phantom's masses into its normal
+    """A function (renderer, **values) -> a config that sets a phantom's masses into its normal
     mammograms.
     """
     data = DataConfig(phantoms=24)
@@ -40,15 +40,15 @@ def phantoms(tiny_blending):
         if mammogram.laterality == "L"
     }
 
-    def make(painter, **values):
+    def make(renderer, **values):
         generator = (
-            str(tiny_blending(size=64, patients=patients)) if painter == "blending" else None
+            str(tiny_blending(size=64, patients=patients)) if renderer == "blending" else None
         )
         return SynthesisConfig(
             **{
                 "name": "grafts",
                 "data": data,
-                "painter": painter,
+                "renderer": renderer,
                 "generator": generator,
                 "count": 3,
                 **values,
@@ -64,15 +64,15 @@ def phantoms(tiny_blending):
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
 )
 @pytest.mark.parametrize(
-    ("painter", "form"), [("poisson", "dicom"), ("blending", "png"), ("blending", "tfrecord")]
+    ("renderer", "form"), [("poisson", "dicom"), ("blending", "png"), ("blending", "tfrecord")]
 )
-def test_real_lesions_of_the_phantom(painter, form, phantoms, where, tmp_path):
+def test_real_lesions_of_the_phantom(renderer, form, phantoms, where, tmp_path):
     """From records to files: nothing changes beyond a support, COCO and masks agree, and all of it
     can be made again.
     """
     from pycocotools.coco import COCO
 
-    set_config = phantoms(painter, format=form, masses=(1, 2), seed=2)
+    set_config = phantoms(renderer, format=form, masses=(1, 2), seed=2)
     root = tmp_path / "set"
     recipes = synthesize(set_config, root)
     assert [recipe.left_out for recipe in recipes] == [None] * 3 and sum(
@@ -118,13 +118,15 @@ def test_real_lesions_of_the_phantom(painter, form, phantoms, where, tmp_path):
             (top, left, bottom, right) = lesion.box
             (first, before, last, behind) = lesion.window
             near[first:last, before:behind] = True
-            if painter == "poisson":
+            if renderer == "poisson":
                 assert lesion.window == (top - 3, left - 3, bottom + 3, right + 3)
                 near[first:last, before:behind] = mask[first:last, before:behind]
             trained = {
                 mammogram.patient_id for mammogram in known.values() if mammogram.laterality == "L"
             }
-            assert graft.trained_on == (None if painter == "poisson" else own.patient_id in trained)
+            assert graft.trained_on == (
+                None if renderer == "poisson" else own.patient_id in trained
+            )
         path = root / f"images/{recipe.name}"
         if form == "dicom":
             synthetic = pydicom.dcmread(path.with_suffix(".dcm")).pixel_array
@@ -181,7 +183,7 @@ def test_whose_lesions_they_are_is_told(real, tmp_path, folders, tiny_blending):
         assert row["pathology"] == "benign" and row["patient"] not in patients
     readme = (tmp_path / "out/README.md").read_text()
     assert (
-        "without a network (painter poisson)" in readme
+        "without a network (renderer poisson)" in readme
         and "No split was given" in readme
         and "trained_on" not in readme
     )
@@ -239,7 +241,7 @@ def test_only_patients_of_one_side(real, folders, where, tmp_path):
             in (tmp_path / side / "README.md").read_text()
         )
     remake(tmp_path / "train/recipes/000000.json", tmp_path / "again", where(set_config))
-    for key, value in (("rotate", 20), ("painter", "mixed")):
+    for key, value in (("rotate", 20), ("renderer", "mixed")):
         with pytest.raises(
             ConfigError, match=f"was made with another lesions.{key}; name a new folder"
         ):
@@ -346,10 +348,10 @@ def test_bad_lesions_are_sentences(real, folders, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.parametrize("painter", ["poisson", "mixed"])
-def test_real_lesions_in_real_mammograms(real_data, painter, tmp_path):
+@pytest.mark.parametrize("renderer", ["poisson", "mixed"])
+def test_real_lesions_in_real_mammograms(real_data, renderer, tmp_path):
     data = DataConfig(name="cdd_cesm", root=real_data / "cdd-cesm")
-    config = SynthesisConfig(name="real", data=data, painter=painter, count=4, format="png")
+    config = SynthesisConfig(name="real", data=data, renderer=renderer, count=4, format="png")
     recipes = synthesize(config, tmp_path / "out")
     complete = [recipe for recipe in recipes if not recipe.left_out]
     assert len(complete) >= 3

@@ -266,35 +266,39 @@ def test_a_renderer_is_what_its_config_names(tiny_blending, tiny_infilling):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"painter": "blending"}, "painter=blending needs a generator"),
-        ({}, "painter=infilling needs a generator"),
+        ({"renderer": "blending"}, "renderer=blending needs a generator"),
+        ({}, "renderer=infilling needs a generator"),
         (
-            {"painter": "poisson", "generator": "g"},
-            "generator is not used by painter=poisson; leave it out",
+            {"renderer": "poisson", "generator": "g"},
+            "generator is not used by renderer=poisson; leave it out",
         ),
-        ({"painter": "mixed", "feather": 4}, "feather is not used by painter=mixed"),
-        ({"painter": "paste", "size": (20, 20)}, "size is not used by painter=paste"),
+        ({"renderer": "mixed", "feather": 4}, "feather is not used by renderer=mixed"),
+        ({"renderer": "paste", "size": (20, 20)}, "size is not used by renderer=paste"),
         (
-            {"painter": "blending", "generator": "g", "sizes": {"height": (9, 1), "width": (9, 1)}},
-            "sizes is not used by painter=blending",
-        ),
-        (
-            {"painter": "opencv", "shapes": {"files": "a.png"}},
-            "shapes is not used by painter=opencv",
-        ),
-        ({"generator": "g", "rotate": 90}, "rotate is not used by painter=infilling"),
-        ({"generator": "g", "resize": (1, 1)}, "resize is not used by painter=infilling"),
-        ({"painter": "vanilla"}, "painter=vanilla needs a generator"),
-        (
-            {"painter": "vanilla", "generator": "g", "shapes": {"files": "a.png"}},
-            "shapes is not used by painter=vanilla",
+            {
+                "renderer": "blending",
+                "generator": "g",
+                "sizes": {"height": (9, 1), "width": (9, 1)},
+            },
+            "sizes is not used by renderer=blending",
         ),
         (
-            {"painter": "paste", "resize": (1.2, 0.8)},
+            {"renderer": "opencv", "shapes": {"files": "a.png"}},
+            "shapes is not used by renderer=opencv",
+        ),
+        ({"generator": "g", "rotate": 90}, "rotate is not used by renderer=infilling"),
+        ({"generator": "g", "resize": (1, 1)}, "resize is not used by renderer=infilling"),
+        ({"renderer": "vanilla"}, "renderer=vanilla needs a generator"),
+        (
+            {"renderer": "vanilla", "generator": "g", "shapes": {"files": "a.png"}},
+            "shapes is not used by renderer=vanilla",
+        ),
+        (
+            {"renderer": "paste", "resize": (1.2, 0.8)},
             "resize must be two factors, the smaller first",
         ),
-        ({"painter": "paste", "rotate": 181}, "less than or equal to 180"),
-        ({"painter": "glue"}, "painter"),
+        ({"renderer": "paste", "rotate": 181}, "less than or equal to 180"),
+        ({"renderer": "glue"}, "renderer"),
     ],
 )
 def test_no_option_does_nothing(values, reason):
@@ -401,17 +405,17 @@ def test_whole_patches_are_configured_and_their_recipes_keys_are_others():
     assert SynthesisConfig(**values, whole_patch=True, feather=0).feather == 0
     with pytest.raises(ValueError, match="feather=0 leaves no room to fade in"):
         SynthesisConfig(**values, feather=0)
-    for painter_ in ("can", "vanilla"):
-        with pytest.raises(ValueError, match=f"whole_patch is not used by painter={painter_}"):
-            SynthesisConfig(**values, painter=painter_, whole_patch=True)
+    for renderer_ in ("can", "vanilla"):
+        with pytest.raises(ValueError, match=f"whole_patch is not used by renderer={renderer_}"):
+            SynthesisConfig(**values, renderer=renderer_, whole_patch=True)
 
 
-def test_a_generator_of_another_kind_is_told_with_the_painter_that_fits(
+def test_a_generator_of_another_kind_is_told_with_the_renderer_that_fits(
     tiny_infilling, tiny_blending, tiny_contextual
 ):
     for name, folder, said in (
-        ("can", tiny_infilling(), "; painter=infilling fits it$"),
-        ("infilling", tiny_blending(), "; painter=blending fits it$"),
+        ("can", tiny_infilling(), "; renderer=infilling fits it$"),
+        ("infilling", tiny_blending(), "; renderer=blending fits it$"),
         ("infilling", tiny_contextual(), "none of its functions leads from tri_label to image$"),
     ):
         with pytest.raises(ExportError, match=said):

@@ -77,7 +77,7 @@ def test_an_archive_and_a_split_are_read_once(tmp_path, monkeypatch):
         name="tiny",
         data=data,
         mammograms="all",
-        painter="poisson",
+        renderer="poisson",
         patients=PatientsConfig(split_file=file, side="held_out"),
     )
     sources = Sources(config)

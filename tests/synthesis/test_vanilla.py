@@ -344,7 +344,7 @@ def config(vanilla, tmp_path):
     def make(**values):
         defaults = {
             "name": "noise",
-            "painter": "vanilla",
+            "renderer": "vanilla",
             "data": data,
             "count": 4,
             "feather": 3,

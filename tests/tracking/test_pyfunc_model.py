@@ -157,8 +157,8 @@ def test_a_network_sees_eight_patches_at_a_time(model, predict):
         ),
         (
             np.zeros((1, 4, 4, 1)),
-            {"network": "painter"},
-            "there is no network painter, only generator, inverter, critic",
+            {"network": "renderer"},
+            "there is no network renderer, only generator, inverter, critic",
         ),
     ],
 )
@@ -267,7 +267,7 @@ def test_mlflow_serves_a_registered_model(model, server, batch):
     )
     status, answer = post(server, {"inputs": (255 * batch).tolist()})
     assert status == 400 and "image must lie in [0, 1]" in answer
-    status, answer = post(server, {"inputs": batch.tolist(), "params": {"network": "painter"}})
-    assert status == 400 and "there is no network painter" in answer
+    status, answer = post(server, {"inputs": batch.tolist(), "params": {"network": "renderer"}})
+    assert status == 400 and "there is no network renderer" in answer
     status, answer = post(server, {"inputs": batch[:, :2].tolist()})
     assert status == 400

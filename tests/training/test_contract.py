@@ -49,8 +49,8 @@ BROKEN = {
         model, "networks", {"inverter": keras.Sequential()}
     ),
     "optimizers: must be a dict": lambda model: setattr(model, "optimizers", None),
-    "optimizers: painter is named after none of the networks inverter": lambda model: setattr(
-        model, "optimizers", {"painter": model.optimizers["inverter"]}
+    "optimizers: renderer is named after none of the networks inverter": lambda model: setattr(
+        model, "optimizers", {"renderer": model.optimizers["inverter"]}
     ),
     "optimizers: inverter is not built": lambda model: setattr(
         model, "optimizers", {"inverter": keras.optimizers.SGD()}

@@ -97,7 +97,7 @@ METHODS = (
     Method(
         "Infilling: a network fills a mass of the mask GAN's shape into the tissue",
         {
-            "painter": "infilling",
+            "renderer": "infilling",
             "generator": "models:/zoo/infilling",
             "gan": "models:/zoo/mask_gan",
         },
@@ -105,19 +105,19 @@ METHODS = (
     ),
     Method(
         "Blending: a network sets a real lesion into other tissue",
-        {"painter": "blending", "generator": "models:/zoo/blending"},
+        {"renderer": "blending", "generator": "models:/zoo/blending"},
         "--config synthesis_blending --set generator={generator}",
         is_real=True,
     ),
     Method(
         "Poisson editing: the same without a network",
-        {"painter": "poisson"},
-        "--config synthesis_blending --set painter={painter} generator=null",
+        {"renderer": "poisson"},
+        "--config synthesis_blending --set renderer={renderer} generator=null",
         is_real=True,
     ),
     Method(
         "Contextual GAN: a network adds a mass to a window of tissue",
-        {"painter": "contextual", "generator": "models:/zoo/contextual_mass"},
+        {"renderer": "contextual", "generator": "models:/zoo/contextual_mass"},
     ),
 )
 
@@ -230,12 +230,12 @@ def _show_insertion(
     method: Method, cases: Sequence[Case], pictures: dict[str, bytes]
 ) -> Iterator[Block]:
     yield Heading(2, method.title)
-    painter = method.editor["painter"]
+    renderer = method.editor["renderer"]
     others = cases[::-1]  # two: the lesions of one go into the other
     editors = _load_editors(method, others)
     for case, editor in zip(cases, editors, strict=True):
         result = _insert_somewhere(editor, case)
-        yield from _show_edit(f"{painter} {case.name}", result, pictures)
+        yield from _show_edit(f"{renderer} {case.name}", result, pictures)
     if method.arguments:
         arguments = method.arguments.format(**method.editor)
         yield Text("Mammograms with masses by this method, and their annotations:")
@@ -243,12 +243,12 @@ def _show_insertion(
             commands = [
                 f"tfmammo synthesize {arguments} data.name=folder data.root={case.root} "
                 f"lesions.name=folder lesions.root={other.root} mammograms=all count=1 format=png "
-                f"--output {case.name}-{painter}"
+                f"--output {case.name}-{renderer}"
                 for case, other in zip(cases, others, strict=True)
             ]
         else:  # sizes can't be fitted on the one lesion of a case: phantoms have many
             commands = [
-                f"tfmammo synthesize {arguments} count=1 format=png --output phantom-{painter}"
+                f"tfmammo synthesize {arguments} count=1 format=png --output phantom-{renderer}"
             ]
         yield Code(tuple(commands))
     else:
@@ -299,7 +299,7 @@ def _list_places(case: Case) -> Iterator[tuple[int, int]]:
 
 def _show_removal(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator[Block]:
     network = f"{zoo.PREFIX}contextual_removal"
-    editor = Editor.load(EditorConfig(painter="contextual", generator=network))
+    editor = Editor.load(EditorConfig(renderer="contextual", generator=network))
     yield Heading(2, "Contextual GAN: a network takes the mass away")
     for case in cases:
         top, left, bottom, right = case.mammogram.lesions[0].box

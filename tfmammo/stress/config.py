@@ -27,8 +27,8 @@ Unit = Literal["mm", "px"]
 class MethodConfig(Frozen):
     """One way to insert a lesion."""
 
-    painter: Literal[RenderMethod, "drawn"] = "drawn"
-    """"drawn": a smooth mass without texture. Others as `painter` of a synthesis; a rectified flow
+    renderer: Literal[RenderMethod, "drawn"] = "drawn"
+    """"drawn": a smooth mass without texture. Others as `renderer` of a synthesis; a rectified flow
     is an infilling.
     """
     generator: str | None = None
@@ -38,17 +38,17 @@ class MethodConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> MethodConfig:
-        if self.painter == "vanilla":
-            raise ValueError("painter=vanilla draws a lesion's size itself, so it can't be set")
-        if (self.painter in NETWORK_INPUTS) != (self.generator is not None):
+        if self.renderer == "vanilla":
+            raise ValueError("renderer=vanilla draws a lesion's size itself, so it can't be set")
+        if (self.renderer in NETWORK_INPUTS) != (self.generator is not None):
             need = "needs" if self.generator is None else "has no network, and takes no"
-            raise ValueError(f"painter={self.painter} {need} generator")
+            raise ValueError(f"renderer={self.renderer} {need} generator")
         return self
 
     @property
     def needs_lesions(self) -> bool:
         """Whether it inserts real lesions."""
-        return self.painter not in ("drawn", "infilling", "can")
+        return self.renderer not in ("drawn", "infilling", "can")
 
 
 class StressConfig(Frozen):

@@ -159,11 +159,11 @@ class Inserter:
             ExportError: A model URI leads to no network of its kind.
             DataError: There is no lesion with an outline.
         """
-        if method.painter == "drawn":
+        if method.renderer == "drawn":
             return Inserter(name, DrawnRenderer("drawn"), None)
         uri = config.tracking_uri
         folder = resolve_handle(method.generator, uri) if method.generator else None
-        renderer = make_renderer(method.painter, folder, method.feather)
+        renderer = make_renderer(method.renderer, folder, method.feather)
         if not method.needs_lesions:
             return Inserter(name, renderer, None)
         data = config.lesion_data

@@ -364,7 +364,7 @@ def size_control(system: Editor) -> str:
     Returns:
         "size" for a generated mass, "factor" for a real lesion, "" where there is no choice.
     """
-    if system.config.painter == "contextual":
+    if system.config.renderer == "contextual":
         return ""
     return "factor" if system.config.real_lesions else "size"
 

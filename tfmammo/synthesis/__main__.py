@@ -5,7 +5,7 @@
     python -m tfmammo.synthesis --recipe DIR/recipes/000000.json --output OTHER [--set data.root=DIR
     lesions.root=DIR generator=DIR]
 
-An infilling or a CAN makes masses up (`painter`, see tfmammo.synthesis.renderers). Or the masses
+An infilling or a CAN makes masses up (`renderer`, see tfmammo.synthesis.renderers). Or the masses
 are real ones of any archive (tfmammo.synthesis.lesion_bank, configs/synthesis_blending.yaml),
 blended in by a network or by a method of tfmammo.baselines.poisson. Or a vanilla GAN makes them.
 

@@ -128,7 +128,7 @@ class SynthesisConfig(Frozen):
     """
     only: tuple[str, ...] = ()
     """Image ids, to use no others."""
-    painter: RenderMethod = "infilling"
+    renderer: RenderMethod = "infilling"
     """What makes the grey values. infilling, or can (the generator of train/can.py or
     train/pix2pix.py): from a shape and a size. blending (the network of train/blending.py), or a
     method of baselines.poisson: from a real lesion. vanilla (the network of train/vanilla_gan.py):
@@ -193,27 +193,27 @@ class SynthesisConfig(Frozen):
             raise ValueError("centre places one mass; masses must be [1, 1]")
         if self.resize[0] > self.resize[1]:
             raise ValueError("resize must be two factors, the smaller first")
-        if self.painter in NETWORK_INPUTS and not self.generator:
-            raise ValueError(f"painter={self.painter} needs a generator")
-        if not self.feather and not (self.whole_patch or self.painter in ("can", "vanilla")):
+        if self.renderer in NETWORK_INPUTS and not self.generator:
+            raise ValueError(f"renderer={self.renderer} needs a generator")
+        if not self.feather and not (self.whole_patch or self.renderer in ("can", "vanilla")):
             raise ValueError(
                 "feather=0 leaves no room to fade in what a network changes; it is for "
                 "whole_patch=true"
             )
         unused = ["shapes", "sizes", "size"] if self.real_lesions else ["resize", "rotate"]
-        if self.painter not in NETWORK_INPUTS:
+        if self.renderer not in NETWORK_INPUTS:
             unused += ["generator", "tracking_uri", "feather"]
-        if self.painter not in ("infilling", "blending"):
+        if self.renderer not in ("infilling", "blending"):
             unused += ["whole_patch"]
         for key in unused:
             if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} is not used by painter={self.painter}; leave it out")
+                raise ValueError(f"{key} is not used by renderer={self.renderer}; leave it out")
         return self
 
     @property
     def real_lesions(self) -> bool:
         """Whether real lesions are drawn, to be inserted or for their size."""
-        return self.painter not in ("infilling", "can")
+        return self.renderer not in ("infilling", "can")
 
     @property
     def fits_sizes(self) -> bool:

@@ -52,7 +52,7 @@ SPACING = (0.005, 2.0)  # mm per px that a mammogram may have, by far
 class EditorConfig(Frozen):
     """One editor."""
 
-    painter: Literal[RenderMethod, "contextual"]
+    renderer: Literal[RenderMethod, "contextual"]
     """As of SynthesisConfig; or contextual: a run of train/contextual.py, which adds or removes as
     its model.target says.
     """
@@ -69,14 +69,14 @@ class EditorConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> EditorConfig:
-        has_network = self.painter == "contextual" or self.painter in NETWORK_INPUTS
+        has_network = self.renderer == "contextual" or self.renderer in NETWORK_INPUTS
         if has_network and not self.generator:
-            raise ValueError(f"painter={self.painter} needs a generator")
+            raise ValueError(f"renderer={self.renderer} needs a generator")
         if self.generator is not None and not has_network:
-            raise ValueError(f"generator is not used by painter={self.painter}; leave it out")
+            raise ValueError(f"generator is not used by renderer={self.renderer}; leave it out")
         if self.real_lesions and not self.lesions:
             raise ValueError(
-                f"painter={self.painter} needs lesions, the archive of the real lesions that "
+                f"renderer={self.renderer} needs lesions, the archive of the real lesions that "
                 "it sets in"
             )
         return self
@@ -87,7 +87,7 @@ class EditorConfig(Frozen):
 
         A request's factor counts then, else its size and shape.
         """
-        return self.painter not in ("infilling", "can", "contextual")
+        return self.renderer not in ("infilling", "can", "contextual")
 
 
 class EditRequest(Frozen):
@@ -195,12 +195,12 @@ class Editor:
             ArchiveError: No such archive of lesions.
         """
         uri = config.tracking_uri
-        if config.painter == "contextual":
+        if config.renderer == "contextual":
             assert config.generator
             export = generators.find_best_weights(config.generator, uri)
             return Editor(config, None, generators.load_lesion_generator(export))
         generator = generators.resolve_handle(config.generator, uri) if config.generator else None
-        renderer = make_renderer(config.painter, generator, config.feather)
+        renderer = make_renderer(config.renderer, generator, config.feather)
         if config.real_lesions:
             assert config.lesions
             return Editor(config, Synthesizer(renderer, _load_lesions(config.lesions)))
@@ -218,7 +218,7 @@ class Editor:
             ArchiveError: No such archive of lesions.
         """
         if not self.config.real_lesions:
-            raise DataError(f"painter={self.config.painter} inserts no real lesions")
+            raise DataError(f"renderer={self.config.renderer} inserts no real lesions")
         assert self.synthesizer
         config = self.config.model_copy(update={"lesions": lesions})
         return Editor(config, replace(self.synthesizer, lesions=_load_lesions(lesions)))
@@ -262,7 +262,7 @@ class Editor:
         if not self.config.real_lesions:
             if request.size is None:
                 raise DataError(
-                    f"size is missing: painter={self.config.painter} makes a mass of (height, "
+                    f"size is missing: renderer={self.config.renderer} makes a mass of (height, "
                     "width) px"
                 )
             if request.shape:
@@ -325,7 +325,7 @@ class Editor:
         if not self.removes:
             kind = "calcification" if network.target == "calcification" else "mass"
         recipe = {
-            "painter": "contextual",
+            "renderer": "contextual",
             "target": network.target,
             "wish": request.model_dump(mode="json"),
             "place": list(place),
@@ -402,11 +402,11 @@ def open_mammogram(
 def _make_item_config(config: EditorConfig, request: EditRequest) -> SynthesisConfig:
     """Make the synthesis config that a recipe keeps: of one item, as requested."""
     values: dict[str, Any] = {
-        "painter": config.painter,
+        "renderer": config.renderer,
         "generator": config.generator,
         "lesions": config.lesions,
     }
-    if config.painter in NETWORK_INPUTS:
+    if config.renderer in NETWORK_INPUTS:
         values |= {"tracking_uri": config.tracking_uri, "feather": config.feather}
     if config.real_lesions:
         values |= {"resize": (request.factor, request.factor)}

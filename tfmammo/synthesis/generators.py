@@ -124,7 +124,7 @@ def load_generator(folder: Path, takes: str = "tri_label") -> Generator:
     try:
         opened = export.load_identified(folder, {takes}, {"image"})
     except ExportError as error:
-        raise ExportError(f"{error}{_suggest_painter(folder, takes)}") from None
+        raise ExportError(f"{error}{_suggest_renderer(folder, takes)}") from None
     needed = "config.data, train_patients"
     if takes == "tri_label":
         needed = "config.data, config.model.margin, train_patients"
@@ -147,8 +147,8 @@ def load_generator(folder: Path, takes: str = "tri_label") -> Generator:
     )
 
 
-def find_painters(folder: Path) -> list[str]:
-    """Find the painters with a network that an export fits, by what its functions take and make.
+def find_renderers(folder: Path) -> list[str]:
+    """Find the renderers with a network that an export fits, by what its functions take and make.
 
     Raises:
         ExportError: There is no export.
@@ -158,12 +158,12 @@ def find_painters(folder: Path) -> list[str]:
     return [name for name, needed in NETWORK_INPUTS.items() if {needed} in inputs]
 
 
-def _suggest_painter(folder: Path, takes: str) -> str:
-    """Name the painter that an export without a function for this input fits, if any does."""
-    fitting = find_painters(folder)
+def _suggest_renderer(folder: Path, takes: str) -> str:
+    """Name the renderer that an export without a function for this input fits, if any does."""
+    fitting = find_renderers(folder)
     if not fitting or takes in [NETWORK_INPUTS[name] for name in fitting]:
         return ""
-    return f"; painter={fitting[0]} fits it"
+    return f"; renderer={fitting[0]} fits it"
 
 
 @contextmanager

@@ -272,7 +272,7 @@ def _format_card(recipes: Sequence[Recipe], left_out: int, config: SynthesisConf
         f"Generator {generator['name']}, step {generator['step'] or 'unknown'}, weights "
         f"`{generator['weights'][:12]}`."
         if generator
-        else f"Lesions are blended in without a network (painter {config.painter}).",
+        else f"Lesions are blended in without a network (renderer {config.renderer}).",
         "A patient's synthetic and real mammograms belong on the same side of a split: `patient` "
         "in metadata.csv is the source's"
         " pseudonym.",

@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 IDENTITY = "synthesis.json"
 # Keys that only real lesions depend on. They are noted with the lesions, so that folders of
 # infillings of earlier versions stay valid.
-_OF_REAL_LESIONS = {"painter", "resize", "rotate"}
+_OF_REAL_LESIONS = {"renderer", "resize", "rotate"}
 # Keys that no item depends on: where things lie (records and networks are hashed), and how many
 # items there are.
 _IRRELEVANT = {
@@ -235,9 +235,9 @@ def _load_renderer(recipe: Recipe, file: Path) -> Renderer:
     """
     config = recipe.config
     folder = resolve_handle(config.generator, config.tracking_uri) if config.generator else None
-    renderer = make_renderer(config.painter, folder, config.feather, config.whole_patch)
+    renderer = make_renderer(config.renderer, folder, config.feather, config.whole_patch)
     if folder and not is_same_network(
-        recipe.generator, renderer.identity, folder, {NETWORK_INPUTS[config.painter]}, "image"
+        recipe.generator, renderer.identity, folder, {NETWORK_INPUTS[config.renderer]}, "image"
     ):
         raise DataError(f"{folder}: is not the generator of {file}, its weights are others")
     return renderer

@@ -172,7 +172,7 @@ class Recipe(Frozen):
             "source": self.source.model_dump(mode="json"),
             "feather": self.config.feather,
             "generator": self.generator.get("weights")
-            or self.generator.get("sha256", self.config.painter),
+            or self.generator.get("sha256", self.config.renderer),
             "lesions": [
                 lesion.model_dump(mode="json", exclude_none=True) for lesion in self.lesions
             ],

@@ -397,7 +397,7 @@ def make_renderer(
     """Make the renderer of a method.
 
     Args:
-        method: The config's painter.
+        method: The config's renderer.
         folder: The export of its network, where it has one.
         feather: See SynthesisConfig.
         whole_patch: See SynthesisConfig.

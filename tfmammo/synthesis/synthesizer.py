@@ -69,7 +69,7 @@ class NetworkExports:
             ConfigError: A model URI leads to none.
         """
         hint = (
-            "; train it first, or set real masses in without a network: painter=poisson "
+            "; train it first, or set real masses in without a network: renderer=poisson "
             "generator=null"
         )
         uri = config.tracking_uri
@@ -368,7 +368,7 @@ def _keep(config: SynthesisConfig, synthesizer: Synthesizer) -> Synthesizer:
 def _load_networks(
     config: SynthesisConfig, exports: NetworkExports
 ) -> tuple[Renderer, MaskGenerator | None]:
-    renderer = make_renderer(config.painter, exports.generator, config.feather, config.whole_patch)
+    renderer = make_renderer(config.renderer, exports.generator, config.feather, config.whole_patch)
     return renderer, load_mask_generator(exports.gan) if exports.gan else None
 
 
