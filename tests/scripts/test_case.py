@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import keras
@@ -23,6 +24,7 @@ from tfmammo.archives.writers import vindr
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, PipelineError
 from tfmammo.evaluation import case
+from tfmammo.inference.pipeline import Pipeline
 from tfmammo.models.cgan import CGAN, CGANConfig
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig
 
@@ -213,10 +215,29 @@ def test_a_second_run_replaces_the_first(run, stored, models):
 
 
 @pytest.mark.slow
-def test_a_detector_of_phantoms_says_so(run, stored, capfd):
+def test_results_of_the_packages_own_detector_say_so(run, stored, capfd):
     ((_, report),) = run(stored, detector="models:/zoo/light_head").items()
-    assert any("trained on generated phantoms alone" in remark for remark in report["remarks"])
-    assert "on a real mammogram its result means nothing" in capfd.readouterr().out
+    assert any("a small one that comes with the package" in each for each in report["remarks"])
+    assert "it misses most masses of real mammograms" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("card", "remark"),
+    [
+        ({"archive": "phantom", "packed": True}, "trained on generated phantoms alone"),
+        ({"config": {"data": {"name": "phantom"}}}, "trained on generated phantoms alone"),
+        ({"archive": "folder", "packed": True}, "misses most masses of real mammograms"),
+    ],
+)
+def test_a_detector_that_must_not_be_relied_on_says_so(card, remark):
+    pipeline = SimpleNamespace(detector=SimpleNamespace(card=card))
+    (said,) = Pipeline.list_remarks(pipeline)
+    assert remark in said and said.endswith("name your own by detector=RUN")
+
+
+def test_a_detector_of_ones_own_gets_no_remark():
+    card = {"archive": "inbreast", "config": {"data": {"name": "inbreast"}}}
+    assert not Pipeline.list_remarks(SimpleNamespace(detector=SimpleNamespace(card=card)))
 
 
 @pytest.mark.slow

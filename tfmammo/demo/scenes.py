@@ -323,7 +323,7 @@ def _show_edit(key: str, result: EditResult, pictures: dict[str, bytes]) -> Iter
     panels = {
         "before": np.repeat(before, 3, axis=-1),
         "after": np.repeat(after, 3, axis=-1),
-        "what changed": draw_outline(after, (mask > 0).astype(np.uint8)),
+        "mask": draw_outline(after, (mask > 0).astype(np.uint8)),
     }
     pictures[key] = _encode({name: _enlarge(image) for name, image in panels.items()})
     changed = int(np.count_nonzero(result.before.values != result.after.values))

@@ -44,7 +44,7 @@ from tfmammo.data import preprocess, sampling, windows
 from tfmammo.data.tfrecord import read_manifest
 from tfmammo.detection.detections import Detector
 from tfmammo.errors import PipelineError
-from tfmammo.export.card import remove_places
+from tfmammo.export.card import PACKED, remove_places
 from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, hold_pixels, trace_borders
 from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.models.shape import SHAPES
@@ -195,13 +195,19 @@ class Pipeline:
 
     def list_remarks(self) -> list[str]:
         """List what everybody must know who reads this pipeline's results."""
-        data = self.detector.card.get("config", {}).get("data", {})
-        if data.get("name") != "phantom":
-            return []
-        return [
-            "the detector was trained on generated phantoms alone: on a real mammogram its result "
-            "means nothing; name your own by detector=RUN"
-        ]
+        card = self.detector.card
+        data = card.get("config", {}).get("data", {})
+        if card.get("archive", data.get("name")) == "phantom":
+            return [
+                "the detector was trained on generated phantoms alone: on a real mammogram its "
+                "result means nothing; name your own by detector=RUN"
+            ]
+        if card.get(PACKED):
+            return [
+                "the detector is a small one that comes with the package: it misses most masses "
+                "of real mammograms; name your own by detector=RUN"
+            ]
+        return []
 
     def predict(self, mammogram: Mammogram) -> PipelineResult:
         """Run every stage on one mammogram.
