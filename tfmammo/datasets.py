@@ -32,7 +32,7 @@ from tfmammo.data.splits import (
     split,
 )
 from tfmammo.data.tfrecord import Records, read_manifest
-from tfmammo.errors import ConfigError, DataError
+from tfmammo.errors import ConfigError, DataError, name_key
 from tfmammo.mammogram import Mammogram, Skipped, hash_id, key_fault
 
 log = logging.getLogger(__name__)
@@ -335,7 +335,8 @@ def read_synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> 
     root = config.added.synthetic
     count = config.added.count
     assert root
-    patients = _read_patients(root)
+    with name_key("data.added.synthetic"):
+        patients = _read_patients(root)
     if fault := key_fault(patients.id_key):
         raise DataError(f"data.added.synthetic: {root / PATIENTS}: {fault}")
     for role, ids in (
@@ -371,12 +372,36 @@ def read_synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> 
     )
 
 
+def list_synthetic_patients(config: DataConfig) -> set[str]:
+    """List the patients behind the synthetic sets that a training sees.
+
+    They are those whose tissue or lesions a set shows, and those whom its networks were trained on:
+    of data.added.synthetic, and of data.root where that is such a set itself.
+
+    Args:
+        config: The training's data section.
+
+    Returns:
+        Pseudonyms as the sets' source archives give them.
+
+    Raises:
+        DataError: A set names them no more.
+    """
+    roots = [config.added.synthetic]
+    if config.name == "folder" and config.root and (config.root / PATIENTS).is_file():
+        roots.append(config.root)
+    sets = [_read_patients(root) for root in roots if root]
+    return {
+        patient for each in sets for patient in (*each.mammograms, *each.lesions, *each.trained_on)
+    }
+
+
 def _read_patients(root: Path) -> Patients:
     try:
         return Patients.model_validate_json((root / PATIENTS).read_bytes())
     except (OSError, ValidationError):
         raise DataError(
-            f"data.added.synthetic: {root} is no finished set of tfmammo.synthesis, or of an "
+            f"{root} is no finished set of tfmammo.synthesis, or of an "
             f"older version ({PATIENTS} is missing or damaged); run the synthesis again"
         ) from None
 

@@ -247,6 +247,32 @@ def test_what_was_made_of_a_lost_result_is_made_again(tmp_path):
     assert (tmp_path / "ran").read_text() == "nwho" + "nwh"
 
 
+def test_what_another_plan_made_of_a_lost_result_is_made_again(tmp_path):
+    train, one = writing("train", "t", tmp_path), writing("one", "1", tmp_path, ("train",))
+    two = writing("two", "2", tmp_path, ("train",))
+    workflow.run_steps([train, one, two], tmp_path)
+    (tmp_path / "train").rmdir()
+    workflow.run_steps([train, one], tmp_path)
+    workflow.run_steps([train, one, two], tmp_path)
+    assert (tmp_path / "ran").read_text() == "t12" + "t1" + "2"
+
+
+def test_half_a_result_of_a_second_run_is_not_finished(tmp_path):
+    code = (
+        "import pathlib, sys; folder = pathlib.Path({0!r}); folder.mkdir(exist_ok=True);"
+        "tries = folder.parent / 'tries'; tries.open('a').write('x');"
+        "sys.exit(tries.read_text() == 'xx')"
+    )
+    step = Step("one", ("-c", code.format(str(tmp_path / "one"))))
+    workflow.run_steps([step], tmp_path)
+    shutil.rmtree(tmp_path / "one")
+    with pytest.raises(DataError, match="one: failed with exit code 1"):
+        workflow.run_steps([step], tmp_path)
+    workflow.run_steps([step], tmp_path)
+    workflow.run_steps([step], tmp_path)
+    assert (tmp_path / "tries").read_text() == "xxx"
+
+
 def test_what_is_made_again_does_not_find_its_old_result(tmp_path):
     """A training that finds its export ends at once, and would pass for new."""
     code = (

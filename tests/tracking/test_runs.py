@@ -271,8 +271,9 @@ def test_a_store_that_fails_later_does_not_stop_a_training(folder, exported, cap
         run.log_tags({"a": 1})
         run.log_image("grid", np.zeros((2, 2), np.uint8), step=3)
         assert run.register(exported, 3, {}, best=True) is None
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
     assert "the tracking store fails, training goes on without it" in caplog.text
+    assert "tfmammo-tiny got no new version; the same command registers it" in caplog.text
     (folder / "mlflow.db").write_bytes(good)
     run._paused_until = 0.0
     with caplog.at_level(logging.INFO, "tfmammo"):
@@ -288,6 +289,12 @@ def test_after_a_failure_the_store_is_left_alone_for_a_while(folder):
     assert "loss" not in stored(run).data.metrics
     run.close()  # sends what waits
     assert stored(run).data.metrics == {"loss": 1.0} and stored(run).info.status == "FINISHED"
+
+
+def test_a_version_is_registered_although_an_image_failed_just_before(folder, exported):
+    run = Run(experiment(), folder / "output")
+    run.log_metrics({"a bad name?": 1.0}, step=1)
+    assert run.register(exported, 10, {}, best=True) == "1"
 
 
 def test_a_run_ends_even_if_its_last_metrics_are_refused(folder):
@@ -451,7 +458,7 @@ def test_another_runs_best_stays_until_it_is_compared(folder, exported, caplog):
     assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 1
     assert (
         "tfmammo-tiny@best stays version 1; python -m tfmammo.registry promote --model "
-        "tfmammo-tiny judges" in caplog.text
+        "tfmammo-tiny --candidate 2 judges" in caplog.text
     )
     client().delete_registered_model_alias("tfmammo-tiny", "best")
     second.register(exported, 20, {}, best=True)

@@ -10,6 +10,7 @@ from tfmammo.training.image_grid import (
     draw_agreement,
     draw_grid,
     draw_outline,
+    save_grid,
 )
 
 
@@ -142,3 +143,9 @@ def test_right_and_wrong_have_their_colours():
     found = draw_agreement(target, output)
     np.testing.assert_array_equal(found, [[[yellow, red], [green, black]]])
     assert found.dtype == np.float32
+
+
+def test_a_grid_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "grid.png").mkdir()
+    with pytest.raises(OSError):
+        save_grid({"a": np.zeros((1, 4, 4, 1))}, tmp_path / "grid.png")

@@ -4,6 +4,7 @@ What the loop does whatever it trains is shown with a segmenter of two convoluti
 traced five times as fast as a small CAN's.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import tensorflow as tf
 from tfmammo import config as configuration
 from tfmammo import export, filesystem
 from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig
+from tfmammo.config import AddedConfig, TrainingConfig
 from tfmammo.errors import ConfigError, ExportError, Interrupted, TrackingError, TrainingError
 from tfmammo.models.can import CAN
 from tfmammo.training import folder, loop, script, state
@@ -411,11 +413,36 @@ class Spoiling(Small):
         return losses
 
 
-def test_spoilt_weights_are_never_saved(tiny_can, random_patches, tmp_path):
-    experiment = tiny_can(steps=8, validate_every=8, grid_every=8)
+@pytest.mark.parametrize("every", [8, 2])  # an image of spoilt weights can't be drawn
+def test_spoilt_weights_are_never_saved(tiny_can, random_patches, tmp_path, every):
+    experiment = tiny_can(steps=8, validate_every=every, grid_every=every)
     with pytest.raises(TrainingError, match="segmenter's .*bias is NaN or Inf after step 4"):
         fit(experiment, random_patches, tmp_path / "run", model=Spoiling)
     assert saved_step(tmp_path / "run") == 2
+
+
+def test_memory_that_runs_out_is_one_sentence(tiny_can, random_patches, tmp_path):
+    def validate(functions, held_out):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    with pytest.raises(
+        TrainingError,
+        match="memory ran out; training.accumulate=2 .* no checkpoint had been written yet",
+    ):
+        fit(tiny_can(), random_patches, tmp_path / "run", validate)
+
+
+def test_a_stop_signal_after_the_last_step_lets_nothing_else_begin(
+    tiny_can, random_patches, tmp_path
+):
+    def validate(functions, held_out):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"dice": 0.5}
+
+    with pytest.raises(Interrupted, match="stopped at step 2, the last one") as stopped:
+        fit(tiny_can(steps=2), random_patches, tmp_path / "run", validate)
+    assert stopped.value.signal == signal.SIGTERM
+    assert export.read_card(tmp_path / "run/export")["step"] == 2  # all is done
 
 
 @pytest.mark.slow
@@ -697,6 +724,57 @@ def test_seen_patients_are_recorded_at_the_start_and_read_at_a_resume(
     fit(tiny_can(steps=4), random_patches, tmp_path / "run", seen_patients=["q9"])
     assert record.read_text() == "q3\nq2", "the record of the start stays"
     assert export.read_card(tmp_path / "run/export")["train_patients"] == [*trained, "q2", "q3"]
+
+
+@pytest.mark.slow
+def test_a_start_that_knows_held_out_patients_says_so(tiny_can, random_patches, tmp_path, caplog):
+    fit(tiny_can(steps=1), random_patches, tmp_path / "one", seen_patients=["q1"])
+    assert "knows" not in caplog.text
+    known = random_patches(3).patient_ids[0]
+    fit(tiny_can(steps=1), random_patches, tmp_path / "two", seen_patients=[known])
+    assert "knows 1 of the 2 held-out patients: the held-out metrics are too good" in caplog.text
+
+
+def test_patients_behind_a_synthetic_set_stand_in_the_card(tiny_can, random_patches, tmp_path):
+    patients = {"mammograms": ["t1"], "lesions": ["d1"], "trained_on": ["n1"]}
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/patients.json").write_text(json.dumps(patients))
+    experiment = tiny_can(steps=1)
+    for name, data in (
+        ("added", {"added": AddedConfig(synthetic=tmp_path / "set")}),
+        ("alone", {"name": "folder", "root": tmp_path / "set"}),
+    ):
+        data = experiment.data.model_copy(update=data)
+        fit(
+            experiment.model_copy(update={"data": data}),
+            random_patches,
+            tmp_path / name,
+            lambda functions, held_out: {"dice": 0.5},
+        )
+        card = export.read_card(tmp_path / name / "export")
+        assert {"t1", "d1", "n1"} <= set(card["train_patients"])
+
+
+@pytest.mark.slow
+def test_a_training_keeps_the_precision_that_it_began_with(
+    tiny_can, random_patches, tmp_path, monkeypatch
+):
+    policy = keras.config.dtype_policy().name
+    chosen = []
+    monkeypatch.setattr(script.devices, "choose_precision", lambda *_: "mixed_float16")
+    monkeypatch.setattr(script.keras.config, "set_dtype_policy", chosen.append)
+    fit(tiny_can(steps=1), random_patches, tmp_path / "run")
+    assert folder.read_precision(tmp_path / "run") == policy != "mixed_float16"
+    assert folder.read_precision(tmp_path) == policy  # that of the first stage
+    for precision, began_with, expected in (
+        ("auto", policy, policy),
+        ("auto", None, "mixed_float16"),
+        ("mixed_float16", policy, "mixed_float16"),
+    ):
+        script.configure_tensorflow(TrainingConfig(precision=precision), began_with)
+        assert chosen[-1] == expected
+    (tmp_path / "run/precision").write_text("a disk full of")
+    assert folder.read_precision(tmp_path / "run") is None
 
 
 @pytest.mark.slow

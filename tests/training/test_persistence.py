@@ -87,6 +87,10 @@ def test_each_networks_loss_scale_survives_a_resume(tmp_path):
     resumed.newest_checkpoints.restore()
     facts = resumed.describe_optimizers()
     assert (facts["generator_loss_scale"], facts["critic_loss_scale"]) == (256.0, 4096.0)
+    assert facts["generator_skipped_updates"] == 5
+    resumed.model.generator_updates = 2  # in a step, as the contextual GAN's for masses
+    facts = resumed.describe_optimizers()
+    assert (facts["generator_skipped_updates"], facts["critic_skipped_updates"]) == (10, 5)
     counts = [read_scalar(other.step_counter) for other in resumed.model.optimizers.values()]
     assert counts == [7, 11], "finite steps since the scale last changed"
 

@@ -287,7 +287,7 @@ def test_the_same_command_has_the_same_folder_and_another_one_its_own(tiny_can):
 def test_a_train_script_reads_its_command(repository, monkeypatch, tmp_path):
     arguments = ["--config", str(repository / "configs/can.yaml"), "--set", "training.steps=3"]
     monkeypatch.setattr(sys, "argv", ["train/can.py", *arguments])
-    monkeypatch.setattr(script, "configure_tensorflow", lambda training: None)
+    monkeypatch.setattr(script, "configure_tensorflow", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     with script.start("Train.", CANConfig) as command:
         assert command.experiment.training.steps == 3
@@ -309,7 +309,7 @@ def test_a_command_holds_its_folder_from_its_start(repository, monkeypatch, tmp_
     """A second one of other settings would replace split.json while the first opens its data."""
     words = ["train/can.py", "--config", str(repository / "configs/can.yaml"), "--output", "run"]
     monkeypatch.setattr(sys, "argv", words)
-    monkeypatch.setattr(script, "configure_tensorflow", lambda training: None)
+    monkeypatch.setattr(script, "configure_tensorflow", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     Path("run").mkdir()
     with script.start("Train.", CANConfig) as command:

@@ -455,10 +455,24 @@ def test_workers_that_differ_are_told(tiny_can, random_patches):
         team.agree(3, experiment, patches)
     with pytest.raises(WorkerError, match="the workers' config differ"):
         team.agree(0, experiment, patches)
-    known = int(experiment.fingerprint(), 16)
-    team.gather = lambda value: [value, value if value in (0, known) else 0]
+    asked = []
+    team.gather = lambda value: asked.append(value) or [value]
+    team.agree(0, experiment, patches)
+    _, config, _ = asked
+    team.gather = lambda value: [value, value if value in (0, config) else 0]
     with pytest.raises(WorkerError, match="the workers' training patches differ"):
         team.agree(0, experiment, patches)
+    # lengths and intervals decide when workers wait for each other, their devices do not
+    for name, value, agrees in (
+        ("steps", 6, False),
+        ("validate_every", 3, False),
+        ("devices", ("CPU:0",), True),
+    ):
+        training = experiment.training.model_copy(update={name: value})
+        asked.clear()
+        team.gather = lambda value: asked.append(value) or [value]
+        team.agree(0, experiment.model_copy(update={"training": training}), patches)
+        assert (asked[1] == config) is agrees
 
 
 @pytest.mark.parametrize(

@@ -262,9 +262,11 @@ def train(
     parts = experiment.model.patient_parts
     patches, fresh = hold_back(subsets.train, parts, experiment.data.seed)
     fitted = experiment
+    seen_patients: tuple[str, ...] = ()
     if experiment.model.share:
         synthetic = load_synthetic_set(experiment, subsets.list_held_out_patients())
         pool = synthetic.patches
+        seen_patients = tuple(synthetic.trained_on)
         if experiment.model.control:
             source = fresh if experiment.model.control == "fresh" else patches
             pool = make_control(experiment.model.control, source, pool, experiment.training.seed)
@@ -272,7 +274,16 @@ def train(
         experiment = set_decay_samples(experiment, len(patches))
         fitted = experiment.model_copy(update={"training": _double_batch(experiment.training)})
     build = partial(Classifier, experiment.model, experiment.data.size)
-    metrics = loop.fit(build, fitted, patches, subsets.validation, output, validate, monitor="auc")
+    metrics = loop.fit(
+        build,
+        fitted,
+        patches,
+        subsets.validation,
+        output,
+        validate,
+        monitor="auc",
+        seen_patients=seen_patients,
+    )
     return metrics, subsets
 
 

@@ -321,17 +321,27 @@ class _Runner:
             # A command that finds its old result goes on with it, or refuses it. The record goes
             # too, so that the new work goes on after a stop.
             _set_aside(self._output / step.name)
-            record.unlink()
         if not is_extended:
+            record.unlink(missing_ok=True)  # half a result must not pass as finished
             self._forget_dependents(step)
         self.processes[step.name] = _start_process(step, self._output)
 
     def _forget_dependents(self, step: Step) -> None:
-        """Note of what was made of a step's old result that it is to be made again."""
-        for other in self._steps.values():
-            record = _find_record(self._output, other)
-            if step.name in other.depends_on and _read_completion(record):
-                content = json.loads(record.read_text(encoding="utf-8")) | {"stale": True}
+        """Note of what was made of a step's old result that it is to be made again.
+
+        That holds for steps of other plans in this folder, too, of which the records alone tell.
+        """
+        dependents = {
+            _find_record(self._output, other)
+            for other in self._steps.values()
+            if step.name in other.depends_on
+        }
+        for record in (self._output / DONE).rglob("*.json"):
+            if not _read_completion(record):
+                continue
+            content = json.loads(record.read_text(encoding="utf-8"))
+            if record in dependents or step.name in content.get("depends_on", ()):
+                content["stale"] = True
                 filesystem.write_atomically(record, filesystem.to_json(content), durable=False)
 
     def _finish(self, process: subprocess.Popen[bytes], step: Step) -> None:
@@ -533,6 +543,7 @@ def _write_completion(path: Path, step: Step, completion: Completion) -> None:
         "digest": completion.digest,
         "extent": completion.resumable_args,
         "code": completion.code,
+        "depends_on": step.depends_on,
         "commit": describe_commit(),
         "command": step.format_command(),
     }

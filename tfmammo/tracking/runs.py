@@ -173,7 +173,15 @@ class Run:
             ExportError: The folder holds no export.
         """
         card = read_card(directory)
-        return self._attempt(lambda: self._register(directory, card, step, metrics, best))
+        self._paused_until = 0.0
+        version = self._attempt(lambda: self._register(directory, card, step, metrics, best))
+        if version is None:
+            log.warning(
+                "%s: %s got no new version; the same command registers it when the store answers",
+                redact(self.uri),
+                self.model,
+            )
+        return version
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
         """Send what waits and end the run; it can still be resumed.
@@ -276,7 +284,7 @@ class Run:
         else:
             log.info(
                 "models:/%s@best stays version %s; python -m tfmammo.registry promote --model %s "
-                "judges this run's best, version %s",
+                "--candidate %s judges this run's best",
                 self.model,
                 best,
                 self.model,

@@ -1,6 +1,7 @@
 """A training's folder: whose it is, and what of it survives a kill or a power loss.
 
-config.yaml, train_patches and held_out_patches say whose it is. They are written once, as whole
+config.yaml, train_patches and held_out_patches say whose it is, and precision in which one it
+computes. They are written once, as whole
 files, when a training begins; a training that resumes only reads them. A start that fails before
 its first step writes none.
 """
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import keras
 import tensorflow as tf
 
 from tfmammo import config as configuration
@@ -32,10 +34,13 @@ PATCHES = "train_patches"
 HELD_OUT = "held_out_patches"
 # pseudonyms of the patients that the weights had been trained on before step 0
 INITIAL_PATIENTS = "initial_patients.txt"
+# Keras's dtype policy, which decides what a checkpoint holds
+PRECISION = "precision"
 # TensorFlow's list of checkpoints, which its own tools read; this module only writes it
 STATE = "checkpoint"
 WRITTEN = ("best", "export", "checkpoints", "samples")  # folders that a training replaces
 LOCK = ".lock"
+POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 _held: set[Path] = set()  # the folders that this process holds
 
 
@@ -143,11 +148,25 @@ def claim(
         path = output / name
         if not is_claimed or not path.is_file() or not path.stat().st_size:
             write_atomically(path, patches.fingerprint())
+    if not is_claimed or not (output / PRECISION).is_file():
+        write_atomically(output / PRECISION, keras.config.dtype_policy().name)
     if not is_claimed:
         tracking = experiment.tracking
         redacted = tracking.model_copy(update={"uri": tracking.uri and redact(tracking.uri)})
         content = experiment.model_copy(update={"tracking": redacted})
         write_atomically(output / TRAINING_CONFIG, configuration.dump(content))
+
+
+def read_precision(output: Path) -> str | None:
+    """Return the dtype policy that a training, or the first of its stages, began with.
+
+    Returns:
+        None where none is noted.
+    """
+    for path in (output / PRECISION, *sorted(output.glob(f"*/{PRECISION}"))):
+        if path.is_file() and (policy := path.read_text(encoding="utf-8").strip()) in POLICIES:
+            return policy
+    return None
 
 
 def write_seen_patients(output: Path, patients: Collection[str]) -> None:

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tfmammo import filesystem
+
 WHITE = (255, 255, 255)
 INK = (40, 40, 40)
 # distinct for colour-blind readers, and on grey tissue
@@ -106,9 +108,18 @@ def draw_agreement(
 
 
 def save_grid(panels: Mapping[str, NDArray[np.floating]], path: Path) -> None:
-    """Write `draw_grid` of the panels as an image file, and create its folder if it is missing."""
+    """Write `draw_grid` of the panels as a PNG file, and create its folder if it is missing.
+
+    Raises:
+        OSError: It can't be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), draw_grid(panels)[..., ::-1])
+    filesystem.write_atomically(path, encode_png(draw_grid(panels)), durable=False)
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """Encode an image, uint8 [rows, cols, 3], RGB, as PNG."""
+    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
 
 
 def _tiles(name: str, images: NDArray[np.floating]) -> NDArray[np.uint8]:

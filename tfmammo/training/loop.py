@@ -19,7 +19,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-import cv2
 import keras
 import numpy as np
 import tensorflow as tf
@@ -33,7 +32,7 @@ from tfmammo.tracking.runs import Run
 from tfmammo.training import contract, devices, folder, workers
 from tfmammo.training.contract import TrainableModel, Validate, Write
 from tfmammo.training.exporter import Exporter
-from tfmammo.training.image_grid import draw_grid
+from tfmammo.training.image_grid import draw_grid, encode_png
 from tfmammo.training.progress import Progress, announce_duration
 from tfmammo.training.state import TrainingState
 from tfmammo.training.task import Mode, TrainingTask
@@ -109,7 +108,18 @@ def fit(
     training = _Training(task, group)
     lock = folder.hold_lock(output) if group.is_chief else nullcontext()
     with lock, collect_stop_signals() as signals, group.translate_errors():
-        return training.run(signals)
+        try:
+            metrics = training.run(signals)
+        except tf.errors.ResourceExhaustedError as error:
+            log.debug("memory ran out", exc_info=error)
+            raise TrainingError(
+                "the device's memory ran out; training.accumulate=2 with half of "
+                "training.batch_size needs less, and so does a smaller data.size; "
+                f"{training.state.describe_kept()}"
+            ) from None
+    if signals:  # after the last step: what follows, as another stage, must not begin
+        raise Interrupted(signals[0], f"at step {training.steps:,}, the last one")
+    return metrics
 
 
 class _Training:
@@ -203,11 +213,12 @@ class _Training:
         """Take the weights of `training.initial`, if it is set.
 
         Returns:
-            The patients that the start was trained on. They count as seen, whatever this run's own
-            split holds out.
+            The patients that the start was trained on, or that stand behind synthetic data. They
+            count as seen, whatever this run's own split holds out.
         """
         folder.check_nothing_lost(self.task.output)
         seen_patients = set(self.task.seen_patients)
+        seen_patients |= datasets.list_synthetic_patients(self.experiment.data)
         if self.config.initial:
             with name_key("training.initial"):
                 initial = models.resolve(self.config.initial, self.experiment.tracking.uri)
@@ -215,6 +226,14 @@ class _Training:
                 card = export.read_card(initial)
                 if "train_patients" in card:
                     seen_patients |= export.get_training_patients(card, initial)
+        held_out = set(self.task.held_out.patient_ids.tolist())
+        if known := len(seen_patients & held_out):
+            log.warning(
+                "what this training starts from, or its synthetic data, knows %d of the %d "
+                "held-out patients: the held-out metrics are too good",
+                known,
+                len(held_out),
+            )
         return seen_patients
 
     def _claim_folder(self, seen_patients: set[str] | None) -> None:
@@ -341,14 +360,9 @@ class _Training:
     def _check_finite(self, losses: dict[str, float], before: int, step: int) -> None:
         for name, value in losses.items():
             if not np.isfinite(value):
-                kept = self.state.newest_checkpoints.latest
-                remainder = (
-                    f"the last good checkpoint is kept: {kept}"
-                    if kept
-                    else "no checkpoint had been written yet"
-                )
                 raise TrainingError(
-                    f"{name} became {value} between steps {before:,} and {step:,}; {remainder}"
+                    f"{name} became {value} between steps {before:,} and {step:,}; "
+                    f"{self.state.describe_kept()}"
                 )
 
     def _report(self, step: int, losses: dict[str, float], progress: Progress) -> dict[str, float]:
@@ -359,9 +373,13 @@ class _Training:
         """
         self._log_metrics({**losses, **self.state.describe_optimizers()}, step)
         is_last = step >= self.steps
-        if step % self.config.grid_every == 0 or is_last:
+        draws_grid = is_last or step % self.config.grid_every == 0
+        validates = is_last or step % self.config.validate_every == 0
+        if draws_grid or validates:
+            self.state.check_weights()  # spoilt ones draw no image, and have no metrics
+        if draws_grid:
             self._write_grid(step)
-        if step % self.config.validate_every and not is_last:
+        if not validates:
             return {}
         metrics = self._validate(step)
         progress.log_metrics(step, metrics)
@@ -393,7 +411,7 @@ class _Training:
         try:
             path.parent.mkdir(exist_ok=True)
             with filesystem.atomic_file(path) as part:
-                part.write_bytes(cv2.imencode(".png", grid[..., ::-1])[1].tobytes())
+                part.write_bytes(encode_png(grid))
         except OSError as error:  # a full disk: an image is no reason to stop
             log.warning("%s: can't be written (%s)", path, error.strerror)
         if self.run_log:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from tfmammo.metrics import segmentation, synthesis
 from tfmammo.tracking import store
 from tfmammo.training import devices, folder, loop, workers
 from tfmammo.training.contract import Functions, TrainableModel, Validate, Write
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +103,8 @@ def start(
     experiment = cli.read_config(schema, arguments)
     if not_for_workers:
         workers.refuse_multi_worker(experiment.training, not_for_workers)
-    configure_tensorflow(experiment.training)
     command = Command(complete(experiment), tuple(arguments.set), arguments.output)
+    configure_tensorflow(experiment.training, folder.read_precision(command.output))
     # several workers share a folder, and one of them holds it while they train
     is_shared = experiment.training.strategy == "multi_worker"
     with nullcontext() if is_shared else folder.hold_lock(command.output):
@@ -135,10 +138,15 @@ def default_output(experiment: Experiment[Any]) -> Path:
     return Path("runs") / name
 
 
-def configure_tensorflow(training: TrainingConfig) -> None:
+def configure_tensorflow(training: TrainingConfig, began_with: str | None = None) -> None:
     """Set precision and threads, and join the other workers.
 
     This precedes the first TensorFlow operation of the process.
+
+    Args:
+        training: The section of the config.
+        began_with: The dtype policy of a training that goes on. It is kept on every device, because
+            checkpoints of another one can't be read.
 
     Raises:
         ConfigError: training.deterministic is set, but TensorFlow's threads are already running;
@@ -150,7 +158,13 @@ def configure_tensorflow(training: TrainingConfig) -> None:
         gpus = tf.config.list_physical_devices("GPU")
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
-        keras.config.set_dtype_policy(devices.choose_precision(training, gpus))
+        policy = devices.choose_precision(training, gpus)
+        if began_with and began_with != policy and training.precision == "auto":
+            log.info(
+                "going on in %s, as the training began; here it would be %s", began_with, policy
+            )
+            policy = began_with
+        keras.config.set_dtype_policy(policy)
         if training.deterministic:
             try:
                 # The only setting found under which two float32 runs on a CPU agree bit for bit.

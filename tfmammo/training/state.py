@@ -65,7 +65,7 @@ class TrainingState:
             self._save(self.best_checkpoints)
 
     def _save(self, checkpoints: Checkpoints) -> None:
-        self._check_weights()
+        self.check_weights()
         step = int(self.step)
         try:
             checkpoints.save(step)
@@ -80,7 +80,7 @@ class TrainingState:
                 f"kept: {self.newest_checkpoints.latest}"
             ) from None
 
-    def _check_weights(self) -> None:
+    def check_weights(self) -> None:
         """Check that no weight became NaN or Inf, as the last update may have spoilt one."""
         for name, network in self.model.networks.items():
             for variable, value in zip(network.variables, get_variables(network), strict=True):
@@ -91,6 +91,13 @@ class TrainingState:
                         f"{self.newest_checkpoints.latest}"
                     )
 
+    def describe_kept(self) -> str:
+        """Say which checkpoint a training that ends here leaves."""
+        kept = self.newest_checkpoints.latest
+        if not kept:
+            return "no checkpoint had been written yet"
+        return f"the last good checkpoint is kept: {kept}"
+
     def describe_optimizers(self) -> dict[str, float]:
         """Return each optimizer's learning rate and, under float16, its loss scale and skips."""
         values = {}
@@ -99,7 +106,9 @@ class TrainingState:
             if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
                 updates = read_scalar(optimizer.inner_optimizer.iterations)
                 values[f"{name}_loss_scale"] = read_scalar(optimizer.dynamic_scale)
-                values[f"{name}_skipped_updates"] = int(self.step) - updates
+                # the contextual GAN updates its generator several times a step
+                wanted = int(self.step) * getattr(self.model, f"{name}_updates", 1)
+                values[f"{name}_skipped_updates"] = wanted - updates
         return values
 
 

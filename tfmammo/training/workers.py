@@ -14,6 +14,7 @@ signal interrupts. So the workers meet before it starts.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from typing import Any, Literal
 
+import keras
 import tensorflow as tf
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
@@ -381,8 +383,15 @@ class WorkerGroup:
                 f"the workers would go on from the steps {listed}; the output folder must be one "
                 "that all their machines see"
             )
+        # lengths and intervals too: they decide when workers wait for each other
+        config = {
+            "identity": experiment.identity(),
+            "training": experiment.training.model_dump(mode="json", exclude={"devices"}),
+            "precision": keras.config.dtype_policy().name,
+        }
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
         for name, fingerprint in (
-            ("config", experiment.fingerprint()),
+            ("config", digest),
             ("training patches", train.fingerprint()),
         ):
             if len(set(self.gather(int(fingerprint[:8], 16)))) > 1:
