@@ -229,7 +229,9 @@ def test_p_against_chance_agrees_with_the_interval():
         estimate = estimate_auc(labels, scores, patients, 1 - p)
         # the interval of level 1 - p ends at one half
         assert min(abs(estimate.low - 0.5), abs(estimate.high - 0.5)) < 1e-9
-    assert np.isnan(chance_test(labels, labels, patients)), "no variance"
+    fewest = min(len(set(np.array(patients)[np.array(labels) == label])) for label in (0, 1))
+    assert chance_test(labels, labels, patients) == 2.0 ** (1 - fewest), "no variance"
+    assert chance_test(labels, np.zeros(len(labels)), patients) == 1, "none, and one half"
     assert np.isnan(chance_test([1, 0], [1.0, 0.0], ["a", "b"])), "few patients"
 
 

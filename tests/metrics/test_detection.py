@@ -17,6 +17,7 @@ from tfmammo.metrics.detection import (
     area,
     false_positives_apart,
     find_hits,
+    find_spared,
     froc,
     froc_by_training,
     froc_interval,
@@ -116,6 +117,18 @@ def test_centres_hit_whatever_the_threshold():
     assert find_hits(boxes, lesion, 0.5, "centre").tolist() == [[True], [False]]
     assert find_hits(boxes, lesion, 0.2, "iou").tolist() == [[True], [False]]
     assert find_hits(boxes, lesion, 0.25, "iou").tolist() == [[False], [False]]
+
+
+def test_detections_on_unwanted_lesions_alone_are_spared():
+    boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30], [50, 50, 60, 60], [0, 0, 10, 10]])
+    wanted, unwanted = boxes[:1], boxes[[0, 1]]
+    # the first hits both, the second an unwanted one alone, the third nothing
+    spared = find_spared(boxes, wanted, unwanted, 0.5)
+    assert spared.tolist() == [False, True, False, False]
+    none = np.zeros((0, 4))
+    assert find_spared(boxes, none, unwanted, 0.5).tolist() == [True, True, False, True]
+    assert not find_spared(boxes, wanted, none, 0.5).any()
+    assert find_spared(none, wanted, unwanted, 0.5).shape == (0,)
 
 
 def test_a_second_detection_of_a_lesion_is_a_false_positive():

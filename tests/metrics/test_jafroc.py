@@ -171,7 +171,8 @@ def test_a_difference_without_variance():
     ]
     worst = [image(false=[0.9]), image(false=[0.9]), image(lesions=1), image(lesions=1)]
     result = jafroc_test(best, worst, ["a", "b", "c", "d"], fewest=2)
-    assert result == JafrocTest(1, 0, 1, 1, 1, np.inf, 3, 0)
+    # two patients with a lesion: 2^(1-2), and 3 / 2 is more than the whole range
+    assert result == JafrocTest(1, 0, 1, 0, 1, np.inf, 3, 0.5)
 
 
 @pytest.mark.parametrize("patients", [["a"] * 4, ["a", "b", "c", "c"], ["a", "a", "b", "c"]])
@@ -197,7 +198,7 @@ def test_below_six_patients_nothing_is_tested():
 
 def test_perfect_trainings_do_not_differ_wherever_their_scores_lie():
     """Two seeds half a point apart against two a tenth apart: pooled, the first are worse by a
-    quarter, with p 0.
+    quarter without variance, in eight patients.
     """
 
     def perfect(shift):
@@ -211,7 +212,7 @@ def test_perfect_trainings_do_not_differ_wherever_their_scores_lie():
     ours = perfect(0) + perfect(0.5)
     others = perfect(0) + perfect(0.05)
     pooled = jafroc_test(ours, others, patients)
-    assert (pooled.merit, pooled.other) == (0.75, 1) and pooled.p < 0.001
+    assert (pooled.merit, pooled.other) == (0.75, 1) and pooled.p == 2.0**-7
     result = jafroc_test(ours, others, patients, trainings=trainings, others_trainings=trainings)
     assert (result.merit, result.other, result.difference, result.p) == (1, 1, 0, 1)
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tests.small_detectors import LIGHT_HEAD
 from tfmammo.config import DataConfig
-from tfmammo.detection.detections import Detector
+from tfmammo.detection.detections import Detections, Detector
 from tfmammo.detection.light_head_rcnn import LightHeadRCNN, LightHeadRCNNConfig
 from tfmammo.errors import ConfigError, DetectionError
 from tfmammo.mammogram import Mammogram
@@ -66,6 +66,25 @@ def command(tmp_path):
         return CommandDetector(words, KINDS, timeout)
 
     return make
+
+
+class Finding(Detector):
+    """A detector that finds a calcification, then a mass."""
+
+    def __init__(self):
+        self._seen = None
+
+    def predict(self, mammogram):
+        boxes = np.float32([[0, 0, 9, 9], [5, 5, 20, 20]])
+        return Detections(boxes, np.float32([0.9, 0.5]), ("calcification", "mass"))
+
+
+def test_kinds_that_do_not_count_are_left_out_of_a_detector_of_ours():
+    (both,) = OneByOne(Finding(), KINDS).detect([record()])
+    (masses,) = OneByOne(Finding(), ("mass",)).detect([record()])
+    assert len(both) == 2 and masses.classes == ("mass",)
+    np.testing.assert_array_equal(masses.boxes, [[5, 5, 20, 20]])
+    np.testing.assert_array_equal(masses.scores, np.float32([0.5]))
 
 
 def test_a_command_answers_in_cocos_form(command):
@@ -232,8 +251,8 @@ def test_an_onnx_export_of_our_detector_answers_as_the_saved_model(tmp_path, mon
     monkeypatch.setattr(sys, "argv", ["convert", *words, "--output", str(file)])
     convert.main()
     mammogram = record(64, 64)
-    (expected,) = OneByOne(Detector.load(saved_model)).detect([mammogram])
-    (found,) = OneByOne(OnnxDetector(file, ("mass",))).detect([mammogram])
+    (expected,) = OneByOne(Detector.load(saved_model), KINDS).detect([mammogram])
+    (found,) = OneByOne(OnnxDetector(file, ("mass",)), KINDS).detect([mammogram])
     assert len(found) == len(expected) > 0
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.5)

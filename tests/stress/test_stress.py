@@ -14,7 +14,7 @@ from tests.commands import run_module_here
 from tfmammo import archives
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
-from tfmammo.data.sampling import is_normal
+from tfmammo.data.sampling import is_normal, select_lesions
 from tfmammo.detection.detections import Detections, Detector
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Mammogram, Skipped
@@ -30,6 +30,7 @@ from tfmammo.stress.scoring import Outcome, Trial
 
 PHANTOMS = 12
 DATA = DataConfig(phantoms=PHANTOMS)
+KINDS = ("mass",)
 BLOBS = f"command: {sys.executable} {{program}} {{{{images}}}} {{{{boxes}}}} --noise {{noise}}"
 
 
@@ -128,7 +129,7 @@ class Knowing(Detector):
 def test_patients_whom_a_detector_knows_are_left_out():
     every = phantom.read(count=PHANTOMS)
     known = {each.patient_id for each in every[: PHANTOMS // 2]}
-    detectors = [OneByOne(Knowing(known)), OneByOne(Knowing([])), object()]
+    detectors = [OneByOne(Knowing(known), KINDS), OneByOne(Knowing([]), KINDS), object()]
     skipped = Skipped()
     left = read_unknown(DATA, detectors, skipped)
     assert left and not known & {each.patient_id for each in left}
@@ -143,9 +144,35 @@ def test_patients_whom_a_detector_knows_are_left_out():
     assert not known & {lesion.mammogram.patient_id for lesion in inserter.bank.lesions}
     taken_out = list(pairs.make_removals(config, detectors, Skipped()))
     assert taken_out and not known & {pair.before.patient_id for pair in taken_out}
-    everybody = [OneByOne(Knowing(each.patient_id for each in every))]
+    everybody = [OneByOne(Knowing(each.patient_id for each in every), KINDS)]
     with pytest.raises(DataError, match="phantom: detectors were trained on all of its patients"):
         read_unknown(DATA, everybody, Skipped())
+
+
+def test_an_archive_without_lesions_has_no_removals(monkeypatch):
+    skipped = Skipped()
+    normal = [each for each in phantom.read(count=24) if is_normal(each)]
+    monkeypatch.setattr(archives, "read_mammograms", lambda *_: normal)
+    assert not list(pairs.make_removals(make_config(), (), skipped))
+    assert "holds no mass with an outline" in skipped.reasons["removals"]
+    known = [OneByOne(Knowing([normal[0].patient_id]), KINDS)]
+    monkeypatch.setattr(pairs.sampling, "is_normal", lambda _: False)
+    with pytest.raises(DataError, match="of patients whom no detector knows is normal"):
+        next(pairs.make_pairs(make_config(), known, Skipped()))
+
+
+def test_unseen_mammograms_are_checked_before_anything_is_detected():
+    config = make_config(
+        detectors={name: "none" for name in "abc"}, unseen=DataConfig(phantoms=PHANTOMS)
+    )
+    every = phantom.read(count=PHANTOMS)
+    assert len(prediction.list_unseen({}, config)) == len(
+        [each for each in every if is_normal(each) or select_lesions(each, config.unseen)]
+    )
+    knowing = {"a": OneByOne(Knowing(each.patient_id for each in every), KINDS)}
+    with pytest.raises(DataError, match="detectors were trained on all of its patients"):
+        prediction.list_unseen(knowing, config)
+    assert prediction.list_unseen({}, make_config()) == []
 
 
 def test_tissue_and_depth_of_a_box():

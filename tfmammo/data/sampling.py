@@ -62,6 +62,16 @@ def select_lesions(mammogram: Mammogram, config: DataConfig) -> dict[int, Lesion
     }
 
 
+def list_uncertain(mammogram: Mammogram, config: DataConfig) -> list[Lesion]:
+    """List the lesions of config.kinds that config.mixed_findings leaves out; no file is read."""
+    wanted = select_lesions(mammogram, config)
+    return [
+        lesion
+        for number, lesion in enumerate(mammogram.lesions)
+        if lesion.kind in config.kinds and number not in wanted
+    ]
+
+
 def is_normal(mammogram: Mammogram) -> bool:
     """Whether the archive marks no lesion of any kind in it and calls it normal."""
     return not mammogram.lesions and mammogram.pathology == "normal"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -109,9 +109,17 @@ class Detections:
 
     def above(self, score: float) -> Detections:
         """Return the detections of at least this score."""
-        count = int(np.sum(self.scores >= score))
-        masks = None if self.masks is None else self.masks[:count]
-        return Detections(self.boxes[:count], self.scores[:count], self.classes[:count], masks)
+        return self.select(self.scores >= score)
+
+    def of_kinds(self, kinds: Collection[LesionKind]) -> Detections:
+        """Return the detections of these kinds of lesions."""
+        return self.select(np.array([kind in kinds for kind in self.classes], np.bool_))
+
+    def select(self, kept: NDArray[np.bool_]) -> Detections:
+        """Return the marked detections; kept: bool [n]."""
+        classes = tuple(kind for kind, keep in zip(self.classes, kept, strict=True) if keep)
+        masks = None if self.masks is None else self.masks[kept]
+        return Detections(self.boxes[kept], self.scores[kept], classes, masks)
 
 
 class Detector:

@@ -41,6 +41,7 @@ from tfmammo.metrics.detection import (
     Matches,
     Training,
     false_positives_apart,
+    find_spared,
     froc_interval,
     match_kinds,
     recall_by,
@@ -316,6 +317,15 @@ def _predict(
     start = time.perf_counter()
     detections = detector.predict(mammogram)
     seconds = time.perf_counter() - start
+    # lesions that data.mixed_findings leaves out are there all the same
+    spared = find_spared(
+        detections.boxes,
+        stack_boxes(lesions),
+        stack_boxes(sampling.list_uncertain(mammogram, config.data)),
+        config.threshold,
+        config.criterion,
+    )
+    detections = detections.select(~spared)
     matches = match_kinds(
         detections.boxes,
         detections.scores,

@@ -50,10 +50,19 @@ def run_with(
     """
     config = cli.read_config(schema, arguments)
     output = arguments.output or Path(default_output)
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output: {output} is no folder")
+    check_output(output)
     script.configure_tensorflow(TrainingConfig(precision="float32"))
     print_tables(evaluate(config, output), f"{files}: {output}")
+
+
+def check_output(output: Path) -> None:
+    """Check before anything is computed that the output can be a folder.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output: {output} is no folder")
 
 
 def print_tables(tables: Sequence[Table], closing: str) -> None:

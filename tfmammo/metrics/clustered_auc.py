@@ -106,7 +106,8 @@ def chance_test(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> fl
 
     Returns:
         The two-sided p of the logit over its deviation, by Student's t as in `estimate_auc`. NaN
-        below six patients of a class, and where the area has no variance.
+        below six patients of a class. Of an area without variance it is 1 at one half, else
+        2^(1-n) of n patients of the smaller class, as of a test that flips signs.
 
     Raises:
         ValueError: As `estimate_auc`.
@@ -116,7 +117,8 @@ def chance_test(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> fl
         return np.nan
     logit, deviation, degrees = _compute_logit(positive, values, patients)
     if not deviation > 0:
-        return np.nan
+        is_half = roc_auc(positive, values) == 0.5
+        return 1.0 if is_half else 2.0 ** (1 - _count_patients(positive, patients))
     return float(2 * stats.t.sf(abs(logit) / deviation, degrees))
 
 

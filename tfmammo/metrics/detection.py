@@ -192,6 +192,33 @@ def find_hits(
     return overlap(boxes, truth, criterion) > _get_limit(threshold, criterion)
 
 
+def find_spared(
+    boxes: Floats,
+    wanted: Floats,
+    unwanted: Floats,
+    threshold: float,
+    criterion: Criterion = "iou",
+) -> NDArray[np.bool_]:
+    """Tell which detections are neither right nor wrong: they hit unwanted lesions alone.
+
+    Args:
+        boxes: Detections [n, 4].
+        wanted: Lesions that count [m, 4].
+        unwanted: Lesions that are there and don't count [k, 4].
+        threshold: See `find_hits`.
+        criterion: See `overlap`.
+
+    Returns:
+        bool [n].
+    """
+    if not len(boxes) or not len(unwanted):
+        return np.zeros(len(boxes), np.bool_)
+    spared = np.any(find_hits(boxes, unwanted, threshold, criterion), axis=1)
+    if len(wanted):
+        spared = spared & ~np.any(find_hits(boxes, wanted, threshold, criterion), axis=1)
+    return np.asarray(spared)
+
+
 def _get_limit(threshold: float, criterion: Criterion) -> float:
     """Return what the overlap of a hit must exceed."""
     return 0 if criterion == "centre" else threshold

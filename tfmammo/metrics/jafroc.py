@@ -35,7 +35,7 @@ from tfmammo.metrics.detection import (
     check_pair,
     rows_by_training,
 )
-from tfmammo.metrics.significance import FEWEST_PATIENTS, welch_degrees
+from tfmammo.metrics.significance import FEWEST_PATIENTS, rule_of_three, welch_degrees
 
 Merit = Literal["jafroc", "jafroc1"]
 
@@ -146,7 +146,8 @@ def jafroc_test(
     Returns:
         The test. It is NaN where fewer patients than `fewest` have a lesion, or where leaving a
         patient out leaves a training without lesions or images. Where the two never differ, t is 0
-        and p is 1; where they differ without variance, t is infinite and p is 0.
+        and p is 1. Where they differ without variance, t is infinite, p is 2^(1-n) of n patients
+        with a lesion, as of a test that flips signs, and the interval that of the rule of three.
 
     Raises:
         ValueError: As `jafroc`, of any training, or images, others, patients and trainings don't
@@ -174,9 +175,14 @@ def jafroc_test(
         [int(group.sum()) for group in groups],
         count - 1,
     )
-    t = difference / error if error >= 1e-12 else 0.0  # below is what rounding leaves of 0
     if error < 1e-12 <= abs(difference):
+        diseased = int(is_diseased.sum())
+        room = rule_of_three(diseased, level)
+        low, high = max(-1.0, difference - room), min(1.0, difference + room)
         t = float(np.copysign(np.inf, difference))
+        p = 2.0 ** (1 - diseased)
+        return JafrocTest(first, other, difference, low, high, t, degrees, p)
+    t = difference / error if error >= 1e-12 else 0.0  # below is what rounding leaves of 0
     half = float(stats.t.ppf((1 + level) / 2, degrees)) * error
     p = float(2 * stats.t.sf(abs(t), degrees))
     return JafrocTest(first, other, difference, difference - half, difference + half, t, degrees, p)

@@ -25,6 +25,7 @@ from scipy import stats
 
 from tfmammo.metrics.significance import FEWEST_PATIENTS, bound_share, percentile_interval
 
+BATCH = 1000  # draws of a bootstrap that are in memory at once
 # tn, fp, fn, tp of n images
 Counts = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
@@ -181,7 +182,7 @@ def bootstrap_interval(
         vectorized=True,
         method="percentile",
         n_resamples=samples,
-        batch=1000,
+        batch=BATCH,
         confidence_level=level,
         rng=np.random.default_rng(seed),
     ).confidence_interval
@@ -253,16 +254,18 @@ def crossed_interval(
         return bootstrap_interval(values, first, samples, seed, level)
     numbers = np.asarray(values, np.float64)
     random = np.random.default_rng(seed)
-    weights = np.ones((samples, len(numbers)))
-    for names in (first, second):
-        patients, places = np.unique(np.asarray(names), return_inverse=True)
-        if len(patients) < FEWEST_PATIENTS:
-            return float("nan"), float("nan")
-        share = np.full(len(patients), 1 / len(patients))
-        weights *= random.multinomial(len(patients), share, samples)[:, places]
-    totals = weights.sum(axis=1)
-    means = weights[totals > 0] @ numbers / totals[totals > 0]
-    return percentile_interval(means, level)
+    sides = [np.unique(np.asarray(names), return_inverse=True) for names in (first, second)]
+    if min(len(patients) for patients, _ in sides) < FEWEST_PATIENTS:
+        return float("nan"), float("nan")
+    means = []
+    for start in range(0, samples, BATCH):
+        weights = np.ones((min(BATCH, samples - start), len(numbers)))
+        for patients, places in sides:
+            share = np.full(len(patients), 1 / len(patients))
+            weights *= random.multinomial(len(patients), share, len(weights))[:, places]
+        totals = weights.sum(axis=1)
+        means.append(weights[totals > 0] @ numbers / totals[totals > 0])
+    return percentile_interval(np.concatenate(means), level)
 
 
 @dataclass(frozen=True)
@@ -325,7 +328,7 @@ def paired_test(
             permutation_type="samples",  # of one sample: the signs
             vectorized=True,
             n_resamples=samples,
-            batch=1000,
+            batch=BATCH,
             rng=np.random.default_rng(seed),
         ).pvalue
     return Paired(

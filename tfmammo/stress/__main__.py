@@ -20,7 +20,7 @@ from tfmammo import cli
 from tfmammo import config as configuration
 from tfmammo.config import TrainingConfig
 from tfmammo.errors import ConfigError
-from tfmammo.evaluation.script import print_tables
+from tfmammo.evaluation.script import check_output, print_tables
 from tfmammo.stress.config import StressConfig
 from tfmammo.stress.work import stress
 from tfmammo.training import script
@@ -41,6 +41,7 @@ def main() -> None:
         config = configuration.parse(StressConfig, options.config, options.set)
         config = choose(config, options.detector, options.method)
         cli.print_if_wanted(config, options)
+        check_output(options.output)
         script.configure_tensorflow(TrainingConfig(precision="float32"))
         print_tables(stress(config, options.output), f"page, tables and pairs: {options.output}")
 

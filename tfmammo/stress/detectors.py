@@ -13,12 +13,12 @@ Its words are split as a shell splits them, but no shell runs.
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import math
 import shlex
 import subprocess
 import tempfile
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Sequence
@@ -41,6 +41,7 @@ from tfmammo.stress.config import StressConfig
 COMMAND = "command:"
 HERE = ("localhost", "127.0.0.1", "::1")
 BITS = 16
+KNOWN = "a detector was trained on its patient"
 MOST_BYTES = 2**26  # of an answer
 MOST_BOXES = 1000  # of one image: a detector that answers more is taken at its surest
 
@@ -74,8 +75,8 @@ def open_detector(uri: str, config: StressConfig) -> StressedDetector:
     if uri.startswith(("http://", "https://")):
         return EndpointDetector(uri, kinds, config.timeout, config.remote)
     if uri.endswith(".onnx"):
-        return OneByOne(OnnxDetector(Path(uri), kinds))
-    return OneByOne(Detector.load(uri, kinds, config.tracking_uri))
+        return OneByOne(OnnxDetector(Path(uri), kinds), kinds)
+    return OneByOne(Detector.load(uri, kinds, config.tracking_uri), kinds)
 
 
 def read_unknown(
@@ -96,7 +97,7 @@ def read_unknown(
     unknown = []
     for mammogram in every:
         if any(detector.saw(mammogram.patient_id) for detector in ours):
-            skipped.add(mammogram.image_id, "a detector was trained on its patient")
+            skipped.add(mammogram.image_id, KNOWN)
         else:
             unknown.append(mammogram)
     if every and not unknown:
@@ -110,12 +111,13 @@ def read_unknown(
 class OneByOne:
     """A detector of this package's contract, called for one mammogram after the other."""
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, kinds: Sequence[LesionKind]) -> None:
         self.detector = detector
+        self.kinds = kinds  # that count
 
     def detect(self, mammograms: Sequence[Mammogram]) -> list[Detections]:
         """See StressedDetector."""
-        return [self.detector.predict(mammogram) for mammogram in mammograms]
+        return [self.detector.predict(mammogram).of_kinds(self.kinds) for mammogram in mammograms]
 
 
 class OnnxDetector(Detector):
@@ -234,7 +236,7 @@ class EndpointDetector:
                 for lesion in lesions
                 if lesion["kind"] in self.kinds
             ]
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise DetectionError(f"{self.url}: does not answer ({error})") from None
         except (ValueError, KeyError, IndexError, TypeError):
             raise DetectionError(

@@ -38,7 +38,7 @@ from tfmammo.data import sampling
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, Skipped
 from tfmammo.stress.config import MethodConfig, Place, StressConfig, Tissue
-from tfmammo.stress.detectors import StressedDetector, read_unknown
+from tfmammo.stress.detectors import KNOWN, StressedDetector, read_unknown
 from tfmammo.synthesis import lesion_bank
 from tfmammo.synthesis.generators import resolve_handle
 from tfmammo.synthesis.lesion_bank import LesionBank, LesionPatch
@@ -264,7 +264,11 @@ def make_pairs(
     every = read_unknown(config.data, detectors, skipped)
     suitable = [each for each in every if config.mammograms == "all" or sampling.is_normal(each)]
     if not suitable:
-        raise DataError(f"none of {len(every)} mammograms is normal; mammograms=all takes others")
+        known = KNOWN in skipped.reasons.values()
+        of_whom = " of patients whom no detector knows" if known else ""
+        raise DataError(
+            f"none of {len(every)} mammograms{of_whom} is normal; mammograms=all takes others"
+        )
     order = np.random.default_rng([config.seed, 1]).permutation(len(suitable))
     inserters = [
         Inserter.load(name, each, config, detectors) for name, each in config.methods.items()
@@ -353,7 +357,11 @@ def make_removals(
     if not config.removals:
         return
     every = read_unknown(config.data, detectors, Skipped())  # noted with the pairs
-    sources = LesionBank.select(select_lesions(every, config.data), config.data).lesions
+    try:
+        sources = LesionBank.select(select_lesions(every, config.data), config.data).lesions
+    except DataError as error:
+        skipped.add("removals", str(error))
+        return
     order = np.random.default_rng([config.seed, 2]).permutation(len(sources))
     count = 0
     for index in order.tolist():

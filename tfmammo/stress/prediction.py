@@ -19,8 +19,8 @@ from scipy import stats
 from tfmammo import datasets
 from tfmammo.data import sampling
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Skipped, stack_boxes
-from tfmammo.metrics.detection import Matches, match
+from tfmammo.mammogram import Mammogram, Skipped, stack_boxes
+from tfmammo.metrics.detection import Matches, find_spared, match
 from tfmammo.metrics.significance import FEWEST_PATIENTS, holm, percentile_interval
 from tfmammo.metrics.summary import Table, format_p
 from tfmammo.stress.analysis import fit_curves, name_stimulus
@@ -68,18 +68,14 @@ class Prediction:
         return "predicts nothing that these detectors and patients show"
 
 
-def measure_recall(
-    detectors: Mapping[str, StressedDetector], config: StressConfig
-) -> tuple[dict[str, list[Matches]], list[str]]:
-    """Run all detectors on mammograms with unseen lesions, and on normal ones.
-
-    Returns:
-        Detector -> matches in each mammogram, and the mammograms' patients.
+def list_unseen(detectors: Mapping[str, StressedDetector], config: StressConfig) -> list[Mammogram]:
+    """List mammograms with unseen lesions, and normal ones; [] where the config names none.
 
     Raises:
         DataError: There is no lesion.
     """
-    assert config.unseen
+    if not config.unseen:
+        return []
     skipped = Skipped()
     mammograms = [
         mammogram
@@ -87,17 +83,32 @@ def measure_recall(
         if sampling.select_lesions(mammogram, config.unseen) or sampling.is_normal(mammogram)
     ]
     datasets.log_skipped(skipped)
+    if not any(sampling.select_lesions(mammogram, config.unseen) for mammogram in mammograms):
+        raise DataError(f"unseen: {config.unseen.archive_name} holds no lesion that counts")
+    return mammograms
+
+
+def measure_recall(
+    detectors: Mapping[str, StressedDetector],
+    mammograms: Sequence[Mammogram],
+    config: StressConfig,
+) -> tuple[dict[str, list[Matches]], list[str]]:
+    """Run all detectors on the mammograms of `list_unseen`.
+
+    Returns:
+        Detector -> matches in each mammogram, and the mammograms' patients.
+    """
+    assert config.unseen
     matches: dict[str, list[Matches]] = {name: [] for name in detectors}
     for start in range(0, len(mammograms), config.batch):
         part = mammograms[start : start + config.batch]
         for name, detector in detectors.items():
             for mammogram, found in zip(part, detector.detect(part), strict=True):
                 truth = stack_boxes(sampling.select_lesions(mammogram, config.unseen).values())
-                matches[name].append(
-                    match(found.boxes, found.scores, truth, config.threshold, config.criterion)
-                )
-    if not sum(image.lesions for image in next(iter(matches.values()))):
-        raise DataError(f"unseen: {config.unseen.archive_name} holds no lesion that counts")
+                uncertain = stack_boxes(sampling.list_uncertain(mammogram, config.unseen))
+                rule = (config.threshold, config.criterion)
+                judged = found.select(~find_spared(found.boxes, truth, uncertain, *rule))
+                matches[name].append(match(judged.boxes, judged.scores, truth, *rule))
     return matches, [mammogram.patient_id for mammogram in mammograms]
 
 

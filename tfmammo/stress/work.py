@@ -16,7 +16,7 @@ from tfmammo.mammogram import Skipped
 from tfmammo.metrics.summary import Table, write_csv
 from tfmammo.stress import analysis, prediction
 from tfmammo.stress.config import StressConfig
-from tfmammo.stress.detectors import open_detector
+from tfmammo.stress.detectors import KNOWN, open_detector
 from tfmammo.stress.page import write_page
 from tfmammo.stress.pairs import make_pairs, make_removals
 from tfmammo.stress.scoring import run
@@ -34,13 +34,15 @@ def stress(config: StressConfig, output: Path) -> list[Table]:
         DetectionError: A detector can't be read, or fails.
     """
     detectors = {name: open_detector(uri, config) for name, uri in config.detectors.items()}
+    unseen = prediction.list_unseen(detectors, config)  # a fault shows before the hours of work
     skipped = Skipped()
     opened = detectors.values()
     pairs = chain(make_pairs(config, opened, skipped), make_removals(config, opened, skipped))
     trials = run(detectors, pairs, config)
     datasets.log_skipped(skipped)
     if not any(trial.list_of(name) for trial in trials.values() for name in config.methods):
-        first = next(iter(skipped.reasons.values()), "there is no mammogram")
+        reasons = [reason for reason in skipped.reasons.values() if reason != KNOWN]
+        first = next(iter(reasons), "there is no mammogram")
         raise DataError(f"no pair could be made; the first: {first}")
     curves = {
         (detector, method): analysis.fit_curves(outcomes, trial.limit, config)
@@ -56,9 +58,8 @@ def stress(config: StressConfig, output: Path) -> list[Table]:
     ]
     predictions: list[prediction.Prediction] = []
     if config.unseen:
-        predictions = prediction.predict(
-            trials, *prediction.measure_recall(detectors, config), config
-        )
+        recall = prediction.measure_recall(detectors, unseen, config)
+        predictions = prediction.predict(trials, *recall, config)
         tables += prediction.tabulate(predictions, config)
     output.mkdir(parents=True, exist_ok=True)
     write_markdown(output / "table.md", tables)

@@ -64,8 +64,8 @@ class StudyConfig(Frozen):
     effects: PositiveInt = 500
     """How many patches, at most, each generator edits."""
     tsne: NonNegativeInt = 1000
-    """How many patches, at most, of each group the t-SNE figure shows; 0: no figure. Its synthetic
-    patches are test patches that the generators edited.
+    """How many patches, at most, of each group the t-SNE figure shows. Its synthetic patches are
+    test patches that the generators edited. 0: neither this figure nor those of single cases.
     """
     cases: NonNegativeInt = 5
     """How many test patches of each choice the figures of single cases show; 0: no such figures."""
