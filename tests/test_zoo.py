@@ -282,7 +282,7 @@ def test_command_lists_shows_and_unpacks(shelf, tmp_path, capsys):
     assert "- Known failure: everything" in shown
     assert "- `generator`: mask [n, 8, 8, 1] -> image [n, 8, 8, 1]" in shown
     assert "5 steps, 1 patients, 10 parameters" in shown
-    assert "- Held out, at the last step: dice 0.817." in shown
+    assert "- Held out, with these weights: dice 0.817." in shown
     command.main(["get", "tiny", str(tmp_path / "out")])
     assert (tmp_path / "out" / "generator" / "saved_model.pb").is_file()
     with pytest.raises(SystemExit):

@@ -204,8 +204,8 @@ class Pipeline:
             ]
         if card.get(PACKED):
             return [
-                "the detector is a small one that comes with the package: it misses most masses "
-                "of real mammograms; name your own by detector=RUN"
+                "the detector is a small one that comes with the package: it missed half of the "
+                "masses in mammograms of unseen patients; name your own by detector=RUN"
             ]
         return []
 

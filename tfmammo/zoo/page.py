@@ -75,10 +75,10 @@ def _describe(name: str, entry: Entry) -> Iterator[Block]:
     yield Points(
         (
             *_list_functions(card["functions"]),
-            f"Training: `{entry.training}`, {card['step']:,} steps, {patients} patients, "
-            f"{parameters:,} parameters.",
+            f"Training: `{entry.training}`; the weights after {card['step']:,} steps, {patients} "
+            f"patients, {parameters:,} parameters.",
             f"Data: {entry.data}",
-            f"Held out, at the last step: {_list_metrics(card['metrics'])}.",
+            f"Held out, with these weights: {_list_metrics(card['metrics'])}.",
             f"To name and to keep: {entry.attribution}",
             f"Memorization: {entry.memorization}",
             *(f"Known failure: {failure}" for failure in entry.failures),
