@@ -24,7 +24,7 @@ HEAD: tuple[Block, ...] = (
         )
     ),
     Text(
-        "These networks are small, so that they fit the package: narrow, of 64 or 128 px, and "
+        "These networks are small, so that they fit the package: narrow, of 32 to 128 px, and "
         "stored in half precision. They show what each system does, and serve as a start. They are "
         "not the papers' networks. All numbers below are of patients that the network never saw. "
         "Those in tables were measured with the packed files. "
