@@ -1,7 +1,7 @@
 """Measure what inserting a real lesion into a mammogram costs, by a network and without one.
 
-python benchmarks/blending.py [--renderers blending poisson mixed] [--lesions 1] [--pixels 3328 2560]
-[--side 300]
+python benchmarks/blending.py [--renderers blending poisson mixed] [--lesions 1]
+[--pixels 3328 2560] [--side 300]
 
 One JSON line for each renderer: processor seconds of all threads for one full-resolution mammogram,
 medians. The renderers take turns, so that they share the machine's other load.
