@@ -37,13 +37,31 @@ def test_items_are_the_same_mammogram_but_for_the_mass(synthetic):
     items = mammograms.read_items(synthetic, make_config(synthetic), ArchiveIndexes())
     assert len(items) == 3
     for item in items:
-        mask = item.mask
+        (mask,) = item.masks
         change = np.abs(item.after.pixels() - item.before.pixels())
         assert mask.any() and change[mask == 1].mean() > 0.001
         top, left, bottom, right = item.recipe.lesions[0].window
         outside = np.ones(mask.shape, bool)
         outside[top:bottom, left:right] = False
         assert change[outside].max() < 1e-3
+
+
+def test_each_mass_of_a_mammogram_is_measured(tmp_path):
+    config = SynthesisConfig(
+        name="two", data=DATA, renderer="paste", count=2, format="png", masses=(2, 2)
+    )
+    synthesize(config, tmp_path / "set")
+    own = make_config(tmp_path / "set")
+    for item in mammograms.read_items(tmp_path / "set", own, ArchiveIndexes()):
+        lines = mammograms.measure_item(item, own.ring)
+        name, lesions = item.recipe.name, item.recipe.lesions
+        assert [line["name"] for line in lines] == [f"{name}#0", f"{name}#1"]
+        assert [line["patient_of_lesion"] for line in lines] == [
+            lesion.graft.patient_id for lesion in lesions
+        ]
+        for line, mask in zip(lines, item.masks, strict=True):
+            alone = mammograms.measure_mass(item.after.pixels(), mask, own.ring)
+            assert (line["contrast"], line["seam"]) == alone
 
 
 def test_a_mass_is_measured_around_its_mask():

@@ -84,12 +84,12 @@ class Item:
     after: Mammogram
 
     @property
-    def mask(self) -> NDArray[np.uint8]:
-        """The masses that were inserted, uint8 [rows, cols, 1], 0 or 1."""
-        union = np.zeros((self.before.rows, self.before.cols), np.uint8)
-        for lesion in self.recipe.lesions:
-            union |= coco.decode(lesion.region, self.recipe.name)
-        return union[..., np.newaxis]
+    def masks(self) -> list[NDArray[np.uint8]]:
+        """Each mass that was inserted, uint8 [rows, cols, 1], 0 or 1."""
+        return [
+            coco.decode(lesion.region, self.recipe.name)[..., np.newaxis]
+            for lesion in self.recipe.lesions
+        ]
 
 
 def evaluate(config: MammogramsConfig, output: Path) -> list[Table]:
@@ -105,10 +105,14 @@ def evaluate(config: MammogramsConfig, output: Path) -> list[Table]:
     """
     indexes = ArchiveIndexes()
     items = {name: read_items(path, config, indexes) for name, path in config.sets.items()}
+    measured = {
+        name: [measure_item(item, config.ring) for item in of_set] for name, of_set in items.items()
+    }
     lines = [
-        {"set": name, **measure_item(item, config.ring)}
-        for name, of_set in items.items()
-        for item in of_set
+        {"set": name, **line}
+        for name, of_set in measured.items()
+        for of_item in of_set
+        for line in of_item
     ]
     lines += measure_real_masses(config, indexes)
     table = tabulate(lines, config)
@@ -116,7 +120,9 @@ def evaluate(config: MammogramsConfig, output: Path) -> list[Table]:
     write_csv(output / "masses.csv", lines)
     write_markdown(output / "table.md", [table])
     for name, of_set in items.items():
-        contrasts = np.array([line["contrast"] for line in lines if line["set"] == name])
+        contrasts = np.array(
+            [np.mean([line["contrast"] for line in of_item]) for of_item in measured[name]]
+        )
         chosen = choose_items(contrasts, config.columns, config.seed)
         save_figure(draw_items(of_set, contrasts, chosen), output / f"figure-{name}.png")
     return [table]
@@ -147,27 +153,30 @@ def read_items(path: Path, config: MammogramsConfig, indexes: ArchiveIndexes) ->
     return items
 
 
-def measure_item(item: Item, ring: int) -> dict[str, Any]:
-    """Measure the masses of a synthetic mammogram, and the same place before.
+def measure_item(item: Item, ring: int) -> list[dict[str, Any]]:
+    """Measure each mass of a synthetic mammogram, and the same place before.
 
     Returns:
-        A line of masses.csv without the set.
+        Lines of masses.csv without the set.
     """
-    mask = item.mask
-    before, after = (
-        measure_mass(mammogram.pixels(), mask, ring) for mammogram in (item.before, item.after)
-    )
+    pixels = [mammogram.pixels() for mammogram in (item.before, item.after)]
     patient = item.before.patient_id
-    grafts = [lesion.graft.patient_id for lesion in item.recipe.lesions if lesion.graft]
-    return {
-        "name": item.recipe.name,
-        "patient": patient,
-        "patient_of_lesion": (grafts or [patient])[0],
-        "contrast": after[0],
-        "contrast_before": before[0],
-        "seam": after[1],
-        "seam_before": before[1],
-    }
+    lesions = item.recipe.lesions
+    lines = []
+    for number, (lesion, mask) in enumerate(zip(lesions, item.masks, strict=True)):
+        before, after = (measure_mass(image, mask, ring) for image in pixels)
+        lines.append(
+            {
+                "name": item.recipe.name if len(lesions) == 1 else f"{item.recipe.name}#{number}",
+                "patient": patient,
+                "patient_of_lesion": lesion.graft.patient_id if lesion.graft else patient,
+                "contrast": after[0],
+                "contrast_before": before[0],
+                "seam": after[1],
+                "seam_before": before[1],
+            }
+        )
+    return lines
 
 
 def measure_mass(
@@ -307,7 +316,7 @@ def draw_items(
 
     Args:
         items: Of a set.
-        contrasts: Of its masses, above each column.
+        contrasts: Mean of each item's masses, above its column.
         chosen: As `choose_items` returns it.
     """
     columns = [(choice, place) for choice, places in chosen.items() for place in places]
@@ -316,7 +325,7 @@ def draw_items(
     for column, (choice, place) in enumerate(columns):
         item = items[place]
         before = item.before.pixels()[..., 0]
-        images = (item.mask[..., 0], before, item.after.pixels()[..., 0])
+        images = (np.any(item.masks, axis=0)[..., 0], before, item.after.pixels()[..., 0])
         limits = ((0, 1), *[tuple(np.percentile(before, (1, 99.9)))] * 2)
         for axes, image, (low, high) in zip(grid[:, column], images, limits, strict=True):
             axes.imshow(image, cmap="gray", vmin=low, vmax=high)
