@@ -601,8 +601,10 @@ def test_one_readers_result_is_the_observers(config):
         answers.add("Anna", case.number, str(value), 1)
     (result,) = compute_results(study_config, answers)
     assert result.choices == observer.estimate_choices([True] * 6 + [False] * 2)
-    assert result.ratings == observer.estimate_ratings([1, 0, 1, 0, 1, 0], [6, 2, 3, 3, 5, 1])
-    assert result.ratings.area.value == pytest.approx(8.5 / 9)
+    expected = observer.estimate_ratings([1, 0, 1, 0, 1, 0], [6, 2, 3, 3, 5, 1])
+    assert (result.ratings.real, result.ratings.synthetic) == (3, 3)
+    assert result.ratings.area.value == expected.area.value == pytest.approx(8.5 / 9)
+    assert np.isnan(result.ratings.area.low), "three of either kind"
     (line,) = results_table([result], "tiny").body
     assert line[:3] == ["all", "Anna", "6 of 8: 0.75\n[0.35, 0.97]"] and line[4:6] == [
         "0.289",
@@ -645,7 +647,7 @@ def test_few_answers_are_words_and_never_no_number(study):
     text = results_table(study.compute_results(), "tiny").markdown()
     assert "(no interval)" in text and "nan" not in text.lower()
     assert (
-        "No interval and no p where fewer than 6 cases were answered." in text
+        "No interval and no p where fewer than 6 cases were answered, and none of" in text
         and "guessing" not in text
     )
 

@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from tfmammo.metrics.classification import delong_variance, roc_auc, roc_curve
+from tfmammo.metrics.classification import roc_curve
+from tfmammo.metrics.clustered_auc import estimate_auc
 from tfmammo.metrics.plotting import make_roc_axes, plot_style
 from tfmammo.metrics.significance import (
     FEWEST_PATIENTS,
@@ -165,29 +166,24 @@ def pool_choices(
 
 
 def estimate_ratings(real: ArrayLike, given: ArrayLike, level: float = 0.95) -> Ratings:
-    """Compute the area under the ROC curve of one observer's ratings, with DeLong's interval.
+    """Compute the area under the ROC curve of one observer's ratings.
 
     Args:
-        real: Which cases are real, bool [n], at least two of either kind.
+        real: Which cases are real, bool [n].
         given: The ratings, number [n]; a higher one is more surely real.
         level: Confidence level, in (0, 1).
 
     Returns:
-        The ratings. There is no interval where DeLong's variance is 0, as for ratings that separate
-        all cases, or where there are too few cases. For d_a, an area of 0 or 1 counts as half a
-        pair of cases more or less.
+        The ratings. The interval is that of `clustered_auc.estimate_auc`, each case being one
+        patient: there is none below six cases of either kind. For d_a, an area of 0 or 1 counts as
+        half a pair of cases more or less.
 
     Raises:
-        ValueError: As `classification.delong_variance`.
+        ValueError: As `classification.roc_auc`.
     """
     truth = np.asarray(real, bool)
-    variance = delong_variance(real, given)
-    area = roc_auc(real, given)
-    enough = variance > 1e-12 and len(truth) >= FEWEST_PATIENTS
-    reach = stats.norm.ppf((1 + level) / 2) * np.sqrt(variance) if enough else np.nan
-    low = float(np.maximum(area - reach, 0))
-    high = float(np.minimum(area + reach, 1))
-    return _make_ratings(truth.sum(), (~truth).sum(), Estimate(area, low, high))
+    area = estimate_auc(truth, given, np.arange(len(truth)), level)
+    return _make_ratings(truth.sum(), (~truth).sum(), area)
 
 
 def pool_ratings(

@@ -60,8 +60,10 @@ class ReaderStudyConfig(Frozen):
     """
     pairs: NonNegativeInt = 10
     """Pairs of a real and a synthetic patch for each system."""
-    ratings: int = Field(default=10, ge=0, multiple_of=2)
-    """Single patches for each system, half of them real, an even number."""
+    ratings: int = Field(default=12, ge=0, multiple_of=2)
+    """Single patches for each system, half of them real, an even number. A reader's area under the
+    ROC curve has an interval from six of either kind on.
+    """
     seed: NonNegativeInt = 0
     """Seed of the cases; their order follows from it and the reader's name."""
     show_results: bool = False

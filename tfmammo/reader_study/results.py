@@ -22,7 +22,7 @@ from tfmammo.reader_study.cases import ReaderStudyConfig, Task
 ALL: Final = "all readers"
 FEW: Final = "not enough answers"
 MIN_CHOICES: Final = 5
-MIN_RATINGS: Final = 2  # of real and of synthetic patches: DeLong's variance needs two of each
+MIN_RATINGS: Final = 2  # of real and of synthetic patches
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def results_table(results: Sequence[Result], title: str) -> Table:
     notes = [describe("guessing", len(results), systems)] if systems else []
     if any(_lacks_interval(result) for result in results):
         notes.append(
-            f"No interval and no p where fewer than {FEWEST_PATIENTS} cases were answered."
+            f"No interval and no p where fewer than {FEWEST_PATIENTS} cases were answered, and "
+            f"none of one reader's ratings of fewer than {FEWEST_PATIENTS} cases of either kind."
         )
     return Table(title, header, [_table_row(result) for result in results], tuple(notes))
 
@@ -199,7 +200,7 @@ def _lacks_interval(result: Result) -> bool:
     ratings = result.ratings
     if choices and np.isnan(choices.p):
         return True
-    return bool(ratings and ratings.real + ratings.synthetic < FEWEST_PATIENTS)
+    return bool(ratings and np.isnan(ratings.area.low))
 
 
 def _has_enough_ratings(real: NDArray[np.bool_], ratings: NDArray[np.float64]) -> bool:
