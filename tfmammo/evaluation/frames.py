@@ -291,13 +291,8 @@ def tabulate_morphology(
         for frame, row in zip(frames, rows, strict=True)
     ]
     title = f"Before and after morphology; {config.data.archive_name}"
-    means, *differences = make_summary_tables(
-        named, MEASURES, title, samples=config.samples, level=config.level
-    )
-    if len({row.against for row in named if row.against}) > 1:
-        heading = "Differences of each model after morphology from itself before"
-        differences = [replace(table, title=heading) for table in differences]
-    return [means, *differences], lines
+    tables = make_summary_tables(named, MEASURES, title, samples=config.samples, level=config.level)
+    return tables, lines
 
 
 def choose_by_gain(
