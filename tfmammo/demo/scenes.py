@@ -25,7 +25,7 @@ from tfmammo.inference.report import draw_overlay, format_label
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.metrics import segmentation
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, EditResult
-from tfmammo.training.image_grid import draw_grid, draw_outline
+from tfmammo.training.image_grid import draw_grid, draw_outline, encode_png
 
 TITLE = "tfmammo: what it does"
 HERE = Path(__file__).resolve().parent
@@ -358,7 +358,7 @@ def _show_reading(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator
     for case in cases:
         result = pipeline.predict(case.mammogram)
         key = f"reading {case.name}"
-        pictures[key] = _encode_rgb(draw_overlay(result, 2 * SIDE))
+        pictures[key] = encode_png(draw_overlay(result, 2 * SIDE))
         yield Picture(key, f"findings in the {case.name}")
         labels = [(format_label(number, each),) for number, each in enumerate(result.findings, 1)]
         yield Grid(("finding",), tuple(labels) or (("no lesion found",),))
@@ -393,8 +393,4 @@ def _crop_mass(case: Case) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 def _encode(panels: Mapping[str, NDArray[np.floating]]) -> bytes:
     """Encode rows of images under their names, as PNG."""
-    return _encode_rgb(draw_grid(panels))
-
-
-def _encode_rgb(image: NDArray[np.uint8]) -> bytes:
-    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+    return encode_png(draw_grid(panels))

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +18,7 @@ from tfmammo.errors import PipelineError
 from tfmammo.filesystem import sha256
 from tfmammo.inference.pipeline import Pipeline, PipelineResult
 from tfmammo.inference.report import build_report, draw_overlay, format_label, lesions_by_label
+from tfmammo.training.image_grid import encode_png
 
 OVERLAY = "overlay.png"
 REPORT = "report.json"
@@ -56,8 +56,7 @@ def process_file(pipeline: Pipeline, path: Path, output: Path) -> tuple[Path, st
 
 def write_overlay(overlay: NDArray[np.uint8], output: Path) -> None:
     """Write overlay.png into a folder; the overlay is RGB, as `draw_overlay` returns it."""
-    png = cv2.imencode(".png", overlay[..., ::-1])[1]
-    (output / OVERLAY).write_bytes(png.tobytes())
+    (output / OVERLAY).write_bytes(encode_png(overlay))
 
 
 def write_segmentation(

@@ -90,9 +90,9 @@ def estimate_auc(
     names = np.asarray(patients)
     sides = zip((positive, ~positive), structural_components(positive, values), strict=True)
     alike = [len(set(names[side])) for side, components in sides if np.ptp(components) < 1e-9]
-    room = rule_of_three(min(alike), level) if alike else 0.0
+    bound = rule_of_three(min(alike), level) if alike else 0.0
     return Estimate(
-        area, float(max(0.0, min(low, area - room))), float(min(1.0, max(high, area + room)))
+        area, float(max(0.0, min(low, area - bound))), float(min(1.0, max(high, area + bound)))
     )
 
 

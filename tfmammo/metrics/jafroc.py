@@ -177,8 +177,8 @@ def jafroc_test(
     )
     if error < 1e-12 <= abs(difference):
         diseased = int(is_diseased.sum())
-        room = rule_of_three(diseased, level)
-        low, high = max(-1.0, difference - room), min(1.0, difference + room)
+        bound = rule_of_three(diseased, level)
+        low, high = max(-1.0, difference - bound), min(1.0, difference + bound)
         t = float(np.copysign(np.inf, difference))
         p = 2.0 ** (1 - diseased)
         return JafrocTest(first, other, difference, low, high, t, degrees, p)

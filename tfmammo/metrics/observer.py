@@ -233,8 +233,8 @@ def pool_ratings(
         bounds = percentile_interval(sums[has_pairs] / weights.sum(axis=1)[has_pairs], level)
         if area in (0, 1):  # every draw is alike, though other cases might not be
             fewest = min(int(answered[:, kind].any(axis=0).sum()) for kind in (truth, ~truth))
-            room = rule_of_three(fewest, level)
-            bounds = float(max(0, area - room)), float(min(1, area + room))
+            bound = rule_of_three(fewest, level)
+            bounds = float(max(0, area - bound)), float(min(1, area + bound))
     counts = answered[:, truth].sum(), answered[:, ~truth].sum()
     return _make_ratings(*counts, Estimate(float(area), *bounds))
 

@@ -463,9 +463,9 @@ def jackknife_area(
     patients = len(set(patient_ids.tolist()))
     if np.isnan(low) and np.isfinite(value) and patients >= FEWEST_PATIENTS:
         _, below, above, _ = jackknife(statistic, patient_ids, level, seed)
-        room = rule_of_three(patients, level)
-        low = float(np.clip(np.fmin(below, value - room), 0, 1))
-        high = float(np.clip(np.fmax(above, value + room), 0, 1))
+        bound = rule_of_three(patients, level)
+        low = float(np.clip(np.fmin(below, value - bound), 0, 1))
+        high = float(np.clip(np.fmax(above, value + bound), 0, 1))
     return value, low, high, np.nan
 
 

@@ -87,8 +87,8 @@ def bound_share(is_all: bool, count: int, level: float) -> tuple[float, float]:
         count: How many cases there are.
         level: Confidence level, in (0, 1).
     """
-    room = rule_of_three(count, level)
-    return (1 - room, 1.0) if is_all else (0.0, room)
+    bound = rule_of_three(count, level)
+    return (1 - bound, 1.0) if is_all else (0.0, bound)
 
 
 def smallest_p(patients: int, comparisons: int = 1, samples: int = 10_000) -> float:

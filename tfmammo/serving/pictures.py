@@ -64,6 +64,7 @@ from tfmammo.serving.requests import (
 from tfmammo.synthesis.config import LARGEST
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest
 from tfmammo.tracking import models
+from tfmammo.training.image_grid import encode_png
 
 FILE = "service.json"
 BATCH_SIZE = 8  # patches in one call, so that memory does not grow with the request
@@ -380,8 +381,7 @@ def _run_pipeline(pipeline: Pipeline, request: PipelineRequest, mammogram: Mammo
     result = pipeline.predict(mammogram)
     answer: Answer = {"report": build_report(result, pipeline), "masks": _encode_masks(result)}
     if request.overlay:
-        png = cv2.imencode(".png", draw_overlay(result)[..., ::-1])[1]
-        answer["overlay"] = _base64(png.tobytes())
+        answer["overlay"] = _base64(encode_png(draw_overlay(result)))
     return answer
 
 

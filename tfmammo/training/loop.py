@@ -410,8 +410,7 @@ class _Training:
         path = self.task.output / "samples" / f"step_{step:08d}.png"
         try:
             path.parent.mkdir(exist_ok=True)
-            with filesystem.atomic_file(path) as part:
-                part.write_bytes(encode_png(grid))
+            filesystem.write_atomically(path, encode_png(grid), durable=False)
         except OSError as error:  # a full disk: an image is no reason to stop
             log.warning("%s: can't be written (%s)", path, error.strerror)
         if self.run_log:
