@@ -9,17 +9,50 @@ patch" calls everything mass. "centred disc" knows only how the patches are cut:
 best one for the masks that the first model was trained on. Figures: the best, median and worst
 cases of each model; where all models are right and wrong, side by side; box plots; ROC curves over
 pixels.
+
+python evaluate/segmentation.py --study can --set data.root=DIR
+
+A study trains and scores its models under several protocols (tfmammo/studies/segmentation.py). It
+continues where it was stopped, elsewhere with its CSV files alone.
 """
 
-from tfmammo import cli
-from tfmammo.evaluation.script import run_evaluation
+from pathlib import Path
+
+from tfmammo import cli, shipped
+from tfmammo.evaluation.script import print_tables, run_with
 from tfmammo.evaluation.segmentation import SegmentationConfig, evaluate
+from tfmammo.reproduction.schemas import SCHEMAS
+from tfmammo.studies import segmentation as studies
 
 
 def main() -> None:
-    """Run every model on the patients it never saw, compare, write and print."""
-    files = "tables, CSVs and figures"
-    run_evaluation(__doc__, SegmentationConfig, evaluate, "runs/segmentation", files)
+    """Compare models on patients that they never saw, or run a study."""
+    default = str(shipped.ROOT / "configs" / "segmentation.yaml")
+    parser = cli.make_parser(__doc__, SegmentationConfig, default)
+    study_help = "a study instead, by default of configs/study_NAME.yaml, which shows its keys"
+    parser.add_argument("--study", choices=("can",), help=study_help)
+    parser.add_argument("--plan", action="store_true", help="show a study's commands, run nothing")
+    parser.add_argument("--jobs", type=cli.parse_count, default=1, help="commands that run at once")
+    version_help = "go on with a study whose runs another version of the package made"
+    parser.add_argument("--any-version", action="store_true", help=version_help)
+    arguments = parser.parse_args()
+    if not arguments.study:
+        if arguments.plan:
+            parser.error("--plan shows a study's commands, and --study names none")
+        files = "tables, CSVs and figures"
+        run_with(arguments, SegmentationConfig, evaluate, "runs/segmentation", files)
+        return
+    if arguments.config == default:
+        arguments.config = shipped.ROOT / "configs" / f"study_{arguments.study}.yaml"
+    study = cli.read_config(studies.StudyConfig, arguments)
+    output = (arguments.output or Path("runs") / study.name).resolve()
+    if arguments.plan:
+        for run in studies.find_missing(study, studies.plan_runs(study, output, shipped.ROOT)):
+            for step in (run.train, run.score):
+                cli.console.print(step.format_command(), markup=False, soft_wrap=True)
+        return
+    places = (output, shipped.ROOT, SCHEMAS, arguments.jobs, arguments.any_version)
+    print_tables(studies.run_study(study, *places), f"scores of every case: {study.rows}")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ from tfmammo.registry.promotion import PromotionConfig
 from tfmammo.reproduction.config import ReportConfig
 from tfmammo.serving.pictures import ServiceConfig
 from tfmammo.stress.config import StressConfig
-from tfmammo.studies import classification, detection, segmenters
+from tfmammo.studies import classification, detection, segmentation, segmenters
 from tfmammo.studio.config import StudioConfig
 from tfmammo.synthesis.config import PatchSynthesisConfig, SynthesisConfig
 
@@ -105,6 +105,7 @@ SCHEMAS: Mapping[str, Any] = {
     "evaluate/realism.py": RealismConfig,
     "evaluate/report.py": ReportConfig,
     "evaluate/segmentation.py": SegmentationConfig,
+    "evaluate/segmentation.py --study": segmentation.StudyConfig,
     "evaluate/shape.py": EvaluationConfig,
     "evaluate/synthesis.py": SheetConfig,
 }

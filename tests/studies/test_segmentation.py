@@ -1,0 +1,130 @@
+"""A study of segmentation models: its plan, its rows, and tables made of rows alone."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from tests.commands import REPOSITORY, run_script_here
+from tfmammo import shipped
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.metrics.summary import write_csv
+from tfmammo.studies import segmentation
+from tfmammo.studies.segmentation import RUNS, SCORES, StudyConfig, plan_runs, read_cases, tabulate
+
+TINY = {
+    "training": {"steps": 2, "validate_every": 1, "precision": "float32", "deterministic": True},
+    "models": {
+        "CAN": {
+            "script": "can",
+            "set": {"model": {"filters": [4, 8, 8], "discriminator_filters": 4}},
+        },
+        "U-Net": {"script": "unet", "set": {"model": {"widths": [4, 8]}}},
+    },
+    "samples": 200,
+}
+
+
+def make_config(rows, **values):
+    data = {"name": "phantom", "phantoms": 24, "size": 32}
+    arms = {
+        "unseen": {"folds": 2, "seeds": 2},
+        "leak": {"set": {"data": {"split": "paper", "paper_samples": 40, "paper_test": 20}}},
+    }
+    content = {"name": "tiny", "rows": str(rows), "data": data, "arms": arms, **TINY, **values}
+    return StudyConfig.model_validate(content)
+
+
+def test_each_arm_is_planned_by_its_folds_and_seeds(tmp_path):
+    planned = plan_runs(make_config(tmp_path), tmp_path, shipped.ROOT)
+    assert [run.key for run in planned] == [
+        *((arm, model, fold, "0") for arm, fold in (("unseen", "0"), ("unseen", "1"), ("leak", "0"))
+          for model in ("CAN", "U-Net")),
+        *(("unseen", model, fold, "1") for fold in ("0", "1") for model in ("CAN", "U-Net")),
+    ]  # fmt: skip
+    second, leaky, last = planned[2].train.overrides, planned[4].train.overrides, planned[-1].train
+    assert {"data.split=patient", "data.folds=2", "data.fold=1", "training.seed=0"} <= {*second}
+    assert {"data.split=paper", "data.seed=0"} <= {*leaky} and "data.folds=2" not in leaky
+    assert "training.seed=1" in last.overrides and "model.widths=[4, 8]" in last.overrides
+    with pytest.raises(ConfigError, match=r"arms.unseen.models"):
+        plan_runs(
+            make_config(tmp_path, arms={"unseen": {"models": ["V-Net"]}}), tmp_path, shipped.ROOT
+        )
+
+
+def write_scores(folder, cases):
+    """Write rows of (arm, model, seed, patient, case, Dice); the other measures are 0.5."""
+    rows = [
+        dict(
+            zip(
+                ("arm", "model", "fold", "seed", "patient", "case"),
+                (arm, model, 0, *key),
+                strict=True,
+            )
+        )
+        | {"accuracy": 0.5, "dice": dice, "jaccard": 0.5, "mcc": 0.5}
+        for arm, model, *key, dice in cases
+    ]
+    write_csv(folder / SCORES, rows)
+
+
+def test_a_lesion_counts_once_whatever_copies_and_seeds_scored_it(tmp_path):
+    write_scores(
+        tmp_path,
+        [
+            ("leak", "CAN", 0, "p", "a~1", 0.7),
+            ("leak", "CAN", 0, "p", "a~5", 0.9),
+            ("leak", "CAN", 1, "p", "a~2", 0.2),
+            ("leak", "CAN", 0, "q", "b~0", 1.0),
+            ("leak", "CAN", 0, "q", "c~0", 1.0),  # which the disc has not scored
+            ("leak", "centred disc", 0, "p", "a~1", 0.1),
+            ("leak", "centred disc", 0, "q", "b~0", 0.3),
+            ("unseen", "CAN", 0, "p", "a", 0.0),
+        ],
+    )
+    cases = read_cases(tmp_path / SCORES, "leak")
+    assert cases.ids.tolist() == ["a", "b"] and cases.patients.tolist() == ["p", "q"]
+    np.testing.assert_allclose(cases.scores["CAN"]["dice"], [0.6, 1.0])
+    np.testing.assert_allclose(cases.scores["centred disc"]["dice"], [0.1, 0.3])
+    assert read_cases(tmp_path / SCORES, "other") is None
+
+
+def test_arms_are_compared_on_the_lesions_of_both(tmp_path):
+    patients = [f"p{number}" for number in range(12)]
+    rows = [("unseen", "CAN", 0, patient, f"{patient}-0", 0.8) for patient in patients]
+    rows += [("leak", "CAN", 0, patient, f"{patient}-0~3", 0.9) for patient in patients[:8]]
+    rows += [("leak", "CAN", 0, "other", "other-0~3", 0.1)]
+    write_scores(tmp_path, rows)
+    *_, last = tabulate(make_config(tmp_path))
+    assert "8 masses of 8 patients" in last.title
+    assert last.body[0][:2] == ["CAN", "+10.0 [+10.0, +10.0]"]
+
+
+@pytest.mark.long
+def test_a_study_goes_on_with_its_rows_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = tmp_path / "rows"
+    models = {"CAN": TINY["models"]["CAN"]}
+    arms = {"unseen": {"folds": 2}, "leak": make_config(rows).arms["leak"]}
+    config = make_config(rows, arms=arms, models=models)
+    file = tmp_path / "study.yaml"
+    file.write_text(config.model_dump_json(exclude_unset=True))
+    run_script_here(REPOSITORY / "evaluate/segmentation.py", "--study", "can", "--config", file)
+    with (rows / SCORES).open() as opened:
+        scores = list(csv.DictReader(opened))
+    with (rows / RUNS).open() as opened:
+        runs = list(csv.DictReader(opened))
+    assert len(runs) == 3 and {run["steps"] for run in runs} == {"2"}
+    by_run = [(row["arm"], row["model"], row["fold"], row["case"]) for row in scores]
+    assert len(by_run) == len(set(by_run))
+    assert {row["model"] for row in scores} == {"CAN", "whole patch", "centred disc"}
+    unseen = {row["case"] for row in scores if row["arm"] == "unseen"}
+    copies = [row for row in scores if (row["arm"], row["model"]) == ("leak", "CAN")]
+    assert len(copies) == 20 and {row["case"].partition("~")[0] for row in copies} <= unseen
+
+    other = tmp_path / "elsewhere"
+    assert segmentation.find_missing(config, plan_runs(config, other, shipped.ROOT)) == []
+    longer = {**TINY["training"], "steps": 3}
+    changed = make_config(rows, arms=arms, models=models, training=longer)
+    with pytest.raises(DataError, match="runs.csv"):
+        segmentation.find_missing(changed, plan_runs(changed, other, shipped.ROOT))
