@@ -1,7 +1,7 @@
 """Measure how cost grows: of a training step over its sizes, of all else over the number of images.
 
 python benchmarks/scaling.py [--only step images] [--model can infilling ...]
-                             [--parts froc ...] [--plot docs/scaling.png]
+                             [--parts froc ...] [--plot FILE]
 
 A training step's time and memory are measured over resolution, batch and width. One JSON line for
 each curve: its points, medians of the rounds (for a step, of the fastest one in each round);

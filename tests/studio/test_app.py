@@ -1,7 +1,7 @@
 """The studio in a browser, with small exports whose answers are known.
 
-With TFMAMMO_SCREENSHOTS=DIR the pages behind docs/studio.png and docs/studio_systems.jpg are saved,
-with a phantom and the zoo's networks.
+With TFMAMMO_SCREENSHOTS=DIR the page behind docs/studio.png is saved, with a phantom and the zoo's
+networks.
 """
 
 import contextlib

@@ -1,0 +1,124 @@
+"""Make the pictures of README.md and the documentation, one command each.
+
+python docs/pictures.py insertions --data DIR
+
+Cases are drawn at random with a fixed seed, never chosen. A JSON file beside each picture records
+the command, and the SHA-256 of the networks that made it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from tfmammo import archives, zoo
+from tfmammo.config import DataConfig
+from tfmammo.errors import DataError
+from tfmammo.filesystem import to_json
+from tfmammo.mammogram import Mammogram, Skipped
+from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, EditResult
+from tfmammo.zoo import read_entry
+
+HERE = Path(__file__).resolve().parent
+SEED = 2026
+SHOWN = 4  # rows
+WINDOW = 800  # native px of a mammogram that a panel shows
+SIDE = 224  # px of a panel
+TITLE = 30  # px above the panels
+MASS = (200, 180)  # native px of a generated mass
+
+
+def main() -> None:
+    """Make the picture that the command names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("picture", choices=("insertions",))
+    parser.add_argument("--data", type=Path, help="CDD-CESM with some normal mammograms")
+    options = parser.parse_args()
+    draw_insertions(options.data)
+
+
+def draw_insertions(root: Path) -> None:
+    """Draw windows of normal mammograms before and after two networks inserted a mass."""
+    networks = {name: f"{zoo.PREFIX}{name}" for name in ("infilling", "mask_gan", "blending")}
+    data = DataConfig(name="cdd_cesm", root=root, kinds=("mass",), mixed_findings=False)
+    infilling = Editor.load(
+        EditorConfig(
+            renderer="infilling", generator=networks["infilling"], gan=networks["mask_gan"]
+        )
+    )
+    blending = Editor.load(
+        EditorConfig(renderer="blending", generator=networks["blending"], lesions=data)
+    )
+    mammograms = archives.read_mammograms(data, Skipped())
+    normal = [mammogram for mammogram in mammograms if mammogram.pathology == "normal"]
+    rows: list[list[NDArray[np.float32]]] = []
+    for number in np.random.default_rng(SEED).permutation(len(normal)).tolist():
+        try:
+            rows.append(insert_both(infilling, blending, normal[number], number))
+        except DataError as error:  # such as a breast that is too small for the mass
+            print(f"{normal[number].image_id}: {error}")
+        if len(rows) == SHOWN:
+            break
+    titles = ("normal tissue", "generated mask", "infilling", "a real mass's mask", "blending")
+    save_grid(rows, titles, HERE / "insertions.jpg")
+    made_by = {
+        "command": "python docs/pictures.py insertions --data DIR",
+        "networks": {name: read_entry(name).sha256 for name in networks},
+    }
+    (HERE / "insertions.json").write_text(to_json(made_by), encoding="utf-8")
+
+
+def insert_both(
+    infilling: Editor, blending: Editor, mammogram: Mammogram, seed: int
+) -> list[NDArray[np.float32]]:
+    """Insert a generated mass, and a real one at the same random place; return the panels."""
+    filled = infilling.edit(mammogram, EditRequest(size=MASS, seed=seed))
+    top, left, bottom, right = filled.box
+    centre = ((top + bottom) // 2, (left + right) // 2)
+    blended = blending.edit(mammogram, EditRequest(centre=centre, seed=seed))
+    return [*crop_panels(filled, centre), *crop_panels(blended, centre)[1:]]
+
+
+def crop_panels(result: EditResult, centre: tuple[int, int]) -> list[NDArray[np.float32]]:
+    """Crop tissue, mask and result around a place, float32 [SIDE, SIDE] in [0, 1]."""
+    before, after = result.before.image()[..., 0], result.after.image()[..., 0]
+    rows, cols = before.shape
+    top = min(max(centre[0] - WINDOW // 2, 0), rows - WINDOW)
+    left = min(max(centre[1] - WINDOW // 2, 0), cols - WINDOW)
+    window = np.s_[top : top + WINDOW, left : left + WINDOW]
+    low, high = np.percentile(before[window], (0.5, 99.9))
+    tissue, changed = (
+        np.clip((image[window] - low) / (high - low), 0, 1) for image in (before, after)
+    )
+    panels = (tissue, result.mask[window].astype(np.float32), changed)
+    return [cv2.resize(panel, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for panel in panels]
+
+
+def save_grid(
+    rows: Sequence[Sequence[NDArray[np.float32]]], titles: Sequence[str], path: Path
+) -> None:
+    """Save rows of grey panels below column titles, without a resampling."""
+    height = TITLE + len(rows) * SIDE
+    figure = Figure(figsize=(len(titles) * SIDE / 100, height / 100), dpi=100)
+    for row, panels in enumerate(rows):
+        for column, panel in enumerate(panels):
+            bottom = 1 - (TITLE + (row + 1) * SIDE) / height
+            place = (column / len(titles), bottom, 1 / len(titles), SIDE / height)
+            axes = figure.add_axes(place)
+            axes.imshow(panel, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(titles[column], fontsize=11, pad=4)
+    figure.savefig(path, pil_kwargs={"quality": 88})
+
+
+if __name__ == "__main__":
+    main()
