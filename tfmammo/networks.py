@@ -57,8 +57,11 @@ class Network(keras.Model):
 class Trainable(Network):
     """Networks that are trained together, by a `train_step` of their own.
 
-    Keras's ways to call and to train one are refused by a NotImplementedError of one sentence,
-    which names the way that works.
+    It is a keras.Model so that Keras keeps track of its networks: summary(), count_params() and
+    trainable_variables cover all of them. Keras's call and fit are refused, by a
+    NotImplementedError of one sentence which names the way that works: several networks have no
+    common output that a call could return, and compile and fit would train them by one optimizer,
+    without this package's order of updates, loss scaling and checkpoints.
     """
 
     networks: Mapping[str, keras.Model]

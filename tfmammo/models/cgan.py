@@ -11,7 +11,7 @@ Both are updated from one forward pass, "concurrently". The noise z is dropout i
 innermost decoder blocks alone, on at test time too: `samples` draws are averaged. The standard
 deviation of two or more draws is the uncertainty.
 
-Departures and what the text leaves open:
+Deviations and what the text leaves open:
 - The original has a tanh, so masks in [-1, 1], on which the Dice loss is wrong (sums of negative
   numbers). G ends in a sigmoid here, and masks are in [0, 1].
 - |y| and |o| are sums over the pixels of one sample; 1 is added above and below, so that an empty
@@ -39,6 +39,12 @@ Departures and what the text leaves open:
   (`data.augment`); the text names none.
 - `content: l1` replaces Dice by |y - o|, which the text compares. `adversarial: false` trains G on
   its content loss alone, which it does not.
+- The text compares with "the cGAN using pre-trained ResNet101 layers" and says no more of it.
+  `encoder` is one reading: ResNet-101 without top, batch-normalised whatever `normalization` says,
+  takes the place of G's encoder. Its maps of 1/2 to 1/16 of the size are the skips, that of 1/32
+  is the innermost. The decoder has four inner maps of 32 to 256 filters, as G's own at these sizes.
+  All of it is trained; D and the losses stay. Of the ten alternatives FCN-8s, SegNet and U-Net are
+  in `tfmammo.baselines`; SLSDeep and five that the text does not name are absent.
 """
 
 from __future__ import annotations
@@ -218,7 +224,8 @@ class CGAN(Trainable):
         WeightsError: The encoder's weights can't be read.
 
     Source:
-        Sections 2.1 and 2.2. G has 13,607,937 and D 694,625 trainable parameters.
+        Sections 2.1 and 2.2. G has 13,607,937 and D 694,625 trainable parameters. With ResNet-101
+        as its encoder G has 54,385,057.
     """
 
     def __init__(self, config: CGANConfig | None = None, size: int = 256) -> None:
