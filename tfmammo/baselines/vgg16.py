@@ -128,8 +128,8 @@ def _read_vgg19(network: keras.Model, path: Path) -> Parameters:
         published.get_checked(arrays, f"input/{part}", (3,), path) for part in ("scale", "offset")
     )
     from_blue = np.argsort(-offset / scale)  # MEANS rise from blue to red
-    kernel = parameters[FIRST][0]
-    parameters[FIRST][0] = (kernel * scale[:, None] / 255)[:, :, from_blue]
+    scaled = parameters[FIRST][0] * (scale[:, None] / np.float32(255))
+    parameters[FIRST][0] = scaled[:, :, from_blue]
     return parameters
 
 
