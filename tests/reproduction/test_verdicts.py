@@ -124,6 +124,8 @@ def test_a_network_that_lacks_its_papers_start_decides_no_order(weights, word):
     # each training must have the start, and it must be known
     assert judge_with(can, unet.format(0), "python train/unet.py").word == "undecided"
     assert judge_with(can).word == "undecided"
+    elsewhere = "# unet, trained on somebody's GPU, as: " + unet.format(0)
+    assert judge_with(can, elsewhere).word == word
 
 
 def test_fcn8s_and_segnet_are_the_papers_only_with_imagenets_weights():

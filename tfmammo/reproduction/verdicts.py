@@ -407,7 +407,9 @@ def starts_at_random(script: str, commands: Sequence[str]) -> bool:
     """
     if not script:
         return False
-    runs = [run for run in map(shlex.split, commands) if script in run]
+    # what stands before it, of a training that was made elsewhere, is prose
+    words = [shlex.split(command.rpartition("python ")[2]) for command in commands]
+    runs = [run for run in words if script in run]
     return not runs or not all(
         any(word.startswith("model.weights=") and word != "model.weights=none" for word in run)
         for run in runs
