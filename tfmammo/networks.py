@@ -57,8 +57,11 @@ class Network(keras.Model):
 class Trainable(Network):
     """Networks that are trained together, by a `train_step` of their own.
 
-    Keras's ways to call and to train one are refused by a NotImplementedError of one sentence,
-    which names the way that works.
+    It is a keras.Model so that Keras keeps track of its networks: summary(), count_params() and
+    trainable_variables cover all of them. Keras's call and fit are refused, by a
+    NotImplementedError of one sentence which names the way that works: several networks have no
+    common output that a call could return, and compile and fit would train them by one optimizer,
+    without this package's order of updates, loss scaling and checkpoints.
     """
 
     networks: Mapping[str, keras.Model]
@@ -98,16 +101,18 @@ class UNet256(Network):
     last, dropout on the three innermost. Only the last transposed convolution has a bias, or
     all have with `biases`. With eight filters and 256 rows the innermost map is 1x1. `norm` makes a
     normalisation layer. With `resize` nearest neighbours and conv(k3) take the place of each
-    transposed convolution, whose kernels overlap in a lattice (Odena et al. 2016).
+    transposed convolution, whose kernels overlap in a lattice (Odena et al. 2016). An `encoder`
+    replaces the strided convolutions: a network from x to maps of 1/2, 1/4, ... of its size.
+    `filters` are then the decoder's, one for each map but the innermost.
 
     Call arguments:
-        x: floating [batch, size, size, channels]; size a multiple of 2 ** len(filters).
+        x: floating [batch, size, size, channels]; size can be halved once for each map.
 
     Call returns:
         float32 [batch, size, size, out_channels], by default in [-1, 1] (activation tanh).
 
     Raises:
-        ConfigError: Size is not such a multiple.
+        ConfigError: Size can't be halved so often.
 
     Source:
         Isola et al. 2017, section 6.1.1. 54,407,809 trainable parameters for 1 -> 1 channels.
@@ -126,13 +131,16 @@ class UNet256(Network):
         norm: Callable[[], keras.layers.Layer] = SampleNormalization,
         activation: str = "tanh",
         resize: bool = False,
+        encoder: keras.Model | None = None,
     ) -> None:
         super().__init__(name=name)
-        depth = len(filters)
+        widths = filters if encoder else filters[:-1]
+        depth = len(widths) + 1
         halve("filters", size, depth)
-        self.downs = [_convolution(n, biases) for n in filters]
-        self.down_norms = [norm() if 0 < i < depth - 1 else None for i in range(depth)]
-        ups = [*reversed(filters[:-1]), out_channels]
+        self.encoder = encoder
+        self.downs = [] if encoder else [_convolution(n, biases) for n in filters]
+        self.down_norms = [norm() if 0 < i < depth - 1 else None for i in range(len(self.downs))]
+        ups = [*reversed(widths), out_channels]
         make_up = _resize_convolution if resize else _transposed_convolution
         self.ups = [make_up(n, biases or i == depth - 1) for i, n in enumerate(ups)]
         self.up_norms = [norm() if i < depth - 1 else None for i in range(depth)]
@@ -154,12 +162,8 @@ class UNet256(Network):
             seeds: int64 [batch, 2], from which dropout draws at inference too; None: it is off
                 there.
         """
-        skips = []
-        for i, (down, norm) in enumerate(zip(self.downs, self.down_norms, strict=True)):
-            x = down(leaky_relu(x) if i else x)
-            x = norm(x, training=training) if norm else x
-            skips.append(x)
-        skips.pop()  # the innermost map goes straight up
+        skips = self.encoder(x, training=training) if self.encoder else self._encode(x, training)
+        x = skips.pop()  # the innermost map goes straight up
         for level, (up, norm, dropout) in enumerate(
             zip(self.ups, self.up_norms, self.dropouts, strict=True)
         ):
@@ -171,6 +175,14 @@ class UNet256(Network):
                 x = seeded_dropout(x, dropout.rate, seeds, level)
             x = tf.concat([x, skips.pop()], axis=-1) if skips else x
         return self.to_float32(x)
+
+    def _encode(self, x: tf.Tensor, training: bool) -> list[tf.Tensor]:
+        maps = []
+        for i, (down, norm) in enumerate(zip(self.downs, self.down_norms, strict=True)):
+            x = down(leaky_relu(x) if i else x)
+            x = norm(x, training=training) if norm else x
+            maps.append(x)
+        return maps
 
 
 class TexturedUNet(Network):

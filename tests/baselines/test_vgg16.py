@@ -17,7 +17,7 @@ from tfmammo.baselines import segnet, vgg16
 from tfmammo.baselines.fcn8s import FCN8sConfig
 from tfmammo.baselines.fcn8s import build_network as fcn8s_network
 from tfmammo.baselines.segnet import SegNet, SegNetConfig
-from tfmammo.errors import ConfigError
+from tfmammo.errors import ConfigError, WeightsError
 
 # Keras 3.15 saves variables in a way that numpy 2 will once refuse.
 pytestmark = pytest.mark.filterwarnings(
@@ -166,6 +166,92 @@ def test_a_file_without_fully_connected_layers_is_refused_for_fcn8s(tmp_path, na
         match=r"does not hold the weights of a Keras VGG-16 with its fully connected layers",
     ):
         vgg16.assign(source, save(source, tmp_path, ".weights.h5"), fc=True)
+
+
+KERAS_INPUT = {
+    "input/scale": np.full(3, 255, np.float32),
+    "input/offset": -np.array([103.939, 116.779, 123.68], np.float32),
+}
+TORCHVISION_INPUT = {
+    "input/scale": 1 / np.array([0.229, 0.224, 0.225], np.float32),
+    "input/offset": -np.array([0.485, 0.456, 0.406], np.float32)
+    / np.array([0.229, 0.224, 0.225], np.float32),
+}
+
+
+def make_vgg19(width, scaling):
+    """VGG-19's arrays with all blocks equally wide; every layer has numbers of its own."""
+    rng = np.random.default_rng(5)
+    arrays = dict(scaling)
+    before = 3
+    for block, depth in enumerate((2, 2, 4, 4, 4), 1):
+        for index in range(1, depth + 1):
+            name = f"block{block}_conv{index}"
+            arrays[f"{name}/kernel"] = rng.normal(size=(3, 3, before, width)).astype(np.float32)
+            arrays[f"{name}/bias"] = rng.normal(size=width).astype(np.float32)
+            before = width
+    return arrays
+
+
+def save_vgg19(folder, arrays):
+    np.savez(folder / "vgg19.npz", **arrays)
+    return str(folder / "vgg19.npz")
+
+
+@pytest.mark.parametrize("scaling", [KERAS_INPUT, TORCHVISION_INPUT])
+@pytest.mark.parametrize("model", ["segnet", "fcn8s"])
+def test_a_vgg19_gives_the_convolutions_that_vgg16_has(tmp_path, model, scaling):
+    arrays = make_vgg19(4, scaling)
+    if model == "segnet":
+        network = segnet.build_network(32, (4,) * 5, pretrained=True)
+    else:
+        network = fcn8s_network(FCN8sConfig(widths=(4,) * 5, fc_width=4), 32)
+    kept = [network.get_layer("fc1")] if model == "fcn8s" else []
+    before = [layer.kernel.numpy() for layer in kept]
+    vgg16.assign(network, save_vgg19(tmp_path, arrays), fc=model == "fcn8s")
+    names = [name for name in arrays if re.match(r"block\d_conv[123]/", name)]
+    assert len(names) == 2 * 13
+    for name in names:
+        layer, _, part = name.partition("/")
+        if layer != "block1_conv1":
+            np.testing.assert_array_equal(
+                getattr(network.get_layer(layer), part), arrays[name], err_msg=name
+            )
+    for layer, kernel in zip(kept, before, strict=True):
+        np.testing.assert_array_equal(layer.kernel, kernel)
+
+
+@pytest.mark.parametrize("scaling", [KERAS_INPUT, TORCHVISION_INPUT])
+def test_the_first_layer_sees_what_vgg19s_saw(tmp_path, scaling):
+    """Torchvision's mean colours are up to 0.5 of 255 from Keras's, which VGG-16 expects."""
+    arrays = make_vgg19(4, scaling)
+    network = fcn8s_network(FCN8sConfig(widths=(4,) * 5, fc_width=4), 32)
+    vgg16.assign(network, save_vgg19(tmp_path, arrays), fc=True)
+    grey = np.random.default_rng(0).uniform(size=(3, 3)).astype(np.float32)  # one window
+    theirs = (
+        np.einsum(
+            "rcio,rci->o",
+            arrays["block1_conv1/kernel"],
+            grey[..., None] * scaling["input/scale"] + scaling["input/offset"],
+        )
+        + arrays["block1_conv1/bias"]
+    )
+    first = network.get_layer("block1_conv1")
+    seen = vgg16.normalize(3, True)(np.repeat(grey[None, :, :, None], 3, -1))
+    ours = np.einsum("rcio,rci->o", first.kernel, seen[0]) + first.bias.numpy()
+    step = 0.5 / 255 * scaling["input/scale"].max()  # half a grey level, in the file's own unit
+    tolerance = step * np.abs(arrays["block1_conv1/kernel"]).sum((0, 1, 2)).max()
+    if scaling is KERAS_INPUT:
+        tolerance = 1e-2
+    assert tolerance < 0.05 * np.abs(theirs).max()
+    np.testing.assert_allclose(ours, theirs, atol=tolerance)
+
+
+def test_a_vgg19_without_a_layer_names_it(tmp_path):
+    arrays = make_vgg19(4, KERAS_INPUT)
+    del arrays["block5_conv3/kernel"]
+    with pytest.raises(WeightsError, match="block5_conv3/kernel is missing"):
+        vgg16.assign(segnet.build_network(32, (4,) * 5), save_vgg19(tmp_path, arrays), fc=False)
 
 
 @pytest.mark.parametrize("form", [".weights.h5", "legacy.h5", ".keras"])

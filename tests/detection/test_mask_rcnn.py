@@ -62,16 +62,28 @@ def lengths(config, **training):
 def test_the_shipped_config_is_the_default_model_and_the_papers_schedule(repository):
     shipped = configuration.load(repository / "configs/mask_rcnn.yaml", model=MaskRCNNConfig)
     assert shipped.model == MaskRCNNConfig() and shipped.training.precision == "float32"
-    assert lengths(shipped.model, epochs=shipped.training.epochs) == [
+    from_coco = shipped.model.model_copy(update={"checkpoint": "coco"})
+    assert lengths(from_coco, epochs=shipped.training.epochs) == [
         ("heads", 30),
         ("upper", 30),
         ("all", 40),
     ]
+    # what the first two stages freeze would be random
+    assert lengths(shipped.model, epochs=shipped.training.epochs) == [("all", 40)]
+
+
+@pytest.mark.parametrize("key", ["heads_epochs", "upper_epochs"])
+def test_random_layers_are_never_frozen(key):
+    with pytest.raises(ValidationError, match="freeze layers of the ResNet, which needs a check"):
+        MaskRCNNConfig(**{key: 1})
+    assert getattr(MaskRCNNConfig(checkpoint="coco", **{key: 1}), key) == 1
+    assert lengths(MaskRCNNConfig(**{key: 0}), epochs=5) == [("all", 5)]
 
 
 def test_a_stage_of_no_epochs_is_left_out():
-    assert lengths(MaskRCNNConfig(heads_epochs=0), epochs=5) == [("upper", 30), ("all", 5)]
-    assert lengths(MaskRCNNConfig(heads_epochs=0, upper_epochs=0), epochs=5) == [("all", 5)]
+    coco = partial(MaskRCNNConfig, checkpoint="coco")
+    assert lengths(coco(heads_epochs=0), epochs=5) == [("upper", 30), ("all", 5)]
+    assert lengths(coco(heads_epochs=0, upper_epochs=0), epochs=5) == [("all", 5)]
 
 
 def test_steps_are_shared_by_the_stages_in_the_papers_proportion():
@@ -79,22 +91,21 @@ def test_steps_are_shared_by_the_stages_in_the_papers_proportion():
 
     The later stages get the remainder of a division.
     """
-    assert lengths(MaskRCNNConfig(), steps=1000, epochs=40) == [
+    coco = partial(MaskRCNNConfig, checkpoint="coco")
+    assert lengths(coco(), steps=1000, epochs=40) == [
         ("heads", 300),
         ("upper", 300),
         ("all", 400),
     ]
-    assert lengths(MaskRCNNConfig(heads_epochs=0, upper_epochs=0), steps=400, epochs=40) == [
-        ("all", 400)
-    ]
+    assert lengths(coco(heads_epochs=0, upper_epochs=0), steps=400, epochs=40) == [("all", 400)]
     for steps in range(3, 40):
-        shares = lengths(MaskRCNNConfig(), steps=steps, epochs=40)
+        shares = lengths(coco(), steps=steps, epochs=40)
         assert sum(share for _, share in shares) == steps and min(share for _, share in shares) > 0
         assert all(
             abs(share - steps * part) < 2
             for (_, share), part in zip(shares, (0.3, 0.3, 0.4), strict=True)
         )
-    assert lengths(MaskRCNNConfig(heads_epochs=1, upper_epochs=98), steps=50, epochs=1) == [
+    assert lengths(coco(heads_epochs=1, upper_epochs=98), steps=50, epochs=1) == [
         ("heads", 1),
         ("upper", 48),
         ("all", 1),
@@ -103,7 +114,7 @@ def test_steps_are_shared_by_the_stages_in_the_papers_proportion():
         DetectionError,
         match="^training.steps: 2 steps are too few for the stages heads, upper, all",
     ):
-        lengths(MaskRCNNConfig(), steps=2, epochs=40)
+        lengths(coco(), steps=2, epochs=40)
 
 
 def test_what_comes_from_a_checkpoint_keeps_its_batch_norm():
@@ -450,7 +461,7 @@ class TestNetwork:
 @pytest.mark.parametrize(
     "stages", [("heads",), pytest.param(("heads", "upper"), marks=pytest.mark.nightly)]
 )
-def test_two_steps_of_each_stage(repository, tmp_path, stages):
+def test_two_steps_of_each_stage(repository, tmp_path, exported, stages):
     """Every stage has a folder of its own; the last one's export is the run's."""
     overrides = [
         "data.size=128",
@@ -461,6 +472,7 @@ def test_two_steps_of_each_stage(repository, tmp_path, stages):
     ]
     overrides += [
         "training.epochs=1",
+        f"model.checkpoint={exported / mask_rcnn.CHECKPOINT}",
         "model.heads_epochs=1",
         f"model.upper_epochs={int('upper' in stages)}",
         "model.anchor_scale=4",

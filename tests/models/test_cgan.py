@@ -1,12 +1,16 @@
 """The cGAN's equations, its noise at test time, its ablations and its morphology."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from pydantic import ValidationError
 
 from tests.full_size import build_without_memory, count_each, shape_answer
 from tests.updates import assert_descends, deceive, respond, tell_apart
-from tfmammo.models.cgan import CGAN, CGANConfig, PostprocessConfig, postprocess
+from tfmammo.errors import WeightsError
+from tfmammo.models import cgan as module
+from tfmammo.models.cgan import CGAN, CGANConfig, EncoderConfig, PostprocessConfig, postprocess
 from tfmammo.networks import leaky_relu
 
 SIZE = 16
@@ -63,6 +67,74 @@ def test_the_articles_networks(monkeypatch):
         "BatchNormalization"
     ] * 7 + ["NoneType"]
     assert [d.rate if d else 0 for d in cgan.generator.dropouts] == [0.5, 0.5, 0.5, 0, 0, 0, 0, 0]
+
+
+def test_resnet101_as_the_encoder(monkeypatch):
+    config = CGANConfig(filters=(32, 64, 128, 256), encoder=EncoderConfig())
+    cgan = build_without_memory(lambda: CGAN(config), monkeypatch)
+    # Keras counts 42,552,832 trainable weights in ResNet-101 without top. The decoder's kernels of
+    # 4 x 4 have 2048 -> 256, 256 + 1024 -> 128, 128 + 512 -> 64, 64 + 256 -> 32, 32 + 64 -> 1.
+    kernels = 16 * (2048 * 256 + 1280 * 128 + 640 * 64 + 320 * 32 + 96)
+    biases_and_norms = (256 + 128 + 64 + 32) * 3 + 1
+    counts = {"generator": 42_552_832 + kernels + biases_and_norms, "discriminator": 694_625}
+    assert count_each(cgan) == counts
+    encoder = cgan.generator.encoder
+    assert [output.shape[1:] for output in encoder.outputs] == [
+        (128, 128, 64),
+        (64, 64, 256),
+        (32, 32, 512),
+        (16, 16, 1024),
+        (8, 8, 2048),
+    ]
+    assert shape_answer(cgan.generator, 256, 256, 1) == (1, 256, 256, 1)
+    assert [d.rate if d else 0 for d in cgan.generator.dropouts] == [0.5, 0.5, 0.5, 0, 0]
+    kerass = build_without_memory(
+        lambda: keras.applications.ResNet101(weights=None, include_top=False), monkeypatch
+    )
+    shapes_of = [
+        {layer.name: [w.shape for w in layer.weights] for layer in network.layers if layer.weights}
+        for network in (encoder, kerass)
+    ]
+    assert shapes_of[0] == shapes_of[1]
+
+
+# Keras 3.15 saves variables in a way that numpy 2 will once refuse.
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+def test_the_encoders_weights_come_from_a_file(monkeypatch, tmp_path):
+    narrow = (2, (1, 1, 1, 1))
+    monkeypatch.setattr(module, "RESNET_101", narrow)
+    config = EncoderConfig(filters=narrow[0], blocks=narrow[1])
+
+    def build(weights=None, include_top=False):
+        encoder = module.build_encoder(config, 32, 0.9)
+        return keras.Model(encoder.input, encoder.outputs[-1])
+
+    source = build()
+    rng = np.random.default_rng(0)
+    source.set_weights([rng.uniform(size=w.shape) for w in source.get_weights()])
+    source.save_weights(tmp_path / "resnet101.weights.h5")
+    monkeypatch.setattr(keras.applications, "ResNet101", build)
+    pretrained = config.model_copy(update={"weights": tmp_path / "resnet101.weights.h5"})
+    cgan = CGAN(
+        CGANConfig(filters=(4, 4, 4, 4), discriminator_strided=1, encoder=pretrained), size=32
+    )
+    for ours, theirs in zip(
+        cgan.generator.encoder.get_weights(), source.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    # no name stands for a download
+    missing = config.model_copy(update={"weights": module.Path("imagenet")})
+    with pytest.raises(WeightsError, match=r"model.encoder.weights: .*imagenet"):
+        module.build_encoder(missing, 32, 0.9)
+
+
+def test_an_encoder_with_other_filters_is_refused():
+    with pytest.raises(ValidationError, match="one for each of its 4 inner maps, not 8"):
+        CGANConfig(encoder=EncoderConfig())
+    with pytest.raises(ValidationError, match="weights x.h5 are of ResNet-101"):
+        EncoderConfig(filters=32, weights="x.h5")
 
 
 def test_batch_norms_averages_take_a_tenth_of_each_step():

@@ -33,6 +33,12 @@ TINY = {
     "can": (CAN, CANConfig, UNET, 32),
     "cgan": (CGAN, CGANConfig, UNET, 32),
     "cgan, three draws": (CGAN, CGANConfig, {**UNET, "samples": 3}, 32),
+    "cgan, resnet": (
+        CGAN,
+        CGANConfig,
+        {**UNET, "filters": (4, 4, 8, 8), "encoder": {"filters": 2, "blocks": (1, 1, 1, 1)}},
+        32,
+    ),
     "shape": (ShapeCNN, ShapeConfig, {"filters": (4, 4, 4), "units": 4}, 64),
     "mask_gan": (MaskGAN, MaskGANConfig, DCGAN, 32),
     "infilling": (Infilling, InfillingConfig, INFILLING, 32),

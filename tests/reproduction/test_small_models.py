@@ -50,6 +50,17 @@ def trainings():
     return dict(reversed(different.values()))
 
 
+def build(experiment):
+    config = experiment.model
+    if getattr(config, "weights", None):
+        config = config.model_copy(update={"weights": "none"})
+    form = type(config).__name__
+    model = getattr(
+        sys.modules[type(config).__module__], CLASSES.get(form, form.removesuffix("Config"))
+    )
+    return model(config, experiment.data.size)
+
+
 def test_studies_and_papers_are_among_them(trainings):
     scripts = {type(experiment.model).__name__ for experiment in trainings.values()}
     assert len(trainings) > 20 and len(scripts) >= 14, sorted(scripts)
@@ -59,18 +70,28 @@ def test_studies_and_papers_are_among_them(trainings):
 @pytest.mark.long
 def test_each_network_fits_its_patches(trainings, monkeypatch):
     for name, experiment in trainings.items():
-        config = experiment.model
-        form = type(config).__name__
-        if form in FOREIGN:
+        if type(experiment.model).__name__ in FOREIGN:
             continue
-        if getattr(config, "weights", None):
-            config = config.model_copy(update={"weights": "none"})
         keras.utils.clear_session()
-        model = getattr(
-            sys.modules[type(config).__module__], CLASSES.get(form, form.removesuffix("Config"))
-        )
         try:
-            built = build_without_memory(partial(model, config, experiment.data.size), monkeypatch)
+            built = build_without_memory(partial(build, experiment), monkeypatch)
         except ConfigError as error:
             pytest.fail(f"{name}: {error}")
         assert built.networks and all(count_each(built).values()), name
+
+
+def test_cans_page_has_the_sizes_of_table_is_networks(trainings, monkeypatch):
+    rows = (ROOT / "docs/papers/can.md").read_text(encoding="utf-8").splitlines()
+    (start,) = (place for place, row in enumerate(rows) if row.startswith("| network | parameters"))
+    sizes = {row.split(" | ")[0]: row.split(" | ")[1] for row in rows[start + 2 : start + 6]}
+    for title, name in (
+        ("| CAN's inverter, and its generator", "can"),
+        ("| U-Net", "can_unet"),
+        ("| SegNet", "can_segnet"),
+        ("| FCN-8s", "can_fcn8s"),
+    ):
+        counts = count_each(build_without_memory(partial(build, trainings[name]), monkeypatch))
+        counts.pop("discriminator", None)
+        assert {sizes[title]} == {
+            f"{count:,}" + " each" * (len(counts) > 1) for count in counts.values()
+        }

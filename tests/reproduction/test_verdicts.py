@@ -98,6 +98,49 @@ def test_other_trainings_of_one_network_would_change_both_of_its_answers():
 
 
 @pytest.mark.parametrize(
+    ("weights", "word"),
+    [
+        ("model.weights=vgg16.h5", "reproduced"),
+        ("'model.weights=a folder/vgg16.h5'", "reproduced"),
+        ("model.weights=none", "undecided"),
+        ("", "undecided"),
+    ],
+)
+def test_a_network_that_lacks_its_papers_start_decides_no_order(weights, word):
+    claim = replace(CLAIM, pretrained="train/unet.py", printed="dice")
+    printed = {"CAN": {"dice": 91.7}, "U-Net": {"dice": 90.5}}
+    levels = TableFacts(title="", header=("", "Dice, %"), body=[("U-Net", "88.7 [87.3, 90.0]")])
+    tables = [levels, *compare(**{"U-Net": "-2.0 [-3.0, -1.0] p = 0.010"})]
+
+    def judge_with(*commands):
+        return judge_claim(claim, tables, printed, None, "small", commands=commands)
+
+    can = "python train/can.py --set model.weights=vgg16.h5"
+    unet = "python train/unet.py --config configs/unet.yaml --set data.fold={} " + weights
+    evidence = judge_with(can, unet.format(0), unet.format(1))
+    assert evidence.word == word
+    assert bool(evidence.gain) == (word == "reproduced")
+    assert ("random weights" in evidence.reason) == (word == "undecided")
+    # each training must have the start, and it must be known
+    assert judge_with(can, unet.format(0), "python train/unet.py").word == "undecided"
+    assert judge_with(can).word == "undecided"
+    elsewhere = "# unet, trained on somebody's GPU, as: " + unet.format(0)
+    assert judge_with(can, elsewhere).word == word
+
+
+def test_fcn8s_and_segnet_are_the_papers_only_with_imagenets_weights():
+    for key, model in (("can_table1", "CAN"), ("cgan_table", "cGAN")):
+        starts = {
+            (claim.better, claim.worse): claim.pretrained for claim in items.find_item(key).claims
+        }
+        assert starts == {
+            (model, "FCN-8s"): "train/fcn8s.py",
+            (model, "SegNet"): "train/segnet.py",
+            (model, "U-Net"): "",
+        }
+
+
+@pytest.mark.parametrize(
     ("can", "word"),
     [
         ("89.1, 89.4, 89.2", "reproduced"),

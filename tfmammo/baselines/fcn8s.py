@@ -1,11 +1,12 @@
 """FCN-8s on VGG-16 (Long, Shelhamer and Darrell, 2015): the first row of CAN's Table I.
 
-Departures: "same" padding in place of the 100 px around the image and the later crop; the three
+Deviations: "same" padding in place of the 100 px around the image and the later crop; the three
 strides are trained at once and not one after the other; all three up-samplings start bilinear and
 are learnt (the paper fixes the last one); Adam as CAN's in place of SGD with momentum;
 cross-entropy is the mean over pixels, not the sum. The encoder starts from random weights unless
 `weights` says otherwise, since ImageNet's can't always be downloaded. The paper starts from
-ImageNet; CAN does not say. A grey patch is repeated as three equal colours.
+ImageNet; CAN does not say. From a VGG-19 the start is approximate, and fc6 and fc7 start from
+random weights. A grey patch is repeated as three equal colours.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def build_network(config: FCN8sConfig, size: int) -> keras.Model:
 
     134,271,430 parameters for two classes, 134,265,699 for one.
 
-    Departure:
+    Deviation:
         See the module.
 
     Source:

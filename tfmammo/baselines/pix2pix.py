@@ -10,7 +10,7 @@ A generator G maps an input to an output, a discriminator D judges (input, outpu
 
 Inside, masks and images are in [-1, 1]; at every public border they are in [0, 1].
 
-Departures and what CAN's paper leaves open about its baseline:
+Deviations and what CAN's paper leaves open about its baseline:
 - Noise is dropout. Pix2Pix leaves it on at test time too; here it is off at inference. An exported
   model then gives the same output every time, and both methods are compared without noise (Isola et
   al. report only minor stochasticity).

@@ -30,7 +30,7 @@ bit, where the mask is 0:
         ValueError: Another shape, dtype or value, an empty mask, or one that touches the border.
 
     Source:
-        Perez, Gangnet and Blake, Poisson image editing (2003). Departure: none but the clipping.
+        Perez, Gangnet and Blake, Poisson image editing (2003). Deviation: none but the clipping.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ size. The second normalisation of a block starts at 0, so that a block first let
 Isensee et al., nnU-Net revisited: a call for rigorous validation in 3D medical image segmentation
 (2024). Isensee et al., nnU-Net: a self-configuring method (2021).
 
-Departures, so that a table compares networks; nnU-Net as a whole is compared by its predictions
+Deviations, so that a table compares networks; nnU-Net as a whole is compared by its predictions
 (docs/guides/exchange.md):
 - Training is CAN's: Adam, its batch, patches turned and flipped. nnU-Net has SGD with a falling
   rate, weight decay, clipped gradients, a batch of 36 at 128 px, rotation, scaling, noise, blur,
@@ -120,7 +120,7 @@ def build_network(size: int, widths: tuple[int, ...], blocks: tuple[int, ...]) -
 
     71,815,076 parameters at the default widths and blocks.
 
-    Departure:
+    Deviation:
         See the module.
 
     Source:

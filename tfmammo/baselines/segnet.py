@@ -1,12 +1,12 @@
 """SegNet (Badrinarayanan, Kendall and Cipolla, 2017): the second row of CAN's Table I.
 
-Departures: a grey patch has one channel, and with VGG-16's weights the first kernel is the sum of
+Deviations: a grey patch has one channel, and with VGG-16's weights the first kernel is the sum of
 its three colours'; one logit per pixel and binary cross-entropy in place of softmax with median
 frequency balancing; Adam as CAN's in place of SGD; no local contrast normalisation of the input.
 BatchNorm takes each sample's own statistics, at test time too: at batch 1 that is what BatchNorm
 does in training, and its moving averages serve a batch of one badly. The encoder starts from random
 weights unless `weights` says otherwise, since ImageNet's can't always be downloaded. The paper
-starts from ImageNet; CAN does not say.
+starts from ImageNet; CAN does not say. From a VGG-19 the start is approximate.
 
 Limits: its pooling returns the positions of the maxima. XLA can't compile that, so
 `training.jit_compile` is refused. TensorFlow has no deterministic gradient of it for GPUs, where
@@ -60,7 +60,7 @@ def build_network(
 
     29,442,433 trainable parameters at VGG-16's widths.
 
-    Departure:
+    Deviation:
         See the module.
 
     Source:

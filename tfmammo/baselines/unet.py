@@ -1,6 +1,6 @@
 """U-Net (Ronneberger, Fischer and Brox, 2015): the third row of CAN's Table I.
 
-Departures: the convolutions are padded ("same"), so that the mask covers the whole patch; one logit
+Deviations: the convolutions are padded ("same"), so that the mask covers the whole patch; one logit
 per pixel and binary cross-entropy in place of two classes and softmax, without the weights that
 keep touching cells apart (a patch has one mass); Adam as CAN's in place of SGD with momentum 0.99.
 CAN says nothing of its U-Net but the name. The up-convolution is followed by no ReLU, as in the
@@ -56,7 +56,7 @@ def build_network(size: int, widths: tuple[int, ...], dropout: float) -> keras.M
 
     31,030,593 parameters at widths 64 to 1024.
 
-    Departure:
+    Deviation:
         See the module.
 
     Source:

@@ -4,7 +4,7 @@ It is the weakest of the blending paper's comparisons (Fig. 5d).
 
     min_G max_D  E[log D(Y)] + E[log(1 - D(G(z)))]          Goodfellow et al. 2014
 
-Departures and what the paper leaves open:
+Deviations and what the paper leaves open:
 - The networks: DCGAN's, as for the mask GAN. So are the distribution of z, uniform in [-1, 1], and
   Adam's values. The batch is the mask GAN's.
 - Each draw of a training patch is one of the eight symmetries of the square (`data.augment`).

@@ -1,5 +1,9 @@
 """ImageNet weights for the VGG-16 encoders of FCN-8s and SegNet (Simonyan and Zisserman, 2015).
 
+A VGG-19 serves where no VGG-16 is available: its convolutions of the same names are taken.
+VGG-19's block3_conv4, block4_conv4 and block5_conv4 are dropped, so that the layers after them see
+other features than those that they were trained on, and fc6 and fc7 start from random weights.
+
 Only arrays are read from a file, into the network built here: nothing in it is executed, and
 nothing is unpickled.
 """
@@ -12,14 +16,25 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import PositiveInt, model_validator
 
+from tfmammo import published
 from tfmammo.baselines.segmenter import SegmenterConfig
 from tfmammo.errors import ConfigError
 
 WIDTHS = (64, 128, 256, 512, 512)
 DEPTHS = (2, 2, 3, 3, 3)  # convolutions before each pooling
+CONVOLUTIONS = tuple(
+    f"block{block}_conv{index}"
+    for block, depth in enumerate(DEPTHS, 1)
+    for index in range(1, depth + 1)
+)
+FIRST = CONVOLUTIONS[0]
+FC = ("fc1", "fc2")
 MEANS = (103.939, 116.779, 123.68)  # of ImageNet's blue, green and red, out of 255
+
+Parameters = dict[str, list[NDArray[np.float32]]]  # layer -> kernel and bias
 
 
 class VGG16Config(SegmenterConfig):
@@ -29,13 +44,15 @@ class VGG16Config(SegmenterConfig):
     """Channels of the five blocks."""
     weights: str = "none"
     """The encoder's initial weights: "imagenet" (downloaded by Keras, about 60 MB, or 530 MB with
-    the fully connected layers), the path of a Keras VGG-16 file (.h5, .weights.h5 or .keras), or
-    "none" (He's random weights). FCN-8s takes the fully connected layers too.
+    the fully connected layers), the path of a Keras VGG-16 file (.h5, .weights.h5 or .keras), the
+    path of a VGG-19 (.npz, as python -m tfmammo.pretrained writes it), or "none" (He's random
+    weights). FCN-8s takes VGG-16's fully connected layers too. Of a VGG-19 both take the thirteen
+    convolutions that VGG-16 has by the same names, which is approximate: see the module.
     """
 
     @property
     def pretrained(self) -> bool:
-        """Whether the encoder starts from VGG-16's weights."""
+        """Whether the encoder starts from ImageNet's weights."""
         return self.weights != "none"
 
     @model_validator(mode="after")
@@ -59,7 +76,7 @@ def normalize(channels: int, pretrained: bool) -> keras.layers.Rescaling:
 
 
 def assign(network: keras.Model, weights: str, fc: bool) -> None:
-    """Copy VGG-16's weights into a network's layers of the same names.
+    """Copy the weights of VGG-16, or of VGG-19, into a network's layers of the same names.
 
     A first convolution of one channel takes the sum of the three colours' kernels: what VGG-16 sees
     in a grey image. A fully connected layer becomes the convolution that computes the same (Long et
@@ -68,26 +85,55 @@ def assign(network: keras.Model, weights: str, fc: bool) -> None:
     Args:
         network: Has the layers block1_conv1 to block5_conv3, and fc1 and fc2 where `fc`.
         weights: "imagenet" or a path.
-        fc: Copy the fully connected layers fc1 and fc2 too.
+        fc: Copy VGG-16's fully connected layers fc1 and fc2 too.
 
     Raises:
         ConfigError: The download failed, or the file is missing or holds no such weights.
+        WeightsError: The VGG-19 file lacks a layer of that shape.
     """
-    for source in _read(weights, fc).layers:
-        if (
-            not source.weights
-            or source.name == "predictions"
-            or (source.name in ("fc1", "fc2") and not fc)
-        ):
-            continue
-        kernel, bias = source.get_weights()
-        target = network.get_layer(source.name)
-        if source.name == "block1_conv1" and target.kernel.shape[2] == 1:
+    for name, (kernel, bias) in _read(network, weights, fc).items():
+        target = network.get_layer(name)
+        if name == FIRST and target.kernel.shape[2] == 1:
             kernel = kernel.sum(axis=2, keepdims=True)
         target.set_weights([kernel.reshape(target.kernel.shape), bias])
 
 
-def _read(weights: str, fc: bool) -> keras.Model:
+def _read(network: keras.Model, weights: str, fc: bool) -> Parameters:
+    if weights != "imagenet" and not Path(weights).is_file():
+        raise ConfigError(f"model.weights: {weights} is neither imagenet nor none nor a file")
+    if Path(weights).suffix == ".npz":
+        return _read_vgg19(network, Path(weights))
+    return {
+        layer.name: layer.get_weights()
+        for layer in _load_vgg16(weights, fc).layers
+        if layer.weights and (layer.name.startswith("block") or (fc and layer.name in FC))
+    }
+
+
+def _read_vgg19(network: keras.Model, path: Path) -> Parameters:
+    """Read VGG-16's convolutions from a VGG-19, the first one for VGG-16's own input.
+
+    Where the file has torchvision's weights, the mean colours differ by up to 0.5 of 255.
+    """
+    arrays = published.read(path)
+    parameters = {}
+    before = 3
+    for name in CONVOLUTIONS:
+        width = network.get_layer(name).kernel.shape[-1]
+        kernel = published.get_checked(arrays, f"{name}/kernel", (3, 3, before, width), path)
+        bias = published.get_checked(arrays, f"{name}/bias", (width,), path)
+        parameters[name] = [kernel, bias]
+        before = width
+    scale, offset = (
+        published.get_checked(arrays, f"input/{part}", (3,), path) for part in ("scale", "offset")
+    )
+    from_blue = np.argsort(-offset / scale)  # MEANS rise from blue to red
+    scaled = parameters[FIRST][0] * (scale[:, None] / np.float32(255))
+    parameters[FIRST][0] = scaled[:, :, from_blue]
+    return parameters
+
+
+def _load_vgg16(weights: str, fc: bool) -> keras.Model:
     if weights == "imagenet":
         try:
             return keras.applications.VGG16(weights="imagenet", include_top=fc)
@@ -97,8 +143,6 @@ def _read(weights: str, fc: bool) -> keras.Model:
                 f"model.weights: VGG-16's ImageNet weights can't be downloaded ({reason}); give a "
                 "file's path"
             ) from None
-    if not Path(weights).is_file():
-        raise ConfigError(f"model.weights: {weights} is neither imagenet nor none nor a file")
     # a file with the fully connected layers serves the encoder as well
     for top in (True,) if fc else (False, True):
         model = keras.applications.VGG16(weights=None, include_top=top)
@@ -113,5 +157,5 @@ def _read(weights: str, fc: bool) -> keras.Model:
     layers = "with its fully connected layers (include_top=True) " if fc else ""
     raise ConfigError(
         f"model.weights: {weights} does not hold the weights of a Keras VGG-16 {layers}in .h5, "
-        ".weights.h5 or .keras form"
+        ".weights.h5 or .keras form, nor of a VGG-19 in .npz form"
     )

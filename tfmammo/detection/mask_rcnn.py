@@ -12,9 +12,10 @@ The losses of the region proposal network and weight decay are added, with weigh
 Training has three stages, each from the one before (see train/mask_rcnn.py): "heads" (all but the
 ResNet), "upper" (from stage 4 of the ResNet, its blocks conv4 and conv5, up) and "all", of 30, 30
 and 40 epochs. training.steps counts all three together, in that proportion, so that training sets
-of any size are trained equally long. Frozen layers keep their BatchNorm averages as well.
+of any size are trained equally long. Frozen layers keep their BatchNorm averages as well. Without
+a checkpoint there is the third stage alone: what the others freeze would be random.
 
-Departures, and what the paper's text leaves open:
+Deviations, and what the paper's text leaves open:
 - Masks: a mammogram's masks are one union, and a lesion's mask is the part of it in the lesion's
   box. Where boxes of two lesions overlap, each shows a part of the other. A lesion without outline
   is its box.
@@ -91,11 +92,12 @@ STEP = 64
 CHECKPOINT = "checkpoint"  # of an export, laid out as tf-models-official's
 # the last layer of the ResNet's stage 3 in tf-models-official; its l2 to l5 are conv2 to conv5
 STAGE_3 = "block_group_l3"
+FROZEN_EPOCHS = 30  # of each stage with frozen layers, as the paper has it
 LOSSES = ("rpn_score_loss", "rpn_box_loss", "frcnn_cls_loss", "frcnn_box_loss", "mask_loss")
 
 
 class MaskRCNNConfig(Frozen):
-    """Network and optimisation; see *Departures* in the module."""
+    """Network and optimisation; see *Deviations* in the module."""
 
     checkpoint: Path | None = None
     """Checkpoint of a Mask R-CNN of tf-models-official with the same depth and filters (of COCO, or
@@ -132,12 +134,13 @@ class MaskRCNNConfig(Frozen):
     """Most detections per mammogram."""
     normal: bool = True
     """Train on normal mammograms too."""
-    heads_epochs: NonNegativeInt = 30
-    """Epochs of the first stage, 0 leaves it out. The third stage has training.epochs. Where
-    training.steps is given the stages share it in the proportion of their epochs.
+    heads_epochs: NonNegativeInt | None = None
+    """Epochs of the first stage, which freezes the ResNet; 0 leaves it out. None: the paper's 30
+    where there is a checkpoint, else 0. The third stage has training.epochs. Where training.steps
+    is given the stages share it in the proportion of their epochs.
     """
-    upper_epochs: NonNegativeInt = 30
-    """Epochs of the second stage, 0 leaves it out."""
+    upper_epochs: NonNegativeInt | None = None
+    """Epochs of the second stage, which freezes the ResNet up to its stage 3; as heads_epochs."""
     learning_rate: PositiveFloat = 1e-4
     """Adam's learning rate after the warm-up."""
     warmup: NonNegativeInt = 100
@@ -153,6 +156,11 @@ class MaskRCNNConfig(Frozen):
             raise ValueError(
                 "batch_norm frozen needs a checkpoint; from random weights take batch_norm running"
             )
+        if not self.checkpoint and (self.heads_epochs or self.upper_epochs):
+            raise ValueError(
+                "heads_epochs and upper_epochs freeze layers of the ResNet, which needs a "
+                "checkpoint; from random weights take 0"
+            )
         return self
 
     @property
@@ -164,14 +172,15 @@ class MaskRCNNConfig(Frozen):
         """Return the stages in order, each with its own length.
 
         Without training.steps each has its epochs, the last one training.epochs. With it they share
-        the steps in that proportion.
+        the steps in that proportion. From random weights there is the last one alone.
 
         Raises:
             DetectionError: There are fewer steps than stages.
         """
+        usual = FROZEN_EPOCHS if self.checkpoint else 0
         lengths: dict[Stage, int] = {
-            "heads": self.heads_epochs,
-            "upper": self.upper_epochs,
+            "heads": usual if self.heads_epochs is None else self.heads_epochs,
+            "upper": usual if self.upper_epochs is None else self.upper_epochs,
             "all": training.epochs,
         }
         lengths = {stage: epochs for stage, epochs in lengths.items() if epochs}

@@ -13,7 +13,12 @@ The API (extra "detection") is imported when a network is built. It only works w
 TF_USE_LEGACY_KERAS=1 and PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python are set before TensorFlow
 is imported; train/ssd.py sets them. Its exports need neither.
 
-Departures from the zoo, and what the paper's text leaves open:
+Deviation from the paper: neither is the SSD of Liu et al. (2016), whose name the paper gives. That
+one is a VGG-16 with further layers, predicts from several maps without a feature pyramid, and
+learns by softmax from the hardest negatives. Both networks here have a feature pyramid (FPN) and
+learn by the focal loss, as RetinaNet does.
+
+Deviations from the zoo, and what the paper's text leaves open:
 - Anchors: 2 * 2^level px and sqrt(2) times that, 16 to 360 px, half of the zoo's: in a mammogram
   scaled to 320 px masses measure 10 to 80 px. Boxes of masses are nearly square: aspect ratios 1/2,
   1 and 2 are enough.
@@ -73,7 +78,7 @@ _SMALLEST = {"mobilenet_v2": 33, "resnet50": 129}  # px, the API's own limits
 
 
 class SSDConfig(Frozen):
-    """Network, anchors and optimisation; see *Departures* in the module."""
+    """Network, anchors and optimisation; see *Deviations* in the module."""
 
     backbone: Literal["mobilenet_v2", "resnet50"] = "mobilenet_v2"
     """Backbone of the zoo's, see the module."""

@@ -19,6 +19,9 @@ The paper leaves four things open. What was chosen:
   as in all records.
 - Only masses have shapes.
 
+Deviation: the paper's detector is an SSD. configs/case.yaml names the zoo's small Light-Head R-CNN,
+since the zoo has no SSD; `detector` takes any.
+
 A stage that can't handle a lesion keeps the results of the stages before it; the lesion's remarks
 give the reason.
 """

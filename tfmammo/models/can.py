@@ -7,7 +7,7 @@ Algorithm 1 is `CAN.train_step`, line by line.
 
 Inside, masks and images are in [-1, 1]; at every public border they are in [0, 1].
 
-Departures and what the paper leaves open:
+Deviations and what the paper leaves open:
 - Algorithm 1 descends L_D = log P_r + log(1 - P_f1) + log(1 - P_f2), the quantity that D must
   maximise, as the text and Eq. 3 say. D descends -L_D here.
 - log(1 - P) for G and I hardly has a gradient while D wins. `adversarial: non_saturating` (default)
@@ -22,8 +22,12 @@ Departures and what the paper leaves open:
 - Pix2Pix is compared "under the same experimental settings": configs/pix2pix_can.yaml.
 - ||M_r - I(Im_r)||_2 is read as the mean square (`l2: mean_square`); `norm` takes the Euclidean
   norm.
-- Open: the layers of G, I and D. G and I are Pix2Pix's U-Net-256, where the text cites
-  Ronneberger's U-Net; D is Pix2Pix's discriminator of 16 px.
+- Open: the layers of G, I and D. G and I are Pix2Pix's U-Net-256 (54,407,809 parameters each),
+  where the text cites Ronneberger's U-Net (31,030,593, as a baseline); D is Pix2Pix's discriminator
+  of 16 px (135,489).
+- Table I's FCN-8s and SegNet start from ImageNet's weights in their own papers. Here they do so
+  only with `model.weights` and full width (`tfmammo.baselines.vgg16`), and an order against them is
+  decided only then.
 - Open: Adam's beta_1 (0.5, as in Pix2Pix), initial weights (N(0, 0.02)), dropout (0.5 in the three
   innermost decoder blocks, as in Pix2Pix, but off at inference, since CAN names no noise), output
   activation (tanh, for masks too).
@@ -65,7 +69,7 @@ from tfmammo.optimization import build_adam, call_sharing_gradients, minimize
 
 
 class CANConfig(Frozen):
-    """The paper's values; see *Departures* in the module for those it leaves open."""
+    """The paper's values; see *Deviations* in the module for those it leaves open."""
 
     lambda_1: NonNegativeFloat = 10.0
     """Weight of G's L1 term."""
@@ -74,7 +78,7 @@ class CANConfig(Frozen):
     learning_rate: PositiveFloat = 2e-4
     """Adam's learning rate, of all networks."""
     discriminator_rate: PositiveFloat | None = None
-    """Adam's learning rate of D, which is a departure; null: learning_rate."""
+    """Adam's learning rate of D, which is a deviation; null: learning_rate."""
     beta_1: float = Field(default=0.5, ge=0, lt=1)
     """Adam's decay of the first moment."""
     adversarial: Literal["non_saturating", "as_printed"] = "non_saturating"
@@ -89,23 +93,23 @@ class CANConfig(Frozen):
     """Filters of G and I, one for each halving of the patch."""
     upsampling: Literal["transposed", "resize"] = "transposed"
     """How G and I enlarge maps: by transposed convolutions, or by nearest neighbours and a
-    convolution, which is a departure.
+    convolution, which is a deviation.
     """
     dropout_at_inference: bool = False
-    """Whether G drops at inference too, as Pix2Pix does, which is a departure. Equal masks give
+    """Whether G drops at inference too, as Pix2Pix does, which is a deviation. Equal masks give
     equal images.
     """
     noise: bool = False
-    """Whether G's last layers see noise, see `tfmammo.networks.TexturedUNet`, which is a departure.
+    """Whether G's last layers see noise, see `tfmammo.networks.TexturedUNet`, which is a deviation.
     Equal masks give equal images.
     """
     l1_window: PositiveInt = 1
     """Side of the squares of which G's L1 term compares means, px. 1: it compares pixels, as
-    printed. Larger ones are a departure, and leave the texture to D.
+    printed. Larger ones are a deviation, and leave the texture to D.
     """
     discriminator_strided: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = 1
     """Stride-2 convolutions of D; 1 gives the paper's 16 px patches. Several, [2, 3], give as many
-    discriminators, whose responses count alike, which is a departure.
+    discriminators, whose responses count alike, which is a deviation.
     """
     discriminator_filters: PositiveInt = 64
     """Filters of D's first convolution."""

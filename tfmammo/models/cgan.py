@@ -11,7 +11,7 @@ Both are updated from one forward pass, "concurrently". The noise z is dropout i
 innermost decoder blocks alone, on at test time too: `samples` draws are averaged. The standard
 deviation of two or more draws is the uncertainty.
 
-Departures and what the text leaves open:
+Deviations and what the text leaves open:
 - The original has a tanh, so masks in [-1, 1], on which the Dice loss is wrong (sums of negative
   numbers). G ends in a sigmoid here, and masks are in [0, 1].
 - |y| and |o| are sums over the pixels of one sample; 1 is added above and below, so that an empty
@@ -39,31 +39,71 @@ Departures and what the text leaves open:
   (`data.augment`); the text names none.
 - `content: l1` replaces Dice by |y - o|, which the text compares. `adversarial: false` trains G on
   its content loss alone, which it does not.
+- The text compares with "the cGAN using pre-trained ResNet101 layers" and says no more of it.
+  `encoder` is one reading: ResNet-101 without top, batch-normalised whatever `normalization` says,
+  takes the place of G's encoder. Its maps of 1/2 to 1/16 of the size are the skips, that of 1/32
+  is the innermost. The decoder has four inner maps of 32 to 256 filters, as G's own at these sizes.
+  All of it is trained; D and the losses stay. Of the ten alternatives FCN-8s, SegNet and U-Net are
+  in `tfmammo.baselines`; SLSDeep and five that the text does not name are absent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import cv2
+import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
+from tfmammo import pretrained
 from tfmammo.config import Frozen
+from tfmammo.errors import name_key
 from tfmammo.layers import BatchNormalization, SampleNormalization, patch_seeds
 from tfmammo.losses import dice_loss, l1, log_fake, log_real
-from tfmammo.networks import PatchDiscriminator, Trainable, UNet256
+from tfmammo.networks import PatchDiscriminator, Trainable, UNet256, resnet_stages
 from tfmammo.optimization import build_adam, minimize
 
 FILTERS = (32, 64, 128, 256, 256, 256, 256, 256)
+RESNET_101 = (64, (3, 4, 23, 3))  # filters and blocks
+
+
+class EncoderConfig(Frozen):
+    """A ResNet in place of G's own encoder: by default ResNet-101, which the text compares with."""
+
+    filters: PositiveInt = RESNET_101[0]
+    """Filters of the first stage."""
+    blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = RESNET_101[1]
+    """Blocks of each stage."""
+    weights: Path | None = None
+    """Keras's ResNet-101 without top (.h5), of ImageNet. null: random weights, which are not what
+    the text compares with. Nothing is downloaded.
+    """
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> EncoderConfig:
+        if self.weights and (self.filters, self.blocks) != RESNET_101:
+            raise ValueError(
+                f"weights {self.weights} are of ResNet-101: filters {RESNET_101[0]} and blocks "
+                f"{list(RESNET_101[1])}; take weights null"
+            )
+        return self
 
 
 class CGANConfig(Frozen):
-    """The article's values; see *Departures* in the module."""
+    """The article's values; see *Deviations* in the module."""
 
     lambda_content: NonNegativeFloat = 150.0
     """Weight of the Dice (or L1) loss."""
@@ -84,11 +124,24 @@ class CGANConfig(Frozen):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Decay of BatchNorm's moving averages."""
     filters: tuple[PositiveInt, ...] = Field(default=FILTERS, min_length=1)
-    """Filters of G, one for each halving of the patch."""
+    """Filters of G, one for each halving of the patch. With an `encoder` those of G's decoder, one
+    for each of its four inner maps, the largest one first.
+    """
+    encoder: EncoderConfig | None = None
+    """A ResNet in place of G's own encoder; null: none."""
     discriminator_strided: PositiveInt = 3
     """Stride-2 convolutions of D; 3 gives 30 x 30 responses."""
     discriminator_filters: PositiveInt = 32
     """Filters of D's first convolution."""
+
+    @model_validator(mode="after")
+    def _filters_fit(self) -> CGANConfig:
+        if self.encoder and len(self.filters) != len(self.encoder.blocks):
+            raise ValueError(
+                f"filters: with an encoder they are the decoder's, one for each of its "
+                f"{len(self.encoder.blocks)} inner maps, not {len(self.filters)}"
+            )
+        return self
 
 
 class PostprocessConfig(Frozen):
@@ -131,6 +184,34 @@ def postprocess(mask: NDArray[np.uint8], config: PostprocessConfig) -> NDArray[n
     return cleaned[..., None]
 
 
+def build_encoder(config: EncoderConfig | None, size: int, momentum: float) -> keras.Model | None:
+    """Build the encoder that takes the place of G's own; None without a config.
+
+    image float32 [b, size, size, 1] in [0, 1] -> five maps of 1/2 to 1/32 of the size
+
+    Args:
+        config: A ResNet, and its weights.
+        size: Rows and columns of the image, px.
+        momentum: Decay of BatchNorm's moving averages.
+
+    Raises:
+        WeightsError: The weights can't be read.
+    """
+    if config is None:
+        return None
+    image = keras.Input((size, size, 1), name="image")
+    stages = resnet_stages(image, config.filters, config.blocks, momentum=momentum)
+    # its ReLU is the one that the decoder applies to all of its maps
+    first = keras.Model(image, stages).get_layer("conv1_bn").output
+    encoder = keras.Model(image, [first, *stages], name="encoder")
+    if config.weights:
+        with name_key("model.encoder.weights"):
+            for layer in pretrained.resnet101(str(config.weights.absolute())).layers:
+                if layer.weights:
+                    encoder.get_layer(layer.name).set_weights(layer.get_weights())
+    return encoder
+
+
 class CGAN(Trainable):
     """Generator and discriminator, with their optimizers.
 
@@ -138,8 +219,13 @@ class CGAN(Trainable):
         config: The article's values or yours.
         size: Patch rows and columns, px.
 
+    Raises:
+        ConfigError: Patches of that size can't be halved so often.
+        WeightsError: The encoder's weights can't be read.
+
     Source:
-        Sections 2.1 and 2.2. G has 13,607,937 and D 694,625 trainable parameters.
+        Sections 2.1 and 2.2. G has 13,607,937 and D 694,625 trainable parameters. With ResNet-101
+        as its encoder G has 54,385,057.
     """
 
     def __init__(self, config: CGANConfig | None = None, size: int = 256) -> None:
@@ -156,6 +242,7 @@ class CGAN(Trainable):
             biases=True,
             norm=norm,
             activation="sigmoid",
+            encoder=build_encoder(config.encoder, size, config.momentum),
         )
         self.networks = {"generator": self.generator}
         if config.adversarial:

@@ -13,7 +13,8 @@ from tfmammo.reproduction.verdicts import Claim, Floor, Gain, Level, Order
 
 PRIVATE = "private data: the hospital's mammograms were not published"
 DISC = Floor("centred disc", "Dice*")
-SEGMENTERS = ("FCN-8s", "SegNet", "U-Net")
+# segmenter -> the script that trains it, where its own paper starts it from ImageNet's weights
+SEGMENTERS = {"FCN-8s": "train/fcn8s.py", "SegNet": "train/segnet.py", "U-Net": ""}
 # Without a note behind it: by the published network, and not by a random one.
 LPIPS = "LPIPS to its real patch"
 MERIT = "JAFROC*figure of merit"
@@ -116,7 +117,7 @@ def _list_commands(sources: tuple[str, ...], picture: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*sources, *([of_picture] if of_picture else [])]))
 
 
-def _better_dice(model: str, others: tuple[str, ...], printed: str = "") -> tuple[Order, ...]:
+def _better_dice(model: str, printed: str = "") -> tuple[Order, ...]:
     return tuple(
         Order(
             f"The Dice coefficient of {model} is higher than that of {other}.",
@@ -124,8 +125,9 @@ def _better_dice(model: str, others: tuple[str, ...], printed: str = "") -> tupl
             other,
             "Dice*",
             printed=printed,
+            pretrained=script,
         )
-        for other in others
+        for other, script in SEGMENTERS.items()
     )
 
 
@@ -183,7 +185,7 @@ CAN = (
         "table1",
         ("can_segmentation",),
         picture="can_segmentation/boxes.png",
-        claims=_better_dice("CAN", SEGMENTERS, "dice"),
+        claims=_better_dice("CAN", "dice"),
         floor=DISC,
         baseline="centred disc, fitted on training masks",
     ),
@@ -438,7 +440,7 @@ CGAN = (
         "table",
         ("cgan_segmentation", "cgan_frames"),
         picture="cgan_segmentation/roc.png",
-        claims=_better_dice("cGAN", SEGMENTERS),
+        claims=_better_dice("cGAN"),
         floor=DISC,
         baseline="centred disc, fitted on training masks",
         note="Where no network is better than the disc, none can be better than another. Beyond "
@@ -612,7 +614,7 @@ EXTRAS = (
     Extra(
         "adversary",
         "What the cGAN's discriminator is worth",
-        "The same generator trained with Dice and BCE alone, and with a discriminator besides.",
+        "The same generator trained on its Dice loss alone, and with a discriminator besides.",
         ("adversary",),
         picture="adversary/boxes.png",
     ),

@@ -45,6 +45,8 @@ RULES = (
     "hold in every fold: of three folds, chance does that once in four. Two answers of the same "
     "networks, as before and after post-processing, are compared as they stand. Gains are decided "
     "by patients alone.",
+    "A network that its own paper starts from ImageNet's weights is the paper's only with such a "
+    "start: an order against one that starts from random weights decides nothing.",
     "A gain is reproduced only if it is also beyond what a trivial baseline gains: by a test, or "
     "where there is none, by an interval beyond the baseline's. Its p is the larger one of both "
     "tests. It is contradicted as the paper states it, without such a baseline.",
@@ -128,6 +130,7 @@ def judge_item(item: Item, facts: Mapping[str, Facts]) -> Verdict:
             item.floor,
             own.scale,
             own.is_papers_data,
+            own.commands,
         )
         for claim in item.claims
     )

@@ -21,6 +21,8 @@ The rule, for each claim:
 - *undecided*: everything else. The scale `smoke` decides nothing, and a printed level is decided on
   the paper's data alone: other data may be easier or harder. What depends on the pixels of a patch
   is undecided where ours has fewer.
+- A network that its own paper starts from ImageNet's weights is the paper's only with such a start.
+  An order against one that starts from random weights decides nothing.
 - Where the paper prints a value of both models, our interval also includes or excludes a gain as
   large as the printed one, in per cent. A claim may be undecided and its printed gain excluded.
   Where trainings overlap, others might say otherwise.
@@ -37,6 +39,7 @@ wherever a validation curve is not flat at its end, or none is known.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -138,6 +141,8 @@ class Order:
         printed: Column of the printed values of both models; "": the paper prints none.
         is_one_network: Whether both are answers of the same networks, so that other trainings would
             change both.
+        pretrained: The script that trains the worse one, where its own paper starts it from
+            ImageNet's weights; "" elsewhere.
     """
 
     sentence: str
@@ -147,6 +152,7 @@ class Order:
     higher: bool = True
     printed: str = ""
     is_one_network: bool = False
+    pretrained: str = ""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -351,6 +357,7 @@ def judge_claim(
     floor: Floor | None,
     scale: str,
     is_papers_data: bool = True,
+    commands: Sequence[str] = (),
 ) -> Evidence:
     """Judge a claim by the rule of this module.
 
@@ -361,8 +368,14 @@ def judge_claim(
         floor: The trivial baseline; None where there is none.
         scale: "smoke", "small" or "paper".
         is_papers_data: Whether the data are the paper's.
+        commands: The commands behind the facts.
     """
     evidence = claim.judge(tables, printed)
+    if isinstance(claim, Order) and starts_at_random(claim.pretrained, commands):
+        # nor does the printed gain concern such a network
+        evidence = replace(evidence, gain="").withhold(
+            f"not decided: {claim.worse} starts from random weights, in its own paper from ImageNet"
+        )
     if scale == "smoke":
         return evidence.withhold("the scale smoke decides nothing")
     if isinstance(claim, Level) and evidence.word != "undecided" and not is_papers_data:
@@ -376,6 +389,31 @@ def judge_claim(
         if below:
             return evidence.withhold(f"{' and '.join(below)} not better than {floor.row}")
     return evidence
+
+
+def starts_at_random(script: str, commands: Sequence[str]) -> bool:
+    """Whether a script trains a network from random weights, as its config does by default.
+
+    Args:
+        script: As of `Order.pretrained`; none starts at random where it is "".
+        commands: The commands behind the facts.
+
+    Examples:
+        >>> command = "python train/segnet.py --config configs/segnet.yaml --set data.fold=0"
+        >>> starts_at_random("train/segnet.py", [command])
+        True
+        >>> starts_at_random("train/segnet.py", [f"{command} model.weights=vgg16.h5"])
+        False
+    """
+    if not script:
+        return False
+    # what stands before it, of a training that was made elsewhere, is prose
+    words = [shlex.split(command.rpartition("python ")[2]) for command in commands]
+    runs = [run for run in words if script in run]
+    return not runs or not all(
+        any(word.startswith("model.weights=") and word != "model.weights=none" for word in run)
+        for run in runs
+    )
 
 
 def compare_with_floor(tables: Sequence[TableFacts], model: str, floor: Floor) -> str:
