@@ -201,6 +201,28 @@ def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
     assert not set(train) & subsets.list_held_out_patients()
 
 
+def test_a_set_chosen_by_a_scorer_is_refused_before_anything_is_trained(
+    config, subsets, tiny_contextual, tmp_path, monkeypatch
+):
+    known = set(subsets.train.patient_ids.tolist())
+    generators = {
+        "mass": str(tiny_contextual(patients=known, judge_seed=1)),
+        "removal": str(tiny_contextual("removal", patients=known)),
+    }
+    synthesis = PatchSynthesisConfig(
+        name="set", data=DataConfig(**DATA), generators=generators, count=2
+    )
+    patches.synthesize(synthesis, tmp_path / "set")
+    monkeypatch.setattr(study, "train", lambda *_: pytest.fail("it was trained"))
+    plan = config()
+    model = plan.experiment.model.model_copy(update={"synthetic": tmp_path / "set"})
+    plan = plan.model_copy(
+        update={"experiment": plan.experiment.model_copy(update={"model": model})}
+    )
+    with pytest.raises(ConfigError, match="set: a classifier of training.seed=1"):
+        report.train_missing(plan, subsets, tmp_path / "runs")
+
+
 def predict_mean_grey(folder, images, output, patients):
     """In place of a run: the probability is a patch's mean grey value."""
     return images.mean(axis=(1, 2, 3))
@@ -540,6 +562,10 @@ def test_bad_input_is_one_sentence(config, subsets, tiny_contextual, generators)
     lesions = subsets.test.take(np.flatnonzero(subsets.test.labels == 1))
     with pytest.raises(DataError, match="generators.mass: no test patch is normal"):
         effects.edit_patches(load_lesion_generator(Path(generators["mass"])), lesions, config())
+    chosen = str(tiny_contextual(judge_seed=1))
+    effects.open_generators(config(generators={"mass": chosen}, seeds=(0, 2)))
+    with pytest.raises(ConfigError, match="generators.mass: a classifier of training.seed=1"):
+        effects.open_generators(config(generators={"mass": chosen}, seeds=(0, 1)))
     for wrong in (
         {"shares": (0.5, 0)},
         {"shares": ()},

@@ -158,8 +158,10 @@ class ContextualConfig(Frozen):
     judge: str | None = None
     """Model URI of a run of train/classifier.py on real patches, with the same data section. The
     weights are best whose lesions it is most certain of. null: those whose patches are most like
-    real ones as a set.
+    real ones as a set. Its training.seed must be none of the study's that scores the generator.
     """
+    judge_seed: NonNegativeInt | None = None
+    """The judge's training.seed, which tfmammo.studies.progressive fills in."""
 
     def roles(self) -> tuple[str, str]:
         """Return which of PATHOLOGIES is real, and which one G starts from."""

@@ -166,6 +166,27 @@ def load_synthetic_set(
     return synthetic
 
 
+def check_judge(name: str, judge_seed: int | None, seeds: Sequence[int]) -> None:
+    """Refuse a judge of the same seed as one of the classifiers that score what it chose.
+
+    Trained on the same patches the two are one classifier, whose scores are too good.
+
+    Args:
+        name: What the judge chose, for the message.
+        judge_seed: The judge's; None where none chose.
+        seeds: The study's.
+
+    Raises:
+        ConfigError: It is among them.
+    """
+    if judge_seed in seeds:
+        raise ConfigError(
+            f"{name}: a classifier of training.seed={judge_seed} chose its weights "
+            "(model.judge), and the study would score it by a classifier of the same seed; train "
+            "the judge with a seed that is none of `seeds`"
+        )
+
+
 def check_synthetic(synthetic: PatchSet, held_out: Iterable[str], data: DataConfig) -> None:
     """Refuse a synthetic set that does not fit the real patches.
 

@@ -73,6 +73,7 @@ def run_study(config: StudyConfig, output: Path, allow: bool = False) -> list[Ta
 
     Raises:
         DataError: A generator or the synthetic set does not fit the study.
+        ConfigError: A classifier of one of the study's seeds chose a generator's weights.
     """
     report = output / "report"
     generators = open_generators(config)
@@ -157,6 +158,7 @@ def train_missing(
 
     Raises:
         DataError: The set's lesions do not outscore its normal patches, and that is not allowed.
+        ConfigError: A classifier of one of the study's seeds chose the set's generators.
     """
     first, *others = config.shares
     synthetic = None
@@ -164,6 +166,8 @@ def train_missing(
         experiment = classification.select_arm(config.experiment, others[0], 0)
         held_out = subsets.list_held_out_patients()
         synthetic = classification.load_synthetic_set(experiment, held_out)
+        for seed in synthetic.judge_seeds:
+            classification.check_judge(str(synthetic.folder), seed, config.seeds)
     folders = {
         (first, seed): train_run(config, first, seed, subsets, folder) for seed in config.seeds
     }
