@@ -315,7 +315,7 @@ def test_the_table_of_known_scores(config, subsets):
     table = report.tabulate_areas(scores, report.make_run_rows(scores, test, study), test, study)
     (first, half, second, grey) = table.body
     means = random.mean(axis=0)
-    assert first[0] == "0 %" and first[3:6] == ["-", "-", "-"] and first[-1] == "0.829"
+    assert first[0] == "0 %" and first[3:7] == ["-"] * 4 and first[-1] == "0.829"
     assert (
         second[0] == "100 %"
         and second[1] == "1.000\n[0.667, 1.000]"  # the rule of three, 9 patients
@@ -340,9 +340,26 @@ def test_the_table_of_known_scores(config, subsets):
     )
     assert low < high and second[4] == format_p(2 * low), "the smaller of two p, doubled"
     assert half[4] == format_p(max(high, 2 * low))
-    assert second[5] == ", ".join(
+    assert second[6] == ", ".join(
         format_p(2 * rank_swap_test(labels, scores[1][i], random[i], patients)) for i in range(2)
     )
+    z = delong_z(labels, other.mean(axis=0), means)
+    assert half[5] == format_p(2 * stats.norm.sf(abs(z)))
+
+
+def delong_z(labels, scores_a, scores_b):
+    """DeLong's z by its definition: every pair of a lesion and a normal patch, no ranks."""
+    areas = []
+    components = []
+    for scores in (scores_a, scores_b):
+        pairs = np.sign(np.subtract.outer(scores[labels == 1], scores[labels == 0])) / 2 + 0.5
+        areas.append(pairs.mean())
+        components.append((pairs.mean(axis=1), pairs.mean(axis=0)))
+    variance = sum(
+        np.var(components[0][side] - components[1][side], ddof=1) / len(components[0][side])
+        for side in (0, 1)
+    )
+    return (areas[0] - areas[1]) / variance**0.5
 
 
 def test_the_table_of_controls_compares_with_real_patches_alone_and_with_synthetic_ones(
@@ -381,7 +398,8 @@ def test_of_few_patients_there_is_a_sentence_and_no_number(config, subsets):
     scores = {0: random[0], 0.5: random[1]}
     rows = report.make_run_rows(scores, test, study)
     assert all(
-        np.isnan([row[name] for row in rows]).all() for name in ("low", "high", "p", "p_holm")
+        np.isnan([row[name] for row in rows]).all()
+        for name in ("low", "high", "p", "p_holm", "p_delong")
     )
     table = report.tabulate_areas(scores, rows, test, study)
     assert (
@@ -389,8 +407,8 @@ def test_of_few_patients_there_is_a_sentence_and_no_number(config, subsets):
         and "Holm" not in table.title
     )
     assert (
-        all("[" not in line[1] and line[4] == "-" for line in table.body)
-        and table.body[1][5] == "-, -"
+        all("[" not in line[1] and line[4:6] == ["-", "-"] for line in table.body)
+        and table.body[1][6] == "-, -"
     )
     ids = np.array(["a", "b", "c", "d", "e"])
     few = effects.Effect("mass", np.full(5, 0.1), np.full(5, 0.3), np.full(5, 0.2), ids, ids, 0.0)

@@ -41,9 +41,11 @@ Departures and what the paper leaves open:
   LeakyReLU has slope 0.2.
 - D sees x + lesion alone, since a real patch has no lesion channel, and no random numbers. x +
   lesion is clipped to [-1, 1].
-- The penalty is on log p(real) / p(fake), the logit of the two-class D that the head extends. delta
-  is alpha * 0.5 * std(X) * U(0, 1) with one alpha ~ U(0, 1) for each patch, as in the cited code
-  (DRAGAN). It is computed in float32 at every precision.
+- The penalty is on log p(real) / p(fake), the logit of the two-class D that the head extends. It is
+  computed in float32 at every precision. The text prints delta ~ U(0, 1), which brightens a patch
+  by a quarter of its range on average (`delta: as_printed`). The default is the cited code's
+  (DRAGAN): alpha * 0.5 * std(X) * U(0, 1) with one alpha ~ U(0, 1) for each patch. The two have not
+  been compared here.
 - The border of 10 px is that of the generated patch, at 128 px too. The crop is hard: a lesion that
   reaches it ends in a line.
 - A step updates D, then G, twice for masses (`generator_updates`), each time with new z.
@@ -139,6 +141,10 @@ class ContextualConfig(Frozen):
     """Weight of the gradient penalty; 0 leaves it out."""
     k: NonNegativeFloat = 1.0
     """Norm of the gradient that the penalty aims at."""
+    delta: Literal["dragan", "as_printed"] = "dragan"
+    """The penalty's delta: that of the cited code, which follows the spread of the patches, or
+    U(0, 1) for each pixel of patches in [-1, 1].
+    """
     other_weight: NonNegativeFloat = 0.2
     """Weight of the losses of benign and normal patches."""
     generator_updates: PositiveInt | None = None
@@ -199,7 +205,7 @@ def four_way(logits: Sequence[tf.Tensor], other_weight: float = 0.2) -> tf.Tenso
 
 
 def perturbation(real: tf.Tensor, alpha: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-    """Compute delta = alpha * 0.5 * std(X) * U(0, 1), X being the real patches of all replicas.
+    """Compute DRAGAN's delta = alpha * 0.5 * std(X) * U(0, 1), X the real patches of all replicas.
 
     Args:
         real: float32 [n, rows, cols, 1].
@@ -566,8 +572,9 @@ class Contextual(Trainable):
 
         noise = self._noise(source, DISCRIMINATOR_NOISE)
         fake = self.generate(self.generator, source, noise)[..., 2:]
-        alpha = self._uniform(tf.shape(real)[:1], PENALTY_ALPHA)
-        delta = perturbation(real, alpha, self._uniform(tf.shape(real), PENALTY_DIRECTION))
+        delta = self._uniform(tf.shape(real), PENALTY_DIRECTION)
+        if self.config.delta == "dragan":
+            delta = perturbation(real, self._uniform(tf.shape(real)[:1], PENALTY_ALPHA), delta)
         with tf.GradientTape() as tape, self.discriminator.cached_kernels():
             classes = [real, fake, benign, source]
             counts = [tf.shape(patches)[0] for patches in classes]
