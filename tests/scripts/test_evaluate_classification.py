@@ -23,6 +23,7 @@ from tfmammo.mammogram import Skipped
 from tfmammo.metrics.classification import roc_auc
 from tfmammo.metrics.clustered_auc import obuchowski_variance, rank_swap_test
 from tfmammo.metrics.summary import format_p
+from tfmammo.models.classifier import ClassifierConfig
 from tfmammo.studies import classification as study
 from tfmammo.studies import classification_effects as effects
 from tfmammo.studies import classification_report as report
@@ -49,7 +50,9 @@ def table(path):
 
 @pytest.fixture(scope="module")
 def subsets(tmp_path_factory):
-    return study.split_subsets(DataConfig(**DATA), "malignant", tmp_path_factory.mktemp("subsets"))
+    return study.split_subsets(
+        DataConfig(**DATA), ClassifierConfig(), tmp_path_factory.mktemp("subsets")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -597,7 +600,6 @@ def test_bad_input_is_one_sentence(config, subsets, tiny_contextual, generators)
 
 def test_the_study_and_the_training_have_the_same_values(repository):
     from tfmammo import config as configuration
-    from tfmammo.models.classifier import ClassifierConfig
 
     alone = configuration.load(
         repository / "configs/classifier.yaml", ["model.synthetic=runs/synthetic"], ClassifierConfig
