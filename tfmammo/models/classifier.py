@@ -16,6 +16,8 @@ Departures and what the paper leaves open:
   of cancer or no cancer, and does not say how they were used: most likely as negatives, the default
   here (`negatives`). `normal` leaves them out. Validation and test patches are malignant and normal
   ones, as in the text. With `positives: lesion` benign lesions are positive.
+- Patches near lesions are 90 % breast, as normal ones are (`sampling.lesion_tissue`); the text may
+  mean normal ones alone.
 - The share is the same for both classes. Within a pool (real or synthetic, positive or negative)
   patches come in random order, all of them before any repeats. With a share a patch is drawn from
   either pool, and one of the two is used.

@@ -57,6 +57,8 @@ Departures and what the paper leaves open:
   `sampling.count` and `sampling.normals` patches are drawn from all patients; each subset has those
   of its own patients. Subsets hold 2/3, 1/6 and 1/6 of the patients, not 60, 20 and 20 %. The batch
   size is not given: 12.
+- Patches near lesions are 90 % breast, as normal ones are (`sampling.lesion_tissue`); the text may
+  mean normal ones alone.
 - Removal: "lesions" are of both kinds. The third class stays benign, the fourth is malignant.
 """
 
