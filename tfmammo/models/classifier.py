@@ -8,7 +8,7 @@ It is trained on real patches and a share of synthetic ones:
 The classifier thus sees more and more real patches, as if it were fine-tuned on them. Over the
 500,000 samples of a training a tenth of the share is synthetic on average.
 
-Departures and what the paper leaves open:
+Deviations, and what the paper leaves open:
 - "Decayed by 10 %" is read as times 0.9; `decay_as: points` subtracts 10 percentage points instead.
   5,000 of 500,000 samples are a hundredth of the training (`decay_every`). They stay a hundredth
   where a training is shorter, so that its mean exposure to synthetic patches is the paper's.
@@ -55,7 +55,7 @@ Control = Literal["copies", "pasted", "brightened", "fresh"]
 
 
 class ClassifierConfig(Frozen):
-    """The paper's values; see *Departures* in the module for those it leaves open."""
+    """The paper's values; see *Deviations* in the module for those it leaves open."""
 
     weights: str = "imagenet"
     """Initial weights: "imagenet" (downloaded, 94 MB), the path of Keras's ResNet-50 without top

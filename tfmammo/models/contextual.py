@@ -29,10 +29,10 @@ lacks level 1; a 1 x 1 convolution (`from_image`) gives level 2 its 16 channels 
 Inside, images and lesions are in [-1, 1]. At public borders images are in [0, 1]; a lesion stays in
 [-1, 1] and so is on twice their scale: image + lesion / 2.
 
-Departures and what the paper leaves open:
+Deviations, and what the paper leaves open:
 - 16 filters doubled over six blocks end at 4 x 4 x 512, not at the text's 2048, which takes 64
   (`filters`).
-- Attention at 32 x 32 stands in both encoders. The paper says that it "is also used in the encoding
+- Attention at 32 x 32 is in both encoders. The paper says that it "is also used in the encoding
   part", which rather means the decoder's as well (`attention_in_decoder`). Spectral normalisation
   is D's, as in the cited paper. The sentence that names both it and self-attention rather means G's
   too (`spectral: both`). The readings have not been compared here.
@@ -51,12 +51,13 @@ Departures and what the paper leaves open:
 - A step updates D, then G, twice for masses (`generator_updates`), each time with new z.
 - A running average of G (`ema`) is exported for use. Adam starts afresh when the networks grow.
 - How the paper chooses a generator is not said. Here the sliced Wasserstein distance to held-out
-  lesions does, or a classifier of real patches (`judge`).
+  lesions does, or a classifier of real patches (`judge`), of another seed than those that score it.
+- The paper gives neither batch size nor length, but for the 3,000 steps of fading in. Here: 12
+  patches, 20,000 steps at 128 px (`start_steps`) and 40,000 at 256 px (`training.steps`).
 - The paper draws 400,000 normal and 76,460 lesion patches for training, and 1,000 of each kind for
   each other subset. Such numbers do not fit into memory, where patches are kept here.
   `sampling.count` and `sampling.normals` patches are drawn from all patients; each subset has those
-  of its own patients. Subsets hold 2/3, 1/6 and 1/6 of the patients, not 60, 20 and 20 %. The batch
-  size is not given: 12.
+  of its own patients. Subsets hold 2/3, 1/6 and 1/6 of the patients, not 60, 20 and 20 %.
 - Patches near lesions are 90 % breast, as normal ones are (`sampling.lesion_tissue`); the text may
   mean normal ones alone.
 - Removal: "lesions" are of both kinds. The third class stays benign, the fourth is malignant.
@@ -111,7 +112,7 @@ GENERATOR_NOISE = 3  # G's further updates in one step count on from here
 
 
 class ContextualConfig(Frozen):
-    """The paper's values; see *Departures* in the module for those it leaves open."""
+    """The paper's values; see *Deviations* in the module for those it leaves open."""
 
     target: Literal["mass", "calcification", "removal"] = "mass"
     """What is added, or "removal" of both."""
