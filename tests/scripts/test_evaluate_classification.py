@@ -175,7 +175,7 @@ def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
     said = (folder / "table.md").read_text(encoding="utf-8")
     assert "| 50 % |" in said and "0.846 (p 1e-04)" in said and "| removal |" in said
     assert "| mean grey value alone |" in said and "| synthetic lesion | 6 |" in said
-    assert "### Controls" in said and "| pasted |" in said
+    assert "Controls, patches made of real" in said and "| pasted |" in said
     card = export.read_card(output / "runs/pasted/seed1/export")
     assert card["config"]["model"]["control"] == "pasted"
     points = table(folder / "tsne.csv")
