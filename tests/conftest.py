@@ -437,8 +437,8 @@ def tiny_blending(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_contextual(tmp_path_factory):
-    """A function (target="mass", size=32, patients=(), idle=0.0, level=0.6, **data) -> the export
-    of a contextual GAN that needs no training.
+    """A function (target="mass", size=32, patients=(), idle=0.0, level=0.6, judge_seed=None,
+    **data) -> the export of a contextual GAN that needs no training.
 
     Its lesion is a disc of radius size / 4 in the middle, `level` high (for removal: deep), and
     empty, so that post-processing discards it, where the first random number is below -1 + 2 *
@@ -479,16 +479,17 @@ def tiny_contextual(tmp_path_factory):
 
             return {"average": average}
 
-    def make(target="mass", size=32, patients=(), idle=0.0, level=0.6, **data):
+    def make(target="mass", size=32, patients=(), idle=0.0, level=0.6, judge_seed=None, **data):
         values = {
             "size": size,
             "kinds": KINDS[target],
             "sampling": {"scale": (0.25, 0.25), "offset": 10},
         }
         section = DataConfig(**{**values, **data}).model_dump(mode="json")
-        model = ContextualConfig(target=target, postprocess={"dilation": 1, "edge": 1}).model_dump(
-            mode="json"
-        )
+        postprocess = {"dilation": 1, "edge": 1}
+        model = ContextualConfig(
+            target=target, postprocess=postprocess, judge_seed=judge_seed
+        ).model_dump(mode="json")
         card = {
             "name": "contextual",
             "step": 3,

@@ -91,8 +91,10 @@ class SamplingConfig(Frozen):
     """Number of normal patches in a training that takes lesions too; null: as many as `count`."""
     tissue: float = Field(default=0.9, ge=0, le=1)
     """Smallest share of a normal patch that is breast."""
-    lesion_tissue: float = Field(default=0.0, ge=0, le=1)
-    """Smallest share of a patch near a lesion that is breast; the paper may mean 0.9 here too."""
+    lesion_tissue: float = Field(default=0.9, ge=0, le=1)
+    """Smallest share of a patch near a lesion that is breast; 0: any. The paper may mean normal
+    patches alone.
+    """
     offset: NonNegativeInt = 128
     """Largest distance along each axis, native px, from a random lesion pixel to the patch's
     centre. It is cut to just below half the window.

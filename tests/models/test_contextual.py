@@ -308,9 +308,11 @@ def test_three_stages_grow_one_from_another():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["mass", "removal"])
-def test_every_returned_number_by_hand(target):
-    gan = make_model(target=target, learning_rate=1e-30, generator_updates=1)
+@pytest.mark.parametrize(
+    ("target", "delta"), [("mass", "dragan"), ("removal", "dragan"), ("mass", "as_printed")]
+)
+def test_every_returned_number_by_hand(target, delta):
+    gan = make_model(target=target, delta=delta, learning_rate=1e-30, generator_updates=1)
     data = batch()
     losses = gan.train_step(data)
     gan.generator.steps.assign(0)  # the same random numbers again
@@ -330,8 +332,10 @@ def test_every_returned_number_by_hand(target):
         return np.mean(np.log(np.exp(values).sum(axis=1)) - values[:, label])
 
     alpha = gan._uniform([2], PENALTY_ALPHA)
-    uniform = gan._uniform(real.shape, PENALTY_DIRECTION)
-    perturbed = real + alpha[:, None, None, None] * 0.5 * tf.math.reduce_std(real) * uniform
+    scale = alpha[:, None, None, None] * 0.5 * tf.math.reduce_std(real)
+    perturbed = real + gan._uniform(real.shape, PENALTY_DIRECTION) * (
+        1 if delta == "as_printed" else scale
+    )
     with tf.GradientTape() as tape:
         tape.watch(perturbed)
         out = gan.discriminator(perturbed)

@@ -5,6 +5,8 @@ import json
 import re
 import shlex
 import shutil
+from fnmatch import fnmatchcase
+from pathlib import Path
 
 import pytest
 
@@ -125,6 +127,40 @@ def test_the_plan_of_each_scale_is_valid(complete, repository, tmp_path, scale):
         "infilling_all",
     }
     assert set(whole.left_out) <= (not_at_smoke if scale == "smoke" else set())
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_no_scorer_of_a_study_has_the_seed_of_a_judge(complete, repository, tmp_path, scale):
+    """A judge is trained like the classifiers that score what it chose: by the same seed it would
+    be one of them.
+    """
+    whole = report.plan_report(complete, Options(scale), tmp_path, repository)
+    commands = {
+        step.name: (name, workflow.parse_step(step, find_schema(complete.commands[name].run), name))
+        for name, steps in whole.steps_of.items()
+        for step in steps
+    }
+    seen = 0
+    for name, study in commands.values():
+        if not complete.commands[name].run.startswith("evaluate/classification.py"):
+            continue
+        synthetic = commands[str(study.experiment.model.synthetic.relative_to(tmp_path))][1]
+        for generator in {*study.generators.values(), *synthetic.generators.values()}:
+            contextual = commands[str(Path(generator).relative_to(tmp_path))][1]
+            judge = commands[str(Path(contextual.model.judge).relative_to(tmp_path))][1]
+            assert judge.training.seed not in study.seeds, name
+            seen += 1
+    assert seen >= 3
+
+
+def test_no_facts_about_edits_are_by_the_judge_that_chose_them(repository):
+    patterns = ("*Score of a lesion*", "*told from normal*", "*Scores by the classifiers*")
+    for facts in read_facts(repository / "docs/results").values():
+        titles = [table.title for table in facts.tables]
+        if any(fnmatchcase(title, pattern) for title in titles for pattern in patterns):
+            judges = {one.values for one in facts.curves if one.training.endswith("_judge")}
+            others = {one.values for one in facts.curves if not one.training.endswith("_judge")}
+            assert judges and not judges & others, facts.item
 
 
 def test_a_wrong_key_is_found_before_anything_runs(complete, repository, tmp_path):
@@ -530,8 +566,15 @@ def test_a_page_without_a_folder_of_facts_is_an_error_and_writes_nothing(config,
 
 
 # Facts of earlier settings, with what has changed since.
+JUDGE = "the judge had the seed of one of the study's classifiers"
 OUTDATED = {
     "segmenters": "trainings in folders without their seed",
+    "contextual_fig3": JUDGE,
+    "contextual_table1": JUDGE,
+    "contextual_fig5": JUDGE,
+    "contextual_fig6": JUDGE,
+    "contextual_phantoms": JUDGE,
+    "contextual_constant": JUDGE,
 }
 
 

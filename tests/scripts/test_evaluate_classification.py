@@ -23,6 +23,7 @@ from tfmammo.mammogram import Skipped
 from tfmammo.metrics.classification import roc_auc
 from tfmammo.metrics.clustered_auc import obuchowski_variance, rank_swap_test
 from tfmammo.metrics.summary import format_p
+from tfmammo.models.classifier import ClassifierConfig
 from tfmammo.studies import classification as study
 from tfmammo.studies import classification_effects as effects
 from tfmammo.studies import classification_report as report
@@ -49,7 +50,9 @@ def table(path):
 
 @pytest.fixture(scope="module")
 def subsets(tmp_path_factory):
-    return study.split_subsets(DataConfig(**DATA), "malignant", tmp_path_factory.mktemp("subsets"))
+    return study.split_subsets(
+        DataConfig(**DATA), ClassifierConfig(), tmp_path_factory.mktemp("subsets")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +175,7 @@ def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
     said = (folder / "table.md").read_text(encoding="utf-8")
     assert "| 50 % |" in said and "0.846 (p 1e-04)" in said and "| removal |" in said
     assert "| mean grey value alone |" in said and "| synthetic lesion | 6 |" in said
-    assert "### Controls" in said and "| pasted |" in said
+    assert "Controls, patches made of real" in said and "| pasted |" in said
     card = export.read_card(output / "runs/pasted/seed1/export")
     assert card["config"]["model"]["control"] == "pasted"
     points = table(folder / "tsne.csv")
@@ -199,6 +202,28 @@ def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
     assert table(folder / "scores.csv") == scores
     train = export.read_card(study.find_weights(output / "runs/share50/seed1"))["train_patients"]
     assert not set(train) & subsets.list_held_out_patients()
+
+
+def test_a_set_chosen_by_a_scorer_is_refused_before_anything_is_trained(
+    config, subsets, tiny_contextual, tmp_path, monkeypatch
+):
+    known = set(subsets.train.patient_ids.tolist())
+    generators = {
+        "mass": str(tiny_contextual(patients=known, judge_seed=1)),
+        "removal": str(tiny_contextual("removal", patients=known)),
+    }
+    synthesis = PatchSynthesisConfig(
+        name="set", data=DataConfig(**DATA), generators=generators, count=2
+    )
+    patches.synthesize(synthesis, tmp_path / "set")
+    monkeypatch.setattr(study, "train", lambda *_: pytest.fail("it was trained"))
+    plan = config()
+    model = plan.experiment.model.model_copy(update={"synthetic": tmp_path / "set"})
+    plan = plan.model_copy(
+        update={"experiment": plan.experiment.model_copy(update={"model": model})}
+    )
+    with pytest.raises(ConfigError, match="set: a classifier of training.seed=1"):
+        report.train_missing(plan, subsets, tmp_path / "runs")
 
 
 def predict_mean_grey(folder, images, output, patients):
@@ -293,7 +318,7 @@ def test_the_table_of_known_scores(config, subsets):
     table = report.tabulate_areas(scores, report.make_run_rows(scores, test, study), test, study)
     (first, half, second, grey) = table.body
     means = random.mean(axis=0)
-    assert first[0] == "0 %" and first[3:6] == ["-", "-", "-"] and first[-1] == "0.829"
+    assert first[0] == "0 %" and first[3:7] == ["-"] * 4 and first[-1] == "0.829"
     assert (
         second[0] == "100 %"
         and second[1] == "1.000\n[0.667, 1.000]"  # the rule of three, 9 patients
@@ -318,9 +343,26 @@ def test_the_table_of_known_scores(config, subsets):
     )
     assert low < high and second[4] == format_p(2 * low), "the smaller of two p, doubled"
     assert half[4] == format_p(max(high, 2 * low))
-    assert second[5] == ", ".join(
+    assert second[6] == ", ".join(
         format_p(2 * rank_swap_test(labels, scores[1][i], random[i], patients)) for i in range(2)
     )
+    z = delong_z(labels, other.mean(axis=0), means)
+    assert half[5] == format_p(2 * stats.norm.sf(abs(z)))
+
+
+def delong_z(labels, scores_a, scores_b):
+    """DeLong's z by its definition: every pair of a lesion and a normal patch, no ranks."""
+    areas = []
+    components = []
+    for scores in (scores_a, scores_b):
+        pairs = np.sign(np.subtract.outer(scores[labels == 1], scores[labels == 0])) / 2 + 0.5
+        areas.append(pairs.mean())
+        components.append((pairs.mean(axis=1), pairs.mean(axis=0)))
+    variance = sum(
+        np.var(components[0][side] - components[1][side], ddof=1) / len(components[0][side])
+        for side in (0, 1)
+    )
+    return (areas[0] - areas[1]) / variance**0.5
 
 
 def test_the_table_of_controls_compares_with_real_patches_alone_and_with_synthetic_ones(
@@ -359,7 +401,8 @@ def test_of_few_patients_there_is_a_sentence_and_no_number(config, subsets):
     scores = {0: random[0], 0.5: random[1]}
     rows = report.make_run_rows(scores, test, study)
     assert all(
-        np.isnan([row[name] for row in rows]).all() for name in ("low", "high", "p", "p_holm")
+        np.isnan([row[name] for row in rows]).all()
+        for name in ("low", "high", "p", "p_holm", "p_delong")
     )
     table = report.tabulate_areas(scores, rows, test, study)
     assert (
@@ -367,8 +410,8 @@ def test_of_few_patients_there_is_a_sentence_and_no_number(config, subsets):
         and "Holm" not in table.title
     )
     assert (
-        all("[" not in line[1] and line[4] == "-" for line in table.body)
-        and table.body[1][5] == "-, -"
+        all("[" not in line[1] and line[4:6] == ["-", "-"] for line in table.body)
+        and table.body[1][6] == "-, -"
     )
     ids = np.array(["a", "b", "c", "d", "e"])
     few = effects.Effect("mass", np.full(5, 0.1), np.full(5, 0.3), np.full(5, 0.2), ids, ids, 0.0)
@@ -540,6 +583,10 @@ def test_bad_input_is_one_sentence(config, subsets, tiny_contextual, generators)
     lesions = subsets.test.take(np.flatnonzero(subsets.test.labels == 1))
     with pytest.raises(DataError, match="generators.mass: no test patch is normal"):
         effects.edit_patches(load_lesion_generator(Path(generators["mass"])), lesions, config())
+    chosen = str(tiny_contextual(judge_seed=1))
+    effects.open_generators(config(generators={"mass": chosen}, seeds=(0, 2)))
+    with pytest.raises(ConfigError, match="generators.mass: a classifier of training.seed=1"):
+        effects.open_generators(config(generators={"mass": chosen}, seeds=(0, 1)))
     for wrong in (
         {"shares": (0.5, 0)},
         {"shares": ()},
@@ -553,7 +600,6 @@ def test_bad_input_is_one_sentence(config, subsets, tiny_contextual, generators)
 
 def test_the_study_and_the_training_have_the_same_values(repository):
     from tfmammo import config as configuration
-    from tfmammo.models.classifier import ClassifierConfig
 
     alone = configuration.load(
         repository / "configs/classifier.yaml", ["model.synthetic=runs/synthetic"], ClassifierConfig

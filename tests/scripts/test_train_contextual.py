@@ -171,7 +171,7 @@ def test_a_judge_chooses_the_weights_of_the_last_stage_alone(repository, monkeyp
     stages = {}
 
     def fit(build, stage, patches, held_out, output, validate, *, monitor, seen_patients):
-        stages[stage.data.size] = (monitor, stage.model.judge)
+        stages[stage.data.size] = (monitor, stage.model.judge, stage.model.judge_seed)
         return {}
 
     patches = SimpleNamespace(patient_ids=np.array(["p1", "p2"]))
@@ -185,7 +185,8 @@ def test_a_judge_chooses_the_weights_of_the_last_stage_alone(repository, monkeyp
 
     def judge_of(patients, **data):
         of_judge = config.data.model_copy(update=data).model_dump(mode="json")
-        card = {"config": {"data": of_judge}, "train_patients": patients, "id_key": None}
+        settings = {"data": of_judge, "training": {"seed": 7}}
+        card = {"config": settings, "train_patients": patients, "id_key": None}
         opened = SimpleNamespace(card=card, call=mean_grey)
         monkeypatch.setattr(progressive, "load_identified", lambda *_: opened)
         monkeypatch.setattr(
@@ -195,9 +196,9 @@ def test_a_judge_chooses_the_weights_of_the_last_stage_alone(repository, monkeyp
     judge_of(["p3"])
     progressive.train(config, tmp_path)
     assert stages == {
-        8: ("likeness", None),
-        16: ("likeness", None),
-        32: ("judged", "runs/classifier"),
+        8: ("likeness", None, None),
+        16: ("likeness", None, None),
+        32: ("judged", "runs/classifier", 7),
     }
     judge_of(["p2", "p3"])
     with pytest.raises(ConfigError, match="was trained on 1 of the 2 patients by whom it is to"):

@@ -26,7 +26,9 @@ DATA = DataConfig(
 
 @pytest.fixture(scope="module")
 def subsets(tmp_path_factory):
-    return classification.split_subsets(DATA, "malignant", tmp_path_factory.mktemp("subsets"))
+    return classification.split_subsets(
+        DATA, ClassifierConfig(), tmp_path_factory.mktemp("subsets")
+    )
 
 
 def patients(part):
@@ -84,9 +86,19 @@ def test_the_sides_have_two_classes_each_and_no_patient_in_common(subsets):
     for part in parts:
         assert set(part.labels.tolist()) == {0, 1} and part.balanced
         np.testing.assert_array_equal(part.labels == 1, part.pathologies == "malignant")
-        np.testing.assert_array_equal(part.labels == 0, part.kinds == "normal")
     assert {"mass", "calcification"} < set(subsets.train.kinds.tolist())
     assert abs(len(patients(subsets.validation)) - len(patients(subsets.test))) <= 3
+
+
+def test_benign_lesions_are_negatives_of_the_training_alone(subsets, tmp_path):
+    negatives = subsets.train.take(np.flatnonzero(subsets.train.labels == 0))
+    assert set(negatives.pathologies.tolist()) == {"benign", "normal"}
+    for part in (subsets.validation, subsets.test):
+        np.testing.assert_array_equal(part.labels == 0, part.kinds == "normal")
+    without = classification.split_subsets(DATA, ClassifierConfig(negatives="normal"), tmp_path)
+    kept = subsets.train.pathologies != "benign"
+    assert without.train.ids.tolist() == subsets.train.ids[kept].tolist()
+    assert without.test.ids.tolist() == subsets.test.ids.tolist()
 
 
 @pytest.mark.slow
@@ -183,7 +195,8 @@ def test_whom_checkpoints_are_chosen_by_does_not_depend_on_the_patches(subsets, 
     assert not patients(chooses) & patients(subsets.test) and not patients(tests) & patients(
         subsets.validation
     )
-    known = set(held_out.patient_ids.tolist()) | patients(subsets.train)
+    without_benign = subsets.train.take(np.flatnonzero(subsets.train.pathologies != "benign"))
+    known = patients(held_out) | patients(without_benign)
     saved = splits.load(data.split_file)
     fewer = saved.model_copy(
         update={

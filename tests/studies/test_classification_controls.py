@@ -49,6 +49,12 @@ def test_each_takes_the_set_s_place_with_training_patches(real, synthetic, contr
     assert made.patient_ids.tolist() != other.patient_ids.tolist()
 
 
+@pytest.mark.parametrize("control", CONTROLS)
+def test_a_benign_negative_is_no_normal_patch(real, synthetic, control):
+    made = make_control(control, real.with_labels(np.array([0, 0, 1, 0])), synthetic)
+    assert set(np.unique(made.images[12:]).tolist()) <= set(np.float32([0.1, 0.2]).tolist())
+
+
 def test_copies_are_the_training_patches_themselves(real, synthetic):
     made = make_control("copies", real, synthetic)
     assert set(np.unique(made.images[:12]).tolist()) == set(np.float32([0.8, 0.9]).tolist())

@@ -86,7 +86,11 @@ def check_pathologies(patches: Patches, malignant: bool = True) -> Patches:
 
 
 def make_binary_patches(
-    mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped, malignant: bool = True
+    mammograms: Iterable[Mammogram],
+    config: DataConfig,
+    skipped: Skipped,
+    malignant: bool = True,
+    benign: bool = False,
 ) -> Patches:
     """Make patches near lesions, labelled 1, and normal ones, labelled 0, balanced.
 
@@ -94,6 +98,7 @@ def make_binary_patches(
 
     Args:
         malignant: Leave benign lesions, and those of unknown pathology, out.
+        benign: With `malignant`, label benign lesions 0 instead of leaving them out.
 
     Raises:
         DataError: One of the two is missing.
@@ -105,11 +110,11 @@ def make_binary_patches(
     if malignant:
         for name in near.ids[near.pathologies == ""].tolist():
             skipped.add(name, UNKNOWN)
-        near = near.take(np.flatnonzero(near.pathologies == "malignant"))
+        wanted = SEVERITY[:2] if benign else SEVERITY[:1]
+        near = near.take(np.flatnonzero(np.isin(near.pathologies, wanted)))
     patches = near.concatenate(normal)
-    return check_binary(
-        patches.with_labels(patches.kinds != "normal", balanced=True), "the archive"
-    )
+    positive = patches.pathologies == "malignant" if malignant else patches.kinds != "normal"
+    return check_binary(patches.with_labels(positive, balanced=True), "the archive")
 
 
 def make_blend_patches(

@@ -12,9 +12,10 @@ What the papers leave open:
   for 256 px and the paper's 128 is 127.
 - What happens at the image's border: the window is moved inside. Padding would draw an edge that no
   breast has.
-- Whether the 90 % of breast are asked of patches near a lesion too: they are not
-  (`sampling.lesion_tissue`). Patches of masses at the breast's edge then show more background than
-  normal ones do.
+- Whether the 90 % of breast are asked of patches near a lesion too: they are
+  (`sampling.lesion_tissue`). The sentence is about all patches, and stands before the one about
+  lesions. With 0 patches of masses at the breast's edge show more background than normal ones do,
+  which tells the two apart.
 - What a normal mammogram is: the strict reading, one in which the archive marks no lesion of any
   kind and which it calls normal. Tissue away from known lesions is taken only where sampling.normal
   asks for it, since only outlined lesions are known.

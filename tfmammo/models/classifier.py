@@ -8,15 +8,16 @@ It is trained on real patches and a share of synthetic ones:
 The classifier thus sees more and more real patches, as if it were fine-tuned on them. Over the
 500,000 samples of a training a tenth of the share is synthetic on average.
 
-Departures and what the paper leaves open:
+Deviations, and what the paper leaves open:
 - "Decayed by 10 %" is read as times 0.9; `decay_as: points` subtracts 10 percentage points instead.
   5,000 of 500,000 samples are a hundredth of the training (`decay_every`). They stay a hundredth
   where a training is shorter, so that its mean exposure to synthetic patches is the paper's.
-- With `positives: malignant` benign lesions are left out. The text made training patches of 3,500
-  benign masses and 6,580 benign calcifications for its task of cancer or no cancer, most likely as
-  negatives. The classifier here learns malignant lesions from normal tissue, not from benign
-  lesions. Its test patches are malignant and normal ones, as in the text. With `positives: lesion`
-  benign lesions are positive.
+- The text made training patches of 3,500 benign masses and 6,580 benign calcifications for its task
+  of cancer or no cancer, and does not say how they were used: most likely as negatives, the default
+  here (`negatives`). `normal` leaves them out. Validation and test patches are malignant and normal
+  ones, as in the text. With `positives: lesion` benign lesions are positive.
+- Patches near lesions are 90 % breast, as normal ones are (`sampling.lesion_tissue`); the text may
+  mean normal ones alone.
 - The share is the same for both classes. Within a pool (real or synthetic, positive or negative)
   patches come in random order, all of them before any repeats. With a share a patch is drawn from
   either pool, and one of the two is used.
@@ -44,7 +45,7 @@ from tfmammo.layers import step_seed
 from tfmammo.networks import Trainable, resnet_stages
 from tfmammo.optimization import build_adam, count_batches, minimize, unwrap
 
-# what a training patch's label is an index of
+# What a training patch's label is an index of. "normal" stands for all negatives.
 POOLS = ("real normal", "real lesion", "synthetic normal", "synthetic lesion")
 BLOCKS = (3, 4, 6, 3)  # ResNet-50's
 SMALLEST = 32  # px, whose last map is one px
@@ -54,7 +55,7 @@ Control = Literal["copies", "pasted", "brightened", "fresh"]
 
 
 class ClassifierConfig(Frozen):
-    """The paper's values; see *Departures* in the module for those it leaves open."""
+    """The paper's values; see *Deviations* in the module for those it leaves open."""
 
     weights: str = "imagenet"
     """Initial weights: "imagenet" (downloaded, 94 MB), the path of Keras's ResNet-50 without top
@@ -98,6 +99,10 @@ class ClassifierConfig(Frozen):
     """
     positives: Literal["malignant", "lesion"] = "malignant"
     """Which patches are positive: "malignant" lesions, or every "lesion"."""
+    negatives: Literal["normal_and_benign", "normal"] = "normal_and_benign"
+    """Which training patches are negative: normal tissue, alone or with benign lesions, unless
+    `positives` counts those. Validation and test patches show normal tissue or positives.
+    """
 
     @model_validator(mode="after")
     def _consistent(self) -> ClassifierConfig:

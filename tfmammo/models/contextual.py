@@ -1,8 +1,7 @@
 """Contextual GAN: lesions added to normal patches, or removed from others (Wu, Wu and Lotter 2020).
 
 A generator G takes a patch x and random numbers z and returns a lesion alone. The lesion is added
-to the patch, so the output is (lesion, x, x + lesion). A discriminator D tells four classes of
-patches apart:
+to the patch, so the output is (lesion, x, x + lesion). A discriminator D knows four classes:
 
     L_D = CE(D(real), real) + CE(D(x + G(x, z)), fake)
         + 0.2 * (CE(D(benign), benign) + CE(D(normal), normal)) + penalty
@@ -29,32 +28,28 @@ lacks level 1; a 1 x 1 convolution (`from_image`) gives level 2 its 16 channels 
 Inside, images and lesions are in [-1, 1]. At public borders images are in [0, 1]; a lesion stays in
 [-1, 1] and so is on twice their scale: image + lesion / 2.
 
-Departures and what the paper leaves open:
-- 16 filters doubled over six blocks end at 4 x 4 x 512, not at the text's 2048, which takes 64
-  (`filters`).
-- Attention at 32 x 32 stands in both encoders. The paper says that it "is also used in the encoding
+Deviations, and what the paper leaves open:
+- 16 filters doubled over six blocks end at 4 x 4 x 512; the text's 2048 takes 64 (`filters`).
+- Attention at 32 x 32 is in both encoders. The paper says that it "is also used in the encoding
   part", which rather means the decoder's as well (`attention_in_decoder`). Spectral normalisation
   is D's, as in the cited paper. The sentence that names both it and self-attention rather means G's
   too (`spectral: both`). The readings have not been compared here.
-- Decoder widths mirror the encoder's. The 1 x 1 x 4 embedding is repeated to 4 x 4, to meet its
-  skip. A first 1 x 1 convolution of the smaller stages stands for the levels that are missing.
-  LeakyReLU has slope 0.2.
-- D sees x + lesion alone, since a real patch has no lesion channel, and no random numbers. x +
-  lesion is clipped to [-1, 1].
-- The penalty is on log p(real) / p(fake), the logit of the two-class D that the head extends. delta
-  is alpha * 0.5 * std(X) * U(0, 1) with one alpha ~ U(0, 1) for each patch, as in the cited code
-  (DRAGAN). It is computed in float32 at every precision.
-- The border of 10 px is that of the generated patch, at 128 px too. The crop is hard: a lesion that
-  reaches it ends in a line.
+- Decoder widths mirror the encoder's. The embedding is repeated to 4 x 4. LeakyReLU's slope is 0.2.
+- D sees x + lesion alone, clipped to [-1, 1], as a real patch has no lesion; no random numbers.
+- The penalty is on log p(real) / p(fake), the logit of the two-class D that the head extends. It is
+  computed in float32 at every precision. The text prints delta ~ U(0, 1), which brightens a patch
+  by a quarter of its range on average (`delta: as_printed`). By default it is the cited code's
+  (DRAGAN): alpha * 0.5 * std(X) * U(0, 1) with one alpha ~ U(0, 1) for each patch.
+- The border is 10 px at 128 px too. Its crop is hard: a lesion that reaches it ends in a line.
 - A step updates D, then G, twice for masses (`generator_updates`), each time with new z.
 - A running average of G (`ema`) is exported for use. Adam starts afresh when the networks grow.
 - How the paper chooses a generator is not said. Here the sliced Wasserstein distance to held-out
-  lesions does, or a classifier of real patches (`judge`).
+  lesions does, or a classifier of real patches (`judge`), of another seed than those that score it.
+- Neither batch size nor length are given: 12 patches, 20,000 steps at 128 px, 40,000 at 256 px.
 - The paper draws 400,000 normal and 76,460 lesion patches for training, and 1,000 of each kind for
-  each other subset. Such numbers do not fit into memory, where patches are kept here.
-  `sampling.count` and `sampling.normals` patches are drawn from all patients; each subset has those
-  of its own patients. Subsets hold 2/3, 1/6 and 1/6 of the patients, not 60, 20 and 20 %. The batch
-  size is not given: 12.
+  each other subset. Here patches are kept in memory: `sampling.count` and `sampling.normals` are
+  drawn from all patients, of whom 2/3, 1/6 and 1/6 are in the subsets, not 60, 20 and 20 %.
+- Patches near lesions are 90 % breast too (`sampling.lesion_tissue`). The text is open there.
 - Removal: "lesions" are of both kinds. The third class stays benign, the fourth is malignant.
 """
 
@@ -107,7 +102,7 @@ GENERATOR_NOISE = 3  # G's further updates in one step count on from here
 
 
 class ContextualConfig(Frozen):
-    """The paper's values; see *Departures* in the module for those it leaves open."""
+    """The paper's values; see *Deviations* in the module for those it leaves open."""
 
     target: Literal["mass", "calcification", "removal"] = "mass"
     """What is added, or "removal" of both."""
@@ -139,6 +134,8 @@ class ContextualConfig(Frozen):
     """Weight of the gradient penalty; 0 leaves it out."""
     k: NonNegativeFloat = 1.0
     """Norm of the gradient that the penalty aims at."""
+    delta: Literal["dragan", "as_printed"] = "dragan"
+    """The penalty's delta, of patches in [-1, 1]: the cited code's, or U(0, 1)."""
     other_weight: NonNegativeFloat = 0.2
     """Weight of the losses of benign and normal patches."""
     generator_updates: PositiveInt | None = None
@@ -156,10 +153,12 @@ class ContextualConfig(Frozen):
     postprocess: PostprocessConfig = PostprocessConfig()
     """Post-processing of the lesion channel."""
     judge: str | None = None
-    """Model URI of a run of train/classifier.py on real patches, with the same data section. The
-    weights are best whose lesions it is most certain of. null: those whose patches are most like
-    real ones as a set.
+    """Model URI of a run of train/classifier.py on real patches, with the same data section and a
+    seed that no scorer of G has. The weights are best whose lesions it is most certain of. null:
+    those whose patches are most like real ones as a set.
     """
+    judge_seed: NonNegativeInt | None = None
+    """The judge's training.seed, which tfmammo.studies.progressive fills in."""
 
     def roles(self) -> tuple[str, str]:
         """Return which of PATHOLOGIES is real, and which one G starts from."""
@@ -197,7 +196,7 @@ def four_way(logits: Sequence[tf.Tensor], other_weight: float = 0.2) -> tf.Tenso
 
 
 def perturbation(real: tf.Tensor, alpha: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-    """Compute delta = alpha * 0.5 * std(X) * U(0, 1), X being the real patches of all replicas.
+    """Compute DRAGAN's delta = alpha * 0.5 * std(X) * U(0, 1), X the real patches of all replicas.
 
     Args:
         real: float32 [n, rows, cols, 1].
@@ -564,8 +563,9 @@ class Contextual(Trainable):
 
         noise = self._noise(source, DISCRIMINATOR_NOISE)
         fake = self.generate(self.generator, source, noise)[..., 2:]
-        alpha = self._uniform(tf.shape(real)[:1], PENALTY_ALPHA)
-        delta = perturbation(real, alpha, self._uniform(tf.shape(real), PENALTY_DIRECTION))
+        delta = self._uniform(tf.shape(real), PENALTY_DIRECTION)
+        if self.config.delta == "dragan":
+            delta = perturbation(real, self._uniform(tf.shape(real)[:1], PENALTY_ALPHA), delta)
         with tf.GradientTape() as tape, self.discriminator.cached_kernels():
             classes = [real, fake, benign, source]
             counts = [tf.shape(patches)[0] for patches in classes]

@@ -354,7 +354,7 @@ CONTEXTUAL = (
         baseline="as much brightness at the same place, spread evenly",
         note="The figure shows pictures. These claims are our tests of them: by classifiers of "
         "real patches, beyond what the same brightness does when it is spread evenly. A classifier "
-        "trained like these chose the generators' weights, on other patients.",
+        "trained like these, from another seed, chose the generators' weights, on other patients.",
     ),
     Item("contextual", "fig3", picture="contextual_contiguous/figure-contiguous.png"),
     Item(

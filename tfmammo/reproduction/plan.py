@@ -227,6 +227,8 @@ class _Planner:
                 "model": planned.model.model_dump(mode="json"),
                 "data.size": planned.data.size,
             }
+            if "judge_seed" in expected["model"]:  # which the training fills in
+                expected["model"]["judge_seed"] = (own["model"] or {}).get("judge_seed")
             for what, wants in expected.items():
                 if own[what] != wants:
                     raise ConfigError(

@@ -109,7 +109,7 @@ class StudyConfig(Frozen):
 
 @dataclass(frozen=True, eq=False)
 class Subsets:
-    """Real patches, labelled 0 normal and 1 lesion, in three subsets of disjoint patients."""
+    """Real patches, labelled 0 negative and 1 positive, in three subsets of disjoint patients."""
 
     train: Patches
     validation: Patches
@@ -120,12 +120,13 @@ class Subsets:
         return {*self.validation.patient_ids.tolist(), *self.test.patient_ids.tolist()}
 
 
-def split_subsets(data: DataConfig, positives: str, output: Path) -> Subsets:
+def split_subsets(data: DataConfig, model: ClassifierConfig, output: Path) -> Subsets:
     """Split the real patches of an archive by patient.
 
     Args:
         data: The archive and its split. `kinds` is not read: masses and calcifications are taken.
-        positives: "malignant" or "lesion", which lesions count.
+        model: Which patches are positive and which are negative. Held-out negatives are of normal
+            tissue.
         output: The folder of split.json.
 
     Raises:
@@ -134,8 +135,13 @@ def split_subsets(data: DataConfig, positives: str, output: Path) -> Subsets:
         DataError: A class is missing in a subset.
     """
     data = datasets.pin_archive_split(data.model_copy(update={"kinds": KINDS}), output)
-    make_patches = partial(make_binary_patches, malignant=positives == "malignant")
+    make_patches = partial(
+        make_binary_patches,
+        malignant=model.positives == "malignant",
+        benign=model.negatives == "normal_and_benign",
+    )
     train, held_out = splits.split(datasets.load_all_patches(data, make_patches), data)
+    held_out = held_out.take(np.flatnonzero((held_out.labels == 1) | (held_out.kinds == "normal")))
     validation, test = splits.halve(held_out, datasets.index_archive(data), data)
     for name, part in (("training", train), ("validation", validation), ("test", test)):
         check_binary(part, f"the {name} part")
@@ -164,6 +170,27 @@ def load_synthetic_set(
     synthetic = PatchSet.read(model.synthetic)
     check_synthetic(synthetic, held_out, experiment.data)
     return synthetic
+
+
+def check_judge(name: str, judge_seed: int | None, seeds: Sequence[int]) -> None:
+    """Refuse a judge of the same seed as one of the classifiers that score what it chose.
+
+    Trained on the same patches the two are one classifier, whose scores are too good.
+
+    Args:
+        name: What the judge chose, for the message.
+        judge_seed: The judge's; None where none chose.
+        seeds: The study's.
+
+    Raises:
+        ConfigError: It is among them.
+    """
+    if judge_seed in seeds:
+        raise ConfigError(
+            f"{name}: a classifier of training.seed={judge_seed} chose its weights "
+            "(model.judge), and the study would score it by a classifier of the same seed; train "
+            "the judge with a seed that is none of `seeds`"
+        )
 
 
 def check_synthetic(synthetic: PatchSet, held_out: Iterable[str], data: DataConfig) -> None:
@@ -210,7 +237,7 @@ def hold_back(patches: Patches, parts: int, seed: int) -> tuple[Patches, Patches
     """Part the training patients, and give one part to the trainings.
 
     Args:
-        patches: Training patches, labelled 0 normal and 1 lesion.
+        patches: Training patches, labelled 0 negative and 1 positive.
         parts: How many parts; 1 holds nobody back.
         seed: Decides which patient is in which part.
 
@@ -258,7 +285,7 @@ def train(
         ConfigError: Synthetic patches are needed and no folder is named; or see `loop.fit`.
         DataError: See `split_subsets` and `check_synthetic`.
     """
-    subsets = subsets or split_subsets(experiment.data, experiment.model.positives, output)
+    subsets = subsets or split_subsets(experiment.data, experiment.model, output)
     parts = experiment.model.patient_parts
     patches, fresh = hold_back(subsets.train, parts, experiment.data.seed)
     fitted = experiment

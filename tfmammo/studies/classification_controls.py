@@ -39,8 +39,8 @@ def make_control(control: Control, real: Patches, synthetic: Patches, seed: int 
 
     Args:
         control: Which ones.
-        real: Training patches, labelled 0 normal and 1 lesion, with the lesions' masks; for "fresh"
-            those of the patients held back.
+        real: Training patches, labelled 0 negative and 1 positive, with the lesions' masks; for
+            "fresh" those of the patients held back.
         synthetic: Patches of the kinds mass, calcification and normal, with masks of what was
             added.
         seed: Decides which real patches are drawn.
@@ -60,7 +60,7 @@ def make_control(control: Control, real: Patches, synthetic: Patches, seed: int 
         lesions = lesions[real.masks[lesions].any(axis=(1, 2, 3))]
         if not len(lesions):
             raise DataError("the control pasted: no training patch shows the outline of a lesion")
-    normal = np.flatnonzero(real.labels == 0)
+    normal = np.flatnonzero(real.kinds == "normal")  # negatives may be benign lesions as well
     backgrounds = normal[random.integers(len(normal), size=len(synthetic))]
     sources = lesions[random.integers(len(lesions), size=len(synthetic))]
 

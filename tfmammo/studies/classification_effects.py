@@ -23,7 +23,7 @@ from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.segmentation import Paired, paired_test
 from tfmammo.metrics.significance import FEWEST_PATIENTS, holm
 from tfmammo.metrics.summary import Table, format_p, format_p_line
-from tfmammo.studies.classification import StudyConfig, predict_unseen
+from tfmammo.studies.classification import StudyConfig, check_judge, predict_unseen
 from tfmammo.synthesis.config import KINDS, Target
 from tfmammo.synthesis.generators import LesionGenerator, find_best_weights, load_lesion_generator
 from tfmammo.synthesis.patch_set import describe_scale
@@ -87,6 +87,7 @@ def open_generators(config: StudyConfig) -> dict[Target, LesionGenerator]:
 
     Raises:
         DataError: One was trained for something else, or on patches of another size or scale.
+        ConfigError: A classifier of one of the study's seeds chose its weights.
     """
     generators = {
         target: load_lesion_generator(find_best_weights(uri, config.tracking_uri))
@@ -94,6 +95,7 @@ def open_generators(config: StudyConfig) -> dict[Target, LesionGenerator]:
     }
     data = config.experiment.data
     for target, network in generators.items():
+        check_judge(f"generators.{target}", network.judge_seed, config.seeds)
         if network.target != target:
             raise DataError(f"generators.{target}: was trained with model.target={network.target}")
         if network.size != data.size:

@@ -18,7 +18,7 @@ from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
 from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import EXPERIMENT, save_figure, write_markdown
-from tfmammo.metrics.classification import roc_auc, roc_curve
+from tfmammo.metrics.classification import delong_test, roc_auc, roc_curve
 from tfmammo.metrics.clustered_auc import estimate_auc, has_few_patients, rank_swap_test
 from tfmammo.metrics.plotting import COLOURS, make_roc_axes, plot_style
 from tfmammo.metrics.significance import holm
@@ -73,11 +73,12 @@ def run_study(config: StudyConfig, output: Path, allow: bool = False) -> list[Ta
 
     Raises:
         DataError: A generator or the synthetic set does not fit the study.
+        ConfigError: A classifier of one of the study's seeds chose a generator's weights.
     """
     report = output / "report"
     generators = open_generators(config)
     experiment = config.experiment
-    subsets = classification.split_subsets(experiment.data, experiment.model.positives, output)
+    subsets = classification.split_subsets(experiment.data, experiment.model, output)
     test = subsets.test
     folders, gate = train_missing(config, subsets, output / "runs", allow)
     controls = train_controls(config, subsets, output / "runs")
@@ -157,6 +158,7 @@ def train_missing(
 
     Raises:
         DataError: The set's lesions do not outscore its normal patches, and that is not allowed.
+        ConfigError: A classifier of one of the study's seeds chose the set's generators.
     """
     first, *others = config.shares
     synthetic = None
@@ -164,6 +166,8 @@ def train_missing(
         experiment = classification.select_arm(config.experiment, others[0], 0)
         held_out = subsets.list_held_out_patients()
         synthetic = classification.load_synthetic_set(experiment, held_out)
+        for seed in synthetic.judge_seeds:
+            classification.check_judge(str(synthetic.folder), seed, config.seeds)
     folders = {
         (first, seed): train_run(config, first, seed, subsets, folder) for seed in config.seeds
     }
@@ -273,10 +277,19 @@ def compare_with_first(
     return dict(zip(others, zip(p_values, corrected, strict=True), strict=True))
 
 
+def compute_delong_p(
+    scores: NDArray[np.float64], reference: NDArray[np.float64], test: Patches
+) -> float:
+    """Compute the paper's p of two models; NaN where there are too few patients for any."""
+    if has_few_patients(test.labels, test.patient_ids):
+        return np.nan
+    return delong_test(test.labels, scores, reference)[1]
+
+
 def make_run_rows(scores: Scores, test: Patches, config: StudyConfig) -> list[dict[str, Any]]:
     """Make the lines of runs.csv: area, interval, and p against share 0 of the same seed.
 
-    p is given as it is and corrected over the shares.
+    p is given as it is and corrected over the shares; DeLong's p stands beside it.
     """
     p_by_seed = [
         compare_with_first(
@@ -286,9 +299,15 @@ def make_run_rows(scores: Scores, test: Patches, config: StudyConfig) -> list[di
     ]
     rows = []
     for share, of_seeds in scores.items():
-        for seed, of_run, p_of_shares in zip(config.seeds, of_seeds, p_by_seed, strict=True):
+        runs_of_share = zip(
+            config.seeds, of_seeds, scores[config.shares[0]], p_by_seed, strict=True
+        )
+        for seed, of_run, first, p_of_shares in runs_of_share:
             area = estimate_auc(test.labels, of_run, test.patient_ids, config.level)
             p, corrected = p_of_shares.get(share, (np.nan, np.nan))
+            delong = np.nan
+            if share in p_of_shares:
+                delong = compute_delong_p(of_run, first, test)
             rows.append(
                 {
                     "share": share,
@@ -298,6 +317,7 @@ def make_run_rows(scores: Scores, test: Patches, config: StudyConfig) -> list[di
                     "high": area.high,
                     "p": p,
                     "p_holm": corrected,
+                    "p_delong": delong,
                 }
             )
     return rows
@@ -338,16 +358,18 @@ def tabulate_areas(
     """
     means = {share: of_seeds.mean(axis=0) for share, of_seeds in scores.items()}
     p_of_means = compare_with_first(means, test, config)
-    reference = roc_auc(test.labels, means[config.shares[0]])
+    first = means[config.shares[0]]
+    reference = roc_auc(test.labels, first)
     body = []
     for share, of_seeds in scores.items():
         areas = np.array([roc_auc(test.labels, of_run) for of_run in of_seeds])
-        comparison = ["-", "-", "-"]
+        comparison = ["-"] * 4
         if share in p_of_means:
             by_seed = [format_p(row["p_holm"]) for row in rows if row["share"] == share]
             comparison = [
                 f"{roc_auc(test.labels, means[share]) - reference:+.3f}",
                 format_p(p_of_means[share][1]),
+                format_p(compute_delong_p(means[share], first, test)),
                 ", ".join(by_seed),
             ]
         body.append(
@@ -360,13 +382,14 @@ def tabulate_areas(
             ]
         )
     grey = format_area(test.labels, compute_mean_grey(test), test.patient_ids, config.level)
-    body.append(["mean grey value alone", grey, *["-"] * 5])
+    body.append(["mean grey value alone", grey, *["-"] * 6])
     columns = [
         "synthetic at first",
         "AUC of the mean score",
         f"AUC, {len(config.seeds)} seeds",
         "difference",
         "p",
+        "p, DeLong",
         "p by seed",
         "as printed (OPTIMAM)",
     ]
@@ -441,7 +464,8 @@ def make_heading(test: Patches, config: StudyConfig) -> str:
         f"{counts}; {100 * config.level:g} % intervals by Obuchowski's variance on the scale of "
         "logits, clustered by patient; p against share 0, two-sided: ranks "
         f"of the two models swapped by patient, {config.samples:,} times at most, Holm's "
-        f"correction over {len(config.shares) - 1} shares"
+        f"correction over {len(config.shares) - 1} shares; DeLong's p as in the paper, which takes "
+        "the patches of a patient as independent, without correction"
     )
 
 

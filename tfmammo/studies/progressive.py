@@ -22,7 +22,13 @@ from tfmammo.data.labelled import check_pathologies, make_pathology_patches
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation.validation import validate_contextual
-from tfmammo.export import assign, get_training_patients, load_identified, read_card
+from tfmammo.export import (
+    LoadedFunction,
+    assign,
+    get_training_patients,
+    load_identified,
+    read_card,
+)
 from tfmammo.models.contextual import (
     KINDS,
     PATHOLOGIES,
@@ -87,6 +93,9 @@ def train(
     check_fading(experiment, sizes, experiment.training.steps)
     subsets = _open_subsets(experiment, output, sizes)
     judge = _open_judge(experiment, subsets)
+    if judge:
+        seed = judge.card["config"]["training"]["seed"]
+        experiment = update_section(experiment, "model", judge_seed=seed)
     previous: Path | None = None  # the export of the stage before
     metrics: dict[str, float] = {}
     for size in sizes:
@@ -98,7 +107,7 @@ def train(
             stage = update_section(stage, "training", initial=None)
             log.info("growing %s to %d px", previous, size)
         build = partial(build_stage, model, size, previous)
-        chooser = judge if is_last else None
+        chooser = judge.call if judge and is_last else None
         metrics = fit_stage(stage, build, subsets.downsample(size), folder, previous, chooser)
         previous = folder / "export"
     return metrics, subsets.inputs
@@ -126,7 +135,9 @@ def _open_subsets(
     return Subsets(patches, inputs, targets)
 
 
-def _open_judge(experiment: Experiment[ContextualConfig], subsets: Subsets) -> Any:
+def _open_judge(
+    experiment: Experiment[ContextualConfig], subsets: Subsets
+) -> LoadedFunction | None:
     """Open the classifier that chooses the best checkpoint; None where the config names none.
 
     Raises:
@@ -147,7 +158,7 @@ def _open_judge(experiment: Experiment[ContextualConfig], subsets: Subsets) -> A
             f"{name}: was trained on {len(known & held_out)} of the {len(held_out)} patients by "
             "whom it is to choose; the same data section gives the same split"
         )
-    return opened.call
+    return opened
 
 
 def fit_stage(
@@ -223,7 +234,8 @@ def configure_early_stage(experiment: Experiment[Any], size: int) -> Experiment[
     """Return the experiment of a stage before the last, which registers no version."""
     stage = update_section(experiment, "data", size=size)
     stage = update_section(stage, "tracking", register_models=False)
-    stage = update_section(stage, "model", judge=None)  # it takes patches of the last size
+    # it takes patches of the last size
+    stage = update_section(stage, "model", judge=None, judge_seed=None)
     return update_section(stage, "training", steps=experiment.model.start_steps)
 
 

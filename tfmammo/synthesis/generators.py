@@ -355,6 +355,7 @@ class LesionGenerator:
         noise_inputs: Length of the noise.
         target: mass, calcification or removal.
         positives: malignant or lesion, what it adds or removes.
+        judge_seed: training.seed of the classifier that chose its weights; None where none did.
         data: How its training patches were made.
         refine: Its post-processing.
         patients: Those it was trained on.
@@ -366,6 +367,7 @@ class LesionGenerator:
     noise_inputs: int
     target: str
     positives: str
+    judge_seed: int | None
     data: DataConfig
     refine: PostprocessConfig
     patients: frozenset[str]
@@ -415,6 +417,7 @@ def load_lesion_generator(folder: Path) -> LesionGenerator:
         opened.shapes["noise"][1],
         model.target,
         model.positives,
+        model.judge_seed,
         data,
         model.postprocess,
         patients,

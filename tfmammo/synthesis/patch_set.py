@@ -129,12 +129,14 @@ class PatchSet:
             they show.
         trained_on: Patients that a generator of theirs was trained on.
         scales: `describe_scale` of each generator's data.
+        judge_seeds: Seeds of the classifiers that chose the generators' weights.
     """
 
     folder: Path
     patches: Patches
     trained_on: frozenset[str]
     scales: tuple[dict[str, Any], ...] = ()
+    judge_seeds: tuple[int | None, ...] = ()
 
     @staticmethod
     def read(folder: Path) -> PatchSet:
@@ -150,6 +152,7 @@ class PatchSet:
                 name for generator in generators for name in generator["patients"]
             )
             scales = tuple(generator["scale"] for generator in generators)
+            judge_seeds = tuple(generator["judge_seed"] for generator in generators)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise DataError(
                 f"{folder}: holds no patches that tfmammo.synthesis.patches wrote ({IDENTITY} is "
@@ -165,6 +168,7 @@ class PatchSet:
             stack_patches(_read_patch(recipe, folder) for recipe in recipes if not recipe.left_out),
             trained_on,
             scales,
+            judge_seeds,
         )
 
 

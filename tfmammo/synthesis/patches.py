@@ -395,7 +395,11 @@ def _describe_identity(
         },
         "generators": {
             target: network.identity
-            | {"patients": sorted(network.patients), "scale": describe_scale(network.data)}
+            | {
+                "patients": sorted(network.patients),
+                "scale": describe_scale(network.data),
+                "judge_seed": network.judge_seed,
+            }
             for target, network in networks.items()
         },
     }
