@@ -76,7 +76,6 @@ from tfmammo.optimization import build_adam, count_batches, minimize
 NORMAL = 0
 LESION = 1
 GAP = 4  # px between mask and border of a patch
-TINY = 1e-12  # under a square root, whose gradient is infinite at 0
 
 
 class BlendingConfig(Frozen):
@@ -84,6 +83,8 @@ class BlendingConfig(Frozen):
 
     prior: Literal["lesion", "noise"] = "lesion"
     """What is pasted: the "lesion", or "noise"."""
+    noise_guide: Literal["lesion", "none"] = "lesion"
+    """Whose gradients L_S asks for with prior "noise": the real "lesion"'s, or "none": no L_S."""
     lambda_p: NonNegativeFloat = 100.0
     """Weight of L_S + L_B."""
     rotate: float = Field(default=180.0, ge=0, le=180)
@@ -108,9 +109,11 @@ class BlendingConfig(Frozen):
     """Filters of D's first convolution, doubled by each further one."""
 
     @model_validator(mode="after")
-    def _check_range(self) -> BlendingConfig:
+    def _check_values(self) -> BlendingConfig:
         if self.resize[0] > self.resize[1]:
             raise ValueError("resize must be two factors, the smaller first")
+        if self.prior == "lesion" and self.noise_guide == "none":
+            raise ValueError("noise_guide=none needs prior=noise")
         return self
 
 
@@ -151,9 +154,9 @@ def guide(tissue: tf.Tensor, lesion: tf.Tensor) -> tf.Tensor:
 def seamless_loss(
     output: tf.Tensor, tissue: tf.Tensor, lesion: tf.Tensor, mask: tf.Tensor
 ) -> tf.Tensor:
-    """Compute L_S, Eq. (3): the root mean square of |grad G - v| over the mask.
+    """Compute L_S, Eq. (3): the root mean square of |grad G - v| over Omega.
 
-    The result is averaged over the batch.
+    Every forward difference that touches Omega counts, those across its border too.
 
     Args:
         output: float32 [n, size, size, 1].
@@ -162,18 +165,18 @@ def seamless_loss(
         mask: The same shape, 0 or 1.
 
     Returns:
-        float32 scalar, 0 where the output's gradients are the guide's.
+        float32 scalar, the mean over the batch; 0 where the output's differences are the guide's.
     """
     difference = image_gradients(output) - guide(tissue, lesion)
-    squares = tf.reduce_sum(difference**2, -1, keepdims=True)
-    return tf.reduce_mean(_root(_region_mean(squares, mask)))
+    squares = 2 * difference**2  # a gradient has two differences
+    return tf.reduce_mean(_root(_region_mean(squares, _touches(mask))))
 
 
 def background_loss(output: tf.Tensor, tissue: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Compute L_B, Eq. (5), beyond the mask.
+    """Compute L_B, Eq. (5), outside Omega.
 
-    It is the mean of |G - X| plus the root mean square of |grad G| - |grad X|, averaged over the
-    batch.
+    It is the mean of |G - X| plus the root mean square of |grad G| - |grad X|. Gradients count
+    whose pixels all lie outside Omega.
 
     Args:
         output: float32 [n, size, size, 1].
@@ -181,13 +184,14 @@ def background_loss(output: tf.Tensor, tissue: tf.Tensor, mask: tf.Tensor) -> tf
         mask: The same shape, 0 or 1.
 
     Returns:
-        float32 scalar, 0 where the background is the tissue's.
+        float32 scalar, the mean over the batch; 0 where the background is the tissue's.
     """
     background = 1 - mask
-    output_length = _root(tf.reduce_sum(image_gradients(output) ** 2, -1, keepdims=True))
-    tissue_length = _root(tf.reduce_sum(image_gradients(tissue) ** 2, -1, keepdims=True))
     grey_term = _region_mean(tf.abs(output - tissue), background)
-    gradient_term = _root(_region_mean((output_length - tissue_length) ** 2, background))
+    change = _length(image_gradients(output)) - _length(image_gradients(tissue))
+    whole = 1 - tf.reduce_max(_touches(mask), axis=-1, keepdims=True)
+    # the last row and column have no gradient of two differences
+    gradient_term = _root(_region_mean(change[:, :-1, :-1] ** 2, whole[:, :-1, :-1]))
     return tf.reduce_mean(grey_term + gradient_term)
 
 
@@ -302,15 +306,15 @@ class Blending(Trainable):
         lesion, mask = place_lesion(
             real, mask, self._draws(real, step), config.rotate, config.resize
         )
-        lesion = self._prior(tissue, lesion, step)
+        shown = paste(tissue, self._prior(tissue, lesion, step), mask)
         with tf.GradientTape(persistent=True) as tape:
-            blended = self.generator(paste(tissue, lesion, mask) * 2 - 1, training=True)  # G(X, E)
+            blended = self.generator(shown * 2 - 1, training=True)  # G(X, E)
             p_real = self.discriminator(real * 2 - 1)
             p_fake = self.discriminator(blended)
             image = blended * 0.5 + 0.5
             seamless = (
                 seamless_loss(image, tissue, lesion, mask)
-                if config.prior == "lesion"
+                if config.noise_guide == "lesion"
                 else tf.constant(0.0)
             )
             background = background_loss(image, tissue, mask)
@@ -413,15 +417,38 @@ def _measure_extent(mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.stack(centres, axis=1), tf.sqrt(lengths[0] ** 2 + lengths[1] ** 2) / 2
 
 
+def _touches(mask: tf.Tensor) -> tf.Tensor:
+    """Mark the forward differences, down and right, with a pixel in a mask of 0 and 1.
+
+    Returns:
+        float32 [n, size, size, 2], as `image_gradients`: 0 where the patch ends.
+    """
+    down = tf.maximum(mask[:, 1:], mask[:, :-1])
+    right = tf.maximum(mask[:, :, 1:], mask[:, :, :-1])
+    return tf.concat(
+        [
+            tf.pad(down, [[0, 0], [0, 1], [0, 0], [0, 0]]),
+            tf.pad(right, [[0, 0], [0, 0], [0, 1], [0, 0]]),
+        ],
+        axis=-1,
+    )
+
+
 def _region_mean(values: tf.Tensor, region: tf.Tensor) -> tf.Tensor:
-    """Average [n, size, size, 1] over a region of 0 and 1: float32 [n], 0 for an empty region."""
+    """Average each sample over a region of 0 and 1: float32 [n], 0 for an empty region."""
     return tf.math.divide_no_nan(
         tf.reduce_sum(values * region, axis=[1, 2, 3]), tf.reduce_sum(region, axis=[1, 2, 3])
     )
 
 
+def _length(vectors: tf.Tensor) -> tf.Tensor:
+    return _root(tf.reduce_sum(vectors**2, axis=-1, keepdims=True))
+
+
 def _root(squares: tf.Tensor) -> tf.Tensor:
-    return tf.sqrt(squares + TINY)
+    """Take the square root, with gradient 0 where it is 0 instead of an infinite one."""
+    positive = squares > 0
+    return tf.where(positive, tf.sqrt(tf.where(positive, squares, 1.0)), 0.0)
 
 
 def _generator(config: BlendingConfig, size: int) -> keras.Model:
