@@ -97,8 +97,10 @@ class SamplingConfig(Frozen):
     """Largest distance along each axis, native px, from a random lesion pixel to the patch's
     centre. It is cut to just below half the window.
     """
-    scale: tuple[float, float] = (0.8, 1.2)
-    """Range from which each patch's enlargement is drawn: its window is size / scale native px."""
+    scale: tuple[float, float] | None = (0.8, 1.2)
+    """Range from which each patch's enlargement is drawn: its window is size / scale native px.
+    null, for blending: the range of the lesions' windows.
+    """
     normal: Literal["images", "tissue"] = "images"
     """Where normal tissue comes from. "images": mammograms that the archive calls normal and marks
     no lesion in; "tissue": also mammograms whose lesions all have outlines, outside of those.
@@ -108,9 +110,22 @@ class SamplingConfig(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> SamplingConfig:
-        if not 0 < self.scale[0] <= self.scale[1]:
+        if self.scale and not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError("scale must be two positive numbers, the smaller first")
         return self
+
+    def get_scale(self) -> tuple[float, float]:
+        """Return scale.
+
+        Raises:
+            ConfigError: It is null.
+        """
+        if self.scale is None:
+            raise ConfigError(
+                "data.sampling.scale: null takes the range of the lesions' windows, which only "
+                "blending does; set two numbers"
+            )
+        return self.scale
 
 
 class AddedConfig(Frozen):

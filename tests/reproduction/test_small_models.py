@@ -14,7 +14,7 @@ from tests.full_size import build_without_memory, count_each
 from tfmammo import config as configuration
 from tfmammo.errors import ConfigError
 from tfmammo.reproduction import plan
-from tfmammo.reproduction.config import ReportConfig
+from tfmammo.reproduction.config import SCALES, ReportConfig
 from tfmammo.reproduction.schemas import find_schema
 from tfmammo.studies import detection
 from tfmammo.studies.workflow import parse_step
@@ -26,8 +26,8 @@ CLASSES = {"ShapeConfig": "ShapeCNN"}
 
 
 @pytest.fixture(scope="module")
-def trainings():
-    """All trainings of the scale that differ in their network, those of studies included."""
+def steps():
+    """The step of every training of the scale, those of studies included, and its schema."""
     config = configuration.parse(ReportConfig, ROOT / "configs/report.yaml")
     complete = plan._pretend_all_data(config)
     planned = plan.make_plan(complete, "small", Path("runs"), ROOT, config.commands)
@@ -35,17 +35,24 @@ def trainings():
     for name, steps in planned.steps_of.items():
         run = config.commands[name].run
         if run.startswith("train/"):
-            trainings[name] = parse_step(steps[0], find_schema(run), name)
+            trainings[name] = steps[0], find_schema(run)
         elif run.endswith("--study infilling") or run.endswith("--study blending"):
             study = parse_step(steps[0], detection.StudyConfig, name)
             for step in detection.plan_steps(study, Path("runs"), ROOT, ""):
                 script = Path(step.command[0])
                 if script.parent.name == "train":
                     schema = find_schema(f"train/{script.name}")
-                    trainings[f"{name}/{step.name}"] = parse_step(step, schema, name)
+                    trainings[f"{name}/{step.name}"] = step, schema
+    return trainings
+
+
+@pytest.fixture(scope="module")
+def trainings(steps):
+    """Those whose networks differ."""
+    experiments = {name: parse_step(step, schema, name) for name, (step, schema) in steps.items()}
     different = {
         (type(each.model), each.model.model_dump_json(), each.data.size): (name, each)
-        for name, each in reversed(trainings.items())
+        for name, each in reversed(experiments.items())
     }
     return dict(reversed(different.values()))
 
@@ -54,6 +61,45 @@ def test_studies_and_papers_are_among_them(trainings):
     scripts = {type(experiment.model).__name__ for experiment in trainings.values()}
     assert len(trainings) > 20 and len(scripts) >= 14, sorted(scripts)
     assert any("study" in name for name in trainings)
+
+
+def test_no_training_of_another_patch_size_inherits_the_windows_of_its_config(steps):
+    """Windows are data.size over sampling.scale: at 64 px a scale made for 256 px would show a
+    sixteenth of the tissue.
+    """
+    checked = []
+    for name, (step, schema) in steps.items():
+        data = parse_step(step, schema, name).data
+        file = step.command[step.command.index("--config") + 1]
+        shipped = configuration.parse(schema, ROOT / file).data
+        draws_windows = Path(file).stem in ("blending", "classifier", "contextual")
+        if draws_windows and data.size != shipped.size:
+            checked.append(name)
+            assert data.sampling.scale is None or data.sampling.scale != shipped.sampling.scale, (
+                name
+            )
+            if Path(file).stem != "blending":  # which has no offset
+                assert data.sampling.offset != shipped.sampling.offset, name
+    assert {"blending", "blending_noise", "contextual_mass", "contextual_judge"} <= set(checked)
+    assert any(name.startswith("blending_study/") for name in checked)
+    assert any(name.startswith("detection_real/") for name in checked)
+
+
+def test_sets_of_figures_show_no_patient_of_their_networks_training():
+    """Fig. 4 of infilling and Fig. 5 of blending, at every scale."""
+    config = configuration.parse(ReportConfig, ROOT / "configs/report.yaml")
+    complete = plan._pretend_all_data(config)
+    for scale in SCALES:
+        planned = plan.make_plan(complete, scale, Path("runs"), ROOT, config.commands)
+        sets = {
+            name: steps[0].command
+            for name, steps in planned.steps_of.items()
+            if config.commands[name].run == "-m tfmammo.synthesis"
+        }
+        assert len(sets) >= 3
+        for name, command in sets.items():
+            assert "patients.side=held_out" in command, (scale, name)
+            assert any(word.startswith("patients.split_file=runs/") for word in command), name
 
 
 @pytest.mark.long

@@ -14,6 +14,8 @@ import numpy as np
 from tfmammo.config import DataConfig
 from tfmammo.data.extraction import make_lesion_patches, make_normal_patches, make_offset_patches
 from tfmammo.data.patches import SEVERITY, Patches
+from tfmammo.data.sampling import select_lesions
+from tfmammo.data.windows import crop_window
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
 
@@ -122,6 +124,7 @@ def make_blend_patches(
     Arguments are those of `make_patches`; config.patches is not read.
 
     Args:
+        config: Where sampling.scale is null, `measure_scale` gives it.
         skipped: Takes lesions whose mask touches their patch's border too.
 
     Raises:
@@ -129,6 +132,9 @@ def make_blend_patches(
     """
     records = list(mammograms)
     around = make_lesion_patches(records, config, skipped)
+    if config.sampling.scale is None:
+        sampling = config.sampling.model_copy(update={"scale": measure_scale(records, config)})
+        config = config.model_copy(update={"sampling": sampling})
     normal = _make_normal(records, config, skipped)
     inside = around.masks[:, 1:-1, 1:-1].sum(axis=(1, 2, 3)) == around.masks.sum(axis=(1, 2, 3))
     for name in around.ids[~inside].tolist():
@@ -137,6 +143,31 @@ def make_blend_patches(
     return check_binary(
         patches.with_labels(patches.kinds != "normal", balanced=True), "the archive"
     )
+
+
+def measure_scale(mammograms: Iterable[Mammogram], config: DataConfig) -> tuple[float, float]:
+    """Measure by which factors lesions' windows are enlarged, without the extreme tenths.
+
+    Else a discriminator could tell patches of lesions from patches of tissue by their resolution.
+
+    Args:
+        mammograms: Raw records; no pixel is read. One of them has a wanted lesion with an outline.
+        config: kinds, mixed_findings, crop mode, size and preprocess.spacing are used.
+
+    Returns:
+        Percentiles 10 and 90 of size over the window's side, for `sampling.scale`.
+    """
+    scales = []
+    for mammogram in mammograms:
+        spacing = config.preprocess.spacing
+        shrink = mammogram.spacing[0] / spacing if spacing and mammogram.spacing else 1.0
+        for lesion in select_lesions(mammogram, config).values():
+            if lesion.is_outlined:
+                top, _, bottom, _ = crop_window(lesion.box, mammogram, config)
+                scales.append(config.size / (shrink * (bottom - top)))
+    low, high = np.percentile(scales, (10, 90)).tolist()
+    log.info("normal patches are scaled by %.3g to %.3g, as the lesions' patches are", low, high)
+    return low, high
 
 
 def check_binary(patches: Patches, where: str) -> Patches:

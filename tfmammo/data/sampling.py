@@ -103,7 +103,10 @@ def draw_quota(mammograms: Iterable[Mammogram], config: DataConfig) -> dict[str,
 
     Raises:
         DataError: No mammogram can give a patch.
+        ConfigError: Random patches have no scale.
     """
+    if config.patches != "lesion":
+        config.sampling.get_scale()
     weights = {mammogram.image_id: _weight(mammogram, config) for mammogram in mammograms}
     total = sum(weights.values())
     if total == 0:
@@ -133,7 +136,7 @@ def draw_length(size: int, config: SamplingConfig, random: np.random.Generator) 
 
     It is enlarged by a number drawn from config.scale.
     """
-    return max(1, round(size / random.uniform(*config.scale)))
+    return max(1, round(size / random.uniform(*config.get_scale())))
 
 
 def draw_near_lesion(

@@ -63,7 +63,7 @@ class EditedPatch:
 
 def compute_side(mammogram: Mammogram, network: LesionGenerator) -> int:
     """Compute the side of a patch, native px, at the middle of the generator's training scales."""
-    low, high = network.data.sampling.scale
+    low, high = network.data.sampling.get_scale()
     length = 2 * network.size / (low + high)
     spacing = network.data.preprocess.spacing
     if spacing and mammogram.spacing:
