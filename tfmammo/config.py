@@ -97,9 +97,10 @@ class SamplingConfig(Frozen):
     """Largest distance along each axis, native px, from a random lesion pixel to the patch's
     centre. It is cut to just below half the window.
     """
-    scale: tuple[float, float] | None = (0.8, 1.2)
+    scale: tuple[float, ...] | None = (0.8, 1.2)
     """Range from which each patch's enlargement is drawn: its window is size / scale native px.
-    null, for blending: the range of the lesions' windows.
+    More than two numbers are equidistant quantiles of the distribution. null, for blending: those
+    of the lesions' windows.
     """
     normal: Literal["images", "tissue"] = "images"
     """Where normal tissue comes from. "images": mammograms that the archive calls normal and marks
@@ -110,11 +111,12 @@ class SamplingConfig(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> SamplingConfig:
-        if self.scale and not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError("scale must be two positive numbers, the smaller first")
+        scale = self.scale
+        if scale is not None and (len(scale) < 2 or scale[0] <= 0 or list(scale) != sorted(scale)):
+            raise ValueError("scale must be two positive numbers, the smaller first, or more")
         return self
 
-    def get_scale(self) -> tuple[float, float]:
+    def get_scale(self) -> tuple[float, ...]:
         """Return scale.
 
         Raises:
@@ -122,7 +124,7 @@ class SamplingConfig(Frozen):
         """
         if self.scale is None:
             raise ConfigError(
-                "data.sampling.scale: null takes the range of the lesions' windows, which only "
+                "data.sampling.scale: null takes windows as large as the lesions', which only "
                 "blending does; set two numbers"
             )
         return self.scale

@@ -7,14 +7,13 @@ are asked for, and sampling.normals normal ones, or as many.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
 from tfmammo.config import DataConfig
 from tfmammo.data.extraction import make_lesion_patches, make_normal_patches, make_offset_patches
 from tfmammo.data.patches import SEVERITY, Patches
-from tfmammo.data.sampling import select_lesions
 from tfmammo.data.windows import crop_window
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
@@ -132,42 +131,56 @@ def make_blend_patches(
     """
     records = list(mammograms)
     around = make_lesion_patches(records, config, skipped)
-    if config.sampling.scale is None:
-        sampling = config.sampling.model_copy(update={"scale": measure_scale(records, config)})
-        config = config.model_copy(update={"sampling": sampling})
-    normal = _make_normal(records, config, skipped)
     inside = around.masks[:, 1:-1, 1:-1].sum(axis=(1, 2, 3)) == around.masks.sum(axis=(1, 2, 3))
     for name in around.ids[~inside].tolist():
         skipped.add(name, CUT_OFF)
-    patches = around.take(np.flatnonzero(inside)).concatenate(normal)
+    around = around.take(np.flatnonzero(inside))
+    if config.sampling.scale is None:
+        scale = measure_scale(records, config, around.ids.tolist())
+        sampling = config.sampling.model_copy(update={"scale": scale})
+        config = config.model_copy(update={"sampling": sampling})
+    patches = around.concatenate(_make_normal(records, config, skipped))
     return check_binary(
         patches.with_labels(patches.kinds != "normal", balanced=True), "the archive"
     )
 
 
-def measure_scale(mammograms: Iterable[Mammogram], config: DataConfig) -> tuple[float, float]:
-    """Measure by which factors lesions' windows are enlarged, without the extreme tenths.
+def measure_scale(
+    mammograms: Iterable[Mammogram], config: DataConfig, ids: Collection[str]
+) -> tuple[float, ...]:
+    """Measure by which factors lesions' windows are enlarged to patches.
 
-    Else a discriminator could tell patches of lesions from patches of tissue by their resolution.
+    Tissue of other windows could be told from lesions by its resolution alone.
 
     Args:
-        mammograms: Raw records; no pixel is read. One of them has a wanted lesion with an outline.
-        config: kinds, mixed_findings, crop mode, size and preprocess.spacing are used.
+        mammograms: Raw records; no pixel is read.
+        config: Crop mode, size and preprocess.spacing are used.
+        ids: The lesions' patches.
 
     Returns:
-        Percentiles 10 and 90 of size over the window's side, for `sampling.scale`.
+        The deciles of size over the window's side, for `sampling.scale`: the smallest and the
+        largest tenth of the lesions are left out.
+
+    Raises:
+        DataError: None of the patches is of a single lesion.
     """
+    wanted = set(ids)
     scales = []
     for mammogram in mammograms:
         spacing = config.preprocess.spacing
         shrink = mammogram.spacing[0] / spacing if spacing and mammogram.spacing else 1.0
-        for lesion in select_lesions(mammogram, config).values():
-            if lesion.is_outlined:
+        for number, lesion in enumerate(mammogram.lesions):
+            if f"{mammogram.image_id}#{number}" in wanted:
                 top, _, bottom, _ = crop_window(lesion.box, mammogram, config)
                 scales.append(config.size / (shrink * (bottom - top)))
-    low, high = np.percentile(scales, (10, 90)).tolist()
-    log.info("normal patches are scaled by %.3g to %.3g, as the lesions' patches are", low, high)
-    return low, high
+    if not scales:
+        raise DataError(
+            f"data.sampling.scale: null takes windows around single lesions, and data.frame="
+            f"{config.frame} has none; set two numbers"
+        )
+    deciles = np.percentile(scales, np.arange(10, 100, 10)).tolist()
+    log.info("normal patches are scaled by %.3g to %.3g, as lesions are", deciles[0], deciles[-1])
+    return tuple(deciles)
 
 
 def check_binary(patches: Patches, where: str) -> Patches:

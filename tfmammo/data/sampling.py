@@ -136,7 +136,9 @@ def draw_length(size: int, config: SamplingConfig, random: np.random.Generator) 
 
     It is enlarged by a number drawn from config.scale.
     """
-    return max(1, round(size / random.uniform(*config.get_scale())))
+    scale = config.get_scale()
+    enlargement = np.interp(random.random(), np.linspace(0, 1, len(scale)), scale)
+    return max(1, round(size / float(enlargement)))
 
 
 def draw_near_lesion(
