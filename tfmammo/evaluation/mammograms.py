@@ -5,7 +5,7 @@ Fig. 5 shows mammograms of four methods. Lin et al. say of Poisson editing that 
 often invisible. The table measures that: how much brighter a mass is than the tissue around it, and
 how strong its seam is, beside the same place before the insertion and beside real masses.
 
-Departures:
+Deviations:
 - The papers' mammograms are chosen by hand. Here they are drawn at random. Those with the largest
   and the smallest contrast of the mass follow.
 """

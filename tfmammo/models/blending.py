@@ -8,12 +8,12 @@ lesions, Y:
     L_adv = E[log D(Y)] + E[log(1 - D(G(X, E)))]                                      Eq. (2)
     L_S   = ||grad G(X, E) - v||_2 on Omega                                           Eq. (3)
     v     = grad X where |grad X| > |grad E|, else grad E                             Eq. (4)
-    L_B   = ||G(X, E) - X||_1 + || |grad G(X, E)| - |grad X| ||_2 beyond Omega        Eq. (5)
+    L_B   = ||G(X, E) - X||_1 + || |grad G(X, E)| - |grad X| ||_2 outside Omega       Eq. (5)
 
 Inside, the networks' images are in [-1, 1]; at every public border, and in L_S and L_B, they are in
 [0, 1].
 
-Departures and what the paper leaves open:
+Deviations and what the paper leaves open:
 - lambda_p, Adam's values, the batch and the length are not given: 100 and (2e-4, 0.5), Pix2Pix's;
   four lesions and four patches of tissue a step, 20,000 steps. Nor are the initial weights: He's in
   G, N(0, 0.02) in D.
@@ -24,9 +24,12 @@ Departures and what the paper leaves open:
   followed by a convolution 1 x 1; 126 x 126 responses from 256 px. The two in the middle are
   normalised by each sample's own statistics, Pix2Pix's by those of the batch. D sees the image
   alone, as in Eq. (2), not G's input.
-- Norms: ||.||_1 is the mean and ||.||_2 the root mean square over the region's pixels. Neither
-  lambda_p's meaning nor the balance of the two regions then depends on their sizes. Gradients are
-  forward differences; |.| is their length in the plane.
+- Norms: ||.||_1 is the mean and ||.||_2 the root mean square over the region. Neither lambda_p's
+  meaning nor the balance of the two regions then depends on their sizes.
+- Gradients are forward differences, down and to the right; |.| is the length of the two. L_S takes
+  each difference with a pixel in Omega, so that all sides of the border count alike; v is that of
+  the pixel from which the difference starts. L_B takes the gradients whose three pixels all lie
+  outside Omega, so that it is 0 for an unchanged background.
 - Whole mammograms in the paper, patches here: a lesion with context around it, and normal tissue at
   similar scales. Y, G's images and the tissue are of one size, and the position is drawn within the
   patch.
@@ -39,13 +42,16 @@ Departures and what the paper leaves open:
 - Each draw of a real patch, of tissue and of a lesion is one of the eight symmetries of the square
   (`data.augment`).
 - Grey values are those of the mammogram (`data.window`); the paper states none.
-- Windows of normal tissue are of `data.size` px over `data.sampling.scale`, lesions' windows are
-  twice as wide as their lesions. So the two agree at 256 px and native resolution, and for another
-  size or a scaled copy only in the middle of the range, unless the scale is set.
+- Windows of lesions are twice as wide as the lesion. Windows of tissue are drawn from the same
+  widths (`data.sampling.scale: null`). Else D could tell the two apart by their resolution.
+- Windows of tissue are at least 90 % breast (`data.sampling.tissue`), those of lesions need not be:
+  40 % of CDD-CESM's are not. The paper asks for neither.
 - Real patches show their lesion in the middle, blended ones anywhere. D sees 16 px and can't tell
   them apart by that. Lesions need outlines.
-- `prior: noise` is the paper's adversarial model without prior knowledge: uniform noise in place of
-  the lesion. L_S is then left out, because it would ask for the noise's own gradients.
+- `prior: noise` is the paper's model without prior knowledge of the mass, "replacing the real lesion
+  patch with random noise at the input to the generator": uniform noise. Only the input changes.
+  Eq. (3) and (4) keep the real lesion E, whose gradients G then can't know. The other reading is
+  `noise_guide: none`, without L_S.
 """
 
 from __future__ import annotations
@@ -79,7 +85,7 @@ GAP = 4  # px between mask and border of a patch
 
 
 class BlendingConfig(Frozen):
-    """The paper's values; see *Departures* in the module for those it leaves open."""
+    """The paper's values; see *Deviations* in the module for those it leaves open."""
 
     prior: Literal["lesion", "noise"] = "lesion"
     """What is pasted: the "lesion", or "noise"."""
