@@ -48,10 +48,10 @@ Deviations and what the paper leaves open:
   40 % of CDD-CESM's are not. The paper asks for neither.
 - Real patches show their lesion in the middle, blended ones anywhere. D sees 16 px and can't tell
   them apart by that. Lesions need outlines.
-- `prior: noise` is the paper's model without prior knowledge of the mass, "replacing the real lesion
-  patch with random noise at the input to the generator": uniform noise. Only the input changes.
-  Eq. (3) and (4) keep the real lesion E, whose gradients G then can't know. The other reading is
-  `noise_guide: none`, without L_S.
+- `prior: noise` is the paper's model without prior knowledge of the mass, "replacing the real
+  lesion patch with random noise at the input to the generator": uniform noise. Only the input
+  changes. Eq. (3) and (4) keep the real lesion E, whose gradients G then can't know. The other
+  reading is `noise_guide: none`, without L_S.
 """
 
 from __future__ import annotations
