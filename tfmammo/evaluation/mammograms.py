@@ -248,7 +248,8 @@ def tabulate(lines: Sequence[Mapping[str, Any]], config: MammogramsConfig) -> Ta
     body = []
     for name in dict.fromkeys(line["set"] for line in lines):
         of_set = [line for line in lines if line["set"] == name]
-        row = [name, str(len(of_set)), str(sum(line["trained_on"] for line in of_set))]
+        known = "-" if name == REAL else str(sum(line["trained_on"] for line in of_set))
+        row = [name, str(len(of_set)), known]
         for key, measure in (
             ("contrast", CONTRAST),
             ("contrast_before", CONTRAST),
