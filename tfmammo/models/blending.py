@@ -82,6 +82,7 @@ from tfmammo.optimization import build_adam, count_batches, minimize
 NORMAL = 0
 LESION = 1
 GAP = 4  # px between mask and border of a patch
+TINY = 1e-24  # a smaller square counts as 0
 
 
 class BlendingConfig(Frozen):
@@ -175,7 +176,7 @@ def seamless_loss(
     """
     difference = image_gradients(output) - guide(tissue, lesion)
     squares = 2 * difference**2  # a gradient has two differences
-    return tf.reduce_mean(_root(_region_mean(squares, _touches(mask))))
+    return tf.reduce_mean(_root(_region_mean(squares, _mark_touching(mask))))
 
 
 def background_loss(output: tf.Tensor, tissue: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
@@ -195,7 +196,7 @@ def background_loss(output: tf.Tensor, tissue: tf.Tensor, mask: tf.Tensor) -> tf
     background = 1 - mask
     grey_term = _region_mean(tf.abs(output - tissue), background)
     change = _length(image_gradients(output)) - _length(image_gradients(tissue))
-    whole = 1 - tf.reduce_max(_touches(mask), axis=-1, keepdims=True)
+    whole = 1 - tf.reduce_max(_mark_touching(mask), axis=-1, keepdims=True)
     # the last row and column have no gradient of two differences
     gradient_term = _root(_region_mean(change[:, :-1, :-1] ** 2, whole[:, :-1, :-1]))
     return tf.reduce_mean(grey_term + gradient_term)
@@ -423,8 +424,8 @@ def _measure_extent(mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.stack(centres, axis=1), tf.sqrt(lengths[0] ** 2 + lengths[1] ** 2) / 2
 
 
-def _touches(mask: tf.Tensor) -> tf.Tensor:
-    """Mark the forward differences, down and right, with a pixel in a mask of 0 and 1.
+def _mark_touching(mask: tf.Tensor) -> tf.Tensor:
+    """Mark the forward differences, down and right, that have a pixel in a mask of 0 and 1.
 
     Returns:
         float32 [n, size, size, 2], as `image_gradients`: 0 where the patch ends.
@@ -453,7 +454,7 @@ def _length(vectors: tf.Tensor) -> tf.Tensor:
 
 def _root(squares: tf.Tensor) -> tf.Tensor:
     """Take the square root, with gradient 0 where it is 0 instead of an infinite one."""
-    positive = squares > 0
+    positive = squares > TINY
     return tf.where(positive, tf.sqrt(tf.where(positive, squares, 1.0)), 0.0)
 
 
