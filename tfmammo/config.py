@@ -99,8 +99,11 @@ class SamplingConfig(Frozen):
     """Largest distance along each axis, native px, from a random lesion pixel to the patch's
     centre. It is cut to just below half the window.
     """
-    scale: tuple[float, float] = (0.8, 1.2)
-    """Range from which each patch's enlargement is drawn: its window is size / scale native px."""
+    scale: tuple[float, ...] | None = (0.8, 1.2)
+    """Range from which each patch's enlargement is drawn: its window is size / scale native px.
+    More than two numbers are equidistant quantiles of the distribution. null, for blending: those
+    of the lesions' windows.
+    """
     normal: Literal["images", "tissue"] = "images"
     """Where normal tissue comes from. "images": mammograms that the archive calls normal and marks
     no lesion in; "tissue": also mammograms whose lesions all have outlines, outside of those.
@@ -110,9 +113,23 @@ class SamplingConfig(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> SamplingConfig:
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError("scale must be two positive numbers, the smaller first")
+        scale = self.scale
+        if scale is not None and (len(scale) < 2 or scale[0] <= 0 or list(scale) != sorted(scale)):
+            raise ValueError("scale must be two positive numbers, the smaller first, or more")
         return self
+
+    def get_scale(self) -> tuple[float, ...]:
+        """Return scale.
+
+        Raises:
+            ConfigError: It is null.
+        """
+        if self.scale is None:
+            raise ConfigError(
+                "data.sampling.scale: null takes windows as large as the lesions', which only "
+                "blending does; set two numbers"
+            )
+        return self.scale
 
 
 class AddedConfig(Frozen):

@@ -336,7 +336,7 @@ def read_synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> 
     count = config.added.count
     assert root
     with name_key("data.added.synthetic"):
-        patients = _read_patients(root)
+        patients = read_patients(root)
     if fault := key_fault(patients.id_key):
         raise DataError(f"data.added.synthetic: {root / PATIENTS}: {fault}")
     for role, ids in (
@@ -390,13 +390,18 @@ def list_synthetic_patients(config: DataConfig) -> set[str]:
     roots = [config.added.synthetic]
     if config.name == "folder" and config.root and (config.root / PATIENTS).is_file():
         roots.append(config.root)
-    sets = [_read_patients(root) for root in roots if root]
+    sets = [read_patients(root) for root in roots if root]
     return {
         patient for each in sets for patient in (*each.mammograms, *each.lesions, *each.trained_on)
     }
 
 
-def _read_patients(root: Path) -> Patients:
+def read_patients(root: Path) -> Patients:
+    """Read who is behind a synthetic set.
+
+    Raises:
+        DataError: The folder is no finished set.
+    """
     try:
         return Patients.model_validate_json((root / PATIENTS).read_bytes())
     except (OSError, ValidationError):

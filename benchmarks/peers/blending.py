@@ -141,7 +141,7 @@ def compute_seamless_loss(output: Tensor, tissue: Tensor, lesion: Tensor, mask: 
     of_tissue, of_lesion = compute_gradients(tissue), compute_gradients(lesion)
     is_longer = (of_tissue**2).sum(1, keepdim=True) > (of_lesion**2).sum(1, keepdim=True)
     difference = compute_gradients(output) - torch.where(is_longer, of_tissue, of_lesion)
-    return root(average_region((difference**2).sum(1, keepdim=True), mask)).mean()
+    return root(average_region(2 * difference**2, find_touching(mask))).mean()
 
 
 def compute_background_loss(output: Tensor, tissue: Tensor, mask: Tensor) -> Tensor:
@@ -149,8 +149,17 @@ def compute_background_loss(output: Tensor, tissue: Tensor, mask: Tensor) -> Ten
     lengths = [
         root((compute_gradients(image) ** 2).sum(1, keepdim=True)) for image in (output, tissue)
     ]
+    change = (lengths[0] - lengths[1])[:, :, :-1, :-1]
+    whole = (1 - find_touching(mask).amax(1, keepdim=True))[:, :, :-1, :-1]
     grey = average_region((output - tissue).abs(), 1 - mask)
-    return (grey + root(average_region((lengths[0] - lengths[1]) ** 2, 1 - mask))).mean()
+    return (grey + root(average_region(change**2, whole))).mean()
+
+
+def find_touching(mask: Tensor) -> Tensor:
+    """Mark the differences of `compute_gradients` of which a pixel lies in the mask."""
+    down = pad(torch.maximum(mask[:, :, 1:], mask[:, :, :-1]), (0, 0, 0, 1))
+    right = pad(torch.maximum(mask[..., 1:], mask[..., :-1]), (0, 1))
+    return torch.cat([down, right], 1)
 
 
 def average_region(values: Tensor, region: Tensor) -> Tensor:

@@ -172,6 +172,14 @@ def test_scale_enlarges():
         draw_length(256, SamplingConfig(scale=(2, 2)), random) == 128
         and draw_length(256, SamplingConfig(scale=(0.5, 0.5)), random) == 512
     )
+    # quantiles 0, 1/2 and 1: half of the windows have 256 to 128 px, half 128 to 64
+    skewed = SamplingConfig(scale=(1, 2, 4))
+    sides = np.array([draw_length(256, skewed, random) for _ in range(2000)])
+    assert sides.min() >= 64 and sides.max() <= 256
+    assert np.mean(sides > 128) == pytest.approx(0.5, abs=0.05)
+    for wrong in ((2, 1), (1,), (0, 1), (1, 3, 2)):
+        with pytest.raises(ValueError, match="scale must be"):
+            SamplingConfig(scale=wrong)
     sides = [draw_length(256, SamplingConfig(), random) for _ in range(500)]
     assert min(sides) >= 213 and max(sides) <= 320 and min(sides) < 220 and max(sides) > 310
 

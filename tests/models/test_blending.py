@@ -11,6 +11,7 @@ from tests.full_size import build_without_memory, count_each
 from tests.updates import assert_descends, deceive, respond, tell_apart
 from tfmammo.errors import ConfigError
 from tfmammo.layers import image_gradients
+from tfmammo.metrics.blending import background_error
 from tfmammo.models.blending import (
     GAP,
     LESION,
@@ -25,6 +26,11 @@ from tfmammo.models.blending import (
 )
 
 SIZE = 32
+PRIORS = [  # and guide
+    pytest.param("lesion", "lesion", id="lesion"),
+    pytest.param("noise", "lesion", id="noise"),
+    pytest.param("noise", "none", id="noise-unguided"),
+]
 TINY = {"widths": (4, 8), "discriminator_filters": 4}
 
 
@@ -63,7 +69,8 @@ def grey(*rows):
 
 def test_the_papers_values_are_the_defaults():
     config = BlendingConfig()
-    assert (config.prior, config.lambda_p, config.rotate, config.resize) == (
+    assert (config.prior, config.noise_guide, config.lambda_p, config.rotate, config.resize) == (
+        "lesion",
         "lesion",
         100,
         180,
@@ -77,6 +84,8 @@ def test_the_papers_values_are_the_defaults():
     )
     with pytest.raises(ValidationError, match="resize must be two factors, the smaller first"):
         BlendingConfig(resize=(1.2, 0.8))
+    with pytest.raises(ValidationError, match="noise_guide"):
+        BlendingConfig(noise_guide="none")
 
 
 def test_the_networks(monkeypatch):
@@ -157,39 +166,116 @@ def test_the_seamless_loss_by_hand():
     tissue = grey([0, 0], [0, 0])
     lesion = grey([0, 2], [1, 0])
     mask = grey([1, 1], [0, 0])
-    # At (0, 0): grad G = (0, 1), v = (1, 2): squared distance 2. At (0, 1): grad G = (-1, 0), v =
-    # (-2, 0): 1.
-    assert float(seamless_loss(output, tissue, lesion, mask)) == pytest.approx(
-        np.sqrt(3 / 2), rel=1e-5
-    )
+    # Three of the four differences touch the mask: from (0, 0) down and right G has 0 and 1, v 1
+    # and 2; from (0, 1) down G has -1, v -2. The mean of twice their squared distances is 2.
+    assert float(seamless_loss(output, tissue, lesion, mask)) == pytest.approx(np.sqrt(2), rel=1e-5)
 
 
 def test_the_background_loss_by_hand():
-    output = grey([0, 1], [0, 0])
-    tissue = grey([0, 0], [0, 0])
-    mask = grey([1, 0], [0, 0])
-    # Three pixels, |G - X| = 1, 0, 0; lengths of G's gradients 1, 0, 0, of X's 0.
+    output = grey([0, 3, 0, 0], [0, 0, 0, 0], [9, 0, 0, 1], [0, 0, 0, 0])
+    tissue = tf.zeros_like(output)
+    mask = grey([0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0])
+    # 15 pixels outside, |G - X| = 3 and 1. Of the nine pixels with a difference down and one to
+    # the right, (1, 0) and (2, 0) reach into the mask. At the others the gradients are (0, 3),
+    # (-3, -3), (0, 0); (0, 0), (0, 0); (0, 0), (0, 1).
     assert float(background_loss(output, tissue, mask)) == pytest.approx(
-        1 / 3 + np.sqrt(1 / 3), rel=1e-5
+        4 / 15 + np.sqrt((9 + 18 + 1) / 7), rel=1e-5
     )
 
 
-def test_the_background_loss_is_zero_where_the_background_is_unchanged():
+def make_regions():
+    """Omega in the middle, at borders, in corners, of one pixel, in two places, everywhere."""
+    masks = np.zeros((7, 12, 12, 1), np.float32)
+    masks[0, 4:8, 3:9] = 1
+    masks[1, :5, 4:9] = 1
+    masks[2, 3:9, :4] = 1
+    masks[3, 8:, 8:] = 1
+    masks[4, 6, 6] = 1
+    masks[5, 1:4, 1:4] = masks[5, 7:, 5:12] = 1
+    masks[6] = 1
+    return masks
+
+
+def test_a_direct_paste_has_no_background_loss_wherever_the_mask_is():
     rng = np.random.default_rng(1)
-    tissue = rng.random((1, 8, 8, 1)).astype(np.float32)
-    mask = np.zeros((1, 8, 8, 1), np.float32)
-    mask[:, 3:6, 3:6] = 1
-    inner = tissue.copy()
-    # no pixel of the background has a neighbour there, below or to the right
-    inner[:, 4:6, 4:6] = 1 - inner[:, 4:6, 4:6]
-    assert float(background_loss(tf.constant(inner), tf.constant(tissue), tf.constant(mask))) < 1e-5
-    assert (
-        float(background_loss(tf.constant(1 - inner), tf.constant(tissue), tf.constant(mask))) > 0.1
-    )
-    everything = tf.ones([1, 8, 8, 1])
-    assert float(background_loss(tf.constant(inner), tf.constant(tissue), everything)) < 1e-5, (
-        "no background at all"
-    )
+    masks = make_regions()
+    tissue, lesion = rng.random((2, *masks.shape)).astype(np.float32)
+    pasted = np.where(masks > 0, lesion, tissue)
+    for kept in [slice(None), *([i] for i in range(len(masks)))]:
+        assert float(background_loss(pasted[kept], tissue[kept], masks[kept])) == 0
+    changed = pasted + 0.1 * (1 - masks)
+    for i in range(len(masks) - 1):
+        assert float(background_loss(changed[[i]], tissue[[i]], masks[[i]])) > 0.09
+
+
+def test_the_losses_against_loops_over_pixels():
+    rng = np.random.default_rng(2)
+    masks = make_regions()
+    output, tissue, lesion = rng.random((3, *masks.shape)).astype(np.float32)
+    for i in range(len(masks)):
+        images = (image[i, ..., 0].astype(np.float64) for image in (output, tissue, lesion, masks))
+        seamless, background = compute_priors(*images)
+        found = [image[[i]] for image in (output, tissue, lesion, masks)]
+        assert float(seamless_loss(*found)) == pytest.approx(seamless, rel=1e-5)
+        assert float(background_loss(found[0], found[1], found[3])) == pytest.approx(
+            background, rel=1e-5
+        )
+
+
+def compute_priors(output, tissue, lesion, mask):
+    """Compute Eq. (3) and Eq. (5) pixel by pixel."""
+    size = len(mask)
+
+    def gradient(image, row, col):
+        right = image[row, col + 1] - image[row, col] if col + 1 < size else 0
+        down = image[row + 1, col] - image[row, col] if row + 1 < size else 0
+        return np.array([down, right])
+
+    inside, outside, grey_values = [], [], []
+    for row, col in np.ndindex(mask.shape):
+        of_output, of_tissue, of_lesion = (
+            gradient(image, row, col) for image in (output, tissue, lesion)
+        )
+        v = of_tissue if np.hypot(*of_tissue) > np.hypot(*of_lesion) else of_lesion
+        neighbours = [(row + 1, col), (row, col + 1)]
+        for axis, (below, beside) in enumerate(neighbours):
+            if below < size and beside < size and (mask[row, col] or mask[below, beside]):
+                inside.append((of_output - v)[axis] ** 2)
+        if not mask[row, col]:
+            grey_values.append(abs(output[row, col] - tissue[row, col]))
+            if row + 1 < size and col + 1 < size and not mask[row + 1, col] + mask[row, col + 1]:
+                outside.append((np.hypot(*of_output) - np.hypot(*of_tissue)) ** 2)
+    seamless = np.sqrt(2 * np.mean(inside)) if inside else 0
+    background = np.mean(grey_values) if grey_values else 0
+    return seamless, background + (np.sqrt(np.mean(outside)) if outside else 0)
+
+
+@pytest.mark.parametrize("bump", [0.0, 0.3])
+def test_a_pasted_square_is_pulled_alike_on_all_four_sides(bump):
+    size = 25
+    rows, cols = np.mgrid[:size, :size] - 12
+    tissue = np.full((1, size, size, 1), 0.3, np.float32)
+    lesion = np.float32(0.6 + bump * np.exp(-(rows**2 + cols**2) / 50))[None, ..., None]
+    mask = np.zeros_like(tissue)
+    mask[:, 7:18, 7:18] = 1
+    pasted = tf.constant(np.where(mask > 0, lesion, tissue))
+    with tf.GradientTape() as tape:
+        tape.watch(pasted)
+        loss = seamless_loss(pasted, tissue, lesion, mask) + background_loss(pasted, tissue, mask)
+    gradient = tape.gradient(loss, pasted)[0, ..., 0].numpy()
+    sides = [gradient[7, 8:17], gradient[17, 8:17], gradient[8:17, 7], gradient[8:17, 17]]
+    top = sides[0].mean()
+    assert top > 0.001, "the lesion is brighter, and is to become darker at its border"
+    assert [side.mean() for side in sides] == pytest.approx([top] * 4, rel=0.01)
+
+
+def test_the_metric_of_the_background_has_the_losss_pixels():
+    rng = np.random.default_rng(3)
+    masks = make_regions()[:-1]  # no background: the metric is NaN
+    output, tissue = rng.random((2, *masks.shape)).astype(np.float32)
+    errors = background_error(output, tissue, masks)
+    total = np.mean(errors["l1_background"] + errors["gradient_background"])
+    assert float(background_loss(output, tissue, masks)) == pytest.approx(total, rel=1e-5)
 
 
 def test_both_losses_have_finite_gradients_where_they_are_zero():
@@ -264,25 +350,25 @@ def test_no_place_cuts_a_mask_off():
     ), "many places"
 
 
-@pytest.mark.parametrize("prior", ["lesion", "noise"])
+@pytest.mark.parametrize(("prior", "guide"), PRIORS)
 @pytest.mark.parametrize(
     ("adversarial", "average"), [("non_saturating", "responses"), ("as_printed", "losses")]
 )
-def test_every_returned_number_by_hand(prior, adversarial, average):
-    model = small(prior=prior, adversarial=adversarial, average=average)
+def test_every_returned_number_by_hand(prior, guide, adversarial, average):
+    model = small(prior=prior, noise_guide=guide, adversarial=adversarial, average=average)
     data = batch()
     tissue = data["image"][::2]
     real = data["image"][1::2]
     shape = data["mask"][1::2]
     lesion, mask = place_lesion(real, shape, model._draws(real, 0))
-    lesion = model._prior(tissue, lesion, 0)
-    fake = model.generator(paste(tissue, lesion, mask) * 2 - 1, training=True)
+    shown = model._prior(tissue, lesion, 0)
+    fake = model.generator(paste(tissue, shown, mask) * 2 - 1, training=True)
     p_real, p_fake = (
         tf.sigmoid(model.discriminator(image)).numpy().astype(np.float64)
         for image in (real * 2 - 1, fake)
     )
     image = fake / 2 + 0.5
-    seamless = float(seamless_loss(image, tissue, lesion, mask)) if prior == "lesion" else 0.0
+    seamless = 0.0 if guide == "none" else float(seamless_loss(image, tissue, lesion, mask))
     background = float(background_loss(image, tissue, mask))
 
     def log(p):
@@ -303,7 +389,7 @@ def test_every_returned_number_by_hand(prior, adversarial, average):
         np.testing.assert_allclose(losses[name], value, rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("prior", ["lesion", "noise"])
+@pytest.mark.parametrize(("prior", "guide"), PRIORS)
 @pytest.mark.parametrize(
     ("adversarial", "average"),
     [
@@ -312,15 +398,24 @@ def test_every_returned_number_by_hand(prior, adversarial, average):
         ("as_printed", "responses"),
     ],
 )
-def test_each_network_descends_its_own_loss(prior, adversarial, average):
-    config = {"prior": prior, "adversarial": adversarial, "average": average}
+def test_each_network_descends_its_own_loss(prior, guide, adversarial, average):
+    config = {
+        "prior": prior,
+        "noise_guide": guide,
+        "adversarial": adversarial,
+        "average": average,
+    }
     model, reference = (small(lambda_p=0.1, **config) for _ in range(2))
     data = batch()
     tissue = data["image"][::2]
     real = data["image"][1::2]
     lesion, mask = place_lesion(real, data["mask"][1::2], reference._draws(real, 0))
-    lesion = reference._prior(tissue, lesion, 0)
-    channels = tf.concat([tissue, tf.where(mask > 0, lesion, tissue), mask], -1) * 2 - 1
+    shown = reference._prior(tissue, lesion, 0)
+    channels = tf.concat([tissue, tf.where(mask > 0, shown, tissue), mask], -1) * 2 - 1
+    right, below = (tf.roll(mask, -1, axis) for axis in (2, 1))
+    touching = tf.concat([tf.maximum(mask, below), tf.maximum(mask, right)], -1)
+    whole = np.array((1 - mask) * (1 - right) * (1 - below))
+    whole[:, -1] = whole[:, :, -1] = 0
 
     def probability(image):
         return respond(reference.discriminator(image), average)
@@ -329,7 +424,7 @@ def test_each_network_descends_its_own_loss(prior, adversarial, average):
         return tf.concat(tf.image.image_gradients(image), -1)
 
     def length(vectors):
-        return tf.sqrt(tf.reduce_sum(vectors**2, -1, keepdims=True) + 1e-12)
+        return tf.sqrt(tf.reduce_sum(vectors**2, -1, keepdims=True) + 1e-14)
 
     def mean_over(region, values):
         return tf.reduce_sum(region * values, [1, 2, 3]) / tf.reduce_sum(region, [1, 2, 3])
@@ -337,16 +432,16 @@ def test_each_network_descends_its_own_loss(prior, adversarial, average):
     def seamless(image):
         is_tissue = length(gradients(tissue)) > length(gradients(lesion))
         v = tf.where(is_tissue, gradients(tissue), gradients(lesion))
-        return tf.sqrt(mean_over(mask, length(gradients(image) - v) ** 2))
+        return tf.sqrt(2 * mean_over(touching, (gradients(image) - v) ** 2))
 
     def background(image):
         change = length(gradients(image)) - length(gradients(tissue))
-        return mean_over(1 - mask, tf.abs(image - tissue)) + tf.sqrt(mean_over(1 - mask, change**2))
+        return mean_over(1 - mask, tf.abs(image - tissue)) + tf.sqrt(mean_over(whole, change**2))
 
     def generator_loss():
         fake = reference.generator(channels, training=True)
         image = fake / 2 + 0.5
-        prior_loss = seamless(image) if prior == "lesion" else 0.0
+        prior_loss = 0.0 if guide == "none" else seamless(image)
         distance = tf.reduce_mean(prior_loss + background(image))
         return deceive(probability(fake), adversarial) + 0.1 * distance
 

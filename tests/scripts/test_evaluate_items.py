@@ -3,6 +3,7 @@ evaluate/defects.py, frames.py, detectors.py, mammograms.py and the groups of se
 """
 
 import csv
+import json
 import sys
 
 import cv2
@@ -237,7 +238,31 @@ def test_mammograms_with_synthetic_masses(run, repository, tmp_path):
     )
     text = (output / "table.md").read_text(encoding="utf-8")
     (line,) = [line for line in text.splitlines() if line.startswith("| poisson |")]
-    masses, contrast, before, *_ = [cell.split()[0] for cell in line.strip("| ").split(" | ")[1:]]
-    assert int(masses) > 0 and float(contrast) > float(before)
+    masses, known, contrast, before, *_ = [
+        cell.split()[0] for cell in line.strip("| ").split(" | ")[1:]
+    ]
+    assert int(masses) > 1 and float(contrast) > float(before)
+    assert known == "0", "Poisson editing is trained on nobody"
     assert "| real masses |" in text
     assert list(output.glob("figure-*.png"))
+    # As if a network had been trained on the patient of the first mass's mammogram, and on another
+    # one's lesion.
+    first, second, *_ = read_table(output / "masses.csv")
+    trained_on = {first["patient"], second["patient_of_lesion"]}
+    patients = json.loads((made / "patients.json").read_text())
+    (made / "patients.json").write_text(json.dumps(patients | {"trained_on": sorted(trained_on)}))
+    output = run(
+        "mammograms",
+        "data.name=phantom",
+        "data.phantoms=12",
+        "samples=50",
+        f"sets={{poisson: {made}}}",
+    )
+    rows = [row for row in read_table(output / "masses.csv") if row["set"] == "poisson"]
+    for row in rows:
+        is_known = bool({row["patient"], row["patient_of_lesion"]} & trained_on)
+        assert row["trained_on"] == str(is_known)
+    known = sum(row["trained_on"] == "True" for row in rows)
+    assert known >= 2 and f"| poisson | {masses} | {known} |" in (output / "table.md").read_text(
+        encoding="utf-8"
+    )

@@ -7,13 +7,14 @@ are asked for, and sampling.normals normal ones, or as many.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
 from tfmammo.config import DataConfig
 from tfmammo.data.extraction import make_lesion_patches, make_normal_patches, make_offset_patches
 from tfmammo.data.patches import SEVERITY, Patches
+from tfmammo.data.windows import crop_window
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
 
@@ -127,6 +128,7 @@ def make_blend_patches(
     Arguments are those of `make_patches`; config.patches is not read.
 
     Args:
+        config: Where sampling.scale is null, `measure_scale` gives it.
         skipped: Takes lesions whose mask touches their patch's border too.
 
     Raises:
@@ -134,14 +136,56 @@ def make_blend_patches(
     """
     records = list(mammograms)
     around = make_lesion_patches(records, config, skipped)
-    normal = _make_normal(records, config, skipped)
     inside = around.masks[:, 1:-1, 1:-1].sum(axis=(1, 2, 3)) == around.masks.sum(axis=(1, 2, 3))
     for name in around.ids[~inside].tolist():
         skipped.add(name, CUT_OFF)
-    patches = around.take(np.flatnonzero(inside)).concatenate(normal)
+    around = around.take(np.flatnonzero(inside))
+    if config.sampling.scale is None:
+        scale = measure_scale(records, config, around.ids.tolist())
+        sampling = config.sampling.model_copy(update={"scale": scale})
+        config = config.model_copy(update={"sampling": sampling})
+    patches = around.concatenate(_make_normal(records, config, skipped))
     return check_binary(
         patches.with_labels(patches.kinds != "normal", balanced=True), "the archive"
     )
+
+
+def measure_scale(
+    mammograms: Iterable[Mammogram], config: DataConfig, ids: Collection[str]
+) -> tuple[float, ...]:
+    """Measure by which factors lesions' windows are enlarged to patches.
+
+    Tissue of other windows could be told from lesions by its resolution alone.
+
+    Args:
+        mammograms: Raw records; no pixel is read.
+        config: Crop mode, size and preprocess.spacing are used.
+        ids: The lesions' patches.
+
+    Returns:
+        The deciles of size over the window's side, for `sampling.scale`: the smallest and the
+        largest tenth of the lesions are left out.
+
+    Raises:
+        DataError: None of the patches is of a single lesion.
+    """
+    wanted = set(ids)
+    scales = []
+    for mammogram in mammograms:
+        spacing = config.preprocess.spacing
+        shrink = mammogram.spacing[0] / spacing if spacing and mammogram.spacing else 1.0
+        for number, lesion in enumerate(mammogram.lesions):
+            if f"{mammogram.image_id}#{number}" in wanted:
+                top, _, bottom, _ = crop_window(lesion.box, mammogram, config)
+                scales.append(config.size / (shrink * (bottom - top)))
+    if not scales:
+        raise DataError(
+            f"data.sampling.scale: null takes windows around single lesions, and data.frame="
+            f"{config.frame} has none; set two numbers"
+        )
+    deciles = np.percentile(scales, np.arange(10, 100, 10)).tolist()
+    log.info("normal patches are scaled by %.3g to %.3g, as lesions are", deciles[0], deciles[-1])
+    return tuple(deciles)
 
 
 def check_binary(patches: Patches, where: str) -> Patches:

@@ -104,7 +104,10 @@ def draw_quota(mammograms: Iterable[Mammogram], config: DataConfig) -> dict[str,
 
     Raises:
         DataError: No mammogram can give a patch.
+        ConfigError: Random patches have no scale.
     """
+    if config.patches != "lesion":
+        config.sampling.get_scale()
     weights = {mammogram.image_id: _weight(mammogram, config) for mammogram in mammograms}
     total = sum(weights.values())
     if total == 0:
@@ -134,7 +137,9 @@ def draw_length(size: int, config: SamplingConfig, random: np.random.Generator) 
 
     It is enlarged by a number drawn from config.scale.
     """
-    return max(1, round(size / random.uniform(*config.scale)))
+    scale = config.get_scale()
+    enlargement = np.interp(random.random(), np.linspace(0, 1, len(scale)), scale)
+    return max(1, round(size / float(enlargement)))
 
 
 def draw_near_lesion(

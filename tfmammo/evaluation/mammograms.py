@@ -5,7 +5,7 @@ Fig. 5 shows mammograms of four methods. Lin et al. say of Poisson editing that 
 often invisible. The table measures that: how much brighter a mass is than the tissue around it, and
 how strong its seam is, beside the same place before the insertion and beside real masses.
 
-Departures:
+Deviations:
 - The papers' mammograms are chosen by hand. Here they are drawn at random. Those with the largest
   and the smallest contrast of the mass follow.
 """
@@ -23,6 +23,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from tfmammo import datasets
 from tfmammo.archives import coco, folder
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import sampling
@@ -77,11 +78,13 @@ class Item:
         recipe: Its recipe.
         before: The mammogram that it was made from.
         after: The mammogram with the masses.
+        trained_on: Patients that the set's networks were trained on.
     """
 
     recipe: Recipe
     before: Mammogram
     after: Mammogram
+    trained_on: frozenset[str]
 
     @property
     def masks(self) -> list[NDArray[np.uint8]]:
@@ -138,6 +141,7 @@ def read_items(path: Path, config: MammogramsConfig, indexes: ArchiveIndexes) ->
     if not recipes:
         raise DataError(f"{path}: holds no recipe; name a folder of tfmammo.synthesis")
     pictures = {mammogram.file.stem: mammogram for mammogram in folder.read(path) if mammogram.file}
+    trained_on = frozenset(datasets.read_patients(path).trained_on)
     items = []
     for file in recipes:
         recipe = read_recipe(file)
@@ -147,7 +151,7 @@ def read_items(path: Path, config: MammogramsConfig, indexes: ArchiveIndexes) ->
             raise DataError(f"{path}: has no image of {recipe.name}; is its format dicom or png?")
         source = recipe.source
         before = find_source(source.archive, source.image_id, config.data, file, indexes)
-        items.append(Item(recipe, before, pictures[recipe.name]))
+        items.append(Item(recipe, before, pictures[recipe.name], trained_on))
     if not items:
         raise DataError(f"{path}: holds no finished mammogram")
     return items
@@ -165,11 +169,13 @@ def measure_item(item: Item, ring: int) -> list[dict[str, Any]]:
     lines = []
     for number, (lesion, mask) in enumerate(zip(lesions, item.masks, strict=True)):
         before, after = (measure_mass(image, mask, ring) for image in pixels)
+        patient_of_lesion = lesion.graft.patient_id if lesion.graft else patient
         lines.append(
             {
                 "name": item.recipe.name if len(lesions) == 1 else f"{item.recipe.name}#{number}",
                 "patient": patient,
-                "patient_of_lesion": lesion.graft.patient_id if lesion.graft else patient,
+                "patient_of_lesion": patient_of_lesion,
+                "trained_on": not item.trained_on.isdisjoint({patient, patient_of_lesion}),
                 "contrast": after[0],
                 "contrast_before": before[0],
                 "seam": after[1],
@@ -227,6 +233,7 @@ def measure_real_masses(config: MammogramsConfig, indexes: ArchiveIndexes) -> li
                 "name": f"{mammogram.image_id}#{number}",
                 "patient": mammogram.patient_id,
                 "patient_of_lesion": mammogram.patient_id,
+                "trained_on": False,
                 "contrast": contrast,
                 "contrast_before": np.nan,
                 "seam": seam,
@@ -241,7 +248,8 @@ def tabulate(lines: Sequence[Mapping[str, Any]], config: MammogramsConfig) -> Ta
     body = []
     for name in dict.fromkeys(line["set"] for line in lines):
         of_set = [line for line in lines if line["set"] == name]
-        row = [name, str(len(of_set))]
+        known = "-" if name == REAL else str(sum(line["trained_on"] for line in of_set))
+        row = [name, str(len(of_set)), known]
         for key, measure in (
             ("contrast", CONTRAST),
             ("contrast_before", CONTRAST),
@@ -253,6 +261,7 @@ def tabulate(lines: Sequence[Mapping[str, Any]], config: MammogramsConfig) -> Ta
     header = [
         "",
         "masses",
+        "of training patients",
         "contrast",
         "before the insertion",
         "seam",
@@ -266,6 +275,8 @@ def tabulate(lines: Sequence[Mapping[str, Any]], config: MammogramsConfig) -> Ta
     notes = [
         "Contrast: mean grey value of the mass less that of the tissue around it; 0 is invisible. "
         "Seam: jumps across its border over those of the tissue around it; real masses have one.",
+        "Of training patients: masses whose mammogram or lesion is of a patient that the set's "
+        "network was trained on.",
         f"In brackets: {100 * config.level:g} % interval, percentile bootstrap that draws whole "
         "patients, those of the mammograms and those of the lesions or outlines.",
     ]

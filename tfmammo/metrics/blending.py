@@ -66,7 +66,7 @@ def background_error(
     Raises:
         ValueError: Unequal shapes or other values.
 
-    Departure:
+    Deviation:
         Means replace norms, which grow with the patch. A difference that reaches into the mask
         counts as the seam's (`seam_strength`), so that an unchanged background has no error.
 

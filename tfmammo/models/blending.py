@@ -8,12 +8,12 @@ lesions, Y:
     L_adv = E[log D(Y)] + E[log(1 - D(G(X, E)))]                                      Eq. (2)
     L_S   = ||grad G(X, E) - v||_2 on Omega                                           Eq. (3)
     v     = grad X where |grad X| > |grad E|, else grad E                             Eq. (4)
-    L_B   = ||G(X, E) - X||_1 + || |grad G(X, E)| - |grad X| ||_2 beyond Omega        Eq. (5)
+    L_B   = ||G(X, E) - X||_1 + || |grad G(X, E)| - |grad X| ||_2 outside Omega       Eq. (5)
 
 Inside, the networks' images are in [-1, 1]; at every public border, and in L_S and L_B, they are in
 [0, 1].
 
-Departures and what the paper leaves open:
+Deviations and what the paper leaves open:
 - lambda_p, Adam's values, the batch and the length are not given: 100 and (2e-4, 0.5), Pix2Pix's;
   four lesions and four patches of tissue a step, 20,000 steps. Nor are the initial weights: He's in
   G, N(0, 0.02) in D.
@@ -24,9 +24,12 @@ Departures and what the paper leaves open:
   followed by a convolution 1 x 1; 126 x 126 responses from 256 px. The two in the middle are
   normalised by each sample's own statistics, Pix2Pix's by those of the batch. D sees the image
   alone, as in Eq. (2), not G's input.
-- Norms: ||.||_1 is the mean and ||.||_2 the root mean square over the region's pixels. Neither
-  lambda_p's meaning nor the balance of the two regions then depends on their sizes. Gradients are
-  forward differences; |.| is their length in the plane.
+- Norms: ||.||_1 is the mean and ||.||_2 the root mean square over the region. Neither lambda_p's
+  meaning nor the balance of the two regions then depends on their sizes.
+- Gradients are forward differences, down and to the right; |.| is the length of the two. L_S takes
+  each difference with a pixel in Omega, so that all sides of the border count alike; v is that of
+  the pixel from which the difference starts. L_B takes the gradients whose three pixels all lie
+  outside Omega, so that it is 0 for an unchanged background.
 - Whole mammograms in the paper, patches here: a lesion with context around it, and normal tissue at
   similar scales. Y, G's images and the tissue are of one size, and the position is drawn within the
   patch.
@@ -39,13 +42,16 @@ Departures and what the paper leaves open:
 - Each draw of a real patch, of tissue and of a lesion is one of the eight symmetries of the square
   (`data.augment`).
 - Grey values are those of the mammogram (`data.window`); the paper states none.
-- Windows of normal tissue are of `data.size` px over `data.sampling.scale`, lesions' windows are
-  twice as wide as their lesions. So the two agree at 256 px and native resolution, and for another
-  size or a scaled copy only in the middle of the range, unless the scale is set.
+- Windows of lesions are twice as wide as the lesion. Windows of tissue are drawn from the same
+  widths (`data.sampling.scale: null`). Else D could tell the two apart by their resolution.
+- Windows of tissue are at least 90 % breast (`data.sampling.tissue`), those of lesions need not be:
+  40 % of CDD-CESM's are not. The paper asks for neither.
 - Real patches show their lesion in the middle, blended ones anywhere. D sees 16 px and can't tell
   them apart by that. Lesions need outlines.
-- `prior: noise` is the paper's adversarial model without prior knowledge: uniform noise in place of
-  the lesion. L_S is then left out, because it would ask for the noise's own gradients.
+- `prior: noise` is the paper's model without prior knowledge of the mass, "replacing the real
+  lesion patch with random noise at the input to the generator": uniform noise. Only the input
+  changes. Eq. (3) and (4) keep the real lesion E, whose gradients G then can't know. The other
+  reading is `noise_guide: none`, without L_S.
 """
 
 from __future__ import annotations
@@ -76,14 +82,16 @@ from tfmammo.optimization import build_adam, count_batches, minimize
 NORMAL = 0
 LESION = 1
 GAP = 4  # px between mask and border of a patch
-TINY = 1e-12  # under a square root, whose gradient is infinite at 0
+TINY = 1e-24  # a smaller square counts as 0
 
 
 class BlendingConfig(Frozen):
-    """The paper's values; see *Departures* in the module for those it leaves open."""
+    """The paper's values; see *Deviations* in the module for those it leaves open."""
 
     prior: Literal["lesion", "noise"] = "lesion"
     """What is pasted: the "lesion", or "noise"."""
+    noise_guide: Literal["lesion", "none"] = "lesion"
+    """Whose gradients L_S asks for with prior "noise": the real "lesion"'s, or "none": no L_S."""
     lambda_p: NonNegativeFloat = 100.0
     """Weight of L_S + L_B."""
     rotate: float = Field(default=180.0, ge=0, le=180)
@@ -108,9 +116,11 @@ class BlendingConfig(Frozen):
     """Filters of D's first convolution, doubled by each further one."""
 
     @model_validator(mode="after")
-    def _check_range(self) -> BlendingConfig:
+    def _check_values(self) -> BlendingConfig:
         if self.resize[0] > self.resize[1]:
             raise ValueError("resize must be two factors, the smaller first")
+        if self.prior == "lesion" and self.noise_guide == "none":
+            raise ValueError("noise_guide=none needs prior=noise")
         return self
 
 
@@ -151,9 +161,9 @@ def guide(tissue: tf.Tensor, lesion: tf.Tensor) -> tf.Tensor:
 def seamless_loss(
     output: tf.Tensor, tissue: tf.Tensor, lesion: tf.Tensor, mask: tf.Tensor
 ) -> tf.Tensor:
-    """Compute L_S, Eq. (3): the root mean square of |grad G - v| over the mask.
+    """Compute L_S, Eq. (3): the root mean square of |grad G - v| over Omega.
 
-    The result is averaged over the batch.
+    Every forward difference that touches Omega counts, those across its border too.
 
     Args:
         output: float32 [n, size, size, 1].
@@ -162,18 +172,18 @@ def seamless_loss(
         mask: The same shape, 0 or 1.
 
     Returns:
-        float32 scalar, 0 where the output's gradients are the guide's.
+        float32 scalar, the mean over the batch; 0 where the output's differences are the guide's.
     """
     difference = image_gradients(output) - guide(tissue, lesion)
-    squares = tf.reduce_sum(difference**2, -1, keepdims=True)
-    return tf.reduce_mean(_root(_region_mean(squares, mask)))
+    squares = 2 * difference**2  # a gradient has two differences
+    return tf.reduce_mean(_root(_region_mean(squares, _mark_touching(mask))))
 
 
 def background_loss(output: tf.Tensor, tissue: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Compute L_B, Eq. (5), beyond the mask.
+    """Compute L_B, Eq. (5), outside Omega.
 
-    It is the mean of |G - X| plus the root mean square of |grad G| - |grad X|, averaged over the
-    batch.
+    It is the mean of |G - X| plus the root mean square of |grad G| - |grad X|. Gradients count
+    whose pixels all lie outside Omega.
 
     Args:
         output: float32 [n, size, size, 1].
@@ -181,13 +191,14 @@ def background_loss(output: tf.Tensor, tissue: tf.Tensor, mask: tf.Tensor) -> tf
         mask: The same shape, 0 or 1.
 
     Returns:
-        float32 scalar, 0 where the background is the tissue's.
+        float32 scalar, the mean over the batch; 0 where the background is the tissue's.
     """
     background = 1 - mask
-    output_length = _root(tf.reduce_sum(image_gradients(output) ** 2, -1, keepdims=True))
-    tissue_length = _root(tf.reduce_sum(image_gradients(tissue) ** 2, -1, keepdims=True))
     grey_term = _region_mean(tf.abs(output - tissue), background)
-    gradient_term = _root(_region_mean((output_length - tissue_length) ** 2, background))
+    change = _length(image_gradients(output)) - _length(image_gradients(tissue))
+    whole = 1 - tf.reduce_max(_mark_touching(mask), axis=-1, keepdims=True)
+    # the last row and column have no gradient of two differences
+    gradient_term = _root(_region_mean(change[:, :-1, :-1] ** 2, whole[:, :-1, :-1]))
     return tf.reduce_mean(grey_term + gradient_term)
 
 
@@ -302,15 +313,15 @@ class Blending(Trainable):
         lesion, mask = place_lesion(
             real, mask, self._draws(real, step), config.rotate, config.resize
         )
-        lesion = self._prior(tissue, lesion, step)
+        shown = paste(tissue, self._prior(tissue, lesion, step), mask)
         with tf.GradientTape(persistent=True) as tape:
-            blended = self.generator(paste(tissue, lesion, mask) * 2 - 1, training=True)  # G(X, E)
+            blended = self.generator(shown * 2 - 1, training=True)  # G(X, E)
             p_real = self.discriminator(real * 2 - 1)
             p_fake = self.discriminator(blended)
             image = blended * 0.5 + 0.5
             seamless = (
                 seamless_loss(image, tissue, lesion, mask)
-                if config.prior == "lesion"
+                if config.noise_guide == "lesion"
                 else tf.constant(0.0)
             )
             background = background_loss(image, tissue, mask)
@@ -413,15 +424,38 @@ def _measure_extent(mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.stack(centres, axis=1), tf.sqrt(lengths[0] ** 2 + lengths[1] ** 2) / 2
 
 
+def _mark_touching(mask: tf.Tensor) -> tf.Tensor:
+    """Mark the forward differences, down and right, that have a pixel in a mask of 0 and 1.
+
+    Returns:
+        float32 [n, size, size, 2], as `image_gradients`: 0 where the patch ends.
+    """
+    down = tf.maximum(mask[:, 1:], mask[:, :-1])
+    right = tf.maximum(mask[:, :, 1:], mask[:, :, :-1])
+    return tf.concat(
+        [
+            tf.pad(down, [[0, 0], [0, 1], [0, 0], [0, 0]]),
+            tf.pad(right, [[0, 0], [0, 0], [0, 1], [0, 0]]),
+        ],
+        axis=-1,
+    )
+
+
 def _region_mean(values: tf.Tensor, region: tf.Tensor) -> tf.Tensor:
-    """Average [n, size, size, 1] over a region of 0 and 1: float32 [n], 0 for an empty region."""
+    """Average each sample over a region of 0 and 1: float32 [n], 0 for an empty region."""
     return tf.math.divide_no_nan(
         tf.reduce_sum(values * region, axis=[1, 2, 3]), tf.reduce_sum(region, axis=[1, 2, 3])
     )
 
 
+def _length(vectors: tf.Tensor) -> tf.Tensor:
+    return _root(tf.reduce_sum(vectors**2, axis=-1, keepdims=True))
+
+
 def _root(squares: tf.Tensor) -> tf.Tensor:
-    return tf.sqrt(squares + TINY)
+    """Take the square root, with gradient 0 where it is 0 instead of an infinite one."""
+    positive = squares > TINY
+    return tf.where(positive, tf.sqrt(tf.where(positive, squares, 1.0)), 0.0)
 
 
 def _generator(config: BlendingConfig, size: int) -> keras.Model:

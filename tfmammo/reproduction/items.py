@@ -291,6 +291,8 @@ BLENDING = (
             ),
         ),
         baseline="the lesion pasted in; real patches",
+        note="The noise prior's L_S asks for the real lesion's gradients, which the network does "
+        "not see. The row without L_S is the other reading.",
     ),
     Item(
         "blending",

@@ -63,8 +63,8 @@ class EditedPatch:
 
 def compute_side(mammogram: Mammogram, network: LesionGenerator) -> int:
     """Compute the side of a patch, native px, at the middle of the generator's training scales."""
-    low, high = network.data.sampling.scale
-    length = 2 * network.size / (low + high)
+    scale = network.data.sampling.get_scale()
+    length = 2 * network.size / (scale[0] + scale[-1])
     spacing = network.data.preprocess.spacing
     if spacing and mammogram.spacing:
         length *= spacing / mammogram.spacing[0]
