@@ -314,15 +314,22 @@ class MaskGenerator:
             )
         return self.patients
 
-    def generate(self, random: np.random.Generator) -> NDArray[np.uint8]:
-        """Generate a mask: uint8 [size, size], 0 or 1.
+    def generate(self, random: np.random.Generator, plausible: bool = True) -> NDArray[np.uint8]:
+        """Generate a mask: uint8 [rows, cols], 0 or 1.
+
+        Args:
+            random: What draws.
+            plausible: Whether it must look like a training mask. Else it has a border of 0 more, so
+                that one at its patch's border, where it is cut, serves as well.
 
         Raises:
-            DataError: It looks like no training mask.
+            DataError: It must, and does not.
         """
         mask = mask_gan.clean(
             self.call(noise=random.uniform(-1, 1, (1, self.z)).astype(np.float32))["mask"]
         )
+        if not plausible:
+            return np.pad(mask[0, ..., 0], 1)
         if self.limits and not mask_gan.is_plausible(mask, self.limits)[0]:
             raise DataError("the mask GAN's masks look like no training mask")
         return np.ascontiguousarray(mask[0, ..., 0])
