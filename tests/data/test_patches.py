@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from tfmammo.archives import cdd_cesm, phantom
 from tfmammo.config import DataConfig, PreprocessConfig, SamplingConfig, TilesConfig
@@ -19,6 +20,8 @@ from tfmammo.data.extraction import (
 )
 from tfmammo.data.labelled import make_pathology_patches
 from tfmammo.data.patches import Patch, Patches, stack_patches, worst_pathology
+from tfmammo.data.sampling import list_unselected
+from tfmammo.data.whole import make_whole
 from tfmammo.data.windows import crop_window, extract_window, square_window
 from tfmammo.errors import ArchiveError, DataError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
@@ -152,6 +155,32 @@ def test_mixed_findings():
         [mammogram(*lesions)], config.model_copy(update={"mixed_findings": False}), Skipped()
     )
     assert certain.ids.tolist() == ["a#1"]
+
+
+def test_lesions_of_other_and_of_unknown_pathologies_are_left_out():
+    lesions = (
+        rectangle(42, 50, 58, 66, pathology="benign"),
+        rectangle(10, 10, 20, 20, pathology="malignant"),
+        rectangle(70, 70, 90, 90),
+    )
+    config = DataConfig(size=32, pathologies=("malignant",))
+    malignant = make_lesion_patches([mammogram(*lesions)], config, Skipped())
+    assert malignant.ids.tolist() == ["a#1"] and malignant.pathologies.tolist() == ["malignant"]
+    either = config.model_copy(update={"pathologies": ("benign", "malignant")})
+    assert len(make_lesion_patches([mammogram(*lesions)], either, Skipped())) == 2
+    assert len(make_lesion_patches([mammogram(*lesions)], DataConfig(size=32), Skipped())) == 3
+    assert len(list_unselected(mammogram(*lesions), config)) == 2, "no detection of them is wrong"
+
+
+def test_an_archive_without_the_wanted_pathology_is_refused_in_one_sentence():
+    config = DataConfig(pathologies=("malignant",))
+    with pytest.raises(DataError, match="a malignant mass .* 1 mass of unknown pathology$"):
+        make_lesion_patches([mammogram(rectangle(10, 10, 20, 20))], config, Skipped())
+    with pytest.raises(DataError, match="a malignant mass"):
+        make_whole([mammogram(rectangle(10, 10, 20, 20))], config, Skipped())
+    for wrong in (("cancer",), ()):
+        with pytest.raises(ValidationError, match="pathologies"):
+            DataConfig(pathologies=wrong)
 
 
 def test_padding_is_black_and_outside_the_mask():

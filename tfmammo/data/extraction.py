@@ -67,7 +67,7 @@ def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: S
     num_skipped = len(skipped)
     for mammogram in mammograms:
         num_mammograms += 1
-        kinds.update(lesion.kind for lesion in mammogram.lesions)
+        kinds.update(_name_lesion(lesion, config) for lesion in mammogram.lesions)
         count = counts.get(mammogram.image_id, 0)
         new = list(extract_patches(mammogram, config, skipped, count))
         patches += new
@@ -416,13 +416,19 @@ def _describe_lesions(
     return {"kind": kind, "pathology": pathology, "shape": shapes.pop() if len(shapes) == 1 else ""}
 
 
+def _name_lesion(lesion: Lesion, config: DataConfig) -> str:
+    if config.pathologies is None:
+        return lesion.kind
+    return f"{lesion.kind} of {lesion.pathology or 'unknown'} pathology"
+
+
 def _explain_no_patch(
     config: DataConfig,
     num_mammograms: int,
     kinds: Counter[str],
     reasons: list[tuple[str, str]],
 ) -> str:
-    wanted = "a " + " or ".join(config.kinds)
+    wanted = f"a {sampling.describe_wanted(config)}"
     if not config.mixed_findings:
         wanted += " whose kind is certain"
     if config.patches == "normal":

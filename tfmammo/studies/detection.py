@@ -289,6 +289,8 @@ class _FoldPlanner:
         split_file = str(self.output / SPLIT)
         patients = {"split_file": split_file, "fold": self.fold, "side": "train"}
         values = {"data": _share_data(self.config), "patients": patients, "format": "png"}
+        if len(wanted := self.config.data.pathologies or ()) == 1:
+            values["pathology"] = wanted[0]  # else no detector of such lesions is trained on them
         count = math.ceil((1 + self.config.spare) * max(self.config.synthetic))
         step = self._plan_step(
             f"synthetic/{name}/fold{self.fold}",
