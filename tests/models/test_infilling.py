@@ -167,6 +167,26 @@ def test_an_enlarged_mask_is_the_resized_and_cropped_one(margin):
     assert np.mean(found != resized) < 1e-3 and 0.2 < mask.mean() < 0.8
 
 
+@pytest.mark.parametrize(("size", "radius"), [(256, 20), (64, 5)])
+def test_a_dilated_margin_has_one_width_wherever_the_mask_lies(size, radius):
+    """The paper's morphological operation, beside OpenCV's."""
+    rows, cols = np.indices((size, size))
+    mask = (np.hypot(rows - size // 5, cols - 3 * size // 4) < size / 8).astype(np.uint8)
+    steps = np.arange(-radius, radius + 1)
+    disc = (np.hypot(*np.meshgrid(steps, steps)) <= radius).astype(np.uint8)
+    expected = cv2.dilate(mask, disc) - mask
+    one = mask[..., np.newaxis].astype(np.float32)
+    config = InfillingConfig(margin={"dilation": 20})
+    assert config.channels == 3
+    label = tri_label(one, one, np.ones_like(one), config.margin)
+    np.testing.assert_array_equal(label[..., 2], expected)
+    outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    assert outside[expected == 1].max() <= radius and outside[expected + mask == 0].min() > radius
+    batch = np.stack([one, one[::-1]])
+    compiled = tf.function(tri_label, jit_compile=True)(batch, batch, batch, config.margin)
+    np.testing.assert_array_equal(compiled[1, ..., 2], expected[::-1])
+
+
 def test_smaller_patches_scale_by_the_same_factor():
     mask = np.zeros((1, 64, 64, 1), np.float32)
     mask[0, 16:48, 16:48] = 1
@@ -606,6 +626,7 @@ def test_patches_that_can_not_be_halved_are_refused(config, said):
     [
         {"lambda_fm": -1},
         {"margin": 256},
+        {"margin": {"dilation": 0}},
         {"beta_2": 1},
         {"generator": "x"},
         {"widths": []},

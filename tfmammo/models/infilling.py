@@ -52,7 +52,7 @@ Departures and what the paper leaves open:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import keras
 import numpy as np
@@ -62,7 +62,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from tfmammo.config import Frozen
 from tfmammo.convolutions import Convolution
 from tfmammo.errors import ConfigError, name_key
-from tfmammo.layers import FULL, GroupNormalization, label_patches
+from tfmammo.layers import FULL, Dilation, GroupNormalization, label_patches
 from tfmammo.losses import Average, l1, log_fake, log_real
 from tfmammo.networks import PIX2PIX_FILTERS, Network, PatchDiscriminator, Trainable, UNet256
 from tfmammo.optimization import build_adam, count_batches, minimize
@@ -81,9 +81,9 @@ class InfillingConfig(Frozen):
 
     generator: Literal["unet", "crn"] = "unet"
     """Network of G."""
-    margin: int | None = Field(default=296, gt=FULL)
+    margin: Annotated[int, Field(gt=FULL)] | Dilation | None = 296
     """Size, px, to which a mask of 256 px is scaled for the third channel; 276, 296 and 316 are
-    studied. null: two channels.
+    studied. {dilation: 20}: the mask is widened by 20 px of 256 instead. null: two channels.
     """
     lambda_fm: NonNegativeFloat = 100.0
     """Weight of L_fm, the paper's lambda."""

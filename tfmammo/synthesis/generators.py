@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from tfmammo import export
 from tfmammo.config import DataConfig
 from tfmammo.errors import DataError, ExportError
-from tfmammo.layers import sample_latent_noise
+from tfmammo.layers import Margin, parse_margin, sample_latent_noise
 from tfmammo.mammogram import LesionKind
 from tfmammo.models import mask_gan
 from tfmammo.models.contextual import ContextualConfig
@@ -102,7 +102,7 @@ class Generator:
 
     call: Callable[..., dict[str, NDArray[np.float32]]]
     size: int
-    margin: int | None
+    margin: Margin | None
     data: DataConfig
     patients: frozenset[str] = frozenset()
     prior: str = "lesion"
@@ -132,7 +132,7 @@ def load_generator(folder: Path, takes: str = "tri_label") -> Generator:
         config = opened.card["config"]
         data = read_training_data(config["data"], str(folder))
         model = config.get("model", {})
-        margin = model["margin"] if takes == "tri_label" else None
+        margin = parse_margin(model["margin"]) if takes == "tri_label" else None
         patients = _get_patients(opened)
         prior = model.get("prior", "lesion")
     size, channels = opened.shapes[takes][2:]
