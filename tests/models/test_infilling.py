@@ -22,6 +22,7 @@ from tfmammo.models.infilling import (
     feature_matching,
 )
 from tfmammo.pretrained import vgg19
+from tfmammo.published import compute_digest
 
 SIZE = 32
 NETWORKS = ("generator", "discriminator")
@@ -245,6 +246,20 @@ def test_the_papers_networks(monkeypatch):
 def test_vgg_gives_five_maps_and_is_not_trained():
     extractor = small().feature_extractor
     assert len(extractor(tf.zeros([1, 32, 32, 1]))) == 5 and not extractor.trainable_variables
+
+
+def test_the_network_of_the_feature_loss_is_known_by_its_weights(tmp_path):
+    network = keras.applications.VGG19(weights=None, include_top=False)
+    arrays = {
+        f"{layer.name}/{variable.name}": np.zeros(variable.shape, np.float32)
+        for layer in network.layers
+        for variable in layer.weights
+    }
+    arrays |= {"input/scale": np.ones(3, np.float32), "input/offset": np.zeros(3, np.float32)}
+    np.savez(tmp_path / "vgg19.npz", **arrays)
+    found = small(weights=str(tmp_path / "vgg19.npz")).pretrained["feature_extractor"]
+    assert found == ("VGG-19 of unknown origin", compute_digest(arrays))
+    assert small().pretrained["feature_extractor"].sha256 == "", "random weights have none"
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ from tfmammo.losses import Average, l1, log_fake, log_real
 from tfmammo.networks import PIX2PIX_FILTERS, Network, PatchDiscriminator, Trainable, UNet256
 from tfmammo.optimization import build_adam, count_batches, minimize
 from tfmammo.pretrained import vgg19
+from tfmammo.published import identify
 
 CRN_WIDTHS = (1024, 1024, 1024, 1024, 1024, 1024, 512, 512)
 FEATURE_LAYERS = {
@@ -259,6 +260,7 @@ class Infilling(Trainable):
         # in no checkpoint and no export
         with name_key("model.weights"):
             self.feature_extractor = vgg19(config.weights, FEATURE_LAYERS[config.feature_layers])
+            self.pretrained = {"feature_extractor": identify("vgg19", config.weights)}
         self.grey_scale = _grey_scale(self.feature_extractor)
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimizers = build_adam(
