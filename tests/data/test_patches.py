@@ -26,7 +26,7 @@ from tfmammo.data.windows import crop_window, extract_window, square_window
 from tfmammo.errors import ArchiveError, DataError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 
-FACTS = ("kinds", "pathologies", "shapes", "official_splits")
+FACTS = ("kinds", "pathologies", "shapes", "margins", "official_splits")
 RAW = {"window": (0, 1), "percentiles": (0, 100)}  # grey values as they are
 
 
@@ -229,7 +229,7 @@ def test_pixels_are_read_once_and_only_where_wanted():
 
 
 def test_a_mask_file_is_read_for_wanted_kinds_only_and_a_broken_one_is_a_skip():
-    good = MaskedLesion("mass", partial(stored, 100, 120), shape="oval")
+    good = MaskedLesion("mass", partial(stored, 100, 120), shape="oval", margin="spiculated")
     broken = MaskedLesion("mass", refuse)
     unwanted = MaskedLesion("asymmetry", lambda: pytest.fail("was read"))
     empty = MaskedLesion("mass", partial(np.zeros, (100, 120), np.uint8))
@@ -238,6 +238,7 @@ def test_a_mask_file_is_read_for_wanted_kinds_only_and_a_broken_one_is_a_skip():
         [mammogram(unwanted, broken, good, empty)], DataConfig(size=32, context=2), skipped
     )
     assert patches.ids.tolist() == ["a#2"] and patches.shapes.tolist() == ["oval"]
+    assert patches.margins.tolist() == ["spiculated"]
     expected = np.zeros((32, 32, 1), np.uint8)
     expected[8:24, 8:24] = 1
     np.testing.assert_array_equal(patches.masks[0], expected)
@@ -683,7 +684,7 @@ def test_a_normal_mammogram_without_room_is_skipped_with_the_reason():
 
 def test_facts_follow_lesion_and_mammogram():
     lesions = (
-        rectangle(42, 50, 58, 66, pathology="malignant", shape="irregular"),
+        rectangle(42, 50, 58, 66, pathology="malignant", shape="irregular", margin="spiculated"),
         rectangle(10, 10, 20, 20, kind="calcification"),
     )
     config = DataConfig(size=16, kinds=("mass", "calcification"))
@@ -694,6 +695,7 @@ def test_facts_follow_lesion_and_mammogram():
         ["mass", "calcification"],
         ["malignant", ""],
         ["irregular", ""],
+        ["spiculated", ""],
         ["train", "train"],
     ]
     taken = patches.take([1, 1, 0])
@@ -734,13 +736,15 @@ def test_the_fingerprint_is_what_runs_have_written():
 def test_stack_keeps_order_and_facts():
     some = patches(3)
     rows = [
-        Patch(some.images[i], some.masks[i], f"p{i}", f"i{i}#0", *("abcd"[j] * i for j in range(4)))
+        Patch(
+            some.images[i], some.masks[i], f"p{i}", f"i{i}#0", *(letter * i for letter in "abcde")
+        )
         for i in range(3)
     ]
     stacked = stack_patches(iter(rows))
     assert stacked.fingerprint() == some.fingerprint()
     assert [getattr(stacked, name).tolist() for name in FACTS] == [
-        ["", letter, letter * 2] for letter in "abcd"
+        ["", letter, letter * 2] for letter in "abcde"
     ]
     with pytest.raises(DataError, match="no patch to stack"):
         stack_patches([])

@@ -532,7 +532,6 @@ def test_masks_that_the_border_cuts_are_inserted_where_every_mask_is(config, tmp
         ShapeConfig(plausible=False)
 
 
-
 def test_each_archive_is_read_once_and_jobs_are_small(config, tmp_path, monkeypatch):
     """Sizes are fitted on the masses, and their outlines are the shapes; no network is pickled."""
     reads = []

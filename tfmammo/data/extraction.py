@@ -131,11 +131,13 @@ def make_shape_patches(
     records = list(mammograms)
     masks, shapes, patients, ids = sampling.draw_shape_masks(records, config.size, skipped=skipped)
     pathology_of = {}
+    margin_of = {}
     split_of = {}
     for record in records:
         for number, lesion in enumerate(record.lesions):
             patch_id = f"{record.image_id}#{number}"
             pathology_of[patch_id] = lesion.pathology or ""
+            margin_of[patch_id] = lesion.margin or ""
             split_of[patch_id] = record.official_split or ""
     return Patches(
         masks.astype(np.float32),
@@ -145,6 +147,7 @@ def make_shape_patches(
         kinds=np.full(len(masks), "mass"),
         pathologies=np.array([pathology_of[patch_id] for patch_id in ids.tolist()], np.str_),
         shapes=shapes,
+        margins=np.array([margin_of[patch_id] for patch_id in ids.tolist()], np.str_),
         official_splits=np.array([split_of[patch_id] for patch_id in ids.tolist()], np.str_),
         labels=np.array([sampling.SHAPES.index(shape) for shape in shapes.tolist()], np.int32),
     )
@@ -413,7 +416,13 @@ def _describe_lesions(
     if config.patches == "lesion" and config.frame == "full":
         pathology = mammogram.pathology or pathology
     shapes = {lesion.shape or "" for lesion in lesions}
-    return {"kind": kind, "pathology": pathology, "shape": shapes.pop() if len(shapes) == 1 else ""}
+    margins = {lesion.margin or "" for lesion in lesions}
+    return {
+        "kind": kind,
+        "pathology": pathology,
+        "shape": shapes.pop() if len(shapes) == 1 else "",
+        "margin": margins.pop() if len(margins) == 1 else "",
+    }
 
 
 def _name_lesion(lesion: Lesion, config: DataConfig) -> str:
