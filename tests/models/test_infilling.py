@@ -96,7 +96,7 @@ def test_the_papers_values_are_the_defaults():
         3,
     )
     assert (config.learning_rate, config.beta_1, config.beta_2) == (2e-4, 0.5, 0.9), (
-        "printed the other way round: see Departures"
+        "printed the other way round: see Deviations"
     )
     assert (config.feature_layers, config.feature_weights, config.weights) == (
         "blocks",
