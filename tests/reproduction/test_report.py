@@ -566,7 +566,8 @@ def test_the_page_begins_with_every_claim():
     rows = [line for line in head.splitlines() if line.startswith("| CAN, Table I |")]
     assert len(rows) == 3
     assert rows[0].startswith(
-        "| CAN, Table I | The Dice coefficient of CAN is higher than that of FCN-8s. | not attempted |"
+        "| CAN, Table I | The Dice coefficient of CAN is higher than that of FCN-8s. | not "
+        "attempted |"
     )
     assert "a gain as large as printed: " in rows[2]
     assert "The claims" not in document.render_markdown(page.build_page({}))

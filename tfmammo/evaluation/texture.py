@@ -31,8 +31,8 @@ MEASURES = {
 }
 NOTE = (
     "Texture: a Haar band of 0.5 to 2 times the real one is wanted (geometric mean over patches), "
-    "and lattices as weak as in real patches, near 0 dB. Differences of Haar bands are of logarithms "
-    "to base 2: +1 is twice the energy."
+    "and lattices as weak as in real patches, near 0 dB. Differences of Haar bands are of "
+    "logarithms to base 2: +1 is twice the energy."
 )
 
 Scores = dict[str, NDArray[np.float64]]

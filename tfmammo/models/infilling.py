@@ -19,9 +19,10 @@ Deviations and what the paper leaves open:
   radius 60 px it is 9 px, of radius 15 px at 64 px 2 px. That of a mask off the centre is wider on
   the side away from the centre and narrow or missing on the other, and in bays of the outline.
   Patches of another size scale by the same factor, to whole px on every side: at 64 px 276, 296 and
-  316 are factors of 1.063, 1.156 and 1.25, not 1.078, 1.156 and 1.234. Section 3.1 speaks of a morphological operation
-  of no stated width: `margin: {dilation: 20}` dilates the mask by a disc of 20 px of 256, as much
-  as 296 moves the patch's border. `margin: null` omits the channel (the ablation).
+  316 are factors of 1.063, 1.156 and 1.25, not 1.078, 1.156 and 1.234. Section 3.1 speaks of a
+  morphological operation of no stated width: `margin: {dilation: 20}` dilates the mask by a disc of
+  20 px of 256, as much as 296 moves the patch's border. `margin: null` omits the channel (the
+  ablation).
 - Adam is printed with beta_1 = 0.9 and beta_2 = 0.5, most likely swapped: (0.5, 0.9) here.
 - VGG-19's layers: `feature_layers: blocks` are conv1_2, 2_2, 3_2, 4_2 and 5_2 after their ReLUs, as
   in Chen and Koltun's refinement network. `first` are the first five convolutions, which is what

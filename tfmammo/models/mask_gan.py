@@ -20,8 +20,8 @@ Deviations and what the paper leaves open:
   real and fake masks in separate batches.
 - Batch normalisation's gamma starts at 1 and its epsilon is 1e-3, as in Keras; DCGAN's code has
   N(1, 0.02) and 1e-5.
-- Malignant masses (`data.pathologies`), as in the paper; null takes all. Each draw is transformed by
-  a random one of the eight symmetries of the square. The paper's copies are scaled as well.
+- Malignant masses (`data.pathologies`), as in the paper; null takes all. Each draw is transformed
+  by a random one of the eight symmetries of the square. The paper's copies are scaled as well.
 - Adam's beta_1 is 0.9, as printed; DCGAN recommends 0.5. In trials masks came and went with either,
   so look at diversity and plausible at every checkpoint: docs/measurements.md.
 - log(1 - D(G(z))) hardly has a gradient while D wins: `adversarial: non_saturating` (default)

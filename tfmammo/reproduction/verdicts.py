@@ -29,8 +29,8 @@ The rule, for each claim:
   Where trainings overlap, others might say otherwise.
 
 A table or figure is reproduced if all its claims are, contradicted if one of them is, else not
-attempted if one of them is, and undecided otherwise. A picture without a measure of its own has the verdict of the table that
-measures what it shows.
+attempted if one of them is, and undecided otherwise. A picture without a measure of its own has the
+verdict of the table that measures what it shows.
 
 Certainty of a decided verdict: *high* if all p are below 0.01, on the paper's data and over three
 seeds or folds; *moderate* if all p are below 0.01 and one of the two holds; *low* otherwise, and
