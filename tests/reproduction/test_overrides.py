@@ -95,7 +95,7 @@ def test_a_replaced_mapping_loses_the_hard_border(repository):
     method = 'methods={unet: {config: configs/synthesis_full.yaml, set: {generator: "RUN"}}}'
     lost = list_lost(detection.StudyConfig, file, [method])
     of_unet = {path for path in lost if path.startswith("methods.unet.")}
-    ends = ("whole_patch", "feather", "shapes.gan")
+    ends = ("whole_patch", "feather", "shapes.gan", "shapes.plausible")
     assert of_unet == {f"methods.unet.set.{end}" for end in ends}
     assert not list_lost(detection.StudyConfig, file, ["methods.unet.set.generator=RUN"])
 
@@ -124,6 +124,7 @@ def test_the_infilling_study_asks_the_papers_question(report, repository, tmp_pa
             assert (values["whole_patch"], values["feather"]) == ("true", "0")
             assert values["pathology"] == "malignant"
             assert "generators/mask_gan/" in values["shapes.gan"]
+            assert values["shapes.plausible"] == "false", "every mask is inserted"
 
 
 def test_masses_go_into_normal_mammograms(report, repository, tmp_path):
@@ -133,7 +134,7 @@ def test_masses_go_into_normal_mammograms(report, repository, tmp_path):
         (step,) = whole.steps_of["infilling_set"]
         config = parse_step(step, find_schema("-m tfmammo.synthesis"), "set")
         assert config.mammograms == "normal" and config.whole_patch and config.feather == 0
-        assert config.shapes.gan
+        assert config.shapes.gan and not config.shapes.plausible
     archive = report.commands["infilling_set"].archive
     assert archive == report.commands["infilling_mammograms"].archive
     assert archive["small"] == "cdd_cesm_normal"

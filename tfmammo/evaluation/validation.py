@@ -54,9 +54,7 @@ def validate_infilling(
     return _score_infilling(held_out, generated, region)
 
 
-def validate_flow(
-    functions: Functions, held_out: Patches, margin: Margin | None
-) -> dict[str, float]:
+def validate_flow(functions: Functions, held_out: Patches, margin: int | None) -> dict[str, float]:
     """Compare the rectified flow's images with the real ones, with the same noise every time.
 
     SSIM and L1 favour the mean of all lesions that fit, which is smooth. Likeness does not.
