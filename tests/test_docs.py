@@ -33,6 +33,7 @@ from tfmammo import __main__ as command_line
 from tfmammo import document
 from tfmammo.reproduction import page as report_page
 from tfmammo.reproduction.facts import read_facts
+from tfmammo.reproduction.items import ITEMS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
@@ -437,6 +438,10 @@ def test_no_page_has_a_number_of_its_own():
         assert not others, f"{page}: {sorted(others)}"
 
 
+# Items of which some claims are measured, and the others still have to be.
+UNMEASURED = {"infilling_fig5", "infilling_table1"}
+
+
 def test_the_results_and_the_readmes_are_what_the_facts_say():
     facts = read_facts(REPOSITORY / "docs/results")
     files = report_page.link_curves(facts, "results/curves")
@@ -444,7 +449,14 @@ def test_the_results_and_the_readmes_are_what_the_facts_say():
     drawn = {path.name for path in (REPOSITORY / "docs/results/curves").iterdir()}
     assert drawn == {Path(path).name for path in files.values()}
     assert text("README.md") == report_page.replace_summary(text("README.md"), facts)
-    assert "were not compared" not in text("docs/results.md"), "a claim finds its table no more"
+    partly = {
+        item.key
+        for item in ITEMS
+        if any(
+            part.word == "not attempted" for part in report_page.judge_item(item, facts).evidence
+        )
+    }
+    assert partly == UNMEASURED, "a claim finds its table no more"
 
 
 def test_the_readme_is_short():

@@ -11,6 +11,7 @@ import pytest
 from tfmammo import datasets, export
 from tfmammo.config import DataConfig
 from tfmammo.data import splits
+from tfmammo.data.patches import TEXTS
 from tfmammo.data.patients import PATIENTS
 from tfmammo.data.tfrecord import MANIFEST, Manifest, Records
 from tfmammo.errors import DataError, ExportError
@@ -93,10 +94,7 @@ def test_records_are_refused(other_key, tmp_path):
         fingerprint="",
         histogram=(0,),
         shards=(),
-        columns={
-            name: ()
-            for name in ("patient_ids", "ids", "kinds", "pathologies", "shapes", "official_splits")
-        },
+        columns={name: () for name in TEXTS},
         id_key=key_check(),
     )
     (tmp_path / MANIFEST).write_text(manifest.model_dump_json())

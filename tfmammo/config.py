@@ -198,6 +198,10 @@ class DataConfig(Frozen):
         default=("mass",), min_length=1
     )
     """Kinds of lesions that become patches."""
+    pathologies: tuple[Literal["benign", "malignant"], ...] | None = Field(
+        default=None, min_length=1
+    )
+    """Pathologies of the lesions that become patches; null: any, and unknown ones too."""
     mixed_findings: bool = True
     """Keep outlines whose kind the archive leaves open."""
     size: int = Field(default=256, gt=0, le=2**14)

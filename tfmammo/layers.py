@@ -5,14 +5,29 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from pydantic import PositiveInt, TypeAdapter
+
+from tfmammo.config import Frozen
 
 TINY = 1e-12  # instead of a length of 0, to divide by
 FULL = 256  # px of a patch that the margin of a tri-label refers to
+
+
+class Dilation(Frozen):
+    """A margin of the same width on all sides."""
+
+    dilation: PositiveInt
+    """Its width, px of a patch of 256 px."""
+
+
+# Of a tri-label: px that a mask of 256 px is scaled to, or how far it is dilated.
+Margin = int | Dilation
 
 
 @keras.saving.register_keras_serializable("tfmammo")
@@ -456,22 +471,34 @@ def patch_seeds(image: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
     return tf.stack([tf.broadcast_to(tf.cast(step, tf.int64), tf.shape(digest)), digest], axis=1)
 
 
-def enlarge(mask: tf.Tensor, margin: int) -> tf.Tensor:
-    """Scale a mask about its patch's centre by margin / 256 and crop it back to its size.
+def parse_margin(value: Any) -> Margin | None:
+    """Read a margin from a card's JSON.
 
-    The interpolation is by nearest neighbours.
+    Raises:
+        ValidationError: It is none.
+    """
+    return TypeAdapter(Margin | None).validate_python(value)
+
+
+def enlarge(mask: tf.Tensor, margin: Margin) -> tf.Tensor:
+    """Enlarge a mask by its margin, within its patch.
+
+    It is scaled about the patch's centre by margin / 256, by nearest neighbours, and cropped back
+    to its size, or dilated by a disc.
 
     Args:
-        mask: [..., size, size, 1].
-        margin: px that 256 px are scaled to.
+        mask: [..., size, size, 1], 0 or 1.
+        margin: px that 256 px are scaled to, or a Dilation.
 
     Returns:
         The same shape and dtype.
 
     Source:
-        Shen et al. 2021 (models.infilling), section 4.1, step 3.
+        Shen et al. 2021 (models.infilling), section 4.1, step 3; section 3.1 for the dilation.
     """
     size = int(mask.shape[-2])
+    if isinstance(margin, Dilation):
+        return _dilate(mask, round(size * margin.dilation / FULL))
     border = round(size * (margin - FULL) / (2 * FULL))
     # Pixel p lies at p + border of the enlarged patch. Its centre, 2 p + 2 border + 1 half pixels,
     # falls into this source pixel.
@@ -479,8 +506,18 @@ def enlarge(mask: tf.Tensor, margin: int) -> tf.Tensor:
     return tf.gather(tf.gather(mask, sources, axis=-3), sources, axis=-2)
 
 
+def _dilate(mask: tf.Tensor, radius: int) -> tf.Tensor:
+    """Set every pixel that lies no farther than radius px from the mask."""
+    steps = np.arange(-radius, radius + 1)
+    disc = (np.hypot(steps[:, np.newaxis], steps) <= radius).astype(np.float32)
+    flat = tf.reshape(tf.cast(mask, tf.float32), [-1, *mask.shape[-3:]])
+    # as a convolution, which XLA compiles, unlike tf.nn.dilation2d
+    reached = tf.nn.conv2d(flat, disc[..., np.newaxis, np.newaxis], 1, "SAME") > 0.5
+    return tf.reshape(tf.cast(reached, mask.dtype), tf.shape(mask))
+
+
 def tri_label(
-    image: tf.Tensor, mask: tf.Tensor, noise: tf.Tensor, margin: int | None = 296
+    image: tf.Tensor, mask: tf.Tensor, noise: tf.Tensor, margin: Margin | None = 296
 ) -> tf.Tensor:
     """Make an infilling's input: the patch without its lesion, the mask, and the margin.
 
@@ -488,8 +525,8 @@ def tri_label(
         image: float32 [n, size, size, 1] in [0, 1].
         mask: The same shape, 0 or 1.
         noise: The same shape, uniform in [0, 1]; see `uniform_noise`.
-        margin: px that a mask of 256 px is scaled to, 276, 296 or 316 in the paper; None: no
-            margin.
+        margin: px that a mask of 256 px is scaled to, 276, 296 or 316 in the paper, or a Dilation;
+            None: no margin.
 
     Returns:
         float32 [n, size, size, 3] in [0, 1], or [n, size, size, 2] without margin. Inputs without
@@ -505,7 +542,7 @@ def tri_label(
 
 
 def label_patches(
-    image: tf.Tensor, mask: tf.Tensor, step: tf.Tensor | int, margin: int | None
+    image: tf.Tensor, mask: tf.Tensor, step: tf.Tensor | int, margin: Margin | None
 ) -> tf.Tensor:
     """Make the tri-labels of patches, whose noise follows from the step and each patch's pixels.
 

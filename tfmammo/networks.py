@@ -24,6 +24,7 @@ from tfmammo.layers import (
     seeded_dropout,
 )
 from tfmammo.pretrained import KERAS_MEAN
+from tfmammo.published import Source
 
 PIX2PIX_FILTERS = (64, 128, 256, 512, 512, 512, 512, 512)
 
@@ -65,6 +66,8 @@ class Trainable(Network):
     """
 
     networks: Mapping[str, keras.Model]
+    pretrained: Mapping[str, Source] = {}
+    """Frozen networks with published weights that a loss looks through; the card names them."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name)

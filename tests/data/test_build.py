@@ -28,6 +28,7 @@ from tfmammo.data import build as module
 from tfmammo.data import card
 from tfmammo.data.build import BuildConfig, ShardConfig, build
 from tfmammo.data.extraction import make_patches
+from tfmammo.data.patches import TEXTS
 from tfmammo.data.tfrecord import Records, read_manifest
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Lesion, Skipped
@@ -115,7 +116,7 @@ def test_records_are_the_patches_of_the_archive(built, config):
     loaded = Records.open(built).load()
     np.testing.assert_allclose(loaded.images, expected.images, atol=0.5 / 65535 + 1e-7)
     np.testing.assert_array_equal(loaded.masks, expected.masks)
-    for name in ("patient_ids", "ids", "kinds", "pathologies", "shapes", "official_splits"):
+    for name in TEXTS:
         np.testing.assert_array_equal(getattr(loaded, name), getattr(expected, name))
     assert len(expected) == 5
 

@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from tfmammo.archives import cdd_cesm, phantom
 from tfmammo.config import DataConfig, PreprocessConfig, SamplingConfig, TilesConfig
@@ -19,11 +20,13 @@ from tfmammo.data.extraction import (
 )
 from tfmammo.data.labelled import make_pathology_patches
 from tfmammo.data.patches import Patch, Patches, stack_patches, worst_pathology
+from tfmammo.data.sampling import list_unselected
+from tfmammo.data.whole import make_whole
 from tfmammo.data.windows import crop_window, extract_window, square_window
 from tfmammo.errors import ArchiveError, DataError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 
-FACTS = ("kinds", "pathologies", "shapes", "official_splits")
+FACTS = ("kinds", "pathologies", "shapes", "margins", "official_splits")
 RAW = {"window": (0, 1), "percentiles": (0, 100)}  # grey values as they are
 
 
@@ -154,6 +157,32 @@ def test_mixed_findings():
     assert certain.ids.tolist() == ["a#1"]
 
 
+def test_lesions_of_other_and_of_unknown_pathologies_are_left_out():
+    lesions = (
+        rectangle(42, 50, 58, 66, pathology="benign"),
+        rectangle(10, 10, 20, 20, pathology="malignant"),
+        rectangle(70, 70, 90, 90),
+    )
+    config = DataConfig(size=32, pathologies=("malignant",))
+    malignant = make_lesion_patches([mammogram(*lesions)], config, Skipped())
+    assert malignant.ids.tolist() == ["a#1"] and malignant.pathologies.tolist() == ["malignant"]
+    either = config.model_copy(update={"pathologies": ("benign", "malignant")})
+    assert len(make_lesion_patches([mammogram(*lesions)], either, Skipped())) == 2
+    assert len(make_lesion_patches([mammogram(*lesions)], DataConfig(size=32), Skipped())) == 3
+    assert len(list_unselected(mammogram(*lesions), config)) == 2, "no detection of them is wrong"
+
+
+def test_an_archive_without_the_wanted_pathology_is_refused_in_one_sentence():
+    config = DataConfig(pathologies=("malignant",))
+    with pytest.raises(DataError, match="a malignant mass .* 1 mass of unknown pathology$"):
+        make_lesion_patches([mammogram(rectangle(10, 10, 20, 20))], config, Skipped())
+    with pytest.raises(DataError, match="a malignant mass"):
+        make_whole([mammogram(rectangle(10, 10, 20, 20))], config, Skipped())
+    for wrong in (("cancer",), ()):
+        with pytest.raises(ValidationError, match="pathologies"):
+            DataConfig(pathologies=wrong)
+
+
 def test_padding_is_black_and_outside_the_mask():
     lesion = rectangle(0, 0, 100, 120)
     # 180 px: 40 above, 30 left
@@ -200,7 +229,7 @@ def test_pixels_are_read_once_and_only_where_wanted():
 
 
 def test_a_mask_file_is_read_for_wanted_kinds_only_and_a_broken_one_is_a_skip():
-    good = MaskedLesion("mass", partial(stored, 100, 120), shape="oval")
+    good = MaskedLesion("mass", partial(stored, 100, 120), shape="oval", margin="spiculated")
     broken = MaskedLesion("mass", refuse)
     unwanted = MaskedLesion("asymmetry", lambda: pytest.fail("was read"))
     empty = MaskedLesion("mass", partial(np.zeros, (100, 120), np.uint8))
@@ -209,6 +238,7 @@ def test_a_mask_file_is_read_for_wanted_kinds_only_and_a_broken_one_is_a_skip():
         [mammogram(unwanted, broken, good, empty)], DataConfig(size=32, context=2), skipped
     )
     assert patches.ids.tolist() == ["a#2"] and patches.shapes.tolist() == ["oval"]
+    assert patches.margins.tolist() == ["spiculated"]
     expected = np.zeros((32, 32, 1), np.uint8)
     expected[8:24, 8:24] = 1
     np.testing.assert_array_equal(patches.masks[0], expected)
@@ -654,7 +684,7 @@ def test_a_normal_mammogram_without_room_is_skipped_with_the_reason():
 
 def test_facts_follow_lesion_and_mammogram():
     lesions = (
-        rectangle(42, 50, 58, 66, pathology="malignant", shape="irregular"),
+        rectangle(42, 50, 58, 66, pathology="malignant", shape="irregular", margin="spiculated"),
         rectangle(10, 10, 20, 20, kind="calcification"),
     )
     config = DataConfig(size=16, kinds=("mass", "calcification"))
@@ -665,6 +695,7 @@ def test_facts_follow_lesion_and_mammogram():
         ["mass", "calcification"],
         ["malignant", ""],
         ["irregular", ""],
+        ["spiculated", ""],
         ["train", "train"],
     ]
     taken = patches.take([1, 1, 0])
@@ -705,13 +736,15 @@ def test_the_fingerprint_is_what_runs_have_written():
 def test_stack_keeps_order_and_facts():
     some = patches(3)
     rows = [
-        Patch(some.images[i], some.masks[i], f"p{i}", f"i{i}#0", *("abcd"[j] * i for j in range(4)))
+        Patch(
+            some.images[i], some.masks[i], f"p{i}", f"i{i}#0", *(letter * i for letter in "abcde")
+        )
         for i in range(3)
     ]
     stacked = stack_patches(iter(rows))
     assert stacked.fingerprint() == some.fingerprint()
     assert [getattr(stacked, name).tolist() for name in FACTS] == [
-        ["", letter, letter * 2] for letter in "abcd"
+        ["", letter, letter * 2] for letter in "abcde"
     ]
     with pytest.raises(DataError, match="no patch to stack"):
         stack_patches([])

@@ -53,7 +53,7 @@ def folder(root, patches, counts):
                 count=count,
             )
         )
-    single = ("patient_id", "id", "kind", "pathology", "shape", "official_split")
+    single = ("patient_id", "id", "kind", "pathology", "shape", "margin", "official_split")
     columns = {
         plural: tuple(getattr(p, name) for p in patches)
         for plural, name in zip(COLUMNS, single, strict=True)
@@ -82,7 +82,7 @@ def seven(tmp_path):
 
 def test_the_form_of_a_record():
     size = 8
-    ours = patch(3, size, shape="läppchen")
+    ours = patch(3, size, shape="läppchen", margin="spiculated")
     features = tf.train.Example.FromString(encode(ours)).features.feature
     values = {name: feature.bytes_list.value for name, feature in features.items()}
     assert {name: len(value) for name, value in values.items()} == dict.fromkeys(values, 1)
@@ -92,6 +92,7 @@ def test_the_form_of_a_record():
         "kind": "mass",
         "pathology": "benign",
         "shape": "läppchen",
+        "margin": "spiculated",
         "official_split": "train",
     }
     assert {name: value[0].decode() for name, value in values.items() if name in texts} == texts
@@ -107,7 +108,7 @@ def test_equal_patches_give_equal_bytes():
     names = sorted(tf.train.Example.FromString(record).features.feature)
     # each name as a field 1 of its length
     places = [record.index(bytes([10, len(name)]) + name.encode()) for name in names]
-    assert places == sorted(places) and len(places) == 8
+    assert places == sorted(places) and len(places) == 9
 
 
 def test_round_trip_to_a_grey_value():

@@ -25,6 +25,7 @@ def patches():
         np.array([f"i{number}" for number in range(17)]),
         pathologies=np.array(["benign", "malignant"] * 8 + [""]),
         shapes=np.array(["round"] * 17),
+        margins=np.array(["spiculated", "circumscribed"] * 8 + [""]),
     )
 
 
@@ -51,6 +52,15 @@ def test_each_group_has_its_means_intervals_and_tests(patches, scores):
     assert (row.difference, row.p) == pytest.approx((-0.1, test.p))
     assert rows_of["benign"][1].difference == pytest.approx(0)
     assert rows_of["unknown"][0].n == 1
+
+
+def test_a_margin_is_a_group_of_its_own(patches, scores):
+    rows_of = summarize_groups(CONFIG, patches, scores, "margin")
+    assert {name: rows[0].n for name, rows in rows_of.items()} == {
+        "circumscribed": 8,
+        "spiculated": 8,
+        "unknown": 1,
+    }
 
 
 def test_the_tables_name_groups_and_correct_over_all_of_them(patches, scores):

@@ -48,6 +48,19 @@ def test_the_ratio_is_a_geometric_mean(patches):
     assert row.low < row.mean < row.high
 
 
+def test_differences_of_the_band_are_tested_as_logarithms(patches):
+    """Twice the contrast is four times the energy, which is 2 on a scale to base 2."""
+    scores = {
+        name: texture.measure(scale_texture(patches.images, factor), patches)
+        for name, factor in (("plain", 1.0), ("rich", 2.0))
+    }
+    config = EvaluationConfig(models={"plain": "x", "rich": "y"}, samples=200)
+    rows = texture.summarize(scores, patches, config)
+    row = next(row for row in rows if (row.model, row.measure) == ("rich", "haar_mass"))
+    assert row.against == "plain" and row.mean == pytest.approx(4, rel=1e-3)
+    assert row.difference == pytest.approx(2, abs=1e-3) and row.p < 0.05
+
+
 def test_an_image_without_texture_keeps_its_row(patches):
     grey = np.full_like(patches.images, 0.5)
     scores = texture.measure(grey, patches)

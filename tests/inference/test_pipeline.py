@@ -21,6 +21,7 @@ from tfmammo import export
 from tfmammo.config import DataConfig, PreprocessConfig
 from tfmammo.data import sampling
 from tfmammo.data.extraction import make_patches
+from tfmammo.data.patches import TEXTS
 from tfmammo.errors import DetectionError, ExportError, PipelineError, TrackingError
 from tfmammo.inference import pipeline as pipelines
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineConfig
@@ -470,10 +471,7 @@ def test_a_segmenter_whose_patches_are_not_known(tmp_path, models, change, said)
 
 def test_a_segmenter_of_records_asks_their_manifest(tmp_path, models):
     data = DataConfig(size=SIZE, frame="tight").model_dump(mode="json")
-    columns = {
-        name: []
-        for name in ("patient_ids", "ids", "kinds", "pathologies", "shapes", "official_splits")
-    }
+    columns = {name: [] for name in TEXTS}
     manifest = {
         "format": 1,
         "identity": {"data": data},

@@ -22,6 +22,7 @@ from tfmammo.models.infilling import (
     feature_matching,
 )
 from tfmammo.pretrained import vgg19
+from tfmammo.published import compute_digest
 
 SIZE = 32
 NETWORKS = ("generator", "discriminator")
@@ -95,7 +96,7 @@ def test_the_papers_values_are_the_defaults():
         3,
     )
     assert (config.learning_rate, config.beta_1, config.beta_2) == (2e-4, 0.5, 0.9), (
-        "printed the other way round: see Departures"
+        "printed the other way round: see Deviations"
     )
     assert (config.feature_layers, config.feature_weights, config.weights) == (
         "blocks",
@@ -167,6 +168,26 @@ def test_an_enlarged_mask_is_the_resized_and_cropped_one(margin):
     assert np.mean(found != resized) < 1e-3 and 0.2 < mask.mean() < 0.8
 
 
+@pytest.mark.parametrize(("size", "radius"), [(256, 20), (64, 5)])
+def test_a_dilated_margin_has_one_width_wherever_the_mask_lies(size, radius):
+    """The paper's morphological operation, beside OpenCV's."""
+    rows, cols = np.indices((size, size))
+    mask = (np.hypot(rows - size // 5, cols - 3 * size // 4) < size / 8).astype(np.uint8)
+    steps = np.arange(-radius, radius + 1)
+    disc = (np.hypot(*np.meshgrid(steps, steps)) <= radius).astype(np.uint8)
+    expected = cv2.dilate(mask, disc) - mask
+    one = mask[..., np.newaxis].astype(np.float32)
+    config = InfillingConfig(margin={"dilation": 20})
+    assert config.channels == 3
+    label = tri_label(one, one, np.ones_like(one), config.margin)
+    np.testing.assert_array_equal(label[..., 2], expected)
+    outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    assert outside[expected == 1].max() <= radius and outside[expected + mask == 0].min() > radius
+    batch = np.stack([one, one[::-1]])
+    compiled = tf.function(tri_label, jit_compile=True)(batch, batch, batch, config.margin)
+    np.testing.assert_array_equal(compiled[1, ..., 2], expected[::-1])
+
+
 def test_smaller_patches_scale_by_the_same_factor():
     mask = np.zeros((1, 64, 64, 1), np.float32)
     mask[0, 16:48, 16:48] = 1
@@ -225,6 +246,20 @@ def test_the_papers_networks(monkeypatch):
 def test_vgg_gives_five_maps_and_is_not_trained():
     extractor = small().feature_extractor
     assert len(extractor(tf.zeros([1, 32, 32, 1]))) == 5 and not extractor.trainable_variables
+
+
+def test_the_network_of_the_feature_loss_is_known_by_its_weights(tmp_path):
+    network = keras.applications.VGG19(weights=None, include_top=False)
+    arrays = {
+        f"{layer.name}/{variable.name}": np.zeros(variable.shape, np.float32)
+        for layer in network.layers
+        for variable in layer.weights
+    }
+    arrays |= {"input/scale": np.ones(3, np.float32), "input/offset": np.zeros(3, np.float32)}
+    np.savez(tmp_path / "vgg19.npz", **arrays)
+    found = small(weights=str(tmp_path / "vgg19.npz")).pretrained["feature_extractor"]
+    assert found == ("VGG-19 of unknown origin", compute_digest(arrays))
+    assert small().pretrained["feature_extractor"].sha256 == "", "random weights have none"
 
 
 @pytest.mark.parametrize(
@@ -606,6 +641,7 @@ def test_patches_that_can_not_be_halved_are_refused(config, said):
     [
         {"lambda_fm": -1},
         {"margin": 256},
+        {"margin": {"dilation": 0}},
         {"beta_2": 1},
         {"generator": "x"},
         {"widths": []},

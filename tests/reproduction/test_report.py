@@ -297,7 +297,7 @@ def test_of_trainings_made_elsewhere_an_item_names_those_that_it_reads(
         (path / "card.json").write_text(json.dumps(card | form))
     trained = {"infilling_unet": TrainedConfig(exports=exports)}
     config = complete.model_copy(update={"trained": trained})
-    wanted = ["infilling_mammograms"]  # of {infilling_unet:0}
+    wanted = ["audit_infilling"]  # of {infilling_unet:0}
     whole = plan.make_plan(config, "small", tmp_path, repository, wanted)
     (training,) = whole.trained["infilling_unet"]
     assert whole.exports == {"infilling_unet/fold0": exports[0]} == {training.name: exports[0]}
@@ -468,10 +468,13 @@ def test_the_verdict_on_an_item_and_on_its_picture():
     keys = ("can_table1", "can_fig4", "cgan_boxes")
     facts = {key: make_facts(key=key, trainings=3) for key in keys}
     own = page.judge_item(find_item("can_table1"), facts)
-    assert own.word == "undecided" and len(own.evidence) == 3
-    assert [part.word for part in own.evidence] == ["undecided", "undecided", "reproduced"]
+    assert own.word == "not attempted" and len(own.evidence) == 3
+    assert own.reason == "2 of 3 claims were not measured"
+    words = ["not attempted", "not attempted", "reproduced"]
+    assert [part.word for part in own.evidence] == words
+    assert [part.certainty for part in own.evidence] == ["", "", "low"]
     picture = page.judge_item(find_item("can_fig4"), facts)
-    assert (picture.word, picture.reason) == ("undecided", "as Table I, which measures it")
+    assert (picture.word, picture.reason) == ("not attempted", "as Table I, which measures it")
     alone = page.judge_item(find_item("cgan_boxes"), facts)
     assert alone.reason == "Dice and IoU table measures it, and has no result"
     assert page.judge_item(find_item("can_fig2"), facts).word == "not attempted"
@@ -552,7 +555,7 @@ def test_facts_alone_make_the_same_page_byte_for_byte(config, tmp_path):
     assert written[0] == written[1]
     text = written[0][1].decode()
     assert (
-        "33 tables and figures of five papers: 0 reproduced, 0 contradicted, 1 undecided, " in text
+        "33 tables and figures of five papers: 0 reproduced, 0 contradicted, 0 undecided, " in text
     )
     assert "Trivial baseline: centred disc" in text and "20,000 of 210,000 steps" in text
     assert b"The picture is not here" in written[0][0] and b"http" not in written[0][0]
@@ -575,6 +578,7 @@ OUTDATED = {
     "contextual_fig6": JUDGE,
     "contextual_phantoms": JUDGE,
     "contextual_constant": JUDGE,
+    "infilling_table1": "LPIPS alone; the study of its recall is still to be run",
 }
 
 
@@ -611,7 +615,8 @@ def test_the_page_begins_with_every_claim():
     rows = [line for line in head.splitlines() if line.startswith("| CAN, Table I |")]
     assert len(rows) == 3
     assert rows[0].startswith(
-        "| CAN, Table I | The Dice coefficient of CAN is higher than that of FCN-8s. | undecided |"
+        "| CAN, Table I | The Dice coefficient of CAN is higher than that of FCN-8s. | not "
+        "attempted |"
     )
     assert "a gain as large as printed: " in rows[2]
     assert "The claims" not in document.render_markdown(page.build_page({}))

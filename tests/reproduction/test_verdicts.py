@@ -185,9 +185,83 @@ def test_a_printed_gain_is_within_our_interval_or_not(cell, higher, gain):
     assert judge_claim(claim, [levels, *tables], printed, None, "smoke").gain == gain
 
 
-def test_what_was_not_compared_is_undecided():
-    evidence = judge_claim(CLAIM, compare(SegNet="-2.0 p = 0.010"), PRINTED, None, "small")
-    assert (evidence.word, evidence.reason) == ("undecided", "CAN and U-Net were not compared")
+@pytest.mark.parametrize("scale", ["smoke", "small"])
+def test_what_was_not_measured_is_not_attempted(scale):
+    tables = compare(SegNet="-2.0 p = 0.010")
+    gain = Gain("A detector gains.", "real + 2 by can", "merit", "Differences from real")
+    level = Level("It is reached.", "CAN", "IoU", ("CAN", "dice"))
+    for claim in (CLAIM, gain, level):
+        for facts in (tables, []):
+            evidence = judge_claim(claim, facts, PRINTED, DISC, scale)
+            assert evidence.word == "not attempted" and not evidence.is_decided, claim
+
+
+GROWTH = "Differences in recall from real + 4 copies, which synthetic ones join"
+
+
+@pytest.mark.parametrize(
+    ("cell", "p", "word"),
+    [
+        ("+0.030 [+0.010, +0.050]", "0.010", "contradicted"),
+        ("+0.030 [-0.010, +0.070]", "0.200", "undecided"),  # no proof that there is none
+        ("-0.030 [-0.050, -0.010]", "0.010", "reproduced"),
+    ],
+)
+def test_that_nothing_is_gained_is_contradicted_by_a_gain(cell, p, word):
+    body = [("real + 2 copies", "-0.1", "0.001"), ("real + 8 copies", cell, p)]
+    body.append(("real + 4 copies + 4 by unet", "+0.1", "0.001"))
+    table = TableFacts(title=GROWTH, header=("", "JAFROC figure of merit", "p, Holm"), body=body)
+    claims = items.find_item("infilling_fig6").claims
+    (claim,) = [claim for claim in claims if claim.is_absent]
+    assert judge(claim, [table]) == word
+
+
+@pytest.mark.parametrize(
+    ("cell", "word", "gain"),
+    [
+        ("+7.6 [+3.6, +11.1]", "reproduced", "5.03, ours 3.6 to 11.1: included"),
+        ("+2.6 [+1.6, +4.1]", "reproduced", "5.03, ours 1.6 to 4.1: excluded"),
+        ("+7.6 [-3.6, +11.1]", "undecided", "5.03, ours -3.6 to 11.1: included"),
+    ],
+)
+def test_the_detection_rate_of_the_abstract(cell, word, gain):
+    """Eq. (6) beside 5.03 as printed, and beyond what as many copies give."""
+    item = items.find_item("infilling_fig6")
+    (claim,) = [claim for claim in item.claims if claim.printed]
+    header = ("trained on", "4, %", "all detections, %")
+    row = "real + 4 copies + 2 by unet"
+    tables = [
+        TableFacts(title=f"Differences in recall from {name}", header=header, body=[(row, "0", of)])
+        for name, of in (("real alone", cell), ("real + 6 copies", "+1.0 [+0.5, +2.0]"))
+    ]
+    evidence = judge_claim(claim, tables, item.printed.values, None, "small")
+    assert (evidence.word, evidence.gain) == (word, gain)
+    no_better = tables[1].model_copy(update={"body": ((row, "0", "-3.0 [-6.0, +0.1]"),)})
+    assert judge_claim(claim, [tables[0], no_better], item.printed.values, None, "small").word == (
+        "undecided"
+    )
+
+
+def test_the_recall_of_table_1_needs_an_arm_of_each_network():
+    item = items.find_item("infilling_table1")
+    gains = [claim for claim in item.claims if isinstance(claim, Gain)]
+    header = ("trained on", "all detections, %")
+    margin, crn_margin, network = (
+        TableFacts(
+            title=f"Differences in recall from real + 4 copies + 2 by {other}, at false positives",
+            header=header,
+            body=[(f"real + 4 copies + 2 by {name}", "+2.0 [+1.0, +3.0]")],
+        )
+        for name, other in (
+            ("unet", "unet_no_margin"),
+            ("crn", "crn_no_margin"),
+            ("unet", "crn"),
+        )
+    )
+    assert [judge(claim, [margin, crn_margin, network]) for claim in gains] == ["reproduced"] * 3
+    words = [judge(claim, [margin]) for claim in gains]
+    assert words == ["reproduced", "not attempted", "not attempted"]
+    assert verdicts.combine([Evidence("", word, "") for word in words]) == "not attempted"
 
 
 def test_a_smoke_run_decides_nothing():
@@ -220,7 +294,7 @@ def test_models_must_be_above_the_trivial_baseline(disc, unet, word):
         ("-0.039", "0.018", False, "reproduced"),
         ("+0.039", "0.180", True, "undecided"),
         ("+0.039 [0.007, 0.070]", "-", True, "reproduced"),
-        ("-", "-", True, "undecided"),
+        ("-", "-", True, "not attempted"),
     ],
 )
 def test_a_gain_is_decided_by_its_own_column_of_p(cell, p, positive, word):
@@ -297,7 +371,7 @@ def test_a_level_on_other_data_decides_nothing():
 def test_a_difference_is_no_level():
     claim = Level("It is reached.", "CAN", "Dice*", ("CAN", "dice"))
     tables = compare(CAN="99.0 [98.0, 100.0]")
-    assert judge(claim, tables) == "undecided"
+    assert judge(claim, tables) == "not attempted"
 
 
 def test_a_level_in_another_unit():
@@ -313,6 +387,8 @@ def test_a_level_in_another_unit():
         (["reproduced", "reproduced"], "reproduced"),
         (["reproduced", "undecided"], "undecided"),
         (["reproduced", "contradicted"], "contradicted"),
+        (["reproduced", "undecided", "not attempted"], "not attempted"),
+        (["contradicted", "not attempted"], "contradicted"),
     ],
 )
 def test_all_claims_together(words, combined):

@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 import tensorflow as tf
+from pydantic import ValidationError
 
 from tests.commands import run_module, run_module_here
 from tests.synthesis_archives import (
@@ -501,6 +502,34 @@ def test_shapes_of_a_mask_gan(config, tmp_path):
         DataError, match="no shape for a mass: the mask GAN's masks look like no training mask"
     ):
         synthesize(config(shapes=ShapeConfig(gan=str(folder)), count=1), tmp_path / "none")
+    every = ShapeConfig(gan=str(folder), plausible=False)
+    recipes = synthesize(config(shapes=every, count=6), tmp_path / "every")
+    assert [recipe.left_out for recipe in recipes] == [None] * 6
+
+
+class CutDisc(keras.layers.Layer):
+    """z -> a disc of which the patch's border cuts the lower half off."""
+
+    def call(self, z):
+        row, col = np.mgrid[:64, :64]
+        disc = (np.hypot(row - 63, col - 32) < 16).astype(np.float32)
+        return 0 * z[:, :1, None, None] + disc[..., None]
+
+
+@pytest.mark.slow
+def test_masks_that_the_border_cuts_are_inserted_where_every_mask_is(config, tmp_path):
+    model = NoiseModel("mask_gan", 6, CutDisc(), ("mask",))
+    gan = str(export(model, tmp_path / "gan", {"step": 7, "train_patients": []}))
+    with pytest.raises(DataError, match="touches the border"):
+        synthesize(config(shapes=ShapeConfig(gan=gan), count=1), tmp_path / "none")
+    shapes = ShapeConfig(gan=gan, plausible=False)
+    (recipe,) = synthesize(config(shapes=shapes, count=1), tmp_path / "every")
+    assert recipe.left_out is None
+    top, left, bottom, right = recipe.lesions[0].box
+    area = recipe.lesions[0].area
+    assert area / ((bottom - top) * (right - left)) == pytest.approx(np.pi / 4, abs=0.1)
+    with pytest.raises(ValidationError, match="plausible"):
+        ShapeConfig(plausible=False)
 
 
 def test_each_archive_is_read_once_and_jobs_are_small(config, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig
 from tfmammo.config import AddedConfig, TrainingConfig
 from tfmammo.errors import ConfigError, ExportError, Interrupted, TrackingError, TrainingError
 from tfmammo.models.can import CAN
+from tfmammo.published import Source
 from tfmammo.training import folder, loop, script, state
 
 
@@ -697,6 +698,21 @@ def test_a_metric_that_cannot_be_measured_is_left_out_of_the_card(
         )
         assert metrics["error"] == 0.5
     assert export.read_card(tmp_path / "run/export")["metrics"] == {"error": 0.5}
+
+
+def test_the_card_names_the_published_networks_of_a_loss(tiny_can, random_patches, tmp_path):
+    class Guided(Small):
+        pretrained = {"trunk": Source("Keras's VGG-19", "f427" * 16)}
+
+    for model, expected in (
+        (Guided, {"trunk": {"title": "Keras's VGG-19", "sha256": "f427" * 16}}),
+        (Small, {}),
+    ):
+        output = tmp_path / model.__name__
+        fit(tiny_can(steps=1), random_patches, output, model=model)
+        card = export.read_card(output / "export")
+        assert card["pretrained"] == expected
+        assert ("f427" * 16 in export.card.format_card(card)) == bool(expected)
 
 
 def test_a_validation_without_the_monitored_metric_is_refused(tiny_can, random_patches, tmp_path):

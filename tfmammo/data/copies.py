@@ -61,7 +61,7 @@ def make_copies(
     the smaller one. Its image_id is the image's with ~1, ~2 and so on.
 
     Args:
-        config: Kinds, mixed_findings, seed and added are used.
+        config: What `sampling.select_lesions` uses, seed and added.
         skipped: Copies without a lesion in sight, and lesions whose mask can't be read, are noted
             here.
 
@@ -71,7 +71,7 @@ def make_copies(
     sources = [mammogram for mammogram in mammograms if sampling.select_lesions(mammogram, config)]
     if not sources:
         raise DataError(
-            f"data.added.copies: no training mammogram has a {' or '.join(config.kinds)}"
+            f"data.added.copies: no training mammogram has a {sampling.describe_wanted(config)}"
         )
     order = np.random.default_rng(config.seed).permutation(len(sources))
     for number in range(config.added.copies):

@@ -67,7 +67,7 @@ def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: S
     num_skipped = len(skipped)
     for mammogram in mammograms:
         num_mammograms += 1
-        kinds.update(lesion.kind for lesion in mammogram.lesions)
+        kinds.update(_name_lesion(lesion, config) for lesion in mammogram.lesions)
         count = counts.get(mammogram.image_id, 0)
         new = list(extract_patches(mammogram, config, skipped, count))
         patches += new
@@ -131,11 +131,13 @@ def make_shape_patches(
     records = list(mammograms)
     masks, shapes, patients, ids = sampling.draw_shape_masks(records, config.size, skipped=skipped)
     pathology_of = {}
+    margin_of = {}
     split_of = {}
     for record in records:
         for number, lesion in enumerate(record.lesions):
             patch_id = f"{record.image_id}#{number}"
             pathology_of[patch_id] = lesion.pathology or ""
+            margin_of[patch_id] = lesion.margin or ""
             split_of[patch_id] = record.official_split or ""
     return Patches(
         masks.astype(np.float32),
@@ -145,6 +147,7 @@ def make_shape_patches(
         kinds=np.full(len(masks), "mass"),
         pathologies=np.array([pathology_of[patch_id] for patch_id in ids.tolist()], np.str_),
         shapes=shapes,
+        margins=np.array([margin_of[patch_id] for patch_id in ids.tolist()], np.str_),
         official_splits=np.array([split_of[patch_id] for patch_id in ids.tolist()], np.str_),
         labels=np.array([sampling.SHAPES.index(shape) for shape in shapes.tolist()], np.int32),
     )
@@ -413,7 +416,19 @@ def _describe_lesions(
     if config.patches == "lesion" and config.frame == "full":
         pathology = mammogram.pathology or pathology
     shapes = {lesion.shape or "" for lesion in lesions}
-    return {"kind": kind, "pathology": pathology, "shape": shapes.pop() if len(shapes) == 1 else ""}
+    margins = {lesion.margin or "" for lesion in lesions}
+    return {
+        "kind": kind,
+        "pathology": pathology,
+        "shape": shapes.pop() if len(shapes) == 1 else "",
+        "margin": margins.pop() if len(margins) == 1 else "",
+    }
+
+
+def _name_lesion(lesion: Lesion, config: DataConfig) -> str:
+    if config.pathologies is None:
+        return lesion.kind
+    return f"{lesion.kind} of {lesion.pathology or 'unknown'} pathology"
 
 
 def _explain_no_patch(
@@ -422,7 +437,7 @@ def _explain_no_patch(
     kinds: Counter[str],
     reasons: list[tuple[str, str]],
 ) -> str:
-    wanted = "a " + " or ".join(config.kinds)
+    wanted = f"a {sampling.describe_wanted(config)}"
     if not config.mixed_findings:
         wanted += " whose kind is certain"
     if config.patches == "normal":

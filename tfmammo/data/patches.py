@@ -25,6 +25,7 @@ TEXTS = {
     "kinds": "kind",
     "pathologies": "pathology",
     "shapes": "shape",
+    "margins": "margin",
     "official_splits": "official_split",
 }
 
@@ -46,6 +47,7 @@ class Patch:
     kind: str = ""
     pathology: str = ""
     shape: str = ""
+    margin: str = ""
     official_split: str = ""
     place: Box = (0, 0, 0, 0)
 
@@ -104,10 +106,10 @@ def _unknown() -> NDArray[np.str_]:
 class Patches:
     """Patches in memory, row i of every array belonging together.
 
-    A text is "" where it is unknown. Kind, pathology, shape and official split are those of the
-    lesion that the patch was made for. A whole mammogram has the first kind in config.kinds that it
-    holds, the image's pathology (else its worst lesion's), and the shape that all its lesions
-    share.
+    A text is "" where it is unknown. Kind, pathology, shape, margin and official split are those of
+    the lesion that the patch was made for. A whole mammogram has the first kind in config.kinds
+    that it holds, the image's pathology (else its worst lesion's), and the shape and the margin
+    that all its lesions share.
 
     Raises:
         ValueError: A shape, dtype or range is another.
@@ -122,6 +124,7 @@ class Patches:
         kinds: str [n], mass, calcification, asymmetry, distortion or normal.
         pathologies: str [n], normal, benign or malignant.
         shapes: str [n], the archive's own words.
+        margins: str [n], the archive's own words, as "spiculated".
         official_splits: str [n], train or test.
         labels: int32 [n], the class of each for a classifier, set by `with_labels`; of length 0
             where there is none.
@@ -136,6 +139,7 @@ class Patches:
     kinds: NDArray[np.str_] = field(default_factory=_unknown)
     pathologies: NDArray[np.str_] = field(default_factory=_unknown)
     shapes: NDArray[np.str_] = field(default_factory=_unknown)
+    margins: NDArray[np.str_] = field(default_factory=_unknown)
     official_splits: NDArray[np.str_] = field(default_factory=_unknown)
     labels: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     balanced: bool = False
@@ -166,7 +170,7 @@ class Patches:
             )
         if self.patient_ids.dtype.kind != "U" or self.ids.dtype.kind != "U":
             raise ValueError("patient_ids and ids must be arrays of str")
-        for name in ("kinds", "pathologies", "shapes", "official_splits"):
+        for name in ("kinds", "pathologies", "shapes", "margins", "official_splits"):
             column = getattr(self, name)
             if column.size == 0:
                 object.__setattr__(self, name, np.full(len(self), "", np.str_))

@@ -51,7 +51,9 @@ _SHAPE_WORDS = {**{shape: shape for shape in SHAPES}, "lobulated": "lobular"}
 
 
 def select_lesions(mammogram: Mammogram, config: DataConfig) -> dict[int, Lesion]:
-    """Select the lesions that config.kinds and config.mixed_findings ask for; no file is read.
+    """Select the lesions that config's kinds, pathologies and mixed_findings ask for.
+
+    No file is read.
 
     Returns:
         Lesion by its index in the mammogram.
@@ -59,12 +61,25 @@ def select_lesions(mammogram: Mammogram, config: DataConfig) -> dict[int, Lesion
     return {
         number: lesion
         for number, lesion in enumerate(mammogram.lesions)
-        if lesion.kind in config.kinds and (lesion.kind_is_certain or config.mixed_findings)
+        if lesion.kind in config.kinds
+        and (config.pathologies is None or lesion.pathology in config.pathologies)
+        and (lesion.kind_is_certain or config.mixed_findings)
     }
 
 
-def list_uncertain(mammogram: Mammogram, config: DataConfig) -> list[Lesion]:
-    """List the lesions of config.kinds that config.mixed_findings leaves out; no file is read."""
+def describe_wanted(config: DataConfig) -> str:
+    """Say which lesions `select_lesions` selects: "malignant mass or calcification".
+
+    Examples:
+        >>> describe_wanted(DataConfig(pathologies=("malignant",)))
+        'malignant mass'
+    """
+    kinds = " or ".join(config.kinds)
+    return f"{' or '.join(config.pathologies)} {kinds}" if config.pathologies else kinds
+
+
+def list_unselected(mammogram: Mammogram, config: DataConfig) -> list[Lesion]:
+    """List the lesions of config.kinds that `select_lesions` leaves out; no file is read."""
     wanted = select_lesions(mammogram, config)
     return [
         lesion
@@ -97,7 +112,7 @@ def draw_quota(mammograms: Iterable[Mammogram], config: DataConfig) -> dict[str,
 
     Args:
         mammograms: All records, in any order.
-        config: Patches, kinds, mixed_findings, frame, sampling.count and seed are used.
+        config: What `select_lesions` uses, patches, frame, sampling.count and seed.
 
     Returns:
         image_id -> count for every mammogram, 0 included.
@@ -111,7 +126,7 @@ def draw_quota(mammograms: Iterable[Mammogram], config: DataConfig) -> dict[str,
     weights = {mammogram.image_id: _weight(mammogram, config) for mammogram in mammograms}
     total = sum(weights.values())
     if total == 0:
-        fault = f"holds a {' or '.join(config.kinds)} to make a patch of"
+        fault = f"holds a {describe_wanted(config)} to make a patch of"
         if config.patches == "normal":
             fault = "is normal: without any lesion, and called normal by its archive"
             if config.sampling.normal == "tissue":

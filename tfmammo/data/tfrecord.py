@@ -3,7 +3,7 @@
 A folder of `python -m tfmammo.data.build` holds shard-*.tfrecord and manifest.json. A record is a
 tf.train.Example of bytes features: "image", the patch as rint(value * 65535), little-endian uint16
 row by row, so off by at most 1/131070; "mask", a PNG of one byte a pixel, 0 or 1; and as text "id",
-"patient_id", "kind", "pathology", "shape" and "official_split".
+"patient_id", "kind", "pathology", "shape", "margin" and "official_split".
 
 Pixels are not compressed: a 16-bit PNG of a patch is only 14 % smaller (the low bits are noise) and
 takes 1.2 ms to decode.
@@ -99,6 +99,7 @@ class Records:
     kinds: NDArray[np.str_]
     pathologies: NDArray[np.str_]
     shapes: NDArray[np.str_]
+    margins: NDArray[np.str_]
     official_splits: NDArray[np.str_]
     # shared by everything taken from one folder
     _checked: set[str] = field(default_factory=set, repr=False, kw_only=True)

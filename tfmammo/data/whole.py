@@ -139,8 +139,8 @@ def make_whole(
 
     Args:
         mammograms: Raw records. Pixels are read once each, of those that are used.
-        config: Preprocess, kinds, mixed_findings, size, canvas, tiles, percentiles, window and seed
-            are used.
+        config: What `sampling.select_lesions` uses, preprocess, size, canvas, tiles, percentiles,
+            window and seed.
         skipped: What can't be used is noted here, by image_id.
         normal: Use those that the archive calls normal too.
 
@@ -162,7 +162,7 @@ def make_whole(
     num_lesions = sum(len(image.boxes) for image in images)
     if not num_lesions:
         raise DataError(
-            f"there is no mammogram with a {' or '.join(config.kinds)} to detect"
+            f"there is no mammogram with a {sampling.describe_wanted(config)} to detect"
             + _describe_first(skipped)
         )
     log.info(

@@ -278,7 +278,7 @@ def run_sets(config: DetectionConfig, uris: Mapping[str, Sequence[str]]) -> Eval
         )
     if not any(prediction.lesions for prediction in next(iter(predictions.values()))):
         raise DataError(
-            f"no mammogram with a {' or '.join(config.data.kinds)} is of a patient that a "
+            f"no mammogram with a {sampling.describe_wanted(config.data)} is of a patient that a "
             "detector was not trained on"
         )
     return EvaluationResult(config, predictions)
@@ -317,11 +317,11 @@ def _predict(
     start = time.perf_counter()
     detections = detector.predict(mammogram)
     seconds = time.perf_counter() - start
-    # lesions that data.mixed_findings leaves out are there all the same
+    # lesions of these kinds that do not count are there all the same
     spared = find_spared(
         detections.boxes,
         stack_boxes(lesions),
-        stack_boxes(sampling.list_uncertain(mammogram, config.data)),
+        stack_boxes(sampling.list_unselected(mammogram, config.data)),
         config.threshold,
         config.criterion,
     )

@@ -1,7 +1,8 @@
-"""The comparison of models again within groups of patches: by pathology, or by shape.
+"""The comparison of models again within groups of patches: by pathology, shape or margin.
 
 CAN's paper says that it equals other models on benign masses and is better on malignant ones,
-lobulated and spiculated ones above all. It prints no number for either. These tables do.
+lobulated (a shape) and spiculated ones (a margin) above all. It prints no number for either. These
+tables do.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from tfmammo.evaluation.comparison import Comparison, EvaluationConfig
 from tfmammo.metrics.summary import Measure, Row, Scores, Table, convert_units, correct_p
 from tfmammo.metrics.summary import make_tables as make_summary_tables
 
-Attribute = Literal["pathology", "shape"]
-COLUMNS: Mapping[Attribute, str] = {"pathology": "pathologies", "shape": "shapes"}
+Attribute = Literal["pathology", "shape", "margin"]
+COLUMNS: Mapping[Attribute, str] = {
+    "pathology": "pathologies",
+    "shape": "shapes",
+    "margin": "margins",
+}
 UNKNOWN = "unknown"
 
 

@@ -28,7 +28,7 @@ from tfmammo.evaluation.perceptual import (
 )
 from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import Published, Report
-from tfmammo.layers import label_patches
+from tfmammo.layers import Margin, label_patches, parse_margin
 from tfmammo.metrics import perceptual, synthesis
 from tfmammo.metrics.significance import bound_share
 from tfmammo.metrics.summary import Measure, Row, Table
@@ -170,13 +170,12 @@ def make_tri_labels(patches: Patches, card: Mapping[str, Any], draw: int = 0) ->
     return label_patches(patches.images, masks, draw, read_margin(card)).numpy()
 
 
-def read_margin(card: Mapping[str, Any]) -> int | None:
+def read_margin(card: Mapping[str, Any]) -> Margin | None:
     """Read the margin of an infilling generator's training from its card; see `layers.tri_label`.
 
     It is the paper's 296 where a card says nothing, and None for a training without one.
     """
-    margin: int | None = card.get("config", {}).get("model", {}).get("margin", 296)
-    return margin
+    return parse_margin(card.get("config", {}).get("model", {}).get("margin", 296))
 
 
 def add_comparison(

@@ -31,7 +31,8 @@ MEASURES = {
 }
 NOTE = (
     "Texture: a Haar band of 0.5 to 2 times the real one is wanted (geometric mean over patches), "
-    "and lattices as weak as in real patches, near 0 dB."
+    "and lattices as weak as in real patches, near 0 dB. Differences of Haar bands are of "
+    "logarithms to base 2: +1 is twice the energy."
 )
 
 Scores = dict[str, NDArray[np.float64]]
@@ -92,8 +93,8 @@ def summarize(
 ) -> list[Row]:
     """Compute table rows: intervals over patients, and a row of the real patches' lattices.
 
-    The band's ratio is averaged and bootstrapped as a logarithm, so that half and double weigh the
-    same. A ratio below SMALLEST counts as SMALLEST.
+    The band's ratio is averaged, bootstrapped and tested as a logarithm to base 2, so that half and
+    double weigh the same. Differences stay logarithms. A ratio below SMALLEST counts as SMALLEST.
 
     Args:
         scores: Model -> what `measure` returns.
@@ -101,11 +102,14 @@ def summarize(
         config: The settings of intervals and tests.
     """
     patients = patches.patient_ids
-    rows = []
-    for model, values in scores.items():
-        logarithms = np.log2(np.maximum(values[HAAR], SMALLEST))
-        for row in config.summarize({model: {HAAR: logarithms}}, patients):
-            rows.append(replace(row, mean=2**row.mean, low=2**row.low, high=2**row.high))
+    logarithms = {
+        model: {HAAR: np.log2(np.maximum(values[HAAR], SMALLEST))}
+        for model, values in scores.items()
+    }
+    rows = [
+        replace(row, mean=2**row.mean, low=2**row.low, high=2**row.high)
+        for row in config.summarize(logarithms, patients)
+    ]
     lattices = {
         model: {name: values[name] for name in LATTICES}
         for model, values in {**scores, REAL: measure_lattices(patches.images)}.items()

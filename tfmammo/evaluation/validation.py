@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tfmammo.data.patches import Patches
 from tfmammo.export import predict
-from tfmammo.layers import label_patches, sample_latent_noise
+from tfmammo.layers import Margin, label_patches, sample_latent_noise
 from tfmammo.metrics import synthesis
 from tfmammo.metrics.blending import background_error, seam_strength
 from tfmammo.metrics.classification import one_versus_rest, roc_auc
@@ -37,7 +37,7 @@ MASK_SAMPLES = 128  # masks that a validation of the mask GAN draws
 
 
 def validate_infilling(
-    functions: Functions, held_out: Patches, margin: int | None
+    functions: Functions, held_out: Patches, margin: Margin | None
 ) -> dict[str, float]:
     """Compare the infilling GAN's images with the real ones, with the same noise every time.
 
@@ -73,7 +73,7 @@ def validate_flow(functions: Functions, held_out: Patches, margin: int | None) -
 
 
 def _infill(
-    function: Any, held_out: Patches, margin: int | None
+    function: Any, held_out: Patches, margin: Margin | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Infill held-out masses; return the images, and mask and margin, where they are scored."""
     inputs = _label(held_out, margin)
@@ -94,7 +94,7 @@ def _find_region(label: NDArray[np.float32]) -> NDArray[np.float32]:
     return label[..., 1:].max(axis=-1, keepdims=True)
 
 
-def _label(held_out: Patches, margin: int | None) -> NDArray[np.float32]:
+def _label(held_out: Patches, margin: Margin | None) -> NDArray[np.float32]:
     return label_patches(held_out.images, held_out.masks.astype(np.float32), 0, margin).numpy()
 
 

@@ -46,6 +46,13 @@ class _Function(BaseModel):
     outputs: dict[str, _Tensor]
 
 
+class _Pretrained(BaseModel):
+    """A frozen network of somebody else's weights, see published.Source."""
+
+    title: str
+    sha256: str
+
+
 class _CardForm(BaseModel):
     """What this package reads of a card."""
 
@@ -56,6 +63,7 @@ class _CardForm(BaseModel):
     versions: dict[str, str] = {}
     config: dict[str, Any] = {}
     train_patients: list[str] = []
+    pretrained: dict[str, _Pretrained] = {}
 
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -120,6 +128,9 @@ def format_card(card: Mapping[str, Any]) -> str:
     if metrics:
         values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         lines.append(f"- On held-out patches: {values}")
+    for name, source in card.get("pretrained", {}).items():
+        digest = f", SHA-256 {source['sha256']}" if source["sha256"] else ""
+        lines.append(f"- `{name}`, which the loss looks through: {source['title']}{digest}")
     for name, function in card["functions"].items():
         sides = (
             ", ".join(f"{key} {tensor['shape'][1:]}" for key, tensor in function[side].items())

@@ -12,14 +12,16 @@ R is the real image, phi_0 the image itself, phi_1 to phi_5 are layers of VGG-19
 
 Inside, images are in [-1, 1]; at every public border, and in L_fm, they are in [0, 1].
 
-Departures and what the paper leaves open:
-- The margin: section 3.1 speaks of a morphological operation, section 4.1 of scaling, which is
-  taken: the mask is "resized to 296 x 296". Here it is resized about the patch's centre by
-  nearest neighbours and cropped back to 256 x 256; then the mask is subtracted. The margin is
-  therefore no band of one width. That of a mask off the centre is wider on the side away from the
-  centre and narrow or missing on the other, and in bays of the outline. Patches of another size
-  scale by the same factor, to whole px on every side: at 64 px 276, 296 and 316 are factors of
-  1.063, 1.156 and 1.25, not 1.078, 1.156 and 1.234. `margin: null` leaves the channel out (the
+Deviations and what the paper leaves open:
+- The margin: section 4.1 makes it by scaling, which is the default: the mask is "resized to 296 x
+  296". Here it is resized about the patch's centre by nearest neighbours and cropped back to 256 x
+  256; then the mask is subtracted. So the margin has no constant width. Around a centred disc of
+  radius 60 px it is 9 px, of radius 15 px at 64 px 2 px. That of a mask off the centre is wider on
+  the side away from the centre and narrow or missing on the other, and in bays of the outline.
+  Patches of another size scale by the same factor, to whole px on every side: at 64 px 276, 296 and
+  316 are factors of 1.063, 1.156 and 1.25, not 1.078, 1.156 and 1.234. Section 3.1 speaks of a
+  morphological operation of no stated width: `margin: {dilation: 20}` dilates the mask by a disc of
+  20 px of 256, as much as 296 moves the patch's border. `margin: null` omits the channel (the
   ablation).
 - Adam is printed with beta_1 = 0.9 and beta_2 = 0.5, most likely swapped: (0.5, 0.9) here.
 - VGG-19's layers: `feature_layers: blocks` are conv1_2, 2_2, 3_2, 4_2 and 5_2 after their ReLUs, as
@@ -28,19 +30,22 @@ Departures and what the paper leaves open:
   `chen_koltun` multiplies these by their 1, 1/2.6, 1/4.8, 1/3.7, 1/5.6, 10/1.5.
 - VGG-19 sees [0, 255] or standardised grey values, depending on the file of weights. Its feature
   maps are divided by that factor. All six terms are then on the scale of images in [0, 1], and
-  lambda means the same with either.
-- The crn generator: "256 x 256 x 3" of its last module can't be the one-channel image; a 1 x 1
-  convolution follows. Its widths are open (Chen and Koltun: 1024 below 128 px, 512 at 128 and 256),
-  and so is its normalisation (theirs: of the layer, before each ReLU; `none` leaves it out). ReLU
-  is as printed, where theirs leaks. It upsamples bilinearly and starts from He's random weights.
+  lambda means the same with either. The card names the file's weights by their SHA-256.
+- The crn generator: "2 x 2 x 3" of its first module and "256 x 256 x 3" of its last count the
+  tri-label's channels, which each module takes in. A module's own width is open (Chen and Koltun:
+  1024 below 128 px, 512 at 128 and 256), and so is its normalisation (theirs: of the layer, before
+  each ReLU; `none` omits it). A 1 x 1 convolution makes the image of the last module. ReLU is as
+  printed, where theirs leaks. It upsamples bilinearly and starts from He's random weights.
 - The unet generator: Pix2Pix's U-Net, dropout 0.5 in its three innermost decoder blocks, off at
   inference. Both generators end in tanh.
 - Grey values are those of the mammogram (`data.window`); the paper states none.
-- `data.padding` is the paper's 100 px "unscaled". In a scaled copy of an archive it is more tissue.
+- `data.padding` is the paper's 100 px "unscaled", about 5 mm of DDSM's films. In a scaled copy of
+  an archive, or on phantoms (25 px), 100 px are more tissue.
 - log(1 - D) hardly has a gradient while D wins: `adversarial: non_saturating` (default) minimises
   -log D. "The average value" of D's 30 x 30 responses is that of probabilities; `average: losses`
   averages their logarithms.
-- Masses of any pathology; the paper takes DDSM's 765 malignant ones alone. No key selects them.
+- Malignant masses (`data.pathologies`), as in the paper. Where an archive states no pathology, or
+  has few malignant masses, `data.pathologies: null` takes all.
 - Augmentation: each draw is transformed by a random one of the eight symmetries of the square
   (`data.augment`). The paper rotates, mirrors and scales its 765 images to 3,825 beforehand;
   `data.added.copies` adds such copies of training mammograms, scaled ones too.
@@ -52,7 +57,7 @@ Departures and what the paper leaves open:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import keras
 import numpy as np
@@ -62,11 +67,12 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from tfmammo.config import Frozen
 from tfmammo.convolutions import Convolution
 from tfmammo.errors import ConfigError, name_key
-from tfmammo.layers import FULL, GroupNormalization, label_patches
+from tfmammo.layers import FULL, Dilation, GroupNormalization, label_patches
 from tfmammo.losses import Average, l1, log_fake, log_real
 from tfmammo.networks import PIX2PIX_FILTERS, Network, PatchDiscriminator, Trainable, UNet256
 from tfmammo.optimization import build_adam, count_batches, minimize
 from tfmammo.pretrained import vgg19
+from tfmammo.published import identify
 
 CRN_WIDTHS = (1024, 1024, 1024, 1024, 1024, 1024, 512, 512)
 FEATURE_LAYERS = {
@@ -77,13 +83,13 @@ CHEN_KOLTUN = (1.0, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)
 
 
 class InfillingConfig(Frozen):
-    """The paper's values; see *Departures* in the module for those it leaves open."""
+    """The paper's values; see *Deviations* in the module for those it leaves open."""
 
     generator: Literal["unet", "crn"] = "unet"
     """Network of G."""
-    margin: int | None = Field(default=296, gt=FULL)
+    margin: Annotated[int, Field(gt=FULL)] | Dilation | None = 296
     """Size, px, to which a mask of 256 px is scaled for the third channel; 276, 296 and 316 are
-    studied. null: two channels.
+    studied. {dilation: 20}: the mask is widened by 20 px of 256 instead. null: two channels.
     """
     lambda_fm: NonNegativeFloat = 100.0
     """Weight of L_fm, the paper's lambda."""
@@ -259,6 +265,7 @@ class Infilling(Trainable):
         # in no checkpoint and no export
         with name_key("model.weights"):
             self.feature_extractor = vgg19(config.weights, FEATURE_LAYERS[config.feature_layers])
+            self.pretrained = {"feature_extractor": identify("vgg19", config.weights)}
         self.grey_scale = _grey_scale(self.feature_extractor)
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimizers = build_adam(

@@ -11,7 +11,7 @@ differ from each other and from the training masks.
 
 Inside, masks are in [-1, 1]; at every public border they are in [0, 1].
 
-Departures and what the paper leaves open:
+Deviations and what the paper leaves open:
 - Layers: the paper only cites DCGAN, which ends at 64 x 64. Here it continues to 256 x 256: 4 x 4 x
   1024, then doubled in size and halved in width six times, kernel 5. D is the mirror image. Only
   G's first layer is fully connected. z has 100 numbers.
@@ -20,16 +20,17 @@ Departures and what the paper leaves open:
   real and fake masks in separate batches.
 - Batch normalisation's gamma starts at 1 and its epsilon is 1e-3, as in Keras; DCGAN's code has
   N(1, 0.02) and 1e-5.
-- Masses of any pathology; the paper takes malignant ones alone. Each draw is transformed by a
-  random one of the eight symmetries of the square. The paper's copies are scaled as well.
-- Adam's beta_1 is 0.9, as printed; DCGAN recommends 0.5. In trials here masks came and went with
-  either, so look at diversity and plausible at every checkpoint: docs/measurements.md.
+- Malignant masses (`data.pathologies`), as in the paper; null takes all. Each draw is transformed
+  by a random one of the eight symmetries of the square. The paper's copies are scaled as well.
+- Adam's beta_1 is 0.9, as printed; DCGAN recommends 0.5. In trials masks came and went with either,
+  so look at diversity and plausible at every checkpoint: docs/measurements.md.
 - log(1 - D(G(z))) hardly has a gradient while D wins: `adversarial: non_saturating` (default)
   minimises -log D(G(z)).
 - "Pre-processing to remove the white noise" from masks: thresholding at 0.5, a median filter of 5 x
   5, the largest region, its holes filled. Outlines that people drew need no median filter: training
   masks are cleaned without it.
-- The filter for plausibility is ours: the paper inserts every mask.
+- The filter for plausibility is ours. `shapes.plausible: false` of a synthesis inserts every mask,
+  as the paper does.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ BLOCK = 256  # training masks compared at once: 64 MB of float32 at 256 x 256
 
 
 class MaskGANConfig(DCGANConfig):
-    """The paper's values; see *Departures* in the module for those it leaves open."""
+    """The paper's values; see *Deviations* in the module for those it leaves open."""
 
     beta_1: float = Field(default=0.9, ge=0, lt=1)
     """Adam's decay of the first moment."""

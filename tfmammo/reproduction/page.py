@@ -51,6 +51,9 @@ RULES = (
     "where there is none, by an interval beyond the baseline's. Its p is the larger one of both "
     "tests. It is contradicted as the paper states it, without such a baseline.",
     "A level is reproduced where our mean reaches it. That is no test, and needs the paper's data.",
+    "That nothing is gained is contradicted by a decisive gain, and reproduced by a decisive loss "
+    "alone: a test that finds no gain is no proof.",
+    "not attempted: the item, or one of its claims, was not measured.",
     "undecided: everything else that was measured. A level on other data than the "
     "paper's decides nothing, reached or not. Nor does what depends on the pixels of a patch, "
     "where ours has fewer.",
@@ -117,7 +120,7 @@ def judge_item(item: Item, facts: Mapping[str, Facts]) -> Verdict:
     if item.decided_by:
         other = judge_item(find_item(item.decided_by), facts)
         label = find_item(item.decided_by).printed.label
-        if other.word == "not attempted":
+        if other.word == verdicts.NOT_ATTEMPTED and not other.evidence:
             return Verdict("undecided", reason=f"{label} measures it, and has no result")
         return Verdict(other.word, other.certainty, reason=f"as {label}, which measures it")
     if not item.claims:
@@ -134,10 +137,13 @@ def judge_item(item: Item, facts: Mapping[str, Facts]) -> Verdict:
         )
         for claim in item.claims
     )
-    is_decided = any(part.word != "undecided" for part in evidence)
+    is_decided = any(part.is_decided for part in evidence)
     if is_decided and item.is_sized and (smaller := SMALLER.search(own.extent)):
         reason = f"it depends on the pixels of a patch, and ours has {smaller[0]}"
-        undecided = tuple(part.withhold(reason) for part in evidence)
+        undecided = tuple(
+            part if part.word == verdicts.NOT_ATTEMPTED else part.withhold(reason)
+            for part in evidence
+        )
         return Verdict("undecided", evidence=undecided, reason=reason)
     word = verdicts.combine(evidence)
     are_known = curves.are_complete(own.curves, own.commands)
@@ -149,9 +155,11 @@ def judge_item(item: Item, facts: Mapping[str, Facts]) -> Verdict:
         are_flat=are_flat,
     )
     rated = tuple(
-        replace(part, certainty="" if part.word == "undecided" else rate([part]))
-        for part in evidence
+        replace(part, certainty=rate([part]) if part.is_decided else "") for part in evidence
     )
+    if word == verdicts.NOT_ATTEMPTED:
+        count = sum(part.word == word for part in evidence)
+        return Verdict(word, "", rated, f"{count} of {len(evidence)} claims were not measured")
     return Verdict(word, "" if word == "undecided" else rate(evidence), rated)
 
 
@@ -303,7 +311,7 @@ def _list_decided(
         )
         for item in ITEMS
         for part in verdict_of[item.key].evidence
-        if part.word in ("reproduced", "contradicted")
+        if part.is_decided
     ]
 
 

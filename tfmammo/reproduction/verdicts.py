@@ -14,10 +14,13 @@ The rule, for each claim:
   order must hold in every fold. Two answers of the same networks are compared as they stand: other
   trainings would change both. Gains have no such rule: their tables show each training beside the
   test.
+- That nothing is gained is contradicted by a decisive gain. A test that finds none is no proof, so
+  it is reproduced only by a decisive loss.
 - A gain is reproduced only if it is also beyond what a trivial baseline gains: augmented copies, or
   the same brightness spread evenly. It is contradicted as the paper states it, which compares with
   no such baseline. Where no test compares the two, its interval must lie beyond the baseline's. Its
   p is the larger one of both tests.
+- *not attempted*: the facts have no such number.
 - *undecided*: everything else. The scale `smoke` decides nothing, and a printed level is decided on
   the paper's data alone: other data may be easier or harder. What depends on the pixels of a patch
   is undecided where ours has fewer.
@@ -27,9 +30,9 @@ The rule, for each claim:
   large as the printed one, in per cent. A claim may be undecided and its printed gain excluded.
   Where trainings overlap, others might say otherwise.
 
-A table or figure is reproduced if all its claims are, contradicted if one of them is, and
-undecided otherwise. A picture without a measure of its own has the verdict of the table that
-measures what it shows.
+A table or figure is reproduced if all its claims are, contradicted if one of them is, else not
+attempted if one of them is, and undecided otherwise. A picture without a measure of its own has the
+verdict of the table that measures what it shows.
 
 Certainty of a decided verdict: *high* if all p are below 0.01, on the paper's data and over three
 seeds or folds; *moderate* if all p are below 0.01 and one of the two holds; *low* otherwise, and
@@ -55,6 +58,7 @@ from tfmammo.reproduction.tables import (
 )
 
 Word = Literal["reproduced", "contradicted", "undecided", "not attempted"]
+NOT_ATTEMPTED: Word = "not attempted"
 Printed = Mapping[str, Mapping[str, float]]
 SIGNIFICANT = 0.05
 CERTAIN = 0.01
@@ -99,6 +103,11 @@ class Evidence:
     gain: str = ""
     certainty: str = ""
     measure: str = ""
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the claim is reproduced or contradicted."""
+        return self.word in ("reproduced", "contradicted")
 
     @property
     def numbers(self) -> str:
@@ -164,13 +173,13 @@ class Order:
         cell = find_difference(tables, self.better, self.worse, self.column)
         if cell is None:
             reason = f"{self.better} and {self.worse} were not compared"
-            return Evidence(self.sentence, "undecided", reason)
+            return Evidence(self.sentence, NOT_ATTEMPTED, reason)
         evidence = _judge_difference(self.sentence, cell, self.higher, cell.p)
         gain = self._compare_gains(cell, tables, printed)
         doubt = self._doubt_trainings(tables, cell.value > 0)
         if doubt.startswith(OVERLAP) and gain:
             gain += " for these trainings"
-        if doubt and evidence.word != "undecided":
+        if doubt and evidence.is_decided:
             evidence = evidence.withhold(doubt)
         return replace(evidence, gain=gain)
 
@@ -231,6 +240,8 @@ class Gain:
         beyond: A pattern of the title of the differences from the trivial baseline; "": none.
         beyond_edit: A pattern of the heading of what is gained beyond a trivial edit; "": none.
         beyond_row: A pattern of the trivial baseline's line in the same table; "": none.
+        is_absent: Whether the paper finds that there is none.
+        printed: Row and column of the printed gain, in our unit; (): the paper prints none.
     """
 
     sentence: str
@@ -243,6 +254,8 @@ class Gain:
     beyond: str = ""
     beyond_edit: str = ""
     beyond_row: str = ""
+    is_absent: bool = False
+    printed: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -252,6 +265,8 @@ class Gain:
     def judge(self, tables: Sequence[TableFacts], printed: Printed) -> Evidence:
         """Judge the claim."""
         evidence = self._judge_alone(tables)
+        if self.printed:
+            evidence = replace(evidence, gain=self._compare_gains(tables, printed))
         if evidence.word != "reproduced":
             return evidence
         if self.beyond:
@@ -274,12 +289,23 @@ class Gain:
         """Judge the claim without a trivial baseline."""
         cell = find_cell(tables, self.title, self.row, self.column)
         if cell is None:
-            return Evidence(self.sentence, "undecided", "no such line was measured")
+            return Evidence(self.sentence, NOT_ATTEMPTED, "no such line was measured")
         p = cell.p
         if self.p_column:
             of_test = find_cell(tables, self.title, self.row, self.p_column)
             p = of_test.value if of_test else None
-        return _judge_difference(self.sentence, cell, self.positive, p, self.level)
+        is_positive = self.positive and not self.is_absent
+        return _judge_difference(self.sentence, cell, is_positive, p, self.level)
+
+    def _compare_gains(self, tables: Sequence[TableFacts], printed: Printed) -> str:
+        """Say whether our interval excludes the printed gain; "" where there is no interval."""
+        cell = find_cell(tables, self.title, self.row, self.column)
+        if cell is None or cell.low is None or cell.high is None:
+            return ""
+        row, column = self.printed
+        gain = printed[row][column]
+        word = "included" if cell.low <= gain <= cell.high else EXCLUDED
+        return f"{gain:g}, ours {cell.low:g} to {cell.high:g}: {word}"
 
 
 @dataclass(frozen=True)
@@ -311,7 +337,7 @@ class Level:
         """Judge the claim without a trivial baseline."""
         cell = find_level(tables, self.row, self.column)
         if cell is None:
-            return Evidence(self.sentence, "undecided", "it was not measured")
+            return Evidence(self.sentence, NOT_ATTEMPTED, "it was not measured")
         target = printed[self.printed[0]][self.printed[1]] * self.factor
         reason = f"{cell.text} against {target:g} as printed"
         if cell.high is None:
@@ -371,6 +397,8 @@ def judge_claim(
         commands: The commands behind the facts.
     """
     evidence = claim.judge(tables, printed)
+    if evidence.word == NOT_ATTEMPTED:
+        return evidence
     if isinstance(claim, Order) and starts_at_random(claim.pretrained, commands):
         # nor does the printed gain concern such a network
         evidence = replace(evidence, gain="").withhold(
@@ -378,9 +406,9 @@ def judge_claim(
         )
     if scale == "smoke":
         return evidence.withhold("the scale smoke decides nothing")
-    if isinstance(claim, Level) and evidence.word != "undecided" and not is_papers_data:
+    if isinstance(claim, Level) and evidence.is_decided and not is_papers_data:
         return evidence.withhold("a level on other data decides nothing")
-    if evidence.word != "undecided" and floor:
+    if evidence.is_decided and floor:
         below = [
             model
             for model in claim.models
@@ -439,6 +467,8 @@ def combine(evidence: Sequence[Evidence]) -> Word:
     words = {part.word for part in evidence}
     if "contradicted" in words:
         return "contradicted"
+    if NOT_ATTEMPTED in words:
+        return NOT_ATTEMPTED
     return "reproduced" if words == {"reproduced"} else "undecided"
 
 
@@ -453,7 +483,7 @@ def rate_certainty(
         trainings: The smallest number of seeds or folds of a model.
         are_flat: Whether validation curves are known, and every one is flat at its end.
     """
-    decisive = [part for part in evidence if part.word != "undecided"]
+    decisive = [part for part in evidence if part.is_decided]
     if not are_flat or any(part.p is None or part.p >= CERTAIN for part in decisive):
         return "low"
     strengths = is_papers_data + (trainings >= FEWEST_TRAININGS)

@@ -105,7 +105,7 @@ def measure_recall(
         for name, detector in detectors.items():
             for mammogram, found in zip(part, detector.detect(part), strict=True):
                 truth = stack_boxes(sampling.select_lesions(mammogram, config.unseen).values())
-                uncertain = stack_boxes(sampling.list_uncertain(mammogram, config.unseen))
+                uncertain = stack_boxes(sampling.list_unselected(mammogram, config.unseen))
                 rule = (config.threshold, config.criterion)
                 judged = found.select(~find_spared(found.boxes, truth, uncertain, *rule))
                 matches[name].append(match(judged.boxes, judged.scores, truth, *rule))

@@ -22,7 +22,7 @@ Source: Shen et al. (Mass image synthesis in mammogram with contextual informati
 2021), section 4.5; Lin et al. (Breast mass detection in mammograms via blending adversarial
 learning, 2019), section 3.
 
-Departures:
+Deviations:
 - Both papers train as many epochs whatever the training set, so that a larger set gets more steps.
   With training.steps all arms get the same number, the Mask R-CNN's three stages together.
 - Neither paper gives intervals or tests. Lin et al. give the deviation over folds, which is given
@@ -30,10 +30,11 @@ Departures:
   width and is not normalised; the one here is the mean height from 0 to the largest `fppi`.
 - Lin et al.'s study gets an arm of turned copies, too. Without it nobody knows whether synthetic
   masses or more mammograms made the difference.
-- Normal mammograms are trained on and evaluated (model.normal, and normal in
-  configs/detection.yaml). In the papers' counts, 93 + 200 being "three times" and 566 + 1,500 =
-  2,066, there are none in training. The same normal mammograms are the background of synthetic
-  masses.
+- Normal mammograms are evaluated (normal in configs/detection.yaml). In the papers' training sets
+  there are none, by their counts: 93 + 200 is "three times", and 2,066 is 1,500 copies and 566 real
+  ones, if 566, which is not printed, is inferred rightly. The infilling study does not train on
+  them either (model.normal), so that the detector knows the background of synthetic masses from
+  these alone. The blending study trains on them.
 - A mammogram is normal where the archive says so and marks no lesion. One with other findings only
   is neither trained on nor evaluated. In INbreast, normal is BI-RADS 1: by its authors' counts 67
   mammograms besides 107 with masses, so that some 230 of 410 are left out. False positives are
@@ -289,6 +290,8 @@ class _FoldPlanner:
         split_file = str(self.output / SPLIT)
         patients = {"split_file": split_file, "fold": self.fold, "side": "train"}
         values = {"data": _share_data(self.config), "patients": patients, "format": "png"}
+        if len(wanted := self.config.data.pathologies or ()) == 1:
+            values["pathology"] = wanted[0]  # else no detector of such lesions is trained on them
         count = math.ceil((1 + self.config.spare) * max(self.config.synthetic))
         step = self._plan_step(
             f"synthetic/{name}/fold{self.fold}",

@@ -54,6 +54,7 @@ from tfmammo.studies.detection import (
 )
 from tfmammo.tracking import runs, store
 
+BASE = ", which synthetic ones join"  # the base in titles
 RUN_ID = "RUN"  # stands for the parent run's id in a plan that is only shown
 
 
@@ -287,8 +288,9 @@ def _match_boxes(
 def make_tables(results: Results) -> dict[str, Table]:
     """Make the tables, by the names of their files.
 
-    Arms are compared with real alone, with as many copies as the largest arm of a method adds, and
-    with the copies that the synthetic mammograms join.
+    Arms are compared with real alone, with as many copies as the largest arm of a method adds, with
+    the copies that the synthetic mammograms join, and with the largest arm of each method but the
+    first.
     """
     config = results.config
     tables = {
@@ -297,13 +299,16 @@ def make_tables(results: Results) -> dict[str, Table]:
         "difference": tabulate_difference(results, Arm(REAL)),
     }
     controls = {
-        "difference-from-copies": config.base + max(config.synthetic, default=0),
-        "difference-from-base": config.base,
+        "difference-from-copies": (config.base + max(config.synthetic, default=0), ""),
+        "difference-from-base": (config.base, BASE),
     }
-    for name, count in controls.items():
+    for name, (count, role) in controls.items():
         control = Arm(f"copies-{count}", count)
         if control in list_arms(config):
-            tables[name] = tabulate_difference(results, control)
+            tables[name] = tabulate_difference(results, control, role)
+    largest = {arm.method: arm for arm in list_arms(config) if arm.method}
+    for arm in list(largest.values())[1:]:
+        tables[f"difference-from-{arm.name}"] = tabulate_difference(results, arm)
     if len(set(results.trainings)) > 1:
         tables["trainings"] = tabulate_trainings(
             results.list_matches(), results.patients, "trained on"
@@ -361,10 +366,18 @@ def tabulate_false_positives(results: Results) -> Table:
     return Table(title, ["trained on", *(f"{rate:g}" for rate in config.fppi)], body)
 
 
-def tabulate_difference(results: Results, reference: Arm) -> Table:
-    """Tabulate how far every other arm is from a reference arm; see `tabulate_differences`."""
+def tabulate_difference(results: Results, reference: Arm, role: str = "") -> Table:
+    """Tabulate how far every other arm is from a reference arm; see `tabulate_differences`.
+
+    Args:
+        results: Of a study.
+        reference: The arm.
+        role: What it is in the study, for the title.
+    """
     config = results.config
-    title = f"Differences in {config.recall} from {reference.title}, at false positives per image"
+    title = (
+        f"Differences in {config.recall} from {reference.title}{role}, at false positives per image"
+    )
     return tabulate_differences(
         results.list_matches(),
         reference.title,

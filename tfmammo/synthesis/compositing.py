@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tfmammo.data import preprocess
 from tfmammo.data.preprocess import resize
 from tfmammo.errors import DataError
-from tfmammo.layers import enlarge
+from tfmammo.layers import Margin, enlarge
 from tfmammo.mammogram import Box
 from tfmammo.synthesis.config import Margins
 from tfmammo.synthesis.placement import Placement, TargetMammogram
@@ -49,7 +49,7 @@ class BlendMask:
 
 
 def make_blend_mask(
-    placement: Placement, size: int, margin: int | None, feather: float
+    placement: Placement, size: int, margin: Margin | None, feather: float
 ) -> BlendMask:
     """Make the weights of what a generator changes.
 

@@ -93,6 +93,10 @@ class ShapeConfig(Frozen):
 
     gan: str | None = None
     """A mask GAN's model URI."""
+    plausible: bool = True
+    """Draw the mask GAN again until a mask looks like the training masks and lies off the patch's
+    border; false: every mask that is not empty, as in Shen et al., section 4.3.
+    """
     files: Path | None = None
     """A mask picture or a folder of them, one region each."""
     drawn: ShapeName | None = None
@@ -102,6 +106,8 @@ class ShapeConfig(Frozen):
     def _check_one(self) -> ShapeConfig:
         if sum(value is not None for value in (self.gan, self.files, self.drawn)) > 1:
             raise ValueError("give one of gan, files and drawn")
+        if not (self.plausible or self.gan):
+            raise ValueError("plausible=false is for the masks of gan, which is not given")
         return self
 
 
@@ -143,7 +149,7 @@ class SynthesisConfig(Frozen):
     """The store of models:/ URIs."""
     lesions: DataConfig | None = None
     """The archive whose lesions are inserted, or give sizes and, where `shapes` is empty, shapes;
-    null: that of `data`. kinds and mixed_findings are used too.
+    null: that of `data`. kinds, pathologies and mixed_findings are used too.
     """
     sizes: Sizes | None = None
     """The Gaussian of sizes; null fits it on `lesions`."""

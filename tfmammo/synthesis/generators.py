@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from tfmammo import export
 from tfmammo.config import DataConfig
 from tfmammo.errors import DataError, ExportError
-from tfmammo.layers import sample_latent_noise
+from tfmammo.layers import Margin, parse_margin, sample_latent_noise
 from tfmammo.mammogram import LesionKind
 from tfmammo.models import mask_gan
 from tfmammo.models.contextual import ContextualConfig
@@ -102,7 +102,7 @@ class Generator:
 
     call: Callable[..., dict[str, NDArray[np.float32]]]
     size: int
-    margin: int | None
+    margin: Margin | None
     data: DataConfig
     patients: frozenset[str] = frozenset()
     prior: str = "lesion"
@@ -132,7 +132,7 @@ def load_generator(folder: Path, takes: str = "tri_label") -> Generator:
         config = opened.card["config"]
         data = read_training_data(config["data"], str(folder))
         model = config.get("model", {})
-        margin = model["margin"] if takes == "tri_label" else None
+        margin = parse_margin(model["margin"]) if takes == "tri_label" else None
         patients = _get_patients(opened)
         prior = model.get("prior", "lesion")
     size, channels = opened.shapes[takes][2:]
@@ -314,15 +314,22 @@ class MaskGenerator:
             )
         return self.patients
 
-    def generate(self, random: np.random.Generator) -> NDArray[np.uint8]:
-        """Generate a mask: uint8 [size, size], 0 or 1.
+    def generate(self, random: np.random.Generator, plausible: bool = True) -> NDArray[np.uint8]:
+        """Generate a mask: uint8 [rows, cols], 0 or 1.
+
+        Args:
+            random: What draws.
+            plausible: Whether it must look like a training mask. Else it has a border of 0 more, so
+                that one at its patch's border, where it is cut, serves as well.
 
         Raises:
-            DataError: It looks like no training mask.
+            DataError: It must, and does not.
         """
         mask = mask_gan.clean(
             self.call(noise=random.uniform(-1, 1, (1, self.z)).astype(np.float32))["mask"]
         )
+        if not plausible:
+            return np.pad(mask[0, ..., 0], 1)
         if self.limits and not mask_gan.is_plausible(mask, self.limits)[0]:
             raise DataError("the mask GAN's masks look like no training mask")
         return np.ascontiguousarray(mask[0, ..., 0])

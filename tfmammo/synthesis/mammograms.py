@@ -282,6 +282,8 @@ def _describe_identity(
     data = config.lesion_data
     sizes = synthesizer.sizes
     lesions: dict[str, Any] = {"kinds": list(data.kinds), "mixed_findings": data.mixed_findings}
+    if data.pathologies:
+        lesions["pathologies"] = list(data.pathologies)
     identity: dict[str, Any] = {
         "format": FORMAT,
         "tfmammo": __version__,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tfmammo.archives import phantom_anatomy
 from tfmammo.config import DataConfig
-from tfmammo.data import jobs
+from tfmammo.data import jobs, sampling
 from tfmammo.errors import DataError
 from tfmammo.filesystem import sha256
 from tfmammo.mammogram import Lesion
@@ -47,18 +47,24 @@ class ShapeSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class GeneratedShapes:
-    """Masks of a mask GAN."""
+    """Masks of a mask GAN.
+
+    Attributes:
+        network: The mask GAN.
+        plausible: Whether they must look like its training masks.
+    """
 
     network: MaskGenerator
+    plausible: bool = True
 
     @property
     def identity(self) -> dict[str, object]:
         """See ShapeSource."""
-        return {"gan": self.network.identity}
+        return {"gan": self.network.identity, "plausible": self.plausible}
 
     def draw(self, random: np.random.Generator) -> Shape:
         """See ShapeSource."""
-        return self.network.generate(random), "mask GAN"
+        return self.network.generate(random, self.plausible), "mask GAN"
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +152,7 @@ class RealOutlines:
         """
         if not lesions:
             raise DataError(
-                f"{data.archive_name} holds no {' or '.join(data.kinds)}{of_patients} to "
+                f"{data.archive_name} holds no {sampling.describe_wanted(data)}{of_patients} to "
                 "take shapes from; give shapes.gan or shapes.files"
             )
         return RealOutlines(lesions)

@@ -218,7 +218,7 @@ def select_lesions(mammograms: Iterable[Mammogram], data: DataConfig) -> tuple[S
 
     Args:
         mammograms: Of an archive.
-        data: The archive's section: kinds and mixed_findings are used.
+        data: The archive's section: kinds, pathologies and mixed_findings are used.
     """
     return tuple(
         SourceLesion(mammogram, number)

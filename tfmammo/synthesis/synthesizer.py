@@ -385,7 +385,7 @@ def _select_lesions(
         bank = LesionBank.select(sources.lesions, data, config.pathology, config.of_patients)
         return bank, None
     if gan:
-        return None, GeneratedShapes(gan)
+        return None, GeneratedShapes(gan, config.shapes.plausible)
     if config.shapes.files:
         return None, ShapeFiles.find(config.shapes.files)
     if config.shapes.drawn:

@@ -112,6 +112,10 @@ class Exporter:
             "hardware": devices.describe_hardware(),
             "train_patients": sorted({*train.patient_ids.tolist(), *seen_patients}),
             "held_out_ids": self.task.held_out.ids.tolist(),
+            "pretrained": {
+                name: source._asdict()
+                for name, source in getattr(self.state.model, "pretrained", {}).items()
+            },
             **store.read_git_state(),
         }
         model = copy_in_float32(self.task.build, self.state.model)
