@@ -18,4 +18,4 @@ ENV MLFLOW_DISABLE_TELEMETRY=true
 EXPOSE 5001
 HEALTHCHECK --start-period=120s CMD python -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:5001/health', timeout=5)"
 # Inside the container all addresses; -p above says who reaches it.
-CMD ["python", "-m", "tfmammo.serving", "run", "--model", "/model", "--host", "0.0.0.0", "--port", "5001"]
+CMD ["python", "-m", "tfmammo.apps.serving", "run", "--model", "/model", "--host", "0.0.0.0", "--port", "5001"]

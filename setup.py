@@ -99,9 +99,9 @@ setup(
         "tfmammo": [
             "py.typed",
             "evaluation/printed.json",
-            "zoo/networks/*",
-            "demo/*.jpg",
-            "demo/*.png",
+            "tracking/zoo/networks/*",
+            "apps/demo/*.jpg",
+            "apps/demo/*.png",
         ],
         "tfmammo.repository.configs": ["*.yaml"],
     },

@@ -29,7 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tfmammo import _tensorflow  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+from tfmammo.nn import _tensorflow  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
 
 # isort: split
 import cv2

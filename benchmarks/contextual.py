@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 # the first to import TensorFlow, because it keeps that quiet
-from tfmammo import _tensorflow  # noqa: F401
+from tfmammo.nn import _tensorflow  # noqa: F401
 
 # isort: split
 import numpy as np

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfmammo import _tensorflow  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+from tfmammo.nn import _tensorflow  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
 
 # isort: split
 import keras
@@ -28,7 +28,6 @@ from tfmammo.baselines.residual_unet import ResidualUNet, ResidualUNetConfig
 from tfmammo.baselines.segnet import SegNet, SegNetConfig
 from tfmammo.baselines.unet import UNet, UNetConfig
 from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
-from tfmammo.memory import CALLS, compute_peak, find_body, list_needed, trace_step
 from tfmammo.models.blending import Blending, BlendingConfig
 from tfmammo.models.can import CAN, CANConfig
 from tfmammo.models.cgan import CGAN, CGANConfig
@@ -38,6 +37,7 @@ from tfmammo.models.flow import Flow, FlowConfig
 from tfmammo.models.infilling import Infilling, InfillingConfig
 from tfmammo.models.mask_gan import MaskGAN, MaskGANConfig
 from tfmammo.models.shape import ShapeCNN, ShapeConfig
+from tfmammo.nn.memory import CALLS, compute_peak, find_body, list_needed, trace_step
 
 REFERENCE = Path(__file__).with_name("counts.json")
 SIZE = 64

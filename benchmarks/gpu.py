@@ -519,10 +519,11 @@ def pack(options: argparse.Namespace) -> None:
     Beside them stand the patients of the training's patches, of the test's the names and the region
     where infilled masses are compared.
     """
-    from tfmammo import datasets, export
+    from tfmammo.apps.exchange.cases import name_case
     from tfmammo.config import DataConfig
+    from tfmammo.data import datasets
     from tfmammo.evaluation.validation import find_infilled_region
-    from tfmammo.exchange.cases import name_case
+    from tfmammo.tracking import export
 
     config = DataConfig.model_validate(export.read_card(options.short)["config"]["data"])
     train, held_out = datasets.open_subsets(config)
@@ -558,7 +559,7 @@ def write_model(options: argparse.Namespace) -> None:
     """
     import models
 
-    from tfmammo import export as exports
+    from tfmammo.tracking import export as exports
 
     card = exports.read_card(options.short)
     config = card["config"]

@@ -196,7 +196,7 @@ def load_ours(options: argparse.Namespace) -> Answer:
     import keras
     import tensorflow as tf
 
-    from tfmammo import export
+    from tfmammo.tracking import export
 
     if options.threads:
         tf.config.threading.set_intra_op_parallelism_threads(options.threads)
@@ -214,7 +214,7 @@ def load_ours(options: argparse.Namespace) -> Answer:
 def load_converted(options: argparse.Namespace) -> Answer:
     """Load ONNX Runtime with a file that our SavedModel was converted to."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from tfmammo import export
+    from tfmammo.tracking import export
 
     if options.threads:  # ONNX Runtime takes as many as there are cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
@@ -225,7 +225,7 @@ def load_converted(options: argparse.Namespace) -> Answer:
 
 def load_export(options: argparse.Namespace, runtime: Literal["tensorflow", "onnx"]) -> Answer:
     """Load the exported generator."""
-    from tfmammo import export
+    from tfmammo.tracking import export
 
     place = options.folder / "export"
     card = export.read_card(place)["functions"]["generator"]

@@ -24,16 +24,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo import (
-    _tensorflow,  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
-    api,
-    export,
-)
+from tfmammo import api
 from tfmammo.config import DataConfig
+from tfmammo.data.datasets import open_subsets
 from tfmammo.data.patches import Patches
-from tfmammo.datasets import open_subsets
 from tfmammo.evaluation.realism import make_tri_labels
 from tfmammo.models.flow import export_again
+from tfmammo.tracking import export
 
 Images = NDArray[np.float32]
 

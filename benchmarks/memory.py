@@ -13,7 +13,7 @@ from typing import Any
 
 from counts import MODELS
 
-from tfmammo.memory import estimate_memory
+from tfmammo.nn.memory import estimate_memory
 
 # Those whose defaults are the papers' at every size, and what is no default: no weight is loaded.
 VALUES: dict[str, dict[str, Any]] = {

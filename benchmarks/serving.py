@@ -2,7 +2,7 @@
 
 python benchmarks/serving.py [--requests 10000] [--at-once 16]
 
-It registers the segmentation network of a small CAN, starts `python -m tfmammo.serving run`, and
+It registers the segmentation network of a small CAN, starts `tfmammo serve run`, and
 sends patches as arrays and as PNG, whose answers it knows, and requests that must be refused. It
 prints one JSON line: counts by status; wrong answers; p50 and p99 of the latency of answers and of
 refusals in seconds; the server's memory before and after, in MB.
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 # the first to import TensorFlow, because it keeps that quiet
-from tfmammo import _tensorflow  # noqa: F401
+from tfmammo.nn import _tensorflow  # noqa: F401
 
 # isort: split
 import cv2
@@ -33,11 +33,11 @@ import httpx
 import numpy as np
 import psutil
 
-from tfmammo import export
+from tfmammo.apps.serving.__main__ import register
+from tfmammo.apps.serving.pictures import NetworkConfig, ServiceConfig
 from tfmammo.config import DataConfig
 from tfmammo.models.can import CAN, CANConfig
-from tfmammo.serving.__main__ import register
-from tfmammo.serving.pictures import NetworkConfig, ServiceConfig
+from tfmammo.tracking import export
 
 SIZE = 64
 KINDS = 24  # different patches
@@ -115,7 +115,7 @@ def start_server(
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     options = f"--model models:/tfmammo-served@best --port {port} --limit {limit}".split()
-    command = [sys.executable, "-m", "tfmammo.serving", "run", *options]
+    command = [sys.executable, "-m", "tfmammo.apps.serving", "run", *options]
     return subprocess.Popen(command, cwd=folder, stderr=log), port
 
 

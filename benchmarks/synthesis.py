@@ -38,10 +38,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tfmammo import (
-    _tensorflow,  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
-    filesystem,
-)
+from tfmammo import filesystem
 
 # isort: split
 import cv2

@@ -150,7 +150,7 @@ def prepare(options: argparse.Namespace) -> Callable[[int], dict[str, float]]:
     import keras
     import tensorflow as tf
 
-    from tfmammo import optimization
+    from tfmammo.nn import optimization
     from tfmammo.training import workers
 
     keras.config.set_dtype_policy(

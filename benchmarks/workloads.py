@@ -78,7 +78,7 @@ def main() -> None:
 
 def measure_step(point: Point, options: argparse.Namespace) -> dict[str, float]:
     """Measure a training step, after two that trace and warm up."""
-    from tfmammo import _tensorflow  # noqa: F401, I001  # the first to import TensorFlow, because it keeps that quiet
+    from tfmammo.nn import _tensorflow  # noqa: F401, I001  # the first to import TensorFlow, because it keeps that quiet
     import tensorflow as tf
 
     from tfmammo.config import TrainingConfig
@@ -235,8 +235,8 @@ def prepare_index(count: int, folder: Path) -> Run:
 
 def prepare_split(count: int, folder: Path) -> Run:
     """Prepare splitting an archive by patient, stratified."""
-    from tfmammo import datasets
     from tfmammo.config import DataConfig
+    from tfmammo.data import datasets
     from tfmammo.data.splits import split
 
     data = DataConfig(phantoms=max(count, 24), stratify="pathology")  # fewer have too few patients

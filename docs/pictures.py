@@ -17,13 +17,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tfmammo import archives, zoo
+from tfmammo import archives
 from tfmammo.config import DataConfig
 from tfmammo.errors import DataError
 from tfmammo.filesystem import to_json
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, EditResult
-from tfmammo.zoo import read_entry
+from tfmammo.tracking import zoo
+from tfmammo.tracking.zoo import read_entry
 
 HERE = Path(__file__).resolve().parent
 SEED = 2026

@@ -15,12 +15,12 @@ segmentation and a structured report. Nothing is written anywhere else.
 from pathlib import Path
 
 from tfmammo import cli
+from tfmammo.apps.pacs import command
+from tfmammo.apps.pacs.config import CaseConfig
 from tfmammo.config import TrainingConfig
 from tfmammo.errors import ArchiveError, PipelineError
 from tfmammo.evaluation.case import process_file
 from tfmammo.inference.pipeline import Pipeline
-from tfmammo.pacs import command
-from tfmammo.pacs.config import CaseConfig
 from tfmammo.training import script
 
 

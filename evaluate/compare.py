@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tfmammo import cli, shipped
 from tfmammo import config as configuration
+from tfmammo.apps.commands import SCHEMAS
 from tfmammo.errors import ConfigError
-from tfmammo.reproduction.schemas import SCHEMAS
 from tfmammo.studies.segmenters import ComparisonConfig, plan_steps, run_comparison
 
 

@@ -4,7 +4,7 @@ Fig. 5), and measure how visible the masses are.
 python evaluate/mammograms.py --config configs/mammograms.yaml --set data.name=ddsm data.root=DIR
 sets.unet=DIR
 
-Each set is a folder of `python -m tfmammo.synthesis`. Mammograms are drawn at random; the largest
+Each set is a folder of `tfmammo synthesize`. Mammograms are drawn at random; the largest
 and the smallest contrast follow. Contrast and seam stand beside those of the same place before the
 insertion and those of real masses.
 """

@@ -7,7 +7,7 @@ alexnet=alexnet.npz heads=heads.npz
 For any model that makes an image of a tri-label (tissue, mask, margin) or of a mask. All models
 render the masses of the same real patches again. Sheets: real next to synthetic, and for each model
 the patches that come nearest to one that it was trained on. The networks behind LPIPS, FID and KID
-are downloaded, or files (python -m tfmammo.pretrained makes them), or random ones ("none"); then
+are downloaded, or files (tfmammo pretrained convert makes them), or random ones ("none"); then
 tables, CSVs and the names of measures say so.
 """
 

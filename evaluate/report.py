@@ -11,9 +11,9 @@ training. --plan prints the commands.
 from pathlib import Path
 
 from tfmammo import cli
-from tfmammo.reproduction import report
-from tfmammo.reproduction.config import SCALES, ReportConfig
-from tfmammo.reproduction.report import Options
+from tfmammo.apps.report import report
+from tfmammo.apps.report.config import SCALES, ReportConfig
+from tfmammo.apps.report.report import Options
 
 ROOT = Path(__file__).resolve().parents[1]
 

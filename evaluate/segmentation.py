@@ -19,9 +19,9 @@ continues where it was stopped, elsewhere with its CSV files alone.
 from pathlib import Path
 
 from tfmammo import cli, shipped
+from tfmammo.apps.commands import SCHEMAS
 from tfmammo.evaluation.script import print_tables, run_with
 from tfmammo.evaluation.segmentation import SegmentationConfig, evaluate
-from tfmammo.reproduction.schemas import SCHEMAS
 from tfmammo.studies import segmentation as studies
 
 

@@ -340,7 +340,7 @@ def tiny_infilling(tmp_path_factory):
     import tensorflow as tf
 
     from tfmammo.config import DataConfig
-    from tfmammo.export import export
+    from tfmammo.tracking.export import export
 
     class Brighten(keras.layers.Layer):
         def __init__(self, offset):
@@ -404,8 +404,8 @@ def tiny_blending(tmp_path_factory):
     import numpy as np
 
     from tfmammo.config import DataConfig
-    from tfmammo.export import export
     from tfmammo.models.blending import Blending, BlendingConfig
+    from tfmammo.tracking.export import export
 
     def make(size=32, patients=(), **data):
         config = BlendingConfig(widths=(4, 8), discriminator_filters=4)
@@ -449,8 +449,8 @@ def tiny_contextual(tmp_path_factory):
     import tensorflow as tf
 
     from tfmammo.config import DataConfig
-    from tfmammo.export import export
     from tfmammo.models.contextual import KINDS, ContextualConfig
+    from tfmammo.tracking.export import export
 
     class Network(keras.Model):
         def __init__(self, size, level, idle):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfmammo.config import DataConfig
-from tfmammo.export import FORMAT
+from tfmammo.tracking.export import FORMAT
 
 
 def write_ssd_card(folder: Path, data: DataConfig, train_patients: Sequence[str] = ()) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras.src.backend.common import global_state
 
-from tfmammo import optimization
+from tfmammo.nn import optimization
 
 
 class NoOptimizer:

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from tests.known_networks import KnownSegmenter
-from tfmammo import export
 from tfmammo.config import DataConfig
 from tfmammo.models.shape import ShapeCNN, ShapeConfig
+from tfmammo.tracking import export
 
 SIZE = 64
 

@@ -10,8 +10,8 @@ import keras
 import tensorflow as tf
 
 from tfmammo.config import DataConfig
-from tfmammo.export import export
 from tfmammo.synthesis.provenance import TransformRecord
+from tfmammo.tracking.export import export
 
 
 def read_files(folder: Path) -> dict[str, bytes]:

@@ -10,9 +10,10 @@ import pytest
 
 import tfmammo
 from tests.known_networks import KnownCAN
-from tfmammo import api, export
+from tfmammo import api
 from tfmammo.errors import ConfigError, ExportError, TrackingError, TrainingError
 from tfmammo.mammogram import Skipped
+from tfmammo.tracking import export
 
 PHANTOM = {"name": "phantom", "phantoms": 8}
 

@@ -22,56 +22,36 @@ SOURCES = sorted(
 # Scripts (train, evaluate, benchmarks, every __main__.py and data/build.py, which is `python -m`
 # by nature) stand below the last row and import whatever they need.
 LAYERS = (
-    {
-        "errors",
-        "filesystem",
-        "document",
-        "_tensorflow",
-        "shipped",
-        "keys",
-        "config",
-        "mammogram",
-        "cli",
-    },
-    {"losses", "layers", "convolutions"},
-    {
-        "optimization",
-        "networks",
-        "tensor_files",
-        "published",
-        "pretrained",
-        "export",
-        "zoo",
-        "postprocessing",
-    },
+    {"errors", "filesystem", "document", "shipped", "keys", "config", "mammogram", "cli"},
+    {"nn"},
     {"archives", "tracking"},
     {"models", "baselines"},
     {"data"},
     {"metrics"},
-    {"detection", "datasets"},
+    {"detection"},
     {"synthesis"},
-    {"training", "inference", "reader_study", "estimate", "memory", "exchange"},
-    {"evaluation", "serving", "studio", "demo", "pacs"},
-    {"studies", "registry", "stress", "audit"},
-    {"reproduction"},
+    {"training", "inference"},
+    {"evaluation"},
+    {"studies"},
     {"api"},
+    {"apps"},
 )
 ROW = {part: number for number, parts in enumerate(LAYERS) for part in parts}
-ENTRY_POINTS = ("tfmammo.data.build", "tfmammo.estimate")
+ENTRY_POINTS = ("tfmammo.data.build",)
 # What the table alone would allow.
 MODELS = ("tfmammo.models", "tfmammo.baselines")
 FORBIDDEN = {
     **{part: (*MODELS, "tfmammo.archives") for part in MODELS},
-    "tfmammo.data": (*MODELS, "tfmammo.archives", "tfmammo.tracking"),
+    "tfmammo.data": (*MODELS, "tfmammo.tracking"),
     "tfmammo.detection": (*MODELS, "tfmammo.archives"),
     "tfmammo.training": (*MODELS, "tfmammo.detection", "tfmammo.inference"),
     "tfmammo.inference": ("tfmammo.archives",),  # it reads the mammograms that it is given
 }
 # What several models share; no models themselves, so models may import them.
-SHARED = ("tfmammo.baselines.segmenter", "tfmammo.baselines.vgg16", "tfmammo.models.growth")
+SHARED = ("tfmammo.baselines.segmenter", "tfmammo.baselines.vgg16", "tfmammo.nn.growth")
 # The only places (prefixes of a path) that may import a library.
 HOMES = {
-    "mlflow": ("tfmammo/tracking/", "tfmammo/serving/"),
+    "mlflow": ("tfmammo/tracking/", "tfmammo/apps/serving/"),
     # mutants.py may not import tfmammo before it has broken it
     "yaml": ("tfmammo/config.py", "benchmarks/mutants.py"),
     "object_detection": ("tfmammo/detection/ssd.py",),  # an extra, which needs a process of its own
@@ -80,13 +60,13 @@ HOMES = {
     "tensorflow_hub": ("tfmammo/detection/detections.py",),
     "runpy": ("tfmammo/__main__.py",),  # runs scripts, which are no modules, by their names
     "torch": ("benchmarks/",),  # benchmarks compare with it
-    "pydicom": ("tfmammo/archives/", "tfmammo/pacs/", "benchmarks/"),  # which compare with it
-    "dicomweb_client": ("tfmammo/pacs/dicomweb.py",),
-    "pynetdicom": ("tfmammo/pacs/dimse.py",),
+    "pydicom": ("tfmammo/archives/", "tfmammo/apps/pacs/", "benchmarks/"),  # which compare with it
+    "dicomweb_client": ("tfmammo/apps/pacs/dicomweb.py",),
+    "pynetdicom": ("tfmammo/apps/pacs/dimse.py",),
     "highdicom": ("tfmammo/archives/writers/",),
-    "gradio": ("tfmammo/studio/",),
+    "gradio": ("tfmammo/apps/studio/",),
     "portalocker": ("tfmammo/filesystem.py",),
-    "resource": ("tfmammo/serving/", "benchmarks/"),  # not on Windows
+    "resource": ("tfmammo/apps/serving/", "benchmarks/"),  # not on Windows
 }
 NOWHERE = {
     "tensorflow.keras": "write `import keras`",
@@ -290,19 +270,19 @@ def test_all_sources_are_read():
         ),
         (
             "tfmammo/metrics/segmentation.py",
-            "from tfmammo.studio import app",
-            "tfmammo.metrics may not import tfmammo.studio",
+            "from tfmammo.apps.studio import app",
+            "tfmammo.metrics may not import tfmammo.apps.studio",
         ),
         ("tfmammo/helpers.py", "import os", "tfmammo.helpers stands in no layer"),
         (
-            "tfmammo/registry/promotion.py",
-            "from tfmammo.studio import __main__",
-            "tfmammo.registry.promotion may not import tfmammo.studio.__main__",
+            "tfmammo/apps/registry/promotion.py",
+            "from tfmammo.apps.studio import __main__",
+            "tfmammo.apps.registry.promotion may not import tfmammo.apps.studio.__main__",
         ),
         ("train/can.py", "import mlflow", "mlflow belongs in tfmammo/tracking/"),
         ("tfmammo/config.py", "import yaml as y\ny.full_load('')", "yaml.full_load: only"),
         (
-            "tfmammo/layers.py",
+            "tfmammo/nn/layers.py",
             "import tensorflow as tf\nX = tf.keras.layers.Layer",
             "tensorflow.keras: write `import keras`",
         ),
@@ -314,11 +294,11 @@ def test_all_sources_are_read():
         ),
         ("train/can.py", "__import__('x')", "__import__: no import by string"),
         (
-            "tfmammo/losses.py",
+            "tfmammo/nn/losses.py",
             "class Loss:\n    'X.'\n    def call(self):\n        return 1",
-            "tfmammo.losses.Loss.call has no docstring",
+            "tfmammo.nn.losses.Loss.call has no docstring",
         ),
-        ("tfmammo/losses.py", "#\n" * LONGEST, "701 lines, 700 at most"),
+        ("tfmammo/nn/losses.py", "#\n" * LONGEST, "701 lines, 700 at most"),
         ("train/can.py", "#\n" * LONGEST_SCRIPT, "61 lines, 60 at most"),
     ],
 )
@@ -403,8 +383,8 @@ def test_every_imported_name_exists():
 
 
 def test_a_name_that_is_gone_is_found():
-    source = "def f():\n    from tfmammo.layers import sample_latent_noise, sample_block_noise\n"
-    assert unknown_imports(source, "tests/test_x.py") == ["tfmammo.layers.sample_block_noise"]
+    source = "def f():\n    from tfmammo.nn.layers import sample_latent_noise, sample_block_noise\n"
+    assert unknown_imports(source, "tests/test_x.py") == ["tfmammo.nn.layers.sample_block_noise"]
 
 
 def tracked_files(repository: Path) -> list[Path]:

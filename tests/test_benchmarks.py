@@ -13,9 +13,9 @@ import pytest
 import tensorflow as tf
 
 import tfmammo
-from tfmammo import export
 from tfmammo.models.flow import Flow, FlowConfig
 from tfmammo.models.infilling import Infilling, InfillingConfig
+from tfmammo.tracking import export
 
 PATCH = {"filters": [4, 8, 8], "discriminator_strided": 1, "discriminator_filters": 4}
 FLOW = {"widths": [8, 8], "attention_levels": 1, "sampling_steps": 2}

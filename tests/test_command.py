@@ -10,10 +10,11 @@ import sys
 import pytest
 
 from tfmammo import __main__ as command
-from tfmammo import cli, config, datasets, shipped
+from tfmammo import cli, config, shipped
+from tfmammo.apps.commands import find_schema
+from tfmammo.data import datasets
 from tfmammo.errors import ConfigError
 from tfmammo.models.can import CANConfig
-from tfmammo.reproduction import schemas
 
 # Tests that ran before have imported some of the modules that a command runs.
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
@@ -73,7 +74,7 @@ def test_every_script_and_module_with_a_command_line_has_a_command(repository, c
         folder: set(re.findall(r"^  (\w+) +\S", answer(capsys, folder), re.MULTILINE))
         for folder in command.FOLDERS
     }
-    targets = {target for target, _ in command.COMMANDS.values()}
+    targets = {target for target, _ in shipped.COMMANDS.values()}
     for folder, names in listed.items():
         scripts = {
             path.relative_to(repository).as_posix() for path in repository.glob(f"{folder}/*.py")
@@ -85,7 +86,7 @@ def test_every_script_and_module_with_a_command_line_has_a_command(repository, c
         if '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")
     }
     # the command itself, a server's own child, and what `tfmammo pretrained convert` runs
-    inner = {"tfmammo", "tfmammo.serving.parsing", "tfmammo.pretrained"}
+    inner = {"tfmammo", "tfmammo.apps.serving.parsing", "tfmammo.nn.pretrained"}
     assert {f"-m {module}" for module in modules - inner} == {
         target for target in targets if target.startswith("-m ")
     }
@@ -203,7 +204,7 @@ def test_configs_are_listed_with_their_commands(capsys):
 @pytest.mark.parametrize("name", shipped.list_configs())
 def test_every_shipped_config_is_of_the_class_that_its_command_reads(name):
     run = shipped.read_command(name).replace(f" --config configs/{name}.yaml", "")
-    config.parse(schemas.find_schema(run), name)
+    config.parse(find_schema(run), name)
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,10 @@ import setuptools
 import yaml
 
 from tfmammo import __main__ as command_line
-from tfmammo import document
-from tfmammo.reproduction import page as report_page
-from tfmammo.reproduction.facts import read_facts
-from tfmammo.reproduction.items import ITEMS
+from tfmammo import document, shipped
+from tfmammo.apps.report import page as report_page
+from tfmammo.apps.report.facts import read_facts
+from tfmammo.apps.report.items import ITEMS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
@@ -49,7 +49,7 @@ SOURCES = [
     "setup.py",
     "configs/*.yaml",
     "tfmammo/data/card.py",
-    "tfmammo/networks.py",
+    "tfmammo/nn/networks.py",
 ]
 SOURCES += [f"tfmammo/{folder}/*.py" for folder in ("archives", "models", "baselines", "detection")]
 NOTED = """
@@ -83,12 +83,12 @@ def inline(page):
 def as_python(words):
     """Return the command of `python` that a command of tfmammo stands for, or that command."""
     command, *others = words
-    if command != "tfmammo" or others[0] not in {*command_line.FOLDERS, *command_line.COMMANDS}:
+    if command != "tfmammo" or others[0] not in {*command_line.FOLDERS, *shipped.COMMANDS}:
         return words
     name, *others = others
     if name in command_line.FOLDERS:
         return ["python", f"{name}/{others[0]}.py", *others[1:]]
-    return ["python", *command_line.COMMANDS[name][0].split(), *others]
+    return ["python", *shipped.COMMANDS[name][0].split(), *others]
 
 
 def commands(page, folder):
@@ -113,7 +113,7 @@ class Accepted(BaseException):
 
 def check_halvings(parsed):
     """Raise ConfigError where a network halves patches once per filter, and they are too small."""
-    from tfmammo.networks import halve
+    from tfmammo.nn.networks import halve
 
     filters = getattr(getattr(parsed, "model", None), "filters", ())
     if isinstance(filters, tuple) and filters:
@@ -279,7 +279,7 @@ def test_every_command_is_read_by_what_it_starts(page, tmp_path, reading, monkey
         ["train/can.py", "--configs", "configs/can.yaml", "--out", "DIR"],
         ["evaluate/detection.py", "--study", "infiling"],
         ["-m", "tfmammo.archives", "inbrest", "DIR"],
-        ["-m", "tfmammo.registry", "promote", "--metric", "dice"],
+        ["-m", "tfmammo.apps.registry", "promote", "--metric", "dice"],
     ],
 )
 def test_a_wrong_command_is_refused(words, reading, monkeypatch):
@@ -311,10 +311,15 @@ def runs_of_a_page(page, folder):
         for before, word in zip(["", *words], words, strict=False):
             for run in RUN.findall(word):
                 if before == "--output":
-                    made.append((folds_alike(run), words[words[0] == "-m"]))
+                    made.append((folds_alike(run), name_target(words)))
                 else:
                     read.add(run)
     return made, read
+
+
+def name_target(words):
+    """Name what a command of `python` runs, by the command of tfmammo where it is a module."""
+    return shipped.name_command(" ".join(words[:2])) if words[0] == "-m" else words[0]
 
 
 def runs_of_a_config(path):
@@ -327,7 +332,8 @@ def runs_of_a_config(path):
     )
     made = []
     script = ""
-    for word, run in re.findall(r"python (?:-m )?([\w./]+)|--output (runs/[\w./-]*\w)", head):
+    command = r"(?:python|tfmammo) ([\w./-]+)|--output (runs/[\w./-]*\w)"
+    for word, run in re.findall(command, head):
         script = word or script
         if run:
             made.append((folds_alike(run), script))
@@ -515,8 +521,10 @@ def test_every_system_of_the_readme_has_a_page():
     )
     assert len(systems) > 15
     for name, _, command in systems[2:]:
-        python = " ".join(as_python(command.strip("`").split()))
-        scripts = re.findall(r"(?:train|evaluate)/\w+\.py|tfmammo\.\w+|--study \w+", python)
+        words = command.strip("`").split()
+        python = " ".join(as_python(words))
+        scripts = re.findall(r"(?:train|evaluate)/\w+\.py|--study \w+", python)
+        scripts = scripts or [" ".join(words[:2])]
         assert scripts and all(script in written for script in scripts), (
             f"no page shows how to run {name}"
         )
@@ -541,7 +549,7 @@ def test_every_archive_has_a_page_with_its_licence():
     assert {path.stem for path in (DOCS / "archives").glob("*.md")} == {*ARCHIVES, "index"}
     for name in ARCHIVES:
         page = " ".join(text(f"docs/archives/{name}.md").split())
-        assert LICENCES[name] in page and f"python -m tfmammo.archives {name}" in page
+        assert LICENCES[name] in page and f"tfmammo archives {name}" in page
         assert f"data.name={name}" in page
         assert f"[`{name}`]({name}.md)" in text("docs/archives/index.md")
 
@@ -590,7 +598,7 @@ def sixth(monkeypatch):
 
 @pytest.mark.slow
 def test_the_sixth_paper_trains(sixth, tmp_path, monkeypatch, tracking_uri):
-    from tfmammo.export import find_function, read_card
+    from tfmammo.tracking.export import find_function, read_card
 
     module, config, script, _ = sixth
     (tmp_path / "soft_dice.yaml").write_text(config, encoding="utf-8")

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfmammo import datasets, export
 from tfmammo.config import DataConfig
-from tfmammo.data import splits
+from tfmammo.data import datasets, splits
 from tfmammo.data.patches import TEXTS
 from tfmammo.data.patients import PATIENTS
 from tfmammo.data.tfrecord import MANIFEST, Manifest, Records
@@ -18,6 +17,7 @@ from tfmammo.errors import DataError, ExportError
 from tfmammo.evaluation.comparison import Network
 from tfmammo.mammogram import ID_KEY, Skipped, hash_id, key_check, key_fault
 from tfmammo.synthesis.mammogram_set import collect_patients
+from tfmammo.tracking import export
 
 REFUSED = "pseudonyms were made with another TFMAMMO_ID_KEY"
 

@@ -254,20 +254,16 @@ def test_a_config_opens_with_its_command(name):
         r"(?:#.*\n)*", (REPOSITORY / "configs" / name).read_text(encoding="utf-8")
     ).group()
     commands = re.findall(
-        r"python ((?:train|evaluate)/\w+\.py|-m [\w.]+)(?: \w+)? --config "
+        r"(python (?:train|evaluate)/\w+\.py|tfmammo [\w-]+)(?: \w+)?(?: --study \w+)? --config "
         rf"configs/{re.escape(name)}\b",
         head,
     )
     assert commands, f"the first lines are no comment with a command:\n{head}"
-    scripts = [
-        f"{command[3:].replace('.', '/')}.py" if command.startswith("-m ") else command
-        for command in commands
-    ]
-    places = [
-        (REPOSITORY / script, REPOSITORY / script.removesuffix(".py") / "__main__.py")
-        for script in scripts
-    ]
-    assert all(module.is_file() or package.is_file() for module, package in places)
+    for program, target in map(str.split, commands):
+        known = (
+            (REPOSITORY / target).is_file() if program == "python" else target in shipped.COMMANDS
+        )
+        assert known, f"{program} {target}"
 
 
 def test_ci_can_be_run_and_takes_the_readmes_steps():

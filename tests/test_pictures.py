@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tfmammo import zoo
+from tfmammo.tracking import zoo
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RECORDS = sorted(path for path in DOCS.glob("*.json"))

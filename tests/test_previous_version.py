@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo import archives, export
+from tfmammo import archives
+from tfmammo.apps.serving import saving
 from tfmammo.archives import phantom
-from tfmammo.serving import saving
 from tfmammo.synthesis.provenance import describe_source
+from tfmammo.tracking import export
 
 IMAGE = (np.arange(32 * 32, dtype=np.float32) / 1024).reshape(1, 32, 32, 1)
 
@@ -116,7 +117,7 @@ def test_an_item_of_a_set_is_made_again_bit_for_bit(previous, name, repository):
 def test_a_reader_study_shows_its_answers_and_results(previous, facts, maker, repository):
     study = (
         "-m",
-        "tfmammo.reader_study",
+        "tfmammo.apps.reader_study",
         "--config",
         str(repository / "configs/reader_study.yaml"),
     )

@@ -294,8 +294,8 @@ def test_skips_and_their_log_lines_hold_nothing_of_it(archive, heard):
 @pytest.mark.long
 def test_a_training_leaves_nothing_of_it(archive, tmp_path, tiny_can, heard, monkeypatch, capfd):
     from tfmammo import config as configuration
-    from tfmammo import datasets
     from tfmammo.config import DataConfig, TrackingConfig
+    from tfmammo.data import datasets
     from tfmammo.models.can import CAN
     from tfmammo.training import loop, script
 

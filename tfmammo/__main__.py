@@ -1,6 +1,6 @@
 """tfmammo, one command: train, evaluate, synthesize, serve, and look at what is there.
 
-`tfmammo train can` runs train/can.py, and `tfmammo synthesize` runs `python -m tfmammo.synthesis`.
+`tfmammo train can` runs train/can.py, and `tfmammo synthesize` runs `tfmammo synthesize`.
 Both ways take the same arguments and share every line.
 """
 
@@ -20,26 +20,6 @@ from pathlib import Path
 from tfmammo import __version__, cli, shipped
 from tfmammo.errors import ConfigError
 
-# What `python` runs, and what it is for.
-COMMANDS = {
-    "report": ("evaluate/report.py", "re-run the five papers' tables and figures"),
-    "compare": ("evaluate/compare.py", "compare segmentation models as a paper does"),
-    "case": ("evaluate/case.py", "find, outline and name the lesions of a mammogram"),
-    "archives": ("-m tfmammo.archives", "look at an archive before anything is trained on it"),
-    "build": ("-m tfmammo.data.build", "turn a large archive into records to stream from"),
-    "export": ("-m tfmammo.exchange", "write a data set for another tool"),
-    "synthesize": ("-m tfmammo.synthesis", "insert lesions into mammograms"),
-    "synthesize-patches": ("-m tfmammo.synthesis.patches", "make patches with lesions"),
-    "stress": ("-m tfmammo.stress", "find out where a detector fails"),
-    "audit": ("-m tfmammo.audit", "find out whether a generator gives its patients away"),
-    "registry": ("-m tfmammo.registry", "list, promote and roll back registered models"),
-    "serve": ("-m tfmammo.serving", "answer requests over HTTP"),
-    "studio": ("-m tfmammo.studio", "edit mammograms in a browser"),
-    "reader-study": ("-m tfmammo.reader_study", "ask readers which lesions are real"),
-    "estimate": ("-m tfmammo.estimate", "measure how long a build or a synthesis will take"),
-    "demo": ("-m tfmammo.demo", "show what the systems do, without training or data"),
-    "pretrained": ("-m tfmammo.zoo", "list, show and unpack the networks that come with it"),
-}
 FOLDERS = {
     "train": "train a model",
     "evaluate": "evaluate models on patients they never saw",
@@ -60,19 +40,19 @@ def _run(words: Sequence[str]) -> None:
         print(f"tfmammo {__version__}")
     elif name in FOLDERS:
         _run_script(name, others)
-    elif name in COMMANDS:
-        _start(COMMANDS[name][0], name, others)
+    elif name in shipped.COMMANDS:
+        _start(shipped.COMMANDS[name][0], name, others)
     elif name in OWN:
         OWN[name](others)
     else:
-        known = [*FOLDERS, *COMMANDS, *OWN]
+        known = [*FOLDERS, *shipped.COMMANDS, *OWN]
         raise ConfigError(f"tfmammo has no command {name}{cli.suggest(name, known)}")
 
 
 def _format_help() -> str:
     rows = [
         *((f"{folder} NAME", summary) for folder, summary in FOLDERS.items()),
-        *((name, summary) for name, (_, summary) in COMMANDS.items()),
+        *((name, summary) for name, (_, summary) in shipped.COMMANDS.items()),
         ("configs", "list, show and copy the shipped configs"),
         ("schema NAME", "print the JSON schema of a shipped config"),
         ("complete", "suggest the next word, for the shell"),
@@ -98,7 +78,7 @@ def _run_script(folder: str, words: Sequence[str]) -> None:
 
 def _list_names(folder: str) -> list[str]:
     """List the scripts of a folder, without those that are commands of their own."""
-    targets = {target for target, _ in COMMANDS.values()}
+    targets = {target for target, _ in shipped.COMMANDS.values()}
     names = shipped.list_scripts(folder)
     return [name for name in names if f"{folder}/{name}.py" not in targets]
 
@@ -133,7 +113,7 @@ def translate(text: str) -> str:
         >>> translate("python train/can.py --config configs/can.yaml --set data.root=DIR")
         'tfmammo train can --config can --set data.root=DIR'
     """
-    for name, (target, _) in COMMANDS.items():
+    for name, (target, _) in shipped.COMMANDS.items():
         text = re.sub(rf"\bpython {re.escape(target)}(?![\w.])", f"tfmammo {name}", text)
     text = re.sub(r"\bpython (train|evaluate)/(\w+)\.py", r"tfmammo \1 \2", text)
     return re.sub(r"--config configs/(\w+)\.yaml", r"--config \1", text)
@@ -186,11 +166,11 @@ and as the first line of can.yaml
     parser.add_argument("name", metavar="NAME")
     name = parser.parse_args(words).name
     _locate(name)
-    from tfmammo import _tensorflow  # noqa: F401  # the first to import TensorFlow: it is quiet
-    from tfmammo.reproduction import schemas
+    from tfmammo.apps.commands import find_schema
+    from tfmammo.nn import _tensorflow  # noqa: F401  # the first to import TensorFlow: it is quiet
 
     command = shipped.read_command(name).replace(f" --config configs/{name}.yaml", "")
-    schema = schemas.find_schema(command).model_json_schema()
+    schema = find_schema(command).model_json_schema()
     dialect = "https://json-schema.org/draft/2020-12/schema"
     print(json.dumps({"$schema": dialect, **schema}, indent=2))
 
@@ -214,7 +194,7 @@ autoload -U bashcompinit && bashcompinit""",
     before = [word for word in before if word]
     candidates: list[str] = []
     if len(before) == 1:
-        candidates = [*FOLDERS, *COMMANDS, *OWN]
+        candidates = [*FOLDERS, *shipped.COMMANDS, *OWN]
     elif before[-1] in ("--config", "schema", "show", "copy"):
         candidates = shipped.list_configs()
     elif before[-1] in FOLDERS and len(before) == 2:

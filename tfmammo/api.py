@@ -18,11 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import ValidationError
 
-from tfmammo import (
-    _tensorflow,  # the first to import TensorFlow, because it keeps that quiet
-    archives,
-    export,
-)
+from tfmammo import archives
 from tfmammo import config as configuration
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.config import load as load_config
@@ -32,10 +28,11 @@ from tfmammo.detection.detections import Detector
 from tfmammo.errors import ConfigError, ExportError, TfmammoError, TrainingError
 from tfmammo.evaluation import segmentation
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
-from tfmammo.memory import estimate_memory
 from tfmammo.metrics.segmentation import per_image as score_masks
 from tfmammo.metrics.summary import Table
-from tfmammo.reproduction import schemas
+from tfmammo.nn import _tensorflow
+from tfmammo.nn.memory import estimate_memory
+from tfmammo.studies.systems import MODELS, make_schema
 from tfmammo.studies.workflow import format_overrides
 from tfmammo.synthesis.config import NETWORK_INPUTS, RenderMethod, ShapeName
 from tfmammo.synthesis.editor import (
@@ -46,7 +43,7 @@ from tfmammo.synthesis.editor import (
     open_mammogram,
 )
 from tfmammo.synthesis.generators import find_renderers
-from tfmammo.tracking import models
+from tfmammo.tracking import export, models
 from tfmammo.training import script
 
 __all__ = [
@@ -381,9 +378,9 @@ def train(
         ConfigError: There is no such script, or the config is wrong.
         TrainingError: The training failed.
     """
-    schema = schemas.find_schema(f"train/{name}.py")
-    if schema is None:
-        raise ConfigError(f"{name}: is none of {', '.join(schemas.MODELS)}")
+    if name not in MODELS:
+        raise ConfigError(f"{name}: is none of {', '.join(MODELS)}")
+    schema = make_schema(MODELS[name])
     overrides = format_overrides(values or {})
     experiment = configuration.parse(schema, config or name, overrides)
     folder = Path(output) if output else script.default_output(experiment)

@@ -136,7 +136,7 @@ class AddedConfig(Frozen):
     """Extra training data; the held-out patients stay as they are."""
 
     synthetic: Path | None = None
-    """A folder of `python -m tfmammo.synthesis`, in DICOM or PNG. No held-out patient may have a
+    """A folder of `tfmammo synthesize`, in DICOM or PNG. No held-out patient may have a
     part in it.
     """
     count: PositiveInt | None = None
@@ -183,7 +183,7 @@ class DataConfig(Frozen):
     root: Path | None = None
     """The archive's folder; null takes the phantom, whatever the name."""
     records: Path | None = None
-    """A folder written by `python -m tfmammo.data.build`. Its patches are streamed, and name and
+    """A folder written by `tfmammo build`. Its patches are streamed, and name and
     root are not read.
     """
     preprocess: PreprocessConfig = PreprocessConfig()

@@ -115,3 +115,8 @@ def name_key(key: str) -> Iterator[None]:
         elif not message.startswith(key):
             message = f"{key}: {message}"
         raise type(error)(message) from None
+
+
+def summarize(error: Exception) -> str:
+    """Return the message of an error in one line, else the name of its class."""
+    return " ".join(str(error).split()) or error.__class__.__name__

@@ -7,6 +7,7 @@ import filecmp
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -142,3 +143,12 @@ def sha256(path: Path) -> str:
 def to_json(content: object) -> str:
     """Format JSON so that equal contents give equal text."""
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def name_case(image_id: str) -> str:
+    """Return the name of an image's files without the ending.
+
+    Args:
+        image_id: Of a mammogram, or the id of a patch.
+    """
+    return re.sub(r"[^A-Za-z0-9-]", "_", image_id)

@@ -13,6 +13,36 @@ _PACKAGE = Path(__file__).resolve().parent
 FOLDER = "repository"  # of the wheel; setup.py names it too
 ROOT = _PACKAGE / FOLDER if (_PACKAGE / FOLDER).is_dir() else _PACKAGE.parent
 """The folder that holds configs, train and evaluate."""
+# What `python` runs, and what it is for.
+COMMANDS = {
+    "report": ("evaluate/report.py", "re-run the five papers' tables and figures"),
+    "compare": ("evaluate/compare.py", "compare segmentation models as a paper does"),
+    "case": ("evaluate/case.py", "find, outline and name the lesions of a mammogram"),
+    "archives": ("-m tfmammo.archives", "look at an archive before anything is trained on it"),
+    "build": ("-m tfmammo.data.build", "turn a large archive into records to stream from"),
+    "export": ("-m tfmammo.apps.exchange", "write a data set for another tool"),
+    "synthesize": ("-m tfmammo.synthesis", "insert lesions into mammograms"),
+    "synthesize-patches": ("-m tfmammo.synthesis.patches", "make patches with lesions"),
+    "stress": ("-m tfmammo.apps.stress", "find out where a detector fails"),
+    "audit": ("-m tfmammo.apps.audit", "find out whether a generator gives its patients away"),
+    "registry": ("-m tfmammo.apps.registry", "list, promote and roll back registered models"),
+    "serve": ("-m tfmammo.apps.serving", "answer requests over HTTP"),
+    "studio": ("-m tfmammo.apps.studio", "edit mammograms in a browser"),
+    "reader-study": ("-m tfmammo.apps.reader_study", "ask readers which lesions are real"),
+    "estimate": ("-m tfmammo.apps.estimate", "measure how long a build or a synthesis will take"),
+    "demo": ("-m tfmammo.apps.demo", "show what the systems do, without training or data"),
+    "pretrained": ("-m tfmammo.apps.zoo", "list, show and unpack the networks that come with it"),
+}
+
+
+def name_command(target: str) -> str | None:
+    """Name the command of `tfmammo` that runs a script or module; None where there is none.
+
+    Examples:
+        >>> name_command("-m tfmammo.synthesis")
+        'synthesize'
+    """
+    return next((name for name, (runs, _) in COMMANDS.items() if runs == target), None)
 
 
 def list_configs() -> list[str]:
@@ -47,9 +77,10 @@ def read_command(name: str) -> str:
         name: The config's name.
 
     Returns:
-        What follows `python`: "train/can.py --config configs/can.yaml --set data.root=DIR".
+        What `python` runs: "train/can.py --config configs/can.yaml --set data.root=DIR".
     """
     head = (ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
-    command = re.search(r"^# python (.+)", head, re.MULTILINE)
+    command = re.search(r"^# (python|tfmammo) (\S+)(.*)", head, re.MULTILINE)
     assert command, f"{name}: its first lines name no command"
-    return command[1]
+    program, first, others = command.groups()
+    return (first if program == "python" else COMMANDS[first][0]) + others

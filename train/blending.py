@@ -9,7 +9,8 @@ from functools import partial
 
 import numpy as np
 
-from tfmammo import cli, datasets
+from tfmammo import cli
+from tfmammo.data import datasets
 from tfmammo.data.labelled import check_binary, make_blend_patches
 from tfmammo.evaluation.validation import validate_blending
 from tfmammo.models.blending import LESION, NORMAL, Blending, BlendingConfig

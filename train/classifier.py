@@ -6,7 +6,8 @@ python train/classifier.py --config configs/classifier.yaml --set data.name=opti
 model.share=0.5 model.synthetic=DIR
 """
 
-from tfmammo import cli, datasets
+from tfmammo import cli
+from tfmammo.data import datasets
 from tfmammo.models.classifier import ClassifierConfig
 from tfmammo.studies import classification
 from tfmammo.training import script

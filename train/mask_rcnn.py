@@ -14,7 +14,7 @@ from tfmammo import cli
 from tfmammo.data.whole import make_whole
 from tfmammo.detection import mask_rcnn
 from tfmammo.detection.training import check_unused_size, read_training_patients, validate
-from tfmammo.export import read_card
+from tfmammo.tracking.export import read_card
 from tfmammo.training import loop, script
 
 log = logging.getLogger("tfmammo.train.mask_rcnn")

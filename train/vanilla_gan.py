@@ -7,8 +7,9 @@ python train/vanilla_gan.py --config configs/vanilla_gan.yaml --set data.name=in
 
 from functools import partial
 
-from tfmammo import cli, datasets
+from tfmammo import cli
 from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
+from tfmammo.data import datasets
 from tfmammo.evaluation.validation import validate_vanilla_gan
 from tfmammo.training import script
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 EPSILON = 1.001e-5  # of batch normalisation in Keras's ResNets
-MEAN = (103.939, 116.779, 123.68)  # see tfmammo.pretrained
+MEAN = (103.939, 116.779, 123.68)  # see tfmammo.nn.pretrained
 
 
 class Bottleneck(nn.Module):
-    """See tfmammo.networks; layers are created in the order in which Keras lists their weights."""
+    """As in tfmammo.nn.networks; layers are created in the order of Keras's weights."""
 
     def __init__(
         self, entering: int, width: int, stride: int, momentum: float, dilation: int = 1
@@ -47,7 +47,7 @@ class Bottleneck(nn.Module):
 
 
 class Stages(nn.Module):
-    """See tfmammo.networks.resnet_stages."""
+    """See tfmammo.nn.networks.resnet_stages."""
 
     def __init__(
         self,

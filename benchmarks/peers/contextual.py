@@ -50,7 +50,7 @@ TINY = 1e-12
 
 
 class Normalized(nn.Module):
-    """W / sigma of a convolution's kernel, in float32; see tfmammo.layers.SpectralNormalization."""
+    """W / sigma of a kernel, in float32, as tfmammo.nn.layers.SpectralNormalization."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Normalized(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """See tfmammo.layers.SelfAttention."""
+    """See tfmammo.nn.layers.SelfAttention."""
 
     def __init__(self, channels: int, spectral: bool) -> None:
         super().__init__()
@@ -393,7 +393,7 @@ class WholeMap(nn.Conv2d):
     """A convolution whose kernel covers the map, as a matrix product.
 
     oneDNN's gradient of such a kernel writes beyond its end in bfloat16, in PyTorch too; see
-    tfmammo.convolutions.
+    tfmammo.nn.convolutions.
     """
 
     def forward(self, x: Tensor) -> Tensor:

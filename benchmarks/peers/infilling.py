@@ -63,7 +63,7 @@ class CRN(nn.Module):
 
 
 class FeatureExtractor(nn.Module):
-    """VGG-19's feature maps of a grey image, frozen; see tfmammo.pretrained.vgg19.
+    """VGG-19's feature maps of a grey image, frozen; see tfmammo.nn.pretrained.vgg19.
 
     Args:
         taps: Numbers of the convolutions whose maps, after their ReLU, are put out.
@@ -187,7 +187,7 @@ class Model:
 
 
 def tri_label(image: Tensor, mask: Tensor, noise: Tensor, margin: int | None) -> Tensor:
-    """Tissue, mask and margin, if there is one; see tfmammo.layers.tri_label."""
+    """Tissue, mask and margin, if there is one; see tfmammo.nn.layers.tri_label."""
     channels = [torch.where(mask > 0, noise, image), mask]
     if margin is not None:
         size = mask.shape[-1]

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, logsigmoid, relu
 
-EPSILON = 1e-3  # of every normalisation, as in tfmammo.layers
+EPSILON = 1e-3  # of every normalisation, as in tfmammo.nn.layers
 
 
 class UNet(nn.Module):
-    """See tfmammo.networks.UNet256."""
+    """See tfmammo.nn.networks.UNet256."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class UNet(nn.Module):
 
 
 class ConvolutionUNet(nn.Module):
-    """See tfmammo.networks.unet_features, with a last convolution 1 x 1."""
+    """See tfmammo.nn.networks.unet_features, with a last convolution 1 x 1."""
 
     def __init__(self, channels: int, widths: Sequence[int], dropout: float) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def _two_convolutions(before: int, width: int) -> nn.Sequential:
 
 
 class Discriminator(nn.Module):
-    """See tfmammo.networks.PatchDiscriminator."""
+    """See tfmammo.nn.networks.PatchDiscriminator."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ def log_mean(logits: Tensor) -> Tensor:
 
 
 def adam(network: nn.Module, config: dict[str, Any], fused: bool) -> torch.optim.Adam:
-    """Build a network's Adam with the config's values, or else those of tfmammo.optimization."""
+    """Build a network's Adam with the config's values, or else those of tfmammo.nn.optimization."""
     betas = (config["beta_1"], config.get("beta_2", 0.999))
     return torch.optim.Adam(
         network.parameters(), lr=config["learning_rate"], betas=betas, eps=1e-7, fused=fused

@@ -17,7 +17,7 @@ from torch.nn.functional import leaky_relu, relu
 
 
 class Generator(nn.Module):
-    """See tfmammo.networks.dcgan_generator."""
+    """See tfmammo.nn.networks.dcgan_generator."""
 
     def __init__(
         self, z: int, filters: Sequence[int], size: int, kernel: int, momentum: float
@@ -46,7 +46,7 @@ def double(before: int, width: int, kernel: int, bias: bool = False) -> nn.ConvT
 
 
 class Discriminator(nn.Module):
-    """See tfmammo.networks.dcgan_discriminator."""
+    """See tfmammo.nn.networks.dcgan_discriminator."""
 
     def __init__(self, filters: Sequence[int], size: int, kernel: int, momentum: float) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ class Score(nn.Conv2d):
     """A convolution by kernels of one pixel, as a matrix product.
 
     oneDNN's gradient of such a kernel writes beyond its end in bfloat16, in PyTorch too; see
-    tfmammo.convolutions.
+    tfmammo.nn.convolutions.
     """
 
     def forward(self, x: Tensor) -> Tensor:

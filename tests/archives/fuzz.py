@@ -91,7 +91,7 @@ def _export(form: str, mammograms: Sequence[Mammogram], root: Path) -> None:
     source = root.parent / "source"
     folder.write(mammograms, source)
     (root.parent / "config.yaml").write_text("data: {name: folder, folds: 2}", encoding="ascii")
-    command = [sys.executable, "-m", "tfmammo.exchange", form, "--config"]
+    command = [sys.executable, "-m", "tfmammo.apps.exchange", form, "--config"]
     command += [str(root.parent / "config.yaml"), str(root), "--set", f"data.root={source}"]
     command += ["data.kinds=[mass, calcification]"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}

@@ -1,4 +1,4 @@
-"""`python -m tfmammo.archives`: the summary, the contact sheet, what is said of left-out files."""
+"""`tfmammo archives`: the summary, the contact sheet, what is said of left-out files."""
 
 import csv
 import os

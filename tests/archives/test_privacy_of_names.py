@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfmammo import datasets
 from tfmammo.archives import __main__ as command
 from tfmammo.archives import pictures, read_mammograms
 from tfmammo.archives.files import make_pseudonym, remove_names
 from tfmammo.config import DataConfig
+from tfmammo.data import datasets
 from tfmammo.data.extraction import make_patches
 from tfmammo.errors import ArchiveError, ConfigError
 from tfmammo.mammogram import Skipped, hash_id

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tests.full_size import build_without_memory, count_weights
 from tfmammo.baselines.segnet import PoolWithIndices, Unpool, build_network
-from tfmammo.layers import SampleNormalization
+from tfmammo.nn.layers import SampleNormalization
 
 
 def pooled_by_numpy(features):

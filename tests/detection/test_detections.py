@@ -16,8 +16,8 @@ from tfmammo.data.whole import make_whole
 from tfmammo.detection import detections
 from tfmammo.detection.detections import Detections, Detector
 from tfmammo.errors import DetectionError, TrackingError
-from tfmammo.export import FORMAT
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.tracking.export import FORMAT
 
 ROWS = 80
 COLS = 60

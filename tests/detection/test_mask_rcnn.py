@@ -24,8 +24,8 @@ from tfmammo.detection.detections import Detector
 from tfmammo.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig, make_settings
 from tfmammo.detection.training import restore_checkpoint
 from tfmammo.errors import DetectionError
-from tfmammo.export import FORMAT, read_card
 from tfmammo.mammogram import Mammogram
+from tfmammo.tracking.export import FORMAT, read_card
 
 HAS_EXTRA = importlib.util.find_spec("object_detection") is not None
 needs_extra = pytest.mark.skipif(not HAS_EXTRA, reason='needs pip install "tfmammo[detection]"')

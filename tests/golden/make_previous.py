@@ -78,7 +78,7 @@ def main(folder: Path) -> None:
         run("-m", "tfmammo.synthesis", "--config", str(ROOT / "configs/synthesis_blending.yaml"),
             "--output", f"sets/{name}", "--set", "data.name=phantom", "data.phantoms=40",
             "count=16", "format=png", "seed=3", *overrides)  # fmt: skip
-    study = ("-m", "tfmammo.reader_study", "--config", str(ROOT / "configs/reader_study.yaml"))
+    study = ("-m", "tfmammo.apps.reader_study", "--config", str(ROOT / "configs/reader_study.yaml"))
     chosen = ("--set", *STUDY)
     run(*study, "cases", *chosen)
     answer()
@@ -112,7 +112,7 @@ def main(folder: Path) -> None:
 def answer() -> None:
     """Two readers answer every case: one is right, the other rates at random."""
     from tfmammo import config as configuration
-    from tfmammo.reader_study import ReaderStudy, ReaderStudyConfig
+    from tfmammo.apps.reader_study import ReaderStudy, ReaderStudyConfig
 
     config = configuration.parse(ReaderStudyConfig, ROOT / "configs/reader_study.yaml", STUDY)
     study = ReaderStudy(config)

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.known_networks import KnownSegmenter
-from tfmammo import export
 from tfmammo.config import DataConfig, PreprocessConfig
 from tfmammo.data import sampling
 from tfmammo.data.extraction import make_patches
@@ -29,6 +28,7 @@ from tfmammo.inference.report import COLOURS, build_report, draw_overlay, format
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 from tfmammo.models.cgan import CGAN, CGANConfig
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig
+from tfmammo.tracking import export
 
 ROWS = 160
 COLS = 120

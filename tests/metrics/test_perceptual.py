@@ -11,7 +11,6 @@ import scipy.linalg
 import tensorflow as tf
 
 from tests.image_pairs import make_image_pairs
-from tfmammo import pretrained
 from tfmammo.metrics import perceptual
 from tfmammo.metrics.perceptual import (
     LPIPS,
@@ -25,6 +24,7 @@ from tfmammo.metrics.perceptual import (
     mmd,
     ms_ssim,
 )
+from tfmammo.nn import pretrained
 
 WIDTHS = (64, 192, 384, 256, 256)
 

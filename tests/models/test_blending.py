@@ -10,7 +10,6 @@ from scipy import ndimage
 from tests.full_size import build_without_memory, count_each
 from tests.updates import assert_descends, deceive, respond, tell_apart
 from tfmammo.errors import ConfigError
-from tfmammo.layers import image_gradients
 from tfmammo.metrics.blending import background_error
 from tfmammo.models.blending import (
     GAP,
@@ -24,6 +23,7 @@ from tfmammo.models.blending import (
     place_lesion,
     seamless_loss,
 )
+from tfmammo.nn.layers import image_gradients
 
 SIZE = 32
 PRIORS = [  # and guide

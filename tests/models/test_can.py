@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from tests.full_size import build_without_memory, count_each, shape_answer
 from tests.two_cpus import run_on_two_cpus
 from tests.updates import assert_descends, deceive, read_weights, respond, tell_apart
-from tfmammo import optimization
 from tfmammo.errors import ConfigError
 from tfmammo.models.can import CAN, CANConfig
-from tfmammo.networks import PatchDiscriminator
+from tfmammo.nn import optimization
+from tfmammo.nn.networks import PatchDiscriminator
 
 SIZE = 16
 NETWORKS = ("generator", "inverter", "discriminator")

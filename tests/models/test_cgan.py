@@ -11,7 +11,7 @@ from tests.updates import assert_descends, deceive, respond, tell_apart
 from tfmammo.errors import WeightsError
 from tfmammo.models import cgan as module
 from tfmammo.models.cgan import CGAN, CGANConfig, EncoderConfig, PostprocessConfig, postprocess
-from tfmammo.networks import leaky_relu
+from tfmammo.nn.networks import leaky_relu
 
 SIZE = 16
 

@@ -6,9 +6,10 @@ import pytest
 import tensorflow as tf
 
 from tests.updates import assert_descends
-from tfmammo import export, pretrained
 from tfmammo.errors import ConfigError, WeightsError
 from tfmammo.models.classifier import Classifier, ClassifierConfig, adopt, resnet, share_at
+from tfmammo.nn import pretrained
+from tfmammo.tracking import export
 
 TINY = {"weights": "none", "filters": 2, "blocks": (1, 1, 1, 1), "learning_rate": 1e-3}
 SIZE = 32

@@ -7,9 +7,7 @@ import tensorflow as tf
 
 from tests.full_size import build_without_memory, count_weights
 from tests.updates import assert_follows
-from tfmammo import export
 from tfmammo.errors import ConfigError, ExportError
-from tfmammo.layers import find_normalized, sample_latent_noise
 from tfmammo.models import contextual
 from tfmammo.models.contextual import (
     DISCRIMINATOR_NOISE,
@@ -22,8 +20,10 @@ from tfmammo.models.contextual import (
     Generator,
     build_networks,
 )
-from tfmammo.models.growth import copy_weights
-from tfmammo.optimization import Accumulator
+from tfmammo.nn.growth import copy_weights
+from tfmammo.nn.layers import find_normalized, sample_latent_noise
+from tfmammo.nn.optimization import Accumulator
+from tfmammo.tracking import export
 
 SIZE = 32
 TINY = {

@@ -22,8 +22,8 @@ from tfmammo.models.flow import Flow, FlowConfig
 from tfmammo.models.infilling import Infilling, InfillingConfig
 from tfmammo.models.mask_gan import MaskGAN, MaskGANConfig
 from tfmammo.models.shape import ShapeCNN, ShapeConfig
-from tfmammo.networks import Network
-from tfmammo.optimization import Adam
+from tfmammo.nn.networks import Network
+from tfmammo.nn.optimization import Adam
 
 UNET = {"filters": (4, 8, 8), "discriminator_filters": 4, "discriminator_strided": 1}
 DCGAN = {"filters": (8, 4), "discriminator_filters": (4, 8), "z": 5}
@@ -139,15 +139,15 @@ def test_nothing_that_is_exported_keeps_a_state_or_draws_by_one(model):
     [
         (
             lambda model, path: model.save(path),
-            "can't be saved as a .keras file: .*tfmammo.export.export.*tfmammo.export.load",
+            "can't be saved as a .keras file: .*export.export.*export.load",
         ),
         (
             lambda model, path: keras.saving.save_model(model, path),
-            "can't be saved as a .keras file: .*tfmammo.export.export",
+            "can't be saved as a .keras file: .*tfmammo.tracking.export.export",
         ),
         (
             lambda model, path: model.export(path),
-            "can't be saved as a .keras file: .*tfmammo.export.export",
+            "can't be saved as a .keras file: .*tfmammo.tracking.export.export",
         ),
         (
             lambda model, path: model(np.zeros((1, 32, 32, 1))),

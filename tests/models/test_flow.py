@@ -14,12 +14,10 @@ from tests.known_networks import KnownCAN
 from tests.small_mammograms import textured_breast
 from tests.two_cpus import run_on_two_cpus
 from tests.updates import assert_follows
-from tfmammo import export, layers
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, ExportError
-from tfmammo.layers import patch_seeds, tri_label, uniform_noise
 from tfmammo.models import flow
 from tfmammo.models.flow import (
     Flow,
@@ -30,9 +28,12 @@ from tfmammo.models.flow import (
     integrate,
     interpolate,
 )
+from tfmammo.nn import layers
+from tfmammo.nn.layers import patch_seeds, tri_label, uniform_noise
 from tfmammo.synthesis import generators
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
 from tfmammo.synthesis.shapes import ShapeFiles
+from tfmammo.tracking import export
 
 SIZE = 16
 TINY = {"widths": (4, 8), "groups": 2, "attention_levels": 1, "sampling_steps": 2}

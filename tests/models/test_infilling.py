@@ -13,7 +13,6 @@ from tests.full_size import build_without_memory, count_each, count_weights, sha
 from tests.two_cpus import run_on_two_cpus
 from tests.updates import assert_descends, deceive, respond, tell_apart
 from tfmammo.errors import ConfigError, WeightsError
-from tfmammo.layers import enlarge, patch_seeds, tri_label, uniform_noise
 from tfmammo.models import infilling
 from tfmammo.models.infilling import (
     CRN,
@@ -21,8 +20,9 @@ from tfmammo.models.infilling import (
     InfillingConfig,
     feature_matching,
 )
-from tfmammo.pretrained import vgg19
-from tfmammo.published import compute_digest
+from tfmammo.nn.layers import enlarge, patch_seeds, tri_label, uniform_noise
+from tfmammo.nn.pretrained import vgg19
+from tfmammo.nn.published import compute_digest
 
 SIZE = 32
 NETWORKS = ("generator", "discriminator")

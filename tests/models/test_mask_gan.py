@@ -10,7 +10,6 @@ from skimage import measure as regions
 from tests.full_size import build_without_memory, count_each
 from tests.updates import assert_descends, deceive, respond, tell_apart
 from tfmammo.errors import ConfigError
-from tfmammo.layers import sample_latent_noise
 from tfmammo.models import mask_gan
 from tfmammo.models.mask_gan import (
     MaskGAN,
@@ -24,6 +23,7 @@ from tfmammo.models.mask_gan import (
     is_plausible,
     measure,
 )
+from tfmammo.nn.layers import sample_latent_noise
 
 SIZE = 16
 NETWORKS = ("generator", "discriminator")

@@ -18,7 +18,6 @@ import tensorflow as tf
 from highdicom.seg import segread
 
 from tests.commands import run_script_here
-from tfmammo import export
 from tfmammo.archives import phantom
 from tfmammo.archives.writers import vindr
 from tfmammo.config import DataConfig
@@ -27,6 +26,7 @@ from tfmammo.evaluation import case
 from tfmammo.inference.pipeline import Pipeline
 from tfmammo.models.cgan import CGAN, CGANConfig
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig
+from tfmammo.tracking import export
 
 SIZE = 32
 NAME = "QUIBBLE^ZEPHYRINE"

@@ -21,9 +21,8 @@ import tensorflow as tf
 from tests.known_networks import KnownCAN, make_pixelwise
 from tests.small_mammograms import write_discs
 from tfmammo import config as configuration
-from tfmammo import datasets, export
 from tfmammo.config import DataConfig, Experiment, TrackingConfig
-from tfmammo.data import splits
+from tfmammo.data import datasets, splits
 from tfmammo.data.extraction import make_shape_patches
 from tfmammo.errors import ConfigError, DataError, ExportError
 from tfmammo.evaluation import comparison as evaluation
@@ -34,6 +33,7 @@ from tfmammo.evaluation.synthesis import SynthesisConfig
 from tfmammo.metrics import perceptual, segmentation, synthesis, texture
 from tfmammo.metrics.summary import Measure
 from tfmammo.models.cgan import CGANConfig
+from tfmammo.tracking import export
 from tfmammo.tracking import runs as tracking
 from tfmammo.training.image_grid import HEADER, ORANGE, draw_outline
 

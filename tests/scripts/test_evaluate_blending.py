@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo import datasets, export
 from tfmammo.archives import read_mammograms
 from tfmammo.config import DataConfig, SamplingConfig
-from tfmammo.data import splits
+from tfmammo.data import datasets, splits
 from tfmammo.data.labelled import make_blend_patches
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.blending import (
@@ -26,6 +25,7 @@ from tfmammo.evaluation.blending import (
 )
 from tfmammo.mammogram import Skipped
 from tfmammo.metrics import blending
+from tfmammo.tracking import export
 
 SIZE = 32
 FOLDS = 2

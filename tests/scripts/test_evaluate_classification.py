@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from tfmammo import archives, export
+from tfmammo import archives
 from tfmammo.archives.phantom import read
 from tfmammo.config import DataConfig, dump
 from tfmammo.data.sampling import is_normal
@@ -32,6 +32,7 @@ from tfmammo.synthesis.config import PatchSynthesisConfig
 from tfmammo.synthesis.generators import find_best_weights, load_lesion_generator
 from tfmammo.synthesis.patch_insertion import draw_contiguous
 from tfmammo.synthesis.patch_set import PatchSet
+from tfmammo.tracking import export
 
 SAMPLING = {"count": 50, "scale": (0.25, 0.25), "offset": 10}
 DATA = {

@@ -14,12 +14,12 @@ import tensorflow as tf
 from tests.commands import run_module_here
 from tests.exported_detectors import write_ssd_card
 from tests.known_networks import KnownCAN
-from tfmammo import datasets, export
 from tfmammo.config import DataConfig
-from tfmammo.data import splits
+from tfmammo.data import datasets, splits
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.metrics import segmentation
 from tfmammo.models.cgan import PostprocessConfig, postprocess
+from tfmammo.tracking import export
 
 SIZE = 32
 DATA = DataConfig(phantoms=8, size=SIZE)

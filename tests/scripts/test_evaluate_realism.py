@@ -15,14 +15,15 @@ import scipy.stats
 import tensorflow as tf
 
 from tests.small_mammograms import write_discs
-from tfmammo import datasets, export, pretrained
 from tfmammo.config import DataConfig
-from tfmammo.data import splits
+from tfmammo.data import datasets, splits
 from tfmammo.errors import ConfigError, ExportError, WeightsError
 from tfmammo.evaluation import comparison
 from tfmammo.evaluation.perceptual import PerceptualScorer
-from tfmammo.layers import patch_seeds, tri_label, uniform_noise
 from tfmammo.metrics import perceptual
+from tfmammo.nn import pretrained
+from tfmammo.nn.layers import patch_seeds, tri_label, uniform_noise
+from tfmammo.tracking import export
 from tfmammo.training.image_grid import HEADER
 
 SIZE = 32

@@ -12,9 +12,9 @@ import tensorflow as tf
 from tfmammo import config as configuration
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation.validation import validate_contextual
-from tfmammo.layers import sample_latent_noise
 from tfmammo.metrics.classification import roc_auc
 from tfmammo.models.contextual import Contextual, ContextualConfig
+from tfmammo.nn.layers import sample_latent_noise
 from tfmammo.studies import progressive
 
 TINY = [

@@ -5,10 +5,9 @@ whom it is tested on.
 import numpy as np
 import pytest
 
-from tfmammo import datasets
 from tfmammo.archives import read_mammograms
 from tfmammo.config import DataConfig, Experiment, TrackingConfig, TrainingConfig
-from tfmammo.data import splits
+from tfmammo.data import datasets, splits
 from tfmammo.data.labelled import check_binary, make_binary_patches, make_pathology_patches
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Skipped

@@ -12,13 +12,13 @@ import pytest
 from pydantic import ValidationError
 
 from tfmammo import config as configuration
+from tfmammo.apps.report.items import find_item
+from tfmammo.apps.report.tables import parse_markdown
+from tfmammo.apps.report.verdicts import Gain
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation import froc_tables
 from tfmammo.metrics.detection import ALL_DETECTIONS
-from tfmammo.reproduction.items import find_item
-from tfmammo.reproduction.tables import parse_markdown
-from tfmammo.reproduction.verdicts import Gain
 from tfmammo.studies import detection, detection_report
 from tfmammo.studies.detection import Arm, Command, Method, StudyConfig, list_arms, plan_steps
 

@@ -7,15 +7,16 @@ import shutil
 import pytest
 
 from tests.known_networks import KnownCAN
-from tfmammo import config, datasets, export, shipped
+from tfmammo import config, shipped
+from tfmammo.apps.commands import SCHEMAS
 from tfmammo.config import DataConfig, TrainingConfig
-from tfmammo.data import splits
+from tfmammo.data import datasets, splits
 from tfmammo.errors import ConfigError, ExportError
 from tfmammo.metrics.summary import Table
 from tfmammo.models.can import CANConfig
-from tfmammo.reproduction.schemas import SCHEMAS
 from tfmammo.studies import segmenters
 from tfmammo.studies.segmenters import ComparisonConfig, check_steps, plan_steps
+from tfmammo.tracking import export
 
 DATA = {"name": "phantom", "phantoms": 48, "size": 32}
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from tests.small_mammograms import make_mammogram
 from tests.synthetic_sets import export_trained
+from tfmammo.apps.stress.config import MethodConfig
 from tfmammo.archives import phantom
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import folder as writer
@@ -23,7 +24,6 @@ from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
 from tfmammo.errors import ArchiveError, DataError
 from tfmammo.mammogram import Lesion, Mammogram
-from tfmammo.stress.config import MethodConfig
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
 from tfmammo.synthesis.mammograms import remake, synthesize

@@ -35,13 +35,13 @@ from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig, dump, parse
 from tfmammo.data import jobs
 from tfmammo.errors import ConfigError, DataError, ExportError
-from tfmammo.export import export
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.models import mask_gan
 from tfmammo.synthesis import mammograms, synthesizer
 from tfmammo.synthesis.config import ShapeConfig, SynthesisConfig
 from tfmammo.synthesis.mammograms import remake, synthesize
 from tfmammo.synthesis.provenance import read_recipe
+from tfmammo.tracking.export import export
 
 FORMS = [("8", "png"), ("12", "png"), ("dicom", "dicom"), ("8", "dicom")]
 

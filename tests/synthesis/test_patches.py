@@ -302,10 +302,10 @@ def test_an_export_of_the_model_itself_is_used_by_its_running_average(tmp_path):
     """The lesion is that of the average, which answers otherwise than the generator; its noise
     follows from the seed.
     """
-    from tfmammo.export import export
-    from tfmammo.layers import sample_latent_noise
     from tfmammo.models.contextual import Contextual, ContextualConfig
-    from tfmammo.postprocessing import postprocess
+    from tfmammo.nn.layers import sample_latent_noise
+    from tfmammo.nn.postprocessing import postprocess
+    from tfmammo.tracking.export import export
 
     model_config = ContextualConfig(
         target="removal", filters=(2, 4), discriminator_factor=1, attention=8, border=1, start=16

@@ -21,7 +21,6 @@ from tfmammo.config import DataConfig
 from tfmammo.data import splits
 from tfmammo.data.patients import PATIENTS
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.export import export
 from tfmammo.mammogram import Lesion, Skipped
 from tfmammo.models.blending import Blending, BlendingConfig
 from tfmammo.synthesis.config import PatientsConfig, ShapeConfig, SynthesisConfig
@@ -35,6 +34,7 @@ from tfmammo.synthesis.provenance import (
 )
 from tfmammo.synthesis.sources import Sources
 from tfmammo.synthesis.synthesizer import Synthesizer
+from tfmammo.tracking.export import export
 
 ROWS = 200
 COLS = 150

@@ -216,7 +216,7 @@ def test_equal_weights_are_one_network_however_often_they_are_exported(
 
 
 def test_the_hash_follows_values_order_and_signature(tmp_path):
-    from tfmammo.export import export, load_identified
+    from tfmammo.tracking.export import export, load_identified
 
     def hashed(name, kernel, bias, size=8):
         model = keras.Model(name="model")

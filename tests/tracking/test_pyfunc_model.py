@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from tests.known_networks import make_functions
 from tests.ports import find_free_port
 from tfmammo.config import Experiment, TrackingConfig
-from tfmammo.export import export
+from tfmammo.tracking.export import export
 from tfmammo.tracking.pyfunc import NETWORKS
 from tfmammo.tracking.runs import Run
 

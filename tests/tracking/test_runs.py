@@ -20,9 +20,9 @@ import tensorflow as tf
 from tests.ports import find_free_port
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.errors import ExportError, TrackingError
-from tfmammo.export import export, load
 from tfmammo.tracking import models, runs, store
 from tfmammo.tracking import models as models_module
+from tfmammo.tracking.export import export, load
 from tfmammo.tracking.models import resolve
 from tfmammo.tracking.pyfunc import NETWORKS
 from tfmammo.tracking.runs import Run
@@ -457,7 +457,7 @@ def test_another_runs_best_stays_until_it_is_compared(folder, exported, caplog):
         assert second.register(exported, 10, {}, best=True) == "2"
     assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 1
     assert (
-        "tfmammo-tiny@best stays version 1; python -m tfmammo.registry promote --model "
+        "tfmammo-tiny@best stays version 1; tfmammo registry promote --model "
         "tfmammo-tiny --candidate 2 judges" in caplog.text
     )
     client().delete_registered_model_alias("tfmammo-tiny", "best")

@@ -16,12 +16,13 @@ import pytest
 import tensorflow as tf
 
 from tfmammo import config as configuration
-from tfmammo import export, filesystem
+from tfmammo import filesystem
 from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig
 from tfmammo.config import AddedConfig, TrainingConfig
 from tfmammo.errors import ConfigError, ExportError, Interrupted, TrackingError, TrainingError
 from tfmammo.models.can import CAN
-from tfmammo.published import Source
+from tfmammo.nn.published import Source
+from tfmammo.tracking import export
 from tfmammo.training import folder, loop, script, state
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo import optimization
 from tfmammo.errors import TrainingError
-from tfmammo.export import export, locate, read_card, remove_leftovers
+from tfmammo.nn import optimization
+from tfmammo.tracking.export import export, locate, read_card, remove_leftovers
 from tfmammo.training.folder import parse_step
 from tfmammo.training.state import TrainingState, read_scalar
 

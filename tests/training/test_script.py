@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfmammo import cli, datasets, export, filesystem
+from tfmammo import cli, filesystem
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
-from tfmammo.data import build, splits
+from tfmammo.data import build, datasets, splits
 from tfmammo.data.extraction import make_shape_patches
 from tfmammo.data.patches import Patches
 from tfmammo.data.sampling import SHAPES
 from tfmammo.data.tfrecord import Records
 from tfmammo.errors import ConfigError, DataError, Interrupted, TrainingError
 from tfmammo.models.can import CAN, CANConfig
+from tfmammo.tracking import export
 from tfmammo.training import folder, script
 
 

@@ -21,13 +21,14 @@ import pytest
 import tensorflow as tf
 
 from tests.ports import find_free_ports
-from tfmammo import cli, datasets
+from tfmammo import cli
 from tfmammo import config as configuration
 from tfmammo.config import TrainingConfig
+from tfmammo.data import datasets
 from tfmammo.data.pipeline import batches
 from tfmammo.errors import ConfigError, WorkerError
-from tfmammo.export import read_card
 from tfmammo.models.can import CAN, CANConfig
+from tfmammo.tracking.export import read_card
 from tfmammo.training import loop, script, workers
 
 OVERRIDES = [

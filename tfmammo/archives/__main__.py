@@ -2,8 +2,8 @@
 
 The command tells what the archive holds, what was left out and why, and how it looks.
 
-python -m tfmammo.archives cbis_ddsm DIR --sheet sheet.png
-python -m tfmammo.archives cbis_ddsm DIR --list      pseudonyms as tables, logs and dead_letters.csv
+tfmammo archives cbis_ddsm DIR --sheet sheet.png
+tfmammo archives cbis_ddsm DIR --list      pseudonyms as tables, logs and dead_letters.csv
                         have them, and their files
 
 Every mask in a file of its own is read, so that those of a wrong size or without a lesion are found

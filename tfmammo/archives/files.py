@@ -64,7 +64,7 @@ def _test_entry(test: Callable[[], bool]) -> bool:
 def make_pseudonym(file: str) -> str:
     """Return what a file is called where its name must not be told.
 
-    `python -m tfmammo.archives NAME DIR --list` leads back to it.
+    `tfmammo archives NAME DIR --list` leads back to it.
 
     Args:
         file: Its path beneath the archive, with slashes.

@@ -1,3 +1,3 @@
 """What the papers compare with, one file each, on the same contract as tfmammo.models."""
 
-import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter
+import tfmammo.nn._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

@@ -20,7 +20,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from tfmammo.baselines import vgg16
 from tfmammo.baselines.segmenter import Segmenter, check_size
-from tfmammo.convolutions import Convolution
+from tfmammo.nn.convolutions import Convolution
 
 FC_WIDTH = 4096
 

@@ -36,9 +36,9 @@ import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from tfmammo.config import Frozen
-from tfmammo.losses import Average, l1, log_fake, log_real
-from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, Trainable, UNet256
-from tfmammo.optimization import build_adam, minimize
+from tfmammo.nn.losses import Average, l1, log_fake, log_real
+from tfmammo.nn.networks import PIX2PIX_FILTERS, PatchDiscriminator, Trainable, UNet256
+from tfmammo.nn.optimization import build_adam, minimize
 
 
 class Pix2PixConfig(Frozen):
@@ -53,7 +53,7 @@ class Pix2PixConfig(Frozen):
     beta_1: float = Field(default=0.5, ge=0, lt=1)
     """Adam's decay of the first moment."""
     average: Average = "losses"
-    """How D's responses to one pair become one, see `tfmammo.losses`."""
+    """How D's responses to one pair become one, see `tfmammo.nn.losses`."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Share dropped in the three innermost decoder blocks of G."""
     filters: tuple[PositiveInt, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)

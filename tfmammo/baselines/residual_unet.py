@@ -36,8 +36,8 @@ import tensorflow as tf
 from pydantic import Field, PositiveInt, model_validator
 
 from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig, check_size, cross_entropy
-from tfmammo.layers import SampleNormalization
-from tfmammo.losses import dice_loss
+from tfmammo.nn.layers import SampleNormalization
+from tfmammo.nn.losses import dice_loss
 
 SLOPE = 0.01  # of LeakyReLU below 0
 

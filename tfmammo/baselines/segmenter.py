@@ -10,8 +10,8 @@ from pydantic import Field, PositiveFloat
 
 from tfmammo.config import Frozen
 from tfmammo.errors import ConfigError
-from tfmammo.networks import Trainable
-from tfmammo.optimization import build_adam, minimize
+from tfmammo.nn.networks import Trainable
+from tfmammo.nn.optimization import build_adam, minimize
 
 
 class SegmenterConfig(Frozen):

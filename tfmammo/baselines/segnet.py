@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from tfmammo.baselines import vgg16
 from tfmammo.baselines.segmenter import Segmenter, check_size
-from tfmammo.layers import SampleNormalization
+from tfmammo.nn.layers import SampleNormalization
 
 
 class SegNetConfig(vgg16.VGG16Config):

@@ -16,7 +16,7 @@ import keras
 from pydantic import Field, PositiveInt
 
 from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig, check_size
-from tfmammo.networks import unet_features
+from tfmammo.nn.networks import unet_features
 
 
 class UNetConfig(SegmenterConfig):

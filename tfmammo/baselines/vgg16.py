@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt, model_validator
 
-from tfmammo import published
 from tfmammo.baselines.segmenter import SegmenterConfig
 from tfmammo.errors import ConfigError
+from tfmammo.nn import published
 
 WIDTHS = (64, 128, 256, 512, 512)
 DEPTHS = (2, 2, 3, 3, 3)  # convolutions before each pooling
@@ -45,7 +45,7 @@ class VGG16Config(SegmenterConfig):
     weights: str = "none"
     """The encoder's initial weights: "imagenet" (downloaded by Keras, about 60 MB, or 530 MB with
     the fully connected layers), the path of a Keras VGG-16 file (.h5, .weights.h5 or .keras), the
-    path of a VGG-19 (.npz, as python -m tfmammo.pretrained writes it), or "none" (He's random
+    path of a VGG-19 (.npz, as tfmammo pretrained convert writes it), or "none" (He's random
     weights). FCN-8s takes VGG-16's fully connected layers too. Of a VGG-19 both take the thirteen
     convolutions that VGG-16 has by the same names, which is approximate: see the module.
     """

@@ -1,6 +1,6 @@
 """Build TFRecord shards of an archive's patches, on as many machines as there are.
 
-    python -m tfmammo.data.build --config configs/build.yaml --output DIR [--set KEY=VALUE ...]
+    tfmammo build --config configs/build.yaml --output DIR [--set KEY=VALUE ...]
     [Beam's own flags]
 
 Into DIR go shard-00000-of-00064.tfrecord, ... with one .json each. It says what the shard holds and

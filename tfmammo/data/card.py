@@ -59,7 +59,7 @@ def format_card(manifest: Manifest, dead: int) -> str:
     parts = [
         f"# {manifest.identity['name']}: {data['patches']} patches of {archive['name']}",
         f"Fingerprint `{manifest.fingerprint}`. Patches of {manifest.size} x {manifest.size} px, "
-        "written by `python -m tfmammo.data.build`"
+        "written by `tfmammo build`"
         f" (tfmammo {manifest.identity['tfmammo']}).",
         "## Counts",
         _format_table(("what", "how many"), counts),

@@ -1,6 +1,6 @@
 """Patches in sharded TFRecord files: their form, and a folder of them opened for training.
 
-A folder of `python -m tfmammo.data.build` holds shard-*.tfrecord and manifest.json. A record is a
+A folder of `tfmammo build` holds shard-*.tfrecord and manifest.json. A record is a
 tf.train.Example of bytes features: "image", the patch as rint(value * 65535), little-endian uint16
 row by row, so off by at most 1/131070; "mask", a PNG of one byte a pixel, 0 or 1; and as text "id",
 "patient_id", "kind", "pathology", "shape", "margin" and "official_split".
@@ -108,7 +108,7 @@ class Records:
 
     @staticmethod
     def open(root: Path) -> Records:
-        """Open all patches of a folder that `python -m tfmammo.data.build` wrote; read no image.
+        """Open all patches of a folder that `tfmammo build` wrote; read no image.
 
         Raises:
             DataError: The folder or its manifest is missing or damaged, a shard is missing or of

@@ -1,3 +1,3 @@
 """Detectors of lesions in whole mammograms, one file each, behind the contract of detections.py."""
 
-import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter
+import tfmammo.nn._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

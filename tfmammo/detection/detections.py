@@ -26,7 +26,9 @@ from tfmammo.data import preprocess
 from tfmammo.data.whole import extract_tile, letterbox, normalize_intensity
 from tfmammo.detection import tiles
 from tfmammo.errors import DetectionError
-from tfmammo.export import (
+from tfmammo.mammogram import LesionKind, Mammogram
+from tfmammo.tracking import models
+from tfmammo.tracking.export import (
     CARD,
     SIGNATURE,
     get_training_patients,
@@ -34,8 +36,6 @@ from tfmammo.export import (
     locate,
     read_card,
 )
-from tfmammo.mammogram import LesionKind, Mammogram
-from tfmammo.tracking import models
 
 log = logging.getLogger(__name__)
 COUNT = "num_detections"

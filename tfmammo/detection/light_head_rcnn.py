@@ -55,7 +55,6 @@ import numpy as np
 import tensorflow as tf
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from tfmammo import pretrained
 from tfmammo.config import Experiment, Frozen
 from tfmammo.detection import regions
 from tfmammo.detection.detections import OUTPUTS
@@ -68,10 +67,11 @@ from tfmammo.detection.training import (
     learning_rate,
 )
 from tfmammo.errors import DetectionError
-from tfmammo.export import SIGNATURE
-from tfmammo.layers import step_seed
-from tfmammo.networks import resnet_stages
-from tfmammo.optimization import build_adam, count_batches, minimize, unwrap
+from tfmammo.nn import pretrained
+from tfmammo.nn.layers import step_seed
+from tfmammo.nn.networks import resnet_stages
+from tfmammo.nn.optimization import build_adam, count_batches, minimize, unwrap
+from tfmammo.tracking.export import SIGNATURE
 
 STRIDE = 16  # px of the image per cell of C4 and C5
 SMALLEST = 32  # px of the image, of which C4 and C5 are 2 x 2

@@ -83,8 +83,8 @@ from tfmammo.detection.training import (
     restore_checkpoint,
 )
 from tfmammo.errors import DetectionError
-from tfmammo.export import SIGNATURE
-from tfmammo.optimization import build, minimize
+from tfmammo.nn.optimization import build, minimize
+from tfmammo.tracking.export import SIGNATURE
 
 Stage = Literal["heads", "upper", "all"]
 # px: rows and columns of the image are multiples of it, the stride of the pyramid's highest level

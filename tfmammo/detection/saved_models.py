@@ -10,7 +10,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tfmammo.errors import ExportError
-from tfmammo.export import describe_variables
+from tfmammo.tracking.export import describe_variables
 
 SAVED_MODEL = "saved_model"  # the folder of an API's export, and its function in the card
 ROUNDING = 1e-3  # of answers: a saved graph may merge operations

@@ -69,8 +69,8 @@ from tfmammo.detection.training import (
     restore_checkpoint,
 )
 from tfmammo.errors import DetectionError
-from tfmammo.export import SIGNATURE
-from tfmammo.optimization import build, minimize
+from tfmammo.nn.optimization import build, minimize
+from tfmammo.tracking.export import SIGNATURE
 
 ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
 _BACKBONES = {"mobilenet_v2": "ssd_mobilenet_v2_fpn_keras", "resnet50": "ssd_resnet50_v1_fpn_keras"}

@@ -16,8 +16,8 @@ import tensorflow as tf
 from tfmammo.config import DataConfig, TrainingConfig
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DetectionError
-from tfmammo.export import CARD, get_training_patients, read_card
 from tfmammo.metrics import detection
+from tfmammo.tracking.export import CARD, get_training_patients, read_card
 
 BATCH = 8  # mammograms at once in validation
 SHOWN = 0.3  # score from which a box is drawn into the image grid

@@ -14,10 +14,9 @@ from pydantic import Field, PositiveInt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from tfmammo import datasets, export
 from tfmammo.baselines.poisson import METHODS
 from tfmammo.config import DataConfig
-from tfmammo.data import splits
+from tfmammo.data import datasets, splits
 from tfmammo.data.labelled import make_blend_patches
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError, DataError
@@ -33,11 +32,12 @@ from tfmammo.evaluation.perceptual import (
 from tfmammo.evaluation.realism import make_tri_labels
 from tfmammo.evaluation.report import Report
 from tfmammo.evaluation.two_sample import two_sample
-from tfmammo.layers import sample_latent_noise
 from tfmammo.metrics import blending
 from tfmammo.metrics.summary import Measure, Row, Table
 from tfmammo.models.blending import LESION, NORMAL, paste
 from tfmammo.models.mask_gan import clean
+from tfmammo.nn.layers import sample_latent_noise
+from tfmammo.tracking import export
 
 log = logging.getLogger(__name__)
 Images = NDArray[np.float32]
@@ -80,7 +80,7 @@ class BlendingEvaluationConfig(EvaluationConfig):
     """
     inception: str = "imagenet"
     """The network of FID and KID: "imagenet" (the Inception of 2015-12-05 in the folder that
-    TFMAMMO_WEIGHTS names; without it Keras's), a path, or "none"; see tfmammo.pretrained.
+    TFMAMMO_WEIGHTS names; without it Keras's), a path, or "none"; see tfmammo.nn.pretrained.
     """
     folds: int = Field(default=5, ge=2)
     """Folds of the classifier that tells generated patches from real ones; no more than groups of

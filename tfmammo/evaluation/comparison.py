@@ -31,16 +31,16 @@ from pydantic import (
 )
 
 from tfmammo import config as configuration
-from tfmammo import datasets, export
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.data import splits
+from tfmammo.data import datasets, splits
 from tfmammo.data.extraction import MakePatches, make_patches
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError, DataError, ExportError
 from tfmammo.evaluation import mask_folder
 from tfmammo.evaluation.mask_folder import MaskFolder
-from tfmammo.export import predict
 from tfmammo.metrics.summary import Compare, Row, Scores, summarize
+from tfmammo.tracking import export
+from tfmammo.tracking.export import predict
 from tfmammo.tracking.models import resolve
 
 log = logging.getLogger(__name__)

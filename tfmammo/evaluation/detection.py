@@ -13,10 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from tfmammo import datasets
 from tfmammo.archives import read_mammograms
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.data import sampling
+from tfmammo.data import datasets, sampling
 from tfmammo.detection.detections import Detections, Detector
 from tfmammo.errors import DataError
 from tfmammo.evaluation.comparison import ModelURIs

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from tfmammo import datasets
 from tfmammo.config import DataConfig, Frozen
+from tfmammo.data import datasets
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
 from tfmammo.evaluation.comparison import ModelURIs, Name, compare

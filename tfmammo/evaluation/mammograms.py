@@ -23,10 +23,9 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from tfmammo import datasets
 from tfmammo.archives import coco, folder
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.data import sampling
+from tfmammo.data import datasets, sampling
 from tfmammo.errors import DataError
 from tfmammo.evaluation.comparison import Name
 from tfmammo.evaluation.report import save_figure, write_markdown
@@ -53,7 +52,7 @@ class MammogramsConfig(Frozen):
     phantoms and seed.
     """
     sets: dict[Name, Path] = Field(min_length=1)
-    """Name -> a folder of `python -m tfmammo.synthesis`, in DICOM or PNG."""
+    """Name -> a folder of `tfmammo synthesize`, in DICOM or PNG."""
     columns: PositiveInt = 4
     """Mammograms that a figure draws at random; the one with the largest contrast and the one with
     the smallest follow.

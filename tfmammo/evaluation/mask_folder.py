@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError, ExportError
-from tfmammo.exchange.cases import name_case
+from tfmammo.filesystem import name_case
 
 PREFIX: Final = "masks:"
 ENDING: Final = ".png"

@@ -1,7 +1,7 @@
 """LPIPS, FID and KID of sets of patches against real patches, with intervals over patients.
 
-The networks are those of the folder that TFMAMMO_WEIGHTS names, or downloaded, or files (python -m
-tfmammo.pretrained makes them), or random ones ("none"); then the names and headings of measures say
+The networks are those of the folder that TFMAMMO_WEIGHTS names, or downloaded, or files (of
+`tfmammo pretrained convert`), or random ones ("none"); then the names and headings of measures say
 so. A note below every table names them with the SHA-256 of their weights.
 """
 
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo import published
 from tfmammo.errors import ConfigError
 from tfmammo.metrics import perceptual
 from tfmammo.metrics.segmentation import Paired
 from tfmammo.metrics.summary import Compare, Measure, Row, add_difference, list_comparisons
+from tfmammo.nn import published
 
 MIN_SIZE = 32  # px
 SET_MEASURES = {

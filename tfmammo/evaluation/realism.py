@@ -28,10 +28,10 @@ from tfmammo.evaluation.perceptual import (
 )
 from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import Published, Report
-from tfmammo.layers import Margin, label_patches, parse_margin
 from tfmammo.metrics import perceptual, synthesis
 from tfmammo.metrics.significance import bound_share
 from tfmammo.metrics.summary import Measure, Row, Table
+from tfmammo.nn.layers import Margin, label_patches, parse_margin
 from tfmammo.training import image_grid
 
 Images = NDArray[np.float32]
@@ -71,7 +71,7 @@ class RealismConfig(EvaluationConfig):
     inception: str = "imagenet"
     """The network of FID, KID and the nearest patch in features: "imagenet" (the Inception of
     2015-12-05 in the folder that TFMAMMO_WEIGHTS names; without it Keras's), a path, or "none"; see
-    tfmammo.pretrained.
+    tfmammo.nn.pretrained.
     """
     pairs: PositiveInt = 500
     """How many pairs MS-SSIM averages over."""

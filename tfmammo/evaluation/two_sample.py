@@ -26,7 +26,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from tfmammo.data.preprocess import resize_image, resize_mask
 from tfmammo.metrics.clustered_auc import has_few_patients
 from tfmammo.metrics.significance import percentile_interval
-from tfmammo.optimization import Adam
+from tfmammo.nn.optimization import Adam
 
 Images = NDArray[np.floating]
 Masks = NDArray[np.generic]

@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.data.patches import Patches
-from tfmammo.export import predict
-from tfmammo.layers import Margin, label_patches, sample_latent_noise
 from tfmammo.metrics import synthesis
 from tfmammo.metrics.blending import background_error, seam_strength
 from tfmammo.metrics.classification import one_versus_rest, roc_auc
@@ -29,7 +27,9 @@ from tfmammo.models.mask_gan import (
     find_nearest,
     is_plausible,
 )
-from tfmammo.postprocessing import postprocess
+from tfmammo.nn.layers import Margin, label_patches, sample_latent_noise
+from tfmammo.nn.postprocessing import postprocess
+from tfmammo.tracking.export import predict
 from tfmammo.training.contract import Functions
 
 INFILLING_MARGIN = 296  # px, of the region that is scored, whatever margin the generator sees

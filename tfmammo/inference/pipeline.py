@@ -41,17 +41,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from tfmammo import export
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import preprocess, sampling, windows
 from tfmammo.data.tfrecord import read_manifest
 from tfmammo.detection.detections import Detector
 from tfmammo.errors import PipelineError
-from tfmammo.export.card import PACKED, remove_places
 from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, hold_pixels, trace_borders
 from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.models.shape import SHAPES
-from tfmammo.tracking import models
+from tfmammo.tracking import export, models
+from tfmammo.tracking.export.card import PACKED, remove_places
 
 
 class PipelineConfig(Frozen):

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 import tfmammo
 from tfmammo.data import preprocess
-from tfmammo.export.card import remove_places
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineResult
 from tfmammo.mammogram import Box, Lesion, Mammogram
+from tfmammo.tracking.export.card import remove_places
 
 COLOURS = (
     (86, 180, 233),

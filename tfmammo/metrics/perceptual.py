@@ -17,9 +17,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from scipy import stats
 
-from tfmammo import pretrained, published
 from tfmammo.errors import name_key
 from tfmammo.metrics.significance import FEWEST_PATIENTS, rule_of_three
+from tfmammo.nn import pretrained, published
 
 Floats = NDArray[np.floating]
 Estimate = tuple[float, float, float, float]  # value, low, high, p against 0

@@ -1,3 +1,3 @@
 """The papers' models, one file each; growth.py is a part of contextual.py."""
 
-import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter
+import tfmammo.nn._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

@@ -67,16 +67,16 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from tfmammo.config import Frozen
 from tfmammo.errors import ConfigError
-from tfmammo.layers import (
+from tfmammo.nn.layers import (
     SampleNormalization,
     image_gradients,
     patch_seeds,
     seeded_draws,
     uniform_noise,
 )
-from tfmammo.losses import Average, log_fake, log_real
-from tfmammo.networks import Trainable, leaky_relu, normal, unet_features
-from tfmammo.optimization import build_adam, count_batches, minimize
+from tfmammo.nn.losses import Average, log_fake, log_real
+from tfmammo.nn.networks import Trainable, leaky_relu, normal, unet_features
+from tfmammo.nn.optimization import build_adam, count_batches, minimize
 
 # labels of a batch's patches
 NORMAL = 0
@@ -107,7 +107,7 @@ class BlendingConfig(Frozen):
     adversarial: Literal["non_saturating", "as_printed"] = "non_saturating"
     """What G minimises: -log D, or log(1 - D) as printed."""
     average: Average = "responses"
-    """How D's responses to one image become one, see `tfmammo.losses`."""
+    """How D's responses to one image become one, see `tfmammo.nn.losses`."""
     widths: tuple[PositiveInt, ...] = Field(default=(64, 128, 256, 512, 1024), min_length=2)
     """Channels of G's levels, the bottom last."""
     dropout: float = Field(default=0.0, ge=0, lt=1)

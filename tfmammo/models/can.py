@@ -55,9 +55,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from tfmammo.config import Frozen
 from tfmammo.errors import ConfigError
-from tfmammo.layers import patch_seeds
-from tfmammo.losses import l1, l2_norm, log_fake, log_real, mean_square
-from tfmammo.networks import (
+from tfmammo.nn.layers import patch_seeds
+from tfmammo.nn.losses import l1, l2_norm, log_fake, log_real, mean_square
+from tfmammo.nn.networks import (
     PIX2PIX_FILTERS,
     MultiScaleDiscriminator,
     PatchDiscriminator,
@@ -65,7 +65,7 @@ from tfmammo.networks import (
     Trainable,
     UNet256,
 )
-from tfmammo.optimization import build_adam, call_sharing_gradients, minimize
+from tfmammo.nn.optimization import build_adam, call_sharing_gradients, minimize
 
 
 class CANConfig(Frozen):
@@ -84,7 +84,7 @@ class CANConfig(Frozen):
     adversarial: Literal["non_saturating", "as_printed"] = "non_saturating"
     """What G and I minimise: -log P, or log(1 - P) as printed."""
     average: Literal["responses", "losses"] = "responses"
-    """How D's responses to one pair become one, see `tfmammo.losses`."""
+    """How D's responses to one pair become one, see `tfmammo.nn.losses`."""
     l2: Literal["mean_square", "norm"] = "mean_square"
     """How I's L2 term is computed."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
@@ -100,7 +100,7 @@ class CANConfig(Frozen):
     equal images.
     """
     noise: bool = False
-    """Whether G's last layers see noise, see `tfmammo.networks.TexturedUNet`, which is a deviation.
+    """Whether G's last layers see noise, see `networks.TexturedUNet`, which is a deviation.
     Equal masks give equal images.
     """
     l1_window: PositiveInt = 1

@@ -68,13 +68,13 @@ from pydantic import (
     model_validator,
 )
 
-from tfmammo import pretrained
 from tfmammo.config import Frozen
 from tfmammo.errors import name_key
-from tfmammo.layers import BatchNormalization, SampleNormalization, patch_seeds
-from tfmammo.losses import dice_loss, l1, log_fake, log_real
-from tfmammo.networks import PatchDiscriminator, Trainable, UNet256, resnet_stages
-from tfmammo.optimization import build_adam, minimize
+from tfmammo.nn import pretrained
+from tfmammo.nn.layers import BatchNormalization, SampleNormalization, patch_seeds
+from tfmammo.nn.losses import dice_loss, l1, log_fake, log_real
+from tfmammo.nn.networks import PatchDiscriminator, Trainable, UNet256, resnet_stages
+from tfmammo.nn.optimization import build_adam, minimize
 
 FILTERS = (32, 64, 128, 256, 256, 256, 256, 256)
 RESNET_101 = (64, (3, 4, 23, 3))  # filters and blocks

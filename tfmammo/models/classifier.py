@@ -38,12 +38,12 @@ import keras
 import tensorflow as tf
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from tfmammo import pretrained
 from tfmammo.config import Frozen
 from tfmammo.errors import ConfigError, name_key
-from tfmammo.layers import step_seed
-from tfmammo.networks import Trainable, resnet_stages
-from tfmammo.optimization import build_adam, count_batches, minimize, unwrap
+from tfmammo.nn import pretrained
+from tfmammo.nn.layers import step_seed
+from tfmammo.nn.networks import Trainable, resnet_stages
+from tfmammo.nn.optimization import build_adam, count_batches, minimize, unwrap
 
 # What a training patch's label is an index of. "normal" stands for all negatives.
 POOLS = ("real normal", "real lesion", "synthetic normal", "synthetic lesion")
@@ -76,7 +76,7 @@ class ClassifierConfig(Frozen):
     share: float = Field(default=0.0, ge=0, le=1)
     """Share of synthetic patches at the start."""
     synthetic: Path | None = None
-    """Folder of the synthetic patches, which `python -m tfmammo.synthesis.patches` wrote."""
+    """Folder of the synthetic patches, which `tfmammo synthesize-patches` wrote."""
     control: Control | None = None
     """What takes the place of the synthetic patches, to see whether a gain is theirs; see
     studies/classification_controls.py. null: they are used themselves.

@@ -66,9 +66,10 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tfmammo.config import Frozen
-from tfmammo.convolutions import Convolution
 from tfmammo.errors import ConfigError
-from tfmammo.layers import (
+from tfmammo.nn.convolutions import Convolution
+from tfmammo.nn.growth import GrowingNetwork, copy_weights, list_stages, update_average
+from tfmammo.nn.layers import (
     RandomScalarMap,
     SelfAttention,
     SpectralNormalization,
@@ -79,10 +80,9 @@ from tfmammo.layers import (
     step_seed,
     upsample,
 )
-from tfmammo.models.growth import GrowingNetwork, copy_weights, list_stages, update_average
-from tfmammo.networks import Trainable, leaky_relu
-from tfmammo.optimization import build_adam, count_batches, ends_step, minimize
-from tfmammo.postprocessing import PostprocessConfig, Refined, postprocess
+from tfmammo.nn.networks import Trainable, leaky_relu
+from tfmammo.nn.optimization import build_adam, count_batches, ends_step, minimize
+from tfmammo.nn.postprocessing import PostprocessConfig, Refined, postprocess
 
 PATHOLOGIES = ("malignant", "benign", "normal")  # what a patch's label is an index of
 # D's classes; "source" is what G starts from, normal in the paper

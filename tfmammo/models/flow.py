@@ -60,11 +60,11 @@ from pydantic import (
 )
 
 from tfmammo import config as configuration
-from tfmammo import export
 from tfmammo.config import Frozen
-from tfmammo.convolutions import Convolution
 from tfmammo.errors import ConfigError, ExportError
-from tfmammo.layers import (
+from tfmammo.nn.convolutions import Convolution
+from tfmammo.nn.growth import copy_weights, update_average
+from tfmammo.nn.layers import (
     FULL,
     GroupNormalization,
     SelfAttention,
@@ -73,9 +73,9 @@ from tfmammo.layers import (
     uniform_noise,
     upsample,
 )
-from tfmammo.models.growth import copy_weights, update_average
-from tfmammo.networks import Network, Trainable
-from tfmammo.optimization import build_adam, count_batches, ends_step, minimize
+from tfmammo.nn.networks import Network, Trainable
+from tfmammo.nn.optimization import build_adam, count_batches, ends_step, minimize
+from tfmammo.tracking import export
 
 Velocity = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 

@@ -65,14 +65,14 @@ import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from tfmammo.config import Frozen
-from tfmammo.convolutions import Convolution
 from tfmammo.errors import ConfigError, name_key
-from tfmammo.layers import FULL, Dilation, GroupNormalization, label_patches
-from tfmammo.losses import Average, l1, log_fake, log_real
-from tfmammo.networks import PIX2PIX_FILTERS, Network, PatchDiscriminator, Trainable, UNet256
-from tfmammo.optimization import build_adam, count_batches, minimize
-from tfmammo.pretrained import vgg19
-from tfmammo.published import identify
+from tfmammo.nn.convolutions import Convolution
+from tfmammo.nn.layers import FULL, Dilation, GroupNormalization, label_patches
+from tfmammo.nn.losses import Average, l1, log_fake, log_real
+from tfmammo.nn.networks import PIX2PIX_FILTERS, Network, PatchDiscriminator, Trainable, UNet256
+from tfmammo.nn.optimization import build_adam, count_batches, minimize
+from tfmammo.nn.pretrained import vgg19
+from tfmammo.nn.published import identify
 
 CRN_WIDTHS = (1024, 1024, 1024, 1024, 1024, 1024, 512, 512)
 FEATURE_LAYERS = {
@@ -108,7 +108,7 @@ class InfillingConfig(Frozen):
     adversarial: Literal["non_saturating", "as_printed"] = "non_saturating"
     """What G minimises: -log D, or log(1 - D) as printed."""
     average: Average = "responses"
-    """How D's responses to one pair become one, see `tfmammo.losses`."""
+    """How D's responses to one pair become one, see `tfmammo.nn.losses`."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Share dropped in the three innermost decoder blocks of the unet."""
     filters: tuple[PositiveInt, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)

@@ -47,12 +47,12 @@ from pydantic import Field
 from scipy import ndimage
 
 from tfmammo.config import Frozen
-from tfmammo.export import write_saved_models
-from tfmammo.layers import draw_latent_noise, sample_latent_noise
-from tfmammo.losses import log_fake, log_real
 from tfmammo.mammogram import keep_largest
-from tfmammo.networks import DCGANConfig, Trainable, dcgan_discriminator, dcgan_generator
-from tfmammo.optimization import build_adam, count_batches, minimize
+from tfmammo.nn.layers import draw_latent_noise, sample_latent_noise
+from tfmammo.nn.losses import log_fake, log_real
+from tfmammo.nn.networks import DCGANConfig, Trainable, dcgan_discriminator, dcgan_generator
+from tfmammo.nn.optimization import build_adam, count_batches, minimize
+from tfmammo.tracking.export import write_saved_models
 
 LIMITS = "plausibility.json"  # the file in an export that holds a Plausibility
 BLOCK = 256  # training masks compared at once: 64 MB of float32 at 256 x 256
@@ -326,7 +326,7 @@ def write(model: MaskGAN, folder: Path, limits: Plausibility) -> dict[str, Any]:
 
     Args:
         model: Built under the float32 policy.
-        folder: Where; see tfmammo.export.export.
+        folder: Where; see tfmammo.tracking.export.export.
         limits: Of `fit_plausibility`.
 
     Returns:

@@ -31,8 +31,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from tfmammo.config import Frozen
 from tfmammo.errors import ConfigError
-from tfmammo.networks import Trainable
-from tfmammo.optimization import build, minimize
+from tfmammo.nn.networks import Trainable
+from tfmammo.nn.optimization import build, minimize
 
 SHAPES = ("irregular", "lobular", "oval", "round")
 

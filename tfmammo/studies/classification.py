@@ -23,18 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from tfmammo import datasets, export
 from tfmammo.config import DataConfig, Experiment, Frozen, TrainingConfig
-from tfmammo.data import splits
+from tfmammo.data import datasets, splits
 from tfmammo.data.labelled import check_binary, make_binary_patches
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError, DataError, ExportError
-from tfmammo.export import predict
 from tfmammo.metrics.classification import roc_auc
 from tfmammo.models.classifier import Classifier, ClassifierConfig, Control
 from tfmammo.studies.classification_controls import CONTROLS, make_control
 from tfmammo.synthesis.config import Target
 from tfmammo.synthesis.patch_set import PatchSet, describe_scale
+from tfmammo.tracking import export
+from tfmammo.tracking.export import predict
 from tfmammo.training import contract, loop
 
 KINDS = ("mass", "calcification")

@@ -82,7 +82,7 @@ class Command(Frozen):
 
 
 class Method(Frozen):
-    """How synthetic mammograms are made: a config of `python -m tfmammo.synthesis`."""
+    """How synthetic mammograms are made: a config of `tfmammo synthesize`."""
 
     config: Path
     """Its YAML file."""

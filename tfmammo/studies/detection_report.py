@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from tfmammo import datasets
+from tfmammo.data import datasets, splits
 from tfmammo.data import jobs as jobs_of_beam
-from tfmammo.data import splits
 from tfmammo.errors import DataError
 from tfmammo.evaluation.detection import measure_seconds
 from tfmammo.evaluation.froc_tables import (

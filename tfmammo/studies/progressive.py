@@ -15,20 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from tfmammo import datasets
 from tfmammo.config import DataConfig, Experiment
-from tfmammo.data import splits
+from tfmammo.data import datasets, splits
 from tfmammo.data.labelled import check_pathologies, make_pathology_patches
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation.validation import validate_contextual
-from tfmammo.export import (
-    LoadedFunction,
-    assign,
-    get_training_patients,
-    load_identified,
-    read_card,
-)
 from tfmammo.models.contextual import (
     KINDS,
     PATHOLOGIES,
@@ -39,6 +31,13 @@ from tfmammo.models.contextual import (
 from tfmammo.synthesis.generators import find_best_weights
 from tfmammo.synthesis.patch_set import describe_scale
 from tfmammo.tracking import models
+from tfmammo.tracking.export import (
+    LoadedFunction,
+    assign,
+    get_training_patients,
+    load_identified,
+    read_card,
+)
 from tfmammo.training import loop
 from tfmammo.training.contract import Functions
 

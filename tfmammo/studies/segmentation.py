@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from tfmammo import export
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.comparison import Name
@@ -29,7 +28,7 @@ from tfmammo.metrics.summary import Printed, Table, format_p, make_tables, summa
 from tfmammo.studies import workflow
 from tfmammo.studies.segmenters import read_rows
 from tfmammo.studies.workflow import Step, format_overrides, parse_step
-from tfmammo.tracking import runs
+from tfmammo.tracking import export, runs
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from tfmammo import __version__, export, filesystem
+from tfmammo import __version__, filesystem
 from tfmammo.config import DataConfig, Frozen, TrackingConfig, TrainingConfig
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation import segmentation
@@ -26,7 +26,7 @@ from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.summary import Table
 from tfmammo.studies import workflow
 from tfmammo.studies.workflow import Step, format_overrides, parse_step
-from tfmammo.tracking import runs
+from tfmammo.tracking import export, runs
 
 SCORES = "scores"  # the folder of what `segmentation.evaluate` writes
 DRAWN = ("dice", "jaccard")

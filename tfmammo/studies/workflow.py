@@ -96,7 +96,10 @@ class Step:
 
     def format_command(self) -> str:
         """Return the command for a shell, without the password of a tracking store."""
-        return shlex.join(["python", *map(redact, self.arguments)])
+        first, second, *others = map(redact, self.arguments)
+        program = shipped.name_command(f"{first} {second}") if first == "-m" else None
+        words = ["tfmammo", program] if program else ["python", first, second]
+        return shlex.join([*words, *others])
 
 
 def format_overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:

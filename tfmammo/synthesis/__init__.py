@@ -1,3 +1,3 @@
 """Synthesis: lesions inserted into mammograms or removed from them, and sets of both."""
 
-import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter
+import tfmammo.nn._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

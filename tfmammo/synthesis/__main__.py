@@ -1,8 +1,8 @@
 """Insert masses into normal mammograms, at native resolution and depth.
 
-    python -m tfmammo.synthesis --config configs/synthesis_full.yaml --output DIR [--set KEY=VALUE
+    tfmammo synthesize --config configs/synthesis_full.yaml --output DIR [--set KEY=VALUE
     ...] [Beam's own flags]
-    python -m tfmammo.synthesis --recipe DIR/recipes/000000.json --output OTHER [--set data.root=DIR
+    tfmammo synthesize --recipe DIR/recipes/000000.json --output OTHER [--set data.root=DIR
     lesions.root=DIR generator=DIR]
 
 An infilling or a CAN makes masses up (`renderer`, see tfmammo.synthesis.renderers). Or the masses
@@ -11,7 +11,7 @@ blended in by a network or by a method of tfmammo.baselines.poisson. Or a vanill
 
 Into DIR go images/, lesion_masks/ and recipes/, and at the end annotations.json (COCO),
 metadata.csv, patients.json, dead_letters.csv and README.md. With DICOM or PNG, DIR is an archive
-that `data.name=folder` reads, also in `python -m tfmammo.data.build` and the train scripts.
+that `data.name=folder` reads, also in `tfmammo build` and the train scripts.
 
 Every item follows from the config and its number alone. A run that was stopped goes on where it
 was, and a greater `count` adds items. A recipe makes its item again, bit for bit with the same

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from tfmammo.data import preprocess
 from tfmammo.data.preprocess import resize
 from tfmammo.errors import DataError
-from tfmammo.layers import Margin, enlarge
 from tfmammo.mammogram import Box
+from tfmammo.nn.layers import Margin, enlarge
 from tfmammo.synthesis.config import Margins
 from tfmammo.synthesis.placement import Placement, TargetMammogram
 

@@ -123,7 +123,7 @@ class PatientsConfig(Frozen):
 
 
 class SynthesisConfig(Frozen):
-    """A config file of `python -m tfmammo.synthesis`."""
+    """A config file of `tfmammo synthesize`."""
 
     # Recipes list these fields in this order: do not reorder them.
     name: str = Field(pattern=r"^[a-z0-9_]+$")
@@ -256,7 +256,7 @@ KINDS: Final[dict[str, str]] = {
 
 
 class PatchSynthesisConfig(Frozen):
-    """A config file of `python -m tfmammo.synthesis.patches`."""
+    """A config file of `tfmammo synthesize-patches`."""
 
     # Recipes list these fields in this order: do not reorder them.
     name: str = Field(pattern=r"^[a-z0-9_]+$")

@@ -1,6 +1,6 @@
 """The editor: one lesion into one mammogram, or out of it, at a place that somebody points to.
 
-The studio and the server share it. An editor's renderer is one of `python -m tfmammo.synthesis`,
+The studio and the server share it. An editor's renderer is one of `tfmammo synthesize`,
 which inserts a mass of a given size and shape or a real lesion (Synthesizer.insert, whose recipes
 these are too). Or it is a contextual GAN, which adds to the window around the place, or removes
 from it, what it was trained on (tfmammo.synthesis.patch_insertion). Beyond the lesion and its mask

@@ -20,16 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from tfmammo import export
 from tfmammo.config import DataConfig
 from tfmammo.errors import DataError, ExportError
-from tfmammo.layers import Margin, parse_margin, sample_latent_noise
 from tfmammo.mammogram import LesionKind
 from tfmammo.models import mask_gan
 from tfmammo.models.contextual import ContextualConfig
-from tfmammo.postprocessing import PostprocessConfig, Refined, postprocess
+from tfmammo.nn.layers import Margin, parse_margin, sample_latent_noise
+from tfmammo.nn.postprocessing import PostprocessConfig, Refined, postprocess
 from tfmammo.synthesis.compositing import measure_gap
 from tfmammo.synthesis.config import NETWORK_INPUTS
+from tfmammo.tracking import export
 
 Options = ParamSpec("Options")
 Network = TypeVar("Network")

@@ -266,7 +266,7 @@ def _format_card(recipes: Sequence[Recipe], left_out: int, config: SynthesisConf
         f"# {config.name}: {len(recipes)} synthetic mammograms from {archive}",
         f"{synthetic.MARK}. {lesions} masses in {len(recipes)} mammograms, made from "
         f"{len({recipe.source for recipe in recipes})} sources"
-        f" by `python -m tfmammo.synthesis` (tfmammo {__version__}); {left_out} items could not "
+        f" by `tfmammo synthesize` (tfmammo {__version__}); {left_out} items could not "
         "be made"
         " (dead_letters.csv).",
         f"Generator {generator['name']}, step {generator['step'] or 'unknown'}, weights "

@@ -1,6 +1,6 @@
 """Normal mammograms -> mammograms with masses, at native resolution and depth.
 
-`python -m tfmammo.synthesis` is the command, and explains what it writes. This module holds its
+`tfmammo synthesize` is the command, and explains what it writes. This module holds its
 work as a resumable job: one item per mammogram and number, each with its recipe, which `remake`
 turns into the same files again.
 """

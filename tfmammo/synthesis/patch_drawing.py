@@ -14,7 +14,7 @@ from tfmammo.data.patches import Patch
 from tfmammo.errors import DataError
 from tfmammo.filesystem import sha256
 from tfmammo.mammogram import Mammogram, Skipped
-from tfmammo.postprocessing import Refined
+from tfmammo.nn.postprocessing import Refined
 from tfmammo.synthesis.config import PatchSynthesisConfig
 from tfmammo.synthesis.generators import LesionGenerator
 from tfmammo.synthesis.patch_set import PatchRecipe, PatchSource

@@ -1,4 +1,4 @@
-"""A set of synthetic patches on disk: what `python -m tfmammo.synthesis.patches` writes.
+"""A set of synthetic patches on disk: what `tfmammo synthesize-patches` writes.
 
     images/KIND/000000.png (16 bits)   masks/KIND/000000.png   recipes/KIND/000000.json
     patch_set.json   README.md

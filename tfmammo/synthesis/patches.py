@@ -1,8 +1,8 @@
 """Synthesize patches with lesions added or removed, by the thousand, to train classifiers on.
 
-    python -m tfmammo.synthesis.patches --config configs/patch_synthesis.yaml --output DIR [--set
+    tfmammo synthesize-patches --config configs/patch_synthesis.yaml --output DIR [--set
     KEY=VALUE ...] [Beam's own flags]
-    python -m tfmammo.synthesis.patches --recipe DIR/recipes/mass/000000.json --output OTHER [--set
+    tfmammo synthesize-patches --recipe DIR/recipes/mass/000000.json --output OTHER [--set
     data.root=DIR]
 
 For each patch a place on a normal mammogram (for removal: near a malignant lesion) is drawn as the

@@ -27,7 +27,6 @@ from tfmammo.archives.files import remove_paths
 from tfmammo.archives.stored import Stored
 from tfmammo.config import DataConfig, Frozen, describe
 from tfmammo.errors import ArchiveError, ConfigError, DataError
-from tfmammo.export.card import remove_places
 from tfmammo.filesystem import sha256
 from tfmammo.mammogram import (
     Box,
@@ -41,6 +40,7 @@ from tfmammo.mammogram import (
 )
 from tfmammo.synthesis.config import Kind, Sizes, SynthesisConfig, UsedPart
 from tfmammo.synthesis.sources import ArchiveIndexes
+from tfmammo.tracking.export.card import remove_places
 
 FORMAT: Final = 1
 # Why an item can't be made. Any other ValueError is a fault of this code.

@@ -42,9 +42,9 @@ from tfmammo.config import DataConfig
 from tfmammo.data import preprocess
 from tfmammo.data.preprocess import resize, resize_mask
 from tfmammo.errors import DataError
-from tfmammo.layers import tri_label
 from tfmammo.mammogram import Box, LesionKind, Mammogram
 from tfmammo.models.blending import paste
+from tfmammo.nn.layers import tri_label
 from tfmammo.synthesis.compositing import (
     BlendMask,
     TargetPatch,

@@ -2,7 +2,7 @@
 
 import os
 
-import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter
+import tfmammo.nn._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter
 
 # MLflow reads these at import or at each request: no usage reports, no lines on stdout, no progress
 # bars over ours, and one retry instead of seven, which would delay a training by minutes.

@@ -15,10 +15,10 @@ from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
-from tfmammo import zoo
 from tfmammo.config import TrackingConfig
 from tfmammo.errors import TrackingError
-from tfmammo.export import CARD, locate
+from tfmammo.tracking import zoo
+from tfmammo.tracking.export import CARD, locate
 from tfmammo.tracking.store import (
     hold_store,
     open_experiment,

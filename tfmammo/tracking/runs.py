@@ -38,8 +38,8 @@ from numpy.typing import NDArray
 
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.errors import TrackingError
-from tfmammo.export import format_card, locate, read_card
 from tfmammo.filesystem import write_atomically
+from tfmammo.tracking.export import format_card, locate, read_card
 from tfmammo.tracking.models import add_version, find_version
 from tfmammo.tracking.pyfunc import save_networks
 from tfmammo.tracking.store import (
@@ -164,7 +164,7 @@ class Run:
             metrics: Become tags of the version.
             best: Whether it is the best of this run. Then it gets the alias "best" if no version or
                 an earlier one of this run has it. Another run's best stays until `python -m
-                tfmammo.registry promote` has compared them.
+                tfmammo.apps.registry promote` has compared them.
 
         Returns:
             The version, or None if the store failed.
@@ -283,7 +283,7 @@ class Run:
             self._client.set_registered_model_alias(self.model, "best", version)
         else:
             log.info(
-                "models:/%s@best stays version %s; python -m tfmammo.registry promote --model %s "
+                "models:/%s@best stays version %s; tfmammo registry promote --model %s "
                 "--candidate %s judges this run's best",
                 self.model,
                 best,

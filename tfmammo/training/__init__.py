@@ -1,3 +1,3 @@
 """The training loop, and what the train scripts share."""
 
-import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter
+import tfmammo.nn._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

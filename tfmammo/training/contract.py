@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfmammo.config import TrainingConfig
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError, TrainingError
-from tfmammo.optimization import Adam, unwrap
+from tfmammo.nn.optimization import Adam, unwrap
 
 # tf.functions: TensorFlow has no public type for one with an input_signature
 Functions = dict[str, Any]
@@ -39,7 +39,7 @@ class TrainableModel(Protocol):
 
 # (functions, held-out patches) -> metrics by name
 Validate = Callable[[Functions, Patches], dict[str, float]]
-# (model, folder) -> the card's "functions"; see tfmammo.export.export
+# (model, folder) -> the card's "functions"; see tfmammo.tracking.export.export
 Write = Callable[[Any, Path], dict[str, Any]]
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import keras
 
-from tfmammo import export, filesystem
+from tfmammo import filesystem
 from tfmammo.errors import ExportError, TrainingError
 from tfmammo.mammogram import key_check
-from tfmammo.tracking import store
+from tfmammo.tracking import export, store
 from tfmammo.tracking.runs import Run
 from tfmammo.training import devices, folder
 from tfmammo.training.contract import TrainableModel

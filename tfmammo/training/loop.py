@@ -23,11 +23,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmammo import datasets, export, filesystem, optimization
+from tfmammo import filesystem
 from tfmammo.config import Experiment, TrainingConfig
+from tfmammo.data import datasets
 from tfmammo.data.patches import Patches, PatchSource
 from tfmammo.errors import Interrupted, TrainingError, name_key
-from tfmammo.tracking import models, runs
+from tfmammo.nn import optimization
+from tfmammo.tracking import export, models, runs
 from tfmammo.tracking.runs import Run
 from tfmammo.training import contract, devices, folder, workers
 from tfmammo.training.contract import TrainableModel, Validate, Write
@@ -78,7 +80,7 @@ def fit(
             training that resumes goes by the record.
         strategy: None takes the workers that this process has joined, else all GPUs when there are
             several, as `training.devices` says.
-        write: Writes the SavedModels; see tfmammo.export.export.
+        write: Writes the SavedModels; see tfmammo.tracking.export.export.
 
     Returns:
         The held-out metrics at the last step; nothing on workers that are not the chief (see

@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 
 from tfmammo import cli
-from tfmammo.datasets import QUICKSTART, print_framed
+from tfmammo.data.datasets import QUICKSTART, print_framed
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 30.0

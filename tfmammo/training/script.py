@@ -15,15 +15,16 @@ import numpy as np
 import tensorflow as tf
 from rich.table import Table
 
-from tfmammo import cli, datasets
-from tfmammo._tensorflow import hold_back_stderr
+from tfmammo import cli
 from tfmammo.config import Experiment, TrainingConfig
+from tfmammo.data import datasets
 from tfmammo.data.extraction import MakePatches, make_patches
 from tfmammo.data.patches import Patches, PatchSource
 from tfmammo.errors import ConfigError
-from tfmammo.export import predict, write_saved_models
 from tfmammo.metrics import segmentation, synthesis
+from tfmammo.nn._tensorflow import hold_back_stderr
 from tfmammo.tracking import store
+from tfmammo.tracking.export import predict, write_saved_models
 from tfmammo.training import devices, folder, loop, workers
 from tfmammo.training.contract import Functions, TrainableModel, Validate, Write
 

@@ -37,7 +37,7 @@ from tfmammo.config import Experiment, TrainingConfig, describe
 from tfmammo.data.patches import PatchSource
 from tfmammo.data.pipeline import batches
 from tfmammo.errors import ConfigError, WorkerError
-from tfmammo.optimization import PIECE
+from tfmammo.nn.optimization import PIECE
 
 log = logging.getLogger(__name__)
 

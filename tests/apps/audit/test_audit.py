@@ -1,0 +1,130 @@
+"""Whole audits: a CAN that is overfitted on purpose, one that is not trained, cards, promotion."""
+
+import csv
+import json
+
+import cv2
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.commands import run_module_here
+from tfmammo.apps.audit import work
+from tfmammo.apps.audit.config import AuditConfig
+from tfmammo.apps.audit.verdict import check_place
+from tfmammo.apps.audit.work import audit
+from tfmammo.apps.registry.promotion import PromotionConfig, find_audit_fault
+from tfmammo.config import DataConfig
+from tfmammo.data import datasets
+from tfmammo.errors import ConfigError
+from tfmammo.metrics.significance import Estimate
+from tfmammo.models.can import CAN, CANConfig
+from tfmammo.tracking import models
+from tfmammo.tracking.export import export, read_card
+
+SIZE = 32
+PATIENTS = 40
+NARROW = CANConfig(filters=(8, 16, 16), discriminator_filters=8, dropout=0, learning_rate=2e-3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of patches: an ellipse anywhere, brighter or darker than tissue, one a patient."""
+    root = tmp_path_factory.mktemp("patches")
+    for name in ("images", "masks"):
+        (root / name).mkdir()
+    random = np.random.default_rng(0)
+    rows = []
+    for number in range(PATIENTS):
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        centre = random.integers(10, 22, 2).tolist()
+        axes = random.integers(4, 8, 2).tolist()
+        cv2.ellipse(mask, centre, axes, float(random.integers(180)), 0, 360, 255, -1)
+        texture = cv2.GaussianBlur(random.normal(0, 60, (SIZE, SIZE)), (0, 0), 2)
+        image = np.clip(120 + 3 * texture + (mask > 0) * random.integers(-60, 60), 1, 254)
+        name = f"{number:03d}.png"
+        cv2.imwrite(str(root / "images" / name), image.astype(np.uint8))
+        cv2.imwrite(str(root / "masks" / name), mask)
+        rows.append({"file": name, "patient": f"P{number}", "kind": "mass", "laterality": "L"})
+    with (root / "metadata.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return DataConfig(name="folder", root=root, frame="full", size=SIZE)
+
+
+def train(data, folder, steps):
+    """Export a CAN trained on half of the patients, as a training's card says."""
+    keras.utils.set_random_seed(0)
+    patches = datasets.load_all_patches(data)
+    half = patches.take(np.arange(PATIENTS // 2))
+    can = CAN(NARROW, SIZE)
+    images = tf.constant(half.images)
+    masks = tf.constant(half.masks.astype(np.float32))
+    step = tf.function(can.train_step)
+    for _ in range(steps):
+        step({"image": images, "mask": masks})
+    card = {
+        "config": {"data": data.model_dump(mode="json")},
+        "train_patients": sorted(set(half.patient_ids.tolist())),
+    }
+    return export(can, folder, card)
+
+
+@pytest.mark.long
+def test_an_overfitted_generator_is_caught_and_an_untrained_one_is_not(data, tmp_path, repository):
+    overfitted = train(data, tmp_path / "overfitted", 250)
+    config = AuditConfig(model=str(overfitted), networks=False, samples=100)
+    audit(config, tmp_path / "out")
+    record = read_card(overfitted)["audit"]
+    assert record["verdict"] == "leaks", record
+    assert record["attacks"]["loss"][1] > 0.6 and record["patches"] == PATIENTS // 2
+    assert json.loads((tmp_path / "out/audit.json").read_text())["verdict"] == "leaks"
+    assert (tmp_path / "out/nearest.png").is_file()
+    untrained = train(data, tmp_path / "untrained", 0)
+    overrides = [f"model={untrained}", "networks=false", "samples=100"]
+    words = [
+        "--config",
+        repository / "configs/audit.yaml",
+        "--set",
+        *overrides,
+        "--output",
+        tmp_path / "again",
+    ]
+    done = run_module_here("tfmammo.apps.audit", *words)
+    assert done.returncode == 0, done.stderr
+    assert read_card(untrained)["audit"]["verdict"] == "undecided"
+    assert "discriminator" in read_card(untrained)["audit"]["attacks"]
+
+
+def test_no_verdict_is_written_into_a_copy(data, tmp_path, monkeypatch):
+    own = tmp_path / "run"
+    check_place(str(own), own)
+    check_place("models:/tfmammo-can/3", own)
+    with pytest.raises(ConfigError, match="models:/zoo/can is read as a copy, in which no verdict"):
+        audit(AuditConfig(model="models:/zoo/can"), tmp_path / "out")
+    monkeypatch.setattr(models, "_copies", {("https://server", "runs"): tmp_path})
+    with pytest.raises(ConfigError, match="write_card=false"):
+        check_place("runs:/abc/export", own)
+
+
+def ask(wanted, tags=None, card=None):
+    return find_audit_fault(PromotionConfig(model="m", audit=wanted), tags or {}, card or {})
+
+
+@pytest.mark.slow
+def test_a_promotion_may_ask_for_an_audit():
+    assert ask("none") is None
+    assert ask("passed") == "audit=passed asks for a memory audit, and there is none"
+    assert ask("passed", {"audit.verdict": "passed"}) is None
+    assert ask("no_leak", card={"audit": {"verdict": "undecided"}}) is None
+    assert "undecided" in ask("passed", card={"audit": {"verdict": "undecided"}})
+    # what was said of the version itself counts, not what was said before
+    assert "leaks" in ask("no_leak", {"audit.verdict": "leaks"}, {"audit": {"verdict": "passed"}})
+
+
+def test_an_interval_that_there_is_none_of_is_left_out():
+    assert work._format_rate(Estimate(0.083, np.nan, np.nan)) == "8.3"
+    assert work._format_rate(Estimate(0.083, 0.01, 0.2)) == "8.3 [1.0, 20.0]"
+    assert work._SUCCESS(np.nan) == "-"

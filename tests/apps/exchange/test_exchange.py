@@ -1,0 +1,509 @@
+"""Data sets for other tools, read back by `folder` and, where it is installed, by the tool."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as cocotools
+from pycocotools.coco import COCO
+
+from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram
+from tfmammo.apps.exchange import writing
+from tfmammo.apps.exchange.__main__ import main
+from tfmammo.apps.exchange.config import ExchangeConfig
+from tfmammo.apps.exchange.writing import NAMES, write_dataset
+from tfmammo.archives import folder
+from tfmammo.archives.writers import folder as writer
+from tfmammo.config import DataConfig
+from tfmammo.data import splits
+from tfmammo.data.splits import Mammograms
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.mammogram import Lesion, Skipped, hash_id
+
+MASS = Lesion.from_outline(
+    "mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="spiculated"
+)
+OTHER = Lesion.from_outline("mass", SQUARE + [20, -15], ROWS, COLS, pathology="benign")
+CLUSTER = Lesion.from_outline("calcification", SQUARE + [30, 8], ROWS, COLS)
+KINDS = ("mass", "calcification")
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    """In place of the fixture for all tests: nothing here touches Keras, so nothing
+    waits for it.
+    """
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Ten mammograms of five patients, 16 bits, some normal, in the form of `folder`."""
+    random = np.random.default_rng(0)
+    lesions = ([MASS, OTHER, CLUSTER], [], [MASS], [CLUSTER], [OTHER])
+    mammograms = [
+        make_mammogram(
+            number,
+            random.integers(0, 2**16, (ROWS, COLS, 1)) / np.float32(65535),
+            lesions[number % 5],
+            patient_id=f"p{number // 2}",
+            view=("CC", "MLO")[number % 2],
+            spacing=(0.07, 0.05),
+            official_split="test" if number // 2 == 4 else "train",
+            pathology=None if lesions[number % 5] else "normal",
+        )
+        for number in range(10)
+    ]
+    writer.write(mammograms, tmp_path / "archive")
+    return tmp_path / "archive"
+
+
+def config(root: Path | None, **changes) -> ExchangeConfig:
+    exchange = changes.pop("exchange", {})
+    values = {"name": "folder", "root": root, "kinds": KINDS, "folds": 2, "fold": 1} | changes
+    return ExchangeConfig(data=DataConfig(**values), exchange=exchange)
+
+
+def read(root: Path):
+    skipped = Skipped()
+    return folder.read(root, skipped), skipped.reasons
+
+
+def draw(mammogram, kind: str) -> np.ndarray:
+    """The union of a mammogram's lesions of one kind."""
+    region = np.zeros((mammogram.rows, mammogram.cols), np.uint8)
+    for lesion in mammogram.lesions:
+        if lesion.kind == kind:
+            region |= lesion.mask(mammogram.rows, mammogram.cols)
+    return region
+
+
+def fill(region: np.ndarray) -> np.ndarray:
+    """A region without its holes."""
+    contours, _ = cv2.findContours(region, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(np.zeros_like(region), contours, -1, 1, cv2.FILLED)
+
+
+def pair(originals, records, name: str):
+    """Each original with its record: `folder` names images by their paths in the data set."""
+    by_id = {record.image_id: record for record in records}
+    for original in originals:
+        places = {
+            "nnunet": [f"images{part}/{original.image_id}_0000" for part in ("Tr", "Ts")],
+            "coco": [original.image_id],
+            "yolo": [f"{part}/{original.image_id}" for part in ("train", "val", "test")],
+            "hf": [f"{part}/{original.image_id}" for part in ("train", "validation", "test")],
+            "monai": [f"images{part}/{original.image_id}" for part in ("Tr", "Ts")],
+        }[name]
+        (record,) = (by_id[key] for place in places if (key := hash_id("folder", place)) in by_id)
+        yield original, record
+
+
+@pytest.mark.parametrize("split", ["patient", "official"])
+@pytest.mark.parametrize("name", NAMES)
+def test_round_trip(archive, tmp_path, name, split):
+    """Pixels, regions, facts, patients and the split come back as they were."""
+    originals, _ = read(archive)
+    options = config(archive, split=split)
+    summary = write_dataset(name, options, tmp_path / "Dataset501_Masses")
+    held_out = len(splits.split(Mammograms.of(originals), options.data)[1].patient_ids)
+    assert summary.images == {"training": 10 - held_out, "held out": held_out}
+    assert held_out == 2 or split == "patient"
+    records, reasons = read(tmp_path / "Dataset501_Masses")
+    assert not reasons and len(records) == 10
+    for original, record in pair(originals, records, name):
+        np.testing.assert_array_equal(record.pixels(), original.pixels())
+        for kind in KINDS:
+            np.testing.assert_array_equal(draw(record, kind), draw(original, kind))
+        for fact in ("laterality", "view", "spacing", "pathology"):
+            assert getattr(record, fact) == getattr(original, fact), fact
+        assert record.patient_id == hash_id("folder", original.patient_id)
+        assert Counter(lesion.kind for lesion in record.lesions) == Counter(
+            lesion.kind for lesion in original.lesions
+        )
+        if name in ("coco", "hf"):
+            for fact in ("pathology", "shape", "margin"):
+                assert [getattr(lesion, fact) for lesion in record.lesions] == [
+                    getattr(lesion, fact) for lesion in original.lesions
+                ]
+    again = options.data.model_copy(
+        update={"split_file": tmp_path / "Dataset501_Masses" / "split.json"}
+    )
+    for fold in (0, 1):
+        update = {"fold": fold}
+        held_out = splits.split(Mammograms.of(originals), options.data.model_copy(update=update))[1]
+        back = splits.split(Mammograms.of(records), again.model_copy(update=update))[1]
+        assert set(back.patient_ids) == {
+            hash_id("folder", patient) for patient in held_out.patient_ids
+        }
+    if name != "nnunet" or split == "official":
+        _, held_out = splits.split(Mammograms.of(originals), options.data)
+        assert {record.patient_id for record in records if record.official_split == "test"} == {
+            hash_id("folder", patient) for patient in held_out.patient_ids
+        }
+
+
+def test_nnunets_folds_are_the_splits(archive, tmp_path):
+    root = tmp_path / "Dataset501_Masses"
+    write_dataset("nnunet", config(archive), root)
+    originals, _ = read(archive)
+    folds = json.loads((root / "splits_final.json").read_text())
+    assert len(folds) == 2
+    for number, fold in enumerate(folds):
+        data = config(archive, fold=number).data
+        for subset, name in zip(
+            splits.split(Mammograms.of(originals), data), ("train", "val"), strict=True
+        ):
+            patients = set(subset.patient_ids)
+            assert sorted(fold[name]) == sorted(
+                original.image_id for original in originals if original.patient_id in patients
+            )
+    content = json.loads((root / "dataset.json").read_text())
+    assert content["labels"] == {"background": 0, "mass": 1, "calcification": 2}
+    assert content["numTraining"] == 10 == len(list((root / "imagesTr").iterdir()))
+    assert content["file_ending"] == ".png"
+
+
+def test_nnunets_folds_leave_an_official_test_set_alone(archive, tmp_path):
+    root = tmp_path / "Dataset501_Masses"
+    write_dataset("nnunet", config(archive, split="official"), root)
+    folds = json.loads((root / "splits_final.json").read_text())
+    test = {path.stem.removesuffix("_0000") for path in (root / "imagesTs").iterdir()}
+    assert len(test) == 2 and json.loads((root / "dataset.json").read_text())["numTraining"] == 8
+    for fold in folds:
+        assert len(fold["train"]) + len(fold["val"]) == 8
+        assert not test & {*fold["train"], *fold["val"]}
+    originals, _ = read(archive)
+    patient_of = {original.image_id: original.patient_id for original in originals}
+    assert not {patient_of[case] for case in folds[0]["val"]} & {
+        patient_of[case] for case in folds[0]["train"]
+    }
+
+
+def test_a_label_map_gives_an_overlap_to_the_kind_named_first(tmp_path):
+    near = Lesion.from_outline("calcification", SQUARE + [4, 4], ROWS, COLS)
+    image = np.zeros((ROWS, COLS, 1), np.float32)
+    mammograms = [
+        make_mammogram(number, image, [MASS, near], patient_id=f"p{number}") for number in (0, 1)
+    ]
+    writer.write(mammograms, tmp_path / "archive")
+    write_dataset("monai", config(tmp_path / "archive", kinds=KINDS[::-1]), tmp_path / "out")
+    (path, _) = sorted((tmp_path / "out").rglob("labels*/*.png"))
+    expected = 2 * MASS.mask(ROWS, COLS)
+    expected[near.mask(ROWS, COLS) > 0] = 1
+    np.testing.assert_array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), expected)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_pycocotools_reads_the_regions(archive, tmp_path, capsys):
+    root = tmp_path / "coco"
+    write_dataset("coco", config(archive), root)
+    originals = {original.image_id: original for original in read(archive)[0]}
+    sizes = {}
+    for name in ("annotations", "annotations_train", "annotations_val"):
+        api = COCO(str(root / f"{name}.json"))
+        sizes[name] = len(api.imgs)
+        for image in api.imgs.values():
+            original = originals[Path(image["file_name"]).stem]
+            entries = api.imgToAnns[image["id"]]
+            assert len(entries) == len(original.lesions)
+            for entry, lesion in zip(entries, original.lesions, strict=True):
+                mask = lesion.mask(ROWS, COLS)
+                np.testing.assert_array_equal(api.annToMask(entry), mask)
+                assert entry["area"] == mask.sum()
+                assert entry["bbox"] == cocotools.toBbox(entry["segmentation"]).tolist()
+                assert api.cats[entry["category_id"]]["name"] == lesion.kind
+    assert sizes["annotations"] == 10 == sizes["annotations_train"] + sizes["annotations_val"]
+
+
+def test_yolos_boxes_by_hand(archive, tmp_path):
+    root = tmp_path / "yolo"
+    write_dataset("yolo", config(archive, exchange={"boxes": True}), root)
+    (line,) = {
+        line
+        for path in (root / "labels").rglob("*.txt")
+        for line in path.read_text().splitlines()
+        if line.startswith("1 ")
+    }
+    # SQUARE + (30, 8): rows 40 to 49, columns 28 to 39, half-open; of 60 x 44 px
+    assert [float(word) for word in line.split()] == pytest.approx(
+        [1, 33.5 / 44, 44.5 / 60, 11 / 44, 9 / 60], abs=1e-9
+    )
+    assert (root / "data.yaml").read_text() == (
+        "train: images/train\nval: images/val\nnames:\n  0: mass\n  1: calcification\n"
+    )
+    records, reasons = read(root)
+    assert not reasons
+    boxes = sorted(lesion.box for record in records for lesion in record.lesions)
+    originals = [lesion.box for record in read(archive)[0] for lesion in record.lesions]
+    assert boxes == sorted(originals)
+
+
+@pytest.mark.filterwarnings("default")  # the library's own, and its dependencies'
+def test_hugging_face_reads_it(archive, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    write_dataset("hf", config(archive), tmp_path / "hf")
+    loaded = datasets.load_dataset(
+        "imagefolder", data_dir=str(tmp_path / "hf"), cache_dir=str(tmp_path / "cache")
+    )
+    assert sorted(loaded) == ["train", "validation"]
+    originals = {original.image_id: original for original in read(archive)[0]}
+    rows = [row for subset in loaded.values() for row in subset]
+    assert len(rows) == 10
+    for row in rows:
+        matches = [
+            original
+            for original in originals.values()
+            if np.array_equal(np.rint(original.pixels()[..., 0] * 65535), np.asarray(row["image"]))
+        ]
+        (original,) = matches
+        assert row["patient"] == original.patient_id
+        assert row["objects"]["category"] == [lesion.kind for lesion in original.lesions]
+    loaded.save_to_disk(str(tmp_path / "saved"))
+    assert len(datasets.load_from_disk(str(tmp_path / "saved"))["train"]) == len(loaded["train"])
+
+
+@pytest.mark.long
+@pytest.mark.skipif(find_spec("monai") is None, reason="MONAI is not installed")
+def test_monai_reads_it(archive, tmp_path):
+    """In a process of its own: PyTorch's Triton aborts one that holds TensorFlow."""
+    write_dataset("monai", config(archive), tmp_path / "monai")
+    program = (
+        "import json, sys\nfrom monai.data import load_decathlon_datalist as load\n"
+        "print(json.dumps([len(load(sys.argv[1], True, key)) for key in sys.argv[2:]]))"
+    )
+    path = str(tmp_path / "monai" / "dataset.json")
+    command = [sys.executable, "-c", program, path, "training", "validation"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    sizes = json.loads(done.stdout.splitlines()[-1])
+    assert sum(sizes) == 10 and min(sizes) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_patches(tmp_path, name):
+    """Patches of the phantom as a training sees them, in 16 bits."""
+    data = {"phantoms": 12, "root": None, "kinds": ("mass",), "size": 32, "name": "phantom"}
+    options = config(**data, exchange={"items": "patches"})
+    summary = write_dataset(name, options, tmp_path / "Dataset502_Patches")
+    records, reasons = read(tmp_path / "Dataset502_Patches")
+    assert not reasons and sum(summary.images.values()) == len(records) > 3
+    assert all(
+        (record.rows, record.cols) == (32, 32) and record.bits == 16 and record.lesions
+        for record in records
+    )
+    assert not list((tmp_path / "Dataset502_Patches").rglob("*#*"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lesions_of_a_pixel_or_a_line(tmp_path, name):
+    """Masks have specks, and boxes of none: each comes back with its pixels."""
+    outlines = ([[9, 9]] * 3, [[20, 9], [20, 14], [20, 14]], [[30, 9], [33, 12], [33, 12]])
+    lesions = [Lesion.from_outline("mass", outline, ROWS, COLS) for outline in outlines]
+    image = np.zeros((ROWS, COLS, 1), np.float32)
+    mammograms = [
+        make_mammogram(number, image, lesions, patient_id=f"p{number}") for number in (0, 1)
+    ]
+    writer.write(mammograms, tmp_path / "archive")
+    write_dataset(name, config(tmp_path / "archive"), tmp_path / "Dataset501_Masses")
+    originals, _ = read(tmp_path / "archive")
+    records, reasons = read(tmp_path / "Dataset501_Masses")
+    assert not reasons
+    for original, record in pair(originals, records, name):
+        assert len(record.lesions) == 3
+        np.testing.assert_array_equal(draw(record, "mass"), draw(original, "mass"))
+
+
+def test_patches_are_those_of_a_training(tmp_path):
+    from tfmammo.archives import read_mammograms
+    from tfmammo.data.extraction import make_patches
+
+    data = {"phantoms": 12, "root": None, "kinds": ("mass",), "size": 32, "name": "phantom"}
+    options = config(**data, exchange={"items": "patches"})
+    write_dataset("coco", options, tmp_path / "out")
+    patches = make_patches(read_mammograms(options.data, Skipped()), options.data, Skipped())
+    _, held_out = splits.split(patches, options.data)
+    records = {record.image_id: record for record in read(tmp_path / "out")[0]}
+    assert len(records) == len(patches)
+    for image, mask, name in zip(patches.images, patches.masks, patches.ids, strict=True):
+        record = records[hash_id("folder", name.replace("#", "_"))]
+        np.testing.assert_allclose(record.pixels(), image, rtol=0, atol=0.51 / 65535)
+        np.testing.assert_array_equal(draw(record, "mass"), mask[..., 0])
+    test = [record for record in records.values() if record.official_split == "test"]
+    assert len(test) == len(held_out)
+
+
+def test_a_stopped_export_goes_on_and_writes_no_image_twice(archive, tmp_path, monkeypatch):
+    root = tmp_path / "coco"
+    options = config(archive)
+    write_dataset("coco", options, tmp_path / "whole")
+    written = []
+    quantize = writing.quantize
+
+    def stop(mammogram):
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        written.append(mammogram.image_id)
+        return quantize(mammogram)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "quantize", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_dataset("coco", options, root)
+        assert len(list((root / "images").iterdir())) == 4 and not (root / "split.json").exists()
+        (root / "images" / ".x.png.abc.part").write_bytes(b"half")
+        written.clear()
+        patch.setattr(
+            writing, "quantize", lambda mammogram: written.append(1) or quantize(mammogram)
+        )
+        write_dataset("coco", options, root)
+    assert len(written) == 6
+    for path in (tmp_path / "whole").rglob("*"):
+        if path.is_file():
+            assert (root / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+    assert not list(root.rglob(".*.part"))
+
+
+def test_a_corrected_image_is_written_again(archive, tmp_path):
+    write_dataset("coco", config(archive), tmp_path / "out")
+    source = sorted((archive / "images").iterdir())[3]
+    before = {path: path.read_bytes() for path in (tmp_path / "out/images").iterdir()}
+    times = source.stat().st_atime_ns, source.stat().st_mtime_ns
+    picture = cv2.imread(str(source), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(source), picture // 2)
+    os.utime(source, ns=times)  # as a copy that keeps the time of the correction
+    write_dataset("coco", config(archive), tmp_path / "out")
+    (changed,) = (path for path, content in before.items() if path.read_bytes() != content)
+    np.testing.assert_array_equal(cv2.imread(str(changed), cv2.IMREAD_UNCHANGED), picture // 2)
+
+
+def test_an_image_whose_file_was_touched_is_read_again_once(archive, tmp_path, monkeypatch):
+    write_dataset("coco", config(archive), tmp_path / "out")
+    for source in (archive / "images").iterdir():
+        os.utime(source)
+    read = []
+    quantize = writing.quantize
+    monkeypatch.setattr(writing, "quantize", lambda case: read.append(1) or quantize(case))
+    write_dataset("coco", config(archive), tmp_path / "out")
+    assert read
+    read.clear()
+    write_dataset("coco", config(archive), tmp_path / "out")
+    assert not read
+
+
+def test_another_data_set_or_foreign_files_in_the_folder(archive, tmp_path):
+    write_dataset("coco", config(archive), tmp_path / "out")
+    with pytest.raises(ConfigError, match="was made with another data.fold; name a new folder"):
+        write_dataset("coco", config(archive, fold=0), tmp_path / "out")
+    with pytest.raises(ConfigError, match="was made with another format; name a new folder"):
+        write_dataset("hf", config(archive), tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
+    with pytest.raises(ConfigError, match="is not empty and no output of this command"):
+        write_dataset("coco", config(archive), tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_images_with_a_lesion_that_has_no_place_are_left_out(tmp_path):
+    image = np.zeros((ROWS, COLS, 1), np.float32)
+    mammograms = [
+        make_mammogram(number, image, [MASS], patient_id=f"p{number}") for number in range(4)
+    ]
+    writer.write(mammograms, tmp_path / "archive", annotations="boxes")
+    for name in ("nnunet", "monai", "yolo"):
+        with pytest.raises(DataError, match="no image could be written .*its box but no outline"):
+            write_dataset(name, config(tmp_path / "archive"), tmp_path / name)
+    for name in ("coco", "hf"):
+        assert write_dataset(name, config(tmp_path / "archive"), tmp_path / name).lesions
+        records, _ = read(tmp_path / name)
+        assert {lesion.box for record in records for lesion in record.lesions} == {MASS.box}
+
+
+def test_a_damaged_image_is_left_out_and_counted(archive, tmp_path, caplog):
+    path = sorted((archive / "images").iterdir())[3]
+    path.write_bytes(path.read_bytes()[:300])
+    caplog.set_level(logging.INFO, "tfmammo")
+    summary = write_dataset("coco", config(archive), tmp_path / "out")
+    assert sum(summary.images.values()) == 9 and summary.left_out == 1
+    assert path.name not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "paper"}, "data.split=paper: keeps patients in both subsets"),
+        ({"records": "records"}, "data.records: hold patches"),
+        ({"exchange": {"items": "patches"}}, "data.kinds: a patch's mask does not tell kinds"),
+        ({"exchange": {"boxes": True}}, "exchange.boxes: is for coco and yolo, not for hf"),
+        ({"added": {"copies": 2}}, "data.added: joins the training side"),
+    ],
+)
+def test_keys_that_a_data_set_cant_follow(archive, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        write_dataset("hf", config(archive, **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_name_of_the_archive_reaches_the_data_set(archive, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFMAMMO_ID_KEY", "secret")
+    table = (archive / "metadata.csv").read_text().replace(",p0,", ",Quibble Zephyrine,")
+    (archive / "metadata.csv").write_text(table)
+    for name in NAMES:
+        write_dataset(name, config(archive), tmp_path / name)
+        for path in (tmp_path / name).rglob("*"):
+            assert "quibble" not in str(path).lower()
+            assert not path.is_file() or b"quibble" not in path.read_bytes().lower()
+
+
+def test_command(archive, tmp_path, capsys, repository):
+    """The config of a training does as well, and the whole command says what it wrote."""
+    overrides = ["data.name=folder", f"data.root={archive}", "data.folds=2"]
+    output = tmp_path / "Dataset501_Masses"
+    for path in ("configs/exchange.yaml", "configs/can.yaml"):
+        shutil.rmtree(output, ignore_errors=True)
+        arguments = ["nnunet", "--config", str(repository / path), str(output)]
+        main([*arguments, "--set", *overrides])
+        said = capsys.readouterr().out
+        assert "images    " in said and "8 mass" in said and str(output) in said
+    with pytest.raises(SystemExit):
+        main([*arguments, "--set", *overrides, "data.fold=1"])
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", NAMES)
+def test_real_mammograms(real_data, tmp_path, name):
+    """Four mammograms of CDD-CESM; drawing their outlines leaves holes of a pixel, which are
+    filled when they are read.
+    """
+    from tfmammo.archives import cdd_cesm
+
+    root = tmp_path / "archive"
+    root.mkdir()
+    for table in (real_data / "cdd-cesm").glob("*.csv"):
+        shutil.copy(table, root)
+    masses = [record for record in cdd_cesm.read(real_data / "cdd-cesm") if record.lesions]
+    for record in masses[:4]:
+        shutil.copy(record.file, root)
+    options = config(root, name="cdd_cesm", kinds=("mass",))
+    write_dataset(name, options, tmp_path / "Dataset501_Masses")
+    originals = cdd_cesm.read(root)
+    records, _ = read(tmp_path / "Dataset501_Masses")
+    assert len(records) == 4
+    for original, record in pair(originals, records, name):
+        np.testing.assert_array_equal(record.pixels(), original.pixels())
+        np.testing.assert_array_equal(fill(draw(record, "mass")), fill(draw(original, "mass")))
+        if name == "nnunet":
+            path = tmp_path / "Dataset501_Masses" / "labelsTr" / f"{original.image_id}.png"
+            labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            np.testing.assert_array_equal(labels, draw(original, "mass"))

@@ -1,0 +1,236 @@
+"""What a server of DICOMweb may do wrong: a small one of this test that does it."""
+
+import datetime
+import ipaddress
+import ssl
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import requests
+from pydicom.dataset import Dataset
+
+from tfmammo.apps.pacs import nodes
+from tfmammo.apps.pacs.config import PacsConfig, parse_address
+from tfmammo.errors import PacsError, PacsUnreachable
+
+dicomweb = pytest.importorskip("tfmammo.apps.pacs.dicomweb")
+
+IMAGE = nodes.Instance("1.2", "1.3", "1.4")
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    """In place of the fixture for all tests: nothing here touches Keras, so nothing
+    waits for it.
+    """
+
+
+@contextmanager
+def serve(answer, certificate=None):
+    """Run a server; `answer(handler)` answers each request. Yields address and headers.
+
+    With a certificate, the files of it and of its key, it speaks TLS.
+    """
+    heard = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            heard.append(dict(self.headers))
+            answer(self)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}", heard
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def reply(status=200, content=b"[]", kind="application/dicom+json", **headers):
+    def answer(handler):
+        handler.send_response(status)
+        handler.send_header("Content-Type", kind)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return answer
+
+
+def open_node(place, authorization="Bearer token", **config):
+    address = parse_address(f"dicomweb+http://{place}/x", "--from")
+    return dicomweb.WebNode(address, PacsConfig(**({"timeout": 5} | config)), authorization)
+
+
+@pytest.mark.parametrize("status", [401, 403, 400])
+def test_a_refusal_is_final(status):
+    with serve(reply(status, b"QUIBBLE^ZEPHYRINE")) as (place, _):
+        with pytest.raises(PacsError, match=f"^127.0.0.1: answered with status {status}$") as error:
+            open_node(place).list_instances("1.2")
+        assert not isinstance(error.value, PacsUnreachable)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_what_passes_is_attempted_again(status):
+    with serve(reply(status)) as (place, heard):
+        node = open_node(place)
+        config = PacsConfig(attempts=3, wait=0)
+        with pytest.raises(PacsUnreachable):
+            nodes.try_repeatedly(config, lambda: node.list_instances("1.2"))
+        assert len(heard) == 3
+
+
+def test_nothing_found_is_no_error():
+    for answer in (reply(404), reply(204, b""), reply(200, b"[]")):
+        with serve(answer) as (place, _):
+            assert open_node(place).list_instances("1.2") == []
+
+
+def test_a_server_that_ignores_the_page_ends(monkeypatch):
+    item = b'{"00080018": {"vr": "UI", "Value": ["1.4"]}}'
+    monkeypatch.setattr(dicomweb, "_PAGE", 1)
+    with serve(reply(200, b"[" + item + b"]")) as (place, heard):
+        assert [one.uid for one in open_node(place).list_instances("1.2")] == ["1.4"]
+        assert len(heard) == 2
+
+
+@pytest.mark.parametrize("content", [b"QUIBBLE", b"[1]", b'[{"00080018": {"vr": "UI"}}', b"{"])
+def test_what_is_no_answer_is_not_quoted(content):
+    with serve(reply(200, content)) as (place, _):
+        with pytest.raises(PacsError) as error:
+            open_node(place).list_instances("1.2")
+        assert "QUIBBLE" not in str(error.value) and "127.0.0.1: " in str(error.value)
+
+
+# the server's side of a connection that was broken off
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_answer_without_end_is_broken_off(monkeypatch):
+    monkeypatch.setattr(dicomweb, "LARGEST", 10_000)
+
+    def flood(handler):
+        reply(200, b"--b\r\n\r\n", 'multipart/related; boundary="b"')(handler)
+        try:
+            while True:
+                handler.wfile.write(bytes(1000))
+        except OSError:
+            return
+
+    with serve(flood) as (place, _), pytest.raises(PacsError, match="sends more than 10000 bytes"):
+        open_node(place).retrieve(IMAGE)
+
+
+def test_what_comes_drop_by_drop_is_broken_off(monkeypatch):
+    monkeypatch.setattr(dicomweb, "_LONGEST", 1)
+
+    def drip(handler):
+        reply(200, b"[", **{"Content-Length": "1000000"})(handler)
+        try:
+            while True:
+                handler.wfile.write(b" ")
+                time.sleep(0.1)
+        except OSError:
+            return
+
+    with serve(drip) as (place, _), pytest.raises(PacsUnreachable, match="sends too slowly"):
+        open_node(place, timeout=1).list_instances("1.2")
+
+
+@pytest.mark.parametrize(("study", "uid"), [("6.6", "1.4"), ("1.2", "6.6")])
+def test_another_instance_than_the_one_asked_for_is_refused(study, uid):
+    dataset = Dataset()
+    dataset.StudyInstanceUID = study
+    dataset.SOPInstanceUID = uid
+    with pytest.raises(PacsError, match="pacs: sent another instance than the one asked for"):
+        nodes.check_identity(dataset, IMAGE, "pacs")
+
+
+def test_nothing_follows_to_another_server(monkeypatch, tmp_path):
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login quibble password zephyrine\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with serve(reply()) as (other, heard_there):
+        moved = reply(307, b"", Location=f"http://localhost:{other.rpartition(':')[2]}/x")
+        refused = pytest.raises(PacsError, match="redirects to another address, which is not foll")
+        with serve(moved) as (place, heard), refused:
+            open_node(place).list_instances("1.2")
+        assert heard[0]["Authorization"] == "Bearer token" and not heard_there
+        monkeypatch.setenv("http_proxy", f"http://{other}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        with serve(reply()) as (place, heard):
+            open_node(place).list_instances("1.2")
+        assert len(heard) == 1 and not heard_there, "without TLS a proxy would read everything"
+        monkeypatch.delenv("http_proxy")
+    with serve(reply()) as (place, heard):
+        open_node(place, authorization=None).list_instances("1.2")
+        assert "Authorization" not in heard[0]
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """The files of a certificate that nobody signed, for 127.0.0.1, and of its key."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - day)
+        .not_valid_after(now + day)
+        .add_extension(address, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    files = [tmp_path_factory.mktemp("tls") / name for name in ("cert.pem", "key.pem")]
+    files[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    files[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bundle", [None, requests.certs.where()])
+def test_a_certificate_that_nobody_signed_is_refused_unless_it_is_named(
+    certificate, caplog, monkeypatch, bundle
+):
+    """Whatever the environment says: requests alone would take its certificates."""
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    if bundle:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", bundle)
+    with serve(reply(), certificate) as (place, heard):
+        address = parse_address(f"dicomweb://{place}/x", "--from")
+
+        def ask(**config):
+            node = dicomweb.WebNode(address, PacsConfig(timeout=5, **config), None)
+            return node.list_instances("1.2")
+
+        with pytest.raises(PacsError, match="certificate is not trusted"):
+            ask()
+        assert not heard
+        assert ask(ca=certificate[0]) == [] and not caplog.messages
+        assert ask(verify=False) == []
+    assert caplog.messages == ["pacs.verify=false: the server's certificate is not checked"]

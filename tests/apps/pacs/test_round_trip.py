@@ -1,0 +1,486 @@
+"""Studies through a real PACS and back: Orthanc, over DICOMweb and DIMSE."""
+
+import json
+import shutil
+import subprocess
+import threading
+import time
+from collections import Counter
+
+import numpy as np
+import pydicom
+import pytest
+from highdicom.seg import segread
+from highdicom.sr import srread
+from pydicom.uid import JPEGLSLossless, generate_uid
+
+from tests.commands import run_script_here
+from tests.orthanc import AUTHORIZATION, run_orthanc
+from tests.small_mammograms import PATIENT
+from tests.small_pipelines import save_models
+from tfmammo import config as configuration
+from tfmammo.apps.pacs.config import CaseConfig, PacsConfig, parse_address
+from tfmammo.apps.pacs.results import Identity
+from tfmammo.apps.pacs.round_trip import RoundTrip
+from tfmammo.archives import folder
+from tfmammo.archives.writers.dicom import write_dicom
+from tfmammo.errors import ConfigError
+from tfmammo.inference.pipeline import Pipeline
+from tfmammo.mammogram import Skipped
+
+pytest.importorskip("dicomweb_client")
+pytest.importorskip("pynetdicom")
+
+ROWS = 96
+COLS = 80
+BOXES = [(20, 16, 60, 50), (70, 40, 90, 78)]
+NAME = PATIENT["PatientName"]
+NUMBER = PATIENT["PatientID"]
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+REPORT = "1.2.840.10008.5.1.4.1.1.88.33"
+CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+VIEWS = [("R", "CC"), ("L", "CC"), ("R", "MLO"), ("L", "MLO")]
+
+
+def draw(seed: int) -> np.ndarray:
+    """Noise with two bright ellipses where the boxes are: uint16 [ROWS, COLS], 12 bits."""
+    random = np.random.default_rng(seed)
+    image = random.uniform(0.1, 0.2, (ROWS, COLS))
+    rows, cols = np.mgrid[:ROWS, :COLS]
+    for top, left, bottom, right in BOXES:
+        radii = (bottom - top) / 2 - 1, (right - left) / 2 - 1
+        centre = (top + bottom - 1) / 2, (left + right - 1) / 2
+        inside = ((rows - centre[0]) / radii[0]) ** 2 + ((cols - centre[1]) / radii[1]) ** 2 <= 1
+        image[inside] += 0.6
+    return np.rint(4095 * image).astype(np.uint16)
+
+
+def write_study(root, views=VIEWS, seed=0, **elements):
+    """Write a study of a patient with a name; return its UID and its files."""
+    study = generate_uid()
+    paths = []
+    for number, (side, view) in enumerate(views):
+        patient = {
+            **PATIENT,
+            "StudyTime": "101112",
+            "StudyInstanceUID": study,
+            "ImageLaterality": side,
+            "ViewPosition": view,
+            "PixelSpacing": [0.1, 0.2],
+            "PatientOrientation": ["A", "R"],
+        }
+        paths.append(root / study / f"{number}.dcm")
+        write_dicom(paths[-1], draw(seed + number), 12, **{**patient, **elements})
+    return study, paths
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory):
+    """Overrides of configs/case.yaml that name small models."""
+    return save_models(tmp_path_factory.mktemp("models"), BOXES, ROWS, COLS)
+
+
+@pytest.fixture(scope="module")
+def pipeline(overrides, repository):
+    config = configuration.parse(CaseConfig, repository / "configs/case.yaml", overrides)
+    return Pipeline.load(config.get_pipeline())
+
+
+@pytest.fixture
+def process(pipeline, pacs):
+    """A function (*studies, address, target, **config) that processes studies of the PACS."""
+
+    def call(*studies, address=pacs.web, target=None, **values):
+        limits = {"timeout": 20, "attempts": 3, "wait": 0.1, "listen": pacs.listen}
+        way = RoundTrip(
+            pipeline,
+            PacsConfig(**(limits | values)),
+            parse_address(address, "--from"),
+            parse_address(target or address, "--to"),
+        )
+        return list(way.run(studies))
+
+    return call
+
+
+def count_classes(pacs) -> Counter:
+    """Count what the PACS holds by SOP class."""
+    found = pacs.ask("/instances?expand&requestedTags=SOPClassUID")
+    return Counter(
+        pacs.ask(f"/instances/{one['ID']}/metadata/SopClassUid").decode() for one in found
+    )
+
+
+def find_references(dataset) -> set[str]:
+    """Find the SOP Instance UIDs that a dataset refers to, at any depth."""
+    found = set()
+    for element in dataset.iterall():
+        if element.keyword == "ReferencedSOPInstanceUID":
+            found.add(str(element.value))
+    return found
+
+
+def sort_results(paths) -> dict[str, list[pydicom.Dataset]]:
+    """Read files, by SOP class."""
+    found: dict[str, list[pydicom.Dataset]] = {}
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        found.setdefault(str(dataset.SOPClassUID), []).append(dataset)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["web", "get", "move"])
+def test_a_study_comes_back_with_masks_and_measurements(process, pacs, pipeline, tmp_path, way):
+    study, paths = write_study(tmp_path)
+    for path in paths:
+        pacs.upload(path)
+    address = pacs.web if way == "web" else pacs.dimse
+    options = {} if way == "web" else {"retrieve": way}
+    (outcome,) = process(study, address=address, capture=True, **options)
+    assert outcome.describe() == f"{study}: results of 4 mammograms stored"
+    assert count_classes(pacs)[SEGMENTATION] == count_classes(pacs)[REPORT] == 4
+
+    results = sort_results(pacs.download(tmp_path / "back"))
+    images = {path: pydicom.dcmread(path, stop_before_pixels=True) for path in paths}
+    held = {str(dataset.SOPInstanceUID) for datasets in results.values() for dataset in datasets}
+    segments = {
+        next(iter(find_references(segmentation))): segmentation
+        for segmentation in results[SEGMENTATION]
+    }
+    for path, image in images.items():
+        expected = pipeline.predict(folder.read_one(path)).findings
+        assert [finding.box for finding in expected] == [tuple(box) for box in BOXES]
+        check_segmentation(segments[image.SOPInstanceUID], image, expected)
+    for datasets in results.values():
+        for dataset in datasets:
+            assert find_references(dataset) <= held
+            assert dataset.StudyInstanceUID == study and dataset.PatientName == NAME
+            if dataset.get("Manufacturer") == "tfmammo":
+                assert dataset.ContentQualification == "RESEARCH"
+    for report in results[REPORT]:
+        check_report(report, segments)
+    captures = [one for one in results[CAPTURE] if one.get("Manufacturer") == "tfmammo"]
+    assert len(captures) == 4
+    assert find_references(captures[0]) <= {image.SOPInstanceUID for image in images.values()}
+
+
+def check_segmentation(segmentation, image, expected):
+    """Masks are those of the pipeline, pixel for pixel."""
+    read = segread(segmentation.filename)
+    masks = read.get_pixels_by_source_instance(
+        [image.SOPInstanceUID], ignore_spatial_locations=True
+    )
+    assert masks.shape == (1, ROWS, COLS, len(expected))
+    for number, finding in enumerate(expected):
+        np.testing.assert_array_equal(masks[0, ..., number], finding.lesion.mask(ROWS, COLS))
+        assert masks[0, ..., number].sum() > 100
+
+
+def check_report(report, segments):
+    """Boxes, certainty, shapes and algorithms stand in the report, as highdicom reads it."""
+    read = srread(report.filename)
+    groups = read.content.get_planar_roi_measurement_groups()
+    drawn = [group for group in groups if group.roi is not None]
+    outlined = [group for group in groups if group.referenced_segmentation_frame is not None]
+    assert len(drawn) == len(outlined) == len(BOXES)
+    for group, (top, left, bottom, right) in zip(drawn, BOXES, strict=True):
+        corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+        np.testing.assert_allclose(group.roi.value, corners, atol=0.01)
+        (certainty,) = group.get_measurements()
+        assert certainty.name.value == "111012" and certainty.unit.value == "%"
+        assert certainty.value == pytest.approx(90 if top == 20 else 80, abs=1e-4)
+    image = drawn[0].roi.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+    segmentation = segments[image]
+    for number, group in enumerate(outlined, 1):
+        item = group.referenced_segmentation_frame[0].ReferencedSOPSequence[0]
+        assert item.ReferencedSOPInstanceUID == segmentation.SOPInstanceUID
+        assert item.ReferencedSegmentNumber == number
+        segment = segmentation.SegmentSequence[number - 1]
+        assert group.tracking_uid == segment.TrackingUID == drawn[number - 1].tracking_uid
+        values = {one.name.meaning: one.value for one in group.get_measurements()}
+        area = segmentation.pixel_array[number - 1].sum() * 0.1 * 0.2
+        assert values["Area"] == pytest.approx(area)
+        shapes = [value for name, value in values.items() if name.startswith("Probability of")]
+        assert len(shapes) == 4 and sum(shapes) == pytest.approx(1, abs=1e-5)
+    text = " ".join(str(one.value) for one in report.iterall() if one.keyword == "TextValue")
+    assert "sha256 of files" in text and "not for diagnosis" in text
+
+
+@pytest.mark.slow
+@pytest.mark.nightly  # two full-size mammograms take two thirds of a GB
+@pytest.mark.data
+def test_real_mammograms_come_back(pacs, real_data, repository, tmp_path):
+    paths = sorted((real_data / "cbis-ddsm" / "full").rglob("*.dcm"))
+    if not paths:
+        pytest.skip("no whole mammograms of CBIS-DDSM")
+    images = {path: pydicom.dcmread(path, stop_before_pixels=True) for path in paths}
+    image = images[paths[0]]
+    # the middle, where both breasts reach
+    box = (image.Rows // 4, image.Columns // 4, 3 * image.Rows // 4, 3 * image.Columns // 4)
+    overrides = save_models(tmp_path / "models", [box], image.Rows, image.Columns)
+    config = configuration.parse(CaseConfig, repository / "configs/case.yaml", overrides)
+    pipeline = Pipeline.load(config.get_pipeline())
+    for path in paths:
+        pacs.upload(path)
+    address = parse_address(pacs.web, "--from")
+    way = RoundTrip(pipeline, PacsConfig(capture=True), address, address)
+    studies = [str(one.StudyInstanceUID) for one in images.values()]
+    outcomes = list(way.run(studies))
+    assert [outcome.failure for outcome in outcomes] == [None] * len(set(studies))
+    back = sort_results(pacs.download(tmp_path / "back"))
+    assert len(back[SEGMENTATION]) == len(back[REPORT]) == len(paths)
+    held = {str(one.SOPInstanceUID) for datasets in back.values() for one in datasets}
+    for segmentation in back[SEGMENTATION]:
+        (path,) = [
+            path
+            for path, one in images.items()
+            if one.SOPInstanceUID in find_references(segmentation)
+        ]
+        (finding,) = pipeline.predict(folder.read_one(path)).findings
+        expected = finding.lesion.mask(images[path].Rows, images[path].Columns)
+        np.testing.assert_array_equal(segmentation.pixel_array, expected)
+        assert find_references(segmentation) <= held and expected.any()
+    for report in back[REPORT]:
+        assert find_references(report) <= held
+        (drawn,) = [
+            group
+            for group in srread(report.filename).content.get_planar_roi_measurement_groups()
+            if group.roi is not None
+        ]
+        source = drawn.roi.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        (path,) = [path for path, one in images.items() if source == one.SOPInstanceUID]
+        top, left, bottom, right = pipeline.predict(folder.read_one(path)).findings[0].box
+        np.testing.assert_allclose(drawn.roi.value[0], [left, top], atol=0.01)
+        np.testing.assert_allclose(drawn.roi.value[2], [right, bottom], atol=0.01)
+
+
+def test_dcmtk_reads_the_results(process, pacs, tmp_path):
+    programs = [shutil.which("dcm2json"), shutil.which("dsrdump")]
+    if None in programs:
+        pytest.skip("no dcmtk: apt-get install dcmtk")
+    study, paths = write_study(tmp_path, VIEWS[:1])
+    pacs.upload(paths[0])
+    process(study, capture=True)
+    for path in pacs.download(tmp_path / "back"):
+        told = subprocess.run([programs[0], path], capture_output=True, text=True, check=True)
+        assert json.loads(told.stdout)["0020000D"]["Value"] == [study]
+        if pydicom.dcmread(path).SOPClassUID == REPORT:
+            told = subprocess.run([programs[1], path], capture_output=True, text=True, check=True)
+            assert told.stderr == "" and "Certainty of Finding" in told.stdout
+
+
+def test_the_standards_checker_finds_no_error(process, pacs, tmp_path):
+    program = shutil.which("dciodvfy")
+    if program is None:
+        pytest.skip("no dciodvfy: apt-get install dicom3tools")
+    study, paths = write_study(tmp_path, VIEWS[:1])
+    pacs.upload(paths[0])
+    process(study, capture=True)
+    checked = 0
+    for path in pacs.download(tmp_path / "back"):
+        if pydicom.dcmread(path).get("Manufacturer") == "tfmammo":
+            told = subprocess.run([program, path], capture_output=True, text=True, check=False)
+            assert [line for line in told.stderr.splitlines() if "Error" in line] == []
+            checked += 1
+    assert checked == 3
+
+
+def test_a_folder_reads_each_finding_once(process, pacs, tmp_path):
+    study, paths = write_study(tmp_path, VIEWS[:1])
+    pacs.upload(paths[0])
+    process(study)
+    back = tmp_path / "back" / "images"
+    pacs.download(back)
+    skipped = Skipped()
+    (record,) = folder.read(tmp_path / "back", skipped)
+    assert not skipped.reasons and len(record.lesions) == len(BOXES)
+    (segmentation,) = sort_results(back.glob("*.dcm"))[SEGMENTATION]
+    drawn = sorted(lesion.mask(ROWS, COLS).sum() for lesion in record.lesions)
+    assert drawn == sorted(frame.sum() for frame in segmentation.pixel_array)
+
+
+def test_a_second_run_stores_and_fetches_nothing(process, pacs, tmp_path):
+    study, paths = write_study(tmp_path, VIEWS[:2])
+    for path in paths:
+        pacs.upload(path)
+    process(study)
+    before = pacs.ask("/changes?last")["Last"]
+    (outcome,) = process(study, study)
+    assert outcome.describe().endswith("results of 0 mammograms stored, those of 2 were there")
+    assert pacs.ask("/changes?last")["Last"] == before
+    # one that was added since
+    _, (more,) = write_study(tmp_path, VIEWS[2:3], seed=9, StudyInstanceUID=study)
+    pacs.upload(more)
+    (outcome,) = process(study)
+    assert (outcome.stored, outcome.present) == (1, 2)
+    assert count_classes(pacs)[REPORT] == 3
+
+
+def test_what_was_stored_before_a_stop_is_not_stored_again(process, pacs, pipeline, tmp_path):
+    study, paths = write_study(tmp_path, VIEWS[:1])
+    pacs.upload(paths[0])
+    process(study)
+    (report,) = [
+        one
+        for one in pacs.ask("/instances")
+        if pacs.ask(f"/instances/{one}/metadata/SopClassUid").decode() == REPORT
+    ]
+    pacs.ask(f"/instances/{report}", method="DELETE")
+    (outcome,) = process(study)
+    assert outcome.stored == 1
+    assert count_classes(pacs)[SEGMENTATION] == count_classes(pacs)[REPORT] == 1
+
+
+def test_a_segmentation_that_differs_is_not_referred_to(process, pacs, pipeline, tmp_path):
+    study, paths = write_study(tmp_path, VIEWS[:1])
+    pacs.upload(paths[0])
+    process(study)
+    (old,) = sort_results(pacs.download(tmp_path / "back"))[SEGMENTATION]
+    pacs.clear()
+    pacs.upload(paths[0])
+    old.PixelData = bytes(len(old.PixelData))
+    old.save_as(tmp_path / "other.dcm")
+    pacs.upload(tmp_path / "other.dcm")
+    (outcome,) = process(study)
+    assert "holds another segmentation" in outcome.failure
+    assert count_classes(pacs)[REPORT] == 0
+
+
+def test_what_is_no_mammogram_is_left_out(process, pacs, tmp_path):
+    study, paths = write_study(tmp_path, VIEWS[:1])
+    _, (raw,) = write_study(
+        tmp_path, VIEWS[1:2], StudyInstanceUID=study, PresentationIntentType="FOR PROCESSING"
+    )
+    _, (other,) = write_study(tmp_path, VIEWS[1:2], StudyInstanceUID=study, Modality="US")
+    for path in (*paths, raw, other):
+        pacs.upload(path)
+    (outcome,) = process(study)
+    assert outcome.stored == 1 and len(outcome.left_out) == 2
+    assert "raw image" in outcome.describe() and "modality is US" in outcome.describe()
+    assert NAME not in outcome.describe() and "/proc" not in outcome.describe()
+    alone, (path,) = write_study(tmp_path, VIEWS[1:2], Modality="US")
+    pacs.upload(path)
+    (outcome,) = process(alone)
+    assert outcome.failure.startswith("holds no mammogram (is no mammogram")
+
+
+@pytest.mark.parametrize("way", ["web", "dimse"])
+def test_compressed_pixels_come_as_they_are(process, pacs, tmp_path, way):
+    study, (path,) = write_study(tmp_path, VIEWS[:1], syntax=JPEGLSLossless)
+    assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == JPEGLSLossless
+    pacs.upload(path)
+    (outcome,) = process(study, address=getattr(pacs, way))
+    assert outcome.stored == 1
+
+
+@pytest.mark.slow
+def test_another_server_takes_the_results(process, pacs, tmp_path, monkeypatch):
+    study, paths = write_study(tmp_path, VIEWS[:1])
+    pacs.upload(paths[0])
+    with run_orthanc(tmp_path / "other") as other:
+        (outcome,) = process(study, target=other.web)
+        assert outcome.failure.endswith("status 401")  # it has not been given the source's
+        monkeypatch.setenv("TFMAMMO_PACS_TARGET_AUTHORIZATION", AUTHORIZATION)
+        (outcome,) = process(study, target=other.web)
+        assert outcome.failure is None
+        assert count_classes(other) == {SEGMENTATION: 1, REPORT: 1}
+        (outcome,) = process(study, address=pacs.web, target=other.dimse)
+        assert outcome.present == 1
+    assert len(pacs.ask("/instances")) == 1
+
+
+# pynetdicom leaves the socket of a refused connection to the collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_errors_are_one_sentence_and_name_no_patient(process, pacs, tmp_path, monkeypatch):
+    study, paths = write_study(tmp_path, VIEWS[:1])
+    pacs.upload(paths[0])
+    (outcome,) = process("1.2.3.4")
+    assert outcome.failure == "the source holds no such study"
+    with pytest.raises(ConfigError, match="--study: quibble is no UID"):
+        process("quibble")
+    monkeypatch.setenv("TFMAMMO_PACS_AUTHORIZATION", "Basic d3Jvbmc6d3Jvbmc=")
+    (outcome,) = process(study)
+    assert outcome.failure == "127.0.0.1: answered with status 401"
+    for address in ("dicomweb+http://127.0.0.1:9/dicom-web", "dimse://X@127.0.0.1:9"):
+        start = time.monotonic()
+        (outcome,) = process(study, address=address, attempts=2)
+        assert outcome.failure.startswith("127.0.0.1: can") and time.monotonic() - start < 10
+
+
+def test_nothing_of_the_patient_is_written_or_said(
+    overrides, pacs, repository, tmp_path, monkeypatch, caplog
+):
+    study, paths = write_study(tmp_path / "in", VIEWS[:1])
+    pacs.upload(paths[0])
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("TMPDIR", str(here))
+    command = ["--config", repository / "configs/case.yaml", "--from", pacs.web, "--to", pacs.web]
+    script = repository / "evaluate/case.py"
+    done = run_script_here(script, *command, "--study", study, "--set", *overrides)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{study}: results of 1 mammograms stored\n"
+    assert list(here.rglob("*")) == []
+    assert NAME not in caplog.text and NUMBER not in caplog.text
+    done = run_script_here(script, *command, "--study", "1.2.3", "--set", *overrides)
+    assert done.returncode == 2 and "1 of 1 studies are not complete" in done.stderr
+    done = run_script_here(script, *command, "--set", *overrides)
+    assert done.returncode == 2 and "--study and --to belong together" in done.stderr
+
+
+@pytest.mark.long
+def test_uids_follow_from_the_models(pipeline, overrides, repository, tmp_path):
+    same = Identity.make(pipeline)
+    moved = tmp_path / "moved"
+    shutil.copytree(overrides[0].partition("=")[2] + "/..", moved)
+    there = [
+        f"{key}={moved}/{key.replace('classifier', 'shape')}"
+        for key in ("detector", "segmenter", "classifier")
+    ]
+    options = [*overrides[3:], *there]
+    path = repository / "configs/case.yaml"
+    load = lambda *more: Pipeline.load(  # noqa: E731
+        configuration.parse(CaseConfig, path, [*options, *more]).get_pipeline()
+    )
+    assert Identity.make(load()).digest == same.digest
+    assert Identity.make(load("score=0.6")).digest != same.digest
+    with (moved / "detector" / "saved_model.pb").open("ab") as file:
+        file.write(b"\x7a\x00")  # an unknown field
+    other = Pipeline.load(configuration.parse(CaseConfig, path, options).get_pipeline())
+    assert Identity.make(other).digest != same.digest
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("studies", [40, pytest.param(200, marks=pytest.mark.nightly)])
+def test_a_server_that_is_killed_loses_nothing_and_doubles_nothing(
+    process, pacs, tmp_path, studies
+):
+    uids = []
+    for number in range(studies):
+        study, (path,) = write_study(tmp_path, VIEWS[:1], seed=number)
+        pacs.upload(path)
+        uids.append(study)
+    outcomes = []
+    work = threading.Thread(
+        target=lambda: outcomes.extend(process(*uids, in_flight=8, attempts=9, wait=0.5))
+    )
+    work.start()
+    for kill_at in (studies // 5, studies // 2):
+        # a SEG and a report beside each image
+        while pacs.ask("/statistics")["CountInstances"] < studies + 2 * kill_at:
+            time.sleep(0.05)
+        pacs.kill()
+        time.sleep(1)
+        pacs.start()
+    work.join()
+    assert [outcome.failure for outcome in outcomes] == [None] * studies
+    found = count_classes(pacs)
+    assert (found[SEGMENTATION], found[REPORT]) == (studies, studies)
+    sources = Counter(
+        uid
+        for one in sort_results(pacs.download(tmp_path / "back"))[REPORT]
+        for uid in [str(one.StudyInstanceUID)]
+    )
+    assert sources == dict.fromkeys(uids, 1)

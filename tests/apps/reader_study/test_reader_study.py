@@ -1,0 +1,756 @@
+"""A reader study on small archives in native form and on synthetic sets made of them."""
+
+import csv
+import json
+import multiprocessing
+import re
+import shutil
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from operator import eq
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.small_mammograms import make_mammogram, textured_breast
+from tfmammo.apps.reader_study import __main__ as reader_study
+from tfmammo.apps.reader_study import cases as reader_cases
+from tfmammo.apps.reader_study.answers import Answers
+from tfmammo.apps.reader_study.cases import Case, ReaderStudyConfig, Source, draw_cases
+from tfmammo.apps.reader_study.results import ALL, FEW, compute_results, plot_roc, results_table
+from tfmammo.apps.reader_study.session import ReaderStudy, parse_reader_name
+from tfmammo.archives.writers import folder as writer
+from tfmammo.config import DataConfig, dump, parse
+from tfmammo.data.patches import Patches
+from tfmammo.data.patients import PATIENTS
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.mammogram import Lesion, hash_id
+from tfmammo.metrics import observer
+from tfmammo.synthesis.config import SynthesisConfig
+from tfmammo.synthesis.mammograms import synthesize
+
+ROWS = 200
+COLS = 150
+OUTLINE = np.float32([[80, 30], [80, 50], [92, 56], [104, 50], [104, 30]])
+SYSTEMS = ("normal", "all")  # whose mammograms they were made of
+
+
+def mammogram(number):
+    """Every second one has a mass, which begins its own outline's number of px lower."""
+    image = textured_breast(number, ROWS, COLS)
+    if number % 2 == 0:
+        return make_mammogram(number, image, spacing=(0.1, 0.1), pathology="normal")
+    outline = OUTLINE + [number % 5, 0]
+    lesion = Lesion.from_outline("mass", outline, ROWS, COLS, pathology="benign")
+    return make_mammogram(number, image, [lesion], spacing=(0.1, 0.1), pathology="benign")
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """An archive of 60 patients, half of them with a mass, and two sets by Poisson editing."""
+    root = tmp_path_factory.mktemp("archives")
+    writer.write([mammogram(number) for number in range(60)], root / "real", bits=8)
+    table = (root / "real/metadata.csv").read_text().splitlines()
+    shutil.copytree(root / "real", root / "certain")
+    kind = table[0].split(",").index("kind")
+    lines = [
+        ",".join(
+            cell or ("mass" if place == kind else "") for place, cell in enumerate(line.split(","))
+        )
+        for line in table[1:]
+    ]
+    (root / "certain/metadata.csv").write_text("\n".join([table[0], *lines]))
+    data = DataConfig(name="folder", root=root / "certain")
+    for mammograms in SYSTEMS:
+        set_config = SynthesisConfig(
+            name="some",
+            data=data,
+            mammograms=mammograms,
+            renderer="poisson",
+            count=16,
+            format="png",
+            seed=3,
+        )
+        synthesize(set_config, root / mammograms)
+    return root
+
+
+@pytest.fixture
+def config(archives, tmp_path):
+    """A function (**values) -> the config of a study of 2 x 8 cases with a database of its own."""
+
+    def make(**values):
+        real = DataConfig(name="folder", root=archives / "real", size=32, context=2, window=(0, 1))
+        systems = {name: DataConfig(name="folder", root=archives / name) for name in SYSTEMS}
+        defaults = {
+            "name": "tiny",
+            "real": real,
+            "systems": systems,
+            "pairs": 4,
+            "ratings": 4,
+            "database": tmp_path / "db/answers.sqlite",
+        }
+        return ReaderStudyConfig(**defaults | {"samples": 200} | values)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def database(archives, tmp_path_factory):
+    """A begun study's config; its answers are copied and added to."""
+    real = DataConfig(name="folder", root=archives / "real", size=32, context=2, window=(0, 1))
+    systems = {name: DataConfig(name="folder", root=archives / name) for name in SYSTEMS}
+    path = tmp_path_factory.mktemp("begun") / "answers.sqlite"
+    begun = ReaderStudyConfig(
+        name="tiny", real=real, systems=systems, pairs=4, ratings=4, database=path, samples=200
+    )
+    ReaderStudy(begun)
+    return begun
+
+
+@pytest.fixture
+def study(database, tmp_path):
+    """A study without answers."""
+    shutil.copy(database.database, tmp_path / "answers.sqlite")
+    return ReaderStudy(database.model_copy(update={"database": tmp_path / "answers.sqlite"}))
+
+
+def patients(sources, case):
+    """Whom a case shows."""
+    place = {
+        name: dict(zip(source.patches.ids.tolist(), source.patients, strict=True))
+        for name, source in sources.items()
+    }
+    return [place[name][patch] for name, patch in case.shown]
+
+
+def read(study, reader, right=lambda number: True, rate=lambda real: 6 if real else 1):
+    """Answer every case."""
+    for number, case in enumerate(study.cases(reader)):
+        other = "left" if case.truth == "right" else "right"
+        value = (
+            (case.truth if right(number) else other)
+            if case.task == "choice"
+            else rate(case.truth == "real")
+        )
+        assert study.answer(reader, case, value, 1.5)
+
+
+# Cases
+
+
+@pytest.mark.slow
+def test_cases_are_balanced_and_nobody_is_shown_twice(study, archives):
+    cases = study.cases("Anna")
+    assert (
+        sorted(case.number for case in cases) == list(range(1, 17))
+        and [case.task for case in cases] == ["choice"] * 8 + ["rating"] * 8
+    )
+    for system in SYSTEMS:
+        truths = [case.truth for case in cases if case.system == system]
+        assert [truths.count(truth) for truth in ("real", "synthetic")] == [2, 2]
+        assert truths.count("left") + truths.count("right") == 4
+    sources = reader_cases.load_sources(study.config)
+    everybody = [
+        patient for case in cases for shown in patients(sources, case) for patient in shown
+    ]
+    assert len(everybody) == len(set(everybody)) >= 8 + 8 + 8 + 8, (
+        "tissue and lesion of a synthetic one are of two"
+    )
+    assert set(everybody) <= {hash_id("folder", f"p{number}") for number in range(60)}, (
+        "called as in the archive"
+    )
+
+
+def test_tissue_and_lesion_of_a_set_are_told_by_its_table(archives, study):
+    """By annotations.json, which names the source, and metadata.csv."""
+    sources = reader_cases.load_sources(study.config)["normal"]
+    images = {
+        image["file_name"]: image["patient"]
+        for image in json.loads((archives / "normal/annotations.json").read_text())["images"]
+    }
+    with (archives / "normal/metadata.csv").open() as file:
+        rows = {
+            row["file"]: {images[row["file"]], row["lesion_patient"]}
+            for row in csv.DictReader(file)
+        }
+    by_id = {hash_id("folder", name.removesuffix(".png")): shown for name, shown in rows.items()}
+    assert {len(shown) for shown in by_id.values()} == {2}
+    assert [set(shown) for shown in sources.patients] == [
+        by_id[name.partition("#")[0]] for name in sources.patches.ids.tolist()
+    ]
+
+
+def test_lesions_that_a_synthetic_mammogram_had_before_are_not_shown(archives, study):
+    sources = reader_cases.load_sources(study.config)["all"]
+    annotations = json.loads((archives / "all/annotations.json").read_text())["annotations"]
+    inserted = sum(annotation["synthetic"] for annotation in annotations)
+    assert len(sources.patches) == inserted == 16 < len(annotations)
+
+
+def test_a_folder_that_is_no_set_has_its_own_patients(archives, config, tmp_path):
+    shutil.copytree(archives / "real", tmp_path / "own")
+    path = tmp_path / "own/metadata.csv"
+    lines = path.read_text().splitlines()
+    path.write_text(
+        "\n".join(
+            [
+                f"{lines[0]},lesion_patient",
+                *(f"{line},p0" if line.startswith("0") else line for line in lines[1:]),
+            ]
+        )
+    )
+    path.write_text(
+        "\n".join(
+            line + "," * (lines[0].count(",") + 1 - line.count(","))
+            for line in path.read_text().splitlines()
+        )
+    )
+    sources = reader_cases.load_sources(
+        config(systems={"own": DataConfig(name="folder", root=tmp_path / "own")})
+    )
+    first = sources["own"].patients[0]
+    assert first == sources["real"].patients[0] | {hash_id("folder", "p0")} and len(first) == 2
+
+
+def test_orders_differ_and_are_each_readers_own(study):
+    anna, ben = ([case.number for case in study.cases(reader)] for reader in ("Anna", "Ben"))
+    assert (
+        anna != ben
+        and sorted(anna) == sorted(ben)
+        and anna == [case.number for case in ReaderStudy(study.config).cases("Anna")]
+    )
+    firsts = {study.cases(f"reader {number}")[0].number for number in range(60)}
+    assert len(firsts) == 8, "each of the pairs can come first"
+
+
+def test_truth_is_nowhere_in_what_is_shown(study):
+    pictures = [picture for case in study.cases("Anna") for picture in study.images(case)]
+    decoded = [
+        cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED) for picture in pictures
+    ]
+    assert {(image.shape, image.dtype.name) for image in decoded} == {((32, 32), "uint8")}
+    assert len({len(picture) for picture in pictures}) == 1 and {
+        picture[:33] for picture in pictures
+    } == {pictures[0][:33]}
+    chunks = {
+        tuple(re.findall(rb"IHDR|IDAT|IEND|tEXt|tIME|eXIf|pHYs|gAMA", picture))
+        for picture in pictures
+    }
+    assert chunks == {(b"IHDR", b"IDAT", b"IEND")}
+    assert all(image.std() > 1 for image in decoded), "something is seen"
+
+
+def test_sides_show_what_truth_says(study):
+    """A pair's pictures, in the order of the truth, are of the archive and of the set."""
+    sources = reader_cases.load_sources(study.config)
+    for case in study.cases("Anna"):
+        seen = [
+            cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED)
+            for picture in study.images(case)
+        ]
+        real = {
+            "left": [True, False],
+            "right": [False, True],
+            "real": [True],
+            "synthetic": [False],
+        }[case.truth]
+        for image, is_real in zip(seen, real, strict=True):
+            source, patch = ("real", case.real) if is_real else (case.system, case.synthetic)
+            patches = sources[source].patches
+            expected = patches.images[patches.ids.tolist().index(patch), ..., 0]
+            np.testing.assert_allclose(image / 255, expected, atol=0.5 / 255 + 1e-6)
+
+
+def fake(shown):
+    """A source without pixels. shown: whom each patch shows, a letter each."""
+    count = len(shown)
+    blank = np.zeros((count, 4, 4, 1))
+    ids = np.array([f"{number}#0" for number in range(count)])
+    return Source(
+        Patches(blank.astype(np.float32), blank.astype(np.uint8), ids, ids),
+        [frozenset(patients) for patients in shown],
+    )
+
+
+def test_a_coin_decides_each_side(config):
+    """So that guesses are right as a binomial distribution says, even those that are balanced."""
+    systems = {"made": config().systems["all"]}
+    sources = {"real": fake("abcd"), "made": fake("efgh")}
+    studies = [
+        [
+            case.truth
+            for case in draw_cases(config(systems=systems, seed=seed, pairs=4, ratings=0), sources)
+        ]
+        for seed in range(400)
+    ]
+    rights = [truths.count("left") for truths in studies]
+    expected = 400 * stats.binom.pmf(range(5), 4, 0.5)
+    assert stats.chisquare(np.bincount(rights, minlength=5), expected).pvalue > 0.01
+    guesses = ["left", "left", "right", "right"]  # a reader who balances them
+    rights = [sum(map(eq, truths, guesses)) for truths in studies]
+    assert stats.chisquare(np.bincount(rights, minlength=5), expected).pvalue > 0.01
+
+
+@pytest.mark.parametrize(
+    ("real", "synthetic", "missing"),
+    [
+        (["a", "b", "c"], ["c", "d", "a"], None),  # d must be taken with a or c
+        (["a", "a", "b", "c"], ["ca", "d", "e"], None),  # ca would leave b alone
+        (["a", "b"], ["ca", "db", "cb"], r"\d of 2 for (real|made)"),
+        (["a", "a", "a"], ["d", "e", "f"], "1 of 2 for real"),
+        (["a", "b", "c"], ["de", "ef"], "1 of 2 for made"),
+    ],
+)
+def test_the_few_patients_that_there_are_suffice_if_they_can(config, real, synthetic, missing):
+    study_config = config(systems={"made": config().systems["all"]}, pairs=2, ratings=0)
+    sources = {"real": fake(real), "made": fake(synthetic)}
+    if missing:
+        with pytest.raises(
+            DataError, match=f"no patient is shown twice, so patients are missing: {missing}"
+        ):
+            draw_cases(study_config, sources)
+        return
+    everybody = [
+        patient
+        for case in draw_cases(study_config, sources)
+        for shown in patients(sources, case)
+        for patient in shown
+    ]
+    assert len(everybody) == len(set(everybody)) >= 4
+
+
+def test_too_large_a_study_says_who_is_missing(config):
+    with pytest.raises(
+        DataError, match=r"missing: .*\d+ of 40 for (normal|all).*; ask for fewer pairs or ratings"
+    ):
+        ReaderStudy(config(pairs=40, ratings=0))
+
+
+def test_another_seed_draws_other_cases(config, study):
+    sources = reader_cases.load_sources(study.config)
+    first, again, other = (draw_cases(config(seed=seed), sources) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+# Answers
+
+
+def test_a_reader_goes_on_where_they_stopped(study):
+    first = study.next("Anna")
+    assert first == study.cases("Anna")[0] and study.answer("Anna", first, "left", 2.0)
+    again = ReaderStudy(study.config)
+    assert (
+        again.next("Anna") == study.cases("Anna")[1] and again.next("Ben") == study.cases("Ben")[0]
+    )
+    read(again, "Ben")
+    assert again.next("Ben") is None and again.answers.is_unfinished()
+
+
+def test_the_first_answer_stands(study):
+    case = study.next("Anna")
+    assert study.answer("Anna", case, "left", 1) and not study.answer("Anna", case, "right", 2)
+    (kept,) = study.answers.all()
+    assert (kept.reader, kept.value, kept.seconds, kept.case) == ("Anna", "left", 1.0, case)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", kept.time)
+
+
+@pytest.mark.parametrize(
+    ("task", "value"),
+    [
+        ("choice", "up"),
+        ("choice", 3),
+        ("rating", 0),
+        ("rating", 7),
+        ("rating", "left"),
+        ("rating", "١"),
+    ],
+)
+def test_what_is_no_answer_is_refused(study, task, value):
+    case = next(case for case in study.cases("Anna") if case.task == task)
+    with pytest.raises(DataError, match="no answer to case"):
+        study.answer("Anna", case, value, 1)
+    with pytest.raises(DataError, match="no answer"):
+        study.answer("Anna", case, case.allowed[0], float("nan"))
+    with pytest.raises(DataError, match="no answer"):
+        study.answer("Anna", Case(99, "choice", "all", "left", "a", "b"), "left", 1)
+    assert study.answers.all() == []
+
+
+@pytest.mark.parametrize(
+    "name", ["", "  ", "x" * 65, "a\nb", "a\x00", "\ud800", "=1+1", "@you", ALL]
+)
+def test_names_that_are_none(study, name):
+    with pytest.raises(DataError, match="a reader('s name| can't be named)"):
+        parse_reader_name(name)
+    with pytest.raises(DataError, match="a reader('s name| can't be named)"):
+        study.answer(name, study.next("Anna"), "left", 1)
+
+
+def test_names_are_kept_as_they_are(study):
+    for name in ("Dr. Müller", "李", "O'Hara; DROP TABLE answers", "x" * 64):
+        assert parse_reader_name(f"  {name} ") == name and study.answer(
+            name, study.next(name), "left", 1
+        )
+    assert [answer.reader for answer in study.answers.all()][:2] == ["Dr. Müller", "李"]
+
+
+def test_eight_threads_lose_and_double_nothing(study):
+    """Two of them are one reader: of each case one answer stands."""
+    with ThreadPoolExecutor(8) as pool:
+        kept = list(
+            pool.map(
+                lambda n: sum(
+                    study.answer(f"r{n % 7}", c, c.allowed[0], n) for c in study.cases(f"r{n % 7}")
+                ),
+                range(8),
+            )
+        )
+    assert sum(kept) == 7 * 16 and kept[0] + kept[7] == 16 and kept[1:7] == [16] * 6
+    answers = study.answers.all()
+    assert (
+        len({(answer.reader, answer.case.number) for answer in answers}) == len(answers) == 7 * 16
+    )
+    assert not study.answers.is_unfinished()
+
+
+def begin_and_answer(config, cases, reader):
+    """In a process of its own: the first makes the database."""
+    answers = Answers(config)
+    answers.begin(cases, "hash")
+    for case in answers.cases():
+        answers.add(reader, case.number, case.allowed[0], 1.0)
+
+
+# Python 3.12 warns of threads, which the children never touch
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_processes_that_begin_at_once_share_one_database(study, config):
+    study_config = config()
+    cases = study.cases("Anna")
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=begin_and_answer, args=(study_config, cases, f"r{number}"))
+        for number in range(8)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 8
+    answers = Answers(study_config).all()
+    assert (
+        len(answers) == 8 * 16
+        and len({(answer.reader, answer.case.number) for answer in answers}) == 8 * 16
+    )
+
+
+def test_a_database_of_another_study_is_refused(study):
+    for changed in ({"seed": 5}, {"name": "other"}, {"pairs": 2}):
+        with pytest.raises(
+            ConfigError,
+            match="answers.sqlite belongs to another study, or was begun with other settings",
+        ):
+            ReaderStudy(study.config.model_copy(update=changed))
+    same = study.config.model_copy(
+        update={"results": True, "show_results": True, "samples": 9, "level": 0.5}
+    )
+    assert ReaderStudy(same).cases("Anna") == study.cases("Anna")
+
+
+def test_other_files_are_refused_and_left_alone(config):
+    study_config = config()
+    study_config.database.parent.mkdir()
+    study_config.database.write_text("no database at all, but long enough to look like something")
+    with pytest.raises(ConfigError, match=r"database: .* can't be used \(file is not a database\)"):
+        ReaderStudy(study_config)
+    study_config.database.unlink()
+    with sqlite3.connect(study_config.database) as other:
+        other.execute("CREATE TABLE runs (id)")
+    other.close()
+    before = study_config.database.read_bytes()
+    with pytest.raises(ConfigError, match="belongs to another study"):
+        ReaderStudy(study_config)
+    assert study_config.database.read_bytes() == before
+
+
+def test_a_beginning_that_was_killed_is_begun_again(config):
+    study_config = config()
+    study_config.database.parent.mkdir()
+    study_config.database.touch()
+    assert len(ReaderStudy(study_config).cases("Anna")) == 16
+
+
+def test_other_pictures_are_refused(archives, config, tmp_path):
+    shutil.copytree(archives / "all", tmp_path / "all")
+    systems = config().systems | {"all": DataConfig(name="folder", root=tmp_path / "all")}
+    ReaderStudy(config(systems=systems))
+    assert ReaderStudy(config(systems=systems)), "where a set lies does not matter"
+    assert ReaderStudy(config())
+    for path in (tmp_path / "all/images").iterdir():
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 2)
+    with pytest.raises(DataError, match="was begun with other images"):
+        ReaderStudy(config(systems=systems))
+
+
+def test_the_database_holds_pseudonyms_alone(study, archives):
+    read(study, "Anna")
+    with sqlite3.connect(study.config.database) as database:
+        text = "\n".join(database.iterdump())
+    database.close()
+    assert not re.search(r"\bp\d+\b", text) and str(archives) not in text and "Anna" in text
+
+
+# Config
+
+
+def test_a_config_survives_its_file(config, tmp_path):
+    study_config = config()
+    (tmp_path / "study.yaml").write_text(dump(study_config))
+    again = parse(ReaderStudyConfig, tmp_path / "study.yaml")
+    assert again == study_config and again.identity() == study_config.identity()
+    assert {data.size for data in study_config.systems.values()} == {32}, (
+        "how patches are cut is real's"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"ratings": 3}, "multiple of 2"),
+        ({"pairs": 0, "ratings": 0}, "must not both be 0"),
+        ({"systems": {}}, "at least 1"),
+        (
+            {"systems": {"real": {"name": "folder", "root": "x"}}},
+            "'real' can't be the name of a system",
+        ),
+        ({"systems": {"a": {"name": "folder"}}}, "systems.a: must have the name and root"),
+        ({"systems": {"a": {"root": "x"}}}, "systems.a: must have the name and root"),
+        (
+            {"systems": {"a": {"name": "folder", "root": "x", "window": [0, 0.5]}}},
+            "systems.a.window: must be as in real",
+        ),
+        ({"real": {"patches": "normal"}}, "shows no lesion"),
+        ({"level": 1}, "less than 1"),
+        ({"databse": "x"}, "Extra inputs"),
+    ],
+)
+def test_bad_configs_name_the_key(config, values, said):
+    with pytest.raises(ValueError, match=said):
+        config(**values)
+
+
+@pytest.mark.parametrize("damage", ["patients", "annotations"])
+def test_damaged_sets_are_named(archives, config, tmp_path, damage):
+    shutil.copytree(archives / "all", tmp_path / "set")
+    study_config = config(systems={"made": DataConfig(name="folder", root=tmp_path / "set")})
+    known = json.loads((tmp_path / "set" / PATIENTS).read_text())
+    (tmp_path / "set" / PATIENTS).write_text(
+        json.dumps(known | {"mammograms": []}) if damage == "patients" else "[1]"
+    )
+    said = "does not name every patient" if damage == "patients" else "patients.json is damaged"
+    with pytest.raises(DataError, match=f"set: .*{said}"):
+        ReaderStudy(study_config)
+
+
+# Results
+
+
+def test_results_are_those_of_the_answers(study):
+    read(study, "Anna", right=lambda number: number != 0)
+    read(study, "Ben", right=lambda number: number < 4, rate=lambda real: 4)
+    results = {(result.system, result.reader): result for result in study.compute_results()}
+    assert set(results) == {
+        (system, reader) for system in SYSTEMS for reader in ("Anna", "Ben", ALL)
+    }
+    for system in SYSTEMS:
+        own = [answer for answer in study.answers.all() if answer.case.system == system]
+        right = [
+            [a.value == a.case.truth for a in own if a.case.task == "choice" and a.reader == name]
+            for name in ("Anna", "Ben")
+        ]
+        assert results[system, "Anna"].choices is None, "four are too few"
+        pooled = results[system, ALL]
+        assert (pooled.choices.n, pooled.choices.right) == (8, np.sum(right))
+        assert np.isnan([pooled.choices.p, pooled.choices.share.low]).all(), (
+            "eight answers, but to four pairs"
+        )
+        assert (
+            results[system, "Anna"].ratings.area.value == 1
+            and results[system, "Ben"].ratings.area.value == 0.5
+        )
+        assert pooled.ratings.area.value == 0.75 and (
+            pooled.ratings.real,
+            pooled.ratings.synthetic,
+        ) == (4, 4)
+
+
+def test_one_readers_result_is_the_observers(config):
+    """With answers written straight into a database: eight pairs, six of them right."""
+    study_config = config(systems={"all": config().systems["all"]}, pairs=8, ratings=6)
+    sides = [("choice", "all", side, "r", "s") for side in ["left", "right"] * 4]
+    kinds = [("rating", "all", "real", "r", ""), ("rating", "all", "synthetic", "", "s")] * 3
+    cases = [Case(number, *rest) for number, rest in enumerate(sides + kinds, 1)]
+    answers = Answers(study_config)
+    answers.begin(cases, "hash")
+    for case, value in zip(
+        cases, ["left"] * 4 + ["left", "right"] * 2 + [6, 2, 3, 3, 5, 1], strict=True
+    ):
+        answers.add("Anna", case.number, str(value), 1)
+    (result,) = compute_results(study_config, answers)
+    assert result.choices == observer.estimate_choices([True] * 6 + [False] * 2)
+    expected = observer.estimate_ratings([1, 0, 1, 0, 1, 0], [6, 2, 3, 3, 5, 1])
+    assert (result.ratings.real, result.ratings.synthetic) == (3, 3)
+    assert result.ratings.area.value == expected.area.value == pytest.approx(8.5 / 9)
+    assert np.isnan(result.ratings.area.low), "three of either kind"
+    (line,) = results_table([result], "tiny").body
+    assert line[:3] == ["all", "Anna", "6 of 8: 0.75\n[0.35, 0.97]"] and line[4:6] == [
+        "0.289",
+        "3, 3",
+    ]
+
+
+def test_p_is_corrected_for_the_systems_of_a_reader(config):
+    """Holm doubles the smaller p: one system has eight right of eight, the other six."""
+    study_config = config(pairs=8, ratings=0)
+    cases = [
+        Case(number, "choice", SYSTEMS[number % 2], "left", "r", "s") for number in range(1, 17)
+    ]
+    answers = Answers(study_config)
+    answers.begin(cases, "hash")
+    for case in cases:
+        answers.add(
+            "Anna",
+            case.number,
+            "right" if case.system == SYSTEMS[1] and case.number in (1, 3) else "left",
+            1,
+        )
+    results = compute_results(study_config, answers)
+    assert [result.choices.p for result in results] == pytest.approx([2 / 256, 0.2890625])
+    assert [result.p_corrected for result in results] == pytest.approx([4 / 256, 0.2890625])
+    shown = results_table(results, "tiny")
+    assert [line[4] for line in shown.body] == ["0.016", "0.289"] and "∞" in shown.body[0][3]
+    assert (
+        "exact test against guessing" in shown.notes[0]
+        and "Holm's correction for 2 comparisons" in shown.notes[0]
+    )
+
+
+def test_few_answers_are_words_and_never_no_number(study):
+    case = study.next("Anna")
+    study.answer("Anna", case, "left", 1)
+    text = results_table(study.compute_results(), "tiny").markdown()
+    assert FEW in text and "nan" not in text.lower()
+    read(study, "Ben")
+    text = results_table(study.compute_results(), "tiny").markdown()
+    assert "(no interval)" in text and "nan" not in text.lower()
+    assert (
+        "No interval and no p where fewer than 6 cases were answered, and none of" in text
+        and "guessing" not in text
+    )
+
+
+def test_the_curves_are_of_systems_with_ratings(study):
+    assert FEW in plot_roc(study.config, study.answers).axes[0].get_title()
+    read(study, "Anna")
+    (axes,) = plot_roc(study.config, study.answers).axes
+    assert [line.get_label() for line in axes.get_lines()][1:] == list(SYSTEMS)
+
+
+# The command
+
+
+@pytest.fixture
+def command(study, tmp_path, monkeypatch, capsys):
+    """A function (*arguments) -> (exit code, output), in a folder with the study's config."""
+    (tmp_path / "study.yaml").write_text(dump(study.config))
+    monkeypatch.chdir(tmp_path)
+    # not console.width, whose undoing would leave it fixed for other tests
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        code = 0
+        try:
+            reader_study.main(["--config", "study.yaml", *arguments])
+        except SystemExit as stop:
+            code = stop.code
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run
+
+
+def rows(path):
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_results_and_export_need_no_archive(study, command, archives):
+    read(study, "Anna", right=lambda number: number % 2)
+    read(study, "Ben")
+    gone = ["--set", "real.root=gone", "systems.all.root=gone", "systems.normal.root=gone"]
+    code, said = command("results", "--output", "out", *gone)
+    assert (
+        code == 0 and "Anna" in said and FEW in said and Path("out/roc.png").stat().st_size > 5000
+    )
+    table = rows("out/results.csv")
+    assert (
+        len(table) == 2 * 3
+        and table[0]["choices"] == ""
+        and table[2] | {"choices": "8", "auc": "1.0"} == table[2]
+    )
+    assert "nan" not in Path("out/results.csv").read_text()
+    code, said = command("export", *gone)
+    answers = rows("answers.csv")
+    assert code == 0 and len(answers) == 32
+    columns = [
+        "study",
+        "reader",
+        "number",
+        "task",
+        "system",
+        "truth",
+        "answer",
+        "correct",
+        "rating",
+        "seconds",
+        "time",
+    ]
+    assert (
+        list(answers[0]) == columns
+        and {row["study"] for row in answers} == {"tiny"}
+        and {row["seconds"] for row in answers} == {"1.5"}
+    )
+    for row in answers:
+        if row["task"] == "choice":
+            assert row["correct"] == str(int(row["answer"] == row["truth"])) and row["rating"] == ""
+        else:
+            assert row["correct"] == "" and row["rating"] == row["answer"] == (
+                "6" if row["truth"] == "real" else "1"
+            )
+
+
+def test_cases_are_drawn_and_counted(command):
+    code, said = command("cases", "--set", "database=new/answers.sqlite")
+    assert code == 0 and "16 cases" in said and Path("new/answers.sqlite").is_file()
+
+
+def test_what_is_missing_is_one_line(command):
+    code, said = command("results", "--set", "database=none.sqlite")
+    assert (code, said.count("\n")) == (2, 1) and "holds no cases yet; draw them first" in said
+    code, said = command("export")
+    assert code == 2 and "error: tiny: nobody has answered yet" in said
+    assert command("results")[0] == 0
+    code, said = command("results", "--set", "pears=2")
+    assert code == 2 and "pears: unknown key" in said
+
+
+@pytest.mark.parametrize("name", ["reader_study", "reader_study_flow"])
+def test_the_config_in_configs_is_one(repository, name):
+    path = repository / f"configs/{name}.yaml"
+    config = parse(ReaderStudyConfig, path)
+    assert {data.size for data in config.systems.values()} == {256} and not config.results
+    keys = re.findall(r"^(\w+):", path.read_text(), re.M)
+    assert set(ReaderStudyConfig.model_fields) == set(keys)

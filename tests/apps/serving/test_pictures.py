@@ -1,0 +1,513 @@
+"""Services: a network, the CAD pipeline and an editor, called as MLflow calls them."""
+
+import base64
+import io
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import cv2
+import mlflow
+import numpy as np
+import pydicom
+import pytest
+import tensorflow as tf
+from PIL import Image
+from pydantic import ValidationError
+
+from tests.known_networks import KnownCAN
+from tfmammo.apps.serving import pictures
+from tfmammo.apps.serving.__main__ import lay_out, main, register
+from tfmammo.apps.serving.pictures import NetworkConfig, Service, ServiceConfig
+from tfmammo.archives import coco
+from tfmammo.archives.writers import synthetic
+from tfmammo.config import DataConfig
+from tfmammo.errors import ConfigError, ExportError, TrackingError
+from tfmammo.inference.pipeline import Finding, PipelineResult
+from tfmammo.mammogram import Lesion, trace_borders
+from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
+from tfmammo.tracking.export import export, load, load_onnx
+
+SIZE = 16
+
+
+def breast():
+    row, col = np.mgrid[:200, :150]
+    inside = ((row - 100) / 94) ** 2 + (col / 128) ** 2 < 1
+    return np.where(
+        inside, 0.4 + 0.02 * np.random.default_rng(0).standard_normal((200, 150)), 0
+    ).astype(np.float32)
+
+
+def encoded(image, bits=16):
+    return base64.b64encode(
+        synthetic.encode_png(
+            np.rint(image * (2**bits - 1)).astype(np.uint16 if bits > 8 else np.uint8)
+        )
+    ).decode()
+
+
+def decoded(text):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text, validate=True))))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A function (frame) -> the export of a network whose training patches were cut so."""
+
+    def make(frame):
+        data = DataConfig(size=SIZE, window=(0, 1), frame=frame).model_dump(mode="json")
+        card = {"step": 1, "config": {"data": data, "model": {}}, "train_patients": []}
+        model = KnownCAN("can", SIZE, level=0.5, weight=0.5, bias=0.0, steepness=40.0)
+        return export(model, tmp_path_factory.mktemp("can") / "export", card)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def can(exported):
+    return exported("loose")
+
+
+def loaded(handle, **values):
+    return Service.load(
+        ServiceConfig(name="can-inverter", network=NetworkConfig(handle=str(handle), **values))
+    )
+
+
+@pytest.fixture(scope="module")
+def inverter(can):
+    """Takes crops of any size."""
+    return loaded(can, scaled=True)
+
+
+@pytest.fixture(scope="module")
+def synthesiser(tiny_infilling):
+    system = EditorConfig(renderer="infilling", generator=str(tiny_infilling(size=32, padding=20)))
+    return Service.load(ServiceConfig(name="synthesis", system=system)), system
+
+
+def square(rows, cols):
+    image = np.full((rows, cols), 0.1, np.float32)
+    image[rows // 4 : 3 * rows // 4, cols // 4 : 3 * cols // 4] = 0.9
+    return image
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(SIZE, SIZE), (64, 64), (48, 80)])
+def test_a_picture_is_outlined_at_its_own_size(inverter, rows, cols):
+    image = square(rows, cols)
+    for request in (
+        {"image": encoded(image)},
+        {"pixels": image.tolist()},
+        {"image": encoded(image, 8)},
+    ):
+        (answer,) = inverter.answer([request])
+        mask = decoded(answer["mask"])
+        assert mask.shape == (rows, cols) and decoded(answer["probability"]).shape == (SIZE, SIZE)
+        assert ((mask > 0) != (image > 0.5)).sum() <= 4  # a corner's pixel each is rounded off
+        assert answer["box"] == [rows // 4, cols // 4, 3 * rows // 4, 3 * cols // 4]
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols"), [(1024, 832), (8, 16), (SIZE, SIZE + 1), (1, 1), (1024, 1024)]
+)
+def test_a_network_of_patches_takes_nothing_but_patches(exported, rows, cols):
+    """Least of all a whole mammogram, for which its mask would be nonsense."""
+    strict = loaded(exported("square"))
+    good = {"pixels": square(SIZE, SIZE).tolist()}
+    refusal = (
+        rf"^inputs\[1\]: the network takes patches of {SIZE} x {SIZE} px, no image of "
+        rf"{rows} x {cols} px$"
+    )
+    with pytest.raises(ValueError, match=refusal):
+        strict.answer([good, {"pixels": np.zeros((rows, cols)).tolist()}])
+    assert strict.answer([good])[0]["box"] == [SIZE // 4, SIZE // 4, 3 * SIZE // 4, 3 * SIZE // 4]
+
+
+def test_a_network_of_square_crops_takes_no_others(exported):
+    crops = loaded(exported("square"), scaled=True)
+    assert crops.answer([{"pixels": square(64, 64).tolist()}])[0]["box"] == [16, 16, 48, 48]
+    with pytest.raises(
+        ValueError, match=r"^inputs\[0\]: the network takes square crops, no image of 32 x 64 px$"
+    ):
+        crops.answer([{"pixels": square(32, 64).tolist()}])
+
+
+def test_a_network_of_whole_pictures_takes_any(exported):
+    assert loaded(exported("full")).answer([{"pixels": square(48, 80).tolist()}])[0]["box"] == [
+        12,
+        20,
+        36,
+        60,
+    ]
+
+
+def test_a_network_sees_eight_pictures_at_a_time(can):
+    service = loaded(can)
+    seen = []
+    network = service.answer_all.__self__
+    call = network.call
+    network.call = lambda **named: seen.append(len(named["image"])) or call(**named)
+    pictures_of = [
+        {"pixels": np.full((SIZE, SIZE), level).tolist()} for level in np.linspace(0.1, 0.4, 27)
+    ]
+    pictures_of[13] = {"pixels": square(SIZE, SIZE).tolist()}
+    boxes = [answer["box"] for answer in service.answer(pictures_of)]
+    assert seen == [8, 8, 8, 3] and [number for number, box in enumerate(boxes) if box] == [13]
+
+
+def test_work_stops_where_nobody_waits_any_more(can):
+    service = loaded(can)
+    asked = []
+
+    def proceed():
+        asked.append(1)
+        if len(asked) > 40:  # 32 pictures are read, then the network is called for eight at a time
+            raise TimeoutError
+
+    network = service.answer_all.__self__
+    call = network.call
+    calls = []
+    network.call = lambda **named: calls.append(1) or call(**named)
+    picture = {"pixels": square(SIZE, SIZE).tolist()}
+    with pytest.raises(TimeoutError):
+        service.answer([picture] * 38, proceed)
+    assert len(calls) == 2
+
+
+def test_a_request_has_no_more_pictures_and_pixels_than_allowed(can, monkeypatch):
+    service = loaded(can, scaled=True)
+    tiny = {"image": encoded(square(4, 4), 8)}
+    with pytest.raises(
+        ConfigError,
+        match=f"inputs holds {pictures.MAX_IMAGES + 1} images, more than {pictures.MAX_IMAGES}",
+    ):
+        service.answer([tiny] * (pictures.MAX_IMAGES + 1))
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 40)
+    with pytest.raises(
+        ConfigError, match=r"inputs\[2\]: with this image the request has 48 px, more than 40"
+    ):
+        service.answer([tiny] * 4)
+
+
+@pytest.mark.parametrize(
+    "pixels", [[["0.5"]], [[True]], [[10**400]], [[[0.5]]], [[None]], {"a": 1}, [[1e39]], 0.5]
+)
+def test_pixels_are_rows_of_numbers_and_nothing_that_looks_like_them(can, pixels):
+    with pytest.raises(
+        ConfigError,
+        match=r"^inputs\[0\]: pixels must (be rows of equal length, of numbers|lie in \[0, 1\])",
+    ):
+        loaded(can).answer([{"pixels": pixels}])
+
+
+def test_many_pictures_keep_their_order(inverter):
+    images = [square(32, 32), np.full((20, 24), 0.1) + np.eye(20, 24) * 0.01, square(16, 48)]
+    answers = inverter.answer([{"pixels": image.tolist()} for image in images])
+    assert [decoded(answer["mask"]).shape for answer in answers] == [(32, 32), (20, 24), (16, 48)]
+    assert answers[1]["box"] is None
+
+
+def test_served_probabilities_are_the_networks(inverter, can):
+    image = np.random.default_rng(1).random((SIZE, SIZE)).astype(np.float32)
+    (answer,) = inverter.answer([{"pixels": image.tolist()}])
+    network = tf.saved_model.load(str(can / "inverter")).signatures["serving_default"]
+    expected = network(image=tf.constant(image[None, ..., None]))["mask"].numpy()[0, ..., 0]
+    np.testing.assert_allclose(decoded(answer["probability"]) / 65535, expected, atol=1e-5)
+
+
+def test_the_other_way_leads_from_masks_to_patches(can):
+    service = loaded(can, source="mask", scaled=True)
+    (answer,) = service.answer([{"image": encoded((square(64, 64) > 0.5).astype(np.float32), 8)}])
+    np.testing.assert_allclose(
+        decoded(answer["image"]) / 65535, 0.5 * (square(SIZE, SIZE) > 0.5), atol=1e-5
+    )
+
+
+def test_a_lesion_is_set_in_as_locally(synthesiser, tmp_path):
+    service, system = synthesiser
+    request = {
+        "image": encoded(breast()),
+        "laterality": "L",
+        "centre": [100, 60],
+        "size": [22, 18],
+        "shape": "oval",
+        "seed": 5,
+    }
+    (answer,) = service.answer([request])
+    path = tmp_path / "breast.png"
+    path.write_bytes(base64.b64decode(request["image"]))
+    local = Editor.load(system).edit(
+        open_mammogram(path, "L"),
+        EditRequest(centre=(100, 60), size=(22, 18), shape="oval", seed=5),
+    )
+    before = np.rint(breast() * 65535)
+    image = decoded(answer["image"])
+    assert answer["box"] == answer["recipe"]["lesions"][0]["box"] and answer["kind"] == "mass"
+    changed = image != before
+    assert (
+        changed.any()
+        and np.abs(image[decoded(answer["mask"]) > 0] - before[decoded(answer["mask"]) > 0]).mean()
+        > 6000
+    )
+    # The image's own name decides the noise (sampling.stream), so an upload, which has none, is
+    # compared with itself.
+    assert local.mask.shape == image.shape and service.answer([request]) == [answer]
+    (dicom,) = service.answer([request | {"format": "dicom"}])
+    read = pydicom.dcmread(io.BytesIO(base64.b64decode(dicom["image"])))
+    np.testing.assert_array_equal(read.pixel_array, image)
+    assert read.SyntheticData == "YES"
+
+
+def test_two_uploads_in_one_request_do_not_differ_by_their_number(synthesiser):
+    request = {
+        "pixels": breast().tolist(),
+        "laterality": "L",
+        "centre": [100, 60],
+        "size": [22, 18],
+        "shape": "oval",
+    }
+    one, other = synthesiser[0].answer([request, request])
+    assert one == other
+
+
+def truncated():
+    return base64.b64encode(base64.b64decode(encoded(square(32, 32)))[:60]).decode()
+
+
+def bomb():
+    """A PNG of a few bytes that claims to be of 60,000 x 60,000 px."""
+    content = bytearray(base64.b64decode(encoded(square(8, 8))))
+    content[16:24] = (60_000).to_bytes(4, "big") * 2
+    return base64.b64encode(content).decode()
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({}, "give image or pixels"),
+        ({"image": "", "pixels": [[0.5]]}, "give image or pixels"),
+        ({"image": "§§§"}, "image is not in base64"),
+        ({"image": ""}, "can't be read as an image"),
+        ({"image": base64.b64encode(b"MZ" * 500).decode()}, "can't be read as an image"),
+        (
+            {"image": base64.b64encode(b"\0" * 128 + b"DICM" + b"\xff" * 500).decode()},
+            "transfer syntax is missing",
+        ),
+        ({"image": truncated()}, "can't be read as an image"),
+        ({"image": bomb()}, "can't be read|more than"),
+        ({"pixels": []}, "rows of equal length"),
+        ({"pixels": [[0.1], [0.1, 0.2]]}, "rows of equal length"),
+        ({"pixels": [[0.1, 1.5]]}, r"must lie in \[0, 1\], but reach from 0.1 to 1.5"),
+        ({"pixels": [[0.1, float("nan")]]}, "nan"),
+        ({"pixels": "x"}, "pixels"),
+        ({"pixels": [[0.5, 0.5]], "laterality": "left"}, "laterality"),
+        ({"pixels": [[0.5, 0.5]], "patient": "Doe"}, "patient"),
+        ({"pixels": [[0.5, 0.5]], "spacing": [0, -1]}, "spacing"),
+        ({"image": None}, "give image or pixels"),
+    ],
+)
+def test_a_bad_picture_is_one_sentence(inverter, item, message):
+    good = {"pixels": square(8, 8).tolist()}
+    with pytest.raises(ValueError, match=message) as caught:
+        inverter.answer([good, item])
+    said = str(caught.value)
+    assert said.startswith("inputs[1]: ") and "\n" not in said and len(said) < 600
+    assert tempfile.gettempdir() not in said and type(caught.value).__module__.startswith("tfmammo")
+
+
+def test_a_wish_that_cant_be_granted_names_its_number(synthesiser):
+    request = {"pixels": breast().tolist(), "centre": [190, 140], "size": [22, 18], "shape": "oval"}
+    with pytest.raises(
+        ValueError, match=r"^inputs\[0\]: .*(beyond the mammogram|not wholly free breast)"
+    ):
+        synthesiser[0].answer([request])
+    with pytest.raises(ConfigError, match=r"^inputs\[0\]: .*centre"):
+        synthesiser[0].answer([{"pixels": breast().tolist()}])
+    with pytest.raises(ConfigError, match="inputs holds no image"):
+        synthesiser[0].answer([])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "give one of network, case and system"),
+        (
+            {
+                "network": {"handle": "x"},
+                "system": {"renderer": "poisson", "lesions": {"name": "phantom"}},
+            },
+            "give one of network",
+        ),
+        ({"name": "../x", "network": {"handle": "x"}}, "name"),
+        ({"network": {"handle": "x"}, "alias": "1 2"}, "alias"),
+    ],
+)
+def test_a_wrong_config_is_told(values, message):
+    with pytest.raises(ValidationError, match=message):
+        ServiceConfig.model_validate({"name": "x", **values})
+
+
+def test_a_network_that_leads_nowhere_is_refused(can, tiny_infilling):
+    with pytest.raises(ValueError, match="none of its functions leads from image to mask"):
+        Service.load(ServiceConfig(name="x", network=NetworkConfig(handle=str(tiny_infilling()))))
+    with pytest.raises(TrackingError, match="is neither a folder nor"):
+        Service.load(ServiceConfig(name="x", network=NetworkConfig(handle="nowhere")))
+
+
+def test_a_registered_service_is_whole_and_answers_through_mlflow(can, inverter, tracking_uri):
+    config = ServiceConfig(
+        name="can-inverter",
+        network=NetworkConfig(handle=str(can), scaled=True),
+        tracking_uri=tracking_uri,
+    )
+    first = register(config)
+    second = register(config)
+    client = mlflow.MlflowClient(tracking_uri)
+    assert (first, second) == ("1", "2") and str(
+        client.get_model_version_by_alias("tfmammo-can-inverter", "best").version
+    ) == "2"
+    place = client.get_model_version_download_uri("tfmammo-can-inverter", second)
+    model = mlflow.pyfunc.load_model(place)
+    request = {"pixels": square(32, 32).tolist()}
+    assert model.predict([request]) == inverter.answer([request])
+    with pytest.raises(
+        mlflow.exceptions.MlflowException, match=r"inputs\[0\]: give image or pixels"
+    ) as caught:
+        model.predict([{"laterality": "L"}])
+    assert caught.value.get_http_status_code() == 400
+    folder = mlflow.artifacts.download_artifacts(place)
+    (stored,) = Path(folder).rglob(pictures.FILE)
+    known = json.loads(stored.read_text())
+    assert (
+        known["network"]["handle"] == "handle"
+        and str(can) not in stored.read_text()
+        and tracking_uri not in stored.read_text()
+    )
+
+
+def test_a_service_answers_through_onnx_runtime(can, inverter, tracking_uri):
+    pytest.importorskip("tf2onnx", reason="the extra `onnx` is not installed")
+    network = NetworkConfig(handle=str(can), scaled=True, runtime="onnx")
+    config = ServiceConfig(name="can-onnx", network=network, tracking_uri=tracking_uri)
+    register(config)
+    client = mlflow.MlflowClient(tracking_uri)
+    place = client.get_model_version_download_uri("tfmammo-can-onnx", "1")
+    folder = Path(mlflow.artifacts.download_artifacts(place))
+    assert [path.name for path in folder.rglob("*.onnx")] == ["inverter.onnx"]
+    (answer,) = mlflow.pyfunc.load_model(place).predict([{"pixels": square(32, 32).tolist()}])
+    (expected,) = inverter.answer([{"pixels": square(32, 32).tolist()}])
+    assert answer["mask"] == expected["mask"] and answer["box"] == expected["box"]
+    # 16 bits: a unit in the last place may differ
+    apart = decoded(answer["probability"]).astype(int) - decoded(expected["probability"])
+    assert np.abs(apart).max() <= 1
+    with pytest.raises(ExportError, match=r"inverter\.onnx: there is no such file"):
+        Service.load(config)  # of the export itself, which was not registered
+
+
+def test_a_folder_that_holds_no_service_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no service"):
+        pictures.unpack(tmp_path)
+    (tmp_path / pictures.FILE).write_text("[1]")
+    with pytest.raises(ConfigError, match="holds no service"):
+        pictures.unpack(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [("../../out", "inverter"), ("a/b", "inverter"), ("can", "../inverter"), ("..", "inverter")],
+)
+def test_a_card_leads_out_of_no_folder(can, tmp_path, name, function):
+    """Neither by the name of the system nor by that of a function."""
+    place = Path(shutil.copytree(can, tmp_path / "run" / "export"))
+    card = json.loads((place / "card.json").read_text())
+    card["name"] = name
+    card["functions"] = {function: card["functions"]["inverter"]}
+    (place / "card.json").write_text(json.dumps(card))
+    shutil.copytree(place / "inverter", tmp_path / "run" / "inverter")
+    with pytest.raises(ExportError, match=r"card.json: .* is no plain name"):
+        lay_out(str(place), tmp_path / "deep" / "er" / "models")
+    assert not (tmp_path / "out").exists() and sorted(path.name for path in tmp_path.iterdir()) == [
+        "run"
+    ]
+
+
+def test_tensorflow_servings_layout(can, tmp_path):
+    folders = lay_out(str(can), tmp_path / "models", version=3)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in folders) == [
+        "models/can-generator/3",
+        "models/can-inverter/3",
+    ]
+    mask = tf.saved_model.load(str(tmp_path / "models/can-inverter/3")).signatures[
+        "serving_default"
+    ](image=tf.zeros([1, SIZE, SIZE, 1]))
+    assert float(tf.reduce_max(mask["mask"])) < 1e-6
+    text = (tmp_path / "models/models.config").read_text()
+    assert (
+        'name: "can-inverter" base_path: "/models/can-inverter"' in text
+        and text.count("config {") == 2
+    )
+    with pytest.raises(TrackingError, match="is not empty"):
+        lay_out(str(can), tmp_path / "models")
+
+
+def test_the_command(can, tracking_uri, tmp_path, capsys):
+    config = tmp_path / "service.yaml"
+    config.write_text(
+        f"name: named\nnetwork: {{handle: {can}}}\ntracking_uri: {tracking_uri}\nalias: trial\n"
+    )
+    main(["register", "--config", str(config)])
+    assert "models:/tfmammo-named@trial is version 1" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        main(["register", "--config", str(config), "--set", "network.handle=nowhere"])
+    assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_onnx_files_of_every_function(can, tmp_path, capsys):
+    pytest.importorskip("tf2onnx", reason="the extra `onnx` is not installed")
+    main(["onnx", "--model", str(can), "--output", str(tmp_path / "files")])
+    names = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert sorted(names) == ["can-generator.onnx", "can-inverter.onnx"]
+    answer = load_onnx(tmp_path / "files/can-inverter.onnx")
+    image = np.random.default_rng(0).random((2, SIZE, SIZE, 1), np.float32)
+    np.testing.assert_allclose(
+        answer(image=image)["mask"], load(can, "inverter")(image)["mask"], atol=1e-5
+    )
+
+
+def test_pictures_of_the_pipeline(tmp_path, monkeypatch):
+    """The answer that is made of the result of a pipeline."""
+    mask = np.zeros((200, 150), np.uint8)
+    cv2.circle(mask, (60, 100), 12, 1, -1)
+
+    class FixedPipeline:
+        config = ServiceConfig
+
+        def predict(self, mammogram):
+            lesion = Lesion("mass", (88, 48, 113, 73), trace_borders(mask))
+            return PipelineResult(
+                mammogram,
+                mammogram.pixels(),
+                (
+                    Finding("mass", 0.9, (88, 48, 113, 73), lesion),
+                    Finding("mass", 0.6, (10, 10, 20, 20)),
+                ),
+            )
+
+    monkeypatch.setattr(
+        pictures, "build_report", lambda result, pipeline: {"lesions": len(result.findings)}
+    )
+    service = Service(
+        pictures.PipelineRequest,
+        pictures._answer_each(
+            lambda request, one: pictures._run_pipeline(FixedPipeline(), request, one)
+        ),
+    )
+    (answer,) = service.answer([{"pixels": breast().tolist(), "overlay": True}])
+    assert answer["report"] == {"lesions": 2} and answer["masks"][1] is None
+    np.testing.assert_array_equal(coco.decode(answer["masks"][0], "mask"), mask)
+    assert (
+        decoded(answer["overlay"]).shape[2] == 3
+        and "overlay" not in service.answer([{"pixels": breast().tolist()}])[0]
+    )

@@ -1,0 +1,258 @@
+"""Detectors of every kind behind one call: ONNX files, commands, endpoints."""
+
+import base64
+import json
+import sys
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import cv2
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.small_detectors import LIGHT_HEAD
+from tfmammo.apps.stress.config import StressConfig
+from tfmammo.apps.stress.detectors import CommandDetector, OneByOne, OnnxDetector, open_detector
+from tfmammo.config import DataConfig
+from tfmammo.detection.detections import Detections, Detector
+from tfmammo.detection.light_head_rcnn import LightHeadRCNN, LightHeadRCNNConfig
+from tfmammo.errors import ConfigError, DetectionError
+from tfmammo.mammogram import Mammogram
+
+KINDS = ("mass", "calcification")
+# Writes what it is given as its answer, and checks what it reads.
+PROGRAM = """
+import json, sys
+from pathlib import Path
+folder, boxes, answer = sys.argv[1:]
+images = json.loads((Path(folder) / "images.json").read_text())["images"]
+assert all((Path(folder) / image["file_name"]).is_file() for image in images), "no picture"
+if answer == "fail":
+    sys.exit("out of luck")
+if answer != "silence":
+    Path(boxes).write_text(answer)
+"""
+
+
+def picture(image):
+    return image
+
+
+def record(rows=40, cols=60, seed=0):
+    image = np.random.default_rng(seed).random((rows, cols, 1), np.float32)
+    return Mammogram(
+        "phantom",
+        "nobody",
+        f"image {seed}",
+        rows,
+        cols,
+        partial(picture, image),
+        laterality="L",
+        spacing=(0.2, 0.2),
+    )
+
+
+@pytest.fixture
+def command(tmp_path):
+    """A function (answer, timeout) -> the detector of a command that gives this answer."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+
+    def make(answer, timeout=60.0):
+        words = f"{sys.executable} {program} {{images}} {{boxes}} '{answer}'"
+        return CommandDetector(words, KINDS, timeout)
+
+    return make
+
+
+class Finding(Detector):
+    """A detector that finds a calcification, then a mass."""
+
+    def __init__(self):
+        self._seen = None
+
+    def predict(self, mammogram):
+        boxes = np.float32([[0, 0, 9, 9], [5, 5, 20, 20]])
+        return Detections(boxes, np.float32([0.9, 0.5]), ("calcification", "mass"))
+
+
+def test_kinds_that_do_not_count_are_left_out_of_a_detector_of_ours():
+    (both,) = OneByOne(Finding(), KINDS).detect([record()])
+    (masses,) = OneByOne(Finding(), ("mass",)).detect([record()])
+    assert len(both) == 2 and masses.classes == ("mass",)
+    np.testing.assert_array_equal(masses.boxes, [[5, 5, 20, 20]])
+    np.testing.assert_array_equal(masses.scores, np.float32([0.5]))
+
+
+def test_a_command_answers_in_cocos_form(command):
+    boxes = [
+        {"image_id": 2, "category_id": 1, "bbox": [10, 5, 20, 8], "score": 0.25},
+        {"image_id": 2, "category_id": 2, "bbox": [50, 30, 99, 99], "score": 0.5},
+        {"image_id": 2, "category_id": 7, "bbox": [1, 1, 2, 2], "score": 0.9},
+    ]
+    first, second = command(json.dumps(boxes)).detect([record(), record(seed=1)])
+    assert len(first) == 0 and second.classes == ("calcification", "mass")
+    # the second box is cut at the image's 40 x 60 px, a category of its own is left out
+    np.testing.assert_array_equal(second.boxes, [[30, 50, 40, 60], [5, 10, 13, 30]])
+    np.testing.assert_array_equal(second.scores, np.float32([0.5, 0.25]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("fail", "ended with code 1 (out of luck)"),
+        ("silence", "wrote no file {boxes}"),
+        ("{", "its boxes are no JSON"),
+        ("{}", "its boxes are no list"),
+        ('[{"image_id": 1}]', "image_id (of images.json), category_id, bbox and score"),
+        ('[{"image_id": 9, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 1}]', "image_id"),
+        ('[{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 2}]', "not in [0, 1]"),
+        ('[{"image_id": 1, "category_id": 1, "bbox": [NaN, 1, 2, 2], "score": 1}]', "four numbers"),
+    ],
+)
+def test_what_a_command_may_not_answer(command, answer, reason):
+    with pytest.raises(DetectionError) as refused:
+        command(answer).detect([record()])
+    assert reason in str(refused.value)
+
+
+def test_a_command_may_take_its_time_and_no_more():
+    words = f"{sys.executable} -c 'import time; time.sleep(60)' {{images}} {{boxes}}"
+    with pytest.raises(DetectionError, match=r"took more than 0\.5 s"):
+        CommandDetector(words, KINDS, 0.5).detect([record()])
+
+
+def test_a_command_must_name_its_folders():
+    config = StressConfig(detectors={"a": "b"})
+    with pytest.raises(ConfigError, match="must name {boxes}"):
+        open_detector("command: find {images}", config)
+    with pytest.raises(ConfigError, match="quote"):
+        open_detector("command: find '{images} {boxes}", config)
+    with pytest.raises(DetectionError, match="can't be started"):
+        open_detector("command: no-such-program {images} {boxes}", config).detect([record()])
+
+
+class Answer(BaseHTTPRequestHandler):
+    """Answers as `tfmammo serve` with a CAD pipeline: the brightest pixel as a box."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        (item,) = body["inputs"]
+        assert item["laterality"] == "L" and item["spacing"] == [0.2, 0.2]
+        image = cv2.imdecode(
+            np.frombuffer(base64.b64decode(item["image"]), np.uint8), cv2.IMREAD_UNCHANGED
+        )
+        assert image.dtype == np.uint16
+        row, col = np.unravel_index(image.argmax(), image.shape)
+        place = [int(row), int(col), int(row) + 1, int(col) + 1]
+        lesions = [{"kind": kind, "score": 0.75, "box": place} for kind in ("mass", "asymmetry")]
+        answer = {"predictions": [{"report": {"lesions": lesions}}]}
+        if self.path != "/invocations":
+            answer = {}
+        content = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with HTTPServer(("127.0.0.1", 0), Answer) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+        thread.join()
+
+
+def test_an_endpoint_of_this_machine_answers_for_a_pipeline(server):
+    config = StressConfig(detectors={"a": "b"}, data=DataConfig(kinds=("mass",)))
+    mammogram = record()
+    (found,) = open_detector(f"{server}/invocations", config).detect([mammogram])
+    row, col = np.unravel_index(mammogram.pixels()[..., 0].argmax(), (40, 60))
+    np.testing.assert_array_equal(found.boxes, [[row, col, row + 1, col + 1]])
+    assert found.classes == ("mass",) and found.scores == np.float32(0.75)
+    with pytest.raises(DetectionError, match=r"no predictions\[0\]"):
+        open_detector(f"{server}/elsewhere", config).detect([mammogram])
+
+
+def test_no_mammogram_leaves_this_machine_unasked():
+    config = StressConfig(detectors={"a": "b"})
+    with pytest.raises(ConfigError, match="example.org is not this machine"):
+        open_detector("https://example.org/invocations", config)
+
+
+def test_an_onnx_file_of_the_apis_form_is_a_detector(tmp_path):
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    values = {
+        "detection_boxes": np.float32([[[0.25, 0.5, 0.5, 0.75], [0, 0, 1, 1]]]),
+        "detection_scores": np.float32([[0.75, 0.5]]),
+        "detection_classes": np.float32([[1, 2]]),
+        "num_detections": np.float32([2]),
+    }
+    constants = [onnx.numpy_helper.from_array(value, f"c_{name}") for name, value in values.items()]
+    nodes = [helper.make_node("Identity", [f"c_{name}"], [name]) for name in values]
+    image = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, None, None, 3])
+    outputs = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, value.shape)
+        for name, value in values.items()
+    ]
+    graph = helper.make_graph(nodes, "known", [image], outputs, constants)
+    opset = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    file = tmp_path / "known.onnx"
+    onnx.save(model, str(file))
+    config = StressConfig(detectors={"a": "b"}, data=DataConfig(kinds=KINDS))
+    (found,) = open_detector(str(file), config).detect([record()])
+    np.testing.assert_array_equal(found.boxes, [[10, 30, 20, 45], [0, 0, 40, 60]])
+    assert found.classes == KINDS
+    del model.graph.output[:2]
+    onnx.save(model, str(file))
+    with pytest.raises(DetectionError, match="is no detector of the Object Detection API's form"):
+        OnnxDetector(file, KINDS)
+    file.write_bytes(b"nothing")
+    with pytest.raises(DetectionError, match="can't be read as ONNX"):
+        OnnxDetector(file, KINDS)
+    with pytest.raises(DetectionError, match="there is no such file"):
+        OnnxDetector(tmp_path / "missing.onnx", KINDS)
+
+
+# Of tf2onnx, which still uses names that NumPy and TensorFlow have replaced.
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.slow
+def test_an_onnx_export_of_our_detector_answers_as_the_saved_model(tmp_path, monkeypatch):
+    """Of an image of the network's own size: ONNX has no operation for the letterbox's scaling."""
+    pytest.importorskip("onnxruntime")
+    convert = pytest.importorskip("tf2onnx.convert")
+    keras.utils.set_random_seed(0)
+    model = LightHeadRCNN(LightHeadRCNNConfig(**LIGHT_HEAD), 64)
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 64, 64, 3], tf.float32, "input_tensor")])
+    def serve(input_tensor):
+        found = model.detect(input_tensor[..., :1] / 255.0)
+        return found | {"detection_classes": found["detection_classes"] + 1}
+
+    module = tf.Module()
+    module.weights = [variable.value for variable in model.networks["detector"].variables]
+    saved_model = str(tmp_path / "detector")
+    tf.saved_model.save(module, saved_model, signatures=serve.get_concrete_function())
+    file = tmp_path / "detector.onnx"
+    words = ["--saved-model", saved_model, "--signature_def", "serving_default", "--opset", "17"]
+    monkeypatch.setattr(sys, "argv", ["convert", *words, "--output", str(file)])
+    convert.main()
+    mammogram = record(64, 64)
+    (expected,) = OneByOne(Detector.load(saved_model), KINDS).detect([mammogram])
+    (found,) = OneByOne(OnnxDetector(file, ("mass",)), KINDS).detect([mammogram])
+    assert len(found) == len(expected) > 0
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.5)

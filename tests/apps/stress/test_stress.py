@@ -1,0 +1,333 @@
+"""Pairs that differ by one lesion, scores, and a whole stress test with blob detectors."""
+
+import csv
+import json
+import sys
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.commands import run_module_here
+from tfmammo import archives
+from tfmammo.apps.stress import pairs, prediction, scoring
+from tfmammo.apps.stress.__main__ import choose
+from tfmammo.apps.stress.config import MethodConfig, StressConfig
+from tfmammo.apps.stress.detectors import OneByOne, read_unknown
+from tfmammo.apps.stress.pairs import Condition, Inserter
+from tfmammo.apps.stress.prediction import Prediction
+from tfmammo.apps.stress.scoring import Outcome, Trial
+from tfmammo.archives import phantom
+from tfmammo.config import DataConfig
+from tfmammo.data.sampling import is_normal, select_lesions
+from tfmammo.detection.detections import Detections, Detector
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.mammogram import Mammogram, Skipped
+from tfmammo.metrics.detection import Matches
+from tfmammo.metrics.significance import holm
+
+PHANTOMS = 12
+DATA = DataConfig(phantoms=PHANTOMS)
+KINDS = ("mass",)
+BLOBS = f"command: {sys.executable} {{program}} {{{{images}}}} {{{{boxes}}}} --noise {{noise}}"
+
+
+def make_config(**values):
+    return StressConfig(**{"data": DATA, "detectors": {"none": "none"}, **values})
+
+
+@pytest.fixture(scope="module")
+def normal():
+    return next(each for each in phantom.read(count=PHANTOMS) if is_normal(each))
+
+
+@pytest.mark.parametrize("renderer", ["drawn", "poisson", "paste"])
+@pytest.mark.parametrize("softness", [0.0, 0.5])
+def test_a_pair_differs_by_a_lesion_of_the_wanted_contrast_and_size(normal, renderer, softness):
+    config = make_config(methods={"a": MethodConfig(renderer=renderer)})
+    inserter = Inserter.load("a", config.methods["a"], config)
+    condition = Condition(0.1, 10.0, softness, "fatty", "central")
+    stored = archives.read_stored(normal)
+    random = np.random.default_rng(0)
+    pair = pairs.insert(inserter, normal, stored, condition, config, random)
+    before = stored.image()[..., 0]
+    change = pair.after.pixels()[..., 0] - before
+    top, left, bottom, right = pair.box
+    around = np.ones(change.shape, np.bool_)
+    around[top - 3 : bottom + 3, left - 3 : right + 3] = False
+    assert not change[around].any()
+    assert pair.contrast == pytest.approx(0.1, abs=0.005)
+    assert pair.size == pytest.approx(10.0, rel=0.05)
+    # a disc of 10 mm at 0.2 mm a px, on which the mean change is the contrast
+    assert change.sum() == pytest.approx(pair.contrast * np.pi / 4 * 50**2, rel=0.1)
+    assert set(pair.controls) == (set() if renderer == "drawn" else {"self", "sham"})
+
+
+def test_tissue_inserted_into_itself_changes_nothing_and_other_tissue_does(normal):
+    config = make_config(methods={"a": MethodConfig(renderer="poisson")})
+    inserter = Inserter.load("a", config.methods["a"], config)
+    condition = Condition(0.05, 8.0, 0.0, "dense", "central")
+    stored = archives.read_stored(normal)
+    random = np.random.default_rng(1)
+    pair = pairs.insert(inserter, normal, stored, condition, config, random)
+    change = {
+        name: np.abs(image.pixels() - stored.image()).max() for name, image in pair.controls.items()
+    }
+    assert change["self"] < 1e-4 < change["sham"]
+
+
+def test_softness_weakens_the_margin_and_not_the_middle():
+    mask = np.zeros((41, 41), np.uint8)
+    mask[np.hypot(*np.mgrid[-20:21, -20:21]) <= 15] = 1
+    weights = pairs._weigh_margin(mask, 0.5)
+    assert weights[20, 20] == 1 and weights[0, 0] == 0
+    depths = weights[20, 5:20]
+    assert np.all(np.diff(depths) >= 0) and depths[0] < 0.1
+    assert np.all(pairs._weigh_margin(mask, 0.0) == 1)
+
+
+def test_a_lesion_that_is_taken_out_is_gone():
+    mammogram = next(each for each in phantom.read(count=PHANTOMS) if each.lesions)
+    lesion = mammogram.lesions[0]
+    pair = pairs.remove(mammogram, lesion, make_config(), np.random.default_rng(0))
+    before = mammogram.pixels()[..., 0]
+    after = pair.after.pixels()[..., 0]
+    mask = lesion.mask(mammogram.rows, mammogram.cols) == 1
+    assert before[mask].mean() - after[mask].mean() > 0.02
+    assert pair.box == lesion.box and pair.contrast < -0.01
+
+
+def test_the_command_takes_one_detector_and_some_methods():
+    config = make_config(methods={"a": MethodConfig(), "b": MethodConfig(renderer="paste")})
+    chosen = choose(config, "runs/x", ["b"])
+    assert chosen.detectors == {"detector": "runs/x"} and list(chosen.methods) == ["b"]
+    with pytest.raises(ConfigError, match="--method: the config has no c"):
+        choose(config, None, ["c"])
+    three = dict.fromkeys("xyz", "none")
+    several = make_config(detectors=three, unseen=DATA)
+    with pytest.raises(ConfigError, match="needs three detectors"):
+        choose(several, "runs/x", None)
+
+
+def test_every_cell_of_the_grid_gets_equally_many_pairs():
+    config = make_config(contrasts=(0.1, 0.2), sizes=(5,), softness=(0,), pairs=17)
+    counts = {}
+    for condition in pairs.list_conditions(config):
+        counts[condition] = counts.get(condition, 0) + 1
+    assert len(counts) == 8 and sorted(counts.values()) == [2] * 7 + [3]
+
+
+class Knowing(Detector):
+    """A detector whose card names some patients."""
+
+    def __init__(self, patients):
+        self._seen = frozenset(patients)
+
+
+def test_patients_whom_a_detector_knows_are_left_out():
+    every = phantom.read(count=PHANTOMS)
+    known = {each.patient_id for each in every[: PHANTOMS // 2]}
+    detectors = [OneByOne(Knowing(known), KINDS), OneByOne(Knowing([]), KINDS), object()]
+    skipped = Skipped()
+    left = read_unknown(DATA, detectors, skipped)
+    assert left and not known & {each.patient_id for each in left}
+    assert set(skipped.reasons.values()) == {"a detector was trained on its patient"}
+    assert len(left) + len(skipped) == len(every)
+    config = make_config(
+        data=DATA, mammograms="all", methods={"a": MethodConfig(renderer="paste")}, pairs=6
+    )
+    made = list(pairs.make_pairs(config, detectors, Skipped()))
+    assert made and not known & {pair.before.patient_id for pair in made}
+    inserter = Inserter.load("a", config.methods["a"], config, detectors)
+    assert not known & {lesion.mammogram.patient_id for lesion in inserter.bank.lesions}
+    taken_out = list(pairs.make_removals(config, detectors, Skipped()))
+    assert taken_out and not known & {pair.before.patient_id for pair in taken_out}
+    everybody = [OneByOne(Knowing(each.patient_id for each in every), KINDS)]
+    with pytest.raises(DataError, match="phantom: detectors were trained on all of its patients"):
+        read_unknown(DATA, everybody, Skipped())
+
+
+def test_an_archive_without_lesions_has_no_removals(monkeypatch):
+    skipped = Skipped()
+    normal = [each for each in phantom.read(count=24) if is_normal(each)]
+    monkeypatch.setattr(archives, "read_mammograms", lambda *_: normal)
+    assert not list(pairs.make_removals(make_config(), (), skipped))
+    assert "holds no mass with an outline" in skipped.reasons["removals"]
+    known = [OneByOne(Knowing([normal[0].patient_id]), KINDS)]
+    monkeypatch.setattr(pairs.sampling, "is_normal", lambda _: False)
+    with pytest.raises(DataError, match="of patients whom no detector knows is normal"):
+        next(pairs.make_pairs(make_config(), known, Skipped()))
+
+
+def test_unseen_mammograms_are_checked_before_anything_is_detected():
+    config = make_config(
+        detectors={name: "none" for name in "abc"}, unseen=DataConfig(phantoms=PHANTOMS)
+    )
+    every = phantom.read(count=PHANTOMS)
+    assert len(prediction.list_unseen({}, config)) == len(
+        [each for each in every if is_normal(each) or select_lesions(each, config.unseen)]
+    )
+    knowing = {"a": OneByOne(Knowing(each.patient_id for each in every), KINDS)}
+    with pytest.raises(DataError, match="detectors were trained on all of its patients"):
+        prediction.list_unseen(knowing, config)
+    assert prediction.list_unseen({}, make_config()) == []
+
+
+def test_tissue_and_depth_of_a_box():
+    """A breast of 20 x 20 cells of 4 px: its left half dark, its right half bright."""
+    image = np.full((80, 80, 1), 0.2, np.float32)
+    image[:, 40:] = 0.8
+    breast = np.zeros((20, 20), np.uint8)
+    breast[1:19, 1:19] = 1
+    where = pairs.Breast(SimpleNamespace(breast=breast, step=4, image=image))
+    assert where.classify((36, 28, 44, 36)) == ("fatty", "central")
+    assert where.classify((36, 48, 44, 56)) == ("dense", "central")
+    assert where.classify((36, 4, 44, 12)) == ("fatty", "peripheral")
+    assert where.classify((4, 60, 12, 68)) == ("dense", "peripheral")
+
+
+def test_sizes_in_mm_need_a_spacing(normal):
+    record = Mammogram("mine", "p", "i", 9, 9, partial(np.zeros, (9, 9, 1)))
+    assert pairs._find_spacing(record, make_config(unit="px")) == 1
+    with pytest.raises(DataError, match="unit=px"):
+        pairs._get_spacing(record, make_config())
+    assert pairs._get_spacing(normal, make_config()) == pytest.approx(0.2)
+
+
+def test_a_detector_works_where_its_false_positives_are_few_enough():
+    lists = [np.float32([0.9, 0.4]), np.float32([0.6]), np.float32([]), np.float32([0.2])]
+    # two false positives in four mammograms: above 0.4 there are 0.9 and 0.6
+    assert scoring.choose_limit(lists, make_config(fppi=0.5)) == (pytest.approx(0.4), 0.5)
+    assert scoring.choose_limit(lists, make_config(fppi=2)) == (0.0, 1.0)
+    assert scoring.choose_limit(lists, make_config(score=0.5)) == (0.5, 0.5)
+
+
+def test_the_score_of_a_box_is_that_of_its_surest_hit():
+    boxes = np.float32([[0, 0, 90, 90], [10, 10, 20, 20], [12, 12, 18, 18]])
+    found = Detections(boxes, np.float32([0.9, 0.5, 0.25]), ("mass",) * 3)
+    config = make_config()
+    # the first one's centre lies elsewhere
+    assert scoring.score_box(found, (10, 10, 20, 20), config) == 0.5
+    assert scoring.score_box(found, (60, 60, 70, 70), config) == 0
+    config = make_config(criterion="iou", threshold=0.3)
+    assert scoring.score_box(found, (12, 12, 18, 18), config) == 0.5
+
+
+def make_trial(threshold, seed, method="drawn", patients=12, each=10):
+    """The trial of a detector that finds what is above a contrast, with some noise."""
+    random = np.random.default_rng(seed)
+    outcomes = []
+    for number in range(patients * each):
+        contrast = float(random.choice([0.01, 0.02, 0.04, 0.08, 0.16]))
+        found = np.log(contrast / threshold) + random.normal(0, 0.4) > 0
+        condition = Condition(contrast, 8.0, 0.0, "fatty", "central")
+        outcomes.append(
+            Outcome(
+                "d", method, f"p{number % patients}", "i", "", (0, 0, 1, 1), condition, contrast,
+                8.0, 0.0, float(found), {}, np.zeros((1, 2), np.uint8),
+            )
+        )  # fmt: skip
+    return Trial(outcomes, 0.5, 0.0)
+
+
+def make_matches(recall, seed, count=48):
+    random = np.random.default_rng(seed)
+    found = random.random(count) < recall
+    return [Matches(np.ones(int(hit)), np.empty(0), 1, 1) for hit in found]
+
+
+@pytest.mark.long
+def test_a_stress_score_that_ranks_as_recall_does_predicts_it():
+    thresholds = dict(zip("abcdef", (0.012, 0.02, 0.03, 0.05, 0.08, 0.12), strict=True))
+    trials = {name: make_trial(value, 3) for name, value in thresholds.items()}
+    recalls = dict(zip("abcdef", (0.95, 0.8, 0.65, 0.5, 0.3, 0.1), strict=True))
+    matches = {name: make_matches(value, 4) for name, value in recalls.items()}
+    patients = [f"u{number // 2}" for number in range(48)]
+    config = make_config(samples=40)
+    (right,) = prediction.predict(trials, matches, patients, config)
+    assert right.correlation == pytest.approx(1.0) and right.low > 0.7
+    assert right.p == pytest.approx(2 / 720) and right.verdict == "predicts recall"
+    turned = dict(zip("abcdef", list(matches.values())[::-1], strict=True))
+    (wrong,) = prediction.predict(trials, turned, patients, config)
+    assert wrong.correlation == pytest.approx(-1.0) and wrong.verdict == "predicts the reverse"
+    shuffled = dict(zip("abcdef", [matches[name] for name in "dafceb"], strict=True))
+    (none,) = prediction.predict(trials, shuffled, patients, config)
+    assert none.verdict == "predicts nothing that these detectors and patients show"
+
+
+def test_more_methods_need_a_smaller_p():
+    """Six detectors of which three are above all contrasts: 12 of 720 pairings do as well."""
+    scores = dict(zip("abcdef", (3.0, 2.0, 1.0, -np.inf, -np.inf, -np.inf), strict=True))
+    recalls = dict(zip("abcdef", (0.9, 0.8, 0.7, 0.6, 0.5, 0.4), strict=True))
+    p = prediction._test_ranks(scores, recalls, 0)
+    assert p == pytest.approx(12 / 720)
+    values = ("drawn", scores, recalls, 0.94, 0.5, 0.99, p)
+    assert Prediction(*values, p, 0.05).verdict == "predicts recall"
+    three = holm([p, p, 0.333])
+    assert Prediction(*values, three[0], 0.05).verdict.startswith("predicts nothing")
+    table = prediction.tabulate([Prediction(*values, three[0], 0.05)] * 3, make_config())[1]
+    assert table.body[0][5:7] == ["0.017", "0.050"] and "3 methods" in table.notes[0]
+
+
+def test_a_detector_without_a_curve_has_no_score():
+    trials = {"a": make_trial(0.03, 3), "b": make_trial(0.05, 3)}
+    config = make_config()
+    one_contrast = {
+        name: replace(trial, outcomes=[each for each in trial.outcomes if each.contrast == 0.02])
+        for name, trial in trials.items()
+    }
+    scores = prediction._score(one_contrast, "drawn", None, config)
+    assert all(np.isnan(score) for score in scores.values())
+    assert np.isnan(prediction.correlate(scores, {"a": 0.1, "b": 0.2}))
+
+
+def test_equal_recalls_have_no_rank_correlation():
+    assert np.isnan(prediction.correlate({"a": 1, "b": 2, "c": 3}, dict.fromkeys("abc", 0.5)))
+    # above all contrasts is the lowest score, whatever the others are
+    scores = {"a": -np.inf, "b": 1.0, "c": 2.0}
+    assert prediction.correlate(scores, {"a": 0.1, "b": 0.2, "c": 0.3}) == pytest.approx(1.0)
+
+
+@pytest.mark.long
+def test_blobs_with_more_noise_find_less(repository, tmp_path, tracking_uri):
+    program = repository / "tests/blobs.py"
+    detectors = {
+        f"noise {noise:g}": BLOBS.format(program=program, noise=noise) for noise in (0, 0.05, 0.2)
+    }
+    config = {
+        "data": {"phantoms": 12},
+        "detectors": detectors,
+        "methods": {"drawn": {"renderer": "drawn"}, "poisson": {"renderer": "poisson"}},
+        "contrasts": [0.02, 0.08, 0.3],
+        "sizes": [8],
+        "softness": [0],
+        "places": ["central"],
+        "pairs": 12,
+        "removals": 2,
+        "unseen": {"phantoms": 12, "seed": 1},
+        "batch": 100,
+        "samples": 10,
+        "fppi": 1,
+        "tracking_uri": tracking_uri,
+    }
+    file = tmp_path / "stress.yaml"
+    file.write_text(json.dumps(config), encoding="utf-8")  # which is YAML, too
+    done = run_module_here("tfmammo.apps.stress", "--config", file, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["skipped"] < 12
+    with (tmp_path / "out/pairs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    plain = [row for row in rows if row["method"] == "drawn" and row["wanted_contrast"] == "0.3"]
+    found = {
+        name: np.mean([int(row["found"]) for row in plain if row["detector"] == name])
+        for name in detectors
+    }
+    assert found["noise 0"] > found["noise 0.2"]
+    assert {"curves.png", "index.html", "table.md"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    page = (tmp_path / "out/index.html").read_text()
+    assert "Does the stress score predict recall?" in page

@@ -1,0 +1,654 @@
+"""The studio in a browser, with small exports whose answers are known.
+
+With TFMAMMO_SCREENSHOTS=DIR the page behind docs/studio.png is saved, with a phantom and the zoo's
+networks.
+"""
+
+import contextlib
+import http.client
+import io
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import httpx
+import numpy as np
+import pydicom
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tests.known_networks import KnownSegmenter
+from tests.ports import find_free_port
+from tfmammo.archives import phantom
+from tfmammo.archives.writers.dicom import write_dicom
+from tfmammo.config import DataConfig, dump, parse
+from tfmammo.models.shape import ShapeCNN, ShapeConfig
+from tfmammo.tracking import export
+
+pytest.importorskip("gradio", reason="the extra serve is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+from tfmammo.apps.studio.app import StudioConfig  # noqa: E402
+
+CHROMIUM = shutil.which("chromium")
+CONFIGS = Path(__file__).parents[3] / "configs"
+SECRETS = ("QUIBBLE", "ZEPHYRINE", "PIDXW77310", "19430217", "GRUMBOLT", "SNODGRASS")
+FILE = "Quibble Zephyrine 1943.dcm"
+
+
+def detector(folder, box, rows, cols):
+    """A foreign SavedModel that always finds one box."""
+    parts = np.float32([[box]]) / np.float32([rows, cols] * 2)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([1, None, None, 3], tf.float32, name="input_tensor")]
+    )
+    def detect(input_tensor):
+        outputs = {
+            "detection_boxes": parts,
+            "detection_scores": np.float32([[0.9]]),
+            "detection_classes": np.float32([[1]]),
+        }
+        return {name: tf.constant(value) for name, value in outputs.items()} | {
+            "num_detections": tf.constant([1.0])
+        }
+
+    tf.saved_model.save(tf.Module(), str(folder), signatures=detect.get_concrete_function())
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def mass():
+    """A phantom with a mass, which the pipeline is to find."""
+    return next(
+        mammogram
+        for mammogram in phantom.read(count=8)
+        if mammogram.lesions and mammogram.lesions[0].kind == "mass"
+    )
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tiny_infilling, tiny_contextual, mass):
+    """A config's sections of small systems and a small CAD pipeline."""
+    root = tmp_path_factory.mktemp("models")
+    data = DataConfig(size=64, frame="loose").model_dump(mode="json")
+    segmenter = export.export(
+        KnownSegmenter(), root / "segmenter", {"name": "cgan", "step": 1, "config": {"data": data}}
+    )
+    classifier = export.export(
+        ShapeCNN(ShapeConfig(filters=(2, 2, 2), units=4)), root / "shape", {"name": "shape"}
+    )
+    detector_folder = detector(root / "detector", mass.lesions[0].box, mass.rows, mass.cols)
+    return {
+        "systems": {
+            "infilling": {"renderer": "infilling", "generator": str(tiny_infilling())},
+            "real lesions": {"renderer": "paste", "lesions": {"name": "phantom"}},
+            "add": {"renderer": "contextual", "generator": str(tiny_contextual())},
+            "remove": {"renderer": "contextual", "generator": str(tiny_contextual("removal"))},
+        },
+        "case": {
+            "detector": detector_folder,
+            "segmenter": str(segmenter),
+            "classifier": str(classifier),
+        },
+    }
+
+
+class Server:
+    """The studio in a process of its own, all of whose temporary files lie in one folder."""
+
+    def __init__(self, folder, models, *overrides):
+        self.port = find_free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir()
+        (folder / "studio.yaml").write_text(
+            dump(
+                StudioConfig.model_validate(
+                    models | {"port": self.port, "upload_mb": 4, "total_mb": 60}
+                )
+            )
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "tfmammo.apps.studio",
+            "--config",
+            str(folder / "studio.yaml"),
+        ]
+        self.path = folder / "log.txt"
+        environment = os.environ | {"TMPDIR": str(self.temporary), "CUDA_VISIBLE_DEVICES": ""}
+        with self.path.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, *(["--set", *overrides] if overrides else [])],
+                cwd=folder,
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def log(self):
+        return self.path.read_text()
+
+    def wait(self):
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if "the studio is at" in self.log:
+                return self
+            time.sleep(0.2)
+        raise AssertionError(self.log)
+
+    def files(self):
+        return [path for path in self.temporary.rglob("*") if path.is_file()]
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, models):
+    server = Server(tmp_path_factory.mktemp("studio"), models)
+    try:
+        yield server.wait()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def browser():
+    if not CHROMIUM:
+        pytest.skip("chromium is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def visit(browser, server, **options):
+    """Open the studio in a new browser; page.elsewhere lists requests to other sites."""
+    page = browser.new_context(viewport={"width": 1360, "height": 1000}, **options).new_page()
+    page.set_default_timeout(90_000)
+    page.elsewhere = []
+    page.on(
+        "request",
+        lambda request: (
+            page.elsewhere.append(request.url)
+            if not request.url.startswith((server.address, "data:", "blob:"))
+            else None
+        ),
+    )
+    page.goto(server.address)
+    page.get_by_role("button", name="Open a mammogram", exact=True).wait_for()
+    return page
+
+
+@pytest.fixture
+def patient(tmp_path, mass):
+    """A DICOM of a phantom, its header full of a patient."""
+    path = tmp_path / FILE
+    stored = np.rint(mass.pixels()[..., 0] * 4095).astype(np.uint16)
+    write_dicom(
+        path,
+        stored,
+        12,
+        PatientName="QUIBBLE^ZEPHYRINE",
+        PatientID="PIDXW77310",
+        PatientBirthDate="19430217",
+        ReferringPhysicianName="GRUMBOLT",
+        InstitutionName="SNODGRASS",
+        ImageLaterality=mass.laterality,
+        ViewPosition=mass.view,
+        ImagerPixelSpacing=[0.2, 0.2],
+        WindowCenter=2048,
+        WindowWidth=4096,
+        RescaleSlope=1,
+        RescaleIntercept=0,
+        PresentationIntentType="FOR PRESENTATION",
+    )
+    return path
+
+
+def upload(page, button, path, tab="Insert or remove"):
+    page.get_by_role("tab", name=tab, exact=True).click()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name=button, exact=True).click()
+    chooser.value.set_files(path)
+
+
+def click(page, row, col):
+    """Click at a native pixel of a phantom, which is shown as large as it is stored.
+
+    Returns the place that the page tells.
+    """
+    image = page.locator("#mammogram img")
+    image.wait_for()
+    told = page.get_by_text("Place: row", exact=False)
+    # A click on an image that is still being replaced is lost, and its size may be another later.
+    for _ in range(6):
+        image.click(position=find_position(image, row, col))
+        with contextlib.suppress(playwright.TimeoutError):
+            told.wait_for(timeout=15_000)
+            break
+    told.wait_for()
+    words = told.inner_text().rsplit("Place: row ", 1)[1].rstrip(".").split(", column ")
+    return int(words[0]), int(words[1])
+
+
+def find_position(image, row, col):
+    """Find the middle of a native pixel in what the page shows of an image, px."""
+    image.evaluate("image => image.decode()")
+    box = image.bounding_box()
+    natural = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    scale = min(box["width"] / natural[0], box["height"] / natural[1])
+    left = (box["width"] - scale * natural[0]) / 2
+    top = (box["height"] - scale * natural[1]) / 2
+    return {"x": left + scale * (col + 0.5), "y": top + scale * (row + 0.5)}
+
+
+def downloads(page, area, folder):
+    """All files that a tab offers, by name."""
+    contents = {}
+    links = page.locator(f"{area} a[download]")
+    links.first.wait_for()
+    for number in range(links.count()):
+        download = start_download(page, links.nth(number))
+        name = download.suggested_filename
+        download.save_as(folder / name)
+        contents[name] = folder / name
+    return contents
+
+
+def start_download(page, link):
+    for _ in range(3):  # a click on a list that is still being replaced is lost
+        try:
+            with page.expect_download(timeout=20_000) as download:
+                link.click()
+            return download.value
+        except playwright.TimeoutError:
+            continue
+    raise AssertionError("no download starts")
+
+
+def make(page):
+    page.get_by_role("button", name="Apply", exact=True).click()
+    page.locator("#before-after img").nth(1).wait_for()
+
+
+def free_place(mass):
+    """A place within the breast, far from skin and lesions."""
+    image = mass.pixels()[..., 0]
+    rows = mass.rows
+    cols = mass.cols
+    breast = (cv2.GaussianBlur(image, (0, 0), 5) > 0.15).astype(np.uint8)
+    for lesion in mass.lesions:
+        top, left, bottom, right = lesion.box
+        breast[max(0, top - 60) : bottom + 60, max(0, left - 60) : right + 60] = 0
+    framed = cv2.copyMakeBorder(breast, 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+    row, col = np.unravel_index(
+        cv2.distanceTransform(framed, cv2.DIST_L2, 5).argmax(), (rows + 2, cols + 2)
+    )
+    return int(row) - 1, int(col) - 1
+
+
+def clean(text):
+    raw = text if isinstance(text, bytes) else text.encode()
+    return not any(word.encode() in raw.upper() for word in SECRETS)
+
+
+@pytest.mark.slow
+def test_a_lesion_is_made_where_somebody_clicks(server, browser, patient, mass, tmp_path):
+    page = visit(browser, server)
+    upload(page, "Open a mammogram", patient)
+    place = click(page, *free_place(mass))
+    assert np.abs(np.subtract(place, free_place(mass))).max() <= 2
+    page.get_by_label("Height, px", exact=True).fill("50")
+    page.get_by_label("Width, px", exact=True).fill("40")
+    page.get_by_text("That is 10.0 x 8.0 mm.", exact=True).wait_for()
+    page.get_by_label("oval", exact=True).click()
+    make(page)
+    page.get_by_text("Mass added.", exact=True).wait_for()
+    files = downloads(page, "#insert-files", tmp_path)
+    assert set(files) == {"synthetic.dcm", "annotations.json", "mask.png", "recipe.json"}
+    agree(files, place, patient)
+    plain = page.locator("#before-after img").nth(1).get_attribute("src")
+    page.get_by_label("Show box and outline", exact=True).click()
+    page.wait_for_function(
+        "plain => [...document.querySelectorAll('#before-after img')].every(image => image.src "
+        "!== plain)",
+        arg=plain,
+    )
+    assert clean(page.content() + page.evaluate("JSON.stringify(window.gradio_config)")) and clean(
+        server.log
+    )
+    assert all(
+        clean(path.read_bytes()) and clean(str(path)) for path in [*server.files(), *files.values()]
+    )
+    assert page.elsewhere == []
+
+
+def agree(files, place, patient):
+    """Check the downloads: one lesion of that size at the place, and nothing else changed."""
+    (annotation,) = json.loads(files["annotations.json"].read_text())["annotations"]
+    left, top, width, height = annotation["bbox"]
+    assert top <= place[0] < top + height and left <= place[1] < left + width
+    assert abs(height - 50) <= 2 and abs(width - 40) <= 2
+    mask = cv2.imread(str(files["mask.png"]), cv2.IMREAD_UNCHANGED)
+    assert (
+        mask[top : top + height, left : left + width].any()
+        and (mask > 0).sum() == annotation["area"]
+    )
+    before = pydicom.dcmread(patient)
+    after = pydicom.dcmread(files["synthetic.dcm"])
+    assert (
+        after.PatientName == "SYNTHETIC^MAMMOGRAM"
+        and after.BitsStored == 12
+        and after.SyntheticData == "YES"
+    )
+    assert (after.ImageLaterality, after.ViewPosition) == (
+        before.ImageLaterality,
+        before.ViewPosition,
+    )
+    assert list(after.ImagerPixelSpacing) == [0.2, 0.2]
+    changed = before.pixel_array != after.pixel_array
+    assert changed[mask > 0].mean() > 0.5
+    assert not changed[: max(0, top - 60)].any() and not changed[top + height + 60 :].any()
+    recipe = json.loads(files["recipe.json"].read_text())
+    assert recipe["config"]["seed"] == 0 and recipe["source"]["bits"] == 12
+
+
+@pytest.mark.slow
+def test_every_system_offers_what_counts_for_it(server, browser, tmp_path):
+    page = visit(browser, server)
+    phantom_of(page, "#insert-phantom", 0)
+    click(page, *free_place(phantom.read(count=1)[0]))
+    height = page.get_by_label("Height, px", exact=True)
+    factor = page.get_by_text("Scale of the real lesion", exact=True)
+    assert height.is_visible() and not factor.is_visible()
+    page.get_by_label("real lesions", exact=True).click()
+    factor.wait_for()
+    assert not height.is_visible()
+    for name, told in (
+        ("add", "Mass added."),
+        ("remove", "Tissue refilled, where a lesion may have been."),
+    ):
+        page.get_by_label(name, exact=True).click()
+        factor.wait_for(state="hidden")
+        assert not height.is_visible()
+        make(page)
+        page.get_by_text(told, exact=True).wait_for()
+    files = downloads(page, "#insert-files", tmp_path)
+    assert json.loads(files["annotations.json"].read_text())["annotations"] == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_systems_that_come_with_the_package(tmp_path, browser):
+    """Each system of configs/studio.yaml once, with the zoo's networks."""
+    config = parse(StudioConfig, CONFIGS / "studio.yaml")
+    shipped = Server(tmp_path, config.model_dump(mode="json"))
+    try:
+        page = visit(browser, shipped.wait())
+        phantom_of(page, "#insert-phantom", 0)
+        click(page, *free_place(phantom.read(count=1)[0]))
+        shown = {}
+        for name in config.systems:
+            page.get_by_label(name, exact=True).click()
+            page.wait_for_timeout(500)  # its options take the place of the last system's
+            page.get_by_role("button", name="Apply", exact=True).click()
+            page.wait_for_function(
+                """shown => {
+                    const image = document.querySelectorAll('#before-after img')[1];
+                    return image && image.complete && !shown.includes(image.src);
+                }""",
+                arg=list(shown.values()),
+            )
+            shown[name] = page.locator("#before-after img").nth(1).get_attribute("src")
+            if folder := os.environ.get("TFMAMMO_SCREENSHOTS"):
+                screenshot(page, Path(folder) / f"studio_{name.replace(' ', '_')}.png")
+        told = "Tissue refilled, where a lesion may have been."
+        page.get_by_text(told, exact=True).wait_for()
+        assert len(set(shown.values())) == len(config.systems) == 5
+        assert not page.locator(".note").first.is_visible()
+    finally:
+        shipped.stop()
+
+
+def phantom_of(page, area, number):
+    page.locator(f"{area} input").click()
+    page.locator("ul[role=listbox] li").nth(number).click()
+
+
+@pytest.mark.slow
+def test_a_phantom_is_opened_once(server, browser, patient):
+    """A second opening would take back the place that was clicked in the meantime."""
+    page = visit(browser, server)
+    by_keys = visit(browser, server)
+    asked = {one: [] for one in (page, by_keys)}
+    for one, texts in asked.items():
+        one.on("request", lambda request, texts=texts: texts.append(request.post_data or ""))
+
+    def count_openings(one):
+        one.locator("#mammogram img").wait_for()
+        one.wait_for_timeout(1000)
+        name = one.locator("#insert-phantom input").input_value()
+        return sum(f'"{name}"' in text for text in asked[one])
+
+    phantom_of(page, "#insert-phantom", 0)
+    assert count_openings(page) == 1
+    upload(page, "Open a mammogram", patient)
+    page.wait_for_function("() => !document.querySelector('#insert-phantom input').value")
+    phantom_of(page, "#insert-phantom", 0)  # the same one again
+    assert count_openings(page) == 2
+    by_keys.locator("#insert-phantom input").focus()
+    for key in ("ArrowDown", "ArrowDown", "Enter"):
+        by_keys.keyboard.press(key)
+    assert count_openings(by_keys) == 1
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_is_a_sentence(server, browser, tmp_path):
+    page = visit(browser, server)
+    wrong = tmp_path / "Quibble.png"
+    wrong.write_bytes(b"no picture at all")
+    for _ in range(2):  # the same file again is looked at again
+        upload(page, "Open a mammogram", wrong)
+        page.get_by_text(
+            "Can't be read as an image (UnidentifiedImageError).", exact=True
+        ).wait_for()
+    assert not page.get_by_role("button", name="Apply", exact=True).is_enabled()
+    phantom_of(page, "#insert-phantom", 0)
+    page.locator(".note").first.wait_for(state="hidden")
+    click(page, 3, 3 if phantom.read(count=1)[0].laterality == "R" else 800)  # air
+    page.get_by_role("button", name="Apply", exact=True).click()
+    note = page.locator(".note").first
+    note.wait_for()
+    assert (
+        note.inner_text().endswith(".")
+        and "/" not in note.inner_text()
+        and len(note.inner_text().splitlines()) == 1
+    )
+    assert (
+        clean(server.log)
+        and clean(page.content())
+        and "Traceback" not in server.log
+        and "File " not in server.log
+    )
+
+
+@pytest.mark.slow
+def test_a_file_that_is_too_large_is_refused(server, browser, tmp_path):
+    page = visit(browser, server)
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(5 * 2**20))
+    upload(page, "Open a mammogram", large)
+    page.get_by_text("exceed the maximum allowed size of 4.0 Mb", exact=False).first.wait_for()
+    past_the_page = http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=30)
+    past_the_page.putrequest("POST", "/gradio_api/upload")
+    past_the_page.putheader("Content-Length", str(large.stat().st_size))
+    past_the_page.endheaders()  # it is refused before anything of it has come
+    assert past_the_page.getresponse().status == 413
+    assert not any(path.stat().st_size > 4 * 2**20 for path in server.files())
+
+
+@pytest.mark.long
+def test_browsers_do_not_share_what_they_see(server, browser, tmp_path):
+    one = visit(browser, server)
+    two = visit(browser, server)
+    phantom_of(one, "#insert-phantom", 0), phantom_of(two, "#insert-phantom", 3)
+    places = [
+        click(page, *free_place(phantom.read(count=4)[number]))
+        for page, number in ((one, 0), (two, 3))
+    ]
+    for page in (one, two):
+        page.get_by_role("button", name="Apply", exact=True).click()
+    for page, place, number in ((one, places[0], 0), (two, places[1], 3)):
+        page.get_by_text("Mass added.", exact=True).wait_for()
+        files = downloads(page, "#insert-files", tmp_path / str(number))
+        source = json.loads(files["recipe.json"].read_text())["source"]
+        assert source["image_id"] == phantom.read(count=4)[number].image_id
+        left, top, width, height = json.loads(files["annotations.json"].read_text())["annotations"][
+            0
+        ]["bbox"]
+        assert top <= place[0] < top + height and left <= place[1] < left + width
+    third = visit(browser, server)
+    assert (
+        third.locator("#mammogram img").count() == 0 and third.locator("a[download]").count() == 0
+    )
+
+
+@pytest.mark.slow
+def test_a_mammogram_is_read(server, browser, patient, mass, tmp_path):
+    page = visit(browser, server)
+    upload(page, "Read a mammogram", patient, tab="Read")
+    page.locator("#overlay img").wait_for()
+    files = downloads(page, "#read-files", tmp_path / "read")
+    assert set(files) == {"report.json", "overlay.png", "segmentation.dcm"}
+    (lesion,) = json.loads(files["report.json"].read_text())["lesions"]
+    assert lesion["box"] == list(mass.lesions[0].box) and lesion["score"] == 0.9
+    assert ", ".join(map(str, lesion["box"])) in page.locator("#lesions").inner_text()
+    segmentation = pydicom.dcmread(files["segmentation.dcm"])
+    # as the standard demands, and the page says
+    assert segmentation.PatientName == "QUIBBLE^ZEPHYRINE"
+    assert clean(files["report.json"].read_bytes()) and clean(files["overlay.png"].read_bytes())
+    assert (
+        clean(page.content())
+        and clean(server.log)
+        and not any(path.name == FILE for path in server.files())
+    )
+
+
+@pytest.mark.slow
+def test_only_the_browsers_own_files_are_handed_out(server, browser):
+    page = visit(browser, server)
+    for path in ("/etc/passwd", str(server.path), str(server.temporary.parent / "studio.yaml")):
+        assert page.request.get(f"{server.address}/gradio_api/file={path}").status in (403, 404)
+
+
+@pytest.mark.slow
+def test_another_sites_page_gets_nothing(server):
+    """Requests under a rebound name or from another site's page are refused, also uploads."""
+    upload = f"{server.address}/gradio_api/upload"
+    for headers in (
+        {"host": "evil.example", "origin": "http://evil.example"},
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+    ):
+        for answer in (
+            httpx.get(server.address, headers=headers),
+            httpx.options(
+                server.address, headers=headers | {"access-control-request-method": "POST"}
+            ),
+            httpx.post(upload, files={"files": ("a.png", b"x")}, headers=headers),
+        ):
+            assert answer.status_code == 403 and not any(
+                name.startswith("access-control") for name in answer.headers
+            )
+    answer = httpx.get(server.address, headers={"origin": server.address})
+    assert answer.status_code == 200 and "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.slow
+def test_uploads_are_bounded_in_total_and_nothing_of_unknown_length_is_taken(server):
+    """The studio of these tests keeps 60 MB at most."""
+    upload = f"{server.address}/gradio_api/upload"
+    kept = []
+    for number in range(21):
+        answer = httpx.post(
+            upload, files={"files": (f"{number}.png", os.urandom(3 * 2**20))}, timeout=60
+        )
+        kept.append(answer.status_code)
+    assert kept[0] == 200 and set(kept) == {200, 413} and kept[-1] == 413
+    assert "too many files" in answer.json()["error"]
+    assert sum(path.stat().st_size for path in server.files()) <= 60 * 2**20
+    for path in server.files():  # so that other tests find room
+        if path.stat().st_size == 3 * 2**20:
+            path.unlink()
+    assert httpx.post(upload, content=iter([b"x"]), timeout=60).status_code == 411
+    large = httpx.post(
+        f"{server.address}/gradio_api/queue/join", content=b"[" * (3 * 2**20), timeout=60
+    )
+    assert large.status_code == 413
+
+
+@pytest.mark.long
+def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path, models, browser):
+    server = Server(tmp_path, {"systems": {"add": models["systems"]["add"]}}, "host=0.0.0.0")
+    try:
+        server.wait()
+        assert "there is no password" in server.log
+        (folder,) = server.temporary.glob("tfmammo_studio_*")
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        page = visit(browser, server)
+        phantom_of(page, "#insert-phantom", 0)
+        page.locator("#mammogram img").wait_for()
+        assert any(path.is_file() for path in folder.rglob("*"))
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) in (0, 130)
+        assert not folder.exists() and server.files() == []
+    finally:
+        server.stop()
+
+
+@pytest.mark.long
+def test_a_wrong_handle_is_one_sentence(tmp_path):
+    server = Server(
+        tmp_path,
+        {"systems": {"mine": {"renderer": "infilling", "generator": str(tmp_path / "nowhere")}}},
+    )
+    assert server.process.wait(120) == 2
+    (line,) = [line for line in server.log.splitlines() if line.startswith("error:")]
+    assert (
+        line.startswith("error: systems.mine: ")
+        and "Traceback" not in server.log
+        and server.files() == []
+    )
+
+
+@pytest.mark.long
+def test_it_follows_the_browsers_light_or_dark(server, browser):
+    grounds = []
+    for scheme in ("light", "dark"):
+        page = visit(browser, server, color_scheme=scheme)
+        grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert len(set(grounds)) == 2
+
+
+def screenshot(page, path):
+    """The page, about half as large."""
+    page.wait_for_timeout(1500)
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    picture.resize(
+        (picture.width * 11 // 20, picture.height * 11 // 20), Image.Resampling.LANCZOS
+    ).save(path, optimize=True)
+    assert path.stat().st_size < 300_000

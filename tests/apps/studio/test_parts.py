@@ -1,0 +1,273 @@
+"""Parts of the studio without a browser: clicks, texts, uploads, requests, config."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tfmammo import archives
+from tfmammo.apps.reader_study import __main__ as reader_study
+from tfmammo.apps.reader_study.cases import ReaderStudyConfig
+from tfmammo.archives import phantom
+from tfmammo.archives.writers import folder as writer
+from tfmammo.config import DataConfig, parse
+from tfmammo.errors import ArchiveError, ConfigError, DataError
+from tfmammo.synthesis import editor
+from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, EditResult
+
+pytest.importorskip("gradio", reason="the extra serve is not installed")
+
+from tfmammo.apps.studio import __main__ as studio  # noqa: E402
+from tfmammo.apps.studio import inserting, reading, uploads  # noqa: E402
+from tfmammo.apps.studio.app import StudioConfig  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    ("click", "expected"),
+    [((0, 0), (2, 2)), ((99, 199), (997, 497)), ((50, 100), (502, 252)), ((-3, 500), (999, 0))],
+)
+def test_a_click_becomes_the_native_pixel_under_it(click, expected):
+    """A picture of 200 x 100 px shows 1000 x 500 px: pixel 0 covers native pixels 0 to 4."""
+    assert uploads.to_native(click, np.zeros((200, 100), np.uint8), 1000, 500) == expected
+
+
+def test_a_large_mammogram_is_shown_smaller_and_a_small_one_as_it_is():
+    ramp = np.linspace(0, 1, 3200, dtype=np.float32)[:, None, None].repeat(800, axis=1)
+    assert uploads.to_display(ramp).shape == (1600, 400)
+    small = np.float32([[0.0, 0.2], [0.6, 1.0]])[..., None]
+    assert np.array_equal(uploads.to_display(small), [[0, 51], [153, 255]])
+
+
+def test_the_mark_leaves_its_middle_open():
+    picture = np.full((320, 200), 90, np.uint8)
+    marked = uploads.draw_cross(picture, (400, 300), 1280, 800)  # the picture's (100, 75)
+    changed = np.argwhere((marked != 90).any(axis=-1))
+    assert abs(changed.mean(axis=0) - (100, 75)).max() < 1
+    assert (marked[98:103, 73:78] == 90).all()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ArchiveError("/srv/a/Jane Doe.dcm: is no DICOM (X: y)"), "Is no DICOM (X: y)."),
+        (
+            ArchiveError("no such mammogram at /data/Jane/a.png, see b/c.txt."),
+            "No such mammogram at a file, see a file.",
+        ),
+        (
+            DataError("the window of 64 px around it is not wholly breast"),
+            "The window of 64 px around it is not wholly breast.",
+        ),
+        (KeyError("Jane"), "Something went wrong in the studio. Its log has the details."),
+        (ValueError("Jane"), "Something went wrong in the studio. Its log has the details."),
+    ],
+)
+def test_an_error_is_a_sentence_without_places(error, expected):
+    assert uploads.format_error(error) == expected
+
+
+def test_a_fault_of_ours_is_logged_without_its_message(caplog):
+    def work():
+        raise KeyError("Jane")
+
+    (update,) = uploads.run_with_note("note", work).values()
+    assert update["visible"] and "Jane" not in update["value"]
+    assert (
+        "KeyError" in caplog.text
+        and "in work" in caplog.text
+        and "Jane" not in caplog.text.replace('KeyError("Jane")', "")
+    )
+
+
+def test_sizes_are_told_in_mm_where_that_is_known():
+    assert inserting.format_size(40, 60, (0.1, 0.2)) == "That is 4.0 x 12.0 mm."
+    assert inserting.format_size(40, 60, None) == "The size in mm is unknown."
+    assert inserting.format_size(40, None, (0.1, 0.2)) == "Height and width are missing."
+
+
+def test_the_result_names_box_and_area():
+    mammogram = phantom.read(count=1)[0]
+    mask = np.zeros((mammogram.rows, mammogram.cols), np.uint8)
+    mask[10:20, 30:45] = 1
+    text = inserting.format_result(
+        EditResult(mammogram, None, None, mask, (10, 30, 20, 45), "mass", {})
+    )
+    assert (
+        text.startswith("**Mass added.**")
+        and "rows 10 to 20, columns 30 to 45: 10 x 15 px = 2.0 x 3.0 mm" in text
+    )
+    assert text.endswith("Area: 150 px = 6.0 mm².")
+
+
+def system(**values):
+    return Editor(EditorConfig(**{"renderer": "infilling", "generator": "x"} | values), None)
+
+
+def test_only_what_counts_for_a_system_is_asked_of_it():
+    generated = system()
+    assert inserting.size_control(generated) == "size" and inserting.list_shapes(generated) == list(
+        inserting.SHAPES
+    )
+    wish = inserting.build_request(generated, (5, 6), 40, 50, "oval", 2.0, None)
+    assert wish == EditRequest(centre=(5, 6), size=(40, 50), shape="oval")
+    real = system(renderer="poisson", generator=None, lesions=DataConfig())
+    assert inserting.size_control(real) == "factor"
+    assert inserting.build_request(real, (5, 6), 40, 50, "oval", 2.0, 3) == EditRequest(
+        centre=(5, 6), factor=2.0, seed=3
+    )
+    own = system(lesions=DataConfig())
+    assert inserting.list_shapes(own)[0] == inserting.OWN_SHAPE
+    assert inserting.build_request(own, (5, 6), 40, 50, inserting.OWN_SHAPE, 1.0, 0).shape is None
+
+
+def test_a_wrong_wish_is_a_sentence():
+    with pytest.raises(DataError, match="height and width are missing"):
+        inserting.build_request(system(), (5, 6), None, 50, "oval", 1.0, 0)
+    with pytest.raises(ValueError) as caught:
+        inserting.build_request(system(), (5, 6), 40, 50, "oval", 1.0, -1)
+    assert uploads.format_error(caught.value).startswith(
+        "Seed: input should be greater than or equal to 0"
+    )
+
+
+def test_facts_count_only_where_the_file_has_none():
+    known = phantom.read(count=1)[0]
+    assert uploads.Facts("R", "MLO", 0.5).add_to(known) == known
+    bare = uploads.Facts.parse("left", "unknown", 0.1).add_to(
+        replace(known, laterality=None, view=None, spacing=None)
+    )
+    assert (bare.laterality, bare.view, bare.spacing) == ("L", None, (0.1, 0.1))
+    with pytest.raises(DataError, match="25.4 mm per px is not the spacing of a mammogram"):
+        uploads.Facts.parse("unknown", "unknown", 25.4)
+
+
+@pytest.mark.parametrize(
+    ("ending", "bits"), [(".dcm", 12), (".png", 16), (".tif", 12), (".jpg", 8)]
+)
+def test_an_upload_is_deleted_and_its_stored_values_are_kept(tmp_path, ending, bits):
+    one = phantom.read(count=1)[0]
+    (path,) = writer.write([one], tmp_path / "archive", ending=ending, bits=bits)
+    expected = archives.read_stored(editor.open_mammogram(path))
+    place = tmp_path / "gradio" / "abc"
+    place.mkdir(parents=True)
+    upload = shutil.copy(path, place / f"Jane Doe{ending}")
+    held = uploads.open_upload(str(upload))
+    assert not place.exists() and path.exists()
+    stored = archives.read_stored(held.mammogram)
+    assert np.array_equal(stored.values, expected.values) and stored.bits == expected.bits
+    assert np.array_equal(held.mammogram.pixels(), expected.image())
+    assert held.lossy == (ending == ".jpg")
+    assert (held.folder is not None) == (ending == ".dcm")
+    uploads.release(held)
+    assert held.folder is None or not held.folder.exists()
+    with pytest.raises(ArchiveError, match="the upload no longer exists; send it again"):
+        uploads.open_upload(str(upload))
+
+
+def test_a_row_of_the_table():
+    lesion = {
+        "number": 1,
+        "kind": "mass",
+        "score": 0.934,
+        "box": [10, 20, 50, 70],
+        "mask_box": [12, 22, 42, 62],
+        "shape": "oval",
+        "shape_probabilities": {"oval": 0.71, "round": 0.29},
+        "uncertainty": 0.01234,
+        "remarks": ["a", "b"],
+    }
+    row = [
+        "1",
+        "mass",
+        "0.93",
+        "10, 20, 50, 70",
+        "30 x 40",
+        "3.0 x 8.0",
+        "oval 0.71",
+        "0.012",
+        "a; b",
+    ]
+    assert reading.format_row(lesion, (0.1, 0.2)) == row
+    bare = lesion | {
+        "mask_box": None,
+        "shape": None,
+        "shape_probabilities": None,
+        "uncertainty": None,
+    }
+    assert reading.format_row(bare, None)[4:8] == ["40 x 50", "unknown", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("port: 7860", "one of systems, case and study must be given"),
+        (
+            "systems: {a: {renderer: contextual}}",
+            "systems.a: renderer=contextual needs a generator",
+        ),
+        ("systems: {a: {renderer: poisson}}", "systems.a: renderer=poisson needs lesions"),
+        (
+            "systems: {a: {renderer: infilling, generator: x}}\nport: 0",
+            "port: input should be greater",
+        ),
+        ("systems: {a: {renderer: infilling, generator: x}}\npasword: x", "pasword: unknown key"),
+    ],
+)
+def test_a_wrong_config_is_one_sentence(tmp_path, content, told):
+    (tmp_path / "studio.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=told.replace("(", r"\(")) as caught:
+        parse(StudioConfig, tmp_path / "studio.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_shipped_config_needs_no_run_where_one_key_is_given(repository):
+    override = "systems={real lesions: {renderer: poisson, lesions: {name: phantom}}}"
+    config = parse(StudioConfig, repository / "configs/studio.yaml", [override])
+    assert list(config.systems) == ["real lesions"]
+    assert override in (repository / "configs/studio.yaml").read_text().replace("'", "")
+    assert Editor.load(config.systems["real lesions"]).config.renderer == "poisson"
+
+
+def test_a_study_is_opened_with_the_keys_that_its_cases_were_drawn_with(
+    repository, tmp_path, monkeypatch
+):
+    shown = []
+    monkeypatch.setattr(studio, "show", shown.append)
+    config = repository / "configs/reader_study.yaml"
+    database = tmp_path / "answers.sqlite"
+    reader_study.main(
+        [
+            "--config",
+            str(config),
+            "open",
+            "--set",
+            "pairs=4",
+            "real.phantoms=7",
+            f"database={database}",
+        ]
+    )
+    (opened,) = shown
+    assert opened.study == parse(
+        ReaderStudyConfig, config, ["pairs=4", "real.phantoms=7", f"database={database}"]
+    )
+    assert not opened.systems and opened.case is None and not database.exists()
+
+
+def test_the_shipped_config_is_one(repository):
+    config = parse(StudioConfig, repository / "configs/studio.yaml")
+    assert config.host == "127.0.0.1" and len(config.systems) == 5
+
+
+@pytest.mark.slow
+def test_each_system_of_the_shipped_config_edits(repository, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFMAMMO_CACHE", str(tmp_path))
+    mammogram = phantom.read(count=1)[0]
+    config = parse(StudioConfig, repository / "configs/studio.yaml")
+    for name, system in config.systems.items():
+        editor = Editor.load(system)
+        is_drawn = system.renderer == "infilling"
+        request = EditRequest(centre=(300, 150), size=(100, 100) if is_drawn else None)
+        result = editor.edit(mammogram, request)
+        assert result.mask.any(), name
+        assert editor.removes == name.startswith("remove")

@@ -1,0 +1,101 @@
+"""The demo: its page, its files, and the places where lesions go."""
+
+import html
+import re
+
+import numpy as np
+import pytest
+
+from tests.commands import REPOSITORY, run_script_here
+from tfmammo.apps.demo import __main__ as command
+from tfmammo.apps.demo import scenes
+from tfmammo.archives import folder
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.tracking import zoo
+
+
+@pytest.fixture(scope="module")
+def phantom_case(tmp_path_factory):
+    return scenes._write_phantom(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.mark.long
+def test_the_demo_shows_every_system(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TFMAMMO_CACHE", str(tmp_path / "cache"))
+    command.main(["--output", str(tmp_path)])
+    page = tmp_path / "demo.html"
+    assert capsys.readouterr().out == f"page: {page}\n"
+    text = html.unescape(page.read_text(encoding="utf-8"))
+    for method in scenes.METHODS:
+        assert method.title in text
+    titles = re.findall(r'<img alt="([^"]*)"', text)
+    assert len(titles) == len(set(titles)) >= 12
+    assert "http" not in re.sub(r"models:/\S+|data:image\S+|https://\S+", "", text)
+    for name in re.findall(r"models:/zoo/(\w+)", text):
+        assert name in zoo.list_names()
+    (shown,) = re.findall(r"tfmammo (case [^<\n]+)", text)
+    case, *arguments, option, name = shown.split()
+    assert option == "--output"
+    done = run_script_here(REPOSITORY / f"evaluate/{case}.py", *arguments, option, tmp_path / name)
+    assert done.returncode == 0, done.stderr
+    assert [*(tmp_path / name).glob("*/overlay.png")]
+
+
+def test_files_of_the_demo_are_an_archive(phantom_case):
+    (mammogram,) = folder.read(phantom_case.root)
+    assert max(mammogram.rows, mammogram.cols) == scenes.SIDE
+    (lesion,) = mammogram.lesions
+    assert lesion.kind == "mass"
+    image = mammogram.pixels()[..., 0]
+    inside = image[phantom_case.mask[..., 0] > 0].mean()
+    assert inside > image[image > scenes.DARK].mean()
+
+
+def test_the_real_mammogram_has_its_mass(tmp_path):
+    case = scenes._write_real(tmp_path)
+    assert (case.mammogram.rows, case.mammogram.cols) == (512, 320)
+    assert case.mammogram.lesions[0].box == (183, 97, 248, 157)
+
+
+def test_places_lie_on_the_breast_and_away_from_its_mass(phantom_case):
+    image = phantom_case.mammogram.pixels()[..., 0]
+    box = np.array(phantom_case.mammogram.lesions[0].box)
+    places = list(scenes._list_places(phantom_case))
+    assert len(places) > 20
+    for row, col in places:
+        assert image[row, col] > scenes.DARK
+        beyond = max(box[0] - row, row - box[2], box[1] - col, col - box[3])
+        assert beyond > scenes.CROP // 2 - scenes.STEP
+
+
+def test_no_place_is_an_error_that_says_why(phantom_case):
+    class Full:
+        config = scenes.EditorConfig(renderer="can", generator="none")
+        network = None
+
+        def edit(self, mammogram, request):
+            raise DataError("there is no room")
+
+    with pytest.raises(
+        DataError, match=r"phantom\.png: no place takes a lesion \(there is no room"
+    ):
+        scenes._insert_somewhere(Full(), phantom_case)
+
+
+def test_crops_stay_within_the_mammogram():
+    class Result:
+        box = (0, 500, 10, 512)
+
+    image = np.arange(512 * 512).reshape(512, 512, 1)
+    crop = scenes._crop(image, Result())
+    assert crop.shape == (scenes.CROP, scenes.CROP, 1)
+    assert crop[0, 0, 0] == 512 - scenes.CROP
+
+
+def test_a_demo_takes_no_folder_of_others(tmp_path):
+    mine = tmp_path / "mammograms/patient1/a.dcm"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    with pytest.raises(ConfigError, match="is not empty and no output of this command"):
+        scenes.write_demo(tmp_path)
+    assert mine.read_text() == "precious"

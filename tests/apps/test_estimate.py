@@ -1,0 +1,154 @@
+"""Plans of large builds and syntheses: what is measured on a few tiny mammograms, and the
+arithmetic behind it.
+"""
+
+import time
+
+import pytest
+
+from tfmammo.apps import estimate
+from tfmammo.apps.estimate import Rate, compute_estimate
+from tfmammo.config import DataConfig, dump
+from tfmammo.data import build
+from tfmammo.errors import DataError
+from tfmammo.synthesis.config import SynthesisConfig
+
+
+def test_a_million_mammograms_by_hand():
+    found = compute_estimate(
+        Rate(seconds=2, bytes=500, index=0.0036, part=16, sample=8),
+        mammograms=1_000_000,
+        workers=64,
+    )
+    assert found.parts == 62_500 and found.bytes == 5e8
+    # One hour of reading tables; 62,500 shards make 977 rounds of 64, each of 16 x 2 s.
+    assert found.hours == pytest.approx(1 + 977 * 32 / 3600)
+    assert found.single == pytest.approx(1 + 2_000_000 / 3600)
+
+
+def test_a_part_is_made_by_one_worker():
+    rate = Rate(seconds=3600, bytes=1, index=0, part=4, sample=1)
+    # three parts, the last of which is not full
+    assert compute_estimate(rate, 9, 100).hours == 4 and compute_estimate(rate, 9, 2).hours == 8
+    assert compute_estimate(rate, 9, 1).single == 9 and compute_estimate(rate, 1, 1).parts == 1
+
+
+@pytest.fixture
+def built(tmp_path):
+    """The config file of a build of five phantoms."""
+    chosen = build.BuildConfig(
+        name="tiny",
+        data=DataConfig(phantoms=6, size=64),
+        build=build.ShardConfig(shard_mammograms=3),
+    )
+    (tmp_path / "build.yaml").write_text(dump(chosen), encoding="utf-8")
+    return tmp_path / "build.yaml"
+
+
+@pytest.mark.slow
+def test_a_build_is_timed_and_weighed(built, tmp_path, monkeypatch):
+    real = build.make
+
+    def slow(shard):
+        time.sleep(0.3 * len(shard.jobs))
+        real(shard)
+
+    monkeypatch.setattr(build, "make", slow)
+    (tmp_path / "sample").mkdir()
+    rate = estimate.measure_build(built, [], 5, tmp_path / "sample")
+    assert (rate.part, rate.sample) == (3, 5) and 0.3 <= rate.seconds < 3 and 0 < rate.index < 1
+    build.build(
+        build.BuildConfig(name="tiny", data=DataConfig(phantoms=6, size=64)), tmp_path / "whole"
+    )
+    whole = sum(path.stat().st_size for path in (tmp_path / "whole").glob("shard-*"))
+    assert 6 * rate.bytes == pytest.approx(whole, rel=0.35)  # not every phantom has as many masses
+    with pytest.raises(
+        DataError, match="6 mammograms give patches, and --sample 6 needs one more than that"
+    ):
+        estimate.measure_build(built, [], 6, tmp_path / "sample")
+
+
+def test_the_command_prints_what_follows_from_the_rate(built, capsys, monkeypatch):
+    given = Rate(seconds=1.5, bytes=262_144, index=0.0009, part=16, sample=2)
+    monkeypatch.setitem(estimate.RATES, "build", lambda *_: given)
+    estimate.main(
+        [
+            "build",
+            "--config",
+            str(built),
+            "--mammograms",
+            "1,000,000",
+            "--workers",
+            "64",
+            "--sample",
+            "2",
+        ]
+    )
+    said = capsys.readouterr().out
+    # 977 rounds of 24 s and 15 minutes; 1,500,000 s and 15 minutes.
+    for expected in (
+        "1,000,000",
+        "64 workers",
+        "1.5 s, 262 kB",
+        "62,500",
+        "6.76",
+        "416.92",
+        "0.25",
+        "262 GB",
+    ):
+        assert expected in said, said
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0.0, "0 B"), (999.0, "999 B"), (1e3, "1 kB"), (2.5e9, "2.5 GB"), (3e16, "30 PB")],
+)
+def test_bytes_are_read_in_powers_of_a_thousand(count, text):
+    assert estimate._format_size(count) == text
+
+
+def test_wrong_arguments_and_files_are_one_line(capsys, tmp_path):
+    for arguments, said in (
+        (["build", "--config", str(tmp_path / "none.yaml")], "none.yaml"),
+        (["build", "--config", "x", "--workers", "0"], "--workers"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            estimate.main(arguments)
+        assert stop.value.code == 2
+        assert said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_both_plans_from_real_samples(built, tiny_infilling, tmp_path, capsys):
+    estimate.main(
+        ["build", "--config", str(built), "--mammograms", "100", "--workers", "2", "--sample", "2"]
+    )
+    chosen = SynthesisConfig(
+        name="tiny",
+        data=DataConfig(phantoms=8),
+        generator=str(tiny_infilling(padding=20)),
+        format="png",
+        feather=6,
+        sizes={"height": (24, 4), "width": (20, 3), "correlation": 0.5},
+    )
+    (tmp_path / "synthesis.yaml").write_text(dump(chosen), encoding="utf-8")
+    estimate.main(
+        [
+            "synthesis",
+            "--config",
+            str(tmp_path / "synthesis.yaml"),
+            "--mammograms",
+            "100",
+            "--workers",
+            "2",
+            "--sample",
+            "2",
+        ]
+    )
+    said = capsys.readouterr().out
+    assert (
+        "34" in said and "build of 100 mammograms" in said and "synthesis of 100 mammograms" in said
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["build.yaml", "synthesis.yaml"], (
+        "nothing is kept"
+    )

@@ -1,0 +1,169 @@
+"""What joins the training side: synthetic sets of the right patients, copies of training
+mammograms, and nobody who is held out.
+"""
+
+import json
+import shutil
+from functools import partial
+
+import numpy as np
+import pytest
+
+from tfmammo.config import AddedConfig, DataConfig
+from tfmammo.data import datasets, splits
+from tfmammo.data.labelled import make_blend_patches
+from tfmammo.data.patients import PATIENTS
+from tfmammo.data.whole import Whole, make_whole
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.synthesis.config import SynthesisConfig
+from tfmammo.synthesis.mammograms import synthesize
+
+DATA = DataConfig(phantoms=16, size=64, folds=2)
+whole = partial(make_whole, normal=True)
+
+
+@pytest.fixture(scope="module")
+def split_file(tmp_path_factory):
+    """One split of all patients."""
+    return datasets.pin_archive_split(DATA, tmp_path_factory.mktemp("split")).split_file
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, split_file):
+    """A set of four mammograms of the training patients of fold 0."""
+    folder = tmp_path_factory.mktemp("synthetic") / "set"
+    patients = {"split_file": split_file, "fold": 0, "side": "train"}
+    synthesize(
+        SynthesisConfig(
+            name="some", data=DATA, renderer="poisson", patients=patients, count=4, format="png"
+        ),
+        folder,
+    )
+    return folder
+
+
+def added(split_file, **values):
+    return DATA.model_copy(update={"split_file": split_file, "added": AddedConfig(**values)})
+
+
+@pytest.mark.slow
+def test_synthetic_mammograms_join_the_training_side_alone(made, split_file):
+    alone, held_out = datasets.open_subsets(added(split_file), make=whole)
+    train, still = datasets.open_subsets(added(split_file, synthetic=made), make=whole)
+    assert isinstance(train, Whole) and len(train) == len(alone) + 4
+    np.testing.assert_array_equal(train.images[: len(alone)], alone.images)
+    assert still.fingerprint() == held_out.fingerprint()
+    new = train.take(range(len(alone), len(train)))
+    assert np.all(new.boxes[:, 0, 2] > new.boxes[:, 0, 0]) and np.all(new.kinds == "mass")
+    # Their patients are called as the source archive calls them, so that later evaluations know
+    # them as seen.
+    known = json.loads((made / PATIENTS).read_text())
+    assert set(new.patient_ids.tolist()) <= set(known["mammograms"])
+    assert not set(new.patient_ids.tolist()) & splits.held_out_patients(splits.load(split_file), 0)
+
+
+def test_only_the_first_join_where_a_count_is_given(made, split_file):
+    every, two = (
+        datasets.open_subsets(added(split_file, synthetic=made, count=count), make=whole)[0]
+        for count in (None, 2)
+    )
+    assert len(every) - len(two) == 2
+    np.testing.assert_array_equal(every.images[: len(two)], two.images)
+    with pytest.raises(DataError, match="holds 4 mammograms, fewer than data.added.count=5"):
+        datasets.open_subsets(added(split_file, synthetic=made, count=5), make=whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seen", [{"canvas": (96, 64)}, {"tiles": {"overlap": 16, "empty": 1}}])
+def test_detectors_inputs_of_any_kind_are_joined(made, split_file, seen):
+    data = DataConfig.model_validate(added(split_file).model_dump() | seen)
+    alone, _ = datasets.open_subsets(data, make=whole)
+    train, _ = datasets.open_subsets(
+        data.model_copy(update={"added": AddedConfig(synthetic=made, copies=2)}), make=whole
+    )
+    assert (
+        isinstance(train, Whole)
+        and len(train) > len(alone)
+        and train.images.shape[1:] == alone.images.shape[1:]
+    )
+    new = train.take(range(len(alone), len(train)))
+    assert new.boxes[:, :, 2].max(axis=1).any() and train.classes.shape == train.boxes.shape[:2]
+
+
+def test_copies_are_of_training_patients(split_file):
+    alone, held_out = datasets.open_subsets(added(split_file), make=whole)
+    train, _ = datasets.open_subsets(added(split_file, copies=7), make=whole)
+    assert len(train) == len(alone) + 7
+    assert set(train.patient_ids.tolist()) == set(alone.patient_ids.tolist())
+    assert sum("~" in name for name in train.ids.tolist()) == 7
+
+
+def test_patches_of_masses_are_joined_too(made, split_file):
+    alone, _ = datasets.open_subsets(added(split_file))
+    train, _ = datasets.open_subsets(added(split_file, synthetic=made, copies=3))
+    # a copy whose lesion comes too near to the border gives no patch
+    assert len(train) >= len(alone) + 6
+    assert train.masks[len(alone) :].any(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("what", ["mammograms", "lesions", "trained_on"])
+def test_a_set_that_knows_somebody_held_out_is_refused(made, split_file, tmp_path, what):
+    folder = tmp_path / "set"
+    shutil.copytree(made, folder)
+    known = json.loads((folder / PATIENTS).read_text())
+    known[what] = [*known[what], sorted(splits.held_out_patients(splits.load(split_file), 0))[0]]
+    (folder / PATIENTS).write_text(json.dumps(known))
+    with pytest.raises(
+        DataError, match=rf"knows 1 of the \d+ patients who are held out \({what}\)"
+    ):
+        datasets.open_subsets(added(split_file, synthetic=folder), make=whole)
+
+
+def test_the_other_fold_is_refused_because_its_patients_are_in_the_set(made, split_file):
+    with pytest.raises(DataError, match="who are held out"):
+        datasets.open_subsets(
+            added(split_file, synthetic=made).model_copy(update={"fold": 1}), make=whole
+        )
+
+
+def test_folders_that_are_no_set_name_the_key(made, split_file, tmp_path):
+    with pytest.raises(
+        DataError,
+        match=r"is no finished set of tfmammo.synthesis, or of an older version",
+    ):
+        datasets.open_subsets(added(split_file, synthetic=tmp_path), make=whole)
+    shutil.copytree(made, tmp_path / "set")
+    (tmp_path / "set" / PATIENTS).write_text("[1]")
+    with pytest.raises(DataError, match="missing or damaged"):
+        datasets.open_subsets(added(split_file, synthetic=tmp_path / "set"), make=whole)
+
+
+def test_a_set_with_a_patient_of_nobody_is_refused(made, split_file, tmp_path):
+    shutil.copytree(made, tmp_path / "set")
+    known = json.loads((tmp_path / "set" / PATIENTS).read_text())
+    (tmp_path / "set" / PATIENTS).write_text(json.dumps(known | {"mammograms": []}))
+    with pytest.raises(
+        DataError,
+        match=r"data.added.synthetic: .*set: patients.json does not name every patient of the set",
+    ):
+        datasets.open_subsets(added(split_file, synthetic=tmp_path / "set"), make=whole)
+
+
+def test_where_nothing_can_be_added_that_is_said(split_file):
+    with pytest.raises(ConfigError, match="data.added: joins the training side"):
+        datasets.load_all_patches(added(split_file, copies=1))
+    with pytest.raises(ConfigError, match="take data.split=patient or official"):
+        datasets.open_subsets(
+            DATA.model_copy(update={"split": "paper", "added": AddedConfig(copies=1)})
+        )
+    tissue = DATA.sampling.model_copy(update={"count": 8, "normal": "tissue"})
+    with pytest.raises(ConfigError, match="the patches of this one have labels"):
+        datasets.open_subsets(
+            added(split_file, copies=1).model_copy(update={"sampling": tissue}),
+            make=make_blend_patches,
+        )
+
+
+def test_a_count_without_a_set_is_refused():
+    with pytest.raises(ValueError, match="count is of the mammograms in synthetic"):
+        AddedConfig(count=3)

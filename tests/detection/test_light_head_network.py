@@ -1,0 +1,787 @@
+"""Light-Head R-CNN: parameters, losses, gradients, refusals, learning, export, resuming."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from pydantic import ValidationError
+
+from tests.full_size import build_without_memory
+from tests.small_detectors import LIGHT_HEAD
+from tests.updates import assert_descends
+from tfmammo import config as configuration
+from tfmammo.archives import phantom
+from tfmammo.config import DataConfig, Experiment, TrackingConfig, TrainingConfig
+from tfmammo.data.pipeline import batches
+from tfmammo.data.whole import letterbox, make_whole
+from tfmammo.detection import light_head_rcnn, regions
+from tfmammo.detection.detections import OUTPUTS, Detector
+from tfmammo.detection.light_head_rcnn import (
+    LightHeadRCNN,
+    LightHeadRCNNConfig,
+    large_separable,
+    write,
+)
+from tfmammo.detection.saved_models import letterbox_batch
+from tfmammo.detection.training import check_unused_size, learning_rate, validate
+from tfmammo.errors import DetectionError, ExportError, WeightsError
+from tfmammo.mammogram import Skipped
+from tfmammo.nn import pretrained
+from tfmammo.tracking import export as exporting
+from tfmammo.tracking.export import read_card
+from tfmammo.training import loop
+
+SIZE = 64
+PARTS = ("rpn_classification", "rpn_localisation", "classification", "localisation")
+
+
+def make_model(size=SIZE, classes=1, **values):
+    keras.utils.set_random_seed(0)
+    return LightHeadRCNN(LightHeadRCNNConfig(**{**LIGHT_HEAD, **values}), size, classes)
+
+
+def batch(images=2):
+    """A bright square on noise, and a second box that is not there; whole.py's form."""
+    random = np.random.default_rng(0)
+    image = random.uniform(0, 0.2, (images, SIZE, SIZE, 1)).astype(np.float32)
+    image[:, 20:44, 12:36] += 0.7
+    boxes = np.zeros((images, 2, 4), np.float32)
+    boxes[:, 0] = np.array([20, 12, 44, 36]) / SIZE
+    return {
+        "image": tf.constant(image),
+        "boxes": tf.constant(boxes),
+        "classes": tf.zeros([images, 2], tf.int32),
+    }
+
+
+def floats(losses):
+    return {name: float(value) for name, value in losses.items()}
+
+
+def test_anchors_are_drawn_by_the_seed_of_the_training():
+    drawn = []
+    for seed in (0, 0, 1):
+        model = make_model()
+        keras.utils.set_random_seed(seed)
+        drawn.append(model._seed().numpy().tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_the_papers_values_are_the_defaults(repository):
+    c = LightHeadRCNNConfig()
+    assert (c.blocks, c.rpn_width, c.anchor_scales, c.anchor_ratios) == (
+        (3, 4, 23, 3),
+        512,
+        (2, 4, 8, 16, 32),
+        (0.5, 1, 2),
+    )
+    assert (c.kernel, c.middle, c.bins, c.channels, c.units) == (15, 256, 7, 10, 2048)
+    assert (c.rpn_nms, c.hard_examples, c.rpn_samples, c.rpn_share, c.learning_rate) == (
+        0.7,
+        256,
+        256,
+        0.5,
+        2e-4,
+    )
+    shipped = configuration.load(
+        repository / "configs/light_head_rcnn.yaml", model=LightHeadRCNNConfig
+    )
+    assert shipped.model == c and (shipped.training.epochs, shipped.training.batch_size) == (10, 4)
+    light_head_rcnn.check(shipped)
+
+
+def test_parameters_of_the_large_separable_convolution():
+    x = keras.Input((4, 4, 2048))
+    network = keras.Model(x, large_separable(x, 15, 256, 490))
+    assert network.count_params() == 19_493_332 and network.output_shape == (None, 4, 4, 490)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "published"), [((3, 4, 6, 3), "ResNet50"), ((3, 4, 23, 3), "ResNet101")]
+)
+def test_parameters_of_the_papers_network(blocks, published, monkeypatch):
+    """ResNet, RPN, separable convolution, hidden layer, class scores and a box.
+
+    The RPN has 15 anchors on C4; the classes are background and lesion.
+    """
+    config = LightHeadRCNNConfig(weights="none", batch_norm="running", blocks=blocks)
+    model = build_without_memory(lambda: LightHeadRCNN(config, 64), monkeypatch)
+    resnet = {"ResNet50": 23_587_712, "ResNet101": 42_658_176}[published]
+    rpn = (9 * 1024 * 512 + 512) + (512 * 15 + 15) + (512 * 60 + 60)
+    head = (490 * 2048 + 2048) + (2048 * 2 + 2) + (2048 * 4 + 4)
+    assert model.networks["detector"].count_params() == resnet + rpn + 19_493_332 + head
+    shapes = [answer.shape for answer in model.backbone.outputs]
+    assert shapes == [(None, 240), (None, 240, 4), (None, 4, 4, 490)]
+    original = build_without_memory(
+        lambda: getattr(keras.applications, published)(weights=None, include_top=False), monkeypatch
+    )
+    for layer in original.layers:
+        if layer.weights:  # takes the published weights
+            assert [weight.shape for weight in model.backbone.get_layer(layer.name).weights] == [
+                weight.shape for weight in layer.weights
+            ]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)  # Keras 3.15 saving, numpy 2
+def test_pretrained_weights_give_kerass_c4(tmp_path):
+    """Keras's network of random weights, read from its file, has the same C4."""
+    keras.utils.set_random_seed(0)
+    theirs = keras.applications.ResNet50(weights=None, include_top=False)
+    for layer in theirs.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.moving_variance.assign(2.0 * np.ones(layer.moving_variance.shape))
+    theirs.save(tmp_path / "resnet50.h5", include_optimizer=False)
+    image = batch(1)["image"]
+    colour = 255 * np.repeat(image, 3, axis=-1) - np.float32([103.939, 116.779, 123.68])
+    c4 = theirs.get_layer("conv4_block6_out").output
+    expected = keras.Model(theirs.input, c4)(colour).numpy()
+    del theirs, c4  # a hundred megabytes
+    read = {"weights": str(tmp_path / "resnet50.h5"), "blocks": (3, 4, 6, 3)}
+    backbone = make_model(batch_norm="frozen", filters=64, **read).backbone
+    ours = keras.Model(backbone.input, backbone.get_layer("rpn").input)(image)
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4 * np.max(expected))
+
+
+def test_a_step_leaves_frozen_normalisations_as_they_are(monkeypatch):
+    blocks = (1, 1, 1, 1)  # published weights would take hundreds of megabytes
+    monkeypatch.setitem(light_head_rcnn.RESNETS, blocks, lambda path: keras.Sequential())
+    model = make_model(batch_norm="frozen", weights="published", filters=64, blocks=blocks)
+    before = {variable.path: variable.numpy() for variable in model.backbone.variables}
+    model.train_step(batch(1))
+    after = {variable.path: variable.numpy() for variable in model.backbone.variables}
+    kept = {path for path in before if np.array_equal(before[path], after[path])}
+    assert kept == {path for path in before if "_bn/" in path}
+    assert len(kept) == 4 * sum("_bn/gamma" in path for path in before) > 0
+
+
+@pytest.mark.slow
+def test_pretrained_weights_of_another_network_are_refused(tmp_path):
+    with pytest.raises(WeightsError, match="nowhere.h5"):
+        pretrained.resnet101(str(tmp_path / "nowhere.h5"))
+    with pytest.raises(
+        WeightsError,
+        match="ResNet-101 is read from Keras's .h5 without top alone, resnet101_weights",
+    ):
+        pretrained.resnet101("weights.npz")
+
+
+def test_c5_is_dilated_and_c4_and_c5_have_stride_16():
+    model = make_model(96)
+    named = {layer.name: layer for layer in model.backbone.layers}
+    assert named["conv5_block1_2_conv"].dilation_rate == (2, 2) and named[
+        "conv4_block1_2_conv"
+    ].dilation_rate == (1, 1)
+    assert named["conv5_block1_1_conv"].strides == (1, 1) and named[
+        "conv4_block1_1_conv"
+    ].strides == (2, 2)
+    assert named["conv4_block1_3_conv"].output.shape == (None, 6, 6, 64)
+    assert named["conv5_block1_3_conv"].output.shape == (None, 6, 6, 128)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"weights": "imagenet", "filters": 8}, "filters 64 and blocks"),
+        ({"weights": "imagenet", "blocks": (1, 1, 1, 1)}, "filters 64 and blocks"),
+        ({"weights": "none"}, "batch_norm frozen needs weights"),
+        ({"rpn_low": 0.8}, "rpn_low"),
+        ({"anchor_scales": ()}, "anchor_scales"),
+        ({"learning_rat": 1}, "learning_rat"),
+    ],
+)
+def test_configs_that_make_no_sense(wrong, said):
+    with pytest.raises(ValidationError, match=said):
+        LightHeadRCNNConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        ({"size": 100}, "size: must be a multiple of 16 px and at least 32, not 100"),
+        ({"size": 16}, "size"),
+        ({"split": "paper"}, "split"),
+        (
+            {"canvas": (64, 40)},
+            r"canvas: rows and columns must be multiples of 16 px and at least 32, not \[64, 40\]",
+        ),
+        ({"canvas": (16, 64)}, "canvas"),
+    ],
+)
+def test_what_a_detector_cant_do_is_refused_by_its_key(data, key):
+    section = DataConfig(**{"size": SIZE, **data})
+    experiment = Experiment[LightHeadRCNNConfig](
+        name="light_head_rcnn", data=section, model=LightHeadRCNNConfig(**LIGHT_HEAD)
+    )
+    with pytest.raises(DetectionError, match=f"^data.{key}"):
+        light_head_rcnn.check(experiment)
+
+
+def test_the_papers_canvas_is_no_square(repository):
+    file = repository / "configs/light_head_rcnn.yaml"
+    shipped = configuration.load(file, ["data.tiles={overlap: 128}"], LightHeadRCNNConfig)
+    light_head_rcnn.check(shipped)
+    assert shipped.data.shape == (1344, 800) and shipped.data.tiles.overlap == 128
+    square = configuration.load(file, ["data.canvas=null", "data.size=320"], LightHeadRCNNConfig)
+    assert square.data.shape == (320, 320)
+    with pytest.raises(DetectionError, match="multiples of 16 px"):
+        make_model((64, 40))
+
+
+def test_a_size_that_the_canvas_would_hide_is_refused():
+    check_unused_size(["data.size=320", "training.steps=3"], DataConfig(size=320))
+    check_unused_size(["data.sizes=3"], DataConfig(canvas=(64, 32)))
+    with pytest.raises(
+        DetectionError, match="^data.size: is not used beside data.canvas; data.canvas=null"
+    ):
+        check_unused_size(
+            ["training.steps=3", "data.size=320"], DataConfig(size=320, canvas=(64, 32))
+        )
+
+
+def test_the_first_losses_by_hand():
+    """Zeroed last layers give 1/2 for every anchor and region, and move none.
+
+    Only the targets are left.
+    """
+    model = make_model()
+    data = batch(1)
+    for name in ("rpn_objectness", "rpn_deltas"):
+        model.backbone.get_layer(name).kernel.assign(
+            tf.zeros_like(model.backbone.get_layer(name).kernel)
+        )
+    for name in ("logits", "deltas"):
+        model.head.get_layer(name).kernel.assign(tf.zeros_like(model.head.get_layer(name).kernel))
+    truth = data["boxes"].numpy()[0, :1].astype(float)
+    anchors = model.anchors.numpy().astype(float)
+    sides = np.maximum(
+        0, np.minimum(anchors[:, 2:], truth[:, 2:]) - np.maximum(anchors[:, :2], truth[:, :2])
+    )
+    areas = (anchors[:, 2] - anchors[:, 0]) * (anchors[:, 3] - anchors[:, 1])
+    overlap = sides.prod(1) / (areas + 0.375**2 - sides.prod(1))
+    positive = (overlap >= 0.7) | np.isclose(overlap, overlap.max())
+    sampled = positive.sum() + (~positive & (overlap < 0.3)).sum()
+    assert 0 < positive.sum() < sampled < 144, (
+        "all anchors of 64 px are sampled but those in between"
+    )
+    base = anchors[positive]
+    heights = base[:, 2] - base[:, 0]
+    widths = base[:, 3] - base[:, 1]
+    delta = np.stack(
+        [
+            (32 / 64 - (base[:, 0] + base[:, 2]) / 2) / heights,
+            (24 / 64 - (base[:, 1] + base[:, 3]) / 2) / widths,
+            np.log(0.375 / heights),
+            np.log(0.375 / widths),
+        ]
+    )
+    l1 = np.where(np.abs(delta) < 1 / 9, delta**2 * 4.5, np.abs(delta) - 1 / 18).sum()
+    losses = floats(model.train_step(data))
+    assert losses["rpn_classification"] == pytest.approx(np.log(2), rel=1e-5)
+    assert losses["rpn_localisation"] == pytest.approx(l1 / sampled, rel=1e-4)
+    assert losses["classification"] == pytest.approx(np.log(2), rel=1e-5)
+    assert losses["detector_loss"] == pytest.approx(sum(losses[name] for name in PARTS), rel=1e-5)
+
+
+def test_the_heads_losses_are_means_over_the_hardest():
+    model = make_model(classes=2, hard_examples=3)
+    data = batch(1)
+    maps = tf.random.stateless_normal([1, 4, 4, 18], (0, 1))
+    proposals = (
+        tf.constant(
+            [
+                [
+                    [20, 12, 44, 36],
+                    [22, 12, 44, 36],
+                    [0, 0, 30, 30],
+                    [30, 30, 60, 60],
+                    [2, 40, 20, 60],
+                    [0, 0, 9, 9],
+                ]
+            ],
+            tf.float32,
+        )
+        / SIZE
+    )
+    there = tf.constant([[True] * 5 + [False]])
+    model.head.get_layer("logits").kernel.assign(tf.random.stateless_normal([8, 3], (0, 2)))
+    model.head.get_layer("deltas").kernel.assign(tf.random.stateless_normal([8, 8], (0, 3)))
+    logits, deltas = (
+        np.asarray(value, float)[0] for value in model.predict_regions(maps, proposals)
+    )
+    label = np.array([2, 2, 0, 0, 0, 0])
+    log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    entropy = -log_probabilities[np.arange(6), label]
+    wanted = np.array([[0, 0, 0, 0], [(32 - 33) / 22 / 0.1, 0, np.log(24 / 22) / 0.2, 0]])
+    off = np.abs(deltas[:2, 1] - wanted)
+    distance = np.append(np.where(off < 1, off**2 / 2, off - 0.5).sum(1), np.zeros(4))
+    hardest = np.argsort(-(entropy + distance)[:5])[:3]
+    classification, localisation = model.head_losses(
+        maps, proposals, there, data["boxes"], tf.ones([1, 2], tf.int32)
+    )
+    assert float(classification) == pytest.approx(entropy[hardest].mean(), rel=1e-4)
+    assert float(localisation) == pytest.approx(distance[hardest].mean(), rel=1e-4)
+
+
+def test_gradients_reach_every_part():
+    model = make_model()
+    network = model.networks["detector"]
+    before = [variable.numpy() for variable in network.trainable_variables]
+    model.train_step(batch())
+    still = [
+        v.path
+        for v, b in zip(network.trainable_variables, before, strict=True)
+        if np.array_equal(v.numpy(), b)
+    ]
+    assert not still and len(before) > 50
+    assert {
+        "conv1_conv",
+        "conv5_block1_2_conv",
+        "rpn",
+        "separable_row_column_1",
+        "hidden",
+        "deltas",
+    } <= {
+        layer.name
+        for part in (model.backbone, model.head)
+        for layer in part.layers
+        if layer.trainable_variables
+    }
+
+
+@pytest.mark.slow
+def test_the_network_descends_the_sum_of_its_four_losses():
+    model, reference = make_model(), make_model()
+    data = batch()
+    truth = data["boxes"]
+    objectness, deltas, _ = reference.backbone(data["image"], training=True)
+    proposals, is_valid = reference.propose(objectness, deltas)  # no gradient passes them
+    boxes = tf.concat([proposals, truth], axis=1)
+    is_valid = tf.concat([is_valid, regions.area(truth) > 0], axis=1)
+
+    def loss():
+        objectness, deltas, maps = reference.backbone(data["image"], training=True)
+        rpn = reference.rpn_losses(objectness, deltas, truth)
+        head = reference.head_losses(maps, boxes, is_valid, truth, data["classes"])
+        return rpn[0] + rpn[1] + head[0] + head[1]
+
+    assert_descends(model, reference, data, detector=loss)
+
+
+def test_the_optimizer_has_the_configs_values():
+    values = {"learning_rate": 3e-3, "beta_1": 0.3, "beta_2": 0.7}
+    optimizer = make_model(**values).optimizers["detector"]
+    assert optimizer.get_config() == pytest.approx({"epsilon": 1e-7, "name": "detector"} | values)
+
+
+def test_detection_changes_nothing():
+    model = make_model()
+    before = [variable.numpy() for variable in model.networks["detector"].variables]
+    model.detect(batch()["image"])
+    model.sample({**batch(), "mask": batch()["image"]})
+    assert all(
+        np.array_equal(v.numpy(), b)
+        for v, b in zip(model.networks["detector"].variables, before, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def losses_of():
+    """Make a function batch -> losses of the first step from the same weights.
+
+    Its graph is traced once.
+    """
+    keras.config.set_dtype_policy("float32")
+    model = make_model()
+    state = [*model.networks["detector"].variables, *model.optimizers["detector"].variables]
+    start = [variable.numpy() for variable in state]
+    step = tf.function(model.train_step)
+
+    def losses(data):
+        for variable, value in zip(state, start, strict=True):
+            variable.assign(value)
+        return floats(step(data))
+
+    return losses
+
+
+@pytest.mark.long
+def test_boxes_that_are_not_there_do_not_count(losses_of):
+    data = batch()
+    alone = data | {"boxes": data["boxes"][:, :1], "classes": data["classes"][:, :1]}
+    flat = data | {"boxes": tf.concat([data["boxes"][:, :1], [[[0.5, 0.1, 0.5, 0.9]]] * 2], axis=1)}
+    expected = floats(make_model().train_step(alone))
+    for other in (data, flat):
+        assert losses_of(other) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", ["both", "one"])
+def test_mammograms_without_lesions_have_defined_losses(losses_of, of):
+    data = batch()
+    empty = tf.zeros_like(data["boxes"])
+    boxes = empty if of == "both" else tf.concat([empty[:1], data["boxes"][1:]], axis=0)
+    losses = losses_of(data | {"boxes": boxes})
+    assert all(np.isfinite(list(losses.values())))
+    assert (losses["rpn_localisation"] == 0) == (losses["localisation"] == 0) == (of == "both")
+    assert losses["classification"] > 0 and losses["rpn_classification"] > 0
+
+
+@pytest.mark.slow
+def test_random_samples_follow_from_the_step_alone():
+    """Two models of the same weights see the same samples, and others at their next step."""
+    one = make_model(rpn_samples=4)
+    other = make_model(rpn_samples=4)
+    data = batch()
+    parts = [model.backbone(data["image"], training=False) for model in (one, other)]
+    first, second = (
+        model.rpn_losses(*part[:2], data["boxes"])
+        for model, part in zip((one, other), parts, strict=True)
+    )
+    np.testing.assert_array_equal(first, second)
+    one.optimizers["detector"].iterations.assign(1)
+    assert float(one.rpn_losses(*parts[0][:2], data["boxes"])[0]) != float(first[0])
+
+
+@pytest.mark.slow
+def test_detections_have_their_form():
+    model = make_model(classes=2, detections=7)
+    data = batch()
+    outputs = {name: value.numpy() for name, value in model.detect(data["image"]).items()}
+    assert (
+        tuple(outputs) == OUTPUTS
+        and outputs["detection_boxes"].shape == (2, 7, 4)
+        and outputs["num_detections"].shape == (2,)
+    )
+    assert (
+        set(np.unique(outputs["detection_classes"])) <= {0, 1}
+        and outputs["detection_boxes"].min() >= 0
+        and outputs["detection_boxes"].max() <= 1
+    )
+    assert (np.diff(outputs["detection_scores"]) <= 0).all() and 0 < outputs[
+        "detection_scores"
+    ].max() < 1
+    answer = model.functions()["detector"](image=data["image"])
+    np.testing.assert_allclose(answer["scores"], outputs["detection_scores"], atol=1e-5)
+    panels = model.sample({**data, "mask": data["image"]})
+    assert list(panels) == ["image", "detected", "truth"] and panels["detected"].shape == (
+        2,
+        SIZE,
+        SIZE,
+        1,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_has_the_same_first_losses(policy):
+    data = batch()
+    exact = floats(make_model().train_step(batch()))
+    keras.config.set_dtype_policy(policy)
+    model = make_model()
+    losses = model.train_step(data)
+    assert all(value.dtype == tf.float32 for value in losses.values())
+    for name, value in floats(losses).items():
+        assert value == pytest.approx(exact[name], rel=0.1, abs=0.02)
+    assert all(np.isfinite(list(floats(model.train_step(data)).values())))
+
+
+def test_a_square_that_is_letterboxed_stays_and_others_are_as_in_training():
+    random = np.random.default_rng(0)
+    image = random.random((2, 48, 48, 1), np.float32)
+    square, parts = letterbox_batch(tf.constant(image), (48, 48))
+    np.testing.assert_allclose(square, image, atol=1e-6)
+    assert parts.numpy().tolist() == [1, 1, 1, 1]
+    smooth = np.linspace(0, 1, 90 * 61, dtype=np.float32).reshape(90, 61, 1)
+    for canvas in ((48, 48), (64, 32), (48, 80)):
+        filled, parts = letterbox_batch(tf.constant(smooth[None]), canvas)
+        expected, scale = letterbox(smooth, DataConfig(canvas=canvas, window=(0, 1)))
+        assert filled.shape == (1, *canvas, 1)
+        np.testing.assert_allclose(filled[0], expected, atol=0.02)
+        np.testing.assert_allclose(
+            parts, np.tile(np.array(scale) * [90, 61] / canvas, 2), rtol=1e-6
+        )
+
+
+@pytest.fixture(scope="module")
+def taught():
+    """A small detector that has learnt one bright square by heart."""
+    keras.config.set_dtype_policy("float32")
+    model = make_model(filters=8, units=16, learning_rate=1e-3, momentum=0.8)
+    data = batch()
+    step = tf.function(model.train_step)
+    history = [floats(step(data)) for _ in range(160)]
+    return model, history
+
+
+@pytest.mark.long
+def test_it_learns_where_the_lesion_is(taught):
+    model, history = taught
+    assert history[-1]["detector_loss"] < 0.3 * history[0]["detector_loss"]
+    outputs = model.detect(batch()["image"])
+    truth = batch()["boxes"][:, :1]
+    overlap = regions.iou(outputs["detection_boxes"], truth).numpy()
+    assert (overlap[:, 0] > 0.7).all() and (outputs["detection_scores"][:, 0].numpy() > 0.8).all()
+
+
+@pytest.fixture(scope="module")
+def saved(taught, tmp_path_factory):
+    """(the loaded SavedModel, the card's part) of it."""
+    folder = tmp_path_factory.mktemp("saved")
+    described = write(taught[0], folder)["detector"]
+    loaded = tf.saved_model.load(str(folder / "detector"))
+    return loaded, described
+
+
+@pytest.mark.slow
+def test_the_saved_model_gives_the_same_boxes_as_the_live_one(taught, saved):
+    (model, _) = taught
+    (loaded, described) = saved
+    assert set(described["outputs"]) == set(OUTPUTS) and list(described["inputs"]) == [
+        "input_tensor"
+    ]
+    assert len(described["variables"]) == len(model.networks["detector"].variables)
+    image = batch()["image"]
+    live = model.detect(image)
+    answer = loaded.signatures["serving_default"](input_tensor=255 * tf.repeat(image, 3, axis=-1))
+    sure = int(np.sum(live["detection_scores"].numpy()[0] > 0.3))
+    assert sure >= 1
+    np.testing.assert_allclose(
+        answer["detection_boxes"][:, :sure], live["detection_boxes"][:, :sure], atol=1e-4
+    )
+    np.testing.assert_allclose(answer["detection_scores"], live["detection_scores"], atol=1e-3)
+    np.testing.assert_array_equal(
+        answer["detection_classes"][:, :sure], live["detection_classes"][:, :sure] + 1
+    )
+    np.testing.assert_array_equal(answer["num_detections"], live["num_detections"])
+
+
+@pytest.mark.slow
+def test_the_saved_model_takes_images_of_any_size(saved):
+    """Twice as large and with fewer columns: boxes are parts of its own rows and columns."""
+    function = saved[0].signatures["serving_default"]
+    image = np.repeat(np.repeat(batch(1)["image"], 2, axis=1), 2, axis=2)[:, :, :96]
+    box = function(input_tensor=tf.constant(255 * np.repeat(image, 3, axis=-1)))["detection_boxes"][
+        :, :1
+    ]
+    truth = np.array([[[40 / 128, 24 / 96, 88 / 128, 72 / 96]]], np.float32)
+    assert regions.iou(box, tf.constant(truth)).numpy()[0, 0, 0] > 0.5
+
+
+@pytest.mark.slow
+def test_an_export_that_answers_otherwise_is_refused(taught, tmp_path, monkeypatch):
+    model, _ = taught
+    load = tf.saved_model.load
+
+    def spoilt(path):
+        loaded = load(path)
+        for variable in loaded.weights:
+            if variable.shape.rank > 1:
+                variable.assign(2 * variable)
+        return loaded
+
+    monkeypatch.setattr(tf.saved_model, "load", spoilt)
+    with pytest.raises(
+        ExportError, match="differ between the SavedModel and the network in memory"
+    ):
+        write(model, tmp_path)
+
+
+def experiment(uri, steps, **training):
+    return Experiment[LightHeadRCNNConfig](
+        name="light_head_rcnn",
+        data=DataConfig(size=SIZE, kinds=("mass",), folds=2),
+        training=TrainingConfig(
+            steps=steps,
+            batch_size=2,
+            steps_per_loop=1,
+            precision="float32",
+            grid_samples=1,
+            **training,
+        ),
+        tracking=TrackingConfig(uri=uri, system_metrics=False, register_models=False),
+        model=LightHeadRCNNConfig(**LIGHT_HEAD),
+    )
+
+
+@pytest.mark.long
+def test_a_run_is_gone_on_with_exported_and_started_from(tmp_path, tracking_uri, caplog):
+    caplog.set_level("INFO")
+    records = phantom.read(count=12)
+    whole = make_whole(records, DataConfig(size=SIZE, kinds=("mass",)), Skipped())
+    sides = np.unique(whole.patient_ids, return_inverse=True)[1] % 2
+    train = whole.take(np.flatnonzero(sides == 0))
+    held_out = whole.take(np.flatnonzero(sides == 1))
+    for steps in (2, 4):
+        metrics = loop.fit(
+            make_model,
+            experiment(tracking_uri, steps),
+            train,
+            held_out,
+            tmp_path,
+            validate,
+            monitor="recall",
+            write=write,
+        )
+    assert "from the start to step 2" in caplog.text and "from step 2 to step 4" in caplog.text
+    assert set(metrics) == {"recall", "recall_of_all", "froc"}
+    card = read_card(tmp_path / "export")
+    assert (card["step"], card["serves"], card["name"]) == (4, "detector", "light_head_rcnn")
+    assert set(card["train_patients"]) == set(train.patient_ids.tolist())
+
+    fresh = make_model()
+    exporting.assign(fresh.networks, tmp_path / "export")
+    mammogram = next(record for record in records if record.lesions)
+    square, scale = letterbox(mammogram.pixels(), experiment(tracking_uri, 4).data)
+    expected = fresh.detect(square[np.newaxis])
+    detector = Detector.load(tmp_path)
+    predictions = detector.predict(mammogram)
+    assert (
+        0 < len(predictions) <= 20
+        and set(predictions.classes) == {"mass"}
+        and predictions.boxes.max() > 100
+    ), "native px"
+    np.testing.assert_allclose(
+        predictions.scores, expected["detection_scores"][0, : len(predictions)], atol=1e-4
+    )
+    assert (
+        detector.saw(train.patient_ids[0]) is True
+        and detector.saw(held_out.patient_ids[0]) is False
+    )
+    np.testing.assert_array_equal(
+        Detector.load(tmp_path / "export/detector").predict(mammogram).boxes, predictions.boxes
+    )
+
+
+def oblong():
+    """A bright square of 24 px on a canvas of 96 x 64; the parts of its sides differ."""
+    random = np.random.default_rng(0)
+    image = random.uniform(0, 0.2, (2, 96, 64, 1)).astype(np.float32)
+    image[:, 52:76, 12:36] += 0.7
+    boxes = np.tile(np.array([52 / 96, 12 / 64, 76 / 96, 36 / 64], np.float32), (2, 1, 1))
+    return {
+        "image": tf.constant(image),
+        "boxes": tf.constant(boxes),
+        "classes": tf.zeros([2, 1], tf.int32),
+    }
+
+
+@pytest.mark.long
+def test_a_canvas_that_is_no_square_is_learned_and_exported(tmp_path):
+    model = make_model((96, 64), filters=8, units=16, learning_rate=3e-3, momentum=0.8)
+    data = oblong()
+    assert (
+        model.backbone.output_shape == [(None, 6 * 4 * 9), (None, 6 * 4 * 9, 4), (None, 6, 4, 18)]
+        and len(model.anchors) == 6 * 4 * 9
+    )
+    step = tf.function(model.train_step)
+    history = [floats(step(data)) for _ in range(80)]
+    assert history[-1]["detector_loss"] < 0.3 * history[0]["detector_loss"]
+    outputs = model.functions()["detector"](image=data["image"])
+    assert (regions.iou(outputs["boxes"], data["boxes"]).numpy()[:, 0] > 0.7).all()
+    write(model, tmp_path)
+    loaded = tf.saved_model.load(str(tmp_path / "detector"))
+    answer = loaded.signatures["serving_default"](
+        input_tensor=255 * tf.repeat(data["image"], 3, axis=-1)
+    )
+    sure = int(np.sum(outputs["scores"].numpy()[0] > 0.3))
+    assert sure >= 1
+    np.testing.assert_allclose(
+        answer["detection_boxes"][:, :sure], outputs["boxes"][:, :sure], atol=1e-4
+    )
+    # The upper half twice as large fills the canvas in its columns alone.
+    double = np.repeat(np.repeat(data["image"][:1, 48:], 2, axis=1), 2, axis=2)
+    box = loaded.signatures["serving_default"](
+        input_tensor=tf.constant(255 * np.repeat(double, 3, axis=-1))
+    )["detection_boxes"][:, :1]
+    assert (
+        regions.iou(box, tf.constant([[[4 / 48, 12 / 64, 28 / 48, 36 / 64]]])).numpy()[0, 0, 0]
+        > 0.5
+    )
+
+
+def test_no_proposal_is_narrower_than_a_pixel_of_either_side():
+    model = make_model((96, 64))
+    objectness = tf.zeros([1, len(model.anchors)])
+    deltas = tf.concat([tf.zeros([1, len(model.anchors), 2]), tf.fill([1, 216, 2], -20.0)], -1)
+    deltas_of = {
+        side: deltas + tf.constant([0, 0, *more], tf.float32)
+        for side, more in (("rows", (0, 20)), ("cols", (20, 0)))
+    }
+    assert all(
+        not model.propose(objectness, value)[1].numpy().any() for value in deltas_of.values()
+    )
+    assert model.propose(objectness, tf.zeros_like(deltas))[1].numpy().any()
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_it_finds_the_masses_of_eight_mammograms_that_it_knows():
+    data = DataConfig(size=256, kinds=("mass",))
+    whole = make_whole(phantom.read(count=12), data, Skipped(), normal=False).take(range(8))
+    keras.utils.set_random_seed(0)
+    small = {
+        "filters": 16,
+        "rpn_width": 64,
+        "middle": 32,
+        "kernel": 15,
+        "bins": 7,
+        "channels": 10,
+        "units": 128,
+        "learning_rate": 1e-3,
+    }
+    few = {
+        "anchor_scales": (1.0, 2.0, 4.0),
+        "proposals_before": 300,
+        "proposals": 100,
+        "hard_examples": 64,
+    }
+    model = LightHeadRCNN(LightHeadRCNNConfig(**{**LIGHT_HEAD, **small, **few}), 256)
+    step = tf.function(model.train_step)
+    functions = model.functions()
+    metrics = {}
+    for number, some in enumerate(batches(whole, 4, 0, augment=False), 1):
+        step(some)
+        if number % 50 == 0:
+            metrics = validate(functions, whole)
+        # recall 1 from 0.25 false positives per image on
+        if number == 400 or metrics.get("froc") == 1:
+            break
+    assert metrics["froc"] == 1
+
+
+def test_the_learning_rate_rises_stays_or_falls():
+    def at(schedule, *steps):
+        return [float(schedule(step)) for step in steps]
+
+    assert learning_rate(0.2) == 0.2
+    np.testing.assert_allclose(
+        at(learning_rate(0.2, warmup=10), 0, 5, 10, 1000), [0, 0.1, 0.2, 0.2], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        at(learning_rate(0.2, decay=40), 0, 10, 20, 40, 99),
+        [0.2, 0.1 + 0.1 * 0.5**0.5, 0.1, 0, 0],
+        rtol=1e-5,
+        atol=1e-9,
+    )
+    np.testing.assert_allclose(
+        at(learning_rate(0.2, 10, 40), 0, 5, 10, 30, 50),
+        [0, 0.1, 0.2, 0.1, 0],
+        rtol=1e-5,
+        atol=1e-9,
+    )
+
+
+@pytest.mark.slow
+def test_the_rate_falls_while_it_trains():
+    model = make_model(filters=4, units=8, learning_rate=1e-3, decay=2)
+    data = batch()
+    step = tf.function(model.train_step)
+    for _ in range(2):
+        step(data)
+    before = [variable.numpy() for variable in model.networks["detector"].trainable_variables]
+    step(data)  # at a rate of 0
+    for variable, value in zip(model.networks["detector"].trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)

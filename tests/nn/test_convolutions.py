@@ -1,0 +1,269 @@
+"""Small maps: values and gradients of Keras's layers, and by which way they are computed."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo.nn import convolutions
+from tfmammo.nn.convolutions import Convolution, TransposedConvolution
+
+PAIRS = {
+    "convolution": (Convolution, keras.layers.Conv2D),
+    "transposed": (TransposedConvolution, keras.layers.Conv2DTranspose),
+}
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Matrix products however many places there are."""
+    monkeypatch.setattr(convolutions, "pays", lambda maps, places, most: None not in places)
+
+
+def both(kind, shape, *arguments, **options):
+    """Our layer and Keras's of equal weights, and an input."""
+    random = np.random.default_rng(0)
+    layers = [
+        layer(*arguments, **options, bias_initializer=keras.initializers.RandomNormal(seed=2))
+        for layer in PAIRS[kind]
+    ]
+    for layer in layers:
+        layer.build((None, *shape[1:]))
+    layers[1].set_weights(layers[0].get_weights())
+    return *layers, tf.constant(random.normal(size=shape).astype(np.float32))
+
+
+def value_and_gradients(layer, x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x)
+        loss = tf.reduce_sum(tf.sin(y))
+    return [y, *tape.gradient(loss, [x, *layer.trainable_variables])]
+
+
+def penalty_gradient(layer, x):
+    """Of |dy / dx|^2, by the kernel."""
+    with tf.GradientTape() as outer:
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            y = tf.reduce_sum(layer(x))
+        penalty = tf.reduce_sum(inner.gradient(y, x) ** 2)
+    return outer.gradient(penalty, layer.kernel.value)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride"),
+    [
+        ((2, 2, 2, 3), 4, 2),
+        ((1, 8, 8, 5), 4, 2),
+        ((3, 5, 7, 2), 3, 1),
+        ((1, 6, 4, 2), 3, 2),
+        ((2, 1, 1, 3), 4, 2),
+        ((1, 16, 16, 2), (3, 5), (2, 1)),
+        ((1, 4, 4, 2), 1, 1),
+        ((1, 7, 5, 2), 2, 3),
+        ((1, 3, 3, 2), 3, 1),
+    ],
+)
+def test_values_and_gradients_are_keras_own(kind, shape, kernel, stride, always):
+    ours, theirs, x = both(kind, shape, 4, kernel, stride, padding="same", activation="tanh")
+    for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "filters", "kernel", "stride"),
+    [
+        ((2, 8, 8, 16), 1, 4, 2),
+        ((1, 5, 7, 24), 6, 2, 2),
+        ((3, 5, 4, 9), 1, 3, 1),
+        ((1, 6, 4, 36), 1, 6, 2),
+        ((2, 3, 5, 64), 1, 8, 4),
+        ((2, 3, 3, 16), 1, 4, 4),
+    ],
+)
+def test_few_filters_are_products_added_up_and_the_gradients_are_the_convolution_s(
+    shape, filters, kernel, stride, monkeypatch
+):
+    monkeypatch.setattr(convolutions, "pays", lambda maps, places, most: False)
+    ours, theirs, x = both(
+        "transposed", shape, filters, kernel, stride, padding="same", activation="tanh"
+    )
+    for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=4e-6)
+    function = tf.function(ours, input_signature=[tf.TensorSpec([None, *shape[1:]])])
+    assert "MatMul" in {
+        operation.type for operation in function.get_concrete_function().graph.get_operations()
+    }
+    np.testing.assert_allclose(function(x[:1]), theirs(x[:1]), rtol=1e-5, atol=4e-6)
+
+
+@pytest.mark.parametrize(
+    ("filters", "kernel", "stride", "narrow"),
+    [(1, 4, 2, True), (2, 4, 2, False), (1, 3, 2, False), (1, (4, 2), 2, False)],
+)
+def test_which_layers_have_few_filters(filters, kernel, stride, narrow):
+    layer = TransposedConvolution(filters, kernel, stride, padding="same")
+    graph = tf.function(layer).get_concrete_function(tf.TensorSpec([2, 8, 8, 16])).graph
+    assert ("MatMul" in {operation.type for operation in graph.get_operations()}) == narrow
+
+
+def test_a_second_derivative_of_few_filters():
+    ours, theirs, x = both("transposed", (4, 4, 4, 16), 1, 4, 2, padding="same", activation="tanh")
+    np.testing.assert_allclose(
+        *(penalty_gradient(layer, x) for layer in (ours, theirs)), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_without_padding_and_without_a_bias(always):
+    ours, theirs, x = both("convolution", (2, 6, 5, 3), 4, 4, 1, use_bias=False)
+    for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("maps", [1, 5, None])
+def test_a_kernel_that_covers_the_map_is_one_product_however_few_filters(maps):
+    """oneDNN's gradient of such a kernel can write beyond its end, see convolutions.py."""
+    ours, theirs, x = both("convolution", (5, 4, 3, 8), 2, (4, 3))
+    for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+    @tf.function(input_signature=[tf.TensorSpec([maps, 4, 3, 8])])
+    def differentiate(x):
+        return value_and_gradients(ours, x)
+
+    graph = differentiate.get_concrete_function().graph
+    assert not any("Conv2D" in operation.type for operation in graph.get_operations())
+
+
+@pytest.mark.parametrize(("filters", "is_product"), [(1, True), (15, True), (16, False)])
+def test_a_kernel_of_one_pixel_with_few_filters_is_one_product(filters, is_product):
+    """oneDNN's gradient of such a kernel can write beyond its end, see convolutions.py."""
+    ours, theirs, x = both("convolution", (2, 64, 64, 3), filters, 1, padding="same")
+    for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+    @tf.function(input_signature=[tf.TensorSpec(x.shape)])
+    def differentiate(x):
+        return value_and_gradients(ours, x)
+
+    graph = differentiate.get_concrete_function().graph
+    types = {operation.type for operation in graph.get_operations()}
+    assert ("Conv2DBackpropFilter" not in types) == is_product
+
+
+def test_by_hand(always):
+    layer = Convolution(1, 2, 2, "same", use_bias=False)
+    layer.build((None, 2, 2, 1))
+    layer.set_weights([np.array([1, 2, 3, 4], np.float32).reshape(2, 2, 1, 1)])
+    assert float(layer(tf.constant([[[[5.0], [6]], [[7], [8]]]]))[0, 0, 0, 0]) == 5 + 12 + 21 + 32
+    layer = TransposedConvolution(1, 2, 1, "same", use_bias=False)
+    layer.build((None, 1, 2, 1))
+    # the first column alone: "same" cuts the third
+    layer.set_weights([np.array([1, 2, 3, 4], np.float32).reshape(2, 2, 1, 1)])
+    np.testing.assert_array_equal(layer(tf.constant([[[[5.0], [6]]]]))[0, 0, :, 0], [5, 10 + 6])
+
+
+@pytest.mark.parametrize(
+    ("kind", "maps", "channels", "filters", "product"),
+    [
+        ("convolution", 1, 3, 32, True),
+        ("convolution", 1, 3, 31, False),
+        ("convolution", 2, 3, 32, False),
+        ("convolution", 2, 3, 64, True),
+        ("convolution", None, 3, 128, True),
+        ("convolution", None, 3, 127, False),
+        ("transposed", 1, 16, 3, True),
+        ("transposed", 1, 15, 3, False),
+        ("transposed", 2, 16, 3, False),
+        ("transposed", None, 64, 3, True),
+    ],
+)
+def test_wide_layers_on_few_places_alone_are_matrix_products(
+    kind, maps, channels, filters, product
+):
+    side = 8 if kind == "convolution" else 4  # 16 places
+    layer = PAIRS[kind][0](filters, 4, 2, padding="same")
+    graph = (
+        tf.function(layer).get_concrete_function(tf.TensorSpec([maps, side, side, channels])).graph
+    )
+    operations = {operation.type for operation in graph.get_operations()}
+    assert ("MatMul" in operations, any("Conv2D" in name for name in operations)) == (
+        product,
+        not product,
+    )
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_any_number_of_maps_and_unknown_sizes(kind, always):
+    ours, theirs, x = both(kind, (3, 4, 4, 2), 3, 4, 2, padding="same")
+    for shape in ([None, 4, 4, 2], [None, None, None, 2]):
+        function = tf.function(ours, input_signature=[tf.TensorSpec(shape)])
+        np.testing.assert_allclose(function(x), theirs(x), rtol=1e-5, atol=2e-6)
+        assert shape[1] is None or function(x[:0]).shape == (0, *theirs(x).shape[1:])
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_in_bfloat16_as_exact_as_keras(kind, always):
+    exact, _, x = both(kind, (2, 8, 8, 64), 32, 4, 2, padding="same")
+    ours, theirs, _ = both(kind, (2, 8, 8, 64), 32, 4, 2, padding="same", dtype="mixed_bfloat16")
+    for layer in (ours, theirs):
+        layer.set_weights(exact.get_weights())
+    errors = [np.abs(tf.cast(layer(x), tf.float32) - exact(x)).mean() for layer in (ours, theirs)]
+    assert ours(x).dtype == tf.bfloat16 and 0 < errors[0] < 1.5 * errors[1]
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_second_derivative(kind, always):
+    ours, theirs, x = both(kind, (2, 4, 4, 2), 3, 3, 1, padding="same", activation="tanh")
+    np.testing.assert_allclose(
+        *(penalty_gradient(layer, x) for layer in (ours, theirs)), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_other_layouts_are_left_to_keras(kind, always):
+    ours, theirs, x = both(
+        kind,
+        (1, 6, 6, 2),
+        4,
+        3,
+        1,
+        padding="valid" if kind == "transposed" else "same",
+        dilation_rate=2,
+    )
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_it_is_made_anew_from_its_config(kind, always):
+    ours, _, x = both(kind, (1, 4, 4, 2), 3, 4, 2, padding="same")
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(ours))
+    again(x)
+    again.set_weights(ours.get_weights())
+    assert type(again) is type(ours)
+    np.testing.assert_array_equal(again(x), ours(x))
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_on_a_gpu_the_operations_are_keras_own(kind, monkeypatch):
+    small = PAIRS[kind][0](64, 4, 2, padding="same")
+    narrow = PAIRS[kind][0](1, 4, 2, padding="same")
+
+    def operations(layer, channels, device):
+        def call(x):
+            with tf.device(device):
+                return layer(x)
+
+        graph = tf.function(call).get_concrete_function(tf.TensorSpec([1, 4, 4, channels])).graph
+        return {operation.type for operation in graph.get_operations()}
+
+    for layer, channels in ((small, 64), (narrow, 64)) if kind == "transposed" else ((small, 64),):
+        assert "MatMul" in operations(layer, channels, "/CPU:0")
+        assert "MatMul" in operations(layer, channels, None)
+        assert "MatMul" not in operations(layer, channels, "/GPU:0")
+    # a GPU, and no scope
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
+    assert "MatMul" not in operations(small, 64, None)
+    assert "MatMul" in operations(small, 64, "/CPU:0")

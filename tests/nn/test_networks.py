@@ -1,0 +1,316 @@
+"""Pix2Pix's networks: sizes, parameter counts, receptive fields, and outputs against Keras's."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo.nn.networks import (
+    PIX2PIX_FILTERS,
+    PatchDiscriminator,
+    UNet256,
+    leaky_relu,
+    normal,
+    resnet_stages,
+)
+
+
+def parameters(network):
+    return sum(int(np.prod(v.shape)) for v in network.trainable_variables)
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def randomise(network, seed=0):
+    """Weights large enough for every layer to matter."""
+    rng = np.random.default_rng(seed)
+    for variable in network.trainable_variables:
+        variable.assign(rng.normal(0, 0.3, variable.shape) + (variable.name == "gamma"))
+    return network
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("channels", "count"), [(1, 54_407_809), (3, 54_413_955)])
+def test_unet_parameters(channels, count):
+    network = UNet256(channels, channels)
+    assert parameters(network) == count
+    assert not network.non_trainable_weights, "no moving averages"
+    assert [down.filters for down in network.downs] == list(PIX2PIX_FILTERS)
+
+
+@pytest.mark.parametrize(("strided", "count"), [(1, 135_489), (3, 2_764_609)])
+def test_discriminator_parameters(strided, count):
+    assert parameters(PatchDiscriminator(2, strided)) == count
+
+
+@pytest.mark.parametrize(
+    ("strided", "field", "side"),
+    [(1, 16, 126), (2, 34, 62), (3, 70, 30), (4, 142, 14), (5, 286, 6)],
+)
+def test_discriminator_receptive_field_and_output(strided, field, side):
+    network = PatchDiscriminator(2, strided, filters=2)
+    assert network.receptive_field == field
+    logits = network(noise(1, 256, 256, 2))
+    assert logits.shape == (1, side, side, 1) and logits.dtype == tf.float32
+
+
+@pytest.mark.parametrize("strided", [1, 2, 3])
+def test_discriminator_receptive_field_by_gradient(strided):
+    size = 128
+    network = PatchDiscriminator(1, strided, filters=2, size=size)
+    # Normalisation looks at the whole image: without it, all weights positive and no cancelling,
+    # only the window is left.
+    network.norms = [None] * len(network.norms)
+    for convolution in [*network.convolutions, network.head]:
+        convolution.kernel.assign(tf.ones_like(convolution.kernel))
+    image = tf.ones([1, size, size, 1])
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(image)
+        logits = network(image)
+        middle = logits.shape[1] // 2
+        one = logits[0, middle, middle, 0]
+        neighbour = logits[0, middle, middle + 1, 0]
+    reached = np.argwhere(tape.gradient(one, image).numpy()[0, :, :, 0])
+    extent = reached.max(axis=0) - reached.min(axis=0) + 1
+    assert tuple(extent) == (network.receptive_field,) * 2
+    assert len(reached) == network.receptive_field**2, "every pixel of the window is seen"
+    moved = np.argwhere(tape.gradient(neighbour, image).numpy()[0, :, :, 0])
+    assert tuple(moved.min(axis=0) - reached.min(axis=0)) == (0, 2**strided)
+
+
+def test_discriminator_widths_double_up_to_eight_times():
+    network = PatchDiscriminator(2, 5, filters=3)
+    assert [c.filters for c in network.convolutions] == [3, 6, 12, 24, 24, 24]
+    assert [c.strides for c in network.convolutions] == [(2, 2)] * 5 + [(1, 1)]
+    assert network.head.filters == 1
+
+
+def keras_discriminator(size, channels, strided, filters):
+    """The same network from Keras's own layers, with BatchNormalization in training."""
+    x = inputs = keras.Input((size, size, channels), batch_size=1)
+    for i in range(strided + 1):
+        width = filters * min(2**i, 8)
+        stride = 2 if i < strided else 1
+        x = keras.layers.Conv2D(width, 4, stride, use_bias=i == 0)(keras.layers.ZeroPadding2D(1)(x))
+        x = keras.layers.BatchNormalization()(x, training=True) if i else x
+        x = keras.layers.LeakyReLU(0.2)(x)
+    return keras.Model(inputs, keras.layers.Conv2D(1, 4)(keras.layers.ZeroPadding2D(1)(x)))
+
+
+def keras_unet(size, channels, out_channels, filters):
+    """Build the same network from Keras's layers, in Pix2Pix's recursive form."""
+
+    def norm(x):
+        return keras.layers.BatchNormalization()(x, training=True)
+
+    def block(x, widths, out, outermost=False):
+        width, *inner = widths
+        down = keras.layers.Conv2D(width, 4, 2, "same", use_bias=False)(
+            x if outermost else keras.layers.LeakyReLU(0.2)(x)
+        )
+        if inner:
+            down = down if outermost else norm(down)
+            below = block(down, inner, width)
+            down = keras.layers.Concatenate()([below, down])
+        up = keras.layers.Conv2DTranspose(out, 4, 2, "same", use_bias=outermost)(
+            keras.layers.ReLU()(down)
+        )
+        return keras.layers.Activation("tanh")(up) if outermost else norm(up)
+
+    inputs = keras.Input((size, size, channels), batch_size=1)
+    return keras.Model(inputs, block(inputs, filters, out_channels, outermost=True))
+
+
+def weights_of(layers, kind):
+    return [w for layer in layers if isinstance(layer, kind) for w in layer.trainable_variables]
+
+
+@pytest.mark.parametrize("strided", [1, 3])
+def test_discriminator_equals_one_of_keras_layers(strided):
+    network = randomise(PatchDiscriminator(2, strided, filters=3, size=48))
+    reference = keras_discriminator(48, 2, strided, 3)
+    for kind, layers in (
+        (keras.layers.Conv2D, [*network.convolutions, network.head]),
+        (keras.layers.BatchNormalization, [norm for norm in network.norms if norm]),
+    ):
+        ours = [w for layer in layers for w in layer.trainable_variables]
+        for theirs, weight in zip(weights_of(reference.layers, kind), ours, strict=True):
+            theirs.assign(weight)
+    x = noise(1, 48, 48, 2)
+    np.testing.assert_allclose(network(x), reference(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("filters", [(3,), (3, 5), (3, 5, 7), (2, 3, 4, 5)])
+def test_unet_equals_one_of_keras_layers(filters):
+    network = randomise(UNet256(2, 3, filters, dropout=0, size=32))
+    reference = keras_unet(32, 2, 3, filters)
+    for kind, layers in (
+        (keras.layers.Conv2DTranspose, network.ups),
+        (
+            keras.layers.BatchNormalization,
+            [norm for norm in (*network.down_norms, *network.up_norms) if norm],
+        ),
+        (keras.layers.Conv2D, network.downs),
+    ):
+        theirs = [
+            w
+            for layer in reference.layers
+            if type(layer) is kind
+            for w in layer.trainable_variables
+        ]
+        ours = [w for layer in layers for w in layer.trainable_variables]
+        for target, weight in zip(theirs, ours, strict=True):
+            target.assign(weight)
+    x = noise(1, 32, 32, 2)
+    np.testing.assert_allclose(network(x), reference(x), rtol=1e-4, atol=1e-5)
+
+
+def test_unet_range_shape_and_dtype():
+    network = randomise(UNet256(filters=(4, 8, 8), size=16))
+    y = network(5 * noise(3, 16, 16, 1))
+    assert y.shape == (3, 16, 16, 1) and y.dtype == tf.float32
+    assert np.abs(y).max() <= 1 and y.numpy().std() > 0.1
+
+
+def test_a_sample_does_not_see_its_batch():
+    for network in (
+        randomise(UNet256(2, filters=(4, 8, 8), size=16)),
+        randomise(PatchDiscriminator(filters=4, strided=1, size=16)),
+    ):
+        x = noise(3, 16, 16, 2)
+        together = network(x)
+        for i in range(3):
+            np.testing.assert_allclose(
+                network(x[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-5
+            )
+
+
+def test_dropout_is_on_the_innermost_decoder_blocks_and_only_in_training():
+    network = randomise(UNet256(filters=(4, 8, 8, 8, 8), size=32))
+    assert [bool(dropout) for dropout in network.dropouts] == [True, True, True, False, False]
+    x = noise(1, 32, 32, 1)
+    np.testing.assert_array_equal(network(x), network(x))
+    assert np.abs(network(x, training=True) - network(x, training=True)).max() > 1e-3
+    assert not any(UNet256(filters=(4, 8, 8), dropout=0, size=16).dropouts)
+    shallow = UNet256(filters=(4, 8), size=16)
+    assert [bool(dropout) for dropout in shallow.dropouts] == [True, False], "never on the output"
+
+
+@pytest.mark.parametrize(
+    ("size", "filters"), [(100, (4, 8, 8)), (16, (4,) * 5), (255, PIX2PIX_FILTERS)]
+)
+def test_unet_refuses_sizes_it_cannot_halve(size, filters):
+    with pytest.raises(
+        ValueError, match=f"^data.size: patches of {size} px can't be halved {len(filters)} times"
+    ):
+        UNet256(filters=filters, size=size)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_computes_in_half_and_answers_in_float32(policy):
+    def pair():
+        return UNet256(2, filters=(4, 8, 8), dropout=0, size=16), PatchDiscriminator(
+            filters=4, strided=1, size=16
+        )
+
+    exacts = [randomise(network) for network in pair()]
+    keras.config.set_dtype_policy(policy)
+    x = noise(2, 16, 16, 2)
+    for exact, network in zip(exacts, pair(), strict=True):
+        network.set_weights(exact.get_weights())
+        assert network(x).dtype == tf.float32
+        assert all(w.dtype == "float32" for w in network.trainable_variables)
+        difference = np.abs(network(x) - exact(x)).max()
+        assert 0 < difference < 0.2
+
+
+def test_every_layer_draws_its_own_weights_from_the_same_normal():
+    network = UNet256(filters=(32, 32, 32), size=16)
+    kernels = [layer.kernel.numpy() for layer in (*network.downs, *network.ups)]
+    assert not np.array_equal(kernels[1], kernels[2])
+    for kernel in kernels:
+        assert abs(kernel.std() - 0.02) < 0.003 and abs(kernel.mean()) < 0.003
+    assert normal(0.5).stddev == 0.5
+
+
+def test_leaky_relu_with_its_gradient_and_that_of_a_gradient_s_square():
+    x = tf.constant([-2.0, -1e-3, 1e-3, 3.0])
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            y = leaky_relu(x * x * tf.sign(x))
+        (gradient,) = inner.gradient(y, [x])
+        penalty = gradient**2
+    np.testing.assert_allclose(y, [-0.8, -2e-7, 1e-6, 9], rtol=1e-6)
+    # 2 |x|, a fifth of it below 0
+    np.testing.assert_allclose(gradient, [0.8, 4e-4, 2e-3, 6], rtol=1e-6)
+    # 8 x, times 0.04
+    np.testing.assert_allclose(outer.gradient(penalty, x), [-0.64, -3.2e-4, 8e-3, 24], rtol=1e-6)
+
+
+def test_leaky_relu_reads_a_convolution_s_output_nowhere_else_on_a_cpu_and_is_tensorflow_s_own_on_a_gpu():  # noqa: E501
+    def readers(device):
+        @tf.function(input_signature=[tf.TensorSpec([1, 4, 4, 1])])
+        def gradient(x):
+            with tf.device(device), tf.GradientTape() as tape:
+                tape.watch(x)
+                y = leaky_relu(tf.nn.bias_add(x, [1.0]))
+            return tape.gradient(y, x)
+
+        graph = gradient.get_concrete_function().graph
+        (biased,) = (
+            operation for operation in graph.get_operations() if operation.type == "BiasAdd"
+        )
+        return {reader.type for reader in biased.outputs[0].consumers()} - {"Identity"}
+
+    assert "LeakyReluGrad" not in readers("/CPU:0")
+    assert readers("/GPU:0") == {"LeakyRelu", "LeakyReluGrad"}
+
+
+def test_leaky_relu_s_gradient_of_bfloat16_is_computed_in_float32_on_a_cpu():
+    """TensorFlow's kernel takes bfloat16 one number at a time."""
+
+    @tf.function(input_signature=[tf.TensorSpec([3], tf.bfloat16)])
+    def differentiate(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = leaky_relu(x)
+        return tape.gradient(y, x)
+
+    gradient = differentiate(tf.constant([-2, 0, 3], tf.bfloat16))
+    assert gradient.dtype == tf.bfloat16
+    fifth = float(tf.cast(0.2, tf.bfloat16))
+    np.testing.assert_array_equal(tf.cast(gradient, tf.float32), [fifth, fifth, 1])
+    operations = differentiate.get_concrete_function().graph.get_operations()
+    (kernel,) = (each for each in operations if each.type == "LeakyReluGrad")
+    assert kernel.inputs[0].dtype == tf.float32
+
+
+def test_batch_normalisation_of_a_resnet_is_one_kernel():
+    image = keras.Input((32, 32, 1))
+    network = keras.Model(image, resnet_stages(image, 2, (1, 1, 1, 1))[-1])
+
+    @tf.function(input_signature=[tf.TensorSpec([2, 32, 32, 1])])
+    def train(x):
+        return network(x, training=True)
+
+    types = [each.type for each in train.get_concrete_function().graph.get_operations()]
+    norms = [layer for layer in network.layers if layer.name.endswith("_bn")]
+    assert types.count("FusedBatchNormV3") == len(norms) == 1 + 4 * 4
+
+
+def test_resizing_makes_no_lattice_where_transposed_convolution_does():
+    """Of a constant map, within its edges."""
+    resized = UNet256(filters=(4, 8), size=16, resize=True)
+    transposed = UNet256(filters=(4, 8), size=16)
+    ones = tf.ones((1, 8, 8, 8))
+    inner = resized.ups[0](ones)[0, 2:-2, 2:-2]
+    assert resized.ups[0](ones).shape == transposed.ups[0](ones).shape == (1, 16, 16, 4)
+    np.testing.assert_allclose(inner, np.broadcast_to(inner[0, 0], inner.shape), atol=1e-6)
+    assert np.ptp(transposed.ups[0](ones)[0, 2:-2, 2:-2], axis=(0, 1)).max() > 0.01
+    # encoder 4 x 4 x (1 x 4 + 4 x 8); decoder 3 x 3 x (8 x 4 + 8 x 1), a bias, scale and shift
+    assert resized.count_params() == 16 * 36 + 9 * 40 + 1 + 2 * 4
+    assert resized(tf.ones((1, 16, 16, 1))).shape == (1, 16, 16, 1)

@@ -1,0 +1,528 @@
+"""Exports: written, checked, replaced, read back, refused."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.known_networks import make_functions
+from tfmammo.errors import ExportError
+from tfmammo.tracking.export import assign, export, find_function, load, read_card
+from tfmammo.tracking.export.writing import _compare_answers
+
+SIZE = 4
+
+
+class Noise(keras.layers.Layer):
+    """Adds noise that no saved state determines, so that no two calls agree."""
+
+    def call(self, x):
+        return x + tf.random.uniform(tf.shape(x))
+
+
+class Model(keras.Model):
+    """A generator from mask to image and an inverter from image to mask, one 1x1 convolution each,
+    and a critic of pairs.
+    """
+
+    def __init__(self, filters=1, dropout=0.0, extra=None, scale=1.0, name="tiny"):
+        super().__init__(name=name)
+        self.scale = scale
+        self.networks = {
+            "generator": self._network(filters, dropout, extra),
+            "inverter": self._network(filters, 0.0, None),
+        }
+        self.networks["critic"] = keras.Sequential(
+            [keras.Input((SIZE, SIZE, 2)), keras.layers.Conv2D(1, 3)]
+        )
+        # A fresh convolution can be near 0; these values are known instead.
+        self.networks["generator"].layers[0].bias.assign(tf.fill([filters], 0.25))
+
+    @staticmethod
+    def _network(filters, dropout, extra):
+        layers = [
+            keras.Input((SIZE, SIZE, 1)),
+            keras.layers.Conv2D(filters, 1),
+            keras.layers.BatchNormalization(),
+        ]
+        layers += [keras.layers.Dropout(dropout)] * bool(dropout) + [extra] * bool(extra)
+        return keras.Sequential(
+            [
+                *layers,
+                keras.layers.Conv2D(1, 1),
+                keras.layers.Activation("sigmoid", dtype="float32"),
+            ]
+        )
+
+    def functions(self):
+        @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "mask")])
+        def generator(mask):
+            training = True if self.random else None
+            return {"image": self.scale * self.networks["generator"](mask, training=training)}
+
+        return make_functions(self.networks, SIZE) | {"generator": generator}
+
+    random = False
+
+
+class DropoutModel(Model):
+    """Draws dropout at inference too, as Pix2Pix does."""
+
+    random = True
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model and its export, for tests that only read."""
+    model = Model(filters=2)
+    return model, export(
+        model, tmp_path_factory.mktemp("exported") / "export", {"name": "can", "step": 1}
+    )
+
+
+@pytest.fixture
+def directory(exported, tmp_path):
+    """A copy of the export, alone in its folder, for tests that change it."""
+    return Path(shutil.copytree(exported[1], tmp_path / "export"))
+
+
+@pytest.fixture
+def batch():
+    return np.random.default_rng(1).random((3, SIZE, SIZE, 1), np.float32)
+
+
+def leftovers(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_export_answers_as_a_hand_computed_network(tmp_path, batch):
+    model = Model()
+    network = model.networks["inverter"]
+    first = network.layers[0]
+    norm = network.layers[1]
+    second = network.layers[2]
+    first.kernel.assign([[[[2.0]]]])
+    first.bias.assign([-1.0])
+    norm.moving_mean.assign([0.5])
+    second.kernel.assign([[[[-3.0]]]])
+    second.bias.assign([0.125])
+    directory = export(model, tmp_path / "export", {"step": 7})
+    normalised = (2 * batch - 1 - 0.5) / np.sqrt(1 + norm.epsilon)
+    expected = 1 / (1 + np.exp(3 * normalised - 0.125))
+    segment = load(directory, find_function(directory, {"image"}, {"mask"}))
+    np.testing.assert_allclose(segment(batch)["mask"], expected, rtol=1e-5)
+    np.testing.assert_allclose(segment(image=tf.constant(batch))["mask"], expected, rtol=1e-5)
+    assert leftovers(tmp_path) == ["export"]
+
+
+def test_another_writer_describes_what_it_wrote_and_fails_whole(tmp_path):
+    def write(model, folder):
+        (folder / "other").mkdir()
+        return {"other": {"inputs": {}, "outputs": {}, "variables": []}}
+
+    def fail(model, folder):
+        write(model, folder)
+        raise ExportError("it differs")
+
+    model = Model()
+    directory = export(model, tmp_path / "export", {"step": 7}, write)
+    assert leftovers(directory) == ["card.json", "other"]
+    card = read_card(directory)
+    assert (card["serves"], list(card["functions"]), card["step"]) == ("other", ["other"], 7)
+    with pytest.raises(ExportError, match="it differs"):
+        export(model, tmp_path / "export", {"step": 8}, fail)
+    assert leftovers(tmp_path) == ["export"] and read_card(directory)["step"] == 7
+
+
+def test_inputs_go_by_name_or_by_the_cards_order(exported, batch):
+    model, directory = exported
+    mask = batch
+    image = 1 - batch
+    eager = model.networks["critic"](tf.concat([mask, image], -1)).numpy()
+    critic = load(directory, "critic")
+    np.testing.assert_allclose(critic(mask, image)["logits"], eager, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        critic(image=image, mask=mask)["logits"], eager, rtol=1e-5, atol=1e-6
+    )
+    assert not np.allclose(critic(image, mask)["logits"], eager, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "arguments, named, message",
+    [
+        ((), {}, "takes mask, image, got 0"),
+        ((np.zeros((1, 4, 4, 1)),), {"mask": np.zeros((1, 4, 4, 1))}, "takes mask, image, got 1"),
+        (
+            (np.zeros((1, 4, 4, 1)), np.zeros((1, 4, 5, 1))),
+            {},
+            r"image must have the shape \[n, 4, 4, 1\], not \[1, 4, 5, 1\]",
+        ),
+        ((np.zeros((4, 4, 1)), np.zeros((1, 4, 4, 1))), {}, r"mask must have the shape"),
+    ],
+)
+def test_wrong_inputs_are_one_sentence(exported, arguments, named, message):
+    critic = load(exported[1], "critic")
+    with pytest.raises(ExportError, match=message):
+        critic(*arguments, **named)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [np.asarray, lambda values: tf.constant(values, tf.float32)],
+    ids=["numpy", "tensorflow"],
+)
+@pytest.mark.parametrize(
+    ("bad", "reach"),
+    [
+        (255.0, "0.5 to 255"),
+        (-0.01, "-0.01 to 0.5"),
+        (np.nan, "nan to nan"),
+        (np.inf, "0.5 to inf"),
+        (1.001, "0.5 to 1.001"),
+    ],
+)
+def test_values_outside_the_range_are_one_sentence(exported, kind, bad, reach):
+    """A picture times 255 would otherwise be answered, and look right."""
+    values = np.full((2, SIZE, SIZE, 1), 0.5, np.float32)
+    values[1, 2, 3] = bad
+    with pytest.raises(
+        ExportError, match=rf"inverter: image must lie in \[0, 1\], but reaches from {reach}$"
+    ):
+        load(exported[1], "inverter")(kind(values))
+    with pytest.raises(ExportError, match=r"critic: mask must lie in \[0, 1\]"):
+        load(exported[1], "critic")(mask=kind(values), image=kind(np.zeros_like(values)))
+
+
+def test_values_at_the_ends_of_the_range_and_whole_numbers_are_taken(exported):
+    inverter = load(exported[1], "inverter")
+    ends = np.zeros((1, SIZE, SIZE, 1), np.float32)
+    ends[0, 0] = 1
+    expected = inverter(ends)["mask"]
+    for same in (
+        ends.astype(np.uint8),
+        ends.astype(np.float64),
+        tf.constant(ends, tf.uint8),
+        ends > 0,
+    ):
+        np.testing.assert_array_equal(inverter(same)["mask"], expected)
+    rounded = inverter(ends * np.float32(1 + 5e-6))["mask"]  # what resampling makes of 1
+    np.testing.assert_allclose(rounded, expected, atol=1e-5)
+    assert len(inverter(np.zeros((0, SIZE, SIZE, 1), np.float32))["mask"]) == 0
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", "..", "", 'a"b'])
+def test_a_name_that_is_no_plain_one_is_not_written(tmp_path, name):
+    with pytest.raises(ExportError, match="is no plain name"):
+        export(Model(), tmp_path / "export", {"name": name})
+    assert leftovers(tmp_path) == []
+
+
+def test_the_card_describes_functions_and_keeps_what_it_was_given(tmp_path):
+    given = {
+        "name": "can",
+        "step": np.int64(40),
+        "metrics": {"validation_dice": np.float32(0.5), "loss": float("nan")},
+        "patients": {"b1", "a0"},
+        "config": {"data": {"root": Path("some/where"), "percentiles": (0.5, 99.5)}},
+        "git_commit": None,
+        "format": 99,
+    }
+    directory = export(Model(filters=2), tmp_path / "export", given)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    card = json.loads((directory / "card.json").read_text(), parse_constant=refuse)
+    assert card == read_card(directory)
+    assert (
+        card["format"] == 1
+        and card["name"] == "can"
+        and card["step"] == 40
+        and card["git_commit"] is None
+    )
+    assert card["metrics"] == {"validation_dice": 0.5, "loss": None} and card["patients"] == [
+        "a0",
+        "b1",
+    ]
+    assert card["config"] == {"data": {"root": "some/where", "percentiles": [0.5, 99.5]}}
+    assert list(card["versions"]) == ["tensorflow", "keras", "numpy", "Python"]
+    assert card["versions"]["tensorflow"] == tf.__version__
+    # 1x1 convolution to two channels 4, normalisation 8, 1x1 convolution to one 3; a 3x3
+    # convolution of two channels 19
+    assert card["networks"] == {"generator": 15, "inverter": 15, "critic": 19}
+    critic = card["functions"]["critic"]
+    square = {"shape": [None, 4, 4, 1], "dtype": "float32", "range": [0.0, 1.0]}
+    assert critic["inputs"] == {"mask": square, "image": square}
+    assert critic["outputs"] == {
+        "logits": {"shape": [None, 2, 2, 1], "dtype": "float32", "range": None}
+    }
+    assert critic["variables"] == ["kernel 3x3x2x1", "bias 1"]
+
+
+def test_the_card_serves_segmentation_unless_told_otherwise(directory):
+    assert read_card(directory)["serves"] == "inverter"
+    with pytest.raises(
+        ExportError,
+        match="serves renderer, which is none of the functions generator, inverter, critic",
+    ):
+        export(Model(), directory, {"serves": "renderer"})
+    assert read_card(directory)["serves"] == "inverter"
+    assert read_card(export(Model(), directory, {"serves": "critic"}))["serves"] == "critic"
+
+
+def test_the_model_names_the_card_where_nobody_does(tmp_path):
+    assert read_card(export(Model(name="pix"), tmp_path / "export", {}))["name"] == "pix"
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_is_refused_and_the_older_export_stays(tmp_path, directory, policy):
+    keras.config.set_dtype_policy(policy)
+    with pytest.raises(
+        ExportError, match=f"network generator computes in {policy.removeprefix('mixed_')}"
+    ):
+        export(Model(), directory, {"step": 2})
+    assert read_card(directory)["step"] == 1 and leftovers(tmp_path) == ["export"]
+
+
+def test_outputs_are_compared_on_their_own_scale():
+    large = np.array([1000.0, 0.0], np.float32)
+    _compare_answers("n", {"features": large}, {"features": large + np.float32(5e-3)})
+    with pytest.raises(ExportError, match="features differs by up to 0.02"):
+        _compare_answers("n", {"features": large}, {"features": large + np.float32(0.02)})
+    with pytest.raises(ExportError, match="mask differs by up to 3e-05"):
+        _compare_answers("n", {"mask": large / 1000}, {"mask": large / 1000 + np.float32(3e-5)})
+
+
+def test_a_network_that_answers_differently_from_disk_does_not_count(tmp_path, directory):
+    with pytest.raises(
+        ExportError,
+        match=r"network generator: image differs by up to 0\.\d+ between the SavedModel",
+    ):
+        export(Model(extra=Noise()), directory, {"step": 2})
+    assert read_card(directory)["step"] == 1 and leftovers(tmp_path) == ["export"]
+
+
+def test_weights_that_are_no_numbers_do_not_count(tmp_path):
+    model = Model()
+    model.networks["inverter"].layers[0].bias.assign([np.nan])
+    with pytest.raises(ExportError, match="network inverter: mask differs by up to nan"):
+        export(model, tmp_path / "export", {})
+    assert leftovers(tmp_path) == []
+
+
+def test_an_output_outside_the_range_of_its_name_does_not_count(tmp_path):
+    with pytest.raises(
+        ExportError, match=r"network generator: image reaches from .* to .*, outside \[0, 1\]"
+    ):
+        export(Model(scale=4.0), tmp_path / "export", {})
+
+
+def test_dropout_at_inference_draws_alike_and_the_model_is_left_as_it_was(tmp_path, batch):
+    model = DropoutModel(filters=8, dropout=0.5)
+    before = [
+        variable.numpy() for network in model.networks.values() for variable in network.variables
+    ]
+    directory = export(model, tmp_path / "export", {})
+    after = [
+        variable.numpy() for network in model.networks.values() for variable in network.variables
+    ]
+    for old, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old, other)
+    generate = load(directory, "generator")
+    # or this test shows nothing
+    assert not np.allclose(generate(batch)["image"], generate(batch)["image"])
+
+
+def test_a_function_named_after_no_network_is_refused(tmp_path):
+    model = Model()
+    functions = model.functions()
+    model.networks = {"renderer": model.networks["generator"], "critic": model.networks["critic"]}
+    model.functions = lambda: {"generator": functions["generator"]}
+    with pytest.raises(
+        ExportError,
+        match="the function generator is named after none of the networks renderer, critic",
+    ):
+        export(model, tmp_path / "export", {})
+
+
+def test_a_function_may_use_more_than_its_own_network(tmp_path, batch):
+    model = Model()
+
+    class Chained:
+        name = "chained"
+        networks = model.networks
+
+        def functions(self):
+            @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "mask")])
+            def inverter(mask):
+                return {"mask": model.networks["inverter"](model.networks["generator"](mask))}
+
+            return {"inverter": inverter}
+
+    directory = export(Chained(), tmp_path / "export", {})
+    expected = model.networks["inverter"](model.networks["generator"](batch)).numpy()
+    np.testing.assert_allclose(load(directory, "inverter")(batch)["mask"], expected, rtol=1e-5)
+    assert read_card(directory)["functions"]["inverter"]["variables"][0] == "kernel 1x1x1x1"
+
+
+def test_a_new_export_replaces_the_old_one_whole(tmp_path, directory):
+    (directory / "stray").touch()
+    assert export(Model(), directory, {"step": 2}) == directory
+    assert read_card(directory)["step"] == 2
+    assert leftovers(directory) == ["card.json", "critic", "generator", "inverter"] and leftovers(
+        tmp_path
+    ) == ["export"]
+
+
+def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ExportError, match="exists and is no export"):
+        export(Model(), tmp_path, {})
+    with pytest.raises(ExportError, match="exists and is no export"):
+        export(Model(), tmp_path / "thesis.tex", {})
+    assert leftovers(tmp_path) == ["thesis.tex"]
+
+
+def test_a_crash_while_writing_leaves_the_old_export(tmp_path, directory):
+    (tmp_path / ".export.new" / "generator").mkdir(parents=True)  # what a killed process leaves
+    assert read_card(directory)["step"] == 1
+    export(Model(), directory, {"step": 2})
+    assert read_card(directory)["step"] == 2 and leftovers(tmp_path) == ["export"]
+
+
+def test_a_crash_between_the_two_moves_leaves_the_old_export_readable(
+    tmp_path, exported, directory, batch
+):
+    directory.rename(tmp_path / ".export.old")
+    assert read_card(directory)["step"] == 1
+    np.testing.assert_allclose(
+        load(directory, "inverter")(batch)["mask"],
+        exported[0].networks["inverter"](batch),
+        rtol=1e-5,
+    )
+    assign(Model(filters=2).networks, directory)
+    export(Model(), directory, {"step": 2})
+    assert read_card(directory)["step"] == 2 and leftovers(tmp_path) == ["export"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match="can't be written"):
+        export(Model(), tmp_path / "file" / "export", {})
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "holds no export"),
+        ("{", "can't be read"),
+        ('{"format": 2}', "format 1"),
+        ("[]", "format 1"),
+        ('{"format": 1}', r"card.json: is no card \(name: missing; .*functions: missing"),
+        ("[" * 5000, "can't be read"),
+    ],
+)
+def test_a_missing_damaged_or_newer_card_is_one_sentence(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "card.json").write_text(text)
+    with pytest.raises(ExportError, match=message):
+        read_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"functions": []}, "functions"),
+        ({"functions": {"inverter": {"inputs": {}}}}, "functions.inverter.outputs"),
+        ({"train_patients": 3}, "train_patients"),
+        ({"train_patients": [["p"]]}, "train_patients.0"),
+        ({"config": []}, "config"),
+        ({"networks": {"inverter": "many"}}, "networks.inverter"),
+    ],
+)
+def test_a_card_of_wrong_form_names_the_key(directory, change, key):
+    path = directory / "card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ExportError, match=rf"card.json: is no card \({key}: "):
+        read_card(directory)
+
+
+def test_find_says_what_the_export_is_instead(exported):
+    directory = exported[1]
+    assert find_function(directory, {"mask"}, {"image"}) == "generator"
+    with pytest.raises(
+        ExportError,
+        match="a model for can, and none of its functions leads from image, mask to image",
+    ):
+        find_function(directory, {"mask", "image"}, {"image"})
+
+
+def test_an_unknown_function_is_one_sentence(exported):
+    with pytest.raises(
+        ExportError, match="has no function renderer, only generator, inverter, critic"
+    ):
+        load(exported[1], "renderer")
+
+
+def test_assign_copies_every_variable_into_a_model_of_another_precision(tmp_path):
+    model = DropoutModel(filters=3, dropout=0.5)
+    for network in model.networks.values():
+        for variable in network.variables:
+            if variable.dtype == "float32":  # all but the dropout's random state
+                variable.assign(np.random.default_rng(0).random(variable.shape, np.float32) + 0.5)
+    directory = export(model, tmp_path / "export", {})
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    other = DropoutModel(filters=3, dropout=0.5)
+    assign(other.networks, directory)
+    for name, network in model.networks.items():
+        for variable, copy in zip(network.variables, other.networks[name].variables, strict=True):
+            np.testing.assert_array_equal(variable.numpy(), copy.numpy())
+
+
+def test_assign_names_what_does_not_fit_and_changes_nothing(exported):
+    directory = exported[1]
+    fits = Model(filters=2).networks
+    wide = {
+        "generator": fits["generator"],
+        "inverter": Model(filters=3).networks["inverter"],
+        "critic": fits["critic"],
+    }
+    before = wide["generator"].layers[0].kernel.numpy()
+    message = (
+        r"holds a model for can whose inverter has variable 0 of name and shape kernel "
+        r"1x1x1x2, this one has kernel 1x1x1x3 \("
+    )
+    with pytest.raises(ExportError, match=message):
+        assign(wide, directory)
+    np.testing.assert_array_equal(wide["generator"].layers[0].kernel.numpy(), before)
+    two = {name: fits[name] for name in ("generator", "critic")}
+    with pytest.raises(
+        ExportError,
+        match="with the networks critic, generator, inverter, this one has critic, generator$",
+    ):
+        assign(two, directory)
+    with pytest.raises(ExportError, match="whose critic has 2 variables, this one has 8"):
+        assign(fits | {"critic": fits["generator"]}, directory)
+
+
+@pytest.mark.parametrize("damaged", ["saved_model.pb", "variables/variables.index"])
+def test_a_damaged_saved_model_is_one_sentence(directory, damaged):
+    (directory / "inverter" / damaged).write_bytes(b"\x00\xffnonsense")
+    with pytest.raises(ExportError, match="inverter: the SavedModel can't be read"):
+        load(directory, "inverter")
+
+
+def test_reading_runs_no_pickle(exported, batch, monkeypatch):
+    def refuse(*arguments, **named):
+        raise AssertionError("something was unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    # calling `refuse` would have raised
+    assert load(exported[1], "inverter")(batch)["mask"].shape == batch.shape
+    assign(Model(filters=2).networks, exported[1])

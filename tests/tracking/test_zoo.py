@@ -1,0 +1,327 @@
+"""The zoo: packing, unpacking, fetching, entries, and the networks that come with the package."""
+
+import hashlib
+import http.server
+import json
+import re
+import shutil
+import threading
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo.apps.zoo import __main__ as command
+from tfmammo.apps.zoo import page
+from tfmammo.errors import ConfigError, ExportError
+from tfmammo.tracking import zoo
+from tfmammo.tracking.export import export, load, load_identified, read_card
+from tfmammo.tracking.models import resolve
+from tfmammo.tracking.zoo import entries, fetching, packing
+
+SIZE = 8
+ENTRY = {
+    "title": "Draws a mass into a mask.",
+    "paper": "can",
+    "data": "phantoms",
+    "attribution": "nobody",
+    "training": "python train/can.py --config configs/can.yaml",
+    "memorization": "not measured",
+    "failures": ["everything"],
+    "file": "tiny.zip",
+}
+
+
+class Tiny(keras.Model):
+    """One 3x3 convolution, and a discriminator that nobody needs afterwards."""
+
+    def __init__(self):
+        super().__init__(name="tiny")
+        self.networks = {name: self._make_network() for name in ("generator", "discriminator")}
+        kernel, bias = self.networks["generator"].weights
+        # 0.1 is none of the numbers of half precision; 1e-6 is smaller than its smallest steps
+        kernel.assign(np.full(kernel.shape, 0.1))
+        bias.assign(np.full(bias.shape, 1e-6))
+
+    @staticmethod
+    def _make_network():
+        layer = keras.layers.Conv2D(1, 3, padding="same", activation="sigmoid")
+        return keras.Sequential([keras.Input((SIZE, SIZE, 1)), layer])
+
+    def functions(self):
+        mask, image = (
+            tf.TensorSpec([None, SIZE, SIZE, 1], name=name) for name in ("mask", "image")
+        )
+
+        @tf.function(input_signature=[mask])
+        def generator(mask):
+            return {"image": self.networks["generator"](mask)}
+
+        @tf.function(input_signature=[image])
+        def discriminator(image):
+            return {"logits": self.networks["discriminator"](image)}
+
+        return {"generator": generator, "discriminator": discriminator}
+
+
+@pytest.fixture
+def exported(tmp_path):
+    card = {"name": "tiny", "step": 5, "train_patients": ["ada"], "metrics": {"dice": 0.8167}}
+    return export(Tiny(), tmp_path / "export", card)
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch, exported):
+    """A zoo with one network, and a cache of its own."""
+    folder = tmp_path / "networks"
+    folder.mkdir()
+    for module in (entries, fetching, command):
+        monkeypatch.setattr(module, "FOLDER", folder)
+    monkeypatch.setenv(fetching.CACHE, str(tmp_path / "cache"))
+    packing.pack(exported, folder / "tiny.zip")
+    content = (folder / "tiny.zip").read_bytes()
+    known = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    (folder / "tiny.json").write_text(json.dumps(ENTRY | known))
+    return folder
+
+
+def test_packed_network_answers_with_kernels_of_half_precision(exported, tmp_path):
+    packing.pack(exported, tmp_path / "tiny.zip")
+    packing.unpack(tmp_path / "tiny.zip", tmp_path / "again")
+    mask = np.zeros((1, SIZE, SIZE, 1), np.float32)
+    mask[0, 4, 4] = 1
+    image = load(tmp_path / "again", "generator")(mask)["image"]
+    # one pixel of the mask under the kernel: sigmoid(half(0.1) + 1e-6), with the bias unrounded
+    expected = 1 / (1 + np.exp(-(np.float64(np.float16(0.1)) + 1e-6)))
+    assert image[0, 4, 4, 0] == pytest.approx(expected, abs=1e-7)
+    assert image[0, 0, 0, 0] == pytest.approx(1 / (1 + np.exp(-1e-6)), abs=1e-7)
+
+
+def test_packed_network_leaves_the_discriminator_out(exported, tmp_path):
+    packing.pack(exported, tmp_path / "tiny.zip")
+    packing.unpack(tmp_path / "tiny.zip", tmp_path / "again")
+    card = read_card(tmp_path / "again")
+    assert list(card["functions"]) == ["generator"]
+    assert card["serves"] == "generator"
+    assert card["train_patients"] == ["ada"]
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [
+        "card.json",
+        "generator",
+    ]
+
+
+def test_a_packed_card_names_no_place(tmp_path):
+    data = {"name": "cdd_cesm", "root": "/archives/ada", "size": 64}
+    model = {"weights": "/archives/vgg19.npz", "filters": [8], "judge": "runs/judge"}
+    config = {"data": data, "model": model}
+    export(Tiny(), tmp_path / "export", {"name": "tiny", "config": config})
+    packing.pack(tmp_path / "export", tmp_path / "tiny.zip")
+    kept = packing.read_packed_card(tmp_path / "tiny.zip")["config"]
+    assert kept["data"] == data | {"root": None}
+    assert kept["model"] == model | {"weights": "vgg19.npz"}
+
+
+def test_packing_twice_gives_the_same_bytes(exported, tmp_path):
+    packing.pack(exported, tmp_path / "a.zip")
+    packing.pack(exported, tmp_path / "b.zip")
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+def test_unknown_function_is_named(exported, tmp_path):
+    with pytest.raises(ExportError, match="no function inverter"):
+        packing.pack(exported, tmp_path / "a.zip", ["inverter"])
+
+
+def test_kernel_beyond_half_precision_keeps_float32():
+    kernel = np.full((2, 2), 1e5, np.float32)
+    assert packing._shrink(kernel).dtype == np.float32
+    assert packing._shrink(kernel / 10).dtype == np.float16
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b"no zip file"),
+        lambda path: path.write_bytes(path.read_bytes()[:-40]),
+        lambda path: zipfile.ZipFile(path, "w").close(),
+    ],
+)
+def test_damaged_file_is_refused_and_leaves_nothing(exported, tmp_path, damage):
+    file = tmp_path / "tiny.zip"
+    packing.pack(exported, file)
+    damage(file)
+    with pytest.raises(ExportError, match=r"tiny\.zip: can't be unpacked"):
+        packing.unpack(file, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_function_named_as_a_path_is_refused(exported, tmp_path):
+    file = tmp_path / "tiny.zip"
+    packing.pack(exported, file)
+    card = packing.read_packed_card(file)
+    card["functions"] = {"../out": card["functions"]["generator"]}
+    with zipfile.ZipFile(file, "w") as packed:
+        packed.writestr("card.json", json.dumps(card))
+    with pytest.raises(ExportError, match="no plain name"):
+        packing.unpack(file, tmp_path / "again")
+    assert not (tmp_path / "out").exists()
+
+
+def test_fetch_unpacks_once(shelf, monkeypatch):
+    folder = zoo.fetch("models:/zoo/tiny")
+    assert (folder / "card.json").is_file()
+    monkeypatch.setattr(packing, "unpack", None)
+    assert zoo.fetch("tiny") == folder
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_every_command_resolves_a_network_of_the_zoo(shelf):
+    assert resolve("models:/zoo/tiny") == zoo.fetch("tiny")
+
+
+def test_unknown_network_suggests_one(shelf):
+    with pytest.raises(ConfigError, match=r"models:/zoo/tny.*did you mean tiny\?"):
+        resolve("models:/zoo/tny")
+
+
+def test_replaced_file_is_refused(shelf):
+    with (shelf / "tiny.zip").open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(ExportError, match=r"tiny\.zip: has the SHA-256"):
+        zoo.fetch("tiny")
+
+
+def test_missing_file_says_what_to_do(shelf):
+    (shelf / "tiny.zip").unlink()
+    with pytest.raises(ExportError, match="install the package again"):
+        zoo.fetch("tiny")
+
+
+def test_cache_that_is_no_folder_is_named(shelf, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(fetching.CACHE, str(tmp_path / "file"))
+    with pytest.raises(ExportError, match=fetching.CACHE):
+        zoo.fetch("tiny")
+
+
+def test_patients_are_unknown_under_a_key_of_ones_own(shelf, monkeypatch, caplog):
+    folder = zoo.fetch("tiny")
+    card = json.loads((folder / "card.json").read_text()) | {"id_key": "another"}
+    (folder / "card.json").write_text(json.dumps(card))
+    assert load_identified(folder, ["mask"], ["image"]).patients is None
+    assert "its patients are unknown here" in caplog.text
+
+
+@pytest.fixture
+def server(shelf, tmp_path):
+    """Serves the packed file, which then no longer lies beside its entry."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    shutil.move(shelf / "tiny.zip", folder / "tiny.zip")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(folder))
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def change(shelf, **changes):
+    path = shelf / "tiny.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_network_with_an_address_is_downloaded_once(shelf, server):
+    change(shelf, url=f"{server}/tiny.zip")
+    folder = zoo.fetch("tiny")
+    shutil.rmtree(folder)
+    change(shelf, url=f"{server}/gone.zip")
+    assert zoo.fetch("tiny") == folder
+
+
+def test_download_stops_at_the_size_of_the_entry(shelf, server, tmp_path):
+    change(shelf, url=f"{server}/tiny.zip", size=100)
+    with pytest.raises(ExportError, match="larger than the zoo's entry says"):
+        zoo.fetch("tiny")
+    assert not list((tmp_path / "cache").rglob("*.zip"))
+
+
+def test_a_download_that_breaks_off_is_not_kept(shelf, server, tmp_path):
+    size = json.loads((shelf / "tiny.json").read_text())["size"]
+    change(shelf, url=f"{server}/tiny.zip", size=size + 1)
+    with pytest.raises(ExportError, match="shorter than the zoo's entry says"):
+        zoo.fetch("tiny")
+    assert not list((tmp_path / "cache").rglob("*.zip"))
+
+
+def test_missing_download_is_named(shelf, server):
+    change(shelf, url=f"{server}/gone.zip")
+    with pytest.raises(ExportError, match=r"gone\.zip can't be downloaded \(HTTP Error 404"):
+        zoo.fetch("tiny")
+
+
+def test_download_without_tls_is_refused(shelf):
+    change(shelf, url="http://example.org/tiny.zip")
+    with pytest.raises(ExportError, match="no https address"):
+        zoo.fetch("tiny")
+
+
+def test_command_lists_shows_and_unpacks(shelf, tmp_path, capsys):
+    command.main(["list"])
+    assert capsys.readouterr().out.startswith("tiny ")
+    command.main(["show", "models:/zoo/tiny"])
+    shown = capsys.readouterr().out
+    assert "- Known failure: everything" in shown
+    assert "- `generator`: mask [n, 8, 8, 1] -> image [n, 8, 8, 1]" in shown
+    assert "5 steps, 1 patients, 10 parameters" in shown
+    assert "- Held out, with these weights: dice 0.817." in shown
+    command.main(["get", "tiny", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "generator" / "saved_model.pb").is_file()
+    with pytest.raises(SystemExit):
+        command.main(["get", "tiny", str(tmp_path / "out")])
+    assert "exists, and is not replaced" in capsys.readouterr().err
+
+
+def test_add_packs_and_writes_down_results(shelf, exported, tmp_path, capsys):
+    change(shelf, sha256="", size=0)
+    table = "### Dice\n\n|  | Dice, % |\n| --- | ---: |\n| CAN | 91.7 |\n\nOne note.\n"
+    (tmp_path / "table.md").write_text(table)
+    command.main(["add", "tiny", "--run", str(exported)])
+    command.main(["add", "tiny", "--results", str(tmp_path), "--command", "evaluate it"])
+    command.main(["add", "tiny", "--results", str(tmp_path), "--command", "evaluate it"])
+    entry = zoo.read_entry("tiny")
+    assert zoo.fetch("tiny").is_dir()
+    (result,) = entry.results
+    assert result.body == (("CAN", "91.7"),)
+    assert "| CAN | 91.7 |" in capsys.readouterr().out
+
+
+def test_shipped_networks_are_small_and_whole():
+    sizes = []
+    for name in zoo.list_names():
+        entry = zoo.read_entry(name)
+        file = fetching.find_file(name, entry)
+        sizes.append(file.stat().st_size)
+        assert file.stat().st_size == entry.size
+        card = packing.read_packed_card(file)
+        assert card["train_patients"]
+        assert entry.results or card["metrics"], f"{name}: was not evaluated"
+        assert entry.failures
+        text = file.with_suffix(".json").read_text(encoding="utf-8") + json.dumps(card)
+        assert not re.search(r'"(/|~|\.\.)', text), "a place of the machine that trained it"
+    assert max(sizes) <= 8 * 10**6 * 2
+    assert sum(sizes) <= 40 * 10**6
+
+
+def test_page_of_the_zoo_is_up_to_date():
+    shown = Path(__file__).parents[2] / "docs" / "models" / "zoo.md"
+    assert shown.read_text(encoding="utf-8") == page.render()

@@ -1,0 +1,273 @@
+"""Attacks on a generator: each tries to tell what it was trained on.
+
+    loss              the generator comes nearer to the real patch of a training mask (L1)
+    discriminator     the discriminator finds training patches more real (mean logit)
+    nearest, SPACE    training patches are nearer to what is made for other patients
+    extraction        a training mask alone brings its patch back
+    patient           a patch made from one mask of a patient is nearest to another real patch of
+                      that patient
+
+Every one ends in an AUC of training against unseen patches, 0.5 where nothing is remembered. Both
+are equally many, of different patients, drawn at random. `nearest` needs no knowledge of masks.
+
+Distances are of pixels, in all eight orientations of the square. A generator that is shown tissue
+gives that tissue back, which is no memory: then only pixels of the mass count. Its extraction is
+tried from masks alone, with flat grey in place of the tissue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfmammo.apps.audit.config import AuditConfig
+from tfmammo.data.patches import Patches
+from tfmammo.errors import DataError, ExportError
+from tfmammo.evaluation.comparison import Network
+from tfmammo.evaluation.perceptual import PerceptualScorer, load_published
+from tfmammo.evaluation.realism import make_tri_labels, read_margin
+from tfmammo.metrics import perceptual
+from tfmammo.metrics.clustered_auc import estimate_auc, has_few_patients
+from tfmammo.metrics.membership import estimate_rate
+from tfmammo.metrics.significance import Estimate
+from tfmammo.nn.layers import patch_seeds, tri_label, uniform_noise
+from tfmammo.tracking import export
+
+Array = NDArray[np.float64]
+Images = NDArray[np.float32]
+GREY = 0.5  # of tissue that is not shown
+LEAST = 6  # patches of a side: fewer tell nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """Training and unseen patches, and what the generator makes of their conditions.
+
+    Attributes:
+        patches: All, real.
+        is_member: bool [n], those of the training.
+        made: float32 [n, s, s, 1], made from each one's mask, or mask and tissue.
+        from_masks: The same made from the mask alone.
+        weights: float32 [n, s, s, 1], pixels that count.
+    """
+
+    patches: Patches
+    is_member: NDArray[np.bool_]
+    made: Images
+    from_masks: Images
+    weights: Images
+
+    @property
+    def patients(self) -> NDArray[np.str_]:
+        """The patient of each patch."""
+        return self.patches.patient_ids
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack's success.
+
+    Attributes:
+        name: See the module.
+        success: AUC, 0.5 where nothing is remembered.
+        rate: The true positive rate at 1 % false positives, of a score; None of others.
+        details: In words.
+    """
+
+    name: str
+    success: Estimate
+    rate: Estimate | None = None
+    details: str = ""
+
+
+def draw_sides(network: Network, patches: Patches, config: AuditConfig) -> Sides:
+    """Draw equally many training and unseen patches, and run the generator.
+
+    Raises:
+        DataError: There are too few of either.
+        ExportError: The network can't be read, or takes patches of another size.
+    """
+    unseen = network.find_unseen(patches.patient_ids)
+    count = min(config.count, int((~unseen).sum()), int(unseen.sum()))
+    if count < LEAST:
+        raise DataError(
+            f"{network.uri}: the archive holds {int((~unseen).sum())} training patches and "
+            f"{int(unseen.sum())} unseen ones; an audit needs {LEAST} of both"
+        )
+    random = np.random.default_rng(config.seed)
+    rows = [_draw_rows(patches.patient_ids, part, count, random) for part in (~unseen, unseen)]
+    chosen = patches.take(np.concatenate(rows))
+    is_member = np.arange(2 * count) < count
+    masks = chosen.masks.astype(np.float32)
+    if network.source == "mask":
+        made = network.run("mask", "image", masks)
+        return Sides(chosen, is_member, made, made, np.ones_like(masks))
+    made = network.run("tri_label", "image", make_tri_labels(chosen, network.card), masks.shape[1:])
+    noise = uniform_noise(patch_seeds(chosen.images, 0), chosen.images.shape[1])
+    flat = tri_label(
+        np.full_like(chosen.images, GREY), masks, noise, read_margin(network.card)
+    ).numpy()
+    from_masks = network.run("tri_label", "image", flat, masks.shape[1:])
+    return Sides(chosen, is_member, made, from_masks, masks)
+
+
+def _draw_rows(
+    patients: NDArray[np.str_], allowed: NDArray[np.bool_], count: int, random: np.random.Generator
+) -> NDArray[np.intp]:
+    """Draw patches patient by patient, so that most patients have all of theirs."""
+    names, numbers = np.unique(patients, return_inverse=True)
+    turns = random.permutation(len(names))[numbers]  # each patient's
+    rows = np.flatnonzero(allowed)
+    return np.sort(rows[np.argsort(turns[rows], kind="stable")][:count])
+
+
+def run_attacks(network: Network, sides: Sides, config: AuditConfig, level: float) -> list[Attack]:
+    """Run all attacks that the export allows.
+
+    Args:
+        network: The generator.
+        sides: Of `draw_sides`.
+        config: The audit's.
+        level: Confidence level of each attack's interval.
+    """
+    attacks = [_score_members("loss", _measure_loss(sides), sides, config, level, sign=-1)]
+    logits = find_logits(network, sides)
+    if logits is not None:
+        attacks.append(_score_members("discriminator", logits, sides, config, level))
+    scorer = load_published() if config.networks else None
+    attacks += list(_compare_nearest(sides, scorer, config, level))
+    attacks.append(_extract(sides, config, level))
+    if (attack := _identify(sides, scorer, level)) is not None:
+        attacks.append(attack)
+    return attacks
+
+
+def count_attacks(config: AuditConfig) -> int:
+    """Count the attacks at most, over which the level is divided."""
+    return 7 if config.networks else 5
+
+
+def find_logits(network: Network, sides: Sides) -> Array | None:
+    """Compute the discriminator's mean logit of each real patch.
+
+    Returns:
+        float64 [n]; None where the export holds no discriminator.
+    """
+    try:
+        name = export.find_function(network.folder, {network.source, "image"}, {"logits"})
+    except ExportError:
+        return None
+    call = export.load(network.folder, name)
+    masks = sides.patches.masks.astype(np.float32)
+    conditions = masks if network.source == "mask" else make_tri_labels(sides.patches, network.card)
+    inputs = {network.source: conditions, "image": sides.patches.images}
+    logits = export.predict(call, inputs)["logits"]
+    return logits.reshape(len(logits), -1).mean(axis=1).astype(np.float64)
+
+
+def _measure_loss(sides: Sides) -> Array:
+    """Measure the mean absolute difference of what is made from the real patch."""
+    difference = np.abs(sides.made - sides.patches.images, dtype=np.float64) * sides.weights
+    total = sides.weights.sum(axis=(1, 2, 3), dtype=np.float64)
+    return difference.sum(axis=(1, 2, 3)) / np.maximum(total, 1)
+
+
+def _score_members(
+    name: str, scores: Array, sides: Sides, config: AuditConfig, level: float, sign: int = 1
+) -> Attack:
+    """Score membership; a sign of -1 says that less is a member's."""
+    arguments = sides.is_member, sign * scores, sides.patients
+    rate = estimate_rate(*arguments, level, config.samples, config.seed)
+    means = [float(scores[part].mean()) for part in (sides.is_member, ~sides.is_member)]
+    details = f"mean {means[0]:.4g} of training patches, {means[1]:.4g} of unseen ones"
+    return Attack(name, estimate_auc(*arguments, level), rate, details)
+
+
+def _compare_nearest(
+    sides: Sides, scorer: PerceptualScorer | None, config: AuditConfig, level: float
+) -> Iterator[Attack]:
+    """Compare how near training and unseen patches are to what is made for other patients.
+
+    Real patches are the units. Made ones are not independent: of a generator that makes them all
+    alike, all have the same nearest patch.
+    """
+    allowed = sides.patients[:, None] != sides.patients
+    for space, search in _list_spaces(sides, scorer).items():
+        yield _score_members(f"nearest, {space}", search(allowed), sides, config, level, sign=-1)
+
+
+def _list_spaces(
+    sides: Sides, scorer: PerceptualScorer | None
+) -> dict[str, Callable[[NDArray[np.bool_]], Array]]:
+    """List functions from allowed pairs to each real patch's least distance, by space."""
+    real = sides.patches.images
+    made = sides.made
+
+    def in_pixels(allowed: NDArray[np.bool_]) -> Array:
+        return perceptual.find_nearest_turned(real, made, allowed, sides.weights)[0]
+
+    spaces: dict[str, Callable[[NDArray[np.bool_]], Array]] = {"pixels": in_pixels}
+    if scorer is None or sides.weights.min() == 0:  # shown tissue would decide both
+        return spaces
+    networks = scorer
+
+    def in_features(allowed: NDArray[np.bool_]) -> Array:
+        features = networks.inception.features
+        return perceptual.find_nearest(features(real), features(made), allowed)[0]
+
+    def in_lpips(allowed: NDArray[np.bool_]) -> Array:
+        distances = networks.lpips.matrix(real, made)
+        return np.where(allowed, distances, np.inf).min(axis=1)
+
+    return {**spaces, "LPIPS": in_lpips, "Inception": in_features}
+
+
+def _extract(sides: Sides, config: AuditConfig, level: float) -> Attack:
+    """Try to bring patches back from their masks; unseen ones, which can't be, are the control."""
+    real = sides.patches.images
+    members = np.flatnonzero(sides.is_member)
+    others = np.flatnonzero(~sides.is_member)
+    allowed = np.broadcast_to(sides.is_member, (len(others), len(real)))
+    usual, _ = perceptual.find_nearest_turned(real[others], real, allowed, sides.weights[others])
+    limit = config.copy_below * float(np.median(usual))
+    own = np.eye(len(real), dtype=np.bool_)
+    distance, _ = perceptual.find_nearest_turned(sides.from_masks, real, own, sides.weights)
+    is_copy = distance < limit
+    success = estimate_auc(sides.is_member, is_copy.astype(np.float64), sides.patients, level)
+    shares = [100 * float(is_copy[part].mean()) for part in (members, others)]
+    details = f"{shares[0]:.1f} % of training patches came back, {shares[1]:.1f} % of unseen ones"
+    return Attack("extraction", success, None, details)
+
+
+def _identify(sides: Sides, scorer: PerceptualScorer | None, level: float) -> Attack | None:
+    """Look for the patient of each mask among real patches, without the mask's own.
+
+    Returns:
+        None where too few patients have two patches.
+    """
+    patients = sides.patients
+    same = patients[:, None] == patients
+    np.fill_diagonal(same, False)
+    queries = np.flatnonzero(same.any(axis=1))
+    if has_few_patients(sides.is_member[queries], patients[queries]):
+        return None
+    # Each side in a gallery of its own, so that both are equally hard.
+    allowed = (sides.is_member[queries][:, None] == sides.is_member) & ~np.eye(
+        len(patients), dtype=np.bool_
+    )[queries]
+    real = sides.patches.images
+    if scorer is not None and sides.weights.min() == 1:
+        made, pool = (scorer.inception.features(images) for images in (sides.made, real))
+        _, index = perceptual.find_nearest(made[queries], pool, allowed)
+    else:
+        masks = sides.weights[queries]
+        _, index = perceptual.find_nearest_turned(sides.made[queries], real, allowed, masks)
+    hits = patients[index] == patients[queries]
+    is_member = sides.is_member[queries]
+    success = estimate_auc(is_member, hits.astype(np.float64), patients[queries], level)
+    shares = [100 * float(hits[is_member == side].mean()) for side in (True, False)]
+    details = f"{shares[0]:.1f} % of training patients found, {shares[1]:.1f} % of unseen ones"
+    return Attack("patient", success, None, details)

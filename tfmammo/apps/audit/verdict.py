@@ -1,0 +1,143 @@
+"""The verdict of an audit, by one rule, and where it is kept.
+
+With the intervals of all attacks at one level together (Bonferroni):
+
+    leaks       one lower bound is above the limit: that attack works
+    passed      all upper bounds are below the limit: none of these attacks works
+    undecided   neither; more patches decide
+
+The bound is the largest upper bound. "passed" is of the attacks that were tried, and of no others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import tfmammo
+from tfmammo import filesystem
+from tfmammo.apps.audit.attacks import Attack
+from tfmammo.errors import ConfigError
+from tfmammo.tracking import export, models, store, zoo
+
+KEY = "audit"  # of the card, and before the tags of a registered version
+
+Decision = Literal["leaks", "passed", "undecided"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an audit says.
+
+    Attributes:
+        decision: See the module.
+        bound: The largest upper bound of all attacks; NaN where patients are too few.
+        strongest: The attack with the largest lower bound.
+        reason: In words.
+    """
+
+    decision: Decision
+    bound: float
+    strongest: str
+    reason: str
+
+
+def decide(attacks: Sequence[Attack], limit: float) -> Verdict:
+    """Decide by the rule of the module."""
+    lows = np.array([attack.success.low for attack in attacks])
+    highs = np.array([attack.success.high for attack in attacks])
+    if np.isnan(lows).any():
+        return Verdict("undecided", float("nan"), "", "there are too few patients for intervals")
+    strongest = attacks[int(lows.argmax())]
+    bound = float(highs.max())
+    success = strongest.success
+    if success.low > limit:
+        reason = f"{strongest.name} succeeds by {success.value:.2f}, surely above {limit:g}"
+        return Verdict("leaks", bound, strongest.name, reason)
+    if bound < limit:
+        reason = f"no attack succeeds by more than {bound:.2f}, which is below {limit:g}"
+        return Verdict("passed", bound, strongest.name, reason)
+    weakest = attacks[int(highs.argmax())]
+    reason = f"{weakest.name} may succeed by {bound:.2f}, and {limit:g} was to be excluded"
+    return Verdict("undecided", bound, strongest.name, reason)
+
+
+def make_record(
+    verdict: Verdict, attacks: Sequence[Attack], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Make what a card keeps of an audit.
+
+    Args:
+        verdict: The verdict.
+        attacks: All attacks.
+        facts: What else it says: archive, numbers, limit, level.
+    """
+    return {
+        "verdict": verdict.decision,
+        "bound": None if np.isnan(verdict.bound) else round(verdict.bound, 4),
+        "reason": verdict.reason,
+        "attacks": {
+            attack.name: [
+                None if np.isnan(value) else round(value, 4)
+                for value in (attack.success.value, attack.success.low, attack.success.high)
+            ]
+            for attack in attacks
+        },
+        **facts,
+        "version": tfmammo.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def check_place(handle: str, folder: Path) -> None:
+    """Check that a verdict stays with a model.
+
+    Args:
+        handle: The model URI.
+        folder: The export that it leads to.
+
+    Raises:
+        ConfigError: The export is a copy, of the package's own or of a server's.
+    """
+    is_registered = handle.startswith("models:/")  # its verdict goes into tags of the store
+    if handle.startswith(zoo.PREFIX) or (models.is_copy(folder) and not is_registered):
+        raise ConfigError(
+            f"write_card: {handle} is read as a copy, in which no verdict stays; set "
+            "write_card=false, or name a registered version or an export on this machine"
+        )
+
+
+def write(record: dict[str, Any], handle: str, folder: Path, uri: str | None) -> str:
+    """Write an audit into the card of an export, or into a registered version's tags.
+
+    Args:
+        record: Of `make_record`.
+        handle: The model URI.
+        folder: The export that it leads to.
+        uri: The store of models:/ URIs.
+
+    Returns:
+        Where it was written, in words.
+
+    Raises:
+        TrackingError: The store can't be reached.
+        OSError: The card can't be written.
+    """
+    if handle.startswith("models:/"):
+        name, _, alias = handle.removeprefix("models:/").partition("@")
+        name, _, number = name.partition("/")
+        with store.open_registry(store.store_uri(uri)) as client:
+            version = number or client.get_model_version_by_alias(name, alias).version
+            for key in ("verdict", "bound", "reason", "date"):
+                client.set_model_version_tag(name, str(version), f"{KEY}.{key}", str(record[key]))
+        return f"tags of models:/{name}/{version}"
+    path = export.locate(folder) / export.CARD
+    card = json.loads(path.read_text(encoding="utf-8"))
+    filesystem.write_atomically(path, json.dumps(card | {KEY: record}, indent=2) + "\n")
+    return str(path)

@@ -1,0 +1,147 @@
+"""A whole audit: patches, attacks, verdict, tables, picture, card, run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfmammo.apps.audit import verdict as verdicts
+from tfmammo.apps.audit.attacks import Attack, Sides, count_attacks, draw_sides, run_attacks
+from tfmammo.apps.audit.config import AuditConfig
+from tfmammo.apps.audit.verdict import Verdict
+from tfmammo.data import datasets
+from tfmammo.evaluation.comparison import open_first
+from tfmammo.evaluation.report import EXPERIMENT, write_markdown
+from tfmammo.metrics import perceptual
+from tfmammo.metrics.significance import Estimate
+from tfmammo.metrics.summary import Measure, Table
+from tfmammo.tracking import runs
+from tfmammo.training import image_grid
+
+log = logging.getLogger(__name__)
+_SUCCESS = Measure("success", "", 1, 3).show
+_RATE = Measure("TPR at 1 % FPR", "%", 100, 1).show
+SOURCES = ("tri_label", "mask")  # inputs of a generator that is audited; the first is preferred
+
+
+def audit(config: AuditConfig, output: Path) -> list[Table]:
+    """Audit a generator; write table.md, audit.json, nearest.png, and the verdict into the card.
+
+    Returns:
+        The tables.
+
+    Raises:
+        ConfigError: The data can't be used with what the card says, or the card is a copy, in which
+            no verdict stays.
+        DataError: There are too few training or unseen patches, or the card names no patients.
+        ExportError: The model leads from neither mask nor tri_label to image.
+    """
+    network = open_first(config.model, SOURCES, "image", config.tracking_uri)
+    if config.write_card:
+        verdicts.check_place(config.model, network.folder)
+    data = network.merge_data(config.data)
+    sides = draw_sides(network, datasets.load_all_patches(data), config)
+    level = 1 - (1 - config.level) / count_attacks(config)
+    attacks = run_attacks(network, sides, config, level)
+    verdict = verdicts.decide(attacks, config.limit)
+    members = np.unique(sides.patients[sides.is_member])
+    facts = {
+        "archive": data.archive_name,
+        "patches": int(sides.is_member.sum()),
+        "patients": [len(members), len(np.unique(sides.patients)) - len(members)],
+        "limit": config.limit,
+        "level": config.level,
+    }
+    record = verdicts.make_record(verdict, attacks, facts)
+    tables = [tabulate(attacks, verdict, config, facts, str(network.card["name"]))]
+    output.mkdir(parents=True, exist_ok=True)
+    write_markdown(output / "table.md", tables)
+    content = {**record, "details": {attack.name: describe(attack) for attack in attacks}}
+    (output / "audit.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_nearest(sides, config.rows, output / "nearest.png")
+    if config.write_card:
+        place = verdicts.write(record, config.model, network.folder, config.tracking_uri)
+        log.info("the verdict, %s, is written into %s", verdict.decision, place)
+    if config.tracking_uri:
+        metrics = {f"audit/{attack.name}": attack.success.value for attack in attacks}
+        metrics["audit/bound"] = verdict.bound
+        parameters = config.model_dump(mode="json") | {"verdict": verdict.decision}
+        runs.log_folder(output, config.tracking_uri, EXPERIMENT, parameters, metrics)
+    return tables
+
+
+def describe(attack: Attack) -> dict[str, Any]:
+    """Describe an attack as JSON holds it."""
+    parts: dict[str, Estimate | None] = {"success": attack.success, "rate": attack.rate}
+    numbers = {
+        name: [None if np.isnan(value) else value for value in dataclasses.astuple(estimate)]
+        for name, estimate in parts.items()
+        if estimate
+    }
+    return {**numbers, "words": attack.details}
+
+
+def _format_rate(rate: Estimate) -> str:
+    """Format a rate, with its interval where there are patients enough for one."""
+    interval = f" [{_RATE(rate.low)}, {_RATE(rate.high)}]" if np.isfinite(rate.low) else ""
+    return _RATE(rate.value) + interval
+
+
+def tabulate(
+    attacks: Sequence[Attack],
+    verdict: Verdict,
+    config: AuditConfig,
+    facts: dict[str, Any],
+    model: str,
+) -> Table:
+    """Tabulate all attacks, with the name of the model and the verdict as heading."""
+    body = [
+        [
+            attack.name,
+            *map(_SUCCESS, (attack.success.value, attack.success.low, attack.success.high)),
+            _format_rate(attack.rate) if attack.rate else "-",
+            attack.details,
+        ]
+        for attack in attacks
+    ]
+    header = ["attack", "success", "low", "high", "TPR at 1 % FPR, %", "in words"]
+    title = (
+        f"{model}: {verdict.decision}, {verdict.reason} ({facts['archive']}, {facts['patches']} "
+        f"patches of {facts['patients'][0]} training patients, as many of {facts['patients'][1]} "
+        "unseen ones)"
+    )
+    notes = [
+        "Success is the AUC of training against unseen patches: 0.5 where nothing is remembered.",
+        f"All intervals of success hold together at {100 * config.level:g} %, by patient.",
+    ]
+    names = {attack.name for attack in attacks}
+    if "discriminator" not in names:
+        notes.append("The export holds no discriminator, so that attack was not tried.")
+    if "nearest, LPIPS" not in names:
+        notes.append("Pixels alone: no LPIPS or Inception weights, or tissue that is shown.")
+    if facts["patches"] < 100:
+        notes.append("With fewer than 100 unseen patches, 1 % FPR allows no false positive at all.")
+    return Table(title, header, body, tuple(notes))
+
+
+def write_nearest(sides: Sides, count: int, path: Path) -> None:
+    """Write patches made from training masks alone, each beside the real one, nearest first."""
+    members = np.flatnonzero(sides.is_member)
+    real = sides.patches.images
+    own = np.eye(len(real), dtype=np.bool_)[members]
+    made = sides.from_masks[members]
+    distance, _ = perceptual.find_nearest_turned(made, real, own, sides.weights[members])
+    rows = np.argsort(distance, kind="stable")[:count]
+    panels: dict[str, NDArray[Any]] = {
+        "mask": sides.patches.masks[members[rows]],
+        "made from it": made[rows],
+        "training patch": real[members[rows]],
+    }
+    image_grid.save_grid(panels, path)

@@ -1,0 +1,217 @@
+"""Data sets with a list of lesions for each image: COCO, YOLO, Hugging Face datasets.
+
+Coordinates count from the image's corner, px: the centre of the first pixel is (0.5, 0.5).
+
+Source: cocodataset.org, Data format; Ultralytics, Datasets overview (detect, segment); Hugging
+Face datasets, Create an image dataset (ImageFolder).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tfmammo.apps.exchange.cases import Case
+from tfmammo.apps.exchange.table import make_row
+from tfmammo.archives import coco
+from tfmammo.config import DataConfig
+from tfmammo.mammogram import Lesion
+
+_FACTS = ("pathology", "shape", "margin")
+
+
+class Coco:
+    """COCO's object detection and segmentation, as `folder` reads it, too.
+
+    annotations.json has all images; annotations_train.json and _val.json, or _test.json of an
+    official test set, those of one subset. Regions are compressed run-length encodings, which keep
+    every pixel.
+    """
+
+    needs_masks = False
+    splits_by_folds = False
+
+    def __init__(self, config: DataConfig, boxes: bool) -> None:
+        self.kinds = config.kinds
+        self.boxes = boxes
+        self.held_out = name_held_out(config)
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.held_out_images: set[int] = set()
+
+    def image_path(self, case: Case) -> str:
+        """Return where its image lies."""
+        return f"images/{case.name}.png"
+
+    def add(self, case: Case, lesions: Sequence[Lesion]) -> dict[str, bytes]:
+        """Take a case; there are no files beside its image."""
+        number = len(self.images) + 1
+        rows = case.mammogram.rows
+        cols = case.mammogram.cols
+        image = {"id": number, "file_name": f"{case.name}.png", "height": rows, "width": cols}
+        self.images.append(image)
+        if case.is_held_out:
+            self.held_out_images.add(number)
+        for lesion in lesions:
+            entry = _describe_region(lesion, rows, cols, self.boxes)
+            entry |= {
+                "id": len(self.annotations) + 1,
+                "image_id": number,
+                "category_id": self.kinds.index(lesion.kind) + 1,
+                "iscrowd": 0,
+                "attributes": {name: getattr(lesion, name) or "" for name in _FACTS},
+            }
+            self.annotations.append(entry)
+        return {}
+
+    def finish(self) -> dict[str, str]:
+        """Return the files that list all cases."""
+        everything = {image["id"] for image in self.images}
+        return {
+            "annotations_train.json": self._format(everything - self.held_out_images),
+            f"annotations_{self.held_out}.json": self._format(self.held_out_images),
+            "annotations.json": self._format(everything),
+        }
+
+    def _format(self, numbers: set[int]) -> str:
+        return json.dumps(
+            {
+                "images": [image for image in self.images if image["id"] in numbers],
+                "annotations": [
+                    entry for entry in self.annotations if entry["image_id"] in numbers
+                ],
+                "categories": [
+                    {"id": number, "name": kind, "supercategory": "lesion"}
+                    for number, kind in enumerate(self.kinds, 1)
+                ],
+            }
+        )
+
+
+class Yolo:
+    """Ultralytics' format: an image's lesions in a text file of the same name, and data.yaml.
+
+    A line is the class, then a polygon through the centres of the border's pixels, or with `boxes`
+    the box's centre and size, all over the image's size. A lesion of several parts has a line for
+    each.
+    """
+
+    splits_by_folds = False
+
+    def __init__(self, config: DataConfig, boxes: bool) -> None:
+        self.kinds = config.kinds
+        self.needs_masks = not boxes
+        self.held_out = name_held_out(config)
+
+    def image_path(self, case: Case) -> str:
+        """Return where its image lies."""
+        return f"images/{self.held_out if case.is_held_out else 'train'}/{case.name}.png"
+
+    def add(self, case: Case, lesions: Sequence[Lesion]) -> dict[str, bytes]:
+        """Take a case; return the files beside its image."""
+        lines = "".join(self._format(case, lesion) for lesion in lesions)
+        path = self.image_path(case).replace("images/", "labels/", 1)
+        return {f"{path.removesuffix('.png')}.txt": lines.encode()}
+
+    def _format(self, case: Case, lesion: Lesion) -> str:
+        rows = case.mammogram.rows
+        cols = case.mammogram.cols
+        number = self.kinds.index(lesion.kind)
+        if not self.needs_masks:
+            top, left, bottom, right = lesion.box
+            middle = ((left + right) / 2 / cols, (top + bottom) / 2 / rows)
+            return _format_line(number, [*middle, (right - left) / cols, (bottom - top) / rows])
+        return "".join(
+            _format_line(
+                number,
+                [
+                    share
+                    for row, col in outline.astype(float).tolist()
+                    for share in ((col + 0.5) / cols, (row + 0.5) / rows)
+                ],
+            )
+            for outline in _list_polygons(lesion)
+        )
+
+    def finish(self) -> dict[str, str]:
+        """Return the files that list all cases."""
+        subsets = f"train: images/train\nval: images/{self.held_out}\n"
+        if self.held_out == "test":
+            subsets += "test: images/test\n"
+        names = "".join(f"  {number}: {kind}\n" for number, kind in enumerate(self.kinds))
+        return {"data.yaml": f"{subsets}names:\n{names}"}
+
+
+class HuggingFace:
+    """An image folder: train/ and validation/ or test/, each with its metadata.jsonl.
+
+    A line has the image's facts and `objects`: box [x, y, width, height], kind, run-length encoding
+    as COCO's ("" without an outline), pathology, shape and margin of each lesion.
+    """
+
+    needs_masks = False
+    splits_by_folds = False
+
+    def __init__(self, config: DataConfig) -> None:
+        self.held_out = "test" if config.split == "official" else "validation"
+        self.lines: dict[str, list[str]] = {"train": [], self.held_out: []}
+
+    def image_path(self, case: Case) -> str:
+        """Return where its image lies."""
+        return f"{self.held_out if case.is_held_out else 'train'}/{case.name}.png"
+
+    def add(self, case: Case, lesions: Sequence[Lesion]) -> dict[str, bytes]:
+        """Take a case; there are no files beside its image."""
+        rows = case.mammogram.rows
+        cols = case.mammogram.cols
+        regions = [_describe_region(lesion, rows, cols, False) for lesion in lesions]
+        objects: dict[str, list[Any]] = {
+            "bbox": [region["bbox"] for region in regions],
+            "category": [lesion.kind for lesion in lesions],
+            "counts": [region.get("segmentation", {"counts": ""})["counts"] for region in regions],
+        }
+        objects |= {name: [getattr(lesion, name) or "" for lesion in lesions] for name in _FACTS}
+        line = {"file_name": f"{case.name}.png"} | make_row(case.mammogram)
+        subset = self.held_out if case.is_held_out else "train"
+        self.lines[subset].append(json.dumps(line | {"objects": objects}))
+        return {}
+
+    def finish(self) -> dict[str, str]:
+        """Return the files that list all cases."""
+        return {
+            f"{subset}/metadata.jsonl": "".join(f"{line}\n" for line in lines)
+            for subset, lines in self.lines.items()
+            if lines
+        }
+
+
+def name_held_out(config: DataConfig) -> str:
+    """Name the held-out subset: a fold validates, an official test set tests."""
+    return "test" if config.split == "official" else "val"
+
+
+def _describe_region(lesion: Lesion, rows: int, cols: int, boxes: bool) -> dict[str, Any]:
+    """Describe where a lesion is: bbox, area, and segmentation where there is an outline."""
+    top, left, bottom, right = lesion.box
+    place: dict[str, Any] = {
+        "bbox": [left, top, right - left, bottom - top],
+        "area": (bottom - top) * (right - left),
+    }
+    if lesion.outlines and not boxes:
+        mask = lesion.mask(rows, cols)[top:bottom, left:right]
+        place["area"] = int(mask.sum())
+        place["segmentation"] = coco.encode(mask, lesion.box, rows, cols)
+    return place
+
+
+def _list_polygons(lesion: Lesion) -> list[Any]:
+    """List the outlines, each of at least three points, as a line of two would be read as a box."""
+    return [
+        outline if len(outline) >= 3 else outline[[0, *range(len(outline)), -1]]
+        for outline in lesion.outlines
+    ]
+
+
+def _format_line(number: int, values: Sequence[float]) -> str:
+    return " ".join([str(number), *(f"{value:.12g}" for value in values)]) + "\n"

@@ -1,0 +1,236 @@
+"""Results of a reader study: accuracy, d', area under the ROC curve, and their tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from tfmammo.apps.reader_study.answers import Answer, Answers
+from tfmammo.apps.reader_study.cases import ReaderStudyConfig, Task
+from tfmammo.errors import DataError
+from tfmammo.metrics import observer
+from tfmammo.metrics.observer import Choices, Ratings
+from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate, describe, holm
+from tfmammo.metrics.summary import Table, format_p, write_csv
+
+ALL: Final = "all readers"
+FEW: Final = "not enough answers"
+MIN_CHOICES: Final = 5
+MIN_RATINGS: Final = 2  # of real and of synthetic patches
+
+
+@dataclass(frozen=True)
+class Result:
+    """A system's result by one reader, or by all of them.
+
+    Attributes:
+        system: Name of the system.
+        reader: Name of the reader, or `ALL`.
+        choices: Results of the pairs; None where there are not enough answers.
+        ratings: Results of the ratings; None where there are not enough answers.
+        p_corrected: The choices' p after Holm's correction for all systems of the same reader.
+    """
+
+    system: str
+    reader: str
+    choices: Choices | None
+    ratings: Ratings | None
+    p_corrected: float = np.nan
+
+    def row(self) -> dict[str, Any]:
+        """Return a row of results.csv; unknown values are empty."""
+        unknown = Estimate(np.nan, np.nan, np.nan)
+        choices = self.choices
+        ratings = self.ratings
+        return {
+            "system": self.system,
+            "reader": self.reader,
+            "choices": choices.n if choices else "",
+            "correct": choices.right if choices else "",
+            **_columns("share", choices.share if choices else unknown),
+            **_columns("d_prime", choices.d_prime if choices else unknown),
+            "p": choices.p if choices else np.nan,
+            "p_corrected": self.p_corrected,
+            "rated_real": ratings.real if ratings else "",
+            "rated_synthetic": ratings.synthetic if ratings else "",
+            **_columns("auc", ratings.area if ratings else unknown),
+            **_columns("d_a", ratings.d_a if ratings else unknown),
+        }
+
+
+def compute_results(config: ReaderStudyConfig, answers: Answers) -> list[Result]:
+    """Compute each system's results by each reader, and by all readers where there are several.
+
+    p is corrected for the number of systems, reader by reader. See `observer` for the statistics.
+    """
+    everything = answers.all()
+    results = []
+    for system in config.systems:
+        readers, choices, _ = _scores(everything, system, "choice")
+        _, ratings, real = _scores(everything, system, "rating")
+        for row, reader in enumerate(readers):
+            estimates = _estimate(choices[row], ratings[row], real, config.level)
+            results.append(Result(system, reader, *estimates))
+        if len(readers) > 1:
+            results.append(Result(system, ALL, *_pool(choices, ratings, real, config)))
+    return _correct(results)
+
+
+def plot_roc(config: ReaderStudyConfig, answers: Answers) -> Figure:
+    """Plot the ROC curve of every system that has enough ratings."""
+    everything = answers.all()
+    curves = {}
+    for system in config.systems:
+        _, ratings, real = _scores(everything, system, "rating")
+        if any(_has_enough_ratings(real, row) for row in ratings):
+            curves[system] = (real, ratings)
+    return observer.draw_roc(curves, config.name if curves else f"{config.name}: {FEW}")
+
+
+def results_table(results: Sequence[Result], title: str) -> Table:
+    """Return the results as text, with notes on p and on missing intervals."""
+    header = [
+        "system",
+        "reader",
+        "real one chosen",
+        "d'",
+        "p",
+        "real, synthetic rated",
+        "area under ROC",
+        "d_a",
+    ]
+    systems = len({result.system for result in results if np.isfinite(result.p_corrected)})
+    notes = [describe("guessing", len(results), systems)] if systems else []
+    if any(_lacks_interval(result) for result in results):
+        notes.append(
+            f"No interval and no p where fewer than {FEWEST_PATIENTS} cases were answered, and "
+            f"none of one reader's ratings of fewer than {FEWEST_PATIENTS} cases of either kind."
+        )
+    return Table(title, header, [_table_row(result) for result in results], tuple(notes))
+
+
+def write_results(results: Sequence[Result], path: Path) -> None:
+    """Write results.csv, one row for each system and reader.
+
+    Raises:
+        DataError: There are no results.
+    """
+    if not results:
+        raise DataError(f"{path.name}: nobody has answered yet")
+    write_csv(path, [result.row() for result in results])
+
+
+def _scores(
+    answers: Sequence[Answer], system: str, task: Task
+) -> tuple[list[str], NDArray[np.float64], NDArray[np.bool_]]:
+    """Arrange the scores of one system and task.
+
+    Returns:
+        All readers of the study; their scores [readers, cases], NaN where unanswered; and of each
+        case whether only a real patch was shown.
+    """
+    answered = [
+        answer for answer in answers if (answer.case.system, answer.case.task) == (system, task)
+    ]
+    readers = sorted({answer.reader for answer in answers})
+    cases = sorted({answer.case.number for answer in answered})
+    scores = np.full((len(readers), len(cases)), np.nan)
+    real = np.zeros(len(cases), bool)
+    for answer in answered:
+        column = cases.index(answer.case.number)
+        scores[readers.index(answer.reader), column] = answer.score
+        real[column] = answer.case.truth == "real"
+    return readers, scores, real
+
+
+def _estimate(
+    choices: NDArray[np.float64],
+    ratings: NDArray[np.float64],
+    real: NDArray[np.bool_],
+    level: float,
+) -> tuple[Choices | None, Ratings | None]:
+    """Estimate one reader's results; choices, ratings [cases] and real as in `_scores`."""
+    answered = choices[~np.isnan(choices)]
+    choice = None
+    if len(answered) >= MIN_CHOICES:
+        choice = observer.estimate_choices(answered, level)
+    rating = None
+    if _has_enough_ratings(real, ratings):
+        is_rated = ~np.isnan(ratings)
+        rating = observer.estimate_ratings(real[is_rated], ratings[is_rated], level)
+    return choice, rating
+
+
+def _pool(
+    choices: NDArray[np.float64],
+    ratings: NDArray[np.float64],
+    real: NDArray[np.bool_],
+    config: ReaderStudyConfig,
+) -> tuple[Choices | None, Ratings | None]:
+    """Estimate the results of all readers; choices, ratings [readers, cases] as in `_scores`."""
+    options = (config.samples, config.seed, config.level)
+    choice = None
+    if np.sum(~np.isnan(choices)) >= MIN_CHOICES:
+        choice = observer.pool_choices(choices, *options)
+    rating = None
+    if any(_has_enough_ratings(real, row) for row in ratings):
+        rating = observer.pool_ratings(real, ratings, *options)
+    return choice, rating
+
+
+def _correct(results: list[Result]) -> list[Result]:
+    """Apply Holm's correction over the systems, separately for each reader and for all readers."""
+    corrected: dict[int, float] = {}
+    for reader in {result.reader for result in results}:
+        rows = [row for row, result in enumerate(results) if result.reader == reader]
+        values = [choices.p if (choices := results[row].choices) else np.nan for row in rows]
+        corrected |= dict(zip(rows, holm(values).tolist(), strict=True))
+    return [replace(result, p_corrected=corrected[row]) for row, result in enumerate(results)]
+
+
+def _lacks_interval(result: Result) -> bool:
+    """Return whether there are answers, but too few for an interval."""
+    choices = result.choices
+    ratings = result.ratings
+    if choices and np.isnan(choices.p):
+        return True
+    return bool(ratings and np.isnan(ratings.area.low))
+
+
+def _has_enough_ratings(real: NDArray[np.bool_], ratings: NDArray[np.float64]) -> bool:
+    is_rated = ~np.isnan(ratings)
+    return bool(min(np.sum(is_rated & real), np.sum(is_rated & ~real)) >= MIN_RATINGS)
+
+
+def _columns(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def _table_row(result: Result) -> list[str]:
+    choices = result.choices
+    ratings = result.ratings
+    row = [result.system, result.reader]
+    if choices:
+        share = f"{choices.right} of {choices.n}: {_format_estimate(choices.share)}"
+        row += [share, _format_estimate(choices.d_prime), format_p(result.p_corrected)]
+    else:
+        row += [FEW, "-", "-"]
+    if ratings:
+        counts = f"{ratings.real}, {ratings.synthetic}"
+        row += [counts, _format_estimate(ratings.area), _format_estimate(ratings.d_a)]
+    else:
+        row += [FEW, "-", "-"]
+    return row
+
+
+def _format_estimate(estimate: Estimate) -> str:
+    """Format a value above its interval, or above "(no interval)"; bounds may be infinite."""
+    low, high = (f"{bound:.2f}".replace("inf", "∞") for bound in (estimate.low, estimate.high))
+    interval = "(no interval)" if np.isnan(estimate.low) else f"[{low}, {high}]"
+    return f"{estimate.value:.2f}\n{interval}"

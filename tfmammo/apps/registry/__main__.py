@@ -1,0 +1,204 @@
+"""Registered models: list them, promote a version to "best", or roll a promotion back.
+
+tfmammo registry list
+tfmammo registry promote --model tfmammo-can --metric dice --min-gain 0.005
+tfmammo registry promote --model tfmammo-can --set data.name=inbreast data.root=DIR
+                                   candidate=4 alpha=0.01
+tfmammo registry rollback --model tfmammo-can
+
+`promote` compares a candidate (by default the newest version) with the version that has the alias
+"best". If the candidate wins, it gets the alias. Tags keep the audit. The keys of PromotionConfig
+come from a YAML file (--config), from --set and from flags; later ones override earlier ones. The
+section data says how the patches are made; the candidate's card gives the keys that it lacks.
+Exit codes: 0 promoted, the first version, or already the best; 1 refused; 2 an error.
+
+`rollback` moves the alias back to the former version that the tags name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import rich.table
+
+from tfmammo import cli
+from tfmammo import config as configuration
+from tfmammo.apps.registry import promotion
+from tfmammo.apps.registry.promotion import (
+    ALIAS,
+    PREFIX,
+    SYNTHESIS_METRICS,
+    Evaluation,
+    Outcome,
+    PromotionConfig,
+)
+from tfmammo.config import TrainingConfig
+from tfmammo.errors import ConfigError
+from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few
+from tfmammo.metrics.summary import Table
+from tfmammo.tracking import store
+from tfmammo.training import script
+
+# tags that a training sets and that are no metrics
+TRAINING_TAGS = ("step", "git_commit", "data_fingerprint")
+FLAGS = {
+    "model": "tfmammo-can",
+    "candidate": "VERSION",
+    "metric": "NAME",
+    "min_gain": "GAIN",
+    "alpha": "P",
+    "tracking_uri": "URI",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; a refusal is exit code 1, an error one line on stderr and exit code 2."""
+    options = _make_parser().parse_args(arguments)
+    work = {"list": _list, "promote": _promote, "rollback": _rollback}[options.command]
+    cli.run(lambda: work(options))
+
+
+def list_models(tracking_uri: str | None = None) -> rich.table.Table:
+    """Return a table of all versions of all models.
+
+    Raises:
+        TrackingError: The store does not exist.
+    """
+    uri = store.store_uri(tracking_uri)
+    with store.open_registry(uri) as client:
+        models = [
+            promotion.find_model(client, uri, model.name)
+            for model in client.search_registered_models(max_results=1000)
+        ]
+    table = rich.table.Table(
+        title=f"Registered models in {store.redact(uri)}", title_justify="left", show_lines=True
+    )
+    for heading in ("model", "version", "alias", "step", "metrics", "promotion"):
+        table.add_column(heading, justify="right" if heading in ("version", "step") else "left")
+    for model in models:
+        for number, tags in model.versions.items():
+            aliases = ", ".join(alias for alias, held in model.aliases.items() if held == number)
+            metrics = {
+                key: value
+                for key, value in tags.items()
+                if key not in TRAINING_TAGS and not key.startswith(("mlflow.", PREFIX))
+            }
+            audit = {
+                key.removeprefix(PREFIX): value
+                for key, value in tags.items()
+                if key.startswith(PREFIX)
+            }
+            table.add_row(
+                model.name,
+                str(number),
+                aliases,
+                tags.get("step", "-"),
+                _format_tags(metrics),
+                _format_tags(audit),
+            )
+    return table
+
+
+def parse_config(path: str | None, overrides: Sequence[str]) -> PromotionConfig:
+    """Parse the config from a file, or from overrides alone.
+
+    Raises:
+        ConfigError: A key is unknown, missing or wrong.
+    """
+    if path:
+        return configuration.parse(PromotionConfig, path, overrides)
+    with tempfile.TemporaryDirectory() as folder:  # `parse` reads files
+        empty = Path(folder) / "empty.yaml"
+        empty.write_text("{}", encoding="utf-8")
+        try:
+            return configuration.parse(PromotionConfig, empty, overrides)
+        except ConfigError as error:
+            raise ConfigError(str(error).removeprefix(f"{empty}: ")) from None
+
+
+def _make_parser() -> cli.Parser:
+    parser = cli.make_command_parser("tfmammo.apps.registry", __doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser(
+        "list", help="show models, versions, aliases, metrics and promotions"
+    )
+    promoting = commands.add_parser(
+        "promote", help=f"compare a version with the one that has the alias {ALIAS}"
+    )
+    rolling_back = commands.add_parser("rollback", help=f"move the alias {ALIAS} back")
+    promoting.add_config(PromotionConfig, required=False)
+    promoting.add_argument("--dry-run", action="store_true", help="compare, but write nothing")
+    for flag, metavar in FLAGS.items():
+        promoting.add_argument(
+            f"--{flag.replace('_', '-')}", metavar=metavar, help=f"as --set {flag}={metavar}"
+        )
+    rolling_back.add_argument("--model", required=True, metavar=FLAGS["model"])
+    listing.add_tracking_uri()
+    rolling_back.add_tracking_uri()
+    return parser
+
+
+def _list(options: argparse.Namespace) -> None:
+    cli.console.print(list_models(options.tracking_uri))
+
+
+def _promote(options: argparse.Namespace) -> None:
+    flags = {flag: getattr(options, flag) for flag in FLAGS if getattr(options, flag) is not None}
+    overrides = [f"{flag}={json.dumps(value)}" for flag, value in flags.items()]
+    config = parse_config(options.config, [*options.set, *overrides])
+    cli.print_if_wanted(config, options)
+    script.configure_tensorflow(TrainingConfig(precision="float32"))
+    outcome = promotion.promote(config, options.dry_run)
+    if outcome.evaluation:
+        cli.console.print(_comparison_table(outcome, outcome.evaluation, config))
+    would = "would be " if options.dry_run and outcome.decision != "already best" else ""
+    cli.console.print(
+        f"{config.model}, version {outcome.candidate}: {would}{outcome.decision} ({outcome.reason})"
+    )
+    if outcome.decision == "refused":
+        sys.exit(1)
+
+
+def _rollback(options: argparse.Namespace) -> None:
+    demoted, best = promotion.rollback(options.model, options.tracking_uri)
+    cli.console.print(f"{options.model}: {ALIAS} is version {best} again, after version {demoted}")
+
+
+def _format_tags(values: Mapping[str, str]) -> str:
+    return "\n".join(f"{key} {value}" for key, value in values.items()) or "-"
+
+
+def _comparison_table(outcome: Outcome, evaluation: Evaluation, config: PromotionConfig) -> Table:
+    gain = evaluation.gain
+    patients = evaluation.patients
+    comparisons = evaluation.comparisons
+    is_tested = patients >= FEWEST_PATIENTS
+    interval = f"\n[{gain.low:+.4f}, {gain.high:+.4f}]" if is_tested else ""
+    body = [
+        [f"version {outcome.candidate}, candidate", f"{evaluation.candidate:.4f}"],
+        [f"version {outcome.best}, best", f"{evaluation.best:.4f}"],
+        ["gain", f"{gain.difference:+.4f}{interval}"],
+        ["p, two-sided", f"{min(1.0, comparisons * gain.p):.4f}" if is_tested else "-"],
+        ["to win", f"gain >= {config.min_gain:g}\np < {config.alpha:g}"],
+    ]
+    note = describe_few(patients)
+    if is_tested:
+        level = 1 - config.alpha
+        note = describe("flips", patients, comparisons, config.samples, level, "Bonferroni")
+    title = (
+        f"{config.model}: {evaluation.images} patches of {patients} patients "
+        f"({evaluation.archive}) that neither was trained on"
+    )
+    heading: str = config.metric
+    if SYNTHESIS_METRICS.get(config.metric) == -1:
+        heading += ", less is better"
+    return Table(title, ["", heading], body, (note,))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,470 @@
+"""Promotion: compare a candidate with the best version of a registered model, and move the alias.
+
+Both versions are run on patches of patients that neither was trained on, as their cards say. The
+alias "best" moves only if the mean gain is at least min_gain and a paired test, which flips whole
+patients, gives a two-sided p below alpha. With fewer than six patients every candidate is refused.
+Each version that was compared on the same patches before is one more chance of a false promotion,
+so p is multiplied by their number (Bonferroni's correction). If no version has the alias, the
+candidate gets it without a comparison.
+
+Tags of the versions keep the audit. All are named promotion.KEY:
+
+    every candidate     decision (first, promoted or refused), reason (in words), against (the
+                        version that was the best), date (UTC)
+    after a comparison  metric, gain, interval, p (not yet multiplied by comparisons), comparisons,
+                        patients, images, data (fingerprint of the patches), archive, min_gain,
+                        alpha
+    promoted versions   former (the best version before), since (the moment)
+    demoted versions    demoted_by (the version that got the alias), rolled_back (the moment)
+
+A training gives the alias to its own best checkpoint only if no version has it, or an earlier one
+of the same run; it leaves no such tag. The best checkpoint of a training was selected on its
+held-out patients, so its numbers on them are too good. Other mammograms are a fairer test.
+
+On an SQLite store, two promotions can't move the alias at the same time. A server has no such
+lock: there the alias is read again right before it is moved, which leaves a gap of milliseconds.
+The move by a training leaves the same gap on either store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from tfmammo.config import Frozen
+from tfmammo.data import datasets
+from tfmammo.data.patches import Patches
+from tfmammo.errors import DataError, ExportError, TrackingError
+from tfmammo.evaluation import comparison
+from tfmammo.evaluation.comparison import Network
+from tfmammo.metrics import segmentation, synthesis
+from tfmammo.metrics.segmentation import Paired, paired_test
+from tfmammo.metrics.significance import FEWEST_PATIENTS, smallest_p
+from tfmammo.tracking import store
+from tfmammo.tracking.store import redact
+
+ALIAS = "best"
+PREFIX = "promotion."
+# Metrics of networks from mask to image: 1 if more is better, else -1. All others are of networks
+# from image to mask.
+SYNTHESIS_METRICS = {"ssim": 1, "l1": -1}
+EVALUATION_TAGS = (
+    "gain",
+    "interval",
+    "p",
+    "comparisons",
+    "patients",
+    "images",
+    "data",
+    "archive",
+    "metric",
+    "min_gain",
+    "alpha",
+)
+
+Decision = Literal["first", "promoted", "refused", "already best"]
+
+
+class PromotionConfig(Frozen):
+    """The versions to compare, the patches, and the conditions of a promotion."""
+
+    model: str = Field(pattern=r"^\w[\w .-]*$")
+    """Name of the registered model."""
+    candidate: PositiveInt | None = None
+    """Version to compare with the best one; None: the newest."""
+    metric: Literal["dice", "jaccard", "accuracy", "mcc", "ssim", "l1"] = "dice"
+    """Metric of metrics.segmentation or metrics.synthesis, averaged over patches."""
+    min_gain: float = Field(default=0.005, ge=0)
+    """Least gain for a promotion, in the metric's unit (for l1: the least decrease)."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """p must lie below this for a promotion."""
+    threshold: float = Field(default=0.5, gt=0, le=1)
+    """A pixel is mass from this probability on."""
+    data: dict[str, Any] = {}
+    """Keys of DataConfig that say how the patches are made; the candidate's card gives the others.
+    """
+    audit: Literal["none", "no_leak", "passed"] = "none"
+    """What a candidate's memory audit must have said (`tfmammo audit`): nothing, that it
+    does not leak, or that it passed.
+    """
+    tracking_uri: str | None = None
+    """MLflow's store; None: the environment's."""
+    samples: PositiveInt = 10_000
+    """Samples of the paired test."""
+    level: float = Field(default=0.95, gt=0, lt=1)
+    """Level of the confidence interval of the gain."""
+    seed: NonNegativeInt = 0
+    """Seed of the paired test."""
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A registered model as its store describes it.
+
+    Attributes:
+        name: Name of the model.
+        aliases: Alias -> version.
+        versions: Version -> tags, newest first.
+    """
+
+    name: str
+    aliases: dict[str, int]
+    versions: dict[int, dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A comparison of two versions on the same patches.
+
+    Attributes:
+        candidate: The candidate's mean of the metric.
+        best: The best version's mean of the metric.
+        gain: Paired difference, positive where the candidate is better, for any metric.
+        patients: Number of patients.
+        images: Number of patches.
+        archive: Name of the archive.
+        fingerprint: Fingerprint of the patches.
+        comparisons: Number of candidates compared on these patches, including this one.
+    """
+
+    candidate: float
+    best: float
+    gain: Paired
+    patients: int
+    images: int
+    archive: str
+    fingerprint: str
+    comparisons: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The decision on a candidate.
+
+    Attributes:
+        decision: What was decided.
+        reason: Why, in words.
+        candidate: The candidate's version.
+        best: The version that it was compared with.
+        evaluation: None where nothing was compared.
+    """
+
+    decision: Decision
+    reason: str
+    candidate: int
+    best: int | None
+    evaluation: Evaluation | None = None
+
+
+def find_model(client: Any, uri: str, name: str) -> RegisteredModel:
+    """Find a registered model by its name.
+
+    Args:
+        client: MLflow's client of the store.
+        uri: The store, for the error.
+        name: Name of the model.
+
+    Raises:
+        TrackingError: There is no such model.
+    """
+    for model in client.search_registered_models(f"name = '{name}'"):
+        versions = {
+            int(version.version): dict(version.tags)
+            for version in client.search_model_versions(f"name = '{name}'")
+        }
+        aliases = {alias: int(version) for alias, version in model.aliases.items()}
+        return RegisteredModel(name, aliases, dict(sorted(versions.items(), reverse=True)))
+    raise TrackingError(f"models:/{name}: no such registered model in {redact(uri)}")
+
+
+def promote(config: PromotionConfig, dry_run: bool = False) -> Outcome:
+    """Compare a candidate with the best version, move the alias if it wins, and write the audit.
+
+    Args:
+        config: What to compare, and how.
+        dry_run: Compare only; change neither alias nor tags.
+
+    Raises:
+        TrackingError: The store, the model or a version does not exist, or a version can't be
+            evaluated by the metric.
+        ConfigError: The data settings are wrong.
+        ArchiveError: The archive can't be read.
+        DataError: The data holds no patient that is new to both versions.
+    """
+    uri = store.store_uri(config.tracking_uri)
+    with store.open_registry(uri) as client:
+        model = find_model(client, uri, config.model)
+    number = config.candidate or max(model.versions, default=1)
+    best = model.aliases.get(ALIAS)
+    if number not in model.versions:
+        versions = ", ".join(map(str, sorted(model.versions))) or "none"
+        raise TrackingError(
+            f"models:/{model.name}/{number}: no such version in {redact(uri)}; it has: {versions}"
+        )
+    if best == number:
+        return _keep_best(model, number)
+    candidate = _open_version(config, number, uri)
+    if reason := find_audit_fault(config, model.versions[number], candidate.card):
+        outcome = Outcome("refused", reason, number, best)
+    elif best is None:
+        outcome = Outcome("first", "no version was the best before", number, None)
+    else:
+        evaluation = evaluate(candidate, _open_version(config, best, uri), config)
+        earlier = _count_earlier(model, number, evaluation.fingerprint)
+        evaluation = replace(evaluation, comparisons=1 + earlier)
+        outcome = Outcome(*decide(evaluation, config), number, best, evaluation)
+    return outcome if dry_run else _apply(outcome, config, uri)
+
+
+def find_audit_fault(
+    config: PromotionConfig, tags: Mapping[str, str], card: Mapping[str, Any]
+) -> str | None:
+    """Say why the audit of a version is not what the config asks for; None where it is.
+
+    Args:
+        config: Its audit is used.
+        tags: The version's. An audit of the version itself stands there.
+        card: The export's. An audit before it was registered stands there.
+    """
+    if config.audit == "none":
+        return None
+    verdict = tags.get("audit.verdict") or card.get("audit", {}).get("verdict")
+    if verdict is None:
+        return f"audit={config.audit} asks for a memory audit, and there is none"
+    if verdict == "passed" or (config.audit == "no_leak" and verdict == "undecided"):
+        return None
+    return f"audit={config.audit} is asked for, and the audit's verdict is: {verdict}"
+
+
+def evaluate(candidate: Network, best: Network, config: PromotionConfig) -> Evaluation:
+    """Evaluate both versions on all patches of patients that neither was trained on.
+
+    Raises as `promote`.
+    """
+    data = candidate.merge_data(config.data)
+    comparison.warn_of_other_crops((best, candidate), data)
+    patches = datasets.load_all_patches(data)
+    new = np.flatnonzero(
+        candidate.find_unseen(patches.patient_ids) & best.find_unseen(patches.patient_ids)
+    )
+    if not len(new):
+        raise DataError(
+            f"{candidate.uri} and {best.uri}: every patient of {data.archive_name} was in the "
+            "training data of one of them or both; data.name and data.root can name other "
+            "mammograms"
+        )
+    patches = patches.take(new)
+    sign = SYNTHESIS_METRICS.get(config.metric, 1)
+    candidate_scores = _scores(candidate, patches, config)
+    best_scores = _scores(best, patches, config)
+    gain = paired_test(
+        sign * candidate_scores,
+        sign * best_scores,
+        patches.patient_ids,
+        config.samples,
+        config.seed,
+        config.level,
+    )
+    return Evaluation(
+        candidate=float(candidate_scores.mean()),
+        best=float(best_scores.mean()),
+        gain=gain,
+        patients=len(set(patches.patient_ids.tolist())),
+        images=len(patches),
+        archive=data.archive_name,
+        fingerprint=patches.fingerprint(),
+    )
+
+
+def decide(evaluation: Evaluation, config: PromotionConfig) -> tuple[Decision, str]:
+    """Decide whether the candidate wins; if not, return the first reason."""
+    gain = evaluation.gain
+    patients = evaluation.patients
+    comparisons = evaluation.comparisons
+    least = smallest_p(patients, comparisons, config.samples)
+    if gain.difference <= 0:
+        return "refused", f"it is no better: a gain of {gain.difference:+.4g}"
+    if gain.difference < config.min_gain:
+        return "refused", f"a gain of {gain.difference:+.4g} is less than {config.min_gain:g}"
+    if patients < FEWEST_PATIENTS:
+        return (
+            "refused",
+            f"{patients} patients are fewer than {FEWEST_PATIENTS}; their p would be at least "
+            f"{least:.3g}",
+        )
+    p = min(1.0, comparisons * gain.p)
+    p_text = f"p = {p:.3g}"
+    if comparisons > 1:
+        p_text += f" after {comparisons} comparisons on these patches"
+    if p < config.alpha:
+        return "promoted", f"a gain of {gain.difference:+.4g}, {p_text}"
+    reason = f"{p_text} is not below {config.alpha:g}"
+    if least >= config.alpha:
+        reason += f", and {patients} patients can't give less than {least:.3g}"
+    return "refused", reason
+
+
+def rollback(name: str, tracking_uri: str | None = None) -> tuple[int, int]:
+    """Move the alias back to the version that had it before the last promotion.
+
+    If the best version got the alias without a promotion, the alias moves to the version that was
+    promoted last.
+
+    Args:
+        name: Name of the registered model.
+        tracking_uri: MLflow's store; None: the environment's.
+
+    Returns:
+        The version that loses the alias, and the version that gets it.
+
+    Raises:
+        TrackingError: The store or the model does not exist, no version has the alias, or no tag
+            names a former version.
+    """
+    uri = store.store_uri(tracking_uri)
+    with store.open_registry(uri) as client:
+        model = find_model(client, uri, name)
+        best = model.aliases.get(ALIAS)
+        if best is None:
+            raise TrackingError(
+                f"models:/{name}@{ALIAS}: no version in {redact(uri)} has this alias"
+            )
+        promoted = {
+            tags[f"{PREFIX}since"]: number
+            for number, tags in model.versions.items()
+            if f"{PREFIX}since" in tags and number != best
+        }
+        last = promoted[max(promoted)] if promoted else 0
+        former = int(model.versions[best].get(f"{PREFIX}former", last))
+        if former not in model.versions:
+            raise TrackingError(
+                f"models:/{name}@{ALIAS}: version {best} in {redact(uri)} has no tag of a former "
+                "version that still exists"
+            )
+        client.set_registered_model_alias(name, ALIAS, str(former))
+        demotion = {"former": None, "since": None, "demoted_by": former, "rolled_back": _now()}
+        _set_tags(client, model, best, demotion)
+        promotion = {"since": _now(), "demoted_by": None, "rolled_back": None}
+        _set_tags(client, model, former, promotion)
+    return best, former
+
+
+def _count_earlier(model: RegisteredModel, number: int, fingerprint: str) -> int:
+    """Count the other versions that were compared on the same patches."""
+    others = [tags for version, tags in model.versions.items() if version != number]
+    return sum(tags.get(f"{PREFIX}data") == fingerprint for tags in others)
+
+
+def _keep_best(model: RegisteredModel, number: int) -> Outcome:
+    unknown = "" if f"{PREFIX}since" in model.versions[number] else "; no promotion is on record"
+    return Outcome("already best", f"nothing is done{unknown}", number, number)
+
+
+def _open_version(config: PromotionConfig, number: int, tracking_uri: str) -> Network:
+    """Open a version's function for the metric; the card is checked to name its patients."""
+    model_uri = f"models:/{config.model}/{number}"
+    direction = ("mask", "image") if config.metric in SYNTHESIS_METRICS else ("image", "mask")
+    with _naming_version(model_uri):
+        network = comparison.open_network(model_uri, *direction, tracking_uri)
+    if "train_patients" not in network.card:
+        raise TrackingError(
+            f"{model_uri}: its card does not name the patients of its training, so no patient is "
+            "known to be new to it"
+        )
+    return network
+
+
+def _scores(network: Network, patches: Patches, config: PromotionConfig) -> NDArray[np.float64]:
+    """Return the metric of each patch."""
+    with _naming_version(network.uri):
+        if config.metric in SYNTHESIS_METRICS:
+            images = network.run("mask", "image", patches.masks.astype(np.float32))
+            return synthesis.per_image(patches.images, images, patches.masks)[config.metric]
+        masks = network.run("image", "mask", patches.images)
+        return segmentation.per_image(patches.masks, masks, config.threshold)[config.metric]
+
+
+@contextmanager
+def _naming_version(model_uri: str) -> Iterator[None]:
+    """Make errors of an export, which name its folder, name the version instead."""
+    try:
+        yield
+    except ExportError as error:
+        raise TrackingError(f"{model_uri}: {error}") from error
+
+
+def _apply(outcome: Outcome, config: PromotionConfig, uri: str) -> Outcome:
+    """Move the alias and write the audit.
+
+    The promotion is refused if the alias has moved since the comparison.
+    """
+    number = outcome.candidate
+    best = outcome.best
+    with store.open_registry(uri) as client:
+        model = find_model(client, uri, config.model)
+        now = model.aliases.get(ALIAS)
+        if now == number:  # another promotion of the same version, whose audit stays
+            return _keep_best(model, number)
+        if now != best:
+            reason = (
+                f"meanwhile the alias {ALIAS} moved from version {best or '-'} to version "
+                f"{now or '-'}"
+            )
+            outcome = replace(outcome, decision="refused", reason=reason)
+        promotion: dict[str, Any] = {}
+        if outcome.decision != "refused":
+            # The alias moves first: the audit may lack a move, but never tells of one that was not
+            # made.
+            client.set_registered_model_alias(config.model, ALIAS, str(number))
+            promotion = {"former": best, "since": _now(), "demoted_by": None, "rolled_back": None}
+            if best is not None:
+                _set_tags(client, model, best, {"demoted_by": number, "since": None})
+        _set_tags(client, model, number, _audit_tags(outcome, config) | promotion)
+    return outcome
+
+
+def _audit_tags(outcome: Outcome, config: PromotionConfig) -> dict[str, Any]:
+    """Return the tags of a decision; None removes the tag of an earlier decision."""
+    evaluation = outcome.evaluation
+    tags: dict[str, Any] = {
+        "decision": outcome.decision,
+        "reason": outcome.reason,
+        "against": outcome.best,
+        **dict.fromkeys(EVALUATION_TAGS),
+    }
+    if evaluation:
+        gain = evaluation.gain
+        tags |= {
+            "gain": f"{gain.difference:.6g}",
+            "comparisons": evaluation.comparisons,
+            "patients": evaluation.patients,
+            "images": evaluation.images,
+            "data": evaluation.fingerprint,
+            "archive": evaluation.archive,
+            "metric": config.metric,
+            "min_gain": config.min_gain,
+            "alpha": config.alpha,
+        }
+        if np.isfinite(gain.p):
+            tags |= {"interval": f"[{gain.low:.6g}, {gain.high:.6g}]", "p": f"{gain.p:.6g}"}
+    return tags | {"date": _now()}
+
+
+def _set_tags(client: Any, model: RegisteredModel, number: int, values: Mapping[str, Any]) -> None:
+    """Set the tags of a version; None deletes a tag."""
+    for key, value in values.items():
+        if value is not None:
+            client.set_model_version_tag(model.name, str(number), f"{PREFIX}{key}", str(value))
+        elif f"{PREFIX}{key}" in model.versions.get(number, {}):
+            client.delete_model_version_tag(model.name, str(number), f"{PREFIX}{key}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,16 @@
+"""Models served over HTTP: networks, CAD pipelines and editors.
+
+pictures.py     services: images in; masks, findings or synthetic mammograms out
+requests.py     the images of a request
+entry.py        the pyfunc model of a service, which MLflow loads
+saving.py       what the registry stores, and the check before it is loaded
+server.py       MLflow's protocol over HTTP, with limits, short errors, /health and /metrics
+parsing.py      bodies of requests, parsed with bounded memory
+connections.py  uvicorn with time limits
+local.py        what the server and the studio share
+
+`tfmammo serve` registers services, serves models, and exports SavedModels for
+TensorFlow Serving.
+"""
+
+import tfmammo.tracking  # noqa: F401 - sets up MLflow and TensorFlow without their chatter

@@ -1,0 +1,58 @@
+"""The pyfunc model of a service, which MLflow loads from this text, so that nothing is pickled.
+
+The package must be installed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tfmammo.apps.serving.pictures import Answer, Service, check_cancelled, unpack
+from tfmammo.errors import TfmammoError
+
+# isort: split
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from tfmammo.apps.serving.saving import SERVICE
+
+# MLflow warns, past any filter, that it does not check such requests. They are checked here.
+with warnings.catch_warnings(record=True):
+
+    class Pictures(PythonModel):
+        """A service behind MLflow's `predict`.
+
+        Attributes:
+            pictures: Tells the server that the inputs must be a list of objects.
+            proceed: Called before each part of the work, see `check_cancelled`.
+        """
+
+        pictures = True
+        proceed: Callable[[], None] = staticmethod(check_cancelled)
+
+        def load_context(self, context: PythonModelContext) -> None:
+            """Load the artifact "service", a folder that `pictures.gather` made."""
+            self.service = Service.load(unpack(Path(context.artifacts[SERVICE])))
+
+        def predict(
+            self,
+            context: PythonModelContext,
+            model_input: list[dict[str, Any]],
+            params: dict[str, Any] | None = None,
+        ) -> list[Answer]:
+            """Answer images, see tfmammo.apps.serving.pictures.
+
+            Raises:
+                MlflowException: The request can't be answered, with status 400.
+            """
+            try:
+                return self.service.answer(model_input, self.proceed)
+            except TfmammoError as error:
+                raise MlflowException.invalid_parameter_value(str(error)) from None
+
+
+set_model(Pictures())

@@ -1,0 +1,430 @@
+"""Images in, answers out: a network of patches, the CAD pipeline or an editor of lesions.
+
+Each is a service behind MLflow's `predict`. A request is a list of images, each a JSON object:
+
+    image       a file (DICOM, PNG, TIFF, JPEG, PGM) in base64, or instead
+    pixels      rows of grey values in [0, 1]
+    laterality, view, spacing   L or R, CC or MLO, [mm, mm] per px, where the file does not state
+                them
+    ...         the keys of the service
+
+The answer is a list of objects with images in base64 as PNG (or DICOM). One bad image refuses the
+whole request with one sentence, which names its number.
+
+    network     image -> mask: "mask" (PNG, 0 or 255, of the image's size), "probability" (16-bit
+                PNG, of the network's size), "box"
+                mask -> image: "image" (16-bit PNG, of the network's size); a lesion is wherever
+                the input is not 0
+                The input is a patch of the network's size whose grey values are mapped like those
+                of its training patches. Other sizes are refused, as the answer for a whole
+                mammogram would be meaningless; `scaled` allows crops at native pixels.
+    case        "report", as evaluate/case.py writes it, "masks" (COCO's RLE, null for a lesion
+                without a mask), and "overlay" if asked for
+    system      takes the keys of synthesis.editor.EditRequest too, and "format" (png or dicom):
+                "image", "mask", "box", "kind", "annotations", "recipe"
+
+A network processes eight patches at a time. An uploaded file is written to a private folder while
+it is read. Nothing of it is kept or logged, neither its name nor its header.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
+
+from tfmammo.apps.serving.requests import (
+    EditorRequest,
+    ImageRequest,
+    PipelineRequest,
+    numbering_errors,
+    parse_request,
+    read_mammogram,
+)
+from tfmammo.archives import coco
+from tfmammo.archives.writers import synthetic
+from tfmammo.config import DataConfig, Frozen
+from tfmammo.data import preprocess
+from tfmammo.data.windows import extract_window
+from tfmammo.errors import ArchiveError, ConfigError
+from tfmammo.inference.pipeline import Pipeline, PipelineConfig, PipelineResult
+from tfmammo.inference.report import build_report, draw_overlay
+from tfmammo.mammogram import Mammogram
+from tfmammo.synthesis.config import LARGEST
+from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest
+from tfmammo.tracking import export, models
+from tfmammo.training.image_grid import encode_png
+
+FILE = "service.json"
+BATCH_SIZE = 8  # patches in one call, so that memory does not grow with the request
+MAX_IMAGES = 1024  # in one request
+MAX_PIXELS = 2 * LARGEST  # of all images of one request together
+MODEL_KEYS = ("detector", "segmenter", "classifier", "generator", "gan", "handle")
+
+
+class NetworkConfig(Frozen):
+    """A network of patches."""
+
+    handle: str
+    """Model URI of its export."""
+    source: Literal["image", "mask"] = "image"
+    """Input of the network: image leads to a mask, mask to an image."""
+    threshold: float = Field(default=0.5, gt=0, le=1)
+    """A pixel is lesion from this probability on."""
+    runtime: Literal["tensorflow", "onnx"] = "tensorflow"
+    """What answers. "onnx": ONNX Runtime, which answers single patches faster on a CPU. Registering
+    converts the network and checks that it answers alike. Needs the extra onnx.
+    """
+    scaled: bool = False
+    """Accept crops of any size, cut like the network's training patches (data.frame), and resize
+    them; otherwise an image must have the size of the network's patches.
+    """
+
+    @property
+    def target(self) -> Literal["image", "mask"]:
+        """Output of the network."""
+        return "mask" if self.source == "image" else "image"
+
+    def find_function(self, folder: Path) -> str:
+        """Find the function from source to target in an export.
+
+        Raises:
+            ExportError: There is none.
+        """
+        return export.find_function(folder, {self.source}, {self.target})
+
+
+class ServiceConfig(Frozen):
+    """A served model: a network, a CAD pipeline (`case`) or an editor (`system`)."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """The model is registered as tfmammo-NAME."""
+    network: NetworkConfig | None = None
+    """A network of patches."""
+    case: PipelineConfig | None = None
+    """A CAD pipeline."""
+    system: EditorConfig | None = None
+    """An editor, which inserts or removes lesions."""
+    alias: str = Field(default="best", pattern=r"^[a-z][a-z0-9_-]*$")
+    """Alias that the new version gets."""
+    tracking_uri: str | None = None
+    """MLflow's store in which the model is registered; None: the environment's."""
+
+    @model_validator(mode="after")
+    def _one(self) -> ServiceConfig:
+        if sum(part is not None for part in (self.network, self.case, self.system)) != 1:
+            raise ValueError("give one of network, case and system")
+        return self
+
+
+Answer = dict[str, Any]
+CancelCheck = Callable[[], None]
+AnswerAll = Callable[[Sequence[Any], Sequence[Mammogram], CancelCheck], list[Answer]]
+
+
+def check_cancelled() -> None:
+    """Do nothing: the default for what is called before each part of the work.
+
+    A server puts a function in its place that raises when the client has gone.
+    """
+
+
+class Service:
+    """A loaded service: `answer` takes the images of one request.
+
+    Args:
+        kind: The keys of each image.
+        answer_all: Images and their mammograms -> answers.
+    """
+
+    def __init__(self, kind: type[ImageRequest], answer_all: AnswerAll) -> None:
+        self.kind = kind
+        self.answer_all = answer_all
+
+    @staticmethod
+    def load(config: ServiceConfig) -> Service:
+        """Load the models of a service.
+
+        Raises:
+            TfmammoError: A model can't be loaded.
+        """
+        if config.network:
+            return Service(ImageRequest, _Network(config.network).answer_all)
+        if config.case:
+            pipeline = Pipeline.load(config.case)
+            return Service(PipelineRequest, _answer_each(partial(_run_pipeline, pipeline)))
+        assert config.system
+        lesion_editor = Editor.load(config.system)
+        return Service(EditorRequest, _answer_each(partial(_edit, lesion_editor)))
+
+    def answer(
+        self, items: Sequence[Mapping[str, Any]], proceed: CancelCheck = check_cancelled
+    ) -> list[Answer]:
+        """Answer a request, one answer for each image.
+
+        Args:
+            items: The images, as JSON has them.
+            proceed: Called before each part of the work, see `check_cancelled`.
+
+        Raises:
+            ConfigError: A key is missing or wrong.
+            ArchiveError: An image can't be read.
+            DataError: An image can't be used by the editor.
+            PipelineError: An image can't be used by the pipeline. Each names the image's number.
+        """
+        if not items:
+            raise ConfigError("inputs holds no image")
+        if len(items) > MAX_IMAGES:
+            raise ConfigError(f"inputs holds {len(items)} images, more than {MAX_IMAGES}")
+        with tempfile.TemporaryDirectory() as folder:
+            requests = []
+            mammograms = []
+            pixels = 0
+            for number, item in enumerate(items):
+                proceed()
+                with numbering_errors(number):
+                    request = parse_request(self.kind, item)
+                    mammogram = read_mammogram(request, Path(folder) / str(number))
+                    pixels += mammogram.rows * mammogram.cols
+                    if pixels > MAX_PIXELS:
+                        raise ConfigError(
+                            f"with this image the request has {pixels} px, more than {MAX_PIXELS}"
+                        )
+                requests.append(request)
+                mammograms.append(mammogram)
+            return self.answer_all(requests, mammograms, proceed)
+
+
+def gather(config: ServiceConfig, folder: Path) -> None:
+    """Put a service's config and copies of all its exports into a folder, for `save_service`.
+
+    An archive of real lesions is not copied: the server must find it where the config says. Nor is
+    a detector that has no card of this package.
+
+    Raises:
+        TrackingError: A model URI leads to no export.
+        ExportError: An export can't be read, or its network not be converted for ONNX Runtime.
+        ModuleNotFoundError: The extra onnx is missing.
+    """
+    part = config.network or config.case or config.system
+    assert part
+    copies = {}
+    uri = getattr(part, "tracking_uri", None) or config.tracking_uri
+    for key in MODEL_KEYS:
+        model_uri = getattr(part, key, None)
+        if model_uri and not (key == "detector" and _is_foreign_detector(model_uri)):
+            shutil.copytree(models.resolve(model_uri, uri), folder / key)
+            copies[key] = key
+    if config.network and config.network.runtime == "onnx":
+        export_folder = folder / copies["handle"]
+        name = config.network.find_function(export_folder)
+        export.write_onnx(export_folder, name, export_folder / f"{name}.onnx")
+    kinds = ("network", "case", "system")
+    (kind,) = (kind for kind in kinds if getattr(config, kind) is not None)
+    content = config.model_dump(mode="json", exclude={"tracking_uri": True, kind: {"tracking_uri"}})
+    content[kind] |= copies
+    (folder / FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def unpack(folder: Path) -> ServiceConfig:
+    """Read the config of a folder that `gather` made; its model URIs point into the folder.
+
+    Raises:
+        ConfigError: The folder holds no service.
+    """
+    try:
+        values = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        for part in (values[key] for key in ("network", "case", "system") if values.get(key)):
+            part |= {
+                key: str(folder / key)
+                for key in MODEL_KEYS
+                if part.get(key) == key and (folder / key).is_dir()
+            }
+        return ServiceConfig.model_validate(values)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{folder}: holds no service ({error.__class__.__name__})") from None
+
+
+# Models that were registered with an earlier version of this package hold the text of its entry.py,
+# which imports these names.
+go_on = check_cancelled
+unpacked = unpack
+
+
+def _is_foreign_detector(uri: str) -> bool:
+    """Return whether a detector is of TensorFlow Hub or the Object Detection API."""
+    return uri.startswith("http") or any(
+        (Path(uri) / place / "saved_model.pb").is_file() for place in (".", "saved_model")
+    )
+
+
+class _Network:
+    """A network of patches."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        self.config = config
+        folder = models.resolve(config.handle)
+        self.target = config.target
+        name = config.find_function(folder)
+        card = export.read_card(folder)
+        self.size = card["functions"][name]["inputs"][config.source]["shape"][1]
+        self.call = export.load(folder, name, config.runtime)
+        try:
+            data = DataConfig.model_validate(card["config"]["data"])
+        except (KeyError, TypeError, ValidationError):
+            raise ConfigError(
+                f"{config.handle}: its card does not say how its training patches were made "
+                "(config.data)"
+            ) from None
+        self.data = data.model_copy(update={"size": self.size})
+
+    def answer_all(
+        self,
+        requests: Sequence[ImageRequest],
+        mammograms: Sequence[Mammogram],
+        proceed: CancelCheck,
+    ) -> list[Answer]:
+        """Answer all images, a batch at a time."""
+        for number, mammogram in enumerate(mammograms):
+            with numbering_errors(number):
+                self.check_size(mammogram.rows, mammogram.cols)
+        answers: list[Answer] = []
+        for first in range(0, len(mammograms), BATCH_SIZE):
+            proceed()
+            answers += self.answer_batch(mammograms[first : first + BATCH_SIZE], first)
+        return answers
+
+    def answer_batch(self, mammograms: Sequence[Mammogram], first: int) -> list[Answer]:
+        """Answer one batch; `first` is the number of its first image."""
+        patches = []
+        for number, mammogram in enumerate(mammograms, first):
+            with numbering_errors(number):
+                patches.append(self.make_patch(mammogram))
+        outputs = self.call(**{self.config.source: np.stack(patches)})[self.target]
+        return [
+            self.make_answer(output[..., 0], mammogram)
+            for output, mammogram in zip(outputs, mammograms, strict=True)
+        ]
+
+    def check_size(self, rows: int, cols: int) -> None:
+        """Refuse an image that is no patch of this network.
+
+        Raises:
+            ArchiveError: Its size is not that of a patch.
+        """
+        frame = self.data.frame
+        if frame == "full" or (rows, cols) == (self.size, self.size):
+            return
+        if not self.config.scaled:
+            raise ArchiveError(
+                f"the network takes patches of {self.size} x {self.size} px, no image of {rows} "
+                f"x {cols} px"
+            )
+        if frame == "square" and rows != cols:
+            raise ArchiveError(f"the network takes square crops, no image of {rows} x {cols} px")
+
+    def make_patch(self, mammogram: Mammogram) -> NDArray[np.float32]:
+        """Return float32 [size, size, 1], made like the network's training patches."""
+        image = mammogram.pixels()
+        if self.config.source == "mask":
+            mask = (image > 0).astype(np.uint8)
+            return preprocess.resize_mask(mask, self.size, self.size).astype(np.float32)
+        try:
+            return extract_window(image, (0, 0, mammogram.rows, mammogram.cols), self.data)
+        except ValueError as error:
+            raise ArchiveError(str(error)) from None
+
+    def make_answer(self, output: NDArray[np.float32], mammogram: Mammogram) -> Answer:
+        """Return the answer for one output of the network, float32 [size, size]."""
+        if self.target == "image":
+            return {"image": _encode_png16(output)}
+        patch = (output >= self.config.threshold).astype(np.uint8)
+        mask = preprocess.resize_mask_to(patch, mammogram.rows, mammogram.cols)
+        left, top, width, height = cv2.boundingRect(mask)
+        box = [top, left, top + height, left + width] if width else None
+        return {
+            "mask": _base64(synthetic.encode_mask_png(mask)),
+            "probability": _encode_png16(output),
+            "box": box,
+        }
+
+
+def _answer_each(answer: Callable[[Any, Mammogram], Answer]) -> AnswerAll:
+    """Make a function that answers all images, one after the other."""
+
+    def answer_all(
+        requests: Sequence[Any], mammograms: Sequence[Mammogram], proceed: CancelCheck
+    ) -> list[Answer]:
+        """Answer each image; `proceed` raises where nobody waits for the answer any more."""
+        answers = []
+        for number, (request, mammogram) in enumerate(zip(requests, mammograms, strict=True)):
+            proceed()
+            with numbering_errors(number):
+                answers.append(answer(request, mammogram))
+        return answers
+
+    return answer_all
+
+
+def _run_pipeline(pipeline: Pipeline, request: PipelineRequest, mammogram: Mammogram) -> Answer:
+    result = pipeline.predict(mammogram)
+    answer: Answer = {"report": build_report(result, pipeline), "masks": _encode_masks(result)}
+    if request.overlay:
+        answer["overlay"] = _base64(encode_png(draw_overlay(result)))
+    return answer
+
+
+def _encode_masks(result: PipelineResult) -> list[Any]:
+    """Encode each finding's mask as COCO's RLE, or None."""
+    rows = result.mammogram.rows
+    cols = result.mammogram.cols
+    encoded: list[Any] = []
+    for finding in result.findings:
+        lesion = finding.lesion
+        if lesion is None:
+            encoded.append(None)
+            continue
+        top, left, bottom, right = lesion.box
+        region = np.ascontiguousarray(lesion.mask(rows, cols)[top:bottom, left:right])
+        encoded.append(coco.encode(region, lesion.box, rows, cols))
+    return encoded
+
+
+def _edit(lesion_editor: Editor, request: EditorRequest, mammogram: Mammogram) -> Answer:
+    keys = EditRequest.model_fields
+    edit = EditRequest.model_validate({key: getattr(request, key) for key in keys})
+    result = lesion_editor.edit(mammogram, edit)
+    is_dicom = request.format == "dicom"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "synthetic"
+        if is_dicom:
+            result.write_dicom(path)
+        else:
+            synthetic.write_png(path, result.after)
+        image = _base64(path.read_bytes())
+    return {
+        "image": image,
+        "mask": _base64(synthetic.encode_mask_png(result.mask)),
+        "box": list(result.box),
+        "kind": result.kind,
+        "annotations": result.to_coco("synthetic.dcm" if is_dicom else "synthetic.png"),
+        "recipe": result.recipe,
+    }
+
+
+def _encode_png16(image: NDArray[np.float32]) -> str:
+    return _base64(synthetic.encode_png(np.rint(np.clip(image, 0, 1) * 65535).astype(np.uint16)))
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()

@@ -1,0 +1,103 @@
+"""Save a service for the model registry, and check the code of models before they are loaded.
+
+A model is stored as code and the exports that it reads. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from tfmammo import __version__
+from tfmammo.errors import ConfigError
+from tfmammo.tracking.pyfunc import NETWORKS, make_conda_environment
+
+ENTRY = Path(__file__).with_name("entry.py")
+SERVICE = "service"  # the artifact of a model that takes images
+# SHA-256 of both files as earlier versions of this package registered them. Whoever changes one of
+# the files adds the hash of the last release.
+EARLIER_HASHES = {
+    "pyfunc_model.py": (
+        "c0c98b24a31169f657c4d98922e987a52efc6194541e150708086daa83b0eba6",
+        "2071ddbe1207f5f2502ade175a668fbc5d4b39960080c0f877394345d9150325",
+    ),
+    "entry.py": (
+        "19fc0868e0d4dd02b62fae34416a6d9af020368b6364595bd07920efda086a5e",
+        "ee7b9f133ea73de01b0a1215e5ca40a05a9f24bda9c4b1362346620c7bbfc1c7",
+    ),
+}
+# MLflow's loader of a model that is stored as code
+FROM_CODE = "mlflow.pyfunc.loaders.code_model"
+# All keys that MLflow writes for such a model. Others, such as "data", could name further files
+# that MLflow runs. So does "code", which must be empty.
+FLAVOR_KEYS = {
+    "artifacts",
+    "code",
+    "cloudpickle_version",
+    "env",
+    "loader_module",
+    "model_code_path",
+    "python_version",
+    "streamable",
+}
+
+
+def save_service(path: Path, directory: Path, run_id: str) -> None:
+    """Save a service as an MLflow model.
+
+    Args:
+        path: Folder of the new model.
+        directory: A folder that `pictures.gather` made.
+        run_id: MLflow's run that the model belongs to.
+    """
+    with warnings.catch_warnings(record=True):  # see tfmammo.apps.serving.entry
+        mlflow.pyfunc.save_model(
+            str(path),
+            python_model=str(ENTRY),
+            artifacts={SERVICE: str(directory)},
+            conda_env=make_conda_environment(f"tfmammo=={__version__}"),
+            mlflow_model=Model(run_id=run_id),
+        )
+
+
+def check(folder: Path, name: str) -> None:
+    """Make sure that MLflow runs nothing from a model's folder but a file of this package.
+
+    Args:
+        folder: MLflow's folder of the model.
+        name: Name of the model, for the error.
+
+    Raises:
+        ConfigError: The model holds other code, or a pickle.
+        MlflowException: There is no model in the folder.
+    """
+    if not (folder / "MLmodel").is_file():
+        raise MlflowException(f"there is no model of MLflow's in {folder.name}")
+    flavor = Model.load(str(folder)).flavors.get("python_function", {})
+    code = flavor.get("model_code_path")
+    if flavor.get("loader_module") != FROM_CODE or not code:
+        raise ConfigError(
+            f"{name}: is not stored as code and SavedModels but as a pickle or by another "
+            "framework; such models are never loaded"
+        )
+    path = folder / Path(code).name
+    has_other_code = bool(set(flavor) - FLAVOR_KEYS or flavor.get("code") or path.is_symlink())
+    if has_other_code or _hash(path) not in _own_hashes():
+        raise ConfigError(
+            f"{name}: its code is not that of this package (pyfunc_model.py, entry.py), so it is "
+            "not run; register the model again"
+        )
+
+
+def _own_hashes() -> set[str]:
+    """Return the hashes of the files of this package, and of its earlier versions."""
+    return {_hash(NETWORKS), _hash(ENTRY)}.union(*EARLIER_HASHES.values())
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

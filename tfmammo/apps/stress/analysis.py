@@ -1,0 +1,271 @@
+"""Tables and curves of a stress test: sensitivity, thresholds, controls, strata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tfmammo.apps.stress.config import StressConfig
+from tfmammo.apps.stress.pairs import Condition
+from tfmammo.apps.stress.scoring import Outcome, Trial
+from tfmammo.metrics.psychometric import Psychometric, fit
+from tfmammo.metrics.segmentation import bootstrap_interval, share_interval
+from tfmammo.metrics.summary import Table
+
+REMOVAL = "removal"
+STRATA: dict[str, Callable[[Outcome, Condition], str]] = {
+    "tissue": lambda outcome, condition: condition.tissue,
+    "place": lambda outcome, condition: condition.place,
+    "softness": lambda outcome, condition: f"{condition.softness:g}",
+    "breast density": lambda outcome, condition: outcome.density or "not stated",
+}
+NOTES = (
+    "Intervals draw whole patients (bootstrap); those of thresholds are profile likelihoods, "
+    "corrected for patients.",
+)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The fits of one detector and one method.
+
+    Attributes:
+        contrast: Against contrast; None where there is too little to fit.
+        size: Against size; None where there is too little to fit.
+    """
+
+    contrast: Psychometric | None
+    size: Psychometric | None
+
+
+def fit_curves(
+    outcomes: Sequence[Outcome], limit: float, config: StressConfig, interval: bool = True
+) -> Curves:
+    """Fit sensitivity against contrast and against size; each pools over the other.
+
+    What is found at the same place before insertion gives the guess rate.
+    """
+    contrasts = [outcome.contrast for outcome in outcomes]
+    sizes = [outcome.size for outcome in outcomes]
+    # One wanted size varies by rounding alone, which is nothing to fit.
+    return Curves(
+        _fit(outcomes, contrasts, limit, config, interval) if len(config.contrasts) > 1 else None,
+        _fit(outcomes, sizes, limit, config, interval) if len(config.sizes) > 1 else None,
+    )
+
+
+def _fit(
+    outcomes: Sequence[Outcome],
+    stimuli: Sequence[float],
+    limit: float,
+    config: StressConfig,
+    interval: bool = True,
+) -> Psychometric | None:
+    if len(set(stimuli)) < 2:
+        return None
+    patients = [outcome.patient for outcome in outcomes]
+    return fit(
+        stimuli,
+        [outcome.after > limit for outcome in outcomes],
+        patients,
+        [outcome.before > limit for outcome in outcomes],
+        patients,
+        config.link,
+        config.level,
+        interval,
+    )
+
+
+def tabulate_thresholds(
+    curves: Mapping[tuple[str, str], Curves], trials: Mapping[str, Trial], config: StressConfig
+) -> Table:
+    """Tabulate the contrast and the size at which every second lesion is found."""
+    body = []
+    for (detector, method), both in curves.items():
+        outcomes = trials[detector].list_of(method)
+        cells = [detector, method, str(len(outcomes))]
+        cells += [format_threshold(both.contrast), format_threshold(both.size)]
+        cells.append(
+            _format_share([o.after > trials[detector].limit for o in outcomes], outcomes, config)
+        )
+        cells.append(f"{both.contrast.guess:.3f}" if both.contrast else "-")
+        cells.append(f"{both.contrast.lapse:.3f}" if both.contrast else "-")
+        body.append(cells)
+    header = [
+        "detector",
+        "method",
+        "pairs",
+        "contrast of 50 %",
+        f"size of 50 %, {config.unit}",
+        "found, of the whole grid, %",
+        "guess rate",
+        "lapse rate",
+    ]
+    title = f"Where every second lesion is found, at {_describe_limit(trials, config)}"
+    return Table(title, header, body, NOTES)
+
+
+def _describe_limit(trials: Mapping[str, Trial], config: StressConfig) -> str:
+    if config.score is not None:
+        return f"scores above {config.score:g}"
+    return f"{config.fppi:g} false positives per mammogram or fewer"
+
+
+def format_threshold(curve: Psychometric | None) -> str:
+    """Format a threshold with its interval; words where the tested stimuli don't hold it."""
+    if curve is None:
+        return "-"
+    low, high = name_stimulus(curve.low), name_stimulus(curve.high)
+    return f"{name_stimulus(curve.threshold)} [{low}, {high}]"
+
+
+def name_stimulus(value: float) -> str:
+    """Format a stimulus; words for 0 and infinity, which lie beyond what was tested."""
+    names = {0.0: "below all", float("inf"): "above all"}
+    return names.get(value, "-" if np.isnan(value) else f"{value:.3g}")
+
+
+def tabulate_sensitivity(trials: Mapping[str, Trial], config: StressConfig) -> Table:
+    """Tabulate sensitivity and the mean change of score at each contrast and each size."""
+    body = []
+    for detector, method, outcomes, limit in _list_groups(trials):
+        for name, values in (("contrast", config.contrasts), ("size", config.sizes)):
+            for value in values:
+                part = [o for o in outcomes if o.condition and getattr(o.condition, name) == value]
+                if part:
+                    found = [outcome.after > limit for outcome in part]
+                    change = [outcome.after - outcome.before for outcome in part]
+                    label = f"{name} {value:g}"
+                    cells = [detector, method, label, str(len(part))]
+                    cells.append(_format_share(found, part, config))
+                    cells.append(_format_mean(change, part, config))
+                    body.append(cells)
+    header = ["detector", "method", "lesions of", "pairs", "found, %", "change of score"]
+    return Table("Sensitivity, and the change of score within pairs", header, body, NOTES)
+
+
+def tabulate_controls(trials: Mapping[str, Trial], config: StressConfig) -> Table:
+    """Tabulate how often something is found where there is no lesion, or no more."""
+    body = []
+    for detector, trial in trials.items():
+        methods = dict.fromkeys(outcome.method for outcome in trial.outcomes)
+        for method in methods:
+            outcomes = trial.list_of(method)
+            columns = {"before": [outcome.before for outcome in outcomes]}
+            columns["after"] = [outcome.after for outcome in outcomes]
+            cells = [detector, method, str(len(outcomes))]
+            for name in ("before", "after"):
+                cells.append(
+                    _format_share(
+                        [score > trial.limit for score in columns[name]], outcomes, config
+                    )
+                )
+            for control in ("self", "sham"):
+                part = [outcome for outcome in outcomes if control in outcome.controls]
+                found = [outcome.controls[control] > trial.limit for outcome in part]
+                cells.append(_format_share(found, part, config) if part else "-")
+            body.append(cells)
+    header = [
+        "detector",
+        "method",
+        "pairs",
+        "found before, %",
+        "found after, %",
+        "found, own tissue inserted, %",
+        "found, other tissue inserted, %",
+    ]
+    notes = (
+        f"{REMOVAL}: a real lesion is there before, and is taken out after.",
+        "Own tissue tells the method's artefacts, other tissue the seam; both hold no lesion.",
+        *NOTES,
+    )
+    return Table("Found where no lesion is: the controls", header, body, notes)
+
+
+def tabulate_strata(trials: Mapping[str, Trial], config: StressConfig) -> Table:
+    """Tabulate sensitivity and the threshold of contrast in parts of the pairs."""
+    body = []
+    for detector, method, outcomes, limit in _list_groups(trials):
+        for name, key in STRATA.items():
+            groups: dict[str, list[Outcome]] = {}
+            for outcome in outcomes:
+                if outcome.condition:
+                    groups.setdefault(key(outcome, outcome.condition), []).append(outcome)
+            for value, part in sorted(groups.items()):
+                found = [outcome.after > limit for outcome in part]
+                contrasts = [outcome.contrast for outcome in part]
+                has_curve = len(config.contrasts) > 1
+                curve = _fit(part, contrasts, limit, config) if has_curve else None
+                cells = [detector, method, f"{name}: {value}", str(len(part))]
+                cells += [_format_share(found, part, config), format_threshold(curve)]
+                body.append(cells)
+    header = ["detector", "method", "part", "pairs", "found, %", "contrast of 50 %"]
+    return Table("By tissue, place, margin and density", header, body, NOTES)
+
+
+def list_rows(trials: Mapping[str, Trial]) -> list[dict[str, Any]]:
+    """Make the lines of pairs.csv."""
+    rows = []
+    for trial in trials.values():
+        for outcome in trial.outcomes:
+            condition = outcome.condition
+            rows.append(
+                {
+                    "detector": outcome.detector,
+                    "method": outcome.method,
+                    "patient": outcome.patient,
+                    "image": outcome.image,
+                    "density": outcome.density,
+                    "box": " ".join(map(str, outcome.box)),
+                    "wanted_contrast": condition.contrast if condition else "",
+                    "contrast": round(outcome.contrast, 6),
+                    "size": round(outcome.size, 4),
+                    "softness": condition.softness if condition else "",
+                    "tissue": condition.tissue if condition else "",
+                    "place": condition.place if condition else "",
+                    "score_before": round(outcome.before, 6),
+                    "score_after": round(outcome.after, 6),
+                    "score_self": outcome.controls.get("self", ""),
+                    "score_sham": outcome.controls.get("sham", ""),
+                    "limit": round(trial.limit, 6),
+                    "found": int(outcome.after > trial.limit),
+                }
+            )
+    return rows
+
+
+def _list_groups(trials: Mapping[str, Trial]) -> list[tuple[str, str, list[Outcome], float]]:
+    """List detector, method, outcomes and limit of all insertions."""
+    return [
+        (detector, method, trial.list_of(method), trial.limit)
+        for detector, trial in trials.items()
+        for method in dict.fromkeys(outcome.method for outcome in trial.outcomes)
+        if method != REMOVAL
+    ]
+
+
+def _format_share(found: Sequence[bool], outcomes: Sequence[Outcome], config: StressConfig) -> str:
+    return _format(share_interval, np.array(found, np.float64), outcomes, config, 100, 1)
+
+
+def _format_mean(values: Sequence[float], outcomes: Sequence[Outcome], config: StressConfig) -> str:
+    return _format(bootstrap_interval, np.array(values, np.float64), outcomes, config, 1, 3)
+
+
+def _format(
+    interval: Callable[..., tuple[float, float]],
+    values: Any,
+    outcomes: Sequence[Outcome],
+    config: StressConfig,
+    scale: float,
+    decimals: int,
+) -> str:
+    patients = [outcome.patient for outcome in outcomes]
+    low, high = interval(values, patients, config.samples, config.seed, config.level)
+    text = f"{scale * values.mean():.{decimals}f}"
+    if np.isnan(low):
+        return text
+    return f"{text} [{scale * low:.{decimals}f}, {scale * high:.{decimals}f}]"

@@ -1,0 +1,224 @@
+"""What detectors say of pairs: scores at the lesion's place, and where a detection counts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tfmammo.apps.stress.config import StressConfig
+from tfmammo.apps.stress.detectors import StressedDetector
+from tfmammo.apps.stress.pairs import Condition, Pair
+from tfmammo.detection.detections import Detections
+from tfmammo.mammogram import Box, Mammogram, stack_boxes
+from tfmammo.metrics.detection import find_hits
+
+log = logging.getLogger(__name__)
+
+SIDE = 128  # px of a picture of a pair
+AROUND = 2.5  # side of what it shows over the lesion's longer side, and at least LEAST_SHOWN px
+LEAST_SHOWN = 96
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What one detector says of one pair.
+
+    Attributes:
+        detector: Its name.
+        method: The pair's.
+        patient: Pseudonym.
+        image: The mammogram's id.
+        density: In the archive's words; "" where it is silent.
+        box: Of the lesion, native px.
+        condition: The pair's; None of a removal.
+        contrast: The pair's.
+        size: The pair's.
+        before: Highest score of a detection that hits the box, before; 0 without one.
+        after: The same after.
+        controls: The same of each control.
+        picture: uint8 [SIDE, 2 SIDE], before and after, of the lesion's surroundings.
+    """
+
+    detector: str
+    method: str
+    patient: str
+    image: str
+    density: str
+    box: Box
+    condition: Condition | None
+    contrast: float
+    size: float
+    before: float
+    after: float
+    controls: Mapping[str, float]
+    picture: NDArray[np.uint8] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """What one detector says of all pairs.
+
+    Attributes:
+        outcomes: Of its pairs.
+        limit: A detection counts above this score.
+        fppi: False positives per mammogram above it, before anything is inserted.
+    """
+
+    outcomes: Sequence[Outcome]
+    limit: float
+    fppi: float
+
+    def list_of(self, method: str) -> list[Outcome]:
+        """List the outcomes of a method."""
+        return [outcome for outcome in self.outcomes if outcome.method == method]
+
+
+def run(
+    detectors: Mapping[str, StressedDetector], pairs: Iterable[Pair], config: StressConfig
+) -> dict[str, Trial]:
+    """Run all detectors on all pairs; a mammogram before insertion is seen once by each.
+
+    Args:
+        detectors: By name.
+        pairs: Drawn as they are needed.
+        config: batch, criterion, threshold, score and fppi are used.
+
+    Returns:
+        Detector -> its trial.
+
+    Raises:
+        DetectionError: A detector fails.
+    """
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in detectors}
+    bases: dict[str, dict[str, Detections]] = {name: {} for name in detectors}
+    false_positives: dict[str, dict[str, NDArray[np.float32]]] = {name: {} for name in detectors}
+    batch: list[Pair] = []
+    images = 0
+
+    def work() -> None:
+        for name, detector in detectors.items():
+            outcomes[name] += _detect(name, detector, batch, bases[name], config)
+            for pair in batch:
+                if pair.condition:  # of a removal's mammogram other lesions are not known as well
+                    false_positives[name][pair.before.image_id] = _find_false(
+                        bases[name][pair.before.image_id], pair.before, config
+                    )
+        log.info("%d pairs are done", len(next(iter(outcomes.values()))))
+
+    for pair in pairs:
+        batch.append(pair)
+        images += 2 + len(pair.controls)
+        if images >= config.batch:
+            work()
+            batch.clear()
+            images = 0
+    if batch:
+        work()
+    return {
+        name: Trial(outcomes[name], *choose_limit(list(false_positives[name].values()), config))
+        for name in detectors
+    }
+
+
+def choose_limit(
+    false_positives: Sequence[NDArray[np.float32]], config: StressConfig
+) -> tuple[float, float]:
+    """Choose the score above which a detection counts.
+
+    Args:
+        false_positives: Scores of the false positives in each mammogram.
+        config: score decides where it is given, else fppi.
+
+    Returns:
+        The limit, and how many false positives per mammogram lie above it.
+    """
+    scores = np.sort(np.concatenate([np.empty(0), *false_positives]))[::-1]
+    images = max(1, len(false_positives))
+    allowed = int(config.fppi * images + 1e-9)
+    limit = float(scores[allowed]) if allowed < len(scores) else 0.0
+    if config.score is not None:
+        limit = config.score
+    return limit, float((scores > limit).sum() / images)
+
+
+def score_box(detections: Detections, box: Sequence[float], config: StressConfig) -> float:
+    """Return the highest score of the detections that hit a box, native px; 0 without one."""
+    if not len(detections):
+        return 0.0
+    truth = np.array([box], np.float64)
+    hits = find_hits(detections.boxes, truth, config.threshold, config.criterion)[:, 0]
+    return float(detections.scores[hits].max(initial=0.0))
+
+
+def _detect(
+    name: str,
+    detector: StressedDetector,
+    pairs: Sequence[Pair],
+    known: dict[str, Detections],
+    config: StressConfig,
+) -> list[Outcome]:
+    """Detect in all images of some pairs; `known` keeps what is found before insertion."""
+    new = {pair.before.image_id: pair.before for pair in pairs if pair.before.image_id not in known}
+    changed = [image for pair in pairs for image in (pair.after, *pair.controls.values())]
+    found = detector.detect([*new.values(), *changed])
+    known.update(zip(new, found, strict=False))
+    rest = iter(found[len(new) :])
+    outcomes = []
+    for pair in pairs:
+        after = next(rest)
+        controls = {control: score_box(next(rest), pair.box, config) for control in pair.controls}
+        outcomes.append(
+            Outcome(
+                name,
+                pair.method,
+                pair.before.patient_id,
+                pair.before.image_id,
+                pair.before.density or "",
+                pair.box,
+                pair.condition,
+                pair.contrast,
+                pair.size,
+                score_box(known[pair.before.image_id], pair.box, config),
+                score_box(after, pair.box, config),
+                controls,
+                draw_pair(pair),
+            )
+        )
+    return outcomes
+
+
+def _find_false(
+    detections: Detections, mammogram: Mammogram, config: StressConfig
+) -> NDArray[np.float32]:
+    """Return the scores of detections that hit no lesion of the mammogram."""
+    truth = stack_boxes(mammogram.lesions)
+    if not len(detections) or not len(truth):
+        return detections.scores
+    hits = find_hits(detections.boxes, truth, config.threshold, config.criterion)
+    return detections.scores[~hits.any(axis=1)]
+
+
+def draw_pair(pair: Pair) -> NDArray[np.uint8]:
+    """Draw a pair's surroundings, before and after, on one grey scale.
+
+    Returns:
+        uint8 [SIDE, 2 SIDE].
+    """
+    top, left, bottom, right = pair.box
+    half = round(max(AROUND * max(bottom - top, right - left), LEAST_SHOWN) / 2)
+    row = (top + bottom) // 2
+    col = (left + right) // 2
+    crops = []
+    for mammogram in (pair.before, pair.after):
+        padded = np.pad(mammogram.pixels()[..., 0], half)
+        crop = np.ascontiguousarray(padded[row : row + 2 * half, col : col + 2 * half])
+        crops.append(cv2.resize(crop, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+    both = np.concatenate(crops, axis=1)
+    low, high = np.percentile(both, (0.5, 99.8))
+    scaled = np.clip((both - low) / max(float(high - low), 1e-6), 0, 1)
+    return np.rint(255 * scaled).astype(np.uint8)

@@ -1,0 +1,493 @@
+"""The tab that inserts or removes a lesion: a click gives the place, a slider compares the result.
+
+Every browser has its own mammogram and result (gr.State); only the systems are shared. Downloads
+have fixed names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import gradio as gr
+import numpy as np
+
+from tfmammo.apps.studio import uploads
+from tfmammo.apps.studio.uploads import COLOUR, COMPUTE, Facts, OpenMammogram, Picture, Updates
+from tfmammo.archives.writers import synthetic
+from tfmammo.errors import DataError
+from tfmammo.mammogram import Box, Mammogram, trace_borders
+from tfmammo.synthesis.editor import Editor, EditRequest, EditResult
+
+OWN_SHAPE = "the system's own"
+SHAPES = ("irregular", "lobular", "oval", "round")
+USUAL_MM = 12.0  # height and width of a mass until the user changes them
+HINT = "Open a mammogram, then click where the lesion is to be."
+PLACE = "Click on the mammogram to choose a place."
+OUTLINE_COLOUR = (86, 180, 233)
+
+
+@dataclass(frozen=True, eq=False)
+class ResultView:
+    """A result as the page shows it.
+
+    Attributes:
+        before: The whole mammogram before the change, as `uploads.to_display` returns it.
+        after: The whole mammogram after the change.
+        details: The surroundings of the lesion before and after, native px.
+        corner: Top and left of the details on the mammogram, native px.
+        rows: Rows of the mammogram, native px.
+        cols: Columns of the mammogram, native px.
+        box: The lesion's box, native px.
+        mask: The lesion's mask within its box, native px.
+        folder: Folder of the downloads.
+    """
+
+    before: Picture
+    after: Picture
+    details: tuple[Picture, Picture]
+    corner: tuple[int, int]
+    rows: int
+    cols: int
+    box: Box
+    mask: Picture
+    folder: Path
+
+    def pair(self, marked: bool) -> tuple[Picture, Picture]:
+        """Return the whole mammogram before and after, uint8 [rows, cols, 3].
+
+        Args:
+            marked: Draw the box and the outline on the second one.
+        """
+        scale = self.before.shape[0] / self.rows, self.before.shape[1] / self.cols
+        after = self._draw(self.after, (0, 0), scale) if marked else uploads.to_rgb(self.after)
+        return uploads.to_rgb(self.before), after
+
+    def detail(self, marked: bool) -> tuple[Picture, Picture]:
+        """Return the surroundings of the lesion before and after, as `pair`."""
+        before, after = self.details
+        rgb = self._draw(after, self.corner, (1.0, 1.0)) if marked else uploads.to_rgb(after)
+        return uploads.to_rgb(before), rgb
+
+    def _draw(
+        self, picture: Picture, corner: tuple[int, int], scale: tuple[float, float]
+    ) -> Picture:
+        """Draw the box and the outline on a picture that shows the mammogram from a corner on."""
+        canvas = uploads.to_rgb(picture)
+        corners = (np.reshape(self.box, (2, 2)) - corner) * scale
+        (top, left), (bottom, right) = np.rint(corners).astype(int).tolist()
+        cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), COLOUR, 1)
+        for outline in trace_borders(self.mask):
+            points = ((outline + self.box[:2] - corner + 0.5) * scale - 0.5)[:, ::-1]
+            sixteenths = np.rint(16 * points).astype(np.int32)
+            cv2.polylines(canvas, [sixteenths], True, OUTLINE_COLOUR, 1, cv2.LINE_AA, 4)
+        return canvas
+
+
+def add_tab(systems: Mapping[str, Editor], parallel: int) -> None:
+    """Fill a tab of a gr.Blocks.
+
+    Args:
+        systems: Editors by the names that the page shows.
+        parallel: Requests computed at once.
+    """
+    _Tab(systems, parallel)
+
+
+class _Tab:
+    """The tab's components and their events."""
+
+    def __init__(self, systems: Mapping[str, Editor], parallel: int) -> None:
+        self.systems = systems
+        self.held = uploads.add_state()
+        self.view = uploads.add_state()
+        self.centre = gr.State(None)
+        with gr.Row():
+            with gr.Column(scale=3):
+                self._add_picture()
+            with gr.Column(scale=2, min_width=300):
+                self._add_options()
+        self._add_result()
+        self._connect(parallel)
+
+    def _add_picture(self) -> None:
+        self.upload, self.example = uploads.add_opening_inputs("Open a mammogram", "insert-phantom")
+        self.hint = gr.Markdown(HINT)
+        self.picture = gr.Image(
+            show_label=False,
+            interactive=False,
+            height="72vh",
+            buttons=["fullscreen"],
+            elem_id="mammogram",
+            visible=False,
+        )
+
+    def _add_options(self) -> None:
+        first = next(iter(self.systems))
+        control = size_control(self.systems[first])
+        shapes = list_shapes(self.systems[first])
+        self.system = gr.Radio(list(self.systems), value=first, label="System")
+        with gr.Row(visible=control == "size") as self.sizes:
+            self.height = gr.Number(80, label="Height, px", precision=0, minimum=8, min_width=90)
+            self.width = gr.Number(80, label="Width, px", precision=0, minimum=8, min_width=90)
+        self.size_text = gr.Markdown(format_size(80, 80, None), visible=control == "size")
+        self.shape = gr.Radio(shapes, value=shapes[0], label="Shape", visible=control == "size")
+        self.factor = gr.Slider(
+            0.5, 2, 1, step=0.05, label="Scale of the real lesion", visible=control == "factor"
+        )
+        self.seed = gr.Number(
+            0,
+            label="Seed",
+            info="The same seed gives the same lesion again.",
+            precision=0,
+            minimum=0,
+        )
+        self.facts = uploads.add_facts_inputs()
+        self.make = gr.Button("Apply", variant="primary", interactive=False)
+        self.note = gr.Markdown(visible=False, elem_classes="note")
+
+    def _add_result(self) -> None:
+        with gr.Column(visible=False) as self.result:
+            with gr.Row(equal_height=True):
+                self.text = gr.Markdown(elem_id="insert-result")
+                self.marked = gr.Checkbox(False, label="Show box and outline", min_width=160)
+            with gr.Row():
+                options: dict[str, Any] = {
+                    "format": "png",
+                    "interactive": False,
+                    "buttons": ["fullscreen"],
+                    "type": "numpy",
+                }
+                self.slider = gr.ImageSlider(
+                    label="Before | after", max_height=640, elem_id="before-after", **options
+                )
+                self.detail = gr.ImageSlider(
+                    label="Detail, native pixels", max_height=640, elem_id="detail", **options
+                )
+            self.files = gr.Files(
+                label="Downloads: marked as synthetic, without patient data",
+                interactive=False,
+                elem_id="insert-files",
+            )
+
+    def _connect(self, parallel: int) -> None:
+        quick: dict[str, Any] = {
+            "api_visibility": "private",
+            "show_progress": "hidden",
+            "concurrency_limit": None,
+        }
+        long: dict[str, Any] = {
+            "api_visibility": "private",
+            "concurrency_id": COMPUTE,
+            "concurrency_limit": parallel,
+        }
+        opening = [
+            self.held,
+            self.centre,
+            self.picture,
+            self.hint,
+            self.height,
+            self.width,
+            self.make,
+            self.note,
+            self.upload,
+            self.example,
+        ]
+        self.upload.upload(self._open, [self.upload, self.held], opening, **long)
+        # Gradio's `input` comes twice for one choice, and its `select` not at all for the keyboard.
+        self.example.change(self._example, [self.example, self.held], opening, **long)
+        self.picture.select(
+            self._place, [self.held], [self.centre, self.picture, self.hint, self.make], **quick
+        )
+        self.system.change(
+            self._system,
+            [self.system],
+            [self.sizes, self.size_text, self.shape, self.factor],
+            **quick,
+        )
+        sizes = [self.height.change, self.width.change, self.facts[2].change, self.held.change]  # type: ignore[attr-defined]
+        gr.on(
+            sizes,
+            self._size,
+            [self.held, self.height, self.width, self.facts[2]],
+            [self.size_text],
+            **quick,
+        )
+        options = [self.system, self.height, self.width, self.shape, self.factor, self.seed]
+        result = [
+            self.view,
+            self.result,
+            self.text,
+            self.slider,
+            self.detail,
+            self.files,
+            self.note,
+        ]
+        self.make.click(
+            self._make,
+            [self.held, self.centre, self.view, self.marked, *options, *self.facts],
+            result,
+            **long,
+        )
+        self.marked.input(self._mark, [self.view, self.marked], [self.slider, self.detail], **quick)
+
+    def _open(self, upload: str, old: OpenMammogram | None) -> Updates:
+        return {self.upload: None, self.example: None} | uploads.run_with_note(
+            self.note, lambda: self._show(uploads.open_upload(upload), old)
+        )
+
+    def _example(self, name: str | None, old: OpenMammogram | None) -> Updates:
+        if name is None:  # a file of the user's takes its place
+            return gr.skip()
+        return uploads.run_with_note(self.note, lambda: self._show(uploads.open_phantom(name), old))
+
+    def _show(self, held: OpenMammogram, old: OpenMammogram | None) -> Updates:
+        uploads.release(old)
+        # Without a spacing, the usual height is a sixteenth of the mammogram's.
+        unknown = USUAL_MM * 16 / held.mammogram.rows
+        spacing = held.mammogram.spacing or (unknown, unknown)
+        height, width = (max(8, round(USUAL_MM / step)) for step in spacing)
+        return {
+            self.held: held,
+            self.centre: None,
+            self.picture: gr.update(value=uploads.to_rgb(held.shown), visible=True),
+            self.hint: f"{describe(held.mammogram)}. {PLACE}",
+            self.height: height,
+            self.width: width,
+            self.make: gr.update(interactive=False),
+        }
+
+    def _place(self, held: OpenMammogram | None, event: gr.SelectData) -> Updates:
+        if held is None:
+            return {self.hint: HINT}
+        rows = held.mammogram.rows
+        cols = held.mammogram.cols
+        centre = uploads.to_native(event.index, held.shown, rows, cols)
+        return {
+            self.centre: centre,
+            self.picture: uploads.draw_cross(held.shown, centre, rows, cols),
+            self.hint: f"{describe(held.mammogram)}. Place: row {centre[0]}, column {centre[1]}.",
+            self.make: gr.update(interactive=True),
+        }
+
+    def _system(self, name: str) -> Updates:
+        control = size_control(self.systems[name])
+        shapes = list_shapes(self.systems[name])
+        return {
+            self.sizes: gr.update(visible=control == "size"),
+            self.size_text: gr.update(visible=control == "size"),
+            self.shape: gr.update(choices=shapes, value=shapes[0], visible=control == "size"),
+            self.factor: gr.update(visible=control == "factor"),
+        }
+
+    def _size(
+        self,
+        held: OpenMammogram | None,
+        height: float | None,
+        width: float | None,
+        spacing: float | None,
+    ) -> str:
+        stated = (spacing, spacing) if spacing else None
+        of_file = held.mammogram.spacing if held else None
+        return format_size(height, width, of_file or stated)
+
+    def _make(
+        self,
+        held: OpenMammogram | None,
+        centre: Any,
+        old: ResultView | None,
+        marked: bool,
+        system: str,
+        *options: Any,
+    ) -> Updates:
+        return uploads.run_with_note(
+            self.note,
+            lambda: self._result(held, centre, old, marked, self.systems[system], *options),
+        )
+
+    def _result(
+        self,
+        held: OpenMammogram | None,
+        centre: Any,
+        old: ResultView | None,
+        marked: bool,
+        system: Editor,
+        height: Any,
+        width: Any,
+        shape: str,
+        factor: float,
+        seed: Any,
+        *facts: Any,
+    ) -> Updates:
+        if held is None or centre is None:
+            raise DataError(
+                "the mammogram is no longer open; open it again"
+                if centre
+                else "choose a place in a mammogram"
+            )
+        request = build_request(system, tuple(centre), height, width, shape, factor, seed)
+        result = system.edit(Facts.parse(*facts).add_to(held.mammogram), request)
+        view = make_view(result, write_downloads(result, held.lossy))
+        uploads.release(old)
+        return {
+            self.view: view,
+            self.result: gr.update(visible=True),
+            self.text: format_result(result),
+            # The slider stands in the middle of the lesion.
+            self.slider: gr.update(
+                value=view.pair(marked),
+                slider_position=50 * (view.box[1] + view.box[3]) / view.cols,
+            ),
+            self.detail: view.detail(marked),
+            self.files: [
+                str(view.folder / name)
+                for name in ("synthetic.dcm", "annotations.json", "mask.png", "recipe.json")
+            ],
+        }
+
+    def _mark(self, view: ResultView | None, marked: bool) -> Updates:
+        if view is None:
+            return {self.slider: None, self.detail: None}
+        return {self.slider: view.pair(marked), self.detail: view.detail(marked)}
+
+
+def size_control(system: Editor) -> str:
+    """Return how a user chooses the size of a system's lesions.
+
+    Returns:
+        "size" for a generated mass, "factor" for a real lesion, "" where there is no choice.
+    """
+    if system.config.renderer == "contextual":
+        return ""
+    return "factor" if system.config.real_lesions else "size"
+
+
+def list_shapes(system: Editor) -> list[str]:
+    """List the shapes to choose from; the first is the default."""
+    return [*([OWN_SHAPE] if system.config.gan or system.config.lesions else []), *SHAPES]
+
+
+def build_request(
+    system: Editor,
+    centre: Any,
+    height: Any,
+    width: Any,
+    shape: str | None,
+    factor: float,
+    seed: Any,
+) -> EditRequest:
+    """Build the request from the page's values; those that a system does not use are ignored.
+
+    Raises:
+        DataError: Height or width is missing.
+        pydantic.ValidationError: A value is out of range.
+    """
+    values: dict[str, Any] = {"centre": centre, "seed": seed or 0}
+    if size_control(system) == "size":
+        if not height or not width:
+            raise DataError("height and width are missing")
+        values |= {"size": (height, width), "shape": None if shape == OWN_SHAPE else shape}
+    elif size_control(system) == "factor":
+        values |= {"factor": factor}
+    return EditRequest.model_validate(values)
+
+
+def describe(mammogram: Mammogram) -> str:
+    """Describe a mammogram's size, side and view in a few words."""
+    size = f"{mammogram.rows} x {mammogram.cols} px"
+    size += f" of {mammogram.spacing[0]:.3g} mm" if mammogram.spacing else ", mm per px unknown"
+    return ", ".join(filter(None, (size, mammogram.laterality, mammogram.view)))
+
+
+def format_size(
+    height: float | None, width: float | None, spacing: tuple[float, float] | None
+) -> str:
+    """Format height and width in mm, if the spacing is known."""
+    if not height or not width:
+        return "Height and width are missing."
+    if not spacing:
+        return "The size in mm is unknown."
+    return f"That is {height * spacing[0]:.1f} x {width * spacing[1]:.1f} mm."
+
+
+def format_result(result: EditResult) -> str:
+    """Describe a result: what was changed, where, and its size."""
+    top, left, bottom, right = result.box
+    spacing = result.mammogram.spacing
+    area = int(result.mask.sum())
+    size = f"{bottom - top} x {right - left} px"
+    area_text = f"{area} px"
+    if spacing:
+        size += f" = {(bottom - top) * spacing[0]:.1f} x {(right - left) * spacing[1]:.1f} mm"
+        area_text += f" = {area * spacing[0] * spacing[1]:.1f} mm²"
+    change = "**Tissue refilled, where a lesion may have been.**"
+    if result.kind:
+        change = f"**{result.kind.capitalize()} added.**"
+    return (
+        f"{change} Box: rows {top} to {bottom}, columns {left} to {right}: {size}. "
+        f"Area: {area_text}."
+    )
+
+
+def make_view(result: EditResult, folder: Path) -> ResultView:
+    """Make the view of a result.
+
+    Args:
+        result: What the editor returned.
+        folder: Folder of its downloads.
+    """
+    before = result.before.image()
+    after = result.after.image()
+    top, left, bottom, right = result.box
+    around = max(48, (bottom - top) // 2, (right - left) // 2)
+    part = np.s_[max(0, top - around) : bottom + around, max(0, left - around) : right + around]
+    first, second = (
+        np.rint(255 * image[part][..., 0]).astype(np.uint8) for image in (before, after)
+    )
+    return ResultView(
+        before=uploads.to_display(before),
+        after=uploads.to_display(after),
+        details=(first, second),
+        corner=(part[0].start, part[1].start),
+        rows=before.shape[0],
+        cols=before.shape[1],
+        box=result.box,
+        mask=result.mask[top:bottom, left:right].copy(),
+        folder=folder,
+    )
+
+
+def write_downloads(result: EditResult, lossy: bool) -> Path:
+    """Write the downloads to a new folder: synthetic.dcm, annotations.json, mask.png, recipe.json.
+
+    Args:
+        result: What the editor returned.
+        lossy: Whether the mammogram's file was compressed with loss.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="made_"))
+    recipe = dict(result.recipe)
+    if "config" in recipe:
+        recipe["config"] = recipe["config"] | {"tracking_uri": None}  # it may hold a password
+    try:
+        text = json.dumps(recipe, indent=2, sort_keys=True, allow_nan=False)
+        # `EditResult.dicom` would look at the ending of the mammogram's file, which is deleted.
+        key = hashlib.sha256(text.encode()).hexdigest()
+        synthetic.write_dicom_of_mammogram(
+            folder / "synthetic.dcm", result.after, result.mammogram, key, lossy
+        )
+        (folder / "annotations.json").write_text(
+            json.dumps(result.to_coco("synthetic.dcm"), indent=1), encoding="utf-8"
+        )
+        (folder / "mask.png").write_bytes(synthetic.encode_mask_png(result.mask))
+        (folder / "recipe.json").write_text(f"{text}\n", encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder

@@ -1,0 +1,241 @@
+"""The reader study's tab: a reader enters a name and answers one case after the other.
+
+Nothing that reaches the browser tells which patch is real. Images are part of the page: nameless
+PNGs that have the same size in pixels and in bytes. The current case of a reader stays in the
+server's memory. The buttons' functions are not part of an API.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from tfmammo.apps.reader_study.answers import write_answers
+from tfmammo.apps.reader_study.cases import SCALE, Case
+from tfmammo.apps.reader_study.results import FEW, plot_roc, results_table, write_results
+from tfmammo.apps.reader_study.session import ReaderStudy, parse_reader_name
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.metrics import observer
+
+log = logging.getLogger(__name__)
+
+# For so long after a case appears no answer is accepted: it would be the second half of a double
+# click.
+PAUSE_SECONDS = 0.4
+CHOICE = "Which one is real?"
+RATING = "Is it real? From 1 (certainly synthetic) to 6 (certainly real)"
+WELCOME = """## Real or synthetic?
+First you see pairs of a real and a synthetic patch. Choose the real one.
+Then you see single patches, half of which are real. Rate each of them.
+There is no time limit, and you can't go back. Every answer is saved at once.
+You may stop and continue later under the same name.
+
+Keys: left and right arrow, 1 to 6."""
+# A key presses only a visible button, and none while the reader types.
+KEYS = """
+if (!window.judging) document.addEventListener('keydown', window.judging = event => {
+    if (event.repeat || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.target.closest?.('input, textarea, select')) return;
+    const name = {ArrowLeft: 'left', ArrowRight: 'right'}[event.key] || event.key;
+    const button = /^(left|right|[1-6])$/.test(name) && document.getElementById('answer-' + name);
+    if (button && button.offsetParent !== null) { event.preventDefault(); button.click(); }
+});
+"""
+STYLE = """
+.pictures { display: flex; justify-content: center; gap: 2vmin; padding: 2vmin; background: black; }
+.pictures img { width: min(66vh, 48%); aspect-ratio: 1; image-rendering: auto; }
+"""
+
+# the reader, the case that the page shows, and since when (time.monotonic)
+Place = tuple[str, Case, float]
+Updates = dict[Any, Any]
+
+
+def add_tab(study: ReaderStudy) -> None:
+    """Fill a tab of a gr.Blocks with the study.
+
+    Args:
+        study: Shared by all readers, in any number of threads.
+    """
+    _Tab(study)
+
+
+class _Tab:
+    """The tab's components and their events."""
+
+    def __init__(self, study: ReaderStudy) -> None:
+        self.study = study
+        self.place = gr.State(None)
+        with gr.Column() as self.welcome:
+            gr.Markdown(WELCOME)
+            self.name = gr.Textbox(label="Your name", max_length=64)
+            start = gr.Button("Start or continue", variant="primary")
+        with gr.Column(visible=False) as self.reading:
+            self.progress = gr.Markdown()
+            self.question = gr.Markdown()
+            self.pictures = gr.HTML(css_template=STYLE, js_on_load=KEYS)
+            with gr.Row() as self.sides:
+                buttons = {
+                    side: gr.Button(f"The {side} one", elem_id=f"answer-{side}")
+                    for side in ("left", "right")
+                }
+            with gr.Row() as self.scale:
+                buttons |= {
+                    str(number): gr.Button(str(number), elem_id=f"answer-{number}", min_width=60)
+                    for number in SCALE
+                }
+        self.closing = gr.Markdown(visible=False)
+        self._add_results()
+        outputs = [
+            self.place,
+            self.welcome,
+            self.reading,
+            self.progress,
+            self.question,
+            self.pictures,
+            self.sides,
+            self.scale,
+        ]
+        outputs += [self.closing, self.results, self.table, self.curves, self.files]
+        gr.on(
+            [start.click, self.name.submit],
+            self._start,
+            [self.name],
+            outputs,
+            api_visibility="private",
+            show_progress="hidden",
+        )
+        for value, button in buttons.items():
+            answer = partial(self._answer, value)
+            button.click(
+                answer,
+                [self.place],
+                outputs,
+                api_visibility="private",
+                show_progress="hidden",
+                concurrency_limit=None,
+            )
+
+    def _add_results(self) -> None:
+        with gr.Accordion("Results", visible=False, open=False) as self.results:
+            self.table = gr.Dataframe(interactive=False, wrap=True)
+            self.curves = gr.Plot(show_label=False)
+            self.files = gr.Files(label="CSV files", interactive=False)
+
+    def _start(self, name: str) -> Updates:
+        try:
+            return self._next(parse_reader_name(name))
+        except (DataError, ConfigError) as error:
+            raise _to_page_error(error) from None
+
+    def _answer(self, value: str, place: Place | None) -> Updates:
+        """Store an answer to the case that the page shows, and show the next case."""
+        if (
+            place is None
+            or time.monotonic() - place[2] < PAUSE_SECONDS
+            or value not in place[1].allowed
+        ):
+            return {self.place: place}
+        reader, case, since = place
+        try:
+            self.study.answer(reader, case, value, time.monotonic() - since)
+            return self._next(reader)
+        except (DataError, ConfigError) as error:
+            raise _to_page_error(error) from None
+
+    def _next(self, reader: str) -> Updates:
+        case = self.study.next(reader)
+        if case is None:
+            return self._end(reader)
+        done = len(self.study.answers.completed(reader))
+        count = len(self.study.cases(reader))
+        return {
+            self.place: (reader, case, time.monotonic()),
+            self.welcome: gr.update(visible=False),
+            self.reading: gr.update(visible=True),
+            self.progress: f"Case {done + 1} of {count}",
+            self.question: f"### {CHOICE if case.task == 'choice' else RATING}",
+            self.pictures: _format_images(self.study.images(case)),
+            self.sides: gr.update(visible=case.task == "choice"),
+            self.scale: gr.update(visible=case.task == "rating"),
+        }
+
+    def _end(self, reader: str) -> Updates:
+        thanks = "## Thank you\nAll your answers are saved."
+        updates = {
+            self.place: None,
+            self.welcome: gr.update(visible=False),
+            self.reading: gr.update(visible=False),
+            self.pictures: "",
+        }
+        if self.study.config.show_results:
+            thanks += f"\n\n{format_own_result(self.study, reader)}"
+        if self.study.config.results:
+            if self.study.answers.is_unfinished():
+                thanks += (
+                    "\n\nResults are shown when everybody who has begun has finished. Come back "
+                    "under your name."
+                )
+            else:
+                updates |= self._results()
+        return updates | {self.closing: gr.update(value=thanks, visible=True)}
+
+    def _results(self) -> Updates:
+        study = self.study
+        folder = Path(tempfile.mkdtemp(prefix="reader_study_"))
+        results = study.compute_results()
+        table = results_table(results, study.config.name)
+        write_results(results, folder / "results.csv")
+        write_answers(study.config, study.answers, folder / "answers.csv")
+        body = [[cell.replace("\n", " ") for cell in row] for row in table.body]
+        return {
+            self.results: gr.update(visible=True),
+            self.table: gr.update(value=body, headers=table.header, label=" ".join(table.notes)),
+            self.curves: plot_roc(study.config, study.answers),
+            self.files: [str(folder / name) for name in ("results.csv", "answers.csv")],
+        }
+
+
+def format_own_result(study: ReaderStudy, reader: str) -> str:
+    """Describe a reader's own result, one line for each task, over all systems together."""
+    answers = [answer for answer in study.answers.all() if answer.reader == reader]
+    lines = []
+    choices = [answer.score for answer in answers if answer.case.task == "choice"]
+    rated = [answer for answer in answers if answer.case.task == "rating"]
+    if choices:
+        lines.append(f"You chose the real patch in {sum(choices):.0f} of {len(choices)} pairs.")
+    if len({answer.case.truth for answer in rated}) == 2 and len(rated) >= 4:
+        area = observer.estimate_ratings(
+            [answer.case.truth == "real" for answer in rated], [answer.score for answer in rated]
+        ).area
+        lines.append(
+            "Your ratings separate real from synthetic patches with an area under the ROC curve of "
+            f"{area.value:.2f}. Guessing gives 0.5."
+        )
+    return "\n\n".join(lines or [f"There are {FEW} for a result."])
+
+
+def _format_images(pictures: Sequence[bytes]) -> str:
+    """Return HTML that shows the images side by side."""
+    encoded = [base64.b64encode(picture).decode() for picture in pictures]
+    images = [f'<img alt="patch" src="data:image/png;base64,{text}">' for text in encoded]
+    return f'<div class="pictures">{"".join(images)}</div>'
+
+
+def _to_page_error(error: Exception) -> gr.Error:
+    """Return an error as a note on the page; details that only the operator needs are logged."""
+    if isinstance(error, ConfigError):
+        log.error("%s", error)
+        return gr.Error(
+            "This could not be saved or read. Try again, or tell the person who runs the study.",
+            print_exception=False,
+        )
+    return gr.Error(str(error), print_exception=False)

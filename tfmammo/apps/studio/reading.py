@@ -1,0 +1,170 @@
+"""The tab of the CAD pipeline: boxes, outlines, shapes and uncertainty of lesions, and their files.
+
+An upload is read at once and then deleted. Its DICOM segmentation is written before that, as it
+needs the upload.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from tfmammo.apps.studio import uploads
+from tfmammo.apps.studio.uploads import COMPUTE, Facts, Updates
+from tfmammo.evaluation import case as files
+from tfmammo.inference.pipeline import Pipeline
+from tfmammo.inference.report import build_report, draw_overlay
+from tfmammo.mammogram import Mammogram
+from tfmammo.synthesis import editor
+
+HEADER = (
+    "no.",
+    "kind",
+    "score",
+    "box, px",
+    "size, px",
+    "size, mm",
+    "shape",
+    "uncertainty",
+    "remarks",
+)
+HINT = """Boxes, outlines and shapes of lesions, found by three trained models.
+First state what the file does not.
+
+A DICOM segmentation repeats the patient and study of its mammogram, as the standard requires.
+No other download names a patient."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """The folder of a session's downloads."""
+
+    folder: Path
+
+
+def add_tab(pipeline: Pipeline, parallel: int) -> None:
+    """Fill a tab of a gr.Blocks.
+
+    Args:
+        pipeline: Shared by all sessions.
+        parallel: Requests computed at once.
+    """
+    _Tab(pipeline, parallel)
+
+
+class _Tab:
+    """The tab's components and their events."""
+
+    def __init__(self, pipeline: Pipeline, parallel: int) -> None:
+        self.pipeline = pipeline
+        self.results = uploads.add_state()
+        gr.Markdown(HINT)
+        self.facts = uploads.add_facts_inputs()
+        self.upload, self.example = uploads.add_opening_inputs("Read a mammogram", "read-phantom")
+        self.note = gr.Markdown(visible=False, elem_classes="note")
+        with gr.Column(visible=False) as self.findings:
+            self.overlay = gr.Image(
+                show_label=False,
+                interactive=False,
+                height="72vh",
+                format="png",
+                buttons=["fullscreen"],
+                elem_id="overlay",
+            )
+            self.table = gr.Dataframe(
+                headers=list(HEADER), interactive=False, wrap=True, elem_id="lesions"
+            )
+            self.remarks = gr.Markdown()
+            self.files = gr.Files(label="Downloads", interactive=False, elem_id="read-files")
+        outputs = [
+            self.results,
+            self.note,
+            self.findings,
+            self.overlay,
+            self.table,
+            self.remarks,
+            self.files,
+            self.upload,
+            self.example,
+        ]
+        options: dict[str, Any] = {
+            "api_visibility": "private",
+            "concurrency_id": COMPUTE,
+            "concurrency_limit": parallel,
+        }
+        self.upload.upload(
+            self._upload, [self.upload, self.results, *self.facts], outputs, **options
+        )
+        # Gradio's `input` comes twice for one choice, and its `select` not at all for the keyboard.
+        self.example.change(self._example, [self.example, self.results], outputs, **options)
+
+    def _upload(self, upload: str, old: Results | None, *facts: Any) -> Updates:
+        def work() -> Updates:
+            with uploads.claim(upload) as path:
+                mammogram = Facts.parse(*facts).add_to(editor.open_mammogram(path))
+                return self._read(mammogram, path, old)
+
+        return {self.upload: None, self.example: None} | uploads.run_with_note(self.note, work)
+
+    def _example(self, name: str | None, old: Results | None) -> Updates:
+        if name is None:  # a file of the user's takes its place
+            return gr.skip()
+        return uploads.run_with_note(
+            self.note, lambda: self._read(uploads.open_phantom(name).mammogram, None, old)
+        )
+
+    def _read(self, mammogram: Mammogram, source: Path | None, old: Results | None) -> Updates:
+        """Run the pipeline, write the downloads and show the findings."""
+        result = self.pipeline.predict(mammogram)
+        folder = Path(tempfile.mkdtemp(prefix="read_"))
+        overlay = draw_overlay(result, min(uploads.MAX_SIDE, max(mammogram.rows, mammogram.cols)))
+        files.write_overlay(overlay, folder)
+        reason = files.write_segmentation(self.pipeline, result, source, folder)
+        content = build_report(result, self.pipeline)
+        files.write_report({**content, "remarks": [reason] if reason else []}, folder)
+        names = [files.REPORT, files.OVERLAY]
+        if not reason:
+            names.append(files.SEGMENTATION)
+        remarks = f"{reason[:1].upper()}{reason[1:]}" if result.findings else "No lesion found."
+        rows = [format_row(lesion, mammogram.spacing) for lesion in content["lesions"]]
+        uploads.release(old)
+        return {
+            self.results: Results(folder),
+            self.findings: gr.update(visible=True),
+            self.overlay: overlay,
+            self.table: gr.update(value=rows, visible=bool(rows)),
+            self.remarks: remarks,
+            self.files: [str(folder / name) for name in names],
+        }
+
+
+def format_row(lesion: Mapping[str, Any], spacing: tuple[float, float] | None) -> list[str]:
+    """Format a lesion as a row of the table, in the order of HEADER.
+
+    Args:
+        lesion: An entry of a report's "lesions".
+        spacing: mm per px.
+    """
+    top, left, bottom, right = lesion["mask_box"] or lesion["box"]
+    height = bottom - top
+    width = right - left
+    size = f"{height * spacing[0]:.1f} x {width * spacing[1]:.1f}" if spacing else "unknown"
+    probabilities = lesion["shape_probabilities"] or {}
+    shape = lesion["shape"]
+    uncertainty = "-" if lesion["uncertainty"] is None else f"{lesion['uncertainty']:.3f}"
+    return [
+        str(lesion["number"]),
+        lesion["kind"],
+        f"{lesion['score']:.2f}",
+        ", ".join(str(edge) for edge in lesion["box"]),
+        f"{height} x {width}",
+        size,
+        f"{shape} {probabilities[shape]:.2f}" if probabilities and shape else "-",
+        uncertainty,
+        "; ".join(lesion["remarks"]),
+    ]

@@ -1,0 +1,132 @@
+"""Networks that come with the package, and weights of other networks.
+
+list     the networks, a line each
+show     what a network was trained on, how good it is, and what it does badly
+get      unpack a network, to be used without this package: TensorFlow reads it
+convert  turn a published file of VGG-19, AlexNet, LPIPS or Inception into a .npz file
+add      pack a training's export and write down what evaluations printed of it, for maintainers
+page     write the page of all networks, for maintainers
+
+Wherever a command or a config takes a model, models:/zoo/NAME is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from tfmammo import cli, filesystem
+from tfmammo.errors import ConfigError
+from tfmammo.tracking import zoo
+from tfmammo.tracking.zoo.entries import FOLDER, Result
+from tfmammo.tracking.zoo.fetching import find_file
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments and run the subcommand."""
+    parser = cli.Parser(
+        prog=cli.name_program("tfmammo.apps.zoo"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    listing = commands.add_parser("list", help="list the networks")
+    listing.set_defaults(act=lambda _: _list())
+    showing = commands.add_parser("show", help="show what is known of a network")
+    showing.add_argument("name")
+    showing.set_defaults(act=lambda options: _show(options.name))
+    getting = commands.add_parser("get", help="unpack a network")
+    getting.add_argument("name")
+    getting.add_argument("directory", type=Path, nargs="?", help="by default the cache")
+    getting.set_defaults(act=lambda options: _get(options.name, options.directory))
+    converting = commands.add_parser("convert", help="convert a published file of weights")
+    converting.add_argument("source", type=Path, metavar="IN")
+    converting.add_argument("target", type=Path, metavar="OUT")
+    converting.set_defaults(act=lambda options: _convert(options.source, options.target))
+    adding = commands.add_parser("add", help="pack a training's export")
+    adding.add_argument(
+        "name", help="of an entry in tfmammo/tracking/zoo/networks, which is updated"
+    )
+    adding.add_argument("--run", type=Path, help="the training's output folder, or its export")
+    adding.add_argument("--functions", nargs="+", help="default: all but the discriminator")
+    adding.add_argument("--results", type=Path, help="the output folder of an evaluation")
+    adding.add_argument("--command", help="the command of that evaluation, as readers type it")
+    adding.set_defaults(act=_add)
+    paging = commands.add_parser("page", help="write the page of all networks")
+    paging.add_argument("file", type=Path)
+    paging.set_defaults(act=lambda options: _write_page(options.file))
+    options = parser.parse_args(arguments)
+    cli.run(lambda: options.act(options))
+
+
+def _list() -> None:
+    for name in zoo.list_names():
+        entry = zoo.read_entry(name)
+        print(f"{name:<22}{entry.size / 1e6:4.1f} MB  {entry.title}")
+
+
+def _show(name: str) -> None:
+    from tfmammo.apps.zoo import page  # imports TensorFlow, which a list needs not
+
+    print(page.describe(name.removeprefix(zoo.PREFIX), zoo.read_entry(name)), end="")
+
+
+def _get(name: str, directory: Path | None) -> None:
+    from tfmammo.tracking.zoo.packing import unpack  # takes seconds to import
+
+    if directory is None:
+        print(zoo.fetch(name))
+        return
+    if directory.exists():
+        raise ConfigError(f"{directory}: exists, and is not replaced")
+    unpack(find_file(name.removeprefix(zoo.PREFIX), zoo.read_entry(name)), directory)
+    print(directory)
+
+
+def _convert(source: Path, target: Path) -> None:
+    from tfmammo.nn import pretrained  # takes seconds to import
+
+    pretrained.convert_and_print(source, target)
+
+
+def _add(options: argparse.Namespace) -> None:
+    """Pack a training's export, or write what an evaluation printed, into an entry."""
+    from tfmammo.apps.zoo import page
+
+    name = options.name.removeprefix(zoo.PREFIX)
+    entry = zoo.read_entry(name)
+    changes: dict[str, object] = {}
+    if options.run:
+        from tfmammo.tracking.models import find_local_export
+        from tfmammo.tracking.zoo.packing import pack
+
+        file = FOLDER / entry.file
+        pack(find_local_export(options.run), file, options.functions)
+        changes["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        changes["size"] = file.stat().st_size
+    if options.results:
+        from tfmammo.apps.report.facts import read_tables
+
+        if not options.command:
+            raise ConfigError("--results needs --command, which says where they come from")
+        results = [
+            Result(command=options.command, **table.model_dump())
+            for table in read_tables(options.results)
+        ]
+        others = [result for result in entry.results if result.command != options.command]
+        changes["results"] = [*others, *results]
+    zoo.write_entry(name, entry.model_copy(update=changes))
+    print(page.describe(name, zoo.read_entry(name)), end="")
+
+
+def _write_page(file: Path) -> None:
+    from tfmammo.apps.zoo import page
+
+    filesystem.write_atomically(file, page.render())
+    print(file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Layers, losses, networks, optimizers and published weights that several models share."""

@@ -1,3 +1,0 @@
-"""Observer studies: readers judge patches, the results are tested."""
-
-import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

@@ -1,3 +1,0 @@
-"""Which version of a registered model is the best one."""
-
-import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

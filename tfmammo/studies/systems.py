@@ -1,0 +1,53 @@
+"""Which config class the model section of each train script has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tfmammo.baselines.fcn8s import FCN8sConfig
+from tfmammo.baselines.pix2pix import Pix2PixConfig
+from tfmammo.baselines.residual_unet import ResidualUNetConfig
+from tfmammo.baselines.segnet import SegNetConfig
+from tfmammo.baselines.unet import UNetConfig
+from tfmammo.baselines.vanilla_gan import VanillaGANConfig
+from tfmammo.config import Experiment
+from tfmammo.detection.light_head_rcnn import LightHeadRCNNConfig
+from tfmammo.detection.mask_rcnn import MaskRCNNConfig
+from tfmammo.detection.ssd import SSDConfig
+from tfmammo.models.blending import BlendingConfig
+from tfmammo.models.can import CANConfig
+from tfmammo.models.cgan import CGANConfig
+from tfmammo.models.classifier import ClassifierConfig
+from tfmammo.models.contextual import ContextualConfig
+from tfmammo.models.flow import FlowConfig
+from tfmammo.models.infilling import InfillingConfig
+from tfmammo.models.mask_gan import MaskGANConfig
+from tfmammo.models.shape import ShapeConfig
+
+
+def make_schema(model: Any) -> Any:
+    """Make the config class of a training from that of its `model` section."""
+    return Experiment[model]
+
+
+MODELS: Mapping[str, Any] = {
+    "blending": BlendingConfig,
+    "can": CANConfig,
+    "cgan": CGANConfig,
+    "classifier": ClassifierConfig,
+    "contextual": ContextualConfig,
+    "fcn8s": FCN8sConfig,
+    "flow": FlowConfig,
+    "infilling": InfillingConfig,
+    "light_head_rcnn": LightHeadRCNNConfig,
+    "mask_gan": MaskGANConfig,
+    "mask_rcnn": MaskRCNNConfig,
+    "pix2pix": Pix2PixConfig,
+    "residual_unet": ResidualUNetConfig,
+    "segnet": SegNetConfig,
+    "shape": ShapeConfig,
+    "ssd": SSDConfig,
+    "unet": UNetConfig,
+    "vanilla_gan": VanillaGANConfig,
+}

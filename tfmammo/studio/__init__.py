@@ -1,3 +1,0 @@
-"""The studio: edit mammograms, run the CAD pipeline and reader studies in a browser."""
-
-import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

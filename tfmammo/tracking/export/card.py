@@ -1,0 +1,236 @@
+"""The card of an export, and where an export lies."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from tfmammo.config import describe
+from tfmammo.errors import ExportError, summarize
+from tfmammo.mammogram import key_fault
+
+FORMAT = 1
+CARD = "card.json"
+SIGNATURE = "serving_default"
+PACKED = "packed"  # in the card of a network of the zoo
+# Of every tensor with this name; any other may have any value.
+RANGES = {
+    "image": [0.0, 1.0],
+    "mask": [0.0, 1.0],
+    "uncertainty": [0.0, 0.5],
+    "shapes": [0.0, 1.0],
+    "noise": [-1.0, 1.0],
+    "lesion": [-1.0, 1.0],
+    "tri_label": [0.0, 1.0],
+}
+PLAIN_NAME = re.compile(r"\w[\w .-]*")  # of systems and functions, which become folders
+# float32, relative to each value, and to an output's largest value if that is above 1
+TOLERANCE = 1e-5
+
+
+class _Tensor(BaseModel):
+    shape: list[int | None]
+    dtype: str
+    range: tuple[float, float] | None = None
+
+
+class _Function(BaseModel):
+    inputs: dict[str, _Tensor]
+    outputs: dict[str, _Tensor]
+
+
+class _Pretrained(BaseModel):
+    """A frozen network of somebody else's weights, see published.Source."""
+
+    title: str
+    sha256: str
+
+
+class _CardForm(BaseModel):
+    """What this package reads of a card."""
+
+    name: str
+    serves: str
+    functions: dict[str, _Function]
+    networks: dict[str, int] = {}
+    versions: dict[str, str] = {}
+    config: dict[str, Any] = {}
+    train_patients: list[str] = []
+    pretrained: dict[str, _Pretrained] = {}
+
+
+Tensors = dict[str, NDArray[np.float32]]
+
+
+def locate(directory: Path) -> Path:
+    """Find an export: in its place, or beside it.
+
+    It lies beside its place after a crash between the two moves that replace one export by another.
+    """
+    old = sibling(directory, "old")
+    return old if old.is_dir() and not directory.exists() else directory
+
+
+def read_card(directory: Path) -> dict[str, Any]:
+    """Read the card of an export.
+
+    Returns:
+        "format", "name", "serves", "versions", "networks" (name -> number of parameters),
+        "functions" (name -> "inputs" and "outputs", each name -> shape, dtype and range, and
+        "variables"), and what `export` was given.
+
+    Raises:
+        ExportError: The folder holds no export, or one of a newer tfmammo.
+    """
+    path = locate(Path(directory)) / CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ExportError(f"{directory}: holds no export, {CARD} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError(f"{path}: can't be read ({summarize(error)})") from None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise ExportError(f"{path}: is no card of format {FORMAT}, the one that this version reads")
+    try:
+        _CardForm.model_validate(card)
+    except ValidationError as error:
+        raise ExportError(f"{path}: is no card ({describe(error)})") from None
+    check_names(path, card)
+    return card
+
+
+def format_card(card: Mapping[str, Any]) -> str:
+    """Format a card as Markdown for people: what it is, data, metrics, functions, versions.
+
+    Patients are counted, not named.
+
+    Args:
+        card: Of `read_card`.
+    """
+    step = f", step {int(card['step']):,}" if "step" in card else ""
+    lines = [f"**{card['name']}**{step}. Research software: not for diagnosis.", ""]
+    data = card.get("config", {}).get("data", {})
+    if data:
+        patients = len(card.get("train_patients", ()))
+        lines.append(
+            f"- Data: {card.get('archive', data.get('name'))}, {data.get('size')} px, frame "
+            f"{data.get('frame')}, split {card.get('split', data.get('split'))}, {patients:,} "
+            "patients trained on"
+        )
+    metrics = card.get("metrics", {})
+    if metrics:
+        values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        lines.append(f"- On held-out patches: {values}")
+    for name, source in card.get("pretrained", {}).items():
+        digest = f", SHA-256 {source['sha256']}" if source["sha256"] else ""
+        lines.append(f"- `{name}`, which the loss looks through: {source['title']}{digest}")
+    for name, function in card["functions"].items():
+        sides = (
+            ", ".join(f"{key} {tensor['shape'][1:]}" for key, tensor in function[side].items())
+            for side in ("inputs", "outputs")
+        )
+        lines.append(f"- `{name}`: {' to '.join(sides)}")
+    networks = ", ".join(f"{name} {count:,}" for name, count in card.get("networks", {}).items())
+    versions = ", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items())
+    lines += [f"- Weights: {networks}", f"- Made with {versions}"]
+    if card.get("git_commit"):
+        changed = ", with changes" if str(card.get("git_dirty")) == "true" else ""
+        lines.append(f"- Commit {card['git_commit']}{changed}")
+    return "\n".join(lines) + "\n"
+
+
+def get_training_patients(card: Mapping[str, Any], where: object) -> frozenset[str]:
+    """Return the pseudonyms of the patients that an export's networks were trained on.
+
+    Args:
+        card: Of `read_card`.
+        where: What an error names.
+
+    Raises:
+        KeyError: The card does not name them.
+        ExportError: They were made with another TFMAMMO_ID_KEY, so none could match a patient of
+            today.
+    """
+    patients = frozenset(card["train_patients"])
+    if fault := key_fault(card.get("id_key")):
+        raise ExportError(f"{where}: {fault}")
+    return patients
+
+
+def find_function(directory: Path, inputs: Collection[str], outputs: Collection[str]) -> str:
+    """Find the function of an export with exactly these inputs and at least these outputs.
+
+    If there are several, it is the one that the card serves, else the first.
+
+    Raises:
+        ExportError: There is none.
+    """
+    card = read_card(directory)
+    names = sorted(card["functions"], key=lambda name: name != card["serves"])
+    for name in names:
+        function = card["functions"][name]
+        if set(function["inputs"]) == set(inputs) and set(outputs) <= set(function["outputs"]):
+            return name
+    wanted = f"{', '.join(sorted(inputs))} to {', '.join(sorted(outputs))}"
+    raise ExportError(
+        f"{directory}: holds a model for {card['name']}, and none of its functions leads from "
+        f"{wanted}"
+    )
+
+
+def check_names(path: Path | str, card: Mapping[str, Any]) -> None:
+    """Check that the names in a card can be names of folders.
+
+    Raises:
+        ExportError: One can't; the message begins with the path.
+    """
+    for name in (*([card["name"]] if "name" in card else []), *card.get("functions", ())):
+        if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
+            raise ExportError(
+                f"{path}: {str(name)[:80]!r} is no plain name (letters, digits, _ - .)"
+            )
+
+
+def describe_variables(network: Any) -> list[str]:
+    """Describe a network's variables for the model card, as "NAME ROWSxCOLS" in their order.
+
+    Only the last part of its path counts, because layers' names count up within a process.
+    """
+    return [
+        f"{variable.name} {'x'.join(map(str, variable.shape)) or 'scalar'}"
+        for variable in network.variables
+    ]
+
+
+def sibling(directory: Path, suffix: str) -> Path:
+    """Return the path of a hidden folder beside an export."""
+    return directory.with_name(f".{directory.name}.{suffix}")
+
+
+def remove_places(content: Any, key: str = "") -> Any:
+    """Remove places of this machine from what others may be given.
+
+    Keys named root and tracking_uri become null, because a store's address may hold a password. Of
+    any other path that leads out of the current folder only the last part is left.
+
+    Args:
+        content: What JSON can hold.
+        key: Where it stands.
+    """
+    if isinstance(content, dict):
+        return {name: remove_places(value, name) for name, value in content.items()}
+    if isinstance(content, list):
+        return [remove_places(value, key) for value in content]
+    if key in ("root", "tracking_uri"):
+        return None
+    leads_out = isinstance(content, str) and (
+        Path(content).is_absolute() or content.startswith(("~", ".."))
+    )
+    return Path(content).name if leads_out else content

@@ -1,9 +1,0 @@
-"""Small trained networks that come with the package, named as models:/zoo/NAME."""
-
-from tfmammo.zoo.entries import PREFIX as PREFIX
-from tfmammo.zoo.entries import Entry as Entry
-from tfmammo.zoo.entries import Result as Result
-from tfmammo.zoo.entries import list_names as list_names
-from tfmammo.zoo.entries import read_entry as read_entry
-from tfmammo.zoo.entries import write_entry as write_entry
-from tfmammo.zoo.fetching import fetch as fetch
