@@ -1,7 +1,7 @@
 """Evaluate how well lesions are blended into normal tissue: networks, Poisson editing, direct
 paste and a vanilla GAN, side by side.
 
-python evaluate/blending.py --config configs/blending_evaluation.yaml --set data.name=cdd_cesm
+tfmammo evaluate blending --config blending_evaluation --set data.name=cdd_cesm
 data.root=DIR
 
 Every method inserts the same held-out lesions into the same normal tissue of held-out patients.

@@ -1,8 +1,8 @@
 """Find, outline and name the lesions of a mammogram: box, mask and shape of each, by three
 trained models.
 
-python evaluate/case.py --config configs/case.yaml MAMMOGRAM.dcm [MORE ...] --output DIR
-python evaluate/case.py --config configs/case.yaml --from ADDRESS --study UID ... --to ADDRESS
+tfmammo case --config case MAMMOGRAM.dcm [MORE ...] --output DIR
+tfmammo case --config case --from ADDRESS --study UID ... --to ADDRESS
 
 Every mammogram gets a folder in DIR, named after its file and the beginning of the file's sha256.
 It holds overlay.png, report.json and, for a DICOM file, segmentation.dcm. The standard requires

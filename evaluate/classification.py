@@ -1,7 +1,7 @@
 """What synthetic patches are worth to a classifier of real ones: train every share with every
 seed, test, compare, draw.
 
-python evaluate/classification.py --config configs/classification.yaml --set
+tfmammo evaluate classification --config classification --set
 experiment.data.name=cdd_cesm experiment.data.root=DIR
 
 Finished trainings are not repeated, and stopped trainings continue. Classifiers of real patches

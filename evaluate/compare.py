@@ -1,6 +1,6 @@
 """Compare segmentation models as a paper does: folds, seeds, unseen patients, corrected tests.
 
-python evaluate/compare.py --config configs/compare.yaml --models can,unet,segnet --folds 3
+tfmammo compare --config compare --models can,unet,segnet --folds 3
 --seeds 3 --data inbreast=DIR --output runs/compare
 
 Trains each model once per fold and seed, judges the last weights on patients that they never saw,
@@ -44,7 +44,7 @@ def main() -> None:
     output = (options.output or Path("runs/compare")).resolve()
     if options.plan:
         for step in plan_steps(config, output, shipped.ROOT):
-            print(cli.translate(step.format_command()))
+            print(step.format_command())
         return
     places = (shipped.ROOT, SCHEMAS, options.jobs, options.any_version)
     for table in run_comparison(config, output, *places):

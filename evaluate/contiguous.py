@@ -1,7 +1,7 @@
 """Add lesions to adjacent patches of one mammogram and put the patches back: how a contextual GAN
 works in varying contexts (Fig. 3).
 
-python evaluate/contiguous.py --config configs/contiguous.yaml --set data.name=cdd_cesm
+tfmammo evaluate contiguous --config contiguous --set data.name=cdd_cesm
 data.root=DIR generator=RUN
 
 Writes figure-contiguous.png (before above, after below), mammogram.png (all of it, in the source's

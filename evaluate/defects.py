@@ -1,6 +1,6 @@
 """Evaluate defects in the texture of synthetic images: holes, blotches, lattices (CAN's Fig. 3).
 
-python evaluate/defects.py --config configs/defects.yaml --set data.name=inbreast data.root=DIR
+tfmammo evaluate defects --config defects --set data.name=inbreast data.root=DIR
 models.CAN=[RUN,RUN,RUN]
 
 Models make images of the masks of patients they never saw. Tissue is defective where its texture

@@ -1,7 +1,7 @@
 """Evaluate a detector on patients it never saw: recall over false positives per image (FROC)
 with intervals, and every box.
 
-python evaluate/detection.py --config configs/detection.yaml --set data.name=inbreast data.root=DIR
+tfmammo evaluate detection --config detection --set data.name=inbreast data.root=DIR
 detectors=[RUN,RUN]
 
 Several model URIs are the folds of one cross-validation: each mammogram goes to the one that was
@@ -10,8 +10,8 @@ itself. Tables give the mean and, in a second row, the result of pooled scores. 
 against=[RUN,RUN] a second detector is evaluated on the same mammograms, and the difference is
 tested.
 
-python evaluate/detection.py --study infilling --set data.name=ddsm data.root=DIR
-python evaluate/detection.py --study blending --set data.name=inbreast data.root=DIR
+tfmammo evaluate detection --study infilling --set data.name=ddsm data.root=DIR
+tfmammo evaluate detection --study blending --set data.name=inbreast data.root=DIR
 
 A study trains a detector on real and more and more synthetic mammograms, for every fold, and tests
 the difference (tfmammo/studies/detection.py). It continues where it was stopped.

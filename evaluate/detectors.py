@@ -1,7 +1,7 @@
 """Compare several detectors on one set of mammograms: recall over false positives per image, the
 differences from the first, and seconds per mammogram.
 
-python evaluate/detectors.py --config configs/detectors.yaml --set data.name=inbreast data.root=DIR
+tfmammo evaluate detectors --config detectors --set data.name=inbreast data.root=DIR
 
 Only mammograms count for which every detector has a training that never saw their patient. A row of
 random boxes tells what the numbers are worth.

@@ -1,6 +1,6 @@
 """Evaluate segmentation models in three crop modes of the same lesions: full, loose and tight.
 
-python evaluate/frames.py --config configs/frames.yaml --set data.name=inbreast data.root=DIR
+tfmammo evaluate frames --config frames --set data.name=inbreast data.root=DIR
 
 Each crop mode gets a folder with the tables of evaluate/segmentation.py. Figures show the same
 randomly drawn lesions in all crop modes (croppings.png, overlays.png), masks before and after

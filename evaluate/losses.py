@@ -1,7 +1,7 @@
 """Compare the cGAN's content losses over a training, Dice against L1: each run's own loss,
 and the held-out Dice of both.
 
-python evaluate/losses.py --config configs/losses.yaml --set runs.Dice=runs/cgan/fold0
+tfmammo evaluate losses --config losses --set runs.Dice=runs/cgan/fold0
 runs.L1=runs/cgan/l1
 
 The two losses are different quantities, so the lower curve is not necessarily the better one.

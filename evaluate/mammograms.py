@@ -1,7 +1,7 @@
 """Show mammograms before and after a synthesis inserted masses (infilling's Fig. 4, blending's
 Fig. 5), and measure how visible the masses are.
 
-python evaluate/mammograms.py --config configs/mammograms.yaml --set data.name=ddsm data.root=DIR
+tfmammo evaluate mammograms --config mammograms --set data.name=ddsm data.root=DIR
 sets.unet=DIR
 
 Each set is a folder of `tfmammo synthesize`. Mammograms are drawn at random; the largest

@@ -1,7 +1,7 @@
 """Evaluate how real the patches of models look, how various they are, and whether they are
 copies, on patients never seen.
 
-python evaluate/realism.py --config configs/realism.yaml --set data.name=cdd_cesm data.root=DIR
+tfmammo evaluate realism --config realism --set data.name=cdd_cesm data.root=DIR
 alexnet=alexnet.npz heads=heads.npz
 
 For any model that makes an image of a tri-label (tissue, mask, margin) or of a mask. All models

@@ -1,6 +1,6 @@
 """Re-run the five papers: every table and figure beside its printed numbers, judged by a rule.
 
-python evaluate/report.py --config configs/report.yaml --scale smoke --jobs 2 --keep-going
+tfmammo report --config report --scale smoke --jobs 2 --keep-going
 
 --scale smoke takes minutes on phantoms and shows that every command runs. --scale small needs the
 folders of `data` in the config; --scale paper has the papers' settings. Finished commands are not
@@ -48,7 +48,7 @@ def main() -> None:
     else:
         lines = report.run_report(config, options, output, ROOT)
     for line in lines:
-        cli.console.print(cli.translate(line), highlight=False, soft_wrap=True, markup=False)
+        cli.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

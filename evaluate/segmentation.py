@@ -1,7 +1,7 @@
 """Evaluate segmentation models on patients they never saw: tables with intervals and paired
 tests, CSVs, figures.
 
-python evaluate/segmentation.py --config configs/segmentation.yaml --set data.name=inbreast
+tfmammo evaluate segmentation --config segmentation --set data.name=inbreast
 data.root=DIR models.CAN=[RUN,RUN,RUN]
 
 Two trivial baselines, which do not look at the image, show what the numbers are worth. "whole
@@ -10,7 +10,7 @@ best one for the masks that the first model was trained on. Figures: the best, m
 cases of each model; where all models are right and wrong, side by side; box plots; ROC curves over
 pixels.
 
-python evaluate/segmentation.py --study can --set data.root=DIR
+tfmammo evaluate segmentation --study can --set data.root=DIR
 
 A study trains and scores its models under several protocols (tfmammo/studies/segmentation.py). It
 continues where it was stopped, elsewhere with its CSV files alone.

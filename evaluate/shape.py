@@ -1,7 +1,7 @@
 """Evaluate shape classifiers on patients they never saw: accuracy with intervals, confusion
 matrices, ROC curves of the folds.
 
-python evaluate/shape.py --config configs/shape_evaluation.yaml --set data.name=ddsm data.root=DIR
+tfmammo evaluate shape --config shape_evaluation --set data.name=ddsm data.root=DIR
 
 A trivial baseline without weights shows what the accuracy is worth: "most frequent" gives every
 mass the commonest shape among the masks that the first model was trained on.

@@ -1,7 +1,7 @@
 """Evaluate mask-to-image models on patients they never saw: sheets like CAN's Fig. 2 and 3, and how
 near they come to the real image.
 
-python evaluate/synthesis.py --config configs/synthesis.yaml --set data.name=inbreast data.root=DIR
+tfmammo evaluate synthesis --config synthesis --set data.name=inbreast data.root=DIR
 models.CAN=[RUN,RUN,RUN]
 
 The sheet has one row a patch: mask, real image, and one column a model. Tables also measure

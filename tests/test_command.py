@@ -24,7 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWa
 def in_an_empty_folder(tmp_path, monkeypatch):
     """Commands that run in this process write nowhere else, and leave no name behind."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "caller", None)
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -171,9 +170,8 @@ def test_a_misspelt_word_is_one_sentence(capsys, words, said):
 
 
 def test_a_notice_names_commands_as_they_were_typed(capsys, monkeypatch):
-    caller = cli.Caller("tfmammo train can", command.translate)
-    monkeypatch.setattr(cli, "caller", caller)
-    monkeypatch.setattr(sys, "argv", ["can.py", "--config", "can", "--set", "training.steps=2"])
+    words = ["train/can.py", "--config", "can", "--set", "training.steps=2"]
+    monkeypatch.setattr(sys, "argv", words)
     datasets.announce_phantom(config.DataConfig(name="inbreast"))
     said = capsys.readouterr().err
     assert "data.root is not set" in said and "quickstart" not in said and "steps" not in said

@@ -10,7 +10,6 @@ import argparse
 import ast
 import json
 import os
-import re
 import runpy
 import sys
 import textwrap
@@ -41,7 +40,7 @@ def _run(words: Sequence[str]) -> None:
     elif name in FOLDERS:
         _run_script(name, others)
     elif name in shipped.COMMANDS:
-        _start(shipped.COMMANDS[name][0], name, others)
+        _start(shipped.COMMANDS[name][0], others)
     elif name in OWN:
         OWN[name](others)
     else:
@@ -73,7 +72,7 @@ def _run_script(folder: str, words: Sequence[str]) -> None:
         return
     if name not in names:
         raise ConfigError(f"{folder}: there is no {name}{cli.suggest(name, names)}")
-    _start(f"{folder}/{name}.py", f"{folder} {name}", others)
+    _start(f"{folder}/{name}.py", others)
 
 
 def _list_names(folder: str) -> list[str]:
@@ -90,33 +89,18 @@ def _summarize(folder: str, name: str) -> str:
     return textwrap.shorten(paragraph, 76, placeholder=" ...")
 
 
-def _start(target: str, name: str, arguments: Sequence[str]) -> None:
+def _start(target: str, arguments: Sequence[str]) -> None:
     """Run a script or a module as `python` runs it, in this process.
 
     Args:
         target: "train/can.py" or "-m tfmammo.synthesis".
-        name: Of the command, after `tfmammo`.
         arguments: The command's own.
     """
-    cli.caller = cli.Caller(f"tfmammo {name}", translate)
     sys.argv = ["tfmammo", *arguments]
     if target.startswith("-m "):
         runpy.run_module(target.removeprefix("-m "), run_name="__main__", alter_sys=True)
     else:
         runpy.run_path(str(shipped.ROOT / target), run_name="__main__")
-
-
-def translate(text: str) -> str:
-    """Write commands for `python` as `tfmammo` takes them.
-
-    Examples:
-        >>> translate("python train/can.py --config configs/can.yaml --set data.root=DIR")
-        'tfmammo train can --config can --set data.root=DIR'
-    """
-    for name, (target, _) in shipped.COMMANDS.items():
-        text = re.sub(rf"\bpython {re.escape(target)}(?![\w.])", f"tfmammo {name}", text)
-    text = re.sub(r"\bpython (train|evaluate)/(\w+)\.py", r"tfmammo \1 \2", text)
-    return re.sub(r"--config configs/(\w+)\.yaml", r"--config \1", text)
 
 
 def _configs(words: Sequence[str]) -> None:
@@ -134,8 +118,11 @@ def _configs(words: Sequence[str]) -> None:
     options = parser.parse_args(words)
     if options.command == "list":
         for name in shipped.list_configs():
-            command = re.split(r" --(?:set|output)", shipped.read_command(name))[0]
-            print(f"{name:<24}{translate(f'python {command}')}")
+            target, options = shipped.read_command(name).split(" --config ")[0], ""
+            target, *study = target.split(" --study ")
+            options = "".join(f" --study {each}" for each in study)
+            command = shipped.name_command(target)
+            print(f"{name:<24}tfmammo {command}{options} --config {name}")
         return
     content = _locate(options.name).read_text(encoding="utf-8")
     if options.command == "show":

@@ -9,13 +9,13 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
 
+from tfmammo import shipped
 from tfmammo.errors import Interrupted, TfmammoError
 
 if TYPE_CHECKING:  # pydantic, which `tfmammo --help` does not wait for
@@ -41,22 +41,6 @@ EXTRAS = {
     "torch": "benchmark",
 }
 Schema = TypeVar("Schema", bound="BaseModel")
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Under which name a command runs.
-
-    Attributes:
-        name: Precedes the arguments: "tfmammo train can".
-        translate: Writes the commands of a help text as `tfmammo` takes them.
-    """
-
-    name: str
-    translate: Callable[[str], str]
-
-
-caller: Caller | None = None  # `tfmammo` sets it; None: a script or a module was called
 
 
 def run(main: Callable[[], object]) -> None:
@@ -162,7 +146,7 @@ class Parser(argparse.ArgumentParser):
 
             width = min(100, shutil.get_terminal_size().columns) - 2
             text += f"\n{keys.format_keys(self.schema, width)}\n"
-        return translate(text)
+        return text
 
     def add_overrides(self, example: str = "data.root=DIR") -> None:
         """Add --set KEY=VALUE ..., which may be given several times.
@@ -304,14 +288,11 @@ def _make_hint(argument: str, unknown: Sequence[str], options: Collection[str]) 
     return f"a key of the config is set by --set {name.lstrip('-')}={value}"
 
 
-def translate(text: str) -> str:
-    """Write the commands in a text as the caller types commands."""
-    return caller.translate(text) if caller else text
-
-
-def name_program(module: str) -> str:
-    """Name the command of a module as its caller typed it."""
-    return caller.name if caller else f"python -m {module}"
+def name_program() -> str | None:
+    """Name the command of `tfmammo` whose script this process runs, if it is one."""
+    path = Path(sys.argv[0])
+    name = shipped.name_command(f"{path.parent.name}/{path.name}")
+    return f"tfmammo {name}" if name else None
 
 
 def parse_count(text: str) -> int:
@@ -325,10 +306,10 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
-def make_command_parser(module: str, description: str | None) -> Parser:
-    """Make the parser of `python -m MODULE`, without arguments."""
+def make_command_parser(name: str, description: str | None) -> Parser:
+    """Make the parser of `tfmammo NAME`, without arguments."""
     return Parser(
-        prog=name_program(module),
+        prog=f"tfmammo {name}",
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -346,7 +327,7 @@ def make_parser(
         config: The default config; None requires --config.
     """
     parser = Parser(
-        prog=caller.name if caller else None,
+        prog=name_program(),
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

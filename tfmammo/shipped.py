@@ -39,10 +39,14 @@ def name_command(target: str) -> str | None:
     """Name the command of `tfmammo` that runs a script or module; None where there is none.
 
     Examples:
-        >>> name_command("-m tfmammo.synthesis")
-        'synthesize'
+        >>> name_command("-m tfmammo.synthesis"), name_command("train/can.py")
+        ('synthesize', 'train can')
     """
-    return next((name for name, (runs, _) in COMMANDS.items() if runs == target), None)
+    for name, (runs, _) in COMMANDS.items():
+        if runs == target:
+            return name
+    folder, _, script = target.removesuffix(".py").rpartition("/")
+    return f"{folder} {script}" if folder in ("train", "evaluate") else None
 
 
 def list_configs() -> list[str]:

@@ -2,7 +2,7 @@
 
 See tfmammo/models/blending.py.
 
-python train/blending.py --config configs/blending.yaml --set data.name=inbreast data.root=DIR
+tfmammo train blending --config blending --set data.name=inbreast data.root=DIR
 """
 
 from functools import partial

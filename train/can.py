@@ -2,7 +2,7 @@
 
 See tfmammo/models/can.py.
 
-python train/can.py --config configs/can.yaml --set data.name=inbreast data.root=DIR
+tfmammo train can --config can --set data.name=inbreast data.root=DIR
 """
 
 from tfmammo import cli

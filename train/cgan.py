@@ -2,7 +2,7 @@
 
 See tfmammo/models/cgan.py.
 
-python train/cgan.py --config configs/cgan.yaml --set data.name=inbreast data.root=DIR
+tfmammo train cgan --config cgan --set data.name=inbreast data.root=DIR
 """
 
 from tfmammo import cli

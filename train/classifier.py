@@ -2,7 +2,7 @@
 
 See tfmammo/models/classifier.py.
 
-python train/classifier.py --config configs/classifier.yaml --set data.name=optimam data.root=DIR
+tfmammo train classifier --config classifier --set data.name=optimam data.root=DIR
 model.share=0.5 model.synthetic=DIR
 """
 

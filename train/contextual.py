@@ -5,7 +5,7 @@ See tfmammo/models/contextual.py.
 Half of the held-out patients choose the best checkpoint, as in the classifier study, which tests on
 the other half.
 
-python train/contextual.py --config configs/contextual.yaml --set data.name=optimam data.root=DIR
+tfmammo train contextual --config contextual --set data.name=optimam data.root=DIR
 model.target=mass
 """
 

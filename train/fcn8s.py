@@ -2,7 +2,7 @@
 
 See tfmammo/baselines/fcn8s.py.
 
-python train/fcn8s.py --config configs/fcn8s.yaml --set data.name=inbreast data.root=DIR
+tfmammo train fcn8s --config fcn8s --set data.name=inbreast data.root=DIR
 """
 
 from tfmammo import cli

@@ -2,7 +2,7 @@
 
 See tfmammo/models/flow.py.
 
-python train/flow.py --config configs/flow.yaml --set data.name=cbis_ddsm data.root=DIR
+tfmammo train flow --config flow --set data.name=cbis_ddsm data.root=DIR
 """
 
 from functools import partial

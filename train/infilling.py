@@ -2,7 +2,7 @@
 
 See tfmammo/models/infilling.py.
 
-python train/infilling.py --config configs/infilling.yaml --set data.name=ddsm data.root=DIR
+tfmammo train infilling --config infilling --set data.name=ddsm data.root=DIR
 model.weights=FILE
 """
 

@@ -2,7 +2,7 @@
 
 See tfmammo/detection/light_head_rcnn.py.
 
-python train/light_head_rcnn.py --config configs/light_head_rcnn.yaml --set data.name=ddsm
+tfmammo train light_head_rcnn --config light_head_rcnn --set data.name=ddsm
 data.root=DIR
 """
 

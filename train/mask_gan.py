@@ -2,7 +2,7 @@
 
 See tfmammo/models/mask_gan.py.
 
-python train/mask_gan.py --config configs/mask_gan.yaml --set data.name=ddsm data.root=DIR
+tfmammo train mask_gan --config mask_gan --set data.name=ddsm data.root=DIR
 """
 
 from dataclasses import replace

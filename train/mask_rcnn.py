@@ -2,7 +2,7 @@
 
 See tfmammo/detection/mask_rcnn.py.
 
-python train/mask_rcnn.py --config configs/mask_rcnn.yaml --set data.name=inbreast data.root=DIR
+tfmammo train mask_rcnn --config mask_rcnn --set data.name=inbreast data.root=DIR
 model.checkpoint=COCO
 """
 

@@ -2,7 +2,7 @@
 
 See tfmammo/baselines/pix2pix.py.
 
-python train/pix2pix.py --config configs/pix2pix.yaml --set data.name=inbreast data.root=DIR
+tfmammo train pix2pix --config pix2pix --set data.name=inbreast data.root=DIR
 """
 
 from functools import partial

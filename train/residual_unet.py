@@ -2,7 +2,7 @@
 
 See tfmammo/baselines/residual_unet.py.
 
-python train/residual_unet.py --config configs/residual_unet.yaml --set data.name=inbreast
+tfmammo train residual_unet --config residual_unet --set data.name=inbreast
 data.root=DIR
 """
 

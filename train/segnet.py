@@ -2,7 +2,7 @@
 
 See tfmammo/baselines/segnet.py.
 
-python train/segnet.py --config configs/segnet.yaml --set data.name=inbreast data.root=DIR
+tfmammo train segnet --config segnet --set data.name=inbreast data.root=DIR
 """
 
 from tfmammo import cli

@@ -2,7 +2,7 @@
 
 See tfmammo/models/shape.py.
 
-python train/shape.py --config configs/shape.yaml --set data.name=ddsm data.root=DIR data.fold=0
+tfmammo train shape --config shape --set data.name=ddsm data.root=DIR data.fold=0
 """
 
 from functools import partial

@@ -2,7 +2,7 @@
 
 See tfmammo/detection/ssd.py.
 
-python train/ssd.py --config configs/ssd.yaml --set data.name=inbreast data.root=DIR
+tfmammo train ssd --config ssd --set data.name=inbreast data.root=DIR
 """
 
 import os

@@ -2,7 +2,7 @@
 
 See tfmammo/baselines/unet.py.
 
-python train/unet.py --config configs/unet.yaml --set data.name=inbreast data.root=DIR
+tfmammo train unet --config unet --set data.name=inbreast data.root=DIR
 """
 
 from tfmammo import cli

@@ -2,7 +2,7 @@
 
 See tfmammo/baselines/vanilla_gan.py.
 
-python train/vanilla_gan.py --config configs/vanilla_gan.yaml --set data.name=inbreast data.root=DIR
+tfmammo train vanilla_gan --config vanilla_gan --set data.name=inbreast data.root=DIR
 """
 
 from functools import partial

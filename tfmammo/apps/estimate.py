@@ -201,7 +201,7 @@ def _format_size(count: float) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; an error becomes one line on stderr and exit code 2."""
-    parser = cli.make_command_parser("tfmammo.apps.estimate", __doc__)
+    parser = cli.make_command_parser("estimate", __doc__)
     parser.add_argument("what", choices=tuple(RATES))
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="the config of the command to estimate"

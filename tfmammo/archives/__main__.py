@@ -190,7 +190,7 @@ def _name_location(lesion: Lesion) -> str:
 
 def _parser() -> cli.Parser:
     parser = cli.Parser(
-        prog=cli.name_program("tfmammo.archives"),
+        prog="tfmammo archives",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

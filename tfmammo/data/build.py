@@ -386,7 +386,7 @@ def _write_manifest(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. An error becomes one line on stderr and exit code 2."""
-    parser = cli.make_command_parser("tfmammo.data.build", __doc__)
+    parser = cli.make_command_parser("build", __doc__)
     parser.add_config(BuildConfig)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
     parser.add_argument("--retry", action="store_true", help="make shards with dead letters again")

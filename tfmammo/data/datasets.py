@@ -38,7 +38,7 @@ from tfmammo.mammogram import Mammogram, Skipped, hash_id, key_fault
 log = logging.getLogger(__name__)
 
 SPLIT = "split.json"
-QUICKSTART = "python train/can.py --config configs/quickstart.yaml"
+QUICKSTART = "tfmammo train can --config quickstart"
 WIDEST_FRAME = 140  # columns
 
 
@@ -255,15 +255,15 @@ def announce_phantom(data: DataConfig, training: bool = False) -> None:
     ]
     if training:
         lines.insert(1, "Time:           measured here over the first steps, and told then")
-        lines.append(f"Ten minutes:    {cli.translate(QUICKSTART)}")
+        lines.append(f"Ten minutes:    {QUICKSTART}")
     print_framed("\n".join(lines))
 
 
 def _read_command() -> str:
     """Return the command of this process without its overrides, which may be many."""
     words = sys.argv[: sys.argv.index("--set")] if "--set" in sys.argv else sys.argv
-    program = cli.caller.name.split() if cli.caller else ["python", words[0]]
-    return shlex.join([*program, *words[1:]])
+    program = cli.name_program()
+    return shlex.join([*(program.split() if program else ["python", words[0]]), *words[1:]])
 
 
 def print_framed(text: str) -> None:

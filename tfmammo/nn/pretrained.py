@@ -386,7 +386,7 @@ def _load_keras(network: keras.Model, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert one file and print what it holds."""
     parser = cli.Parser(
-        prog=cli.name_program("tfmammo.nn.pretrained"),
+        prog="tfmammo pretrained convert",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

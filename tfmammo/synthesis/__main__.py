@@ -51,7 +51,7 @@ log = logging.getLogger("tfmammo.synthesis")  # __name__ is "__main__"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. An error becomes one line on stderr and exit code 2."""
-    parser = make_parser("tfmammo.synthesis", __doc__, SynthesisConfig, "synthesis_full", "item")
+    parser = make_parser("synthesize", __doc__, SynthesisConfig, "synthesis_full", "item")
     parser.add_argument("--retry", action="store_true", help="try again what could not be made")
     options, flags = parse(parser, arguments)
 

@@ -13,18 +13,18 @@ from tfmammo.data import jobs
 
 
 def make_parser(
-    module: str, doc: str | None, schema: type[BaseModel], config: str, item: str
+    name: str, doc: str | None, schema: type[BaseModel], config: str, item: str
 ) -> cli.Parser:
     """Make the parser of a synthesis: a config or a recipe, overrides, and where to write.
 
     Args:
-        module: What `python -m` runs.
+        name: Of the command: "synthesize".
         doc: The module's docstring, for --help.
         schema: The class of the config.
         config: An example of a config.
         item: What a recipe makes again.
     """
-    parser = cli.make_command_parser(module, doc)
+    parser = cli.make_command_parser(name, doc)
     parser.schema = schema
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument(

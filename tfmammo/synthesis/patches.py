@@ -427,7 +427,7 @@ def _write_summary(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. An error becomes one line on stderr and exit code 2."""
     parser = make_parser(
-        "tfmammo.synthesis.patches", __doc__, PatchSynthesisConfig, "patch_synthesis", "patch"
+        "synthesize-patches", __doc__, PatchSynthesisConfig, "patch_synthesis", "patch"
     )
     options, flags = parse(parser, arguments)
 

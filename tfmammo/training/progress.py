@@ -17,7 +17,6 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from tfmammo import cli
 from tfmammo.data.datasets import QUICKSTART, print_framed
 
 log = logging.getLogger(__name__)
@@ -129,7 +128,7 @@ def announce_duration(steps: int, seconds_a_step: float) -> None:
         f"{format_duration(steps * seconds_a_step)} here "
         f"({steps:,} steps of {seconds_a_step:.2g} s).\n"
         "Ctrl-C stops it, and the same command goes on. With your own data: --set data.root=DIR\n"
-        f"Ten minutes:    {cli.translate(QUICKSTART)}"
+        f"Ten minutes:    {QUICKSTART}"
     )
 
 

@@ -19,7 +19,7 @@ from tfmammo.evaluation.script import run_with
 
 def main() -> None:
     """Run the command. An error becomes one line on stderr and exit code 2."""
-    parser = cli.make_command_parser("tfmammo.apps.audit", __doc__)
+    parser = cli.make_command_parser("audit", __doc__)
     parser.add_config(AuditConfig, example="model=RUN data.root=DIR")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: runs/audit")
     options = parser.parse_args()

@@ -21,7 +21,7 @@ from tfmammo.apps.demo import scenes
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the demo's page."""
     parser = cli.Parser(
-        prog=cli.name_program("tfmammo.apps.demo"),
+        prog="tfmammo demo",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -27,7 +27,7 @@ from tfmammo.apps.exchange.writing import NAMES, write_dataset
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; an error becomes one line on stderr and exit code 2."""
-    parser = cli.make_command_parser("tfmammo.apps.exchange", __doc__)
+    parser = cli.make_command_parser("export", __doc__)
     parser.add_argument("format", choices=NAMES, help="what is written")
     config_help = "a YAML file, or a shipped config: exchange, or that of a training"
     parser.add_config(ExchangeConfig, config_help)

@@ -9,10 +9,10 @@ COMMAND is one of
     export      write answers.csv, one row for each answer, to --output DIR or here
 
 Readers answer in the browser. First they choose the real patch of each pair of a real and a
-synthetic one. Then they rate single patches, half of them real, from 1 (certainly synthetic) to 6 (certainly real). All readers see the same cases, each in a different
-order, and no patient twice. Cases are drawn once and stored in the study's database with the
-answers; `results` and `export` read only the database. Overrides come last: `... results --set
-level=0.9`.
+synthetic one. Then they rate single patches, half of them real, from 1 (certainly synthetic) to 6
+(certainly real). All readers see the same cases, each in a different order, and no patient twice.
+Cases are drawn once and stored in the study's database with the answers; `results` and `export`
+read only the database. Overrides come last: `... results --set level=0.9`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tfmammo.metrics.summary import Table
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; an error becomes one line on stderr and exit code 2."""
     parser = cli.make_parser(__doc__ or "", ReaderStudyConfig)
-    parser.prog = cli.name_program("tfmammo.apps.reader_study")
+    parser.prog = "tfmammo reader-study"
     parser.add_argument(
         "command", choices=("cases", "open", "results", "export"), help="what to do; before --set"
     )

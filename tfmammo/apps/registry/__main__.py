@@ -122,7 +122,7 @@ def parse_config(path: str | None, overrides: Sequence[str]) -> PromotionConfig:
 
 
 def _make_parser() -> cli.Parser:
-    parser = cli.make_command_parser("tfmammo.apps.registry", __doc__)
+    parser = cli.make_command_parser("registry", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser(
         "list", help="show models, versions, aliases, metrics and promotions"

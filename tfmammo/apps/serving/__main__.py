@@ -120,7 +120,7 @@ def write_onnx_files(model_uri: str, output: Path, tracking_uri: str | None = No
 
 
 def _make_parser() -> cli.Parser:
-    parser = cli.make_command_parser("tfmammo.apps.serving", __doc__)
+    parser = cli.make_command_parser("serve", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     registering = commands.add_parser(
         "register", help="register a new version of a model, from a config"

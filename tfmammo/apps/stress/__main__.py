@@ -28,7 +28,7 @@ from tfmammo.training import script
 
 def main() -> None:
     """Run the command. An error becomes one line on stderr and exit code 2."""
-    parser = cli.make_command_parser("tfmammo.apps.stress", __doc__)
+    parser = cli.make_command_parser("stress", __doc__)
     parser.add_config(StressConfig)
     parser.add_argument("--detector", metavar="X", help="one detector, in place of the config's")
     parser.add_argument(

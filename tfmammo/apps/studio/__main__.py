@@ -22,7 +22,7 @@ from tfmammo.errors import ConfigError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command until Ctrl-C; an error becomes one line on stderr and exit code 2."""
-    parser = cli.make_command_parser("tfmammo.apps.studio", __doc__)
+    parser = cli.make_command_parser("studio", __doc__)
     parser.add_config(StudioConfig, required=False, default="studio", example="port=8000")
     options = parser.parse_args(arguments)
     cli.run(lambda: show(cli.read_config(StudioConfig, options)))

@@ -27,7 +27,7 @@ from tfmammo.tracking.zoo.fetching import find_file
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and run the subcommand."""
     parser = cli.Parser(
-        prog=cli.name_program("tfmammo.apps.zoo"),
+        prog="tfmammo pretrained",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
