@@ -12,8 +12,9 @@ import tensorflow as tf
 from tests.commands import run_module_here
 from tfmammo import datasets
 from tfmammo.audit import work
+from tfmammo.audit.attacks import Attack
 from tfmammo.audit.config import AuditConfig
-from tfmammo.audit.verdict import check_place
+from tfmammo.audit.verdict import check_place, decide
 from tfmammo.audit.work import audit
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError
@@ -107,6 +108,25 @@ def test_no_verdict_is_written_into_a_copy(data, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "_copies", {("https://server", "runs"): tmp_path})
     with pytest.raises(ConfigError, match="write_card=false"):
         check_place("runs:/abc/export", own)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "decision", "strongest", "bound"),
+    [
+        ([(0.5, 0.45, 0.58), (0.52, 0.48, 0.55)], "passed", 1, 0.58),
+        ([(0.5, 0.2, 0.9), (0.55, 0.5, 0.58)], "undecided", 1, 0.9),  # the weaker one is wider
+        ([(0.55, 0.5, 0.58), (0.5, 0.2, 0.9)], "undecided", 0, 0.9),
+        ([(0.7, 0.5, 0.9), (0.66, 0.62, 0.7)], "leaks", 1, 0.9),
+        ([(0.6, 0.6, 0.6)], "undecided", 0, 0.6),  # neither above nor below the limit
+        ([(0.5, 0.4, 0.55), (0.5, np.nan, np.nan)], "undecided", None, np.nan),
+    ],
+)
+def test_the_verdict_takes_all_attacks(intervals, decision, strongest, bound):
+    attacks = [Attack(str(number), Estimate(*values)) for number, values in enumerate(intervals)]
+    verdict = decide(attacks, limit=0.6)
+    name = "" if strongest is None else str(strongest)
+    assert (verdict.decision, verdict.strongest) == (decision, name)
+    assert verdict.bound == pytest.approx(bound, nan_ok=True)
 
 
 def ask(wanted, tags=None, card=None):

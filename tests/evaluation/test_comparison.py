@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tfmammo.config import DataConfig
-from tfmammo.errors import ConfigError, ExportError
+from tfmammo.errors import ConfigError, DataError, ExportError
+from tfmammo.evaluation import comparison
 from tfmammo.evaluation.comparison import Network
 
 
@@ -37,3 +38,16 @@ def test_patches_of_another_size_are_refused_by_their_key():
         ExportError, match=r"^data\.size: run takes patches of 64 px, these have 32$"
     ):
         network.run("image", "mask", np.zeros((1, 32, 32, 1), np.float32))
+
+
+@pytest.mark.parametrize("odd", [0, 1, 2])
+def test_models_of_different_paper_splits_are_refused(odd):
+    """Equally many copies are held out, but other ones."""
+    held_out = [["a-1", "b-2"]] * 3
+    held_out[odd] = ["a-1", "b-3"]
+    networks = [
+        Network(f"run{number}", Path(), None, {"split": "paper", "held_out_ids": ids}, "mask")
+        for number, ids in enumerate(held_out)
+    ]
+    with pytest.raises(DataError, match=f"run{max(odd, 1)}"):
+        comparison._remake_paper_split({"CAN": networks}, DataConfig(), None)

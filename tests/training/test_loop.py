@@ -756,6 +756,25 @@ def test_patients_behind_a_synthetic_set_stand_in_the_card(tiny_can, random_patc
 
 
 @pytest.mark.slow
+def test_patients_of_the_start_the_synthetic_set_and_the_caller_are_all_seen(
+    tiny_can, random_patches, tmp_path
+):
+    first = tmp_path / "first"
+    fit(tiny_can(steps=1), random_patches, first, seen_patients=["q1"])
+    (tmp_path / "set").mkdir()
+    patients = {"mammograms": ["t1"], "lesions": ["d1"], "trained_on": ["n1"]}
+    (tmp_path / "set/patients.json").write_text(json.dumps(patients))
+    experiment = tiny_can(steps=1, initial=str(first))
+    added = AddedConfig(synthetic=tmp_path / "set")
+    data = experiment.data.model_copy(update={"added": added})
+    experiment = experiment.model_copy(update={"data": data})
+    fit(experiment, random_patches, tmp_path / "second", seen_patients=["q2"])
+    card = export.read_card(tmp_path / "second/export")
+    trained_on = {"p0", "p1", "p2", "p3"}
+    assert set(card["train_patients"]) == trained_on | {"q1", "q2", "t1", "d1", "n1"}
+
+
+@pytest.mark.slow
 def test_a_training_keeps_the_precision_that_it_began_with(
     tiny_can, random_patches, tmp_path, monkeypatch
 ):
