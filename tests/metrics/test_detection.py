@@ -527,6 +527,14 @@ def test_mean_over_trainings_and_deviation_over_folds():
     )
 
 
+def test_of_unequal_numbers_of_seeds_each_training_counts_once_in_the_mean():
+    """Mean of .2, .4, .9, not of the folds' .3 and .9, which are .3 from their middle."""
+    values = {(0, 0): np.array([0.2]), (0, 1): np.array([0.4]), (1, 0): np.array([0.9])}
+    mean, deviation = over_folds(values)
+    assert mean.tolist() == pytest.approx([0.5])
+    assert deviation.tolist() == pytest.approx([0.6 / 2**0.5])
+
+
 def test_trainings_that_judged_no_lesion_have_no_curve():
     images = [image(True), image(False, lesions=0)]
     trainings = [(0, 0), (1, 0)]
