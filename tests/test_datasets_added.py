@@ -130,7 +130,7 @@ def test_the_other_fold_is_refused_because_its_patients_are_in_the_set(made, spl
 def test_folders_that_are_no_set_name_the_key(made, split_file, tmp_path):
     with pytest.raises(
         DataError,
-        match=r"is no finished set of tfmammo.synthesis, or of an older version",
+        match=r"is no finished set of tfmammo.synthesis",
     ):
         datasets.open_subsets(added(split_file, synthetic=tmp_path), make=whole)
     shutil.copytree(made, tmp_path / "set")

@@ -27,6 +27,7 @@ from tfmammo.data.splits import (
     split_officially,
 )
 from tfmammo.errors import DataError, LeakError
+from tfmammo.mammogram import key_check
 
 COUNTS = {"a": 7, "b": 6, "c": 5, "d": 4, "e": 3, "f": 2, "g": 1, "h": 1, "i": 1}
 IDS = np.array([patient for patient, count in COUNTS.items() for _ in range(count)])
@@ -426,7 +427,13 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_the_digest_does_not_depend_on_the_order_of_patients():
     one = SavedSplit(
-        archive="x", split="patient", folds=2, seed=0, stratify="none", patients={"a": 0, "b": 1}
+        archive="x",
+        split="patient",
+        folds=2,
+        seed=0,
+        stratify="none",
+        patients={"a": 0, "b": 1},
+        id_key=key_check(),
     )
     other = one.model_copy(update={"patients": {"b": 1, "a": 0}})
     assert (

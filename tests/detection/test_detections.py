@@ -17,7 +17,7 @@ from tfmammo.detection import detections
 from tfmammo.detection.detections import Detections, Detector
 from tfmammo.errors import DetectionError, TrackingError
 from tfmammo.export import FORMAT
-from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Mammogram, Skipped, key_check
 
 ROWS = 80
 COLS = 60
@@ -89,6 +89,7 @@ def ours(folder, mask=None, model=None, **data):
         "format": FORMAT,
         "name": "ssd",
         "train_patients": ["p1"],
+        "id_key": key_check(),
         "serves": "saved_model",
         "functions": {"saved_model": {"inputs": {}, "outputs": {}}},
         "config": {"data": config},

@@ -25,7 +25,7 @@ from tfmammo.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig, make_settings
 from tfmammo.detection.training import restore_checkpoint
 from tfmammo.errors import DetectionError
 from tfmammo.export import FORMAT, read_card
-from tfmammo.mammogram import Mammogram
+from tfmammo.mammogram import Mammogram, key_check
 
 HAS_EXTRA = importlib.util.find_spec("object_detection") is not None
 needs_extra = pytest.mark.skipif(not HAS_EXTRA, reason='needs pip install "tfmammo[detection]"')
@@ -209,6 +209,7 @@ def exported(model, trained, tmp_path_factory):
         "format": FORMAT,
         "name": "mask_rcnn",
         "train_patients": ["p1"],
+        "id_key": key_check(),
         "serves": "saved_model",
         "config": {"data": data},
     }

@@ -26,7 +26,7 @@ from tfmammo.detection.ssd import SSD, SSDConfig, make_pipeline
 from tfmammo.detection.training import read_training_patients, validate
 from tfmammo.errors import DetectionError
 from tfmammo.export import FORMAT, read_card
-from tfmammo.mammogram import Skipped
+from tfmammo.mammogram import Skipped, key_check
 from tfmammo.metrics import detection
 
 HAS_EXTRA = importlib.util.find_spec("object_detection") is not None
@@ -174,6 +174,7 @@ def test_patients_behind_a_checkpoint_are_seen(tmp_path):
                 "serves": "saved_model",
                 "functions": {},
                 "train_patients": ["p1", "p2"],
+                "id_key": key_check(),
             }
         )
     )

@@ -25,7 +25,7 @@ from tfmammo.errors import DetectionError, ExportError, PipelineError, TrackingE
 from tfmammo.inference import pipeline as pipelines
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineConfig
 from tfmammo.inference.report import COLOURS, build_report, draw_overlay, format_label, measure
-from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
+from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, key_check
 from tfmammo.models.cgan import CGAN, CGANConfig
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig
 
@@ -482,6 +482,7 @@ def test_a_segmenter_of_records_asks_their_manifest(tmp_path, models):
         "fingerprint": "",
         "histogram": [],
         "shards": [],
+        "id_key": key_check(),
     }
     (tmp_path / "records").mkdir()
     (tmp_path / "records/manifest.json").write_text(json.dumps(manifest | {"columns": columns}))

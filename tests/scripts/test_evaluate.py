@@ -31,6 +31,7 @@ from tfmammo.evaluation import losses, report
 from tfmammo.evaluation import segmentation as segmentation_report
 from tfmammo.evaluation import shape as shape_report
 from tfmammo.evaluation.synthesis import SynthesisConfig
+from tfmammo.mammogram import key_check
 from tfmammo.metrics import perceptual, segmentation, synthesis, texture
 from tfmammo.metrics.summary import Measure
 from tfmammo.models.cgan import CGANConfig
@@ -483,7 +484,9 @@ def discs(radii, size=64):
 def make_comparison(patches, pool, folds, train_patients, protocol="unseen"):
     """A comparison whose model A has a network for each list of patients."""
     networks = [
-        evaluation.Network(f"run{n}", Path(), None, {"train_patients": known}, "image")
+        evaluation.Network(
+            f"run{n}", Path(), None, {"train_patients": known, "id_key": key_check()}, "image"
+        )
         for n, known in enumerate(train_patients)
     ]
     outputs = {"A": patches.masks.astype(np.float32)}

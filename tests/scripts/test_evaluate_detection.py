@@ -14,8 +14,7 @@ import tensorflow as tf
 from tests.exported_detectors import write_ssd_card
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
-from tfmammo.errors import ConfigError, DataError
-from tfmammo.metrics.average_precision import AveragePrecisionError
+from tfmammo.errors import AveragePrecisionError, ConfigError, DataError
 from tfmammo.studies import detection_report
 
 PHANTOMS = 24  # of seven patients

@@ -185,7 +185,7 @@ def test_a_judge_chooses_the_weights_of_the_last_stage_alone(repository, monkeyp
 
     def judge_of(patients, **data):
         of_judge = config.data.model_copy(update=data).model_dump(mode="json")
-        card = {"config": {"data": of_judge}, "train_patients": patients, "id_key": None}
+        card = {"config": {"data": of_judge}, "train_patients": patients}
         opened = SimpleNamespace(card=card, call=mean_grey)
         monkeypatch.setattr(progressive, "load_identified", lambda *_: opened)
         monkeypatch.setattr(

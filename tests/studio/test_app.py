@@ -36,7 +36,7 @@ from tfmammo.models.shape import ShapeCNN, ShapeConfig
 pytest.importorskip("gradio", reason="the extra serve is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from tfmammo.studio.app import StudioConfig  # noqa: E402
+from tfmammo.studio.config import StudioConfig  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -23,7 +23,6 @@ from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
 from tfmammo.errors import ArchiveError, DataError
 from tfmammo.mammogram import Lesion, Mammogram
-from tfmammo.stress.config import MethodConfig
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
 from tfmammo.synthesis.mammograms import remake, synthesize
@@ -408,10 +407,3 @@ def test_facts_of_a_file_come_before_those_that_are_said(picture, tmp_path, monk
     monkeypatch.setattr("tfmammo.synthesis.editor.LARGEST", 100)
     with pytest.raises(ArchiveError, match="200 x 150 px are more than 100"):
         open_mammogram(picture)
-
-
-def test_configs_of_earlier_versions_are_read():
-    old = {"painter": "poisson"}
-    assert SynthesisConfig.model_validate({"name": "a", **old}).renderer == "poisson"
-    assert EditorConfig.model_validate({**old, "lesions": {}}).model_dump()["renderer"] == "poisson"
-    assert MethodConfig.model_validate(old).renderer == "poisson"

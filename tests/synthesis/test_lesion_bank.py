@@ -15,7 +15,7 @@ from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig
 from tfmammo.data import splits
 from tfmammo.errors import ArchiveError, ConfigError, DataError
-from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
+from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, key_check
 from tfmammo.synthesis import lesion_bank
 from tfmammo.synthesis.config import PatientsConfig, SynthesisConfig
 from tfmammo.synthesis.lesion_bank import LesionBank
@@ -342,6 +342,7 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
             "seed": 0,
             "stratify": "none",
             "patients": {a: 0, b: 1, c: 1},
+            "id_key": key_check(),
             **values,
         }
         splits.save(file, splits.SavedSplit(**values))

@@ -247,33 +247,6 @@ def test_the_hash_follows_values_order_and_signature(tmp_path):
     assert len({known, *others}) == 4
 
 
-def test_a_recipe_of_an_earlier_version_is_read(config, infillings, where, tmp_path):
-    """It knows its generator by the SHA-256 of its files' names and contents, and says where
-    everything lay.
-    """
-    import hashlib
-
-    set_config = config(count=1)
-    mammograms.synthesize(set_config, tmp_path / "out")
-    content = hashlib.sha256()
-    place = infillings[0] / "generator"
-    for path in sorted(path for path in place.rglob("*") if path.is_file()):
-        content.update(
-            f"{path.relative_to(place).as_posix()} "
-            f"{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
-        )
-    recipe = json.loads((tmp_path / "out/recipes/000000.json").read_text())
-    recipe["generator"] = {"name": "infilling", "step": "3", "sha256": content.hexdigest()}
-    recipe["config"]["data"]["root"] = str(set_config.data.root)
-    recipe["config"]["generator"] = str(infillings[0])
-    del recipe["config"]["whole_patch"]
-    (tmp_path / "old.json").write_text(json.dumps(recipe))
-    mammograms.remake(tmp_path / "old.json", tmp_path / "again")
-    np.testing.assert_array_equal(pixels(tmp_path / "again")[0], pixels(tmp_path / "out")[0])
-    with pytest.raises(DataError, match="its weights are others"):
-        mammograms.remake(tmp_path / "old.json", tmp_path / "other", [f"generator={infillings[1]}"])
-
-
 # What it does not tell
 
 

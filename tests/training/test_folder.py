@@ -66,14 +66,6 @@ def test_a_write_that_fails_leaves_nothing_half_written(tmp_path, monkeypatch):
     assert is_training_folder(tmp_path)
 
 
-def test_an_empty_fingerprint_does_not_lock_a_training_out(tmp_path):
-    folder.claim(tmp_path, experiment(), Patches(), Patches())
-    (tmp_path / folder.PATCHES).write_text("")
-    folder.check_owner(tmp_path, experiment(), Patches(), Patches())
-    folder.claim(tmp_path, experiment(), Patches(), Patches())
-    assert (tmp_path / folder.PATCHES).read_text() == "0123456789ab"
-
-
 def test_an_empty_config_beside_checkpoints_is_one_sentence(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/ckpt-4.index").touch()
@@ -93,14 +85,6 @@ def test_other_patches_are_another_training(tmp_path, train, held_out, words):
         TrainingError, match=f"training: its {words} were others than those of data.root somewhere"
     ):
         folder.check_owner(tmp_path, place, Patches(train), Patches(held_out))
-
-
-def test_a_training_of_an_older_version_gets_the_hash_of_its_held_out_patches(tmp_path):
-    folder.claim(tmp_path, experiment(), Patches(), Patches())
-    (tmp_path / folder.HELD_OUT).unlink()
-    folder.check_owner(tmp_path, experiment(), Patches(), Patches("ba98"))
-    folder.claim(tmp_path, experiment(), Patches(), Patches("ba98"))
-    assert (tmp_path / folder.HELD_OUT).read_text() == "ba98"
 
 
 def test_config_yaml_holds_no_password(tmp_path):

@@ -20,6 +20,7 @@ from tfmammo import export, filesystem
 from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig
 from tfmammo.config import AddedConfig, TrainingConfig
 from tfmammo.errors import ConfigError, ExportError, Interrupted, TrackingError, TrainingError
+from tfmammo.mammogram import key_check
 from tfmammo.models.can import CAN
 from tfmammo.training import folder, loop, script, state
 
@@ -344,9 +345,7 @@ def test_a_run_goes_on_wherever_its_archive_has_moved_and_however_its_path_is_sp
     tiny_can, random_patches, tmp_path
 ):
     fit(with_root(tiny_can(steps=1), Path("archive")), random_patches, tmp_path / "run")
-    assert "root: archive" in (tmp_path / "run/config.yaml").read_text(), (
-        "the config keeps the path, as earlier versions did"
-    )
+    assert "root: archive" in (tmp_path / "run/config.yaml").read_text()
     fit(
         with_root(tiny_can(steps=2), tmp_path / "elsewhere/archive"),
         random_patches,
@@ -719,7 +718,6 @@ def test_seen_patients_are_recorded_at_the_start_and_read_at_a_resume(
     assert record.read_text().split() == ["q1", "q2"]
     trained = ["p0", "p1", "p2", "p3"]
     assert export.read_card(tmp_path / "run/export")["train_patients"] == [*trained, "q1", "q2"]
-    # as an earlier version wrote it, before the training
     record.write_text("q3\nq2")
     fit(tiny_can(steps=4), random_patches, tmp_path / "run", seen_patients=["q9"])
     assert record.read_text() == "q3\nq2", "the record of the start stays"
@@ -736,7 +734,12 @@ def test_a_start_that_knows_held_out_patients_says_so(tiny_can, random_patches, 
 
 
 def test_patients_behind_a_synthetic_set_stand_in_the_card(tiny_can, random_patches, tmp_path):
-    patients = {"mammograms": ["t1"], "lesions": ["d1"], "trained_on": ["n1"]}
+    patients = {
+        "mammograms": ["t1"],
+        "lesions": ["d1"],
+        "trained_on": ["n1"],
+        "id_key": key_check(),
+    }
     (tmp_path / "set").mkdir()
     (tmp_path / "set/patients.json").write_text(json.dumps(patients))
     experiment = tiny_can(steps=1)
@@ -762,7 +765,12 @@ def test_patients_of_the_start_the_synthetic_set_and_the_caller_are_all_seen(
     first = tmp_path / "first"
     fit(tiny_can(steps=1), random_patches, first, seen_patients=["q1"])
     (tmp_path / "set").mkdir()
-    patients = {"mammograms": ["t1"], "lesions": ["d1"], "trained_on": ["n1"]}
+    patients = {
+        "mammograms": ["t1"],
+        "lesions": ["d1"],
+        "trained_on": ["n1"],
+        "id_key": key_check(),
+    }
     (tmp_path / "set/patients.json").write_text(json.dumps(patients))
     experiment = tiny_can(steps=1, initial=str(first))
     added = AddedConfig(synthetic=tmp_path / "set")

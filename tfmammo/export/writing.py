@@ -29,6 +29,7 @@ from tfmammo.export.card import (
     sibling,
     summarize,
 )
+from tfmammo.mammogram import key_check
 
 
 class Exportable(Protocol):
@@ -222,7 +223,7 @@ def _make_card(
             f"the card serves {serves}, which is none of the functions {', '.join(functions)}"
         )
     plain = {key: _to_json_types(value) for key, value in card.items()}
-    content = {"format": FORMAT, "name": model.name} | plain
+    content = {"format": FORMAT, "name": model.name, "id_key": key_check()} | plain
     check_names(CARD, content | {"functions": functions})
     return content | {
         "format": FORMAT,
