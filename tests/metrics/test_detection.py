@@ -441,6 +441,12 @@ def test_an_interval_needs_the_same_images():
         froc_interval(
             [image(True), image(False)], ["a", "b"], against=[image(True), image(False, lesions=2)]
         )
+    with pytest.raises(ValueError, match="the same images"):  # as many lesions in other places
+        froc_interval(
+            [image(True), image(False, lesions=0)],
+            ["a", "b"],
+            against=[image(False, lesions=0), image(True)],
+        )
     with pytest.raises(ValueError, match="the same images"):
         froc_interval([image(True), image(False)], ["a", "b"], against=[image(True)])
 
@@ -558,6 +564,12 @@ def test_false_positives_of_images_with_and_without_lesions_by_hand():
     np.testing.assert_allclose(beside, [0, 1, 1, 1, 2, 2])
     np.testing.assert_allclose((3 * without + beside)[:5] / 4, [0.25, 0.5, 0.75, 1.0, 1.25])
     assert np.isnan(false_positives_apart(images[3:], [(0, 0)], [1.0])[0]).all()
+    # A second training whose normal images have no box: each of the two counts half.
+    quiet = [Matches(np.empty(0), np.empty(0), 0, 1), images[3]]
+    trainings = [(0, 0)] * 4 + [(1, 0)] * 2
+    both, others = false_positives_apart(images + quiet, trainings, [0.5, 1.0])
+    np.testing.assert_allclose(both, [1 / 6, 3 / 6])
+    np.testing.assert_allclose(others, [(1 + 1) / 2, (1 + 2) / 2])
 
 
 def test_recall_of_all_detections():
