@@ -178,5 +178,5 @@ def test_angles_and_factors_stay_in_their_ranges():
 
 
 def test_no_wanted_lesion_is_an_error():
-    with pytest.raises(DataError, match="data.added.copies: no training mammogram has a mass"):
+    with pytest.raises(DataError, match="data.added.copies"):
         list(make_copies([mammogram()], config(copies=1), Skipped()))

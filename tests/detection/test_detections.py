@@ -230,7 +230,7 @@ def test_another_apis_export_is_one_sentence(tmp_path):
     folder = BrightSpot(outputs=("detection_boxes", "raw_detection_boxes")).save(tmp_path / "other")
     with pytest.raises(
         DetectionError,
-        match="is no export of the TensorFlow Object Detection API.*raw_detection_boxes",
+        match="raw_detection_boxes",
     ) as raised:
         Detector.load(folder)
     assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
@@ -238,7 +238,7 @@ def test_another_apis_export_is_one_sentence(tmp_path):
 
 def test_a_saved_model_without_signature_is_one_sentence(tmp_path):
     tf.saved_model.save(tf.Module(), str(tmp_path / "bare"))
-    with pytest.raises(DetectionError, match="it has no signature serving_default"):
+    with pytest.raises(DetectionError, match="serving_default"):
         Detector.load(tmp_path / "bare")
 
 

@@ -402,7 +402,7 @@ def test_pixels_that_cannot_be_read(load):
 
 
 def test_a_fact_that_preprocessing_needs(load):
-    with pytest.raises(PipelineError, match="flip_right needs the laterality"):
+    with pytest.raises(PipelineError, match="flip_right"):
         load([(40, 30, 100, 70)], data={"preprocess": PreprocessConfig(flip_right=True)}).predict(
             mammogram()
         )
@@ -509,7 +509,7 @@ def test_handles_of_the_wrong_stage(tmp_path, models):
         Pipeline.load(PipelineConfig(**good | {"classifier": good["segmenter"]}))
     with pytest.raises(TrackingError, match="neither a folder nor"):
         Pipeline.load(PipelineConfig(**good | {"segmenter": str(tmp_path / "nowhere")}))
-    with pytest.raises(DetectionError, match="is no export of the TensorFlow Object Detection API"):
+    with pytest.raises(DetectionError, match="Object Detection API"):
         Pipeline.load(PipelineConfig(**good | {"detector": str(models / "bright/generator")}))
 
 

@@ -291,9 +291,7 @@ def test_an_own_lesion_that_cant_be_read_is_a_dead_letter(masses, tmp_path):
         and "can't be read as an image" in reasons[records[1].image_id]
     )
     for box in ((5, 5, 5, 9), (190, 5, 201, 9), (-1, 5, 9, 9)):
-        with pytest.raises(
-            DataError, match="lesion 0: its box is empty or reaches beyond the mammogram"
-        ):
+        with pytest.raises(DataError, match="lesion 0"):
             describe_existing_lesions(mammogram(0, [Lesion("mass", box)]))
 
 
@@ -398,9 +396,7 @@ def test_an_infilling_of_one_side(both_sides, tiny_infilling, where, tmp_path):
             f"All are of the {side} side of one split, fold 0."
             in (tmp_path / side / "README.md").read_text()
         )
-    with pytest.raises(
-        ConfigError, match=r"was made with another .*patients.side.*; name a new folder"
-    ):
+    with pytest.raises(ConfigError, match="patients.side"):
         synthesize(one_sided, tmp_path / "train")
     remake(tmp_path / f"train/recipes/{complete[0].name}.json", tmp_path / "again", where(config))
     assert (
@@ -424,9 +420,7 @@ def test_a_side_without_lesions(both_sides, tiny_infilling, tmp_path):
     )
     with pytest.raises(DataError, match="sizes can't be fitted on 0 lesions"):
         synthesize(config, tmp_path / "out")
-    with pytest.raises(
-        DataError, match="folder holds no mass of patients on the train side to take shapes from"
-    ):
+    with pytest.raises(DataError, match="take shapes"):
         synthesize(config.model_copy(update={"size": (24, 20)}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -500,9 +494,7 @@ def test_who_networks_were_trained_on_is_told(both_sides, tiny_infilling, tiny_b
     card = json.loads((gan / "card.json").read_text())
     del card["train_patients"]
     (gan / "card.json").write_text(json.dumps(card))
-    with pytest.raises(
-        DataError, match=r"its card does not say on whom it was trained \(train_patients\)"
-    ):
+    with pytest.raises(DataError, match="train_patients"):
         synthesize(given, tmp_path / "unknown")
     assert not (tmp_path / "unknown").exists()
 

@@ -149,9 +149,7 @@ def test_a_training_that_ends_again_in_its_folder_is_another_generator(
     set_config = config(generator=str(folder))
     mammograms.synthesize(set_config, tmp_path / "first")
     replace_export(folder, infillings[1])
-    with pytest.raises(
-        ConfigError, match=r"was made with another generator\.weights; name a new folder"
-    ):
+    with pytest.raises(ConfigError, match=r"generator\.weights"):
         mammograms.synthesize(set_config, tmp_path / "first")
     mammograms.synthesize(set_config, tmp_path / "second")
     mammograms.synthesize(config(generator=str(infillings[1])), tmp_path / "fresh")
@@ -162,9 +160,7 @@ def test_a_training_that_ends_again_in_its_folder_is_another_generator(
         for name in ("first", "second", "fresh")
     ]
     assert generators[1] == generators[2] != generators[0]
-    with pytest.raises(
-        DataError, match="is not the generator of .*000000.json, its weights are others"
-    ):
+    with pytest.raises(DataError, match="000000.json"):
         mammograms.remake(
             tmp_path / "first/recipes/000000.json", tmp_path / "again", where(set_config)
         )
@@ -181,9 +177,7 @@ def test_a_generator_that_is_replaced_during_the_work_stops_it(
         run(*arguments)
 
     monkeypatch.setattr(jobs, "run", replaced_first)
-    with pytest.raises(
-        DataError, match="a generator was replaced by another training while the work went on"
-    ):
+    with pytest.raises(DataError, match="was replaced"):
         mammograms.synthesize(config(generator=str(folder)), tmp_path / "out")
     data = DataConfig(phantoms=8)
     patients = {mammogram.patient_id for mammogram in archives.read_mammograms(data, Skipped())}
@@ -192,9 +186,7 @@ def test_a_generator_that_is_replaced_during_the_work_stops_it(
     set_config = PatchSynthesisConfig(
         name="set", data=data, generators={"mass": str(folder)}, count=2
     )
-    with pytest.raises(
-        DataError, match="contextual: was replaced by another training while the work went on"
-    ):
+    with pytest.raises(DataError, match="contextual: was replaced"):
         patches.synthesize(set_config, tmp_path / "patches")
 
 

@@ -256,7 +256,7 @@ def test_only_patients_of_one_side(real, folders, where, tmp_path):
     splits.save(
         tmp_path / "split.json", saved.model_copy(update={"patients": {records[4].patient_id: 1}})
     )
-    with pytest.raises(DataError, match="does not know 4 of 4 patients"):
+    with pytest.raises(DataError, match="4 of 4 patients"):
         synthesize(set_config, tmp_path / "new")
 
 
@@ -293,7 +293,7 @@ def test_lesions_of_another_archive_depth_and_spacing(real, folders, tmp_path):
     writer.write(unknown, tmp_path / "unknown", bits=16)
     with pytest.raises(
         DataError,
-        match=r"no item could be made.* the mm per px of lesions of folder are not stated, so that",
+        match="mm per px",
     ):
         synthesize(
             real(lesions=DataConfig(name="folder", root=tmp_path / "unknown")), tmp_path / "none"
@@ -309,7 +309,7 @@ def test_a_recipe_wants_its_lesion(real, folders, tmp_path):
     graft = recipe.lesions[0].graft
     root = f"data.root={folders / '8'}"
     remake(file, tmp_path / "moved", [root, f"lesions.root={folders / 'masses'}"])
-    with pytest.raises(ConfigError, match=r"give --set lesions.root=DIR \(of an archive folder\)"):
+    with pytest.raises(ConfigError, match="lesions.root=DIR"):
         remake(file, tmp_path / "unsaid", [root])
     for path in (copy / "images").iterdir():
         cv2.imwrite(str(path), 65535 - cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
@@ -325,22 +325,18 @@ def test_a_recipe_wants_its_lesion(real, folders, tmp_path):
 
 
 def test_bad_lesions_are_sentences(real, folders, tmp_path):
-    with pytest.raises(DataError, match="folder holds no mass with an outline to set in"):
+    with pytest.raises(DataError, match="holds no mass"):
         synthesize(real(lesions=None), tmp_path / "none")
-    with pytest.raises(DataError, match="folder holds no malignant mass with an outline"):
+    with pytest.raises(DataError, match="malignant mass"):
         synthesize(real(pathology="malignant"), tmp_path / "malignant")
     assert not (tmp_path / "none").exists()
-    with pytest.raises(
-        DataError, match="no item could be made.*; the first: the breast is too small for a mass of"
-    ):
+    with pytest.raises(DataError, match="too small"):
         synthesize(real(resize=(5, 5), rotate=0), tmp_path / "large")
-    with pytest.raises(
-        DataError, match="no item could be made.*; the first: a lesion of .* px is larger than it"
-    ):
+    with pytest.raises(DataError, match="larger than it"):
         synthesize(real(resize=(50, 50)), tmp_path / "huge")
     with pytest.raises(
         DataError,
-        match="no item could be made.*; the first: opencv: OpenCV clones masks from 3 px up",
+        match="opencv: ",
     ):
         synthesize(real("opencv", resize=(0.06, 0.06), count=1), tmp_path / "tiny")
     (recipe,) = synthesize(real("mixed", centre=(100, 60), count=1, rotate=0), tmp_path / "centre")
