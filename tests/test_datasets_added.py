@@ -108,17 +108,43 @@ def test_patches_of_masses_are_joined_too(made, split_file):
     assert train.masks[len(alone) :].any(axis=(1, 2, 3)).all()
 
 
-@pytest.mark.parametrize("what", ["mammograms", "lesions", "trained_on"])
-def test_a_set_that_knows_somebody_held_out_is_refused(made, split_file, tmp_path, what):
-    folder = tmp_path / "set"
-    shutil.copytree(made, folder)
-    known = json.loads((folder / PATIENTS).read_text())
-    known[what] = [*known[what], sorted(splits.held_out_patients(splits.load(split_file), 0))[0]]
-    (folder / PATIENTS).write_text(json.dumps(known))
-    with pytest.raises(
-        DataError, match=rf"knows 1 of the \d+ patients who are held out \({what}\)"
-    ):
-        datasets.open_subsets(added(split_file, synthetic=folder), make=whole)
+def hold_out(role):
+    """A change of the patients that a set names: someone of the other side is among them."""
+    return lambda known, held_out: known | {role: [*known[role], held_out]}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        *(
+            (hold_out(role), rf"1 of the .*{role}")
+            for role in ("mammograms", "lesions", "trained_on")
+        ),
+        (lambda known, _: known | {"mammograms": []}, "every patient"),
+        # as many, but others
+        (
+            lambda known, _: (
+                known
+                | {"mammograms": [f"other{number}" for number in range(len(known["mammograms"]))]}
+            ),
+            "every patient",
+        ),
+        (lambda *_: [1], "damaged"),
+        (lambda *_: None, "missing"),
+    ],
+)
+def test_a_set_whose_patients_do_not_fit_is_refused_by_its_key(
+    made, split_file, tmp_path, change, named
+):
+    file = tmp_path / "set" / PATIENTS
+    shutil.copytree(made, file.parent)
+    held_out = min(splits.held_out_patients(splits.load(split_file), 0))
+    content = change(json.loads(file.read_text()), held_out)
+    file.write_text(json.dumps(content))
+    if content is None:
+        file.unlink()
+    with pytest.raises(DataError, match=rf"data\.added\.synthetic: .*{named}"):
+        datasets.open_subsets(added(split_file, synthetic=file.parent), make=whole)
 
 
 def test_the_other_fold_is_refused_because_its_patients_are_in_the_set(made, split_file):
@@ -126,28 +152,6 @@ def test_the_other_fold_is_refused_because_its_patients_are_in_the_set(made, spl
         datasets.open_subsets(
             added(split_file, synthetic=made).model_copy(update={"fold": 1}), make=whole
         )
-
-
-def test_folders_that_are_no_set_name_the_key(made, split_file, tmp_path):
-    with pytest.raises(
-        DataError,
-        match="tfmammo.synthesis",
-    ):
-        datasets.open_subsets(added(split_file, synthetic=tmp_path), make=whole)
-    shutil.copytree(made, tmp_path / "set")
-    (tmp_path / "set" / PATIENTS).write_text("[1]")
-    with pytest.raises(DataError, match="missing or damaged"):
-        datasets.open_subsets(added(split_file, synthetic=tmp_path / "set"), make=whole)
-
-
-def test_a_set_with_a_patient_of_nobody_is_refused(made, split_file, tmp_path):
-    shutil.copytree(made, tmp_path / "set")
-    known = json.loads((tmp_path / "set" / PATIENTS).read_text())
-    others = [f"other{number}" for number in range(len(known["mammograms"]))]
-    for mammograms in ([], others):
-        (tmp_path / "set" / PATIENTS).write_text(json.dumps(known | {"mammograms": mammograms}))
-        with pytest.raises(DataError, match="data.added.synthetic"):
-            datasets.open_subsets(added(split_file, synthetic=tmp_path / "set"), make=whole)
 
 
 def test_patients_behind_both_synthetic_sets_are_listed(tmp_path):

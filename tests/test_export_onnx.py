@@ -91,10 +91,7 @@ def test_a_file_that_answers_differently_is_removed(directory, tmp_path, monkeyp
         return lambda **values: {key: value + 1e-3 for key, value in right(**values).items()}
 
     monkeypatch.setattr(onnx, "load_onnx", load_wrong)
-    with pytest.raises(
-        ExportError,
-        match="inverter: .*ONNX",
-    ):
+    with pytest.raises(ExportError, match="inverter: .*ONNX"):
         write_onnx(directory, "inverter", tmp_path / "a.onnx")
     assert not (tmp_path / "a.onnx").exists()
 

@@ -202,10 +202,7 @@ def test_heads(tmp_path):
         ((shape[0],), np.float32, i) for i, shape in enumerate(SHAPES)
     ]
     squeeze = tensors | {"lin1.model.1.weight": np.zeros((1, 128, 1, 1), np.float32)}
-    with pytest.raises(
-        WeightsError,
-        match="lin1.model.1.weight",
-    ):
+    with pytest.raises(WeightsError, match="lin1.model.1.weight"):
         published.convert(
             write_safetensors(tmp_path / "s.safetensors", squeeze), tmp_path / "s.npz"
         )
@@ -400,10 +397,7 @@ def test_the_folder_of_published_weights(tmp_path, monkeypatch):
     assert published.find("alexnet") is None
     assert published.locate("LPIPS heads", "published") is None
     arrays = write_alexnet(tmp_path / "alexnet.npz", 0)
-    with pytest.raises(
-        WeightsError,
-        match="alexnet.npz",
-    ) as caught:
+    with pytest.raises(WeightsError, match="alexnet.npz") as caught:
         pretrained.alexnet("imagenet")
     assert "\n" not in str(caught.value)
     unknown = published.identify("alexnet", str(tmp_path / "alexnet.npz"))
@@ -478,10 +472,7 @@ def test_a_keras_file_of_another_network_names_the_layer(tmp_path):
     keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)]).save_weights(
         tmp_path / "own.weights.h5"
     )
-    with pytest.raises(
-        WeightsError,
-        match="own.weights.h5: .*block1_conv1",
-    ):
+    with pytest.raises(WeightsError, match="own.weights.h5: .*block1_conv1"):
         pretrained.vgg19(str(tmp_path / "own.weights.h5"), ["block1_conv1"])
 
 

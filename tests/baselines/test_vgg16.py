@@ -161,10 +161,7 @@ def test_the_fully_connected_layers_of_keras_own_become_convolutions(tmp_path):
 
 def test_a_file_without_fully_connected_layers_is_refused_for_fcn8s(tmp_path, narrow_vgg16):
     source = random_vgg16()
-    with pytest.raises(
-        ConfigError,
-        match="VGG-16",
-    ):
+    with pytest.raises(ConfigError, match="VGG-16"):
         vgg16.assign(source, save(source, tmp_path, ".weights.h5"), fc=True)
 
 
@@ -192,10 +189,7 @@ def test_a_missing_file_is_named(monkeypatch):
 
 @pytest.mark.parametrize("config", [SegNetConfig, FCN8sConfig])
 def test_other_widths_than_vgg16s_are_refused(config):
-    with pytest.raises(
-        ValidationError,
-        match="weights imagenet",
-    ):
+    with pytest.raises(ValidationError, match="weights imagenet"):
         config(weights="imagenet", widths=(4, 4, 4, 4, 4))
     assert config(widths=(4, 4, 4, 4, 4)).pretrained is False
     assert config(weights="imagenet").pretrained is True

@@ -359,10 +359,7 @@ def test_folders_of_others_are_left_alone(config, tmp_path):
 def test_where_no_patch_is_left(config, archive, tmp_path):
     for number in range(7):
         damage(dicom_of(archive, number))
-    with pytest.raises(
-        DataError,
-        match="20000001",
-    ):
+    with pytest.raises(DataError, match="20000001"):
         build(config, tmp_path / "out")
     assert len(dead_letters(tmp_path / "out")) == 5  # the two without masses are not opened
 

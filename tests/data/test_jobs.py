@@ -49,10 +49,7 @@ def process(script, *arguments, repository):
 @pytest.mark.long
 def test_a_second_process_is_refused_and_the_first_one_ends_well(tmp_path, repository):
     with process(HOLD, tmp_path / "out", repository=repository) as first:
-        refused = pytest.raises(
-            ConfigError,
-            match="another process",
-        )
+        refused = pytest.raises(ConfigError, match="another process")
         with refused, jobs.claim_folder(tmp_path / "out", {"work": 1}, "work.json"):
             pass
         assert first.communicate("\n", timeout=60)[0] == "done\n" and first.returncode == 0

@@ -579,10 +579,7 @@ def test_scaled_windows_and_windows_larger_than_the_mammogram():
         np.unique(patches.masks.sum(axis=(1, 2, 3)) > 200)
     ) == {True}
     skipped = Skipped()
-    with pytest.raises(
-        DataError,
-        match="its patch is larger",
-    ):
+    with pytest.raises(DataError, match="its patch is larger"):
         make_patches([mammogram(lesion)], offset_config(scale=(0.3, 0.3), count=5), skipped)
     padded = make_patches(
         [mammogram(lesion)],
@@ -634,10 +631,7 @@ def test_normal_patches_are_of_breast(caplog):
 def test_a_normal_mammogram_without_room_is_skipped_with_the_reason():
     config = DataConfig(patches="normal", size=100, sampling=SamplingConfig(count=4, scale=(1, 1)))
     skipped = Skipped()
-    with pytest.raises(
-        DataError,
-        match="first n: 4 of 4",
-    ):
+    with pytest.raises(DataError, match="first n: 4 of 4"):
         make_patches(
             [normal()],
             config.model_copy(
@@ -900,10 +894,7 @@ def test_patches_with_less_tissue_than_asked_are_one_sentence():
         return image
 
     records = [*with_pathologies("malignant", "benign")[:2], normal(read=narrow, patient="q")]
-    with pytest.raises(
-        DataError,
-        match="32 px is 100 % breast",
-    ):
+    with pytest.raises(DataError, match="32 px is 100 % breast"):
         make_pathology_patches(records, offset_config(tissue=1.0), Skipped())
 
 

@@ -236,15 +236,9 @@ def test_quota_of_normal_mammograms():
 
 def test_an_empty_quota_says_what_is_missing():
     records = [mammogram(Lesion("mass", (1, 2, 30, 40))), mammogram(image_id="b")]
-    with pytest.raises(
-        DataError,
-        match="data.patches=normal",
-    ):
+    with pytest.raises(DataError, match="data.patches=normal"):
         draw_quota(records, DataConfig(patches="normal"))
-    with pytest.raises(
-        DataError,
-        match="data.patches=offset",
-    ):
+    with pytest.raises(DataError, match="data.patches=offset"):
         draw_quota(records, DataConfig(patches="offset"))
     with pytest.raises(DataError, match="calcification"):
         draw_quota(records, DataConfig(kinds=("calcification", "distortion")))
@@ -316,10 +310,7 @@ def test_shape_masks_at_the_image_border_and_without_any():
     corner = rectangle(0, 0, 40, 40, shape="round")
     (mask,), _, _, _ = draw_shape_masks([mammogram(corner)], size=44, margin=0.05)
     assert mask.sum() == 1600 and mask[2:42, 2:42].all()
-    with pytest.raises(
-        DataError,
-        match="1 not stated",
-    ):
+    with pytest.raises(DataError, match="1 not stated"):
         draw_shape_masks([mammogram(rectangle(1, 1, 9, 9))])
     with pytest.raises(DataError, match="other masses: none; 1 mammograms skipped"):
         draw_shape_masks([mammogram(MaskedLesion("mass", refuse, shape="oval"))])

@@ -267,10 +267,7 @@ def test_the_official_split():
 def test_an_official_split_that_leaks_is_refused():
     sides = np.array(["train"] * len(IDS))
     sides[[0, 7, 29]] = "test"  # a and b stand on both sides, i wholly in the test set
-    with pytest.raises(
-        LeakError,
-        match="test set: 2",
-    ):
+    with pytest.raises(LeakError, match="test set: 2"):
         split(replace(patches(), official_splits=sides), DataConfig(split="official"))
 
 

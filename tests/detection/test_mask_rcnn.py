@@ -99,10 +99,7 @@ def test_steps_are_shared_by_the_stages_in_the_papers_proportion():
         ("upper", 48),
         ("all", 1),
     ]
-    with pytest.raises(
-        DetectionError,
-        match="training.steps",
-    ):
+    with pytest.raises(DetectionError, match="training.steps"):
         lengths(MaskRCNNConfig(), steps=2, epochs=40)
 
 

@@ -447,10 +447,7 @@ def test_processes_that_begin_at_once_share_one_database(study, config):
 
 def test_a_database_of_another_study_is_refused(study):
     for changed in ({"seed": 5}, {"name": "other"}, {"pairs": 2}):
-        with pytest.raises(
-            ConfigError,
-            match="answers.sqlite",
-        ):
+        with pytest.raises(ConfigError, match="answers.sqlite"):
             ReaderStudy(study.config.model_copy(update=changed))
     same = study.config.model_copy(
         update={"results": True, "show_results": True, "samples": 9, "level": 0.5}

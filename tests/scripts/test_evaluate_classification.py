@@ -432,10 +432,7 @@ def test_a_set_whose_lesions_do_not_outscore_its_normal_patches_is_refused(
     seen = []
     monkeypatch.setattr(study, "train", lambda experiment, *_: seen.append(experiment.model.share))
     monkeypatch.setattr(study, "score_synthetic_set", lambda *_: graded(0.4))
-    with pytest.raises(
-        DataError,
-        match="AUC 0.000",
-    ):
+    with pytest.raises(DataError, match="AUC 0.000"):
         report.train_missing(config(), subsets, tmp_path)
     assert seen == [0, 0]
     _, gate = report.train_missing(config(), subsets, tmp_path, allow=True)
@@ -522,10 +519,7 @@ def test_bad_input_is_one_sentence(config, subsets, tiny_contextual, generators)
         effects.open_generators(config(generators={"mass": generators["removal"]}))
     with pytest.raises(DataError, match="generators.mass"):
         effects.open_generators(config(generators={"mass": str(tiny_contextual(size=16))}))
-    with pytest.raises(
-        DataError,
-        match="generators.mass: .*window",
-    ):
+    with pytest.raises(DataError, match="generators.mass: .*window"):
         effects.open_generators(config(generators={"mass": str(tiny_contextual(window=(0, 1)))}))
     test_patients = set(subsets.test.patient_ids.tolist())
     leaking = load_lesion_generator(Path(tiny_contextual(patients=test_patients)))

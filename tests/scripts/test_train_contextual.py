@@ -43,10 +43,7 @@ def test_a_stage_that_ends_before_its_level_is_faded_in_is_refused(repository):
     config = experiment(repository, "model.fade_steps=10", "model.start_steps=10")
     progressive.check_fading(config, [8, 16, 32], 10)
     progressive.check_fading(config, [8, 16, 32], None)  # not known yet
-    with pytest.raises(
-        ConfigError,
-        match="training.steps",
-    ):
+    with pytest.raises(ConfigError, match="training.steps"):
         progressive.check_fading(config, [8, 16, 32], 9)
     short = experiment(repository, "model.fade_steps=10", "model.start_steps=9")
     with pytest.raises(ConfigError, match="model.start_steps"):

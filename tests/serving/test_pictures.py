@@ -191,10 +191,7 @@ def test_a_request_has_no_more_pictures_and_pixels_than_allowed(can, monkeypatch
     "pixels", [[["0.5"]], [[True]], [[10**400]], [[[0.5]]], [[None]], {"a": 1}, [[1e39]], 0.5]
 )
 def test_pixels_are_rows_of_numbers_and_nothing_that_looks_like_them(can, pixels):
-    with pytest.raises(
-        ConfigError,
-        match=r"^inputs\[0\]: pixels",
-    ):
+    with pytest.raises(ConfigError, match=r"^inputs\[0\]: pixels"):
         loaded(can).answer([{"pixels": pixels}])
 
 

@@ -361,10 +361,7 @@ def test_a_window_off_the_breast_is_refused(tiny_contextual, mammogram):
     editor = Editor.load(
         EditorConfig(renderer="contextual", generator=str(tiny_contextual(sampling=LARGER)))
     )
-    with pytest.raises(
-        DataError,
-        match="90 % is breast",
-    ):
+    with pytest.raises(DataError, match="90 % is breast"):
         editor.edit(mammogram, EditRequest(centre=(5, 145)))
     idle = Editor.load(
         EditorConfig(

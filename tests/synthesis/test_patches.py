@@ -195,26 +195,17 @@ def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, genera
     patients = {mammogram.patient_id for mammogram in mammograms}
     with pytest.raises(DataError, match="generators.mass: .*model.target"):
         synthesize(config({"mass": generators["removal"]}), tmp_path / "a")
-    with pytest.raises(
-        DataError,
-        match="generators.mass: .*none of 0",
-    ):
+    with pytest.raises(DataError, match="generators.mass: .*none of 0"):
         synthesize(config({"mass": str(tiny_contextual())}), tmp_path / "b")
     with pytest.raises(TrackingError, match="holds no export"):
         synthesize(config({"mass": str(tmp_path)}), tmp_path / "c")
     with pytest.raises(ConfigError, match="was made with another seed;"):
         synthesize(config(generators, seed=1), patches_made[0])
     too_large = str(tiny_contextual(patients=patients, sampling={"scale": (0.02, 0.02)}))
-    with pytest.raises(
-        DataError,
-        match="1600 px",
-    ):
+    with pytest.raises(DataError, match="1600 px"):
         synthesize(config({"mass": too_large}, count=1), tmp_path / "d")
     idle = str(tiny_contextual(patients=patients, idle=1.1))
-    with pytest.raises(
-        DataError,
-        match="post-processing",
-    ):
+    with pytest.raises(DataError, match="post-processing"):
         synthesize(config({"mass": idle}, count=1, tries=2), tmp_path / "e")
     assert "post-processing discards" in (tmp_path / "e/recipes/mass/000000.json").read_text()
     with pytest.raises(DataError, match="tfmammo.synthesis.patches"):

@@ -425,10 +425,7 @@ def test_the_border_shows_no_seam():
 
 
 def test_contrast_that_cant_be_undone_is_refused():
-    with pytest.raises(
-        DataError,
-        match="contrast=clahe",
-    ):
+    with pytest.raises(DataError, match="contrast=clahe"):
         read_training_data({"preprocess": {"contrast": "clahe"}}, "gen")
     with pytest.raises(DataError, match="was trained on images taken whole"):
         read_training_data({"frame": "full"}, "gen")

@@ -308,10 +308,7 @@ def test_a_card_without_patients(tiny_blending):
     folder = tiny_blending()
     text = (folder / "card.json").read_text()
     (folder / "card.json").write_text(text.replace('"train_patients"', '"others"'))
-    with pytest.raises(
-        DataError,
-        match="train_patients",
-    ):
+    with pytest.raises(DataError, match="train_patients"):
         make_renderer("blending", folder, 16.0)
 
 

@@ -230,10 +230,7 @@ def test_the_longer_side_is_that_of_the_real_lesion(longer, vanilla, seeds):
             candidate.sample.top == pytest.approx(longer * TOP / HEIGHT, abs=1)
             and candidate.seed == seeds["good"]
         )
-    with pytest.raises(
-        DataError,
-        match="162 px",
-    ):
+    with pytest.raises(DataError, match="162 px"):
         renderer.prepare_lesion(piece(81, 2), ground().mammogram, [seeds["good"]])
 
 
@@ -421,10 +418,7 @@ def test_a_gan_that_draws_no_lesion_is_a_reason(config, vanilla, tmp_path):
             return super().call(z) * [1.0, 0.0]
 
     model = NoiseModel("vanilla_gan", 3, WithoutMask(), ("image", "mask"))
-    with pytest.raises(
-        DataError,
-        match="nothing of its mask",
-    ):
+    with pytest.raises(DataError, match="nothing of its mask"):
         synthesize(config(generator=str(vanilla(model=model)), count=1), tmp_path / "out")
     assert not (tmp_path / "out/images").exists()
 

@@ -117,10 +117,7 @@ def test_devices_are_chosen_by_number_or_name(caplog):
 
 
 def test_what_cannot_be_shared_is_refused():
-    with pytest.raises(
-        TrainingError,
-        match="training.batch_size",
-    ):
+    with pytest.raises(TrainingError, match="training.batch_size"):
         devices.check_batch(TrainingConfig(), 2)
 
 

@@ -511,10 +511,7 @@ def test_a_run_may_go_on_with_another_number_of_workers(tiny_can):
 
 def test_what_many_workers_cannot_do_is_refused():
     workers.refuse_multi_worker(TrainingConfig(), "anything")
-    with pytest.raises(
-        ConfigError,
-        match="training.strategy",
-    ):
+    with pytest.raises(ConfigError, match="training.strategy"):
         workers.refuse_multi_worker(
             TrainingConfig(strategy="multi_worker"), "an evaluation is one process's work"
         )
