@@ -5,6 +5,7 @@ whose lesions are used, and who is told of.
 import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import cv2
 import keras
@@ -25,6 +26,7 @@ from tfmammo.export import export
 from tfmammo.mammogram import Lesion, Skipped, key_check
 from tfmammo.models.blending import Blending, BlendingConfig
 from tfmammo.synthesis.config import PatientsConfig, ShapeConfig, SynthesisConfig
+from tfmammo.synthesis.mammogram_set import collect_patients
 from tfmammo.synthesis.mammograms import remake, synthesize
 from tfmammo.synthesis.provenance import (
     ExistingLesion,
@@ -423,6 +425,17 @@ def test_a_side_without_lesions(both_sides, tiny_infilling, tmp_path):
     with pytest.raises(DataError, match="take shapes"):
         synthesize(config.model_copy(update={"size": (24, 20)}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_every_lesion_of_every_item_is_somebodys():
+    def item(patient, *donors):
+        lesions = [SimpleNamespace(graft=SimpleNamespace(patient_id=donor)) for donor in donors]
+        source = SimpleNamespace(patient_id=patient)
+        return SimpleNamespace(source=source, lesions=[*lesions, SimpleNamespace(graft=None)])
+
+    known = collect_patients([item("m", "a", "b"), item("l", "c", "a")], None, ["t", "s", "t"])
+    assert (known.mammograms, known.lesions) == (("l", "m"), ("a", "b", "c"))
+    assert known.trained_on == ("s", "t")
 
 
 def test_who_a_set_of_real_lesions_tells_of(both_sides, tmp_path):
