@@ -246,7 +246,7 @@ def test_a_file_wins_over_a_shipped_config(tmp_path):
     (tmp_path / "unet").rmdir()
     (tmp_path / "unet").write_text("name: mine\nmodel: {}\n", encoding="utf-8")
     assert config.load("unet").name == "mine"
-    with pytest.raises(ConfigError, match=r"^cna: no such config file, did you mean can, which"):
+    with pytest.raises(ConfigError, match="^cna: .*can"):
         config.load("cna")
 
 

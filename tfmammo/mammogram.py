@@ -100,9 +100,9 @@ def key_fault(recorded: str | None) -> str | None:
         A clause for an error message; None where they can be compared.
 
     Args:
-        recorded: A `key_check` from a file; None of a file of an earlier version without one.
+        recorded: A `key_check` from a file; None if it has none.
     """
-    if recorded in (None, key_check()):
+    if recorded == key_check():
         return None
     return (
         f"its pseudonyms were made with another {ID_KEY}, so that it would know no patient "

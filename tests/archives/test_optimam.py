@@ -360,6 +360,38 @@ def test_a_marks_pathology_is_its_linked_lesions(small, opinion, flags, patholog
     assert read(small)[0][0].lesions[0].pathology == pathology
 
 
+@pytest.mark.parametrize(
+    ("opinions", "pathology"),
+    [
+        (("B2", "B2"), "benign"),
+        (("B2", "B3"), None),  # one is not proven
+        (("B3", "B2"), None),
+        (("B2", "B5"), "malignant"),
+        (("B3", "B3"), None),
+    ],
+)
+def test_a_mark_of_two_lesions_is_benign_only_if_both_are(small, opinions, pathology):
+    def change(content):
+        episode = content["1"]
+        lesions = {str(number): {"LesionDescription": None} for number in (1, 2)}
+        biopsies = {
+            str(number): {"DatePerformed": "2015-03-02", "Opinion": opinion}
+            for number, opinion in enumerate(opinions, start=1)
+        }
+        episode["LESION"]["L"] = lesions
+        episode["BIOPSYWIDE"]["L"] = biopsies
+
+    def link(content):
+        marks = marks_of(content)
+        marks["10000"]["LinkedNBSSLesionNumber"] = "1,2"
+        # beside another mark, it does not take the breast's pathology
+        marks["10001"] = marks["10000"] | {"LinkedNBSSLesionNumber": None}
+
+    edit(nbss(small), change)
+    edit(imagedb(small), link)
+    assert read(small)[0][0].lesions[0].pathology == pathology
+
+
 def test_an_unlinked_mark_beside_others_stays_without_pathology_unless_its_flags_are_benign(small):
     def add(content):
         mark = marks_of(content)["10000"]

@@ -148,5 +148,5 @@ def test_the_config_refuses_what_is_no_residual_unet():
     for wrong in ({"widths": (4,), "blocks": (1,)}, {"blocks": (1, 1)}, {"widths": (4, 0)}):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             ResidualUNetConfig(**wrong)
-    with pytest.raises(ConfigError, match="data.size: 36 px is not a multiple of 32"):
+    with pytest.raises(ConfigError, match="data.size"):
         ResidualUNet(size=36)

@@ -161,10 +161,7 @@ def test_the_fully_connected_layers_of_keras_own_become_convolutions(tmp_path):
 
 def test_a_file_without_fully_connected_layers_is_refused_for_fcn8s(tmp_path, narrow_vgg16):
     source = random_vgg16()
-    with pytest.raises(
-        ConfigError,
-        match=r"does not hold the weights of a Keras VGG-16 with its fully connected layers",
-    ):
+    with pytest.raises(ConfigError, match="VGG-16"):
         vgg16.assign(source, save(source, tmp_path, ".weights.h5"), fc=True)
 
 
@@ -267,30 +264,25 @@ def test_another_networks_file_is_refused(tmp_path, form, narrow_vgg16):
 @pytest.mark.parametrize("name", ["x.weights.h5", "x.h5", "x.keras", "x.npy"])
 def test_a_damaged_file_is_refused(tmp_path, name, narrow_vgg16):
     (tmp_path / name).write_bytes(b"no weights")
-    with pytest.raises(ConfigError, match="does not hold the weights of a Keras VGG-16"):
+    with pytest.raises(ConfigError, match="VGG-16"):
         vgg16.assign(segnet.build_network(32, (4,) * 5), str(tmp_path / name), fc=False)
 
 
 def test_a_missing_file_is_named(monkeypatch):
-    with pytest.raises(
-        ConfigError, match=r"^model.weights: nowhere.h5 is neither imagenet nor none nor a file$"
-    ):
+    with pytest.raises(ConfigError, match="nowhere.h5"):
         build_without_memory(lambda: SegNet(SegNetConfig(weights="nowhere.h5"), 32), monkeypatch)
 
 
 @pytest.mark.parametrize("config", [SegNetConfig, FCN8sConfig])
 def test_other_widths_than_vgg16s_are_refused(config):
-    with pytest.raises(
-        ValidationError,
-        match=r"weights imagenet need VGG-16's own widths \(64, 128, 256, 512, 512\)",
-    ):
+    with pytest.raises(ValidationError, match="weights imagenet"):
         config(weights="imagenet", widths=(4, 4, 4, 4, 4))
     assert config(widths=(4, 4, 4, 4, 4)).pretrained is False
     assert config(weights="imagenet").pretrained is True
 
 
 def test_another_fc_width_than_vgg16s_is_refused():
-    with pytest.raises(ValidationError, match="need VGG-16's own fc_width 4096"):
+    with pytest.raises(ValidationError, match="fc_width"):
         FCN8sConfig(weights="imagenet", fc_width=8)
 
 

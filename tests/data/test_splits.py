@@ -17,9 +17,11 @@ from tfmammo.data.paper_split import split_as_in_paper
 from tfmammo.data.patches import Patches
 from tfmammo.data.pipeline import batches
 from tfmammo.data.splits import (
+    Mammograms,
     SavedSplit,
     check_no_leak,
     describe,
+    halve,
     load,
     save,
     split,
@@ -27,6 +29,7 @@ from tfmammo.data.splits import (
     split_officially,
 )
 from tfmammo.errors import DataError, LeakError
+from tfmammo.mammogram import key_check
 
 COUNTS = {"a": 7, "b": 6, "c": 5, "d": 4, "e": 3, "f": 2, "g": 1, "h": 1, "i": 1}
 IDS = np.array([patient for patient, count in COUNTS.items() for _ in range(count)])
@@ -76,7 +79,7 @@ def test_deterministic_by_seed_and_independent_of_the_rows():
 
 
 def test_impossible_folds_are_errors():
-    with pytest.raises(DataError, match="2 patients can't be split into 3 folds"):
+    with pytest.raises(DataError, match="into 3 folds"):
         split_by_patient(["a", "b", "b", "b"], 3, 0, 0)
     for folds, fold in ((3, 3), (3, -1), (1, 0)):
         with pytest.raises(DataError, match="does not exist"):
@@ -146,7 +149,7 @@ def test_paper_with_few_patches_scales_the_test_set(caplog):
         train, test = split_as_in_paper(patches([f"p{i}" for i in range(10)]), 850, 150, seed=0)
     assert (len(train), len(test)) == (66, 14)  # 80 * 150 / 850 = 14.1
     assert "10 patches make 80 samples of the 850 asked for: 14 of them test" in caplog.text
-    with pytest.raises(DataError, match="1 patches make 8 samples, too few"):
+    with pytest.raises(DataError, match="too few"):
         split_as_in_paper(patches(["p"]), 8000, 150, seed=0)
 
 
@@ -230,9 +233,7 @@ def test_a_patients_stratum_is_its_worst_pathology():
 
 def test_nothing_to_stratify_by_is_an_error():
     some = patches()
-    with pytest.raises(
-        DataError, match="^data.stratify=pathology: the archive states the pathology of no patch"
-    ):
+    with pytest.raises(DataError, match="data.stratify"):
         split(some, DataConfig(stratify="pathology"))
     known = replace(
         some, pathologies=np.where(np.isin(IDS, ["a", "c", "e"]), "malignant", "benign")
@@ -254,25 +255,19 @@ def test_the_official_split():
         and test.ids.tolist() == some.ids[sides == "test"].tolist()
     )
     assert train.ids.tolist() == some.ids[sides == "train"].tolist()
-    with pytest.raises(
-        DataError, match="data.split=official: the archive puts 7 of 30 patches into neither set"
-    ):
+    with pytest.raises(DataError, match="7 of 30"):
         split(
             replace(some, official_splits=np.where(IDS == "a", "", sides)),
             DataConfig(split="official"),
         )
-    with pytest.raises(DataError, match="puts 30 patches into training and holds 0 out"):
+    with pytest.raises(DataError, match="holds 0 out"):
         split(replace(some, official_splits=np.full(30, "train")), DataConfig(split="official"))
 
 
 def test_an_official_split_that_leaks_is_refused():
     sides = np.array(["train"] * len(IDS))
     sides[[0, 7, 29]] = "test"  # a and b stand on both sides, i wholly in the test set
-    with pytest.raises(
-        LeakError,
-        match=r"patients in both the training and the test set: 2; .*data.kinds=\[mass\] .* "
-        r"data.split=patient",
-    ):
+    with pytest.raises(LeakError, match="test set: 2"):
         split(replace(patches(), official_splits=sides), DataConfig(split="official"))
 
 
@@ -363,9 +358,7 @@ def test_an_official_split_can_be_saved_and_a_paper_split_described(tmp_path):
     assert {patient for patient, place in places.items() if place != "train"} == set(
         test.patient_ids
     )
-    with pytest.raises(
-        DataError, match="^data.split_file: names patients, which data.split=paper does not go by$"
-    ):
+    with pytest.raises(DataError, match="data.split_file"):
         split(some, leaky.model_copy(update={"split_file": path}))
 
 
@@ -373,19 +366,19 @@ def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path):
     some = patches()
     path = tmp_path / "split.json"
     save(path, describe(some.take(np.flatnonzero(IDS != "c")), DataConfig(folds=3), "inbreast"))
-    with pytest.raises(
-        DataError, match="split.json: does not know 1 of 9 patients; it was made for inbreast"
-    ):
+    with pytest.raises(DataError, match="split.json: .*1 of 9"):
         split(some, DataConfig(split_file=path))
-    with pytest.raises(DataError, match="split.json: has no fold 3, only 3 folds"):
+    renamed = replace(some, patient_ids=np.where(IDS == "a", "z", IDS))
+    renamed = renamed.take(np.flatnonzero(IDS != "c"))
+    with pytest.raises(DataError, match="1 of 8 patients"):  # as many as the file knows
+        split(renamed, DataConfig(split_file=path))
+    with pytest.raises(DataError, match="split.json: .*fold 3"):
         split(some, DataConfig(folds=4, fold=3, split_file=path))
-    with pytest.raises(
-        DataError, match="split.json: holds a split of the kind patient, and data.split is official"
-    ):
+    with pytest.raises(DataError, match="split.json: .*kind"):
         split(some, DataConfig(split="official", split_file=path))
     few = some.take(np.flatnonzero(IDS == "a"))
     fold = load(path).patients["a"]
-    with pytest.raises(DataError, match="puts 0 patches into training and holds 7 out"):
+    with pytest.raises(DataError, match="holds 7 out"):
         split(few, DataConfig(fold=fold, split_file=path))
 
 
@@ -419,14 +412,57 @@ def test_a_changed_file_is_refused_by_name(tmp_path, change, message):
         load(path)
 
 
+def make_archive(ids):
+    ids = np.array(list(ids))
+    empty = np.array([""] * len(ids))
+    return Mammograms(ids, empty, empty, empty)
+
+
+def test_the_halves_of_what_is_held_out_share_no_patient_whatever_patches_there_are():
+    config = DataConfig(folds=2)
+    archive = make_archive("abcdefghi")
+    _, everybody = split(archive, config)
+    some = patches()
+    held_out = some.take(np.flatnonzero(np.isin(IDS, everybody.patient_ids)))
+    validation, test = halve(held_out, archive, config)
+    halves = set(validation.patient_ids.tolist()), set(test.patient_ids.tolist())
+    assert halves[0] | halves[1] == set(everybody.patient_ids.tolist())
+    assert not halves[0] & halves[1] and abs(len(halves[0]) - len(halves[1])) <= 1
+    one = min(halves[1])
+    fewer = held_out.take(np.flatnonzero(held_out.patient_ids != one))
+    validation, test = halve(fewer, archive, config)
+    assert set(validation.patient_ids.tolist()) == halves[0]
+    assert set(test.patient_ids.tolist()) == halves[1] - {one}
+    alone = held_out.take(np.flatnonzero(np.isin(held_out.patient_ids, sorted(halves[1]))))
+    with pytest.raises(DataError, match="one half"):
+        halve(alone, archive, config)
+
+
+def test_a_split_file_of_fewer_patients_than_the_archive_has_is_halved(tmp_path):
+    path = tmp_path / "split.json"
+    known = make_archive("abcdef")
+    save(path, describe(known, DataConfig(folds=2), "folder"))
+    config = DataConfig(folds=2, split_file=path)
+    _, everybody = split(known, config)
+    held_out = patches().take(np.flatnonzero(np.isin(IDS, everybody.patient_ids)))
+    validation, test = halve(held_out, make_archive("abcdefghi"), config)
+    assert len(set(validation.patient_ids.tolist())) + len(set(test.patient_ids.tolist())) == 3
+
+
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"none.json: can't be read \(FileNotFoundError\)"):
+    with pytest.raises(DataError, match="none.json"):
         split(patches(), DataConfig(split_file=tmp_path / "none.json"))
 
 
 def test_the_digest_does_not_depend_on_the_order_of_patients():
     one = SavedSplit(
-        archive="x", split="patient", folds=2, seed=0, stratify="none", patients={"a": 0, "b": 1}
+        archive="x",
+        split="patient",
+        folds=2,
+        seed=0,
+        stratify="none",
+        patients={"a": 0, "b": 1},
+        id_key=key_check(),
     )
     other = one.model_copy(update={"patients": {"b": 1, "a": 0}})
     assert (
@@ -500,7 +536,5 @@ def test_shapes_are_shared_out_within_one_patient():
     for shape in ("irregular", "lobular", "oval", "round"):
         counts = [int(np.sum(part == shape)) for part in held]
         assert sum(counts) == np.sum(shapes == shape) and max(counts) - min(counts) <= 1
-    with pytest.raises(
-        DataError, match="^data.stratify=shape: the archive states the shape of no patch"
-    ):
+    with pytest.raises(DataError, match="data.stratify"):
         split(replace(some, shapes=np.full(200, "round-oval")), DataConfig(stratify="shape"))

@@ -12,6 +12,7 @@ from tfmammo.data.patches import Patch
 from tfmammo.data.pipeline import batches
 from tfmammo.data.tfrecord import COLUMNS, MANIFEST, Manifest, Records, ShardFile, decode, encode
 from tfmammo.errors import DataError
+from tfmammo.mammogram import key_check
 
 
 def patch(number=0, size=8, **facts):
@@ -68,6 +69,7 @@ def folder(root, patches, counts):
         histogram=(),
         shards=tuple(shards),
         columns=columns,
+        id_key=key_check(),
     )
     (root / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
     return root

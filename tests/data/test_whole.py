@@ -109,10 +109,7 @@ def test_what_cant_be_used_is_noted():
     bad = Mammogram("made", "p9", "i9", ROWS, COLS, constant, lesions=(MASS,))
     assert len(make_whole([bad, mammogram(0, [MASS])], CONFIG, skipped)) == 1
     assert "constant" in skipped.reasons["i9"]
-    with pytest.raises(
-        DataError,
-        match="no mammogram with a mass or calcification.*first i9: the image is constant",
-    ):
+    with pytest.raises(DataError, match="first i9"):
         make_whole([bad, mammogram(1, pathology="normal")], CONFIG, Skipped())
 
 

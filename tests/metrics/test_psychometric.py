@@ -1,5 +1,7 @@
 """Psychometric functions: derivatives, curves without noise, censoring, patients, coverage."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import optimize, stats
@@ -63,6 +65,41 @@ def test_a_patients_pairs_twice_are_no_further_evidence():
     twice = psychometric.fit(*repeated)
     assert twice.inflation == pytest.approx(2 * once.inflation, rel=0.02)
     assert (twice.low, twice.high) == pytest.approx((once.low, once.high), rel=0.02)
+
+
+def compute_inflation(curve, stimuli, hits, names, blanks, blank_names):
+    """The sandwich of the patients' scores over the inverse information, by differences."""
+    parameters = np.array([np.log(curve.threshold), np.log(curve.slope), curve.guess, curve.lapse])
+
+    def predict(values):
+        threshold, slope, guess, lapse = values
+        other = dataclasses.replace(
+            curve, threshold=np.exp(threshold), slope=np.exp(slope), guess=guess, lapse=lapse
+        )
+        return np.append(other.predict(stimuli), np.full(len(blanks), guess))
+
+    p = predict(parameters)
+    steps = np.eye(4) * 1e-5
+    slopes = np.stack([(predict(parameters + s) - predict(parameters - s)) / 2e-5 for s in steps])
+    seen = np.append(hits, blanks)
+    everybody = np.append(names, blank_names)
+    information = slopes / (p * (1 - p)) @ slopes.T
+    scores = slopes * (seen - p) / (p * (1 - p))
+    of_patients = np.stack([scores[:, everybody == name].sum(1) for name in np.unique(everybody)])
+    count = len(of_patients)
+    inverse = np.linalg.inv(information)
+    sandwich = inverse @ (of_patients.T @ of_patients) @ inverse * count / (count - 1)
+    return sandwich[0, 0] / inverse[0, 0]
+
+
+@pytest.mark.parametrize("are_clustered", [False, True])
+def test_the_inflation_counts_the_blanks_of_each_patient(are_clustered):
+    stimuli, hits, names, blanks, _ = observe(1, guess=0.2)
+    if are_clustered:  # some patients have something in every blank, the others in none
+        blanks = names % 5 == 0
+    curve = psychometric.fit(stimuli, hits, names, blanks, names)
+    expected = compute_inflation(curve, stimuli, hits, names, blanks, names)
+    assert curve.inflation == pytest.approx(expected, rel=0.01)
 
 
 def test_thresholds_beyond_what_was_tested_are_not_made_up():

@@ -253,6 +253,17 @@ def test_interval_refuses_wrong_input(values, groups, reason):
         bootstrap_interval(values, groups)
 
 
+@pytest.mark.parametrize("varies", [0, 1])
+def test_an_interval_of_two_patients_sees_what_one_of_them_decides(rng, varies):
+    """Every value of a patient is alike, so that drawing the other one alone has no width."""
+    patients = np.divmod(np.arange(144), 12)
+    values = rng.normal(size=12)[patients[varies]]
+    names = [[f"{side}{number}" for number in numbers] for side, numbers in enumerate(patients)]
+    crossed = segmentation.crossed_interval(values, *names, samples=4000)
+    alone = segmentation.bootstrap_interval(values, names[varies])
+    assert crossed == pytest.approx(alone, abs=0.1 * (alone[1] - alone[0]))
+
+
 def test_an_interval_of_two_patients_draws_both(rng):
     """Mammograms of 10 patients, each with lesions of 10 others."""
     first, second = np.divmod(np.arange(100), 10)

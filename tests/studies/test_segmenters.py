@@ -97,6 +97,7 @@ def finished(tmp_path_factory):
             "data_fingerprint": f"f{fold}",
             "git_commit": "c0ffee",
             "git_dirty": "false",
+            "precision": "float32",
             "config": {
                 "data": data.model_dump(mode="json"),
                 "training": TrainingConfig(batch_size=4, precision="float32").model_dump(

@@ -16,7 +16,6 @@ from pydantic import ValidationError
 
 from tests.small_mammograms import make_mammogram
 from tests.synthetic_sets import export_trained
-from tfmammo.apps.stress.config import MethodConfig
 from tfmammo.archives import phantom
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import folder as writer
@@ -293,7 +292,7 @@ def test_an_editor_takes_the_lesions_of_another_archive(masses, mammogram, tmp_p
     assert found.recipe == expected.edit(mammogram, request).recipe
     # the editor itself keeps its own, of 25 x 27 px
     assert found.mask.sum() < 100 < editor.edit(mammogram, request).mask.sum()
-    with pytest.raises(DataError, match="renderer=can inserts no real lesions"):
+    with pytest.raises(DataError, match="renderer=can"):
         Editor.load(EditorConfig(renderer="can", generator=can())).with_lesions(lesions)
 
 
@@ -362,11 +361,7 @@ def test_a_window_off_the_breast_is_refused(tiny_contextual, mammogram):
     editor = Editor.load(
         EditorConfig(renderer="contextual", generator=str(tiny_contextual(sampling=LARGER)))
     )
-    with pytest.raises(
-        DataError,
-        match="of the window of 64 px around it, which the network works on, less than 90 % is "
-        "breast",
-    ):
+    with pytest.raises(DataError, match="90 % is breast"):
         editor.edit(mammogram, EditRequest(centre=(5, 145)))
     idle = Editor.load(
         EditorConfig(
@@ -408,10 +403,3 @@ def test_facts_of_a_file_come_before_those_that_are_said(picture, tmp_path, monk
     monkeypatch.setattr("tfmammo.synthesis.editor.LARGEST", 100)
     with pytest.raises(ArchiveError, match="200 x 150 px are more than 100"):
         open_mammogram(picture)
-
-
-def test_configs_of_earlier_versions_are_read():
-    old = {"painter": "poisson"}
-    assert SynthesisConfig.model_validate({"name": "a", **old}).renderer == "poisson"
-    assert EditorConfig.model_validate({**old, "lesions": {}}).model_dump()["renderer"] == "poisson"
-    assert MethodConfig.model_validate(old).renderer == "poisson"

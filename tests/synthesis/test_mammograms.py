@@ -214,9 +214,7 @@ def test_a_recipe_makes_its_item_again_bit_for_bit(sets, tmp_path, generator, wh
     monkeypatch.setattr(
         mammograms, "render", lambda ground, stored, *rest: stored.with_values(stored.values ^ 1)
     )
-    with pytest.raises(
-        DataError, match=r"images/000001.png came out otherwise than then; made with .*tensorflow"
-    ):
+    with pytest.raises(DataError, match="images/000001.png"):
         remake(file, tmp_path / "wrong", where(set_config))
 
 
@@ -226,9 +224,7 @@ def test_a_recipe_wants_its_source_and_generator(
     set_config, root, recipes = sets["8", "png"]
     file = root / "recipes/000000.json"
     other = tiny_infilling(padding=20, offset=0.1)
-    with pytest.raises(
-        DataError, match="is not the generator of .*000000.json, its weights are others"
-    ):
+    with pytest.raises(DataError, match="000000.json"):
         remake(file, tmp_path / "a", [*where(set_config), f"generator={other}"])
     copy = shutil.copytree(folders / "8", tmp_path / "copy")
     remake(file, tmp_path / "b", [f"data.root={copy}", f"generator={generator}"])
@@ -242,14 +238,10 @@ def test_a_recipe_wants_its_source_and_generator(
         DataError, match=f"its source {recipes[0].source.image_id} is not in phantom"
     ):
         remake(file, tmp_path / "d", ["data.name=phantom", f"data.root={copy}"])
-    with pytest.raises(
-        ConfigError,
-        match=r"recipes don't say where archives lie; give --set data.root=DIR \(of an archive "
-        r"folder\)",
-    ):
+    with pytest.raises(ConfigError, match="data.root=DIR"):
         remake(file, tmp_path / "d")
     assert not any((tmp_path / name).exists() for name in "acd")
-    with pytest.raises(ConfigError, match="nowhere.json: no such config file"):
+    with pytest.raises(ConfigError, match="nowhere.json"):
         remake(tmp_path / "nowhere.json", tmp_path / "e")
 
 
@@ -284,11 +276,9 @@ def test_a_run_goes_on_where_it_stopped_and_a_greater_count_adds(config, tmp_pat
 def test_folders_of_others_are_left_alone(config, tmp_path, tiny_infilling):
     synthesize(config(), tmp_path / "out")
     before = read_files(tmp_path / "out")
-    with pytest.raises(
-        ConfigError, match=r"was made with another feather, seed; name a new folder"
-    ):
+    with pytest.raises(ConfigError, match="feather, seed"):
         synthesize(config(seed=1, feather=7), tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"was made with another generator.weights;"):
+    with pytest.raises(ConfigError, match="generator.weights"):
         synthesize(
             config(
                 generator=str(
@@ -298,14 +288,14 @@ def test_folders_of_others_are_left_alone(config, tmp_path, tiny_infilling):
             tmp_path / "out",
         )
     writer.write([draw_mammogram(0), draw_mammogram(2)], tmp_path / "fewer", bits=8)
-    with pytest.raises(ConfigError, match=r"another content of the archive \(a file or its "):
+    with pytest.raises(ConfigError, match="content of the archive"):
         synthesize(
             config(data=DataConfig(name="folder", root=tmp_path / "fewer")), tmp_path / "out"
         )
     assert read_files(tmp_path / "out") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/a").write_text("mine")
-    with pytest.raises(ConfigError, match="is not empty and no output of this command"):
+    with pytest.raises(ConfigError, match="is not empty"):
         synthesize(config(), tmp_path / "mine")
 
 
@@ -382,7 +372,7 @@ def test_why_an_item_is_left_out(config, tmp_path, folders):
         len(list((tmp_path / "out/images").iterdir())) == 1
         and "2 items could not be made" in (tmp_path / "out/README.md").read_text()
     )
-    with pytest.raises(DataError, match="of an item that could not be made"):
+    with pytest.raises(DataError, match="could not be made"):
         remake(
             tmp_path / f"out/recipes/{next(r.name for r in recipes if r.left_out)}.json",
             tmp_path / "again",
@@ -393,11 +383,7 @@ def test_why_an_item_is_left_out(config, tmp_path, folders):
     )
     assert "an old reason" in str(synthesize(config(data=data), tmp_path / "out"))
     assert "an old reason" not in str(synthesize(config(data=data), tmp_path / "out", retry=True))
-    with pytest.raises(
-        DataError,
-        match=r"no item could be made, dead_letters.csv says why; the first: .*the breast is too "
-        r"small",
-    ):
+    with pytest.raises(DataError, match="breast is too small"):
         synthesize(config(size=(110, 100), count=1), tmp_path / "none")
 
 
@@ -410,7 +396,7 @@ def test_more_masses_than_fit(config, tmp_path):
     assert len(read_dead_letters(tmp_path / "out")) == 2
     (recipe,) = synthesize(config(masses=(1, 1), count=1), tmp_path / "one")
     assert recipe.notes == ()
-    with pytest.raises(DataError, match=r"\d+ of 40 masses fit: no normal tissue is left"):
+    with pytest.raises(DataError, match="of 40 masses"):
         synthesize(config(masses=(40, 40), count=1), tmp_path / "none")
 
 
@@ -450,10 +436,10 @@ def test_size_place_shape_and_seed_are_the_users(config, tmp_path):
         with pytest.raises(DataError, match=reason):
             synthesize(set_config.model_copy(update={"centre": centre}), tmp_path / name)
     cv2.imwrite(str(tmp_path / "mask.png"), mask[:, 20:])
-    with pytest.raises(DataError, match=r"mask.png: its mask touches the border"):
+    with pytest.raises(DataError, match="mask.png: .*border"):
         synthesize(set_config, tmp_path / "border")
     (tmp_path / "mask.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"mask.png: can't be read as a picture"):
+    with pytest.raises(DataError, match="mask.png: .*read"):
         synthesize(set_config, tmp_path / "damaged")
 
 
@@ -498,9 +484,7 @@ def test_shapes_of_a_mask_gan(config, tmp_path):
     (folder / mask_gan.LIMITS).write_text(
         mask_gan.Plausibility(area=(0.9, 1), solidity=(0, 1), extent=(0, 1)).model_dump_json()
     )
-    with pytest.raises(
-        DataError, match="no shape for a mass: the mask GAN's masks look like no training mask"
-    ):
+    with pytest.raises(DataError, match="mask GAN"):
         synthesize(config(shapes=ShapeConfig(gan=str(folder)), count=1), tmp_path / "none")
     every = ShapeConfig(gan=str(folder), plausible=False)
     recipes = synthesize(config(shapes=every, count=6), tmp_path / "every")
@@ -558,7 +542,7 @@ def test_a_fault_of_our_own_stops_the_run(config, tmp_path, monkeypatch):
         raise ValueError("not broadcast")
 
     monkeypatch.setattr(synthesizer, "render", fail)
-    with pytest.raises(DataError, match=r"the work stopped .*ValueError: not broadcast"):
+    with pytest.raises(DataError, match="not broadcast"):
         synthesize(config(count=1), tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.part")) and not list(
         (tmp_path / "out/recipes").iterdir()
@@ -629,43 +613,35 @@ def test_no_patient_data_is_left(sets, folders):
 
 
 def test_what_cant_be_used_is_named(config, tmp_path, tiny_infilling):
-    with pytest.raises(
-        ConfigError,
-        match=r"^generator: .*nowhere: is neither a folder .*; train it first, or "
-        r".*renderer=poisson",
-    ):
-        synthesize(config(generator=str(tmp_path / "nowhere")), tmp_path / "out")
-    with pytest.raises(
-        ConfigError,
-        match=r"^shapes\.gan: .*nowhere: is neither a folder nor a model URI",
-    ):
-        synthesize(config(shapes=ShapeConfig(gan=str(tmp_path / "nowhere"))), tmp_path / "out")
-    with pytest.raises(DataError, match="contrast=clahe, which can't be undone"):
-        synthesize(
-            config(generator=str(tiny_infilling(preprocess={"contrast": "clahe"}))),
-            tmp_path / "out",
-        )
-    bare = tiny_infilling()
-    card = json.loads((bare / "card.json").read_text())
-    del card["config"]["model"]
-    (bare / "card.json").write_text(json.dumps(card))
-    with pytest.raises(DataError, match="its card does not say how its training patches were made"):
-        synthesize(config(generator=str(bare)), tmp_path / "out")
+    nowhere = str(tmp_path / "nowhere")
+    silent, other = tiny_infilling(), tiny_infilling()
+    card = json.loads((silent / "card.json").read_text())
+    (silent / "card.json").write_text(
+        json.dumps(card | {"config": {"data": card["config"]["data"]}})
+    )
     del card["functions"]["generator"]["inputs"]["tri_label"]
-    (bare / "card.json").write_text(json.dumps(card))
-    with pytest.raises(ExportError, match="none of its functions leads from tri_label to image"):
-        synthesize(config(generator=str(bare)), tmp_path / "out2")
-    with pytest.raises(DataError, match="holds no mass to take shapes from"):
-        synthesize(config(lesions=None), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    for wrong in (
-        {"masses": (3, 2)},
-        {"centre": (1, 1), "masses": (1, 2)},
-        {"shapes": {"gan": "a", "files": "b"}},
+    (other / "card.json").write_text(json.dumps(card))
+    for values, error, named in (
+        ({"generator": nowhere}, ConfigError, "^generator: .*nowhere"),
+        ({"shapes": ShapeConfig(gan=nowhere)}, ConfigError, r"^shapes\.gan: .*nowhere"),
+        (
+            {"generator": str(tiny_infilling(preprocess={"contrast": "clahe"}))},
+            DataError,
+            "contrast=clahe",
+        ),
+        ({"generator": str(silent)}, DataError, "its card"),
+        ({"generator": str(other)}, ExportError, "tri_label"),
+        ({"lesions": None}, DataError, "shapes"),
     ):
-        with pytest.raises(
-            ValueError, match="smaller first|places one mass|give one of gan, files and drawn"
-        ):
+        with pytest.raises(error, match=named):
+            synthesize(config(**values), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    for wrong, key in (
+        ({"masses": (3, 2)}, "masses"),
+        ({"centre": (1, 1), "masses": (1, 2)}, "centre"),
+        ({"shapes": {"gan": "a", "files": "b"}}, "gan"),
+    ):
+        with pytest.raises(ValueError, match=key):
             config(**wrong)
 
 
@@ -775,7 +751,7 @@ def test_a_recipe_replaces_no_other_file(sets, tmp_path, where, monkeypatch):
     mine = tmp_path / "images/000001.png"
     mine.parent.mkdir()
     mine.write_text("mine")
-    with pytest.raises(DataError, match="000001.png: is another file, which is not replaced"):
+    with pytest.raises(DataError, match="is another file"):
         remake(file, tmp_path, where(set_config))
     assert read_files(tmp_path) == {"images/000001.png": b"mine"}
     output = tmp_path / "again"

@@ -157,13 +157,13 @@ def test_a_recipe_makes_its_patch_again(patches_made, generators, tmp_path):
     broken = json.loads((output / "recipes/mass/000003.json").read_text())
     broken["files"]["images/mass/000003.png"] = hashlib.sha256(b"").hexdigest()
     (tmp_path / "recipe.json").write_text(json.dumps(broken))
-    with pytest.raises(DataError, match="mass/000003 came out otherwise"):
+    with pytest.raises(DataError, match="mass/000003"):
         remake(tmp_path / "recipe.json", tmp_path / "two", where)
     assert read_files(tmp_path / "two") == {}
     mine = tmp_path / "three/images/mass/000003.png"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    with pytest.raises(DataError, match="000003.png: is another file, which is not replaced"):
+    with pytest.raises(DataError, match="is another file"):
         remake(output / "recipes/mass/000003.json", tmp_path / "three", where)
     assert read_files(tmp_path / "three") == {"images/mass/000003.png": b"mine"}
 
@@ -193,34 +193,22 @@ def lesion_generator_of(config):
 @pytest.mark.slow
 def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, generators, patches_made):
     patients = {mammogram.patient_id for mammogram in mammograms}
-    with pytest.raises(
-        DataError, match="generators.mass: .* was trained with model.target=removal"
-    ):
+    with pytest.raises(DataError, match="generators.mass: .*model.target"):
         synthesize(config({"mass": generators["removal"]}), tmp_path / "a")
-    with pytest.raises(
-        DataError,
-        match="generators.mass: none of 0 mammograms of patients that it was trained on is normal",
-    ):
+    with pytest.raises(DataError, match="generators.mass: .*none of 0"):
         synthesize(config({"mass": str(tiny_contextual())}), tmp_path / "b")
     with pytest.raises(TrackingError, match="holds no export"):
         synthesize(config({"mass": str(tmp_path)}), tmp_path / "c")
     with pytest.raises(ConfigError, match="was made with another seed;"):
         synthesize(config(generators, seed=1), patches_made[0])
     too_large = str(tiny_contextual(patients=patients, sampling={"scale": (0.02, 0.02)}))
-    with pytest.raises(
-        DataError,
-        match=r"no mass patch could be made; the first: none of 20 draws: no square of 1600 px is "
-        r"90 % breast",
-    ):
+    with pytest.raises(DataError, match="1600 px"):
         synthesize(config({"mass": too_large}, count=1), tmp_path / "d")
     idle = str(tiny_contextual(patients=patients, idle=1.1))
-    with pytest.raises(
-        DataError,
-        match="no mass patch .* none of 2 draws: post-processing discards what the generator makes",
-    ):
+    with pytest.raises(DataError, match="post-processing"):
         synthesize(config({"mass": idle}, count=1, tries=2), tmp_path / "e")
     assert "post-processing discards" in (tmp_path / "e/recipes/mass/000000.json").read_text()
-    with pytest.raises(DataError, match="holds no patches that tfmammo.synthesis.patches wrote"):
+    with pytest.raises(DataError, match="tfmammo.synthesis.patches"):
         PatchSet.read(tmp_path)
     with pytest.raises(DataError, match="the work on it was not finished"):
         PatchSet.read(tmp_path / "e")
@@ -336,5 +324,5 @@ def test_an_export_of_the_model_itself_is_used_by_its_running_average(tmp_path):
     np.testing.assert_allclose(refined.image, expected.image, atol=1e-6)
     assert refined.kept[0] and refined.image.mean() < image.mean()
     del card["train_patients"]
-    with pytest.raises(DataError, match="its card does not say how and on whom it was trained"):
+    with pytest.raises(DataError, match="its card does not say"):
         load_lesion_generator(export(model, tmp_path / "nobody", card))

@@ -253,7 +253,7 @@ def test_a_mask_at_its_patches_border_is_refused():
     tight = DataConfig(size=64, frame="tight", window=(0, 1))
     with pytest.raises(ValueError, match="touches the border of its patch"):
         make_blend_mask(Placement.at(140, 70, disc(), mammogram, tight), 64, 296, 8)
-    with pytest.raises(ValueError, match="its patch is larger than the mammogram"):
+    with pytest.raises(ValueError, match="patch is larger"):
         Placement.at(
             10, 10, np.ones((300, 30), np.uint8), mammogram, DataConfig(frame="square", context=1.5)
         )
@@ -261,16 +261,14 @@ def test_a_mask_at_its_patches_border_is_refused():
 
 def test_how_near_a_mask_comes_to_the_border():
     mask = np.zeros((32, 32), np.uint8)
-    with pytest.raises(DataError, match="nothing of its mask is left at 32 px"):
+    with pytest.raises(DataError, match="32 px"):
         measure_gap(mask)
     mask[10:20, 7:20] = 1
     assert [measure_gap(np.rot90(mask, turns).copy()) for turns in range(4)] == [7] * 4
     mask[15, 4] = 1
     assert measure_gap(mask) == 4
     mask[15, 3] = 1
-    with pytest.raises(
-        DataError, match="touches the border of its patch, or comes nearer than 4 of 32 px"
-    ):
+    with pytest.raises(DataError, match="4 of 32 px"):
         measure_gap(mask)
 
 
@@ -350,7 +348,7 @@ def test_what_is_taken_is_not_drawn_again():
     free = ground()
     random = np.random.default_rng(0)
     boxes = []
-    with pytest.raises(DataError, match="no normal tissue is left for a mass of 30 x 20 px"):
+    with pytest.raises(DataError, match="30 x 20 px"):
         while True:
             top, left = free.draw_place((30, 20), (5, 5, 5, 5), random)
             support = (top - 5, left - 5, top + 35, left + 25)
@@ -366,11 +364,9 @@ def test_what_is_taken_is_not_drawn_again():
 
 def test_why_there_is_no_place():
     random = np.random.default_rng(0)
-    with pytest.raises(DataError, match="the breast is too small for a mass of 250 x 250 px"):
+    with pytest.raises(DataError, match="250 x 250 px"):
         ground().draw_place((250, 250), (0, 0, 0, 0), random)
-    with pytest.raises(
-        DataError, match="the part of the breast that masses are set in is too small"
-    ):
+    with pytest.raises(DataError, match="part of the breast"):
         ground().draw_place((30, 2), (0, 0, 0, 185), random)
     with pytest.raises(DataError, match="its laterality is not stated"):
         ground(laterality=None).draw_place((20, 20), (0, 0, 0, 0), random)
@@ -429,10 +425,7 @@ def test_the_border_shows_no_seam():
 
 
 def test_contrast_that_cant_be_undone_is_refused():
-    with pytest.raises(
-        DataError,
-        match="gen: was trained with data.preprocess.contrast=clahe, which can't be undone",
-    ):
+    with pytest.raises(DataError, match="contrast=clahe"):
         read_training_data({"preprocess": {"contrast": "clahe"}}, "gen")
     with pytest.raises(DataError, match="was trained on images taken whole"):
         read_training_data({"frame": "full"}, "gen")

@@ -149,9 +149,7 @@ def test_a_training_that_ends_again_in_its_folder_is_another_generator(
     set_config = config(generator=str(folder))
     mammograms.synthesize(set_config, tmp_path / "first")
     replace_export(folder, infillings[1])
-    with pytest.raises(
-        ConfigError, match=r"was made with another generator\.weights; name a new folder"
-    ):
+    with pytest.raises(ConfigError, match=r"generator\.weights"):
         mammograms.synthesize(set_config, tmp_path / "first")
     mammograms.synthesize(set_config, tmp_path / "second")
     mammograms.synthesize(config(generator=str(infillings[1])), tmp_path / "fresh")
@@ -162,9 +160,7 @@ def test_a_training_that_ends_again_in_its_folder_is_another_generator(
         for name in ("first", "second", "fresh")
     ]
     assert generators[1] == generators[2] != generators[0]
-    with pytest.raises(
-        DataError, match="is not the generator of .*000000.json, its weights are others"
-    ):
+    with pytest.raises(DataError, match="000000.json"):
         mammograms.remake(
             tmp_path / "first/recipes/000000.json", tmp_path / "again", where(set_config)
         )
@@ -181,9 +177,7 @@ def test_a_generator_that_is_replaced_during_the_work_stops_it(
         run(*arguments)
 
     monkeypatch.setattr(jobs, "run", replaced_first)
-    with pytest.raises(
-        DataError, match="a generator was replaced by another training while the work went on"
-    ):
+    with pytest.raises(DataError, match="was replaced"):
         mammograms.synthesize(config(generator=str(folder)), tmp_path / "out")
     data = DataConfig(phantoms=8)
     patients = {mammogram.patient_id for mammogram in archives.read_mammograms(data, Skipped())}
@@ -192,9 +186,7 @@ def test_a_generator_that_is_replaced_during_the_work_stops_it(
     set_config = PatchSynthesisConfig(
         name="set", data=data, generators={"mass": str(folder)}, count=2
     )
-    with pytest.raises(
-        DataError, match="contextual: was replaced by another training while the work went on"
-    ):
+    with pytest.raises(DataError, match="contextual: was replaced"):
         patches.synthesize(set_config, tmp_path / "patches")
 
 
@@ -245,33 +237,6 @@ def test_the_hash_follows_values_order_and_signature(tmp_path):
         hashed("e", 0.25, 0.5, size=16),
     ]
     assert len({known, *others}) == 4
-
-
-def test_a_recipe_of_an_earlier_version_is_read(config, infillings, where, tmp_path):
-    """It knows its generator by the SHA-256 of its files' names and contents, and says where
-    everything lay.
-    """
-    import hashlib
-
-    set_config = config(count=1)
-    mammograms.synthesize(set_config, tmp_path / "out")
-    content = hashlib.sha256()
-    place = infillings[0] / "generator"
-    for path in sorted(path for path in place.rglob("*") if path.is_file()):
-        content.update(
-            f"{path.relative_to(place).as_posix()} "
-            f"{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
-        )
-    recipe = json.loads((tmp_path / "out/recipes/000000.json").read_text())
-    recipe["generator"] = {"name": "infilling", "step": "3", "sha256": content.hexdigest()}
-    recipe["config"]["data"]["root"] = str(set_config.data.root)
-    recipe["config"]["generator"] = str(infillings[0])
-    del recipe["config"]["whole_patch"]
-    (tmp_path / "old.json").write_text(json.dumps(recipe))
-    mammograms.remake(tmp_path / "old.json", tmp_path / "again")
-    np.testing.assert_array_equal(pixels(tmp_path / "again")[0], pixels(tmp_path / "out")[0])
-    with pytest.raises(DataError, match="its weights are others"):
-        mammograms.remake(tmp_path / "old.json", tmp_path / "other", [f"generator={infillings[1]}"])
 
 
 # What it does not tell

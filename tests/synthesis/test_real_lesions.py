@@ -23,7 +23,7 @@ from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig
 from tfmammo.data import splits
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.mammogram import Skipped
+from tfmammo.mammogram import Skipped, key_check
 from tfmammo.synthesis.config import PatientsConfig, SynthesisConfig
 from tfmammo.synthesis.mammograms import remake, synthesize
 
@@ -216,7 +216,13 @@ def test_only_patients_of_one_side(real, folders, where, tmp_path):
     train = {records[i].patient_id for i in (0, 1, 4)}
     places = {record.patient_id: 1 if record.patient_id in train else 0 for record in records}
     saved = splits.SavedSplit(
-        archive="folder", split="patient", folds=2, seed=0, stratify="none", patients=places
+        archive="folder",
+        split="patient",
+        folds=2,
+        seed=0,
+        stratify="none",
+        patients=places,
+        id_key=key_check(),
     )
     splits.save(tmp_path / "split.json", saved)
     for side, expected in (("train", train), ("held_out", set(places) - train)):
@@ -242,19 +248,15 @@ def test_only_patients_of_one_side(real, folders, where, tmp_path):
         )
     remake(tmp_path / "train/recipes/000000.json", tmp_path / "again", where(set_config))
     for key, value in (("rotate", 20), ("renderer", "mixed")):
-        with pytest.raises(
-            ConfigError, match=f"was made with another lesions.{key}; name a new folder"
-        ):
+        with pytest.raises(ConfigError, match=f"another {key};"):
             synthesize(set_config.model_copy(update={key: value}), tmp_path / "held_out")
-    with pytest.raises(
-        ConfigError, match=r"was made with another lesions.patients.sha256; name a new folder"
-    ):
+    with pytest.raises(ConfigError, match="another patients.sha256"):
         splits.save(tmp_path / "split.json", saved.model_copy(update={"seed": 1}))
         synthesize(set_config, tmp_path / "held_out")
     splits.save(
         tmp_path / "split.json", saved.model_copy(update={"patients": {records[4].patient_id: 1}})
     )
-    with pytest.raises(DataError, match="does not know 4 of 4 patients"):
+    with pytest.raises(DataError, match="4 of 4 patients"):
         synthesize(set_config, tmp_path / "new")
 
 
@@ -289,10 +291,7 @@ def test_lesions_of_another_archive_depth_and_spacing(real, folders, tmp_path):
     )
     unknown = [replace(mammogram, spacing=None) for mammogram in fine]
     writer.write(unknown, tmp_path / "unknown", bits=16)
-    with pytest.raises(
-        DataError,
-        match=r"no item could be made.* the mm per px of lesions of folder are not stated, so that",
-    ):
+    with pytest.raises(DataError, match="mm per px"):
         synthesize(
             real(lesions=DataConfig(name="folder", root=tmp_path / "unknown")), tmp_path / "none"
         )
@@ -307,7 +306,7 @@ def test_a_recipe_wants_its_lesion(real, folders, tmp_path):
     graft = recipe.lesions[0].graft
     root = f"data.root={folders / '8'}"
     remake(file, tmp_path / "moved", [root, f"lesions.root={folders / 'masses'}"])
-    with pytest.raises(ConfigError, match=r"give --set lesions.root=DIR \(of an archive folder\)"):
+    with pytest.raises(ConfigError, match="lesions.root=DIR"):
         remake(file, tmp_path / "unsaid", [root])
     for path in (copy / "images").iterdir():
         cv2.imwrite(str(path), 65535 - cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
@@ -323,24 +322,17 @@ def test_a_recipe_wants_its_lesion(real, folders, tmp_path):
 
 
 def test_bad_lesions_are_sentences(real, folders, tmp_path):
-    with pytest.raises(DataError, match="folder holds no mass with an outline to set in"):
+    with pytest.raises(DataError, match="holds no mass"):
         synthesize(real(lesions=None), tmp_path / "none")
-    with pytest.raises(DataError, match="folder holds no malignant mass with an outline"):
-        synthesize(real(pathology="malignant"), tmp_path / "malignant")
     assert not (tmp_path / "none").exists()
-    with pytest.raises(
-        DataError, match="no item could be made.*; the first: the breast is too small for a mass of"
+    for config, named in (
+        (real(pathology="malignant"), "malignant mass"),
+        (real(resize=(5, 5), rotate=0), "too small"),
+        (real(resize=(50, 50)), "larger than it"),
+        (real("opencv", resize=(0.06, 0.06), count=1), "opencv: "),
     ):
-        synthesize(real(resize=(5, 5), rotate=0), tmp_path / "large")
-    with pytest.raises(
-        DataError, match="no item could be made.*; the first: a lesion of .* px is larger than it"
-    ):
-        synthesize(real(resize=(50, 50)), tmp_path / "huge")
-    with pytest.raises(
-        DataError,
-        match="no item could be made.*; the first: opencv: OpenCV clones masks from 3 px up",
-    ):
-        synthesize(real("opencv", resize=(0.06, 0.06), count=1), tmp_path / "tiny")
+        with pytest.raises(DataError, match=named):
+            synthesize(config, tmp_path / named)
     (recipe,) = synthesize(real("mixed", centre=(100, 60), count=1, rotate=0), tmp_path / "centre")
     top, left, bottom, right = recipe.lesions[0].box
     assert abs((top + bottom) / 2 - 100) <= 1 and abs((left + right) / 2 - 60) <= 1

@@ -149,16 +149,14 @@ def test_what_a_method_cant_blend():
     _, ground = opened(16)
     renderer = DirectRenderer("opencv")
     for top, left in ((2, 40), (60, 2), (ROWS - 34, 40)):
-        with pytest.raises(DataError, match="it comes nearer than 3 px to the mammogram's border"):
+        with pytest.raises(DataError, match="nearer than 3 px"):
             renderer.place(top, left, LesionCandidate.of(piece()), ground.mammogram)
-    with pytest.raises(DataError, match="it reaches beyond the mammogram"):
+    with pytest.raises(DataError, match="reaches beyond"):
         renderer.place(-1, 40, LesionCandidate.of(piece()), ground.mammogram)
     thin = LesionPatch(
         "mass", np.ones((2, 9), np.uint8), np.full((12, 19), 0.5, np.float32), 5, make_transform()
     )
-    with pytest.raises(
-        DataError, match="opencv: OpenCV clones masks from 3 px up, this one is 2 x 9 px"
-    ):
+    with pytest.raises(DataError, match="2 x 9 px"):
         list(renderer.render(ground, [insertion(renderer, ground, thin, 60, 40)]))
 
 
@@ -257,9 +255,9 @@ def test_a_renderer_is_what_its_config_names(tiny_blending, tiny_infilling):
         renderer.network.margin,
     ) == (5, {"p1", "p2"}, None)
     assert renderer.data.context == 2 and renderer.network.size == 32
-    with pytest.raises(ExportError, match="none of its functions leads from pasted to image"):
+    with pytest.raises(ExportError, match="from pasted to"):
         make_renderer("blending", tiny_infilling(), 16.0)
-    with pytest.raises(ExportError, match="none of its functions leads from tri_label to image"):
+    with pytest.raises(ExportError, match="tri_label"):
         make_renderer("infilling", folder, 16.0)
 
 
@@ -310,11 +308,7 @@ def test_a_card_without_patients(tiny_blending):
     folder = tiny_blending()
     text = (folder / "card.json").read_text()
     (folder / "card.json").write_text(text.replace('"train_patients"', '"others"'))
-    with pytest.raises(
-        DataError,
-        match=r"its card does not say how its training patches were made \(config.data, "
-        r"train_patients\)",
-    ):
+    with pytest.raises(DataError, match="train_patients"):
         make_renderer("blending", folder, 16.0)
 
 
@@ -403,7 +397,7 @@ def test_whole_patches_are_configured_and_their_recipes_keys_are_others():
     values = {"name": "a", "generator": "g"}
     assert SynthesisConfig(**values).whole_patch is False
     assert SynthesisConfig(**values, whole_patch=True, feather=0).feather == 0
-    with pytest.raises(ValueError, match="feather=0 leaves no room to fade in"):
+    with pytest.raises(ValueError, match="feather=0"):
         SynthesisConfig(**values, feather=0)
     for renderer_ in ("can", "vanilla"):
         with pytest.raises(ValueError, match=f"whole_patch is not used by renderer={renderer_}"):

@@ -8,7 +8,7 @@ from tfmammo import archives
 from tfmammo.config import DataConfig
 from tfmammo.data import splits
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Lesion, Skipped
+from tfmammo.mammogram import Lesion, Skipped, key_check
 from tfmammo.synthesis.config import PatientsConfig, SynthesisConfig
 from tfmammo.synthesis.sources import Sources, fit_sizes, select_lesions
 
@@ -63,7 +63,13 @@ def test_an_archive_and_a_split_are_read_once(tmp_path, monkeypatch):
     splits.save(
         file,
         splits.SavedSplit(
-            archive="phantom", split="patient", folds=2, seed=0, stratify="none", patients=patients
+            archive="phantom",
+            split="patient",
+            folds=2,
+            seed=0,
+            stratify="none",
+            patients=patients,
+            id_key=key_check(),
         ),
     )
     reads = []

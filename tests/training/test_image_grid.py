@@ -47,7 +47,7 @@ def test_images_need_not_be_square():
     assert sheet.shape == (HEADER + 2 * 23, 3 + 2 * 35, 3)
     for row, column in np.ndindex(2, 2):
         assert (sheet[HEADER + row * 23 :][:20, 3 + column * 35 :][:, :32] == 128).all()
-    with pytest.raises(ValueError, match="truth holds 2 images of 32 x 20 px, not 2 of 20 x 32 px"):
+    with pytest.raises(ValueError, match="truth holds"):
         draw_grid({"image": images, "truth": images.transpose(0, 2, 1, 3)})
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -20,6 +21,7 @@ from tfmammo import filesystem
 from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig
 from tfmammo.config import AddedConfig, TrainingConfig
 from tfmammo.errors import ConfigError, ExportError, Interrupted, TrackingError, TrainingError
+from tfmammo.mammogram import key_check
 from tfmammo.models.can import CAN
 from tfmammo.nn.published import Source
 from tfmammo.tracking import export
@@ -251,29 +253,6 @@ class WithKerasAdam(Small):
         self.optimizers = {"segmenter": optimizer}
 
 
-@pytest.mark.parametrize(
-    ("model", "values", "sentence"),
-    [
-        (
-            TwiceUpdated,
-            {"accumulate": 2},
-            "training.accumulate: small takes one batch a step, because it says so",
-        ),
-        (
-            WithKerasAdam,
-            {"exchange": "bfloat16"},
-            "training.exchange: small is trained by Keras's Adam, which exchanges float32",
-        ),
-    ],
-)
-def test_what_a_model_cannot_accumulate_or_exchange_is_refused(
-    tiny_can, random_patches, tmp_path, model, values, sentence
-):
-    with pytest.raises(ConfigError, match=f"^{sentence}$"):
-        fit(tiny_can(**values), random_patches, tmp_path / "run", model=model)
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_start_that_fails_leaves_no_claim_and_no_run(tiny_can, random_patches, tmp_path):
     import mlflow
 
@@ -310,28 +289,35 @@ class Misnamed(CAN):
         raise AssertionError("no step may be taken")
 
 
-def test_a_broken_contract_is_found_before_the_first_step(tiny_can, random_patches, tmp_path):
-    with pytest.raises(
-        TrainingError,
-        match="Misnamed.functions: segmenter is named after none of the networks generator, inv",
-    ):
-        fit(tiny_can(), random_patches, tmp_path / "run", model=Misnamed)
+@pytest.mark.parametrize(
+    ("values", "options", "classes", "error", "named"),
+    [
+        ({"accumulate": 2}, {"model": TwiceUpdated}, 1, ConfigError, "training.accumulate"),
+        ({"exchange": "bfloat16"}, {"model": WithKerasAdam}, 1, ConfigError, "training.exchange"),
+        ({}, {"model": Misnamed}, 1, TrainingError, "Misnamed.functions"),
+        ({}, {"strategy": SimpleNamespace(num_replicas_in_sync=2)}, 1, TrainingError, "batch_size"),
+        ({"batch_size": 4}, {}, 3, TrainingError, "training.batch_size"),
+    ],
+)
+def test_what_can_not_be_trained_is_refused_before_anything_is_written(
+    tiny_can, random_patches, tmp_path, values, options, classes, error, named
+):
+    def make(count):
+        patches = random_patches(count)
+        return patches.with_labels(np.arange(count) % classes, True) if classes > 1 else patches
+
+    with pytest.raises(error, match=named):
+        fit(tiny_can(**values), make, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_of_another_experiment_is_refused_with_the_difference(
+def test_a_folder_of_another_training_is_refused_with_the_difference(
     tiny_can, random_patches, tmp_path
 ):
     fit(tiny_can(steps=1), random_patches, tmp_path / "run")
-    with pytest.raises(
-        TrainingError, match=r"model\.filters: \[4, 8, 8\] there, \[4, 8\] here.*another --output"
-    ):
+    with pytest.raises(TrainingError, match=r"model\.filters"):
         fit(tiny_can({"filters": (4, 8)}), random_patches, tmp_path / "run")
-
-
-def test_a_folder_of_other_data_is_refused(tiny_can, random_patches, tmp_path):
-    fit(tiny_can(steps=1), random_patches, tmp_path / "run")
-    with pytest.raises(TrainingError, match="its patches were others than those of the phantom"):
+    with pytest.raises(TrainingError, match="patches were others"):
         fit(tiny_can(steps=2), lambda count: random_patches(count + 2), tmp_path / "run")
 
 
@@ -346,9 +332,7 @@ def test_a_run_goes_on_wherever_its_archive_has_moved_and_however_its_path_is_sp
     tiny_can, random_patches, tmp_path
 ):
     fit(with_root(tiny_can(steps=1), Path("archive")), random_patches, tmp_path / "run")
-    assert "root: archive" in (tmp_path / "run/config.yaml").read_text(), (
-        "the config keeps the path, as earlier versions did"
-    )
+    assert "root: archive" in (tmp_path / "run/config.yaml").read_text()
     fit(
         with_root(tiny_can(steps=2), tmp_path / "elsewhere/archive"),
         random_patches,
@@ -396,11 +380,7 @@ class Exploding(Small):
 def test_nan_stops_with_the_losss_name_and_the_last_good_checkpoint(
     tiny_can, random_patches, tmp_path
 ):
-    with pytest.raises(
-        TrainingError,
-        match="segmenter_loss became nan between steps 2 and 4; the last good checkpoint is "
-        "kept.*ckpt-2",
-    ):
+    with pytest.raises(TrainingError, match="segmenter_loss .*ckpt-2"):
         fit(tiny_can(steps=8), random_patches, tmp_path / "run", model=Exploding)
     assert saved_step(tmp_path / "run") == 2
 
@@ -418,7 +398,7 @@ class Spoiling(Small):
 @pytest.mark.parametrize("every", [8, 2])  # an image of spoilt weights can't be drawn
 def test_spoilt_weights_are_never_saved(tiny_can, random_patches, tmp_path, every):
     experiment = tiny_can(steps=8, validate_every=every, grid_every=every)
-    with pytest.raises(TrainingError, match="segmenter's .*bias is NaN or Inf after step 4"):
+    with pytest.raises(TrainingError, match="bias is NaN"):
         fit(experiment, random_patches, tmp_path / "run", model=Spoiling)
     assert saved_step(tmp_path / "run") == 2
 
@@ -427,10 +407,7 @@ def test_memory_that_runs_out_is_one_sentence(tiny_can, random_patches, tmp_path
     def validate(functions, held_out):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
-    with pytest.raises(
-        TrainingError,
-        match="memory ran out; training.accumulate=2 .* no checkpoint had been written yet",
-    ):
+    with pytest.raises(TrainingError, match="training.accumulate=2"):
         fit(tiny_can(), random_patches, tmp_path / "run", validate)
 
 
@@ -452,9 +429,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tiny_can, random_pa
     fit(tiny_can(steps=2), random_patches, tmp_path / "run")
     (tmp_path / "run/checkpoints/best").rename(tmp_path / "elsewhere")
     (tmp_path / "run/checkpoints/best").write_text("no folder")  # as good as a full disk
-    with pytest.raises(
-        TrainingError, match=r"the checkpoint of step 4 can't be written \(.*\); kept: .*ckpt-2"
-    ):
+    with pytest.raises(TrainingError, match="step 4 .*ckpt-2"):
         fit(
             tiny_can(steps=4),
             random_patches,
@@ -516,7 +491,7 @@ def test_nothing_starts_anew_over_unreadable_checkpoints(tiny_can, random_patche
     fit(tiny_can(steps=2), random_patches, tmp_path / "run")
     for data in (tmp_path / "run/checkpoints").glob("ckpt-*.data*"):
         data.write_bytes(b"")
-    with pytest.raises(TrainingError, match="none of the checkpoints beside .* can be read"):
+    with pytest.raises(TrainingError, match="none of the checkpoints"):
         fit(tiny_can(steps=4), random_patches, tmp_path / "run")
 
 
@@ -615,16 +590,6 @@ def test_differences_name_nested_keys():
     assert folder.list_differences({"a": 1}, {"a": 1}) == []
 
 
-def test_a_batch_that_devices_cannot_share_is_refused(tiny_can, random_patches, tmp_path):
-    class TwoReplicas:
-        num_replicas_in_sync = 2
-
-    with pytest.raises(
-        TrainingError, match="training.batch_size: 1 can't be shared equally by 2 devices"
-    ):
-        fit(tiny_can(), random_patches, tmp_path / "run", strategy=TwoReplicas())
-
-
 def test_values_of_networks_of_keras_and_of_others():
     dense = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     assert [value.shape for value in state.get_variables(dense)] == [(2, 1), (1,)]
@@ -633,15 +598,6 @@ def test_values_of_networks_of_keras_and_of_others():
     module.weight = tf.Variable(1.0)
     (value,) = state.get_variables(module)
     assert value is module.weight
-
-
-def test_a_batch_that_classes_cannot_share_is_refused(tiny_can, random_patches, tmp_path):
-    patches = lambda count: random_patches(count).with_labels(np.arange(count) % 3, balanced=True)  # noqa: E731
-    with pytest.raises(
-        TrainingError,
-        match="training.batch_size: 4 patches a device can't be shared equally by 3 classes",
-    ):
-        fit(tiny_can(batch_size=4), patches, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -717,7 +673,7 @@ def test_the_card_names_the_published_networks_of_a_loss(tiny_can, random_patche
 
 
 def test_a_validation_without_the_monitored_metric_is_refused(tiny_can, random_patches, tmp_path):
-    with pytest.raises(TrainingError, match="must return the monitored metric auc, not only dice"):
+    with pytest.raises(TrainingError, match="metric auc"):
         fit(
             tiny_can(steps=2),
             random_patches,
@@ -736,7 +692,6 @@ def test_seen_patients_are_recorded_at_the_start_and_read_at_a_resume(
     assert record.read_text().split() == ["q1", "q2"]
     trained = ["p0", "p1", "p2", "p3"]
     assert export.read_card(tmp_path / "run/export")["train_patients"] == [*trained, "q1", "q2"]
-    # as an earlier version wrote it, before the training
     record.write_text("q3\nq2")
     fit(tiny_can(steps=4), random_patches, tmp_path / "run", seen_patients=["q9"])
     assert record.read_text() == "q3\nq2", "the record of the start stays"
@@ -753,7 +708,12 @@ def test_a_start_that_knows_held_out_patients_says_so(tiny_can, random_patches, 
 
 
 def test_patients_behind_a_synthetic_set_stand_in_the_card(tiny_can, random_patches, tmp_path):
-    patients = {"mammograms": ["t1"], "lesions": ["d1"], "trained_on": ["n1"]}
+    patients = {
+        "mammograms": ["t1"],
+        "lesions": ["d1"],
+        "trained_on": ["n1"],
+        "id_key": key_check(),
+    }
     (tmp_path / "set").mkdir()
     (tmp_path / "set/patients.json").write_text(json.dumps(patients))
     experiment = tiny_can(steps=1)
@@ -770,6 +730,30 @@ def test_patients_behind_a_synthetic_set_stand_in_the_card(tiny_can, random_patc
         )
         card = export.read_card(tmp_path / name / "export")
         assert {"t1", "d1", "n1"} <= set(card["train_patients"])
+
+
+@pytest.mark.slow
+def test_patients_of_the_start_the_synthetic_set_and_the_caller_are_all_seen(
+    tiny_can, random_patches, tmp_path
+):
+    first = tmp_path / "first"
+    fit(tiny_can(steps=1), random_patches, first, seen_patients=["q1"])
+    (tmp_path / "set").mkdir()
+    patients = {
+        "mammograms": ["t1"],
+        "lesions": ["d1"],
+        "trained_on": ["n1"],
+        "id_key": key_check(),
+    }
+    (tmp_path / "set/patients.json").write_text(json.dumps(patients))
+    experiment = tiny_can(steps=1, initial=str(first))
+    added = AddedConfig(synthetic=tmp_path / "set")
+    data = experiment.data.model_copy(update={"added": added})
+    experiment = experiment.model_copy(update={"data": data})
+    fit(experiment, random_patches, tmp_path / "second", seen_patients=["q2"])
+    card = export.read_card(tmp_path / "second/export")
+    trained_on = {"p0", "p1", "p2", "p3"}
+    assert set(card["train_patients"]) == trained_on | {"q1", "q2", "t1", "d1", "n1"}
 
 
 @pytest.mark.slow

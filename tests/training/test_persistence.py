@@ -149,7 +149,7 @@ def test_weights_that_are_nan_are_never_saved(tmp_path):
     state = make_state(tmp_path)
     state.model.networks["critic"].trainable_variables[0].assign([[1.0], [float("nan")]])
     for save in (state.save, lambda: state.save_if_best(0.5)):
-        with pytest.raises(TrainingError, match="critic's .*kernel is NaN or Inf"):
+        with pytest.raises(TrainingError, match="kernel is NaN"):
             save()
     assert state.newest_checkpoints.latest is None and state.best_checkpoints.latest is None
 

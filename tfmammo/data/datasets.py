@@ -406,8 +406,8 @@ def read_patients(root: Path) -> Patients:
         return Patients.model_validate_json((root / PATIENTS).read_bytes())
     except (OSError, ValidationError):
         raise DataError(
-            f"{root} is no finished set of tfmammo.synthesis, or of an "
-            f"older version ({PATIENTS} is missing or damaged); run the synthesis again"
+            f"{root} is no finished set of tfmammo.synthesis ({PATIENTS} is missing or damaged); "
+            "run the synthesis again"
         ) from None
 
 

@@ -19,5 +19,5 @@ class Patients(Frozen):
     """Patients whose lesions were inserted, or may have given shapes or sizes."""
     trained_on: tuple[str, ...]
     """Patients that a network of the set was trained on."""
-    id_key: str | None = None
-    """The `mammogram.key_check` of the pseudonyms' key. None in sets of earlier versions."""
+    id_key: str
+    """The `mammogram.key_check` of the pseudonyms' key."""

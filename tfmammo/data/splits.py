@@ -98,20 +98,12 @@ class SavedSplit(Frozen):
     """Pseudonym -> place. Of "patient": the number of the fold that holds the patient out. Of
     "official": "train" or "test". Of "paper", which goes by patches: "both" too.
     """
-    id_key: str | None = None
-    """The `mammogram.key_check` that its pseudonyms were made under, None in files of earlier
-    versions.
-    """
+    id_key: str
+    """The `mammogram.key_check` that its pseudonyms were made under."""
 
     def digest(self) -> str:
-        """Return the SHA-256, in hexadecimal, of the contents as JSON with sorted keys, no blanks.
-
-        id_key counts only where there is one.
-        """
-        without = {"id_key"} if self.id_key is None else set()
-        content = json.dumps(
-            self.model_dump(mode="json", exclude=without), sort_keys=True, separators=(",", ":")
-        )
+        """Return the hexadecimal SHA-256 of the contents as JSON with sorted keys, no blanks."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -67,8 +67,8 @@ class Manifest(Frozen):
     """The files, in order."""
     columns: dict[str, tuple[str, ...]]
     """COLUMNS and more: one text a record, in the order of shards and records."""
-    id_key: str | None = None
-    """The `mammogram.key_check` that pseudonyms were made under, None of an earlier version's."""
+    id_key: str
+    """The `mammogram.key_check` that pseudonyms were made under."""
 
     def fault(self) -> str | None:
         """Say in a few words what contradicts itself; None where all is well."""

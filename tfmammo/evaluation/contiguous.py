@@ -15,7 +15,7 @@ from tfmammo import archives
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import sampling
-from tfmammo.data.preprocess import breast_mask
+from tfmammo.data.anatomy import breast_mask
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.report import save_figure
 from tfmammo.mammogram import Box, Mammogram, Skipped

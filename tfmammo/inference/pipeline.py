@@ -299,11 +299,8 @@ class Pipeline:
         region = preprocess.map_to_native(canvas, native, self.data.preprocess)
         if not region.any():
             return replace(finding, remarks=("no mask: the segmenter marks nothing in the box",))
-        # A single draw has no spread; exports of older versions give 0 everywhere.
-        spread = output.get("uncertainty")
-        uncertainty = None
-        if spread is not None and spread.any():
-            uncertainty = float(spread[0][mask > 0].mean())
+        spread = output.get("uncertainty")  # a single draw has none
+        uncertainty = None if spread is None else float(spread[0][mask > 0].mean())
         lesion = _make_lesion(finding.kind, region)
         return self._classify(replace(finding, lesion=lesion, uncertainty=uncertainty), native)
 

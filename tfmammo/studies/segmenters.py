@@ -330,7 +330,7 @@ def _describe_training(cards: Sequence[Mapping[str, Any]]) -> str:
     rates = {key: value for key, value in model.items() if "learning_rate" in key}
     rates |= {key: model[key] for key in ("beta_1", "beta_2", "decay") if key in model}
     optimizer = ", ".join(f"{key} {value:g}" for key, value in rates.items() if value is not None)
-    precision = card.get("precision", training.precision)  # which older cards do not tell
+    precision = card["precision"]
     networks = ", ".join(f"{name} {count:,}" for name, count in card["networks"].items())
     augment = DataConfig.model_validate(card["config"]["data"]).turn_draws
     return (

@@ -7,7 +7,6 @@ from typing import Final, Literal, TypeVar
 
 import numpy as np
 from pydantic import (
-    AliasChoices,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -23,8 +22,6 @@ Kind = TypeVar("Kind", bound=Frozen)
 RenderMethod = Literal[
     "infilling", "can", "blending", "vanilla", "paste", "poisson", "mixed", "opencv", "opencv_mixed"
 ]
-# Recipes and configs of earlier versions call it painter.
-RENDERER = AliasChoices("renderer", "painter")
 # Methods with a network, and what their network is given.
 NETWORK_INPUTS = {
     "infilling": "tri_label",
@@ -137,7 +134,7 @@ class SynthesisConfig(Frozen):
     """
     only: tuple[str, ...] = ()
     """Image ids, to use no others."""
-    renderer: RenderMethod = Field(default="infilling", validation_alias=RENDERER)
+    renderer: RenderMethod = "infilling"
     """What makes the grey values. infilling, or can (the generator of train/can.py or
     train/pix2pix.py): from a shape and a size. blending (the network of train/blending.py), or a
     method of baselines.poisson: from a real lesion. vanilla (the network of train/vanilla_gan.py):

@@ -33,7 +33,6 @@ from tfmammo.synthesis import generators, patch_insertion
 from tfmammo.synthesis.config import (
     LARGEST,
     NETWORK_INPUTS,
-    RENDERER,
     RenderMethod,
     ShapeName,
     SynthesisConfig,
@@ -53,7 +52,7 @@ SPACING = (0.005, 2.0)  # mm per px that a mammogram may have, by far
 class EditorConfig(Frozen):
     """One editor."""
 
-    renderer: Literal[RenderMethod, "contextual"] = Field(validation_alias=RENDERER)
+    renderer: Literal[RenderMethod, "contextual"]
     """As of SynthesisConfig; or contextual: a run of train/contextual.py, which adds or removes as
     its model.target says.
     """

@@ -128,13 +128,15 @@ def load_generator(folder: Path, takes: str = "tri_label") -> Generator:
     needed = "config.data, train_patients"
     if takes == "tri_label":
         needed = "config.data, config.model.margin, train_patients"
+    elif takes == "pasted":
+        needed = "config.data, config.model.prior, train_patients"
     with _require(folder, f"how its training patches were made ({needed})"):
         config = opened.card["config"]
         data = read_training_data(config["data"], str(folder))
         model = config.get("model", {})
         margin = parse_margin(model["margin"]) if takes == "tri_label" else None
         patients = _get_patients(opened)
-        prior = model.get("prior", "lesion")
+        prior = model["prior"] if takes == "pasted" else "lesion"
     size, channels = opened.shapes[takes][2:]
     return Generator(
         opened.call,
@@ -188,28 +190,6 @@ def _identify(opened: export.LoadedFunction) -> dict[str, str]:
         "step": str(opened.card.get("step", "")),
         "weights": opened.weights,
     }
-
-
-def is_same_network(
-    recorded: dict[str, str], identity: dict[str, str], folder: Path, source: set[str], target: str
-) -> bool:
-    """Return whether a network is the one that a recipe records.
-
-    Recipes of earlier versions record a hash of files ("sha256").
-
-    Args:
-        recorded: The recipe's.
-        identity: The network's.
-        folder: The network's export.
-        source: Inputs of its function.
-        target: Output of its function.
-    """
-    if "sha256" in recorded:
-        return (
-            export.hash_files(folder, export.find_function(folder, source, {target}))
-            == recorded["sha256"]
-        )
-    return identity.get("weights") == recorded.get("weights")
 
 
 @dataclass(frozen=True)

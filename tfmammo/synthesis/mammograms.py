@@ -30,8 +30,8 @@ from tfmammo.archives.files import remove_names
 from tfmammo.data import card, jobs
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Mammogram, Skipped
-from tfmammo.synthesis.config import NETWORK_INPUTS, SynthesisConfig
-from tfmammo.synthesis.generators import is_same_network, resolve_handle
+from tfmammo.synthesis.config import SynthesisConfig
+from tfmammo.synthesis.generators import resolve_handle
 from tfmammo.synthesis.lesion_bank import find_lesion, transform
 from tfmammo.synthesis.mammogram_set import write_item, write_set
 from tfmammo.synthesis.placement import TargetMammogram
@@ -53,23 +53,9 @@ from tfmammo.synthesis.synthesizer import NetworkExports, Synthesizer, render
 log = logging.getLogger(__name__)
 
 IDENTITY = "synthesis.json"
-# Keys that only real lesions depend on. They are noted with the lesions, so that folders of
-# infillings of earlier versions stay valid.
-_OF_REAL_LESIONS = {"renderer", "resize", "rotate"}
-# Keys that no item depends on: where things lie (records and networks are hashed), and how many
+# Keys that no item depends on: where things are (records and networks are hashed), and how many
 # items there are.
-_IRRELEVANT = {
-    "data",
-    "lesions",
-    "generator",
-    "shapes",
-    "patients",
-    "tracking_uri",
-    "count",
-    "whole_patch",
-    "places",
-    *_OF_REAL_LESIONS,
-}
+_IRRELEVANT = {"data", "lesions", "generator", "shapes", "patients", "tracking_uri", "count"}
 
 
 @dataclass(frozen=True)
@@ -236,9 +222,7 @@ def _load_renderer(recipe: Recipe, file: Path) -> Renderer:
     config = recipe.config
     folder = resolve_handle(config.generator, config.tracking_uri) if config.generator else None
     renderer = make_renderer(config.renderer, folder, config.feather, config.whole_patch)
-    if folder and not is_same_network(
-        recipe.generator, renderer.identity, folder, {NETWORK_INPUTS[config.renderer]}, "image"
-    ):
+    if renderer.identity.get("weights") != recipe.generator.get("weights"):
         raise DataError(f"{folder}: is not the generator of {file}, its weights are others")
     return renderer
 
@@ -280,11 +264,10 @@ def _describe_identity(
 ) -> dict[str, Any]:
     """Describe everything that decides the items."""
     data = config.lesion_data
+    bank = synthesizer.lesions
     sizes = synthesizer.sizes
-    lesions: dict[str, Any] = {"kinds": list(data.kinds), "mixed_findings": data.mixed_findings}
-    if data.pathologies:
-        lesions["pathologies"] = list(data.pathologies)
-    identity: dict[str, Any] = {
+    shapes = synthesizer.shapes
+    return {
         "format": FORMAT,
         "tfmammo": __version__,
         "config": config.model_dump(mode="json", exclude=_IRRELEVANT),
@@ -294,25 +277,16 @@ def _describe_identity(
             "records": jobs.fingerprint(sources.mammograms),
         },
         "generator": synthesizer.renderer.identity,
-        "lesions": lesions,
+        "lesions": {
+            "kinds": list(data.kinds),
+            "mixed_findings": data.mixed_findings,
+            "pathologies": data.pathologies and list(data.pathologies),
+            "bank": bank.identity if bank else None,
+        },
         "sizes": sizes.model_dump(mode="json") if sizes else None,
+        "shapes": shapes.identity if shapes else None,
+        "patients": sources.patients.identity,
     }
-    if config.whole_patch:
-        identity["whole_patch"] = True
-    if config.places != "rule":
-        identity["places"] = config.places
-    if config.mammograms == "all":
-        identity["own_lesions"] = "annotated"  # earlier versions left them out
-    patients = sources.patients.identity
-    if synthesizer.lesions:
-        lesions |= config.model_dump(mode="json", include=_OF_REAL_LESIONS)
-        lesions |= synthesizer.lesions.identity | {"patients": patients}
-    else:
-        assert synthesizer.shapes
-        identity["shapes"] = synthesizer.shapes.identity
-        if patients:
-            identity["patients"] = patients
-    return identity
 
 
 def _plan_items(

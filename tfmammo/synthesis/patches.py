@@ -48,7 +48,6 @@ from tfmammo.synthesis.config import PatchSynthesisConfig, Target
 from tfmammo.synthesis.generators import (
     LesionGenerator,
     find_best_weights,
-    is_same_network,
     load_lesion_generator,
 )
 from tfmammo.synthesis.patch_drawing import SyntheticPatch, make_patch, open_source
@@ -257,9 +256,7 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> PatchReci
     mammogram = find_source(source.archive, source.image_id, config.data, file, ArchiveIndexes())
     folder = find_best_weights(config.generators[recipe.target], config.tracking_uri)
     network = load_lesion_generator(folder)
-    if not is_same_network(
-        recipe.generator, network.identity, folder, {"image", "noise"}, "lesion"
-    ):
+    if network.identity["weights"] != recipe.generator["weights"]:
         raise DataError(f"{folder}: is not the generator of {file}, its weights are others")
     with jobs.use_one_thread():
         digest, sampler = open_source(mammogram, network, config.seed)

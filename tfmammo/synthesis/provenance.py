@@ -142,7 +142,7 @@ class Recipe(Frozen):
     """Versions of the libraries that computed it."""
     generator: dict[str, str]
     """Name, step and weights of the renderer's network; empty without one. The weights are hashed
-    by export.load_identified. Earlier versions wrote sha256, of the export's files.
+    by export.load_identified.
     """
     sizes: Sizes | None
     """The Gaussian that sizes were drawn from."""
@@ -171,14 +171,10 @@ class Recipe(Frozen):
         content = {
             "source": self.source.model_dump(mode="json"),
             "feather": self.config.feather,
-            "generator": self.generator.get("weights")
-            or self.generator.get("sha256", self.config.renderer),
-            "lesions": [
-                lesion.model_dump(mode="json", exclude_none=True) for lesion in self.lesions
-            ],
+            "whole_patch": self.config.whole_patch,
+            "generator": self.generator.get("weights", self.config.renderer),
+            "lesions": [lesion.model_dump(mode="json") for lesion in self.lesions],
         }
-        if self.config.whole_patch:
-            content["whole_patch"] = True
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def is_whole(self, folder: Path) -> bool:

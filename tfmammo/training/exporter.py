@@ -13,7 +13,6 @@ import keras
 
 from tfmammo import filesystem
 from tfmammo.errors import ExportError, TrainingError
-from tfmammo.mammogram import key_check
 from tfmammo.tracking import export, store
 from tfmammo.tracking.runs import Run
 from tfmammo.training import devices, folder
@@ -107,7 +106,6 @@ class Exporter:
             "archive": experiment.data.archive_name,
             "split": experiment.data.split,
             "data_fingerprint": train.fingerprint(),
-            "id_key": key_check(),
             "precision": keras.config.dtype_policy().name,
             "hardware": devices.describe_hardware(),
             "train_patients": sorted({*train.patient_ids.tolist(), *seen_patients}),

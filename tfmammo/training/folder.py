@@ -29,7 +29,7 @@ from tfmammo.tracking.store import redact
 
 log = logging.getLogger(__name__)
 
-# hashes of the patches; trainings of older versions have none of those held out
+# hashes of the patches
 PATCHES = "train_patches"
 HELD_OUT = "held_out_patches"
 # pseudonyms of the patients that the weights had been trained on before step 0
@@ -131,7 +131,7 @@ def check_owner(
         (HELD_OUT, "held-out patches", held_out),
     ):
         path = output / name
-        if path.is_file() and path.read_text().strip() not in ("", patches.fingerprint()):
+        if not path.is_file() or path.read_text().strip() != patches.fingerprint():
             raise TrainingError(
                 f"{output} holds another training: its {words} were others than those of "
                 f"{_describe_source(experiment)}; choose another --output, or bring back the files "
@@ -143,18 +143,15 @@ def claim(
     output: Path, experiment: Experiment[Any], train: PatchSource, held_out: PatchSource
 ) -> None:
     """Write once whose the folder is. The store's address is written without its password."""
-    is_claimed = is_training_folder(output)
-    for name, patches in ((PATCHES, train), (HELD_OUT, held_out)):
-        path = output / name
-        if not is_claimed or not path.is_file() or not path.stat().st_size:
-            write_atomically(path, patches.fingerprint())
-    if not is_claimed or not (output / PRECISION).is_file():
-        write_atomically(output / PRECISION, keras.config.dtype_policy().name)
-    if not is_claimed:
-        tracking = experiment.tracking
-        redacted = tracking.model_copy(update={"uri": tracking.uri and redact(tracking.uri)})
-        content = experiment.model_copy(update={"tracking": redacted})
-        write_atomically(output / TRAINING_CONFIG, configuration.dump(content))
+    if is_training_folder(output):
+        return
+    write_atomically(output / PATCHES, train.fingerprint())
+    write_atomically(output / HELD_OUT, held_out.fingerprint())
+    write_atomically(output / PRECISION, keras.config.dtype_policy().name)
+    tracking = experiment.tracking
+    redacted = tracking.model_copy(update={"uri": tracking.uri and redact(tracking.uri)})
+    content = experiment.model_copy(update={"tracking": redacted})
+    write_atomically(output / TRAINING_CONFIG, configuration.dump(content))
 
 
 def read_precision(output: Path) -> str | None:

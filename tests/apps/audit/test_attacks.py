@@ -88,6 +88,21 @@ def test_a_patient_is_found_by_the_other_patch():
     found = attack(sides)["patient"]
     assert found.details.startswith("100.0 % of training patients found")
     assert found.success.low > 0.6
+    # a patch of the same patient is no evidence of a copy
+    nearest = attack(sides)["nearest, pixels"].success
+    assert nearest.low < 0.5 < nearest.high
+
+
+def test_a_patient_is_looked_for_among_patients_of_the_same_side_who_have_two_patches():
+    sides = make_sides(False)
+    members = np.flatnonzero(sides.is_member)
+    others = np.flatnonzero(~sides.is_member)
+    real = sides.patches.images
+    made = real[members.reshape(-1, 2)[:, ::-1].ravel()]
+    sides.made[members] = np.clip(made + 0.01, 0, 1)
+    real[others] = sides.made[members]  # nearer, but on the other side
+    sides.patients[:2] = ["alone", "too"]
+    assert attack(sides)["patient"].details.startswith("100.0 % of training patients found")
 
 
 @pytest.mark.slow

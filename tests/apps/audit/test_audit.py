@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from tests.commands import run_module_here
 from tfmammo.apps.audit import work
+from tfmammo.apps.audit.attacks import Attack
 from tfmammo.apps.audit.config import AuditConfig
-from tfmammo.apps.audit.verdict import check_place
+from tfmammo.apps.audit.verdict import check_place, decide
 from tfmammo.apps.audit.work import audit
 from tfmammo.apps.registry.promotion import PromotionConfig, find_audit_fault
 from tfmammo.config import DataConfig
@@ -102,11 +103,30 @@ def test_no_verdict_is_written_into_a_copy(data, tmp_path, monkeypatch):
     own = tmp_path / "run"
     check_place(str(own), own)
     check_place("models:/tfmammo-can/3", own)
-    with pytest.raises(ConfigError, match="models:/zoo/can is read as a copy, in which no verdict"):
+    with pytest.raises(ConfigError, match="models:/zoo/can"):
         audit(AuditConfig(model="models:/zoo/can"), tmp_path / "out")
     monkeypatch.setattr(models, "_copies", {("https://server", "runs"): tmp_path})
     with pytest.raises(ConfigError, match="write_card=false"):
         check_place("runs:/abc/export", own)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "decision", "strongest", "bound"),
+    [
+        ([(0.5, 0.45, 0.58), (0.52, 0.48, 0.55)], "passed", 1, 0.58),
+        ([(0.5, 0.2, 0.9), (0.55, 0.5, 0.58)], "undecided", 1, 0.9),  # the weaker one is wider
+        ([(0.55, 0.5, 0.58), (0.5, 0.2, 0.9)], "undecided", 0, 0.9),
+        ([(0.7, 0.5, 0.9), (0.66, 0.62, 0.7)], "leaks", 1, 0.9),
+        ([(0.6, 0.6, 0.6)], "undecided", 0, 0.6),  # neither above nor below the limit
+        ([(0.5, 0.4, 0.55), (0.5, np.nan, np.nan)], "undecided", None, np.nan),
+    ],
+)
+def test_the_verdict_takes_all_attacks(intervals, decision, strongest, bound):
+    attacks = [Attack(str(number), Estimate(*values)) for number, values in enumerate(intervals)]
+    verdict = decide(attacks, limit=0.6)
+    name = "" if strongest is None else str(strongest)
+    assert (verdict.decision, verdict.strongest) == (decision, name)
+    assert verdict.bound == pytest.approx(bound, nan_ok=True)
 
 
 def ask(wanted, tags=None, card=None):

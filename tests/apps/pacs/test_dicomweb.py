@@ -155,7 +155,7 @@ def test_another_instance_than_the_one_asked_for_is_refused(study, uid):
     dataset = Dataset()
     dataset.StudyInstanceUID = study
     dataset.SOPInstanceUID = uid
-    with pytest.raises(PacsError, match="pacs: sent another instance than the one asked for"):
+    with pytest.raises(PacsError, match="another instance"):
         nodes.check_identity(dataset, IMAGE, "pacs")
 
 
@@ -164,7 +164,7 @@ def test_nothing_follows_to_another_server(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     with serve(reply()) as (other, heard_there):
         moved = reply(307, b"", Location=f"http://localhost:{other.rpartition(':')[2]}/x")
-        refused = pytest.raises(PacsError, match="redirects to another address, which is not foll")
+        refused = pytest.raises(PacsError, match="redirects")
         with serve(moved) as (place, heard), refused:
             open_node(place).list_instances("1.2")
         assert heard[0]["Authorization"] == "Bearer token" and not heard_there

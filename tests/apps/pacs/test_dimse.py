@@ -45,7 +45,7 @@ def test_what_goes_on_and_warnings_are_no_refusal(node, status):
 def test_a_refusal_and_a_lost_association_are_told_apart(node):
     answer = Dataset()
     answer.Status = 0xA700
-    with pytest.raises(PacsError, match=r"127.0.0.1: refused to send an instance \(status A700\)"):
+    with pytest.raises(PacsError, match="A700"):
         node._check_transfer(answer)
     with pytest.raises(PacsUnreachable, match="the association was lost"):
         node._check_transfer(Dataset())
@@ -53,7 +53,7 @@ def test_a_refusal_and_a_lost_association_are_told_apart(node):
 
 def test_images_come_with_tls_or_not_at_all():
     address = parse_address("dimse+tls://ANY@127.0.0.1:11112", "--from")
-    with pytest.raises(ConfigError, match="pacs.retrieve: with move the images come without TLS"):
+    with pytest.raises(ConfigError, match="pacs.retrieve"):
         dimse.DimseNode(address, PacsConfig(retrieve="move"))
 
 
@@ -89,8 +89,8 @@ def server():
 def test_an_image_of_another_study_and_one_without_end_are_refused(server, monkeypatch):
     node = dimse.DimseNode(server, PacsConfig(timeout=5))
     image = nodes.Instance("1.2", "1.3", "1.4", MAMMOGRAM)
-    with pytest.raises(PacsError, match="sent another instance than the one asked for"):
+    with pytest.raises(PacsError, match="another instance"):
         node.retrieve(image)
     monkeypatch.setattr(dimse, "LARGEST", 100_000)
-    with pytest.raises(PacsError, match="127.0.0.1: sends more than 100000 bytes"):
+    with pytest.raises(PacsError, match="100000 bytes"):
         node.retrieve(image)

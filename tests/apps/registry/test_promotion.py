@@ -238,7 +238,9 @@ def test_every_candidate_judged_on_the_same_patches_counts(store, capsys):
     assert (tags["comparisons"], float(tags["p"])) == ("2", 2 ** (1 - 8))
     assert "p = 0.0156 after 2 comparisons on these patches is not below 0.01" in tags["reason"]
     assert "Bonferroni's correction for 2 comparisons" in " ".join(capsys.readouterr().out.split())
-    assert promote("--alpha", "0.02") == 0
+    store.add(GOOD)
+    assert promote("--alpha", "0.01") == 1 and store.tags(4)["comparisons"] == "3"
+    assert promote("--candidate", "3", "--alpha", "0.03") == 0
 
 
 def test_patients_of_either_training_are_left_out(store, patients):
@@ -531,6 +533,16 @@ def test_a_rollback_without_a_best_version_is_one_sentence(store, capsys):
     store.add(BAD)
     assert command("rollback", "--model", MODEL) == 2
     assert capsys.readouterr().err.startswith(f"error: models:/{MODEL}@best: no version in sqlite:")
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_a_rollback_goes_to_the_version_that_was_promoted_last(store, last):
+    for level in (BAD, GOOD, GOOD):
+        store.add(level, best=True)
+    for version in (1, 2):
+        moment = f"2026-01-{10 + (version == last)}"
+        store.client.set_model_version_tag(MODEL, str(version), "promotion.since", moment)
+    assert command("rollback", "--model", MODEL) == 0 and store.best() == last
 
 
 @pytest.mark.slow

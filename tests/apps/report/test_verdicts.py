@@ -287,6 +287,24 @@ def test_models_must_be_above_the_trivial_baseline(disc, unet, word):
 
 
 @pytest.mark.parametrize(
+    ("can", "higher", "expected"),
+    [
+        ("70.0 [69.0, 71.0]", False, "better than"),
+        ("74.0 [69.0, 79.0]", False, "not better than"),  # its upper end is above the baseline
+        ("80.0 [79.0, 81.0]", False, "not better than"),
+        ("80.0 [79.0, 81.0]", True, "better than"),
+        ("76.0 [71.0, 81.0]", True, "not better than"),
+        ("70.0", False, "not compared with"),
+    ],
+)
+def test_a_baseline_is_beaten_by_the_whole_interval(can, higher, expected):
+    body = (("CAN", can), ("disc", "75.0"))
+    tables = [TableFacts(title="means", header=("", "Dice, %"), body=body)]
+    floor = Floor("disc", "Dice*", higher)
+    assert verdicts.compare_with_floor(tables, "CAN", floor) == expected
+
+
+@pytest.mark.parametrize(
     ("cell", "p", "positive", "word"),
     [
         ("+0.039", "0.018", True, "reproduced"),

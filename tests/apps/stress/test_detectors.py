@@ -185,7 +185,7 @@ def test_an_endpoint_of_this_machine_answers_for_a_pipeline(server):
 
 def test_no_mammogram_leaves_this_machine_unasked():
     config = StressConfig(detectors={"a": "b"})
-    with pytest.raises(ConfigError, match="example.org is not this machine"):
+    with pytest.raises(ConfigError, match="example.org"):
         open_detector("https://example.org/invocations", config)
 
 
@@ -217,7 +217,7 @@ def test_an_onnx_file_of_the_apis_form_is_a_detector(tmp_path):
     assert found.classes == KINDS
     del model.graph.output[:2]
     onnx.save(model, str(file))
-    with pytest.raises(DetectionError, match="is no detector of the Object Detection API's form"):
+    with pytest.raises(DetectionError, match="Object Detection API"):
         OnnxDetector(file, KINDS)
     file.write_bytes(b"nothing")
     with pytest.raises(DetectionError, match="can't be read as ONNX"):

@@ -36,7 +36,7 @@ from tfmammo.tracking import export
 pytest.importorskip("gradio", reason="the extra serve is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from tfmammo.apps.studio.app import StudioConfig  # noqa: E402
+from tfmammo.apps.studio.config import StudioConfig  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
 CONFIGS = Path(__file__).parents[3] / "configs"

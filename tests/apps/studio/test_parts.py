@@ -20,7 +20,7 @@ pytest.importorskip("gradio", reason="the extra serve is not installed")
 
 from tfmammo.apps.studio import __main__ as studio  # noqa: E402
 from tfmammo.apps.studio import inserting, reading, uploads  # noqa: E402
-from tfmammo.apps.studio.app import StudioConfig  # noqa: E402
+from tfmammo.apps.studio.config import StudioConfig  # noqa: E402
 
 
 @pytest.mark.parametrize(

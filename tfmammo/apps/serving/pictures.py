@@ -255,12 +255,6 @@ def unpack(folder: Path) -> ServiceConfig:
         raise ConfigError(f"{folder}: holds no service ({error.__class__.__name__})") from None
 
 
-# Models that were registered with an earlier version of this package hold the text of its entry.py,
-# which imports these names.
-go_on = check_cancelled
-unpacked = unpack
-
-
 def _is_foreign_detector(uri: str) -> bool:
     """Return whether a detector is of TensorFlow Hub or the Object Detection API."""
     return uri.startswith("http") or any(

@@ -19,18 +19,6 @@ from tfmammo.tracking.pyfunc import NETWORKS, make_conda_environment
 
 ENTRY = Path(__file__).with_name("entry.py")
 SERVICE = "service"  # the artifact of a model that takes images
-# SHA-256 of both files as earlier versions of this package registered them. Whoever changes one of
-# the files adds the hash of the last release.
-EARLIER_HASHES = {
-    "pyfunc_model.py": (
-        "c0c98b24a31169f657c4d98922e987a52efc6194541e150708086daa83b0eba6",
-        "2071ddbe1207f5f2502ade175a668fbc5d4b39960080c0f877394345d9150325",
-    ),
-    "entry.py": (
-        "19fc0868e0d4dd02b62fae34416a6d9af020368b6364595bd07920efda086a5e",
-        "ee7b9f133ea73de01b0a1215e5ca40a05a9f24bda9c4b1362346620c7bbfc1c7",
-    ),
-}
 # MLflow's loader of a model that is stored as code
 FROM_CODE = "mlflow.pyfunc.loaders.code_model"
 # All keys that MLflow writes for such a model. Others, such as "data", could name further files
@@ -87,16 +75,11 @@ def check(folder: Path, name: str) -> None:
         )
     path = folder / Path(code).name
     has_other_code = bool(set(flavor) - FLAVOR_KEYS or flavor.get("code") or path.is_symlink())
-    if has_other_code or _hash(path) not in _own_hashes():
+    if has_other_code or _hash(path) not in map(_hash, (NETWORKS, ENTRY)):
         raise ConfigError(
             f"{name}: its code is not that of this package (pyfunc_model.py, entry.py), so it is "
             "not run; register the model again"
         )
-
-
-def _own_hashes() -> set[str]:
-    """Return the hashes of the files of this package, and of its earlier versions."""
-    return {_hash(NETWORKS), _hash(ENTRY)}.union(*EARLIER_HASHES.values())
 
 
 def _hash(path: Path) -> str:

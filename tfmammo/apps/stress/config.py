@@ -17,7 +17,7 @@ from tfmammo.config import DataConfig, Frozen
 from tfmammo.evaluation.comparison import Name
 from tfmammo.metrics.detection import Criterion
 from tfmammo.metrics.psychometric import Link
-from tfmammo.synthesis.config import NETWORK_INPUTS, RENDERER, RenderMethod
+from tfmammo.synthesis.config import NETWORK_INPUTS, RenderMethod
 
 Tissue = Literal["fatty", "dense"]
 Place = Literal["central", "peripheral"]
@@ -27,7 +27,7 @@ Unit = Literal["mm", "px"]
 class MethodConfig(Frozen):
     """One way to insert a lesion."""
 
-    renderer: Literal[RenderMethod, "drawn"] = Field(default="drawn", validation_alias=RENDERER)
+    renderer: Literal[RenderMethod, "drawn"] = "drawn"
     """"drawn": a smooth mass without texture. Others as `renderer` of a synthesis; a rectified flow
     is an infilling.
     """

@@ -135,7 +135,7 @@ def _find_patients(card: Mapping[str, Any], directory: Path) -> frozenset[str] |
 
 
 def hash_files(directory: Path, function: str) -> str:
-    """Compute the SHA-256 of a SavedModel's files, as recipes of earlier versions hold it."""
+    """Compute the SHA-256 of a SavedModel's files."""
     content = hashlib.sha256()
     place = locate(Path(directory)) / function
     for path in sorted(path for path in place.rglob("*") if path.is_file()):

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfmammo import filesystem
 from tfmammo.errors import ExportError, summarize
+from tfmammo.mammogram import key_check
 from tfmammo.tracking.export.card import (
     CARD,
     FORMAT,
@@ -221,7 +222,7 @@ def _make_card(
             f"the card serves {serves}, which is none of the functions {', '.join(functions)}"
         )
     plain = {key: _to_json_types(value) for key, value in card.items()}
-    content = {"format": FORMAT, "name": model.name} | plain
+    content = {"format": FORMAT, "name": model.name, "id_key": key_check()} | plain
     check_names(CARD, content | {"functions": functions})
     return content | {
         "format": FORMAT,
