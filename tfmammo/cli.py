@@ -142,7 +142,7 @@ class Parser(argparse.ArgumentParser):
         """Format what --help shows."""
         text = super().format_help()
         if self.schema:
-            from tfmammo import keys
+            from tfmammo.config import keys
 
             width = min(100, shutil.get_terminal_size().columns) - 2
             text += f"\n{keys.format_keys(self.schema, width)}\n"

@@ -336,11 +336,6 @@ def test_identity_ignores_how_long_how_often_and_where(minimal, override):
     assert changed.identity() == plain.identity() and changed.fingerprint() == plain.fingerprint()
 
 
-def test_a_key_from_after_a_run_leaves_its_identity_by_default(minimal):
-    training = load(minimal, model=Toy).identity()["training"]
-    assert "seed" in training and not training.keys() & {"accumulate", "exchange"}
-
-
 def test_identity_and_fingerprint_hold_everything_else(minimal):
     experiments = [
         load(minimal, overrides, Toy) for overrides in ([], *([override] for override in RELEVANT))

@@ -6,8 +6,7 @@ from typing import Literal
 import pytest
 from pydantic import Field, PositiveInt
 
-from tfmammo import keys
-from tfmammo.config import Frozen
+from tfmammo.config import Frozen, keys
 
 
 class Inner(Frozen):
