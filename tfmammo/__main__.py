@@ -118,9 +118,8 @@ def _configs(words: Sequence[str]) -> None:
     options = parser.parse_args(words)
     if options.command == "list":
         for name in shipped.list_configs():
-            program, *study = shipped.read_command(name).split(" --config ")[0].split(" --study ")
-            words = [shipped.name_command(program), *(f"--study {each}" for each in study)]
-            print(f"{name:<24}tfmammo {' '.join(map(str, words))} --config {name}")
+            command = shipped.name_command(shipped.read_command(name).split(" --config ")[0])
+            print(f"{name:<24}tfmammo {command} --config {name}")
         return
     content = _locate(options.name).read_text(encoding="utf-8")
     if options.command == "show":

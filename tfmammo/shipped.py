@@ -36,17 +36,18 @@ COMMANDS = {
 
 
 def name_command(target: str) -> str | None:
-    """Name the command of `tfmammo` that runs a script or module; None where there is none.
+    """Name what `python` runs as users of `tfmammo` type it; None where there is no such command.
 
     Examples:
-        >>> name_command("-m tfmammo.synthesis"), name_command("train/can.py")
-        ('synthesize', 'train can')
+        >>> name_command("-m tfmammo.apps.serving register"), name_command("train/can.py")
+        ('serve register', 'train can')
     """
     for name, (runs, _) in COMMANDS.items():
-        if runs == target:
-            return name
-    folder, _, script = target.removesuffix(".py").rpartition("/")
-    return f"{folder} {script}" if folder in ("train", "evaluate") else None
+        if f"{target} ".startswith(f"{runs} "):
+            return name + target.removeprefix(runs)
+    script, _, others = target.partition(" ")
+    folder, _, name = script.removesuffix(".py").rpartition("/")
+    return f"{folder} {name} {others}".rstrip() if folder in ("train", "evaluate") else None
 
 
 def list_configs() -> list[str]:
