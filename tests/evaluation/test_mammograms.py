@@ -94,6 +94,7 @@ def test_means_have_intervals_over_patients():
             "name": str(number),
             "patient": patient,
             "patient_of_lesion": patient,
+            "trained_on": patient in ("p1", "p4"),
             "contrast": value,
             "contrast_before": np.nan,
             "seam": 1.0,
@@ -107,6 +108,7 @@ def test_means_have_intervals_over_patients():
         [
             "A",
             "14",
+            "4",
             f"{values.mean():.3f}\n[{low:.3f}, {high:.3f}]",
             "-",
             "1.00\n[1.00, 1.00]",

@@ -231,13 +231,9 @@ def test_whoever_gives_no_data_is_told_so_in_a_frame(monkeypatch, capsys):
         lines[0].startswith("╭")
         and "No data: data.root is not set, so the built-in phantom is used" in lines[1]
     )
-    assert (
-        "python train/can.py --config configs/can.yaml --set data.name=inbreast data.root=DIR"
-        in lines[3]
-    )
-    assert "python train/can.py --config configs/quickstart.yaml" in lines[4] and lines[
-        5
-    ].startswith("╰")
+    command = "tfmammo train can --config configs/can.yaml --set data.name=inbreast data.root=DIR"
+    assert command in lines[3]
+    assert "tfmammo train can --config quickstart" in lines[4] and lines[5].startswith("╰")
     datasets.open_subsets(DataConfig(phantoms=12, size=32))  # who asks for the phantom knows
     assert capsys.readouterr().err == ""
 

@@ -96,10 +96,9 @@ class Step:
 
     def format_command(self) -> str:
         """Return the command for a shell, without the password of a tracking store."""
-        first, second, *others = map(redact, self.arguments)
-        program = shipped.name_command(f"{first} {second}") if first == "-m" else None
-        words = ["tfmammo", program] if program else ["python", first, second]
-        return shlex.join([*words, *others])
+        words = [redact(argument) for argument in self.arguments]
+        command = shipped.name_command(" ".join(words[:2])) if words[0] == "-m" else None
+        return shlex.join(["tfmammo", command, *words[2:]] if command else ["python", *words])
 
 
 def format_overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
