@@ -128,6 +128,7 @@ run_unchanged = functools.cache(run_test)
 def _run_here(test: str) -> None:
     import pytest
 
+    place = os.getcwd()
     os.setsid()
     log = os.open("mutants.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
@@ -135,7 +136,7 @@ def _run_here(test: str) -> None:
     warning = "ignore::pytest.PytestAssertRewriteWarning"  # of what is imported already
     code = pytest.main(["-qx", "-p", "no:cacheprovider", "-W", warning, test])
     package = sys.modules.get("tfmammo")
-    if package and not str(package.__file__).startswith(os.getcwd()):
+    if package and not str(package.__file__).startswith(place):
         code = pytest.ExitCode.INTERNAL_ERROR
     os._exit(code)
 
@@ -169,6 +170,8 @@ def main() -> None:
     mutants = TypeAdapter(list[Mutant]).validate_python(yaml.safe_load(text))
     if arguments.only:
         mutants = [mutant for mutant in mutants if mutant.name in arguments.only]
+        if len(mutants) < len(set(arguments.only)):
+            parser.error("--only: no such mutant")
     if arguments.sample is not None:
         mutants = choose(mutants, arguments.sample, arguments.seed)
     all_killed = True

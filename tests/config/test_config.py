@@ -392,7 +392,7 @@ def test_what_a_detector_sees_is_its_canvas_or_a_square():
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ({"tiles": {}}, "tiles.overlap must be less than the tiles' 256 x 256 px"),
+        ({"tiles": {}}, "tiles.overlap"),
         ({"canvas": (512, 128), "tiles": {"overlap": 128}}, "less than the tiles' 512 x 128 px"),
         ({"canvas": (64, 64), "records": "folder"}, "canvas and tiles are for detectors"),
         ({"size": 512, "tiles": {}, "records": "folder"}, "canvas and tiles are for detectors"),

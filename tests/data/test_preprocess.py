@@ -444,29 +444,28 @@ def test_a_speck_survives_resampling():
         (
             {"laterality": None},
             {"flip_right": True},
-            "^data.preprocess.flip_right needs the laterality, and that of image7 ",
+            "^data.preprocess.flip_right .*image7 ",
         ),
         (
             {"spacing": None},
             {"spacing": 0.1},
-            "^data.preprocess.spacing needs mm per px, and those of image7 ",
+            "^data.preprocess.spacing .*image7 ",
         ),
         (
             {"spacing": (70.0, 50.0)},  # micrometres
             {"spacing": 0.05},
-            "^data.preprocess.spacing=0.05 would make 112000 x 64000 px of the 80 x 64 px of "
-            "image7; are both spacings in mm",
+            "^data.preprocess.spacing=0.05 .*image7",
         ),
         ({"spacing": (1e-300, 1e300)}, {"spacing": 1e-100}, "would make 1 x inf px"),
         (
             {"view": None},
             {"remove_pectoral": True},
-            "^data.preprocess.remove_pectoral needs .* the view of image7 ",
+            "^data.preprocess.remove_pectoral .*view of image7 ",
         ),
         (
             {"view": "MLO", "laterality": None},
             {"remove_pectoral": True},
-            "^data.preprocess.remove_pectoral needs the laterality, .* image7 ",
+            "^data.preprocess.remove_pectoral .*laterality, .*image7 ",
         ),
     ],
 )

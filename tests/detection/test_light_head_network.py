@@ -200,12 +200,12 @@ def test_configs_that_make_no_sense(wrong, said):
 @pytest.mark.parametrize(
     ("data", "key"),
     [
-        ({"size": 100}, "size: must be a multiple of 16 px and at least 32, not 100"),
+        ({"size": 100}, "size: "),
         ({"size": 16}, "size"),
         ({"split": "paper"}, "split"),
         (
             {"canvas": (64, 40)},
-            r"canvas: rows and columns must be multiples of 16 px and at least 32, not \[64, 40\]",
+            "canvas: ",
         ),
         ({"canvas": (16, 64)}, "canvas"),
     ],

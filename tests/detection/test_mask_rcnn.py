@@ -146,11 +146,11 @@ def test_what_the_task_is_told():
         (experiment(DataConfig(size=SIZE, split="paper")), "data.split"),
         (
             experiment(DataConfig(size=300)),
-            "data.size: must be a multiple of 64 px, for the levels of the pyramid, not 300",
+            "data.size",
         ),
         (
             experiment(DataConfig(canvas=(1344, 800))),
-            "data.canvas: rows and columns must be multiples of 64 px, .* not .1344, 800.$",
+            "data.canvas",
         ),
     ],
 )

@@ -454,9 +454,9 @@ def test_postprocessing_takes_specks_away(load):
     [
         ({"config": {}}, "does not say how its patches are made"),
         ({"config": {"data": {"frame": "round"}}}, "does not say how its patches are made"),
-        (card(patches="offset"), "trained on data.patches=offset, not on patches around lesions"),
-        (card(size=32), "takes 64 px, but its card.json says 32"),
-        (card(records="nowhere"), "manifest of its records.*: nowhere: holds no manifest.json"),
+        (card(patches="offset"), "data.patches=offset"),
+        (card(size=32), "card.json"),
+        (card(records="nowhere"), "nowhere"),
     ],
 )
 def test_a_segmenter_whose_patches_are_not_known(tmp_path, models, change, said):

@@ -139,38 +139,38 @@ def test_nothing_that_is_exported_keeps_a_state_or_draws_by_one(model):
     [
         (
             lambda model, path: model.save(path),
-            "can't be saved as a .keras file: .*export.export.*export.load",
+            "export.export.*export.load",
         ),
         (
             lambda model, path: keras.saving.save_model(model, path),
-            "can't be saved as a .keras file: .*tfmammo.tracking.export.export",
+            "tfmammo.tracking.export.export",
         ),
         (
             lambda model, path: model.export(path),
-            "can't be saved as a .keras file: .*tfmammo.tracking.export.export",
+            "tfmammo.tracking.export.export",
         ),
         (
             lambda model, path: model(np.zeros((1, 32, 32, 1))),
-            r"can't be called as a whole: .*model.networks\[NAME\]",
+            r"model.networks\[NAME\]",
         ),
         (
             lambda model, path: model.fit(np.zeros(1), np.zeros(1)),
-            "is trained by its own train_step.*python train/",
+            "train_step.*python train/",
         ),
         (
             lambda model, path: model.compile("adam", "mse"),
-            "is trained by its own train_step.*python train/",
+            "train_step.*python train/",
         ),
         (
             lambda model, path: model.predict(np.zeros(1)),
-            "is trained by its own train_step.*python train/",
+            "train_step.*python train/",
         ),
     ],
 )
 def test_what_keras_would_do_wrongly_is_refused_in_one_sentence(
     model, tmp_path, repository, use, said
 ):
-    with pytest.raises(NotImplementedError, match=f"^{type(model).__name__} {said}") as raised:
+    with pytest.raises(NotImplementedError, match=f"^{type(model).__name__} .*{said}") as raised:
         use(model, tmp_path / "x.keras")
     message = str(raised.value)
     assert "\n" not in message

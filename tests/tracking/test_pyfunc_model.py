@@ -129,14 +129,14 @@ def test_a_network_sees_eight_patches_at_a_time(model, predict):
         (
             np.zeros((1, 4, 4)),
             None,
-            r"image must have the shape \[n, 4, 4, 1\] with n >= 1, not \[1, 4, 4\]",
+            r"image .*\[n, 4, 4, 1\]",
         ),
         (np.zeros((1, 4, 8, 1)), None, r"not \[1, 4, 8, 1\]"),
         (np.zeros((0, 4, 4, 1)), None, r"not \[0, 4, 4, 1\]"),
         (
             np.full((1, 4, 4, 1), 1.01),
             None,
-            r"image must lie in \[0, 1\], but reaches from 1.01 to 1.01",
+            "image .*1.01",
         ),
         (np.full((1, 4, 4, 1), -255.0), None, "reaches from -255 to -255"),
         (np.full((1, 4, 4, 1), np.nan), None, "reaches from nan to nan"),
@@ -153,12 +153,12 @@ def test_a_network_sees_eight_patches_at_a_time(model, predict):
         (
             np.zeros((1, 4, 4, 1)),
             {"network": "critic"},
-            "critic takes mask and image: one array, or an object with these names",
+            "critic takes mask and image",
         ),
         (
             np.zeros((1, 4, 4, 1)),
             {"network": "renderer"},
-            "there is no network renderer, only generator, inverter, critic",
+            "network renderer",
         ),
     ],
 )

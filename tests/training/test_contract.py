@@ -83,11 +83,11 @@ def test_what_is_broken_is_named(said):
         ),
         (
             {"inverter": lambda image: {"mask": image}},
-            "inverter: must be a tf.function with an input_signature",
+            "inverter: .*input_signature",
         ),
         (
             {"inverter": function([tf.TensorSpec([None, 4, 4, 1])], lambda image: {"mask": image})},
-            "inverter: every input must be a named",
+            "inverter: .*input must",
         ),
         (
             {
@@ -99,11 +99,11 @@ def test_what_is_broken_is_named(said):
         ),
         (
             {"inverter": function([SPEC], lambda image: image)},
-            "inverter: must return tensors by name",
+            "inverter: .*tensors",
         ),
         (
             {"inverter": function([SPEC], lambda patch: {"mask": patch})},
-            r"inverter: its parameters must have the names of its inputs, image, not \(patch\)",
+            r"inverter: .*\(patch\)",
         ),
     ],
 )

@@ -256,7 +256,7 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> PatchReci
     mammogram = find_source(source.archive, source.image_id, config.data, file, ArchiveIndexes())
     folder = find_best_weights(config.generators[recipe.target], config.tracking_uri)
     network = load_lesion_generator(folder)
-    if network.identity["weights"] != recipe.generator["weights"]:
+    if network.identity["weights"] != recipe.generator.get("weights"):
         raise DataError(f"{folder}: is not the generator of {file}, its weights are others")
     with jobs.use_one_thread():
         digest, sampler = open_source(mammogram, network, config.seed)

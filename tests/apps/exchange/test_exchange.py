@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pycocotools.coco import COCO
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram
 from tfmammo.apps.exchange import writing
 from tfmammo.apps.exchange.__main__ import main
+from tfmammo.apps.exchange.cases import Plan, make_cases
 from tfmammo.apps.exchange.config import ExchangeConfig
 from tfmammo.apps.exchange.writing import NAMES, write_dataset
 from tfmammo.archives import folder
@@ -27,7 +29,7 @@ from tfmammo.config import DataConfig
 from tfmammo.data import splits
 from tfmammo.data.splits import Mammograms
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.mammogram import Lesion, Skipped, hash_id
+from tfmammo.mammogram import Lesion, Skipped, hash_id, key_check
 
 MASS = Lesion.from_outline(
     "mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="spiculated"
@@ -441,11 +443,11 @@ def test_a_damaged_image_is_left_out_and_counted(archive, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"split": "paper"}, "data.split=paper: keeps patients in both subsets"),
+        ({"split": "paper"}, "data.split"),
         ({"records": "records"}, "data.records: hold patches"),
-        ({"exchange": {"items": "patches"}}, "data.kinds: a patch's mask does not tell kinds"),
-        ({"exchange": {"boxes": True}}, "exchange.boxes: is for coco and yolo, not for hf"),
-        ({"added": {"copies": 2}}, "data.added: joins the training side"),
+        ({"exchange": {"items": "patches"}}, "data.kinds"),
+        ({"exchange": {"boxes": True}}, "exchange.boxes"),
+        ({"added": {"copies": 2}}, "data.added"),
     ],
 )
 def test_keys_that_a_data_set_cant_follow(archive, tmp_path, changes, message):
@@ -507,3 +509,25 @@ def test_real_mammograms(real_data, tmp_path, name):
             path = tmp_path / "Dataset501_Masses" / "labelsTr" / f"{original.image_id}.png"
             labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
             np.testing.assert_array_equal(labels, draw(original, "mass"))
+
+
+def test_two_images_of_one_name_are_refused():
+    """Both would be a_1.png."""
+    records = [
+        replace(make_mammogram(number, np.zeros((ROWS, COLS, 1), np.float32)), image_id=name)
+        for number, name in enumerate(("a.1", "a_1"))
+    ]
+    saved = splits.SavedSplit(
+        archive="folder",
+        split="patient",
+        folds=2,
+        seed=0,
+        stratify="none",
+        patients={},
+        id_key=key_check(),
+    )
+    plan = Plan(records, saved, frozenset(), {}, "")
+    cases = make_cases(config(None), plan, Skipped())
+    assert next(cases).name == "a_1"
+    with pytest.raises(DataError, match="a_1"):
+        next(cases)

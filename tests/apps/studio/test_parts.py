@@ -201,7 +201,7 @@ def test_a_row_of_the_table():
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("port: 7860", "one of systems, case and study must be given"),
+        ("port: 7860", "one of systems"),
         (
             "systems: {a: {renderer: contextual}}",
             "systems.a: renderer=contextual needs a generator",
