@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.archives.writers.cdd_cesm import CLINICAL_HEADER, REGION_HEADER, write_tables
 from tfmammo.archives import cdd_cesm
-from tfmammo.archives.writers.cdd_cesm import CLINICAL_HEADER, REGION_HEADER, write_tables
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Skipped, hash_id
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.archives.writers import ddsm as writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo.archives import ddsm, ljpeg, phantom
-from tfmammo.archives.writers import ddsm as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 

@@ -35,9 +35,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from tests.archives.writers.ddsm import encode
 from tfmammo.archives import dicom
 from tfmammo.archives.silence import silence
-from tfmammo.archives.writers.ddsm import encode
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as cocotools
 
+from tests.archives.writers import folder as writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo.archives import coco, folder, phantom, pictures
 from tfmammo.archives.stored import unused_range
-from tfmammo.archives.writers import folder as writer
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, hash_id

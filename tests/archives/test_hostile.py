@@ -17,6 +17,12 @@ import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
 
+from tests.archives.writers import cbis_ddsm, mini_mias, vindr
+from tests.archives.writers import cdd_cesm as cesm_writer
+from tests.archives.writers import ddsm as ddsm_writer
+from tests.archives.writers import folder as folder_writer
+from tests.archives.writers import inbreast as inbreast_writer
+from tests.archives.writers import optimam as optimam_writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram
 from tfmammo.archives import (
     ARCHIVES,
@@ -31,12 +37,6 @@ from tfmammo.archives import (
 )
 from tfmammo.archives.elements import Fault
 from tfmammo.archives.regions import SEGMENTATION, read_regions
-from tfmammo.archives.writers import cbis_ddsm, mini_mias, vindr
-from tfmammo.archives.writers import cdd_cesm as cesm_writer
-from tfmammo.archives.writers import ddsm as ddsm_writer
-from tfmammo.archives.writers import folder as folder_writer
-from tfmammo.archives.writers import inbreast as inbreast_writer
-from tfmammo.archives.writers import optimam as optimam_writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 

@@ -11,9 +11,9 @@ import numpy as np
 import pydicom
 import pytest
 
+from tests.archives.writers import inbreast as writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo.archives import inbreast, phantom
-from tfmammo.archives.writers import inbreast as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 

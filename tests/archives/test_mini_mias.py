@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.archives.writers import mini_mias as writer
 from tests.small_mammograms import make_mammogram
 from tfmammo.archives import mini_mias
-from tfmammo.archives.writers import mini_mias as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 

@@ -10,9 +10,9 @@ import numpy as np
 import pydicom
 import pytest
 
+from tests.archives.writers import optimam as writer
 from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
 from tfmammo.archives import optimam, phantom
-from tfmammo.archives.writers import optimam as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 

@@ -13,9 +13,9 @@ import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless
 
+from tests.archives.writers import vindr as writer
 from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
 from tfmammo.archives import phantom, vindr
-from tfmammo.archives.writers import vindr as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 

@@ -16,9 +16,9 @@ import pytest
 from pycocotools import mask as cocotools
 from pycocotools.coco import COCO
 
+from tests.archives.writers import folder as writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram
 from tfmammo.archives import folder
-from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig
 from tfmammo.data import splits
 from tfmammo.data.splits import Mammograms

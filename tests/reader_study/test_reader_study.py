@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.archives.writers import folder as writer
 from tests.small_mammograms import make_mammogram, textured_breast
-from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig, dump, parse
 from tfmammo.data.patches import Patches
 from tfmammo.data.patients import PATIENTS

@@ -21,9 +21,9 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.archives.writers import folder as writer
 from tests.ports import find_free_port
 from tfmammo.archives import phantom
-from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig, dump
 from tfmammo.reader_study.answers import Answers
 from tfmammo.reader_study.cases import ReaderStudyConfig

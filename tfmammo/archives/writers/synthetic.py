@@ -35,9 +35,9 @@ from pydicom.uid import generate_uid
 from pydicom.valuerep import DSfloat
 
 from tfmammo import __version__
+from tfmammo.archives.findings import CATEGORIES
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers.dicom import MAMMOGRAPHY, SECONDARY_CAPTURE, write_dicom
-from tfmammo.archives.writers.folder import CATEGORIES
 from tfmammo.mammogram import Box, LesionKind, Mammogram, is_keyed
 
 MARK = "SYNTHETIC: lesions were inserted by software; not for diagnosis"
