@@ -735,14 +735,55 @@ def test_a_stated_side_wins_over_the_positions(write):
     assert (header.laterality, header.view) == ("R", "CC")
 
 
-def test_secondary_capture_is_accepted(write):
-    path = write(SOPClassUID=SecondaryCaptureImageStorage, Modality="OT")
-    assert dicom.read_pixels(path).shape == (12, 10, 1)
+CAPTURE = {"SOPClassUID": SecondaryCaptureImageStorage}
+XRAY = "1.2.840.10008.5.1.4.1.1.1.1"  # digital radiography for presentation
+SYNTHESIZED = ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"]
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        CAPTURE,
+        CAPTURE | {"Modality": None},
+        CAPTURE | {"BodyPartExamined": "LEFT BREAST"},
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.3"},
+        {"SOPClassUID": XRAY},
+        {"SOPClassUID": XRAY, "Modality": None, "BodyPartExamined": "BREAST"},
+        {"Modality": None},
+        {"ImageType": SYNTHESIZED},
+        {"ImageType": "DERIVED"},
+    ],
+)
+def test_film_scans_radiographs_and_synthesized_images_are_mammograms(write, tags):
+    assert dicom.read_pixels(write(**tags)).shape == (12, 10, 1)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        CAPTURE | {"Modality": "CT"},  # a dose page
+        CAPTURE | {"Modality": "US"},
+        CAPTURE | {"Modality": "OT"},
+        CAPTURE | {"BodyPartExamined": "ABDOMEN"},
+        CAPTURE | {"Modality": None, "BodyPartExamined": "CHEST"},
+        {"BodyPartExamined": "SPINE"},
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.77.1.5.1"},  # a fundus photograph
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.77.1.5.1", "Modality": None},
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.6.1"},  # ultrasound
+        {"SOPClassUID": XRAY, "Modality": None},
+        {"SOPClassUID": CTImageStorage, "Modality": None, "BodyPartExamined": "BREAST"},
+        CAPTURE | {"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "NONE"]},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "TOMO_PROJ", "RIGHT"]},
+    ],
+)
+def test_what_is_found_beside_mammograms_is_none(write, tags):
+    with pytest.raises(ArchiveError, match="is no mammogram"):
+        dicom.read_header(write(**tags))
 
 
 REFUSED = {
     "modality is CT": {"Modality": "CT", "SOPClassUID": CTImageStorage},
-    "modality is not stated": {"Modality": None, "SOPClassUID": CTImageStorage},
+    "SOP class is neither": {"Modality": None, "SOPClassUID": CTImageStorage},
     "holds 3 frames": {"NumberOfFrames": 3, "PixelData": STORED.tobytes() * 3},
     "interpretation is RGB": {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"},
     "interpretation is PALETTE COLOR": {"PhotometricInterpretation": "PALETTE COLOR"},
@@ -950,13 +991,6 @@ def test_no_file_waits_for_the_decoding_of_another(write):
             done.set()
             thread.join()
     assert logging.getLogger("pydicom").disabled == disabled and list(warnings.filters) == filters
-
-
-@pytest.mark.parametrize(
-    "tags", [{}, {"SOPClassUID": CTImageStorage, "BodyPartExamined": "BREAST"}]
-)
-def test_a_breast_without_a_modality_is_a_mammogram(write, tags):
-    assert dicom.read_pixels(write(Modality=None, **tags)).shape == (12, 10, 1)
 
 
 def test_compressed_pixels_under_an_uncompressed_syntax(tmp_path):

@@ -54,9 +54,10 @@ from tfmammo.archives.stored import Stored, look_up
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import MOST_PIXELS, Laterality, View
 
-# digital mammography, for presentation; .1 behind it: for processing
-_MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # the class, and the stem of its multi-frame kin
+# SOP classes: computed and digital radiography (.1.2 is mammography), secondary captures (film
+# scans, .7.1 to .7.4 with frames), tomosynthesis with a generated 2D image
+_XRAY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(1|7|13\.1)(\.[0-9]+)*")
+_NEEDS_NO_MODALITY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(1\.2|7)(\.[0-9]+)*")
 _FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
 _META = 2  # the group of elements that say how the file is written
 _MOST_READS = 100_000  # of a header, two for each element, each of which takes some 40 us
@@ -65,38 +66,11 @@ _UNDEFINED = 2**32 - 1  # the length of compressed pixels
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _SEQUENCES = (*_GROUPS, "AnatomicRegionSequence", "ViewCodeSequence")
 # The words that messages may quote: a damaged header can hold anything in their place.
-_MODALITIES = (
-    "CR",
-    "CT",
-    "DX",
-    "ES",
-    "IO",
-    "KO",
-    "MR",
-    "NM",
-    "OT",
-    "PR",
-    "PT",
-    "PX",
-    "RF",
-    "RG",
-    "SEG",
-    "SM",
-    "SR",
-    "US",
-    "XA",
-    "XC",
+_MODALITIES = re.compile(
+    "AR|AU|BI|BMD|CR|CT|DOC|DX|ECG|ES|GM|IO|IVUS|KO|MR|NM|OP|OPT|OT|PR|PT|PX|RF|RG|RTDOSE|RTIMAGE|"
+    "RTPLAN|RTSTRUCT|SEG|SM|SR|TG|US|XA|XC"
 )
-_PHOTOMETRICS = (
-    "MONOCHROME1",
-    "MONOCHROME2",
-    "PALETTE COLOR",
-    "RGB",
-    "YBR_FULL",
-    "YBR_FULL_422",
-    "YBR_ICT",
-    "YBR_RCT",
-)
+_PHOTOMETRICS = re.compile("PALETTE COLOR|RGB|YBR_(FULL|FULL_422|ICT|RCT)")
 
 # Codes in SNOMED CT and in its older notation, which newer systems still write: PS3.16 CID 4014 for
 # views, and for sides the breast itself (CID 4) or a modifier of it (CID 244).
@@ -384,10 +358,8 @@ def _inflate(file: BinaryIO) -> FileDataset | None:
 
 def _check_header(dataset: FileDataset) -> None:
     """Raise unless this is one grey image of a breast; leave its numbers as int."""
-    modality = _text(dataset, "Modality")
+    _check_kind(dataset)
     photometric = _text(dataset, "PhotometricInterpretation")
-    if modality != "MG" and not _may_be_mammogram(dataset, modality):
-        raise _Fault(f"is no mammogram, its modality is {_quote_word(modality, _MODALITIES)}")
     rows = _integer(dataset, "Rows", 0)
     cols = _integer(dataset, "Columns", 0)
     frames = _integer(dataset, "NumberOfFrames", 1)
@@ -418,19 +390,23 @@ def _check_header(dataset: FileDataset) -> None:
     dataset.PixelRepresentation = _integer(dataset, "PixelRepresentation", 0)
 
 
-def _may_be_mammogram(dataset: FileDataset, modality: str) -> bool:
-    """Whether an image of another modality than MG may be a mammogram.
-
-    A scanned film may be, and an image that states no modality but a breast.
-    """
+def _check_kind(dataset: FileDataset) -> None:
+    """Raise unless modality, SOP class, body part and image type are a mammogram's."""
+    modality = _text(dataset, "Modality").upper()
     kind = _text(dataset, "SOPClassUID")
-    if kind.startswith(_SECONDARY_CAPTURE):
-        return True
-    states_breast = (
-        kind in (_MAMMOGRAPHY, f"{_MAMMOGRAPHY}.1")
-        or _text(dataset, "BodyPartExamined").upper() == "BREAST"
-    )
-    return not modality and states_breast
+    part = _text(dataset, "BodyPartExamined").upper()
+    if modality not in ("MG", ""):
+        raise _Fault(f"is no mammogram, its modality is {_quote_word(modality, _MODALITIES)}")
+    if part and "BREAST" not in part:
+        raise _Fault("is no mammogram, its body part is not the breast")
+    if kind.startswith("1.2.840.10008.") and not _XRAY.fullmatch(kind):
+        raise _Fault("is no mammogram, its SOP class is neither X-ray's nor secondary capture's")
+    # without a modality, what is general X-ray must name the breast
+    if not modality and not part and not _NEEDS_NO_MODALITY.fullmatch(kind):
+        raise _Fault("is no mammogram, its modality is not stated")
+    words = _text(dataset, "ImageType").upper()
+    if "TOMO" in words and "GENERATED_2D" not in words:
+        raise _Fault("is no mammogram but part of a tomosynthesis")
 
 
 def _seek_pixels(file: BinaryIO, dataset: FileDataset) -> tuple[str, int]:
@@ -546,7 +522,7 @@ def _find_view(dataset: FileDataset) -> View | None:
     return next((_VIEW_CODES[code] for code in codes if code in _VIEW_CODES), None)
 
 
-def _quote_word(word: str, standard_words: tuple[str, ...]) -> str:
+def _quote_word(word: str, standard_words: re.Pattern[str]) -> str:
     if not word:
         return "not stated"
-    return word if word in standard_words else "unknown"
+    return word if standard_words.fullmatch(word) else "unknown"
