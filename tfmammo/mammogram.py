@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +76,31 @@ def normalize_spelling(text: str) -> str:
     # composing leaves one.
     visible = _remove_invisible(text)
     return _remove_invisible(unicodedata.normalize("NFKC", visible))
+
+
+def normalize_patient(text: str) -> str:
+    """Return one spelling of a patient's identifier.
+
+    Case and width of blanks mean nothing, and what is a whole number is that number: 12, 0012,
+    12.0 (pandas) and 1.2E+01 (Excel) are one patient.
+
+    Raises:
+        ValueError: It is a number in exponent form that lost digits.
+    """
+    text = " ".join(normalize_spelling(normalize_spelling(text).casefold()).split())
+    # 12e4 may be a name; 1.2e4 and 12e+4 are what programs write
+    if re.fullmatch(r"\+?[0-9]+(?:[.,][0-9]*(?:e\+?[0-9]{1,3})?|e\+[0-9]{1,3})?", text):
+        number = Decimal(text.replace(",", "."))
+        if int(number.as_tuple().exponent) > 0:
+            raise ValueError("is a number that lost digits (1.2E+12); save the column as text")
+        if number == number.to_integral_value():
+            return str(int(number))
+    return text
+
+
+def hash_patient(archive: str, identifier: str) -> str:
+    """Return a patient's pseudonym, the same for all spellings of one number (see `hash_id`)."""
+    return hash_id(archive, normalize_patient(identifier))
 
 
 def _remove_invisible(text: str) -> str:

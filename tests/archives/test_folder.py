@@ -224,6 +224,22 @@ def test_patients_that_differ_in_case_are_one(small):
     assert len({record.patient_id for record in read(small)[0]}) == 1
 
 
+@pytest.mark.parametrize("others", ["12.0", "0012", " 12", "1.2E+01"])
+def test_one_number_is_one_patient_and_the_log_speaks_of_leading_zeros(small, caplog, others):
+    table(small, "file,patient", "a.png,12", f"b.png,{others}")
+    with caplog.at_level(logging.WARNING):
+        records, reasons = read(small)
+    assert len(records) == 2 and not reasons
+    assert {record.patient_id for record in records} == {hash_id("folder", "12")}
+    assert len(caplog.messages) == (others == "0012")
+
+
+def test_a_number_of_a_patient_without_its_last_digits_is_refused(small):
+    table(small, "file,patient", "a.png,1.23457E+12", "b.png,p2")
+    with pytest.raises(ArchiveError, match="row 2, patient: is a number that lost digits"):
+        read(small)
+
+
 # The table
 
 

@@ -234,3 +234,14 @@ def test_hugging_face_by_hand(tmp_path):
     write(tmp_path / "train" / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
     with pytest.raises(ArchiveError, match="train/b, view: is none of cc, mlo"):
         read(tmp_path)
+
+
+def test_one_number_is_one_patient_of_hugging_face_too(tmp_path, caplog):
+    lines = []
+    for name, patient in (("a", 12), ("b", 12.0), ("c", "0012"), ("d", "13")):
+        picture(tmp_path / "train" / f"{name}.png")
+        lines.append(json.dumps({"file_name": f"{name}.png", "patient": patient}))
+    write(tmp_path / "train/metadata.jsonl", "\n".join(lines))
+    patients = [record.patient_id for record in read(tmp_path)[0]]
+    assert patients == [hash_id("folder", "12")] * 3 + [hash_id("folder", "13")]
+    assert "leading zeros" in caplog.text

@@ -17,6 +17,7 @@ Patients. Images of one woman in both subsets of a split make every result worth
 can't be trusted to tell women apart. So nothing is guessed. Where the table names patients, images
 without one are left out and counted. Where it names none at all, all images count as one patient:
 they can be looked at and predicted on but not split, and a log line says so.
+One number is one patient, whether a program wrote it as 12, 0012, 12.0 or 1.2E+01.
 `lesion_patient`, which synthetic mammograms with another woman's lesions have, is accepted and not
 used: make such a set from one subset of a split alone.
 
@@ -55,7 +56,7 @@ import logging
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -73,6 +74,7 @@ from tfmammo.mammogram import (
     Split,
     hash_id,
     is_keyed,
+    normalize_patient,
     normalize_spelling,
 )
 
@@ -234,14 +236,9 @@ def _parse_bits(text: str) -> int:
     return int(text)
 
 
-def _parse_patient(text: str) -> str:
-    # ids that differ in this alone are one patient's: the safe side
-    return normalize_spelling(normalize_spelling(text).casefold())
-
-
 _COLUMNS: dict[str, Callable[[str], Any]] = {
     "file": make_key,
-    "patient": _parse_patient,
+    "patient": normalize_patient,
     "laterality": _parse_choice({"l": "L", "left": "L", "r": "R", "right": "R"}),
     "view": _parse_choice({"cc": "CC", "mlo": "MLO"}),
     "pathology": _parse_choice({word: word for word in ("normal", "benign", "malignant")}),
@@ -253,7 +250,7 @@ _COLUMNS: dict[str, Callable[[str], Any]] = {
     "spacing": _parse_spacing,
     "split": _parse_choice({"train": "train", "test": "test"}),
     "bits": _parse_bits,
-    "lesion_patient": _parse_patient,
+    "lesion_patient": normalize_patient,
 }
 
 
@@ -296,7 +293,23 @@ def _read_table(path: Path, skipped: Skipped) -> dict[str, Row]:
             row = _parse_row(path, number, columns, cells)
             if rows.setdefault(row["file"], row) is not row:
                 raise ArchiveError(f"{path}: row {number} is a second one of its file")
+    if "patient" in columns:
+        place = columns.index("patient")
+        _speak_of_leading_zeros(path.parent, [cells[place] for cells in lines[1:] if cells])
     return rows
+
+
+def _speak_of_leading_zeros(root: Path, cells: Iterable[str]) -> None:
+    """Say which numbers count as one patient though the table writes them in several ways."""
+    digits = {match[0] for cell in cells if (match := re.match(r"\+?[0-9]+", cell.strip()))}
+    spellings = Counter(digit.lstrip("+0") for digit in digits)
+    if joined := sum(count > 1 for count in spellings.values()):
+        log.warning(
+            "%s: %d patient numbers are written with and without leading zeros; each counts as "
+            "one patient",
+            root.name,
+            joined,
+        )
 
 
 def _parse_row(path: Path, number: int, columns: list[str], cells: list[str]) -> Row:
@@ -331,6 +344,7 @@ def _parse_cells(root: Path, cells: Mapping[str, Mapping[str, str]]) -> dict[str
                 except ValueError as error:
                     raise ArchiveError(f"{root}: {image}, {name}: {error}") from None
         rows[image] = row
+    _speak_of_leading_zeros(root, [words.get("patient", "") for words in cells.values()])
     return rows
 
 

@@ -20,7 +20,7 @@ from tfmammo.data.splits import Mammograms, SavedSplit
 from tfmammo.datasets import announce_phantom, refuse_added
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.exchange.config import ExchangeConfig
-from tfmammo.mammogram import Mammogram, Skipped, hash_id, hold_pixels, trace_lesions
+from tfmammo.mammogram import Mammogram, Skipped, hash_patient, hold_pixels, trace_lesions
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def translate_split(saved: SavedSplit) -> SavedSplit:
 
     They are pseudonyms of pseudonyms: `folder` knows no others.
     """
-    places = {hash_id("folder", patient): place for patient, place in saved.patients.items()}
+    places = {hash_patient("folder", patient): place for patient, place in saved.patients.items()}
     return saved.model_copy(update={"archive": "folder", "patients": places})
 
 
