@@ -339,6 +339,25 @@ class MaskedLesion(Lesion):
         return int(top), int(left), int(bottom), int(right)
 
 
+@dataclass(frozen=True)
+class Lost:
+    """A lesion that an archive marks and that can't be read; kind is None where that is unknown."""
+
+    kind: LesionKind | None = None
+
+
+Found = Lesion | Lost
+
+
+def sort_found(found: Iterable[Found]) -> dict[str, Any]:
+    """Sort what a reader found into the fields `lesions` and `lost` of Mammogram."""
+    found = tuple(found)
+    return {
+        "lesions": tuple(each for each in found if isinstance(each, Lesion)),
+        "lost": tuple(each for each in found if isinstance(each, Lost)),
+    }
+
+
 def stack_boxes(lesions: Iterable[Lesion]) -> NDArray[np.float64]:
     """Return the boxes of lesions, float64 [n, 4], native px."""
     return np.array([lesion.box for lesion in lesions], np.float64).reshape(-1, 4)
@@ -432,6 +451,7 @@ class Mammogram:
         read_stored: Returns the grey values as the file stores them, an `archives.stored.Stored`;
             None where pixels and bits tell them. Call `archives.read_stored` instead.
         source: The mammogram as its reader gave it, where this one was preprocessed.
+        lost: Lesions that are marked and can't be read; see `lacks`.
 
     Examples:
         >>> from functools import partial
@@ -459,6 +479,7 @@ class Mammogram:
     file: Path | None = field(default=None, repr=False, compare=False)
     read_stored: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
     source: Mammogram | None = field(default=None, repr=False, compare=False)
+    lost: tuple[Lost, ...] = ()
 
     def __repr__(self) -> str:
         kinds = Counter(lesion.kind for lesion in self.lesions)
@@ -475,6 +496,14 @@ class Mammogram:
             changes: Other fields that change with them.
         """
         return replace(self, read=read, file=None, read_stored=None, source=None, **changes)
+
+    def lacks(self, kinds: Iterable[LesionKind] | None = None) -> bool:
+        """Whether a lesion of these kinds (None: of any) was lost on reading.
+
+        Then the image is not normal, and what is outside its lesions is no background.
+        """
+        wanted = None if kinds is None else {None, *kinds}
+        return any(wanted is None or lost.kind in wanted for lost in self.lost)
 
     @property
     def is_lossy(self) -> bool:

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.archives.writers.cdd_cesm import CLINICAL_HEADER, REGION_HEADER, write_tables
 from tfmammo.archives import cdd_cesm
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Skipped, hash_id
+from tfmammo.mammogram import Lost, Skipped, hash_id
 
 ROWS = 120
 COLS = 100
@@ -292,6 +292,7 @@ def test_regions_that_enclose_nothing_are_counted(archive):
         "region 5: the outline lies outside the image",
         f"region 7: {malformed}",
     ]
+    assert mammogram.lost == (Lost("mass"),) * 7
 
 
 def test_other_files_are_skipped_with_a_reason(archive):

@@ -20,8 +20,9 @@ from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo.archives import coco, folder, phantom, pictures
 from tfmammo.archives.stored import unused_range
 from tfmammo.archives.writers.dicom import write_dicom
+from tfmammo.data.sampling import is_normal
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, hash_id
+from tfmammo.mammogram import Lesion, Lost, Mammogram, MaskedLesion, Skipped, hash_id
 
 MASS = Lesion.from_outline(
     "mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="spiculated"
@@ -308,7 +309,7 @@ def test_a_table_as_a_spreadsheet_writes_it(small):
             ("file,pathology", "a.png,cancer"),
             "row 2, pathology: is none of normal, benign, malignant",
         ),
-        (("file,kind", "a.png,lump"), "row 2, kind: is none of mass"),
+        (("file,kind", "a.png,heart"), "row 2, kind: is none of mass"),
         (("file,split", "a.png,val"), "row 2, split: is none of train, test"),
         (("file,spacing", "a.png,0"), "row 2, spacing: is no spacing in mm"),
         (("file,spacing", "a.png,nan"), "row 2, spacing: is no spacing in mm"),
@@ -723,11 +724,14 @@ def test_a_box_has_no_outline(small, bbox, box):
         ({"bbox": [1, 2, 3]}, "it has neither a segmentation nor a bbox of four numbers"),
         ({"bbox": "none"}, "it has neither a segmentation nor a bbox of four numbers"),
         ({"bbox": [1, 2, float("nan"), 3]}, "its bbox is not finite"),
-        ({"bbox": [5, 5, 0, 3]}, "its bbox is empty or reaches beyond the image"),
-        ({"bbox": [5, 5, -2, 3]}, "its bbox is empty or reaches beyond the image"),
-        ({"bbox": [40, 5, 5, 3]}, "its bbox is empty or reaches beyond the image"),
-        ({"bbox": [-1, 5, 5, 3]}, "its bbox is empty or reaches beyond the image"),
-        ({"segmentation": [[1, 2, 3, 4]]}, "an outline of 2 points encloses nothing"),
+        ({"bbox": [5, 5, 0, 3]}, "its bbox is empty or lies outside the image"),
+        ({"bbox": [5, 5, -2, 3]}, "its bbox is empty or lies outside the image"),
+        ({"bbox": [44, 5, 5, 3]}, "its bbox is empty or lies outside the image"),
+        ({"bbox": [-6, 5, 5, 3]}, "its bbox is empty or lies outside the image"),
+        (
+            {"segmentation": [[1, 2, 3, 4]]},
+            "it has neither a segmentation nor a bbox of four numbers",
+        ),
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "its polygon is no list of x, y, x, y ..."),
         ({"segmentation": [[1, 2, 3, 4, 5, "six"]]}, "its polygon is no list of x, y, x, y ..."),
         ({"segmentation": [[[1, 2], [3, 4], [5, 6]]]}, "its polygon is no list of x, y, x, y ..."),
@@ -742,6 +746,81 @@ def test_an_annotation_that_is_no_lesion_is_noted_and_the_others_stay(small, ann
     records, reasons = read(small)
     assert [lesion.box for lesion in records[0].lesions] == [(1, 1, 3, 3)]
     assert reasons == {"images/a.png": f"annotation 2 left out: {reason}"}
+    assert records[0].lost == (Lost("mass"),) and not records[1].lost
+
+
+@pytest.mark.parametrize(
+    ("annotation", "box"),
+    [
+        ({"bbox": [40, 5, 5, 3]}, (5, 40, 8, 44)),
+        ({"bbox": [-1, -2, 5, 9]}, (0, 0, 7, 4)),
+        ({"bbox": [0, 0, 45, 61]}, (0, 0, ROWS, COLS)),
+        # what encloses nothing, beside a good box
+        ({"bbox": [4, 5, 6, 3], "segmentation": [[]]}, (5, 4, 8, 10)),
+        ({"bbox": [4, 5, 6, 3], "segmentation": []}, (5, 4, 8, 10)),
+        ({"bbox": [4, 5, 6, 3], "segmentation": [[4, 5, 9, 7]]}, (5, 4, 8, 10)),
+        # corners in COCO's half pixels: the box of [40, 45) x [5, 8), cut
+        ({"segmentation": [[40.5, 5.5, 45, 5.5, 45, 7.5, 40.5, 7.5]]}, (5, 40, 8, 44)),
+        # a part outside the image
+        (
+            {"segmentation": [[99, 5, 103, 5, 103, 9], [3.5, 2.5, 6.5, 2.5, 6.5, 4.5, 3.5, 4.5]]},
+            (2, 3, 5, 7),
+        ),
+    ],
+)
+def test_what_reaches_over_the_border_is_cut_there(small, annotation, box):
+    annotate(small, annotation)
+    records, reasons = read(small)
+    assert [lesion.box for lesion in records[0].lesions] == [box]
+    assert not reasons and not records[0].lost
+
+
+WORDS = {
+    "Mass": ("mass", True),
+    "Suspicious Calcification": ("calcification", True),
+    "architectural_distortion": ("distortion", True),
+    "Focal Asymmetry": ("asymmetry", True),
+    "Global Asymmetry": ("asymmetry", True),
+    "assymetry": ("asymmetry", True),
+    "nodule": ("mass", True),
+    "tumour": ("mass", False),
+    "Lesions": ("mass", False),
+    "Mass-calcification": ("mass", False),
+}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_words_of_findings(small, word):
+    annotate(small, {"bbox": [1, 1, 2, 2], "category_id": 9})
+    content = json.loads((small / "annotations.json").read_text())
+    content["categories"].append({"id": 9, "name": word})
+    (small / "annotations.json").write_text(json.dumps(content))
+    records, reasons = read(small)
+    (lesion,) = records[0].lesions
+    assert (lesion.kind, lesion.kind_is_certain) == WORDS[word] and not reasons
+
+
+def test_the_table_knows_what_a_general_word_means(small):
+    table(small, "file,patient,kind", "a.png,p1,distortion", "b.png,p2,")
+    annotate(small, {"bbox": [1, 1, 2, 2], "category_id": 9})
+    content = json.loads((small / "annotations.json").read_text())
+    content["categories"].append({"id": 9, "name": "lesion"})
+    (small / "annotations.json").write_text(json.dumps(content))
+    (lesion,) = read(small)[0][0].lesions
+    assert (lesion.kind, lesion.kind_is_certain) == ("distortion", True)
+
+
+@pytest.mark.parametrize("word", ["ignore", "Rundherd"])
+def test_an_unknown_word_is_named_and_its_image_is_no_background(small, word):
+    table(small, "file,patient,pathology", "a.png,p1,normal", "b.png,p2,normal")
+    annotate(small, {"bbox": [1, 1, 2, 2], "category_id": 9})
+    content = json.loads((small / "annotations.json").read_text())
+    content["categories"].append({"id": 9, "name": word})
+    (small / "annotations.json").write_text(json.dumps(content))
+    records, reasons = read(small)
+    assert [(record.lesions, record.lost) for record in records] == [((), (Lost(),)), ((), ())]
+    assert f"category '{word}', which is not known" in reasons["annotations.json"]
+    assert [is_normal(record) for record in records] == [False, True]
 
 
 def test_other_categories_and_unlisted_images_are_noted(small):

@@ -15,7 +15,7 @@ from tests.archives.writers import inbreast as writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo.archives import inbreast, phantom
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Lost, Mammogram, Skipped
 
 MASS = (Lesion.from_outline("mass", SQUARE, ROWS, COLS),)
 
@@ -283,7 +283,7 @@ def test_an_outline_partly_off_the_image_is_cut_at_its_border(small):
 def test_a_damaged_xml_costs_the_lesions_but_not_the_mammogram(small, content):
     (small / "AllXML" / "20000001.xml").write_bytes(content)
     record, skipped = first(small)
-    assert record.lesions == () and record.pathology is None
+    assert record.lesions == () and record.pathology is None and record.lost == (Lost(),)
     (reason,) = skipped.reasons.values()
     assert reason.startswith("its mammogram is kept without lesions: not an OsiriX plist (")
     assert "\n" not in reason
@@ -297,7 +297,7 @@ def test_no_xml_is_normal_where_the_table_says_birads_1(small):
 def test_no_xml_is_noted_where_the_table_expects_findings(small):
     (small / "AllXML" / "20000001.xml").unlink()
     record, skipped = first(small)
-    assert (record.pathology, record.lesions) == (None, ())
+    assert (record.pathology, record.lesions, record.lost) == (None, (), (Lost(),))
     assert skipped.reasons == {
         "AllDICOMs/20000001_aa1_MG_L_CC_ANON.dcm": "kept without lesions: no XML for 20000001, "
         "though its BI-RADS is 4b"
@@ -461,3 +461,13 @@ def test_an_archive_of_unreadable_files(small):
         r"not a DICOM",
     ):
         inbreast.read(small)
+
+
+def test_a_single_point_is_a_lost_calcification(small):
+    """Its image stays of use for its masses, and is no background for calcifications."""
+    write_regions(small, region(SQUARE[:1], name="Calcification", Type=19), region(name="Unnamed"))
+    record, _ = first(small)
+    assert not record.lesions and record.lost == (Lost("calcification"), Lost())
+    write_regions(small, region(), region(SQUARE[:1], name="Calcification", Type=19))
+    record, _ = first(small)
+    assert record.lacks() and record.lacks(["calcification"]) and not record.lacks(["mass"])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tfmammo.archives import folder
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Skipped, hash_id
+from tfmammo.mammogram import Lost, Skipped, hash_id
 
 ROWS = 30
 COLS = 40
@@ -186,11 +186,8 @@ def test_yolo_by_hand(tmp_path, names):
         ("0 0.5 0.5", "line 1: is neither a box of 4 numbers nor a polygon"),
         ("0 0.5 0.5 x 0.1", "line 1: is not made of numbers"),
         ("7 0.5 0.5 0.1 0.1", "line 1: its label has no name in data.yaml"),
-        ("0 0.9 0.5 0.5 0.1", "line 1: its bbox is empty or reaches beyond the image"),
-        ("0 1e308 0.5 0.5 0.1", "line 1: its bbox is"),
         ("0 nan 0.5 0.5 0.1", "line 1: is neither a box"),
-        ("0 5 5 6 6 5 6", "line 1: the outline lies outside the image"),
-        ("0 1e308 1e308 1 1 0 1", "line 1: an outline's coordinate is no number"),
+        ("0.5 0.5 0.5 0.1 0.1", "line 1: its label is no whole number"),
     ],
 )
 def test_lines_that_are_no_lesions(tmp_path, line, message):
@@ -200,6 +197,52 @@ def test_lines_that_are_no_lesions(tmp_path, line, message):
     with pytest.raises(ArchiveError) as raised:
         read(tmp_path)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "box"),
+    [
+        ("0 0.9 0.5 0.5 0.2", (12, 26, 18, COLS)),
+        ("0.0 0.05 0.5 0.2 0.2", (12, 0, 18, 6)),
+        ("0 0.5 0.5 3 3", (0, 0, ROWS, COLS)),
+    ],
+)
+def test_a_box_over_the_border_is_cut_there(tmp_path, line, box):
+    write(tmp_path / "data.yaml", "names: [mass]")
+    picture(tmp_path / "images" / "a.png")
+    write(tmp_path / "labels" / "a.txt", line)
+    (record,), reasons = read(tmp_path)
+    assert [lesion.box for lesion in record.lesions] == [box] and not reasons and not record.lost
+
+
+@pytest.mark.parametrize(
+    ("line", "lost"),
+    [
+        ("0 1e308 0.5 0.5 0.1", Lost("mass")),
+        ("0 5 5 6 6 5 6", Lost("mass")),
+        ("0 1e308 1e308 1 1 0 1", Lost("mass")),
+        ("1 0.5 0.5 0.1 0.1", Lost()),
+    ],
+)
+def test_a_lost_line_costs_its_lesion_alone(tmp_path, line, lost):
+    write(tmp_path / "data.yaml", "names: [mass, hedgehog, pectoral muscle]")
+    picture(tmp_path / "images" / "a.png")
+    write(tmp_path / "labels" / "a.txt", f"0 0.5 0.5 0.5 0.2\n{line}\n2 0.5 0.5 0.1 0.1")
+    (record,), reasons = read(tmp_path)
+    assert [lesion.box for lesion in record.lesions] == [(12, 10, 18, 30)]
+    assert record.lost == (lost,)
+    assert "'hedgehog'" in reasons["data.yaml"] and "muscle" not in reasons["data.yaml"]
+
+
+def test_what_nnunet_ignores_is_no_background(tmp_path):
+    content = NNUNET | {"labels": {"background": 0, "tumor": 1, "ignore": 2}}
+    write(tmp_path / "dataset.json", content)
+    picture(tmp_path / "imagesTr" / "a_0000.png")
+    picture(tmp_path / "labelsTr" / "a.png", labels((1, 2, 3, 8, 9), (2, 10, 10, 20, 20)))
+    (record,), reasons = read(tmp_path)
+    (lesion,) = record.lesions
+    assert (lesion.kind, lesion.kind_is_certain, lesion.box) == ("mass", False, (2, 3, 8, 9))
+    assert record.lost == (Lost(),) and "'ignore'" in reasons["dataset.json"]
 
 
 def test_hugging_face_by_hand(tmp_path):

@@ -442,7 +442,7 @@ def test_structures_by_hand(tmp_path):
         ({"frame": ""}, {}, "share no frame of reference with their image"),
         ({"off": 2.0}, {}, "lie off the plane of their image"),
         ({"form": "POINT"}, {}, "are points or lines, not areas"),
-        ({"name": "Quibble's heart"}, {}, "are of findings that are no lesions of ours"),
+        ({"name": "Quibble's heart"}, {}, "are of findings that are not known"),
         ({}, {"ImagePositionPatient": None}, "lie in space, where their image states no position"),
         (
             {},

@@ -17,7 +17,7 @@ from tests.archives.writers import vindr as writer
 from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
 from tfmammo.archives import phantom, vindr
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Lost, Mammogram, Skipped
 
 IMAGES = "breast-level_annotations.csv"
 FINDINGS = "finding_annotations.csv"
@@ -228,6 +228,7 @@ def test_an_unknown_category_does_not_reach_the_notes(small):
     edit(small / FINDINGS, 1, finding_categories="['Jane Doe', 'Mass']")
     (record, _), reasons = read(small)
     assert [lesion.kind_is_certain for lesion in record.lesions] == [False]
+    assert record.lost == (Lost(),)
     assert reasons == {FINDINGS: "1 rows, the first in line 2: an unknown category"}
 
 
@@ -266,7 +267,7 @@ def test_boxes_are_widened_to_whole_pixels_and_cut_at_the_border(small, corners,
 def test_a_box_that_is_none_is_noted_and_the_image_stays(small, corners, reason):
     edit(small / FINDINGS, 1, **dict(zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)))
     (record, _), reasons = read(small)
-    assert (record.lesions, record.pathology) == ((), None)
+    assert (record.lesions, record.pathology, len(record.lost)) == ((), None, 1)
     assert reasons == {FINDINGS: f"1 rows, the first in line 2: {reason}"}
 
 

@@ -46,17 +46,20 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from tfmammo.archives.files import list_regular_files
+from tfmammo.archives.findings import list_kinds
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     MOST_PIXELS,
+    Found,
     Laterality,
     Lesion,
-    LesionKind,
+    Lost,
     Mammogram,
     Pathology,
     Skipped,
     hash_id,
     normalize_spelling,
+    sort_found,
     trace_borders,
 )
 
@@ -75,13 +78,6 @@ _PATHOLOGY = "Pathology Classification/ Follow up"
 _REGION_COLUMNS = ("#filename", "region_id", "region_shape_attributes")
 _CLINICAL_COLUMNS = ("Image_name", "Findings", "BIRADS", "Breast density (ACR)", _PATHOLOGY)
 
-# The table's own spellings: assymetrical, asymmetrial, macrocalification, distorton.
-_KINDS: dict[LesionKind, str] = {
-    "mass": r"\bmass(es)?\b|\bnodul(e|es|ar)\b",
-    "calcification": r"calc?ific",
-    "asymmetry": r"\bass?ymm?et",
-    "distortion": r"\bdistort",
-}
 _OTHER = (
     r"edema|scar\b|operative|\bducts?\b|ductal|\bimln\b|retraction|\bskin\b|\bflap\b|\bclips?\b"
     r"|bulge|densities"
@@ -158,24 +154,6 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
             "skipped)"
         )
     return mammograms
-
-
-def list_kinds(findings: str) -> list[LesionKind]:
-    """List the kinds of lesions that a text of findings names.
-
-    Args:
-        findings: The clinical table's words; several are joined by `$`, "and" or "with".
-
-    Returns:
-        The kinds in the order of their first mention; "non mass" is no mass.
-    """
-    text = re.sub(r"\bnon[- ]?mass\w*", "", findings.lower())
-    first_place = {
-        kind: match.start()
-        for kind, pattern in _KINDS.items()
-        if (match := re.search(pattern, text))
-    }
-    return sorted(first_place, key=first_place.__getitem__)
 
 
 def _read_table(
@@ -260,7 +238,7 @@ def _make_mammogram(
         laterality="L" if name[2] == "L" else "R",
         view="CC" if name[4] == "CC" else "MLO",
         pathology=_parse_pathology(row),
-        lesions=lesions,
+        **sort_found(lesions),
         birads=row["BIRADS"] or None,
         density=None if row["Breast density (ACR)"] in ("", "_") else row["Breast density (ACR)"],
         bits=8,
@@ -340,7 +318,7 @@ def _trace_border(
 
 def _make_lesions(
     row: dict[str, str], regions: list[_Region], rows: int, cols: int, file: str, skipped: Skipped
-) -> tuple[Lesion, ...]:
+) -> tuple[Found, ...]:
     findings = row["Findings"]
     kinds = list_kinds(findings)
     if regions and not kinds:
@@ -357,7 +335,7 @@ def _make_lesions(
             "shape": _only_kind(_SHAPES, findings),
             "margin": _only_kind(_MARGINS, findings),
         }
-    lesions = []
+    lesions: list[Found] = []
     for region, outline in regions:
         try:
             points = outline()
@@ -369,6 +347,7 @@ def _make_lesions(
             raise
         except ValueError as error:
             skipped.add(file, f"{region}: {error}")
+            lesions.append(Lost(kinds[0] if certain else None))
             continue
         if not certain and _is_band(lesion):
             skipped.add(file, f"{region}: a band, of skin or a duct")

@@ -63,11 +63,15 @@ from pathlib import Path
 from typing import Any
 
 from tfmammo.archives import coco, dicom, layouts, pictures, regions
+from tfmammo.archives.findings import CATEGORIES, Finding, find_word
 from tfmammo.archives.named_files import DICOMS, PICTURES, find_files, make_key
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     ID_KEY,
+    Found,
     Lesion,
+    LesionKind,
+    Lost,
     Mammogram,
     MaskedLesion,
     Skipped,
@@ -76,6 +80,7 @@ from tfmammo.mammogram import (
     is_keyed,
     normalize_patient,
     normalize_spelling,
+    sort_found,
 )
 
 log = logging.getLogger(__name__)
@@ -220,6 +225,13 @@ def _parse_word(words: Mapping[str, Any], text: str) -> Any:
     return words[text.lower()]
 
 
+def _parse_kind(text: str) -> LesionKind:
+    finding = find_word(text)
+    if finding is None or finding.kind is None:
+        raise ValueError(f"is none of {', '.join(CATEGORIES)}")
+    return finding.kind
+
+
 def _parse_spacing(text: str) -> tuple[float, float]:
     try:
         values = [float(number.replace(",", ".")) for number in re.split(r"\s*[x×\s]\s*", text)]
@@ -242,7 +254,7 @@ _COLUMNS: dict[str, Callable[[str], Any]] = {
     "laterality": _parse_choice({"l": "L", "left": "L", "r": "R", "right": "R"}),
     "view": _parse_choice({"cc": "CC", "mlo": "MLO"}),
     "pathology": _parse_choice({word: word for word in ("normal", "benign", "malignant")}),
-    "kind": _parse_choice(coco.KINDS),
+    "kind": _parse_kind,
     "shape": str.lower,
     "margin": str.lower,
     "birads": str,
@@ -409,7 +421,7 @@ def _find_regions(folder: _Folder) -> None:
         folder.regions = regions.read_regions(paths, folder.note)
 
 
-def _make_region_lesions(folder: _Folder, image: str) -> Iterator[Lesion]:
+def _make_region_lesions(folder: _Folder, image: str) -> Iterator[Found]:
     assert folder.regions is not None
     path = folder.images[image]
     if path.suffix.lower() not in DICOMS:
@@ -420,12 +432,15 @@ def _make_region_lesions(folder: _Folder, image: str) -> Iterator[Lesion]:
     details = _find_details(row, len(drawn))
     for region in drawn:
         folder.drawn.add(identifier)
-        kind = region.kind if region.kind_is_certain else row.get("kind", region.kind)
-        certain = {"kind_is_certain": region.kind_is_certain or "kind" in row}
+        if region.finding is None:
+            yield Lost()
+            continue
+        kind, certain = _choose_kind(region.finding, row)
         try:
-            yield region.draw(facts, kind, details | certain)
+            yield region.draw(facts, kind, details | {"kind_is_certain": certain})
         except ValueError as error:
             folder.unusable[region.file, str(error)] += 1
+            yield Lost(kind if certain else None)
 
 
 def _note_unused_regions(folder: _Folder) -> None:
@@ -441,7 +456,7 @@ def _note_unused_regions(folder: _Folder) -> None:
         folder.note(path, f"{count} of its regions lie on images that are not read here")
 
 
-def _make_mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
+def _make_mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Found]:
     row = folder.rows.get(image, {})
     masks = folder.masks.get(image, [])
     if masks and row.get("pathology") == "normal":
@@ -460,7 +475,7 @@ def _make_mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Ite
         )
 
 
-def _make_coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
+def _make_coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Found]:
     listed = folder.coco[image]
     path = folder.images[image]
     where = f"{folder.root / 'annotations.json'}: {path.relative_to(folder.root).as_posix()}"
@@ -471,18 +486,37 @@ def _make_coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Ite
             f"{where} has {(rows, cols)} rows and columns there, but {listed.size} is stated"
         )
     details = _find_details(folder.rows.get(image, {}), len(listed.annotations))
-    for number, (kind, annotation) in enumerate(listed.annotations, start=1):
+    row = folder.rows.get(image, {})
+    for number, (finding, annotation) in enumerate(listed.annotations, start=1):
+        if finding is None:
+            yield Lost()
+            continue
+        kind, certain = _choose_kind(finding, row)
         try:
             yield coco.lesion(
-                kind, annotation, rows, cols, details, f"{later}, annotation {number}"
+                kind,
+                annotation,
+                rows,
+                cols,
+                details | {"kind_is_certain": certain},
+                f"{later}, annotation {number}",
             )
         except coco.Contradiction as error:
             raise coco.Contradiction(str(error).replace(later, where)) from None
         except ValueError as error:
             folder.note(path, f"annotation {number} left out: {error}")
+            yield Lost(kind if certain else None)
 
 
-def _make_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
+def _choose_kind(finding: Finding, row: Row) -> tuple[LesionKind, bool]:
+    """Return what a finding is, which the table may know better than a general word."""
+    assert finding.kind
+    if finding.is_certain or "kind" not in row:
+        return finding.kind, finding.is_certain
+    return row["kind"], True
+
+
+def _make_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Found]:
     if folder.layout is not None:
         lesions = folder.layout.find_lesions(image, rows, cols)
         details = _find_details(folder.rows.get(image, {}), len(lesions))
@@ -494,10 +528,10 @@ def _make_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator
     return _make_mask_lesions(folder, image, rows, cols)
 
 
-def _complete(lesion: Lesion, details: Mapping[str, Any]) -> Lesion:
+def _complete(lesion: Found, details: Mapping[str, Any]) -> Found:
     """Add what the image's row says of a lesion to what its own label says."""
     for name, value in details.items():
-        if getattr(lesion, name) is None:
+        if isinstance(lesion, Lesion) and getattr(lesion, name) is None:
             # frozen, and not shared yet; a MaskedLesion has no other way
             object.__setattr__(lesion, name, value)
     return lesion
@@ -560,13 +594,13 @@ def _make_mammograms(folder: _Folder) -> Iterator[Mammogram]:
 
 def _make_mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammogram:
     row = folder.rows.get(image, {})
-    lesions = tuple(_make_lesions(folder, image, facts["rows"], facts["cols"]))
+    found = sort_found(_make_lesions(folder, image, facts["rows"], facts["cols"]))
     pathology = row.get("pathology")
-    if pathology == "normal" and lesions:
+    if pathology == "normal" and (found["lesions"] or found["lost"]):
         folder.note(
             folder.images[image],
-            f"the table calls it normal, but it has {len(lesions)} lesions: its pathology is "
-            "taken as unknown",
+            f"the table calls it normal, but it has {sum(map(len, found.values()))} lesions: its "
+            "pathology is taken as unknown",
         )
         pathology = None
     facts |= {
@@ -579,7 +613,7 @@ def _make_mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammo
         patient_id=hash_id("folder", row.get("patient", "")),
         image_id=hash_id("folder", image),
         pathology=pathology,
-        lesions=lesions,
+        **found,
         official_split=row.get("split") or _find_subset(folder, image),
         **facts,
     )

@@ -36,8 +36,19 @@ import xlrd
 
 from tfmammo.archives import dicom
 from tfmammo.archives.files import list_regular_files
+from tfmammo.archives.findings import find_word
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Laterality, Lesion, LesionKind, Mammogram, Skipped, View, hash_id
+from tfmammo.mammogram import (
+    Found,
+    Laterality,
+    Lesion,
+    Lost,
+    Mammogram,
+    Skipped,
+    View,
+    hash_id,
+    sort_found,
+)
 
 Row = dict[str, str]  # column name -> text, both stripped, names in lower case
 
@@ -52,17 +63,6 @@ _LONGEST = 200  # characters of a point; longer ones would keep the pattern busy
 _VIEWS: dict[str, View] = {"CC": "CC", "ML": "MLO", "MLO": "MLO"}
 _LATERALITIES: dict[str, Laterality] = {"L": "L", "R": "R"}
 _FINDINGS = ("mass", "micros", "distortion", "asymmetry")  # columns of the xls, marked by an X
-_KINDS: dict[str, LesionKind] = {
-    "mass": "mass",
-    "calcification": "calcification",
-    "calcifications": "calcification",
-    "cluster": "calcification",
-    "spiculated region": "distortion",
-    "espiculated region": "distortion",
-    "distortion": "distortion",
-    "asymmetry": "asymmetry",
-    "assymetry": "asymmetry",
-}
 
 
 @dataclass
@@ -199,16 +199,14 @@ def _make_mammogram(archive: _Archive, path: Path) -> Mammogram:
         stated = f"{row.get('laterality')} {row.get('view')}"
         archive.note(path, f"kept without its table row: the name says {named}, the table {stated}")
         row = {}
-    lesions: tuple[Lesion, ...] = ()
+    lesions: tuple[Found, ...] = ()
+    birads = row.get("bi-rads") or None
     if number in archive.outlines:
         lesions = _read_lesions(archive, archive.outlines[number], header.rows, header.cols)
     elif _should_have_outlines(row):
-        archive.note(
-            path,
-            f"kept without lesions: no XML for {number}, though its BI-RADS is "
-            f"{row.get('bi-rads', 'unknown')}",
-        )
-    birads = row.get("bi-rads") or None
+        reason = f"no XML for {number}, though its BI-RADS is {row.get('bi-rads', 'unknown')}"
+        archive.note(path, f"kept without lesions: {reason}")
+        lesions = (Lost(),)
     return Mammogram(
         archive="inbreast",
         patient_id=hash_id("inbreast", match["patient"].lower()),
@@ -218,7 +216,7 @@ def _make_mammogram(archive: _Archive, path: Path) -> Mammogram:
         laterality=laterality,
         view=view,
         pathology="normal" if birads == "1" and not lesions else None,
-        lesions=lesions,
+        **sort_found(lesions),
         spacing=header.spacing,
         birads=birads,
         density=row.get("acr") or None,
@@ -233,7 +231,7 @@ def _should_have_outlines(row: Row) -> bool:
     return "mass" not in row or any(row.get(column, "").upper() == "X" for column in _FINDINGS)
 
 
-def _read_lesions(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[Lesion, ...]:
+def _read_lesions(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[Found, ...]:
     """Read the outlined findings of one XML.
 
     Regions that give none are noted, those of one name and reason together.
@@ -241,13 +239,10 @@ def _read_lesions(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[
     try:
         regions = _read_regions(path)
     except (OSError, ValueError, LookupError, AttributeError, TypeError, ExpatError) as error:
-        archive.note(
-            path,
-            "its mammogram is kept without lesions: not an OsiriX plist "
-            f"({' '.join(str(error).split())[:200]})",
-        )
-        return ()
-    lesions: list[Lesion] = []
+        reason = f"not an OsiriX plist ({' '.join(str(error).split())[:200]})"
+        archive.note(path, f"its mammogram is kept without lesions: {reason}")
+        return (Lost(),)
+    lesions: list[Found] = []
     faults: dict[tuple[str, str], list[str]] = {}
     for number, region in enumerate(regions, start=1):
         name = " ".join(str(region.get("Name") or "").split())
@@ -255,6 +250,9 @@ def _read_lesions(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[
             lesion = _make_lesion(name, region, rows, cols)
         except ValueError as error:
             faults.setdefault((name, str(error)), []).append(str(number))
+            finding = find_word(name)
+            certain = finding is not None and finding.is_certain
+            lesions.append(Lost(finding.kind if finding and certain else None))
             continue
         if lesion is not None:
             lesions.append(lesion)
@@ -288,16 +286,17 @@ def _make_lesion(name: str, region: Mapping[str, Any], rows: int, cols: int) -> 
             if len(points) == 1 or region.get("Type") == 19
             else f"{len(points)} points enclose nothing"
         )
-    if name.lower() not in _KINDS:
+    finding = find_word(name)
+    if finding is None or finding.kind is None:
         raise ValueError("the name is unknown")
     spiculated = name.lower().endswith("spiculated region")
     return Lesion.from_outline(
-        _KINDS[name.lower()],
+        finding.kind,
         np.array([_parse_point(point) for point in points], np.float64),
         rows,
         cols,
         margin="spiculated" if spiculated else None,
-        kind_is_certain=not spiculated,
+        kind_is_certain=finding.is_certain,
     )
 
 

@@ -27,14 +27,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tfmammo.archives import coco, pictures
+from tfmammo.archives.findings import Finding, find_word
 from tfmammo.archives.named_files import PICTURES, find_files, make_key
 from tfmammo.config import read_yaml
 from tfmammo.errors import ArchiveError, ConfigError
-from tfmammo.mammogram import Lesion, LesionKind, Skipped, Split, hash_id, trace_lesions
+from tfmammo.mammogram import (
+    Found,
+    Lesion,
+    Lost,
+    Skipped,
+    Split,
+    hash_id,
+    trace_lesions,
+)
 
-FindLesions = Callable[[str, int, int], list[Lesion]]
+FindLesions = Callable[[str, int, int], list[Found]]
 
 _LARGEST_YAML = 2**20  # bytes; YAML is slow to read
 _LARGEST_TEXT = 2**24  # bytes of the labels of one image
@@ -104,7 +114,7 @@ def _open_nnunet(root: Path, content: Mapping[str, Any], skipped: Skipped) -> La
     labels = content.get("labels")
     if not isinstance(labels, dict) or not all(isinstance(value, int) for value in labels.values()):
         raise ArchiveError(f"{path}: its labels are not one number each")
-    kinds = _name_kinds({value: name for name, value in labels.items()}, path, root, skipped)
+    found = _find_labels({value: name for name, value in labels.items()}, path, root, skipped)
     images: dict[str, Path] = {}
     maps: dict[str, Path] = {}
     subsets: dict[str, str] = {}
@@ -121,7 +131,7 @@ def _open_nnunet(root: Path, content: Mapping[str, Any], skipped: Skipped) -> La
                 images[key] = file
                 maps[key] = label_maps[case]
                 subsets[key] = subset
-    return Layout(images, partial(_read_label_map, maps, kinds), _assign_subsets(subsets))
+    return Layout(images, partial(_read_label_map, maps, found), _assign_subsets(subsets))
 
 
 def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Layout:
@@ -131,7 +141,7 @@ def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Lay
         numbers = {int(value): str(name) for value, name in (labels or {}).items()}
     except (AttributeError, TypeError, ValueError):
         raise ArchiveError(f"{path}: its labels are not numbers with names") from None
-    kinds = _name_kinds(numbers, path, root, skipped)
+    found = _find_labels(numbers, path, root, skipped)
     images: dict[str, Path] = {}
     maps: dict[str, Path] = {}
     subsets: dict[str, str] = {}
@@ -154,7 +164,7 @@ def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Lay
             subsets[key] = subset
     if others:
         skipped.note(root, path, f"{others} of its images have no picture or no label map here")
-    return Layout(images, partial(_read_label_map, maps, kinds), _assign_subsets(subsets))
+    return Layout(images, partial(_read_label_map, maps, found), _assign_subsets(subsets))
 
 
 def _find_listed(root: Path, path: Path, entry: Mapping[str, Any], word: str) -> Path | None:
@@ -175,23 +185,25 @@ def _find_listed(root: Path, path: Path, entry: Mapping[str, Any], word: str) ->
 
 
 def _read_label_map(
-    maps: Mapping[str, Path], kinds: Mapping[int, LesionKind | None], key: str, rows: int, cols: int
-) -> list[Lesion]:
+    maps: Mapping[str, Path], labels: Mapping[int, Finding | None], key: str, rows: int, cols: int
+) -> list[Found]:
     path = maps[key]
     values = pictures.read_labels(path, rows, cols)
     present = np.unique(values[values > 0]).tolist()
-    if unknown := [value for value in present if value not in kinds]:
+    if unknown := [value for value in present if value not in labels]:
         raise ArchiveError(
             f"{path}: holds the label {unknown[0]}, which dataset.json does not name"
         )
-    lesions: list[Lesion] = []
+    lesions: list[Found] = []
     for value in present:
-        kind = kinds[value]
-        if kind is not None:
+        finding = labels[value]
+        if finding is None:
+            lesions.append(Lost())
+        elif finding.kind is not None:
             region = (values == value).astype(np.uint8)
             if np.count_nonzero(np.diff(region, axis=1, prepend=0) == 1) > 2**18:
                 raise ArchiveError(f"{path}: marks no lesions but noise")
-            lesions += trace_lesions(kind, region)
+            lesions += trace_lesions(finding.kind, region, kind_is_certain=finding.is_certain)
             if len(lesions) > _MOST_REGIONS:
                 raise ArchiveError(f"{path}: marks more than {_MOST_REGIONS} regions")
     return lesions
@@ -213,71 +225,87 @@ def _open_yolo(root: Path, skipped: Skipped) -> Layout:
         raise ArchiveError(f"{path}: names no labels by their numbers")
     if not all(isinstance(name, str | int | float) for name in listed.values()):
         raise ArchiveError(f"{path}: a label's name is no word")
-    kinds = _name_kinds(
+    labels = _find_labels(
         {number: str(name)[:80] for number, name in listed.items()}, path, root, skipped
     )
     images = find_files(root, "images", PICTURES, skipped)
     subsets = {key: _SUBSETS[part] for key in images if (part := key.partition("/")[0]) in _SUBSETS}
-    return Layout(images, partial(_read_yolo_labels, root, images, kinds), _assign_subsets(subsets))
+    return Layout(
+        images, partial(_read_yolo_labels, root, images, labels, skipped), _assign_subsets(subsets)
+    )
 
 
 def _read_yolo_labels(
     root: Path,
     images: Mapping[str, Path],
-    kinds: Mapping[int, LesionKind | None],
+    labels: Mapping[int, Finding | None],
+    skipped: Skipped,
     key: str,
     rows: int,
     cols: int,
-) -> list[Lesion]:
+) -> list[Found]:
     name = images[key].relative_to(root / "images").with_suffix(".txt")
     path = root / "labels" / name
     if not path.is_file() or path.is_symlink():
         return []
     if path.stat().st_size > _LARGEST_TEXT:
         raise ArchiveError(f"{path}: is too large for the labels of an image")
-    lesions = []
+    lesions: list[Found] = []
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ArchiveError(f"{path}: can't be read ({error.__class__.__name__})") from None
     for number, line in enumerate(lines, start=1):
-        if line.strip():
+        if not line.strip():
+            continue
+        try:
+            label, shares = _parse_yolo_line(line.split())
+            if label not in labels:
+                raise ValueError("its label has no name in data.yaml")
+        except ValueError as error:
+            raise ArchiveError(f"{path}: line {number}: {error}") from None
+        finding = labels[label]
+        if finding is None:
+            lesions.append(Lost())
+        elif finding.kind:
             try:
-                lesion = _parse_yolo_line(line.split(), kinds, rows, cols)
+                lesions.append(_draw_shares(finding, shares, rows, cols))
             except ValueError as error:
-                raise ArchiveError(f"{path}: line {number}: {error}") from None
-            lesions += [lesion] if lesion else []
+                skipped.note(root, path, f"line {number} left out: {error}")
+                lesions.append(Lost(finding.kind if finding.is_certain else None))
     return lesions
 
 
-def _parse_yolo_line(
-    words: list[str], kinds: Mapping[int, LesionKind | None], rows: int, cols: int
-) -> Lesion | None:
-    """Parse a class with a box or a polygon; None where the class is no lesion of ours."""
+def _parse_yolo_line(words: list[str]) -> tuple[int, NDArray[np.float64]]:
+    """Parse a class with the numbers of a box or a polygon."""
     try:
-        label = int(words[0])
+        label = float(words[0])
         shares = np.array([float(word) for word in words[1:]])
     except (ValueError, OverflowError):
         raise ValueError("is not made of numbers") from None
-    if label not in kinds:
-        raise ValueError("its label has no name in data.yaml")
+    if not label.is_integer():  # some tools write 0.0
+        raise ValueError("its label is no whole number")
     if not np.isfinite(shares).all() or len(shares) < 4 or len(shares) % 2:
         raise ValueError("is neither a box of 4 numbers nor a polygon of 3 points or more")
-    kind = kinds[label]
-    if kind is None:
-        return None
+    return int(label), shares
+
+
+def _draw_shares(finding: Finding, shares: NDArray[np.float64], rows: int, cols: int) -> Lesion:
+    """Draw a box (centre, size) or a polygon in shares of the image's sides."""
+    assert finding.kind
+    certain = {"kind_is_certain": finding.is_certain}
     if len(shares) == 4:
         x, y, width, height = (
             share * side
             for share, side in zip(shares.tolist(), (cols, rows, cols, rows), strict=True)
         )
         bbox = [x - width / 2, y - height / 2, width, height]
-        return coco.lesion(kind, {"bbox": bbox}, rows, cols, {}, "")
+        return coco.lesion(finding.kind, {"bbox": bbox}, rows, cols, certain, "")
     # Shares of 12 digits are off by less than this, and a point between two cells of the drawing's
     # grid would fall to either.
     with np.errstate(over="ignore"):  # what is infinite is refused below
         points = np.round(shares.reshape(-1, 2)[:, ::-1] * (rows, cols) - 0.5, 6)
-    return Lesion.from_outline(kind, points, rows, cols)
+    return Lesion.from_outline(finding.kind, points, rows, cols, **certain)
 
 
 def _open_hugging_face(root: Path, skipped: Skipped) -> Layout:
@@ -343,7 +371,7 @@ def _read_objects(
     key: str,
     rows: int,
     cols: int,
-) -> list[Lesion]:
+) -> list[Found]:
     # what is read later may be told in a log
     where = f"{root}: the objects of {hash_id('folder', key)}"
     objects = lines[key].get("objects") or {}
@@ -361,20 +389,27 @@ def _read_objects(
         ]
     except (AttributeError, LookupError, TypeError, ValueError):
         raise ArchiveError(f"{where} are not lists of one length with bbox and category") from None
-    lesions = []
+    lesions: list[Found] = []
     for number, (box, facts) in enumerate(entries, start=1):
-        kind = coco.KINDS.get(str(facts["category"]).lower())
-        if kind is None:
+        finding = find_word(str(facts["category"]))
+        if finding is None:
+            skipped.add(key, f"object {number} is of a category that is not known")
+            lesions.append(Lost())
+            continue
+        if finding.kind is None:
             skipped.add(key, f"object {number} is no lesion of ours")
             continue
         annotation: dict[str, Any] = {"bbox": box}
         if facts["counts"]:
             annotation["segmentation"] = {"size": [rows, cols], "counts": facts["counts"]}
-        details = coco.parse_attributes(facts)
+        details = coco.parse_attributes(facts) | {"kind_is_certain": finding.is_certain}
         try:
-            lesions.append(coco.lesion(kind, annotation, rows, cols, details, where))
+            lesions.append(coco.lesion(finding.kind, annotation, rows, cols, details, where))
+        except coco.Contradiction:
+            raise
         except ValueError as error:
             skipped.add(key, f"object {number} left out: {error}")
+            lesions.append(Lost(finding.kind if finding.is_certain else None))
     return lesions
 
 
@@ -391,19 +426,22 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _name_kinds(
+def _find_labels(
     names: Mapping[int, str], path: Path, root: Path, skipped: Skipped
-) -> dict[int, LesionKind | None]:
-    """Return the kind of lesion of each label; None of others, which are noted."""
-    kinds: dict[int, LesionKind | None] = {
-        number: coco.KINDS.get(str(name).strip().lower()) for number, name in names.items()
-    }
-    others = [
-        name for number, name in names.items() if kinds[number] is None and name != "background"
-    ]
-    if others:
-        skipped.note(root, path, f"{len(others)} of its labels are no lesions of ours")
-    return kinds
+) -> dict[int, Finding | None]:
+    """Find what each label stands for; note those that give no lesion, the unknown by name."""
+    labels = {number: find_word(name) for number, name in names.items()}
+    known = sum(finding is not None and finding.kind is None for finding in labels.values())
+    known -= names.get(0) == "background"
+    if known:
+        skipped.note(root, path, f"{known} of its labels are no lesions of ours")
+    if unknown := [repr(names[number][:40]) for number, label in labels.items() if label is None]:
+        skipped.note(
+            root,
+            path,
+            f"labels that are not known: {', '.join(unknown[:10])}",
+        )
+    return labels
 
 
 def _assign_subsets(subsets: Mapping[str, str]) -> dict[str, Split]:

@@ -11,10 +11,9 @@ Of a lesion that SEG and SR have both, by its tracking UID, the SEG's region cou
 Each names the image that it is drawn on by its SOP Instance UID. What it states of that image's
 size, orientation, spacing and frame of reference must hold, or the region is not used.
 
-The kind comes from the coded finding: mass, calcification (cluster or individual), asymmetry,
-architectural distortion. Where the code is general (lesion, neoplasm), or there is none, the label
-or the name of the structure decides; without a kind there a region is a mass of uncertain kind.
-Findings of other sorts are no lesions.
+The kind comes from the coded finding (see `findings`). Where the code is general (lesion, tissue),
+or there is none, the label or the name of the structure decides. Findings of other sorts are no
+lesions; what is not known is a lost lesion of its image, which is no background then.
 
 Privacy: labels and names may be a patient's. They are compared with known words and never quoted.
 
@@ -24,7 +23,6 @@ PS3.16 TID 1500, TID 1410, CID 6014 and 6016 (mammographic findings).
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -40,6 +38,7 @@ from pydicom.dataset import Dataset
 
 from tfmammo.archives import coco, dicom
 from tfmammo.archives.elements import Fault, integer, items, numbers, text
+from tfmammo.archives.findings import Finding, find_coded
 from tfmammo.archives.frames import read_frame
 from tfmammo.archives.silence import silence
 from tfmammo.errors import ArchiveError
@@ -51,32 +50,6 @@ REPORTS = tuple(f"1.2.840.10008.5.1.4.1.1.88.{number}" for number in (22, 33, 34
 CAD_REPORT = "1.2.840.10008.5.1.4.1.1.88.50"
 CLASSES = (SEGMENTATION, STRUCTURE_SET, CAD_REPORT, *REPORTS)
 
-_KINDS: dict[str, LesionKind] = {
-    "4147007": "mass",
-    "129788004": "mass",  # mammographic breast mass
-    "129769006": "calcification",  # cluster
-    "129770007": "calcification",  # individual
-    "309587003": "calcification",  # of breast
-    "44771000": "calcification",  # microcalcifications of the breast
-    "129790003": "asymmetry",  # asymmetric breast tissue
-    "129789007": "asymmetry",  # focal asymmetric breast tissue
-    "129792006": "distortion",
-}
-# SNOMED's older notation, which CAD devices write
-_OLD_CODES = {
-    "F-01791": "129788004",
-    "F-01775": "129769006",
-    "F-01776": "129770007",
-    "F-01793": "129790003",
-    "F-01792": "129789007",
-    "F-01795": "129792006",
-    "F-01796": "129793001",
-    "M-03000": "4147007",
-    "M-01100": "52988006",
-}
-# lesion, neoplasm, malignant neoplasm, abnormal structure, mammography breast density
-_GENERAL = ("52988006", "108369006", "86049000", "49755003", "129793001")
-_GENERAL_WORDS = ("lesion", "lesions", "tumor", "tumour", "finding", "gtv", "roi", "region")
 # code values of TID 1500's concepts (DCM)
 _GROUP = "125007"
 _FINDING = "121071"
@@ -124,8 +97,7 @@ class Region:
     Attributes:
         file: The file that draws it.
         image: SOP Instance UID.
-        kind: What it is.
-        kind_is_certain: Whether a code or a name says so.
+        finding: What it is; None where that is not known.
         draw: Makes the lesion (the image, further fields of Lesion), or raises ValueError with the
             reason why the image can't be the one that it was drawn on.
         tracking: Tracking UID of the lesion, "" where the file gives none.
@@ -134,8 +106,7 @@ class Region:
 
     file: Path
     image: str
-    kind: LesionKind
-    kind_is_certain: bool
+    finding: Finding | None
     draw: Callable[[Image, LesionKind, dict[str, Any]], Lesion]
     tracking: str = ""
     is_segment: bool = False
@@ -265,17 +236,13 @@ def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
     for (segment, image), members in sorted(frames.items()):
         item = segments[segment]
         words = f"{text(item, 'SegmentLabel')} {text(item, 'SegmentDescription')}"
-        codes = [
-            text(code, "CodeValue") for code in items(item, "SegmentedPropertyTypeCodeSequence")
-        ]
-        kind = _find_kind(codes, words)
-        if kind is None:
-            unusable["are of findings that are no lesions of ours"] += 1
+        finding = find_coded(_list_codes(item, "SegmentedPropertyTypeCodeSequence"), words)
+        if _count_unusable(finding, unusable):
             continue
         geometry = _describe_geometry(dataset, [group for _, group in members], shared)
         places = tuple(number for number, _ in members)
         draw = partial(_draw_segment, path, places, maximum, geometry)
-        yield Region(path, image, *kind, draw, text(item, "TrackingUID"), is_segment=True)
+        yield Region(path, image, finding, draw, text(item, "TrackingUID"), is_segment=True)
 
 
 @dataclass(frozen=True)
@@ -392,7 +359,7 @@ def _list_findings(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
             if text(item, "ValueType") == "CODE" and _name_concept(item) == _FINDING
             for code in _list_codes(item, "ConceptCodeSequence")
         ]
-        kind = _find_kind(codes, "")
+        finding = find_coded(codes, "")
         tracking = "".join(
             text(item, "UID") for item in content if _name_concept(item) == _TRACKING
         )
@@ -401,14 +368,14 @@ def _list_findings(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
             if form == "SCOORD3D":
                 unusable["have coordinates in space, which no mammogram has"] += 1
             if form == "SCOORD" and _name_concept(item) == _REGION:
-                yield from _take_graphic(path, dataset, item, kind, tracking, unusable)
+                yield from _take_graphic(path, dataset, item, finding, tracking, unusable)
 
 
 def _take_graphic(
     path: Path,
     dataset: Dataset,
     item: Dataset,
-    kind: tuple[LesionKind, bool] | None,
+    finding: Finding | None,
     tracking: str,
     unusable: Counter[str],
 ) -> Iterator[Region]:
@@ -416,12 +383,10 @@ def _take_graphic(
     image = _find_selected(dataset, item)
     if image is None:
         unusable["name no image, or several"] += 1
-    elif kind is None:
-        unusable["are of findings that are no lesions of ours"] += 1
-    else:
+    elif not _count_unusable(finding, unusable):
         graphic = text(item, "GraphicType").upper()
         points = tuple(numbers(item, "GraphicData"))
-        yield Region(path, image, *kind, partial(_draw_graphic, graphic, points), tracking)
+        yield Region(path, image, finding, partial(_draw_graphic, graphic, points), tracking)
 
 
 def _list_marks(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
@@ -433,10 +398,9 @@ def _list_marks(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterato
             code
             for item in content
             if _name_concept(item) == _INTENT
-            for code in _list_codes(item, "ConceptCodeSequence")
+            for code, _ in _list_codes(item, "ConceptCodeSequence")
         }
-        codes = _list_codes(finding, "ConceptCodeSequence")
-        kind = _find_kind([_OLD_CODES.get(code, code) for code in codes], "")
+        kind = find_coded(_list_codes(finding, "ConceptCodeSequence"), "")
         if _HIDDEN in intents:
             unusable["are marked as not for presentation"] += 1
         elif not outlines:
@@ -559,15 +523,13 @@ def _list_contours(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
                 unusable["have coordinates that are no points"] += 1
             else:
                 contours.setdefault(named.pop(), []).append(values.reshape(-1, 3))
-        codes = _list_codes(structure, "RTROIIdentificationCodeSequence")
         words = f"{text(structure, 'ROIName')} {text(structure, 'ROIDescription')}"
-        kind = _find_kind(codes, words)
+        finding = find_coded(_list_codes(structure, "RTROIIdentificationCodeSequence"), words)
+        if _count_unusable(finding, unusable, len(contours)):
+            continue
         frame = text(structure, "ReferencedFrameOfReferenceUID")
         for image, parts in contours.items():
-            if kind is None:
-                unusable["are of findings that are no lesions of ours"] += 1
-            else:
-                yield Region(path, image, *kind, partial(_draw_contours, parts, frame))
+            yield Region(path, image, finding, partial(_draw_contours, parts, frame))
 
 
 def _draw_contours(
@@ -603,23 +565,22 @@ def _draw_contours(
 # What they share
 
 
-def _list_codes(item: Dataset, key: str) -> list[str]:
-    return [code for listed in items(item, key) if (code := text(listed, "CodeValue"))]
+def _list_codes(item: Dataset, key: str) -> list[tuple[str, str]]:
+    """List value and meaning of the codes of an item."""
+    return [
+        (code, text(listed, "CodeMeaning"))
+        for listed in items(item, key)
+        if (code := text(listed, "CodeValue"))
+    ]
 
 
-def _find_kind(codes: list[str], words: str) -> tuple[LesionKind, bool] | None:
-    """Find what a finding is and whether that is certain; None of what is no lesion of ours."""
-    known = {_KINDS[code] for code in codes if code in _KINDS}
-    if len(known) == 1:
-        return known.pop(), True
-    if any(code not in _GENERAL for code in codes):
-        return None
-    named = re.findall(r"[a-z]+", words.lower())
-    kinds = {coco.KINDS[word] for word in named if word in coco.KINDS}
-    if len(kinds) == 1:
-        return kinds.pop(), True
-    is_lesion = bool(codes) or not named or any(word in _GENERAL_WORDS for word in named)
-    return ("mass", False) if is_lesion else None
+def _count_unusable(finding: Finding | None, unusable: Counter[str], count: int = 1) -> bool:
+    """Count regions that are no lesions of ours or not known; whether there is no lesion."""
+    if finding is None:
+        unusable["are of findings that are not known"] += count
+    elif finding.kind is None:
+        unusable["are of findings that are no lesions of ours"] += count
+    return finding is not None and finding.kind is None
 
 
 def _enclose(

@@ -45,18 +45,21 @@ from pathlib import Path
 
 from tfmammo.archives import dicom
 from tfmammo.archives.files import list_regular_files
+from tfmammo.archives.findings import Finding, find_word
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Box,
+    Found,
     Laterality,
     Lesion,
-    LesionKind,
+    Lost,
     Mammogram,
     Skipped,
     Split,
     View,
     hash_id,
     normalize_spelling,
+    sort_found,
 )
 
 IMAGES = "breast-level_annotations.csv"
@@ -78,15 +81,6 @@ _IMAGE_COLUMNS = (
     "split",
 )
 _FINDING_COLUMNS = ("image_id", "finding_categories", "xmin", "ymin", "xmax", "ymax")
-_KINDS: dict[str, LesionKind] = {
-    "mass": "mass",
-    "suspicious calcification": "calcification",
-    "asymmetry": "asymmetry",
-    "focal asymmetry": "asymmetry",
-    "global asymmetry": "asymmetry",
-    "architectural distortion": "distortion",
-}
-_OTHERS = ("suspicious lymph node", "skin thickening", "skin retraction", "nipple retraction")
 _QUOTED = r"""(?:'[^'\]]*'|"[^"\]]*")"""
 # Python's list of strings; never evaluated
 _LIST = re.compile(rf"\[\s*{_QUOTED}\s*(?:,\s*{_QUOTED}\s*)*\]")
@@ -101,12 +95,14 @@ class _Findings:
     """What the table marks in one image.
 
     Attributes:
-        boxes: Line, categories, (xmin, ymin, xmax, ymax).
+        boxes: Line, what its categories stand for, (xmin, ymin, xmax, ymax).
         marked: There is anything.
+        lost: How many findings can't be read.
     """
 
-    boxes: list[tuple[int, list[str], Corners]] = field(default_factory=list)
+    boxes: list[tuple[int, list[Finding | None], Corners]] = field(default_factory=list)
     marked: bool = False
+    lost: int = 0
 
 
 @dataclass
@@ -238,19 +234,23 @@ def _read_findings(archive: _Archive) -> None:
         if names == ["no finding"]:
             continue
         findings.marked = True
-        for name in names:
-            if name not in _KINDS:
-                faults.add(
-                    f"'{name}' is no lesion of ours" if name in _OTHERS else "an unknown category",
-                    line,
-                )
+        known = [find_word(name) for name in names]
+        for name, finding in zip(names, known, strict=True):
+            if finding and not finding.kind:
+                faults.add(f"{name[:40]!r} is no lesion of ours", line)
         corners = _parse_corners(row)
+        reason = ""
         if not readable:
-            faults.add("finding_categories is no list of names", line)
-        elif corners is None:
-            faults.add("the box has a corner that is no number", line)
-        else:
-            findings.boxes.append((line, names, corners))
+            reason = "finding_categories is no list of names"
+        elif None in known:
+            reason = "an unknown category"
+        elif corners is None and any(finding and finding.kind for finding in known):
+            reason = "the box has a corner that is no number"
+        if reason:
+            faults.add(reason, line)
+            findings.lost += 1
+        if corners:
+            findings.boxes.append((line, known, corners))
 
 
 def _parse_corners(row: Row) -> Corners | None:
@@ -331,7 +331,7 @@ def _make_mammogram(archive: _Archive, path: Path, row: Row) -> Mammogram:
         laterality=_LATERALITIES.get(row["laterality"].upper()),
         view=_VIEWS.get(row["view_position"].upper()),
         pathology="normal" if birads and birads[1] == "1" and not findings.marked else None,
-        lesions=tuple(_make_lesions(findings, rows, cols, archive.faults[FINDINGS])),
+        **sort_found(_make_lesions(findings, rows, cols, archive.faults[FINDINGS])),
         spacing=spacing,
         birads=birads[1].upper() if birads else None,
         density=density[1].upper() if density else None,
@@ -340,15 +340,17 @@ def _make_mammogram(archive: _Archive, path: Path, row: Row) -> Mammogram:
     )
 
 
-def _make_lesions(findings: _Findings, rows: int, cols: int, faults: _Faults) -> Iterator[Lesion]:
-    for line, names, corners in findings.boxes:
-        kinds = dict.fromkeys(_KINDS[name] for name in names if name in _KINDS)
-        certain = len(kinds) == 1 and all(name in _KINDS for name in names)
+def _make_lesions(findings: _Findings, rows: int, cols: int, faults: _Faults) -> Iterator[Found]:
+    yield from [Lost()] * findings.lost
+    for line, known, corners in findings.boxes:
+        kinds = list(dict.fromkeys(each.kind for each in known if each and each.kind))
+        certain = len(kinds) == 1 and all(each and each.kind for each in known)
         box = _round_box(corners, rows, cols)
         if box:
             yield from (Lesion(kind, box, kind_is_certain=certain) for kind in kinds)
         elif kinds:
             faults.add("the box is empty, or outside the image", line)
+            yield Lost(kinds[0] if certain else None)
 
 
 def _round_box(corners: Corners, rows: int, cols: int) -> Box | None:

@@ -397,6 +397,8 @@ def _encode_facts(mammogram: Mammogram) -> bytes:
             for lesion in mammogram.lesions
         ],
     ]
+    if mammogram.lost:
+        facts.append(mammogram.lost)
     return repr(facts).encode() + b"".join(
         outline.tobytes() for lesion in outlined for outline in lesion.outlines
     )

@@ -15,7 +15,7 @@ from tfmammo.data import jobs, splits
 from tfmammo.data.extraction import extract_patches
 from tfmammo.data.patches import Patch
 from tfmammo.data.preprocess import preprocess_mammogram
-from tfmammo.data.sampling import draw_quota, select_lesions
+from tfmammo.data.sampling import draw_quota, note_lost, select_lesions
 from tfmammo.data.splits import Mammograms, SavedSplit
 from tfmammo.datasets import announce_phantom, refuse_added
 from tfmammo.errors import ConfigError, DataError
@@ -183,6 +183,8 @@ def _preprocess(
 ) -> Iterator[Mammogram]:
     for record in records:
         lesions = tuple(select_lesions(record, config.data).values())
+        if note_lost(record, config.data.kinds, skipped):
+            continue
         try:
             yield preprocess_mammogram(replace(record, lesions=lesions), config.data.preprocess)
         except DataError as error:
