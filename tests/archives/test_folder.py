@@ -957,11 +957,6 @@ def test_a_colour_jpeg_of_a_grey_image_is_grey(tmp_path):
     np.testing.assert_array_equal(only(tmp_path).pixels()[..., 0], expected / np.float32(255))
 
 
-def test_a_bilevel_image(tmp_path):
-    picture(tmp_path / "images" / "a.png", REGION, "1")
-    np.testing.assert_array_equal(only(tmp_path).pixels()[..., 0], REGION / 255)
-
-
 def tiff(bits: int, photometric: int, data: bytes, rows: int, cols: int) -> bytes:
     """A little-endian TIFF of one uncompressed strip."""
     tags = {

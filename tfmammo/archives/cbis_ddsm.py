@@ -52,6 +52,7 @@ from numpy.typing import NDArray
 
 from tfmammo.archives import dicom
 from tfmammo.archives.files import list_regular_files
+from tfmammo.archives.masks import check_region
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Laterality,
@@ -505,6 +506,7 @@ def _read_region(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
         for size, to in zip(stored.shape, (rows, cols), strict=True)
     )
     region = region[np.ix_(row, col)].astype(np.uint8)
+    check_region(region, path)
     if not region.any():
         raise ArchiveError(f"{path}: marks nothing that is left at the image's size")
     return region

@@ -3,7 +3,7 @@
     images/             .png .tif .tiff .jpg .jpeg .pgm .bmp (8 or 16 bit, one channel or equal
                         ones) and .dcm, at any depth
     masks/              <image's name>.png, or <image's name>_1.png, _2.png ... where it has several
-                        lesions: 0 is background
+                        lesions: 0 is background; a_mask.png or a_seg.png, and beside a.png
     annotations.json    or COCO instead of masks: polygons, RLE (compressed or not) or boxes
     metadata.csv        file, patient, laterality, view, pathology, kind, shape, margin, birads,
                         density, spacing, split, bits, lesion_patient
@@ -26,13 +26,10 @@ values stay below 4096. The column `bits` says what they hold instead (12 for mo
 line asks for it once where pixels use a quarter of 16 bits or less. A DICOM, a PGM (its maxval) and
 a 12-bit TIFF say it themselves. Raw DICOM images ("for processing") are left out and counted.
 
-Masks. One file is one lesion; its parts are not split into several. Of two values the higher is the
-lesion, whatever they are. More than two are left by resampling or by JPEG, which grey a rim around
-the lesion: they are cut at half of the highest, and a log line says so once. Of a colour mask each
-pixel's brightest channel counts. Without a `kind` in the table a mask is a mass of uncertain kind.
-A mask is read when it is wanted: one that is empty, damaged or of another size than its image
-raises ArchiveError then. Normal images need no mask, and those of images whose `pathology` is
-normal are not looked at.
+Masks (see `masks`). Without a `kind` in the table a mask is a mass of uncertain kind. A mask is
+read when it is wanted: one that is empty, damaged or of another size than its image raises
+ArchiveError then. Normal images need no mask, and those of images whose `pathology` is normal are
+not looked at.
 
 COCO. Categories are mass, calcification, asymmetry and distortion in any case, singular or plural;
 others are noted. Coordinates count from the image's corner, half a pixel from the first pixel's
@@ -55,7 +52,7 @@ import io
 import logging
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -64,6 +61,7 @@ from typing import Any
 
 from tfmammo.archives import coco, dicom, layouts, pictures, regions
 from tfmammo.archives.findings import CATEGORIES, Finding, find_word
+from tfmammo.archives.masks import find_mask_folder, find_masks, is_named_mask, read_mask
 from tfmammo.archives.named_files import DICOMS, PICTURES, find_files, make_key
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
@@ -85,6 +83,7 @@ from tfmammo.mammogram import (
 
 log = logging.getLogger(__name__)
 
+_MASKS_PACK = 20  # times; no mammogram packs so well without loss
 Row = Mapping[str, Any]  # a column's name -> its value in our own terms; blank cells are absent
 
 
@@ -138,7 +137,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     layout = layouts.find_layout(root, skipped)
     if not (root / "images").is_dir() and layout is None:
         raise ArchiveError(f"{root}: has no folder images")
-    if (root / "masks").is_dir() and (root / "annotations.json").exists():
+    if find_mask_folder(root) and (root / "annotations.json").exists():
         raise ArchiveError(f"{root}: has both masks and annotations.json, keep one of them")
     images = (
         find_files(root, "images", PICTURES + DICOMS, skipped) if layout is None else layout.images
@@ -150,11 +149,11 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         folder.rows = _read_table(root / "metadata.csv", skipped)
     if layout is not None:
         pass  # it has its own labels
-    elif (root / "masks").is_dir():
-        folder.masks = _find_masks(folder)
     elif (root / "annotations.json").exists():
         folder.coco = _read_coco(folder, root / "annotations.json")
         folder.listed_only = True
+    else:
+        folder.masks = find_masks(root, images, skipped)
     if layout is None:
         _find_regions(folder)
     _note_unused_rows(folder)
@@ -371,29 +370,6 @@ def _note_unused_rows(folder: _Folder) -> None:
 # Lesions
 
 
-def _find_masks(folder: _Folder) -> dict[str, list[tuple[str, Path]]]:
-    """Find the masks of each image.
-
-    They have the image's name, or that name with a number; numbers give the order.
-    """
-    numbered = defaultdict(list)
-    for mask, path in find_files(folder.root, "masks", PICTURES, folder.skipped).items():
-        match = re.fullmatch(r"(.+)_([0-9]{1,9})", mask, re.DOTALL)
-        if mask in folder.images:
-            numbered[mask].append((-1, mask, path))
-        elif match and match[1] in folder.images:
-            numbered[match[1]].append((int(match[2]), mask, path))
-        else:
-            folder.note(
-                path,
-                "is a mask of no image: none has its name, with or without a number at the end",
-            )
-    return {
-        image: [(mask, path) for _, mask, path in sorted(masks)]
-        for image, masks in numbered.items()
-    }
-
-
 def _read_coco(folder: _Folder, path: Path) -> dict[str, coco.Listed]:
     """Read the images that a COCO file lists and that are there."""
     listed = coco.load(path, make_key, partial(folder.note, path))
@@ -470,9 +446,7 @@ def _make_mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Ite
         )
         kind = folder.rows.get(mask, {}).get("kind") or row.get("kind")
         details["kind_is_certain"] = kind is not None
-        yield MaskedLesion(
-            kind or "mass", partial(pictures.read_mask, path, rows, cols), (path,), **details
-        )
+        yield MaskedLesion(kind or "mass", partial(read_mask, path, rows, cols), (path,), **details)
 
 
 def _make_coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Found]:
@@ -627,6 +601,10 @@ def _read_facts(path: Path, bits: int | None) -> dict[str, Any] | None:
         return _read_dicom_facts(path)
     with pictures.open_picture(path) as picture:
         depth = (pictures.find_full_scale(picture, path, bits) + 1).bit_length() - 1
+        pixels = picture.width * picture.height
+        packs_well = path.stat().st_size * _MASKS_PACK < pixels and picture.format != "JPEG"
+        if packs_well or is_named_mask(path.stem):
+            pictures.read_pixels(path, bits)  # for its complaint about masks
         return {
             "bits": depth,
             "rows": picture.height,

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from tfmammo.archives import coco, pictures
 from tfmammo.archives.findings import Finding, find_word
+from tfmammo.archives.masks import check_region
 from tfmammo.archives.named_files import PICTURES, find_files, make_key
 from tfmammo.config import read_yaml
 from tfmammo.errors import ArchiveError, ConfigError
@@ -201,6 +202,7 @@ def _read_label_map(
             lesions.append(Lost())
         elif finding.kind is not None:
             region = (values == value).astype(np.uint8)
+            check_region(region, path)
             if np.count_nonzero(np.diff(region, axis=1, prepend=0) == 1) > 2**18:
                 raise ArchiveError(f"{path}: marks no lesions but noise")
             lesions += trace_lesions(finding.kind, region, kind_is_certain=finding.is_certain)
