@@ -30,7 +30,7 @@ from tfmammo.errors import ArchiveError
 LesionKind = Literal["mass", "calcification", "asymmetry", "distortion"]
 Pathology = Literal["normal", "benign", "malignant"]
 Laterality = Literal["L", "R"]
-View = Literal["CC", "MLO"]
+View = Literal["CC", "MLO", "ML", "LM", "LMO", "XCCL", "XCCM", "FB", "SIO", "ISO"]
 Split = Literal["train", "test"]
 Box = tuple[int, int, int, int]
 

@@ -136,9 +136,10 @@ WRITERS = {
 
 
 def grey(value: float) -> np.ndarray:
-    """A tiny mammogram: a bright square breast on a dark ground."""
+    """A tiny mammogram: a bright square breast with a gland on a dark ground."""
     image = np.zeros((48, 40, 1), np.float32)
     image[4:44, :30] = value
+    image[20:30, :10] = value / 2
     return image
 
 

@@ -334,10 +334,9 @@ def test_missing_parts_are_named(archive, tmp_path):
     with pytest.raises(ArchiveError, match=r"holds no readable P<patient>_<L\|R>_DM"):
         cdd_cesm.read(root)
     (root / cdd_cesm.CLINICAL).write_text("Image_name,Findings\nP1_L_CM_CC,mass\n")
-    with pytest.raises(ArchiveError, match=r"has no BIRADS, Breast density \(ACR\), Pathology"):
-        cdd_cesm.read(root)
-    (root / cdd_cesm.CLINICAL).write_bytes(b"Image_name\n\xff\xfe\xfa\n")
-    with pytest.raises(ArchiveError, match="can't be read as CSV"):
+    with pytest.raises(
+        ArchiveError, match=r"has no column birads, breast_density_\(acr\), pathology"
+    ):
         cdd_cesm.read(root)
     (root / cdd_cesm.CLINICAL).unlink()
     with pytest.raises(ArchiveError, match=f"{cdd_cesm.CLINICAL} is missing"):

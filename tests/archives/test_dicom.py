@@ -701,8 +701,14 @@ VIEW_CODES = {
     "399162004": "CC",
     "R-10226": "MLO",
     "399368009": "MLO",
-    "R-10224": None,
-    "R-1024A": None,
+    "R-10224": "ML",
+    "R-1024A": "XCCL",
+    "399101009": "XCCM",
+    "399352003": "LM",
+    "399099002": "LMO",
+    "399196006": "FB",
+    "399188001": "SIO",
+    "G-8310": None,  # a specimen
 }
 
 
@@ -719,9 +725,11 @@ def test_view_from_its_code(write, value, view):
         ("LMLO", "L", "MLO"),
         ("RCC", "R", "CC"),
         ("R CC", "R", "CC"),
-        ("ML", None, None),
-        ("XCCL", None, None),
-        ("LM", None, None),
+        ("ML", None, "ML"),
+        ("LML", "L", "ML"),
+        ("LMO", None, "LMO"),
+        ("XCCL", None, "XCCL"),
+        ("LM", None, "LM"),
         ("", None, None),
     ],
 )

@@ -275,8 +275,9 @@ def test_hugging_face_by_hand(tmp_path):
     assert len(read(tmp_path)[0]) == 3
     lines[1]["view"] = "lateral"
     write(tmp_path / "train" / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
-    with pytest.raises(ArchiveError, match="train/b, view: is none of cc, mlo"):
-        read(tmp_path)
+    records, reasons = read(tmp_path)
+    assert [record.view for record in records] == ["CC", None, None]
+    assert reasons["metadata"] == "1 words of view are not known and count as not stated"
 
 
 def test_one_number_is_one_patient_of_hugging_face_too(tmp_path, caplog):

@@ -38,7 +38,6 @@ research, Scientific Data 4 (2017) 170177.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -53,6 +52,7 @@ from numpy.typing import NDArray
 from tfmammo.archives import dicom
 from tfmammo.archives.files import list_regular_files
 from tfmammo.archives.masks import check_region
+from tfmammo.archives.tables import read_table
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Laterality,
@@ -223,7 +223,7 @@ def _parse_table(path: Path) -> tuple[list[Row], list[str], int]:
     """Parse a table: (rows, what is wrong with the others, how many there are)."""
     rows: dict[str, Row] = {}
     faults: list[str] = []
-    records = _parse_records(path)
+    records = [record for _, record in read_table(path, _COLUMNS)]
     for number, record in enumerate(records, start=1):
         try:
             row = _parse_row(record, path)
@@ -233,34 +233,6 @@ def _parse_table(path: Path) -> tuple[list[Row], list[str], int]:
         except ValueError as error:
             faults.append(f"row {number}: {error}")
     return list(rows.values()), faults, len(records)
-
-
-def _parse_records(path: Path) -> list[dict[str, str]]:
-    """Parse rows by column name, both stripped.
-
-    A line break ends a path of every row. Names are "breast_density" in one set, with a blank in
-    the other.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = {
-                name: name.strip().lower().replace(" ", "_") for name in reader.fieldnames or ()
-            }
-            records = [
-                {
-                    columns[name]: (text or "").strip()
-                    for name, text in row.items()
-                    if name in columns
-                }
-                for row in reader
-            ]
-    except (OSError, csv.Error) as error:
-        raise ArchiveError(f"{path}: can't be read as CSV ({error})") from None
-    missing = [name for name in _COLUMNS if name not in columns.values()]
-    if missing:
-        raise ArchiveError(f"{path}: has no column {', '.join(missing)}")
-    return records
 
 
 def _parse_row(record: dict[str, str], path: Path) -> Row:
@@ -306,8 +278,7 @@ def _parse_row(record: dict[str, str], path: Path) -> Row:
 
 
 def _parse_word(record: dict[str, str], column: str) -> str | None:
-    text = record.get(column, "").lower()
-    return text if text not in ("", "n/a") else None
+    return record.get(column, "").lower() or None
 
 
 def _group_by_folder(

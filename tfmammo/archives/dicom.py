@@ -42,7 +42,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from tfmammo.archives import compressed, grayscale
+from tfmammo.archives import compressed, grayscale, views
 from tfmammo.archives.elements import Fault as _Fault
 from tfmammo.archives.elements import integer as _integer
 from tfmammo.archives.elements import items as _items
@@ -72,29 +72,6 @@ _MODALITIES = re.compile(
 )
 _PHOTOMETRICS = re.compile("PALETTE COLOR|RGB|YBR_(FULL|FULL_422|ICT|RCT)")
 
-# Codes in SNOMED CT and in its older notation, which newer systems still write: PS3.16 CID 4014 for
-# views, and for sides the breast itself (CID 4) or a modifier of it (CID 244).
-_VIEW_CODES: dict[str, View] = {
-    "399162004": "CC",
-    "R-10242": "CC",
-    "399368009": "MLO",
-    "R-10226": "MLO",
-}
-_SIDE_CODES: dict[str, Laterality] = {
-    "80248007": "L",
-    "T-04030": "L",
-    "7771000": "L",
-    "G-A101": "L",
-    "73056007": "R",
-    "T-04020": "R",
-    "24028007": "R",
-    "G-A100": "R",
-}
-_SIDES: dict[str, Laterality] = {"L": "L", "R": "R"}
-_VIEWS: dict[str, View] = {"CC": "CC", "MLO": "MLO"}
-# "MLO" by the standard, "LMLO" or "R CC" by some systems
-_VIEW_POSITION = re.compile(r"([LR]?)[ _-]?(CC|MLO)")
-
 
 @dataclass(frozen=True)
 class Header:
@@ -106,7 +83,7 @@ class Header:
         spacing: (row, col) in mm per px in the breast, None where absent; unequal values stay as
             they are.
         laterality: None where absent or neither L nor R.
-        view: None where absent or neither CC nor MLO.
+        view: None where absent or no view of CID 4014.
         series_description: Free text, None where absent; a hospital may write anything there, so it
             must not reach a record.
         for_processing: Raw detector values, not yet made fit for the eye.
@@ -505,21 +482,18 @@ def _parse_pair(dataset: FileDataset, key: str) -> tuple[float, float] | None:
 
 def _find_laterality(dataset: FileDataset) -> Laterality | None:
     for key in ("ImageLaterality", "Laterality", "FrameLaterality"):
-        if (word := _text(dataset, key).upper()) in _SIDES:
-            return _SIDES[word]
+        if side := views.parse_side(_text(dataset, key)):
+            return side
     for region in _items(dataset, "AnatomicRegionSequence"):
-        for item in (region, *_items(region, "AnatomicRegionModifierSequence")):
-            if (code := _text(item, "CodeValue")) in _SIDE_CODES:
-                return _SIDE_CODES[code]
-    match = _VIEW_POSITION.fullmatch(_text(dataset, "ViewPosition").upper())
-    return _SIDES.get(match[1]) if match else None
+        items = (region, *_items(region, "AnatomicRegionModifierSequence"))
+        if side := views.find_side(_text(item, "CodeValue") for item in items):
+            return side
+    return views.parse_view(_text(dataset, "ViewPosition"))[0]
 
 
 def _find_view(dataset: FileDataset) -> View | None:
-    if match := _VIEW_POSITION.fullmatch(_text(dataset, "ViewPosition").upper()):
-        return _VIEWS[match[2]]
     codes = [_text(item, "CodeValue") for item in _items(dataset, "ViewCodeSequence")]
-    return next((_VIEW_CODES[code] for code in codes if code in _VIEW_CODES), None)
+    return views.parse_view(_text(dataset, "ViewPosition"))[1] or views.find_view(codes)
 
 
 def _quote_word(word: str, standard_words: re.Pattern[str]) -> str:

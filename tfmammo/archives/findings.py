@@ -36,7 +36,7 @@ class Finding:
     is_certain: bool = True
 
 
-_LESION = Finding("mass", is_certain=False)
+LESION = Finding("mass", is_certain=False)
 _KINDS: dict[LesionKind, str] = {
     "mass": r"\bmass(es)?\b|\bnodul(e|es|ar)\b|\blumps?\b|\bcysts?\b|\bfibroadenomas?\b",
     "calcification": r"calc?ific|calcs?\b|\bclusters?\b",
@@ -63,7 +63,7 @@ _CODES: dict[str, Finding] = {
     "129789007": Finding("asymmetry"),  # focal asymmetric breast tissue
     "129792006": Finding("distortion"),
     # lesion, neoplasm, malignant neoplasm, abnormal structure, mammography breast density
-    **dict.fromkeys(("52988006", "108369006", "86049000", "49755003", "129793001"), _LESION),
+    **dict.fromkeys(("52988006", "108369006", "86049000", "49755003", "129793001"), LESION),
 }
 # tissue, body structure, anatomical structure: what viewers state where nobody chose
 _DEFAULTS = ("85756007", "123037004", "91723000")
@@ -99,7 +99,7 @@ def find_word(text: str) -> Finding | None:
         return Finding(kinds[0], is_certain=len(kinds) == 1)
     if re.search(_OTHERS, text):
         return Finding(None)
-    return _LESION if re.search(_GENERAL, text) else None
+    return LESION if re.search(_GENERAL, text) else None
 
 
 def find_coded(codes: Sequence[tuple[str, str]], label: str) -> Finding | None:
@@ -110,7 +110,7 @@ def find_coded(codes: Sequence[tuple[str, str]], label: str) -> Finding | None:
         label: The words beside them, which decide where codes are general or missing.
     """
     values = [_translate(value) for value, _ in codes]
-    known = {_CODES[value] for value in values if value in _CODES} - {_LESION}
+    known = {_CODES[value] for value in values if value in _CODES} - {LESION}
     if len(known) == 1:
         return known.pop()
     meanings = [
@@ -121,7 +121,7 @@ def find_coded(codes: Sequence[tuple[str, str]], label: str) -> Finding | None:
     if meanings:
         return find_word(" ".join(meanings))
     is_lesion = not label.strip() or any(value in _CODES for value in values)
-    return find_word(label) or (_LESION if is_lesion else None)
+    return find_word(label) or (LESION if is_lesion else None)
 
 
 def _translate(value: str) -> str:

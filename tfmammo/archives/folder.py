@@ -46,22 +46,21 @@ there is one or all is benign.
 
 from __future__ import annotations
 
-import csv
-import difflib
-import io
 import logging
-import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tfmammo.archives import coco, dicom, layouts, pictures, regions
-from tfmammo.archives.findings import CATEGORIES, Finding, find_word
+from tfmammo.archives.findings import LESION, Finding
 from tfmammo.archives.masks import find_mask_folder, find_masks, is_named_mask, read_mask
+from tfmammo.archives.metadata import Row, parse_cells, read_metadata
 from tfmammo.archives.named_files import DICOMS, PICTURES, find_files, make_key
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
@@ -76,15 +75,12 @@ from tfmammo.mammogram import (
     Split,
     hash_id,
     is_keyed,
-    normalize_patient,
-    normalize_spelling,
     sort_found,
 )
 
 log = logging.getLogger(__name__)
 
 _MASKS_PACK = 20  # times; no mammogram packs so well without loss
-Row = Mapping[str, Any]  # a column's name -> its value in our own terms; blank cells are absent
 
 
 @dataclass
@@ -144,9 +140,9 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     )
     folder = _Folder(root, skipped, images, {}, layout=layout)
     if layout is not None:
-        folder.rows = _parse_cells(root, layout.cells)
+        folder.rows = parse_cells(root, layout.cells, skipped)
     if (root / "metadata.csv").exists():
-        folder.rows = _read_table(root / "metadata.csv", skipped)
+        folder.rows = read_metadata(root / "metadata.csv", skipped)
     if layout is not None:
         pass  # it has its own labels
     elif (root / "annotations.json").exists():
@@ -209,154 +205,6 @@ def is_dicom(path: Path) -> bool:
             return path.suffix.lower() in DICOMS or file.read(132)[128:] == b"DICM"
     except OSError:
         return False
-
-
-# metadata.csv
-
-
-def _parse_choice(words: Mapping[str, Any]) -> Callable[[str], Any]:
-    return partial(_parse_word, words)
-
-
-def _parse_word(words: Mapping[str, Any], text: str) -> Any:
-    if text.lower() not in words:
-        raise ValueError(f"is none of {', '.join(words)}")
-    return words[text.lower()]
-
-
-def _parse_kind(text: str) -> LesionKind:
-    finding = find_word(text)
-    if finding is None or finding.kind is None:
-        raise ValueError(f"is none of {', '.join(CATEGORIES)}")
-    return finding.kind
-
-
-def _parse_spacing(text: str) -> tuple[float, float]:
-    try:
-        values = [float(number.replace(",", ".")) for number in re.split(r"\s*[x×\s]\s*", text)]
-    except ValueError:
-        values = []
-    if len(values) not in (1, 2) or not all(0 < value < math.inf for value in values):
-        raise ValueError("is no spacing in mm like 0.07 or 0.07 x 0.05 (row x column)")
-    return values[0], values[-1]
-
-
-def _parse_bits(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,2}", text) or not 1 <= int(text) <= 16:
-        raise ValueError("is no number of bits from 1 to 16")
-    return int(text)
-
-
-_COLUMNS: dict[str, Callable[[str], Any]] = {
-    "file": make_key,
-    "patient": normalize_patient,
-    "laterality": _parse_choice({"l": "L", "left": "L", "r": "R", "right": "R"}),
-    "view": _parse_choice({"cc": "CC", "mlo": "MLO"}),
-    "pathology": _parse_choice({word: word for word in ("normal", "benign", "malignant")}),
-    "kind": _parse_kind,
-    "shape": str.lower,
-    "margin": str.lower,
-    "birads": str,
-    "density": str,
-    "spacing": _parse_spacing,
-    "split": _parse_choice({"train": "train", "test": "test"}),
-    "bits": _parse_bits,
-    "lesion_patient": normalize_patient,
-}
-
-
-def _read_table(path: Path, skipped: Skipped) -> dict[str, Row]:
-    """Read the rows by file.
-
-    Messages name line and column but no value: it might be a patient's in the wrong place.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        head = text.partition("\n")[0]
-        lines = list(
-            csv.reader(
-                io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True
-            )
-        )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ArchiveError(
-            f"{path}: can't be read as CSV in UTF-8 ({error.__class__.__name__})"
-        ) from None
-    columns = [name.strip().lower() for name in lines[0]] if lines else []
-    if "file" not in columns or any(columns.count(name) > 1 for name in columns if name):
-        raise ArchiveError(
-            f"{path}: its first line must name every column once, and one of them file"
-        )
-    if unknown := [name for name in columns if name and name not in _COLUMNS]:
-        # by number, because a name might say who somebody is
-        numbered = []
-        for name in unknown:
-            close = difflib.get_close_matches(name, set(_COLUMNS) - set(columns), 1)
-            numbered.append(f"{columns.index(name) + 1}{f' ({close[0]}?)' if close else ''}")
-        skipped.add(
-            path.name,
-            f"unknown columns are ignored: number {', '.join(numbered)}; known are "
-            f"{', '.join(_COLUMNS)}",
-        )
-    rows: dict[str, Row] = {}
-    for number, cells in enumerate(lines[1:], start=2):
-        if any(cell.strip() for cell in cells):
-            row = _parse_row(path, number, columns, cells)
-            if rows.setdefault(row["file"], row) is not row:
-                raise ArchiveError(f"{path}: row {number} is a second one of its file")
-    if "patient" in columns:
-        place = columns.index("patient")
-        _speak_of_leading_zeros(path.parent, [cells[place] for cells in lines[1:] if cells])
-    return rows
-
-
-def _speak_of_leading_zeros(root: Path, cells: Iterable[str]) -> None:
-    """Say which numbers count as one patient though the table writes them in several ways."""
-    digits = {match[0] for cell in cells if (match := re.match(r"\+?[0-9]+", cell.strip()))}
-    spellings = Counter(digit.lstrip("+0") for digit in digits)
-    if joined := sum(count > 1 for count in spellings.values()):
-        log.warning(
-            "%s: %d patient numbers are written with and without leading zeros; each counts as "
-            "one patient",
-            root.name,
-            joined,
-        )
-
-
-def _parse_row(path: Path, number: int, columns: list[str], cells: list[str]) -> Row:
-    if len(cells) != len(columns):
-        raise ArchiveError(
-            f"{path}: row {number} has {len(cells)} cells, the first line {len(columns)}"
-        )
-    row = {}
-    for name, text in zip(
-        columns, (normalize_spelling(cell).strip() for cell in cells), strict=True
-    ):
-        if name in _COLUMNS and (text or name == "file"):
-            try:
-                if not text:
-                    raise ValueError("is blank")
-                row[name] = _COLUMNS[name](text)
-            except ValueError as error:
-                raise ArchiveError(f"{path}: row {number}, {name}: {error}") from None
-    return row
-
-
-def _parse_cells(root: Path, cells: Mapping[str, Mapping[str, str]]) -> dict[str, Row]:
-    """Parse what another tool's table says of its images."""
-    rows: dict[str, Row] = {}
-    for image, words in cells.items():
-        row: dict[str, Any] = {"file": image}
-        for name, text in words.items():
-            word = normalize_spelling(text).strip()
-            if name in _COLUMNS and name != "file" and word:
-                try:
-                    row[name] = _COLUMNS[name](word)
-                except ValueError as error:
-                    raise ArchiveError(f"{root}: {image}, {name}: {error}") from None
-        rows[image] = row
-    _speak_of_leading_zeros(root, [words.get("patient", "") for words in cells.values()])
-    return rows
 
 
 def _note_unused_rows(folder: _Folder) -> None:
@@ -444,9 +292,15 @@ def _make_mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Ite
         details = _find_details(row, len(masks)) | (
             _find_details(folder.rows.get(mask, {}), 1) if mask != image else {}
         )
-        kind = folder.rows.get(mask, {}).get("kind") or row.get("kind")
-        details["kind_is_certain"] = kind is not None
-        yield MaskedLesion(kind or "mass", partial(read_mask, path, rows, cols), (path,), **details)
+        finding = folder.rows.get(mask, {}).get("kind", row.get("kind", LESION))
+        if finding is None:
+            yield Lost()
+        elif finding.kind is None:
+            folder.counts["masks of findings that are no lesions of ours"] += 1
+        else:
+            details["kind_is_certain"] = finding.is_certain
+            read = partial(read_mask, path, rows, cols)
+            yield MaskedLesion(finding.kind, read, (path,), **details)
 
 
 def _make_coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Found]:
@@ -484,10 +338,11 @@ def _make_coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Ite
 
 def _choose_kind(finding: Finding, row: Row) -> tuple[LesionKind, bool]:
     """Return what a finding is, which the table may know better than a general word."""
+    stated = row.get("kind")
+    if not finding.is_certain and stated and stated.kind:
+        finding = stated
     assert finding.kind
-    if finding.is_certain or "kind" not in row:
-        return finding.kind, finding.is_certain
-    return row["kind"], True
+    return finding.kind, finding.is_certain
 
 
 def _make_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Found]:
@@ -556,7 +411,8 @@ def _make_mammograms(folder: _Folder) -> Iterator[Mammogram]:
             ] += 1
         else:
             try:
-                if facts := _read_facts(path, folder.rows.get(image, {}).get("bits")):
+                bits = folder.rows.get(image, {}).get("bits")
+                if facts := _read_facts(path, bits, pictures.read_mammogram):
                     yield _make_mammogram(folder, image, facts)
                 else:
                     folder.counts["raw images ('for processing')"] += 1
@@ -593,8 +449,18 @@ def _make_mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammo
     )
 
 
-def _read_facts(path: Path, bits: int | None) -> dict[str, Any] | None:
-    """Read what an image's own header says, as fields of Mammogram; None of a raw one."""
+def _read_facts(
+    path: Path,
+    bits: int | None,
+    read: Callable[[Path, int | None], NDArray[np.float32]] = pictures.read_pixels,
+) -> dict[str, Any] | None:
+    """Read what an image's own header says, as fields of Mammogram; None of a raw one.
+
+    Args:
+        path: Its file.
+        bits: What the table says.
+        read: Reads a picture's pixels.
+    """
     if path.suffix.lower() in DICOMS:
         if bits is not None:
             raise ArchiveError(f"{path}: a DICOM states its bits itself, leave them blank")
@@ -604,12 +470,12 @@ def _read_facts(path: Path, bits: int | None) -> dict[str, Any] | None:
         pixels = picture.width * picture.height
         packs_well = path.stat().st_size * _MASKS_PACK < pixels and picture.format != "JPEG"
         if packs_well or is_named_mask(path.stem):
-            pictures.read_pixels(path, bits)  # for its complaint about masks
+            read(path, bits)  # for its complaints
         return {
             "bits": depth,
             "rows": picture.height,
             "cols": picture.width,
-            "read": partial(pictures.read_pixels, path, bits),
+            "read": partial(read, path, bits),
             "file": path,
         }
 

@@ -21,8 +21,6 @@ taken as its centre.
 
 from __future__ import annotations
 
-import csv
-import io
 import plistlib
 import re
 from collections.abc import Mapping
@@ -32,11 +30,11 @@ from typing import Any
 from xml.parsers.expat import ExpatError
 
 import numpy as np
-import xlrd
 
 from tfmammo.archives import dicom
 from tfmammo.archives.files import list_regular_files
 from tfmammo.archives.findings import find_word
+from tfmammo.archives.tables import Row, read_table
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Found,
@@ -50,8 +48,6 @@ from tfmammo.mammogram import (
     sort_found,
 )
 
-Row = dict[str, str]  # column name -> text, both stripped, names in lower case
-
 _NAME = re.compile(
     r"(?P<id>\d+)_(?P<patient>[0-9a-z]+)_MG_(?P<laterality>[LR])_(?P<view>[A-Z]+)_ANON\.dcm",
     re.IGNORECASE | re.ASCII,
@@ -59,8 +55,8 @@ _NAME = re.compile(
 _NUMBER = r"\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*"
 _POINT = re.compile(rf"\s*\({_NUMBER},{_NUMBER}\)\s*", re.ASCII)
 _LONGEST = 200  # characters of a point; longer ones would keep the pattern busy
-# one case is seen from below: FB, no view of ours
-_VIEWS: dict[str, View] = {"CC": "CC", "ML": "MLO", "MLO": "MLO"}
+# ML is the archive's word for oblique; one case is seen from below
+_VIEWS: dict[str, View] = {"CC": "CC", "ML": "MLO", "MLO": "MLO", "FB": "FB"}
 _LATERALITIES: dict[str, Laterality] = {"L": "L", "R": "R"}
 _FINDINGS = ("mass", "micros", "distortion", "asymmetry")  # columns of the xls, marked by an X
 
@@ -130,7 +126,7 @@ def _find_files(archive: _Archive) -> None:
         elif folder == "allxml" and name.endswith(".xml"):
             archive.outlines.setdefault(path.stem, path)
         elif name in ("inbreast.csv", "inbreast.xls"):
-            for number, row in _read_table(archive, path).items():
+            for number, row in _read_rows(archive, path).items():
                 row_of_number = archive.rows.setdefault(number, {})
                 row_of_number.update(
                     {
@@ -141,43 +137,15 @@ def _find_files(archive: _Archive) -> None:
                 )
 
 
-def _read_table(archive: _Archive, path: Path) -> dict[str, Row]:
+def _read_rows(archive: _Archive, path: Path) -> dict[str, Row]:
     """Read the rows of one table by file number; note a table that can't be read."""
     try:
-        records = _read_csv(path) if path.suffix.lower() == ".csv" else _read_xls(path)
-    except Exception as error:  # xlrd answers damaged files with exceptions of any class
-        archive.note(
-            path,
-            f"can't be read ({error.__class__.__name__}: {' '.join(str(error).split())[:200]})",
-        )
+        rows = [row for _, row in read_table(path, ["file_name"])]
+    except ArchiveError as error:
+        archive.note(path, error)
         return {}
-    rows = [
-        {str(column).strip().lower(): _format_cell(value) for column, value in record.items()}
-        for record in records
-    ]
-    if not any("file name" in row for row in rows):
-        archive.note(path, "has no column File Name")
     # else a sum at the table's end
-    return {row["file name"]: row for row in rows if row.get("file name", "").isdigit()}
-
-
-def _read_csv(path: Path) -> list[dict[Any, Any]]:
-    # Only plain ASCII columns are used, so an odd byte in a remark must not cost the table.
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        return list(csv.DictReader(file, delimiter=";"))
-
-
-def _read_xls(path: Path) -> list[dict[Any, Any]]:
-    # xlrd itself: pandas has deprecated its way to xlrd, and no other engine is needed here.
-    sheet = xlrd.open_workbook(path, logfile=io.StringIO()).sheet_by_index(0)
-    columns, *rows = [sheet.row_values(index) for index in range(sheet.nrows)] or [[]]
-    return [dict(zip(columns, row, strict=False)) for row in rows]
-
-
-def _format_cell(value: object) -> str:
-    if isinstance(value, float):  # old Excel knows no integers
-        return f"{value:.15g}"
-    return "" if value is None else str(value).strip()
+    return {row["file_name"]: row for row in rows if row["file_name"].isdigit()}
 
 
 def _make_mammogram(archive: _Archive, path: Path) -> Mammogram:

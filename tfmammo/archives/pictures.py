@@ -151,23 +151,18 @@ def read_pixels(path: Path, bits: int | None) -> NDArray[np.float32]:
                 f"{path}: holds values up to {values.max()}, more than {bits} bits can"
             )
         values = full - values if inverted else values
-        if _has_two_values(values):
-            raise ArchiveError(f"{path}: has two grey values alone, so it is a mask, no mammogram")
         if bits is None and (advice := unused_range(int(values.max()), full)):
             advise("bits", f"some images: {advice}")
         return (values.astype(np.float32) / np.float32(full))[..., np.newaxis]
 
 
-def _has_two_values(values: NDArray[np.int32]) -> bool:
-    if values.size < 100:
-        return False
-    low = values.min()
-    high = values.max()
-    # a mammogram's first pixels tell already
-    some = values[::31, ::31]
-    if not np.all((some == low) | (some == high)):
-        return False
-    return bool(low < high and np.all((values == low) | (values == high)))
+def read_mammogram(path: Path, bits: int | None) -> NDArray[np.float32]:
+    """Read a grey picture as `read_pixels` does; one of two values is a mask, and raises."""
+    image = read_pixels(path, bits)
+    some = image[::31, ::31]  # of a mammogram, these tell already
+    if image.size >= 100 and len(np.unique(some)) <= 2 and len(np.unique(image)) == 2:
+        raise ArchiveError(f"{path}: has two grey values alone: it is a mask, no mammogram")
+    return image
 
 
 def _take_one_channel(picture: ImageFile, path: Path) -> NDArray[np.int32]:

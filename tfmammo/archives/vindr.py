@@ -35,7 +35,6 @@ full-field digital mammography, Scientific Data 10 (2023) 277.
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections import defaultdict
@@ -46,17 +45,17 @@ from pathlib import Path
 from tfmammo.archives import dicom
 from tfmammo.archives.files import list_regular_files
 from tfmammo.archives.findings import Finding, find_word
+from tfmammo.archives.tables import Row, read_table
+from tfmammo.archives.views import parse_side, parse_view
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Box,
     Found,
-    Laterality,
     Lesion,
     Lost,
     Mammogram,
     Skipped,
     Split,
-    View,
     hash_id,
     normalize_spelling,
     sort_found,
@@ -66,7 +65,6 @@ IMAGES = "breast-level_annotations.csv"
 FINDINGS = "finding_annotations.csv"
 METADATA = "metadata.csv"
 
-Row = dict[str, str]  # column name in lower case -> text, both stripped
 Corners = tuple[float, float, float, float]
 
 _IMAGE_COLUMNS = (
@@ -85,8 +83,6 @@ _QUOTED = r"""(?:'[^'\]]*'|"[^"\]]*")"""
 # Python's list of strings; never evaluated
 _LIST = re.compile(rf"\[\s*{_QUOTED}\s*(?:,\s*{_QUOTED}\s*)*\]")
 _NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
-_LATERALITIES: dict[str, Laterality] = {"L": "L", "R": "R"}
-_VIEWS: dict[str, View] = {"CC": "CC", "MLO": "MLO"}
 _SPLITS: dict[str, Split] = {"training": "train", "test": "test"}
 
 
@@ -200,30 +196,9 @@ def _make_key(name: str) -> str:
     return normalize_spelling(name).strip().lower()
 
 
-def _read_table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
-    """Read the rows of one table with their line numbers.
-
-    Raises ArchiveError where a column is missing or the file is no CSV.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = [name.strip().lower() for name in next(reader, [])]
-            if missing := [column for column in columns if column not in header]:
-                raise ArchiveError(f"{path}: has no column {', '.join(missing)}")
-            for cells in filter(None, reader):  # no empty lines
-                cells = [*cells, *[""] * (len(header) - len(cells))]
-                yield (
-                    reader.line_num,
-                    {name: cell.strip() for name, cell in zip(header, cells, strict=False)},
-                )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ArchiveError(f"{path}: can't be read as CSV ({error})") from None
-
-
 def _read_findings(archive: _Archive) -> None:
     faults = archive.faults[FINDINGS]
-    for line, row in _read_table(archive.tables[FINDINGS], _FINDING_COLUMNS):
+    for line, row in read_table(archive.tables[FINDINGS], _FINDING_COLUMNS):
         findings = archive.findings.setdefault(_make_key(row["image_id"]), _Findings())
         readable = _LIST.fullmatch(row["finding_categories"])
         names = (
@@ -267,11 +242,11 @@ def _read_spacings(archive: _Archive) -> None:
     if path is None:
         return
     try:
-        for _, row in _read_table(path, ("sop instance uid",)):
-            for column in ("pixel spacing", "imager pixel spacing"):  # as in the headers
+        for _, row in read_table(path, ("sop_instance_uid",)):
+            for column in ("pixel_spacing", "imager_pixel_spacing"):  # as in the headers
                 values = [float(number) for number in _NUMBER.findall(row.get(column, "")[:100])]
                 if len(values) == 2 and all(0 < value < math.inf for value in values):
-                    archive.spacings[_make_key(row["sop instance uid"])] = (values[0], values[1])
+                    archive.spacings[_make_key(row["sop_instance_uid"])] = (values[0], values[1])
                     break
     except ArchiveError as error:
         archive.note(path, error)
@@ -284,7 +259,7 @@ def _make_mammograms(archive: _Archive) -> dict[str, Mammogram]:
     named = set()
     used = set()
     missing = 0
-    for line, row in _read_table(table, _IMAGE_COLUMNS):
+    for line, row in read_table(table, _IMAGE_COLUMNS):
         image = _make_key(row["image_id"])
         key = (_make_key(row["study_id"]), image)
         path = archive.dicoms.get(key)
@@ -328,8 +303,8 @@ def _make_mammogram(archive: _Archive, path: Path, row: Row) -> Mammogram:
         image_id=image,
         rows=rows,
         cols=cols,
-        laterality=_LATERALITIES.get(row["laterality"].upper()),
-        view=_VIEWS.get(row["view_position"].upper()),
+        laterality=parse_side(row["laterality"]),
+        view=parse_view(row["view_position"])[1],
         pathology="normal" if birads and birads[1] == "1" and not findings.marked else None,
         **sort_found(_make_lesions(findings, rows, cols, archive.faults[FINDINGS])),
         spacing=spacing,

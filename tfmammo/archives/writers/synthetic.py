@@ -89,7 +89,8 @@ def write_dicom_of_mammogram(
     spacing = list(mammogram.spacing) if mammogram.spacing else None
     if stored.elements is None:
         rendition["ImagerPixelSpacing"] = spacing
-    full = bool(mammogram.laterality and mammogram.view and rendition.get("ImagerPixelSpacing"))
+    shown = (mammogram.laterality, mammogram.view)
+    full = bool(shown in _ORIENTATION and rendition.get("ImagerPixelSpacing"))
     elements = (
         _identity(mammogram, key, rendition.get("BurnedInAnnotation", "YES"), repeat)
         | (_mammography(mammogram, rendition) if full else _capture(mammogram))
