@@ -31,9 +31,9 @@ from tfmammo.archives import (
     ddsm,
     dicom,
     folder,
-    frames,
     inbreast,
     optimam,
+    regions,
 )
 from tfmammo.archives.elements import Fault
 from tfmammo.archives.regions import SEGMENTATION, read_regions
@@ -380,7 +380,7 @@ def raise_noted(path):
 
 
 @pytest.mark.parametrize(
-    "read", [dicom.read_header, raise_noted, lambda path: frames.read_frame(path, 0, 128, 128)]
+    "read", [dicom.read_header, raise_noted, lambda path: regions._read_frame(path, 0)]
 )
 def test_a_header_of_many_tiny_elements_is_refused_in_time(tmp_path, read):
     path = tmp_path / "many.dcm"

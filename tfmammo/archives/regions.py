@@ -1,9 +1,9 @@
 """Regions that DICOM files draw on mammograms: SEG, SR (TID 1500) and RTSTRUCT -> lesions.
 
-    SEG         binary; fractional, cut at half of its maximum
-    SR          the image regions of TID 1500's planar measurement groups, and the outlines of
-                single image findings of Mammography CAD (TID 4000): closed polylines, circles and
-                ellipses
+    SEG         binary; fractional, cut at half of its maximum; label map
+    SR          the image regions of TID 1500's measurement groups, beside their numbers or, as OHIF
+                writes them, beneath, and the outlines of single image findings of Mammography CAD
+                (TID 4000): closed polylines, circles and ellipses
     RTSTRUCT    closed planar contours, where the image states its position in space
 
 Of a lesion that SEG and SR have both, by its tracking UID, the SEG's region counts.
@@ -35,26 +35,28 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.pixels import pixel_array
 
 from tfmammo.archives import coco, dicom
 from tfmammo.archives.elements import Fault, integer, items, numbers, text
 from tfmammo.archives.findings import Finding, find_coded
-from tfmammo.archives.frames import read_frame
 from tfmammo.archives.silence import silence
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, LesionKind, MaskedLesion
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 REPORTS = tuple(f"1.2.840.10008.5.1.4.1.1.88.{number}" for number in (22, 33, 34))
 CAD_REPORT = "1.2.840.10008.5.1.4.1.1.88.50"
-CLASSES = (SEGMENTATION, STRUCTURE_SET, CAD_REPORT, *REPORTS)
+CLASSES = (SEGMENTATION, LABEL_MAP, STRUCTURE_SET, CAD_REPORT, *REPORTS)
 
 # code values of TID 1500's concepts (DCM)
 _GROUP = "125007"
 _FINDING = "121071"
 _REGION = "111030"
 _TRACKING = "112040"
+_AREA = ("42798000", "G-A166")
 # those of TID 4000, 4006
 _SINGLE_FINDING = "111059"
 _OUTLINE = "111041"
@@ -64,6 +66,7 @@ _LARGEST = 2**28  # bytes of a file without pixels
 _MOST_REGIONS = 4096  # of a file
 _DEEPEST = 16  # levels of a report's tree
 _CIRCLE = 180  # points of a drawn circle or ellipse
+_BEYOND = 0.02  # of an image's longer side that a region may reach over the border
 _OFF_PLANE = 0.5  # mm that a contour may lie beside the image's plane
 
 
@@ -185,10 +188,10 @@ def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
             raise Fault("is no SEG, no SR of findings and no RTSTRUCT")
         if meta.TransferSyntaxUID.is_deflated:  # it would be inflated to whatever size it has
             raise Fault("is deflated, which is not read here")
-        if kind != SEGMENTATION and path.stat().st_size > _LARGEST:
+        if kind not in (SEGMENTATION, LABEL_MAP) and path.stat().st_size > _LARGEST:
             raise Fault("is larger than any file of regions")
         dataset = pydicom.dcmread(dicom.LimitedReader(file), stop_before_pixels=True)
-        if kind == SEGMENTATION:
+        if kind in (SEGMENTATION, LABEL_MAP):
             regions = _list_segments(path, dataset, unusable)
         elif kind == STRUCTURE_SET:
             regions = _list_contours(path, dataset, unusable)
@@ -210,8 +213,8 @@ def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
 def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
     """List the segments, one region for each image that frames of it lie on."""
     form = text(dataset, "SegmentationType").upper()
-    if form not in ("BINARY", "FRACTIONAL"):
-        raise Fault("is a segmentation that is neither binary nor fractional")
+    if form not in ("BINARY", "FRACTIONAL", "LABELMAP"):
+        raise Fault("is a segmentation that is neither binary, fractional nor a label map")
     segments = {
         integer(item, "SegmentNumber", 0): item for item in items(dataset, "SegmentSequence")
     }
@@ -221,15 +224,19 @@ def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
         raise Fault("does not describe each of its frames")
     frames: dict[tuple[int, str], list[tuple[int, Dataset]]] = {}
     for number, group in enumerate(groups):
-        place = _first(group, shared, "SegmentIdentificationSequence")
-        segment = integer(place, "ReferencedSegmentNumber", 0) if place else 0
-        image = _find_source(dataset, group, shared)
-        if segment not in segments:
-            unusable["are of no segment that it describes"] += 1
-        elif image is None:
-            unusable["name no image, or several"] += 1
+        if form == "LABELMAP":  # a frame shows several segments, by their numbers
+            shown = [value for value in np.unique(_read_frame(path, number)).tolist() if value]
         else:
-            frames.setdefault((segment, image), []).append((number, group))
+            place = _first(group, shared, "SegmentIdentificationSequence")
+            shown = [integer(place, "ReferencedSegmentNumber", 0) if place else 0]
+        image = _find_source(dataset, group, shared)
+        for segment in shown:
+            if segment not in segments:
+                unusable["are of no segment that it describes"] += 1
+            elif image is None:
+                unusable["name no image, or several"] += 1
+            else:
+                frames.setdefault((segment, image), []).append((number, group))
     maximum = integer(dataset, "MaximumFractionalValue", 255) if form == "FRACTIONAL" else 1
     if maximum < 1:
         raise Fault("has a maximal fraction below 1")
@@ -241,7 +248,8 @@ def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
             continue
         geometry = _describe_geometry(dataset, [group for _, group in members], shared)
         places = tuple(number for number, _ in members)
-        draw = partial(_draw_segment, path, places, maximum, geometry)
+        label = segment if form == "LABELMAP" else None
+        draw = partial(_draw_segment, path, places, maximum, label, geometry)
         yield Region(path, image, finding, draw, text(item, "TrackingUID"), is_segment=True)
 
 
@@ -283,6 +291,7 @@ def _draw_segment(
     path: Path,
     frames: tuple[int, ...],
     maximum: int,
+    label: int | None,
     stated: _Geometry,
     image: Image,
     kind: LesionKind,
@@ -305,22 +314,41 @@ def _draw_segment(
     if stated.spacing and image.spacing:
         ratios = tuple(a / b for a, b in zip(stated.spacing, image.spacing, strict=True))
         _check_equal(ratios, (1.0, 1.0), 0.01, "have another spacing than their image")
-    read = partial(_read_segment, path, frames, maximum, image.rows, image.cols)
+    read = partial(_read_segment, path, frames, maximum, label, image.rows, image.cols)
     return MaskedLesion(kind, read, (path,), **details)
 
 
 def _read_segment(
-    path: Path, frames: tuple[int, ...], maximum: int, rows: int, cols: int
+    path: Path, frames: tuple[int, ...], maximum: int, label: int | None, rows: int, cols: int
 ) -> NDArray[np.uint8]:
-    """Read a segment, uint8 [rows, cols]: 1 where a frame holds half of the maximum or more."""
-    region = np.zeros((rows, cols), np.uint8)
+    """Read a segment, uint8 [rows, cols].
+
+    1 where a frame holds the label, or without one half of the maximum or more.
+    """
+    region = np.zeros((rows, cols), np.bool_)
     for number in frames:
-        region |= (2 * read_frame(path, number, rows, cols).astype(np.int32) >= maximum).astype(
-            np.uint8
-        )
+        values = _read_frame(path, number).astype(np.int32)
+        if values.shape != region.shape:
+            raise ArchiveError(f"{path}: was changed while it was read")
+        region |= values == label if label is not None else 2 * values >= maximum
     if not region.any():
         raise ArchiveError(f"{path}: a segment marks nothing")
-    return region
+    return region.astype(np.uint8)
+
+
+def _read_frame(path: Path, number: int) -> NDArray[np.unsignedinteger]:
+    """Read the stored values of one frame: [rows, cols]."""
+    with dicom.reading(path), path.open("rb") as file, silence():
+        dataset = pydicom.dcmread(dicom.LimitedReader(file))
+        if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+            sides = ("NumberOfFrames", "Rows", "Columns", "BitsAllocated")
+            if 8 * len(dataset.PixelData) < np.prod([integer(dataset, key, 1) for key in sides]):
+                raise Fault("the file ends before its pixels do")
+        if dataset.BitsAllocated != 1:
+            return np.asarray(pixel_array(dataset, index=number, raw=True))
+        # pydicom reads no single frame of bits that begins within a byte
+        frames = pixel_array(dataset, raw=True)
+        return np.asarray(frames if frames.ndim == 2 else frames[number])
 
 
 def _find_source(dataset: Dataset, group: Dataset, shared: Dataset) -> str | None:
@@ -363,12 +391,31 @@ def _list_findings(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
         tracking = "".join(
             text(item, "UID") for item in content if _name_concept(item) == _TRACKING
         )
-        for item in content:
-            form = text(item, "ValueType")
-            if form == "SCOORD3D":
+        taken = set()
+        for item, is_area in _list_coordinates(content):
+            if text(item, "ValueType") == "SCOORD3D":
                 unusable["have coordinates in space, which no mammogram has"] += 1
-            if form == "SCOORD" and _name_concept(item) == _REGION:
-                yield from _take_graphic(path, dataset, item, finding, tracking, unusable)
+                continue
+            for region in _take_graphic(
+                path, dataset, item, finding, tracking, unusable, is_area=is_area
+            ):
+                # several numbers may be of one region
+                shape = (region.image, text(item, "GraphicType"), *numbers(item, "GraphicData"))
+                if shape not in taken:
+                    yield region
+                taken.add(shape)
+
+
+def _list_coordinates(content: list[Dataset]) -> Iterator[tuple[Dataset, bool]]:
+    """List the regions of a group, beside its numbers and beneath; True where one is an area's."""
+    for item in content:
+        form = text(item, "ValueType")
+        if form == "SCOORD3D" or (form == "SCOORD" and _name_concept(item) == _REGION):
+            yield item, False
+        elif form == "NUM":
+            for child in items(item, "ContentSequence"):
+                if text(child, "ValueType") in ("SCOORD", "SCOORD3D"):
+                    yield child, _name_concept(item) in _AREA
 
 
 def _take_graphic(
@@ -378,14 +425,17 @@ def _take_graphic(
     finding: Finding | None,
     tracking: str,
     unusable: Counter[str],
+    is_area: bool = False,
 ) -> Iterator[Region]:
-    """Take the region of one item of coordinates, if it can be used."""
+    """Take the region of one item of coordinates, if it can be used; an area's may be open."""
     image = _find_selected(dataset, item)
     if image is None:
         unusable["name no image, or several"] += 1
     elif not _count_unusable(finding, unusable):
         graphic = text(item, "GraphicType").upper()
         points = tuple(numbers(item, "GraphicData"))
+        if is_area and graphic == "POLYLINE":
+            points += points[:2]
         yield Region(path, image, finding, partial(_draw_graphic, graphic, points), tracking)
 
 
@@ -472,7 +522,12 @@ def _draw_graphic(
     points = np.array(values[: len(values) // 2 * 2], np.float64).reshape(-1, 2)[:, ::-1] - 0.5
     if len(values) % 2 or not np.isfinite(points).all():
         raise ValueError("have coordinates that are no points")
-    if points.size and (points.min() < -1 or (points.max(axis=0) > (image.rows, image.cols)).any()):
+    # what reaches a little over the border is cut there; more was drawn on another image
+    beyond = _BEYOND * max(image.rows, image.cols)
+    if points.size and (
+        points.min() < -1 - beyond
+        or (points.max(axis=0) > np.array((image.rows, image.cols)) + beyond).any()
+    ):
         raise ValueError("reach beyond their image")
     return _enclose(_outline_graphic(graphic, points), image, kind, details)
 
