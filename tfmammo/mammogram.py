@@ -451,6 +451,8 @@ class Mammogram:
         read_stored: Returns the grey values as the file stores them, an `archives.stored.Stored`;
             None where pixels and bits tell them. Call `archives.read_stored` instead.
         source: The mammogram as its reader gave it, where this one was preprocessed.
+        chest_wall: Side of the image, L left and R right, where the file says that the chest wall
+            lies; None where it does not say.
         lost: Lesions that are marked and can't be read; see `lacks`.
 
     Examples:
@@ -479,6 +481,7 @@ class Mammogram:
     file: Path | None = field(default=None, repr=False, compare=False)
     read_stored: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
     source: Mammogram | None = field(default=None, repr=False, compare=False)
+    chest_wall: Laterality | None = None
     lost: tuple[Lost, ...] = ()
 
     def __repr__(self) -> str:
@@ -496,6 +499,14 @@ class Mammogram:
             changes: Other fields that change with them.
         """
         return replace(self, read=read, file=None, read_stored=None, source=None, **changes)
+
+    @property
+    def wall_side(self) -> Laterality | None:
+        """Side of the image, L or R, at which the chest wall lies.
+
+        As its file says, else the side of its laterality, by which mammograms are usually stored.
+        """
+        return self.chest_wall or self.laterality
 
     def lacks(self, kinds: Iterable[LesionKind] | None = None) -> bool:
         """Whether a lesion of these kinds (None: of any) was lost on reading.

@@ -743,6 +743,27 @@ def test_a_stated_side_wins_over_the_positions(write):
     assert (header.laterality, header.view) == ("R", "CC")
 
 
+@pytest.mark.parametrize(
+    ("words", "side"),
+    [
+        (["A", "R"], "L"),
+        (["A", "FR"], "L"),
+        (["AF", "R"], "L"),
+        (["P", "L"], "R"),
+        (["P", "FL"], "R"),
+        (["PH", "FL"], "R"),
+        (["L", "F"], None),
+        ("CC", None),  # CBIS-DDSM's
+        ("MLO", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_chest_wall_by_the_direction_of_the_rows(write, words, side):
+    header = dicom.read_header(write(PatientOrientation=words, ImageLaterality="R"))
+    assert (header.chest_wall, header.laterality) == (side, "R")
+
+
 CAPTURE = {"SOPClassUID": SecondaryCaptureImageStorage}
 XRAY = "1.2.840.10008.5.1.4.1.1.1.1"  # digital radiography for presentation
 SYNTHESIZED = ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"]

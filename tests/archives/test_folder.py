@@ -1070,6 +1070,18 @@ def test_a_pgm_states_its_largest_value(tmp_path):
     np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], [[0, 0.5]], atol=2e-3)
 
 
+@pytest.mark.parametrize("wall", ["A", "P"])
+def test_the_orientation_holds_where_it_contradicts_the_laterality(tmp_path, wall):
+    stored = np.arange(ROWS * COLS, dtype=np.uint16).reshape(ROWS, COLS)
+    for name, side in (("a", "L"), ("b", "R")):
+        facts = {"ImageLaterality": side, "PatientOrientation": [wall, "F"]}
+        write_dicom(tmp_path / "images" / f"{name}.dcm", stored, 12, **facts)
+    records, reasons = read(tmp_path)
+    assert [record.laterality for record in records] == ["L", "R"]
+    assert [record.wall_side for record in records] == [{"A": "L", "P": "R"}[wall]] * 2
+    assert reasons["images/*"].startswith("1 images are stored mirrored")
+
+
 def test_facts_of_a_dicom_hold_where_the_table_is_silent(tmp_path):
     writer.write([mammogram(1)], tmp_path, ending=".dcm", bits=12)
     record = only(tmp_path)

@@ -33,10 +33,9 @@ from tfmammo.archives import (
     folder,
     inbreast,
     optimam,
-    regions,
 )
 from tfmammo.archives.elements import Fault
-from tfmammo.archives.regions import SEGMENTATION, read_regions
+from tfmammo.archives.regions import SEGMENTATION, _read_frame, read_regions
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
@@ -380,7 +379,7 @@ def raise_noted(path):
 
 
 @pytest.mark.parametrize(
-    "read", [dicom.read_header, raise_noted, lambda path: regions._read_frame(path, 0)]
+    "read", [dicom.read_header, raise_noted, lambda path: _read_frame(path, 0)]
 )
 def test_a_header_of_many_tiny_elements_is_refused_in_time(tmp_path, read):
     path = tmp_path / "many.dcm"

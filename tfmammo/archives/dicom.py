@@ -49,6 +49,7 @@ from tfmammo.archives.elements import items as _items
 from tfmammo.archives.elements import numbers as _numbers
 from tfmammo.archives.elements import rendition
 from tfmammo.archives.elements import text as _text
+from tfmammo.archives.elements import value as _value
 from tfmammo.archives.silence import silence
 from tfmammo.archives.stored import Stored, look_up
 from tfmammo.errors import ArchiveError
@@ -87,6 +88,8 @@ class Header:
         series_description: Free text, None where absent; a hospital may write anything there, so it
             must not reach a record.
         for_processing: Raw detector values, not yet made fit for the eye.
+        chest_wall: Side of the image at which PatientOrientation has the chest wall; None where it
+            says nothing of it.
     """
 
     rows: int
@@ -96,6 +99,7 @@ class Header:
     view: View | None
     series_description: str | None
     for_processing: bool
+    chest_wall: Laterality | None = None
 
 
 def read_header(path: Path) -> Header:
@@ -124,6 +128,7 @@ def read_header(path: Path) -> Header:
             spacing=_find_spacing(dataset),
             laterality=_find_laterality(dataset),
             view=_find_view(dataset),
+            chest_wall=_find_chest_wall(dataset),
             series_description=_text(dataset, "SeriesDescription") or None,
             for_processing=raw,
         )
@@ -489,6 +494,19 @@ def _find_laterality(dataset: FileDataset) -> Laterality | None:
         if side := views.find_side(_text(item, "CodeValue") for item in items):
             return side
     return views.parse_view(_text(dataset, "ViewPosition"))[0]
+
+
+def _find_chest_wall(dataset: FileDataset) -> Laterality | None:
+    """Find the chest wall by the direction of the rows (PS3.3 C.7.6.1.1.1).
+
+    Rows that run to the front of the body, A, begin at the chest wall. Other words are found there
+    too, CBIS-DDSM's view for example.
+    """
+    words = _value(dataset, "PatientOrientation")
+    row = str(words if isinstance(words, str) else next(iter(words or ()), "")).strip().upper()
+    if not re.fullmatch(r"[AP][HFLR]{0,2}|[HFLR]{1,2}[AP]", row):
+        return None
+    return "L" if "A" in row else "R"
 
 
 def _find_view(dataset: FileDataset) -> View | None:

@@ -438,7 +438,7 @@ def _make_mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammo
         for name in ("laterality", "view", "spacing", "birads", "density")
         if name in row
     }
-    return Mammogram(
+    mammogram = Mammogram(
         archive="folder",
         patient_id=hash_id("folder", row.get("patient", "")),
         image_id=hash_id("folder", image),
@@ -447,6 +447,11 @@ def _make_mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammo
         official_split=row.get("split") or _find_subset(folder, image),
         **facts,
     )
+    if mammogram.laterality and mammogram.wall_side != mammogram.laterality:
+        folder.counts[
+            "images are stored mirrored: PatientOrientation holds, not the laterality"
+        ] += 1
+    return mammogram
 
 
 def _read_facts(
@@ -483,6 +488,7 @@ def _read_facts(
 def _read_dicom_facts(path: Path) -> dict[str, Any] | None:
     header = dicom.read_header(path)
     facts = {
-        name: getattr(header, name) for name in ("rows", "cols", "laterality", "view", "spacing")
+        name: getattr(header, name)
+        for name in ("rows", "cols", "laterality", "view", "spacing", "chest_wall")
     }
     return None if header.for_processing else facts | dicom.pixel_source(path)

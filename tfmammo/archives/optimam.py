@@ -322,6 +322,7 @@ def _make_mammogram(
         cols=header.cols,
         laterality=header.laterality,
         view=header.view,
+        chest_wall=header.chest_wall,
         pathology=_worst_pathology(breast, lesions),
         **sort_found(lesions),
         spacing=header.spacing,

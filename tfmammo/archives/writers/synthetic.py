@@ -293,7 +293,11 @@ def _mammography(mammogram: Mammogram, rendition: dict[str, Any]) -> dict[str, A
         "PositionerType": "NONE",
         "DetectorType": "",
         "AcquisitionContextSequence": [],
-        "PatientOrientation": _ORIENTATION[mammogram.laterality, mammogram.view],
+        # rows run from the chest wall to the front where that lies at the left
+        "PatientOrientation": [
+            "A" if mammogram.wall_side == "L" else "P",
+            _ORIENTATION[mammogram.laterality, mammogram.view][1],
+        ],
         "PixelIntensityRelationship": "LOG",
         "PixelIntensityRelationshipSign": 1
         if rendition["PresentationLUTShape"] == "INVERSE"
