@@ -181,11 +181,66 @@ def test_yolo_by_hand(tmp_path, names):
 
 
 @pytest.mark.parametrize(
+    "names_file", ["data.yaml", "mammo.yml", "classes.txt", "labels/classes.txt"]
+)
+@pytest.mark.parametrize(
+    ("images", "labels_at"),
+    [
+        ("images", "labels"),
+        ("images/train", "labels/train"),
+        ("train/images", "train/labels"),
+        ("valid/images/left", "valid/labels/left"),
+    ],
+)
+def test_yolo_as_ultralytics_reads_it(tmp_path, images, labels_at, names_file):
+    picture(tmp_path / images / "a.png")
+    write(tmp_path / labels_at / "a.txt", "1 0.5 0.5 0.5 0.2")
+    names = "mass\ncalcification\n" if names_file.endswith("txt") else "names: [mass, calc]"
+    if "labels/" in names_file and not labels_at.startswith("labels"):
+        return
+    write(tmp_path / names_file, names)
+    table = "file,patient\na.png,anna\n"
+    write(tmp_path / "metadata.csv", table)
+    (record,), reasons = read(tmp_path)
+    assert [lesion.kind for lesion in record.lesions] == ["calcification"]
+    assert record.patient_id == hash_id("folder", "anna")
+    assert set(reasons) <= {"metadata.csv"}
+
+
+def test_yolo_without_names(tmp_path):
+    picture(tmp_path / "images/a.png")
+    write(tmp_path / "labels/a.txt", "3 0.5 0.5 0.5 0.2")
+    (record,), reasons = read(tmp_path)
+    (lesion,) = record.lesions
+    assert (lesion.kind, lesion.kind_is_certain) == ("mass", False) and "labels/*" in reasons
+
+
+@pytest.mark.parametrize("other", ["annotations.json", "masks/a.png"])
+def test_label_files_that_are_not_used_are_an_error(tmp_path, other):
+    picture(tmp_path / "images/a.png")
+    write(tmp_path / "labels/a.txt", "0 0.5 0.5 0.5 0.2")
+    if other.endswith("json"):
+        write(tmp_path / other, {})
+    else:
+        picture(tmp_path / other)
+    assert "label files" in complain(tmp_path)
+
+
+def test_label_files_of_no_image(tmp_path):
+    picture(tmp_path / "images/a.png")
+    write(tmp_path / "labels/b.txt", "0 0.5 0.5 0.5 0.2")
+    assert "label files" in complain(tmp_path)
+    write(tmp_path / "labels/a.txt", "0 0.5 0.5 0.5 0.2")
+    (record,), reasons = read(tmp_path)
+    assert len(record.lesions) == 1 and "1 label files" in reasons["labels/*"]
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("0 0.5 0.5", "line 1: is neither a box of 4 numbers nor a polygon"),
         ("0 0.5 0.5 x 0.1", "line 1: is not made of numbers"),
-        ("7 0.5 0.5 0.1 0.1", "line 1: its label has no name in data.yaml"),
+        ("7 0.5 0.5 0.1 0.1", "line 1: its label has no name"),
         ("0 nan 0.5 0.5 0.1", "line 1: is neither a box"),
         ("0.5 0.5 0.5 0.1 0.1", "line 1: its label is no whole number"),
     ],

@@ -39,6 +39,9 @@ from pydicom.filereader import read_preamble
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     RLELossless,
 )
 
@@ -50,6 +53,7 @@ from tfmammo.archives.elements import numbers as _numbers
 from tfmammo.archives.elements import rendition
 from tfmammo.archives.elements import text as _text
 from tfmammo.archives.elements import value as _value
+from tfmammo.archives.named_files import is_dicom_head
 from tfmammo.archives.silence import silence
 from tfmammo.archives.stored import Stored, look_up
 from tfmammo.errors import ArchiveError
@@ -250,7 +254,14 @@ def _read_header(file: BinaryIO) -> FileDataset:
 
     A deflated file is inflated as a whole, so its pixels are read too.
     """
-    dataset = _inflate(file) or pydicom.dcmread(LimitedReader(file), stop_before_pixels=True)
+    dataset = _inflate(file) or pydicom.dcmread(
+        LimitedReader(file), stop_before_pixels=True, force=True
+    )
+    if "TransferSyntaxUID" not in dataset.file_meta and not dataset.preamble:
+        # pydicom sees how the first element of a file without a head is written
+        is_implicit, is_little = dataset.original_encoding
+        plain = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else plain
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None or syntax.is_private or not syntax.is_transfer_syntax:
         raise _Fault("its transfer syntax is missing or unknown")
@@ -297,12 +308,18 @@ class LimitedReader:
 def read_meta(file: BinaryIO) -> FileMetaDataset:
     """Read how a file is written, without its elements: a deflated one is not inflated.
 
-    The file is at its beginning then.
+    The file is at its beginning then. Of a file without the head of Part 10 nothing is known.
 
     Raises:
         Fault: It has more elements than any mammogram's.
         Exception: Whatever pydicom answers a damaged file with.
     """
+    head = file.read(132)
+    file.seek(0)
+    if head[128:] != b"DICM":
+        if not is_dicom_head(head):
+            raise InvalidDicomError
+        return FileMetaDataset()
     read_preamble(file, force=False)
     reader: Any = LimitedReader(file)
     elements = read_elements(

@@ -61,7 +61,8 @@ from tfmammo.archives import coco, dicom, layouts, pictures, regions
 from tfmammo.archives.findings import LESION, Finding
 from tfmammo.archives.masks import find_mask_folder, find_masks, is_named_mask, read_mask
 from tfmammo.archives.metadata import Row, parse_cells, read_metadata
-from tfmammo.archives.named_files import DICOMS, PICTURES, find_files, make_key
+from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files, has_dicom_bytes
+from tfmammo.archives.yolo import find_yolo
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     ID_KEY,
@@ -130,7 +131,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     for name in ("metadata.csv", "annotations.json"):
         if (root / name).exists() and not (root / name).is_file():
             raise ArchiveError(f"{root / name}: is no file")
-    layout = layouts.find_layout(root, skipped)
+    layout = layouts.find_layout(root, skipped) or find_yolo(root, skipped)
     if not (root / "images").is_dir() and layout is None:
         raise ArchiveError(f"{root}: has no folder images")
     if find_mask_folder(root) and (root / "annotations.json").exists():
@@ -152,7 +153,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         folder.masks = find_masks(root, images, skipped)
     if layout is None:
         _find_regions(folder)
-    _note_unused_rows(folder)
+    _match_rows(folder)
     mammograms = list(_make_mammograms(folder))
     _note_unused_regions(folder)
     for reason, count in folder.counts.items():
@@ -183,7 +184,7 @@ def read_one(path: Path) -> Mammogram:
     """
     if path.exists() and not path.is_file():
         raise ArchiveError(f"{path}: is no file")
-    facts = _read_dicom_facts(path) if is_dicom(path) else _read_facts(path, None)
+    facts = _read_facts(path, None)
     if facts is None:
         raise ArchiveError(
             f"{path}: is a raw image ('for processing'), take the one for presentation"
@@ -200,16 +201,25 @@ def read_one(path: Path) -> Mammogram:
 
 def is_dicom(path: Path) -> bool:
     """Whether a file is a DICOM by its ending or its first bytes; False where it can't be read."""
-    try:
-        with path.open("rb") as file:
-            return path.suffix.lower() in DICOMS or file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    return path.is_file() and (path.suffix.lower() in DICOMS or has_dicom_bytes(path))
 
 
-def _note_unused_rows(folder: _Folder) -> None:
-    used = {*folder.images, *(mask for masks in folder.masks.values() for mask, _ in masks)}
-    if unused := len(folder.rows.keys() - used):
+def _match_rows(folder: _Folder) -> None:
+    """Match rows that name an image in another folder, and note those of no image or mask."""
+    masks = {mask for masks in folder.masks.values() for mask, _ in masks}
+    names = Names(folder.images.keys() - folder.rows.keys(), folders_matter=True)
+    unused = 0
+    for name in folder.rows.keys() - folder.images.keys() - masks:
+        image = names.find(name)
+        if image is None or image in folder.rows:
+            unused += 1
+        else:
+            folder.rows[image] = folder.rows[name]
+    if names.guessed:
+        folder.skipped.add(
+            "metadata.csv", f"{names.guessed} of its files are matched without their folders"
+        )
+    if unused:
         folder.skipped.add(
             "metadata.csv", f"{unused} of its {len(folder.rows)} files are no image or mask here"
         )
@@ -220,7 +230,10 @@ def _note_unused_rows(folder: _Folder) -> None:
 
 def _read_coco(folder: _Folder, path: Path) -> dict[str, coco.Listed]:
     """Read the images that a COCO file lists and that are there."""
-    listed = coco.load(path, make_key, partial(folder.note, path))
+    names = Names(folder.images, folders_matter=False)
+    listed = coco.load(path, lambda name: names.find(name) or name, partial(folder.note, path))
+    if names.guessed:
+        folder.note(path, f"{names.guessed} of its names are matched without their folders")
     if missing := len(listed.keys() - folder.images.keys()):
         folder.note(path, f"{missing} of its {len(listed)} images are missing")
     return listed
@@ -231,7 +244,7 @@ def _find_regions(folder: _Folder) -> None:
     files = {
         image: path
         for image, path in folder.images.items()
-        if path.suffix.lower() in DICOMS and regions.is_region_file(path)
+        if is_dicom(path) and regions.is_region_file(path)
     }
     for image in files:
         del folder.images[image]
@@ -248,7 +261,7 @@ def _find_regions(folder: _Folder) -> None:
 def _make_region_lesions(folder: _Folder, image: str) -> Iterator[Found]:
     assert folder.regions is not None
     path = folder.images[image]
-    if path.suffix.lower() not in DICOMS:
+    if not is_dicom(path):
         return
     identifier, facts = regions.read_image(path)
     drawn = folder.regions.get(identifier, [])
@@ -466,7 +479,7 @@ def _read_facts(
         bits: What the table says.
         read: Reads a picture's pixels.
     """
-    if path.suffix.lower() in DICOMS:
+    if is_dicom(path):
         if bits is not None:
             raise ArchiveError(f"{path}: a DICOM states its bits itself, leave them blank")
         return _read_dicom_facts(path)

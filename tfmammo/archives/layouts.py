@@ -1,19 +1,18 @@
-"""Other tools' data sets as folders of mammograms: nnU-Net, MONAI, YOLO, Hugging Face datasets.
+"""Other tools' data sets as folders of mammograms: nnU-Net, MONAI, Hugging Face datasets.
 
     nnU-Net         dataset.json with file_ending; imagesTr, labelsTr, imagesTs, labelsTs
     MONAI           dataset.json with the list training, and validation or test
-    YOLO            data.yaml with names; images/, labels/ with a text file an image
     Hugging Face    train/metadata.jsonl, and validation/ or test/; file_name and objects
 
-COCO is read by `folder` itself. metadata.csv at the root tells patients and facts, as of any
-folder; Hugging Face's metadata.jsonl has them itself.
+COCO is read by `folder` itself, YOLO by `yolo`. metadata.csv at the root tells patients and facts,
+as of any folder; Hugging Face's metadata.jsonl has them itself.
 
 Left open by the formats, and chosen here:
 - A label map does not tell lesions apart that touch: each connected part is a lesion. Label maps
   are read at once, as nothing else says how many lesions there are.
 - A subset `test` is held out, with `validation` among what is trained on; without `test`,
   `validation` is.
-- Images without a label map are left out; an image without a text file has no lesion, as YOLO says.
+- Images without a label map are left out.
 - Of nnU-Net's channels the first is read.
 """
 
@@ -27,17 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tfmammo.archives import coco, pictures
 from tfmammo.archives.findings import Finding, find_word
 from tfmammo.archives.masks import check_region
 from tfmammo.archives.named_files import PICTURES, find_files, make_key
-from tfmammo.config import read_yaml
-from tfmammo.errors import ArchiveError, ConfigError
+from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Found,
-    Lesion,
     Lost,
     Skipped,
     Split,
@@ -47,10 +43,8 @@ from tfmammo.mammogram import (
 
 FindLesions = Callable[[str, int, int], list[Found]]
 
-_LARGEST_YAML = 2**20  # bytes; YAML is slow to read
-_LARGEST_TEXT = 2**24  # bytes of the labels of one image
 _MOST_REGIONS = 4096  # of one label map; noise has more
-_SUBSETS = {
+SUBSETS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -97,9 +91,7 @@ def find_layout(root: Path, skipped: Skipped) -> Layout | None:
                 f"{root / 'dataset.json'}: is neither nnU-Net's (with file_ending) nor MONAI's "
                 "(with training)"
             )
-    if (root / "data.yaml").is_file() and has_images and (root / "labels").is_dir():
-        return _open_yolo(root, skipped)
-    lists = [root / name / "metadata.jsonl" for name in _SUBSETS]
+    lists = [root / name / "metadata.jsonl" for name in SUBSETS]
     if not has_images and any(path.is_file() for path in lists):
         return _open_hugging_face(root, skipped)
     return None
@@ -115,7 +107,7 @@ def _open_nnunet(root: Path, content: Mapping[str, Any], skipped: Skipped) -> La
     labels = content.get("labels")
     if not isinstance(labels, dict) or not all(isinstance(value, int) for value in labels.values()):
         raise ArchiveError(f"{path}: its labels are not one number each")
-    found = _find_labels({value: name for name, value in labels.items()}, path, root, skipped)
+    found = find_labels({value: name for name, value in labels.items()}, path, root, skipped)
     images: dict[str, Path] = {}
     maps: dict[str, Path] = {}
     subsets: dict[str, str] = {}
@@ -132,7 +124,7 @@ def _open_nnunet(root: Path, content: Mapping[str, Any], skipped: Skipped) -> La
                 images[key] = file
                 maps[key] = label_maps[case]
                 subsets[key] = subset
-    return Layout(images, partial(_read_label_map, maps, found), _assign_subsets(subsets))
+    return Layout(images, partial(_read_label_map, maps, found), assign_subsets(subsets))
 
 
 def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Layout:
@@ -142,12 +134,12 @@ def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Lay
         numbers = {int(value): str(name) for value, name in (labels or {}).items()}
     except (AttributeError, TypeError, ValueError):
         raise ArchiveError(f"{path}: its labels are not numbers with names") from None
-    found = _find_labels(numbers, path, root, skipped)
+    found = find_labels(numbers, path, root, skipped)
     images: dict[str, Path] = {}
     maps: dict[str, Path] = {}
     subsets: dict[str, str] = {}
     others = 0
-    for name, subset in _SUBSETS.items():
+    for name, subset in SUBSETS.items():
         entries = content.get(name)
         for entry in entries if isinstance(entries, list) else ():
             image, label = (
@@ -165,7 +157,7 @@ def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Lay
             subsets[key] = subset
     if others:
         skipped.note(root, path, f"{others} of its images have no picture or no label map here")
-    return Layout(images, partial(_read_label_map, maps, found), _assign_subsets(subsets))
+    return Layout(images, partial(_read_label_map, maps, found), assign_subsets(subsets))
 
 
 def _find_listed(root: Path, path: Path, entry: Mapping[str, Any], word: str) -> Path | None:
@@ -214,108 +206,12 @@ def _read_label_map(
 # Lists of lesions
 
 
-def _open_yolo(root: Path, skipped: Skipped) -> Layout:
-    path = root / "data.yaml"
-    if path.stat().st_size > _LARGEST_YAML:
-        raise ArchiveError(f"{path}: is too large to name labels")
-    try:
-        names = read_yaml(path).get("names")
-    except ConfigError as error:
-        raise ArchiveError(str(error)) from None
-    listed = dict(enumerate(names)) if isinstance(names, list) else names
-    if not isinstance(listed, dict) or not all(isinstance(number, int) for number in listed):
-        raise ArchiveError(f"{path}: names no labels by their numbers")
-    if not all(isinstance(name, str | int | float) for name in listed.values()):
-        raise ArchiveError(f"{path}: a label's name is no word")
-    labels = _find_labels(
-        {number: str(name)[:80] for number, name in listed.items()}, path, root, skipped
-    )
-    images = find_files(root, "images", PICTURES, skipped)
-    subsets = {key: _SUBSETS[part] for key in images if (part := key.partition("/")[0]) in _SUBSETS}
-    return Layout(
-        images, partial(_read_yolo_labels, root, images, labels, skipped), _assign_subsets(subsets)
-    )
-
-
-def _read_yolo_labels(
-    root: Path,
-    images: Mapping[str, Path],
-    labels: Mapping[int, Finding | None],
-    skipped: Skipped,
-    key: str,
-    rows: int,
-    cols: int,
-) -> list[Found]:
-    name = images[key].relative_to(root / "images").with_suffix(".txt")
-    path = root / "labels" / name
-    if not path.is_file() or path.is_symlink():
-        return []
-    if path.stat().st_size > _LARGEST_TEXT:
-        raise ArchiveError(f"{path}: is too large for the labels of an image")
-    lesions: list[Found] = []
-    try:
-        lines = path.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArchiveError(f"{path}: can't be read ({error.__class__.__name__})") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            label, shares = _parse_yolo_line(line.split())
-            if label not in labels:
-                raise ValueError("its label has no name in data.yaml")
-        except ValueError as error:
-            raise ArchiveError(f"{path}: line {number}: {error}") from None
-        finding = labels[label]
-        if finding is None:
-            lesions.append(Lost())
-        elif finding.kind:
-            try:
-                lesions.append(_draw_shares(finding, shares, rows, cols))
-            except ValueError as error:
-                skipped.note(root, path, f"line {number} left out: {error}")
-                lesions.append(Lost(finding.kind if finding.is_certain else None))
-    return lesions
-
-
-def _parse_yolo_line(words: list[str]) -> tuple[int, NDArray[np.float64]]:
-    """Parse a class with the numbers of a box or a polygon."""
-    try:
-        label = float(words[0])
-        shares = np.array([float(word) for word in words[1:]])
-    except (ValueError, OverflowError):
-        raise ValueError("is not made of numbers") from None
-    if not label.is_integer():  # some tools write 0.0
-        raise ValueError("its label is no whole number")
-    if not np.isfinite(shares).all() or len(shares) < 4 or len(shares) % 2:
-        raise ValueError("is neither a box of 4 numbers nor a polygon of 3 points or more")
-    return int(label), shares
-
-
-def _draw_shares(finding: Finding, shares: NDArray[np.float64], rows: int, cols: int) -> Lesion:
-    """Draw a box (centre, size) or a polygon in shares of the image's sides."""
-    assert finding.kind
-    certain = {"kind_is_certain": finding.is_certain}
-    if len(shares) == 4:
-        x, y, width, height = (
-            share * side
-            for share, side in zip(shares.tolist(), (cols, rows, cols, rows), strict=True)
-        )
-        bbox = [x - width / 2, y - height / 2, width, height]
-        return coco.lesion(finding.kind, {"bbox": bbox}, rows, cols, certain, "")
-    # Shares of 12 digits are off by less than this, and a point between two cells of the drawing's
-    # grid would fall to either.
-    with np.errstate(over="ignore"):  # what is infinite is refused below
-        points = np.round(shares.reshape(-1, 2)[:, ::-1] * (rows, cols) - 0.5, 6)
-    return Lesion.from_outline(finding.kind, points, rows, cols, **certain)
-
-
 def _open_hugging_face(root: Path, skipped: Skipped) -> Layout:
     images: dict[str, Path] = {}
     subsets: dict[str, str] = {}
     lines: dict[str, Mapping[str, Any]] = {}
     missing = 0
-    for name, subset in _SUBSETS.items():
+    for name, subset in SUBSETS.items():
         path = root / name / "metadata.jsonl"
         if not path.is_file():
             continue
@@ -346,7 +242,7 @@ def _open_hugging_face(root: Path, skipped: Skipped) -> Layout:
         for key in images
     }
     return Layout(
-        images, partial(_read_objects, root, lines, skipped), _assign_subsets(subsets), cells
+        images, partial(_read_objects, root, lines, skipped), assign_subsets(subsets), cells
     )
 
 
@@ -428,7 +324,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _find_labels(
+def find_labels(
     names: Mapping[int, str], path: Path, root: Path, skipped: Skipped
 ) -> dict[int, Finding | None]:
     """Find what each label stands for; note those that give no lesion, the unknown by name."""
@@ -446,7 +342,7 @@ def _find_labels(
     return labels
 
 
-def _assign_subsets(subsets: Mapping[str, str]) -> dict[str, Split]:
+def assign_subsets(subsets: Mapping[str, str]) -> dict[str, Split]:
     """Tell what is held out: `test`, else `validation`; nothing where there is one subset."""
     names = set(subsets.values())
     held_out = next((name for name in ("test", "validation") if name in names), None)
