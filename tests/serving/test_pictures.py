@@ -24,7 +24,7 @@ from tfmammo.errors import ConfigError, ExportError, TrackingError
 from tfmammo.export import export, load, load_onnx
 from tfmammo.inference.pipeline import Finding, PipelineResult
 from tfmammo.mammogram import Lesion, trace_borders
-from tfmammo.serving import pictures
+from tfmammo.serving import pictures, requests
 from tfmammo.serving.__main__ import lay_out, main, register
 from tfmammo.serving.pictures import NetworkConfig, Service, ServiceConfig
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
@@ -290,6 +290,7 @@ def bomb():
         ({"image": "", "pixels": [[0.5]]}, "give image or pixels"),
         ({"image": "§§§"}, "image is not in base64"),
         ({"image": ""}, "can't be read as an image"),
+        ({"image": "data:image/png;base64,§§§"}, "image is not in base64"),
         ({"image": base64.b64encode(b"MZ" * 500).decode()}, "can't be read as an image"),
         (
             {"image": base64.b64encode(b"\0" * 128 + b"DICM" + b"\xff" * 500).decode()},
@@ -511,3 +512,16 @@ def test_pictures_of_the_pipeline(tmp_path, monkeypatch):
         decoded(answer["overlay"]).shape[2] == 3
         and "overlay" not in service.answer([{"pixels": breast().tolist()}])[0]
     )
+
+
+def test_base64_in_the_forms_that_clients_write(tmp_path):
+    plain = encoded(square(32, 32))
+    content = base64.b64decode(plain)
+    forms = [
+        plain,
+        base64.encodebytes(content).decode(),
+        f"data:image/png;base64,{plain}",
+        f" data:;base64,{plain}\r\n",
+    ]
+    for form in forms:
+        assert requests._decode_base64(form) == content
