@@ -465,9 +465,11 @@ def test_an_archive_of_unreadable_files(small):
 
 def test_a_single_point_is_a_lost_calcification(small):
     """Its image stays of use for its masses, and is no background for calcifications."""
-    write_regions(small, region(SQUARE[:1], name="Calcification", Type=19), region(name="Unnamed"))
+    points = [region(SQUARE[:1], name=name, Type=19) for name in ("Calcification", "Point 3")]
+    write_regions(small, *points, region(name="Unnamed"), region(name="Nipple"))
     record, _ = first(small)
-    assert not record.lesions and record.lost == (Lost("calcification"), Lost())
+    assert not record.lesions
+    assert record.lost == (Lost("calcification"), Lost("calcification"), Lost())
     write_regions(small, region(), region(SQUARE[:1], name="Calcification", Type=19))
     record, _ = first(small)
     assert record.lacks() and record.lacks(["calcification"]) and not record.lacks(["mass"])

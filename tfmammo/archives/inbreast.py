@@ -218,15 +218,23 @@ def _read_lesions(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[
             lesion = _make_lesion(name, region, rows, cols)
         except ValueError as error:
             faults.setdefault((name, str(error)), []).append(str(number))
-            finding = find_word(name)
-            certain = finding is not None and finding.is_certain
-            lesions.append(Lost(finding.kind if finding and certain else None))
+            lesions += _note_lost(name, region)
             continue
         if lesion is not None:
             lesions.append(lesion)
     for (name, reason), numbers in faults.items():
         archive.note(path, f"ROI {', '.join(numbers)} '{name}' left out: {reason}")
     return tuple(lesions)
+
+
+def _note_lost(name: str, region: Mapping[str, Any]) -> list[Lost]:
+    """Tell what an unreadable region is; points without a name mark calcifications, too."""
+    finding = find_word(name)
+    if finding:
+        return [Lost(finding.kind if finding.is_certain else None)] if finding.kind else []
+    points = region.get("Point_px")
+    is_point = isinstance(points, list) and len(points) < 3
+    return [Lost("calcification" if is_point else None)]
 
 
 def _read_regions(path: Path) -> list[dict[str, Any]]:
