@@ -945,9 +945,9 @@ def rle(*segments: bytes) -> bytes:
         (rle(b"\x81\0" * 2**21, b"\x81\0" * 2**21), "RLE segments are far longer than its pixels"),
         # does nothing for long
         (rle(b"\x80" * 2**22, b"\x80" * 2**22), "RLE segments are far longer"),
-        (rle(b"\x81\0" * 4), r"1 RLE segments, 2 are expected"),
-        (rle(b"\x81\0", b"\x81\0"), r"an RLE segment of 128 bytes, 4096 are expected"),
-        (b"\2\0\0\0", "RLE of 16 bits and 4 bytes"),
+        (rle(b"\x81\0" * 4), "can't be decoded"),
+        (rle(b"\x81\0", b"\x81\0"), "can't be decoded"),
+        (b"\2\0\0\0", "can't be decoded"),
     ],
 )
 def test_an_rle_bomb_is_not_unpacked(tmp_path, frame, said):

@@ -452,10 +452,10 @@ def _decode_codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.un
     syntax = dataset.file_meta.TransferSyntaxUID
     needed = _count_bytes(dataset)
     if syntax == RLELossless:
-        return compressed.unpack(
-            compressed.frame(data), dataset.Rows, dataset.Columns, dataset.BitsAllocated
-        )
-    if syntax.is_encapsulated:
+        # the worst encoder takes two bytes for one
+        if len(compressed.frame(data)) > 2 * needed + 2**16:
+            raise _Fault("its RLE segments are far longer than its pixels")
+    elif syntax.is_encapsulated:
         compressed.check_stream(compressed.frame(data), dataset.Rows, dataset.Columns)
     else:
         data = data[: needed + needed % 2]

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from tfmammo.archives import directories
-from tfmammo.archives.elements import Fault
 from tfmammo.archives.stored import unused_range
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import MOST_PIXELS
@@ -42,7 +40,6 @@ def open_picture(path: Path) -> Iterator[ImageFile]:
         ArchiveError: Whatever goes wrong while it is open.
     """
     try:
-        _check_directory(path)
         with Image.open(path, formats=_FORMATS) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise ArchiveError(
@@ -57,8 +54,6 @@ def open_picture(path: Path) -> Iterator[ImageFile]:
             yield picture
     except ArchiveError:
         raise
-    except Fault as fault:
-        raise ArchiveError(f"{path}: {fault}") from None
     except FileNotFoundError:
         raise ArchiveError(f"{path}: no such file") from None
     except Exception as error:  # Pillow answers damaged files with exceptions of any class
@@ -67,23 +62,10 @@ def open_picture(path: Path) -> Iterator[ImageFile]:
         ) from None
 
 
-def _check_directory(path: Path) -> None:
-    """Check what Pillow would read of a TIFF or a JPEG before it tells their size."""
-    with path.open("rb") as file:
-        beginning = file.read(2)
-        file.seek(0)
-        if beginning in (b"II", b"MM"):
-            directories.check_tiff(file, path.stat().st_size)
-        elif beginning == b"\xff\xd8":
-            directories.check_jpeg(file.read())
-
-
 def _read_orientation(picture: ImageFile) -> int:
-    if picture.format == "PNG":
-        # Pillow decodes a PNG to look for EXIF, unless it has met some on its way.
-        if "exif" not in picture.info:
-            return 1
-        directories.check_exif(picture.info["exif"].removeprefix(directories.EXIF))
+    # Pillow decodes a PNG to look for EXIF, unless it has met some on its way.
+    if picture.format == "PNG" and "exif" not in picture.info:
+        return 1
     return int(picture.getexif().get(_ORIENTATION, 1))
 
 
