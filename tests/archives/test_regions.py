@@ -25,7 +25,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
 
 from tests.small_mammograms import COLS, PATIENT, ROWS, SQUARE
-from tfmammo.archives import folder, regions
+from tfmammo.archives import folder, regions, reports
 from tfmammo.archives.writers import segmentation
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
@@ -514,7 +514,7 @@ def write_measurements(image: Path, *numbers, finding=("4147007", "SCT", "Mass")
         return Sequence([item])
 
     def edit(dataset):
-        groups = list(regions._find_groups(dataset, 0))
+        groups = list(reports._find_groups(dataset, 0))
         kept = []
         for item in groups[0].ContentSequence:
             if item.ValueType == "SCOORD":

@@ -17,8 +17,8 @@ lesions; what is not known is a lost lesion of its image, which is no background
 
 Privacy: labels and names may be a patient's. They are compared with known words and never quoted.
 
-Source: DICOM PS3.3 A.51 (segmentation), C.8.8.6 (ROI contours), C.18.6 (spatial coordinates);
-PS3.16 TID 1500, TID 1410, CID 6014 and 6016 (mammographic findings).
+Source: DICOM PS3.3 A.51 (segmentation), C.8.8.6 (ROI contours); PS3.16 CID 6014 and 6016
+(mammographic findings).
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ from pydicom.pixels import pixel_array
 
 from tfmammo.archives import coco, dicom
 from tfmammo.archives.elements import Fault, integer, items, numbers, text
-from tfmammo.archives.findings import Finding, find_coded
+from tfmammo.archives.findings import find_coded
+from tfmammo.archives.region_types import Image, Region, count_unusable, enclose, list_codes
+from tfmammo.archives.reports import list_findings, list_marks
 from tfmammo.archives.silence import silence
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, LesionKind, MaskedLesion
@@ -51,68 +53,9 @@ REPORTS = tuple(f"1.2.840.10008.5.1.4.1.1.88.{number}" for number in (22, 33, 34
 CAD_REPORT = "1.2.840.10008.5.1.4.1.1.88.50"
 CLASSES = (SEGMENTATION, LABEL_MAP, STRUCTURE_SET, CAD_REPORT, *REPORTS)
 
-# code values of TID 1500's concepts (DCM)
-_GROUP = "125007"
-_FINDING = "121071"
-_REGION = "111030"
-_TRACKING = "112040"
-_AREA = ("42798000", "G-A166")
-# those of TID 4000, 4006
-_SINGLE_FINDING = "111059"
-_OUTLINE = "111041"
-_INTENT = "111056"
-_HIDDEN = "111152"  # not for presentation: the device rejected it
 _LARGEST = 2**28  # bytes of a file without pixels
 _MOST_REGIONS = 4096  # of a file
-_DEEPEST = 16  # levels of a report's tree
-_CIRCLE = 180  # points of a drawn circle or ellipse
-_BEYOND = 0.02  # of an image's longer side that a region may reach over the border
 _OFF_PLANE = 0.5  # mm that a contour may lie beside the image's plane
-
-
-@dataclass(frozen=True)
-class Image:
-    """What an image states that regions are checked against.
-
-    Attributes:
-        rows: Rows of the stored image.
-        cols: Columns of the stored image.
-        frame_of_reference: UID, "" where absent.
-        patient_orientation: Upper-case words, () where absent.
-        spacing: (row, col) of PixelSpacing, mm per px; () where absent.
-        orientation: Six direction cosines of rows and columns, () where absent.
-        position: mm, of the first pixel's centre; () where absent.
-    """
-
-    rows: int
-    cols: int
-    frame_of_reference: str
-    patient_orientation: tuple[str, ...]
-    spacing: tuple[float, ...]
-    orientation: tuple[float, ...]
-    position: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Region:
-    """One region of one image, not drawn yet.
-
-    Attributes:
-        file: The file that draws it.
-        image: SOP Instance UID.
-        finding: What it is; None where that is not known.
-        draw: Makes the lesion (the image, further fields of Lesion), or raises ValueError with the
-            reason why the image can't be the one that it was drawn on.
-        tracking: Tracking UID of the lesion, "" where the file gives none.
-        is_segment: Whether it is a segment of a SEG.
-    """
-
-    file: Path
-    image: str
-    finding: Finding | None
-    draw: Callable[[Image, LesionKind, dict[str, Any]], Lesion]
-    tracking: str = ""
-    is_segment: bool = False
 
 
 def is_region_file(path: Path) -> bool:
@@ -196,9 +139,9 @@ def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
         elif kind == STRUCTURE_SET:
             regions = _list_contours(path, dataset, unusable)
         elif kind == CAD_REPORT:
-            regions = _list_marks(path, dataset, unusable)
+            regions = list_marks(path, dataset, unusable)
         else:
-            regions = _list_findings(path, dataset, unusable)
+            regions = list_findings(path, dataset, unusable)
         listed = list(islice(regions, _MOST_REGIONS + 1))
         if len(listed) > _MOST_REGIONS:
             raise Fault(f"draws more than {_MOST_REGIONS} regions")
@@ -243,8 +186,8 @@ def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
     for (segment, image), members in sorted(frames.items()):
         item = segments[segment]
         words = f"{text(item, 'SegmentLabel')} {text(item, 'SegmentDescription')}"
-        finding = find_coded(_list_codes(item, "SegmentedPropertyTypeCodeSequence"), words)
-        if _count_unusable(finding, unusable):
+        finding = find_coded(list_codes(item, "SegmentedPropertyTypeCodeSequence"), words)
+        if count_unusable(finding, unusable):
             continue
         geometry = _describe_geometry(dataset, [group for _, group in members], shared)
         places = tuple(number for number, _ in members)
@@ -374,182 +317,6 @@ def _first(group: Dataset, shared: Dataset, key: str) -> Dataset | None:
     return found[0] if found else None
 
 
-# SR
-
-
-def _list_findings(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
-    """List the image regions of every measurement group, wherever in the tree it stands."""
-    for group in _find_groups(dataset, 0):
-        content = items(group, "ContentSequence")
-        codes = [
-            code
-            for item in content
-            if text(item, "ValueType") == "CODE" and _name_concept(item) == _FINDING
-            for code in _list_codes(item, "ConceptCodeSequence")
-        ]
-        finding = find_coded(codes, "")
-        tracking = "".join(
-            text(item, "UID") for item in content if _name_concept(item) == _TRACKING
-        )
-        taken = set()
-        for item, is_area in _list_coordinates(content):
-            if text(item, "ValueType") == "SCOORD3D":
-                unusable["have coordinates in space, which no mammogram has"] += 1
-                continue
-            for region in _take_graphic(
-                path, dataset, item, finding, tracking, unusable, is_area=is_area
-            ):
-                # several numbers may be of one region
-                shape = (region.image, text(item, "GraphicType"), *numbers(item, "GraphicData"))
-                if shape not in taken:
-                    yield region
-                taken.add(shape)
-
-
-def _list_coordinates(content: list[Dataset]) -> Iterator[tuple[Dataset, bool]]:
-    """List the regions of a group, beside its numbers and beneath; True where one is an area's."""
-    for item in content:
-        form = text(item, "ValueType")
-        if form == "SCOORD3D" or (form == "SCOORD" and _name_concept(item) == _REGION):
-            yield item, False
-        elif form == "NUM":
-            for child in items(item, "ContentSequence"):
-                if text(child, "ValueType") in ("SCOORD", "SCOORD3D"):
-                    yield child, _name_concept(item) in _AREA
-
-
-def _take_graphic(
-    path: Path,
-    dataset: Dataset,
-    item: Dataset,
-    finding: Finding | None,
-    tracking: str,
-    unusable: Counter[str],
-    is_area: bool = False,
-) -> Iterator[Region]:
-    """Take the region of one item of coordinates, if it can be used; an area's may be open."""
-    image = _find_selected(dataset, item)
-    if image is None:
-        unusable["name no image, or several"] += 1
-    elif not _count_unusable(finding, unusable):
-        graphic = text(item, "GraphicType").upper()
-        points = tuple(numbers(item, "GraphicData"))
-        if is_area and graphic == "POLYLINE":
-            points += points[:2]
-        yield Region(path, image, finding, partial(_draw_graphic, graphic, points), tracking)
-
-
-def _list_marks(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
-    """List the outlines of a CAD device's findings, those that it rejected left out."""
-    for finding in _find_marks(dataset, 0):
-        content = items(finding, "ContentSequence")
-        outlines = [item for item in content if _name_concept(item) == _OUTLINE]
-        intents = {
-            code
-            for item in content
-            if _name_concept(item) == _INTENT
-            for code, _ in _list_codes(item, "ConceptCodeSequence")
-        }
-        kind = find_coded(_list_codes(finding, "ConceptCodeSequence"), "")
-        if _HIDDEN in intents:
-            unusable["are marked as not for presentation"] += 1
-        elif not outlines:
-            unusable["are points, not areas"] += 1
-        else:
-            for item in outlines:
-                yield from _take_graphic(path, dataset, item, kind, "", unusable)
-
-
-def _find_marks(item: Dataset, depth: int) -> Iterator[Dataset]:
-    if depth > _DEEPEST:
-        raise Fault(f"is a report of more than {_DEEPEST} levels")
-    for child in items(item, "ContentSequence"):
-        if _name_concept(child) == _SINGLE_FINDING:
-            yield child
-        yield from _find_marks(child, depth + 1)
-
-
-def _find_groups(item: Dataset, depth: int) -> Iterator[Dataset]:
-    if depth > _DEEPEST:
-        raise Fault(f"is a report of more than {_DEEPEST} levels")
-    for child in items(item, "ContentSequence"):
-        if text(child, "ValueType") == "CONTAINER":
-            if _name_concept(child) == _GROUP:
-                yield child
-            else:
-                yield from _find_groups(child, depth + 1)
-
-
-def _name_concept(item: Dataset) -> str:
-    names = items(item, "ConceptNameCodeSequence")
-    return text(names[0], "CodeValue") if names else ""
-
-
-def _find_selected(dataset: Dataset, item: Dataset) -> str | None:
-    """Find the image that a region was selected from, whose item may stand elsewhere."""
-    children = [_follow(dataset, child) for child in items(item, "ContentSequence")]
-    named = {
-        text(reference, "ReferencedSOPInstanceUID")
-        for child in children
-        if text(child, "ValueType") == "IMAGE"
-        for reference in items(child, "ReferencedSOPSequence")
-    }
-    return named.pop() if len(named) == 1 else None
-
-
-def _follow(dataset: Dataset, item: Dataset) -> Dataset:
-    """Follow a reference to another item: 1 is the root, each number behind it a child."""
-    place = [int(number) for number in numbers(item, "ReferencedContentItemIdentifier")]
-    if place[:1] != [1] or len(place) > _DEEPEST:
-        return item
-    found = dataset
-    for number in place[1:]:
-        children = items(found, "ContentSequence")
-        if not 1 <= number <= len(children):
-            return Dataset()
-        found = children[number - 1]
-    return found
-
-
-def _draw_graphic(
-    graphic: str,
-    values: tuple[float, ...],
-    image: Image,
-    kind: LesionKind,
-    details: dict[str, Any],
-) -> Lesion:
-    """Draw coordinates that count from the image's corner, column first."""
-    points = np.array(values[: len(values) // 2 * 2], np.float64).reshape(-1, 2)[:, ::-1] - 0.5
-    if len(values) % 2 or not np.isfinite(points).all():
-        raise ValueError("have coordinates that are no points")
-    # what reaches a little over the border is cut there; more was drawn on another image
-    beyond = _BEYOND * max(image.rows, image.cols)
-    if points.size and (
-        points.min() < -1 - beyond
-        or (points.max(axis=0) > np.array((image.rows, image.cols)) + beyond).any()
-    ):
-        raise ValueError("reach beyond their image")
-    return _enclose(_outline_graphic(graphic, points), image, kind, details)
-
-
-def _outline_graphic(graphic: str, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    angles = np.linspace(0, 2 * np.pi, _CIRCLE, endpoint=False)[:, np.newaxis]
-    if graphic == "POLYLINE":
-        if len(points) < 4 or not np.allclose(points[0], points[-1], rtol=0, atol=1e-3):
-            raise ValueError("are lines that enclose nothing")
-        return points[:-1]
-    if graphic == "CIRCLE" and len(points) == 2:
-        radius = points[1] - points[0]
-        across = radius[::-1] * (1, -1)
-        return points[0] + radius * np.cos(angles) + across * np.sin(angles)
-    if graphic == "ELLIPSE" and len(points) == 4:
-        centre = (points[0] + points[1]) / 2
-        long = (points[1] - points[0]) / 2
-        short = (points[3] - points[2]) / 2
-        return centre + long * np.cos(angles) + short * np.sin(angles)
-    raise ValueError("are points, not areas")
-
-
 # RTSTRUCT
 
 
@@ -579,8 +346,8 @@ def _list_contours(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
             else:
                 contours.setdefault(named.pop(), []).append(values.reshape(-1, 3))
         words = f"{text(structure, 'ROIName')} {text(structure, 'ROIDescription')}"
-        finding = find_coded(_list_codes(structure, "RTROIIdentificationCodeSequence"), words)
-        if _count_unusable(finding, unusable, len(contours)):
+        finding = find_coded(list_codes(structure, "RTROIIdentificationCodeSequence"), words)
+        if count_unusable(finding, unusable, len(contours)):
             continue
         frame = text(structure, "ReferencedFrameOfReferenceUID")
         for image, parts in contours.items():
@@ -613,38 +380,11 @@ def _draw_contours(
         places = np.stack(
             [offset @ down / image.spacing[0], offset @ along / image.spacing[1]], axis=1
         )
-        outlines.append(_enclose(places, image, kind, details))
+        outlines.append(enclose(places, image, kind, details))
     return coco.unite(outlines, details)
 
 
-# What they share
-
-
-def _list_codes(item: Dataset, key: str) -> list[tuple[str, str]]:
-    """List value and meaning of the codes of an item."""
-    return [
-        (code, text(listed, "CodeMeaning"))
-        for listed in items(item, key)
-        if (code := text(listed, "CodeValue"))
-    ]
-
-
-def _count_unusable(finding: Finding | None, unusable: Counter[str], count: int = 1) -> bool:
-    """Count regions that are no lesions of ours or not known; whether there is no lesion."""
-    if finding is None:
-        unusable["are of findings that are not known"] += count
-    elif finding.kind is None:
-        unusable["are of findings that are no lesions of ours"] += count
-    return finding is not None and finding.kind is None
-
-
-def _enclose(
-    points: NDArray[np.float64], image: Image, kind: LesionKind, details: dict[str, Any]
-) -> Lesion:
-    try:
-        return Lesion.from_outline(kind, points, image.rows, image.cols, **details)
-    except ValueError:
-        raise ValueError("enclose no pixel of their image, or cross themselves") from None
+# What SEG and RTSTRUCT share
 
 
 def _check_frame_of_reference(stated: str, image: Image) -> None:
