@@ -37,6 +37,7 @@ from pydicom.uid import (
 
 from tests.archives.writers.ddsm import encode
 from tfmammo.archives import dicom
+from tfmammo.archives.headers import Header
 from tfmammo.archives.silence import silence
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
@@ -577,7 +578,7 @@ def test_the_series_description(write, words, said):
 
 def test_header_facts(write):
     path = write(ImageLaterality="R", ViewPosition="MLO", ImagerPixelSpacing=[0.07, 0.07])
-    assert dicom.read_header(path) == dicom.Header(12, 10, (0.07, 0.07), "R", "MLO", None, False)
+    assert dicom.read_header(path) == Header(12, 10, (0.07, 0.07), "R", "MLO", None, False)
 
 
 def test_spacing_in_the_breast_wins_and_need_not_be_square(write):

@@ -51,6 +51,7 @@ from numpy.typing import NDArray
 
 from tfmammo.archives import dicom
 from tfmammo.archives.files import list_regular_files
+from tfmammo.archives.headers import Header
 from tfmammo.archives.masks import check_region
 from tfmammo.archives.tables import read_table
 from tfmammo.errors import ArchiveError
@@ -355,9 +356,7 @@ def _make_mammograms(
     return mammograms
 
 
-def _find_image(
-    root: Path, paths: list[Path], skipped: Skipped
-) -> tuple[Path, dicom.Header] | None:
+def _find_image(root: Path, paths: list[Path], skipped: Skipped) -> tuple[Path, Header] | None:
     """Find the first readable mammogram of a folder."""
     full_image = None
     for path in paths:
@@ -376,7 +375,7 @@ def _find_image(
 
 
 def _make_mammogram(
-    path: Path, header: dicom.Header, rows: list[Row], files: dict[str, list[Path]]
+    path: Path, header: Header, rows: list[Row], files: dict[str, list[Path]]
 ) -> Mammogram:
     first = rows[0]
     pathologies = {row.pathology for row in rows}
@@ -397,7 +396,7 @@ def _make_mammogram(
     )
 
 
-def _make_lesion(row: Row, paths: list[Path], header: dicom.Header) -> MaskedLesion:
+def _make_lesion(row: Row, paths: list[Path], header: Header) -> MaskedLesion:
     return MaskedLesion(
         row.kind,
         partial(_read_mask, row.lesion_folder, tuple(paths), header.rows, header.cols),
@@ -409,7 +408,7 @@ def _make_lesion(row: Row, paths: list[Path], header: dicom.Header) -> MaskedLes
     )
 
 
-def _find_role(header: dicom.Header) -> _Role | None:
+def _find_role(header: Header) -> _Role | None:
     """Tell what SeriesDescription says; some files have none.
 
     It is "ROI mask images", "cropped images" or "full mammogram images".

@@ -3,10 +3,6 @@
 `tfmammo.archives.grayscale` maps stored values to grey.
 
 Left open by the standard or by what is found in files, and chosen here:
-- Spacing is that in the breast: PixelSpacing where it is calibrated (its calibration type says so,
-  it differs from ImagerPixelSpacing, or nothing else is stated); else ImagerPixelSpacing, measured
-  at the detector, over the estimated magnification; else NominalScannedPixelSpacing of a scanned
-  film.
 - Raw images ("for processing") are read like any other and marked in the header; they look unlike
   those made for the eye.
 
@@ -18,11 +14,9 @@ own words alone.
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -45,65 +39,24 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from tfmammo.archives import compressed, grayscale, views
+from tfmammo.archives import compressed, grayscale
 from tfmammo.archives.elements import Fault as _Fault
 from tfmammo.archives.elements import integer as _integer
 from tfmammo.archives.elements import items as _items
-from tfmammo.archives.elements import numbers as _numbers
 from tfmammo.archives.elements import rendition
-from tfmammo.archives.elements import text as _text
-from tfmammo.archives.elements import value as _value
+from tfmammo.archives.headers import Header, check_header, read_facts
 from tfmammo.archives.named_files import is_dicom_head
 from tfmammo.archives.silence import silence
 from tfmammo.archives.stored import Stored, look_up
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import MOST_PIXELS, Laterality, View
+from tfmammo.mammogram import MOST_PIXELS
 
-# SOP classes: computed and digital radiography (.1.2 is mammography), secondary captures (film
-# scans, .7.1 to .7.4 with frames), tomosynthesis with a generated 2D image
-_XRAY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(1|7|13\.1)(\.[0-9]+)*")
-_NEEDS_NO_MODALITY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(1\.2|7)(\.[0-9]+)*")
-_FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
 _META = 2  # the group of elements that say how the file is written
 _MOST_READS = 100_000  # of a header, two for each element, each of which takes some 40 us
 _LONGEST_SEQUENCE = 2**20  # bytes; those that are read here have some hundreds
 _UNDEFINED = 2**32 - 1  # the length of compressed pixels
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _SEQUENCES = (*_GROUPS, "AnatomicRegionSequence", "ViewCodeSequence")
-# The words that messages may quote: a damaged header can hold anything in their place.
-_MODALITIES = re.compile(
-    "AR|AU|BI|BMD|CR|CT|DOC|DX|ECG|ES|GM|IO|IVUS|KO|MR|NM|OP|OPT|OT|PR|PT|PX|RF|RG|RTDOSE|RTIMAGE|"
-    "RTPLAN|RTSTRUCT|SEG|SM|SR|TG|US|XA|XC"
-)
-_PHOTOMETRICS = re.compile("PALETTE COLOR|RGB|YBR_(FULL|FULL_422|ICT|RCT)")
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a header states about its image, no pixel read.
-
-    Attributes:
-        rows: Rows of the stored image.
-        cols: Columns of the stored image.
-        spacing: (row, col) in mm per px in the breast, None where absent; unequal values stay as
-            they are.
-        laterality: None where absent or neither L nor R.
-        view: None where absent or no view of CID 4014.
-        series_description: Free text, None where absent; a hospital may write anything there, so it
-            must not reach a record.
-        for_processing: Raw detector values, not yet made fit for the eye.
-        chest_wall: Side of the image at which PatientOrientation has the chest wall; None where it
-            says nothing of it.
-    """
-
-    rows: int
-    cols: int
-    spacing: tuple[float, float] | None
-    laterality: Laterality | None
-    view: View | None
-    series_description: str | None
-    for_processing: bool
-    chest_wall: Laterality | None = None
 
 
 def read_header(path: Path) -> Header:
@@ -122,20 +75,7 @@ def read_header(path: Path) -> Header:
     with reading(path), path.open("rb") as file, silence():
         dataset = _read_header(file)
         _seek_pixels(file, dataset)  # for its complaints
-        raw = (
-            _text(dataset, "PresentationIntentType").upper() == "FOR PROCESSING"
-            or _text(dataset, "SOPClassUID") == _FOR_PROCESSING
-        )
-        return Header(
-            rows=dataset.Rows,
-            cols=dataset.Columns,
-            spacing=_find_spacing(dataset),
-            laterality=_find_laterality(dataset),
-            view=_find_view(dataset),
-            chest_wall=_find_chest_wall(dataset),
-            series_description=_text(dataset, "SeriesDescription") or None,
-            for_processing=raw,
-        )
+        return read_facts(dataset)
 
 
 def read_pixels(path: Path, window: bool | int = True) -> NDArray[np.float32]:
@@ -269,7 +209,7 @@ def _read_header(file: BinaryIO) -> FileDataset:
         element = dataset.get_item(key) if key in dataset else None
         if isinstance(element, RawDataElement) and element.length > _LONGEST_SEQUENCE:
             raise _Fault(f"its {key} is longer than any mammogram's")
-    _check_header(dataset)
+    check_header(dataset)
     for key in _GROUPS:
         # an enhanced image states here what all others state at the top
         for group in _items(dataset, key):
@@ -355,59 +295,6 @@ def _inflate(file: BinaryIO) -> FileDataset | None:
     )
 
 
-def _check_header(dataset: FileDataset) -> None:
-    """Raise unless this is one grey image of a breast; leave its numbers as int."""
-    _check_kind(dataset)
-    photometric = _text(dataset, "PhotometricInterpretation")
-    rows = _integer(dataset, "Rows", 0)
-    cols = _integer(dataset, "Columns", 0)
-    frames = _integer(dataset, "NumberOfFrames", 1)
-    if not rows or not cols:
-        raise _Fault("has no image, its header gives no rows or columns")
-    if rows * cols > MOST_PIXELS:  # a damaged header may claim 2**32
-        raise _Fault(f"no mammogram has {rows} x {cols} pixels")
-    if frames > 1:
-        raise _Fault(f"holds {frames if frames < 10_000 else 'too many'} frames, not one image")
-    if _integer(dataset, "SamplesPerPixel", 1) != 1 or photometric not in (
-        "MONOCHROME1",
-        "MONOCHROME2",
-    ):
-        raise _Fault(
-            "is no grey image, its photometric interpretation is "
-            f"{_quote_word(photometric, _PHOTOMETRICS)}"
-        )
-    allocated = _integer(dataset, "BitsAllocated", 0)
-    bits = _integer(dataset, "BitsStored", 0)
-    if allocated not in (1, 8, 16) or not 1 <= bits <= allocated:
-        raise _Fault(f"{bits} bits stored in {allocated} are no mammogram's pixels")
-    if (high_bit := _integer(dataset, "HighBit", bits - 1)) != bits - 1:
-        raise _Fault(f"high bit {high_bit} does not fit {bits} stored bits")
-    dataset.Rows = rows
-    dataset.Columns = cols
-    dataset.BitsAllocated = allocated
-    dataset.BitsStored = bits
-    dataset.PixelRepresentation = _integer(dataset, "PixelRepresentation", 0)
-
-
-def _check_kind(dataset: FileDataset) -> None:
-    """Raise unless modality, SOP class, body part and image type are a mammogram's."""
-    modality = _text(dataset, "Modality").upper()
-    kind = _text(dataset, "SOPClassUID")
-    part = _text(dataset, "BodyPartExamined").upper()
-    if modality not in ("MG", ""):
-        raise _Fault(f"is no mammogram, its modality is {_quote_word(modality, _MODALITIES)}")
-    if part and "BREAST" not in part:
-        raise _Fault("is no mammogram, its body part is not the breast")
-    if kind.startswith("1.2.840.10008.") and not _XRAY.fullmatch(kind):
-        raise _Fault("is no mammogram, its SOP class is neither X-ray's nor secondary capture's")
-    # without a modality, what is general X-ray must name the breast
-    if not modality and not part and not _NEEDS_NO_MODALITY.fullmatch(kind):
-        raise _Fault("is no mammogram, its modality is not stated")
-    words = _text(dataset, "ImageType").upper()
-    if "TOMO" in words and "GENERATED_2D" not in words:
-        raise _Fault("is no mammogram but part of a tomosynthesis")
-
-
 def _seek_pixels(file: BinaryIO, dataset: FileDataset) -> tuple[str, int]:
     """Go to the first byte of the pixels.
 
@@ -480,58 +367,3 @@ def _decode_codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.un
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise _Fault(f"its pixels can't be decoded ({type(error).__name__}: {reason})") from None
     return codes.view(codes.dtype.str.replace("i", "u"))
-
-
-def _find_spacing(dataset: FileDataset) -> tuple[float, float] | None:
-    stated = _parse_pair(dataset, "PixelSpacing")
-    imager = _parse_pair(dataset, "ImagerPixelSpacing")
-    if stated and (stated != imager or _text(dataset, "PixelSpacingCalibrationType")):
-        return stated
-    if imager:
-        (factor,) = _numbers(dataset, "EstimatedRadiographicMagnificationFactor")[:1] or [1.0]
-        # The breast lies between source and detector, so that a factor below 1 can only be a
-        # mistake.
-        return (imager[0] / factor, imager[1] / factor) if 1 <= factor < np.inf else imager
-    return _parse_pair(dataset, "NominalScannedPixelSpacing")
-
-
-def _parse_pair(dataset: FileDataset, key: str) -> tuple[float, float] | None:
-    values = _numbers(dataset, key)
-    if len(values) == 2 and all(0 < value < np.inf for value in values):
-        return values[0], values[1]
-    return None
-
-
-def _find_laterality(dataset: FileDataset) -> Laterality | None:
-    for key in ("ImageLaterality", "Laterality", "FrameLaterality"):
-        if side := views.parse_side(_text(dataset, key)):
-            return side
-    for region in _items(dataset, "AnatomicRegionSequence"):
-        items = (region, *_items(region, "AnatomicRegionModifierSequence"))
-        if side := views.find_side(_text(item, "CodeValue") for item in items):
-            return side
-    return views.parse_view(_text(dataset, "ViewPosition"))[0]
-
-
-def _find_chest_wall(dataset: FileDataset) -> Laterality | None:
-    """Find the chest wall by the direction of the rows (PS3.3 C.7.6.1.1.1).
-
-    Rows that run to the front of the body, A, begin at the chest wall. Other words are found there
-    too, CBIS-DDSM's view for example.
-    """
-    words = _value(dataset, "PatientOrientation")
-    row = str(words if isinstance(words, str) else next(iter(words or ()), "")).strip().upper()
-    if not re.fullmatch(r"[AP][HFLR]{0,2}|[HFLR]{1,2}[AP]", row):
-        return None
-    return "L" if "A" in row else "R"
-
-
-def _find_view(dataset: FileDataset) -> View | None:
-    codes = [_text(item, "CodeValue") for item in _items(dataset, "ViewCodeSequence")]
-    return views.parse_view(_text(dataset, "ViewPosition"))[1] or views.find_view(codes)
-
-
-def _quote_word(word: str, standard_words: re.Pattern[str]) -> str:
-    if not word:
-        return "not stated"
-    return word if standard_words.fullmatch(word) else "unknown"

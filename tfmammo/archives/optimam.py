@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfmammo.archives import dicom
+from tfmammo.archives.headers import Header
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Box,
@@ -390,7 +391,7 @@ def _make_lesions(
     marks: list[Mark],
     episode: Episode | None,
     breast: Pathology | None,
-    header: dicom.Header,
+    header: Header,
 ) -> tuple[Found, ...]:
     lesions: list[Found] = []
     faults: dict[str, list[str]] = {}
