@@ -500,7 +500,8 @@ def test_bytes_tell_a_dicom(tmp_path, name):
     assert files == {name, other} and len({record.image_id for record in records}) == 2
     np.testing.assert_array_equal(np.rint(records[0].pixels()[..., 0] * 4095), stored)
     assert list(reasons) == ["images/*"] and reasons["images/*"].startswith("1 files")
-    assert folder.read_one(tmp_path / "images" / name).rows == ROWS
+    one = folder.read_one(tmp_path / "images" / other)
+    assert one.rows == ROWS and one.image_id in {record.image_id for record in records}
 
 
 @pytest.mark.parametrize("is_implicit", [True, False])

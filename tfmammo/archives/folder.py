@@ -1,25 +1,24 @@
 """The user's own mammograms: a folder of images with masks or COCO annotations, and a table.
 
     images/             .png .tif .tiff .jpg .jpeg .pgm .bmp (8 or 16 bit, one channel or equal
-                        ones) and .dcm, at any depth
+                        ones), at any depth; DICOM of any name
     masks/              <image's name>.png, or <image's name>_1.png, _2.png ... where it has several
                         lesions: 0 is background; a_mask.png or a_seg.png, and beside a.png
     annotations.json    or COCO instead of masks: polygons, RLE (compressed or not) or boxes
     metadata.csv        file, patient, laterality, view, pathology, kind, shape, margin, birads,
                         density, spacing, split, bits, lesion_patient
 
-All but `images` may be missing. The table's columns stand in any order, all but `file` may be
-missing or blank, others are ignored and noted; it is separated by commas, semicolons or tabs.
-`file` names an image ("a.png", "images/left/b.dcm"), or one mask ("a_2.png"), whose row then gives
-that lesion's kind, shape, margin and pathology.
+All but `images` may be missing, and all columns but `file`, in any order. `file` names an image
+("a.png", "images/left/b.dcm"), or one mask ("a_2.png"), whose row then gives that lesion's kind,
+shape, margin and pathology. See `metadata`.
 
 Patients. Images of one woman in both subsets of a split make every result worthless, and file names
 can't be trusted to tell women apart. So nothing is guessed. Where the table names patients, images
 without one are left out and counted. Where it names none at all, all images count as one patient:
 they can be looked at and predicted on but not split, and a log line says so.
 One number is one patient, whether a program wrote it as 12, 0012, 12.0 or 1.2E+01.
-`lesion_patient`, which synthetic mammograms with another woman's lesions have, is accepted and not
-used: make such a set from one subset of a split alone.
+`lesion_patient`, which synthetic mammograms with another woman's lesions have, is not used: make
+such a set from one subset of a split alone.
 
 Grey values. Nothing is guessed from the pixels: 16-bit files are scaled by 65535, also where their
 values stay below 4096. The column `bits` says what they hold instead (12 for most detectors); a log
@@ -31,14 +30,15 @@ read when it is wanted: one that is empty, damaged or of another size than its i
 ArchiveError then. Normal images need no mask, and those of images whose `pathology` is normal are
 not looked at.
 
-COCO. Categories are mass, calcification, asymmetry and distortion in any case, singular or plural;
-others are noted. Coordinates count from the image's corner, half a pixel from the first pixel's
-centre. With annotations.json only the images that it lists are read, since the others may be
-unlabelled. Holes of a region are filled, as everywhere here.
+COCO. Coordinates count from the image's corner, half a pixel from the first pixel's centre. Only
+the images that annotations.json lists are read, since the others may be unlabelled. Holes of a
+region are filled, as everywhere here.
 
 DICOM SEG, SR and RTSTRUCT files, among the images or in a folder annotations, give the lesions of
 the DICOM images that they name, where there are neither masks nor annotations.json: see `regions`.
-Another tool's data set is read as it is: see `layouts`.
+Other tools' data sets are read as they are: see `layouts` and `yolo`.
+
+Marked lesions that can't be read, or whose word is not known, are `Mammogram.lost`.
 
 Pathology is the image's: its lesions carry it where they have no own and it holds for each, because
 there is one or all is benign.
@@ -73,7 +73,6 @@ from tfmammo.mammogram import (
     Mammogram,
     MaskedLesion,
     Skipped,
-    Split,
     hash_id,
     is_keyed,
     sort_found,
@@ -122,9 +121,8 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         without the ending>).
 
     Raises:
-        ArchiveError: No image can be read, masks and annotations.json stand side by side, a table
-            or COCO file is damaged, holds a wrong value, names a file outside the folder, or states
-            another size than the image has.
+        ArchiveError: No image can be read, annotations of two kinds stand side by side, or a table
+            or COCO file is damaged, or states another size than the image has.
     """
     root = Path(root)
     skipped = Skipped() if skipped is None else skipped
@@ -159,12 +157,9 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     for reason, count in folder.counts.items():
         skipped.add("images/*", f"{count} {reason}")
     if not mammograms:
-        first = next(
-            (f", the first is {file}: {reason}" for file, reason in skipped.reasons.items()), ""
-        )
-        raise ArchiveError(
-            f"{root}: holds no image that can be read ({len(skipped)} skipped{first})"
-        )
+        reasons = [f", the first is {file}: {why}" for file, why in skipped.reasons.items()]
+        first = f"{len(skipped)} skipped{next(iter(reasons), '')}"
+        raise ArchiveError(f"{root}: holds no image that can be read ({first})")
     return mammograms
 
 
@@ -189,8 +184,9 @@ def read_one(path: Path) -> Mammogram:
         raise ArchiveError(
             f"{path}: is a raw image ('for processing'), take the one for presentation"
         )
+    is_named = path.suffix.lower() in PICTURES + DICOMS
     # a name in no known encoding can't be hashed
-    name = path.stem.encode(errors="replace").decode()
+    name = (path.stem if is_named else path.name).encode(errors="replace").decode()
     return Mammogram(
         archive="folder",
         patient_id=hash_id("folder", ""),
@@ -209,7 +205,7 @@ def _match_rows(folder: _Folder) -> None:
     masks = {mask for masks in folder.masks.values() for mask, _ in masks}
     names = Names(folder.images.keys() - folder.rows.keys(), folders_matter=True)
     unused = 0
-    for name in folder.rows.keys() - folder.images.keys() - masks:
+    for name in sorted(folder.rows.keys() - folder.images.keys() - masks):
         image = names.find(name)
         if image is None or image in folder.rows:
             unused += 1
@@ -297,9 +293,8 @@ def _make_mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Ite
     row = folder.rows.get(image, {})
     masks = folder.masks.get(image, [])
     if masks and row.get("pathology") == "normal":
-        folder.counts["masks of images that the table calls normal were not looked at"] += len(
-            masks
-        )
+        reason = "masks of images that the table calls normal were not looked at"
+        folder.counts[reason] += len(masks)
         return
     for mask, path in masks:
         details = _find_details(row, len(masks)) | (
@@ -379,10 +374,6 @@ def _complete(lesion: Found, details: Mapping[str, Any]) -> Found:
     return lesion
 
 
-def _find_subset(folder: _Folder, image: str) -> Split | None:
-    return folder.layout.subsets.get(image) if folder.layout is not None else None
-
-
 def _find_details(row: Row, lesions: int) -> dict[str, Any]:
     """Return what an image's row says of each of its lesions."""
     details = {name: row[name] for name in ("shape", "margin") if name in row and lesions == 1}
@@ -451,13 +442,14 @@ def _make_mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammo
         for name in ("laterality", "view", "spacing", "birads", "density")
         if name in row
     }
+    subsets = folder.layout.subsets if folder.layout else {}
     mammogram = Mammogram(
         archive="folder",
         patient_id=hash_id("folder", row.get("patient", "")),
         image_id=hash_id("folder", image),
         pathology=pathology,
         **found,
-        official_split=row.get("split") or _find_subset(folder, image),
+        official_split=row.get("split") or subsets.get(image),
         **facts,
     )
     if mammogram.laterality and mammogram.wall_side != mammogram.laterality:
