@@ -67,7 +67,7 @@ def write_study(root, views=VIEWS, seed=0, **elements):
             "ImageLaterality": side,
             "ViewPosition": view,
             "PixelSpacing": [0.1, 0.2],
-            "PatientOrientation": ["A", "R"],
+            "PatientOrientation": ["A", "R"] if side == "L" else ["P", "L"],
         }
         paths.append(root / study / f"{number}.dcm")
         write_dicom(paths[-1], draw(seed + number), 12, **{**patient, **elements})
