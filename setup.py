@@ -21,7 +21,6 @@ CORE = [
     "omidb>=0.13.1",  # reads OMI-DB's own files
     "scikit-image",
     "scipy>=1.15",
-    "pandas",
     "xlrd",
     "mlflow>=3.17,<4",
     "sqlalchemy",
@@ -72,6 +71,7 @@ EXTRAS = {
         *ONNX,
         "h5py",
         "packaging",
+        "pandas",
         "pycocotools",
         "ruff==0.17.*",
         "mypy==2.4.*",

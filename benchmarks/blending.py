@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -36,8 +37,9 @@ import cv2
 import numpy as np
 from insertion import TimedNetwork, find_normal_phantom, make_parser
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the writers that the tests use
+from tests.archives.writers import folder as writer
 from tfmammo import archives
-from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 from tfmammo.models.blending import Blending, BlendingConfig

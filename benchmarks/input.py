@@ -21,6 +21,7 @@ import gc
 import json
 import logging
 import statistics
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -36,9 +37,10 @@ from processes import time_workers
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the writers that the tests use
+from tests.archives.writers import inbreast, vindr
 from tfmammo.archives import ARCHIVES, phantom
 from tfmammo.archives.dicom import read_pixels
-from tfmammo.archives.writers import inbreast, vindr
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.config import TrainingConfig
 from tfmammo.mammogram import Lesion, Mammogram

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from tfmammo.archives.writers.cdd_cesm import write_tables
+from tests.archives.writers.cdd_cesm import write_tables
 from tfmammo.mammogram import Lesion, Mammogram
 
 ROWS = 60

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tfmammo import cli
+from tfmammo.apps.pacs.config import CaseConfig
 from tfmammo.data import jobs
 
 
@@ -53,6 +54,15 @@ def said(capsys, call):
         call()
     assert stopped.value.code == 2
     return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_section_is_no_key(capsys):
+    """--set data=DIR would be refused, too."""
+    made = cli.make_parser("x", CaseConfig, "case")
+    for arguments in (["--pacs", "x"], ["--pacs=x"]):
+        assert said(capsys, lambda words=arguments: made.parse_args(words)).endswith(
+            "--set pacs.KEY=VALUE"
+        )
 
 
 @pytest.mark.parametrize(

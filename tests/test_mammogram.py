@@ -7,6 +7,8 @@ from functools import partial
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
@@ -16,7 +18,9 @@ from tfmammo.mammogram import (
     MaskedLesion,
     Skipped,
     hash_id,
+    hash_patient,
     keep_largest,
+    normalize_patient,
 )
 
 SQUARE = np.array([(2, 3), (2, 6), (4, 6), (4, 3)], np.float32)
@@ -296,3 +300,49 @@ def test_the_largest_part_of_a_region_by_hand():
     np.testing.assert_array_equal(first[:2, :2], [[1, 1], [1, 0]])
     assert first.sum() == 3
     assert not keep_largest(np.zeros((3, 3), np.uint8)).any()
+
+
+NUMBERS = st.integers(0, 10**12)
+
+
+def spell(number: int) -> st.SearchStrategy[str]:
+    """The ways in which pandas, Excel and people write one whole number."""
+    digits = str(number)
+    exponent = len(digits) - 1
+    written = [
+        digits,
+        f"{number:020d}",
+        f"{digits}.0",
+        f"{digits}.",
+        f"{digits},00",
+        f"+{digits}",
+        f" {digits}\t",
+        f"\u200b{digits}",
+        "".join(chr(ord(digit) + 0xFEE0) for digit in digits),  # full width
+        f"{digits[0]}.{digits[1:]}E+{exponent:02d}",
+        f"{digits[0]}.{digits[1:]}e{exponent}",
+    ]
+    return st.sampled_from(written)
+
+
+@given(NUMBERS.flatmap(lambda number: st.tuples(spell(number), spell(number))))
+def test_one_number_is_one_patient(spellings):
+    assert len({hash_patient("folder", text) for text in spellings}) == 1
+
+
+@given(st.sets(NUMBERS, min_size=2, max_size=2).flatmap(lambda pair: st.tuples(*map(spell, pair))))
+def test_two_numbers_are_two_patients(spellings):
+    assert len({hash_patient("folder", text) for text in spellings}) == 2
+
+
+@pytest.mark.parametrize(
+    "names", [("12e4", "120000"), ("1.10", "1.1"), ("12.5", "12"), ("-12", "12"), ("P012", "P12")]
+)
+def test_two_names_are_two_patients(names):
+    assert len({hash_patient("folder", name) for name in names}) == 2
+
+
+@pytest.mark.parametrize("text", ["1.23457E+12", "1e+16", "1,5e3"])
+def test_a_number_that_lost_digits_names_nobody(text):
+    with pytest.raises(ValueError, match="digits"):
+        normalize_patient(text)

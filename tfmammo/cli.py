@@ -234,7 +234,8 @@ class Parser(argparse.ArgumentParser):
     def _refuse(self, unknown: Sequence[str], further: Collection[str] = ()) -> None:
         if unknown:
             options = {*_list_options(self), *further}
-            hints = (_make_hint(argument, unknown, options) for argument in unknown)
+            sections = _list_sections(self.schema) if self.schema else ()
+            hints = (_make_hint(argument, unknown, options, sections) for argument in unknown)
             parts = [f"unknown: {' '.join(unknown)}", *filter(None, hints)]
             self.error("; ".join(parts))
 
@@ -275,7 +276,18 @@ def suggest(name: str, names: Sequence[str]) -> str:
     return f", did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"
 
 
-def _make_hint(argument: str, unknown: Sequence[str], options: Collection[str]) -> str | None:
+def _list_sections(schema: type[BaseModel]) -> list[str]:
+    """List the keys of a config that hold keys of their own."""
+    return [
+        name
+        for name, field in schema.model_fields.items()
+        if hasattr(field.annotation, "model_fields")
+    ]
+
+
+def _make_hint(
+    argument: str, unknown: Sequence[str], options: Collection[str], sections: Collection[str]
+) -> str | None:
     if not argument.startswith("-"):
         return None
     name, _, value = argument.partition("=")
@@ -283,6 +295,8 @@ def _make_hint(argument: str, unknown: Sequence[str], options: Collection[str]) 
         return f"did you mean {close[0]}?"
     if "--set" not in options:
         return None
+    if name.lstrip("-") in sections:
+        return f"the config has a section of that name: --set {name.lstrip('-')}.KEY=VALUE"
     following = unknown[unknown.index(argument) + 1 :][:1]
     value = value or next((word for word in following if not word.startswith("-")), "VALUE")
     return f"a key of the config is set by --set {name.lstrip('-')}={value}"

@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +30,7 @@ from tfmammo.errors import ArchiveError
 LesionKind = Literal["mass", "calcification", "asymmetry", "distortion"]
 Pathology = Literal["normal", "benign", "malignant"]
 Laterality = Literal["L", "R"]
-View = Literal["CC", "MLO"]
+View = Literal["CC", "MLO", "ML", "LM", "LMO", "XCCL", "XCCM", "FB", "SIO", "ISO"]
 Split = Literal["train", "test"]
 Box = tuple[int, int, int, int]
 
@@ -74,6 +76,31 @@ def normalize_spelling(text: str) -> str:
     # composing leaves one.
     visible = _remove_invisible(text)
     return _remove_invisible(unicodedata.normalize("NFKC", visible))
+
+
+def normalize_patient(text: str) -> str:
+    """Return one spelling of a patient's identifier.
+
+    Case and width of blanks mean nothing, and what is a whole number is that number: 12, 0012,
+    12.0 (pandas) and 1.2E+01 (Excel) are one patient.
+
+    Raises:
+        ValueError: It is a number in exponent form that lost digits.
+    """
+    text = " ".join(normalize_spelling(normalize_spelling(text).casefold()).split())
+    # 12e4 may be a name; 1.2e4 and 12e+4 are what programs write
+    if re.fullmatch(r"\+?[0-9]+(?:[.,][0-9]*(?:e\+?[0-9]{1,3})?|e\+[0-9]{1,3})?", text):
+        number = Decimal(text.replace(",", "."))
+        if int(number.as_tuple().exponent) > 0:
+            raise ValueError("is a number that lost digits (1.2E+12); save the column as text")
+        if number == number.to_integral_value():
+            return str(int(number))
+    return text
+
+
+def hash_patient(archive: str, identifier: str) -> str:
+    """Return a patient's pseudonym, the same for all spellings of one number (see `hash_id`)."""
+    return hash_id(archive, normalize_patient(identifier))
 
 
 def _remove_invisible(text: str) -> str:
@@ -312,6 +339,25 @@ class MaskedLesion(Lesion):
         return int(top), int(left), int(bottom), int(right)
 
 
+@dataclass(frozen=True)
+class Lost:
+    """A lesion that an archive marks and that can't be read; kind is None where that is unknown."""
+
+    kind: LesionKind | None = None
+
+
+Found = Lesion | Lost
+
+
+def sort_found(found: Iterable[Found]) -> dict[str, Any]:
+    """Sort what a reader found into the fields `lesions` and `lost` of Mammogram."""
+    found = tuple(found)
+    return {
+        "lesions": tuple(each for each in found if isinstance(each, Lesion)),
+        "lost": tuple(each for each in found if isinstance(each, Lost)),
+    }
+
+
 def stack_boxes(lesions: Iterable[Lesion]) -> NDArray[np.float64]:
     """Return the boxes of lesions, float64 [n, 4], native px."""
     return np.array([lesion.box for lesion in lesions], np.float64).reshape(-1, 4)
@@ -405,6 +451,9 @@ class Mammogram:
         read_stored: Returns the grey values as the file stores them, an `archives.stored.Stored`;
             None where pixels and bits tell them. Call `archives.read_stored` instead.
         source: The mammogram as its reader gave it, where this one was preprocessed.
+        chest_wall: Side of the image, L left and R right, where the file says that the chest wall
+            lies; None where it does not say.
+        lost: Lesions that are marked and can't be read; see `lacks`.
 
     Examples:
         >>> from functools import partial
@@ -432,6 +481,8 @@ class Mammogram:
     file: Path | None = field(default=None, repr=False, compare=False)
     read_stored: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
     source: Mammogram | None = field(default=None, repr=False, compare=False)
+    chest_wall: Laterality | None = None
+    lost: tuple[Lost, ...] = ()
 
     def __repr__(self) -> str:
         kinds = Counter(lesion.kind for lesion in self.lesions)
@@ -448,6 +499,22 @@ class Mammogram:
             changes: Other fields that change with them.
         """
         return replace(self, read=read, file=None, read_stored=None, source=None, **changes)
+
+    @property
+    def wall_side(self) -> Laterality | None:
+        """Side of the image, L or R, at which the chest wall lies.
+
+        As its file says, else the side of its laterality, by which mammograms are usually stored.
+        """
+        return self.chest_wall or self.laterality
+
+    def lacks(self, kinds: Iterable[LesionKind] | None = None) -> bool:
+        """Whether a lesion of these kinds (None: of any) was lost on reading.
+
+        Then the image is not normal, and what is outside its lesions is no background.
+        """
+        wanted = None if kinds is None else {None, *kinds}
+        return any(wanted is None or lost.kind in wanted for lost in self.lost)
 
     @property
     def is_lossy(self) -> bool:

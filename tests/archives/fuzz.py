@@ -1,7 +1,7 @@
 """Drive one reader with damaged copies of its archive's files, in a process of its own
 with a bound on memory.
 
-    python tests/archives/fuzz.py NAME --count 2000 --seed 0
+    python -m tests.archives.fuzz NAME --count 2000 --seed 0
 
 Before damaging bytes at random it tries every structural case on every file: small files that claim
 much, unpack to much, nest deeply, never end, or are called by another spelling of their name.
@@ -36,8 +36,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from tfmammo.archives import ARCHIVES
-from tfmammo.archives.writers import (
+from tests.archives.writers import (
     cbis_ddsm,
     cdd_cesm,
     ddsm,
@@ -45,9 +44,10 @@ from tfmammo.archives.writers import (
     inbreast,
     mini_mias,
     optimam,
-    segmentation,
     vindr,
 )
+from tfmammo.archives import ARCHIVES
+from tfmammo.archives.writers import segmentation
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
 MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
@@ -136,9 +136,10 @@ WRITERS = {
 
 
 def grey(value: float) -> np.ndarray:
-    """A tiny mammogram: a bright square breast on a dark ground."""
+    """A tiny mammogram: a bright square breast with a gland on a dark ground."""
     image = np.zeros((48, 40, 1), np.float32)
     image[4:44, :30] = value
+    image[20:30, :10] = value / 2
     return image
 
 

@@ -109,7 +109,7 @@ def test_an_outline_is_a_lesion(tmp_path, code, kind, certain):
     [
         ({"intent": "111152"}, "are marked as not for presentation"),
         ({"outline": None}, "are points, not areas"),
-        ({"code": "F-01711"}, "are of findings that are no lesions of ours"),
+        ({"code": "F-01711"}, "are of findings that are not known"),
         ({"image": (1, 9, 1)}, "name no image, or several"),
         ({"image": (2, 1, 1)}, "name no image, or several"),
         ({"image": (1, 2)}, "name no image, or several"),

@@ -10,9 +10,9 @@ import numpy as np
 import pydicom
 import pytest
 
+from tests.archives.writers import cbis_ddsm as writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo.archives import cbis_ddsm, phantom
-from tfmammo.archives.writers import cbis_ddsm as writer
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.archives.writers import ddsm as writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo.archives import ddsm, ljpeg, phantom
-from tfmammo.archives.writers import ddsm as writer
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Lost, Mammogram, Skipped
 
 MASS = Lesion.from_outline(
     "mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="ill_defined-spiculated"
@@ -506,7 +506,7 @@ def test_missing_files_are_noted(small):
     (small / f"{STEM}.OVERLAY").unlink()
     (small / f"{CASE}/B_0001_1.RIGHT_MLO.LJPEG").unlink()
     (record,), reasons = read(small)
-    assert (record.lesions, record.pathology) == ((), None)
+    assert (record.lesions, record.pathology, record.lost) == ((), None, (Lost(),))
     assert reasons == {
         ICS: "LEFT_CC kept without lesions: its overlay is missing; RIGHT_MLO left out: its file "
         "is missing"
@@ -533,6 +533,7 @@ def test_an_abnormality_with_a_bad_chain_is_noted_and_the_others_stay(small, out
     write_overlay(small, abnormality(), abnormality(outlines=outlines + "\n", assessment="5"))
     record, reasons = first(small)
     assert [lesion.box for lesion in record.lesions] == [(10, 20, 19, 31)]
+    assert record.lost == (Lost(),)
     assert reasons == {f"{STEM}.OVERLAY": f"abnormality 2 left out: {reason}"}
     assert record.birads == "5"
 
@@ -576,6 +577,7 @@ def test_a_damaged_overlay_costs_the_lesions_but_not_the_mammogram(small, conten
     (small / f"{STEM}.OVERLAY").write_bytes(content)
     record, reasons = first(small)
     assert (record.lesions, record.pathology, record.birads) == ((), None, None)
+    assert record.lost == (Lost(),)
     assert reasons == {
         f"{STEM}.OVERLAY": f"its mammogram is kept without lesions: is no whole overlay, {counts} "
         "abnormalities are there"

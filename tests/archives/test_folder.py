@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import struct
 from pathlib import Path
 
@@ -14,14 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as cocotools
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 
+from tests.archives.writers import folder as writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo.archives import coco, folder, phantom, pictures
 from tfmammo.archives.stored import unused_range
-from tfmammo.archives.writers import folder as writer
 from tfmammo.archives.writers.dicom import write_dicom
+from tfmammo.data.sampling import is_normal
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, hash_id
+from tfmammo.mammogram import Lesion, Lost, Mammogram, MaskedLesion, Skipped, hash_id
 
 MASS = Lesion.from_outline(
     "mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="spiculated"
@@ -224,6 +229,22 @@ def test_patients_that_differ_in_case_are_one(small):
     assert len({record.patient_id for record in read(small)[0]}) == 1
 
 
+@pytest.mark.parametrize("others", ["12.0", "0012", " 12", "1.2E+01"])
+def test_one_number_is_one_patient_and_the_log_speaks_of_leading_zeros(small, caplog, others):
+    table(small, "file,patient", "a.png,12", f"b.png,{others}")
+    with caplog.at_level(logging.WARNING):
+        records, reasons = read(small)
+    assert len(records) == 2 and not reasons
+    assert {record.patient_id for record in records} == {hash_id("folder", "12")}
+    assert len(caplog.messages) == (others == "0012")
+
+
+def test_a_number_of_a_patient_without_its_last_digits_is_refused(small):
+    table(small, "file,patient", "a.png,1.23457E+12", "b.png,p2")
+    with pytest.raises(ArchiveError, match="row 2, patient: is a number that lost digits"):
+        read(small)
+
+
 # The table
 
 
@@ -282,20 +303,12 @@ def test_a_table_as_a_spreadsheet_writes_it(small):
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        (("patient", "p1"), "its first line must name every column once, and one of them file"),
-        (("file,file", "a,b"), "its first line must name every column once, and one of them file"),
-        (("",), "its first line must name every column once, and one of them file"),
+        (("patient", "p1"), "has no column file"),
+        (("file,file", "a,b"), "its first line must name every column once"),
+        (("",), "has no column file"),
         (("file,view", "a.png"), "row 2 has 1 cells, the first line 2"),
-        (("file,view", "a.png,CC", "b.png,ML"), "row 3, view: is none of cc, mlo"),
-        (("file,laterality", "a.png,Jane Roe"), "row 2, laterality: is none of l, left, r, right"),
-        (
-            ("file,pathology", "a.png,cancer"),
-            "row 2, pathology: is none of normal, benign, malignant",
-        ),
-        (("file,kind", "a.png,lump"), "row 2, kind: is none of mass"),
-        (("file,split", "a.png,val"), "row 2, split: is none of train, test"),
         (("file,spacing", "a.png,0"), "row 2, spacing: is no spacing in mm"),
-        (("file,spacing", "a.png,nan"), "row 2, spacing: is no spacing in mm"),
+        (("file,spacing", "a.png,wide"), "row 2, spacing: is no spacing in mm"),
         (("file,spacing", "a.png,1 x 2 x 3"), "row 2, spacing: is no spacing in mm"),
         (("file,bits", "a.png,17"), "row 2, bits: is no number of bits from 1 to 16"),
         (("file,bits", "a.png,12.5"), "row 2, bits: is no number of bits from 1 to 16"),
@@ -309,6 +322,75 @@ def test_a_wrong_table_is_refused(small, lines, reason):
     with pytest.raises(ArchiveError, match=f"metadata.csv: {reason}") as caught:
         folder.read(small)
     assert "Jane" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "expected"),
+    [
+        ("view", "XCCL", "XCCL"),
+        ("view", "ml", "ML"),
+        ("view", "FB", "FB"),
+        ("view", "SIO", "SIO"),
+        ("view", "RMLO", "MLO"),
+        ("view", "Medio-lateral oblique", "MLO"),
+        ("view", "nan", None),
+        ("view", "spot", None),
+        ("laterality", "LEFT", "L"),
+        ("laterality", "both", None),
+        ("pathology", "nan", None),
+        ("pathology", "Cancer", "malignant"),
+        ("pathology", "BENIGN_WITHOUT_CALLBACK", "benign"),
+        ("pathology", "unknown", None),
+        ("density", "2.0", "2"),
+        ("density", "B", "B"),
+        ("birads", "4.0", "4"),
+        ("birads", "4b", "4b"),
+        ("birads", "None", None),
+        ("split", "Training", "train"),
+        ("split", "val", None),
+        ("bits", "8.0", 8),
+        ("spacing", "nan", None),
+    ],
+)
+def test_an_odd_cell_costs_nothing_but_itself(small, column, cell, expected):
+    """What is not known counts as not stated, and is counted without a word of it."""
+    (small / "masks" / "a.png").unlink()
+    table(small, f"file,patient,{column}", f"a.png,p1,{cell}", "b.png,p2,")
+    records, reasons = read(small)
+    name = {"split": "official_split"}.get(column, column)
+    assert len(records) == 2 and getattr(records[0], name) == (
+        expected or (8 if name == "bits" else None)
+    )
+    is_said = expected is None and cell.lower() not in ("nan", "none")
+    assert ("metadata.csv" in reasons) == is_said
+    assert cell not in str(reasons) or cell == "val"
+
+
+def test_a_kind_that_is_not_known_loses_the_mask_alone(small):
+    picture(small / "masks" / "a_1.png", REGION)
+    picture(small / "masks" / "a_2.png", REGION)
+    kinds = ("a.png,p1,mass", "a_1.png,,hedgehog", "a_2.png,,lymph node", "b.png,p2,")
+    table(small, "file,patient,kind", *kinds)
+    records, reasons = read(small)
+    assert [lesion.kind for lesion in records[0].lesions] == ["mass"]
+    assert records[0].lost == (Lost(),)
+    assert reasons["metadata.csv"] == "1 words of kind are not known and count as not stated"
+    assert reasons["images/*"] == "1 masks of findings that are no lesions of ours"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_tables_of_all_forms(small, encoding, separator, end):
+    lines = ("file,patient,view", "a.png,\u00c4nne,MLO", "b.png,0012,", ",,")
+    text = end.join(line.replace(",", separator) for line in lines)
+    (small / "metadata.csv").write_bytes(text.encode(encoding))
+    records, reasons = read(small)
+    assert [record.patient_id for record in records] == [
+        hash_id("folder", "\u00e4nne"),
+        hash_id("folder", "12"),
+    ]
+    assert records[0].view == "MLO" and not reasons
 
 
 def test_a_table_in_another_encoding_is_refused(small):
@@ -341,11 +423,102 @@ def test_the_table_can_not_name_a_file_outside(small, name):
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_coco_can_not_name_a_file_outside(small, name):
+    """Only the name's last part is compared, with the files that are here."""
     annotate(small, images=[{"id": 1, "file_name": name, "height": ROWS, "width": COLS}])
-    with pytest.raises(
-        ArchiveError, match=r"annotations.json: the file name .* leads out of the folder"
-    ):
-        folder.read(small)
+    base = re.split(r"[/\\]", name)[-1]
+    if base in ("a.png", "b.png"):
+        (record,) = folder.read(small)
+        assert record.file == small / "images" / base
+    else:
+        with pytest.raises(ArchiveError, match="1 of its 1 images are missing"):
+            folder.read(small)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_said"),
+    [
+        ("a.png", False),
+        ("images/a.png", False),
+        (r"images\4/a.png", True),
+        (r"..\..\label-studio\media\upload\4\a.png", True),
+        ("../../label-studio/data/media/upload/4/a.png", True),
+        ("/data/local-files/?d=shots/a.png", True),
+        ("http://host/data/upload/4/0af51c22-a.png", True),
+        ("0af51c22-a.png", True),
+        ("s3://bucket/a%2Epng", True),
+    ],
+)
+def test_label_studios_names(small, name, is_said):
+    image = {"id": 1, "file_name": name, "height": ROWS, "width": COLS}
+    annotate(small, {"bbox": [1, 1, 2, 2]}, images=[image])
+    (record,), reasons = read(small)
+    assert record.file == small / "images" / "a.png" and len(record.lesions) == 1
+    assert ("annotations.json" in reasons) == is_said
+
+
+def test_a_name_of_several_images_is_missing_and_stops_no_other(small):
+    picture(small / "images" / "left" / "b.png", BYTE)
+    table(small, "file,patient", "a.png,p1", "b.png,p2", "left/b.png,p2")
+    images = [
+        {"id": 1, "file_name": "upload/1/a.png", "height": ROWS, "width": COLS},
+        {"id": 2, "file_name": "upload/2/b.png", "height": ROWS, "width": COLS},
+    ]
+    annotate(small, {"bbox": [1, 1, 2, 2]}, images=images)
+    (record,), reasons = read(small)
+    assert record.file == small / "images" / "a.png"
+    assert "1 of its 2 images are missing" in reasons["annotations.json"]
+
+
+def test_rows_of_images_in_another_folder(small):
+    picture(small / "images" / "left" / "c.png", BYTE)
+    picture(small / "images" / "left" / "d.png", BYTE)
+    lines = ("a.png,p1", "export/b.png,p2", "c.png,p3", "right/d.png,p4")
+    table(small, "file,patient", *lines)
+    records, reasons = read(small)
+    found = {record.file.name: record.patient_id for record in records}
+    # right/d.png is not left/d.png
+    assert found == {
+        f"{n}.png": hash_id("folder", p) for n, p in zip("abc", ("p1", "p2", "p3"), strict=True)
+    }
+    assert "2 of its files are matched" in reasons["metadata.csv"]
+
+
+# DICOM without a suffix
+
+
+@pytest.mark.parametrize(
+    "name", ["PAT00000/STU00000/IMG00000", "1.2.826.0.1.3680043.8.498.7", "a.ima", "a.DCM"]
+)
+def test_bytes_tell_a_dicom(tmp_path, name):
+    stored = np.arange(ROWS * COLS, dtype=np.uint16).reshape(ROWS, COLS)
+    write_dicom(tmp_path / "images" / name, stored, 12, ImageLaterality="L")
+    other = "1.2.826.0.1.3680043.8.498.8"  # differs behind the last point alone
+    write_dicom(tmp_path / "images" / other, stored, 12)
+    (tmp_path / "images" / "README").write_text("not an image")
+    records, reasons = read(tmp_path)
+    files = {record.file.relative_to(tmp_path / "images").as_posix() for record in records}
+    assert files == {name, other} and len({record.image_id for record in records}) == 2
+    np.testing.assert_array_equal(np.rint(records[0].pixels()[..., 0] * 4095), stored)
+    assert list(reasons) == ["images/*"] and reasons["images/*"].startswith("1 files")
+    one = folder.read_one(tmp_path / "images" / other)
+    assert one.rows == ROWS and one.image_id in {record.image_id for record in records}
+
+
+@pytest.mark.parametrize("is_implicit", [True, False])
+@pytest.mark.parametrize("name", ["a", "a.dcm"])
+def test_a_dicom_without_the_head_of_part_10(tmp_path, name, is_implicit):
+    stored = np.arange(ROWS * COLS, dtype=np.uint16).reshape(ROWS, COLS)
+    path = tmp_path / "images" / name
+    write_dicom(path, stored, 12, ImageLaterality="R", ViewPosition="MLO")
+    dataset = pydicom.dcmread(path)
+    buffer = DicomBytesIO()
+    buffer.is_implicit_VR, buffer.is_little_endian = is_implicit, True
+    write_dataset(buffer, Dataset(dataset))
+    path.write_bytes(buffer.getvalue())
+    assert folder.is_dicom(path)
+    (record,) = read(tmp_path)[0]
+    assert (record.laterality, record.view) == ("R", "MLO")
+    np.testing.assert_array_equal(np.rint(record.pixels()[..., 0] * 4095), stored)
 
 
 # Masks
@@ -707,11 +880,14 @@ def test_a_box_has_no_outline(small, bbox, box):
         ({"bbox": [1, 2, 3]}, "it has neither a segmentation nor a bbox of four numbers"),
         ({"bbox": "none"}, "it has neither a segmentation nor a bbox of four numbers"),
         ({"bbox": [1, 2, float("nan"), 3]}, "its bbox is not finite"),
-        ({"bbox": [5, 5, 0, 3]}, "its bbox is empty or reaches beyond the image"),
-        ({"bbox": [5, 5, -2, 3]}, "its bbox is empty or reaches beyond the image"),
-        ({"bbox": [40, 5, 5, 3]}, "its bbox is empty or reaches beyond the image"),
-        ({"bbox": [-1, 5, 5, 3]}, "its bbox is empty or reaches beyond the image"),
-        ({"segmentation": [[1, 2, 3, 4]]}, "an outline of 2 points encloses nothing"),
+        ({"bbox": [5, 5, 0, 3]}, "its bbox is empty or lies outside the image"),
+        ({"bbox": [5, 5, -2, 3]}, "its bbox is empty or lies outside the image"),
+        ({"bbox": [44, 5, 5, 3]}, "its bbox is empty or lies outside the image"),
+        ({"bbox": [-6, 5, 5, 3]}, "its bbox is empty or lies outside the image"),
+        (
+            {"segmentation": [[1, 2, 3, 4]]},
+            "it has neither a segmentation nor a bbox of four numbers",
+        ),
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "its polygon is no list of x, y, x, y ..."),
         ({"segmentation": [[1, 2, 3, 4, 5, "six"]]}, "its polygon is no list of x, y, x, y ..."),
         ({"segmentation": [[[1, 2], [3, 4], [5, 6]]]}, "its polygon is no list of x, y, x, y ..."),
@@ -726,6 +902,81 @@ def test_an_annotation_that_is_no_lesion_is_noted_and_the_others_stay(small, ann
     records, reasons = read(small)
     assert [lesion.box for lesion in records[0].lesions] == [(1, 1, 3, 3)]
     assert reasons == {"images/a.png": f"annotation 2 left out: {reason}"}
+    assert records[0].lost == (Lost("mass"),) and not records[1].lost
+
+
+@pytest.mark.parametrize(
+    ("annotation", "box"),
+    [
+        ({"bbox": [40, 5, 5, 3]}, (5, 40, 8, 44)),
+        ({"bbox": [-1, -2, 5, 9]}, (0, 0, 7, 4)),
+        ({"bbox": [0, 0, 45, 61]}, (0, 0, ROWS, COLS)),
+        # what encloses nothing, beside a good box
+        ({"bbox": [4, 5, 6, 3], "segmentation": [[]]}, (5, 4, 8, 10)),
+        ({"bbox": [4, 5, 6, 3], "segmentation": []}, (5, 4, 8, 10)),
+        ({"bbox": [4, 5, 6, 3], "segmentation": [[4, 5, 9, 7]]}, (5, 4, 8, 10)),
+        # corners in COCO's half pixels: the box of [40, 45) x [5, 8), cut
+        ({"segmentation": [[40.5, 5.5, 45, 5.5, 45, 7.5, 40.5, 7.5]]}, (5, 40, 8, 44)),
+        # a part outside the image
+        (
+            {"segmentation": [[99, 5, 103, 5, 103, 9], [3.5, 2.5, 6.5, 2.5, 6.5, 4.5, 3.5, 4.5]]},
+            (2, 3, 5, 7),
+        ),
+    ],
+)
+def test_what_reaches_over_the_border_is_cut_there(small, annotation, box):
+    annotate(small, annotation)
+    records, reasons = read(small)
+    assert [lesion.box for lesion in records[0].lesions] == [box]
+    assert not reasons and not records[0].lost
+
+
+WORDS = {
+    "Mass": ("mass", True),
+    "Suspicious Calcification": ("calcification", True),
+    "architectural_distortion": ("distortion", True),
+    "Focal Asymmetry": ("asymmetry", True),
+    "Global Asymmetry": ("asymmetry", True),
+    "assymetry": ("asymmetry", True),
+    "nodule": ("mass", True),
+    "tumour": ("mass", False),
+    "Lesions": ("mass", False),
+    "Mass-calcification": ("mass", False),
+}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_words_of_findings(small, word):
+    annotate(small, {"bbox": [1, 1, 2, 2], "category_id": 9})
+    content = json.loads((small / "annotations.json").read_text())
+    content["categories"].append({"id": 9, "name": word})
+    (small / "annotations.json").write_text(json.dumps(content))
+    records, reasons = read(small)
+    (lesion,) = records[0].lesions
+    assert (lesion.kind, lesion.kind_is_certain) == WORDS[word] and not reasons
+
+
+def test_the_table_knows_what_a_general_word_means(small):
+    table(small, "file,patient,kind", "a.png,p1,distortion", "b.png,p2,")
+    annotate(small, {"bbox": [1, 1, 2, 2], "category_id": 9})
+    content = json.loads((small / "annotations.json").read_text())
+    content["categories"].append({"id": 9, "name": "lesion"})
+    (small / "annotations.json").write_text(json.dumps(content))
+    (lesion,) = read(small)[0][0].lesions
+    assert (lesion.kind, lesion.kind_is_certain) == ("distortion", True)
+
+
+@pytest.mark.parametrize("word", ["ignore", "Rundherd"])
+def test_an_unknown_word_is_named_and_its_image_is_no_background(small, word):
+    table(small, "file,patient,pathology", "a.png,p1,normal", "b.png,p2,normal")
+    annotate(small, {"bbox": [1, 1, 2, 2], "category_id": 9})
+    content = json.loads((small / "annotations.json").read_text())
+    content["categories"].append({"id": 9, "name": word})
+    (small / "annotations.json").write_text(json.dumps(content))
+    records, reasons = read(small)
+    assert [(record.lesions, record.lost) for record in records] == [((), (Lost(),)), ((), ())]
+    assert f"category '{word}', which is not known" in reasons["annotations.json"]
+    assert [is_normal(record) for record in records] == [False, True]
 
 
 def test_other_categories_and_unlisted_images_are_noted(small):
@@ -862,11 +1113,6 @@ def test_a_colour_jpeg_of_a_grey_image_is_grey(tmp_path):
     np.testing.assert_array_equal(only(tmp_path).pixels()[..., 0], expected / np.float32(255))
 
 
-def test_a_bilevel_image(tmp_path):
-    picture(tmp_path / "images" / "a.png", REGION, "1")
-    np.testing.assert_array_equal(only(tmp_path).pixels()[..., 0], REGION / 255)
-
-
 def tiff(bits: int, photometric: int, data: bytes, rows: int, cols: int) -> bytes:
     """A little-endian TIFF of one uncompressed strip."""
     tags = {
@@ -917,6 +1163,18 @@ def test_a_pgm_states_its_largest_value(tmp_path):
     np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], GREY / 4095, atol=1e-5)
     (tmp_path / "images" / "a.pgm").write_bytes(b"P2 2 1 100 0 50")
     np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], [[0, 0.5]], atol=2e-3)
+
+
+@pytest.mark.parametrize("wall", ["A", "P"])
+def test_the_orientation_holds_where_it_contradicts_the_laterality(tmp_path, wall):
+    stored = np.arange(ROWS * COLS, dtype=np.uint16).reshape(ROWS, COLS)
+    for name, side in (("a", "L"), ("b", "R")):
+        facts = {"ImageLaterality": side, "PatientOrientation": [wall, "F"]}
+        write_dicom(tmp_path / "images" / f"{name}.dcm", stored, 12, **facts)
+    records, reasons = read(tmp_path)
+    assert [record.laterality for record in records] == ["L", "R"]
+    assert [record.wall_side for record in records] == [{"A": "L", "P": "R"}[wall]] * 2
+    assert reasons["images/*"].startswith("1 images are stored mirrored")
 
 
 def test_facts_of_a_dicom_hold_where_the_table_is_silent(tmp_path):

@@ -26,7 +26,8 @@ def test_damaged_files(name, count, repository):
     """Address space, time for each and the place of every file are watched by the script."""
     command = [
         sys.executable,
-        str(repository / "tests/archives/fuzz.py"),
+        "-m",
+        "tests.archives.fuzz",
         name,
         "--count",
         str(count),

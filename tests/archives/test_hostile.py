@@ -17,6 +17,12 @@ import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
 
+from tests.archives.writers import cbis_ddsm, mini_mias, vindr
+from tests.archives.writers import cdd_cesm as cesm_writer
+from tests.archives.writers import ddsm as ddsm_writer
+from tests.archives.writers import folder as folder_writer
+from tests.archives.writers import inbreast as inbreast_writer
+from tests.archives.writers import optimam as optimam_writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram
 from tfmammo.archives import (
     ARCHIVES,
@@ -25,18 +31,11 @@ from tfmammo.archives import (
     ddsm,
     dicom,
     folder,
-    frames,
     inbreast,
     optimam,
 )
 from tfmammo.archives.elements import Fault
-from tfmammo.archives.regions import SEGMENTATION, read_regions
-from tfmammo.archives.writers import cbis_ddsm, mini_mias, vindr
-from tfmammo.archives.writers import cdd_cesm as cesm_writer
-from tfmammo.archives.writers import ddsm as ddsm_writer
-from tfmammo.archives.writers import folder as folder_writer
-from tfmammo.archives.writers import inbreast as inbreast_writer
-from tfmammo.archives.writers import optimam as optimam_writer
+from tfmammo.archives.regions import SEGMENTATION, _read_frame, read_regions
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
@@ -269,51 +268,6 @@ def pack_chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def make_shared_directory(offset, entries=500):
-    """A TIFF's directory whose private entries are all the same 100,000 bytes."""
-    head = b"II*\0" + struct.pack("<I", 8)
-    directory = struct.pack("<H", entries) + b"".join(
-        struct.pack("<HHII", 50_000 + number, 7, 100_000, offset) for number in range(entries)
-    )
-    return head + directory + struct.pack("<I", 0) + bytes(100_000)
-
-
-def write_exif(path, form, *blocks):
-    """Write a grey picture with blocks of EXIF."""
-    Image.new("L", (8, 8), 9).save(path, form)
-    content = path.read_bytes()
-    if form == "PNG":
-        at = content.index(b"IDAT") - 4
-        chunks = b"".join(pack_chunk(b"eXIf", block) for block in blocks)
-        path.write_bytes(content[:at] + chunks + content[at:])
-    else:
-        segments = b"".join(
-            b"\xff\xe1" + struct.pack(">H", 8 + len(block)) + b"Exif\0\0" + block
-            for block in blocks
-        )
-        path.write_bytes(content[:2] + segments + content[2:])
-    return path
-
-
-ONE_ENTRY = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, 1, 0)  # upright
-
-
-def test_entries_that_share_their_bytes_are_not_loaded(tmp_path):
-    path = tmp_path / "shared.tif"
-    path.write_bytes(make_shared_directory(7000))
-    with pytest.raises(ArchiveError, match="shared.tif: states more in its directory than it hol"):
-        folder.read_one(path)
-    block = make_shared_directory(700, entries=50)[:60_000]
-    for form, name in (("PNG", "a.png"), ("JPEG", "a.jpg")):
-        path = write_exif(tmp_path / name, form, block)
-        with pytest.raises(ArchiveError, match="states more in its directory than it holds"):
-            folder.read_one(path)
-        assert folder.read_one(write_exif(path, form, ONE_ENTRY)).rows == 8
-    path = write_exif(tmp_path / "two.jpg", "JPEG", ONE_ENTRY, ONE_ENTRY)
-    with pytest.raises(ArchiveError, match="has several blocks of EXIF"):
-        folder.read_one(path)
-
-
 def test_pages_without_end_are_not_counted(tmp_path):
     path = tmp_path / "pages.tif"
     Image.new("L", (8, 8), 9).save(path)
@@ -328,14 +282,14 @@ def test_pages_without_end_are_not_counted(tmp_path):
         for number in range(1, 100_000)
     ]
     path.write_bytes(b"".join(pages))
-    with pytest.raises(ArchiveError, match="pages.tif: holds several pages, not one image"):
+    with pytest.raises(ArchiveError, match="pages.tif: "):
         folder.read_one(path)
 
 
 def test_a_directory_that_ends_early_is_named(tmp_path):
     for content in (b"II", b"II+\0" + bytes(20), b"II*\0\x08\0\0\0\xff\xff"):
         (tmp_path / "short.tif").write_bytes(content)
-        with pytest.raises(ArchiveError, match="short.tif: .*directory"):
+        with pytest.raises(ArchiveError, match="short.tif: can't be read as an image"):
             folder.read_one(tmp_path / "short.tif")
 
 
@@ -380,7 +334,7 @@ def raise_noted(path):
 
 
 @pytest.mark.parametrize(
-    "read", [dicom.read_header, raise_noted, lambda path: frames.read_frame(path, 0, 128, 128)]
+    "read", [dicom.read_header, raise_noted, lambda path: _read_frame(path, 0)]
 )
 def test_a_header_of_many_tiny_elements_is_refused_in_time(tmp_path, read):
     path = tmp_path / "many.dcm"

@@ -11,11 +11,11 @@ import numpy as np
 import pydicom
 import pytest
 
+from tests.archives.writers import inbreast as writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo.archives import inbreast, phantom
-from tfmammo.archives.writers import inbreast as writer
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Lost, Mammogram, Skipped
 
 MASS = (Lesion.from_outline("mass", SQUARE, ROWS, COLS),)
 
@@ -283,7 +283,7 @@ def test_an_outline_partly_off_the_image_is_cut_at_its_border(small):
 def test_a_damaged_xml_costs_the_lesions_but_not_the_mammogram(small, content):
     (small / "AllXML" / "20000001.xml").write_bytes(content)
     record, skipped = first(small)
-    assert record.lesions == () and record.pathology is None
+    assert record.lesions == () and record.pathology is None and record.lost == (Lost(),)
     (reason,) = skipped.reasons.values()
     assert reason.startswith("its mammogram is kept without lesions: not an OsiriX plist (")
     assert "\n" not in reason
@@ -297,7 +297,7 @@ def test_no_xml_is_normal_where_the_table_says_birads_1(small):
 def test_no_xml_is_noted_where_the_table_expects_findings(small):
     (small / "AllXML" / "20000001.xml").unlink()
     record, skipped = first(small)
-    assert (record.pathology, record.lesions) == (None, ())
+    assert (record.pathology, record.lesions, record.lost) == (None, (), (Lost(),))
     assert skipped.reasons == {
         "AllDICOMs/20000001_aa1_MG_L_CC_ANON.dcm": "kept without lesions: no XML for 20000001, "
         "though its BI-RADS is 4b"
@@ -358,9 +358,9 @@ def test_columns_may_stand_in_any_order_with_blanks(small):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("INbreast.csv", b"a;b\n1;2\n", "has no column File Name"),
-        ("INbreast.csv", b"", "has no column File Name"),
-        ("INbreast.xls", b"not a workbook", "can't be read (XLRDError: "),
+        ("INbreast.csv", b"a;b\n1;2\n", "has no column file_name"),
+        ("INbreast.csv", b"", "has no column file_name"),
+        ("INbreast.xls", b"not a workbook", "can't be read as an Excel sheet"),
     ],
 )
 def test_a_damaged_table_is_noted(small, name, content, reason):
@@ -388,7 +388,7 @@ def test_a_row_that_contradicts_the_name_is_set_aside(small, wrong):
     }
 
 
-def test_a_view_that_is_neither_cc_nor_mlo_is_none(small):
+def test_a_view_from_below(small):
     path = dicom_of(small, 20000001)
     path.rename(path.with_name(path.name.replace("_CC_", "_FB_")))
     table = small / "INbreast.csv"
@@ -396,7 +396,7 @@ def test_a_view_that_is_neither_cc_nor_mlo_is_none(small):
         table.read_text(encoding="utf-8").replace(";L;CC;", ";L;FB;"), encoding="utf-8"
     )
     record, skipped = first(small)
-    assert (record.view, record.birads) == (None, "4b")
+    assert (record.view, record.birads) == ("FB", "4b")
     assert not skipped.reasons
 
 
@@ -461,3 +461,15 @@ def test_an_archive_of_unreadable_files(small):
         r"not a DICOM",
     ):
         inbreast.read(small)
+
+
+def test_a_single_point_is_a_lost_calcification(small):
+    """Its image stays of use for its masses, and is no background for calcifications."""
+    points = [region(SQUARE[:1], name=name, Type=19) for name in ("Calcification", "Point 3")]
+    write_regions(small, *points, region(name="Unnamed"), region(name="Nipple"))
+    record, _ = first(small)
+    assert not record.lesions
+    assert record.lost == (Lost("calcification"), Lost("calcification"), Lost())
+    write_regions(small, region(), region(SQUARE[:1], name="Calcification", Type=19))
+    record, _ = first(small)
+    assert record.lacks() and record.lacks(["calcification"]) and not record.lacks(["mass"])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tfmammo.archives import folder
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Skipped, hash_id
+from tfmammo.mammogram import Lost, Skipped, hash_id
 
 ROWS = 30
 COLS = 40
@@ -181,16 +181,68 @@ def test_yolo_by_hand(tmp_path, names):
 
 
 @pytest.mark.parametrize(
+    "names_file", ["data.yaml", "mammo.yml", "classes.txt", "labels/classes.txt"]
+)
+@pytest.mark.parametrize(
+    ("images", "labels_at"),
+    [
+        ("images", "labels"),
+        ("images/train", "labels/train"),
+        ("train/images", "train/labels"),
+        ("valid/images/left", "valid/labels/left"),
+    ],
+)
+def test_yolo_as_ultralytics_reads_it(tmp_path, images, labels_at, names_file):
+    picture(tmp_path / images / "a.png")
+    write(tmp_path / labels_at / "a.txt", "1 0.5 0.5 0.5 0.2")
+    names = "mass\ncalcification\n" if names_file.endswith("txt") else "names: [mass, calc]"
+    if "labels/" in names_file and not labels_at.startswith("labels"):
+        return
+    write(tmp_path / names_file, names)
+    table = "file,patient\na.png,anna\n"
+    write(tmp_path / "metadata.csv", table)
+    (record,), reasons = read(tmp_path)
+    assert [lesion.kind for lesion in record.lesions] == ["calcification"]
+    assert record.patient_id == hash_id("folder", "anna")
+    assert set(reasons) <= {"metadata.csv"}
+
+
+def test_yolo_without_names(tmp_path):
+    picture(tmp_path / "images/a.png")
+    write(tmp_path / "labels/a.txt", "3 0.5 0.5 0.5 0.2")
+    (record,), reasons = read(tmp_path)
+    (lesion,) = record.lesions
+    assert (lesion.kind, lesion.kind_is_certain) == ("mass", False) and "labels/*" in reasons
+
+
+@pytest.mark.parametrize("other", ["annotations.json", "masks/a.png"])
+def test_label_files_that_are_not_used_are_an_error(tmp_path, other):
+    picture(tmp_path / "images/a.png")
+    write(tmp_path / "labels/a.txt", "0 0.5 0.5 0.5 0.2")
+    if other.endswith("json"):
+        write(tmp_path / other, {})
+    else:
+        picture(tmp_path / other)
+    assert "label files" in complain(tmp_path)
+
+
+def test_label_files_of_no_image(tmp_path):
+    picture(tmp_path / "images/a.png")
+    write(tmp_path / "labels/b.txt", "0 0.5 0.5 0.5 0.2")
+    assert "label files" in complain(tmp_path)
+    write(tmp_path / "labels/a.txt", "0 0.5 0.5 0.5 0.2")
+    (record,), reasons = read(tmp_path)
+    assert len(record.lesions) == 1 and "1 label files" in reasons["labels/*"]
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("0 0.5 0.5", "line 1: is neither a box of 4 numbers nor a polygon"),
         ("0 0.5 0.5 x 0.1", "line 1: is not made of numbers"),
-        ("7 0.5 0.5 0.1 0.1", "line 1: its label has no name in data.yaml"),
-        ("0 0.9 0.5 0.5 0.1", "line 1: its bbox is empty or reaches beyond the image"),
-        ("0 1e308 0.5 0.5 0.1", "line 1: its bbox is"),
+        ("7 0.5 0.5 0.1 0.1", "line 1: its label has no name"),
         ("0 nan 0.5 0.5 0.1", "line 1: is neither a box"),
-        ("0 5 5 6 6 5 6", "line 1: the outline lies outside the image"),
-        ("0 1e308 1e308 1 1 0 1", "line 1: an outline's coordinate is no number"),
+        ("0.5 0.5 0.5 0.1 0.1", "line 1: its label is no whole number"),
     ],
 )
 def test_lines_that_are_no_lesions(tmp_path, line, message):
@@ -200,6 +252,52 @@ def test_lines_that_are_no_lesions(tmp_path, line, message):
     with pytest.raises(ArchiveError) as raised:
         read(tmp_path)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "box"),
+    [
+        ("0 0.9 0.5 0.5 0.2", (12, 26, 18, COLS)),
+        ("0.0 0.05 0.5 0.2 0.2", (12, 0, 18, 6)),
+        ("0 0.5 0.5 3 3", (0, 0, ROWS, COLS)),
+    ],
+)
+def test_a_box_over_the_border_is_cut_there(tmp_path, line, box):
+    write(tmp_path / "data.yaml", "names: [mass]")
+    picture(tmp_path / "images" / "a.png")
+    write(tmp_path / "labels" / "a.txt", line)
+    (record,), reasons = read(tmp_path)
+    assert [lesion.box for lesion in record.lesions] == [box] and not reasons and not record.lost
+
+
+@pytest.mark.parametrize(
+    ("line", "lost"),
+    [
+        ("0 1e308 0.5 0.5 0.1", Lost("mass")),
+        ("0 5 5 6 6 5 6", Lost("mass")),
+        ("0 1e308 1e308 1 1 0 1", Lost("mass")),
+        ("1 0.5 0.5 0.1 0.1", Lost()),
+    ],
+)
+def test_a_lost_line_costs_its_lesion_alone(tmp_path, line, lost):
+    write(tmp_path / "data.yaml", "names: [mass, hedgehog, pectoral muscle]")
+    picture(tmp_path / "images" / "a.png")
+    write(tmp_path / "labels" / "a.txt", f"0 0.5 0.5 0.5 0.2\n{line}\n2 0.5 0.5 0.1 0.1")
+    (record,), reasons = read(tmp_path)
+    assert [lesion.box for lesion in record.lesions] == [(12, 10, 18, 30)]
+    assert record.lost == (lost,)
+    assert "'hedgehog'" in reasons["data.yaml"] and "muscle" not in reasons["data.yaml"]
+
+
+def test_what_nnunet_ignores_is_no_background(tmp_path):
+    content = NNUNET | {"labels": {"background": 0, "tumor": 1, "ignore": 2}}
+    write(tmp_path / "dataset.json", content)
+    picture(tmp_path / "imagesTr" / "a_0000.png")
+    picture(tmp_path / "labelsTr" / "a.png", labels((1, 2, 3, 8, 9), (2, 10, 10, 20, 20)))
+    (record,), reasons = read(tmp_path)
+    (lesion,) = record.lesions
+    assert (lesion.kind, lesion.kind_is_certain, lesion.box) == ("mass", False, (2, 3, 8, 9))
+    assert record.lost == (Lost(),) and "'ignore'" in reasons["dataset.json"]
 
 
 def test_hugging_face_by_hand(tmp_path):
@@ -232,5 +330,17 @@ def test_hugging_face_by_hand(tmp_path):
     assert len(read(tmp_path)[0]) == 3
     lines[1]["view"] = "lateral"
     write(tmp_path / "train" / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
-    with pytest.raises(ArchiveError, match="train/b, view: is none of cc, mlo"):
-        read(tmp_path)
+    records, reasons = read(tmp_path)
+    assert [record.view for record in records] == ["CC", None, None]
+    assert reasons["metadata"] == "1 words of view are not known and count as not stated"
+
+
+def test_one_number_is_one_patient_of_hugging_face_too(tmp_path, caplog):
+    lines = []
+    for name, patient in (("a", 12), ("b", 12.0), ("c", "0012"), ("d", "13")):
+        picture(tmp_path / "train" / f"{name}.png")
+        lines.append(json.dumps({"file_name": f"{name}.png", "patient": patient}))
+    write(tmp_path / "train/metadata.jsonl", "\n".join(lines))
+    patients = [record.patient_id for record in read(tmp_path)[0]]
+    assert patients == [hash_id("folder", "12")] * 3 + [hash_id("folder", "13")]
+    assert "leading zeros" in caplog.text

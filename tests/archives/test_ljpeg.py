@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.archives.writers.ddsm import encode
 from tfmammo.archives import ljpeg
-from tfmammo.archives.writers.ddsm import encode
 from tfmammo.errors import ArchiveError
 
 LINEAR = ("howtek_mgh", "howtek_ismd", "lumisys")

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.archives.writers import inbreast as writer
 from tests.small_mammograms import make_mammogram
 from tfmammo.archives import __main__ as command
 from tfmammo.archives.contact_sheet import CAPTION, CELL, COLOURS, _caption, draw_contact_sheet
-from tfmammo.archives.writers import inbreast as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.archives.writers import mini_mias as writer
 from tests.small_mammograms import make_mammogram
 from tfmammo.archives import mini_mias
-from tfmammo.archives.writers import mini_mias as writer
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Lost, Mammogram, Skipped
 
 SIZE = 1024
 GREY = b"P5\n1024 1024\n255\n" + bytes(SIZE * SIZE)
@@ -238,7 +238,7 @@ def test_sides_and_origin_agree_with_the_full_size_archive(tmp_path):
 )
 def test_a_finding_without_a_circle_is_noted_and_counts_for_the_pathology(tmp_path, row):
     (record,), reasons = read(real(tmp_path, row))
-    assert (record.lesions, record.pathology) == ((), "benign")
+    assert (record.lesions, record.pathology, record.lost) == ((), "benign", (Lost("mass"),))
     assert reasons == {"mdb059.pgm": "a finding CIRC without a circle became no lesion"}
 
 
@@ -265,7 +265,7 @@ def test_note_3_as_the_writer_puts_it(tmp_path):
 )
 def test_a_circle_that_cannot_be_is_noted(tmp_path, place, reason):
     (record,), reasons = read(real(tmp_path, f"mdb001 G CIRC M {place}"))
-    assert (record.lesions, record.pathology) == ((), "malignant")
+    assert (record.lesions, record.pathology, record.lost) == ((), "malignant", (Lost("mass"),))
     assert reasons == {"mdb001.pgm": reason}
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pydicom
 import pytest
 
+from tests.archives.writers import optimam as writer
 from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
 from tfmammo.archives import optimam, phantom
-from tfmammo.archives.writers import optimam as writer
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Lost, Mammogram, Skipped
 
 MASS = Lesion("mass", (10, 20, 18, 30), pathology="malignant", margin="spiculated")
 CLUSTER = Lesion("calcification", (30, 2, 60, 44), pathology="benign")
@@ -279,10 +279,8 @@ def test_no_study_leads_out_of_the_folder(small, study):
     [
         ({"X1": "30", "X2": "20"}, "mark 1 left out: its box is inverted or empty"),
         ({"Y2": "10"}, "mark 1 left out: its box is inverted or empty"),
-        ({"X2": str(COLS + 1)}, "mark 1 left out: its box reaches beyond the image"),
-        ({"Y2": str(ROWS + 1)}, "mark 1 left out: its box reaches beyond the image"),
-        ({"X1": "-1"}, "mark 1 left out: its box reaches beyond the image"),
-        ({"Y1": "-1"}, "mark 1 left out: its box reaches beyond the image"),
+        ({"X1": "-9", "X2": "0"}, "mark 1 left out: its box lies outside the image"),
+        ({"Y1": str(ROWS), "Y2": "99"}, "mark 1 left out: its box lies outside the image"),
         ({"X1": "left"}, "1 of its 1 marks can't be read"),
         ({"X1": None}, "1 of its 1 marks can't be read"),
         (
@@ -294,13 +292,15 @@ def test_no_study_leads_out_of_the_folder(small, study):
 def test_a_mark_that_is_no_lesion_is_noted(small, values, reason):
     change_mark(small, **values)
     records, reasons = read(small)
-    assert records[0].lesions == ()
+    assert records[0].lesions == () and records[0].lost == (Lost(),)
     assert records[0].pathology == "malignant"  # the biopsy still says so
     assert reasons == {str(dicoms(small)[0].relative_to(small)): reason}
 
 
 def test_a_box_may_fill_the_image(small):
     change_mark(small, X1="0", Y1="0", X2=str(COLS), Y2=str(ROWS))
+    assert read(small)[0][0].lesions[0].box == (0, 0, ROWS, COLS)
+    change_mark(small, X1="-1", Y1="-3", X2=str(COLS + 1), Y2=str(ROWS + 9))
     assert read(small)[0][0].lesions[0].box == (0, 0, ROWS, COLS)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import xlrd
 
+from tests.archives.writers import inbreast as writer
 from tfmammo.archives import ARCHIVES, phantom, phantom_anatomy
-from tfmammo.archives.writers import inbreast as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Mammogram
 

@@ -25,11 +25,11 @@ from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
 
 from tests.small_mammograms import COLS, PATIENT, ROWS, SQUARE
-from tfmammo.archives import folder, regions
+from tfmammo.archives import folder, regions, reports
 from tfmammo.archives.writers import segmentation
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Skipped
+from tfmammo.mammogram import Lesion, Lost, Skipped
 
 MASS = Lesion.from_outline("mass", SQUARE, ROWS, COLS)
 CLUSTER = Lesion.from_outline("calcification", SQUARE + [25, 10], ROWS, COLS)
@@ -289,6 +289,85 @@ def test_the_kind_of_a_general_finding(tmp_path):
     assert (lesion.kind, lesion.kind_is_certain, lesion.shape) == ("asymmetry", True, "oval")
 
 
+TISSUE = Code("85756007", "SCT", "Tissue")
+OLD_TISSUE = Code("T-D0050", "SRT", "Tissue")
+VIEWERS = [
+    (OLD_TISSUE, "Mass", "mass", True),  # OHIF, MONAI Label
+    (TISSUE, "Mass", "mass", True),  # Slicer
+    (TISSUE, "calcifications", "calcification", True),
+    (TISSUE, "Segment_1", "mass", False),
+    (Code("123037004", "SCT", "Body structure"), "Focal asymmetry", "asymmetry", True),
+    (Code("M-03000", "SRT", "Mass"), "x", "mass", True),  # dcmqi before 2020
+    (Code("F-01792", "SRT", "Focal density"), "x", "asymmetry", True),
+    (Code("M-8FFFF", "SRT", "Neoplasm"), "x", "mass", False),
+    (Code("129751002", "SCT", "Eggshell calcification"), "x", "calcification", True),
+]
+
+
+@pytest.mark.parametrize(("code", "label", "kind", "certain"), VIEWERS)
+def test_segments_of_everyday_viewers(tmp_path, code, label, kind, certain):
+    path = write_segmentation(write_image(tmp_path), MASS.mask(ROWS, COLS), label=label)
+
+    def state(dataset):
+        item = Dataset()
+        item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code[:3]
+        dataset.SegmentSequence[0].SegmentedPropertyTypeCodeSequence = [item]
+
+    change(path, state)
+    (record,), reasons = read(tmp_path)
+    (lesion,) = record.lesions
+    assert (lesion.kind, lesion.kind_is_certain) == (kind, certain) and not reasons
+    np.testing.assert_array_equal(lesion.mask(ROWS, COLS), MASS.mask(ROWS, COLS))
+
+
+@pytest.mark.parametrize(
+    ("code", "label"), [(TISSUE, "heart"), (Code("64033007", "SCT", "Kidney"), "Mass")]
+)
+def test_an_unknown_segment_is_a_lost_lesion(tmp_path, code, label):
+    write_segmentation(write_image(tmp_path), MASS.mask(ROWS, COLS), code=code, label=label)
+    assert reason(tmp_path) == "1 of its regions are of findings that are not known"
+    assert read(tmp_path)[0][0].lost == (Lost(),)
+
+
+@pytest.mark.parametrize("place", ["images", "annotations"])
+@pytest.mark.parametrize("highest", [2, 300])
+def test_a_label_map(tmp_path, place, highest):
+    """Of a mass and a calcification; beyond 255 segments its pixels have 16 bits."""
+    image = write_image(tmp_path)
+    values = MASS.mask(ROWS, COLS).astype(np.uint16)
+    values[CLUSTER.mask(ROWS, COLS) > 0] = highest
+    descriptions = [
+        SegmentDescription(
+            segment_number=number,
+            segment_label="Calcification" if number == highest else "Mass",
+            segmented_property_category=ABNORMAL,
+            segmented_property_type=TISSUE,
+            algorithm_type=SegmentAlgorithmTypeValues.MANUAL,
+        )
+        for number in range(1, highest + 1)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        written = Segmentation(
+            source_images=[pydicom.dcmread(image)],
+            pixel_array=values[np.newaxis],
+            segmentation_type="LABELMAP",
+            segment_descriptions=descriptions,
+            series_instance_uid=generate_uid(),
+            series_number=2,
+            sop_instance_uid=generate_uid(),
+            instance_number=1,
+            manufacturer="m",
+            manufacturer_model_name="m",
+            software_versions="1",
+            device_serial_number="1",
+        )
+    (tmp_path / place).mkdir(exist_ok=True)
+    written.save_as(tmp_path / place / "z.dcm")
+    assert written.BitsAllocated == (8 if highest < 256 else 16)
+    assert_read(tmp_path, MASS, CLUSTER)
+
+
 def _move_uid(dataset):
     dataset.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence[
         0
@@ -331,7 +410,10 @@ def _set(**elements):
         (_set(PatientOrientation=["P", "F"]), "1 of its regions are turned against their image"),
         (_set(FrameOfReferenceUID="1.2.9"), "have another frame of reference than their image"),
         (_set(Rows=30, Columns=88), r"1 of its regions have 30 x 88 px, their image 60 x 44"),
-        (_set(SegmentationType="LABELMAP"), "is a segmentation that is neither binary nor fract"),
+        (
+            _set(SegmentationType="PAINTED"),
+            "is a segmentation that is neither binary, fractional nor a label map",
+        ),
         (_set(NumberOfFrames=7), "does not describe each of its frames"),
     ],
 )
@@ -420,6 +502,85 @@ def test_what_a_report_draws_and_no_lesion_can_be(tmp_path, graphic, points, mes
     assert reason(tmp_path) == f"1 of its regions {message}"
 
 
+def write_measurements(image: Path, *numbers, finding=("4147007", "SCT", "Mass")) -> None:
+    """Write a report as OHIF does: coordinates hang beneath numbers (concept, type, points)."""
+    path = write_report(image, ("POLYLINE", closed(SQUARE)))
+
+    def coded(value, scheme, meaning):
+        item = Dataset()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # OHIF's value is longer than the standard allows
+            item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+        return Sequence([item])
+
+    def edit(dataset):
+        groups = list(reports._find_groups(dataset, 0))
+        kept = []
+        for item in groups[0].ContentSequence:
+            if item.ValueType == "SCOORD":
+                pattern = item
+            elif item.ValueType != "CODE":
+                kept.append(item)
+        code = Dataset()
+        code.ValueType, code.RelationshipType = "CODE", "CONTAINS"
+        code.ConceptNameCodeSequence = coded("121071", "DCM", "Finding")
+        code.ConceptCodeSequence = coded(*finding)
+        kept.append(code)
+        for concept, graphic, points in numbers:
+            place = Dataset()
+            place.ValueType, place.RelationshipType = "SCOORD", "INFERRED FROM"
+            place.GraphicType, place.GraphicData = graphic, np.ravel(points).tolist()
+            place.ContentSequence = pattern.ContentSequence
+            number = Dataset()
+            number.ValueType, number.RelationshipType = "NUM", "CONTAINS"
+            number.ConceptNameCodeSequence = coded(*concept)
+            number.ContentSequence = Sequence([place])
+            kept.append(number)
+        groups[0].ContentSequence = Sequence(kept)
+
+    change(path, edit)
+
+
+AREA = ("42798000", "SCT", "Area")
+MEAN = ("373098007", "SCT", "Mean")
+LENGTH = ("410668003", "SCT", "Length")
+
+
+@pytest.mark.parametrize(
+    "finding", [("4147007", "SCT", "Mass"), ("CORNERSTONEFREETEXT", "CORNERSTONEJS", "Mass")]
+)
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_region_beneath_several_numbers_is_one_lesion(tmp_path, finding, is_closed):
+    points = closed(SQUARE) if is_closed else closed(SQUARE)[:-1]
+    numbers = [(AREA, "POLYLINE", points)]
+    if is_closed:
+        numbers.append((MEAN, "POLYLINE", points))
+    write_measurements(write_image(tmp_path), *numbers, finding=finding)
+    (record,), reasons = read(tmp_path)
+    (lesion,) = record.lesions
+    assert lesion.kind == "mass" and not reasons
+    np.testing.assert_array_equal(lesion.mask(ROWS, COLS), MASS.mask(ROWS, COLS))
+
+
+def test_a_length_alone_is_a_lost_lesion(tmp_path):
+    write_measurements(write_image(tmp_path), (LENGTH, "POLYLINE", [[20, 10], [30, 18]]))
+    assert reason(tmp_path) == "1 of its regions are lines that enclose nothing"
+    assert read(tmp_path)[0][0].lost == (Lost("mass"),)
+
+
+def test_a_free_text_that_is_not_known(tmp_path):
+    text = ("CORNERSTONEFREETEXT", "CORNERSTONEJS", "Quibble")
+    write_measurements(write_image(tmp_path), (AREA, "POLYLINE", closed(SQUARE)), finding=text)
+    assert reason(tmp_path) == "1 of its regions are of findings that are not known"
+
+
+def test_a_region_a_little_over_the_border_is_cut_there(tmp_path):
+    outline = [[30, -0.5], [30, 8], [40, 8], [40, -0.5]]
+    write_report(write_image(tmp_path), ("POLYLINE", closed(np.float32(outline))))
+    (record,), reasons = read(tmp_path)
+    assert record.lesions[0].box == (30, 0, 41, 9) and not reasons
+
+
 # RTSTRUCT
 
 
@@ -442,7 +603,7 @@ def test_structures_by_hand(tmp_path):
         ({"frame": ""}, {}, "share no frame of reference with their image"),
         ({"off": 2.0}, {}, "lie off the plane of their image"),
         ({"form": "POINT"}, {}, "are points or lines, not areas"),
-        ({"name": "Quibble's heart"}, {}, "are of findings that are no lesions of ours"),
+        ({"name": "Quibble's heart"}, {}, "are of findings that are not known"),
         ({}, {"ImagePositionPatient": None}, "lie in space, where their image states no position"),
         (
             {},

@@ -13,11 +13,11 @@ import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless
 
+from tests.archives.writers import vindr as writer
 from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
 from tfmammo.archives import phantom, vindr
-from tfmammo.archives.writers import vindr as writer
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Lost, Mammogram, Skipped
 
 IMAGES = "breast-level_annotations.csv"
 FINDINGS = "finding_annotations.csv"
@@ -228,6 +228,7 @@ def test_an_unknown_category_does_not_reach_the_notes(small):
     edit(small / FINDINGS, 1, finding_categories="['Jane Doe', 'Mass']")
     (record, _), reasons = read(small)
     assert [lesion.kind_is_certain for lesion in record.lesions] == [False]
+    assert record.lost == (Lost(),)
     assert reasons == {FINDINGS: "1 rows, the first in line 2: an unknown category"}
 
 
@@ -266,7 +267,7 @@ def test_boxes_are_widened_to_whole_pixels_and_cut_at_the_border(small, corners,
 def test_a_box_that_is_none_is_noted_and_the_image_stays(small, corners, reason):
     edit(small / FINDINGS, 1, **dict(zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)))
     (record, _), reasons = read(small)
-    assert (record.lesions, record.pathology) == ((), None)
+    assert (record.lesions, record.pathology, len(record.lost)) == ((), None, 1)
     assert reasons == {FINDINGS: f"1 rows, the first in line 2: {reason}"}
 
 
@@ -393,7 +394,7 @@ def test_a_damaged_metadata_table_is_noted(small):
     (small / METADATA).write_text("a,b\n1,2\n", encoding="utf-8")
     (record, _), reasons = read(small)
     assert record.spacing == (0.094, 0.085)
-    assert reasons == {METADATA: "has no column sop instance uid"}
+    assert reasons == {METADATA: "has no column sop_instance_uid"}
 
 
 @pytest.mark.parametrize("name", [IMAGES, FINDINGS])
@@ -403,7 +404,7 @@ def test_a_damaged_metadata_table_is_noted(small):
         (None, "is no VinDr-Mammo archive, {name} is missing"),
         (b"", "{name}: has no column (study_id, )?image_id, "),
         (b"study_id,image_id\n1,2\n", "{name}: has no column (laterality|finding_categories), "),
-        (b"\xff\xfes\x00", "{name}: can't be read as CSV"),
+        (b"\xff\xfes", "{name}: (can't be read as CSV|has no column)"),
         (b'image_id,"' + b"a" * 200_000, "{name}: can't be read as CSV"),
     ],
 )

@@ -18,11 +18,11 @@ import pydicom
 import pytest
 from pydicom.uid import RLELossless
 
+from tests.archives.writers import inbreast as writer
 from tests.commands import run_module_here
 from tests.small_mammograms import make_mammogram
 from tfmammo.archives import inbreast
 from tfmammo.archives.files import make_pseudonym
-from tfmammo.archives.writers import inbreast as writer
 from tfmammo.config import AddedConfig, DataConfig, dump, parse
 from tfmammo.data import build as module
 from tfmammo.data import card

@@ -10,6 +10,7 @@ import pytest
 
 from tfmammo.archives import cdd_cesm, phantom
 from tfmammo.config import PreprocessConfig
+from tfmammo.data import preprocess
 from tfmammo.data.anatomy import breast_mask, remove_marks, remove_pectoral
 from tfmammo.data.preprocess import (
     apply_window,
@@ -331,6 +332,31 @@ def test_mirroring_by_hand():
         assert new.box == (old.box[0], 64 - old.box[3], old.box[2], 64 - old.box[1])
         for fact in FACTS:
             assert getattr(new, fact) == getattr(old, fact)
+
+
+@pytest.mark.parametrize("laterality", ["L", "R", None])
+@pytest.mark.parametrize("wall", ["L", "R"])
+def test_the_chest_wall_decides_what_is_mirrored(laterality, wall):
+    record = mammogram(lesions=three_lesions(), laterality=laterality, chest_wall=wall)
+    config = PreprocessConfig(flip_right=True)
+    out = preprocess_mammogram(record, config)
+    native = record.pixels()
+    np.testing.assert_array_equal(out.pixels(), native[:, ::-1] if wall == "R" else native)
+    left, right = record.lesions[0].box[1], record.lesions[0].box[3]
+    moved = (record.cols - right, record.cols - left) if wall == "R" else (left, right)
+    assert (out.lesions[0].box[1], out.lesions[0].box[3]) == moved
+    mask = out.lesions[2].mask(out.rows, out.cols)
+    native_mask = record.lesions[2].mask(record.rows, record.cols)
+    np.testing.assert_array_equal(map_to_native(mask, record, config), native_mask)
+
+
+def test_the_pectoral_muscle_is_sought_at_the_chest_wall(monkeypatch):
+    sides = []
+    monkeypatch.setattr(preprocess, "remove_pectoral", lambda image, *of: sides.append(of) or image)
+    for wall in ("L", "R", None):
+        record = mammogram(laterality="R", view="MLO", chest_wall=wall)
+        preprocess_mammogram(record, PreprocessConfig(remove_pectoral=True)).pixels()
+    assert sides == [("L", "MLO"), ("R", "MLO"), ("R", "MLO")]
 
 
 def test_left_breasts_are_not_mirrored():

@@ -17,9 +17,9 @@ import pytest
 import tensorflow as tf
 from highdicom.seg import segread
 
+from tests.archives.writers import vindr
 from tests.commands import run_script_here
 from tfmammo.archives import phantom
-from tfmammo.archives.writers import vindr
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, PipelineError
 from tfmammo.evaluation import case

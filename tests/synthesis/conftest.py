@@ -3,8 +3,8 @@
 import pydicom
 import pytest
 
+from tests.archives.writers import folder as writer
 from tests.synthesis_archives import MASSES, PATIENT_NAME, SIZES, draw_mammogram
-from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig
 from tfmammo.synthesis.config import SynthesisConfig
 

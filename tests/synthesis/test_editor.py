@@ -14,11 +14,11 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
+from tests.archives.writers import folder as writer
 from tests.small_mammograms import make_mammogram
 from tests.synthetic_sets import export_trained
 from tfmammo.archives import phantom
 from tfmammo.archives.stored import Stored
-from tfmammo.archives.writers import folder as writer
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
 from tfmammo.errors import ArchiveError, DataError

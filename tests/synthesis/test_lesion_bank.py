@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 import pytest
 
+from tests.archives.writers import folder as writer
 from tests.synthetic_sets import make_transform
 from tfmammo import archives
 from tfmammo.archives import folder as archive
-from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig
 from tfmammo.data import splits
 from tfmammo.errors import ArchiveError, ConfigError, DataError

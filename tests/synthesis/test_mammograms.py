@@ -16,6 +16,7 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
+from tests.archives.writers import folder as writer
 from tests.commands import run_module, run_module_here
 from tests.synthesis_archives import (
     COLS,
@@ -31,7 +32,6 @@ from tests.synthetic_sets import NoiseModel, read_files
 from tfmammo import archives
 from tfmammo.archives import folder as archive
 from tfmammo.archives.files import make_pseudonym
-from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig, dump, parse
 from tfmammo.data import jobs
 from tfmammo.errors import ConfigError, DataError, ExportError

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.archives.writers import folder as writer
 from tests.small_mammograms import make_mammogram, textured_breast
 from tests.synthetic_sets import NoiseModel, read_files
 from tfmammo import archives
 from tfmammo.archives import folder as archive
-from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig
 from tfmammo.data import splits
 from tfmammo.data.patients import PATIENTS

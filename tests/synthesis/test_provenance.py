@@ -11,10 +11,10 @@ import keras
 import numpy as np
 import pytest
 
+from tests.archives.writers import folder as writer
 from tests.small_mammograms import make_mammogram
 from tfmammo import archives
 from tfmammo.archives.stored import Stored
-from tfmammo.archives.writers import folder as writer
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
 from tfmammo.data import jobs

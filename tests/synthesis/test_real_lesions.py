@@ -10,6 +10,7 @@ import pydicom
 import pytest
 import tensorflow as tf
 
+from tests.archives.writers import folder as writer
 from tests.synthesis_archives import (
     MASSES,
     draw_mammogram,
@@ -19,7 +20,6 @@ from tests.synthesis_archives import (
 from tests.synthetic_sets import read_files
 from tfmammo import archives
 from tfmammo.archives import folder as archive
-from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig
 from tfmammo.data import splits
 from tfmammo.errors import ConfigError, DataError

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.archives.writers import folder as writer
 from tests.small_mammograms import make_mammogram
 from tests.synthetic_sets import NoiseModel, export_trained, make_transform
 from tfmammo import archives
 from tfmammo.archives import folder as archive
 from tfmammo.archives.stored import Stored
-from tfmammo.archives.writers import folder as writer
 from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
 from tfmammo.config import DataConfig
 from tfmammo.data.patients import PATIENTS

@@ -171,6 +171,7 @@ def summary(records: Sequence[Mammogram], name: str, faults: Counter[str] | None
         },
         "lesions given by": located,
         **({"masks that can't be used": faults} if faults else {}),
+        **({"lost on reading": lost} if (lost := _count_lost(records)) else {}),
         "uncertain kind": Counter(
             {"lesions": sum(not lesion.kind_is_certain for lesion in lesions)}
         ),
@@ -180,6 +181,11 @@ def summary(records: Sequence[Mammogram], name: str, faults: Counter[str] | None
             heading, ", ".join(f"{count:,} {word}" for word, count in counts.most_common(8))
         )
     return table
+
+
+def _count_lost(records: Sequence[Mammogram]) -> Counter[str]:
+    """Count marked lesions that can't be read; their images are no background and not normal."""
+    return Counter(lost.kind or "of unknown kind" for m in records for lost in m.lost)
 
 
 def _name_location(lesion: Lesion) -> str:

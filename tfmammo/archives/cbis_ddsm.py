@@ -38,7 +38,6 @@ research, Scientific Data 4 (2017) 170177.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -52,6 +51,9 @@ from numpy.typing import NDArray
 
 from tfmammo.archives import dicom
 from tfmammo.archives.files import list_regular_files
+from tfmammo.archives.headers import Header
+from tfmammo.archives.masks import check_region
+from tfmammo.archives.tables import read_table
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Laterality,
@@ -222,7 +224,7 @@ def _parse_table(path: Path) -> tuple[list[Row], list[str], int]:
     """Parse a table: (rows, what is wrong with the others, how many there are)."""
     rows: dict[str, Row] = {}
     faults: list[str] = []
-    records = _parse_records(path)
+    records = [record for _, record in read_table(path, _COLUMNS)]
     for number, record in enumerate(records, start=1):
         try:
             row = _parse_row(record, path)
@@ -232,34 +234,6 @@ def _parse_table(path: Path) -> tuple[list[Row], list[str], int]:
         except ValueError as error:
             faults.append(f"row {number}: {error}")
     return list(rows.values()), faults, len(records)
-
-
-def _parse_records(path: Path) -> list[dict[str, str]]:
-    """Parse rows by column name, both stripped.
-
-    A line break ends a path of every row. Names are "breast_density" in one set, with a blank in
-    the other.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = {
-                name: name.strip().lower().replace(" ", "_") for name in reader.fieldnames or ()
-            }
-            records = [
-                {
-                    columns[name]: (text or "").strip()
-                    for name, text in row.items()
-                    if name in columns
-                }
-                for row in reader
-            ]
-    except (OSError, csv.Error) as error:
-        raise ArchiveError(f"{path}: can't be read as CSV ({error})") from None
-    missing = [name for name in _COLUMNS if name not in columns.values()]
-    if missing:
-        raise ArchiveError(f"{path}: has no column {', '.join(missing)}")
-    return records
 
 
 def _parse_row(record: dict[str, str], path: Path) -> Row:
@@ -305,8 +279,7 @@ def _parse_row(record: dict[str, str], path: Path) -> Row:
 
 
 def _parse_word(record: dict[str, str], column: str) -> str | None:
-    text = record.get(column, "").lower()
-    return text if text not in ("", "n/a") else None
+    return record.get(column, "").lower() or None
 
 
 def _group_by_folder(
@@ -383,9 +356,7 @@ def _make_mammograms(
     return mammograms
 
 
-def _find_image(
-    root: Path, paths: list[Path], skipped: Skipped
-) -> tuple[Path, dicom.Header] | None:
+def _find_image(root: Path, paths: list[Path], skipped: Skipped) -> tuple[Path, Header] | None:
     """Find the first readable mammogram of a folder."""
     full_image = None
     for path in paths:
@@ -404,7 +375,7 @@ def _find_image(
 
 
 def _make_mammogram(
-    path: Path, header: dicom.Header, rows: list[Row], files: dict[str, list[Path]]
+    path: Path, header: Header, rows: list[Row], files: dict[str, list[Path]]
 ) -> Mammogram:
     first = rows[0]
     pathologies = {row.pathology for row in rows}
@@ -425,7 +396,7 @@ def _make_mammogram(
     )
 
 
-def _make_lesion(row: Row, paths: list[Path], header: dicom.Header) -> MaskedLesion:
+def _make_lesion(row: Row, paths: list[Path], header: Header) -> MaskedLesion:
     return MaskedLesion(
         row.kind,
         partial(_read_mask, row.lesion_folder, tuple(paths), header.rows, header.cols),
@@ -437,7 +408,7 @@ def _make_lesion(row: Row, paths: list[Path], header: dicom.Header) -> MaskedLes
     )
 
 
-def _find_role(header: dicom.Header) -> _Role | None:
+def _find_role(header: Header) -> _Role | None:
     """Tell what SeriesDescription says; some files have none.
 
     It is "ROI mask images", "cropped images" or "full mammogram images".
@@ -505,6 +476,7 @@ def _read_region(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
         for size, to in zip(stored.shape, (rows, cols), strict=True)
     )
     region = region[np.ix_(row, col)].astype(np.uint8)
+    check_region(region, path)
     if not region.any():
         raise ArchiveError(f"{path}: marks nothing that is left at the image's size")
     return region

@@ -29,7 +29,6 @@ artificial intelligence research, Scientific Data 9 (2022) 122.
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections import defaultdict
@@ -46,17 +45,21 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from tfmammo.archives.files import list_regular_files
+from tfmammo.archives.findings import list_kinds
+from tfmammo.archives.tables import Row, read_table
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     MOST_PIXELS,
+    Found,
     Laterality,
     Lesion,
-    LesionKind,
+    Lost,
     Mammogram,
     Pathology,
     Skipped,
     hash_id,
     normalize_spelling,
+    sort_found,
     trace_borders,
 )
 
@@ -71,17 +74,10 @@ MOST_PARTS = 1000
 
 _SIDE = re.compile(r"_([lrLR])$")
 _NAME = re.compile(r"(P\d+)_([LR])_(DM|CM)_(CC|MLO)", re.ASCII)
-_PATHOLOGY = "Pathology Classification/ Follow up"
+_PATHOLOGY = "pathology_classification/_follow_up"
 _REGION_COLUMNS = ("#filename", "region_id", "region_shape_attributes")
-_CLINICAL_COLUMNS = ("Image_name", "Findings", "BIRADS", "Breast density (ACR)", _PATHOLOGY)
+_CLINICAL_COLUMNS = ("image_name", "findings", "birads", "breast_density_(acr)", _PATHOLOGY)
 
-# The table's own spellings: assymetrical, asymmetrial, macrocalification, distorton.
-_KINDS: dict[LesionKind, str] = {
-    "mass": r"\bmass(es)?\b|\bnodul(e|es|ar)\b",
-    "calcification": r"calc?ific",
-    "asymmetry": r"\bass?ymm?et",
-    "distortion": r"\bdistort",
-}
 _OTHER = (
     r"edema|scar\b|operative|\bducts?\b|ductal|\bimln\b|retraction|\bskin\b|\bflap\b|\bclips?\b"
     r"|bulge|densities"
@@ -128,7 +124,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     for row in _read_table(root, files, REGIONS, _REGION_COLUMNS):
         annotations[Path(normalize_spelling(row["#filename"])).stem].append(row)
     clinical = {
-        normalize_spelling(row["Image_name"]): row
+        normalize_spelling(row["image_name"]): row
         for row in _read_table(root, files, CLINICAL, _CLINICAL_COLUMNS)
     }
     masks = {path.stem: path for path in files if path.parent.name == MASKS}
@@ -160,44 +156,11 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     return mammograms
 
 
-def list_kinds(findings: str) -> list[LesionKind]:
-    """List the kinds of lesions that a text of findings names.
-
-    Args:
-        findings: The clinical table's words; several are joined by `$`, "and" or "with".
-
-    Returns:
-        The kinds in the order of their first mention; "non mass" is no mass.
-    """
-    text = re.sub(r"\bnon[- ]?mass\w*", "", findings.lower())
-    first_place = {
-        kind: match.start()
-        for kind, pattern in _KINDS.items()
-        if (match := re.search(pattern, text))
-    }
-    return sorted(first_place, key=first_place.__getitem__)
-
-
-def _read_table(
-    root: Path, files: list[Path], name: str, columns: tuple[str, ...]
-) -> list[dict[str, str]]:
+def _read_table(root: Path, files: list[Path], name: str, columns: tuple[str, ...]) -> list[Row]:
     path = next((path for path in files if path.name == name), None)
     if path is None:
         raise ArchiveError(f"{root}: {name} is missing (an .xlsx sheet must be saved as CSV)")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [
-                {k.strip(): (v or "").strip() for k, v in row.items() if k}
-                for row in csv.DictReader(file)
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ArchiveError(f"{path}: can't be read as CSV ({error})") from None
-    missing = [column for column in columns if not rows or column not in rows[0]]
-    if missing:
-        raise ArchiveError(
-            f"{path}: has no {', '.join(missing)}" if rows else f"{path}: has no rows"
-        )
-    return rows
+    return [row for _, row in read_table(path, columns)]
 
 
 def _find_low_energy(
@@ -227,8 +190,8 @@ def _make_mammogram(
     path: Path,
     name: re.Match[str],
     file: str,
-    row: dict[str, str] | None,
-    annotations: list[dict[str, str]] | Path,
+    row: Row | None,
+    annotations: list[Row] | Path,
     skipped: Skipped,
 ) -> Mammogram | None:
     if row is None:
@@ -260,9 +223,9 @@ def _make_mammogram(
         laterality="L" if name[2] == "L" else "R",
         view="CC" if name[4] == "CC" else "MLO",
         pathology=_parse_pathology(row),
-        lesions=lesions,
-        birads=row["BIRADS"] or None,
-        density=None if row["Breast density (ACR)"] in ("", "_") else row["Breast density (ACR)"],
+        **sort_found(lesions),
+        birads=row["birads"] or None,
+        density=None if row["breast_density_(acr)"] in ("", "_") else row["breast_density_(acr)"],
         bits=8,
     )
 
@@ -302,12 +265,12 @@ def _read_size(path: Path, file: str, skipped: Skipped) -> tuple[int, int] | Non
         return None
 
 
-def _parse_pathology(row: dict[str, str]) -> Pathology | None:
+def _parse_pathology(row: Row) -> Pathology | None:
     word = row[_PATHOLOGY].lower()
     return word if word in ("normal", "benign", "malignant") else None  # type: ignore[return-value]
 
 
-def _parse_annotations(rows: list[dict[str, str]]) -> list[_Region]:
+def _parse_annotations(rows: list[Row]) -> list[_Region]:
     # VIA writes one row with an empty shape for an image without regions.
     shapes = [(f"region {row['region_id']}", row["region_shape_attributes"]) for row in rows]
     return [
@@ -339,9 +302,9 @@ def _trace_border(
 
 
 def _make_lesions(
-    row: dict[str, str], regions: list[_Region], rows: int, cols: int, file: str, skipped: Skipped
-) -> tuple[Lesion, ...]:
-    findings = row["Findings"]
+    row: Row, regions: list[_Region], rows: int, cols: int, file: str, skipped: Skipped
+) -> tuple[Found, ...]:
+    findings = row["findings"]
     kinds = list_kinds(findings)
     if regions and not kinds:
         skipped.add(
@@ -357,7 +320,7 @@ def _make_lesions(
             "shape": _only_kind(_SHAPES, findings),
             "margin": _only_kind(_MARGINS, findings),
         }
-    lesions = []
+    lesions: list[Found] = []
     for region, outline in regions:
         try:
             points = outline()
@@ -369,6 +332,7 @@ def _make_lesions(
             raise
         except ValueError as error:
             skipped.add(file, f"{region}: {error}")
+            lesions.append(Lost(kinds[0] if certain else None))
             continue
         if not certain and _is_band(lesion):
             skipped.add(file, f"{region}: a band, of skin or a duct")

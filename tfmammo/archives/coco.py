@@ -22,19 +22,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tfmammo.archives.findings import Finding, find_word
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Box, Lesion, LesionKind, MaskedLesion
-
-KINDS: dict[str, LesionKind] = {
-    "mass": "mass",
-    "masses": "mass",
-    "calcification": "calcification",
-    "calcifications": "calcification",
-    "asymmetry": "asymmetry",
-    "asymmetries": "asymmetry",
-    "distortion": "distortion",
-    "distortions": "distortion",
-}
 
 
 class Contradiction(ArchiveError):
@@ -50,21 +40,21 @@ class Listed:
 
     Attributes:
         size: (rows, cols) as stated, or None.
-        annotations: Each with its kind.
+        annotations: Each with what its category stands for; None where that is not known.
     """
 
     size: tuple[int, int] | None
-    annotations: list[tuple[LesionKind, dict[str, Any]]] = field(default_factory=list)
+    annotations: list[tuple[Finding | None, dict[str, Any]]] = field(default_factory=list)
 
 
 def load(path: Path, key: Callable[[str], str], note: Callable[[str], None]) -> dict[str, Listed]:
-    """Read the images of a COCO file, each with its annotations of our kinds.
+    """Read the images of a COCO file, each with its annotations.
 
     Args:
         path: The JSON file.
         key: Turns a file_name into the image's key, or raises ValueError with the reason.
-        note: Takes what was left out: annotations of other categories, or of images that are not
-            listed.
+        note: Takes what was left out: annotations of findings that are no lesions of ours, or of
+            images that are not listed. Unknown categories are noted, and kept.
 
     Raises:
         ArchiveError: No COCO file, a file_name that `key` refuses, or an image or id that is listed
@@ -103,10 +93,14 @@ def load(path: Path, key: Callable[[str], str], note: Callable[[str], None]) -> 
     for image, category, annotation in annotations:
         if image is None:
             others["of images that it does not list"] += 1
-        elif category.lower() not in KINDS:
+            continue
+        finding = find_word(category)
+        if finding is None:
+            others[f"of the category {category[:40]!r}, which is not known"] += 1
+        elif finding.kind is None:
             others[f"of the category {category[:40]!r}, which is no lesion of ours"] += 1
-        else:
-            listed[keys[image]].annotations.append((KINDS[category.lower()], annotation))
+            continue
+        listed[keys[image]].annotations.append((finding, annotation))
     for reason, count in others.items():
         note(f"{count} annotations {reason}")
     return listed
@@ -123,7 +117,7 @@ def lesion(
     """Make a lesion of one annotation; an RLE is decoded when it is wanted.
 
     Args:
-        annotation: Its "segmentation" counts, without one its "bbox".
+        annotation: Its "segmentation" counts; where that encloses nothing, its "bbox".
         rows: Rows of the image.
         cols: Columns of the image.
         details: Further fields of Lesion.
@@ -143,15 +137,19 @@ def lesion(
         return MaskedLesion(
             kind, partial(_decode_rle, where, region.get("counts"), rows, cols), **details
         )
-    if region:
-        return unite(
-            [
-                Lesion.from_outline(kind, outline, rows, cols, **details)
-                for outline in _parse_outlines(region)
-            ],
-            details,
-        )
-    return Lesion(kind, _parse_box(annotation.get("bbox"), rows, cols), **details)
+    outlines = _parse_outlines(region) if region else []
+    if not outlines:
+        return Lesion(kind, _parse_box(annotation.get("bbox"), rows, cols), **details)
+    parts = []
+    fault = None
+    for outline in outlines:
+        try:
+            parts.append(Lesion.from_outline(kind, outline, rows, cols, **details))
+        except ValueError as error:  # a part may lie outside the image
+            fault = error
+    if fault and not parts:
+        raise fault
+    return unite(parts, details)
 
 
 def parse_attributes(attributes: Any) -> dict[str, Any]:
@@ -237,9 +235,8 @@ def _parse_outlines(region: Any) -> list[NDArray[np.float64]]:
         parts = []
     if not parts or any(part.ndim != 1 or len(part) % 2 for part in parts):
         raise ValueError("its polygon is no list of x, y, x, y ...")
-    # some tools leave parts of one or two points
-    enclosing = [part for part in parts if len(part) >= 6]
-    return [part.reshape(-1, 2)[:, ::-1] - 0.5 for part in enclosing or parts]
+    # some tools leave parts of one or two points, or none
+    return [part.reshape(-1, 2)[:, ::-1] - 0.5 for part in parts if len(part) >= 6]
 
 
 def unite(parts: list[Lesion], details: dict[str, Any]) -> Lesion:
@@ -259,18 +256,19 @@ def unite(parts: list[Lesion], details: dict[str, Any]) -> Lesion:
 
 
 def _parse_box(numbers: Any, rows: int, cols: int) -> Box:
+    """Parse x, y, width and height; what reaches beyond the image is cut off."""
     try:
         x, y, width, height = (float(number) for number in numbers)
     except (TypeError, ValueError, OverflowError):
         raise ValueError("it has neither a segmentation nor a bbox of four numbers") from None
     if not all(math.isfinite(number) for number in (x, y, x + width, y + height)):
         raise ValueError("its bbox is not finite")
-    left = round(x)
-    top = round(y)
-    right = round(x + width)
-    bottom = round(y + height)
-    if not (0 <= top < bottom <= rows and 0 <= left < right <= cols):
-        raise ValueError("its bbox is empty or reaches beyond the image")
+    left = max(0, round(x))
+    top = max(0, round(y))
+    right = min(cols, round(x + width))
+    bottom = min(rows, round(y + height))
+    if not (top < bottom and left < right):
+        raise ValueError("its bbox is empty or lies outside the image")
     return top, left, bottom, right
 
 

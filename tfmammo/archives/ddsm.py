@@ -57,14 +57,17 @@ from tfmammo.archives import ljpeg
 from tfmammo.archives.files import list_regular_files
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
+    Found,
     Laterality,
     Lesion,
     LesionKind,
+    Lost,
     Mammogram,
     Pathology,
     Skipped,
     View,
     hash_id,
+    sort_found,
 )
 
 Key = tuple[str, int, int]  # letter, case and study of B-3027-1
@@ -266,11 +269,12 @@ def _make_mammogram(
         return None
     overlay = files.get((name, "OVERLAY")) or files.get((name, "OVERLAY.GZ"))
     abnormalities: list[_Abnormality] = []
-    lesions: tuple[Lesion, ...] = ()
+    lesions: tuple[Found, ...] = ()
     if overlay is not None:
         abnormalities, lesions = _read_overlay(archive, overlay, rows, cols)
     elif _is_marked(line):
         archive.note(case.path, f"{name} kept without lesions: its overlay is missing")
+        lesions = (Lost(),)
     laterality = _LATERALITIES[line[1].upper()]
     view = _VIEWS[line[2].upper()]
     spacing = float(line[5] or 0) / 1000  # um -> mm
@@ -285,7 +289,7 @@ def _make_mammogram(
         laterality=laterality,
         view=view,
         pathology="normal" if case.normal else _worst_pathology(abnormalities),
-        lesions=lesions,
+        **sort_found(lesions),
         spacing=(spacing, spacing) if spacing else None,
         birads=max(
             (abnormality.assessment for abnormality in abnormalities if abnormality.assessment),
@@ -304,21 +308,21 @@ def _worst_pathology(abnormalities: list[_Abnormality]) -> Pathology | None:
 
 def _read_overlay(
     archive: _Archive, path: Path, rows: int, cols: int
-) -> tuple[list[_Abnormality], tuple[Lesion, ...]]:
+) -> tuple[list[_Abnormality], tuple[Found, ...]]:
     """Read the abnormalities of one overlay and their lesions; note what gives none."""
     try:
         abnormalities = _parse_abnormalities(_read_text(path))
     except ValueError as error:
-        archive.note(
-            path, f"its mammogram is kept without lesions: {str(error).removeprefix(f'{path}: ')}"
-        )
-        return [], ()
-    lesions: list[Lesion] = []
+        reason = str(error).removeprefix(f"{path}: ")
+        archive.note(path, f"its mammogram is kept without lesions: {reason}")
+        return [], (Lost(),)
+    lesions: list[Found] = []
     for number, abnormality in enumerate(abnormalities, start=1):
         try:
             lesions.extend(_make_lesions(abnormality, rows, cols))
         except ValueError as error:
             archive.note(path, f"abnormality {number} left out: {error}")
+            lesions.append(Lost())
     return abnormalities, tuple(lesions)
 
 
@@ -350,7 +354,7 @@ def _parse_abnormalities(text: str) -> list[_Abnormality]:
     return abnormalities[1:]
 
 
-def _make_lesions(abnormality: _Abnormality, rows: int, cols: int) -> Iterator[Lesion]:
+def _make_lesions(abnormality: _Abnormality, rows: int, cols: int) -> Iterator[Found]:
     """Make one abnormality's lesions; raise ValueError with the reason where there is none."""
     findings = [_parse_finding(words) for words in abnormality.types]
     # the first of each kind

@@ -3,10 +3,6 @@
 `tfmammo.archives.grayscale` maps stored values to grey.
 
 Left open by the standard or by what is found in files, and chosen here:
-- Spacing is that in the breast: PixelSpacing where it is calibrated (its calibration type says so,
-  it differs from ImagerPixelSpacing, or nothing else is stated); else ImagerPixelSpacing, measured
-  at the detector, over the estimated magnification; else NominalScannedPixelSpacing of a scanned
-  film.
 - Raw images ("for processing") are read like any other and marked in the header; they look unlike
   those made for the eye.
 
@@ -18,11 +14,9 @@ own words alone.
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -39,6 +33,9 @@ from pydicom.filereader import read_preamble
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     RLELossless,
 )
 
@@ -46,105 +43,20 @@ from tfmammo.archives import compressed, grayscale
 from tfmammo.archives.elements import Fault as _Fault
 from tfmammo.archives.elements import integer as _integer
 from tfmammo.archives.elements import items as _items
-from tfmammo.archives.elements import numbers as _numbers
 from tfmammo.archives.elements import rendition
-from tfmammo.archives.elements import text as _text
+from tfmammo.archives.headers import Header, check_header, read_facts
+from tfmammo.archives.named_files import is_dicom_head
 from tfmammo.archives.silence import silence
 from tfmammo.archives.stored import Stored, look_up
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import MOST_PIXELS, Laterality, View
+from tfmammo.mammogram import MOST_PIXELS
 
-# digital mammography, for presentation; .1 behind it: for processing
-_MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # the class, and the stem of its multi-frame kin
-_FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
 _META = 2  # the group of elements that say how the file is written
 _MOST_READS = 100_000  # of a header, two for each element, each of which takes some 40 us
 _LONGEST_SEQUENCE = 2**20  # bytes; those that are read here have some hundreds
 _UNDEFINED = 2**32 - 1  # the length of compressed pixels
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _SEQUENCES = (*_GROUPS, "AnatomicRegionSequence", "ViewCodeSequence")
-# The words that messages may quote: a damaged header can hold anything in their place.
-_MODALITIES = (
-    "CR",
-    "CT",
-    "DX",
-    "ES",
-    "IO",
-    "KO",
-    "MR",
-    "NM",
-    "OT",
-    "PR",
-    "PT",
-    "PX",
-    "RF",
-    "RG",
-    "SEG",
-    "SM",
-    "SR",
-    "US",
-    "XA",
-    "XC",
-)
-_PHOTOMETRICS = (
-    "MONOCHROME1",
-    "MONOCHROME2",
-    "PALETTE COLOR",
-    "RGB",
-    "YBR_FULL",
-    "YBR_FULL_422",
-    "YBR_ICT",
-    "YBR_RCT",
-)
-
-# Codes in SNOMED CT and in its older notation, which newer systems still write: PS3.16 CID 4014 for
-# views, and for sides the breast itself (CID 4) or a modifier of it (CID 244).
-_VIEW_CODES: dict[str, View] = {
-    "399162004": "CC",
-    "R-10242": "CC",
-    "399368009": "MLO",
-    "R-10226": "MLO",
-}
-_SIDE_CODES: dict[str, Laterality] = {
-    "80248007": "L",
-    "T-04030": "L",
-    "7771000": "L",
-    "G-A101": "L",
-    "73056007": "R",
-    "T-04020": "R",
-    "24028007": "R",
-    "G-A100": "R",
-}
-_SIDES: dict[str, Laterality] = {"L": "L", "R": "R"}
-_VIEWS: dict[str, View] = {"CC": "CC", "MLO": "MLO"}
-# "MLO" by the standard, "LMLO" or "R CC" by some systems
-_VIEW_POSITION = re.compile(r"([LR]?)[ _-]?(CC|MLO)")
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a header states about its image, no pixel read.
-
-    Attributes:
-        rows: Rows of the stored image.
-        cols: Columns of the stored image.
-        spacing: (row, col) in mm per px in the breast, None where absent; unequal values stay as
-            they are.
-        laterality: None where absent or neither L nor R.
-        view: None where absent or neither CC nor MLO.
-        series_description: Free text, None where absent; a hospital may write anything there, so it
-            must not reach a record.
-        for_processing: Raw detector values, not yet made fit for the eye.
-    """
-
-    rows: int
-    cols: int
-    spacing: tuple[float, float] | None
-    laterality: Laterality | None
-    view: View | None
-    series_description: str | None
-    for_processing: bool
 
 
 def read_header(path: Path) -> Header:
@@ -163,19 +75,7 @@ def read_header(path: Path) -> Header:
     with reading(path), path.open("rb") as file, silence():
         dataset = _read_header(file)
         _seek_pixels(file, dataset)  # for its complaints
-        raw = (
-            _text(dataset, "PresentationIntentType").upper() == "FOR PROCESSING"
-            or _text(dataset, "SOPClassUID") == _FOR_PROCESSING
-        )
-        return Header(
-            rows=dataset.Rows,
-            cols=dataset.Columns,
-            spacing=_find_spacing(dataset),
-            laterality=_find_laterality(dataset),
-            view=_find_view(dataset),
-            series_description=_text(dataset, "SeriesDescription") or None,
-            for_processing=raw,
-        )
+        return read_facts(dataset)
 
 
 def read_pixels(path: Path, window: bool | int = True) -> NDArray[np.float32]:
@@ -294,7 +194,14 @@ def _read_header(file: BinaryIO) -> FileDataset:
 
     A deflated file is inflated as a whole, so its pixels are read too.
     """
-    dataset = _inflate(file) or pydicom.dcmread(LimitedReader(file), stop_before_pixels=True)
+    dataset = _inflate(file) or pydicom.dcmread(
+        LimitedReader(file), stop_before_pixels=True, force=True
+    )
+    if "TransferSyntaxUID" not in dataset.file_meta and not dataset.preamble:
+        # pydicom sees how the first element of a file without a head is written
+        is_implicit, is_little = dataset.original_encoding
+        plain = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else plain
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None or syntax.is_private or not syntax.is_transfer_syntax:
         raise _Fault("its transfer syntax is missing or unknown")
@@ -302,7 +209,7 @@ def _read_header(file: BinaryIO) -> FileDataset:
         element = dataset.get_item(key) if key in dataset else None
         if isinstance(element, RawDataElement) and element.length > _LONGEST_SEQUENCE:
             raise _Fault(f"its {key} is longer than any mammogram's")
-    _check_header(dataset)
+    check_header(dataset)
     for key in _GROUPS:
         # an enhanced image states here what all others state at the top
         for group in _items(dataset, key):
@@ -341,12 +248,18 @@ class LimitedReader:
 def read_meta(file: BinaryIO) -> FileMetaDataset:
     """Read how a file is written, without its elements: a deflated one is not inflated.
 
-    The file is at its beginning then.
+    The file is at its beginning then. Of a file without the head of Part 10 nothing is known.
 
     Raises:
         Fault: It has more elements than any mammogram's.
         Exception: Whatever pydicom answers a damaged file with.
     """
+    head = file.read(132)
+    file.seek(0)
+    if head[128:] != b"DICM":
+        if not is_dicom_head(head):
+            raise InvalidDicomError
+        return FileMetaDataset()
     read_preamble(file, force=False)
     reader: Any = LimitedReader(file)
     elements = read_elements(
@@ -380,57 +293,6 @@ def _inflate(file: BinaryIO) -> FileDataset | None:
     return FileDataset(
         file.name, elements, file_meta=meta, is_implicit_VR=False, is_little_endian=True
     )
-
-
-def _check_header(dataset: FileDataset) -> None:
-    """Raise unless this is one grey image of a breast; leave its numbers as int."""
-    modality = _text(dataset, "Modality")
-    photometric = _text(dataset, "PhotometricInterpretation")
-    if modality != "MG" and not _may_be_mammogram(dataset, modality):
-        raise _Fault(f"is no mammogram, its modality is {_quote_word(modality, _MODALITIES)}")
-    rows = _integer(dataset, "Rows", 0)
-    cols = _integer(dataset, "Columns", 0)
-    frames = _integer(dataset, "NumberOfFrames", 1)
-    if not rows or not cols:
-        raise _Fault("has no image, its header gives no rows or columns")
-    if rows * cols > MOST_PIXELS:  # a damaged header may claim 2**32
-        raise _Fault(f"no mammogram has {rows} x {cols} pixels")
-    if frames > 1:
-        raise _Fault(f"holds {frames if frames < 10_000 else 'too many'} frames, not one image")
-    if _integer(dataset, "SamplesPerPixel", 1) != 1 or photometric not in (
-        "MONOCHROME1",
-        "MONOCHROME2",
-    ):
-        raise _Fault(
-            "is no grey image, its photometric interpretation is "
-            f"{_quote_word(photometric, _PHOTOMETRICS)}"
-        )
-    allocated = _integer(dataset, "BitsAllocated", 0)
-    bits = _integer(dataset, "BitsStored", 0)
-    if allocated not in (1, 8, 16) or not 1 <= bits <= allocated:
-        raise _Fault(f"{bits} bits stored in {allocated} are no mammogram's pixels")
-    if (high_bit := _integer(dataset, "HighBit", bits - 1)) != bits - 1:
-        raise _Fault(f"high bit {high_bit} does not fit {bits} stored bits")
-    dataset.Rows = rows
-    dataset.Columns = cols
-    dataset.BitsAllocated = allocated
-    dataset.BitsStored = bits
-    dataset.PixelRepresentation = _integer(dataset, "PixelRepresentation", 0)
-
-
-def _may_be_mammogram(dataset: FileDataset, modality: str) -> bool:
-    """Whether an image of another modality than MG may be a mammogram.
-
-    A scanned film may be, and an image that states no modality but a breast.
-    """
-    kind = _text(dataset, "SOPClassUID")
-    if kind.startswith(_SECONDARY_CAPTURE):
-        return True
-    states_breast = (
-        kind in (_MAMMOGRAPHY, f"{_MAMMOGRAPHY}.1")
-        or _text(dataset, "BodyPartExamined").upper() == "BREAST"
-    )
-    return not modality and states_breast
 
 
 def _seek_pixels(file: BinaryIO, dataset: FileDataset) -> tuple[str, int]:
@@ -477,10 +339,10 @@ def _decode_codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.un
     syntax = dataset.file_meta.TransferSyntaxUID
     needed = _count_bytes(dataset)
     if syntax == RLELossless:
-        return compressed.unpack(
-            compressed.frame(data), dataset.Rows, dataset.Columns, dataset.BitsAllocated
-        )
-    if syntax.is_encapsulated:
+        # the worst encoder takes two bytes for one
+        if len(compressed.frame(data)) > 2 * needed + 2**16:
+            raise _Fault("its RLE segments are far longer than its pixels")
+    elif syntax.is_encapsulated:
         compressed.check_stream(compressed.frame(data), dataset.Rows, dataset.Columns)
     else:
         data = data[: needed + needed % 2]
@@ -505,48 +367,3 @@ def _decode_codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.un
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise _Fault(f"its pixels can't be decoded ({type(error).__name__}: {reason})") from None
     return codes.view(codes.dtype.str.replace("i", "u"))
-
-
-def _find_spacing(dataset: FileDataset) -> tuple[float, float] | None:
-    stated = _parse_pair(dataset, "PixelSpacing")
-    imager = _parse_pair(dataset, "ImagerPixelSpacing")
-    if stated and (stated != imager or _text(dataset, "PixelSpacingCalibrationType")):
-        return stated
-    if imager:
-        (factor,) = _numbers(dataset, "EstimatedRadiographicMagnificationFactor")[:1] or [1.0]
-        # The breast lies between source and detector, so that a factor below 1 can only be a
-        # mistake.
-        return (imager[0] / factor, imager[1] / factor) if 1 <= factor < np.inf else imager
-    return _parse_pair(dataset, "NominalScannedPixelSpacing")
-
-
-def _parse_pair(dataset: FileDataset, key: str) -> tuple[float, float] | None:
-    values = _numbers(dataset, key)
-    if len(values) == 2 and all(0 < value < np.inf for value in values):
-        return values[0], values[1]
-    return None
-
-
-def _find_laterality(dataset: FileDataset) -> Laterality | None:
-    for key in ("ImageLaterality", "Laterality", "FrameLaterality"):
-        if (word := _text(dataset, key).upper()) in _SIDES:
-            return _SIDES[word]
-    for region in _items(dataset, "AnatomicRegionSequence"):
-        for item in (region, *_items(region, "AnatomicRegionModifierSequence")):
-            if (code := _text(item, "CodeValue")) in _SIDE_CODES:
-                return _SIDE_CODES[code]
-    match = _VIEW_POSITION.fullmatch(_text(dataset, "ViewPosition").upper())
-    return _SIDES.get(match[1]) if match else None
-
-
-def _find_view(dataset: FileDataset) -> View | None:
-    if match := _VIEW_POSITION.fullmatch(_text(dataset, "ViewPosition").upper()):
-        return _VIEWS[match[2]]
-    codes = [_text(item, "CodeValue") for item in _items(dataset, "ViewCodeSequence")]
-    return next((_VIEW_CODES[code] for code in codes if code in _VIEW_CODES), None)
-
-
-def _quote_word(word: str, standard_words: tuple[str, ...]) -> str:
-    if not word:
-        return "not stated"
-    return word if word in standard_words else "unknown"

@@ -1,46 +1,44 @@
 """The user's own mammograms: a folder of images with masks or COCO annotations, and a table.
 
     images/             .png .tif .tiff .jpg .jpeg .pgm .bmp (8 or 16 bit, one channel or equal
-                        ones) and .dcm, at any depth
+                        ones), at any depth; DICOM of any name
     masks/              <image's name>.png, or <image's name>_1.png, _2.png ... where it has several
-                        lesions: 0 is background
+                        lesions: 0 is background; a_mask.png or a_seg.png, and beside a.png
     annotations.json    or COCO instead of masks: polygons, RLE (compressed or not) or boxes
     metadata.csv        file, patient, laterality, view, pathology, kind, shape, margin, birads,
                         density, spacing, split, bits, lesion_patient
 
-All but `images` may be missing. The table's columns stand in any order, all but `file` may be
-missing or blank, others are ignored and noted; it is separated by commas, semicolons or tabs.
-`file` names an image ("a.png", "images/left/b.dcm"), or one mask ("a_2.png"), whose row then gives
-that lesion's kind, shape, margin and pathology.
+All but `images` may be missing, and all columns but `file`, in any order. `file` names an image
+("a.png", "images/left/b.dcm"), or one mask ("a_2.png"), whose row then gives that lesion's kind,
+shape, margin and pathology. See `metadata`.
 
 Patients. Images of one woman in both subsets of a split make every result worthless, and file names
 can't be trusted to tell women apart. So nothing is guessed. Where the table names patients, images
 without one are left out and counted. Where it names none at all, all images count as one patient:
 they can be looked at and predicted on but not split, and a log line says so.
-`lesion_patient`, which synthetic mammograms with another woman's lesions have, is accepted and not
-used: make such a set from one subset of a split alone.
+One number is one patient, whether a program wrote it as 12, 0012, 12.0 or 1.2E+01.
+`lesion_patient`, which synthetic mammograms with another woman's lesions have, is not used: make
+such a set from one subset of a split alone.
 
 Grey values. Nothing is guessed from the pixels: 16-bit files are scaled by 65535, also where their
 values stay below 4096. The column `bits` says what they hold instead (12 for most detectors); a log
 line asks for it once where pixels use a quarter of 16 bits or less. A DICOM, a PGM (its maxval) and
 a 12-bit TIFF say it themselves. Raw DICOM images ("for processing") are left out and counted.
 
-Masks. One file is one lesion; its parts are not split into several. Of two values the higher is the
-lesion, whatever they are. More than two are left by resampling or by JPEG, which grey a rim around
-the lesion: they are cut at half of the highest, and a log line says so once. Of a colour mask each
-pixel's brightest channel counts. Without a `kind` in the table a mask is a mass of uncertain kind.
-A mask is read when it is wanted: one that is empty, damaged or of another size than its image
-raises ArchiveError then. Normal images need no mask, and those of images whose `pathology` is
-normal are not looked at.
+Masks (see `masks`). Without a `kind` in the table a mask is a mass of uncertain kind. A mask is
+read when it is wanted: one that is empty, damaged or of another size than its image raises
+ArchiveError then. Normal images need no mask, and those of images whose `pathology` is normal are
+not looked at.
 
-COCO. Categories are mass, calcification, asymmetry and distortion in any case, singular or plural;
-others are noted. Coordinates count from the image's corner, half a pixel from the first pixel's
-centre. With annotations.json only the images that it lists are read, since the others may be
-unlabelled. Holes of a region are filled, as everywhere here.
+COCO. Coordinates count from the image's corner, half a pixel from the first pixel's centre. Only
+the images that annotations.json lists are read, since the others may be unlabelled. Holes of a
+region are filled, as everywhere here.
 
 DICOM SEG, SR and RTSTRUCT files, among the images or in a folder annotations, give the lesions of
 the DICOM images that they name, where there are neither masks nor annotations.json: see `regions`.
-Another tool's data set is read as it is: see `layouts`.
+Other tools' data sets are read as they are: see `layouts` and `yolo`.
+
+Marked lesions that can't be read, or whose word is not known, are `Mammogram.lost`.
 
 Pathology is the image's: its lesions carry it where they have no own and it holds for each, because
 there is one or all is benign.
@@ -48,37 +46,41 @@ there is one or all is benign.
 
 from __future__ import annotations
 
-import csv
-import difflib
-import io
 import logging
-import math
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tfmammo.archives import coco, dicom, layouts, pictures, regions
-from tfmammo.archives.named_files import DICOMS, PICTURES, find_files, make_key
+from tfmammo.archives.findings import LESION, Finding
+from tfmammo.archives.masks import find_mask_folder, find_masks, is_named_mask, read_mask
+from tfmammo.archives.metadata import Row, parse_cells, read_metadata
+from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files, has_dicom_bytes
+from tfmammo.archives.yolo import find_yolo
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     ID_KEY,
+    Found,
     Lesion,
+    LesionKind,
+    Lost,
     Mammogram,
     MaskedLesion,
     Skipped,
-    Split,
     hash_id,
     is_keyed,
-    normalize_spelling,
+    sort_found,
 )
 
 log = logging.getLogger(__name__)
 
-Row = Mapping[str, Any]  # a column's name -> its value in our own terms; blank cells are absent
+_MASKS_PACK = 20  # times; no mammogram packs so well without loss
 
 
 @dataclass
@@ -119,49 +121,45 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         without the ending>).
 
     Raises:
-        ArchiveError: No image can be read, masks and annotations.json stand side by side, a table
-            or COCO file is damaged, holds a wrong value, names a file outside the folder, or states
-            another size than the image has.
+        ArchiveError: No image can be read, annotations of two kinds stand side by side, or a table
+            or COCO file is damaged, or states another size than the image has.
     """
     root = Path(root)
     skipped = Skipped() if skipped is None else skipped
     for name in ("metadata.csv", "annotations.json"):
         if (root / name).exists() and not (root / name).is_file():
             raise ArchiveError(f"{root / name}: is no file")
-    layout = layouts.find_layout(root, skipped)
+    layout = layouts.find_layout(root, skipped) or find_yolo(root, skipped)
     if not (root / "images").is_dir() and layout is None:
         raise ArchiveError(f"{root}: has no folder images")
-    if (root / "masks").is_dir() and (root / "annotations.json").exists():
+    if find_mask_folder(root) and (root / "annotations.json").exists():
         raise ArchiveError(f"{root}: has both masks and annotations.json, keep one of them")
     images = (
         find_files(root, "images", PICTURES + DICOMS, skipped) if layout is None else layout.images
     )
     folder = _Folder(root, skipped, images, {}, layout=layout)
     if layout is not None:
-        folder.rows = _parse_cells(root, layout.cells)
+        folder.rows = parse_cells(root, layout.cells, skipped)
     if (root / "metadata.csv").exists():
-        folder.rows = _read_table(root / "metadata.csv", skipped)
+        folder.rows = read_metadata(root / "metadata.csv", skipped)
     if layout is not None:
         pass  # it has its own labels
-    elif (root / "masks").is_dir():
-        folder.masks = _find_masks(folder)
     elif (root / "annotations.json").exists():
         folder.coco = _read_coco(folder, root / "annotations.json")
         folder.listed_only = True
+    else:
+        folder.masks = find_masks(root, images, skipped)
     if layout is None:
         _find_regions(folder)
-    _note_unused_rows(folder)
+    _match_rows(folder)
     mammograms = list(_make_mammograms(folder))
     _note_unused_regions(folder)
     for reason, count in folder.counts.items():
         skipped.add("images/*", f"{count} {reason}")
     if not mammograms:
-        first = next(
-            (f", the first is {file}: {reason}" for file, reason in skipped.reasons.items()), ""
-        )
-        raise ArchiveError(
-            f"{root}: holds no image that can be read ({len(skipped)} skipped{first})"
-        )
+        reasons = [f", the first is {file}: {why}" for file, why in skipped.reasons.items()]
+        first = f"{len(skipped)} skipped{next(iter(reasons), '')}"
+        raise ArchiveError(f"{root}: holds no image that can be read ({first})")
     return mammograms
 
 
@@ -181,13 +179,14 @@ def read_one(path: Path) -> Mammogram:
     """
     if path.exists() and not path.is_file():
         raise ArchiveError(f"{path}: is no file")
-    facts = _read_dicom_facts(path) if is_dicom(path) else _read_facts(path, None)
+    facts = _read_facts(path, None)
     if facts is None:
         raise ArchiveError(
             f"{path}: is a raw image ('for processing'), take the one for presentation"
         )
+    is_named = path.suffix.lower() in PICTURES + DICOMS
     # a name in no known encoding can't be hashed
-    name = path.stem.encode(errors="replace").decode()
+    name = (path.stem if is_named else path.name).encode(errors="replace").decode()
     return Mammogram(
         archive="folder",
         patient_id=hash_id("folder", ""),
@@ -198,145 +197,25 @@ def read_one(path: Path) -> Mammogram:
 
 def is_dicom(path: Path) -> bool:
     """Whether a file is a DICOM by its ending or its first bytes; False where it can't be read."""
-    try:
-        with path.open("rb") as file:
-            return path.suffix.lower() in DICOMS or file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    return path.is_file() and (path.suffix.lower() in DICOMS or has_dicom_bytes(path))
 
 
-# metadata.csv
-
-
-def _parse_choice(words: Mapping[str, Any]) -> Callable[[str], Any]:
-    return partial(_parse_word, words)
-
-
-def _parse_word(words: Mapping[str, Any], text: str) -> Any:
-    if text.lower() not in words:
-        raise ValueError(f"is none of {', '.join(words)}")
-    return words[text.lower()]
-
-
-def _parse_spacing(text: str) -> tuple[float, float]:
-    try:
-        values = [float(number.replace(",", ".")) for number in re.split(r"\s*[x×\s]\s*", text)]
-    except ValueError:
-        values = []
-    if len(values) not in (1, 2) or not all(0 < value < math.inf for value in values):
-        raise ValueError("is no spacing in mm like 0.07 or 0.07 x 0.05 (row x column)")
-    return values[0], values[-1]
-
-
-def _parse_bits(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,2}", text) or not 1 <= int(text) <= 16:
-        raise ValueError("is no number of bits from 1 to 16")
-    return int(text)
-
-
-def _parse_patient(text: str) -> str:
-    # ids that differ in this alone are one patient's: the safe side
-    return normalize_spelling(normalize_spelling(text).casefold())
-
-
-_COLUMNS: dict[str, Callable[[str], Any]] = {
-    "file": make_key,
-    "patient": _parse_patient,
-    "laterality": _parse_choice({"l": "L", "left": "L", "r": "R", "right": "R"}),
-    "view": _parse_choice({"cc": "CC", "mlo": "MLO"}),
-    "pathology": _parse_choice({word: word for word in ("normal", "benign", "malignant")}),
-    "kind": _parse_choice(coco.KINDS),
-    "shape": str.lower,
-    "margin": str.lower,
-    "birads": str,
-    "density": str,
-    "spacing": _parse_spacing,
-    "split": _parse_choice({"train": "train", "test": "test"}),
-    "bits": _parse_bits,
-    "lesion_patient": _parse_patient,
-}
-
-
-def _read_table(path: Path, skipped: Skipped) -> dict[str, Row]:
-    """Read the rows by file.
-
-    Messages name line and column but no value: it might be a patient's in the wrong place.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        head = text.partition("\n")[0]
-        lines = list(
-            csv.reader(
-                io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True
-            )
+def _match_rows(folder: _Folder) -> None:
+    """Match rows that name an image in another folder, and note those of no image or mask."""
+    masks = {mask for masks in folder.masks.values() for mask, _ in masks}
+    names = Names(folder.images.keys() - folder.rows.keys(), folders_matter=True)
+    unused = 0
+    for name in sorted(folder.rows.keys() - folder.images.keys() - masks):
+        image = names.find(name)
+        if image is None or image in folder.rows:
+            unused += 1
+        else:
+            folder.rows[image] = folder.rows[name]
+    if names.guessed:
+        folder.skipped.add(
+            "metadata.csv", f"{names.guessed} of its files are matched without their folders"
         )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ArchiveError(
-            f"{path}: can't be read as CSV in UTF-8 ({error.__class__.__name__})"
-        ) from None
-    columns = [name.strip().lower() for name in lines[0]] if lines else []
-    if "file" not in columns or any(columns.count(name) > 1 for name in columns if name):
-        raise ArchiveError(
-            f"{path}: its first line must name every column once, and one of them file"
-        )
-    if unknown := [name for name in columns if name and name not in _COLUMNS]:
-        # by number, because a name might say who somebody is
-        numbered = []
-        for name in unknown:
-            close = difflib.get_close_matches(name, set(_COLUMNS) - set(columns), 1)
-            numbered.append(f"{columns.index(name) + 1}{f' ({close[0]}?)' if close else ''}")
-        skipped.add(
-            path.name,
-            f"unknown columns are ignored: number {', '.join(numbered)}; known are "
-            f"{', '.join(_COLUMNS)}",
-        )
-    rows: dict[str, Row] = {}
-    for number, cells in enumerate(lines[1:], start=2):
-        if any(cell.strip() for cell in cells):
-            row = _parse_row(path, number, columns, cells)
-            if rows.setdefault(row["file"], row) is not row:
-                raise ArchiveError(f"{path}: row {number} is a second one of its file")
-    return rows
-
-
-def _parse_row(path: Path, number: int, columns: list[str], cells: list[str]) -> Row:
-    if len(cells) != len(columns):
-        raise ArchiveError(
-            f"{path}: row {number} has {len(cells)} cells, the first line {len(columns)}"
-        )
-    row = {}
-    for name, text in zip(
-        columns, (normalize_spelling(cell).strip() for cell in cells), strict=True
-    ):
-        if name in _COLUMNS and (text or name == "file"):
-            try:
-                if not text:
-                    raise ValueError("is blank")
-                row[name] = _COLUMNS[name](text)
-            except ValueError as error:
-                raise ArchiveError(f"{path}: row {number}, {name}: {error}") from None
-    return row
-
-
-def _parse_cells(root: Path, cells: Mapping[str, Mapping[str, str]]) -> dict[str, Row]:
-    """Parse what another tool's table says of its images."""
-    rows: dict[str, Row] = {}
-    for image, words in cells.items():
-        row: dict[str, Any] = {"file": image}
-        for name, text in words.items():
-            word = normalize_spelling(text).strip()
-            if name in _COLUMNS and name != "file" and word:
-                try:
-                    row[name] = _COLUMNS[name](word)
-                except ValueError as error:
-                    raise ArchiveError(f"{root}: {image}, {name}: {error}") from None
-        rows[image] = row
-    return rows
-
-
-def _note_unused_rows(folder: _Folder) -> None:
-    used = {*folder.images, *(mask for masks in folder.masks.values() for mask, _ in masks)}
-    if unused := len(folder.rows.keys() - used):
+    if unused:
         folder.skipped.add(
             "metadata.csv", f"{unused} of its {len(folder.rows)} files are no image or mask here"
         )
@@ -345,32 +224,12 @@ def _note_unused_rows(folder: _Folder) -> None:
 # Lesions
 
 
-def _find_masks(folder: _Folder) -> dict[str, list[tuple[str, Path]]]:
-    """Find the masks of each image.
-
-    They have the image's name, or that name with a number; numbers give the order.
-    """
-    numbered = defaultdict(list)
-    for mask, path in find_files(folder.root, "masks", PICTURES, folder.skipped).items():
-        match = re.fullmatch(r"(.+)_([0-9]{1,9})", mask, re.DOTALL)
-        if mask in folder.images:
-            numbered[mask].append((-1, mask, path))
-        elif match and match[1] in folder.images:
-            numbered[match[1]].append((int(match[2]), mask, path))
-        else:
-            folder.note(
-                path,
-                "is a mask of no image: none has its name, with or without a number at the end",
-            )
-    return {
-        image: [(mask, path) for _, mask, path in sorted(masks)]
-        for image, masks in numbered.items()
-    }
-
-
 def _read_coco(folder: _Folder, path: Path) -> dict[str, coco.Listed]:
     """Read the images that a COCO file lists and that are there."""
-    listed = coco.load(path, make_key, partial(folder.note, path))
+    names = Names(folder.images, folders_matter=False)
+    listed = coco.load(path, lambda name: names.find(name) or name, partial(folder.note, path))
+    if names.guessed:
+        folder.note(path, f"{names.guessed} of its names are matched without their folders")
     if missing := len(listed.keys() - folder.images.keys()):
         folder.note(path, f"{missing} of its {len(listed)} images are missing")
     return listed
@@ -381,7 +240,7 @@ def _find_regions(folder: _Folder) -> None:
     files = {
         image: path
         for image, path in folder.images.items()
-        if path.suffix.lower() in DICOMS and regions.is_region_file(path)
+        if is_dicom(path) and regions.is_region_file(path)
     }
     for image in files:
         del folder.images[image]
@@ -395,10 +254,10 @@ def _find_regions(folder: _Folder) -> None:
         folder.regions = regions.read_regions(paths, folder.note)
 
 
-def _make_region_lesions(folder: _Folder, image: str) -> Iterator[Lesion]:
+def _make_region_lesions(folder: _Folder, image: str) -> Iterator[Found]:
     assert folder.regions is not None
     path = folder.images[image]
-    if path.suffix.lower() not in DICOMS:
+    if not is_dicom(path):
         return
     identifier, facts = regions.read_image(path)
     drawn = folder.regions.get(identifier, [])
@@ -406,12 +265,15 @@ def _make_region_lesions(folder: _Folder, image: str) -> Iterator[Lesion]:
     details = _find_details(row, len(drawn))
     for region in drawn:
         folder.drawn.add(identifier)
-        kind = region.kind if region.kind_is_certain else row.get("kind", region.kind)
-        certain = {"kind_is_certain": region.kind_is_certain or "kind" in row}
+        if region.finding is None:
+            yield Lost()
+            continue
+        kind, certain = _choose_kind(region.finding, row)
         try:
-            yield region.draw(facts, kind, details | certain)
+            yield region.draw(facts, kind, details | {"kind_is_certain": certain})
         except ValueError as error:
             folder.unusable[region.file, str(error)] += 1
+            yield Lost(kind if certain else None)
 
 
 def _note_unused_regions(folder: _Folder) -> None:
@@ -427,26 +289,29 @@ def _note_unused_regions(folder: _Folder) -> None:
         folder.note(path, f"{count} of its regions lie on images that are not read here")
 
 
-def _make_mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
+def _make_mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Found]:
     row = folder.rows.get(image, {})
     masks = folder.masks.get(image, [])
     if masks and row.get("pathology") == "normal":
-        folder.counts["masks of images that the table calls normal were not looked at"] += len(
-            masks
-        )
+        reason = "masks of images that the table calls normal were not looked at"
+        folder.counts[reason] += len(masks)
         return
     for mask, path in masks:
         details = _find_details(row, len(masks)) | (
             _find_details(folder.rows.get(mask, {}), 1) if mask != image else {}
         )
-        kind = folder.rows.get(mask, {}).get("kind") or row.get("kind")
-        details["kind_is_certain"] = kind is not None
-        yield MaskedLesion(
-            kind or "mass", partial(pictures.read_mask, path, rows, cols), (path,), **details
-        )
+        finding = folder.rows.get(mask, {}).get("kind", row.get("kind", LESION))
+        if finding is None:
+            yield Lost()
+        elif finding.kind is None:
+            folder.counts["masks of findings that are no lesions of ours"] += 1
+        else:
+            details["kind_is_certain"] = finding.is_certain
+            read = partial(read_mask, path, rows, cols)
+            yield MaskedLesion(finding.kind, read, (path,), **details)
 
 
-def _make_coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
+def _make_coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Found]:
     listed = folder.coco[image]
     path = folder.images[image]
     where = f"{folder.root / 'annotations.json'}: {path.relative_to(folder.root).as_posix()}"
@@ -457,18 +322,38 @@ def _make_coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Ite
             f"{where} has {(rows, cols)} rows and columns there, but {listed.size} is stated"
         )
     details = _find_details(folder.rows.get(image, {}), len(listed.annotations))
-    for number, (kind, annotation) in enumerate(listed.annotations, start=1):
+    row = folder.rows.get(image, {})
+    for number, (finding, annotation) in enumerate(listed.annotations, start=1):
+        if finding is None:
+            yield Lost()
+            continue
+        kind, certain = _choose_kind(finding, row)
         try:
             yield coco.lesion(
-                kind, annotation, rows, cols, details, f"{later}, annotation {number}"
+                kind,
+                annotation,
+                rows,
+                cols,
+                details | {"kind_is_certain": certain},
+                f"{later}, annotation {number}",
             )
         except coco.Contradiction as error:
             raise coco.Contradiction(str(error).replace(later, where)) from None
         except ValueError as error:
             folder.note(path, f"annotation {number} left out: {error}")
+            yield Lost(kind if certain else None)
 
 
-def _make_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
+def _choose_kind(finding: Finding, row: Row) -> tuple[LesionKind, bool]:
+    """Return what a finding is, which the table may know better than a general word."""
+    stated = row.get("kind")
+    if not finding.is_certain and stated and stated.kind:
+        finding = stated
+    assert finding.kind
+    return finding.kind, finding.is_certain
+
+
+def _make_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Found]:
     if folder.layout is not None:
         lesions = folder.layout.find_lesions(image, rows, cols)
         details = _find_details(folder.rows.get(image, {}), len(lesions))
@@ -480,17 +365,13 @@ def _make_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator
     return _make_mask_lesions(folder, image, rows, cols)
 
 
-def _complete(lesion: Lesion, details: Mapping[str, Any]) -> Lesion:
+def _complete(lesion: Found, details: Mapping[str, Any]) -> Found:
     """Add what the image's row says of a lesion to what its own label says."""
     for name, value in details.items():
-        if getattr(lesion, name) is None:
+        if isinstance(lesion, Lesion) and getattr(lesion, name) is None:
             # frozen, and not shared yet; a MaskedLesion has no other way
             object.__setattr__(lesion, name, value)
     return lesion
-
-
-def _find_subset(folder: _Folder, image: str) -> Split | None:
-    return folder.layout.subsets.get(image) if folder.layout is not None else None
 
 
 def _find_details(row: Row, lesions: int) -> dict[str, Any]:
@@ -534,7 +415,8 @@ def _make_mammograms(folder: _Folder) -> Iterator[Mammogram]:
             ] += 1
         else:
             try:
-                if facts := _read_facts(path, folder.rows.get(image, {}).get("bits")):
+                bits = folder.rows.get(image, {}).get("bits")
+                if facts := _read_facts(path, bits, pictures.read_mammogram):
                     yield _make_mammogram(folder, image, facts)
                 else:
                     folder.counts["raw images ('for processing')"] += 1
@@ -546,13 +428,13 @@ def _make_mammograms(folder: _Folder) -> Iterator[Mammogram]:
 
 def _make_mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammogram:
     row = folder.rows.get(image, {})
-    lesions = tuple(_make_lesions(folder, image, facts["rows"], facts["cols"]))
+    found = sort_found(_make_lesions(folder, image, facts["rows"], facts["cols"]))
     pathology = row.get("pathology")
-    if pathology == "normal" and lesions:
+    if pathology == "normal" and (found["lesions"] or found["lost"]):
         folder.note(
             folder.images[image],
-            f"the table calls it normal, but it has {len(lesions)} lesions: its pathology is "
-            "taken as unknown",
+            f"the table calls it normal, but it has {sum(map(len, found.values()))} lesions: its "
+            "pathology is taken as unknown",
         )
         pathology = None
     facts |= {
@@ -560,30 +442,50 @@ def _make_mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammo
         for name in ("laterality", "view", "spacing", "birads", "density")
         if name in row
     }
-    return Mammogram(
+    subsets = folder.layout.subsets if folder.layout else {}
+    mammogram = Mammogram(
         archive="folder",
         patient_id=hash_id("folder", row.get("patient", "")),
         image_id=hash_id("folder", image),
         pathology=pathology,
-        lesions=lesions,
-        official_split=row.get("split") or _find_subset(folder, image),
+        **found,
+        official_split=row.get("split") or subsets.get(image),
         **facts,
     )
+    if mammogram.laterality and mammogram.wall_side != mammogram.laterality:
+        folder.counts[
+            "images are stored mirrored: PatientOrientation holds, not the laterality"
+        ] += 1
+    return mammogram
 
 
-def _read_facts(path: Path, bits: int | None) -> dict[str, Any] | None:
-    """Read what an image's own header says, as fields of Mammogram; None of a raw one."""
-    if path.suffix.lower() in DICOMS:
+def _read_facts(
+    path: Path,
+    bits: int | None,
+    read: Callable[[Path, int | None], NDArray[np.float32]] = pictures.read_pixels,
+) -> dict[str, Any] | None:
+    """Read what an image's own header says, as fields of Mammogram; None of a raw one.
+
+    Args:
+        path: Its file.
+        bits: What the table says.
+        read: Reads a picture's pixels.
+    """
+    if is_dicom(path):
         if bits is not None:
             raise ArchiveError(f"{path}: a DICOM states its bits itself, leave them blank")
         return _read_dicom_facts(path)
     with pictures.open_picture(path) as picture:
         depth = (pictures.find_full_scale(picture, path, bits) + 1).bit_length() - 1
+        pixels = picture.width * picture.height
+        packs_well = path.stat().st_size * _MASKS_PACK < pixels and picture.format != "JPEG"
+        if packs_well or is_named_mask(path.stem):
+            read(path, bits)  # for its complaints
         return {
             "bits": depth,
             "rows": picture.height,
             "cols": picture.width,
-            "read": partial(pictures.read_pixels, path, bits),
+            "read": partial(read, path, bits),
             "file": path,
         }
 
@@ -591,6 +493,7 @@ def _read_facts(path: Path, bits: int | None) -> dict[str, Any] | None:
 def _read_dicom_facts(path: Path) -> dict[str, Any] | None:
     header = dicom.read_header(path)
     facts = {
-        name: getattr(header, name) for name in ("rows", "cols", "laterality", "view", "spacing")
+        name: getattr(header, name)
+        for name in ("rows", "cols", "laterality", "view", "spacing", "chest_wall")
     }
     return None if header.for_processing else facts | dicom.pixel_source(path)

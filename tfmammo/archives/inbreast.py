@@ -21,8 +21,6 @@ taken as its centre.
 
 from __future__ import annotations
 
-import csv
-import io
 import plistlib
 import re
 from collections.abc import Mapping
@@ -32,14 +30,23 @@ from typing import Any
 from xml.parsers.expat import ExpatError
 
 import numpy as np
-import xlrd
 
 from tfmammo.archives import dicom
 from tfmammo.archives.files import list_regular_files
+from tfmammo.archives.findings import find_word
+from tfmammo.archives.tables import Row, read_table
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Laterality, Lesion, LesionKind, Mammogram, Skipped, View, hash_id
-
-Row = dict[str, str]  # column name -> text, both stripped, names in lower case
+from tfmammo.mammogram import (
+    Found,
+    Laterality,
+    Lesion,
+    Lost,
+    Mammogram,
+    Skipped,
+    View,
+    hash_id,
+    sort_found,
+)
 
 _NAME = re.compile(
     r"(?P<id>\d+)_(?P<patient>[0-9a-z]+)_MG_(?P<laterality>[LR])_(?P<view>[A-Z]+)_ANON\.dcm",
@@ -48,21 +55,10 @@ _NAME = re.compile(
 _NUMBER = r"\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*"
 _POINT = re.compile(rf"\s*\({_NUMBER},{_NUMBER}\)\s*", re.ASCII)
 _LONGEST = 200  # characters of a point; longer ones would keep the pattern busy
-# one case is seen from below: FB, no view of ours
-_VIEWS: dict[str, View] = {"CC": "CC", "ML": "MLO", "MLO": "MLO"}
+# ML is the archive's word for oblique; one case is seen from below
+_VIEWS: dict[str, View] = {"CC": "CC", "ML": "MLO", "MLO": "MLO", "FB": "FB"}
 _LATERALITIES: dict[str, Laterality] = {"L": "L", "R": "R"}
 _FINDINGS = ("mass", "micros", "distortion", "asymmetry")  # columns of the xls, marked by an X
-_KINDS: dict[str, LesionKind] = {
-    "mass": "mass",
-    "calcification": "calcification",
-    "calcifications": "calcification",
-    "cluster": "calcification",
-    "spiculated region": "distortion",
-    "espiculated region": "distortion",
-    "distortion": "distortion",
-    "asymmetry": "asymmetry",
-    "assymetry": "asymmetry",
-}
 
 
 @dataclass
@@ -130,7 +126,7 @@ def _find_files(archive: _Archive) -> None:
         elif folder == "allxml" and name.endswith(".xml"):
             archive.outlines.setdefault(path.stem, path)
         elif name in ("inbreast.csv", "inbreast.xls"):
-            for number, row in _read_table(archive, path).items():
+            for number, row in _read_rows(archive, path).items():
                 row_of_number = archive.rows.setdefault(number, {})
                 row_of_number.update(
                     {
@@ -141,43 +137,15 @@ def _find_files(archive: _Archive) -> None:
                 )
 
 
-def _read_table(archive: _Archive, path: Path) -> dict[str, Row]:
+def _read_rows(archive: _Archive, path: Path) -> dict[str, Row]:
     """Read the rows of one table by file number; note a table that can't be read."""
     try:
-        records = _read_csv(path) if path.suffix.lower() == ".csv" else _read_xls(path)
-    except Exception as error:  # xlrd answers damaged files with exceptions of any class
-        archive.note(
-            path,
-            f"can't be read ({error.__class__.__name__}: {' '.join(str(error).split())[:200]})",
-        )
+        rows = [row for _, row in read_table(path, ["file_name"])]
+    except ArchiveError as error:
+        archive.note(path, error)
         return {}
-    rows = [
-        {str(column).strip().lower(): _format_cell(value) for column, value in record.items()}
-        for record in records
-    ]
-    if not any("file name" in row for row in rows):
-        archive.note(path, "has no column File Name")
     # else a sum at the table's end
-    return {row["file name"]: row for row in rows if row.get("file name", "").isdigit()}
-
-
-def _read_csv(path: Path) -> list[dict[Any, Any]]:
-    # Only plain ASCII columns are used, so an odd byte in a remark must not cost the table.
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        return list(csv.DictReader(file, delimiter=";"))
-
-
-def _read_xls(path: Path) -> list[dict[Any, Any]]:
-    # xlrd itself: pandas has deprecated its way to xlrd, and no other engine is needed here.
-    sheet = xlrd.open_workbook(path, logfile=io.StringIO()).sheet_by_index(0)
-    columns, *rows = [sheet.row_values(index) for index in range(sheet.nrows)] or [[]]
-    return [dict(zip(columns, row, strict=False)) for row in rows]
-
-
-def _format_cell(value: object) -> str:
-    if isinstance(value, float):  # old Excel knows no integers
-        return f"{value:.15g}"
-    return "" if value is None else str(value).strip()
+    return {row["file_name"]: row for row in rows if row["file_name"].isdigit()}
 
 
 def _make_mammogram(archive: _Archive, path: Path) -> Mammogram:
@@ -199,16 +167,14 @@ def _make_mammogram(archive: _Archive, path: Path) -> Mammogram:
         stated = f"{row.get('laterality')} {row.get('view')}"
         archive.note(path, f"kept without its table row: the name says {named}, the table {stated}")
         row = {}
-    lesions: tuple[Lesion, ...] = ()
+    lesions: tuple[Found, ...] = ()
+    birads = row.get("bi-rads") or None
     if number in archive.outlines:
         lesions = _read_lesions(archive, archive.outlines[number], header.rows, header.cols)
     elif _should_have_outlines(row):
-        archive.note(
-            path,
-            f"kept without lesions: no XML for {number}, though its BI-RADS is "
-            f"{row.get('bi-rads', 'unknown')}",
-        )
-    birads = row.get("bi-rads") or None
+        reason = f"no XML for {number}, though its BI-RADS is {row.get('bi-rads', 'unknown')}"
+        archive.note(path, f"kept without lesions: {reason}")
+        lesions = (Lost(),)
     return Mammogram(
         archive="inbreast",
         patient_id=hash_id("inbreast", match["patient"].lower()),
@@ -218,7 +184,7 @@ def _make_mammogram(archive: _Archive, path: Path) -> Mammogram:
         laterality=laterality,
         view=view,
         pathology="normal" if birads == "1" and not lesions else None,
-        lesions=lesions,
+        **sort_found(lesions),
         spacing=header.spacing,
         birads=birads,
         density=row.get("acr") or None,
@@ -233,7 +199,7 @@ def _should_have_outlines(row: Row) -> bool:
     return "mass" not in row or any(row.get(column, "").upper() == "X" for column in _FINDINGS)
 
 
-def _read_lesions(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[Lesion, ...]:
+def _read_lesions(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[Found, ...]:
     """Read the outlined findings of one XML.
 
     Regions that give none are noted, those of one name and reason together.
@@ -241,13 +207,10 @@ def _read_lesions(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[
     try:
         regions = _read_regions(path)
     except (OSError, ValueError, LookupError, AttributeError, TypeError, ExpatError) as error:
-        archive.note(
-            path,
-            "its mammogram is kept without lesions: not an OsiriX plist "
-            f"({' '.join(str(error).split())[:200]})",
-        )
-        return ()
-    lesions: list[Lesion] = []
+        reason = f"not an OsiriX plist ({' '.join(str(error).split())[:200]})"
+        archive.note(path, f"its mammogram is kept without lesions: {reason}")
+        return (Lost(),)
+    lesions: list[Found] = []
     faults: dict[tuple[str, str], list[str]] = {}
     for number, region in enumerate(regions, start=1):
         name = " ".join(str(region.get("Name") or "").split())
@@ -255,12 +218,23 @@ def _read_lesions(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[
             lesion = _make_lesion(name, region, rows, cols)
         except ValueError as error:
             faults.setdefault((name, str(error)), []).append(str(number))
+            lesions += _note_lost(name, region)
             continue
         if lesion is not None:
             lesions.append(lesion)
     for (name, reason), numbers in faults.items():
         archive.note(path, f"ROI {', '.join(numbers)} '{name}' left out: {reason}")
     return tuple(lesions)
+
+
+def _note_lost(name: str, region: Mapping[str, Any]) -> list[Lost]:
+    """Tell what an unreadable region is; points without a name mark calcifications, too."""
+    finding = find_word(name)
+    if finding:
+        return [Lost(finding.kind if finding.is_certain else None)] if finding.kind else []
+    points = region.get("Point_px")
+    is_point = isinstance(points, list) and len(points) < 3
+    return [Lost("calcification" if is_point else None)]
 
 
 def _read_regions(path: Path) -> list[dict[str, Any]]:
@@ -288,16 +262,17 @@ def _make_lesion(name: str, region: Mapping[str, Any], rows: int, cols: int) -> 
             if len(points) == 1 or region.get("Type") == 19
             else f"{len(points)} points enclose nothing"
         )
-    if name.lower() not in _KINDS:
+    finding = find_word(name)
+    if finding is None or finding.kind is None:
         raise ValueError("the name is unknown")
     spiculated = name.lower().endswith("spiculated region")
     return Lesion.from_outline(
-        _KINDS[name.lower()],
+        finding.kind,
         np.array([_parse_point(point) for point in points], np.float64),
         rows,
         cols,
         margin="spiculated" if spiculated else None,
-        kind_is_certain=not spiculated,
+        kind_is_certain=finding.is_certain,
     )
 
 

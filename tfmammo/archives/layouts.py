@@ -1,19 +1,18 @@
-"""Other tools' data sets as folders of mammograms: nnU-Net, MONAI, YOLO, Hugging Face datasets.
+"""Other tools' data sets as folders of mammograms: nnU-Net, MONAI, Hugging Face datasets.
 
     nnU-Net         dataset.json with file_ending; imagesTr, labelsTr, imagesTs, labelsTs
     MONAI           dataset.json with the list training, and validation or test
-    YOLO            data.yaml with names; images/, labels/ with a text file an image
     Hugging Face    train/metadata.jsonl, and validation/ or test/; file_name and objects
 
-COCO is read by `folder` itself. metadata.csv at the root tells patients and facts, as of any
-folder; Hugging Face's metadata.jsonl has them itself.
+COCO is read by `folder` itself, YOLO by `yolo`. metadata.csv at the root tells patients and facts,
+as of any folder; Hugging Face's metadata.jsonl has them itself.
 
 Left open by the formats, and chosen here:
 - A label map does not tell lesions apart that touch: each connected part is a lesion. Label maps
   are read at once, as nothing else says how many lesions there are.
 - A subset `test` is held out, with `validation` among what is trained on; without `test`,
   `validation` is.
-- Images without a label map are left out; an image without a text file has no lesion, as YOLO says.
+- Images without a label map are left out.
 - Of nnU-Net's channels the first is read.
 """
 
@@ -29,17 +28,23 @@ from typing import Any
 import numpy as np
 
 from tfmammo.archives import coco, pictures
+from tfmammo.archives.findings import Finding, find_word
+from tfmammo.archives.masks import check_region
 from tfmammo.archives.named_files import PICTURES, find_files, make_key
-from tfmammo.config import read_yaml
-from tfmammo.errors import ArchiveError, ConfigError
-from tfmammo.mammogram import Lesion, LesionKind, Skipped, Split, hash_id, trace_lesions
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import (
+    Found,
+    Lost,
+    Skipped,
+    Split,
+    hash_id,
+    trace_lesions,
+)
 
-FindLesions = Callable[[str, int, int], list[Lesion]]
+FindLesions = Callable[[str, int, int], list[Found]]
 
-_LARGEST_YAML = 2**20  # bytes; YAML is slow to read
-_LARGEST_TEXT = 2**24  # bytes of the labels of one image
 _MOST_REGIONS = 4096  # of one label map; noise has more
-_SUBSETS = {
+SUBSETS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -86,9 +91,7 @@ def find_layout(root: Path, skipped: Skipped) -> Layout | None:
                 f"{root / 'dataset.json'}: is neither nnU-Net's (with file_ending) nor MONAI's "
                 "(with training)"
             )
-    if (root / "data.yaml").is_file() and has_images and (root / "labels").is_dir():
-        return _open_yolo(root, skipped)
-    lists = [root / name / "metadata.jsonl" for name in _SUBSETS]
+    lists = [root / name / "metadata.jsonl" for name in SUBSETS]
     if not has_images and any(path.is_file() for path in lists):
         return _open_hugging_face(root, skipped)
     return None
@@ -104,7 +107,7 @@ def _open_nnunet(root: Path, content: Mapping[str, Any], skipped: Skipped) -> La
     labels = content.get("labels")
     if not isinstance(labels, dict) or not all(isinstance(value, int) for value in labels.values()):
         raise ArchiveError(f"{path}: its labels are not one number each")
-    kinds = _name_kinds({value: name for name, value in labels.items()}, path, root, skipped)
+    found = find_labels({value: name for name, value in labels.items()}, path, root, skipped)
     images: dict[str, Path] = {}
     maps: dict[str, Path] = {}
     subsets: dict[str, str] = {}
@@ -121,7 +124,7 @@ def _open_nnunet(root: Path, content: Mapping[str, Any], skipped: Skipped) -> La
                 images[key] = file
                 maps[key] = label_maps[case]
                 subsets[key] = subset
-    return Layout(images, partial(_read_label_map, maps, kinds), _assign_subsets(subsets))
+    return Layout(images, partial(_read_label_map, maps, found), assign_subsets(subsets))
 
 
 def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Layout:
@@ -131,12 +134,12 @@ def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Lay
         numbers = {int(value): str(name) for value, name in (labels or {}).items()}
     except (AttributeError, TypeError, ValueError):
         raise ArchiveError(f"{path}: its labels are not numbers with names") from None
-    kinds = _name_kinds(numbers, path, root, skipped)
+    found = find_labels(numbers, path, root, skipped)
     images: dict[str, Path] = {}
     maps: dict[str, Path] = {}
     subsets: dict[str, str] = {}
     others = 0
-    for name, subset in _SUBSETS.items():
+    for name, subset in SUBSETS.items():
         entries = content.get(name)
         for entry in entries if isinstance(entries, list) else ():
             image, label = (
@@ -154,7 +157,7 @@ def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Lay
             subsets[key] = subset
     if others:
         skipped.note(root, path, f"{others} of its images have no picture or no label map here")
-    return Layout(images, partial(_read_label_map, maps, kinds), _assign_subsets(subsets))
+    return Layout(images, partial(_read_label_map, maps, found), assign_subsets(subsets))
 
 
 def _find_listed(root: Path, path: Path, entry: Mapping[str, Any], word: str) -> Path | None:
@@ -175,23 +178,26 @@ def _find_listed(root: Path, path: Path, entry: Mapping[str, Any], word: str) ->
 
 
 def _read_label_map(
-    maps: Mapping[str, Path], kinds: Mapping[int, LesionKind | None], key: str, rows: int, cols: int
-) -> list[Lesion]:
+    maps: Mapping[str, Path], labels: Mapping[int, Finding | None], key: str, rows: int, cols: int
+) -> list[Found]:
     path = maps[key]
     values = pictures.read_labels(path, rows, cols)
     present = np.unique(values[values > 0]).tolist()
-    if unknown := [value for value in present if value not in kinds]:
+    if unknown := [value for value in present if value not in labels]:
         raise ArchiveError(
             f"{path}: holds the label {unknown[0]}, which dataset.json does not name"
         )
-    lesions: list[Lesion] = []
+    lesions: list[Found] = []
     for value in present:
-        kind = kinds[value]
-        if kind is not None:
+        finding = labels[value]
+        if finding is None:
+            lesions.append(Lost())
+        elif finding.kind is not None:
             region = (values == value).astype(np.uint8)
+            check_region(region, path)
             if np.count_nonzero(np.diff(region, axis=1, prepend=0) == 1) > 2**18:
                 raise ArchiveError(f"{path}: marks no lesions but noise")
-            lesions += trace_lesions(kind, region)
+            lesions += trace_lesions(finding.kind, region, kind_is_certain=finding.is_certain)
             if len(lesions) > _MOST_REGIONS:
                 raise ArchiveError(f"{path}: marks more than {_MOST_REGIONS} regions")
     return lesions
@@ -200,92 +206,12 @@ def _read_label_map(
 # Lists of lesions
 
 
-def _open_yolo(root: Path, skipped: Skipped) -> Layout:
-    path = root / "data.yaml"
-    if path.stat().st_size > _LARGEST_YAML:
-        raise ArchiveError(f"{path}: is too large to name labels")
-    try:
-        names = read_yaml(path).get("names")
-    except ConfigError as error:
-        raise ArchiveError(str(error)) from None
-    listed = dict(enumerate(names)) if isinstance(names, list) else names
-    if not isinstance(listed, dict) or not all(isinstance(number, int) for number in listed):
-        raise ArchiveError(f"{path}: names no labels by their numbers")
-    if not all(isinstance(name, str | int | float) for name in listed.values()):
-        raise ArchiveError(f"{path}: a label's name is no word")
-    kinds = _name_kinds(
-        {number: str(name)[:80] for number, name in listed.items()}, path, root, skipped
-    )
-    images = find_files(root, "images", PICTURES, skipped)
-    subsets = {key: _SUBSETS[part] for key in images if (part := key.partition("/")[0]) in _SUBSETS}
-    return Layout(images, partial(_read_yolo_labels, root, images, kinds), _assign_subsets(subsets))
-
-
-def _read_yolo_labels(
-    root: Path,
-    images: Mapping[str, Path],
-    kinds: Mapping[int, LesionKind | None],
-    key: str,
-    rows: int,
-    cols: int,
-) -> list[Lesion]:
-    name = images[key].relative_to(root / "images").with_suffix(".txt")
-    path = root / "labels" / name
-    if not path.is_file() or path.is_symlink():
-        return []
-    if path.stat().st_size > _LARGEST_TEXT:
-        raise ArchiveError(f"{path}: is too large for the labels of an image")
-    lesions = []
-    try:
-        lines = path.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArchiveError(f"{path}: can't be read ({error.__class__.__name__})") from None
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                lesion = _parse_yolo_line(line.split(), kinds, rows, cols)
-            except ValueError as error:
-                raise ArchiveError(f"{path}: line {number}: {error}") from None
-            lesions += [lesion] if lesion else []
-    return lesions
-
-
-def _parse_yolo_line(
-    words: list[str], kinds: Mapping[int, LesionKind | None], rows: int, cols: int
-) -> Lesion | None:
-    """Parse a class with a box or a polygon; None where the class is no lesion of ours."""
-    try:
-        label = int(words[0])
-        shares = np.array([float(word) for word in words[1:]])
-    except (ValueError, OverflowError):
-        raise ValueError("is not made of numbers") from None
-    if label not in kinds:
-        raise ValueError("its label has no name in data.yaml")
-    if not np.isfinite(shares).all() or len(shares) < 4 or len(shares) % 2:
-        raise ValueError("is neither a box of 4 numbers nor a polygon of 3 points or more")
-    kind = kinds[label]
-    if kind is None:
-        return None
-    if len(shares) == 4:
-        x, y, width, height = (
-            share * side
-            for share, side in zip(shares.tolist(), (cols, rows, cols, rows), strict=True)
-        )
-        bbox = [x - width / 2, y - height / 2, width, height]
-        return coco.lesion(kind, {"bbox": bbox}, rows, cols, {}, "")
-    # Shares of 12 digits are off by less than this, and a point between two cells of the drawing's
-    # grid would fall to either.
-    with np.errstate(over="ignore"):  # what is infinite is refused below
-        points = np.round(shares.reshape(-1, 2)[:, ::-1] * (rows, cols) - 0.5, 6)
-    return Lesion.from_outline(kind, points, rows, cols)
-
-
 def _open_hugging_face(root: Path, skipped: Skipped) -> Layout:
     images: dict[str, Path] = {}
     subsets: dict[str, str] = {}
     lines: dict[str, Mapping[str, Any]] = {}
     missing = 0
-    for name, subset in _SUBSETS.items():
+    for name, subset in SUBSETS.items():
         path = root / name / "metadata.jsonl"
         if not path.is_file():
             continue
@@ -316,7 +242,7 @@ def _open_hugging_face(root: Path, skipped: Skipped) -> Layout:
         for key in images
     }
     return Layout(
-        images, partial(_read_objects, root, lines, skipped), _assign_subsets(subsets), cells
+        images, partial(_read_objects, root, lines, skipped), assign_subsets(subsets), cells
     )
 
 
@@ -343,7 +269,7 @@ def _read_objects(
     key: str,
     rows: int,
     cols: int,
-) -> list[Lesion]:
+) -> list[Found]:
     # what is read later may be told in a log
     where = f"{root}: the objects of {hash_id('folder', key)}"
     objects = lines[key].get("objects") or {}
@@ -361,20 +287,27 @@ def _read_objects(
         ]
     except (AttributeError, LookupError, TypeError, ValueError):
         raise ArchiveError(f"{where} are not lists of one length with bbox and category") from None
-    lesions = []
+    lesions: list[Found] = []
     for number, (box, facts) in enumerate(entries, start=1):
-        kind = coco.KINDS.get(str(facts["category"]).lower())
-        if kind is None:
+        finding = find_word(str(facts["category"]))
+        if finding is None:
+            skipped.add(key, f"object {number} is of a category that is not known")
+            lesions.append(Lost())
+            continue
+        if finding.kind is None:
             skipped.add(key, f"object {number} is no lesion of ours")
             continue
         annotation: dict[str, Any] = {"bbox": box}
         if facts["counts"]:
             annotation["segmentation"] = {"size": [rows, cols], "counts": facts["counts"]}
-        details = coco.parse_attributes(facts)
+        details = coco.parse_attributes(facts) | {"kind_is_certain": finding.is_certain}
         try:
-            lesions.append(coco.lesion(kind, annotation, rows, cols, details, where))
+            lesions.append(coco.lesion(finding.kind, annotation, rows, cols, details, where))
+        except coco.Contradiction:
+            raise
         except ValueError as error:
             skipped.add(key, f"object {number} left out: {error}")
+            lesions.append(Lost(finding.kind if finding.is_certain else None))
     return lesions
 
 
@@ -391,22 +324,25 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _name_kinds(
+def find_labels(
     names: Mapping[int, str], path: Path, root: Path, skipped: Skipped
-) -> dict[int, LesionKind | None]:
-    """Return the kind of lesion of each label; None of others, which are noted."""
-    kinds: dict[int, LesionKind | None] = {
-        number: coco.KINDS.get(str(name).strip().lower()) for number, name in names.items()
-    }
-    others = [
-        name for number, name in names.items() if kinds[number] is None and name != "background"
-    ]
-    if others:
-        skipped.note(root, path, f"{len(others)} of its labels are no lesions of ours")
-    return kinds
+) -> dict[int, Finding | None]:
+    """Find what each label stands for; note those that give no lesion, the unknown by name."""
+    labels = {number: find_word(name) for number, name in names.items()}
+    known = sum(finding is not None and finding.kind is None for finding in labels.values())
+    known -= names.get(0) == "background"
+    if known:
+        skipped.note(root, path, f"{known} of its labels are no lesions of ours")
+    if unknown := [repr(names[number][:40]) for number, label in labels.items() if label is None]:
+        skipped.note(
+            root,
+            path,
+            f"labels that are not known: {', '.join(unknown[:10])}",
+        )
+    return labels
 
 
-def _assign_subsets(subsets: Mapping[str, str]) -> dict[str, Split]:
+def assign_subsets(subsets: Mapping[str, str]) -> dict[str, Split]:
     """Tell what is held out: `test`, else `validation`; nothing where there is one subset."""
     names = set(subsets.values())
     held_out = next((name for name in ("test", "validation") if name in names), None)

@@ -46,7 +46,17 @@ from numpy.typing import NDArray
 
 from tfmammo.archives.files import list_regular_files
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, LesionKind, Mammogram, Pathology, Skipped, hash_id
+from tfmammo.mammogram import (
+    Found,
+    Lesion,
+    LesionKind,
+    Lost,
+    Mammogram,
+    Pathology,
+    Skipped,
+    hash_id,
+    sort_found,
+)
 
 # px, mm per px
 SIZE = 1024
@@ -222,20 +232,21 @@ def _make_mammogram(
         laterality="L" if number % 2 else "R",
         view="MLO",
         pathology=pathology,
-        lesions=_make_lesions(rows, note),
+        **sort_found(_make_lesions(rows, note)),
         spacing=(SPACING, SPACING),
         density=_DENSITIES[rows[0].density],
         bits=8,
     )
 
 
-def _make_lesions(rows: list[_Row], note: partial[None]) -> tuple[Lesion, ...]:
-    lesions = []
+def _make_lesions(rows: list[_Row], note: partial[None]) -> tuple[Found, ...]:
+    lesions: list[Found] = []
     for row in rows:
         if row.finding == "NORM":
             continue
         if row.circle is None:
             note(f"a finding {row.finding} without a circle became no lesion")
+            lesions.append(Lost(_KINDS[row.finding]))
             continue
         details: dict[str, Any] = {
             "pathology": _PATHOLOGIES[row.severity],
@@ -249,6 +260,7 @@ def _make_lesions(rows: list[_Row], note: partial[None]) -> tuple[Lesion, ...]:
             )
         except ValueError as error:
             note(f"the circle {' '.join(map(str, row.circle))} left out: {error}")
+            lesions.append(Lost(_KINDS[row.finding]))
     return tuple(lesions)
 
 

@@ -1,9 +1,12 @@
-"""Find pictures by their names beneath a folder, and read such names in tables."""
+"""Find images by their names beneath a folder, and by what tables and label tools call them."""
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from tfmammo.archives.files import list_regular_files
 from tfmammo.mammogram import Skipped, normalize_spelling
@@ -17,14 +20,19 @@ def find_files(
 ) -> dict[str, Path]:
     """Find files of these endings by their names beneath `name`, in order.
 
-    Names are in one spelling and without the ending.
+    Names are in one spelling and without the ending. Where the endings are DICOM's, too, a file of
+    another ending or of none is one by its bytes, and its whole name counts.
     """
     files: dict[str, Path] = {}
     others = 0
     for path in sorted(list_regular_files(root / name, links=False)):
-        key = normalize_spelling(path.relative_to(root / name).with_suffix("").as_posix())
+        relative = path.relative_to(root / name)
+        is_named = path.suffix.lower() in endings
+        key = normalize_spelling((relative.with_suffix("") if is_named else relative).as_posix())
         # a name in no known encoding can't be hashed
-        if path.suffix.lower() not in endings or not key.isprintable():
+        if not key.isprintable() or not (
+            is_named or (set(DICOMS) <= set(endings) and has_dicom_bytes(path))
+        ):
             others += 1
         elif key in files:
             skipped.add(
@@ -39,6 +47,66 @@ def find_files(
             f"{others} files of other kinds than {' '.join(endings)}, or with unprintable names",
         )
     return files
+
+
+def has_dicom_bytes(path: Path) -> bool:
+    """Whether a file begins as a DICOM does, with the head of Part 10 or without."""
+    try:
+        with path.open("rb") as file:
+            return is_dicom_head(file.read(132))
+    except OSError:
+        return False
+
+
+def is_dicom_head(head: bytes) -> bool:
+    """Whether the first 132 bytes are a DICOM's.
+
+    Without the head of Part 10 a file begins with an element of group 8, or of group 2 that says
+    how it is written.
+    """
+    return head[128:] == b"DICM" or bool(
+        re.match(rb"[\x02\x08]\0[\0-\xff]\0([A-Z]{2}|[\0-\xff]{2}\0\0)", head, re.DOTALL)
+    )
+
+
+class Names:
+    """Finds files by what tables and label tools call them.
+
+    A name is matched as it is, else by its last part, if only one file has that: label tools name
+    places of their own (..\\..\\media\\upload\\4\\a.png, /data/upload/a.png), and put eight digits
+    before the name.
+
+    Args:
+        names: Of the files.
+        folders_matter: Folders that both a file and its name state must be the same.
+    """
+
+    def __init__(self, names: Iterable[str], folders_matter: bool) -> None:
+        self._folders_matter = folders_matter
+        self._names = set(names)
+        self._by_base: dict[str, list[str]] = defaultdict(list)
+        for name in self._names:
+            self._by_base[name.rpartition("/")[2]].append(name)
+        self.guessed = 0  # names that were not matched as they are
+
+    def find(self, text: str) -> str | None:
+        """Find the file of a name; None where none or several have it."""
+        stated = unquote(normalize_spelling(text)).replace("\\", "/").rpartition("?d=")[2].strip()
+        path = PurePosixPath(stated)
+        path = path.with_suffix("") if path.suffix.lower() in PICTURES + DICOMS else path
+        for exact in (str(path), str(path).removeprefix("images/")):
+            if exact in self._names:
+                return exact
+        for base in (path.name, re.sub(r"^[0-9a-f]{8}-", "", path.name)):
+            files = [name for name in self._by_base.get(base, ()) if self._may_be(name, path)]
+            if len(files) == 1:
+                self.guessed += 1
+                return files[0]
+        return None
+
+    def _may_be(self, name: str, path: PurePosixPath) -> bool:
+        folders = PurePosixPath(name).parts[-2::-1], path.parts[-2::-1]
+        return not self._folders_matter or all(a == b for a, b in zip(*folders, strict=False))
 
 
 def make_key(name: str) -> str:

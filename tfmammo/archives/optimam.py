@@ -13,7 +13,7 @@ client, study or image that can't be read costs no other one.
 Choices: (1) omidb drops studies whose episode is not in the NBSS records. Here they stay, without
 pathology. (2) A mark is a box: its lesion has no outline. (x1, y1) is taken as the upper left
 corner, as users of the archive do, though omidb's text says lower left; (x2, y2) as the first
-column and row behind it. Boxes that are inverted or reach beyond the image are left out. (3) One
+column and row behind it. Boxes are cut at the image's border. (3) One
 mark is one lesion. Several flags make its kind the first of mass, calcification, distortion,
 asymmetry and uncertain; "with calcification" counts only where it stands alone. A mark without
 flags takes the description of the lesion that it is linked to. (4) An image's pathology is that of
@@ -41,16 +41,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfmammo.archives import dicom
+from tfmammo.archives.headers import Header
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Box,
+    Found,
     Laterality,
     Lesion,
     LesionKind,
+    Lost,
     Mammogram,
     Pathology,
     Skipped,
     hash_id,
+    sort_found,
 )
 
 # omidb imports matplotlib.pyplot: read() pays for that, `import tfmammo.archives` does not
@@ -198,13 +202,13 @@ def _read_client(archive: _Archive, folder: Path) -> list[Mammogram]:
                 archive.count("images whose study or name is no UID")
                 continue
             try:
-                mammogram = _make_mammogram(archive, path, image, episode, outcome)
+                lost = _count_lost_marks(archive, path, studies[study], image)
+                mammogram = _make_mammogram(archive, path, image, episode, outcome, lost)
             except _LeftOut as reason:
                 archive.count(str(reason))
             except ArchiveError as error:
                 archive.note(path, error)
             else:
-                _check_marks(archive, path, studies[study], image)
                 # listed in two series, it is still one file
                 mammograms.setdefault(mammogram.image_id, mammogram)
     return list(mammograms.values())
@@ -293,7 +297,12 @@ def _find_outcome(episode: Episode, episodes: list[Episode]) -> str:
 
 
 def _make_mammogram(
-    archive: _Archive, path: Path, image: Image, episode: Episode | None, outcome: str
+    archive: _Archive,
+    path: Path,
+    image: Image,
+    episode: Episode | None,
+    outcome: str,
+    lost: int,
 ) -> Mammogram:
     if not path.is_file():
         raise _LeftOut("images are listed but have no DICOM file")
@@ -302,6 +311,7 @@ def _make_mammogram(
         raise _LeftOut("raw images ('for processing')")
     breast = _find_breast_pathology(episode, outcome, header.laterality) if episode else None
     lesions = _make_lesions(archive, path, image.marks, episode, breast, header)
+    lesions += (Lost(),) * lost
     client, study = path.parts[-3:-1]
     patient = hash_id("optimam", client.lower())
     return Mammogram(
@@ -313,15 +323,16 @@ def _make_mammogram(
         cols=header.cols,
         laterality=header.laterality,
         view=header.view,
+        chest_wall=header.chest_wall,
         pathology=_worst_pathology(breast, lesions),
-        lesions=lesions,
+        **sort_found(lesions),
         spacing=header.spacing,
         **dicom.pixel_source(path),
     )
 
 
-def _check_marks(archive: _Archive, path: Path, study: dict[str, Any], image: Image) -> None:
-    """Note marks that omidb dropped."""
+def _count_lost_marks(archive: _Archive, path: Path, study: dict[str, Any], image: Image) -> int:
+    """Count marks that omidb dropped, and note them."""
     listed = max(
         (
             len(marks)
@@ -330,8 +341,10 @@ def _check_marks(archive: _Archive, path: Path, study: dict[str, Any], image: Im
         ),
         default=0,
     )
-    if lost := listed - len(image.marks):
+    lost = max(0, listed - len(image.marks))
+    if lost and path.is_file():
         archive.note(path, f"{lost} of its {listed} marks can't be read")
+    return lost
 
 
 def _find_breast_pathology(
@@ -378,9 +391,9 @@ def _make_lesions(
     marks: list[Mark],
     episode: Episode | None,
     breast: Pathology | None,
-    header: dicom.Header,
-) -> tuple[Lesion, ...]:
-    lesions: list[Lesion] = []
+    header: Header,
+) -> tuple[Found, ...]:
+    lesions: list[Found] = []
     faults: dict[str, list[str]] = {}
     for number, mark in enumerate(marks, start=1):
         findings = (
@@ -402,6 +415,7 @@ def _make_lesions(
             box = _parse_box(mark, header.rows, header.cols)
         except ValueError as error:
             faults.setdefault(str(error), []).append(str(number))
+            lesions.append(Lost())
             continue
         pathology = _find_mark_pathology(mark, findings) or (
             breast if breast == "benign" or (len(marks) == 1 and breast == "malignant") else None
@@ -442,9 +456,13 @@ def _parse_box(mark: Mark, rows: int, cols: int) -> Box:
     corners = mark.boundingBox
     if corners.x1 >= corners.x2 or corners.y1 >= corners.y2:
         raise ValueError("its box is inverted or empty")
-    if corners.x1 < 0 or corners.y1 < 0 or corners.x2 > cols or corners.y2 > rows:
-        raise ValueError("its box reaches beyond the image")
-    return corners.y1, corners.x1, corners.y2, corners.x2
+    top = max(0, corners.y1)
+    left = max(0, corners.x1)
+    bottom = min(rows, corners.y2)
+    right = min(cols, corners.x2)
+    if top >= bottom or left >= right:
+        raise ValueError("its box lies outside the image")
+    return top, left, bottom, right
 
 
 def _find_mark_pathology(mark: Mark, findings: list[Finding]) -> Pathology | None:
@@ -466,9 +484,9 @@ def _find_finding_pathology(finding: Finding) -> Pathology | None:
     return "benign" if opinions & {"H2", "B2", "C2"} else None
 
 
-def _worst_pathology(breast: Pathology | None, lesions: tuple[Lesion, ...]) -> Pathology | None:
+def _worst_pathology(breast: Pathology | None, lesions: tuple[Found, ...]) -> Pathology | None:
     """Return the image's pathology: its breast's, unless a lesion's is worse or contradicts it."""
-    pathologies = {lesion.pathology for lesion in lesions}
+    pathologies = {None if isinstance(each, Lost) else each.pathology for each in lesions}
     if "malignant" in pathologies or breast == "malignant":
         return "malignant"
     if breast != "benign" and "benign" in pathologies and None not in pathologies:

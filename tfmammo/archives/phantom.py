@@ -1,6 +1,6 @@
 """Render procedural mammograms: an archive that needs no files.
 
-`tfmammo.archives.writers` puts it on disk in other archives' forms.
+`tests/archives/writers` puts it on disk in other archives' forms.
 
 Everything follows from (seed, patient): which breasts were imaged, how dense they are, which masses
 and clusters they hold. Records and outlines are made without rendering; `pixels()` renders, bit for

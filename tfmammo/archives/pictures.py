@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from tfmammo.archives import directories
-from tfmammo.archives.elements import Fault
 from tfmammo.archives.stored import unused_range
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import MOST_PIXELS
@@ -41,7 +40,6 @@ def open_picture(path: Path) -> Iterator[ImageFile]:
         ArchiveError: Whatever goes wrong while it is open.
     """
     try:
-        _check_directory(path)
         with Image.open(path, formats=_FORMATS) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise ArchiveError(
@@ -56,8 +54,6 @@ def open_picture(path: Path) -> Iterator[ImageFile]:
             yield picture
     except ArchiveError:
         raise
-    except Fault as fault:
-        raise ArchiveError(f"{path}: {fault}") from None
     except FileNotFoundError:
         raise ArchiveError(f"{path}: no such file") from None
     except Exception as error:  # Pillow answers damaged files with exceptions of any class
@@ -66,23 +62,10 @@ def open_picture(path: Path) -> Iterator[ImageFile]:
         ) from None
 
 
-def _check_directory(path: Path) -> None:
-    """Check what Pillow would read of a TIFF or a JPEG before it tells their size."""
-    with path.open("rb") as file:
-        beginning = file.read(2)
-        file.seek(0)
-        if beginning in (b"II", b"MM"):
-            directories.check_tiff(file, path.stat().st_size)
-        elif beginning == b"\xff\xd8":
-            directories.check_jpeg(file.read())
-
-
 def _read_orientation(picture: ImageFile) -> int:
-    if picture.format == "PNG":
-        # Pillow decodes a PNG to look for EXIF, unless it has met some on its way.
-        if "exif" not in picture.info:
-            return 1
-        directories.check_exif(picture.info["exif"].removeprefix(directories.EXIF))
+    # Pillow decodes a PNG to look for EXIF, unless it has met some on its way.
+    if picture.format == "PNG" and "exif" not in picture.info:
+        return 1
     return int(picture.getexif().get(_ORIENTATION, 1))
 
 
@@ -151,8 +134,17 @@ def read_pixels(path: Path, bits: int | None) -> NDArray[np.float32]:
             )
         values = full - values if inverted else values
         if bits is None and (advice := unused_range(int(values.max()), full)):
-            _advise("bits", f"some images: {advice}")
+            advise("bits", f"some images: {advice}")
         return (values.astype(np.float32) / np.float32(full))[..., np.newaxis]
+
+
+def read_mammogram(path: Path, bits: int | None) -> NDArray[np.float32]:
+    """Read a grey picture as `read_pixels` does; one of two values is a mask, and raises."""
+    image = read_pixels(path, bits)
+    some = image[::31, ::31]  # of a mammogram, these tell already
+    if image.size >= 100 and len(np.unique(some)) <= 2 and len(np.unique(image)) == 2:
+        raise ArchiveError(f"{path}: has two grey values alone: it is a mask, no mammogram")
+    return image
 
 
 def _take_one_channel(picture: ImageFile, path: Path) -> NDArray[np.int32]:
@@ -164,50 +156,8 @@ def _take_one_channel(picture: ImageFile, path: Path) -> NDArray[np.int32]:
     return channels[..., 0].astype(np.int32)
 
 
-def read_mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
-    """Read a lesion's mask; values between two are cut at half of the highest.
-
-    Args:
-        path: Its file.
-        rows: Rows that it must have.
-        cols: Columns that it must have.
-
-    Returns:
-        uint8 [rows, cols], 1 on the lesion.
-
-    Raises:
-        ArchiveError: It can't be read, has another size, or marks nothing.
-    """
-    with open_picture(path) as picture:
-        if picture.size != (cols, rows):
-            raise ArchiveError(
-                f"{path}: has {picture.height} x {picture.width} px, its image {rows} x {cols}"
-            )
-        if picture.mode in _CHANNELS:
-            channels = np.asarray(picture.convert("RGBA"))
-            values = channels[..., :3].max(axis=-1) * (channels[..., 3] > 0)
-        elif picture.mode in _ONE_CHANNEL or picture.mode.startswith("I"):
-            values = np.asarray(picture).astype(np.int32)
-        else:
-            raise ArchiveError(f"{path}: its pixels ({picture.mode}) are not of 8 or 16 bits")
-    lowest = int(values.min())
-    highest = int(values.max())
-    if highest < (128 if picture.format == "JPEG" else 1):  # a JPEG's black may be off by a little
-        raise ArchiveError(f"{path}: marks nothing")
-    if not np.all((values == lowest) | (values == highest)):
-        _advise(
-            "masks",
-            "some masks have more than two grey values and are cut at half of the highest: "
-            "resampled, or JPEG",
-        )
-        return (2 * values >= highest).astype(np.uint8)
-    return (
-        (values > 0).astype(np.uint8) if lowest == highest else (values == highest).astype(np.uint8)
-    )
-
-
 def read_labels(path: Path, rows: int, cols: int) -> NDArray[np.int32]:
-    """Read a label map: a picture of one channel whose values are numbers of labels.
+    """Read a label map: a picture whose values, or whose palette's indices, number labels.
 
     Args:
         path: Its file.
@@ -220,17 +170,59 @@ def read_labels(path: Path, rows: int, cols: int) -> NDArray[np.int32]:
     Raises:
         ArchiveError: It can't be read, has another size or several channels.
     """
+    with _open_sized(path, rows, cols) as picture:
+        if picture.mode not in (*_ONE_CHANNEL, "P") and not picture.mode.startswith("I"):
+            raise ArchiveError(f"{path}: is no label map, which has one channel")
+        return np.asarray(picture).astype(np.int32)
+
+
+def read_values(path: Path, rows: int, cols: int) -> tuple[NDArray[np.int32], bool, bool]:
+    """Read the values of a mask.
+
+    Args:
+        path: Its file.
+        rows: Rows that it must have.
+        cols: Columns that it must have.
+
+    Returns:
+        int32 [rows, cols], of colours the brightest channel, 0 where it is transparent; whether it
+        is a JPEG; whether several colours fill areas.
+
+    Raises:
+        ArchiveError: It can't be read, or has another size.
+    """
+    with _open_sized(path, rows, cols) as picture:
+        is_jpeg = picture.format == "JPEG"
+        if picture.mode in _CHANNELS:
+            channels = np.asarray(picture.convert("RGBA")).astype(np.int32)
+            channels[channels[..., 3] == 0] = 0
+            return channels[..., :3].max(axis=-1), is_jpeg, not is_jpeg and _has_colours(channels)
+        if picture.mode in _ONE_CHANNEL or picture.mode.startswith("I"):
+            return np.asarray(picture).astype(np.int32), is_jpeg, False
+        raise ArchiveError(f"{path}: its pixels ({picture.mode}) are not of 8 or 16 bits")
+
+
+def _has_colours(channels: NDArray[np.int32]) -> bool:
+    red, green, blue = (channels[..., channel] for channel in range(3))
+    if np.array_equal(red, green) and np.array_equal(green, blue):
+        return False
+    codes = ((red << 16) + (green << 8) + blue).astype(np.float32)
+    around = np.ones((3, 3), np.uint8)
+    is_area = cv2.erode(codes, around) == cv2.dilate(codes, around)
+    return len(np.unique(codes[is_area & (codes > 0)])) > 1
+
+
+@contextmanager
+def _open_sized(path: Path, rows: int, cols: int) -> Iterator[ImageFile]:
     with open_picture(path) as picture:
         if picture.size != (cols, rows):
             raise ArchiveError(
                 f"{path}: has {picture.height} x {picture.width} px, its image {rows} x {cols}"
             )
-        if picture.mode not in _ONE_CHANNEL and not picture.mode.startswith("I"):
-            raise ArchiveError(f"{path}: is no label map, which has one channel")
-        return np.asarray(picture).astype(np.int32)
+        yield picture
 
 
-def _advise(topic: str, advice: str) -> None:
+def advise(topic: str, advice: str) -> None:
     """Log what is odd about files, once in a process; their names may be patients'."""
     if topic not in _advised:
         _advised.add(topic)

@@ -1,9 +1,9 @@
 """Regions that DICOM files draw on mammograms: SEG, SR (TID 1500) and RTSTRUCT -> lesions.
 
-    SEG         binary; fractional, cut at half of its maximum
-    SR          the image regions of TID 1500's planar measurement groups, and the outlines of
-                single image findings of Mammography CAD (TID 4000): closed polylines, circles and
-                ellipses
+    SEG         binary; fractional, cut at half of its maximum; label map
+    SR          the image regions of TID 1500's measurement groups, beside their numbers or, as OHIF
+                writes them, beneath, and the outlines of single image findings of Mammography CAD
+                (TID 4000): closed polylines, circles and ellipses
     RTSTRUCT    closed planar contours, where the image states its position in space
 
 Of a lesion that SEG and SR have both, by its tracking UID, the SEG's region counts.
@@ -11,20 +11,18 @@ Of a lesion that SEG and SR have both, by its tracking UID, the SEG's region cou
 Each names the image that it is drawn on by its SOP Instance UID. What it states of that image's
 size, orientation, spacing and frame of reference must hold, or the region is not used.
 
-The kind comes from the coded finding: mass, calcification (cluster or individual), asymmetry,
-architectural distortion. Where the code is general (lesion, neoplasm), or there is none, the label
-or the name of the structure decides; without a kind there a region is a mass of uncertain kind.
-Findings of other sorts are no lesions.
+The kind comes from the coded finding (see `findings`). Where the code is general (lesion, tissue),
+or there is none, the label or the name of the structure decides. Findings of other sorts are no
+lesions; what is not known is a lost lesion of its image, which is no background then.
 
 Privacy: labels and names may be a patient's. They are compared with known words and never quoted.
 
-Source: DICOM PS3.3 A.51 (segmentation), C.8.8.6 (ROI contours), C.18.6 (spatial coordinates);
-PS3.16 TID 1500, TID 1410, CID 6014 and 6016 (mammographic findings).
+Source: DICOM PS3.3 A.51 (segmentation), C.8.8.6 (ROI contours); PS3.16 CID 6014 and 6016
+(mammographic findings).
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -37,108 +35,27 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.pixels import pixel_array
 
 from tfmammo.archives import coco, dicom
 from tfmammo.archives.elements import Fault, integer, items, numbers, text
-from tfmammo.archives.frames import read_frame
+from tfmammo.archives.findings import find_coded
+from tfmammo.archives.region_types import Image, Region, count_unusable, enclose, list_codes
+from tfmammo.archives.reports import list_findings, list_marks
 from tfmammo.archives.silence import silence
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, LesionKind, MaskedLesion
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 REPORTS = tuple(f"1.2.840.10008.5.1.4.1.1.88.{number}" for number in (22, 33, 34))
 CAD_REPORT = "1.2.840.10008.5.1.4.1.1.88.50"
-CLASSES = (SEGMENTATION, STRUCTURE_SET, CAD_REPORT, *REPORTS)
+CLASSES = (SEGMENTATION, LABEL_MAP, STRUCTURE_SET, CAD_REPORT, *REPORTS)
 
-_KINDS: dict[str, LesionKind] = {
-    "4147007": "mass",
-    "129788004": "mass",  # mammographic breast mass
-    "129769006": "calcification",  # cluster
-    "129770007": "calcification",  # individual
-    "309587003": "calcification",  # of breast
-    "44771000": "calcification",  # microcalcifications of the breast
-    "129790003": "asymmetry",  # asymmetric breast tissue
-    "129789007": "asymmetry",  # focal asymmetric breast tissue
-    "129792006": "distortion",
-}
-# SNOMED's older notation, which CAD devices write
-_OLD_CODES = {
-    "F-01791": "129788004",
-    "F-01775": "129769006",
-    "F-01776": "129770007",
-    "F-01793": "129790003",
-    "F-01792": "129789007",
-    "F-01795": "129792006",
-    "F-01796": "129793001",
-    "M-03000": "4147007",
-    "M-01100": "52988006",
-}
-# lesion, neoplasm, malignant neoplasm, abnormal structure, mammography breast density
-_GENERAL = ("52988006", "108369006", "86049000", "49755003", "129793001")
-_GENERAL_WORDS = ("lesion", "lesions", "tumor", "tumour", "finding", "gtv", "roi", "region")
-# code values of TID 1500's concepts (DCM)
-_GROUP = "125007"
-_FINDING = "121071"
-_REGION = "111030"
-_TRACKING = "112040"
-# those of TID 4000, 4006
-_SINGLE_FINDING = "111059"
-_OUTLINE = "111041"
-_INTENT = "111056"
-_HIDDEN = "111152"  # not for presentation: the device rejected it
 _LARGEST = 2**28  # bytes of a file without pixels
 _MOST_REGIONS = 4096  # of a file
-_DEEPEST = 16  # levels of a report's tree
-_CIRCLE = 180  # points of a drawn circle or ellipse
 _OFF_PLANE = 0.5  # mm that a contour may lie beside the image's plane
-
-
-@dataclass(frozen=True)
-class Image:
-    """What an image states that regions are checked against.
-
-    Attributes:
-        rows: Rows of the stored image.
-        cols: Columns of the stored image.
-        frame_of_reference: UID, "" where absent.
-        patient_orientation: Upper-case words, () where absent.
-        spacing: (row, col) of PixelSpacing, mm per px; () where absent.
-        orientation: Six direction cosines of rows and columns, () where absent.
-        position: mm, of the first pixel's centre; () where absent.
-    """
-
-    rows: int
-    cols: int
-    frame_of_reference: str
-    patient_orientation: tuple[str, ...]
-    spacing: tuple[float, ...]
-    orientation: tuple[float, ...]
-    position: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Region:
-    """One region of one image, not drawn yet.
-
-    Attributes:
-        file: The file that draws it.
-        image: SOP Instance UID.
-        kind: What it is.
-        kind_is_certain: Whether a code or a name says so.
-        draw: Makes the lesion (the image, further fields of Lesion), or raises ValueError with the
-            reason why the image can't be the one that it was drawn on.
-        tracking: Tracking UID of the lesion, "" where the file gives none.
-        is_segment: Whether it is a segment of a SEG.
-    """
-
-    file: Path
-    image: str
-    kind: LesionKind
-    kind_is_certain: bool
-    draw: Callable[[Image, LesionKind, dict[str, Any]], Lesion]
-    tracking: str = ""
-    is_segment: bool = False
 
 
 def is_region_file(path: Path) -> bool:
@@ -214,17 +131,17 @@ def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
             raise Fault("is no SEG, no SR of findings and no RTSTRUCT")
         if meta.TransferSyntaxUID.is_deflated:  # it would be inflated to whatever size it has
             raise Fault("is deflated, which is not read here")
-        if kind != SEGMENTATION and path.stat().st_size > _LARGEST:
+        if kind not in (SEGMENTATION, LABEL_MAP) and path.stat().st_size > _LARGEST:
             raise Fault("is larger than any file of regions")
         dataset = pydicom.dcmread(dicom.LimitedReader(file), stop_before_pixels=True)
-        if kind == SEGMENTATION:
+        if kind in (SEGMENTATION, LABEL_MAP):
             regions = _list_segments(path, dataset, unusable)
         elif kind == STRUCTURE_SET:
             regions = _list_contours(path, dataset, unusable)
         elif kind == CAD_REPORT:
-            regions = _list_marks(path, dataset, unusable)
+            regions = list_marks(path, dataset, unusable)
         else:
-            regions = _list_findings(path, dataset, unusable)
+            regions = list_findings(path, dataset, unusable)
         listed = list(islice(regions, _MOST_REGIONS + 1))
         if len(listed) > _MOST_REGIONS:
             raise Fault(f"draws more than {_MOST_REGIONS} regions")
@@ -239,8 +156,8 @@ def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
 def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
     """List the segments, one region for each image that frames of it lie on."""
     form = text(dataset, "SegmentationType").upper()
-    if form not in ("BINARY", "FRACTIONAL"):
-        raise Fault("is a segmentation that is neither binary nor fractional")
+    if form not in ("BINARY", "FRACTIONAL", "LABELMAP"):
+        raise Fault("is a segmentation that is neither binary, fractional nor a label map")
     segments = {
         integer(item, "SegmentNumber", 0): item for item in items(dataset, "SegmentSequence")
     }
@@ -250,32 +167,33 @@ def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
         raise Fault("does not describe each of its frames")
     frames: dict[tuple[int, str], list[tuple[int, Dataset]]] = {}
     for number, group in enumerate(groups):
-        place = _first(group, shared, "SegmentIdentificationSequence")
-        segment = integer(place, "ReferencedSegmentNumber", 0) if place else 0
-        image = _find_source(dataset, group, shared)
-        if segment not in segments:
-            unusable["are of no segment that it describes"] += 1
-        elif image is None:
-            unusable["name no image, or several"] += 1
+        if form == "LABELMAP":  # a frame shows several segments, by their numbers
+            shown = [value for value in np.unique(_read_frame(path, number)).tolist() if value]
         else:
-            frames.setdefault((segment, image), []).append((number, group))
+            place = _first(group, shared, "SegmentIdentificationSequence")
+            shown = [integer(place, "ReferencedSegmentNumber", 0) if place else 0]
+        image = _find_source(dataset, group, shared)
+        for segment in shown:
+            if segment not in segments:
+                unusable["are of no segment that it describes"] += 1
+            elif image is None:
+                unusable["name no image, or several"] += 1
+            else:
+                frames.setdefault((segment, image), []).append((number, group))
     maximum = integer(dataset, "MaximumFractionalValue", 255) if form == "FRACTIONAL" else 1
     if maximum < 1:
         raise Fault("has a maximal fraction below 1")
     for (segment, image), members in sorted(frames.items()):
         item = segments[segment]
         words = f"{text(item, 'SegmentLabel')} {text(item, 'SegmentDescription')}"
-        codes = [
-            text(code, "CodeValue") for code in items(item, "SegmentedPropertyTypeCodeSequence")
-        ]
-        kind = _find_kind(codes, words)
-        if kind is None:
-            unusable["are of findings that are no lesions of ours"] += 1
+        finding = find_coded(list_codes(item, "SegmentedPropertyTypeCodeSequence"), words)
+        if count_unusable(finding, unusable):
             continue
         geometry = _describe_geometry(dataset, [group for _, group in members], shared)
         places = tuple(number for number, _ in members)
-        draw = partial(_draw_segment, path, places, maximum, geometry)
-        yield Region(path, image, *kind, draw, text(item, "TrackingUID"), is_segment=True)
+        label = segment if form == "LABELMAP" else None
+        draw = partial(_draw_segment, path, places, maximum, label, geometry)
+        yield Region(path, image, finding, draw, text(item, "TrackingUID"), is_segment=True)
 
 
 @dataclass(frozen=True)
@@ -316,6 +234,7 @@ def _draw_segment(
     path: Path,
     frames: tuple[int, ...],
     maximum: int,
+    label: int | None,
     stated: _Geometry,
     image: Image,
     kind: LesionKind,
@@ -338,22 +257,41 @@ def _draw_segment(
     if stated.spacing and image.spacing:
         ratios = tuple(a / b for a, b in zip(stated.spacing, image.spacing, strict=True))
         _check_equal(ratios, (1.0, 1.0), 0.01, "have another spacing than their image")
-    read = partial(_read_segment, path, frames, maximum, image.rows, image.cols)
+    read = partial(_read_segment, path, frames, maximum, label, image.rows, image.cols)
     return MaskedLesion(kind, read, (path,), **details)
 
 
 def _read_segment(
-    path: Path, frames: tuple[int, ...], maximum: int, rows: int, cols: int
+    path: Path, frames: tuple[int, ...], maximum: int, label: int | None, rows: int, cols: int
 ) -> NDArray[np.uint8]:
-    """Read a segment, uint8 [rows, cols]: 1 where a frame holds half of the maximum or more."""
-    region = np.zeros((rows, cols), np.uint8)
+    """Read a segment, uint8 [rows, cols].
+
+    1 where a frame holds the label, or without one half of the maximum or more.
+    """
+    region = np.zeros((rows, cols), np.bool_)
     for number in frames:
-        region |= (2 * read_frame(path, number, rows, cols).astype(np.int32) >= maximum).astype(
-            np.uint8
-        )
+        values = _read_frame(path, number).astype(np.int32)
+        if values.shape != region.shape:
+            raise ArchiveError(f"{path}: was changed while it was read")
+        region |= values == label if label is not None else 2 * values >= maximum
     if not region.any():
         raise ArchiveError(f"{path}: a segment marks nothing")
-    return region
+    return region.astype(np.uint8)
+
+
+def _read_frame(path: Path, number: int) -> NDArray[np.unsignedinteger]:
+    """Read the stored values of one frame: [rows, cols]."""
+    with dicom.reading(path), path.open("rb") as file, silence():
+        dataset = pydicom.dcmread(dicom.LimitedReader(file))
+        if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+            sides = ("NumberOfFrames", "Rows", "Columns", "BitsAllocated")
+            if 8 * len(dataset.PixelData) < np.prod([integer(dataset, key, 1) for key in sides]):
+                raise Fault("the file ends before its pixels do")
+        if dataset.BitsAllocated != 1:
+            return np.asarray(pixel_array(dataset, index=number, raw=True))
+        # pydicom reads no single frame of bits that begins within a byte
+        frames = pixel_array(dataset, raw=True)
+        return np.asarray(frames if frames.ndim == 2 else frames[number])
 
 
 def _find_source(dataset: Dataset, group: Dataset, shared: Dataset) -> str | None:
@@ -377,158 +315,6 @@ def _find_source(dataset: Dataset, group: Dataset, shared: Dataset) -> str | Non
 def _first(group: Dataset, shared: Dataset, key: str) -> Dataset | None:
     found = items(group, key) or items(shared, key)
     return found[0] if found else None
-
-
-# SR
-
-
-def _list_findings(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
-    """List the image regions of every measurement group, wherever in the tree it stands."""
-    for group in _find_groups(dataset, 0):
-        content = items(group, "ContentSequence")
-        codes = [
-            code
-            for item in content
-            if text(item, "ValueType") == "CODE" and _name_concept(item) == _FINDING
-            for code in _list_codes(item, "ConceptCodeSequence")
-        ]
-        kind = _find_kind(codes, "")
-        tracking = "".join(
-            text(item, "UID") for item in content if _name_concept(item) == _TRACKING
-        )
-        for item in content:
-            form = text(item, "ValueType")
-            if form == "SCOORD3D":
-                unusable["have coordinates in space, which no mammogram has"] += 1
-            if form == "SCOORD" and _name_concept(item) == _REGION:
-                yield from _take_graphic(path, dataset, item, kind, tracking, unusable)
-
-
-def _take_graphic(
-    path: Path,
-    dataset: Dataset,
-    item: Dataset,
-    kind: tuple[LesionKind, bool] | None,
-    tracking: str,
-    unusable: Counter[str],
-) -> Iterator[Region]:
-    """Take the region of one item of coordinates, if it can be used."""
-    image = _find_selected(dataset, item)
-    if image is None:
-        unusable["name no image, or several"] += 1
-    elif kind is None:
-        unusable["are of findings that are no lesions of ours"] += 1
-    else:
-        graphic = text(item, "GraphicType").upper()
-        points = tuple(numbers(item, "GraphicData"))
-        yield Region(path, image, *kind, partial(_draw_graphic, graphic, points), tracking)
-
-
-def _list_marks(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
-    """List the outlines of a CAD device's findings, those that it rejected left out."""
-    for finding in _find_marks(dataset, 0):
-        content = items(finding, "ContentSequence")
-        outlines = [item for item in content if _name_concept(item) == _OUTLINE]
-        intents = {
-            code
-            for item in content
-            if _name_concept(item) == _INTENT
-            for code in _list_codes(item, "ConceptCodeSequence")
-        }
-        codes = _list_codes(finding, "ConceptCodeSequence")
-        kind = _find_kind([_OLD_CODES.get(code, code) for code in codes], "")
-        if _HIDDEN in intents:
-            unusable["are marked as not for presentation"] += 1
-        elif not outlines:
-            unusable["are points, not areas"] += 1
-        else:
-            for item in outlines:
-                yield from _take_graphic(path, dataset, item, kind, "", unusable)
-
-
-def _find_marks(item: Dataset, depth: int) -> Iterator[Dataset]:
-    if depth > _DEEPEST:
-        raise Fault(f"is a report of more than {_DEEPEST} levels")
-    for child in items(item, "ContentSequence"):
-        if _name_concept(child) == _SINGLE_FINDING:
-            yield child
-        yield from _find_marks(child, depth + 1)
-
-
-def _find_groups(item: Dataset, depth: int) -> Iterator[Dataset]:
-    if depth > _DEEPEST:
-        raise Fault(f"is a report of more than {_DEEPEST} levels")
-    for child in items(item, "ContentSequence"):
-        if text(child, "ValueType") == "CONTAINER":
-            if _name_concept(child) == _GROUP:
-                yield child
-            else:
-                yield from _find_groups(child, depth + 1)
-
-
-def _name_concept(item: Dataset) -> str:
-    names = items(item, "ConceptNameCodeSequence")
-    return text(names[0], "CodeValue") if names else ""
-
-
-def _find_selected(dataset: Dataset, item: Dataset) -> str | None:
-    """Find the image that a region was selected from, whose item may stand elsewhere."""
-    children = [_follow(dataset, child) for child in items(item, "ContentSequence")]
-    named = {
-        text(reference, "ReferencedSOPInstanceUID")
-        for child in children
-        if text(child, "ValueType") == "IMAGE"
-        for reference in items(child, "ReferencedSOPSequence")
-    }
-    return named.pop() if len(named) == 1 else None
-
-
-def _follow(dataset: Dataset, item: Dataset) -> Dataset:
-    """Follow a reference to another item: 1 is the root, each number behind it a child."""
-    place = [int(number) for number in numbers(item, "ReferencedContentItemIdentifier")]
-    if place[:1] != [1] or len(place) > _DEEPEST:
-        return item
-    found = dataset
-    for number in place[1:]:
-        children = items(found, "ContentSequence")
-        if not 1 <= number <= len(children):
-            return Dataset()
-        found = children[number - 1]
-    return found
-
-
-def _draw_graphic(
-    graphic: str,
-    values: tuple[float, ...],
-    image: Image,
-    kind: LesionKind,
-    details: dict[str, Any],
-) -> Lesion:
-    """Draw coordinates that count from the image's corner, column first."""
-    points = np.array(values[: len(values) // 2 * 2], np.float64).reshape(-1, 2)[:, ::-1] - 0.5
-    if len(values) % 2 or not np.isfinite(points).all():
-        raise ValueError("have coordinates that are no points")
-    if points.size and (points.min() < -1 or (points.max(axis=0) > (image.rows, image.cols)).any()):
-        raise ValueError("reach beyond their image")
-    return _enclose(_outline_graphic(graphic, points), image, kind, details)
-
-
-def _outline_graphic(graphic: str, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    angles = np.linspace(0, 2 * np.pi, _CIRCLE, endpoint=False)[:, np.newaxis]
-    if graphic == "POLYLINE":
-        if len(points) < 4 or not np.allclose(points[0], points[-1], rtol=0, atol=1e-3):
-            raise ValueError("are lines that enclose nothing")
-        return points[:-1]
-    if graphic == "CIRCLE" and len(points) == 2:
-        radius = points[1] - points[0]
-        across = radius[::-1] * (1, -1)
-        return points[0] + radius * np.cos(angles) + across * np.sin(angles)
-    if graphic == "ELLIPSE" and len(points) == 4:
-        centre = (points[0] + points[1]) / 2
-        long = (points[1] - points[0]) / 2
-        short = (points[3] - points[2]) / 2
-        return centre + long * np.cos(angles) + short * np.sin(angles)
-    raise ValueError("are points, not areas")
 
 
 # RTSTRUCT
@@ -559,15 +345,13 @@ def _list_contours(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
                 unusable["have coordinates that are no points"] += 1
             else:
                 contours.setdefault(named.pop(), []).append(values.reshape(-1, 3))
-        codes = _list_codes(structure, "RTROIIdentificationCodeSequence")
         words = f"{text(structure, 'ROIName')} {text(structure, 'ROIDescription')}"
-        kind = _find_kind(codes, words)
+        finding = find_coded(list_codes(structure, "RTROIIdentificationCodeSequence"), words)
+        if count_unusable(finding, unusable, len(contours)):
+            continue
         frame = text(structure, "ReferencedFrameOfReferenceUID")
         for image, parts in contours.items():
-            if kind is None:
-                unusable["are of findings that are no lesions of ours"] += 1
-            else:
-                yield Region(path, image, *kind, partial(_draw_contours, parts, frame))
+            yield Region(path, image, finding, partial(_draw_contours, parts, frame))
 
 
 def _draw_contours(
@@ -596,39 +380,11 @@ def _draw_contours(
         places = np.stack(
             [offset @ down / image.spacing[0], offset @ along / image.spacing[1]], axis=1
         )
-        outlines.append(_enclose(places, image, kind, details))
+        outlines.append(enclose(places, image, kind, details))
     return coco.unite(outlines, details)
 
 
-# What they share
-
-
-def _list_codes(item: Dataset, key: str) -> list[str]:
-    return [code for listed in items(item, key) if (code := text(listed, "CodeValue"))]
-
-
-def _find_kind(codes: list[str], words: str) -> tuple[LesionKind, bool] | None:
-    """Find what a finding is and whether that is certain; None of what is no lesion of ours."""
-    known = {_KINDS[code] for code in codes if code in _KINDS}
-    if len(known) == 1:
-        return known.pop(), True
-    if any(code not in _GENERAL for code in codes):
-        return None
-    named = re.findall(r"[a-z]+", words.lower())
-    kinds = {coco.KINDS[word] for word in named if word in coco.KINDS}
-    if len(kinds) == 1:
-        return kinds.pop(), True
-    is_lesion = bool(codes) or not named or any(word in _GENERAL_WORDS for word in named)
-    return ("mass", False) if is_lesion else None
-
-
-def _enclose(
-    points: NDArray[np.float64], image: Image, kind: LesionKind, details: dict[str, Any]
-) -> Lesion:
-    try:
-        return Lesion.from_outline(kind, points, image.rows, image.cols, **details)
-    except ValueError:
-        raise ValueError("enclose no pixel of their image, or cross themselves") from None
+# What SEG and RTSTRUCT share
 
 
 def _check_frame_of_reference(stated: str, image: Image) -> None:

@@ -35,7 +35,6 @@ full-field digital mammography, Scientific Data 10 (2023) 277.
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections import defaultdict
@@ -45,25 +44,27 @@ from pathlib import Path
 
 from tfmammo.archives import dicom
 from tfmammo.archives.files import list_regular_files
+from tfmammo.archives.findings import Finding, find_word
+from tfmammo.archives.tables import Row, read_table
+from tfmammo.archives.views import parse_side, parse_view
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Box,
-    Laterality,
+    Found,
     Lesion,
-    LesionKind,
+    Lost,
     Mammogram,
     Skipped,
     Split,
-    View,
     hash_id,
     normalize_spelling,
+    sort_found,
 )
 
 IMAGES = "breast-level_annotations.csv"
 FINDINGS = "finding_annotations.csv"
 METADATA = "metadata.csv"
 
-Row = dict[str, str]  # column name in lower case -> text, both stripped
 Corners = tuple[float, float, float, float]
 
 _IMAGE_COLUMNS = (
@@ -78,21 +79,10 @@ _IMAGE_COLUMNS = (
     "split",
 )
 _FINDING_COLUMNS = ("image_id", "finding_categories", "xmin", "ymin", "xmax", "ymax")
-_KINDS: dict[str, LesionKind] = {
-    "mass": "mass",
-    "suspicious calcification": "calcification",
-    "asymmetry": "asymmetry",
-    "focal asymmetry": "asymmetry",
-    "global asymmetry": "asymmetry",
-    "architectural distortion": "distortion",
-}
-_OTHERS = ("suspicious lymph node", "skin thickening", "skin retraction", "nipple retraction")
 _QUOTED = r"""(?:'[^'\]]*'|"[^"\]]*")"""
 # Python's list of strings; never evaluated
 _LIST = re.compile(rf"\[\s*{_QUOTED}\s*(?:,\s*{_QUOTED}\s*)*\]")
 _NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
-_LATERALITIES: dict[str, Laterality] = {"L": "L", "R": "R"}
-_VIEWS: dict[str, View] = {"CC": "CC", "MLO": "MLO"}
 _SPLITS: dict[str, Split] = {"training": "train", "test": "test"}
 
 
@@ -101,12 +91,14 @@ class _Findings:
     """What the table marks in one image.
 
     Attributes:
-        boxes: Line, categories, (xmin, ymin, xmax, ymax).
+        boxes: Line, what its categories stand for, (xmin, ymin, xmax, ymax).
         marked: There is anything.
+        lost: How many findings can't be read.
     """
 
-    boxes: list[tuple[int, list[str], Corners]] = field(default_factory=list)
+    boxes: list[tuple[int, list[Finding | None], Corners]] = field(default_factory=list)
     marked: bool = False
+    lost: int = 0
 
 
 @dataclass
@@ -204,30 +196,9 @@ def _make_key(name: str) -> str:
     return normalize_spelling(name).strip().lower()
 
 
-def _read_table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
-    """Read the rows of one table with their line numbers.
-
-    Raises ArchiveError where a column is missing or the file is no CSV.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = [name.strip().lower() for name in next(reader, [])]
-            if missing := [column for column in columns if column not in header]:
-                raise ArchiveError(f"{path}: has no column {', '.join(missing)}")
-            for cells in filter(None, reader):  # no empty lines
-                cells = [*cells, *[""] * (len(header) - len(cells))]
-                yield (
-                    reader.line_num,
-                    {name: cell.strip() for name, cell in zip(header, cells, strict=False)},
-                )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ArchiveError(f"{path}: can't be read as CSV ({error})") from None
-
-
 def _read_findings(archive: _Archive) -> None:
     faults = archive.faults[FINDINGS]
-    for line, row in _read_table(archive.tables[FINDINGS], _FINDING_COLUMNS):
+    for line, row in read_table(archive.tables[FINDINGS], _FINDING_COLUMNS):
         findings = archive.findings.setdefault(_make_key(row["image_id"]), _Findings())
         readable = _LIST.fullmatch(row["finding_categories"])
         names = (
@@ -238,19 +209,23 @@ def _read_findings(archive: _Archive) -> None:
         if names == ["no finding"]:
             continue
         findings.marked = True
-        for name in names:
-            if name not in _KINDS:
-                faults.add(
-                    f"'{name}' is no lesion of ours" if name in _OTHERS else "an unknown category",
-                    line,
-                )
+        known = [find_word(name) for name in names]
+        for name, finding in zip(names, known, strict=True):
+            if finding and not finding.kind:
+                faults.add(f"{name[:40]!r} is no lesion of ours", line)
         corners = _parse_corners(row)
+        reason = ""
         if not readable:
-            faults.add("finding_categories is no list of names", line)
-        elif corners is None:
-            faults.add("the box has a corner that is no number", line)
-        else:
-            findings.boxes.append((line, names, corners))
+            reason = "finding_categories is no list of names"
+        elif None in known:
+            reason = "an unknown category"
+        elif corners is None and any(finding and finding.kind for finding in known):
+            reason = "the box has a corner that is no number"
+        if reason:
+            faults.add(reason, line)
+            findings.lost += 1
+        if corners:
+            findings.boxes.append((line, known, corners))
 
 
 def _parse_corners(row: Row) -> Corners | None:
@@ -267,11 +242,11 @@ def _read_spacings(archive: _Archive) -> None:
     if path is None:
         return
     try:
-        for _, row in _read_table(path, ("sop instance uid",)):
-            for column in ("pixel spacing", "imager pixel spacing"):  # as in the headers
+        for _, row in read_table(path, ("sop_instance_uid",)):
+            for column in ("pixel_spacing", "imager_pixel_spacing"):  # as in the headers
                 values = [float(number) for number in _NUMBER.findall(row.get(column, "")[:100])]
                 if len(values) == 2 and all(0 < value < math.inf for value in values):
-                    archive.spacings[_make_key(row["sop instance uid"])] = (values[0], values[1])
+                    archive.spacings[_make_key(row["sop_instance_uid"])] = (values[0], values[1])
                     break
     except ArchiveError as error:
         archive.note(path, error)
@@ -284,7 +259,7 @@ def _make_mammograms(archive: _Archive) -> dict[str, Mammogram]:
     named = set()
     used = set()
     missing = 0
-    for line, row in _read_table(table, _IMAGE_COLUMNS):
+    for line, row in read_table(table, _IMAGE_COLUMNS):
         image = _make_key(row["image_id"])
         key = (_make_key(row["study_id"]), image)
         path = archive.dicoms.get(key)
@@ -328,10 +303,10 @@ def _make_mammogram(archive: _Archive, path: Path, row: Row) -> Mammogram:
         image_id=image,
         rows=rows,
         cols=cols,
-        laterality=_LATERALITIES.get(row["laterality"].upper()),
-        view=_VIEWS.get(row["view_position"].upper()),
+        laterality=parse_side(row["laterality"]),
+        view=parse_view(row["view_position"])[1],
         pathology="normal" if birads and birads[1] == "1" and not findings.marked else None,
-        lesions=tuple(_make_lesions(findings, rows, cols, archive.faults[FINDINGS])),
+        **sort_found(_make_lesions(findings, rows, cols, archive.faults[FINDINGS])),
         spacing=spacing,
         birads=birads[1].upper() if birads else None,
         density=density[1].upper() if density else None,
@@ -340,15 +315,17 @@ def _make_mammogram(archive: _Archive, path: Path, row: Row) -> Mammogram:
     )
 
 
-def _make_lesions(findings: _Findings, rows: int, cols: int, faults: _Faults) -> Iterator[Lesion]:
-    for line, names, corners in findings.boxes:
-        kinds = dict.fromkeys(_KINDS[name] for name in names if name in _KINDS)
-        certain = len(kinds) == 1 and all(name in _KINDS for name in names)
+def _make_lesions(findings: _Findings, rows: int, cols: int, faults: _Faults) -> Iterator[Found]:
+    yield from [Lost()] * findings.lost
+    for line, known, corners in findings.boxes:
+        kinds = list(dict.fromkeys(each.kind for each in known if each and each.kind))
+        certain = len(kinds) == 1 and all(each and each.kind for each in known)
         box = _round_box(corners, rows, cols)
         if box:
             yield from (Lesion(kind, box, kind_is_certain=certain) for kind in kinds)
         elif kinds:
             faults.add("the box is empty, or outside the image", line)
+            yield Lost(kinds[0] if certain else None)
 
 
 def _round_box(corners: Corners, rows: int, cols: int) -> Box | None:

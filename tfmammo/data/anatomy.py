@@ -246,7 +246,7 @@ def pectoral_mask(image: NDArray[np.float32], laterality: Laterality) -> NDArray
 def remove_pectoral(
     image: NDArray[np.float32], laterality: Laterality, view: View
 ) -> NDArray[np.float32]:
-    """Set the pectoral muscle to 0 on an MLO view; return a CC view as it is.
+    """Set the pectoral muscle to 0 on an MLO view; return other views as they are.
 
     What lies over the muscle goes with it: lymph nodes and, in a few views of a hundred, most of a
     lesion.
@@ -261,7 +261,7 @@ def remove_pectoral(
     """
     return (
         image
-        if view == "CC"
+        if view != "MLO"
         else np.where(pectoral_mask(image, laterality) != 0, np.float32(0), image)
     )
 

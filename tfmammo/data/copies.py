@@ -116,6 +116,7 @@ def transform_mammogram(
         image_id=f"{mammogram.image_id}~{number}",
         lesions=tuple(lesions),
         laterality=OTHER[mammogram.laterality] if transform.mirrored else mammogram.laterality,
+        chest_wall=OTHER[mammogram.chest_wall] if transform.mirrored else mammogram.chest_wall,
         spacing=(mammogram.spacing[0] / transform.factor, mammogram.spacing[1] / transform.factor)
         if mammogram.spacing
         else None,

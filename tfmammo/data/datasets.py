@@ -33,7 +33,7 @@ from tfmammo.data.splits import (
 )
 from tfmammo.data.tfrecord import Records, read_manifest
 from tfmammo.errors import ConfigError, DataError, name_key
-from tfmammo.mammogram import Mammogram, Skipped, hash_id, key_fault
+from tfmammo.mammogram import Mammogram, Skipped, hash_patient, key_fault
 
 log = logging.getLogger(__name__)
 
@@ -350,7 +350,7 @@ def read_synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> 
                 f"who are held out ({role}); make it of the training patients "
                 "(patients.split_file, patients.fold, patients.side=train), its networks too"
             )
-    source_ids = {hash_id("folder", patient): patient for patient in patients.mammograms}
+    source_ids = {hash_patient("folder", patient): patient for patient in patients.mammograms}
     mammograms = folder.read(root, skipped)
     if {mammogram.patient_id for mammogram in mammograms} - source_ids.keys():
         raise DataError(

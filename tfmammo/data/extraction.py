@@ -341,6 +341,8 @@ def _preprocess_with_lesions(
                 )
         except ValueError as error:
             skipped.add(mammogram.image_id, f"lesion {number}: {error}")
+    if config.frame == "full" and sampling.note_lost(mammogram, config.kinds, skipped):
+        return None
     # without a lesion no pixel is read
     return _preprocess(mammogram, lesions, config, skipped) if lesions else None
 

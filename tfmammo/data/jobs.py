@@ -397,6 +397,7 @@ def _encode_facts(mammogram: Mammogram) -> bytes:
             for lesion in mammogram.lesions
         ],
     ]
+    facts += [each for each in (mammogram.lost, mammogram.chest_wall) if each]
     return repr(facts).encode() + b"".join(
         outline.tobytes() for lesion in outlined for outline in lesion.outlines
     )

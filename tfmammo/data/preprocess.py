@@ -53,7 +53,7 @@ def preprocess_mammogram(mammogram: Mammogram, config: PreprocessConfig) -> Mamm
     if not (config.remove_marks or config.remove_pectoral or config.flip_right or config.spacing):
         return mammogram
     _check_facts(mammogram, config)
-    mirrored = config.flip_right and mammogram.laterality == "R"
+    mirrored = config.flip_right and mammogram.wall_side == "R"
     old = (mammogram.rows, mammogram.cols)
     new = (mammogram.rows, mammogram.cols)
     spacing = mammogram.spacing
@@ -91,7 +91,7 @@ def map_to_native(
     """
     if mask.shape != (mammogram.rows, mammogram.cols):
         mask = resize_mask_to(mask, mammogram.rows, mammogram.cols)
-    return flip_right(mask, "R") if config.flip_right and mammogram.laterality == "R" else mask
+    return flip_right(mask, "R") if config.flip_right and mammogram.wall_side == "R" else mask
 
 
 def resize_mask_to(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
@@ -344,12 +344,12 @@ def _check_facts(mammogram: Mammogram, config: PreprocessConfig) -> None:
             "data.preprocess.remove_pectoral needs to know MLO views, and the view of "
             f"{mammogram.image_id} is not stated"
         )
-    if mammogram.laterality is None and config.remove_pectoral and mammogram.view == "MLO":
+    if mammogram.wall_side is None and config.remove_pectoral and mammogram.view == "MLO":
         raise DataError(
             "data.preprocess.remove_pectoral needs the laterality, and that of "
             f"{mammogram.image_id} is not stated"
         )
-    if mammogram.laterality is None and config.flip_right:
+    if mammogram.wall_side is None and config.flip_right:
         raise DataError(
             f"data.preprocess.flip_right needs the laterality, and that of {mammogram.image_id} "
             "is not stated"
@@ -374,13 +374,13 @@ def _check_facts(mammogram: Mammogram, config: PreprocessConfig) -> None:
 def _preprocess_pixels(mammogram: Mammogram, config: PreprocessConfig) -> NDArray[np.float32]:
     """Read and preprocess the pixels of a mammogram that `_check_facts` has accepted."""
     image = mammogram.pixels()
-    laterality = mammogram.laterality
+    side = mammogram.wall_side
     if config.remove_marks:
         image = remove_marks(image, breast_mask(image))
-    if config.remove_pectoral and laterality and mammogram.view:
-        image = remove_pectoral(image, laterality, mammogram.view)
-    if config.flip_right and laterality:
-        image = flip_right(image, laterality)
+    if config.remove_pectoral and side and mammogram.view:
+        image = remove_pectoral(image, side, mammogram.view)
+    if config.flip_right and side:
+        image = flip_right(image, side)
     if config.spacing and mammogram.spacing:
         image = resample(image, mammogram.spacing, config.spacing)
     return image

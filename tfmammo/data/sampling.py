@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from tfmammo.config import DataConfig, SamplingConfig
 from tfmammo.data.preprocess import resize_mask
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Box, Lesion, Mammogram, MaskedLesion, Skipped
+from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, MaskedLesion, Skipped
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,8 @@ def list_unselected(mammogram: Mammogram, config: DataConfig) -> list[Lesion]:
 
 def is_normal(mammogram: Mammogram) -> bool:
     """Whether the archive marks no lesion of any kind in it and calls it normal."""
-    return not mammogram.lesions and mammogram.pathology == "normal"
+    unmarked = not mammogram.lesions and not mammogram.lacks()
+    return unmarked and mammogram.pathology == "normal"
 
 
 def has_normal_tissue(mammogram: Mammogram, config: SamplingConfig) -> bool:
@@ -99,8 +100,19 @@ def has_normal_tissue(mammogram: Mammogram, config: SamplingConfig) -> bool:
         isinstance(lesion, MaskedLesion) or lesion.outlines for lesion in mammogram.lesions
     )
     return is_normal(mammogram) or (
-        config.normal == "tissue" and bool(mammogram.lesions) and outlined
+        config.normal == "tissue" and bool(mammogram.lesions) and outlined and not mammogram.lacks()
     )
+
+
+def note_lost(mammogram: Mammogram, kinds: Iterable[LesionKind] | None, skipped: Skipped) -> bool:
+    """Whether the image lost a lesion of these kinds (None: of any) on reading; note it then.
+
+    Nobody could say whether what is found outside its other lesions is wrong.
+    """
+    if mammogram.lacks(kinds):
+        skipped.add(mammogram.image_id, "one of its lesions was lost on reading")
+        return True
+    return False
 
 
 def draw_quota(mammograms: Iterable[Mammogram], config: DataConfig) -> dict[str, int]:

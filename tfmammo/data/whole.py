@@ -152,6 +152,8 @@ def make_whole(
         lesions = sampling.select_lesions(mammogram, config)
         if not lesions and not (normal and sampling.is_normal(mammogram)):
             continue
+        if sampling.note_lost(mammogram, config.kinds, skipped):
+            continue
         try:
             if config.tiles:
                 images += _cut_tiles(mammogram, lesions, config, skipped)

@@ -355,7 +355,7 @@ def _map_to_native(
 
 
 def _is_mirrored(mammogram: Mammogram, config: DataConfig) -> bool:
-    return config.preprocess.flip_right and mammogram.laterality == "R"
+    return config.preprocess.flip_right and mammogram.wall_side == "R"
 
 
 def _paste_masks(masks: NDArray, boxes: NDArray, mammogram: Mammogram) -> NDArray[np.uint8]:

@@ -250,6 +250,8 @@ def run_sets(config: DetectionConfig, uris: Mapping[str, Sequence[str]]) -> Eval
         lesions = tuple(sampling.select_lesions(mammogram, config.data).values())
         if not lesions and not (config.normal and sampling.is_normal(mammogram)):
             continue
+        if sampling.note_lost(mammogram, config.data.kinds, skipped):
+            continue
         eligible = {
             name: _find_eligible(mammogram, detectors, config.patients)
             for name, detectors in sets.items()

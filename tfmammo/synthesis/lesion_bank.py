@@ -182,7 +182,7 @@ class LesionBank:
             pathology=lesion.lesion.pathology,
             angle=angle,
             factor=factor,
-            mirrored={source.laterality, mammogram.laterality} == {"L", "R"},
+            mirrored={source.wall_side, mammogram.wall_side} == {"L", "R"},
             trained_on=None if trained_on is None else source.patient_id in trained_on,
             used=used,
         )

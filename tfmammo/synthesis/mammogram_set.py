@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from tfmammo import __version__, filesystem
 from tfmammo.archives import coco
+from tfmammo.archives.findings import CATEGORIES
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
-from tfmammo.archives.writers.folder import CATEGORIES
 from tfmammo.data import card, jobs
 from tfmammo.data.patches import worst_pathology
 from tfmammo.data.patients import PATIENTS, Patients

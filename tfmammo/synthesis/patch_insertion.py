@@ -130,7 +130,7 @@ def fill_window(
         DataError: The window is constant.
     """
     patch, low, high = extract_tissue(target, place, network.size)
-    mirrored = network.data.preprocess.flip_right and target.mammogram.laterality == "R"
+    mirrored = network.data.preprocess.flip_right and target.mammogram.wall_side == "R"
     if mirrored:
         patch = np.ascontiguousarray(patch[:, ::-1])
     height = place[2] - place[0]

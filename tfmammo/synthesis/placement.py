@@ -161,8 +161,8 @@ class TargetMammogram:
         small = image[: rows * self.step, : cols * self.step, 0]
         small = cv2.resize(small, (cols, rows), interpolation=cv2.INTER_AREA)[..., None]
         tissue = breast_mask(small)
-        if data.preprocess.remove_pectoral and mammogram.view == "MLO" and mammogram.laterality:
-            tissue &= 1 - pectoral_mask(small, mammogram.laterality)
+        if data.preprocess.remove_pectoral and mammogram.view == "MLO" and mammogram.wall_side:
+            tissue &= 1 - pectoral_mask(small, mammogram.wall_side)
         self.breast = tissue[..., 0]
         self.free = self.breast.copy()
 
@@ -229,11 +229,11 @@ class TargetMammogram:
         Raises:
             DataError: The laterality is not stated.
         """
-        if self.mammogram.laterality is None:
+        if self.mammogram.wall_side is None:
             raise DataError("its laterality is not stated, so its chest wall is not known")
         rows = self.mammogram.rows
         cols = self.mammogram.cols
-        if self.mammogram.laterality == "L":
+        if self.mammogram.wall_side == "L":
             across = (cols / 10, cols / 2)
         else:
             across = (cols / 2, cols - cols / 10)
@@ -294,7 +294,7 @@ def compute_training_window(
     Training crops around a lesion on the mirrored and resampled mammogram, where data.padding
     counts resampled px. So does this function, and then it maps the window back.
     """
-    mirrored = data.preprocess.flip_right and mammogram.laterality == "R"
+    mirrored = data.preprocess.flip_right and mammogram.wall_side == "R"
     spacing = data.preprocess.spacing
     if spacing:  # where outlines, not boxes, say what box is left of a lesion
         corner = np.array(lesion.box[:2], np.float32)

@@ -368,7 +368,7 @@ class VanillaRenderer(_NetworkFacts):
 
     def _sample(self, lesion: LesionPatch, mammogram: Mammogram, seed: int) -> LesionCandidate:
         image, mask = self.network.generate(seed)
-        if self.data.preprocess.flip_right and mammogram.laterality == "R":
+        if self.data.preprocess.flip_right and mammogram.wall_side == "R":
             image = np.ascontiguousarray(image[:, ::-1])
             mask = np.ascontiguousarray(mask[:, ::-1])
         side = round(len(mask) * max(lesion.mask.shape) / max(cv2.boundingRect(mask)[2:]))

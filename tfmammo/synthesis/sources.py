@@ -208,6 +208,8 @@ def _is_suitable(mammogram: Mammogram, config: SynthesisConfig) -> bool:
     """Return whether lesions may be inserted into a mammogram. No file is read."""
     if config.mammograms == "normal":
         return sampling.is_normal(mammogram)
+    if mammogram.lacks():
+        return False
     if config.data.mixed_findings:
         return True
     return all(lesion.kind_is_certain for lesion in mammogram.lesions)

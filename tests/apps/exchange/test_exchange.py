@@ -17,6 +17,7 @@ import pytest
 from pycocotools import mask as cocotools
 from pycocotools.coco import COCO
 
+from tests.archives.writers import folder as writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram
 from tfmammo.apps.exchange import writing
 from tfmammo.apps.exchange.__main__ import main
@@ -24,7 +25,6 @@ from tfmammo.apps.exchange.cases import Plan, make_cases
 from tfmammo.apps.exchange.config import ExchangeConfig
 from tfmammo.apps.exchange.writing import NAMES, write_dataset
 from tfmammo.archives import folder
-from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig
 from tfmammo.data import splits
 from tfmammo.data.splits import Mammograms

@@ -8,12 +8,14 @@ import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import requests
 from pydicom.dataset import Dataset
 
 from tfmammo.apps.pacs import nodes
 from tfmammo.apps.pacs.config import PacsConfig, parse_address
+from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import PacsError, PacsUnreachable
 
 dicomweb = pytest.importorskip("tfmammo.apps.pacs.dicomweb")
@@ -148,6 +150,18 @@ def test_what_comes_drop_by_drop_is_broken_off(monkeypatch):
 
     with serve(drip) as (place, _), pytest.raises(PacsUnreachable, match="sends too slowly"):
         open_node(place, timeout=1).list_instances("1.2")
+
+
+@pytest.mark.parametrize("preamble", [b"", b"This is a message of several parts.\r\n"])
+def test_a_preamble_before_the_parts_is_passed_over(tmp_path, preamble):
+    path = tmp_path / "a.dcm"
+    uids = {"StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.3", "SOPInstanceUID": "1.4"}
+    write_dicom(path, np.zeros((4, 4), np.uint16), 12, **uids)
+    head = b"--b\r\nContent-Type: application/dicom\r\n\r\n"
+    content = preamble + head + path.read_bytes() + b"\r\n--b--\r\n"
+    kind = 'multipart/related; type="application/dicom"; boundary=b'
+    with serve(reply(200, content, kind)) as (place, _):
+        assert open_node(place).retrieve(IMAGE).SOPInstanceUID == "1.4"
 
 
 @pytest.mark.parametrize(("study", "uid"), [("6.6", "1.4"), ("1.2", "6.6")])

@@ -67,7 +67,7 @@ def write_study(root, views=VIEWS, seed=0, **elements):
             "ImageLaterality": side,
             "ViewPosition": view,
             "PixelSpacing": [0.1, 0.2],
-            "PatientOrientation": ["A", "R"],
+            "PatientOrientation": ["A", "R"] if side == "L" else ["P", "L"],
         }
         paths.append(root / study / f"{number}.dcm")
         write_dicom(paths[-1], draw(seed + number), 12, **{**patient, **elements})
@@ -353,11 +353,14 @@ def test_what_is_no_mammogram_is_left_out(process, pacs, tmp_path):
         tmp_path, VIEWS[1:2], StudyInstanceUID=study, PresentationIntentType="FOR PROCESSING"
     )
     _, (other,) = write_study(tmp_path, VIEWS[1:2], StudyInstanceUID=study, Modality="US")
-    for path in (*paths, raw, other):
+    slices = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2", "Modality": "CT"}
+    _, (scan,) = write_study(tmp_path, VIEWS[1:2], StudyInstanceUID=study, **slices)
+    for path in (*paths, raw, other, scan):
         pacs.upload(path)
     (outcome,) = process(study)
-    assert outcome.stored == 1 and len(outcome.left_out) == 2
+    assert outcome.stored == 1 and len(outcome.left_out) == 3
     assert "raw image" in outcome.describe() and "modality is US" in outcome.describe()
+    assert "CT Image Storage" in outcome.describe()
     assert NAME not in outcome.describe() and "/proc" not in outcome.describe()
     alone, (path,) = write_study(tmp_path, VIEWS[1:2], Modality="US")
     pacs.upload(path)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.archives.writers import folder as writer
 from tests.small_mammograms import make_mammogram, textured_breast
 from tfmammo.apps.reader_study import __main__ as reader_study
 from tfmammo.apps.reader_study import cases as reader_cases
@@ -22,7 +23,6 @@ from tfmammo.apps.reader_study.answers import Answers
 from tfmammo.apps.reader_study.cases import Case, ReaderStudyConfig, Source, draw_cases
 from tfmammo.apps.reader_study.results import ALL, FEW, compute_results, plot_roc, results_table
 from tfmammo.apps.reader_study.session import ReaderStudy, parse_reader_name
-from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig, dump, parse
 from tfmammo.data.patches import Patches
 from tfmammo.data.patients import PATIENTS

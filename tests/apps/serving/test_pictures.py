@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from tests.known_networks import KnownCAN
-from tfmammo.apps.serving import pictures
+from tfmammo.apps.serving import pictures, requests
 from tfmammo.apps.serving.__main__ import lay_out, main, register
 from tfmammo.apps.serving.pictures import NetworkConfig, Service, ServiceConfig
 from tfmammo.archives import coco
@@ -283,6 +283,7 @@ def bomb():
         ({"image": "", "pixels": [[0.5]]}, "give image or pixels"),
         ({"image": "§§§"}, "image is not in base64"),
         ({"image": ""}, "can't be read as an image"),
+        ({"image": "data:image/png;base64,§§§"}, "image is not in base64"),
         ({"image": base64.b64encode(b"MZ" * 500).decode()}, "can't be read as an image"),
         (
             {"image": base64.b64encode(b"\0" * 128 + b"DICM" + b"\xff" * 500).decode()},
@@ -500,3 +501,16 @@ def test_pictures_of_the_pipeline(tmp_path, monkeypatch):
         decoded(answer["overlay"]).shape[2] == 3
         and "overlay" not in service.answer([{"pixels": breast().tolist()}])[0]
     )
+
+
+def test_base64_in_the_forms_that_clients_write(tmp_path):
+    plain = encoded(square(32, 32))
+    content = base64.b64decode(plain)
+    forms = [
+        plain,
+        base64.encodebytes(content).decode(),
+        f"data:image/png;base64,{plain}",
+        f" data:;base64,{plain}\r\n",
+    ]
+    for form in forms:
+        assert requests._decode_base64(form) == content

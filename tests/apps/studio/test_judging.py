@@ -21,11 +21,11 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.archives.writers import folder as writer
 from tests.ports import find_free_port
 from tfmammo.apps.reader_study.answers import Answers
 from tfmammo.apps.reader_study.cases import ReaderStudyConfig
 from tfmammo.archives import phantom
-from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig, dump
 
 pytest.importorskip("gradio", reason="the extra serve is not installed")

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.archives.writers import folder as writer
 from tfmammo import archives
 from tfmammo.apps.reader_study import __main__ as reader_study
 from tfmammo.apps.reader_study.cases import ReaderStudyConfig
 from tfmammo.archives import phantom
-from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig, parse
 from tfmammo.errors import ArchiveError, ConfigError, DataError
 from tfmammo.synthesis import editor

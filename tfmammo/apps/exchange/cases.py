@@ -16,11 +16,11 @@ from tfmammo.data.datasets import announce_phantom, refuse_added
 from tfmammo.data.extraction import extract_patches
 from tfmammo.data.patches import Patch
 from tfmammo.data.preprocess import preprocess_mammogram
-from tfmammo.data.sampling import draw_quota, select_lesions
+from tfmammo.data.sampling import draw_quota, note_lost, select_lesions
 from tfmammo.data.splits import Mammograms, SavedSplit
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.filesystem import name_case
-from tfmammo.mammogram import Mammogram, Skipped, hash_id, hold_pixels, trace_lesions
+from tfmammo.mammogram import Mammogram, Skipped, hash_patient, hold_pixels, trace_lesions
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def translate_split(saved: SavedSplit) -> SavedSplit:
 
     They are pseudonyms of pseudonyms: `folder` knows no others.
     """
-    places = {hash_id("folder", patient): place for patient, place in saved.patients.items()}
+    places = {hash_patient("folder", patient): place for patient, place in saved.patients.items()}
     return saved.model_copy(update={"archive": "folder", "patients": places})
 
 
@@ -174,6 +174,8 @@ def _preprocess(
 ) -> Iterator[Mammogram]:
     for record in records:
         lesions = tuple(select_lesions(record, config.data).values())
+        if note_lost(record, config.data.kinds, skipped):
+            continue
         try:
             yield preprocess_mammogram(replace(record, lesions=lesions), config.data.preprocess)
         except DataError as error:

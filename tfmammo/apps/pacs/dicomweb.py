@@ -56,6 +56,18 @@ class _Session(requests.Session):
         return settings if self.verify is True else {**settings, "verify": self.verify}
 
 
+class _Client(DICOMwebClient):
+    """Passes over what stands before the first part of an answer, as RFC 2046 allows."""
+
+    @classmethod
+    def _extract_part_content(cls, part: bytes) -> bytes | None:
+        try:
+            content: bytes | None = super()._extract_part_content(part)
+        except ValueError:  # it has no header
+            return None
+        return content
+
+
 class WebNode:
     """A server of DICOMweb; see `nodes.Node`. One for each thread.
 
@@ -78,7 +90,7 @@ class WebNode:
             self._session.verify = str(config.ca) if config.ca and config.verify else config.verify
             if not config.verify:  # which is said above, and not at every request
                 warnings.filterwarnings("ignore", "Unverified HTTPS request")
-        self._client = DICOMwebClient(
+        self._client = _Client(
             address.url,
             session=self._session,
             callback=self._limit,

@@ -136,6 +136,11 @@ class _Worker:
             images = [one for one in instances if one.sop_class in ("", *IMAGE_CLASSES)]
             if not instances:
                 raise PacsError("the source holds no such study")
+            outcome.left_out += [
+                f"is no mammogram but {name}"
+                for one in instances
+                if one not in images and (name := UID(one.sop_class).name).endswith("Image Storage")
+            ]
             for image in images:
                 self._process_image(image, source, target, outcome)
             if not outcome.stored + outcome.present:

@@ -21,7 +21,7 @@ from tfmammo.data import datasets
 from tfmammo.data.patches import Patches
 from tfmammo.data.patients import PATIENTS, Patients
 from tfmammo.errors import DataError, name_key
-from tfmammo.mammogram import hash_id, key_fault
+from tfmammo.mammogram import hash_id, hash_patient, key_fault
 
 REAL: Final = "real"  # stands for the real lesions wherever systems are named
 SCALE: Final = range(1, 7)
@@ -200,7 +200,9 @@ def _load_synthetic(patches: Patches, root: Path) -> Source:
         donors = lesion_patients.get(name.partition("#")[0].partition("@")[0], [])
         # Not a set of tfmammo.synthesis: its own names, hashed as the archive `folder` hashes them.
         if names is None:
-            patients.append(frozenset([patient, *(hash_id("folder", donor) for donor in donors)]))
+            patients.append(
+                frozenset([patient, *(hash_patient("folder", donor) for donor in donors)])
+            )
         elif patient in names:
             patients.append(frozenset([names[patient], *donors]))
         else:
@@ -225,7 +227,7 @@ def _set_patients(root: Path) -> dict[str, str] | None:
         raise DataError(f"{root}: {PATIENTS} is damaged; run the synthesis again") from None
     if fault := key_fault(set_patients.id_key):
         raise DataError(f"{root / PATIENTS}: {fault}")
-    return {hash_id("folder", patient): patient for patient in set_patients.mammograms}
+    return {hash_patient("folder", patient): patient for patient in set_patients.mammograms}
 
 
 def _lesion_patients(root: Path) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,7 +86,7 @@ def read_mammogram(request: ImageRequest, path: Path) -> Mammogram:
     if request.image is None:
         return _mammogram_of_pixels(request.pixels, facts)
     try:
-        content = base64.b64decode(request.image, validate=True)
+        content = _decode_base64(request.image)
     except (binascii.Error, ValueError):
         raise ConfigError("image is not in base64") from None
     path.write_bytes(content)
@@ -93,6 +94,12 @@ def read_mammogram(request: ImageRequest, path: Path) -> Mammogram:
         return open_mammogram(path, **facts)  # type: ignore[arg-type]
     except ArchiveError as error:
         raise ArchiveError(str(error).removeprefix(f"{path}: ")) from None
+
+
+def _decode_base64(text: str) -> bytes:
+    """Decode base64 as clients write it: on one line or several, with or without a data URI."""
+    text = re.sub(r"^data:[^,]{0,80};base64,", "", text.strip())
+    return base64.b64decode("".join(text.split()), validate=True)
 
 
 def _mammogram_of_pixels(pixels: Any, facts: Mapping[str, Any]) -> Mammogram:

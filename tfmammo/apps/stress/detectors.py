@@ -34,6 +34,7 @@ from tfmammo.apps.stress.config import StressConfig
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
+from tfmammo.data import sampling
 from tfmammo.detection.detections import COUNT, MASKS, OUTPUTS, Detections, Detector
 from tfmammo.errors import ConfigError, DataError, DetectionError
 from tfmammo.mammogram import LesionKind, Mammogram, Skipped
@@ -98,7 +99,7 @@ def read_unknown(
     for mammogram in every:
         if any(detector.saw(mammogram.patient_id) for detector in ours):
             skipped.add(mammogram.image_id, KNOWN)
-        else:
+        elif not sampling.note_lost(mammogram, None, skipped):
             unknown.append(mammogram)
     if every and not unknown:
         raise DataError(

@@ -1,4 +1,1 @@
-"""Write records as the archives distribute their files.
-
-Tests, trials and benchmarks then need nobody's data.
-"""
+"""Write DICOM files and pictures: synthetic mammograms, segmentations, reports."""

@@ -35,9 +35,9 @@ from pydicom.uid import generate_uid
 from pydicom.valuerep import DSfloat
 
 from tfmammo import __version__
+from tfmammo.archives.findings import CATEGORIES
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers.dicom import MAMMOGRAPHY, SECONDARY_CAPTURE, write_dicom
-from tfmammo.archives.writers.folder import CATEGORIES
 from tfmammo.mammogram import Box, LesionKind, Mammogram, is_keyed
 
 MARK = "SYNTHETIC: lesions were inserted by software; not for diagnosis"
@@ -89,7 +89,8 @@ def write_dicom_of_mammogram(
     spacing = list(mammogram.spacing) if mammogram.spacing else None
     if stored.elements is None:
         rendition["ImagerPixelSpacing"] = spacing
-    full = bool(mammogram.laterality and mammogram.view and rendition.get("ImagerPixelSpacing"))
+    shown = (mammogram.laterality, mammogram.view)
+    full = bool(shown in _ORIENTATION and rendition.get("ImagerPixelSpacing"))
     elements = (
         _identity(mammogram, key, rendition.get("BurnedInAnnotation", "YES"), repeat)
         | (_mammography(mammogram, rendition) if full else _capture(mammogram))
@@ -292,7 +293,11 @@ def _mammography(mammogram: Mammogram, rendition: dict[str, Any]) -> dict[str, A
         "PositionerType": "NONE",
         "DetectorType": "",
         "AcquisitionContextSequence": [],
-        "PatientOrientation": _ORIENTATION[mammogram.laterality, mammogram.view],
+        # rows run from the chest wall to the front where that lies at the left
+        "PatientOrientation": [
+            "A" if mammogram.wall_side == "L" else "P",
+            _ORIENTATION[mammogram.laterality, mammogram.view][1],
+        ],
         "PixelIntensityRelationship": "LOG",
         "PixelIntensityRelationshipSign": 1
         if rendition["PresentationLUTShape"] == "INVERSE"

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 
+from tests.archives.writers.pixels import quantize
 from tfmammo.archives.writers.dicom import SECONDARY_CAPTURE, write_dicom
-from tfmammo.archives.writers.pixels import quantize
 from tfmammo.mammogram import Lesion, Mammogram
 
 Layout = Literal["nbia", "csv", "series"]

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from tests.archives.writers.pixels import quantize
 from tfmammo.archives.writers.dicom import write_dicom
-from tfmammo.archives.writers.pixels import quantize
 from tfmammo.mammogram import Mammogram
 
 _CATEGORIES = {

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.archives.writers.pixels import quantize
+from tfmammo.archives.findings import CATEGORIES
 from tfmammo.archives.writers.dicom import write_dicom
-from tfmammo.archives.writers.pixels import quantize
 from tfmammo.mammogram import Lesion, Mammogram
 
-CATEGORIES = {"mass": 1, "calcification": 2, "asymmetry": 3, "distortion": 4}
 _FACTS = ("laterality", "view", "pathology", "birads", "density")
 _COLUMNS = ("file", "patient", *_FACTS, "kind", "shape", "margin", "spacing", "split", "bits")
 

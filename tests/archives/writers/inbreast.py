@@ -10,8 +10,8 @@ from typing import Any
 import cv2
 import pandas as pd
 
+from tests.archives.writers.pixels import quantize
 from tfmammo.archives.writers.dicom import write_dicom
-from tfmammo.archives.writers.pixels import quantize
 from tfmammo.mammogram import Mammogram
 
 _CSV_COLUMNS = [

@@ -12,8 +12,8 @@ from typing import Any
 
 import pydicom
 
+from tests.archives.writers.pixels import quantize
 from tfmammo.archives.writers.dicom import write_dicom
-from tfmammo.archives.writers.pixels import quantize
 from tfmammo.mammogram import Lesion, Mammogram
 
 _FLAGS = {

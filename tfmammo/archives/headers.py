@@ -1,0 +1,184 @@
+"""What a DICOM header states of its image: whether it is a mammogram, and facts of it.
+
+Spacing is that in the breast: PixelSpacing where it is calibrated (its calibration type says so, it
+differs from ImagerPixelSpacing, or nothing else is stated); else ImagerPixelSpacing, measured at
+the detector, over the estimated magnification; else NominalScannedPixelSpacing of a scanned film.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from pydicom.dataset import FileDataset
+
+from tfmammo.archives import views
+from tfmammo.archives.elements import Fault, integer, items, numbers, text, value
+from tfmammo.mammogram import MOST_PIXELS, Laterality, View
+
+# SOP classes: computed and digital radiography (.1.2 is mammography), secondary captures (film
+# scans, .7.1 to .7.4 with frames), tomosynthesis with a generated 2D image
+_XRAY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(1|7|13\.1)(\.[0-9]+)*")
+_NEEDS_NO_MODALITY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(1\.2|7)(\.[0-9]+)*")
+_FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
+# The words that messages may quote: a damaged header can hold anything in their place.
+_MODALITIES = re.compile(
+    "AR|AU|BI|BMD|CR|CT|DOC|DX|ECG|ES|GM|IO|IVUS|KO|MR|NM|OP|OPT|OT|PR|PT|PX|RF|RG|RTDOSE|RTIMAGE|"
+    "RTPLAN|RTSTRUCT|SEG|SM|SR|TG|US|XA|XC"
+)
+_PHOTOMETRICS = re.compile("PALETTE COLOR|RGB|YBR_(FULL|FULL_422|ICT|RCT)")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a header states about its image, no pixel read.
+
+    Attributes:
+        rows: Rows of the stored image.
+        cols: Columns of the stored image.
+        spacing: (row, col) in mm per px in the breast, None where absent; unequal values stay as
+            they are.
+        laterality: None where absent or neither L nor R.
+        view: None where absent or no view of CID 4014.
+        series_description: Free text, None where absent; a hospital may write anything there, so it
+            must not reach a record.
+        for_processing: Raw detector values, not yet made fit for the eye.
+        chest_wall: Side of the image at which PatientOrientation has the chest wall; None where it
+            says nothing of it.
+    """
+
+    rows: int
+    cols: int
+    spacing: tuple[float, float] | None
+    laterality: Laterality | None
+    view: View | None
+    series_description: str | None
+    for_processing: bool
+    chest_wall: Laterality | None = None
+
+
+def read_facts(dataset: FileDataset) -> Header:
+    """Read the facts of a checked header."""
+    raw = (
+        text(dataset, "PresentationIntentType").upper() == "FOR PROCESSING"
+        or text(dataset, "SOPClassUID") == _FOR_PROCESSING
+    )
+    return Header(
+        rows=dataset.Rows,
+        cols=dataset.Columns,
+        spacing=_find_spacing(dataset),
+        laterality=_find_laterality(dataset),
+        view=_find_view(dataset),
+        chest_wall=_find_chest_wall(dataset),
+        series_description=text(dataset, "SeriesDescription") or None,
+        for_processing=raw,
+    )
+
+
+def check_header(dataset: FileDataset) -> None:
+    """Raise unless this is one grey image of a breast; leave its numbers as int."""
+    _check_kind(dataset)
+    photometric = text(dataset, "PhotometricInterpretation")
+    rows = integer(dataset, "Rows", 0)
+    cols = integer(dataset, "Columns", 0)
+    frames = integer(dataset, "NumberOfFrames", 1)
+    if not rows or not cols:
+        raise Fault("has no image, its header gives no rows or columns")
+    if rows * cols > MOST_PIXELS:  # a damaged header may claim 2**32
+        raise Fault(f"no mammogram has {rows} x {cols} pixels")
+    if frames > 1:
+        raise Fault(f"holds {frames if frames < 10_000 else 'too many'} frames, not one image")
+    if integer(dataset, "SamplesPerPixel", 1) != 1 or photometric not in (
+        "MONOCHROME1",
+        "MONOCHROME2",
+    ):
+        raise Fault(
+            "is no grey image, its photometric interpretation is "
+            f"{_quote_word(photometric, _PHOTOMETRICS)}"
+        )
+    allocated = integer(dataset, "BitsAllocated", 0)
+    bits = integer(dataset, "BitsStored", 0)
+    if allocated not in (1, 8, 16) or not 1 <= bits <= allocated:
+        raise Fault(f"{bits} bits stored in {allocated} are no mammogram's pixels")
+    if (high_bit := integer(dataset, "HighBit", bits - 1)) != bits - 1:
+        raise Fault(f"high bit {high_bit} does not fit {bits} stored bits")
+    dataset.Rows = rows
+    dataset.Columns = cols
+    dataset.BitsAllocated = allocated
+    dataset.BitsStored = bits
+    dataset.PixelRepresentation = integer(dataset, "PixelRepresentation", 0)
+
+
+def _check_kind(dataset: FileDataset) -> None:
+    """Raise unless modality, SOP class, body part and image type are a mammogram's."""
+    modality = text(dataset, "Modality").upper()
+    kind = text(dataset, "SOPClassUID")
+    part = text(dataset, "BodyPartExamined").upper()
+    if modality not in ("MG", ""):
+        raise Fault(f"is no mammogram, its modality is {_quote_word(modality, _MODALITIES)}")
+    if part and "BREAST" not in part:
+        raise Fault("is no mammogram, its body part is not the breast")
+    if kind.startswith("1.2.840.10008.") and not _XRAY.fullmatch(kind):
+        raise Fault("is no mammogram, its SOP class is neither X-ray's nor secondary capture's")
+    # without a modality, what is general X-ray must name the breast
+    if not modality and not part and not _NEEDS_NO_MODALITY.fullmatch(kind):
+        raise Fault("is no mammogram, its modality is not stated")
+    words = text(dataset, "ImageType").upper()
+    if "TOMO" in words and "GENERATED_2D" not in words:
+        raise Fault("is no mammogram but part of a tomosynthesis")
+
+
+def _find_spacing(dataset: FileDataset) -> tuple[float, float] | None:
+    stated = _parse_pair(dataset, "PixelSpacing")
+    imager = _parse_pair(dataset, "ImagerPixelSpacing")
+    if stated and (stated != imager or text(dataset, "PixelSpacingCalibrationType")):
+        return stated
+    if imager:
+        (factor,) = numbers(dataset, "EstimatedRadiographicMagnificationFactor")[:1] or [1.0]
+        # The breast lies between source and detector, so that a factor below 1 can only be a
+        # mistake.
+        return (imager[0] / factor, imager[1] / factor) if 1 <= factor < np.inf else imager
+    return _parse_pair(dataset, "NominalScannedPixelSpacing")
+
+
+def _parse_pair(dataset: FileDataset, key: str) -> tuple[float, float] | None:
+    values = numbers(dataset, key)
+    if len(values) == 2 and all(0 < value < np.inf for value in values):
+        return values[0], values[1]
+    return None
+
+
+def _find_laterality(dataset: FileDataset) -> Laterality | None:
+    for key in ("ImageLaterality", "Laterality", "FrameLaterality"):
+        if side := views.parse_side(text(dataset, key)):
+            return side
+    for region in items(dataset, "AnatomicRegionSequence"):
+        parts = (region, *items(region, "AnatomicRegionModifierSequence"))
+        if side := views.find_side(text(part, "CodeValue") for part in parts):
+            return side
+    return views.parse_view(text(dataset, "ViewPosition"))[0]
+
+
+def _find_chest_wall(dataset: FileDataset) -> Laterality | None:
+    """Find the chest wall by the direction of the rows (PS3.3 C.7.6.1.1.1).
+
+    Rows that run to the front of the body, A, begin at the chest wall. Other words are found there
+    too, CBIS-DDSM's view for example.
+    """
+    words = value(dataset, "PatientOrientation")
+    row = str(words if isinstance(words, str) else next(iter(words or ()), "")).strip().upper()
+    if not re.fullmatch(r"[AP][HFLR]{0,2}|[HFLR]{1,2}[AP]", row):
+        return None
+    return "L" if "A" in row else "R"
+
+
+def _find_view(dataset: FileDataset) -> View | None:
+    codes = [text(item, "CodeValue") for item in items(dataset, "ViewCodeSequence")]
+    return views.parse_view(text(dataset, "ViewPosition"))[1] or views.find_view(codes)
+
+
+def _quote_word(word: str, standard_words: re.Pattern[str]) -> str:
+    if not word:
+        return "not stated"
+    return word if standard_words.fullmatch(word) else "unknown"

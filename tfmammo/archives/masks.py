@@ -1,0 +1,195 @@
+"""Masks of lesions: which files they are, and what they mark.
+
+One file is one lesion; its parts are not split into several. Of two values the higher is the
+lesion. More than two are left by resampling or by JPEG, which grey a rim around the lesion: they
+are cut at half of the highest. Crisp levels without such a rim, and colours, are labels, of which
+nothing says whether they are lesions or kinds: they are refused, and so is a mask that marks the
+background.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tfmammo.archives import pictures
+from tfmammo.archives.named_files import PICTURES, find_files
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Skipped
+
+FOLDERS = ("masks", "labels")  # the first that holds pictures counts
+# what tools add to an image's name: a_mask, a_mask_1, a_seg, a-label
+_ENDING = re.compile(
+    r"[_-](masks?|seg|segmentation|labels?|gt|roi)(?:[_-]?([0-9]{1,9}))?", re.IGNORECASE
+)
+_NUMBER = re.compile(r"(.+)_([0-9]{1,9})", re.DOTALL)
+_MOST = 0.9  # of an image that a lesion covers
+_FEW = 64  # values of a mask that was numbered, not drawn in grey
+
+Numbered = dict[str, list[tuple[int, str, Path]]]  # image -> number, name and file of its masks
+
+
+def find_masks(
+    root: Path, images: dict[str, Path], skipped: Skipped
+) -> dict[str, list[tuple[str, Path]]]:
+    """Find the masks of each image, in a folder of their own or beside the images.
+
+    Args:
+        root: The folder around them.
+        images: By their names. Masks among them are taken out.
+        skipped: Takes masks of no image, and how many were found beside the images.
+
+    Returns:
+        Image -> (name, file) of its masks, in the order of their numbers.
+    """
+    found: Numbered = defaultdict(list)
+    beside = {
+        mask: path
+        for mask, path in images.items()
+        if path.suffix.lower() in PICTURES and (image := _strip(mask)) != mask and image in images
+    }
+    for mask, path in beside.items():
+        del images[mask]
+        found[_strip(mask)].append((_find_number(mask), mask, path))
+    if beside:
+        skipped.add("images/*", f"{len(beside)} masks lie beside their images, by their names")
+    folder = find_mask_folder(root)
+    if folder:
+        _match_folder(root, folder, images, found, skipped)
+    return {
+        image: [(mask, path) for _, mask, path in sorted(masks)] for image, masks in found.items()
+    }
+
+
+def find_mask_folder(root: Path) -> str | None:
+    """Find the folder that holds masks as pictures."""
+    for name in FOLDERS:
+        if (root / name).is_dir() and (
+            name == "masks" or find_files(root, name, PICTURES, Skipped())
+        ):
+            return name
+    return None
+
+
+def _match_folder(
+    root: Path, folder: str, images: Mapping[str, Path], found: Numbered, skipped: Skipped
+) -> None:
+    """Match masks to images by their paths, else by a name that only one image has."""
+    flat: dict[str, list[str]] = defaultdict(list)
+    for image in images:
+        flat[_base(image)].append(image)
+    moved = 0
+    for mask, path in find_files(root, folder, PICTURES, skipped).items():
+        names = list(_list_names(mask))
+        exact = [(name, number) for name, number in names if name in images]
+        named = [(flat[base], number) for name, number in names if (base := _base(name)) in flat]
+        if exact:
+            image, number = exact[0]
+            found[image].append((number, mask, path))
+        elif named and len(named[0][0]) == 1:
+            ((image,), number) = named[0]
+            found[image].append((number, mask, path))
+            moved += 1
+        else:
+            skipped.note(
+                root,
+                path,
+                "is a mask of no image: none has its name, with or without a number at the end",
+            )
+    if moved:
+        skipped.add(f"{folder}/*", f"{moved} masks are matched by their names, in other folders")
+
+
+def _base(name: str) -> str:
+    return PurePosixPath(name).name
+
+
+def _list_names(mask: str) -> Iterable[tuple[str, int]]:
+    """List the images whose mask this may be, the likeliest first, each with the mask's number."""
+    yield mask, -1
+    if is_named_mask(mask):
+        yield _strip(mask), _find_number(mask)
+    if match := _NUMBER.fullmatch(mask):
+        yield match[1], int(match[2])
+
+
+def is_named_mask(name: str) -> bool:
+    """Whether a name ends as tools call masks."""
+    return _strip(name) != name
+
+
+def _strip(mask: str) -> str:
+    match = re.fullmatch(rf"(.+?){_ENDING.pattern}", mask, re.IGNORECASE | re.DOTALL)
+    return match[1] if match else mask
+
+
+def _find_number(mask: str) -> int:
+    match = re.search(rf"{_ENDING.pattern}$", mask, re.IGNORECASE)
+    return int(match[2]) if match and match[2] else -1
+
+
+def read_mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
+    """Read the mask of one lesion.
+
+    Args:
+        path: Its file.
+        rows: Rows that it must have.
+        cols: Columns that it must have.
+
+    Returns:
+        uint8 [rows, cols], 1 on the lesion.
+
+    Raises:
+        ArchiveError: It can't be read, has another size, holds labels, or marks nothing or the
+            background.
+    """
+    values, is_jpeg, has_colours = pictures.read_values(path, rows, cols)
+    lowest = int(values.min())
+    highest = int(values.max())
+    if highest < (128 if is_jpeg else 1):  # a JPEG's black may be off by a little
+        raise ArchiveError(f"{path}: marks nothing")
+    if has_colours or (not is_jpeg and _holds_labels(values)):
+        raise ArchiveError(
+            f"{path}: holds several labels, which may be lesions or kinds: write one file a lesion "
+            "(NAME_1.png, NAME_2.png ...) and its kind into metadata.csv"
+        )
+    if np.all((values == lowest) | (values == highest)):
+        region = (values == highest).astype(np.uint8)
+    else:
+        pictures.advise(
+            "masks",
+            "some masks have more than two grey values and are cut at half of the highest: "
+            "resampled, or JPEG",
+        )
+        region = (2 * values >= highest).astype(np.uint8)
+    check_region(region, path)
+    return region
+
+
+def check_region(region: NDArray[np.uint8], path: Path) -> None:
+    """Raise ArchiveError where a region is no lesion's: it covers the background."""
+    corners = int(region[[0, 0, -1, -1], [0, -1, 0, -1]].sum())
+    share = float(region.mean())
+    if corners == 4 or share > _MOST or (corners == 3 and share > 0.5):
+        raise ArchiveError(
+            f"{path}: marks the image's corners or nearly all of it; is it inverted?"
+        )
+
+
+def _holds_labels(values: NDArray[np.int32]) -> bool:
+    """Whether grey values number regions, and are no rim between two others."""
+    levels = np.unique(values)
+    if len(levels) < 3:
+        return False
+    if levels[-1] < _FEW and levels[-1] == len(levels) - 1:  # 0, 1, 2 ...
+        return True
+    grey = values.astype(np.float32)
+    between = (grey > grey.min()) & (grey < grey.max())
+    is_rim = cv2.dilate(grey, np.ones((5, 5), np.uint8)) > grey
+    return bool(is_rim[between].mean() < 0.5)

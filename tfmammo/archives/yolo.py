@@ -1,0 +1,202 @@
+"""YOLO's data sets as Ultralytics reads them.
+
+    images/, labels/            at any depth; a text file an image, with a line a lesion
+    train/images, train/labels  and valid, test: as Roboflow writes them
+    NAME.yaml or classes.txt    names the labels; without them each is a mass of uncertain kind
+
+An image without a text file has no lesion, as YOLO says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfmammo.archives import coco
+from tfmammo.archives.files import list_regular_files
+from tfmammo.archives.findings import LESION, Finding
+from tfmammo.archives.layouts import SUBSETS, Layout, assign_subsets, find_labels
+from tfmammo.archives.named_files import PICTURES, find_files
+from tfmammo.config import read_yaml
+from tfmammo.errors import ArchiveError, ConfigError
+from tfmammo.mammogram import Found, Lesion, Lost, Skipped
+
+_LARGEST_YAML = 2**20  # bytes; YAML is slow to read
+_LARGEST_TEXT = 2**24  # bytes of the labels of one image
+_NO_LABELS = ("classes.txt", "notes.txt", "readme.txt")
+
+
+def find_yolo(root: Path, skipped: Skipped) -> Layout | None:
+    """Recognize a YOLO data set; None of any other folder.
+
+    Args:
+        root: The folder.
+        skipped: Takes what is left out.
+
+    Raises:
+        ArchiveError: Names are damaged, other annotations lie beside the labels, or no label file
+            is of an image.
+    """
+    folders = _list_folders(root)
+    texts = {path for _, labels in folders for path in _list_texts(root / labels)}
+    names_file = _find_names_file(root)
+    if not texts and not (names_file and folders):
+        return None
+    for other in ("annotations.json", "masks"):
+        if (root / other).exists():
+            raise ArchiveError(f"{root}: has both label files and {other}, keep one of them")
+    images: dict[str, Path] = {}
+    label_files: dict[str, Path] = {}
+    subsets: dict[str, str] = {}
+    for folder, labels in folders:
+        before = folder.removesuffix("images").rstrip("/")
+        for name, path in find_files(root, folder, PICTURES, skipped).items():
+            key = f"{before}/{name}" if before else name
+            images[key] = path
+            relative = path.relative_to(root / folder).with_suffix(".txt")
+            label_files[key] = root / labels / relative
+            if (part := key.partition("/")[0]) in SUBSETS:
+                subsets[key] = SUBSETS[part]
+    unused = len(texts - set(label_files.values()))
+    if texts and unused == len(texts):
+        raise ArchiveError(f"{root}: none of its {unused} label files has the name of an image")
+    if unused:
+        skipped.add("labels/*", f"{unused} label files have the name of no image")
+    found = _name_labels(root, names_file, skipped)
+    read = partial(_read_labels, root, label_files, found, skipped)
+    return Layout(images, read, assign_subsets(subsets))
+
+
+def _list_folders(root: Path) -> list[tuple[str, str]]:
+    """List pairs of folders, of images and of their labels."""
+    befores = ["", *(f"{name}/" for name in SUBSETS)]
+    pairs = [(f"{before}images", f"{before}labels") for before in befores]
+    return [pair for pair in pairs if all((root / name).is_dir() for name in pair)]
+
+
+def _list_texts(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in list_regular_files(folder, links=False)
+        if path.suffix == ".txt" and path.name.lower() not in _NO_LABELS
+    ]
+
+
+def _find_names_file(root: Path) -> Path | None:
+    """Find the file that names the labels; any YAML with names will do, data.yaml first."""
+    files = sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda path: path.name)
+    for path in sorted(files, key=lambda path: path.name != "data.yaml"):
+        if path.name == "data.yaml" or "names" in _read_yaml(path, strict=False):
+            return path
+    classes = [root / "classes.txt", root / "labels" / "classes.txt"]
+    return next((path for path in classes if path.is_file()), None)
+
+
+def _read_yaml(path: Path, strict: bool = True) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _LARGEST_YAML:
+            raise ConfigError(f"{path}: is too large to name labels")
+        return read_yaml(path)
+    except ConfigError as error:
+        if strict:
+            raise ArchiveError(str(error)) from None
+        return {}
+
+
+def _name_labels(
+    root: Path, path: Path | None, skipped: Skipped
+) -> Mapping[int, Finding | None] | None:
+    """Find what each label stands for; None where nothing names them."""
+    if path is None:
+        skipped.add("labels/*", "nothing names the labels: each is a mass of uncertain kind")
+        return None
+    names: Any
+    if path.suffix == ".txt":
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    else:
+        names = _read_yaml(path).get("names")
+    listed = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(listed, dict) or not all(isinstance(number, int) for number in listed):
+        raise ArchiveError(f"{path}: names no labels by their numbers")
+    if not all(isinstance(name, str | int | float) for name in listed.values()):
+        raise ArchiveError(f"{path}: a label's name is no word")
+    words = {number: str(name)[:80] for number, name in listed.items()}
+    return find_labels(words, path, root, skipped)
+
+
+def _read_labels(
+    root: Path,
+    label_files: Mapping[str, Path],
+    labels: Mapping[int, Finding | None] | None,
+    skipped: Skipped,
+    key: str,
+    rows: int,
+    cols: int,
+) -> list[Found]:
+    path = label_files[key]
+    if not path.is_file() or path.is_symlink():
+        return []
+    if path.stat().st_size > _LARGEST_TEXT:
+        raise ArchiveError(f"{path}: is too large for the labels of an image")
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArchiveError(f"{path}: can't be read ({error.__class__.__name__})") from None
+    found: list[Found] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            label, shares = _parse_line(line.split())
+            if labels is not None and label not in labels:
+                raise ValueError("its label has no name")
+        except ValueError as error:
+            raise ArchiveError(f"{path}: line {number}: {error}") from None
+        finding = LESION if labels is None else labels[label]
+        if finding is None:
+            found.append(Lost())
+        elif finding.kind:
+            try:
+                found.append(_draw_shares(finding, shares, rows, cols))
+            except ValueError as error:
+                skipped.note(root, path, f"line {number} left out: {error}")
+                found.append(Lost(finding.kind if finding.is_certain else None))
+    return found
+
+
+def _parse_line(words: list[str]) -> tuple[int, NDArray[np.float64]]:
+    """Parse a class with the numbers of a box or a polygon."""
+    try:
+        label = float(words[0])
+        shares = np.array([float(word) for word in words[1:]])
+    except (ValueError, OverflowError):
+        raise ValueError("is not made of numbers") from None
+    if not label.is_integer():  # some tools write 0.0
+        raise ValueError("its label is no whole number")
+    if not np.isfinite(shares).all() or len(shares) < 4 or len(shares) % 2:
+        raise ValueError("is neither a box of 4 numbers nor a polygon of 3 points or more")
+    return int(label), shares
+
+
+def _draw_shares(finding: Finding, shares: NDArray[np.float64], rows: int, cols: int) -> Lesion:
+    """Draw a box (centre, size) or a polygon in shares of the image's sides."""
+    assert finding.kind
+    certain = {"kind_is_certain": finding.is_certain}
+    if len(shares) == 4:
+        x, y, width, height = (
+            share * side
+            for share, side in zip(shares.tolist(), (cols, rows, cols, rows), strict=True)
+        )
+        bbox = [x - width / 2, y - height / 2, width, height]
+        return coco.lesion(finding.kind, {"bbox": bbox}, rows, cols, certain, "")
+    # Shares of 12 digits are off by less than this, and a point between two cells of the drawing's
+    # grid would fall to either.
+    with np.errstate(over="ignore"):  # what is infinite is refused below
+        points = np.round(shares.reshape(-1, 2)[:, ::-1] * (rows, cols) - 0.5, 6)
+    return Lesion.from_outline(finding.kind, points, rows, cols, **certain)
