@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,7 +86,9 @@ def read_mammogram(request: ImageRequest, path: Path) -> Mammogram:
     if request.image is None:
         return _mammogram_of_pixels(request.pixels, facts)
     try:
-        content = base64.b64decode(request.image, validate=True)
+        # `base64 FILE` breaks lines; a page's canvas writes a data URI
+        text = re.sub(r"^data:[^,]*,|\s", "", request.image)
+        content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise ConfigError("image is not in base64") from None
     path.write_bytes(content)
@@ -96,7 +99,7 @@ def read_mammogram(request: ImageRequest, path: Path) -> Mammogram:
 
 
 def _mammogram_of_pixels(pixels: Any, facts: Mapping[str, Any]) -> Mammogram:
-    """Make a record of pixels, which are rows as JSON has them or a server's array of them."""
+    """Make a record of pixels, which are rows as JSON has them."""
     try:
         values = np.asarray(pixels)
     except ValueError:
