@@ -14,7 +14,7 @@ cores' time is refused: that makes every ratio with PyTorch too good. Time: hour
 The training steps come first, of every model that has a peer: step.py names them.
 
 Left out: scaling.py and inpainting.py, which have no ratio; guard.py, counts.py and memory.py,
-which the tests run; kills.py, hostile.py and mutants.py, which measure no speed.
+which the tests run; kills.py and mutants.py, which measure no speed.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ HOMES = {
     "highdicom": ("tfmammo/archives/writers/",),
     "gradio": ("tfmammo/apps/studio/",),
     "portalocker": ("tfmammo/filesystem.py",),
-    "resource": ("tfmammo/apps/serving/", "benchmarks/"),  # not on Windows
+    "resource": ("benchmarks/",),  # not on Windows
 }
 NOWHERE = {
     "tensorflow.keras": "write `import keras`",

@@ -141,6 +141,16 @@ def test_a_network_of_whole_pictures_takes_any(exported):
     ]
 
 
+def test_base64_is_read_as_tools_write_it(inverter):
+    """`base64 FILE` breaks lines at 76 characters; a page writes a data URI."""
+    text = encoded(square(32, 32))
+    lines = base64.encodebytes(base64.b64decode(text)).decode()
+    assert "\n" in lines
+    expected = inverter.answer([{"image": text}])
+    for written in (lines, lines.replace("\n", "\r\n"), f"data:image/png;base64,{text}"):
+        assert inverter.answer([{"image": written}]) == expected
+
+
 def test_a_network_sees_eight_pictures_at_a_time(can):
     service = loaded(can)
     seen = []

@@ -5,9 +5,9 @@ requests.py     the images of a request
 entry.py        the pyfunc model of a service, which MLflow loads
 saving.py       what the registry stores, and the check before it is loaded
 server.py       MLflow's protocol over HTTP, with limits, short errors, /health and /metrics
-parsing.py      bodies of requests, parsed with bounded memory
-connections.py  uvicorn with time limits
-local.py        what the server and the studio share
+parsing.py      bodies of requests
+web.py          what the server and the studio share: uvicorn, and who may ask
+local.py        and their private folder and clean end
 
 `tfmammo serve` registers services, serves models, and exports SavedModels for
 TensorFlow Serving.

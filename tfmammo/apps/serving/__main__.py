@@ -151,7 +151,7 @@ def _make_parser() -> cli.Parser:
         nargs="+",
         default=[],
         metavar="HOST",
-        help="further host names of this server that requests may be sent to",
+        help="further names and addresses of this server that requests may be sent to",
     )
     laying_out = commands.add_parser("layout", help="write SavedModels for TensorFlow Serving")
     converting = commands.add_parser("onnx", help="write ONNX files for ONNX Runtime")

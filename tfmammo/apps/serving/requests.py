@@ -103,7 +103,7 @@ def _decode_base64(text: str) -> bytes:
 
 
 def _mammogram_of_pixels(pixels: Any, facts: Mapping[str, Any]) -> Mammogram:
-    """Make a record of pixels, which are rows as JSON has them or a server's array of them."""
+    """Make a record of pixels, which are rows as JSON has them."""
     try:
         values = np.asarray(pixels)
     except ValueError:

@@ -9,9 +9,10 @@ from typing import TypeVar
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from tfmammo.apps.reader_study.session import ReaderStudy
-from tfmammo.apps.serving import connections, local
+from tfmammo.apps.serving import web
 from tfmammo.apps.studio import guard, inserting, judging, reading, windowing
 from tfmammo.apps.studio.config import StudioConfig
 from tfmammo.errors import ConfigError, TfmammoError
@@ -19,6 +20,8 @@ from tfmammo.inference.pipeline import Pipeline
 from tfmammo.synthesis.editor import Editor
 
 log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 512  # a browser opens several
 
 ABOUT = (
     "# tfmammo studio\nFor research and teaching, not for diagnosis. Images that are made here are "
@@ -76,19 +79,13 @@ def serve(config: StudioConfig, folder: Path) -> None:
         ConfigError: A model can't be loaded.
         OSError: The port is in use.
     """
-    page = build(config)
-    if config.host not in local.LOCAL_NAMES:
-        log.warning(
-            "host=%s: anybody who reaches this address can use the studio; there is no password",
-            config.host,
-        )
-    with connections.listen(config.host, config.port) as listener:
-        guard.watch(page, folder / "gradio")
+    app = make_application(build(config), config, folder)
+    with web.listen(config.host, config.port) as listener:
         log.info("the studio is at http://%s:%s", config.host, config.port)
-        connections.serve(make_application(page, config, folder), listener)
+        web.make_server(app, MAX_CONNECTIONS).run([listener])
 
 
-def make_application(page: gr.Blocks, config: StudioConfig, folder: Path) -> local.Application:
+def make_application(page: gr.Blocks, config: StudioConfig, folder: Path) -> ASGIApp:
     """Return the ASGI application that serves the page, with its checks and limits.
 
     Args:
@@ -111,11 +108,8 @@ def make_application(page: gr.Blocks, config: StudioConfig, folder: Path) -> loc
         theme=make_theme(),
         css=STYLE + windowing.STYLE,
     )
-    megabyte = 2**20
-    return local.SameOrigin(
-        guard.Bounded(app, folder, config.upload_mb * megabyte, config.total_mb * megabyte),
-        config.names,
-    )
+    bounded = guard.BoundedUploads(app, folder, config.total_mb * 2**20)
+    return web.guard(bounded, config.host, config.names)
 
 
 def make_theme() -> gr.themes.Base:

@@ -24,7 +24,9 @@ class StudioConfig(Frozen):
     port: int = Field(default=7860, ge=1, le=65535)
     """Port to listen on."""
     names: tuple[str, ...] = ()
-    """Further host names of this machine. Requests to any other name are refused."""
+    """Further names and addresses of this machine. Requests to any other are refused, but where
+    `host` is reached from other machines and no names are given.
+    """
     upload_mb: PositiveInt = 100
     """Largest upload, MB."""
     total_mb: PositiveInt = 2000
