@@ -26,8 +26,8 @@ from tfmammo.evaluation.segmentation import CENTRED_DISC, MEASURES, PUBLISHED, W
 from tfmammo.metrics.segmentation import paired_test
 from tfmammo.metrics.summary import Printed, Table, format_p, make_tables, summarize, write_csv
 from tfmammo.studies import workflow
-from tfmammo.studies.segmenters import read_rows
-from tfmammo.studies.workflow import Step, format_overrides, parse_step
+from tfmammo.studies.segmenters import check_steps, read_rows
+from tfmammo.studies.workflow import Step, format_overrides
 from tfmammo.tracking import export, runs
 
 log = logging.getLogger(__name__)
@@ -185,20 +185,6 @@ def _plan_run(
     return Run(name, title, fold, seed, train, score)
 
 
-def check_runs(planned: Sequence[Run], schemas: Mapping[str, Any]) -> None:
-    """Refuse at once what a command would refuse hours later.
-
-    Raises:
-        ConfigError: There is no such script, or a key of its config is wrong.
-    """
-    for run in planned:
-        script = Path(run.train.command[0])
-        schema = schemas.get(f"train/{script.name}")
-        if schema is None or not script.is_file():
-            raise ConfigError(f"models.{run.model}.script: there is no {script.name} in train/")
-        parse_step(run.train, schema, f"arms.{run.arm}, models.{run.model}")
-
-
 def run_study(
     config: StudyConfig,
     output: Path,
@@ -222,7 +208,7 @@ def run_study(
         DataError: A command failed, or rows were made with other settings.
     """
     planned = plan_runs(config, output, root)
-    check_runs(planned, schemas)
+    check_steps([run.train for run in planned], schemas)
     missing = find_missing(config, planned)
     log.info("%d of %d runs have their scores", len(planned) - len(missing), len(planned))
     by_step = {run.score.name: run for run in missing}
