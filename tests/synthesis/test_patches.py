@@ -15,6 +15,7 @@ from tests.commands import run_module, run_module_here
 from tests.synthetic_sets import read_files
 from tfmammo import archives
 from tfmammo.config import DataConfig, dump
+from tfmammo.data.runners import Runner
 from tfmammo.data.sampling import is_normal
 from tfmammo.errors import ConfigError, DataError, TrackingError
 from tfmammo.mammogram import Skipped
@@ -143,7 +144,7 @@ def test_a_second_run_changes_nothing_and_a_lost_file_comes_back_bit_for_bit(
 
 @pytest.mark.long
 def test_two_workers_make_the_same(patches_made, generators, tmp_path):
-    synthesize(config(generators), tmp_path / "again", ["--direct_num_workers", "2"])
+    synthesize(config(generators), tmp_path / "again", Runner(2))
     assert read_files(tmp_path / "again") == read_files(patches_made[0])
 
 

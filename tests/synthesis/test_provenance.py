@@ -17,7 +17,7 @@ from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import folder as writer
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
-from tfmammo.data import jobs
+from tfmammo.data import runners
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Lesion, Skipped
 from tfmammo.synthesis import mammograms, patches
@@ -169,14 +169,14 @@ def test_a_training_that_ends_again_in_its_folder_is_another_generator(
 def test_a_generator_that_is_replaced_during_the_work_stops_it(
     config, infillings, tiny_contextual, tmp_path, monkeypatch
 ):
-    run = jobs.run
+    run = runners.run
     folder = shutil.copytree(infillings[0], tmp_path / "infilling")
 
     def replaced_first(*arguments):
         replace_export(folder, infillings[1])
         run(*arguments)
 
-    monkeypatch.setattr(jobs, "run", replaced_first)
+    monkeypatch.setattr(runners, "run", replaced_first)
     with pytest.raises(DataError, match="was replaced"):
         mammograms.synthesize(config(generator=str(folder)), tmp_path / "out")
     data = DataConfig(phantoms=8)

@@ -28,6 +28,7 @@ from tfmammo import config as configuration
 from tfmammo.archives import coco
 from tfmammo.archives.files import remove_names
 from tfmammo.data import card, jobs
+from tfmammo.data.runners import HERE, Runner
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.synthesis.config import SynthesisConfig
@@ -81,14 +82,14 @@ class Job:
 
 
 def synthesize(
-    config: SynthesisConfig, output: Path, flags: Sequence[str] = (), retry: bool = False
+    config: SynthesisConfig, output: Path, runner: Runner = HERE, retry: bool = False
 ) -> list[Recipe]:
     """Synthesize a set, or complete one that was stopped.
 
     Args:
         config: The config.
         output: A new folder, or one of an earlier run with the same config.
-        flags: Apache Beam's own.
+        runner: Who does the work.
         retry: Make items that were left out again.
 
     Returns:
@@ -108,7 +109,14 @@ def synthesize(
     with jobs.claim_folder(output, identity, IDENTITY):
         (output / "recipes").mkdir(exist_ok=True)
         log.info("%d items from %d mammograms, into %s", len(items), len(mammograms), output)
-        recipes = _complete_items(items, output, flags, retry)
+        steps = jobs.PartSteps(
+            make=make,
+            read=_read_finished,
+            name=lambda item: item.path,
+            has_failures=lambda recipe: bool(recipe.left_out),
+            command="synthesis",
+        )
+        recipes = jobs.complete_parts(items, steps, runner, retry)
         _write_dead_letters(items, recipes, sources.skipped)
         lesions = None if config.real_lesions else synthesizer.size_patients
         write_set(recipes, config, lesions, trained_on, output)
@@ -116,23 +124,8 @@ def synthesize(
         return recipes
 
 
-def _complete_items(
-    items: Sequence[Job], output: Path, flags: Sequence[str], retry: bool
-) -> list[Recipe]:
-    """Make the items that are missing in a claimed folder, and read the recipes of all."""
-    steps = jobs.PartSteps(
-        make=make,
-        read=_read_finished,
-        record_path=lambda item: item.path,
-        has_failures=lambda recipe: bool(recipe.left_out),
-        command="synthesis",
-    )
-    progress = (output / "recipes", "*.json", len(items))
-    return jobs.complete_parts(items, steps, flags, progress, retry)
-
-
 def make(job: Job) -> None:
-    """Make one item unless it is there: its files, then its recipe.
+    """Make one item: its files, then its recipe.
 
     Of an item that can't be made there is only the recipe, which says why.
 
@@ -141,8 +134,6 @@ def make(job: Job) -> None:
         OSError: The folder can't be written.
         RuntimeError: A fault that no file explains.
     """
-    if _read_finished(job) is not None:
-        return
     recipe = job.recipe
     mammogram = job.mammogram
     synthesizer = Synthesizer.reopen(recipe.config, job.exports)

@@ -1,7 +1,7 @@
 """Synthesize patches with lesions added or removed, by the thousand, to train classifiers on.
 
     tfmammo synthesize-patches --config configs/patch_synthesis.yaml --output DIR [--set
-    KEY=VALUE ...] [Beam's own flags]
+    KEY=VALUE ...] [--jobs N]
     tfmammo synthesize-patches --recipe DIR/recipes/mass/000000.json --output OTHER [--set
     data.root=DIR]
 
@@ -41,6 +41,7 @@ from tfmammo import config as configuration
 from tfmammo.archives.files import remove_names
 from tfmammo.archives.writers.synthetic import encode_mask_png, encode_png
 from tfmammo.data import card, jobs, sampling, tfrecord
+from tfmammo.data.runners import HERE, Runner
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.synthesis.command import make_parser, parse
@@ -91,24 +92,16 @@ class Job:
     network: Path
     recipes: tuple[PatchRecipe, ...]
 
-    @property
-    def next_path(self) -> Path:
-        """Path of the first recipe that is not finished, or of the first one."""
-        for recipe in self.recipes:
-            if _read_finished(recipe, self.folder) is None:
-                return recipe.find_path(self.folder)
-        return self.recipes[0].find_path(self.folder)
-
 
 def synthesize(
-    config: PatchSynthesisConfig, output: Path, flags: Sequence[str] = ()
+    config: PatchSynthesisConfig, output: Path, runner: Runner = HERE
 ) -> list[PatchRecipe]:
     """Synthesize a set of patches, or complete one that was stopped.
 
     Args:
         config: The config.
         output: A new folder, or one of an earlier run with the same config.
-        flags: Apache Beam's own.
+        runner: Who does the work.
 
     Returns:
         The recipes of all patches, those left out included.
@@ -144,7 +137,7 @@ def synthesize(
                 versions=collect_versions(),
                 generator=networks[target].identity,
             )
-            recipes += _complete_kind(first, export, sources[target], output, flags)
+            recipes += _complete_kind(first, export, sources[target], output, runner)
         _write_summary(recipes, skipped, config.data.archive_name, output)
     return recipes
 
@@ -205,11 +198,9 @@ def make(job: Job) -> None:
         RuntimeError: A fault that no file explains.
     """
     missing = [recipe for recipe in job.recipes if _read_finished(recipe, job.folder) is None]
-    if not missing:
-        return
-    config = missing[0].config
+    config = job.recipes[0].config
     network = load_lesion_generator(job.network)
-    if network.identity != missing[0].generator:
+    if network.identity != job.recipes[0].generator:
         raise DataError(f"{job.network}: was replaced by another training while the work went on")
     try:
         with jobs.use_one_thread():
@@ -305,7 +296,7 @@ def _complete_kind(
     network: Path,
     sources: Sequence[Mammogram],
     output: Path,
-    flags: Sequence[str],
+    runner: Runner,
 ) -> list[PatchRecipe]:
     """Make `count` patches of one kind, if they can be had.
 
@@ -314,7 +305,7 @@ def _complete_kind(
         network: The generator's export.
         sources: The mammograms that they are of.
         output: The claimed folder.
-        flags: Apache Beam's own.
+        runner: Who does the work.
 
     Returns:
         Their recipes, those left out included.
@@ -327,7 +318,7 @@ def _complete_kind(
     steps = jobs.PartSteps(
         make=make,
         read=_read_finished_job,
-        record_path=lambda job: job.next_path,
+        name=lambda job: job.recipes[0].find_path(job.folder),
         command="synthesis",
     )
     total = wanted
@@ -338,8 +329,7 @@ def _complete_kind(
             for start, mammogram in enumerate(sources[:total])
         ]
         log.info("%s: %d patches from %d mammograms, into %s", kind, total, len(parts), output)
-        progress = (output / "recipes" / kind, "*.json", total)
-        records = jobs.complete_parts(parts, steps, flags, progress)
+        records = jobs.complete_parts(parts, steps, runner)
         recipes = sorted(
             (recipe for record in records for recipe in record), key=lambda recipe: recipe.number
         )
@@ -426,7 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser(
         "synthesize-patches", __doc__, PatchSynthesisConfig, "patch_synthesis", "patch"
     )
-    options, flags = parse(parser, arguments)
+    options, runner = parse(parser, arguments)
 
     def work() -> None:
         if options.recipe:
@@ -434,7 +424,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             log.info("%s: made again, bit for bit", recipe.name)
         else:
             config = cli.read_config(PatchSynthesisConfig, options)
-            synthesize(config, options.output.resolve(), flags)
+            synthesize(config, options.output.resolve(), runner)
 
     cli.run(work)
 
