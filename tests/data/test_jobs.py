@@ -143,27 +143,23 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_finished_parts_are_kept_and_those_with_failures_made_again_on_demand(
-    tmp_path, monkeypatch
-):
+def test_finished_parts_are_kept_and_missing_ones_an_error(tmp_path, monkeypatch):
     names = []
 
     def make(path):
         names.append(path.name)
-        path.write_text("failure" if path.name == "b" else "whole")
+        path.write_text("whole")
 
     steps = jobs.PartSteps(
         make=make,
         read=lambda path: path.read_text() if path.is_file() else None,
         name=lambda path: path,
-        has_failures=lambda record: record == "failure",
         command="work",
     )
     parts = [tmp_path / "b", tmp_path / "a"]
-    for retry, expected in ((False, ["b", "a"]), (False, []), (True, ["b"])):
+    for expected in (["b", "a"], []):
         names.clear()
-        records = jobs.complete_parts(parts, steps, HERE, retry)
-        assert records == ["failure", "whole"] and names == expected
+        assert jobs.complete_parts(parts, steps, HERE) == ["whole"] * 2 and names == expected
     (tmp_path / "a").unlink()
     monkeypatch.setattr(runners, "run", lambda parts, make, runner: None)
     with pytest.raises(DataError, match="/a: "):

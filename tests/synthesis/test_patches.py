@@ -23,8 +23,9 @@ from tfmammo.synthesis import patches
 from tfmammo.synthesis.config import PatchSynthesisConfig
 from tfmammo.synthesis.generators import load_lesion_generator
 from tfmammo.synthesis.patch_drawing import draw_patch
-from tfmammo.synthesis.patch_set import PatchRecipe, PatchSet, describe_rates, read_patch_recipe
+from tfmammo.synthesis.patch_set import PatchRecipe, PatchSet, describe_rates
 from tfmammo.synthesis.patches import remake, synthesize
+from tfmammo.synthesis.provenance import read_recipe
 
 DATA = DataConfig(phantoms=12)
 
@@ -213,9 +214,9 @@ def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, genera
         PatchSet.read(tmp_path)
     with pytest.raises(DataError, match="the work on it was not finished"):
         PatchSet.read(tmp_path / "e")
-    with pytest.raises(DataError, match="is no recipe of a patch of this version"):
+    with pytest.raises(DataError, match="is no recipe of this version"):
         (tmp_path / "x.json").write_text("{}")
-        read_patch_recipe(tmp_path / "x.json")
+        read_recipe(PatchRecipe, tmp_path / "x.json")
 
 
 def test_removal_takes_malignant_lesions_alone(patches_made, mammograms):

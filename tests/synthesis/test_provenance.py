@@ -23,7 +23,7 @@ from tfmammo.mammogram import Lesion, Skipped
 from tfmammo.synthesis import mammograms, patches
 from tfmammo.synthesis.config import PatchSynthesisConfig, ShapeConfig, SynthesisConfig
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
-from tfmammo.synthesis.provenance import read_recipe
+from tfmammo.synthesis.provenance import Recipe, read_recipe
 
 ROWS = 200
 COLS = 150
@@ -156,7 +156,7 @@ def test_a_training_that_ends_again_in_its_folder_is_another_generator(
     for image, other in zip(pixels(tmp_path / "second"), pixels(tmp_path / "fresh"), strict=True):
         np.testing.assert_array_equal(image, other)
     generators = [
-        read_recipe(tmp_path / name / "recipes/000000.json").generator
+        read_recipe(Recipe, tmp_path / name / "recipes/000000.json").generator
         for name in ("first", "second", "fresh")
     ]
     assert generators[1] == generators[2] != generators[0]
@@ -273,7 +273,7 @@ def test_no_password_and_no_path_of_the_owners_is_in_a_set(config, normal, tmp_p
             and str(normal.parent) not in text
             and str(tmp_path.parent) not in text
         )
-        recipe = read_recipe(tmp_path / name / "recipes/000000.json")
+        recipe = read_recipe(Recipe, tmp_path / name / "recipes/000000.json")
         assert (
             recipe.config.data.root is None
             and recipe.config.tracking_uri is None

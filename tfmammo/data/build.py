@@ -155,14 +155,17 @@ def build(
     with jobs.claim_folder(output, identity, IDENTITY):
         count = sum(len(shard.jobs) for shard in shards)
         log.info("%d mammograms in %d shards, into %s", count, len(shards), output)
+        for shard in shards if retry else ():
+            sidecar = _read_sidecar(shard)
+            if sidecar and sidecar.dead_letters:
+                shard.sidecar_path.unlink()
         steps = jobs.PartSteps(
             make=make,
             read=_read_sidecar,
             name=lambda shard: shard.sidecar_path,
-            has_failures=lambda sidecar: bool(sidecar.dead_letters),
             command="build",
         )
-        sidecars = jobs.complete_parts(shards, steps, runner, retry)
+        sidecars = jobs.complete_parts(shards, steps, runner)
         return _write_manifest(sidecars, identity, config, skipped, output)
 
 

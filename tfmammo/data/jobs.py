@@ -53,18 +53,16 @@ class PartSteps(Generic[Part, Record]):
         read: Returns the record of a finished part. None unless its files are there as written.
         name: Names a part in messages.
         command: What the user runs again, for messages.
-        has_failures: Whether something in a finished part could not be made.
     """
 
     make: Callable[[Part], None]
     read: Callable[[Part], Record | None]
     name: Callable[[Part], object]
     command: str
-    has_failures: Callable[[Record], bool] = lambda _: False
 
 
 def complete_parts(
-    parts: Sequence[Part], steps: PartSteps[Part, Record], runner: Runner, retry: bool = False
+    parts: Sequence[Part], steps: PartSteps[Part, Record], runner: Runner
 ) -> list[Record]:
     """Make the missing parts of a claimed folder, and read the records of all parts.
 
@@ -72,7 +70,6 @@ def complete_parts(
         parts: Small, because each one is pickled for its worker.
         steps: How a part is made and read.
         runner: Who makes them.
-        retry: Make finished parts with failures again.
 
     Returns:
         One record per part, in the order of `parts`.
@@ -82,11 +79,7 @@ def complete_parts(
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading is hashing, which threads share
         records = list(pool.map(steps.read, parts))
-        missing = [
-            index
-            for index, record in enumerate(records)
-            if record is None or (retry and steps.has_failures(record))
-        ]
+        missing = [index for index, record in enumerate(records) if record is None]
         runners.run([parts[index] for index in missing], steps.make, runner)
         made = pool.map(steps.read, [parts[index] for index in missing])
         for index, record in zip(missing, made, strict=True):
