@@ -34,7 +34,7 @@ CORE = [
     "setuptools<82",  # tensorflow-hub imports pkg_resources, which 82 removed
 ]
 
-BUILD = ["apache-beam>=2.77"]
+BEAM = ["apache-beam>=2.77"]
 # the studio; the server beside MLflow's
 SERVE = ["gradio>=6", "fastapi", "starlette", "uvicorn", "prometheus-client"]
 PACS = ["dicomweb-client>=0.60", "pynetdicom>=3", "requests"]  # DICOMweb; DIMSE
@@ -42,7 +42,7 @@ ONNX = ["onnx", "onnxruntime", "tf2onnx"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]", "mkdocs-jupyter"]
 
 EXTRAS = {
-    "build": BUILD,
+    "beam": BEAM,
     "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
     "detection": [
         "tf-models-official==2.20.*",  # holds TensorFlow at 2.20
@@ -57,7 +57,7 @@ EXTRAS = {
     "benchmark": [*ONNX, "torch", "onnxscript", "monai", "lpips"],
     "docs": DOCS,
     "test": [
-        *BUILD,
+        *BEAM,
         *SERVE,
         *PACS,
         *DOCS,

@@ -74,7 +74,7 @@ BENCHMARKS: Mapping[str, tuple[str, ...]] = {
         for model in ("can", "infilling", "cgan")
     },
     "input": ("input", "--only", "dicom", "pipeline", "index"),
-    "input beam": ("input", "--only", "beam"),
+    "input build": ("input", "--only", "build"),
     "synthesis": ("synthesis",),
     "synthesis of 1,200": ("synthesis", "--only", "processes", "--mammograms", "1200"),
     "blending": ("blending",),

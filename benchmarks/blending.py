@@ -178,9 +178,7 @@ def _make_recipe(renderer: str, data: DataConfig, lesions: int) -> Recipe:
             "masses": (lesions, lesions),
         }
     )
-    return Recipe(
-        identity="", name="000000", number=0, config=config, versions={}, generator={}, sizes=None
-    )
+    return Recipe(identity="", number=0, config=config, versions={}, generator={}, sizes=None)
 
 
 if __name__ == "__main__":

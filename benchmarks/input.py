@@ -1,12 +1,12 @@
 """How fast data comes in, beside what it is measured against; one JSON line a part.
 
-python benchmarks/input.py [--only dicom pipeline beam index] [--files N]
+python benchmarks/input.py [--only dicom pipeline build index] [--files N]
 
 dicom: a DICOM file to pixels, over pydicom's own decoding and look-up tables of the same files
 (wanted: at most 1.3). pipeline: patches a second from memory and from records, over what a
 full-size CAN consumes (wanted: at least 20), and the part of its time that a consumer of 200 steps
 a second waits for them: it sleeps in its steps, as a host does beside a GPU, and has one batch
-ready for comparison. beam: a build with one worker over one with two, wall clock with their start
+ready for comparison. build: a build in one process over one in two, wall clock with their start
 (wanted: at least 1.5 on two idle cores). index: reading an archive's tables and headers, per 10,000
 images, for three sizes of it (wanted: the same for each).
 
@@ -45,7 +45,7 @@ from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.config import TrainingConfig
 from tfmammo.mammogram import Lesion, Mammogram
 
-PARTS = ("dicom", "pipeline", "beam", "index")
+PARTS = ("dicom", "pipeline", "build", "index")
 WRITERS: dict[str, Callable[..., list[Path]]] = {"inbreast": inbreast.write, "vindr": vindr.write}
 SYNTAXES = {"uncompressed": ExplicitVRLittleEndian, "JPEG 2000": JPEG2000Lossless}
 REPEATS = 5
@@ -193,7 +193,7 @@ def _time_step(options: argparse.Namespace) -> float:
     return statistics.median(seconds[2:])
 
 
-def measure_beam(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+def measure_build(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     """Measure wall-clock seconds of the same build with one and with two processes."""
     (folder / "build.yaml").write_text("name: benchmark\n", encoding="utf-8")
     overrides = (f"data.phantoms={options.mammograms}", f"data.size={options.size}")
@@ -288,7 +288,7 @@ def main() -> None:
         metavar="JSON",
         help="pipeline: CAN's config where it is not the paper's",
     )
-    parser.add_argument("--mammograms", type=int, default=480, help="beam: phantoms built")
+    parser.add_argument("--mammograms", type=int, default=480, help="build: phantoms built")
     parser.add_argument(
         "--archive",
         choices=sorted(WRITERS),
@@ -306,7 +306,7 @@ def main() -> None:
     parts = {
         "dicom": measure_dicom,
         "pipeline": measure_pipeline,
-        "beam": measure_beam,
+        "build": measure_build,
         "index": measure_index,
     }
     for name in options.only:

@@ -89,19 +89,19 @@ def load_arrays(path: Path) -> dict[str, list[np.ndarray]]:
 
 
 def time_workers(arguments: Sequence[object], folder: Path) -> tuple[float, float]:
-    """Time a job of Beam's, start included, with one worker process and with two.
+    """Time a job, start included, in one process and in two.
 
     Args:
         arguments: What stands after `python`; --output is added.
         folder: Of the outputs, which are its folders "1" and "2".
 
     Returns:
-        The seconds of one worker and of two.
+        The seconds of one process and of two.
     """
     seconds = []
     for count in (1, 2):
-        flags = ("--direct_running_mode", "multi_processing", "--direct_num_workers", count)
-        command = (sys.executable, *arguments, "--output", folder / str(count), *flags)
+        options = ("--output", folder / str(count), "--jobs", count)
+        command = (sys.executable, *arguments, *options)
         start = time.perf_counter()
         subprocess.run([str(word) for word in command], check=True, capture_output=True)
         seconds.append(time.perf_counter() - start)

@@ -54,10 +54,11 @@ from tfmammo.mammogram import Mammogram
 from tfmammo.models.infilling import Infilling, InfillingConfig
 from tfmammo.synthesis.config import ShapeConfig, SynthesisConfig
 from tfmammo.synthesis.generators import Generator
-from tfmammo.synthesis.mammogram_set import write_item
+from tfmammo.synthesis.mammogram_set import list_files
 from tfmammo.synthesis.placement import TargetMammogram
 from tfmammo.synthesis.provenance import Recipe, Source
 from tfmammo.synthesis.renderers import NetworkRenderer, show_tri_label
+from tfmammo.synthesis.sets import write_files
 from tfmammo.synthesis.shapes import ShapeFiles
 from tfmammo.synthesis.synthesizer import Synthesizer, render
 
@@ -102,7 +103,7 @@ def measure(
         times.append(time.process_time())
         records = tuple(lesion.record for lesion in lesions)
         updated = recipe.model_copy(update={"lesions": records, "source": _describe_source(source)})
-        files = write_item(updated, source, synthetic, output)
+        files = write_files(list_files(updated, source, synthetic), output)
         updated = updated.model_copy(update={"files": files})
         filesystem.write_atomically(
             output / "recipe.json", updated.model_dump_json(), durable=False
@@ -140,7 +141,6 @@ def _make_recipe(lesions: int, folder: Path, options: argparse.Namespace) -> Rec
     )
     return Recipe(
         identity="",
-        name="000000",
         number=0,
         config=config,
         versions={},

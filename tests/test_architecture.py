@@ -51,6 +51,7 @@ FORBIDDEN = {
 SHARED = ("tfmammo.baselines.segmenter", "tfmammo.baselines.vgg16", "tfmammo.nn.growth")
 # The only places (prefixes of a path) that may import a library.
 HOMES = {
+    "apache_beam": ("tfmammo/data/runners.py",),  # an extra, for clusters
     "mlflow": ("tfmammo/tracking/", "tfmammo/apps/serving/"),
     # mutants.py may not import tfmammo before it has broken it
     "yaml": ("tfmammo/config/parsing.py", "benchmarks/mutants.py"),

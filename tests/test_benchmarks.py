@@ -262,9 +262,9 @@ def test_pipeline(measured):
 
 @pytest.mark.slow
 @pytest.mark.nightly
-def test_beam(measured):
-    (found,) = measured("--only", "beam", "--mammograms", "4", "--size", "32")
-    assert found["benchmark"] == "input.beam" and found["same_bytes"] is True
+def test_build(measured):
+    (found,) = measured("--only", "build", "--mammograms", "4", "--size", "32")
+    assert found["benchmark"] == "input.build" and found["same_bytes"] is True
     assert found["ratio"] == pytest.approx(found["one_worker_s"] / found["two_workers_s"], rel=0.01)
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from tfmammo import cli
 from tfmammo.apps.pacs.config import CaseConfig
-from tfmammo.data import jobs
 
 
 def parser(prog="x"):
@@ -82,7 +81,6 @@ def test_a_section_is_no_key(capsys):
 )
 def test_an_unknown_argument_is_an_error_that_helps(capsys, arguments, error):
     assert said(capsys, lambda: parser().parse_args(arguments)) == error
-    assert said(capsys, lambda: parser().parse_with(arguments, jobs.find_unknown_flags)) == error
 
 
 @pytest.mark.parametrize(
@@ -109,19 +107,8 @@ def test_jobs_are_counted(capsys, jobs_wanted):
     assert error == f"x: error: argument --jobs: {jobs_wanted} is no whole number of 1 or more"
 
 
-def test_beams_own_options_pass_and_misspelt_ones_do_not(capsys):
-    chosen, flags = parser().parse_with(
-        ["--retry", "--direct_num_workers", "2", "--runner=DirectRunner"], jobs.find_unknown_flags
-    )
-    assert chosen.retry and flags == ["--direct_num_workers", "2", "--runner=DirectRunner"]
-    error = said(
-        capsys, lambda: parser().parse_with(["--direct_num_wokers", "2"], jobs.find_unknown_flags)
-    )
-    assert error == "x: error: unknown: --direct_num_wokers 2; did you mean --direct_num_workers?"
-
-
 @pytest.mark.parametrize("name", ["synthesis", "patch_synthesis", "build"])
-def test_commands_on_beam_refuse_what_nobody_knows(capsys, tmp_path, name):
+def test_long_works_refuse_what_nobody_knows(capsys, tmp_path, name):
     from tfmammo.data import build
     from tfmammo.synthesis import __main__ as synthesis
     from tfmammo.synthesis import patches

@@ -23,7 +23,7 @@ from tfmammo import cli, shipped
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
 EXTRAS = {
-    "build",
+    "beam",
     "gpu",
     "detection",
     "serve",
@@ -50,7 +50,7 @@ DISTRIBUTIONS = {
 # MLflow's system metrics, and what tensorflow-hub needs.
 UNSEEN = {"pylibjpeg", "pylibjpeg-openjpeg", "xlrd", "psutil", "setuptools"}
 # Imported within the one function that needs them: an old Excel table, which only tests ask for,
-# the build at scale, COCO's average precision, and ONNX files.
+# clusters, COCO's average precision, and ONNX files.
 OPTIONAL = {
     "xlwt",
     "apache-beam",

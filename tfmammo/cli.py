@@ -25,7 +25,7 @@ console = Console()
 log = logging.getLogger(__name__)
 # By the name to import: the extra that a missing package comes with.
 EXTRAS = {
-    "apache_beam": "build",
+    "apache_beam": "beam",
     "dicomweb_client": "pacs",
     "gradio": "serve",
     "fastapi": "serve",
@@ -202,28 +202,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does; the error of an unknown argument names what may be meant."""
         parsed, unknown = self.parse_known_args(args, namespace)
-        self._refuse(unknown)
+        self.refuse(unknown)
         return parsed
-
-    def parse_with(
-        self,
-        args: Sequence[str] | None,
-        sort: Callable[[Sequence[str]], tuple[Sequence[str], Collection[str]]],
-    ) -> tuple[Any, list[str]]:
-        """Parse, and return the arguments that belong to another parser.
-
-        Args:
-            args: None takes the process's.
-            sort: Takes the arguments that this parser does not know. It returns those that the
-                other parser does not know either, and the names that the other one knows.
-
-        Returns:
-            What this parser read, and the other's arguments.
-        """
-        parsed, others = self.parse_known_args(args)
-        if others:
-            self._refuse(*sort(others))
-        return parsed, others
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Refuse what is no choice, with the one that may be meant instead of all."""
@@ -231,7 +211,13 @@ class Parser(argparse.ArgumentParser):
             choices = [str(choice) for choice in action.choices]
             raise argparse.ArgumentError(action, f"there is no {value}{suggest(value, choices)}")
 
-    def _refuse(self, unknown: Sequence[str], further: Collection[str] = ()) -> None:
+    def refuse(self, unknown: Sequence[str], further: Collection[str] = ()) -> None:
+        """End with an error that names unknown arguments, unless there are none.
+
+        Args:
+            unknown: The arguments.
+            further: Options that the command knows besides this parser's.
+        """
         if unknown:
             options = {*_list_options(self), *further}
             sections = _list_sections(self.schema) if self.schema else ()

@@ -1,4 +1,4 @@
-"""Building records of a tiny INbreast tree with Beam's DirectRunner: contents, resumption,
+"""Building records of a tiny INbreast tree: contents, resumption,
 dead letters, refusals.
 """
 
@@ -29,6 +29,7 @@ from tfmammo.data import card
 from tfmammo.data.build import BuildConfig, ShardConfig, build
 from tfmammo.data.extraction import make_patches
 from tfmammo.data.patches import TEXTS
+from tfmammo.data.runners import Runner
 from tfmammo.data.tfrecord import Records, read_manifest
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Lesion, Skipped
@@ -455,6 +456,13 @@ def test_a_second_build_in_one_folder_is_refused_and_the_first_one_ends_well(tmp
     assert read_manifest(tmp_path / "out").count > 0
 
 
+@pytest.mark.slow
+def test_apache_beam_writes_what_this_process_writes(built, config, tmp_path):
+    pytest.importorskip("apache_beam")
+    build(config, tmp_path / "beam", Runner(beam="DirectRunner"))
+    assert contents(tmp_path / "beam") == contents(built)
+
+
 @pytest.mark.long
 def test_two_processes_write_what_one_writes(built, config, tmp_path, repository):
     (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
@@ -463,7 +471,7 @@ def test_two_processes_write_what_one_writes(built, config, tmp_path, repository
         tmp_path / "config.yaml",
         "--output",
         tmp_path / "two",
-        "--direct_num_workers",
+        "--jobs",
         "2",
         repository=repository,
     )

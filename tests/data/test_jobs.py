@@ -4,8 +4,6 @@ Two are real processes.
 """
 
 import contextlib
-import importlib
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +12,8 @@ import textwrap
 import portalocker
 import pytest
 
-from tfmammo.data import jobs
+from tfmammo.data import jobs, runners
+from tfmammo.data.runners import HERE
 from tfmammo.errors import ConfigError, DataError
 
 HOLD = """
@@ -144,72 +143,24 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_finished_parts_are_kept_and_those_with_failures_made_again_on_demand(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(jobs, "run", lambda parts, make, flags: [make(part) for part in parts])
+def test_finished_parts_are_kept_and_missing_ones_an_error(tmp_path, monkeypatch):
     names = []
 
-    def read(path):
-        return path.read_text() if path.is_file() else None
-
     def make(path):
-        if read(path) is None:
-            names.append(path.name)
-            path.write_text("failure" if path.name == "b" else "whole")
+        names.append(path.name)
+        path.write_text("whole")
 
     steps = jobs.PartSteps(
         make=make,
-        read=read,
-        record_path=lambda path: path,
-        has_failures=lambda record: record == "failure",
+        read=lambda path: path.read_text() if path.is_file() else None,
+        name=lambda path: path,
         command="work",
     )
     parts = [tmp_path / "b", tmp_path / "a"]
-    progress = (tmp_path, "*", 2)
-    for retry, expected in ((False, ["b", "a"]), (False, []), (True, ["b"])):
+    for expected in (["b", "a"], []):
         names.clear()
-        records = jobs.complete_parts(parts, steps, (), progress, retry)
-        assert records == ["failure", "whole"] and names == expected
+        assert jobs.complete_parts(parts, steps, HERE) == ["whole"] * 2 and names == expected
     (tmp_path / "a").unlink()
-    monkeypatch.setattr(jobs, "run", lambda parts, make, flags: None)
+    monkeypatch.setattr(runners, "run", lambda parts, make, runner: None)
     with pytest.raises(DataError, match="/a: "):
-        jobs.complete_parts(parts, steps, (), progress)
-
-
-WORK = """
-    import os, time
-    from pathlib import Path
-
-    folder = Path(__file__).parent
-
-    def note(event):
-        (folder / f"{event}-{os.getpid()}").write_text(repr(time.time()))
-
-    if os.environ["IMPORTING"] != str(os.getpid()):
-        note("began")
-        time.sleep(8)  # as long as TensorFlow takes on a busy machine
-        note("ended")
-
-    class Part(str): ...  # a class of the work, so that Beam's first worker imports it at once
-
-    def make(part):
-        (folder / part).touch()
-"""
-
-
-@pytest.mark.long
-def test_workers_import_the_work_at_the_same_time(tmp_path, monkeypatch):
-    pytest.importorskip("apache_beam")
-    (tmp_path / "the_work.py").write_text(textwrap.dedent(WORK))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("IMPORTING", str(os.getpid()))  # does not wait itself
-    the_work = importlib.import_module("the_work")
-    jobs.run([the_work.Part("a"), the_work.Part("b")], the_work.make, ["--direct_num_workers=2"])
-    assert (tmp_path / "a").exists() and (tmp_path / "b").exists()
-    began, ended = (
-        [float(path.read_text()) for path in tmp_path.glob(f"{event}-*")]
-        for event in ("began", "ended")
-    )
-    assert len(began) == 2 and max(began) < min(ended)
+        jobs.complete_parts(parts, steps, HERE)

@@ -3,7 +3,6 @@ tests/scripts.
 """
 
 import json
-from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -457,17 +456,6 @@ def test_synthetic_mammograms_that_join_no_copies_are_compared_with_as_many_copi
         "real + 2 by unet",
     ]
     assert "difference-from-base" not in tables
-
-
-def test_a_study_without_apache_beam_fails_before_its_generators(tmp_path, monkeypatch):
-    def find(name):
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "version", find)
-    root = Path(__file__).parents[2]
-    with pytest.raises(ConfigError, match="Apache Beam is missing: pip install"):
-        detection_report.run_study(config(), tmp_path / "study", root)
-    assert not list(tmp_path.iterdir())
 
 
 def test_arms_evaluated_on_different_mammograms_are_refused(evaluated):

@@ -221,9 +221,7 @@ def test_a_can_makes_a_whole_set_and_each_of_it_again(form, can, where, tmp_path
         count=3,
         format=form,
     )
-    recipes = synthesize(
-        config, tmp_path / "set", ("--direct_num_workers=1", "--direct_running_mode=in_memory")
-    )
+    recipes = synthesize(config, tmp_path / "set")
     assert [recipe.left_out for recipe in recipes] == [None] * 3
     assert {lesion.shape for recipe in recipes for lesion in recipe.lesions} == {"drawn, irregular"}
     known = json.loads((tmp_path / "set/patients.json").read_text())

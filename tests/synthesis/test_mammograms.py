@@ -33,14 +33,15 @@ from tfmammo import archives
 from tfmammo.archives import folder as archive
 from tfmammo.archives.files import make_pseudonym
 from tfmammo.config import DataConfig, dump, parse
-from tfmammo.data import jobs
+from tfmammo.data import runners
+from tfmammo.data.runners import Runner
 from tfmammo.errors import ConfigError, DataError, ExportError
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.models import mask_gan
 from tfmammo.synthesis import mammograms, synthesizer
 from tfmammo.synthesis.config import ShapeConfig, SynthesisConfig
 from tfmammo.synthesis.mammograms import remake, synthesize
-from tfmammo.synthesis.provenance import read_recipe
+from tfmammo.synthesis.provenance import Recipe, read_recipe
 from tfmammo.tracking.export import export
 
 FORMS = [("8", "png"), ("12", "png"), ("dicom", "dicom"), ("8", "dicom")]
@@ -451,7 +452,7 @@ def test_sizes_are_fitted_and_kept_in_the_recipe(config, tmp_path):
         (recipe.sizes.height, recipe.sizes.width),
         np.array([boxes.mean(axis=0), boxes.std(axis=0, ddof=1)]).T,
     )
-    assert read_recipe(tmp_path / "out/recipes/000000.json") == recipe
+    assert read_recipe(Recipe, tmp_path / "out/recipes/000000.json") == recipe
     assert recipe.lesions[0].shape.startswith("folder ") and "#0" in recipe.lesions[0].shape
 
 
@@ -524,13 +525,13 @@ def test_each_archive_is_read_once_and_jobs_are_small(config, tmp_path, monkeypa
         archives.ARCHIVES, "folder", lambda *arguments: reads.append(1) or reader(*arguments)
     )
     sizes = []
-    run = jobs.run
+    run = runners.run
 
-    def measure(parts, make, flags):
+    def measure(parts, make, runner):
         sizes.extend(len(pickle.dumps(part)) for part in parts)
-        run(parts, make, flags)
+        run(parts, make, runner)
 
-    monkeypatch.setattr(jobs, "run", measure)
+    monkeypatch.setattr(runners, "run", measure)
     recipes = synthesize(config(sizes=None), tmp_path / "out")
     assert [recipe.left_out for recipe in recipes] == [None] * 3
     assert len(reads) == 2, "the normal mammograms and the masses"
@@ -544,9 +545,8 @@ def test_a_fault_of_our_own_stops_the_run(config, tmp_path, monkeypatch):
     monkeypatch.setattr(synthesizer, "render", fail)
     with pytest.raises(DataError, match="not broadcast"):
         synthesize(config(count=1), tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("*.part")) and not list(
-        (tmp_path / "out/recipes").iterdir()
-    )
+    assert not list((tmp_path / "out").rglob("*.part"))
+    assert not (tmp_path / "out/recipes").exists()
 
 
 def test_an_unreadable_file_is_a_dead_letter(config, tmp_path, folders):
@@ -661,12 +661,20 @@ def test_a_two_channel_generator_and_percentiles(config, tiny_infilling, where, 
 
 
 @pytest.mark.long
+def test_apache_beam_makes_what_this_process_makes(config, tmp_path):
+    pytest.importorskip("apache_beam")
+    synthesize(config(), tmp_path / "one")
+    synthesize(config(), tmp_path / "beam", Runner(beam="DirectRunner"))
+    assert read_files(tmp_path / "beam") == read_files(tmp_path / "one")
+
+
+@pytest.mark.long
 def test_two_processes_make_what_one_makes(config, where, tmp_path):
     set_config = config(masses=(1, 2), format="dicom")
     synthesize(set_config, tmp_path / "one")
     (tmp_path / "config.yaml").write_text(dump(set_config), encoding="utf-8")
     arguments = ("--config", tmp_path / "config.yaml", "--output", tmp_path / "two")
-    done = run_module("tfmammo.synthesis", *arguments, "--direct_num_workers", "2")
+    done = run_module("tfmammo.synthesis", *arguments, "--jobs", "2")
     assert done.returncode == 0, done.stderr
     assert read_files(tmp_path / "two") == read_files(tmp_path / "one")
     assert "3 of 3 items" in done.stderr

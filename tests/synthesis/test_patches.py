@@ -15,6 +15,7 @@ from tests.commands import run_module, run_module_here
 from tests.synthetic_sets import read_files
 from tfmammo import archives
 from tfmammo.config import DataConfig, dump
+from tfmammo.data.runners import Runner
 from tfmammo.data.sampling import is_normal
 from tfmammo.errors import ConfigError, DataError, TrackingError
 from tfmammo.mammogram import Skipped
@@ -22,8 +23,9 @@ from tfmammo.synthesis import patches
 from tfmammo.synthesis.config import PatchSynthesisConfig
 from tfmammo.synthesis.generators import load_lesion_generator
 from tfmammo.synthesis.patch_drawing import draw_patch
-from tfmammo.synthesis.patch_set import PatchRecipe, PatchSet, describe_rates, read_patch_recipe
+from tfmammo.synthesis.patch_set import PatchRecipe, PatchSet, describe_rates
 from tfmammo.synthesis.patches import remake, synthesize
+from tfmammo.synthesis.provenance import read_recipe
 
 DATA = DataConfig(phantoms=12)
 
@@ -143,7 +145,7 @@ def test_a_second_run_changes_nothing_and_a_lost_file_comes_back_bit_for_bit(
 
 @pytest.mark.long
 def test_two_workers_make_the_same(patches_made, generators, tmp_path):
-    synthesize(config(generators), tmp_path / "again", ["--direct_num_workers", "2"])
+    synthesize(config(generators), tmp_path / "again", Runner(2))
     assert read_files(tmp_path / "again") == read_files(patches_made[0])
 
 
@@ -212,9 +214,9 @@ def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, genera
         PatchSet.read(tmp_path)
     with pytest.raises(DataError, match="the work on it was not finished"):
         PatchSet.read(tmp_path / "e")
-    with pytest.raises(DataError, match="is no recipe of a patch of this version"):
+    with pytest.raises(DataError, match="is no recipe of this version"):
         (tmp_path / "x.json").write_text("{}")
-        read_patch_recipe(tmp_path / "x.json")
+        read_recipe(PatchRecipe, tmp_path / "x.json")
 
 
 def test_removal_takes_malignant_lesions_alone(patches_made, mammograms):

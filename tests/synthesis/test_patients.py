@@ -29,6 +29,7 @@ from tfmammo.synthesis.mammogram_set import collect_patients
 from tfmammo.synthesis.mammograms import remake, synthesize
 from tfmammo.synthesis.provenance import (
     ExistingLesion,
+    Recipe,
     describe_existing_lesions,
     read_recipe,
 )
@@ -228,7 +229,7 @@ def test_such_a_set_goes_on_and_is_made_again(all_of_them, where, tmp_path):
     synthesize(config, root)
     assert times(root) == before
     file = root / f"recipes/{those_with[0].name}.json"
-    assert read_recipe(file) == those_with[0]
+    assert read_recipe(Recipe, file) == those_with[0]
     remake(file, tmp_path / "again", where(config))
     assert read_files(tmp_path / "again") == {
         name: (root / name).read_bytes() for name in those_with[0].files

@@ -17,13 +17,13 @@ from tfmammo import archives
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
-from tfmammo.data import jobs
+from tfmammo.data import runners
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Lesion, Skipped
 from tfmammo.synthesis import mammograms, patches
 from tfmammo.synthesis.config import PatchSynthesisConfig, ShapeConfig, SynthesisConfig
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
-from tfmammo.synthesis.provenance import read_recipe
+from tfmammo.synthesis.provenance import Recipe, read_recipe
 
 ROWS = 200
 COLS = 150
@@ -156,7 +156,7 @@ def test_a_training_that_ends_again_in_its_folder_is_another_generator(
     for image, other in zip(pixels(tmp_path / "second"), pixels(tmp_path / "fresh"), strict=True):
         np.testing.assert_array_equal(image, other)
     generators = [
-        read_recipe(tmp_path / name / "recipes/000000.json").generator
+        read_recipe(Recipe, tmp_path / name / "recipes/000000.json").generator
         for name in ("first", "second", "fresh")
     ]
     assert generators[1] == generators[2] != generators[0]
@@ -169,14 +169,14 @@ def test_a_training_that_ends_again_in_its_folder_is_another_generator(
 def test_a_generator_that_is_replaced_during_the_work_stops_it(
     config, infillings, tiny_contextual, tmp_path, monkeypatch
 ):
-    run = jobs.run
+    run = runners.run
     folder = shutil.copytree(infillings[0], tmp_path / "infilling")
 
     def replaced_first(*arguments):
         replace_export(folder, infillings[1])
         run(*arguments)
 
-    monkeypatch.setattr(jobs, "run", replaced_first)
+    monkeypatch.setattr(runners, "run", replaced_first)
     with pytest.raises(DataError, match="was replaced"):
         mammograms.synthesize(config(generator=str(folder)), tmp_path / "out")
     data = DataConfig(phantoms=8)
@@ -273,7 +273,7 @@ def test_no_password_and_no_path_of_the_owners_is_in_a_set(config, normal, tmp_p
             and str(normal.parent) not in text
             and str(tmp_path.parent) not in text
         )
-        recipe = read_recipe(tmp_path / name / "recipes/000000.json")
+        recipe = read_recipe(Recipe, tmp_path / name / "recipes/000000.json")
         assert (
             recipe.config.data.root is None
             and recipe.config.tracking_uri is None

@@ -1,7 +1,6 @@
 """Build TFRecord shards of an archive's patches, on as many machines as there are.
 
-    tfmammo build --config configs/build.yaml --output DIR [--set KEY=VALUE ...]
-    [Beam's own flags]
+    tfmammo build --config configs/build.yaml --output DIR [--set KEY=VALUE ...] [--jobs N]
 
 Into DIR go shard-00000-of-00064.tfrecord, ... with one .json each. It says what the shard holds and
 what was left out. At the end follow manifest.json, dead_letters.csv and README.md (the card).
@@ -12,9 +11,8 @@ goes on where it was, because a shard whose hash is right is not made again, unl
 mask of it was changed since. What can't be used becomes a dead letter and stays one. --retry tries
 dead letters again, for example after a disk was missing.
 
-Without --runner the build uses Beam's DirectRunner, and keeps it from downloading another runner.
---direct_num_workers above 1 means processes unless --direct_running_mode says otherwise. Every
-worker must see the archive and DIR under the same paths, as on one machine or a shared file system.
+The work is done by processes of this machine. --runner FlinkRunner or another runner of Apache Beam
+distributes it over many machines. Every worker must see the archive and DIR under the same paths.
 gs:// and the like are not read.
 """
 
@@ -35,9 +33,10 @@ from pydantic import Field, PositiveInt, ValidationError
 from tfmammo import __version__, archives, cli, filesystem
 from tfmammo.archives.files import remove_names
 from tfmammo.config import AddedConfig, DataConfig, Frozen
-from tfmammo.data import card, jobs
+from tfmammo.data import card, jobs, runners
 from tfmammo.data.extraction import extract_patches
 from tfmammo.data.patches import TEXTS, Patch
+from tfmammo.data.runners import HERE, Runner
 from tfmammo.data.sampling import draw_quota
 from tfmammo.data.tfrecord import (
     COLUMNS,
@@ -127,22 +126,21 @@ class Shard:
 
 
 def build(
-    config: BuildConfig, output: Path, flags: Sequence[str] = (), retry: bool = False
+    config: BuildConfig, output: Path, runner: Runner = HERE, retry: bool = False
 ) -> Manifest:
     """Build a dataset, or complete one that was stopped.
 
     Args:
         config: The config.
         output: A new folder, or one of an earlier build with the same config.
-        flags: Apache Beam's own.
+        runner: Who does the work.
         retry: Make shards with dead letters again.
 
     Returns:
         The manifest.
 
     Raises:
-        ConfigError: `output` belongs to another build or holds other files, or Apache Beam is
-            missing.
+        ConfigError: `output` belongs to another build or holds other files.
         ArchiveError: The root is no such archive.
         DataError: No patch can be made, or a worker failed.
     """
@@ -157,21 +155,22 @@ def build(
     with jobs.claim_folder(output, identity, IDENTITY):
         count = sum(len(shard.jobs) for shard in shards)
         log.info("%d mammograms in %d shards, into %s", count, len(shards), output)
+        for shard in shards if retry else ():
+            sidecar = _read_sidecar(shard)
+            if sidecar and sidecar.dead_letters:
+                shard.sidecar_path.unlink()
         steps = jobs.PartSteps(
             make=make,
             read=_read_sidecar,
-            record_path=lambda shard: shard.sidecar_path,
-            has_failures=lambda sidecar: bool(sidecar.dead_letters),
+            name=lambda shard: shard.sidecar_path,
             command="build",
         )
-        sidecars = jobs.complete_parts(
-            shards, steps, flags, (output, "shard-*.json", len(shards)), retry
-        )
+        sidecars = jobs.complete_parts(shards, steps, runner)
         return _write_manifest(sidecars, identity, config, skipped, output)
 
 
 def make(shard: Shard) -> None:
-    """Write one shard and then its sidecar, unless both are there as they were written.
+    """Write one shard and then its sidecar.
 
     A mammogram that can't be used becomes a dead letter.
 
@@ -181,8 +180,6 @@ def make(shard: Shard) -> None:
         RuntimeError: A fault that no file explains.
     """
     path = shard.folder / shard.file
-    if _read_sidecar(shard) is not None:
-        return
     dead_letters = Skipped()
     histogram = np.zeros(BINS, np.int64)
     columns: dict[str, list[str]] = {
@@ -390,14 +387,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_config(BuildConfig)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
     parser.add_argument("--retry", action="store_true", help="make shards with dead letters again")
-    ours, flags = parser.parse_with(arguments, jobs.find_unknown_flags)
+    runners.add_options(parser)
+    ours, runner = runners.parse(parser, arguments)
     cli.run(
-        lambda: build(
-            cli.read_config(BuildConfig, ours),
-            ours.output.resolve(),
-            flags,
-            ours.retry,
-        )
+        lambda: build(cli.read_config(BuildConfig, ours), ours.output.resolve(), runner, ours.retry)
     )
 
 

@@ -1,4 +1,4 @@
-"""Resumable jobs: work cut into parts, which Apache Beam makes on one machine or many.
+"""Resumable jobs: work cut into parts, which tfmammo.data.runners makes.
 
 `tfmammo.data.build`, `tfmammo.synthesis.mammograms` and `tfmammo.synthesis.patches` are such jobs.
 Each one claims its folder with `claim_folder`, and hands its parts to `complete_parts`. A finished
@@ -13,18 +13,18 @@ import json
 import logging
 import os
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import cv2
 
 from tfmammo import filesystem
+from tfmammo.data import runners
+from tfmammo.data.runners import Runner
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Mammogram, MaskedLesion
 
@@ -48,61 +48,50 @@ class PartSteps(Generic[Part, Record]):
     """How a job makes one part and recognises a finished one.
 
     Attributes:
-        make: Makes a part, unless `read` recognises it as finished. A function of a module, because
-            workers import it by name.
+        make: Makes a part, whatever is there of it. A function of a module, because workers import
+            it by name.
         read: Returns the record of a finished part. None unless its files are there as written.
-        record_path: Path of that record.
+        name: Names a part in messages.
         command: What the user runs again, for messages.
-        has_failures: Whether something in a finished part could not be made.
     """
 
     make: Callable[[Part], None]
     read: Callable[[Part], Record | None]
-    record_path: Callable[[Part], Path]
+    name: Callable[[Part], object]
     command: str
-    has_failures: Callable[[Record], bool] = lambda _: False
 
 
 def complete_parts(
-    parts: Sequence[Part],
-    steps: PartSteps[Part, Record],
-    flags: Sequence[str],
-    progress: tuple[Path, str, int],
-    retry: bool = False,
+    parts: Sequence[Part], steps: PartSteps[Part, Record], runner: Runner
 ) -> list[Record]:
     """Make the missing parts of a claimed folder, and read the records of all parts.
 
     Args:
         parts: Small, because each one is pickled for its worker.
         steps: How a part is made and read.
-        flags: Apache Beam's own.
-        progress: Folder, pattern and total of the files that count as progress.
-        retry: Make finished parts with failures again.
+        runner: Who makes them.
 
     Returns:
         One record per part, in the order of `parts`.
 
     Raises:
-        ConfigError: Apache Beam is missing.
-        DataError: A worker failed, or a part is still missing afterwards.
+        DataError: A part failed, or is still missing afterwards.
     """
-    for part in parts if retry else ():
-        record = steps.read(part)
-        if record is not None and steps.has_failures(record):
-            steps.record_path(part).unlink()
-    with report_progress(*progress):
-        run(parts, steps.make, flags)
-    # Reading is mostly hashing, which threads share.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda part: _require_record(part, steps), parts))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading is hashing, which threads share
+        records = list(pool.map(steps.read, parts))
+        missing = [index for index, record in enumerate(records) if record is None]
+        runners.run([parts[index] for index in missing], steps.make, runner)
+        made = pool.map(steps.read, [parts[index] for index in missing])
+        for index, record in zip(missing, made, strict=True):
+            records[index] = record
+    return [_require(record, part, steps) for record, part in zip(records, parts, strict=True)]
 
 
-def _require_record(part: Part, steps: PartSteps[Part, Record]) -> Record:
-    record = steps.read(part)
+def _require(record: Record | None, part: Part, steps: PartSteps[Part, Record]) -> Record:
     if record is None:
         raise DataError(
-            f"{steps.record_path(part)}: is missing or not as it was written; run the "
-            f"{steps.command} again"
+            f"{steps.name(part)}: is missing or not as it was written; run the {steps.command} "
+            "again"
         )
     return record
 
@@ -209,148 +198,6 @@ def resolve_inside(output: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(output.resolve()):
         raise DataError(f"{name}: leads out of {output}, where all files are written")
     return path
-
-
-def require_beam() -> None:
-    """Check that Apache Beam is installed, without importing it.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    try:
-        metadata.version("apache-beam")
-    except metadata.PackageNotFoundError:
-        raise ConfigError('Apache Beam is missing: pip install "tfmammo[build]"') from None
-
-
-def run(parts: Sequence[Any], make: Callable[[Any], None], flags: Sequence[str]) -> None:
-    """Distribute parts over Apache Beam's workers, which make them.
-
-    Args:
-        parts: What can be pickled.
-        make: Makes one part. A function of a module.
-        flags: Apache Beam's own.
-
-    Raises:
-        ConfigError: Apache Beam is missing.
-        DataError: A worker failed.
-    """
-    try:
-        beam = _import_beam()
-    except ImportError as error:
-        raise ConfigError(
-            f'Apache Beam is missing ({error}): pip install "tfmammo[build]"'
-        ) from None
-    options = _make_options(flags, make.__module__)
-    # Beam reports a failure in tracebacks; the DataError below says it in a sentence.
-    logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)
-    try:
-        with beam.Pipeline(options=options) as pipeline:
-            _ = (
-                pipeline
-                | "Parts" >> beam.Create(list(parts), reshuffle=False)
-                | beam.Reshuffle()
-                | "Make" >> beam.Map(make)
-            )
-    except Exception as error:  # Beam answers a worker's fault with exceptions of any class
-        log.debug("Beam failed", exc_info=True)
-        if "KeyboardInterrupt" in str(error):
-            raise KeyboardInterrupt from error
-        reason = next(
-            (line for line in reversed(str(error).splitlines()) if line.strip()),
-            error.__class__.__name__,
-        )
-        raise DataError(
-            f"the work stopped before its end ({reason.strip()[:300]}); run it again, finished "
-            "parts are kept"
-        ) from error
-
-
-def _make_options(flags: Sequence[str], module: str) -> Any:
-    """Make Beam's options.
-
-    Args:
-        flags: The user's.
-        module: What a worker imports at its start, together with the others. Beam itself would let
-            the second worker wait until the first one has its imports, some five seconds.
-    """
-    from apache_beam.options import pipeline_options
-
-    plugin = () if module == "__main__" else (f"--beam_plugin={module}",)
-    options = pipeline_options.PipelineOptions(
-        ["--default_sdk_harness_log_level=ERROR", *plugin, *flags]
-    )
-    # There are no triggers here; what allows unsafe ones is never handed to the runner that would
-    # have to be downloaded.
-    options.view_as(pipeline_options.TypeOptions).allow_unsafe_triggers = True
-    direct = options.view_as(pipeline_options.DirectOptions)
-    if direct.direct_num_workers != 1 and direct.direct_running_mode == "in_memory":
-        direct.direct_running_mode = "multi_processing"
-    return options
-
-
-def _import_beam() -> Any:
-    """Import Apache Beam without its warning that Google's client libraries are missing."""
-    logging.disable(logging.WARNING)
-    try:
-        import apache_beam
-        import apache_beam.options.pipeline_options
-    finally:
-        logging.disable(logging.NOTSET)
-    return apache_beam
-
-
-def find_unknown_flags(flags: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Find the arguments that Apache Beam does not know.
-
-    Without Beam nothing counts as unknown: `run` reports that it is missing.
-
-    Args:
-        flags: A command's further arguments.
-
-    Returns:
-        The unknown arguments, and the names of all options that Beam knows.
-    """
-    try:
-        PipelineOptions = _import_beam().options.pipeline_options.PipelineOptions
-    except ImportError:
-        return [], []
-    parsers: list[Any] = []
-    PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)
-    (parser,) = parsers
-    unknown = parser.parse_known_args(list(flags))[1]
-    names = [name for action in parser._actions for name in action.option_strings]
-    return unknown, names
-
-
-@contextmanager
-def report_progress(output: Path, pattern: str, total: int, every: float = 10.0) -> Iterator[None]:
-    """Log the number of finished files while the body runs, whichever worker made them.
-
-    Args:
-        output: Folder of the files.
-        pattern: Glob pattern of their names.
-        total: How many there will be.
-        every: Seconds between two counts.
-    """
-    done = threading.Event()
-
-    def watch() -> None:
-        """Log the count whenever it has changed."""
-        last_count = -1
-        while not done.wait(every):
-            count = sum(1 for _ in output.glob(pattern))
-            if count != last_count:
-                log.info("%d of %d parts", count, total)
-            last_count = count
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def read_items(path: Path, config: MammogramsConfig, indexes: ArchiveIndexes) ->
     trained_on = frozenset(datasets.read_patients(path).trained_on)
     items = []
     for file in recipes:
-        recipe = read_recipe(file)
+        recipe = read_recipe(Recipe, file)
         if recipe.left_out or recipe.source is None:
             continue
         if recipe.name not in pictures:

@@ -13,7 +13,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tfmammo.data import datasets, splits
-from tfmammo.data import jobs as jobs_of_beam
 from tfmammo.errors import DataError
 from tfmammo.evaluation.detection import measure_seconds
 from tfmammo.evaluation.froc_tables import (
@@ -153,11 +152,9 @@ def run_study(
         The tables.
 
     Raises:
-        ConfigError: A step would be refused, see `check_steps`; or Apache Beam is missing.
+        ConfigError: A step would be refused, see `check_steps`.
         DataError: A step failed, or its folder holds other work.
     """
-    if config.methods:
-        jobs_of_beam.require_beam()  # else the first synthesis would fail, after its generators
     check_steps(plan_steps(config, output, root, RUN_ID))
     datasets.write_archive_split(config.data, output)
     parent = runs.open_parent_run(output, config.tracking)

@@ -1,7 +1,7 @@
 """Insert masses into normal mammograms, at native resolution and depth.
 
     tfmammo synthesize --config configs/synthesis_full.yaml --output DIR [--set KEY=VALUE
-    ...] [Beam's own flags]
+    ...] [--jobs N]
     tfmammo synthesize --recipe DIR/recipes/000000.json --output OTHER [--set data.root=DIR
     lesions.root=DIR generator=DIR]
 
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. An error becomes one line on stderr and exit code 2."""
     parser = make_parser("synthesize", __doc__, SynthesisConfig, "synthesis_full", "item")
     parser.add_argument("--retry", action="store_true", help="try again what could not be made")
-    options, flags = parse(parser, arguments)
+    options, runner = parse(parser, arguments)
 
     def work() -> None:
         if options.recipe:
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             log.info("%s: made again, bit for bit", ", ".join(recipe.files))
         else:
             config = cli.read_config(SynthesisConfig, options)
-            synthesize(config, options.output.resolve(), flags, options.retry)
+            synthesize(config, options.output.resolve(), runner, options.retry)
 
     cli.run(work)
 

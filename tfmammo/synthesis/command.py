@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from tfmammo import cli
-from tfmammo.data import jobs
+from tfmammo.data import runners
+from tfmammo.data.runners import Runner
 
 
 def make_parser(
@@ -34,12 +35,13 @@ def make_parser(
     parser.add_overrides()
     parser.add_print_config()
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
+    runners.add_options(parser)
     return parser
 
 
-def parse(parser: cli.Parser, arguments: Sequence[str] | None) -> tuple[Any, list[str]]:
-    """Parse the arguments of a synthesis, and return them and Apache Beam's."""
-    options, flags = parser.parse_with(arguments, jobs.find_unknown_flags)
+def parse(parser: cli.Parser, arguments: Sequence[str] | None) -> tuple[Any, Runner]:
+    """Parse the arguments of a synthesis."""
+    options, runner = runners.parse(parser, arguments)
     if options.recipe and options.print_config:
         parser.error("--print-config shows what --config would run, and takes no --recipe")
-    return options, flags
+    return options, runner

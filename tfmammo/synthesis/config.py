@@ -278,3 +278,8 @@ class PatchSynthesisConfig(Frozen):
     """Places and random numbers drawn for one patch, until post-processing keeps a lesion."""
     seed: NonNegativeInt = 0
     """Seed of all random draws."""
+
+    @property
+    def archive_folders(self) -> tuple[Path, ...]:
+        """Folders of archives, whose files' names messages leave out."""
+        return (self.data.root,) if self.data.root else ()

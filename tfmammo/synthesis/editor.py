@@ -274,7 +274,6 @@ class Editor:
         config = _make_item_config(self.config, request)
         recipe = Recipe(
             identity=hashlib.sha256(config.model_dump_json().encode()).hexdigest(),
-            name="000000",
             number=0,
             config=config,
             versions=collect_versions(),

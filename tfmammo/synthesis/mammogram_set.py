@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +15,29 @@ from tfmammo.archives import coco
 from tfmammo.archives.findings import CATEGORIES
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
-from tfmammo.data import card, jobs
+from tfmammo.data import card
 from tfmammo.data.patches import worst_pathology
 from tfmammo.data.patients import PATIENTS, Patients
 from tfmammo.data.tfrecord import encode_detection
-from tfmammo.filesystem import sha256, to_json
+from tfmammo.filesystem import to_json
 from tfmammo.mammogram import Mammogram, key_check
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.provenance import ExistingLesion, InsertedLesion, Recipe, TransformRecord
+from tfmammo.synthesis.sets import Contents, bytes_writer
 
 ENDINGS = {"dicom": ".dcm", "png": ".png", "tfrecord": ".tfrecord"}
 
 
-def write_item(
-    recipe: Recipe, mammogram: Mammogram, stored: Stored, folder: Path
-) -> dict[str, str]:
-    """Write an item's image and masks.
+def list_files(recipe: Recipe, mammogram: Mammogram, stored: Stored) -> Contents:
+    """List an item's files, image and masks, with what writes each.
 
     Args:
         recipe: The item's.
         mammogram: The mammogram that it was made from.
         stored: The new stored values.
-        folder: The set's.
-
-    Returns:
-        sha256 of each file by its path beneath the folder.
-
-    Raises:
-        DataError: The recipe's name leads out of the folder.
     """
     masks = [coco.decode(lesion.region, recipe.name) for lesion in recipe.lesions]
     pictures = [synthetic.encode_mask_png(mask) for mask in masks]
-    digests = {}
 
     def write_image(part: Path) -> None:
         if recipe.config.format == "dicom":
@@ -58,18 +49,13 @@ def write_item(
         else:
             _write_record(part, recipe, stored, pictures)
 
-    contents: dict[str, Callable[[Path], Any]] = {
-        f"images/{recipe.name}{ENDINGS[recipe.config.format]}": write_image
+    return {
+        f"images/{_image_name(recipe)}": write_image,
+        **{
+            f"lesion_masks/{recipe.name}_{number}.png": bytes_writer(picture)
+            for number, picture in enumerate(pictures, start=1)
+        },
     }
-    for number, picture in enumerate(pictures, start=1):
-        contents[f"lesion_masks/{recipe.name}_{number}.png"] = _make_bytes_writer(picture)
-    for name, content in contents.items():
-        path = jobs.resolve_inside(folder, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with filesystem.atomic_file(path) as part:
-            content(part)
-            digests[name] = sha256(part)
-    return digests
 
 
 def write_set(
@@ -98,10 +84,6 @@ def write_set(
     }
     for name, content in contents.items():
         filesystem.write_atomically(folder / name, content, durable=False)
-
-
-def _make_bytes_writer(content: bytes) -> Callable[[Path], Any]:
-    return lambda part: part.write_bytes(content)
 
 
 def _write_record(part: Path, recipe: Recipe, stored: Stored, masks: Sequence[bytes]) -> None:

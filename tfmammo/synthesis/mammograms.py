@@ -9,46 +9,35 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from tfmammo import (
-    __version__,
-    archives,
-    filesystem,
-)
-from tfmammo import config as configuration
+from tfmammo import __version__, archives, filesystem
 from tfmammo.archives import coco
-from tfmammo.archives.files import remove_names
-from tfmammo.data import card, jobs
+from tfmammo.data import jobs
+from tfmammo.data.runners import HERE, Runner
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.mammogram import Mammogram, Skipped
+from tfmammo.mammogram import Mammogram
+from tfmammo.synthesis import sets
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.generators import resolve_handle
 from tfmammo.synthesis.lesion_bank import find_lesion, transform
-from tfmammo.synthesis.mammogram_set import write_item, write_set
+from tfmammo.synthesis.mammogram_set import list_files, write_set
 from tfmammo.synthesis.placement import TargetMammogram
 from tfmammo.synthesis.provenance import (
     FORMAT,
-    REASONS,
     InsertedLesion,
     Recipe,
     collect_versions,
     describe_source,
-    explain,
-    find_source,
-    read_recipe,
 )
 from tfmammo.synthesis.renderers import LesionCandidate, PlacedLesion, Renderer, make_renderer
 from tfmammo.synthesis.sources import ArchiveIndexes, Sources
-from tfmammo.synthesis.synthesizer import NetworkExports, Synthesizer, render
+from tfmammo.synthesis.synthesizer import Synthesizer, render
 
 log = logging.getLogger(__name__)
 
@@ -58,37 +47,15 @@ IDENTITY = "synthesis.json"
 _IRRELEVANT = {"data", "lesions", "generator", "shapes", "patients", "tracking_uri", "count"}
 
 
-@dataclass(frozen=True)
-class Job:
-    """One item: an element of the pipeline. Small, because it is pickled for its worker.
-
-    Attributes:
-        folder: The output folder.
-        mammogram: The mammogram to insert into.
-        exports: Where the networks lie.
-        recipe: What is decided before the item is made.
-    """
-
-    folder: Path
-    mammogram: Mammogram
-    exports: NetworkExports
-    recipe: Recipe
-
-    @property
-    def path(self) -> Path:
-        """Path of its recipe."""
-        return self.folder / "recipes" / f"{self.recipe.name}.json"
-
-
 def synthesize(
-    config: SynthesisConfig, output: Path, flags: Sequence[str] = (), retry: bool = False
+    config: SynthesisConfig, output: Path, runner: Runner = HERE, retry: bool = False
 ) -> list[Recipe]:
     """Synthesize a set, or complete one that was stopped.
 
     Args:
         config: The config.
         output: A new folder, or one of an earlier run with the same config.
-        flags: Apache Beam's own.
+        runner: Who does the work.
         retry: Make items that were left out again.
 
     Returns:
@@ -106,63 +73,35 @@ def synthesize(
     identity = _describe_identity(config, sources, synthesizer)
     items = _plan_items(config, mammograms, synthesizer, identity, output)
     with jobs.claim_folder(output, identity, IDENTITY):
-        (output / "recipes").mkdir(exist_ok=True)
         log.info("%d items from %d mammograms, into %s", len(items), len(mammograms), output)
-        recipes = _complete_items(items, output, flags, retry)
-        _write_dead_letters(items, recipes, sources.skipped)
+        recipes = sets.complete(items, runner, retry)
+        sets.write_dead_letters(sources.skipped, _list_left_out(items, recipes), output)
+        if all(recipe.left_out for recipe in recipes):
+            raise DataError(
+                f"{output}: no item could be made, dead_letters.csv says why; the first: "
+                f"{recipes[0].left_out}"
+            )
         lesions = None if config.real_lesions else synthesizer.size_patients
         write_set(recipes, config, lesions, trained_on, output)
         _log_summary(recipes)
         return recipes
 
 
-def _complete_items(
-    items: Sequence[Job], output: Path, flags: Sequence[str], retry: bool
-) -> list[Recipe]:
-    """Make the items that are missing in a claimed folder, and read the recipes of all."""
-    steps = jobs.PartSteps(
-        make=make,
-        read=_read_finished,
-        record_path=lambda item: item.path,
-        has_failures=lambda recipe: bool(recipe.left_out),
-        command="synthesis",
-    )
-    progress = (output / "recipes", "*.json", len(items))
-    return jobs.complete_parts(items, steps, flags, progress, retry)
-
-
-def make(job: Job) -> None:
-    """Make one item unless it is there: its files, then its recipe.
-
-    Of an item that can't be made there is only the recipe, which says why.
-
-    Raises:
-        DataError: A network was replaced since the work began.
-        OSError: The folder can't be written.
-        RuntimeError: A fault that no file explains.
-    """
-    if _read_finished(job) is not None:
-        return
-    recipe = job.recipe
+def _open(job: sets.Job[Recipe]) -> Callable[[Recipe], tuple[Recipe, sets.Contents]]:
+    """Open the networks of a job; see `sets.Job`."""
     mammogram = job.mammogram
-    synthesizer = Synthesizer.reopen(recipe.config, job.exports)
-    try:
-        with jobs.use_one_thread():
-            stored = archives.read_stored(mammogram)
-            recipe = recipe.model_copy(update={"source": describe_source(mammogram, stored)})
+    synthesizer = Synthesizer.reopen(job.recipes[0].config, job.networks)
+
+    def draw(recipe: Recipe) -> tuple[Recipe, sets.Contents]:
+        stored = archives.read_stored(mammogram)
+        recipe = recipe.model_copy(update={"source": describe_source(mammogram, stored)})
+        try:
             recipe, synthetic = synthesizer.insert(recipe, mammogram, stored)
-    except (*REASONS, OSError, cv2.error) as error:
-        # A run of days must not end because of one file.
-        log.debug("%s", mammogram.image_id, exc_info=True)
-        reason = explain(error, recipe.config.archive_folders)
-        recipe = recipe.model_copy(update={"left_out": reason})
-    except Exception as error:
-        # A fault of this code. As a dead letter it would quietly cost every item.
-        raise RuntimeError(f"{mammogram.image_id}: {error.__class__.__name__}: {error}") from error
-    else:
-        files = write_item(recipe, mammogram, synthetic, job.folder)
-        recipe = recipe.model_copy(update={"files": files})
-    filesystem.write_atomically(job.path, recipe.model_dump_json(indent=1) + "\n", durable=False)
+        except sets.LEFT_OUT as error:  # the recipe says which mammogram was tried
+            return sets.leave_out(recipe, error), {}
+        return recipe, list_files(recipe, mammogram, synthetic)
+
+    return draw
 
 
 def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -177,40 +116,22 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         DataError: The source, a lesion or the generator is not that of the recipe, or a file comes
             out differently.
-        ConfigError: Something can't be used.
-        ArchiveError: Something can't be used.
-        ExportError: Something can't be used.
-        TrackingError: Something can't be used.
+        TfmammoError: Something can't be used.
     """
-    recipe = configuration.parse(Recipe, file, [f"config.{override}" for override in overrides])
-    if recipe.source is None or recipe.left_out:
-        raise DataError(f"{file}: is of an item that could not be made ({recipe.left_out})")
-    indexes = ArchiveIndexes()
-    mammogram = find_source(
-        recipe.source.archive, recipe.source.image_id, recipe.config.data, file, indexes
-    )
-    renderer = _load_renderer(recipe, file)
-    stored = archives.read_stored(mammogram)
-    if describe_source(mammogram, stored) != recipe.source:
-        raise DataError(f"{file}: its source {recipe.source.image_id} has changed since (sha256)")
-    with jobs.use_one_thread():
+
+    def restore(recipe: Recipe, mammogram: Mammogram, indexes: ArchiveIndexes) -> sets.Contents:
+        renderer = _load_renderer(recipe, file)
+        stored = archives.read_stored(mammogram)
+        if describe_source(mammogram, stored) != recipe.source:
+            raise DataError(f"{file}: its source {mammogram.image_id} has changed since (sha256)")
         lesions = [
             _restore_lesion(record, mammogram, renderer, recipe, indexes)
             for record in recipe.lesions
         ]
         target = TargetMammogram(stored.image(), mammogram, renderer.data)
-        synthetic = render(target, stored, lesions, renderer)
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=output) as made:
-        files = write_item(recipe, mammogram, synthetic, Path(made))
-        differing = [name for name, digest in files.items() if recipe.files.get(name) != digest]
-        if differing:
-            raise DataError(
-                f"{output}: {', '.join(differing)} came out otherwise than then; made with "
-                f"{recipe.versions} then, with {collect_versions()} now"
-            )
-        filesystem.move_files(Path(made), output, files)
-    return recipe
+        return list_files(recipe, mammogram, render(target, stored, lesions, renderer))
+
+    return sets.remake(Recipe, file, output, overrides, restore)
 
 
 def _load_renderer(recipe: Recipe, file: Path) -> Renderer:
@@ -295,12 +216,11 @@ def _plan_items(
     synthesizer: Synthesizer,
     identity: dict[str, Any],
     output: Path,
-) -> list[Job]:
+) -> list[sets.Job[Recipe]]:
     """Spread the items evenly over the mammograms, in an order drawn by the seed."""
     order = np.random.default_rng(config.seed).permutation(len(mammograms))
     first = Recipe(
         identity=hashlib.sha256(filesystem.to_json(identity).encode()).hexdigest(),
-        name="000000",
         number=0,
         config=config,
         versions=collect_versions(),
@@ -310,42 +230,20 @@ def _plan_items(
     items = []
     for number in range(config.count):
         repeat, place = divmod(number, len(order))
-        named = {"name": f"{number:06d}", "number": number, "repeat": repeat}
-        recipe = first.model_copy(update=named)
+        recipe = first.model_copy(update={"number": number, "repeat": repeat})
         mammogram = mammograms[order[place]]
-        items.append(Job(output, mammogram, synthesizer.exports, recipe))
+        items.append(sets.Job(output, mammogram, (recipe,), _open, synthesizer.exports))
     return items
 
 
-def _read_finished(job: Job) -> Recipe | None:
-    """Read the recipe of a finished item. None unless its files are there as they were written."""
-    try:
-        recipe = read_recipe(job.path)
-    except DataError:
-        return None
-    is_finished = recipe.identity == job.recipe.identity and recipe.is_whole(job.folder)
-    return recipe if is_finished else None
-
-
-def _write_dead_letters(items: Sequence[Job], recipes: Sequence[Recipe], skipped: Skipped) -> None:
-    """Write dead_letters.csv: what could not be used, and what was asked for and not made.
-
-    Raises:
-        DataError: No item could be made.
-    """
-    dead_letters = Skipped(dict(skipped.reasons))
+def _list_left_out(
+    items: Sequence[sets.Job[Recipe]], recipes: Sequence[Recipe]
+) -> Iterator[tuple[str, str]]:
+    """List what was asked for and not made, by item."""
     for recipe, item in zip(recipes, items, strict=True):
         for reason in (recipe.left_out, *recipe.notes):
             if reason:
-                dead_letters.add(f"item {recipe.name} of {item.mammogram.image_id}", reason)
-    output = items[0].folder
-    content = card.format_dead_letters(remove_names(dead_letters.reasons, skipped.root))
-    filesystem.write_atomically(output / "dead_letters.csv", content, durable=False)
-    if all(recipe.left_out for recipe in recipes):
-        raise DataError(
-            f"{output}: no item could be made, dead_letters.csv says why; the first: "
-            f"{recipes[0].left_out}"
-        )
+                yield f"item {recipe.name} of {item.mammogram.image_id}", reason
 
 
 def _log_summary(recipes: Sequence[Recipe]) -> None:

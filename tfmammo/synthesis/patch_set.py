@@ -13,32 +13,27 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import cv2
 import numpy as np
-from pydantic import NonNegativeFloat, NonNegativeInt, field_serializer
+from pydantic import NonNegativeFloat, NonNegativeInt
 
-from tfmammo.config import DataConfig, Frozen
+from tfmammo.config import DataConfig
 from tfmammo.data.patches import Patch, Patches, stack_patches
 from tfmammo.data.tfrecord import GREY
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box
 from tfmammo.synthesis.config import KINDS, PatchSynthesisConfig, Target
-from tfmammo.synthesis.provenance import is_as_written, read_record, redact
+from tfmammo.synthesis.provenance import ItemRecipe, ItemSource, read_recipe
 
 FORMAT: Final = 1
 IDENTITY = "patch_set.json"
 
 
-class PatchSource(Frozen):
+class PatchSource(ItemSource):
     """The real patch that a synthetic one was made from, by pseudonym."""
 
-    archive: str
-    image_id: str
-    patient_id: str
-    sha256: str
-    """Hash of the mammogram's file, or of its pixels where there is none."""
     patch: str
     """Id of the real patch."""
     place: Box
@@ -47,40 +42,21 @@ class PatchSource(Frozen):
     """Seed of the generator's noise."""
 
 
-class PatchRecipe(Frozen):
-    """What makes one patch again, and what came out."""
+class PatchRecipe(ItemRecipe):
+    """The recipe of a patch."""
 
-    # Files list these fields in this order: do not reorder them.
-    format: Literal[1] = FORMAT
-    """Version of this format."""
-    identity: str
-    """Hash of what decides a whole set."""
     target: Target
     """What the generator adds or removes."""
-    number: NonNegativeInt
-    """Number of the patch among its kind."""
     config: PatchSynthesisConfig
     """The set's config, as provenance.redact leaves it."""
-    versions: dict[str, str]
-    """Versions of the libraries that computed it."""
-    generator: dict[str, str]
-    """Name, step and weights, as in Recipe."""
     source: PatchSource | None = None
     """What it was made from."""
     discarded: NonNegativeInt = 0
     """Earlier draws that post-processing discarded."""
     unusable: NonNegativeInt = 0
     """Earlier draws without a patch, for too little tissue or another pathology."""
-    left_out: str | None = None
-    """Why there is no patch."""
     area: NonNegativeFloat = 0.0
     """Part of the patch that the mask covers, 0 to 1."""
-    files: dict[str, str] = {}
-    """sha256 by path beneath the folder."""
-
-    @field_serializer("config")
-    def _redact_config(self, config: PatchSynthesisConfig) -> dict[str, Any]:
-        return redact(config)
 
     @property
     def kind(self) -> str:
@@ -92,14 +68,6 @@ class PatchRecipe(Frozen):
         """KIND/NUMBER, of its files."""
         return f"{self.kind}/{self.number:06d}"
 
-    def find_path(self, folder: Path) -> Path:
-        """Return the path of the recipe beneath a set's folder."""
-        return folder / "recipes" / f"{self.name}.json"
-
-    def is_whole(self, folder: Path) -> bool:
-        """Return whether all its files are in the folder as they were written."""
-        return is_as_written(folder, self.files)
-
 
 def describe_scale(data: DataConfig) -> dict[str, Any]:
     """Describe what decides the grey values of patches.
@@ -108,15 +76,6 @@ def describe_scale(data: DataConfig) -> dict[str, Any]:
     """
     decisive = {"percentiles", "preprocess"} if data.window is None else {"window", "preprocess"}
     return data.model_dump(mode="json", include=decisive)
-
-
-def read_patch_recipe(path: Path) -> PatchRecipe:
-    """Read a patch's recipe.
-
-    Raises:
-        DataError: It is missing or damaged.
-    """
-    return read_record(PatchRecipe, path, "recipe of a patch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +121,8 @@ class PatchSet:
             raise DataError(
                 f"{folder}: the work on it was not finished; run tfmammo.synthesis.patches again"
             )
-        recipes = (read_patch_recipe(path) for path in sorted((folder / "recipes").rglob("*.json")))
+        paths = sorted((folder / "recipes").rglob("*.json"))
+        recipes = (read_recipe(PatchRecipe, path) for path in paths)
         return PatchSet(
             folder,
             stack_patches(_read_patch(recipe, folder) for recipe in recipes if not recipe.left_out),

@@ -1,7 +1,7 @@
 """Synthesize patches with lesions added or removed, by the thousand, to train classifiers on.
 
     tfmammo synthesize-patches --config configs/patch_synthesis.yaml --output DIR [--set
-    KEY=VALUE ...] [Beam's own flags]
+    KEY=VALUE ...] [--jobs N]
     tfmammo synthesize-patches --recipe DIR/recipes/mass/000000.json --output OTHER [--set
     data.root=DIR]
 
@@ -21,28 +21,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from tfmammo import (
-    __version__,
-    archives,
-    cli,
-    filesystem,
-)
-from tfmammo import config as configuration
-from tfmammo.archives.files import remove_names
+from tfmammo import __version__, archives, cli, filesystem
 from tfmammo.archives.writers.synthetic import encode_mask_png, encode_png
 from tfmammo.data import card, jobs, sampling, tfrecord
+from tfmammo.data.runners import HERE, Runner
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
+from tfmammo.synthesis import sets
 from tfmammo.synthesis.command import make_parser, parse
 from tfmammo.synthesis.config import PatchSynthesisConfig, Target
 from tfmammo.synthesis.generators import (
@@ -58,14 +51,8 @@ from tfmammo.synthesis.patch_set import (
     describe_rates,
     describe_scale,
     format_readme,
-    read_patch_recipe,
 )
-from tfmammo.synthesis.provenance import (
-    REASONS,
-    collect_versions,
-    explain,
-    find_source,
-)
+from tfmammo.synthesis.provenance import collect_versions
 from tfmammo.synthesis.sources import ArchiveIndexes
 
 log = logging.getLogger(__name__)
@@ -75,40 +62,15 @@ MOST = 4  # times the count, of numbers tried before a kind is given up
 _IRRELEVANT = {"data", "generators", "tracking_uri", "count"}
 
 
-@dataclass(frozen=True)
-class Job:
-    """The patches of one mammogram by one generator: an element of the pipeline.
-
-    Attributes:
-        folder: The output folder.
-        mammogram: The mammogram that the patches are of.
-        network: The generator's export.
-        recipes: What is decided of each patch before it is made.
-    """
-
-    folder: Path
-    mammogram: Mammogram
-    network: Path
-    recipes: tuple[PatchRecipe, ...]
-
-    @property
-    def next_path(self) -> Path:
-        """Path of the first recipe that is not finished, or of the first one."""
-        for recipe in self.recipes:
-            if _read_finished(recipe, self.folder) is None:
-                return recipe.find_path(self.folder)
-        return self.recipes[0].find_path(self.folder)
-
-
 def synthesize(
-    config: PatchSynthesisConfig, output: Path, flags: Sequence[str] = ()
+    config: PatchSynthesisConfig, output: Path, runner: Runner = HERE
 ) -> list[PatchRecipe]:
     """Synthesize a set of patches, or complete one that was stopped.
 
     Args:
         config: The config.
         output: A new folder, or one of an earlier run with the same config.
-        flags: Apache Beam's own.
+        runner: Who does the work.
 
     Returns:
         The recipes of all patches, those left out included.
@@ -144,7 +106,7 @@ def synthesize(
                 versions=collect_versions(),
                 generator=networks[target].identity,
             )
-            recipes += _complete_kind(first, export, sources[target], output, flags)
+            recipes += _complete_kind(first, export, sources[target], output, runner)
         _write_summary(recipes, skipped, config.data.archive_name, output)
     return recipes
 
@@ -196,38 +158,22 @@ def _is_suitable(mammogram: Mammogram, network: LesionGenerator) -> bool:
     return any(network.removes_pathology(lesion.pathology or "") for lesion in lesions)
 
 
-def make(job: Job) -> None:
-    """Make the patches of a job that are not there: files, then recipes.
+def _open(
+    job: sets.Job[PatchRecipe],
+) -> Callable[[PatchRecipe], tuple[PatchRecipe, sets.Contents]]:
+    """Open the network of a job; see `sets.Job`."""
+    network = load_lesion_generator(job.networks)
+    first = job.recipes[0]
+    if network.identity != first.generator:
+        raise DataError(f"{job.networks}: was replaced by another training while the work went on")
+    open_once = cache(lambda: open_source(job.mammogram, network, first.config.seed))
 
-    Raises:
-        DataError: The generator was replaced since the work began.
-        OSError: The folder can't be written.
-        RuntimeError: A fault that no file explains.
-    """
-    missing = [recipe for recipe in job.recipes if _read_finished(recipe, job.folder) is None]
-    if not missing:
-        return
-    config = missing[0].config
-    network = load_lesion_generator(job.network)
-    if network.identity != missing[0].generator:
-        raise DataError(f"{job.network}: was replaced by another training while the work went on")
-    try:
-        with jobs.use_one_thread():
-            digest, sampler = open_source(job.mammogram, network, config.seed)
-            for recipe in missing:
-                complete, patch = make_patch(recipe, job.mammogram, network, digest, sampler)
-                _write_recipe(_write_files(complete, patch, job.folder), job.folder)
-    except (*REASONS, cv2.error) as error:
-        reason = explain(error, [config.data.root] if config.data.root else [])
-        for recipe in missing:
-            _write_recipe(recipe.model_copy(update={"left_out": reason}), job.folder)
-    except OSError as error:  # of the folder, which would cost every patch
-        raise OSError(f"{job.folder}: {error.__class__.__name__}: {error}") from error
-    except Exception as error:
-        # A fault of this code. As a dead letter it would quietly cost every patch.
-        raise RuntimeError(
-            f"{job.mammogram.image_id}: {error.__class__.__name__}: {error}"
-        ) from error
+    def draw(recipe: PatchRecipe) -> tuple[PatchRecipe, sets.Contents]:
+        digest, sampler = open_once()
+        recipe, patch = make_patch(recipe, job.mammogram, network, digest, sampler)
+        return recipe, _list_files(recipe, patch)
+
+    return draw
 
 
 def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> PatchRecipe:
@@ -241,63 +187,34 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> PatchReci
     Raises:
         DataError: The source or the generator is not that of the recipe, a file comes out
             differently, or another file has its name.
-        ConfigError: Something can't be used.
-        ArchiveError: Something can't be used.
-        ExportError: Something can't be used.
-        TrackingError: Something can't be used.
+        TfmammoError: Something can't be used.
     """
-    recipe = configuration.parse(
-        PatchRecipe, file, [f"config.{override}" for override in overrides]
-    )
-    source = recipe.source
-    config = recipe.config
-    if source is None or recipe.left_out:
-        raise DataError(f"{file}: is of a patch that could not be made ({recipe.left_out})")
-    mammogram = find_source(source.archive, source.image_id, config.data, file, ArchiveIndexes())
-    folder = find_best_weights(config.generators[recipe.target], config.tracking_uri)
-    network = load_lesion_generator(folder)
-    if network.identity["weights"] != recipe.generator.get("weights"):
-        raise DataError(f"{folder}: is not the generator of {file}, its weights are others")
-    with jobs.use_one_thread():
+
+    def restore(recipe: PatchRecipe, mammogram: Mammogram, _: ArchiveIndexes) -> sets.Contents:
+        config = recipe.config
+        folder = find_best_weights(config.generators[recipe.target], config.tracking_uri)
+        network = load_lesion_generator(folder)
+        if network.identity["weights"] != recipe.generator.get("weights"):
+            raise DataError(f"{folder}: is not the generator of {file}, its weights are others")
         digest, sampler = open_source(mammogram, network, config.seed)
-        if digest != source.sha256:
-            raise DataError(f"{file}: its source {source.image_id} has changed since (sha256)")
-        complete, patch = make_patch(recipe, mammogram, network, digest, sampler)
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=output) as made:
-        complete = _write_files(complete, patch, Path(made))
-        if complete.files != recipe.files:
-            raise DataError(
-                f"{output}: {recipe.name} came out otherwise than then; made with "
-                f"{recipe.versions} then, with {collect_versions()} now"
-            )
-        filesystem.move_files(Path(made), output, complete.files)
-    return recipe
+        if recipe.source and digest != recipe.source.sha256:
+            raise DataError(f"{file}: its source {mammogram.image_id} has changed since (sha256)")
+        return _list_files(*make_patch(recipe, mammogram, network, digest, sampler))
+
+    return sets.remake(PatchRecipe, file, output, overrides, restore)
 
 
-def _write_recipe(recipe: PatchRecipe, folder: Path) -> None:
-    path = recipe.find_path(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    filesystem.write_atomically(path, recipe.model_dump_json(indent=1) + "\n", durable=False)
-
-
-def _write_files(recipe: PatchRecipe, patch: SyntheticPatch | None, folder: Path) -> PatchRecipe:
-    """Write a patch's image and mask, and add their hashes to its recipe."""
-    files = {}
-    if patch:
-        refined = patch.refined
-        contents = {
-            "images": encode_png(tfrecord.quantise(refined.image[0, ..., 0])),
-            "masks": encode_mask_png(refined.mask[0, ..., 0]),
-        }
-        for part, content in contents.items():
-            name = f"{part}/{recipe.name}.png"
-            path = jobs.resolve_inside(folder, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with filesystem.atomic_file(path) as temporary:
-                temporary.write_bytes(content)
-            files[name] = hashlib.sha256(content).hexdigest()
-    return recipe.model_copy(update={"files": files})
+def _list_files(recipe: PatchRecipe, patch: SyntheticPatch | None) -> sets.Contents:
+    """List the files of a patch, its image and mask, with what writes each."""
+    if patch is None:
+        return {}
+    refined = patch.refined
+    image = encode_png(tfrecord.quantise(refined.image[0, ..., 0]))
+    mask = encode_mask_png(refined.mask[0, ..., 0])
+    return {
+        f"images/{recipe.name}.png": sets.bytes_writer(image),
+        f"masks/{recipe.name}.png": sets.bytes_writer(mask),
+    }
 
 
 def _complete_kind(
@@ -305,7 +222,7 @@ def _complete_kind(
     network: Path,
     sources: Sequence[Mammogram],
     output: Path,
-    flags: Sequence[str],
+    runner: Runner,
 ) -> list[PatchRecipe]:
     """Make `count` patches of one kind, if they can be had.
 
@@ -314,7 +231,7 @@ def _complete_kind(
         network: The generator's export.
         sources: The mammograms that they are of.
         output: The claimed folder.
-        flags: Apache Beam's own.
+        runner: Who does the work.
 
     Returns:
         Their recipes, those left out included.
@@ -324,25 +241,15 @@ def _complete_kind(
     """
     wanted = first.config.count
     kind = first.kind
-    steps = jobs.PartSteps(
-        make=make,
-        read=_read_finished_job,
-        record_path=lambda job: job.next_path,
-        command="synthesis",
-    )
     total = wanted
     while True:
         planned = [first.model_copy(update={"number": number}) for number in range(total)]
         parts = [
-            Job(output, mammogram, network, tuple(planned[start :: len(sources)]))
+            sets.Job(output, mammogram, tuple(planned[start :: len(sources)]), _open, network)
             for start, mammogram in enumerate(sources[:total])
         ]
         log.info("%s: %d patches from %d mammograms, into %s", kind, total, len(parts), output)
-        progress = (output / "recipes" / kind, "*.json", total)
-        records = jobs.complete_parts(parts, steps, flags, progress)
-        recipes = sorted(
-            (recipe for record in records for recipe in record), key=lambda recipe: recipe.number
-        )
+        recipes = sets.complete(parts, runner)
         complete = sum(not recipe.left_out for recipe in recipes)
         if complete >= wanted or total >= MOST * wanted:
             break
@@ -353,27 +260,6 @@ def _complete_kind(
             f"{output}: no {kind} patch could be made; the first: {recipes[0].left_out}"
         )
     return recipes
-
-
-def _read_finished_job(job: Job) -> list[PatchRecipe] | None:
-    """Read the recipes of a finished job. None unless all patches are there as written."""
-    recipes = []
-    for planned in job.recipes:
-        recipe = _read_finished(planned, job.folder)
-        if recipe is None:
-            return None
-        recipes.append(recipe)
-    return recipes
-
-
-def _read_finished(planned: PatchRecipe, folder: Path) -> PatchRecipe | None:
-    """Read the recipe of a finished patch. None unless its files are there as written."""
-    try:
-        recipe = read_patch_recipe(planned.find_path(folder))
-    except DataError:
-        return None
-    is_finished = recipe.identity == planned.identity and recipe.is_whole(folder)
-    return recipe if is_finished else None
 
 
 def _describe_identity(
@@ -406,17 +292,13 @@ def _write_summary(
     recipes: Sequence[PatchRecipe], skipped: Skipped, archive: str, output: Path
 ) -> None:
     """Write dead_letters.csv and README.md, which says that all is there."""
-    dead_letters = Skipped(dict(skipped.reasons))
-    for recipe in recipes:
-        if recipe.left_out:
-            dead_letters.add(recipe.name, recipe.left_out)
-    content = card.format_dead_letters(remove_names(dead_letters.reasons, skipped.root))
-    filesystem.write_atomically(output / "dead_letters.csv", content, durable=False)
+    left_out = [(recipe.name, recipe.left_out) for recipe in recipes if recipe.left_out]
+    sets.write_dead_letters(skipped, left_out, output)
     licence = card.LICENCES.get(archive, card.UNKNOWN)
     filesystem.write_atomically(
         output / "README.md", format_readme(recipes, licence), durable=False
     )
-    reasons = Counter(recipe.left_out for recipe in recipes if recipe.left_out)
+    reasons = Counter(reason for _, reason in left_out)
     for reason, count in reasons.most_common(3):
         log.info("%d left out: %s", count, reason)
 
@@ -426,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser(
         "synthesize-patches", __doc__, PatchSynthesisConfig, "patch_synthesis", "patch"
     )
-    options, flags = parse(parser, arguments)
+    options, runner = parse(parser, arguments)
 
     def work() -> None:
         if options.recipe:
@@ -434,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             log.info("%s: made again, bit for bit", recipe.name)
         else:
             config = cli.read_config(PatchSynthesisConfig, options)
-            synthesize(config, options.output.resolve(), flags)
+            synthesize(config, options.output.resolve(), runner)
 
     cli.run(work)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -13,7 +13,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 from pydantic import (
-    Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -38,7 +37,7 @@ from tfmammo.mammogram import (
     Split,
     View,
 )
-from tfmammo.synthesis.config import Kind, Sizes, SynthesisConfig, UsedPart
+from tfmammo.synthesis.config import Kind, PatchSynthesisConfig, Sizes, SynthesisConfig, UsedPart
 from tfmammo.synthesis.sources import ArchiveIndexes
 from tfmammo.tracking.export.card import remove_places
 
@@ -47,7 +46,7 @@ FORMAT: Final = 1
 REASONS = (DataError, ArchiveError)
 
 
-class Source(Frozen):
+class ItemSource(Frozen):
     """The mammogram that an item was made from, by pseudonym."""
 
     archive: str
@@ -55,6 +54,11 @@ class Source(Frozen):
     patient_id: str
     sha256: str
     """Hash of its file, or of its pixels where there is none."""
+
+
+class Source(ItemSource):
+    """The mammogram that lesions were inserted into."""
+
     rows: PositiveInt
     cols: PositiveInt
     bits: PositiveInt
@@ -124,26 +128,56 @@ class ExistingLesion(Frozen):
     """None where not stated."""
 
 
-class Recipe(Frozen):
-    """What makes one item again, and what came out."""
+class ItemRecipe(Frozen):
+    """What makes one item of a set again, and what came out."""
 
-    # Files list these fields in this order: do not reorder them.
     format: Literal[1] = FORMAT
     """Version of this format."""
     identity: str
     """Hash of what decides a whole set."""
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    """Name of the item, and of its files."""
     number: NonNegativeInt
     """Number of the item."""
-    config: SynthesisConfig
+    config: SynthesisConfig | PatchSynthesisConfig
     """The set's config, as `redact` leaves it."""
     versions: dict[str, str]
     """Versions of the libraries that computed it."""
     generator: dict[str, str]
-    """Name, step and weights of the renderer's network; empty without one. The weights are hashed
-    by export.load_identified.
+    """Name, step and weights of the network; empty without one. The weights are hashed by
+    export.load_identified.
     """
+    source: ItemSource | None = None
+    """The mammogram that it was made from."""
+    left_out: str | None = None
+    """Why there is no item."""
+    files: dict[str, str] = {}
+    """sha256 by path beneath the set's folder."""
+
+    @field_serializer("config")
+    def _redact_config(self, config: Frozen) -> dict[str, Any]:
+        return redact(config)
+
+    @property
+    def name(self) -> str:
+        """Name of the item, and of its files."""
+        return f"{self.number:06d}"
+
+    def find_path(self, folder: Path) -> Path:
+        """Return the path of the recipe beneath a set's folder."""
+        return folder / "recipes" / f"{self.name}.json"
+
+    def is_whole(self, folder: Path) -> bool:
+        """Return whether all its files are in the folder as they were written."""
+        try:
+            return all(sha256(folder / file) == digest for file, digest in self.files.items())
+        except DataError:
+            return False
+
+
+class Recipe(ItemRecipe):
+    """The recipe of a mammogram with lesions."""
+
+    config: SynthesisConfig
+    """The set's config, as `redact` leaves it."""
     sizes: Sizes | None
     """The Gaussian that sizes were drawn from."""
     source: Source | None = None
@@ -154,16 +188,8 @@ class Recipe(Frozen):
     """Those that were there before."""
     notes: tuple[str, ...] = ()
     """What was asked for and not done."""
-    left_out: str | None = None
-    """Why there is no item."""
-    files: dict[str, str] = {}
-    """Sha256 by path beneath the output folder."""
     repeat: NonNegativeInt = 0
     """How many items before it were made from the same mammogram."""
-
-    @field_serializer("config")
-    def _redact_config(self, config: SynthesisConfig) -> dict[str, Any]:
-        return redact(config)
 
     def make_key(self) -> str:
         """Hash the content: equal wherever and however often an item is made."""
@@ -176,23 +202,6 @@ class Recipe(Frozen):
             "lesions": [lesion.model_dump(mode="json") for lesion in self.lesions],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    def is_whole(self, folder: Path) -> bool:
-        """Return whether all its files are in the folder as they were written."""
-        return is_as_written(folder, self.files)
-
-
-def is_as_written(folder: Path, files: Mapping[str, str]) -> bool:
-    """Return whether all files are in a folder with the contents that they should have.
-
-    Args:
-        folder: The folder.
-        files: sha256 by path beneath it.
-    """
-    try:
-        return all(sha256(folder / file) == digest for file, digest in files.items())
-    except DataError:
-        return False
 
 
 def hash_source(mammogram: Mammogram, stored: Stored) -> str:
@@ -216,22 +225,12 @@ def collect_versions() -> dict[str, str]:
     }
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(kind: type[Kind], path: Path) -> Kind:
     """Read a recipe.
-
-    Raises:
-        DataError: It is missing or damaged.
-    """
-    return read_record(Recipe, path, "recipe")
-
-
-def read_record(kind: type[Kind], path: Path, what: str) -> Kind:
-    """Read a recipe of either kind.
 
     Args:
         kind: Its class.
         path: Its file.
-        what: What it is called in messages.
 
     Raises:
         DataError: It is missing or damaged.
@@ -241,7 +240,7 @@ def read_record(kind: type[Kind], path: Path, what: str) -> Kind:
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
     except ValidationError as error:
-        raise DataError(f"{path}: is no {what} of this version ({describe(error)[:300]})") from None
+        raise DataError(f"{path}: is no recipe of this version ({describe(error)[:300]})") from None
 
 
 def find_source(

@@ -1,0 +1,219 @@
+"""Who makes the parts of a job: processes of this machine, which end when they should, or Beam."""
+
+import argparse
+import contextlib
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+
+from tests.commands import run_module
+from tfmammo import cli
+from tfmammo.data import runners
+from tfmammo.data.runners import Runner
+from tfmammo.errors import DataError
+
+WORK = """
+    import os, sys, time
+    from pathlib import Path
+    from tfmammo import cli
+    from tfmammo.data import runners
+
+    def wait(folder):
+        (Path(folder) / str(os.getpid())).touch()
+        time.sleep(300)
+
+    def fail(part):
+        raise ValueError(f"no {part}")
+
+    def die(part):
+        os._exit(1)
+
+    def note_process(path):
+        Path(path).write_text(str(os.getpid()))
+
+    if __name__ == "__main__":
+        cli.run(lambda: runners.run([sys.argv[1]] * 3, wait, runners.Runner(2)))
+"""
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A module of functions that make parts, which workers find."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "parts_of_a_test.py").write_text(textwrap.dedent(WORK))
+    monkeypatch.syspath_prepend(folder)
+    yield importlib.import_module("parts_of_a_test")
+    del sys.modules["parts_of_a_test"]
+
+
+@contextlib.contextmanager
+def running(work, folder, repository):
+    """The module as a command that has two workers, and their process numbers."""
+    folder.mkdir()
+    command = [sys.executable, work.__file__, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        try:
+            while len(list(folder.iterdir())) < 2:
+                assert process.poll() is None, process.communicate()[1]
+                time.sleep(0.05)
+            yield process, [int(path.name) for path in folder.iterdir()]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def is_at_work(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_all", [True, False], ids=["terminal", "kill"])
+def test_ctrl_c_ends_every_process_without_a_traceback(work, tmp_path, repository, to_all):
+    with running(work, tmp_path / "out", repository) as (process, workers):
+        (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 130 and said == "stopped\n"
+        assert not any(map(is_at_work, workers))
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_process_end(work, tmp_path, repository):
+    with running(work, tmp_path / "out", repository) as (process, workers):
+        process.kill()
+        process.wait()
+        end = time.monotonic() + 60
+        while any(map(is_at_work, workers)):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_part_that_fails_stops_the_work_with_its_reason(work, processes):
+    with pytest.raises(DataError, match=r"\(ValueError: no a\)|\(ValueError: no b\)"):
+        runners.run(["a", "b"], work.fail, Runner(processes))
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_stops_the_work(work):
+    with pytest.raises(DataError, match="--jobs"):
+        runners.run(["a", "b"], work.die, Runner(2))
+
+
+def test_one_process_is_this_one_and_so_is_that_of_a_single_part(work, tmp_path):
+    runners.run([tmp_path / "a", tmp_path / "b"], work.note_process, Runner(1))
+    runners.run([tmp_path / "c"], work.note_process, Runner(8))
+    runners.run([], work.note_process, Runner(8))
+    assert {(tmp_path / name).read_text() for name in "abc"} == {str(os.getpid())}
+
+
+def test_progress_is_logged_now_and_then(caplog):
+    caplog.set_level("INFO")
+    runners._log_progress(iter([None] * 5), 5, every=100)
+    assert not caplog.messages
+    runners._log_progress(iter([None] * 3), 5, every=0)
+    assert caplog.messages == [f"{count} of 5 parts" for count in (1, 2, 3)]
+
+
+IMPORTING = """
+    import os, time
+    from pathlib import Path
+
+    folder = Path(__file__).parent
+
+    def note(event):
+        (folder / f"{event}-{os.getpid()}").write_text(repr(time.time()))
+
+    if os.environ["IMPORTING"] != str(os.getpid()):
+        note("began")
+        time.sleep(8)  # as long as TensorFlow takes on a busy machine
+        note("ended")
+
+    def make(part):
+        (folder / part).touch()
+"""
+
+
+@pytest.mark.long
+def test_workers_import_the_work_at_the_same_time(tmp_path, monkeypatch):
+    (tmp_path / "slow_to_import.py").write_text(textwrap.dedent(IMPORTING))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("IMPORTING", str(os.getpid()))  # does not wait itself
+    make = importlib.import_module("slow_to_import").make
+    runners.run(["a", "b"], make, Runner(2))
+    assert (tmp_path / "a").exists() and (tmp_path / "b").exists()
+    began, ended = (
+        [float(path.read_text()) for path in tmp_path.glob(f"{event}-*")]
+        for event in ("began", "ended")
+    )
+    assert len(began) == 2 and max(began) < min(ended)
+
+
+@pytest.mark.long
+def test_nothing_imports_beam_unless_asked_to(tmp_path, monkeypatch):
+    """A package of its name that can't be imported shows it, in every process."""
+    fake = tmp_path / "modules/apache_beam"
+    fake.mkdir(parents=True)
+    (fake / "__init__.py").write_text("raise ModuleNotFoundError('x', name='apache_beam')")
+    monkeypatch.setenv("PYTHONPATH", str(fake.parent))
+    (tmp_path / "tiny.yaml").write_text("name: tiny\n")
+    overrides = ("--set", "data.phantoms=8", "data.size=16", "build.shard_mammograms=2")
+    arguments = ("--config", tmp_path / "tiny.yaml", *overrides)
+    done = run_module("tfmammo.data.build", *arguments, "--output", tmp_path / "a", "--jobs", 2)
+    assert done.returncode == 0, done.stderr
+    last = ("--output", tmp_path / "b", "--runner", "DirectRunner")
+    done = run_module("tfmammo.data.build", *arguments, *last)
+    assert done.returncode == 2 and done.stderr.endswith(
+        'error: apache_beam is missing: pip install "tfmammo[beam]"\n'
+    )
+
+
+def parse(*arguments: str) -> tuple[argparse.Namespace, Runner]:
+    parser = cli.make_command_parser("x", None)
+    parser.add_overrides()
+    runners.add_options(parser)
+    return runners.parse(parser, arguments)
+
+
+def test_by_default_there_is_a_process_for_each_core():
+    assert parse()[1] == Runner(len(os.sched_getaffinity(0)))
+    assert parse("--jobs", "3", "--set", "a=1")[1] == Runner(3)
+
+
+def test_beams_own_flags_follow_the_runner():
+    options, runner = parse("--set", "a=1", "--runner=DirectRunner", "--direct_num_workers", "2")
+    assert options.set == ["a=1"]
+    assert runner.beam == "DirectRunner" and runner.flags == ("--direct_num_workers", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--count", "500"], "a key of the config is set by --set count=500"),
+        (["--direct_num_workers", "2"], "unknown: --direct_num_workers 2"),
+        (
+            ["--runner=DirectRunner", "--direct_num_wokers", "2"],
+            "unknown: --direct_num_wokers 2; did you mean --direct_num_workers?",
+        ),
+        (["--runner=DirectRunner", "--jobs", "2"], "not allowed with"),
+        (["--jobs", "0"], "0 is no whole number of 1 or more"),
+    ],
+)
+def test_what_nobody_knows_is_refused(capsys, arguments, said):
+    with pytest.raises(SystemExit):
+        parse(*arguments)
+    assert said in capsys.readouterr().err

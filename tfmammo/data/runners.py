@@ -1,0 +1,220 @@
+"""Who makes the parts of a job: processes of this machine, or Apache Beam on many machines."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tfmammo import cli
+from tfmammo.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Who makes the parts of a job.
+
+    Attributes:
+        processes: How many processes of this machine work at once; 1 is this process itself. A
+            script that asks for more needs `if __name__ == "__main__":`, because each one imports
+            it.
+        beam: Name of a runner of Apache Beam that takes their place.
+        flags: That runner's own.
+    """
+
+    processes: int = 1
+    beam: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+HERE = Runner()
+
+
+def add_options(parser: cli.Parser) -> None:
+    """Add --jobs and --runner."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--jobs",
+        type=cli.parse_count,
+        metavar="N",
+        help="processes of this machine that work at once; default: one per core",
+    )
+    group.add_argument(
+        "--runner",
+        metavar="NAME",
+        help="a runner of Apache Beam, for clusters, followed by its own flags: FlinkRunner",
+    )
+
+
+def parse(parser: cli.Parser, arguments: Sequence[str] | None) -> tuple[Any, Runner]:
+    """Parse the arguments of a command that has `add_options`."""
+    options, others = parser.parse_known_args(arguments)
+    if options.runner and others:
+        parser.refuse(*_find_unknown_flags(others))
+    else:
+        parser.refuse(others)
+    return options, Runner(options.jobs or _count_cores(), options.runner, tuple(others))
+
+
+def _count_cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))  # those that a cluster's scheduler leaves to us
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1
+
+
+def run(parts: Sequence[Any], make: Callable[[Any], None], runner: Runner) -> None:
+    """Make parts, and log now and then how many are done.
+
+    Args:
+        parts: What can be pickled.
+        make: Makes one part. A function of a module, because workers import it by name.
+        runner: Who makes them.
+
+    Raises:
+        ModuleNotFoundError: Apache Beam is asked for and missing.
+        DataError: A part failed.
+    """
+    if runner.beam:
+        _import_beam()
+    processes = min(runner.processes, len(parts))
+    try:
+        if runner.beam:
+            _run_on_beam(parts, make, runner)
+        elif processes > 1:
+            _log_progress(_run_in_processes(parts, make, processes), len(parts))
+        else:
+            _log_progress(map(make, parts), len(parts))
+    except Exception as error:
+        log.debug("the work failed", exc_info=True)
+        raise DataError(
+            f"the work stopped before its end ({_explain(error)}); run it again, finished parts "
+            "are kept"
+        ) from error
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, BrokenProcessPool):
+        return "a process was killed, as happens for want of memory: fewer --jobs need less"
+    text = f"{error.__class__.__name__}: {error}"  # Beam's ends with a worker's whole traceback
+    return [line for line in text.splitlines() if line.strip()][-1].strip()[:300]
+
+
+def _log_progress(made: Iterable[None], total: int, every: float = 10.0) -> None:
+    """Go through finished parts, and log their number at most each `every` seconds."""
+    last = time.monotonic()
+    for count, _ in enumerate(made, start=1):
+        if time.monotonic() - last >= every:
+            last = time.monotonic()
+            log.info("%d of %d parts", count, total)
+
+
+def _run_in_processes(
+    parts: Sequence[Any], make: Callable[[Any], None], processes: int
+) -> Iterator[None]:
+    others = set(multiprocessing.active_children())
+    # Spawned: a fork of TensorFlow's threads hangs.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, _prepare_worker)
+    try:
+        with _hold_interrupts():
+            futures = [pool.submit(make, part) for part in parts]
+        for future in as_completed(futures):
+            yield future.result()
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    """Keep a worker quiet but for errors, share GPUs with others, and end it with its parent."""
+    logging.disable(logging.WARNING)
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)  # the parent was killed; a second run of its command may have begun
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+@contextmanager
+def _hold_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C from processes that are started meanwhile; who started them ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _run_on_beam(parts: Sequence[Any], make: Callable[[Any], None], runner: Runner) -> None:
+    beam = _import_beam()
+    pipeline_options = beam.options.pipeline_options
+    options = pipeline_options.PipelineOptions(
+        [f"--runner={runner.beam}", "--default_sdk_harness_log_level=ERROR", *runner.flags]
+    )
+    # There are no triggers here; what allows unsafe ones is never handed to the runner that would
+    # have to be downloaded.
+    options.view_as(pipeline_options.TypeOptions).allow_unsafe_triggers = True
+    # Beam reports a failure in tracebacks; `run` says it in a sentence.
+    logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)
+    try:
+        with beam.Pipeline(options=options) as pipeline:
+            _ = (
+                pipeline
+                | "Parts" >> beam.Create(list(parts), reshuffle=False)
+                | beam.Reshuffle()
+                | "Make" >> beam.Map(make)
+            )
+    except Exception as error:
+        if "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _import_beam() -> Any:
+    """Import Apache Beam without its warning that Google's client libraries are missing."""
+    logging.disable(logging.WARNING)
+    try:
+        import apache_beam
+        import apache_beam.options.pipeline_options
+    finally:
+        logging.disable(logging.NOTSET)
+    return apache_beam
+
+
+def _find_unknown_flags(flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Find the arguments that Apache Beam does not know, and the names that it knows.
+
+    Without Beam nothing counts as unknown: `run` reports that it is missing.
+    """
+    try:
+        PipelineOptions = _import_beam().options.pipeline_options.PipelineOptions
+    except ModuleNotFoundError:
+        return [], []
+    parsers: list[Any] = []
+    PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)
+    (parser,) = parsers
+    unknown = parser.parse_known_args(list(flags))[1]
+    names = [name for action in parser._actions for name in action.option_strings]
+    return unknown, names
