@@ -265,7 +265,7 @@ def test_what_was_killed_and_stopped_is_finished_by_another_number_of_workers(re
 def test_a_strategy_says_who_the_workers_are(monkeypatch, cluster, task, count, is_chief):
     class Joined:
         cluster_resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-            tf.train.ClusterSpec(cluster), *task
+            tf.train.ClusterSpec(cluster), task_type=task[0], task_id=task[1]
         )
 
     monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", Joined)
