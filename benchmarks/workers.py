@@ -158,7 +158,7 @@ def prepare(options: argparse.Namespace) -> Callable[[int], dict[str, float]]:
     )
     strategy = tf.distribute.get_strategy()
     if options.role == "together":
-        strategy = workers.join(workers.read_cluster())
+        strategy = workers.join()
     with strategy.scope():
         model = models.build_model(
             options.model, MODELS[options.model].config | options.config, options.size

@@ -55,7 +55,7 @@ def test_a_card_says_under_which_key_it_was_written(tiny_can, random_patches, tm
     from tfmammo.training import loop, script
 
     experiment = tiny_can(steps=1)
-    loop.fit(
+    loop.Training(
         lambda: CAN(experiment.model, 32),
         experiment,
         random_patches(4),
@@ -63,7 +63,7 @@ def test_a_card_says_under_which_key_it_was_written(tiny_can, random_patches, tm
         tmp_path / "run",
         script.compute_validation_metrics,
         monitor="dice",
-    )
+    ).fit()
     assert export.read_card(tmp_path / "run/export")["id_key"] == key_check()
 
 

@@ -313,7 +313,7 @@ def test_a_training_leaves_nothing_of_it(archive, tmp_path, tiny_can, heard, mon
     )
     patches, held_out = datasets.open_subsets(experiment.data)
     assert len(patches) + len(held_out) == 7
-    loop.fit(
+    loop.Training(
         lambda: CAN(experiment.model, 32),
         experiment,
         patches,
@@ -321,7 +321,7 @@ def test_a_training_leaves_nothing_of_it(archive, tmp_path, tiny_can, heard, mon
         output / "run",
         script.compute_validation_metrics,
         monitor="dice",
-    )
+    ).fit()
     script.print_summary(experiment, {"dice": 0.5}, held_out, output / "run")
     written = [path for path in output.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in written}

@@ -38,7 +38,7 @@ def main() -> None:
             output = command.output if stage == "all" else command.output / stage
             registered = experiment.tracking.register_models and stage == "all"
             tracking = experiment.tracking.model_copy(update={"register_models": registered})
-            metrics = loop.fit(
+            metrics = loop.Training(
                 partial(mask_rcnn.MaskRCNN, model, data.shape, len(data.kinds), stage, start),
                 experiment.model_copy(update={"training": training, "tracking": tracking}),
                 train,
@@ -48,7 +48,7 @@ def main() -> None:
                 monitor="recall",
                 seen_patients=patients,
                 write=mask_rcnn.write,
-            )
+            ).fit()
             patients = read_card(output / "export")["train_patients"]
             start = output / "export" / mask_rcnn.CHECKPOINT
         script.print_summary(experiment, metrics, held_out, command.output)

@@ -20,12 +20,14 @@ from tfmammo.config import (
     read_yaml,
 )
 from tfmammo.errors import ConfigError
+from tfmammo.models.can import CANConfig
 
 
 class Toy(Frozen):
     learning_rate: PositiveFloat = 1e-3
     filters: tuple[int, ...] = (4, 8)
     dropout: float = Field(default=0.5, ge=0, lt=1)
+    limits: tuple[float, ...] = ()
 
 
 @pytest.fixture(scope="module")
@@ -448,3 +450,18 @@ def test_a_large_value_is_shown_in_a_few_words(minimal):
 def test_numbers_beyond_any_machine_are_refused(minimal, key, value):
     told = sentence(minimal, f"{key}={value}")
     assert f"{key}: input should be less than or equal to" in told
+
+
+@pytest.mark.parametrize("key", ["model.filters", "model.discriminator_filters"])
+def test_layers_of_a_hundred_million_channels_are_refused(key):
+    value = "[100000000]" if key == "model.filters" else "100000000"
+    assert key in sentence(Path("can"), f"{key}={value}", model=CANConfig)
+
+
+@pytest.mark.parametrize("key", ["model.learning_rate", "model.dropout", "model.limits.0"])
+@pytest.mark.parametrize("value", ["1e300", "-3.5e38"])
+def test_numbers_that_float32_cannot_hold_are_refused(minimal, key, value):
+    override = f"model.limits=[{value}]" if "limits" in key else f"{key}={value}"
+    assert key.removesuffix(".0") in sentence(minimal, override)
+    largest = load(minimal, ["model.limits=[3.4028234e38]"], Toy).model.limits
+    assert largest == (3.4028234e38,)

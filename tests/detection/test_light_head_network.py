@@ -611,7 +611,7 @@ def test_a_run_is_gone_on_with_exported_and_started_from(tmp_path, tracking_uri,
     train = whole.take(np.flatnonzero(sides == 0))
     held_out = whole.take(np.flatnonzero(sides == 1))
     for steps in (2, 4):
-        metrics = loop.fit(
+        metrics = loop.Training(
             make_model,
             experiment(tracking_uri, steps),
             train,
@@ -620,7 +620,7 @@ def test_a_run_is_gone_on_with_exported_and_started_from(tmp_path, tracking_uri,
             validate,
             monitor="recall",
             write=write,
-        )
+        ).fit()
     assert "from the start to step 2" in caplog.text and "from step 2 to step 4" in caplog.text
     assert set(metrics) == {"recall", "recall_of_all", "froc"}
     card = read_card(tmp_path / "export")

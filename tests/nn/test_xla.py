@@ -26,7 +26,7 @@ from tfmammo.models.mask_gan import MaskGAN, MaskGANConfig
 from tfmammo.models.shape import ShapeCNN, ShapeConfig
 from tfmammo.nn.optimization import build
 from tfmammo.training import loop
-from tfmammo.training.contract import check_xla
+from tfmammo.training.contract import check_model
 
 SIZE = 32
 UNET = {"filters": (4, 8), "discriminator_filters": 4, "discriminator_strided": 1, "dropout": 0.0}
@@ -156,8 +156,7 @@ def test_a_training_that_wants_it_is_told_why_not(name):
     with pytest.raises(
         ConfigError, match=f"training.jit_compile: {name} can't be compiled by XLA, because its? "
     ):
-        check_xla(REFUSED[name](), TrainingConfig(jit_compile=True))
-    check_xla(REFUSED[name](), TrainingConfig())
+        check_model(REFUSED[name](), {}, TrainingConfig(jit_compile=True))
 
 
 @pytest.mark.long
@@ -171,7 +170,7 @@ def test_a_training_compiles_its_step(tiny_can, random_patches, tmp_path):
     compiled = experiment.model_copy(
         update={"training": experiment.training.model_copy(update={"jit_compile": True})}
     )
-    fit = lambda chosen, model, name: loop.fit(  # noqa: E731
+    fit = lambda chosen, model, name: loop.Training(  # noqa: E731
         lambda: model(chosen.model, chosen.data.size),
         chosen,
         random_patches(4),
@@ -179,7 +178,7 @@ def test_a_training_compiles_its_step(tiny_can, random_patches, tmp_path):
         tmp_path / name,
         lambda *_: {"dice": 0.0},
         monitor="dice",
-    )
+    ).fit()
     fit(experiment, Uncompilable, "plain")
     with pytest.raises(tf.errors.InvalidArgumentError, match="MaxPoolWithArgmax"):
         fit(compiled, Uncompilable, "compiled")

@@ -17,7 +17,7 @@ from tfmammo.config import (
     is_training_folder,
 )
 from tfmammo.errors import ConfigError, TrainingError
-from tfmammo.training import folder
+from tfmammo.training import checkpoints, folder
 
 
 class Patches:
@@ -113,8 +113,9 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, 
     assert "its file system knows no locks" in caplog.text
 
 
-def test_a_folder_in_which_nothing_was_written_is_removed(tmp_path):
+def test_a_folder_in_which_no_training_began_is_removed(tmp_path):
     with pytest.raises(ConfigError), folder.hold_lock(tmp_path / "runs/new"):
+        (tmp_path / "runs/new/split.json").write_text("{}")  # which the data of a start leaves
         raise ConfigError("data.root: no such folder")
     assert not list(tmp_path.iterdir())
     (tmp_path / "empty").mkdir()
@@ -128,7 +129,9 @@ class Counter:
 
     def __init__(self, place, keep=2):
         self.value = tf.Variable(0)
-        self.checkpoints = folder.Checkpoints(tf.train.Checkpoint(value=self.value), place, keep)
+        self.checkpoints = checkpoints.Checkpoints(
+            tf.train.Checkpoint(value=self.value), place, keep
+        )
 
     def save(self, step):
         self.value.assign(step)
@@ -162,7 +165,7 @@ def test_an_older_checkpoint_goes_only_when_the_newer_is_on_the_disk(tmp_path, m
         flushed.append(path.name)
 
     monkeypatch.setattr(filesystem, "flush", flush)
-    monkeypatch.setattr(folder, "write_atomically", lambda *_: None)
+    monkeypatch.setattr(filesystem, "write_atomically", lambda *_: None)
     counter.save(2)
     assert flushed == ["ckpt-2.data-00000-of-00001", "ckpt-2.index"] or flushed == [
         "ckpt-2.index",
@@ -175,7 +178,7 @@ def test_an_older_checkpoint_goes_only_when_the_newer_is_on_the_disk(tmp_path, m
 def test_checkpoints_are_found_without_their_list(tmp_path, state):
     counter = Counter(tmp_path)
     counter.save(600)
-    listed = tmp_path / folder.STATE
+    listed = tmp_path / checkpoints.STATE
     listed.unlink() if state is None else listed.write_text(state)
     other = Counter(tmp_path)
     assert other.checkpoints.restore() == str(tmp_path / "ckpt-600") and int(other.value) == 600
@@ -219,7 +222,7 @@ def test_checkpoints_of_another_model_are_refused(tmp_path):
     Counter(tmp_path).save(1)
     checkpoint = tf.train.Checkpoint(another=tf.Variable(0))
     with pytest.raises(TrainingError, match="ckpt-1"):
-        folder.Checkpoints(checkpoint, tmp_path, 2).restore()
+        checkpoints.Checkpoints(checkpoint, tmp_path, 2).restore()
 
 
 @pytest.mark.parametrize("name", ["best", "export", "samples", "checkpoints"])
@@ -234,7 +237,7 @@ def test_other_files_beside_checkpoints_stay(tmp_path):
     ours = ("ckpt-3.index", "ckpt-3.data-00000-of-00001", "ckpt-4_temp")
     for name in (*ours, "ckpt-backup.zip", "ckpt-mine.index"):
         (tmp_path / name).touch()
-    kept = folder.Checkpoints(tf.train.Checkpoint(), tmp_path, 1)
+    kept = checkpoints.Checkpoints(tf.train.Checkpoint(), tmp_path, 1)
     kept._remove_all_except(set())
     assert {path.name for path in tmp_path.iterdir()} == {
         "ckpt-backup.zip",

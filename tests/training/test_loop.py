@@ -25,7 +25,7 @@ from tfmammo.mammogram import key_check
 from tfmammo.models.can import CAN
 from tfmammo.nn.published import Source
 from tfmammo.tracking import export
-from tfmammo.training import folder, loop, script, state
+from tfmammo.training import checkpoints, folder, loop, script
 
 
 class Small(Segmenter):
@@ -53,7 +53,7 @@ def fit(
     """Train on eight of `patches`, and register the model if told so: that takes a second."""
     tracking = experiment.tracking.model_copy(update={"register_models": register})
     experiment = experiment.model_copy(update={"tracking": tracking})
-    return loop.fit(
+    return loop.Training(
         lambda: model(experiment.model, experiment.data.size),
         experiment,
         patches(8),
@@ -62,7 +62,7 @@ def fit(
         validate,
         monitor=monitor,
         **options,
-    )
+    ).fit()
 
 
 def saved_step(output: Path) -> int:
@@ -289,9 +289,17 @@ class Misnamed(CAN):
         raise AssertionError("no step may be taken")
 
 
+class TooLarge(Small):
+    """Its weights do not fit the memory."""
+
+    def __init__(self, config, size):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+
 @pytest.mark.parametrize(
     ("values", "options", "classes", "error", "named"),
     [
+        ({}, {"model": TooLarge}, 1, ConfigError, "model: .*memory"),
         ({"accumulate": 2}, {"model": TwiceUpdated}, 1, ConfigError, "training.accumulate"),
         ({"exchange": "bfloat16"}, {"model": WithKerasAdam}, 1, ConfigError, "training.exchange"),
         ({}, {"model": Misnamed}, 1, TrainingError, "Misnamed.functions"),
@@ -592,11 +600,11 @@ def test_differences_name_nested_keys():
 
 def test_values_of_networks_of_keras_and_of_others():
     dense = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    assert [value.shape for value in state.get_variables(dense)] == [(2, 1), (1,)]
-    assert all(isinstance(value, tf.Variable) for value in state.get_variables(dense))
+    assert [value.shape for value in checkpoints.get_variables(dense)] == [(2, 1), (1,)]
+    assert all(isinstance(value, tf.Variable) for value in checkpoints.get_variables(dense))
     module = tf.Module()
     module.weight = tf.Variable(1.0)
-    (value,) = state.get_variables(module)
+    (value,) = checkpoints.get_variables(module)
     assert value is module.weight
 
 
@@ -633,7 +641,7 @@ def test_the_best_export_states_the_score_of_its_own_weights(tiny_can, random_pa
 
     fit(tiny_can(steps=4, validate_every=2), random_patches, output, validate)
     # a better checkpoint was written, and lost
-    saved = state.TrainingState(Small(tiny_can().model, 32), output, 1)
+    saved = checkpoints.TrainingState(Small(tiny_can().model, 32), output, 1)
     saved.newest_checkpoints.restore()
     saved.best.assign(0.9)
     saved.save()

@@ -1,5 +1,6 @@
 """What a checkpoint and an export must bring back, whenever the process is killed."""
 
+import errno
 import sys
 from pathlib import Path
 
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfmammo import filesystem
 from tfmammo.errors import TrainingError
 from tfmammo.nn import optimization
 from tfmammo.tracking.export import export, locate, read_card, remove_leftovers
-from tfmammo.training.folder import parse_step
-from tfmammo.training.state import TrainingState, read_scalar
+from tfmammo.training.checkpoints import TrainingState, parse_step, read_scalar
 
 
 class Pair(keras.Model):
@@ -188,6 +189,34 @@ def test_an_older_checkpoint_is_removed_only_after_the_newer_one_is_there(tmp_pa
     resumed = make_state(tmp_path)
     resumed.newest_checkpoints.restore()
     assert int(resumed.step) == 1
+
+
+@pytest.mark.parametrize("where", ["write", "flush"])
+def test_a_full_disk_leaves_no_part_of_a_checkpoint_and_the_message_names_a_whole_one(
+    tmp_path, monkeypatch, where
+):
+    state = make_state(tmp_path)
+    advance(state)
+    state.save()
+    before = sorted((tmp_path / "checkpoints").iterdir())
+    if where == "write":
+
+        def write(path):
+            for name in (f"{path}.index", f"{path}.data-00000-of-00001"):
+                Path(name).write_bytes(b"the first half")
+            raise tf.errors.ResourceExhaustedError(None, None, f"{path}; No space left on device")
+
+        monkeypatch.setattr(state.newest_checkpoints.checkpoint, "write", write)
+    else:
+
+        def flush(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(filesystem, "flush", flush)
+    advance(state)
+    with pytest.raises(TrainingError, match="step 2 .*No space left.*ckpt-1$"):
+        state.save()
+    assert sorted((tmp_path / "checkpoints").iterdir()) == before
 
 
 class Killed(BaseException):

@@ -306,7 +306,7 @@ def test_a_command_holds_its_folder_from_its_start(repository, monkeypatch, tmp_
     monkeypatch.chdir(tmp_path)
     Path("run").mkdir()
     with script.start("Train.", CANConfig) as command:
-        with folder.hold_lock(command.output):  # as loop.fit does
+        with folder.hold_lock(command.output):  # as Training.fit does
             pass
         with Path("run/.lock").open("w") as other:
             assert filesystem.take_lock(other) is False

@@ -3,15 +3,12 @@ killed and resumed.
 """
 
 import json
-import logging
 import os
 import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager
 from itertools import islice
@@ -57,11 +54,6 @@ def tf_config(index, *ports, kind="worker"):
             "task": {"type": kind, "index": index},
         }
     )
-
-
-def addresses(index, ports):
-    """The cluster as `index` of its workers sees it."""
-    return workers.read_cluster({"TF_CONFIG": tf_config(index, *ports)})
 
 
 @contextmanager
@@ -169,7 +161,7 @@ def test_two_workers_are_one_process_with_the_whole_batch_and_resume(
     overrides = [*OVERRIDES, "training.steps=6", f"tracking.uri={tracking_uri}"]
     experiment = configuration.load(repository / "configs/can.yaml", overrides, CANConfig)
     train, held_out = datasets.open_subsets(experiment.data)
-    metrics = loop.fit(
+    metrics = loop.Training(
         lambda: CAN(experiment.model, 32),
         experiment,
         train,
@@ -177,7 +169,7 @@ def test_two_workers_are_one_process_with_the_whole_batch_and_resume(
         tmp_path / "one",
         script.compute_validation_metrics,
         monitor="dice",
-    )
+    ).fit()
     one = history(tracking_uri, tmp_path / "one")
     two = history(tracking_uri, tmp_path / "run")
     assert len(one) == 5 and one.keys() == two.keys()
@@ -261,55 +253,50 @@ def test_what_was_killed_and_stopped_is_finished_by_another_number_of_workers(re
     )
 
 
-def test_tf_config_says_who_the_workers_are():
-    found = workers.read_cluster(
-        {
-            "TF_CONFIG": '{"cluster": {"worker": ["b:2", "c:3"], "chief": ["a:1"]}, "task": '
-            '{"type": "worker", "index": 1}}'
-        }
-    )
-    assert (found.count, found.own, found.is_chief) == (3, "c:3", False)
-    assert found.jobs == {"chief": ["a:1"], "worker": ["b:2", "c:3"]} and list(found.jobs) == [
-        "chief",
-        "worker",
-    ]
-    assert [addresses(index, (5, 6)).is_chief for index in (0, 1)] == [True, False]
+@pytest.mark.parametrize(
+    ("cluster", "task", "count", "is_chief"),
+    [
+        ({"worker": ["b:2", "c:3"], "chief": ["a:1"]}, ("worker", 0), 3, False),
+        ({"worker": ["b:2", "c:3"], "chief": ["a:1"]}, ("chief", 0), 3, True),
+        ({"worker": ["b:2", "c:3"]}, ("worker", 0), 2, True),
+        ({"worker": ["b:2", "c:3"]}, ("worker", 1), 2, False),
+    ],
+)
+def test_a_strategy_says_who_the_workers_are(monkeypatch, cluster, task, count, is_chief):
+    class Joined:
+        cluster_resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec(cluster), task_type=task[0], task_id=task[1]
+        )
+
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", Joined)
+    group = workers.WorkerGroup(Joined())
+    assert (group.count, group.is_chief) == (count, is_chief)
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "key"),
     [
-        ("{", "TF_CONFIG: is no JSON"),
-        ("[]", "TF_CONFIG: input should be a valid dictionary"),
-        ('{"task": {"type": "worker", "index": 0}}', "TF_CONFIG: cluster: missing"),
-        ('{"cluster": {"worker": ["a:1"]}}', "TF_CONFIG: task: missing"),
+        ("{", "TF_CONFIG"),
+        ("[]", "TF_CONFIG"),
+        ('{"task": {"type": "worker", "index": 0}}', "TF_CONFIG: cluster"),
+        ('{"cluster": {"worker": ["a:1"]}}', "TF_CONFIG: task"),
         (
             '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": '
             "0}}",
-            "TF_CONFIG: cluster.ps: unknown key",
+            "TF_CONFIG: cluster.ps",
         ),
-        (
-            tf_config(0, 1, kind="evaluator"),
-            "TF_CONFIG: task.type: input should be 'chief' or 'worker'",
-        ),
-        (
-            tf_config(0, 1, kind="chief"),
-            "TF_CONFIG: there is no chief 0 among the 0 of the cluster",
-        ),
-        (tf_config(2, 1, 2), "TF_CONFIG: there is no worker 2 among the 2 of the cluster"),
+        (tf_config(0, 1, kind="evaluator"), "TF_CONFIG: task.type"),
+        (tf_config(0, 1, kind="chief"), "TF_CONFIG: there is no chief 0"),
+        (tf_config(2, 1, 2), "TF_CONFIG: there is no worker 2"),
         (
             '{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}',
-            'TF_CONFIG: "a" is not of the form host:port',
+            "TF_CONFIG: cluster.worker.0",
         ),
-        (
-            None,
-            "training.strategy=multi_worker: TF_CONFIG is not set, and srun has not started this "
-            "process",
-        ),
+        (None, "training.strategy=multi_worker: TF_CONFIG"),
     ],
 )
 def test_a_wrong_tf_config_is_one_sentence_and_exit_code_2(
-    repository, monkeypatch, capsys, text, sentence
+    repository, monkeypatch, capsys, text, key
 ):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     monkeypatch.delenv("SLURM_STEP_NODELIST", raising=False)
@@ -327,96 +314,58 @@ def test_a_wrong_tf_config_is_one_sentence_and_exit_code_2(
     with pytest.raises(SystemExit) as stop:
         cli.run(can["main"])
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.startswith(f"error: {sentence}") and said.count("\n") == 1
+    assert stop.value.code == 2 and said.startswith(f"error: {key}") and said.count("\n") == 1
 
 
 def test_slurm_says_who_the_workers_are(monkeypatch):
+    """Four tasks on three nodes, and three of them, each of which is to find its own address."""
     variables = {
-        "SLURM_PROCID": "3",
+        "SLURM_PROCID": "0",
         "SLURM_STEP_NUM_TASKS": "4",
         "SLURM_STEP_NODELIST": "n[2,10],b",
         "SLURM_STEP_TASKS_PER_NODE": "2,1(x2)",
         "SLURM_JOB_ID": "32007",
     }
+    monkeypatch.delenv("TF_CONFIG", raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = workers.read_cluster(
-        {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
-    )
-    # In Slurm's order of ranks; ports from 12,000 on, 32,007 being 7 more than twice 16,000.
-    assert (
-        found.jobs == {"worker": ["n2:12007", "n2:12008", "n10:12007", "b:12007"]}
-        and found.own == "b:12007"
-    )
-
-
-def test_workers_meet_whoever_comes_first(caplog):
-    caplog.set_level(logging.INFO, "tfmammo")
-    for first in (0, 2):
-        ports = find_free_ports(3)
-        met = []
-
-        def meet(index, ports=ports, met=met):
-            workers.meet(addresses(index, ports), 20)
-            met.append(index)
-
-        threads = [threading.Thread(target=meet, args=(index,)) for index in (first, 1, 2 - first)]
-        for thread in threads[:2]:
-            thread.start()
-        time.sleep(0.5)
-        assert met == [], "one is not there yet"
-        threads[2].start()
-        for thread in threads:
-            thread.join(20)
-        assert sorted(met) == [0, 1, 2]
-    assert "waiting for the worker localhost:" in caplog.text
-
-
-def test_workers_do_not_wait_for_ever():
-    ports = find_free_ports(2)
-    with pytest.raises(
-        WorkerError, match=f"the worker localhost:{ports[1]} did not start within 0.5 s"
+    for node, place, own in (
+        ("n2", "1", "n2:12008"),
+        ("n10", "0", "n10:12007"),
+        ("b", "0", "b:12007"),
     ):
-        workers.meet(addresses(0, ports), 0.5)
-    with pytest.raises(WorkerError, match="the chief has not"):
-        workers.meet(addresses(1, ports), 0.5)
+        monkeypatch.setenv("SLURMD_NODENAME", node)
+        monkeypatch.setenv("SLURM_LOCALID", place)
+        found = workers.read_cluster()
+        # ports from 12,000 on, 32,007 being 7 more than twice 16,000
+        addresses = found.jobs["worker"]
+        assert sorted(addresses) == ["b:12007", "n10:12007", "n2:12007", "n2:12008"]
+        assert addresses[found.task.index] == own
 
 
-@pytest.mark.slow
-def test_who_only_knocks_is_neither_chief_nor_worker():
-    ports = find_free_ports(2)
-    with socket.create_server(("", ports[1])), pytest.raises(WorkerError, match="did not start"):
-        workers.meet(addresses(0, ports), 0.5)  # somebody listens there, and says nothing
-    for index, port in enumerate(ports):
-        with (
-            socket.create_server(("", port)),
-            pytest.raises(WorkerError, match=f"port {port} of this worker can't be used"),
-        ):
-            workers.meet(addresses(index, ports), 0.5)
-    thread = threading.Thread(target=workers.meet, args=(addresses(1, ports), 20))
-    thread.start()
-    time.sleep(0.2)
-    socket.create_connection(("localhost", ports[1])).close()  # a probe
-    workers.meet(addresses(0, ports), 20)
-    thread.join(20)
-    assert not thread.is_alive()
-
-
-@pytest.mark.slow
-def test_workers_of_one_machine_listen_to_it_alone_and_to_no_endless_line():
-    ports = find_free_ports(2)
-    thread = threading.Thread(target=workers.meet, args=(addresses(1, ports), 20))
-    thread.start()
-    time.sleep(0.2)
-    # another address of this machine is free
-    socket.create_server(("127.0.0.2", ports[1])).close()
-    with socket.create_connection(("127.0.0.1", ports[1]), 5) as connection:
-        connection.sendall(b"x" * 64)
-        received = b"".join(iter(lambda: connection.recv(64), b""))
-    assert received == workers.HERE, "it has hung up"
-    workers.meet(addresses(0, ports), 20)
-    thread.join(20)
-    assert not thread.is_alive()
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"SLURM_STEP_NUM_TASKS": None},
+        {"SLURM_STEP_NODELIST": "n[2"},
+        {"SLURM_STEP_NUM_TASKS": "7"},
+        {"SLURMD_NODENAME": "elsewhere"},
+    ],
+)
+def test_wrong_variables_of_slurm_are_one_sentence(monkeypatch, wrong):
+    variables = {
+        "SLURM_PROCID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "n[2,10]",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+        "SLURMD_NODENAME": "n2",
+        "SLURM_LOCALID": "0",
+    }
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    for name, value in (variables | wrong).items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="Slurm"):
+        workers.read_cluster()
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -433,45 +382,48 @@ def test_shares_stand_one_behind_the_other_in_the_whole_batch(random_patches, pa
             )
 
 
-def test_a_process_by_itself_is_a_team(random_patches):
-    team = workers.WorkerGroup(tf.distribute.get_strategy())
-    assert (team.count, team.is_chief, team.gather(7)) == (1, True, [7])
-    batch = next(iter(team.batches(random_patches(8), 2, 0, True, 0)))
-    np.testing.assert_array_equal(
-        batch["image"], next(iter(batches(random_patches(8), 2, 0, True)))["image"]
-    )
-    with pytest.raises(tf.errors.UnavailableError), team.translate_errors():
+def test_a_process_by_itself_is_a_group(random_patches):
+    group = workers.WorkerGroup(tf.distribute.get_strategy())
+    assert (group.count, group.is_chief, group.gather(7).tolist()) == (1, True, [[7]])
+    config = TrainingConfig(batch_size=2, accumulate=3)
+    batch = next(iter(group.batches(random_patches(8), config, True, 2)))
+    expected = next(iter(batches(random_patches(8), 2, 0, True, 6)))
+    np.testing.assert_array_equal(batch["image"], expected["image"])
+    with pytest.raises(tf.errors.UnavailableError), group.translate_errors():
         raise tf.errors.UnavailableError(None, None, "of something else")
 
 
-def test_workers_that_differ_are_told(tiny_can, random_patches):
-    team = workers.WorkerGroup(tf.distribute.get_strategy())
-    experiment = tiny_can()
+def test_workers_that_differ_are_told(tiny_can, random_patches, monkeypatch):
+    group = workers.WorkerGroup(tf.distribute.get_strategy())
     patches = random_patches(4)
-    team.agree(3, experiment, patches)
-    team.gather = lambda value: [value, 0]
-    with pytest.raises(WorkerError, match="steps 0 and 3"):
-        team.agree(3, experiment, patches)
-    with pytest.raises(WorkerError, match="the workers' config differ"):
-        team.agree(0, experiment, patches)
-    asked = []
-    team.gather = lambda value: asked.append(value) or [value]
-    team.agree(0, experiment, patches)
-    _, config, _ = asked
-    team.gather = lambda value: [value, value if value in (0, config) else 0]
-    with pytest.raises(WorkerError, match="training patches"):
-        team.agree(0, experiment, patches)
-    # lengths and intervals decide when workers wait for each other, their devices do not
-    for name, value, agrees in (
-        ("steps", 6, False),
-        ("validate_every", 3, False),
-        ("devices", ("CPU:0",), True),
+    other_patches = random_patches(6)
+    experiment = tiny_can()
+    sent = []
+
+    def gather(*values):
+        sent.append(values)
+        return np.array(sent)
+
+    monkeypatch.setattr(group, "gather", gather)
+
+    def agree(step, own, train):
+        """As the second of two workers; the first is at step 3 of `experiment` on `patches`."""
+        sent.clear()
+        group.agree(3, experiment, patches)
+        group.agree(step, own, train)
+
+    agree(3, experiment, patches)
+    for step, own, train, named in (
+        (0, experiment, patches, "steps 0 and 3"),
+        (3, tiny_can({"filters": (4, 8)}), patches, "configs"),
+        # lengths and intervals decide when workers wait for each other
+        (3, tiny_can(steps=6), patches, "configs"),
+        (3, tiny_can(validate_every=3), patches, "configs"),
+        (3, experiment, other_patches, "training patches"),
     ):
-        training = experiment.training.model_copy(update={name: value})
-        asked.clear()
-        team.gather = lambda value: asked.append(value) or [value]
-        team.agree(0, experiment.model_copy(update={"training": training}), patches)
-        assert (asked[1] == config) is agrees
+        with pytest.raises(WorkerError, match=named):
+            agree(step, own, train)
+    agree(3, tiny_can(devices=("CPU:0",)), patches)
 
 
 @pytest.mark.parametrize(
@@ -493,16 +445,16 @@ def test_workers_that_differ_are_told(tiny_can, random_patches):
     ],
 )
 def test_a_lost_worker_is_named(error, who):
-    team = workers.WorkerGroup(tf.distribute.get_strategy())
-    team.count = 4
+    group = workers.WorkerGroup(tf.distribute.get_strategy())
+    group.count = 4
     with (
         pytest.raises(
             WorkerError, match=f"^{who} is gone .* the same command on all 4 workers goes on"
         ),
-        team.translate_errors(),
+        group.translate_errors(),
     ):
         raise error
-    with pytest.raises(tf.errors.InvalidArgumentError), team.translate_errors():
+    with pytest.raises(tf.errors.InvalidArgumentError), group.translate_errors():
         raise tf.errors.InvalidArgumentError(None, None, "a fault of ours")
 
 

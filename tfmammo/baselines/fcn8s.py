@@ -16,10 +16,11 @@ from typing import Literal
 import keras
 import numpy as np
 import tensorflow as tf
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from tfmammo.baselines import vgg16
 from tfmammo.baselines.segmenter import Segmenter, check_size
+from tfmammo.config import Width
 from tfmammo.nn.convolutions import Convolution
 
 FC_WIDTH = 4096
@@ -28,7 +29,7 @@ FC_WIDTH = 4096
 class FCN8sConfig(vgg16.VGG16Config):
     """The paper's FCN-8s for lesion and background."""
 
-    fc_width: PositiveInt = FC_WIDTH
+    fc_width: Width = FC_WIDTH
     """Channels of fc6 and fc7."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Share dropped after each of them."""

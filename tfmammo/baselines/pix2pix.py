@@ -35,7 +35,7 @@ from typing import Literal
 import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from tfmammo.config import Frozen
+from tfmammo.config import Frozen, Width
 from tfmammo.nn.losses import Average, l1, log_fake, log_real
 from tfmammo.nn.networks import PIX2PIX_FILTERS, PatchDiscriminator, Trainable, UNet256
 from tfmammo.nn.optimization import build_adam, minimize
@@ -56,11 +56,11 @@ class Pix2PixConfig(Frozen):
     """How D's responses to one pair become one, see `tfmammo.nn.losses`."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Share dropped in the three innermost decoder blocks of G."""
-    filters: tuple[PositiveInt, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
+    filters: tuple[Width, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
     """Filters of G, one for each halving of the patch."""
     discriminator_strided: PositiveInt = 3
     """Stride-2 convolutions of D; 3 gives 70 px patches."""
-    discriminator_filters: PositiveInt = 64
+    discriminator_filters: Width = 64
     """Filters of D's first convolution."""
 
 

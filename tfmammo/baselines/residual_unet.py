@@ -36,6 +36,7 @@ import tensorflow as tf
 from pydantic import Field, PositiveInt, model_validator
 
 from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig, check_size, cross_entropy
+from tfmammo.config import Width
 from tfmammo.nn.layers import SampleNormalization
 from tfmammo.nn.losses import dice_loss
 
@@ -45,7 +46,7 @@ SLOPE = 0.01  # of LeakyReLU below 0
 class ResidualUNetConfig(SegmenterConfig):
     """The values of nnU-Net's plan for patches of 128 px."""
 
-    widths: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (32, 64, 128, 256, 512, 512)
+    widths: Annotated[tuple[Width, ...], Field(min_length=2)] = (32, 64, 128, 256, 512, 512)
     """Channels of each stage, the bottom last."""
     blocks: tuple[PositiveInt, ...] = (1, 3, 4, 6, 6, 6)
     """Residual blocks of each stage of the encoder."""

@@ -13,16 +13,17 @@ from __future__ import annotations
 from typing import Annotated
 
 import keras
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig, check_size
+from tfmammo.config import Width
 from tfmammo.nn.networks import unet_features
 
 
 class UNetConfig(SegmenterConfig):
     """The paper's U-Net."""
 
-    widths: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (64, 128, 256, 512, 1024)
+    widths: Annotated[tuple[Width, ...], Field(min_length=2)] = (64, 128, 256, 512, 1024)
     """Channels of each level, the bottom last."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Share dropped after the last two levels."""

@@ -17,9 +17,10 @@ from pathlib import Path
 import keras
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 
 from tfmammo.baselines.segmenter import SegmenterConfig
+from tfmammo.config import Width
 from tfmammo.errors import ConfigError
 from tfmammo.nn import published
 
@@ -40,7 +41,7 @@ Parameters = dict[str, list[NDArray[np.float32]]]  # layer -> kernel and bias
 class VGG16Config(SegmenterConfig):
     """A baseline on a VGG-16 encoder."""
 
-    widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt] = WIDTHS
+    widths: tuple[Width, Width, Width, Width, Width] = WIDTHS
     """Channels of the five blocks."""
     weights: str = "none"
     """The encoder's initial weights: "imagenet" (downloaded by Keras, about 60 MB, or 530 MB with

@@ -2,6 +2,7 @@
 
 from tfmammo.config.parsing import TRAINING_CONFIG as TRAINING_CONFIG
 from tfmammo.config.parsing import Frozen as Frozen
+from tfmammo.config.parsing import Width as Width
 from tfmammo.config.parsing import describe as describe
 from tfmammo.config.parsing import dump as dump
 from tfmammo.config.parsing import is_training_folder as is_training_folder

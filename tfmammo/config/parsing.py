@@ -10,16 +10,17 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tfmammo import shipped
 from tfmammo.config import keys
 from tfmammo.errors import ConfigError
 
 TRAINING_CONFIG = "config.yaml"  # the file in which a training keeps its config
+FLOAT32_MAX = 2.0**128 - 2.0**104
 MOST_VALUES = 100_000  # of a config file, aliases written out
 # What loading YAML raises: a value that only looks like a date or a number ("2020-99-99") escapes
 # as its conversion's error.
@@ -37,6 +38,17 @@ class Frozen(BaseModel):
         allow_inf_nan=False,
     )
 
+    @field_validator("*")
+    @classmethod
+    def _fits_float32(cls, value: Any) -> Any:
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and abs(number) > FLOAT32_MAX:
+                raise ValueError("input should fit float32, in which networks compute")
+        return value
+
+
+# of a layer; one of a hundred million channels takes minutes to fill the memory
+Width = Annotated[int, Field(gt=0, le=2**16)]
 
 Schema = TypeVar("Schema", bound=BaseModel)
 

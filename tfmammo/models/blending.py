@@ -63,9 +63,9 @@ from typing import Literal
 import keras
 import tensorflow as tf
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from tfmammo.config import Frozen
+from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError
 from tfmammo.nn.layers import (
     SampleNormalization,
@@ -108,11 +108,11 @@ class BlendingConfig(Frozen):
     """What G minimises: -log D, or log(1 - D) as printed."""
     average: Average = "responses"
     """How D's responses to one image become one, see `tfmammo.nn.losses`."""
-    widths: tuple[PositiveInt, ...] = Field(default=(64, 128, 256, 512, 1024), min_length=2)
+    widths: tuple[Width, ...] = Field(default=(64, 128, 256, 512, 1024), min_length=2)
     """Channels of G's levels, the bottom last."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share dropped in G's last two levels."""
-    discriminator_filters: PositiveInt = 64
+    discriminator_filters: Width = 64
     """Filters of D's first convolution, doubled by each further one."""
 
     @model_validator(mode="after")

@@ -53,7 +53,7 @@ from typing import Annotated, Literal
 import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from tfmammo.config import Frozen
+from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError
 from tfmammo.nn.layers import patch_seeds
 from tfmammo.nn.losses import l1, l2_norm, log_fake, log_real, mean_square
@@ -89,7 +89,7 @@ class CANConfig(Frozen):
     """How I's L2 term is computed."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Share dropped in the three innermost decoder blocks of G and I."""
-    filters: tuple[PositiveInt, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
+    filters: tuple[Width, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
     """Filters of G and I, one for each halving of the patch."""
     upsampling: Literal["transposed", "resize"] = "transposed"
     """How G and I enlarge maps: by transposed convolutions, or by nearest neighbours and a
@@ -111,7 +111,7 @@ class CANConfig(Frozen):
     """Stride-2 convolutions of D; 1 gives the paper's 16 px patches. Several, [2, 3], give as many
     discriminators, whose responses count alike, which is a deviation.
     """
-    discriminator_filters: PositiveInt = 64
+    discriminator_filters: Width = 64
     """Filters of D's first convolution."""
 
 

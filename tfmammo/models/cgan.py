@@ -68,7 +68,7 @@ from pydantic import (
     model_validator,
 )
 
-from tfmammo.config import Frozen
+from tfmammo.config import Frozen, Width
 from tfmammo.errors import name_key
 from tfmammo.nn import pretrained
 from tfmammo.nn.layers import BatchNormalization, SampleNormalization, patch_seeds
@@ -83,7 +83,7 @@ RESNET_101 = (64, (3, 4, 23, 3))  # filters and blocks
 class EncoderConfig(Frozen):
     """A ResNet in place of G's own encoder: by default ResNet-101, which the text compares with."""
 
-    filters: PositiveInt = RESNET_101[0]
+    filters: Width = RESNET_101[0]
     """Filters of the first stage."""
     blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = RESNET_101[1]
     """Blocks of each stage."""
@@ -123,7 +123,7 @@ class CGANConfig(Frozen):
     """Whether the batch's or each sample's statistics normalise."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Decay of BatchNorm's moving averages."""
-    filters: tuple[PositiveInt, ...] = Field(default=FILTERS, min_length=1)
+    filters: tuple[Width, ...] = Field(default=FILTERS, min_length=1)
     """Filters of G, one for each halving of the patch. With an `encoder` those of G's decoder, one
     for each of its four inner maps, the largest one first.
     """
@@ -131,7 +131,7 @@ class CGANConfig(Frozen):
     """A ResNet in place of G's own encoder; null: none."""
     discriminator_strided: PositiveInt = 3
     """Stride-2 convolutions of D; 3 gives 30 x 30 responses."""
-    discriminator_filters: PositiveInt = 32
+    discriminator_filters: Width = 32
     """Filters of D's first convolution."""
 
     @model_validator(mode="after")

@@ -38,7 +38,7 @@ import keras
 import tensorflow as tf
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from tfmammo.config import Frozen
+from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError, name_key
 from tfmammo.nn import pretrained
 from tfmammo.nn.layers import step_seed
@@ -61,7 +61,7 @@ class ClassifierConfig(Frozen):
     """Initial weights: "imagenet" (downloaded, 94 MB), the path of Keras's ResNet-50 without top
     (.h5), or "none".
     """
-    filters: PositiveInt = 64
+    filters: Width = 64
     """Filters of the first stage."""
     blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = BLOCKS
     """Blocks of each of the four stages; other numbers than ResNet-50's need weights "none"."""

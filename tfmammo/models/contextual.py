@@ -65,7 +65,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from tfmammo.config import Frozen
+from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError
 from tfmammo.nn.convolutions import Convolution
 from tfmammo.nn.growth import GrowingNetwork, copy_weights, list_stages, update_average
@@ -110,7 +110,7 @@ class ContextualConfig(Frozen):
     """Which lesions are real (for removal the source). With "malignant" benign ones are a class of
     their own; with "lesion" all lesions are real and there is no benign class.
     """
-    filters: tuple[PositiveInt, ...] = Field(default=(16, 32, 64, 128, 256, 512), min_length=1)
+    filters: tuple[Width, ...] = Field(default=(16, 32, 64, 128, 256, 512), min_length=1)
     """Channels of G's levels, outermost first; n levels take patches of 4 * 2^n px to 4 x 4."""
     discriminator_factor: PositiveInt = 8
     """Factor between D's channels and G's."""

@@ -60,7 +60,7 @@ from pydantic import (
 )
 
 from tfmammo import config as configuration
-from tfmammo.config import Frozen
+from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError, ExportError
 from tfmammo.nn.convolutions import Convolution
 from tfmammo.nn.growth import copy_weights, update_average
@@ -91,7 +91,7 @@ class FlowConfig(Frozen):
     """Size, px, to which a mask of 256 px is scaled for the third channel, as in
     models.infilling. null: two channels.
     """
-    widths: tuple[PositiveInt, ...] = Field(default=(32, 64, 128, 160), min_length=1)
+    widths: tuple[Width, ...] = Field(default=(32, 64, 128, 160), min_length=1)
     """Channels of the U-Net's levels, outermost first; each halves the map of the one before."""
     groups: PositiveInt = 8
     """Groups of the group normalisation; every width is a multiple."""

@@ -64,7 +64,7 @@ import numpy as np
 import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from tfmammo.config import Frozen
+from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError, name_key
 from tfmammo.nn.convolutions import Convolution
 from tfmammo.nn.layers import FULL, Dilation, GroupNormalization, label_patches
@@ -111,15 +111,15 @@ class InfillingConfig(Frozen):
     """How D's responses to one pair become one, see `tfmammo.nn.losses`."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Share dropped in the three innermost decoder blocks of the unet."""
-    filters: tuple[PositiveInt, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
+    filters: tuple[Width, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
     """Filters of the unet, one for each halving of the patch."""
-    widths: tuple[PositiveInt, ...] = Field(default=CRN_WIDTHS, min_length=1)
+    widths: tuple[Width, ...] = Field(default=CRN_WIDTHS, min_length=1)
     """Channels of the crn's modules; each module's map is twice the size of the one before."""
     normalization: Literal["layer", "none"] = "layer"
     """Normalisation in the crn."""
     discriminator_strided: PositiveInt = 3
     """Stride-2 convolutions of D; 3 gives 30 x 30 responses."""
-    discriminator_filters: PositiveInt = 64
+    discriminator_filters: Width = 64
     """Filters of D's first convolution."""
 
     @property

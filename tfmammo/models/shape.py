@@ -27,9 +27,9 @@ from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
-from tfmammo.config import Frozen
+from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError
 from tfmammo.nn.networks import Trainable
 from tfmammo.nn.optimization import build, minimize
@@ -46,9 +46,9 @@ class ShapeConfig(Frozen):
     """RMSprop's momentum."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Share dropped after the first fully connected layer."""
-    filters: tuple[PositiveInt, PositiveInt, PositiveInt] = (64, 128, 256)
+    filters: tuple[Width, Width, Width] = (64, 128, 256)
     """Filters of the three convolutions."""
-    units: PositiveInt = 128
+    units: Width = 128
     """Units of the first fully connected layer."""
 
 

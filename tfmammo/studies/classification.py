@@ -271,7 +271,7 @@ def join_synthetic(real: Patches, synthetic: Patches) -> Patches:
 def train(
     experiment: Experiment[ClassifierConfig], output: Path, subsets: Subsets | None = None
 ) -> tuple[dict[str, float], Subsets]:
-    """Train one classifier, or continue its training; see `loop.fit`.
+    """Train one classifier, or continue its training; see `loop.Training`.
 
     Args:
         experiment: Data, model and training.
@@ -282,7 +282,7 @@ def train(
         The metrics on the validation patches at the last step, and the subsets.
 
     Raises:
-        ConfigError: Synthetic patches are needed and no folder is named; or see `loop.fit`.
+        ConfigError: Synthetic patches are needed and no folder is named; or see `loop.Training`.
         DataError: See `split_subsets` and `check_synthetic`.
     """
     subsets = subsets or split_subsets(experiment.data, experiment.model, output)
@@ -301,7 +301,7 @@ def train(
         experiment = set_decay_samples(experiment, len(patches))
         fitted = experiment.model_copy(update={"training": _double_batch(experiment.training)})
     build = partial(Classifier, experiment.model, experiment.data.size)
-    metrics = loop.fit(
+    metrics = loop.Training(
         build,
         fitted,
         patches,
@@ -310,7 +310,7 @@ def train(
         validate,
         monitor="auc",
         seen_patients=seen_patients,
-    )
+    ).fit()
     return metrics, subsets
 
 

@@ -70,7 +70,7 @@ class Subsets:
 def train(
     experiment: Experiment[ContextualConfig], output: Path
 ) -> tuple[dict[str, float], Patches]:
-    """Train size after size, or go on training; see `loop.fit`.
+    """Train size after size, or go on training; see `loop.Training`.
 
     Half of the held-out patients choose the best checkpoint, as in the classifier study, which
     tests on the other half.
@@ -181,7 +181,7 @@ def fit_stage(
         judge: The classifier that chooses the best checkpoint; None: the likeness does.
 
     Returns:
-        As `loop.fit`.
+        As `loop.Training.fit`.
     """
     monitor = "likeness" if judge is None else "judged"
     built: list[Contextual] = []
@@ -196,7 +196,7 @@ def fit_stage(
         is_faded_in = built[0].average.is_faded_in()
         return metrics if is_faded_in else metrics | {monitor: np.nan}
 
-    return loop.fit(
+    return loop.Training(
         build_and_keep,
         stage,
         subsets.train,
@@ -205,7 +205,7 @@ def fit_stage(
         validate,
         monitor=monitor,
         seen_patients=read_card(previous)["train_patients"] if previous else (),
-    )
+    ).fit()
 
 
 def set_kinds(experiment: Experiment[Any]) -> Experiment[Any]:

@@ -21,9 +21,9 @@ BFLOAT16_SINCE = (8, 0)  # compute capability of the first GPUs with bfloat16 in
 def choose_strategy(config: TrainingConfig, classes: int = 1) -> tf.distribute.Strategy:
     """Choose how devices share a training: `training.devices`, else all GPUs, else the CPU.
 
-    Workers that this process has joined take precedence. If `training.devices` is not set and the
-    GPUs can't share the batch, one of them computes it. The number of devices changes no statistic
-    that a network takes of a batch, see `layers.compute_batch_moments`.
+    With `training.strategy=multi_worker` they are those of all workers. If `training.devices` is
+    not set and the GPUs can't share the batch, one of them computes it. The number of devices
+    changes no statistic that a network takes of a batch, see `layers.compute_batch_moments`.
 
     Args:
         config: The training's.
@@ -32,8 +32,8 @@ def choose_strategy(config: TrainingConfig, classes: int = 1) -> tf.distribute.S
     Raises:
         ConfigError: training.devices names a device that is not there.
     """
-    if joined := workers.get_joined_strategy():
-        return joined
+    if config.strategy == "multi_worker":
+        return workers.join()
     names = _select(config.devices)
     divisor = len(names) * classes
     if config.devices is None and len(names) > 1 and config.batch_size % divisor:

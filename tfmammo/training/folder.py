@@ -9,23 +9,21 @@ its first step writes none.
 from __future__ import annotations
 
 import logging
-import re
-import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import keras
-import tensorflow as tf
 
 from tfmammo import config as configuration
-from tfmammo import filesystem
 from tfmammo.config import TRAINING_CONFIG, Experiment, is_training_folder
+from tfmammo.data.datasets import SPLIT
 from tfmammo.data.patches import PatchSource
 from tfmammo.errors import TrainingError
 from tfmammo.filesystem import take_lock, write_atomically
 from tfmammo.tracking.store import redact
+from tfmammo.training.checkpoints import STATE, list_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +34,6 @@ HELD_OUT = "held_out_patches"
 INITIAL_PATIENTS = "initial_patients.txt"
 # Keras's dtype policy, which decides what a checkpoint holds
 PRECISION = "precision"
-# TensorFlow's list of checkpoints, which its own tools read; this module only writes it
-STATE = "checkpoint"
 WRITTEN = ("best", "export", "checkpoints", "samples")  # folders that a training replaces
 LOCK = ".lock"
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -49,7 +45,7 @@ def hold_lock(output: Path) -> Iterator[None]:
     """Hold the folder for this process, and create it if it is missing.
 
     The lock ends with the process, however that ends. Within it, holding the same folder again does
-    nothing. Folders that were created here and in which nothing was written are removed.
+    nothing. Folders that were created here for a training that did not begin are removed.
 
     Raises:
         TrainingError: The folder can't be created, or another process holds it.
@@ -86,14 +82,15 @@ def _take(file: IO[str], output: Path) -> None:
 
 
 def _remove_unused(created: list[Path]) -> None:
-    """Remove a folder that holds nothing but its lock, and then its parents that are empty.
+    """Remove a folder that no training has claimed, and then its parents that are empty.
 
     Args:
         created: The folder, its parent, and so on.
     """
     with suppress(OSError):  # another process may take, fill or remove them meanwhile
-        if [path.name for path in created[0].iterdir()] == [LOCK]:
-            (created[0] / LOCK).unlink()
+        if {path.name for path in created[0].iterdir()} <= {LOCK, SPLIT}:
+            for name in (SPLIT, LOCK):
+                (created[0] / name).unlink(missing_ok=True)
             for folder in created:
                 folder.rmdir()
 
@@ -217,114 +214,6 @@ def list_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "")
         elif before != after:
             differences.append(f"{prefix}{key}: {before} there, {after} here")
     return differences
-
-
-def list_checkpoints(folder: Path) -> list[str]:
-    """List the checkpoints of a folder, oldest first.
-
-    Each is found by its index file, which is written after its data.
-    """
-    paths = {
-        int(match[1]): path
-        for path in folder.glob("ckpt-*.index")
-        if (match := re.fullmatch(r"ckpt-(\d+)\.index", path.name))
-    }
-    return [str(path.with_suffix("")) for _, path in sorted(paths.items())]
-
-
-def parse_step(path: str) -> int:
-    """Return the step of a checkpoint, by its name."""
-    return int(path.rpartition("-")[2])
-
-
-class Checkpoints:
-    """The newest checkpoints of a training in a folder, named ckpt-STEP.
-
-    An older one is removed when the newer one is on the disk, so that a kill or a power loss at any
-    moment leaves one.
-
-    Args:
-        checkpoint: What is saved.
-        folder: Where.
-        keep: How many of the newest stay.
-    """
-
-    def __init__(self, checkpoint: tf.train.Checkpoint, folder: Path, keep: int) -> None:
-        self.checkpoint = checkpoint
-        self.folder = folder
-        self.keep = keep
-
-    @property
-    def paths(self) -> list[str]:
-        """All on disk, oldest first."""
-        return list_checkpoints(self.folder)
-
-    @property
-    def latest(self) -> str | None:
-        """The newest one on disk; None if there is none."""
-        return self.paths[-1] if self.paths else None
-
-    def save(self, step: int) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            tf.errors.OpError: TensorFlow can't write it. Older ones stay.
-            OSError: It can't be flushed to the disk. Older ones stay.
-        """
-        path = self.folder / f"ckpt-{step}"
-        self.checkpoint.write(str(path))
-        for file in self.folder.glob(f"{path.name}.*"):
-            filesystem.flush(file)
-        filesystem.flush_names(self.folder)
-        # a later one was unreadable, else this training would have resumed from it
-        older = [Path(other) for other in self.paths if parse_step(other) < step]
-        kept = [*older, path][-self.keep :]
-        lines = [
-            f'model_checkpoint_path: "{path.name}"',
-            *(f'all_model_checkpoint_paths: "{other.name}"' for other in kept),
-        ]
-        write_atomically(self.folder / STATE, "\n".join(lines) + "\n")
-        self._remove_all_except({other.name for other in kept})
-
-    def _remove_all_except(self, names: set[str]) -> None:
-        """Remove older checkpoints, each one's index first, and what a killed write has left."""
-        paths = [
-            path
-            for path in self.folder.glob("ckpt-*")
-            if (stem := path.name.split(".")[0]) not in names
-            if re.fullmatch(r"ckpt-\d+(_\w+)?", stem)  # with the folder of a killed write
-        ]
-        for path in sorted(paths, key=lambda path: path.suffix != ".index"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    def restore(self) -> str | None:
-        """Restore the newest readable checkpoint.
-
-        Returns:
-            Its path, or None if there is none.
-
-        Raises:
-            TrainingError: There are checkpoints, but none can be read, or they are another model's.
-        """
-        for path in reversed(self.paths):
-            try:
-                self.checkpoint.read(path).assert_existing_objects_matched()
-                return path
-            except (tf.errors.OpError, ValueError, IndexError) as error:
-                # a truncated file can be any of them
-                log.warning(
-                    "%s can't be read (%s); trying the one before", path, str(error).split("\n")[0]
-                )
-            except AssertionError:
-                raise TrainingError(
-                    f"{path} holds another model's weights; choose another --output"
-                ) from None
-        if self.paths:
-            raise TrainingError(
-                f"none of the checkpoints beside {self.latest} can be read; choose another "
-                "--output to start anew"
-            )
-        return None
 
 
 def check_nothing_lost(output: Path) -> None:

@@ -1,22 +1,24 @@
-"""The training loop: strategy, precision, tf.function, checkpoints, resume, guards.
+"""The training loop: strategy, precision, tf.function, checkpoints, resume, guards, export.
 
 It knows no paper. A model (tfmammo.models, tfmammo.baselines) owns its losses and the order of its
 updates; the loop calls `train_step` and looks after everything else. Progressive growing and staged
-freezing are repeated `fit` calls.
+freezing are repeated trainings.
 
-The other modules of the package, in the order in which the loop uses them: task (the arguments of
-`fit`), contract (what a model must offer), devices and workers (where it runs), folder and state
-(what is on disk), image_grid and progress (what a user sees), exporter (what comes out).
+The other modules of the package, in the order in which the loop uses them: contract (what a model
+must offer), devices and workers (where it runs), checkpoints and folder (what is on disk),
+image_grid and progress (what a user sees).
 """
 
 from __future__ import annotations
 
 import logging
-import signal
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+import math
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import keras
@@ -27,43 +29,25 @@ from tfmammo import filesystem
 from tfmammo.config import Experiment, TrainingConfig
 from tfmammo.data import datasets
 from tfmammo.data.patches import Patches, PatchSource
-from tfmammo.errors import Interrupted, TrainingError, name_key
+from tfmammo.errors import ConfigError, ExportError, Interrupted, TrainingError, name_key
 from tfmammo.nn import optimization
-from tfmammo.tracking import export, models, runs
+from tfmammo.tracking import export, models, runs, store
 from tfmammo.tracking.runs import Run
-from tfmammo.training import contract, devices, folder, workers
+from tfmammo.training import checkpoints, contract, devices, folder, workers
 from tfmammo.training.contract import TrainableModel, Validate, Write
-from tfmammo.training.exporter import Exporter
 from tfmammo.training.image_grid import draw_grid, encode_png
 from tfmammo.training.progress import Progress, announce_duration
-from tfmammo.training.state import TrainingState
-from tfmammo.training.task import Mode, TrainingTask
+from tfmammo.training.signals import collect_stop_signals
 
 log = logging.getLogger(__name__)
 
 
-def fit(
-    build: Callable[[], TrainableModel],
-    experiment: Experiment[Any],
-    train: PatchSource,
-    held_out: Patches,
-    output: Path,
-    validate: Validate,
-    *,
-    monitor: str,
-    mode: Mode = "max",
-    seen_patients: Iterable[str] = (),
-    strategy: tf.distribute.Strategy | None = None,
-    write: Write = export.write_saved_models,
-) -> dict[str, float]:
-    """Train a model, or go on training it, and export it.
+@dataclass(eq=False)
+class Training:
+    """A training, to be begun or continued.
 
-    Rerunning with the same experiment and output resumes from the newest readable checkpoint. The
-    order of draws and the augmentation depend on seed and step alone, so a resumed run sees what it
-    would have seen.
-
-    Whatever is wrong with model, data, folder or start is found before anything is written to the
-    folder or the tracking store.
+    Constructing it builds the model and checks it, and leaves no trace in the folder or the
+    tracking store.
 
     Args:
         build: Builds the model under the current precision policy; called in the strategy's scope.
@@ -78,103 +62,107 @@ def fit(
         seen_patients: Patients, besides those of `train` and of training.initial, that the weights
             were already trained on when `build` made them. The folder records them at step 0; a
             training that resumes goes by the record.
-        strategy: None takes the workers that this process has joined, else all GPUs when there are
+        strategy: None takes the workers that the config asks for, else all GPUs when there are
             several, as `training.devices` says.
         write: Writes the SavedModels; see tfmammo.tracking.export.export.
 
-    Returns:
-        The held-out metrics at the last step; nothing on workers that are not the chief (see
-        tfmammo.training.workers).
-
     Raises:
-        TrainingError: The folder belongs to another experiment or another process, the devices
-            can't share the batch, the model breaks the contract (see tfmammo.training.contract), or
-            a loss became NaN or Inf.
-        Interrupted: SIGTERM or Ctrl-C, after saving.
-        WorkerError: Another worker is gone, or has other data.
-    """
-    task = TrainingTask(
-        build,
-        experiment,
-        train,
-        held_out,
-        output,
-        validate,
-        monitor,
-        mode,
-        tuple(seen_patients),
-        write,
-    )
-    strategy = strategy or devices.choose_strategy(experiment.training, task.classes)
-    group = workers.WorkerGroup(strategy)
-    training = _Training(task, group)
-    lock = folder.hold_lock(output) if group.is_chief else nullcontext()
-    with lock, collect_stop_signals() as signals, group.translate_errors():
-        try:
-            metrics = training.run(signals)
-        except tf.errors.ResourceExhaustedError as error:
-            log.debug("memory ran out", exc_info=error)
-            raise TrainingError(
-                "the device's memory ran out; training.accumulate=2 with half of "
-                "training.batch_size needs less, and so does a smaller data.size; "
-                f"{training.state.describe_kept()}"
-            ) from None
-    if signals:  # after the last step: what follows, as another stage, must not begin
-        raise Interrupted(signals[0], f"at step {training.steps:,}, the last one")
-    return metrics
-
-
-class _Training:
-    """One call of `fit`. Its phases are `run`'s lines, in their order.
-
-    Constructing it checks task and model, and leaves no trace in the folder or the tracking store.
+        ConfigError: The config asks for what there is no device or memory for, or for what the
+            model can't do.
+        TrainingError: The devices can't share the batch, or the model breaks the contract (see
+            tfmammo.training.contract).
     """
 
-    def __init__(self, task: TrainingTask, group: workers.WorkerGroup) -> None:
-        self.task = task
-        self.group = group
-        self.strategy = group.strategy
-        self.experiment = task.experiment
-        self.config = task.experiment.training
-        self.steps = count_steps(self.config, len(task.train))
+    build: Callable[[], TrainableModel]
+    experiment: Experiment[Any]
+    train: PatchSource
+    held_out: Patches
+    output: Path
+    validate: Validate
+    _: KW_ONLY
+    monitor: str
+    mode: Literal["max", "min"] = "max"
+    seen_patients: Iterable[str] = ()
+    strategy: tf.distribute.Strategy | None = None
+    write: Write = export.write_saved_models
+
+    def __post_init__(self) -> None:
+        self.config = self.experiment.training
+        self.steps = count_steps(self.config, len(self.train))
+        self.sign = 1 if self.mode == "max" else -1
         self.signals: list[int] = []
-        self.run_log: Run | None = None
-        replicas = self.strategy.num_replicas_in_sync
-        devices.check_batch(self.config, replicas, task.classes)
-        contract.check_signature("validate", task.validate, "functions", "held_out")
-        contract.check_signature("write", task.write, "model", "folder")
+        self.run_log: Run  # of the chief, once it has started
+        classes = self.train.balanced_classes
+        strategy = self.strategy or devices.choose_strategy(self.config, classes)
+        devices.check_batch(self.config, strategy.num_replicas_in_sync, classes)
+        self.group = workers.WorkerGroup(strategy)
         keras.utils.set_random_seed(self.config.seed)
-        with self.strategy.scope():
-            self.model = task.build()
-            contract.check_xla(self.model, self.config)
+        with strategy.scope():
+            try:
+                self.model = self.build()
+            except tf.errors.ResourceExhaustedError:
+                raise ConfigError(
+                    "model: its weights and their optimizers' need more memory than there is"
+                ) from None
             # once: each call would make and trace new ones
             self.functions = self.model.functions()
-        contract.check_model(self.model, self.functions)
-        contract.check_exchange(self.model, self.config)
-        with self.strategy.scope():
+        contract.check_model(self.model, self.functions, self.config)
+        with strategy.scope():
             self.accumulator = optimization.prepare_exchange(
                 self.model.networks,
                 self.model.optimizers,
                 self.config.accumulate,
                 self.config.exchange,
             )
-        self.state = TrainingState(self.model, task.output, self.config.keep)
+        self.state = checkpoints.TrainingState(self.model, self.output, self.config.keep)
 
-    def run(self, signals: list[int]) -> dict[str, float]:
-        """Start or resume, train, export; the run's state reaches the tracking store in any case.
+    def fit(self) -> dict[str, float]:
+        """Start or resume, train, and export the last weights and the best.
 
-        Args:
-            signals: The list that `collect_stop_signals` appends to.
+        The same experiment and output resume from the newest readable checkpoint. The order of
+        draws and the augmentation depend on seed and step alone, so a resumed run sees what it
+        would have seen.
+
+        Returns:
+            The held-out metrics at the last step; nothing on workers that are not the chief (see
+            tfmammo.training.workers).
+
+        Raises:
+            TrainingError: The folder belongs to another experiment or another process, a loss
+                became NaN or Inf, or memory or disk are full.
+            Interrupted: SIGTERM or Ctrl-C, after saving.
+            WorkerError: Another worker is gone, or has other data.
         """
-        self.signals = signals
+        lock = folder.hold_lock(self.output) if self.group.is_chief else nullcontext()
+        with lock, collect_stop_signals() as self.signals, self.group.translate_errors():
+            try:
+                metrics = self._run()
+            except tf.errors.ResourceExhaustedError as error:
+                log.debug("memory ran out", exc_info=error)
+                raise TrainingError(
+                    "the device's memory ran out; training.accumulate=2 with half of "
+                    "training.batch_size needs less, and so does a smaller data.size; "
+                    f"{self.state.describe_kept()}"
+                ) from None
+        if self.signals:  # after the last step: what follows, as another stage, must not begin
+            raise Interrupted(self.signals[0], f"at step {self.steps:,}, the last one")
+        return metrics
+
+    def _run(self) -> dict[str, float]:
+        """Take the phases in their order; the run's state reaches the tracking store in any case.
+
+        Whatever is wrong with model, data, folder or start is found before anything is written.
+        """
         seen_patients = self._start_or_resume()
         status: Literal["FAILED", "FINISHED", "KILLED"] = "FAILED"
-        self.run_log = Run(self.experiment, self.task.output) if self.group.is_chief else None
+        if self.group.is_chief:
+            self.run_log = Run(self.experiment, self.output)
         try:
-            self._claim_folder(seen_patients)
+            if self.group.is_chief:
+                self._claim_folder(seen_patients)
             metrics = self._train()
             if self.group.is_chief:
-                Exporter(self.task, self.state, self.run_log).finish(metrics)
+                self._finish(metrics)
             self.group.wait()
             status = "FINISHED"
             return metrics
@@ -182,7 +170,7 @@ class _Training:
             status = "KILLED"
             raise
         finally:
-            if self.run_log:
+            if self.group.is_chief:
                 self.run_log.close(status)
 
     def _start_or_resume(self) -> set[str] | None:
@@ -191,23 +179,22 @@ class _Training:
         Returns:
             At a start, the patients that the weights were already trained on; None at a resume.
         """
-        task = self.task
         if self.group.is_chief:
-            folder.check_owner(task.output, self.experiment, task.train, task.held_out)
+            folder.check_owner(self.output, self.experiment, self.train, self.held_out)
         checkpoint = self.state.newest_checkpoints.restore()
         seen_patients = None if checkpoint else self._start()
-        self.group.agree(int(self.state.step), self.experiment, task.train)
+        self.group.agree(int(self.state.step), self.experiment, self.train)
         start = f"step {int(self.state.step):,}" if checkpoint else self.config.initial
         log.info(
             "training %s from %s to step %s: %d patches, %d held out, %s, %d device(s), %s",
             self.experiment.name,
             start or "the start",
             f"{self.steps:,}",
-            len(task.train),
-            len(task.held_out),
+            len(self.train),
+            len(self.held_out),
             keras.config.dtype_policy().name,
-            self.strategy.num_replicas_in_sync,
-            task.output,
+            self.group.strategy.num_replicas_in_sync,
+            self.output,
         )
         return seen_patients
 
@@ -218,8 +205,8 @@ class _Training:
             The patients that the start was trained on, or that stand behind synthetic data. They
             count as seen, whatever this run's own split holds out.
         """
-        folder.check_nothing_lost(self.task.output)
-        seen_patients = set(self.task.seen_patients)
+        folder.check_nothing_lost(self.output)
+        seen_patients = set(self.seen_patients)
         seen_patients |= datasets.list_synthetic_patients(self.experiment.data)
         if self.config.initial:
             with name_key("training.initial"):
@@ -228,7 +215,7 @@ class _Training:
                 card = export.read_card(initial)
                 if "train_patients" in card:
                     seen_patients |= export.get_training_patients(card, initial)
-        held_out = set(self.task.held_out.patient_ids.tolist())
+        held_out = set(self.held_out.patient_ids.tolist())
         if known := len(seen_patients & held_out):
             log.warning(
                 "what this training starts from, or its synthetic data, knows %d of the %d "
@@ -240,23 +227,19 @@ class _Training:
 
     def _claim_folder(self, seen_patients: set[str] | None) -> None:
         """Write whose the folder is, now that nothing is left that could be wrong."""
-        task = self.task
-        if not self.group.is_chief:
-            return
         if self.group.count == 1:
-            folder.remove_partial_files(task.output)
-        folder.claim(task.output, self.experiment, task.train, task.held_out)
+            folder.remove_partial_files(self.output)
+        folder.claim(self.output, self.experiment, self.train, self.held_out)
         if seen_patients is not None:
-            folder.write_seen_patients(task.output, seen_patients)
-        if self.run_log:
-            self.run_log.log_tags(
-                {
-                    "archive": self.experiment.data.archive_name,
-                    "train_patches": task.train.fingerprint(),
-                    "held_out_patches": task.held_out.fingerprint(),
-                    runs.MONITOR: task.monitor,
-                }
-            )
+            folder.write_seen_patients(self.output, seen_patients)
+        self.run_log.log_tags(
+            {
+                "archive": self.experiment.data.archive_name,
+                "train_patches": self.train.fingerprint(),
+                "held_out_patches": self.held_out.fingerprint(),
+                runs.MONITOR: self.monitor,
+            }
+        )
 
     def _train(self) -> dict[str, float]:
         """Take steps until the last one; return the last held-out metrics, {} if not the chief."""
@@ -264,17 +247,13 @@ class _Training:
         metrics: dict[str, float] = {}
         if step == 0 and self.group.is_chief:
             self._write_grid(step)
-        batches = iter(
-            self.group.batches(
-                self.task.train,
-                self.config.batch_size,
-                self.config.seed,
-                self.experiment.data.turn_draws,
-                step * self.config.accumulate,
-            )
-        )
+        turn = self.experiment.data.turn_draws
+        batches = iter(self.group.batches(self.train, self.config, turn, step))
         take_steps = self._compile_steps()
-        with Progress(self.experiment.name, step, self.steps, self._announce()) as progress:
+        # how long a training on the phantom takes
+        on_phantom = self.group.is_chief and datasets.lacks_data(self.experiment.data)
+        announce = announce_duration if on_phantom else None
+        with Progress(self.experiment.name, step, self.steps, announce) as progress:
             while step < self.steps:
                 count = self._count_steps_to_next_event(step)
                 means = take_steps(batches, tf.constant(count, tf.int64))
@@ -285,7 +264,7 @@ class _Training:
                 if self.group.is_chief:
                     metrics = self._report(step, losses, progress) or metrics
                 # all workers stop in the same step
-                stop = max(self.group.gather(self.signals[0] if self.signals else 0))
+                stop = int(self.group.gather(self.signals[0] if self.signals else 0).max())
                 is_last = step >= self.steps
                 is_checkpoint = step % self.config.checkpoint_every == 0 or is_last or stop
                 if is_checkpoint and self.group.is_chief:
@@ -294,24 +273,14 @@ class _Training:
                     self.group.wait()
                     raise Interrupted(stop, f"at step {step:,}")
         if not metrics and self.group.is_chief:
-            exported = Exporter(self.task, self.state, self.run_log).read_metrics()
-            return exported or self.task.validate(self.functions, self.task.held_out)
+            exported: dict[str, float] = self._read_exported_card().get("metrics", {})
+            return exported or self.validate(self.functions, self.held_out)
         return metrics
-
-    def _announce(self) -> Callable[[int, float], None] | None:
-        """Return what tells how long a training on the phantom takes, if this is one."""
-        on_phantom = self.group.is_chief and datasets.lacks_data(self.experiment.data)
-        return announce_duration if on_phantom else None
 
     def _count_steps_to_next_event(self, step: int) -> int:
         """Count the steps until something has to be done outside the graph."""
-        config = self.config
-        intervals = (
-            config.checkpoint_every,
-            config.validate_every,
-            config.grid_every,
-            config.steps_per_loop,
-        )
+        of = self.config
+        intervals = (of.checkpoint_every, of.validate_every, of.grid_every, of.steps_per_loop)
         return min(self.steps - step, *(interval - step % interval for interval in intervals))
 
     def _compile_steps(self) -> Callable[[Any, tf.Tensor], dict[str, tf.Tensor]]:
@@ -329,16 +298,15 @@ class _Training:
             )
             if self.accumulator:
                 self.accumulator.is_last = is_last
-            losses = self.strategy.run(train_step, args=(batch,))
+            losses = self.group.strategy.run(train_step, args=(batch,))
             return {
-                name: self.strategy.reduce(tf.distribute.ReduceOp.MEAN, loss, axis=None)
+                name: self.group.strategy.reduce(tf.distribute.ReduceOp.MEAN, loss, axis=None)
                 for name, loss in losses.items()
             }
 
         @tf.function
         def take_steps(batches: Any, count: tf.Tensor) -> dict[str, tf.Tensor]:
             names = take_batch.get_concrete_function(batches.element_spec, True).structured_outputs
-            contract.check_losses(self.model, names)
             totals = {name: tf.zeros([], tf.float32) for name in names}
             for _ in tf.range(count):
                 if self.accumulator:
@@ -361,7 +329,7 @@ class _Training:
 
     def _check_finite(self, losses: dict[str, float], before: int, step: int) -> None:
         for name, value in losses.items():
-            if not np.isfinite(value):
+            if not math.isfinite(value):
                 raise TrainingError(
                     f"{name} became {value} between steps {before:,} and {step:,}; "
                     f"{self.state.describe_kept()}"
@@ -373,7 +341,7 @@ class _Training:
         Returns:
             The held-out metrics; {} if it was not their turn.
         """
-        self._log_metrics({**losses, **self.state.describe_optimizers()}, step)
+        self.run_log.log_metrics({**losses, **self.state.describe_optimizers()}, step)
         is_last = step >= self.steps
         draws_grid = is_last or step % self.config.grid_every == 0
         validates = is_last or step % self.config.validate_every == 0
@@ -387,36 +355,131 @@ class _Training:
         progress.log_metrics(step, metrics)
         return metrics
 
-    def _log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        if self.run_log:
-            self.run_log.log_metrics(metrics, step)
-
     def _validate(self, step: int) -> dict[str, float]:
         """Compute and log the held-out metrics, and save the weights if they are the best."""
-        task = self.task
-        metrics = task.validate(self.functions, task.held_out)
-        contract.check_metrics(task.validate, metrics, task.monitor)
-        self._log_metrics({f"validation_{name}": value for name, value in metrics.items()}, step)
-        self.state.save_if_best(task.sign * metrics[task.monitor])
+        metrics = self.validate(self.functions, self.held_out)
+        if self.monitor not in metrics:
+            raise TrainingError(
+                f"the monitored metric {self.monitor} is not among those of the validation, "
+                f"{', '.join(metrics)}"
+            )
+        named = {f"validation_{name}": value for name, value in metrics.items()}
+        self.run_log.log_metrics(named, step)
+        self.state.save_if_best(self.sign * metrics[self.monitor])
         return metrics
 
     def _write_grid(self, step: int) -> None:
         """Draw the model's panels of the same held-out patches every time."""
-        held_out = self.task.held_out
-        count = min(self.config.grid_samples, len(held_out))
-        samples = held_out.take(np.linspace(0, len(held_out) - 1, count).astype(int))
+        count = min(self.config.grid_samples, len(self.held_out))
+        rows = np.linspace(0, len(self.held_out) - 1, count).astype(int)
+        samples = self.held_out.take(rows)
         panels = self.model.sample(
             {"image": tf.constant(samples.images), "mask": tf.constant(samples.masks, tf.float32)}
         )
         grid = draw_grid({name: np.asarray(panel, np.float32) for name, panel in panels.items()})
-        path = self.task.output / "samples" / f"step_{step:08d}.png"
+        path = self.output / "samples" / f"step_{step:08d}.png"
         try:
             path.parent.mkdir(exist_ok=True)
             filesystem.write_atomically(path, encode_png(grid), durable=False)
         except OSError as error:  # a full disk: an image is no reason to stop
             log.warning("%s: can't be written (%s)", path, error.strerror)
-        if self.run_log:
-            self.run_log.log_image("samples", grid, step)
+        self.run_log.log_image("samples", grid, step)
+
+    def _finish(self, metrics: dict[str, float]) -> None:
+        """Export the last weights, of these metrics, and the best; register both, all once."""
+        last, best = (self.output / name for name in ("export", "best"))
+        step = int(self.state.step)
+        checkpoint = self.state.best_checkpoints.latest
+        best_is_last = checkpoint is None or checkpoints.parse_step(checkpoint) == step
+        for place in (best, last):
+            export.remove_leftovers(place)
+        if self._read_exported_card():
+            log.info("step %s is already exported to %s", f"{step:,}", last)
+        else:
+            log.info("exporting step %s to %s", f"{step:,}", last)
+            # of a shorter training in this folder
+            shutil.rmtree(best, ignore_errors=True)
+            if not best_is_last:
+                self._export_best(best)
+            self._export(last, metrics)
+            log.info("finished at step %s; exported to %s", f"{step:,}", last)
+        if best.exists():
+            self._register(best, True)
+        self._register(last, best_is_last)
+
+    def _read_exported_card(self) -> dict[str, Any]:
+        """Read the export's card; {} if it is not of the present step."""
+        try:
+            card = export.read_card(self.output / "export")
+        except ExportError:
+            return {}
+        return card if card.get("step") == int(self.state.step) else {}
+
+    def _export_best(self, place: Path) -> None:
+        """Export the best weights, then restore the last ones."""
+        try:
+            self.state.best_checkpoints.restore()
+            # of these weights: a later best may have been lost
+            score = self.sign * float(self.state.best)
+            self._export(place, {self.monitor: score})
+        except TrainingError as error:
+            log.warning(
+                "the best weights are lost, and the last ones are exported alone: %s", error
+            )
+        self.state.newest_checkpoints.restore()
+
+    def _export(self, place: Path, metrics: dict[str, float]) -> None:
+        experiment = self.experiment
+        seen_patients = folder.read_seen_patients(self.output)
+        pretrained = getattr(self.model, "pretrained", {})
+        card = {
+            "id": uuid.uuid4().hex,  # by which the registry knows this export again
+            "name": experiment.name,
+            "step": int(self.state.step),
+            # a card is JSON, which has no NaN: a metric that could not be measured is left out
+            "metrics": {key: value for key, value in metrics.items() if math.isfinite(value)},
+            # the store's address may hold a password
+            "config": experiment.model_dump(mode="json", exclude={"tracking"}),
+            "archive": experiment.data.archive_name,
+            "split": experiment.data.split,
+            "data_fingerprint": self.train.fingerprint(),
+            "precision": keras.config.dtype_policy().name,
+            "hardware": devices.describe_hardware(),
+            "train_patients": sorted({*self.train.patient_ids.tolist(), *seen_patients}),
+            "held_out_ids": self.held_out.ids.tolist(),
+            "pretrained": {name: source._asdict() for name, source in pretrained.items()},
+            **store.read_git_state(),
+        }
+        export.export(self._copy_in_float32(), place, card, self.write)
+
+    def _copy_in_float32(self) -> TrainableModel:
+        """Copy the model into one that computes in float32, which runs anywhere."""
+        policy = keras.config.dtype_policy()
+        keras.config.set_dtype_policy("float32")
+        try:
+            copy = self.build()
+        finally:
+            keras.config.set_dtype_policy(policy)
+        for name, network in self.model.networks.items():
+            checkpoints.copy_weights(network, copy.networks[name])
+        return copy
+
+    def _register(self, place: Path, best: bool) -> None:
+        """Make an export a version, unless an earlier call did.
+
+        That call may have been stopped between exporting and registering.
+        """
+        card = export.read_card(place)
+        record = self.output / f"{place.name}_registered"
+        # empty if an earlier write failed
+        recorded = record.read_text(encoding="utf-8").split() if record.is_file() else []
+        is_registered = recorded[:1] == [str(card["step"])]
+        if is_registered or not self.experiment.tracking.register_models:
+            return
+        metrics = {f"validation_{key}": value for key, value in card["metrics"].items()}
+        version = self.run_log.register(place, card["step"], metrics, best)
+        if version is not None:
+            filesystem.write_atomically(record, f"{card['step']} is version {version}\n")
 
 
 def count_steps(config: TrainingConfig, patches: int) -> int:
@@ -430,30 +493,3 @@ def count_steps(config: TrainingConfig, patches: int) -> int:
         return config.steps
     draws = config.epochs * (config.epoch_samples or patches)
     return -(-draws // (config.batch_size * config.accumulate))
-
-
-@contextmanager
-def collect_stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT while inside; a second one takes effect at once.
-
-    Yields:
-        The list that they are appended to.
-    """
-    signals: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def restore_handlers() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    def collect(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
-        restore_handlers()
-        log.info("saving, then stopping (once more to stop at once)")
-
-    for number in handlers:
-        signal.signal(number, collect)
-    try:
-        yield signals
-    finally:
-        restore_handlers()

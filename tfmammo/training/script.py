@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,9 +24,10 @@ from tfmammo.errors import ConfigError
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.nn._tensorflow import hold_back_stderr
 from tfmammo.tracking import store
-from tfmammo.tracking.export import predict, write_saved_models
-from tfmammo.training import devices, folder, loop, workers
-from tfmammo.training.contract import Functions, TrainableModel, Validate, Write
+from tfmammo.tracking.export import predict
+from tfmammo.training import devices, folder, workers
+from tfmammo.training.contract import Functions, TrainableModel, Validate
+from tfmammo.training.loop import Training
 
 log = logging.getLogger(__name__)
 
@@ -60,24 +61,21 @@ class Command:
         train: PatchSource,
         held_out: Patches,
         validate: Validate,
-        *,
-        monitor: str,
-        seen_patients: Iterable[str] = (),
-        write: Write = write_saved_models,
+        **options: Any,
     ) -> None:
-        """Train, export, and print the closing table; see `loop.fit`."""
-        metrics = loop.fit(
-            build,
-            self.experiment,
-            train,
-            held_out,
-            self.output,
-            validate,
-            monitor=monitor,
-            seen_patients=seen_patients,
-            write=write,
+        """Train, export, and print the closing table.
+
+        Args:
+            build: As all that follows, an argument of `loop.Training`.
+            train: Training patches.
+            held_out: Validation patches.
+            validate: Computes the metrics.
+            options: `monitor`, and the others that are given by name.
+        """
+        training = Training(
+            build, self.experiment, train, held_out, self.output, validate, **options
         )
-        print_summary(self.experiment, metrics, held_out, self.output)
+        print_summary(self.experiment, training.fit(), held_out, self.output)
 
 
 @contextmanager
@@ -154,7 +152,6 @@ def configure_tensorflow(training: TrainingConfig, began_with: str | None = None
             or nothing says who the workers are.
         WorkerError: The workers don't come together.
     """
-    cluster = workers.read_cluster() if training.strategy == "multi_worker" else None
     with hold_back_stderr():
         gpus = tf.config.list_physical_devices("GPU")
         for gpu in gpus:
@@ -176,8 +173,9 @@ def configure_tensorflow(training: TrainingConfig, began_with: str | None = None
                     "the process"
                 ) from None
             tf.config.experimental.enable_op_determinism()
-        if cluster:
-            workers.join(cluster)
+    if training.strategy == "multi_worker":
+        workers.join()
+    with hold_back_stderr():
         tf.config.list_logical_devices()
 
 

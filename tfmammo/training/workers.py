@@ -7,56 +7,56 @@ writes checkpoints, image grids, history and exports. The others wait for it in 
 however long that takes. All workers read its checkpoints, so all machines must see the output
 folder.
 
-TensorFlow's coordination service watches the workers: when one is gone, every operation that waits
-for it fails on all others. Before all are there the service waits for up to an hour, which no
-signal interrupts. So the workers meet before it starts.
+TensorFlow's coordination service brings the workers together and watches them: when one is gone,
+every operation that waits for it fails on all others.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import os
 import re
 import signal
-import socket
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from itertools import chain
-from typing import Any, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
 
 import keras
+import numpy as np
 import tensorflow as tf
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
-from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
-from tensorflow.python.eager import context
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from tfmammo.config import Experiment, TrainingConfig, describe
 from tfmammo.data.patches import PatchSource
 from tfmammo.data.pipeline import batches
 from tfmammo.errors import ConfigError, WorkerError
+from tfmammo.nn._tensorflow import hold_back_stderr
 from tfmammo.nn.optimization import PIECE
 
 log = logging.getLogger(__name__)
 
 KEY = "training.strategy=multi_worker"
-START = 600.0  # seconds for all workers to be there
-# what workers send when they meet
-HERE = b"tfmammo worker\n"
-GO = b"go\n"
-LONGEST = 64  # bytes that are read of anything that another program sends
-SILENCE = 30  # seconds without a sign of life after which a worker is gone
 # of Slurm's jobs, each with one of its own
 FIRST_PORT = 12_000
 PORTS = 16_000
+# what TensorFlow raises when another worker is gone
+GONE = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
+Address = Annotated[str, Field(pattern=r"^[^\s:/]+:\d{1,5}$")]
 
 
 class _Addresses(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    chief: list[str] = Field(default=[], max_length=1)
-    worker: list[str] = []
+    chief: list[Address] = Field(default=[], max_length=1)
+    worker: list[Address] = []
 
 
 class _Task(BaseModel):
@@ -65,7 +65,7 @@ class _Task(BaseModel):
 
 
 class Cluster(BaseModel):
-    """TF_CONFIG."""
+    """The content of TF_CONFIG."""
 
     cluster: _Addresses
     """"host:port" of every worker, equal on all of them."""
@@ -73,209 +73,100 @@ class Cluster(BaseModel):
     """Which one this process is."""
 
     @property
-    def count(self) -> int:
-        """How many workers there are, including the chief."""
-        return len(self.cluster.chief) + len(self.cluster.worker)
-
-    @property
     def jobs(self) -> dict[str, list[str]]:
-        """The workers' addresses by type of job, the chief's first."""
-        addresses = self.cluster.model_dump()
-        return {job: addresses[job] for job in addresses if addresses[job]}
+        """The workers' addresses by type of job."""
+        return {job: addresses for job, addresses in self.cluster if addresses}
 
-    @property
-    def own(self) -> str:
-        """The address of this process."""
-        return self.jobs[self.task.type][self.task.index]
-
-    @property
-    def is_chief(self) -> bool:
-        """Whether this process is the first of the workers."""
-        return self.own == next(iter(self.jobs.values()))[0]
+    @model_validator(mode="after")
+    def _names_this_process(self) -> Cluster:
+        count = len(self.jobs.get(self.task.type, []))
+        if self.task.index >= count:
+            raise ValueError(
+                f"there is no {self.task.type} {self.task.index} among the {count} of the cluster"
+            )
+        return self
 
 
-# This process's, once it has joined.
-_cluster: Cluster | None = None
-_strategy: tf.distribute.Strategy | None = None
-
-
-def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster:
+def read_cluster() -> Cluster:
     """Read who the workers are from TF_CONFIG, or else from Slurm's variables.
-
-    Args:
-        environment: The process's variables.
 
     Raises:
         ConfigError: Neither is there, or it is malformed, or it names no worker that this process
             could be.
     """
-    if "TF_CONFIG" in environment:
+    if "TF_CONFIG" in os.environ:
         source = "TF_CONFIG"
-        text = environment["TF_CONFIG"]
-    elif "SLURM_STEP_NODELIST" in environment:
+    elif "SLURM_STEP_NODELIST" in os.environ:
         source = "Slurm's variables"
-        text = json.dumps(_slurm(environment))
     else:
         raise ConfigError(
             f"{KEY}: TF_CONFIG is not set, and srun has not started this process; one of them "
             "must name the workers"
         )
     try:
-        cluster = Cluster.model_validate(json.loads(text))
+        if source == "TF_CONFIG":
+            return Cluster.model_validate_json(os.environ["TF_CONFIG"])
+        return Cluster.model_validate(_read_slurm())
     except ValidationError as error:
-        raise ConfigError(f"{source}: {describe(error).removeprefix('the file: ')}") from None
-    except ValueError as error:
-        raise ConfigError(f"{source}: is no JSON ({error})") from None
-    task = cluster.task
-    addresses = cluster.jobs.get(task.type, [])
-    if task.index >= len(addresses):
-        raise ConfigError(
-            f"{source}: there is no {task.type} {task.index} among the {len(addresses)} of the "
-            "cluster"
-        )
-    for address in chain.from_iterable(cluster.jobs.values()):
-        if not re.fullmatch(r"[^\s:/]+:\d{1,5}", address):
-            raise ConfigError(f'{source}: "{address}" is not of the form host:port')
-    return cluster
+        reason = describe(error).removeprefix("the file: ")
+    except KeyError as error:
+        reason = f"{error.args[0]} is missing"
+    except (RuntimeError, ValueError) as error:  # of the resolver
+        reason = str(error)
+    raise ConfigError(f"{source}: {reason}")
 
 
-def _slurm(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Read Slurm's variables into the content of a TF_CONFIG.
-
-    TensorFlow's SlurmClusterResolver reads the lists of nodes, but needs GPUs and sorts the nodes.
-    """
+def _read_slurm() -> dict[str, Any]:
+    """Read Slurm's variables into the content of a TF_CONFIG."""
+    # as many GPUs as tasks, because the resolver lists no more tasks than GPUs; nobody else asks it
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-        gpus_per_node=0, gpus_per_task=0, auto_set_gpu=False
+        port_base=FIRST_PORT + int(os.environ.get("SLURM_JOB_ID", 0)) % PORTS,
+        gpus_per_node=int(os.environ["SLURM_STEP_NUM_TASKS"]),
+        gpus_per_task=1,
+        auto_set_gpu=False,
     )
-    first = FIRST_PORT + int(environment.get("SLURM_JOB_ID", 0)) % PORTS
-    nodes = resolver._task_configuration.items()  # in the order of Slurm's ranks
-    addresses = [f"{node}:{first + place}" for node, tasks in nodes for place in range(tasks)]
-    return {
-        "cluster": {"worker": addresses},
-        "task": {"type": "worker", "index": environment["SLURM_PROCID"]},
-    }
+    # it sorts the nodes by name, so that its places are not Slurm's ranks
+    addresses = resolver.cluster_spec().job_tasks("worker")
+    nodes = [address.rpartition(":")[0] for address in addresses]
+    index = nodes.index(os.environ["SLURMD_NODENAME"]) + int(os.environ["SLURM_LOCALID"])
+    return {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
 
 
-def join(cluster: Cluster) -> tf.distribute.Strategy:
-    """Become one of the workers, and wait until all are there.
+@functools.cache
+def join() -> tf.distribute.Strategy:
+    """Become one of the workers once all are there. Further calls return the same strategy.
 
-    This precedes the first TensorFlow operation of the process.
-
-    Args:
-        cluster: Of `read_cluster`.
-
-    Returns:
-        The strategy, which `get_joined_strategy` returns from now on.
+    The first call precedes the first TensorFlow operation of the process.
 
     Raises:
+        ConfigError: As `read_cluster`.
         WorkerError: Not all workers came, or this one's port can't be used.
     """
-    global _cluster, _strategy
-    meet(cluster)
-    leader = "chief" if cluster.cluster.chief else "worker"
-    context.context().configure_coordination_service(
-        "standalone",
-        f"/job:{leader}/replica:0/task:0",
-        cluster_register_timeout_in_ms=int(START * 1000),
-        heartbeat_timeout_in_ms=SILENCE * 1000,
-        coordinated_jobs=[
-            CoordinatedJob(name=name, num_tasks=len(addresses))
-            for name, addresses in cluster.jobs.items()
-        ],
-    )
+    cluster = read_cluster()
+    task = cluster.task
+    own = cluster.jobs[task.type][task.index]
     gpus = len(tf.config.list_physical_devices("GPU"))
     options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=0 if gpus else PIECE)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec(cluster.jobs),
-        task_type=cluster.task.type,
-        task_id=cluster.task.index,
+        task_type=task.type,
+        task_id=task.index,
         num_accelerators={"GPU": gpus},
         rpc_layer="grpc",
     )
+    log.info("%s waits for the other workers", own)
+    # while TensorFlow waits, Python's handlers are not called
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        _strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
-    except tf.errors.OpError as error:
-        reason = str(error.message).strip().split("\n")[0][:200]
-        raise WorkerError(
-            f"{KEY}: {cluster.own} can't join the {cluster.count} workers ({reason})"
-        ) from None
-    except RuntimeError as error:
-        raise WorkerError(f"{KEY}: {error}") from None
-    _cluster = cluster
-    # TensorFlow has just taken it, and would do nothing with it
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-    return _strategy
-
-
-def meet(cluster: Cluster, patience: float = START) -> None:
-    """Wait until all workers have started.
-
-    The chief connects to each of the others, and releases them when all have answered.
-
-    Args:
-        cluster: Of `read_cluster`.
-        patience: Seconds to wait.
-
-    Raises:
-        WorkerError: A worker did not start, or this one's port is in use.
-    """
-    deadline = time.monotonic() + patience
-    host, _, port = cluster.own.rpartition(":")
-    is_local = host == "localhost" or host.startswith("127.")  # no other machine need reach it
-    try:
-        server = socket.create_server((host if is_local else "", int(port)))
-    except OSError as error:
-        raise WorkerError(
-            f"{KEY}: port {port} of this worker can't be used ({error.strerror})"
-        ) from None
-    if cluster.is_chief:
-        server.close()  # TensorFlow would share a port that another process listens at
-        others = [
-            address for job in cluster.jobs.values() for address in job if address != cluster.own
-        ]
-        with ExitStack() as stack:
-            for connection in [
-                stack.enter_context(_connect(address, deadline, patience)) for address in others
-            ]:
-                connection.sendall(GO)
-    else:
-        _answer_chief(server, deadline, patience)
-
-
-def _connect(address: str, deadline: float, patience: float) -> socket.socket:
-    """Connect to a worker, once it answers."""
-    host, _, port = address.rpartition(":")
-    log.info("waiting for the worker %s", address)
-    while time.monotonic() < deadline:
-        with suppress(OSError), ExitStack() as stack:
-            connection = stack.enter_context(socket.create_connection((host, int(port)), 5))
-            if connection.makefile("rb").readline(LONGEST) == HERE:
-                stack.pop_all()
-                return connection
-        time.sleep(0.2)
-    raise WorkerError(f"{KEY}: the worker {address} did not start within {patience:g} s")
-
-
-def _answer_chief(server: socket.socket, deadline: float, patience: float) -> None:
-    """Answer the chief, and wait until it releases this worker."""
-    with server:
-        while (left := deadline - time.monotonic()) > 0:
-            with suppress(OSError):
-                server.settimeout(left)
-                with server.accept()[0] as connection:
-                    connection.settimeout(max(deadline - time.monotonic(), 0.1))
-                    connection.sendall(HERE)
-                    if connection.makefile("rb").readline(LONGEST) == GO:
-                        return
-    raise WorkerError(
-        f"{KEY}: the chief has not let this worker go within {patience:g} s; are all of them "
-        "running?"
-    )
-
-
-def get_joined_strategy() -> tf.distribute.Strategy | None:
-    """Return the strategy of the workers that this process has joined, if it has."""
-    return _strategy
+        with hold_back_stderr():
+            return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+    except (tf.errors.OpError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise WorkerError(f"{KEY}: {own} can't join the workers ({reason})") from None
+    finally:
+        for number, handler in handlers.items():  # TensorFlow has taken SIGTERM's
+            signal.signal(number, handler)
 
 
 def refuse_multi_worker(config: TrainingConfig, why: str) -> None:
@@ -299,72 +190,58 @@ class WorkerGroup:
         strategy: The training's.
 
     Attributes:
-        strategy: The training's.
         count: How many workers there are.
         is_chief: Whether this process is the one that validates and writes.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self.strategy = strategy
-        cluster = _cluster if strategy is _strategy else None
-        self.count = cluster.count if cluster else 1
-        self.is_chief = cluster.is_chief if cluster else True
-        self._gather = tf.function(
-            self._gather_in_graph, input_signature=[tf.TensorSpec([1], tf.int64)]
-        )
+        self.count = 1
+        self.is_chief = True
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            resolver = strategy.cluster_resolver
+            jobs = resolver.cluster_spec().as_dict()
+            leader = ("chief" if "chief" in jobs else "worker", 0)
+            self.count = sum(map(len, jobs.values()))
+            self.is_chief = (resolver.task_type, resolver.task_id) == leader
+        # traced once, because `gather` outside a graph traces in every call
+        self._gather = tf.function(lambda values: strategy.gather(values, axis=0))
 
-    def batches(self, train: PatchSource, size: int, seed: int, augment: bool, step: int) -> Any:
+    def batches(self, train: PatchSource, config: TrainingConfig, turn: bool, step: int) -> Any:
         """Make this process's share of the training's batches from a step on.
 
         See `tfmammo.data.pipeline`.
+
+        Args:
+            train: Patches.
+            config: The training's.
+            turn: Whether to augment each draw.
+            step: Steps taken.
         """
+        size = config.batch_size
         replicas = self.strategy.num_replicas_in_sync
+        make = functools.partial(batches, train, size, config.seed, turn, step * config.accumulate)
         if self.count == 1:
-            data = batches(train, size, seed, augment, step)
+            data = make()
             return self.strategy.experimental_distribute_dataset(data) if replicas > 1 else data
 
-        def own(share: tf.distribute.InputContext) -> tf.data.Dataset:
-            part = batches(
-                train,
-                size,
-                seed,
-                augment,
-                step,
-                (share.input_pipeline_id, share.num_input_pipelines),
-            )
+        def make_share(share: tf.distribute.InputContext) -> tf.data.Dataset:
+            part = make((share.input_pipeline_id, share.num_input_pipelines))
             # else all workers ask before every step whether there is a batch
             endless = tf.data.experimental.assert_cardinality(
                 tf.data.experimental.INFINITE_CARDINALITY
             )
             return part.rebatch(size // replicas, drop_remainder=True).apply(endless)
 
-        return self.strategy.distribute_datasets_from_function(own)
+        return self.strategy.distribute_datasets_from_function(make_share)
 
-    def gather(self, value: int) -> list[int]:
-        """Collect every worker's value, once for each of its devices, in the same order everywhere.
+    def gather(self, *values: int) -> NDArray[np.int64]:
+        """Collect every worker's values, int64 [workers, values], equal everywhere.
 
         All workers must call it.
         """
-        if self.count == 1:
-            return [value]
-        return (
-            self.strategy.experimental_local_results(self._gather(tf.constant([value], tf.int64)))[
-                0
-            ]
-            .numpy()
-            .tolist()
-        )
-
-    def _gather_in_graph(self, value: tf.Tensor) -> Any:
-        def placed() -> tf.Tensor:
-            # whose all_gather fails in graphs (TensorFlow 2.21)
-            own = tf.distribute.get_replica_context()
-            place = tf.one_hot(
-                own.replica_id_in_sync_group, self.strategy.num_replicas_in_sync, dtype=tf.int64
-            )
-            return own.all_reduce(tf.distribute.ReduceOp.SUM, place * value)
-
-        return self.strategy.run(placed)
+        own = np.array([values], np.int64)
+        return own if self.count == 1 else self._gather(tf.constant(own)).numpy()
 
     def wait(self) -> None:
         """Wait until all workers have come here."""
@@ -376,13 +253,6 @@ class WorkerGroup:
         Raises:
             WorkerError: They don't.
         """
-        steps = sorted(set(self.gather(step)))
-        if len(steps) > 1:
-            listed = " and ".join(f"{each:,}" for each in steps)
-            raise WorkerError(
-                f"the workers would go on from the steps {listed}; the output folder must be one "
-                "that all their machines see"
-            )
         # lengths and intervals too: they decide when workers wait for each other
         config = {
             "identity": experiment.identity(),
@@ -390,11 +260,16 @@ class WorkerGroup:
             "precision": keras.config.dtype_policy().name,
         }
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-        for name, fingerprint in (
-            ("config", digest),
-            ("training patches", train.fingerprint()),
-        ):
-            if len(set(self.gather(int(fingerprint[:8], 16)))) > 1:
+        hashes = (int(text[:8], 16) for text in (digest, train.fingerprint()))
+        steps, configs, patches = (sorted(set(values)) for values in self.gather(step, *hashes).T)
+        if len(steps) > 1:
+            listed = " and ".join(f"{each:,}" for each in steps)
+            raise WorkerError(
+                f"the workers would go on from the steps {listed}; the output folder must be one "
+                "that all their machines see"
+            )
+        for name, found in (("configs", configs), ("training patches", patches)):
+            if len(found) > 1:
                 raise WorkerError(
                     f"the workers' {name} differ; all of them need the same command and the same "
                     "files"
@@ -414,14 +289,6 @@ class WorkerGroup:
                 "failed; what it said last tells more); once all have ended, the same command on "
                 f"all {self.count} workers goes on from the last checkpoint"
             ) from None
-
-
-GONE = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-)
 
 
 def _name_lost_worker(error: tf.errors.OpError) -> str:
