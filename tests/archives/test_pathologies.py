@@ -20,7 +20,7 @@ def written():
 
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_lesions_are_selected_by_their_pathology(written, tmp_path, name):
-    writer = importlib.import_module(f"tfmammo.archives.writers.{name}")
+    writer = importlib.import_module(f"tests.archives.writers.{name}")
     writer.write(written, tmp_path)
     config = DataConfig(name=name, root=tmp_path)
     mammograms = read_mammograms(config, Skipped())

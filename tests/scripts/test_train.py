@@ -246,7 +246,7 @@ def test_a_wrong_size_is_corrected_in_the_same_folder(train, tmp_path):
         first[0].startswith("╭")
         and "No data: data.root is not set, so the built-in phantom is used" in first[1]
     )
-    assert "takes about" in err and "quickstart.yaml" in err
+    assert "takes about" in err and "tfmammo train can --config quickstart" in err
 
 
 def test_a_missing_config_is_one_line(train):

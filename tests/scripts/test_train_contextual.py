@@ -78,6 +78,11 @@ def test_it_is_refused_before_anything_is_read_or_written(main, repository, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def instead_of_training(fit):
+    """Take the place of the class `loop.Training` by a function of its arguments."""
+    return lambda *args, **options: SimpleNamespace(fit=lambda: fit(*args, **options))
+
+
 @pytest.mark.slow
 def test_no_checkpoint_is_the_best_one_before_its_level_is_faded_in(repository, monkeypatch):
     stage = experiment(repository, "model.fade_steps=10")
@@ -92,7 +97,7 @@ def test_no_checkpoint_is_the_best_one_before_its_level_is_faded_in(repository, 
             metrics.append(validate({}, held_out))
         return metrics[-1]
 
-    monkeypatch.setattr(progressive.loop, "fit", fit)
+    monkeypatch.setattr(progressive.loop, "Training", instead_of_training(fit))
     monkeypatch.setattr(
         progressive, "validate_contextual", lambda *_: {"likeness": -0.5, "discarded": 0.1}
     )
@@ -106,9 +111,8 @@ def test_no_checkpoint_is_the_best_one_before_its_level_is_faded_in(repository, 
 def test_a_stage_counts_the_patients_of_the_stage_before_as_seen(repository, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(progressive, "read_card", lambda _: {"train_patients": ["p1", "p2"]})
-    monkeypatch.setattr(
-        progressive.loop, "fit", lambda *_, seen_patients, **__: seen.extend(seen_patients)
-    )
+    fit = lambda *_, seen_patients, **__: seen.extend(seen_patients)  # noqa: E731
+    monkeypatch.setattr(progressive.loop, "Training", instead_of_training(fit))
     subsets = progressive.Subsets(None, None, None)
     stage = experiment(repository)
     progressive.fit_stage(stage, lambda: None, subsets, tmp_path, tmp_path / "8px/export")
@@ -171,7 +175,7 @@ def test_a_judge_chooses_the_weights_of_the_last_stage_alone(repository, monkeyp
     patches = SimpleNamespace(patient_ids=np.array(["p1", "p2"]))
     subsets = progressive.Subsets(patches, patches, patches)
     config = experiment(repository, "model.judge=runs/classifier", "model.fade_steps=1")
-    monkeypatch.setattr(progressive.loop, "fit", fit)
+    monkeypatch.setattr(progressive.loop, "Training", instead_of_training(fit))
     monkeypatch.setattr(progressive, "read_card", lambda _: {"train_patients": []})
     monkeypatch.setattr(progressive, "_open_subsets", lambda *_: subsets)
     monkeypatch.setattr(progressive.Subsets, "downsample", lambda subsets, _: subsets)

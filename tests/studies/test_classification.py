@@ -2,6 +2,8 @@
 whom it is tested on.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -72,10 +74,10 @@ def trained_on(random_patches, monkeypatch):
         lambda *_: synthetic(random_patches, scales=(describe_scale(DATA),)),
     )
 
-    def fit(build, fitted, patches, *rest, **options):
-        seen.append(patches)
+    def train(build, fitted, patches, *rest, **options):
+        return SimpleNamespace(fit=lambda: seen.append(patches))
 
-    monkeypatch.setattr(classification.loop, "fit", fit)
+    monkeypatch.setattr(classification.loop, "Training", train)
     return seen
 
 

@@ -102,6 +102,10 @@ def _read_yaml(path: Path, strict: bool = True) -> dict[str, Any]:
         if path.stat().st_size > _LARGEST_YAML:
             raise ConfigError(f"{path}: is too large to name labels")
         return read_yaml(path)
+    except OSError as error:
+        if strict:
+            raise ArchiveError(f"{path}: can't be read ({error.strerror})") from None
+        return {}
     except ConfigError as error:
         if strict:
             raise ArchiveError(str(error)) from None
