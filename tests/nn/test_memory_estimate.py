@@ -17,7 +17,7 @@ FLOAT = 4
 MEASURED = """
 import os
 os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = "true"  # the allocator of GPUs, which keeps statistics
-from tfmammo import _tensorflow
+from tfmammo.nn import _tensorflow
 import json
 import tensorflow as tf
 from tests.nn.test_memory_estimate import make_dense
