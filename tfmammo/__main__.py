@@ -1,6 +1,6 @@
 """tfmammo, one command: train, evaluate, synthesize, serve, and look at what is there.
 
-`tfmammo train can` runs train/can.py, and `tfmammo synthesize` runs `tfmammo synthesize`.
+`tfmammo train can` runs train/can.py, and `tfmammo synthesize` the module tfmammo.synthesis.
 Both ways take the same arguments and share every line.
 """
 

@@ -95,7 +95,9 @@ def test_arms_are_compared_on_the_lesions_of_both(tmp_path):
     rows += [("leak", "CAN", 0, patient, f"{patient}-0~3", 0.9) for patient in patients[:8]]
     rows += [("leak", "CAN", 0, "other", "other-0~3", 0.1)]
     write_scores(tmp_path, rows)
-    *_, last = tabulate(make_config(tmp_path))
+    arms = {"unseen": {"folds": 2}, "not yet run": {}, "leak": {}}
+    *_, last = tabulate(make_config(tmp_path, arms=arms))
+    assert "Dice of leak less that of unseen" in last.title
     assert "8 masses of 8 patients" in last.title
     assert last.body[0][:2] == ["CAN", "+10.0 [+10.0, +10.0]"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,6 @@ class StudyConfig(Frozen):
     """Name -> the protocol. The first is what the others are compared with."""
     training: dict[str, Any] = {}
     """Keys of the training section that all models share: {steps: 20000}."""
-    smallest_difference: float | None = None
-    """The difference in mean Dice, %, that the study was planned to detect."""
     threshold: float = Field(default=0.5, gt=0, le=1)
     """The probability from which on a pixel is mass."""
     samples: PositiveInt = 10_000
@@ -332,11 +330,10 @@ def read_cases(path: Path, arm: str) -> Cases | None:
 
 def tabulate(config: StudyConfig) -> list[Table]:
     """Tabulate each arm, and what the first arm's Dice differs by from that of the others."""
-    arms = {name: read_cases(config.rows / SCORES, name) for name in config.arms}
+    read = {name: read_cases(config.rows / SCORES, name) for name in config.arms}
+    arms = {name: cases for name, cases in read.items() if cases}
     tables: list[Table] = []
     for name, cases in arms.items():
-        if cases is None:
-            continue
         count = f"{len(cases.ids)} masses of {len(set(cases.patients))} patients"
         draws = config.samples, config.seed, config.level
         rows = summarize(cases.scores, cases.patients, *draws, "pairs")
@@ -346,11 +343,11 @@ def tabulate(config: StudyConfig) -> list[Table]:
             if model in cases.scores
         }
         title = f"{config.name}, {name}: {count}"
-        made = make_tables(rows, MEASURES, title, printed, False, config.samples, config.level)
-        tables += [replace(made[0], title=title), *made[1:]]
-    first, *others = (cases for cases in arms.values() if cases)
-    for (name, _), cases in zip(list(arms.items())[1:], others, strict=False):
-        tables.append(_tabulate_arms(config, first, cases, name))
+        tables += make_tables(rows, MEASURES, title, printed, False, config.samples, config.level)
+    base = next(iter(config.arms))
+    if base in arms:
+        others = [name for name in arms if name != base]
+        tables += [_tabulate_arms(config, arms[base], arms[name], name) for name in others]
     return tables
 
 
