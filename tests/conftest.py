@@ -169,12 +169,16 @@ def logging_as_before():
 
 
 @pytest.fixture(autouse=True)
-def no_named_store():
-    """The store of one test is not that of the next: MLflow keeps an address that it was given in
-    an environment variable, which processes of later tests inherit.
+def environment_as_before():
+    """Environment variables of one test do not reach the processes that later ones start.
+
+    MLflow keeps the address of a store there, tf2onnx the level of TensorFlow's log.
     """
+    before = dict(os.environ)
     yield
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

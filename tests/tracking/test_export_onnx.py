@@ -1,5 +1,7 @@
 """ONNX files of exports answer as TensorFlow does, or are refused."""
 
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -50,6 +52,12 @@ def test_onnx_runtime_answers_as_tensorflow(directory, count):
         load(directory, "critic", "onnx")(tf.constant(mask), tf.constant(image))["logits"],
         found["logits"],
     )
+
+
+def test_writing_leaves_tensorflows_log_as_it_was(directory, tmp_path, monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")
+    write_onnx(directory, "inverter", tmp_path / "inverter.onnx")
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "1"
 
 
 def test_inputs_are_checked_as_tensorflows(directory):

@@ -7,6 +7,7 @@ with the extra `onnx`.
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,8 +44,8 @@ def write_onnx(directory: Path, function: str, file: Path) -> Path:
             stays.
         ModuleNotFoundError: tf2onnx or onnxruntime is missing.
     """
-    from tf2onnx import convert
-
+    with _quiet():
+        from tf2onnx import convert
     card = read_card(directory)
     loaded = load_saved_model(directory, function, card)
     call = loaded.signatures[SIGNATURE]
@@ -74,9 +75,12 @@ def write_onnx(directory: Path, function: str, file: Path) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back tf2onnx's log, and warnings of names that NumPy and TensorFlow have replaced."""
+    """Hold back tf2onnx's log, and warnings of names that NumPy and TensorFlow have replaced.
+
+    tf2onnx also sets the level of TensorFlow's own log, which later processes would inherit.
+    """
     log = logging.getLogger("tf2onnx")
-    level = log.level
+    level, native = log.level, os.environ["TF_CPP_MIN_LOG_LEVEL"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         log.setLevel(logging.CRITICAL + 1)
@@ -84,6 +88,7 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             log.setLevel(level)
+            os.environ["TF_CPP_MIN_LOG_LEVEL"] = native
 
 
 def _compare_answers(found: Tensors, expected: Mapping[str, tf.Tensor]) -> None:
