@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -106,3 +107,13 @@ def time_workers(arguments: Sequence[object], folder: Path) -> tuple[float, floa
         subprocess.run([str(word) for word in command], check=True, capture_output=True)
         seconds.append(time.perf_counter() - start)
     return seconds[0], seconds[1]
+
+
+def peak_megabytes() -> float:
+    """Return the most MB that this process has held."""
+    try:  # getrusage's peak would include that of the process that started this one
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

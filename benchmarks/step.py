@@ -47,8 +47,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from allocators import ALLOCATORS, list_available, make_environment
-from processes import MeasuredProcess, load_arrays, serve
-from workloads import peak_megabytes
+from processes import MeasuredProcess, load_arrays, peak_megabytes, serve
 
 CLEARLY_SLOWER = 1.25  # a side's first steps, than the best of the others
 LONG = 2.0  # s: two such steps differ by little

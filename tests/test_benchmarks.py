@@ -13,9 +13,6 @@ import pytest
 import tensorflow as tf
 
 import tfmammo
-from tfmammo.models.flow import Flow, FlowConfig
-from tfmammo.models.infilling import Infilling, InfillingConfig
-from tfmammo.tracking import export
 
 PATCH = {"filters": [4, 8, 8], "discriminator_strided": 1, "discriminator_filters": 4}
 FLOW = {"widths": [8, 8], "attention_levels": 1, "sampling_steps": 2}
@@ -181,37 +178,6 @@ def test_an_allocator_is_an_environment(repository, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.nightly
-def test_inpainting(measured, tmp_path_factory):
-    runs = tmp_path_factory.mktemp("runs")
-    models = {
-        "flow": Flow(FlowConfig(**FLOW), 32),
-        "infilling": Infilling(InfillingConfig(**PATCH, weights="none"), 32),
-    }
-    for name, model in models.items():
-        settings = {"data": {"size": 32, "phantoms": 24, "window": [0, 1]}}
-        config = {**settings, "model": model.config.model_dump(mode="json")}
-        export.export(model, runs / name / "export", {"config": config})
-    lines = measured(
-        *(str(runs / "flow"), str(runs / "infilling"), "--steps", "1", "3"),
-        *("--patches", "4", "--repeats", "1"),
-        script="inpainting",
-    )
-    names = [line["model"].rpartition("/")[2] for line in lines]
-    assert names == ["flow, 1 step", "flow, 3 steps", "infilling"]
-    for line in lines:
-        assert (
-            line["patches"] == 4
-            and line["size"] == 32
-            and line["seconds"] > 0
-            and line["seconds_of_8"] > 0
-        )
-        assert line["of_real"] == lines[0]["of_real"] > 0 and 0 < line["to_real"] < 1
-    # its noise is the lesion's seed; a GAN that was hardly trained passes some of it on
-    assert lines[0]["variety"] > 0.05
-
-
-@pytest.mark.slow
 def test_dicom_and_index(measured):
     dicom, index = measured(
         "--only",
@@ -266,150 +232,6 @@ def test_build(measured):
     (found,) = measured("--only", "build", "--mammograms", "4", "--size", "32")
     assert found["benchmark"] == "input.build" and found["same_bytes"] is True
     assert found["ratio"] == pytest.approx(found["one_worker_s"] / found["two_workers_s"], rel=0.01)
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_synthesis(measured):
-    model = json.dumps({"filters": [4, 8, 8], "discriminator_filters": 4})
-    sizes = (
-        "--pixels",
-        "1024",
-        "832",
-        "--side",
-        "40",
-        "--size",
-        "64",
-        "--lesions",
-        "1",
-        "2",
-        "--repeats",
-        "1",
-    )
-    found, processes = measured(*sizes, "--model", model, "--mammograms", "3", script="synthesis")
-    assert processes["benchmark"] == "synthesis.processes" and processes["mammograms"] == 3
-    assert processes["ratio"] == pytest.approx(
-        processes["one_worker_s"] / processes["two_workers_s"], rel=0.01
-    )
-    assert found["benchmark"] == "synthesis" and [row["lesions"] for row in found["seconds"]] == [
-        1,
-        2,
-    ]
-    for row, per_lesion in zip(found["seconds"], found["per_lesion"], strict=True):
-        inserting = row["blending"] + row["writing"]
-        assert row["overhead_of_insertion"] == pytest.approx(inserting / row["generator"], rel=0.1)
-        assert row["overhead"] == pytest.approx(
-            (inserting + row["reading"] + row["placing"]) / row["generator"], rel=0.1
-        )
-        assert per_lesion == pytest.approx(
-            (row["placing"] + row["blending"]) / row["lesions"], rel=0.1
-        )
-    assert len(found["per_megapixel"]) == 3 and found["megapixels"][0] == pytest.approx(
-        1024 * 832 / 1e6, abs=0.01
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_startup(measured):
-    small = ("data.size=32", "model.filters=[4,8,8]", "model.discriminator_filters=4")
-    options = ("--repeats", "1", "--configs", "quickstart", "--set", *small)
-    (found,) = measured(*options, "model.discriminator_strided=1", script="startup")
-    assert 0 < found["help_s"]["tfmammo --help"] < found["help_s"]["tfmammo train can --help"]
-    waits = found["training_s"]["quickstart"]
-    assert 0 < waits["ready"] < waits["grid"] < waits["first_step"] < waits["end"]
-    assert waits["again"] < waits["end"]
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_contextual(measured):
-    model = json.dumps({"filters": [2, 4], "discriminator_factor": 1, "attention": 8, "border": 1})
-    (found,) = measured(
-        "--size", "16", "--batch", "3", "--repeats", "1", "--model", model, script="contextual"
-    )
-    assert found["benchmark"] == "contextual" and list(found["steps"]) == [
-        "neither",
-        "penalty",
-        "attention",
-        "both",
-    ]
-    base = found["steps"]["neither"]
-    assert base["time_ratio"] == base["memory_ratio"] == 1
-    for row in found["steps"].values():
-        assert row["time_ratio"] == pytest.approx(row["seconds"] / base["seconds"], rel=0.05)
-        assert row["memory_ratio"] == pytest.approx(row["megabytes"] / base["megabytes"], rel=0.05)
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_blending(measured):
-    model = json.dumps({"widths": [4, 8], "discriminator_filters": 4})
-    sizes = (
-        "--pixels",
-        "1024",
-        "832",
-        "--side",
-        "60",
-        "--size",
-        "32",
-        "--lesions",
-        "2",
-        "--repeats",
-        "1",
-    )
-    rows = measured(
-        *sizes, "--model", model, "--renderers", "blending", "poisson", script="blending"
-    )
-    assert [(row["benchmark"], row["renderer"], row["lesions"]) for row in rows] == [
-        ("blending", "blending", 2),
-        ("blending", "poisson", 2),
-    ]
-    for row in rows:
-        taken = row["processor_seconds"]
-        assert (
-            min(taken["reading"], taken["placing"], taken["blending"]) > 0
-            and taken["blending"] >= taken["network"]
-        )
-    assert rows[0]["processor_seconds"]["network"] > 0 == rows[1]["processor_seconds"]["network"]
-
-
-@pytest.mark.long
-@pytest.mark.skipif(
-    importlib.util.find_spec("monai") is None, reason='needs pip install "tfmammo[benchmark]"'
-)
-def test_froc(measured):
-    (found,) = measured(
-        "--images",
-        "20",
-        "--detections",
-        "10",
-        "--peer-images",
-        "10",
-        "--repeats",
-        "3",
-        script="froc",
-    )
-    assert (found["benchmark"], found["images"], found["detections"]) == ("froc", 20, 10)
-    assert (
-        found["together_s"] == pytest.approx(found["matching_s"] + found["froc_s"], abs=1e-3)
-        and found["matching_s"] > 0
-    )
-    peer = found["peer"]
-    assert (
-        peer["ratio"] == pytest.approx(peer["ours_s"] / peer["monai_s"], rel=0.1)
-        and peer["difference"] < 1e-12
-    )
-
-
-def test_froc_without_its_peer_says_so(repository, tmp_path):
-    """A monai that can't be imported, in front of any other."""
-    (tmp_path / "monai.py").write_text("raise ImportError('none')")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(repository)])}
-    command = [sys.executable, str(repository / "benchmarks/froc.py"), "--peer-images", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
-    assert done.returncode == 1 and done.stdout == ""
-    assert "MONAI, which is missing; install it" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
@@ -670,3 +492,22 @@ def test_infilling_by_jax_is_validated_and_leaves_vgg_as_it_is(train_by_jax, tmp
     vgg = np.load(frozen)
     kernel = next(v for v in map(vgg.__getitem__, vgg) if v.shape == (3, 3, 3, 64))
     assert kernel.dtype == np.float16
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_inference_beside_its_peers(measured):
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="the extra `benchmark` is not installed")
+    small = ("--size", 32, "--filters", 4, 8, 8, "--batches", 1, 2, "--rounds", 3, "--patches", 4)
+    (found,) = measured("--peers", "torch", "onnx", *map(str, small), script="inference")
+    assert (
+        found["benchmark"] == "inference"
+        and found["apart"] < 1e-4
+        and set(found["batches"]) == {"1", "2"}
+    )
+    for batch in found["batches"].values():
+        assert set(batch["ratio"]) == {"torch", "onnx"} and len(batch["rounds"]) == 3
+        for place, peer in enumerate(("torch", "onnx"), start=1):
+            ratios = [row[place] / row[0] for row in batch["rounds"]]
+            assert min(ratios) * 0.9 <= batch["ratio"][peer] <= max(ratios) * 1.1
