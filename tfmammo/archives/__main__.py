@@ -5,6 +5,7 @@ The command tells what the archive holds, what was left out and why, and how it 
 tfmammo archives cbis_ddsm DIR --sheet sheet.png
 tfmammo archives cbis_ddsm DIR --list      pseudonyms as tables, logs and dead_letters.csv
                         have them, and their files
+tfmammo archives inbreast DIR --dicom annotations      the lesions as DICOM SEG and SR
 
 Every mask in a file of its own is read, so that those of a wrong size or without a lesion are found
 now; --quick leaves that out.
@@ -32,6 +33,7 @@ from tfmammo import cli, filesystem
 from tfmammo.archives import ARCHIVES, list_files, read_mammograms
 from tfmammo.archives.contact_sheet import draw_contact_sheet
 from tfmammo.archives.files import remove_names
+from tfmammo.archives.writers import annotations
 from tfmammo.config import DataConfig, describe
 from tfmammo.errors import ArchiveError, ConfigError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, escape_cell
@@ -61,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         left_out = len(skipped)
         faults = Counter[str]() if options.quick else check_masks(records, skipped)
         console.print(summary(records, options.name, faults))
+        if options.dicom:
+            written = annotations.write(records, options.dicom, skipped)
+            console.print(f"SEG and SR     {options.dicom}, of {written:,} mammograms")
         if options.sheet:
             _write_sheet(records, options.sheet, options.images, options.seed, skipped)
             console.print(f"contact sheet  {options.sheet}", soft_wrap=True)
@@ -218,6 +223,12 @@ def _parser() -> cli.Parser:
         help="print which file is behind each pseudonym, and nothing else",
     )
     parser.add_argument("--quick", action="store_true", help="read no mask")
+    parser.add_argument(
+        "--dicom",
+        type=Path,
+        metavar="DIR",
+        help="write the lesions of DICOM mammograms as SEG and SR; they name the same patient",
+    )
     parser.add_argument(
         "--skipped", type=Path, metavar="CSV", help="write every left-out file with its reason"
     )

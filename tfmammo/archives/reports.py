@@ -141,7 +141,7 @@ def _take_graphic(
     elif not count_unusable(finding, unusable):
         graphic = text(item, "GraphicType").upper()
         points = tuple(numbers(item, "GraphicData"))
-        if is_area and graphic == "POLYLINE":
+        if is_area and graphic == "POLYLINE" and points[:2] != points[-2:]:
             points += points[:2]
         draw = partial(_draw_graphic, graphic, points)
         yield Region(path, named.pop(), finding, draw, tracking)

@@ -55,7 +55,7 @@ def build(
         referring_physician_name=source.ReferringPhysicianName,
         specific_character_set=source.get("SpecificCharacterSet"),
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **identify(series, _SERIES, instance, version, "overlay"),
+        **identify(series, _SERIES, instance, version, "overlay (AI)"),
     )
     capture.PatientOrientation = []
     side = elements.text(source, "ImageLaterality")
