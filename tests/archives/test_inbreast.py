@@ -473,3 +473,16 @@ def test_a_single_point_is_a_lost_calcification(small):
     write_regions(small, region(), region(SQUARE[:1], name="Calcification", Type=19))
     record, _ = first(small)
     assert record.lacks() and record.lacks(["calcification"]) and not record.lacks(["mass"])
+
+
+@pytest.mark.parametrize(
+    ("words", "wall", "notes"), [(["A", "R"], "L", 0), (["P", "L"], "R", 1), (None, None, 0)]
+)
+def test_the_chest_wall_is_the_headers(small, words, wall, notes):
+    path = dicom_of(small, 20000001)
+    dataset = pydicom.dcmread(path)
+    dataset.PatientOrientation = words
+    dataset.save_as(path)
+    skipped = Skipped()
+    record = inbreast.read(small, skipped)[0]
+    assert (record.laterality, record.chest_wall, len(skipped)) == ("L", wall, notes)
