@@ -41,9 +41,7 @@ def find_masks(
     """Find the masks of each image, in a folder of their own or beside the images.
 
     Args:
-        root: The folder around them.
         images: By their names. Masks among them are taken out.
-        skipped: Takes masks of no image, and how many were found beside the images.
 
     Returns:
         Image -> (name, file) of its masks, in the order of their numbers.
@@ -135,15 +133,7 @@ def _find_number(mask: str) -> int:
 
 
 def read_mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
-    """Read the mask of one lesion.
-
-    Args:
-        path: Its file.
-        rows: Rows that it must have.
-        cols: Columns that it must have.
-
-    Returns:
-        uint8 [rows, cols], 1 on the lesion.
+    """Read the mask of one lesion: uint8 [rows, cols], 1 on the lesion.
 
     Raises:
         ArchiveError: It can't be read, has another size, holds labels, or marks nothing or the
