@@ -212,9 +212,10 @@ def test_segments_of_everyday_viewers(tmp_path, code, label, kind, certain):
     """A general code leaves it to the label, that to the table, else it is an uncertain mass."""
     path = write_segmentation(write_image(tmp_path), DRAWN, (CODED_MASS, label))
     coded = make_item(
-        CodeValue=code.value, CodingSchemeDesignator=code.scheme_designator, CodeMeaning="x"
+        CodeValue=code.value,
+        CodingSchemeDesignator=code.scheme_designator,
+        CodeMeaning=code.meaning,
     )
-    coded.CodeMeaning = code.meaning
 
     def state(dataset):
         dataset.SegmentSequence[0].SegmentedPropertyTypeCodeSequence = [coded]
@@ -234,19 +235,14 @@ def test_segments_of_everyday_viewers(tmp_path, code, label, kind, certain):
 @pytest.mark.parametrize(
     ("code", "label", "message", "lost"),
     [
-        (TISSUE, "heart", "are of findings that are not known", (Lost(),)),
-        (
-            Code("64033007", "SCT", "Kidney"),
-            "Mass",
-            "are of findings that are not known",
-            (Lost(),),
-        ),
-        (NIPPLE, "mass", "are of findings that are no lesions of ours", ()),
+        (TISSUE, "heart", "are not known", (Lost(),)),
+        (Code("64033007", "SCT", "Kidney"), "Mass", "are not known", (Lost(),)),
+        (NIPPLE, "mass", "are no lesions of ours", ()),
     ],
 )
 def test_segments_that_are_no_lesions_of_ours(tmp_path, code, label, message, lost):
     write_segmentation(write_image(tmp_path), DRAWN, (code, label))
-    assert reason(tmp_path) == f"1 of its regions {message}"
+    assert reason(tmp_path) == f"1 of its regions are of findings that {message}"
     assert read(tmp_path)[0][0].lost == lost
 
 
