@@ -210,7 +210,7 @@ def test_film_scans_radiographs_and_synthesized_images_are_mammograms(header, ta
     ],
 )
 def test_what_is_found_beside_mammograms_is_none(header, tags):
-    with pytest.raises(ArchiveError, match="is no mammogram"):
+    with pytest.raises(ArchiveError, match="is not a mammogram"):
         header(**tags)
 
 
@@ -231,14 +231,14 @@ def test_what_is_found_beside_mammograms_is_none(header, tags):
     ],
 )
 def test_tomosynthesis_is_named(header, tags, name):
-    with pytest.raises(ArchiveError, match=f"is no mammogram but .*{name}.*") as caught:
+    with pytest.raises(ArchiveError, match=f"is not a mammogram but .*{name}.*") as caught:
         header(**tags)
     assert "tomosynthesis" in str(caught.value)
 
 
 REFUSED = {
     "modality is CT": {"Modality": "CT", "SOPClassUID": CTImageStorage},
-    "holds 3 frames": {"NumberOfFrames": 3, "PixelData": STORED.tobytes() * 3},
+    "has 3 frames": {"NumberOfFrames": 3, "PixelData": STORED.tobytes() * 3},
     "interpretation is RGB": {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"},
     "interpretation is unknown": {"PhotometricInterpretation": "QUIBBLE"},
     "no rows or columns": {"Rows": None},

@@ -237,7 +237,7 @@ def test_segments_of_everyday_viewers(tmp_path, code, label, kind, certain):
     [
         (TISSUE, "heart", "are not known", (Lost(),)),
         (Code("64033007", "SCT", "Kidney"), "Mass", "are not known", (Lost(),)),
-        (NIPPLE, "mass", "are no lesions of ours", ()),
+        (NIPPLE, "mass", "are not lesions", ()),
     ],
 )
 def test_segments_that_are_no_lesions_of_ours(tmp_path, code, label, message, lost):
@@ -384,7 +384,7 @@ def test_structures_by_hand(tmp_path):
         (
             {},
             {"ImageOrientationPatient": [0.0, 1, 0, 0, 1, 0]},
-            "lie on an image whose orientation is none",
+            "lie on an image without a valid orientation",
         ),
     ],
 )
@@ -445,4 +445,4 @@ def test_files_of_other_sorts(tmp_path):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "b.dcm").rename(tmp_path / "annotations" / "b.dcm")
     (_,), reasons = read(tmp_path)
-    assert reasons == {"annotations/b.dcm": "is no SEG, no SR of findings and no RTSTRUCT"}
+    assert reasons == {"annotations/b.dcm": "is not a SEG, an RTSTRUCT or an SR of findings"}

@@ -345,19 +345,6 @@ def test_a_size_that_contradicts_the_dicom_shows_when_pixels_are_read(small):
         record.pixels()
 
 
-@pytest.mark.parametrize(
-    ("words", "wall", "notes"), [(["A", "R"], "L", 0), (["P", "L"], "R", 1), (None, None, 0)]
-)
-def test_the_chest_wall_is_the_headers(small, words, wall, notes):
-    path = sorted((small / "images").rglob("*.dicom"))[0]
-    dataset = pydicom.dcmread(path)
-    dataset.PatientOrientation = words
-    dataset.save_as(path)
-    records, reasons = read(small)
-    (record,) = [one for one in records if one.file == path]
-    assert (record.laterality, record.chest_wall, len(reasons)) == ("L", wall, notes)
-
-
 @pytest.mark.parametrize("name", [IMAGES, FINDINGS])
 @pytest.mark.parametrize(
     ("content", "reason"),

@@ -1,6 +1,6 @@
 """Look at an archive before anything is trained on it.
 
-The command tells what the archive holds, what was left out and why, and how it looks.
+The command tells what the archive contains, what was skipped and why, and how it looks.
 
 tfmammo archives cbis_ddsm DIR --sheet sheet.png
 tfmammo archives cbis_ddsm DIR --list      pseudonyms as tables, logs and dead_letters.csv

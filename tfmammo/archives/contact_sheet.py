@@ -32,7 +32,7 @@ def draw_contact_sheet(
 
     Args:
         skipped: Takes what can't be read.
-        columns: Cells beside one another, at most.
+        columns: Cells in a row, at most.
 
     Raises:
         ArchiveError: None of the mammograms can be read.

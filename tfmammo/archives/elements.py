@@ -1,4 +1,4 @@
-"""Read single elements of a DICOM header without quoting what a fault holds.
+"""Read single elements of a DICOM header without quoting faulty content.
 
 Whatever is asked for may be anything in a damaged or careless header, a patient's name too. So
 numbers are read as numbers, words are compared with those of the standard, and nothing else is
@@ -51,7 +51,7 @@ def numbers(dataset: Dataset, key: str) -> list[float]:
     try:
         return [] if content is None else [float(number) for number in np.atleast_1d(content)]
     except (TypeError, ValueError):
-        raise Fault(f"its {key} is no number") from None
+        raise Fault(f"its {key} is not a number") from None
 
 
 def value(dataset: Dataset, key: str) -> Any:

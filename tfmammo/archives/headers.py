@@ -80,19 +80,19 @@ def check_header(dataset: FileDataset) -> None:
     if rows * cols > MOST_PIXELS:  # a damaged header may claim 2**32
         raise Fault(f"no mammogram has {rows} x {cols} pixels")
     if frames > 1:
-        raise Fault(f"holds {frames} frames, not one image")
+        raise Fault(f"has {frames} frames, not one image")
     if integer(dataset, "SamplesPerPixel", 1) != 1 or photometric not in (
         "MONOCHROME1",
         "MONOCHROME2",
     ):
         raise Fault(
-            "is no grey image, its photometric interpretation is "
+            "is not a grey image: its photometric interpretation is "
             f"{_quote_word(photometric, _PHOTOMETRICS)}"
         )
     allocated = integer(dataset, "BitsAllocated", 0)
     bits = integer(dataset, "BitsStored", 0)
     if allocated not in (1, 8, 16) or not 1 <= bits <= allocated:
-        raise Fault(f"{bits} bits stored in {allocated} are no mammogram's pixels")
+        raise Fault(f"{bits} bits stored in {allocated} are not those of a mammogram")
     if (high_bit := integer(dataset, "HighBit", bits - 1)) != bits - 1:
         raise Fault(f"high bit {high_bit} does not fit {bits} stored bits")
     dataset.Rows = rows
@@ -115,16 +115,16 @@ def _check_kind(dataset: FileDataset, frames: int) -> None:
     )
     if is_tomosynthesis and "GENERATED_2D" not in words:
         what = f"a tomosynthesis of {frames} images" if frames > 1 else "part of a tomosynthesis"
-        raise Fault(f"is no mammogram but {what}")
+        raise Fault(f"is not a mammogram but {what}")
     if modality not in ("MG", ""):
-        raise Fault(f"is no mammogram, its modality is {_quote_word(modality, _MODALITIES)}")
+        raise Fault(f"is not a mammogram: its modality is {_quote_word(modality, _MODALITIES)}")
     if part and "BREAST" not in part:
-        raise Fault("is no mammogram, its body part is not the breast")
+        raise Fault("is not a mammogram: its body part is not the breast")
     if kind.startswith("1.2.840.10008.") and not _XRAY.fullmatch(kind):
-        raise Fault("is no mammogram, its SOP class is neither X-ray's nor secondary capture's")
+        raise Fault("is not a mammogram: its SOP class is neither X-ray's nor secondary capture's")
     # without a modality, what is general X-ray must name the breast
     if not modality and not part and not _NEEDS_NO_MODALITY.fullmatch(kind):
-        raise Fault("is no mammogram, its modality is not stated")
+        raise Fault("is not a mammogram: its modality is not stated")
 
 
 def _find_spacing(dataset: FileDataset) -> tuple[float, float] | None:

@@ -1,4 +1,4 @@
-"""Read pictures that are no DICOM: mammograms and masks as PNG, TIFF, JPEG, PGM or BMP."""
+"""Read mammograms and masks as PNG, TIFF, JPEG, PGM or BMP."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def read_pixels(path: Path, bits: int | None) -> NDArray[np.float32]:
     """Read a grey picture: float32 [rows, cols, 1] in [0, 1].
 
     Raises:
-        ArchiveError: It can't be read, or holds values or colours that a mammogram has not.
+        ArchiveError: It can't be read, or has values or colours that no mammogram has.
     """
     with open_picture(path) as picture:
         full = find_full_scale(picture, path, bits)
@@ -129,7 +129,7 @@ def read_mammogram(path: Path, bits: int | None) -> NDArray[np.float32]:
     image = read_pixels(path, bits)
     some = image[::31, ::31]  # of a mammogram, these tell already
     if image.size >= 100 and len(np.unique(some)) <= 2 and len(np.unique(image)) == 2:
-        raise ArchiveError(f"{path}: has two grey values alone: it is a mask, no mammogram")
+        raise ArchiveError(f"{path}: has two grey values alone: it is a mask, not a mammogram")
     return image
 
 

@@ -98,11 +98,11 @@ def list_references(holder: Dataset, *keys: str) -> set[str]:
 
 
 def count_unusable(finding: Finding | None, unusable: Counter[str], count: int = 1) -> bool:
-    """Count regions that are no lesions of ours or not known; whether there is no lesion."""
+    """Count regions that are unknown or not lesions; return whether they are not lesions."""
     if finding is None:
         unusable["are of findings that are not known"] += count
     elif finding.kind is None:
-        unusable["are of findings that are no lesions of ours"] += count
+        unusable["are of findings that are not lesions"] += count
     return finding is not None and finding.kind is None
 
 

@@ -4,7 +4,7 @@
     SR          see `reports`
     RTSTRUCT    closed planar contours, where the image states its position in space
 
-Of a lesion that SEG and SR have both, by its tracking UID, the SEG's region counts.
+If SEG and SR have the same lesion, by its tracking UID, the SEG's region counts.
 
 Each names the image that it is drawn on by its SOP Instance UID. What it states of that image's
 size, orientation, spacing and frame of reference must hold, or the region is not used. pydicom
@@ -13,7 +13,7 @@ and fails on frames of one bit that begin within a byte.
 
 The kind comes from the coded finding (see `findings`). Where the code is general (lesion, tissue),
 or there is none, the label or the name of the structure decides. Findings of other sorts are no
-lesions; what is not known is a lost lesion of its image, which is no background then.
+lesions. What is not known is a lost lesion of its image, which is then never background.
 
 Privacy: labels and names may be a patient's. They are compared with known words and never quoted.
 
@@ -61,7 +61,7 @@ CLASSES = (SEGMENTATION, LABEL_MAP, STRUCTURE_SET, CAD_REPORT, *REPORTS)
 
 _LARGEST = 2**28  # bytes of a file without pixels
 _MOST_REGIONS = 4096  # of a file
-_OFF_PLANE = 0.5  # mm that a contour may lie beside the image's plane
+_OFF_PLANE = 0.5  # mm that a contour may lie off the image's plane
 
 
 def is_region_file(path: Path) -> bool:
@@ -69,7 +69,7 @@ def is_region_file(path: Path) -> bool:
     try:
         with path.open("rb") as file, silence():
             return text(dicom.read_meta(file), "MediaStorageSOPClassUID") in CLASSES
-    except Exception:  # damaged files raise exceptions of any class; they are no regions
+    except Exception:  # damaged files raise exceptions of any class
         return False
 
 
@@ -99,7 +99,7 @@ def read_regions(
 
 
 def _keep_segments(regions: list[Region]) -> list[Region]:
-    """Leave out what a report draws of a lesion of which there is a segment, too."""
+    """Leave out what a report draws where a SEG has the same lesion."""
     segments = {region.tracking for region in regions if region.is_segment} - {""}
     return [one for one in regions if one.is_segment or one.tracking not in segments]
 
@@ -120,7 +120,7 @@ def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
         meta = dicom.read_meta(file)
         kind = text(meta, "MediaStorageSOPClassUID")
         if kind not in CLASSES:
-            raise Fault("is no SEG, no SR of findings and no RTSTRUCT")
+            raise Fault("is not a SEG, an RTSTRUCT or an SR of findings")
         if meta.TransferSyntaxUID.is_deflated:  # it would be inflated to whatever size it has
             raise Fault("is deflated, which is not read here")
         if kind not in (SEGMENTATION, LABEL_MAP) and path.stat().st_size > _LARGEST:
@@ -300,7 +300,7 @@ def _list_contours(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
             elif len(named) != 1:
                 unusable["name no image, or several"] += 1
             elif len(values) % 3 or len(values) < 9 or not np.isfinite(values).all():
-                unusable["have coordinates that are no points"] += 1
+                unusable["have coordinates that are not points"] += 1
             else:
                 contours.setdefault(named.pop(), []).append(values.reshape(-1, 3))
         words = f"{text(structure, 'ROIName')} {text(structure, 'ROIDescription')}"
@@ -329,7 +329,7 @@ def _draw_contours(
     down = np.array(image.orientation[3:])
     normal = np.cross(along, down)
     if min(map(np.linalg.norm, (along, down, normal))) < 0.99:
-        raise ValueError("lie on an image whose orientation is none")
+        raise ValueError("lie on an image without a valid orientation")
     outlines = []
     for part in parts:
         offset = part - np.array(image.position)

@@ -1,7 +1,7 @@
 """Regions of structured reports: TID 1500's measurement groups and Mammography CAD (TID 4000).
 
-Of TID 1500 the image regions, beside their numbers or, as OHIF writes them, beneath; of CAD the
-outlines of single image findings: closed polylines, circles and ellipses.
+From TID 1500 the image regions, next to their numbers or, as OHIF writes them, beneath; from CAD
+the outlines of single image findings: closed polylines, circles and ellipses.
 
 highdicom's readers refuse reports that stray from the template, as those of viewers do.
 
@@ -106,7 +106,7 @@ def _list_values(content: list[Dataset], concept: str) -> list[tuple[str, str]]:
 
 
 def _list_coordinates(content: list[Dataset]) -> Iterator[tuple[Dataset, bool]]:
-    """List the regions of a group, beside its numbers and beneath; True where one is an area's."""
+    """List the regions of a group, next to its numbers and beneath; True where one is an area's."""
     for item in content:
         form = text(item, "ValueType")
         if form == "SCOORD3D" or (form == "SCOORD" and _name_concept(item) == _REGION):
@@ -171,7 +171,7 @@ def _draw_graphic(
     """Draw coordinates that count from the image's corner, column first."""
     points = np.array(values[: len(values) // 2 * 2], np.float64).reshape(-1, 2)[:, ::-1] - 0.5
     if len(values) % 2 or not np.isfinite(points).all():
-        raise ValueError("have coordinates that are no points")
+        raise ValueError("have coordinates that are not points")
     # what reaches a little over the border is cut there; more was drawn on another image
     beyond = _BEYOND * max(image.rows, image.cols)
     if points.size and (

@@ -1,4 +1,4 @@
-"""Write an archive's lesions as DICOM beside its mammograms: a label-map SEG and a TID 1500 report.
+"""Write an archive's lesions as DICOM: a label-map SEG and a TID 1500 report.
 
 Viewers show them, and `folder` reads them back from a folder `annotations`. A lesion has one
 tracking UID in both. Files repeat the patient and the study of their mammogram: guard them as it.
@@ -30,7 +30,7 @@ def write(mammograms: Iterable[Mammogram], output: Path, skipped: Skipped) -> in
         skipped: Takes what is left out.
 
     Returns:
-        Of how many mammograms.
+        For how many mammograms.
     """
     output.mkdir(parents=True, exist_ok=True)
     written = 0
@@ -47,7 +47,7 @@ def write(mammograms: Iterable[Mammogram], output: Path, skipped: Skipped) -> in
 def _write_one(mammogram: Mammogram, output: Path, skipped: Skipped) -> None:
     path = mammogram.file
     if path is None or not folder.is_dicom(path):
-        raise ArchiveError("is no DICOM, so no segmentation can refer to it")
+        raise ArchiveError("is not a DICOM, so no segmentation can refer to it")
     lesions = [lesion for lesion in mammogram.lesions if lesion.outlines]
     if boxes := len(mammogram.lesions) - len(lesions):
         skipped.add(mammogram.image_id, f"{boxes} lesions have a box but no outline")

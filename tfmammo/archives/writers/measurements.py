@@ -5,7 +5,7 @@ A finding is one or two groups of measurements with the same tracking identifier
     detection       the box as a closed polyline; the certainty
     segmentation    the segment of the SEG; area, diameter, shape, probabilities, spread, remarks
 
-A SEG of the same lesion carries that identifier, too. Each group names the algorithm, its version
+A SEG of the same lesion has that identifier as well. Each group names the algorithm, its version
 and its models. A group before them says whether anything was found. What readers outlined has the
 form that OHIF writes (TID 1501): closed polylines beneath the area.
 
@@ -80,7 +80,7 @@ class Outlined:
 
     Attributes:
         segment: Number of its segment in the SEG, from 1 on.
-        diameter_px: Of a disc of the same area, px.
+        diameter_px: Diameter of a disc of the same area, px.
         shape: The most probable shape.
         probabilities: Probability by shape, in [0, 1].
         spread: Mean standard deviation of the segmenter's draws; None of a single draw.
@@ -102,7 +102,7 @@ class Finding:
 
     Attributes:
         label: Its name in SEG and report.
-        tracking: UID that its segment has, too.
+        tracking: UID, the same as its segment's.
         box: [row_min, col_min, row_max, col_max], half-open, native px.
         score: The detector's, in [0, 1].
         remarks: What makes it doubtful.
@@ -174,7 +174,7 @@ def build_outlines(
 
     Args:
         lesions: Each with an outline.
-        tracking: A UID for each, which its segment has, too.
+        tracking: A UID for each, the same as its segment's.
     """
     groups: list[_Group] = []
     for lesion, uid in zip(lesions, tracking, strict=True):
@@ -294,7 +294,7 @@ def _describe_segment(
         segment_number=outlined.segment,
         source_image=sr.SourceImageForSegmentation.from_source_image(source),
     )
-    # highdicom states it, too; beside a segment's number the standard forbids it (PS3.3 C.18.4)
+    # highdicom states it; with a segment's number the standard forbids it (PS3.3 C.18.4)
     del segment[0].ReferencedSOPSequence[0].ReferencedFrameNumber
     shape = []
     if outlined.shape:

@@ -209,7 +209,7 @@ def build(
             "lesions (AI)" if algorithm else "lesions",
         ),
     )
-    # Not needed beside a source image, and without a thickness, which no projection has, highdicom
+    # Not needed with a source image, and without a thickness, which no projection has, highdicom
     # itself can't read them (PS3.3 A.51.5).
     shared = segmentation.SharedFunctionalGroupsSequence[0]
     for measures in shared.get("PixelMeasuresSequence", ()):
@@ -256,7 +256,7 @@ def identify(series: str, number: int, instance: str, version: str, what: str) -
         number: The series' number.
         instance: UID of the result, the only one of its series.
         version: Version of tfmammo.
-        what: What it holds, in a word.
+        what: What it is, in a word.
     """
     return {
         "series_instance_uid": series,

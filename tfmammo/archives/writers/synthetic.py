@@ -15,7 +15,7 @@ the same file. Images of one patient are one study, of which each view is a seri
 is used again belongs to a further study.
 
 PatientIdentityRemoved is YES for public archives, which were given out without names. For
-somebody's own folder it is NO, unless TFMAMMO_ID_KEY is set (whoever holds a list of the hospital's
+somebody's own folder it is NO, unless TFMAMMO_ID_KEY is set (whoever has a list of the hospital's
 numbers can hash them and compare) and the source says that its pixels show no annotation.
 """
 
@@ -208,7 +208,7 @@ def _rendition(stored: Stored) -> dict[str, Any]:
 
 
 def _identity(mammogram: Mammogram, key: str, burned_in: str, repeat: int) -> dict[str, Any]:
-    """Return whose the file is, and that it is synthetic.
+    """Return patient, study and the marks of a synthetic image.
 
     What the standard wants stated even when it is unknown is empty.
     """
