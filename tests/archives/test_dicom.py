@@ -330,14 +330,20 @@ def test_the_first_entry_of_a_lut_behind_a_negative_intercept(write):
     )
 
 
-@pytest.mark.parametrize("kind", ["US", "SS"])
-def test_padding_below_zero_by_either_type(write, kind):
-    stored = np.array([[-2000, 0, 2047]], np.int16)
-    path = write(stored=stored, PhotometricInterpretation="MONOCHROME1")
+@pytest.mark.parametrize(
+    ("first", "kind", "padding"),
+    [(-2000, "US", 63536), (-2000, "SS", -2000), (65000, "US", 65000), (65000, "SS", -536)],
+)
+def test_padding_of_either_type(write, first, kind, padding):
+    stored = np.array([[first, 0, 2047]]).astype(np.int16 if first < 0 else np.uint16)
+    path = write(
+        stored=stored, bits=12 if first < 0 else 16, PhotometricInterpretation="MONOCHROME1"
+    )
     content = pydicom.dcmread(path)
-    content.add_new("PixelPaddingValue", kind, 63536 if kind == "US" else -2000)
+    content.add_new("PixelPaddingValue", kind, padding)
     content.save_as(path)
-    np.testing.assert_allclose(dicom.read_pixels(path)[0, :, 0], [0, 2047 / 4095, 0], atol=1e-6)
+    whole = [0, 2047 / 4095, 0] if first < 0 else [0, 1, 1 - 2047 / 65535]
+    np.testing.assert_allclose(dicom.read_pixels(path)[0, :, 0], whole, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,14 @@ def test_enough_mammograms_have_masses_and_some_are_normal(seed):
     )
 
 
+def test_lesions_of_one_mammogram_lie_apart():
+    several = [record for record in phantom.read(count=160, seed=5) if len(record.lesions) > 1]
+    for record in several:
+        drawn = sum(lesion.mask(record.rows, record.cols) for lesion in record.lesions)
+        assert drawn.max() == 1, record.image_id
+    assert len(several) > 10
+
+
 @pytest.fixture(scope="module")
 def masses():
     return [

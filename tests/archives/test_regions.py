@@ -164,12 +164,13 @@ def test_our_own_segmentations_come_back(tmp_path):
 )
 def test_binary_and_fractional_segments(tmp_path, form, syntax):
     """A fractional segment is cut at half of its maximum."""
+    options = {"form": form, "transfer_syntax_uid": syntax}
     pixels = DRAWN
     if form == "FRACTIONAL":
-        pixels = np.where(DRAWN, 0.6, 0.4).astype(np.float64)
+        pixels = np.where(DRAWN, 0.5, 0.4).astype(np.float64)
         pixels[0, :] = 0
-    image = write_image(tmp_path)
-    path = write_segmentation(image, pixels, form=form, transfer_syntax_uid=syntax)
+        options["max_fractional_value"] = 100
+    path = write_segmentation(write_image(tmp_path), pixels, **options)
     assert_read(tmp_path, MASS)
     (tmp_path / "annotations").mkdir()
     path.rename(tmp_path / "annotations" / "z.dcm")

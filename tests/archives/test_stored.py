@@ -102,8 +102,8 @@ def test_values_and_greys_come_back_and_go_on(name, window, tmp_path):
 def test_compressed_pixels_and_high_bits(tmp_path):
     values, _ = written(tmp_path / "a.dcm", "signed padding", JPEG2000Lossless)
     np.testing.assert_array_equal(archives.read_stored(record(tmp_path / "a.dcm")).values, values)
-    for plain in (RAMP, SIGNED):
-        dirty = (plain & 0x0FFF) | plain.dtype.type(0x3000)
+    for plain, foreign in ((RAMP, 0x3000), (SIGNED, 0x3000), (SIGNED, -0x1000)):
+        dirty = (plain & 0x0FFF) | plain.dtype.type(foreign)
         write_dicom(tmp_path / "b.dcm", dirty, 16, BitsStored=12, HighBit=11)
         stored = archives.read_stored(record(tmp_path / "b.dcm"))
         np.testing.assert_array_equal(stored.values, plain)
