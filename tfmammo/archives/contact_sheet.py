@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tfmammo.archives.stored import unused_range
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, LesionKind, Mammogram, Skipped
+from tfmammo.mammogram import Box, LesionKind, Mammogram, Skipped
 
 CELL = (320, 256)  # rows, cols, px; the caption is beneath
 CAPTION = 16
@@ -25,20 +25,14 @@ COLOURS: dict[LesionKind, tuple[int, int, int]] = {  # red, green, blue
 def draw_contact_sheet(
     mammograms: Iterable[Mammogram], skipped: Skipped, columns: int = 6
 ) -> NDArray[np.uint8]:
-    """Draw mammograms in rows, each scaled to fit its cell.
+    """Draw mammograms in rows, each scaled to fit its cell: uint8 [rows, cols, 3], RGB.
 
-    Outlines or boxes have the colour of the lesion's kind, which the last line names.
-
-    Grey values are drawn as they are read, 0 black and 1 white, so that a wrong scale is seen.
+    Outlines or boxes have the colour of the lesion's kind, which the last line names. Grey values
+    are drawn as they are read, 0 black and 1 white, so that a wrong scale is seen.
 
     Args:
-        mammograms: At least one; their pixels are read. The caption of one that uses little of its
-            bits says so.
-        skipped: What can't be read is noted here and left out.
-        columns: Cells beside one another, at most.
-
-    Returns:
-        uint8 [rows, cols, 3], red, green, blue.
+        skipped: Takes what can't be read.
+        columns: Cells in a row, at most.
 
     Raises:
         ArchiveError: None of the mammograms can be read.
@@ -69,7 +63,7 @@ def _draw_cell(mammogram: Mammogram, skipped: Skipped) -> NDArray[np.uint8]:
     picture = cv2.cvtColor(np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8), cv2.COLOR_GRAY2RGB)
     for number, lesion in enumerate(mammogram.lesions):
         try:
-            borders = _draw_borders(lesion)
+            borders = lesion.outlines or (_box_corners(lesion.box),)
         except ValueError as error:
             skipped.add(mammogram.image_id, f"lesion {number}: {error}")
             continue
@@ -108,12 +102,8 @@ def _caption(mammogram: Mammogram, highest: float) -> str:
     return advice.partition(" in ")[0] if advice else facts
 
 
-def _draw_borders(lesion: Lesion) -> Iterable[NDArray[np.float32]]:
-    if lesion.outlines:
-        return lesion.outlines
-    top, left, bottom, right = lesion.box
-    return (
-        np.array(
-            [[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]], np.float32
-        ),
+def _box_corners(box: Box) -> NDArray[np.float32]:
+    top, left, bottom, right = box
+    return np.array(
+        [[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]], np.float32
     )

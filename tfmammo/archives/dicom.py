@@ -1,10 +1,7 @@
 """One DICOM mammogram -> float32 pixels in [0, 1], and the facts its header states.
 
-`tfmammo.archives.grayscale` maps stored values to grey.
-
-Left open by the standard or by what is found in files, and chosen here:
-- Raw images ("for processing") are read like any other and marked in the header; they look unlike
-  those made for the eye.
+`grayscale` maps stored values to grey. Raw images ("for processing") are read like any other and
+marked in the header; they look unlike those made for the eye.
 
 Privacy: pydicom quotes element values, any of which may name the patient, in its exceptions,
 warnings and log lines. So of an exception raised while elements are read only the class is told,
@@ -14,11 +11,11 @@ own words alone.
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -26,7 +23,8 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataelem import RawDataElement
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset as read_elements
 from pydicom.filereader import read_preamble
@@ -39,9 +37,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from tfmammo.archives import compressed, grayscale
+from tfmammo.archives import grayscale
 from tfmammo.archives.elements import Fault as _Fault
-from tfmammo.archives.elements import integer as _integer
 from tfmammo.archives.elements import items as _items
 from tfmammo.archives.elements import rendition
 from tfmammo.archives.headers import Header, check_header, read_facts
@@ -52,21 +49,16 @@ from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import MOST_PIXELS
 
 _META = 2  # the group of elements that say how the file is written
-_MOST_READS = 100_000  # of a header, two for each element, each of which takes some 40 us
-_LONGEST_SEQUENCE = 2**20  # bytes; those that are read here have some hundreds
+_LONGEST_SEQUENCE = 2**20  # bytes; those that are read have some hundreds
 _UNDEFINED = 2**32 - 1  # the length of compressed pixels
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _SEQUENCES = (*_GROUPS, "AnatomicRegionSequence", "ViewCodeSequence")
+# start of frame: JPEG of all kinds, JPEG-LS
+_JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of one mammogram: everything before the pixels, nothing behind.
-
-    Args:
-        path: A DICOM file.
-
-    Returns:
-        Its facts.
+    """Read the header of one mammogram: everything before the pixels, nothing after them.
 
     Raises:
         ArchiveError: No file, no DICOM, no mammogram, not one grey frame, no pixel data, or the
@@ -97,18 +89,12 @@ def read_pixels(path: Path, window: bool | int = True) -> NDArray[np.float32]:
     Source:
         DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.5.1.1.2 (pixel padding).
     """
-    with reading(path), path.open("rb") as file:
-        _, codes, grey = _decode_file(file, window)
+    _, codes, grey = _decode_file(path, window)
     return look_up(grey, codes)
 
 
 def pixel_source(path: Path, window: bool | int = True) -> dict[str, Any]:
-    """Return the fields of a Mammogram that say where its pixels come from; nothing is read.
-
-    Args:
-        path: A DICOM file.
-        window: The same as for `read_pixels`.
-    """
+    """Return the fields of a Mammogram that say where its pixels come from; nothing is read."""
     return {
         "read": partial(read_pixels, path, window=window),
         "file": path,
@@ -117,54 +103,27 @@ def pixel_source(path: Path, window: bool | int = True) -> dict[str, Any]:
 
 
 def read_stored(path: Path, window: bool | int = True) -> Stored:
-    """Read the stored values of one mammogram, and what they stand for.
+    """Read the stored values of one mammogram, and what they stand for, as `read_pixels` does.
 
-    Arguments are those of `read_pixels`.
-
-    Returns:
-        The values by their sign and BitsStored, other bits cleared; their greys are what
-        `read_pixels` makes of them. Its elements are those by which a reader comes to these greys,
-        and the stated spacing, numbers and words of the standard alone; of several windows they
-        hold the one that was asked for, of none the whole range.
-
-    Raises:
-        ArchiveError: What `read_pixels` raises.
+    Its elements are those by which a reader comes to these greys, and the stated spacing: numbers
+    and words of the standard alone. Of several windows they hold the one that was asked for.
     """
-    with reading(path), path.open("rb") as file:
-        dataset, codes, grey = _decode_file(file, window)
-        with silence():
-            elements = rendition(dataset, grayscale.choose_window(dataset, window))
+    dataset, codes, grey = _decode_file(path, window)
+    with reading(path), silence():
+        elements = rendition(dataset, grayscale.choose_window(dataset, window))
     bits = dataset.BitsStored
     sign = 2 ** (dataset.BitsStored - 1) if dataset.PixelRepresentation else 0
     values: NDArray[np.integer] = codes.view(codes.dtype.str.replace("u", "i")) if sign else codes
     if values.min() < -sign or values.max() >= 2**bits - sign:
         # Bits above BitsStored may hold anything; a negative value is its lower bits less 2^bits.
         values = (((codes.astype(np.int32) & (2**bits - 1)) ^ sign) - sign).astype(values.dtype)
-    padding = grayscale.find_padding(dataset, np.arange(-sign, 2**bits - sign))
-    greys = grey[np.arange(-sign, 2**bits - sign) % len(grey)]
-    return Stored(values, bits, greys, -sign, padding, elements)
-
-
-def _decode_file(
-    file: BinaryIO, window: bool | int
-) -> tuple[FileDataset, NDArray[np.unsignedinteger], NDArray[np.float32]]:
-    """Read everything but the pixels, the bits of every pixel, and the grey of each bit pattern."""
-    with silence():
-        dataset = _read_header(file)
-        kind, length = _seek_pixels(file, dataset)
-        grey = grayscale.map_codes(dataset, window)
-    data = dataset.PixelData if "PixelData" in dataset else file.read(length)
-    with silence():
-        return dataset, _decode_codes(dataset, data, kind), grey
+    possible = np.arange(-sign, 2**bits - sign)
+    padding = grayscale.find_padding(dataset, possible)
+    return Stored(values, bits, grey[possible % len(grey)], -sign, padding, elements)
 
 
 def read_dataset(path: Path) -> FileDataset:
-    """Read all elements before the pixels, the patient's among them.
-
-    Only files that must refer to this one may use them.
-
-    Args:
-        path: A DICOM file.
+    """Read all elements before the pixels, the patient's too, for files that must refer to it.
 
     Raises:
         ArchiveError: What `read_header` raises.
@@ -189,14 +148,48 @@ def reading(path: Path) -> Iterator[None]:
         raise ArchiveError(f"{path}: can't be read ({reason or type(error).__name__})") from None
 
 
-def _read_header(file: BinaryIO) -> FileDataset:
-    """Read and check everything before the pixels.
+def read_meta(file: BinaryIO) -> FileMetaDataset:
+    """Read how a file is written, and stop where its elements begin.
 
-    A deflated file is inflated as a whole, so its pixels are read too.
+    Without the head of Part 10 nothing is known. Damaged files raise exceptions of any class.
     """
-    dataset = _inflate(file) or pydicom.dcmread(
-        LimitedReader(file), stop_before_pixels=True, force=True
+    head = file.read(132)
+    file.seek(0)
+    if head[128:] != b"DICM" and is_dicom_head(head):
+        return FileMetaDataset()
+    read_preamble(file, force=False)
+    return FileMetaDataset(
+        read_elements(
+            file,
+            is_implicit_VR=False,
+            is_little_endian=True,
+            stop_when=lambda tag, _, __: tag.group != _META,
+        )
     )
+
+
+def _decode_file(
+    path: Path, window: bool | int
+) -> tuple[FileDataset, NDArray[np.unsignedinteger], NDArray[np.float32]]:
+    """Read everything but the pixels, the bits of every pixel, and the grey of each bit pattern."""
+    with reading(path), path.open("rb") as file, silence():
+        dataset = _read_header(file)
+        kind, length = _seek_pixels(file, dataset)
+        grey = grayscale.map_codes(dataset, window)
+        data = dataset.PixelData if "PixelData" in dataset else file.read(length)
+        return dataset, _decode_codes(dataset, data, kind), grey
+
+
+def _read_header(file: BinaryIO) -> FileDataset:
+    """Read and check everything before the pixels; of a deflated file the pixels, too."""
+    is_deflated = read_meta(file).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+    if is_deflated:  # pydicom would inflate it to any size
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        inflater.decompress(file.read(), 2 * MOST_PIXELS + 2**24)
+        if inflater.unconsumed_tail:
+            raise _Fault("is deflated and inflates to more than any mammogram needs")
+    file.seek(0)
+    dataset = pydicom.dcmread(file, stop_before_pixels=not is_deflated, force=True)
     if "TransferSyntaxUID" not in dataset.file_meta and not dataset.preamble:
         # pydicom sees how the first element of a file without a head is written
         is_implicit, is_little = dataset.original_encoding
@@ -218,81 +211,6 @@ def _read_header(file: BinaryIO) -> FileDataset:
                     if element.tag not in dataset:
                         dataset.add(element)
     return dataset
-
-
-class LimitedReader:
-    """A file that is read in a limited number of pieces.
-
-    A header of many tiny elements takes much more time and memory than its bytes.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._left = _MOST_READS
-
-    def read(self, size: int = -1) -> bytes:
-        """Read as a file does.
-
-        Raises:
-            Fault: There were too many pieces before.
-        """
-        self._left -= 1
-        if self._left < 0:
-            raise _Fault("its header has more elements than any mammogram's")
-        return self._file.read(size)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-def read_meta(file: BinaryIO) -> FileMetaDataset:
-    """Read how a file is written, without its elements: a deflated one is not inflated.
-
-    The file is at its beginning then. Of a file without the head of Part 10 nothing is known.
-
-    Raises:
-        Fault: It has more elements than any mammogram's.
-        Exception: Whatever pydicom answers a damaged file with.
-    """
-    head = file.read(132)
-    file.seek(0)
-    if head[128:] != b"DICM":
-        if not is_dicom_head(head):
-            raise InvalidDicomError
-        return FileMetaDataset()
-    read_preamble(file, force=False)
-    reader: Any = LimitedReader(file)
-    elements = read_elements(
-        reader,
-        is_implicit_VR=False,
-        is_little_endian=True,
-        stop_when=lambda tag, _, __: tag.group != _META,
-    )
-    file.seek(0)
-    return FileMetaDataset(elements)
-
-
-def _inflate(file: BinaryIO) -> FileDataset | None:
-    """Inflate a deflated file's elements; None of any other file.
-
-    Raises where it would inflate to more than a mammogram needs.
-    """
-    meta = read_meta(file)
-    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-        return None
-    if "FileMetaInformationGroupLength" not in meta:
-        raise _Fault("is deflated and does not say where")
-    # preamble, magic word, the length itself
-    file.seek(144 + _integer(meta, "FileMetaInformationGroupLength", 0))
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    content = inflater.decompress(file.read(), 2 * MOST_PIXELS + 2**24)
-    if inflater.unconsumed_tail:
-        raise _Fault("is deflated and inflates to more than any mammogram needs")
-    reader: Any = LimitedReader(BytesIO(content))
-    elements = read_elements(reader, is_implicit_VR=False, is_little_endian=True)
-    return FileDataset(
-        file.name, elements, file_meta=meta, is_implicit_VR=False, is_little_endian=True
-    )
 
 
 def _seek_pixels(file: BinaryIO, dataset: FileDataset) -> tuple[str, int]:
@@ -324,13 +242,11 @@ def _seek_pixels(file: BinaryIO, dataset: FileDataset) -> tuple[str, int]:
     if length == _UNDEFINED:
         raise _Fault("its pixels are compressed, though its transfer syntax says that they are not")
     if min(rest, length) < needed:
-        raise _Fault(
-            f"the file ends early, {min(rest, length)} of {needed} bytes of pixels are there"
-        )
+        raise _Fault(f"the file ends early, {min(rest, length)} of {needed} bytes of pixels exist")
     return kind, needed + needed % 2
 
 
-def _count_bytes(dataset: Dataset) -> int:
+def _count_bytes(dataset: FileDataset) -> int:
     return int(-(-dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8))
 
 
@@ -338,12 +254,8 @@ def _decode_codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.un
     """Decompress the bits of every pixel: uint8 or uint16 [rows, cols]; negative values wrap."""
     syntax = dataset.file_meta.TransferSyntaxUID
     needed = _count_bytes(dataset)
-    if syntax == RLELossless:
-        # the worst encoder takes two bytes for one
-        if len(compressed.frame(data)) > 2 * needed + 2**16:
-            raise _Fault("its RLE segments are far longer than its pixels")
-    elif syntax.is_encapsulated:
-        compressed.check_stream(compressed.frame(data), dataset.Rows, dataset.Columns)
+    if syntax.is_encapsulated:
+        _check_stream(_join_fragments(data), dataset)
     else:
         data = data[: needed + needed % 2]
     options: dict[str, Any] = {
@@ -367,3 +279,50 @@ def _decode_codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.un
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise _Fault(f"its pixels can't be decoded ({type(error).__name__}: {reason})") from None
     return codes.view(codes.dtype.str.replace("i", "u"))
+
+
+def _join_fragments(data: bytes) -> bytes:
+    """Return the compressed pixels; decoders make black areas of those that break off."""
+    at = 0
+    while data[at : at + 4] == b"\xfe\xff\x00\xe0":  # an item: the table of offsets, then fragments
+        at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+    if data[at : at + 4] != b"\xfe\xff\xdd\xe0":
+        raise _Fault("the file ends early, its compressed pixels break off")
+    return get_frame(data, 0, number_of_frames=1)
+
+
+def _check_stream(stream: bytes, dataset: FileDataset) -> None:
+    """Raise unless compressed pixels are one grey image of the header's size.
+
+    A small file may claim any size, and decoders believe it: libjpeg takes 16 GB even to tell it.
+    """
+    if dataset.file_meta.TransferSyntaxUID == RLELossless:
+        # the worst encoder takes two bytes for one
+        if len(stream) > 2 * _count_bytes(dataset) + 2**16:
+            raise _Fault("its RLE segments are far longer than its pixels")
+        return
+    found = _find_size(stream)
+    if found is None:
+        raise _Fault("its compressed pixels do not say how many they are")
+    rows, cols, channels = found
+    if found != (dataset.Rows, dataset.Columns, 1):
+        size = f"{rows} x {cols}" + (f" in {channels} channels" if channels != 1 else "")
+        raise _Fault(
+            f"its compressed pixels are {size}, its header says {dataset.Rows} x {dataset.Columns}"
+        )
+
+
+def _find_size(stream: bytes) -> tuple[int, int, int] | None:
+    """Find (rows, cols, channels) in JPEG 2000's SIZ segment or a JPEG's start of frame."""
+    # some systems leave JPEG 2000's file format around it, which the standard forbids
+    at = stream.find(b"\xff\x4f\xff\x51", 0, 2**12)
+    if at >= 0 and len(stream) >= at + 42:
+        right, bottom, left, top = struct.unpack_from(">4I", stream, at + 8)
+        return bottom - top, right - left, int.from_bytes(stream[at + 40 : at + 42], "big")
+    at = 2
+    while stream[at : at + 1] == b"\xff" and at + 10 <= len(stream):
+        marker, length, rows, cols, channels = struct.unpack_from(">xBHxHHB", stream, at)
+        if marker in _JPEG_FRAMES:
+            return rows, cols, channels
+        at += 2 + length
+    return None

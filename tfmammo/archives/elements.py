@@ -1,8 +1,6 @@
-"""Read single elements of a DICOM header without quoting what a fault holds.
+"""Read single elements of a DICOM header without quoting faulty content.
 
-The elements that lead from value to grey are copied.
-
-Whatever is asked for here may be anything in a damaged or careless header, a patient's name too. So
+Whatever is asked for may be anything in a damaged or careless header, a patient's name too. So
 numbers are read as numbers, words are compared with those of the standard, and nothing else is
 passed on.
 """
@@ -53,7 +51,7 @@ def numbers(dataset: Dataset, key: str) -> list[float]:
     try:
         return [] if content is None else [float(number) for number in np.atleast_1d(content)]
     except (TypeError, ValueError):
-        raise Fault(f"its {key} is no number") from None
+        raise Fault(f"its {key} is not a number") from None
 
 
 def value(dataset: Dataset, key: str) -> Any:
@@ -65,56 +63,44 @@ def value(dataset: Dataset, key: str) -> Any:
 
 
 def rendition(dataset: Dataset, window: Dataset | tuple[float, float] | None) -> dict[str, Any]:
-    """Copy the elements that decide how stored values are shown and measured.
+    """Copy the elements that decide how stored values are shown and measured, by keyword.
 
     Another file of the same values needs them.
 
     Args:
         dataset: A checked header.
-        window: Its VOI LUT or window (centre, width) to go by; None for the whole range.
-
-    Returns:
-        Values by keyword: photometric interpretation, modality LUT or rescale, that one VOI LUT or
-        window, padding, spacing.
+        window: The VOI LUT or window (centre, width) to keep; None keeps the whole range.
     """
+    stated = {key: numbers(dataset, key) for key in (*_DECIMALS, *_PAIRS, *_PADDING)}
     elements: dict[str, Any] = {
         key: text(dataset, key) for key, words in _WORDS.items() if text(dataset, key) in words
     }
-    elements |= {
-        key: _round_decimal(numbers(dataset, key)[0]) for key in _DECIMALS if numbers(dataset, key)
-    }
-    elements |= {
-        key: [_round_decimal(number) for number in numbers(dataset, key)]
-        for key in _PAIRS
-        if len(numbers(dataset, key)) == 2
-    }
-    elements |= {key: _padding_value(dataset, key) for key in _PADDING if numbers(dataset, key)}
+    elements |= {key: _decimal(stated[key][0]) for key in _DECIMALS if stated[key]}
+    elements |= {key: [*map(_decimal, stated[key])] for key in _PAIRS if len(stated[key]) == 2}
+    for key in _PADDING:
+        if stated[key]:  # often read with the wrong sign
+            number = int(stated[key][0]) % 2**16
+            is_negative = dataset.PixelRepresentation and number >= 2**15
+            elements[key] = number - 2**16 if is_negative else number
     if tables := items(dataset, "ModalityLUTSequence"):
-        elements["ModalityLUTSequence"] = [_copy_table(tables[0], ModalityLUTType="US")]
+        elements["ModalityLUTSequence"] = [_copy_table(tables[0])]
+        elements["ModalityLUTSequence"][0].ModalityLUTType = "US"
     if isinstance(window, Dataset):
         elements["VOILUTSequence"] = [_copy_table(window)]
     elif window is not None:
-        elements["WindowCenter"], elements["WindowWidth"] = map(_round_decimal, window)
+        elements["WindowCenter"], elements["WindowWidth"] = map(_decimal, window)
     if not isinstance(window, tuple):
         elements.pop("VOILUTFunction", None)
     return elements
 
 
-def _round_decimal(number: float) -> DSfloat:
+def _decimal(number: float) -> DSfloat:
     return DSfloat(number, auto_format=True)  # at most 16 characters
 
 
-def _padding_value(dataset: Dataset, key: str) -> int:
-    """Return it with the sign that the pixels have: it is often read with the wrong one."""
-    number = int(numbers(dataset, key)[0]) % 2**16
-    return number - 2**16 if dataset.PixelRepresentation and number >= 2**15 else number
-
-
-def _copy_table(item: Dataset, **words: str) -> Dataset:
+def _copy_table(item: Dataset) -> Dataset:
     """Copy a LUT without its explanation, which is free text."""
     copy = Dataset()
     for key in ("LUTDescriptor", "LUTData"):
         copy.add(item[key])
-    for key, word in words.items():
-        setattr(copy, key, word)
     return copy

@@ -9,7 +9,7 @@ once for every value that these can hold, in float64, and each pixel looks its o
 Several VOI LUTs and windows are alternatives for the eye. Without a choice the first VOI LUT is
 taken, else the first window.
 
-Departure: the tables and windows are applied here and not by pydicom.pixels, because pydicom 3.0
+Deviation: the tables and windows are applied here and not by pydicom.pixels, because pydicom 3.0
 wraps 12-bit pixels in an 8-bit VOI LUT, refuses modality LUTs of 10 to 14 bits and inverts a window
 after a negative slope.
 """
@@ -47,7 +47,7 @@ def map_codes(dataset: FileDataset, window: bool | int) -> NDArray[np.float32]:
         grey = 1 - grey
     grey[find_padding(dataset, stored)] = 0
     if not np.isfinite(grey).all():
-        raise _Fault("its rescale or window holds a number that is not finite")
+        raise _Fault("its rescale or window has a number that is not finite")
     return np.tile(grey.astype(np.float32), 2 ** (width - bits))
 
 

@@ -20,6 +20,8 @@ from tfmammo.mammogram import MOST_PIXELS, Laterality, View
 # SOP classes: computed and digital radiography (.1.2 is mammography), secondary captures (film
 # scans, .7.1 to .7.4 with frames), tomosynthesis with a generated 2D image
 _XRAY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(1|7|13\.1)(\.[0-9]+)*")
+# breast tomosynthesis, and its projections
+_TOMOSYNTHESIS = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.13\.1\.[345]")
 _NEEDS_NO_MODALITY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(1\.2|7)(\.[0-9]+)*")
 _FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
 # The words that messages may quote: a damaged header can hold anything in their place.
@@ -32,20 +34,13 @@ _PHOTOMETRICS = re.compile("PALETTE COLOR|RGB|YBR_(FULL|FULL_422|ICT|RCT)")
 
 @dataclass(frozen=True)
 class Header:
-    """What a header states about its image, no pixel read.
+    """What a header states about its image.
 
     Attributes:
-        rows: Rows of the stored image.
-        cols: Columns of the stored image.
-        spacing: (row, col) in mm per px in the breast, None where absent; unequal values stay as
-            they are.
-        laterality: None where absent or neither L nor R.
-        view: None where absent or no view of CID 4014.
-        series_description: Free text, None where absent; a hospital may write anything there, so it
-            must not reach a record.
+        spacing: (row, col) in mm per px in the breast; unequal values stay as they are.
+        series_description: Free text, which may be anything and so must not reach a record.
         for_processing: Raw detector values, not yet made fit for the eye.
-        chest_wall: Side of the image at which PatientOrientation has the chest wall; None where it
-            says nothing of it.
+        chest_wall: Side of the image at which PatientOrientation has the chest wall.
     """
 
     rows: int
@@ -60,10 +55,6 @@ class Header:
 
 def read_facts(dataset: FileDataset) -> Header:
     """Read the facts of a checked header."""
-    raw = (
-        text(dataset, "PresentationIntentType").upper() == "FOR PROCESSING"
-        or text(dataset, "SOPClassUID") == _FOR_PROCESSING
-    )
     return Header(
         rows=dataset.Rows,
         cols=dataset.Columns,
@@ -72,35 +63,36 @@ def read_facts(dataset: FileDataset) -> Header:
         view=_find_view(dataset),
         chest_wall=_find_chest_wall(dataset),
         series_description=text(dataset, "SeriesDescription") or None,
-        for_processing=raw,
+        for_processing=text(dataset, "PresentationIntentType").upper() == "FOR PROCESSING"
+        or text(dataset, "SOPClassUID") == _FOR_PROCESSING,
     )
 
 
 def check_header(dataset: FileDataset) -> None:
     """Raise unless this is one grey image of a breast; leave its numbers as int."""
-    _check_kind(dataset)
+    frames = integer(dataset, "NumberOfFrames", 1)
+    _check_kind(dataset, frames)
     photometric = text(dataset, "PhotometricInterpretation")
     rows = integer(dataset, "Rows", 0)
     cols = integer(dataset, "Columns", 0)
-    frames = integer(dataset, "NumberOfFrames", 1)
     if not rows or not cols:
         raise Fault("has no image, its header gives no rows or columns")
     if rows * cols > MOST_PIXELS:  # a damaged header may claim 2**32
         raise Fault(f"no mammogram has {rows} x {cols} pixels")
     if frames > 1:
-        raise Fault(f"holds {frames if frames < 10_000 else 'too many'} frames, not one image")
+        raise Fault(f"has {frames} frames, not one image")
     if integer(dataset, "SamplesPerPixel", 1) != 1 or photometric not in (
         "MONOCHROME1",
         "MONOCHROME2",
     ):
         raise Fault(
-            "is no grey image, its photometric interpretation is "
+            "is not a grey image: its photometric interpretation is "
             f"{_quote_word(photometric, _PHOTOMETRICS)}"
         )
     allocated = integer(dataset, "BitsAllocated", 0)
     bits = integer(dataset, "BitsStored", 0)
     if allocated not in (1, 8, 16) or not 1 <= bits <= allocated:
-        raise Fault(f"{bits} bits stored in {allocated} are no mammogram's pixels")
+        raise Fault(f"{bits} bits stored in {allocated} are not those of a mammogram")
     if (high_bit := integer(dataset, "HighBit", bits - 1)) != bits - 1:
         raise Fault(f"high bit {high_bit} does not fit {bits} stored bits")
     dataset.Rows = rows
@@ -110,23 +102,30 @@ def check_header(dataset: FileDataset) -> None:
     dataset.PixelRepresentation = integer(dataset, "PixelRepresentation", 0)
 
 
-def _check_kind(dataset: FileDataset) -> None:
+def _check_kind(dataset: FileDataset, frames: int) -> None:
     """Raise unless modality, SOP class, body part and image type are a mammogram's."""
     modality = text(dataset, "Modality").upper()
-    kind = text(dataset, "SOPClassUID")
+    # RSNA's files state it in their meta information alone
+    kind = text(dataset, "SOPClassUID") or text(dataset.file_meta, "MediaStorageSOPClassUID")
     part = text(dataset, "BodyPartExamined").upper()
+    words = text(dataset, "ImageType").upper()
+    is_tomosynthesis = (
+        "TOMO" in words
+        or text(dataset, "TomoClass").upper() == "TOMOSYNTHESIS"
+        or bool(_TOMOSYNTHESIS.fullmatch(kind))
+    )
+    if is_tomosynthesis and "GENERATED_2D" not in words:
+        what = f"a tomosynthesis of {frames} images" if frames > 1 else "part of a tomosynthesis"
+        raise Fault(f"is not a mammogram but {what}")
     if modality not in ("MG", ""):
-        raise Fault(f"is no mammogram, its modality is {_quote_word(modality, _MODALITIES)}")
+        raise Fault(f"is not a mammogram: its modality is {_quote_word(modality, _MODALITIES)}")
     if part and "BREAST" not in part:
-        raise Fault("is no mammogram, its body part is not the breast")
+        raise Fault("is not a mammogram: its body part is not the breast")
     if kind.startswith("1.2.840.10008.") and not _XRAY.fullmatch(kind):
-        raise Fault("is no mammogram, its SOP class is neither X-ray's nor secondary capture's")
+        raise Fault("is not a mammogram: its SOP class is neither X-ray's nor secondary capture's")
     # without a modality, what is general X-ray must name the breast
     if not modality and not part and not _NEEDS_NO_MODALITY.fullmatch(kind):
-        raise Fault("is no mammogram, its modality is not stated")
-    words = text(dataset, "ImageType").upper()
-    if "TOMO" in words and "GENERATED_2D" not in words:
-        raise Fault("is no mammogram but part of a tomosynthesis")
+        raise Fault("is not a mammogram: its modality is not stated")
 
 
 def _find_spacing(dataset: FileDataset) -> tuple[float, float] | None:

@@ -158,6 +158,8 @@ def _make_mammogram(archive: _Archive, path: Path) -> Mammogram:
     laterality = _LATERALITIES[match["laterality"].upper()]
     view = _VIEWS.get(match["view"].upper())
     header = dicom.read_header(path)
+    if header.chest_wall not in (None, laterality):
+        archive.note(path, "is stored mirrored: PatientOrientation holds, not the laterality")
     row = archive.rows.get(number, {})
     if (
         row.get("laterality", laterality) != laterality
@@ -186,6 +188,7 @@ def _make_mammogram(archive: _Archive, path: Path) -> Mammogram:
         pathology="normal" if birads == "1" and not lesions else None,
         **sort_found(lesions),
         spacing=header.spacing,
+        chest_wall=header.chest_wall,
         birads=birads,
         density=row.get("acr") or None,
         **dicom.pixel_source(path, window=False),

@@ -38,12 +38,10 @@ Numbered = dict[str, list[tuple[int, str, Path]]]  # image -> number, name and f
 def find_masks(
     root: Path, images: dict[str, Path], skipped: Skipped
 ) -> dict[str, list[tuple[str, Path]]]:
-    """Find the masks of each image, in a folder of their own or beside the images.
+    """Find the masks of each image, in a folder of their own or next to the images.
 
     Args:
-        root: The folder around them.
         images: By their names. Masks among them are taken out.
-        skipped: Takes masks of no image, and how many were found beside the images.
 
     Returns:
         Image -> (name, file) of its masks, in the order of their numbers.
@@ -58,7 +56,7 @@ def find_masks(
         del images[mask]
         found[_strip(mask)].append((_find_number(mask), mask, path))
     if beside:
-        skipped.add("images/*", f"{len(beside)} masks lie beside their images, by their names")
+        skipped.add("images/*", f"{len(beside)} masks lie next to their images, by their names")
     folder = find_mask_folder(root)
     if folder:
         _match_folder(root, folder, images, found, skipped)
@@ -68,7 +66,7 @@ def find_masks(
 
 
 def find_mask_folder(root: Path) -> str | None:
-    """Find the folder that holds masks as pictures."""
+    """Find the folder of masks."""
     for name in FOLDERS:
         if (root / name).is_dir() and (
             name == "masks" or find_files(root, name, PICTURES, Skipped())
@@ -135,15 +133,7 @@ def _find_number(mask: str) -> int:
 
 
 def read_mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
-    """Read the mask of one lesion.
-
-    Args:
-        path: Its file.
-        rows: Rows that it must have.
-        cols: Columns that it must have.
-
-    Returns:
-        uint8 [rows, cols], 1 on the lesion.
+    """Read the mask of one lesion: uint8 [rows, cols], 1 on the lesion.
 
     Raises:
         ArchiveError: It can't be read, has another size, holds labels, or marks nothing or the
@@ -156,7 +146,7 @@ def read_mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
         raise ArchiveError(f"{path}: marks nothing")
     if has_colours or (not is_jpeg and _holds_labels(values)):
         raise ArchiveError(
-            f"{path}: holds several labels, which may be lesions or kinds: write one file a lesion "
+            f"{path}: has several labels, which may be lesions or kinds: write one file a lesion "
             "(NAME_1.png, NAME_2.png ...) and its kind into metadata.csv"
         )
     if np.all((values == lowest) | (values == highest)):
@@ -173,7 +163,7 @@ def read_mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
 
 
 def check_region(region: NDArray[np.uint8], path: Path) -> None:
-    """Raise ArchiveError where a region is no lesion's: it covers the background."""
+    """Raise ArchiveError where a region covers the background."""
     corners = int(region[[0, 0, -1, -1], [0, -1, 0, -1]].sum())
     share = float(region.mean())
     if corners == 4 or share > _MOST or (corners == 3 and share > 0.5):
@@ -183,7 +173,7 @@ def check_region(region: NDArray[np.uint8], path: Path) -> None:
 
 
 def _holds_labels(values: NDArray[np.int32]) -> bool:
-    """Whether grey values number regions, and are no rim between two others."""
+    """Whether grey values number regions, and are not a rim between two others."""
     levels = np.unique(values)
     if len(levels) < 3:
         return False

@@ -57,8 +57,8 @@ def read(
     The others are normal.
 
     Args:
-        root: Unused, there are no files.
-        skipped: Unused, there are no files.
+        root: Not used.
+        skipped: Not used.
         count: How many mammograms.
         seed: Seed of everything.
 
@@ -160,7 +160,7 @@ def _render_tissue(rng: np.random.Generator, anatomy: Anatomy) -> Field:
     )  # its lower end fades
     muscle = 1 / (1 + np.exp(-over))
     gland *= 1 - 0.85 * muscle
-    # Ligaments stand where a smooth field crosses zero: curved, thin, and interrupted where another
+    # Ligaments are where a smooth field crosses zero: curved, thin, and interrupted where another
     # field is low.
     strands = cv2.GaussianBlur(strands, (0, 0), 14)
     ligaments = (
@@ -212,7 +212,7 @@ def _bend_to_nipple(anatomy: Anatomy, rows: Field, cols: Field, field: Field) ->
 def _expose(rng: np.random.Generator, tissue: Field, anatomy: Anatomy) -> Field:
     """Return what the detector sees: thickness, skin, air, tone and quantum noise."""
     inside = (np.arange(COLS)[None] < anatomy.skin[:, None]).astype(np.uint8)
-    wall = 160  # the breast goes on behind the borders it touches, there is no skin there
+    wall = 160  # the breast goes on behind the borders it touches, without skin
     padded = cv2.copyMakeBorder(inside, wall, wall, wall, 1, cv2.BORDER_REPLICATE)
     depth = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[wall:-wall, wall:-1]
     depth = cv2.GaussianBlur(depth, (0, 0), 1.5)

@@ -1,4 +1,4 @@
-"""Read pictures that are no DICOM: mammograms and masks as PNG, TIFF, JPEG, PGM or BMP."""
+"""Read mammograms and masks as PNG, TIFF, JPEG, PGM or BMP."""
 
 from __future__ import annotations
 
@@ -70,12 +70,7 @@ def _read_orientation(picture: ImageFile) -> int:
 
 
 def find_full_scale(picture: ImageFile, path: Path, bits: int | None) -> int:
-    """Return the value that stands for 1.
-
-    Args:
-        picture: An open picture.
-        path: Its file, for messages.
-        bits: How many its values fill; None takes what the file states.
+    """Return the value that stands for 1; `bits` None takes what the file states.
 
     Raises:
         ArchiveError: It is not of 8 or 16 bits and up to four channels, or `bits` can't be.
@@ -90,9 +85,7 @@ def find_full_scale(picture: ImageFile, path: Path, bits: int | None) -> int:
     if not deep and re.search(r";16\w", str(picture.tile[0][3])):
         # Pillow would drop half of them
         raise ArchiveError(f"{path}: has 16 bits in several channels, save it in one")
-    depth = 1 if picture.mode == "1" else 8
-    if deep:
-        depth = 16
+    depth = 16 if deep else 1 if picture.mode == "1" else 8
     if deep and picture.format == "TIFF":
         depth = picture.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0]  # type: ignore[attr-defined]
     if bits is not None and picture.format == "PPM":
@@ -103,17 +96,10 @@ def find_full_scale(picture: ImageFile, path: Path, bits: int | None) -> int:
 
 
 def read_pixels(path: Path, bits: int | None) -> NDArray[np.float32]:
-    """Read a grey picture.
-
-    Args:
-        path: Its file.
-        bits: What `find_full_scale` takes.
-
-    Returns:
-        float32 [rows, cols, 1] in [0, 1].
+    """Read a grey picture: float32 [rows, cols, 1] in [0, 1].
 
     Raises:
-        ArchiveError: It can't be read, or holds values or colours that a mammogram has not.
+        ArchiveError: It can't be read, or has values or colours that no mammogram has.
     """
     with open_picture(path) as picture:
         full = find_full_scale(picture, path, bits)
@@ -143,7 +129,7 @@ def read_mammogram(path: Path, bits: int | None) -> NDArray[np.float32]:
     image = read_pixels(path, bits)
     some = image[::31, ::31]  # of a mammogram, these tell already
     if image.size >= 100 and len(np.unique(some)) <= 2 and len(np.unique(image)) == 2:
-        raise ArchiveError(f"{path}: has two grey values alone: it is a mask, no mammogram")
+        raise ArchiveError(f"{path}: has two grey values alone: it is a mask, not a mammogram")
     return image
 
 
@@ -157,15 +143,7 @@ def _take_one_channel(picture: ImageFile, path: Path) -> NDArray[np.int32]:
 
 
 def read_labels(path: Path, rows: int, cols: int) -> NDArray[np.int32]:
-    """Read a label map: a picture whose values, or whose palette's indices, number labels.
-
-    Args:
-        path: Its file.
-        rows: Rows that it must have.
-        cols: Columns that it must have.
-
-    Returns:
-        int32 [rows, cols].
+    """Read a label map, int32 [rows, cols]: values, or indices of a palette, number labels.
 
     Raises:
         ArchiveError: It can't be read, has another size or several channels.
@@ -177,12 +155,7 @@ def read_labels(path: Path, rows: int, cols: int) -> NDArray[np.int32]:
 
 
 def read_values(path: Path, rows: int, cols: int) -> tuple[NDArray[np.int32], bool, bool]:
-    """Read the values of a mask.
-
-    Args:
-        path: Its file.
-        rows: Rows that it must have.
-        cols: Columns that it must have.
+    """Read the values of a mask of a given size.
 
     Returns:
         int32 [rows, cols], of colours the brightest channel, 0 where it is transparent; whether it

@@ -12,23 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from tfmammo.archives.elements import items, text
+from tfmammo.archives.elements import integer, items, numbers, text, value
 from tfmammo.archives.findings import Finding
 from tfmammo.mammogram import Lesion, LesionKind
 
 
 @dataclass(frozen=True)
 class Image:
-    """What an image states that regions are checked against.
+    """What an image, or a SEG of it, states of its place; "" and () where it is silent.
 
     Attributes:
-        rows: Rows of the stored image.
-        cols: Columns of the stored image.
-        frame_of_reference: UID, "" where absent.
-        patient_orientation: Upper-case words, () where absent.
-        spacing: (row, col) of PixelSpacing, mm per px; () where absent.
-        orientation: Six direction cosines of rows and columns, () where absent.
-        position: mm, of the first pixel's centre; () where absent.
+        patient_orientation: Upper-case words.
+        spacing: (row, col) of PixelSpacing, mm per px.
+        orientation: Six direction cosines of rows and columns.
+        position: mm, of the first pixel's centre.
     """
 
     rows: int
@@ -38,6 +35,28 @@ class Image:
     spacing: tuple[float, ...]
     orientation: tuple[float, ...]
     position: tuple[float, ...]
+
+    @staticmethod
+    def of(dataset: Dataset, measures: Dataset, plane: Dataset) -> Image:
+        """Read it from a header and the parts of it that hold spacing and orientation."""
+        words = value(dataset, "PatientOrientation") or ()
+        spacing = _take(measures, "PixelSpacing", 2)
+        return Image(
+            integer(dataset, "Rows", 0),
+            integer(dataset, "Columns", 0),
+            text(dataset, "FrameOfReferenceUID"),
+            tuple(
+                str(word).strip().upper() for word in ([words] if isinstance(words, str) else words)
+            ),
+            spacing if min(spacing, default=0) > 0 else (),
+            _take(plane, "ImageOrientationPatient", 6),
+            _take(dataset, "ImagePositionPatient", 3),
+        )
+
+
+def _take(dataset: Dataset, key: str, count: int) -> tuple[float, ...]:
+    values = numbers(dataset, key)
+    return tuple(values) if len(values) == count and np.isfinite(values).all() else ()
 
 
 @dataclass(frozen=True)
@@ -71,12 +90,19 @@ def list_codes(item: Dataset, key: str) -> list[tuple[str, str]]:
     ]
 
 
+def list_references(holder: Dataset, *keys: str) -> set[str]:
+    """List the SOP Instance UIDs that lie beneath nested sequences."""
+    if keys:
+        return set().union(*(list_references(item, *keys[1:]) for item in items(holder, keys[0])))
+    return {text(holder, "ReferencedSOPInstanceUID")}
+
+
 def count_unusable(finding: Finding | None, unusable: Counter[str], count: int = 1) -> bool:
-    """Count regions that are no lesions of ours or not known; whether there is no lesion."""
+    """Count regions that are unknown or not lesions; return whether they are not lesions."""
     if finding is None:
         unusable["are of findings that are not known"] += count
     elif finding.kind is None:
-        unusable["are of findings that are no lesions of ours"] += count
+        unusable["are of findings that are not lesions"] += count
     return finding is not None and finding.kind is None
 
 

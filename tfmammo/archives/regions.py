@@ -1,19 +1,19 @@
 """Regions that DICOM files draw on mammograms: SEG, SR (TID 1500) and RTSTRUCT -> lesions.
 
     SEG         binary; fractional, cut at half of its maximum; label map
-    SR          the image regions of TID 1500's measurement groups, beside their numbers or, as OHIF
-                writes them, beneath, and the outlines of single image findings of Mammography CAD
-                (TID 4000): closed polylines, circles and ellipses
+    SR          see `reports`
     RTSTRUCT    closed planar contours, where the image states its position in space
 
-Of a lesion that SEG and SR have both, by its tracking UID, the SEG's region counts.
+If SEG and SR have the same lesion, by its tracking UID, the SEG's region counts.
 
 Each names the image that it is drawn on by its SOP Instance UID. What it states of that image's
-size, orientation, spacing and frame of reference must hold, or the region is not used.
+size, orientation, spacing and frame of reference must hold, or the region is not used. pydicom
+reads them: highdicom's reader refuses files that stray from the standard, as those of viewers do,
+and fails on frames of one bit that begin within a byte.
 
 The kind comes from the coded finding (see `findings`). Where the code is general (lesion, tissue),
 or there is none, the label or the name of the structure decides. Findings of other sorts are no
-lesions; what is not known is a lost lesion of its image, which is no background then.
+lesions. What is not known is a lost lesion of its image, which is then never background.
 
 Privacy: labels and names may be a patient's. They are compared with known words and never quoted.
 
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -40,7 +39,14 @@ from pydicom.pixels import pixel_array
 from tfmammo.archives import coco, dicom
 from tfmammo.archives.elements import Fault, integer, items, numbers, text
 from tfmammo.archives.findings import find_coded
-from tfmammo.archives.region_types import Image, Region, count_unusable, enclose, list_codes
+from tfmammo.archives.region_types import (
+    Image,
+    Region,
+    count_unusable,
+    enclose,
+    list_codes,
+    list_references,
+)
 from tfmammo.archives.reports import list_findings, list_marks
 from tfmammo.archives.silence import silence
 from tfmammo.errors import ArchiveError
@@ -55,16 +61,15 @@ CLASSES = (SEGMENTATION, LABEL_MAP, STRUCTURE_SET, CAD_REPORT, *REPORTS)
 
 _LARGEST = 2**28  # bytes of a file without pixels
 _MOST_REGIONS = 4096  # of a file
-_OFF_PLANE = 0.5  # mm that a contour may lie beside the image's plane
+_OFF_PLANE = 0.5  # mm that a contour may lie off the image's plane
 
 
 def is_region_file(path: Path) -> bool:
     """Whether a file says at its beginning that it is a SEG, an SR or an RTSTRUCT."""
     try:
         with path.open("rb") as file, silence():
-            meta = dicom.read_meta(file)
-            return str(meta.get("MediaStorageSOPClassUID")) in CLASSES
-    except Exception:  # damaged files raise exceptions of any class; they are no regions
+            return text(dicom.read_meta(file), "MediaStorageSOPClassUID") in CLASSES
+    except Exception:  # damaged files raise exceptions of any class
         return False
 
 
@@ -94,13 +99,9 @@ def read_regions(
 
 
 def _keep_segments(regions: list[Region]) -> list[Region]:
-    """Leave out what a report draws of a lesion of which there is a segment, too."""
-    segments = {region.tracking for region in regions if region.is_segment}
-    return [
-        region
-        for region in regions
-        if region.is_segment or not region.tracking or region.tracking not in segments
-    ]
+    """Leave out what a report draws where a SEG has the same lesion."""
+    segments = {region.tracking for region in regions if region.is_segment} - {""}
+    return [one for one in regions if one.is_segment or one.tracking not in segments]
 
 
 def read_image(path: Path) -> tuple[str, Image]:
@@ -111,16 +112,7 @@ def read_image(path: Path) -> tuple[str, Image]:
     """
     dataset = dicom.read_dataset(path)
     with dicom.reading(path), silence():
-        words = dataset.get("PatientOrientation") or ()
-        return text(dataset, "SOPInstanceUID"), Image(
-            rows=dataset.Rows,
-            cols=dataset.Columns,
-            frame_of_reference=text(dataset, "FrameOfReferenceUID"),
-            patient_orientation=_parse_words(words),
-            spacing=_take(dataset, "PixelSpacing", 2),
-            orientation=_take(dataset, "ImageOrientationPatient", 6),
-            position=_take(dataset, "ImagePositionPatient", 3),
-        )
+        return text(dataset, "SOPInstanceUID"), Image.of(dataset, dataset, dataset)
 
 
 def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
@@ -128,20 +120,20 @@ def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
         meta = dicom.read_meta(file)
         kind = text(meta, "MediaStorageSOPClassUID")
         if kind not in CLASSES:
-            raise Fault("is no SEG, no SR of findings and no RTSTRUCT")
+            raise Fault("is not a SEG, an RTSTRUCT or an SR of findings")
         if meta.TransferSyntaxUID.is_deflated:  # it would be inflated to whatever size it has
             raise Fault("is deflated, which is not read here")
         if kind not in (SEGMENTATION, LABEL_MAP) and path.stat().st_size > _LARGEST:
             raise Fault("is larger than any file of regions")
-        dataset = pydicom.dcmread(dicom.LimitedReader(file), stop_before_pixels=True)
-        if kind in (SEGMENTATION, LABEL_MAP):
-            regions = _list_segments(path, dataset, unusable)
-        elif kind == STRUCTURE_SET:
-            regions = _list_contours(path, dataset, unusable)
-        elif kind == CAD_REPORT:
-            regions = list_marks(path, dataset, unusable)
-        else:
-            regions = list_findings(path, dataset, unusable)
+        file.seek(0)
+        dataset = pydicom.dcmread(file, stop_before_pixels=True)
+        readers: dict[str, Callable[[Path, Dataset, Counter[str]], Iterator[Region]]] = {
+            SEGMENTATION: _list_segments,
+            LABEL_MAP: _list_segments,
+            STRUCTURE_SET: _list_contours,
+            CAD_REPORT: list_marks,
+        }
+        regions = readers.get(kind, list_findings)(path, dataset, unusable)
         listed = list(islice(regions, _MOST_REGIONS + 1))
         if len(listed) > _MOST_REGIONS:
             raise Fault(f"draws more than {_MOST_REGIONS} regions")
@@ -165,13 +157,13 @@ def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
     groups = items(dataset, "PerFrameFunctionalGroupsSequence")
     if len(groups) != integer(dataset, "NumberOfFrames", 1):
         raise Fault("does not describe each of its frames")
-    frames: dict[tuple[int, str], list[tuple[int, Dataset]]] = {}
+    frames: dict[tuple[int, str], list[int]] = {}
     for number, group in enumerate(groups):
         if form == "LABELMAP":  # a frame shows several segments, by their numbers
             shown = [value for value in np.unique(_read_frame(path, number)).tolist() if value]
         else:
             place = _first(group, shared, "SegmentIdentificationSequence")
-            shown = [integer(place, "ReferencedSegmentNumber", 0) if place else 0]
+            shown = [integer(place, "ReferencedSegmentNumber", 0)]
         image = _find_source(dataset, group, shared)
         for segment in shown:
             if segment not in segments:
@@ -179,7 +171,7 @@ def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
             elif image is None:
                 unusable["name no image, or several"] += 1
             else:
-                frames.setdefault((segment, image), []).append((number, group))
+                frames.setdefault((segment, image), []).append(number)
     maximum = integer(dataset, "MaximumFractionalValue", 255) if form == "FRACTIONAL" else 1
     if maximum < 1:
         raise Fault("has a maximal fraction below 1")
@@ -189,53 +181,29 @@ def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
         finding = find_coded(list_codes(item, "SegmentedPropertyTypeCodeSequence"), words)
         if count_unusable(finding, unusable):
             continue
-        geometry = _describe_geometry(dataset, [group for _, group in members], shared)
-        places = tuple(number for number, _ in members)
+        first = groups[members[0]]
+        stated = Image.of(
+            dataset,
+            _first(first, shared, "PixelMeasuresSequence"),
+            _first(first, shared, "PlaneOrientationSequence"),
+        )
+        is_moved = any(
+            text(source, "SpatialLocationsPreserved").upper() not in ("", "YES")
+            for group in (*(groups[number] for number in members), shared)
+            for derivation in items(group, "DerivationImageSequence")
+            for source in items(derivation, "SourceImageSequence")
+        )
         label = segment if form == "LABELMAP" else None
-        draw = partial(_draw_segment, path, places, maximum, label, geometry)
+        read = partial(_read_segment, path, tuple(members), maximum, label)
+        draw = partial(_draw_segment, path, read, stated, is_moved)
         yield Region(path, image, finding, draw, text(item, "TrackingUID"), is_segment=True)
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    """What a SEG states of its frames; "" and () where it is silent."""
-
-    rows: int
-    cols: int
-    frame_of_reference: str
-    patient_orientation: tuple[str, ...]
-    spacing: tuple[float, ...]
-    orientation: tuple[float, ...]
-    is_moved: bool
-
-
-def _describe_geometry(dataset: Dataset, groups: list[Dataset], shared: Dataset) -> _Geometry:
-    measures = _first(groups[0], shared, "PixelMeasuresSequence") or Dataset()
-    plane = _first(groups[0], shared, "PlaneOrientationSequence") or Dataset()
-    sources = [
-        source
-        for group in (*groups, shared)
-        for derivation in items(group, "DerivationImageSequence")
-        for source in items(derivation, "SourceImageSequence")
-    ]
-    kept = {text(source, "SpatialLocationsPreserved").upper() for source in sources}
-    return _Geometry(
-        integer(dataset, "Rows", 0),
-        integer(dataset, "Columns", 0),
-        text(dataset, "FrameOfReferenceUID"),
-        _parse_words(dataset.get("PatientOrientation") or ()),
-        _take(measures, "PixelSpacing", 2),
-        _take(plane, "ImageOrientationPatient", 6),
-        bool(kept - {"", "YES"}),
-    )
 
 
 def _draw_segment(
     path: Path,
-    frames: tuple[int, ...],
-    maximum: int,
-    label: int | None,
-    stated: _Geometry,
+    read: Callable[[int, int], NDArray[np.uint8]],
+    stated: Image,
+    is_moved: bool,
     image: Image,
     kind: LesionKind,
     details: dict[str, Any],
@@ -244,21 +212,22 @@ def _draw_segment(
         raise ValueError(
             f"have {stated.rows} x {stated.cols} px, their image {image.rows} x {image.cols}"
         )
-    if stated.is_moved:
+    if is_moved:
         raise ValueError("do not lie on the image's own pixels")
     _check_frame_of_reference(stated.frame_of_reference, image)
-    _check_equal(stated.orientation, image.orientation, 1e-3, "are turned against their image")
-    if (
+    if not _agree(stated.orientation, image.orientation, 1e-3) or (
         stated.patient_orientation
         and image.patient_orientation
         and stated.patient_orientation != image.patient_orientation
     ):
         raise ValueError("are turned against their image")
-    if stated.spacing and image.spacing:
-        ratios = tuple(a / b for a, b in zip(stated.spacing, image.spacing, strict=True))
-        _check_equal(ratios, (1.0, 1.0), 0.01, "have another spacing than their image")
-    read = partial(_read_segment, path, frames, maximum, label, image.rows, image.cols)
-    return MaskedLesion(kind, read, (path,), **details)
+    if not _agree(stated.spacing, image.spacing, 0.01 * min(image.spacing, default=0)):
+        raise ValueError("have another spacing than their image")
+    return MaskedLesion(kind, partial(read, image.rows, image.cols), (path,), **details)
+
+
+def _agree(stated: tuple[float, ...], expected: tuple[float, ...], tolerance: float) -> bool:
+    return not (stated and expected) or np.allclose(stated, expected, rtol=0, atol=tolerance)
 
 
 def _read_segment(
@@ -281,8 +250,8 @@ def _read_segment(
 
 def _read_frame(path: Path, number: int) -> NDArray[np.unsignedinteger]:
     """Read the stored values of one frame: [rows, cols]."""
-    with dicom.reading(path), path.open("rb") as file, silence():
-        dataset = pydicom.dcmread(dicom.LimitedReader(file))
+    with dicom.reading(path), silence():
+        dataset = pydicom.dcmread(path)
         if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
             sides = ("NumberOfFrames", "Rows", "Columns", "BitsAllocated")
             if 8 * len(dataset.PixelData) < np.prod([integer(dataset, key, 1) for key in sides]):
@@ -296,25 +265,17 @@ def _read_frame(path: Path, number: int) -> NDArray[np.unsignedinteger]:
 
 def _find_source(dataset: Dataset, group: Dataset, shared: Dataset) -> str | None:
     """Find the image that a frame lies on: its own source, or the only one of the whole file."""
-    for place in (group, shared):
-        sources = {
-            text(source, "ReferencedSOPInstanceUID")
-            for derivation in items(place, "DerivationImageSequence")
-            for source in items(derivation, "SourceImageSequence")
-        }
-        if sources:
-            return sources.pop() if len(sources) == 1 else None
-    named = {
-        text(instance, "ReferencedSOPInstanceUID")
-        for series in items(dataset, "ReferencedSeriesSequence")
-        for instance in items(series, "ReferencedInstanceSequence")
-    }
+    sources = ("DerivationImageSequence", "SourceImageSequence")
+    named = (
+        list_references(group, *sources)
+        or list_references(shared, *sources)
+        or list_references(dataset, "ReferencedSeriesSequence", "ReferencedInstanceSequence")
+    )
     return named.pop() if len(named) == 1 else None
 
 
-def _first(group: Dataset, shared: Dataset, key: str) -> Dataset | None:
-    found = items(group, key) or items(shared, key)
-    return found[0] if found else None
+def _first(group: Dataset, shared: Dataset, key: str) -> Dataset:
+    return next(iter(items(group, key) or items(shared, key)), Dataset())
 
 
 # RTSTRUCT
@@ -332,17 +293,14 @@ def _list_contours(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
             continue
         contours: dict[str, list[NDArray[np.float64]]] = {}
         for contour in items(roi, "ContourSequence"):
-            named = {
-                text(reference, "ReferencedSOPInstanceUID")
-                for reference in items(contour, "ContourImageSequence")
-            }
+            named = list_references(contour, "ContourImageSequence")
             values = np.array(numbers(contour, "ContourData"))
             if text(contour, "ContourGeometricType").upper() != "CLOSED_PLANAR":
                 unusable["are points or lines, not areas"] += 1
             elif len(named) != 1:
                 unusable["name no image, or several"] += 1
             elif len(values) % 3 or len(values) < 9 or not np.isfinite(values).all():
-                unusable["have coordinates that are no points"] += 1
+                unusable["have coordinates that are not points"] += 1
             else:
                 contours.setdefault(named.pop(), []).append(values.reshape(-1, 3))
         words = f"{text(structure, 'ROIName')} {text(structure, 'ROIDescription')}"
@@ -371,7 +329,7 @@ def _draw_contours(
     down = np.array(image.orientation[3:])
     normal = np.cross(along, down)
     if min(map(np.linalg.norm, (along, down, normal))) < 0.99:
-        raise ValueError("lie on an image whose orientation is none")
+        raise ValueError("lie on an image without a valid orientation")
     outlines = []
     for part in parts:
         offset = part - np.array(image.position)
@@ -384,30 +342,6 @@ def _draw_contours(
     return coco.unite(outlines, details)
 
 
-# What SEG and RTSTRUCT share
-
-
 def _check_frame_of_reference(stated: str, image: Image) -> None:
     if stated and image.frame_of_reference and stated != image.frame_of_reference:
         raise ValueError("have another frame of reference than their image")
-
-
-def _check_equal(
-    stated: tuple[float, ...], expected: tuple[float, ...], tolerance: float, fault: str
-) -> None:
-    if stated and expected and not np.allclose(stated, expected, rtol=0, atol=tolerance):
-        raise ValueError(fault)
-
-
-def _take(dataset: Dataset, key: str, count: int) -> tuple[float, ...]:
-    """Take an element of `count` finite numbers; () of any other."""
-    values = numbers(dataset, key)
-    good = len(values) == count and bool(np.isfinite(values).all())
-    if key == "PixelSpacing":
-        good = good and min(values) > 0
-    return tuple(values) if good else ()
-
-
-def _parse_words(words: Any) -> tuple[str, ...]:
-    listed = [words] if isinstance(words, str) else list(words)
-    return tuple(str(word).strip().upper() for word in listed)

@@ -1,5 +1,8 @@
 """Regions of structured reports: TID 1500's measurement groups and Mammography CAD (TID 4000).
 
+From TID 1500 the image regions, next to their numbers or, as OHIF writes them, beneath; from CAD
+the outlines of single image findings: closed polylines, circles and ellipses.
+
 highdicom's readers refuse reports that stray from the template, as those of viewers do.
 
 Source: DICOM PS3.3 C.18.6 (spatial coordinates); PS3.16 TID 300, 320, 1410, 1500 and 4000.
@@ -17,9 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from tfmammo.archives.elements import Fault, items, numbers, text
+from tfmammo.archives.elements import items, numbers, text
 from tfmammo.archives.findings import Finding, find_coded
-from tfmammo.archives.region_types import Image, Region, count_unusable, enclose, list_codes
+from tfmammo.archives.region_types import (
+    Image,
+    Region,
+    count_unusable,
+    enclose,
+    list_codes,
+    list_references,
+)
 from tfmammo.mammogram import Lesion, LesionKind
 
 # code values of TID 1500's concepts (DCM)
@@ -33,22 +43,15 @@ _SINGLE_FINDING = "111059"
 _OUTLINE = "111041"
 _INTENT = "111056"
 _HIDDEN = "111152"  # not for presentation: the device rejected it
-_DEEPEST = 16  # levels of a report's tree
 _CIRCLE = 180  # points of a drawn circle or ellipse
 _BEYOND = 0.02  # of an image's longer side that a region may reach over the border
 
 
 def list_findings(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
-    """List the image regions of every measurement group, wherever in the tree it stands."""
-    for group in _find_groups(dataset, 0):
+    """List the image regions of every measurement group, wherever in the tree it is."""
+    for group in _find(dataset, _GROUP):
         content = items(group, "ContentSequence")
-        codes = [
-            code
-            for item in content
-            if text(item, "ValueType") == "CODE" and _name_concept(item) == _FINDING
-            for code in list_codes(item, "ConceptCodeSequence")
-        ]
-        finding = find_coded(codes, "")
+        finding = find_coded(_list_values(content, _FINDING), "")
         tracking = "".join(
             text(item, "UID") for item in content if _name_concept(item) == _TRACKING
         )
@@ -57,9 +60,7 @@ def list_findings(path: Path, dataset: Dataset, unusable: Counter[str]) -> Itera
             if text(item, "ValueType") == "SCOORD3D":
                 unusable["have coordinates in space, which no mammogram has"] += 1
                 continue
-            for region in _take_graphic(
-                path, dataset, item, finding, tracking, unusable, is_area=is_area
-            ):
+            for region in _take_graphic(path, dataset, item, finding, tracking, unusable, is_area):
                 # several numbers may be of one region
                 shape = (region.image, text(item, "GraphicType"), *numbers(item, "GraphicData"))
                 if shape not in taken:
@@ -67,8 +68,45 @@ def list_findings(path: Path, dataset: Dataset, unusable: Counter[str]) -> Itera
                 taken.add(shape)
 
 
+def list_marks(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
+    """List the outlines of a CAD device's findings, without those that it rejected."""
+    for finding in _find(dataset, _SINGLE_FINDING):
+        content = items(finding, "ContentSequence")
+        outlines = [item for item in content if _name_concept(item) == _OUTLINE]
+        kind = find_coded(list_codes(finding, "ConceptCodeSequence"), "")
+        if any(code == _HIDDEN for code, _ in _list_values(content, _INTENT)):
+            unusable["are marked as not for presentation"] += 1
+            continue
+        if not outlines:
+            unusable["are points, not areas"] += 1
+        for item in outlines:
+            yield from _take_graphic(path, dataset, item, kind, "", unusable)
+
+
+def _find(item: Dataset, concept: str) -> Iterator[Dataset]:
+    """Find the content items of a concept at any depth."""
+    for child in items(item, "ContentSequence"):
+        if _name_concept(child) == concept:
+            yield child
+        yield from _find(child, concept)
+
+
+def _name_concept(item: Dataset) -> str:
+    return next((code for code, _ in list_codes(item, "ConceptNameCodeSequence")), "")
+
+
+def _list_values(content: list[Dataset], concept: str) -> list[tuple[str, str]]:
+    """List the codes that items of a concept have as their values."""
+    return [
+        code
+        for item in content
+        if _name_concept(item) == concept
+        for code in list_codes(item, "ConceptCodeSequence")
+    ]
+
+
 def _list_coordinates(content: list[Dataset]) -> Iterator[tuple[Dataset, bool]]:
-    """List the regions of a group, beside its numbers and beneath; True where one is an area's."""
+    """List the regions of a group, next to its numbers and beneath; True where one is an area's."""
     for item in content:
         form = text(item, "ValueType")
         if form == "SCOORD3D" or (form == "SCOORD" and _name_concept(item) == _REGION):
@@ -89,79 +127,30 @@ def _take_graphic(
     is_area: bool = False,
 ) -> Iterator[Region]:
     """Take the region of one item of coordinates, if it can be used; an area's may be open."""
-    image = _find_selected(dataset, item)
-    if image is None:
+    # the image that it was selected from, whose item may be elsewhere
+    children = [_follow(dataset, child) for child in items(item, "ContentSequence")]
+    named = set().union(
+        *(
+            list_references(child, "ReferencedSOPSequence")
+            for child in children
+            if text(child, "ValueType") == "IMAGE"
+        )
+    )
+    if len(named) != 1:
         unusable["name no image, or several"] += 1
     elif not count_unusable(finding, unusable):
         graphic = text(item, "GraphicType").upper()
         points = tuple(numbers(item, "GraphicData"))
-        if is_area and graphic == "POLYLINE":
+        if is_area and graphic == "POLYLINE" and points[:2] != points[-2:]:
             points += points[:2]
-        yield Region(path, image, finding, partial(_draw_graphic, graphic, points), tracking)
-
-
-def list_marks(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
-    """List the outlines of a CAD device's findings, those that it rejected left out."""
-    for finding in _find_marks(dataset, 0):
-        content = items(finding, "ContentSequence")
-        outlines = [item for item in content if _name_concept(item) == _OUTLINE]
-        intents = {
-            code
-            for item in content
-            if _name_concept(item) == _INTENT
-            for code, _ in list_codes(item, "ConceptCodeSequence")
-        }
-        kind = find_coded(list_codes(finding, "ConceptCodeSequence"), "")
-        if _HIDDEN in intents:
-            unusable["are marked as not for presentation"] += 1
-        elif not outlines:
-            unusable["are points, not areas"] += 1
-        else:
-            for item in outlines:
-                yield from _take_graphic(path, dataset, item, kind, "", unusable)
-
-
-def _find_marks(item: Dataset, depth: int) -> Iterator[Dataset]:
-    if depth > _DEEPEST:
-        raise Fault(f"is a report of more than {_DEEPEST} levels")
-    for child in items(item, "ContentSequence"):
-        if _name_concept(child) == _SINGLE_FINDING:
-            yield child
-        yield from _find_marks(child, depth + 1)
-
-
-def _find_groups(item: Dataset, depth: int) -> Iterator[Dataset]:
-    if depth > _DEEPEST:
-        raise Fault(f"is a report of more than {_DEEPEST} levels")
-    for child in items(item, "ContentSequence"):
-        if text(child, "ValueType") == "CONTAINER":
-            if _name_concept(child) == _GROUP:
-                yield child
-            else:
-                yield from _find_groups(child, depth + 1)
-
-
-def _name_concept(item: Dataset) -> str:
-    names = items(item, "ConceptNameCodeSequence")
-    return text(names[0], "CodeValue") if names else ""
-
-
-def _find_selected(dataset: Dataset, item: Dataset) -> str | None:
-    """Find the image that a region was selected from, whose item may stand elsewhere."""
-    children = [_follow(dataset, child) for child in items(item, "ContentSequence")]
-    named = {
-        text(reference, "ReferencedSOPInstanceUID")
-        for child in children
-        if text(child, "ValueType") == "IMAGE"
-        for reference in items(child, "ReferencedSOPSequence")
-    }
-    return named.pop() if len(named) == 1 else None
+        draw = partial(_draw_graphic, graphic, points)
+        yield Region(path, named.pop(), finding, draw, tracking)
 
 
 def _follow(dataset: Dataset, item: Dataset) -> Dataset:
     """Follow a reference to another item: 1 is the root, each number behind it a child."""
     place = [int(number) for number in numbers(item, "ReferencedContentItemIdentifier")]
-    if place[:1] != [1] or len(place) > _DEEPEST:
+    if place[:1] != [1]:
         return item
     found = dataset
     for number in place[1:]:
@@ -182,7 +171,7 @@ def _draw_graphic(
     """Draw coordinates that count from the image's corner, column first."""
     points = np.array(values[: len(values) // 2 * 2], np.float64).reshape(-1, 2)[:, ::-1] - 0.5
     if len(values) % 2 or not np.isfinite(points).all():
-        raise ValueError("have coordinates that are no points")
+        raise ValueError("have coordinates that are not points")
     # what reaches a little over the border is cut there; more was drawn on another image
     beyond = _BEYOND * max(image.rows, image.cols)
     if points.size and (

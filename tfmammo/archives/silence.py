@@ -1,4 +1,4 @@
-"""Keep pydicom and highdicom from writing what a header holds to logs and warnings."""
+"""Keep pydicom and highdicom from quoting a header in logs and warnings."""
 
 from __future__ import annotations
 

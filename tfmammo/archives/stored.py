@@ -1,7 +1,4 @@
-"""Hold a mammogram's grey values as its file stores them.
-
-Some can be changed, and the others are written back untouched.
-"""
+"""A mammogram's grey values as its file stores them: some change, the others stay as they are."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ class Stored:
         bits: Bits of one value, 1 to 16.
         greys: float32 [2^bits], in [0, 1], of the values from `first` on.
         padding: bool [2^bits], which of them fill an image up to a rectangle.
-        elements: Elements of a DICOM file that lead from value to grey, by keyword; None of other
+        elements: Elements of a DICOM file that lead from value to grey, by keyword; None for other
             files, whose greys are value / (2^bits - 1).
     """
 
@@ -41,13 +38,7 @@ class Stored:
 
     @staticmethod
     def of_image(image: NDArray[np.float32], bits: int) -> Stored:
-        """Store grey values as whole numbers, rint(value * (2^bits - 1)).
-
-        They have 8 bits where they fit, else 16.
-
-        Args:
-            image: float32 [rows, cols, 1] in [0, 1].
-        """
+        """Store a float32 [rows, cols, 1] in [0, 1] as rint(value * (2^bits - 1))."""
         values: NDArray[np.integer] = np.rint(image[..., 0] * np.float64(2**bits - 1)).astype(
             np.uint8 if bits <= 8 else np.uint16
         )
@@ -61,26 +52,14 @@ class Stored:
         return look_up(self.greys, values)
 
     def nearest_values(self, grey: NDArray[np.float32]) -> NDArray[np.integer]:
-        """Return the stored value nearest to each grey value, of the type of `values`.
-
-        It is never a value of padding.
-
-        Args:
-            grey: float32 of any shape, in [0, 1].
-        """
+        """Return the stored value nearest to each grey value in [0, 1], never one of padding."""
         values, middles = self._by_grey
         return values[np.searchsorted(middles, grey)]
-
-    def with_values(self, values: NDArray[np.integer]) -> Stored:
-        """Return the same file with other values."""
-        return replace(self, values=values)
 
     def with_greys(
         self, image: NDArray[np.float32], parts: Iterable[tuple[Box, NDArray[np.float32]]]
     ) -> Stored:
-        """Return the same file with other grey values in some boxes.
-
-        A value whose grey stays is kept as it is.
+        """Return the same file with other grey values in some boxes; equal ones keep their value.
 
         Args:
             image: What `image` gives.
@@ -90,14 +69,10 @@ class Stored:
         for (top, left, bottom, right), grey in parts:
             moved = grey != image[top:bottom, left:right, 0]
             values[top:bottom, left:right][moved] = self.nearest_values(grey[moved])
-        return self.with_values(values)
+        return replace(self, values=values)
 
     def full_scale(self) -> NDArray[np.integer]:
-        """Return the values as a picture holds them.
-
-        Of a DICOM file they are its greys, in 8 bits where `bits` are no more, else in 16. Of
-        others they are `values`.
-        """
+        """Return the values as a picture holds them: a DICOM's greys in 8 or 16 bits."""
         if self.elements is None:
             return self.values
         wide = np.uint16 if self.bits > 8 else np.uint8
@@ -108,24 +83,18 @@ class Stored:
     def _by_grey(self) -> tuple[NDArray[np.integer], NDArray[np.float32]]:
         """One value of each grey, rising, and the middles between their greys."""
         values = np.arange(self.first, self.first + len(self.greys)).astype(self.values.dtype)
-        usable = (
-            ~self.padding
-            if self.padding.any() and not self.padding.all()
-            else np.ones(len(values), np.bool_)
-        )
-        greys = self.greys[usable]
-        values = values[usable]
-        greys, places = np.unique(greys, return_index=True)  # of values of one grey the first
+        greys = self.greys
+        if self.padding.any() and not self.padding.all():
+            greys, values = greys[~self.padding], values[~self.padding]
+        greys, places = np.unique(greys, return_index=True)  # the first value of each grey
         return values[places], ((greys[1:] + greys[:-1]) / 2).astype(np.float32)
 
 
 def unused_range(highest: int, full: int) -> str | None:
-    """Describe stored values that leave most of their range unused; None of others.
-
-    12 bits in a file of 16 do.
+    """Describe values that leave most of their range unused, as 12 bits in 16 do; else None.
 
     Args:
-        highest: The highest value there is.
+        highest: The highest value.
         full: The value that stands for 1.
     """
     if not (0 < 4 * highest < full + 1 and full > 2**12):
@@ -138,15 +107,7 @@ def unused_range(highest: int, full: int) -> str | None:
 
 
 def look_up(greys: NDArray[np.float32], values: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Look up every value's grey.
-
-    Args:
-        greys: float32 [n].
-        values: integer [rows, cols], 0 to n - 1.
-
-    Returns:
-        float32 [rows, cols, 1].
-    """
+    """Look up every value's grey, float32 [n] by integer [rows, cols]: float32 [rows, cols, 1]."""
     image = np.empty(values.shape, np.float32)
     for top in range(0, len(values), _BAND):
         np.take(greys, values[top : top + _BAND], out=image[top : top + _BAND], mode="clip")

@@ -6,7 +6,7 @@ Findings have boxes.
         images/<study_id>/<image_id>.dicom
         breast-level_annotations.csv    a row for each image
         finding_annotations.csv         a row for each finding, or one that says ['No Finding']
-        metadata.csv                    what the DICOM headers say; may be missing
+        metadata.csv                    what the DICOM headers say; not needed
 
 Columns are found by name; case does not matter in names of files. What the archive leaves open, and
 what was chosen:
@@ -23,10 +23,8 @@ what was chosen:
   and such an image is not normal.
 - Boxes are fractions of pixels and reach past the border here and there (xmin -6.25): they are
   widened to whole pixels, cut at the border, and refused where nothing is left.
-- Rows and columns are those of the table, so that indexing opens no DICOM; a file of another size
-  raises ArchiveError when its pixels are read. Spacing is that of metadata.csv (Pixel Spacing, else
-  Imager Pixel Spacing, as in the headers). Only for an image of which metadata.csv says none is the
-  header read, some 2 ms each, and the image skipped where that can't be done.
+- Rows and columns are those of the table; a file of another size raises ArchiveError when its
+  pixels are read. Spacing and the side of the chest wall are the headers', some 2 ms each.
 - BI-RADS and density are given as their bare sign, "4" and "C"; a cell that is neither is None.
 
 Source: Nguyen et al., VinDr-Mammo: A large-scale benchmark dataset for computer-aided diagnosis in
@@ -63,7 +61,6 @@ from tfmammo.mammogram import (
 
 IMAGES = "breast-level_annotations.csv"
 FINDINGS = "finding_annotations.csv"
-METADATA = "metadata.csv"
 
 Corners = tuple[float, float, float, float]
 
@@ -82,7 +79,6 @@ _FINDING_COLUMNS = ("image_id", "finding_categories", "xmin", "ymin", "xmax", "y
 _QUOTED = r"""(?:'[^'\]]*'|"[^"\]]*")"""
 # Python's list of strings; never evaluated
 _LIST = re.compile(rf"\[\s*{_QUOTED}\s*(?:,\s*{_QUOTED}\s*)*\]")
-_NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
 _SPLITS: dict[str, Split] = {"training": "train", "test": "test"}
 
 
@@ -134,7 +130,6 @@ class _Archive:
     dicoms: dict[tuple[str, str], Path] = field(default_factory=dict)
     tables: dict[str, Path] = field(default_factory=dict)
     findings: dict[str, _Findings] = field(default_factory=dict)
-    spacings: dict[str, tuple[float, float]] = field(default_factory=dict)
     faults: dict[str, _Faults] = field(
         default_factory=lambda: {IMAGES: _Faults(), FINDINGS: _Faults()}
     )
@@ -144,7 +139,7 @@ class _Archive:
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the tables, and the headers of those images whose spacing they don't tell.
+    """Read the tables and the headers.
 
     No pixel is read.
 
@@ -166,7 +161,6 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         if name not in archive.tables:
             raise ArchiveError(f"{root}: is no VinDr-Mammo archive, {name} is missing")
     _read_findings(archive)
-    _read_spacings(archive)
     mammograms = _make_mammograms(archive)
     for name, faults in archive.faults.items():
         for reason in faults.reasons():
@@ -183,7 +177,7 @@ def _find_files(archive: _Archive) -> None:
     for path in sorted(list_regular_files(archive.root), key=lambda path: (len(path.parts), path)):
         name = path.name.lower()
         key = (_make_key(path.parent.name), _make_key(path.stem))
-        if name in (IMAGES, FINDINGS, METADATA):
+        if name in (IMAGES, FINDINGS):
             archive.tables.setdefault(name, path)
         elif path.suffix.lower() not in (".dicom", ".dcm"):
             continue
@@ -236,22 +230,6 @@ def _parse_corners(row: Row) -> Corners | None:
     return (xmin, ymin, xmax, ymax) if all(map(math.isfinite, (xmin, ymin, xmax, ymax))) else None
 
 
-def _read_spacings(archive: _Archive) -> None:
-    """Read spacing by image, where metadata.csv is there and tells it; note a damaged one."""
-    path = archive.tables.get(METADATA)
-    if path is None:
-        return
-    try:
-        for _, row in read_table(path, ("sop_instance_uid",)):
-            for column in ("pixel_spacing", "imager_pixel_spacing"):  # as in the headers
-                values = [float(number) for number in _NUMBER.findall(row.get(column, "")[:100])]
-                if len(values) == 2 and all(0 < value < math.inf for value in values):
-                    archive.spacings[_make_key(row["sop_instance_uid"])] = (values[0], values[1])
-                    break
-    except ArchiveError as error:
-        archive.note(path, error)
-
-
 def _make_mammograms(archive: _Archive) -> dict[str, Mammogram]:
     """Make the records by image_id."""
     table = archive.tables[IMAGES]
@@ -292,7 +270,10 @@ def _make_mammogram(archive: _Archive, path: Path, row: Row) -> Mammogram:
         raise ArchiveError(f"{path}: {IMAGES} gives no height and width for it")
     rows = int(row["height"])
     cols = int(row["width"])
-    spacing = archive.spacings.get(image) or dicom.read_header(path).spacing
+    header = dicom.read_header(path)
+    laterality = parse_side(row["laterality"])
+    if header.chest_wall not in (None, laterality):
+        archive.note(path, "is stored mirrored: PatientOrientation holds, not the laterality")
     birads = re.fullmatch(r"(?:BI-RADS\s*)?([0-6][ABC]?)", row["breast_birads"], re.IGNORECASE)
     density = re.fullmatch(r"(?:DENSITY\s*)?([A-D])", row["breast_density"], re.IGNORECASE)
     # without a row it is not known to be free of findings
@@ -303,11 +284,12 @@ def _make_mammogram(archive: _Archive, path: Path, row: Row) -> Mammogram:
         image_id=image,
         rows=rows,
         cols=cols,
-        laterality=parse_side(row["laterality"]),
+        laterality=laterality,
         view=parse_view(row["view_position"])[1],
         pathology="normal" if birads and birads[1] == "1" and not findings.marked else None,
         **sort_found(_make_lesions(findings, rows, cols, archive.faults[FINDINGS])),
-        spacing=spacing,
+        spacing=header.spacing,
+        chest_wall=header.chest_wall,
         birads=birads[1].upper() if birads else None,
         density=density[1].upper() if density else None,
         official_split=_SPLITS.get(row["split"].lower()),

@@ -38,28 +38,34 @@ LESIONS = {
 
 @pytest.fixture
 def source(tmp_path):
-    """A function (**elements) -> a mammogram's file."""
+    """A function (**elements) -> a mammogram's file; names of `PATIENT` fit its character set."""
 
     def make(**elements):
         stored = np.linspace(0, 4095, ROWS * COLS).reshape(ROWS, COLS).astype(np.uint16)
-        write_dicom(
-            tmp_path / "source.dcm",
-            stored,
-            12,
-            **{**PATIENT, "ImagerPixelSpacing": [0.07, 0.07], **elements},
-        )
+        facts = {**PATIENT, "ImagerPixelSpacing": [0.07, 0.07], **elements}
+        write_dicom(tmp_path / "source.dcm", stored, 12, **facts)
         return tmp_path / "source.dcm"
 
     return make
 
 
-def written(source, tmp_path, lesions=LESIONS):
-    segmentation.write(tmp_path / "seg.dcm", source, lesions, "0.1.0", PARAMETERS)
-    return tmp_path / "seg.dcm"
+def change(path, edit):
+    dataset = pydicom.dcmread(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        edit(dataset)
+        dataset.save_as(path)
+    return path
+
+
+def written(source, tmp_path):
+    segmentation.write(tmp_path / "seg.dcm", source, LESIONS, "0.1.0", PARAMETERS)
+    return pydicom.dcmread(tmp_path / "seg.dcm")
 
 
 def test_one_segment_a_lesion_overlapping_ones_too(source, tmp_path):
-    read = segread(written(source(), tmp_path))
+    written(source(), tmp_path)
+    read = segread(tmp_path / "seg.dcm")
     image = pydicom.dcmread(source())
     masks = read.get_pixels_by_source_instance(
         [image.SOPInstanceUID], ignore_spatial_locations=True
@@ -70,79 +76,52 @@ def test_one_segment_a_lesion_overlapping_ones_too(source, tmp_path):
     assert masks[0].sum(axis=-1).max() == 2
     described = [read.get_segment_description(number) for number in read.segment_numbers]
     assert [one.segment_label for one in described] == list(LESIONS)
-    assert [one.segmented_property_type.meaning for one in described] == [
-        "Mass",
-        "Architectural distortion of breast",
-    ]
+    kinds = [one.segmented_property_type.meaning for one in described]
+    assert kinds == ["Mass", "Architectural distortion of breast"]
     assert {one.algorithm_type.value for one in described} == {"AUTOMATIC"}
     assert described[0].tracking_uid != described[1].tracking_uid
 
 
-def test_pydicom_reads_whose_it_is_what_it_refers_to_and_what_made_it(source, tmp_path):
+def test_whose_it_is_what_it_refers_to_and_what_made_it(source, tmp_path):
     image = pydicom.dcmread(source())
-    segmentation = pydicom.dcmread(written(source(), tmp_path))
-    assert (
-        segmentation.Modality,
-        segmentation.Rows,
-        segmentation.Columns,
-        segmentation.NumberOfFrames,
-    ) == (
-        "SEG",
-        ROWS,
-        COLS,
-        2,
-    )
-    frames = segmentation.pixel_array
-    np.testing.assert_array_equal(frames[1], LESIONS["Lesion 2 distortion"].mask(ROWS, COLS))
+    segmentation = written(source(), tmp_path)
+    size = segmentation.Rows, segmentation.Columns, segmentation.NumberOfFrames
+    assert (segmentation.Modality, *size) == ("SEG", ROWS, COLS, 2)
     for keyword in (*PATIENT, "StudyInstanceUID"):
         assert segmentation[keyword].value == image[keyword].value
-    assert (
-        segmentation.SeriesInstanceUID != image.SeriesInstanceUID
-        and segmentation.SOPInstanceUID != image.SOPInstanceUID
-    )
+    for keyword in ("SeriesInstanceUID", "SOPInstanceUID"):
+        assert segmentation[keyword].value != image[keyword].value
     (series,) = segmentation.ReferencedSeriesSequence
     (instance,) = series.ReferencedInstanceSequence
     assert series.SeriesInstanceUID == image.SeriesInstanceUID
-    assert (instance.ReferencedSOPInstanceUID, instance.ReferencedSOPClassUID) == (
-        image.SOPInstanceUID,
-        image.SOPClassUID,
-    )
+    named = instance.ReferencedSOPInstanceUID, instance.ReferencedSOPClassUID
+    assert named == (image.SOPInstanceUID, image.SOPClassUID)
     for frame in segmentation.PerFrameFunctionalGroupsSequence:
         reference = frame.DerivationImageSequence[0].SourceImageSequence[0]
-        assert (
-            reference.ReferencedSOPInstanceUID == image.SOPInstanceUID
-            and reference.SpatialLocationsPreserved == "YES"
-        )
+        assert reference.ReferencedSOPInstanceUID == image.SOPInstanceUID
+        assert reference.SpatialLocationsPreserved == "YES"
     (algorithm,) = segmentation.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
     assert algorithm.AlgorithmFamilyCodeSequence[0].CodeMeaning == "Artificial Intelligence"
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("tfmammo", "0.1.0")
     assert "cgan, step 7" in algorithm.AlgorithmParameters
-    assert (
-        segmentation.ImageType[0] == "DERIVED"
-        and segmentation.Manufacturer == "tfmammo"
-        and "AI" in segmentation.SeriesDescription
-    )
-    assert segmentation.file_meta.MediaStorageSOPClassUID == "1.2.840.10008.5.1.4.1.1.66.4"
-
-
-def test_a_name_in_its_own_letters(source, tmp_path):
-    path = source(SpecificCharacterSet="ISO_IR 100", PatientName="MÜLLER^ZOË")
-    assert pydicom.dcmread(written(path, tmp_path)).PatientName == "MÜLLER^ZOË"
+    assert segmentation.ImageType[0] == "DERIVED" and segmentation.Manufacturer == "tfmammo"
+    assert "AI" in segmentation.SeriesDescription
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, JPEG2000Lossless])
-def test_sources_of_any_encoding(source, tmp_path, syntax):
-    path = source(syntax=syntax, PhotometricInterpretation="MONOCHROME1")
-    assert pydicom.dcmread(written(path, tmp_path)).pixel_array[0].sum() == 15 * 24
+def test_sources_of_any_encoding_and_letters(source, tmp_path, syntax):
+    letters = {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "MÜLLER^ZOË"}
+    path = source(syntax=syntax, PhotometricInterpretation="MONOCHROME1", **letters)
+    dataset = written(path, tmp_path)
+    assert dataset.pixel_array[0].sum() == 15 * 24 and dataset.PatientName == "MÜLLER^ZOË"
 
 
 def test_what_a_deidentified_source_lacks_stays_empty(source, tmp_path):
-    path = source(**dict.fromkeys(PATIENT))
-    dataset = pydicom.dcmread(path)
-    del dataset.PatientName, dataset.PatientID
-    dataset.save_as(path)
-    segmentation = pydicom.dcmread(written(path, tmp_path))
-    assert not any(segmentation[keyword].value for keyword in PATIENT)
+    def remove(dataset):
+        del dataset.PatientName, dataset.PatientID
+
+    path = change(source(**dict.fromkeys(PATIENT)), remove)
+    assert not any(written(path, tmp_path)[keyword].value for keyword in PATIENT)
 
 
 @pytest.mark.parametrize(
@@ -157,28 +136,8 @@ def test_what_a_deidentified_source_lacks_stays_empty(source, tmp_path):
     ],
 )
 def test_values_of_the_wrong_form_stay_empty(source, tmp_path, keyword, text):
-    path = source()
-    dataset = pydicom.dcmread(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dataset.add_new(keyword, "LO", text)
-        dataset.save_as(path)
-    assert not pydicom.dcmread(written(path, tmp_path))[keyword].value
-
-
-@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
-def test_a_source_without_identifiers(source, tmp_path, keyword):
-    path = source()
-    dataset = pydicom.dcmread(path)
-    dataset[keyword].value = ""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dataset.save_as(path, enforce_file_format=False)
-    with pytest.raises(
-        ArchiveError, match=f"source.dcm: has no {keyword}, so no segmentation can refer to it"
-    ):
-        written(path, tmp_path)
-    assert not (tmp_path / "seg.dcm").exists()
+    path = change(source(), lambda dataset: dataset.add_new(keyword, "LO", text))
+    assert not written(path, tmp_path)[keyword].value
 
 
 def test_nothing_of_the_patient_is_said(source, tmp_path, caplog, capfd):
@@ -193,26 +152,37 @@ def test_nothing_of_the_patient_is_said(source, tmp_path, caplog, capfd):
     caplog.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        written(path, tmp_path)
+        segmentation.write(tmp_path / "seg.dcm", path, LESIONS, "0.1.0", PARAMETERS)
     said = caplog.text + "".join(str(one.message) for one in caught) + "".join(capfd.readouterr())
     assert "QUIBBLE" not in said and "ACCVN" not in said
     assert logging.getLogger("highdicom").level == logging.NOTSET
 
 
-def test_what_highdicom_refuses_is_one_sentence_without_its_words(source, tmp_path):
-    path = source(StudyInstanceUID=["1.2.3", "1.2.4"])
-    with pytest.raises(
-        ArchiveError, match=r"source.dcm: no segmentation can refer to it \(\w+\)$"
-    ) as raised:
+@pytest.mark.parametrize(
+    ("elements", "reason"),
+    [
+        *(
+            ({keyword: ""}, f"has no {keyword}, so no segmentation can refer to it")
+            for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+        ),
+        # highdicom refuses it, in words that are not told
+        ({"StudyInstanceUID": ["1.2.3", "1.2.4"]}, r"no segmentation can refer to it \(\w+\)$"),
+    ],
+)
+def test_sources_that_nothing_can_refer_to(source, tmp_path, elements, reason):
+    def edit(dataset):
+        for keyword, value in elements.items():
+            dataset[keyword].value = value
+
+    path = change(source(), edit)
+    with pytest.raises(ArchiveError, match=rf"source\.dcm: {reason}") as raised:
         written(path, tmp_path)
     assert raised.value.__cause__ is None and raised.value.__suppress_context__
+    assert not (tmp_path / "seg.dcm").exists()
 
 
-@pytest.mark.slow
 def test_no_source_and_no_place(source, tmp_path):
     with pytest.raises(ArchiveError, match=r"nowhere\.dcm: no such file"):
         segmentation.write(tmp_path / "seg.dcm", tmp_path / "nowhere.dcm", LESIONS, "1", PARAMETERS)
-    with pytest.raises(
-        ArchiveError, match=r"away/seg\.dcm: can't be written \(No such file or directory\)"
-    ):
+    with pytest.raises(ArchiveError, match=r"away/seg\.dcm: can't be written \(No such file"):
         segmentation.write(tmp_path / "away/seg.dcm", source(), LESIONS, "1", PARAMETERS)

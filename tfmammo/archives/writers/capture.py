@@ -24,16 +24,10 @@ _SERIES = 9102
 def build(
     source: Dataset, picture: NDArray[np.uint8], version: str, series: str, instance: str
 ) -> SCImage:
-    """Build the capture of one mammogram.
+    """Build the capture of one mammogram from its elements and a picture, uint8 RGB.
 
-    Call it within `segmentation.referring`: what highdicom raises quotes elements.
-
-    Args:
-        source: The mammogram's elements. Those that a capture can't take over are emptied.
-        picture: uint8 [rows, cols, 3], RGB.
-        version: Version of tfmammo.
-        series: UID of the capture's series.
-        instance: UID of the capture.
+    Elements that a capture can't take over are emptied. Call it within `segmentation.referring`:
+    what highdicom raises quotes elements.
     """
     complete(source)
     capture = SCImage(
@@ -55,7 +49,7 @@ def build(
         referring_physician_name=source.ReferringPhysicianName,
         specific_character_set=source.get("SpecificCharacterSet"),
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **identify(series, _SERIES, instance, version, "overlay"),
+        **identify(series, _SERIES, instance, version, "overlay (AI)"),
     )
     capture.PatientOrientation = []
     side = elements.text(source, "ImageLaterality")

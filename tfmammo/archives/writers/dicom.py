@@ -28,14 +28,11 @@ def write_dicom(
     """Write one grey image; the folder is made where missing.
 
     Args:
-        path: The file to write.
-        stored: [rows, cols], the values as they shall stand in the file, signed or not; 8 bits
-            allocated up to bits = 8, else 16.
-        bits: BitsStored.
-        sop_class: What kind of image the file says it is.
+        stored: [rows, cols], the values as stored, signed or not.
+        bits: BitsStored; up to 8 of them are in 8 bits, others in 16.
         syntax: Uncompressed or one that pydicom encodes with its installed plugins.
-        elements: Further elements by keyword; one that is None is left out. Study, series and
-            instance have UIDs of their own unless they are given.
+        elements: Further elements by keyword, None for none. Study, series and instance have UIDs
+            of their own unless they are given.
     """
     allocated = 8 if bits <= 8 else 16
     signed = np.issubdtype(stored.dtype, np.signedinteger)

@@ -1,12 +1,13 @@
-"""Build the report of what was found in a DICOM mammogram as a DICOM structured report (TID 1500).
+"""Build DICOM structured reports (TID 1500) of what was found, or what readers outlined.
 
 A finding is one or two groups of measurements with the same tracking identifier:
 
     detection       the box as a closed polyline; the certainty
     segmentation    the segment of the SEG; area, diameter, shape, probabilities, spread, remarks
 
-A SEG of the same lesion carries that identifier, too. Each group names the algorithm, its version
-and its models. A group before them says whether anything was found.
+A SEG of the same lesion has that identifier as well. Each group names the algorithm, its version
+and its models. A group before them says whether anything was found. What readers outlined has the
+form that OHIF writes (TID 1501): closed polylines beneath the area.
 
 Like a SEG, the report repeats the patient and the study of its source: guard it as the source.
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from highdicom import sr
@@ -35,10 +37,11 @@ from tfmammo.archives.writers.segmentation import (
     BREAST,
     KINDS,
     PURPOSE,
+    code_kind,
     complete,
     identify,
 )
-from tfmammo.mammogram import Box, LesionKind
+from tfmammo.mammogram import Box, Lesion, LesionKind
 
 SCHEME = "99TFMAMMO"
 _SERIES = 9101
@@ -58,6 +61,7 @@ _SHAPES = {
     "oval": Code("84360004", "SCT", "Ovoid shape (Oval)"),
     "round": Code("42700002", "SCT", "Round shape"),
 }
+_VIEWER = "Cornerstone3DTools@^0.1.0"
 _EQUAL_AREA = Code("equal-area", SCHEME, "Of a disc of the same area")
 _SPREAD = Code("spread", SCHEME, "Mean standard deviation of the mask's draws")
 _PERCENT = Code("%", "UCUM", "Percent")
@@ -65,19 +69,19 @@ _RATIO = Code("1", "UCUM", "no units")
 _PIXELS = Code("{pixels}", "UCUM", "pixels")
 _MM = Code("mm", "UCUM", "millimeter")
 _MM2 = Code("mm2", "UCUM", "square millimeter")
+_Group: TypeAlias = (
+    sr.MeasurementsAndQualitativeEvaluations | sr.PlanarROIMeasurementsAndQualitativeEvaluations
+)
 
 
 @dataclass(frozen=True)
 class Outlined:
-    """What is known of a finding that has a mask.
+    """What is known of a finding that has a mask; None where it is not.
 
     Attributes:
         segment: Number of its segment in the SEG, from 1 on.
-        area_px: px.
-        diameter_px: Of a disc of the same area, px.
-        area_mm2: None without spacing.
-        diameter_mm: None without spacing.
-        shape: The most probable shape, None where none was classified.
+        diameter_px: Diameter of a disc of the same area, px.
+        shape: The most probable shape.
         probabilities: Probability by shape, in [0, 1].
         spread: Mean standard deviation of the segmenter's draws; None of a single draw.
     """
@@ -98,11 +102,9 @@ class Finding:
 
     Attributes:
         label: Its name in SEG and report.
-        tracking: UID that its segment has, too.
-        kind: What it is.
+        tracking: UID, the same as its segment's.
         box: [row_min, col_min, row_max, col_max], half-open, native px.
         score: The detector's, in [0, 1].
-        outlined: What its mask gives; None without a mask.
         remarks: What makes it doubtful.
     """
 
@@ -138,7 +140,7 @@ def build(
     series: str,
     instance: str,
 ) -> sr.ComprehensiveSR:
-    """Build the report of one mammogram.
+    """Build the report of what the pipeline found in one mammogram.
 
     Call it within `segmentation.referring`: what highdicom raises quotes elements.
 
@@ -150,18 +152,67 @@ def build(
         series: UID of the report's series.
         instance: UID of the report.
     """
-    complete(source)
-    groups: list[
-        sr.MeasurementsAndQualitativeEvaluations | sr.PlanarROIMeasurementsAndQualitativeEvaluations
-    ] = [_describe_status(source, bool(findings), algorithm)]
+    groups: list[_Group] = [_describe_status(source, bool(findings), algorithm)]
     for finding in findings:
         groups.append(_describe_detection(source, finding, algorithm))
         if finding.outlined and segmentation is not None:
             groups.append(_describe_segment(source, segmentation, finding, algorithm))
+    evidence = [source] if segmentation is None else [source, segmentation]
+    identity = identify(series, _SERIES, instance, algorithm.version, "findings (AI)")
+    return _build_report(evidence, groups, algorithm.device, identity)
+
+
+def build_outlines(
+    source: Dataset,
+    lesions: Sequence[Lesion],
+    version: str,
+    tracking: Sequence[str],
+    series: str,
+    instance: str,
+) -> sr.ComprehensiveSR:
+    """Build the report of what readers outlined in one mammogram, as `build` does.
+
+    Args:
+        lesions: Each with an outline.
+        tracking: A UID for each, the same as its segment's.
+    """
+    groups: list[_Group] = []
+    for lesion, uid in zip(lesions, tracking, strict=True):
+        image = sr.SourceImageForRegion.from_source_image(source)
+        # OHIF opens as editable what this name says that it drew itself
+        name = sr.TrackingIdentifier(uid=uid, identifier=f"{_VIEWER}:PlanarFreehandROI")
+        coordinates = [
+            sr.CoordinatesForMeasurement(
+                sr.GraphicTypeValues.POLYLINE,
+                # columns first, from the corner of the first pixel
+                np.concatenate([outline, outline[:1]])[:, ::-1] + np.float64(0.5),
+                source_image=image,
+            )
+            for outline in lesion.outlines
+        ]
+        area = float(lesion.mask(source.Rows, source.Columns).sum())
+        groups.append(
+            sr.MeasurementsAndQualitativeEvaluations(
+                tracking_identifier=name,
+                finding_type=code_kind(lesion),
+                finding_sites=[sr.FindingSite(BREAST)],
+                measurements=[
+                    sr.Measurement(_AREA, area, _PIXELS, referenced_coordinates=coordinates)
+                ],
+            )
+        )
+    identity = identify(series, _SERIES, instance, version, "lesions")
+    return _build_report([source], groups, instance, identity)
+
+
+def _build_report(
+    evidence: list[Dataset], groups: list[_Group], device: str, identity: dict[str, Any]
+) -> sr.ComprehensiveSR:
+    complete(evidence[0])
     observer = sr.ObserverContext(
         observer_type=sr.CodedConcept.from_code(_DEVICE),
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
-            uid=algorithm.device, name="tfmammo", manufacturer_name="tfmammo", model_name="tfmammo"
+            uid=device, name="tfmammo", manufacturer_name="tfmammo", model_name="tfmammo"
         ),
     )
     content = sr.MeasurementReport(
@@ -173,13 +224,13 @@ def build(
         designator=SCHEME, name="tfmammo", responsible_organization="tfmammo"
     )
     return sr.ComprehensiveSR(
-        evidence=[source] if segmentation is None else [source, segmentation],
+        evidence=evidence,
         content=content,
         device_serial_number="none",
         is_complete=True,
         is_final=False,
         coding_schemes=[scheme],
-        **identify(series, _SERIES, instance, algorithm.version, "findings"),
+        **identity,
     )
 
 
@@ -223,7 +274,11 @@ def _describe_detection(
         algorithm_id=_identify(algorithm, "detector"),
         measurements=[sr.Measurement(_CERTAINTY, 100 * finding.score, _PERCENT)],
     )
-    _add_remarks(group, finding.remarks)
+    for remark in finding.remarks:  # as a comment, which TID 1410 allows: it is extensible
+        item = sr.TextContentItem(
+            name=_COMMENT, value=remark, relationship_type=sr.RelationshipTypeValues.CONTAINS
+        )
+        group[0].ContentSequence.append(item)
     return group
 
 
@@ -239,7 +294,7 @@ def _describe_segment(
         segment_number=outlined.segment,
         source_image=sr.SourceImageForSegmentation.from_source_image(source),
     )
-    # highdicom states it, too; beside a segment's number the standard forbids it (PS3.3 C.18.4)
+    # highdicom states it; with a segment's number the standard forbids it (PS3.3 C.18.4)
     del segment[0].ReferencedSOPSequence[0].ReferencedFrameNumber
     shape = []
     if outlined.shape:
@@ -277,14 +332,3 @@ def _measure(outlined: Outlined) -> list[sr.Measurement]:
 
 def _track(finding: Finding) -> sr.TrackingIdentifier:
     return sr.TrackingIdentifier(uid=finding.tracking, identifier=finding.label)
-
-
-def _add_remarks(
-    group: sr.PlanarROIMeasurementsAndQualitativeEvaluations, remarks: Sequence[str]
-) -> None:
-    """Add remarks as comments, which TID 1410 allows because it is extensible."""
-    for remark in remarks:
-        item = sr.TextContentItem(
-            name=_COMMENT, value=remark, relationship_type=sr.RelationshipTypeValues.CONTAINS
-        )
-        group[0].ContentSequence.append(item)

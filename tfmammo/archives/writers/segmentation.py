@@ -1,23 +1,22 @@
-"""Write lesions found in a DICOM mammogram as a DICOM segmentation (SEG).
-
-The file refers to the mammogram and has one segment for each lesion.
+"""Write lesions found in a DICOM mammogram as a DICOM segmentation (SEG), a segment a lesion.
 
 A viewer lays the segments over the mammogram because the file belongs to the same patient and
 study: the standard makes it repeat the source's patient and study modules (PS3.3 C.7.1.1 and
 C.7.2.1), so **it holds the patient's name, identifier and date of birth wherever the source does**,
 and must be guarded as the source is. To pass it on, de-identify the source first.
 
-Left open by the standard and chosen here: segments are binary and may overlap. Some of the source's
-elements must be there but may be empty; one that is missing or breaks the standard's form stays
-empty. Where identifiers of study, series or image are missing, nothing is written, as no viewer
-could find the mammogram. The masks are in the source's own pixels, so no frame of reference is
-needed, which mammograms seldom state.
+Left open by the standard and chosen here: segments are binary and may overlap; a label map, which
+fewer viewers show, is written where it is asked for. Some of the source's elements must be there
+but may be empty; one that is missing or breaks the standard's form stays empty. Where identifiers
+of study, series or image are missing, nothing is written, as no viewer could find the mammogram.
+The masks are in the source's own pixels, so no frame of reference is needed, which mammograms
+seldom state.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,15 +43,16 @@ log = logging.getLogger(__name__)
 
 _SERIES = 9100  # its number among the study's, far from those of the machine
 PURPOSE = "research output of neural networks, not for diagnosis"
-# PS3.16 CID 7150, 7159 and 6014; asymmetries have no code of their own there.
+# PS3.16 CID 7150, 7159 and 6014
 _ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 BREAST = Code("76752008", "SCT", "Breast")
 KINDS = {
     "mass": Code("4147007", "SCT", "Mass"),
     "calcification": Code("129769006", "SCT", "Calcification Cluster"),
-    "asymmetry": Code("52988006", "SCT", "Lesion"),
+    "asymmetry": Code("129790003", "SCT", "Asymmetric breast tissue"),
     "distortion": Code("129792006", "SCT", "Architectural distortion of breast"),
 }
+LESION = Code("52988006", "SCT", "Lesion")
 ARTIFICIAL = Code("123110", "DCM", "Artificial Intelligence")  # CID 7162
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 # Elements that a SEG takes from its source and that may be empty, each with what refuses a value
@@ -77,18 +77,7 @@ def try_write(
     version: str,
     parameters: Mapping[str, str],
 ) -> str:
-    """Write the masks of what was found, where that can be.
-
-    Args:
-        path: The same as for `write`.
-        source: The mammogram's file; None of one that is no file.
-        lesions: The same as for `write`; may be empty.
-        version: The same as for `write`.
-        parameters: The same as for `write`.
-
-    Returns:
-        Why there is no segmentation, or "" where there is one.
-    """
+    """Write as `write` does, where that can be; return why there is no file, or ""."""
     if source is None or not folder.is_dicom(source):
         return "no DICOM segmentation: the input is no DICOM"
     if not lesions:
@@ -128,10 +117,15 @@ def write(
     dataset = dicom.read_dataset(source)
     with referring(source):
         segmentation = build(dataset, lesions, version, parameters)
+    save(segmentation, path)
+
+
+def save(dataset: Dataset, path: Path) -> None:
+    """Write a file; raise ArchiveError where that can't be, and leave no part of it."""
     try:
-        segmentation.save_as(path)
+        dataset.save_as(path)
     except OSError as error:
-        path.unlink(missing_ok=True)  # what a full disk leaves of it
+        path.unlink(missing_ok=True)
         raise ArchiveError(
             f"{path}: can't be written ({error.strerror or type(error).__name__})"
         ) from None
@@ -156,39 +150,66 @@ def build(
     source: Dataset,
     lesions: Mapping[str, Lesion],
     version: str,
-    parameters: Mapping[str, str],
+    parameters: Mapping[str, str] | None,
     identifiers: Identifiers | None = None,
+    label_map: bool = False,
 ) -> Segmentation:
-    """Build the segmentation of a mammogram's lesions.
+    """Build the segmentation of a mammogram's lesions, as `write` writes it.
 
     Call it within `referring`: what highdicom raises quotes elements.
 
     Args:
-        source: The mammogram's elements. Those that a SEG can't take over are emptied.
-        lesions: The same as for `write`.
-        version: The same as for `write`.
-        parameters: The same as for `write`.
+        parameters: None where readers, not networks, outlined them.
         identifiers: New ones where None.
+        label_map: Write a label map, unless lesions overlap.
     """
     complete(source)
-    masks = np.stack(
-        [lesion.mask(source.Rows, source.Columns) for lesion in lesions.values()], axis=-1
-    )
+    masks = np.stack([one.mask(source.Rows, source.Columns) for one in lesions.values()], axis=-1)
+    form = SegmentationTypeValues.BINARY
+    if label_map and masks.sum(axis=-1).max() == 1:
+        form = SegmentationTypeValues.LABELMAP
+        masks = (masks @ np.arange(1, len(lesions) + 1)).astype(np.uint16)
     if identifiers is None:
         identifiers = Identifiers(UID(), UID(), tuple(UID() for _ in lesions))
-    algorithm = AlgorithmIdentificationSequence(
-        "tfmammo", ARTIFICIAL, version, parameters=dict(parameters)
-    )
+    algorithm = None
+    if parameters is not None:
+        algorithm = AlgorithmIdentificationSequence(
+            "tfmammo", ARTIFICIAL, version, parameters=dict(parameters)
+        )
+    kind = SegmentAlgorithmTypeValues.AUTOMATIC if algorithm else SegmentAlgorithmTypeValues.MANUAL
+    author = "neural networks, not by a reader" if algorithm else "readers"
+    described = [
+        SegmentDescription(
+            segment_number=number,
+            segment_label=label,
+            segmented_property_category=_ABNORMAL,
+            segmented_property_type=code_kind(lesion),
+            algorithm_type=kind,
+            algorithm_identification=algorithm,
+            tracking_uid=tracking,
+            tracking_id=label,
+            anatomic_regions=[BREAST],
+        )
+        for number, ((label, lesion), tracking) in enumerate(
+            zip(lesions.items(), identifiers.tracking, strict=True), 1
+        )
+    ]
     segmentation = Segmentation(
         source_images=[source],
         pixel_array=masks[np.newaxis],
-        segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=_descriptions(lesions, algorithm, identifiers.tracking),
+        segmentation_type=form,
+        segment_descriptions=described,
         device_serial_number="none",
-        content_description="Lesions outlined by neural networks, not by a reader",
-        **identify(identifiers.series, _SERIES, identifiers.instance, version, "lesions"),
+        content_description=f"Lesions outlined by {author}",
+        **identify(
+            identifiers.series,
+            _SERIES,
+            identifiers.instance,
+            version,
+            "lesions (AI)" if algorithm else "lesions",
+        ),
     )
-    # Not needed beside a source image, and without a thickness, which no projection has, highdicom
+    # Not needed with a source image, and without a thickness, which no projection has, highdicom
     # itself can't read them (PS3.3 A.51.5).
     shared = segmentation.SharedFunctionalGroupsSequence[0]
     for measures in shared.get("PixelMeasuresSequence", ()):
@@ -196,6 +217,11 @@ def build(
             del shared.PixelMeasuresSequence
     segmentation.PatientOrientation = source.get("PatientOrientation") or ""
     return segmentation
+
+
+def code_kind(lesion: Lesion) -> Code:
+    """Return the code of what a lesion is."""
+    return KINDS[lesion.kind] if lesion.kind_is_certain else LESION
 
 
 @contextmanager
@@ -230,7 +256,7 @@ def identify(series: str, number: int, instance: str, version: str, what: str) -
         number: The series' number.
         instance: UID of the result, the only one of its series.
         version: Version of tfmammo.
-        what: What it holds, in a word.
+        what: What it is, in a word.
     """
     return {
         "series_instance_uid": series,
@@ -241,7 +267,7 @@ def identify(series: str, number: int, instance: str, version: str, what: str) -
         "manufacturer_model_name": "tfmammo",
         "software_versions": version,
         "content_qualification": "RESEARCH",
-        "series_description": f"tfmammo: {what} (AI), research output",
+        "series_description": f"tfmammo: {what}, research output",
     }
 
 
@@ -262,24 +288,3 @@ def complete(dataset: Dataset) -> None:
             is_known = False
         if not is_known:
             setattr(dataset, keyword, None)
-
-
-def _descriptions(
-    lesions: Mapping[str, Lesion],
-    algorithm: AlgorithmIdentificationSequence,
-    tracking: Sequence[str],
-) -> Sequence[SegmentDescription]:
-    return [
-        SegmentDescription(
-            segment_number=number,
-            segment_label=label,
-            segmented_property_category=_ABNORMAL,
-            segmented_property_type=KINDS[lesion.kind],
-            algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=algorithm,
-            tracking_uid=tracking[number - 1],
-            tracking_id=label,
-            anatomic_regions=[BREAST],
-        )
-        for number, (label, lesion) in enumerate(lesions.items(), 1)
-    ]

@@ -15,7 +15,7 @@ the same file. Images of one patient are one study, of which each view is a seri
 is used again belongs to a further study.
 
 PatientIdentityRemoved is YES for public archives, which were given out without names. For
-somebody's own folder it is NO, unless TFMAMMO_ID_KEY is set (whoever holds a list of the hospital's
+somebody's own folder it is NO, unless TFMAMMO_ID_KEY is set (whoever has a list of the hospital's
 numbers can hash them and compare) and the source says that its pixels show no annotation.
 """
 
@@ -45,11 +45,14 @@ MARK = "SYNTHETIC: lesions were inserted by software; not for diagnosis"
 _DEIDENTIFIED = (
     "cbis_ddsm",
     "cdd_cesm",
+    "cmmd",
     "ddsm",
+    "embed",
     "inbreast",
     "mini_mias",
     "optimam",
     "phantom",
+    "rsna",
     "vindr",
 )
 _VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
@@ -63,7 +66,6 @@ _ORIENTATION = {
 }
 # the order in which viewers list the series of a study
 _SERIES = {("R", "CC"): 1, ("L", "CC"): 2, ("R", "MLO"): 3, ("L", "MLO"): 4}
-_FACTS = ("laterality", "view", "pathology", "density")
 # a third larger than the default on a mammogram's noise, ten times as fast
 _FAST = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
@@ -76,13 +78,12 @@ def write_dicom_of_mammogram(
     lossy: bool = False,
     repeat: int = 0,
 ) -> None:
-    """Write one DICOM file, of the source's bits, sign and rendition.
+    """Write one DICOM file, with the source's bits, sign and rendition.
 
     Args:
         stored: Values with the inserted lesions.
         mammogram: The source; its pseudonym becomes the PatientID.
         key: What the UIDs follow from.
-        lossy: The source was compressed with loss.
         repeat: How many images of the same mammogram were written before.
     """
     rendition = _rendition(stored)
@@ -91,9 +92,14 @@ def write_dicom_of_mammogram(
         rendition["ImagerPixelSpacing"] = spacing
     shown = (mammogram.laterality, mammogram.view)
     full = bool(shown in _ORIENTATION and rendition.get("ImagerPixelSpacing"))
+    capture = {
+        "ImageType": ["DERIVED", "SECONDARY", "", "SYNTHETIC"],
+        "ConversionType": "SYN",
+        "ViewPosition": mammogram.view,
+    }
     elements = (
         _identity(mammogram, key, rendition.get("BurnedInAnnotation", "YES"), repeat)
-        | (_mammography(mammogram, rendition) if full else _capture(mammogram))
+        | (_mammography(mammogram, rendition) if full else capture)
         | rendition
     )
     elements["LossyImageCompression"] = "01" if lossy else "00"
@@ -117,14 +123,9 @@ def encode_png(picture: NDArray[np.integer]) -> bytes:
 
 
 def encode_mask_png(mask: NDArray[np.uint8]) -> bytes:
-    """Encode a mask as a PNG of one bit a pixel, which readers show as 0 and 255.
-
-    Args:
-        mask: uint8 [rows, cols], 0 or 1.
-    """
-    return cv2.imencode(".png", mask * np.uint8(255), (*_FAST, cv2.IMWRITE_PNG_BILEVEL, 1))[
-        1
-    ].tobytes()
+    """Encode uint8 [rows, cols], 0 or 1, as a PNG of one bit a pixel, read as 0 and 255."""
+    options = (*_FAST, cv2.IMWRITE_PNG_BILEVEL, 1)
+    return cv2.imencode(".png", mask * np.uint8(255), options)[1].tobytes()
 
 
 def format_coco(
@@ -159,38 +160,27 @@ def coco_annotation(
         image: The image's id.
         box: Native px, half-open.
         area: px.
-        region: From `archives.coco.encode`; None of a lesion of which only the box is known, which
-            has no segmentation then.
+        region: From `archives.coco.encode`; None where only the box is known.
         synthetic: Whether it was inserted.
     """
     top, left, bottom, right = box
-    bbox = [left, top, right - left, bottom - top]
-    # iscrowd would make evaluations ignore it, though readers of old take every RLE for a crowd.
     facts = {
         "image_id": image,
         "category_id": CATEGORIES[kind],
-        "bbox": bbox,
+        "bbox": [left, top, right - left, bottom - top],
         "area": area,
-        "iscrowd": 0,
+        "iscrowd": 0,  # 1 would make evaluations ignore it, though old readers expect it of an RLE
         "synthetic": synthetic,
     }
     return facts | ({"segmentation": region} if region else {})
 
 
 def format_metadata(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the content of metadata.csv.
-
-    Args:
-        rows: File, patient, and what is known of laterality, view, pathology, density, spacing,
-            split, bits; lesion_patient, where the first row has it.
-    """
+    """Return the content of metadata.csv; rows hold its columns as far as they are known."""
     text = io.StringIO()
     further = ["lesion_patient"] if rows and "lesion_patient" in rows[0] else []
-    table = csv.DictWriter(
-        text,
-        ("file", "patient", *_FACTS, "spacing", "split", "bits", *further),
-        lineterminator="\n",
-    )
+    facts = ("laterality", "view", "pathology", "density", "spacing", "split", "bits")
+    table = csv.DictWriter(text, ("file", "patient", *facts, *further), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     return text.getvalue()
@@ -213,31 +203,18 @@ def _rendition(stored: Stored) -> dict[str, Any]:
             # rounded to the 16 characters that a decimal string may have
             elements["WindowCenter"] = DSfloat((sum(ends) + 1) / 2, auto_format=True)
             elements["WindowWidth"] = DSfloat(abs(ends[1] - ends[0]) + 1, auto_format=True)
-    return elements | {
-        "PresentationLUTShape": "INVERSE"
-        if elements.get("PhotometricInterpretation") == "MONOCHROME1"
-        else "IDENTITY"
-    }
-
-
-def _deidentification(mammogram: Mammogram, burned_in: str) -> dict[str, Any]:
-    """Tell whether nobody can tell who the patient is.
-
-    An unkeyed hash of a hospital's number can be undone, and pixels may hold a name.
-    """
-    if mammogram.archive in _DEIDENTIFIED or (is_keyed() and burned_in == "NO"):
-        return {
-            "PatientIdentityRemoved": "YES",
-            "DeidentificationMethod": "written anew from pixels; the PatientID is a pseudonym",
-        }
-    return {"PatientIdentityRemoved": "NO"}
+    is_inverse = elements.get("PhotometricInterpretation") == "MONOCHROME1"
+    return elements | {"PresentationLUTShape": "INVERSE" if is_inverse else "IDENTITY"}
 
 
 def _identity(mammogram: Mammogram, key: str, burned_in: str, repeat: int) -> dict[str, Any]:
-    """Return whose the file is, and that it is synthetic.
+    """Return patient, study and the marks of a synthetic image.
 
     What the standard wants stated even when it is unknown is empty.
     """
+    # an unkeyed hash of a hospital's number can be reversed, and pixels may hold a name
+    is_removed = mammogram.archive in _DEIDENTIFIED or (is_keyed() and burned_in == "NO")
+    method = "written anew from pixels; the PatientID is a pseudonym"
     study = f"{mammogram.patient_id} {repeat}" if repeat else mammogram.patient_id
     uids = {
         name: generate_uid(entropy_srcs=["tfmammo", name, of])
@@ -257,7 +234,8 @@ def _identity(mammogram: Mammogram, key: str, burned_in: str, repeat: int) -> di
         **dict.fromkeys(empty, ""),
         "PatientName": "SYNTHETIC^MAMMOGRAM",
         "PatientID": mammogram.patient_id,
-        **_deidentification(mammogram, burned_in),
+        "PatientIdentityRemoved": "YES" if is_removed else "NO",
+        "DeidentificationMethod": method if is_removed else None,
         "StudyInstanceUID": uids["study"],
         "SeriesInstanceUID": uids["series"],
         "SOPInstanceUID": uids["instance"],
@@ -277,7 +255,7 @@ def _identity(mammogram: Mammogram, key: str, burned_in: str, repeat: int) -> di
 
 
 def _mammography(mammogram: Mammogram, rendition: dict[str, Any]) -> dict[str, Any]:
-    """Return what a digital mammography image must state beside pixels and spacing."""
+    """Return what a digital mammography image must state besides pixels and spacing."""
     assert mammogram.view and mammogram.laterality
     code, meaning = _VIEWS[mammogram.view]
     view = _coded(code, "SCT", meaning)
@@ -302,14 +280,6 @@ def _mammography(mammogram: Mammogram, rendition: dict[str, Any]) -> dict[str, A
         "PixelIntensityRelationshipSign": 1
         if rendition["PresentationLUTShape"] == "INVERSE"
         else -1,
-    }
-
-
-def _capture(mammogram: Mammogram) -> dict[str, Any]:
-    return {
-        "ImageType": ["DERIVED", "SECONDARY", "", "SYNTHETIC"],
-        "ConversionType": "SYN",
-        "ViewPosition": mammogram.view,
     }
 
 

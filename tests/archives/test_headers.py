@@ -1,0 +1,276 @@
+"""What a DICOM header states: mammogram or not, spacing, side, view, chest wall."""
+
+import warnings
+
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
+
+from tests.archives.test_dicom import MAMMOGRAPHY, STORED, write_file
+from tfmammo.archives import dicom
+from tfmammo.archives.headers import Header
+from tfmammo.errors import ArchiveError
+
+
+@pytest.fixture
+def header(tmp_path):
+    """A function (**elements) -> the header of a mammogram with them."""
+    return lambda **tags: dicom.read_header(write_file(tmp_path / "image.dcm", **tags))
+
+
+def item(**elements) -> Dataset:
+    made = Dataset()
+    for key, value in elements.items():
+        setattr(made, key, value)
+    return made
+
+
+def test_facts(header):
+    facts = {"ImageLaterality": "R", "ViewPosition": "MLO", "ImagerPixelSpacing": [0.07, 0.07]}
+    words = {"SeriesDescription": " cropped images "}
+    expected = Header(12, 10, (0.07, 0.07), "R", "MLO", "cropped images", False)
+    assert header(**facts, **words) == expected
+    assert header(SeriesDescription="") == Header(12, 10, None, None, None, None, False)
+
+
+IMAGER = {"ImagerPixelSpacing": [0.075, 0.15]}
+ENLARGED = IMAGER | {"EstimatedRadiographicMagnificationFactor": 1.5}
+FILM = {"NominalScannedPixelSpacing": [0.05, 0.05]}
+
+
+@pytest.mark.parametrize(
+    ("tags", "spacing"),
+    [
+        (IMAGER, (0.075, 0.15)),
+        (ENLARGED, (0.05, 0.1)),
+        (IMAGER | {"EstimatedRadiographicMagnificationFactor": 0}, (0.075, 0.15)),
+        (IMAGER | {"EstimatedRadiographicMagnificationFactor": 0.5}, (0.075, 0.15)),
+        (ENLARGED | {"PixelSpacing": [0.06, 0.12]}, (0.06, 0.12)),
+        # PS3.3 10.7.1.1: equal values without a type of calibration are not corrected
+        (ENLARGED | {"PixelSpacing": [0.075, 0.15]}, (0.05, 0.1)),
+        (
+            ENLARGED | {"PixelSpacing": [0.075, 0.15], "PixelSpacingCalibrationType": "GEOMETRY"},
+            (0.075, 0.15),
+        ),
+        (FILM, (0.05, 0.05)),
+        (IMAGER | FILM, (0.075, 0.15)),
+        ({"PixelSpacing": [0, 0]}, None),
+        ({"PixelSpacing": ""}, None),
+    ],
+)
+def test_precedence_of_spacings(header, tags, spacing):
+    assert header(**tags).spacing == (spacing and pytest.approx(spacing))
+
+
+BREAST = "76752008"
+
+
+@pytest.mark.parametrize(
+    ("tags", "side"),
+    [
+        ({"ImageLaterality": "L"}, "L"),
+        ({"Laterality": "R"}, "R"),
+        ({"FrameLaterality": "L"}, "L"),
+        ({"ImageLaterality": "B"}, None),
+        ({"AnatomicRegionSequence": [item(CodeValue="80248007")]}, "L"),
+        ({"AnatomicRegionSequence": [item(CodeValue="T-04020")]}, "R"),
+        (
+            {
+                "AnatomicRegionSequence": [
+                    item(
+                        CodeValue=BREAST, AnatomicRegionModifierSequence=[item(CodeValue="7771000")]
+                    )
+                ]
+            },
+            "L",
+        ),
+        ({"AnatomicRegionSequence": [item(CodeValue=BREAST)]}, None),
+        ({"ViewPosition": "LCC", "ImageLaterality": "R"}, "R"),
+    ],
+)
+def test_laterality(header, tags, side):
+    assert header(**tags).laterality == side
+
+
+def test_what_an_enhanced_image_says_of_its_one_frame(header, tmp_path):
+    """Breast projection x-ray images state everything in functional groups."""
+    shared = item(
+        PixelMeasuresSequence=[item(PixelSpacing=[0.05, 0.06])],
+        FrameAnatomySequence=[item(FrameLaterality="L")],
+        PixelValueTransformationSequence=[item(RescaleSlope=2, RescaleIntercept=-100)],
+    )
+    frame = item(FrameVOILUTSequence=[item(WindowCenter=900, WindowWidth=400)])
+    found = header(
+        SharedFunctionalGroupsSequence=[shared],
+        PerFrameFunctionalGroupsSequence=[frame],
+        NumberOfFrames=1,
+    )
+    assert (found.spacing, found.laterality) == ((0.05, 0.06), "L")
+    image = dicom.read_pixels(tmp_path / "image.dcm")
+    header(RescaleSlope=2, RescaleIntercept=-100, WindowCenter=900, WindowWidth=400)
+    assert (image == dicom.read_pixels(tmp_path / "image.dcm")).all()
+
+
+VIEW_CODES = {
+    "R-10242": "CC",
+    "399162004": "CC",
+    "399368009": "MLO",
+    "R-10224": "ML",
+    "R-1024A": "XCCL",
+    "399101009": "XCCM",
+    "399099002": "LMO",
+    "399188001": "SIO",
+    "G-8310": None,  # a specimen
+}
+POSITIONS = {
+    "MLO": (None, "MLO"),
+    "LMLO": ("L", "MLO"),
+    "R CC": ("R", "CC"),
+    "LML": ("L", "ML"),
+    "LMO": (None, "LMO"),
+    "LM": (None, "LM"),
+    "": (None, None),
+}
+
+
+def test_view_by_code_and_by_position(header):
+    for code, view in VIEW_CODES.items():
+        assert header(ViewCodeSequence=[item(CodeValue=code)]).view == view, code
+    for position, expected in POSITIONS.items():
+        found = header(ViewPosition=position)
+        assert (found.laterality, found.view) == expected, position
+
+
+@pytest.mark.parametrize(
+    ("words", "side"),
+    [
+        (["A", "R"], "L"),
+        (["A", "FR"], "L"),
+        (["AF", "R"], "L"),
+        (["P", "L"], "R"),
+        (["PH", "FL"], "R"),
+        (["L", "F"], None),
+        ("MLO", None),  # CBIS-DDSM's
+        ("", None),
+    ],
+)
+def test_the_chest_wall_by_the_direction_of_the_rows(header, words, side):
+    assert header(PatientOrientation=words, ImageLaterality="R").chest_wall == side
+
+
+@pytest.mark.parametrize(
+    ("tags", "raw"),
+    [
+        ({"PresentationIntentType": "FOR PROCESSING"}, True),
+        ({"PresentationIntentType": "FOR PRESENTATION"}, False),
+        ({"SOPClassUID": f"{MAMMOGRAPHY}.1"}, True),
+    ],
+)
+def test_raw_images_are_recognised(header, tags, raw):
+    assert header(**tags).for_processing is raw
+
+
+CAPTURE = {"SOPClassUID": SecondaryCaptureImageStorage}
+RADIOGRAPH = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1"}
+PHOTOGRAPH = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.77.1.5.1"}  # of a fundus
+TOMOSYNTHESIS = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.13.1.3"}
+GENERATED = {"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"]}
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        CAPTURE,
+        CAPTURE | {"Modality": None},
+        CAPTURE | {"BodyPartExamined": "LEFT BREAST"},
+        {"SOPClassUID": f"{SecondaryCaptureImageStorage}.3"},
+        RADIOGRAPH,
+        RADIOGRAPH | {"Modality": None, "BodyPartExamined": "BREAST"},
+        {"Modality": None},
+        GENERATED,
+        TOMOSYNTHESIS | GENERATED,
+    ],
+)
+def test_film_scans_radiographs_and_synthesized_images_are_mammograms(header, tags):
+    assert header(**tags).rows == 12
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        CAPTURE | {"Modality": "CT"},  # a dose page
+        CAPTURE | {"Modality": "OT"},
+        CAPTURE | {"BodyPartExamined": "ABDOMEN"},
+        CAPTURE | {"Modality": None, "BodyPartExamined": "CHEST"},
+        PHOTOGRAPH,
+        PHOTOGRAPH | {"Modality": None},
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.6.1"},  # ultrasound
+        RADIOGRAPH | {"Modality": None},
+        {"SOPClassUID": CTImageStorage, "Modality": None, "BodyPartExamined": "BREAST"},
+    ],
+)
+def test_what_is_found_beside_mammograms_is_none(header, tags):
+    with pytest.raises(ArchiveError, match="is not a mammogram"):
+        header(**tags)
+
+
+@pytest.mark.parametrize(
+    ("tags", "name"),
+    [
+        (TOMOSYNTHESIS | {"NumberOfFrames": 3, "PixelData": STORED.tobytes() * 3}, "of 3 images"),
+        (TOMOSYNTHESIS, "part of"),  # one slice
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.13.1.4"}, "part of"),  # a projection
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "TOMO_PROJ", "RIGHT"]}, "part of"),
+        ({"TomoClass": "TOMOSYNTHESIS"}, "part of"),
+        # older systems write slices as CT, or hide them in a capture's private elements
+        (
+            {"SOPClassUID": CTImageStorage, "ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS"]},
+            "part of",
+        ),
+        (CAPTURE | {"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "NONE"]}, "part of"),
+    ],
+)
+def test_tomosynthesis_is_named(header, tags, name):
+    with pytest.raises(ArchiveError, match=f"is not a mammogram but .*{name}.*") as caught:
+        header(**tags)
+    assert "tomosynthesis" in str(caught.value)
+
+
+REFUSED = {
+    "modality is CT": {"Modality": "CT", "SOPClassUID": CTImageStorage},
+    "has 3 frames": {"NumberOfFrames": 3, "PixelData": STORED.tobytes() * 3},
+    "interpretation is RGB": {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"},
+    "interpretation is unknown": {"PhotometricInterpretation": "QUIBBLE"},
+    "no rows or columns": {"Rows": None},
+    "no mammogram has 65535 x 65535 pixels": {"Rows": 65535, "Columns": 65535},
+    "17 bits stored in 16": {"BitsStored": 17},
+    "32 bits stored in 32": {"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31},
+    "has no pixel data": {"PixelData": None},
+    "the file ends early, 100 of 240 bytes": {"PixelData": STORED.tobytes()[:100]},
+    "high bit 15 does not fit 12 stored bits": {"HighBit": 15},
+}
+
+
+@pytest.mark.parametrize("reader", [dicom.read_header, dicom.read_pixels])
+@pytest.mark.parametrize("reason", REFUSED)
+def test_refusals_name_file_and_reason(tmp_path, reason, reader):
+    path = write_file(tmp_path / "image.dcm", **REFUSED[reason])
+    with pytest.raises(ArchiveError, match=rf"image\.dcm: .*{reason}") as caught:
+        reader(path)
+    assert "\n" not in str(caught.value) and "QUIBBLE" not in str(caught.value)
+
+
+def test_invalid_values_do_not_leak_as_warnings(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = write_file(
+            tmp_path / "image.dcm",
+            PatientBirthDate="not a date",
+            StudyInstanceUID="1.x.2",
+            PatientAge="ninety",
+            ImageLaterality="left breast",
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert dicom.read_header(path).laterality is None
+        dicom.read_pixels(path)

@@ -1,0 +1,134 @@
+"""Lesions as label-map SEG and as a report of OHIF's form: written, stored, and read again."""
+
+import shutil
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pydicom
+import pytest
+
+from tests.archives.test_regions import CLUSTER, MASS, ODD, read, write_image
+from tests.archives.test_reports import AREA, FREE_TEXT, write_measurements
+from tests.orthanc import run_orthanc
+from tests.small_mammograms import COLS, ROWS, SQUARE
+from tfmammo.archives import folder, regions
+from tfmammo.archives.__main__ import main
+from tfmammo.archives.writers import annotations
+from tfmammo.mammogram import Lesion, Skipped
+
+ELLIPSE = [[12.25, 30.5], [28.5, 30.5], [20.5, 26.125], [20.5, 34.5]]
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    """In place of the fixture for all tests: nothing here touches Keras, so nothing
+    waits for it.
+    """
+
+
+def annotate(root, *lesions):
+    """Write a mammogram's lesions into its folder; return the reasons of what is left out."""
+    image = write_image(root)
+    skipped = Skipped()
+    record = replace(folder.read_one(image), lesions=lesions)
+    annotations.write([record], root / "annotations", skipped)
+    return list(skipped.reasons.values())
+
+
+def list_classes(root):
+    return sorted(pydicom.dcmread(path).SOPClassUID for path in (root / "annotations").iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:The value length")  # OHIF's code is longer than allowed
+def test_what_ohif_wrote_is_the_same_when_it_is_read_again(tmp_path):
+    image = write_image(tmp_path / "ohif")
+    write_measurements(image, (AREA, "ELLIPSE", ELLIPSE), finding=(*FREE_TEXT, "Mass"))
+    (first,), _ = read(tmp_path / "ohif")
+    again = tmp_path / "again"
+    main(["folder", str(tmp_path / "ohif"), "--dicom", str(again / "annotations")])
+    (again / "images").mkdir()
+    shutil.copy(image, again / "images")
+    assert list_classes(again) == [regions.LABEL_MAP, regions.REPORTS[1]]
+    for counts in ("SEG", "report"):  # the SEG where both are there
+        (record,), reasons = read(again)
+        (lesion,) = record.lesions
+        assert not reasons and (lesion.kind, lesion.kind_is_certain) == ("mass", True)
+        drawn = lesion.mask(ROWS, COLS)
+        np.testing.assert_array_equal(drawn, first.lesions[0].mask(ROWS, COLS))
+        if counts == "SEG":
+            next((again / "annotations").glob("*_seg.dcm")).unlink()
+    np.testing.assert_allclose(lesion.outlines[0], first.lesions[0].outlines[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("without", ["seg", "sr"])
+def test_kinds_come_back(tmp_path, without):
+    unsure = replace(ODD, kind="mass", kind_is_certain=False)
+    asymmetry = Lesion.from_outline("asymmetry", SQUARE + [-8, -15], ROWS, COLS)
+    lesions = (MASS, CLUSTER, unsure, asymmetry)
+    assert not annotate(tmp_path, *lesions)
+    next((tmp_path / "annotations").glob(f"*_{without}.dcm")).unlink()
+    (record,), reasons = read(tmp_path)
+    assert not reasons
+    for read_back, lesion in zip(record.lesions, lesions, strict=True):
+        assert (read_back.kind, read_back.kind_is_certain) == (lesion.kind, lesion.kind_is_certain)
+        np.testing.assert_array_equal(read_back.mask(ROWS, COLS), lesion.mask(ROWS, COLS))
+
+
+def test_lesions_that_overlap_are_binary_segments(tmp_path):
+    over = Lesion.from_outline("calcification", SQUARE + [3, 3], ROWS, COLS)
+    annotate(tmp_path, MASS, over)
+    assert list_classes(tmp_path) == [regions.SEGMENTATION, regions.REPORTS[1]]
+    (record,), reasons = read(tmp_path)
+    assert not reasons and [one.kind for one in record.lesions] == ["mass", "calcification"]
+
+
+def test_a_box_is_no_outline_and_a_picture_no_dicom(tmp_path):
+    box = Lesion("mass", (1, 2, 9, 9))
+    assert annotate(tmp_path, MASS, box) == ["1 lesions have a box but no outline"]
+    assert len(read(tmp_path)[0][0].lesions) == 1
+    skipped = Skipped()
+    record = replace(folder.read_one(tmp_path / "images" / "a.dcm"), lesions=(MASS,), file=None)
+    assert annotations.write([record], tmp_path / "b", skipped) == 0
+    assert "is no DICOM" in next(iter(skipped.reasons.values()))
+
+
+def test_the_same_lesions_are_the_same_objects(tmp_path):
+    annotate(tmp_path, MASS)
+    record = replace(folder.read_one(tmp_path / "images" / "a.dcm"), lesions=(MASS,))
+    annotations.write([record], tmp_path / "b", Skipped())
+    for name in ("seg", "sr"):
+        uids = [
+            pydicom.dcmread(next((tmp_path / place).glob(f"*_{name}.dcm"))).SOPInstanceUID
+            for place in ("annotations", "b")
+        ]
+        assert uids[0] == uids[1]
+
+
+def test_dcmtk_and_the_standards_checker_read_the_report(tmp_path):
+    programs = shutil.which("dsrdump"), shutil.which("dciodvfy")
+    if None in programs:
+        pytest.skip("no checkers: apt-get install dcmtk dicom3tools")
+    annotate(tmp_path, MASS, CLUSTER)
+    path = next((tmp_path / "annotations").glob("*_sr.dcm"))
+    told = [
+        subprocess.run([program, path], capture_output=True, text=True, check=False).stderr
+        for program in programs
+    ]
+    assert told[0] == "" and "Error" not in told[1]
+
+
+@pytest.mark.slow
+def test_a_pacs_gives_back_what_was_stored(tmp_path):
+    annotate(tmp_path, MASS, CLUSTER)
+    (before,), _ = read(tmp_path)
+    with run_orthanc(tmp_path / "orthanc") as pacs:
+        for path in (tmp_path / "images" / "a.dcm", *(tmp_path / "annotations").iterdir()):
+            pacs.upload(path)
+        assert len(pacs.ask("/studies")) == 1
+        pacs.download(tmp_path / "back" / "images")
+    (after,), reasons = read(tmp_path / "back")
+    assert not reasons
+    for lesion, again in zip(before.lesions, after.lesions, strict=True):
+        assert lesion.kind == again.kind
+        np.testing.assert_array_equal(lesion.mask(ROWS, COLS), again.mask(ROWS, COLS))

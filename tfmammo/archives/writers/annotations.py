@@ -1,0 +1,75 @@
+"""Write an archive's lesions as DICOM: a label-map SEG and a TID 1500 report.
+
+Viewers show them, and `folder` reads them back from a folder `annotations`. A lesion has one
+tracking UID in both. Files repeat the patient and the study of their mammogram: guard them as it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydicom.uid import generate_uid
+
+from tfmammo import __version__
+from tfmammo.archives import dicom, folder
+from tfmammo.archives.writers import measurements, segmentation
+from tfmammo.errors import ArchiveError
+from tfmammo.filesystem import name_case
+from tfmammo.mammogram import Mammogram, Skipped
+
+
+def write(mammograms: Iterable[Mammogram], output: Path, skipped: Skipped) -> int:
+    """Write NAME_seg.dcm and NAME_sr.dcm for each DICOM mammogram with outlined lesions.
+
+    UIDs follow from the mammogram's, so that what is written again is the same object. A lesion of
+    which only the box is known is left out, because a rectangle would be read as its outline.
+
+    Args:
+        output: A folder; it is made.
+        skipped: Takes what is left out.
+
+    Returns:
+        For how many mammograms.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    written = 0
+    for mammogram in mammograms:
+        if mammogram.lesions:
+            try:
+                _write_one(mammogram, output, skipped)
+                written += 1
+            except ValueError as error:
+                skipped.add(mammogram.image_id, error)
+    return written
+
+
+def _write_one(mammogram: Mammogram, output: Path, skipped: Skipped) -> None:
+    path = mammogram.file
+    if path is None or not folder.is_dicom(path):
+        raise ArchiveError("is not a DICOM, so no segmentation can refer to it")
+    lesions = [lesion for lesion in mammogram.lesions if lesion.outlines]
+    if boxes := len(mammogram.lesions) - len(lesions):
+        skipped.add(mammogram.image_id, f"{boxes} lesions have a box but no outline")
+    if not lesions:
+        raise ArchiveError("nothing of it is written")
+    source = dicom.read_dataset(path)
+    with segmentation.referring(path):
+
+        def make_uid(*names: str) -> str:
+            return generate_uid(entropy_srcs=["tfmammo lesions", source.SOPInstanceUID, *names])
+
+        tracking = tuple(make_uid(str(number)) for number in range(len(lesions)))
+        labelled = {
+            # the label's word counts where the code is general
+            f"Lesion {number}{f' {lesion.kind}' if lesion.kind_is_certain else ''}": lesion
+            for number, lesion in enumerate(lesions, 1)
+        }
+        uids = segmentation.Identifiers(make_uid("SEG series"), make_uid("SEG"), tracking)
+        segments = segmentation.build(source, labelled, __version__, None, uids, label_map=True)
+        report = measurements.build_outlines(
+            source, lesions, __version__, tracking, make_uid("SR series"), make_uid("SR")
+        )
+    name = name_case(mammogram.image_id)
+    segmentation.save(segments, output / f"{name}_seg.dcm")
+    segmentation.save(report, output / f"{name}_sr.dcm")
