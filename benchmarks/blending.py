@@ -47,7 +47,7 @@ from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.generators import Generator
 from tfmammo.synthesis.lesion_bank import LesionBank
 from tfmammo.synthesis.placement import TargetMammogram
-from tfmammo.synthesis.provenance import Recipe
+from tfmammo.synthesis.recipe import Recipe
 from tfmammo.synthesis.renderers import DirectRenderer, NetworkRenderer, Renderer, show_pasted
 from tfmammo.synthesis.sources import select_lesions
 from tfmammo.synthesis.synthesizer import Synthesizer, render

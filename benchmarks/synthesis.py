@@ -56,7 +56,7 @@ from tfmammo.synthesis.config import ShapeConfig, SynthesisConfig
 from tfmammo.synthesis.generators import Generator
 from tfmammo.synthesis.mammogram_set import list_files
 from tfmammo.synthesis.placement import TargetMammogram
-from tfmammo.synthesis.provenance import Recipe, Source
+from tfmammo.synthesis.recipe import Recipe, Source
 from tfmammo.synthesis.renderers import NetworkRenderer, show_tri_label
 from tfmammo.synthesis.sets import write_files
 from tfmammo.synthesis.shapes import ShapeFiles

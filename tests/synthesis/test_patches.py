@@ -22,10 +22,9 @@ from tfmammo.mammogram import Skipped
 from tfmammo.synthesis import patches
 from tfmammo.synthesis.config import PatchSynthesisConfig
 from tfmammo.synthesis.generators import load_lesion_generator
-from tfmammo.synthesis.patch_drawing import draw_patch
-from tfmammo.synthesis.patch_set import PatchRecipe, PatchSet, describe_rates
-from tfmammo.synthesis.patches import remake, synthesize
-from tfmammo.synthesis.provenance import read_recipe
+from tfmammo.synthesis.patch_set import PatchSet
+from tfmammo.synthesis.patches import draw_patch, remake, synthesize
+from tfmammo.synthesis.recipe import PatchRecipe, read_recipe
 
 DATA = DataConfig(phantoms=12)
 

@@ -23,7 +23,7 @@ from tfmammo.mammogram import Lesion, Skipped
 from tfmammo.synthesis import mammograms, patches
 from tfmammo.synthesis.config import PatchSynthesisConfig, ShapeConfig, SynthesisConfig
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
-from tfmammo.synthesis.provenance import Recipe, read_recipe
+from tfmammo.synthesis.recipe import Recipe, read_recipe
 
 ROWS = 200
 COLS = 150

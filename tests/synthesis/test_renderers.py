@@ -16,7 +16,7 @@ from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.generators import Generator
 from tfmammo.synthesis.lesion_bank import LesionPatch
 from tfmammo.synthesis.placement import TargetMammogram
-from tfmammo.synthesis.provenance import InsertedLesion
+from tfmammo.synthesis.recipe import InsertedLesion
 from tfmammo.synthesis.renderers import (
     BORDER,
     NETWORK_VIEWS,

@@ -114,19 +114,7 @@ def make_normal_patches(
 def make_shape_patches(
     mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
 ) -> Patches:
-    """Make a patch of every mass of stated shape, alone, labelled by its place in sampling.SHAPES.
-
-    Args:
-        mammograms: No pixel of theirs is read.
-        config: size is used.
-        skipped: Unreadable masks are noted here.
-
-    Returns:
-        Labelled patches. Their images show the masks, since there is nothing else to see.
-
-    Raises:
-        DataError: No mass has one of the four shapes.
-    """
+    """Make a patch of every mass of stated shape, alone, labelled by its place in sampling.SHAPES."""
     _refuse_detectors_keys(config)
     records = list(mammograms)
     masks, shapes, patients, ids = sampling.draw_shape_masks(records, config.size, skipped=skipped)
@@ -157,23 +145,12 @@ def extract_patches(
     mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int | None = None
 ) -> Iterator[Patch]:
     """Extract the patches of one mammogram, one at a time.
-
     - "lesion": one for every wanted lesion, or in the crop mode "full" one for all of them; see
       `crop_window`.
     - "offset": `count` random windows near a lesion; see `sampling.draw_near_lesion`.
     - "normal": `count` random windows of a normal mammogram; see `sampling.draw_on_breast`.
 
     A mask shows every wanted lesion, so that a neighbour does not count as background.
-
-    Args:
-        mammogram: The raw record. Its pixels are read once, and only if there is a patch to make.
-        config: The same as for `make_patches`.
-        skipped: Lesions and windows that make no patch are noted here, by image_id.
-        count: This mammogram's share, by `sampling.draw_quota`; not used for "lesion".
-
-    Raises:
-        ValueError: "offset" or "normal" is not given a count.
-        DataError: The config holds keys for detectors alone.
     """
     _refuse_detectors_keys(config)
     if config.patches == "lesion":
@@ -197,13 +174,7 @@ def _refuse_detectors_keys(config: DataConfig) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Preprocessed:
-    """A mammogram after preprocessing, its pixels read.
-
-    Attributes:
-        lesions: The wanted ones that have an outline, by their index in the archive's record.
-        image: float32 [rows, cols, 1] in [0, 1].
-        regions: uint8 [rows, cols, 1], 1 on any of the lesions.
-    """
+    """A mammogram after preprocessing, its pixels read."""
 
     mammogram: Mammogram
     lesions: dict[int, Lesion]
@@ -237,11 +208,6 @@ def make_sampler(
     mammogram: Mammogram, config: DataConfig, skipped: Skipped
 ) -> Callable[[int], Patch] | None:
     """Return a function that makes random patches of one mammogram, whose pixels are read here.
-
-    Args:
-        mammogram: The raw record.
-        config: The same as for `make_patches`; patches is "offset" or "normal".
-        skipped: What makes no patch is noted here.
 
     Returns:
         Number -> patch, the same for the same seed, image and number. It raises ValueError where

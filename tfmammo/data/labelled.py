@@ -28,21 +28,13 @@ def make_pathology_patches(
     mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped, malignant: bool = True
 ) -> Patches:
     """Make malignant, benign and normal patches, labelled by SEVERITY and balanced.
-
     The module says how many.
 
     Arguments are those of `make_patches`; config.patches is not read.
 
     Args:
-        skipped: Takes patches of lesions whose pathology is unknown too.
         malignant: Without it every lesion counts as malignant, for archives that seldom state a
             lesion's pathology.
-
-    Returns:
-        Labels: 0 malignant, 1 benign, 2 normal.
-
-    Raises:
-        DataError: One of the three, or without `malignant` of the two, is missing.
     """
     records = list(mammograms)
     _warn_about_percentiles(config)
@@ -66,11 +58,7 @@ def make_pathology_patches(
 
 def check_pathologies(patches: Patches, malignant: bool = True) -> Patches:
     """Return the patches if each of the three classes is among them.
-
     Without `malignant` the first and the last must be.
-
-    Raises:
-        DataError: One is missing; the message counts them.
     """
     counts = {name: int(np.sum(patches.labels == label)) for label, name in enumerate(SEVERITY[:3])}
     missing = [
@@ -94,15 +82,7 @@ def make_binary_patches(
     benign: bool = False,
 ) -> Patches:
     """Make patches near lesions, labelled 1, and normal ones, labelled 0, balanced.
-
     Arguments are those of `make_pathology_patches`.
-
-    Args:
-        malignant: Leave benign lesions, and those of unknown pathology, out.
-        benign: With `malignant`, label benign lesions 0 instead of leaving them out.
-
-    Raises:
-        DataError: One of the two is missing.
     """
     records = list(mammograms)
     _warn_about_percentiles(config)
@@ -122,17 +102,12 @@ def make_blend_patches(
     mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
 ) -> Patches:
     """Make patches around lesions, labelled 1, and normal ones to blend them into, labelled 0.
-
     They are balanced.
 
     Arguments are those of `make_patches`; config.patches is not read.
 
     Args:
         config: Where sampling.scale is null, `measure_scale` gives it.
-        skipped: Takes lesions whose mask touches their patch's border too.
-
-    Raises:
-        DataError: One of the two is missing.
     """
     records = list(mammograms)
     around = make_lesion_patches(records, config, skipped)
@@ -154,20 +129,7 @@ def measure_scale(
     mammograms: Iterable[Mammogram], config: DataConfig, ids: Collection[str]
 ) -> tuple[float, ...]:
     """Measure by which factors lesions' windows are enlarged to patches.
-
     Tissue of other windows could be told from lesions by its resolution alone.
-
-    Args:
-        mammograms: Raw records; no pixel is read.
-        config: Crop mode, size and preprocess.spacing are used.
-        ids: The lesions' patches.
-
-    Returns:
-        The deciles of size over the window's side, for `sampling.scale`: the smallest and the
-        largest tenth of the lesions are left out.
-
-    Raises:
-        DataError: None of the patches is of a single lesion.
     """
     wanted = set(ids)
     scales = []
@@ -189,14 +151,7 @@ def measure_scale(
 
 
 def check_binary(patches: Patches, where: str) -> Patches:
-    """Return the patches if some are of lesions and some normal; labels of normal ones are even.
-
-    Args:
-        where: Where the patches are from, for the message.
-
-    Raises:
-        DataError: One class is missing.
-    """
+    """Return the patches if some are of lesions and some normal; labels of normal ones are even."""
     positives = int(np.sum(patches.labels % 2 == 1))
     if positives in (0, len(patches)):
         missing = "normal" if positives else "lesion's"

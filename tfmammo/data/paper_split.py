@@ -26,19 +26,7 @@ def split_as_in_paper(
 ) -> tuple[Patches, Patches]:
     """Split by CAN's protocol, which leaks: augment to `samples` patches, then draw `test` of them.
 
-    Args:
-        patches: Before augmentation.
-        samples: Drawn without repetition from the 8 rotations and flips of each patch.
-        test: How many of the samples are for testing.
-        seed: Seed of both draws. Ids get "~0" (unchanged) to "~7" appended.
-
-    Returns:
-        (train, test).
-
-    Raises:
-        DataError: A subset would be empty.
-
-    Departure:
+    Deviation:
         Where 8 variants of each patch don't reach `samples`, all of them are taken and `test` is
         reduced in proportion (and logged).
     """

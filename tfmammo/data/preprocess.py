@@ -31,24 +31,9 @@ Size = tuple[int, int]  # (rows, cols), px
 
 def preprocess_mammogram(mammogram: Mammogram, config: PreprocessConfig) -> Mammogram:
     """Preprocess a mammogram and move its lesions with it; no pixel or mask is read yet.
-
     remove_marks, remove_pectoral, flip_right and spacing are done, in this order; the other keys
     are for `preprocess_patch`. A fact that a step needs and the archive does not state is an error:
     nobody would notice a wrong guess from the image.
-
-    Args:
-        mammogram: The record as its reader gives it.
-        config: What to do.
-
-    Returns:
-        A record of the same ids and file, which can be pickled; rows, cols and spacing are the new
-        image's (the spacing differs from config.spacing by what rounding to whole pixels makes of
-        it). The same object when nothing is switched on.
-
-    Raises:
-        DataError: remove_pectoral and the view is unknown, or it is MLO and the laterality is
-            unknown; flip_right and the laterality is unknown; spacing and the archive's spacing is
-            unknown, or makes an image larger than any mammogram.
     """
     if not (config.remove_marks or config.remove_pectoral or config.flip_right or config.spacing):
         return mammogram
@@ -83,7 +68,6 @@ def map_to_native(
 
     Args:
         mask: uint8 [rows, cols], 0 or 1, of what `preprocess_mammogram` returns.
-        mammogram: The record as its reader gives it.
 
     Returns:
         uint8 [rows, cols], 0 or 1, native px; a native pixel is 1 where the mask covers at least
@@ -96,13 +80,10 @@ def map_to_native(
 
 def resize_mask_to(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
     """Resample a mask as an image and keep what is at least half.
-
     A mask that grows has a smooth border; that of `resize_mask` has steps.
 
     Args:
         mask: uint8 [any, any], 0 or 1.
-        rows: New number of rows.
-        cols: New number of columns.
 
     Returns:
         uint8 [rows, cols], 0 or 1.
@@ -116,7 +97,6 @@ def preprocess_patch(crop: NDArray[np.float32], config: PreprocessConfig) -> NDA
 
     Args:
         crop: float32 [rows, cols, 1] in [0, 1], of the size that a network sees.
-        config: Denoise, contrast, clahe_clip and clahe_tiles are used.
 
     Returns:
         float32 [rows, cols, 1] in [0, 1]; the same object when nothing is switched on.
@@ -139,9 +119,6 @@ def normalise(image: NDArray[np.float32], percentiles: tuple[float, float]) -> N
 
     Returns:
         float32 [rows, cols, 1] in [0, 1].
-
-    Raises:
-        ValueError: Both percentiles have the same grey value, as in a constant image.
     """
     low, high = np.percentile(image, percentiles)
     if not high > low:
@@ -154,13 +131,10 @@ def normalise(image: NDArray[np.float32], percentiles: tuple[float, float]) -> N
 
 def resize_image(image: NDArray[np.float32], rows: int, cols: int) -> NDArray[np.float32]:
     """Resample an image by area along an axis that shrinks, linearly along one that grows.
-
     Averaging over areas avoids aliasing.
 
     Args:
         image: float32 [any, any, 1] in [0, 1].
-        rows: New number of rows.
-        cols: New number of columns.
 
     Returns:
         float32 [rows, cols, 1] in [0, 1].
@@ -196,8 +170,6 @@ def resize_mask(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uin
 
     Args:
         mask: uint8 [any, any, 1], 0 or 1.
-        rows: New number of rows.
-        cols: New number of columns.
 
     Returns:
         uint8 [rows, cols, 1], 0 or 1.
@@ -211,14 +183,9 @@ def apply_window(image: NDArray[np.float32], low: float, high: float) -> NDArray
 
     Args:
         image: float32 [rows, cols, 1], any range.
-        low: The grey value that becomes 0.
-        high: The grey value that becomes 1.
 
     Returns:
         float32 [rows, cols, 1] in [0, 1].
-
-    Raises:
-        ValueError: Low is not below high.
     """
     if not low < high:
         raise ValueError(f"a window from {low:g} to {high:g} is empty")
@@ -230,10 +197,6 @@ def flip_right(image: NDArray, laterality: Laterality) -> NDArray:
 
     Args:
         image: [rows, cols, ...].
-        laterality: Laterality of the breast.
-
-    Returns:
-        The image mirrored in its columns for R, the same object for L.
     """
     return np.ascontiguousarray(image[:, ::-1]) if laterality == "R" else image
 
@@ -284,7 +247,6 @@ def denoise(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
 def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Equalise the histogram on 16 bits.
-
     A grey value v becomes (cdf(v) - cdf(darkest)) / (1 - cdf(darkest)). So the darkest value is 0
     and the brightest 1, and air stays black, however much there is of it. Equal values stay equal,
     and the order of grey values is kept.
@@ -305,7 +267,6 @@ def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def clahe(image: NDArray[np.float32], clip: float, tiles: int) -> NDArray[np.float32]:
     """Equalise the histogram locally with limited contrast (CLAHE), by scikit-image.
-
     Grey values are stretched to the full range and sorted into 256 bins. A tile's histogram is cut
     at `clip` times a uniform histogram's count and what is cut off is spread over the lower ones;
     its cumulative sum maps grey values. Between tile centres the maps of the four nearest tiles are
@@ -314,8 +275,6 @@ def clahe(image: NDArray[np.float32], clip: float, tiles: int) -> NDArray[np.flo
 
     Args:
         image: float32 [rows, cols, 1] in [0, 1].
-        clip: How steep a map may get over the identity's slope, about.
-        tiles: Along each axis.
 
     Returns:
         float32 [rows, cols, 1] in [0, 1]; an image that is constant on 16 bits is returned as it

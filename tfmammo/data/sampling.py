@@ -52,11 +52,7 @@ _SHAPE_WORDS = {**{shape: shape for shape in SHAPES}, "lobulated": "lobular"}
 
 def select_lesions(mammogram: Mammogram, config: DataConfig) -> dict[int, Lesion]:
     """Select the lesions that config's kinds, pathologies and mixed_findings ask for.
-
     No file is read.
-
-    Returns:
-        Lesion by its index in the mammogram.
     """
     return {
         number: lesion
@@ -106,7 +102,6 @@ def has_normal_tissue(mammogram: Mammogram, config: SamplingConfig) -> bool:
 
 def note_lost(mammogram: Mammogram, kinds: Iterable[LesionKind] | None, skipped: Skipped) -> bool:
     """Whether the image lost a lesion of these kinds (None: of any) on reading; note it then.
-
     Nobody could say whether what is found outside its other lesions is wrong.
     """
     if mammogram.lacks(kinds):
@@ -117,21 +112,9 @@ def note_lost(mammogram: Mammogram, kinds: Iterable[LesionKind] | None, skipped:
 
 def draw_quota(mammograms: Iterable[Mammogram], config: DataConfig) -> dict[str, int]:
     """Draw how many patches each mammogram is asked for; no pixel is read.
-
     For config.patches "offset", `sampling.count` draws of a lesion, each equally likely; for
     "normal", of a normal mammogram; for "lesion" no draw: as many as there are wanted lesions,
     outlined or not, with frame "full" at most one.
-
-    Args:
-        mammograms: All records, in any order.
-        config: What `select_lesions` uses, patches, frame, sampling.count and seed.
-
-    Returns:
-        image_id -> count for every mammogram, 0 included.
-
-    Raises:
-        DataError: No mammogram can give a patch.
-        ConfigError: Random patches have no scale.
     """
     if config.patches != "lesion":
         config.sampling.get_scale()
@@ -161,7 +144,6 @@ def random_stream(seed: int, image_id: str, number: int) -> np.random.Generator:
 
 def draw_length(size: int, config: SamplingConfig, random: np.random.Generator) -> int:
     """Draw the side of a window, native px, that becomes `size` px.
-
     It is enlarged by a number drawn from config.scale.
     """
     scale = config.get_scale()
@@ -184,16 +166,12 @@ def draw_near_lesion(
         length: The square's side, native px.
         offset: px between the pixel and the square's centre, at most, along each axis; no more than
             just short of half the side is used.
-        random: Random numbers.
         breast: uint8 [rows, cols, 1], 0 or 1; None if any square will do.
         tissue: Smallest part of the square that is breast, 0 to 1.
 
     Returns:
         [row_min, col_min, row_max, col_max], half-open, native px; beyond the image only along an
         axis where it is longer than the image.
-
-    Raises:
-        ValueError: The region is empty, or none of ATTEMPTS squares holds enough breast.
     """
     pixels = np.flatnonzero(region)
     if len(pixels) == 0:
@@ -232,9 +210,6 @@ def draw_on_breast(
 
     Returns:
         [row_min, col_min, row_max, col_max], half-open, native px.
-
-    Raises:
-        ValueError: There is none.
     """
     if length <= min(breast.shape[:2]):
         # 0.07 * 100 is above 7 in floating point
@@ -263,7 +238,6 @@ def count_in_windows(region: NDArray[np.uint8], length: int) -> NDArray[np.int32
 
 def shape_class(word: str | None) -> str | None:
     """Classify an archive's word for a mass's shape as one of SHAPES.
-
     Joined words count where they name one of the four, whatever else they add:
     "irregular-architectural_distortion" is irregular, "oval-lymph_node" oval. What names two of
     them, or none, has no class.
@@ -278,18 +252,8 @@ def draw_shape_mask(
 ) -> NDArray[np.uint8]:
     """Draw the mask of one mass, alone in a square around its box.
 
-    Args:
-        lesion: A lesion with an outline.
-        rows: Rows of its mammogram.
-        cols: Columns of its mammogram.
-        size: The same as for `draw_shape_masks`.
-        margin: The same as for `draw_shape_masks`.
-
     Returns:
         uint8 [size, size, 1], 0 or 1.
-
-    Raises:
-        ValueError: It has no outline, or nothing of it is left at that size.
     """
     top, left, bottom, right = lesion.box
     mask = lesion.mask(rows, cols)[top:bottom, left:right]
@@ -311,22 +275,15 @@ def draw_shape_masks(
     skipped: Skipped | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.str_], NDArray[np.str_], NDArray[np.str_]]:
     """Draw the masks of all masses whose shape is stated, each alone in a square.
-
     A shape is learned from them.
 
     Args:
-        mammograms: No pixel of theirs is read.
         size: Rows and columns of a mask, px.
-        margin: Between the longer side of the mass's box and the square's border, over that side.
-        skipped: Unreadable masks are noted here.
 
     Returns:
         Masks: uint8 [n, size, size, 1], 0 or 1; shapes: str [n], one of SHAPES; patient_ids: str
         [n]; ids: str [n], "<image_id>#<index of the lesion>". Masses of another shape, of two or of
         none are left out and counted in the log.
-
-    Raises:
-        DataError: No mass is left.
     """
     skipped = Skipped() if skipped is None else skipped
     masks = []

@@ -39,7 +39,6 @@ SplittableT = TypeVar("SplittableT", bound=Splittable)
 @dataclass(frozen=True, eq=False)
 class Mammograms:
     """Mammograms to split, whatever patches are made of them; row i of every array is one.
-
     For the arrays see Splittable.
     """
 
@@ -52,7 +51,6 @@ class Mammograms:
     @staticmethod
     def of(records: Iterable[Mammogram]) -> Mammograms:
         """List mammograms; no pixel and no mask file is read.
-
         Where the archive states no pathology of an image, its worst lesion's counts.
         """
         rows = [
@@ -180,7 +178,6 @@ def split_by_patient(
     order: Sequence[str] = SEVERITY,
 ) -> tuple[Rows, Rows]:
     """Hold out one fold of patients.
-
     Patients are shuffled, those with most patches put first, and each is given to the fold with
     fewest patches. With classes, one class follows the other, and the fold is one of those that
     hold fewest patients of it. So every fold gets its share of each class within one patient.
@@ -189,9 +186,6 @@ def split_by_patient(
 
     Args:
         patient_ids: str [n], of each patch.
-        folds: How many.
-        fold: Which one is held out.
-        seed: Seed of the shuffle.
         classes: str [n], of each patch, pathologies for instance.
         order: All classes that there may be; a patient is of the class of its patches that comes
             first.
@@ -199,9 +193,6 @@ def split_by_patient(
     Returns:
         (train, held-out): rising intp indices, together each of n once; every patient is held out
         in one fold.
-
-    Raises:
-        DataError: Fewer patients than folds, or no such fold.
     """
     if folds < 2 or not 0 <= fold < folds:
         raise DataError(
@@ -221,11 +212,6 @@ def split_officially(patient_ids: NDArray[np.str_], subsets: NDArray[np.str_]) -
 
     Returns:
         (train, test): rising intp indices, together each of n once.
-
-    Raises:
-        DataError: Patches in no subset.
-        LeakError: Patients with patches in both subsets, as the 31 of CBIS-DDSM whose masses and
-            calcifications are in opposite sets.
     """
     is_train = subsets == "train"
     is_test = subsets == "test"
@@ -247,20 +233,8 @@ def split_officially(patient_ids: NDArray[np.str_], subsets: NDArray[np.str_]) -
 
 def halve(held_out: Patches, archive: Mammograms, config: DataConfig) -> tuple[Patches, Patches]:
     """Halve held-out patches: some choose a checkpoint (validation), the others test it.
-
     All held-out patients of the archive are halved, whatever patches of theirs are here. So
     trainings on different patches leave the same patients to the test.
-
-    Args:
-        held_out: What `split` holds out.
-        archive: All mammograms of the archive.
-        config: The same as for `split`, which gave the held-out patches.
-
-    Returns:
-        (validation, test).
-
-    Raises:
-        DataError: The archive holds out a single patient, or a half is empty.
     """
     if config.split_file:  # which may know fewer patients, as those of one kind of lesion
         known = sorted(load_split_file(config.split_file).patients)
@@ -283,7 +257,6 @@ def split_by_file(
 
     Args:
         patient_ids: str [n], of each patch.
-        saved: What `load` gives; its patients without a patch do no harm.
         config: Split must be the file's; fold, of the file's folds, is the one held out; split_file
             is for messages.
 
@@ -313,21 +286,13 @@ def split_by_file(
 
 
 def held_out_patients(saved: SavedSplit, fold: int) -> set[str]:
-    """Return the patients that a saved split holds out.
-
-    Args:
-        fold: Which one of a split by patient.
-    """
+    """Return the patients that a saved split holds out."""
     held_out = fold if saved.split == "patient" else "test"
     return {patient for patient, place in saved.patients.items() if place == held_out}
 
 
 def check_no_leak(train_ids: Iterable[str], held_out_ids: Iterable[str]) -> None:
     """Make sure that no patient is in both subsets.
-
-    Args:
-        train_ids: Patient ids of the training subset, any number of times each.
-        held_out_ids: Patient ids of the held-out subset, any number of times each.
 
     Raises:
         LeakError: Says how many patients do.
@@ -338,16 +303,7 @@ def check_no_leak(train_ids: Iterable[str], held_out_ids: Iterable[str]) -> None
 
 
 def describe(patches: Splittable, config: DataConfig, archive: str) -> SavedSplit:
-    """Describe the split of a run as `save` writes it, the same for every fold of it.
-
-    Args:
-        patches: The same as for `split`, which must have succeeded.
-        config: The same as for `split`.
-        archive: The name of the archive that was read.
-
-    Returns:
-        Every patient's place; with config.split_file, what that file says.
-    """
+    """Describe the split of a run as `save` writes it, the same for every fold of it."""
     if config.split_file:
         return load_split_file(config.split_file)
     content: dict[str, str | int | None] = {
@@ -415,11 +371,7 @@ def load(path: Path) -> SavedSplit:
 def _find_classes(
     patches: Splittable, config: DataConfig
 ) -> tuple[NDArray[np.str_] | None, tuple[str, ...]]:
-    """Return what config.stratify goes by.
-
-    Returns:
-        (class of each patch, order of the classes); a patient is of the first of its classes.
-    """
+    """Return what config.stratify goes by."""
     if config.stratify == "none":
         return None, SEVERITY
     by = config.stratify

@@ -83,9 +83,7 @@ class Records:
     """Patches in a folder of shards: texts are in memory, images and masks stay on disk.
 
     Attributes:
-        root: The folder.
         size: Rows and columns of a patch, px.
-        shards: Its files.
         rows: intp [n], the places of these patches in the folder's order.
         patient_ids: str [n]; this and the other columns are as in Patches.
     """
@@ -133,11 +131,7 @@ class Records:
         return len(self.rows)
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Records:
-        """Return the patches at `indices`, in that order.
-
-        Raises:
-            DataError: One of them is there twice, which a stream can't give.
-        """
+        """Return the patches at `indices`, in that order."""
         places = np.asarray(indices, np.intp)
         rows = self.rows[places]
         if len(np.unique(rows)) != len(rows):
@@ -146,7 +140,6 @@ class Records:
 
     def fingerprint(self) -> str:
         """Return twelve hexadecimal digits, equal for equal patches in the same order.
-
         The manifest's hashes alone decide them.
         """
         content = hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode())
@@ -166,11 +159,7 @@ class Records:
         return [(self.root / shard.file, part) for shard, part in parts if part.any()]
 
     def check(self) -> None:
-        """Hash every shard that is about to be read, each once.
-
-        Raises:
-            DataError: One is not what was written.
-        """
+        """Hash every shard that is about to be read, each once."""
         digests = {shard.file: shard.sha256 for shard in self.shards}
         for path, _ in self.select_shards():
             if path.name not in self._checked and filesystem.sha256(path) != digests[path.name]:
@@ -256,16 +245,11 @@ def encode_detection(
     labels: Sequence[tuple[str, int]],
 ) -> bytes:
     """Encode a whole image with its lesions as the bytes of a tf.train.Example.
-
     The keys are those of the TensorFlow Object Detection API.
 
     Args:
-        picture: A PNG of 8 or 16 bits.
         size: (rows, cols), px.
-        name: Name of the image.
         boxes: Native px, half-open; they are stored over the size, in [0, 1].
-        masks: A PNG each, of the image's size, not 0 on the lesion.
-        labels: (text, number) of each lesion's class.
     """
     scale = np.array(size * 2, np.float64)
     edges = (np.reshape(boxes, (-1, 4)) / scale).T.tolist()
@@ -304,9 +288,6 @@ def decode(record: bytes, size: int) -> tuple[NDArray[np.float32], NDArray[np.ui
 
     Returns:
         (image float32 [size, size, 1] in [0, 1], mask uint8 [size, size, 1], 0 or 1).
-
-    Raises:
-        DataError: It is of another size.
     """
     features = tf.train.Example.FromString(record).features.feature
     stored = np.frombuffer(features["image"].bytes_list.value[0], "<u2")
