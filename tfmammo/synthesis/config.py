@@ -85,8 +85,9 @@ class ShapeConfig(Frozen):
     gan: str | None = None
     """A mask GAN's model URI."""
     plausible: bool = True
-    """Draw the mask GAN again until a mask looks like the training masks and lies off the patch's
-    border; false: every mask that is not empty, as in Shen et al., section 4.3.
+    """Draw the mask GAN again until a mask looks like the training masks, is not a rectangle, and
+    does not touch the patch's border; false: every mask that is not empty, as in Shen et al.,
+    section 4.3.
     """
     files: Path | None = None
     """A mask picture or a folder of them, one region each."""
