@@ -1,7 +1,7 @@
 """Decide which patches train and which are held out.
 
-A split goes by patient, as the archive says, as an earlier run's file says, or as CAN's
-paper does, which leaks: see `tfmammo.data.paper_split`.
+A split goes by patient, as the archive says, as an earlier run's file says, or as CAN's paper does,
+which leaks: see `split_as_in_paper`.
 
 `describe`, `save` and `load` keep a split as a JSON file of pseudonyms, with a hash over its
 contents. Whoever has it tests on the same patients, whatever else of the archive they hold.
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
@@ -21,15 +22,16 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.data.paper_split import split_as_in_paper
 from tfmammo.data.patches import SEVERITY, Patches, Splittable, worst_pathology
 from tfmammo.data.sampling import shape_class
 from tfmammo.errors import DataError, LeakError, name_key
 from tfmammo.mammogram import Mammogram, key_check, key_fault
 
+log = logging.getLogger(__name__)
+
 # in DDSM, which has 76, 115, 473 and 504 of them
 RARITY = ("round", "oval", "lobular", "irregular", "")
-
+VARIANTS = 8  # rotations by multiples of 90 degrees, each with and without a flip
 Rows = NDArray[np.intp]
 
 
@@ -229,6 +231,51 @@ def split_officially(patient_ids: NDArray[np.str_], subsets: NDArray[np.str_]) -
             "(CBIS-DDSM: data.kinds=[mass] or [calcification], not both), or data.split=patient"
         )
     return np.flatnonzero(is_train), np.flatnonzero(is_test)
+
+
+def split_as_in_paper(
+    patches: Patches, samples: int, test: int, seed: int
+) -> tuple[Patches, Patches]:
+    """Split by CAN's protocol, which leaks: augment to `samples` patches, then draw `test` of them.
+
+    Deviation:
+        Where 8 variants of each patch don't reach `samples`, all of them are taken and `test` is
+        reduced in proportion (and logged).
+    """
+    available = VARIANTS * len(patches)
+    if available < samples:
+        test = round(test * available / samples)
+        log.warning(
+            "%d patches make %d samples of the %d asked for: %d of them test",
+            len(patches),
+            available,
+            samples,
+            test,
+        )
+        samples = available
+    if not 0 < test < samples:
+        raise DataError(
+            f"{len(patches)} patches make {samples} samples, too few to split off {test} for "
+            "testing"
+        )
+    draws = np.random.default_rng(seed).permutation(available)[:samples]
+    return _take_variants(patches, draws[test:]), _take_variants(patches, draws[:test])
+
+
+def _take_variants(patches: Patches, draws: NDArray[np.integer]) -> Patches:
+    rows, variants = np.divmod(draws, VARIANTS)
+    pairs = list(zip(rows, variants, strict=True))
+    return replace(
+        patches.take(rows),
+        images=np.stack([_transform(patches.images[row], variant) for row, variant in pairs]),
+        masks=np.stack([_transform(patches.masks[row], variant) for row, variant in pairs]),
+        ids=np.array([f"{patches.ids[row]}~{variant}" for row, variant in pairs]),
+    )
+
+
+def _transform(patch: NDArray, variant: int) -> NDArray:
+    rotated = np.rot90(patch, variant % 4, axes=(0, 1))
+    return rotated[:, ::-1] if variant >= 4 else rotated
 
 
 def halve(held_out: Patches, archive: Mammograms, config: DataConfig) -> tuple[Patches, Patches]:
