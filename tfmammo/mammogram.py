@@ -200,6 +200,12 @@ class Lesion:
         return f"<Lesion {', '.join(filter(None, words))}>"
 
     @property
+    def details(self) -> dict[str, Any]:
+        """What is stated of it besides kind and region, by field."""
+        names = ("pathology", "shape", "margin", "kind_is_certain")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def is_outlined(self) -> bool:
         """Whether more than its box is known."""
         return bool(self.outlines)

@@ -1,4 +1,4 @@
-"""Transformed copies: where points, boxes, outlines and pixels go, and that copies follow from seed,
+"""Copies: where points, boxes, outlines and pixels go, and that copies follow from seed,
 image and number alone.
 """
 

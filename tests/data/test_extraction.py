@@ -431,6 +431,54 @@ def test_a_box_stands_for_its_lesion_where_that_is_asked_for():
     assert set(patches.pathologies) == {"malignant"}
 
 
+def make_shapes(*mammograms, skipped=None, size=22):
+    skipped = Skipped() if skipped is None else skipped
+    return make_shape_patches(mammograms, DataConfig(size=size), skipped)
+
+
+def test_shapes_by_hand(caplog):
+    caplog.set_level("INFO")
+    facts = {"pathology": "benign", "margin": "spiculated"}
+    # 20 x 10 px in a square of 22: one px above, six on the left
+    tall = make_rectangle(10, 10, 30, 20, shape="lobulated", **facts)
+    # 12 x 6 px in a square of 13, enlarged
+    region = make_rectangle(30, 50, 42, 56).mask(100, 120)
+    masked = MaskedLesion("mass", region.copy, shape="oval")
+    others = [make_rectangle(50, 50, 60, 60, shape=word) for word in ("round-oval", None, None)]
+    cluster = make_rectangle(70, 70, 80, 80, kind="calcification", shape="round")
+    skipped = Skipped()
+    patches = make_shapes(
+        make_noisy(cluster, tall, *others, official_split="test", read=refuse),
+        make_noisy(masked, name="b", patient_id="q"),
+        make_noisy(MaskedLesion("mass", refuse, shape="round"), name="c"),
+        make_noisy(Lesion("mass", (1, 2, 30, 40), shape="round"), name="d"),
+        skipped=skipped,
+    )
+    assert patches.ids.tolist() == ["a#1", "b#0"] and patches.patient_ids.tolist() == ["p", "q"]
+    assert patches.shapes.tolist() == ["lobular", "oval"] and patches.labels.tolist() == [1, 2]
+    assert patches.pathologies.tolist() == ["benign", ""]
+    assert patches.margins.tolist() == ["spiculated", ""]
+    assert patches.official_splits.tolist() == ["test", ""]
+    np.testing.assert_array_equal(patches.images, patches.masks)
+    first = np.zeros((22, 22), np.uint8)
+    first[1:21, 6:16] = 1
+    np.testing.assert_array_equal(patches.masks[0, ..., 0], first)
+    sides = np.ptp(np.argwhere(patches.masks[1, ..., 0]), axis=0) + 1
+    np.testing.assert_allclose(sides, (12 * 22 / 13, 6 * 22 / 13), atol=1)
+    assert skipped.reasons["c"] == "lesion 0: P1.jpg: broken"
+    assert "lesion 0: this lesion has a box but no outline" in skipped.reasons["d"]
+    assert "of other shapes left out: 2 not stated, 1 round-oval" in caplog.text
+    (mask,) = make_shapes(make_noisy(make_rectangle(0, 0, 40, 40, shape="round")), size=44).masks
+    assert mask.sum() == 1600 and mask[2:42, 2:42].all(), "at the image's border"
+
+
+def test_no_shape_is_an_error():
+    with pytest.raises(DataError, match="1 not stated"):
+        make_shapes(make_noisy(make_rectangle(1, 1, 9, 9)))
+    with pytest.raises(DataError, match="other masses: none; 1 mammograms skipped"):
+        make_shapes(make_noisy(MaskedLesion("mass", refuse, shape="oval")))
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("canvas", (64, 32)), ("tiles", TilesConfig(overlap=8))]
 )

@@ -1,7 +1,6 @@
 """Where random patches lie and how many each mammogram gives; the shapes of masses."""
 
 import csv
-import logging
 from collections import Counter
 
 import numpy as np
@@ -16,14 +15,13 @@ from tfmammo.data.sampling import (
     draw_near_lesion,
     draw_on_breast,
     draw_quota,
-    draw_shape_masks,
     has_normal_tissue,
     is_normal,
     random_stream,
     shape_class,
 )
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Lesion, MaskedLesion, Skipped
+from tfmammo.mammogram import Lesion, MaskedLesion
 
 
 def normal(image_id):
@@ -243,46 +241,6 @@ def test_an_empty_quota_says_what_is_missing():
 )
 def test_archives_words_become_four_shapes(word, shape):
     assert shape_class(word) == shape
-
-
-def test_shape_masks_by_hand(caplog):
-    caplog.set_level(logging.INFO)
-    # 20 x 10 px in a square of 22: one px above, six on the left
-    tall = make_rectangle(10, 10, 30, 20, shape="lobulated")
-    # 12 x 6 px in a square of 13, enlarged
-    region = make_rectangle(30, 50, 42, 56).mask(100, 120)
-    masked = MaskedLesion("mass", region.copy, shape="oval")
-    others = [make_rectangle(50, 50, 60, 60, shape=word) for word in ("round-oval", None, None)]
-    cluster = make_rectangle(70, 70, 80, 80, kind="calcification", shape="round")
-    skipped = Skipped()
-    records = [
-        mammogram(cluster, tall, *others),
-        mammogram(masked, image_id="b", patient_id="q"),
-        mammogram(MaskedLesion("mass", refuse, shape="round"), image_id="c"),
-        mammogram(Lesion("mass", (1, 2, 30, 40), shape="round"), image_id="d"),
-    ]
-    masks, *columns = draw_shape_masks(records, size=22, skipped=skipped)
-    expected = [["lobular", "oval"], ["p", "q"], ["a#1", "b#0"]]
-    assert [column.tolist() for column in columns] == expected
-    assert masks.dtype == np.uint8 and masks.shape == (2, 22, 22, 1)
-    first = np.zeros((22, 22), np.uint8)
-    first[1:21, 6:16] = 1
-    np.testing.assert_array_equal(masks[0, ..., 0], first)
-    sides = np.ptp(np.argwhere(masks[1, ..., 0]), axis=0) + 1
-    np.testing.assert_allclose(sides, (12 * 22 / 13, 6 * 22 / 13), atol=1)
-    assert skipped.reasons["c"] == "lesion 0: P1.jpg: broken"
-    assert "lesion 0: this lesion has a box but no outline" in skipped.reasons["d"]
-    assert "of other shapes left out: 2 not stated, 1 round-oval" in caplog.text
-
-
-def test_shape_masks_at_the_image_border_and_without_any():
-    corner = make_rectangle(0, 0, 40, 40, shape="round")
-    (mask,), _, _, _ = draw_shape_masks([mammogram(corner)], size=44, margin=0.05)
-    assert mask.sum() == 1600 and mask[2:42, 2:42].all()
-    with pytest.raises(DataError, match="1 not stated"):
-        draw_shape_masks([mammogram(make_rectangle(1, 1, 9, 9))])
-    with pytest.raises(DataError, match="other masses: none; 1 mammograms skipped"):
-        draw_shape_masks([mammogram(MaskedLesion("mass", refuse, shape="oval"))])
 
 
 @pytest.mark.data

@@ -118,9 +118,6 @@ def _draw_transform(config: DataConfig, mammogram: Mammogram, number: int) -> Tr
 
 
 def _move_lesion(lesion: Lesion, matrix: NDArray[np.float64], rows: int, cols: int) -> Lesion:
-    details = {
-        name: getattr(lesion, name) for name in ("pathology", "shape", "margin", "kind_is_certain")
-    }
     if lesion.outlines:
         outlines = [_map_points(outline, matrix) for outline in lesion.outlines]
         cut = [_cut_at_border(lesion, outline, rows, cols) for outline in outlines]
@@ -146,7 +143,7 @@ def _move_lesion(lesion: Lesion, matrix: NDArray[np.float64], rows: int, cols: i
         lesion.kind,
         (top, left, bottom, right),
         tuple(outline for part in parts for outline in part.outlines),
-        **details,
+        **lesion.details,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -21,39 +22,53 @@ from tfmammo.mammogram import Mammogram, Skipped
 log = logging.getLogger(__name__)
 
 CUT_OFF = "its mask touches the border of its patch, where the rest of it may be cut off"
-UNKNOWN = "the archive does not state the lesion's pathology"
 
 
 def make_pathology_patches(
     mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped, malignant: bool = True
 ) -> Patches:
     """Make malignant, benign and normal patches, labelled by SEVERITY and balanced.
-    The module says how many.
 
     Arguments are those of `make_patches`; config.patches is not read.
 
     Args:
         malignant: Without it every lesion counts as malignant, for archives that seldom state a
             lesion's pathology.
+
+    Returns:
+        Labels: 0 malignant, 1 benign, 2 normal.
     """
+    wanted = SEVERITY[:2] if malignant else None
+    patches = _make_near_and_normal(mammograms, config, skipped, wanted)
+    labels: Any = 2 * (patches.kinds == "normal")
+    if malignant:
+        labels = [SEVERITY.index(name) for name in patches.pathologies.tolist()]
+    return check_pathologies(patches.with_labels(labels, balanced=True), malignant)
+
+
+def _make_near_and_normal(
+    mammograms: Iterable[Mammogram],
+    config: DataConfig,
+    skipped: Skipped,
+    pathologies: Collection[str] | None,
+) -> Patches:
+    """Make patches near lesions of these pathologies (None: of all), then normal ones."""
     records = list(mammograms)
-    _warn_about_percentiles(config)
+    if config.window is None:
+        low, high = config.percentiles
+        log.warning(
+            "data.window is not set: percentiles %g and %g of each patch become 0 and 1, which "
+            "hides what a lesion adds",
+            low,
+            high,
+        )
     near = make_offset_patches(records, config, skipped)
     normal = _make_normal(records, config, skipped)
-    if not malignant:
-        patches = near.concatenate(normal)
-        return check_pathologies(
-            patches.with_labels(2 * (patches.kinds == "normal"), balanced=True), malignant
-        )
-    rows = np.flatnonzero(np.isin(near.pathologies, SEVERITY[:2]))
-    for name in np.setdiff1d(near.ids, near.ids[rows]):
-        skipped.add(str(name), UNKNOWN)
-    patches = near.take(rows).concatenate(normal)
-    return check_pathologies(
-        patches.with_labels(
-            [SEVERITY.index(name) for name in patches.pathologies.tolist()], balanced=True
-        )
-    )
+    if pathologies is not None:
+        for name in near.ids[near.pathologies == ""].tolist():
+            skipped.add(name, "the archive does not state the lesion's pathology")
+        near = near.take(np.flatnonzero(np.isin(near.pathologies, list(pathologies))))
+    return near.concatenate(normal)
 
 
 def check_pathologies(patches: Patches, malignant: bool = True) -> Patches:
@@ -84,16 +99,8 @@ def make_binary_patches(
     """Make patches near lesions, labelled 1, and normal ones, labelled 0, balanced.
     Arguments are those of `make_pathology_patches`.
     """
-    records = list(mammograms)
-    _warn_about_percentiles(config)
-    near = make_offset_patches(records, config, skipped)
-    normal = _make_normal(records, config, skipped)
-    if malignant:
-        for name in near.ids[near.pathologies == ""].tolist():
-            skipped.add(name, UNKNOWN)
-        wanted = SEVERITY[:2] if benign else SEVERITY[:1]
-        near = near.take(np.flatnonzero(np.isin(near.pathologies, wanted)))
-    patches = near.concatenate(normal)
+    wanted = (SEVERITY[:2] if benign else SEVERITY[:1]) if malignant else None
+    patches = _make_near_and_normal(mammograms, config, skipped, wanted)
     positive = patches.pathologies == "malignant" if malignant else patches.kinds != "normal"
     return check_binary(patches.with_labels(positive, balanced=True), "the archive")
 
@@ -160,17 +167,6 @@ def check_binary(patches: Patches, where: str) -> Patches:
             "needed to tell them apart"
         )
     return patches
-
-
-def _warn_about_percentiles(config: DataConfig) -> None:
-    if config.window is None:
-        low, high = config.percentiles
-        log.warning(
-            "data.window is not set: percentiles %g and %g of each patch become 0 and 1, which "
-            "hides what a lesion adds",
-            low,
-            high,
-        )
 
 
 def _make_normal(records: list[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:

@@ -38,7 +38,7 @@ def preprocess_mammogram(mammogram: Mammogram, config: PreprocessConfig) -> Mamm
     if not (config.remove_marks or config.remove_pectoral or config.flip_right or config.spacing):
         return mammogram
     _check_facts(mammogram, config)
-    mirrored = config.flip_right and mammogram.wall_side == "R"
+    mirrored = is_mirrored(mammogram, config)
     old = (mammogram.rows, mammogram.cols)
     new = (mammogram.rows, mammogram.cols)
     spacing = mammogram.spacing
@@ -75,7 +75,12 @@ def map_to_native(
     """
     if mask.shape != (mammogram.rows, mammogram.cols):
         mask = resize_mask_to(mask, mammogram.rows, mammogram.cols)
-    return flip_right(mask, "R") if config.flip_right and mammogram.wall_side == "R" else mask
+    return flip_right(mask, "R") if is_mirrored(mammogram, config) else mask
+
+
+def is_mirrored(mammogram: Mammogram, config: PreprocessConfig) -> bool:
+    """Return whether preprocessing mirrors a mammogram."""
+    return config.flip_right and mammogram.wall_side == "R"
 
 
 def resize_mask_to(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
@@ -298,30 +303,26 @@ def _quantise(image: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def _check_facts(mammogram: Mammogram, config: PreprocessConfig) -> None:
-    if config.remove_pectoral and mammogram.view is None:
-        raise DataError(
-            "data.preprocess.remove_pectoral needs to know MLO views, and the view of "
-            f"{mammogram.image_id} is not stated"
-        )
-    if mammogram.wall_side is None and config.remove_pectoral and mammogram.view == "MLO":
-        raise DataError(
-            "data.preprocess.remove_pectoral needs the laterality, and that of "
-            f"{mammogram.image_id} is not stated"
-        )
-    if mammogram.wall_side is None and config.flip_right:
-        raise DataError(
-            f"data.preprocess.flip_right needs the laterality, and that of {mammogram.image_id} "
-            "is not stated"
-        )
-    if config.spacing and mammogram.spacing is None:
-        raise DataError(
-            f"data.preprocess.spacing needs mm per px, and those of {mammogram.image_id} are not "
-            "stated"
-        )
-    if config.spacing and mammogram.spacing:
+    spacing = mammogram.spacing
+    needs_side = config.flip_right or (config.remove_pectoral and mammogram.view == "MLO")
+    for key, is_missing, fact in (
+        ("remove_pectoral", config.remove_pectoral and mammogram.view is None, "the view"),
+        (
+            "flip_right" if config.flip_right else "remove_pectoral",
+            needs_side and mammogram.wall_side is None,
+            "the laterality",
+        ),
+        ("spacing", config.spacing and spacing is None, "mm per px"),
+    ):
+        if is_missing:
+            raise DataError(
+                f"data.preprocess.{key} needs {fact}, not stated of {mammogram.image_id} by its "
+                "archive"
+            )
+    if config.spacing and spacing:
         # floats, because a spacing in a wrong unit may make them infinite
-        rows = max(1.0, mammogram.rows * (mammogram.spacing[0] / config.spacing))
-        cols = max(1.0, mammogram.cols * (mammogram.spacing[1] / config.spacing))
+        rows = max(1.0, mammogram.rows * (spacing[0] / config.spacing))
+        cols = max(1.0, mammogram.cols * (spacing[1] / config.spacing))
         if rows * cols > MOST_PIXELS:
             raise DataError(
                 f"data.preprocess.spacing={config.spacing:g} would make {rows:g} x {cols:g} px of "
@@ -348,13 +349,8 @@ def _preprocess_pixels(mammogram: Mammogram, config: PreprocessConfig) -> NDArra
 def _move_lesion(lesion: Lesion, old: Size, new: Size, mirrored: bool) -> Lesion:
     """Move a lesion to the mirrored and then resampled grid. old, new: (rows, cols)."""
     if isinstance(lesion, MaskedLesion):
-        facts = {
-            name: getattr(lesion, name)
-            for name in ("files", "pathology", "shape", "margin", "kind_is_certain")
-        }
-        return MaskedLesion(
-            lesion.kind, partial(_read_moved_mask, lesion.read, new, mirrored), **facts
-        )
+        read = partial(_read_moved_mask, lesion.read, new, mirrored)
+        return MaskedLesion(lesion.kind, read, lesion.files, **lesion.details)
     top, left, bottom, right = lesion.box
     outlines = lesion.outlines
     if mirrored:

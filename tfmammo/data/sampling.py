@@ -29,9 +29,7 @@ al., Breast tumor segmentation and shape classification in mammograms using cGAN
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
-from collections import Counter
 from collections.abc import Iterable
 
 import cv2
@@ -43,10 +41,9 @@ from tfmammo.data.preprocess import resize_mask
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, MaskedLesion, Skipped
 
-log = logging.getLogger(__name__)
-
 ATTEMPTS = 100  # draws near one lesion until a square holds enough breast
 SHAPES = ("irregular", "lobular", "oval", "round")
+SHAPE_MARGIN = 0.05  # between a shape's longer side and its square's border, over that side
 _SHAPE_WORDS = {**{shape: shape for shape in SHAPES}, "lobulated": "lobular"}
 
 
@@ -225,14 +222,26 @@ def draw_on_breast(
     raise ValueError(f"no square of {length} px is {100 * tissue:g} % breast{without}")
 
 
-def count_in_windows(region: NDArray[np.uint8], length: int) -> NDArray[np.int32]:
-    """Count the pixels in every square of that side at once, by the integral image."""
-    corners = cv2.integral(region[..., 0])
+def count_in_windows(
+    region: NDArray[np.uint8], rows: int, cols: int | None = None
+) -> NDArray[np.int32]:
+    """Count the pixels in every window of that size at once, by the integral image.
+
+    Args:
+        region: uint8 [rows, cols, 1] or [rows, cols], 0 or 1.
+        rows: Rows of a window.
+        cols: Columns of a window; None for a square.
+
+    Returns:
+        int32 [tops, lefts], for each upper left corner of a window inside the region.
+    """
+    cols = rows if cols is None else cols
+    corners = cv2.integral(np.ascontiguousarray(region))
     return (
-        corners[length:, length:]
-        - corners[:-length, length:]
-        - corners[length:, :-length]
-        + corners[:-length, :-length]
+        corners[rows:, cols:]
+        - corners[:-rows, cols:]
+        - corners[rows:, :-cols]
+        + corners[:-rows, :-cols]
     )
 
 
@@ -247,9 +256,7 @@ def shape_class(word: str | None) -> str | None:
     return shapes.pop() if len(shapes) == 1 else None
 
 
-def draw_shape_mask(
-    lesion: Lesion, rows: int, cols: int, size: int = 64, margin: float = 0.05
-) -> NDArray[np.uint8]:
+def draw_shape_mask(lesion: Lesion, rows: int, cols: int, size: int) -> NDArray[np.uint8]:
     """Draw the mask of one mass, alone in a square around its box.
 
     Returns:
@@ -257,7 +264,7 @@ def draw_shape_mask(
     """
     top, left, bottom, right = lesion.box
     mask = lesion.mask(rows, cols)[top:bottom, left:right]
-    length = round(max(mask.shape) * (1 + 2 * margin))
+    length = round(max(mask.shape) * (1 + 2 * SHAPE_MARGIN))
     square = np.zeros((length, length, 1), np.uint8)
     above = (length - mask.shape[0]) // 2
     before = (length - mask.shape[1]) // 2
@@ -266,60 +273,6 @@ def draw_shape_mask(
     if not small.any():
         raise ValueError(f"nothing of its mask is left at {size} px")
     return small
-
-
-def draw_shape_masks(
-    mammograms: Iterable[Mammogram],
-    size: int = 64,
-    margin: float = 0.05,
-    skipped: Skipped | None = None,
-) -> tuple[NDArray[np.uint8], NDArray[np.str_], NDArray[np.str_], NDArray[np.str_]]:
-    """Draw the masks of all masses whose shape is stated, each alone in a square.
-    A shape is learned from them.
-
-    Args:
-        size: Rows and columns of a mask, px.
-
-    Returns:
-        Masks: uint8 [n, size, size, 1], 0 or 1; shapes: str [n], one of SHAPES; patient_ids: str
-        [n]; ids: str [n], "<image_id>#<index of the lesion>". Masses of another shape, of two or of
-        none are left out and counted in the log.
-    """
-    skipped = Skipped() if skipped is None else skipped
-    masks = []
-    shapes = []
-    patients = []
-    ids = []
-    others = Counter[str]()
-    for mammogram in mammograms:
-        for number, lesion in enumerate(mammogram.lesions):
-            if lesion.kind != "mass":
-                continue
-            shape = shape_class(lesion.shape)
-            if shape is None:
-                others[lesion.shape or "not stated"] += 1
-                continue
-            try:
-                masks.append(draw_shape_mask(lesion, mammogram.rows, mammogram.cols, size, margin))
-            except ValueError as error:
-                skipped.add(mammogram.image_id, f"lesion {number}: {error}")
-                continue
-            shapes.append(shape)
-            patients.append(mammogram.patient_id)
-            ids.append(f"{mammogram.image_id}#{number}")
-    left_out = ", ".join(f"{count} {word}" for word, count in sorted(others.items())) or "none"
-    if not masks:
-        raise DataError(
-            f"no mass is {', '.join(SHAPES[:-1])} or {SHAPES[-1]}; other masses: {left_out}; "
-            f"{len(skipped)} mammograms skipped"
-        )
-    log.info(
-        "%d masks of %d patients; masses of other shapes left out: %s",
-        len(masks),
-        len(set(patients)),
-        left_out,
-    )
-    return np.stack(masks), np.array(shapes), np.array(patients), np.array(ids)
 
 
 def _weight(mammogram: Mammogram, config: DataConfig) -> int:

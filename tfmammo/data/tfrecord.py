@@ -12,9 +12,10 @@ takes 1.2 ms to decode.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, Literal
 
 import cv2
@@ -228,12 +229,29 @@ def encode(patch: Patch) -> bytes:
         "mask": cv2.imencode(".png", patch.mask)[1].tobytes(),
     }
     values |= {name: getattr(patch, name).encode() for name in TEXTS.values()}
+    return _serialize({name: [value] for name, value in values.items()})
+
+
+def _serialize(
+    texts: Mapping[str, Sequence[bytes]],
+    numbers: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    floats: Mapping[str, Sequence[float]] = MappingProxyType({}),
+) -> bytes:
+    train = tf.train
     features = {
-        name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-        for name, value in values.items()
+        name: train.Feature(bytes_list=train.BytesList(value=value))
+        for name, value in texts.items()
     }
-    example = tf.train.Example(features=tf.train.Features(feature=features))
-    return example.SerializeToString(deterministic=True)  # else the features come in any order
+    features |= {
+        name: train.Feature(int64_list=train.Int64List(value=value))
+        for name, value in numbers.items()
+    }
+    features |= {
+        name: train.Feature(float_list=train.FloatList(value=value))
+        for name, value in floats.items()
+    }
+    example = train.Example(features=train.Features(feature=features))
+    return bytes(example.SerializeToString(deterministic=True))  # else in any order
 
 
 def encode_detection(
@@ -266,20 +284,9 @@ def encode_detection(
         "image/width": size[1:],
         "image/object/class/label": [number for _, number in labels],
     }
-    features = {
-        key: tf.train.Feature(bytes_list=tf.train.BytesList(value=value))
-        for key, value in texts.items()
-    }
-    features |= {
-        key: tf.train.Feature(int64_list=tf.train.Int64List(value=value))
-        for key, value in numbers.items()
-    }
-    for edge, values in zip(("ymin", "xmin", "ymax", "xmax"), edges, strict=True):
-        features[f"image/object/bbox/{edge}"] = tf.train.Feature(
-            float_list=tf.train.FloatList(value=values)
-        )
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(
-        deterministic=True
+    sides = zip(("ymin", "xmin", "ymax", "xmax"), edges, strict=True)
+    return _serialize(
+        texts, numbers, {f"image/object/bbox/{side}": values for side, values in sides}
     )
 
 

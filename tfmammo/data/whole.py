@@ -22,7 +22,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -252,15 +251,8 @@ def find_empty_tiles(
         image is shorter).
     """
     rows, cols = shape
-    corners = cv2.integral(
-        _fill_canvas(breast, (max(rows, breast.shape[0]), max(cols, breast.shape[1])))[..., 0]
-    )
-    inside = (
-        corners[rows:, cols:]
-        - corners[:-rows, cols:]
-        - corners[rows:, :-cols]
-        + corners[:-rows, :-cols]
-    )
+    filled = _fill_canvas(breast, (max(rows, breast.shape[0]), max(cols, breast.shape[1])))
+    inside = sampling.count_in_windows(filled, rows, cols)
     free = inside >= LEAST_TISSUE * rows * cols
     for top, left, bottom, right in boxes:
         free[max(0, top - rows + 1) : bottom, max(0, left - cols + 1) : right] = False

@@ -157,7 +157,7 @@ def extract_patch(
     """
     image, low, high = extract_tissue(target, placement.window, len(blend_mask.mask))
     mask = blend_mask.mask.astype(np.float32)[..., None]
-    mirrored = target.data.preprocess.flip_right and target.mammogram.wall_side == "R"
+    mirrored = preprocess.is_mirrored(target.mammogram, target.data.preprocess)
     if mirrored:
         image, mask = (np.ascontiguousarray(part[:, ::-1]) for part in (image, mask))
     return TargetPatch(image, mask, low, high, mirrored)

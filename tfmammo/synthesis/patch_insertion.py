@@ -119,7 +119,7 @@ def fill_window(
     Noise is drawn until post-processing keeps a lesion, TRIES times at most.
     """
     patch, low, high = extract_tissue(target, place, network.size)
-    mirrored = network.data.preprocess.flip_right and target.mammogram.wall_side == "R"
+    mirrored = preprocess.is_mirrored(target.mammogram, network.data.preprocess)
     if mirrored:
         patch = np.ascontiguousarray(patch[:, ::-1])
     height = place[2] - place[0]

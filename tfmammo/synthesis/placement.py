@@ -37,6 +37,7 @@ from tfmammo.config import DataConfig, PreprocessConfig
 from tfmammo.data import preprocess
 from tfmammo.data.anatomy import breast_mask, pectoral_mask
 from tfmammo.data.preprocess import resize, resize_mask
+from tfmammo.data.sampling import count_in_windows
 from tfmammo.data.windows import crop_window
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, Lesion, Mammogram, keep_largest, trace_borders
@@ -229,14 +230,7 @@ class TargetMammogram:
         width = ends[1] - starts[1]
         if height > region.shape[0] or width > region.shape[1]:
             return fits
-        integral = cv2.integral(region)
-        sums = (
-            integral[height:, width:]
-            - integral[:-height, width:]
-            - integral[height:, :-width]
-            + integral[:-height, :-width]
-        )
-        full = sums == height * width
+        full = count_in_windows(region, height, width) == height * width
         rows = slice(-starts[0], full.shape[0] - starts[0])
         cols = slice(-starts[1], full.shape[1] - starts[1])
         fits[rows, cols] = full
@@ -258,7 +252,7 @@ def compute_training_window(
     Training crops around a lesion on the mirrored and resampled mammogram, where data.padding
     counts resampled px. So does this function, and then it maps the window back.
     """
-    mirrored = data.preprocess.flip_right and mammogram.wall_side == "R"
+    mirrored = preprocess.is_mirrored(mammogram, data.preprocess)
     spacing = data.preprocess.spacing
     if spacing:  # where outlines, not boxes, say what box is left of a lesion
         corner = np.array(lesion.box[:2], np.float32)

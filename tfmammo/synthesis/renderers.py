@@ -319,18 +319,13 @@ class VanillaRenderer(_NetworkFacts):
         """See Renderer."""
         for lesion in lesions:
             assert lesion.candidate.sample
-            blend_mask = lesion.blend_mask
-            top, left, bottom, right = blend_mask.support
-            first_row, first_col = lesion.placement.window[:2]
-            rows = slice(top - first_row, bottom - first_row)
-            cols = slice(left - first_col, right - first_col)
-            sample = lesion.candidate.sample.image[rows, cols]
-            tissue = target.image[top:bottom, left:right, 0]
-            yield blend_mask.support, np.clip(tissue + blend_mask.weights * (sample - tissue), 0, 1)
+            image = lesion.candidate.sample.image
+            grey = blend(target, lesion.placement, lesion.blend_mask, image, replaces=True)
+            yield lesion.blend_mask.support, grey
 
     def _sample(self, lesion: LesionPatch, mammogram: Mammogram, seed: int) -> LesionCandidate:
         image, mask = self.network.generate(seed)
-        if self.data.preprocess.flip_right and mammogram.wall_side == "R":
+        if preprocess.is_mirrored(mammogram, self.data.preprocess):
             image = np.ascontiguousarray(image[:, ::-1])
             mask = np.ascontiguousarray(mask[:, ::-1])
         side = round(len(mask) * max(lesion.mask.shape) / max(cv2.boundingRect(mask)[2:]))
