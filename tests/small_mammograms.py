@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tests.archives.writers.cdd_cesm import write_tables
+from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram
 
 ROWS = 60
@@ -62,6 +63,44 @@ def make_mammogram(
         cols=cols,
         read=partial(np.copy, image),
         lesions=tuple(lesions),
+    )
+
+
+def make_rectangle(
+    top: int, left: int, bottom: int, right: int, kind: str = "mass", **details: object
+) -> Lesion:
+    """Make a lesion that covers these pixels, half-open, of a mammogram of 100 x 120 px."""
+    corners = [[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]
+    return Lesion.from_outline(kind, np.array(corners), 100, 120, **details)
+
+
+def draw_noise(rows: int = 100, cols: int = 120) -> np.ndarray:
+    """Grey noise in [0.2, 0.8]: float32 [rows, cols, 1]."""
+    return np.random.default_rng(0).uniform(0.2, 0.8, (rows, cols, 1)).astype(np.float32)
+
+
+def draw_half(rows: int = 120, cols: int = 150) -> np.ndarray:
+    """A breast that fills the left 90 columns, noise in [0.4, 0.6]; right of it black."""
+    image = np.random.default_rng(5).uniform(0.4, 0.6, (rows, cols, 1)).astype(np.float32)
+    image[:, 90:] = 0
+    return image
+
+
+def refuse() -> np.ndarray:
+    """Fail as a broken file does."""
+    raise ArchiveError("P1.jpg: broken")
+
+
+def make_noisy(*lesions: Lesion, name: str = "a", read: object = draw_noise, **facts) -> Mammogram:
+    """Make a mammogram of 100 x 120 px of noise, of patient p, that states nothing else."""
+    known = {"patient_id": "p", "rows": 100, "cols": 120, "read": read, "lesions": lesions}
+    return Mammogram(**{"archive": "test", "image_id": name, **known, **facts})
+
+
+def make_normal(name: str = "n", read: object = draw_half, **facts: object) -> Mammogram:
+    """Make a normal mammogram of half a breast."""
+    return make_noisy(
+        name=name, read=read, **{"rows": 120, "cols": 150, "pathology": "normal"}, **facts
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.small_mammograms import make_mammogram
 from tfmammo import archives
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 from tfmammo.synthesis.config import SynthesisConfig
-from tfmammo.synthesis.provenance import Recipe
+from tfmammo.synthesis.recipe import Recipe
 
 ROWS = 200
 COLS = 150
@@ -52,7 +53,8 @@ def draw_mammogram(
     lesions = []
     if lesion is not None:
         lesions = [Lesion.from_outline("mass", np.float32(lesion), ROWS, COLS)]
-    return make_mammogram(number, draw_breast(number, laterality), lesions, **known | facts)
+    mammogram = make_mammogram(number, draw_breast(number, laterality), lesions, **known)
+    return replace(mammogram, **facts)
 
 
 def make_outline(top: int, left: int, bottom: int, right: int) -> list[list[float]]:
@@ -77,6 +79,12 @@ def read_dead_letters(folder: Path) -> dict[str, str]:
     """Read why each item of a set could not be made."""
     with (folder / "dead_letters.csv").open(newline="", encoding="utf-8") as file:
         return {row["file"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def list_times(folder: Path) -> dict[Path, int]:
+    """List when each file of a set was written, but README.md, which is written last."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"]
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
 def find_source(config: SynthesisConfig, recipe: Recipe) -> Mammogram:

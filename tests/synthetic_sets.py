@@ -10,7 +10,9 @@ import keras
 import tensorflow as tf
 
 from tfmammo.config import DataConfig
-from tfmammo.synthesis.provenance import TransformRecord
+from tfmammo.data import splits
+from tfmammo.mammogram import key_check
+from tfmammo.synthesis.recipe import TransformRecord
 from tfmammo.tracking.export import export
 
 
@@ -38,6 +40,14 @@ def make_transform(**changes: Any) -> TransformRecord:
         "trained_on": None,
     }
     return TransformRecord(**facts | changes)
+
+
+def save_split(file: Path, places: dict[str, Any], archive: str = "folder", **changes: Any) -> Path:
+    """Save a split in two folds: patient -> the fold that holds the patient out."""
+    facts: dict[str, Any] = {"split": "patient", "folds": 2, "seed": 0, "stratify": "none"}
+    facts |= {"archive": archive, "patients": places, "id_key": key_check(), **changes}
+    splits.save(file, splits.SavedSplit(**facts))
+    return file
 
 
 class NoiseModel(keras.Model):

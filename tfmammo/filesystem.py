@@ -1,4 +1,4 @@
-"""Files that survive a crash: flushed, written whole or not at all, locked, hashed."""
+"""Files and folders that survive a crash: flushed, written whole or not at all, locked, hashed."""
 
 from __future__ import annotations
 
@@ -6,17 +6,30 @@ import contextlib
 import filecmp
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import portalocker
 
-from tfmammo.errors import DataError
+from tfmammo.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+LOCK = ".lock"  # of a claimed folder
+ARCHIVES_CONTENT = "content of the archive (a file or its annotations)"
+IN_WORDS = {  # keys of identities that are not a config's
+    "archive": ARCHIVES_CONTENT,
+    "archive.mammograms": ARCHIVES_CONTENT,
+    "archive.records": ARCHIVES_CONTENT,
+    "archive.name": "archive",
+    "tfmammo": "version of tfmammo",
+}
 
 
 def flush(path: Path) -> None:
@@ -125,6 +138,88 @@ def take_lock(file: IO[str]) -> bool | None:
     except portalocker.LockException:
         return None
     return True
+
+
+@contextlib.contextmanager
+def claim_folder(output: Path, identity: Mapping[str, Any], file: str) -> Iterator[None]:
+    """Reserve a folder for one job, and keep other processes out while the body runs.
+
+    Half-written files of killed workers are removed. The lock ends with the process.
+
+    Args:
+        output: A new folder, or one of an earlier run.
+        identity: Everything that decides the contents. Runs with an equal identity may use the
+            folder one after the other.
+        file: Name of the file that keeps the identity.
+
+    Raises:
+        ConfigError: The folder belongs to another job (the message names the keys that differ),
+            holds other files or can't be used; or another process is at work in it.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        # What a kill at the first write leaves is the command's own.
+        own = re.compile(rf"{re.escape(LOCK)}|\.{re.escape(file)}\.\w+\.part")
+        is_foreign = not (output / file).exists() and any(
+            not own.fullmatch(path.name) for path in output.iterdir()
+        )
+        if is_foreign:  # before the lock, which would leave a file in somebody's folder
+            raise ConfigError(
+                f"{output}: is not empty and no output of this command; name a new folder"
+            )
+        lock = (output / LOCK).open("a")  # which leaves its time as it is
+    except OSError as error:
+        raise _explain_unusable(output, error) from None
+    with lock:
+        locked = take_lock(lock)
+        if locked is None:
+            log.warning(
+                "%s: its file system has no locks; start no other work there meanwhile", output
+            )
+        elif not locked:
+            raise ConfigError(
+                f"{output}: another process is at work there; wait for its end, or name a new "
+                "folder"
+            )
+        _check_identity(output, identity, file)
+        for path in output.rglob(".*.part"):  # of a worker that was killed
+            path.unlink(missing_ok=True)
+        try:
+            yield
+        except KeyboardInterrupt:
+            log.info("%s: stopped; the same command goes on where it was", output)
+            raise
+
+
+def _explain_unusable(output: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{output}: can't be used ({error.__class__.__name__}: {str(error)[:200]})")
+
+
+def _check_identity(output: Path, identity: Mapping[str, Any], file: str) -> None:
+    """Write the identity into a new folder, or compare it with that of an earlier run."""
+    try:
+        if not (output / file).exists():
+            write_atomically(output / file, to_json(identity))
+        recorded = json.loads((output / file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _explain_unusable(output, error) from None
+    before = _flatten(recorded)
+    now = _flatten(identity)
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if differing:
+        names = dict.fromkeys(IN_WORDS.get(key, key.removeprefix("config.")) for key in differing)
+        raise ConfigError(f"{output}: was made with another {', '.join(names)}; name a new folder")
+
+
+def _flatten(content: object, name: str = "") -> dict[str, object]:
+    """Flatten nested dicts: ``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
+    if not isinstance(content, dict):
+        return {name: content}
+    return {
+        key: value
+        for part, inner in content.items()
+        for key, value in _flatten(inner, f"{name}.{part}".lstrip(".")).items()
+    }
 
 
 def sha256(path: Path) -> str:

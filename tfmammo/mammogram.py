@@ -40,7 +40,6 @@ MOST_PIXELS = 2**27  # of an image; the largest mammograms have 2**25
 
 def hash_id(archive: str, identifier: str) -> str:
     """Return a short stable pseudonym of an identifier.
-
     No identifier of an archive itself reaches records, logs or exports.
 
     Without a key, whoever holds a list of identifiers can hash them and compare: harmless for
@@ -48,10 +47,6 @@ def hash_id(archive: str, identifier: str) -> str:
     secret text, makes it a keyed hash (HMAC-SHA256).
 
     Identifiers that look alike give one pseudonym: `normalize_spelling` is applied first.
-
-    Args:
-        archive: The archive's name.
-        identifier: What the archive calls the patient, the study or the image.
 
     Returns:
         12 hexadecimal digits, equal for equal arguments and key.
@@ -64,7 +59,6 @@ def hash_id(archive: str, identifier: str) -> str:
 
 def normalize_spelling(text: str) -> str:
     """Return one spelling of a text that Unicode can spell in several ways.
-
     The text becomes NFKC, without invisible characters (category Cf).
 
     Case stays; readers of archives in which it means nothing fold it. Plain ASCII is returned as it
@@ -80,12 +74,8 @@ def normalize_spelling(text: str) -> str:
 
 def normalize_patient(text: str) -> str:
     """Return one spelling of a patient's identifier.
-
     Case and width of blanks mean nothing, and what is a whole number is that number: 12, 0012,
     12.0 (pandas) and 1.2E+01 (Excel) are one patient.
-
-    Raises:
-        ValueError: It is a number in exponent form that lost digits.
     """
     text = " ".join(normalize_spelling(normalize_spelling(text).casefold()).split())
     # 12e4 may be a name; 1.2e4 and 12e+4 are what programs write
@@ -114,7 +104,6 @@ def is_keyed() -> bool:
 
 def key_check() -> str:
     """Return 12 hexadecimal digits that tell whether TFMAMMO_ID_KEY is still the same.
-
     Files of pseudonyms keep them.
     """
     return hash_id("tfmammo", "key check")
@@ -175,9 +164,6 @@ class Lesion:
 
         Args:
             outline: float [points, 2], (row, col), native px; points may lie outside the image.
-            rows: Rows of the image.
-            cols: Columns of the image.
-            details: Further fields of Lesion.
 
         Raises:
             ValueError: Fewer than three points, a coordinate that is no number, or nothing inside
@@ -212,6 +198,12 @@ class Lesion:
         # not every point of its outlines
         words = [self.kind, f"box {self.box}", self.pathology, self.shape, self.margin]
         return f"<Lesion {', '.join(filter(None, words))}>"
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What is stated of it besides kind and region, by field."""
+        names = ("pathology", "shape", "margin", "kind_is_certain")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def is_outlined(self) -> bool:
@@ -287,17 +279,11 @@ def _clip_half_plane(
 
 class MaskedLesion(Lesion):
     """A lesion whose region is in a file of its own.
-
     The file is read when outlines, box or mask are first asked for.
 
     Args:
         read: Returns uint8 [rows, cols], not 0 on the lesion, native px of the mammogram; a
             functools.partial of a module-level function.
-        files: What `read` may open.
-        details: Further fields of Lesion.
-
-    Raises:
-        ArchiveError: On first use, when the file can't be read or marks nothing.
     """
 
     read: Callable[[], NDArray[np.uint8]]
@@ -365,14 +351,10 @@ def stack_boxes(lesions: Iterable[Lesion]) -> NDArray[np.float64]:
 
 def trace_borders(region: NDArray[np.generic]) -> tuple[NDArray[np.float32], ...]:
     """Trace the outer border of each part of a region, through the centres of its border pixels.
-
     Holes are filled.
 
     Args:
         region: [rows, cols], not 0 inside.
-
-    Returns:
-        One outline a part, as in Lesion; none of an empty region.
     """
     contours, _ = cv2.findContours(
         (region != 0).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
@@ -385,7 +367,6 @@ def keep_largest(region: NDArray[np.uint8], connectivity: Literal[4, 8] = 8) -> 
 
     Args:
         region: uint8 [rows, cols], 0 or 1.
-        connectivity: 8 if pixels that touch at a corner are connected, 4 if they are not.
 
     Returns:
         uint8 [rows, cols], 0 or 1; the region itself where it is empty.
@@ -404,9 +385,7 @@ def trace_lesions(
     """Make a lesion of each connected part of a region, however small.
 
     Args:
-        kind: What they are.
         region: [rows, cols], not 0 inside; holes are filled.
-        details: Further fields of Lesion.
     """
     lesions = []
     for outline in trace_borders(region):
@@ -492,25 +471,18 @@ class Mammogram:
         return f"<Mammogram {' '.join(filter(None, words))}: {size}, {findings}>"
 
     def with_pixels(self, read: Callable[[], NDArray[np.float32]], **changes: Any) -> Mammogram:
-        """Return the same mammogram with other pixels, which no file holds.
-
-        Args:
-            read: Returns the new pixels; see the class.
-            changes: Other fields that change with them.
-        """
+        """Return the same mammogram with other pixels, which no file holds."""
         return replace(self, read=read, file=None, read_stored=None, source=None, **changes)
 
     @property
     def wall_side(self) -> Laterality | None:
         """Side of the image, L or R, at which the chest wall lies.
-
         As its file says, else the side of its laterality, by which mammograms are usually stored.
         """
         return self.chest_wall or self.laterality
 
     def lacks(self, kinds: Iterable[LesionKind] | None = None) -> bool:
         """Whether a lesion of these kinds (None: of any) was lost on reading.
-
         Then the image is not normal, and what is outside its lesions is no background.
         """
         wanted = None if kinds is None else {None, *kinds}
@@ -566,7 +538,6 @@ class Skipped:
 
     def note(self, root: Path, path: Path, reason: object) -> None:
         """Note a file by its path beneath `root`.
-
         A reason that begins with that path, as errors do, does not repeat it.
         """
         self.add(path.relative_to(root).as_posix(), str(reason).removeprefix(f"{path}: "))

@@ -19,7 +19,7 @@ from tfmammo.data.extraction import make_patches
 from tfmammo.errors import ArchiveError, ConfigError
 from tfmammo.mammogram import Skipped, hash_id
 from tfmammo.synthesis.config import SynthesisConfig
-from tfmammo.synthesis.provenance import explain
+from tfmammo.synthesis.recipe import explain
 
 NAME = "M\u00fcller, Anna 1950"
 

@@ -1,26 +1,25 @@
-"""Patches of lesions and of normal tissue: the windows of both."""
+"""Labelled patches of lesions and of normal tissue: their classes, and the windows of both."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from tests.small_mammograms import draw_half, make_noisy, make_normal, make_rectangle
 from tfmammo.archives import phantom
-from tfmammo.config import DataConfig
+from tfmammo.config import DataConfig, SamplingConfig
 from tfmammo.data.extraction import make_normal_patches
-from tfmammo.data.labelled import make_blend_patches, measure_scale
+from tfmammo.data.labelled import make_blend_patches, make_pathology_patches, measure_scale
 from tfmammo.data.sampling import draw_length
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Skipped
 
-DATA = DataConfig.model_validate(
-    {
-        "size": 32,
-        "frame": "square",
-        "context": 2,
-        "window": (0, 1),
-        "sampling": {"count": 40, "scale": None},
-    }
+DATA = DataConfig(
+    size=32,
+    frame="square",
+    context=2,
+    window=(0, 1),
+    sampling=SamplingConfig(count=40, scale=None),
 )
 
 
@@ -31,6 +30,83 @@ def mammograms():
 
 def with_scale(data, scale):
     return data.model_copy(update={"sampling": data.sampling.model_copy(update={"scale": scale})})
+
+
+def make_records(*names):
+    """A mammogram of one mass for each pathology, "" being unknown, and a normal one."""
+    lesions = [make_rectangle(40, 40, 60, 60, pathology=name or None) for name in names]
+    records = [
+        make_noisy(lesion, name=f"m{i}", patient_id=f"p{i}") for i, lesion in enumerate(lesions)
+    ]
+    return [*records, make_normal(patient_id="q")]
+
+
+def label(records, skipped=None, malignant=True, window=(0, 1), **values):
+    values = {"count": 30, "offset": 10, "scale": (1, 1), **values}
+    config = DataConfig(size=32, window=window, sampling=SamplingConfig(**values))
+    skipped = Skipped() if skipped is None else skipped
+    return make_pathology_patches(records, config, skipped, malignant)
+
+
+def test_pathologies_are_labels_that_share_every_batch():
+    skipped = Skipped()
+    patches = label(make_records("malignant", "benign", ""), skipped)
+    assert patches.balanced and patches.balanced_classes == 3 and set(patches.labels) == {0, 1, 2}
+    for number, name in enumerate(("malignant", "benign", "normal")):
+        assert (patches.labels[patches.pathologies == name] == number).all()
+    unknown = [name for name, reason in skipped.reasons.items() if "pathology" in reason]
+    assert unknown and all(name.startswith("m2#0@") for name in unknown)
+    assert len(patches) + len(unknown) == 2 * 30
+
+
+def test_normal_patches_can_be_more_than_those_near_lesions():
+    records = make_records("malignant", "benign")
+    many = label(records, count=6, normals=15)
+    assert np.bincount(many.labels)[2] == 15 and np.sum(many.labels < 2) == 6
+    assert np.bincount(label(records, count=6).labels)[2] == 6
+
+
+def test_patches_that_are_stretched_one_by_one_are_pointed_out(caplog):
+    caplog.set_level("WARNING")  # another test may have set it lower
+    records = make_records("malignant", "benign")
+    label(records)
+    assert not caplog.records
+    label(records, window=None)
+    assert "data.window is not set" in caplog.text
+
+
+def draw_narrow():
+    image = draw_half()
+    image[:, 30:] = 0
+    return image
+
+
+@pytest.mark.parametrize(
+    ("records", "values", "named"),
+    [
+        (make_records("malignant"), {}, "no benign patch"),
+        (make_records(""), {}, "no malignant and no benign patch"),
+        (
+            [*make_records("malignant", "benign")[:2], make_normal(read=draw_narrow)],
+            {"tissue": 1.0},
+            "32 px is 100 % breast",
+        ),
+    ],
+)
+def test_a_missing_class_is_one_sentence(records, values, named):
+    with pytest.raises(DataError, match=named):
+        label(records, **values)
+
+
+def test_every_lesion_counts_where_pathology_is_not_asked_for():
+    patches = label(make_records("malignant", "benign", ""), malignant=False)
+    assert set(patches.labels) == {0, 2} and patches.balanced_classes == 2
+    np.testing.assert_array_equal(patches.labels == 2, patches.kinds == "normal")
+    near = {name.partition("#")[0] for name in patches.ids[patches.labels == 0]}
+    assert near == {"m0", "m1", "m2"}
+
+
+# Windows
 
 
 def test_tissue_has_the_windows_of_lesions(mammograms):
@@ -46,14 +122,14 @@ def test_tissue_has_the_windows_of_lesions(mammograms):
     for size in (32, 64, 256):
         data = DATA.model_copy(update={"size": size})
         found = measure_scale(mammograms, data, masses)
-        expected = np.percentile(size / windows, [10, 20, 30, 40, 50, 60, 70, 80, 90])
-        assert found == pytest.approx(expected.tolist(), rel=0.01)
+        expected = np.percentile(size / windows, np.arange(10, 100, 10))
+        np.testing.assert_allclose(found, expected, rtol=0.01)
         random = np.random.default_rng(0)
         drawn = [draw_length(size, with_scale(data, found).sampling, random) for _ in range(2000)]
-        for percentile in (25, 50, 75):
-            assert np.percentile(drawn, percentile) == pytest.approx(
-                np.percentile(windows, percentile), rel=0.1
-            )
+        quartiles = (25, 50, 75)
+        np.testing.assert_allclose(
+            np.percentile(drawn, quartiles), np.percentile(windows, quartiles), rtol=0.1
+        )
 
 
 def test_resampled_mammograms_have_smaller_windows(mammograms):
@@ -66,11 +142,6 @@ def test_resampled_mammograms_have_smaller_windows(mammograms):
     assert measure_scale(records, coarse, ids) == pytest.approx(doubled)
 
 
-def test_windows_of_whole_mammograms_are_no_measure(mammograms):
-    with pytest.raises(DataError, match="data.frame=full has none"):
-        measure_scale(mammograms, DATA.model_copy(update={"frame": "full"}), ["one#full"])
-
-
 def test_blending_draws_tissue_at_that_scale(mammograms):
     found = make_blend_patches(mammograms, DATA, Skipped())
     scale = measure_scale(mammograms, DATA, found.ids[found.labels == 1].tolist())
@@ -80,6 +151,8 @@ def test_blending_draws_tissue_at_that_scale(mammograms):
     assert not np.array_equal(found.images, others.images)
 
 
-def test_other_random_patches_need_a_scale(mammograms):
+def test_without_a_scale(mammograms):
+    with pytest.raises(DataError, match="data.frame=full has none"):
+        measure_scale(mammograms, DATA.model_copy(update={"frame": "full"}), ["one#full"])
     with pytest.raises(ConfigError, match="data.sampling.scale: null"):
         make_normal_patches(mammograms, DATA, Skipped())

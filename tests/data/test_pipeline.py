@@ -2,7 +2,6 @@
 and step alone.
 """
 
-import hashlib
 from dataclasses import replace
 from itertools import islice
 
@@ -10,13 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.record_folders import write_records
 from tests.two_cpus import run_on_two_cpus
 from tfmammo.data import pipeline
-from tfmammo.data.patches import Patch, Patches
+from tfmammo.data.patches import Patches
 from tfmammo.data.pipeline import batches, rotate_and_flip
-from tfmammo.data.tfrecord import COLUMNS, MANIFEST, Manifest, Records, ShardFile, encode
+from tfmammo.data.tfrecord import Records
 from tfmammo.errors import DataError
-from tfmammo.mammogram import key_check
 
 
 def patches(count=5, size=4):
@@ -58,14 +57,12 @@ def identify(image, data):
 
 
 def test_values_shapes_and_dtypes():
-    image, mask = next(iter(batches(patches(), 3, seed=0, augment=True))).values()
+    stream = batches(patches(), 3, seed=0, augment=True)
+    image, mask = next(iter(stream)).values()
     assert image.shape == mask.shape == (3, 4, 4, 1) and image.dtype == mask.dtype == tf.float32
     assert set(np.unique(mask)) == {0, 1} and np.min(image) >= 0 and np.max(image) <= 1
-    specs = batches(patches(), 3, seed=0, augment=True).element_spec
-    assert {name: spec.shape.as_list() for name, spec in specs.items()} == {
-        "image": [3, 4, 4, 1],
-        "mask": [3, 4, 4, 1],
-    }
+    shapes = {name: spec.shape.as_list() for name, spec in stream.element_spec.items()}
+    assert shapes == {"image": [3, 4, 4, 1], "mask": [3, 4, 4, 1]}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 16])
@@ -165,21 +162,6 @@ def test_dihedral_equals_numpy(turn):
     assert rotate_and_flip(IMAGE.astype(np.uint8), turn).dtype == tf.uint8
 
 
-def test_dihedral_by_hand():
-    image = np.array([[1, 2], [3, 4]], np.float32)[..., np.newaxis]
-    turned = [rotate_and_flip(image, turn).numpy()[..., 0].tolist() for turn in range(8)]
-    assert turned == [
-        [[1, 2], [3, 4]],
-        [[2, 4], [1, 3]],
-        [[4, 3], [2, 1]],
-        [[3, 1], [4, 2]],
-        [[2, 1], [4, 3]],
-        [[4, 2], [3, 1]],
-        [[3, 4], [1, 2]],
-        [[1, 3], [2, 4]],
-    ]
-
-
 def test_dihedral_is_a_group_of_eight():
     turned = [rotate_and_flip(IMAGE, turn).numpy() for turn in range(8)]
     assert len({image.tobytes() for image in turned}) == 8
@@ -225,45 +207,11 @@ def test_two_replicas_share_the_batches_of_one(tmp_path):
 
 @pytest.fixture
 def records(tmp_path):
-    """A function (count, shards) -> Records of `patches(count)`, dealt out over so many shards, one
-    more being empty.
-    """
+    """A function (count, shards) -> Records of `patches(count)`, with one empty shard more."""
 
     def make(count=5, shards=2):
-        root = tmp_path / f"{count}-{shards}"
-        root.mkdir()
-        data = patches(count)
-        files = []
-        for number, rows in enumerate([*np.array_split(np.arange(count), shards), []]):
-            patches_of_shard = [
-                Patch(data.images[i], data.masks[i], data.patient_ids[i], data.ids[i]) for i in rows
-            ]
-            name = f"shard-{number:05d}-of-{shards + 1:05d}.tfrecord"
-            with tf.io.TFRecordWriter(str(root / name)) as writer:
-                for patch in patches_of_shard:
-                    writer.write(encode(patch))
-            content = (root / name).read_bytes()
-            files.append(
-                ShardFile(
-                    file=name,
-                    sha256=hashlib.sha256(content).hexdigest(),
-                    bytes=len(content),
-                    count=len(patches_of_shard),
-                )
-            )
-        columns = {name: tuple(getattr(data, name)) for name in COLUMNS}
-        manifest = Manifest(
-            format=1,
-            identity={},
-            size=4,
-            count=count,
-            fingerprint="-",
-            histogram=(),
-            shards=tuple(files),
-            columns=columns,
-            id_key=key_check(),
-        )
-        (root / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
+        counts = [len(part) for part in np.array_split(np.arange(count), shards)]
+        root = write_records(tmp_path / f"{count}-{shards}", list(patches(count)), [*counts, 0])
         return Records.open(root)
 
     return make

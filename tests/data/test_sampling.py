@@ -1,57 +1,37 @@
 """Where random patches lie and how many each mammogram gives; the shapes of masses."""
 
 import csv
-import logging
 from collections import Counter
-from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.small_mammograms import make_noisy, make_rectangle, refuse
 from tfmammo.config import DataConfig, SamplingConfig
 from tfmammo.data.sampling import (
     draw_length,
     draw_near_lesion,
     draw_on_breast,
     draw_quota,
-    draw_shape_masks,
     has_normal_tissue,
     is_normal,
     random_stream,
     shape_class,
 )
-from tfmammo.errors import ArchiveError, DataError
-from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
-
-
-def refuse():
-    """What a broken file does."""
-    raise ArchiveError("mask.png: broken")
-
-
-def stored(rows, cols):
-    """A mask file's content: a rectangle of 12 x 6 px."""
-    mask = np.zeros((rows, cols), np.uint8)
-    mask[30:42, 50:56] = 255
-    return mask
-
-
-def rectangle(top, left, bottom, right, kind="mass", **details):
-    """A lesion that covers these pixels, half-open."""
-    outline = np.array([[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]])
-    return Lesion.from_outline(kind, outline, 100, 120, **details)
-
-
-def mammogram(*lesions, image_id="a", patient="p", **details):
-    """A record whose pixels can't be read."""
-    return Mammogram("test", patient, image_id, 100, 120, refuse, lesions=lesions, **details)
+from tfmammo.errors import DataError
+from tfmammo.mammogram import Lesion, MaskedLesion
 
 
 def normal(image_id):
     """A record of a normal mammogram."""
     return mammogram(image_id=image_id, pathology="normal")
+
+
+def mammogram(*lesions, image_id="a", **details):
+    """A record whose pixels can't be read."""
+    return make_noisy(*lesions, name=image_id, read=refuse, **details)
 
 
 @given(
@@ -95,11 +75,8 @@ def test_every_pixel_of_the_lesion_is_drawn_and_an_offset_ends_inside_the_window
     region = np.zeros((40, 40), np.uint8)
     region[10, 10:13] = region[20, 25] = 1
     random = np.random.default_rng(0)
-    centres = {
-        tuple(corner + 2 for corner in draw_near_lesion(region, 5, 0, random)[:2])
-        for _ in range(200)
-    }
-    assert centres == {(10, 10), (10, 11), (10, 12), (20, 25)}
+    corners = {draw_near_lesion(region, 5, 0, random)[:2] for _ in range(200)}
+    assert corners == {(8, 8), (8, 9), (8, 10), (18, 23)}
     region[:] = 0
     region[20, 20] = 1
     tops = {draw_near_lesion(region, 5, 128, random)[0] for _ in range(200)}
@@ -201,41 +178,32 @@ def test_what_is_normal():
 
 
 def test_quota_follows_lesions_and_not_the_order():
-    one = rectangle(10, 10, 20, 20)
-    box = Lesion("mass", (1, 2, 30, 40))
+    one = make_rectangle(10, 10, 20, 20)
     masked = MaskedLesion("mass", refuse)  # counts, and is not read
-    records = [
-        mammogram(one, image_id="one"),
-        mammogram(one, masked, one, image_id="three"),
-        mammogram(box, image_id="box"),
-        normal("none"),
-        mammogram(rectangle(1, 1, 9, 9, kind="asymmetry"), image_id="other"),
-    ]
+    lesions = {
+        "one": (one,),
+        "three": (one, masked, one),
+        "box": (Lesion("mass", (1, 2, 30, 40)),),
+        "none": (),
+        "other": (make_rectangle(1, 1, 9, 9, kind="asymmetry"),),
+    }
+    records = [mammogram(*some, image_id=name) for name, some in lesions.items()]
     config = DataConfig(patches="offset", sampling=SamplingConfig(count=4000), seed=1)
     counts = draw_quota(records, config)
-    assert set(counts) == {"one", "three", "box", "none", "other"} and sum(counts.values()) == 4000
+    assert set(counts) == set(lesions) and sum(counts.values()) == 4000
     assert counts["box"] == counts["none"] == counts["other"] == 0
     assert counts["three"] == pytest.approx(3000, abs=110)  # 4 standard deviations of a binomial
-    assert (
-        counts
-        == draw_quota(records[::-1], config)
-        != draw_quota(records, config.model_copy(update={"seed": 2}))
-    )
-    as_lesions = draw_quota(records, DataConfig())
-    assert as_lesions == {"one": 1, "three": 3, "box": 1, "none": 0, "other": 0}
-    assert draw_quota(records, DataConfig(frame="full", kinds=("mass", "asymmetry"))) == {
-        "one": 1,
-        "three": 1,
-        "box": 1,
-        "none": 0,
-        "other": 1,
-    }
+    another = draw_quota(records, config.model_copy(update={"seed": 2}))
+    assert counts == draw_quota(records[::-1], config) != another
+    full = DataConfig(frame="full", kinds=("mass", "asymmetry"))
+    for config, expected in ((DataConfig(), (1, 3, 1, 0, 0)), (full, (1, 1, 1, 0, 1))):
+        assert draw_quota(records, config) == dict(zip(lesions, expected, strict=True))
 
 
 def test_quota_of_normal_mammograms():
     records = [normal(f"n{i}") for i in range(4)] + [
         mammogram(image_id="unknown"),
-        mammogram(rectangle(1, 1, 9, 9), image_id="mass"),
+        mammogram(make_rectangle(1, 1, 9, 9), image_id="mass"),
     ]
     counts = draw_quota(records, DataConfig(patches="normal", sampling=SamplingConfig(count=1000)))
     assert sum(counts.values()) == 1000 and counts["unknown"] == counts["mass"] == 0
@@ -275,55 +243,6 @@ def test_archives_words_become_four_shapes(word, shape):
     assert shape_class(word) == shape
 
 
-def test_shape_masks_by_hand(caplog):
-    # 20 x 10 px in a square of 22: one px above, six on the left
-    tall = rectangle(10, 10, 30, 20, shape="lobulated")
-    # 12 x 6 px in a square of 13, enlarged
-    masked = MaskedLesion("mass", partial(stored, 100, 120), shape="oval")
-    others = [rectangle(50, 50, 60, 60, shape=word) for word in ("round-oval", None, None)]
-    cluster = rectangle(70, 70, 80, 80, kind="calcification", shape="round")
-    skipped = Skipped()
-    records = [
-        mammogram(cluster, tall, *others),
-        mammogram(masked, image_id="b", patient="q"),
-        mammogram(MaskedLesion("mass", refuse, shape="round"), image_id="c"),
-        mammogram(Lesion("mass", (1, 2, 30, 40), shape="round"), image_id="d"),
-    ]
-    with caplog.at_level(logging.INFO):
-        masks, shapes, patients, ids = draw_shape_masks(records, size=22, skipped=skipped)
-    assert (
-        shapes.tolist() == ["lobular", "oval"]
-        and patients.tolist() == ["p", "q"]
-        and ids.tolist() == ["a#1", "b#0"]
-    )
-    assert masks.dtype == np.uint8 and masks.shape == (2, 22, 22, 1)
-    expected = np.zeros((22, 22), np.uint8)
-    expected[1:21, 6:16] = 1
-    np.testing.assert_array_equal(masks[0, ..., 0], expected)
-    rows, cols = np.nonzero(masks[1, ..., 0])
-    assert np.ptp(rows) + 1 == pytest.approx(12 * 22 / 13, abs=1) and np.ptp(
-        cols
-    ) + 1 == pytest.approx(6 * 22 / 13, abs=1)
-    assert (
-        skipped.reasons["c"] == "lesion 0: mask.png: broken"
-        and "lesion 0: this lesion has a box but no outline" in skipped.reasons["d"]
-    )
-    assert (
-        "2 masks of 2 patients; masses of other shapes left out: 2 not stated, 1 round-oval"
-        in caplog.text
-    )
-
-
-def test_shape_masks_at_the_image_border_and_without_any():
-    corner = rectangle(0, 0, 40, 40, shape="round")
-    (mask,), _, _, _ = draw_shape_masks([mammogram(corner)], size=44, margin=0.05)
-    assert mask.sum() == 1600 and mask[2:42, 2:42].all()
-    with pytest.raises(DataError, match="1 not stated"):
-        draw_shape_masks([mammogram(rectangle(1, 1, 9, 9))])
-    with pytest.raises(DataError, match="other masses: none; 1 mammograms skipped"):
-        draw_shape_masks([mammogram(MaskedLesion("mass", refuse, shape="oval"))])
-
-
 @pytest.mark.data
 def test_shapes_of_the_real_tables(real_data):
     counts = Counter()
@@ -338,8 +257,8 @@ def test_shapes_of_the_real_tables(real_data):
 
 
 def test_normal_tissue_of_mammograms_with_lesions_is_taken_where_it_is_asked_for():
-    outlined = mammogram(rectangle(10, 10, 20, 20))
-    boxed = mammogram(rectangle(10, 10, 20, 20), Lesion("mass", (1, 2, 30, 40)))
+    outlined = mammogram(make_rectangle(10, 10, 20, 20))
+    boxed = mammogram(make_rectangle(10, 10, 20, 20), Lesion("mass", (1, 2, 30, 40)))
     tissue = SamplingConfig(normal="tissue")
     assert has_normal_tissue(outlined, tissue) and not has_normal_tissue(outlined, SamplingConfig())
     assert not has_normal_tissue(boxed, tissue), "a lesion's place is not known to the pixel"

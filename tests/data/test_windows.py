@@ -1,9 +1,14 @@
-"""Windows by hand: where they lie, and what lies beyond the image."""
+"""Windows by hand: where they lie in each crop mode, and what lies beyond the image."""
 
 import numpy as np
 import pytest
 
-from tfmammo.data.windows import crop_image, square_window
+from tests.small_mammograms import make_noisy
+from tfmammo.archives import cdd_cesm
+from tfmammo.config import DataConfig
+from tfmammo.data import sampling
+from tfmammo.data.windows import crop_image, crop_window, extract_window, square_window
+from tfmammo.mammogram import Skipped
 
 
 @pytest.mark.parametrize(
@@ -19,8 +24,7 @@ from tfmammo.data.windows import crop_image, square_window
 )
 def test_beyond_each_side_of_the_image_is_black(place, padding):
     image = np.arange(1, 7, dtype=np.float32).reshape(2, 3, 1)
-    expected = np.pad(image[..., 0], padding)
-    np.testing.assert_array_equal(crop_image(image, place)[..., 0], expected)
+    np.testing.assert_array_equal(crop_image(image, place)[..., 0], np.pad(image[..., 0], padding))
 
 
 def test_a_crop_inside_the_image_is_its_pixels():
@@ -29,17 +33,86 @@ def test_a_crop_inside_the_image_is_its_pixels():
 
 
 @pytest.mark.parametrize(
-    ("box", "window"),
+    ("box", "context", "spacing", "window"),
     [
-        ((40, 40, 60, 50), (30, 25, 70, 65)),  # in the middle of its box
-        ((0, 0, 20, 10), (0, 0, 40, 40)),  # moved into the image at its first corner
-        ((80, 90, 100, 100), (60, 60, 100, 100)),  # and at its last one
+        ((40, 50, 60, 60), 1.5, None, (35, 40, 65, 70)),  # side 30 around (50, 55)
+        ((0, 110, 20, 120), 1.5, None, (0, 90, 30, 120)),  # moved down and to the left
+        ((0, 10, 100, 20), 1.1, None, (-5, 0, 105, 110)),  # too long for the rows only
+        ((0, 0, 100, 120), 1.5, None, (-40, -30, 140, 150)),
+        # 20 px of 0.2 mm are 4 mm, 20 px of 0.1 mm are 2 mm: the side is 6 mm
+        ((40, 50, 60, 70), 1.5, (0.2, 0.1), (35, 30, 65, 90)),
     ],
 )
-def test_a_square_window_is_twice_the_longer_side_and_stays_inside(box, window):
-    assert square_window(box, 100, 100, 2.0) == window
+def test_a_square_window_by_hand(box, context, spacing, window):
+    assert square_window(box, 100, 120, context, spacing) == window
 
 
-def test_a_square_window_is_square_in_mm():
-    """20 rows of 0.1 mm are 2 mm, as are 10 columns of 0.2 mm."""
-    assert square_window((40, 40, 60, 50), 100, 100, 2.0, (0.1, 0.2)) == (30, 35, 70, 55)
+@pytest.mark.parametrize("context", [1.0, 1.25, 1.5, 2.0])
+def test_square_windows_hold_their_lesion_and_stay_inside(context):
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        top = random.integers(0, 90)
+        left = random.integers(0, 110)
+        box = (top, left, random.integers(top + 1, 101), random.integers(left + 1, 121))
+        place = square_window(box, 100, 120, context)
+        assert place[2] - place[0] == place[3] - place[1]
+        assert place[0] <= box[0] and place[1] <= box[1]
+        assert place[2] >= box[2] and place[3] >= box[3]
+        for axis, extent in enumerate((100, 120)):
+            outside = place[axis] < 0 or place[axis + 2] > extent
+            assert outside == (place[axis + 2] - place[axis] > extent)
+
+
+BOX = (40, 50, 60, 61)  # 20 x 11 px
+
+
+@pytest.mark.parametrize(
+    ("values", "box", "window"),
+    [
+        ({"frame": "square", "context": 1.5}, BOX, square_window(BOX, 100, 120, 1.5)),
+        ({"frame": "tight"}, BOX, BOX),
+        ({"frame": "full"}, BOX, (0, 0, 100, 120)),
+        ({"frame": "loose"}, BOX, (30, 45, 70, 67)),  # 40 x 22 px
+        ({"frame": "loose"}, (4, 0, 24, 30), (0, 0, 34, 45)),
+        ({"frame": "loose"}, (80, 100, 99, 118), (71, 91, 100, 120)),
+        ({"frame": "padded", "padding": 30}, BOX, (10, 20, 90, 91)),
+        ({"frame": "padded", "padding": 30}, (80, 100, 99, 118), (50, 70, 100, 120)),
+        ({"frame": "padded"}, BOX, (0, 0, 100, 120)),  # 100 px on every side
+    ],
+)
+def test_crop_modes_by_hand(values, box, window):
+    assert crop_window(box, make_noisy(), DataConfig(**values)) == window
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 0.5, 1 / 3])
+def test_a_constant_window_is_an_error_and_no_stretched_rounding_error(value):
+    image = np.full((90, 70, 1), value, np.float32)
+    with pytest.raises(ValueError, match="the image is constant"):
+        extract_window(image, (5, 5, 80, 60), DataConfig(size=64))
+    windowed = extract_window(image, (5, 5, 80, 60), DataConfig(size=64, window=(0, 2)))
+    np.testing.assert_allclose(windowed, np.full((64, 64, 1), value / 2), atol=1e-6)
+
+
+def test_what_is_seen_beyond_the_border_is_0():
+    image = np.ones((40, 40, 1), np.float32)
+    window = extract_window(image, (-20, 0, 20, 40), DataConfig(size=40, window=(0, 1)))
+    assert not window[:20].any() and (window[20:] == 1).all()
+
+
+@pytest.mark.data
+def test_the_default_context_gives_the_share_of_the_lesion_that_cans_table_implies(real_data):
+    """36 % of a patch: tests/models/test_can_crop.py."""
+
+    def measure_share(context: float) -> float:
+        shares = []
+        for one in cdd_cesm.read(real_data / "cdd-cesm", Skipped()):
+            lesions = sampling.select_lesions(one, DataConfig()).values()
+            masks = [lesion.mask(one.rows, one.cols) for lesion in lesions]
+            for lesion in lesions:
+                top, left, bottom, right = square_window(lesion.box, one.rows, one.cols, context)
+                if bottom - top <= one.rows and right - left <= one.cols:
+                    shares.append(np.max(masks, axis=0)[top:bottom, left:right].mean())
+        return float(np.mean(shares))
+
+    assert 0.355 <= measure_share(DataConfig().context) <= 0.365
+    assert measure_share(1.5) < 0.30

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from tests.known_networks import KnownSegmenter
 from tfmammo.config import DataConfig, PreprocessConfig
-from tfmammo.data import sampling
-from tfmammo.data.extraction import make_patches
+from tfmammo.data.extraction import make_patches, make_shape_patches
 from tfmammo.data.patches import TEXTS
 from tfmammo.errors import DetectionError, ExportError, PipelineError, TrackingError
 from tfmammo.inference import pipeline as pipelines
@@ -235,7 +234,9 @@ def test_a_shape_is_judged_by_a_mask_made_as_in_training(load):
     truth = replace(
         record, lesions=(MaskedLesion("mass", partial(np.copy, mask_of(finding)), shape="oval"),)
     )
-    np.testing.assert_array_equal(inputs[0], sampling.draw_shape_masks([truth])[0])
+    np.testing.assert_array_equal(
+        inputs[0], make_shape_patches([truth], DataConfig(size=64), Skipped()).masks
+    )
     assert inputs[0].shape == (1, 64, 64, 1) and inputs[0].dtype == np.float32
     rows, cols = np.argwhere(inputs[0][0, ..., 0]).T
     assert rows.mean() == pytest.approx(31.5, abs=1) and cols.mean() == pytest.approx(31.5, abs=1)

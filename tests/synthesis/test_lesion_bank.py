@@ -1,5 +1,5 @@
-"""The lesion bank: which lesions are taken and whose, and what turning, mirroring and two
-spacings make of one.
+"""The lesion bank: which lesions are taken and whose, and what rotation, mirroring and two spacings
+make of one.
 """
 
 from dataclasses import replace
@@ -9,26 +9,22 @@ import numpy as np
 import pytest
 
 from tests.archives.writers import folder as writer
-from tests.synthetic_sets import make_transform
+from tests.synthetic_sets import make_transform, save_split
 from tfmammo import archives
 from tfmammo.archives import folder as archive
 from tfmammo.config import DataConfig
-from tfmammo.data import splits
 from tfmammo.errors import ArchiveError, ConfigError, DataError
-from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, key_check
+from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 from tfmammo.synthesis import lesion_bank
 from tfmammo.synthesis.config import PatientsConfig, SynthesisConfig
 from tfmammo.synthesis.lesion_bank import LesionBank
-from tfmammo.synthesis.sources import PatientSubset, SourceLesion, Sources
+from tfmammo.synthesis.sources import SourceLesion, Sources
 from tfmammo.synthesis.synthesizer import Synthesizer
 
 ROWS = 90
 COLS = 120
-TOP = 30
-LEFT = 50
-HEIGHT = 14
-WIDTH = 9
-# an L, whose box is 14 x 9 px
+TOP, LEFT, HEIGHT, WIDTH = 30, 50, 14, 9
+# an L of that box
 CORNERS = np.array([[30, 50], [30, 53], [38, 53], [38, 58], [43, 58], [43, 50]], np.float32)
 
 
@@ -43,30 +39,16 @@ def ramp():
     return (0.2 + 0.001 * row + 0.002 * col).astype(np.float32)[..., None]
 
 
-def record(image=noise, corners=CORNERS, rows=ROWS, cols=COLS, **facts):
-    lesions = (Lesion.from_outline("mass", corners, rows, cols),) if corners is not None else ()
-    return Mammogram(
-        **{
-            "archive": "made",
-            "patient_id": "p",
-            "image_id": "i",
-            "rows": rows,
-            "cols": cols,
-            "read": image,
-            "lesions": lesions,
-            **facts,
-        }
-    )
+def record(image=noise, corners=CORNERS, **facts):
+    facts = {"archive": "made", "patient_id": "p", "image_id": "i", **facts}
+    size = {"rows": ROWS, "cols": COLS}
+    lesions = (Lesion.from_outline("mass", corners, ROWS, COLS),)
+    return Mammogram(**{**size, "read": image, "lesions": lesions, **facts})
 
 
-def target(rows=800, cols=800, **facts):
-    return record(
-        partial(np.zeros, (rows, cols, 1), np.float32),
-        None,
-        rows,
-        cols,
-        **{"image_id": "t", "patient_id": "q", **facts},
-    )
+def target(**facts):
+    facts = {"image_id": "t", "patient_id": "q", **facts}
+    return record(partial(np.zeros, (800, 800, 1), np.float32), rows=800, cols=800, **facts)
 
 
 def turned(angle=0.0, factor=1.0, mirrored=False, donor=None, into=None):
@@ -74,8 +56,7 @@ def turned(angle=0.0, factor=1.0, mirrored=False, donor=None, into=None):
     return lesion_bank.transform(SourceLesion(donor or record(), 0), details, into or target())
 
 
-def mask():
-    return record().lesions[0].mask(ROWS, COLS)[TOP : TOP + HEIGHT, LEFT : LEFT + WIDTH]
+MASK = record().lesions[0].mask(ROWS, COLS)[TOP : TOP + HEIGHT, LEFT : LEFT + WIDTH]
 
 
 def shown(image, around):
@@ -88,7 +69,7 @@ def test_quarter_turns_and_mirror_images_are_exact(quarters, mirrored):
     piece = turned(angle=(0, 90, 180, -90)[quarters], mirrored=mirrored)
     expected = [
         np.rot90(part[:, ::-1] if mirrored else part, quarters)
-        for part in (mask(), shown(noise(), piece.around))
+        for part in (MASK, shown(noise(), piece.around))
     ]
     np.testing.assert_array_equal(piece.mask, expected[0])
     assert piece.around == 4 and piece.mask.dtype == np.uint8 and piece.image.dtype == np.float32
@@ -102,9 +83,7 @@ def test_a_resized_ramp_is_a_ramp():
     """
     piece = turned(factor=2, donor=record(ramp))
     rows, cols = piece.mask.shape
-    assert (rows, cols) == (28, 18) and piece.mask.sum() == pytest.approx(
-        4 * mask().sum(), rel=0.02
-    )
+    assert (rows, cols) == (28, 18) and piece.mask.sum() == pytest.approx(4 * MASK.sum(), rel=0.02)
     row, col = np.mgrid[: piece.image.shape[0], : piece.image.shape[1]]
     middle = [(length - 1) / 2 for length in piece.image.shape]
     expected = 0.2 + 0.001 * ((row - middle[0]) / 2 + 36.5) + 0.002 * ((col - middle[1]) / 2 + 54)
@@ -116,7 +95,7 @@ def test_a_resized_ramp_is_a_ramp():
 def test_any_angle_keeps_area_and_grey_values():
     for angle in (17.0, -45.0, 133.3):
         piece = turned(angle=angle, factor=3, donor=record(ramp))
-        assert piece.mask.sum() == pytest.approx(9 * mask().sum(), rel=0.03)
+        assert piece.mask.sum() == pytest.approx(9 * MASK.sum(), rel=0.03)
         assert (
             piece.mask[0].any()
             and piece.mask[-1].any()
@@ -124,7 +103,7 @@ def test_any_angle_keeps_area_and_grey_values():
             and piece.mask[:, -1].any()
         )
         inside = piece.crop(0)[piece.mask > 0]
-        assert inside.mean() == pytest.approx(shown(ramp(), 0)[mask() > 0].mean(), abs=5e-4)
+        assert inside.mean() == pytest.approx(shown(ramp(), 0)[MASK > 0].mean(), abs=5e-4)
         # Counter-clockwise as shown: what was to the right, and brighter, lies up for a positive
         # angle. 0.002 a column, 0.001 a row.
         down, right = (np.gradient(piece.image)[axis].mean() * 3 for axis in (0, 1))
@@ -160,7 +139,7 @@ def test_nothing_aliases_that_shrinks():
     assert turned(donor=record(stripes, corners)).crop(0).std() == pytest.approx(0.5, abs=0.01)
 
 
-def test_of_several_parts_the_largest_is_set_in():
+def test_the_largest_of_several_parts_is_inserted():
     small, large = (
         np.array(
             [[top, 20], [top, 20 + side], [top + side, 20 + side], [top + side, 20]], np.float32
@@ -171,35 +150,30 @@ def test_of_several_parts_the_largest_is_set_in():
     assert turned(donor=donor).mask.shape == (20, 20) and turned(donor=donor).mask.all()
 
 
-def test_what_cant_be_set_in():
-    with pytest.raises(DataError, match="1400 x 900 px"):
-        turned(factor=100)
-    with pytest.raises(DataError, match="0.1 x 0.1 px"):
-        turned(factor=0.01)
+def test_what_cant_be_inserted():
     cut = record(corners=np.array([[0, 50], [0, 60], [20, 60]], np.float32))
-    with pytest.raises(DataError, match="lesion 0 of i: .*touches"):
-        turned(donor=cut)
-    empty = record(lesions=(replace(record().lesions[0], box=(30, 50, 30, 50)),))
-    with pytest.raises(DataError, match="lesion 0 of i: its mask is empty"):
-        turned(donor=empty)
-    nothing = record(lesions=(MaskedLesion("mass", partial(np.zeros, (ROWS, COLS), np.uint8)),))
+    empty = record(image_id="e", lesions=(replace(record().lesions[0], box=(30, 50, 30, 50)),))
+    region = partial(np.zeros, (ROWS, COLS), np.uint8)
+    nothing = record(image_id="n", lesions=(MaskedLesion("mass", region),))
+    for values, reason in (
+        ({"factor": 100}, "1400 x 900 px"),
+        ({"factor": 0.01}, "0.1 x 0.1 px"),
+        ({"donor": cut}, "lesion 0 of i: .*touches"),
+        ({"donor": empty}, "lesion 0 of e: its mask is empty"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            turned(**values)
     skipped = Skipped()
     good = SourceLesion(record(), 0)
-    assert LesionBank(
-        (
-            SourceLesion(cut, 0),
-            good,
-            SourceLesion(replace(empty, image_id="e"), 0),
-            SourceLesion(replace(nothing, image_id="n"), 0),
-        )
-    ).find_usable(skipped) == [good]
+    bad = [SourceLesion(mammogram, 0) for mammogram in (cut, empty, nothing)]
+    assert LesionBank((*bad, good)).find_usable(skipped) == [good]
     assert skipped.reasons == {
         "i": f"lesion 0: {lesion_bank.CUT_OFF}",
         "e": "lesion 0: its mask is empty",
         "n": "lesion 0: the mask of a lesion marks nothing",
     }
     with pytest.raises(DataError, match="lesion 0: .*touches"):
-        LesionBank((SourceLesion(cut, 0),)).find_usable(Skipped())
+        LesionBank((bad[0],)).find_usable(Skipped())
 
 
 def draw(lesions, mammogram, random=None, trained_on=None, resize=(0.8, 1.2), rotate=180.0):
@@ -208,30 +182,23 @@ def draw(lesions, mammogram, random=None, trained_on=None, resize=(0.8, 1.2), ro
     return LesionBank(tuple(lesions)).draw(mammogram, random, resize, rotate, trained_on)
 
 
-def test_sizes_that_are_not_known():
-    def draw_one(own, other, archive="made"):
-        lesion = SourceLesion(record(spacing=own, archive=archive), 0)
-        return draw([lesion], target(spacing=other))
-
-    assert draw_one((0.1, 0.1), (0.1, 0.1), "other").mask.any()
-    assert draw_one(None, None).mask.any()
-    for own, other, archive_, reason in [
-        (
-            (0.1, 0.1),
-            None,
-            "made",
-            "^its mm per px",
-        ),
+@pytest.mark.parametrize(
+    ("own", "other", "name", "reason"),
+    [
+        ((0.1, 0.1), (0.1, 0.1), "other", None),
+        (None, None, "made", None),
+        ((0.1, 0.1), None, "made", "^its mm per px"),
         (None, (0.1, 0.1), "made", "^the mm per px of lesions"),
-        (
-            None,
-            None,
-            "other",
-            "^neither its mm per px",
-        ),
-    ]:
+        (None, None, "other", "^neither its mm per px"),
+    ],
+)
+def test_sizes_must_be_known_in_the_mammogram(own, other, name, reason):
+    lesions = [SourceLesion(record(spacing=own, archive=name), 0)]
+    if reason is None:
+        assert draw(lesions, target(spacing=other)).mask.any()
+    else:
         with pytest.raises(DataError, match=reason):
-            draw_one(own, other, archive_)
+            draw(lesions, target(spacing=other))
 
 
 def test_what_is_drawn():
@@ -240,190 +207,129 @@ def test_what_is_drawn():
         for side in ("L", "R", None)
     ]
     random = np.random.default_rng(0)
-    pieces = [
-        draw(donors, target(laterality="L"), random, {"pR"}, (0.9, 1.5), 30).record
-        for _ in range(300)
-    ]
-    assert {(graft.image_id, graft.mirrored, graft.trained_on) for graft in pieces} == {
-        ("L", False, False),
-        ("R", True, True),
-        ("none", False, False),
-    }
-    angles, factors = np.array([(graft.angle, graft.factor) for graft in pieces]).T
-    assert (
-        angles.min() < -28
-        and angles.max() > 28
-        and np.abs(angles).max() <= 30
-        and abs(angles.mean()) < 4
-    )
+
+    def draw_facts(count, mammogram, *settings):
+        records = [draw(donors, mammogram, random, *settings).record for _ in range(count)]
+        return records, {(each.image_id, each.mirrored, each.trained_on) for each in records}
+
+    records, facts = draw_facts(300, target(laterality="L"), {"pR"}, (0.9, 1.5), 30)
+    assert facts == {("L", False, False), ("R", True, True), ("none", False, False)}
+    angles, factors = np.array([(each.angle, each.factor) for each in records]).T
+    assert angles.min() < -28 and angles.max() > 28 and np.abs(angles).max() <= 30
+    assert abs(angles.mean()) < 4
     assert 0.9 <= factors.min() < 0.92 and 1.48 < factors.max() <= 1.5
-    own = {
-        draw(donors, replace(donors[0].mammogram, laterality=None), random).record
-        for _ in range(60)
-    }
-    assert {(graft.image_id, graft.mirrored, graft.trained_on) for graft in own} == {
-        ("R", False, None),
-        ("none", False, None),
-    }
+    own = replace(donors[0].mammogram, laterality=None)
+    assert draw_facts(60, own)[1] == {("R", False, None), ("none", False, None)}
     with pytest.raises(DataError, match="there are no lesions but its own"):
         draw(donors[:1], donors[0].mammogram, random)
 
 
 @pytest.fixture
 def on_disk(tmp_path):
-    """Four mammograms of three patients: two with masses, one with a box alone, one normal."""
+    """Four mammograms of three patients: two with masses, two without."""
     facts = [("a", "benign"), ("b", "malignant"), ("b", None), ("c", "normal")]
     records = [
-        replace(
-            record(),
-            image_id=str(i),
-            patient_id=patient,
-            pathology=pathology,
-            lesions=record().lesions if i < 2 else (),
-            bits=16,
-        )
+        record(image_id=str(i), patient_id=patient, pathology=pathology, bits=16)
         for i, (patient, pathology) in enumerate(facts)
     ]
+    records[2:] = [replace(each, lesions=()) for each in records[2:]]
     writer.write(records, tmp_path / "folder")
     return DataConfig(name="folder", root=tmp_path / "folder")
 
 
-def load_bank(config):
+def load_bank(lesions, data=None, **values):
     """The bank of a config, as a synthesis loads it."""
+    data = data or DataConfig()
+    config = SynthesisConfig(name="a", renderer="paste", data=data, lesions=lesions, **values)
     return Synthesizer.load(config, Sources(config)).lesions.lesions
 
 
 def test_the_bank_holds_what_is_asked_for(on_disk, tmp_path):
-    config = SynthesisConfig(name="a", renderer="paste", lesions=on_disk)
     records = archive.read(on_disk.root)
-    assert [(donor.mammogram.image_id, donor.number) for donor in load_bank(config)] == [
-        (mammogram.image_id, 0) for mammogram in records[:2]
-    ]
-    (malignant,) = load_bank(config.model_copy(update={"pathology": "malignant"}))
-    assert (
-        malignant.mammogram.image_id == records[1].image_id
-        and malignant.lesion.mask(ROWS, COLS).sum() == mask().sum()
-    )
-    with pytest.raises(DataError, match="calcification"):
-        load_bank(
-            config.model_copy(
-                update={"lesions": on_disk.model_copy(update={"kinds": ("calcification",)})}
-            )
-        )
-    with pytest.raises(ConfigError, match="lesions.root: no such folder"):
-        load_bank(
-            config.model_copy(
-                update={"lesions": on_disk.model_copy(update={"root": tmp_path / "no"})}
-            )
-        )
+    drawn = [(donor.mammogram.image_id, donor.number) for donor in load_bank(on_disk)]
+    assert drawn == [(mammogram.image_id, 0) for mammogram in records[:2]]
+    (malignant,) = load_bank(on_disk, pathology="malignant")
+    assert malignant.mammogram.image_id == records[1].image_id
+    assert malignant.lesion.mask(ROWS, COLS).sum() == MASK.sum()
     boxes = DataConfig(name="folder", root=tmp_path / "boxes")
     writer.write([record()], boxes.root, annotations="boxes")
-    with pytest.raises(DataError, match="benign mass"):
-        load_bank(config.model_copy(update={"lesions": boxes, "pathology": "benign"}))
+    nowhere = on_disk.model_copy(update={"root": tmp_path / "no"})
+    calcifications = on_disk.model_copy(update={"kinds": ("calcification",)})
+    for values, error, named in (
+        ({"lesions": calcifications}, DataError, "calcification"),
+        ({"lesions": nowhere}, ConfigError, "lesions.root: no such folder"),
+        ({"lesions": boxes, "pathology": "benign"}, DataError, "benign mass"),
+    ):
+        with pytest.raises(error, match=named):
+            load_bank(**values)
 
 
 def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
     records = archive.read(on_disk.root)
-    a = records[0].patient_id
-    b = records[1].patient_id
-    c = records[3].patient_id
+    a, b, c = (records[row].patient_id for row in (0, 1, 3))
     file = tmp_path / "split.json"
 
-    def save(**values):
-        values = {
-            "archive": "folder",
-            "split": "patient",
-            "folds": 2,
-            "seed": 0,
-            "stratify": "none",
-            "patients": {a: 0, b: 1, c: 1},
-            "id_key": key_check(),
-            **values,
-        }
-        splits.save(file, splits.SavedSplit(**values))
-
-    def side(name, fold=0, data=on_disk, lesions=None):
+    def side(name, fold=0, data=on_disk, lesions=on_disk):
+        """Patients of the lesions, and of the mammograms to insert into."""
         patients = PatientsConfig(split_file=file, fold=fold, side=name)
+        bank = load_bank(lesions, data, patients=patients)
         config = SynthesisConfig(
-            name="a", renderer="paste", data=data, lesions=lesions, patients=patients
+            name="a",
+            renderer="paste",
+            data=data,
+            lesions=lesions,
+            patients=patients,
+            mammograms="all",
         )
-        archive_names = (data.archive_name, config.lesion_data.archive_name)
-        subset = PatientSubset.load(patients, archive_names)
-        of_data = subset.select(archives.read_mammograms(data, Skipped()), data.archive_name)
-        return {donor.mammogram.patient_id for donor in load_bank(config)}, {
-            mammogram.patient_id for mammogram in of_data
+        mammograms = Sources(config).mammograms
+        return {donor.mammogram.patient_id for donor in bank}, {
+            mammogram.patient_id for mammogram in mammograms
         }
 
-    save()
-    assert (
-        side("train") == ({b}, {b, c})
-        and side("held_out") == ({a}, {a})
-        and side("train", fold=1) == ({a}, {a})
-    )
-    save(
-        split="official",
-        folds=None,
-        seed=None,
-        stratify=None,
-        patients={a: "test", b: "train", c: "train"},
-    )
+    save_split(file, {a: 0, b: 1, c: 1})
+    assert side("train") == ({b}, {b, c})
+    assert side("held_out") == side("train", fold=1) == ({a}, {a})
+    unset = {"folds": None, "seed": None, "stratify": None}
+    save_split(file, {a: "test", b: "train", c: "train"}, split="official", **unset)
     assert side("train") == ({b}, {b, c}) and side("held_out") == ({a}, {a})
     phantom = DataConfig(phantoms=8)
-    # the phantom's patients are on no side
-    lesions, normal = side("held_out", data=phantom, lesions=on_disk)
-    assert lesions == {a} and normal == {
-        mammogram.patient_id for mammogram in archives.read_mammograms(phantom, Skipped())
-    }
+    everybody = {each.patient_id for each in archives.read_mammograms(phantom, Skipped())}
+    assert side("held_out", data=phantom) == ({a}, everybody), "phantoms are on no side"
     with pytest.raises(DataError, match="split.json"):
-        side("train", data=phantom)
-    for values, reason in [
-        ({"patients": {a: 0, b: 1}}, "does not know 1 of 3 patients"),
-        (
-            {"patients": {a: 0, b: 0, c: 1}},
-            "train side",
-        ),
-        (
-            {"split": "paper", "folds": None, "stratify": None, "patients": {a: "both"}},
-            "split of the kind paper",
-        ),
+        side("train", data=phantom, lesions=phantom)
+    paper = {"split": "paper", "folds": None, "stratify": None}
+    for places, changes, fold, reason in [
+        ({a: 0, b: 1}, {}, 0, "does not know 1 of 3 patients"),
+        ({a: 0, b: 0, c: 1}, {}, 0, "train side"),
+        ({a: "both"}, paper, 0, "split of the kind paper"),
+        ({a: 0, b: 1, c: 1}, {}, 2, "has no fold 2, only 2 folds"),
     ]:
-        save(**values)
+        save_split(file, places, **changes)
         with pytest.raises(DataError, match=reason):
-            side("train")
-    save()
-    with pytest.raises(DataError, match="has no fold 2, only 2 folds"):
-        side("train", fold=2)
+            side("train", fold)
 
 
 def test_a_recipes_lesion_is_found_again(on_disk):
-    config = SynthesisConfig(name="a", renderer="paste", lesions=on_disk)
     into = target(archive="folder")
-    piece = draw(load_bank(config), into)
+    piece = draw(load_bank(on_disk), into)
     mammograms = {mammogram.image_id: mammogram for mammogram in archive.read(on_disk.root)}
     lesion = lesion_bank.find_lesion(piece.record, on_disk, mammograms)
     same = lesion_bank.transform(lesion, piece.record, into)
-    assert (
-        (same.mask == piece.mask).all()
-        and (same.image == piece.image).all()
-        and same.record == piece.record
-    )
+    np.testing.assert_array_equal(same.mask, piece.mask)
+    np.testing.assert_array_equal(same.image, piece.image)
+    name = piece.record.image_id
     for changes, reason in [
         ({"image_id": "gone"}, "gone#0"),
-        ({"number": 3}, f"the lesion {piece.record.image_id}#3 is not in folder"),
-        (
-            {"sha256": "0"},
-            f"the mammogram of the lesion {piece.record.image_id}#0 has changed since",
-        ),
+        ({"number": 3}, f"{name}#3 is not in folder"),
+        ({"sha256": "0"}, f"{name}#0 has changed"),
     ]:
         with pytest.raises(DataError, match=reason):
             lesion_bank.find_lesion(piece.record.model_copy(update=changes), on_disk, mammograms)
 
 
 def test_an_unreadable_mammogram_of_a_lesion(on_disk):
-    config = SynthesisConfig(
-        name="a", renderer="paste", lesions=on_disk.model_copy(update={"mixed_findings": True})
-    )
     for path in (on_disk.root / "images").iterdir():
         path.write_bytes(path.read_bytes()[:400])
+    lesions = on_disk.model_copy(update={"mixed_findings": True})
     with pytest.raises(ArchiveError, match=r"00000\d.png"):
-        draw(load_bank(config), target(archive="folder"))
+        draw(load_bank(lesions), target(archive="folder"))

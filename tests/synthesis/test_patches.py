@@ -19,13 +19,16 @@ from tfmammo.data.runners import Runner
 from tfmammo.data.sampling import is_normal
 from tfmammo.errors import ConfigError, DataError, TrackingError
 from tfmammo.mammogram import Skipped
+from tfmammo.models.contextual import Contextual, ContextualConfig
+from tfmammo.nn.layers import sample_latent_noise
+from tfmammo.nn.postprocessing import postprocess
 from tfmammo.synthesis import patches
 from tfmammo.synthesis.config import PatchSynthesisConfig
 from tfmammo.synthesis.generators import load_lesion_generator
-from tfmammo.synthesis.patch_drawing import draw_patch
-from tfmammo.synthesis.patch_set import PatchRecipe, PatchSet, describe_rates
+from tfmammo.synthesis.patch_set import PatchSet
 from tfmammo.synthesis.patches import remake, synthesize
-from tfmammo.synthesis.provenance import read_recipe
+from tfmammo.synthesis.recipe import PatchRecipe, read_recipe
+from tfmammo.tracking.export import export
 
 DATA = DataConfig(phantoms=12)
 
@@ -112,18 +115,13 @@ def test_a_patch_is_the_real_one_plus_half_the_softened_lesion(
     assert recipe.area == pytest.approx(disc.mean())
 
 
-def test_discarded_lesions_are_drawn_again_and_counted(patches_made, mammograms, generators):
-    _, recipes = patches_made
-    mass = [recipe for recipe in recipes if recipe.target == "mass"]
-    discarded = sum(recipe.discarded for recipe in mass)
+def test_discarded_lesions_are_drawn_again_and_counted(patches_made):
+    output, recipes = patches_made
+    discarded = sum(recipe.discarded for recipe in recipes if recipe.target == "mass")
     assert 1 <= discarded <= 30  # every other draw
-    assert (
-        describe_rates(mass) == f"{discarded} of {6 + discarded} generated lesions discarded "
-        f"({100 * discarded / (6 + discarded):.1f} %)"
-    )
-    assert f"mass: 6 patches; {describe_rates(mass)}" in (patches_made[0] / "README.md").read_text(
-        encoding="utf-8"
-    )
+    rate = f"{100 * discarded / (6 + discarded):.1f} %"
+    counts = f"mass: 6 patches; {discarded} of {6 + discarded} generated lesions discarded ({rate})"
+    assert counts in (output / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -152,70 +150,57 @@ def test_two_workers_make_the_same(patches_made, generators, tmp_path):
 def test_a_recipe_makes_its_patch_again(patches_made, generators, tmp_path):
     output, recipes = patches_made
     where = [f"generators.mass={generators['mass']}"]
-    recipe = remake(output / "recipes/mass/000003.json", tmp_path / "one", where)
-    assert read_files(tmp_path / "one") == {
-        name: (output / name).read_bytes() for name in recipe.files
-    }
-    broken = json.loads((output / "recipes/mass/000003.json").read_text())
+    file = output / "recipes/mass/000003.json"
+    recipe = remake(file, tmp_path / "one", where)
+    files = {name: (output / name).read_bytes() for name in recipe.files}
+    assert read_files(tmp_path / "one") == files and len(files) == 2
+    broken = json.loads(file.read_text())
     broken["files"]["images/mass/000003.png"] = hashlib.sha256(b"").hexdigest()
     (tmp_path / "recipe.json").write_text(json.dumps(broken))
     with pytest.raises(DataError, match="mass/000003"):
         remake(tmp_path / "recipe.json", tmp_path / "two", where)
     assert read_files(tmp_path / "two") == {}
-    mine = tmp_path / "three/images/mass/000003.png"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("mine")
-    with pytest.raises(DataError, match="is another file"):
-        remake(output / "recipes/mass/000003.json", tmp_path / "three", where)
-    assert read_files(tmp_path / "three") == {"images/mass/000003.png": b"mine"}
 
 
 def test_only_patients_of_the_generators_training_are_taken(mammograms, tiny_contextual, tmp_path):
     normal = [mammogram for mammogram in mammograms if is_normal(mammogram)]
-    set_config = config({"mass": str(tiny_contextual(patients={normal[0].patient_id}))}, count=2)
+    export = tiny_contextual(patients={normal[0].patient_id})
+    set_config = config({"mass": str(export)}, count=2)
     recipes = synthesize(set_config, tmp_path / "set")
     assert {recipe.source.patient_id for recipe in recipes} == {normal[0].patient_id}
-    everybody = patches.select_mammograms(
-        mammograms,
-        config(set_config.generators, patients="all"),
-        lesion_generator_of(set_config),
-        "mass",
-    )
-    assert sorted(mammogram.image_id for mammogram in everybody) == sorted(
-        mammogram.image_id for mammogram in normal
-    )
-
-
-def lesion_generator_of(config):
-    from pathlib import Path
-
-    return load_lesion_generator(Path(config.generators["mass"]))
+    of_all = config(set_config.generators, patients="all")
+    network = load_lesion_generator(export)
+    everybody = patches.select_mammograms(mammograms, of_all, network, "mass")
+    ids = sorted(mammogram.image_id for mammogram in normal)
+    assert sorted(mammogram.image_id for mammogram in everybody) == ids
 
 
 @pytest.mark.slow
 def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, generators, patches_made):
     patients = {mammogram.patient_id for mammogram in mammograms}
-    with pytest.raises(DataError, match="generators.mass: .*model.target"):
-        synthesize(config({"mass": generators["removal"]}), tmp_path / "a")
-    with pytest.raises(DataError, match="generators.mass: .*none of 0"):
-        synthesize(config({"mass": str(tiny_contextual())}), tmp_path / "b")
-    with pytest.raises(TrackingError, match="holds no export"):
-        synthesize(config({"mass": str(tmp_path)}), tmp_path / "c")
+    too_large = str(tiny_contextual(patients=patients, sampling={"scale": (0.02, 0.02)}))
+    idle = str(tiny_contextual(patients=patients, idle=1.1))
+    for name, mass, values, error, named in (
+        ("target", generators["removal"], {}, DataError, "generators.mass: .*model.target"),
+        ("nobody", str(tiny_contextual()), {}, DataError, "generators.mass: .*none of 0"),
+        ("empty", str(tmp_path), {}, TrackingError, "holds no export"),
+        ("large", too_large, {"count": 1}, DataError, "1600 px"),
+        ("idle", idle, {"count": 1, "tries": 2}, DataError, "post-processing"),
+    ):
+        with pytest.raises(error, match=named):
+            synthesize(config({"mass": mass}, **values), tmp_path / name)
+    recipe = read_recipe(PatchRecipe, tmp_path / "idle/recipes/mass/000000.json")
+    assert "post-processing discards" in recipe.left_out and recipe.discarded == 2
+    recipe = read_recipe(PatchRecipe, tmp_path / "large/recipes/mass/000000.json")
+    assert (recipe.discarded, recipe.unusable, recipe.files) == (0, 20, {})
     with pytest.raises(ConfigError, match="was made with another seed;"):
         synthesize(config(generators, seed=1), patches_made[0])
-    too_large = str(tiny_contextual(patients=patients, sampling={"scale": (0.02, 0.02)}))
-    with pytest.raises(DataError, match="1600 px"):
-        synthesize(config({"mass": too_large}, count=1), tmp_path / "d")
-    idle = str(tiny_contextual(patients=patients, idle=1.1))
-    with pytest.raises(DataError, match="post-processing"):
-        synthesize(config({"mass": idle}, count=1, tries=2), tmp_path / "e")
-    assert "post-processing discards" in (tmp_path / "e/recipes/mass/000000.json").read_text()
     with pytest.raises(DataError, match="tfmammo.synthesis.patches"):
         PatchSet.read(tmp_path)
     with pytest.raises(DataError, match="the work on it was not finished"):
-        PatchSet.read(tmp_path / "e")
+        PatchSet.read(tmp_path / "idle")
+    (tmp_path / "x.json").write_text("{}")
     with pytest.raises(DataError, match="is no recipe of this version"):
-        (tmp_path / "x.json").write_text("{}")
         read_recipe(PatchRecipe, tmp_path / "x.json")
 
 
@@ -225,32 +210,6 @@ def test_removal_takes_malignant_lesions_alone(patches_made, mammograms):
         if recipe.target == "removal":
             index = int(recipe.source.patch.rpartition("#")[2].partition("@")[0])
             assert known[recipe.source.image_id].lesions[index].pathology == "malignant"
-
-
-def test_drawn_counts_what_gave_no_patch(tiny_contextual, random_patches):
-    from pathlib import Path
-
-    network = load_lesion_generator(Path(tiny_contextual("removal")))
-    set_config = config({"removal": "x"}, tries=3)
-
-    class Draw:
-        asked = []
-
-        def __call__(self, number):
-            self.asked.append(number)
-            raise ValueError("too little tissue")
-
-    draw = Draw()
-    assert draw_patch(draw, network, set_config, 2) == (
-        None,
-        0,
-        3,
-        "too little tissue",
-    ) and draw.asked == [
-        6,
-        7,
-        8,
-    ]
 
 
 @pytest.mark.long
@@ -275,52 +234,25 @@ def test_the_command(generators, tmp_path, monkeypatch):
     )
 
 
-def test_a_recipe_names_its_files():
-    recipe = PatchRecipe(
-        identity="",
-        target="removal",
-        number=7,
-        config=config({"mass": "x"}),
-        versions={},
-        generator={},
-    )
-    assert recipe.name == "normal/000007"
-
-
 @pytest.mark.long
 def test_an_export_of_the_model_itself_is_used_by_its_running_average(tmp_path):
     """The lesion is that of the average, which answers otherwise than the generator; its noise
     follows from the seed.
     """
-    from tfmammo.models.contextual import Contextual, ContextualConfig
-    from tfmammo.nn.layers import sample_latent_noise
-    from tfmammo.nn.postprocessing import postprocess
-    from tfmammo.tracking.export import export
-
-    model_config = ContextualConfig(
-        target="removal", filters=(2, 4), discriminator_factor=1, attention=8, border=1, start=16
-    )
+    small = {"filters": (2, 4), "discriminator_factor": 1, "attention": 8, "border": 1, "start": 16}
+    model_config = ContextualConfig(target="removal", **small)
     model = Contextual(model_config, 16)
     model.average.to_lesion.bias.assign([-0.5])
     data = DATA.model_copy(update={"size": 16})
-    card = {
-        "config": {
-            "data": data.model_dump(mode="json"),
-            "model": model_config.model_dump(mode="json"),
-        },
-        "train_patients": ["p"],
-    }
+    sections = {"data": data, "model": model_config}
+    sections = {name: section.model_dump(mode="json") for name, section in sections.items()}
+    card = {"config": sections, "train_patients": ["p"]}
     network = load_lesion_generator(export(model, tmp_path / "export", card))
-    assert (network.size, network.noise_inputs, network.removes, network.patients) == (
-        16,
-        4,
-        True,
-        {"p"},
-    ) and network.removes_pathology("malignant")
+    facts = (network.size, network.noise_inputs, network.removes, network.patients)
+    assert facts == (16, 4, True, {"p"}) and network.removes_pathology("malignant")
     image = np.random.default_rng(0).random((16, 16, 1)).astype(np.float32)
-    lesion = model.functions()["average"](image=image[None], noise=sample_latent_noise(1, 4, 7))[
-        "lesion"
-    ].numpy()
+    noise = sample_latent_noise(1, 4, 7)
+    lesion = model.functions()["average"](image=image[None], noise=noise)["lesion"].numpy()
     expected = postprocess(image[None], lesion, model_config.postprocess, removal=True)
     refined = network.generate(image, 7)
     np.testing.assert_allclose(refined.image, expected.image, atol=1e-6)

@@ -22,7 +22,6 @@ from tfmammo.synthesis.compositing import (
     resize_as_trained,
 )
 from tfmammo.synthesis.config import SMALLEST, Sizes
-from tfmammo.synthesis.generators import read_training_data
 from tfmammo.synthesis.placement import (
     Placement,
     TargetMammogram,
@@ -33,6 +32,7 @@ from tfmammo.synthesis.placement import (
 ROWS = 320
 COLS = 240
 DATA = DataConfig(size=64, frame="padded", padding=24, window=(0, 1))
+NOWHERE = (0, 0, 0, 0)
 
 
 def tissue(rows=ROWS, cols=COLS, seed=0):
@@ -46,22 +46,13 @@ def tissue(rows=ROWS, cols=COLS, seed=0):
     return np.where(inside, np.clip(image, 0.2, 0.9), 0.01).astype(np.float32)[..., None]
 
 
-def smooth():
-    """Texture without grain or border, so that a window moved by less than a pixel
-    looks the same.
-    """
-    row, col = np.mgrid[:ROWS, :COLS]
-    return (0.5 + 0.2 * np.sin(row / 15) * np.cos(col / 20)).astype(np.float32)[..., None]
-
-
 def record(image, laterality="L", **facts):
     """A record of a left breast, or of the same one mirrored."""
     image = image[:, ::-1].copy() if laterality == "R" else image
     return Mammogram("made", "p", "i", *image.shape[:2], lambda: image, laterality, **facts)
 
 
-def ground(laterality="L", data=DATA, **facts):
-    mammogram = record(tissue(), laterality, **facts)
+def open_target(mammogram, data=DATA):
     return TargetMammogram(mammogram.pixels(), mammogram, data)
 
 
@@ -70,13 +61,77 @@ def disc(side=41):
     return (np.hypot(row, col) <= side // 2).astype(np.uint8)
 
 
-def square(top, left, bottom, right):
-    return Lesion.from_outline(
-        "mass",
-        np.array([[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]),
-        ROWS,
-        COLS,
-    )
+def ones(*shape):
+    return np.ones(shape, np.uint8)
+
+
+def square(top, left, bottom, right, mirrored=False):
+    corners = [[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]
+    points = np.float32(corners)
+    if mirrored:
+        points = points * (1, -1) + (0, COLS - 1)
+    return Lesion.from_outline("mass", points, ROWS, COLS)
+
+
+def draw_place(size, margins=NOWHERE, laterality="L", **facts):
+    free = open_target(record(tissue(), laterality))
+    return free.draw_place(size, margins, np.random.default_rng(0), **facts)
+
+
+def place(mask, top=130, left=60, data=DATA, **facts):
+    return Placement.at(top, left, mask, record(tissue(), **facts), data)
+
+
+CONSTANT = record(np.full((ROWS, COLS, 1), 0.5, np.float32))
+PERCENTILES = DATA.model_copy(update={"window": None})
+RESAMPLED = DATA.model_copy(update={"preprocess": PreprocessConfig(spacing=0.1)})
+SQUARE = DataConfig(frame="square", context=1.5)
+TIGHT = DataConfig(size=64, frame="tight", window=(0, 1))
+NARROW = np.zeros((32, 32), np.uint8)
+NARROW[10:20, 3:20] = 1
+BAD = {
+    "an empty shape": (lambda: crop_to_mask(0 * ones(9, 9)), "its mask is empty"),
+    "a cut shape": (lambda: crop_to_mask(ones(9, 9)), "touches the border"),
+    "an empty patch": (lambda: measure_gap(0 * ones(32, 32)), "32 px"),
+    "a near border": (lambda: measure_gap(NARROW), "4 of 32 px"),
+    "a tight patch": (
+        lambda: make_blend_mask(place(disc(), data=TIGHT), 64, 296, 8),
+        "touches the border of its patch",
+    ),
+    "a large patch": (lambda: place(ones(300, 30), 10, 10, SQUARE), "its patch is larger"),
+    "a lesion beyond": (lambda: place(ones(30, 30), -1, 10), "beyond the mammogram"),
+    "an unknown spacing": (lambda: place(disc(), data=RESAMPLED), r"data\.preprocess\.spacing"),
+    "an unknown spacing of tissue": (
+        lambda: resize_as_trained(tissue()[..., 0], open_target(record(tissue()), RESAMPLED), 64),
+        r"data\.preprocess\.spacing",
+    ),
+    "a constant patch": (
+        lambda: extract_patch(
+            open_target(CONSTANT, PERCENTILES),
+            place(disc()),
+            make_blend_mask(place(disc()), 64, 296, 8),
+        ),
+        "constant",
+    ),
+    "too large a mass": (lambda: draw_place((250, 250)), "250 x 250 px"),
+    "too large a support": (lambda: draw_place((30, 2), (0, 0, 0, 185)), "part of the breast"),
+    "an unknown side": (lambda: draw_place((9, 9), laterality=None), "its laterality"),
+    "unknown millimetres": (
+        lambda: Sizes(unit="mm", height=(2, 0), width=(1, 0)).draw(None, None),
+        "mm per px are not stated",
+    ),
+    "tiny sizes": (
+        lambda: Sizes(height=(1, 0), width=(1, 0)).draw(np.random.default_rng(0), None),
+        "hardly ever",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cant_be_placed_is_one_sentence(name):
+    act, reason = BAD[name]
+    with pytest.raises(DataError, match=reason):
+        act()
 
 
 def test_drawn_sizes_have_the_gaussians_moments():
@@ -88,114 +143,55 @@ def test_drawn_sizes_have_the_gaussians_moments():
     assert np.corrcoef(drawn.T)[0, 1] == pytest.approx(0.8, abs=0.03)
     in_mm = Sizes(unit="mm", height=(20, 0), width=(10, 0))
     assert in_mm.draw(random, (0.1, 0.05)) == (200, 200)
-    with pytest.raises(DataError, match="mm per px are not stated"):
-        in_mm.draw(random, None)
     wide = Sizes(height=(10, 20), width=(10, 20))
     assert min(min(wide.draw(random, None)) for _ in range(200)) >= SMALLEST
-    with pytest.raises(DataError, match="hardly ever"):
-        Sizes(height=(1, 0), width=(1, 0)).draw(random, None)
 
 
 @pytest.mark.parametrize(("height", "width"), [(41, 41), (20, 90), (300, 150), (9, 8)])
 def test_a_scaled_shape_fills_its_box(height, width):
     mask = scale_shape(disc(), height, width)
     # A disc's outermost row is a few pixels wide: interpolation may cut it.
-    assert np.abs(np.subtract(mask.shape, (height, width))).max() <= max(
-        1, 0.03 * max(height, width)
-    )
-    assert (
-        mask[0].any()
-        and mask[-1].any()
-        and mask[:, 0].any()
-        and mask[:, -1].any()
-        and set(np.unique(mask)) == {0, 1}
-    )
+    off = np.abs(np.subtract(mask.shape, (height, width))).max()
+    assert off <= max(1, 0.03 * max(height, width))
+    assert all(side.any() for side in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
+    assert set(np.unique(mask)) == {0, 1} and cv2.connectedComponents(mask)[0] == 2
     assert mask.mean() == pytest.approx(np.pi / 4, abs=0.08)
-    assert cv2.connectedComponents(mask)[0] == 2
 
 
-@pytest.mark.parametrize(
-    ("shape", "height", "width"),
-    [((20, 20), 20_000, 20_000), ((1, 1), 6000, 6000), ((9, 9), 2, 2**40)],
-)
-def test_nothing_is_scaled_to_more_than_a_mammogram(shape, height, width):
+def test_nothing_is_scaled_to_more_than_a_mammogram():
     """Before memory is taken for it."""
     tracemalloc.start()
     try:
-        with pytest.raises(
-            DataError, match=f"a mass of {height} x {width} px is larger than any mammogram"
-        ):
-            scale_shape(np.ones(shape, np.uint8), height, width)
+        for height, width in ((20_000, 20_000), (2, 2**40)):
+            with pytest.raises(DataError, match=f"a mass of {height} x {width} px is larger"):
+                scale_shape(ones(9, 9), height, width)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
 
 
-def test_a_cut_shape_is_complete():
-    mask = np.zeros((20, 30), np.uint8)
-    with pytest.raises(ValueError, match="its mask is empty"):
-        crop_to_mask(mask)
-    mask[3:7, 5:14] = 1
-    assert crop_to_mask(mask).shape == (4, 9) and crop_to_mask(mask).all()
-    mask[:7, 5:14] = 1
-    with pytest.raises(ValueError, match="its mask touches the border"):
-        crop_to_mask(mask)
-
-
-def test_the_patch_is_the_trainings():
-    """The same lesion as an archive's: tissue, mask and window are those of data.patches."""
-    outline = np.array([[120, 60], [120, 99], [169, 99], [169, 60]], np.float32)
-    for laterality in "LR":
-        points = outline * (1, -1) + (0, COLS - 1) if laterality == "R" else outline
-        lesion = Lesion.from_outline("mass", points, ROWS, COLS)
-        mammogram = record(tissue(), laterality, lesions=(lesion,))
-        for frame in ({"frame": "padded", "padding": 24}, {"frame": "square", "context": 1.6}):
-            for grey in ({"window": (0.1, 0.9)}, {"percentiles": (1, 99)}):
-                data = DataConfig(
-                    size=64,
-                    **frame,
-                    **grey,
-                    preprocess=PreprocessConfig(flip_right=True, denoise=0.7),
-                )
-                (expected,) = extract_patches(mammogram, data, Skipped())
-                top, left, bottom, right = lesion.box
-                mask = lesion.mask(ROWS, COLS)[top:bottom, left:right]
-                spot = Placement.at(top, left, mask, mammogram, data)
-                patch = extract_patch(
-                    TargetMammogram(mammogram.pixels(), mammogram, data),
-                    spot,
-                    make_blend_mask(spot, 64, 296, 8),
-                )
-                np.testing.assert_array_equal(patch.mask, expected.mask)
-                np.testing.assert_allclose(patch.tissue, expected.image, atol=2e-6)
+@pytest.mark.parametrize("laterality", ["L", "R"])
+@pytest.mark.parametrize("frame", [{"padding": 24}, {"frame": "square", "context": 1.6}], ids=str)
+@pytest.mark.parametrize("grey", [{"window": (0.1, 0.9)}, {"percentiles": (1, 99)}], ids=str)
+def test_the_patch_is_the_trainings(frame, grey, laterality):
+    """The same lesion as an archive's: tissue, mask and window are those of data.extraction."""
+    lesion = square(120, 60, 170, 100, laterality == "R")
+    mammogram = record(tissue(), laterality, lesions=(lesion,))
+    preprocess = PreprocessConfig(flip_right=True, denoise=0.7)
+    data = DataConfig(**{"size": 64, "frame": "padded", "preprocess": preprocess, **frame, **grey})
+    (expected,) = extract_patches(mammogram, data, Skipped())
+    spot = Placement.at(*lesion.box[:2], ones(50, 40), mammogram, data)
+    blend_mask = make_blend_mask(spot, 64, 296, 8)
+    patch = extract_patch(open_target(mammogram, data), spot, blend_mask)
+    np.testing.assert_array_equal(patch.mask, expected.mask)
+    np.testing.assert_allclose(patch.tissue, expected.image, atol=2e-6)
 
 
 def test_padding_counts_the_pixels_that_training_resamples_to():
-    """Of 0.05 mm px, resampled to 0.1 mm: 24 px of padding are 48 native ones on each side of a box
-    of 40.
-    """
-    mammogram = record(tissue(), spacing=(0.05, 0.05))
-    data = DATA.model_copy(update={"preprocess": PreprocessConfig(spacing=0.1)})
-    assert Placement.at(130, 60, np.ones((40, 40), np.uint8), mammogram, data).window == (
-        82,
-        12,
-        218,
-        148,
-    )
-    assert Placement.at(130, 60, np.ones((40, 40), np.uint8), mammogram, DATA).window == (
-        106,
-        36,
-        194,
-        124,
-    )
-    for use in (
-        lambda: Placement.at(130, 60, disc(), record(tissue()), data),
-        lambda: resize_as_trained(
-            tissue()[..., 0], TargetMammogram(tissue(), record(tissue()), data), 64
-        ),
-    ):
-        with pytest.raises(DataError, match=r"data\.preprocess\.spacing"):
-            use()
+    """At 0.05 mm, resampled to 0.1 mm: 24 px of padding are 48 native ones."""
+    spacing = (0.05, 0.05)
+    assert place(ones(40, 40), data=RESAMPLED, spacing=spacing).window == (82, 12, 218, 148)
+    assert place(ones(40, 40), spacing=spacing).window == (106, 36, 194, 124)
 
 
 @pytest.mark.parametrize("laterality", ["L", "R"])
@@ -206,24 +202,110 @@ def test_padding_counts_the_pixels_that_training_resamples_to():
     ids=["exact", "between_pixels"],
 )
 def test_the_patch_is_the_trainings_where_it_resamples(spacing, off, flip, laterality):
-    """A lesion on whole resampled px gives the same pixels; between them the window is rounded to
-    native px.
-    """
+    """A lesion on whole resampled px gives the same pixels; between them the window is rounded."""
+    row, col = np.mgrid[:ROWS, :COLS]  # texture without grain, which a shift of a px hardly changes
+    smooth = (0.5 + 0.2 * np.sin(row / 15) * np.cos(col / 20)).astype(np.float32)[..., None]
     lesion = square(130, 60, 190, 120)
-    mammogram = record(smooth(), laterality, spacing=spacing, lesions=(lesion,))
-    data = DATA.model_copy(
-        update={"padding": 12, "preprocess": PreprocessConfig(spacing=0.1, flip_right=flip)}
-    )
+    mammogram = record(smooth, laterality, spacing=spacing, lesions=(lesion,))
+    preprocess = PreprocessConfig(spacing=0.1, flip_right=flip)
+    data = DATA.model_copy(update={"padding": 12, "preprocess": preprocess})
     (expected,) = extract_patches(mammogram, data, Skipped())
-    top, left, bottom, right = lesion.box
-    spot = Placement.at(top, left, np.ones((bottom - top, right - left), np.uint8), mammogram, data)
-    patch = extract_patch(
-        TargetMammogram(mammogram.pixels(), mammogram, data),
-        spot,
-        make_blend_mask(spot, 64, 296, 8),
-    )
+    spot = Placement.at(130, 60, ones(60, 60), mammogram, data)
+    blend_mask = make_blend_mask(spot, 64, 296, 8)
+    patch = extract_patch(open_target(mammogram, data), spot, blend_mask)
     np.testing.assert_allclose(patch.tissue, expected.image, atol=off)
     assert (patch.mask != expected.mask).mean() <= (0 if off < 1e-3 else 0.03)
+
+
+@pytest.mark.parametrize(("feather", "fade"), [(5, 5), (20, 8)])
+def test_the_weights_of_a_whole_patch(feather, fade):
+    """3 t^2 - 2 t^3 of t = distance to the border over the fade, which ends at the mask; else 1."""
+    mask = np.zeros((40, 40), np.uint8)
+    mask[12:25, 8:30] = 1  # 8 px from the left border
+    assert [measure_gap(np.rot90(mask, turns).copy()) for turns in range(4)] == [8] * 4
+    blend_mask = make_whole_blend_mask(mask, (100, 50, 140, 90), feather)
+    weights = blend_mask.weights
+    assert blend_mask.support == (101, 51, 139, 89) and not blend_mask.around.any()
+    t = np.arange(1, fade) / fade
+    np.testing.assert_allclose(weights[19, : fade - 1], 3 * t**2 - 2 * t**3, atol=1e-6)
+    np.testing.assert_allclose(weights[: fade - 1, 19], 3 * t**2 - 2 * t**3, atol=1e-6)
+    assert (weights[fade - 1 : 39 - fade, fade - 1 : 39 - fade] == 1).all()
+    np.testing.assert_array_equal(weights, weights[::-1, ::-1])
+    twice = make_whole_blend_mask(mask, (100, 50, 180, 130), feather)
+    np.testing.assert_allclose(twice.support, (101.5, 51.5, 178.5, 128.5), atol=0.5)
+    assert twice.weights[39, 39] == 1
+
+
+@pytest.mark.parametrize("laterality", ["L", "R"])
+def test_places_keep_the_papers_rule(laterality):
+    free = open_target(record(tissue(), laterality))
+    random = np.random.default_rng(0)
+    places = np.array([free.draw_place((30, 20), (8, 8, 8, 8), random) for _ in range(400)])
+    rows, cols = (places + (15, 10)).T
+    cols = COLS - cols if laterality == "R" else cols
+    assert rows.min() >= ROWS / 4 and rows.max() <= 3 * ROWS / 4
+    assert cols.min() >= COLS / 10 and cols.max() <= COLS / 2
+    # Uniform where all of it is breast: means and spreads of U(80, 240) and U(24, 120), whose lower
+    # 4 px have no room.
+    assert rows.mean() == pytest.approx(160, abs=6)
+    assert rows.std() == pytest.approx(160 / 12**0.5, rel=0.1)
+    assert cols.mean() == pytest.approx(72, abs=4)
+    assert cols.std() == pytest.approx(96 / 12**0.5, rel=0.1)
+    breast = free.image[..., 0] > 0.1
+    assert all(breast[top - 8 : top + 38, left - 8 : left + 28].all() for top, left in places)
+
+
+@pytest.mark.parametrize("laterality", ["L", None])
+def test_places_anywhere_on_the_breast_go_beyond_the_rule(laterality):
+    free = open_target(record(tissue(), laterality))
+    random = np.random.default_rng(0)
+    drawn = [free.draw_place((30, 20), (8, 8, 8, 8), random, by_rule=False) for _ in range(400)]
+    supports = [(top - 8, left - 8, top + 38, left + 28) for top, left in drawn]
+    assert all(free.is_free(support) for support in supports)
+    rows, cols = (np.array(drawn) + (15, 10)).T
+    inside = (rows >= 80) & (rows <= 240) & (cols >= 24) & (cols <= 120)
+    assert 0.2 < inside.mean() < 0.8
+    lows = np.min(supports, axis=0)
+    highs = np.max(supports, axis=0)
+    border = np.flatnonzero(free.breast.any(axis=0)).max() * free.step
+    assert lows[0] < ROWS / 6 and lows[1] < COLS / 20
+    assert highs[2] > 5 * ROWS / 6 and highs[3] > 0.9 * border
+
+
+def test_the_border_shows_no_seam():
+    """A generator that is brighter than its tissue, tilted and blurred leaves no gradient that the
+    tissue does not have.
+    """
+    free = open_target(record(tissue()))
+    spot = Placement.at(130, 60, disc(), free.mammogram, DATA)
+    blend_mask = make_blend_mask(spot, 64, 296, 8)
+    shown = extract_patch(free, spot, blend_mask)
+    tilt = np.linspace(-0.02, 0.02, 64, dtype=np.float32)[:, None, None]
+    image = cv2.GaussianBlur(shown.tissue, (0, 0), 1)[..., None] + 0.15 + tilt + 0.3 * shown.mask
+    grey = blend(free, spot, blend_mask, shown.compute_difference(image, blend_mask.around))
+    support = np.s_[
+        blend_mask.support[0] : blend_mask.support[2], blend_mask.support[1] : blend_mask.support[3]
+    ]
+    before = free.image[..., 0].copy()
+    after = before.copy()
+    after[support] = grey
+    changed = np.zeros(before.shape, bool)
+    changed[support] = blend_mask.weights > 0
+    assert (before == after)[~changed].all() and (after[changed] != before[changed]).mean() > 0.9
+    core = np.zeros(before.shape, np.float32)
+    core[support] = blend_mask.weights >= 1
+    # beyond the margin and its pixel of interpolation
+    fading = changed & (cv2.dilate(core, np.ones((5, 5))) == 0)
+    border = cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_GRADIENT, ones(3, 3)) > 0
+
+    def gradient(values, where):
+        steps = np.hypot(np.diff(values, axis=0, append=0), np.diff(values, axis=1, append=0))
+        return steps[where].mean()
+
+    assert gradient(after, border) <= 1.02 * gradient(before, border)
+    assert gradient(after, fading) <= 1.02 * gradient(before, fading)
+    # what a paste does
+    assert gradient(before + 0.15 * changed, border) > 1.5 * gradient(before, border)
 
 
 def test_weights_are_one_on_mask_and_margin_and_fade_to_nothing():
@@ -248,104 +330,8 @@ def test_weights_are_one_on_mask_and_margin_and_fade_to_nothing():
     assert alone.support[0] > blend_mask.support[0]
 
 
-def test_a_mask_at_its_patches_border_is_refused():
-    mammogram = record(tissue())
-    tight = DataConfig(size=64, frame="tight", window=(0, 1))
-    with pytest.raises(ValueError, match="touches the border of its patch"):
-        make_blend_mask(Placement.at(140, 70, disc(), mammogram, tight), 64, 296, 8)
-    with pytest.raises(ValueError, match="patch is larger"):
-        Placement.at(
-            10, 10, np.ones((300, 30), np.uint8), mammogram, DataConfig(frame="square", context=1.5)
-        )
-
-
-def test_how_near_a_mask_comes_to_the_border():
-    mask = np.zeros((32, 32), np.uint8)
-    with pytest.raises(DataError, match="32 px"):
-        measure_gap(mask)
-    mask[10:20, 7:20] = 1
-    assert [measure_gap(np.rot90(mask, turns).copy()) for turns in range(4)] == [7] * 4
-    mask[15, 4] = 1
-    assert measure_gap(mask) == 4
-    mask[15, 3] = 1
-    with pytest.raises(DataError, match="4 of 32 px"):
-        measure_gap(mask)
-
-
-@pytest.mark.parametrize(("feather", "fade"), [(5, 5), (20, 8)])
-def test_the_weights_of_a_whole_patch(feather, fade):
-    """3 t^2 - 2 t^3 of t = distance to the border over the fade, which ends at the
-    mask; 1 within.
-    """
-    mask = np.zeros((40, 40), np.uint8)
-    mask[12:25, 8:30] = 1  # 8 px from the left border
-    blend_mask = make_whole_blend_mask(mask, (100, 50, 140, 90), feather)
-    assert blend_mask.support == (101, 51, 139, 89) and not blend_mask.around.any()
-    t = np.arange(1, fade) / fade
-    np.testing.assert_allclose(blend_mask.weights[19, : fade - 1], 3 * t**2 - 2 * t**3, atol=1e-6)
-    np.testing.assert_allclose(blend_mask.weights[: fade - 1, 19], 3 * t**2 - 2 * t**3, atol=1e-6)
-    assert (
-        blend_mask.weights[fade - 1 : 39 - fade, fade - 1 : 39 - fade] == 1
-    ).all() and blend_mask.weights[0, 0] == blend_mask.weights[0, 19]
-    np.testing.assert_array_equal(blend_mask.weights, blend_mask.weights[::-1, ::-1])
-    twice = make_whole_blend_mask(mask, (100, 50, 180, 130), feather)
-    assert (
-        twice.weights[39 - twice.support[0] + 100, 39] == 1
-        and twice.support[0] in (101, 102)
-        and twice.support[2] in (178, 179)
-    )
-
-
-@pytest.mark.parametrize("laterality", ["L", "R"])
-def test_places_keep_the_papers_rule(laterality):
-    free = ground(laterality)
-    random = np.random.default_rng(0)
-    size = (30, 20)
-    reach = (8, 8, 8, 8)
-    places = np.array([free.draw_place(size, reach, random) for _ in range(400)])
-    rows = places[:, 0] + 15
-    cols = places[:, 1] + 10
-    cols = COLS - cols if laterality == "R" else cols
-    assert (
-        rows.min() >= ROWS / 4
-        and rows.max() <= 3 * ROWS / 4
-        and cols.min() >= COLS / 10
-        and cols.max() <= COLS / 2
-    )
-    # Uniform where all of it is breast: means and spreads of U(80, 240) and U(24, 120), whose lower
-    # 4 px have no room.
-    assert rows.mean() == pytest.approx(160, abs=6) and rows.std() == pytest.approx(
-        160 / 12**0.5, rel=0.1
-    )
-    assert cols.mean() == pytest.approx(72, abs=4) and cols.std() == pytest.approx(
-        96 / 12**0.5, rel=0.1
-    )
-    breast = tissue()[..., 0] > 0.1
-    breast = breast[:, ::-1] if laterality == "R" else breast
-    assert all(breast[top - 8 : top + 38, left - 8 : left + 28].all() for top, left in places)
-
-
-@pytest.mark.parametrize("laterality", ["L", None])
-def test_places_anywhere_on_the_breast_go_beyond_the_rule(laterality):
-    free = ground(laterality)
-    random = np.random.default_rng(0)
-    places = [free.draw_place((30, 20), (8, 8, 8, 8), random, by_rule=False) for _ in range(400)]
-    supports = [(top - 8, left - 8, top + 38, left + 28) for top, left in places]
-    assert all(free.is_free(support) for support in supports)
-    inside = [
-        ROWS / 4 <= top + 15 <= 3 * ROWS / 4 and COLS / 10 <= left + 10 <= COLS / 2
-        for top, left in places
-    ]
-    assert 0.2 < np.mean(inside) < 0.8
-    lows = np.min(supports, axis=0)
-    highs = np.max(supports, axis=0)
-    border = np.flatnonzero(free.breast.any(axis=0)).max() * free.step
-    assert lows[0] < ROWS / 6 and lows[1] < COLS / 20
-    assert highs[2] > 5 * ROWS / 6 and highs[3] > 0.9 * border
-
-
 def test_what_is_taken_is_not_drawn_again():
-    free = ground()
+    free = open_target(record(tissue()))
     random = np.random.default_rng(0)
     boxes = []
     with pytest.raises(DataError, match="30 x 20 px"):
@@ -362,16 +348,6 @@ def test_what_is_taken_is_not_drawn_again():
     assert not free.is_free(boxes[0]) and not free.is_free((-1, 0, 5, 5))
 
 
-def test_why_there_is_no_place():
-    random = np.random.default_rng(0)
-    with pytest.raises(DataError, match="250 x 250 px"):
-        ground().draw_place((250, 250), (0, 0, 0, 0), random)
-    with pytest.raises(DataError, match="part of the breast"):
-        ground().draw_place((30, 2), (0, 0, 0, 185), random)
-    with pytest.raises(DataError, match="its laterality is not stated"):
-        ground(laterality=None).draw_place((20, 20), (0, 0, 0, 0), random)
-
-
 def test_a_mean_change_around_the_lesion_is_taken_off():
     tissue_ = np.full((8, 8, 1), 0.25, np.float32)
     around = np.zeros((8, 8), bool)
@@ -383,62 +359,3 @@ def test_a_mean_change_around_the_lesion_is_taken_off():
         expected = np.zeros((8, 8), np.float32)
         expected[4, 6 if mirrored else 1] = 0.25 * 0.4
         np.testing.assert_allclose(change, expected, atol=1e-7)
-
-
-def test_the_border_shows_no_seam():
-    """A generator that is brighter than its tissue, tilted and blurred leaves no gradient that the
-    tissue has not.
-    """
-    free = ground()
-    spot = Placement.at(130, 60, disc(), free.mammogram, DATA)
-    blend_mask = make_blend_mask(spot, 64, 296, 8)
-    shown = extract_patch(free, spot, blend_mask)
-    tilt = np.linspace(-0.02, 0.02, 64, dtype=np.float32)[:, None, None]
-    image = cv2.GaussianBlur(shown.tissue, (0, 0), 1)[..., None] + 0.15 + tilt + 0.3 * shown.mask
-    grey = blend(free, spot, blend_mask, shown.compute_difference(image, blend_mask.around))
-    top, left, bottom, right = blend_mask.support
-    before = free.image[..., 0].copy()
-    after = free.image[..., 0].copy()
-    after[top:bottom, left:right] = grey
-    changed = np.zeros(before.shape, bool)
-    changed[top:bottom, left:right] = blend_mask.weights > 0
-    assert (before == after)[~changed].all() and (after[changed] != before[changed]).mean() > 0.9
-
-    core = np.zeros(before.shape, np.float32)
-    core[top:bottom, left:right] = blend_mask.weights >= 1
-    # beyond the margin and its pixel of interpolation
-    fading = changed & (cv2.dilate(core, np.ones((5, 5))) == 0)
-    border = (
-        cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-        > 0
-    )
-
-    def gradient(values, where):
-        return np.hypot(np.diff(values, axis=0, append=0), np.diff(values, axis=1, append=0))[
-            where
-        ].mean()
-
-    assert gradient(after, border) <= 1.02 * gradient(before, border)
-    assert gradient(after, fading) <= 1.02 * gradient(before, fading)
-    # what a paste does
-    assert gradient(before + 0.15 * changed, border) > 1.5 * gradient(before, border)
-
-
-def test_contrast_that_cant_be_undone_is_refused():
-    with pytest.raises(DataError, match="contrast=clahe"):
-        read_training_data({"preprocess": {"contrast": "clahe"}}, "gen")
-    with pytest.raises(DataError, match="was trained on images taken whole"):
-        read_training_data({"frame": "full"}, "gen")
-    assert read_training_data(DATA.model_dump(mode="json"), "gen") == DATA
-
-
-def test_a_constant_patch_is_refused():
-    mammogram = record(np.full((ROWS, COLS, 1), 0.5, np.float32))
-    data = DATA.model_copy(update={"window": None})
-    spot = Placement.at(130, 60, disc(), mammogram, data)
-    with pytest.raises(ValueError, match="the tissue under it is constant"):
-        extract_patch(
-            TargetMammogram(mammogram.pixels(), mammogram, data),
-            spot,
-            make_blend_mask(spot, 64, 296, 8),
-        )

@@ -21,7 +21,6 @@ _FINDING = 256  # px along the longer side, for the muscle's edge
 
 def breast_mask(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Find the breast: the largest connected region of tissue, its holes filled.
-
     On a copy of 512 px: scanner borders and padding (lines along the frame that are all black or
     all bright) are peeled off; tissue is what stands out from the darker class of log grey values
     (Otsu) by more than that class's own spread; its largest part after an opening is the breast, to
@@ -52,7 +51,6 @@ def breast_mask(image: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def remove_marks(image: NDArray[np.float32], mask: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Set letters, labels, tape marks and noise outside the breast to 0.
-
     What lies on the breast stays: tape across the skin line is cut where it leaves the breast, a
     lead marker or a scar wire on the breast is not touched, and neither is a label that touches the
     breast along more than about a twentieth of the image's longer side.
@@ -82,7 +80,6 @@ def _enlarge(region: Region, rows: int, cols: int) -> Region:
 
 def _peel_frame(grey: Grey) -> Box:
     """Peel black and bright bands off along the frame; return the box that is left.
-
     Bands may alternate; the box is half-open.
     """
     low, high = np.percentile(grey, (0.1, 99.9))
@@ -169,11 +166,7 @@ def _add_protrusions(grey: Grey, tissue: Region, opened: Region, radius: int) ->
 
 def _fill_holes(region: Region) -> Region:
     """Fill holes, and bays along the frame.
-
     Bays hold dark fat, not the air between breast and arm or a label.
-
-    A bay lies between two places where the region meets the same side of the frame. Along the chest
-    wall it may be larger.
     """
     contours, _ = cv2.findContours(region, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     whole = cv2.drawContours(np.zeros_like(region), contours, -1, 1, cv2.FILLED)
@@ -198,7 +191,6 @@ def _fill_holes(region: Region) -> Region:
 
 def pectoral_mask(image: NDArray[np.float32], laterality: Laterality) -> NDArray[np.uint8]:
     """Find the pectoral muscle of an MLO view; empty where no edge looks like the muscle's.
-
     On a copy of 256 px: the straight line from the upper border to the chest wall along which grey
     values fall most steadily from the upper inner corner outwards, as Karssemeijer's Hough
     transform finds it; then the path of steepest descent in a band around that line, by dynamic
@@ -212,12 +204,11 @@ def pectoral_mask(image: NDArray[np.float32], laterality: Laterality) -> NDArray
 
     Args:
         image: float32 [rows, cols, 1] in [0, 1], an MLO view.
-        laterality: L has its chest wall on the left, R on the right.
 
     Returns:
         uint8 [rows, cols, 1], 0 or 1; within `breast_mask`.
 
-    Departure:
+    Deviation:
         A path of least cost in place of its straight edge, as in Domingues et al., Pectoral muscle
         detection in mammograms based on the shortest path with endpoints learnt by SVMs, EMBC 2010.
 
@@ -247,14 +238,11 @@ def remove_pectoral(
     image: NDArray[np.float32], laterality: Laterality, view: View
 ) -> NDArray[np.float32]:
     """Set the pectoral muscle to 0 on an MLO view; return other views as they are.
-
     What lies over the muscle goes with it: lymph nodes and, in a few views of a hundred, most of a
     lesion.
 
     Args:
         image: float32 [rows, cols, 1] in [0, 1].
-        laterality: Laterality of the image.
-        view: View of the image.
 
     Returns:
         float32 [rows, cols, 1] in [0, 1].
@@ -292,11 +280,7 @@ def _find_muscle(grey: Grey, breast: NDArray[np.bool_]) -> Region:
 
 
 def _measure_falls(log: Grey, breast: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Measure how grey values fall downwards and to the right.
-
-    Returns:
-        float32 [rows, cols, 2], 1 for a strong edge; 0 near the skin.
-    """
+    """Measure how grey values fall downwards and to the right."""
     smooth = cv2.GaussianBlur(log, (0, 0), 2.5)
     falls = -np.stack(
         [cv2.Sobel(smooth, cv2.CV_32F, 0, 1), cv2.Sobel(smooth, cv2.CV_32F, 1, 0)], axis=-1
@@ -311,12 +295,7 @@ def _measure_falls(log: Grey, breast: NDArray[np.bool_]) -> NDArray[np.float32]:
 def _find_line(
     falls: NDArray[np.float32], breast: NDArray[np.bool_]
 ) -> tuple[tuple[float, float], float]:
-    """Find the steadiest line.
-
-    Returns:
-        ((column at the top, row at the chest wall), mean fall across it).
-
-    """
+    """Find the steadiest line."""
     rows, cols = breast.shape
     width = np.flatnonzero(breast[: rows // 20 + 1].any(axis=0)).max(initial=0) + 1
     grid = np.meshgrid(
@@ -355,11 +334,7 @@ def _project_falls(
 
 
 def _trace_edge(falls: NDArray[np.float32], top: float, left: float) -> NDArray[np.float64]:
-    """Trace the edge near a line, from beyond the upper border to beyond the chest wall.
-
-    Returns:
-        float64 [points, 2], (row, col).
-    """
+    """Trace the edge near a line, from beyond the upper border to beyond the chest wall."""
     length = np.hypot(top, left)
     reach = 12
     # of the line row / left + col / top = 1, away from the corner

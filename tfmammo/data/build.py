@@ -106,10 +106,6 @@ class Shard:
     """One file of the dataset: an element of the pipeline.
 
     Attributes:
-        folder: The output folder.
-        file: Name of the file.
-        identity: Hash of everything that decides the contents.
-        config: How patches are made.
         jobs: Mammograms, each with its number of patches. None where its lesions decide.
     """
 
@@ -130,15 +126,6 @@ def build(
 ) -> Manifest:
     """Build a dataset, or complete one that was stopped.
 
-    Args:
-        config: The config.
-        output: A new folder, or one of an earlier build with the same config.
-        runner: Who does the work.
-        retry: Make shards with dead letters again.
-
-    Returns:
-        The manifest.
-
     Raises:
         ConfigError: `output` belongs to another build or holds other files.
         ArchiveError: The root is no such archive.
@@ -152,32 +139,22 @@ def build(
     log.info("reading the archive's tables and headers")
     mammograms = archives.read_mammograms(config.data, skipped)
     identity, shards = plan_shards(config, mammograms, output)
-    with jobs.claim_folder(output, identity, IDENTITY):
+    with filesystem.claim_folder(output, identity, IDENTITY):
         count = sum(len(shard.jobs) for shard in shards)
         log.info("%d mammograms in %d shards, into %s", count, len(shards), output)
         for shard in shards if retry else ():
             sidecar = _read_sidecar(shard)
             if sidecar and sidecar.dead_letters:
                 shard.sidecar_path.unlink()
-        steps = jobs.PartSteps(
-            make=make,
-            read=_read_sidecar,
-            name=lambda shard: shard.sidecar_path,
-            command="build",
+        sidecars = jobs.complete_parts(
+            shards, make, _read_sidecar, lambda shard: shard.sidecar_path, runner
         )
-        sidecars = jobs.complete_parts(shards, steps, runner)
         return _write_manifest(sidecars, identity, config, skipped, output)
 
 
 def make(shard: Shard) -> None:
     """Write one shard and then its sidecar.
-
     A mammogram that can't be used becomes a dead letter.
-
-    Raises:
-        OSError: The folder can't be written.
-        tf.errors.OpError: The folder can't be written.
-        RuntimeError: A fault that no file explains.
     """
     path = shard.folder / shard.file
     dead_letters = Skipped()
@@ -245,19 +222,7 @@ def list_work(
 def plan_shards(
     config: BuildConfig, mammograms: Sequence[Mammogram], output: Path
 ) -> tuple[dict[str, Any], list[Shard]]:
-    """Plan the files of a dataset; no pixel is read.
-
-    Args:
-        config: The config.
-        mammograms: The archive's records.
-        output: The folder of the files.
-
-    Returns:
-        What decides the contents, and the files.
-
-    Raises:
-        DataError: No mammogram can give a patch.
-    """
+    """Plan the files of a dataset; no pixel is read."""
     identity = _describe_identity(config, mammograms)
     work = list_work(mammograms, config.data)
     length = config.build.shard_mammograms
@@ -272,12 +237,7 @@ def plan_shards(
 
 
 def _identify(dataset: str, part: Sequence[tuple[Mammogram, int | None]]) -> str:
-    """Hash what decides the contents of a shard.
-
-    Args:
-        dataset: Hash of what decides those of all.
-        part: Its mammograms, whose files' sizes and times tell that one was changed.
-    """
+    """Hash what decides the contents of a shard."""
     stamps = [_stamp(file) for mammogram, _ in part for file in archives.list_files(mammogram)]
     return hashlib.sha256(filesystem.to_json([dataset, stamps]).encode()).hexdigest()
 

@@ -36,12 +36,7 @@ UNKNOWN = "Not known here: ask whoever gave out the archive before passing anyth
 
 
 def format_card(manifest: Manifest, dead: int) -> str:
-    """Describe the folder in Markdown: counts, grey values, licence, format.
-
-    Args:
-        manifest: The folder's manifest.
-        dead: How many files or images could not be used.
-    """
+    """Describe the folder in Markdown: counts, grey values, licence, format."""
     archive = manifest.identity["archive"]
     data = manifest.identity["data"]
     counts = [
@@ -85,7 +80,6 @@ def format_card(manifest: Manifest, dead: int) -> str:
 
 def format_dead_letters(reasons: Mapping[str, str]) -> str:
     """Write files or images and why they were left out as CSV.
-
     No cell begins like a spreadsheet's formula.
     """
     text = io.StringIO()

@@ -33,8 +33,6 @@ class Transform:
 
     Attributes:
         angle: Degrees, counter-clockwise as shown.
-        factor: Over the original's size.
-        mirrored: Whether the copy is mirrored before that, left to right.
     """
 
     angle: float
@@ -56,17 +54,12 @@ def make_copies(
     mammograms: Sequence[Mammogram], config: DataConfig, skipped: Skipped
 ) -> Iterator[Mammogram]:
     """Make `config.added.copies` copies of mammograms that have a wanted lesion, spread evenly.
-
     Seed, image's id and the copy's number of that image decide a copy, so a larger set begins with
     the smaller one. Its image_id is the image's with ~1, ~2 and so on.
 
     Args:
-        config: What `sampling.select_lesions` uses, seed and added.
         skipped: Copies without a lesion in sight, and lesions whose mask can't be read, are noted
             here.
-
-    Raises:
-        DataError: No mammogram has a wanted lesion.
     """
     sources = [mammogram for mammogram in mammograms if sampling.select_lesions(mammogram, config)]
     if not sources:
@@ -88,18 +81,8 @@ def transform_mammogram(
     mammogram: Mammogram, transform: Transform, number: int, skipped: Skipped
 ) -> Mammogram:
     """Make one copy; its pixels are transformed when they are asked for.
-
     A lesion that is known by its box alone gets the box around the transformed one, which is
     larger. A mirrored breast is of the other laterality. Spacing shrinks as the breast grows.
-
-    Args:
-        mammogram: The original.
-        transform: What to do to it.
-        number: Number of the copy, from 1 on.
-        skipped: Lesions that are not in sight any more are noted here.
-
-    Raises:
-        ValueError: No lesion is in sight any more, though there was one.
     """
     matrix = transform.matrix(mammogram.rows, mammogram.cols)
     size = (mammogram.rows, mammogram.cols)
@@ -135,9 +118,6 @@ def _draw_transform(config: DataConfig, mammogram: Mammogram, number: int) -> Tr
 
 
 def _move_lesion(lesion: Lesion, matrix: NDArray[np.float64], rows: int, cols: int) -> Lesion:
-    details = {
-        name: getattr(lesion, name) for name in ("pathology", "shape", "margin", "kind_is_certain")
-    }
     if lesion.outlines:
         outlines = [_map_points(outline, matrix) for outline in lesion.outlines]
         cut = [_cut_at_border(lesion, outline, rows, cols) for outline in outlines]
@@ -163,7 +143,7 @@ def _move_lesion(lesion: Lesion, matrix: NDArray[np.float64], rows: int, cols: i
         lesion.kind,
         (top, left, bottom, right),
         tuple(outline for part in parts for outline in part.outlines),
-        **details,
+        **lesion.details,
     )
 
 

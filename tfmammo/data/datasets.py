@@ -46,22 +46,12 @@ def open_subsets(
     config: DataConfig, output: Path | None = None, make: MakePatches = make_patches
 ) -> tuple[PatchSource, Patches]:
     """Open the training and the held-out patches of `config.split`.
-
     With "patient" and "official" no patient is in both.
 
     Args:
         config: What to read and how to split it. With data.records the training patches stay on
             disk. data.added joins the training patches.
         output: Where split.json is written, which names every patient's subset; None: nowhere.
-        make: See `load_all_patches`.
-
-    Returns:
-        The training patches, then the held-out ones.
-
-    Raises:
-        ConfigError: As `load_all_patches` and `join_added`.
-        DataError: The patches can't be split, or as `join_added`.
-        ArchiveError: As `join_added`.
     """
     announce_phantom(config, training=True)
     without_added = config.model_copy(update={"added": AddedConfig()})
@@ -95,13 +85,8 @@ def load_all_patches(config: DataConfig, make: MakePatches = make_patches) -> Pa
     """Load every patch of the archive, or of data.records; log each skipped file with the reason.
 
     Args:
-        config: What to read.
         make: Makes patches of mammograms, as `data.extraction.make_patches` does. Records hold the
             patches of that one.
-
-    Raises:
-        ConfigError: data.records is set for another `make`; or data.added is set, which
-            `open_subsets` alone uses.
     """
     refuse_added(config)
     if config.records:
@@ -113,11 +98,7 @@ def load_all_patches(config: DataConfig, make: MakePatches = make_patches) -> Pa
 
 
 def refuse_added(config: DataConfig) -> None:
-    """Refuse data.added where nothing is trained.
-
-    Raises:
-        ConfigError: It is set.
-    """
+    """Refuse data.added where nothing is trained."""
     if config.added != AddedConfig():
         raise ConfigError(
             "data.added: joins the training side of a split; nothing here is trained on it"
@@ -126,7 +107,6 @@ def refuse_added(config: DataConfig) -> None:
 
 def log_skipped(skipped: Skipped) -> None:
     """Log how many files were left out, and the reasons of the first three.
-
     The debug log has all reasons. Files go by pseudonyms.
     """
     reasons = remove_names(skipped.reasons, skipped.root)
@@ -161,21 +141,12 @@ def _open_records(config: DataConfig, make: MakePatches) -> Records:
 
 def pin_archive_split(config: DataConfig, output: Path) -> DataConfig:
     """Fix one split of all the archive's patients, for trainings on different patches of it.
-
     `splits.split` goes by the patches that there are. Masses are of other patients than
     calcifications, so without one split the training data of one network would test the next.
 
     Args:
         config: Split "patient" is decided by name, root, folds, seed and stratify. Another split,
             or a split_file, stays.
-        output: split.json is written there, once.
-
-    Returns:
-        The data section with that split_file.
-
-    Raises:
-        ConfigError: The archive is not there.
-        DataError: It can't be split.
     """
     if config.split != "patient" or config.split_file:
         return config
@@ -184,20 +155,7 @@ def pin_archive_split(config: DataConfig, output: Path) -> DataConfig:
 
 
 def write_archive_split(config: DataConfig, output: Path, once: bool = True) -> Path:
-    """Write the split of all the archive's patients as split.json, whatever decides it.
-
-    Args:
-        config: Of any `split`, with or without a split_file.
-        output: The folder.
-        once: Leave an existing file.
-
-    Returns:
-        The file, for `split_file`.
-
-    Raises:
-        ConfigError: The archive is not there.
-        DataError: It can't be split.
-    """
+    """Write the split of all the archive's patients as split.json, whatever decides it."""
     path = output / SPLIT
     _write_split(path, describe(index_archive(config), config, config.archive_name), once)
     return path
@@ -217,14 +175,7 @@ def _write_split_of(patches: PatchSource, config: DataConfig, output: Path) -> N
 
 
 def _write_split(path: Path, saved: SavedSplit, once: bool) -> None:
-    """Write split.json.
-
-    Args:
-        path: The file.
-        saved: Its content.
-        once: Leave an existing file, which belongs to the training in the folder. Otherwise a
-            failed start may have left another split.
-    """
+    """Write split.json."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not (once and path.exists()):
@@ -241,12 +192,7 @@ def lacks_data(data: DataConfig) -> bool:
 
 
 def announce_phantom(data: DataConfig, training: bool = False) -> None:
-    """Print in a frame that the phantom stands in for data, if it does.
-
-    Args:
-        data: The section.
-        training: Whether a training follows, which tells its time after the first steps.
-    """
+    """Print in a frame that the phantom stands in for data, if it does."""
     if not lacks_data(data):
         return
     lines = [
@@ -268,7 +214,6 @@ def _read_command() -> str:
 
 def print_framed(text: str) -> None:
     """Print lines on stderr in a frame as wide as they are, so that commands can be copied whole.
-
     Lines beyond WIDEST_FRAME columns are wrapped.
     """
     width = min(max(map(len, text.splitlines())) + 4, WIDEST_FRAME)
@@ -278,20 +223,7 @@ def print_framed(text: str) -> None:
 def join_added(
     train: Patches, held_out: Patches, config: DataConfig, make: MakePatches, skipped: Skipped
 ) -> Patches:
-    """Append the patches of the added mammograms to the training patches.
-
-    Args:
-        train: Training patches of a split by patient.
-        held_out: Held-out patches of the same split.
-        config: The training's data section.
-        make: What made the patches.
-        skipped: Notes what is left out.
-
-    Raises:
-        ConfigError: Nothing can be added to a split or to patches of this kind.
-        DataError: The synthetic set is none, is too small, or a held-out patient has a part in it.
-        ArchiveError: The synthetic set can't be read.
-    """
+    """Append the patches of the added mammograms to the training patches."""
     if config.split == "paper":
         raise ConfigError(
             "data.added: needs a split that keeps patients apart; take data.split=patient or "
@@ -321,17 +253,7 @@ def join_added(
 
 
 def read_synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> Iterator[Mammogram]:
-    """Read the mammograms of data.added.synthetic, under the patient ids of their source archive.
-
-    Args:
-        config: The training's data section.
-        held_out: Patients who must have no part in the set.
-        skipped: Notes what is left out.
-
-    Raises:
-        DataError: As `join_added`.
-        ArchiveError: As `join_added`.
-    """
+    """Read the mammograms of data.added.synthetic, under the patient ids of their source archive."""
     root = config.added.synthetic
     count = config.added.count
     assert root
@@ -374,18 +296,8 @@ def read_synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> 
 
 def list_synthetic_patients(config: DataConfig) -> set[str]:
     """List the patients behind the synthetic sets that a training sees.
-
     They are those whose tissue or lesions a set shows, and those whom its networks were trained on:
     of data.added.synthetic, and of data.root where that is such a set itself.
-
-    Args:
-        config: The training's data section.
-
-    Returns:
-        Pseudonyms as the sets' source archives give them.
-
-    Raises:
-        DataError: A set names them no more.
     """
     roots = [config.added.synthetic]
     if config.name == "folder" and config.root and (config.root / PATIENTS).is_file():
@@ -397,11 +309,7 @@ def list_synthetic_patients(config: DataConfig) -> set[str]:
 
 
 def read_patients(root: Path) -> Patients:
-    """Read who is behind a synthetic set.
-
-    Raises:
-        DataError: The folder is no finished set.
-    """
+    """Read who is behind a synthetic set."""
     try:
         return Patients.model_validate_json((root / PATIENTS).read_bytes())
     except (OSError, ValidationError):

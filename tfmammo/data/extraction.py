@@ -114,66 +114,60 @@ def make_normal_patches(
 def make_shape_patches(
     mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
 ) -> Patches:
-    """Make a patch of every mass of stated shape, alone, labelled by its place in sampling.SHAPES.
+    """Make a patch of every mass of stated shape, labelled by its place in `sampling.SHAPES`.
 
-    Args:
-        mammograms: No pixel of theirs is read.
-        config: size is used.
-        skipped: Unreadable masks are noted here.
-
-    Returns:
-        Labelled patches. Their images show the masks, since there is nothing else to see.
-
-    Raises:
-        DataError: No mass has one of the four shapes.
+    The images show the masks, since there is nothing else to see. No pixel is read.
     """
     _refuse_detectors_keys(config)
-    records = list(mammograms)
-    masks, shapes, patients, ids = sampling.draw_shape_masks(records, config.size, skipped=skipped)
-    pathology_of = {}
-    margin_of = {}
-    split_of = {}
-    for record in records:
-        for number, lesion in enumerate(record.lesions):
-            patch_id = f"{record.image_id}#{number}"
-            pathology_of[patch_id] = lesion.pathology or ""
-            margin_of[patch_id] = lesion.margin or ""
-            split_of[patch_id] = record.official_split or ""
-    return Patches(
-        masks.astype(np.float32),
-        masks,
-        patients,
-        ids,
-        kinds=np.full(len(masks), "mass"),
-        pathologies=np.array([pathology_of[patch_id] for patch_id in ids.tolist()], np.str_),
-        shapes=shapes,
-        margins=np.array([margin_of[patch_id] for patch_id in ids.tolist()], np.str_),
-        official_splits=np.array([split_of[patch_id] for patch_id in ids.tolist()], np.str_),
-        labels=np.array([sampling.SHAPES.index(shape) for shape in shapes.tolist()], np.int32),
-    )
+    patches = []
+    others = Counter[str]()
+    for mammogram in mammograms:
+        for number, lesion in enumerate(mammogram.lesions):
+            if lesion.kind != "mass":
+                continue
+            shape = sampling.shape_class(lesion.shape)
+            if shape is None:
+                others[lesion.shape or "not stated"] += 1
+                continue
+            try:
+                mask = sampling.draw_shape_mask(lesion, mammogram.rows, mammogram.cols, config.size)
+            except ValueError as error:
+                skipped.add(mammogram.image_id, f"lesion {number}: {error}")
+                continue
+            patches.append(
+                Patch(
+                    mask.astype(np.float32),
+                    mask,
+                    mammogram.patient_id,
+                    f"{mammogram.image_id}#{number}",
+                    "mass",
+                    lesion.pathology or "",
+                    shape,
+                    lesion.margin or "",
+                    mammogram.official_split or "",
+                )
+            )
+    left_out = ", ".join(f"{count} {word}" for word, count in sorted(others.items())) or "none"
+    if not patches:
+        raise DataError(
+            f"no mass is {', '.join(sampling.SHAPES[:-1])} or {sampling.SHAPES[-1]}; other masses: "
+            f"{left_out}; {len(skipped)} mammograms skipped"
+        )
+    log.info("%d masks; masses of other shapes left out: %s", len(patches), left_out)
+    labels = [sampling.SHAPES.index(patch.shape) for patch in patches]
+    return stack_patches(patches).with_labels(labels)
 
 
 def extract_patches(
     mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int | None = None
 ) -> Iterator[Patch]:
     """Extract the patches of one mammogram, one at a time.
-
     - "lesion": one for every wanted lesion, or in the crop mode "full" one for all of them; see
       `crop_window`.
     - "offset": `count` random windows near a lesion; see `sampling.draw_near_lesion`.
     - "normal": `count` random windows of a normal mammogram; see `sampling.draw_on_breast`.
 
     A mask shows every wanted lesion, so that a neighbour does not count as background.
-
-    Args:
-        mammogram: The raw record. Its pixels are read once, and only if there is a patch to make.
-        config: The same as for `make_patches`.
-        skipped: Lesions and windows that make no patch are noted here, by image_id.
-        count: This mammogram's share, by `sampling.draw_quota`; not used for "lesion".
-
-    Raises:
-        ValueError: "offset" or "normal" is not given a count.
-        DataError: The config holds keys for detectors alone.
     """
     _refuse_detectors_keys(config)
     if config.patches == "lesion":
@@ -197,13 +191,7 @@ def _refuse_detectors_keys(config: DataConfig) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Preprocessed:
-    """A mammogram after preprocessing, its pixels read.
-
-    Attributes:
-        lesions: The wanted ones that have an outline, by their index in the archive's record.
-        image: float32 [rows, cols, 1] in [0, 1].
-        regions: uint8 [rows, cols, 1], 1 on any of the lesions.
-    """
+    """A mammogram after preprocessing, its pixels read."""
 
     mammogram: Mammogram
     lesions: dict[int, Lesion]
@@ -237,11 +225,6 @@ def make_sampler(
     mammogram: Mammogram, config: DataConfig, skipped: Skipped
 ) -> Callable[[int], Patch] | None:
     """Return a function that makes random patches of one mammogram, whose pixels are read here.
-
-    Args:
-        mammogram: The raw record.
-        config: The same as for `make_patches`; patches is "offset" or "normal".
-        skipped: What makes no patch is noted here.
 
     Returns:
         Number -> patch, the same for the same seed, image and number. It raises ValueError where

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,6 @@ from tfmammo.mammogram import Mammogram, Skipped
 log = logging.getLogger(__name__)
 
 CUT_OFF = "its mask touches the border of its patch, where the rest of it may be cut off"
-UNKNOWN = "the archive does not state the lesion's pathology"
 
 
 def make_pathology_patches(
@@ -29,48 +29,51 @@ def make_pathology_patches(
 ) -> Patches:
     """Make malignant, benign and normal patches, labelled by SEVERITY and balanced.
 
-    The module says how many.
-
     Arguments are those of `make_patches`; config.patches is not read.
 
     Args:
-        skipped: Takes patches of lesions whose pathology is unknown too.
         malignant: Without it every lesion counts as malignant, for archives that seldom state a
             lesion's pathology.
 
     Returns:
         Labels: 0 malignant, 1 benign, 2 normal.
-
-    Raises:
-        DataError: One of the three, or without `malignant` of the two, is missing.
     """
+    wanted = SEVERITY[:2] if malignant else None
+    patches = _make_near_and_normal(mammograms, config, skipped, wanted)
+    labels: Any = 2 * (patches.kinds == "normal")
+    if malignant:
+        labels = [SEVERITY.index(name) for name in patches.pathologies.tolist()]
+    return check_pathologies(patches.with_labels(labels, balanced=True), malignant)
+
+
+def _make_near_and_normal(
+    mammograms: Iterable[Mammogram],
+    config: DataConfig,
+    skipped: Skipped,
+    pathologies: Collection[str] | None,
+) -> Patches:
+    """Make patches near lesions of these pathologies (None: of all), then normal ones."""
     records = list(mammograms)
-    _warn_about_percentiles(config)
+    if config.window is None:
+        low, high = config.percentiles
+        log.warning(
+            "data.window is not set: percentiles %g and %g of each patch become 0 and 1, which "
+            "hides what a lesion adds",
+            low,
+            high,
+        )
     near = make_offset_patches(records, config, skipped)
     normal = _make_normal(records, config, skipped)
-    if not malignant:
-        patches = near.concatenate(normal)
-        return check_pathologies(
-            patches.with_labels(2 * (patches.kinds == "normal"), balanced=True), malignant
-        )
-    rows = np.flatnonzero(np.isin(near.pathologies, SEVERITY[:2]))
-    for name in np.setdiff1d(near.ids, near.ids[rows]):
-        skipped.add(str(name), UNKNOWN)
-    patches = near.take(rows).concatenate(normal)
-    return check_pathologies(
-        patches.with_labels(
-            [SEVERITY.index(name) for name in patches.pathologies.tolist()], balanced=True
-        )
-    )
+    if pathologies is not None:
+        for name in near.ids[near.pathologies == ""].tolist():
+            skipped.add(name, "the archive does not state the lesion's pathology")
+        near = near.take(np.flatnonzero(np.isin(near.pathologies, list(pathologies))))
+    return near.concatenate(normal)
 
 
 def check_pathologies(patches: Patches, malignant: bool = True) -> Patches:
     """Return the patches if each of the three classes is among them.
-
     Without `malignant` the first and the last must be.
-
-    Raises:
-        DataError: One is missing; the message counts them.
     """
     counts = {name: int(np.sum(patches.labels == label)) for label, name in enumerate(SEVERITY[:3])}
     missing = [
@@ -94,26 +97,10 @@ def make_binary_patches(
     benign: bool = False,
 ) -> Patches:
     """Make patches near lesions, labelled 1, and normal ones, labelled 0, balanced.
-
     Arguments are those of `make_pathology_patches`.
-
-    Args:
-        malignant: Leave benign lesions, and those of unknown pathology, out.
-        benign: With `malignant`, label benign lesions 0 instead of leaving them out.
-
-    Raises:
-        DataError: One of the two is missing.
     """
-    records = list(mammograms)
-    _warn_about_percentiles(config)
-    near = make_offset_patches(records, config, skipped)
-    normal = _make_normal(records, config, skipped)
-    if malignant:
-        for name in near.ids[near.pathologies == ""].tolist():
-            skipped.add(name, UNKNOWN)
-        wanted = SEVERITY[:2] if benign else SEVERITY[:1]
-        near = near.take(np.flatnonzero(np.isin(near.pathologies, wanted)))
-    patches = near.concatenate(normal)
+    wanted = (SEVERITY[:2] if benign else SEVERITY[:1]) if malignant else None
+    patches = _make_near_and_normal(mammograms, config, skipped, wanted)
     positive = patches.pathologies == "malignant" if malignant else patches.kinds != "normal"
     return check_binary(patches.with_labels(positive, balanced=True), "the archive")
 
@@ -122,17 +109,12 @@ def make_blend_patches(
     mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
 ) -> Patches:
     """Make patches around lesions, labelled 1, and normal ones to blend them into, labelled 0.
-
     They are balanced.
 
     Arguments are those of `make_patches`; config.patches is not read.
 
     Args:
         config: Where sampling.scale is null, `measure_scale` gives it.
-        skipped: Takes lesions whose mask touches their patch's border too.
-
-    Raises:
-        DataError: One of the two is missing.
     """
     records = list(mammograms)
     around = make_lesion_patches(records, config, skipped)
@@ -154,20 +136,7 @@ def measure_scale(
     mammograms: Iterable[Mammogram], config: DataConfig, ids: Collection[str]
 ) -> tuple[float, ...]:
     """Measure by which factors lesions' windows are enlarged to patches.
-
     Tissue of other windows could be told from lesions by its resolution alone.
-
-    Args:
-        mammograms: Raw records; no pixel is read.
-        config: Crop mode, size and preprocess.spacing are used.
-        ids: The lesions' patches.
-
-    Returns:
-        The deciles of size over the window's side, for `sampling.scale`: the smallest and the
-        largest tenth of the lesions are left out.
-
-    Raises:
-        DataError: None of the patches is of a single lesion.
     """
     wanted = set(ids)
     scales = []
@@ -189,14 +158,7 @@ def measure_scale(
 
 
 def check_binary(patches: Patches, where: str) -> Patches:
-    """Return the patches if some are of lesions and some normal; labels of normal ones are even.
-
-    Args:
-        where: Where the patches are from, for the message.
-
-    Raises:
-        DataError: One class is missing.
-    """
+    """Return the patches if some are of lesions and some normal; labels of normal ones are even."""
     positives = int(np.sum(patches.labels % 2 == 1))
     if positives in (0, len(patches)):
         missing = "normal" if positives else "lesion's"
@@ -205,17 +167,6 @@ def check_binary(patches: Patches, where: str) -> Patches:
             "needed to tell them apart"
         )
     return patches
-
-
-def _warn_about_percentiles(config: DataConfig) -> None:
-    if config.window is None:
-        low, high = config.percentiles
-        log.warning(
-            "data.window is not set: percentiles %g and %g of each patch become 0 and 1, which "
-            "hides what a lesion adds",
-            low,
-            high,
-        )
 
 
 def _make_normal(records: list[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:

@@ -105,14 +105,10 @@ def _unknown() -> NDArray[np.str_]:
 @dataclass(frozen=True, eq=False)
 class Patches:
     """Patches in memory, row i of every array belonging together.
-
     A text is "" where it is unknown. Kind, pathology, shape, margin and official split are those of
     the lesion that the patch was made for. A whole mammogram has the first kind in config.kinds
     that it holds, the image's pathology (else its worst lesion's), and the shape and the margin
     that all its lesions share.
-
-    Raises:
-        ValueError: A shape, dtype or range is another.
 
     Attributes:
         images: float32 [n, s, s, 1] in [0, 1].
@@ -240,7 +236,6 @@ class Patches:
 
         Args:
             labels: int [n].
-            balanced: See the class.
         """
         return replace(self, labels=np.asarray(labels, np.int32), balanced=balanced)
 
@@ -256,7 +251,6 @@ class Patches:
 
     def fingerprint(self) -> str:
         """Return twelve hexadecimal digits, equal for equal patches in the same order.
-
         Images, masks, labels, patient_ids and ids count.
         """
         content = hashlib.sha256(repr(self.images.shape).encode())
@@ -278,11 +272,7 @@ def concatenate_columns(parts: Sequence[Patches], names: Iterable[str]) -> dict[
 
 
 def stack_patches(patches: Iterable[Patch]) -> Patches:
-    """Put patches into arrays, in their order.
-
-    Raises:
-        DataError: There is none.
-    """
+    """Put patches into arrays, in their order."""
     rows = list(patches)
     if not rows:
         raise DataError("there is no patch to stack")

@@ -9,7 +9,6 @@ PATIENTS = "patients.json"
 
 class Patients(Frozen):
     """Everybody whose data a set holds or derives from.
-
     Each pseudonym stands once, sorted, as the archives that the set was made from give it.
     """
 

@@ -47,11 +47,8 @@ def batches(
         patches: Patches are kept in memory, so that decoding happens once. Each draw from them
             shuffles their numbers again, which costs time in proportion to how many they are:
             beyond about 20,000 stream Records.
-        batch_size: Patches a batch, over all devices.
-        seed: Decides order and augmentation.
         augment: Transform each draw by one of the eight rotations and flips of the square, image
             and mask together. Whole mammograms are flipped, never rotated by 90 degrees.
-        start_step: Batches already consumed; of Records at most one epoch is read over, undecoded.
         share: (part, parts): of every batch only this one of so many equal parts, which stand one
             behind the other in it; nothing else is decoded.
 
@@ -59,9 +56,6 @@ def batches(
         {"image": float32 [batch, size, size, 1] in [0, 1], "mask": the same shape, 0 or 1}.
         Labelled patches add "label", int32 [batch]. Whole mammograms, which need not be square, add
         their "boxes" and "classes".
-
-    Raises:
-        DataError: Records hold no patch, or a shard is missing or not what its manifest says.
     """
     part, parts = share
     size = batch_size // parts
@@ -144,7 +138,6 @@ def _stream_from_shards(records: Records, start: int, seed: int, augment: bool) 
 
     def read_epoch(number: tf.Tensor) -> tf.data.Dataset:
         """Read all wanted records once, in this epoch's order.
-
         The first epoch begins where the run left it.
         """
         order_seed = tf.stack([tf.constant(seed, tf.int64), number])
@@ -200,9 +193,6 @@ def flip_boxes(boxes: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
     Args:
         boxes: float32 [n, 4], [row_min, col_min, row_max, col_max] over the image's rows and cols.
         turn: int32, even.
-
-    Returns:
-        The same shape; a box without area keeps none.
     """
     rows = turn % 4 == 2
     cols = tf.not_equal(rows, turn >= 4)  # 2 flips both, 4 the columns, 6 the rows
@@ -212,16 +202,12 @@ def flip_boxes(boxes: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
 
 def rotate_and_flip(image: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
     """Apply one of the eight symmetries of the square to an image.
-
     It is rotated by turn % 4 quarter turns counter-clockwise. For turn >= 4 it is then flipped left
     to right.
 
     Args:
         image: [size, size, channels]; for an even turn its rows and columns may differ.
         turn: int32 in [0, 8); 0 is the identity.
-
-    Returns:
-        The same shape and dtype; no value is interpolated.
     """
     rotated = tf.image.rot90(image, turn % 4)
     return tf.where(turn >= 4, tf.reverse(rotated, axis=[1]), rotated)

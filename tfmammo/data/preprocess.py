@@ -31,29 +31,14 @@ Size = tuple[int, int]  # (rows, cols), px
 
 def preprocess_mammogram(mammogram: Mammogram, config: PreprocessConfig) -> Mammogram:
     """Preprocess a mammogram and move its lesions with it; no pixel or mask is read yet.
-
     remove_marks, remove_pectoral, flip_right and spacing are done, in this order; the other keys
     are for `preprocess_patch`. A fact that a step needs and the archive does not state is an error:
     nobody would notice a wrong guess from the image.
-
-    Args:
-        mammogram: The record as its reader gives it.
-        config: What to do.
-
-    Returns:
-        A record of the same ids and file, which can be pickled; rows, cols and spacing are the new
-        image's (the spacing differs from config.spacing by what rounding to whole pixels makes of
-        it). The same object when nothing is switched on.
-
-    Raises:
-        DataError: remove_pectoral and the view is unknown, or it is MLO and the laterality is
-            unknown; flip_right and the laterality is unknown; spacing and the archive's spacing is
-            unknown, or makes an image larger than any mammogram.
     """
     if not (config.remove_marks or config.remove_pectoral or config.flip_right or config.spacing):
         return mammogram
     _check_facts(mammogram, config)
-    mirrored = config.flip_right and mammogram.wall_side == "R"
+    mirrored = is_mirrored(mammogram, config)
     old = (mammogram.rows, mammogram.cols)
     new = (mammogram.rows, mammogram.cols)
     spacing = mammogram.spacing
@@ -83,7 +68,6 @@ def map_to_native(
 
     Args:
         mask: uint8 [rows, cols], 0 or 1, of what `preprocess_mammogram` returns.
-        mammogram: The record as its reader gives it.
 
     Returns:
         uint8 [rows, cols], 0 or 1, native px; a native pixel is 1 where the mask covers at least
@@ -91,18 +75,20 @@ def map_to_native(
     """
     if mask.shape != (mammogram.rows, mammogram.cols):
         mask = resize_mask_to(mask, mammogram.rows, mammogram.cols)
-    return flip_right(mask, "R") if config.flip_right and mammogram.wall_side == "R" else mask
+    return flip_right(mask, "R") if is_mirrored(mammogram, config) else mask
+
+
+def is_mirrored(mammogram: Mammogram, config: PreprocessConfig) -> bool:
+    """Return whether preprocessing mirrors a mammogram."""
+    return config.flip_right and mammogram.wall_side == "R"
 
 
 def resize_mask_to(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
     """Resample a mask as an image and keep what is at least half.
-
     A mask that grows has a smooth border; that of `resize_mask` has steps.
 
     Args:
         mask: uint8 [any, any], 0 or 1.
-        rows: New number of rows.
-        cols: New number of columns.
 
     Returns:
         uint8 [rows, cols], 0 or 1.
@@ -116,7 +102,6 @@ def preprocess_patch(crop: NDArray[np.float32], config: PreprocessConfig) -> NDA
 
     Args:
         crop: float32 [rows, cols, 1] in [0, 1], of the size that a network sees.
-        config: Denoise, contrast, clahe_clip and clahe_tiles are used.
 
     Returns:
         float32 [rows, cols, 1] in [0, 1]; the same object when nothing is switched on.
@@ -139,9 +124,6 @@ def normalise(image: NDArray[np.float32], percentiles: tuple[float, float]) -> N
 
     Returns:
         float32 [rows, cols, 1] in [0, 1].
-
-    Raises:
-        ValueError: Both percentiles have the same grey value, as in a constant image.
     """
     low, high = np.percentile(image, percentiles)
     if not high > low:
@@ -154,13 +136,10 @@ def normalise(image: NDArray[np.float32], percentiles: tuple[float, float]) -> N
 
 def resize_image(image: NDArray[np.float32], rows: int, cols: int) -> NDArray[np.float32]:
     """Resample an image by area along an axis that shrinks, linearly along one that grows.
-
     Averaging over areas avoids aliasing.
 
     Args:
         image: float32 [any, any, 1] in [0, 1].
-        rows: New number of rows.
-        cols: New number of columns.
 
     Returns:
         float32 [rows, cols, 1] in [0, 1].
@@ -196,8 +175,6 @@ def resize_mask(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uin
 
     Args:
         mask: uint8 [any, any, 1], 0 or 1.
-        rows: New number of rows.
-        cols: New number of columns.
 
     Returns:
         uint8 [rows, cols, 1], 0 or 1.
@@ -211,14 +188,9 @@ def apply_window(image: NDArray[np.float32], low: float, high: float) -> NDArray
 
     Args:
         image: float32 [rows, cols, 1], any range.
-        low: The grey value that becomes 0.
-        high: The grey value that becomes 1.
 
     Returns:
         float32 [rows, cols, 1] in [0, 1].
-
-    Raises:
-        ValueError: Low is not below high.
     """
     if not low < high:
         raise ValueError(f"a window from {low:g} to {high:g} is empty")
@@ -230,10 +202,6 @@ def flip_right(image: NDArray, laterality: Laterality) -> NDArray:
 
     Args:
         image: [rows, cols, ...].
-        laterality: Laterality of the breast.
-
-    Returns:
-        The image mirrored in its columns for R, the same object for L.
     """
     return np.ascontiguousarray(image[:, ::-1]) if laterality == "R" else image
 
@@ -284,7 +252,6 @@ def denoise(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
 def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Equalise the histogram on 16 bits.
-
     A grey value v becomes (cdf(v) - cdf(darkest)) / (1 - cdf(darkest)). So the darkest value is 0
     and the brightest 1, and air stays black, however much there is of it. Equal values stay equal,
     and the order of grey values is kept.
@@ -305,7 +272,6 @@ def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def clahe(image: NDArray[np.float32], clip: float, tiles: int) -> NDArray[np.float32]:
     """Equalise the histogram locally with limited contrast (CLAHE), by scikit-image.
-
     Grey values are stretched to the full range and sorted into 256 bins. A tile's histogram is cut
     at `clip` times a uniform histogram's count and what is cut off is spread over the lower ones;
     its cumulative sum maps grey values. Between tile centres the maps of the four nearest tiles are
@@ -314,8 +280,6 @@ def clahe(image: NDArray[np.float32], clip: float, tiles: int) -> NDArray[np.flo
 
     Args:
         image: float32 [rows, cols, 1] in [0, 1].
-        clip: How steep a map may get over the identity's slope, about.
-        tiles: Along each axis.
 
     Returns:
         float32 [rows, cols, 1] in [0, 1]; an image that is constant on 16 bits is returned as it
@@ -339,30 +303,26 @@ def _quantise(image: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def _check_facts(mammogram: Mammogram, config: PreprocessConfig) -> None:
-    if config.remove_pectoral and mammogram.view is None:
-        raise DataError(
-            "data.preprocess.remove_pectoral needs to know MLO views, and the view of "
-            f"{mammogram.image_id} is not stated"
-        )
-    if mammogram.wall_side is None and config.remove_pectoral and mammogram.view == "MLO":
-        raise DataError(
-            "data.preprocess.remove_pectoral needs the laterality, and that of "
-            f"{mammogram.image_id} is not stated"
-        )
-    if mammogram.wall_side is None and config.flip_right:
-        raise DataError(
-            f"data.preprocess.flip_right needs the laterality, and that of {mammogram.image_id} "
-            "is not stated"
-        )
-    if config.spacing and mammogram.spacing is None:
-        raise DataError(
-            f"data.preprocess.spacing needs mm per px, and those of {mammogram.image_id} are not "
-            "stated"
-        )
-    if config.spacing and mammogram.spacing:
+    spacing = mammogram.spacing
+    needs_side = config.flip_right or (config.remove_pectoral and mammogram.view == "MLO")
+    for key, is_missing, fact in (
+        ("remove_pectoral", config.remove_pectoral and mammogram.view is None, "the view"),
+        (
+            "flip_right" if config.flip_right else "remove_pectoral",
+            needs_side and mammogram.wall_side is None,
+            "the laterality",
+        ),
+        ("spacing", config.spacing and spacing is None, "mm per px"),
+    ):
+        if is_missing:
+            raise DataError(
+                f"data.preprocess.{key} needs {fact}, not stated of {mammogram.image_id} by its "
+                "archive"
+            )
+    if config.spacing and spacing:
         # floats, because a spacing in a wrong unit may make them infinite
-        rows = max(1.0, mammogram.rows * (mammogram.spacing[0] / config.spacing))
-        cols = max(1.0, mammogram.cols * (mammogram.spacing[1] / config.spacing))
+        rows = max(1.0, mammogram.rows * (spacing[0] / config.spacing))
+        cols = max(1.0, mammogram.cols * (spacing[1] / config.spacing))
         if rows * cols > MOST_PIXELS:
             raise DataError(
                 f"data.preprocess.spacing={config.spacing:g} would make {rows:g} x {cols:g} px of "
@@ -389,13 +349,8 @@ def _preprocess_pixels(mammogram: Mammogram, config: PreprocessConfig) -> NDArra
 def _move_lesion(lesion: Lesion, old: Size, new: Size, mirrored: bool) -> Lesion:
     """Move a lesion to the mirrored and then resampled grid. old, new: (rows, cols)."""
     if isinstance(lesion, MaskedLesion):
-        facts = {
-            name: getattr(lesion, name)
-            for name in ("files", "pathology", "shape", "margin", "kind_is_certain")
-        }
-        return MaskedLesion(
-            lesion.kind, partial(_read_moved_mask, lesion.read, new, mirrored), **facts
-        )
+        read = partial(_read_moved_mask, lesion.read, new, mirrored)
+        return MaskedLesion(lesion.kind, read, lesion.files, **lesion.details)
     top, left, bottom, right = lesion.box
     outlines = lesion.outlines
     if mirrored:

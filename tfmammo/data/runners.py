@@ -29,8 +29,6 @@ class Runner:
         processes: How many processes of this machine work at once; 1 is this process itself. A
             script that asks for more needs `if __name__ == "__main__":`, because each one imports
             it.
-        beam: Name of a runner of Apache Beam that takes their place.
-        flags: That runner's own.
     """
 
     processes: int = 1
@@ -76,11 +74,6 @@ def _count_cores() -> int:
 
 def run(parts: Sequence[Any], make: Callable[[Any], None], runner: Runner) -> None:
     """Make parts, and log now and then how many are done.
-
-    Args:
-        parts: What can be pickled.
-        make: Makes one part. A function of a module, because workers import it by name.
-        runner: Who makes them.
 
     Raises:
         ModuleNotFoundError: Apache Beam is asked for and missing.
@@ -205,7 +198,6 @@ def _import_beam() -> Any:
 
 def _find_unknown_flags(flags: Sequence[str]) -> tuple[list[str], list[str]]:
     """Find the arguments that Apache Beam does not know, and the names that it knows.
-
     Without Beam nothing counts as unknown: `run` reports that it is missing.
     """
     try:

@@ -29,9 +29,7 @@ al., Breast tumor segmentation and shape classification in mammograms using cGAN
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
-from collections import Counter
 from collections.abc import Iterable
 
 import cv2
@@ -43,20 +41,15 @@ from tfmammo.data.preprocess import resize_mask
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, MaskedLesion, Skipped
 
-log = logging.getLogger(__name__)
-
 ATTEMPTS = 100  # draws near one lesion until a square holds enough breast
 SHAPES = ("irregular", "lobular", "oval", "round")
+SHAPE_MARGIN = 0.05  # between a shape's longer side and its square's border, over that side
 _SHAPE_WORDS = {**{shape: shape for shape in SHAPES}, "lobulated": "lobular"}
 
 
 def select_lesions(mammogram: Mammogram, config: DataConfig) -> dict[int, Lesion]:
     """Select the lesions that config's kinds, pathologies and mixed_findings ask for.
-
     No file is read.
-
-    Returns:
-        Lesion by its index in the mammogram.
     """
     return {
         number: lesion
@@ -106,7 +99,6 @@ def has_normal_tissue(mammogram: Mammogram, config: SamplingConfig) -> bool:
 
 def note_lost(mammogram: Mammogram, kinds: Iterable[LesionKind] | None, skipped: Skipped) -> bool:
     """Whether the image lost a lesion of these kinds (None: of any) on reading; note it then.
-
     Nobody could say whether what is found outside its other lesions is wrong.
     """
     if mammogram.lacks(kinds):
@@ -117,21 +109,9 @@ def note_lost(mammogram: Mammogram, kinds: Iterable[LesionKind] | None, skipped:
 
 def draw_quota(mammograms: Iterable[Mammogram], config: DataConfig) -> dict[str, int]:
     """Draw how many patches each mammogram is asked for; no pixel is read.
-
     For config.patches "offset", `sampling.count` draws of a lesion, each equally likely; for
     "normal", of a normal mammogram; for "lesion" no draw: as many as there are wanted lesions,
     outlined or not, with frame "full" at most one.
-
-    Args:
-        mammograms: All records, in any order.
-        config: What `select_lesions` uses, patches, frame, sampling.count and seed.
-
-    Returns:
-        image_id -> count for every mammogram, 0 included.
-
-    Raises:
-        DataError: No mammogram can give a patch.
-        ConfigError: Random patches have no scale.
     """
     if config.patches != "lesion":
         config.sampling.get_scale()
@@ -161,7 +141,6 @@ def random_stream(seed: int, image_id: str, number: int) -> np.random.Generator:
 
 def draw_length(size: int, config: SamplingConfig, random: np.random.Generator) -> int:
     """Draw the side of a window, native px, that becomes `size` px.
-
     It is enlarged by a number drawn from config.scale.
     """
     scale = config.get_scale()
@@ -184,16 +163,12 @@ def draw_near_lesion(
         length: The square's side, native px.
         offset: px between the pixel and the square's centre, at most, along each axis; no more than
             just short of half the side is used.
-        random: Random numbers.
         breast: uint8 [rows, cols, 1], 0 or 1; None if any square will do.
         tissue: Smallest part of the square that is breast, 0 to 1.
 
     Returns:
         [row_min, col_min, row_max, col_max], half-open, native px; beyond the image only along an
         axis where it is longer than the image.
-
-    Raises:
-        ValueError: The region is empty, or none of ATTEMPTS squares holds enough breast.
     """
     pixels = np.flatnonzero(region)
     if len(pixels) == 0:
@@ -232,9 +207,6 @@ def draw_on_breast(
 
     Returns:
         [row_min, col_min, row_max, col_max], half-open, native px.
-
-    Raises:
-        ValueError: There is none.
     """
     if length <= min(breast.shape[:2]):
         # 0.07 * 100 is above 7 in floating point
@@ -250,20 +222,31 @@ def draw_on_breast(
     raise ValueError(f"no square of {length} px is {100 * tissue:g} % breast{without}")
 
 
-def count_in_windows(region: NDArray[np.uint8], length: int) -> NDArray[np.int32]:
-    """Count the pixels in every square of that side at once, by the integral image."""
-    corners = cv2.integral(region[..., 0])
+def count_in_windows(
+    region: NDArray[np.uint8], rows: int, cols: int | None = None
+) -> NDArray[np.int32]:
+    """Count the pixels in every window of that size at once, by the integral image.
+
+    Args:
+        region: uint8 [rows, cols, 1] or [rows, cols], 0 or 1.
+        rows: Rows of a window.
+        cols: Columns of a window; None for a square.
+
+    Returns:
+        int32 [tops, lefts], for each upper left corner of a window inside the region.
+    """
+    cols = rows if cols is None else cols
+    corners = cv2.integral(np.ascontiguousarray(region))
     return (
-        corners[length:, length:]
-        - corners[:-length, length:]
-        - corners[length:, :-length]
-        + corners[:-length, :-length]
+        corners[rows:, cols:]
+        - corners[:-rows, cols:]
+        - corners[rows:, :-cols]
+        + corners[:-rows, :-cols]
     )
 
 
 def shape_class(word: str | None) -> str | None:
     """Classify an archive's word for a mass's shape as one of SHAPES.
-
     Joined words count where they name one of the four, whatever else they add:
     "irregular-architectural_distortion" is irregular, "oval-lymph_node" oval. What names two of
     them, or none, has no class.
@@ -273,27 +256,15 @@ def shape_class(word: str | None) -> str | None:
     return shapes.pop() if len(shapes) == 1 else None
 
 
-def draw_shape_mask(
-    lesion: Lesion, rows: int, cols: int, size: int = 64, margin: float = 0.05
-) -> NDArray[np.uint8]:
+def draw_shape_mask(lesion: Lesion, rows: int, cols: int, size: int) -> NDArray[np.uint8]:
     """Draw the mask of one mass, alone in a square around its box.
-
-    Args:
-        lesion: A lesion with an outline.
-        rows: Rows of its mammogram.
-        cols: Columns of its mammogram.
-        size: The same as for `draw_shape_masks`.
-        margin: The same as for `draw_shape_masks`.
 
     Returns:
         uint8 [size, size, 1], 0 or 1.
-
-    Raises:
-        ValueError: It has no outline, or nothing of it is left at that size.
     """
     top, left, bottom, right = lesion.box
     mask = lesion.mask(rows, cols)[top:bottom, left:right]
-    length = round(max(mask.shape) * (1 + 2 * margin))
+    length = round(max(mask.shape) * (1 + 2 * SHAPE_MARGIN))
     square = np.zeros((length, length, 1), np.uint8)
     above = (length - mask.shape[0]) // 2
     before = (length - mask.shape[1]) // 2
@@ -302,67 +273,6 @@ def draw_shape_mask(
     if not small.any():
         raise ValueError(f"nothing of its mask is left at {size} px")
     return small
-
-
-def draw_shape_masks(
-    mammograms: Iterable[Mammogram],
-    size: int = 64,
-    margin: float = 0.05,
-    skipped: Skipped | None = None,
-) -> tuple[NDArray[np.uint8], NDArray[np.str_], NDArray[np.str_], NDArray[np.str_]]:
-    """Draw the masks of all masses whose shape is stated, each alone in a square.
-
-    A shape is learned from them.
-
-    Args:
-        mammograms: No pixel of theirs is read.
-        size: Rows and columns of a mask, px.
-        margin: Between the longer side of the mass's box and the square's border, over that side.
-        skipped: Unreadable masks are noted here.
-
-    Returns:
-        Masks: uint8 [n, size, size, 1], 0 or 1; shapes: str [n], one of SHAPES; patient_ids: str
-        [n]; ids: str [n], "<image_id>#<index of the lesion>". Masses of another shape, of two or of
-        none are left out and counted in the log.
-
-    Raises:
-        DataError: No mass is left.
-    """
-    skipped = Skipped() if skipped is None else skipped
-    masks = []
-    shapes = []
-    patients = []
-    ids = []
-    others = Counter[str]()
-    for mammogram in mammograms:
-        for number, lesion in enumerate(mammogram.lesions):
-            if lesion.kind != "mass":
-                continue
-            shape = shape_class(lesion.shape)
-            if shape is None:
-                others[lesion.shape or "not stated"] += 1
-                continue
-            try:
-                masks.append(draw_shape_mask(lesion, mammogram.rows, mammogram.cols, size, margin))
-            except ValueError as error:
-                skipped.add(mammogram.image_id, f"lesion {number}: {error}")
-                continue
-            shapes.append(shape)
-            patients.append(mammogram.patient_id)
-            ids.append(f"{mammogram.image_id}#{number}")
-    left_out = ", ".join(f"{count} {word}" for word, count in sorted(others.items())) or "none"
-    if not masks:
-        raise DataError(
-            f"no mass is {', '.join(SHAPES[:-1])} or {SHAPES[-1]}; other masses: {left_out}; "
-            f"{len(skipped)} mammograms skipped"
-        )
-    log.info(
-        "%d masks of %d patients; masses of other shapes left out: %s",
-        len(masks),
-        len(set(patients)),
-        left_out,
-    )
-    return np.stack(masks), np.array(shapes), np.array(patients), np.array(ids)
 
 
 def _weight(mammogram: Mammogram, config: DataConfig) -> int:

@@ -1,7 +1,7 @@
 """Decide which patches train and which are held out.
 
-A split goes by patient, as the archive says, as an earlier run's file says, or as CAN's
-paper does, which leaks: see `tfmammo.data.paper_split`.
+A split goes by patient, as the archive says, as an earlier run's file says, or as CAN's paper does,
+which leaks: see `split_as_in_paper`.
 
 `describe`, `save` and `load` keep a split as a JSON file of pseudonyms, with a hash over its
 contents. Whoever has it tests on the same patients, whatever else of the archive they hold.
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
@@ -21,15 +22,16 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.data.paper_split import split_as_in_paper
 from tfmammo.data.patches import SEVERITY, Patches, Splittable, worst_pathology
 from tfmammo.data.sampling import shape_class
 from tfmammo.errors import DataError, LeakError, name_key
 from tfmammo.mammogram import Mammogram, key_check, key_fault
 
+log = logging.getLogger(__name__)
+
 # in DDSM, which has 76, 115, 473 and 504 of them
 RARITY = ("round", "oval", "lobular", "irregular", "")
-
+VARIANTS = 8  # rotations by multiples of 90 degrees, each with and without a flip
 Rows = NDArray[np.intp]
 
 
@@ -39,7 +41,6 @@ SplittableT = TypeVar("SplittableT", bound=Splittable)
 @dataclass(frozen=True, eq=False)
 class Mammograms:
     """Mammograms to split, whatever patches are made of them; row i of every array is one.
-
     For the arrays see Splittable.
     """
 
@@ -52,7 +53,6 @@ class Mammograms:
     @staticmethod
     def of(records: Iterable[Mammogram]) -> Mammograms:
         """List mammograms; no pixel and no mask file is read.
-
         Where the archive states no pathology of an image, its worst lesion's counts.
         """
         rows = [
@@ -180,7 +180,6 @@ def split_by_patient(
     order: Sequence[str] = SEVERITY,
 ) -> tuple[Rows, Rows]:
     """Hold out one fold of patients.
-
     Patients are shuffled, those with most patches put first, and each is given to the fold with
     fewest patches. With classes, one class follows the other, and the fold is one of those that
     hold fewest patients of it. So every fold gets its share of each class within one patient.
@@ -189,9 +188,6 @@ def split_by_patient(
 
     Args:
         patient_ids: str [n], of each patch.
-        folds: How many.
-        fold: Which one is held out.
-        seed: Seed of the shuffle.
         classes: str [n], of each patch, pathologies for instance.
         order: All classes that there may be; a patient is of the class of its patches that comes
             first.
@@ -199,9 +195,6 @@ def split_by_patient(
     Returns:
         (train, held-out): rising intp indices, together each of n once; every patient is held out
         in one fold.
-
-    Raises:
-        DataError: Fewer patients than folds, or no such fold.
     """
     if folds < 2 or not 0 <= fold < folds:
         raise DataError(
@@ -221,11 +214,6 @@ def split_officially(patient_ids: NDArray[np.str_], subsets: NDArray[np.str_]) -
 
     Returns:
         (train, test): rising intp indices, together each of n once.
-
-    Raises:
-        DataError: Patches in no subset.
-        LeakError: Patients with patches in both subsets, as the 31 of CBIS-DDSM whose masses and
-            calcifications are in opposite sets.
     """
     is_train = subsets == "train"
     is_test = subsets == "test"
@@ -245,22 +233,55 @@ def split_officially(patient_ids: NDArray[np.str_], subsets: NDArray[np.str_]) -
     return np.flatnonzero(is_train), np.flatnonzero(is_test)
 
 
+def split_as_in_paper(
+    patches: Patches, samples: int, test: int, seed: int
+) -> tuple[Patches, Patches]:
+    """Split by CAN's protocol, which leaks: augment to `samples` patches, then draw `test` of them.
+
+    Deviation:
+        Where 8 variants of each patch don't reach `samples`, all of them are taken and `test` is
+        reduced in proportion (and logged).
+    """
+    available = VARIANTS * len(patches)
+    if available < samples:
+        test = round(test * available / samples)
+        log.warning(
+            "%d patches make %d samples of the %d asked for: %d of them test",
+            len(patches),
+            available,
+            samples,
+            test,
+        )
+        samples = available
+    if not 0 < test < samples:
+        raise DataError(
+            f"{len(patches)} patches make {samples} samples, too few to split off {test} for "
+            "testing"
+        )
+    draws = np.random.default_rng(seed).permutation(available)[:samples]
+    return _take_variants(patches, draws[test:]), _take_variants(patches, draws[:test])
+
+
+def _take_variants(patches: Patches, draws: NDArray[np.integer]) -> Patches:
+    rows, variants = np.divmod(draws, VARIANTS)
+    pairs = list(zip(rows, variants, strict=True))
+    return replace(
+        patches.take(rows),
+        images=np.stack([_transform(patches.images[row], variant) for row, variant in pairs]),
+        masks=np.stack([_transform(patches.masks[row], variant) for row, variant in pairs]),
+        ids=np.array([f"{patches.ids[row]}~{variant}" for row, variant in pairs]),
+    )
+
+
+def _transform(patch: NDArray, variant: int) -> NDArray:
+    rotated = np.rot90(patch, variant % 4, axes=(0, 1))
+    return rotated[:, ::-1] if variant >= 4 else rotated
+
+
 def halve(held_out: Patches, archive: Mammograms, config: DataConfig) -> tuple[Patches, Patches]:
     """Halve held-out patches: some choose a checkpoint (validation), the others test it.
-
     All held-out patients of the archive are halved, whatever patches of theirs are here. So
     trainings on different patches leave the same patients to the test.
-
-    Args:
-        held_out: What `split` holds out.
-        archive: All mammograms of the archive.
-        config: The same as for `split`, which gave the held-out patches.
-
-    Returns:
-        (validation, test).
-
-    Raises:
-        DataError: The archive holds out a single patient, or a half is empty.
     """
     if config.split_file:  # which may know fewer patients, as those of one kind of lesion
         known = sorted(load_split_file(config.split_file).patients)
@@ -283,7 +304,6 @@ def split_by_file(
 
     Args:
         patient_ids: str [n], of each patch.
-        saved: What `load` gives; its patients without a patch do no harm.
         config: Split must be the file's; fold, of the file's folds, is the one held out; split_file
             is for messages.
 
@@ -313,21 +333,13 @@ def split_by_file(
 
 
 def held_out_patients(saved: SavedSplit, fold: int) -> set[str]:
-    """Return the patients that a saved split holds out.
-
-    Args:
-        fold: Which one of a split by patient.
-    """
+    """Return the patients that a saved split holds out."""
     held_out = fold if saved.split == "patient" else "test"
     return {patient for patient, place in saved.patients.items() if place == held_out}
 
 
 def check_no_leak(train_ids: Iterable[str], held_out_ids: Iterable[str]) -> None:
     """Make sure that no patient is in both subsets.
-
-    Args:
-        train_ids: Patient ids of the training subset, any number of times each.
-        held_out_ids: Patient ids of the held-out subset, any number of times each.
 
     Raises:
         LeakError: Says how many patients do.
@@ -338,16 +350,7 @@ def check_no_leak(train_ids: Iterable[str], held_out_ids: Iterable[str]) -> None
 
 
 def describe(patches: Splittable, config: DataConfig, archive: str) -> SavedSplit:
-    """Describe the split of a run as `save` writes it, the same for every fold of it.
-
-    Args:
-        patches: The same as for `split`, which must have succeeded.
-        config: The same as for `split`.
-        archive: The name of the archive that was read.
-
-    Returns:
-        Every patient's place; with config.split_file, what that file says.
-    """
+    """Describe the split of a run as `save` writes it, the same for every fold of it."""
     if config.split_file:
         return load_split_file(config.split_file)
     content: dict[str, str | int | None] = {
@@ -415,11 +418,7 @@ def load(path: Path) -> SavedSplit:
 def _find_classes(
     patches: Splittable, config: DataConfig
 ) -> tuple[NDArray[np.str_] | None, tuple[str, ...]]:
-    """Return what config.stratify goes by.
-
-    Returns:
-        (class of each patch, order of the classes); a patient is of the first of its classes.
-    """
+    """Return what config.stratify goes by."""
     if config.stratify == "none":
         return None, SEVERITY
     by = config.stratify

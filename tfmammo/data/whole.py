@@ -22,7 +22,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,13 +47,9 @@ LEAST_TISSUE = 0.1  # breast in an empty tile, over its area: most tiles of a br
 @dataclass(frozen=True, eq=False)
 class Whole(Patches):
     """Whole mammograms or tiles of them in memory.
-
     For the other arrays see Patches; images need not be square here. A mask is 1 on any wanted
     lesion, and on its box where it has no outline. Tiles have ids as patches have, around a lesion
     or of normal tissue.
-
-    Raises:
-        ValueError: A shape, dtype or range is another.
 
     Attributes:
         boxes: float32 [n, k, 4], [row_min, col_min, row_max, col_max] over the image's rows and
@@ -102,7 +97,6 @@ class Whole(Patches):
 
     def fingerprint(self) -> str:
         """Return twelve hexadecimal digits, equal for equal images in the same order.
-
         Boxes and classes count too.
         """
         content = hashlib.sha256(super().fingerprint().encode())
@@ -113,12 +107,7 @@ class Whole(Patches):
 
 @dataclass(frozen=True, eq=False)
 class _BoxedImage:
-    """One image with its boxes.
-
-    Attributes:
-        boxes: float [k, 4], over its rows and cols, in [0, 1].
-        classes: Index of each lesion's kind in config.kinds.
-    """
+    """One image with its boxes."""
 
     patch: Patch
     boxes: NDArray[np.floating]
@@ -129,7 +118,6 @@ def make_whole(
     mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped, normal: bool = True
 ) -> Whole:
     """Make the images of all mammograms with a wanted lesion and of normal ones.
-
     A lesion counts whether it is outlined or only boxed. Mammograms with other findings alone are
     left out: nobody could say whether what the detector shows there is wrong.
 
@@ -138,14 +126,8 @@ def make_whole(
     lie (see sampling.random_stream).
 
     Args:
-        mammograms: Raw records. Pixels are read once each, of those that are used.
         config: What `sampling.select_lesions` uses, preprocess, size, canvas, tiles, percentiles,
             window and seed.
-        skipped: What can't be used is noted here, by image_id.
-        normal: Use those that the archive calls normal too.
-
-    Raises:
-        DataError: There is no lesion.
     """
     images: list[_BoxedImage] = []
     for mammogram in mammograms:
@@ -181,20 +163,15 @@ def letterbox(
     image: NDArray[np.float32], config: DataConfig
 ) -> tuple[NDArray[np.float32], tuple[float, float]]:
     """Scale a preprocessed mammogram to fit a detector's canvas, then normalise its intensity.
-
     It is scaled by one factor, the largest with which it fits. The canvas is filled with 0, below
     or on the right.
 
     Args:
         image: float32 [rows, cols, 1] in [0, 1].
-        config: Preprocess, percentiles, window, size and canvas are used.
 
     Returns:
         (float32 [*config.shape, 1] in [0, 1], (row, col) scale: a point p of the image's edges goes
         to p * scale).
-
-    Raises:
-        ValueError: The image is constant.
     """
     rows, cols = _fit_size(image.shape, config.shape)
     scaled = normalize_intensity(resize_image(image, rows, cols), config)
@@ -207,13 +184,9 @@ def normalize_intensity(image: NDArray[np.float32], config: DataConfig) -> NDArr
 
     Args:
         image: float32 [rows, cols, 1] in [0, 1], preprocessed.
-        config: Preprocess, percentiles and window are used.
 
     Returns:
         float32 [rows, cols, 1] in [0, 1].
-
-    Raises:
-        ValueError: The image is constant.
     """
     image = preprocess.preprocess_patch(image, config.preprocess)
     return (
@@ -228,8 +201,6 @@ def extract_tile(image: NDArray, top: int, left: int, shape: Size) -> NDArray:
 
     Args:
         image: [rows, cols, 1].
-        top: First row.
-        left: First column.
         shape: Rows and columns of the tile, px.
 
     Returns:
@@ -280,15 +251,8 @@ def find_empty_tiles(
         image is shorter).
     """
     rows, cols = shape
-    corners = cv2.integral(
-        _fill_canvas(breast, (max(rows, breast.shape[0]), max(cols, breast.shape[1])))[..., 0]
-    )
-    inside = (
-        corners[rows:, cols:]
-        - corners[:-rows, cols:]
-        - corners[rows:, :-cols]
-        + corners[:-rows, :-cols]
-    )
+    filled = _fill_canvas(breast, (max(rows, breast.shape[0]), max(cols, breast.shape[1])))
+    inside = sampling.count_in_windows(filled, rows, cols)
     free = inside >= LEAST_TISSUE * rows * cols
     for top, left, bottom, right in boxes:
         free[max(0, top - rows + 1) : bottom, max(0, left - cols + 1) : right] = False

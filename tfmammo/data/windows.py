@@ -18,9 +18,6 @@ def square_window(
 
     Args:
         box: The lesion's box, native px.
-        rows: Rows of the image.
-        cols: Columns of the image.
-        context: The square's side over the box's longer side.
         spacing: (row, col) in mm per px; without it pixels count as square.
 
     Returns:
@@ -41,7 +38,6 @@ def square_window(
 
 def crop_window(box: Box, mammogram: Mammogram, config: DataConfig) -> Box:
     """Return the window of a lesion's patch in the crop mode config.frame.
-
     - "square": see `square_window`.
     - "tight": the lesion's box.
     - "loose": the box doubled in each direction about its centre, cut at the image's border.
@@ -52,8 +48,6 @@ def crop_window(box: Box, mammogram: Mammogram, config: DataConfig) -> Box:
 
     Args:
         box: The lesion's box, native px.
-        mammogram: rows, cols and spacing are used.
-        config: frame, context and padding are used.
 
     Returns:
         [row_min, col_min, row_max, col_max], half-open, native px.
@@ -94,13 +88,9 @@ def extract_window(
     Args:
         image: float32 [rows, cols, 1] in [0, 1], preprocessed.
         place: The window, px of the image; what lies beyond the image is 0.
-        config: size, preprocess, window and percentiles are used.
 
     Returns:
         float32 [size, size, 1] in [0, 1].
-
-    Raises:
-        ValueError: The window is constant.
     """
     crop = crop_image(image, place)
     patch = preprocess.preprocess_patch(

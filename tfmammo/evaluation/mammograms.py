@@ -35,7 +35,7 @@ from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.segmentation import crossed_interval
 from tfmammo.metrics.significance import FEWEST_PATIENTS, describe_few
 from tfmammo.metrics.summary import Measure, Table, write_csv
-from tfmammo.synthesis.provenance import Recipe, find_source, read_recipe
+from tfmammo.synthesis.recipe import Recipe, find_source, read_recipe
 from tfmammo.synthesis.sources import ArchiveIndexes
 
 REAL = "real masses"

@@ -28,7 +28,7 @@ sees both. With `patients` both are on one side of a split, and so are the patie
 shapes come from. Without it each recipe and metadata.csv say whose lesion it is. patients.json
 lists everybody whom a set shows, derives from, or whose data its networks were trained on.
 
-Departures from Shen et al., section 4.3, besides those of tfmammo.synthesis.placement and
+Deviations from Shen et al., section 4.3, besides those of tfmammo.synthesis.placement and
 tfmammo.models: sizes are drawn of the mass, not of its patch padded by 100 px, which is the same.
 The patch is cut as the generator's training patches were (data.frame padded is the paper's). A
 generated patch does not replace the tissue as in the paper. Its change is added with a faded
@@ -38,32 +38,18 @@ A laterality that is not stated is not guessed.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
-from tfmammo import cli
-from tfmammo.synthesis.command import make_parser, parse
+from tfmammo.synthesis import sets
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.mammograms import remake, synthesize
 
-log = logging.getLogger("tfmammo.synthesis")  # __name__ is "__main__"
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command. An error becomes one line on stderr and exit code 2."""
-    parser = make_parser("synthesize", __doc__, SynthesisConfig, "synthesis_full", "item")
-    parser.add_argument("--retry", action="store_true", help="try again what could not be made")
-    options, runner = parse(parser, arguments)
-
-    def work() -> None:
-        if options.recipe:
-            recipe = remake(options.recipe, options.output.resolve(), options.set)
-            log.info("%s: made again, bit for bit", ", ".join(recipe.files))
-        else:
-            config = cli.read_config(SynthesisConfig, options)
-            synthesize(config, options.output.resolve(), runner, options.retry)
-
-    cli.run(work)
+    """Run the command; see `sets.run_command`."""
+    sets.run_command(
+        arguments, "synthesize", __doc__, SynthesisConfig, "synthesis_full", synthesize, remake
+    )
 
 
 if __name__ == "__main__":

@@ -52,17 +52,12 @@ def make_blend_mask(
     placement: Placement, size: int, margin: Margin | None, feather: float
 ) -> BlendMask:
     """Make the weights of what a generator changes.
-
     They are 1 on the mask and its margin, fall to 0 around them, and are 0 at the patch's border.
 
     Args:
-        placement: Where the lesion lies.
         size: Side of the generator's patch, px.
         margin: Of its tri-label, 296 in the paper, or None; see layers.tri_label.
         feather: px of the patch over which the weights fall.
-
-    Raises:
-        DataError: The mask touches the border of its patch, or vanishes at its size.
     """
     mask = placement.scale_mask(size)
     fade = min(feather, measure_gap(mask))
@@ -77,16 +72,12 @@ def make_blend_mask(
 
 def make_whole_blend_mask(mask: NDArray[np.uint8], window: Box, feather: float) -> BlendMask:
     """Make the weights of a patch that is inserted whole.
-
     They are 1, and fall to 0 at its border. With a feather of 0 they are 1 up to the border.
 
     Args:
         mask: uint8 [size, size], 0 or 1, of the patch.
         window: Where the patch lies, native px, half-open.
         feather: px of the patch over which they fall, or fewer where its mask is nearer.
-
-    Raises:
-        DataError: As `measure_gap`.
     """
     weights = _fade_inwards(len(mask), min(feather, measure_gap(mask)))
     return BlendMask(mask, np.zeros(mask.shape, np.bool_), *_to_native(weights, window))
@@ -97,9 +88,6 @@ def measure_gap(mask: NDArray[np.uint8]) -> int:
 
     Args:
         mask: uint8 [size, size], 0 or 1.
-
-    Raises:
-        DataError: It touches the border or comes nearer than GAP, or it is empty.
     """
     size = len(mask)
     col, row, width, height = cv2.boundingRect(mask)
@@ -120,9 +108,6 @@ class TargetPatch:
     Attributes:
         tissue: float32 [size, size, 1] in [0, 1].
         mask: float32 [size, size, 1], 0 or 1.
-        low: Native grey value that is 0 in the patch.
-        high: Native grey value that is 1 in the patch.
-        mirrored: Whether it is of a right breast, mirrored.
     """
 
     tissue: NDArray[np.float32]
@@ -135,7 +120,6 @@ class TargetPatch:
         self, image: NDArray[np.float32], around: NDArray[np.bool_]
     ) -> NDArray[np.float32]:
         """Compute what a generated image changes, in native grey values.
-
         The mean change around the lesion is subtracted.
 
         Args:
@@ -169,15 +153,11 @@ def extract_patch(
     target: TargetMammogram, placement: Placement, blend_mask: BlendMask
 ) -> TargetPatch:
     """Extract the patch under a lesion as training patches are made.
-
     Prepared, scaled, mirrored, its grey values in [0, 1].
-
-    Raises:
-        DataError: The tissue is constant.
     """
     image, low, high = extract_tissue(target, placement.window, len(blend_mask.mask))
     mask = blend_mask.mask.astype(np.float32)[..., None]
-    mirrored = target.data.preprocess.flip_right and target.mammogram.wall_side == "R"
+    mirrored = preprocess.is_mirrored(target.mammogram, target.data.preprocess)
     if mirrored:
         image, mask = (np.ascontiguousarray(part[:, ::-1]) for part in (image, mask))
     return TargetPatch(image, mask, low, high, mirrored)
@@ -189,15 +169,11 @@ def extract_tissue(
     """Extract a window as training patches are made, but not mirrored.
 
     Args:
-        target: The mammogram.
         window: Native px, half-open.
         size: Side of the generator's patch, px.
 
     Returns:
         float32 [size, size, 1] in [0, 1], and the native grey values that are 0 and 1 in it.
-
-    Raises:
-        DataError: The tissue is constant.
     """
     top, left, bottom, right = window
     data = target.data
@@ -221,12 +197,8 @@ def blend(
     """Blend a patch in: the target plus its weighted change, clipped.
 
     Args:
-        target: The mammogram.
-        placement: Where the lesion lies.
-        blend_mask: The weights.
         patch: float32 [size, size]. The change, from `TargetPatch.compute_difference`, or grey
             values, from `TargetPatch.to_native`.
-        replaces: The patch holds grey values, which replace the tissue.
 
     Returns:
         float32 [rows, cols] of blend_mask.support, in [0, 1]. Equal to the target where the
@@ -252,11 +224,7 @@ def _crop_to_support(
 
 def _fade_inwards(size: int, fade: float) -> NDArray[np.float64]:
     """Make weights that rise from 0 at a patch's border to 1 within `fade` px.
-
     They are 1 everywhere with a fade of 0.
-
-    Returns:
-        float64 [size, size].
     """
     if not fade:
         return np.ones((size, size))
@@ -265,11 +233,7 @@ def _fade_inwards(size: int, fade: float) -> NDArray[np.float64]:
 
 
 def _to_native(weights: NDArray[np.float64], window: Box) -> tuple[NDArray[np.float32], Box]:
-    """Scale a patch's weights to the native px of its window.
-
-    Returns:
-        The weights, cropped to those above 0, and the box that they cover.
-    """
+    """Scale a patch's weights to the native px of its window."""
     top, left, bottom, right = window
     native = resize(weights.astype(np.float32), bottom - top, right - left)
     native[native < FAINT] = 0
@@ -304,19 +268,14 @@ def resize_as_trained(
     native: NDArray[np.float32], target: TargetMammogram, size: int
 ) -> NDArray[np.float32]:
     """Resize a window to a generator's size as its training did.
-
     Where training resampled mammograms (data.preprocess.spacing), so does this.
 
     Args:
         native: float32 [rows, cols].
-        target: data and mammogram.spacing are used.
         size: Side of the generator's patch, px.
 
     Returns:
         float32 [size, size].
-
-    Raises:
-        DataError: Training resampled mammograms, and the mm per px of this one are not stated.
     """
     training_spacing = target.data.preprocess.spacing
     spacing = target.mammogram.spacing

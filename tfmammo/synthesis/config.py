@@ -41,7 +41,6 @@ Margins = tuple[int, int, int, int]
 
 class Sizes(Frozen):
     """The Gaussian of lesions' heights and widths.
-
     Departure from Shen et al., section 4.3: the paper gives mean and variance of height and width
     alone. Here the two are correlated. Drawn independently (correlation 0), they make masses much
     longer and much flatter than real ones.
@@ -61,12 +60,7 @@ class Sizes(Frozen):
     def draw(
         self, random: np.random.Generator, spacing: tuple[float, float] | None
     ) -> tuple[int, int]:
-        """(height, width) in native px of an image of that spacing, each at least SMALLEST.
-
-        Raises:
-            DataError: Sizes are in mm and the spacing is not stated, or they are too small to be
-                drawn.
-        """
+        """(height, width) in native px of an image of that spacing, each at least SMALLEST."""
         if self.unit == "mm" and spacing is None:
             raise DataError("its mm per px are not stated, and sizes are in mm")
         step = spacing if self.unit == "mm" and spacing else (1.0, 1.0)
@@ -91,8 +85,9 @@ class ShapeConfig(Frozen):
     gan: str | None = None
     """A mask GAN's model URI."""
     plausible: bool = True
-    """Draw the mask GAN again until a mask looks like the training masks and lies off the patch's
-    border; false: every mask that is not empty, as in Shen et al., section 4.3.
+    """Draw the mask GAN again until a mask looks like the training masks, is not a rectangle, and
+    does not touch the patch's border; false: every mask that is not empty, as in Shen et al.,
+    section 4.3.
     """
     files: Path | None = None
     """A mask picture or a folder of them, one region each."""

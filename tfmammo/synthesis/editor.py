@@ -40,7 +40,7 @@ from tfmammo.synthesis.config import (
 from tfmammo.synthesis.generators import LesionGenerator
 from tfmammo.synthesis.lesion_bank import LesionBank
 from tfmammo.synthesis.placement import TargetMammogram
-from tfmammo.synthesis.provenance import Recipe, collect_versions, describe_source
+from tfmammo.synthesis.recipe import Recipe, collect_versions, describe_source
 from tfmammo.synthesis.renderers import make_renderer
 from tfmammo.synthesis.shapes import GeneratedShapes, NamedShapes, RealOutlines, ShapeSource
 from tfmammo.synthesis.sources import SourceLesion, select_lesions
@@ -84,7 +84,6 @@ class EditorConfig(Frozen):
     @property
     def real_lesions(self) -> bool:
         """Whether real lesions are inserted or give a size.
-
         A request's factor counts then, else its size and shape.
         """
         return self.renderer not in ("infilling", "can", "contextual")
@@ -110,13 +109,9 @@ class EditResult:
     """A mammogram with one lesion more or less.
 
     Attributes:
-        mammogram: The mammogram.
-        before: Its stored values.
-        after: Its new stored values.
         mask: uint8 [rows, cols], 0 or 1, the lesion that was added or removed.
         box: Of the mask, native px, half-open.
         kind: Of a lesion that was added, None of one that was removed.
-        recipe: What JSON can hold, enough to make it again.
     """
 
     mammogram: Mammogram
@@ -162,13 +157,7 @@ class EditResult:
 
 
 class Editor:
-    """An editor whose networks and lesions are loaded; made by `load`.
-
-    Args:
-        config: Its config.
-        synthesizer: Inserts lesions.
-        network: A contextual GAN, instead of the synthesizer.
-    """
+    """An editor whose networks and lesions are loaded; made by `load`."""
 
     def __init__(
         self,
@@ -184,7 +173,6 @@ class Editor:
     @staticmethod
     def load(config: EditorConfig) -> Editor:
         """Find and read its networks and lesions.
-
         What it answers, and what its recipes say, is of these, whatever becomes of their folders.
 
         Raises:
@@ -207,16 +195,7 @@ class Editor:
         return Editor(config, Synthesizer(renderer, shapes=_load_shapes(config)))
 
     def with_lesions(self, lesions: DataConfig) -> Editor:
-        """Return an editor with the same network and with real lesions of another archive.
-
-        Args:
-            lesions: The archive.
-
-        Raises:
-            DataError: The editor inserts no real lesions, or these can't be used.
-            ConfigError: No such archive of lesions.
-            ArchiveError: No such archive of lesions.
-        """
+        """Return an editor with the same network and with real lesions of another archive."""
         if not self.config.real_lesions:
             raise DataError(f"renderer={self.config.renderer} inserts no real lesions")
         assert self.synthesizer
@@ -225,10 +204,6 @@ class Editor:
 
     def edit(self, mammogram: Mammogram, request: EditRequest) -> EditResult:
         """Insert a lesion, or remove one.
-
-        Args:
-            mammogram: From `open_mammogram`.
-            request: What is asked for.
 
         Raises:
             DataError: It can't be done there, or not of that size; the sentence says why.
@@ -370,14 +345,7 @@ def open_mammogram(
     """Open a mammogram's file as a record; its pixels are not read yet.
 
     Args:
-        path: The file.
-        laterality: Used where the file does not state it.
-        view: Used where the file does not state it.
         spacing: mm per px (row, col), used where the file does not state it.
-
-    Raises:
-        ArchiveError: No mammogram, a raw one, or one of more than LARGEST px or of a spacing that
-            no mammogram has.
     """
     mammogram = folder.read_one(Path(path))
     if mammogram.rows * mammogram.cols > LARGEST:

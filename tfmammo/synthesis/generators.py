@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -30,6 +31,11 @@ from tfmammo.nn.postprocessing import PostprocessConfig, Refined, postprocess
 from tfmammo.synthesis.compositing import measure_gap
 from tfmammo.synthesis.config import NETWORK_INPUTS
 from tfmammo.tracking import export
+
+# Part of its tightest rectangle, of any orientation, that a plausible mask covers at most: 1 for a
+# rectangle, 0.79 for an ellipse. It refuses 4 of 888 masks of CBIS-DDSM, none of 116 of INbreast,
+# and all of 400 drawn rectangles with rounded corners and frayed edges.
+RECTANGULAR = 0.88
 
 Options = ParamSpec("Options")
 Network = TypeVar("Network")
@@ -60,16 +66,7 @@ def _stat_files(folder: Path) -> list[tuple[str, int, int, int]]:
 
 
 def read_training_data(section: dict[str, Any], handle: str) -> DataConfig:
-    """Read the data section of a generator's card.
-
-    Args:
-        section: The card's.
-        handle: What the generator is called in messages.
-
-    Raises:
-        DataError: Patches made so can't be put back: their contrast was equalised, or images were
-            taken whole.
-    """
+    """Read the data section of a generator's card."""
     config = DataConfig.model_validate(section)
     if config.preprocess.contrast != "none":
         raise DataError(
@@ -92,12 +89,8 @@ class Generator:
         call: (tri_label float32 [n, size, size, 2 or 3], pasted [n, size, size, 3], or mask [n,
             size, size, 1]) -> {"image": [n, size, size, 1]}.
         size: Side of its patches, px.
-        margin: Of a tri-label of three channels, see layers.tri_label.
-        data: How its training patches were made.
-        patients: Those it was trained on.
         prior: Of a blending network, see models.blending. One trained with "noise" replaces the
             lesion by noise itself, so that it sees only the outline of a pasted lesion.
-        identity: Name, step and weights, see `_identify`.
     """
 
     call: Callable[..., dict[str, NDArray[np.float32]]]
@@ -111,16 +104,7 @@ class Generator:
 
 @read_once
 def load_generator(folder: Path, takes: str = "tri_label") -> Generator:
-    """Load an infilling, a blending network or a CAN, once in each process.
-
-    Args:
-        folder: Its export.
-        takes: What it is given: "tri_label", "pasted" or "mask".
-
-    Raises:
-        ExportError: There is none.
-        DataError: Its patches can't be put back, or its card does not say how they were made.
-    """
+    """Load an infilling, a blending network or a CAN, once in each process."""
     try:
         opened = export.load_identified(folder, {takes}, {"image"})
     except ExportError as error:
@@ -150,11 +134,7 @@ def load_generator(folder: Path, takes: str = "tri_label") -> Generator:
 
 
 def find_renderers(folder: Path) -> list[str]:
-    """Find the renderers with a network that an export fits, by what its functions take and make.
-
-    Raises:
-        ExportError: There is no export.
-    """
+    """Find the renderers that an export fits, by what its functions take and make."""
     functions = export.read_card(folder)["functions"].values()
     inputs = [set(function["inputs"]) for function in functions if "image" in function["outputs"]]
     return [name for name, needed in NETWORK_INPUTS.items() if {needed} in inputs]
@@ -199,11 +179,6 @@ class NoiseGenerator:
     Attributes:
         call: (noise float32 [n, z] in [-1, 1]) -> {"image", "mask": float32 [n, size, size, 1] in
             [0, 1]}.
-        z: Length of the noise.
-        kind: Kind of the lesions that it makes.
-        data: How its training patches were made.
-        patients: Those it was trained on.
-        identity: See `_identify`.
     """
 
     call: Callable[..., dict[str, NDArray[np.float32]]]
@@ -219,9 +194,6 @@ class NoiseGenerator:
         Returns:
             float32 [size, size] in native grey values, [0, 1], and uint8 [size, size], 0 or 1, one
             region off the border.
-
-        Raises:
-            DataError: There is no lesion in it, or one at its border.
         """
         outputs = self.call(noise=sample_latent_noise(1, self.z, seed))
         mask = np.ascontiguousarray(mask_gan.clean(outputs["mask"])[0, ..., 0])
@@ -236,13 +208,7 @@ class NoiseGenerator:
 
 @read_once
 def load_noise_generator(folder: Path) -> NoiseGenerator:
-    """Load a vanilla GAN, once in each process.
-
-    Raises:
-        ExportError: There is none.
-        DataError: Its patches can't be inserted: it was trained with data.percentiles or on lesions
-            of several kinds, or its card does not say how.
-    """
+    """Load a vanilla GAN, once in each process."""
     opened = export.load_identified(folder, {"noise"}, {"image", "mask"})
     with _require(folder, "how and on whom it was trained (config.data, train_patients)"):
         data = read_training_data(opened.card["config"]["data"], str(folder))
@@ -266,12 +232,8 @@ class MaskGenerator:
     """A mask GAN.
 
     Attributes:
-        folder: Its export.
         call: (noise float32 [n, z] in [-1, 1]) -> {"mask": float32 [n, size, size, 1] in [0, 1]}.
-        z: Length of the noise.
-        limits: Of masks that look like training masks.
         patients: Those it was trained on, None where its card does not say.
-        identity: See `_identify`.
     """
 
     folder: Path
@@ -283,11 +245,7 @@ class MaskGenerator:
 
     @property
     def trained_on(self) -> frozenset[str]:
-        """Its patients.
-
-        Raises:
-            DataError: Its card does not say.
-        """
+        """Its patients."""
         if self.patients is None:
             raise DataError(
                 f"{self.folder}: its card does not say on whom it was trained (train_patients)"
@@ -298,12 +256,9 @@ class MaskGenerator:
         """Generate a mask: uint8 [rows, cols], 0 or 1.
 
         Args:
-            random: What draws.
-            plausible: Whether it must look like a training mask. Else it has a border of 0 more, so
-                that one at its patch's border, where it is cut, serves as well.
-
-        Raises:
-            DataError: It must, and does not.
+            plausible: Whether it must look like a training mask, and not like a rectangle. Else it
+                has a border of 0 more, so that one at its patch's border, where it is cut, serves
+                as well.
         """
         mask = mask_gan.clean(
             self.call(noise=random.uniform(-1, 1, (1, self.z)).astype(np.float32))["mask"]
@@ -312,16 +267,31 @@ class MaskGenerator:
             return np.pad(mask[0, ..., 0], 1)
         if self.limits and not mask_gan.is_plausible(mask, self.limits)[0]:
             raise DataError("the mask GAN's masks look like no training mask")
-        return np.ascontiguousarray(mask[0, ..., 0])
+        region = np.ascontiguousarray(mask[0, ..., 0])
+        if measure_rectangularity(region) > RECTANGULAR:
+            raise DataError("the mask GAN's masks are rectangles")
+        return region
+
+
+def measure_rectangularity(mask: NDArray[np.uint8]) -> float:
+    """Measure which part of its tightest rectangle, of any orientation, a mask covers.
+
+    Args:
+        mask: uint8 [rows, cols], 0 or 1, one region.
+
+    Returns:
+        1 for a rectangle, pi / 4 for an ellipse, 0 for an empty mask.
+    """
+    if not mask.any():
+        return 0.0
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    _, (width, height), _ = cv2.minAreaRect(np.concatenate(outlines))
+    return float(mask.sum()) / ((width + 1) * (height + 1))  # from pixel centres to their borders
 
 
 @read_once
 def load_mask_generator(folder: Path) -> MaskGenerator:
-    """Load a mask GAN, once in each process.
-
-    Raises:
-        ExportError: There is none.
-    """
+    """Load a mask GAN, once in each process."""
     opened = export.load_identified(folder, {"noise"}, {"mask"})
     path = export.locate(folder) / mask_gan.LIMITS
     limits = (
@@ -339,14 +309,7 @@ class LesionGenerator:
         call: (image float32 [n, size, size, 1] in [0, 1], noise float32 [n, noise_inputs] in
             [-1, 1]) -> {"lesion": float32 [n, size, size, 1] in [-1, 1]}.
         size: Side of its patches, px.
-        noise_inputs: Length of the noise.
-        target: mass, calcification or removal.
-        positives: malignant or lesion, what it adds or removes.
         judge_seed: training.seed of the classifier that chose its weights; None where none did.
-        data: How its training patches were made.
-        refine: Its post-processing.
-        patients: Those it was trained on.
-        identity: See `_identify`.
     """
 
     call: Callable[..., dict[str, NDArray[np.float32]]]
@@ -374,7 +337,6 @@ class LesionGenerator:
 
         Args:
             image: float32 [size, size, 1] in [0, 1].
-            seed: Seed of its noise.
         """
         noise = sample_latent_noise(1, self.noise_inputs, seed)
         return postprocess(
@@ -387,12 +349,7 @@ class LesionGenerator:
 
 @read_once
 def load_lesion_generator(folder: Path) -> LesionGenerator:
-    """Load a contextual GAN, once in each process.
-
-    Raises:
-        ExportError: There is none.
-        DataError: Its card does not say how it was trained.
-    """
+    """Load a contextual GAN, once in each process."""
     opened = export.load_identified(folder, {"image", "noise"}, {"lesion"})
     with _require(folder, "how and on whom it was trained (config, train_patients)"):
         data = DataConfig.model_validate(opened.card["config"]["data"])
@@ -413,12 +370,7 @@ def load_lesion_generator(folder: Path) -> LesionGenerator:
 
 
 def resolve_handle(handle: str, tracking_uri: str | None) -> Path:
-    """Resolve a model URI to a folder.
-
-    Raises:
-        ConfigError: There is none.
-        TrackingError: There is none.
-    """
+    """Resolve a model URI to a folder."""
     from tfmammo.tracking import models  # MLflow takes seconds to import, and no worker needs it
 
     return models.resolve(handle, tracking_uri)
@@ -426,7 +378,6 @@ def resolve_handle(handle: str, tracking_uri: str | None) -> Path:
 
 def find_best_weights(handle: str, tracking_uri: str | None) -> Path:
     """Resolve a model URI to a folder, for a training to its best weights.
-
     Those did best on its validation patches. `resolve_handle` gives the last ones.
     """
     best = Path(handle) / "best"

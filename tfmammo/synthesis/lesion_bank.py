@@ -32,7 +32,7 @@ from tfmammo.data.windows import square_window
 from tfmammo.errors import DataError
 from tfmammo.mammogram import LesionKind, Mammogram, Skipped, keep_largest
 from tfmammo.synthesis.config import UsedPart
-from tfmammo.synthesis.provenance import TransformRecord, hash_source
+from tfmammo.synthesis.recipe import TransformRecord, hash_source
 from tfmammo.synthesis.sources import SourceLesion
 
 # Side of the crop around a lesion over the lesion's longer side. A rotated lesion keeps its
@@ -48,12 +48,10 @@ class LesionPatch:
     """A lesion as it will lie in another mammogram.
 
     Attributes:
-        kind: Kind of the lesion.
         mask: uint8 [rows, cols], 0 or 1, touching all four sides.
         image: float32 [rows + 2 around, cols + 2 around] in [0, 1], the pixels of the lesion and
             its surroundings.
         around: px of surroundings on each side.
-        record: What was done to the lesion, for the recipe.
     """
 
     kind: LesionKind
@@ -71,11 +69,7 @@ class LesionPatch:
 
 @dataclass(frozen=True, eq=False)
 class LesionBank:
-    """Real lesions that may be inserted into mammograms.
-
-    Attributes:
-        lesions: All have an outline or a mask.
-    """
+    """Real lesions that may be inserted into mammograms."""
 
     lesions: tuple[SourceLesion, ...]
 
@@ -89,13 +83,7 @@ class LesionBank:
         """Select the outlined ones of an archive's lesions. No pixel and no mask file is read.
 
         Args:
-            lesions: Of the archive.
-            data: The archive's section, for messages.
             pathology: Lesions of no other; None for all.
-            of_patients: Which patients the lesions are of, for messages.
-
-        Raises:
-            DataError: There is none.
         """
         selected = tuple(
             source
@@ -116,14 +104,7 @@ class LesionBank:
         return {"lesions": len(self.lesions), "records": jobs.fingerprint(mammograms.values())}
 
     def find_usable(self, skipped: Skipped) -> list[SourceLesion]:
-        """Find the lesions whose mask can be read and is whole. No pixel of a mammogram is read.
-
-        Args:
-            skipped: Notes the others.
-
-        Raises:
-            DataError: There is none.
-        """
+        """Find the lesions whose mask can be read and is whole. No pixel of a mammogram is read."""
         usable = []
         reasons = []
         for lesion in self.lesions:
@@ -148,20 +129,11 @@ class LesionBank:
         used: UsedPart | None = None,
     ) -> LesionPatch:
         """Draw a lesion for a mammogram, and transform it.
-
         Each lesion whose size in the mammogram is known is equally likely.
 
         Args:
-            mammogram: The mammogram that it goes into.
-            random: What draws.
-            resize: Range of the factor.
             rotate: Degrees, each way, at most.
             trained_on: Patients of the renderer's network, None without a network.
-            used: Which part of the lesion the renderer uses, for the recipe.
-
-        Raises:
-            DataError: There is none, or the lesion can't be used.
-            ArchiveError: The lesion can't be read.
         """
         others = [lesion for lesion in self.lesions if not _is_same(lesion.mammogram, mammogram)]
         if not others:
@@ -192,17 +164,7 @@ class LesionBank:
 def find_lesion(
     record: TransformRecord, data: DataConfig, mammograms: Mapping[str, Mammogram]
 ) -> SourceLesion:
-    """Find the lesion of a recipe.
-
-    Args:
-        record: The recipe's.
-        data: The section of the lesion's archive.
-        mammograms: Of that archive, by image id.
-
-    Raises:
-        DataError: The lesion is gone, or its mammogram has changed.
-        ArchiveError: The lesion can't be read.
-    """
+    """Find the lesion of a recipe."""
     name = f"{record.image_id}#{record.number}"
     mammogram = mammograms.get(record.image_id)
     if mammogram is None or record.number >= len(mammogram.lesions):
@@ -215,19 +177,9 @@ def find_lesion(
 
 def transform(lesion: SourceLesion, record: TransformRecord, mammogram: Mammogram) -> LesionPatch:
     """Transform a lesion into the native pixels of another mammogram.
-
     The new mask is the largest part of what the old one covers by at least half, as in
     placement.scale_shape. Cubic interpolation of grey values keeps more of the grain than linear
     interpolation. A lesion that shrinks is blurred first, against aliasing.
-
-    Args:
-        lesion: The lesion.
-        record: angle, factor and mirrored are used.
-        mammogram: rows, cols and spacing are used.
-
-    Raises:
-        DataError: The lesion is empty, cut off, or larger than the mammogram.
-        ArchiveError: The lesion can't be read.
     """
     crop = _read_crop(lesion)
     forward = _make_forward(lesion.mammogram.spacing, mammogram.spacing, record)
@@ -265,15 +217,7 @@ def transform(lesion: SourceLesion, record: TransformRecord, mammogram: Mammogra
 
 @dataclass(frozen=True, eq=False)
 class _Crop:
-    """A lesion with its surroundings, in the pixels of its own mammogram.
-
-    Attributes:
-        image: float32 [rows, cols] in [0, 1].
-        mask: uint8 [rows, cols], 0 or 1.
-        middle: (col, row) of the lesion's box in the crop.
-        extents: (width, height) of that box, px.
-        sha256: Of its mammogram.
-    """
+    """A lesion with its surroundings, in the pixels of its own mammogram."""
 
     image: NDArray[np.float32]
     mask: NDArray[np.uint8]
@@ -302,15 +246,11 @@ def _read_crop(lesion: SourceLesion) -> _Crop:
     image = stored.image()[top:bottom, left:right, 0].copy()
     middle = np.array([(box[1] + box[3] - 1) / 2 - left, (box[0] + box[2] - 1) / 2 - top])
     extents = np.array([box[3] - box[1], box[2] - box[0]], np.float64)
-    return _Crop(image, mask, middle, extents, hash_source(mammogram, stored))
+    return _Crop(image, mask, middle, extents, hash_source(mammogram, lambda: stored.values))
 
 
 def _check_mask(lesion: SourceLesion) -> None:
-    """Check that a lesion's mask is whole.
-
-    Raises:
-        ValueError: The mask is empty, cut off or can't be read.
-    """
+    """Check that a lesion's mask is whole."""
     top, left, bottom, right = lesion.lesion.box
     if top >= bottom or left >= right:
         raise DataError("its mask is empty")
@@ -348,16 +288,7 @@ def _make_forward(
     record: TransformRecord,
 ) -> NDArray[np.float64]:
     """Make the matrix from a lesion's (x, y) about its middle, px, to those in the target.
-
     In this order: mirrored, in mm, rotated, resized, in px again.
-
-    Args:
-        source: mm per px (row, col) of the lesion's mammogram, None where not stated.
-        target: mm per px of the target.
-        record: angle, factor and mirrored are used.
-
-    Returns:
-        float64 [2, 2].
     """
     angle = np.deg2rad(record.angle)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -368,7 +299,6 @@ def _make_forward(
 
 def _smooth(image: NDArray[np.float32], forward: NDArray[np.float64]) -> NDArray[np.float32]:
     """Blur an image along each axis as far as it is going to shrink.
-
     sigma = (1 / s - 1) / 2 px for a scale of s, so that nothing finer than a new px is left.
     """
     sigmas = [max(0.0, (1 / scale - 1) / 2) for scale in np.linalg.norm(forward, axis=0)]

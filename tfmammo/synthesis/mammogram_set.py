@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tfmammo import __version__, filesystem
+from tfmammo import __version__
 from tfmammo.archives import coco
 from tfmammo.archives.findings import CATEGORIES
 from tfmammo.archives.stored import Stored
@@ -22,10 +22,16 @@ from tfmammo.data.tfrecord import encode_detection
 from tfmammo.filesystem import to_json
 from tfmammo.mammogram import Mammogram, key_check
 from tfmammo.synthesis.config import SynthesisConfig
-from tfmammo.synthesis.provenance import ExistingLesion, InsertedLesion, Recipe, TransformRecord
+from tfmammo.synthesis.recipe import ExistingLesion, InsertedLesion, Recipe, TransformRecord
 from tfmammo.synthesis.sets import Contents, bytes_writer
 
 ENDINGS = {"dicom": ".dcm", "png": ".png", "tfrecord": ".tfrecord"}
+_USED = {  # what a card says of the lesions, by the part of real ones that is used
+    None: "The lesions are",
+    "outline": "The lesions' grey values are made from noise (the generator's model.prior), their "
+    "outlines are those of",
+    "size": "The lesions are made from noise, tissue around them too, and are as large as",
+}
 
 
 def list_files(recipe: Recipe, mammogram: Mammogram, stored: Stored) -> Contents:
@@ -50,7 +56,7 @@ def list_files(recipe: Recipe, mammogram: Mammogram, stored: Stored) -> Contents
             _write_record(part, recipe, stored, pictures)
 
     return {
-        f"images/{_image_name(recipe)}": write_image,
+        f"images/{_name_image(recipe)}": write_image,
         **{
             f"lesion_masks/{recipe.name}_{number}.png": bytes_writer(picture)
             for number, picture in enumerate(pictures, start=1)
@@ -58,77 +64,71 @@ def list_files(recipe: Recipe, mammogram: Mammogram, stored: Stored) -> Contents
     }
 
 
-def write_set(
+def describe_set(
     recipes: Sequence[Recipe],
     config: SynthesisConfig,
     lesions: Iterable[str] | None,
     trained_on: Iterable[str],
-    folder: Path,
-) -> None:
-    """Write annotations.json, metadata.csv, patients.json and README.md of a set.
+) -> Mapping[str, str]:
+    """Describe a whole set: annotations.json, metadata.csv, patients.json and README.md.
 
     Args:
         recipes: Of all items, those left out included.
         config: The set's.
         lesions: See `collect_patients`.
         trained_on: See `collect_patients`.
-        folder: The set's.
+
+    Returns:
+        The content of each file.
     """
     complete = [recipe for recipe in recipes if not recipe.left_out]
     patients = collect_patients(complete, lesions, trained_on)
-    contents = {
+    return {
         "annotations.json": to_json(_format_annotations(complete, config)),
         "metadata.csv": synthetic.format_metadata([_format_row(recipe) for recipe in complete]),
         PATIENTS: to_json(patients.model_dump(mode="json")),
         "README.md": _format_card(complete, len(recipes) - len(complete), config),
     }
-    for name, content in contents.items():
-        filesystem.write_atomically(folder / name, content, durable=False)
 
 
 def _write_record(part: Path, recipe: Recipe, stored: Stored, masks: Sequence[bytes]) -> None:
-    size = stored.values.shape
+    rows, cols = stored.values.shape
     lesions = _list_lesions(recipe)
-    boxes = [lesion.box for lesion in lesions]
-    labels = [(lesion.kind, CATEGORIES[lesion.kind]) for lesion in lesions]
-    masks = [
-        *masks,
-        *(
-            synthetic.encode_mask_png(_draw_existing_mask(lesion, size, recipe.name))
-            for lesion in recipe.own
-        ),
-    ]
-    picture = synthetic.encode_png(stored.full_scale())
-    record = encode_detection(picture, (size[0], size[1]), recipe.name, boxes, masks, labels)
+    own_masks = [_draw_existing_mask(lesion, rows, cols, recipe.name) for lesion in recipe.own]
+    record = encode_detection(
+        synthetic.encode_png(stored.full_scale()),
+        (rows, cols),
+        recipe.name,
+        [lesion.box for lesion in lesions],
+        [*masks, *map(synthetic.encode_mask_png, own_masks)],
+        [(lesion.kind, CATEGORIES[lesion.kind]) for lesion in lesions],
+    )
+    if recipe.own:  # say of each lesion whether it was inserted
+        example = tf.train.Example.FromString(record)
+        flags = [1] * len(recipe.lesions) + [0] * len(recipe.own)
+        example.features.feature["image/object/synthetic"].int64_list.value.extend(flags)
+        record = example.SerializeToString(deterministic=True)
     with tf.io.TFRecordWriter(str(part)) as writer:
-        writer.write(_mark_synthetic(record, recipe) if recipe.own else record)
+        writer.write(record)
 
 
 def _draw_existing_mask(
-    lesion: ExistingLesion, size: tuple[int, ...], where: str
+    lesion: ExistingLesion, rows: int, cols: int, where: str
 ) -> NDArray[np.uint8]:
     """Draw the mask of a lesion that was there before, or its box where there is no mask."""
     if lesion.region:
         return coco.decode(lesion.region, where)
-    mask = np.zeros(size, np.uint8)
-    (top, left, bottom, right) = lesion.box
+    mask = np.zeros((rows, cols), np.uint8)
+    top, left, bottom, right = lesion.box
     mask[top:bottom, left:right] = 1
     return mask
-
-
-def _mark_synthetic(record: bytes, recipe: Recipe) -> bytes:
-    """Add to a record, for each lesion, whether it was inserted."""
-    example = tf.train.Example.FromString(record)
-    flags = [1] * len(recipe.lesions) + [0] * len(recipe.own)
-    example.features.feature["image/object/synthetic"].int64_list.value.extend(flags)
-    return bytes(example.SerializeToString(deterministic=True))
 
 
 def _list_lesions(recipe: Recipe) -> list[InsertedLesion | ExistingLesion]:
     return [*recipe.lesions, *recipe.own]
 
 
-def _image_name(recipe: Recipe) -> str:
+def _name_image(recipe: Recipe) -> str:
     return f"{recipe.name}{ENDINGS[recipe.config.format]}"
 
 
@@ -137,15 +137,12 @@ def _format_annotations(recipes: Sequence[Recipe], config: SynthesisConfig) -> d
     annotations = []
     for recipe in recipes:
         assert recipe.source
-        facts = {
-            "id": recipe.number + 1,
-            "file_name": _image_name(recipe),
-            "height": recipe.source.rows,
-            "width": recipe.source.cols,
-        }
         images.append(
             {
-                **facts,
+                "id": recipe.number + 1,
+                "file_name": _name_image(recipe),
+                "height": recipe.source.rows,
+                "width": recipe.source.cols,
                 "source": recipe.source.image_id,
                 "patient": recipe.source.patient_id,
                 "synthetic": True,
@@ -171,11 +168,9 @@ def _format_row(recipe: Recipe) -> dict[str, Any]:
     source = recipe.source
     assert source
     row: dict[str, Any] = {
-        "file": _image_name(recipe),
+        "file": _name_image(recipe),
         "patient": source.patient_id,
         "split": source.official_split,
-    }
-    row |= {
         "laterality": source.laterality,
         "view": source.view,
         "density": source.density,
@@ -186,9 +181,8 @@ def _format_row(recipe: Recipe) -> dict[str, Any]:
     if recipe.config.format == "png" and source.bits not in (8, 16) and recipe.files:
         row["bits"] = source.bits
     if recipe.config.real_lesions:
-        row["lesion_patient"] = " ".join(
-            sorted({record.patient_id for record in _list_transforms([recipe])})
-        )
+        patients = {record.patient_id for record in _list_transforms([recipe])}
+        row["lesion_patient"] = " ".join(sorted(patients))
     return row
 
 
@@ -199,7 +193,7 @@ def _find_pathology(recipe: Recipe) -> str | None:
     what the config asks for.
     """
     requested = recipe.config.pathology
-    # Then nobody says that there is nothing else in the mammogram.
+    # Nobody says that there is nothing else in the mammogram.
     if recipe.config.mammograms == "all" and not recipe.own:
         return requested
     pathologies: list[str | None] = []
@@ -224,16 +218,13 @@ def collect_patients(
     """
     if lesions is None:
         lesions = (record.patient_id for record in _list_transforms(recipes))
+    mammograms = {recipe.source.patient_id for recipe in recipes if recipe.source}
     return Patients(
-        mammograms=_sort(recipe.source.patient_id for recipe in recipes if recipe.source),
-        lesions=_sort(lesions),
-        trained_on=_sort(trained_on),
+        mammograms=tuple(sorted(mammograms)),
+        lesions=tuple(sorted(set(lesions))),
+        trained_on=tuple(sorted(set(trained_on))),
         id_key=key_check(),
     )
-
-
-def _sort(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(set(names)))
 
 
 def _list_transforms(recipes: Sequence[Recipe]) -> list[TransformRecord]:
@@ -242,47 +233,42 @@ def _list_transforms(recipes: Sequence[Recipe]) -> list[TransformRecord]:
 
 def _format_card(recipes: Sequence[Recipe], left_out: int, config: SynthesisConfig) -> str:
     archive = config.data.archive_name
-    lesions = sum(len(recipe.lesions) for recipe in recipes)
+    masses = sum(len(recipe.lesions) for recipe in recipes)
+    sources = len({recipe.source for recipe in recipes})
     generator = recipes[0].generator
+    made_by = f"Lesions are blended in without a network (renderer {config.renderer})."
+    if generator:
+        made_by = (
+            f"Generator {generator['name']}, step {generator['step'] or 'unknown'}, weights "
+            f"`{generator['weights'][:12]}`."
+        )
     lines = [
         f"# {config.name}: {len(recipes)} synthetic mammograms from {archive}",
-        f"{synthetic.MARK}. {lesions} masses in {len(recipes)} mammograms, made from "
-        f"{len({recipe.source for recipe in recipes})} sources"
-        f" by `tfmammo synthesize` (tfmammo {__version__}); {left_out} items could not "
-        "be made"
-        " (dead_letters.csv).",
-        f"Generator {generator['name']}, step {generator['step'] or 'unknown'}, weights "
-        f"`{generator['weights'][:12]}`."
-        if generator
-        else f"Lesions are blended in without a network (renderer {config.renderer}).",
-        "A patient's synthetic and real mammograms belong on the same side of a split: `patient` "
-        "in metadata.csv is the source's"
-        " pseudonym.",
-        f"{PATIENTS} names everybody whose tissue or lesions the set shows, whose lesions it has "
-        "shapes or sizes from, or whom its networks"
-        " were trained on: keep it out of every training that holds one of them out.",
-        f"Source's licence: {card.LICENCES.get(archive, card.UNKNOWN)}",
+        f"{synthetic.MARK}. {masses} masses in {len(recipes)} mammograms, made from {sources} "
+        f"sources by `tfmammo synthesize` (tfmammo {__version__}); {left_out} items could not be "
+        "made (dead_letters.csv).",
     ]
     if own := sum(len(recipe.own) for recipe in recipes):
-        lines[2:2] = [
+        lines.append(
             f"annotations.json has {own} lesions besides that the mammograms had before; their "
             "`synthetic` is false."
-        ]
+        )
+    lines += [
+        made_by,
+        "A patient's synthetic and real mammograms belong on the same side of a split: `patient` "
+        "in metadata.csv is the source's pseudonym.",
+        f"{PATIENTS} names everybody whose tissue or lesions the set shows, whose lesions it has "
+        "shapes or sizes from, or whom its networks were trained on: keep it out of every training "
+        "run that holds one of them out.",
+    ]
     if config.shapes.files:
-        lines[-1:-1] = ["Shapes come from files, of which nobody says whose lesions they are."]
+        lines.append("Shapes come from files; it is not known whose lesions they are.")
     if config.real_lesions:
-        lines[-1:-1] = _describe_lesions(recipes, config)
+        lines += _describe_lesions(recipes, config)
     elif config.patients:
-        lines[-1:-1] = [_describe_side(config)]
+        lines.append(_describe_side(config))
+    lines.append(f"Source's licence: {card.LICENCES.get(archive, card.UNKNOWN)}")
     return "\n\n".join(lines) + "\n"
-
-
-_USED = {  # what a card says of the lesions, by the part of real ones that is used
-    None: "The lesions are",
-    "outline": "The lesions' grey values are made from noise (the generator's model.prior), their "
-    "outlines are those of",
-    "size": "The lesions are made from noise, tissue around them too, and are as large as",
-}
 
 
 def _describe_side(config: SynthesisConfig) -> str:
@@ -294,21 +280,19 @@ def _describe_lesions(recipes: Sequence[Recipe], config: SynthesisConfig) -> lis
     """Describe real lesions for the card: whose they are, and what their archive allows."""
     archive = config.lesion_data.archive_name
     records = _list_transforms(recipes)
-    lesions = {(record.image_id, record.number) for record in records}
+    lesions = len({(record.image_id, record.number) for record in records})
     patients = len({record.patient_id for record in records})
-    trained = sum(bool(record.trained_on) for record in records)
     lines = [
-        f"{_USED[records[0].used]} {len(lesions)} real "
-        f"ones of {patients} patients of {archive}:"
-        " `lesion_patient` in metadata.csv. A mammogram shows the tissue of `patient` and the "
-        "lesions of `lesion_patient`; it belongs"
-        " on the side of a split where all of them are.",
+        f"{_USED[records[0].used]} {lesions} real ones of {patients} patients of {archive}: "
+        "`lesion_patient` in metadata.csv. A mammogram shows the tissue of `patient` and the "
+        "lesions of `lesion_patient`; it belongs on the side of a split where all of them are.",
         _describe_side(config)
         if config.patients
-        else "No split was given (`patients`), so that one image may show patients of both sides; "
-        "such images belong on neither.",
+        else "No split was given (`patients`), so one image may show patients of both sides; such "
+        "images belong on neither.",
     ]
     if config.generator:
+        trained = sum(bool(record.trained_on) for record in records)
         lines.append(
             f"The generator was trained on the patients of {trained} of the {len(records)} lesions "
             "(`trained_on` in the recipes)."

@@ -1,24 +1,17 @@
 """Normal mammograms -> mammograms with masses, at native resolution and depth.
 
-`tfmammo synthesize` is the command, and explains what it writes. This module holds its
-work as a resumable job: one item per mammogram and number, each with its recipe, which `remake`
-turns into the same files again.
+`tfmammo synthesize` is the command, and explains what it writes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tfmammo import __version__, archives, filesystem
+from tfmammo import archives
 from tfmammo.archives import coco
-from tfmammo.data import jobs
 from tfmammo.data.runners import HERE, Runner
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Mammogram
@@ -26,25 +19,14 @@ from tfmammo.synthesis import sets
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.generators import resolve_handle
 from tfmammo.synthesis.lesion_bank import find_lesion, transform
-from tfmammo.synthesis.mammogram_set import list_files, write_set
+from tfmammo.synthesis.mammogram_set import describe_set, list_files
 from tfmammo.synthesis.placement import TargetMammogram
-from tfmammo.synthesis.provenance import (
-    FORMAT,
-    InsertedLesion,
-    Recipe,
-    collect_versions,
-    describe_source,
-)
+from tfmammo.synthesis.recipe import InsertedLesion, Recipe, describe_source
 from tfmammo.synthesis.renderers import LesionCandidate, PlacedLesion, Renderer, make_renderer
 from tfmammo.synthesis.sources import ArchiveIndexes, Sources
 from tfmammo.synthesis.synthesizer import Synthesizer, render
 
-log = logging.getLogger(__name__)
-
 IDENTITY = "synthesis.json"
-# Keys that no item depends on: where things are (records and networks are hashed), and how many
-# items there are.
-_IRRELEVANT = {"data", "lesions", "generator", "shapes", "patients", "tracking_uri", "count"}
 
 
 def synthesize(
@@ -70,27 +52,50 @@ def synthesize(
     mammograms = sources.mammograms
     synthesizer = Synthesizer.load(config, sources)
     trained_on = synthesizer.trained_on  # raises before anything is written
-    identity = _describe_identity(config, sources, synthesizer)
-    items = _plan_items(config, mammograms, synthesizer, identity, output)
-    with jobs.claim_folder(output, identity, IDENTITY):
-        log.info("%d items from %d mammograms, into %s", len(items), len(mammograms), output)
-        recipes = sets.complete(items, runner, retry)
-        sets.write_dead_letters(sources.skipped, _list_left_out(items, recipes), output)
-        if all(recipe.left_out for recipe in recipes):
-            raise DataError(
-                f"{output}: no item could be made, dead_letters.csv says why; the first: "
-                f"{recipes[0].left_out}"
-            )
-        lesions = None if config.real_lesions else synthesizer.size_patients
-        write_set(recipes, config, lesions, trained_on, output)
-        _log_summary(recipes)
-        return recipes
+    generator = synthesizer.renderer.identity
+    data = config.lesion_data
+    sizes = synthesizer.sizes
+    identity = sets.describe_identity(
+        config,
+        mammograms,
+        generator=generator,
+        lesions={
+            "kinds": list(data.kinds),
+            "mixed_findings": data.mixed_findings,
+            "pathologies": data.pathologies and list(data.pathologies),
+            "bank": synthesizer.lesions and synthesizer.lesions.identity,
+        },
+        sizes=sizes and sizes.model_dump(mode="json"),
+        shapes=synthesizer.shapes and synthesizer.shapes.identity,
+        patients=sources.patients.identity,
+    )
+    order = np.random.default_rng(config.seed).permutation(len(mammograms))
+    plan = sets.Plan(
+        sets.make_first(Recipe, identity, config, generator, sizes=sizes),
+        [mammograms[place] for place in order],
+        _open,
+        synthesizer.exports,
+        config.count,
+        config.count,
+    )
+    lesions = None if config.real_lesions else synthesizer.size_patients
+    return sets.synthesize(
+        [plan],
+        identity,
+        IDENTITY,
+        sources.skipped,
+        output,
+        runner,
+        retry,
+        lambda recipes: describe_set(recipes, config, lesions, trained_on),
+    )
 
 
 def _open(job: sets.Job[Recipe]) -> Callable[[Recipe], tuple[Recipe, sets.Contents]]:
     """Open the networks of a job; see `sets.Job`."""
     mammogram = job.mammogram
-    synthesizer = Synthesizer.reopen(job.recipes[0].config, job.networks)
+    config = job.recipes[0].config
+    synthesizer = Synthesizer.load(config, Sources(config), job.networks)
 
     def draw(recipe: Recipe) -> tuple[Recipe, sets.Contents]:
         stored = archives.read_stored(mammogram)
@@ -110,7 +115,7 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
     Args:
         file: The recipe.
         output: The folder.
-        overrides: Of its config: where the archives (data.root, lesions.root) and the generator lie
+        overrides: Of its config: where the archives (data.root, lesions.root) and the generator are
             now.
 
     Raises:
@@ -120,7 +125,11 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
 
     def restore(recipe: Recipe, mammogram: Mammogram, indexes: ArchiveIndexes) -> sets.Contents:
-        renderer = _load_renderer(recipe, file)
+        config = recipe.config
+        folder = resolve_handle(config.generator, config.tracking_uri) if config.generator else None
+        renderer = make_renderer(config.renderer, folder, config.feather, config.whole_patch)
+        if renderer.identity.get("weights") != recipe.generator.get("weights"):
+            raise DataError(f"{folder}: is not the generator of {file}, its weights are others")
         stored = archives.read_stored(mammogram)
         if describe_source(mammogram, stored) != recipe.source:
             raise DataError(f"{file}: its source {mammogram.image_id} has changed since (sha256)")
@@ -134,20 +143,6 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
     return sets.remake(Recipe, file, output, overrides, restore)
 
 
-def _load_renderer(recipe: Recipe, file: Path) -> Renderer:
-    """Load the renderer of a recipe.
-
-    Raises:
-        DataError: Its network is not that of the recipe.
-    """
-    config = recipe.config
-    folder = resolve_handle(config.generator, config.tracking_uri) if config.generator else None
-    renderer = make_renderer(config.renderer, folder, config.feather, config.whole_patch)
-    if renderer.identity.get("weights") != recipe.generator.get("weights"):
-        raise DataError(f"{folder}: is not the generator of {file}, its weights are others")
-    return renderer
-
-
 def _restore_lesion(
     record: InsertedLesion,
     mammogram: Mammogram,
@@ -155,13 +150,7 @@ def _restore_lesion(
     recipe: Recipe,
     indexes: ArchiveIndexes,
 ) -> PlacedLesion:
-    """Restore a lesion of a recipe in its place.
-
-    Raises:
-        DataError: The real lesion is gone, or its mammogram has changed.
-        ConfigError: Nobody said where its archive lies.
-        ArchiveError: It can't be read.
-    """
+    """Restore a lesion of a recipe in its place."""
     top, left, bottom, right = record.box
     if record.graft:
         data = recipe.config.lesion_data
@@ -178,81 +167,3 @@ def _restore_lesion(
         candidate = LesionCandidate(np.ascontiguousarray(mask), record.kind, record.shape)
     placement, blend_mask = renderer.place(top, left, candidate, mammogram)
     return PlacedLesion(record, placement, blend_mask, candidate)
-
-
-def _describe_identity(
-    config: SynthesisConfig, sources: Sources, synthesizer: Synthesizer
-) -> dict[str, Any]:
-    """Describe everything that decides the items."""
-    data = config.lesion_data
-    bank = synthesizer.lesions
-    sizes = synthesizer.sizes
-    shapes = synthesizer.shapes
-    return {
-        "format": FORMAT,
-        "tfmammo": __version__,
-        "config": config.model_dump(mode="json", exclude=_IRRELEVANT),
-        "archive": {
-            "name": config.data.archive_name,
-            "mammograms": len(sources.mammograms),
-            "records": jobs.fingerprint(sources.mammograms),
-        },
-        "generator": synthesizer.renderer.identity,
-        "lesions": {
-            "kinds": list(data.kinds),
-            "mixed_findings": data.mixed_findings,
-            "pathologies": data.pathologies and list(data.pathologies),
-            "bank": bank.identity if bank else None,
-        },
-        "sizes": sizes.model_dump(mode="json") if sizes else None,
-        "shapes": shapes.identity if shapes else None,
-        "patients": sources.patients.identity,
-    }
-
-
-def _plan_items(
-    config: SynthesisConfig,
-    mammograms: Sequence[Mammogram],
-    synthesizer: Synthesizer,
-    identity: dict[str, Any],
-    output: Path,
-) -> list[sets.Job[Recipe]]:
-    """Spread the items evenly over the mammograms, in an order drawn by the seed."""
-    order = np.random.default_rng(config.seed).permutation(len(mammograms))
-    first = Recipe(
-        identity=hashlib.sha256(filesystem.to_json(identity).encode()).hexdigest(),
-        number=0,
-        config=config,
-        versions=collect_versions(),
-        generator=synthesizer.renderer.identity,
-        sizes=synthesizer.sizes,
-    )
-    items = []
-    for number in range(config.count):
-        repeat, place = divmod(number, len(order))
-        recipe = first.model_copy(update={"number": number, "repeat": repeat})
-        mammogram = mammograms[order[place]]
-        items.append(sets.Job(output, mammogram, (recipe,), _open, synthesizer.exports))
-    return items
-
-
-def _list_left_out(
-    items: Sequence[sets.Job[Recipe]], recipes: Sequence[Recipe]
-) -> Iterator[tuple[str, str]]:
-    """List what was asked for and not made, by item."""
-    for recipe, item in zip(recipes, items, strict=True):
-        for reason in (recipe.left_out, *recipe.notes):
-            if reason:
-                yield f"item {recipe.name} of {item.mammogram.image_id}", reason
-
-
-def _log_summary(recipes: Sequence[Recipe]) -> None:
-    complete = [recipe for recipe in recipes if not recipe.left_out]
-    reasons = Counter(recipe.left_out for recipe in recipes if recipe.left_out)
-    log.info(
-        "%d of %d items with %d masses%s",
-        len(complete),
-        len(recipes),
-        sum(len(recipe.lesions) for recipe in complete),
-        "".join(f"; {count} left out: {reason}" for reason, count in reasons.most_common(3)),
-    )

@@ -42,7 +42,6 @@ class EditedPatch:
         place: Its window, native px, half-open.
         mask: uint8 [rows, cols] of the window, 1 where a lesion was added or removed. Empty where
             post-processing discarded every lesion, so that the patch stays as it was.
-        seed: Seed of the noise.
         difference: float32 [rows, cols] of the window, native grey values.
     """
 
@@ -80,22 +79,16 @@ def draw_contiguous(
     random: np.random.Generator,
 ) -> list[Box]:
     """Draw a row of patches side by side, or a column where no row fits.
-
     Each patch has enough breast and nothing of a lesion. Every such row is equally likely.
 
     Args:
         breast: uint8 [rows, cols, 1], 0 or 1.
         lesions: uint8 [rows, cols, 1], 0 or 1.
         length: Side of a patch, px.
-        count: Number of patches.
         tissue_part: Part of each patch that is breast, at least, 0 to 1.
-        random: What draws.
 
     Returns:
         Windows, native px, half-open.
-
-    Raises:
-        DataError: There is no room.
     """
     is_free = count_in_windows(breast, length) >= tissue_part * length**2 - 1e-6
     is_free &= count_in_windows(lesions, length) == 0
@@ -123,14 +116,10 @@ def fill_window(
     target: TargetMammogram, place: Box, network: LesionGenerator, random: np.random.Generator
 ) -> EditedPatch:
     """Add a generator's lesion to a window of a mammogram, or remove the lesion there.
-
     Noise is drawn until post-processing keeps a lesion, TRIES times at most.
-
-    Raises:
-        DataError: The window is constant.
     """
     patch, low, high = extract_tissue(target, place, network.size)
-    mirrored = network.data.preprocess.flip_right and target.mammogram.wall_side == "R"
+    mirrored = preprocess.is_mirrored(target.mammogram, network.data.preprocess)
     if mirrored:
         patch = np.ascontiguousarray(patch[:, ::-1])
     height = place[2] - place[0]
@@ -156,13 +145,7 @@ def fill_window(
 def reinsert_patches(
     target: TargetMammogram, stored: Stored, patches: Sequence[EditedPatch]
 ) -> Stored:
-    """Put patches back into their mammogram. Values that no lesion reaches are the source's.
-
-    Args:
-        target: The mammogram.
-        stored: Its stored values.
-        patches: They don't overlap.
-    """
+    """Put patches back into their mammogram. Values that no lesion reaches are the source's."""
 
     def add(patch: EditedPatch) -> NDArray[np.float32]:
         top, left, bottom, right = patch.place

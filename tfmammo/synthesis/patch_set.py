@@ -4,69 +4,29 @@
     patch_set.json   README.md
 
 KIND is mass, calcification or normal. A normal patch is one whose lesion was removed. A mask shows
-what was added or removed. `PatchSet.read` reads a set for a training.
+what was added or removed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import cv2
 import numpy as np
-from pydantic import NonNegativeFloat, NonNegativeInt
 
 from tfmammo.config import DataConfig
+from tfmammo.data import card
 from tfmammo.data.patches import Patch, Patches, stack_patches
 from tfmammo.data.tfrecord import GREY
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Box
-from tfmammo.synthesis.config import KINDS, PatchSynthesisConfig, Target
-from tfmammo.synthesis.provenance import ItemRecipe, ItemSource, read_recipe
+from tfmammo.synthesis.config import KINDS
+from tfmammo.synthesis.recipe import PatchRecipe, read_recipe
 
-FORMAT: Final = 1
 IDENTITY = "patch_set.json"
-
-
-class PatchSource(ItemSource):
-    """The real patch that a synthetic one was made from, by pseudonym."""
-
-    patch: str
-    """Id of the real patch."""
-    place: Box
-    """Its window in the preprocessed mammogram, px, half-open."""
-    seed: NonNegativeInt
-    """Seed of the generator's noise."""
-
-
-class PatchRecipe(ItemRecipe):
-    """The recipe of a patch."""
-
-    target: Target
-    """What the generator adds or removes."""
-    config: PatchSynthesisConfig
-    """The set's config, as provenance.redact leaves it."""
-    source: PatchSource | None = None
-    """What it was made from."""
-    discarded: NonNegativeInt = 0
-    """Earlier draws that post-processing discarded."""
-    unusable: NonNegativeInt = 0
-    """Earlier draws without a patch, for too little tissue or another pathology."""
-    area: NonNegativeFloat = 0.0
-    """Part of the patch that the mask covers, 0 to 1."""
-
-    @property
-    def kind(self) -> str:
-        """mass, calcification or normal."""
-        return KINDS[self.target]
-
-    @property
-    def name(self) -> str:
-        """KIND/NUMBER, of its files."""
-        return f"{self.kind}/{self.number:06d}"
 
 
 def describe_scale(data: DataConfig) -> dict[str, Any]:
@@ -83,7 +43,6 @@ class PatchSet:
     """Synthetic patches in memory.
 
     Attributes:
-        folder: Their folder.
         patches: Of the kinds mass, calcification and normal. patient_ids are of the mammograms that
             they show.
         trained_on: Patients that a generator of theirs was trained on.
@@ -123,13 +82,10 @@ class PatchSet:
             )
         paths = sorted((folder / "recipes").rglob("*.json"))
         recipes = (read_recipe(PatchRecipe, path) for path in paths)
-        return PatchSet(
-            folder,
-            stack_patches(_read_patch(recipe, folder) for recipe in recipes if not recipe.left_out),
-            trained_on,
-            scales,
-            judge_seeds,
+        patches = stack_patches(
+            _read_patch(recipe, folder) for recipe in recipes if not recipe.left_out
         )
+        return PatchSet(folder, patches, trained_on, scales, judge_seeds)
 
 
 def _read_patch(recipe: PatchRecipe, folder: Path) -> Patch:
@@ -155,33 +111,24 @@ def _read_patch(recipe: PatchRecipe, folder: Path) -> Patch:
     )
 
 
-def format_readme(recipes: Sequence[PatchRecipe], licence: str) -> str:
+def format_readme(recipes: Sequence[PatchRecipe]) -> str:
     """Format the set's card as Markdown: counts, discard rates, origin."""
-    lines = [
-        f"# {recipes[0].config.name}: synthetic patches, not for diagnosis",
-        *_format_counts(recipes),
-        f"Source's licence: {licence}",
-    ]
-    lines.append(
-        "A patient's synthetic and real patches belong on the same side of a split; "
-        "patch_set.json names whom the generators know."
-    )
-    return "\n\n".join(lines) + "\n"
-
-
-def _format_counts(recipes: Sequence[PatchRecipe]) -> Iterable[str]:
+    config = recipes[0].config
+    lines = [f"# {config.name}: synthetic patches, not for diagnosis"]
     for target in dict.fromkeys(recipe.target for recipe in recipes):
         of_kind = [recipe for recipe in recipes if recipe.target == target]
         complete = sum(not recipe.left_out for recipe in of_kind)
-        left_out = f"{len(of_kind) - complete} left out (dead_letters.csv)"
-        yield f"{KINDS[target]}: {complete} patches; {describe_rates(of_kind)}; {left_out}."
-
-
-def describe_rates(recipes: Sequence[PatchRecipe]) -> str:
-    """Describe in a few words how much post-processing discarded."""
-    complete = sum(not recipe.left_out for recipe in recipes)
-    discarded = sum(recipe.discarded for recipe in recipes)
-    return (
-        f"{discarded} of {complete + discarded} generated lesions discarded "
-        f"({100 * discarded / max(1, complete + discarded):.1f} %)"
-    )
+        discarded = sum(recipe.discarded for recipe in of_kind)
+        generated = complete + discarded
+        lines.append(
+            f"{KINDS[target]}: {complete} patches; {discarded} of {generated} generated lesions "
+            f"discarded ({100 * discarded / max(1, generated):.1f} %); "
+            f"{len(of_kind) - complete} left out (dead_letters.csv)."
+        )
+    licence = card.LICENCES.get(config.data.archive_name, card.UNKNOWN)
+    lines += [
+        f"Source's licence: {licence}",
+        "A patient's synthetic and real patches belong on the same side of a split; "
+        f"{IDENTITY} names whom the generators know.",
+    ]
+    return "\n\n".join(lines) + "\n"

@@ -37,6 +37,7 @@ from tfmammo.config import DataConfig, PreprocessConfig
 from tfmammo.data import preprocess
 from tfmammo.data.anatomy import breast_mask, pectoral_mask
 from tfmammo.data.preprocess import resize, resize_mask
+from tfmammo.data.sampling import count_in_windows
 from tfmammo.data.windows import crop_window
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, Lesion, Mammogram, keep_largest, trace_borders
@@ -48,9 +49,6 @@ def crop_to_mask(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     Args:
         mask: uint8 [rows, cols], 0 or 1, one region.
-
-    Raises:
-        DataError: It is empty, or touches the border, where the rest of its shape is cut off.
     """
     left, top, width, height = cv2.boundingRect(mask)
     if not width:
@@ -70,9 +68,6 @@ def scale_shape(shape: NDArray[np.uint8], height: int, width: int) -> NDArray[np
 
     Returns:
         uint8 [height, width], 0 or 1, touching all four sides but for rounding.
-
-    Raises:
-        DataError: It would be larger than any mammogram.
     """
     padded = cv2.copyMakeBorder(shape.astype(np.float32), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     # With the padding's share, so that the shape itself becomes height x width.
@@ -111,13 +106,6 @@ class Placement:
             top: Native px.
             left: Native px.
             mask: uint8 [height, width], 0 or 1.
-            mammogram: The mammogram that it goes into.
-            data: Of the generator's training.
-
-        Raises:
-            DataError: The lesion reaches beyond the mammogram, its patch is larger than the
-                mammogram, or training resampled mammograms (data.preprocess.spacing) and the mm
-                per px of this one are not stated.
         """
         box = (top, left, top + mask.shape[0], left + mask.shape[1])
         if min(box) < 0 or box[2] > mammogram.rows or box[3] > mammogram.cols:
@@ -142,13 +130,10 @@ class TargetMammogram:
 
     Args:
         image: float32 [rows, cols, 1] in [0, 1], native px.
-        mammogram: Its record.
-        data: Of the generator's training; preprocess.remove_pectoral keeps lesions off the muscle.
 
     Attributes:
         step: Side of a cell of the free-tissue map, px.
         breast: uint8 [cells down, cells across], 1 on breast.
-        free: As breast, 1 where no lesion lies yet.
     """
 
     def __init__(self, image: NDArray[np.float32], mammogram: Mammogram, data: DataConfig) -> None:
@@ -177,7 +162,6 @@ class TargetMammogram:
 
     def measure_free(self, box: Box) -> float:
         """Measure the part of a box that is free breast, 0 to 1.
-
         It is 0 for a box that reaches beyond the mammogram.
         """
         if min(box) < 0 or box[2] > self.mammogram.rows or box[3] > self.mammogram.cols:
@@ -193,19 +177,11 @@ class TargetMammogram:
         by_rule: bool = True,
     ) -> tuple[int, int]:
         """Draw (top, left) of a lesion's box, so that its whole support is on free breast.
-
         Each such place is equally likely. By the rule of Shen et al., section 4.3, the box's
         centre is at X ~ U(w / 10, w / 2) from the chest wall and Y ~ U(h / 4, 3 h / 4), too.
 
         Args:
             size: (height, width) of the box, native px.
-            margins: How far the support reaches beyond the box.
-            random: What draws.
-            by_rule: Whether the rule holds.
-
-        Raises:
-            DataError: There is no such place, or the rule's chest wall is not known because the
-                laterality is not stated; the sentence says why.
         """
         allowed = self._find_starts_by_rule(size) if by_rule else np.ones(self.free.shape, bool)
         fits = self._find_starts_on(self.breast, size, margins)
@@ -224,11 +200,7 @@ class TargetMammogram:
         return row * self.step + int(shift[0]), col * self.step + int(shift[1])
 
     def _find_starts_by_rule(self, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """Find the cells in which a box may begin by the rule, wherever in the cell it begins.
-
-        Raises:
-            DataError: The laterality is not stated.
-        """
+        """Find the cells in which a box may begin by the rule, wherever in the cell it begins."""
         if self.mammogram.wall_side is None:
             raise DataError("its laterality is not stated, so its chest wall is not known")
         rows = self.mammogram.rows
@@ -247,13 +219,7 @@ class TargetMammogram:
     def _find_starts_on(
         self, region: NDArray[np.uint8], size: tuple[int, int], margins: Margins
     ) -> NDArray[np.bool_]:
-        """Find the cells so that a box that begins in them has its whole support on a region.
-
-        Args:
-            region: uint8 of the cells, 0 or 1.
-            size: (height, width) of the box, native px.
-            margins: How far the support reaches beyond the box.
-        """
+        """Find the cells so that a box that begins in them has its whole support on a region."""
         starts = [floor(-before / self.step) for before in margins[:2]]
         ends = [
             ceil((self.step - 1 + length + behind) / self.step)
@@ -264,14 +230,7 @@ class TargetMammogram:
         width = ends[1] - starts[1]
         if height > region.shape[0] or width > region.shape[1]:
             return fits
-        integral = cv2.integral(region)
-        sums = (
-            integral[height:, width:]
-            - integral[:-height, width:]
-            - integral[height:, :-width]
-            + integral[:-height, :-width]
-        )
-        full = sums == height * width
+        full = count_in_windows(region, height, width) == height * width
         rows = slice(-starts[0], full.shape[0] - starts[0])
         cols = slice(-starts[1], full.shape[1] - starts[1])
         fits[rows, cols] = full
@@ -290,11 +249,10 @@ def compute_training_window(
     lesion: Lesion, mask: NDArray[np.uint8], mammogram: Mammogram, data: DataConfig
 ) -> Box:
     """Compute the window of a lesion's training patch, native px, half-open.
-
     Training crops around a lesion on the mirrored and resampled mammogram, where data.padding
     counts resampled px. So does this function, and then it maps the window back.
     """
-    mirrored = data.preprocess.flip_right and mammogram.wall_side == "R"
+    mirrored = preprocess.is_mirrored(mammogram, data.preprocess)
     spacing = data.preprocess.spacing
     if spacing:  # where outlines, not boxes, say what box is left of a lesion
         corner = np.array(lesion.box[:2], np.float32)

@@ -63,7 +63,7 @@ from tfmammo.synthesis.generators import (
 )
 from tfmammo.synthesis.lesion_bank import LesionPatch
 from tfmammo.synthesis.placement import Placement, TargetMammogram
-from tfmammo.synthesis.provenance import InsertedLesion
+from tfmammo.synthesis.recipe import InsertedLesion
 
 BORDER = 3  # native px around a mask's box that a method without a network sees
 # Supports that don't overlap, each with its grey values, float32 [rows, cols] in [0, 1].
@@ -93,11 +93,6 @@ class LesionCandidate:
 
     Attributes:
         mask: uint8 [rows, cols], its own box, 0 or 1.
-        kind: Kind of the lesion.
-        origin: Where its shape comes from.
-        lesion: The real lesion that it is, or whose size it has.
-        sample: The patch that is inserted, where it was sampled from noise.
-        seed: Seed of that noise.
     """
 
     mask: NDArray[np.uint8]
@@ -117,14 +112,7 @@ class LesionCandidate:
 
 @dataclass(frozen=True, eq=False)
 class PlacedLesion:
-    """A lesion in its place, to be rendered.
-
-    Attributes:
-        record: Its part of the recipe.
-        placement: Where it lies.
-        blend_mask: How its patch is blended in.
-        candidate: The lesion.
-    """
+    """A lesion in its place, to be rendered."""
 
     record: InsertedLesion
     placement: Placement
@@ -154,32 +142,15 @@ class Renderer(Protocol):
     def prepare_lesion(
         self, lesion: LesionPatch, mammogram: Mammogram, seeds: Iterable[int]
     ) -> LesionCandidate:
-        """Prepare a real lesion for a mammogram.
-
-        Args:
-            lesion: The real lesion.
-            mammogram: The mammogram that it goes into.
-            seeds: Tried one after the other until one serves, by a renderer that samples noise.
-
-        Raises:
-            DataError: None serves.
-        """
+        """Prepare a real lesion for a mammogram."""
 
     def place(
         self, top: int, left: int, candidate: LesionCandidate, mammogram: Mammogram
     ) -> tuple[Placement, BlendMask]:
-        """Place a lesion so that its box begins at (top, left).
-
-        Raises:
-            DataError: There is no room for the lesion and what is around it.
-        """
+        """Place a lesion so that its box begins at (top, left)."""
 
     def render(self, target: TargetMammogram, lesions: Sequence[PlacedLesion]) -> Rendered:
-        """Render the supports' new grey values.
-
-        Raises:
-            DataError: The tissue under a lesion can't be used.
-        """
+        """Render the supports' new grey values."""
 
 
 class _NetworkFacts:
@@ -223,11 +194,7 @@ class NetworkRenderer(_WholeLesions, _NetworkFacts):
     """Renders with a network, all lesions of a mammogram in one call.
 
     Attributes:
-        network: The network.
-        feather: See compositing.make_blend_mask.
-        show: Makes the call's arguments.
         whole: Whether patches reach to their borders, see compositing.make_whole_blend_mask.
-        replaces: Whether whole patches replace the tissue, grain and all.
     """
 
     network: Generator
@@ -268,11 +235,7 @@ class NetworkRenderer(_WholeLesions, _NetworkFacts):
 
 @dataclass(frozen=True, eq=False)
 class DirectRenderer(_WholeLesions):
-    """Renders with a method of baselines.poisson, in native pixels.
-
-    Attributes:
-        name: Of the method.
-    """
+    """Renders with a method of baselines.poisson, in native pixels."""
 
     name: str
     trained_on: None = None
@@ -316,7 +279,6 @@ class VanillaRenderer(_NetworkFacts):
     """Inserts what a vanilla GAN samples from noise, lesion and tissue.
 
     Attributes:
-        network: The vanilla GAN.
         feather: px of the patch over which it fades at its border.
     """
 
@@ -357,18 +319,13 @@ class VanillaRenderer(_NetworkFacts):
         """See Renderer."""
         for lesion in lesions:
             assert lesion.candidate.sample
-            blend_mask = lesion.blend_mask
-            top, left, bottom, right = blend_mask.support
-            first_row, first_col = lesion.placement.window[:2]
-            rows = slice(top - first_row, bottom - first_row)
-            cols = slice(left - first_col, right - first_col)
-            sample = lesion.candidate.sample.image[rows, cols]
-            tissue = target.image[top:bottom, left:right, 0]
-            yield blend_mask.support, np.clip(tissue + blend_mask.weights * (sample - tissue), 0, 1)
+            image = lesion.candidate.sample.image
+            grey = blend(target, lesion.placement, lesion.blend_mask, image, replaces=True)
+            yield lesion.blend_mask.support, grey
 
     def _sample(self, lesion: LesionPatch, mammogram: Mammogram, seed: int) -> LesionCandidate:
         image, mask = self.network.generate(seed)
-        if self.data.preprocess.flip_right and mammogram.wall_side == "R":
+        if preprocess.is_mirrored(mammogram, self.data.preprocess):
             image = np.ascontiguousarray(image[:, ::-1])
             mask = np.ascontiguousarray(mask[:, ::-1])
         side = round(len(mask) * max(lesion.mask.shape) / max(cv2.boundingRect(mask)[2:]))
@@ -394,18 +351,7 @@ class VanillaRenderer(_NetworkFacts):
 def make_renderer(
     method: RenderMethod, folder: Path | None, feather: float, whole_patch: bool = False
 ) -> Renderer:
-    """Make the renderer of a method.
-
-    Args:
-        method: The config's renderer.
-        folder: The export of its network, where it has one.
-        feather: See SynthesisConfig.
-        whole_patch: See SynthesisConfig.
-
-    Raises:
-        ExportError: See generators.load_generator and generators.load_noise_generator.
-        DataError: See generators.load_generator and generators.load_noise_generator.
-    """
+    """Make the renderer of a method."""
     if folder is None:
         return DirectRenderer(method)
     if method == "vanilla":
@@ -474,11 +420,7 @@ def _stack(patches: Sequence[TargetPatch]) -> tuple[tf.Tensor, tf.Tensor]:
 def _paste_on_patch(
     target: TargetMammogram, placed: PlacedLesion, patch: TargetPatch
 ) -> NDArray[np.float32]:
-    """Paste a real lesion with its surroundings, on the grey scale of its patch.
-
-    Returns:
-        float32 [size, size, 1] in [0, 1].
-    """
+    """Paste a real lesion with its surroundings, on the grey scale of its patch."""
     lesion = placed.candidate.lesion
     assert lesion
     top, left, bottom, right = placed.placement.window

@@ -1,30 +1,35 @@
-"""How a synthetic set is made: items with recipes, by workers, and each one again from its recipe.
+"""The engine of synthetic sets: items with recipes, made by workers and again from their recipes.
 
-tfmammo.synthesis.mammograms and tfmammo.synthesis.patches say what an item is. All else that makes
-a set resumable and repeatable stands here.
+tfmammo.synthesis.mammograms and tfmammo.synthesis.patches say what an item is. Everything else that
+makes a set resumable and repeatable is in this module, the command line included.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import cv2
+from pydantic import BaseModel
 
+from tfmammo import __version__, cli, filesystem
 from tfmammo import config as configuration
-from tfmammo import filesystem
 from tfmammo.archives.files import remove_names
-from tfmammo.data import card, jobs
+from tfmammo.data import card, jobs, runners
 from tfmammo.data.runners import Runner
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
-from tfmammo.synthesis.provenance import (
+from tfmammo.synthesis.config import PatchSynthesisConfig, SynthesisConfig
+from tfmammo.synthesis.recipe import (
+    FORMAT,
     REASONS,
-    ItemRecipe,
+    AnyRecipe,
     collect_versions,
     explain,
     find_source,
@@ -35,8 +40,18 @@ from tfmammo.synthesis.sources import ArchiveIndexes
 log = logging.getLogger(__name__)
 
 LEFT_OUT = (*REASONS, OSError, cv2.error)  # of an item, for its own files; anything else is a bug
-AnyRecipe = TypeVar("AnyRecipe", bound=ItemRecipe)
 Contents = Mapping[str, Callable[[Path], object]]  # path beneath the set's folder -> what writes it
+# Keys that decide no item, or that identities describe otherwise: where things are, and how many.
+_IRRELEVANT = {
+    "data",
+    "lesions",
+    "generator",
+    "generators",
+    "shapes",
+    "patients",
+    "tracking_uri",
+    "count",
+}
 
 
 @dataclass(frozen=True)
@@ -44,13 +59,11 @@ class Job(Generic[AnyRecipe]):
     """Items of one mammogram: a part of the work. Small, because it is pickled for its worker.
 
     Attributes:
-        folder: The set's folder.
-        mammogram: The mammogram that they are made from.
         recipes: What is decided of each item before it is made.
         open: Opens the networks in a worker; a function of a module. It returns what makes an item:
             the recipe, complete but for its files, and what writes these. It raises DataError where
             a network was replaced since the work began.
-        networks: Where the networks lie, for `open`.
+        networks: Where the networks are, for `open`.
     """
 
     folder: Path
@@ -69,34 +82,173 @@ class Job(Generic[AnyRecipe]):
         return recipe if is_finished else None
 
 
+@dataclass(frozen=True, eq=False)
+class Plan(Generic[AnyRecipe]):
+    """Items of one kind, made from mammograms in turn.
+
+    Attributes:
+        first: What is decided of all of them.
+        open: As of Job.
+        networks: As of Job.
+        wanted: How many.
+        most: Numbers tried until so many are made, at least `wanted`.
+        grouped: Whether one job makes all items of a mammogram, which takes long to open.
+        item: What an item is called.
+    """
+
+    first: AnyRecipe
+    mammograms: Sequence[Mammogram]
+    open: Callable[[Job[AnyRecipe]], Callable[[AnyRecipe], tuple[AnyRecipe, Contents]]]
+    networks: Any
+    wanted: int
+    most: int
+    grouped: bool = False
+    item: str = "item"
+
+    def list_jobs(self, folder: Path, total: int) -> list[Job[AnyRecipe]]:
+        """List the jobs that make the items 0 to `total`."""
+        every = len(self.mammograms)
+        recipes = [
+            self.first.model_copy(update={"number": number, "repeat": number // every})
+            for number in range(total)
+        ]
+        count = min(every, total) if self.grouped else total  # of jobs
+        return [
+            Job(
+                folder,
+                self.find_mammogram(recipes[start]),
+                tuple(recipes[start::count]),
+                self.open,
+                self.networks,
+            )
+            for start in range(count)
+        ]
+
+    def find_mammogram(self, recipe: AnyRecipe) -> Mammogram:
+        """Return the mammogram that an item is made from."""
+        return self.mammograms[recipe.number % len(self.mammograms)]
+
+
+def describe_identity(
+    config: SynthesisConfig | PatchSynthesisConfig, mammograms: Sequence[Mammogram], **parts: object
+) -> dict[str, Any]:
+    """Describe everything that decides the items of a set."""
+    return {
+        "format": FORMAT,
+        "tfmammo": __version__,
+        "config": config.model_dump(mode="json", exclude=_IRRELEVANT),
+        "archive": {
+            "name": config.data.archive_name,
+            "mammograms": len(mammograms),
+            "records": jobs.fingerprint(mammograms),
+        },
+        **parts,
+    }
+
+
+def make_first(
+    kind: type[AnyRecipe],
+    identity: Mapping[str, Any],
+    config: SynthesisConfig | PatchSynthesisConfig,
+    generator: Mapping[str, str],
+    **facts: Any,
+) -> AnyRecipe:
+    """Make the recipe that holds what is decided of all items of a plan."""
+    digest = hashlib.sha256(filesystem.to_json(identity).encode()).hexdigest()
+    content: dict[str, Any] = {"identity": digest, "config": config, "generator": generator}
+    return kind(number=0, versions=collect_versions(), **content, **facts)
+
+
+def synthesize(
+    plans: Sequence[Plan[AnyRecipe]],
+    identity: Mapping[str, Any],
+    file: str,
+    skipped: Skipped,
+    output: Path,
+    runner: Runner,
+    retry: bool,
+    describe: Callable[[Sequence[AnyRecipe]], Mapping[str, str]],
+) -> list[AnyRecipe]:
+    """Synthesize a set, or complete one that was stopped.
+
+    Args:
+        plans: Its items.
+        identity: From `describe_identity`; kept in `file`.
+        file: Name of a file.
+        skipped: What of the archives could not be used, for dead_letters.csv.
+        output: A new folder, or one of an earlier run with the same identity.
+        runner: Who does the work.
+        retry: Make again what was left out.
+        describe: Describes all recipes: name of a file -> content. README.md is one. It says that
+            the set is finished.
+
+    Returns:
+        The recipes of all items, those left out included.
+
+    Raises:
+        ConfigError: `output` belongs to other work.
+        DataError: No item of a plan can be made, or the work stopped before its end.
+    """
+    with filesystem.claim_folder(output, identity, file):
+        (output / "README.md").unlink(missing_ok=True)
+        recipes: list[AnyRecipe] = []
+        dead_letters = Skipped(remove_names(skipped.reasons, skipped.root))
+        for plan in plans:
+            made = _complete_plan(plan, output, runner, retry)
+            recipes += made
+            for recipe in made:
+                for reason in (recipe.left_out, *recipe.notes):
+                    if reason:
+                        image_id = plan.find_mammogram(recipe).image_id
+                        dead_letters.add(f"item {recipe.name} of {image_id}", reason)
+            content = card.format_dead_letters(dead_letters.reasons)
+            filesystem.write_atomically(output / "dead_letters.csv", content, durable=False)
+            if all(recipe.left_out for recipe in made):
+                raise DataError(
+                    f"{output}: no {plan.item} could be made, dead_letters.csv says why; the "
+                    f"first: {made[0].left_out}"
+                )
+        for name, content in describe(recipes).items():
+            filesystem.write_atomically(output / name, content, durable=False)
+    return recipes
+
+
+def _complete_plan(
+    plan: Plan[AnyRecipe], output: Path, runner: Runner, retry: bool
+) -> list[AnyRecipe]:
+    """Make the missing items of a plan, and others in place of those that can't be made."""
+    total = plan.wanted
+    while True:
+        parts = plan.list_jobs(output, total)
+        used = min(total, len(plan.mammograms))
+        log.info("%d %ss from %d mammograms, into %s", total, plan.item, used, output)
+        recipes = complete(parts, runner, retry)
+        complete_count = sum(not recipe.left_out for recipe in recipes)
+        if complete_count >= plan.wanted or total >= plan.most:
+            break
+        total = min(plan.most, total + plan.wanted - complete_count)
+    reasons = Counter(recipe.left_out for recipe in recipes if recipe.left_out).most_common(3)
+    left_out = "".join(f"; {count} left out: {reason}" for reason, count in reasons)
+    log.info("%d of %d %ss%s", complete_count, plan.wanted, plan.item, left_out)
+    return recipes
+
+
 def complete(
     parts: Sequence[Job[AnyRecipe]], runner: Runner, retry: bool = False
 ) -> list[AnyRecipe]:
     """Make the items that are missing in a claimed folder, and read the recipes of all.
 
-    Args:
-        parts: All items.
-        runner: Who makes them.
-        retry: Make again what was left out.
-
     Returns:
         The recipes by their numbers, those of items that were left out included.
-
-    Raises:
-        DataError: The work stopped before its end.
     """
     for job in parts if retry else ():
         for planned in job.recipes:
             recipe = job.read(planned)
             if recipe and recipe.left_out:
                 planned.find_path(job.folder).unlink()
-    steps: jobs.PartSteps[Job[AnyRecipe], list[AnyRecipe]] = jobs.PartSteps(
-        make=make,
-        read=_read_recipes,
-        name=lambda job: job.recipes[0].find_path(job.folder),
-        command="synthesis",
+    records = jobs.complete_parts(
+        parts, make, _read_recipes, lambda job: job.recipes[0].find_path(job.folder), runner
     )
-    records = jobs.complete_parts(parts, steps, runner)
     recipes = [recipe for record in records for recipe in record]
     return sorted(recipes, key=lambda recipe: recipe.number)
 
@@ -115,12 +267,8 @@ def _read_recipes(job: Job[AnyRecipe]) -> list[AnyRecipe] | None:
 def make(job: Job[AnyRecipe]) -> None:
     """Make the items of a job that are not there: their files, then their recipes.
 
-    Of an item that can't be made there is only the recipe, which says why.
-
-    Raises:
-        DataError: A network was replaced since the work began.
-        OSError: The folder can't be written.
-        RuntimeError: A fault that no file explains.
+    An item that can't be made leaves a recipe alone, which says why: a run of days must not end
+    because of one file.
     """
     draw = job.open(job)
     name = job.mammogram.image_id
@@ -133,7 +281,7 @@ def make(job: Job[AnyRecipe]) -> None:
         except LEFT_OUT as error:
             recipe, contents = leave_out(planned, error), {}
         except Exception as error:
-            # A fault of this code. As a dead letter it would quietly cost every item.
+            # A bug. As a dead letter it would quietly cost every item.
             raise RuntimeError(f"{name}: {error.__class__.__name__}: {error}") from error
         recipe = recipe.model_copy(update={"files": write_files(contents, job.folder)})
         path = recipe.find_path(job.folder)
@@ -142,26 +290,17 @@ def make(job: Job[AnyRecipe]) -> None:
 
 
 def leave_out(recipe: AnyRecipe, error: Exception) -> AnyRecipe:
-    """Say in a recipe why its item can't be made: a run of days must not end because of one file.
-
-    Args:
-        recipe: The recipe.
-        error: One of `LEFT_OUT`.
-    """
+    """Say in a recipe why its item can't be made."""
     log.debug("%s", recipe.name, exc_info=error)
     reason = explain(error, recipe.config.archive_folders)
     return recipe.model_copy(update={"left_out": reason})
 
 
 def write_files(contents: Contents, folder: Path) -> dict[str, str]:
-    """Write an item's files, and return the sha256 of each by its path beneath the folder.
-
-    Raises:
-        DataError: A path leads out of the folder.
-    """
+    """Write an item's files, and return the sha256 of each by its path beneath the folder."""
     digests = {}
     for name, write in contents.items():
-        path = jobs.resolve_inside(folder, name)
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with filesystem.atomic_file(path) as part:
             write(part)
@@ -186,14 +325,13 @@ def remake(
     Args:
         kind: The recipe's class.
         file: The recipe.
-        output: The folder to write into.
-        overrides: Of its config: where archives and networks lie now.
+        output: The folder to write into. No file of another content is replaced there.
+        overrides: Of its config: where archives and networks are now.
         restore: Makes the item's files from its recipe, its mammogram, and the archives that were
             read already. It raises DataError where they are not those of the recipe.
 
     Raises:
         DataError: The mammogram is not there, `restore` raised it, or a file comes out differently.
-        TfmammoError: Something can't be used.
     """
     recipe = configuration.parse(kind, file, [f"config.{override}" for override in overrides])
     source = recipe.source
@@ -216,16 +354,48 @@ def remake(
     return recipe
 
 
-def write_dead_letters(skipped: Skipped, left_out: Iterable[tuple[str, str]], output: Path) -> None:
-    """Write dead_letters.csv of a set.
+def run_command(
+    arguments: Sequence[str] | None,
+    name: str,
+    doc: str | None,
+    schema: type[BaseModel],
+    example: str,
+    synthesize: Callable[..., Collection[object]],
+    remake: Callable[..., Any],
+) -> None:
+    """Run the command of a synthesis. An error becomes one line on stderr and exit code 2.
 
     Args:
-        skipped: What of the archives could not be used.
-        left_out: Names of items, and why they could not be made.
-        output: The set's folder.
+        arguments: Those of the command line; None for this process's.
+        name: The command: "synthesize".
+        doc: The text of --help.
+        schema: The class of its config.
+        example: A shipped config.
+        synthesize: Takes config, output, runner and retry.
+        remake: Takes recipe, output and overrides.
     """
-    dead_letters = Skipped(dict(skipped.reasons))
-    for name, reason in left_out:
-        dead_letters.add(name, reason)
-    content = card.format_dead_letters(remove_names(dead_letters.reasons, skipped.root))
-    filesystem.write_atomically(output / "dead_letters.csv", content, durable=False)
+    parser = cli.make_command_parser(name, doc)
+    parser.schema = schema
+    inputs = parser.add_mutually_exclusive_group(required=True)
+    inputs.add_argument(
+        "--config", metavar="FILE", help=f"a YAML file, or a shipped config: {example}"
+    )
+    inputs.add_argument("--recipe", metavar="FILE", type=Path, help="make this item again")
+    parser.add_overrides()
+    parser.add_print_config()
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
+    parser.add_argument("--retry", action="store_true", help="try again what could not be made")
+    runners.add_options(parser)
+    options, runner = runners.parse(parser, arguments)
+    if options.recipe and options.print_config:
+        parser.error("--print-config shows what --config would run, and takes no --recipe")
+
+    def work() -> None:
+        output = options.output.resolve()
+        if options.recipe:
+            recipe = remake(options.recipe, output, options.set)
+            log.info("%s: made again, bit for bit", recipe.name)
+        else:
+            synthesize(cli.read_config(schema, options), output, runner, options.retry)
+
+    cli.run(work)

@@ -38,21 +38,12 @@ class ShapeSource(Protocol):
         """What is equal for equal sources."""
 
     def draw(self, random: np.random.Generator) -> Shape:
-        """Draw a mask.
-
-        Raises:
-            DataError: This draw gave none.
-        """
+        """Draw a mask."""
 
 
 @dataclass(frozen=True, eq=False)
 class GeneratedShapes:
-    """Masks of a mask GAN.
-
-    Attributes:
-        network: The mask GAN.
-        plausible: Whether they must look like its training masks.
-    """
+    """Masks of a mask GAN."""
 
     network: MaskGenerator
     plausible: bool = True
@@ -87,21 +78,13 @@ class NamedShapes:
 
 @dataclass(frozen=True, eq=False)
 class ShapeFiles:
-    """Mask pictures, one region each.
-
-    Attributes:
-        files: Their paths, sorted.
-    """
+    """Mask pictures, one region each."""
 
     files: tuple[Path, ...]
 
     @staticmethod
     def find(place: Path) -> ShapeFiles:
-        """Find a picture, or the pictures of a folder.
-
-        Raises:
-            DataError: There is none.
-        """
+        """Find a picture, or the pictures of a folder."""
         if place.is_file():
             return ShapeFiles((place,))
         files = sorted(path for path in place.glob("*") if path.suffix.lower() in _PICTURES)
@@ -140,16 +123,7 @@ class RealOutlines:
     def select(
         lesions: tuple[SourceLesion, ...], data: DataConfig, of_patients: str = ""
     ) -> RealOutlines:
-        """Take the outlines of an archive's lesions.
-
-        Args:
-            lesions: Of the archive.
-            data: The archive's section, for messages.
-            of_patients: Which patients the lesions are of, for messages.
-
-        Raises:
-            DataError: There is none.
-        """
+        """Take the outlines of an archive's lesions."""
         if not lesions:
             raise DataError(
                 f"{data.archive_name} holds no {sampling.describe_wanted(data)}{of_patients} to "
@@ -173,15 +147,8 @@ class RealOutlines:
 def draw_shape(source: ShapeSource, random: np.random.Generator) -> Shape:
     """Draw the shape of one mass, cropped to its own box.
 
-    Args:
-        source: Where shapes come from.
-        random: What draws.
-
     Returns:
         uint8 [height, width], 0 or 1, and its origin in a few words.
-
-    Raises:
-        DataError: No draw gave one; the sentence says why.
     """
     reason = "there is none"
     for _ in range(TRIES):
@@ -195,7 +162,6 @@ def draw_shape(source: ShapeSource, random: np.random.Generator) -> Shape:
 
 def _clean(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Keep one region without holes: uint8 [rows, cols], 0 or 1.
-
     A median filter, as for generated masks, would take thin parts off.
     """
     return np.ascontiguousarray(mask_gan.clean(mask[None, ..., None], median=1)[0, ..., 0])

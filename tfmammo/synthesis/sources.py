@@ -28,10 +28,6 @@ class ArchiveIndexes:
     def read(self, data: DataConfig, skipped: Skipped | None = None) -> list[Mammogram]:
         """Return the mammograms of an archive.
 
-        Args:
-            data: The archive's section.
-            skipped: Notes what can't be used, at the first read.
-
         Raises:
             ConfigError: No such archive.
             ArchiveError: No such archive.
@@ -45,12 +41,7 @@ class ArchiveIndexes:
 
 @dataclass(frozen=True, eq=False)
 class SourceLesion:
-    """A lesion of an archive.
-
-    Attributes:
-        mammogram: The mammogram that shows it.
-        number: Its index among the lesions of that mammogram.
-    """
+    """A lesion of an archive."""
 
     mammogram: Mammogram
     number: int
@@ -67,7 +58,6 @@ class PatientSubset:
 
     Attributes:
         config: Where the split lies, its fold and side. None for everybody.
-        split: The split.
     """
 
     config: PatientsConfig | None = None
@@ -79,7 +69,6 @@ class PatientSubset:
 
         Args:
             config: None for everybody.
-            archive_names: Of the synthesis's archives. The split must be of one.
 
         Raises:
             DataError: The file holds no such split, or is of no such archive.
@@ -111,15 +100,7 @@ class PatientSubset:
 
     def select(self, mammograms: Sequence[Mammogram], archive_name: str) -> list[Mammogram]:
         """Select the mammograms of the patients.
-
         All mammograms of an archive that the split is not of are selected.
-
-        Args:
-            mammograms: Of one archive.
-            archive_name: Its name.
-
-        Raises:
-            DataError: The split lacks the fold, or does not know a patient.
         """
         if self.config is None or self.split is None or self.split.archive != archive_name:
             return list(mammograms)
@@ -136,14 +117,7 @@ class PatientSubset:
 
 
 class Sources:
-    """What a synthesis takes from archives. Each part is read when it is first asked for, once.
-
-    Args:
-        config: The config.
-
-    Attributes:
-        skipped: What can't be used.
-    """
+    """What a synthesis takes from archives. Each part is read when it is first asked for, once."""
 
     def __init__(self, config: SynthesisConfig) -> None:
         self.config = config
@@ -152,23 +126,13 @@ class Sources:
 
     @cached_property
     def patients(self) -> PatientSubset:
-        """The patients whose mammograms and lesions are used.
-
-        Raises:
-            DataError: See PatientSubset.load.
-        """
+        """The patients whose mammograms and lesions are used."""
         names = (self.config.data.archive_name, self.config.lesion_data.archive_name)
         return PatientSubset.load(self.config.patients, names)
 
     @cached_property
     def mammograms(self) -> list[Mammogram]:
-        """The mammograms to insert into.
-
-        Raises:
-            ConfigError: config.only names another, or no such archive.
-            ArchiveError: No such archive.
-            DataError: There is none, or see PatientSubset.
-        """
+        """The mammograms to insert into."""
         config = self.config
         every = self._indexes.read(config.data, self.skipped)
         suitable = [mammogram for mammogram in every if _is_suitable(mammogram, config)]
@@ -191,13 +155,7 @@ class Sources:
 
     @cached_property
     def lesions(self) -> tuple[SourceLesion, ...]:
-        """The lesions that are inserted, or give shapes or sizes. There may be none.
-
-        Raises:
-            ConfigError: No such archive.
-            ArchiveError: No such archive.
-            DataError: See PatientSubset.
-        """
+        """The lesions that are inserted, or give shapes or sizes. There may be none."""
         data = self.config.lesion_data
         with name_key("lesions" if self.config.lesions else "data"):
             mammograms = self._indexes.read(data)
@@ -216,12 +174,7 @@ def _is_suitable(mammogram: Mammogram, config: SynthesisConfig) -> bool:
 
 
 def select_lesions(mammograms: Iterable[Mammogram], data: DataConfig) -> tuple[SourceLesion, ...]:
-    """Select every lesion of the kinds that a section asks for. No file is read.
-
-    Args:
-        mammograms: Of an archive.
-        data: The archive's section: kinds, pathologies and mixed_findings are used.
-    """
+    """Select every lesion of the kinds that a section asks for. No file is read."""
     return tuple(
         SourceLesion(mammogram, number)
         for mammogram in mammograms
@@ -233,12 +186,8 @@ def fit_sizes(lesions: Iterable[SourceLesion], skipped: Skipped) -> Sizes:
     """Fit the Gaussian of lesions' sizes, in mm where all spacings are known, else in px.
 
     Args:
-        lesions: No pixel is read.
         skipped: Notes lesions whose mask can't be read, and those over half an image high or wide,
             which outline no single mass.
-
-    Raises:
-        DataError: Fewer than two lesions.
     """
     sizes = []
     spacings = []

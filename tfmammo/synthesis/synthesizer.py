@@ -1,14 +1,13 @@
-"""What a synthesis resolves once, and how it inserts lesions into one mammogram.
+"""What a synthesis reads once, and how it inserts lesions into one mammogram.
 
-`Synthesizer.load` finds and reads the networks, the lesion bank, the source of shapes and the sizes
-of a config. Every item gets that object and not the config. Workers are sent the small
-`NetworkExports`, and load the same networks by path (`Synthesizer.reopen`).
+`Synthesizer.load` reads the networks, the lesion bank, the source of shapes and the sizes of a
+config. Workers are sent the small `NetworkExports`, and load the same networks by path.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from tfmammo.synthesis.config import Margins, Sizes, SynthesisConfig
 from tfmammo.synthesis.generators import MaskGenerator, load_mask_generator, resolve_handle
 from tfmammo.synthesis.lesion_bank import LesionBank
 from tfmammo.synthesis.placement import Placement, TargetMammogram, scale_shape
-from tfmammo.synthesis.provenance import (
+from tfmammo.synthesis.recipe import (
     REASONS,
     InsertedLesion,
     Recipe,
@@ -45,11 +44,12 @@ from tfmammo.synthesis.sources import Sources, fit_sizes
 log = logging.getLogger(__name__)
 
 TRIES = 20  # sizes, shapes and places drawn for one mass
+HINT = "; train it first, or set real masses in without a network: renderer=poisson generator=null"
 
 
 @dataclass(frozen=True)
 class NetworkExports:
-    """Where the networks of a synthesis lie; small, so that workers are sent it.
+    """Where the networks of a synthesis are; small, so that workers are sent it.
 
     Attributes:
         generator: The renderer's network.
@@ -57,33 +57,22 @@ class NetworkExports:
         weights: Hashes of both when the work began, see export.load_identified.
     """
 
-    generator: Path | None
-    gan: Path | None
+    generator: Path | None = None
+    gan: Path | None = None
     weights: tuple[str | None, str | None] = (None, None)
 
     @staticmethod
     def find(config: SynthesisConfig) -> NetworkExports:
-        """Find the networks of a config.
+        """Find the networks of a config."""
 
-        Raises:
-            ConfigError: A model URI leads to none.
-        """
-        hint = (
-            "; train it first, or set real masses in without a network: renderer=poisson "
-            "generator=null"
-        )
-        uri = config.tracking_uri
-        return NetworkExports(
-            _find_export("generator", config.generator, uri, hint),
-            _find_export("shapes.gan", config.shapes.gan, uri),
-        )
+        def resolve(key: str, handle: str | None, hint: str = "") -> Path | None:
+            try:
+                return resolve_handle(handle, config.tracking_uri) if handle else None
+            except ValueError as error:
+                raise ConfigError(f"{key}: {error}{hint}") from None
 
-
-def _find_export(key: str, handle: str | None, uri: str | None, hint: str = "") -> Path | None:
-    try:
-        return resolve_handle(handle, uri) if handle else None
-    except ValueError as error:
-        raise ConfigError(f"{key}: {error}{hint}") from None
+        generator = resolve("generator", config.generator, HINT)
+        return NetworkExports(generator, resolve("shapes.gan", config.shapes.gan))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +80,6 @@ class Synthesizer:
     """Inserts lesions into mammograms.
 
     Attributes:
-        renderer: Makes the grey values.
         lesions: Real lesions to insert. None where masses are made up.
         shapes: Shapes of made-up masses. None where lesions are real.
         gan: The mask GAN, where shapes come from one.
@@ -107,86 +95,61 @@ class Synthesizer:
     gan: MaskGenerator | None = None
     sizes: Sizes | None = None
     size_patients: frozenset[str] = frozenset()
-    exports: NetworkExports = NetworkExports(None, None)
+    exports: NetworkExports = NetworkExports()
 
     @staticmethod
-    def load(config: SynthesisConfig, sources: Sources) -> Synthesizer:
-        """Resolve all that a config names, and read it.
+    def load(
+        config: SynthesisConfig, sources: Sources, exports: NetworkExports | None = None
+    ) -> Synthesizer:
+        """Read all that a config names.
 
         Args:
             config: The config.
             sources: Of its archives; notes lesions that can't be used.
+            exports: In a worker: those of the synthesizer that the work began with. Sizes are not
+                fitted again, because they are in the recipes.
 
         Raises:
             ConfigError: A model URI leads to no network, or no such archive.
             ExportError: A network can't be used.
-            DataError: A network, the lesions or the shapes can't be used.
-            ArchiveError: No such archive.
+            DataError: The networks, lesions or shapes can't be used, or a network was replaced
+                since the work began.
         """
-        exports = NetworkExports.find(config)
-        renderer, gan = _load_networks(config, exports)
-        exports = replace(exports, weights=_get_weights(renderer, gan))
+        found = exports or NetworkExports.find(config)
+        renderer = make_renderer(
+            config.renderer, found.generator, config.feather, config.whole_patch
+        )
+        gan = load_mask_generator(found.gan) if found.gan else None
+        weights = (renderer.identity.get("weights"), gan.identity["weights"] if gan else None)
+        if exports and exports.weights != weights:
+            raise DataError("a generator was replaced by another training while the work went on")
+        found = replace(found, weights=weights)
+        kept = _kept.get(config)
+        if exports and kept and kept.exports == found:
+            return kept
         sizes = config.sizes
-        if config.fits_sizes:
+        size_patients: frozenset[str] = frozenset()
+        if config.fits_sizes and not exports:
             sizes = fit_sizes(sources.lesions, sources.skipped)
             log.info("sizes of %d lesions: %s", sizes.count, sizes.model_dump(exclude={"count"}))
         lesions, shapes = _select_lesions(config, sources, gan)
-        if lesions:
-            log.info("%d real lesions", len(lesions.find_usable(sources.skipped)))
-        size_patients: frozenset[str] = frozenset()
-        if config.fits_sizes or isinstance(shapes, RealOutlines):
-            size_patients = frozenset(source.mammogram.patient_id for source in sources.lesions)
-        return _keep(
-            config, Synthesizer(renderer, lesions, shapes, gan, sizes, size_patients, exports)
-        )
-
-    @staticmethod
-    def reopen(config: SynthesisConfig, exports: NetworkExports) -> Synthesizer:
-        """Load in a worker what `load` resolved when the work began, once in each process.
-
-        Sizes are not fitted again, because they stand in the recipes.
-
-        Args:
-            config: The config.
-            exports: Those of the synthesizer that the work began with.
-
-        Raises:
-            DataError: A network was replaced since.
-        """
-        renderer, gan = _load_networks(config, exports)
-        if exports.weights != _get_weights(renderer, gan):
-            raise DataError("a generator was replaced by another training while the work went on")
-        kept = _kept.get(config)
-        if kept and kept.exports == exports:
-            return kept
-        lesions, shapes = _select_lesions(config, Sources(config), gan)
-        return _keep(config, Synthesizer(renderer, lesions, shapes, gan, exports=exports))
+        if not exports:
+            if lesions:
+                log.info("%d real lesions", len(lesions.find_usable(sources.skipped)))
+            if config.fits_sizes or isinstance(shapes, RealOutlines):
+                size_patients = frozenset(source.mammogram.patient_id for source in sources.lesions)
+        _kept.clear()
+        _kept[config] = Synthesizer(renderer, lesions, shapes, gan, sizes, size_patients, found)
+        return _kept[config]
 
     @property
     def trained_on(self) -> frozenset[str]:
-        """Patients that its networks were trained on.
-
-        Raises:
-            DataError: The mask GAN's card does not say.
-        """
+        """Patients that its networks were trained on."""
         of_gan = self.gan.trained_on if self.gan else frozenset()
         return (self.renderer.trained_on or frozenset()) | of_gan
 
     def insert(self, recipe: Recipe, mammogram: Mammogram, stored: Stored) -> tuple[Recipe, Stored]:
-        """Insert the masses of one item into a mammogram, in memory.
-
-        Args:
-            recipe: config, sizes and number are used.
-            mammogram: The mammogram.
-            stored: Its stored values.
-
-        Returns:
-            The recipe, complete but for its files, and the new stored values.
-
-        Raises:
-            DataError: As `plan`.
-            ArchiveError: As `plan`.
-        """
+        """Insert the masses of one item into a mammogram, in memory."""
         target = TargetMammogram(stored.image(), mammogram, self.renderer.data)
         random = sampling.random_stream(recipe.config.seed, mammogram.image_id, recipe.number)
         existing = describe_existing_lesions(mammogram)
@@ -199,20 +162,7 @@ class Synthesizer:
     def plan(
         self, recipe: Recipe, target: TargetMammogram, random: np.random.Generator
     ) -> tuple[list[PlacedLesion], tuple[str, ...]]:
-        """Draw the masses of one item: how many, their sizes, shapes and places.
-
-        Args:
-            recipe: config, and sizes where config.size is not given, are used.
-            target: Its free tissue is occupied by the masses.
-            random: What draws.
-
-        Returns:
-            The masses, and a note where fewer fit than were drawn.
-
-        Raises:
-            DataError: Fewer fit than config.masses asks for at least.
-            ArchiveError: A lesion that is there can't be read.
-        """
+        """Draw the masses of one item: how many, their sizes, shapes and places."""
         config = recipe.config
         for lesion in target.mammogram.lesions:
             target.occupy(lesion.box)
@@ -256,7 +206,8 @@ class Synthesizer:
                 self.renderer.trained_on,
                 self.renderer.used,
             )
-            return self.renderer.prepare_lesion(lesion, mammogram, _draw_seeds(random))
+            seeds = (_draw_seed(random) for _ in range(TRIES))
+            return self.renderer.prepare_lesion(lesion, mammogram, seeds)
         assert self.shapes
         size = config.size
         if size is None:
@@ -295,16 +246,7 @@ class Synthesizer:
 
 def find_margins(renderer: Renderer, candidate: LesionCandidate, mammogram: Mammogram) -> Margins:
     """Find how far a lesion's support reaches beyond its box, native px.
-
     The renderer alone knows, once the lesion has a place: it is placed in the middle for a try.
-
-    Args:
-        renderer: Places it.
-        candidate: The lesion.
-        mammogram: The mammogram that it goes into.
-
-    Raises:
-        DataError: Not even there is room for it.
     """
     height, width = candidate.mask.shape
     middle = ((mammogram.rows - height) // 2, (mammogram.cols - width) // 2)
@@ -319,15 +261,7 @@ def record_place(
     mammogram: Mammogram,
     random: np.random.Generator,
 ) -> PlacedLesion:
-    """Record where a lesion lies, for its recipe and its renderer.
-
-    Args:
-        candidate: The lesion.
-        placement: Of `Renderer.place`.
-        blend_mask: Of `Renderer.place`.
-        mammogram: The mammogram that it lies in.
-        random: Draws the seed of its noise, unless the candidate has one.
-    """
+    """Record where a lesion lies, for its recipe and its renderer."""
     record = InsertedLesion(
         kind=candidate.kind,
         box=placement.box,
@@ -344,36 +278,12 @@ def record_place(
 def render(
     target: TargetMammogram, stored: Stored, lesions: Sequence[PlacedLesion], renderer: Renderer
 ) -> Stored:
-    """Render a mammogram with its masses.
-
-    Args:
-        target: The mammogram.
-        stored: Its stored values. Those beyond the masses' supports are kept.
-        lesions: Their supports don't overlap. A network makes all in one call.
-        renderer: Makes the grey values.
-    """
+    """Render a mammogram with its masses."""
     return stored.with_greys(target.image, renderer.render(target, lesions))
 
 
 # Of this process, by config: the synthesizer that was loaded last.
 _kept: dict[SynthesisConfig, Synthesizer] = {}
-
-
-def _keep(config: SynthesisConfig, synthesizer: Synthesizer) -> Synthesizer:
-    _kept.clear()
-    _kept[config] = synthesizer
-    return synthesizer
-
-
-def _load_networks(
-    config: SynthesisConfig, exports: NetworkExports
-) -> tuple[Renderer, MaskGenerator | None]:
-    renderer = make_renderer(config.renderer, exports.generator, config.feather, config.whole_patch)
-    return renderer, load_mask_generator(exports.gan) if exports.gan else None
-
-
-def _get_weights(renderer: Renderer, gan: MaskGenerator | None) -> tuple[str | None, str | None]:
-    return renderer.identity.get("weights"), gan.identity["weights"] if gan else None
 
 
 def _select_lesions(
@@ -395,7 +305,3 @@ def _select_lesions(
 
 def _draw_seed(random: np.random.Generator) -> int:
     return int(random.integers(2**63))
-
-
-def _draw_seeds(random: np.random.Generator) -> Iterator[int]:
-    return (_draw_seed(random) for _ in range(TRIES))

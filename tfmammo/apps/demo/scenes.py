@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tfmammo import document, filesystem
 from tfmammo.archives import folder, phantom
 from tfmammo.config import DataConfig
-from tfmammo.data import jobs, preprocess
+from tfmammo.data import preprocess
 from tfmammo.data.extraction import make_patches
 from tfmammo.document import Block, Code, Grid, Heading, Picture, Text
 from tfmammo.errors import DataError
@@ -136,7 +136,7 @@ def write_demo(output: Path) -> Path:
         ConfigError: The folder holds other files.
         ExportError: A network of the zoo can't be unpacked.
     """
-    with jobs.claim_folder(output, {"command": "demo"}, ".demo.json"):
+    with filesystem.claim_folder(output, {"command": "demo"}, ".demo.json"):
         return _write_demo(output)
 
 

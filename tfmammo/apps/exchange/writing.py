@@ -30,7 +30,6 @@ from tfmammo.apps.exchange.config import ExchangeConfig
 from tfmammo.apps.exchange.instances import Coco, HuggingFace, Yolo
 from tfmammo.apps.exchange.label_maps import Monai, NNUNet
 from tfmammo.config import DataConfig
-from tfmammo.data import jobs
 from tfmammo.data.datasets import SPLIT, log_skipped
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.filesystem import to_json
@@ -119,7 +118,7 @@ def write_dataset(name: Name, config: ExchangeConfig, output: Path) -> Summary:
     rows: list[dict[str, str]] = []
     images: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
-    with jobs.claim_folder(output, identity, IDENTITY):
+    with filesystem.claim_folder(output, identity, IDENTITY):
         for case in track(
             make_cases(config, plan, skipped),
             f"writing {name}",

@@ -43,7 +43,7 @@ from tfmammo.synthesis import lesion_bank
 from tfmammo.synthesis.generators import resolve_handle
 from tfmammo.synthesis.lesion_bank import LesionBank, LesionPatch
 from tfmammo.synthesis.placement import TargetMammogram, scale_shape
-from tfmammo.synthesis.provenance import TransformRecord
+from tfmammo.synthesis.recipe import TransformRecord
 from tfmammo.synthesis.renderers import (
     BORDER,
     DirectRenderer,

@@ -1,18 +1,23 @@
-"""Provenance: what each synthetic item was made from, and what came out (its recipe)."""
+"""Recipes: what each synthetic item was made from, and what came out.
+
+A recipe makes its item again. It holds pseudonyms and hashes, and nothing of its owner's disk.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import cv2
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 from pydantic import (
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -37,13 +42,21 @@ from tfmammo.mammogram import (
     Split,
     View,
 )
-from tfmammo.synthesis.config import Kind, PatchSynthesisConfig, Sizes, SynthesisConfig, UsedPart
+from tfmammo.synthesis.config import (
+    KINDS,
+    PatchSynthesisConfig,
+    Sizes,
+    SynthesisConfig,
+    Target,
+    UsedPart,
+)
 from tfmammo.synthesis.sources import ArchiveIndexes
 from tfmammo.tracking.export.card import remove_places
 
 FORMAT: Final = 1
-# Why an item can't be made. Any other ValueError is a fault of this code.
+# Why an item can't be made. Any other ValueError is a bug.
 REASONS = (DataError, ArchiveError)
+AnyRecipe = TypeVar("AnyRecipe", bound="ItemRecipe")
 
 
 class ItemSource(Frozen):
@@ -69,8 +82,19 @@ class Source(ItemSource):
     official_split: Split | None = None
 
 
+class PatchSource(ItemSource):
+    """The real patch that a synthetic one was made from."""
+
+    patch: str
+    """Id of the real patch."""
+    place: Box
+    """Its window in the preprocessed mammogram, px, half-open."""
+    seed: NonNegativeInt
+    """Seed of the generator's noise."""
+
+
 class TransformRecord(Frozen):
-    """How a real lesion was transformed, and which one it is, by pseudonym."""
+    """Which real lesion was used, by pseudonym, and how it was transformed."""
 
     archive: str
     image_id: str
@@ -78,7 +102,7 @@ class TransformRecord(Frozen):
     number: NonNegativeInt
     """Its index in its mammogram."""
     sha256: str
-    """Of its mammogram, as Source's."""
+    """Of its mammogram, as in ItemSource."""
     pathology: Pathology | None
     angle: float
     """Degrees that it was rotated by, counter-clockwise on the screen."""
@@ -87,16 +111,15 @@ class TransformRecord(Frozen):
     mirrored: bool
     """Whether it was mirrored before that."""
     trained_on: bool | None
-    """Whether its patient was in the network's training; None without a network."""
+    """Whether the network was trained on its patient; None without a network."""
     used: UsedPart | None = None
     """The part that is used: its transformed outline, or its size alone; None for all of it."""
 
 
 class InsertedLesion(Frozen):
-    """One mass that was inserted."""
+    """One lesion that was inserted."""
 
     kind: LesionKind = "mass"
-    """Kind of the lesion."""
     box: Box
     """Of its mask, native px, half-open."""
     window: Box
@@ -117,7 +140,6 @@ class ExistingLesion(Frozen):
     """A lesion that the mammogram had before."""
 
     kind: LesionKind
-    """Kind of the lesion."""
     box: Box
     """Native px, half-open."""
     area: PositiveInt
@@ -132,29 +154,30 @@ class ItemRecipe(Frozen):
     """What makes one item of a set again, and what came out."""
 
     format: Literal[1] = FORMAT
-    """Version of this format."""
     identity: str
-    """Hash of what decides a whole set."""
+    """Hash of what decides the whole set."""
     number: NonNegativeInt
-    """Number of the item."""
+    repeat: NonNegativeInt = 0
+    """How many items before it were made from the same mammogram."""
     config: SynthesisConfig | PatchSynthesisConfig
-    """The set's config, as `redact` leaves it."""
+    """The set's config, without places and passwords."""
     versions: dict[str, str]
     """Versions of the libraries that computed it."""
     generator: dict[str, str]
-    """Name, step and weights of the network; empty without one. The weights are hashed by
-    export.load_identified.
-    """
+    """Name, step and hash of the weights of the network; empty without one."""
     source: ItemSource | None = None
-    """The mammogram that it was made from."""
     left_out: str | None = None
     """Why there is no item."""
+    notes: tuple[str, ...] = ()
+    """What was asked for and not done."""
     files: dict[str, str] = {}
     """sha256 by path beneath the set's folder."""
 
     @field_serializer("config")
     def _redact_config(self, config: Frozen) -> dict[str, Any]:
-        return redact(config)
+        content = remove_places(config.model_dump(mode="json"))
+        assert isinstance(content, dict)
+        return content
 
     @property
     def name(self) -> str:
@@ -177,19 +200,11 @@ class Recipe(ItemRecipe):
     """The recipe of a mammogram with lesions."""
 
     config: SynthesisConfig
-    """The set's config, as `redact` leaves it."""
     sizes: Sizes | None
     """The Gaussian that sizes were drawn from."""
     source: Source | None = None
-    """The mammogram that it was made from."""
     lesions: tuple[InsertedLesion, ...] = ()
-    """Those that were inserted."""
     own: tuple[ExistingLesion, ...] = ()
-    """Those that were there before."""
-    notes: tuple[str, ...] = ()
-    """What was asked for and not done."""
-    repeat: NonNegativeInt = 0
-    """How many items before it were made from the same mammogram."""
 
     def make_key(self) -> str:
         """Hash the content: equal wherever and however often an item is made."""
@@ -204,14 +219,36 @@ class Recipe(ItemRecipe):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def hash_source(mammogram: Mammogram, stored: Stored) -> str:
-    """Hash a mammogram's file (SHA-256), or its stored values where there is none."""
-    file = mammogram.file
-    return (
-        sha256(file)
-        if file
-        else hashlib.sha256(np.ascontiguousarray(stored.values).tobytes()).hexdigest()
-    )
+class PatchRecipe(ItemRecipe):
+    """The recipe of a patch."""
+
+    config: PatchSynthesisConfig
+    target: Target
+    """What the generator adds or removes."""
+    source: PatchSource | None = None
+    discarded: NonNegativeInt = 0
+    """Earlier draws that post-processing discarded."""
+    unusable: NonNegativeInt = 0
+    """Earlier draws without a patch, for too little tissue or another pathology."""
+    area: NonNegativeFloat = 0.0
+    """Part of the patch that the mask covers, 0 to 1."""
+
+    @property
+    def kind(self) -> str:
+        """mass, calcification or normal."""
+        return KINDS[self.target]
+
+    @property
+    def name(self) -> str:
+        """KIND/NUMBER, of its files."""
+        return f"{self.kind}/{self.number:06d}"
+
+
+def hash_source(mammogram: Mammogram, read: Callable[[], NDArray]) -> str:
+    """Hash a mammogram's file (SHA-256), or the values that `read` returns where it has none."""
+    if mammogram.file:
+        return sha256(mammogram.file)
+    return hashlib.sha256(np.ascontiguousarray(read()).tobytes()).hexdigest()
 
 
 def collect_versions() -> dict[str, str]:
@@ -225,12 +262,8 @@ def collect_versions() -> dict[str, str]:
     }
 
 
-def read_recipe(kind: type[Kind], path: Path) -> Kind:
+def read_recipe(kind: type[AnyRecipe], path: Path) -> AnyRecipe:
     """Read a recipe.
-
-    Args:
-        kind: Its class.
-        path: Its file.
 
     Raises:
         DataError: It is missing or damaged.
@@ -246,19 +279,9 @@ def read_recipe(kind: type[Kind], path: Path) -> Kind:
 def find_source(
     archive: str, image_id: str, data: DataConfig, file: Path, indexes: ArchiveIndexes
 ) -> Mammogram:
-    """Find the mammogram that a recipe starts from.
+    """Find the mammogram that a recipe (`file`) starts from.
 
-    Args:
-        archive: Of the recipe's source.
-        image_id: Of the recipe's source.
-        data: The archive's section. A recipe does not say where the archive lies.
-        file: The recipe.
-        indexes: Archives that were read already.
-
-    Raises:
-        DataError: The mammogram is not in the archive.
-        ConfigError: No such archive, or nobody said where it lies.
-        ArchiveError: No such archive.
+    `data` says where the archive is, which a recipe does not.
     """
     if data.root is None and archive != "phantom":
         raise ConfigError(
@@ -273,32 +296,16 @@ def find_source(
 
 def describe_source(mammogram: Mammogram, stored: Stored) -> Source:
     """Describe the mammogram that an item starts from."""
-    names = (
-        "archive",
-        "image_id",
-        "patient_id",
-        "rows",
-        "cols",
-        "laterality",
-        "view",
-        "density",
-        "spacing",
-        "official_split",
-    )
+    names = Source.model_fields.keys() - {"sha256", "bits"}
     return Source(
-        sha256=hash_source(mammogram, stored),
+        sha256=hash_source(mammogram, lambda: stored.values),
         bits=stored.bits,
         **{name: getattr(mammogram, name) for name in names},
     )
 
 
 def describe_existing_lesions(mammogram: Mammogram) -> tuple[ExistingLesion, ...]:
-    """Describe a mammogram's lesions as annotations have them, of every kind.
-
-    Raises:
-        DataError: A box is empty or reaches beyond the mammogram.
-        ArchiveError: A mask can't be read.
-    """
+    """Describe a mammogram's own lesions as annotations have them, of every kind."""
     return tuple(
         _describe_lesion(number, lesion, mammogram)
         for number, lesion in enumerate(mammogram.lesions)
@@ -322,21 +329,10 @@ def _describe_lesion(number: int, lesion: Lesion, mammogram: Mammogram) -> Exist
     )
 
 
-def redact(config: Frozen) -> dict[str, Any]:
-    """Redact a config for a recipe, which others may be given: `export.card.remove_places`."""
-    content = remove_places(config.model_dump(mode="json"))
-    assert isinstance(content, dict)
-    return content
-
-
 def explain(error: Exception, places: Iterable[Path]) -> str:
-    """Explain why an item can't be made, in a sentence without the files of archives.
+    """Explain why an item can't be made, without the names of files beneath `places`.
 
-    Their names may be patients', so that pseudonyms take their places.
-
-    Args:
-        error: What was raised.
-        places: The archives' folders.
+    They may be patients' names, so pseudonyms take their places.
     """
     reason = str(error)
     if not isinstance(error, REASONS):

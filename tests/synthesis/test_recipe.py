@@ -1,0 +1,279 @@
+"""Recipes: they name the networks that made their image, tell nothing of the owner's disk, and
+write nothing elsewhere.
+"""
+
+import json
+import re
+import shutil
+
+import cv2
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.archives.writers import folder as writer
+from tests.small_mammograms import make_mammogram, textured_breast
+from tfmammo import archives
+from tfmammo.archives.stored import Stored
+from tfmammo.archives.writers import synthetic
+from tfmammo.config import DataConfig
+from tfmammo.data import runners
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.mammogram import Lesion, Skipped
+from tfmammo.synthesis import mammograms, patches
+from tfmammo.synthesis.config import PatchSynthesisConfig, ShapeConfig, SynthesisConfig
+from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
+from tfmammo.synthesis.recipe import Recipe, read_recipe
+from tfmammo.tracking.export import export, load_identified
+
+REQUEST = EditRequest(centre=(100, 60), size=(24, 20), shape="oval", seed=1)
+PASSWORD = "sesame"
+STORE = f"postgresql://jane:{PASSWORD}@store.example/mlflow?token={PASSWORD}"
+PHANTOMS = DataConfig(phantoms=8)
+
+
+def draw_record(number, corners=None):
+    lesions = ()
+    if corners:
+        lesions = (Lesion.from_outline("mass", np.float32(corners), 200, 150),)
+    pathology = "benign" if lesions else "normal"
+    image = textured_breast(number)
+    return make_mammogram(number, image, lesions, spacing=(0.1, 0.1), pathology=pathology)
+
+
+def write_masses(root):
+    corners = [[80, 30], [80, 50], [104, 50], [104, 30]]
+    writer.write([draw_record(5, corners), draw_record(6, corners)], root)
+    return DataConfig(name="folder", root=root)
+
+
+@pytest.fixture(scope="module")
+def normal(tmp_path_factory):
+    root = tmp_path_factory.mktemp("jane_doe") / "normal"
+    writer.write([draw_record(0), draw_record(1)], root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def infillings(tiny_infilling):
+    """Two training runs of one infilling: other weights, the same everything else."""
+    return [tiny_infilling(padding=20, offset=offset) for offset in (0.0, 0.1)]
+
+
+@pytest.fixture
+def config(normal, infillings):
+    """A function (**values) -> a config of one mass in each mammogram."""
+
+    def make(**values):
+        data = DataConfig(name="folder", root=normal)
+        defaults = {"name": "tiny", "data": data, "count": 2, "format": "png"}
+        if "renderer" not in values:
+            defaults |= {"generator": str(infillings[0]), "feather": 6}
+            defaults |= {"shapes": ShapeConfig(drawn="oval"), "size": (24, 20)}
+        return SynthesisConfig(**defaults | values)
+
+    return make
+
+
+@pytest.fixture
+def patch_config(tiny_contextual):
+    """A function (level, **values) -> a config of two patches."""
+    patients = {each.patient_id for each in archives.read_mammograms(PHANTOMS, Skipped())}
+
+    def make(level=0.6, **values):
+        generators = {"mass": str(tiny_contextual(level=level, patients=patients))}
+        defaults = {"name": "set", "data": PHANTOMS, "generators": generators, "count": 2}
+        return PatchSynthesisConfig(**defaults | values)
+
+    return make
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    synthetic.write_png(path, Stored.of_image(textured_breast(0), 16))
+    return open_mammogram(path, "L", "CC", (0.1, 0.1))
+
+
+def replace_export(folder, by):
+    """As a training run does that ends again in the same folder."""
+    shutil.rmtree(folder)
+    shutil.copytree(by, folder)
+
+
+def read_pixels(root):
+    paths = sorted((root / "images").iterdir())
+    return np.stack([cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in paths])
+
+
+# Which network made it
+
+
+@pytest.mark.parametrize("renderer", ["infilling", "contextual"])
+def test_an_open_editor_names_the_weights_that_it_uses_after_they_were_replaced(
+    renderer, infillings, tiny_contextual, picture, tmp_path
+):
+    exports = infillings
+    if renderer == "contextual":
+        scale = {"sampling": {"scale": (0.5, 0.5)}, "window": (0, 1)}
+        exports = [tiny_contextual(level=level, **scale) for level in (0.3, 0.6)]
+    folder = shutil.copytree(exports[0], tmp_path / renderer)
+    config = EditorConfig(renderer=renderer, generator=str(folder), feather=4)
+    editor = Editor.load(config)
+    before = editor.edit(picture, REQUEST)
+    replace_export(folder, exports[1])
+    after = editor.edit(picture, REQUEST)
+    np.testing.assert_array_equal(after.after.values, before.after.values)
+    assert after.recipe["generator"] == before.recipe["generator"]
+    new = Editor.load(config).edit(picture, REQUEST)
+    assert (new.after.values != before.after.values).any()
+    assert new.recipe["generator"] != before.recipe["generator"]
+
+
+def test_a_training_run_that_ends_again_in_its_folder_is_another_generator(
+    config, infillings, where, tmp_path
+):
+    folder = shutil.copytree(infillings[0], tmp_path / "infilling")
+    set_config = config(generator=str(folder))
+    mammograms.synthesize(set_config, tmp_path / "first")
+    replace_export(folder, infillings[1])
+    with pytest.raises(ConfigError, match=r"generator\.weights"):
+        mammograms.synthesize(set_config, tmp_path / "first")
+    mammograms.synthesize(set_config, tmp_path / "second")
+    mammograms.synthesize(config(generator=str(infillings[1])), tmp_path / "fresh")
+    np.testing.assert_array_equal(read_pixels(tmp_path / "second"), read_pixels(tmp_path / "fresh"))
+    first, second, fresh = (
+        read_recipe(Recipe, tmp_path / name / "recipes/000000.json").generator
+        for name in ("first", "second", "fresh")
+    )
+    assert second == fresh != first
+    file = tmp_path / "first/recipes/000000.json"
+    with pytest.raises(DataError, match="000000.json"):
+        mammograms.remake(file, tmp_path / "again", where(set_config))
+
+
+def test_a_generator_that_is_replaced_during_the_work_stops_it(
+    config, patch_config, infillings, tmp_path, monkeypatch
+):
+    run = runners.run
+    folder = shutil.copytree(infillings[0], tmp_path / "export")
+    others = [infillings[1]]
+
+    def replace_first(*arguments):
+        replace_export(folder, others[0])
+        run(*arguments)
+
+    monkeypatch.setattr(runners, "run", replace_first)
+    with pytest.raises(DataError, match="was replaced"):
+        mammograms.synthesize(config(generator=str(folder)), tmp_path / "out")
+    replace_export(folder, patch_config(0.3).generators["mass"])
+    others[0] = patch_config(0.6).generators["mass"]
+    with pytest.raises(DataError, match="export: was replaced"):
+        patches.synthesize(patch_config(generators={"mass": str(folder)}), tmp_path / "patches")
+
+
+def test_equal_weights_are_one_network_however_often_they_are_exported(
+    config, tiny_infilling, where, tmp_path
+):
+    first, again = (str(tiny_infilling(padding=20)) for _ in range(2))
+    set_config = config(generator=first, count=1)
+    (recipe,) = mammograms.synthesize(set_config, tmp_path / "out")
+    overrides = [*where(set_config), f"generator={again}"]
+    mammograms.remake(tmp_path / "out/recipes/000000.json", tmp_path / "again", overrides)
+    np.testing.assert_array_equal(read_pixels(tmp_path / "again"), read_pixels(tmp_path / "out"))
+    # its folder is the same work's
+    mammograms.synthesize(config(generator=again, count=1), tmp_path / "out")
+    assert set(recipe.generator) == {"name", "step", "weights"}
+
+
+def test_the_hash_follows_values_order_and_signature(tmp_path):
+    def hash_weights(name, kernel, bias, size=8):
+        model = keras.Model(name="model")
+        layer = keras.layers.Conv2D(1, 1)
+        network = keras.Sequential([keras.Input((size, size, 1)), layer])
+        layer.set_weights([np.full((1, 1, 1, 1), kernel), np.full((1,), bias)])
+
+        @tf.function(input_signature=[tf.TensorSpec([None, size, size, 1], tf.float32, "image")])
+        def net(image):
+            return {"logits": network(image)}
+
+        model.networks = {"net": network}
+        model.functions = lambda: {"net": net}
+        return load_identified(export(model, tmp_path / name, {}), {"image"}, {"logits"}).weights
+
+    known = hash_weights("a", 0.25, 0.5)
+    assert known == hash_weights("b", 0.25, 0.5) and len(known) == 64
+    others = {
+        hash_weights("c", 0.5, 0.25),
+        hash_weights("d", 0.25, np.nextafter(np.float32(0.5), np.float32(1))),
+        hash_weights("e", 0.25, 0.5, size=16),
+    }
+    assert len({known} | others) == 4
+
+
+# What it does not tell
+
+
+def read_text(root):
+    """All text files that a work leaves."""
+    files = [path for path in root.rglob("*") if path.suffix in (".json", ".csv", ".md")]
+    assert len(files) > 3
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)
+
+
+def test_no_password_and_no_path_of_the_owners_is_in_a_set(
+    config, patch_config, normal, infillings, picture, tmp_path
+):
+    lesions = write_masses(tmp_path / "masses")
+    mask = np.zeros((40, 40), np.uint8)
+    mask[5:30, 8:28] = 255
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    shapes = ShapeConfig(files=tmp_path / "mask.png")
+    made_up = config(tracking_uri=STORE, lesions=lesions, size=None, shapes=shapes)
+    real = config(renderer="poisson", lesions=lesions)
+    text = ""
+    for name, set_config in (("made_up", made_up), ("real", real)):
+        mammograms.synthesize(set_config.model_copy(update={"masses": (1, 30)}), tmp_path / name)
+        text += read_text(tmp_path / name)
+        recipe = read_recipe(Recipe, tmp_path / name / "recipes/000000.json")
+        assert recipe.config.data.root is None and recipe.config.tracking_uri is None
+        assert recipe.source.archive == "folder"
+    set_config = patch_config(tracking_uri=STORE)
+    patches.synthesize(set_config, tmp_path / "patches")
+    text += read_text(tmp_path / "patches")
+    editor = EditorConfig(renderer="infilling", generator=str(infillings[0]), tracking_uri=STORE)
+    text += json.dumps(Editor.load(editor).edit(picture, REQUEST).recipe)
+    secrets = [tmp_path, tmp_path.parent, normal.parent, infillings[0].parent]
+    for secret in (PASSWORD, *map(str, secrets), set_config.generators["mass"]):
+        assert secret not in text
+
+
+def test_why_an_item_is_left_out_names_no_folder(config, tmp_path):
+    lesions = write_masses(tmp_path / "masses")
+    for path in (lesions.root / "images").iterdir():
+        path.write_bytes(path.read_bytes()[:2000])  # its header can be read, its pixels not
+    with pytest.raises(DataError, match="no item could be made") as error:
+        mammograms.synthesize(config(renderer="poisson", lesions=lesions), tmp_path / "out")
+    files = [*(tmp_path / "out/recipes").iterdir(), tmp_path / "out/dead_letters.csv"]
+    for text in (str(error.value), *(path.read_text() for path in files)):
+        assert re.search(r"file-[0-9a-f]{12}: ", text) and "images/" not in text
+    assert str(tmp_path) not in "".join(path.read_text() for path in files)
+
+
+# Where it writes
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("name", "../../escaped/evil"), ("number", "../../evil"), ("number", -1), ("lesion", "/evil")],
+)
+def test_a_recipe_leads_nowhere(config, where, key, value, tmp_path):
+    set_config = config(count=1)
+    mammograms.synthesize(set_config, tmp_path / "out")
+    recipe = json.loads((tmp_path / "out/recipes/000000.json").read_text()) | {key: value}
+    (tmp_path / "evil.json").write_text(json.dumps(recipe))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=f"{key}: "):
+        mammograms.remake(tmp_path / "evil.json", tmp_path / "a/b/c", where(set_config))
+    assert sorted(tmp_path.rglob("*")) == before
