@@ -17,13 +17,13 @@ from PIL import Image
 from pydantic import ValidationError
 
 from tests.known_networks import KnownCAN
-from tfmammo.apps.serving import pictures, requests
+from tfmammo.apps.serving import pictures
 from tfmammo.apps.serving.__main__ import lay_out, main, register
 from tfmammo.apps.serving.pictures import NetworkConfig, Service, ServiceConfig
 from tfmammo.archives import coco
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
-from tfmammo.errors import ConfigError, ExportError, TrackingError
+from tfmammo.errors import ArchiveError, ConfigError, DataError, ExportError, TrackingError
 from tfmammo.inference.pipeline import Finding, PipelineResult
 from tfmammo.mammogram import Lesion, trace_borders
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
@@ -109,36 +109,20 @@ def test_a_picture_is_outlined_at_its_own_size(inverter, rows, cols):
         assert answer["box"] == [rows // 4, cols // 4, 3 * rows // 4, 3 * cols // 4]
 
 
-@pytest.mark.parametrize(
-    ("rows", "cols"), [(1024, 832), (8, 16), (SIZE, SIZE + 1), (1, 1), (1024, 1024)]
-)
-def test_a_network_of_patches_takes_nothing_but_patches(exported, rows, cols):
+def test_a_network_takes_the_sizes_of_its_training_patches_only(exported):
     """Least of all a whole mammogram, for which its mask would be nonsense."""
     strict = loaded(exported("square"))
     good = {"pixels": square(SIZE, SIZE).tolist()}
-    refusal = (
-        rf"^inputs\[1\]: the network takes patches of {SIZE} x {SIZE} px, no image of "
-        rf"{rows} x {cols} px$"
-    )
-    with pytest.raises(ValueError, match=refusal):
-        strict.answer([good, {"pixels": np.zeros((rows, cols)).tolist()}])
+    for rows, cols in ((1024, 832), (SIZE, SIZE + 1)):
+        with pytest.raises(ArchiveError, match=rf"^inputs\[1\]: .* {rows} x {cols} px"):
+            strict.answer([good, {"pixels": np.zeros((rows, cols)).tolist()}])
     assert strict.answer([good])[0]["box"] == [SIZE // 4, SIZE // 4, 3 * SIZE // 4, 3 * SIZE // 4]
-
-
-def test_a_network_of_square_crops_takes_no_others(exported):
     crops = loaded(exported("square"), scaled=True)
     assert crops.answer([{"pixels": square(64, 64).tolist()}])[0]["box"] == [16, 16, 48, 48]
-    with pytest.raises(ValueError, match=r"^inputs\[0\]: .*square crops"):
+    with pytest.raises(ArchiveError, match=r"^inputs\[0\]: .*square crops"):
         crops.answer([{"pixels": square(32, 64).tolist()}])
-
-
-def test_a_network_of_whole_pictures_takes_any(exported):
-    assert loaded(exported("full")).answer([{"pixels": square(48, 80).tolist()}])[0]["box"] == [
-        12,
-        20,
-        36,
-        60,
-    ]
+    (whole,) = loaded(exported("full")).answer([{"pixels": square(48, 80).tolist()}])
+    assert whole["box"] == [12, 20, 36, 60]
 
 
 def test_base64_is_read_as_tools_write_it(inverter):
@@ -147,7 +131,7 @@ def test_base64_is_read_as_tools_write_it(inverter):
     lines = base64.encodebytes(base64.b64decode(text)).decode()
     assert "\n" in lines
     expected = inverter.answer([{"image": text}])
-    for written in (lines, lines.replace("\n", "\r\n"), f"data:image/png;base64,{text}"):
+    for written in (lines, lines.replace("\n", "\r\n"), f" data:image/png;base64,{text}\n"):
         assert inverter.answer([{"image": written}]) == expected
 
 
@@ -187,22 +171,12 @@ def test_work_stops_where_nobody_waits_any_more(can):
 def test_a_request_has_no_more_pictures_and_pixels_than_allowed(can, monkeypatch):
     service = loaded(can, scaled=True)
     tiny = {"image": encoded(square(4, 4), 8)}
-    with pytest.raises(
-        ConfigError,
-        match=f"inputs holds {pictures.MAX_IMAGES + 1} images, more than {pictures.MAX_IMAGES}",
-    ):
-        service.answer([tiny] * (pictures.MAX_IMAGES + 1))
+    for count in (0, pictures.MAX_IMAGES + 1):
+        with pytest.raises(ConfigError, match=f"inputs holds {count} images"):
+            service.answer([tiny] * count)
     monkeypatch.setattr(pictures, "MAX_PIXELS", 40)
     with pytest.raises(ConfigError, match=r"inputs\[2\]: .*48 px"):
         service.answer([tiny] * 4)
-
-
-@pytest.mark.parametrize(
-    "pixels", [[["0.5"]], [[True]], [[10**400]], [[[0.5]]], [[None]], {"a": 1}, [[1e39]], 0.5]
-)
-def test_pixels_are_rows_of_numbers_and_nothing_that_looks_like_them(can, pixels):
-    with pytest.raises(ConfigError, match=r"^inputs\[0\]: pixels"):
-        loaded(can).answer([{"pixels": pixels}])
 
 
 def test_many_pictures_keep_their_order(inverter):
@@ -301,11 +275,16 @@ def bomb():
         ),
         ({"image": truncated()}, "can't be read as an image"),
         ({"image": bomb()}, "can't be read|more than"),
-        ({"pixels": []}, "rows of equal length"),
-        ({"pixels": [[0.1], [0.1, 0.2]]}, "rows of equal length"),
-        ({"pixels": [[0.1, 1.5]]}, r"\[0, 1\]"),
-        ({"pixels": [[0.1, float("nan")]]}, "nan"),
+        ({"pixels": []}, "pixels"),
+        ({"pixels": [[0.1], [0.1, 0.2]]}, "pixels"),
+        ({"pixels": [[0.1, 1.5]]}, r"pixels.*\[0, 1\]"),
+        ({"pixels": [[0.1, float("nan")]]}, "pixels.*nan"),
         ({"pixels": "x"}, "pixels"),
+        ({"pixels": [["0.5"]]}, "pixels"),
+        ({"pixels": [[True]]}, "pixels"),
+        ({"pixels": [[10**400]]}, "pixels"),
+        ({"pixels": [[[0.5]]]}, "pixels"),
+        ({"pixels": [[1e39]]}, "pixels"),
         ({"pixels": [[0.5, 0.5]], "laterality": "left"}, "laterality"),
         ({"pixels": [[0.5, 0.5]], "patient": "Doe"}, "patient"),
         ({"pixels": [[0.5, 0.5]], "spacing": [0, -1]}, "spacing"),
@@ -321,41 +300,40 @@ def test_a_bad_picture_is_one_sentence(inverter, item, message):
     assert tempfile.gettempdir() not in said and type(caught.value).__module__.startswith("tfmammo")
 
 
-def test_a_wish_that_cant_be_granted_names_its_number(synthesiser):
+def test_an_edit_that_is_impossible_names_its_number(synthesiser):
     request = {"pixels": breast().tolist(), "centre": [190, 140], "size": [22, 18], "shape": "oval"}
-    with pytest.raises(ValueError, match=r"^inputs\[0\]"):
+    with pytest.raises(DataError, match=r"^inputs\[0\]"):
         synthesiser[0].answer([request])
     with pytest.raises(ConfigError, match=r"^inputs\[0\]: .*centre"):
         synthesiser[0].answer([{"pixels": breast().tolist()}])
-    with pytest.raises(ConfigError, match="inputs holds no image"):
-        synthesiser[0].answer([])
+
+
+EDITOR = {"renderer": "poisson", "lesions": {"name": "phantom"}}
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "word"),
     [
         ({}, "give one of"),
-        (
-            {
-                "network": {"handle": "x"},
-                "system": {"renderer": "poisson", "lesions": {"name": "phantom"}},
-            },
-            "give one of network",
-        ),
+        ({"network": {"handle": "x"}, "system": EDITOR}, "give one of network"),
         ({"name": "../x", "network": {"handle": "x"}}, "name"),
         ({"network": {"handle": "x"}, "alias": "1 2"}, "alias"),
     ],
 )
-def test_a_wrong_config_is_told(values, message):
-    with pytest.raises(ValidationError, match=message):
+def test_a_wrong_config_is_refused(values, word):
+    with pytest.raises(ValidationError, match=word):
         ServiceConfig.model_validate({"name": "x", **values})
 
 
-def test_a_network_that_leads_nowhere_is_refused(can, tiny_infilling):
-    with pytest.raises(ValueError, match="none of its functions leads from image to mask"):
-        Service.load(ServiceConfig(name="x", network=NetworkConfig(handle=str(tiny_infilling()))))
-    with pytest.raises(TrackingError, match="is neither a folder nor"):
-        Service.load(ServiceConfig(name="x", network=NetworkConfig(handle="nowhere")))
+def test_what_is_not_such_a_model_is_refused(tiny_infilling, tmp_path):
+    for handle, error in ((str(tiny_infilling()), ExportError), ("nowhere", TrackingError)):
+        with pytest.raises(error):
+            loaded(handle)
+    for content in (None, "[1]"):
+        if content:
+            (tmp_path / pictures.FILE).write_text(content)
+        with pytest.raises(ConfigError, match=str(tmp_path)):
+            pictures.unpack(tmp_path)
 
 
 def test_a_registered_service_is_whole_and_answers_through_mlflow(can, inverter, tracking_uri):
@@ -404,14 +382,6 @@ def test_a_service_answers_through_onnx_runtime(can, inverter, tracking_uri):
     assert np.abs(apart).max() <= 1
     with pytest.raises(ExportError, match=r"inverter\.onnx"):
         Service.load(config)  # of the export itself, which was not registered
-
-
-def test_a_folder_that_holds_no_service_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="holds no service"):
-        pictures.unpack(tmp_path)
-    (tmp_path / pictures.FILE).write_text("[1]")
-    with pytest.raises(ConfigError, match="holds no service"):
-        pictures.unpack(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -511,16 +481,3 @@ def test_pictures_of_the_pipeline(tmp_path, monkeypatch):
         decoded(answer["overlay"]).shape[2] == 3
         and "overlay" not in service.answer([{"pixels": breast().tolist()}])[0]
     )
-
-
-def test_base64_in_the_forms_that_clients_write(tmp_path):
-    plain = encoded(square(32, 32))
-    content = base64.b64decode(plain)
-    forms = [
-        plain,
-        base64.encodebytes(content).decode(),
-        f"data:image/png;base64,{plain}",
-        f" data:;base64,{plain}\r\n",
-    ]
-    for form in forms:
-        assert requests._decode_base64(form) == content

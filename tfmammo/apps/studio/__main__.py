@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from tfmammo import cli
 from tfmammo import config as configuration
-from tfmammo.apps.serving.local import private_folder, stoppable
+from tfmammo.apps.serving.web import private_folder, stoppable
 from tfmammo.apps.studio.config import StudioConfig
 from tfmammo.errors import ConfigError
 
@@ -33,10 +33,6 @@ def show(config: StudioConfig) -> None:
 
     Args:
         config: What to offer, and where to listen.
-
-    Raises:
-        ConfigError: Gradio is not installed, or a model can't be loaded.
-        OSError: The port is in use.
     """
     with stoppable(), private_folder("tfmammo_studio_") as folder:
         # Gradio reads both while it is imported.
