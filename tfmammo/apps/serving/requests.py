@@ -71,8 +71,7 @@ def parse_request(kind: type[ImageRequest], item: Mapping[str, Any]) -> ImageReq
 
 
 def read_mammogram(request: ImageRequest, path: Path) -> Mammogram:
-    """Read the image of a request; a file is written to `path`, which must exist while it is used.
-    """
+    """Read the image of a request; a file is written to `path` and must stay while it is used."""
     facts = {"laterality": request.laterality, "view": request.view, "spacing": request.spacing}
     if request.image is None:
         return _wrap_pixels(request.pixels, facts)

@@ -25,7 +25,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,6 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 MAX_ERROR_LENGTH = 500  # characters
 MAX_CONNECTIONS = 64  # each may hold a body in memory
 RECEIVING_SECONDS = 120.0  # a body may take
-DRAINING_SECONDS = 5.0  # the rest of a refused body is read
 
 
 class RequestRefused(Exception):
@@ -178,7 +177,7 @@ class _Worker:
             if refused.status == 400:
                 return JSONResponse({"error": str(refused)}, 400)
             if refused.status in (413, 415):
-                await _drain(request)
+                await web.drain(request)
             return web.refuse(refused.status, str(refused))
         except (ClientDisconnect, ClientGone):
             return Response(status_code=400)  # nobody reads it
@@ -224,15 +223,6 @@ async def _receive(request: Request, limit: int) -> bytearray:
     except TimeoutError:
         raise RequestRefused(408, "the request came too slowly") from None
     return body
-
-
-async def _drain(request: Request) -> None:
-    """Read the rest of a refused body: a client may not see an answer before it has sent all."""
-    # RuntimeError: the body has been read already
-    with suppress(TimeoutError, ClientDisconnect, RuntimeError):
-        async with asyncio.timeout(DRAINING_SECONDS):
-            async for _ in request.stream():
-                pass
 
 
 def _check_client() -> None:

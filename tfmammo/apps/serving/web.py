@@ -9,17 +9,19 @@ uvicorn has no time limit for a request's header or for reading an answer. A rev
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
 from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")  # reached from this machine only
 STOPPING_SECONDS = 5  # for requests under way, from a signal on
+DRAINING_SECONDS = 5.0  # the rest of a refused body is read
 
 
 class SameOrigin:
@@ -93,6 +96,15 @@ def make_server(app: ASGIApp, connections: int) -> uvicorn.Server:
             timeout_graceful_shutdown=STOPPING_SECONDS,
         )
     )
+
+
+async def drain(request: Request) -> None:
+    """Read the rest of a refused body: a client may not see an answer before it has sent all."""
+    # RuntimeError: the body has been read already
+    with suppress(TimeoutError, ClientDisconnect, RuntimeError):
+        async with asyncio.timeout(DRAINING_SECONDS):
+            async for _ in request.stream():
+                pass
 
 
 def refuse(status: int, sentence: str) -> JSONResponse:
