@@ -99,11 +99,6 @@ def measure_build(path: str, overrides: Sequence[str], sample: int, folder: Path
         overrides: Of the config.
         sample: Mammograms to measure.
         folder: For the shards.
-
-    Raises:
-        ConfigError: As `build.build`.
-        ArchiveError: As `build.build`.
-        DataError: As `build.build`, or there are fewer mammograms than are to be measured.
     """
     build_config = config.parse(build.BuildConfig, path, overrides)
     data = build_config.data
@@ -140,9 +135,6 @@ def measure_synthesis(path: str, overrides: Sequence[str], sample: int, folder: 
         overrides: As for `measure_build`.
         sample: Items to measure.
         folder: For the items.
-
-    Raises:
-        TfmammoError: As `synthesis.synthesize`.
     """
     synthesis_config = config.parse(SynthesisConfig, path, [*overrides, f"count={sample + 1}"])
     _, index = _time_index(synthesis_config.data)

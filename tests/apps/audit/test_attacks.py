@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfmammo.apps.audit.attacks import Sides, find_logits, run_attacks
+from tfmammo.apps.audit.attacks import Sides, run_attacks
 from tfmammo.apps.audit.config import AuditConfig
 from tfmammo.apps.audit.verdict import decide
 from tfmammo.data.patches import Patches
@@ -47,9 +47,7 @@ def test_a_generator_that_gives_training_patches_back_is_caught():
     attacks = attack(make_sides(True))
     assert attacks["loss"].success.value == 1 and attacks["loss"].rate.value == 1
     assert attacks["extraction"].success.value == 1
-    assert attacks["extraction"].details == (
-        "100.0 % of training patches came back, 0.0 % of unseen ones"
-    )
+    assert attacks["extraction"].details.startswith("100.0 % of training patches")
     verdict = decide(list(attacks.values()), 0.6)
     assert (verdict.decision, verdict.strongest) == ("leaks", "loss")
 
@@ -115,10 +113,6 @@ def test_networks_see_copies_too(published_weights):
     attacks = {each.name: each for each in run_attacks(NETWORK, sides, config, LEVEL)}
     for space in ("pixels", "LPIPS", "Inception"):
         assert attacks[f"nearest, {space}"].success.value > 0.9
-
-
-def test_an_export_without_a_discriminator_has_no_logits():
-    assert find_logits(NETWORK, make_sides(False)) is None
 
 
 @pytest.mark.slow

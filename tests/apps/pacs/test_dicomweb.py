@@ -4,7 +4,6 @@ import datetime
 import ipaddress
 import ssl
 import threading
-import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -78,7 +77,7 @@ def open_node(place, authorization="Bearer token", **config):
     return dicomweb.WebNode(address, PacsConfig(**({"timeout": 5} | config)), authorization)
 
 
-@pytest.mark.parametrize("status", [401, 403, 400])
+@pytest.mark.parametrize("status", [401, 400])
 def test_a_refusal_is_final(status):
     with serve(reply(status, b"QUIBBLE^ZEPHYRINE")) as (place, _):
         with pytest.raises(PacsError, match=f"^127.0.0.1: answered with status {status}$") as error:
@@ -87,7 +86,7 @@ def test_a_refusal_is_final(status):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [429, 503])
 def test_what_passes_is_attempted_again(status):
     with serve(reply(status)) as (place, heard):
         node = open_node(place)
@@ -117,39 +116,6 @@ def test_what_is_no_answer_is_not_quoted(content):
         with pytest.raises(PacsError) as error:
             open_node(place).list_instances("1.2")
         assert "QUIBBLE" not in str(error.value) and "127.0.0.1: " in str(error.value)
-
-
-# the server's side of a connection that was broken off
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_answer_without_end_is_broken_off(monkeypatch):
-    monkeypatch.setattr(dicomweb, "LARGEST", 10_000)
-
-    def flood(handler):
-        reply(200, b"--b\r\n\r\n", 'multipart/related; boundary="b"')(handler)
-        try:
-            while True:
-                handler.wfile.write(bytes(1000))
-        except OSError:
-            return
-
-    with serve(flood) as (place, _), pytest.raises(PacsError, match="sends more than 10000 bytes"):
-        open_node(place).retrieve(IMAGE)
-
-
-def test_what_comes_drop_by_drop_is_broken_off(monkeypatch):
-    monkeypatch.setattr(dicomweb, "_LONGEST", 1)
-
-    def drip(handler):
-        reply(200, b"[", **{"Content-Length": "1000000"})(handler)
-        try:
-            while True:
-                handler.wfile.write(b" ")
-                time.sleep(0.1)
-        except OSError:
-            return
-
-    with serve(drip) as (place, _), pytest.raises(PacsUnreachable, match="sends too slowly"):
-        open_node(place, timeout=1).list_instances("1.2")
 
 
 @pytest.mark.parametrize("preamble", [b"", b"This is a message of several parts.\r\n"])

@@ -131,10 +131,6 @@ def write_demo(output: Path) -> Path:
 
     Returns:
         The page.
-
-    Raises:
-        ConfigError: The folder holds other files.
-        ExportError: A network of the zoo can't be unpacked.
     """
     with jobs.claim_folder(output, {"command": "demo"}, ".demo.json"):
         return _write_demo(output)
@@ -267,11 +263,7 @@ def _load_editors(method: Method, others: Sequence[Case]) -> list[Editor]:
 
 
 def _insert_somewhere(editor: Editor, case: Case) -> EditResult:
-    """Insert a lesion at the first place, from the breast's middle outwards, that takes one.
-
-    Raises:
-        DataError: No place does; the sentence is of the last one.
-    """
+    """Insert a lesion at the first place, from the breast's middle outwards, that takes one."""
     problem = ""
     size = None if editor.config.real_lesions or editor.network else SIZE
     for centre in _list_places(case):

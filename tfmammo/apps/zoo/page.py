@@ -57,9 +57,6 @@ def describe(name: str, entry: Entry) -> str:
 
     Returns:
         Markdown with a heading of the second level.
-
-    Raises:
-        ExportError: Its packed file is missing or damaged.
     """
     return document.render_markdown(list(_describe(name, entry)))
 
