@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,13 +13,19 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 
+import cv2
 import httpx
 import mlflow
 import numpy as np
 import pytest
 
+from tests.known_networks import KnownCAN
 from tests.ports import find_free_port
 from tfmammo.apps.serving import server, web
+from tfmammo.apps.serving.__main__ import register
+from tfmammo.apps.serving.pictures import NetworkConfig, ServiceConfig
+from tfmammo.config import DataConfig
+from tfmammo.tracking import export
 
 CODE = """
 import os, time
@@ -302,6 +309,33 @@ def test_good_and_hostile_requests_at_once_lose_no_answer(port):
             assert response.json() == {"predictions": [{"value": 2 * number}]}
         else:
             assert response.status_code == HOSTILE[number % len(HOSTILE)][1]
+
+
+def test_the_guides_examples_run(repository, tmp_path, monkeypatch, capsys):
+    """The first commands of the guide register the zoo's CAN; the examples send it a patch."""
+    page = (repository / "docs/guides/serving.md").read_text()
+    (shell,) = re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (python,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    card = {"config": {"data": DataConfig(size=16, window=(0, 1)).model_dump(mode="json")}}
+    known = KnownCAN("can", 16, level=0.5, weight=0.5, bias=0.0, steepness=40.0)
+    export.export(known, tmp_path / "can", card | {"step": 1, "train_patients": []})
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    network = NetworkConfig(handle=str(tmp_path / "can"))
+    register(ServiceConfig(name="can-inverter", network=network, tracking_uri=uri))
+    place = mlflow.MlflowClient(uri).get_model_version_download_uri("tfmammo-can-inverter", "1")
+    image = np.full((16, 16), 30, np.uint8)
+    image[4:12, 4:12] = 220
+    cv2.imwrite(str(tmp_path / "PATCH.png"), image)
+    monkeypatch.chdir(tmp_path)
+    with served(place, limit=2**20) as port:
+        if shutil.which("curl"):
+            command = ["bash", "-c", shell.replace(":5001", f":{port}")]
+            said = subprocess.run(command, capture_output=True, check=True).stdout
+            assert json.loads(said)["predictions"][0]["box"] == [4, 4, 12, 12]
+        exec(python.replace(":5001", f":{port}"), {})
+    assert capsys.readouterr().out == "box: [4, 4, 12, 12]\n"
+    mask = cv2.imread("mask.png", cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(mask > 0, image > 100)
 
 
 RUN = """
