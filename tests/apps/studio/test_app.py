@@ -8,12 +8,8 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import signal
 import stat
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -24,11 +20,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tests.apps.studio.servers import Server
 from tests.known_networks import KnownSegmenter
-from tests.ports import find_free_port
 from tfmammo.archives import phantom
 from tfmammo.archives.writers.dicom import write_dicom
-from tfmammo.config import DataConfig, dump, parse
+from tfmammo.config import DataConfig, parse
 from tfmammo.models.shape import ShapeCNN, ShapeConfig
 from tfmammo.tracking import export
 
@@ -37,7 +33,6 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 
 from tfmammo.apps.studio.config import StudioConfig  # noqa: E402
 
-CHROMIUM = shutil.which("chromium")
 CONFIGS = Path(__file__).parents[3] / "configs"
 SECRETS = ("QUIBBLE", "ZEPHYRINE", "PIDXW77310", "19430217", "GRUMBOLT", "SNODGRASS")
 FILE = "Quibble Zephyrine 1943.dcm"
@@ -101,77 +96,13 @@ def models(tmp_path_factory, tiny_infilling, tiny_contextual, mass):
     }
 
 
-class Server:
-    """The studio in a process of its own, all of whose temporary files lie in one folder."""
-
-    def __init__(self, folder, models, *overrides):
-        self.port = find_free_port()
-        self.address = f"http://127.0.0.1:{self.port}"
-        self.temporary = folder / "temporary"
-        self.temporary.mkdir()
-        (folder / "studio.yaml").write_text(
-            dump(
-                StudioConfig.model_validate(
-                    models | {"port": self.port, "upload_mb": 4, "total_mb": 60}
-                )
-            )
-        )
-        command = [
-            sys.executable,
-            "-m",
-            "tfmammo.apps.studio",
-            "--config",
-            str(folder / "studio.yaml"),
-        ]
-        self.path = folder / "log.txt"
-        environment = os.environ | {"TMPDIR": str(self.temporary), "CUDA_VISIBLE_DEVICES": ""}
-        with self.path.open("w") as log:
-            self.process = subprocess.Popen(
-                [*command, *(["--set", *overrides] if overrides else [])],
-                cwd=folder,
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
-
-    @property
-    def log(self):
-        return self.path.read_text()
-
-    def wait(self):
-        deadline = time.monotonic() + 240
-        while time.monotonic() < deadline and self.process.poll() is None:
-            if "the studio is at" in self.log:
-                return self
-            time.sleep(0.2)
-        raise AssertionError(self.log)
-
-    def files(self):
-        return [path for path in self.temporary.rglob("*") if path.is_file()]
-
-    def stop(self):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, models):
     server = Server(tmp_path_factory.mktemp("studio"), models)
     try:
         yield server.wait()
     finally:
-        server.stop()
-
-
-@pytest.fixture
-def browser():
-    if not CHROMIUM:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+        server.kill()
 
 
 def visit(browser, server, **options):
@@ -411,7 +342,7 @@ def test_the_systems_that_come_with_the_package(tmp_path, browser):
         assert len(set(shown.values())) == len(config.systems) == 5
         assert not page.locator(".note").first.is_visible()
     finally:
-        shipped.stop()
+        shipped.kill()
 
 
 def phantom_of(page, area, number):
@@ -550,7 +481,7 @@ def test_limits_hold_past_the_page_too(server):
 
 @pytest.mark.long
 def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path, models, browser):
-    server = Server(tmp_path, {"systems": {"add": models["systems"]["add"]}}, "host=0.0.0.0")
+    server = Server(tmp_path, {"systems": {"add": models["systems"]["add"]}}, host="0.0.0.0")
     try:
         server.wait()
         assert "there is no password" in server.log
@@ -564,7 +495,7 @@ def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path, models, browser):
         assert server.process.wait(60) in (0, 130)
         assert not folder.exists() and server.files() == []
     finally:
-        server.stop()
+        server.kill()
 
 
 def screenshot(page, path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from scipy import optimize, sparse
 
+from tfmammo.archives import tables
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import datasets
 from tfmammo.data.patches import Patches
@@ -206,17 +206,9 @@ def _map_lesion_patients(root: Path) -> dict[str, list[str]]:
     """Map an image_id to the patients whose lesions were inserted, by metadata.csv."""
     if not (root / "metadata.csv").is_file():
         return {}
-    with (root / "metadata.csv").open(encoding="utf-8-sig", newline="") as file:
-        separator = max(",;\t", key=file.readline().count)
-        file.seek(0)
-        rows = [
-            {(key or "").strip(): value for key, value in row.items()}
-            for row in csv.DictReader(file, delimiter=separator)
-        ]
     return {
-        _image_id(row["file"]): (row.get("lesion_patient") or "").casefold().split()
-        for row in rows
-        if row.get("file")
+        _image_id(row["file"]): row.get("lesion_patient", "").casefold().split()
+        for _, row in tables.read_table(root / "metadata.csv", ["file"])
     }
 
 

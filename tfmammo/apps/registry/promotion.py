@@ -368,28 +368,30 @@ def _apply(outcome: Outcome, config: PromotionConfig, uri: str) -> Outcome:
 def _describe(outcome: Outcome, config: PromotionConfig) -> dict[str, Any]:
     """Make the tags of a decision; None removes the tag of an earlier decision."""
     evaluation = outcome.evaluation
-    tags: dict[str, Any] = {
+    tags = {
         "decision": outcome.decision,
         "reason": outcome.reason,
         "against": outcome.best,
-        **dict.fromkeys(EVALUATION_TAGS),
+        "date": _now(),
     }
-    if evaluation:
-        gain = evaluation.gain
-        tags |= {
-            "gain": f"{gain.difference:.6g}",
-            "comparisons": evaluation.comparisons,
-            "patients": evaluation.patients,
-            "images": evaluation.images,
-            "data": evaluation.fingerprint,
-            "archive": evaluation.archive,
-            "metric": config.metric,
-            "min_gain": config.min_gain,
-            "alpha": config.alpha,
-        }
-        if np.isfinite(gain.p):
-            tags |= {"interval": f"[{gain.low:.6g}, {gain.high:.6g}]", "p": f"{gain.p:.6g}"}
-    return tags | {"date": _now()}
+    if not evaluation:
+        return tags | dict.fromkeys(EVALUATION_TAGS)
+    gain = evaluation.gain
+    has_interval = np.isfinite(gain.p)
+    values = (
+        f"{gain.difference:.6g}",
+        f"[{gain.low:.6g}, {gain.high:.6g}]" if has_interval else None,
+        f"{gain.p:.6g}" if has_interval else None,
+        evaluation.comparisons,
+        evaluation.patients,
+        evaluation.images,
+        evaluation.fingerprint,
+        evaluation.archive,
+        config.metric,
+        config.min_gain,
+        config.alpha,
+    )
+    return tags | dict(zip(EVALUATION_TAGS, values, strict=True))
 
 
 def _set_tags(client: Any, model: RegisteredModel, number: int, values: Mapping[str, Any]) -> None:

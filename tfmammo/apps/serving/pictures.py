@@ -4,7 +4,7 @@ Each is a service behind MLflow's `predict`. A request is a list of images, each
 
     image       a file (DICOM, PNG, TIFF, JPEG, PGM) in base64, or instead
     pixels      rows of intensities in [0, 1]
-    laterality, view, spacing   L or R, CC or MLO, [mm, mm] per px, where the file does not state
+    laterality, view, spacing   L or R, CC or MLO, [mm, mm] per px, if the file does not state
                 them
     ...         the keys of the service
 
@@ -34,7 +34,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,8 +123,7 @@ class ServiceConfig(Frozen):
 
 
 Answer = dict[str, Any]
-CancelCheck = Callable[[], None]
-AnswerAll = Callable[[Sequence[Any], Sequence[Mammogram], CancelCheck], list[Answer]]
+Item = tuple[int, Any, Mammogram]  # the number, keys and image of a part of a request
 
 
 def check_cancelled() -> None:
@@ -133,26 +131,23 @@ def check_cancelled() -> None:
 
 
 class Service:
-    """A loaded service: `answer` takes the images of one request, each with the keys of `kind`."""
+    """A loaded service: `answer` takes the images of one request."""
 
-    def __init__(self, kind: type[ImageRequest], answer_all: AnswerAll) -> None:
-        self.kind = kind
-        self.answer_all = answer_all
+    kind: type[ImageRequest]  # the keys of each image
+    batch = 1  # images that are computed together
 
     @staticmethod
     def load(config: ServiceConfig) -> Service:
         """Load the models of a service."""
         if config.network:
-            return Service(ImageRequest, _Network(config.network).answer_all)
+            return NetworkService(config.network)
         if config.case:
-            pipeline = Pipeline.load(config.case)
-            return Service(PipelineRequest, _answer_each(partial(_run_pipeline, pipeline)))
+            return PipelineService(Pipeline.load(config.case))
         assert config.system
-        lesion_editor = Editor.load(config.system)
-        return Service(EditorRequest, _answer_each(partial(_edit, lesion_editor)))
+        return EditorService(Editor.load(config.system))
 
     def answer(
-        self, items: Sequence[Mapping[str, Any]], proceed: CancelCheck = check_cancelled
+        self, items: Sequence[Mapping[str, Any]], proceed: Callable[[], None] = check_cancelled
     ) -> list[Answer]:
         """Answer a request, one answer for each image as JSON has it.
 
@@ -161,8 +156,7 @@ class Service:
         if not 0 < len(items) <= MAX_IMAGES:
             raise ConfigError(f"inputs holds {len(items)} images, not 1 to {MAX_IMAGES}")
         with tempfile.TemporaryDirectory() as folder:
-            requests = []
-            mammograms = []
+            read: list[Item] = []
             pixels = 0
             for number, item in enumerate(items):
                 proceed()
@@ -174,9 +168,20 @@ class Service:
                         raise ConfigError(
                             f"with this image the request has {pixels} px, more than {MAX_PIXELS}"
                         )
-                requests.append(request)
-                mammograms.append(mammogram)
-            return self.answer_all(requests, mammograms, proceed)
+                    self.check(mammogram)
+                read.append((number, request, mammogram))
+            answers: list[Answer] = []
+            for first in range(0, len(read), self.batch):
+                proceed()
+                answers += self.compute(read[first : first + self.batch])
+            return answers
+
+    def check(self, mammogram: Mammogram) -> None:
+        """Refuse an image before any is computed."""
+
+    def compute(self, items: Sequence[Item]) -> list[Answer]:
+        """Answer a batch of images."""
+        raise NotImplementedError
 
 
 def gather(config: ServiceConfig, folder: Path) -> None:
@@ -226,8 +231,11 @@ def _has_no_card(uri: str) -> bool:
     )
 
 
-class _Network:
+class NetworkService(Service):
     """A network of patches."""
+
+    kind = ImageRequest
+    batch = BATCH_SIZE
 
     def __init__(self, config: NetworkConfig) -> None:
         self.config = config
@@ -245,34 +253,9 @@ class _Network:
             ) from None
         self.data = data.model_copy(update={"size": self.size})
 
-    def answer_all(
-        self,
-        requests: Sequence[ImageRequest],
-        mammograms: Sequence[Mammogram],
-        proceed: CancelCheck,
-    ) -> list[Answer]:
-        """Answer all images, a batch at a time."""
-        for number, mammogram in enumerate(mammograms):
-            with numbering_errors(number):
-                self.check_size(mammogram.rows, mammogram.cols)
-        answers: list[Answer] = []
-        for first in range(0, len(mammograms), BATCH_SIZE):
-            proceed()
-            batch = mammograms[first : first + BATCH_SIZE]
-            patches = []
-            for number, mammogram in enumerate(batch, first):
-                with numbering_errors(number):
-                    patches.append(self.make_patch(mammogram))
-            outputs = self.call(**{self.config.source: np.stack(patches)})[self.config.target]
-            answers += [
-                self.make_answer(output[..., 0], mammogram)
-                for output, mammogram in zip(outputs, batch, strict=True)
-            ]
-        return answers
-
-    def check_size(self, rows: int, cols: int) -> None:
+    def check(self, mammogram: Mammogram) -> None:
         """Refuse an image that does not have the size of a patch."""
-        frame = self.data.frame
+        rows, cols, frame = mammogram.rows, mammogram.cols, self.data.frame
         if frame == "full" or (rows, cols) == (self.size, self.size):
             return
         if not self.config.scaled:
@@ -284,6 +267,18 @@ class _Network:
             raise ArchiveError(
                 f"the network takes square crops, not an image of {rows} x {cols} px"
             )
+
+    def compute(self, items: Sequence[Item]) -> list[Answer]:
+        """Answer a batch of patches."""
+        patches = []
+        for number, _, mammogram in items:
+            with numbering_errors(number):
+                patches.append(self.make_patch(mammogram))
+        outputs = self.call(**{self.config.source: np.stack(patches)})[self.config.target]
+        return [
+            self.make_answer(output[..., 0], mammogram)
+            for output, (_, _, mammogram) in zip(outputs, items, strict=True)
+        ]
 
     def make_patch(self, mammogram: Mammogram) -> NDArray[np.float32]:
         """Return float32 [size, size, 1], made like the network's training patches."""
@@ -311,60 +306,67 @@ class _Network:
         }
 
 
-def _answer_each(answer: Callable[[Any, Mammogram], Answer]) -> AnswerAll:
-    """Make a function that answers all images, one after the other."""
+class PipelineService(Service):
+    """A CAD pipeline."""
 
-    def answer_all(
-        requests: Sequence[Any], mammograms: Sequence[Mammogram], proceed: CancelCheck
-    ) -> list[Answer]:
-        answers = []
-        for number, (request, mammogram) in enumerate(zip(requests, mammograms, strict=True)):
-            proceed()
-            with numbering_errors(number):
-                answers.append(answer(request, mammogram))
-        return answers
+    kind = PipelineRequest
 
-    return answer_all
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
 
-
-def _run_pipeline(pipeline: Pipeline, request: PipelineRequest, mammogram: Mammogram) -> Answer:
-    result = pipeline.predict(mammogram)
-    rows, cols = mammogram.rows, mammogram.cols
-    masks: list[Any] = []
-    for finding in result.findings:
-        lesion = finding.lesion
-        if lesion is None:
-            masks.append(None)
-            continue
-        top, left, bottom, right = lesion.box
-        region = np.ascontiguousarray(lesion.mask(rows, cols)[top:bottom, left:right])
-        masks.append(coco.encode(region, lesion.box, rows, cols))
-    answer: Answer = {"report": build_report(result, pipeline), "masks": masks}
-    if request.overlay:
-        answer["overlay"] = _base64(encode_png(draw_overlay(result)))
-    return answer
+    def compute(self, items: Sequence[Item]) -> list[Answer]:
+        """Find the lesions of a mammogram."""
+        ((number, request, mammogram),) = items
+        with numbering_errors(number):
+            result = self.pipeline.predict(mammogram)
+        rows, cols = mammogram.rows, mammogram.cols
+        masks: list[Any] = []
+        for finding in result.findings:
+            lesion = finding.lesion
+            if lesion is None:
+                masks.append(None)
+                continue
+            top, left, bottom, right = lesion.box
+            region = np.ascontiguousarray(lesion.mask(rows, cols)[top:bottom, left:right])
+            masks.append(coco.encode(region, lesion.box, rows, cols))
+        answer: Answer = {"report": build_report(result, self.pipeline), "masks": masks}
+        if request.overlay:
+            answer["overlay"] = _base64(encode_png(draw_overlay(result)))
+        return [answer]
 
 
-def _edit(lesion_editor: Editor, request: EditorRequest, mammogram: Mammogram) -> Answer:
-    keys = EditRequest.model_fields
-    edit = EditRequest.model_validate({key: getattr(request, key) for key in keys})
-    result = lesion_editor.edit(mammogram, edit)
-    is_dicom = request.format == "dicom"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "synthetic"
-        if is_dicom:
-            result.write_dicom(path)
-        else:
-            synthetic.write_png(path, result.after)
-        image = _base64(path.read_bytes())
-    return {
-        "image": image,
-        "mask": _base64(synthetic.encode_mask_png(result.mask)),
-        "box": list(result.box),
-        "kind": result.kind,
-        "annotations": result.to_coco("synthetic.dcm" if is_dicom else "synthetic.png"),
-        "recipe": result.recipe,
-    }
+class EditorService(Service):
+    """An editor of lesions."""
+
+    kind = EditorRequest
+
+    def __init__(self, editor: Editor) -> None:
+        self.editor = editor
+
+    def compute(self, items: Sequence[Item]) -> list[Answer]:
+        """Edit a mammogram."""
+        ((number, request, mammogram),) = items
+        keys = EditRequest.model_fields
+        edit = EditRequest.model_validate({key: getattr(request, key) for key in keys})
+        is_dicom = request.format == "dicom"
+        with numbering_errors(number), tempfile.TemporaryDirectory() as folder:
+            result = self.editor.edit(mammogram, edit)
+            path = Path(folder) / "synthetic"
+            if is_dicom:
+                result.write_dicom(path)
+            else:
+                synthetic.write_png(path, result.after)
+            image = _base64(path.read_bytes())
+        return [
+            {
+                "image": image,
+                "mask": _base64(synthetic.encode_mask_png(result.mask)),
+                "box": list(result.box),
+                "kind": result.kind,
+                "annotations": result.to_coco("synthetic.dcm" if is_dicom else "synthetic.png"),
+                "recipe": result.recipe,
+            }
+        ]
 
 
 def _encode_png16(image: NDArray[np.float32]) -> str:

@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,11 +31,11 @@ class ImageRequest(Frozen):
     pixels: Any = None
     """Rows of intensities in [0, 1]."""
     laterality: Laterality | None = None
-    """Side, where the file does not state it."""
+    """Side, if the file does not state it."""
     view: View | None = None
-    """View, where the file does not state it."""
+    """View, if the file does not state it."""
     spacing: tuple[float, float] | None = None
-    """mm per px, where the file does not state it."""
+    """mm per px, if the file does not state it."""
 
     @model_validator(mode="after")
     def _one(self) -> ImageRequest:
@@ -82,9 +83,11 @@ def read_mammogram(request: ImageRequest, path: Path) -> Mammogram:
     except ValueError:
         raise ConfigError("image is not in base64") from None
     try:
-        return open_mammogram(path, **facts)  # type: ignore[arg-type]
+        mammogram = open_mammogram(path, **facts)  # type: ignore[arg-type]
     except ArchiveError as error:
         raise ArchiveError(str(error).removeprefix(f"{path}: ")) from None
+    # The id of a file follows from its path, and seeds follow from the id.
+    return replace(mammogram, image_id=hash_id("folder", ""))
 
 
 def _wrap_pixels(pixels: Any, facts: Mapping[str, Any]) -> Mammogram:

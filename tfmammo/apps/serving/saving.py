@@ -50,7 +50,7 @@ def save_service(path: Path, directory: Path, run_id: str) -> None:
 def check(folder: Path, name: str) -> None:
     """Make sure that MLflow runs nothing from a model's folder but a file of this package."""
     if not (folder / "MLmodel").is_file():
-        raise MlflowException(f"there is no model of MLflow's in {folder.name}")
+        raise MlflowException(f"{folder.name} is not an MLflow model")
     flavor = Model.load(str(folder)).flavors.get("python_function", {})
     code = flavor.get("model_code_path")
     if flavor.get("loader_module") != FROM_CODE or not code:
