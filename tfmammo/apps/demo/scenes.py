@@ -37,7 +37,7 @@ ATTRIBUTION = (
 )
 CAUTION = (
     "Research software: not a medical device, not for diagnosis. The networks are the small ones "
-    "that come with the package; `tfmammo pretrained show NAME` lists the known failures of each."
+    "that come with the package; tfmammo pretrained show NAME lists the known failures of each."
 )
 SIDE = 512  # px of a mammogram's longer side, as the zoo's networks were trained
 REAL_SPACING = 0.42  # mm per px of the real mammogram: its film has some 4,350 rows of 0.05 mm

@@ -15,32 +15,18 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import (
-    JPEG2000,
     UID,
     ComprehensiveSRStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLETransferSyntaxes,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
-from pynetdicom import AE, build_role, evt
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    StudyRootQueryRetrieveInformationModelFind as FIND,
-)
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    StudyRootQueryRetrieveInformationModelGet as GET,
-)
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    StudyRootQueryRetrieveInformationModelMove as MOVE,
-)
+from pynetdicom import AE, build_role, evt, sop_class
 
 from tfmammo.apps.pacs.config import Address, PacsConfig
 from tfmammo.apps.pacs.nodes import (
@@ -58,19 +44,17 @@ from tfmammo.errors import ConfigError, PacsError, PacsUnreachable
 # it logs datasets and what servers say
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
 
+FIND = sop_class.StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
+GET = sop_class.StudyRootQueryRetrieveInformationModelGet  # type: ignore[attr-defined]
+MOVE = sop_class.StudyRootQueryRetrieveInformationModelMove  # type: ignore[attr-defined]
 _RESULTS = (SegmentationStorage, ComprehensiveSRStorage, SecondaryCaptureImageStorage)
 _PLAIN = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
-_COMPRESSED = (
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    JPEG2000Lossless,
-    JPEG2000,
-    RLELossless,
-)
+_COMPRESSED = [
+    *JPEGTransferSyntaxes,
+    *JPEGLSTransferSyntaxes,
+    *JPEG2000TransferSyntaxes,
+    *RLETransferSyntaxes,
+]
 _PENDING = (0xFF00, 0xFF01)
 _REFUSED = 0x0124  # not authorized
 

@@ -75,18 +75,18 @@ class NetworkConfig(Frozen):
     """A network of patches."""
 
     handle: str
-    """Model URI of its export."""
+    """Its model URI: a run, an export, or models:/NAME@ALIAS."""
     source: Literal["image", "mask"] = "image"
-    """Input of the network: image leads to a mask, mask to an image."""
+    """Input of the network: from an image to a mask, or from a mask to an image."""
     threshold: float = Field(default=0.5, gt=0, le=1)
     """A pixel is lesion from this probability on."""
     runtime: Literal["tensorflow", "onnx"] = "tensorflow"
-    """What answers. "onnx": ONNX Runtime, which answers single patches faster on a CPU. Registering
-    converts the network and checks that it answers alike. Needs the extra onnx.
+    """"onnx": ONNX Runtime, which is faster for single patches on a CPU, and needs the extra onnx.
+    Registering converts the network, and checks that its answers agree.
     """
     scaled: bool = False
-    """Accept crops of any size, cut like the network's training patches (data.frame), and resize
-    them; otherwise an image must have the size of the network's patches.
+    """Resize crops of any size, cut like the network's training patches (data.frame); otherwise an
+    image must have the size of the patches.
     """
 
     @property
@@ -111,9 +111,9 @@ class ServiceConfig(Frozen):
     system: EditorConfig | None = None
     """An editor, which inserts or removes lesions."""
     alias: str = Field(default="best", pattern=r"^[a-z][a-z0-9_-]*$")
-    """Alias that the new version gets."""
+    """Alias of the new version."""
     tracking_uri: str | None = None
-    """MLflow's store in which the model is registered; None: the environment's."""
+    """MLflow's store of the registered model; None: the environment's."""
 
     @model_validator(mode="after")
     def _one(self) -> ServiceConfig:
