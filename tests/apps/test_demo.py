@@ -60,7 +60,7 @@ def test_the_real_mammogram_has_its_mass(tmp_path):
     assert case.mammogram.lesions[0].box == (183, 97, 248, 157)
 
 
-def test_places_lie_on_the_breast_and_away_from_its_mass(phantom_case):
+def test_places_are_in_the_breast_and_away_from_its_mass(phantom_case):
     image = phantom_case.mammogram.pixels()[..., 0]
     box = np.array(phantom_case.mammogram.lesions[0].box)
     places = list(scenes._list_places(phantom_case))
@@ -107,7 +107,7 @@ def test_crops_stay_within_the_mammogram():
     assert crop[0, 0, 0] == 512 - scenes.CROP
 
 
-def test_a_demo_takes_no_folder_of_others(tmp_path):
+def test_a_demo_leaves_other_folders_alone(tmp_path):
     mine = tmp_path / "mammograms/patient1/a.dcm"
     mine.parent.mkdir(parents=True)
     mine.write_text("precious")

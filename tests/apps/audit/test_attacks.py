@@ -62,7 +62,7 @@ def test_a_generator_that_knows_nothing_is_not_caught(shown):
     assert decide(list(attacks.values()), 0.9).decision == "passed"
 
 
-def test_what_is_made_from_unseen_masks_may_be_a_training_patch():
+def test_a_training_patch_generated_from_an_unseen_mask_is_found():
     sides = make_sides(False)
     others = np.flatnonzero(~sides.is_member)
     # turned, as training turns patches
@@ -71,7 +71,7 @@ def test_what_is_made_from_unseen_masks_may_be_a_training_patch():
     assert nearest.success.value == 1 and nearest.details.startswith("mean 0 of training patches")
 
 
-def test_patches_that_are_all_alike_are_nearest_to_one_and_tell_nothing():
+def test_identical_generated_patches_reveal_nothing():
     sides = make_sides(False)
     sides.made[:] = 0.5
     success = attack(sides)["nearest, pixels"].success
@@ -91,7 +91,7 @@ def test_a_patient_is_found_by_the_other_patch():
     assert nearest.low < 0.5 < nearest.high
 
 
-def test_a_patient_is_looked_for_among_patients_of_the_same_side_who_have_two_patches():
+def test_a_patient_is_searched_among_those_of_the_same_side_with_two_patches():
     sides = make_sides(False)
     members = np.flatnonzero(sides.is_member)
     others = np.flatnonzero(~sides.is_member)

@@ -1,14 +1,11 @@
-"""Data sets for other tools, read back by `folder` and, where it is installed, by the tool."""
+"""Data sets for other tools, read back by `folder` and by pycocotools."""
 
 import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -248,49 +245,6 @@ def test_yolos_boxes_by_hand(archive, tmp_path):
     assert boxes == sorted(originals)
 
 
-@pytest.mark.filterwarnings("default")  # the library's own, and its dependencies'
-def test_hugging_face_reads_it(archive, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
-    write_dataset("hf", config(archive), tmp_path / "hf")
-    loaded = datasets.load_dataset(
-        "imagefolder", data_dir=str(tmp_path / "hf"), cache_dir=str(tmp_path / "cache")
-    )
-    assert sorted(loaded) == ["train", "validation"]
-    originals = {original.image_id: original for original in read(archive)[0]}
-    rows = [row for subset in loaded.values() for row in subset]
-    assert len(rows) == 10
-    for row in rows:
-        matches = [
-            original
-            for original in originals.values()
-            if np.array_equal(np.rint(original.pixels()[..., 0] * 65535), np.asarray(row["image"]))
-        ]
-        (original,) = matches
-        assert row["patient"] == original.patient_id
-        assert row["objects"]["category"] == [lesion.kind for lesion in original.lesions]
-    loaded.save_to_disk(str(tmp_path / "saved"))
-    assert len(datasets.load_from_disk(str(tmp_path / "saved"))["train"]) == len(loaded["train"])
-
-
-@pytest.mark.long
-@pytest.mark.skipif(find_spec("monai") is None, reason="MONAI is not installed")
-def test_monai_reads_it(archive, tmp_path):
-    """In a process of its own: PyTorch's Triton aborts one that holds TensorFlow."""
-    write_dataset("monai", config(archive), tmp_path / "monai")
-    program = (
-        "import json, sys\nfrom monai.data import load_decathlon_datalist as load\n"
-        "print(json.dumps([len(load(sys.argv[1], True, key)) for key in sys.argv[2:]]))"
-    )
-    path = str(tmp_path / "monai" / "dataset.json")
-    command = [sys.executable, "-c", program, path, "training", "validation"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    sizes = json.loads(done.stdout.splitlines()[-1])
-    assert sum(sizes) == 10 and min(sizes) > 0
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_lesions_of_a_pixel_or_a_line(tmp_path, name):
     """Masks have specks, and boxes of none: each comes back with its pixels."""
@@ -329,7 +283,7 @@ def test_patches_are_those_of_training(tmp_path):
     assert len(test) == len(held_out)
 
 
-def test_a_stopped_export_goes_on_and_writes_no_image_twice(archive, tmp_path, monkeypatch):
+def test_a_stopped_export_resumes_and_writes_no_image_twice(archive, tmp_path, monkeypatch):
     root = tmp_path / "coco"
     options = config(archive)
     write_dataset("coco", options, tmp_path / "whole")

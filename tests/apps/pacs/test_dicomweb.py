@@ -87,7 +87,7 @@ def test_a_refusal_is_final(status):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("status", [429, 503])
-def test_what_passes_is_attempted_again(status):
+def test_passing_failures_are_attempted_again(status):
     with serve(reply(status)) as (place, heard):
         node = open_node(place)
         config = PacsConfig(attempts=3, wait=0)
@@ -111,7 +111,7 @@ def test_a_server_that_ignores_the_page_ends(monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"QUIBBLE", b"[1]", b'[{"00080018": {"vr": "UI"}}', b"{"])
-def test_what_is_no_answer_is_not_quoted(content):
+def test_an_unreadable_answer_is_not_quoted(content):
     with serve(reply(200, content)) as (place, _):
         with pytest.raises(PacsError) as error:
             open_node(place).list_instances("1.2")
@@ -131,7 +131,7 @@ def test_a_preamble_before_the_parts_is_passed_over(tmp_path, preamble):
 
 
 @pytest.mark.parametrize(("study", "uid"), [("6.6", "1.4"), ("1.2", "6.6")])
-def test_another_instance_than_the_one_asked_for_is_refused(study, uid):
+def test_another_instance_than_requested_is_refused(study, uid):
     dataset = Dataset()
     dataset.StudyInstanceUID = study
     dataset.SOPInstanceUID = uid
@@ -139,7 +139,7 @@ def test_another_instance_than_the_one_asked_for_is_refused(study, uid):
         nodes.check_identity(dataset, IMAGE, "pacs")
 
 
-def test_nothing_follows_to_another_server(monkeypatch, tmp_path):
+def test_nothing_is_sent_to_another_server(monkeypatch, tmp_path):
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login quibble password zephyrine\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     with serve(reply()) as (other, heard_there):
@@ -193,7 +193,7 @@ def certificate(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", [None, requests.certs.where()])
-def test_a_certificate_that_nobody_signed_is_refused_unless_it_is_named(
+def test_a_self_signed_certificate_is_refused_unless_it_is_named(
     certificate, caplog, monkeypatch, bundle
 ):
     """Whatever the environment says: requests alone would take its certificates."""

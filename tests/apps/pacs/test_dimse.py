@@ -27,7 +27,7 @@ def send(node, uid):
     return node._take(event)
 
 
-def test_an_instance_that_nobody_waits_for_is_refused(node):
+def test_an_instance_that_was_not_requested_is_refused(node):
     node._awaited["1.2.3"] = None
     assert send(node, "6.6.6") == dimse._REFUSED != 0
     assert node._awaited == {"1.2.3": None}

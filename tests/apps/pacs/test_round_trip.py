@@ -385,7 +385,7 @@ def test_errors_are_one_sentence_and_name_no_patient(process, pacs, tmp_path, mo
         assert outcome.failure.startswith("127.0.0.1: can") and time.monotonic() - start < 10
 
 
-def test_nothing_of_the_patient_is_written_or_said(
+def test_no_patient_data_is_written_or_printed(
     overrides, pacs, repository, tmp_path, monkeypatch, caplog
 ):
     study, paths = write_study(tmp_path / "in", VIEWS[:1])
@@ -431,9 +431,7 @@ def test_uids_follow_from_the_models(pipeline, overrides, repository, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("studies", [40, pytest.param(200, marks=pytest.mark.nightly)])
-def test_a_server_that_is_killed_loses_nothing_and_doubles_nothing(
-    process, pacs, tmp_path, studies
-):
+def test_a_killed_server_loses_nothing_and_stores_nothing_twice(process, pacs, tmp_path, studies):
     uids = []
     for number in range(studies):
         study, (path,) = write_study(tmp_path, VIEWS[:1], seed=number)

@@ -141,7 +141,7 @@ def read(study, reader, right=lambda number: True, rate=lambda real: 6 if real e
 
 
 @pytest.mark.slow
-def test_cases_are_balanced_and_nobody_is_shown_twice(study, archives):
+def test_cases_are_balanced_and_no_patient_is_shown_twice(study, archives):
     cases = study.cases("Anna")
     assert sorted(case.number for case in cases) == list(range(1, 17))
     assert [case.task for case in cases] == ["choice"] * 8 + ["rating"] * 8
@@ -162,7 +162,7 @@ def test_cases_are_balanced_and_nobody_is_shown_twice(study, archives):
     assert first == again != other
 
 
-def test_tissue_and_lesion_of_a_set_are_told_by_its_table(archives, study):
+def test_patients_of_tissue_and_lesion_come_from_the_sets_tables(archives, study):
     """By annotations.json, which names the source, and metadata.csv."""
     sources = reader_cases.load_sources(study.config)["normal"]
     images = {
@@ -306,7 +306,7 @@ def test_few_patients_suffice_if_any_selection_does(config, real, synthetic, mis
 # Answers
 
 
-def test_a_reader_goes_on_where_they_stopped(study):
+def test_a_reader_resumes(study):
     first = study.next("Anna")
     assert first == study.cases("Anna")[0] and study.answer("Anna", first, "left", 2.0)
     again = ReaderStudy(study.config)
@@ -316,7 +316,7 @@ def test_a_reader_goes_on_where_they_stopped(study):
     assert again.next("Ben") is None and again.answers.is_unfinished()
 
 
-def test_the_first_answer_stands(study):
+def test_the_first_answer_counts(study):
     case = study.next("Anna")
     assert study.answer("Anna", case, "left", 1) and not study.answer("Anna", case, "right", 2)
     (kept,) = study.answers.all()
@@ -349,7 +349,7 @@ def test_names_of_readers(study):
     assert [answer.reader for answer in study.answers.all()] == names
 
 
-def test_eight_threads_lose_and_double_nothing(study):
+def test_eight_threads_lose_no_answer_and_store_none_twice(study):
     """Two of them are one reader: of each case one answer stands."""
     with ThreadPoolExecutor(8) as pool:
         kept = list(

@@ -216,7 +216,7 @@ def test_every_candidate_compared_on_the_same_patches_counts(store, capsys):
     assert promote("--candidate", "3", "--alpha", "0.03") == 0
 
 
-def test_patients_of_either_training_are_left_out(store, patients):
+def test_training_patients_of_either_version_are_excluded(store, patients):
     store.add(BAD, best=True, train_patients=patients[:2])
     store.add(GOOD, train_patients=patients[1:5])
     assert promote() == 0
@@ -225,7 +225,7 @@ def test_patients_of_either_training_are_left_out(store, patients):
     assert promote() == 2 and store.tags(3) == {}  # nobody is left
 
 
-def test_the_first_becomes_the_best_unjudged(store, capsys):
+def test_the_first_becomes_the_best_without_a_comparison(store, capsys):
     store.add(GOOD)
     assert promote() == 0
     assert store.best() == 1
@@ -264,7 +264,7 @@ def while_comparing(monkeypatch, happen):
     monkeypatch.setattr(Network, "run", interrupted)
 
 
-def test_of_two_promotions_at_once_one_wins(store, monkeypatch):
+def test_only_one_of_two_simultaneous_promotions_wins(store, monkeypatch):
     for level in (BAD, GOOD, GOOD):
         store.add(level, best=level == BAD)
     inner = []

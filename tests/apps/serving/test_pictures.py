@@ -171,7 +171,7 @@ def test_served_probabilities_are_the_networks(inverter, can):
     np.testing.assert_allclose(decoded(answer["probability"]) / 65535, expected, atol=1e-5)
 
 
-def test_the_other_way_leads_from_masks_to_patches(can):
+def test_the_generator_goes_from_masks_to_patches(can):
     service = loaded(can, source="mask", scaled=True)
     (answer,) = service.answer([{"image": encoded((square(64, 64) > 0.5).astype(np.float32), 8)}])
     np.testing.assert_allclose(
@@ -179,7 +179,7 @@ def test_the_other_way_leads_from_masks_to_patches(can):
     )
 
 
-def test_a_lesion_is_set_in_as_locally(synthesiser, tmp_path):
+def test_a_lesion_is_inserted(synthesiser, tmp_path):
     request = {
         "image": encoded(breast()),
         "laterality": "L",
@@ -243,7 +243,7 @@ def bomb():
         ({"image": None}, "give image or pixels"),
     ],
 )
-def test_a_bad_picture_is_one_sentence(inverter, item, message):
+def test_a_bad_image_is_one_sentence(inverter, item, message):
     good = {"pixels": square(8, 8).tolist()}
     with pytest.raises(ValueError, match=message) as caught:
         inverter.answer([good, item])
@@ -277,7 +277,7 @@ def test_a_wrong_config_is_refused(values, word):
         ServiceConfig.model_validate({"name": "x", **values})
 
 
-def test_what_is_not_such_a_model_is_refused(tiny_infilling, tmp_path):
+def test_an_unsuitable_model_is_refused(tiny_infilling, tmp_path):
     for handle, error in ((str(tiny_infilling()), ExportError), ("nowhere", TrackingError)):
         with pytest.raises(error):
             loaded(handle)
@@ -332,7 +332,7 @@ def test_a_service_answers_through_onnx_runtime(can, inverter, tracking_uri):
     ("name", "function"),
     [("../../out", "inverter"), ("a/b", "inverter"), ("can", "../inverter"), ("..", "inverter")],
 )
-def test_a_card_leads_out_of_no_folder(can, tmp_path, name, function):
+def test_names_in_a_card_stay_within_the_folder(can, tmp_path, name, function):
     """Neither by the name of the system nor by that of a function."""
     place = Path(shutil.copytree(can, tmp_path / "run" / "export"))
     card = json.loads((place / "card.json").read_text())

@@ -203,7 +203,7 @@ def test_a_full_disk_is_the_servers_fault(model, caplog):
     assert "is full" in caplog.text and "DOE" not in caplog.text
 
 
-def test_a_body_that_does_not_come_is_given_up(port, monkeypatch):
+def test_a_body_that_does_not_arrive_gets_a_408(port, monkeypatch):
     monkeypatch.setattr(server, "RECEIVING_SECONDS", 0.5)
     with connect(port) as client:
         client.sendall(HEAD + b"content-length: 1000\r\n\r\n{")

@@ -55,7 +55,7 @@ def test_names_and_addresses_may_be_added():
         assert ask({"host": "evil.example"}, names, listening).status_code == 400
 
 
-def test_who_listens_for_other_machines_is_warned(caplog):
+def test_listening_for_other_machines_warns(caplog):
     ask({}, host="::1")
     assert caplog.text == ""
     assert ask({"host": "any.example"}, host="0.0.0.0").text == "ok"

@@ -64,7 +64,7 @@ class Finding(Detector):
         return Detections(boxes, np.float32([0.9, 0.5]), ("calcification", "mass"))
 
 
-def test_kinds_that_do_not_count_are_left_out_of_a_detector_of_ours():
+def test_other_kinds_of_lesions_are_dropped():
     (both,) = OneByOne(Finding(), KINDS).detect([record()])
     (masses,) = OneByOne(Finding(), ("mass",)).detect([record()])
     assert len(both) == 2 and masses.classes == ("mass",)

@@ -118,7 +118,7 @@ class Knowing(Detector):
         self._seen = frozenset(patients)
 
 
-def test_patients_whom_a_detector_knows_are_left_out():
+def test_training_patients_of_a_detector_are_skipped():
     every = phantom.read(count=PHANTOMS)
     known = {each.patient_id for each in every[: PHANTOMS // 2]}
     detectors = [OneByOne(Knowing(known), KINDS), OneByOne(Knowing([]), KINDS), object()]

@@ -378,7 +378,7 @@ def test_a_phantom_is_opened_once(server, browser, patient):
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_is_a_sentence(server, browser, tmp_path):
+def test_errors_are_one_sentence(server, browser, tmp_path):
     page = visit(browser, server)
     wrong = tmp_path / "Quibble.png"
     wrong.write_bytes(b"no picture at all")

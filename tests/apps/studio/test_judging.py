@@ -131,7 +131,7 @@ def kept(config):
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_two_readers_go_through_a_study_whose_server_is_killed(config, browser, tmp_path):
+def test_two_readers_finish_a_study_whose_server_is_killed(config, browser, tmp_path):
     sections = {"study": config.model_dump(mode="json", exclude_defaults=True)}
     server = Server(tmp_path / "first", sections).wait()
     try:

@@ -95,11 +95,7 @@ def check_place(handle: str, folder: Path) -> None:
 def write(record: dict[str, Any], handle: str, folder: Path, uri: str | None) -> str:
     """Write a record into an export's card or a registered version's tags; return which one.
 
-    Args:
-        record: Of `make_record`.
-        handle: The model URI.
-        folder: The export that it leads to.
-        uri: The store of models:/ URIs.
+    `folder` is the export to which the model URI leads, `uri` the store of models:/ URIs.
     """
     if handle.startswith("models:/"):
         name, _, alias = handle.removeprefix("models:/").partition("@")

@@ -78,17 +78,9 @@ class Identity:
 def build_results(
     result: PipelineResult, header: Dataset, source: Instance, identity: Identity, picture: bool
 ) -> list[Dataset]:
-    """Build the results of a mammogram in the order of storing.
+    """Build a SEG if a finding has a mask, a secondary capture on request, and a structured report.
 
-    Args:
-        result: The findings.
-        header: All elements of the mammogram before its pixels.
-        source: The mammogram.
-        identity: What made them.
-        picture: Also make a secondary capture.
-
-    Returns:
-        A SEG if a finding has a mask, a secondary capture, a structured report.
+    `header` has all elements of the mammogram before its pixels.
     """
     version = tfmammo.__version__
     numbered = list(enumerate(result.findings, 1))

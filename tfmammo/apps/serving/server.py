@@ -75,15 +75,7 @@ _current = threading.local()
 def make_server(
     model: PyFuncModel, host: str, limit: int, parallel: int, names: Sequence[str] = ()
 ) -> uvicorn.Server:
-    """Make the server of a model.
-
-    Args:
-        model: The loaded model.
-        host: Address to listen on.
-        limit: Largest body of a request, bytes.
-        parallel: Requests that are computed at once; others wait.
-        names: See `web.guard`.
-    """
+    """Make the server of a loaded model; the arguments are those of `run`, but `limit` is bytes."""
     worker = _Worker(model, limit, parallel)
     registry = CollectorRegistry()
     latency = Histogram(

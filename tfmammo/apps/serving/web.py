@@ -53,11 +53,8 @@ class SameOrigin:
 def guard(app: ASGIApp, host: str, names: Sequence[str]) -> ASGIApp:
     """Let an application answer only requests to this machine's names, from its own pages.
 
-    Args:
-        app: The application.
-        host: Address that it listens on.
-        names: Further names and addresses of this machine. Without any, a `host` that other
-            machines reach answers requests to every name.
+    `names` are further names and addresses of this machine. Without any, a `host` that other
+    machines reach answers requests to every name.
     """
     if host not in LOCAL_HOSTS:
         log.warning(
