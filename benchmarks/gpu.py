@@ -519,10 +519,10 @@ def pack(options: argparse.Namespace) -> None:
     Beside them stand the patients of the training's patches, of the test's the names and the region
     where infilled masses are compared.
     """
-    from tfmammo.apps.exchange.cases import name_case
     from tfmammo.config import DataConfig
     from tfmammo.data import datasets
     from tfmammo.evaluation.validation import find_infilled_region
+    from tfmammo.filesystem import name_case
     from tfmammo.tracking import export
 
     config = DataConfig.model_validate(export.read_card(options.short)["config"]["data"])

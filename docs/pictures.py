@@ -1,14 +1,21 @@
 """Make the pictures of README.md and the documentation, one command each.
 
 python docs/pictures.py insertions --data DIR
+python docs/pictures.py demo
+python docs/pictures.py studio
 
 Cases are drawn at random with a fixed seed, never chosen. A JSON file beside each picture records
-the command, and the SHA-256 of the networks that made it.
+the command, and the SHA-256 of the networks that made it. `studio` needs the extra serve,
+Playwright and chromium.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +25,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from tfmammo import archives
+from tfmammo.apps.demo import scenes
 from tfmammo.config import DataConfig
 from tfmammo.errors import DataError
 from tfmammo.filesystem import to_json
@@ -32,6 +40,7 @@ SHOWN = 4  # rows
 WINDOW = 800  # native px of a mammogram that a panel shows
 SIDE = 224  # px of a panel
 TITLE = 30  # px above the panels
+LABEL = 90  # px beside them, if rows have labels
 MASS = (200, 180)  # native px of a generated mass
 
 
@@ -40,10 +49,54 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("picture", choices=("insertions",))
+    parser.add_argument("picture", choices=("insertions", "demo", "studio"))
     parser.add_argument("--data", type=Path, help="CDD-CESM with some normal mammograms")
     options = parser.parse_args()
-    draw_insertions(options.data)
+    if options.picture == "insertions":
+        draw_insertions(options.data)
+    elif options.picture == "demo":
+        draw_demo()
+    else:
+        take_studio()
+
+
+def draw_demo() -> None:
+    """Draw the demo's insertions, a row for each method, in the phantom and in the mammogram."""
+    rows, labels = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        cases = scenes.write_cases(Path(folder))
+        for method in scenes.METHODS:
+            panels = [scenes.crop_edit(result) for result in scenes.insert(method, cases)]
+            rows.append([panel for each in panels for panel in each.values()])
+            labels.append(method.title.partition(":")[0].replace(" ", "\n"))
+    titles = [
+        f"{case.name}, {name}" for case, each in zip(cases, panels, strict=True) for name in each
+    ]
+    save_grid(rows, titles, HERE / "demo.jpg", labels)
+    uris = [uri for method in scenes.METHODS for uri in method.editor.values() if ":/" in uri]
+    record_networks("demo", [uri.removeprefix(zoo.PREFIX) for uri in uris])
+
+
+def take_studio() -> None:
+    """Take a picture of the studio after it blended a real lesion into a phantom."""
+    with tempfile.TemporaryDirectory() as folder:
+        name = "test_the_systems_that_come_with_the_package"
+        test = f"{HERE.parent}/tests/apps/studio/test_app.py::{name}"
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "", test]
+        environment = os.environ | {"TFMAMMO_SCREENSHOTS": folder}
+        subprocess.run(command, cwd=HERE.parent, env=environment, check=True)
+        picture = (Path(folder) / "studio_blending.png").read_bytes()
+    (HERE / "studio.png").write_bytes(picture)
+    record_networks("studio", ["blending"])
+
+
+def record_networks(picture: str, names: Sequence[str], options: str = "") -> None:
+    """Write how a picture was made, and by which networks."""
+    made_by = {
+        "command": f"python docs/pictures.py {picture}{options}",
+        "networks": {name: read_entry(name).sha256 for name in names},
+    }
+    (HERE / f"{picture}.json").write_text(to_json(made_by), encoding="utf-8")
 
 
 def draw_insertions(root: Path) -> None:
@@ -70,11 +123,7 @@ def draw_insertions(root: Path) -> None:
             break
     titles = ("normal tissue", "generated mask", "infilling", "a real mass's mask", "blending")
     save_grid(rows, titles, HERE / "insertions.jpg")
-    made_by = {
-        "command": "python docs/pictures.py insertions --data DIR",
-        "networks": {name: read_entry(name).sha256 for name in networks},
-    }
-    (HERE / "insertions.json").write_text(to_json(made_by), encoding="utf-8")
+    record_networks("insertions", list(networks), " --data DIR")
 
 
 def insert_both(
@@ -104,20 +153,29 @@ def crop_panels(result: EditResult, centre: tuple[int, int]) -> list[NDArray[np.
 
 
 def save_grid(
-    rows: Sequence[Sequence[NDArray[np.float32]]], titles: Sequence[str], path: Path
+    rows: Sequence[Sequence[NDArray[np.float32]]],
+    titles: Sequence[str],
+    path: Path,
+    labels: Sequence[str] = (),
 ) -> None:
-    """Save rows of grey panels below column titles, without a resampling."""
-    height = TITLE + len(rows) * SIDE
-    figure = Figure(figsize=(len(titles) * SIDE / 100, height / 100), dpi=100)
+    """Save rows of square panels of one size below column titles, and next to labels of rows."""
+    side = rows[0][0].shape[0]
+    margin = LABEL if labels else 0
+    width = margin + len(titles) * side
+    height = TITLE + len(rows) * side
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     for row, panels in enumerate(rows):
+        bottom = 1 - (TITLE + (row + 1) * side) / height
+        if labels:
+            middle = (0.5 * margin / width, bottom + 0.5 * side / height)
+            figure.text(*middle, labels[row], ha="center", va="center")
         for column, panel in enumerate(panels):
-            bottom = 1 - (TITLE + (row + 1) * SIDE) / height
-            place = (column / len(titles), bottom, 1 / len(titles), SIDE / height)
+            place = ((margin + column * side) / width, bottom, side / width, side / height)
             axes = figure.add_axes(place)
             axes.imshow(panel, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_axis_off()
             if row == 0:
-                axes.set_title(titles[column], fontsize=11, pad=4)
+                axes.set_title(titles[column], fontsize=11 if side >= SIDE else 8, pad=4)
     figure.savefig(path, pil_kwargs={"quality": 88})
 
 

@@ -21,7 +21,8 @@ table { border-collapse: collapse; margin: .6rem 0 1.2rem; font-size: 13px; }
 th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left;
   vertical-align: top; }
 td + td, th + th { font-variant-numeric: tabular-nums; }
-pre { background: #f4f4f4; padding: .6rem; overflow-x: auto; font-size: 12px; }
+pre { background: #f4f4f4; padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere;
+  font-size: 12px; }
 img { max-width: 100%; border: 1px solid #ddd; }
 h2 { margin-top: 2.5rem; border-top: 2px solid #1b1b1b; padding-top: .6rem; }
 .reproduced { color: #00664d; } .contradicted { color: #a33a00; }

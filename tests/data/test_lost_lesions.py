@@ -79,8 +79,8 @@ def test_no_detector_is_tried_on_it(monkeypatch):
 
 
 def test_it_is_not_exported():
-    config = ExchangeConfig.model_construct(data=DataConfig(**DATA))
+    config = ExchangeConfig(data=DataConfig(**DATA))
     skipped = Skipped()
-    written = list(cases._preprocess(config, [WHOLE, lose(NORMAL)], skipped))
+    written = list(cases._make_items(config, [WHOLE, lose(NORMAL)], skipped))
     assert [each.image_id for each in written] == ["1"] and list(skipped.reasons) == ["2"]
     assert np.array_equal(written[0].pixels(), IMAGE)

@@ -5,10 +5,9 @@
     tfmammo estimate synthesis --config configs/synthesis_full.yaml --mammograms 1000000
     --workers 64 [--sample 8] [--set ...]
 
-One process makes a few mammograms of your own archive in a temporary folder, and the rest is
-arithmetic: seconds and bytes of each, parts distributed evenly. Nothing is kept. Every worker is
-assumed to be as fast as this process by itself. Several workers on one machine share its disk and
-memory, which an estimate does not know.
+One process makes a few mammograms of your own archive in a temporary folder, and extrapolates their
+seconds and bytes. Nothing is kept. It assumes that every worker is as fast as this process alone,
+although workers on one machine share its disk and memory.
 """
 
 from __future__ import annotations
@@ -36,39 +35,23 @@ console = Console()
 
 @dataclass(frozen=True)
 class Rate:
-    """What was measured.
+    """What was measured, for one mammogram."""
 
-    Attributes:
-        seconds: Time to make one mammogram.
-        bytes: Size of one mammogram on disk.
-        index: Seconds to read one mammogram's entry in the archive's tables and headers. One
-            process reads them all before the others start.
-        part: Mammograms that one worker makes at a time.
-        sample: Mammograms measured.
-    """
-
-    seconds: float
-    bytes: float
-    index: float
-    part: int
-    sample: int
+    seconds: float  # to make it
+    bytes: float  # on disk
+    index: float  # seconds to read its tables and headers, by one process before the others start
+    part: int  # mammograms that one worker makes at a time
+    sample: int  # mammograms measured
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What follows from a rate for a number of mammograms.
+    """What follows from a rate for a number of mammograms."""
 
-    Attributes:
-        parts: Shards of a build, or items of a synthesis.
-        hours: Time with all workers.
-        single: Hours with one worker.
-        bytes: Size on disk.
-    """
-
-    parts: int
-    hours: float
-    single: float
-    bytes: float
+    parts: int  # shards of a build, or items of a synthesis
+    hours: float  # with all workers
+    single: float  # hours with one worker
+    bytes: float  # on disk
 
 
 def compute_estimate(rate: Rate, mammograms: int, workers: int) -> Estimate:
@@ -90,29 +73,14 @@ def compute_estimate(rate: Rate, mammograms: int, workers: int) -> Estimate:
 
 
 def measure_build(path: str, overrides: Sequence[str], sample: int, folder: Path) -> Rate:
-    """Measure `tfmammo build` on mammograms spread evenly over the archive.
-
-    One more mammogram warms up.
-
-    Args:
-        path: The build's config file.
-        overrides: Of the config.
-        sample: Mammograms to measure.
-        folder: For the shards.
-
-    Raises:
-        ConfigError: As `build.build`.
-        ArchiveError: As `build.build`.
-        DataError: As `build.build`, or there are fewer mammograms than are to be measured.
-    """
+    """Measure `tfmammo build` on a sample spread evenly over the archive; one more warms up."""
     build_config = config.parse(build.BuildConfig, path, overrides)
     data = build_config.data
     mammograms, index = _time_index(data)
     jobs = build.list_work(mammograms, data)
     if len(jobs) <= sample:
         raise DataError(
-            f"{len(jobs)} mammograms give patches, and --sample {sample} needs one more than "
-            "that; take fewer"
+            f"--sample {sample}: only {len(jobs)} mammograms give patches, and one warms up"
         )
     rows = np.linspace(0, len(jobs) - 1, sample + 1).astype(int)
     first, *rest = (jobs[row] for row in rows)
@@ -131,19 +99,7 @@ def measure_build(path: str, overrides: Sequence[str], sample: int, folder: Path
 
 
 def measure_synthesis(path: str, overrides: Sequence[str], sample: int, folder: Path) -> Rate:
-    """Measure `tfmammo synthesize` on its first items, by the times of their recipes.
-
-    One more item warms up.
-
-    Args:
-        path: The synthesis's config file.
-        overrides: As for `measure_build`.
-        sample: Items to measure.
-        folder: For the items.
-
-    Raises:
-        TfmammoError: As `synthesis.synthesize`.
-    """
+    """Measure `tfmammo synthesize` by the times of its first recipes; one more item warms up."""
     synthesis_config = config.parse(SynthesisConfig, path, [*overrides, f"count={sample + 1}"])
     _, index = _time_index(synthesis_config.data)
     synthesis.synthesize(synthesis_config, folder)
@@ -153,7 +109,7 @@ def measure_synthesis(path: str, overrides: Sequence[str], sample: int, folder: 
 
 
 def _time_index(data: config.DataConfig) -> tuple[Sequence[Mammogram], float]:
-    """List an archive's mammograms; return them and the seconds for each."""
+    """List an archive's mammograms, and measure the seconds for each."""
     start = time.perf_counter()
     mammograms = archives.read_mammograms(data, Skipped())
     return mammograms, (time.perf_counter() - start) / max(1, len(mammograms))
@@ -166,14 +122,7 @@ RATES: dict[str, Callable[[str, Sequence[str], int, Path], Rate]] = {
 
 
 def make_table(command: str, rate: Rate, mammograms: int, workers: int) -> Table:
-    """Make the table that is printed.
-
-    Args:
-        command: A key of RATES.
-        rate: Of that command.
-        mammograms: How many there will be.
-        workers: How many will work.
-    """
+    """Tabulate the estimate of a command, which is a key of RATES."""
     estimate = compute_estimate(rate, mammograms, workers)
     table = Table(
         title=f"{command} of {mammograms:,} mammograms with {workers:,} workers, from "
@@ -212,17 +161,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=_parse_grouped,
         default=1_000_000,
         metavar="N",
-        help="that there will be (1,000,000)",
+        help="mammograms of the whole archive or set (1,000,000)",
     )
+    parser.add_argument("--workers", type=_parse_grouped, default=1, metavar="N", help="(1)")
     parser.add_argument(
-        "--workers", type=_parse_grouped, default=1, metavar="N", help="that will work (1)"
-    )
-    parser.add_argument(
-        "--sample",
-        type=_parse_grouped,
-        default=8,
-        metavar="N",
-        help="mammograms that are measured (8)",
+        "--sample", type=_parse_grouped, default=8, metavar="N", help="mammograms to measure (8)"
     )
     options = parser.parse_args(arguments)
 
@@ -235,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse_grouped(text: str) -> int:
-    """Parse a count whose thousands may be set off: 10,000."""
+    """Parse a count such as 10000 or 10,000."""
     return cli.parse_count(text.replace(",", ""))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfmammo.apps.audit.attacks import Sides, find_logits, run_attacks
+from tfmammo.apps.audit.attacks import Sides, run_attacks
 from tfmammo.apps.audit.config import AuditConfig
 from tfmammo.apps.audit.verdict import decide
 from tfmammo.data.patches import Patches
@@ -47,9 +47,7 @@ def test_a_generator_that_gives_training_patches_back_is_caught():
     attacks = attack(make_sides(True))
     assert attacks["loss"].success.value == 1 and attacks["loss"].rate.value == 1
     assert attacks["extraction"].success.value == 1
-    assert attacks["extraction"].details == (
-        "100.0 % of training patches came back, 0.0 % of unseen ones"
-    )
+    assert attacks["extraction"].details.startswith("100.0 % of training patches")
     verdict = decide(list(attacks.values()), 0.6)
     assert (verdict.decision, verdict.strongest) == ("leaks", "loss")
 
@@ -64,7 +62,7 @@ def test_a_generator_that_knows_nothing_is_not_caught(shown):
     assert decide(list(attacks.values()), 0.9).decision == "passed"
 
 
-def test_what_is_made_from_unseen_masks_may_be_a_training_patch():
+def test_a_training_patch_generated_from_an_unseen_mask_is_found():
     sides = make_sides(False)
     others = np.flatnonzero(~sides.is_member)
     # turned, as training turns patches
@@ -73,7 +71,7 @@ def test_what_is_made_from_unseen_masks_may_be_a_training_patch():
     assert nearest.success.value == 1 and nearest.details.startswith("mean 0 of training patches")
 
 
-def test_patches_that_are_all_alike_are_nearest_to_one_and_tell_nothing():
+def test_identical_generated_patches_reveal_nothing():
     sides = make_sides(False)
     sides.made[:] = 0.5
     success = attack(sides)["nearest, pixels"].success
@@ -93,7 +91,7 @@ def test_a_patient_is_found_by_the_other_patch():
     assert nearest.low < 0.5 < nearest.high
 
 
-def test_a_patient_is_looked_for_among_patients_of_the_same_side_who_have_two_patches():
+def test_a_patient_is_searched_among_those_of_the_same_side_with_two_patches():
     sides = make_sides(False)
     members = np.flatnonzero(sides.is_member)
     others = np.flatnonzero(~sides.is_member)
@@ -115,10 +113,6 @@ def test_networks_see_copies_too(published_weights):
     attacks = {each.name: each for each in run_attacks(NETWORK, sides, config, LEVEL)}
     for space in ("pixels", "LPIPS", "Inception"):
         assert attacks[f"nearest, {space}"].success.value > 0.9
-
-
-def test_an_export_without_a_discriminator_has_no_logits():
-    assert find_logits(NETWORK, make_sides(False)) is None
 
 
 @pytest.mark.slow

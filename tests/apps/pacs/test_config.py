@@ -21,20 +21,14 @@ def no_credentials(monkeypatch):
     monkeypatch.delenv("TFMAMMO_PACS_TARGET_AUTHORIZATION", raising=False)
 
 
-@pytest.mark.parametrize(
-    ("text", "url", "has_tls"),
-    [
+def test_addresses():
+    for text, url, has_tls in (
         ("dicomweb://pacs.hospital/dicom-web/", "https://pacs.hospital/dicom-web", True),
         ("dicomweb://pacs.hospital:8443", "https://pacs.hospital:8443", True),
         ("dicomweb+http://127.0.0.1:8042/d", "http://127.0.0.1:8042/d", False),
-    ],
-)
-def test_addresses_of_dicomweb(text, url, has_tls):
-    address = parse_address(text, "--from")
-    assert (address.url, address.has_tls, address.is_web) == (url, has_tls, True)
-
-
-def test_addresses_of_dimse():
+    ):
+        address = parse_address(text, "--from")
+        assert (address.url, address.has_tls, address.is_web) == (url, has_tls, True)
     address = parse_address("dimse+tls://PACS_1@10.1.2.3:2762", "--to")
     assert (address.ae_title, address.host, address.port) == ("PACS_1", "10.1.2.3", 2762)
     assert address.has_tls and not address.is_web
@@ -42,28 +36,23 @@ def test_addresses_of_dimse():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "word"),
     [
-        ("https://pacs.hospital/x", "begins with none of"),
-        ("dicomweb:///x", "is not of the form"),
-        ("dicomweb://host:99999/x", "is no address"),
-        ("dicomweb://user@host/x", "must not hold a user"),
-        ("dicomweb://host/x?token=a", "is not of the form"),
+        ("https://pacs.hospital/x", "dicomweb://"),
+        ("dicomweb:///x", "dicomweb://HOST"),
+        ("dicomweb://host:99999/x", "not an address"),
+        ("dicomweb://user@host/x", "user"),
+        ("dicomweb://reader:quibble@host/x", "password"),
+        ("dicomweb://host/x?token=a", "dicomweb://HOST"),
         ("dimse://host:104", "AE_TITLE@HOST:PORT"),
         ("dimse://PACS@host", "AE_TITLE@HOST:PORT"),
         ("dimse://A_TITLE_OF_17_CHARS@host:104", "AE_TITLE@HOST:PORT"),
     ],
 )
-def test_what_is_no_address(text, told):
+def test_a_wrong_address_is_refused_without_its_password(text, word):
     with pytest.raises(ConfigError, match="^--from: ") as error:
         parse_address(text, "--from")
-    assert told in str(error.value)
-
-
-def test_a_password_in_an_address_is_refused_and_not_quoted():
-    with pytest.raises(ConfigError) as error:
-        parse_address("dicomweb://reader:quibble@host/x", "--from")
-    assert "quibble" not in str(error.value) and "must not hold a password" in str(error.value)
+    assert word in str(error.value) and "quibble" not in str(error.value)
 
 
 def test_credentials_go_to_their_own_server(monkeypatch, tmp_path):
@@ -93,17 +82,11 @@ def test_credentials_in_clear_stay_on_this_machine(monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["quibble", "Bearer a\nX-Other: b", "Bearer  "])
-def test_what_is_no_header_is_refused_and_not_quoted(monkeypatch, value):
-    monkeypatch.setenv("TFMAMMO_PACS_AUTHORIZATION", value)
+def test_a_wrong_credential_is_refused_and_not_quoted(monkeypatch, tmp_path, value):
     address = parse_address("dicomweb://one/a", "--from")
+    monkeypatch.setenv("TFMAMMO_PACS_AUTHORIZATION", value)
     with pytest.raises(ConfigError, match="TFMAMMO_PACS_AUTHORIZATION") as error:
         read_credentials(PacsConfig(), address, address)
     assert value not in str(error.value)
-
-
-@pytest.mark.slow
-def test_a_missing_file_is_named(tmp_path):
-    address = parse_address("dicomweb://one/a", "--from")
-    config = PacsConfig(authorization=tmp_path / "none")
-    with pytest.raises(ConfigError, match="pacs.authorization"):
-        read_credentials(config, address, address)
+    with pytest.raises(ConfigError, match=r"pacs\.authorization"):
+        read_credentials(PacsConfig(authorization=tmp_path / "none"), address, address)

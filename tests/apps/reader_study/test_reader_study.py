@@ -7,6 +7,7 @@ import re
 import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from operator import eq
 from pathlib import Path
 
@@ -53,16 +54,11 @@ def archives(tmp_path_factory):
     """An archive of 60 patients, half of them with a mass, and two sets by Poisson editing."""
     root = tmp_path_factory.mktemp("archives")
     writer.write([mammogram(number) for number in range(60)], root / "real", bits=8)
-    table = (root / "real/metadata.csv").read_text().splitlines()
     shutil.copytree(root / "real", root / "certain")
-    kind = table[0].split(",").index("kind")
-    lines = [
-        ",".join(
-            cell or ("mass" if place == kind else "") for place, cell in enumerate(line.split(","))
-        )
-        for line in table[1:]
-    ]
-    (root / "certain/metadata.csv").write_text("\n".join([table[0], *lines]))
+    table = rows(root / "real/metadata.csv")
+    write_rows(
+        root / "certain/metadata.csv", [row | {"kind": row["kind"] or "mass"} for row in table]
+    )
     data = DataConfig(name="folder", root=root / "certain")
     for mammograms in SYSTEMS:
         set_config = SynthesisConfig(
@@ -78,37 +74,39 @@ def archives(tmp_path_factory):
     return root
 
 
+def rows(path):
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path, table):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def make_config(archives, database, **values):
+    """The config of a study of 2 x 8 cases."""
+    real = DataConfig(name="folder", root=archives / "real", size=32, context=2, window=(0, 1))
+    systems = {name: DataConfig(name="folder", root=archives / name) for name in SYSTEMS}
+    numbers = {"pairs": 4, "ratings": 4, "samples": 200}
+    defaults = {"name": "tiny", "real": real, "systems": systems, "database": database}
+    return ReaderStudyConfig(**defaults | numbers | values)
+
+
 @pytest.fixture
 def config(archives, tmp_path):
-    """A function (**values) -> the config of a study of 2 x 8 cases with a database of its own."""
-
-    def make(**values):
-        real = DataConfig(name="folder", root=archives / "real", size=32, context=2, window=(0, 1))
-        systems = {name: DataConfig(name="folder", root=archives / name) for name in SYSTEMS}
-        defaults = {
-            "name": "tiny",
-            "real": real,
-            "systems": systems,
-            "pairs": 4,
-            "ratings": 4,
-            "database": tmp_path / "db/answers.sqlite",
-        }
-        return ReaderStudyConfig(**defaults | {"samples": 200} | values)
-
-    return make
+    """A function (**values) -> the config of a study with its own database."""
+    return partial(make_config, archives, tmp_path / "db/answers.sqlite")
 
 
 @pytest.fixture(scope="module")
 def database(archives, tmp_path_factory):
-    """A begun study's config; its answers are copied and added to."""
-    real = DataConfig(name="folder", root=archives / "real", size=32, context=2, window=(0, 1))
-    systems = {name: DataConfig(name="folder", root=archives / name) for name in SYSTEMS}
-    path = tmp_path_factory.mktemp("begun") / "answers.sqlite"
-    begun = ReaderStudyConfig(
-        name="tiny", real=real, systems=systems, pairs=4, ratings=4, database=path, samples=200
-    )
-    ReaderStudy(begun)
-    return begun
+    """The config of a study with cases; its database is copied, and answers are added."""
+    started = make_config(archives, tmp_path_factory.mktemp("started") / "answers.sqlite")
+    ReaderStudy(started)
+    return started
 
 
 @pytest.fixture
@@ -143,12 +141,10 @@ def read(study, reader, right=lambda number: True, rate=lambda real: 6 if real e
 
 
 @pytest.mark.slow
-def test_cases_are_balanced_and_nobody_is_shown_twice(study, archives):
+def test_cases_are_balanced_and_no_patient_is_shown_twice(study, archives):
     cases = study.cases("Anna")
-    assert (
-        sorted(case.number for case in cases) == list(range(1, 17))
-        and [case.task for case in cases] == ["choice"] * 8 + ["rating"] * 8
-    )
+    assert sorted(case.number for case in cases) == list(range(1, 17))
+    assert [case.task for case in cases] == ["choice"] * 8 + ["rating"] * 8
     for system in SYSTEMS:
         truths = [case.truth for case in cases if case.system == system]
         assert [truths.count(truth) for truth in ("real", "synthetic")] == [2, 2]
@@ -157,27 +153,29 @@ def test_cases_are_balanced_and_nobody_is_shown_twice(study, archives):
     everybody = [
         patient for case in cases for shown in patients(sources, case) for patient in shown
     ]
-    assert len(everybody) == len(set(everybody)) >= 8 + 8 + 8 + 8, (
-        "tissue and lesion of a synthetic one are of two"
+    # tissue and lesion of a synthetic patch are of two, with the names of the archive
+    assert len(everybody) == len(set(everybody)) >= 8 + 8 + 8 + 8
+    assert set(everybody) <= {hash_id("folder", f"p{number}") for number in range(60)}
+    first, again, other = (
+        draw_cases(study.config.model_copy(update={"seed": seed}), sources) for seed in (0, 0, 1)
     )
-    assert set(everybody) <= {hash_id("folder", f"p{number}") for number in range(60)}, (
-        "called as in the archive"
-    )
+    assert first == again != other
 
 
-def test_tissue_and_lesion_of_a_set_are_told_by_its_table(archives, study):
+def test_patients_of_tissue_and_lesion_come_from_the_sets_tables(archives, study):
     """By annotations.json, which names the source, and metadata.csv."""
     sources = reader_cases.load_sources(study.config)["normal"]
     images = {
         image["file_name"]: image["patient"]
         for image in json.loads((archives / "normal/annotations.json").read_text())["images"]
     }
-    with (archives / "normal/metadata.csv").open() as file:
-        rows = {
-            row["file"]: {images[row["file"]], row["lesion_patient"]}
-            for row in csv.DictReader(file)
+    by_id = {
+        hash_id("folder", row["file"].removesuffix(".png")): {
+            images[row["file"]],
+            row["lesion_patient"],
         }
-    by_id = {hash_id("folder", name.removesuffix(".png")): shown for name, shown in rows.items()}
+        for row in rows(archives / "normal/metadata.csv")
+    }
     assert {len(shown) for shown in by_id.values()} == {2}
     assert [set(shown) for shown in sources.patients] == [
         by_id[name.partition("#")[0]] for name in sources.patches.ids.tolist()
@@ -191,51 +189,35 @@ def test_lesions_that_a_synthetic_mammogram_had_before_are_not_shown(archives, s
     assert len(sources.patches) == inserted == 16 < len(annotations)
 
 
-def test_a_folder_that_is_no_set_has_its_own_patients(archives, config, tmp_path):
+def test_another_folder_has_its_own_patients(archives, config, tmp_path):
     shutil.copytree(archives / "real", tmp_path / "own")
-    path = tmp_path / "own/metadata.csv"
-    lines = path.read_text().splitlines()
-    path.write_text(
-        "\n".join(
-            [
-                f"{lines[0]},lesion_patient",
-                *(f"{line},p0" if line.startswith("0") else line for line in lines[1:]),
-            ]
-        )
+    table = rows(tmp_path / "own/metadata.csv")
+    donors = ["p0" if row["file"].startswith("0") else "" for row in table]
+    write_rows(
+        tmp_path / "own/metadata.csv",
+        [row | {"lesion_patient": donor} for row, donor in zip(table, donors, strict=True)],
     )
-    path.write_text(
-        "\n".join(
-            line + "," * (lines[0].count(",") + 1 - line.count(","))
-            for line in path.read_text().splitlines()
-        )
-    )
-    sources = reader_cases.load_sources(
-        config(systems={"own": DataConfig(name="folder", root=tmp_path / "own")})
-    )
+    own = {"own": DataConfig(name="folder", root=tmp_path / "own")}
+    sources = reader_cases.load_sources(config(systems=own))
     first = sources["own"].patients[0]
     assert first == sources["real"].patients[0] | {hash_id("folder", "p0")} and len(first) == 2
 
 
 def test_orders_differ_and_are_each_readers_own(study):
     anna, ben = ([case.number for case in study.cases(reader)] for reader in ("Anna", "Ben"))
-    assert (
-        anna != ben
-        and sorted(anna) == sorted(ben)
-        and anna == [case.number for case in ReaderStudy(study.config).cases("Anna")]
-    )
+    assert anna != ben and sorted(anna) == sorted(ben)
+    assert anna == [case.number for case in ReaderStudy(study.config).cases("Anna")]
     firsts = {study.cases(f"reader {number}")[0].number for number in range(60)}
     assert len(firsts) == 8, "each of the pairs can come first"
 
 
-def test_truth_is_nowhere_in_what_is_shown(study):
+def test_nothing_shown_reveals_the_truth(study):
     pictures = [picture for case in study.cases("Anna") for picture in study.images(case)]
     decoded = [
         cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED) for picture in pictures
     ]
     assert {(image.shape, image.dtype.name) for image in decoded} == {((32, 32), "uint8")}
-    assert len({len(picture) for picture in pictures}) == 1 and {
-        picture[:33] for picture in pictures
-    } == {pictures[0][:33]}
+    assert len({(len(picture), picture[:33]) for picture in pictures}) == 1
     chunks = {
         tuple(re.findall(rb"IHDR|IDAT|IEND|tEXt|tIME|eXIf|pHYs|gAMA", picture))
         for picture in pictures
@@ -277,7 +259,7 @@ def fake(shown):
 
 
 def test_a_coin_decides_each_side(config):
-    """So that guesses are right as a binomial distribution says, even those that are balanced."""
+    """So that guesses, balanced ones too, are right as often as a binomial distribution says."""
     systems = {"made": config().systems["all"]}
     sources = {"real": fake("abcd"), "made": fake("efgh")}
     studies = [
@@ -305,13 +287,11 @@ def test_a_coin_decides_each_side(config):
         (["a", "b", "c"], ["de", "ef"], "1 of 2 for made"),
     ],
 )
-def test_the_few_patients_that_there_are_suffice_if_they_can(config, real, synthetic, missing):
+def test_few_patients_suffice_if_any_selection_does(config, real, synthetic, missing):
     study_config = config(systems={"made": config().systems["all"]}, pairs=2, ratings=0)
     sources = {"real": fake(real), "made": fake(synthetic)}
     if missing:
-        with pytest.raises(
-            DataError, match=f"no patient is shown twice, so patients are missing: {missing}"
-        ):
+        with pytest.raises(DataError, match=f"missing: {missing}"):
             draw_cases(study_config, sources)
         return
     everybody = [
@@ -323,32 +303,20 @@ def test_the_few_patients_that_there_are_suffice_if_they_can(config, real, synth
     assert len(everybody) == len(set(everybody)) >= 4
 
 
-def test_too_large_a_study_says_who_is_missing(config):
-    with pytest.raises(DataError, match="missing: "):
-        ReaderStudy(config(pairs=40, ratings=0))
-
-
-def test_another_seed_draws_other_cases(config, study):
-    sources = reader_cases.load_sources(study.config)
-    first, again, other = (draw_cases(config(seed=seed), sources) for seed in (0, 0, 1))
-    assert first == again != other
-
-
 # Answers
 
 
-def test_a_reader_goes_on_where_they_stopped(study):
+def test_a_reader_resumes(study):
     first = study.next("Anna")
     assert first == study.cases("Anna")[0] and study.answer("Anna", first, "left", 2.0)
     again = ReaderStudy(study.config)
-    assert (
-        again.next("Anna") == study.cases("Anna")[1] and again.next("Ben") == study.cases("Ben")[0]
-    )
+    assert again.next("Anna") == study.cases("Anna")[1]
+    assert again.next("Ben") == study.cases("Ben")[0]
     read(again, "Ben")
     assert again.next("Ben") is None and again.answers.is_unfinished()
 
 
-def test_the_first_answer_stands(study):
+def test_the_first_answer_counts(study):
     case = study.next("Anna")
     assert study.answer("Anna", case, "left", 1) and not study.answer("Anna", case, "right", 2)
     (kept,) = study.answers.all()
@@ -356,47 +324,32 @@ def test_the_first_answer_stands(study):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", kept.time)
 
 
-@pytest.mark.parametrize(
-    ("task", "value"),
-    [
-        ("choice", "up"),
-        ("choice", 3),
-        ("rating", 0),
-        ("rating", 7),
-        ("rating", "left"),
-        ("rating", "١"),
-    ],
-)
-def test_what_is_no_answer_is_refused(study, task, value):
+BAD_ANSWERS = [("choice", "up"), ("choice", 3), ("rating", 0), ("rating", 7), ("rating", "١")]
+
+
+@pytest.mark.parametrize(("task", "value"), BAD_ANSWERS)
+def test_a_bad_answer_is_refused(study, task, value):
     case = next(case for case in study.cases("Anna") if case.task == task)
-    with pytest.raises(DataError, match="no answer to case"):
-        study.answer("Anna", case, value, 1)
-    with pytest.raises(DataError, match="no answer"):
-        study.answer("Anna", case, case.allowed[0], float("nan"))
-    with pytest.raises(DataError, match="no answer"):
-        study.answer("Anna", Case(99, "choice", "all", "left", "a", "b"), "left", 1)
+    other = Case(99, "choice", "all", "left", "a", "b")
+    wrong = ((case, value, 1), (case, case.allowed[0], float("nan")), (other, "left", 1))
+    for asked, given, seconds in wrong:
+        with pytest.raises(DataError, match="answer to case"):
+            study.answer("Anna", asked, given, seconds)
     assert study.answers.all() == []
 
 
-@pytest.mark.parametrize(
-    "name", ["", "  ", "x" * 65, "a\nb", "a\x00", "\ud800", "=1+1", "@you", ALL]
-)
-def test_names_that_are_none(study, name):
-    with pytest.raises(DataError, match="a reader('s name| can't be named)"):
-        parse_reader_name(name)
-    with pytest.raises(DataError, match="a reader('s name| can't be named)"):
-        study.answer(name, study.next("Anna"), "left", 1)
+def test_names_of_readers(study):
+    case = study.next("Anna")
+    for name in ("", "  ", "x" * 65, "a\nb", "a\x00", "\ud800", "=1+1", "@you", ALL):
+        with pytest.raises(DataError, match="reader"):
+            study.answer(name, case, "left", 1)
+    names = ["Dr. Müller", "李", "O'Hara; DROP TABLE answers", "x" * 64]
+    for name in names:
+        assert parse_reader_name(f"  {name} ") == name and study.answer(name, case, "left", 1)
+    assert [answer.reader for answer in study.answers.all()] == names
 
 
-def test_names_are_kept_as_they_are(study):
-    for name in ("Dr. Müller", "李", "O'Hara; DROP TABLE answers", "x" * 64):
-        assert parse_reader_name(f"  {name} ") == name and study.answer(
-            name, study.next(name), "left", 1
-        )
-    assert [answer.reader for answer in study.answers.all()][:2] == ["Dr. Müller", "李"]
-
-
-def test_eight_threads_lose_and_double_nothing(study):
+def test_eight_threads_lose_no_answer_and_store_none_twice(study):
     """Two of them are one reader: of each case one answer stands."""
     with ThreadPoolExecutor(8) as pool:
         kept = list(
@@ -408,11 +361,7 @@ def test_eight_threads_lose_and_double_nothing(study):
             )
         )
     assert sum(kept) == 7 * 16 and kept[0] + kept[7] == 16 and kept[1:7] == [16] * 6
-    answers = study.answers.all()
-    assert (
-        len({(answer.reader, answer.case.number) for answer in answers}) == len(answers) == 7 * 16
-    )
-    assert not study.answers.is_unfinished()
+    assert len(study.answers.all()) == 7 * 16 and not study.answers.is_unfinished()
 
 
 def begin_and_answer(config, cases, reader):
@@ -439,20 +388,17 @@ def test_processes_that_begin_at_once_share_one_database(study, config):
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 8
     answers = Answers(study_config).all()
-    assert (
-        len(answers) == 8 * 16
-        and len({(answer.reader, answer.case.number) for answer in answers}) == 8 * 16
-    )
+    assert len(answers) == 8 * 16
+    assert len({(answer.reader, answer.case.number) for answer in answers}) == 8 * 16
 
 
 def test_a_database_of_another_study_is_refused(study):
     for changed in ({"seed": 5}, {"name": "other"}, {"pairs": 2}):
         with pytest.raises(ConfigError, match="answers.sqlite"):
             ReaderStudy(study.config.model_copy(update=changed))
-    same = study.config.model_copy(
-        update={"results": True, "show_results": True, "samples": 9, "level": 0.5}
-    )
-    assert ReaderStudy(same).cases("Anna") == study.cases("Anna")
+    shown = {"results": True, "show_results": True, "samples": 9, "level": 0.5}
+    same = ReaderStudy(study.config.model_copy(update=shown))
+    assert same.cases("Anna") == study.cases("Anna")
 
 
 def test_other_files_are_refused_and_left_alone(config):
@@ -469,12 +415,7 @@ def test_other_files_are_refused_and_left_alone(config):
     with pytest.raises(ConfigError, match="belongs to another study"):
         ReaderStudy(study_config)
     assert study_config.database.read_bytes() == before
-
-
-def test_a_beginning_that_was_killed_is_begun_again(config):
-    study_config = config()
-    study_config.database.parent.mkdir()
-    study_config.database.touch()
+    study_config.database.write_bytes(b"")  # of a process that was killed at the start
     assert len(ReaderStudy(study_config).cases("Anna")) == 16
 
 
@@ -486,7 +427,7 @@ def test_other_pictures_are_refused(archives, config, tmp_path):
     assert ReaderStudy(config())
     for path in (tmp_path / "all/images").iterdir():
         cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 2)
-    with pytest.raises(DataError, match="was begun with other images"):
+    with pytest.raises(DataError, match="other images"):
         ReaderStudy(config(systems=systems))
 
 
@@ -506,34 +447,27 @@ def test_a_config_survives_its_file(config, tmp_path):
     (tmp_path / "study.yaml").write_text(dump(study_config))
     again = parse(ReaderStudyConfig, tmp_path / "study.yaml")
     assert again == study_config and again.identity() == study_config.identity()
-    assert {data.size for data in study_config.systems.values()} == {32}, (
-        "how patches are cut is real's"
-    )
+    # how patches are cut is real's
+    assert {data.size for data in study_config.systems.values()} == {32}
+
+
+SET = {"name": "folder", "root": "x"}
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "key"),
     [
-        ({"ratings": 3}, "multiple of 2"),
-        ({"pairs": 0, "ratings": 0}, "must not both be 0"),
-        ({"systems": {}}, "at least 1"),
-        (
-            {"systems": {"real": {"name": "folder", "root": "x"}}},
-            "'real' can't be the name of a system",
-        ),
+        ({"ratings": 3}, "ratings"),
+        ({"pairs": 0, "ratings": 0}, "pairs and ratings"),
+        ({"systems": {"real": SET}}, "systems: 'real'"),
         ({"systems": {"a": {"name": "folder"}}}, "systems.a: "),
         ({"systems": {"a": {"root": "x"}}}, "systems.a: "),
-        (
-            {"systems": {"a": {"name": "folder", "root": "x", "window": [0, 0.5]}}},
-            "systems.a.window",
-        ),
-        ({"real": {"patches": "normal"}}, "shows no lesion"),
-        ({"level": 1}, "less than 1"),
-        ({"databse": "x"}, "Extra inputs"),
+        ({"systems": {"a": SET | {"window": [0, 0.5]}}}, "systems.a.window"),
+        ({"real": {"patches": "normal"}}, "real.patches"),
     ],
 )
-def test_bad_configs_name_the_key(config, values, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_configs_name_the_key(config, values, key):
+    with pytest.raises(ValueError, match=key):
         config(**values)
 
 
@@ -545,8 +479,7 @@ def test_damaged_sets_are_named(archives, config, tmp_path, damage):
     (tmp_path / "set" / PATIENTS).write_text(
         json.dumps(known | {"mammograms": []}) if damage == "patients" else "[1]"
     )
-    said = "does not name every patient" if damage == "patients" else "patients.json is damaged"
-    with pytest.raises(DataError, match=f"set: .*{said}"):
+    with pytest.raises(DataError, match=r"set: .*patients\.json"):
         ReaderStudy(study_config)
 
 
@@ -569,17 +502,16 @@ def test_results_are_those_of_the_answers(study):
         assert results[system, "Anna"].choices is None, "four are too few"
         pooled = results[system, ALL]
         assert (pooled.choices.n, pooled.choices.right) == (8, np.sum(right))
-        assert np.isnan([pooled.choices.p, pooled.choices.share.low]).all(), (
-            "eight answers, but to four pairs"
-        )
-        assert (
-            results[system, "Anna"].ratings.area.value == 1
-            and results[system, "Ben"].ratings.area.value == 0.5
-        )
-        assert pooled.ratings.area.value == 0.75 and (
-            pooled.ratings.real,
-            pooled.ratings.synthetic,
-        ) == (4, 4)
+        # eight answers, but to four pairs
+        assert np.isnan([pooled.choices.p, pooled.choices.share.low]).all()
+        assert results[system, "Anna"].ratings.area.value == 1
+        assert results[system, "Ben"].ratings.area.value == 0.5
+        assert pooled.ratings.area.value == 0.75
+        assert (pooled.ratings.real, pooled.ratings.synthetic) == (4, 4)
+    text = results_table(list(results.values()), "tiny").markdown()
+    assert FEW in text and "(no interval)" in text and "nan" not in text.lower()
+    (axes,) = plot_roc(study.config, study.answers).axes
+    assert [line.get_label() for line in axes.get_lines()][1:] == list(SYSTEMS)
 
 
 def test_one_readers_result_is_the_observers(config):
@@ -601,10 +533,8 @@ def test_one_readers_result_is_the_observers(config):
     assert result.ratings.area.value == expected.area.value == pytest.approx(8.5 / 9)
     assert np.isnan(result.ratings.area.low), "three of either kind"
     (line,) = results_table([result], "tiny").body
-    assert line[:3] == ["all", "Anna", "6 of 8: 0.75\n[0.35, 0.97]"] and line[4:6] == [
-        "0.289",
-        "3, 3",
-    ]
+    assert line[:3] == ["all", "Anna", "6 of 8: 0.75\n[0.35, 0.97]"]
+    assert line[4:6] == ["0.289", "3, 3"]
 
 
 def test_p_is_corrected_for_the_systems_of_a_reader(config):
@@ -627,31 +557,8 @@ def test_p_is_corrected_for_the_systems_of_a_reader(config):
     assert [result.p_corrected for result in results] == pytest.approx([4 / 256, 0.2890625])
     shown = results_table(results, "tiny")
     assert [line[4] for line in shown.body] == ["0.016", "0.289"] and "∞" in shown.body[0][3]
-    assert (
-        "exact test against guessing" in shown.notes[0]
-        and "Holm's correction for 2 comparisons" in shown.notes[0]
-    )
-
-
-def test_few_answers_are_words_and_never_no_number(study):
-    case = study.next("Anna")
-    study.answer("Anna", case, "left", 1)
-    text = results_table(study.compute_results(), "tiny").markdown()
-    assert FEW in text and "nan" not in text.lower()
-    read(study, "Ben")
-    text = results_table(study.compute_results(), "tiny").markdown()
-    assert "(no interval)" in text and "nan" not in text.lower()
-    assert (
-        "No interval and no p where fewer than 6 cases were answered, and none of" in text
-        and "guessing" not in text
-    )
-
-
-def test_the_curves_are_of_systems_with_ratings(study):
-    assert FEW in plot_roc(study.config, study.answers).axes[0].get_title()
-    read(study, "Anna")
-    (axes,) = plot_roc(study.config, study.answers).axes
-    assert [line.get_label() for line in axes.get_lines()][1:] == list(SYSTEMS)
+    assert "Holm's correction for 2 comparisons" in shown.notes[0]
+    assert FEW in plot_roc(study_config, answers).axes[0].get_title()
 
 
 # The command
@@ -677,54 +584,26 @@ def command(study, tmp_path, monkeypatch, capsys):
     return run
 
 
-def rows(path):
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def test_results_and_export_need_no_archive(study, command, archives):
     read(study, "Anna", right=lambda number: number % 2)
     read(study, "Ben")
     gone = ["--set", "real.root=gone", "systems.all.root=gone", "systems.normal.root=gone"]
     code, said = command("results", "--output", "out", *gone)
-    assert (
-        code == 0 and "Anna" in said and FEW in said and Path("out/roc.png").stat().st_size > 5000
-    )
+    assert code == 0 and "Anna" in said and Path("out/roc.png").stat().st_size > 5000
     table = rows("out/results.csv")
-    assert (
-        len(table) == 2 * 3
-        and table[0]["choices"] == ""
-        and table[2] | {"choices": "8", "auc": "1.0"} == table[2]
-    )
+    assert len(table) == 2 * 3 and table[0]["choices"] == ""
+    assert table[2] | {"choices": "8", "auc": "1.0"} == table[2]
     assert "nan" not in Path("out/results.csv").read_text()
     code, said = command("export", *gone)
     answers = rows("answers.csv")
     assert code == 0 and len(answers) == 32
-    columns = [
-        "study",
-        "reader",
-        "number",
-        "task",
-        "system",
-        "truth",
-        "answer",
-        "correct",
-        "rating",
-        "seconds",
-        "time",
-    ]
-    assert (
-        list(answers[0]) == columns
-        and {row["study"] for row in answers} == {"tiny"}
-        and {row["seconds"] for row in answers} == {"1.5"}
-    )
+    assert {(row["study"], row["seconds"]) for row in answers} == {("tiny", "1.5")}
     for row in answers:
         if row["task"] == "choice":
             assert row["correct"] == str(int(row["answer"] == row["truth"])) and row["rating"] == ""
         else:
-            assert row["correct"] == "" and row["rating"] == row["answer"] == (
-                "6" if row["truth"] == "real" else "1"
-            )
+            expected = "6" if row["truth"] == "real" else "1"
+            assert row["correct"] == "" and row["rating"] == row["answer"] == expected
 
 
 def test_cases_are_drawn_and_counted(command):
@@ -734,18 +613,7 @@ def test_cases_are_drawn_and_counted(command):
 
 def test_what_is_missing_is_one_line(command):
     code, said = command("results", "--set", "database=none.sqlite")
-    assert (code, said.count("\n")) == (2, 1) and "holds no cases yet; draw them first" in said
+    assert (code, said.count("\n")) == (2, 1) and "none.sqlite" in said
     code, said = command("export")
-    assert code == 2 and "error: tiny: nobody has answered yet" in said
+    assert code == 2 and "error: tiny" in said
     assert command("results")[0] == 0
-    code, said = command("results", "--set", "pears=2")
-    assert code == 2 and "pears: unknown key" in said
-
-
-@pytest.mark.parametrize("name", ["reader_study", "reader_study_flow"])
-def test_the_config_in_configs_is_one(repository, name):
-    path = repository / f"configs/{name}.yaml"
-    config = parse(ReaderStudyConfig, path)
-    assert {data.size for data in config.systems.values()} == {256} and not config.results
-    keys = re.findall(r"^(\w+):", path.read_text(), re.M)
-    assert set(ReaderStudyConfig.model_fields) == set(keys)

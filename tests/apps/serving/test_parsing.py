@@ -1,4 +1,4 @@
-"""Parsing of bodies: arrays, images, and one sentence for what is no request."""
+"""Parsing of bodies: arrays, images, and one sentence for what can't be used."""
 
 import json
 import tracemalloc
@@ -25,43 +25,33 @@ def test_images_are_objects_and_networks_take_arrays():
         "mask": [[1.0]],
         "image": [[2.0]],
     }
+    assert np.isinf(parse(b'{"inputs": [[1e999, 1e39]]}', False)[0]).all()
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "word"),
     [
-        (b"", "no valid JSON"),
-        (b'{"inputs": ', "no valid JSON"),
-        (b"\xff\xfe", "UTF-8"),
-        ('{"inputs": []}'.encode("utf-16"), "UTF-8"),
+        (b"", "valid JSON"),
+        (b'{"inputs": ', "valid JSON"),
+        (b"\xff\xfe", "valid JSON"),
+        (b'{"inputs": [' + b"9" * 5000 + b"]}", "valid JSON"),
+        (b'{"inputs": ' + b"[" * 100_000, "valid JSON"),
         (b"[1]", "key inputs"),
         (b'{"input": []}', "key inputs"),
         (b'{"inputs": 3}', "inputs must be"),
         (b'{"inputs": [], "params": 3}', "params"),
         (b'{"inputs": [[NaN]]}', "NaN"),
-        (b'{"inputs": [[-Infinity]]}', "-Infinity"),
-        (b'{"inputs": [], "inputs": [1]}', "twice"),
-        (b'{"inputs": [{"image": "a", "image": "b"}]}', "twice"),
-        (b'{"inputs": [' + b"9" * 5000 + b"]}", "too many digits"),
         (b'{"inputs": [' + b"9" * 400 + b"]}", "inputs must be"),
-        (b'{"inputs": [["1"]]}', "of numbers"),
-        (b'{"inputs": [[true]]}', "of numbers"),
-        (b'{"inputs": [[1], [1, 2]]}', "equal length"),
-        (b'{"inputs": [[[[[1]]]]]}', "4 deep"),
-        (b'{"inputs": ' + b"[" * 900 + b"]" * 900 + b"}", "equal length"),
-        (b'{"inputs": ' + b"[" * 100_000, "nested"),
+        (b'{"inputs": [["1"]]}', "inputs must be"),
+        (b'{"inputs": [[true]]}', "inputs must be"),
+        (b'{"inputs": [[1], [1, 2]]}', "inputs must be"),
         (b'{"inputs": {"Jane": "x"}}', "inputs must be"),
         (b'{"inputs": [{"pixels": [[1]]}, 7]}', "inputs must be"),
-        (body([{str(number): 1 for number in range(40)}]), "32 keys"),
-        (body({str(number): [1] for number in range(40)}), "32 keys"),
-        (b'{"inputs": [' + b"{}," * 5000 + b"{}]}", "4096 objects"),
     ],
 )
 @pytest.mark.parametrize("of_images", [False, True])
-def test_what_is_no_request_is_one_sentence(content, message, of_images):
-    if of_images and message in ("of numbers", "equal length", "4 deep"):
-        message = "inputs must be"
-    with pytest.raises(BadRequest, match=message) as caught:
+def test_a_bad_body_is_one_sentence(content, word, of_images):
+    with pytest.raises(BadRequest, match=word) as caught:
         parse(content, of_images)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
     assert "Jane" not in str(caught.value)
@@ -76,7 +66,3 @@ def test_too_many_values_are_refused_before_any_is_made():
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
-
-
-def test_what_is_too_large_for_float32_is_infinite():
-    assert np.isinf(parse(b'{"inputs": [[1e999, 1e39]]}', False)[0]).all()

@@ -4,7 +4,6 @@ import pytest
 from mlflow.models import Model
 
 from tfmammo.apps.serving import saving
-from tfmammo.apps.serving.__main__ import main
 from tfmammo.errors import ConfigError
 
 
@@ -50,15 +49,3 @@ def test_our_own_code_is_run(saved):
 def test_nothing_but_our_own_code_is_run(saved, changes, message):
     with pytest.raises(ConfigError, match=f"^mine: .*{message}"):
         saving.check(edited(saved, **changes), "mine")
-
-
-def test_the_command_runs_no_other_code(saved, tmp_path, capsys):
-    (saved / "entry.py").write_text(
-        f"open({str(tmp_path / 'run')!r}, 'w').close()\n" + saving.ENTRY.read_text()
-    )
-    with pytest.raises(SystemExit) as caught:
-        main(["run", "--model", str(saved)])
-    assert (
-        caught.value.code == 2 and "its code is not that of this package" in capsys.readouterr().err
-    )
-    assert not (tmp_path / "run").exists()

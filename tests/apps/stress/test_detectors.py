@@ -37,35 +37,20 @@ if answer != "silence":
 """
 
 
-def picture(image):
-    return image
-
-
 def record(rows=40, cols=60, seed=0):
     image = np.random.default_rng(seed).random((rows, cols, 1), np.float32)
-    return Mammogram(
-        "phantom",
-        "nobody",
-        f"image {seed}",
-        rows,
-        cols,
-        partial(picture, image),
-        laterality="L",
-        spacing=(0.2, 0.2),
-    )
+    facts = {"laterality": "L", "spacing": (0.2, 0.2)}
+    return Mammogram("phantom", "nobody", f"{seed}", rows, cols, partial(np.copy, image), **facts)
 
 
 @pytest.fixture
 def command(tmp_path):
-    """A function (answer, timeout) -> the detector of a command that gives this answer."""
+    """A function (answer) -> the detector of a command that gives this answer."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-
-    def make(answer, timeout=60.0):
-        words = f"{sys.executable} {program} {{images}} {{boxes}} '{answer}'"
-        return CommandDetector(words, KINDS, timeout)
-
-    return make
+    return lambda answer: CommandDetector(
+        f"{sys.executable} {program} {{images}} {{boxes}} '{answer}'", KINDS, 60.0
+    )
 
 
 class Finding(Detector):
@@ -79,7 +64,7 @@ class Finding(Detector):
         return Detections(boxes, np.float32([0.9, 0.5]), ("calcification", "mass"))
 
 
-def test_kinds_that_do_not_count_are_left_out_of_a_detector_of_ours():
+def test_other_kinds_of_lesions_are_dropped():
     (both,) = OneByOne(Finding(), KINDS).detect([record()])
     (masses,) = OneByOne(Finding(), ("mass",)).detect([record()])
     assert len(both) == 2 and masses.classes == ("mass",)
@@ -103,14 +88,14 @@ def test_a_command_answers_in_cocos_form(command):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ("fail", "ended with code 1 (out of luck)"),
+        ("fail", "code 1 (out of luck)"),
         ("silence", "wrote no file {boxes}"),
-        ("{", "its boxes are no JSON"),
-        ("{}", "its boxes are no list"),
+        ("{", "not JSON"),
+        ("3", "not a list"),
         ('[{"image_id": 1}]', "image_id (of images.json), category_id, bbox and score"),
         ('[{"image_id": 9, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 1}]', "image_id"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 2}]', "not in [0, 1]"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [NaN, 1, 2, 2], "score": 1}]', "four numbers"),
+        ('[{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 2}]', "score"),
+        ('[{"image_id": 1, "category_id": 1, "bbox": [NaN, 1, 2, 2], "score": 1}]', "box"),
     ],
 )
 def test_what_a_command_may_not_answer(command, answer, reason):
@@ -119,20 +104,26 @@ def test_what_a_command_may_not_answer(command, answer, reason):
     assert reason in str(refused.value)
 
 
-def test_a_command_may_take_its_time_and_no_more():
+def test_a_command_that_is_late_or_cant_be_run():
     words = f"{sys.executable} -c 'import time; time.sleep(60)' {{images}} {{boxes}}"
-    with pytest.raises(DetectionError, match=r"took more than 0\.5 s"):
+    with pytest.raises(DetectionError, match=r"more than 0\.5 s"):
         CommandDetector(words, KINDS, 0.5).detect([record()])
+    with pytest.raises(DetectionError, match="no-such-program"):
+        CommandDetector("no-such-program {images} {boxes}", KINDS, 1.0).detect([record()])
 
 
-def test_a_command_must_name_its_folders():
-    config = StressConfig(detectors={"a": "b"})
-    with pytest.raises(ConfigError, match="must name {boxes}"):
-        open_detector("command: find {images}", config)
-    with pytest.raises(ConfigError, match="quote"):
-        open_detector("command: find '{images} {boxes}", config)
-    with pytest.raises(DetectionError, match="can't be started"):
-        open_detector("command: no-such-program {images} {boxes}", config).detect([record()])
+@pytest.mark.parametrize(
+    ("uri", "word"),
+    [
+        ("command: find {images}", "{boxes}"),
+        ("command: find '{images} {boxes}", "quote"),
+        # no mammogram leaves this machine without permission
+        ("https://example.org/invocations", "example.org"),
+    ],
+)
+def test_a_bad_detector_is_refused(uri, word):
+    with pytest.raises(ConfigError, match=word):
+        open_detector(uri, StressConfig(detectors={"a": "b"}))
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -179,14 +170,8 @@ def test_an_endpoint_of_this_machine_answers_for_a_pipeline(server):
     row, col = np.unravel_index(mammogram.pixels()[..., 0].argmax(), (40, 60))
     np.testing.assert_array_equal(found.boxes, [[row, col, row + 1, col + 1]])
     assert found.classes == ("mass",) and found.scores == np.float32(0.75)
-    with pytest.raises(DetectionError, match=r"no predictions\[0\]"):
+    with pytest.raises(DetectionError, match=r"predictions\[0\]"):
         open_detector(f"{server}/elsewhere", config).detect([mammogram])
-
-
-def test_no_mammogram_leaves_this_machine_unasked():
-    config = StressConfig(detectors={"a": "b"})
-    with pytest.raises(ConfigError, match="example.org"):
-        open_detector("https://example.org/invocations", config)
 
 
 def test_an_onnx_file_of_the_apis_form_is_a_detector(tmp_path):
@@ -222,7 +207,7 @@ def test_an_onnx_file_of_the_apis_form_is_a_detector(tmp_path):
     file.write_bytes(b"nothing")
     with pytest.raises(DetectionError, match="can't be read as ONNX"):
         OnnxDetector(file, KINDS)
-    with pytest.raises(DetectionError, match="there is no such file"):
+    with pytest.raises(DetectionError, match="missing.onnx"):
         OnnxDetector(tmp_path / "missing.onnx", KINDS)
 
 

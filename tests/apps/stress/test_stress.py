@@ -43,16 +43,19 @@ def normal():
     return next(each for each in phantom.read(count=PHANTOMS) if is_normal(each))
 
 
-@pytest.mark.parametrize("renderer", ["drawn", "poisson", "paste"])
-@pytest.mark.parametrize("softness", [0.0, 0.5])
-def test_a_pair_differs_by_a_lesion_of_the_wanted_contrast_and_size(normal, renderer, softness):
+def insert(normal, renderer, condition):
     config = make_config(methods={"a": MethodConfig(renderer=renderer)})
     inserter = Inserter.load("a", config.methods["a"], config)
-    condition = Condition(0.1, 10.0, softness, "fatty", "central")
     stored = archives.read_stored(normal)
     random = np.random.default_rng(0)
     pair = pairs.insert(inserter, normal, stored, condition, config, random)
-    before = stored.image()[..., 0]
+    return stored.image()[..., 0], pair
+
+
+@pytest.mark.parametrize("renderer", ["drawn", "poisson", "paste"])
+@pytest.mark.parametrize("softness", [0.0, 0.5])
+def test_a_pair_differs_by_a_lesion_of_the_requested_contrast_and_size(normal, renderer, softness):
+    before, pair = insert(normal, renderer, Condition(0.1, 10.0, softness, "fatty", "central"))
     change = pair.after.pixels()[..., 0] - before
     top, left, bottom, right = pair.box
     around = np.ones(change.shape, np.bool_)
@@ -63,32 +66,21 @@ def test_a_pair_differs_by_a_lesion_of_the_wanted_contrast_and_size(normal, rend
     # a disc of 10 mm at 0.2 mm a px, on which the mean change is the contrast
     assert change.sum() == pytest.approx(pair.contrast * np.pi / 4 * 50**2, rel=0.1)
     assert set(pair.controls) == (set() if renderer == "drawn" else {"self", "sham"})
+    # softness weakens the margin, not the middle
+    box = change[top:bottom, left:right]
+    edge = np.abs(np.concatenate([box[:2].ravel(), box[-2:].ravel()])).mean()
+    assert (edge < 0.1 * np.abs(box).mean()) or not softness
 
 
 def test_tissue_inserted_into_itself_changes_nothing_and_other_tissue_does(normal):
-    config = make_config(methods={"a": MethodConfig(renderer="poisson")})
-    inserter = Inserter.load("a", config.methods["a"], config)
-    condition = Condition(0.05, 8.0, 0.0, "dense", "central")
-    stored = archives.read_stored(normal)
-    random = np.random.default_rng(1)
-    pair = pairs.insert(inserter, normal, stored, condition, config, random)
+    before, pair = insert(normal, "poisson", Condition(0.05, 8.0, 0.0, "dense", "central"))
     change = {
-        name: np.abs(image.pixels() - stored.image()).max() for name, image in pair.controls.items()
+        name: np.abs(image.pixels()[..., 0] - before).max() for name, image in pair.controls.items()
     }
     assert change["self"] < 1e-4 < change["sham"]
 
 
-def test_softness_weakens_the_margin_and_not_the_middle():
-    mask = np.zeros((41, 41), np.uint8)
-    mask[np.hypot(*np.mgrid[-20:21, -20:21]) <= 15] = 1
-    weights = pairs._weigh_margin(mask, 0.5)
-    assert weights[20, 20] == 1 and weights[0, 0] == 0
-    depths = weights[20, 5:20]
-    assert np.all(np.diff(depths) >= 0) and depths[0] < 0.1
-    assert np.all(pairs._weigh_margin(mask, 0.0) == 1)
-
-
-def test_a_lesion_that_is_taken_out_is_gone():
+def test_a_lesion_that_is_removed_is_gone():
     mammogram = next(each for each in phantom.read(count=PHANTOMS) if each.lesions)
     lesion = mammogram.lesions[0]
     pair = pairs.remove(mammogram, lesion, make_config(), np.random.default_rng(0))
@@ -126,7 +118,7 @@ class Knowing(Detector):
         self._seen = frozenset(patients)
 
 
-def test_patients_whom_a_detector_knows_are_left_out():
+def test_training_patients_of_a_detector_are_skipped():
     every = phantom.read(count=PHANTOMS)
     known = {each.patient_id for each in every[: PHANTOMS // 2]}
     detectors = [OneByOne(Knowing(known), KINDS), OneByOne(Knowing([]), KINDS), object()]
@@ -190,7 +182,7 @@ def test_tissue_and_depth_of_a_box():
 
 def test_sizes_in_mm_need_a_spacing(normal):
     record = Mammogram("mine", "p", "i", 9, 9, partial(np.zeros, (9, 9, 1)))
-    assert pairs._find_spacing(record, make_config(unit="px")) == 1
+    assert pairs._get_spacing(record, make_config(unit="px")) == 1
     with pytest.raises(DataError, match="unit=px"):
         pairs._get_spacing(record, make_config())
     assert pairs._get_spacing(normal, make_config()) == pytest.approx(0.2)
@@ -219,16 +211,13 @@ def make_trial(threshold, seed, method="drawn", patients=12, each=10):
     """The trial of a detector that finds what is above a contrast, with some noise."""
     random = np.random.default_rng(seed)
     outcomes = []
+    picture = np.zeros((1, 2), np.uint8)
     for number in range(patients * each):
         contrast = float(random.choice([0.01, 0.02, 0.04, 0.08, 0.16]))
         found = np.log(contrast / threshold) + random.normal(0, 0.4) > 0
         condition = Condition(contrast, 8.0, 0.0, "fatty", "central")
-        outcomes.append(
-            Outcome(
-                "d", method, f"p{number % patients}", "i", "", (0, 0, 1, 1), condition, contrast,
-                8.0, 0.0, float(found), {}, np.zeros((1, 2), np.uint8),
-            )
-        )  # fmt: skip
+        place = (f"p{number % patients}", "i", "", (0, 0, 1, 1), condition, contrast, 8.0)
+        outcomes.append(Outcome("d", method, *place, 0.0, float(found), {}, picture))
     return Trial(outcomes, 0.5, 0.0)
 
 
@@ -271,23 +260,18 @@ def test_more_methods_need_a_smaller_p():
     assert table.body[0][5:7] == ["0.017", "0.050"] and "3 methods" in table.notes[0]
 
 
-def test_a_detector_without_a_curve_has_no_score():
-    trials = {"a": make_trial(0.03, 3), "b": make_trial(0.05, 3)}
-    config = make_config()
-    one_contrast = {
-        name: replace(trial, outcomes=[each for each in trial.outcomes if each.contrast == 0.02])
-        for name, trial in trials.items()
-    }
-    scores = prediction._score(one_contrast, "drawn", None, config)
-    assert all(np.isnan(score) for score in scores.values())
-    assert np.isnan(prediction.correlate(scores, {"a": 0.1, "b": 0.2}))
-
-
-def test_equal_recalls_have_no_rank_correlation():
-    assert np.isnan(prediction.correlate({"a": 1, "b": 2, "c": 3}, dict.fromkeys("abc", 0.5)))
+def test_scores_and_recalls_that_cannot_be_ranked():
+    correlate = prediction.correlate
+    assert np.isnan(correlate({"a": 1, "b": 2, "c": 3}, dict.fromkeys("abc", 0.5)))
     # above all contrasts is the lowest score, whatever the others are
     scores = {"a": -np.inf, "b": 1.0, "c": 2.0}
-    assert prediction.correlate(scores, {"a": 0.1, "b": 0.2, "c": 0.3}) == pytest.approx(1.0)
+    assert correlate(scores, {"a": 0.1, "b": 0.2, "c": 0.3}) == pytest.approx(1.0)
+    # one contrast alone has no curve
+    trial = make_trial(0.03, 3)
+    one = replace(trial, outcomes=[each for each in trial.outcomes if each.contrast == 0.02])
+    scores = prediction._score({"a": one, "b": one}, "drawn", None, make_config())
+    assert np.isnan(list(scores.values())).all()
+    assert np.isnan(correlate(scores, {"a": 0.1, "b": 0.2}))
 
 
 @pytest.mark.long

@@ -7,12 +7,7 @@ only.
 import base64
 import os
 import re
-import shutil
-import socket
 import sqlite3
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,29 +16,16 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.apps.studio.servers import Server
 from tests.archives.writers import folder as writer
-from tests.ports import find_free_port
 from tfmammo.apps.reader_study.answers import Answers
 from tfmammo.apps.reader_study.cases import ReaderStudyConfig
 from tfmammo.archives import phantom
-from tfmammo.config import DataConfig, dump
+from tfmammo.config import DataConfig
 
 pytest.importorskip("gradio", reason="the extra serve is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
 
-# Waits for its turn before it looks at the study, as Python and TensorFlow take long to start.
-SERVER = """
-import sys
-from tfmammo.config import parse
-from tfmammo.apps.reader_study.cases import ReaderStudyConfig
-from tfmammo.apps.studio.__main__ import show
-from tfmammo.apps.studio.config import StudioConfig
-from tfmammo.training import script
-sys.stdin.readline()
-study = parse(ReaderStudyConfig, sys.argv[1])
-show(StudioConfig(study=study, port=int(sys.argv[2])))
-"""
 SIDE = 160
 CASES = 20
 
@@ -71,42 +53,6 @@ def cut(number, mammogram):
 
 def window(read, row, col):
     return read()[row : row + SIDE, col : col + SIDE]
-
-
-class Server:
-    """A server in a process of its own."""
-
-    def __init__(self, folder):
-        self.port = find_free_port()
-        self.address = f"http://127.0.0.1:{self.port}"
-        self.log = (folder / f"{self.port}.log").open("w")
-        command = [sys.executable, "-c", SERVER, str(folder / "study.yaml"), str(self.port)]
-        self.process = subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=self.log,
-            stderr=self.log,
-            text=True,
-        )
-
-    def serve(self):
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and self.process.poll() is None:
-            with socket.socket() as trial:
-                if trial.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.1)
-        raise AssertionError(Path(self.log.name).read_text())
-
-    def kill(self):
-        """As with kill -9."""
-        self.process.kill()
-        self.process.wait()
-        self.process.stdin.close()
-        self.log.close()
 
 
 @pytest.fixture
@@ -137,7 +83,7 @@ def config(tmp_path):
         DataConfig(name="folder", root=tmp_path / name, size=128, window=(0, 1))
         for name in ("real", "made")
     )
-    study_config = ReaderStudyConfig(
+    return ReaderStudyConfig(
         name="phantoms",
         real=real,
         systems={"blurred": synthetic},
@@ -148,18 +94,6 @@ def config(tmp_path):
         results=True,
         samples=200,
     )
-    (tmp_path / "study.yaml").write_text(dump(study_config))
-    return study_config
-
-
-@pytest.fixture
-def browser():
-    if not CHROMIUM:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def enter(browser, server, name):
@@ -197,14 +131,13 @@ def kept(config):
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_two_readers_go_through_a_study_whose_server_is_killed(config, browser, tmp_path):
-    first = Server(tmp_path)
-    second = Server(tmp_path)
+def test_two_readers_finish_a_study_whose_server_is_killed(config, browser, tmp_path):
+    sections = {"study": config.model_dump(mode="json", exclude_defaults=True)}
+    server = Server(tmp_path / "first", sections).wait()
     try:
-        first.serve()
-        anna = enter(browser, first, "Anna")
-        ben = enter(browser, first, " Ben ")
-        nothing_is_told(anna, config)
+        anna = enter(browser, server, "Anna")
+        ben = enter(browser, server, " Ben ")
+        nothing_is_revealed(anna, config)
         screenshot(anna)
         window_and_level_map_both_pictures_alike(anna)
         for number in range(1, 10):
@@ -212,13 +145,13 @@ def test_two_readers_go_through_a_study_whose_server_is_killed(config, browser, 
             answer(ben, number, by_key=True)
         wait(anna, 10), wait(ben, 10)
         double_click(anna, config)
-        first.kill()
+        server.kill()
         before = kept(config)
         assert len(before) == 10 + 9
         anna.context.close(), ben.context.close()
-        second.serve()
-        anna = enter(browser, second, "Anna")
-        ben = enter(browser, second, "Ben")
+        server = Server(tmp_path / "second", sections).wait()
+        anna = enter(browser, server, "Anna")
+        ben = enter(browser, server, "Ben")
         for number in range(10, CASES + 1):
             if number > 10:
                 answer(anna, number, by_key=True)
@@ -237,13 +170,13 @@ def test_two_readers_go_through_a_study_whose_server_is_killed(config, browser, 
             value for (_, number), value in after.items() if cases[number].task == "rating"
         } == set("123456")
         assert all(0.4 < answer.seconds < 900 for answer in Answers(config).all())
-        unchanged_by_a_third_visit(browser, second, config)
+        unchanged_by_a_third_visit(browser, server, config)
     finally:
-        first.kill(), second.kill()
+        server.kill()
 
 
-def nothing_is_told(page, config):
-    """Check that a pair differs only in its pixels, and that neither page nor memory tells more."""
+def nothing_is_revealed(page, config):
+    """Check that a pair differs only in its pixels, and that neither page nor memory says more."""
     page.get_by_text(f"Case 1 of {CASES}", exact=True).wait_for()
     images = page.locator(".pictures img")
     images.nth(1).wait_for()

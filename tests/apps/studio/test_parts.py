@@ -19,7 +19,7 @@ from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, EditResu
 pytest.importorskip("gradio", reason="the extra serve is not installed")
 
 from tfmammo.apps.studio import __main__ as studio  # noqa: E402
-from tfmammo.apps.studio import inserting, reading, uploads  # noqa: E402
+from tfmammo.apps.studio import app, inserting, reading, uploads  # noqa: E402
 from tfmammo.apps.studio.config import StudioConfig  # noqa: E402
 
 
@@ -30,13 +30,6 @@ from tfmammo.apps.studio.config import StudioConfig  # noqa: E402
 def test_a_click_becomes_the_native_pixel_under_it(click, expected):
     """A picture of 200 x 100 px shows 1000 x 500 px: pixel 0 covers native pixels 0 to 4."""
     assert uploads.to_native(click, np.zeros((200, 100), np.uint8), 1000, 500) == expected
-
-
-def test_a_large_mammogram_is_shown_smaller_and_a_small_one_as_it_is():
-    ramp = np.linspace(0, 1, 3200, dtype=np.float32)[:, None, None].repeat(800, axis=1)
-    assert uploads.to_display(ramp).shape == (1600, 400)
-    small = np.float32([[0.0, 0.2], [0.6, 1.0]])[..., None]
-    assert np.array_equal(uploads.to_display(small), [[0, 51], [153, 255]])
 
 
 def test_the_mark_leaves_its_middle_open():
@@ -55,11 +48,6 @@ def test_the_mark_leaves_its_middle_open():
             ArchiveError("no such mammogram at /data/Jane/a.png, see b/c.txt."),
             "No such mammogram at a file, see a file.",
         ),
-        (
-            DataError("the window of 64 px around it is not wholly breast"),
-            "The window of 64 px around it is not wholly breast.",
-        ),
-        (KeyError("Jane"), "Something went wrong in the studio. Its log has the details."),
         (ValueError("Jane"), "Something went wrong in the studio. Its log has the details."),
     ],
 )
@@ -73,62 +61,60 @@ def test_a_fault_of_ours_is_logged_without_its_message(caplog):
 
     (update,) = uploads.run_with_note("note", work).values()
     assert update["visible"] and "Jane" not in update["value"]
-    assert (
-        "KeyError" in caplog.text
-        and "in work" in caplog.text
-        and "Jane" not in caplog.text.replace('KeyError("Jane")', "")
-    )
-
-
-def test_sizes_are_told_in_mm_where_that_is_known():
-    assert inserting.format_size(40, 60, (0.1, 0.2)) == "That is 4.0 x 12.0 mm."
-    assert inserting.format_size(40, 60, None) == "The size in mm is unknown."
-    assert inserting.format_size(40, None, (0.1, 0.2)) == "Height and width are missing."
-
-
-def test_the_result_names_box_and_area():
-    mammogram = phantom.read(count=1)[0]
-    mask = np.zeros((mammogram.rows, mammogram.cols), np.uint8)
-    mask[10:20, 30:45] = 1
-    text = inserting.format_result(
-        EditResult(mammogram, None, None, mask, (10, 30, 20, 45), "mass", {})
-    )
-    assert (
-        text.startswith("**Mass added.**")
-        and "rows 10 to 20, columns 30 to 45: 10 x 15 px = 2.0 x 3.0 mm" in text
-    )
-    assert text.endswith("Area: 150 px = 6.0 mm².")
+    assert "KeyError" in caplog.text and "in work" in caplog.text
+    assert "Jane" not in caplog.text.replace('KeyError("Jane")', "")
 
 
 def system(**values):
     return Editor(EditorConfig(**{"renderer": "infilling", "generator": "x"} | values), None)
 
 
-def test_only_what_counts_for_a_system_is_asked_of_it():
+def test_only_what_a_system_uses_is_asked_of_it():
     generated = system()
-    assert inserting.size_control(generated) == "size" and inserting.list_shapes(generated) == list(
-        inserting.SHAPES
-    )
-    wish = inserting.build_request(generated, (5, 6), 40, 50, "oval", 2.0, None)
-    assert wish == EditRequest(centre=(5, 6), size=(40, 50), shape="oval")
+    assert inserting.size_control(generated) == "size"
+    assert inserting.list_shapes(generated) == list(inserting.SHAPES)
+    request = inserting.build_request(generated, (5, 6), 40, 50, "oval", 2.0, None)
+    assert request == EditRequest(centre=(5, 6), size=(40, 50), shape="oval")
     real = system(renderer="poisson", generator=None, lesions=DataConfig())
     assert inserting.size_control(real) == "factor"
-    assert inserting.build_request(real, (5, 6), 40, 50, "oval", 2.0, 3) == EditRequest(
-        centre=(5, 6), factor=2.0, seed=3
-    )
+    request = inserting.build_request(real, (5, 6), 40, 50, "oval", 2.0, 3)
+    assert request == EditRequest(centre=(5, 6), factor=2.0, seed=3)
     own = system(lesions=DataConfig())
     assert inserting.list_shapes(own)[0] == inserting.OWN_SHAPE
     assert inserting.build_request(own, (5, 6), 40, 50, inserting.OWN_SHAPE, 1.0, 0).shape is None
-
-
-def test_a_wrong_wish_is_a_sentence():
-    with pytest.raises(DataError, match="height and width are missing"):
-        inserting.build_request(system(), (5, 6), None, 50, "oval", 1.0, 0)
+    with pytest.raises(DataError, match="height and width"):
+        inserting.build_request(generated, (5, 6), None, 50, "oval", 1.0, 0)
     with pytest.raises(ValueError) as caught:
-        inserting.build_request(system(), (5, 6), 40, 50, "oval", 1.0, -1)
-    assert uploads.format_error(caught.value).startswith(
-        "Seed: input should be greater than or equal to 0"
-    )
+        inserting.build_request(generated, (5, 6), 40, 50, "oval", 1.0, -1)
+    assert uploads.format_error(caught.value).startswith("Seed: input should be greater than")
+
+
+def test_texts_of_sizes_results_and_findings():
+    assert inserting.format_size(40, 60, (0.1, 0.2)) == "That is 4.0 x 12.0 mm."
+    assert "unknown" in inserting.format_size(40, 60, None)
+    assert "missing" in inserting.format_size(40, None, (0.1, 0.2))
+    mammogram = phantom.read(count=1)[0]
+    mask = np.zeros((mammogram.rows, mammogram.cols), np.uint8)
+    mask[10:20, 30:45] = 1
+    result = EditResult(mammogram, None, None, mask, (10, 30, 20, 45), "mass", {})
+    text = inserting.format_result(result)
+    assert text.startswith("**Mass added.**") and text.endswith("Area: 150 px = 6.0 mm².")
+    assert "rows 10 to 20, columns 30 to 45: 10 x 15 px = 2.0 x 3.0 mm" in text
+    lesion = {
+        "number": 1,
+        "kind": "mass",
+        "score": 0.934,
+        "box": [10, 20, 50, 70],
+        "mask_box": [12, 22, 42, 62],
+        "shape": "oval",
+        "shape_probabilities": {"oval": 0.71, "round": 0.29},
+        "uncertainty": 0.01234,
+        "remarks": ["a", "b"],
+    }
+    row = ["1", "mass", "0.93", "10, 20, 50, 70", "30 x 40", "3.0 x 8.0", "oval 0.71", "0.012"]
+    assert reading.format_row(lesion, (0.1, 0.2)) == [*row, "a; b"]
+    bare = lesion | dict.fromkeys(("mask_box", "shape", "shape_probabilities", "uncertainty"))
+    assert reading.format_row(bare, None)[4:8] == ["40 x 50", "unknown", "-", "-"]
 
 
 def test_facts_count_only_where_the_file_has_none():
@@ -165,60 +151,26 @@ def test_an_upload_is_deleted_and_its_stored_values_are_kept(tmp_path, ending, b
         uploads.open_upload(str(upload))
 
 
-def test_a_row_of_the_table():
-    lesion = {
-        "number": 1,
-        "kind": "mass",
-        "score": 0.934,
-        "box": [10, 20, 50, 70],
-        "mask_box": [12, 22, 42, 62],
-        "shape": "oval",
-        "shape_probabilities": {"oval": 0.71, "round": 0.29},
-        "uncertainty": 0.01234,
-        "remarks": ["a", "b"],
-    }
-    row = [
-        "1",
-        "mass",
-        "0.93",
-        "10, 20, 50, 70",
-        "30 x 40",
-        "3.0 x 8.0",
-        "oval 0.71",
-        "0.012",
-        "a; b",
-    ]
-    assert reading.format_row(lesion, (0.1, 0.2)) == row
-    bare = lesion | {
-        "mask_box": None,
-        "shape": None,
-        "shape_probabilities": None,
-        "uncertainty": None,
-    }
-    assert reading.format_row(bare, None)[4:8] == ["40 x 50", "unknown", "-", "-"]
-
-
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "word"),
     [
         ("port: 7860", "one of systems"),
-        (
-            "systems: {a: {renderer: contextual}}",
-            "systems.a: renderer=contextual needs a generator",
-        ),
-        ("systems: {a: {renderer: poisson}}", "systems.a: renderer=poisson needs lesions"),
-        (
-            "systems: {a: {renderer: infilling, generator: x}}\nport: 0",
-            "port: input should be greater",
-        ),
-        ("systems: {a: {renderer: infilling, generator: x}}\npasword: x", "pasword: unknown key"),
+        ("systems: {a: {renderer: contextual}}", "systems.a: .* generator"),
+        ("systems: {a: {renderer: infilling, generator: x}}\nport: 0", "port: "),
+        ("systems: {a: {renderer: infilling, generator: x}}\ntotal_mb: 1", "total_mb"),
     ],
 )
-def test_a_wrong_config_is_one_sentence(tmp_path, content, told):
+def test_a_wrong_config_is_one_sentence(tmp_path, content, word):
     (tmp_path / "studio.yaml").write_text(content)
-    with pytest.raises(ConfigError, match=told.replace("(", r"\(")) as caught:
+    with pytest.raises(ConfigError, match=word) as caught:
         parse(StudioConfig, tmp_path / "studio.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_cant_be_loaded_is_named_by_its_key(tmp_path):
+    systems = {"mine": {"renderer": "infilling", "generator": str(tmp_path / "nowhere")}}
+    with pytest.raises(ConfigError, match=r"^systems\.mine: "):
+        app.build(StudioConfig.model_validate({"systems": systems}))
 
 
 def test_the_shipped_config_needs_no_run_where_one_key_is_given(repository):
@@ -252,11 +204,6 @@ def test_a_study_is_opened_with_the_keys_that_its_cases_were_drawn_with(
         ReaderStudyConfig, config, ["pairs=4", "real.phantoms=7", f"database={database}"]
     )
     assert not opened.systems and opened.case is None and not database.exists()
-
-
-def test_the_shipped_config_is_one(repository):
-    config = parse(StudioConfig, repository / "configs/studio.yaml")
-    assert config.host == "127.0.0.1" and len(config.systems) == 5
 
 
 @pytest.mark.slow

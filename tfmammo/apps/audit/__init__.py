@@ -1,3 +1,3 @@
-"""Whether a generator gives its patients away."""
+"""Whether a generator reveals its training patients."""
 
 __all__: list[str] = []

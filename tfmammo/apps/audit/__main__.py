@@ -1,10 +1,10 @@
-"""Audit a generator: does it give away what it was trained on?
+"""Audit a generator: does it reveal its training patients?
 
     tfmammo audit --config configs/audit.yaml --set model=RUN data.root=DIR
 
 Training patches are compared with as many unseen ones: membership by loss and by discriminator,
 nearest patches, extraction from masks alone, patients found again. The verdict goes into the
-export's card, or into the tags of a registered version; `promote` may ask for it.
+export's card, or into the tags of a registered version; `promote` can require it.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Attacks on a generator: each tries to tell what it was trained on.
+"""Attacks on a generator: each tries to find out what it was trained on.
 
     loss              the generator comes nearer to the real patch of a training mask (L1)
     discriminator     the discriminator finds training patches more real (mean logit)
-    nearest, SPACE    training patches are nearer to what is made for other patients
-    extraction        a training mask alone brings its patch back
-    patient           a patch made from one mask of a patient is nearest to another real patch of
-                      that patient
+    nearest, SPACE    training patches are nearer to the patches generated for other patients
+    extraction        a training mask alone reproduces its patch
+    patient           a patch generated from one mask of a patient is nearest to another real patch
+                      of that patient
 
-Every one ends in an AUC of training against unseen patches, 0.5 where nothing is remembered. Both
-are equally many, of different patients, drawn at random. `nearest` needs no knowledge of masks.
+Each attack gives an AUC of training against unseen patches; 0.5 means no memory. Both sides have
+equally many patches, of different patients, drawn at random. `nearest` needs no knowledge of masks.
 
-Distances are of pixels, in all eight orientations of the square. A generator that is shown tissue
-gives that tissue back, which is no memory: then only pixels of the mass count. Its extraction is
-tried from masks alone, with flat grey in place of the tissue.
+Distances are of pixels, in all eight orientations of the square. A generator that is given tissue
+returns that tissue, which is not memory: then only pixels of the mass count. Its extraction uses
+masks alone, with flat grey in place of the tissue.
 """
 
 from __future__ import annotations
@@ -38,27 +38,19 @@ from tfmammo.tracking import export
 
 Array = NDArray[np.float64]
 Images = NDArray[np.float32]
-GREY = 0.5  # of tissue that is not shown
-LEAST = 6  # patches of a side: fewer tell nothing
+GREY = 0.5  # of tissue that is not given
+LEAST = 6  # patches of a side
 
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """Training and unseen patches, and what the generator makes of their conditions.
+    """Training and unseen patches, and what the generator makes of their conditions."""
 
-    Attributes:
-        patches: All, real.
-        is_member: bool [n], those of the training.
-        made: float32 [n, s, s, 1], made from each one's mask, or mask and tissue.
-        from_masks: The same made from the mask alone.
-        weights: float32 [n, s, s, 1], pixels that count.
-    """
-
-    patches: Patches
-    is_member: NDArray[np.bool_]
-    made: Images
-    from_masks: Images
-    weights: Images
+    patches: Patches  # n real ones
+    is_member: NDArray[np.bool_]  # bool [n], training patches
+    made: Images  # float32 [n, s, s, 1], from each one's mask, or mask and tissue
+    from_masks: Images  # the same from the mask alone
+    weights: Images  # float32 [n, s, s, 1], pixels that count
 
     @property
     def patients(self) -> NDArray[np.str_]:
@@ -68,34 +60,22 @@ class Sides:
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack's success.
-
-    Attributes:
-        name: See the module.
-        success: AUC, 0.5 where nothing is remembered.
-        rate: The true positive rate at 1 % false positives, of a score; None of others.
-        details: In words.
-    """
+    """One attack's success."""
 
     name: str
-    success: Estimate
-    rate: Estimate | None = None
+    success: Estimate  # AUC
+    rate: Estimate | None = None  # true positive rate at 1 % false positives, of a score
     details: str = ""
 
 
 def draw_sides(network: Network, patches: Patches, config: AuditConfig) -> Sides:
-    """Draw equally many training and unseen patches, and run the generator.
-
-    Raises:
-        DataError: There are too few of either.
-        ExportError: The network can't be read, or takes patches of another size.
-    """
+    """Draw equally many training and unseen patches, and run the generator."""
     unseen = network.find_unseen(patches.patient_ids)
     count = min(config.count, int((~unseen).sum()), int(unseen.sum()))
     if count < LEAST:
         raise DataError(
-            f"{network.uri}: the archive holds {int((~unseen).sum())} training patches and "
-            f"{int(unseen.sum())} unseen ones; an audit needs {LEAST} of both"
+            f"{network.uri}: the archive has {int((~unseen).sum())} training patches and "
+            f"{int(unseen.sum())} unseen ones; an audit needs {LEAST} of each"
         )
     random = np.random.default_rng(config.seed)
     rows = [_draw_rows(patches.patient_ids, part, count, random) for part in (~unseen, unseen)]
@@ -125,14 +105,7 @@ def _draw_rows(
 
 
 def run_attacks(network: Network, sides: Sides, config: AuditConfig, level: float) -> list[Attack]:
-    """Run all attacks that the export allows.
-
-    Args:
-        network: The generator.
-        sides: Of `draw_sides`.
-        config: The audit's.
-        level: Confidence level of each attack's interval.
-    """
+    """Run all attacks that the export allows; `level` is that of each attack's interval."""
     attacks = [_score_members("loss", _measure_loss(sides), sides, config, level, sign=-1)]
     logits = find_logits(network, sides)
     if logits is not None:
@@ -146,16 +119,12 @@ def run_attacks(network: Network, sides: Sides, config: AuditConfig, level: floa
 
 
 def count_attacks(config: AuditConfig) -> int:
-    """Count the attacks at most, over which the level is divided."""
+    """Return the largest number of attacks, over which the level is divided."""
     return 7 if config.networks else 5
 
 
 def find_logits(network: Network, sides: Sides) -> Array | None:
-    """Compute the discriminator's mean logit of each real patch.
-
-    Returns:
-        float64 [n]; None where the export holds no discriminator.
-    """
+    """Compute the discriminator's mean logit of each real patch; None without discriminator."""
     try:
         name = export.find_function(network.folder, {network.source, "image"}, {"logits"})
     except ExportError:
@@ -169,7 +138,7 @@ def find_logits(network: Network, sides: Sides) -> Array | None:
 
 
 def _measure_loss(sides: Sides) -> Array:
-    """Measure the mean absolute difference of what is made from the real patch."""
+    """Measure the mean absolute difference between generated and real patch."""
     difference = np.abs(sides.made - sides.patches.images, dtype=np.float64) * sides.weights
     total = sides.weights.sum(axis=(1, 2, 3), dtype=np.float64)
     return difference.sum(axis=(1, 2, 3)) / np.maximum(total, 1)
@@ -178,7 +147,7 @@ def _measure_loss(sides: Sides) -> Array:
 def _score_members(
     name: str, scores: Array, sides: Sides, config: AuditConfig, level: float, sign: int = 1
 ) -> Attack:
-    """Score membership; a sign of -1 says that less is a member's."""
+    """Score membership; with a sign of -1 members have lower scores."""
     arguments = sides.is_member, sign * scores, sides.patients
     rate = estimate_rate(*arguments, level, config.samples, config.seed)
     means = [float(scores[part].mean()) for part in (sides.is_member, ~sides.is_member)]
@@ -189,10 +158,10 @@ def _score_members(
 def _compare_nearest(
     sides: Sides, scorer: PerceptualScorer | None, config: AuditConfig, level: float
 ) -> Iterator[Attack]:
-    """Compare how near training and unseen patches are to what is made for other patients.
+    """Compare how near training and unseen patches are to those generated for other patients.
 
-    Real patches are the units. Made ones are not independent: of a generator that makes them all
-    alike, all have the same nearest patch.
+    Real patches are the units. Generated ones are not independent: if they are all alike, all have
+    the same nearest patch.
     """
     allowed = sides.patients[:, None] != sides.patients
     for space, search in _list_spaces(sides, scorer).items():
@@ -203,8 +172,7 @@ def _list_spaces(
     sides: Sides, scorer: PerceptualScorer | None
 ) -> dict[str, Callable[[NDArray[np.bool_]], Array]]:
     """List functions from allowed pairs to each real patch's least distance, by space."""
-    real = sides.patches.images
-    made = sides.made
+    real, made = sides.patches.images, sides.made
 
     def in_pixels(allowed: NDArray[np.bool_]) -> Array:
         return perceptual.find_nearest_turned(real, made, allowed, sides.weights)[0]
@@ -226,7 +194,7 @@ def _list_spaces(
 
 
 def _extract(sides: Sides, config: AuditConfig, level: float) -> Attack:
-    """Try to bring patches back from their masks; unseen ones, which can't be, are the control."""
+    """Try to reproduce patches from their masks; unseen ones are the control."""
     real = sides.patches.images
     members = np.flatnonzero(sides.is_member)
     others = np.flatnonzero(~sides.is_member)
@@ -238,15 +206,14 @@ def _extract(sides: Sides, config: AuditConfig, level: float) -> Attack:
     is_copy = distance < limit
     success = estimate_auc(sides.is_member, is_copy.astype(np.float64), sides.patients, level)
     shares = [100 * float(is_copy[part].mean()) for part in (members, others)]
-    details = f"{shares[0]:.1f} % of training patches came back, {shares[1]:.1f} % of unseen ones"
+    details = f"{shares[0]:.1f} % of training patches reproduced, {shares[1]:.1f} % of unseen ones"
     return Attack("extraction", success, None, details)
 
 
 def _identify(sides: Sides, scorer: PerceptualScorer | None, level: float) -> Attack | None:
-    """Look for the patient of each mask among real patches, without the mask's own.
+    """Search the patient of each mask among real patches, without the mask's own.
 
-    Returns:
-        None where too few patients have two patches.
+    None if too few patients have two patches.
     """
     patients = sides.patients
     same = patients[:, None] == patients
@@ -254,7 +221,7 @@ def _identify(sides: Sides, scorer: PerceptualScorer | None, level: float) -> At
     queries = np.flatnonzero(same.any(axis=1))
     if has_few_patients(sides.is_member[queries], patients[queries]):
         return None
-    # Each side in a gallery of its own, so that both are equally hard.
+    # Each side has its own gallery, so that both are equally hard.
     allowed = (sides.is_member[queries][:, None] == sides.is_member) & ~np.eye(
         len(patients), dtype=np.bool_
     )[queries]

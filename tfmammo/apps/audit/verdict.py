@@ -1,12 +1,12 @@
 """The verdict of an audit, by one rule, and where it is kept.
 
-With the intervals of all attacks at one level together (Bonferroni):
+With simultaneous intervals of all attacks (Bonferroni):
 
     leaks       one lower bound is above the limit: that attack works
     passed      all upper bounds are below the limit: none of these attacks works
-    undecided   neither; more patches decide
+    undecided   neither; more patches may decide
 
-The bound is the largest upper bound. "passed" is of the attacks that were tried, and of no others.
+The bound is the largest upper bound. "passed" covers the attacks that were tried, and no others.
 """
 
 from __future__ import annotations
@@ -33,18 +33,11 @@ Decision = Literal["leaks", "passed", "undecided"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an audit says.
-
-    Attributes:
-        decision: See the module.
-        bound: The largest upper bound of all attacks; NaN where patients are too few.
-        strongest: The attack with the largest lower bound.
-        reason: In words.
-    """
+    """The result of an audit, by the rule of the module."""
 
     decision: Decision
-    bound: float
-    strongest: str
+    bound: float  # NaN if patients are too few
+    strongest: str  # the attack with the largest lower bound
     reason: str
 
 
@@ -53,7 +46,7 @@ def decide(attacks: Sequence[Attack], limit: float) -> Verdict:
     lows = np.array([attack.success.low for attack in attacks])
     highs = np.array([attack.success.high for attack in attacks])
     if np.isnan(lows).any():
-        return Verdict("undecided", float("nan"), "", "there are too few patients for intervals")
+        return Verdict("undecided", float("nan"), "", "too few patients for intervals")
     strongest = attacks[int(lows.argmax())]
     bound = float(highs.max())
     success = strongest.success
@@ -64,20 +57,14 @@ def decide(attacks: Sequence[Attack], limit: float) -> Verdict:
         reason = f"no attack succeeds by more than {bound:.2f}, which is below {limit:g}"
         return Verdict("passed", bound, strongest.name, reason)
     weakest = attacks[int(highs.argmax())]
-    reason = f"{weakest.name} may succeed by {bound:.2f}, and {limit:g} was to be excluded"
+    reason = f"{weakest.name} may succeed by {bound:.2f}, which is not below {limit:g}"
     return Verdict("undecided", bound, strongest.name, reason)
 
 
 def make_record(
     verdict: Verdict, attacks: Sequence[Attack], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Make what a card keeps of an audit.
-
-    Args:
-        verdict: The verdict.
-        attacks: All attacks.
-        facts: What else it says: archive, numbers, limit, level.
-    """
+    """Make the card's entry: the verdict, the attacks and further facts."""
     return {
         "verdict": verdict.decision,
         "bound": None if np.isnan(verdict.bound) else round(verdict.bound, 4),
@@ -96,38 +83,19 @@ def make_record(
 
 
 def check_place(handle: str, folder: Path) -> None:
-    """Check that a verdict stays with a model.
-
-    Args:
-        handle: The model URI.
-        folder: The export that it leads to.
-
-    Raises:
-        ConfigError: The export is a copy, of the package's own or of a server's.
-    """
+    """Check that a verdict can be kept with the export in a folder, to which a model URI leads."""
     is_registered = handle.startswith("models:/")  # its verdict goes into tags of the store
     if handle.startswith(zoo.PREFIX) or (models.is_copy(folder) and not is_registered):
         raise ConfigError(
-            f"write_card: {handle} is read as a copy, in which no verdict stays; set "
+            f"write_card: {handle} is read as a copy, which would lose a verdict; set "
             "write_card=false, or name a registered version or an export on this machine"
         )
 
 
 def write(record: dict[str, Any], handle: str, folder: Path, uri: str | None) -> str:
-    """Write an audit into the card of an export, or into a registered version's tags.
+    """Write a record into an export's card or a registered version's tags; return which one.
 
-    Args:
-        record: Of `make_record`.
-        handle: The model URI.
-        folder: The export that it leads to.
-        uri: The store of models:/ URIs.
-
-    Returns:
-        Where it was written, in words.
-
-    Raises:
-        TrackingError: The store can't be reached.
-        OSError: The card can't be written.
+    `folder` is the export to which the model URI leads, `uri` the store of models:/ URIs.
     """
     if handle.startswith("models:/"):
         name, _, alias = handle.removeprefix("models:/").partition("@")

@@ -32,17 +32,7 @@ SOURCES = ("tri_label", "mask")  # inputs of a generator that is audited; the fi
 
 
 def audit(config: AuditConfig, output: Path) -> list[Table]:
-    """Audit a generator; write table.md, audit.json, nearest.png, and the verdict into the card.
-
-    Returns:
-        The tables.
-
-    Raises:
-        ConfigError: The data can't be used with what the card says, or the card is a copy, in which
-            no verdict stays.
-        DataError: There are too few training or unseen patches, or the card names no patients.
-        ExportError: The model leads from neither mask nor tri_label to image.
-    """
+    """Audit a generator; write table.md, audit.json, nearest.png, and the verdict into the card."""
     network = open_first(config.model, SOURCES, "image", config.tracking_uri)
     if config.write_card:
         verdicts.check_place(config.model, network.folder)
@@ -78,7 +68,7 @@ def audit(config: AuditConfig, output: Path) -> list[Table]:
 
 
 def describe(attack: Attack) -> dict[str, Any]:
-    """Describe an attack as JSON holds it."""
+    """Describe an attack for JSON."""
     parts: dict[str, Estimate | None] = {"success": attack.success, "rate": attack.rate}
     numbers = {
         name: [None if np.isnan(value) else value for value in dataclasses.astuple(estimate)]
@@ -89,7 +79,6 @@ def describe(attack: Attack) -> dict[str, Any]:
 
 
 def _format_rate(rate: Estimate) -> str:
-    """Format a rate, with its interval where there are patients enough for one."""
     interval = f" [{_RATE(rate.low)}, {_RATE(rate.high)}]" if np.isfinite(rate.low) else ""
     return _RATE(rate.value) + interval
 
@@ -118,21 +107,21 @@ def tabulate(
         "unseen ones)"
     )
     notes = [
-        "Success is the AUC of training against unseen patches: 0.5 where nothing is remembered.",
-        f"All intervals of success hold together at {100 * config.level:g} %, by patient.",
+        "Success is the AUC of training against unseen patches; 0.5 means no memory.",
+        f"The intervals of success hold simultaneously at {100 * config.level:g} %, by patient.",
     ]
     names = {attack.name for attack in attacks}
     if "discriminator" not in names:
-        notes.append("The export holds no discriminator, so that attack was not tried.")
+        notes.append("The export has no discriminator, so that attack was not tried.")
     if "nearest, LPIPS" not in names:
-        notes.append("Pixels alone: no LPIPS or Inception weights, or tissue that is shown.")
+        notes.append("Pixels alone: no LPIPS or Inception weights, or the generator sees tissue.")
     if facts["patches"] < 100:
         notes.append("With fewer than 100 unseen patches, 1 % FPR allows no false positive at all.")
     return Table(title, header, body, tuple(notes))
 
 
 def write_nearest(sides: Sides, count: int, path: Path) -> None:
-    """Write patches made from training masks alone, each beside the real one, nearest first."""
+    """Write patches made from training masks alone, each next to its real patch, nearest first."""
     members = np.flatnonzero(sides.is_member)
     real = sides.patches.images
     own = np.eye(len(real), dtype=np.bool_)[members]

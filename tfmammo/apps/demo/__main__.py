@@ -1,8 +1,8 @@
 """Show what the systems do, without training, data or settings.
 
-Lesions are inserted into a phantom and into a mammogram, by four methods, and taken out again.
-Lesions are found, outlined and named. The page shows before and after, and commands to go on
-with. It takes a minute on two CPU cores, and nothing leaves this machine.
+Masses are inserted into a phantom and into a mammogram by four methods, and removed. The CAD
+pipeline finds, outlines and classifies masses. The page shows before and after, and commands to try
+next. It takes a minute on two CPU cores, and nothing leaves this machine.
 """
 
 from __future__ import annotations

@@ -32,36 +32,33 @@ TITLE = "tfmammo: what it does"
 HERE = Path(__file__).resolve().parent
 ATTRIBUTION = (
     "The mammogram is P_01204, right breast, MLO, of CBIS-DDSM (Sawyer-Lee et al., The Cancer "
-    "Imaging Archive, DOI 10.7937/K9/TCIA.2016.7O02S9CY, CC BY 3.0), reduced to 512 px. No network "
-    "here was trained on it."
+    "Imaging Archive, DOI 10.7937/K9/TCIA.2016.7O02S9CY, CC BY 3.0), reduced to 512 px. None of "
+    "the networks was trained on it."
 )
 CAUTION = (
-    "Research software: not a medical device, not for diagnosis. The networks are small ones of "
-    "the zoo. The command tfmammo pretrained show NAME says what each does badly."
+    "Research software: not a medical device, not for diagnosis. The networks are the small ones "
+    "that come with the package; tfmammo pretrained show NAME lists the known failures of each."
 )
 SIDE = 512  # px of a mammogram's longer side, as the zoo's networks were trained
-SIZE = (44, 40)  # px of a made-up mass
+REAL_SPACING = 0.42  # mm per px of the real mammogram: its film has some 4,350 rows of 0.05 mm
+SIZE = (44, 40)  # px of a generated mass
 CROP = 128  # px around an edit that are shown, and of CAN's patches
 STEP = 16  # px between places that are tried
-DARK = 0.08  # grey of what is no breast
+DARK = 0.08  # grey of what is not breast
+RING = 15  # px around a mass, whose mean is the reference of its contrast
+WEAK = 0.25  # a removal that leaves a larger part of the contrast
 ENLARGED = 2
 SEED = 1
 
 
 @dataclass(frozen=True)
 class Case:
-    """A mammogram on disk, with its lesion.
+    """A mammogram on disk, with its one lesion."""
 
-    Attributes:
-        name: Of its folder.
-        title: As the page calls it.
-        root: Its folder, an archive of the kind `folder`.
-        mammogram: The mammogram, with one lesion.
-    """
-
-    name: str
+    name: str  # of its folder and file, and on the page
     title: str
-    root: Path
+    spacing: float  # mm per px, about
+    root: Path  # an archive of the kind `folder`
     mammogram: Mammogram
 
     @property
@@ -75,28 +72,30 @@ class Case:
         mask = self.mammogram.lesions[0].mask(self.mammogram.rows, self.mammogram.cols)
         return mask[..., np.newaxis]
 
+    def describe_size(self, box: Sequence[int]) -> str:
+        """Describe the longer side of a box."""
+        return f"about {max(box[2] - box[0], box[3] - box[1]) * self.spacing:.0f} mm"
+
 
 @dataclass(frozen=True)
 class Method:
-    """A way to insert a lesion.
-
-    Attributes:
-        title: As the page calls it.
-        editor: The config of its editor, without an archive of lesions.
-        arguments: What `tfmammo synthesize` takes beside the mammograms, with keys of `editor` in
-            braces; "" where the studio or Python is the way.
-        is_real: Whether its lesion is the other mammogram's.
-    """
+    """A way to insert a lesion."""
 
     title: str
-    editor: Mapping[str, str]
+    editor: Mapping[str, str]  # the config of its editor, without an archive of lesions
+    # For `tfmammo synthesize`, with keys of `editor` in braces; "": only the studio has it.
     arguments: str = ""
-    is_real: bool = False
+    is_real: bool = False  # its lesion is the other mammogram's
+
+    @property
+    def name(self) -> str:
+        """Its renderer."""
+        return self.editor["renderer"]
 
 
 METHODS = (
     Method(
-        "Infilling: a network fills a mass of the mask GAN's shape into the tissue",
+        "Infilling: a network inpaints a mass; the mask GAN draws its shape",
         {
             "renderer": "infilling",
             "generator": "models:/zoo/infilling",
@@ -105,7 +104,7 @@ METHODS = (
         "--config synthesis_full --set generator={generator} shapes.gan={gan}",
     ),
     Method(
-        "Blending: a network sets a real lesion into other tissue",
+        "Blending: a network merges a real mass with other tissue",
         {"renderer": "blending", "generator": "models:/zoo/blending"},
         "--config synthesis_blending --set generator={generator}",
         is_real=True,
@@ -124,54 +123,48 @@ METHODS = (
 
 
 def write_demo(output: Path) -> Path:
-    """Write the mammograms, and the page with all that is done to them.
-
-    Args:
-        output: A new folder, or that of an earlier demo, which is replaced.
-
-    Returns:
-        The page.
-
-    Raises:
-        ConfigError: The folder holds other files.
-        ExportError: A network of the zoo can't be unpacked.
-    """
+    """Write the mammograms and the page into a new folder or over an earlier demo."""
     with filesystem.claim_folder(output, {"command": "demo"}, ".demo.json"):
-        return _write_demo(output)
+        cases = write_cases(output)
+        pictures: dict[str, bytes] = {}
+        blocks: list[Block] = [Heading(1, TITLE), Text(CAUTION), Text(ATTRIBUTION)]
+        blocks += _show_cases(cases, pictures)
+        for method in METHODS:
+            blocks += _show_insertion(method, cases, pictures)
+        blocks += _show_removal(cases, pictures)
+        blocks += _show_reading(cases, pictures)
+        blocks += _show_can(cases[1], pictures)
+        page = output / "demo.html"
+        text = document.render_html(TITLE, blocks, pictures)
+        filesystem.write_atomically(page, text, durable=False)
+        return page
 
 
-def _write_demo(output: Path) -> Path:
+def write_cases(output: Path) -> list[Case]:
+    """Write a phantom and a real mammogram as a user's own files may be."""
     shutil.rmtree(output / "mammograms", ignore_errors=True)
-    cases = [_write_phantom(output), _write_real(output)]
-    pictures: dict[str, bytes] = {}
-    blocks: list[Block] = [Heading(1, TITLE), Text(CAUTION), Text(ATTRIBUTION)]
-    blocks += _show_cases(cases, pictures)
-    for method in METHODS:
-        blocks += _show_insertion(method, cases, pictures)
-    blocks += _show_removal(cases, pictures)
-    blocks += _show_reading(cases, pictures)
-    blocks += _show_can(cases[1], pictures)
-    page = output / "demo.html"
-    text = document.render_html(TITLE, blocks, pictures)
-    filesystem.write_atomically(page, text, durable=False)
-    return page
+    return [_write_phantom(output), _write_real(output)]
 
 
 def _write_phantom(output: Path) -> Case:
-    """Render a phantom with one mass, reduced as a user's own files may be."""
     mammogram = next(
         each
         for each in phantom.read(count=24)
         if len(each.lesions) == 1 and each.lesions[0].kind == "mass" and each.view == "CC"
     )
+    assert mammogram.spacing
     scale = SIDE / max(mammogram.rows, mammogram.cols)
     rows, cols = round(mammogram.rows * scale), round(mammogram.cols * scale)
     image = preprocess.resize_image(mammogram.pixels(), rows, cols)[..., 0]
     whole = mammogram.lesions[0].mask(mammogram.rows, mammogram.cols)
     mask = preprocess.resize_mask_to(whole, rows, cols) > 0
-    grey = np.rint(255 * image).astype(np.uint8)
-    row = (mammogram.laterality or "", mammogram.view or "")
-    return _write_case(output, "phantom", "a phantom, drawn by this package", grey, mask, row)
+    return _write_case(
+        output / "mammograms",
+        ("phantom", "a phantom, drawn by this package", mammogram.spacing[0] / scale),
+        np.rint(255 * image).astype(np.uint8),
+        mask,
+        (mammogram.laterality or "", mammogram.view or ""),
+    )
 
 
 def _write_real(output: Path) -> Case:
@@ -179,29 +172,20 @@ def _write_real(output: Path) -> Case:
     mask = cv2.imread(str(HERE / "mask.png"), cv2.IMREAD_GRAYSCALE)
     assert image is not None
     assert mask is not None
-    title = "a mammogram of CBIS-DDSM"
-    return _write_case(output, "mammogram", title, image, np.asarray(mask) > 127, ("R", "MLO"))
+    facts = ("mammogram", "a mammogram of CBIS-DDSM", REAL_SPACING)
+    return _write_case(output / "mammograms", facts, image, np.asarray(mask) > 127, ("R", "MLO"))
 
 
 def _write_case(
-    output: Path,
-    name: str,
-    title: str,
+    parent: Path,
+    facts: tuple[str, str, float],
     image: NDArray[np.generic],
     mask: NDArray[np.bool],
     side: tuple[str, str],
 ) -> Case:
-    """Write a mammogram with its mask as an archive of the kind `folder`.
-
-    Args:
-        output: The demo's folder.
-        name: Of the archive, and of the image.
-        title: As the page calls it.
-        image: uint8 [rows, cols].
-        mask: [rows, cols].
-        side: Laterality and view.
-    """
-    root = output / "mammograms" / name
+    """Write a mammogram, uint8 [rows, cols], with its mask as an archive of the kind `folder`."""
+    name, title, spacing = facts
+    root = parent / name
     # Not by archives.writers.folder, which numbers its files: the page's commands name this one.
     for folder_name, content in (("images", image), ("masks", np.where(mask, 255, 0))):
         (root / folder_name).mkdir(parents=True)
@@ -211,19 +195,20 @@ def _write_case(
         writer.writerow(["file", "patient", "laterality", "view", "pathology", "kind"])
         writer.writerow([f"{name}.png", name, *side, "malignant", "mass"])
     (mammogram,) = folder.read(root)
-    return Case(name, title, root, mammogram)
+    return Case(name, title, spacing, root, mammogram)
 
 
 def _show_cases(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator[Block]:
-    yield Heading(2, "Two mammograms, and the masses that they have")
+    yield Heading(2, "Two mammograms with their own masses")
     for case in cases:
         image = case.mammogram.pixels()
         outlined = draw_outline(image, case.mask)
         panels = {case.name: np.repeat(image, 3, axis=-1), "its own mass": outlined}
         pictures[case.name] = _encode({name: each[np.newaxis] for name, each in panels.items()})
-        yield Text(f"{case.name}: {case.title}.")
+        size = case.describe_size(case.mammogram.lesions[0].box)
+        yield Text(f"The {case.name}: {case.title}, with a mass of {size}.")
         yield Picture(case.name, case.title)
-    yield Text("How such a folder looks to this package:")
+    yield Text("To check such a folder:")
     yield Code(tuple(f"tfmammo archives folder {case.root}" for case in cases))
 
 
@@ -231,53 +216,48 @@ def _show_insertion(
     method: Method, cases: Sequence[Case], pictures: dict[str, bytes]
 ) -> Iterator[Block]:
     yield Heading(2, method.title)
-    renderer = method.editor["renderer"]
-    others = cases[::-1]  # two: the lesions of one go into the other
-    editors = _load_editors(method, others)
-    for case, editor in zip(cases, editors, strict=True):
-        result = _insert_somewhere(editor, case)
-        yield from _show_edit(f"{renderer} {case.name}", result, pictures)
-    if method.arguments:
-        arguments = method.arguments.format(**method.editor)
-        yield Text("Mammograms with masses by this method, and their annotations:")
-        if method.is_real:
-            commands = [
-                f"tfmammo synthesize {arguments} data.name=folder data.root={case.root} "
-                f"lesions.name=folder lesions.root={other.root} mammograms=all count=1 format=png "
-                f"--output {case.name}-{renderer}"
-                for case, other in zip(cases, others, strict=True)
-            ]
-        else:  # sizes can't be fitted on the one lesion of a case: phantoms have many
-            commands = [
-                f"tfmammo synthesize {arguments} count=1 format=png --output phantom-{renderer}"
-            ]
-        yield Code(tuple(commands))
-    else:
-        yield Text("At a place that you point to, in the studio:")
+    for case, result in zip(cases, insert(method, cases), strict=True):
+        size = case.describe_size(result.box)
+        yield Text(f"In the {case.name}, a mass of {size} was added here:")
+        yield _draw_edit(f"{method.name} in the {case.name}", result, pictures)
+    if not method.arguments:
+        yield Text("To add one at a place of your choice, use the studio:")
         yield Code(("tfmammo studio",))
+        return
+    arguments = method.arguments.format(**method.editor)
+    yield Text("To make mammograms with such masses, and their annotations:")
+    if method.is_real:
+        commands = [
+            f"tfmammo synthesize {arguments} data.name=folder data.root={case.root} "
+            f"lesions.name=folder lesions.root={other.root} mammograms=all count=1 format=png "
+            f"--output {case.name}-{method.name}"
+            for case, other in zip(cases, cases[::-1], strict=True)
+        ]
+    else:  # sizes can't be fitted on the one lesion of a case: phantoms have many
+        commands = [
+            f"tfmammo synthesize {arguments} count=1 format=png --output phantom-{method.name}"
+        ]
+    yield Code(tuple(commands))
 
 
-def _load_editors(method: Method, others: Sequence[Case]) -> list[Editor]:
-    """Load a method's networks once, and an editor for the lesions of each of these cases."""
+def insert(method: Method, cases: Sequence[Case]) -> list[EditResult]:
+    """Insert a lesion into each of two cases; real ones are those of the other case."""
     if not method.is_real:
-        return [Editor.load(EditorConfig.model_validate(method.editor))] * len(others)
-    first, *rest = (DataConfig(name="folder", root=other.root) for other in others)
-    editor = Editor.load(EditorConfig.model_validate({**method.editor, "lesions": first}))
-    return [editor, *map(editor.with_lesions, rest)]
+        editors = [Editor.load(EditorConfig.model_validate(method.editor))] * len(cases)
+    else:
+        first, *rest = (DataConfig(name="folder", root=other.root) for other in cases[::-1])
+        editor = Editor.load(EditorConfig.model_validate({**method.editor, "lesions": first}))
+        editors = [editor, *map(editor.with_lesions, rest)]  # the networks are loaded once
+    return [_insert_somewhere(*each) for each in zip(editors, cases, strict=True)]
 
 
 def _insert_somewhere(editor: Editor, case: Case) -> EditResult:
-    """Insert a lesion at the first place, from the breast's middle outwards, that takes one.
-
-    Raises:
-        DataError: No place does; the sentence is of the last one.
-    """
+    """Insert a lesion at the first possible place, from the breast's middle outwards."""
     problem = ""
     size = None if editor.config.real_lesions or editor.network else SIZE
     for centre in _list_places(case):
-        request = EditRequest(centre=centre, size=size, seed=SEED)
         try:
-            return editor.edit(case.mammogram, request)
+            return editor.edit(case.mammogram, EditRequest(centre=centre, size=size, seed=SEED))
         except DataError as error:
             problem = str(error)
     raise DataError(f"{case.file}: no place takes a lesion ({problem})")
@@ -301,36 +281,57 @@ def _list_places(case: Case) -> Iterator[tuple[int, int]]:
 def _show_removal(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator[Block]:
     network = f"{zoo.PREFIX}contextual_removal"
     editor = Editor.load(EditorConfig(renderer="contextual", generator=network))
-    yield Heading(2, "Contextual GAN: a network takes the mass away")
+    yield Heading(2, "Contextual GAN: a network removes a mass")
     for case in cases:
         top, left, bottom, right = case.mammogram.lesions[0].box
         centre = ((top + bottom) // 2, (left + right) // 2)
-        request = EditRequest(centre=centre, seed=SEED)
-        bare = replace(case.mammogram, lesions=())  # its editor goes where no lesion is known
+        bare = replace(case.mammogram, lesions=())  # editors avoid known lesions
         try:
-            result = editor.edit(bare, request)
+            result = editor.edit(bare, EditRequest(centre=centre, seed=SEED))
         except DataError as error:
-            yield Text(f"{case.name}: nothing was changed, because {error}.")
+            yield Text(f"In the {case.name}, nothing was changed, because {error}.")
             continue
-        yield from _show_edit(f"removal {case.name}", result, pictures)
+        remaining = _measure_remaining(result, case.mask[..., 0])
+        sentence = (
+            f"In the {case.name}, the mass of {case.describe_size(case.mammogram.lesions[0].box)} "
+            f"was to be removed. {100 * remaining:.0f} % of its contrast remains."
+        )
+        if remaining > WEAK:
+            sentence += " This small network is too weak for it."
+        yield Text(sentence)
+        yield _draw_edit(f"removal in the {case.name}", result, pictures)
     yield Code(("tfmammo studio",))
 
 
-def _show_edit(key: str, result: EditResult, pictures: dict[str, bytes]) -> Iterator[Block]:
-    """Show the surroundings of an edit before and after."""
+def _measure_remaining(result: EditResult, mask: NDArray[np.uint8]) -> float:
+    """Measure which part of a mass's contrast with the tissue around it an edit leaves."""
+    around = cv2.dilate(mask, np.ones((2 * RING + 1, 2 * RING + 1), np.uint8)) > mask
+    before, after = (
+        float(image[..., 0][mask > 0].mean() - image[..., 0][around].mean())
+        for image in (result.before.image(), result.after.image())
+    )
+    return max(0.0, after / before)
+
+
+def crop_edit(result: EditResult) -> dict[str, NDArray[np.float32]]:
+    """Crop the surroundings of an edit: before, after, and after with the outline, RGB."""
     before = _crop(result.before.image(), result)
     after = _crop(result.after.image(), result)
     mask = _crop(result.mask[..., np.newaxis], result)
-    panels = {
+    return {
         "before": np.repeat(before, 3, axis=-1),
         "after": np.repeat(after, 3, axis=-1),
-        "mask": draw_outline(after, (mask > 0).astype(np.uint8)),
+        "outline": draw_outline(after, (mask > 0).astype(np.uint8)),
     }
-    pictures[key] = _encode({name: _enlarge(image) for name, image in panels.items()})
-    changed = int(np.count_nonzero(result.before.values != result.after.values))
-    place = "rows {0} to {2}, columns {1} to {3}".format(*result.box)
-    yield Text(f"{key}: {place}; {changed} pixels have another value.")
-    yield Picture(key, f"{key}, before and after")
+
+
+def _draw_edit(key: str, result: EditResult, pictures: dict[str, bytes]) -> Picture:
+    panels = {
+        name: image.repeat(ENLARGED, 0).repeat(ENLARGED, 1)[np.newaxis]
+        for name, image in crop_edit(result).items()
+    }
+    pictures[key] = _encode(panels)
+    return Picture(key, f"{key}: before, after and outline")
 
 
 def _crop(image: NDArray[Any], result: EditResult) -> NDArray[Any]:
@@ -342,25 +343,22 @@ def _crop(image: NDArray[Any], result: EditResult) -> NDArray[Any]:
     return image[row : row + CROP, col : col + CROP]
 
 
-def _enlarge(image: NDArray[np.floating]) -> NDArray[np.floating]:
-    return image.repeat(ENLARGED, 0).repeat(ENLARGED, 1)[np.newaxis]
-
-
 def _show_reading(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator[Block]:
     names = {"detector": "light_head", "segmenter": "cgan", "classifier": "shape"}
     handles = {stage: f"{zoo.PREFIX}{name}" for stage, name in names.items()}
     pipeline = Pipeline.load(PipelineConfig.model_validate(handles))
-    yield Heading(2, "Found, outlined and named")
+    yield Heading(2, "CAD pipeline: masses found, outlined and classified by shape")
     yield Text(
-        "A detector finds masses, the cGAN outlines them, and a network names the shape of the "
-        "outline. The detector knows neither mammogram. It is small, and misses half of the "
-        "masses of such patients."
+        "A detector finds masses, the cGAN outlines them, and a third network classifies the shape "
+        "of the outline. The detector was trained on neither mammogram. It is small, and misses "
+        "half of the masses of unseen patients."
     )
     for case in cases:
         result = pipeline.predict(case.mammogram)
-        key = f"reading {case.name}"
+        key = f"findings in the {case.name}"
         pictures[key] = encode_png(draw_overlay(result, 2 * SIDE))
-        yield Picture(key, f"findings in the {case.name}")
+        yield Text(f"In the {case.name}:")
+        yield Picture(key, key)
         labels = [(format_label(number, each),) for number, each in enumerate(result.findings, 1)]
         yield Grid(("finding",), tuple(labels) or (("no lesion found",),))
     settings = " ".join(f"{stage}={handle}" for stage, handle in handles.items())
@@ -369,27 +367,23 @@ def _show_reading(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator
 
 
 def _show_can(case: Case, pictures: dict[str, bytes]) -> Iterator[Block]:
-    """Show CAN both ways on the mammogram's own mass, cropped as CAN was trained."""
+    """Show CAN in both directions on the mammogram's own mass, cropped as CAN was trained."""
     export_folder = zoo.fetch("can")
     outline = export.load(export_folder, "inverter")
     draw = export.load(export_folder, "generator")
-    image, mask = _crop_mass(case)
-    found = outline(image[np.newaxis])["mask"]
-    made = draw(mask[np.newaxis])["image"]
-    panels = {"mass": image[np.newaxis], "outlined": found, "its mask": mask[np.newaxis]}
-    pictures["can"] = _encode(panels | {"made of it": made})
-    dice = segmentation.dice(mask, found[0] > 0.5)
-    yield Heading(2, "CAN: from a mass to its outline, and from an outline to a mass")
-    yield Text(f"Dice coefficient of the outline: {dice:.2f}.")
-    yield Picture("can", "CAN both ways")
-    yield Code(("tfmammo train can --config quickstart --output runs/quickstart",))
-
-
-def _crop_mass(case: Case) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Crop the mass plus 10 %, 128 px, as CAN's training patches are."""
     config = DataConfig(name="folder", size=CROP, frame="square", context=1.1)
     patches = make_patches([case.mammogram], config, Skipped())
-    return patches.images[0], patches.masks[0].astype(np.float32)
+    image, mask = patches.images[:1], patches.masks[:1].astype(np.float32)
+    found = outline(image)["mask"]
+    made = draw(mask)["image"]
+    panels = {"mass": image, "CAN's outline": found, "true outline": mask, "CAN's mass": made}
+    pictures["can"] = _encode(panels)
+    dice = segmentation.dice(mask[0], found[0] > 0.5)
+    yield Heading(2, "CAN: from a mass to its outline, and from an outline to a mass")
+    yield Text(f"CAN's outline has a Dice coefficient of {dice:.2f}.")
+    yield Picture("can", "CAN in both directions")
+    yield Text("To train a small CAN:")
+    yield Code(("tfmammo train can --config quickstart --output runs/quickstart",))
 
 
 def _encode(panels: Mapping[str, NDArray[np.floating]]) -> bytes:

@@ -9,9 +9,9 @@ FORMAT is one of
     hf          an image folder for Hugging Face datasets
     monai       a data list of the Medical Segmentation Decathlon's form
 
-FILE is configs/exchange.yaml or the config of a training, of which the data section counts. No
-patient is in two subsets. Patients are pseudonyms. DIR must be new, or hold a stopped run of the
-same command, which goes on where it was. `data.name=folder data.root=DIR` reads it back, and
+FILE is configs/exchange.yaml, or the config of a train script, whose data section counts. No
+patient is in two subsets. Patients are pseudonyms. DIR must be new, or a stopped run of the same
+command, which resumes. `data.name=folder data.root=DIR` reads it back, and
 `data.split_file=DIR/split.json` gives the same split.
 """
 
@@ -28,8 +28,8 @@ from tfmammo.apps.exchange.writing import NAMES, write_dataset
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; an error becomes one line on stderr and exit code 2."""
     parser = cli.make_command_parser("export", __doc__)
-    parser.add_argument("format", choices=NAMES, help="what is written")
-    config_help = "a YAML file, or a shipped config: exchange, or that of a training"
+    parser.add_argument("format", choices=NAMES, help="format to write")
+    config_help = "a YAML file, or a shipped config: exchange, or that of a train script"
     parser.add_config(ExchangeConfig, config_help)
     parser.add_argument("output", type=Path, metavar="DIR", help="where to write")
     options = parser.parse_args(arguments)
@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console = cli.console
         console.print(f"images    {images}")
         console.print(f"lesions   {lesions or 'none'}")
-        if summary.left_out:
-            console.print(f"left out  {summary.left_out:,}, wholly or in part; see the log")
+        if summary.skipped:
+            console.print(f"skipped   {summary.skipped:,} images or lesions; see the log")
         console.print(f"written   {options.output}", soft_wrap=True)
 
     cli.run(run)

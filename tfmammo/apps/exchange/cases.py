@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from tfmammo.apps.exchange.config import ExchangeConfig
 from tfmammo.archives import read_mammograms
@@ -22,91 +21,70 @@ from tfmammo.errors import ConfigError, DataError
 from tfmammo.filesystem import name_case
 from tfmammo.mammogram import Mammogram, Skipped, hash_patient, hold_pixels, trace_lesions
 
+# Columns of the table of the archive `folder`
+COLUMNS = ("patient", "laterality", "view", "pathology", "birads", "density", "spacing")
+
 
 @dataclass(frozen=True)
 class Case:
-    """One image of the data set.
+    """One image of the data set."""
 
-    Attributes:
-        name: Its file's name without the ending: the image_id in letters, digits, - and _.
-        mammogram: A patch is a small mammogram. Its lesions are the wanted ones.
-        is_held_out: Whether its patient is in the held-out subset.
-        fold: Which fold validates on it; None of a test case.
-    """
-
-    name: str
-    mammogram: Mammogram
+    name: str  # its file's name without the ending: the image_id in letters, digits, - and _
+    mammogram: Mammogram  # or a patch, as a small mammogram; with the lesions to write
     is_held_out: bool
-    fold: int | None
+    fold: int | None  # the fold that validates on it; None of a test case
+
+    def make_row(self) -> dict[str, str]:
+        """Return its facts by COLUMNS, "" where unknown; the patient is a pseudonym."""
+        spacing = self.mammogram.spacing
+        facts = {
+            "patient": self.mammogram.patient_id,
+            "spacing": " x ".join(map(repr, map(float, spacing))) if spacing else "",
+        }
+        return {
+            name: facts.get(name) or getattr(self.mammogram, name, None) or "" for name in COLUMNS
+        }
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be written.
-
-    Attributes:
-        records: The archive's mammograms.
-        split: Of the patients, under the archive's own pseudonyms.
-        held_out: Patients who are held out.
-        folds: Patient -> the fold that validates on the patient; without those of an official
-            test set.
-        fingerprint: Of what the archive states of its mammograms.
-    """
+    """What to write."""
 
     records: Sequence[Mammogram]
-    split: SavedSplit
-    held_out: frozenset[str]
-    folds: dict[str, int]
-    fingerprint: str
+    split: SavedSplit  # under the archive's own pseudonyms
+    held_out: frozenset[str]  # patients
+    folds: dict[str, int]  # patient -> its validation fold; without an official test set's
+    fingerprint: str  # of what the archive states of its mammograms
 
 
 def make_plan(config: ExchangeConfig, skipped: Skipped) -> Plan:
-    """List the mammograms and split their patients; pixels are read of patches alone.
+    """List the mammograms and split their patients; only patches need pixels.
 
-    Patches are made twice, now and when they are written, as a split by patient goes by their
-    number: no more than one mammogram is in memory.
-
-    Args:
-        config: Which archive, and what of it.
-        skipped: Takes what is left out.
-
-    Raises:
-        ConfigError: A key that a data set for another tool can't follow.
-        DataError: The patients can't be split as the config says.
-        ArchiveError: The archive can't be read.
+    Patches are made twice, now and when they are written, because a split by patient depends on
+    their number: no more than one mammogram is in memory.
     """
     _refuse_keys(config)
     announce_phantom(config.data)
     records = read_mammograms(config.data, skipped)
     items = records
     if config.exchange.items == "patches":
-        # what is left out is noted when they are written
-        found = [replace(item, read=_no_pixels) for item in _make_items(config, records, Skipped())]
-        items = [replace(item, lesions=()) for item in found]
+        # what is skipped is noted when they are written
+        items = [
+            replace(item, read=_no_pixels, lesions=())
+            for item in _make_items(config, records, Skipped())
+        ]
     if not items:
-        raise DataError("the archive holds none of the patches that the config asks for")
+        raise DataError("the archive has none of the patches that the config describes")
     index = Mammograms.of(items)
-    splits.split(index, config.data)  # for its complaints
+    splits.split(index, config.data)  # for its errors
     saved = splits.describe(index, config.data, config.data.archive_name)
-    held_out = frozenset(
-        splits.held_out_patients(saved, config.data.fold) & set(index.patient_ids.tolist())
-    )
-    return Plan(
-        records, saved, held_out, _find_folds(index, saved, config), jobs.fingerprint(records)
-    )
+    held_out = splits.held_out_patients(saved, config.data.fold) & set(index.patient_ids.tolist())
+    folds = _find_folds(index, saved, config)
+    return Plan(records, saved, frozenset(held_out), folds, jobs.fingerprint(records))
 
 
 def make_cases(config: ExchangeConfig, plan: Plan, skipped: Skipped) -> Iterator[Case]:
-    """Make the cases one by one, in the archive's order.
-
-    Args:
-        config: The same as for `make_plan`.
-        plan: What that returned.
-        skipped: Takes what is left out.
-
-    Raises:
-        DataError: Two images would have one name.
-    """
+    """Make the cases of a plan one by one, in the archive's order."""
     names: set[str] = set()
     for item in _make_items(config, plan.records, skipped):
         name = name_case(item.image_id)
@@ -118,10 +96,7 @@ def make_cases(config: ExchangeConfig, plan: Plan, skipped: Skipped) -> Iterator
 
 
 def translate_split(saved: SavedSplit) -> SavedSplit:
-    """Return a split under the pseudonyms that the archive `folder` gives these patients.
-
-    They are pseudonyms of pseudonyms: `folder` knows no others.
-    """
+    """Return a split under the pseudonyms that the archive `folder` gives to these pseudonyms."""
     places = {hash_patient("folder", patient): place for patient, place in saved.patients.items()}
     return saved.model_copy(update={"archive": "folder", "patients": places})
 
@@ -130,12 +105,12 @@ def _refuse_keys(config: ExchangeConfig) -> None:
     refuse_added(config.data)
     if config.data.records:
         raise ConfigError(
-            "data.records: hold patches without their mammograms' facts; set data.name and "
+            "data.records: patches without the facts of their mammograms; set data.name and "
             "data.root instead"
         )
     if config.data.split == "paper":
         raise ConfigError(
-            "data.split=paper: keeps patients in both subsets; take data.split=patient or official"
+            "data.split=paper: keeps patients in both subsets; use data.split=patient or official"
         )
     if (
         config.exchange.items == "patches"
@@ -143,13 +118,13 @@ def _refuse_keys(config: ExchangeConfig) -> None:
         and len(config.data.kinds) > 1
     ):
         raise ConfigError(
-            "data.kinds: a patch's mask does not tell kinds apart; name one kind, or take "
+            "data.kinds: a patch's mask does not distinguish kinds; name one kind, or use "
             "exchange.items=mammograms"
         )
 
 
 def _find_folds(index: Mammograms, saved: SavedSplit, config: ExchangeConfig) -> dict[str, int]:
-    """Find the fold of each patient; of an official split those of the training patients."""
+    """Find the fold of each patient; for an official split, of the training patients."""
     if saved.split == "patient":
         return {patient: int(fold) for patient, fold in saved.patients.items()}
     test = splits.held_out_patients(saved, config.data.fold)
@@ -164,34 +139,21 @@ def _find_folds(index: Mammograms, saved: SavedSplit, config: ExchangeConfig) ->
 def _make_items(
     config: ExchangeConfig, records: Sequence[Mammogram], skipped: Skipped
 ) -> Iterator[Mammogram]:
+    data = config.data
     if config.exchange.items == "patches":
-        return _make_patches(config, records, skipped)
-    return _preprocess(config, records, skipped)
-
-
-def _preprocess(
-    config: ExchangeConfig, records: Iterable[Mammogram], skipped: Skipped
-) -> Iterator[Mammogram]:
+        counts = draw_quota(records, data) if data.patches != "lesion" else {}
+        for record in records:
+            for patch in extract_patches(record, data, skipped, counts.get(record.image_id, 0)):
+                yield _wrap_patch(patch, record)
+        return
     for record in records:
-        lesions = tuple(select_lesions(record, config.data).values())
-        if note_lost(record, config.data.kinds, skipped):
+        lesions = tuple(select_lesions(record, data).values())
+        if note_lost(record, data.kinds, skipped):
             continue
         try:
-            yield preprocess_mammogram(replace(record, lesions=lesions), config.data.preprocess)
+            yield preprocess_mammogram(replace(record, lesions=lesions), data.preprocess)
         except DataError as error:
             skipped.add(record.image_id, error)
-
-
-def _make_patches(
-    config: ExchangeConfig, records: Sequence[Mammogram], skipped: Skipped
-) -> Iterator[Mammogram]:
-    counts: dict[str, int] = {}
-    if config.data.patches != "lesion":
-        counts = draw_quota(records, config.data)
-    for record in records:
-        count = counts.get(record.image_id, 0)
-        for patch in extract_patches(record, config.data, skipped, count):
-            yield _wrap_patch(patch, record)
 
 
 def _wrap_patch(patch: Patch, record: Mammogram) -> Mammogram:
@@ -220,25 +182,5 @@ def _wrap_patch(patch: Patch, record: Mammogram) -> Mammogram:
     )
 
 
-def _no_pixels() -> NDArray[np.float32]:
+def _no_pixels() -> NoReturn:
     raise AssertionError("an entry of a plan has no pixels")
-
-
-def quantize(mammogram: Mammogram) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Read grey values as whole numbers of 8 or 16 bits, over their whole range.
-
-    Files of 8 and 16 bits keep their values. Others are rounded: those of up to 8 bits to 8, all
-    others to 16.
-
-    Returns:
-        uint8 or uint16 [rows, cols].
-    """
-    grey = mammogram.pixels()[..., 0].astype(np.float64)
-    if mammogram.bits is not None and mammogram.bits <= 8:
-        return np.rint(grey * 255).astype(np.uint8)
-    return np.rint(grey * 65535).astype(np.uint16)
-
-
-def encode_png(pixels: NDArray[np.generic]) -> bytes:
-    """Encode a picture of one channel as PNG: uint8 or uint16 [rows, cols]."""
-    return cv2.imencode(".png", pixels)[1].tobytes()

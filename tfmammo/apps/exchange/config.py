@@ -1,39 +1,41 @@
-"""What a config says of a data set for another tool."""
+"""The config of `tfmammo export`, without the tools' formats."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import model_validator
+
 from tfmammo.config import DataConfig, Frozen
+
+# Sections of a train script's or a build's config, of which `data` alone counts.
+_OTHERS = ("name", "model", "training", "tracking", "build")
 
 
 class ExchangeOptions(Frozen):
-    """What the data set holds."""
+    """The contents of the data set."""
 
     items: Literal["mammograms", "patches"] = "mammograms"
     """"mammograms": whole ones, after data.preprocess.remove_marks to data.preprocess.spacing;
-    "patches": those that a training with this data section sees, of one kind of lesion.
+    "patches": those of a training run with this data section, of one kind of lesion.
     """
     boxes: bool = False
-    """COCO and YOLO: write boxes alone. Without it YOLO leaves out mammograms with a lesion of
-    which the archive gives no outline.
+    """COCO and YOLO: write boxes alone. Otherwise YOLO skips mammograms with a lesion without an
+    outline.
     """
 
 
 class ExchangeConfig(Frozen):
-    """A config file of this command, or of a training, whose data section counts."""
+    """A config file of this command, or of a train script, whose data section counts."""
 
     data: DataConfig = DataConfig()
-    """Which mammograms, which patches of them, and which patients are held out."""
+    """Mammograms, their patches, and the held-out patients."""
     exchange: ExchangeOptions = ExchangeOptions()
-    """What the data set holds."""
-    name: str | None = None
-    """Not used."""
-    model: dict[str, Any] = {}
-    """Not used: a training's."""
-    training: dict[str, Any] = {}
-    """Not used: a training's."""
-    tracking: dict[str, Any] = {}
-    """Not used: a training's."""
-    build: dict[str, Any] = {}
-    """Not used: that of `tfmammo build`."""
+    """The contents of the data set."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_others(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        return {key: value for key, value in content.items() if key not in _OTHERS}

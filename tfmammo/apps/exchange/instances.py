@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfmammo.apps.exchange.cases import Case
-from tfmammo.apps.exchange.table import make_row
 from tfmammo.archives import coco
 from tfmammo.config import DataConfig
 from tfmammo.mammogram import Lesion
@@ -22,7 +21,7 @@ _FACTS = ("pathology", "shape", "margin")
 
 
 class Coco:
-    """COCO's object detection and segmentation, as `folder` reads it, too.
+    """COCO's object detection and segmentation.
 
     annotations.json has all images; annotations_train.json and _val.json, or _test.json of an
     official test set, those of one subset. Regions are compressed run-length encodings, which keep
@@ -41,14 +40,13 @@ class Coco:
         self.held_out_images: set[int] = set()
 
     def image_path(self, case: Case) -> str:
-        """Return where its image lies."""
+        """Return the path of its image."""
         return f"images/{case.name}.png"
 
     def add(self, case: Case, lesions: Sequence[Lesion]) -> dict[str, bytes]:
-        """Take a case; there are no files beside its image."""
+        """Add a case; it has no further files."""
         number = len(self.images) + 1
-        rows = case.mammogram.rows
-        cols = case.mammogram.cols
+        rows, cols = case.mammogram.rows, case.mammogram.cols
         image = {"id": number, "file_name": f"{case.name}.png", "height": rows, "width": cols}
         self.images.append(image)
         if case.is_held_out:
@@ -105,34 +103,29 @@ class Yolo:
         self.held_out = name_held_out(config)
 
     def image_path(self, case: Case) -> str:
-        """Return where its image lies."""
+        """Return the path of its image."""
         return f"images/{self.held_out if case.is_held_out else 'train'}/{case.name}.png"
 
     def add(self, case: Case, lesions: Sequence[Lesion]) -> dict[str, bytes]:
-        """Take a case; return the files beside its image."""
+        """Add a case; return its label file."""
         lines = "".join(self._format(case, lesion) for lesion in lesions)
         path = self.image_path(case).replace("images/", "labels/", 1)
         return {f"{path.removesuffix('.png')}.txt": lines.encode()}
 
     def _format(self, case: Case, lesion: Lesion) -> str:
-        rows = case.mammogram.rows
-        cols = case.mammogram.cols
+        rows, cols = case.mammogram.rows, case.mammogram.cols
         number = self.kinds.index(lesion.kind)
         if not self.needs_masks:
             top, left, bottom, right = lesion.box
             middle = ((left + right) / 2 / cols, (top + bottom) / 2 / rows)
             return _format_line(number, [*middle, (right - left) / cols, (bottom - top) / rows])
-        return "".join(
-            _format_line(
-                number,
-                [
-                    share
-                    for row, col in outline.astype(float).tolist()
-                    for share in ((col + 0.5) / cols, (row + 0.5) / rows)
-                ],
-            )
-            for outline in _list_polygons(lesion)
-        )
+        lines = []
+        for outline in lesion.outlines:
+            if len(outline) < 3:  # a line of two points would be read as a box
+                outline = outline[[0, *range(len(outline)), -1]]
+            points = (outline[:, ::-1].astype(float) + 0.5) / [cols, rows]
+            lines.append(_format_line(number, points.ravel().tolist()))
+        return "".join(lines)
 
     def finish(self) -> dict[str, str]:
         """Return the files that list all cases."""
@@ -158,13 +151,12 @@ class HuggingFace:
         self.lines: dict[str, list[str]] = {"train": [], self.held_out: []}
 
     def image_path(self, case: Case) -> str:
-        """Return where its image lies."""
+        """Return the path of its image."""
         return f"{self.held_out if case.is_held_out else 'train'}/{case.name}.png"
 
     def add(self, case: Case, lesions: Sequence[Lesion]) -> dict[str, bytes]:
-        """Take a case; there are no files beside its image."""
-        rows = case.mammogram.rows
-        cols = case.mammogram.cols
+        """Add a case; it has no further files."""
+        rows, cols = case.mammogram.rows, case.mammogram.cols
         regions = [_describe_region(lesion, rows, cols, False) for lesion in lesions]
         objects: dict[str, list[Any]] = {
             "bbox": [region["bbox"] for region in regions],
@@ -172,7 +164,7 @@ class HuggingFace:
             "counts": [region.get("segmentation", {"counts": ""})["counts"] for region in regions],
         }
         objects |= {name: [getattr(lesion, name) or "" for lesion in lesions] for name in _FACTS}
-        line = {"file_name": f"{case.name}.png"} | make_row(case.mammogram)
+        line = {"file_name": f"{case.name}.png"} | case.make_row()
         subset = self.held_out if case.is_held_out else "train"
         self.lines[subset].append(json.dumps(line | {"objects": objects}))
         return {}
@@ -192,7 +184,7 @@ def name_held_out(config: DataConfig) -> str:
 
 
 def _describe_region(lesion: Lesion, rows: int, cols: int, boxes: bool) -> dict[str, Any]:
-    """Describe where a lesion is: bbox, area, and segmentation where there is an outline."""
+    """Describe a lesion's place: bbox, area and, if it has an outline, segmentation."""
     top, left, bottom, right = lesion.box
     place: dict[str, Any] = {
         "bbox": [left, top, right - left, bottom - top],
@@ -203,14 +195,6 @@ def _describe_region(lesion: Lesion, rows: int, cols: int, boxes: bool) -> dict[
         place["area"] = int(mask.sum())
         place["segmentation"] = coco.encode(mask, lesion.box, rows, cols)
     return place
-
-
-def _list_polygons(lesion: Lesion) -> list[Any]:
-    """List the outlines, each of at least three points, as a line of two would be read as a box."""
-    return [
-        outline if len(outline) >= 3 else outline[[0, *range(len(outline)), -1]]
-        for outline in lesion.outlines
-    ]
 
 
 def _format_line(number: int, values: Sequence[float]) -> str:

@@ -1,11 +1,11 @@
 """Data sets with a label map for each image: nnU-Net's raw format and MONAI's data list.
 
 A label map is an 8-bit PNG: 0 is background, 1 the first of data.kinds, 2 the second. Where lesions
-overlap, the kind that is named first has the pixel. Lesions that touch are one region there.
+overlap, the kind that is named first gets the pixel. Lesions that touch become one region.
 
-Images are PNG and not NIfTI: 8 and 16 bits are kept, nnU-Net (NaturalImage2DIO) and MONAI
-(PILReader) read them, and no further library is needed. A PNG states no spacing, so mammograms of
-several machines should share one: data.preprocess.spacing.
+Images are PNG and not NIfTI: PNG keeps 8 and 16 bits, and nnU-Net (NaturalImage2DIO) and MONAI
+(PILReader) read it. A PNG states no spacing, so mammograms of several machines should share one:
+data.preprocess.spacing.
 
 Source: nnU-Net, documentation/dataset_format.md and manual_data_splits.md; Medical Segmentation
 Decathlon, dataset.json, as monai.data.load_decathlon_datalist reads it.
@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tfmammo.apps.exchange.cases import Case, encode_png
+from tfmammo.apps.exchange.cases import Case
+from tfmammo.archives.writers.synthetic import encode_png
 from tfmammo.config import DataConfig
 from tfmammo.filesystem import to_json
 from tfmammo.mammogram import Lesion
@@ -28,8 +28,8 @@ from tfmammo.mammogram import Lesion
 class NNUNet:
     """nnU-Net's raw format, version 2, for 2D images.
 
-    imagesTr holds every patient of a split by patient, and splits_final.json its folds. An official
-    test set lies in imagesTs and labelsTs; the folds are then of the training patients.
+    imagesTr has every patient of a split by patient, and splits_final.json its folds. An official
+    test set is in imagesTs and labelsTs; the folds then divide the training patients.
     """
 
     needs_masks = True
@@ -41,20 +41,17 @@ class NNUNet:
         self.count = 0
 
     def image_path(self, case: Case) -> str:
-        """Return where its image lies; 0000 is the channel."""
+        """Return the path of its image; 0000 is the channel."""
         return f"images{_name_part(case)}/{case.name}_0000.png"
 
     def add(self, case: Case, lesions: Sequence[Lesion]) -> dict[str, bytes]:
-        """Take a case; return the files beside its image."""
+        """Add a case; return its label map."""
         if case.fold is not None:
             self.count += 1
             for number, fold in enumerate(self.folds):
                 fold["val" if number == case.fold else "train"].append(case.name)
-        return {
-            f"labels{_name_part(case)}/{case.name}.png": _encode_label_map(
-                case, lesions, self.kinds
-            )
-        }
+        label = f"labels{_name_part(case)}/{case.name}.png"
+        return {label: _encode_label_map(case, lesions, self.kinds)}
 
     def finish(self) -> dict[str, str]:
         """Return the files that list all cases."""
@@ -73,7 +70,7 @@ class Monai:
     """A data list in the form of the Medical Segmentation Decathlon.
 
     "training" has the training patients, "validation" the held-out fold, or "test" the official
-    test set. Each entry also tells the fold that validates on it.
+    test set. Each entry also has the fold that validates on it.
     """
 
     needs_masks = True
@@ -85,11 +82,11 @@ class Monai:
         self.lists: dict[str, list[dict[str, Any]]] = {"training": [], self.held_out: []}
 
     def image_path(self, case: Case) -> str:
-        """Return where its image lies."""
+        """Return the path of its image."""
         return f"images{'Ts' if case.is_held_out else 'Tr'}/{case.name}.png"
 
     def add(self, case: Case, lesions: Sequence[Lesion]) -> dict[str, bytes]:
-        """Take a case; return the files beside its image."""
+        """Add a case; return its label map."""
         image = self.image_path(case)
         label = image.replace("images", "labels", 1)
         entry: dict[str, Any] = {"image": f"./{image}", "label": f"./{label}"}
@@ -119,9 +116,8 @@ def _name_part(case: Case) -> str:
 
 
 def _encode_label_map(case: Case, lesions: Sequence[Lesion], kinds: Sequence[str]) -> bytes:
-    rows = case.mammogram.rows
-    cols = case.mammogram.cols
-    labels: NDArray[np.uint8] = np.zeros((rows, cols), np.uint8)
+    rows, cols = case.mammogram.rows, case.mammogram.cols
+    labels = np.zeros((rows, cols), np.uint8)
     for lesion in sorted(lesions, key=lambda lesion: kinds.index(lesion.kind), reverse=True):
         labels[lesion.mask(rows, cols) > 0] = kinds.index(lesion.kind) + 1
     return encode_png(labels)

@@ -1,4 +1,4 @@
-"""The part of `evaluate/case.py` that speaks to a PACS."""
+"""The options of `tfmammo case` for a PACS."""
 
 from __future__ import annotations
 
@@ -22,16 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, config: CaseConfig) -> None:
-    """Process the studies that the command line names, and print a line for each.
-
-    Raises:
-        ConfigError: The command line or the config can't be used.
-        PacsError: A study is not complete. The same command goes on with what is missing.
-    """
+    """Process the studies that the command line names, and print a line for each."""
     if not (options.source and options.target and options.study):
         raise ConfigError("--from, --study and --to belong together")
     if options.mammograms or options.output:
-        raise ConfigError("--from takes no files and no --output: results go to --to alone")
+        raise ConfigError("--from excludes files and --output: results go to --to alone")
     source = parse_address(options.source, "--from")
     target = parse_address(options.target, "--to")
     read_credentials(config.pacs, source, target)  # before models are loaded
@@ -44,5 +39,5 @@ def run(options: argparse.Namespace, config: CaseConfig) -> None:
     if failed:
         studies = len(dict.fromkeys(options.study))
         raise PacsError(
-            f"{failed} of {studies} studies are not complete; the same command goes on with them"
+            f"{failed} of {studies} studies are not complete; repeat the command to continue"
         )

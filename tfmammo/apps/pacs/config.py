@@ -1,13 +1,13 @@
-"""Where a PACS is, how it is talked to, and who may: addresses, limits and credentials.
+"""Addresses of PACS, limits and credentials.
 
     dicomweb://HOST[:PORT]/PATH          DICOMweb over HTTPS
     dicomweb+http://HOST[:PORT]/PATH     DICOMweb without TLS
     dimse://AE_TITLE@HOST:PORT           DIMSE without TLS
     dimse+tls://AE_TITLE@HOST:PORT       DIMSE over TLS
 
-An address holds no password: command lines are seen by every user of the machine, and stay in the
-shell's history. The value of the header Authorization ("Bearer TOKEN", "Basic BASE64") comes from a
-file or from the environment. Without TLS it is sent to this machine alone.
+An address never contains a password: every user of the machine sees command lines, and shells keep
+them. The value of the header Authorization ("Bearer TOKEN", "Basic BASE64") comes from a file or
+from the environment. Without TLS it is sent to this machine alone.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class PacsConfig(Frozen):
     """How studies are fetched and results are stored."""
 
     authorization: Path | None = None
-    """File with the value of the source's header Authorization; None takes
+    """File with the value of the source's header Authorization; None uses
     TFMAMMO_PACS_AUTHORIZATION."""
     target_authorization: Path | None = None
-    """The same of the target; None takes TFMAMMO_PACS_TARGET_AUTHORIZATION, and where the target is
-    the source's server, what holds for the source."""
+    """The same for the target; None uses TFMAMMO_PACS_TARGET_AUTHORIZATION, or the source's value
+    if both are one server."""
     verify: bool = True
     """Check the server's certificate and name."""
     ca: Path | None = None
-    """File of the certificates that are trusted, PEM; None trusts the usual authorities."""
+    """File of trusted certificates, PEM; None trusts the usual authorities."""
     timeout: PositiveFloat = 60
     """Seconds without an answer after which a request has failed."""
     attempts: PositiveInt = Field(default=7, le=100)
@@ -53,47 +53,38 @@ class PacsConfig(Frozen):
     wait: float = Field(default=1, ge=0, le=60)
     """Seconds before the second attempt; each further wait is twice as long, up to a minute."""
     in_flight: PositiveInt = Field(default=2, le=64)
-    """Studies that are worked on at once."""
+    """Studies processed at once."""
     capture: bool = False
-    """Also store a picture of the findings, as a secondary capture."""
+    """Also store the overlay of the findings, as a secondary capture."""
     ae_title: str = Field(default="TFMAMMO", pattern=f"^{_AE_TITLE}$")
-    """The own AE title (DIMSE)."""
+    """AE title of this node (DIMSE)."""
     retrieve: Literal["get", "move"] = "get"
-    """Fetch by C-GET, or by C-MOVE to the own node (DIMSE)."""
+    """Fetch by C-GET, or by C-MOVE to this node (DIMSE)."""
     listen: str = Field(default="127.0.0.1:11112", pattern=r"^[^\s/@]+:\d{1,5}$")
-    """HOST:PORT on which the own node listens for C-MOVE. The PACS must know it under ae_title."""
+    """HOST:PORT on which this node listens for C-MOVE. The PACS must know it under ae_title."""
 
 
 class CaseConfig(PipelineConfig):
     """The models of the pipeline, and the PACS."""
 
     pacs: PacsConfig = PacsConfig()
-    """How studies are fetched from a PACS and results are stored; see PacsConfig."""
+    """How studies are fetched from a PACS and results are stored."""
 
     def get_pipeline(self) -> PipelineConfig:
-        """Return the pipeline's part, which reports hold."""
+        """Return the pipeline's part, which reports contain."""
         return PipelineConfig.model_validate(self.model_dump(exclude={"pacs"}))
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is.
+    """Where a server is."""
 
-    Attributes:
-        text: As the user wrote it.
-        scheme: One of the four.
-        host: Name or IP address.
-        port: None for the scheme's own.
-        path: Of DICOMweb.
-        ae_title: The server's own, of DIMSE.
-    """
-
-    text: str
+    text: str  # as the user wrote it
     scheme: str
     host: str
-    port: int | None
-    path: str = ""
-    ae_title: str = ""
+    port: int | None  # None: the scheme's own
+    path: str = ""  # of DICOMweb
+    ae_title: str = ""  # the server's, of DIMSE
 
     @property
     def is_web(self) -> bool:
@@ -117,32 +108,25 @@ class Address:
 
 
 def parse_address(text: str, option: str) -> Address:
-    """Parse an address.
-
-    Args:
-        text: What the user wrote.
-        option: The option that it was given to, for messages.
-
-    Raises:
-        ConfigError: It is none. The message does not quote one that holds a password.
-    """
+    """Parse an address; `option` is where the user gave it, for messages."""
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError:
-        raise ConfigError(f"{option}: is no address") from None
+        raise ConfigError(f"{option}: is not an address") from None
     if parts.password is not None:
         raise ConfigError(
-            f"{option}: an address must not hold a password; put the header's value into "
+            f"{option}: an address must not contain a password; put the header's value into "
             f"{AUTHORIZATION} or a file"
         )
     if parts.scheme not in _SCHEMES:
-        raise ConfigError(f"{option}: begins with none of {', '.join(f'{s}://' for s in _SCHEMES)}")
+        schemes = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
+        raise ConfigError(f"{option}: must start with one of {schemes}")
     if not parts.hostname or ":" in parts.hostname or parts.query or parts.fragment:
         raise ConfigError(f"{option}: {text} is not of the form {parts.scheme}://HOST...")
     if parts.scheme.startswith("dicomweb"):
         if parts.username is not None:
-            raise ConfigError(f"{option}: an address of DICOMweb must not hold a user")
+            raise ConfigError(f"{option}: an address of DICOMweb must not contain a user")
         path = parts.path.rstrip("/")
         return Address(text, parts.scheme, parts.hostname, port, path)
     if not port or not re.fullmatch(_AE_TITLE, parts.username or "") or parts.path.strip("/"):
@@ -155,12 +139,7 @@ def parse_address(text: str, option: str) -> Address:
 def read_credentials(
     config: PacsConfig, source: Address, target: Address
 ) -> tuple[str | None, str | None]:
-    """Read the values of the header Authorization for source and target; None without one.
-
-    Raises:
-        ConfigError: A file can't be read, or something is no such value, or would be sent in clear.
-            No message quotes a value.
-    """
+    """Read the values of the header Authorization for source and target; None without one."""
     of_source = _read_credential("pacs.authorization", config.authorization, AUTHORIZATION)
     of_target = _read_credential(
         "pacs.target_authorization", config.target_authorization, TARGET_AUTHORIZATION
@@ -187,7 +166,7 @@ def _read_credential(key: str, path: Path | None, variable: str) -> str | None:
         return None
     if not _HEADER.fullmatch(value):
         raise ConfigError(
-            f'{name}: is no value of the header Authorization, such as "Bearer TOKEN" or '
+            f'{name}: must be a value of the header Authorization, such as "Bearer TOKEN" or '
             '"Basic BASE64"'
         )
     return value

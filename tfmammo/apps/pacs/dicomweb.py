@@ -1,21 +1,15 @@
 """Studies over DICOMweb: QIDO-RS to query, WADO-RS to fetch, STOW-RS to store.
 
-dicomweb-client speaks the protocol. What it leaves open is set here:
-
-- An answer of more than `nodes.LARGEST` bytes, inflated, is broken off, and so is one that takes
-  ten times `pacs.timeout`.
-- Everything goes to the server of the address alone. Where it redirects to is not followed. No
-  ~/.netrc takes the place of a header Authorization. Without TLS no proxy of the environment is
-  asked.
-- Errors name host and status. What the server says is dropped, because it may name a patient.
+dicomweb-client speaks the protocol. Everything goes to the server of the address alone: redirects
+are not followed, ~/.netrc does not replace a header Authorization, and without TLS no proxy of the
+environment is used. Errors name host and status.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import requests
@@ -24,7 +18,6 @@ from pydicom.dataset import Dataset
 
 from tfmammo.apps.pacs.config import Address, PacsConfig
 from tfmammo.apps.pacs.nodes import (
-    LARGEST,
     MOST_INSTANCES,
     Instance,
     check_identity,
@@ -40,16 +33,12 @@ logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL + 1)
 logging.getLogger("retrying").setLevel(logging.CRITICAL + 1)
 
 Answer = TypeVar("Answer")
-_PAGE = 500  # instances that are asked for at once
+_PAGE = 500  # instances of one query
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # statuses after which another attempt may succeed
-_LONGEST = 10  # times the timeout that an answer may take
 
 
 class _Session(requests.Session):
-    """A session whose own `verify` counts, whatever certificates the environment names.
-
-    Alone, requests takes REQUESTS_CA_BUNDLE instead.
-    """
+    """A session whose own `verify` counts: alone, requests prefers REQUESTS_CA_BUNDLE."""
 
     def merge_environment_settings(self, *args: Any) -> Any:
         settings = super().merge_environment_settings(*args)
@@ -57,29 +46,22 @@ class _Session(requests.Session):
 
 
 class _Client(DICOMwebClient):
-    """Passes over what stands before the first part of an answer, as RFC 2046 allows."""
+    """Skips what comes before the first part of an answer, as RFC 2046 allows."""
 
     @classmethod
     def _extract_part_content(cls, part: bytes) -> bytes | None:
         try:
             content: bytes | None = super()._extract_part_content(part)
-        except ValueError:  # it has no header
+        except ValueError:  # it lacks a header
             return None
         return content
 
 
 class WebNode:
-    """A server of DICOMweb; see `nodes.Node`. One for each thread.
-
-    Args:
-        address: Where it is.
-        config: Limits and TLS.
-        authorization: Value of the header Authorization, None without one.
-    """
+    """A server of DICOMweb, for one thread; `authorization` is a value of that header."""
 
     def __init__(self, address: Address, config: PacsConfig, authorization: str | None) -> None:
         self._name = address.host
-        self._config = config
         self._session = _Session()
         self._session.max_redirects = 0
         self._session.trust_env = address.has_tls
@@ -93,14 +75,13 @@ class WebNode:
         self._client = _Client(
             address.url,
             session=self._session,
-            callback=self._limit,
             timeout=config.timeout,
             permissive_uid=True,
         )
         self._client.set_http_retry_params(retry=False)
 
     def list_instances(self, study: str) -> list[Instance]:
-        """List the instances of a study; [] where the server has no such study."""
+        """List the instances of a study; [] if the server has no such study."""
         found: dict[str, Instance] = {}
         while True:
             page = self._search(study, limit=_PAGE, offset=len(found))
@@ -108,7 +89,7 @@ class WebNode:
             found |= new
             if len(found) > MOST_INSTANCES:
                 raise PacsError(f"the study has more than {MOST_INSTANCES} instances")
-            # a server may know neither limit nor offset, and repeat itself
+            # a server may ignore limit and offset, and repeat itself
             if not new or len(page) < _PAGE:
                 return list(found.values())
 
@@ -145,7 +126,7 @@ class WebNode:
             try:
                 return self._client.search_for_instances(study, fields=fields, **options)
             except requests.HTTPError as error:
-                if _get_status(error) == 404:  # so some say that they have no such study
+                if _get_status(error) == 404:  # some servers' answer to an unknown study
                     return []
                 raise
 
@@ -162,7 +143,7 @@ class WebNode:
                 )
                 for item in items
             ]
-        except Exception as error:  # of pydicom, at whatever the server sent
+        except Exception as error:  # pydicom's, at whatever the server sent
             raise PacsError(
                 f"{self._name}: its answer to a query can't be read ({type(error).__name__})"
             ) from None
@@ -182,7 +163,7 @@ class WebNode:
             ) from None
         except requests.exceptions.SSLError:
             raise PacsError(
-                f"{self._name}: its certificate is not trusted; name those that are in pacs.ca"
+                f"{self._name}: its certificate is not trusted; name a trusted one in pacs.ca"
             ) from None
         except (requests.RequestException, OSError) as error:
             raise PacsUnreachable(
@@ -192,27 +173,6 @@ class WebNode:
             raise PacsError(
                 f"{self._name}: its answer can't be read ({type(error).__name__})"
             ) from None
-
-    def _limit(self, response: requests.Response, *_: object, **__: object) -> requests.Response:
-        """Make an answer break off that is too long, before any of it is read."""
-        deadline = time.monotonic() + _LONGEST * self._config.timeout
-        raw = response.raw
-
-        def read(amount: int, decode_content: bool = True) -> Iterator[bytes]:
-            """Pass on what arrives, however little, while size and time last."""
-            size = 0
-            while chunk := raw.read1(amount, decode_content=decode_content):
-                size += len(chunk)
-                if size > LARGEST:
-                    response.close()
-                    raise PacsError(f"{self._name}: sends more than {LARGEST} bytes")
-                if time.monotonic() > deadline:
-                    response.close()
-                    raise PacsUnreachable(f"{self._name}: sends too slowly")
-                yield chunk
-
-        raw.stream = read
-        return response
 
 
 def _get_status(error: requests.HTTPError) -> int:

@@ -1,8 +1,8 @@
 """Studies over DIMSE: C-FIND to query, C-GET or C-MOVE to fetch, C-STORE to store.
 
-pynetdicom speaks the protocol. Every request has an association of its own. The own node listens
-where `pacs.listen` says, and exists for C-MOVE alone. It takes the instances that it waits for,
-from the AE title that it asked.
+pynetdicom speaks the protocol. Every request has its own association. For C-MOVE, a node of this
+process listens at `pacs.listen`. It accepts only instances that were requested, from the AE title
+that they were requested from.
 """
 
 from __future__ import annotations
@@ -15,37 +15,22 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import (
-    JPEG2000,
     UID,
     ComprehensiveSRStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLETransferSyntaxes,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
-from pynetdicom import AE, build_role, evt
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    StudyRootQueryRetrieveInformationModelFind as FIND,
-)
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    StudyRootQueryRetrieveInformationModelGet as GET,
-)
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    StudyRootQueryRetrieveInformationModelMove as MOVE,
-)
+from pynetdicom import AE, build_role, evt, sop_class
 
 from tfmammo.apps.pacs.config import Address, PacsConfig
 from tfmammo.apps.pacs.nodes import (
     IMAGE_CLASSES,
-    LARGEST,
     MOST_INSTANCES,
     Instance,
     check_identity,
@@ -59,39 +44,28 @@ from tfmammo.errors import ConfigError, PacsError, PacsUnreachable
 # it logs datasets and what servers say
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
 
+FIND = sop_class.StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
+GET = sop_class.StudyRootQueryRetrieveInformationModelGet  # type: ignore[attr-defined]
+MOVE = sop_class.StudyRootQueryRetrieveInformationModelMove  # type: ignore[attr-defined]
 _RESULTS = (SegmentationStorage, ComprehensiveSRStorage, SecondaryCaptureImageStorage)
 _PLAIN = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
-_COMPRESSED = (
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    JPEG2000Lossless,
-    JPEG2000,
-    RLELossless,
-)
+_COMPRESSED = [
+    *JPEGTransferSyntaxes,
+    *JPEGLSTransferSyntaxes,
+    *JPEG2000TransferSyntaxes,
+    *RLETransferSyntaxes,
+]
 _PENDING = (0xFF00, 0xFF01)
 _REFUSED = 0x0124  # not authorized
-RECEIVED = "tfmammo_received"  # attribute of an association: bytes that came
 
 
 class DimseNode:
-    """A server of DIMSE; see `nodes.Node`. Threads may share it.
-
-    Args:
-        address: Where it is.
-        config: Limits, TLS, AE title, and how to fetch.
-
-    Raises:
-        ConfigError: Images would come in clear to an address with TLS.
-    """
+    """A server of DIMSE, which threads may share."""
 
     def __init__(self, address: Address, config: PacsConfig) -> None:
         if address.has_tls and config.retrieve == "move":
             raise ConfigError(
-                "pacs.retrieve: with move the images come without TLS; take get for dimse+tls"
+                "pacs.retrieve: with move the images come without TLS; use get for dimse+tls"
             )
         self._address = address
         self._config = config
@@ -102,7 +76,7 @@ class DimseNode:
         self._listener: Any = None
 
     def list_instances(self, study: str) -> list[Instance]:
-        """List the instances of a study; [] where the server has no such study."""
+        """List the instances of a study; [] if the server has no such study."""
         found = []
         for series in self._find("SERIES", study, "", ""):
             uid = text(series, "SeriesInstanceUID")
@@ -132,7 +106,7 @@ class DimseNode:
             with self._lock:
                 del self._awaited[instance.uid]
         if dataset is None:
-            raise PacsUnreachable(f"{self._name}: did not send the instance that was asked for")
+            raise PacsUnreachable(f"{self._name}: did not send the instance requested")
         check_identity(dataset, instance, self._name)
         return dataset
 
@@ -143,7 +117,7 @@ class DimseNode:
         with self._associate(contexts) as association, silence():
             answer = association.send_c_store(dataset)
             status = self._check(answer)
-            # warnings, as of elements that were coerced
+            # 0xBxxx: stored with a warning, such as coerced elements
             if status != 0 and status >> 12 != 0xB:
                 raise PacsError(f"{self._name}: refused to store a result (status {status:04X})")
 
@@ -175,7 +149,7 @@ class DimseNode:
         return found
 
     def _get(self, instance: Instance) -> None:
-        # a context of its own for each syntax: the server takes the one that it stores
+        # one context for each syntax: the server chooses the one that it stores
         contexts = [(GET, _PLAIN)]
         is_result = instance.sop_class in (SegmentationStorage, ComprehensiveSRStorage)
         for kind in _RESULTS if is_result else IMAGE_CLASSES:
@@ -194,11 +168,7 @@ class DimseNode:
                 self._check_transfer(answer)
 
     def _listen(self) -> None:
-        """Start the own node, once.
-
-        Raises:
-            ConfigError: It can't listen there.
-        """
+        """Start the node of this process, once."""
         with self._lock:
             if self._listener is not None:
                 return
@@ -210,9 +180,7 @@ class DimseNode:
             host, _, port = self._config.listen.rpartition(":")
             try:
                 self._listener = node.start_server(
-                    (host, int(port)),
-                    block=False,
-                    evt_handlers=[(evt.EVT_C_STORE, self._take), (evt.EVT_DATA_RECV, _limit)],
+                    (host, int(port)), block=False, evt_handlers=[(evt.EVT_C_STORE, self._take)]
                 )
             except (OSError, OverflowError) as error:
                 raise ConfigError(
@@ -220,7 +188,7 @@ class DimseNode:
                 ) from None
 
     def _take(self, event: Any) -> int:
-        """Take an instance that is waited for, and no other; return DIMSE's status."""
+        """Accept an instance that was requested, and no other; return DIMSE's status."""
         uid = str(event.request.AffectedSOPInstanceUID)
         with self._lock:
             if uid not in self._awaited:
@@ -234,11 +202,6 @@ class DimseNode:
         return 0
 
     def _check(self, answer: Dataset) -> int:
-        """Return the status of an answer.
-
-        Raises:
-            PacsUnreachable: There is none: the association was lost.
-        """
         if "Status" not in answer:
             raise PacsUnreachable(f"{self._name}: the association was lost")
         return int(answer.Status)
@@ -265,27 +228,23 @@ class DimseNode:
                 address.port or 104,
                 ae_title=address.ae_title,
                 ext_neg=roles or [],
-                evt_handlers=[(evt.EVT_DATA_RECV, _limit), *(handlers or [])],
+                evt_handlers=handlers or [],
                 tls_args=(self._tls, address.host) if self._tls else None,
             )
         except (OSError, RuntimeError) as error:
             raise PacsUnreachable(
                 f"{self._name}: can't be reached ({type(error).__name__})"
             ) from None
+        if association.is_rejected:
+            raise PacsError(f"{self._name}: refuses this AE title")
         if not association.is_established:
-            refused = association.is_rejected
-            kind_of_error = PacsError if refused else PacsUnreachable
-            raise kind_of_error(
-                f"{self._name}: {'refuses this AE title' if refused else 'can not be reached'}"
-            )
+            raise PacsUnreachable(f"{self._name}: can't be reached")
         try:
             yield association
-        except ValueError as error:  # pynetdicom's, of a context that was not accepted
-            if isinstance(error, PacsUnreachable) and getattr(association, RECEIVED, 0) > LARGEST:
-                raise PacsError(f"{self._name}: sends more than {LARGEST} bytes") from None
-            if isinstance(error, PacsError):
-                raise
-            raise PacsError(f"{self._name}: does not offer what was asked for") from None
+        except PacsError:
+            raise
+        except ValueError:  # pynetdicom's, of a context that was not accepted
+            raise PacsError(f"{self._name}: does not offer what was requested") from None
         except (AttributeError, RuntimeError):  # pynetdicom's, of an association that ended
             raise PacsUnreachable(f"{self._name}: the association was lost") from None
         finally:
@@ -299,15 +258,6 @@ class DimseNode:
         entity.network_timeout = self._config.timeout
         entity.connection_timeout = self._config.timeout
         return entity
-
-
-def _limit(event: Any) -> None:
-    """Break an association off that sends more than `LARGEST` bytes."""
-    association = event.assoc
-    received = getattr(association, RECEIVED, 0) + len(event.data)
-    setattr(association, RECEIVED, received)
-    if received > LARGEST:
-        association.dul.socket.close()  # abort() waits for the thread that runs this
 
 
 def _make_query(instance: Instance) -> Dataset:

@@ -1,7 +1,7 @@
 """Findings of the CAD pipeline in one mammogram -> DICOM objects of its study.
 
 Their UIDs follow from the mammogram, the models' files, the pipeline's config and the version of
-tfmammo. So whoever processes the mammogram again finds that its results are there.
+tfmammo. So a second run on the mammogram finds its results in the PACS.
 """
 
 from __future__ import annotations
@@ -45,16 +45,10 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides the results of a mammogram, but for the mammogram.
+    """What decides the results of a mammogram, apart from the mammogram."""
 
-    Attributes:
-        digest: Hash of the models' files, the config and the version.
-        models: What is known of each stage's model, for reports; no path, because it may name a
-            user.
-    """
-
-    digest: str
-    models: dict[str, str]
+    digest: str  # hash of the models' files, the config and the version
+    models: dict[str, str]  # each stage's model, for reports; without paths, which may name a user
 
     @staticmethod
     def make(pipeline: Pipeline) -> Identity:
@@ -72,37 +66,21 @@ class Identity:
         return Identity(digest, models)
 
     def name_result(self, part: str, source: Instance) -> Instance:
-        """Name a result before it is made.
-
-        Args:
-            part: "segmentation", "report" or "capture".
-            source: The mammogram.
-        """
+        """Name a mammogram's "segmentation", "report" or "capture" before it is made."""
         series = self.make_uid("series", part, source.study)
         return Instance(source.study, series, self.make_uid(part, source.uid), _CLASSES[part])
 
     def make_uid(self, *names: str) -> str:
-        """Make the UID that follows from this identity and some names."""
+        """Derive a UID from this identity and some names."""
         return generate_uid(entropy_srcs=["tfmammo case", self.digest, *names])
 
 
 def build_results(
     result: PipelineResult, header: Dataset, source: Instance, identity: Identity, picture: bool
 ) -> list[Dataset]:
-    """Build the results of a mammogram, in the order in which they are stored: the report last.
+    """Build a SEG if a finding has a mask, a secondary capture on request, and a structured report.
 
-    Args:
-        result: The findings.
-        header: All elements of the mammogram before its pixels.
-        source: The mammogram.
-        identity: What made them.
-        picture: Whether a secondary capture is wanted.
-
-    Returns:
-        A SEG where a finding has a mask, a secondary capture, a structured report.
-
-    Raises:
-        ArchiveError: The header is such that no result can refer to it.
+    `header` has all elements of the mammogram before its pixels.
     """
     version = tfmammo.__version__
     numbered = list(enumerate(result.findings, 1))
@@ -174,7 +152,7 @@ def _describe(
 
 
 def _mark(overlay: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Write beneath an overlay what it is: uint8 [rows + band, cols, 3]."""
+    """Write below an overlay what it is: uint8 [rows + band, cols, 3]."""
     rows, cols = overlay.shape[:2]
     text = "RESEARCH OUTPUT, NOT FOR DIAGNOSIS"
     (width, height), baseline = cv2.getTextSize(text, FONT, 1, 2)

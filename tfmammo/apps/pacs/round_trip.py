@@ -2,17 +2,17 @@
 
 For each mammogram of a study:
 
-    done?       the target holds the report that would be made: nothing is fetched
+    done?       the target has the report that would be made: nothing is fetched
     fetch       into memory
     predict     one mammogram at a time, whatever is in flight
-    store       each result that the target does not hold yet, then the report
+    store       each result that the target does not have yet, the report last
 
-The target is the only record of what is done, so a run that was stopped goes on with the same
-command. Every request is repeated while the server can't be reached. A result has the same UID
-however often it is made, and before each attempt to store it the target is asked for it, so no
-result is stored twice.
+The target is the only record of what is done, so the same command resumes a run that was stopped.
+Every request is repeated while the server can't be reached. A result has the same UID however often
+it is made, and the target is queried for it before each attempt to store it, so no result is stored
+twice.
 
-Nothing is written to a disk. Messages name studies as the user did, and nothing else of them.
+Nothing is written to disk. Messages name studies as the user did, and nothing else of them.
 """
 
 from __future__ import annotations
@@ -29,32 +29,24 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from tfmammo.apps.pacs.config import Address, PacsConfig, read_credentials
-from tfmammo.apps.pacs.nodes import IMAGE_CLASSES, Instance, Node, connect, encode, try_repeatedly
+from tfmammo.apps.pacs.nodes import IMAGE_CLASSES, Instance, Node, encode, try_repeatedly
 from tfmammo.apps.pacs.results import Identity, build_results
 from tfmammo.archives import dicom, folder
 from tfmammo.archives.silence import silence
 from tfmammo.errors import ArchiveError, ConfigError, PacsError, PipelineError, TfmammoError
-from tfmammo.inference.pipeline import Pipeline, PipelineResult
+from tfmammo.inference.pipeline import Pipeline
 from tfmammo.mammogram import hash_id
 
 
 @dataclass
 class Outcome:
-    """What became of a study.
+    """The result of processing a study."""
 
-    Attributes:
-        study: Study Instance UID.
-        stored: Mammograms whose results were stored now.
-        present: Mammograms whose results were there.
-        left_out: Why images were left out, one reason an image.
-        failure: Why the study is not complete; None where it is.
-    """
-
-    study: str
-    stored: int = 0
-    present: int = 0
-    left_out: list[str] = field(default_factory=list)
-    failure: str | None = None
+    study: str  # Study Instance UID
+    stored: int = 0  # mammograms whose results were stored now
+    present: int = 0  # mammograms whose results the target had
+    skipped: list[str] = field(default_factory=list)  # one reason for each skipped image
+    failure: str | None = None  # why the study is not complete
 
     def describe(self) -> str:
         """Describe it in one line."""
@@ -62,90 +54,59 @@ class Outcome:
             return f"{self.study}: {self.failure}"
         line = f"{self.study}: results of {self.stored} mammograms stored"
         if self.present:
-            line += f", those of {self.present} were there"
-        if self.left_out:
-            line += (
-                f"; {len(self.left_out)} images left out: {'; '.join(sorted(set(self.left_out)))}"
-            )
+            line += f", those of {self.present} present"
+        if self.skipped:
+            line += f"; {len(self.skipped)} images skipped: {'; '.join(sorted(set(self.skipped)))}"
         return line
 
 
-@dataclass(frozen=True)
 class RoundTrip:
-    """The way of studies from one server through the pipeline to another, or to the same.
+    """Takes studies from one server through the pipeline to another, or to the same."""
 
-    Attributes:
-        pipeline: The three loaded models.
-        config: Limits.
-        source: Where studies are.
-        target: Where results go.
-    """
-
-    pipeline: Pipeline
-    config: PacsConfig
-    source: Address
-    target: Address
-
-    def run(self, studies: Sequence[str]) -> Iterator[Outcome]:
-        """Process studies, `config.in_flight` at once.
-
-        Args:
-            studies: Study Instance UIDs; one that stands twice is processed once.
-
-        Yields:
-            The outcome of each, in their order.
-
-        Raises:
-            ConfigError: A UID is none, or credentials can't be used.
-        """
-        with silence():
-            wrong = [study for study in studies if not UID(study).is_valid]
-        if wrong:
-            raise ConfigError(f"--study: {wrong[0]} is no UID")
-        worker = _Worker(self, Identity.make(self.pipeline))
-        try:
-            with ThreadPoolExecutor(self.config.in_flight) as pool:
-                yield from pool.map(worker.process, dict.fromkeys(studies))
-        finally:
-            worker.close()
-
-
-class _Worker:
-    """Processes studies; threads share it."""
-
-    def __init__(self, way: RoundTrip, identity: Identity) -> None:
-        self._way = way
-        self._config = way.config
-        self._identity = identity
-        self._credentials = read_credentials(way.config, way.source, way.target)
+    def __init__(
+        self, pipeline: Pipeline, config: PacsConfig, source: Address, target: Address
+    ) -> None:
+        self._pipeline = pipeline
+        self._config = config
+        self._addresses = (source, target)
+        self._credentials = read_credentials(config, source, target)
+        self._identity = Identity.make(pipeline)
         self._predicting = threading.Lock()
         self._connecting = threading.Lock()
         self._nodes: dict[tuple[int, int], Node] = {}
 
-    def close(self) -> None:
-        """Close the connections of all threads."""
-        for node in self._nodes.values():
-            node.close()
+    def run(self, studies: Sequence[str]) -> Iterator[Outcome]:
+        """Process studies by their UIDs, `config.in_flight` at once, and yield their outcomes."""
+        with silence():
+            wrong = [study for study in studies if not UID(study).is_valid]
+        if wrong:
+            raise ConfigError(f"--study: {wrong[0]} is not a UID")
+        try:
+            with ThreadPoolExecutor(self._config.in_flight) as pool:
+                yield from pool.map(self._process, dict.fromkeys(studies))
+        finally:
+            for node in self._nodes.values():
+                node.close()
 
-    def process(self, study: str) -> Outcome:
+    def _process(self, study: str) -> Outcome:
         """Process a study; an error of this package becomes the outcome's failure."""
         outcome = Outcome(study)
         try:
-            source, target = self._connect()
+            source, target = self._open(0), self._open(1)
             instances = try_repeatedly(self._config, lambda: source.list_instances(study))
             images = [one for one in instances if one.sop_class in ("", *IMAGE_CLASSES)]
             if not instances:
-                raise PacsError("the source holds no such study")
-            outcome.left_out += [
-                f"is no mammogram but {name}"
+                raise PacsError("the source has no such study")
+            outcome.skipped += [
+                f"is not a mammogram but {name}"
                 for one in instances
                 if one not in images and (name := UID(one.sop_class).name).endswith("Image Storage")
             ]
             for image in images:
                 self._process_image(image, source, target, outcome)
             if not outcome.stored + outcome.present:
-                reasons = "; ".join(sorted(set(outcome.left_out)))
-                raise PacsError(f"holds no mammogram{f' ({reasons})' if reasons else ''}")
+                reasons = "; ".join(sorted(set(outcome.skipped)))
+                raise PacsError(f"has no mammogram{f' ({reasons})' if reasons else ''}")
         except TfmammoError as error:
             outcome.failure = str(error)
         return outcome
@@ -161,7 +122,7 @@ class _Worker:
         try:
             results = self._compute(dataset, image)
         except (ArchiveError, PipelineError) as error:
-            outcome.left_out.append(str(error))
+            outcome.skipped.append(str(error))
             return
         del dataset  # its pixels
         for result in results:
@@ -178,7 +139,7 @@ class _Worker:
                     image_id=hash_id("pacs", image.uid),
                 )
                 with self._predicting:
-                    result: PipelineResult = self._way.pipeline.predict(mammogram)
+                    result = self._pipeline.predict(mammogram)
                 header = dicom.read_dataset(path)
             except (ArchiveError, PipelineError) as error:
                 raise type(error)(str(error).removeprefix(f"{path}: ")) from None
@@ -188,11 +149,7 @@ class _Worker:
         return try_repeatedly(self._config, lambda: target.has(result))
 
     def _store(self, target: Node, dataset: Dataset) -> None:
-        """Store a result that is not there.
-
-        Raises:
-            PacsError: It is there with another content, or the target does not keep it.
-        """
+        """Store a result unless the target has it."""
         result = Instance(
             str(dataset.StudyInstanceUID),
             str(dataset.SeriesInstanceUID),
@@ -203,18 +160,13 @@ class _Worker:
             self._compare(target, result, dataset)
             return
 
-        attempts = 0
-
         def attempt() -> None:
-            nonlocal attempts
-            attempts += 1
-            # an attempt before may have succeeded without an answer
-            if attempts == 1 or not target.has(result):
+            if not target.has(result):  # an attempt before may have succeeded without an answer
                 target.store(dataset)
 
         try_repeatedly(self._config, attempt)
         if not self._is_stored(target, result):
-            raise PacsError("the target accepted a result and does not hold it")
+            raise PacsError("the target accepted a result and does not have it")
 
     def _compare(self, target: Node, result: Instance, dataset: Dataset) -> None:
         """Check that a stored segmentation is the one that the report will refer to."""
@@ -227,32 +179,36 @@ class _Worker:
             ) == len(dataset.SegmentSequence)
         if not are_equal:
             raise PacsError(
-                "the target holds another segmentation by the same models, from a run that was "
-                "stopped; remove it there"
+                "the target has another segmentation by the same models, from a run that was "
+                "stopped; delete it there"
             )
 
-    def _connect(self) -> tuple[Node, Node]:
-        """Return this thread's nodes: connections of DICOMweb belong to one thread."""
-        return self._open(self._way.source, 0), self._open(self._way.target, 1)
-
-    def _open(self, address: Address, role: int) -> Node:
+    def _open(self, role: int) -> Node:
+        """Return the source's (0) or the target's (1) node; threads don't share DICOMweb's."""
+        address = self._addresses[role]
         owner = threading.get_ident() if address.is_web else 0
         with self._connecting:
             if (owner, role) not in self._nodes:
-                node = connect(address, self._config, self._credentials[role])
-                self._nodes[owner, role] = node
+                self._nodes[owner, role] = _connect(address, self._config, self._credentials[role])
             return self._nodes[owner, role]
+
+
+def _connect(address: Address, config: PacsConfig, authorization: str | None) -> Node:
+    """Make the node of an address; nothing is sent yet. Both kinds need the extra `pacs`."""
+    if address.is_web:
+        from tfmammo.apps.pacs.dicomweb import WebNode
+
+        return WebNode(address, config, authorization)
+    from tfmammo.apps.pacs.dimse import DimseNode
+
+    return DimseNode(address, config)
 
 
 @contextlib.contextmanager
 def _hold_in_memory(content: bytes) -> Iterator[Path]:
-    """Hold a file in memory, under a path of this process alone; no disk sees it.
-
-    Raises:
-        ConfigError: The system has no such files.
-    """
+    """Hold a file in memory, under a path of this process alone; no disk sees it."""
     if not hasattr(os, "memfd_create"):
-        raise ConfigError("files in memory need Linux, and images of a PACS go nowhere else")
+        raise ConfigError("images of a PACS are only kept in memory, which needs Linux")
     descriptor = os.memfd_create("mammogram")
     try:
         with os.fdopen(os.dup(descriptor), "wb") as file:

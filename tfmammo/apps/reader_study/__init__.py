@@ -1,3 +1,3 @@
-"""Observer studies: readers judge patches, the results are tested."""
+"""Observer studies: readers answer in the browser, and their answers are tested."""
 
 import tfmammo.nn._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

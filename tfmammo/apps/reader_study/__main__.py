@@ -1,4 +1,4 @@
-"""Run a reader study: can readers of mammograms tell synthetic lesions from real ones?
+"""Run a reader study: can readers of mammograms distinguish synthetic lesions from real ones?
 
 tfmammo reader-study --config configs/reader_study.yaml COMMAND
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tfmammo import cli, filesystem
 from tfmammo.apps.reader_study.answers import Answers, write_answers
-from tfmammo.apps.reader_study.cases import Case, ReaderStudyConfig, Task
+from tfmammo.apps.reader_study.cases import ReaderStudyConfig, Task
 from tfmammo.apps.reader_study.results import (
     compute_results,
     plot_roc,
@@ -51,9 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _draw(config: ReaderStudyConfig, _: Path | None) -> None:
-    """Draw the cases if there are none yet, and print how many each system has."""
+    """Draw the cases if the database has none, and print how many each system has."""
     ReaderStudy(config)
-    cli.console.print(_count_cases(config, Answers(config).cases()))
+    cases = Answers(config).cases()
+
+    def count(system: str, task: Task) -> str:
+        return str(sum((case.system, case.task) == (system, task) for case in cases))
+
+    body = [[system, count(system, "choice"), count(system, "rating")] for system in config.systems]
+    title = f"{config.name}: {len(cases)} cases in {config.database}"
+    cli.console.print(Table(title, ["system", "pairs", "ratings"], body))
 
 
 def _open(config: ReaderStudyConfig, _: Path | None) -> None:
@@ -86,18 +93,6 @@ def _export(config: ReaderStudyConfig, output: Path | None) -> None:
     path = (output or Path()) / "answers.csv"
     write_answers(config, Answers(config), path)
     cli.console.print(f"answers   {path}")
-
-
-def _count_cases(config: ReaderStudyConfig, cases: Sequence[Case]) -> Table:
-    def count(system: str, task: Task) -> str:
-        return str(sum((case.system, case.task) == (system, task) for case in cases))
-
-    body = [[system, count(system, "choice"), count(system, "rating")] for system in config.systems]
-    return Table(
-        f"{config.name}: {len(cases)} cases in {config.database}",
-        ["system", "pairs", "ratings"],
-        body,
-    )
 
 
 if __name__ == "__main__":

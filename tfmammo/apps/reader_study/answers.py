@@ -26,31 +26,23 @@ TABLES: Final = (
 
 @dataclass(frozen=True)
 class Answer:
-    """A reader's answer to a case.
-
-    Attributes:
-        reader: Name of the reader.
-        case: The question.
-        value: One of Case.allowed.
-        seconds: Time that the reader took.
-        time: UTC, ISO 8601.
-    """
+    """A reader's answer to a case."""
 
     reader: str
     case: Case
-    value: str
-    seconds: float
-    time: str
+    value: str  # one of Case.allowed
+    seconds: float  # that the reader took
+    time: str  # UTC, ISO 8601
 
     @property
     def score(self) -> float:
-        """The rating, or for a choice 1 where it was right, else 0."""
+        """The rating, or for a choice 1 if it was right, else 0."""
         if self.case.task == "choice":
             return float(self.value == self.case.truth)
         return float(self.value)
 
     def row(self, study: str) -> dict[str, Any]:
-        """Return a row of the export; "correct" is empty for a rating, "rating" for a choice."""
+        """Make a row of the export; "correct" is empty for a rating, "rating" for a choice."""
         case = self.case
         is_choice = case.task == "choice"
         return {
@@ -94,18 +86,13 @@ class Answers:
                 study = database.execute("SELECT study, settings FROM study").fetchone()
         if study != (self.study, self.settings):
             raise ConfigError(
-                f"database: {self.path} belongs to another study, or was begun with other "
-                "settings; name a new file"
+                f"database: {self.path} belongs to another study, or has other settings; name a "
+                "new file"
             )
         return True
 
     def begin(self, cases: Sequence[Case], images_hash: str) -> None:
-        """Create the database, unless another process was faster.
-
-        Args:
-            cases: All cases.
-            images_hash: Their `hash_cases`.
-        """
+        """Create the database with all cases, unless another process was faster."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._connect() as database:
             # readers and writers do not wait for each other
@@ -122,30 +109,22 @@ class Answers:
             database.executemany("INSERT INTO cases VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def cases(self) -> list[Case]:
-        """Return all cases, by number.
-
-        Raises:
-            ConfigError: There are no cases yet.
-        """
+        """Return all cases, by number."""
         if not self.has_begun():
             raise ConfigError(
-                f"database: {self.path} holds no cases yet; draw them first (python -m "
-                "tfmammo.apps.reader_study ... cases)"
+                f"database: {self.path} has no cases yet; draw them first (tfmammo reader-study "
+                "... cases)"
             )
         with self._connect() as database:
             return [Case(*row) for row in database.execute("SELECT * FROM cases ORDER BY number")]
 
     def images_hash(self) -> str:
-        """Return the `hash_cases` of the time when the cases were drawn."""
+        """Return the `hash_cases` at the time when the cases were drawn."""
         with self._connect() as database:
             return str(database.execute("SELECT pictures FROM study").fetchone()[0])
 
     def add(self, reader: str, number: int, value: str, seconds: float) -> bool:
-        """Store an answer in its own transaction.
-
-        Returns:
-            False if the reader had already answered the case; the earlier answer stays.
-        """
+        """Store an answer; False if the reader had already answered the case, which stays."""
         row = (
             self.study,
             reader,
@@ -183,7 +162,7 @@ class Answers:
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
-        """Open a connection; its changes are committed together at the end, or none of them."""
+        """Open a connection; all of its changes are committed at the end, or none."""
         try:
             with closing(sqlite3.connect(self.path, timeout=60)) as database, database:
                 yield database
@@ -192,11 +171,7 @@ class Answers:
 
 
 def write_answers(config: ReaderStudyConfig, answers: Answers, path: Path) -> None:
-    """Write the export, one row for each answer.
-
-    Raises:
-        DataError: Nobody has answered.
-    """
+    """Write the export, one row for each answer."""
     everything = answers.all()
     if not everything:
         raise DataError(f"{config.name}: nobody has answered yet")

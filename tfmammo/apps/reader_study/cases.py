@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from scipy import optimize, sparse
 
+from tfmammo.archives import tables
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import datasets
 from tfmammo.data.patches import Patches
@@ -23,10 +23,10 @@ from tfmammo.data.patients import PATIENTS, Patients
 from tfmammo.errors import DataError, name_key
 from tfmammo.mammogram import hash_id, hash_patient, key_fault
 
-REAL: Final = "real"  # stands for the real lesions wherever systems are named
+REAL: Final = "real"  # the real lesions, wherever systems are named
 SCALE: Final = range(1, 7)
-# How patches are cut. The section `real` decides it for all systems, so that readers can tell
-# patches apart by their lesions only.
+# How patches are cut. The section `real` decides it for all systems, so that patches differ in
+# their lesions only.
 CUT: Final = (
     "preprocess",
     "patches",
@@ -54,23 +54,23 @@ class ReaderStudyConfig(Frozen):
     real: DataConfig = DataConfig()
     """Archive of real lesions, and how all patches are cut."""
     systems: dict[str, DataConfig] = Field(min_length=1)
-    """Each system's synthetic mammograms, mostly name=folder and the root of a set of `python -m
-    tfmammo.synthesis`. How patches are cut is omitted, or as in `real`. Lesions that a mammogram
-    had before synthesis are not shown.
+    """Each system's synthetic mammograms, usually name=folder and the root of a set of `tfmammo
+    synthesize`. Keys that cut patches are omitted, or as in `real`. Lesions that a mammogram had
+    before synthesis are not shown.
     """
     pairs: NonNegativeInt = 10
     """Pairs of a real and a synthetic patch for each system."""
     ratings: int = Field(default=12, ge=0, multiple_of=2)
-    """Single patches for each system, half of them real, an even number. A reader's area under the
-    ROC curve has an interval from six of either kind on.
+    """Single patches for each system, half of them real, an even number. A reader's AUC needs six
+    of either kind for an interval.
     """
     seed: NonNegativeInt = 0
     """Seed of the cases; their order follows from it and the reader's name."""
     show_results: bool = False
-    """Tell each reader at the end how many answers were right."""
+    """Show each reader at the end how many answers were right."""
     results: bool = False
     """Show everybody's results to readers who have finished, once all who have begun have; false:
-    the command `results` alone shows them.
+    only the command `results` shows them.
     """
     samples: PositiveInt = 2000
     """Samples of the bootstrap."""
@@ -82,7 +82,7 @@ class ReaderStudyConfig(Frozen):
         if not self.pairs + self.ratings:
             raise ValueError("pairs and ratings must not both be 0")
         if self.real.patches == "normal":
-            raise ValueError("real.patches=normal shows no lesion; use lesion or offset")
+            raise ValueError("real.patches=normal has no lesions; use lesion or offset")
         cut = {key: getattr(self.real, key) for key in CUT}
         for name, data in self.systems.items():
             if not name.isprintable() or name in ("", REAL):
@@ -95,8 +95,8 @@ class ReaderStudyConfig(Frozen):
             for key in sorted(data.model_fields_set & set(CUT)):
                 if getattr(data, key) != cut[key]:
                     raise ValueError(
-                        f"systems.{name}.{key}: must be as in real; otherwise readers could tell "
-                        "patches apart by how they are cut"
+                        f"systems.{name}.{key}: must be as in real, or readers could distinguish "
+                        "patches by how they are cut"
                     )
         systems = {name: data.model_copy(update=cut) for name, data in self.systems.items()}
         object.__setattr__(self, "systems", systems)
@@ -114,23 +114,14 @@ class ReaderStudyConfig(Frozen):
 
 @dataclass(frozen=True)
 class Case:
-    """One question to a reader.
+    """One question to a reader."""
 
-    Attributes:
-        number: From 1 up.
-        task: Choose the real patch of a pair, or rate a single patch.
-        system: The system whose lesions are compared with real ones.
-        truth: The side of the real patch, or what the rated patch is; readers never see it.
-        real: Id of the real patch; "" where only a synthetic one is shown.
-        synthetic: Id of the synthetic patch; "" where only a real one is shown.
-    """
-
-    number: int
-    task: Task
-    system: str
-    truth: Truth
-    real: str
-    synthetic: str
+    number: int  # from 1 up
+    task: Task  # choose the real patch of a pair, or rate a single patch
+    system: str  # whose lesions are compared with real ones
+    truth: Truth  # the side of the real patch, or what the rated patch is; readers never see it
+    real: str  # id of the real patch; "" if only a synthetic one is shown
+    synthetic: str  # id of the synthetic patch; "" if only a real one is shown
 
     @property
     def shown(self) -> tuple[tuple[str, str], ...]:
@@ -148,25 +139,14 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Patches of real lesions, or of one system's.
-
-    Attributes:
-        patches: The patches.
-        patients: The patients that each patch shows: its tissue and its lesion may be of two.
-    """
+    """Patches of real lesions, or of one system's."""
 
     patches: Patches
-    patients: list[frozenset[str]]
+    patients: list[frozenset[str]]  # of each patch: its tissue and its lesion may be of two
 
 
 def load_sources(config: ReaderStudyConfig) -> dict[str, Source]:
-    """Load all patches that cases can be drawn from: REAL and each system.
-
-    Raises:
-        ConfigError: A folder is missing.
-        ArchiveError: An archive can't be read.
-        DataError: A set is damaged, or shows no synthetic lesion.
-    """
+    """Load all patches that cases can be drawn from: REAL and each system."""
     with name_key("real"):
         real = datasets.load_all_patches(config.real)
     patients = [frozenset([patient]) for patient in real.patient_ids.tolist()]
@@ -183,41 +163,33 @@ def load_sources(config: ReaderStudyConfig) -> dict[str, Source]:
 
 
 def _load_synthetic(patches: Patches, root: Path) -> Source:
-    """Select the synthetic lesions of a folder, with the patients that they show.
-
-    The patients have the names of the archives that the synthetic mammograms were made from.
-    """
-    original = _original_lesions(root)
-    lesion_patients = _lesion_patients(root)
+    """Select the synthetic lesions of a folder, with their patients in the original archives."""
+    original = _list_original_lesions(root)
+    lesion_patients = _map_lesion_patients(root)
     ids = patches.ids.tolist()
     rows = [row for row, name in enumerate(ids) if name.partition("@")[0] not in original]
     if not rows:
-        raise DataError(f"{root}: shows no synthetic lesion")
+        raise DataError(f"{root}: has no synthetic lesion")
     patches = patches.take(rows)
-    names = _set_patients(root)
+    names = _map_patients(root)
     patients = []
     for name, patient in zip(patches.ids.tolist(), patches.patient_ids.tolist(), strict=True):
         donors = lesion_patients.get(name.partition("#")[0].partition("@")[0], [])
-        # Not a set of tfmammo.synthesis: its own names, hashed as the archive `folder` hashes them.
-        if names is None:
-            patients.append(
-                frozenset([patient, *(hash_patient("folder", donor) for donor in donors)])
-            )
-        elif patient in names:
-            patients.append(frozenset([names[patient], *donors]))
-        else:
+        if names is None:  # not a set of tfmammo.synthesis: names as the archive `folder` has them
+            donors = [hash_patient("folder", donor) for donor in donors]
+        elif patient not in names:
             raise DataError(
                 f"{root}: {PATIENTS} does not name every patient of the set; run the synthesis "
                 "again"
             )
+        patients.append(frozenset([names[patient] if names else patient, *donors]))
     return Source(patches, patients)
 
 
-def _set_patients(root: Path) -> dict[str, str] | None:
+def _map_patients(root: Path) -> dict[str, str] | None:
     """Map a patient's id in the archive `folder` to the id in the original archive.
 
-    Returns:
-        None for a folder that is not a set of tfmammo.synthesis.
+    None for a folder that is not a set of tfmammo.synthesis.
     """
     if not (root / PATIENTS).is_file():
         return None
@@ -230,29 +202,18 @@ def _set_patients(root: Path) -> dict[str, str] | None:
     return {hash_patient("folder", patient): patient for patient in set_patients.mammograms}
 
 
-def _lesion_patients(root: Path) -> dict[str, list[str]]:
+def _map_lesion_patients(root: Path) -> dict[str, list[str]]:
     """Map an image_id to the patients whose lesions were inserted, by metadata.csv."""
     if not (root / "metadata.csv").is_file():
         return {}
-    with (root / "metadata.csv").open(encoding="utf-8-sig", newline="") as file:
-        separator = max(",;\t", key=file.readline().count)
-        file.seek(0)
-        rows = [
-            {(key or "").strip(): value for key, value in row.items()}
-            for row in csv.DictReader(file, delimiter=separator)
-        ]
     return {
-        _image_id(row["file"]): (row.get("lesion_patient") or "").casefold().split()
-        for row in rows
-        if row.get("file")
+        _image_id(row["file"]): row.get("lesion_patient", "").casefold().split()
+        for _, row in tables.read_table(root / "metadata.csv", ["file"])
     }
 
 
-def _original_lesions(root: Path) -> set[str]:
-    """Return the patch ids of the real lesions that the mammograms had before synthesis.
-
-    annotations.json marks them.
-    """
+def _list_original_lesions(root: Path) -> set[str]:
+    """List the patch ids of the lesions that annotations.json marks as older than the synthesis."""
     try:
         content = json.loads((root / "annotations.json").read_bytes())
         files = {image["id"]: _image_id(image["file_name"]) for image in content["images"]}
@@ -273,7 +234,6 @@ def _original_lesions(root: Path) -> set[str]:
 
 
 def _image_id(file: str) -> str:
-    """Return the id of an image in the archive `folder`."""
     path = Path(file.strip().removeprefix("images/"))
     return hash_id("folder", path.with_suffix("").as_posix())
 
@@ -282,11 +242,8 @@ def draw_cases(config: ReaderStudyConfig, sources: Mapping[str, Source]) -> list
     """Draw the cases of a study, without showing any patient twice.
 
     Each system has the same number of cases of either task, and as many real patches to rate as
-    synthetic ones. A coin decides the side of each pair: were sides balanced, a reader who guesses
-    and balances answers would be right too often or too seldom for a test against guessing.
-
-    Raises:
-        DataError: There are too few patients.
+    synthetic ones. A coin decides the side of each pair: with balanced sides, a reader who guesses
+    and balances answers would be right too often or too rarely for a test against guessing.
     """
     random = np.random.default_rng(config.seed)
     per_system = config.pairs + config.ratings // 2
@@ -312,19 +269,16 @@ def _select_patches(
 ) -> dict[str, list[str]]:
     """Select random patches of each source so that no patient is shown twice.
 
-    This is an integer linear programme, solved exactly: with patients shared by several sources, a
-    greedy selection can miss a possible study.
+    An integer linear programme, solved exactly: with patients shared by several sources, a greedy
+    selection can miss a possible study.
 
     Args:
         sources: The patches to select from.
         counts: Number of patches of each source.
-        random: Decides which of all solutions is taken.
+        random: Chooses among the solutions.
 
     Returns:
         Patch ids by source, in random order.
-
-    Raises:
-        DataError: There are too few patients.
     """
     items = [(name, row) for name, source in sources.items() for row in range(len(source.patches))]
     everybody = sorted(
@@ -344,7 +298,7 @@ def _select_patches(
             _incidence_matrix(belongs, len(names), len(items)), ub=[counts[name] for name in names]
         ),
     ]
-    # All random parts together are worth less than one patch, so the number of patches is maximal.
+    # The random parts add up to less than one patch, so the number of patches is maximal.
     gain = 1 + random.random(len(items)) / (2 * sum(counts.values()))
     solution = optimize.milp(
         -gain,
@@ -364,14 +318,14 @@ def _select_patches(
     ]
     if missing:
         raise DataError(
-            f"no patient is shown twice, so patients are missing: {', '.join(missing)}; ask for "
+            f"no patient is shown twice, so patients are missing: {', '.join(missing)}; choose "
             "fewer pairs or ratings"
         )
     return selected
 
 
 def _incidence_matrix(pairs: Sequence[tuple[int, int]], rows: int, cols: int) -> sparse.csr_array:
-    """Return a matrix that is 1 at each (row, col), else 0."""
+    """Make a matrix that is 1 at each (row, col), else 0."""
     places: NDArray[np.intp] = np.array(pairs, np.intp).reshape(-1, 2)
     ones = np.ones(len(places))
     return sparse.csr_array((ones, (places[:, 0], places[:, 1])), shape=(rows, cols))
@@ -380,15 +334,9 @@ def _incidence_matrix(pairs: Sequence[tuple[int, int]], rows: int, cols: int) ->
 def encode_images(
     cases: Sequence[Case], sources: Mapping[str, Source]
 ) -> dict[tuple[str, str], bytes]:
-    """Encode every patch that is shown as an 8-bit PNG.
+    """Encode every shown patch, by (source, id), as an 8-bit PNG.
 
-    The PNGs are not compressed: the length of a compressed one would depend on its grain.
-
-    Returns:
-        (source, id) -> PNG.
-
-    Raises:
-        DataError: A patch no longer exists.
+    The PNGs are not compressed: the length of a compressed one would depend on its texture.
     """
     rows = {
         name: {patch_id: row for row, patch_id in enumerate(source.patches.ids.tolist())}
@@ -399,7 +347,7 @@ def encode_images(
         for name, patch_id in case.shown:
             if patch_id not in rows.get(name, {}):
                 raise DataError(
-                    f"{name}: a patch that the cases show no longer exists; name a new database"
+                    f"{name}: a patch of the cases no longer exists; name a new database"
                 )
             image = sources[name].patches.images[rows[name][patch_id]][..., 0]
             grey = np.rint(image * 255).astype(np.uint8)

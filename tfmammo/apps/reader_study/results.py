@@ -1,4 +1,4 @@
-"""Results of a reader study: accuracy, d', area under the ROC curve, and their tests."""
+"""Results of a reader study: accuracy, d', AUC, and their tests."""
 
 from __future__ import annotations
 
@@ -27,27 +27,18 @@ MIN_RATINGS: Final = 2  # of real and of synthetic patches
 
 @dataclass(frozen=True)
 class Result:
-    """A system's result by one reader, or by all of them.
-
-    Attributes:
-        system: Name of the system.
-        reader: Name of the reader, or `ALL`.
-        choices: Results of the pairs; None where there are not enough answers.
-        ratings: Results of the ratings; None where there are not enough answers.
-        p_corrected: The choices' p after Holm's correction for all systems of the same reader.
-    """
+    """A system's result by one reader, or by `ALL`; None means not enough answers."""
 
     system: str
     reader: str
     choices: Choices | None
     ratings: Ratings | None
-    p_corrected: float = np.nan
+    p_corrected: float = np.nan  # of the choices, by Holm, over the systems of the same reader
 
     def row(self) -> dict[str, Any]:
-        """Return a row of results.csv; unknown values are empty."""
+        """Make a row of results.csv; unknown values are empty."""
         unknown = Estimate(np.nan, np.nan, np.nan)
-        choices = self.choices
-        ratings = self.ratings
+        choices, ratings = self.choices, self.ratings
         return {
             "system": self.system,
             "reader": self.reader,
@@ -65,9 +56,9 @@ class Result:
 
 
 def compute_results(config: ReaderStudyConfig, answers: Answers) -> list[Result]:
-    """Compute each system's results by each reader, and by all readers where there are several.
+    """Compute each system's results by each reader, and by all readers if there are several.
 
-    p is corrected for the number of systems, reader by reader. See `observer` for the statistics.
+    p-values are corrected for the number of systems, reader by reader.
     """
     everything = answers.all()
     results = []
@@ -94,7 +85,7 @@ def plot_roc(config: ReaderStudyConfig, answers: Answers) -> Figure:
 
 
 def results_table(results: Sequence[Result], title: str) -> Table:
-    """Return the results as text, with notes on p and on missing intervals."""
+    """Tabulate the results, with notes on p-values and on missing intervals."""
     header = [
         "system",
         "reader",
@@ -102,25 +93,25 @@ def results_table(results: Sequence[Result], title: str) -> Table:
         "d'",
         "p",
         "real, synthetic rated",
-        "area under ROC",
+        "AUC",
         "d_a",
     ]
     systems = len({result.system for result in results if np.isfinite(result.p_corrected)})
     notes = [describe("guessing", len(results), systems)] if systems else []
-    if any(_lacks_interval(result) for result in results):
+    if any(
+        (result.choices and np.isnan(result.choices.p))
+        or (result.ratings and np.isnan(result.ratings.area.low))
+        for result in results
+    ):
         notes.append(
-            f"No interval and no p where fewer than {FEWEST_PATIENTS} cases were answered, and "
-            f"none of one reader's ratings of fewer than {FEWEST_PATIENTS} cases of either kind."
+            f"Intervals and p-values need {FEWEST_PATIENTS} answered cases; one reader's ratings "
+            f"need {FEWEST_PATIENTS} of either kind."
         )
     return Table(title, header, [_table_row(result) for result in results], tuple(notes))
 
 
 def write_results(results: Sequence[Result], path: Path) -> None:
-    """Write results.csv, one row for each system and reader.
-
-    Raises:
-        DataError: There are no results.
-    """
+    """Write results.csv, one row for each system and reader."""
     if not results:
         raise DataError(f"{path.name}: nobody has answered yet")
     write_csv(path, [result.row() for result in results])
@@ -132,7 +123,7 @@ def _scores(
     """Arrange the scores of one system and task.
 
     Returns:
-        All readers of the study; their scores [readers, cases], NaN where unanswered; and of each
+        All readers of the study; their scores [readers, cases], NaN where unanswered; and for each
         case whether only a real patch was shown.
     """
     answered = [
@@ -155,7 +146,7 @@ def _estimate(
     real: NDArray[np.bool_],
     level: float,
 ) -> tuple[Choices | None, Ratings | None]:
-    """Estimate one reader's results; choices, ratings [cases] and real as in `_scores`."""
+    """Estimate one reader's results from a row of `_scores`."""
     answered = choices[~np.isnan(choices)]
     choice = None
     if len(answered) >= MIN_CHOICES:
@@ -173,7 +164,7 @@ def _pool(
     real: NDArray[np.bool_],
     config: ReaderStudyConfig,
 ) -> tuple[Choices | None, Ratings | None]:
-    """Estimate the results of all readers; choices, ratings [readers, cases] as in `_scores`."""
+    """Estimate the results of all readers from `_scores`."""
     options = (config.samples, config.seed, config.level)
     choice = None
     if np.sum(~np.isnan(choices)) >= MIN_CHOICES:
@@ -194,15 +185,6 @@ def _correct(results: list[Result]) -> list[Result]:
     return [replace(result, p_corrected=corrected[row]) for row, result in enumerate(results)]
 
 
-def _lacks_interval(result: Result) -> bool:
-    """Return whether there are answers, but too few for an interval."""
-    choices = result.choices
-    ratings = result.ratings
-    if choices and np.isnan(choices.p):
-        return True
-    return bool(ratings and np.isnan(ratings.area.low))
-
-
 def _has_enough_ratings(real: NDArray[np.bool_], ratings: NDArray[np.float64]) -> bool:
     is_rated = ~np.isnan(ratings)
     return bool(min(np.sum(is_rated & real), np.sum(is_rated & ~real)) >= MIN_RATINGS)
@@ -213,8 +195,7 @@ def _columns(name: str, estimate: Estimate) -> dict[str, float]:
 
 
 def _table_row(result: Result) -> list[str]:
-    choices = result.choices
-    ratings = result.ratings
+    choices, ratings = result.choices, result.ratings
     row = [result.system, result.reader]
     if choices:
         share = f"{choices.right} of {choices.n}: {_format_estimate(choices.share)}"

@@ -22,17 +22,7 @@ from tfmammo.errors import DataError
 
 
 class ReaderStudy:
-    """A study with its images. Cases are drawn if the database has none yet.
-
-    Args:
-        config: The study's settings.
-
-    Raises:
-        ConfigError: A folder is missing, or the database belongs to another study.
-        DataError: There are too few patients, or the archives have changed since the cases were
-            drawn.
-        ArchiveError: An archive can't be read.
-    """
+    """A study with its images. Cases are drawn if the database has none yet."""
 
     def __init__(self, config: ReaderStudyConfig) -> None:
         self.config = config
@@ -48,8 +38,8 @@ class ReaderStudy:
         self._images = encode_images(cases, sources)
         if hash_cases(cases, self._images) != self.answers.images_hash():
             raise DataError(
-                f"database: {config.database} was begun with other images than the archives "
-                "hold now; name a new file"
+                f"database: {config.database} was created from other images than the archives "
+                "have now; name a new file"
             )
 
     def cases(self, reader: str) -> list[Case]:
@@ -68,34 +58,24 @@ class ReaderStudy:
         return next((case for case in self.cases(reader) if case.number not in done), None)
 
     def answer(self, reader: str, case: Case, value: str | int, seconds: float) -> bool:
-        """Store an answer at once.
+        """Store an answer at once; False if the reader had already answered the case.
 
         Args:
-            reader: As `parse_reader_name` returns it.
+            reader: Name as typed.
             case: The question.
             value: One of case.allowed.
             seconds: Time that the reader took, at least 0.
-
-        Returns:
-            False if the reader had already answered the case; the earlier answer stays.
-
-        Raises:
-            DataError: This is no answer to the case.
-            ConfigError: It can't be written.
         """
         if (
             self._cases.get(case.number) != case
             or str(value) not in case.allowed
             or not 0 <= seconds < math.inf
         ):
-            raise DataError(f"{value!r} in {seconds} s is no answer to case {case.number}")
+            raise DataError(f"{value!r} in {seconds} s is not an answer to case {case.number}")
         return self.answers.add(parse_reader_name(reader), case.number, str(value), seconds)
 
     def images(self, case: Case) -> tuple[bytes, ...]:
-        """Return the images of a case, from left to right: 8-bit grey PNGs.
-
-        All have the same size in pixels and in bytes.
-        """
+        """Return the PNGs of a case, from left to right, of equal size in pixels and in bytes."""
         return tuple(self._images[key] for key in case.shown)
 
     def compute_results(self) -> list[Result]:
@@ -104,17 +84,12 @@ class ReaderStudy:
 
 
 def parse_reader_name(text: str) -> str:
-    """Trim and check a reader's name.
-
-    Raises:
-        DataError: It is empty or longer than 64 characters, does not begin with a letter or a
-            digit, has control characters, or is `ALL`.
-    """
+    """Trim and check a reader's name."""
     name = text.strip()
     if not 1 <= len(name) <= 64:
         raise DataError("a reader's name must have 1 to 64 characters")
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
-        raise DataError("a reader's name must have no control characters")
+        raise DataError("a reader's name must not have control characters")
     # Spreadsheets read a cell that begins with = or + as a formula.
     if not name[0].isalnum():
         raise DataError("a reader's name must begin with a letter or a digit")

@@ -7,9 +7,10 @@ tfmammo registry promote --model tfmammo-can --set data.name=inbreast data.root=
 tfmammo registry rollback --model tfmammo-can
 
 `promote` compares a candidate (by default the newest version) with the version that has the alias
-"best". If the candidate wins, it gets the alias. Tags keep the audit. The keys of PromotionConfig
-come from a YAML file (--config), from --set and from flags; later ones override earlier ones. The
-section data says how the patches are made; the candidate's card gives the keys that it lacks.
+"best". If the candidate wins, it gets the alias. Tags record the decision. The keys of
+PromotionConfig come from a YAML file (--config), from --set and from flags; later ones override
+earlier ones. The section data says how the patches are made; the candidate's card gives the keys
+that it lacks.
 Exit codes: 0 promoted, the first version, or already the best; 1 refused; 2 an error.
 
 `rollback` moves the alias back to the former version that the tags name.
@@ -21,7 +22,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import rich.table
@@ -44,8 +45,7 @@ from tfmammo.metrics.summary import Table
 from tfmammo.tracking import store
 from tfmammo.training import script
 
-# tags that a training sets and that are no metrics
-TRAINING_TAGS = ("step", "git_commit", "data_fingerprint")
+TRAINING_TAGS = ("step", "git_commit", "data_fingerprint")  # set by training; not metrics
 FLAGS = {
     "model": "tfmammo-can",
     "candidate": "VERSION",
@@ -59,16 +59,11 @@ FLAGS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a refusal is exit code 1, an error one line on stderr and exit code 2."""
     options = _make_parser().parse_args(arguments)
-    work = {"list": _list, "promote": _promote, "rollback": _rollback}[options.command]
-    cli.run(lambda: work(options))
+    cli.run(lambda: options.work(options))
 
 
 def list_models(tracking_uri: str | None = None) -> rich.table.Table:
-    """Return a table of all versions of all models.
-
-    Raises:
-        TrackingError: The store does not exist.
-    """
+    """Tabulate all versions of all models."""
     uri = store.store_uri(tracking_uri)
     with store.open_registry(uri) as client:
         models = [
@@ -83,33 +78,23 @@ def list_models(tracking_uri: str | None = None) -> rich.table.Table:
     for model in models:
         for number, tags in model.versions.items():
             aliases = ", ".join(alias for alias, held in model.aliases.items() if held == number)
-            metrics = {
-                key: value
+            metrics = [
+                f"{key} {value}"
                 for key, value in tags.items()
                 if key not in TRAINING_TAGS and not key.startswith(("mlflow.", PREFIX))
-            }
-            audit = {
-                key.removeprefix(PREFIX): value
+            ]
+            decisions = [
+                f"{key.removeprefix(PREFIX)} {value}"
                 for key, value in tags.items()
                 if key.startswith(PREFIX)
-            }
-            table.add_row(
-                model.name,
-                str(number),
-                aliases,
-                tags.get("step", "-"),
-                _format_tags(metrics),
-                _format_tags(audit),
-            )
+            ]
+            cells = ["\n".join(lines) or "-" for lines in (metrics, decisions)]
+            table.add_row(model.name, str(number), aliases, tags.get("step", "-"), *cells)
     return table
 
 
 def parse_config(path: str | None, overrides: Sequence[str]) -> PromotionConfig:
-    """Parse the config from a file, or from overrides alone.
-
-    Raises:
-        ConfigError: A key is unknown, missing or wrong.
-    """
+    """Parse the config from a file, or from overrides alone."""
     if path:
         return configuration.parse(PromotionConfig, path, overrides)
     with tempfile.TemporaryDirectory() as folder:  # `parse` reads files
@@ -124,22 +109,27 @@ def parse_config(path: str | None, overrides: Sequence[str]) -> PromotionConfig:
 def _make_parser() -> cli.Parser:
     parser = cli.make_command_parser("registry", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser(
+    command = commands.add_parser(
         "list", help="show models, versions, aliases, metrics and promotions"
     )
-    promoting = commands.add_parser(
+    command.set_defaults(work=_list)
+    command.add_tracking_uri()
+
+    command = commands.add_parser(
         "promote", help=f"compare a version with the one that has the alias {ALIAS}"
     )
-    rolling_back = commands.add_parser("rollback", help=f"move the alias {ALIAS} back")
-    promoting.add_config(PromotionConfig, required=False)
-    promoting.add_argument("--dry-run", action="store_true", help="compare, but write nothing")
+    command.set_defaults(work=_promote)
+    command.add_config(PromotionConfig, required=False)
+    command.add_argument("--dry-run", action="store_true", help="compare, but write nothing")
     for flag, metavar in FLAGS.items():
-        promoting.add_argument(
+        command.add_argument(
             f"--{flag.replace('_', '-')}", metavar=metavar, help=f"as --set {flag}={metavar}"
         )
-    rolling_back.add_argument("--model", required=True, metavar=FLAGS["model"])
-    listing.add_tracking_uri()
-    rolling_back.add_tracking_uri()
+
+    command = commands.add_parser("rollback", help=f"move the alias {ALIAS} back")
+    command.set_defaults(work=_rollback)
+    command.add_argument("--model", required=True, metavar=FLAGS["model"])
+    command.add_tracking_uri()
     return parser
 
 
@@ -169,10 +159,6 @@ def _rollback(options: argparse.Namespace) -> None:
     cli.console.print(f"{options.model}: {ALIAS} is version {best} again, after version {demoted}")
 
 
-def _format_tags(values: Mapping[str, str]) -> str:
-    return "\n".join(f"{key} {value}" for key, value in values.items()) or "-"
-
-
 def _comparison_table(outcome: Outcome, evaluation: Evaluation, config: PromotionConfig) -> Table:
     gain = evaluation.gain
     patients = evaluation.patients
@@ -183,7 +169,7 @@ def _comparison_table(outcome: Outcome, evaluation: Evaluation, config: Promotio
         [f"version {outcome.candidate}, candidate", f"{evaluation.candidate:.4f}"],
         [f"version {outcome.best}, best", f"{evaluation.best:.4f}"],
         ["gain", f"{gain.difference:+.4f}{interval}"],
-        ["p, two-sided", f"{min(1.0, comparisons * gain.p):.4f}" if is_tested else "-"],
+        ["p-value, two-sided", f"{min(1.0, comparisons * gain.p):.4f}" if is_tested else "-"],
         ["to win", f"gain >= {config.min_gain:g}\np < {config.alpha:g}"],
     ]
     note = describe_few(patients)
@@ -196,7 +182,7 @@ def _comparison_table(outcome: Outcome, evaluation: Evaluation, config: Promotio
     )
     heading: str = config.metric
     if SYNTHESIS_METRICS.get(config.metric) == -1:
-        heading += ", less is better"
+        heading += ", lower is better"
     return Table(title, ["", heading], body, (note,))
 
 

@@ -1,29 +1,29 @@
 """Promotion: compare a candidate with the best version of a registered model, and move the alias.
 
-Both versions are run on patches of patients that neither was trained on, as their cards say. The
-alias "best" moves only if the mean gain is at least min_gain and a paired test, which flips whole
-patients, gives a two-sided p below alpha. With fewer than six patients every candidate is refused.
-Each version that was compared on the same patches before is one more chance of a false promotion,
-so p is multiplied by their number (Bonferroni's correction). If no version has the alias, the
-candidate gets it without a comparison.
+Both versions are run on patches of patients that neither was trained on according to their cards.
+The alias "best" moves only if the mean gain is at least min_gain and a paired test, which flips
+whole patients, gives a two-sided p-value below alpha. With fewer than six patients every candidate
+is refused. Each version that was compared on the same patches before is one more chance of a false
+promotion, so p is multiplied by their number (Bonferroni's correction). If no version has the
+alias, the candidate gets it without a comparison.
 
-Tags of the versions keep the audit. All are named promotion.KEY:
+Tags of the versions record the decisions. All are named promotion.KEY:
 
-    every candidate     decision (first, promoted or refused), reason (in words), against (the
-                        version that was the best), date (UTC)
+    every candidate     decision (first, promoted or refused), reason (in words), against (the best
+                        version before), date (UTC)
     after a comparison  metric, gain, interval, p (not yet multiplied by comparisons), comparisons,
                         patients, images, data (fingerprint of the patches), archive, min_gain,
                         alpha
     promoted versions   former (the best version before), since (the moment)
     demoted versions    demoted_by (the version that got the alias), rolled_back (the moment)
 
-A training gives the alias to its own best checkpoint only if no version has it, or an earlier one
-of the same run; it leaves no such tag. The best checkpoint of a training was selected on its
-held-out patients, so its numbers on them are too good. Other mammograms are a fairer test.
+A training run gives the alias to its own best checkpoint only if no version has it, or an earlier
+one of the same run, and sets no such tag. That checkpoint was selected on its held-out patients, so
+its numbers on them are too good. Other mammograms are a fairer test.
 
-On an SQLite store, two promotions can't move the alias at the same time. A server has no such
-lock: there the alias is read again right before it is moved, which leaves a gap of milliseconds.
-The move by a training leaves the same gap on either store.
+On an SQLite store, two promotions can't move the alias at the same time. A server has no such lock:
+the alias is read again right before the move, which leaves a gap of milliseconds. A training run
+leaves the same gap on either store.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from tfmammo.tracking.store import redact
 
 ALIAS = "best"
 PREFIX = "promotion."
-# Metrics of networks from mask to image: 1 if more is better, else -1. All others are of networks
+# Metrics of networks from mask to image: 1 if higher is better, else -1. All others are of networks
 # from image to mask.
 SYNTHESIS_METRICS = {"ssim": 1, "l1": -1}
 EVALUATION_TAGS = (
@@ -84,15 +84,14 @@ class PromotionConfig(Frozen):
     min_gain: float = Field(default=0.005, ge=0)
     """Least gain for a promotion, in the metric's unit (for l1: the least decrease)."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
-    """p must lie below this for a promotion."""
+    """A promotion needs a p-value below this."""
     threshold: float = Field(default=0.5, gt=0, le=1)
     """A pixel is mass from this probability on."""
     data: dict[str, Any] = {}
-    """Keys of DataConfig that say how the patches are made; the candidate's card gives the others.
-    """
+    """Keys of DataConfig that define the patches; the candidate's card gives the others."""
     audit: Literal["none", "no_leak", "passed"] = "none"
-    """What a candidate's memory audit must have said (`tfmammo audit`): nothing, that it
-    does not leak, or that it passed.
+    """Verdict required of the candidate's memory audit (`tfmammo audit`): none, "undecided" or
+    better, or "passed".
     """
     tracking_uri: str | None = None
     """MLflow's store; None: the environment's."""
@@ -106,74 +105,40 @@ class PromotionConfig(Frozen):
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """A registered model as its store describes it.
-
-    Attributes:
-        name: Name of the model.
-        aliases: Alias -> version.
-        versions: Version -> tags, newest first.
-    """
+    """A registered model as its store describes it."""
 
     name: str
-    aliases: dict[str, int]
-    versions: dict[int, dict[str, str]]
+    aliases: dict[str, int]  # alias -> version
+    versions: dict[int, dict[str, str]]  # version -> tags, newest first
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A comparison of two versions on the same patches.
+    """A comparison of two versions on the same patches."""
 
-    Attributes:
-        candidate: The candidate's mean of the metric.
-        best: The best version's mean of the metric.
-        gain: Paired difference, positive where the candidate is better, for any metric.
-        patients: Number of patients.
-        images: Number of patches.
-        archive: Name of the archive.
-        fingerprint: Fingerprint of the patches.
-        comparisons: Number of candidates compared on these patches, including this one.
-    """
-
-    candidate: float
+    candidate: float  # mean of the metric
     best: float
-    gain: Paired
+    gain: Paired  # positive if the candidate is better, for any metric
     patients: int
     images: int
     archive: str
-    fingerprint: str
-    comparisons: int = 1
+    fingerprint: str  # of the patches
+    comparisons: int = 1  # candidates compared on these patches, including this one
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The decision on a candidate.
-
-    Attributes:
-        decision: What was decided.
-        reason: Why, in words.
-        candidate: The candidate's version.
-        best: The version that it was compared with.
-        evaluation: None where nothing was compared.
-    """
+    """The decision on a candidate."""
 
     decision: Decision
     reason: str
-    candidate: int
-    best: int | None
-    evaluation: Evaluation | None = None
+    candidate: int  # version
+    best: int | None  # the version that it was compared with
+    evaluation: Evaluation | None = None  # None: nothing was compared
 
 
 def find_model(client: Any, uri: str, name: str) -> RegisteredModel:
-    """Find a registered model by its name.
-
-    Args:
-        client: MLflow's client of the store.
-        uri: The store, for the error.
-        name: Name of the model.
-
-    Raises:
-        TrackingError: There is no such model.
-    """
+    """Find a registered model by its name; `uri` is the store, for the error."""
     for model in client.search_registered_models(f"name = '{name}'"):
         versions = {
             int(version.version): dict(version.tags)
@@ -185,18 +150,9 @@ def find_model(client: Any, uri: str, name: str) -> RegisteredModel:
 
 
 def promote(config: PromotionConfig, dry_run: bool = False) -> Outcome:
-    """Compare a candidate with the best version, move the alias if it wins, and write the audit.
+    """Compare a candidate with the best version, move the alias if it wins, and set the tags.
 
-    Args:
-        config: What to compare, and how.
-        dry_run: Compare only; change neither alias nor tags.
-
-    Raises:
-        TrackingError: The store, the model or a version does not exist, or a version can't be
-            evaluated by the metric.
-        ConfigError: The data settings are wrong.
-        ArchiveError: The archive can't be read.
-        DataError: The data holds no patient that is new to both versions.
+    A dry run compares, and changes neither alias nor tags.
     """
     uri = store.store_uri(config.tracking_uri)
     with store.open_registry(uri) as client:
@@ -214,10 +170,11 @@ def promote(config: PromotionConfig, dry_run: bool = False) -> Outcome:
     if reason := find_audit_fault(config, model.versions[number], candidate.card):
         outcome = Outcome("refused", reason, number, best)
     elif best is None:
-        outcome = Outcome("first", "no version was the best before", number, None)
+        outcome = Outcome("first", "no version had the alias", number, None)
     else:
         evaluation = evaluate(candidate, _open_version(config, best, uri), config)
-        earlier = _count_earlier(model, number, evaluation.fingerprint)
+        others = [tags for version, tags in model.versions.items() if version != number]
+        earlier = sum(tags.get(f"{PREFIX}data") == evaluation.fingerprint for tags in others)
         evaluation = replace(evaluation, comparisons=1 + earlier)
         outcome = Outcome(*decide(evaluation, config), number, best, evaluation)
     return outcome if dry_run else _apply(outcome, config, uri)
@@ -226,28 +183,25 @@ def promote(config: PromotionConfig, dry_run: bool = False) -> Outcome:
 def find_audit_fault(
     config: PromotionConfig, tags: Mapping[str, str], card: Mapping[str, Any]
 ) -> str | None:
-    """Say why the audit of a version is not what the config asks for; None where it is.
+    """Say why a version's audit does not suffice; None if it does.
 
     Args:
-        config: Its audit is used.
-        tags: The version's. An audit of the version itself stands there.
-        card: The export's. An audit before it was registered stands there.
+        config: Of the promotion.
+        tags: The version's, with an audit of the version itself.
+        card: The export's, with an audit before it was registered.
     """
     if config.audit == "none":
         return None
     verdict = tags.get("audit.verdict") or card.get("audit", {}).get("verdict")
     if verdict is None:
-        return f"audit={config.audit} asks for a memory audit, and there is none"
+        return f"audit={config.audit} requires a memory audit, and none was made"
     if verdict == "passed" or (config.audit == "no_leak" and verdict == "undecided"):
         return None
-    return f"audit={config.audit} is asked for, and the audit's verdict is: {verdict}"
+    return f"audit={config.audit} is required, and the audit's verdict is: {verdict}"
 
 
 def evaluate(candidate: Network, best: Network, config: PromotionConfig) -> Evaluation:
-    """Evaluate both versions on all patches of patients that neither was trained on.
-
-    Raises as `promote`.
-    """
+    """Evaluate both versions on all patches of patients that neither was trained on."""
     data = candidate.merge_data(config.data)
     comparison.warn_of_other_crops((best, candidate), data)
     patches = datasets.load_all_patches(data)
@@ -257,7 +211,7 @@ def evaluate(candidate: Network, best: Network, config: PromotionConfig) -> Eval
     if not len(new):
         raise DataError(
             f"{candidate.uri} and {best.uri}: every patient of {data.archive_name} was in the "
-            "training data of one of them or both; data.name and data.root can name other "
+            "training data of one of them or both; set data.name and data.root to other "
             "mammograms"
         )
     patches = patches.take(new)
@@ -296,8 +250,8 @@ def decide(evaluation: Evaluation, config: PromotionConfig) -> tuple[Decision, s
     if patients < FEWEST_PATIENTS:
         return (
             "refused",
-            f"{patients} patients are fewer than {FEWEST_PATIENTS}; their p would be at least "
-            f"{least:.3g}",
+            f"{patients} patients are fewer than {FEWEST_PATIENTS}; their p-value would be at "
+            f"least {least:.3g}",
         )
     p = min(1.0, comparisons * gain.p)
     p_text = f"p = {p:.3g}"
@@ -317,16 +271,8 @@ def rollback(name: str, tracking_uri: str | None = None) -> tuple[int, int]:
     If the best version got the alias without a promotion, the alias moves to the version that was
     promoted last.
 
-    Args:
-        name: Name of the registered model.
-        tracking_uri: MLflow's store; None: the environment's.
-
     Returns:
         The version that loses the alias, and the version that gets it.
-
-    Raises:
-        TrackingError: The store or the model does not exist, no version has the alias, or no tag
-            names a former version.
     """
     uri = store.store_uri(tracking_uri)
     with store.open_registry(uri) as client:
@@ -356,33 +302,27 @@ def rollback(name: str, tracking_uri: str | None = None) -> tuple[int, int]:
     return best, former
 
 
-def _count_earlier(model: RegisteredModel, number: int, fingerprint: str) -> int:
-    """Count the other versions that were compared on the same patches."""
-    others = [tags for version, tags in model.versions.items() if version != number]
-    return sum(tags.get(f"{PREFIX}data") == fingerprint for tags in others)
-
-
 def _keep_best(model: RegisteredModel, number: int) -> Outcome:
     unknown = "" if f"{PREFIX}since" in model.versions[number] else "; no promotion is on record"
-    return Outcome("already best", f"nothing is done{unknown}", number, number)
+    return Outcome("already best", f"nothing changes{unknown}", number, number)
 
 
 def _open_version(config: PromotionConfig, number: int, tracking_uri: str) -> Network:
-    """Open a version's function for the metric; the card is checked to name its patients."""
+    """Open a version's function for the metric; its card must name its patients."""
     model_uri = f"models:/{config.model}/{number}"
     direction = ("mask", "image") if config.metric in SYNTHESIS_METRICS else ("image", "mask")
     with _naming_version(model_uri):
         network = comparison.open_network(model_uri, *direction, tracking_uri)
     if "train_patients" not in network.card:
         raise TrackingError(
-            f"{model_uri}: its card does not name the patients of its training, so no patient is "
-            "known to be new to it"
+            f"{model_uri}: its card does not name its training patients, so no patient is known "
+            "to be new to it"
         )
     return network
 
 
 def _scores(network: Network, patches: Patches, config: PromotionConfig) -> NDArray[np.float64]:
-    """Return the metric of each patch."""
+    """Compute the metric of each patch."""
     with _naming_version(network.uri):
         if config.metric in SYNTHESIS_METRICS:
             images = network.run("mask", "image", patches.masks.astype(np.float32))
@@ -393,7 +333,7 @@ def _scores(network: Network, patches: Patches, config: PromotionConfig) -> NDAr
 
 @contextmanager
 def _naming_version(model_uri: str) -> Iterator[None]:
-    """Make errors of an export, which name its folder, name the version instead."""
+    """Prefix errors of an export, which name its folder, with the version."""
     try:
         yield
     except ExportError as error:
@@ -401,16 +341,12 @@ def _naming_version(model_uri: str) -> Iterator[None]:
 
 
 def _apply(outcome: Outcome, config: PromotionConfig, uri: str) -> Outcome:
-    """Move the alias and write the audit.
-
-    The promotion is refused if the alias has moved since the comparison.
-    """
-    number = outcome.candidate
-    best = outcome.best
+    """Move the alias, unless it has moved since the comparison, and set the tags."""
+    number, best = outcome.candidate, outcome.best
     with store.open_registry(uri) as client:
         model = find_model(client, uri, config.model)
         now = model.aliases.get(ALIAS)
-        if now == number:  # another promotion of the same version, whose audit stays
+        if now == number:  # another promotion of the same version, with its own tags
             return _keep_best(model, number)
         if now != best:
             reason = (
@@ -420,41 +356,42 @@ def _apply(outcome: Outcome, config: PromotionConfig, uri: str) -> Outcome:
             outcome = replace(outcome, decision="refused", reason=reason)
         promotion: dict[str, Any] = {}
         if outcome.decision != "refused":
-            # The alias moves first: the audit may lack a move, but never tells of one that was not
-            # made.
+            # The alias moves first: tags may lack a move, but never state one that was not made.
             client.set_registered_model_alias(config.model, ALIAS, str(number))
             promotion = {"former": best, "since": _now(), "demoted_by": None, "rolled_back": None}
             if best is not None:
                 _set_tags(client, model, best, {"demoted_by": number, "since": None})
-        _set_tags(client, model, number, _audit_tags(outcome, config) | promotion)
+        _set_tags(client, model, number, _describe(outcome, config) | promotion)
     return outcome
 
 
-def _audit_tags(outcome: Outcome, config: PromotionConfig) -> dict[str, Any]:
-    """Return the tags of a decision; None removes the tag of an earlier decision."""
+def _describe(outcome: Outcome, config: PromotionConfig) -> dict[str, Any]:
+    """Make the tags of a decision; None removes the tag of an earlier decision."""
     evaluation = outcome.evaluation
-    tags: dict[str, Any] = {
+    tags = {
         "decision": outcome.decision,
         "reason": outcome.reason,
         "against": outcome.best,
-        **dict.fromkeys(EVALUATION_TAGS),
+        "date": _now(),
     }
-    if evaluation:
-        gain = evaluation.gain
-        tags |= {
-            "gain": f"{gain.difference:.6g}",
-            "comparisons": evaluation.comparisons,
-            "patients": evaluation.patients,
-            "images": evaluation.images,
-            "data": evaluation.fingerprint,
-            "archive": evaluation.archive,
-            "metric": config.metric,
-            "min_gain": config.min_gain,
-            "alpha": config.alpha,
-        }
-        if np.isfinite(gain.p):
-            tags |= {"interval": f"[{gain.low:.6g}, {gain.high:.6g}]", "p": f"{gain.p:.6g}"}
-    return tags | {"date": _now()}
+    if not evaluation:
+        return tags | dict.fromkeys(EVALUATION_TAGS)
+    gain = evaluation.gain
+    has_interval = np.isfinite(gain.p)
+    values = (
+        f"{gain.difference:.6g}",
+        f"[{gain.low:.6g}, {gain.high:.6g}]" if has_interval else None,
+        f"{gain.p:.6g}" if has_interval else None,
+        evaluation.comparisons,
+        evaluation.patients,
+        evaluation.images,
+        evaluation.fingerprint,
+        evaluation.archive,
+        config.metric,
+        config.min_gain,
+        config.alpha,
+    )
+    return tags | dict(zip(EVALUATION_TAGS, values, strict=True))
 
 
 def _set_tags(client: Any, model: RegisteredModel, number: int, values: Mapping[str, Any]) -> None:

@@ -1,16 +1,16 @@
 """Serve networks, CAD pipelines and editors.
 
-tfmammo serve register --config configs/serving_case.yaml --set
-                                   case.detector=runs/ssd/fold0
-tfmammo serve run --model models:/tfmammo-case@best --port 5001
+tfmammo serve register --config configs/serving_inverter.yaml --set network.handle=runs/can/fold0
+tfmammo serve run --model models:/tfmammo-can-inverter@best --port 5001
 tfmammo serve layout --model models:/tfmammo-can@best --output DIR
 tfmammo serve onnx --model models:/tfmammo-can@best --output DIR
 
-`register` copies the exports that a config names into a new version of a registered model, which
-gets the config's alias. `run` answers requests. `mlflow models serve --env-manager local -m MODEL`
-does too, but without limits, short errors and /metrics. `layout` writes an export's SavedModels in
-TensorFlow Serving's layout: DIR/NAME-FUNCTION/VERSION/ and DIR/models.config. `onnx` writes each
-function of an export as DIR/NAME-FUNCTION.onnx, for ONNX Runtime.
+`register` copies the exports that a config names (network.handle, case.detector, ...) into a new
+version of a registered model, which gets the config's alias. `run` answers requests. `mlflow models
+serve --env-manager local -m MODEL` does too, but without limits, short errors and /metrics.
+`layout` writes an export's SavedModels in TensorFlow Serving's layout: DIR/NAME-FUNCTION/VERSION/
+and DIR/models.config. `onnx` writes each function of an export as DIR/NAME-FUNCTION.onnx, for ONNX
+Runtime.
 """
 
 from __future__ import annotations
@@ -37,20 +37,11 @@ from tfmammo.tracking.store import store_uri
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; an error becomes one line on stderr and exit code 2."""
     options = _make_parser().parse_args(arguments)
-    commands = {"register": _register, "run": _run, "layout": _layout, "onnx": _onnx}
-    work = commands[options.command]
-    cli.run(lambda: work(options))
+    cli.run(lambda: options.work(options))
 
 
 def register(config: ServiceConfig) -> str:
-    """Register a service as a new version of tfmammo-NAME.
-
-    Returns:
-        The version.
-
-    Raises:
-        TfmammoError: A model can't be found or loaded, or the store can't be reached.
-    """
+    """Register a service as a new version of tfmammo-NAME, and return the version."""
     with tempfile.TemporaryDirectory() as folder:
         pictures.gather(config, Path(folder))
         # A service that can't be loaded here can't be loaded by a server either.
@@ -64,19 +55,13 @@ def register(config: ServiceConfig) -> str:
 def lay_out(
     model_uri: str, output: Path, version: int = 1, tracking_uri: str | None = None
 ) -> list[Path]:
-    """Write an export's SavedModels in TensorFlow Serving's layout.
+    """Write an export's SavedModels in TensorFlow Serving's layout, and return their folders.
 
     Args:
         model_uri: As for `models.resolve`.
         output: A new or empty folder.
         version: TensorFlow Serving's number of this version.
         tracking_uri: MLflow's store; None: the environment's.
-
-    Returns:
-        The folders with the SavedModels.
-
-    Raises:
-        TrackingError: The URI leads to no export, or the folder is not empty.
     """
     source = models.resolve(model_uri, tracking_uri)
     card = export.read_card(source)
@@ -96,81 +81,64 @@ def lay_out(
     return [output / name / str(version) for name in names]
 
 
-def write_onnx_files(model_uri: str, output: Path, tracking_uri: str | None = None) -> list[Path]:
-    """Write each function of an export as an ONNX file.
-
-    Args:
-        model_uri: As for `models.resolve`.
-        output: A folder; files of the same names are replaced.
-        tracking_uri: MLflow's store; None: the environment's.
-
-    Returns:
-        The files.
-
-    Raises:
-        TrackingError: The URI leads to no export.
-        ExportError: A function can't be converted, or answers differently; see export.write_onnx.
-    """
-    source = models.resolve(model_uri, tracking_uri)
-    card = export.read_card(source)
-    return [
-        export.write_onnx(source, function, output / f"{card['name']}-{function}.onnx")
-        for function in card["functions"]
-    ]
-
-
 def _make_parser() -> cli.Parser:
     parser = cli.make_command_parser("serve", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    registering = commands.add_parser(
+    command = commands.add_parser(
         "register", help="register a new version of a model, from a config"
     )
-    registering.add_config(ServiceConfig, example="name=case")
-    running = commands.add_parser("run", help="serve a model over HTTP")
-    running.add_argument(
+    command.set_defaults(work=_register)
+    command.add_config(ServiceConfig, example="network.handle=runs/can/fold0")
+
+    command = commands.add_parser("run", help="serve a model over HTTP")
+    command.set_defaults(work=_run)
+    command.add_argument(
         "--model",
         required=True,
         help="models:/NAME@ALIAS, models:/NAME/VERSION, or the folder of an MLflow model",
     )
-    running.add_argument(
+    command.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)"
     )
-    running.add_argument("--port", type=int, default=5001)
-    running.add_argument(
+    command.add_argument("--port", type=int, default=5001)
+    command.add_argument(
         "--limit", type=cli.parse_count, default=64, metavar="MB", help="largest request (64)"
     )
-    running.add_argument(
+    command.add_argument(
         "--parallel",
         type=cli.parse_count,
         default=2,
         metavar="N",
         help="requests computed at once (2)",
     )
-    running.add_argument(
+    command.add_argument(
         "--name",
         nargs="+",
         default=[],
         metavar="HOST",
         help="further names and addresses of this server that requests may be sent to",
     )
-    laying_out = commands.add_parser("layout", help="write SavedModels for TensorFlow Serving")
-    converting = commands.add_parser("onnx", help="write ONNX files for ONNX Runtime")
-    for writing in (laying_out, converting):
-        writing.add_argument(
-            "--model", required=True, help="a run's folder, an export, models:/NAME@ALIAS"
-        )
-        writing.add_argument("--output", required=True, type=Path, metavar="DIR", help="a folder")
-    laying_out.add_argument(
-        "--version",
-        type=int,
-        default=1,
-        metavar="N",
-        help="the server's number of this version (1)",
+    command.add_tracking_uri()
+
+    command = commands.add_parser("layout", help="write SavedModels for TensorFlow Serving")
+    command.set_defaults(work=_layout)
+    command.add_argument(
+        "--version", type=int, default=1, metavar="N", help="the server's number of it (1)"
     )
-    running.add_tracking_uri()
-    laying_out.add_tracking_uri()
-    converting.add_tracking_uri()
+    _add_export(command)
+
+    command = commands.add_parser("onnx", help="write ONNX files for ONNX Runtime")
+    command.set_defaults(work=_onnx)
+    _add_export(command)
     return parser
+
+
+def _add_export(command: cli.Parser) -> None:
+    command.add_argument(
+        "--model", required=True, help="a run's folder, an export, models:/NAME@ALIAS"
+    )
+    command.add_argument("--output", required=True, type=Path, metavar="DIR", help="a folder")
+    command.add_tracking_uri()
 
 
 def _register(options: argparse.Namespace) -> None:
@@ -200,8 +168,11 @@ def _layout(options: argparse.Namespace) -> None:
 
 
 def _onnx(options: argparse.Namespace) -> None:
-    for file in write_onnx_files(options.model, options.output, options.tracking_uri):
-        print(file)
+    source = models.resolve(options.model, options.tracking_uri)
+    card = export.read_card(source)
+    for function in card["functions"]:
+        file = options.output / f"{card['name']}-{function}.onnx"
+        print(export.write_onnx(source, function, file))
 
 
 if __name__ == "__main__":

@@ -24,14 +24,9 @@ from tfmammo.apps.serving.saving import SERVICE
 with warnings.catch_warnings(record=True):
 
     class Pictures(PythonModel):
-        """A service behind MLflow's `predict`.
+        """A service behind MLflow's `predict`."""
 
-        Attributes:
-            pictures: Tells the server that the inputs must be a list of objects.
-            proceed: Called before each part of the work, see `check_cancelled`.
-        """
-
-        pictures = True
+        pictures = True  # the inputs must be a list of objects
         proceed: Callable[[], None] = staticmethod(check_cancelled)
 
         def load_context(self, context: PythonModelContext) -> None:
@@ -44,11 +39,7 @@ with warnings.catch_warnings(record=True):
             model_input: list[dict[str, Any]],
             params: dict[str, Any] | None = None,
         ) -> list[Answer]:
-            """Answer images, see tfmammo.apps.serving.pictures.
-
-            Raises:
-                MlflowException: The request can't be answered, with status 400.
-            """
+            """Answer images; an MlflowException with status 400 says why not."""
             try:
                 return self.service.answer(model_input, self.proceed)
             except TfmammoError as error:

@@ -3,8 +3,8 @@
 Each is a service behind MLflow's `predict`. A request is a list of images, each a JSON object:
 
     image       a file (DICOM, PNG, TIFF, JPEG, PGM) in base64, or instead
-    pixels      rows of grey values in [0, 1]
-    laterality, view, spacing   L or R, CC or MLO, [mm, mm] per px, where the file does not state
+    pixels      rows of intensities in [0, 1]
+    laterality, view, spacing   L or R, CC or MLO, [mm, mm] per px, if the file does not state
                 them
     ...         the keys of the service
 
@@ -15,9 +15,9 @@ whole request with one sentence, which names its number.
                 PNG, of the network's size), "box"
                 mask -> image: "image" (16-bit PNG, of the network's size); a lesion is wherever
                 the input is not 0
-                The input is a patch of the network's size whose grey values are mapped like those
-                of its training patches. Other sizes are refused, as the answer for a whole
-                mammogram would be meaningless; `scaled` allows crops at native pixels.
+                The input is a patch of the network's size with intensities mapped like those of
+                its training patches. Other sizes are refused, as the answer for a whole mammogram
+                would be meaningless; `scaled` allows crops at native pixels.
     case        "report", as evaluate/case.py writes it, "masks" (COCO's RLE, null for a lesion
                 without a mask), and "overlay" if asked for
     system      takes the keys of synthesis.editor.EditRequest too, and "format" (png or dicom):
@@ -34,7 +34,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +56,7 @@ from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import preprocess
 from tfmammo.data.windows import extract_window
 from tfmammo.errors import ArchiveError, ConfigError
-from tfmammo.inference.pipeline import Pipeline, PipelineConfig, PipelineResult
+from tfmammo.inference.pipeline import Pipeline, PipelineConfig
 from tfmammo.inference.report import build_report, draw_overlay
 from tfmammo.mammogram import Mammogram
 from tfmammo.synthesis.config import LARGEST
@@ -76,18 +75,18 @@ class NetworkConfig(Frozen):
     """A network of patches."""
 
     handle: str
-    """Model URI of its export."""
+    """Its model URI: a run, an export, or models:/NAME@ALIAS."""
     source: Literal["image", "mask"] = "image"
-    """Input of the network: image leads to a mask, mask to an image."""
+    """Input of the network: from an image to a mask, or from a mask to an image."""
     threshold: float = Field(default=0.5, gt=0, le=1)
     """A pixel is lesion from this probability on."""
     runtime: Literal["tensorflow", "onnx"] = "tensorflow"
-    """What answers. "onnx": ONNX Runtime, which answers single patches faster on a CPU. Registering
-    converts the network and checks that it answers alike. Needs the extra onnx.
+    """"onnx": ONNX Runtime, which is faster for single patches on a CPU, and needs the extra onnx.
+    Registering converts the network, and checks that its answers agree.
     """
     scaled: bool = False
-    """Accept crops of any size, cut like the network's training patches (data.frame), and resize
-    them; otherwise an image must have the size of the network's patches.
+    """Resize crops of any size, cut like the network's training patches (data.frame); otherwise an
+    image must have the size of the patches.
     """
 
     @property
@@ -96,11 +95,7 @@ class NetworkConfig(Frozen):
         return "mask" if self.source == "image" else "image"
 
     def find_function(self, folder: Path) -> str:
-        """Find the function from source to target in an export.
-
-        Raises:
-            ExportError: There is none.
-        """
+        """Find the function from source to target in an export."""
         return export.find_function(folder, {self.source}, {self.target})
 
 
@@ -116,9 +111,9 @@ class ServiceConfig(Frozen):
     system: EditorConfig | None = None
     """An editor, which inserts or removes lesions."""
     alias: str = Field(default="best", pattern=r"^[a-z][a-z0-9_-]*$")
-    """Alias that the new version gets."""
+    """Alias of the new version."""
     tracking_uri: str | None = None
-    """MLflow's store in which the model is registered; None: the environment's."""
+    """MLflow's store of the registered model; None: the environment's."""
 
     @model_validator(mode="after")
     def _one(self) -> ServiceConfig:
@@ -128,67 +123,40 @@ class ServiceConfig(Frozen):
 
 
 Answer = dict[str, Any]
-CancelCheck = Callable[[], None]
-AnswerAll = Callable[[Sequence[Any], Sequence[Mammogram], CancelCheck], list[Answer]]
+Item = tuple[int, Any, Mammogram]  # the number, keys and image of a part of a request
 
 
 def check_cancelled() -> None:
-    """Do nothing: the default for what is called before each part of the work.
-
-    A server puts a function in its place that raises when the client has gone.
-    """
+    """Do nothing before a part of the work; a server's function raises when the client has gone."""
 
 
 class Service:
-    """A loaded service: `answer` takes the images of one request.
+    """A loaded service: `answer` takes the images of one request."""
 
-    Args:
-        kind: The keys of each image.
-        answer_all: Images and their mammograms -> answers.
-    """
-
-    def __init__(self, kind: type[ImageRequest], answer_all: AnswerAll) -> None:
-        self.kind = kind
-        self.answer_all = answer_all
+    kind: type[ImageRequest]  # the keys of each image
+    batch = 1  # images that are computed together
 
     @staticmethod
     def load(config: ServiceConfig) -> Service:
-        """Load the models of a service.
-
-        Raises:
-            TfmammoError: A model can't be loaded.
-        """
+        """Load the models of a service."""
         if config.network:
-            return Service(ImageRequest, _Network(config.network).answer_all)
+            return NetworkService(config.network)
         if config.case:
-            pipeline = Pipeline.load(config.case)
-            return Service(PipelineRequest, _answer_each(partial(_run_pipeline, pipeline)))
+            return PipelineService(Pipeline.load(config.case))
         assert config.system
-        lesion_editor = Editor.load(config.system)
-        return Service(EditorRequest, _answer_each(partial(_edit, lesion_editor)))
+        return EditorService(Editor.load(config.system))
 
     def answer(
-        self, items: Sequence[Mapping[str, Any]], proceed: CancelCheck = check_cancelled
+        self, items: Sequence[Mapping[str, Any]], proceed: Callable[[], None] = check_cancelled
     ) -> list[Answer]:
-        """Answer a request, one answer for each image.
+        """Answer a request, one answer for each image as JSON has it.
 
-        Args:
-            items: The images, as JSON has them.
-            proceed: Called before each part of the work, see `check_cancelled`.
-
-        Raises:
-            ConfigError: A key is missing or wrong.
-            ArchiveError: An image can't be read.
-            DataError: An image can't be used by the editor.
-            PipelineError: An image can't be used by the pipeline. Each names the image's number.
+        `proceed` is called before each part of the work. A TfmammoError names the image's number.
         """
-        if not items:
-            raise ConfigError("inputs holds no image")
-        if len(items) > MAX_IMAGES:
-            raise ConfigError(f"inputs holds {len(items)} images, more than {MAX_IMAGES}")
+        if not 0 < len(items) <= MAX_IMAGES:
+            raise ConfigError(f"inputs holds {len(items)} images, not 1 to {MAX_IMAGES}")
         with tempfile.TemporaryDirectory() as folder:
-            requests = []
-            mammograms = []
+            read: list[Item] = []
             pixels = 0
             for number, item in enumerate(items):
                 proceed()
@@ -200,21 +168,27 @@ class Service:
                         raise ConfigError(
                             f"with this image the request has {pixels} px, more than {MAX_PIXELS}"
                         )
-                requests.append(request)
-                mammograms.append(mammogram)
-            return self.answer_all(requests, mammograms, proceed)
+                    self.check(mammogram)
+                read.append((number, request, mammogram))
+            answers: list[Answer] = []
+            for first in range(0, len(read), self.batch):
+                proceed()
+                answers += self.compute(read[first : first + self.batch])
+            return answers
+
+    def check(self, mammogram: Mammogram) -> None:
+        """Refuse an image before any is computed."""
+
+    def compute(self, items: Sequence[Item]) -> list[Answer]:
+        """Answer a batch of images."""
+        raise NotImplementedError
 
 
 def gather(config: ServiceConfig, folder: Path) -> None:
     """Put a service's config and copies of all its exports into a folder, for `save_service`.
 
     An archive of real lesions is not copied: the server must find it where the config says. Nor is
-    a detector that has no card of this package.
-
-    Raises:
-        TrackingError: A model URI leads to no export.
-        ExportError: An export can't be read, or its network not be converted for ONNX Runtime.
-        ModuleNotFoundError: The extra onnx is missing.
+    a detector of TensorFlow Hub or the Object Detection API.
     """
     part = config.network or config.case or config.system
     assert part
@@ -222,7 +196,7 @@ def gather(config: ServiceConfig, folder: Path) -> None:
     uri = getattr(part, "tracking_uri", None) or config.tracking_uri
     for key in MODEL_KEYS:
         model_uri = getattr(part, key, None)
-        if model_uri and not (key == "detector" and _is_foreign_detector(model_uri)):
+        if model_uri and not (key == "detector" and _has_no_card(model_uri)):
             shutil.copytree(models.resolve(model_uri, uri), folder / key)
             copies[key] = key
     if config.network and config.network.runtime == "onnx":
@@ -237,11 +211,7 @@ def gather(config: ServiceConfig, folder: Path) -> None:
 
 
 def unpack(folder: Path) -> ServiceConfig:
-    """Read the config of a folder that `gather` made; its model URIs point into the folder.
-
-    Raises:
-        ConfigError: The folder holds no service.
-    """
+    """Read the config of a folder that `gather` made; its model URIs point into the folder."""
     try:
         values = json.loads((folder / FILE).read_text(encoding="utf-8"))
         for part in (values[key] for key in ("network", "case", "system") if values.get(key)):
@@ -252,23 +222,24 @@ def unpack(folder: Path) -> ServiceConfig:
             }
         return ServiceConfig.model_validate(values)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{folder}: holds no service ({error.__class__.__name__})") from None
+        raise ConfigError(f"{folder}: is not a service ({error.__class__.__name__})") from None
 
 
-def _is_foreign_detector(uri: str) -> bool:
-    """Return whether a detector is of TensorFlow Hub or the Object Detection API."""
+def _has_no_card(uri: str) -> bool:
     return uri.startswith("http") or any(
         (Path(uri) / place / "saved_model.pb").is_file() for place in (".", "saved_model")
     )
 
 
-class _Network:
+class NetworkService(Service):
     """A network of patches."""
+
+    kind = ImageRequest
+    batch = BATCH_SIZE
 
     def __init__(self, config: NetworkConfig) -> None:
         self.config = config
         folder = models.resolve(config.handle)
-        self.target = config.target
         name = config.find_function(folder)
         card = export.read_card(folder)
         self.size = card["functions"][name]["inputs"][config.source]["shape"][1]
@@ -282,50 +253,32 @@ class _Network:
             ) from None
         self.data = data.model_copy(update={"size": self.size})
 
-    def answer_all(
-        self,
-        requests: Sequence[ImageRequest],
-        mammograms: Sequence[Mammogram],
-        proceed: CancelCheck,
-    ) -> list[Answer]:
-        """Answer all images, a batch at a time."""
-        for number, mammogram in enumerate(mammograms):
-            with numbering_errors(number):
-                self.check_size(mammogram.rows, mammogram.cols)
-        answers: list[Answer] = []
-        for first in range(0, len(mammograms), BATCH_SIZE):
-            proceed()
-            answers += self.answer_batch(mammograms[first : first + BATCH_SIZE], first)
-        return answers
-
-    def answer_batch(self, mammograms: Sequence[Mammogram], first: int) -> list[Answer]:
-        """Answer one batch; `first` is the number of its first image."""
-        patches = []
-        for number, mammogram in enumerate(mammograms, first):
-            with numbering_errors(number):
-                patches.append(self.make_patch(mammogram))
-        outputs = self.call(**{self.config.source: np.stack(patches)})[self.target]
-        return [
-            self.make_answer(output[..., 0], mammogram)
-            for output, mammogram in zip(outputs, mammograms, strict=True)
-        ]
-
-    def check_size(self, rows: int, cols: int) -> None:
-        """Refuse an image that is no patch of this network.
-
-        Raises:
-            ArchiveError: Its size is not that of a patch.
-        """
-        frame = self.data.frame
+    def check(self, mammogram: Mammogram) -> None:
+        """Refuse an image that does not have the size of a patch."""
+        rows, cols, frame = mammogram.rows, mammogram.cols, self.data.frame
         if frame == "full" or (rows, cols) == (self.size, self.size):
             return
         if not self.config.scaled:
             raise ArchiveError(
-                f"the network takes patches of {self.size} x {self.size} px, no image of {rows} "
-                f"x {cols} px"
+                f"the network takes patches of {self.size} x {self.size} px, not an image of "
+                f"{rows} x {cols} px"
             )
         if frame == "square" and rows != cols:
-            raise ArchiveError(f"the network takes square crops, no image of {rows} x {cols} px")
+            raise ArchiveError(
+                f"the network takes square crops, not an image of {rows} x {cols} px"
+            )
+
+    def compute(self, items: Sequence[Item]) -> list[Answer]:
+        """Answer a batch of patches."""
+        patches = []
+        for number, _, mammogram in items:
+            with numbering_errors(number):
+                patches.append(self.make_patch(mammogram))
+        outputs = self.call(**{self.config.source: np.stack(patches)})[self.config.target]
+        return [
+            self.make_answer(output[..., 0], mammogram)
+            for output, (_, _, mammogram) in zip(outputs, items, strict=True)
+        ]
 
     def make_patch(self, mammogram: Mammogram) -> NDArray[np.float32]:
         """Return float32 [size, size, 1], made like the network's training patches."""
@@ -340,7 +293,7 @@ class _Network:
 
     def make_answer(self, output: NDArray[np.float32], mammogram: Mammogram) -> Answer:
         """Return the answer for one output of the network, float32 [size, size]."""
-        if self.target == "image":
+        if self.config.target == "image":
             return {"image": _encode_png16(output)}
         patch = (output >= self.config.threshold).astype(np.uint8)
         mask = preprocess.resize_mask_to(patch, mammogram.rows, mammogram.cols)
@@ -353,67 +306,67 @@ class _Network:
         }
 
 
-def _answer_each(answer: Callable[[Any, Mammogram], Answer]) -> AnswerAll:
-    """Make a function that answers all images, one after the other."""
+class PipelineService(Service):
+    """A CAD pipeline."""
 
-    def answer_all(
-        requests: Sequence[Any], mammograms: Sequence[Mammogram], proceed: CancelCheck
-    ) -> list[Answer]:
-        """Answer each image; `proceed` raises where nobody waits for the answer any more."""
-        answers = []
-        for number, (request, mammogram) in enumerate(zip(requests, mammograms, strict=True)):
-            proceed()
-            with numbering_errors(number):
-                answers.append(answer(request, mammogram))
-        return answers
+    kind = PipelineRequest
 
-    return answer_all
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
 
-
-def _run_pipeline(pipeline: Pipeline, request: PipelineRequest, mammogram: Mammogram) -> Answer:
-    result = pipeline.predict(mammogram)
-    answer: Answer = {"report": build_report(result, pipeline), "masks": _encode_masks(result)}
-    if request.overlay:
-        answer["overlay"] = _base64(encode_png(draw_overlay(result)))
-    return answer
-
-
-def _encode_masks(result: PipelineResult) -> list[Any]:
-    """Encode each finding's mask as COCO's RLE, or None."""
-    rows = result.mammogram.rows
-    cols = result.mammogram.cols
-    encoded: list[Any] = []
-    for finding in result.findings:
-        lesion = finding.lesion
-        if lesion is None:
-            encoded.append(None)
-            continue
-        top, left, bottom, right = lesion.box
-        region = np.ascontiguousarray(lesion.mask(rows, cols)[top:bottom, left:right])
-        encoded.append(coco.encode(region, lesion.box, rows, cols))
-    return encoded
+    def compute(self, items: Sequence[Item]) -> list[Answer]:
+        """Find the lesions of a mammogram."""
+        ((number, request, mammogram),) = items
+        with numbering_errors(number):
+            result = self.pipeline.predict(mammogram)
+        rows, cols = mammogram.rows, mammogram.cols
+        masks: list[Any] = []
+        for finding in result.findings:
+            lesion = finding.lesion
+            if lesion is None:
+                masks.append(None)
+                continue
+            top, left, bottom, right = lesion.box
+            region = np.ascontiguousarray(lesion.mask(rows, cols)[top:bottom, left:right])
+            masks.append(coco.encode(region, lesion.box, rows, cols))
+        answer: Answer = {"report": build_report(result, self.pipeline), "masks": masks}
+        if request.overlay:
+            answer["overlay"] = _base64(encode_png(draw_overlay(result)))
+        return [answer]
 
 
-def _edit(lesion_editor: Editor, request: EditorRequest, mammogram: Mammogram) -> Answer:
-    keys = EditRequest.model_fields
-    edit = EditRequest.model_validate({key: getattr(request, key) for key in keys})
-    result = lesion_editor.edit(mammogram, edit)
-    is_dicom = request.format == "dicom"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "synthetic"
-        if is_dicom:
-            result.write_dicom(path)
-        else:
-            synthetic.write_png(path, result.after)
-        image = _base64(path.read_bytes())
-    return {
-        "image": image,
-        "mask": _base64(synthetic.encode_mask_png(result.mask)),
-        "box": list(result.box),
-        "kind": result.kind,
-        "annotations": result.to_coco("synthetic.dcm" if is_dicom else "synthetic.png"),
-        "recipe": result.recipe,
-    }
+class EditorService(Service):
+    """An editor of lesions."""
+
+    kind = EditorRequest
+
+    def __init__(self, editor: Editor) -> None:
+        self.editor = editor
+
+    def compute(self, items: Sequence[Item]) -> list[Answer]:
+        """Edit a mammogram."""
+        ((number, request, mammogram),) = items
+        keys = EditRequest.model_fields
+        edit = EditRequest.model_validate({key: getattr(request, key) for key in keys})
+        is_dicom = request.format == "dicom"
+        with numbering_errors(number), tempfile.TemporaryDirectory() as folder:
+            result = self.editor.edit(mammogram, edit)
+            path = Path(folder) / "synthetic"
+            if is_dicom:
+                result.write_dicom(path)
+            else:
+                synthetic.write_png(path, result.after)
+            image = _base64(path.read_bytes())
+        return [
+            {
+                "image": image,
+                "mask": _base64(synthetic.encode_mask_png(result.mask)),
+                "box": list(result.box),
+                "kind": result.kind,
+                "annotations": result.to_coco("synthetic.dcm" if is_dicom else "synthetic.png"),
+                "recipe": result.recipe,
+            }
+        ]
 
 
 def _encode_png16(image: NDArray[np.float32]) -> str:

@@ -1,13 +1,13 @@
-"""The images of a request: their keys, and the mammograms that they hold."""
+"""The images of a request: their keys, and the mammograms in them."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,13 +29,13 @@ class ImageRequest(Frozen):
     image: str | None = None
     """A file in base64."""
     pixels: Any = None
-    """Rows of grey values in [0, 1]."""
+    """Rows of intensities in [0, 1]."""
     laterality: Laterality | None = None
-    """Side, where the file does not state it."""
+    """Side, if the file does not state it."""
     view: View | None = None
-    """View, where the file does not state it."""
+    """View, if the file does not state it."""
     spacing: tuple[float, float] | None = None
-    """mm per px, where the file does not state it."""
+    """mm per px, if the file does not state it."""
 
     @model_validator(mode="after")
     def _one(self) -> ImageRequest:
@@ -64,11 +64,7 @@ class EditorRequest(ImageRequest, EditRequest):
 
 
 def parse_request(kind: type[ImageRequest], item: Mapping[str, Any]) -> ImageRequest:
-    """Parse an image of a request.
-
-    Raises:
-        ConfigError: A key is missing or wrong.
-    """
+    """Parse an image of a request; a missing or wrong key is a ConfigError."""
     try:
         return kind.model_validate(item)
     except ValidationError as error:
@@ -76,34 +72,25 @@ def parse_request(kind: type[ImageRequest], item: Mapping[str, Any]) -> ImageReq
 
 
 def read_mammogram(request: ImageRequest, path: Path) -> Mammogram:
-    """Read the image of a request; a file is written to `path`, which must exist while it is used.
-
-    Raises:
-        ConfigError: The pixels or the base64 text can't be used.
-        ArchiveError: The file can't be read.
-    """
+    """Read the image of a request; a file is written to `path` and must stay while it is used."""
     facts = {"laterality": request.laterality, "view": request.view, "spacing": request.spacing}
     if request.image is None:
-        return _mammogram_of_pixels(request.pixels, facts)
+        return _wrap_pixels(request.pixels, facts)
+    # Clients write base64 on one line or several, with or without a data URI.
+    text = re.sub(r"^data:[^,]{0,80};base64,", "", request.image.strip())
     try:
-        content = _decode_base64(request.image)
-    except (binascii.Error, ValueError):
+        path.write_bytes(base64.b64decode("".join(text.split()), validate=True))
+    except ValueError:
         raise ConfigError("image is not in base64") from None
-    path.write_bytes(content)
     try:
-        return open_mammogram(path, **facts)  # type: ignore[arg-type]
+        mammogram = open_mammogram(path, **facts)  # type: ignore[arg-type]
     except ArchiveError as error:
         raise ArchiveError(str(error).removeprefix(f"{path}: ")) from None
+    # The id of a file follows from its path, and seeds follow from the id.
+    return replace(mammogram, image_id=hash_id("folder", ""))
 
 
-def _decode_base64(text: str) -> bytes:
-    """Decode base64 as clients write it: on one line or several, with or without a data URI."""
-    text = re.sub(r"^data:[^,]{0,80};base64,", "", text.strip())
-    return base64.b64decode("".join(text.split()), validate=True)
-
-
-def _mammogram_of_pixels(pixels: Any, facts: Mapping[str, Any]) -> Mammogram:
-    """Make a record of pixels, which are rows as JSON has them."""
+def _wrap_pixels(pixels: Any, facts: Mapping[str, Any]) -> Mammogram:
     try:
         values = np.asarray(pixels)
     except ValueError:
@@ -112,30 +99,27 @@ def _mammogram_of_pixels(pixels: Any, facts: Mapping[str, Any]) -> Mammogram:
         raise ConfigError("pixels must be rows of equal length, of numbers")
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is refused below
         image = values.astype(np.float32, copy=False)[..., np.newaxis]
+    rows, cols = image.shape[:2]
     if image.size > LARGEST:
-        raise ConfigError(f"pixels: {image.shape[0]} x {image.shape[1]} px are more than {LARGEST}")
+        raise ConfigError(f"pixels: {rows} x {cols} px are more than {LARGEST}")
     if not (image.min() >= 0 and image.max() <= 1):  # written so that NaN fails too
         raise ConfigError(
-            f"pixels must lie in [0, 1], but reach from {image.min():g} to {image.max():g}"
+            f"pixels must be in [0, 1], but reach from {image.min():g} to {image.max():g}"
         )
-    nobody = hash_id("folder", "")
-    rows, cols = image.shape[:2]
-    return Mammogram("folder", nobody, nobody, rows, cols, hold_pixels(image), **facts)
+    unknown = hash_id("folder", "")
+    return Mammogram("folder", unknown, unknown, rows, cols, hold_pixels(image), **facts)
 
 
 @contextmanager
 def numbering_errors(number: int) -> Iterator[None]:
-    """Make errors of this package name the image, and not the folder in which it lies."""
+    """Make errors of this package name the image's number, and not its temporary file."""
     try:
         yield
     except TfmammoError as error:
         kind: Any = type(error)
-        raise kind(f"inputs[{number}]: {_without_folder(str(error), number)}") from None
-
-
-def _without_folder(text: str, number: int) -> str:
-    """Replace the path of an uploaded file in a sentence."""
-    return " ".join(
-        "the file" if word.startswith(tempfile.gettempdir()) and f"/{number}" in word else word
-        for word in text.split(" ")
-    )
+        folder = tempfile.gettempdir()
+        words = [
+            "the file" if word.startswith(folder) and f"/{number}" in word else word
+            for word in str(error).split(" ")
+        ]
+        raise kind(f"inputs[{number}]: {' '.join(words)}") from None

@@ -36,13 +36,7 @@ FLAVOR_KEYS = {
 
 
 def save_service(path: Path, directory: Path, run_id: str) -> None:
-    """Save a service as an MLflow model.
-
-    Args:
-        path: Folder of the new model.
-        directory: A folder that `pictures.gather` made.
-        run_id: MLflow's run that the model belongs to.
-    """
+    """Save the folder that `pictures.gather` made as an MLflow model of a run."""
     with warnings.catch_warnings(record=True):  # see tfmammo.apps.serving.entry
         mlflow.pyfunc.save_model(
             str(path),
@@ -54,18 +48,9 @@ def save_service(path: Path, directory: Path, run_id: str) -> None:
 
 
 def check(folder: Path, name: str) -> None:
-    """Make sure that MLflow runs nothing from a model's folder but a file of this package.
-
-    Args:
-        folder: MLflow's folder of the model.
-        name: Name of the model, for the error.
-
-    Raises:
-        ConfigError: The model holds other code, or a pickle.
-        MlflowException: There is no model in the folder.
-    """
+    """Make sure that MLflow runs nothing from a model's folder but a file of this package."""
     if not (folder / "MLmodel").is_file():
-        raise MlflowException(f"there is no model of MLflow's in {folder.name}")
+        raise MlflowException(f"{folder.name} is not an MLflow model")
     flavor = Model.load(str(folder)).flavors.get("python_function", {})
     code = flavor.get("model_code_path")
     if flavor.get("loader_module") != FROM_CODE or not code:

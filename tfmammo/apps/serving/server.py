@@ -6,9 +6,9 @@
     GET  /metrics           Prometheus: a histogram of seconds by status, requests under way
     GET  /version           MLflow's version, as MLflow's own server answers it
 
-A request that can't be answered gets {"error": "one sentence"}, which repeats no image. No request
-is logged. MLflow's own application repeats images, and has no limit for a body. When the client has
-gone, work stops at the next image or batch.
+An error is {"error": "one sentence"}, which repeats no image. No request is logged. MLflow's own
+application repeats images, and has no limit for a body. When a client disconnects, work stops at
+the next image or batch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tfmammo.apps.serving import local, parsing, saving, web
+from tfmammo.apps.serving import parsing, saving, web
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +57,7 @@ RECEIVING_SECONDS = 120.0  # a body may take
 
 
 class RequestRefused(Exception):
-    """A request that is not answered.
-
-    Attributes:
-        status: HTTP status.
-    """
+    """A request that is answered by an error, with an HTTP status."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -79,20 +75,8 @@ _current = threading.local()
 def make_server(
     model: PyFuncModel, host: str, limit: int, parallel: int, names: Sequence[str] = ()
 ) -> uvicorn.Server:
-    """Make the server of a model.
-
-    Args:
-        model: The loaded model.
-        host: Address to listen on.
-        limit: Largest body of a request, bytes.
-        parallel: Requests that are computed at once; others wait.
-        names: See `web.guard`.
-    """
-    app = web.guard(_make_application(_Worker(model, limit, parallel)), host, names)
-    return web.make_server(app, MAX_CONNECTIONS)
-
-
-def _make_application(worker: _Worker) -> Starlette:
+    """Make the server of a loaded model; the arguments are those of `run`, but `limit` is bytes."""
+    worker = _Worker(model, limit, parallel)
     registry = CollectorRegistry()
     latency = Histogram(
         "tfmammo_request_seconds",
@@ -106,7 +90,6 @@ def _make_application(worker: _Worker) -> Starlette:
     )
 
     async def invocations(request: Request) -> Response:
-        """Answer a request, and note how long that took."""
         start = time.perf_counter()
         with under_way.track_inprogress():
             response = await worker.respond(request)
@@ -122,15 +105,14 @@ def _make_application(worker: _Worker) -> Starlette:
     async def metrics(request: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    return Starlette(
-        routes=[
-            Route("/invocations", invocations, methods=["POST"]),
-            Route("/health", health),
-            Route("/ping", health),
-            Route("/version", version),
-            Route("/metrics", metrics),
-        ]
-    )
+    routes = [
+        Route("/invocations", invocations, methods=["POST"]),
+        Route("/health", health),
+        Route("/ping", health),
+        Route("/version", version),
+        Route("/metrics", metrics),
+    ]
+    return web.make_server(web.guard(Starlette(routes=routes), host, names), MAX_CONNECTIONS)
 
 
 def run(
@@ -145,13 +127,8 @@ def run(
         limit: Largest body of a request, MB.
         parallel: Requests that are computed at once; others wait.
         names: See `web.guard`.
-
-    Raises:
-        MlflowException: There is no such model.
-        ConfigError: Its code is not that of this package.
-        OSError: The port is in use.
     """
-    with local.stoppable(), _exiting_at_once(), local.private_folder("tfmammo_serving_") as folder:
+    with web.stoppable(), _exiting_at_once(), web.private_folder("tfmammo_serving_") as folder:
         target = None if Path(uri).is_dir() else str(folder)
         model_folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=target))
         saving.check(model_folder, uri)
@@ -164,10 +141,7 @@ def run(
 
 @contextmanager
 def _exiting_at_once() -> Iterator[None]:
-    """Make a signal end the process at once.
-
-    Nothing can interrupt a network that is being computed, and Python's own end takes seconds.
-    """
+    """Make a signal end the process at once: nothing can interrupt a network that is computed."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as error:
@@ -182,14 +156,12 @@ class _Worker:
 
     def __init__(self, model: PyFuncModel, limit: int, parallel: int) -> None:
         self.limit = limit
-        # MLflow's wrapper of `predict` repeats the request in its errors. The models check requests
-        # themselves.
+        # MLflow's wrapper of `predict` repeats the request in its errors.
         self.model = model.unwrap_python_model()
         self.model.proceed = _check_client
         self.executor = ThreadPoolExecutor(parallel, "request")
 
     async def respond(self, request: Request) -> Response:
-        """Answer a request, or say why not."""
         try:
             body = await _receive(request, self.limit)
             return Response(await self._compute(request, body), media_type="application/json")
@@ -207,22 +179,24 @@ class _Worker:
     async def _compute(self, request: Request, body: bytearray) -> str:
         """Compute the answer in a thread, which learns when the client has gone."""
         gone = threading.Event()
-        watch = asyncio.create_task(_watch_client(request, gone))
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            gone.set()
+
+        watching = asyncio.create_task(watch())
         try:
             return await asyncio.get_running_loop().run_in_executor(
                 self.executor, _predict, self.model, body, gone
             )
         finally:
             gone.set()
-            watch.cancel()
+            watching.cancel()
 
 
 async def _receive(request: Request, limit: int) -> bytearray:
-    """Receive a body.
-
-    Raises:
-        RequestRefused: It is no JSON, is too large or comes too slowly.
-    """
+    """Receive a JSON body of at most `limit` bytes, in time."""
     kind = request.headers.get("content-type", "").partition(";")[0]
     if kind.strip().lower() != "application/json":
         raise RequestRefused(415, "the content type must be application/json")
@@ -243,29 +217,14 @@ async def _receive(request: Request, limit: int) -> bytearray:
     return body
 
 
-async def _watch_client(request: Request, gone: threading.Event) -> None:
-    """Set the event when the client has gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    gone.set()
-
-
 def _check_client() -> None:
-    """Raise ClientGone if nobody waits for the answer.
-
-    Models call this before each part of their work.
-    """
+    """Raise ClientGone if nobody waits for the answer: models call it before each part of work."""
     if _current.gone.is_set():
         raise ClientGone
 
 
 def _predict(model: Any, body: bytearray, gone: threading.Event) -> str:
-    """Return the answer as JSON.
-
-    Raises:
-        RequestRefused: The request can't be answered.
-        ClientGone: Nobody waits for the answer.
-    """
+    """Return the answer as JSON."""
     _current.gone = gone
     _check_client()
     try:

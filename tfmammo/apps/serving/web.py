@@ -1,8 +1,8 @@
-"""What the model server and the studio have in common on the web: uvicorn, and who may ask.
+"""What the model server and the studio share: uvicorn, who may ask, a private folder, a clean end.
 
 A browser on this machine reaches what listens on 127.0.0.1, and so does any page in that browser:
-by a form, or by a host name of the page that suddenly leads to this machine (DNS rebinding). So
-requests must name this server, and none may come from a page of another site.
+by a form, or by a host name that suddenly leads to this machine (DNS rebinding). So requests must
+name this server, and none may come from a page of another site.
 
 uvicorn has no time limit for a request's header or for reading an answer. A reverse proxy has.
 """
@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import uvicorn
 from starlette.datastructures import Headers
@@ -24,23 +27,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")  # that only this machine reaches
-STOPPING_SECONDS = 5  # requests under way have from a signal on
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")  # reached from this machine only
+STOPPING_SECONDS = 5  # for requests under way, from a signal on
 DRAINING_SECONDS = 5.0  # the rest of a refused body is read
 
 
 class SameOrigin:
-    """An ASGI application that refuses requests from pages of other sites.
-
-    Args:
-        app: The application that answers.
-    """
+    """An ASGI application that refuses requests from pages of other sites."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer or refuse a request, see ASGI."""
+        """Answer or refuse a request."""
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             host = headers.get("host", "").lower()
@@ -54,11 +53,8 @@ class SameOrigin:
 def guard(app: ASGIApp, host: str, names: Sequence[str]) -> ASGIApp:
     """Let an application answer only requests to this machine's names, from its own pages.
 
-    Args:
-        app: The application.
-        host: Address that it listens on.
-        names: Further names and addresses of this machine. If there are none and `host` is reached
-            from other machines, requests to any name are answered.
+    `names` are further names and addresses of this machine. Without any, a `host` that other
+    machines reach answers requests to every name.
     """
     if host not in LOCAL_HOSTS:
         log.warning(
@@ -74,24 +70,18 @@ def guard(app: ASGIApp, host: str, names: Sequence[str]) -> ASGIApp:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket.
-
-    Raises:
-        OSError: The port is in use, or the address is not this machine's.
-    """
+    """Open a listening socket."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise OSError(f"{host}:{port}: can't listen there ({error.strerror or error})") from None
+        raise OSError(f"{host}:{port}: can't listen ({error.strerror or error})") from None
 
 
 def make_server(app: ASGIApp, connections: int) -> uvicorn.Server:
-    """Make a server, whose `run([listener])` answers requests until a signal.
+    """Make a server; its `run([listener])` answers requests until a signal.
 
-    Args:
-        app: The application.
-        connections: Open at once; requests over further ones get a 503.
+    Requests over more than `connections` open connections get a 503.
     """
     return uvicorn.Server(
         uvicorn.Config(
@@ -106,10 +96,7 @@ def make_server(app: ASGIApp, connections: int) -> uvicorn.Server:
 
 
 async def drain(request: Request) -> None:
-    """Read the rest of a refused body for a few seconds, so that the client can read the reason.
-
-    Where a connection is closed upon unread bytes, the client may never see the answer.
-    """
+    """Read the rest of a refused body: a client may not see an answer before it has sent all."""
     # RuntimeError: the body has been read already
     with suppress(TimeoutError, ClientDisconnect, RuntimeError):
         async with asyncio.timeout(DRAINING_SECONDS):
@@ -120,3 +107,29 @@ async def drain(request: Request) -> None:
 def refuse(status: int, sentence: str) -> JSONResponse:
     """Make an error's answer, after which the connection is closed: its body may be unread."""
     return JSONResponse({"error": sentence}, status, {"connection": "close"})
+
+
+@contextmanager
+def private_folder(prefix: str) -> Iterator[Path]:
+    """Provide a folder, mode 0700, for all temporary files of this process, until its end."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
+        tempfile.tempdir = folder
+        try:
+            yield Path(folder)
+        finally:
+            tempfile.tempdir = before
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Make SIGTERM end the process like Ctrl-C, so that its folder is removed; exit code 143."""
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

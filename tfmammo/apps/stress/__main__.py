@@ -1,11 +1,11 @@
-"""Stress a detector: pairs of mammograms with and without one lesion, and what it makes of them.
+"""Stress a detector with pairs of mammograms with and without one lesion.
 
     tfmammo stress --config configs/stress.yaml --set data.name=inbreast data.root=DIR
     tfmammo stress --config configs/stress.yaml --detector RUN --method drawn poisson
 
-It tells from which contrast and size on a detector finds lesions, how far its score changes when
-nothing but the lesion does, and what it finds where a lesion was taken out or a seam was made. The
-page index.html has curves and pictures of the worst pairs.
+It measures from which contrast and size on a detector finds lesions, how its score changes when
+only the lesion does, and what it finds where a lesion was removed or a seam was made. The page
+index.html has curves and pictures of the worst pairs.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def main() -> None:
     """Run the command. An error becomes one line on stderr and exit code 2."""
     parser = cli.make_command_parser("stress", __doc__)
     parser.add_config(StressConfig)
-    parser.add_argument("--detector", metavar="X", help="one detector, in place of the config's")
+    parser.add_argument("--detector", metavar="X", help="one detector, instead of the config's")
     parser.add_argument(
-        "--method", nargs="+", metavar="NAME", help="of the config's methods, these alone"
+        "--method", nargs="+", metavar="NAME", help="only these of the config's methods"
     )
     parser.add_argument("--output", type=Path, default=Path("runs/stress"), metavar="DIR")
     options = parser.parse_args()
@@ -51,11 +51,7 @@ def main() -> None:
 def choose(
     config: StressConfig, detector: str | None, methods: Sequence[str] | None
 ) -> StressConfig:
-    """Take one detector in place of the config's, and some of its methods alone.
-
-    Raises:
-        ConfigError: The config has no such method, or compares several detectors (unseen).
-    """
+    """Use one detector instead of the config's, and only some of its methods."""
     changes: dict[str, Any] = {}
     if detector:
         changes["detectors"] = {"detector": detector}

@@ -30,12 +30,7 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Curves:
-    """The fits of one detector and one method.
-
-    Attributes:
-        contrast: Against contrast; None where there is too little to fit.
-        size: Against size; None where there is too little to fit.
-    """
+    """The fits of one detector and one method; None where there is too little to fit."""
 
     contrast: Psychometric | None
     size: Psychometric | None
@@ -48,13 +43,21 @@ def fit_curves(
 
     What is found at the same place before insertion gives the guess rate.
     """
-    contrasts = [outcome.contrast for outcome in outcomes]
     sizes = [outcome.size for outcome in outcomes]
-    # One wanted size varies by rounding alone, which is nothing to fit.
     return Curves(
-        _fit(outcomes, contrasts, limit, config, interval) if len(config.contrasts) > 1 else None,
+        _fit_contrast(outcomes, limit, config, interval),
+        # The pairs of one requested size differ by rounding alone.
         _fit(outcomes, sizes, limit, config, interval) if len(config.sizes) > 1 else None,
     )
+
+
+def _fit_contrast(
+    outcomes: Sequence[Outcome], limit: float, config: StressConfig, interval: bool = True
+) -> Psychometric | None:
+    if len(config.contrasts) == 1:
+        return None
+    contrasts = [outcome.contrast for outcome in outcomes]
+    return _fit(outcomes, contrasts, limit, config, interval)
 
 
 def _fit(
@@ -62,7 +65,7 @@ def _fit(
     stimuli: Sequence[float],
     limit: float,
     config: StressConfig,
-    interval: bool = True,
+    interval: bool,
 ) -> Psychometric | None:
     if len(set(stimuli)) < 2:
         return None
@@ -86,14 +89,20 @@ def tabulate_thresholds(
     body = []
     for (detector, method), both in curves.items():
         outcomes = trials[detector].list_of(method)
-        cells = [detector, method, str(len(outcomes))]
-        cells += [format_threshold(both.contrast), format_threshold(both.size)]
-        cells.append(
-            _format_share([o.after > trials[detector].limit for o in outcomes], outcomes, config)
+        found = [outcome.after > trials[detector].limit for outcome in outcomes]
+        curve = both.contrast
+        body.append(
+            [
+                detector,
+                method,
+                str(len(outcomes)),
+                format_threshold(curve),
+                format_threshold(both.size),
+                _format_share(found, outcomes, config),
+                f"{curve.guess:.3f}" if curve else "-",
+                f"{curve.lapse:.3f}" if curve else "-",
+            ]
         )
-        cells.append(f"{both.contrast.guess:.3f}" if both.contrast else "-")
-        cells.append(f"{both.contrast.lapse:.3f}" if both.contrast else "-")
-        body.append(cells)
     header = [
         "detector",
         "method",
@@ -104,18 +113,14 @@ def tabulate_thresholds(
         "guess rate",
         "lapse rate",
     ]
-    title = f"Where every second lesion is found, at {_describe_limit(trials, config)}"
-    return Table(title, header, body, NOTES)
-
-
-def _describe_limit(trials: Mapping[str, Trial], config: StressConfig) -> str:
+    limit = f"{config.fppi:g} false positives per mammogram or fewer"
     if config.score is not None:
-        return f"scores above {config.score:g}"
-    return f"{config.fppi:g} false positives per mammogram or fewer"
+        limit = f"scores above {config.score:g}"
+    return Table(f"Where every second lesion is found, at {limit}", header, body, NOTES)
 
 
 def format_threshold(curve: Psychometric | None) -> str:
-    """Format a threshold with its interval; words where the tested stimuli don't hold it."""
+    """Format a threshold with its interval; words if it is beyond the tested stimuli."""
     if curve is None:
         return "-"
     low, high = name_stimulus(curve.low), name_stimulus(curve.high)
@@ -123,7 +128,7 @@ def format_threshold(curve: Psychometric | None) -> str:
 
 
 def name_stimulus(value: float) -> str:
-    """Format a stimulus; words for 0 and infinity, which lie beyond what was tested."""
+    """Format a stimulus; 0 and infinity mean that it is beyond the tested ones."""
     names = {0.0: "below all", float("inf"): "above all"}
     return names.get(value, "-" if np.isnan(value) else f"{value:.3g}")
 
@@ -137,32 +142,25 @@ def tabulate_sensitivity(trials: Mapping[str, Trial], config: StressConfig) -> T
                 part = [o for o in outcomes if o.condition and getattr(o.condition, name) == value]
                 if part:
                     found = [outcome.after > limit for outcome in part]
-                    change = [outcome.after - outcome.before for outcome in part]
-                    label = f"{name} {value:g}"
-                    cells = [detector, method, label, str(len(part))]
+                    change = np.array([outcome.after - outcome.before for outcome in part])
+                    cells = [detector, method, f"{name} {value:g}", str(len(part))]
                     cells.append(_format_share(found, part, config))
-                    cells.append(_format_mean(change, part, config))
+                    cells.append(_format(bootstrap_interval, change, part, config, 1, 3))
                     body.append(cells)
     header = ["detector", "method", "lesions of", "pairs", "found, %", "change of score"]
     return Table("Sensitivity, and the change of score within pairs", header, body, NOTES)
 
 
 def tabulate_controls(trials: Mapping[str, Trial], config: StressConfig) -> Table:
-    """Tabulate how often something is found where there is no lesion, or no more."""
+    """Tabulate how often something is found where there is no lesion, or no longer one."""
     body = []
     for detector, trial in trials.items():
-        methods = dict.fromkeys(outcome.method for outcome in trial.outcomes)
-        for method in methods:
+        for method in dict.fromkeys(outcome.method for outcome in trial.outcomes):
             outcomes = trial.list_of(method)
-            columns = {"before": [outcome.before for outcome in outcomes]}
-            columns["after"] = [outcome.after for outcome in outcomes]
             cells = [detector, method, str(len(outcomes))]
             for name in ("before", "after"):
-                cells.append(
-                    _format_share(
-                        [score > trial.limit for score in columns[name]], outcomes, config
-                    )
-                )
+                found = [getattr(outcome, name) > trial.limit for outcome in outcomes]
+                cells.append(_format_share(found, outcomes, config))
             for control in ("self", "sham"):
                 part = [outcome for outcome in outcomes if control in outcome.controls]
                 found = [outcome.controls[control] > trial.limit for outcome in part]
@@ -178,8 +176,8 @@ def tabulate_controls(trials: Mapping[str, Trial], config: StressConfig) -> Tabl
         "found, other tissue inserted, %",
     ]
     notes = (
-        f"{REMOVAL}: a real lesion is there before, and is taken out after.",
-        "Own tissue tells the method's artefacts, other tissue the seam; both hold no lesion.",
+        f"{REMOVAL}: a real lesion is present before and removed after.",
+        "Own tissue shows the method's artefacts, other tissue the seam; neither is a lesion.",
         *NOTES,
     )
     return Table("Found where no lesion is: the controls", header, body, notes)
@@ -196,18 +194,16 @@ def tabulate_strata(trials: Mapping[str, Trial], config: StressConfig) -> Table:
                     groups.setdefault(key(outcome, outcome.condition), []).append(outcome)
             for value, part in sorted(groups.items()):
                 found = [outcome.after > limit for outcome in part]
-                contrasts = [outcome.contrast for outcome in part]
-                has_curve = len(config.contrasts) > 1
-                curve = _fit(part, contrasts, limit, config) if has_curve else None
                 cells = [detector, method, f"{name}: {value}", str(len(part))]
-                cells += [_format_share(found, part, config), format_threshold(curve)]
+                cells.append(_format_share(found, part, config))
+                cells.append(format_threshold(_fit_contrast(part, limit, config)))
                 body.append(cells)
     header = ["detector", "method", "part", "pairs", "found, %", "contrast of 50 %"]
     return Table("By tissue, place, margin and density", header, body, NOTES)
 
 
 def list_rows(trials: Mapping[str, Trial]) -> list[dict[str, Any]]:
-    """Make the lines of pairs.csv."""
+    """Make the rows of pairs.csv."""
     rows = []
     for trial in trials.values():
         for outcome in trial.outcomes:
@@ -249,10 +245,6 @@ def _list_groups(trials: Mapping[str, Trial]) -> list[tuple[str, str, list[Outco
 
 def _format_share(found: Sequence[bool], outcomes: Sequence[Outcome], config: StressConfig) -> str:
     return _format(share_interval, np.array(found, np.float64), outcomes, config, 100, 1)
-
-
-def _format_mean(values: Sequence[float], outcomes: Sequence[Outcome], config: StressConfig) -> str:
-    return _format(bootstrap_interval, np.array(values, np.float64), outcomes, config, 1, 3)
 
 
 def _format(

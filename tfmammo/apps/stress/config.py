@@ -28,27 +28,22 @@ class MethodConfig(Frozen):
     """One way to insert a lesion."""
 
     renderer: Literal[RenderMethod, "drawn"] = "drawn"
-    """"drawn": a smooth mass without texture. Others as `renderer` of a synthesis; a rectified flow
-    is an infilling.
+    """"drawn": a smooth mass without texture. The others are those of a synthesis; use "infilling"
+    for a rectified flow.
     """
     generator: str | None = None
     """Model URI of its network."""
     feather: NonNegativeFloat = 16.0
-    """As of a synthesis."""
+    """As in a synthesis."""
 
     @model_validator(mode="after")
     def _check(self) -> MethodConfig:
         if self.renderer == "vanilla":
             raise ValueError("renderer=vanilla draws a lesion's size itself, so it can't be set")
         if (self.renderer in NETWORK_INPUTS) != (self.generator is not None):
-            need = "needs" if self.generator is None else "has no network, and takes no"
+            need = "needs a" if self.generator is None else "uses no network, so omit"
             raise ValueError(f"renderer={self.renderer} {need} generator")
         return self
-
-    @property
-    def needs_lesions(self) -> bool:
-        """Whether it inserts real lesions."""
-        return self.renderer not in ("drawn", "infilling", "can")
 
 
 class StressConfig(Frozen):
@@ -57,7 +52,7 @@ class StressConfig(Frozen):
     data: DataConfig = DataConfig()
     """The mammograms; name, root, kinds, and for the phantom phantoms and seed are used."""
     mammograms: Literal["normal", "all"] = "normal"
-    """Those to insert into: called normal, or all. A lesion that is there is never overlapped."""
+    """Insert into normal mammograms or into all. Real lesions are never overlapped."""
     lesions: DataConfig | None = None
     """The archive whose lesions are inserted by methods for real ones; null: that of `data`."""
     detectors: dict[Name, str] = Field(min_length=1)
@@ -67,23 +62,23 @@ class StressConfig(Frozen):
     methods: dict[Name, MethodConfig] = Field(default={"drawn": MethodConfig()}, min_length=1)
     """Name -> how lesions are inserted."""
     contrasts: tuple[PositiveFloat, ...] = (0.01, 0.02, 0.04, 0.08, 0.16)
-    """Mean grey value that a lesion adds inside its outline; the full grey scale is 1."""
+    """Mean intensity that a lesion adds inside its outline; the full scale is 1."""
     sizes: tuple[PositiveFloat, ...] = (4.0, 8.0, 16.0)
     """Diameters of the discs that have the lesions' areas, in `unit`."""
     unit: Unit = "mm"
     """Unit of sizes; px where the archive states no mm per px."""
     softness: tuple[float, ...] = (0.0, 0.5)
-    """Over which parts of the lesion's radius its margin fades inwards; 0 leaves the method's."""
+    """Parts of the lesion's radius over which its margin fades inwards; 0 keeps the method's."""
     tissues: tuple[Tissue, ...] = ("fatty", "dense")
     """Local tissue: darker or brighter than the middle of the same breast."""
     places: tuple[Place, ...] = ("central", "peripheral")
     """More or less than half as deep as the breast's deepest point, from its border."""
     pairs: PositiveInt = 200
-    """Pairs of each method. Every cell of the grid gets equally many, but for a rest."""
+    """Pairs of each method, spread evenly over the cells of the grid."""
     removals: NonNegativeInt = 50
-    """Real lesions of `data` that are taken out, at most."""
+    """Real lesions of `data` to remove, at most."""
     controls: bool = True
-    """Whether to insert tissue in place of lesions, see the guide."""
+    """Also insert tissue in place of lesions, see the guide."""
     criterion: Criterion = "centre"
     """What makes a hit, as for evaluate/detection.py."""
     threshold: float = Field(default=0.0, ge=0, lt=1)
@@ -93,24 +88,23 @@ class StressConfig(Frozen):
     fppi: PositiveFloat = 0.5
     """False positives per mammogram, before insertion, at which each detector works."""
     unseen: DataConfig | None = None
-    """Mammograms with lesions that no detector saw; patients that a detector's card names are left
-    out, here and in `data`. With three detectors or more, the stress score is compared with recall
-    there.
+    """Mammograms with lesions that no detector saw, on which recall is compared with the stress
+    score; needs three detectors. Patients in a detector's card are skipped, as in `data`.
     """
     link: Link = "logistic"
     """Shape of the psychometric function."""
     batch: PositiveInt = 16
     """Images that a command gets in one folder."""
     timeout: PositiveFloat = 600.0
-    """Seconds that a command or an endpoint may take for a batch or an image."""
+    """Seconds that a command may take for a batch, or an endpoint for an image."""
     remote: bool = False
-    """Whether mammograms may be sent to an endpoint that is not on this machine."""
+    """Whether mammograms may be sent to an endpoint on another machine."""
     worst: NonNegativeInt = 6
     """Pictures of each detector's worst pairs."""
     tracking_uri: str | None = None
-    """The store of models:/ URIs. Where it is set, the test is logged there as a run, too."""
+    """MLflow's store of models:/ URIs. If set, the test is logged there as a run."""
     samples: PositiveInt = 1000
-    """Draws of the bootstraps over patients; of a rank correlation at most 300."""
+    """Draws of the bootstraps over patients; a rank correlation uses at most 300."""
     level: float = Field(default=0.95, gt=0, lt=1)
     """Confidence level of intervals."""
     seed: NonNegativeInt = 0
@@ -121,16 +115,11 @@ class StressConfig(Frozen):
         for key in ("contrasts", "sizes", "softness", "tissues", "places"):
             values = getattr(self, key)
             if not values or len(set(values)) < len(values):
-                raise ValueError(f"{key} must hold different values, at least one")
+                raise ValueError(f"{key} must be different values, at least one")
         if max(self.contrasts) > 1:
             raise ValueError("contrasts are parts of the grey scale, at most 1")
         if not all(0 <= value <= 1 for value in self.softness):
-            raise ValueError("softness must lie in [0, 1]")
+            raise ValueError("softness must be in [0, 1]")
         if self.unseen and len(self.detectors) < 3:
             raise ValueError("unseen: a rank correlation needs three detectors at least")
         return self
-
-    @property
-    def lesion_data(self) -> DataConfig:
-        """The section of the archive whose lesions are inserted."""
-        return self.lesions or self.data

@@ -2,7 +2,7 @@
 
 All give `Detections` of mammograms. A command is not of this package, and gets a folder:
 
-    {images}/000001.png ...     16-bit grey pictures, dark background
+    {images}/000001.png ...     16-bit greyscale images, dark background
     {images}/images.json        COCO: their ids, file names and sizes, and the categories
     {boxes}                     the file that it writes: COCO's results, a list of objects with
                                 image_id, category_id, bbox [x, y, width, height] in px, and score
@@ -21,7 +21,8 @@ import subprocess
 import tempfile
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,32 +45,18 @@ HERE = ("localhost", "127.0.0.1", "::1")
 BITS = 16
 KNOWN = "a detector was trained on its patient"
 MOST_BYTES = 2**26  # of an answer
-MOST_BOXES = 1000  # of one image: a detector that answers more is taken at its surest
+MOST_BOXES = 1000  # of one image: of more, those with the highest scores are kept
 
 
 class StressedDetector(Protocol):
-    """What a stress test needs of a detector."""
+    """A detector of any kind."""
 
     def detect(self, mammograms: Sequence[Mammogram]) -> list[Detections]:
-        """Detect lesions in mammograms, one result for each.
-
-        Raises:
-            DetectionError: It fails, or answers something else.
-        """
+        """Detect lesions in mammograms, one result for each."""
 
 
 def open_detector(uri: str, config: StressConfig) -> StressedDetector:
-    """Open a detector by its URI.
-
-    Args:
-        uri: See `StressConfig.detectors`.
-        config: kinds of data, timeout, remote and tracking_uri are used.
-
-    Raises:
-        ConfigError: An endpoint is on another machine, or a command names no {images} or {boxes}.
-        DetectionError: The detector can't be read.
-        TrackingError: A model URI leads to no export.
-    """
+    """Open a detector by a value of `StressConfig.detectors`."""
     kinds = config.data.kinds
     if uri.startswith(COMMAND):
         return CommandDetector(uri.removeprefix(COMMAND).strip(), kinds, config.timeout)
@@ -83,16 +70,7 @@ def open_detector(uri: str, config: StressConfig) -> StressedDetector:
 def read_unknown(
     data: DataConfig, detectors: Iterable[StressedDetector], skipped: Skipped
 ) -> list[Mammogram]:
-    """Read an archive without the patients that a detector was trained on, as far as cards say.
-
-    Args:
-        data: The archive.
-        detectors: Those that are tried.
-        skipped: Notes the mammograms of these patients.
-
-    Raises:
-        DataError: The detectors know all patients.
-    """
+    """Read an archive without patients that a detector was trained on according to its card."""
     ours = [detector.detector for detector in detectors if isinstance(detector, OneByOne)]
     every = archives.read_mammograms(data, skipped)
     unknown = []
@@ -103,7 +81,7 @@ def read_unknown(
             unknown.append(mammogram)
     if every and not unknown:
         raise DataError(
-            f"{data.archive_name}: detectors were trained on all of its patients; name mammograms "
+            f"{data.archive_name}: detectors were trained on all of its patients; use mammograms "
             "that none of them saw"
         )
     return unknown
@@ -117,7 +95,7 @@ class OneByOne:
         self.kinds = kinds  # that count
 
     def detect(self, mammograms: Sequence[Mammogram]) -> list[Detections]:
-        """See StressedDetector."""
+        """Detect the lesions whose kinds count."""
         return [self.detector.predict(mammogram).of_kinds(self.kinds) for mammogram in mammograms]
 
 
@@ -125,36 +103,26 @@ class OnnxDetector(Detector):
     """An ONNX file with the Object Detection API's input and outputs.
 
     One input [n, rows, cols, 3] in [0, 255], float32 or uint8, of any size; outputs as
-    detection_boxes, detection_scores, detection_classes and num_detections.
-
-    Args:
-        path: The file.
-        kinds: Kinds of lesions that its classes 1, 2, ... are.
-
-    Raises:
-        DetectionError: It can't be read, or has other inputs or outputs.
-        ModuleNotFoundError: onnxruntime is missing.
+    detection_boxes, detection_scores, detection_classes and num_detections. `kinds` names its
+    classes 1, 2, ...
     """
 
     def __init__(self, path: Path, kinds: Sequence[LesionKind]) -> None:
         import onnxruntime
 
         if not path.is_file():
-            raise DetectionError(f"{path}: there is no such file")
-        try:
+            raise DetectionError(f"{path}: does not exist")
+        with _translate(f"{path}: can't be read as ONNX"):
             self._session = onnxruntime.InferenceSession(
                 str(path), providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime's own, of several classes
-            line = " ".join(str(error).split())[:200]
-            raise DetectionError(f"{path}: can't be read as ONNX ({line})") from None
         inputs = self._session.get_inputs()
         outputs = {output.name for output in self._session.get_outputs()}
         types = {"tensor(float)": tf.float32, "tensor(uint8)": tf.uint8}
         if len(inputs) != 1 or inputs[0].type not in types or not set(OUTPUTS) <= outputs:
             raise DetectionError(
-                f"{path}: is no detector of the Object Detection API's form, with one image as "
-                f"input and the outputs {', '.join(OUTPUTS)}"
+                f"{path}: must have one image as input and the outputs {', '.join(OUTPUTS)}, like "
+                "a detector of the Object Detection API"
             )
         self.handle = str(path)
         self.kinds = tuple(kinds)
@@ -171,33 +139,26 @@ class OnnxDetector(Detector):
             pixels = np.rint(pixels).astype(np.uint8)
         answers = []
         for image in pixels:
-            try:
+            rows, cols = image.shape[:2]
+            with _translate(f"{self.handle}: refuses an image of {rows} x {cols} px"):
                 values = self._session.run(self._names, {self._input: image[np.newaxis]})
-            except Exception as error:  # onnxruntime's own, of several classes
-                line = " ".join(str(error).split())[:200]
-                raise DetectionError(
-                    f"{self.handle}: refuses an image of {image.shape[0]} x {image.shape[1]} px "
-                    f"({line})"
-                ) from None
-            answers.append(
-                {name: value[0] for name, value in zip(self._names, values, strict=True)}
-            )
-            answers[-1][COUNT] = np.asarray(answers[-1][COUNT])
+            answer = {name: value[0] for name, value in zip(self._names, values, strict=True)}
+            answers.append(answer | {COUNT: np.asarray(answer[COUNT])})
         return answers
 
 
+@contextmanager
+def _translate(sentence: str) -> Iterator[None]:
+    """Turn onnxruntime's errors, of several classes, into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        line = " ".join(str(error).split())[:200]
+        raise DetectionError(f"{sentence} ({line})") from None
+
+
 class EndpointDetector:
-    """A CAD pipeline behind HTTP, as `tfmammo serve` answers; see the guide to serving.
-
-    Args:
-        url: Of its /invocations.
-        kinds: Kinds of lesions that count.
-        timeout: Seconds for one image.
-        remote: Whether it may be on another machine.
-
-    Raises:
-        ConfigError: It is on another machine, and may not be.
-    """
+    """A CAD pipeline behind HTTP, as `tfmammo serve` answers at /invocations."""
 
     def __init__(
         self, url: str, kinds: Sequence[LesionKind], timeout: float, remote: bool = False
@@ -216,7 +177,7 @@ class EndpointDetector:
         self._open = urllib.request.build_opener(proxies).open
 
     def detect(self, mammograms: Sequence[Mammogram]) -> list[Detections]:
-        """See StressedDetector."""
+        """Send one request for each mammogram."""
         return [self._ask(mammogram) for mammogram in mammograms]
 
     def _ask(self, mammogram: Mammogram) -> Detections:
@@ -241,29 +202,23 @@ class EndpointDetector:
             raise DetectionError(f"{self.url}: does not answer ({error})") from None
         except (ValueError, KeyError, IndexError, TypeError):
             raise DetectionError(
-                f"{self.url}: its answer has no predictions[0].report.lesions with box, score and "
+                f"{self.url}: its answer lacks predictions[0].report.lesions with box, score and "
                 "kind"
             ) from None
         return _make_detections(self.url, found, mammogram)
 
 
 class CommandDetector:
-    """A command that reads a folder of pictures and writes COCO boxes; see the module.
+    """A command that reads a folder of images and writes COCO boxes; see the module.
 
-    Args:
-        command: With {images} and {boxes}.
-        kinds: Kinds of lesions, which become the categories 1, 2, ...
-        timeout: Seconds for a folder.
-
-    Raises:
-        ConfigError: It names no {images} or no {boxes}.
+    `kinds` become the categories 1, 2, ...; `timeout` is in seconds for a folder.
     """
 
     def __init__(self, command: str, kinds: Sequence[LesionKind], timeout: float) -> None:
         try:
             self.words = shlex.split(command)
         except ValueError:
-            raise ConfigError("detectors: a command has a quote that does not end") from None
+            raise ConfigError("detectors: a command has an unclosed quote") from None
         for place in ("{images}", "{boxes}"):
             if not any(place in word for word in self.words):
                 raise ConfigError(f"detectors: a command must name {place}, see the guide")
@@ -272,7 +227,7 @@ class CommandDetector:
         self.timeout = timeout
 
     def detect(self, mammograms: Sequence[Mammogram]) -> list[Detections]:
-        """See StressedDetector."""
+        """Run the command on a folder of the mammograms."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "images").mkdir()
@@ -291,7 +246,7 @@ class CommandDetector:
                     by_image[box["image_id"]].append((corners, box["score"], kind))
         except (KeyError, TypeError, ValueError):
             raise DetectionError(
-                f"{self.name}: its boxes are no list of objects with image_id (of images.json), "
+                f"{self.name}: its boxes are not a list of objects with image_id (of images.json), "
                 "category_id, bbox and score"
             ) from None
         return [
@@ -326,7 +281,7 @@ class CommandDetector:
             reason = f" ({last[0][:200]})" if last else ""
             raise DetectionError(f"{self.name}: ended with code {done.returncode}{reason}")
 
-    def _read(self, path: Path) -> list[Any]:
+    def _read(self, path: Path) -> Any:
         try:
             if path.stat().st_size > MOST_BYTES:
                 raise DetectionError(f"{self.name}: wrote boxes of more than {MOST_BYTES} bytes")
@@ -334,20 +289,14 @@ class CommandDetector:
         except OSError:
             raise DetectionError(f"{self.name}: wrote no file {{boxes}}") from None
         except (ValueError, RecursionError):
-            raise DetectionError(f"{self.name}: its boxes are no JSON") from None
-        if not isinstance(content, list):
-            raise DetectionError(f"{self.name}: its boxes are no list, as COCO's results are")
+            raise DetectionError(f"{self.name}: its boxes are not JSON") from None
         return content
 
 
 def _make_detections(
     name: str, found: Sequence[tuple[Any, Any, Any]], mammogram: Mammogram
 ) -> Detections:
-    """Check boxes, scores and kinds that a stranger gives, and sort them.
-
-    Raises:
-        DetectionError: A box is none, or a score is not in [0, 1].
-    """
+    """Check the boxes and scores of a foreign detector, and sort them."""
     rows: list[tuple[list[float], float, LesionKind]] = []
     limits = np.array([mammogram.rows, mammogram.cols] * 2, np.float64)
     for box, score, kind in found:
@@ -355,7 +304,7 @@ def _make_detections(
             corners = [float(value) for value in box]
             value = float(score)
         except (TypeError, ValueError):
-            raise DetectionError(f"{name}: a box or a score is no number") from None
+            raise DetectionError(f"{name}: a box or a score is not a number") from None
         if len(corners) != 4 or not all(map(math.isfinite, corners)) or not 0 <= value <= 1:
             raise DetectionError(f"{name}: a box is not four numbers, or a score not in [0, 1]")
         clipped = np.clip(corners, 0, limits).astype(np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,11 @@ from tfmammo.metrics.summary import Table
 
 TITLE = "Stress test"
 WORDS = (
-    "Each curve says which share of inserted lesions the detector finds, from faint to plain "
+    "Each curve shows the share of inserted lesions that the detector finds, from faint to plain "
     "ones. Where it crosses the dotted line, every second lesion is found. Further left is better.",
-    "The same mammogram without the lesion tells how much of that is chance (guess rate).",
-    "Inserted lesions are no patients. The curve ranks lesions by how hard they are for this "
-    "detector, and says nothing of how often such lesions occur.",
+    "The same mammogram without the lesion shows how much of that is chance (guess rate).",
+    "The curve ranks inserted lesions by how hard they are for this detector. It does not show how "
+    "often such lesions occur in patients.",
 )
 
 
@@ -66,7 +66,7 @@ def draw_curves(
 
 
 def choose_worst(trial: Trial, count: int) -> list[Outcome]:
-    """Choose missed lesions, the plainest first, and then what was found without a lesion."""
+    """Choose missed lesions, the plainest first, then detections where no lesion is."""
     missed = [
         outcome
         for outcome in trial.outcomes
@@ -93,7 +93,7 @@ def draw_worst(outcomes: Sequence[Outcome], unit: str) -> Figure:
         axes.set_axis_off()
     for axes, outcome in zip(grid, outcomes, strict=False):
         axes.imshow(outcome.picture, cmap="gray", vmin=0, vmax=255)
-        what = "lesion taken out" if outcome.method == REMOVAL else outcome.method
+        what = "lesion removed" if outcome.method == REMOVAL else outcome.method
         size = f"{outcome.size:.3g} {unit}, " if np.isfinite(outcome.size) else ""
         axes.set_title(
             f"{what}: {size}contrast {outcome.contrast:.3f}\n"
@@ -117,18 +117,14 @@ def write_page(
         if worst := choose_worst(trial, config.worst):
             file = f"worst-{name}.png"
             save_figure(draw_worst(worst, config.unit), output / file)
-            titles[file] = f"{name}: plain lesions that it misses, and what it finds without one"
+            titles[file] = f"{name}: plain lesions that it misses, and false detections"
     blocks: list[Block] = [Heading(1, TITLE), *map(Text, WORDS)]
     for file, title in titles.items():
         blocks += [Heading(2, title), Picture(file, title)]
     for table in tables:
-        blocks += _show_table(table)
+        rows = tuple(map(tuple, table.body))
+        blocks += [Heading(2, table.title), Grid(tuple(table.header), rows)]
+        blocks += map(Text, table.notes)
     pictures = {file: (output / file).read_bytes() for file in titles}
     page = document.render_html(TITLE, blocks, pictures)
     filesystem.write_atomically(output / "index.html", page, durable=False)
-
-
-def _show_table(table: Table) -> Iterator[Block]:
-    yield Heading(2, table.title)
-    yield Grid(tuple(table.header), tuple(map(tuple, table.body)))
-    yield from map(Text, table.notes)

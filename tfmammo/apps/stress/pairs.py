@@ -1,22 +1,22 @@
 """Pairs of mammograms that differ by one lesion, and their controls.
 
-A method (tfmammo.synthesis.renderers) renders a lesion into a place. What it changes is then set to
-the wanted contrast and margin. With T the tissue, R the rendered region, w the margin's weight,
+A method (tfmammo.synthesis.renderers) renders a lesion into a place. Its change is then scaled to
+the requested contrast and margin. With T the tissue, R the rendered region, w the margin's weight,
 
     after = T + k w (R - T),    k so that the mean of after - T inside the outline is the contrast
 
-so contrast means the same for every method, and the pair differs by nothing else. w rises from 0 at
-the outline to 1 at `softness` of the lesion's radius; without softness w is 1, also beyond the
-outline, where networks fade. The contrast that stays after clipping and rounding is what is fitted.
+so contrast means the same for every method, and nothing else differs within a pair. w rises from 0
+at the outline to 1 at `softness` of the lesion's radius; without softness w is 1, also beyond the
+outline, where networks fade. Curves are fitted to the contrast left after clipping and rounding.
 
 Controls have the same outline at the same place, with the same w, and k of 1 at most:
 
-    self    the tissue that lies there, inserted into itself: the method's artefacts alone
+    self    the tissue of that place, inserted into itself: the method's artefacts alone
     sham    other normal tissue of the same breast: a seam, but no lesion
 
-Only methods for real lesions can be given tissue. Those that draw a lesion have no control.
+Methods that draw a lesion cannot be given tissue, and have no controls.
 
-A real lesion is taken out the same way: Poisson editing inserts other normal tissue of the breast
+A real lesion is removed the same way: Poisson editing inserts other normal tissue of the breast
 over it and a rim around it.
 """
 
@@ -38,7 +38,7 @@ from tfmammo.apps.stress.detectors import KNOWN, StressedDetector, read_unknown
 from tfmammo.archives.stored import Stored
 from tfmammo.data import sampling
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, Skipped
+from tfmammo.mammogram import Box, Lesion, Mammogram, Skipped
 from tfmammo.synthesis import lesion_bank
 from tfmammo.synthesis.generators import resolve_handle
 from tfmammo.synthesis.lesion_bank import LesionBank, LesionPatch
@@ -59,24 +59,14 @@ from tfmammo.synthesis.synthesizer import find_margins, record_place
 
 SHAPES = ("irregular", "lobular", "oval", "round")
 TRIES = 30  # places drawn for one lesion
-MOST_GAIN = 8.0  # a change that must grow more than this is no lesion
-RIM = 0.15  # of a lesion's radius, that is taken out around it, and RIM_PX
+MOST_GAIN = 8.0  # a change that must grow more than this does not show a lesion
+RIM = 0.15  # of a lesion's radius, and RIM_PX, are removed around it
 RIM_PX = 3
-
-Image = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A cell of the grid: what is inserted, and where.
-
-    Attributes:
-        contrast: Mean grey value added inside the outline, of 1.
-        size: Diameter of a disc of the lesion's area, in the config's unit.
-        softness: Part of the radius over which the margin fades.
-        tissue: Local tissue.
-        place: Depth in the breast.
-    """
+    """A cell of the grid: a value of each of the config's lists."""
 
     contrast: float
     size: float
@@ -87,56 +77,39 @@ class Condition:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A mammogram without and with one lesion.
+    """A mammogram without and with one lesion."""
 
-    Attributes:
-        method: The method's name; "removal" where a real lesion was taken out.
-        before: As it was.
-        after: With the lesion, or without the real one.
-        box: Of the lesion, native px, half-open.
-        condition: What was asked for; None of a removal.
-        contrast: Mean grey value that was really added inside the outline, of 1.
-        size: Diameter of a disc of the lesion's area, in the config's unit.
-        controls: "self" and "sham", where there are any.
-    """
-
-    method: str
+    method: str  # its name; "removal" where a real lesion was removed
     before: Mammogram
     after: Mammogram
     box: Box
-    condition: Condition | None
-    contrast: float
-    size: float
-    controls: dict[str, Mammogram] = field(default_factory=dict)
+    condition: Condition | None  # None of a removal
+    contrast: float  # mean intensity really added inside the outline, of 1
+    size: float  # diameter of a disc of the lesion's area, in the config's unit
+    controls: dict[str, Mammogram] = field(default_factory=dict)  # "self" and "sham", if any
 
 
 class DrawnRenderer(DirectRenderer):
     """Adds a smooth dome inside the outline, and no texture."""
 
     def render(self, target: TargetMammogram, lesions: Sequence[PlacedLesion]) -> Rendered:
-        """See Renderer."""
+        """Yield each lesion's support and the intensities in it."""
         for placed in lesions:
             mask = placed.blend_mask.mask
             depth = cv2.distanceTransform(mask, cv2.DIST_L2, 5)
             dome = np.sqrt(1 - (1 - np.clip(depth / depth.max(), 0, 1)) ** 2)
             top, left, bottom, right = placed.blend_mask.support
-            # Beyond [0, 1] is no grey value, but nothing here is an image yet.
+            # What lies beyond [0, 1] is clipped after scaling.
             yield placed.blend_mask.support, target.image[top:bottom, left:right, 0] + 0.1 * dome
 
 
 @dataclass(frozen=True, eq=False)
 class Inserter:
-    """A method whose network and lesions are loaded.
-
-    Attributes:
-        name: The method's.
-        renderer: Renders its lesions.
-        bank: Real lesions; None of a method that draws them.
-    """
+    """A method, loaded with its network and its lesions."""
 
     name: str
     renderer: Renderer
-    bank: LesionBank | None
+    bank: LesionBank | None  # None of a method that draws its lesions
 
     @staticmethod
     def load(
@@ -145,39 +118,22 @@ class Inserter:
         config: StressConfig,
         detectors: Collection[StressedDetector] = (),
     ) -> Inserter:
-        """Load the network or the lesions of a method.
-
-        Args:
-            name: The method's.
-            method: Its section of the config.
-            config: The test's.
-            detectors: Those that are tried; lesions of patients whom one of them knows are left
-                out.
-
-        Raises:
-            TrackingError: A model URI leads to no network.
-            ExportError: A model URI leads to no network of its kind.
-            DataError: There is no lesion with an outline.
-        """
+        """Load a method without lesions of patients whom a detector was trained on."""
         if method.renderer == "drawn":
             return Inserter(name, DrawnRenderer("drawn"), None)
         uri = config.tracking_uri
         folder = resolve_handle(method.generator, uri) if method.generator else None
         renderer = make_renderer(method.renderer, folder, method.feather)
-        if not method.needs_lesions:
+        if method.renderer in ("infilling", "can"):
             return Inserter(name, renderer, None)
-        data = config.lesion_data
+        data = config.lesions or config.data
         lesions = select_lesions(read_unknown(data, detectors, Skipped()), data)
         return Inserter(name, renderer, LesionBank.select(lesions, data))
 
     def draw(
         self, mammogram: Mammogram, diameter: float, random: np.random.Generator
     ) -> LesionCandidate:
-        """Draw a lesion of a diameter, native px of the mammogram.
-
-        Raises:
-            DataError: None can be had of that size.
-        """
+        """Draw a lesion of a diameter, native px of the mammogram."""
         if self.bank is None:
             shape = SHAPES[random.integers(len(SHAPES))]
             outline, origin = draw_shape(NamedShapes(shape), random)  # type: ignore[arg-type]
@@ -199,11 +155,7 @@ class Inserter:
 
 
 class Breast:
-    """Where in a mammogram tissue is fatty or dense, and how deep it lies.
-
-    Args:
-        target: The mammogram.
-    """
+    """Where in a mammogram tissue is fatty or dense, central or peripheral."""
 
     def __init__(self, target: TargetMammogram) -> None:
         self.target = target
@@ -219,7 +171,7 @@ class Breast:
         self.deepest = float(self.depth.max())
 
     def classify(self, box: Box) -> tuple[Tissue, Place]:
-        """Tell the tissue and the depth of a box, native px."""
+        """Classify the tissue and the depth of a box, native px."""
         step = self.target.step
         top, left, bottom, right = box
         cells = self.greys[top // step : ceil(bottom / step), left // step : ceil(right / step)]
@@ -251,23 +203,13 @@ def list_conditions(config: StressConfig) -> list[Condition]:
 def make_pairs(
     config: StressConfig, detectors: Collection[StressedDetector], skipped: Skipped
 ) -> Iterator[Pair]:
-    """Make all pairs, mammogram after mammogram; an iterator, as each holds whole mammograms.
-
-    Args:
-        config: The test's.
-        detectors: Those that are tried; patients whom one of them knows are left out.
-        skipped: Notes pairs that could not be made.
-
-    Raises:
-        DataError: There is no mammogram to insert into.
-    """
+    """Make all pairs, mammogram after mammogram; `skipped` notes those that are impossible."""
     every = read_unknown(config.data, detectors, skipped)
     suitable = [each for each in every if config.mammograms == "all" or sampling.is_normal(each)]
     if not suitable:
-        known = KNOWN in skipped.reasons.values()
-        of_whom = " of patients whom no detector knows" if known else ""
+        unseen = " that no detector was trained on" * (KNOWN in skipped.reasons.values())
         raise DataError(
-            f"none of {len(every)} mammograms{of_whom} is normal; mammograms=all takes others"
+            f"none of {len(every)} mammograms{unseen} is normal; mammograms=all takes others"
         )
     order = np.random.default_rng([config.seed, 1]).permutation(len(suitable))
     inserters = [
@@ -297,11 +239,7 @@ def insert(
     config: StressConfig,
     random: np.random.Generator,
 ) -> Pair:
-    """Insert one lesion, and make the controls.
-
-    Raises:
-        DataError: It can't be done there, or not with that contrast or size.
-    """
+    """Insert one lesion, and make the controls."""
     renderer = inserter.renderer
     diameter = condition.size / _get_spacing(mammogram, config)
     candidate = inserter.draw(mammogram, diameter, random)
@@ -309,34 +247,30 @@ def insert(
     for lesion in mammogram.lesions:
         target.occupy(lesion.box)
     place = _draw_place(target, candidate, renderer, random, (condition.tissue, condition.place))
-    placed = _place(renderer, place, candidate, mammogram, random)
-    support, change = _render(renderer, target, placed)
-    inside = _locate_mask(placed, support)
-    change *= _weigh_margin(inside, condition.softness)
-    mean = float(change[inside == 1].mean())
+    rendered = _render(renderer, target, place, candidate, random)
+    weights = _weigh_margin(rendered.inside, condition.softness)
+    change = rendered.change * weights
+    mean = float(change[rendered.inside == 1].mean())
     if mean * MOST_GAIN < condition.contrast:
-        raise DataError(f"the method adds {mean:.4f} on average, which is no lesion to scale")
+        raise DataError(f"the method adds {mean:.4f} on average, too little to scale")
     gain = condition.contrast / mean
-    after = _apply(target, stored, support, gain * change)
-    contrast = float((after.image() - target.image)[_to_slices(support)][inside == 1].mean())
+    after, contrast = rendered.apply(target, stored, gain * change)
     if contrast <= 0:
         raise DataError("nothing of the contrast is left after rounding")
     controls: dict[str, Mammogram] = {}
     if config.controls and inserter.bank:
-        target.occupy(support)
+        target.occupy(rendered.support)
         other = _draw_place(target, candidate, renderer, random, (condition.tissue, None))
-        around = {"self": place, "sham": other}
-        for name, corner in around.items():
-            tissue = _take_tissue(target, corner, candidate, mammogram)
-            again = _place(renderer, place, tissue, mammogram, random)
-            _, own_change = _render(renderer, target, again)
-            own_change *= min(1.0, gain) * _weigh_margin(inside, condition.softness)
-            controls[name] = _replace(mammogram, _apply(target, stored, support, own_change))
+        for name, corner in {"self": place, "sham": other}.items():
+            tissue = _take_tissue(target, corner, candidate)
+            again = _render(renderer, target, place, tissue, random)
+            control, _ = rendered.apply(target, stored, min(1.0, gain) * weights * again.change)
+            controls[name] = _replace(mammogram, control)
     return Pair(
         inserter.name,
         _replace(mammogram, stored),
         _replace(mammogram, after),
-        placed.placement.box,
+        rendered.box,
         condition,
         contrast,
         _measure_diameter(candidate.mask) * _get_spacing(mammogram, config),
@@ -347,13 +281,7 @@ def insert(
 def make_removals(
     config: StressConfig, detectors: Collection[StressedDetector], skipped: Skipped
 ) -> Iterator[Pair]:
-    """Take real lesions out, at most `removals` of them.
-
-    Args:
-        config: The test's.
-        detectors: As for `make_pairs`.
-        skipped: Notes lesions that could not be taken out.
-    """
+    """Remove real lesions, at most `removals` of them; `skipped` notes those that stay."""
     if not config.removals:
         return
     every = read_unknown(config.data, detectors, Skipped())  # noted with the pairs
@@ -381,11 +309,7 @@ def make_removals(
 def remove(
     mammogram: Mammogram, lesion: Lesion, config: StressConfig, random: np.random.Generator
 ) -> Pair:
-    """Take one real lesion out, by Poisson editing of other normal tissue of the same breast.
-
-    Raises:
-        DataError: There is not enough normal tissue.
-    """
+    """Remove one real lesion by Poisson editing of other normal tissue of the same breast."""
     stored = archives.read_stored(mammogram)
     renderer = DirectRenderer("poisson")
     target = TargetMammogram(stored.image(), mammogram, renderer.data)
@@ -399,12 +323,9 @@ def remove(
     crop = np.ascontiguousarray(mask[top : top + height, left : left + width])
     candidate = LesionCandidate(crop, lesion.kind, "a real lesion's place")
     corner = _draw_place(target, candidate, renderer, random, (None, None))
-    tissue = _take_tissue(target, corner, candidate, mammogram)
-    placed = _place(renderer, (top, left), tissue, mammogram, random)
-    support, change = _render(renderer, target, placed)
-    after = _apply(target, stored, support, change)
-    inside = _locate_mask(placed, support)
-    removed = float((after.image() - target.image)[_to_slices(support)][inside == 1].mean())
+    tissue = _take_tissue(target, corner, candidate)
+    rendered = _render(renderer, target, (top, left), tissue, random)
+    after, removed = rendered.apply(target, stored, rendered.change)
     size = diameter * (_find_spacing(mammogram, config) or np.nan)
     before = _replace(mammogram, stored)
     return Pair("removal", before, _replace(mammogram, after), lesion.box, None, removed, size)
@@ -435,18 +356,7 @@ def _draw_place(
     random: np.random.Generator,
     wanted: tuple[Tissue | None, Place | None],
 ) -> tuple[int, int]:
-    """Draw (top, left) of a box on free breast, of the wanted tissue and depth.
-
-    Args:
-        target: The mammogram.
-        candidate: The lesion.
-        renderer: Says how far its support reaches.
-        random: What draws.
-        wanted: Tissue and depth; None: any.
-
-    Raises:
-        DataError: No such place was found.
-    """
+    """Draw (top, left) of a box on free breast, of the wanted tissue and depth (None: any)."""
     height, width = candidate.mask.shape
     margins = find_margins(renderer, candidate, target.mammogram)
     breast = Breast(target)
@@ -459,38 +369,49 @@ def _draw_place(
     raise DataError(f"no place in {words} tissue was found for a lesion of {height} x {width} px")
 
 
-def _place(
-    renderer: Renderer,
-    corner: tuple[int, int],
-    candidate: LesionCandidate,
-    mammogram: Mammogram,
-    random: np.random.Generator,
-) -> PlacedLesion:
-    placement, blend_mask = renderer.place(*corner, candidate, mammogram)
-    return record_place(candidate, placement, blend_mask, mammogram, random)
+@dataclass(frozen=True, eq=False)
+class _RenderedLesion:
+    """What rendering one lesion changes in a mammogram."""
+
+    box: Box
+    support: Box
+    change: NDArray[np.float64]  # of intensities in the support
+    inside: NDArray[np.uint8]  # the lesion's mask in the support
+
+    def apply(
+        self, target: TargetMammogram, stored: Stored, change: NDArray[np.float64]
+    ) -> tuple[Stored, float]:
+        """Add a change in the support; also return the mean inside the mask after rounding."""
+        top, left, bottom, right = self.support
+        region = np.s_[top:bottom, left:right, 0]
+        grey = np.clip(target.image[region] + change, 0, 1).astype(np.float32)
+        after = stored.with_greys(target.image, [(self.support, grey)])
+        added = (after.image() - target.image)[region]
+        return after, float(added[self.inside == 1].mean())
 
 
 def _render(
-    renderer: Renderer, target: TargetMammogram, placed: PlacedLesion
-) -> tuple[Box, NDArray[np.float64]]:
-    """Render one lesion; return its support and what changes there, in grey values."""
+    renderer: Renderer,
+    target: TargetMammogram,
+    corner: tuple[int, int],
+    candidate: LesionCandidate,
+    random: np.random.Generator,
+) -> _RenderedLesion:
+    placement, blend_mask = renderer.place(*corner, candidate, target.mammogram)
+    placed = record_place(candidate, placement, blend_mask, target.mammogram, random)
     ((support, grey),) = renderer.render(target, [placed])
-    return support, grey.astype(np.float64) - target.image[_to_slices(support)][..., 0]
-
-
-def _locate_mask(placed: PlacedLesion, support: Box) -> NDArray[np.uint8]:
-    """Return the lesion's mask in its support, uint8 [rows, cols]."""
-    mask = np.zeros((support[2] - support[0], support[3] - support[1]), np.uint8)
-    top, left, bottom, right = placed.placement.box
-    first_row, first_col = support[:2]
-    mask[top - first_row : bottom - first_row, left - first_col : right - first_col] = (
-        placed.placement.mask
+    first_row, first_col, last_row, last_col = support
+    tissue = target.image[first_row:last_row, first_col:last_col, 0]
+    inside = np.zeros(tissue.shape, np.uint8)
+    top, left, bottom, right = placement.box
+    inside[top - first_row : bottom - first_row, left - first_col : right - first_col] = (
+        placement.mask
     )
-    return mask
+    return _RenderedLesion(placement.box, support, grey.astype(np.float64) - tissue, inside)
 
 
 def _weigh_margin(mask: NDArray[np.uint8], softness: float) -> NDArray[np.float64]:
-    """Return w of the module, float64 of the mask's shape."""
+    """Compute w of the module, float64 of the mask's shape."""
     if not softness:
         return np.ones(mask.shape)
     depth = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
@@ -498,25 +419,15 @@ def _weigh_margin(mask: NDArray[np.uint8], softness: float) -> NDArray[np.float6
     return ramp * ramp * (3 - 2 * ramp)
 
 
-def _apply(
-    target: TargetMammogram, stored: Stored, support: Box, change: NDArray[np.float64]
-) -> Stored:
-    grey = np.clip(target.image[_to_slices(support)][..., 0] + change, 0, 1).astype(np.float32)
-    return stored.with_greys(target.image, [(support, grey)])
-
-
 def _take_tissue(
-    target: TargetMammogram,
-    corner: tuple[int, int],
-    candidate: LesionCandidate,
-    mammogram: Mammogram,
+    target: TargetMammogram, corner: tuple[int, int], candidate: LesionCandidate
 ) -> LesionCandidate:
     """Take tissue of the mammogram as a lesion of the candidate's outline."""
+    mammogram = target.mammogram
     top, left = corner
     rows, cols = candidate.mask.shape
     padded = np.pad(target.image[..., 0], BORDER, mode="edge")
     image = padded[top : top + rows + 2 * BORDER, left : left + cols + 2 * BORDER]
-    kind: LesionKind = candidate.kind
     record = TransformRecord(
         archive=mammogram.archive,
         image_id=mammogram.image_id,
@@ -529,15 +440,9 @@ def _take_tissue(
         mirrored=False,
         trained_on=None,
     )
-    patch = LesionPatch(kind, candidate.mask, np.ascontiguousarray(image), BORDER, record)
-    return LesionCandidate(candidate.mask, kind, "tissue", patch)
+    patch = LesionPatch(candidate.kind, candidate.mask, np.ascontiguousarray(image), BORDER, record)
+    return LesionCandidate(candidate.mask, candidate.kind, "tissue", patch)
 
 
 def _replace(mammogram: Mammogram, stored: Stored) -> Mammogram:
-    """Return the mammogram with these stored values; no file is read again."""
     return mammogram.with_pixels(partial(Stored.image, stored))
-
-
-def _to_slices(box: Box) -> tuple[slice, slice]:
-    top, left, bottom, right = box
-    return slice(top, bottom), slice(left, right)

@@ -1,10 +1,10 @@
-"""Whether a stress score predicts recall on lesions that no detector saw.
+"""Test whether a stress score predicts recall on lesions that no detector saw.
 
 A detector's stress score by a method is minus the logarithm of the contrast of 50 %: more is
 better. Spearman's correlation of score and recall is over detectors. Its interval draws patients,
-of the stress test and of the unseen mammograms, and fits and counts again. It says how sure the
-correlation is for these detectors. Its p asks whether so few detectors could be ranked alike by
-chance: below five of them they always could. A verdict needs both.
+of the stress test and of the unseen mammograms, and fits and counts again: it shows how certain the
+correlation is for these detectors. Its p-value tests whether so few detectors could be ranked alike
+by chance; with fewer than five it is never small. A verdict needs both.
 """
 
 from __future__ import annotations
@@ -32,34 +32,21 @@ MOST_DRAWS = 300  # a draw fits one curve for each detector and method
 
 @dataclass(frozen=True)
 class Prediction:
-    """How well one method's stress score predicts recall.
-
-    Attributes:
-        method: Its name.
-        scores: Detector -> minus the logarithm of the contrast of 50 %; minus infinity where it
-            is above all contrasts.
-        recall: Detector -> recall on unseen lesions, in [0, 1].
-        correlation: Spearman's; NaN where all scores or all recalls are equal.
-        low: Lower bound of its interval.
-        high: Upper bound of its interval. Both are NaN below `FEWEST_PATIENTS` patients.
-        p: Two-sided p of the correlation, over all ways to pair scores with recalls.
-        p_corrected: The same by Holm, over all methods.
-        alpha: `p_corrected` must lie below this for a verdict.
-    """
+    """How well one method's stress score predicts recall."""
 
     method: str
-    scores: dict[str, float]
-    recall: dict[str, float]
-    correlation: float
-    low: float
+    scores: dict[str, float]  # by detector; minus infinity above all contrasts
+    recall: dict[str, float]  # by detector, on unseen lesions, in [0, 1]
+    correlation: float  # Spearman's; NaN if all scores or all recalls are equal
+    low: float  # of its interval; NaN below FEWEST_PATIENTS patients
     high: float
-    p: float
-    p_corrected: float
-    alpha: float
+    p: float  # two-sided, over all ways to pair scores with recalls
+    p_corrected: float  # by Holm, over all methods
+    alpha: float  # a verdict needs a smaller p_corrected
 
     @property
     def verdict(self) -> str:
-        """What interval and p say together, in words."""
+        """What the interval and the p-value show together, in words."""
         if self.p_corrected < self.alpha and self.low > 0:
             return "predicts recall"
         if self.p_corrected < self.alpha and self.high < 0:
@@ -68,11 +55,7 @@ class Prediction:
 
 
 def list_unseen(detectors: Mapping[str, StressedDetector], config: StressConfig) -> list[Mammogram]:
-    """List mammograms with unseen lesions, and normal ones; [] where the config names none.
-
-    Raises:
-        DataError: There is no lesion.
-    """
+    """List mammograms with unseen lesions, and normal ones; [] if the config names none."""
     if not config.unseen:
         return []
     skipped = Skipped()
@@ -83,7 +66,7 @@ def list_unseen(detectors: Mapping[str, StressedDetector], config: StressConfig)
     ]
     datasets.log_skipped(skipped)
     if not any(sampling.select_lesions(mammogram, config.unseen) for mammogram in mammograms):
-        raise DataError(f"unseen: {config.unseen.archive_name} holds no lesion that counts")
+        raise DataError(f"unseen: no lesion of {config.unseen.archive_name} counts")
     return mammograms
 
 
@@ -92,11 +75,7 @@ def measure_recall(
     mammograms: Sequence[Mammogram],
     config: StressConfig,
 ) -> tuple[dict[str, list[Matches]], list[str]]:
-    """Run all detectors on the mammograms of `list_unseen`.
-
-    Returns:
-        Detector -> matches in each mammogram, and the mammograms' patients.
-    """
+    """Run all detectors on the mammograms of `list_unseen`; also return their patients."""
     assert config.unseen
     matches: dict[str, list[Matches]] = {name: [] for name in detectors}
     for start in range(0, len(mammograms), config.batch):
@@ -106,8 +85,8 @@ def measure_recall(
                 truth = stack_boxes(sampling.select_lesions(mammogram, config.unseen).values())
                 uncertain = stack_boxes(sampling.list_unselected(mammogram, config.unseen))
                 rule = (config.threshold, config.criterion)
-                judged = found.select(~find_spared(found.boxes, truth, uncertain, *rule))
-                matches[name].append(match(judged.boxes, judged.scores, truth, *rule))
+                kept = found.select(~find_spared(found.boxes, truth, uncertain, *rule))
+                matches[name].append(match(kept.boxes, kept.scores, truth, *rule))
     return matches, [mammogram.patient_id for mammogram in mammograms]
 
 
@@ -120,14 +99,15 @@ def predict(
     """Correlate the stress scores of every method with recall.
 
     Args:
-        trials: Detector -> its stress test.
-        matches: Detector -> matches in each unseen mammogram.
-        patients: Of these mammograms.
-        config: methods, fppi, samples, level and seed are used.
+        trials: By detector.
+        matches: By detector, in each unseen mammogram.
+        patients: Patient of each unseen mammogram.
+        config: The test's.
     """
-    everybody = {outcome.patient for trial in trials.values() for outcome in trial.outcomes}
-    stressed = np.array(sorted(everybody), np.str_)
-    unseen = np.array(sorted(set(patients)), np.str_)
+    stressed = np.array(
+        sorted({outcome.patient for trial in trials.values() for outcome in trial.outcomes})
+    )
+    unseen = np.array(sorted(set(patients)))
     draws = min(config.samples, MOST_DRAWS)
     enough = min(len(stressed), len(unseen)) >= FEWEST_PATIENTS
     recall = _measure_recall(matches, np.arange(len(patients)), config)
@@ -165,16 +145,15 @@ def predict(
 
 
 def correlate(scores: Mapping[str, float], recall: Mapping[str, float]) -> float:
-    """Compute Spearman's correlation over detectors; NaN where either is constant."""
-    first = stats.rankdata([scores[name] for name in recall])
-    second = stats.rankdata(list(recall.values()))
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
+    """Compute Spearman's correlation over detectors; NaN if either is constant."""
+    values = [scores[name] for name in recall]
+    if len(set(values)) == 1 or len(set(recall.values())) == 1:
         return float("nan")
-    return float(np.corrcoef(first, second)[0, 1])
+    return float(stats.spearmanr(values, list(recall.values())).statistic)
 
 
 def _test_ranks(scores: Mapping[str, float], recall: Mapping[str, float], seed: int) -> float:
-    """Compute the p of a permutation test; NaN where there is no correlation."""
+    """Compute the p-value of a permutation test; NaN without a correlation."""
     if np.isnan(correlate(scores, recall)):
         return float("nan")
     first = stats.rankdata([scores[name] for name in recall])
@@ -201,7 +180,7 @@ def _measure_recall(
 def _score(
     trials: Mapping[str, Trial], method: str, names: Sequence[str] | None, config: StressConfig
 ) -> dict[str, float]:
-    """Return each detector's stress score, of all patients or of drawn ones."""
+    """Compute each detector's stress score, of all patients or of drawn ones."""
     scores = {}
     for detector, trial in trials.items():
         outcomes = trial.list_of(method)
@@ -217,7 +196,7 @@ def _score(
 
 
 def tabulate(predictions: Sequence[Prediction], config: StressConfig) -> list[Table]:
-    """Tabulate correlations, and what they are of."""
+    """Tabulate the scores and recalls, and their correlations."""
     names = list(predictions[0].recall)
     header = ["detector", f"recall at {config.fppi:g} false positives, %"]
     header += [f"contrast of 50 %, {prediction.method}" for prediction in predictions]
@@ -245,8 +224,8 @@ def tabulate(predictions: Sequence[Prediction], config: StressConfig) -> list[Ta
     columns = ["method", "detectors", "rank correlation", "low", "high"]
     columns += ["p, uncorrected", "p, Holm", "so the score"]
     note = (
-        "The interval draws patients. p is of all ways to pair the detectors' scores with their "
-        "recalls; below five detectors it never is small. Holm's correction for "
+        "The interval draws patients. The p-value is over all ways to pair the detectors' scores "
+        "with their recalls; below five detectors it is never small. Holm's correction for "
         f"{len(predictions)} method{'s' * (len(predictions) > 1)}."
     )
     return [

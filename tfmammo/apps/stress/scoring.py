@@ -1,4 +1,4 @@
-"""What detectors say of pairs: scores at the lesion's place, and where a detection counts."""
+"""Run detectors on pairs: scores at the lesion's place, and the limit above which one counts."""
 
 from __future__ import annotations
 
@@ -20,35 +20,22 @@ from tfmammo.metrics.detection import find_hits
 log = logging.getLogger(__name__)
 
 SIDE = 128  # px of a picture of a pair
-AROUND = 2.5  # side of what it shows over the lesion's longer side, and at least LEAST_SHOWN px
-LEAST_SHOWN = 96
+AROUND = 2.5  # the shown side over the lesion's longer side
+LEAST_SHOWN = 96  # px of the shown side
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What one detector says of one pair.
+    """One detector's scores of one pair: the highest of the detections that hit the lesion's box.
 
-    Attributes:
-        detector: Its name.
-        method: The pair's.
-        patient: Pseudonym.
-        image: The mammogram's id.
-        density: In the archive's words; "" where it is silent.
-        box: Of the lesion, native px.
-        condition: The pair's; None of a removal.
-        contrast: The pair's.
-        size: The pair's.
-        before: Highest score of a detection that hits the box, before; 0 without one.
-        after: The same after.
-        controls: The same of each control.
-        picture: uint8 [SIDE, 2 SIDE], before and after, of the lesion's surroundings.
+    A score is 0 if none does. `picture` shows the surroundings before and after, see `draw_pair`.
     """
 
     detector: str
     method: str
     patient: str
     image: str
-    density: str
+    density: str  # in the archive's words; "" if it states none
     box: Box
     condition: Condition | None
     contrast: float
@@ -61,17 +48,11 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What one detector says of all pairs.
-
-    Attributes:
-        outcomes: Of its pairs.
-        limit: A detection counts above this score.
-        fppi: False positives per mammogram above it, before anything is inserted.
-    """
+    """One detector's outcomes of all pairs."""
 
     outcomes: Sequence[Outcome]
-    limit: float
-    fppi: float
+    limit: float  # a detection counts above this score
+    fppi: float  # false positives per mammogram above it, before anything is inserted
 
     def list_of(self, method: str) -> list[Outcome]:
         """List the outcomes of a method."""
@@ -81,19 +62,7 @@ class Trial:
 def run(
     detectors: Mapping[str, StressedDetector], pairs: Iterable[Pair], config: StressConfig
 ) -> dict[str, Trial]:
-    """Run all detectors on all pairs; a mammogram before insertion is seen once by each.
-
-    Args:
-        detectors: By name.
-        pairs: Drawn as they are needed.
-        config: batch, criterion, threshold, score and fppi are used.
-
-    Returns:
-        Detector -> its trial.
-
-    Raises:
-        DetectionError: A detector fails.
-    """
+    """Run all detectors on all pairs; each sees a mammogram before insertion once."""
     outcomes: dict[str, list[Outcome]] = {name: [] for name in detectors}
     bases: dict[str, dict[str, Detections]] = {name: {} for name in detectors}
     false_positives: dict[str, dict[str, NDArray[np.float32]]] = {name: {} for name in detectors}
@@ -104,7 +73,7 @@ def run(
         for name, detector in detectors.items():
             outcomes[name] += _detect(name, detector, batch, bases[name], config)
             for pair in batch:
-                if pair.condition:  # of a removal's mammogram other lesions are not known as well
+                if pair.condition:  # a removal's mammogram may have further lesions, unmarked
                     false_positives[name][pair.before.image_id] = _find_false(
                         bases[name][pair.before.image_id], pair.before, config
                     )
@@ -128,14 +97,14 @@ def run(
 def choose_limit(
     false_positives: Sequence[NDArray[np.float32]], config: StressConfig
 ) -> tuple[float, float]:
-    """Choose the score above which a detection counts.
+    """Choose the score above which a detection counts: `score` if given, else by `fppi`.
 
     Args:
         false_positives: Scores of the false positives in each mammogram.
-        config: score decides where it is given, else fppi.
+        config: The test's.
 
     Returns:
-        The limit, and how many false positives per mammogram lie above it.
+        The limit, and the number of false positives per mammogram above it.
     """
     scores = np.sort(np.concatenate([np.empty(0), *false_positives]))[::-1]
     images = max(1, len(false_positives))
@@ -147,7 +116,7 @@ def choose_limit(
 
 
 def score_box(detections: Detections, box: Sequence[float], config: StressConfig) -> float:
-    """Return the highest score of the detections that hit a box, native px; 0 without one."""
+    """Return the highest score of the detections that hit a box, native px; 0 if none does."""
     if not len(detections):
         return 0.0
     truth = np.array([box], np.float64)
@@ -195,7 +164,7 @@ def _detect(
 def _find_false(
     detections: Detections, mammogram: Mammogram, config: StressConfig
 ) -> NDArray[np.float32]:
-    """Return the scores of detections that hit no lesion of the mammogram."""
+    """Return the scores of the detections that hit no lesion."""
     truth = stack_boxes(mammogram.lesions)
     if not len(detections) or not len(truth):
         return detections.scores
@@ -204,11 +173,7 @@ def _find_false(
 
 
 def draw_pair(pair: Pair) -> NDArray[np.uint8]:
-    """Draw a pair's surroundings, before and after, on one grey scale.
-
-    Returns:
-        uint8 [SIDE, 2 SIDE].
-    """
+    """Draw a pair's surroundings, before and after, on one grey scale: uint8 [SIDE, 2 SIDE]."""
     top, left, bottom, right = pair.box
     half = round(max(AROUND * max(bottom - top, right - left), LEAST_SHOWN) / 2)
     row = (top + bottom) // 2

@@ -24,17 +24,9 @@ from tfmammo.tracking import runs
 
 
 def stress(config: StressConfig, output: Path) -> list[Table]:
-    """Run a stress test, and write table.md, index.html, pairs.csv, summary.json and pictures.
-
-    Returns:
-        The tables.
-
-    Raises:
-        DataError: No pair could be made.
-        DetectionError: A detector can't be read, or fails.
-    """
+    """Run a stress test; write table.md, index.html, pairs.csv, summary.json and pictures."""
     detectors = {name: open_detector(uri, config) for name, uri in config.detectors.items()}
-    unseen = prediction.list_unseen(detectors, config)  # a fault shows before the hours of work
+    unseen = prediction.list_unseen(detectors, config)  # errors come before hours of work
     skipped = Skipped()
     opened = detectors.values()
     pairs = chain(make_pairs(config, opened, skipped), make_removals(config, opened, skipped))
@@ -42,8 +34,8 @@ def stress(config: StressConfig, output: Path) -> list[Table]:
     datasets.log_skipped(skipped)
     if not any(trial.list_of(name) for trial in trials.values() for name in config.methods):
         reasons = [reason for reason in skipped.reasons.values() if reason != KNOWN]
-        first = next(iter(reasons), "there is no mammogram")
-        raise DataError(f"no pair could be made; the first: {first}")
+        first = next(iter(reasons), "no mammogram was found")
+        raise DataError(f"no pair could be made; first reason: {first}")
     curves = {
         (detector, method): analysis.fit_curves(outcomes, trial.limit, config)
         for detector, trial in trials.items()
@@ -91,7 +83,7 @@ def stress(config: StressConfig, output: Path) -> list[Table]:
 
 
 def _replace_infinite(value: Any) -> Any:
-    """Replace what JSON can't hold: infinity by "inf" and "-inf", NaN by null."""
+    """Replace infinity, which JSON lacks, by "inf" and "-inf", and NaN by null."""
     if isinstance(value, dict):
         return {key: _replace_infinite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -5,7 +5,7 @@ tfmammo studio --config configs/studio.yaml --set systems.infilling.generator=RU
                                                             port=8000
 
 The page is at http://127.0.0.1:7860, for this machine only, until Ctrl-C. All uploads and downloads
-lie in one private folder, which is removed at the end. The studio needs the extra `serve`.
+are in one private folder, which is removed at the end. The studio needs the extra `serve`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from tfmammo import cli
 from tfmammo import config as configuration
-from tfmammo.apps.serving.local import private_folder, stoppable
+from tfmammo.apps.serving.web import private_folder, stoppable
 from tfmammo.apps.studio.config import StudioConfig
 from tfmammo.errors import ConfigError
 
@@ -29,15 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def show(config: StudioConfig) -> None:
-    """Serve the page until Ctrl-C.
-
-    Args:
-        config: What to offer, and where to listen.
-
-    Raises:
-        ConfigError: Gradio is not installed, or a model can't be loaded.
-        OSError: The port is in use.
-    """
+    """Serve the page until Ctrl-C."""
     with stoppable(), private_folder("tfmammo_studio_") as folder:
         # Gradio reads both while it is imported.
         os.environ |= {

@@ -9,12 +9,14 @@ from typing import TypeVar
 
 import gradio as gr
 from fastapi import FastAPI
-from starlette.types import ASGIApp
 
 from tfmammo.apps.reader_study.session import ReaderStudy
 from tfmammo.apps.serving import web
-from tfmammo.apps.studio import guard, inserting, judging, reading, windowing
+from tfmammo.apps.studio import guard, windowing
 from tfmammo.apps.studio.config import StudioConfig
+from tfmammo.apps.studio.inserting import InsertTab
+from tfmammo.apps.studio.judging import StudyTab
+from tfmammo.apps.studio.reading import ReadTab
 from tfmammo.errors import ConfigError, TfmammoError
 from tfmammo.inference.pipeline import Pipeline
 from tfmammo.synthesis.editor import Editor
@@ -24,7 +26,7 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 512  # a browser opens several
 
 ABOUT = (
-    "# tfmammo studio\nFor research and teaching, not for diagnosis. Images that are made here are "
+    "# tfmammo studio\nFor research and teaching, not for diagnosis. Images made with it are "
     "synthetic, and their files say so."
 )
 STYLE = """
@@ -40,11 +42,7 @@ Loaded = TypeVar("Loaded")
 
 
 def build(config: StudioConfig) -> gr.Blocks:
-    """Load all models and lay out the page.
-
-    Raises:
-        ConfigError: A model can't be loaded; the sentence names its key.
-    """
+    """Load all models and lay out the page."""
     systems = {
         name: _load(f"systems.{name}", Editor.load, system)
         for name, system in config.systems.items()
@@ -58,41 +56,19 @@ def build(config: StudioConfig) -> gr.Blocks:
         windowing.add_controls()
         if systems:
             with gr.Tab("Insert or remove"):
-                inserting.add_tab(systems, config.parallel)
+                InsertTab(systems, config.parallel)
         if pipeline:
             with gr.Tab("Read"):
-                reading.add_tab(pipeline, config.parallel)
+                ReadTab(pipeline, config.parallel)
         if study:
             with gr.Tab("Reader study"):
-                judging.add_tab(study)
+                StudyTab(study)
     return page
 
 
 def serve(config: StudioConfig, folder: Path) -> None:
-    """Show the page until Ctrl-C.
-
-    Args:
-        config: What to offer, and where to listen.
-        folder: A private folder, the only one whose files are served.
-
-    Raises:
-        ConfigError: A model can't be loaded.
-        OSError: The port is in use.
-    """
-    app = make_application(build(config), config, folder)
-    with web.listen(config.host, config.port) as listener:
-        log.info("the studio is at http://%s:%s", config.host, config.port)
-        web.make_server(app, MAX_CONNECTIONS).run([listener])
-
-
-def make_application(page: gr.Blocks, config: StudioConfig, folder: Path) -> ASGIApp:
-    """Return the ASGI application that serves the page, with its checks and limits.
-
-    Args:
-        page: The page.
-        config: What to offer, and where to listen.
-        folder: See `serve`.
-    """
+    """Show the page until Ctrl-C; `folder` is private, and the only one whose files are served."""
+    page = build(config)
     page.queue(default_concurrency_limit=8, max_size=200)
     app = gr.mount_gradio_app(
         FastAPI(openapi_url=None),
@@ -105,21 +81,20 @@ def make_application(page: gr.Blocks, config: StudioConfig, folder: Path) -> ASG
         allowed_paths=[str(folder)],
         show_error=False,
         ssr_mode=False,
-        theme=make_theme(),
+        # the system's fonts, so that nothing is fetched from other sites
+        theme=gr.themes.Base(
+            primary_hue="sky",
+            neutral_hue="slate",
+            font=["system-ui", "sans-serif"],
+            font_mono=["ui-monospace", "monospace"],
+        ),
         css=STYLE + windowing.STYLE,
     )
     bounded = guard.BoundedUploads(app, folder, config.total_mb * 2**20)
-    return web.guard(bounded, config.host, config.names)
-
-
-def make_theme() -> gr.themes.Base:
-    """Make a plain theme with the system's fonts, so that nothing is fetched from other sites."""
-    return gr.themes.Base(
-        primary_hue="sky",
-        neutral_hue="slate",
-        font=["system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
-    )
+    guarded = web.guard(bounded, config.host, config.names)
+    with web.listen(config.host, config.port) as listener:
+        log.info("the studio is at http://%s:%s", config.host, config.port)
+        web.make_server(guarded, MAX_CONNECTIONS).run([listener])
 
 
 def _load(key: str, load: Callable[[Section], Loaded], config: Section) -> Loaded:

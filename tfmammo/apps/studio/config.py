@@ -24,13 +24,14 @@ class StudioConfig(Frozen):
     port: int = Field(default=7860, ge=1, le=65535)
     """Port to listen on."""
     names: tuple[str, ...] = ()
-    """Further names and addresses of this machine. Requests to any other are refused, but where
-    `host` is reached from other machines and no names are given.
+    """Further names and addresses of this machine. Requests to other names are refused, unless
+    other machines reach `host` and no names are given.
     """
     upload_mb: PositiveInt = 100
     """Largest upload, MB."""
     total_mb: PositiveInt = 2000
-    """Most MB of all uploads and results that are kept for open pages; further uploads are refused.
+    """Largest total of the uploads and results kept for open pages, MB; beyond it, uploads are
+    refused.
     """
     parallel: PositiveInt = 2
     """Requests that are computed at once; others wait."""

@@ -1,4 +1,4 @@
-"""A limit of all the studio's files together; Gradio bounds each upload and deletes old ones."""
+"""A limit on all the studio's files together; Gradio limits each upload and deletes old ones."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ from tfmammo.apps.serving import web
 
 
 class BoundedUploads:
-    """An ASGI application that refuses an upload by which the files would exceed a total.
-
-    Args:
-        app: The page.
-        folder: Folder of all temporary files.
-        total: Bytes of all files in the folder, at most.
-    """
+    """An ASGI application that refuses uploads beyond `total` bytes of all files in a folder."""
 
     def __init__(self, app: ASGIApp, folder: Path, total: int) -> None:
         self.app = app
@@ -29,7 +23,7 @@ class BoundedUploads:
         self.incoming = 0  # bytes of the uploads under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer or refuse a request, see ASGI."""
+        """Answer or refuse a request."""
         if scope["type"] != "http" or not scope["path"].rstrip("/").endswith("/upload"):
             return await self.app(scope, receive, send)
         length = Headers(scope=scope).get("content-length")
@@ -40,7 +34,7 @@ class BoundedUploads:
         if held + self.incoming + int(length) > self.total:
             await web.drain(Request(scope, receive))
             refusal = web.refuse(
-                413, "the studio holds too many files; close a page, or try again in an hour"
+                413, "the studio has too many open files; close a page, or try again in an hour"
             )
             return await refusal(scope, receive, send)
         self.incoming += int(length)
@@ -52,7 +46,7 @@ class BoundedUploads:
 
 
 def folder_size(folder: Path) -> int:
-    """Return the bytes of all files in a folder."""
+    """Add up the bytes of all files in a folder."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(OSError):  # it has just been deleted

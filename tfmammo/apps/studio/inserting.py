@@ -1,7 +1,6 @@
 """The tab that inserts or removes a lesion: a click gives the place, a slider compares the result.
 
-Every browser has its own mammogram and result (gr.State); only the systems are shared. Downloads
-have fixed names.
+Every browser has its own mammogram and result (gr.State); only the systems are shared.
 """
 
 from __future__ import annotations
@@ -29,49 +28,34 @@ from tfmammo.synthesis.editor import Editor, EditRequest, EditResult
 OWN_SHAPE = "the system's own"
 SHAPES = ("irregular", "lobular", "oval", "round")
 USUAL_MM = 12.0  # height and width of a mass until the user changes them
-HINT = "Open a mammogram, then click where the lesion is to be."
+HINT = "Open a mammogram, then click on the place of the lesion."
 PLACE = "Click on the mammogram to choose a place."
 OUTLINE_COLOUR = (86, 180, 233)
+DOWNLOADS = ("synthetic.dcm", "annotations.json", "mask.png", "recipe.json")
 
 
 @dataclass(frozen=True, eq=False)
 class ResultView:
-    """A result as the page shows it.
+    """A result as the page shows it; all places and sizes are native px of the mammogram."""
 
-    Attributes:
-        before: The whole mammogram before the change, as `uploads.to_display` returns it.
-        after: The whole mammogram after the change.
-        details: The surroundings of the lesion before and after, native px.
-        corner: Top and left of the details on the mammogram, native px.
-        rows: Rows of the mammogram, native px.
-        cols: Columns of the mammogram, native px.
-        box: The lesion's box, native px.
-        mask: The lesion's mask within its box, native px.
-        folder: Folder of the downloads.
-    """
-
-    before: Picture
+    before: Picture  # the whole mammogram, as `uploads.to_display` returns it
     after: Picture
-    details: tuple[Picture, Picture]
-    corner: tuple[int, int]
+    details: tuple[Picture, Picture]  # the surroundings of the lesion before and after
+    corner: tuple[int, int]  # top and left of the details
     rows: int
     cols: int
     box: Box
-    mask: Picture
-    folder: Path
+    mask: Picture  # within the box
+    folder: Path  # of the downloads
 
     def pair(self, marked: bool) -> tuple[Picture, Picture]:
-        """Return the whole mammogram before and after, uint8 [rows, cols, 3].
-
-        Args:
-            marked: Draw the box and the outline on the second one.
-        """
+        """Return the whole mammogram before and after, RGB; `marked` draws box and outline."""
         scale = self.before.shape[0] / self.rows, self.before.shape[1] / self.cols
         after = self._draw(self.after, (0, 0), scale) if marked else uploads.to_rgb(self.after)
         return uploads.to_rgb(self.before), after
 
     def detail(self, marked: bool) -> tuple[Picture, Picture]:
-        """Return the surroundings of the lesion before and after, as `pair`."""
+        """Return the surroundings of the lesion before and after, like `pair`."""
         before, after = self.details
         rgb = self._draw(after, self.corner, (1.0, 1.0)) if marked else uploads.to_rgb(after)
         return uploads.to_rgb(before), rgb
@@ -79,7 +63,6 @@ class ResultView:
     def _draw(
         self, picture: Picture, corner: tuple[int, int], scale: tuple[float, float]
     ) -> Picture:
-        """Draw the box and the outline on a picture that shows the mammogram from a corner on."""
         canvas = uploads.to_rgb(picture)
         corners = (np.reshape(self.box, (2, 2)) - corner) * scale
         (top, left), (bottom, right) = np.rint(corners).astype(int).tolist()
@@ -91,18 +74,13 @@ class ResultView:
         return canvas
 
 
-def add_tab(systems: Mapping[str, Editor], parallel: int) -> None:
-    """Fill a tab of a gr.Blocks.
+class InsertTab:
+    """The tab's components and their events, on a gr.Blocks.
 
     Args:
         systems: Editors by the names that the page shows.
         parallel: Requests computed at once.
     """
-    _Tab(systems, parallel)
-
-
-class _Tab:
-    """The tab's components and their events."""
 
     def __init__(self, systems: Mapping[str, Editor], parallel: int) -> None:
         self.systems = systems
@@ -111,23 +89,22 @@ class _Tab:
         self.centre = gr.State(None)
         with gr.Row():
             with gr.Column(scale=3):
-                self._add_picture()
+                self.upload, self.example = uploads.add_opening_inputs(
+                    "Open a mammogram", "insert-phantom"
+                )
+                self.hint = gr.Markdown(HINT)
+                self.picture = gr.Image(
+                    show_label=False,
+                    interactive=False,
+                    height="72vh",
+                    buttons=["fullscreen"],
+                    elem_id="mammogram",
+                    visible=False,
+                )
             with gr.Column(scale=2, min_width=300):
                 self._add_options()
         self._add_result()
         self._connect(parallel)
-
-    def _add_picture(self) -> None:
-        self.upload, self.example = uploads.add_opening_inputs("Open a mammogram", "insert-phantom")
-        self.hint = gr.Markdown(HINT)
-        self.picture = gr.Image(
-            show_label=False,
-            interactive=False,
-            height="72vh",
-            buttons=["fullscreen"],
-            elem_id="mammogram",
-            visible=False,
-        )
 
     def _add_options(self) -> None:
         first = next(iter(self.systems))
@@ -244,7 +221,7 @@ class _Tab:
         )
 
     def _example(self, name: str | None, old: OpenMammogram | None) -> Updates:
-        if name is None:  # a file of the user's takes its place
+        if name is None:  # the user's own file replaces it
             return gr.skip()
         return uploads.run_with_note(self.note, lambda: self._show(uploads.open_phantom(name), old))
 
@@ -267,8 +244,7 @@ class _Tab:
     def _place(self, held: OpenMammogram | None, event: gr.SelectData) -> Updates:
         if held is None:
             return {self.hint: HINT}
-        rows = held.mammogram.rows
-        cols = held.mammogram.cols
+        rows, cols = held.mammogram.rows, held.mammogram.cols
         centre = uploads.to_native(event.index, held.shown, rows, cols)
         return {
             self.centre: centre,
@@ -304,53 +280,32 @@ class _Tab:
         centre: Any,
         old: ResultView | None,
         marked: bool,
-        system: str,
+        name: str,
         *options: Any,
     ) -> Updates:
-        return uploads.run_with_note(
-            self.note,
-            lambda: self._result(held, centre, old, marked, self.systems[system], *options),
-        )
+        """Edit; the options are height, width, shape, factor, seed and what `Facts.parse` takes."""
 
-    def _result(
-        self,
-        held: OpenMammogram | None,
-        centre: Any,
-        old: ResultView | None,
-        marked: bool,
-        system: Editor,
-        height: Any,
-        width: Any,
-        shape: str,
-        factor: float,
-        seed: Any,
-        *facts: Any,
-    ) -> Updates:
-        if held is None or centre is None:
-            raise DataError(
-                "the mammogram is no longer open; open it again"
-                if centre
-                else "choose a place in a mammogram"
-            )
-        request = build_request(system, tuple(centre), height, width, shape, factor, seed)
-        result = system.edit(Facts.parse(*facts).add_to(held.mammogram), request)
-        view = make_view(result, write_downloads(result, held.lossy))
-        uploads.release(old)
-        return {
-            self.view: view,
-            self.result: gr.update(visible=True),
-            self.text: format_result(result),
-            # The slider stands in the middle of the lesion.
-            self.slider: gr.update(
-                value=view.pair(marked),
-                slider_position=50 * (view.box[1] + view.box[3]) / view.cols,
-            ),
-            self.detail: view.detail(marked),
-            self.files: [
-                str(view.folder / name)
-                for name in ("synthetic.dcm", "annotations.json", "mask.png", "recipe.json")
-            ],
-        }
+        def work() -> Updates:
+            if centre is None:
+                raise DataError("choose a place in a mammogram")
+            if held is None:
+                raise DataError("the mammogram is no longer open; open it again")
+            system = self.systems[name]
+            request = build_request(system, tuple(centre), *options[:5])
+            result = system.edit(Facts.parse(*options[5:]).add_to(held.mammogram), request)
+            view = make_view(result, write_downloads(result, held.lossy))
+            uploads.release(old)
+            middle = 50 * (view.box[1] + view.box[3]) / view.cols
+            return {
+                self.view: view,
+                self.result: gr.update(visible=True),
+                self.text: format_result(result),
+                self.slider: gr.update(value=view.pair(marked), slider_position=middle),
+                self.detail: view.detail(marked),
+                self.files: [str(view.folder / file) for file in DOWNLOADS],
+            }
+
+        return uploads.run_with_note(self.note, work)
 
     def _mark(self, view: ResultView | None, marked: bool) -> Updates:
         if view is None:
@@ -359,11 +314,7 @@ class _Tab:
 
 
 def size_control(system: Editor) -> str:
-    """Return how a user chooses the size of a system's lesions.
-
-    Returns:
-        "size" for a generated mass, "factor" for a real lesion, "" where there is no choice.
-    """
+    """Return how a user sets the size of lesions: "size" if drawn, "factor" if real, or ""."""
     if system.config.renderer == "contextual":
         return ""
     return "factor" if system.config.real_lesions else "size"
@@ -383,12 +334,7 @@ def build_request(
     factor: float,
     seed: Any,
 ) -> EditRequest:
-    """Build the request from the page's values; those that a system does not use are ignored.
-
-    Raises:
-        DataError: Height or width is missing.
-        pydantic.ValidationError: A value is out of range.
-    """
+    """Build the request from the page's values, without those that the system does not use."""
     values: dict[str, Any] = {"centre": centre, "seed": seed or 0}
     if size_control(system) == "size":
         if not height or not width:
@@ -427,7 +373,7 @@ def format_result(result: EditResult) -> str:
     if spacing:
         size += f" = {(bottom - top) * spacing[0]:.1f} x {(right - left) * spacing[1]:.1f} mm"
         area_text += f" = {area * spacing[0] * spacing[1]:.1f} mm²"
-    change = "**Tissue refilled, where a lesion may have been.**"
+    change = "**Tissue filled in, where a lesion may have been.**"
     if result.kind:
         change = f"**{result.kind.capitalize()} added.**"
     return (
@@ -437,12 +383,7 @@ def format_result(result: EditResult) -> str:
 
 
 def make_view(result: EditResult, folder: Path) -> ResultView:
-    """Make the view of a result.
-
-    Args:
-        result: What the editor returned.
-        folder: Folder of its downloads.
-    """
+    """Make the view of a result, with the folder of its downloads."""
     before = result.before.image()
     after = result.after.image()
     top, left, bottom, right = result.box
@@ -465,12 +406,7 @@ def make_view(result: EditResult, folder: Path) -> ResultView:
 
 
 def write_downloads(result: EditResult, lossy: bool) -> Path:
-    """Write the downloads to a new folder: synthetic.dcm, annotations.json, mask.png, recipe.json.
-
-    Args:
-        result: What the editor returned.
-        lossy: Whether the mammogram's file was compressed with loss.
-    """
+    """Write the DOWNLOADS to a new folder; `lossy`: the mammogram's file was lossily compressed."""
     folder = Path(tempfile.mkdtemp(prefix="made_"))
     recipe = dict(result.recipe)
     if "config" in recipe:

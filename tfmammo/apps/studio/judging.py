@@ -1,8 +1,8 @@
 """The reader study's tab: a reader enters a name and answers one case after the other.
 
-Nothing that reaches the browser tells which patch is real. Images are part of the page: nameless
-PNGs that have the same size in pixels and in bytes. The current case of a reader stays in the
-server's memory. The buttons' functions are not part of an API.
+Nothing that reaches the browser reveals which patch is real. Images are part of the page: nameless
+PNGs of the same size in pixels and in bytes. The reader's current case stays on the server, and the
+buttons' functions are not part of an API.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ from tfmammo.metrics import observer
 
 log = logging.getLogger(__name__)
 
-# For so long after a case appears no answer is accepted: it would be the second half of a double
-# click.
-PAUSE_SECONDS = 0.4
+PAUSE_SECONDS = 0.4  # without answers after a case appears: the second half of a double click
 CHOICE = "Which one is real?"
 RATING = "Is it real? From 1 (certainly synthetic) to 6 (certainly real)"
 WELCOME = """## Real or synthetic?
@@ -59,17 +57,8 @@ Place = tuple[str, Case, float]
 Updates = dict[Any, Any]
 
 
-def add_tab(study: ReaderStudy) -> None:
-    """Fill a tab of a gr.Blocks with the study.
-
-    Args:
-        study: Shared by all readers, in any number of threads.
-    """
-    _Tab(study)
-
-
-class _Tab:
-    """The tab's components and their events."""
+class StudyTab:
+    """The tab's components and their events, on a gr.Blocks; all readers share the study."""
 
     def __init__(self, study: ReaderStudy) -> None:
         self.study = study
@@ -93,7 +82,10 @@ class _Tab:
                     for number in SCALE
                 }
         self.closing = gr.Markdown(visible=False)
-        self._add_results()
+        with gr.Accordion("Results", visible=False, open=False) as self.results:
+            self.table = gr.Dataframe(interactive=False, wrap=True)
+            self.curves = gr.Plot(show_label=False)
+            self.files = gr.Files(label="CSV files", interactive=False)
         outputs = [
             self.place,
             self.welcome,
@@ -123,12 +115,6 @@ class _Tab:
                 show_progress="hidden",
                 concurrency_limit=None,
             )
-
-    def _add_results(self) -> None:
-        with gr.Accordion("Results", visible=False, open=False) as self.results:
-            self.table = gr.Dataframe(interactive=False, wrap=True)
-            self.curves = gr.Plot(show_label=False)
-            self.files = gr.Files(label="CSV files", interactive=False)
 
     def _start(self, name: str) -> Updates:
         try:
@@ -185,10 +171,10 @@ class _Tab:
                     "under your name."
                 )
             else:
-                updates |= self._results()
+                updates |= self._show_results()
         return updates | {self.closing: gr.update(value=thanks, visible=True)}
 
-    def _results(self) -> Updates:
+    def _show_results(self) -> Updates:
         study = self.study
         folder = Path(tempfile.mkdtemp(prefix="reader_study_"))
         results = study.compute_results()
@@ -217,21 +203,20 @@ def format_own_result(study: ReaderStudy, reader: str) -> str:
             [answer.case.truth == "real" for answer in rated], [answer.score for answer in rated]
         ).area
         lines.append(
-            "Your ratings separate real from synthetic patches with an area under the ROC curve of "
-            f"{area.value:.2f}. Guessing gives 0.5."
+            f"Your ratings separate real from synthetic patches with an AUC of {area.value:.2f}. "
+            "Guessing gives 0.5."
         )
     return "\n\n".join(lines or [f"There are {FEW} for a result."])
 
 
 def _format_images(pictures: Sequence[bytes]) -> str:
-    """Return HTML that shows the images side by side."""
     encoded = [base64.b64encode(picture).decode() for picture in pictures]
     images = [f'<img alt="patch" src="data:image/png;base64,{text}">' for text in encoded]
     return f'<div class="pictures">{"".join(images)}</div>'
 
 
 def _to_page_error(error: Exception) -> gr.Error:
-    """Return an error as a note on the page; details that only the operator needs are logged."""
+    """Make a note for the page; details for the operator are logged."""
     if isinstance(error, ConfigError):
         log.error("%s", error)
         return gr.Error(

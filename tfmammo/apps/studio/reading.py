@@ -1,7 +1,6 @@
 """The tab of the CAD pipeline: boxes, outlines, shapes and uncertainty of lesions, and their files.
 
-An upload is read at once and then deleted. Its DICOM segmentation is written before that, as it
-needs the upload.
+An upload is read at once and then deleted; its DICOM segmentation needs it and is written before.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ HEADER = (
     "uncertainty",
     "remarks",
 )
-HINT = """Boxes, outlines and shapes of lesions, found by three trained models.
+HINT = """Three trained models find lesions, and mark their boxes, outlines and shapes.
 First state what the file does not.
 
 A DICOM segmentation repeats the patient and study of its mammogram, as the standard requires.
@@ -47,18 +46,13 @@ class Results:
     folder: Path
 
 
-def add_tab(pipeline: Pipeline, parallel: int) -> None:
-    """Fill a tab of a gr.Blocks.
+class ReadTab:
+    """The tab's components and their events, on a gr.Blocks.
 
     Args:
         pipeline: Shared by all sessions.
         parallel: Requests computed at once.
     """
-    _Tab(pipeline, parallel)
-
-
-class _Tab:
-    """The tab's components and their events."""
 
     def __init__(self, pipeline: Pipeline, parallel: int) -> None:
         self.pipeline = pipeline
@@ -112,14 +106,13 @@ class _Tab:
         return {self.upload: None, self.example: None} | uploads.run_with_note(self.note, work)
 
     def _example(self, name: str | None, old: Results | None) -> Updates:
-        if name is None:  # a file of the user's takes its place
+        if name is None:  # the user's own file replaces it
             return gr.skip()
         return uploads.run_with_note(
             self.note, lambda: self._read(uploads.open_phantom(name).mammogram, None, old)
         )
 
     def _read(self, mammogram: Mammogram, source: Path | None, old: Results | None) -> Updates:
-        """Run the pipeline, write the downloads and show the findings."""
         result = self.pipeline.predict(mammogram)
         folder = Path(tempfile.mkdtemp(prefix="read_"))
         overlay = draw_overlay(result, min(uploads.MAX_SIDE, max(mammogram.rows, mammogram.cols)))
@@ -144,12 +137,7 @@ class _Tab:
 
 
 def format_row(lesion: Mapping[str, Any], spacing: tuple[float, float] | None) -> list[str]:
-    """Format a lesion as a row of the table, in the order of HEADER.
-
-    Args:
-        lesion: An entry of a report's "lesions".
-        spacing: mm per px.
-    """
+    """Format an entry of a report's "lesions" as a row of the table, in the order of HEADER."""
     top, left, bottom, right = lesion["mask_box"] or lesion["box"]
     height = bottom - top
     width = right - left

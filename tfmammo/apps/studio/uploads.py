@@ -1,11 +1,10 @@
 """What the studio's tabs share: open a mammogram, show it, and report errors in one sentence.
 
-An upload is a patient's. It is moved at once from Gradio's folder, whose name depends on the file,
-to a private folder under a fixed name, and deleted after it was read. A browser's session keeps
-pixels and the facts of a record: those of an ordinary image in memory, those of a DICOM file in a
-new file, which is written from the stored values (archives.writers.synthetic), so that bits, grey
-values and spacing stay the same. They are deleted with the session. Names of files and texts of
-headers are not logged, shown or written.
+An upload is a patient's. It is moved at once from Gradio's folder, named after the file, to a
+private folder under a fixed name, and deleted after it was read. A browser's session keeps its
+pixels, side, view and spacing until it ends: those of an ordinary image in memory, those of a DICOM
+in a new file, with the same stored values, bits and spacing. File names and header texts are not
+logged, shown or written.
 """
 
 from __future__ import annotations
@@ -60,25 +59,15 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """Facts of a mammogram that a user gives because the file does not state them.
-
-    Attributes:
-        laterality: Side.
-        view: View.
-        spacing: mm per px, both ways.
-    """
+    """Facts of a mammogram that a user gives because the file does not state them."""
 
     laterality: Laterality | None = None
     view: View | None = None
-    spacing: float | None = None
+    spacing: float | None = None  # mm per px, both ways
 
     @staticmethod
     def parse(side: str, view: str, spacing: float | None) -> Facts:
-        """Parse the values of `add_facts_inputs`.
-
-        Raises:
-            DataError: No mammogram has such a spacing.
-        """
+        """Parse the values of `add_facts_inputs`."""
         if spacing and not 0.005 <= spacing <= 2:
             raise DataError(
                 f"{spacing:g} mm per px is not the spacing of a mammogram; most have 0.05 to 0.2"
@@ -86,7 +75,7 @@ class Facts:
         return Facts(SIDES[side], VIEWS[view], spacing or None)
 
     def add_to(self, mammogram: Mammogram) -> Mammogram:
-        """Return the record with these facts where it has none."""
+        """Fill in these facts where the record has none."""
         spacing = mammogram.spacing or ((self.spacing, self.spacing) if self.spacing else None)
         return replace(
             mammogram,
@@ -98,28 +87,17 @@ class Facts:
 
 @dataclass(frozen=True, eq=False)
 class OpenMammogram:
-    """A mammogram that a session has opened.
-
-    Attributes:
-        mammogram: The record.
-        shown: uint8 [rows, cols], at most MAX_SIDE px high and wide.
-        lossy: Whether its file was compressed with loss.
-        folder: Folder that the pixels are read from; None where they are in memory.
-    """
+    """A mammogram that a session has opened."""
 
     mammogram: Mammogram
-    shown: Picture
-    lossy: bool = False
-    folder: Path | None = None
+    shown: Picture  # uint8 [rows, cols], at most MAX_SIDE px high and wide
+    lossy: bool = False  # its file was lossily compressed
+    folder: Path | None = None  # of the pixels; None: they are in memory
 
 
 @contextmanager
 def claim(upload: str) -> Iterator[Path]:
-    """Move an upload to a fixed name in a private folder, which is deleted at the end.
-
-    Raises:
-        ArchiveError: The upload no longer exists.
-    """
+    """Move an upload to a fixed name in a private folder, which is deleted at the end."""
     source = Path(upload)
     private = Path(tempfile.mkdtemp(prefix="upload_"))
     suffix = source.suffix.lower()
@@ -139,11 +117,7 @@ def claim(upload: str) -> Iterator[Path]:
 
 
 def open_upload(upload: str) -> OpenMammogram:
-    """Read an upload and delete it.
-
-    Raises:
-        ArchiveError: It is not a mammogram that can be read.
-    """
+    """Read an upload and delete it."""
     with claim(upload) as path:
         mammogram = editor.open_mammogram(path)
         stored = archives.read_stored(mammogram)
@@ -156,9 +130,8 @@ def open_upload(upload: str) -> OpenMammogram:
     pseudonym = hash_id("studio", identity)
     mammogram = replace(mammogram, archive="studio", patient_id=pseudonym, image_id=pseudonym)
     if not is_dicom:
-        return OpenMammogram(
-            mammogram.with_pixels(partial(_get_image, stored)), to_display(image), lossy
-        )
+        read = partial(Stored.image, stored)
+        return OpenMammogram(mammogram.with_pixels(read), to_display(image), lossy)
     session_folder = Path(tempfile.mkdtemp(prefix="held_"))
     path = session_folder / "mammogram.dcm"
     synthetic.write_dicom_of_mammogram(path, stored, mammogram, identity)
@@ -167,7 +140,7 @@ def open_upload(upload: str) -> OpenMammogram:
 
 
 def list_phantoms() -> dict[str, Mammogram]:
-    """Return the examples by their names on the page."""
+    """List the examples by their names on the page."""
     return {
         f"{number}: {mammogram.laterality} {mammogram.view}, {mammogram.pathology}": mammogram
         for number, mammogram in enumerate(phantom.read(count=PHANTOMS), 1)
@@ -175,16 +148,12 @@ def list_phantoms() -> dict[str, Mammogram]:
 
 
 def open_phantom(name: str) -> OpenMammogram:
-    """Open an example by its name on the page.
-
-    Raises:
-        DataError: There is no such example.
-    """
+    """Open an example by its name on the page."""
     phantoms = list_phantoms()
     if name not in phantoms:
         raise DataError("there is no such phantom")
     stored = Stored.of_image(phantoms[name].pixels(), 16)
-    mammogram = phantoms[name].with_pixels(partial(_get_image, stored), bits=16)
+    mammogram = phantoms[name].with_pixels(partial(Stored.image, stored), bits=16)
     return OpenMammogram(mammogram, to_display(stored.image()))
 
 
@@ -195,14 +164,7 @@ def release(state: Any) -> None:
 
 
 def to_display(image: NDArray[np.float32]) -> Picture:
-    """Reduce a mammogram to the size that pages show; it is never enlarged.
-
-    Args:
-        image: float32 [rows, cols, 1] in [0, 1].
-
-    Returns:
-        uint8 [rows, cols], at most MAX_SIDE px high and wide.
-    """
+    """Reduce float32 [rows, cols, 1] in [0, 1] to uint8 [rows, cols], at most MAX_SIDE px."""
     scale = min(1.0, MAX_SIDE / max(image.shape[:2]))
     size = [max(1, round(length * scale)) for length in image.shape[:2]]
     smaller = image if scale == 1 else resize_image(image, *size)
@@ -210,16 +172,9 @@ def to_display(image: NDArray[np.float32]) -> Picture:
 
 
 def to_native(click: tuple[int, int], picture: Picture, rows: int, cols: int) -> tuple[int, int]:
-    """Return the native pixel under a click.
+    """Find the native pixel (row, col) under a click, (col, row) px of the scaled picture.
 
-    Args:
-        click: (col, row), px of the picture, as gr.Image gives it.
-        picture: The whole mammogram, scaled.
-        rows: Rows of the mammogram, native px.
-        cols: Columns of the mammogram, native px.
-
-    Returns:
-        (row, col), native px, within the mammogram.
+    `rows` and `cols` are the size of the mammogram, native px.
     """
     height, width = picture.shape[:2]
     row = int((click[1] + 0.5) * rows / height)
@@ -233,17 +188,7 @@ def to_rgb(picture: Picture) -> Picture:
 
 
 def draw_cross(picture: Picture, centre: tuple[int, int], rows: int, cols: int) -> Picture:
-    """Draw a cross with an open middle at a native pixel.
-
-    Args:
-        picture: The whole mammogram, scaled.
-        centre: (row, col), native px.
-        rows: Rows of the mammogram, native px.
-        cols: Columns of the mammogram, native px.
-
-    Returns:
-        uint8 [rows, cols, 3], of the picture's size.
-    """
+    """Draw a cross with an open middle at a native pixel of the scaled picture; RGB."""
     marked = to_rgb(picture)
     height, width = picture.shape[:2]
     row = int((centre[0] + 0.5) * height / rows)
@@ -258,7 +203,7 @@ def draw_cross(picture: Picture, centre: tuple[int, int], rows: int, cols: int) 
 
 
 def add_facts_inputs() -> list[gr.components.Component]:
-    """Add inputs for what a file does not state: side, view, mm per px; for `Facts.parse`."""
+    """Add inputs for side, view and mm per px; for `Facts.parse`."""
     with gr.Accordion("What the file does not state", open=False), gr.Row():
         return [
             gr.Dropdown(list(SIDES), value="unknown", label="Side", min_width=90, filterable=False),
@@ -268,12 +213,7 @@ def add_facts_inputs() -> list[gr.components.Component]:
 
 
 def add_opening_inputs(label: str, element: str) -> tuple[gr.UploadButton, gr.Dropdown]:
-    """Add a row with a button for a mammogram's file and a choice of phantoms.
-
-    Args:
-        label: The button's.
-        element: Id of the choice of phantoms.
-    """
+    """Add a row with an upload button, and a choice of phantoms with the id `element`."""
     with gr.Row(equal_height=True):
         upload = gr.UploadButton(label, file_types=list(ENDINGS), size="md", variant="primary")
         phantoms = gr.Dropdown(
@@ -287,12 +227,12 @@ def add_opening_inputs(label: str, element: str) -> tuple[gr.UploadButton, gr.Dr
 
 
 def add_state() -> gr.State:
-    """Add what a session keeps of a tab. Its files are deleted with it."""
+    """Add a session's state, whose files are deleted with it."""
     return gr.State(None, time_to_live=KEPT_SECONDS, delete_callback=release)
 
 
 def run_with_note(note: Any, work: Callable[[], Updates]) -> Updates:
-    """Do what a page asks for; an error becomes the tab's note, and nothing else changes.
+    """Do a page's work; an error becomes the tab's note, and nothing else changes.
 
     Args:
         note: A gr.Markdown of the tab.
@@ -301,7 +241,7 @@ def run_with_note(note: Any, work: Callable[[], Updates]) -> Updates:
     try:
         return {note: gr.update(value="", visible=False)} | work()
     except Exception as error:
-        if not is_expected(error):
+        if not isinstance(error, ValidationError | TfmammoError):
             # The message may quote a header, the frames do not.
             log.error(
                 "%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
@@ -309,14 +249,9 @@ def run_with_note(note: Any, work: Callable[[], Updates]) -> Updates:
         return {note: gr.update(value=format_error(error), visible=True)}
 
 
-def is_expected(error: Exception) -> bool:
-    """Return whether an error is the user's to mend, and not a fault of this package."""
-    return isinstance(error, ValidationError | TfmammoError)
-
-
 def format_error(error: Exception) -> str:
-    """Return an error as a page shows it, without folders or names of files."""
-    if not is_expected(error):
+    """Format an error for a page, without folders or names of files."""
+    if not isinstance(error, ValidationError | TfmammoError):
         return "Something went wrong in the studio. Its log has the details."
     text = " ".join(str(error).split())
     if isinstance(error, ValidationError):
@@ -324,7 +259,3 @@ def format_error(error: Exception) -> str:
     text = re.sub(r"^[^:]*[/\\][^:]*: ", "", text)  # "FILE: it is ..."
     text = re.sub(r"[\w.~-]*(?:[/\\][^\s:;,()'\"]+)+", "a file", text)
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
-
-
-def _get_image(stored: Stored) -> NDArray[np.float32]:
-    return stored.image()

@@ -1,8 +1,8 @@
-"""Window and level of every mammogram on the page, as a viewer of radiology has them.
+"""Window and level of every mammogram on the page, as in a radiology viewer.
 
-The browser maps the grey values that it shows: those from level - window / 2 to level + window / 2
-become black to white. Nothing is sent, no file changes, and both pictures of a pair change alike.
-The pictures have 256 grey values, so a narrow window shows their steps.
+The browser maps intensities from level - window / 2 to level + window / 2 to black to white.
+Nothing is sent, no file changes, and both images of a pair change alike. The images have 256
+levels, so a narrow window shows steps.
 """
 
 from __future__ import annotations

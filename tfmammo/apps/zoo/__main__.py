@@ -1,13 +1,13 @@
 """Networks that come with the package, and weights of other networks.
 
-list     the networks, a line each
-show     what a network was trained on, how good it is, and what it does badly
-get      unpack a network, to be used without this package: TensorFlow reads it
+list     one line for each network
+show     a network's training data, quality and known failures
+get      unpack a network, to use it with TensorFlow and without this package
 convert  turn a published file of VGG-19, AlexNet, LPIPS or Inception into a .npz file
-add      pack a training's export and write down what evaluations printed of it, for maintainers
+add      pack a run's export and record its evaluations, for maintainers
 page     write the page of all networks, for maintainers
 
-Wherever a command or a config takes a model, models:/zoo/NAME is one.
+Commands and configs accept models:/zoo/NAME wherever they take a model.
 """
 
 from __future__ import annotations
@@ -45,11 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     converting.add_argument("source", type=Path, metavar="IN")
     converting.add_argument("target", type=Path, metavar="OUT")
     converting.set_defaults(act=lambda options: _convert(options.source, options.target))
-    adding = commands.add_parser("add", help="pack a training's export")
-    adding.add_argument(
-        "name", help="of an entry in tfmammo/tracking/zoo/networks, which is updated"
-    )
-    adding.add_argument("--run", type=Path, help="the training's output folder, or its export")
+    adding = commands.add_parser("add", help="pack a run's export")
+    adding.add_argument("name", help="of the entry in tfmammo/tracking/zoo/networks to update")
+    adding.add_argument("--run", type=Path, help="the run's output folder, or its export")
     adding.add_argument("--functions", nargs="+", help="default: all but the discriminator")
     adding.add_argument("--results", type=Path, help="the output folder of an evaluation")
     adding.add_argument("--command", help="the command of that evaluation, as readers type it")
@@ -68,7 +66,7 @@ def _list() -> None:
 
 
 def _show(name: str) -> None:
-    from tfmammo.apps.zoo import page  # imports TensorFlow, which a list needs not
+    from tfmammo.apps.zoo import page  # imports TensorFlow, which a list does not need
 
     print(page.describe(name.removeprefix(zoo.PREFIX), zoo.read_entry(name)), end="")
 
@@ -80,7 +78,7 @@ def _get(name: str, directory: Path | None) -> None:
         print(zoo.fetch(name))
         return
     if directory.exists():
-        raise ConfigError(f"{directory}: exists, and is not replaced")
+        raise ConfigError(f"{directory}: already exists")
     unpack(find_file(name.removeprefix(zoo.PREFIX), zoo.read_entry(name)), directory)
     print(directory)
 
@@ -92,7 +90,7 @@ def _convert(source: Path, target: Path) -> None:
 
 
 def _add(options: argparse.Namespace) -> None:
-    """Pack a training's export, or write what an evaluation printed, into an entry."""
+    """Pack a run's export, or record an evaluation's tables, in an entry."""
     from tfmammo.apps.zoo import page
 
     name = options.name.removeprefix(zoo.PREFIX)
@@ -110,7 +108,7 @@ def _add(options: argparse.Namespace) -> None:
         from tfmammo.apps.report.facts import read_tables
 
         if not options.command:
-            raise ConfigError("--results needs --command, which says where they come from")
+            raise ConfigError("--results needs --command, which made them")
         results = [
             Result(command=options.command, **table.model_dump())
             for table in read_tables(options.results)

@@ -1,4 +1,4 @@
-"""What is known of the networks of the zoo, in Markdown."""
+"""The page of the zoo's networks, in Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfmammo.tracking.zoo.packing import read_packed_card
 HEAD: tuple[Block, ...] = (
     Heading(1, "Networks that come with the package"),
     Text("Written by `tfmammo pretrained page docs/models/zoo.md`."),
-    Text("Wherever a command or a config takes a model, `models:/zoo/NAME` is one:"),
+    Text("Commands and configs accept `models:/zoo/NAME` wherever they take a model:"),
     Code(
         (
             "tfmammo pretrained list",
@@ -24,11 +24,11 @@ HEAD: tuple[Block, ...] = (
         )
     ),
     Text(
-        "These networks are small, so that they fit the package: narrow, of 32 to 128 px, and "
-        "stored in half precision. They show what each system does, and serve as a start. They are "
-        "not the papers' networks. All numbers below are of patients that the network never saw. "
-        "Those in tables were measured with the packed files. "
-        "[Measures](../guides/evaluation.md#measures) says what each is."
+        "These networks are small, so that they fit the package: narrow, for patches of 32 to 128 "
+        "px, and stored in half precision. They show what each system does, and are a starting "
+        "point. They are not the papers' networks. All numbers below are of patients that the "
+        "network never saw; those in tables were measured with the packed files. "
+        "[Measures](../guides/evaluation.md#measures) explains them."
     ),
 )
 
@@ -49,18 +49,7 @@ def render() -> str:
 
 
 def describe(name: str, entry: Entry) -> str:
-    """Describe a network.
-
-    Args:
-        name: "can".
-        entry: Its entry.
-
-    Returns:
-        Markdown with a heading of the second level.
-
-    Raises:
-        ExportError: Its packed file is missing or damaged.
-    """
+    """Describe a network in Markdown, below a heading of the second level."""
     return document.render_markdown(list(_describe(name, entry)))
 
 
@@ -79,7 +68,7 @@ def _describe(name: str, entry: Entry) -> Iterator[Block]:
             f"patients, {parameters:,} parameters.",
             f"Data: {entry.data}",
             f"Held out, with these weights: {_list_metrics(card['metrics'])}.",
-            f"To name and to keep: {entry.attribution}",
+            f"Attribution: {entry.attribution}",
             f"Memorization: {entry.memorization}",
             *(f"Known failure: {failure}" for failure in entry.failures),
         )
@@ -91,12 +80,10 @@ def _describe(name: str, entry: Entry) -> Iterator[Block]:
 
 
 def _format_size(size: int) -> str:
-    """Format a number of bytes in MB."""
     return f"{size / 1e6:.1f}"
 
 
 def _list_metrics(metrics: Mapping[str, float | None]) -> str:
-    """List what the training measured on held-out patients, where it could."""
     return ", ".join(f"{name} {value:.3g}" for name, value in metrics.items() if value is not None)
 
 
