@@ -131,7 +131,7 @@ def resolve(handle: str | Path, uri: str | None = None) -> Path:
 
     Args:
         handle: The model URI: models:/tfmammo-can@best, models:/tfmammo-can/3 or runs:/ID/ARTIFACT;
-            or models:/zoo/can, which comes with the package; or the path of a training's output
+            or models:/zoo/can or can, which comes with the package; or the path of a run's output
             folder, an export, or one of its SavedModels.
         uri: The store of the first three; see `store.store_uri`.
 
@@ -205,6 +205,8 @@ def find_local_export(path: Path) -> Path:
             return folder
     if (path / "saved_model.pb").is_file() and (path.parent / CARD).is_file():
         return path.parent
+    if not path.exists() and str(path) in zoo.list_names():
+        return zoo.fetch(str(path))
     problem = (
         "holds no export"
         if path.exists()

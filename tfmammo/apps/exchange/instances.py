@@ -54,7 +54,7 @@ class Coco:
         if case.is_held_out:
             self.held_out_images.add(number)
         for lesion in lesions:
-            entry = _describe_region(lesion, rows, cols, self.boxes)
+            entry = coco.describe(lesion, rows, cols, self.boxes)
             entry |= {
                 "id": len(self.annotations) + 1,
                 "image_id": number,
@@ -165,7 +165,7 @@ class HuggingFace:
         """Take a case; there are no files beside its image."""
         rows = case.mammogram.rows
         cols = case.mammogram.cols
-        regions = [_describe_region(lesion, rows, cols, False) for lesion in lesions]
+        regions = [coco.describe(lesion, rows, cols) for lesion in lesions]
         objects: dict[str, list[Any]] = {
             "bbox": [region["bbox"] for region in regions],
             "category": [lesion.kind for lesion in lesions],
@@ -189,20 +189,6 @@ class HuggingFace:
 def name_held_out(config: DataConfig) -> str:
     """Name the held-out subset: a fold validates, an official test set tests."""
     return "test" if config.split == "official" else "val"
-
-
-def _describe_region(lesion: Lesion, rows: int, cols: int, boxes: bool) -> dict[str, Any]:
-    """Describe where a lesion is: bbox, area, and segmentation where there is an outline."""
-    top, left, bottom, right = lesion.box
-    place: dict[str, Any] = {
-        "bbox": [left, top, right - left, bottom - top],
-        "area": (bottom - top) * (right - left),
-    }
-    if lesion.outlines and not boxes:
-        mask = lesion.mask(rows, cols)[top:bottom, left:right]
-        place["area"] = int(mask.sum())
-        place["segmentation"] = coco.encode(mask, lesion.box, rows, cols)
-    return place
 
 
 def _list_polygons(lesion: Lesion) -> list[Any]:

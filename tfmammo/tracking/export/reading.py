@@ -110,12 +110,12 @@ def load_identified(
         _make_caller(_make_answer(loaded), directory, function, card),
         card,
         {name: tensor["shape"] for name, tensor in description["inputs"].items()},
-        _find_patients(card, directory),
+        find_patients(card, directory),
         _hash_weights(loaded, description),
     )
 
 
-def _find_patients(card: Mapping[str, Any], directory: Path) -> frozenset[str] | None:
+def find_patients(card: Mapping[str, Any], directory: Path | str) -> frozenset[str] | None:
     """Return the patients of a card; None where they are unknown.
 
     A network of the zoo was trained on public data under no key. Those who work under a key of
