@@ -24,10 +24,9 @@ from pathlib import Path
 
 from tfmammo import cli
 from tfmammo.config import TrainingConfig
-from tfmammo.data.runners import Runner
 from tfmammo.errors import ConfigError
-from tfmammo.inference import images, predict
-from tfmammo.mammogram import Skipped
+from tfmammo.inference.predict import predict_files
+from tfmammo.inference.writing import FAILURES, Summary
 from tfmammo.training import script
 
 
@@ -56,36 +55,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: Namespace) -> None:
-    script.configure_tensorflow(TrainingConfig(precision="float32"))
-    config = predict.make_config(
-        options.model,
-        options.boxes,
-        score=options.score,
-        threshold=options.threshold,
-        tracking_uri=options.tracking_uri,
-    )
     if not options.images and options.archive != "phantom":
         raise ConfigError("IMAGES: give at least one file or folder")
-    failed = Skipped()
-    archive = options.archive or ("folder" if options.truth else None)
-    found = images.open_images(options.images, failed, archive)
-    if options.boxes and config.detector is None:
-        found = images.add_boxes(found, options.boxes, failed)
-    summary = predict.predict_files(
-        found,
-        options.output,
-        config,
-        failed,
-        options.overview,
-        options.truth,
-        Runner(options.jobs),
-    )
+    script.configure_tensorflow(TrainingConfig(precision="float32"))
+    summary = predict_files(**vars(options))
     for name, reason in summary.failures.items():
         print(f"{name}: {reason}", file=sys.stderr)
-    lines = predict.describe(summary, options.output)
-    cli.console.print(*lines, sep="\n", highlight=False, soft_wrap=True, markup=False)
+    print(*_describe(summary, options.output), sep="\n")
     if summary.failures:
         sys.exit(1)
+
+
+def _describe(summary: Summary, output: Path) -> list[str]:
+    lines = [f"{summary.lesions} lesions in {summary.images} images: {output}"]
+    if summary.failures:
+        lines.append(f"{len(summary.failures)} images have no result: {output / FAILURES}")
+    if summary.seen:
+        lines.append(
+            f"{summary.seen} images are of patients that the model was trained on, and not scored"
+        )
+    if summary.scores:
+        words = {
+            "sensitivity": "{:.1%} of the lesions found",
+            "false_positives_per_image": "{:.2f} false positives an image",
+        }
+        measures = [
+            words.get(name, name + " {:.4f}").format(value)
+            for name, value in summary.scores.items()
+        ]
+        lines.append(f"over {summary.scored} images: {', '.join(measures)}")
+    return lines
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -13,8 +13,8 @@ from tfmammo import archives
 from tfmammo.archives import coco, folder, masks, regions
 from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files
 from tfmammo.config import DataConfig
-from tfmammo.errors import ArchiveError, ConfigError
-from tfmammo.inference.pipeline import Finding
+from tfmammo.errors import ArchiveError, ConfigError, PipelineError
+from tfmammo.inference.pipeline import Finding, Pipeline, PipelineConfig, PipelineResult
 from tfmammo.mammogram import Box, LesionKind, Mammogram, Skipped
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,32 @@ class Image:
     def source(self) -> str:
         """What messages call it: its file, if it has one."""
         return str(self.mammogram.file or self.name)
+
+
+def is_patch(config: PipelineConfig, image: Image) -> bool:
+    """Whether the segmenter sees the whole image, because nothing names regions."""
+    return config.detector is None and image.regions is None
+
+
+def predict_each(
+    pipeline: Pipeline, images: Sequence[Image], failed: Skipped
+) -> Iterator[tuple[Image, PipelineResult]]:
+    """Predict on a few images, whose patches the segmenter sees together.
+
+    Args:
+        pipeline: The stages.
+        images: The images.
+        failed: Takes images that can't be read or processed.
+    """
+    ready = []
+    prepared = []
+    for image in images:
+        try:
+            prepared.append(pipeline.prepare(image.mammogram, image.regions))
+            ready.append(image)
+        except (ArchiveError, PipelineError) as error:
+            failed.add(image.source, str(error).removeprefix(f"{image.source}: "))
+    yield from zip(ready, pipeline.segment(prepared), strict=True)
 
 
 def open_images(places: Sequence[Path], failed: Skipped, archive: str | None = None) -> list[Image]:

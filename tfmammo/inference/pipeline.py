@@ -29,29 +29,28 @@ or else the whole image is one patch.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import preprocess, sampling, windows
-from tfmammo.data.tfrecord import read_manifest
 from tfmammo.detection.detections import Detector
 from tfmammo.errors import PipelineError
+from tfmammo.inference.stages import Stage, describe_model, read_training_data
 from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, hold_pixels, trace_borders
 from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.models.shape import SHAPES
-from tfmammo.tracking import export, models
-from tfmammo.tracking.export.card import PACKED, remove_places
+from tfmammo.tracking import export
+from tfmammo.tracking.export.card import PACKED
+
+LARGEST_PATCH = 1500  # px of the shorter side: 105 mm of a detector of 0.07 mm
 
 
 class PipelineConfig(Frozen):
@@ -155,47 +154,6 @@ class Prepared:
     patches: tuple[NDArray[np.float32] | None, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """One function of an export.
-
-    Attributes:
-        handle: Model URI.
-        card: The export's card.
-        size: Rows and columns of the input, px.
-        call: Name -> float32 array, see export.load.
-        folder: The export's folder.
-        name: The function's name.
-    """
-
-    handle: str
-    card: Mapping[str, Any]
-    size: int
-    call: Callable[..., export.Tensors]
-    folder: Path
-    name: str
-
-    @staticmethod
-    def load(handle: str, source: str, target: str, uri: str | None) -> Stage:
-        """Load the function of an export that leads from `source` to `target`.
-
-        Args:
-            handle: Model URI.
-            source: Name of the input.
-            target: Name of the output.
-            uri: Store of models:/ and runs:/ URIs.
-
-        Raises:
-            ExportError: The export has no such function, or can't be read.
-            TrackingError: The URI leads to no export.
-        """
-        folder = models.resolve(handle, uri)
-        name = export.find_function(folder, {source}, {target})
-        card = export.read_card(folder)
-        size = card["functions"][name]["inputs"][source]["shape"][1]
-        return Stage(handle, card, size, export.load(folder, name), folder, name)
-
-
 class Pipeline:
     """The stages, ready for mammograms; made by `load`.
 
@@ -214,7 +172,7 @@ class Pipeline:
         self.detector = detector
         self.segmenter = segmenter
         self.classifier = classifier
-        self.data = _training_data(segmenter) if segmenter else None
+        self.data = read_training_data(segmenter) if segmenter else None
 
     @staticmethod
     def load(config: PipelineConfig) -> Pipeline:
@@ -273,10 +231,15 @@ class Pipeline:
 
     def prepare(self, mammogram: Mammogram, regions: Sequence[Finding] | None = None) -> Prepared:
         """Read a mammogram, find its regions and cut out their patches; see `predict`."""
+        whole = regions is None and self.detector is None
+        if whole and min(mammogram.rows, mammogram.cols) > LARGEST_PATCH:
+            raise PipelineError(
+                f"has {mammogram.rows} x {mammogram.cols} px, and the segmenter takes patches; "
+                "name the regions by a detector or as boxes"
+            )
         try:
             image = mammogram.pixels()
             native = mammogram.with_pixels(hold_pixels(image), lesions=())
-            whole = regions is None and self.detector is None
             findings = tuple(self._find(native) if regions is None else regions)
             if self.data is None:
                 return Prepared(replace(mammogram, lesions=()), image, native, findings)
@@ -333,7 +296,7 @@ class Pipeline:
         The sha256 is that of the card.
         """
         return {
-            name: _describe_model(stage.handle, stage.card) for name, stage in self._list_stages()
+            name: describe_model(stage.handle, stage.card) for name, stage in self._list_stages()
         }
 
     def hash_models(self) -> dict[str, str]:
@@ -443,46 +406,6 @@ def _cut_patch(
         return finding, window, windows.extract_window(pixels, window, data)
     except ValueError as error:
         return replace(finding, remarks=(f"no mask: {error}",)), None, None
-
-
-def _describe_model(handle: str, card: Mapping[str, Any]) -> dict[str, Any]:
-    handle = remove_places(handle)  # results travel
-    if not card:
-        return {"handle": handle, "card": None}
-    digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
-    facts = {name: card.get(name) for name in ("name", "step", "git_commit", "data_fingerprint")}
-    return {"handle": handle, "card": digest, **facts}
-
-
-def _training_data(segmenter: Stage) -> DataConfig:
-    """Return how a segmenter's patches were made.
-
-    Raises:
-        PipelineError: The card does not say, or no patch around a box can be made that way.
-    """
-    try:
-        data = DataConfig.model_validate(segmenter.card["config"]["data"])
-        if data.records:  # the folder of records was made with a config of its own
-            data = DataConfig.model_validate(read_manifest(data.records).identity["data"])
-    except (KeyError, TypeError, ValidationError):
-        raise PipelineError(
-            f"{segmenter.handle}: its {export.CARD} does not say how its patches are made"
-        ) from None
-    except ValueError as error:
-        raise PipelineError(
-            f"{segmenter.handle}: the manifest of its records, which says how its patches are "
-            f"made, can't be used: {error}"
-        ) from None
-    if data.patches != "lesion":
-        raise PipelineError(
-            f"{segmenter.handle}: was trained on data.patches={data.patches}, not on patches "
-            "around lesions"
-        )
-    if data.size != segmenter.size:
-        raise PipelineError(
-            f"{segmenter.handle}: takes {segmenter.size} px, but its {export.CARD} says {data.size}"
-        )
-    return data
 
 
 def _round_box(box: NDArray[np.float32], mammogram: Mammogram) -> Box:
