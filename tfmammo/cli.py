@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import logging
 import re
 import shutil
@@ -127,6 +128,14 @@ class _PrintConfig(argparse.Action):
         setattr(namespace, self.dest, True)
         for action in parser._actions:
             action.required = action.required and action.dest == "config"
+
+
+class _SetFolder(argparse.Action):
+    """--data DIR: data.name=folder and data.root=DIR, at this place among the overrides."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, *_: Any) -> None:
+        overrides = ["data.name=folder", f"data.root={json.dumps(values)}"]
+        namespace.set = [*namespace.set, *overrides]
 
 
 class Parser(argparse.ArgumentParser):
@@ -334,6 +343,9 @@ def make_parser(
     parser.add_config(
         schema, required=config is None, default=config, example="training.steps=3 data.root=DIR"
     )
+    if schema and "data" in schema.model_fields:
+        about = "a folder of images with masks: --set data.name=folder data.root=DIR"
+        parser.add_argument("--data", action=_SetFolder, dest="set", metavar="DIR", help=about)
     parser.add_argument(
         "--output",
         type=Path,
