@@ -26,6 +26,7 @@ COMMANDS = {
     "synthesize-patches": ("-m tfmammo.synthesis.patches", "make patches with lesions"),
     "stress": ("-m tfmammo.apps.stress", "find out where a detector fails"),
     "audit": ("-m tfmammo.apps.audit", "find out whether a generator gives its patients away"),
+    "runs": ("-m tfmammo.tracking", "list training runs, and the store that they are in"),
     "registry": ("-m tfmammo.apps.registry", "list, promote and roll back registered models"),
     "serve": ("-m tfmammo.apps.serving", "answer requests over HTTP"),
     "studio": ("-m tfmammo.apps.studio", "edit mammograms in a browser"),
