@@ -135,6 +135,7 @@ def test_long_works_refuse_what_nobody_knows(capsys, tmp_path, name):
 def test_data_is_a_short_spelling_at_its_place_among_the_overrides(tmp_path):
     schema = Experiment[CANConfig]
     made = cli.make_parser("x", schema, "can")
+    made.add_data()
     arguments = ["--set", "data.root=a", "--data", "b: c", "--set", "training.steps=3"]
     options = made.parse_args(arguments)
     parsed = config.parse(schema, options.config, options.set)
@@ -142,5 +143,5 @@ def test_data_is_a_short_spelling_at_its_place_among_the_overrides(tmp_path):
     assert parsed.training.steps == 3
     options = made.parse_args(["--data", "b", "--set", "data.root=a", "data.name=inbreast"])
     assert config.parse(schema, "can", options.set).data.root == Path("a")
-    with pytest.raises(SystemExit):
-        cli.make_parser("x", CaseConfig, "case").parse_args(["--data", "b"])
+    options = made.parse_args(["--data", "inbreast=b c"])
+    assert options.set == ["data.name=inbreast", 'data.root="b c"']

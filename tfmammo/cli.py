@@ -130,12 +130,13 @@ class _PrintConfig(argparse.Action):
             action.required = action.required and action.dest == "config"
 
 
-class _SetFolder(argparse.Action):
-    """--data DIR: data.name=folder and data.root=DIR, at this place among the overrides."""
+class _SetData(argparse.Action):
+    """--data NAME=DIR: data.name=NAME and data.root=DIR, at this place among the overrides."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, *_: Any) -> None:
-        overrides = ["data.name=folder", f"data.root={json.dumps(values)}"]
-        namespace.set = [*namespace.set, *overrides]
+        match = re.fullmatch(r"(\w+)=(.*)", values)
+        name, root = match.groups() if match else ("folder", values)
+        namespace.set = [*namespace.set, f"data.name={name}", f"data.root={json.dumps(root)}"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -192,6 +193,11 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--config", required=required, default=default, metavar="FILE", help=help)
         self.add_overrides(example)
         self.add_print_config()
+
+    def add_data(self) -> None:
+        """Add --data [NAME=]DIR, short for --set data.name=NAME data.root=DIR."""
+        about = "the archive and its folder; DIR alone is a folder of images with masks"
+        self.add_argument("--data", action=_SetData, dest="set", metavar="[NAME=]DIR", help=about)
 
     def add_print_config(self) -> None:
         """Add --print-config, which `read_config` obeys."""
@@ -343,9 +349,6 @@ def make_parser(
     parser.add_config(
         schema, required=config is None, default=config, example="training.steps=3 data.root=DIR"
     )
-    if schema and "data" in schema.model_fields:
-        about = "a folder of images with masks: --set data.name=folder data.root=DIR"
-        parser.add_argument("--data", action=_SetFolder, dest="set", metavar="DIR", help=about)
     parser.add_argument(
         "--output",
         type=Path,

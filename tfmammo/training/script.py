@@ -102,6 +102,7 @@ def start(
     schema = Experiment[config]
     name = Path(sys.argv[0]).stem
     parser = cli.make_parser(description, schema, name if name in shipped.list_configs() else None)
+    parser.add_data()
     arguments = parser.parse_args()
     experiment = parse_with_initial(schema, arguments)
     cli.print_if_wanted(experiment, arguments)
