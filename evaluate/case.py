@@ -5,8 +5,9 @@ tfmammo case --config case MAMMOGRAM.dcm [MORE ...] --output DIR
 tfmammo case --config case --from ADDRESS --study UID ... --to ADDRESS
 
 Every mammogram gets a folder in DIR, named after its file and the beginning of the file's sha256.
-It holds overlay.png, report.json and, for a DICOM file, segmentation.dcm. The standard requires
-segmentation.dcm to repeat the patient's name and number; the other two files hold neither.
+It holds overlay.png, mask.png (0 tissue, 255 lesion, in the image's own pixels), report.json and,
+for a DICOM file, segmentation.dcm. The standard requires segmentation.dcm to repeat the patient's
+name and number; the other files hold neither.
 
 With --from, studies are fetched from a PACS, and results are stored in them as DICOM: a
 segmentation and a structured report. Nothing is written anywhere else.

@@ -29,6 +29,7 @@ def main() -> None:
     """Compare models on patients that they never saw, or run a study."""
     default = str(shipped.ROOT / "configs" / "segmentation.yaml")
     parser = cli.make_parser(__doc__, SegmentationConfig, default)
+    parser.add_data()
     study_help = "a study instead, by default of configs/study_NAME.yaml, which shows its keys"
     parser.add_argument("--study", choices=("can",), help=study_help)
     parser.add_argument("--plan", action="store_true", help="show a study's commands, run nothing")

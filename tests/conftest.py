@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,9 @@ os.environ.setdefault("COLUMNS", "140")  # of what commands print, whatever the 
 os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
 # Tests score with random networks, unless they ask for `published_weights`.
 os.environ.pop("TFMAMMO_WEIGHTS", None)
-# Tests never write to the store of whoever runs them.
+# Tests never write to the store or the cache of whoever runs them.
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ["TFMAMMO_CACHE"] = os.path.join(tempfile.gettempdir(), f"tfmammo-tests-{os.getuid()}")
 # A shell's background processes ignore Ctrl-C, and so would every command that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

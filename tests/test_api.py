@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfmammo
 from tests.known_networks import KnownCAN
@@ -114,7 +116,8 @@ def test_a_model_goes_by_whatever_names_it(can, patches):
     assert tfmammo.load(folder / "export" / "generator").function == "generator"
     inverter = tfmammo.load(folder)
     assert repr(inverter) == (
-        "<Model can inverter: image [n, 32, 32, 1] -> mask [n, 32, 32, 1], step 1,000>"
+        "<Model can inverter: image [n, 32, 32, 1] in [0, 1] -> mask [n, 32, 32, 1] in [0, 1], "
+        "step 1,000>"
     )
     # more than one call of eight, by hand: 1 where the grey value is above 0.5
     images = np.tile(np.float32([0.2, 0.8]).reshape(2, 1, 1, 1), (10, 32, 32, 1))
@@ -123,6 +126,58 @@ def test_a_model_goes_by_whatever_names_it(can, patches):
     assert np.array_equal(inverter(image=images)["mask"], masks)
     with pytest.raises(TrackingError, match="holds no export"):
         tfmammo.load(folder.parent)
+
+
+def test_a_model_is_a_function_of_tensors(can):
+    """In tf.data, a tf.function and a Keras model, on masks of any dtype, with gradients."""
+    generator = tfmammo.load(can(), "generator")
+    masks = (np.random.default_rng(0).random((6, 32, 32, 1)) < 0.5).astype(np.uint8)
+    expected = generator(masks)["image"]
+    assert isinstance(expected, np.ndarray)
+    dataset = tf.data.Dataset.from_tensor_slices(masks).batch(4)
+    drawn = dataset.map(lambda mask: generator(mask)["image"]).as_numpy_iterator()
+    np.testing.assert_array_equal(np.concatenate(list(drawn)), expected)
+    inputs = keras.Input((32, 32, 1))
+    model = keras.Model(inputs, generator(mask=inputs)["image"])
+    np.testing.assert_allclose(model.predict(masks, verbose=0), expected, atol=1e-6)
+
+    @tf.function
+    def differentiate(values):
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            total = tf.reduce_sum(generator(values)["image"])
+        return tape.gradient(total, values)
+
+    gradient = differentiate(tf.constant(masks, tf.float32))
+    np.testing.assert_allclose(gradient, np.full(masks.shape, 0.5), atol=1e-6)  # the level
+    assert tf.is_tensor(generator(tf.constant(masks))["image"])
+    traced = tf.function(lambda mask: generator(mask)["image"])
+    with pytest.raises(Exception, match=r"must have the shape \[n, 32, 32, 1\]"):
+        traced(tf.zeros([1, 16, 16, 1]))
+    with pytest.raises(ExportError, match="must lie in"):
+        generator(tf.constant(255 * masks))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"mask must lie in \[0, 1\]"):
+        traced(tf.constant(255 * masks))
+
+
+def test_patches_are_augmented_around_their_own_masks(can, tiny_infilling, patches):
+    augmented = tfmammo.augment(patches, can(0.4), share=0.5, seed=3)
+    count = round(len(patches) / 2)
+    assert len(augmented) == len(patches) + count
+    np.testing.assert_array_equal(augmented.images[: len(patches)], patches.images)
+    new = augmented.take(range(len(patches), len(augmented)))
+    # the known generator: 0.2 outside the mask and 0.4 more inside
+    np.testing.assert_allclose(new.images, 0.2 + 0.4 * new.masks, atol=1e-6)
+    rows = [patches.ids.tolist().index(name.rpartition("+")[0]) for name in new.ids]
+    assert len({*rows}) == count and new.patient_ids.tolist() == patches.patient_ids[rows].tolist()
+    for row, mask in zip(rows, new.masks, strict=True):
+        turned = [np.rot90(patches.masks[row], quarter) for quarter in range(4)]
+        assert any(np.array_equal(mask, each[:, ::side]) for each in turned for side in (1, -1))
+    same = tfmammo.augment(patches, tfmammo.load(can(0.4), "generator"), share=0.5, seed=3)
+    np.testing.assert_array_equal(same.images, augmented.images)
+    assert len(tfmammo.augment(patches, can(0.4), share=2)) == 3 * len(patches)
+    with pytest.raises(ExportError, match="has no function that draws images of masks"):
+        tfmammo.augment(patches, "shape")
 
 
 @pytest.mark.parametrize(

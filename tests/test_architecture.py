@@ -45,7 +45,6 @@ FORBIDDEN = {
     "tfmammo.data": (*MODELS, "tfmammo.tracking"),
     "tfmammo.detection": (*MODELS, "tfmammo.archives"),
     "tfmammo.training": (*MODELS, "tfmammo.detection", "tfmammo.inference"),
-    "tfmammo.inference": ("tfmammo.archives",),  # it reads the mammograms that it is given
 }
 # What several models share; no models themselves, so models may import them.
 SHARED = ("tfmammo.baselines.segmenter", "tfmammo.baselines.vgg16", "tfmammo.nn.growth")

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tfmammo import cli
+from tfmammo import cli, config
 from tfmammo.apps.pacs.config import CaseConfig
+from tfmammo.config import Experiment
+from tfmammo.models.can import CANConfig
 
 
 def parser(prog="x"):
@@ -128,3 +130,18 @@ def test_long_works_refuse_what_nobody_knows(capsys, tmp_path, name):
         "unknown: --count 500; a key of the config is set by --set count=500"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_data_is_a_short_spelling_at_its_place_among_the_overrides(tmp_path):
+    schema = Experiment[CANConfig]
+    made = cli.make_parser("x", schema, "can")
+    made.add_data()
+    arguments = ["--set", "data.root=a", "--data", "b: c", "--set", "training.steps=3"]
+    options = made.parse_args(arguments)
+    parsed = config.parse(schema, options.config, options.set)
+    assert (parsed.data.name, parsed.data.root) == ("folder", Path("b: c"))
+    assert parsed.training.steps == 3
+    options = made.parse_args(["--data", "b", "--set", "data.root=a", "data.name=inbreast"])
+    assert config.parse(schema, "can", options.set).data.root == Path("a")
+    options = made.parse_args(["--data", "inbreast=b c"])
+    assert options.set == ["data.name=inbreast", 'data.root="b c"']

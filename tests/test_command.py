@@ -139,7 +139,7 @@ def test_a_recipe_is_no_config(capsys):
 
 def test_help_names_the_command_as_it_was_typed_and_lists_the_keys(capsys):
     text = answer(capsys, "train", "can", "--help")
-    assert text.startswith("usage: tfmammo train can [-h] --config FILE")
+    assert text.startswith("usage: tfmammo train can [-h] [--config FILE]")
     assert "tfmammo train can --config can --set data.name=inbreast" in text
     assert "python" not in text
     lines = text.splitlines()
@@ -248,6 +248,44 @@ def test_a_file_wins_over_a_shipped_config(tmp_path):
     assert config.load("unet").name == "mine"
     with pytest.raises(ConfigError, match="^cna: .*can"):
         config.load("cna")
+
+
+# What may reach stderr of a command: our own log lines, which begin with the time.
+LOG_LINE = re.compile(r"\d\d:\d\d:\d\d \S.*")
+CHEAP = [
+    ["pretrained", "list"],
+    ["pretrained", "get", "shape"],
+    ["archives", "phantom"],
+    ["predict", "shape.png", "-o", "out"],
+    ["runs"],
+    ["registry", "list"],
+    ["train", "can", "--data", "DIR", "--set", "training.initial=can", "--print-config"],
+    ["demo", "--help"],
+    ["evaluate", "segmentation", "--help"],
+]
+
+
+@pytest.mark.long
+def test_no_command_shows_a_line_of_a_library(repository, tmp_path):
+    """Each in a process of its own, where TensorFlow is imported and looks for devices."""
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("CUDA_VISIBLE_DEVICES", "TF_CPP_MIN_LOG_LEVEL")
+    }
+    helps = [[name, "--help"] for name in (*shipped.COMMANDS, *command.OWN)]
+    for words in [*helps, *CHEAP]:
+        done = subprocess.run(
+            [sys.executable, "-m", "tfmammo", *words],
+            cwd=tmp_path,
+            env=environment | {"PYTHONPATH": str(repository)},
+            capture_output=True,
+            text=True,
+        )
+        lines = [line for line in done.stderr.splitlines() if not LOG_LINE.fullmatch(line)]
+        if done.returncode:  # the last line is the error's
+            assert done.returncode == 2 and lines.pop().startswith("error: "), (words, done.stderr)
+        assert not lines, (words, done.stderr)
 
 
 def test_a_missing_extra_is_one_sentence(capsys):

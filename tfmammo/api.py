@@ -11,11 +11,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import keras
 import numpy as np
+import tensorflow as tf
 from pydantic import ValidationError
 
 from tfmammo import archives
@@ -27,10 +29,11 @@ from tfmammo.data.patches import Patch, Patches
 from tfmammo.detection.detections import Detector
 from tfmammo.errors import ConfigError, ExportError, TfmammoError, TrainingError
 from tfmammo.evaluation import segmentation
+from tfmammo.evaluation.realism import make_tri_labels
+from tfmammo.inference.predict import predict, predict_files
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 from tfmammo.metrics.segmentation import per_image as score_masks
 from tfmammo.metrics.summary import Table
-from tfmammo.nn import _tensorflow
 from tfmammo.nn.memory import estimate_memory
 from tfmammo.studies.systems import MODELS, make_schema
 from tfmammo.studies.workflow import format_overrides
@@ -58,6 +61,7 @@ __all__ = [
     "Skipped",
     "Table",
     "TfmammoError",
+    "augment",
     "estimate_memory",
     "evaluate",
     "insert_lesion",
@@ -66,13 +70,13 @@ __all__ = [
     "make_patches",
     "open_archive",
     "open_mammogram",
+    "predict",
+    "predict_files",
     "remove_lesion",
     "score_masks",
     "split_patches",
     "train",
 ]
-
-_tensorflow.look_for_devices()
 
 Place = tuple[int, int]
 Config = TypeVar("Config", bound=Frozen)
@@ -143,7 +147,7 @@ def split_patches(patches: Patches, **data: Any) -> tuple[Patches, Patches]:
 
 @dataclass(frozen=True, repr=False)
 class Model:
-    """One function of a trained model, to be called on NumPy arrays; made by `load`.
+    """One function of a trained model, to be called on arrays or tensors; made by `load`.
 
     Attributes:
         name: The system's: "can".
@@ -162,11 +166,16 @@ class Model:
     card: Mapping[str, Any]
     _call: Callable[..., export.Tensors] = field(compare=False)
 
-    def __call__(self, *arrays: Any, **named: Any) -> export.Tensors:
-        """Run the function on any number of patches, eight at a time.
+    @tf.autograph.experimental.do_not_convert
+    def __call__(self, *arrays: Any, **named: Any) -> dict[str, Any]:
+        """Run the function on patches.
+
+        Arrays are taken eight at a time and give arrays. Tensors are taken at once and give
+        tensors, also within `tf.data.Dataset.map`, a `tf.function` or a Keras model.
 
         Args:
-            arrays: Inputs in the order of `inputs`, [n, size, size, channels] each.
+            arrays: Inputs in the order of `inputs`, numbers [n, size, size, channels] in the
+                inputs' ranges each, of any dtype.
             named: Inputs by name.
 
         Returns:
@@ -175,8 +184,15 @@ class Model:
         Raises:
             ExportError: An input is missing, has another shape, or leaves its range.
         """
-        values = dict(zip(self.inputs, map(np.asarray, arrays), strict=False))
-        values |= {name: np.asarray(value) for name, value in named.items()}
+        values = dict(zip(self.inputs, arrays, strict=False)) | named
+        if any(isinstance(value, keras.KerasTensor) for value in values.values()):
+            outputs: dict[str, Any] = keras.layers.Lambda(lambda inputs: self._call(**inputs))(
+                values
+            )
+            return outputs
+        if any(map(tf.is_tensor, values.values())):
+            return self._call(**values)
+        values = {name: np.asarray(value) for name, value in values.items()}
         counts = {value.shape[:1] for value in values.values()}
         if len(arrays) + len(named) != len(self.inputs) or len(counts) != 1 or () in counts:
             raise ExportError(f"{self!r}: takes {', '.join(self.inputs)}, as many patches of each")
@@ -184,7 +200,7 @@ class Model:
 
     def __repr__(self) -> str:
         inputs, outputs = (
-            ", ".join(f"{name} {_describe_shape(tensor['shape'])}" for name, tensor in group)
+            ", ".join(f"{name} {_describe_tensor(tensor)}" for name, tensor in group)
             for group in (self.inputs.items(), self.outputs.items())
         )
         step = f", step {self.card['step']:,}" if "step" in self.card else ""
@@ -216,6 +232,61 @@ def load(
     tensors = card["functions"][function]
     return Model(
         card["name"], str(function), folder, tensors["inputs"], tensors["outputs"], card, call
+    )
+
+
+def augment(
+    patches: Patches, model: str | Path | Model, *, share: float = 0.5, seed: int = 0
+) -> Patches:
+    """Add patches whose images a generator draws, around the masks of these patches.
+
+    Each new one takes the mask of a patch, turned and flipped at random. The model must not have
+    been trained on patients that you evaluate on.
+
+    Args:
+        patches: Of `make_patches`.
+        model: A CAN (mask to image) or an infilling network (tissue and mask to image).
+        share: New patches per given patch.
+        seed: Of all random draws.
+
+    Returns:
+        The patches, then the new ones, without labels. A new one keeps patient, kind and pathology.
+
+    Raises:
+        ExportError: The model draws no such images, or takes patches of another size.
+    """
+    if not isinstance(model, Model):
+        folder = models.resolve(model)
+        fitting = [
+            name
+            for name, function in export.read_card(folder)["functions"].items()
+            if set(function["inputs"]) in ({"mask"}, {"tri_label"})
+            and "image" in function["outputs"]
+        ]
+        if not fitting:
+            raise ExportError(f"{model}: has no function that draws images of masks")
+        model = load(folder, fitting[0])
+    random = np.random.default_rng(seed)
+    rows = random.choice(len(patches), round(share * len(patches)), replace=share > 1)
+    chosen = patches.take(rows)
+    turns = random.integers(8, size=len(rows))
+    chosen = replace(
+        chosen,
+        images=_turn(chosen.images, turns),
+        masks=_turn(chosen.masks, turns),
+        ids=np.array([f"{name}+{number}" for number, name in enumerate(chosen.ids)], np.str_),
+    )
+    inputs = (
+        make_tri_labels(chosen, model.card, seed) if "tri_label" in model.inputs else chosen.masks
+    )
+    return patches.concatenate(replace(chosen, images=model(inputs)["image"]))
+
+
+def _turn(images: np.ndarray, turns: np.ndarray) -> np.ndarray:
+    """Rotate each image by turn % 4 quarters, and mirror it from turn 4 on."""
+    turned = [np.rot90(image, turn % 4) for image, turn in zip(images, turns, strict=True)]
+    return np.stack(
+        [image[:, ::-1] if turn > 3 else image for image, turn in zip(turned, turns, strict=True)]
     )
 
 
@@ -421,5 +492,7 @@ def _find_renderer(folder: Path) -> str:
     return fitting[0]
 
 
-def _describe_shape(shape: Sequence[int | None]) -> str:
-    return f"[{', '.join('n' if size is None else str(size) for size in shape)}]"
+def _describe_tensor(tensor: Mapping[str, Any]) -> str:
+    shape = ", ".join("n" if size is None else str(size) for size in tensor["shape"])
+    limits = tensor.get("range")
+    return f"[{shape}] in [{limits[0]:g}, {limits[1]:g}]" if limits else f"[{shape}]"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import logging
 import re
 import shutil
@@ -129,6 +130,15 @@ class _PrintConfig(argparse.Action):
             action.required = action.required and action.dest == "config"
 
 
+class _SetData(argparse.Action):
+    """--data NAME=DIR: data.name=NAME and data.root=DIR, at this place among the overrides."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, *_: Any) -> None:
+        match = re.fullmatch(r"(\w+)=(.*)", values)
+        name, root = match.groups() if match else ("folder", values)
+        namespace.set = [*namespace.set, f"data.name={name}", f"data.root={json.dumps(root)}"]
+
+
 class Parser(argparse.ArgumentParser):
     """argparse's parser with overrides of a config, and with hints on unknown arguments.
 
@@ -183,6 +193,11 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--config", required=required, default=default, metavar="FILE", help=help)
         self.add_overrides(example)
         self.add_print_config()
+
+    def add_data(self) -> None:
+        """Add --data [NAME=]DIR, short for --set data.name=NAME data.root=DIR."""
+        about = "the archive and its folder; DIR alone is a folder of images with masks"
+        self.add_argument("--data", action=_SetData, dest="set", metavar="[NAME=]DIR", help=about)
 
     def add_print_config(self) -> None:
         """Add --print-config, which `read_config` obeys."""

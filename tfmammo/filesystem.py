@@ -31,6 +31,8 @@ IN_WORDS = {  # keys of identities that are not a config's
     "tfmammo": "version of tfmammo",
 }
 
+CACHE = "TFMAMMO_CACHE"
+
 
 def flush(path: Path) -> None:
     """Flush a file, or a folder with all that it holds, to the disk.
@@ -238,6 +240,29 @@ def sha256(path: Path) -> str:
 def to_json(content: object) -> str:
     """Format JSON so that equal contents give equal text."""
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def find_cache() -> Path:
+    """Return the folder for what can be made again."""
+    if chosen := os.environ.get(CACHE):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfmammo"
+
+
+def is_first_time(what: str) -> bool:
+    """Tell whether this is asked for the first time on this machine, and remember it.
+
+    The cache keeps a hash of `what`. Where it can't be written, each time is the first.
+    """
+    mark = find_cache() / "told" / hashlib.sha256(what.encode()).hexdigest()[:16]
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def name_case(image_id: str) -> str:

@@ -15,6 +15,7 @@ ROOT = _PACKAGE / FOLDER if (_PACKAGE / FOLDER).is_dir() else _PACKAGE.parent
 """The folder that holds configs, train and evaluate."""
 # What `python` runs, and what it is for.
 COMMANDS = {
+    "predict": ("-m tfmammo.inference", "write masks and boxes of lesions for a folder of images"),
     "report": ("evaluate/report.py", "re-run the five papers' tables and figures"),
     "compare": ("evaluate/compare.py", "compare segmentation models as a paper does"),
     "case": ("evaluate/case.py", "find, outline and name the lesions of a mammogram"),
@@ -25,6 +26,7 @@ COMMANDS = {
     "synthesize-patches": ("-m tfmammo.synthesis.patches", "make patches with lesions"),
     "stress": ("-m tfmammo.apps.stress", "find out where a detector fails"),
     "audit": ("-m tfmammo.apps.audit", "find out whether a generator gives its patients away"),
+    "runs": ("-m tfmammo.tracking", "list training runs, and the store that they are in"),
     "registry": ("-m tfmammo.apps.registry", "list, promote and roll back registered models"),
     "serve": ("-m tfmammo.apps.serving", "answer requests over HTTP"),
     "studio": ("-m tfmammo.apps.studio", "edit mammograms in a browser"),

@@ -736,13 +736,12 @@ def test_a_file_twice_in_two_spellings_is_read_once(small):
 
 def test_unkeyed_pseudonyms_of_patients_are_spoken_of(small, caplog, monkeypatch):
     monkeypatch.delenv("TFMAMMO_ID_KEY", raising=False)
-    folder._speak_of_unkeyed_pseudonyms.cache_clear()
     with caplog.at_level(logging.INFO, "tfmammo"):
         folder.read(small)
         folder.read(small)
     assert caplog.text.count("hashes without a key") == 1 and "set TFMAMMO_ID_KEY" in caplog.text
-    folder._speak_of_unkeyed_pseudonyms.cache_clear()
     caplog.clear()
+    monkeypatch.setenv("TFMAMMO_CACHE", str(small / "another"))
     monkeypatch.setenv("TFMAMMO_ID_KEY", "a secret")
     with caplog.at_level(logging.INFO, "tfmammo"):
         folder.read(small)

@@ -20,6 +20,7 @@ import tensorflow as tf
 from tests.ports import find_free_port
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.errors import ExportError, TrackingError
+from tfmammo.tracking import __main__ as listing
 from tfmammo.tracking import models, runs, store
 from tfmammo.tracking import models as models_module
 from tfmammo.tracking.export import export, load
@@ -537,7 +538,7 @@ def test_handles_in_the_store_lead_to_the_export(folder, exported, monkeypatch):
     ):
         with pytest.raises(TrackingError, match=f"^{handle}: can't be fetched from sqlite:"):
             resolve(handle, uri)
-    with pytest.raises(TrackingError, match="^sqlite:.*can't be used"):
+    with pytest.raises(TrackingError, match="^sqlite:.*there is no such store"):
         resolve("models:/tfmammo-tiny@best", f"sqlite:///{folder}/mlflow.db/x.db")
 
 
@@ -790,3 +791,39 @@ def test_a_study_has_one_run_that_its_trainings_are_shown_under(tmp_path, tracki
         0.5,
     )
     assert [file.path for file in client.list_artifacts(parent)] == ["table.md"]
+
+
+def test_a_look_up_makes_no_store_and_names_those_above(folder, tmp_path, monkeypatch):
+    (tmp_path / "deep/er").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "deep/er")
+    above = f"a folder above has sqlite:///{tmp_path}/mlflow.db: MLFLOW_TRACKING_URI chooses it"
+    for look_up in (lambda: resolve("models:/tfmammo-can@best"), runs.list_runs):
+        with pytest.raises(TrackingError, match=f"there is no such store; {above}"):
+            look_up()
+    assert not list((tmp_path / "deep/er").iterdir())
+    shutil.copy(tmp_path / "mlflow.db", tmp_path / "deep/er")
+    with pytest.raises(TrackingError, match=f"can't be fetched.*{above}"):
+        resolve("models:/tfmammo-can@best")
+    with pytest.raises(TrackingError, match="can't be fetched") as raised:
+        resolve("models:/tfmammo-can@best", f"sqlite:///{tmp_path}/mlflow.db")
+    assert "folder above" not in str(raised.value)
+
+
+def test_runs_are_listed_with_their_store(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    run = Run(experiment(), folder / "tiny/fold0")
+    run.log_tags({runs.MONITOR: "dice"})
+    run.log_metrics({"validation_dice": 0.5}, 1)
+    run.log_metrics({"validation_dice": 0.625}, 2)
+    run.close()
+    Run(experiment(), folder / "tiny/fold1").close("KILLED")
+    second, first = runs.list_runs()
+    assert [first[key] for key in ("run", "status", "result")] == [
+        "tiny/fold0",
+        "finished",
+        "dice 0.6250",
+    ]
+    assert [second[key] for key in ("run", "status", "result")] == ["tiny/fold1", "killed", ""]
+    listing.main([])
+    said = capsys.readouterr().out
+    assert "2 runs in sqlite:///" in said and first["id"] in said

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfmammo import filesystem
 from tfmammo.apps.zoo import __main__ as command
 from tfmammo.apps.zoo import page
 from tfmammo.errors import ConfigError, ExportError
@@ -80,7 +81,7 @@ def shelf(tmp_path, monkeypatch, exported):
     folder.mkdir()
     for module in (entries, fetching, command):
         monkeypatch.setattr(module, "FOLDER", folder)
-    monkeypatch.setenv(fetching.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(filesystem.CACHE, str(tmp_path / "cache"))
     packing.pack(exported, folder / "tiny.zip")
     content = (folder / "tiny.zip").read_bytes()
     known = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
@@ -230,7 +231,7 @@ def test_network_with_an_address_is_downloaded_once(shelf, server):
 
 def test_cache_that_is_no_folder_is_named(shelf, tmp_path):
     (tmp_path / "cache").write_text("")
-    with pytest.raises(ExportError, match=fetching.CACHE):
+    with pytest.raises(ExportError, match=filesystem.CACHE):
         zoo.fetch("tiny")
 
 

@@ -199,6 +199,27 @@ def encode(mask: NDArray[np.uint8], box: Box, rows: int, cols: int) -> dict[str,
     return {"size": [rows, cols], "counts": _encode_runs(runs if runs[-1] else runs[:-1])}
 
 
+def describe(lesion: Lesion, rows: int, cols: int, boxes: bool = False) -> dict[str, Any]:
+    """Describe where a lesion is: bbox, area, and segmentation where it has an outline.
+
+    Args:
+        lesion: The lesion.
+        rows: Rows of the image.
+        cols: Columns of the image.
+        boxes: Leave out outlines.
+    """
+    top, left, bottom, right = lesion.box
+    place: dict[str, Any] = {
+        "bbox": [left, top, right - left, bottom - top],
+        "area": (bottom - top) * (right - left),
+    }
+    if lesion.outlines and not boxes:
+        mask = lesion.mask(rows, cols)[top:bottom, left:right]
+        place["area"] = int(mask.sum())
+        place["segmentation"] = encode(mask, lesion.box, rows, cols)
+    return place
+
+
 def decode(region: dict[str, Any], where: str) -> NDArray[np.uint8]:
     """Decode what `encode` made: uint8 [rows, cols].
 

@@ -50,7 +50,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ from tfmammo.archives.metadata import Row, parse_cells, read_metadata
 from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files, has_dicom_bytes
 from tfmammo.archives.yolo import find_yolo
 from tfmammo.errors import ArchiveError
+from tfmammo.filesystem import is_first_time
 from tfmammo.mammogram import (
     ID_KEY,
     Found,
@@ -385,9 +386,10 @@ def _find_details(row: Row, lesions: int) -> dict[str, Any]:
 # Images
 
 
-@cache
-def _speak_of_unkeyed_pseudonyms() -> None:
-    """Say it once in a process, however many folders it reads."""
+def _speak_of_unkeyed_pseudonyms(root: Path) -> None:
+    """Say it once of each folder."""
+    if not is_first_time(f"unkeyed pseudonyms of {root.resolve()}"):
+        return
     log.info(
         "pseudonyms of patients are hashes without a key: whoever has a list of the patients' "
         "numbers can undo them; with private data set %s to a secret text first",
@@ -404,7 +406,7 @@ def _make_mammograms(folder: _Folder) -> Iterator[Mammogram]:
         )
         log.warning("%s: %s", folder.root.name, reason)
     elif not is_keyed():
-        _speak_of_unkeyed_pseudonyms()
+        _speak_of_unkeyed_pseudonyms(folder.root)
     for image, path in folder.images.items():
         if folder.listed_only and image not in folder.coco:
             folder.counts["images that annotations.json does not list"] += 1

@@ -47,8 +47,8 @@ class Frozen(BaseModel):
         return value
 
 
-# of a layer; one of a hundred million channels takes minutes to fill the memory
-Width = Annotated[int, Field(gt=0, le=2**16)]
+LARGEST_WIDTH = 2**16  # of a layer; a hundred million channels take minutes to fill the memory
+Width = Annotated[int, Field(gt=0, le=LARGEST_WIDTH)]
 
 Schema = TypeVar("Schema", bound=BaseModel)
 

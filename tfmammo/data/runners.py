@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console
+from rich.progress import track
+
 from tfmammo import cli
 from tfmammo.errors import DataError
 
@@ -105,7 +108,15 @@ def _explain(error: Exception) -> str:
 
 
 def _log_progress(made: Iterable[None], total: int, every: float = 10.0) -> None:
-    """Go through finished parts, and log their number at most each `every` seconds."""
+    """Go through finished parts, with a progress bar in a terminal.
+
+    Elsewhere their number is logged at most each `every` seconds.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal:
+        for _ in track(made, "parts", total, console=console, transient=True):
+            pass
+        return
     last = time.monotonic()
     for count, _ in enumerate(made, start=1):
         if time.monotonic() - last >= every:

@@ -1,4 +1,4 @@
-"""What the CAD pipeline writes of one mammogram: overlay, report and segmentation."""
+"""What the CAD pipeline writes of one mammogram: overlay, mask, report and segmentation."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import tfmammo
 from tfmammo.archives import folder
-from tfmammo.archives.writers import segmentation
 from tfmammo.errors import PipelineError
 from tfmammo.filesystem import sha256
 from tfmammo.inference.pipeline import Pipeline, PipelineResult
-from tfmammo.inference.report import build_report, draw_overlay, format_label, lesions_by_label
+from tfmammo.inference.report import (
+    build_report,
+    draw_overlay,
+    encode_mask,
+    format_label,
+    write_segmentation,
+)
 from tfmammo.training.image_grid import encode_png
 
 OVERLAY = "overlay.png"
+MASK = "mask.png"
 REPORT = "report.json"
 SEGMENTATION = "segmentation.dcm"
 
@@ -59,30 +64,6 @@ def write_overlay(overlay: NDArray[np.uint8], output: Path) -> None:
     (output / OVERLAY).write_bytes(encode_png(overlay))
 
 
-def write_segmentation(
-    pipeline: Pipeline, result: PipelineResult, source: Path | None, output: Path
-) -> str:
-    """Write segmentation.dcm into a folder, if the mammogram is a DICOM file and has a mask.
-
-    Args:
-        pipeline: The pipeline that processed the mammogram; the file names its models.
-        result: Its findings.
-        source: The mammogram's file; None for a mammogram without one.
-        output: An existing folder.
-
-    Returns:
-        The reason why there is no segmentation; "" if there is one.
-    """
-    models = {
-        stage: json.dumps(identity, sort_keys=True)
-        for stage, identity in pipeline.describe().items()
-    }
-    path = output / SEGMENTATION
-    return segmentation.try_write(
-        path, source, lesions_by_label(result), tfmammo.__version__, models
-    )
-
-
 def write_report(content: Mapping[str, Any], output: Path) -> None:
     """Write report.json into a folder."""
     text = json.dumps(content, indent=2, allow_nan=False)
@@ -96,7 +77,7 @@ def _write(
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=output) as made:
         _write_into(pipeline, result, path, digest, Path(made))
-        for name in (OVERLAY, REPORT, SEGMENTATION):
+        for name in (OVERLAY, MASK, REPORT, SEGMENTATION):
             (output / name).unlink(missing_ok=True)
             if (Path(made) / name).exists():
                 (Path(made) / name).replace(output / name)
@@ -106,11 +87,16 @@ def _write_into(
     pipeline: Pipeline, result: PipelineResult, path: Path, digest: str, output: Path
 ) -> None:
     write_overlay(draw_overlay(result), output)
-    reason = write_segmentation(pipeline, result, path, output)
+    (output / MASK).write_bytes(encode_mask(result))
+    reason = write_segmentation(pipeline, result, path, output / SEGMENTATION)
     content = {
         "input": {"sha256": digest},
         **build_report(result, pipeline),
-        "files": {"overlay": OVERLAY, "segmentation": None if reason else SEGMENTATION},
+        "files": {
+            "overlay": OVERLAY,
+            "mask": MASK,
+            "segmentation": None if reason else SEGMENTATION,
+        },
         "remarks": [*pipeline.list_remarks(), *([reason] if reason else [])],
     }
     write_report(content, output)

@@ -32,8 +32,9 @@ def run_evaluation(
         default_output: The output folder without --output.
         files: What the output folder holds, in words.
     """
-    arguments = cli.make_parser(description or "", schema).parse_args()
-    run_with(arguments, schema, evaluate, default_output, files)
+    parser = cli.make_parser(description or "", schema)
+    parser.add_data()
+    run_with(parser.parse_args(), schema, evaluate, default_output, files)
 
 
 def run_with(

@@ -23,34 +23,34 @@ Deviation: the paper's detector is an SSD. configs/case.yaml names the zoo's sma
 since the zoo has no SSD; `detector` takes any.
 
 A stage that can't handle a lesion keeps the results of the stages before it; the lesion's remarks
-give the reason.
+give the reason. A stage whose model is not named is skipped. Without a detector, regions are given,
+or else the whole image is one patch.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import preprocess, sampling, windows
-from tfmammo.data.tfrecord import read_manifest
 from tfmammo.detection.detections import Detector
 from tfmammo.errors import PipelineError
+from tfmammo.inference.stages import Stage, describe_model, read_training_data
 from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, hold_pixels, trace_borders
 from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.models.shape import SHAPES
-from tfmammo.tracking import export, models
-from tfmammo.tracking.export.card import PACKED, remove_places
+from tfmammo.tracking import export
+from tfmammo.tracking.export.card import PACKED
+
+LARGEST_PATCH = 1500  # px of the shorter side: 105 mm of a detector of 0.07 mm
 
 
 class PipelineConfig(Frozen):
@@ -60,14 +60,14 @@ class PipelineConfig(Frozen):
     or runs:/ID/PATH.
     """
 
-    detector: str
-    """Model URI of the detector, see Detector.load."""
+    detector: str | None = None
+    """Model URI of the detector, see Detector.load. None: the whole image is a patch."""
     kinds: tuple[LesionKind, ...] = Field(default=("mass",), min_length=1)
     """Lesion kinds of classes 1, 2, ... of a detector that has no card of this package."""
-    segmenter: str
-    """Model URI of an export from image to mask."""
-    classifier: str
-    """Model URI of an export from mask to shapes."""
+    segmenter: str | None = None
+    """Model URI of an export from image to mask. None: the detector's own masks, if it has any."""
+    classifier: str | None = None
+    """Model URI of an export from mask to shapes. None: masses have no shapes."""
     score: float = Field(default=0.5, ge=0, le=1)
     """Least score of a detection."""
     threshold: float = Field(default=0.5, gt=0, le=1)
@@ -82,11 +82,11 @@ class PipelineConfig(Frozen):
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """One detection, with what the later stages added.
+    """One region, with what the later stages added.
 
     Attributes:
         kind: Lesion kind that the detector gives.
-        score: The detector's score, in [0, 1].
+        score: The detector's score, in [0, 1]; of a whole patch its mean probability in the mask.
         box: The detector's box [row_min, col_min, row_max, col_max], half-open, native px.
         lesion: The mask as outlines, its own box and, for a mass, its most probable shape; None
             without a mask.
@@ -94,6 +94,7 @@ class Finding:
         uncertainty: Mean standard deviation of the segmenter's draws over the mask, 0 to 0.5; None
             where there is only one draw.
         remarks: What a stage could not do, and what makes its result doubtful.
+        output: The segmenter's probabilities in its patch, float32 [size, size, 1].
     """
 
     kind: LesionKind
@@ -103,6 +104,7 @@ class Finding:
     probabilities: Mapping[str, float] | None = None
     uncertainty: float | None = None
     remarks: tuple[str, ...] = ()
+    output: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,85 +121,83 @@ class PipelineResult:
     image: NDArray[np.float32]
     findings: tuple[Finding, ...]
 
+    @property
+    def mask(self) -> NDArray[np.uint8]:
+        """All findings' masks in one, uint8 [rows, cols], 0 or 1, native px."""
+        mask = np.zeros((self.mammogram.rows, self.mammogram.cols), np.uint8)
+        for finding in self.findings:
+            if finding.lesion:
+                mask |= finding.lesion.mask(*mask.shape)
+        return mask
+
 
 @dataclass(frozen=True, eq=False)
-class Stage:
-    """One function of an export.
+class Prepared:
+    """A mammogram whose regions are cut out, before the segmenter has seen them.
 
     Attributes:
-        handle: Model URI.
-        card: The export's card.
-        size: Rows and columns of the input, px.
-        call: Name -> float32 array, see export.load.
-        folder: The export's folder.
-        name: The function's name.
+        mammogram: The record, without lesions of its own.
+        image: Its pixels.
+        moved: What the segmenter's preprocessing makes of it.
+        findings: Regions without masks.
+        boxes: Their boxes on `moved`; None of a whole patch.
+        windows: What their patches show of `moved`.
+        patches: float32 [size, size, 1] each; None, like its window, where there can't be one.
     """
 
-    handle: str
-    card: Mapping[str, Any]
-    size: int
-    call: Callable[..., export.Tensors]
-    folder: Path
-    name: str
-
-    @staticmethod
-    def load(handle: str, source: str, target: str, uri: str | None) -> Stage:
-        """Load the function of an export that leads from `source` to `target`.
-
-        Args:
-            handle: Model URI.
-            source: Name of the input.
-            target: Name of the output.
-            uri: Store of models:/ and runs:/ URIs.
-
-        Raises:
-            ExportError: The export has no such function, or can't be read.
-            TrackingError: The URI leads to no export.
-        """
-        folder = models.resolve(handle, uri)
-        name = export.find_function(folder, {source}, {target})
-        card = export.read_card(folder)
-        size = card["functions"][name]["inputs"][source]["shape"][1]
-        return Stage(handle, card, size, export.load(folder, name), folder, name)
+    mammogram: Mammogram
+    image: NDArray[np.float32]
+    moved: Mammogram
+    findings: tuple[Finding, ...]
+    boxes: tuple[Box | None, ...] = ()
+    windows: tuple[Box | None, ...] = ()
+    patches: tuple[NDArray[np.float32] | None, ...] = ()
 
 
 class Pipeline:
-    """All stages, ready for mammograms; made by `load`.
+    """The stages, ready for mammograms; made by `load`.
 
     Attributes:
-        data: How the segmenter's training patches were made.
+        data: How the segmenter's training patches were made; None without a segmenter.
     """
 
     def __init__(
-        self, config: PipelineConfig, detector: Detector, segmenter: Stage, classifier: Stage
+        self,
+        config: PipelineConfig,
+        detector: Detector | None,
+        segmenter: Stage | None,
+        classifier: Stage | None,
     ) -> None:
         self.config = config
         self.detector = detector
         self.segmenter = segmenter
         self.classifier = classifier
-        self.data = _training_data(segmenter)
+        self.data = read_training_data(segmenter) if segmenter else None
 
     @staticmethod
     def load(config: PipelineConfig) -> Pipeline:
-        """Load all models.
+        """Load all models that the config names.
 
         Raises:
             DetectionError: The detector's URI leads to no detector.
             ExportError: An export has no function for its stage.
             TrackingError: A model URI leads to no export.
             PipelineError: The segmenter's card does not say how its patches are made, or they are
-                not patches around lesions.
+                not patches around lesions; or there is neither detector nor segmenter.
         """
+        uri = config.tracking_uri
+        if not (config.detector or config.segmenter):
+            raise PipelineError("detector: is missing, and so is segmenter; name one of them")
         return Pipeline(
             config,
-            Detector.load(config.detector, config.kinds, config.tracking_uri),
-            Stage.load(config.segmenter, "image", "mask", config.tracking_uri),
-            Stage.load(config.classifier, "mask", "shapes", config.tracking_uri),
+            Detector.load(config.detector, config.kinds, uri) if config.detector else None,
+            Stage.load(config.segmenter, "image", "mask", uri) if config.segmenter else None,
+            Stage.load(config.classifier, "mask", "shapes", uri) if config.classifier else None,
         )
 
     def list_remarks(self) -> list[str]:
         """List what everybody must know who reads this pipeline's results."""
-        card = self.detector.card
+        card = self.detector.card if self.detector else {}
         data = card.get("config", {}).get("data", {})
         if card.get("archive", data.get("name")) == "phantom":
             return [
@@ -211,11 +211,14 @@ class Pipeline:
             ]
         return []
 
-    def predict(self, mammogram: Mammogram) -> PipelineResult:
+    def predict(
+        self, mammogram: Mammogram, regions: Sequence[Finding] | None = None
+    ) -> PipelineResult:
         """Run every stage on one mammogram.
 
         Args:
             mammogram: As an archive gives it; its own lesions are ignored.
+            regions: Boxes that take the place of the detector's.
 
         Returns:
             The findings; none where nothing was detected.
@@ -224,25 +227,68 @@ class Pipeline:
             PipelineError: Its pixels can't be read or are constant, or it does not state what the
                 models' preprocessing needs (laterality, view, spacing).
         """
+        return self.segment([self.prepare(mammogram, regions)])[0]
+
+    def prepare(self, mammogram: Mammogram, regions: Sequence[Finding] | None = None) -> Prepared:
+        """Read a mammogram, find its regions and cut out their patches; see `predict`."""
+        whole = regions is None and self.detector is None
+        if whole and min(mammogram.rows, mammogram.cols) > LARGEST_PATCH:
+            raise PipelineError(
+                f"has {mammogram.rows} x {mammogram.cols} px, and the segmenter takes patches; "
+                "name the regions by a detector or as boxes"
+            )
         try:
             image = mammogram.pixels()
             native = mammogram.with_pixels(hold_pixels(image), lesions=())
-            detections = self.detector.predict(native).above(self.config.score)
-            lesions = tuple(
-                Lesion(kind, _round_box(box, mammogram))
-                for kind, box in zip(detections.classes, detections.boxes, strict=True)
+            findings = tuple(self._find(native) if regions is None else regions)
+            if self.data is None:
+                return Prepared(replace(mammogram, lesions=()), image, native, findings)
+            data = self.data.model_copy(update={"frame": "full"}) if whole else self.data
+            lesions = tuple(Lesion(finding.kind, finding.box) for finding in findings)
+            moved = preprocess.preprocess_mammogram(
+                replace(native, lesions=lesions), data.preprocess
             )
-            prepared = preprocess.preprocess_mammogram(
-                replace(native, lesions=lesions), self.data.preprocess
-            )
-            pixels = prepared.pixels() if lesions else image
+            pixels = moved.pixels() if lesions else image
         except ValueError as error:
             raise PipelineError(str(error)) from error
-        findings = []
-        for lesion, score, moved in zip(lesions, detections.scores, prepared.lesions, strict=True):
-            finding = Finding(lesion.kind, float(score), lesion.box)
-            findings.append(self._segment(finding, moved.box, pixels, prepared, native))
-        return PipelineResult(replace(mammogram, lesions=()), image, tuple(findings))
+        cut = [
+            _cut_patch(finding, lesion.box, pixels, moved, data)
+            for finding, lesion in zip(findings, moved.lesions, strict=True)
+        ]
+        return Prepared(
+            replace(mammogram, lesions=()),
+            image,
+            moved,
+            tuple(finding for finding, _, _ in cut),
+            tuple(None if whole else lesion.box for lesion in moved.lesions),
+            tuple(window for _, window, _ in cut),
+            tuple(patch for _, _, patch in cut),
+        )
+
+    def segment(self, prepared: Sequence[Prepared]) -> list[PipelineResult]:
+        """Add masks and shapes to prepared mammograms, whose patches the segmenter sees together.
+
+        Args:
+            prepared: Of `prepare`.
+
+        Returns:
+            The findings in each.
+        """
+        patches = [patch for each in prepared for patch in each.patches if patch is not None]
+        outputs: export.Tensors = {}
+        if self.segmenter and patches:
+            outputs = export.predict(self.segmenter.call, {"image": np.stack(patches)})
+        results = []
+        row = 0
+        for each in prepared:
+            findings = list(each.findings)
+            for number, patch in enumerate(each.patches):
+                if patch is not None:
+                    output = {name: values[row] for name, values in outputs.items()}
+                    findings[number] = self._add_mask(each, number, output)
+                    row += 1
+            results.append(PipelineResult(each.mammogram, each.image, tuple(findings)))
+        return results
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Describe the models: URI, and of one with a card its name, step, commit, data and sha256.
@@ -250,63 +296,78 @@ class Pipeline:
         The sha256 is that of the card.
         """
         return {
-            "detector": _describe_model(self.detector.handle, self.detector.card),
-            "segmenter": _describe_model(self.segmenter.handle, self.segmenter.card),
-            "classifier": _describe_model(self.classifier.handle, self.classifier.card),
+            name: describe_model(stage.handle, stage.card) for name, stage in self._list_stages()
         }
 
     def hash_models(self) -> dict[str, str]:
         """Compute the SHA-256 of the files of each stage's SavedModel."""
         return {
-            "detector": self.detector.hash_files(),
-            "segmenter": export.hash_files(self.segmenter.folder, self.segmenter.name),
-            "classifier": export.hash_files(self.classifier.folder, self.classifier.name),
+            name: stage.hash_files()
+            if isinstance(stage, Detector)
+            else export.hash_files(stage.folder, stage.name)
+            for name, stage in self._list_stages()
         }
 
-    def _segment(
-        self,
-        finding: Finding,
-        box: Box,
-        pixels: NDArray[np.float32],
-        prepared: Mammogram,
-        native: Mammogram,
-    ) -> Finding:
-        """Add mask and shape to a detection.
+    def _list_stages(self) -> list[tuple[str, Detector | Stage]]:
+        stages = (
+            ("detector", self.detector),
+            ("segmenter", self.segmenter),
+            ("classifier", self.classifier),
+        )
+        return [(name, stage) for name, stage in stages if stage]
 
-        Args:
-            finding: The detection.
-            box: Its box on the prepared mammogram.
-            pixels: Those of the prepared mammogram.
-            prepared: The mammogram as the segmenter's preprocessing gives it.
-            native: The mammogram in native pixels.
-        """
-        if finding.kind not in self.data.kinds:
-            kinds = " and ".join(self.data.kinds)
-            return replace(
-                finding, remarks=(f"no mask: the segmenter was trained on {kinds} only",)
+    def _find(self, native: Mammogram) -> list[Finding]:
+        """Detect regions; without a detector the whole image is one."""
+        if self.detector is None:
+            assert self.data
+            return [Finding(self.data.kinds[0], 0.0, (0, 0, native.rows, native.cols))]
+        detections = self.detector.predict(native).above(self.config.score)
+        findings = [
+            Finding(kind, float(score), _round_box(box, native))
+            for kind, score, box in zip(
+                detections.classes, detections.scores, detections.boxes, strict=True
             )
-        window = windows.crop_window(box, prepared, self.data)
-        try:
-            patch = windows.extract_window(pixels, window, self.data)
-        except ValueError as error:
-            return replace(finding, remarks=(f"no mask: {error}",))
-        output = self.segmenter.call(image=patch[np.newaxis])
-        binary = (output["mask"][0] >= self.config.threshold).astype(np.uint8)
+        ]
+        if self.segmenter or detections.masks is None:
+            return findings
+        return [
+            replace(finding, lesion=_make_lesion(finding.kind, mask) if mask.any() else None)
+            for finding, mask in zip(findings, detections.masks, strict=True)
+        ]
+
+    def _add_mask(self, prepared: Prepared, number: int, outputs: export.Tensors) -> Finding:
+        """Add mask and shape to a finding, given what the segmenter says of its patch."""
+        finding = prepared.findings[number]
+        box = prepared.boxes[number]
+        window = prepared.windows[number]
+        output = outputs["mask"]
+        assert self.data and window
+        binary = (output >= self.config.threshold).astype(np.uint8)
         mask = postprocess(binary, self.config.postprocess)[..., 0]
-        if self.config.single:
+        if self.config.single and box:
             mask = _select_component(mask, box, window)
-        canvas = _place_mask(mask, window, prepared)
-        region = preprocess.map_to_native(canvas, native, self.data.preprocess)
+        canvas = _place_mask(mask, window, prepared.moved)
+        region = preprocess.map_to_native(canvas, prepared.mammogram, self.data.preprocess)
+        finding = replace(finding, output=output)
         if not region.any():
-            return replace(finding, remarks=("no mask: the segmenter marks nothing in the box",))
-        spread = output.get("uncertainty")  # a single draw has none
-        uncertainty = None if spread is None else float(spread[0][mask > 0].mean())
+            where = "box" if box else "patch"
+            return replace(
+                finding, remarks=(f"no mask: the segmenter marks nothing in the {where}",)
+            )
+        spread = outputs.get("uncertainty")  # a single draw has none
+        uncertainty = None if spread is None else float(spread[mask > 0].mean())
         lesion = _make_lesion(finding.kind, region)
-        return self._classify(replace(finding, lesion=lesion, uncertainty=uncertainty), native)
+        if box is None:
+            finding = replace(finding, score=float(output[mask > 0].mean()))
+        return self._classify(
+            replace(finding, lesion=lesion, uncertainty=uncertainty), prepared.mammogram
+        )
 
     def _classify(self, finding: Finding, mammogram: Mammogram) -> Finding:
         """Add the shape to a finding that has a mask."""
         lesion = finding.lesion
+        if self.classifier is None:
+            return finding
         size = self.classifier.size
         if lesion is None or lesion.kind != "mass":
             return replace(finding, remarks=("no shape: it is not a mass",))
@@ -328,44 +389,23 @@ class Pipeline:
         return replace(finding, lesion=lesion, probabilities=probabilities, remarks=remarks)
 
 
-def _describe_model(handle: str, card: Mapping[str, Any]) -> dict[str, Any]:
-    handle = remove_places(handle)  # results travel
-    if not card:
-        return {"handle": handle, "card": None}
-    digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
-    facts = {name: card.get(name) for name in ("name", "step", "git_commit", "data_fingerprint")}
-    return {"handle": handle, "card": digest, **facts}
+def _cut_patch(
+    finding: Finding, box: Box, pixels: NDArray[np.float32], moved: Mammogram, data: DataConfig
+) -> tuple[Finding, Box | None, NDArray[np.float32] | None]:
+    """Cut the patch around a box on the preprocessed mammogram.
 
-
-def _training_data(segmenter: Stage) -> DataConfig:
-    """Return how a segmenter's patches were made.
-
-    Raises:
-        PipelineError: The card does not say, or no patch around a box can be made that way.
+    Returns:
+        The finding with the reason why there is none, the window, and the patch.
     """
+    if finding.kind not in data.kinds:
+        kinds = " and ".join(data.kinds)
+        reason = f"the segmenter was trained on {kinds} only"
+        return replace(finding, remarks=(f"no mask: {reason}",)), None, None
+    window = windows.crop_window(box, moved, data)
     try:
-        data = DataConfig.model_validate(segmenter.card["config"]["data"])
-        if data.records:  # the folder of records was made with a config of its own
-            data = DataConfig.model_validate(read_manifest(data.records).identity["data"])
-    except (KeyError, TypeError, ValidationError):
-        raise PipelineError(
-            f"{segmenter.handle}: its {export.CARD} does not say how its patches are made"
-        ) from None
+        return finding, window, windows.extract_window(pixels, window, data)
     except ValueError as error:
-        raise PipelineError(
-            f"{segmenter.handle}: the manifest of its records, which says how its patches are "
-            f"made, can't be used: {error}"
-        ) from None
-    if data.patches != "lesion":
-        raise PipelineError(
-            f"{segmenter.handle}: was trained on data.patches={data.patches}, not on patches "
-            "around lesions"
-        )
-    if data.size != segmenter.size:
-        raise PipelineError(
-            f"{segmenter.handle}: takes {segmenter.size} px, but its {export.CARD} says {data.size}"
-        )
-    return data
+        return replace(finding, remarks=(f"no mask: {error}",)), None, None
 
 
 def _round_box(box: NDArray[np.float32], mammogram: Mammogram) -> Box:

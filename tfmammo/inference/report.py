@@ -1,9 +1,11 @@
-"""What the CAD pipeline tells of one mammogram: the report and the overlay."""
+"""What the CAD pipeline says of one mammogram: report, overlay, mask and DICOM segmentation."""
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from math import pi, sqrt
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,6 +15,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 import tfmammo
+from tfmammo.archives.writers import segmentation
 from tfmammo.data import preprocess
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineResult
 from tfmammo.mammogram import Box, Lesion, Mammogram
@@ -69,7 +72,7 @@ def build_report(result: PipelineResult, pipeline: Pipeline) -> dict[str, Any]:
             "spacing_mm": list(mammogram.spacing) if mammogram.spacing else None,
         },
         "lesions": [
-            {"number": number} | _describe(finding, mammogram)
+            {"number": number} | describe_finding(finding, mammogram)
             for number, finding in enumerate(result.findings, 1)
         ],
         "models": pipeline.describe(),
@@ -140,7 +143,35 @@ def lesions_by_label(result: PipelineResult) -> dict[str, Lesion]:
     }
 
 
-def _describe(finding: Finding, mammogram: Mammogram) -> dict[str, Any]:
+def encode_mask(result: PipelineResult) -> bytes:
+    """Encode the mask of all findings as PNG, native px: 0 is tissue, 255 lesion."""
+    return cv2.imencode(".png", 255 * result.mask)[1].tobytes()
+
+
+def write_segmentation(
+    pipeline: Pipeline, result: PipelineResult, source: Path | None, path: Path
+) -> str:
+    """Write the masks as a DICOM segmentation, if the mammogram is a DICOM file and has a mask.
+
+    Args:
+        pipeline: The pipeline that processed the mammogram; the file names its models.
+        result: Its findings.
+        source: The mammogram's file; None for a mammogram without one.
+        path: The file, in an existing folder.
+
+    Returns:
+        The reason why there is no segmentation; "" if there is one.
+    """
+    models = {
+        stage: json.dumps(identity, sort_keys=True)
+        for stage, identity in pipeline.describe().items()
+    }
+    lesions = lesions_by_label(result)
+    return segmentation.try_write(path, source, lesions, tfmammo.__version__, models)
+
+
+def describe_finding(finding: Finding, mammogram: Mammogram) -> dict[str, Any]:
+    """Describe a finding for JSON: kind, score, box, measures, shape and remarks."""
     lesion = finding.lesion
     measures: dict[str, float | None] = dict.fromkeys(
         ("area_px", "diameter_px", "area_mm2", "diameter_mm")

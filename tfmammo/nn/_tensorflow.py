@@ -2,10 +2,10 @@
 
 TensorFlow's C++ writes to stderr, past every log level, while it is being imported and when it
 first looks for devices: lines about oneDNN, missing CUDA drivers and failed cuInit calls that tell
-a user nothing. Importing this module imports TensorFlow with stderr held back, and
-`hold_back_stderr` does the same for other calls. If the body fails, everything that was held back
-is shown. Threads share the process's stderr: the first one to hold it back redirects it, the last
-one to finish restores it.
+a user nothing. Importing this module does both with stderr held back, and `hold_back_stderr` does
+the same for other calls. Everything that was held back is shown if the body fails, or if the
+machine has an NVIDIA GPU that TensorFlow can't use. Threads share the process's stderr: the first
+one to hold it back redirects it, the last one to finish restores it.
 """
 
 from __future__ import annotations
@@ -75,8 +75,7 @@ def hold_back_stderr() -> Iterator[None]:
 with hold_back_stderr():
     import tensorflow
 
-
-def look_for_devices() -> None:
-    """Look for GPUs, of which TensorFlow's first operation would say that there are none."""
-    with hold_back_stderr():
-        tensorflow.config.list_physical_devices()
+    # Else the first operation would look for GPUs, and say that there are none.
+    found = tensorflow.config.list_physical_devices("GPU")
+    if not found and os.path.exists("/dev/nvidiactl") and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        _stderr.show()  # there is one that can't be used, and this says why

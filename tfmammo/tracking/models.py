@@ -21,12 +21,15 @@ from tfmammo.tracking import zoo
 from tfmammo.tracking.export import CARD, locate
 from tfmammo.tracking.store import (
     hold_store,
+    name_other_stores,
     open_experiment,
     probe,
     read_git_state,
     redact,
+    require_store,
     store_uri,
     summarize_error,
+    tell_store,
     translate_errors,
 )
 
@@ -53,6 +56,7 @@ def register_service(
         TrackingError: The store can't be used, or the experiment was deleted.
     """
     uri = store_uri(config.uri)
+    tell_store(uri)
     with translate_errors(uri):
         probe(uri)
         with hold_store(uri):
@@ -131,7 +135,7 @@ def resolve(handle: str | Path, uri: str | None = None) -> Path:
 
     Args:
         handle: The model URI: models:/tfmammo-can@best, models:/tfmammo-can/3 or runs:/ID/ARTIFACT;
-            or models:/zoo/can, which comes with the package; or the path of a training's output
+            or models:/zoo/can or can, which comes with the package; or the path of a run's output
             folder, an export, or one of its SavedModels.
         uri: The store of the first three; see `store.store_uri`.
 
@@ -146,6 +150,8 @@ def resolve(handle: str | Path, uri: str | None = None) -> Path:
         return find_local_export(Path(handle))
     uri = store_uri(uri)
     with translate_errors(uri):
+        require_store(uri)
+        tell_store(uri)
         probe(uri)
         client = mlflow.MlflowClient(uri)
     try:
@@ -153,6 +159,7 @@ def resolve(handle: str | Path, uri: str | None = None) -> Path:
     except Exception as error:
         raise TrackingError(
             f"{handle}: can't be fetched from {redact(uri)} ({summarize_error(error)})"
+            f"{name_other_stores(uri)}"
         ) from error
     exports = [card.parent for card in folder.rglob(CARD)]
     if len(exports) != 1:
@@ -205,6 +212,8 @@ def find_local_export(path: Path) -> Path:
             return folder
     if (path / "saved_model.pb").is_file() and (path.parent / CARD).is_file():
         return path.parent
+    if not path.exists() and str(path) in zoo.list_names():
+        return zoo.fetch(str(path))
     problem = (
         "holds no export"
         if path.exists()

@@ -23,6 +23,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -48,8 +49,10 @@ from tfmammo.tracking.store import (
     probe,
     read_git_state,
     redact,
+    require_store,
     store_uri,
     summarize_error,
+    tell_store,
     translate_errors,
 )
 
@@ -92,6 +95,7 @@ class Run:
         self._failed = False
         self._paused_until = 0.0
         self._monitor: SystemMetricsMonitor | None = None
+        tell_store(self.uri)
         with translate_errors(self.uri):
             probe(self.uri)
             with hold_store(self.uri):
@@ -370,6 +374,46 @@ def log_folder(
         )
         client.log_artifacts(run, str(folder))
         client.set_terminated(run)
+
+
+def list_runs(uri: str | None = None, most: int = 100) -> list[dict[str, str]]:
+    """List the runs of a store, the newest first.
+
+    Args:
+        uri: The store; see `store_uri`.
+        most: How many at most.
+
+    Returns:
+        "run", "id", "experiment", "status", "started" (UTC) and "result" of each: the last value of
+        the measure that chooses its best weights.
+
+    Raises:
+        TrackingError: There is no such store, or it can't be reached.
+    """
+    uri = store_uri(uri)
+    with translate_errors(uri):
+        require_store(uri)
+        probe(uri)
+        client = mlflow.MlflowClient(uri)
+        experiments = {each.experiment_id: each.name for each in client.search_experiments()}
+        order = ["attributes.start_time DESC"]
+        found = client.search_runs(list(experiments), max_results=most, order_by=order)
+    rows = []
+    for run in found:
+        monitor = run.data.tags.get(MONITOR)
+        value = run.data.metrics.get(f"validation_{monitor}")
+        started = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+        rows.append(
+            {
+                "run": run.info.run_name,
+                "id": run.info.run_id,
+                "experiment": experiments[run.info.experiment_id],
+                "status": run.info.status.lower(),
+                "started": f"{started:%Y-%m-%d %H:%M}",
+                "result": "" if value is None else f"{monitor} {value:.4f}",
+            }
+        )
+    return rows
 
 
 def read_history(folder: Path, metric: str, uri: str | None = None) -> dict[int, float]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shlex
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import mlflow
@@ -19,6 +21,9 @@ from mlflow.exceptions import MlflowException
 from tfmammo.errors import TrackingError
 from tfmammo.filesystem import take_lock
 
+log = logging.getLogger(__name__)
+
+STORE = "mlflow.db"  # the default store, in the current folder
 FIRST_TIMEOUT = 10  # seconds for an answer at the start; later MLflow's own
 # seconds for another process to release an SQLite store: creating its tables takes a few
 PATIENCE = 60.0
@@ -29,9 +34,33 @@ EXPERIMENT_KIND = "mlflow.experimentKind"
 
 def store_uri(uri: str | None = None) -> str:
     """Return the store's address: `uri`, else MLFLOW_TRACKING_URI, else ./mlflow.db."""
-    return (
-        uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
-    )
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(STORE).resolve()}"
+
+
+@cache
+def tell_store(uri: str) -> None:
+    """Log which store a command uses, once."""
+    log.info("MLflow store: %s", redact(uri))
+
+
+def require_store(uri: str) -> None:
+    """Refuse an SQLite store that is not there, which MLflow would create.
+
+    Raises:
+        TrackingError: The sentence names the stores of the folders above.
+    """
+    if (database := get_sqlite_file(uri)) and not Path(database).is_file():
+        raise TrackingError(f"{redact(uri)}: there is no such store{name_other_stores(uri)}")
+
+
+def name_other_stores(uri: str) -> str:
+    """Return a clause that names the SQLite stores in the folders above a store's; "" if none."""
+    database = get_sqlite_file(uri)
+    folders = Path(database).resolve().parent.parents if database else ()
+    found = [f"sqlite:///{folder / STORE}" for folder in folders if (folder / STORE).is_file()]
+    if not found:
+        return ""
+    return f"; a folder above has {' and '.join(found)}: MLFLOW_TRACKING_URI chooses it"
 
 
 def redact(text: str) -> str:
@@ -136,8 +165,8 @@ def open_registry(uri: str) -> Iterator[mlflow.MlflowClient]:
         TrackingError: There is no such store, or anything goes wrong inside.
     """
     with translate_errors(uri):
-        if (database := get_sqlite_file(uri)) and not Path(database).is_file():
-            raise TrackingError(f"{redact(uri)}: there is no such store")
+        require_store(uri)
+        tell_store(uri)
         probe(uri)
         with hold_store(uri):
             yield mlflow.MlflowClient(uri)

@@ -31,9 +31,9 @@ from tfmammo.data import datasets
 from tfmammo.data.patches import Patches, PatchSource
 from tfmammo.errors import ConfigError, ExportError, Interrupted, TrainingError, name_key
 from tfmammo.nn import optimization
-from tfmammo.tracking import export, models, runs, store
+from tfmammo.tracking import export, runs, store
 from tfmammo.tracking.runs import Run
-from tfmammo.training import checkpoints, contract, devices, folder, workers
+from tfmammo.training import checkpoints, contract, devices, folder, initial, workers
 from tfmammo.training.contract import TrainableModel, Validate, Write
 from tfmammo.training.image_grid import draw_grid, encode_png
 from tfmammo.training.progress import Progress, announce_duration
@@ -210,11 +210,8 @@ class Training:
         seen_patients |= datasets.list_synthetic_patients(self.experiment.data)
         if self.config.initial:
             with name_key("training.initial"):
-                initial = models.resolve(self.config.initial, self.experiment.tracking.uri)
-                export.assign(self.model.networks, initial)
-                card = export.read_card(initial)
-                if "train_patients" in card:
-                    seen_patients |= export.get_training_patients(card, initial)
+                start = initial.assign(self.model.networks, self.config.initial, self.experiment)
+                seen_patients |= export.find_patients(export.read_card(start), start) or set()
         held_out = set(self.held_out.patient_ids.tolist())
         if known := len(seen_patients & held_out):
             log.warning(

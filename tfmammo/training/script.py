@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from rich.table import Table
 
-from tfmammo import cli
+from tfmammo import cli, shipped
 from tfmammo.config import Experiment, TrainingConfig
 from tfmammo.data import datasets
 from tfmammo.data.extraction import MakePatches, make_patches
@@ -27,6 +28,7 @@ from tfmammo.tracking import store
 from tfmammo.tracking.export import predict
 from tfmammo.training import devices, folder, workers
 from tfmammo.training.contract import Functions, TrainableModel, Validate
+from tfmammo.training.initial import parse_with_initial
 from tfmammo.training.loop import Training
 
 log = logging.getLogger(__name__)
@@ -98,8 +100,12 @@ def start(
         TrainingError: Another process is training in the folder, whose split.json is its own.
     """
     schema = Experiment[config]
-    arguments = cli.make_parser(description, schema).parse_args()
-    experiment = cli.read_config(schema, arguments)
+    name = Path(sys.argv[0]).stem
+    parser = cli.make_parser(description, schema, name if name in shipped.list_configs() else None)
+    parser.add_data()
+    arguments = parser.parse_args()
+    experiment = parse_with_initial(schema, arguments)
+    cli.print_if_wanted(experiment, arguments)
     if not_for_workers:
         workers.refuse_multi_worker(experiment.training, not_for_workers)
     command = Command(complete(experiment), tuple(arguments.set), arguments.output)

@@ -52,7 +52,7 @@ class Coco:
         if case.is_held_out:
             self.held_out_images.add(number)
         for lesion in lesions:
-            entry = _describe_region(lesion, rows, cols, self.boxes)
+            entry = coco.describe(lesion, rows, cols, self.boxes)
             entry |= {
                 "id": len(self.annotations) + 1,
                 "image_id": number,
@@ -157,7 +157,7 @@ class HuggingFace:
     def add(self, case: Case, lesions: Sequence[Lesion]) -> dict[str, bytes]:
         """Add a case; it has no further files."""
         rows, cols = case.mammogram.rows, case.mammogram.cols
-        regions = [_describe_region(lesion, rows, cols, False) for lesion in lesions]
+        regions = [coco.describe(lesion, rows, cols) for lesion in lesions]
         objects: dict[str, list[Any]] = {
             "bbox": [region["bbox"] for region in regions],
             "category": [lesion.kind for lesion in lesions],
@@ -181,20 +181,6 @@ class HuggingFace:
 def name_held_out(config: DataConfig) -> str:
     """Name the held-out subset: a fold validates, an official test set tests."""
     return "test" if config.split == "official" else "val"
-
-
-def _describe_region(lesion: Lesion, rows: int, cols: int, boxes: bool) -> dict[str, Any]:
-    """Describe a lesion's place: bbox, area and, if it has an outline, segmentation."""
-    top, left, bottom, right = lesion.box
-    place: dict[str, Any] = {
-        "bbox": [left, top, right - left, bottom - top],
-        "area": (bottom - top) * (right - left),
-    }
-    if lesion.outlines and not boxes:
-        mask = lesion.mask(rows, cols)[top:bottom, left:right]
-        place["area"] = int(mask.sum())
-        place["segmentation"] = coco.encode(mask, lesion.box, rows, cols)
-    return place
 
 
 def _format_line(number: int, values: Sequence[float]) -> str:

@@ -17,7 +17,7 @@ from tfmammo.apps.studio import uploads
 from tfmammo.apps.studio.uploads import COMPUTE, Facts, Updates
 from tfmammo.evaluation import case as files
 from tfmammo.inference.pipeline import Pipeline
-from tfmammo.inference.report import build_report, draw_overlay
+from tfmammo.inference.report import build_report, draw_overlay, write_segmentation
 from tfmammo.mammogram import Mammogram
 from tfmammo.synthesis import editor
 
@@ -117,7 +117,7 @@ class ReadTab:
         folder = Path(tempfile.mkdtemp(prefix="read_"))
         overlay = draw_overlay(result, min(uploads.MAX_SIDE, max(mammogram.rows, mammogram.cols)))
         files.write_overlay(overlay, folder)
-        reason = files.write_segmentation(self.pipeline, result, source, folder)
+        reason = write_segmentation(self.pipeline, result, source, folder / files.SEGMENTATION)
         content = build_report(result, self.pipeline)
         files.write_report({**content, "remarks": [reason] if reason else []}, folder)
         names = [files.REPORT, files.OVERLAY]

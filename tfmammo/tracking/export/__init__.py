@@ -29,6 +29,7 @@ from tfmammo.tracking.export.onnx import write_onnx
 from tfmammo.tracking.export.reading import (
     LoadedFunction,
     assign,
+    find_patients,
     hash_files,
     load,
     load_identified,
@@ -50,6 +51,7 @@ __all__ = [
     "describe_variables",
     "export",
     "find_function",
+    "find_patients",
     "format_card",
     "get_training_patients",
     "hash_files",

@@ -39,7 +39,7 @@ class LoadedFunction:
     """One function of an export in memory.
 
     Attributes:
-        call: As `load` returns it.
+        call: As `load` returns it, but it gives arrays alone.
         card: The export's.
         shapes: Of its inputs, by name; None for any size.
         patients: Those that the export's networks were trained on. None where the card does not
@@ -66,9 +66,10 @@ def load(
             put into the export.
 
     Returns:
-        A callable that takes float32 [n, s, s, 1] in the card's ranges, by name or in the card's
-        order, and returns output's name -> float32 array. It raises ExportError on a wrong name,
-        number or shape of inputs, and on values that are NaN or more than 1e-5 outside their range.
+        A callable that takes numbers [n, s, s, 1] in the card's ranges, by name or in the card's
+        order, and returns output's name -> float32 array; float32 tensor where an input is one. It
+        raises ExportError on a wrong name, number or shape of inputs, and on values that are NaN or
+        more than 1e-5 outside their range. Within a tf.function that is an InvalidArgumentError.
 
     Raises:
         ExportError: There is no export or no such function, or its file is damaged or missing.
@@ -107,15 +108,15 @@ def load_identified(
         raise ExportError(f"{directory}: was replaced while it was read; try again")
     description = card["functions"][function]
     return LoadedFunction(
-        _make_caller(_make_answer(loaded), directory, function, card),
+        _make_caller(_make_answer(loaded, gives_tensors=False), directory, function, card),
         card,
         {name: tensor["shape"] for name, tensor in description["inputs"].items()},
-        _find_patients(card, directory),
+        find_patients(card, directory),
         _hash_weights(loaded, description),
     )
 
 
-def _find_patients(card: Mapping[str, Any], directory: Path) -> frozenset[str] | None:
+def find_patients(card: Mapping[str, Any], directory: Path | str) -> frozenset[str] | None:
     """Return the patients of a card; None where they are unknown.
 
     A network of the zoo was trained on public data under no key. Those who work under a key of
@@ -190,8 +191,13 @@ def load_saved_model(directory: Path, function: str, card: Mapping[str, Any]) ->
         return tf.saved_model.load(str(folder))
 
 
-def _make_answer(loaded: Any) -> Callable[..., Tensors]:
-    """Make the function of a loaded SavedModel: arrays or tensors by name -> arrays by name."""
+def _make_answer(loaded: Any, gives_tensors: bool = True) -> Callable[..., Tensors]:
+    """Make the function of a loaded SavedModel: arrays by name -> arrays by name.
+
+    Args:
+        loaded: The SavedModel.
+        gives_tensors: Whether it answers tensors with tensors.
+    """
     # At the first call TensorFlow reports each optimisation of the graph that it can't apply as an
     # error.
     first_call = iter((hold_back_stderr(),))
@@ -202,6 +208,8 @@ def _make_answer(loaded: Any) -> Callable[..., Tensors]:
             outputs = loaded.signatures[SIGNATURE](
                 **{name: tf.cast(value, tf.float32) for name, value in values.items()}
             )
+        if gives_tensors and any(map(tf.is_tensor, values.values())):
+            return dict(outputs)
         return {name: output.numpy() for name, output in outputs.items()}
 
     return answer
@@ -214,6 +222,7 @@ def _make_caller(
     folder = locate(Path(directory)) / function
     inputs = card["functions"][function]["inputs"]
 
+    @tf.autograph.experimental.do_not_convert
     def call(*arrays: Any, **named: Any) -> Tensors:
         """Call the function as the docstring of `load` says."""
         values = dict(zip(inputs, arrays, strict=False)) | named
@@ -222,10 +231,16 @@ def _make_caller(
                 f"{folder}: takes {', '.join(inputs)}, got {len(arrays)} unnamed and "
                 f"{sorted(named)}"
             )
+        checks = []
         for name, value in values.items():
-            _check_shape(f"{folder}: {name}", np.shape(value), inputs[name]["shape"])
-            _check_range(f"{folder}: {name}", value, inputs[name]["range"])
-        return answer(**values)
+            where = f"{folder}: {name}"
+            if not tf.is_tensor(value):
+                _check_shape(where, np.shape(value), inputs[name]["shape"])
+            elif value.shape.rank is not None:
+                _check_shape(where, tuple(value.shape), inputs[name]["shape"])
+            checks += _check_range(where, value, inputs[name]["range"])
+        with tf.control_dependencies(checks) if checks else contextlib.nullcontext():
+            return answer(**values)
 
     return call
 
@@ -263,18 +278,23 @@ def _hash_variable(variable: tf.Variable) -> bytes:
     return content.digest()
 
 
-def _check_shape(name: str, shape: tuple[int, ...], expected: list[int | None]) -> None:
+def _check_shape(name: str, shape: tuple[int | None, ...], expected: list[int | None]) -> None:
     if len(shape) != len(expected) or any(
-        want not in (None, size) for size, want in zip(shape, expected, strict=True)
+        want not in (None, size) and size is not None
+        for size, want in zip(shape, expected, strict=True)
     ):
         wanted = ", ".join("n" if size is None else str(size) for size in expected)
         raise ExportError(f"{name} must have the shape [{wanted}], not {list(shape)}")
 
 
-def _check_range(name: str, value: Any, limits: list[float] | None) -> None:
-    """Check values in one pass on their device; a comparison with NaN is false."""
+def _check_range(name: str, value: Any, limits: list[float] | None) -> list[tf.Operation]:
+    """Check values in one pass on their device; a comparison with NaN is false.
+
+    Returns:
+        Of a tensor without a value yet, the operation that will check it.
+    """
     if limits is None:
-        return
+        return []
     low = limits[0] - TOLERANCE
     high = limits[1] + TOLERANCE
     values, every = (
@@ -282,13 +302,16 @@ def _check_range(name: str, value: Any, limits: list[float] | None) -> None:
         if tf.is_tensor(value)
         else (np.asarray(value), np.all)
     )
-    if not every((values >= low) & (values <= high)):
+    fits = every((values >= low) & (values <= high))
+    sentence = f"{name} must lie in [{limits[0]:g}, {limits[1]:g}]"
+    if tf.is_tensor(fits) and not tf.executing_eagerly():
+        lowest, highest = tf.reduce_min(values), tf.reduce_max(values)
+        return [tf.debugging.Assert(fits, [sentence, "but reaches from", lowest, "to", highest])]
+    if not fits:
         smallest = float(np.min(values))
         largest = float(np.max(values))
-        raise ExportError(
-            f"{name} must lie in [{limits[0]:g}, {limits[1]:g}], but reaches from {smallest:g} to "
-            f"{largest:g}"
-        )
+        raise ExportError(f"{sentence}, but reaches from {smallest:g} to {largest:g}")
+    return []
 
 
 def assign(networks: Mapping[str, keras.Model], directory: Path) -> None:

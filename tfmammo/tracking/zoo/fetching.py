@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import tempfile
 import urllib.error
 import urllib.request
@@ -13,9 +12,9 @@ from urllib.parse import urlsplit
 
 from tfmammo import filesystem
 from tfmammo.errors import ExportError
+from tfmammo.filesystem import CACHE, find_cache
 from tfmammo.tracking.zoo.entries import FOLDER, PREFIX, Entry, read_entry
 
-CACHE = "TFMAMMO_CACHE"
 TIMEOUT = 30  # s without a byte of a download
 PIECE = 2**20  # bytes
 
@@ -56,13 +55,6 @@ def fetch(name: str) -> Path:
             f"{folder.parent}: can't be written ({reason}); {CACHE} can name another folder"
         ) from None
     return folder
-
-
-def find_cache() -> Path:
-    """Return the folder for what can be made again."""
-    if chosen := os.environ.get(CACHE):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfmammo"
 
 
 def find_file(name: str, entry: Entry) -> Path:

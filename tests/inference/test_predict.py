@@ -1,0 +1,320 @@
+"""`tfmammo predict`: the files that it writes, the boxes that it takes, and its scores.
+
+Models are real exports whose answers are known: the segmenter marks what is bright in its patch,
+the detector finds the same boxes everywhere.
+"""
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from pycocotools.coco import COCO
+
+import tfmammo
+from tests.archives.writers import vindr
+from tests.commands import run_module_here
+from tests.known_networks import KnownSegmenter
+from tests.small_mammograms import PATIENT, make_mammogram
+from tests.small_pipelines import SIZE, save_models
+from tfmammo.archives import folder
+from tfmammo.config import DataConfig
+from tfmammo.data.extraction import make_patches
+from tfmammo.errors import ConfigError, PipelineError
+from tfmammo.inference.pipeline import Pipeline, PipelineConfig
+from tfmammo.inference.predict import predict, predict_files
+from tfmammo.mammogram import Lesion, Skipped
+from tfmammo.metrics.segmentation import per_image
+from tfmammo.tracking import export
+
+ROWS = 160
+COLS = 120
+BOX = (30, 40, 90, 80)
+OTHER = (100, 20, 130, 60)
+
+# of pycocotools
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder with "detector", "segmenter" and "shape"."""
+    root = tmp_path_factory.mktemp("models")
+    save_models(root, [BOX, OTHER], ROWS, COLS)
+    return root
+
+
+def draw(seed=0, rows=ROWS, cols=COLS):
+    """A dark image with a bright ellipse in the middle of BOX: uint8 [rows, cols]."""
+    image = np.random.default_rng(seed).integers(10, 60, (rows, cols)).astype(np.uint8)
+    cv2.ellipse(image, (60 * cols // COLS, 60 * rows // ROWS), (15, 25), 0, 0, 360, 220, -1)
+    return image
+
+
+def write_image(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+def read_mask(path):
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+def read_rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def compute_dice(one, other):
+    return 2 * (one & other).sum() / (one.sum() + other.sum())
+
+
+def run(*arguments):
+    return run_module_here("tfmammo.inference", *arguments)
+
+
+def test_patches_of_a_messy_folder_and_what_a_second_run_does(models, tmp_path):
+    source = tmp_path / "in"
+    write_image(source / "a.png", draw(1))
+    write_image(source / "left side" / "b.PNG", draw(2, 90, 70))
+    for mask in ("a_mask.png", "masks/a.png"):
+        write_image(source / mask, (draw(1) > 200).astype(np.uint8))
+    for number in range(8):
+        write_image(source / f"more/{number}.png", draw(number))
+    (source / "bad.png").write_bytes(b"no picture")
+    write_image(source / "flat.png", np.full((80, 80), 7, np.uint8))
+    said = run(models / "segmenter", source, "-o", tmp_path / "out", "--overview")
+    assert said.returncode == 1 and "bad.png: can't be read as an image" in said.stderr
+    assert said.stdout.splitlines()[0] == f"10 lesions in 11 images: {tmp_path / 'out'}"
+    for name, image in {"a": draw(1), "left side/b": draw(2, 90, 70)}.items():
+        mask = read_mask(tmp_path / f"out/masks/{name}.png")
+        assert mask.shape == image.shape and set(np.unique(mask)) == {0, 255}
+        agreement = (
+            2 * ((mask > 0) & (image > 200)).sum() / ((mask > 0).sum() + (image > 200).sum())
+        )
+        assert agreement > 0.95
+        assert (tmp_path / f"out/overviews/{name}.png").is_file()
+    assert not read_mask(tmp_path / "out/masks/flat.png").any()
+    (row,) = read_rows(tmp_path / "out/failures.csv")
+    assert row["image"].endswith("bad.png")
+    kept = tmp_path / "out/masks/a.png"
+    before = kept.stat().st_mtime_ns
+    (tmp_path / "out/masks/more/3.png").unlink()
+    write_image(source / "bad.png", draw(9))
+    write_image(source / "more/4.png", draw(44))
+    again = run(models / "segmenter", source, "-o", tmp_path / "out", "--overview")
+    assert again.returncode == 0, again.stderr
+    assert kept.stat().st_mtime_ns == before and not (tmp_path / "out/failures.csv").exists()
+    assert read_mask(tmp_path / "out/masks/more/3.png").any()
+    np.testing.assert_array_equal(
+        read_mask(tmp_path / "out/masks/more/4.png") > 0,
+        next(predict(models / "segmenter", source / "more/4.png")).mask,
+    )
+    refused = run(models / "segmenter", source, "-o", tmp_path / "out", "--threshold", "0.9")
+    assert refused.returncode == 2 and "was made with another settings" in refused.stderr
+
+
+def test_boxes_of_a_detector_give_what_the_pipeline_gives(models, tmp_path):
+    record = make_mammogram(1, (draw() / 255).astype(np.float32)[..., None])
+    (path,) = vindr.write([record], tmp_path / "in")
+    dataset = pydicom.dcmread(path)
+    for name, value in PATIENT.items():
+        setattr(dataset, name, value)
+    dataset.save_as(tmp_path / "in/a.dcm")
+    write_image(tmp_path / "in/b.png", draw())
+    images = [tmp_path / "in/a.dcm", tmp_path / "in/b.png"]
+    summary = predict_files(
+        models / "segmenter", images, tmp_path / "out", boxes=models / "detector"
+    )
+    assert (summary.images, summary.lesions, summary.failures) == (2, 4, {})
+    config = PipelineConfig(
+        detector=str(models / "detector"),
+        segmenter=str(models / "segmenter"),
+        postprocess={"closing": 0, "erosion": 0, "dilation": 0},
+    )
+    pipeline = Pipeline.load(config)
+    listed = COCO(str(tmp_path / "out/images.json"))
+    found = listed.loadRes(str(tmp_path / "out/predictions.json"))
+    for number, name in enumerate("ab", 1):
+        expected = pipeline.predict(folder.read_one(images[number - 1]))
+        assert listed.imgs[number]["file_name"] == images[number - 1].name
+        masks = [found.annToMask(each) for each in found.loadAnns(found.getAnnIds(number))]
+        scores = [each["score"] for each in found.loadAnns(found.getAnnIds(number))]
+        assert scores == [round(each.score, 4) for each in expected.findings]
+        for mask, finding in zip(masks, expected.findings, strict=True):
+            np.testing.assert_array_equal(mask, finding.lesion.mask(ROWS, COLS))
+        union = read_mask(tmp_path / f"out/masks/{name}.png") > 0
+        np.testing.assert_array_equal(union, np.max(masks, axis=0))
+    assert not (tmp_path / "out/segmentations/b.dcm").exists()
+    segmentation = pydicom.dcmread(tmp_path / "out/segmentations/a.dcm")
+    assert segmentation.Modality == "SEG" and len(segmentation.SegmentSequence) == 2
+    others = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    for path in others:
+        if path.suffix != ".dcm":
+            assert b"QUIBBLE" not in path.read_bytes() and b"PIDXW" not in path.read_bytes()
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """A folder of mammograms with masks of the lesion in BOX, one of them of patient p1."""
+    root = tmp_path / "archive"
+    lines = ["file,patient"]
+    for number in range(3):
+        write_image(root / f"images/{number}.png", draw(number))
+        write_image(root / f"masks/{number}.png", 255 * (draw(number) > 200).astype(np.uint8))
+        lines.append(f"{number}.png,p{number}")
+    (root / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    return root
+
+
+def write_boxes(form, root, folder):
+    """Write the boxes of the archive's lesions; return the file, or the word truth."""
+    top, left, bottom, right = 35, 45, 86, 76
+    if form == "truth":
+        return "truth"
+    if form == "json":
+        images = [
+            {"id": n, "file_name": f"{n}.png", "height": ROWS, "width": COLS} for n in range(3)
+        ]
+        annotations = [
+            {
+                "id": n + 1,
+                "image_id": n,
+                "category_id": 1,
+                "bbox": [left, top, right - left, bottom - top],
+                "score": 0.75,
+            }
+            for n in range(3)
+        ]
+        content = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": 1, "name": "mass"}],
+        }
+        (folder / "boxes.json").write_text(json.dumps(content))
+        return folder / "boxes.json"
+    names = {"csv": "row_min,col_min,row_max,col_max", "corners": "xmin,ymin,xmax,ymax"}[form]
+    box = {"csv": (top, left, bottom, right), "corners": (left, top, right, bottom)}[form]
+    rows = [f"images/{n}.png,{','.join(map(str, box))},0.75" for n in range(3)]
+    (folder / "boxes.csv").write_text("\n".join([f"file,{names},score", *rows]))
+    return folder / "boxes.csv"
+
+
+@pytest.mark.parametrize("form", ["truth", "json", "csv", "corners"])
+def test_boxes_are_given_in_any_form(models, archive, tmp_path, form):
+    boxes = write_boxes(form, archive, tmp_path)
+    results = list(predict(models / "segmenter", archive, boxes=boxes, archive="folder"))
+    assert len(results) == 3
+    for number, result in enumerate(results):
+        (finding,) = result.findings
+        assert finding.score == (1.0 if form == "truth" else 0.75)
+        assert finding.box == (35, 45, 86, 76) and finding.output.shape == (SIZE, SIZE, 1)
+        assert compute_dice(result.mask, draw(number) > 200) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("name,xmin\n", "lacks the columns file and row_min"),
+        ("file,row_min,col_min,row_max,col_max\n0.png,1,2,x,4\n", "line 2 is no box"),
+        ("file,row_min,col_min,row_max,col_max\n0.png,9,2,9,4\n", "line 2 is no box"),
+        ("file,row_min,col_min,row_max,col_max\n0.png,500,2,900,4\n", "line 2 is no box"),
+        ("file,row_min,col_min,row_max,col_max,kind\n0.png,1,2,9,4,lump\n", "line 2 is no box"),
+    ],
+)
+def test_a_table_that_is_none_of_boxes(models, archive, tmp_path, table, said):
+    (tmp_path / "boxes.csv").write_text(table)
+    with pytest.raises(ConfigError, match=f"boxes.csv: {said}"):
+        list(predict(models / "segmenter", archive, boxes=tmp_path / "boxes.csv"))
+
+
+def test_patches_are_scored_as_an_evaluation_scores_them(archive, tmp_path):
+    data = DataConfig(size=SIZE, frame="loose").model_dump(mode="json")
+    (first, *_) = tfmammo.open_archive("folder", archive)
+    card = {"name": "bright", "config": {"data": data}, "train_patients": [first.patient_id]}
+    handle = export.export(KnownSegmenter(40.0, -16.0), tmp_path / "model", card)
+    summary = predict_files(handle, archive, tmp_path / "out", truth=True, threshold=0.9)
+    records = tfmammo.open_archive("folder", archive)[1:]
+    patches = make_patches(records, DataConfig(size=SIZE, frame="full"), Skipped())
+    outputs = tfmammo.load(handle)(patches.images)["mask"]
+    expected = per_image(patches.masks, outputs, 0.9)
+    assert (summary.scored, summary.seen) == (2, 1)
+    for name, values in expected.items():
+        assert summary.scores[name] == values.mean()
+    rows = read_rows(tmp_path / "out/scores.csv")
+    assert [row["seen"] for row in rows] == ["True", "False", "False"] and not rows[0]["dice"]
+    assert [float(row["dice"]) for row in rows[1:]] == expected["dice"].tolist()
+    # what other tools score: predictions beside the true lesions
+    truth = COCO(str(tmp_path / "out/images.json"))
+    assert len(truth.anns) == 3
+    np.testing.assert_array_equal(truth.annToMask(truth.anns[1]), draw(0) > 200)
+
+
+def test_a_detector_gives_boxes_and_its_hits_are_counted(models, archive, tmp_path):
+    summary = predict_files(models / "detector", archive, tmp_path / "out", truth=True)
+    assert summary.scores == {"sensitivity": 1.0, "false_positives_per_image": 1.0}
+    predictions = json.loads((tmp_path / "out/predictions.json").read_text())
+    top, left, bottom, right = BOX
+    assert predictions[0]["bbox"] == [left, top, right - left, bottom - top]
+    assert len(predictions) == 6 and "segmentation" not in predictions[0]
+    assert not read_mask(tmp_path / "out/masks/0.png").any()
+    few = predict_files(models / "detector", archive, tmp_path / "few", score=0.85)
+    assert few.lesions == 3
+
+
+def test_a_mammogram_is_no_patch_and_a_detector_needs_no_boxes(models, tmp_path):
+    write_image(tmp_path / "large.png", draw(0, 1600, 1700))
+    with pytest.raises(PipelineError, match="large.png: has 1600 x 1700 px.*boxes"):
+        list(predict(models / "segmenter", tmp_path / "large.png"))
+    skipped = Skipped()
+    results = predict(models / "segmenter", tmp_path / "large.png", skipped=skipped)
+    assert not list(results) and len(skipped) == 1
+    for arguments, said in {
+        (models / "detector", tmp_path, ("boxes", "truth")): "is a detector",
+        (models / "segmenter", tmp_path / "no", ("score", 0.5)): "no such file or folder",
+        (models / "segmenter", tmp_path, ("threshold", 2.0)): "threshold: ",
+        (models / "segmenter", tmp_path, ("archive", "inbrest")): "inbrest is none of",
+        (models / "segmenter", models, ("score", 0.5)): "holds no image",
+    }.items():
+        model, images, (name, value) = arguments
+        with pytest.raises(ConfigError, match=said):
+            list(predict(model, images, **{name: value}))
+
+
+def test_two_images_of_one_name_are_not_mixed_up(models, tmp_path):
+    write_image(tmp_path / "a/1.png", draw(1))
+    write_image(tmp_path / "b/1.png", draw(2))
+    summary = predict_files(
+        models / "segmenter", [tmp_path / "a", tmp_path / "b"], tmp_path / "out"
+    )
+    assert summary.images == 1 and "another image is called 1" in str(summary.failures)
+
+
+def test_records_of_an_archive_are_predicted_on(models):
+    record = make_mammogram(1, (draw() / 255).astype(np.float32)[..., None], [Lesion("mass", BOX)])
+    (result,) = predict(models / "segmenter", record, boxes="truth")
+    assert result.mammogram.image_id == "1" and result.findings[0].box == BOX
+    assert result.mask[60, 60] and not result.mask[0, 0]
+
+
+@pytest.mark.slow
+def test_several_processes_write_what_one_writes(models, archive, tmp_path):
+    for jobs in (1, 2):
+        predict_files(
+            models / "segmenter",
+            archive,
+            tmp_path / str(jobs),
+            boxes="truth",
+            truth=True,
+            jobs=jobs,
+        )
+    names = [
+        path.relative_to(tmp_path / "1")
+        for path in (tmp_path / "1").rglob("*")
+        if path.is_file() and path.name != ".lock"
+    ]
+    assert len(names) == 3 + 3 + 4
+    for name in names:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name

@@ -1,0 +1,75 @@
+"""What a training takes from the model that it starts from, and what it says if they differ."""
+
+from argparse import Namespace
+
+import pytest
+
+from tfmammo import config
+from tfmammo.config import Experiment
+from tfmammo.errors import ConfigError, ExportError
+from tfmammo.models.can import CAN, CANConfig
+from tfmammo.tracking import export
+from tfmammo.training import initial
+
+SCHEMA = Experiment[CANConfig]
+WIDTHS = {"filters": [4, 8, 8], "discriminator_filters": 6}
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A narrow CAN of 32 px: its export."""
+    model = CANConfig(**WIDTHS, lambda_1=3.0)
+    card = {"name": "can", "config": {"data": {"size": 32}, "model": model.model_dump(mode="json")}}
+    return export.export(CAN(model, 32), tmp_path / "start", card)
+
+
+def parse(start, *overrides, name="can", output=None):
+    values = [f"training.initial={start}", *overrides]
+    return initial.parse_with_initial(SCHEMA, Namespace(config=name, set=values, output=output))
+
+
+def test_widths_and_size_are_those_of_the_start_and_nothing_else_is(start):
+    plain = config.parse(SCHEMA, "can")
+    experiment = parse(start, "training.steps=3")
+    assert experiment.data.size == 32 and experiment.model.filters == (4, 8, 8)
+    assert experiment.model.discriminator_filters == 6
+    assert experiment.model.lambda_1 == plain.model.lambda_1 != 3.0
+    assert experiment.training.steps == 3
+    assert parse(start, "data.size=32", "model.filters=[4,8,8]") == parse(start)
+    assert parse("null") == plain
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.size=64", "has data.size=32, and the config says 64; leave out data.size"),
+        ("model.filters=[8,8]", r"has model.filters=\[4, 8, 8\], and the config says \[8, 8\]"),
+    ],
+)
+def test_a_conflict_names_the_key_and_both_values(start, override, said):
+    with pytest.raises(ConfigError, match=f"training.initial: {start} {said}"):
+        parse(start, override)
+
+
+def test_a_config_of_ones_own_states_what_it_holds(start, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: can\nmodel: {lambda_1: 5}\n")
+    assert parse(start, name=path).model.filters == (4, 8, 8)
+    path.write_text("name: can\nmodel: {filters: [8, 8]}\n")
+    with pytest.raises(ConfigError, match=r"model.filters=\[4, 8, 8\].* \[8, 8\]"):
+        parse(start, name=path)
+
+
+def test_a_training_that_goes_on_does_not_need_its_start(start, tmp_path):
+    experiment = parse(start)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(config.dump(experiment))
+    gone = parse("no/such/run", output=tmp_path / "run")
+    assert gone.model == experiment.model and gone.data.size == 32
+
+
+def test_weights_that_do_not_fit_name_what_differs(start):
+    experiment = parse(start, "model.upsampling=resize", f"model.lambda_1={3.0}")
+    model = CAN(experiment.model, 32)
+    with pytest.raises(ExportError, match="model.upsampling is transposed there and resize here$"):
+        initial.assign(model.networks, str(start), experiment)

@@ -1,0 +1,91 @@
+"""Write masks and boxes of lesions for a folder of images.
+
+tfmammo predict runs/can patches/ -o predicted
+tfmammo predict models:/zoo/cgan mammograms/ -o predicted --boxes models:/zoo/light_head --overview
+tfmammo predict models:/zoo/light_head a.dcm b.png -o predicted
+tfmammo predict runs/unet DIR -o predicted --archive inbreast --boxes truth --truth
+
+MODEL is a run's folder, an export, models:/NAME@ALIAS, or a network that comes with the package.
+IMAGES are files, or folders of them at any depth: PNG, TIFF, JPEG, PGM, BMP or DICOM. A detector
+gives boxes. A segmenter takes images that are cut around a lesion; for whole mammograms --boxes
+names the regions. A second run with the same command makes what is missing.
+
+The folder holds masks/NAME.png (0 tissue, 255 lesion, in the image's own pixels), predictions.json
+(COCO results) beside images.json, findings/NAME.json, and segmentations/NAME.dcm for DICOM images.
+An image that can't be used is listed in failures.csv; the exit code is 1 then.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from tfmammo import cli
+from tfmammo.config import TrainingConfig
+from tfmammo.errors import ConfigError
+from tfmammo.inference.predict import predict_files
+from tfmammo.inference.writing import FAILURES, Summary
+from tfmammo.training import script
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; images that fail end in exit code 1."""
+    parser = cli.make_command_parser("predict", __doc__)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGES")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    about = "the name of the archive that IMAGES is the folder of; with --truth: folder"
+    parser.add_argument("--archive", metavar="NAME", help=about)
+    about = "regions: a detector, a COCO file, a CSV table, or the word truth"
+    parser.add_argument("--boxes", metavar="BOXES", help=about)
+    about = "least score of a detection; default: 0.5"
+    parser.add_argument("--score", type=float, default=0.5, metavar="S", help=about)
+    about = "probability from which on a pixel is lesion; default: 0.5"
+    parser.add_argument("--threshold", type=float, default=0.5, metavar="P", help=about)
+    parser.add_argument("--overview", action="store_true", help="draw what was found on each image")
+    about = "score the results by the lesions that the archive states"
+    parser.add_argument("--truth", action="store_true", help=about)
+    about = "processes that work at once, each with its own copy of the model; default: 1"
+    parser.add_argument("--jobs", type=cli.parse_count, default=1, metavar="N", help=about)
+    parser.add_tracking_uri()
+    options = parser.parse_args(arguments)
+    cli.run(lambda: _run(options))
+
+
+def _run(options: Namespace) -> None:
+    if not options.images and options.archive != "phantom":
+        raise ConfigError("IMAGES: give at least one file or folder")
+    script.configure_tensorflow(TrainingConfig(precision="float32"))
+    summary = predict_files(**vars(options))
+    for name, reason in summary.failures.items():
+        print(f"{name}: {reason}", file=sys.stderr)
+    print(*_describe(summary, options.output), sep="\n")
+    if summary.failures:
+        sys.exit(1)
+
+
+def _describe(summary: Summary, output: Path) -> list[str]:
+    lines = [f"{summary.lesions} lesions in {summary.images} images: {output}"]
+    if summary.failures:
+        lines.append(f"{len(summary.failures)} images have no result: {output / FAILURES}")
+    if summary.seen:
+        lines.append(
+            f"{summary.seen} images are of patients that the model was trained on, and not scored"
+        )
+    if summary.scores:
+        words = {
+            "sensitivity": "{:.1%} of the lesions found",
+            "false_positives_per_image": "{:.2f} false positives an image",
+        }
+        measures = [
+            words.get(name, name + " {:.4f}").format(value)
+            for name, value in summary.scores.items()
+        ]
+        lines.append(f"over {summary.scored} images: {', '.join(measures)}")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""The images of a prediction, and the boxes that are given for them."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+from tfmammo import archives
+from tfmammo.archives import coco, folder, masks, regions
+from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files
+from tfmammo.config import DataConfig
+from tfmammo.errors import ArchiveError, ConfigError, PipelineError
+from tfmammo.inference.pipeline import Finding, Pipeline, PipelineConfig, PipelineResult
+from tfmammo.mammogram import Box, LesionKind, Mammogram, Skipped
+
+log = logging.getLogger(__name__)
+
+TRUTH = "truth"  # in place of a model or a file of boxes: the archive's own lesions
+KINDS = get_args(LesionKind)
+NO_IMAGES = {"mask", "masks", "label", "labels", "annotations"}  # folders of what draws lesions
+BOX_COLUMNS = (("row_min", "col_min", "row_max", "col_max"), ("ymin", "xmin", "ymax", "xmax"))
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One image to predict on.
+
+    Attributes:
+        name: Its path without the ending, which its results are called by.
+        mammogram: The record, with its true lesions where an archive states them.
+        regions: Given boxes; None where a detector finds them, or the image is a patch.
+    """
+
+    name: str
+    mammogram: Mammogram
+    regions: tuple[Finding, ...] | None = None
+
+    @property
+    def source(self) -> str:
+        """What messages call it: its file, if it has one."""
+        return str(self.mammogram.file or self.name)
+
+
+def is_patch(config: PipelineConfig, image: Image) -> bool:
+    """Whether the segmenter sees the whole image, because nothing names regions."""
+    return config.detector is None and image.regions is None
+
+
+def predict_each(
+    pipeline: Pipeline, images: Sequence[Image], failed: Skipped
+) -> Iterator[tuple[Image, PipelineResult]]:
+    """Predict on a few images, whose patches the segmenter sees together.
+
+    Args:
+        pipeline: The stages.
+        images: The images.
+        failed: Takes images that can't be read or processed.
+    """
+    ready = []
+    prepared = []
+    for image in images:
+        try:
+            prepared.append(pipeline.prepare(image.mammogram, image.regions))
+            ready.append(image)
+        except (ArchiveError, PipelineError) as error:
+            failed.add(image.source, str(error).removeprefix(f"{image.source}: "))
+    yield from zip(ready, pipeline.segment(prepared), strict=True)
+
+
+def open_images(places: Sequence[Path], failed: Skipped, archive: str | None = None) -> list[Image]:
+    """Open images; no pixel is read.
+
+    Args:
+        places: Image files, and folders of them at any depth. Masks in folders are passed over.
+        failed: Takes files that can't be read.
+        archive: The archive that the only place is the folder of.
+
+    Raises:
+        ConfigError: There is no such place, no image, or more than one archive.
+        ArchiveError: The folder is no such archive.
+    """
+    found: list[tuple[str, Mammogram]] = []
+    if archive:
+        if len(places) > 1 or (not places and archive != "phantom"):
+            raise ConfigError(f"{archive}: takes one folder, not {len(places)}")
+        root = places[0] if places else None
+        skipped = Skipped()
+        for record in archives.read_mammograms(DataConfig(name=archive, root=root), skipped):
+            name = record.image_id
+            if record.file and skipped.root and record.file.is_relative_to(skipped.root):
+                name = record.file.relative_to(skipped.root).with_suffix("").as_posix()
+            found.append((name.removeprefix("images/"), record))
+        for file, reason in skipped.reasons.items():
+            if skipped.root and Path(file).suffix.lower() in PICTURES + DICOMS:
+                failed.add(skipped.root / file, reason)
+    for place in () if archive else places:
+        files = {place.stem: place} if place.is_file() else _list_images(place)
+        for name, path in files.items():
+            try:
+                found.append((name, folder.read_one(path)))
+            except ArchiveError as error:
+                failed.add(path, str(error).removeprefix(f"{path}: "))
+    images: dict[str, Image] = {}
+    for name, record in found:
+        if name in images:
+            failed.add(record.file, f"another image is called {name}; predict on them separately")
+        else:
+            images[name] = Image(name, record)
+    if not images and not failed:
+        raise ConfigError(f"{', '.join(map(str, places))}: holds no image")
+    return list(images.values())
+
+
+def _list_images(root: Path) -> dict[str, Path]:
+    """List the images of a folder by their names, without masks and DICOM files that draw them."""
+    if not root.is_dir():
+        raise ConfigError(f"{root}: no such file or folder")
+    inner = "images" if (root / "images").is_dir() else ""
+    images = find_files(root, inner, PICTURES + DICOMS, Skipped())
+    masks.find_masks(root, images, Skipped())  # takes masks beside their images out
+    return {
+        name: path
+        for name, path in images.items()
+        if not NO_IMAGES & {part.lower() for part in Path(name).parts[:-1]}
+        and not (folder.is_dicom(path) and regions.is_region_file(path))
+    }
+
+
+def add_boxes(images: Sequence[Image], boxes: str | Path, failed: Skipped) -> list[Image]:
+    """Give images their regions.
+
+    Args:
+        images: Of `open_images`.
+        failed: Takes images whose true masks can't be read.
+        boxes: "truth", the lesions that the archive states; a COCO file; or a CSV table with the
+            columns file, row_min, col_min, row_max, col_max (or xmin, ymin, xmax, ymax) and, where
+            it has them, kind and score. Px of the image, the maximum beyond the last pixel.
+
+    Raises:
+        ConfigError: The file can't be read, or a row is no box.
+    """
+    if str(boxes) == TRUTH:
+        with_regions = []
+        for image in images:
+            try:
+                regions = [Finding(each.kind, 1.0, each.box) for each in image.mammogram.lesions]
+                with_regions.append(replace(image, regions=tuple(regions)))
+            except ArchiveError as error:
+                failed.add(image.source, error)
+        return with_regions
+    path = Path(boxes)
+    names = Names([image.name for image in images], folders_matter=False)
+    sizes = {image.name: (image.mammogram.rows, image.mammogram.cols) for image in images}
+    read = _read_table if path.suffix.lower() == ".csv" else _read_coco
+    found = read(path, names, sizes)
+    log.info("%s: boxes for %d of %d images", path, len(found), len(images))
+    return [replace(image, regions=tuple(found.get(image.name, ()))) for image in images]
+
+
+def _read_coco(
+    path: Path, names: Names, sizes: dict[str, tuple[int, int]]
+) -> dict[str, list[Finding]]:
+    listed = coco.load(path, lambda name: names.find(name) or name, log.warning)
+    found: dict[str, list[Finding]] = {}
+    for name, image in listed.items():
+        for number, (finding, annotation) in enumerate(image.annotations, 1):
+            if name in sizes and finding and finding.kind:
+                where = f"{path}: annotation {number} of {name}"
+                try:
+                    lesion = coco.lesion(finding.kind, annotation, *sizes[name], {}, where)
+                    score = float(annotation.get("score", 1))
+                    found.setdefault(name, []).append(Finding(lesion.kind, score, lesion.box))
+                except (TypeError, ValueError) as error:
+                    raise ConfigError(f"{where} is no box ({error})") from None
+    return found
+
+
+def _read_table(
+    path: Path, names: Names, sizes: dict[str, tuple[int, int]]
+) -> dict[str, list[Finding]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: can't be read ({error.__class__.__name__})") from None
+    columns = next((each for each in BOX_COLUMNS if rows and {*each, "file"} <= {*rows[0]}), None)
+    if columns is None:
+        raise ConfigError(f"{path}: lacks the columns file and {', '.join(BOX_COLUMNS[0])}")
+    found: dict[str, list[Finding]] = {}
+    for line, row in enumerate(rows, 2):
+        name = names.find(row["file"] or "")
+        if name is None:
+            continue
+        try:
+            box = _cut_box([float(row[column]) for column in columns], sizes[name])
+            kind: LesionKind = row.get("kind") or "mass"  # type: ignore[assignment]
+            KINDS.index(kind)
+            found.setdefault(name, []).append(Finding(kind, float(row.get("score") or 1), box))
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"{path}: line {line} is no box of a known kind inside its image"
+            ) from None
+    return found
+
+
+def _cut_box(corners: list[float], size: tuple[int, int]) -> Box:
+    top, left = (max(0, round(value)) for value in corners[:2])
+    bottom, right = (
+        min(length, round(value)) for value, length in zip(corners[2:], size, strict=True)
+    )
+    if not (top < bottom and left < right):
+        raise ValueError
+    return top, left, bottom, right

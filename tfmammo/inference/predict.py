@@ -1,0 +1,221 @@
+"""Predict on many images: masks and boxes, written as files or one result after the other.
+
+    predict.json                what made the folder
+    masks/NAME.png              0 tissue, 255 lesion, in the image's own pixels
+    segmentations/NAME.dcm      DICOM SEG of a DICOM image with a lesion
+    overviews/NAME.png          boxes, outlines and scores over the image, on request
+    findings/NAME.json          each lesion's box, outline, score and size
+    images.json                 COCO: the images, and with `truth` their lesions
+    predictions.json            COCO results: the predicted lesions
+    scores.csv                  with `truth`: measures of each image
+    failures.csv                images without a result, and why
+
+NAME is the image's path without its ending. `findings` is written last, so an image that has it is
+finished. A segmenter sees the regions in `boxes`, cut out as its training patches were, or else
+whole images, which must be patches then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+import tfmammo
+from tfmammo.config import describe
+from tfmammo.data import jobs as job_steps
+from tfmammo.data.runners import Runner
+from tfmammo.errors import ConfigError, PipelineError
+from tfmammo.inference.images import (
+    TRUTH,
+    Image,
+    add_boxes,
+    is_patch,
+    open_images,
+    predict_each,
+)
+from tfmammo.inference.pipeline import PipelineConfig, PipelineResult
+from tfmammo.inference.writing import Part, Summary, load, make, read_part, write_lists
+from tfmammo.mammogram import Mammogram, Skipped
+from tfmammo.models.cgan import PostprocessConfig
+from tfmammo.tracking import export, models
+
+IDENTITY = "predict.json"
+TOGETHER = 8  # whole patches that a network sees at once
+Images = str | Path | Mammogram | Iterable[str | Path | Mammogram]
+
+
+def predict(
+    model: str | Path,
+    images: Images,
+    *,
+    boxes: str | Path | None = None,
+    archive: str | None = None,
+    score: float = 0.5,
+    threshold: float = 0.5,
+    skipped: Skipped | None = None,
+    tracking_uri: str | None = None,
+) -> Iterator[PipelineResult]:
+    """Find lesions in images, one image after the other.
+
+    Args:
+        model: Handle of a segmenter or a detector.
+        images: Files, folders of them at any depth, or records of an archive.
+        boxes: The regions that a segmenter sees: the handle of a detector; a COCO file; a CSV table
+            with the columns file, row_min, col_min, row_max, col_max; or "truth", the lesions that
+            the archive states. None: each image is a patch.
+        archive: The archive that `images` is the folder of.
+        score: Least score of a detection.
+        threshold: A pixel belongs to the mask from this probability on.
+        skipped: Takes images that can't be read or processed, and why. None raises at the end.
+        tracking_uri: Store of handles that begin with runs:/ or models:/.
+
+    Yields:
+        The result of an image. Its `findings` have kind, score, box and, where there is a mask,
+        lesion; `mask` is all of them in one, uint8 [rows, cols] of the image's own pixels.
+
+    Raises:
+        ConfigError: There is no such image, or boxes are given to a detector.
+        TfmammoError: The model can't be read.
+    """
+    failed = Skipped() if skipped is None else skipped
+    config = _make_config(model, boxes, score, threshold, tracking_uri)
+    opened = _open(images, boxes, archive, config, failed)
+    for waiting in _divide(opened, config):
+        for _, result in predict_each(load(config), waiting, failed):
+            yield result
+    if skipped is None and failed:
+        raise PipelineError("; ".join(f"{file}: {why}" for file, why in failed.reasons.items()))
+
+
+def predict_files(
+    model: str | Path,
+    images: Images,
+    output: str | Path,
+    *,
+    boxes: str | Path | None = None,
+    archive: str | None = None,
+    score: float = 0.5,
+    threshold: float = 0.5,
+    overview: bool = False,
+    truth: bool = False,
+    jobs: int = 1,
+    tracking_uri: str | None = None,
+) -> Summary:
+    """Find lesions in images and write masks, boxes and DICOM SEG, as `tfmammo predict` does.
+
+    A second call makes what is missing. An image that can't be used does not stop the others: it is
+    among the summary's failures.
+
+    Args:
+        model: See `predict`.
+        images: See `predict`.
+        output: A new folder, or one of an earlier call with the same models and settings.
+        boxes: See `predict`.
+        archive: See `predict`; with `truth` by default "folder".
+        score: See `predict`.
+        threshold: See `predict`.
+        overview: Draw what was found on each image.
+        truth: Score the results by the lesions that the archive states.
+        jobs: Processes that work at once, each with its own copy of the model.
+        tracking_uri: See `predict`.
+
+    Raises:
+        ConfigError: As `predict`, or the folder holds other files or results of another call.
+        TfmammoError: The model can't be read.
+    """
+    failed = Skipped()
+    config = _make_config(model, boxes, score, threshold, tracking_uri)
+    opened = _open(images, boxes, archive or ("folder" if truth else None), config, failed)
+    settings = config.model_dump(
+        mode="json", exclude={"detector", "segmenter", "classifier", "tracking_uri"}
+    )
+    identity = {
+        "models": load(config).hash_models(),
+        "settings": settings | {"overview": overview, "truth": truth},
+        "tfmammo": tfmammo.__version__,
+    }
+    output = Path(output)
+    parts = [Part(tuple(some), output, config, overview, truth) for some in _divide(opened, config)]
+    steps = job_steps.PartSteps(
+        make=make, read=read_part, name=lambda part: part.images[0].name, command="prediction"
+    )
+    with job_steps.claim_folder(output, identity, IDENTITY):
+        for path in output.glob("findings/**/*.json"):
+            if "failure" in json.loads(path.read_text(encoding="utf-8")):
+                path.unlink()  # it is tried again
+        records = job_steps.complete_parts(parts, steps, Runner(jobs))
+        return write_lists(
+            opened, [each for some in records for each in some], failed, output, truth
+        )
+
+
+def _make_config(
+    model: str | Path,
+    boxes: str | Path | None,
+    score: float,
+    threshold: float,
+    tracking_uri: str | None,
+) -> PipelineConfig:
+    """Make the config of the stages: a segmenter, a detector, or both."""
+    settings: dict[str, Any] = {
+        "score": score,
+        "threshold": threshold,
+        "tracking_uri": tracking_uri,
+        # Evaluations score masks as the network gives them.
+        "postprocess": PostprocessConfig(closing=0, erosion=0, dilation=0),
+    }
+    try:
+        if _is_segmenter(model, tracking_uri):
+            detector = str(boxes) if boxes and not _is_given(boxes) else None
+            return PipelineConfig(segmenter=str(model), detector=detector, **settings)
+        if boxes:
+            raise ConfigError(f"boxes: are for segmenters, and {model} is a detector")
+        return PipelineConfig(detector=str(model), **settings)
+    except ValidationError as error:
+        raise ConfigError(describe(error, PipelineConfig)) from None
+
+
+def _is_segmenter(model: str | Path, tracking_uri: str | None) -> bool:
+    path = Path(model)
+    if str(model).startswith("https://") or any(
+        (place / "saved_model.pb").is_file() and not (place.parent / export.CARD).is_file()
+        for place in (path, path / "saved_model")
+    ):
+        return False  # only detectors of other tools have no card
+    card = export.read_card(models.resolve(model, tracking_uri))
+    return any(
+        set(function["inputs"]) == {"image"} and "mask" in function["outputs"]
+        for function in card["functions"].values()
+    )
+
+
+def _is_given(boxes: str | Path) -> bool:
+    """Whether boxes come from a file or the archive, not from a detector."""
+    return str(boxes) == TRUTH or Path(boxes).suffix.lower() in (".json", ".csv")
+
+
+def _open(
+    images: Images,
+    boxes: str | Path | None,
+    archive: str | None,
+    config: PipelineConfig,
+    failed: Skipped,
+) -> list[Image]:
+    """Open images with their boxes."""
+    given = [images] if isinstance(images, str | Path | Mammogram) else list(images)
+    records = [each for each in given if isinstance(each, Mammogram)]
+    places = [Path(each) for each in given if not isinstance(each, Mammogram)]
+    opened = [Image(record.image_id, record) for record in records]
+    if places or not records:
+        opened += open_images(places, failed, archive)
+    return add_boxes(opened, boxes, failed) if boxes and _is_given(boxes) else opened
+
+
+def _divide(images: list[Image], config: PipelineConfig) -> list[list[Image]]:
+    """Divide images into those that are in memory together: patches, or single mammograms."""
+    step = TOGETHER if all(is_patch(config, image) for image in images) else 1
+    return [images[start : start + step] for start in range(0, len(images), step)]

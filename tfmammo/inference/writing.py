@@ -1,0 +1,223 @@
+"""The files of a prediction: those of each image, and those that list all."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfmammo import filesystem
+from tfmammo.archives import coco, folder
+from tfmammo.errors import ArchiveError
+from tfmammo.inference.images import KINDS, Image, is_patch, predict_each
+from tfmammo.inference.pipeline import Pipeline, PipelineConfig, PipelineResult
+from tfmammo.inference.report import (
+    describe_finding,
+    draw_overlay,
+    encode_mask,
+    write_segmentation,
+)
+from tfmammo.inference.scores import MEASURES, compute_scores, find_patients, select_truth
+from tfmammo.mammogram import Lesion, Skipped, escape_cell
+from tfmammo.training.image_grid import encode_png
+
+FAILURES = "failures.csv"
+OVERVIEW = 1600  # px
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Images that are predicted together, with all that a process needs to do so."""
+
+    images: tuple[Image, ...]
+    output: Path
+    config: PipelineConfig
+    overview: bool
+    truth: bool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a folder of predictions holds.
+
+    Attributes:
+        images: How many images were predicted on.
+        lesions: How many lesions were predicted.
+        failures: Image -> why it has no result.
+        scores: Mean of each measure over the images that count; empty without `truth`.
+        scored: How many images count: those with lesions of patients that no model was trained on.
+        seen: How many images are of patients that a model was trained on.
+    """
+
+    images: int
+    lesions: int
+    failures: dict[str, str]
+    scores: dict[str, float] = field(default_factory=dict)
+    scored: int = 0
+    seen: int = 0
+
+
+@lru_cache(maxsize=1)
+def load(config: PipelineConfig) -> Pipeline:
+    """Load the stages, once in a process."""
+    return Pipeline.load(config)
+
+
+def make(part: Part) -> None:
+    """Write the results of the images of a part that are not finished; see `predict_files`."""
+    pipeline = load(part.config)
+    missing = [image for image in part.images if _read_record(part, image) is None]
+    failed = Skipped()
+    for image, result in predict_each(pipeline, missing, failed):
+        try:
+            record = _write_result(part, pipeline, image, result)
+        except ArchiveError as error:  # of a true mask
+            record = {"failure": str(error)}
+        _write(part.output, f"findings/{image.name}.json", filesystem.to_json(record))
+    for image in missing:
+        if reason := failed.reasons.get(image.source):
+            content = filesystem.to_json({"failure": reason})
+            _write(part.output, f"findings/{image.name}.json", content)
+
+
+def _write_result(
+    part: Part, pipeline: Pipeline, image: Image, result: PipelineResult
+) -> dict[str, Any]:
+    """Write the files of an image; return what its record holds."""
+    mammogram = image.mammogram
+    size = mammogram.rows, mammogram.cols
+    _write(part.output, f"masks/{image.name}.png", encode_mask(result))
+    if part.overview:
+        overview = draw_overlay(result, min(OVERVIEW, 4 * max(size)))
+        _write(part.output, f"overviews/{image.name}.png", encode_png(overview))
+    if mammogram.file and folder.is_dicom(mammogram.file):
+        path = part.output / f"segmentations/{image.name}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_segmentation(pipeline, result, mammogram.file, path)
+    record: dict[str, Any] = {
+        "identity": _identify(image),
+        "findings": [
+            describe_finding(finding, mammogram)
+            | {"coco": coco.describe(finding.lesion or Lesion(finding.kind, finding.box), *size)}
+            for finding in result.findings
+            if finding.lesion or not is_patch(part.config, image)
+        ],
+    }
+    if part.truth:
+        lesions = select_truth(pipeline, mammogram)
+        seen = mammogram.patient_id in find_patients(pipeline)
+        record |= {
+            "truth": [{"kind": each.kind} | coco.describe(each, *size) for each in lesions],
+            "seen": seen,
+            "scores": {} if seen else compute_scores(pipeline, image, result),
+        }
+    return record
+
+
+def read_part(part: Part) -> list[dict[str, Any]] | None:
+    """Read the records of a part; None unless all of its images are finished."""
+    records = [_read_record(part, image) for image in part.images]
+    return None if None in records else records  # type: ignore[return-value]
+
+
+def _read_record(part: Part, image: Image) -> dict[str, Any] | None:
+    """Read the record of an image; None unless it is of this file, with these boxes."""
+    try:
+        text = (part.output / f"findings/{image.name}.json").read_text(encoding="utf-8")
+        record: dict[str, Any] = json.loads(text)
+    except (OSError, ValueError):
+        return None
+    is_whole = (part.output / f"masks/{image.name}.png").is_file()
+    if "failure" in record or (record["identity"] == _identify(image) and is_whole):
+        return record
+    return None
+
+
+def _identify(image: Image) -> list[Any]:
+    """Identify an image by the hash of its file, and by the boxes that were given."""
+    file = image.mammogram.file
+    regions = [[each.kind, each.score, *each.box] for each in image.regions or ()]
+    return [filesystem.sha256(file) if file else image.mammogram.image_id, regions]
+
+
+def _write(output: Path, name: str, content: bytes | str) -> None:
+    (output / name).parent.mkdir(parents=True, exist_ok=True)
+    filesystem.write_atomically(output / name, content)
+
+
+def write_lists(
+    images: Sequence[Image],
+    records: Sequence[dict[str, Any]],
+    failed: Skipped,
+    output: Path,
+    truth: bool,
+) -> Summary:
+    """Write what lists all images: images.json, predictions.json, scores.csv, failures.csv."""
+    failures = dict(failed.reasons)
+    listed: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    predictions: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for image, record in zip(images, records, strict=True):
+        if "failure" in record:
+            failures[image.source] = record["failure"]
+            continue
+        mammogram = image.mammogram
+        number = len(listed) + 1
+        ending = mammogram.file.suffix if mammogram.file else ""
+        size = {"height": mammogram.rows, "width": mammogram.cols}
+        listed.append({"id": number, "file_name": f"{image.name}{ending}"} | size)
+        for finding in record["findings"]:
+            category = {"image_id": number, "category_id": KINDS.index(finding["kind"]) + 1}
+            predictions.append(category | {"score": finding["score"]} | finding["coco"])
+        for lesion in record.get("truth", ()):
+            place = {"id": len(annotations) + 1, "image_id": number, "iscrowd": 0}
+            place["category_id"] = KINDS.index(lesion.pop("kind")) + 1
+            annotations.append(place | lesion)
+        if truth:
+            rows.append({"image": image.name, "seen": record["seen"]} | record["scores"])
+    categories = [{"id": number, "name": kind} for number, kind in enumerate(KINDS, 1)]
+    content = {"images": listed, "annotations": annotations, "categories": categories}
+    _write(output, "images.json", json.dumps(content))
+    _write(output, "predictions.json", json.dumps(predictions))
+    if truth:
+        _write(output, "scores.csv", _format_csv(["image", "seen", *MEASURES], rows))
+    (output / FAILURES).unlink(missing_ok=True)
+    if failures:
+        reasons = [{"image": name, "reason": reason} for name, reason in failures.items()]
+        _write(output, FAILURES, _format_csv(["image", "reason"], reasons))
+    scored = [row for row in rows if len(row) > 2]
+    seen = sum(row["seen"] for row in rows)
+    return Summary(len(listed), len(predictions), failures, _average(scored), len(scored), seen)
+
+
+def _average(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Average measures over images, and count lesions over all images."""
+    means = {
+        name: float(np.mean(values))
+        for name in MEASURES[:4]
+        if (values := [row[name] for row in rows if name in row])
+    }
+    counts = {name: sum(row.get(name, 0) for row in rows) for name in MEASURES[4:]}
+    if any("lesions" in row for row in rows):
+        means["sensitivity"] = counts["found"] / max(1, counts["lesions"])
+        means["false_positives_per_image"] = counts["false_positives"] / len(rows)
+    return means
+
+
+def _format_csv(columns: list[str], rows: Iterable[dict[str, Any]]) -> str:
+    text = StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {key: escape_cell(v) if isinstance(v, str) else v for key, v in row.items()}
+        )
+    return text.getvalue()

@@ -1,0 +1,117 @@
+"""A start from trained weights: networks as wide as those of `training.initial`, on its patches."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import keras
+from pydantic.fields import FieldInfo
+
+from tfmammo import config as configuration
+from tfmammo import shipped
+from tfmammo.config import LARGEST_WIDTH, Experiment, Width
+from tfmammo.errors import ConfigError, ExportError, name_key
+from tfmammo.tracking import export, models
+
+log = logging.getLogger(__name__)
+
+
+def parse_with_initial(schema: type[Experiment[Any]], options: Namespace) -> Experiment[Any]:
+    """Parse a training's config; what `training.initial` fixes and nobody states is its card's.
+
+    A shipped config states nothing: its widths are the paper's.
+
+    Args:
+        schema: The config's class.
+        options: Arguments of a train script.
+
+    Raises:
+        ConfigError: The config is wrong, or states another width than the card.
+        TfmammoError: The card can't be read.
+    """
+    experiment = configuration.parse(schema, options.config, options.set)
+    uri = experiment.training.initial
+    if uri is None:
+        return experiment
+    with name_key("training.initial"):
+        fixed = _read_fixed(experiment, uri, options.output)
+    ours = experiment.model_dump(mode="json")
+    differing = {key: value for key, value in fixed.items() if _get(ours, key) != value}
+    for key in sorted(differing.keys() & _list_stated(options)):
+        raise ConfigError(
+            f"training.initial: {uri} has {key}={differing[key]}, and the config says "
+            f"{_get(ours, key)}; leave out {key}"
+        )
+    if differing:
+        taken = [f"{key}={value}" for key, value in differing.items()]
+        log.info("taken from %s: %s", uri, " ".join(taken))
+        experiment = configuration.parse(schema, options.config, [*options.set, *taken])
+    return experiment
+
+
+def _read_fixed(experiment: Experiment[Any], uri: str, output: Path | None) -> dict[str, Any]:
+    """Read the keys that the weights fix: the patches' size, and the model's widths.
+
+    A training that goes on has them in its own folder.
+    """
+    if output and configuration.is_training_folder(output):
+        config = configuration.read_yaml(output / configuration.TRAINING_CONFIG)
+    else:
+        config = export.read_card(models.resolve(uri, experiment.tracking.uri)).get("config", {})
+    widths = [
+        name for name, field in type(experiment.model).model_fields.items() if _is_width(field)
+    ]
+    keys = ["data.size", *(f"model.{name}" for name in widths)]
+    return {key: value for key in keys if (value := _get(config, key)) is not None}
+
+
+def assign(networks: Mapping[str, keras.Model], uri: str, experiment: Experiment[Any]) -> Path:
+    """Give networks the weights of a trained model; see `export.assign`.
+
+    Returns:
+        The folder of its export.
+
+    Raises:
+        ExportError: They don't fit. The sentence names each key of the model that differs.
+        TrackingError: There is no such model.
+    """
+    folder = models.resolve(uri, experiment.tracking.uri)
+    try:
+        export.assign(networks, folder)
+    except ExportError as error:
+        theirs = export.read_card(folder).get("config", {}).get("model") or {}
+        ours = experiment.model_dump(mode="json")["model"]
+        differing = [
+            f"model.{key} is {value} there and {ours[key]} here"
+            for key, value in theirs.items()
+            if key in ours and ours[key] != value
+        ]
+        raise ExportError("; ".join([str(error), *differing])) from error
+    return folder
+
+
+def _is_width(field: FieldInfo) -> bool:
+    """Whether a field is a `Width` or a tuple of them."""
+    largest = [getattr(limit, "le", None) for limit in field.metadata]
+    return Width in get_args(field.annotation) or LARGEST_WIDTH in largest
+
+
+def _list_stated(options: Namespace) -> set[str]:
+    """List the keys that overrides, or a config of the user's own, state."""
+    stated = {override.partition("=")[0].strip() for override in options.set}
+    path = shipped.find_config(options.config)
+    if path.parent != shipped.ROOT / "configs":
+        for section, content in configuration.read_yaml(path).items():
+            stated |= (
+                {f"{section}.{key}" for key in content} if isinstance(content, Mapping) else set()
+            )
+    return stated
+
+
+def _get(content: Mapping[str, Any], key: str) -> Any:
+    section, _, name = key.partition(".")
+    return (content.get(section) or {}).get(name)
