@@ -30,13 +30,8 @@ def process_file(pipeline: Pipeline, path: Path, output: Path) -> tuple[Path, st
 
     Files of an earlier run in that folder are replaced.
 
-    Args:
-        pipeline: The three loaded models.
-        path: An image file, DICOM or other.
-        output: The mammogram's folder is made in here, named after the file and its sha256.
-
     Returns:
-        The folder, and one line that names the findings.
+        The folder, named after the file and its sha256, and one line that names the findings.
 
     Raises:
         ArchiveError: The mammogram can't be read.
@@ -63,12 +58,6 @@ def write_segmentation(
     pipeline: Pipeline, result: PipelineResult, source: Path | None, output: Path
 ) -> str:
     """Write segmentation.dcm into a folder, if the mammogram is a DICOM file and has a mask.
-
-    Args:
-        pipeline: The pipeline that processed the mammogram; the file names its models.
-        result: Its findings.
-        source: The mammogram's file; None for a mammogram without one.
-        output: An existing folder.
 
     Returns:
         The reason why there is no segmentation; "" if there is one.

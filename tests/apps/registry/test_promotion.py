@@ -20,7 +20,7 @@ from tfmammo.apps.registry import __main__ as registry
 from tfmammo.apps.registry import promotion
 from tfmammo.config import DataConfig, Experiment, TrackingConfig
 from tfmammo.data import datasets
-from tfmammo.evaluation.comparison import Network
+from tfmammo.evaluation.networks import Network
 from tfmammo.tracking import models, runs
 from tfmammo.tracking import store as store_module
 from tfmammo.tracking.export import CARD, export
@@ -326,13 +326,13 @@ def test_of_two_promotions_at_once_one_wins(store, monkeypatch):
 def test_a_first_version_does_not_replace_one_that_came_meanwhile(store, monkeypatch):
     store.add(GOOD)
     store.add(GOOD)
-    opened = promotion.comparison.open_network
+    opened = promotion.networks.open_network
 
     def late(*arguments):
         store.client.set_registered_model_alias(MODEL, "best", "1")  # a training's end
         return opened(*arguments)
 
-    monkeypatch.setattr(promotion.comparison, "open_network", late)
+    monkeypatch.setattr(promotion.networks, "open_network", late)
     assert promote() == 1
     assert (
         store.best() == 1
