@@ -162,7 +162,7 @@ def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
     labels = subsets.test.labels
     for share, model in (("0.0", "share0"), ("0.5", "share50")):
         own = [float(row["probability"]) for row in scores if float(row["share"]) == float(share)]
-        area = find(facts, model, "auc", "runs", subset="seed=1").value
+        area = find(facts, model, "auc", "runs", subset="run=1").value
         assert area == pytest.approx(roc_auc(labels, own), abs=1e-5)
     assert find(facts, "pasted", "auc", "controls").images == len(labels)
     assert {fact.table for fact in facts} >= {"gate", "effects", "separation", "moves", "delong"}
@@ -335,7 +335,7 @@ def test_the_table_of_known_scores(config, subsets):
     half = find(facts, "share50", "auc", "differences", "share0")
     assert half.p_corrected == max(p[0.5], 2 * p[1])
     for row in range(2):
-        by_seed = find(facts, "share100", "auc", "differences", "share0", f"seed={row}")
+        by_seed = find(facts, "share100", "auc", "differences", "share0", f"run={row}")
         expected = 2 * rank_swap_test(labels, scores[1][row], random[row], patients)
         assert by_seed.p_corrected == expected
     z = delong_z(labels, other.mean(axis=0), means)

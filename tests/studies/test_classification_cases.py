@@ -45,13 +45,13 @@ def test_cases_that_change_sides_are_counted_both_ways():
     assert list(moves.values()) == [2, 1, 1, 1, 1, pytest.approx((0.4 - 0.1) / 2)]
     assert list(cases.count_moves(BEFORE, BEFORE, LABELS).values()) == [2, 0, 0, 0, 0, 0]
     none_missed = cases.count_moves(np.ones(8), AFTER, LABELS)
-    assert none_missed["missed"] == 0 and np.isnan(none_missed["rise"])
+    assert none_missed["missed_lesions"] == 0 and np.isnan(none_missed["score_of_missed"])
     together = cases.average_moves([moves, none_missed])
-    assert together["missed"] == 1 and together["rise"] == pytest.approx(0.15)
+    assert together["missed_lesions"] == 1 and together["score_of_missed"] == pytest.approx(0.15)
     control = cases.count_control_moves(np.stack([BEFORE, AFTER]), LABELS)
     # Both ways around: what one finds and the other misses counts on either side once.
-    assert control["missed_to_found"] == control["found_to_missed"] == 1
-    assert control["rise"] == pytest.approx(((0.4 - 0.1) / 2 + (0.1 + 0.2) / 2) / 2)
+    assert control["of_them_found"] == control["found_lesions_missed"] == 1
+    assert control["score_of_missed"] == pytest.approx(((0.4 - 0.1) / 2 + (0.1 + 0.2) / 2) / 2)
     assert cases.count_control_moves(BEFORE[np.newaxis], LABELS) is None
 
 
@@ -75,7 +75,7 @@ def test_each_share_and_the_control_are_counted():
     (table,) = report.tables
     share, control = table.body
     assert share[0] == "50 %" and control[0] == "0 %, another seed" and control[6:] == ["-", "-"]
-    assert share[1] == f"{moves['missed']:.1f}, {moves['missed_to_found']:.1f}"
+    assert share[1] == f"{moves['missed_lesions']:.1f}, {moves['of_them_found']:.1f}"
     assert share[6].startswith(f"{change.difference:+.3f}\n[")
     assert float(share[7]) == pytest.approx(change.p, abs=0.001)
 

@@ -41,25 +41,15 @@ ModelURIs = Annotated[
 ]
 
 
-class EvaluationConfig(Frozen):
-    """What the configs of the evaluate scripts share."""
+class Settings(Frozen):
+    """What the configs of all comparisons of patches share."""
 
     data: DataConfig = DataConfig()
     """The patches. Their split is not used."""
-    models: dict[Name, ModelURIs] = Field(min_length=1)
-    """Name -> one model URI, or several: the folds of a cross-validation and, for segmentation,
-    synthesis and defects, runs of one fold that differ in their seed. A URI is the folder of a run
-    (its last weights are taken), of an export or of a SavedModel, or models:/NAME@ALIAS. For
-    segmentation masks:DIR is a folder of masks that another tool predicted, see `MaskFolder`. A
-    checkpoint that was kept as the best was chosen on its held-out patients, so its numbers on them
-    are too good. The other models are compared with the first one.
-    """
     patients: Literal["unseen", "all"] = "unseen"
     """"unseen" evaluates a patch only with models that were not trained on its patient; "all" with
     every model.
     """
-    compare: Compare = "first"
-    """"first" compares every model with the first one, "pairs" every model with every other."""
     tracking_uri: str | None = None
     """The MLflow server of models:/ URIs; None means the environment's. Where it is set, tables and
     figures are logged there too.
@@ -70,6 +60,21 @@ class EvaluationConfig(Frozen):
     """Confidence level of intervals."""
     seed: NonNegativeInt = 0
     """Seed of all draws."""
+
+
+class EvaluationConfig(Settings):
+    """What the configs of the evaluate scripts share."""
+
+    models: dict[Name, ModelURIs] = Field(min_length=1)
+    """Name -> one model URI, or several: the folds of a cross-validation and, for segmentation,
+    synthesis and defects, runs of one fold that differ in their seed. A URI is the folder of a run
+    (its last weights are taken), of an export or of a SavedModel, or models:/NAME@ALIAS. For
+    segmentation masks:DIR is a folder of masks that another tool predicted, see `MaskFolder`. A
+    checkpoint that was kept as the best was chosen on its held-out patients, so its numbers on them
+    are too good. The other models are compared with the first one.
+    """
+    compare: Compare = "first"
+    """"first" compares every model with the first one, "pairs" every model with every other."""
 
     def summarize(
         self, scores: Scores, patient_ids: NDArray[np.str_], measures: Mapping[str, Measure]

@@ -19,28 +19,28 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from tfmammo.config import DataConfig, Frozen
+from tfmammo.config import DataConfig
 from tfmammo.data import datasets
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
 from tfmammo.evaluation.comparison import ModelURIs, Name, compare
 from tfmammo.evaluation.report import ComparisonReport, Report, average_runs, join_subset
 from tfmammo.evaluation.segmentation import (
-    CENTRED_DISC,
     MEASURES,
     POSTPROCESSED,
     PUBLISHED,
-    WHOLE_PATCH,
     SegmentationConfig,
+    SegmentationSettings,
+    draw_panels,
     score_patches,
 )
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Measure, Scores, Table, correct_p, make_tables
 from tfmammo.models.cgan import PostprocessConfig
 from tfmammo.training import image_grid
-from tfmammo.training.image_grid import draw_agreement, draw_outline
+from tfmammo.training.image_grid import draw_outline
 
 Images = NDArray[np.float32]
 Frame = Literal["full", "loose", "tight"]
@@ -51,37 +51,21 @@ FOUND = Measure("mean part found", "%", 100, 1)
 MISSED = Measure("missed", "", 1, 0)
 
 
-class FramesConfig(Frozen):
+class FramesConfig(SegmentationSettings):
     """Segmentation models of several crop modes, and the lesions that they are compared on."""
 
-    data: DataConfig = DataConfig()
-    """The patches. Their frame is not used: each crop mode has its own."""
     frames: tuple[Frame, ...] = Field(default=FRAMES, min_length=1)
-    """The crop modes. An archive of patches that are cropped already has "full" alone."""
+    """The crop modes, each of which replaces data.frame. An archive of patches that are cropped
+    already has "full" alone.
+    """
     models: dict[Frame, dict[Name, ModelURIs]] = {}
     """Crop mode -> models that were trained on it, as for evaluate/segmentation.py. A crop mode
     without models is drawn only.
     """
     postprocess: PostprocessConfig = PostprocessConfig()
     """Sizes of the morphological elements."""
-    threshold: float = Field(default=0.5, gt=0, le=1)
-    """The probability from which on a pixel is mass."""
-    baselines: tuple[Literal["whole patch", "centred disc"], ...] = (WHOLE_PATCH, CENTRED_DISC)
-    """The trivial baselines."""
-    patients: Literal["unseen", "all"] = "unseen"
-    """As for evaluate/segmentation.py."""
     rows: PositiveInt = 3
     """Lesions of each kind that a figure shows."""
-    tracking_uri: str | None = None
-    """The MLflow server of models:/ URIs; null means the environment's. Where it is set, the tables
-    of each crop mode are logged there too.
-    """
-    samples: PositiveInt = 10_000
-    """Draws of the bootstrap and of the permutation test."""
-    level: float = Field(default=0.95, gt=0, lt=1)
-    """Confidence level of intervals."""
-    seed: NonNegativeInt = 0
-    """Seed of all draws."""
 
     @model_validator(mode="after")
     def _check_models(self) -> FramesConfig:
@@ -98,17 +82,9 @@ class FramesConfig(Frozen):
 
     def make_evaluation(self, frame: Frame) -> SegmentationConfig:
         """Return the config that evaluate/segmentation.py would have for a crop mode."""
-        shared = self.model_dump(
-            include={
-                "threshold",
-                "baselines",
-                "patients",
-                "tracking_uri",
-                "samples",
-                "level",
-                "seed",
-            }
-        )
+        shared = {
+            key: getattr(self, key) for key in SegmentationSettings.model_fields if key != "data"
+        }
         return SegmentationConfig(
             data=self.make_data(frame),
             models=self.models[frame],
@@ -230,19 +206,19 @@ def write_overlays(
     Rows are the lesions of the first crop mode, then those of the next. Models are those that all
     crop modes have. True positives are yellow, false negatives red, false positives green.
     """
-    parts: dict[str, list[Images]] = {}
     names = [
         name for name in results[0].outputs if all(name in result.outputs for result in results)
     ]
-    for result in results:
-        rows = _find_rows(result, lesions)
-        masks = result.patches.masks[rows]
-        parts.setdefault("image", []).append(result.patches.images[rows])
-        parts.setdefault("truth", []).append(masks.astype(np.float32))
-        for name in names:
-            agreement = draw_agreement(masks, result.outputs[name][rows] >= threshold)
-            parts.setdefault(name, []).append(agreement)
-    panels = {name: np.concatenate(images) for name, images in parts.items()}
+    parts = [
+        draw_panels(
+            result.patches,
+            _find_rows(result, lesions),
+            {name: result.outputs[name] for name in names},
+            threshold,
+        )
+        for result in results
+    ]
+    panels = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     image_grid.save_grid(panels, path)
 
 
@@ -289,10 +265,8 @@ def write_morphology(results: Sequence[FrameResult], config: FramesConfig, outpu
         rows = choose_by_gain(
             result.scores[model]["dice"], result.scores[smooth]["dice"], config.rows, config.seed
         )
-        masks = result.patches.masks[rows]
-        panels = {"image": result.patches.images[rows], "truth": masks.astype(np.float32)}
-        for name in (model, smooth):
-            panels[name] = draw_agreement(masks, result.outputs[name][rows] >= config.threshold)
+        pair = {name: result.outputs[name] for name in (model, smooth)}
+        panels = draw_panels(result.patches, rows, pair, config.threshold)
         image_grid.save_grid(panels, output / f"morphology-{result.frame}.png")
 
 
@@ -394,10 +368,5 @@ def write_failures(
         names += sorted(least, key=lambda name: least[name])[: config.rows]
         place = {name: row for row, name in enumerate(result.patches.ids.tolist())}
         rows = [place[name] for name in names]
-        masks = result.patches.masks[rows]
-        panels = {"image": result.patches.images[rows], "truth": masks.astype(np.float32)}
-        panels |= {
-            name: draw_agreement(masks, probabilities[rows] >= config.threshold)
-            for name, probabilities in result.outputs.items()
-        }
+        panels = draw_panels(result.patches, rows, result.outputs, config.threshold)
         image_grid.save_grid(panels, output / f"failures-{result.frame}.png")

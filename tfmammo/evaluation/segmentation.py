@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,8 +12,9 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
+from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
-from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
+from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, Settings, compare
 from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import (
     Attribute,
@@ -63,17 +65,22 @@ RUNS_NOTE = (
 )
 
 
-class SegmentationConfig(EvaluationConfig):
-    """Segmentation models, and the trivial baselines that they are compared with."""
+class SegmentationSettings(Settings):
+    """What the configs of all comparisons of segmentation models share."""
 
     threshold: float = Field(default=0.5, gt=0, le=1)
     """The probability from which on a pixel is mass."""
+    baselines: tuple[Literal["whole patch", "centred disc"], ...] = (WHOLE_PATCH, CENTRED_DISC)
+    """The trivial baselines."""
+
+
+class SegmentationConfig(SegmentationSettings, EvaluationConfig):
+    """Segmentation models, and the trivial baselines that they are compared with."""
+
     postprocess: PostprocessConfig | None = None
     """Sizes of the morphological elements. Where it is given, each model gets a second row "NAME +
     post-processing".
     """
-    baselines: tuple[Literal["whole patch", "centred disc"], ...] = (WHOLE_PATCH, CENTRED_DISC)
-    """The trivial baselines."""
     cases: PositiveInt = 4
     """How many cases of each kind a figure shows."""
     groups: tuple[Attribute, ...] = ()
@@ -253,12 +260,18 @@ def write_overlays(
     patches = comparison.patches
     order = np.argsort(-next(iter(dice.values())), kind="stable")
     rows = order[np.linspace(0, len(order) - 1, min(len(order), 2 * config.cases)).astype(int)]
-    panels = {"image": patches.images[rows], "truth": patches.masks[rows].astype(np.float32)}
-    panels |= {
-        name: draw_agreement(patches.masks[rows], probabilities[rows] >= config.threshold)
-        for name, probabilities in outputs.items()
-    }
-    image_grid.save_grid(panels, path)
+    image_grid.save_grid(draw_panels(patches, rows, outputs, config.threshold), path)
+
+
+def draw_panels(
+    patches: Patches, rows: Any, outputs: Mapping[str, Images], threshold: float
+) -> dict[str, Images]:
+    """Draw some patches, their masks, and where each model is right and wrong."""
+    masks = patches.masks[rows]
+    panels = {"image": patches.images[rows], "truth": masks.astype(np.float32)}
+    for name, probabilities in outputs.items():
+        panels[name] = draw_agreement(masks, probabilities[rows] >= threshold)
+    return panels
 
 
 @plot_style

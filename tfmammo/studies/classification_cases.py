@@ -47,10 +47,8 @@ NEIGHBOURS = 10
 
 COUNT = Measure("patches", "", 1, 1)
 CHANGE = Measure("change of score", "", 1, 3)
-# missed: lesions that the first run misses; missed_to_found: of these, those that the second finds;
-# found_to_missed: lesions that only the first finds; false_to_right, right_to_false: normal patches
-# that only the first, only the second calls a lesion; rise: mean change of score of the missed
-# lesions, NaN where none is missed
+# From a first to a second run; score_of_missed: mean change of score of the lesions that the first
+# one misses, NaN where there are none
 Moves = dict[str, float]
 
 
@@ -61,12 +59,12 @@ def count_moves(before: Floats, after: Floats, labels: NDArray[np.integer]) -> M
     called_after = after >= THRESHOLD
     missed = is_lesion & ~called_before
     return {
-        "missed": float(missed.sum()),
-        "missed_to_found": float((missed & called_after).sum()),
-        "found_to_missed": float((is_lesion & called_before & ~called_after).sum()),
-        "false_to_right": float((~is_lesion & called_before & ~called_after).sum()),
-        "right_to_false": float((~is_lesion & ~called_before & called_after).sum()),
-        "rise": float((after - before)[missed].mean()) if missed.any() else np.nan,
+        "missed_lesions": float(missed.sum()),
+        "of_them_found": float((missed & called_after).sum()),
+        "found_lesions_missed": float((is_lesion & called_before & ~called_after).sum()),
+        "false_alarms_gone": float((~is_lesion & called_before & ~called_after).sum()),
+        "new_false_alarms": float((~is_lesion & ~called_before & called_after).sum()),
+        "score_of_missed": float((after - before)[missed].mean()) if missed.any() else np.nan,
     }
 
 
@@ -118,7 +116,7 @@ def add_moves(report: Report, scores: Scores, test: Patches, config: StudyConfig
     def add(model: str, moves: Moves, subset: str = "") -> list[str]:
         fields = {"against": f"share{100 * first:g}", "subset": subset}
         for key, value in moves.items():
-            measure = CHANGE if key == "rise" else COUNT
+            measure = CHANGE if key == "score_of_missed" else COUNT
             report.facts.append(measure.make_fact("moves", model, key, value, **fields))
         missed, found, *counts, rise = moves.values()
         cells = [f"{missed:.1f}, {found:.1f}", *map(COUNT.show, counts), CHANGE.show(rise, "+")]

@@ -190,8 +190,8 @@ def add_effects(report: Report, effects: Sequence[Effect], config: StudyConfig) 
         sizes = {"patients": count, "images": len(effect.before)}
         levels = {
             "discarded": (SHARE, effect.discarded),
-            "score_before": (SCORE, effect.before.mean()),
-            "score_after": (SCORE, effect.after.mean()),
+            "before": (SCORE, effect.before.mean()),
+            "after": (SCORE, effect.after.mean()),
             "change_evenly": (SCORE, (effect.even - effect.before).mean()),
         }
         report.facts += [
@@ -228,8 +228,8 @@ def add_effects(report: Report, effects: Sequence[Effect], config: StudyConfig) 
                 effect.target,
                 f"{len(effect.before)} of {count}",
                 cells["discarded"],
-                cells["score_before"],
-                cells["score_after"],
+                cells["before"],
+                cells["after"],
                 cells["change"],
                 SCORE.show(levels["change_evenly"][1], "+"),
                 cells["change_beyond"],

@@ -293,7 +293,7 @@ def add_areas(report: Report, scores: Scores, test: Patches, config: StudyConfig
         "": {share: of_seeds.mean(axis=0) for share, of_seeds in scores.items()}
     }
     for row, seed in enumerate(config.seeds):
-        parts[f"seed={seed}"] = {share: of_seeds[row] for share, of_seeds in scores.items()}
+        parts[f"run={seed}"] = {share: of_seeds[row] for share, of_seeds in scores.items()}
     facts: list[Fact] = []
     first = config.shares[0]
     for subset, of_part in parts.items():
@@ -327,7 +327,7 @@ def add_areas(report: Report, scores: Scores, test: Patches, config: StudyConfig
         if share != first:
             change = find_fact(facts, "differences", model)
             by_seed = [
-                find_fact(facts, "differences", model, f"seed={seed}") for seed in config.seeds
+                find_fact(facts, "differences", model, f"run={seed}") for seed in config.seeds
             ]
             comparison = [
                 AUC.format(change.value, "+"),
@@ -380,6 +380,10 @@ def add_controls(
         level = AUC.make_fact("controls", control, "auc", *numbers, test=OBUCHOWSKI, **counts)
         report.facts.append(level)
         of_runs = [roc_auc(labels, of_run) for of_run in of_seeds]
+        report.facts += [
+            AUC.make_fact("controls", control, "auc", of_run, subset=f"run={seed}")
+            for seed, of_run in zip(config.seeds, of_runs, strict=True)
+        ]
         cells = [control, AUC.format_fact(level), ", ".join(map(AUC.show, of_runs))]
         for model, against, value, (p, corrected) in (
             (control, name_share(shares[0]), area.value - area_alone, alone[control]),

@@ -444,7 +444,7 @@ def _hash_step(step: Step, digests: Mapping[str, str], output: Path, context: st
     digest = hashlib.sha256(context.encode())
     for argument in step.command:
         named = argument.replace(str(output), "").replace(str(shipped.ROOT), "")
-        key, _, value = named.partition("=")
+        key, _, value = argument.partition("=")
         if key.endswith("root") and Path(value).is_dir():
             named = f"{key}={_hash_listing(value)}"
         digest.update(f"\n{named}".encode())
