@@ -39,8 +39,8 @@ def main() -> None:
     workers.refuse_multi_worker(training, "a study trains its classifiers in one process")
     script.configure_tensorflow(training)
     output = arguments.output or Path("runs/classification")
-    tables = run_study(config, output, arguments.allow)
-    print_tables(tables, f"tables, CSVs and figures: {output / 'report'}")
+    report = run_study(config, output, arguments.allow)
+    print_tables(report.tables, f"tables, CSVs and figures: {output / 'report'}")
 
 
 if __name__ == "__main__":

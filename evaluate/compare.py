@@ -3,9 +3,9 @@
 tfmammo compare --config compare --models can,unet,segnet --folds 3
 --seeds 3 --data inbreast=DIR --output runs/compare
 
-Trains each model once per fold and seed, judges the last weights on patients that they never saw,
+Trains each model once per fold and seed, scores the last weights on patients that they never saw,
 tests each pair with Holm's correction, and writes the table (Markdown, LaTeX, CSV), the figure and
-the methods paragraph. Finished trainings are not repeated. --plan prints their commands.
+the methods paragraph. Finished runs are not repeated. --plan prints their commands.
 """
 
 from pathlib import Path
@@ -14,18 +14,19 @@ from tfmammo import cli, shipped
 from tfmammo import config as configuration
 from tfmammo.apps.commands import SCHEMAS
 from tfmammo.errors import ConfigError
+from tfmammo.evaluation.script import print_tables
 from tfmammo.studies.segmenters import ComparisonConfig, plan_steps, run_comparison
 
 
 def main() -> None:
-    """Run the trainings that are missing, and write the comparison."""
+    """Make the runs that are missing, and write the comparison."""
     parser = cli.make_parser(__doc__, ComparisonConfig, "compare")
     parser.add_argument("--models", metavar="NAMES", help="some of the config's: can,unet")
     parser.add_argument("--folds", type=int, help="of the cross-validation")
-    parser.add_argument("--seeds", type=int, help="trainings of each model and fold")
+    parser.add_argument("--seeds", type=int, help="runs of each model and fold")
     parser.add_argument("--data", metavar="NAME=DIR", help="the archive and its folder")
-    parser.add_argument("--plan", action="store_true", help="print the trainings, run nothing")
-    jobs_help = "how many trainings run at once"
+    parser.add_argument("--plan", action="store_true", help="print the commands, run nothing")
+    jobs_help = "how many commands run at once"
     parser.add_argument("--jobs", type=cli.parse_count, default=1, help=jobs_help)
     version_help = "go on with what another version of the package made"
     parser.add_argument("--any-version", action="store_true", help=version_help)
@@ -47,9 +48,8 @@ def main() -> None:
             print(step.format_command())
         return
     places = (shipped.ROOT, SCHEMAS, options.jobs, options.any_version)
-    for table in run_comparison(config, output, *places):
-        cli.console.print(table)
-    cli.console.print(f"table, figure and methods: {output}", markup=False)
+    report = run_comparison(config, output, *places)
+    print_tables(report.tables, f"table, figure and methods: {output}")
 
 
 if __name__ == "__main__":

@@ -8,21 +8,15 @@ Writes figure-contiguous.png (before above, after below), mammogram.png (all of 
 bit depth) and boxes.csv (the window of each patch and what was added in it, native px).
 """
 
-from pathlib import Path
-
 from tfmammo import cli
-from tfmammo.config import TrainingConfig
 from tfmammo.evaluation.contiguous import ContiguousConfig, evaluate
-from tfmammo.training import script
+from tfmammo.evaluation.script import run_evaluation
 
 
 def main() -> None:
     """Find a mammogram and a row of patches, add lesions, write."""
-    arguments = cli.make_parser(__doc__, ContiguousConfig).parse_args()
-    config = cli.read_config(ContiguousConfig, arguments)
-    script.configure_tensorflow(TrainingConfig(precision="float32"))
-    output = arguments.output or Path("runs/contiguous")
-    cli.console.print(f"{evaluate(config, output)}: {output}")
+    files = "figure, mammogram and boxes"
+    run_evaluation(__doc__, ContiguousConfig, evaluate, "runs/contiguous", files)
 
 
 if __name__ == "__main__":

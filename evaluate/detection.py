@@ -52,8 +52,8 @@ def main() -> None:
         detection_report.show_plan(study, output, ROOT)
     else:
         places = (output, ROOT, arguments.any_version, arguments.jobs)
-        tables = detection_report.run_study(study, *places)
-        print_tables(tables, f"tables and figures: {output / 'report'}")
+        report = detection_report.run_study(study, *places)
+        print_tables(report.tables, f"tables and figures: {output / 'report'}")
 
 
 if __name__ == "__main__":

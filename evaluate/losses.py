@@ -8,19 +8,14 @@ The two losses are different quantities, so the lower curve is not necessarily t
 Held-out Dice is one quantity.
 """
 
-from pathlib import Path
-
 from tfmammo import cli
 from tfmammo.evaluation.losses import LossesConfig, evaluate
+from tfmammo.evaluation.script import run_evaluation
 
 
 def main() -> None:
     """Read the histories of the runs from MLflow, write losses.png and losses.csv."""
-    arguments = cli.make_parser(__doc__, LossesConfig).parse_args()
-    config = cli.read_config(LossesConfig, arguments)
-    output = arguments.output or Path("runs/losses")
-    evaluate(config, output)
-    cli.console.print(f"figure and values: {output}")
+    run_evaluation(__doc__, LossesConfig, evaluate, "runs/losses", "figure and values")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def main() -> None:
                 cli.console.print(step.format_command(), markup=False, soft_wrap=True)
         return
     places = (output, shipped.ROOT, SCHEMAS, arguments.jobs, arguments.any_version)
-    print_tables(studies.run_study(study, *places), f"scores of every case: {study.rows}")
+    report = studies.run_study(study, *places)
+    print_tables(report.tables, f"tables: {output}; scores of every case: {study.rows}")
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ def test_two_models_are_compared_on_patients_that_they_never_saw(can, tmp_path):
     data = {**PHANTOM, "phantoms": 16, "size": 32}
     tables = tfmammo.evaluate(handles, data=data, samples=100, output=tmp_path / "out")
     assert [row[0] for row in tables[0].body][:2] == ["half", "dark"]
-    assert (tmp_path / "out" / "table.csv").is_file()
+    assert (tmp_path / "out" / "rows.csv").is_file()
     assert tables[0]._repr_markdown_().startswith("### ")
     with pytest.raises(ConfigError, match="sample: unknown key, did you mean samples?"):
         tfmammo.evaluate(handles, data=data, sample=100)

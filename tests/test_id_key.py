@@ -13,7 +13,7 @@ from tfmammo.data.patches import TEXTS
 from tfmammo.data.patients import PATIENTS
 from tfmammo.data.tfrecord import MANIFEST, Manifest, Records
 from tfmammo.errors import DataError, ExportError
-from tfmammo.evaluation.comparison import Network
+from tfmammo.evaluation.networks import Network
 from tfmammo.mammogram import ID_KEY, Skipped, hash_id, key_check, key_fault
 from tfmammo.synthesis.mammogram_set import collect_patients
 from tfmammo.tracking import export

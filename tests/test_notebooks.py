@@ -21,7 +21,7 @@ def check_compare_segmenters(names):
     assert all(0 < float(cell) < 100 for line in means.body[:3] for cell in line[1:3])
     assert [line[0] for line in apart.body][:3] == ["unet - can", "segnet - can", "segnet - unet"]
     written = {path.name for path in (names["output"] / "scores").iterdir()}
-    assert {"table.md", "table.csv", "per_image.csv", "roc.png", "figure-can.png"} <= written
+    assert {"table.md", "rows.csv", "per_image.csv", "roc.png", "figure-can.png"} <= written
     assert names["rows"].keys() == {"truth", "can", "unet", "segnet"}
     shape = (*names["held_out"].images[:5].shape[:3], 1)
     assert all(names["rows"][name].shape == shape for name in names["runs"])

@@ -418,7 +418,7 @@ def evaluate(
     }
     wanted = _parse(segmentation.SegmentationConfig, models=uris, data=data, **config)
     with tempfile.TemporaryDirectory() as folder:
-        return segmentation.evaluate(wanted, Path(output or folder))
+        return segmentation.evaluate(wanted, Path(output or folder)).tables
 
 
 def train(

@@ -9,7 +9,6 @@ from tfmammo.data.patches import Patches
 from tfmammo.evaluation import defects
 from tfmammo.evaluation.comparison import Comparison
 from tfmammo.evaluation.defects import DefectsConfig
-from tfmammo.evaluation.trainings import average_trainings
 from tfmammo.metrics.texture import TextureRange, measure_range
 from tfmammo.training.image_grid import BLUE, HEADER, ORANGE
 
@@ -58,8 +57,8 @@ def test_defects_are_coloured_on_the_sheets(patches, tmp_path):
     image[:, 4, 4] = 1
     comparison = Comparison("unseen", DataConfig(), patches, {"A": image}, {})
     limits = TextureRange(0.01, 0.05)
-    scores = average_trainings(defects.measure_defects({"A": [image]}, patches, CONFIG, limits))
-    defects.write_sheets(comparison, scores, limits, CONFIG, tmp_path)
+    runs = defects.measure_defects({"A": [image]}, patches, CONFIG, limits)
+    defects.write_sheets(comparison, runs, limits, CONFIG, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "sheet-random.png",
         "sheet-best-A.png",

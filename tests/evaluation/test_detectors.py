@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from tests.facts import find
 from tfmammo.archives import phantom
 from tfmammo.detection.detections import Detections
 from tfmammo.evaluation import detectors
-from tfmammo.evaluation.detection import (
-    DetectionConfig,
-    EvaluationResult,
-    Prediction,
-    tabulate_precision,
-)
+from tfmammo.evaluation.detection import DetectionConfig, Prediction, add_precision, collect
 from tfmammo.evaluation.detectors import DetectorsConfig
+from tfmammo.evaluation.froc import add_recall, measure_seconds, tabulate_seconds
+from tfmammo.evaluation.report import Report
 from tfmammo.metrics.detection import Matches
 
 CONFIG = DetectorsConfig(detectors={"A": "a", "B": "b"}, boxes=40, fppi=(1, 2), samples=20)
@@ -71,19 +69,27 @@ def test_random_boxes_do_not_know_their_own_patient(mammograms):
     assert len(set(scores.tolist())) == len(scores) and 0.4 < scores.mean() < 0.6
 
 
-def test_every_detector_has_a_row_and_its_median_time(mammograms):
+def test_every_detector_has_its_recall_and_its_median_time(mammograms):
     perfect = [make_prediction(one, hits=[0.9], seconds=2.0) for one in mammograms]
     blind = [make_prediction(one, others=[0.5], seconds=s) for s, one in enumerate(mammograms)]
-    result = EvaluationResult(
-        DetectionConfig(detectors=("a",), fppi=(1, 2), samples=20), {"A": perfect, "B": blind}
-    )
-    matches = {name: (result.matches[name], result.trainings[name]) for name in result.sets}
-    table = detectors.tabulate_recall(result, matches)
+    config = DetectionConfig(detectors=("a",), fppi=(1, 2), samples=20)
+    sets = {"A": perfect, "B": blind}
+    detected = collect(config, sets)
+    report = Report(config=config)
+    add_recall(report, detected)
+    fact = find(report.facts, "A", "tpr@1", "froc")
+    assert (fact.value, fact.low, fact.high, fact.patients) == (100, 100, 100, 8)
+    assert find(report.facts, "B", "tpr@all", "froc").value == 0
+    assert find(report.facts, "A", "mean_tpr@2", "froc").value == 100
+    (table,) = report.tables
     assert table.header[1:] == ["1, %", "2, %", "all detections, %", "mean from 0 to 2, %"]
     assert table.body[0][1] == "100.0\n[100.0, 100.0]"
-    assert table.body[1][3] == "0.0\n[0.0, 0.0]"
-    timing = detectors.tabulate_seconds(result)
-    assert timing.body == [["A", "2.000"], ["B", "4.000"]], "of 1 to 7 s, without the first"
+    seconds = {
+        name: measure_seconds((one.detector, one.seconds) for one in found)
+        for name, found in sets.items()
+    }
+    facts, _ = tabulate_seconds(seconds, detected)
+    assert [fact.value for fact in facts] == [2, 4], "of 1 to 7 s, without the first"
 
 
 def test_folds_have_an_average_precision_of_their_own(mammograms):
@@ -96,14 +102,16 @@ def test_folds_have_an_average_precision_of_their_own(mammograms):
         prediction = make_prediction(mammogram, [0.9 * scale], [0.8 * scale], number % 2)
         found = Detections(boxes, scores, ("mass", "mass"))
         predictions.append(replace(prediction, detections=found))
-    config = DetectionConfig(detectors=("a", "b"))
-    result = EvaluationResult(config, {"A": predictions})
-    assert tabulate_precision(result).body == [["A", "100.0", "100.0", "100.0", "100.0"]]
-    pooled = {"A": [replace(prediction, detector=0) for prediction in predictions]}
-    assert float(tabulate_precision(EvaluationResult(config, pooled)).body[0][1]) < 90
+    pooled = [replace(prediction, detector=0) for prediction in predictions]
+    values = []
+    for found in (predictions, pooled):
+        config = DetectionConfig(detectors=("a", "b"))
+        report = Report(config=config)
+        add_precision(report, collect(config, {"A": found}), {"A": found})
+        values.append([find(report.facts, "A", key, "coco").value for key in ("ap", "ap50", "ar")])
+    assert values[0] == pytest.approx([100] * 3) and values[1][0] < 90
 
 
-@pytest.mark.slow
 def test_the_baselines_name_is_taken():
     with pytest.raises(ValidationError, match="random boxes is the name of the trivial baseline"):
         DetectorsConfig(detectors={"random boxes": "a"})

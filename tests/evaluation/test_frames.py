@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from tests.facts import find
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
 from tfmammo.evaluation import frames
 from tfmammo.evaluation.frames import FrameResult, FramesConfig
+from tfmammo.evaluation.report import Report
 from tfmammo.metrics import segmentation
 from tfmammo.training.image_grid import HEADER
 
@@ -88,11 +90,16 @@ def test_failures_are_masses_that_are_not_found(loose):
     values = {(line["model"], line["at_border"]): line["found"] for line in of_first}
     assert values == {("A", False): 1, ("A", True): 0, ("B", False): 0.5, ("B", True): 0}
     assert {line["area"] for line in of_first} == {0.5}
-    table = frames.tabulate_failures(failures)
-    assert table.body == [
+    report = Report(config=None)
+    frames.add_failures(report, failures)
+    assert report.tables[0].body == [
         ["loose: A", "0 of 3", "100.0", "1 of 2", "50.0"],
         ["loose: B", "0 of 3", "50.0", "1 of 2", "25.0"],
     ]
+    subset = "frame=loose;masses=several"
+    missed = find(report.facts, "A", "missed", "failures", subset=subset)
+    assert (missed.value, missed.images) == (1, 1)
+    assert find(report.facts, "B", "found", "failures", subset=subset).value == 25
     empty = make_result("loose", ["a#0"], [draw_squares()], {"A": np.zeros((1, SIZE, SIZE, 1))})
     with pytest.raises(DataError, match="no patch holds any mass"):
         frames.list_failures([empty], 0.5)
@@ -134,15 +141,16 @@ def test_morphology_is_tested_within_each_model():
     outputs = {"A": rough, "A + post-processing": masks.astype(np.float32)}
     result = make_result("loose", ids, masks, outputs)
     config = FramesConfig(models={"loose": {"A": "a"}}, samples=300)
-    tables, lines = frames.tabulate_morphology([result], config)
-    gain = next(line for line in lines if line["against"] and line["measure"] == "dice")
-    assert gain["frame"] == "loose" and gain["model"] == "A + post-processing"
-    assert gain["difference"] == pytest.approx(100 * (1 - 32 / 33))
-    assert [line[0] for line in tables[0].body] == ["loose: A", "loose: A + post-processing"]
-    assert tables[1].title == "Differences from loose: A"
+    report = Report(config=None)
+    frames.add_morphology(report, [result], config)
+    model, subset = "A + post-processing", "frame=loose"
+    gain = find(report.facts, model, "dice", "morphology", "A", subset)
+    assert gain.value == pytest.approx(100 * (1 - 32 / 33))
+    means, differences = report.tables
+    assert [line[0] for line in means.body] == ["loose: A", "loose: A + post-processing"]
+    assert differences.title == "Differences from loose: A"
 
 
-@pytest.mark.slow
 def test_a_crop_mode_without_models_is_left_out():
     with pytest.raises(ValidationError, match="models.loose: names no model"):
         FramesConfig(models={"loose": {}})

@@ -1,17 +1,18 @@
 """Mammograms before and after a synthesis, from a small set by Poisson editing."""
 
-import csv
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tests.facts import find, read_csv
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
 from tfmammo.errors import DataError
 from tfmammo.evaluation import mammograms
 from tfmammo.evaluation.mammograms import MammogramsConfig
+from tfmammo.evaluation.report import Report
 from tfmammo.mammogram import Lesion
 from tfmammo.metrics.segmentation import bootstrap_interval
 from tfmammo.synthesis.config import SynthesisConfig
@@ -102,19 +103,19 @@ def test_means_have_intervals_over_patients():
         }
         for number, (value, patient) in enumerate(zip(values, patients, strict=True))
     ]
-    table = mammograms.tabulate(lines, make_config("x"))
+    report = Report(config=None)
+    mammograms.add_masses(report, lines, make_config("x"))
     low, high = bootstrap_interval(values, patients, samples=50)
-    assert table.body == [
-        [
-            "A",
-            "14",
-            "4",
-            f"{values.mean():.3f}\n[{low:.3f}, {high:.3f}]",
-            "-",
-            "1.00\n[1.00, 1.00]",
-            "2.00\n[2.00, 2.00]",
-        ]
-    ]
+    contrast = find(report.facts, "A", "contrast", "masses")
+    assert (contrast.value, contrast.low, contrast.high) == pytest.approx(
+        (values.mean(), low, high)
+    )
+    assert (contrast.patients, contrast.images) == (7, 14)
+    assert find(report.facts, "A", "of_training_patients", "masses").value == 4
+    assert not [fact for fact in report.facts if fact.measure == "contrast_before"]
+    (line,) = report.tables[0].body
+    assert line[:3] == ["A", "14", "4"]
+    assert line[4:] == ["-", "1.00\n[1.00, 1.00]", "2.00\n[2.00, 2.00]"]
 
 
 def test_items_are_drawn_then_taken_by_contrast():
@@ -128,13 +129,11 @@ def test_items_are_drawn_then_taken_by_contrast():
 
 @pytest.mark.slow
 def test_table_lines_and_figure_are_written(synthetic, tmp_path):
-    (table,) = mammograms.evaluate(make_config(synthetic, real=5), tmp_path)
+    (table,) = mammograms.evaluate(make_config(synthetic, real=5), tmp_path).tables
     assert [row[:2] for row in table.body] == [["poisson", "3"], ["real masses", "5"]]
-    assert {path.name for path in tmp_path.iterdir()} == {
-        *("table.md", "masses.csv", "figure-poisson.png")
-    }
-    with (tmp_path / "masses.csv").open(encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
+    names = {"table.md", "rows.csv", "masses.csv", "figure-poisson.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    lines = read_csv(tmp_path / "masses.csv")
     assert len(lines) == 8 and all(line["seam_before"] == "" for line in lines[3:])
     assert table.notes[-1].startswith("No interval and no p:")
 

@@ -72,7 +72,7 @@ def test_folds_complete_each_other_and_seeds_repeat(label_maps, tmp_path):
     assert set(comparison.folds["nnU-Net"]) == {0, 1}
     twice = {"nnU-Net": [folds[0], folds[0]]}
     (comparison,) = compare(configure("", models=twice), "image", "mask", allow_repeats=True)
-    assert len(comparison.list_trainings("nnU-Net")) == 2
+    assert len(comparison.list_runs("nnU-Net")) == 2
 
 
 def test_what_can_not_be_read_is_named(label_maps, tmp_path):

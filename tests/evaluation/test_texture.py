@@ -1,21 +1,21 @@
-"""Rows of texture: the ratio by hand, and lattices beside those of real patches."""
+"""Facts of texture: the ratio by hand, and checkerboards compared with those of real patches."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tests.facts import find
 from tfmammo.evaluation import texture
 from tfmammo.evaluation.comparison import EvaluationConfig
 
 SIZE = 32
+CONFIG = EvaluationConfig(models={"A": "x"}, samples=200)
 
 
 @pytest.fixture(autouse=True)
 def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
+    """In place of the fixture for all tests, because nothing in this file touches Keras."""
 
 
 @pytest.fixture
@@ -33,70 +33,43 @@ def scale_texture(images, factor):
     return 0.5 + factor * (images - 0.5)
 
 
-def test_the_ratio_is_a_geometric_mean(patches):
+def test_the_ratio_is_a_geometric_mean_and_its_differences_are_logarithms(patches):
     factors = np.where(np.arange(12) % 2, 2.0, 0.25).reshape(-1, 1, 1, 1)
-    images = scale_texture(patches.images, factors)
-    scores = texture.measure(images, patches)
-    expected = [*np.square(factors[:11].ravel()), np.nan]
-    np.testing.assert_allclose(scores["haar_mass"], expected, rtol=1e-4)
-    config = EvaluationConfig(models={"A": "x"}, samples=200)
-    rows = texture.summarize({"A": scores}, patches, config)
-    row = next(row for row in rows if row.measure == "haar_mass")
-    assert (row.model, row.n, row.patients) == ("A", 11, 6)
-    # Six patches of 1/16 and five of 4.
-    assert row.mean == pytest.approx(2 ** ((6 * -4 + 5 * 2) / 11), rel=1e-4)
-    assert row.low < row.mean < row.high
-
-
-def test_differences_of_the_band_are_tested_as_logarithms(patches):
-    """Twice the contrast is four times the energy, which is 2 on a scale to base 2."""
+    factors_of = {"A": factors, "rich": 2 * factors, "grey": 0.0}
     scores = {
         name: texture.measure(scale_texture(patches.images, factor), patches)
-        for name, factor in (("plain", 1.0), ("rich", 2.0))
+        for name, factor in factors_of.items()
     }
-    config = EvaluationConfig(models={"plain": "x", "rich": "y"}, samples=200)
-    rows = texture.summarize(scores, patches, config)
-    row = next(row for row in rows if (row.model, row.measure) == ("rich", "haar_mass"))
-    assert row.against == "plain" and row.mean == pytest.approx(4, rel=1e-3)
-    assert row.difference == pytest.approx(2, abs=1e-3) and row.p < 0.05
+    expected = [*np.square(factors[:11].ravel()), np.nan]
+    np.testing.assert_allclose(scores["A"]["haar_mass"], expected, rtol=1e-4)
+    facts = texture.summarize(scores, patches, CONFIG)
+    fact = find(facts, "A", "haar_mass")
+    assert (fact.images, fact.patients, fact.unit) == (11, 6, "")
+    # Six patches of 1/16 and five of 4.
+    assert fact.value == pytest.approx(2 ** ((6 * -4 + 5 * 2) / 11), rel=1e-4)
+    assert fact.low < fact.value < fact.high
+    # Twice the contrast is four times the energy, which is 2 on a scale to base 2.
+    fact = find(facts, "rich", "haar_mass", "differences", "A")
+    assert fact.value == pytest.approx(2, abs=1e-3) and fact.p < 0.05 and fact.unit == "log2"
+    assert find(facts, "grey", "haar_mass").value == pytest.approx(texture.SMALLEST)
 
 
-def test_an_image_without_texture_keeps_its_row(patches):
-    grey = np.full_like(patches.images, 0.5)
-    scores = texture.measure(grey, patches)
-    config = EvaluationConfig(models={"A": "x"}, samples=200)
-    row = texture.summarize({"A": scores}, patches, config)[0]
-    assert row.mean == pytest.approx(texture.SMALLEST) and row.n == 11
-
-
-def test_lattices_stand_beside_those_of_real_patches(patches):
+def test_checkerboards_are_compared_with_those_of_real_patches(patches):
     lattice = np.zeros((SIZE, SIZE, 1))
     lattice[::4, ::4] = 0.4
     models = {"tiled": patches.images + lattice, "copy": patches.images}
     scores = {name: texture.measure(images, patches) for name, images in models.items()}
-    config = EvaluationConfig(models={"tiled": "x", "copy": "y"}, samples=200)
-    rows = texture.summarize(scores, patches, config)
-    found = {(row.model, row.measure): row for row in rows}
-    assert found.keys() == {
-        (model, measure)
-        for model in ("tiled", "copy", "real patches")
-        for measure in ("lattice_2", "lattice_4", "lattice_8")
-    } | {("tiled", "haar_mass"), ("copy", "haar_mass")}
-    real = found["real patches", "lattice_4"]
-    assert found["copy", "lattice_4"].mean == real.mean
-    assert found["tiled", "lattice_4"].mean > 15 > real.mean + 10
-    assert real.against == "tiled" and real.difference_high < -10 and real.p < 0.05
-
-
-@pytest.mark.slow
-def test_patches_without_spectrum_have_no_lattice_rows(patches):
+    facts = texture.summarize(scores, patches, CONFIG)
+    real = find(facts, "real patches", "lattice_4")
+    assert find(facts, "copy", "lattice_4").value == real.value
+    assert find(facts, "tiled", "lattice_4").value > 15 > real.value + 10
+    difference = find(facts, "real patches", "lattice_4", "differences", "tiled")
+    assert difference.high < -10 and difference.p < 0.05
     small = SimpleNamespace(
         images=patches.images[:, :20, :20],
         masks=patches.masks[:, :20, :20],
         patient_ids=patches.patient_ids,
     )
-    scores = texture.measure(small.images, small)
-    assert all(np.isnan(scores[name]).all() for name in texture.LATTICES)
-    config = EvaluationConfig(models={"A": "x"}, samples=200)
-    rows = texture.summarize({"A": scores}, small, config)
-    assert [row.measure for row in rows] == ["haar_mass"]
+    scores = {"A": texture.measure(small.images, small)}
+    facts = texture.summarize(scores, small, CONFIG)
+    assert [fact.measure for fact in facts] == ["haar_mass"], "a size without spectrum"

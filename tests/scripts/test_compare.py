@@ -46,7 +46,7 @@ def test_two_models_are_trained_and_compared(repository, tmp_path):
     settings = ("--set", *small, *shared, *store)
     done = call(repository, *options, *settings)
     assert done.returncode == 0, done.stderr
-    for name in ("table.md", "table.tex", "table.csv", "figure.png", "figure.pdf", "methods.md"):
+    for name in ("table.md", "table.tex", "rows.csv", "figure.png", "figure.pdf", "methods.md"):
         assert (tmp_path / "out" / name).is_file(), name
     assert "1 step of 1 patch," in (tmp_path / "out" / "methods.md").read_text()
     again = call(repository, *options, *settings)

@@ -2,7 +2,6 @@
 that are known and tiny classifiers.
 """
 
-import csv
 import shutil
 import sys
 from dataclasses import replace
@@ -14,11 +13,13 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
+from tests.facts import find, read_csv, read_rows
 from tfmammo import archives
 from tfmammo.archives.phantom import read
 from tfmammo.config import DataConfig, dump
 from tfmammo.data.sampling import is_normal
 from tfmammo.errors import ConfigError, DataError
+from tfmammo.evaluation.report import Report
 from tfmammo.mammogram import Skipped
 from tfmammo.metrics.classification import roc_auc
 from tfmammo.metrics.clustered_auc import obuchowski_variance, rank_swap_test
@@ -42,11 +43,6 @@ DATA = {
     "stratify": "pathology",
     "sampling": SAMPLING,
 }
-
-
-def table(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +145,7 @@ def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
     assert {path.name for path in folder.iterdir()} == {
         *(
             "table.md",
-            "runs.csv",
+            "rows.csv",
             "scores.csv",
             "effects.csv",
             "tsne.csv",
@@ -161,25 +157,21 @@ def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
             "figure-pairs.png",
         )
     }
-    rows = table(folder / "runs.csv")
-    scores = table(folder / "scores.csv")
-    assert [(float(row["share"]), row["seed"]) for row in rows] == [(0, "1"), (0.5, "1")]
+    facts = read_rows(folder)
+    scores = read_csv(folder / "scores.csv")
     labels = subsets.test.labels
-    by_run = {}
-    for row in scores:
-        by_run.setdefault((float(row["share"]), int(row["seed"])), []).append(
-            float(row["probability"])
-        )
-    for row in rows:
-        own = by_run[float(row["share"]), int(row["seed"])]
-        assert float(row["auc"]) == pytest.approx(roc_auc(labels, own))
+    for share, model in (("0.0", "share0"), ("0.5", "share50")):
+        own = [float(row["probability"]) for row in scores if float(row["share"]) == float(share)]
+        area = find(facts, model, "auc", "runs", subset="run=1").value
+        assert area == pytest.approx(roc_auc(labels, own), abs=1e-5)
+    assert find(facts, "pasted", "auc", "controls").images == len(labels)
+    assert {fact.table for fact in facts} >= {"gate", "effects", "separation", "moves", "delong"}
     said = (folder / "table.md").read_text(encoding="utf-8")
     assert "| 50 % |" in said and "0.846 (p 1e-04)" in said and "| removal |" in said
-    assert "| mean grey value alone |" in said and "| synthetic lesion | 6 |" in said
-    assert "Controls, patches made of real" in said and "| pasted |" in said
+    assert "| mean intensity alone |" in said and "| synthetic lesion | 6 |" in said
     card = export.read_card(output / "runs/pasted/seed1/export")
     assert card["config"]["model"]["control"] == "pasted"
-    points = table(folder / "tsne.csv")
+    points = read_csv(folder / "tsne.csv")
     assert {row["group"] for row in points} >= {
         "real normal",
         "real mass",
@@ -193,14 +185,14 @@ def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
         )
         == 8
     )
-    lines = table(folder / "effects.csv")
+    lines = read_csv(folder / "effects.csv")
     assert {row["generator"] for row in lines} == {"mass", "removal"} and len(lines) <= 12
     exports = {path: path.stat().st_mtime_ns for path in output.rglob("saved_model.pb")}
     assert len(exports) >= 2
     run("classification", *arguments)
     # nothing is trained again
     assert {path: path.stat().st_mtime_ns for path in output.rglob("saved_model.pb")} == exports
-    assert table(folder / "scores.csv") == scores
+    assert read_csv(folder / "scores.csv") == scores
     train = export.read_card(study.find_weights(output / "runs/share50/seed1"))["train_patients"]
     assert not set(train) & subsets.list_held_out_patients()
 
@@ -254,8 +246,10 @@ def test_the_effect_is_the_paired_change_of_what_is_kept(config, subsets, genera
             wanted = subsets.test.labels == 0
         assert set(effect.ids.tolist()) <= set(subsets.test.ids[wanted].tolist())
         assert effect.discarded == pytest.approx(1 - len(change) / min(8, wanted.sum()))
-    line = effects.tabulate_effects([effect], study).body[0]
-    assert line[0] == "removal" and line[1].startswith(f"{len(change)} of ")
+    report = Report(config=None)
+    effects.add_effects(report, [effect], study)
+    fact = find(report.facts, "removal", "change", "effects")
+    assert fact.images == len(change) and fact.value == pytest.approx(change.mean())
 
 
 def test_the_trivial_edit_adds_as_much_at_the_same_place():
@@ -289,17 +283,16 @@ def test_the_verdict_says_what_the_test_shows(config):
         make("removal", high, low),
         make("mass", low, noise),
     ]
-    lines = effects.tabulate_effects(changes, study).body
-    assert [line[-1] for line in lines] == [
-        "as wanted",
-        "the wrong way",
-        "as wanted",
-        "no change shown",
-    ]
+    report = Report(config=None)
+    effects.add_effects(report, changes, study)
+    lines = report.tables[0].body
+    verdicts = ["as intended", "the wrong way", "as intended", "no change shown"]
+    assert [line[-1] for line in lines] == verdicts
     assert lines[0][3:5] == ["0.200", "0.350"] and lines[0][5].startswith("+0.150")
     assert lines[0][6] == "+0.000", "the trivial edit does nothing"
-    p = float(lines[0][8])
-    assert p < 0.005 and lines[0][7] == f"{lines[0][5]}\np = {p:.3f}"
+    fact = find(report.facts, "removal", "change_beyond", "effects")
+    assert fact.value == pytest.approx(-0.15) and fact.p < 0.005 and fact.high < 0
+    assert lines[0][7] == f"{lines[0][5]}\np = {float(lines[0][8]):.3f}"
 
 
 def test_the_table_of_known_scores(config, subsets):
@@ -316,39 +309,43 @@ def test_the_table_of_known_scores(config, subsets):
         0.5: other,
         1: np.stack([labels + 0.1 * random[0], labels + 0.1 * random[1]]),
     }
-    table = report.tabulate_areas(scores, report.make_run_rows(scores, test, study), test, study)
-    (first, half, second, grey) = table.body
+    found = Report(config=None)
+    report.add_areas(found, scores, test, study)
+    facts = found.facts
     means = random.mean(axis=0)
-    assert first[0] == "0 %" and first[3:7] == ["-"] * 4 and first[-1] == "0.829"
-    assert (
-        second[0] == "100 %"
-        and second[1] == "1.000\n[0.667, 1.000]"  # the rule of three, 9 patients
-        and second[2] == "1.000 ± 0.000"
-    )
+    perfect = find(facts, "share100", "auc")
+    expected = (1, pytest.approx(2 / 3, abs=1e-3), 1)  # the rule of three, 9 patients
+    assert (perfect.value, perfect.low, perfect.high) == expected
     area = roc_auc(labels, means)
     deviation = obuchowski_variance(labels, means, patients) ** 0.5 / (area * (1 - area))
     low, high = special.expit(
         special.logit(area) + stats.t.ppf(0.975, 8) * deviation * np.array([-1, 1])
     )
-    assert first[1] == f"{area:.3f}\n[{low:.3f}, {high:.3f}]"
-    assert (
-        "ranks of the two models swapped by patient" in table.title
-        and "Holm's correction over 2 shares" in table.title
-    )
-    assert grey[0] == "mean grey value alone" and grey[1].startswith(
-        f"{roc_auc(labels, subsets.test.images.mean(axis=(1, 2, 3))):.3f}\n["
-    )
-    assert second[3] == f"{1 - roc_auc(labels, means):+.3f}" and second[-1] == "0.797 (p 1e-08)"
-    low, high = (
-        rank_swap_test(labels, scores[share].mean(axis=0), means, patients) for share in (1, 0.5)
-    )
-    assert low < high and second[4] == format_p(2 * low), "the smaller of two p, doubled"
-    assert half[4] == format_p(max(high, 2 * low))
-    assert second[6] == ", ".join(
-        format_p(2 * rank_swap_test(labels, scores[1][i], random[i], patients)) for i in range(2)
-    )
+    first = find(facts, "share0", "auc")
+    assert (first.value, first.low, first.high) == pytest.approx((area, low, high))
+    grey = find(facts, "mean intensity", "auc").value
+    assert grey == pytest.approx(roc_auc(labels, subsets.test.images.mean(axis=(1, 2, 3))))
+    p = {
+        share: rank_swap_test(labels, scores[share].mean(axis=0), means, patients)
+        for share in (1, 0.5)
+    }
+    second = find(facts, "share100", "auc", "differences", "share0")
+    assert second.value == pytest.approx(1 - area)
+    assert p[1] < p[0.5] and (second.p, second.p_corrected) == (p[1], 2 * p[1]), "Holm"
+    half = find(facts, "share50", "auc", "differences", "share0")
+    assert half.p_corrected == max(p[0.5], 2 * p[1])
+    for row in range(2):
+        by_seed = find(facts, "share100", "auc", "differences", "share0", f"run={row}")
+        expected = 2 * rank_swap_test(labels, scores[1][row], random[row], patients)
+        assert by_seed.p_corrected == expected
     z = delong_z(labels, other.mean(axis=0), means)
-    assert half[5] == format_p(2 * stats.norm.sf(abs(z)))
+    delong = find(facts, "share50", "auc", "delong", "share0")
+    assert delong.p == pytest.approx(2 * stats.norm.sf(abs(z)))
+    (table,) = found.tables
+    first, half, second, grey = table.body
+    assert first[0] == "0 %" and first[3:7] == ["-"] * 4 and first[-1] == "0.829"
+    assert second[:3] == ["100 %", "1.000\n[0.667, 1.000]", "1.000 ± 0.000"]
+    assert second[-1] == "0.797 (p 1e-08)" and half[5] == format_p(delong.p)
 
 
 def delong_z(labels, scores_a, scores_b):
@@ -377,21 +374,25 @@ def test_the_table_of_controls_compares_with_real_patches_alone_and_with_synthet
     alone, half, copies = np.random.default_rng(1).random((3, 2, len(labels)))
     perfect = np.stack([labels + 0.1 * alone[0], labels + 0.1 * alone[1]])
     controls = {"copies": copies, "pasted": perfect}
-    table = report.tabulate_controls(controls, {0: alone, 0.5: half}, test, study)
-    assert "correction over 2 controls" in table.title and "(50 %)" in table.header[5]
-    first, second = table.body
+    found = Report(config=None)
+    report.add_controls(found, controls, {0: alone, 0.5: half}, test, study)
     areas = [roc_auc(labels, scores.mean(axis=0)) for scores in (alone, half, copies)]
-    assert first[0] == "copies" and first[1].startswith(f"{areas[2]:.3f}\n[")
-    assert first[2] == ", ".join(f"{roc_auc(labels, seed):.3f}" for seed in copies)
-    assert first[3] == f"{areas[2] - areas[0]:+.3f}" and first[5] == f"{areas[1] - areas[2]:+.3f}"
-    assert second[2] == "1.000, 1.000"
-    assert second[3] == f"{1 - areas[0]:+.3f}" and second[5] == f"{areas[1] - 1:+.3f}"
-    for place, reference in ((4, alone), (6, half)):
-        p_values = [
+    assert find(found.facts, "copies", "auc", "controls").value == areas[2]
+    for pair, reference, sign in (
+        (lambda name: (name, "share0"), alone, 1),
+        (lambda name: ("share50", name), half, -1),
+    ):
+        p = [
             rank_swap_test(labels, scores.mean(axis=0), reference.mean(axis=0), patients)
             for scores in (copies, perfect)
         ]
-        assert p_values[1] < p_values[0] and second[place] == format_p(2 * p_values[1])
+        model, against = pair("pasted")
+        fact = find(found.facts, model, "auc", "controls", against)
+        area = roc_auc(labels, reference.mean(axis=0))
+        assert fact.value == pytest.approx(sign * (1 - area))
+        assert p[1] < p[0] and fact.p_corrected == 2 * p[1]
+    (table,) = found.tables
+    assert table.body[1][2] == "1.000, 1.000" and "(50 %)" in table.header[5]
 
 
 def test_of_few_patients_there_is_a_sentence_and_no_number(config, subsets):
@@ -400,25 +401,17 @@ def test_of_few_patients_there_is_a_sentence_and_no_number(config, subsets):
     study = config()
     random = np.random.default_rng(0).random((2, 2, len(test)))
     scores = {0: random[0], 0.5: random[1]}
-    rows = report.make_run_rows(scores, test, study)
-    assert all(
-        np.isnan([row[name] for row in rows]).all()
-        for name in ("low", "high", "p", "p_holm", "p_delong")
-    )
-    table = report.tabulate_areas(scores, rows, test, study)
-    assert (
-        "of 5 patients: too few patients for intervals or p, which take six" in table.title
-        and "Holm" not in table.title
-    )
-    assert (
-        all("[" not in line[1] and line[4:6] == ["-", "-"] for line in table.body)
-        and table.body[1][6] == "-, -"
-    )
+    found = Report(config=None)
+    report.add_areas(found, scores, test, study)
+    for key in ("low", "high", "p", "p_corrected"):
+        assert np.isnan([getattr(fact, key) for fact in found.facts]).all()
+    (table,) = found.tables
+    assert "of 5 patients: too few patients" in table.title and "Holm" not in table.title
     ids = np.array(["a", "b", "c", "d", "e"])
     few = effects.Effect("mass", np.full(5, 0.1), np.full(5, 0.3), np.full(5, 0.2), ids, ids, 0.0)
-    line = effects.tabulate_effects([few], study).body[0]
-    assert line[5:8] == ["+0.200", "+0.100", "+0.100"]
-    assert line[8:] == ["-", "too few patients for an interval or p (six)"]
+    effects.add_effects(found, [few], study)
+    line = found.tables[1].body[0]
+    assert line[5:8] == ["+0.200", "+0.100", "+0.100"] and line[8] == "-"
 
 
 def test_added_lesions_are_told_from_removed_ones_on_unseen_patients(config, subsets):
@@ -435,34 +428,30 @@ def test_added_lesions_are_told_from_removed_ones_on_unseen_patients(config, sub
     mass = edit("mass", [0.85, 0.75, 0.95, 0.9, 0.99, 0.25, 0.9, 0.85])
     speck = edit("calcification", removed.after[::-1])
     test = subsets.test
-    table = effects.tabulate_separation(
-        [mass, speck, removed], test.labels.astype(float), test, config()
-    )
+    found = Report(config=None)
+    real = test.labels.astype(float)
+    effects.add_separation(found, [mass, speck, removed], real, test, config())
     area = (6 * 8 + 7 + 2) / 64  # six above all, one above seven, one above two
-    lines = {line[0]: line for line in table.body}
-    assert list(lines) == [
-        "mass and calcification added",
-        "as much brighter as mass and calcification, evenly",
-        "mass added",
-        "as much brighter as mass, evenly",
-        "calcification added",
-        "as much brighter as calcification, evenly",
-        "real lesion",
-    ]
-    assert lines["mass added"][1:4] == ["lesion removed", "8 and 8", "8"]
-    assert lines["mass added"][4].startswith(f"{area:.3f}\n[")
-    assert lines["calcification added"][4].startswith("0.500\n[")
-    both = (area + 0.5) / 2
-    assert lines["mass and calcification added"][4].startswith(f"{both:.3f}\n[")
-    assert lines["real lesion"][4].startswith("1.000")
+    expected = {
+        "mass+calcification": (area + 0.5) / 2,
+        "mass+calcification_evenly": 4.5 / 8,
+        "mass": area,
+        "mass_evenly": 4.5 / 8,
+        "calcification": 0.5,
+        "calcification_evenly": 4.5 / 8,
+        "real": 1,
+    }
+    assert {fact.model: fact.value for fact in found.facts} == pytest.approx(expected)
+    fact = find(found.facts, "mass", "auc", "separation")
+    assert (fact.patients, fact.images) == (8, 16) and fact.low < area < fact.high
+    assert found.tables[0].body[2][1:4] == ["lesion removed", "8 and 8", "8"]
     one, other = effects.separate([mass, removed]), effects.separate([mass, speck])
     assert len(one) == 2 and other == []
-    assert lines["as much brighter as mass, evenly"][4].startswith("0.562")  # 4.5 of 8
     labels, scores, patients = one[0].labels, one[0].scores, one[0].patients
     area = roc_auc(labels, scores)
     deviation = obuchowski_variance(labels, scores, patients) ** 0.5 / (area * (1 - area))
     assert one[0].p == pytest.approx(2 * stats.t.sf(np.log(area / (1 - area)) / deviation, 7))
-    few = effects.Separation("a", "b", labels[3:13], scores[3:13], patients[3:13])
+    few = effects.Separation("k", "a", "b", labels[3:13], scores[3:13], patients[3:13])
     assert np.isnan(few.p)
 
 
@@ -486,21 +475,14 @@ def test_a_set_whose_lesions_do_not_outscore_its_normal_patches_is_refused(
         and not graded(0.5).is_passed
         and graded(0.6).is_passed
     )
-    assert (
-        report.describe_failure(gate)
-        == "[ALLOWED, though synthetic lesions do not outscore synthetic normal patches: AUC 0.000]"
-    )
-    table = report.tabulate_gate(gate)
-    assert "do NOT outscore synthetic normal patches (AUC 0.000, of real patches 1.000)" in (
-        table.title
-    )
-    lines = table.body
-    assert [line[0] for line in lines] == [
-        "real normal",
-        "real lesion",
-        "synthetic normal",
-        "synthetic lesion",
-    ] and lines[3][2] == "0.400"
+    assert "AUC 0.000" in report.describe_failure(gate)
+    found = Report(config=None)
+    report.add_gate(found, gate)
+    assert find(found.facts, "synthetic", "auc", "gate").value == 0
+    assert find(found.facts, "real", "auc", "gate").value == 1
+    fact = find(found.facts, "synthetic", "score_lesion", "gate")
+    assert fact.value == pytest.approx(0.4) and fact.images == 4
+    assert "do NOT outscore" in found.tables[0].title
 
 
 def test_the_gate_scores_both_pools_and_unseen_real_patches(subsets, synthetic, monkeypatch):
@@ -625,7 +607,7 @@ def test_lesions_side_by_side_are_put_back(repository, tiny_contextual, tmp_path
     folder = tiny_contextual("mass", level=0.4)
     arguments = ("--set", "data.phantoms=12", f"generator={folder}", "count=3", "--output", output)
     run("contiguous", "--config", repository / "configs/contiguous.yaml", *arguments)
-    rows = table(output / "boxes.csv")
+    rows = read_csv(output / "boxes.csv")
     assert len(rows) == 3 and (output / "figure-contiguous.png").is_file()
     (source,) = [
         one

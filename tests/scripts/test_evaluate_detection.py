@@ -2,7 +2,6 @@
 wherever they are looked for.
 """
 
-import csv
 import json
 import sys
 
@@ -12,9 +11,11 @@ import pytest
 import tensorflow as tf
 
 from tests.exported_detectors import write_ssd_card
+from tests.facts import find, read_rows
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
 from tfmammo.errors import AveragePrecisionError, ConfigError, DataError
+from tfmammo.evaluation.froc import POOLED
 from tfmammo.studies import detection_report
 
 PHANTOMS = 24  # of seven patients
@@ -87,15 +88,15 @@ def run(load_script, repository, tmp_path, monkeypatch):
             ["detection.py", *arguments, f"data.phantoms={PHANTOMS}", "samples=20", *overrides],
         )
         load_script("evaluate/detection").main()
-        rows = list(csv.reader((tmp_path / "out/table.csv").read_text().splitlines()))
-        return rows, json.loads((tmp_path / "out/boxes.json").read_text())
+        output = tmp_path / "out"
+        return read_rows(output), json.loads((output / "boxes.json").read_text())
 
     return call
 
 
 @pytest.mark.slow
 def test_each_patient_by_the_fold_that_never_saw_it(run, runs, tmp_path):
-    rows, boxes = run(f"detectors=[{runs}/a, {runs}/b]")
+    facts, boxes = run(f"detectors=[{runs}/a, {runs}/b]")
     assert set(boxes) == {
         record.image_id
         for record in RECORDS
@@ -103,53 +104,34 @@ def test_each_patient_by_the_fold_that_never_saw_it(run, runs, tmp_path):
     }
     detections = boxes[KNOWN.image_id]
     np.testing.assert_allclose(detections["boxes"][:-1], MASSES[KNOWN.image_id], atol=1)
-    places = ["0.25", "0.5", "1", "2", "4", "8", "all detections"]
-    assert [row[0] for row in rows[1:]] == [
-        label for place in places for label in (place, f"{place}, pooled")
-    ]
     assert {one["detector"] for one in boxes.values()} == {0, 1}
-    values_at = {
-        row[0]: [float(cell) if cell != "-" else np.nan for cell in row[1:]] for row in rows[1:]
-    }
-    pooled = [values_at[f"{place}, pooled"] for place in places]
-    lesions = sum(len(MASSES[image]) for image in boxes)
-    recall = [values[0] for values in pooled]
-    assert recall[-1] >= 100 * len(MASSES[KNOWN.image_id]) / lesions - 0.1 and recall == sorted(
-        recall
-    )
-    for value, spread, low, high, mean, mean_low, mean_high, normal, beside in (
-        values_at[place] for place in places[:-1]
-    ):
-        assert (
-            low <= value <= high
-            and mean_low <= mean <= mean_high
-            and mean <= value
-            and spread >= 0
-            and normal >= 0 <= beside
-        )
-    assert np.isnan([values[1] for values in pooled]).all(), "pooled scores know no folds"
-    by_fold = [[one for one in boxes.values() if one["detector"] == place] for place in (0, 1)]
-    hits = [
-        sum(
-            any(overlaps(box, mass["box"]) for box in one["boxes"])
-            for one in fold
-            for mass in one["wanted"]
-        )
-        for fold in by_fold
+    rates = ["0.25", "0.5", "1", "2", "4", "8"]
+    pooled = [
+        find(facts, "detectors", f"tpr@{rate}", "froc", subset=POOLED).value
+        for rate in (*rates, "all")
     ]
-    expected = np.mean(
-        [
-            100 * hit / sum(len(one["wanted"]) for one in fold)
-            for hit, fold in zip(hits, by_fold, strict=True)
-        ]
-    )
-    mean_of_folds = pytest.approx(expected, abs=0.06)
-    assert values_at["all detections"][0] == mean_of_folds
-    assert (tmp_path / "out/froc.png").is_file() and "recall at IoU > 0.5" in (
-        tmp_path / "out/table.md"
-    ).read_text()
-    names = {path.name for path in (tmp_path / "out").glob("*.csv")}
-    assert names == {"table.csv", "seconds.csv"}
+    lesions = sum(len(MASSES[image]) for image in boxes)
+    assert pooled[-1] >= 100 * len(MASSES[KNOWN.image_id]) / lesions - 0.1
+    assert pooled == sorted(pooled)
+    for rate in rates:
+        recall, area = (
+            find(facts, "detectors", f"{key}@{rate}", "froc") for key in ("tpr", "mean_tpr")
+        )
+        assert recall.low <= recall.value <= recall.high and area.low <= area.value <= area.high
+        assert area.value <= recall.value
+        for key in ("tpr_sd", "fp_normal", "fp_lesions"):
+            assert find(facts, "detectors", f"{key}@{rate}", "froc").value >= 0
+    by_fold = [[one for one in boxes.values() if one["detector"] == place] for place in (0, 1)]
+    recalls = []
+    for fold in by_fold:
+        wanted = [(one, mass) for one in fold for mass in one["wanted"]]
+        hits = sum(any(overlaps(box, mass["box"]) for box in one["boxes"]) for one, mass in wanted)
+        recalls.append(100 * hits / len(wanted))
+    found = find(facts, "detectors", "tpr@all", "froc").value
+    assert found == pytest.approx(np.mean(recalls), rel=1e-5)
+    assert "recall at IoU > 0.5" in (tmp_path / "out/table.md").read_text()
+    names = {"table.md", "rows.csv", "seconds.csv", "froc.png", "boxes.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
 
 def overlaps(box, other):
@@ -169,15 +151,12 @@ def test_boxes_of_other_kinds_are_no_false_positives(run, runs, tmp_path):
     folder = tmp_path / "both" / "export"
     save(folder / "saved_model")
     write_ssd_card(folder, DataConfig(size=64, kinds=("calcification", "mass")))
-    rows, boxes = run(f"detectors={folder.parent}")
+    facts, boxes = run(f"detectors={folder.parent}")
     assert all(one["classes"] for one in boxes.values())
-    assert (
-        rows[-1][0] == "all detections"
-        and float(rows[-1][1]) == 0
-        and rows[-1][-2:] == ["0.00", "0.00"]
-    )
-    rows, _ = run(f"detectors={folder.parent}", "data.kinds=[mass,calcification]")
-    assert float(rows[-1][-1]) > 0
+    for key in ("tpr@all", "fp_normal@all", "fp_lesions@all"):
+        assert find(facts, "detectors", key, "froc").value == 0
+    facts, _ = run(f"detectors={folder.parent}", "data.kinds=[mass,calcification]")
+    assert find(facts, "detectors", "fp_lesions@all", "froc").value > 0
 
 
 def test_one_fold_takes_its_unseen_patients_alone(run, runs):
@@ -192,84 +171,44 @@ def test_patients_all_and_without_normal_ones(run, runs):
     assert set(boxes) == {image for image, masses in MASSES.items() if masses}
 
 
-def table(tmp_path, name):
-    """A written table, its first column -> the others, numbers where they are some."""
-    _, *rows = csv.reader((tmp_path / "out" / f"{name}.csv").read_text().splitlines())
-    return {row[0]: [np.nan if cell == "-" else float(cell) for cell in row[1:]] for row in rows}
-
-
 def test_a_second_detector_is_evaluated_on_the_same_mammograms(run, runs, tmp_path):
-    rows, _ = run(f"detectors=[{runs}/a, {runs}/b]", f"against={runs}/blind", "coco=true")
-    blind = table(tmp_path, "against").values()
-    assert not any(np.nansum(np.abs(cells)) for cells in blind), (
-        "what is blind has a recall of 0, and no false positives"
-    )
-    difference = table(tmp_path, "difference")
-    assert len(difference) == 8
-    for row, (name, (ours, theirs, apart, low, high, p)) in zip(
-        rows[1:12:2], list(difference.items())[:6], strict=True
-    ):
-        assert name == f"recall at IoU > 0.5, {row[0]} false positives per image, %" and np.isnan(p)
-        assert (ours, theirs, apart) == (float(row[1]), 0, float(row[1])) and (low, high) == (
-            float(row[3]),
-            float(row[4]),
-        )
+    facts, _ = run(f"detectors=[{runs}/a, {runs}/b]", f"against={runs}/blind", "coco=true")
+    for fact in facts:
+        is_merit = fact.measure == "jafroc1"
+        if fact.model == "against" and not is_merit:
+            assert fact.value == 0, "what is blind finds nothing, neither right nor wrong"
+        if fact.against and not is_merit:
+            alone = find(facts, "detectors", fact.measure, "froc")
+            assert (fact.value, fact.low, fact.high) == (alone.value, alone.low, alone.high)
     # its normal mammograms are all of one patient
-    ours, theirs, apart, low, high, p = difference["JAFROC1 figure of merit"]
-    assert theirs == 0.5 and apart == pytest.approx(ours - theirs, abs=2e-3)
+    ours, theirs = (find(facts, name, "jafroc1", "froc") for name in ("detectors", "against"))
+    test = find(facts, "detectors", "jafroc1", "differences", "against")
+    assert theirs.value == 0.5 and test.value == pytest.approx(ours.value - 0.5, abs=1e-5)
+    assert 0 < find(facts, "detectors", "ap50", "coco").value <= 100
     assert "one comparison, no correction" in (tmp_path / "out/table.md").read_text()
-    coco = table(tmp_path, "coco")
-    assert coco["against"] == [0] * 4 and 0 < coco["detectors"][0] <= 100
-    assert [line.partition("phantom")[0] for line in headings(tmp_path)] == [
-        "### detectors, ",
-        "### against, ",
-        "### detectors - against, ",
-        "### COCO, ",
-    ]
-
-
-def headings(tmp_path):
-    return [
-        line
-        for line in (tmp_path / "out/table.md").read_text().splitlines()
-        if line.startswith("###")
-    ]
 
 
 @pytest.mark.slow
-def test_the_figure_of_merit_is_tested(run, runs, tmp_path):
+def test_the_figure_of_merit_is_tested(run, runs):
     """Other phantoms than those whose lesions the first one knows: it is wrong everywhere, which is
     worse than silence. So few patients have normal mammograms that it is JAFROC1.
     """
-    run(
+    facts, _ = run(
         f"detectors={runs}/none/export",
         f"against={runs}/blind",
-        "patients=all",
-        "data.phantoms=32",
-        "samples=5",
+        *("patients=all", "data.phantoms=32", "samples=5"),
     )
-    ours, theirs, apart, low, high, p = table(tmp_path, "difference")["JAFROC1 figure of merit"]
-    assert ours < 0.1 and theirs == 0.5 and low <= apart <= high < 0 and p < 0.05
+    assert find(facts, "detectors", "jafroc1", "froc").value < 0.1
+    test = find(facts, "detectors", "jafroc1", "differences", "against")
+    assert test.low <= test.value <= test.high < 0 and test.p < 0.05
 
 
-def test_both_are_compared_where_both_are_eligible(run, runs, tmp_path):
-    """The blind one saw nobody and is eligible for all, fold a for those that it never saw; without
-    normal ones the merit is JAFROC1.
-    """
+def test_both_are_compared_where_both_are_eligible(run, runs):
+    """The blind one saw nobody and is eligible for all, fold a for those that it never saw."""
     _, alone = run(f"detectors={runs}/a", "normal=false")
-    _, boxes = run(f"detectors={runs}/blind", f"against={runs}/a", "normal=false")
+    facts, boxes = run(f"detectors={runs}/blind", f"against={runs}/a", "normal=false")
     assert set(boxes) == set(alone) and not any(one["boxes"] for one in boxes.values())
-    assert [title.partition("phantom")[2] for title in headings(tmp_path)] == [
-        headings(tmp_path)[0].partition("phantom")[2]
-    ] * 3
-    assert list(table(tmp_path, "difference"))[-1] == "JAFROC1 figure of merit"
-
-
-def test_the_criterion_is_named(run, runs, tmp_path):
-    rows, _ = run(f"detectors=[{runs}/a, {runs}/b]", "criterion=centre")
-    assert rows[0][1] == "recall by centres, %"
-    rows, _ = run(f"detectors=[{runs}/a, {runs}/b]", "criterion=ior", "threshold=0.25")
-    assert rows[0][1] == "recall at IoR > 0.25, %"
+    assert len({fact.images for fact in facts}) == 1
 
 
 def test_the_criterion_and_its_threshold_decide(run, runs, tmp_path):
@@ -278,10 +217,11 @@ def test_the_criterion_and_its_threshold_decide(run, runs, tmp_path):
     """
 
     def count(*overrides):
-        rows, _ = run(f"detectors={runs}/inside", *overrides)
-        return float(rows[-1][1])
+        facts, _ = run(f"detectors={runs}/inside", *overrides)
+        return find(facts, "detectors", "tpr@all", "froc").value
 
     found = count("criterion=iou", "threshold=0.3")
+    assert "recall at IoU > 0.3" in (tmp_path / "out/table.md").read_text()
     assert found > 0 == count("criterion=iou", "threshold=0.5")
     assert count("criterion=ior", "threshold=0.9") >= found
     # of other mammograms' lesions, too, some of which the boxes hit by chance
@@ -290,45 +230,32 @@ def test_the_criterion_and_its_threshold_decide(run, runs, tmp_path):
 
 def test_the_store_keeps_table_curve_and_recall(run, runs, tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    rows, _ = run(f"detectors=[{runs}/a, {runs}/b]", f"tracking_uri={uri}")
+    facts, _ = run(f"detectors=[{runs}/a, {runs}/b]", f"tracking_uri={uri}")
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("tfmammo-evaluation")
     (logged,) = client.search_runs([experiment.experiment_id])
-    assert {item.path for item in client.list_artifacts(logged.info.run_id)} == {
-        "boxes.json",
-        "froc.png",
-        "seconds.csv",
-        "table.csv",
-        "table.md",
-    }
-    assert 100 * logged.data.metrics["recall at 1"] == pytest.approx(float(rows[5][1]), abs=0.05)
-    assert 100 * logged.data.metrics["mean recall to 1"] == pytest.approx(
-        float(rows[5][5]), abs=0.05
-    )
+    kept = {item.path for item in client.list_artifacts(logged.info.run_id)}
+    assert kept == {path.name for path in (tmp_path / "out").iterdir()}
+    expected = find(facts, "detectors", "tpr@1", "froc").value
+    assert logged.data.metrics["froc/detectors/tpr_1"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_would_not_be_fair_is_refused(run, runs):
-    with pytest.raises(DataError, match="no card names the patients"):
-        run(f"detectors={runs}/none/export")
-    with pytest.raises(DataError, match="several URIs are eligible for one mammogram"):
-        run(f"detectors=[{runs}/a, {runs}/a]")
+    for overrides, said in (
+        ([f"detectors={runs}/none/export"], "no card names the patients"),
+        ([f"detectors=[{runs}/a, {runs}/a]"], "several URIs are eligible"),
+        # normal mammograms are left, on which there is nothing to find
+        ([f"detectors=[{runs}/a, {runs}/b]", "data.kinds=[distortion]"], "distortion"),
+        ([f"detectors=[{runs / 'a'}]", "data.added.copies=2"], "data.added"),
+    ):
+        with pytest.raises((DataError, ConfigError), match=said):
+            run(*overrides)
 
 
 def test_without_pycocotools_it_says_so_before_the_work(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(AveragePrecisionError, match="needs pycocotools"):
         run("detectors=nowhere", "coco=true")
-
-
-def test_folds_without_any_lesion_are_refused(run, runs):
-    """Normal mammograms are left, on which there is nothing to find."""
-    with pytest.raises(DataError, match="no mammogram with a distortion"):
-        run(f"detectors=[{runs}/a, {runs}/b]", "data.kinds=[distortion]")
-
-
-def test_what_joins_a_training_is_no_matter_of_an_evaluation(run, runs):
-    with pytest.raises(ConfigError, match="data.added"):
-        run(f"detectors=[{runs / 'a'}]", "data.added.copies=2")
 
 
 SMALL = (
@@ -439,10 +366,8 @@ def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_ru
         and "| real + 3 by poisson |" in table
         and "Differences in recall at IoU > 0.5 from real alone" in table
     )
-    assert {path.name for path in (folder / "report").iterdir()} == {
-        *("table.md", "recall.csv", "false_positives.csv", "difference.csv", "froc.png"),
-        *("growth.csv", "seconds.csv"),
-    }
+    names = {"table.md", "rows.csv", "froc.png", "seconds.csv"}
+    assert {path.name for path in (folder / "report").iterdir()} == names
     held_out = {
         name
         for name, fold in json.loads((folder / "split.json").read_text())["patients"].items()
@@ -462,16 +387,16 @@ def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_ru
     experiment = client.get_run(parent).info.experiment_id
     children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert len(children) == 2 and client.get_run(parent).info.status == "FINISHED"
-    assert any(name.startswith("real/recall at") for name in client.get_run(parent).data.metrics)
+    assert any(name.startswith("froc/real/tpr") for name in client.get_run(parent).data.metrics)
 
     caplog.clear()
     before = (folder / "detectors/real/fold0-seed0/export/card.json").stat().st_mtime_ns
     study("blending", *few, "fppi=[1]")  # what is reported may change
     assert (folder / "detectors/real/fold0-seed0/export/card.json").stat().st_mtime_ns == before
     assert not any(message.startswith("step ") for message in caplog.messages)
-    assert next(csv.reader((folder / "report/recall.csv").read_text().splitlines())) == [
-        *("trained on", "1, %", "all detections, %", "mean from 0 to 1, %")
-    ]
+    facts = read_rows(folder / "report")
+    assert find(facts, "poisson-3", "tpr@1", "differences", "real")
+    assert not [fact for fact in facts if fact.measure == "tpr@2"]
 
 
 @pytest.mark.long

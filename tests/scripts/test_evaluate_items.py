@@ -2,7 +2,6 @@
 evaluate/defects.py, frames.py, detectors.py, mammograms.py and the groups of segmentation.py.
 """
 
-import csv
 import json
 import sys
 
@@ -13,11 +12,13 @@ import tensorflow as tf
 
 from tests.commands import run_module_here
 from tests.exported_detectors import write_ssd_card
+from tests.facts import find, read_csv, read_rows
 from tests.known_networks import KnownCAN
 from tfmammo.config import DataConfig
 from tfmammo.data import datasets, splits
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.metrics import segmentation
+from tfmammo.metrics.rows import read_facts
 from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.tracking import export
 
@@ -53,28 +54,23 @@ def run(repository, tmp_path, monkeypatch, load_script):
     return call
 
 
-def read_table(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 SMALL = (f"data.phantoms={DATA.phantoms}", f"data.size={SIZE}", "samples=50")
 
 
 def test_defects_of_an_image_without_texture(run, known):
     output = run("defects", *SMALL, f"models={{CAN: {known}}}", "rows=2")
-    rows = {(row["model"], row["measure"]): row for row in read_table(output / "table.csv")}
-    assert {model for model, _ in rows} == {"CAN", "two grey values", "real"}
-    assert float(rows["real", "haar"]["mean"]) == pytest.approx(1)
+    facts = read_rows(output)
+    means = [fact for fact in facts if fact.table == "means"]
+    assert {fact.model for fact in means} == {"CAN", "two grey values", "real"}
+    assert find(facts, "real", "haar").value == pytest.approx(1)
     # Two grey values, other ones than the baseline's, have no texture either.
-    assert float(rows["CAN", "haar"]["mean"]) == pytest.approx(0, abs=1e-9)
-    assert ("CAN", "lattice_8") in rows
-    assert float(rows["CAN", "defects"]["mean"]) > float(rows["real", "defects"]["mean"])
+    assert find(facts, "CAN", "haar").value == pytest.approx(0, abs=1e-9)
+    assert find(facts, "CAN", "lattice_8")
+    assert find(facts, "CAN", "defects").value > find(facts, "real", "defects").value
     assert {path.name for path in output.iterdir()} == {
-        *("table.md", "table.csv", "per_image.csv"),
+        *("table.md", "rows.csv", "per_image.csv"),
         *("sheet-random.png", "sheet-best-CAN.png", "sheet-worst-CAN.png"),
     }
-    assert "which 1 % each of the textured real tissue is" in (output / "table.md").read_text()
 
 
 def test_what_defects_refuses(run, known):
@@ -87,20 +83,13 @@ def test_what_defects_refuses(run, known):
 def test_segmentation_by_pathology(run, known):
     output = run("segmentation", *SMALL, f"models={{CAN: {known}}}", "groups=[pathology]")
     patches = datasets.load_all_patches(DATA)
-    lines = read_table(output / "groups.csv")
-    groups = {line["group"] for line in lines}
-    assert groups == set(patches.pathologies.tolist())
-    for group in groups:
+    facts = read_rows(output)
+    for group in set(patches.pathologies.tolist()):
         members = np.flatnonzero(patches.pathologies == group)
         dice = segmentation.per_image(patches.masks[members], patches.images[members])["dice"]
-        line = next(
-            line
-            for line in lines
-            if (line["group"], line["model"], line["measure"]) == (group, "CAN", "dice")
-        )
-        assert float(line["mean"]) == pytest.approx(100 * dice.mean(), abs=0.5)
-        assert int(line["n"]) == len(members)
-    assert "### By pathology (" in (output / "table.md").read_text(encoding="utf-8")
+        fact = find(facts, "CAN", "dice", "groups", subset=f"pathology={group}")
+        assert fact.value == pytest.approx(100 * dice.mean(), abs=0.5)
+        assert fact.images == len(members)
 
 
 def test_three_crop_modes_of_the_same_lesions(run, known):
@@ -108,7 +97,7 @@ def test_three_crop_modes_of_the_same_lesions(run, known):
     output = run("frames", *SMALL, models, "rows=2", "data.preprocess.contrast=none")
     assert {path.name for path in output.iterdir()} == {
         *("table.md", "full", "loose", "tight", "croppings.png", "overlays.png"),
-        *("morphology.csv", "failures.csv"),
+        *("rows.csv", "failures.csv"),
         *(
             f"{name}-{frame}.png"
             for name in ("morphology", "failures")
@@ -128,26 +117,32 @@ def test_three_crop_modes_of_the_same_lesions(run, known):
     expected = segmentation.per_image(patches.masks, smooth)["dice"]
     rows = [
         row
-        for row in read_table(output / "tight" / "per_image.csv")
+        for row in read_csv(output / "tight" / "per_image.csv")
         if row["model"] == "A + post-processing"
     ]
     assert [float(row["dice"]) for row in rows] == pytest.approx(expected.tolist(), abs=0.02)
-    changes = read_table(output / "morphology.csv")
-    assert {row["frame"] for row in changes} == {"full", "loose", "tight"}
-    failures = read_table(output / "failures.csv")
+    facts = read_rows(output)
+    for frame in ("full", "loose", "tight"):
+        key = "A + post-processing", "dice"
+        alone = find(read_rows(output / frame), *key).value
+        for table in ("means", "morphology"):
+            assert find(facts, *key, table, subset=f"frame={frame}").value == alone
+        assert find(facts, *key, "morphology", "A", f"frame={frame}")
+    failures = read_csv(output / "failures.csv")
     assert {row["model"] for row in failures} == {
         *("A", "A + post-processing", "whole patch", "centred disc")
     }
     whole = [row for row in failures if row["model"] == "whole patch"]
     assert {row["found"] for row in whole} == {"1.0"}
-    assert "### Masses that are missed" in (output / "table.md").read_text(encoding="utf-8")
+    subset = "frame=tight;masses=alone"
+    assert find(facts, "whole patch", "missed", "failures", subset=subset).value == 0
     # The lesions of one random choice, two rows, in three columns.
     assert cv2.imread(str(output / "croppings.png")).shape[1] == 3 + 3 * (SIZE + 3)
 
 
 def test_croppings_need_no_model(run):
     output = run("frames", *SMALL, "models={}")
-    assert {path.name for path in output.iterdir()} == {"table.md", "croppings.png"}
+    assert {path.name for path in output.iterdir()} == {"rows.csv", "croppings.png"}
 
 
 def test_what_frames_refuses(run, known, tmp_path):
@@ -203,17 +198,14 @@ def test_detectors_are_compared_on_one_set(run, blind):
         "fppi=[1, 4]",
         f"detectors={{SSD: {blind}, Mask R-CNN: {blind}}}",
     )
-    rows = read_table(output / "table.csv")
-    assert [row["detector"] for row in rows] == ["SSD", "Mask R-CNN", "random boxes"]
-    assert rows[0]["4, %"] == rows[1]["4, %"] and rows[0]["4, %"].startswith("0.0")
-    differences = read_table(output / "difference.csv")
-    assert [row["detector"] for row in differences] == ["Mask R-CNN", "random boxes"]
-    assert differences[0]["all detections, %"].startswith("+0.0")
-    trainings = read_table(output / "trainings.csv")
-    assert [row["detector"] for row in trainings] == ["SSD", "Mask R-CNN", "random boxes"]
-    seconds = read_table(output / "seconds.csv")
-    assert [row["detector"] for row in seconds] == ["SSD", "Mask R-CNN"]
-    assert all(float(row["s"]) > 0 for row in seconds)
+    facts = read_rows(output)
+    ssd, mask_rcnn = (find(facts, name, "tpr@4", "froc") for name in ("SSD", "Mask R-CNN"))
+    assert ssd.value == mask_rcnn.value == 0
+    assert find(facts, "Mask R-CNN", "tpr@all", "differences", "SSD").value == 0
+    assert find(facts, "random boxes", "jafroc1", "differences", "SSD").p_corrected
+    seconds = read_facts(output / "seconds.csv")
+    assert [fact.model for fact in seconds] == ["SSD", "Mask R-CNN"]
+    assert all(fact.value > 0 and fact.unit == "s" for fact in seconds)
     assert "Seconds" not in (output / "table.md").read_text(encoding="utf-8")
     assert (output / "froc.png").exists()
 
@@ -236,18 +228,18 @@ def test_mammograms_with_synthetic_masses(run, repository, tmp_path):
         "samples=50",
         f"sets={{poisson: {made}}}",
     )
-    text = (output / "table.md").read_text(encoding="utf-8")
-    (line,) = [line for line in text.splitlines() if line.startswith("| poisson |")]
-    masses, known, contrast, before, *_ = [
-        cell.split()[0] for cell in line.strip("| ").split(" | ")[1:]
-    ]
-    assert int(masses) > 1 and float(contrast) > float(before)
-    assert known == "0", "Poisson editing is trained on nobody"
-    assert "| real masses |" in text
+    facts = read_rows(output)
+    contrast, before = (
+        find(facts, "poisson", key, "masses") for key in ("contrast", "contrast_before")
+    )
+    assert contrast.images > 1 and contrast.value > before.value
+    known = find(facts, "poisson", "of_training_patients", "masses").value
+    assert known == 0, "Poisson editing is trained on nobody"
+    assert find(facts, "real masses", "contrast", "masses")
     assert list(output.glob("figure-*.png"))
     # As if a network had been trained on the patient of the first mass's mammogram, and on another
     # one's lesion.
-    first, second, *_ = read_table(output / "masses.csv")
+    first, second, *_ = read_csv(output / "masses.csv")
     trained_on = {first["patient"], second["patient_of_lesion"]}
     patients = json.loads((made / "patients.json").read_text())
     (made / "patients.json").write_text(json.dumps(patients | {"trained_on": sorted(trained_on)}))
@@ -258,11 +250,10 @@ def test_mammograms_with_synthetic_masses(run, repository, tmp_path):
         "samples=50",
         f"sets={{poisson: {made}}}",
     )
-    rows = [row for row in read_table(output / "masses.csv") if row["set"] == "poisson"]
+    rows = [row for row in read_csv(output / "masses.csv") if row["set"] == "poisson"]
     for row in rows:
         is_known = bool({row["patient"], row["patient_of_lesion"]} & trained_on)
         assert row["trained_on"] == str(is_known)
     known = sum(row["trained_on"] == "True" for row in rows)
-    assert known >= 2 and f"| poisson | {masses} | {known} |" in (output / "table.md").read_text(
-        encoding="utf-8"
-    )
+    found = find(read_rows(output), "poisson", "of_training_patients", "masses").value
+    assert found == known >= 2

@@ -2,7 +2,6 @@
 whose images are known.
 """
 
-import csv
 import json
 import sys
 from types import SimpleNamespace
@@ -14,13 +13,16 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
+from tests.facts import find, read_csv, read_rows
 from tests.small_mammograms import write_discs
 from tfmammo.config import DataConfig
 from tfmammo.data import datasets, splits
 from tfmammo.errors import ConfigError, ExportError, WeightsError
-from tfmammo.evaluation import comparison
+from tfmammo.evaluation import networks
+from tfmammo.evaluation.comparison import EvaluationConfig
 from tfmammo.evaluation.perceptual import PerceptualScorer
 from tfmammo.metrics import perceptual
+from tfmammo.metrics.summary import Measure
 from tfmammo.nn import pretrained
 from tfmammo.nn.layers import patch_seeds, tri_label, uniform_noise
 from tfmammo.tracking import export
@@ -169,13 +171,8 @@ def output(run, models):
     return run({name: models[name] for name in MODELS})
 
 
-def table(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def by_name(output):
-    return {(row["model"], row["measure"]): row for row in table(output / "table.csv")}
+def read_scores(output, model):
+    return [row for row in read_csv(output / "per_image.csv") if row["model"] == model]
 
 
 def synthetic(patches, margin):
@@ -191,121 +188,96 @@ def synthetic(patches, margin):
 
 @pytest.mark.long
 def test_each_model_gets_what_it_takes_and_is_measured(output, patches):
-    rows = by_name(output)
-    images = table(output / "per_image.csv")
-    assert [row["id"] for row in images if row["model"] == "G_unet"] == patches.ids.tolist()
+    facts = read_rows(output)
+    assert [row["id"] for row in read_scores(output, "G_unet")] == patches.ids.tolist()
     scorer = perceptual.LPIPS("none", "none")
+    inside = patches.masks > 0
     for name, margin in (("G_unet", 316), ("G_unet-", None)):
         generated = synthetic(patches, margin)
         distance = scorer.distance(patches.images, generated)
-        assert [
-            float(row["lpips_random"]) for row in images if row["model"] == name
-        ] == pytest.approx(distance, abs=1e-5)
-        assert float(rows[name, "lpips_random"]["mean"]) == pytest.approx(distance.mean(), abs=1e-5)
-        inside = patches.masks > 0
-        error = np.mean(
-            [
-                np.abs(patches.images[i] - generated[i])[inside[i]].mean()
-                for i in range(len(generated))
-            ]
-        )
-        assert float(rows[name, "l1_mass"]["mean"]) == pytest.approx(error, abs=1e-5)
-        assert -1 < float(rows[name, "ssim_mass"]["mean"]) < 0.9
-        table_ = scorer.matrix(patches.images, generated)
-        others = table_[~np.eye(len(table_), dtype=bool)].mean()
-        assert float(rows[name, "lpips_pairs_random"]["mean"]) == pytest.approx(others, abs=1e-4)
+        scores = [float(row["lpips_random"]) for row in read_scores(output, name)]
+        assert scores == pytest.approx(distance, abs=1e-5)
+        assert find(facts, name, "lpips_random").value == pytest.approx(distance.mean(), abs=1e-5)
+        errors = [
+            np.abs(real - made)[region].mean()
+            for real, made, region in zip(patches.images, generated, inside, strict=True)
+        ]
+        assert find(facts, name, "l1_mass").value == pytest.approx(np.mean(errors), abs=1e-5)
+        assert -1 < find(facts, name, "ssim_mass").value < 0.9
+        matrix = scorer.matrix(patches.images, generated)
+        others = matrix[~np.eye(len(matrix), dtype=bool)].mean()
+        found = find(facts, name, "lpips_pairs_random").value
+        assert found == pytest.approx(others, abs=1e-4)
         assert distance.mean() < others, "a patch is nearer to its own real one"
-    assert float(rows["G_unet", "lpips_random"]["mean"]) > float(
-        rows["G_unet-", "lpips_random"]["mean"]
-    )
     filled = np.where(inside, patches.images[inside].mean(), patches.images)
     distance = scorer.distance(patches.images, filled.astype(np.float32))
-    found = [row for row in images if row["model"] == "one grey value"]
-    assert [float(row["lpips_random"]) for row in found] == pytest.approx(distance, abs=1e-5)
-    assert {row["nearest_mass"] for row in found} == {""}  # it was trained on nothing
-    assert ("one grey value", "fid_random") in rows and ("one grey value", "haar_mass") in rows
+    rows = read_scores(output, "one grey value")
+    assert [float(row["lpips_random"]) for row in rows] == pytest.approx(distance, abs=1e-5)
+    assert {row["nearest_mass"] for row in rows} == {""}  # it was trained on nothing
+    assert find(facts, "one grey value", "fid_random")
+    assert find(facts, "one grey value", "haar_mass")
 
 
 @pytest.mark.long
-def test_inside_the_mask_alone_the_real_tissue_stands_around_every_model(run, models, patches):
+def test_inside_the_mask_alone_the_real_tissue_is_around_every_model(run, models, patches, output):
     """The copier's patches of another tissue count in the mass alone."""
-    output = run({name: models[name] for name in ("G_unet", "copier")}, "inside=true")
-    images = table(output / "per_image.csv")
+    inside = run({name: models[name] for name in ("G_unet", "copier")}, "inside=true")
     scorer = perceptual.LPIPS("none", "none")
     expected = np.where(patches.masks > 0, synthetic(patches, 316), patches.images)
-    found = [float(row["lpips_random"]) for row in images if row["model"] == "G_unet"]
+    found = [float(row["lpips_random"]) for row in read_scores(inside, "G_unet")]
     assert found == pytest.approx(scorer.distance(patches.images, expected), abs=1e-5)
-    rows = by_name(output)
-    whole = by_name(run({"copier": models["copier"]}))["copier", "lpips_random"]
-    assert float(rows["copier", "lpips_random"]["mean"]) < float(whole["mean"])
+    part, whole = (find(read_rows(one), "copier", "lpips_random").value for one in (inside, output))
+    assert part < whole
 
 
 @pytest.mark.long
 def test_sets_have_intervals_and_differences(output, patches):
-    rows = by_name(output)
+    facts = read_rows(output)
     for name in MODELS:
         for measure in ("lpips_pairs_random", "fid_random", "kid_random", "ms_ssim"):
-            row = rows[name, measure]
-            assert (row["n"], row["patients"]) == (str(len(patches)), str(PATIENTS))
-            assert float(row["low"]) <= float(row["mean"]) <= float(row["high"])
-            if name == "G_unet":
-                assert row["difference"] == "" == row["p"]
-            else:
-                expected = float(row["mean"]) - float(rows["G_unet", measure]["mean"])
-                assert (
-                    float(row["difference"]) == pytest.approx(expected)
-                    and 0 <= float(row["p"]) <= 1
-                )
-    assert float(rows["copier", "ms_ssim"]["mean"]) > float(rows["real patches", "ms_ssim"]["mean"])
+            fact = find(facts, name, measure)
+            assert (fact.images, fact.patients) == (len(patches), PATIENTS)
+            assert fact.low <= fact.value <= fact.high
+            if name != "G_unet":
+                difference = find(facts, name, measure, "differences", "G_unet")
+                expected = fact.value - find(facts, "G_unet", measure).value
+                assert difference.value == pytest.approx(expected, rel=1e-3, abs=1e-4)
+                assert 0 <= difference.p <= 1
+    copies, real = (find(facts, name, "ms_ssim").value for name in ("copier", "real patches"))
+    assert copies > real
     inception = perceptual.Inception("none")
-    real = inception.features(patches.images)
-    generated = inception.features(synthetic(patches, None))
-    assert float(rows["G_unet-", "fid_random"]["mean"]) == pytest.approx(
-        perceptual.fid(real, generated), rel=1e-3
-    )
-    assert float(rows["G_unet-", "kid_random"]["mean"]) == pytest.approx(
-        1000 * perceptual.mmd(real, generated, paired=True), rel=1e-2
-    )
+    features = [inception.features(one) for one in (patches.images, synthetic(patches, None))]
+    fid, kid = (find(facts, "G_unet-", key) for key in ("fid_random", "kid_random"))
+    assert fid.value == pytest.approx(perceptual.fid(*features), rel=1e-3)
+    assert kid.value == pytest.approx(1000 * perceptual.mmd(*features, paired=True), rel=1e-2)
+    assert kid.unit == "0.001"
 
 
 @pytest.mark.long
 def test_planted_copies_are_flagged_and_real_patches_are_not(output, patches):
-    rows = by_name(output)
-    assert float(rows["copier", "copy_random"]["mean"]) == 100
-    assert float(rows["copier", "nearest_pixels"]["mean"]) == pytest.approx(0, abs=1e-6)
-    assert float(rows["real patches", "copy_random"]["mean"]) < 20
-    assert 0.8 < float(rows["real patches", "nearest_pixels"]["mean"]) < 1.2
-    copies = [
-        row["copy_random"]
-        for row in table(output / "per_image.csv")
-        if row["model"] == "real patches"
-    ]
-    assert len(copies) == len(patches)
+    facts = read_rows(output)
+    copies = find(facts, "copier", "copy_random")
+    assert copies.value == copies.high == 100 and copies.test == "rule of three"
+    assert find(facts, "copier", "nearest_pixels").value == pytest.approx(0, abs=1e-6)
+    assert find(facts, "real patches", "copy_random").value < 20
+    assert 0.8 < find(facts, "real patches", "nearest_pixels").value < 1.2
+    assert len(read_scores(output, "real patches")) == len(patches)
 
 
 @pytest.mark.long
-def test_random_networks_are_named_wherever_a_number_stands(output):
-    for row in table(output / "table.csv"):
-        assert row["measure"].endswith("_random") != (row["measure"] in OF_PIXELS)
+def test_random_networks_are_named_wherever_a_number_is(output):
+    for fact in read_rows(output):
+        assert ("_random" in fact.measure) != (fact.measure in OF_PIXELS)
     markdown = (output / "table.md").read_text(encoding="utf-8")
-    assert markdown.splitlines()[0].endswith(
-        "; made with random AlexNet, no calibrated heads, random Inception"
-    )
-    for line in (
-        "LPIPS to its real patch (random)",
-        "FID (random)",
-        "KID x 1000 (random)",
-        "nearest training patch in features (random)",
-    ):
-        assert f"\n| {line} | " in markdown
-    assert "| copies, below 0.5 (random), % | " in markdown
+    notes = "; made with random AlexNet, no calibrated heads, random Inception"
+    assert markdown.splitlines()[0].endswith(notes)
+    for line in ("LPIPS to its real patch", "FID", "KID x 1000"):
+        assert f"\n| {line} (random) | " in markdown
     assert "KID x 1000 over 100 subsets of 16 patches (random Inception)" in markdown
     assert "as printed" not in markdown
-    assert "\nLPIPS: random AlexNet with heads of 1.\n" in markdown
-    assert "\nFID, KID and nearest features: random Inception-v3.\n" in markdown
-    networks = json.loads((output / "networks.json").read_text(encoding="utf-8"))
-    assert networks["LPIPS"]["AlexNet"] == {"title": "random AlexNet", "sha256": ""}
-    assert networks["FID, KID"]["Inception-v3"]["title"] == "random Inception-v3"
+    sources = json.loads((output / "networks.json").read_text(encoding="utf-8"))
+    assert sources["LPIPS"]["AlexNet"] == {"title": "random AlexNet", "sha256": ""}
+    assert sources["FID, KID"]["Inception-v3"]["title"] == "random Inception-v3"
 
 
 @pytest.mark.long
@@ -360,19 +332,16 @@ def test_files_of_networks_a_sample_and_the_leaky_protocol(run, models, tmp_path
     )
     assert "made with random Inception" in markdown
     assert "LEAKY" in markdown and (output / "sheet-leaky.png").is_file()
-    rows = {
-        (row["protocol"], row["model"], row["measure"]): row for row in table(output / "table.csv")
-    }
-    assert rows["unseen", "G_unet", "lpips"]["n"] == "6" == rows["paper", "leaky", "lpips"]["n"]
-    assert rows["unseen", "real patches", "ms_ssim"]["n"] == "6"
-    assert ("unseen", "real patches", "fid_random") in rows, (
-        "there are six patches of other patients"
-    )
+    facts = read_rows(output)
+    assert find(facts, "G_unet", "lpips").images == 6
+    assert find(facts, "leaky", "lpips", subset="protocol=paper").images == 6
+    assert find(facts, "real patches", "ms_ssim").images == 6
+    assert find(facts, "real patches", "fid_random"), "there are six patches of other patients"
 
 
-def test_rows_of_whole_sets_are_compared_as_asked():
-    """Statistics that are means of patches: their jackknife is Student's t of the
-    patients' values.
+def test_whole_sets_are_compared_as_asked():
+    """Statistics that are means of patches: their jackknife is Student's t of the patients'
+    values.
     """
     values = {
         name: np.random.default_rng(row).normal(row, 1, 8)
@@ -382,36 +351,28 @@ def test_rows_of_whole_sets_are_compared_as_asked():
         "kid": {name: lambda rows, own=own: float(own[rows].mean()) for name, own in values.items()}
     }
     scorer = PerceptualScorer(SimpleNamespace(note=""), SimpleNamespace(note=""))
-    patients = np.array(list("abcdefgh"))
-    rows = scorer.make_rows(statistics, patients, 0.95, "real", "pairs")
-    assert [(row.model, row.against) for row in rows] == [
-        ("A", ""),
-        ("B", "A"),
-        ("C", "A"),
-        ("C", "B"),
-        ("real", ""),
-    ]
-    assert {row.method for row in rows} == {"jackknife"}
+    settings = statistics, np.array(list("abcdefgh")), {"kid": Measure("KID", "", 1, 2)}
+    config = EvaluationConfig(models={"A": "a"}, compare="pairs")
+    facts = scorer.compare(*settings, config, "real")
+    pairs = [(fact.model, fact.against) for fact in facts if fact.against]
+    assert pairs == [("B", "A"), ("C", "A"), ("C", "B")]
+    assert [fact.model for fact in facts if not fact.against] == ["A", "B", "C", "real"]
     expected = scipy.stats.ttest_1samp(values["C"] - values["B"], 0)
-    assert (rows[3].difference, rows[3].p) == pytest.approx(
-        (np.mean(values["C"] - values["B"]), expected.pvalue)
-    )
-    assert [row.against for row in scorer.make_rows(statistics, patients, 0.95, "real")] == [
-        "",
-        "A",
-        "A",
-        "",
-    ]
+    fact = find(facts, "C", "kid", "differences", "B")
+    difference = np.mean(values["C"] - values["B"])
+    assert (fact.value, fact.p) == pytest.approx((difference, expected.pvalue))
+    facts = scorer.compare(*settings, EvaluationConfig(models={"A": "a"}), "real")
+    assert {fact.against for fact in facts} == {"", "A"}
 
 
 def test_wrong_configs(run, models):
-    for override, message in (
+    for override, key in (
         ("data.size=16", "data.size: "),
-        ("models={real patches: x}", "real patches is the name of a row of its own"),
+        ("models={real patches: x}", "real patches"),
         ("sample=1", "sample: "),
-        ("alexnett=x", "alexnett: unknown key"),
+        ("alexnett=x", "alexnett"),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(ConfigError, match=key):
             run({"G_unet": models["G_unet"]}, override)
     with pytest.raises(WeightsError, match="nowhere.npz"):
         run({"G_unet": models["G_unet"]}, "heads=nowhere.npz")
@@ -420,7 +381,7 @@ def test_wrong_configs(run, models):
 @pytest.mark.slow
 def test_a_model_that_takes_something_else(models, tmp_path):
     inputs = {"tri_label": None, "mask": None}
-    assert comparison.open_first(models["copier"][0], inputs, "image", None).source == "mask"
-    assert comparison.open_first(models["G_unet"][0], inputs, "image", None).source == "tri_label"
+    assert networks.open_first(models["copier"][0], inputs, "image", None).source == "mask"
+    assert networks.open_first(models["G_unet"][0], inputs, "image", None).source == "tri_label"
     with pytest.raises(ExportError, match="tri_label"):
-        comparison.open_first(models["G_unet"][0], inputs, "shapes", None)
+        networks.open_first(models["G_unet"][0], inputs, "shapes", None)

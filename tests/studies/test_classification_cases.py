@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from tests.facts import find
 from tfmammo.config import DataConfig
 from tfmammo.data.patches import Patches
+from tfmammo.evaluation.report import Report
 from tfmammo.metrics.segmentation import paired_test
 from tfmammo.studies import classification_cases as cases
 from tfmammo.studies.classification import StudyConfig
@@ -40,52 +42,53 @@ def make_config(**values):
 
 def test_cases_that_change_sides_are_counted_both_ways():
     moves = cases.count_moves(BEFORE, AFTER, LABELS)
-    assert moves == cases.Moves(2, 1, 1, 1, 1, pytest.approx((0.4 - 0.1) / 2))
-    nothing = cases.count_moves(BEFORE, BEFORE, LABELS)
-    assert nothing == cases.Moves(2, 0, 0, 0, 0, 0)
+    assert list(moves.values()) == [2, 1, 1, 1, 1, pytest.approx((0.4 - 0.1) / 2)]
+    assert list(cases.count_moves(BEFORE, BEFORE, LABELS).values()) == [2, 0, 0, 0, 0, 0]
     none_missed = cases.count_moves(np.ones(8), AFTER, LABELS)
-    assert none_missed.missed == 0 and np.isnan(none_missed.rise)
+    assert none_missed["missed_lesions"] == 0 and np.isnan(none_missed["score_of_missed"])
     together = cases.average_moves([moves, none_missed])
-    assert together.missed == 1 and together.rise == pytest.approx(0.15)
-
-
-def test_another_seed_is_the_control():
+    assert together["missed_lesions"] == 1 and together["score_of_missed"] == pytest.approx(0.15)
     control = cases.count_control_moves(np.stack([BEFORE, AFTER]), LABELS)
     # Both ways around: what one finds and the other misses counts on either side once.
-    assert control.missed_to_found == control.found_to_missed == 1
-    assert control.rise == pytest.approx(((0.4 - 0.1) / 2 + (0.1 + 0.2) / 2) / 2)
+    assert control["of_them_found"] == control["found_lesions_missed"] == 1
+    assert control["score_of_missed"] == pytest.approx(((0.4 - 0.1) / 2 + (0.1 + 0.2) / 2) / 2)
     assert cases.count_control_moves(BEFORE[np.newaxis], LABELS) is None
 
 
-def test_the_table_has_each_share_and_the_control():
+def test_each_share_and_the_control_are_counted():
     test = make_patches([1] * 8 + [0] * 4)
-    random = np.random.default_rng(1)
-    reference = random.random((2, 12))
+    reference = np.random.default_rng(1).random((2, 12))
     raised = np.minimum(reference + 0.2, 1)
-    table = cases.tabulate_moves({0: reference, 0.5: raised}, test, make_config())
-    share, control = table.body
-    assert share[0] == "50 %" and control[0] == "0 %, another seed"
+    report = Report(config=None)
+    cases.add_moves(report, {0: reference, 0.5: raised}, test, make_config())
     moves = cases.average_moves(
         [cases.count_moves(a, b, test.labels) for a, b in zip(reference, raised, strict=True)]
     )
-    assert share[1] == f"{moves.missed:.1f}, {moves.missed_to_found:.1f}"
+    for key, value in moves.items():
+        assert find(report.facts, "share50", key, "moves", "share0").value == value
     change = paired_test(
         raised.mean(axis=0)[:8], reference.mean(axis=0)[:8], test.patient_ids[:8], 200
     )
-    assert share[6].startswith(f"{change.difference:+.3f}\n[") and control[6:] == ["-", "-"]
+    fact = find(report.facts, "share50", "score_of_lesions", "moves", "share0")
+    assert (fact.value, fact.low, fact.p) == (change.difference, change.low, change.p)
+    assert (fact.patients, fact.images) == (8, 8)
+    (table,) = report.tables
+    share, control = table.body
+    assert share[0] == "50 %" and control[0] == "0 %, another seed" and control[6:] == ["-", "-"]
+    assert share[1] == f"{moves['missed_lesions']:.1f}, {moves['of_them_found']:.1f}"
+    assert share[6].startswith(f"{change.difference:+.3f}\n[")
     assert float(share[7]) == pytest.approx(change.p, abs=0.001)
-    assert "differ in their seed" in table.notes[1]
 
 
 def test_few_patients_and_one_seed_have_neither_p_nor_control():
     test = make_patches([1, 1, 0, 0])
     scores = {0: np.full((1, 4), 0.4), 0.5: np.full((1, 4), 0.6)}
-    table = cases.tabulate_moves(scores, test, make_config(seeds=(0,)))
+    report = Report(config=None)
+    cases.add_moves(report, scores, test, make_config(seeds=(0,)))
+    (table,) = report.tables
     assert table.body == [["50 %", "2.0, 2.0", "0.0", "0.0", "2.0", "+0.200", "+0.200", "-"]]
-    assert table.notes == (
-        "No interval and no p: 2 patients are fewer than 6, and flipping them "
-        "gives no p below 0.5.",
-    )
+    (note,) = table.notes
+    assert "2 patients" in note
 
 
 def test_the_share_nearest_to_the_papers_best_is_shown():

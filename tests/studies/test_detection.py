@@ -1,6 +1,4 @@
-"""The detection studies' plan and tables; evaluate/detection.py --study runs them in
-tests/scripts.
-"""
+"""The detection studies' plan and facts; tests/scripts runs evaluate/detection.py --study."""
 
 import json
 from pathlib import Path
@@ -10,13 +8,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from tests.facts import find
 from tfmammo import config as configuration
-from tfmammo.apps.report.items import find_item
-from tfmammo.apps.report.tables import parse_markdown
-from tfmammo.apps.report.verdicts import Gain
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.evaluation import froc_tables
+from tfmammo.evaluation import froc
 from tfmammo.metrics.detection import ALL_DETECTIONS
 from tfmammo.studies import detection, detection_report
 from tfmammo.studies.detection import Arm, Command, Method, StudyConfig, list_arms, plan_steps
@@ -46,48 +42,33 @@ def config(**values):
     return StudyConfig(**{**small, **values})
 
 
-def make_tables(study, output):
-    """The tables of a study whose evaluations lie in a folder."""
-    return detection_report.make_tables(detection_report.read_results(study, output))
-
-
 def options(step):
     return dict(one.split("=", 1) for one in step.arguments if "=" in one)
 
 
-def test_arms_are_real_copies_and_methods():
-    names = ["real", "copies-2", "copies-4", "unet-3", "unet-6"]
-    assert [arm.name for arm in list_arms(config())] == names
-    assert list_arms(config())[-1] == Arm("unet-6", 2, "unet", 6)
-    assert (
-        list_arms(config())[-1].title == "real + 2 copies + 6 by unet"
-        and list_arms(config())[0].title == "real alone"
-    )
-
-
 def test_every_fold_trains_its_own_networks_and_every_arm_is_evaluated():
+    arms = list_arms(config())
+    assert [arm.name for arm in arms] == ["real", "copies-2", "copies-4", "unet-3", "unet-6"]
+    assert arms[-1] == Arm("unet-6", 2, "unet", 6)
+    assert (arms[0].title, arms[-1].title) == ("real alone", "real + 2 copies + 6 by unet")
     steps = plan_steps(config(), OUT, ROOT, "parent")
     names = [step.name for step in steps]
     assert len(names) == len(set(names)) == 2 * (1 + 1 + 2 * 5) + 2 * 5
     for number, step in enumerate(steps):
         assert set(step.depends_on) <= set(names[:number])
+    by_name = dict(zip(names, steps, strict=True))
     for fold in (0, 2):
-        generator, synthesis = (
-            next(step for step in steps if step.name == f"{what}/unet/fold{fold}")
-            for what in ("generators", "synthetic")
-        )
-        assert (
-            options(generator)["data.fold"] == str(fold)
-            and options(generator)["model.margin"] == "null"
-        )
-        side = {
-            key: options(synthesis)[f"patients.{key}"] for key in ("split_file", "fold", "side")
-        }
-        assert side == {"split_file": "out/split.json", "fold": str(fold), "side": "train"}
-        assert options(synthesis)[
-            "generator"
-        ] == f"out/generators/unet/fold{fold}" and synthesis.depends_on == (generator.name,)
-        assert options(synthesis)["count"] == "9"  # half more than 6
+        generator, synthesis = (by_name[f"{what}/unet/fold{fold}"] for what in (
+            "generators", "synthetic"
+        ))  # fmt: skip
+        chosen = options(generator)
+        assert (chosen["data.fold"], chosen["model.margin"]) == (str(fold), "null")
+        chosen = options(synthesis)
+        side = [chosen[f"patients.{key}"] for key in ("split_file", "fold", "side")]
+        assert side == ["out/split.json", str(fold), "train"]
+        assert chosen["generator"] == f"out/generators/unet/fold{fold}"
+        assert synthesis.depends_on == (generator.name,)
+        assert chosen["count"] == "9"  # half more than 6
 
 
 def test_a_detector_is_given_its_arms_mammograms_and_nobody_held_out():
@@ -95,27 +76,18 @@ def test_a_detector_is_given_its_arms_mammograms_and_nobody_held_out():
     real, copied, synthetic = (
         options(steps[f"detectors/{arm}/fold2-seed1"]) for arm in ("real", "copies-4", "unet-3")
     )
-    assert (
-        not any(key.startswith("data.added") for key in real) and copied["data.added.copies"] == "4"
-    )
+    assert not any(key.startswith("data.added") for key in real)
+    assert copied["data.added.copies"] == "4"
     added = {key: synthetic[f"data.added.{key}"] for key in ("copies", "synthetic", "count")}
     assert added == {"copies": "2", "synthetic": "out/synthetic/unet/fold2", "count": "3"}
     for said in (real, copied, synthetic):
-        assert (said["data.split_file"], said["data.fold"], said["training.seed"]) == (
-            "out/split.json",
-            "2",
-            "1",
-        )
-        assert (said["data.name"], said["model.filters"]) == ("inbreast", "4")
+        keys = ("data.split_file", "data.fold", "training.seed", "data.name", "model.filters")
+        assert [said[key] for key in keys] == ["out/split.json", "2", "1", "inbreast", "4"]
     assert steps["detectors/real/fold2-seed1"].ignored_args == ("--set", "tracking.parent=parent")
-    evaluation = steps["evaluations/unet-3/seed1"]
-    assert json.loads(options(evaluation)["detectors"]) == [
+    assert json.loads(options(steps["evaluations/unet-3/seed1"])["detectors"]) == [
         "out/detectors/unet-3/fold0-seed1",
         "out/detectors/unet-3/fold2-seed1",
     ]
-
-
-def test_all_folds_are_held_out_in_turn_unless_some_are_named():
     assert config(folds=None).held_out == (0, 1, 2)
     assert config(folds=None, data=DataConfig(split="official")).held_out == (0,)
 
@@ -134,31 +106,20 @@ def test_the_repositorys_studies_are_the_papers(repository, name):
     else:
         assert (study.synthetic, study.data.folds, study.held_out) == ((200,), 5, (0, 1, 2, 3, 4))
         assert study.copies == study.synthetic, "as many mammograms, and no synthetic mass"
-        assert sum(step.name.startswith("detectors/") for step in steps) == 30
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("detector.script=nosuch", r"detectors/real/fold0-seed0: there is no script .*nosuch.py"),
-        (
-            "generators.unet.config=nosuch.yaml",
-            r"generators/unet/fold0: .*nosuch.yaml: no such config file",
-        ),
-        (
-            "methods.crn.set.pianter=paste",
-            r"synthetic/crn/fold0: .*synthesis_full.yaml: pianter: unknown key",
-        ),
-        (
-            "detector.set.training.stepz=3",
-            r"detectors/real/fold0-seed0: .*training.stepz: unknown key",
-        ),
+        ("detector.script=nosuch", r"detectors/real/fold0-seed0: .*nosuch.py"),
+        ("generators.unet.config=nosuch.yaml", r"generators/unet/fold0: .*nosuch.yaml"),
+        ("methods.crn.set.pianter=paste", r"synthetic/crn/fold0: .*synthesis_full.yaml: pianter"),
+        ("detector.set.training.stepz=3", r"detectors/real/fold0-seed0: .*training.stepz"),
     ],
 )
 def test_what_a_command_would_refuse_hours_later_is_refused_at_once(repository, override, said):
     file = repository / "configs/study_infilling.yaml"
-    study = configuration.parse(StudyConfig, file)
-    detection.check_steps(plan_steps(study, OUT, repository, "parent"))
+    detection.check_steps(plan_steps(configuration.parse(StudyConfig, file), OUT, repository, "p"))
     wrong = configuration.parse(StudyConfig, file, [override])
     with pytest.raises(ConfigError, match=said):
         detection.check_steps(plan_steps(wrong, OUT, repository, "parent"))
@@ -167,12 +128,12 @@ def test_what_a_command_would_refuse_hours_later_is_refused_at_once(repository, 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"methods": {}}, "methods and synthetic belong together"),
-        ({"synthetic": ()}, "methods and synthetic belong together"),
-        ({"methods": {"real": Method(config=Path("a.yaml"))}}, "no method may be called real"),
-        ({"generators": {"../x": Command(script="infilling")}}, "become folders"),
-        ({"folds": (3,)}, "there are 3 of them, from 0 on"),
-        ({"data": DataConfig(split="paper")}, "split by patient"),
+        ({"methods": {}}, "methods and synthetic"),
+        ({"synthetic": ()}, "methods and synthetic"),
+        ({"methods": {"real": Method(config=Path("a.yaml"))}}, "real"),
+        ({"generators": {"../x": Command(script="infilling")}}, "generators"),
+        ({"folds": (3,)}, "folds"),
+        ({"data": DataConfig(split="paper")}, "data"),
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused(values, said):
@@ -181,6 +142,8 @@ def test_a_study_that_makes_no_sense_is_refused(values, said):
 
 
 PATIENTS = "pqrstu"
+HIT = [0, 0, 10, 9]
+MISS = [0, 0, 4, 4]
 
 
 def write_boxes(output, study, boxes_of):
@@ -207,10 +170,6 @@ def write_boxes(output, study, boxes_of):
             (place / "boxes.json").write_text(json.dumps(images))
 
 
-HIT = [0, 0, 10, 9]
-MISS = [0, 0, 4, 4]
-
-
 @pytest.fixture
 def evaluated(tmp_path):
     """Boxes of two arms, two seeds and six patients; the second arm finds the lesion in every
@@ -225,93 +184,86 @@ def evaluated(tmp_path):
     return study, tmp_path
 
 
-def test_every_training_is_known_by_fold_and_seed(evaluated):
-    results = detection_report.read_results(*evaluated)
-    assert [len(results.matches[arm]) for arm in ("real", "copies-2")] == [12, 12] and set(
-        results.patients
-    ) == set(PATIENTS)
-    assert results.trainings == [(0, 0), (2, 0)] * 3 + [(0, 1), (2, 1)] * 3, (
-        "folds 0 and 2 are held out"
-    )
-    assert (
-        "6 lesions in 6 unseen mammograms, 0 of them normal, of 6 patients, folds 0 and 2, 2 seeds"
-        in results.title
-    )
+def change_boxes(output, change, arm="*"):
+    """Rewrite boxes.json of an arm with what change(images) leaves."""
+    for path in output.glob(f"evaluations/{arm}/*/boxes.json"):
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
 
 
-def test_tables_say_recall_and_difference(evaluated):
-    results = detection_report.read_results(*evaluated)
-    tables = detection_report.make_tables(results)
-    assert set(tables) == {"recall", "false_positives", "difference", "trainings"}
+def make_report(study, output):
+    """The report of a study whose evaluations are in a folder."""
+    return detection_report.make_report(study, detection_report.read_results(study, output))
+
+
+def test_every_run_is_known_by_fold_and_seed(evaluated):
+    detected = detection_report.read_results(*evaluated)
+    images, trainings = detected.matches["copies-2"]
+    assert len(images) == 12 and set(detected.patients) == set(PATIENTS)
+    assert trainings == [(0, 0), (2, 0)] * 3 + [(0, 1), (2, 1)] * 3, "folds 0 and 2 are held out"
+    assert "6 lesions in 6 unseen mammograms, 0 of them normal, of 6 patients" in detected.title
+    assert detected.images == 6
+
+
+def test_recall_differences_and_runs_by_hand(evaluated):
+    report = make_report(*evaluated)
+    facts = report.facts
+    # Seed 0 finds one of three lesions of fold 0, seed 1 one of fold 2: recall 1/3, 0, 0, 1/3;
+    # either fold has a mean of 1/6.
+    recall = find(facts, "real", "tpr@1", "froc")
+    assert recall.value == pytest.approx(100 / 6) and (recall.patients, recall.images) == (6, 6)
+    assert recall.low <= recall.value <= recall.high
+    assert find(facts, "real", "tpr@all", "froc").value == pytest.approx(100 / 6), "Eq. (6)"
+    assert find(facts, "real", "tpr_sd@1", "froc").value == pytest.approx(0, abs=1e-9)
+    # Fold 0 of seed 0: one hit and two false positives of one score, in three mammograms. The
+    # curve rises linearly to (2 / 3, 1 / 3) and stays there, so that its mean to 1 is 2 / 9.
+    area = find(facts, "real", "mean_tpr@1", "froc").value
+    assert area == pytest.approx(100 * (2 / 9 + 0 + 0 + 2 / 9) / 4)
+    assert find(facts, "copies-2", "mean_tpr@1", "froc").value == 100
+    difference = find(facts, "copies-2", "tpr@1", "differences", "real")
+    assert difference.value == pytest.approx(500 / 6)
     # One hit and two false positives of one score: (1 + 1/2 + 1/2) + (1/2 + 0 + 0) x 2, of 9.
-    assert tables["trainings"].title == "JAFROC1 figure of merit of each training"
-    assert tables["trainings"].header == ["trained on", "fold 0", "fold 2"]
-    assert tables["trainings"].body == [
+    merit = find(facts, "real", "jafroc1", "runs", subset="fold=0;run=0")
+    assert merit.value == pytest.approx(1 / 3)
+    merits = report.tables[-1]
+    assert merits.title == "JAFROC1 figure of merit of each run"
+    assert merits.header == ["trained on", "fold 0", "fold 2"]
+    assert merits.body == [
         ["real alone", "0.333, 0.000", "0.000, 0.333"],
         ["real + 2 copies", "1.000, 1.000", "1.000, 1.000"],
     ]
-    rows = {row[0]: row[1:] for row in tables["recall"].body}
+    rows = {row[0]: row[1:] for row in report.tables[0].body}
     assert list(rows) == [
-        "real alone",
-        "real alone, pooled",
-        "real + 2 copies",
-        "real + 2 copies, pooled",
+        *("real alone", "real alone, pooled", "real + 2 copies", "real + 2 copies, pooled")
     ]
-    # Seed 0 finds one of three lesions of fold 0, seed 1 one of fold 2: recall 1/3, 0, 0, 1/3;
-    # either fold has a mean of 1/6.
-    assert (
-        rows["real alone"][0].startswith("16.7 ± 0.0\n[")
-        and rows["real + 2 copies"][0] == "100.0 ± 0.0\n[100.0, 100.0]"
-    )
-    assert rows["real alone"][1].startswith("16.7"), "of all detections, Eq. (6)"
-    assert tables["recall"].header[1:] == ["1, %", "all detections, %", "mean from 0 to 1, %"]
-    assert tables["difference"].body[0][1].startswith("+83.3")
-    measured = detection_report.compute_metrics(results)
-    assert (
-        measured["real/recall at 1"] == pytest.approx(1 / 6)
-        and measured["copies-2/recall of all detections"] == 1
-    )
-    assert list(results.select_curves()) == ["real alone", "real + 2 copies"]
-    at_rate = detection_report.draw_growth(results, 1.0)
-    assert at_rate.axes[0].get_legend() is not None
-    of_all = detection_report.draw_growth(results, ALL_DETECTIONS).axes[0]
+    assert rows["real alone"][0].startswith("16.7 ± 0.0\n[")
+    assert rows["real + 2 copies"][0] == "100.0 ± 0.0\n[100.0, 100.0]"
+    assert report.tables[0].header[1:] == ["1, %", "all detections, %", "mean from 0 to 1, %"]
+
+
+def test_figures_of_a_study(evaluated, tmp_path):
+    study, output = evaluated
+    detected = detection_report.read_results(study, output)
+    of_all = detection_report.draw_growth(study, detected, ALL_DETECTIONS).axes[0]
     assert of_all.get_ylabel() == "recall at IoU > 0.5, all detections"
     np.testing.assert_allclose(of_all.lines[0].get_ydata(), [1 / 6, 1])
-
-
-def test_growth_is_a_line_for_each_arm_and_rate(evaluated):
-    rows = detection_report.make_growth_rows(detection_report.read_results(*evaluated))
-    keys = [(row["arm"], row["copies"], row["false_positives"]) for row in rows]
-    assert keys == [
-        ("real", 0, 1.0),
-        ("real", 0, np.inf),
-        ("copies-2", 2, 1.0),
-        ("copies-2", 2, np.inf),
-    ]
-    real, real_of_all, copies, _ = rows
-    assert real["recall"] == pytest.approx(1 / 6) and copies["recall"] == 1
-    # Fold 0 of seed 0: one hit and two false positives of one score, in three mammograms. The
-    # curve rises linearly to (2 / 3, 1 / 3) and stays there, so that its mean to 1 is 2 / 9.
-    assert real["area"] == pytest.approx((2 / 9 + 0 + 0 + 2 / 9) / 4)
-    assert real_of_all["recall"] == pytest.approx(1 / 6) and np.isnan(real_of_all["area"])
-    assert copies["area"] == 1 and real["deviation"] == 0
+    detection_report.draw_figures(study, detected, tmp_path / "report")
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"froc.png"}
 
 
 def test_seconds_are_medians_without_the_first(evaluated):
     study, output = evaluated
-    assert detection_report.tabulate_seconds(study, output) is None
+    assert detection_report.read_seconds(study, output) == {}
     for seed, values in ((0, (9, 1, 3)), (1, (8, 4))):
         path = output / "evaluations" / "real" / f"seed{seed}" / "seconds.csv"
         # a second detector, whose first mammogram takes long, too
         lines = "".join(f"{detector},{value}\n" for detector in (0, 1) for value in values)
         path.write_text(f"detector,seconds\n{lines}", encoding="utf-8")
-    table = detection_report.tabulate_seconds(study, output)
-    assert table.body == [["real alone", "3.000"]], "the mean of 2 s and 4 s"
+    assert detection_report.read_seconds(study, output) == {"real": 3}, "the mean of 2 s and 4 s"
 
 
-def test_perfect_trainings_whose_scores_lie_apart_are_perfect(tmp_path):
-    """Every training ranks its lesions above its false positives; the seeds' scores are half a
-    point apart.
+def test_perfect_runs_whose_scores_lie_apart_are_perfect(tmp_path):
+    """Every run ranks its lesions above its false positives; the seeds' scores are half a point
+    apart.
     """
     study = config(generators={}, methods={}, synthetic=(), copies=(2,), base=0, fppi=(0.25,))
     far = [40, 40, 60, 60]
@@ -320,12 +272,12 @@ def test_perfect_trainings_whose_scores_lie_apart_are_perfect(tmp_path):
         study,
         lambda arm, fold, seed, number: ([HIT, far], [0.3 + 0.5 * seed, 0.2 + 0.5 * seed]),
     )
-    body = make_tables(study, tmp_path)["recall"].body
-    assert body[0][1] == "100.0 ± 0.0\n[100.0, 100.0]"
-    assert body[1][0] == "real alone, pooled" and body[1][1].startswith("50.0")
+    facts = make_report(study, tmp_path).facts
+    assert find(facts, "real", "tpr@0.25", "froc").value == 100
+    assert find(facts, "real", "tpr@0.25", "froc", subset=froc.POOLED).value == 50
 
 
-def test_the_tables_say_what_p_is_and_correct_it(evaluated):
+def test_p_is_corrected_and_said_to_be(evaluated, monkeypatch):
     study, output = evaluated
     study = study.model_copy(update={"copies": (2, 4)})
     # Copies-2 finds all but one of six, copies-4 all.
@@ -338,136 +290,101 @@ def test_the_tables_say_what_p_is_and_correct_it(evaluated):
             [0.9 - number / 100],
         ),
     )
-    table = make_tables(study, output)["difference"]
+    report = make_report(study, output)
+    two, four = (
+        find(report.facts, name, "jafroc1", "differences", "real")
+        for name in ("copies-2", "copies-4")
+    )
+    assert min(two.p_corrected, four.p_corrected) == pytest.approx(2 * min(two.p, four.p))
+    assert max(two.p_corrected, four.p_corrected) >= max(two.p, four.p)
+    table = report.tables[2]
     assert table.header[-2:] == ["p, uncorrected", "p, Holm"]
-    p, corrected = (np.array([float(row[place]) for row in table.body]) for place in (-2, -1))
-    assert corrected.min() == pytest.approx(min(2 * p.min(), 1), abs=2e-3) and np.all(
-        corrected >= p
-    )
     (note,) = table.notes
-    assert (
-        "jackknife" in note and "one patient" in note and "Holm" in note and "2 comparisons" in note
-    )
+    assert "jackknife" in note and "Holm" in note and "2 comparisons" in note
+    tiny = SimpleNamespace(merit=0.5, other=0.4, difference=0.1, low=0.05, high=0.15, p=2e-5)
+    monkeypatch.setattr(froc, "jafroc_test", lambda *_: tiny)
+    body = make_report(study, output).tables[2].body
+    assert {tuple(row[-2:]) for row in body} == {("2e-05", "4e-05")}, "not rounded to zero"
 
 
-def test_a_small_p_is_not_rounded_to_zero(evaluated, monkeypatch):
-    tiny = SimpleNamespace(difference=0.1, low=0.05, high=0.15, p=2e-5)
-    monkeypatch.setattr(froc_tables, "jafroc_test", lambda *_: tiny)
-    body = make_tables(*evaluated)["difference"].body
-    assert {tuple(row[-2:]) for row in body} == {("2e-05", f"{len(body) * 2e-5:.0e}")}
-
-
-def test_fewer_than_six_patients_give_no_interval_and_no_p_but_a_sentence(evaluated):
+@pytest.mark.parametrize("is_normal", [False, True])
+def test_fewer_than_six_patients_with_lesions_give_no_interval_and_no_p(evaluated, is_normal):
     study, output = evaluated
-    for path in output.rglob("boxes.json"):
-        boxes = json.loads(path.read_text())
-        path.write_text(json.dumps({name: boxes[name] for name in list(boxes)[:4]}))
-    tables = make_tables(study, output)
-    assert not any("[" in cell for row in tables["recall"].body for cell in row)
-    assert tables["difference"].body[0][-2:] == ["-", "-"]
-    names = ("recall", "difference")
-    assert all("4 patients with lesions" in tables[name].notes[0] for name in names)
 
-
-def test_many_patients_of_whom_few_have_lesions_are_as_few(evaluated):
-    study, output = evaluated
-    for path in output.rglob("boxes.json"):
-        boxes = json.loads(path.read_text())
-        for one in list(boxes.values())[4:]:
+    def change(images):
+        if not is_normal:
+            return dict(list(images.items())[:4])
+        for one in list(images.values())[4:]:
             one["wanted"] = []
-        path.write_text(json.dumps(boxes))
-    tables = make_tables(study, output)
-    assert not any("[" in cell for row in tables["recall"].body for cell in row)
-    assert "4 patients with lesions" in tables["recall"].notes[0]
+        return images
+
+    change_boxes(output, change)
+    report = make_report(study, output)
+    assert np.isnan([fact.low for fact in report.facts]).all()
+    assert np.isnan([fact.p for fact in report.facts]).all()
+    assert all("4 patients with lesions" in report.tables[n].notes[0] for n in (0, 2))
 
 
-def test_false_positives_on_normal_mammograms_stand_apart(evaluated):
+def test_false_positives_on_normal_mammograms_are_counted_apart(evaluated):
     """Of two normal mammograms and four with lesions only the normal ones show a false positive,
     one each: 2 in 6 images.
     """
     study, output = evaluated
-    for path in output.rglob("boxes.json"):
-        boxes = json.loads(path.read_text())
-        for number, one in enumerate(boxes.values()):
+
+    def change(images):
+        for number, one in enumerate(images.values()):
             one["boxes"] = [HIT]
             one["wanted"] = [] if number < 2 else one["wanted"]
-        path.write_text(json.dumps(boxes))
-    body = make_tables(study, output)["false_positives"].body
-    assert body[0] == ["real alone", "1.00 / 0.00"]
+        return images
+
+    change_boxes(output, change)
+    report = make_report(study, output)
+    assert find(report.facts, "real", "fp_normal@1", "froc").value == 1
+    assert find(report.facts, "real", "fp_lesions@1", "froc").value == 0
+    assert report.tables[1].body[0][:2] == ["real alone", "1.00 / 0.00"]
 
 
 def test_boxes_of_kinds_that_are_not_counted_are_no_false_positives(evaluated):
     study, output = evaluated
-    path = output / "evaluations/real/seed0/boxes.json"
-    boxes = json.loads(path.read_text())
-    for one in boxes.values():
-        one.update(boxes=[[20, 20, 30, 30]], scores=[0.99], classes=["calcification"])
-    path.write_text(json.dumps(boxes))
-    results = detection_report.read_results(study, output)
-    assert not any(len(one.false_positives) for one in results.matches["real"][:6])
+
+    def change(images):
+        for one in images.values():
+            one.update(boxes=[[20, 20, 30, 30]], scores=[0.99], classes=["calcification"])
+        return images
+
+    change_boxes(output, change, "real")
+    images, _ = detection_report.read_results(study, output).matches["real"]
+    assert not any(len(one.false_positives) for one in images)
 
 
-def test_synthetic_mammograms_are_compared_with_the_copies_they_join_and_with_as_many(evaluated):
+@pytest.mark.parametrize(
+    ("changes", "references"),
+    [
+        ({"base": 2, "synthetic": (1, 3)}, ["real", "copies-5", "copies-2", "crn-3"]),
+        ({"base": 0, "synthetic": (2,)}, ["real", "copies-2", "crn-2"]),
+    ],
+)
+def test_arms_are_compared_with_copies_and_with_other_methods(evaluated, changes, references):
     study, output = evaluated
-    methods = {"unet": Method(config=Path("a.yaml"))}
-    changes = {"methods": methods, "copies": (2, 5), "base": 2, "synthetic": (1, 3)}
-    study = study.model_copy(update=changes)
+    methods = {name: Method(config=Path("a.yaml")) for name in ("unet", "crn")}
+    study = study.model_copy(update={"methods": methods, "copies": (2, 5), **changes})
     write_boxes(output, study, lambda arm, fold, seed, number: ([HIT], [0.9]))
-    tables = make_tables(study, output)
-    assert list(tables) == [
-        "recall",
-        "false_positives",
-        "difference",
-        "difference-from-copies",  # the report judges by the first table that has the line
-        "difference-from-base",
-        "trainings",
-    ]
-    assert "real + 5 copies" in tables["difference-from-copies"].title
-    assert "real + 2 copies" in tables["difference-from-base"].title
+    report = make_report(study, output)
+    found = dict.fromkeys(fact.against for fact in report.facts if fact.against)
+    assert list(found) == references
+    largest = study.synthetic[-1]
+    assert find(report.facts, f"unet-{largest}", "tpr@all", "differences", f"crn-{largest}")
+    keys = [(f.table, f.subset, f.model, f.against, f.measure) for f in report.facts]
+    assert len(keys) == len(set(keys)), "each number once"
 
 
-def test_the_papers_claims_find_their_lines_in_the_tables_of_a_study(evaluated):
-    """All of Fig. 6 and 8, and Table 1's recall, which compares one method with another."""
+def test_what_evaluations_left_must_fit(evaluated):
     study, output = evaluated
-    names = ("unet", "unet_no_margin", "crn", "crn_no_margin")
-    methods = {name: Method(config=Path("a.yaml")) for name in names}
-    changes = {"methods": methods, "copies": (1, 2, 5), "base": 2, "synthetic": (1, 3)}
-    study = study.model_copy(update=changes)
-    write_boxes(output, study, lambda arm, fold, seed, number: ([HIT], [0.9]))
-    tables = make_tables(study, output)
-    assert "2 copies + 3 by crn," in tables["difference-from-crn-3"].title
-    assert "difference-from-unet-3" not in tables, "the others' tables have it"
-    facts = [parse_markdown(table.markdown())[0] for table in tables.values()]
-    for key in ("infilling_fig6", "infilling_fig8", "infilling_table1"):
-        for claim in find_item(key).claims:
-            if isinstance(claim, Gain):
-                assert claim.judge(facts, find_item(key).printed.values).word != "not attempted"
-
-
-def test_synthetic_mammograms_that_join_no_copies_are_compared_with_as_many_copies(evaluated):
-    study, output = evaluated
-    study = study.model_copy(
-        update={"methods": {"unet": Method(config=Path("a.yaml"))}, "synthetic": (2,)}
-    )
-    write_boxes(output, study, lambda arm, fold, seed, number: ([HIT], [0.9]))
-    tables = make_tables(study, output)
-    assert [row[0] for row in tables["difference-from-copies"].body] == [
-        "real alone",
-        "real + 2 by unet",
-    ]
-    assert "difference-from-base" not in tables
-
-
-def test_arms_evaluated_on_different_mammograms_are_refused(evaluated):
-    study, output = evaluated
-    path = output / "evaluations/real/seed0/boxes.json"
-    boxes = json.loads(path.read_text())
-    path.write_text(json.dumps({key: boxes[key] for key in list(boxes)[1:]}))
+    change_boxes(output, lambda images: dict(list(images.items())[1:]), "real")
     with pytest.raises(DataError, match="not evaluated on the same mammograms"):
         detection_report.read_results(study, output)
-    path.write_text("[")
-    with pytest.raises(DataError, match="boxes.json: can't be read"):
-        detection_report.read_results(study, output)
-    path.write_text(json.dumps({"image0": {"patient": "p"}}))
-    with pytest.raises(DataError, match="is not what evaluate/detection.py writes"):
-        detection_report.read_results(study, output)
+    path = output / "evaluations/real/seed0/boxes.json"
+    for text, said in (("[", "can't be read"), ('{"image0": {"patient": "p"}}', "is not what")):
+        path.write_text(text)
+        with pytest.raises(DataError, match=f"boxes.json: {said}"):
+            detection_report.read_results(study, output)

@@ -1,11 +1,11 @@
 """A study of segmentation models: its plan, its rows, and tables made of rows alone."""
 
-import csv
-
 import numpy as np
 import pytest
 
 from tests.commands import REPOSITORY, run_script_here
+from tests.facts import find, read_csv
+from tfmammo import config as configuration
 from tfmammo import shipped
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.metrics.summary import write_csv
@@ -52,6 +52,16 @@ def test_each_arm_is_planned_by_its_folds_and_seeds(tmp_path):
         )
 
 
+def test_the_committed_rows_are_those_of_the_shipped_config(tmp_path):
+    """A study goes on with its rows only while the same config hashes as it did."""
+    study = configuration.parse(StudyConfig, "study_can")
+    study = study.model_copy(update={"rows": REPOSITORY / study.rows})
+    made = {tuple(row.values())[:4] for row in read_csv(study.rows / RUNS)}
+    assert made
+    missing = segmentation.find_missing(study, plan_runs(study, tmp_path, shipped.ROOT))
+    assert not made & {run.key for run in missing}
+
+
 def write_scores(folder, cases):
     """Write rows of (arm, model, seed, patient, case, Dice); the other measures are 0.5."""
     rows = [
@@ -95,11 +105,19 @@ def test_arms_are_compared_on_the_lesions_of_both(tmp_path):
     rows += [("leak", "CAN", 0, patient, f"{patient}-0~3", 0.9) for patient in patients[:8]]
     rows += [("leak", "CAN", 0, "other", "other-0~3", 0.1)]
     write_scores(tmp_path, rows)
-    arms = {"unseen": {"folds": 2}, "not yet run": {}, "leak": {}}
-    *_, last = tabulate(make_config(tmp_path, arms=arms))
-    assert "Dice of leak less that of unseen" in last.title
-    assert "8 masses of 8 patients" in last.title
-    assert last.body[0][:2] == ["CAN", "+10.0 [+10.0, +10.0]"]
+    leak = {"set": {"data": {"split": "paper"}}}
+    arms = {"unseen": {"folds": 2}, "not yet run": {}, "leak": leak}
+    report = tabulate(make_config(tmp_path, arms=arms))
+    fact = find(report.facts, "CAN", "dice", "arms", "CAN", "arm=leak;less=unseen")
+    assert (fact.value, fact.low, fact.high) == pytest.approx((10, 10, 10))
+    assert (fact.patients, fact.images) == (8, 8) and fact.p < 0.05
+    assert find(report.facts, "CAN", "dice", subset="arm=leak").images == 9
+    assert "8 masses of 8 patients" in report.tables[-1].title
+    printed = [line[0] for table in report.tables for line in table.body if "printed" in line[0]]
+    assert printed == [
+        "CAN, as printed (on inbreast, a split that leaks)",
+        "CAN, as printed (on inbreast)",
+    ]
 
 
 @pytest.mark.long
@@ -112,10 +130,7 @@ def test_a_study_goes_on_with_its_rows_alone(tmp_path, monkeypatch):
     file = tmp_path / "study.yaml"
     file.write_text(config.model_dump_json(exclude_unset=True))
     run_script_here(REPOSITORY / "evaluate/segmentation.py", "--study", "can", "--config", file)
-    with (rows / SCORES).open() as opened:
-        scores = list(csv.DictReader(opened))
-    with (rows / RUNS).open() as opened:
-        runs = list(csv.DictReader(opened))
+    scores, runs = read_csv(rows / SCORES), read_csv(rows / RUNS)
     assert len(runs) == 3 and {run["steps"] for run in runs} == {"2"}
     by_run = [(row["arm"], row["model"], row["fold"], row["case"]) for row in scores]
     assert len(by_run) == len(set(by_run))

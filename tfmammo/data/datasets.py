@@ -253,7 +253,7 @@ def join_added(
 
 
 def read_synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> Iterator[Mammogram]:
-    """Read the mammograms of data.added.synthetic, under the patient ids of their source archive."""
+    """Read the mammograms of data.added.synthetic, with the patient ids of their source."""
     root = config.added.synthetic
     count = config.added.count
     assert root

@@ -1,9 +1,9 @@
-"""Methods that blend lesions into normal tissue, compared: what evaluate/blending.py writes."""
+"""Compare methods that blend lesions into normal tissue: what evaluate/blending.py writes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,10 +30,11 @@ from tfmammo.evaluation.perceptual import (
     check_size,
 )
 from tfmammo.evaluation.realism import make_tri_labels
-from tfmammo.evaluation.report import Report
+from tfmammo.evaluation.report import ComparisonReport
 from tfmammo.evaluation.two_sample import two_sample
 from tfmammo.metrics import blending
-from tfmammo.metrics.summary import Measure, Row, Table
+from tfmammo.metrics.rows import Fact
+from tfmammo.metrics.summary import Measure
 from tfmammo.models.blending import LESION, NORMAL, paste
 from tfmammo.models.mask_gan import clean
 from tfmammo.nn.layers import sample_latent_noise
@@ -47,12 +48,12 @@ REAL = "real patches"
 VANILLA = "vanilla GAN"
 TISSUE = "tissue"
 MEASURES = {
-    "seam": Measure("seam: grey jumps across the border over those beside it", "", 1, 2),
+    "seam": Measure("seam: jumps across the border over those beside it", "", 1, 2),
     "contrast": Measure("contrast of the lesion", "", 1, 3),
     "l1_background": Measure("L1 of the background x 1000", "", 1000, 2),
     "gradient_background": Measure("gradient difference of the background x 1000", "", 1000, 2),
     **SET_MEASURES,
-    "auc": Measure("told from real patches, AUC", "", 1, 3),
+    "auc": Measure("distinguished from real patches, AUC", "", 1, 3),
 }
 OF_LESION = ("seam", "contrast")
 OF_BACKGROUND = ("l1_background", "gradient_background")
@@ -83,21 +84,17 @@ class BlendingEvaluationConfig(EvaluationConfig):
     TFMAMMO_WEIGHTS names; without it Keras's), a path, or "none"; see tfmammo.nn.pretrained.
     """
     folds: int = Field(default=5, ge=2)
-    """Folds of the classifier that tells generated patches from real ones; no more than groups of
-    patients.
+    """Folds of the classifier that distinguishes generated patches from real ones; no more than
+    groups of patients.
     """
     steps: PositiveInt = 200
-    """Training steps of the classifier that tells generated patches from real ones."""
+    """Training steps of the classifier that distinguishes generated patches from real ones."""
     rows: PositiveInt = 6
     """Rows of each sheet: lesions drawn by `seed`, and each method's best and worst by its seam."""
 
 
-def evaluate(config: BlendingEvaluationConfig, output: Path) -> list[Table]:
-    """Pair lesions and tissue, run every method, and write the table, CSVs and the sheet.
-
-    Returns:
-        The tables.
-    """
+def evaluate(config: BlendingEvaluationConfig, output: Path) -> ComparisonReport:
+    """Pair lesions and tissue, run every method, and write the table, CSVs and the sheet."""
     check_config(config)
     scorer = PerceptualScorer.load(config.alexnet, config.heads, config.inception)
     lesions, tissue = pair_with_tissue(config.data, config.seed, output)
@@ -111,34 +108,27 @@ def evaluate(config: BlendingEvaluationConfig, output: Path) -> list[Table]:
         for name in images
     }
     groups = group_patients(comparison.patches.patient_ids, target.patient_ids)
-    rows = summarize_images(scores, config, groups)
-    rows += compare_sets(images, masks, scorer, config, groups)
+    facts = summarize_images(scores, config, groups)
+    facts += compare_sets(images, masks, scorer, config, groups)
     measures = scorer.mark_measures(MEASURES)
-    report = Report(config, measures, models_across=True, note=scorer.note)
-    notes = (*scorer.describe(), describe_groups(groups))
-    report.add(comparison, scores, rows, notes)
+    report = ComparisonReport(
+        config=config, measures=measures, models_across=True, note=scorer.note
+    )
+    note = (
+        "An image shows two patients, its lesion's and its tissue's. The units of intervals and "
+        f"tests are groups of patients who share images, {len(set(groups.tolist()))} in all."
+    )
+    report.add(comparison, scores, facts, (*scorer.describe(), note))
     scorer.write_sources(output / "networks.json")
     report.write(output)
     panels = {TISSUE: target.images, **images}
     seams = {name: scores[name]["seam"] for name in images if name not in (REAL, VANILLA)}
     sheets.write_sheets(panels, seams, config.rows, config.seed, output / "sheet.png")
-    return report.tables
-
-
-def describe_groups(groups: NDArray[np.str_]) -> str:
-    """Say what the units of intervals and tests are."""
-    return (
-        "An image shows two patients, its lesion's and its tissue's. The units of intervals and "
-        f"tests are groups of patients who share images, {len(set(groups.tolist()))} in all."
-    )
+    return report
 
 
 def check_config(config: BlendingEvaluationConfig) -> None:
-    """Refuse a config that can't be evaluated.
-
-    Raises:
-        ConfigError: Patches are too small, a model has a reserved name, or patients are not unseen.
-    """
+    """Refuse patches that are too small, reserved names, and patients that are not unseen."""
     check_size(config.data.size)
     for name in config.models:
         if name in (REAL, VANILLA, TISSUE, *METHODS):
@@ -153,12 +143,6 @@ def pair_with_tissue(data: DataConfig, seed: int, output: Path) -> tuple[Patches
     """Draw a patch of normal tissue from the same fold for each lesion of an archive.
 
     All lesions of a patient come into the tissue of one other patient; see `pair_patients`.
-
-    Returns:
-        Lesions and tissue, of equal length.
-
-    Raises:
-        DataError: A fold has lesions and no normal tissue.
     """
     split = datasets.pin_archive_split(data, output)
     patches = datasets.load_all_patches(split, make_blend_patches)
@@ -192,11 +176,8 @@ def pair_patients(
 
     An image shows two patients. So that few images share one, patients who have both form couples,
     in which each gives the other's tissue; three form a ring where they are odd in number. Patients
-    with lesions alone get those with tissue alone in turn.
-
-    Returns:
-        Patient with lesions -> patient with tissue; a patient who is alone in having both gives the
-        own tissue.
+    with lesions alone get those with tissue alone in turn. A patient who is alone in having both
+    gives the own tissue.
     """
     both = random.permutation(sorted(with_lesions & with_tissue)).tolist()
     rings = [both[start : start + 2] for start in range(0, len(both), 2)]
@@ -215,16 +196,9 @@ def pair_patients(
 
 
 def group_patients(first: NDArray[np.str_], second: NDArray[np.str_]) -> NDArray[np.str_]:
-    """Group patients who share images, directly or by others.
+    """Name the group of patients of each image, who share images directly or by others, str [n].
 
     Images of different groups share no patient, so groups are independent.
-
-    Args:
-        first: One patient of each image, str [n].
-        second: The other, str [n].
-
-    Returns:
-        The first patient's name of each image's group, str [n].
     """
     names, numbers = np.unique(np.concatenate([first, second]), return_inverse=True)
     rows, columns = numbers.reshape(2, -1)
@@ -283,12 +257,6 @@ def run_methods(
 ) -> tuple[dict[str, Images], dict[str, Masks]]:
     """Collect the images of the networks, the direct methods, the vanilla GAN, and the real ones.
 
-    Args:
-        config: The methods.
-        comparison: What the networks made of the evaluated lesions.
-        tissue: The tissue of each evaluated lesion.
-        lesions: All lesions, evaluated or not.
-
     Returns:
         Images and masks by method, each [n, size, size, 1].
     """
@@ -337,14 +305,7 @@ def sample_vanilla(
 
 
 def score_images(images: Images, masks: Masks, tissue: Images | None) -> Scores:
-    """Compute the measures of single images.
-
-    Args:
-        images: float32 [n, s, s, 1] in [0, 1].
-        masks: {0, 1} [n, s, s, 1].
-        tissue: The images before a lesion was inserted; None where nothing was inserted, so that
-            there is no background to compare.
-    """
+    """Compute the measures of single images, without background where tissue is None."""
     scores = {
         "seam": blending.seam_strength(images, masks),
         "contrast": blending.lesion_contrast(images, masks),
@@ -356,31 +317,22 @@ def score_images(images: Images, masks: Masks, tissue: Images | None) -> Scores:
 
 def summarize_images(
     scores: Mapping[str, Scores], config: BlendingEvaluationConfig, groups: NDArray[np.str_]
-) -> list[Row]:
-    """Compute the table rows of measures of single images.
+) -> list[Fact]:
+    """Summarize the measures of single images, with groups of patients as units.
 
-    The vanilla GAN is summarized apart: some of its images may lack a lesion.
-
-    Args:
-        scores: Of single images.
-        config: How they are summarized.
-        groups: As `group_patients` returns them.
+    The vanilla GAN is summarized apart, because some of its images may lack a lesion.
     """
-    first = next(iter(scores))
-    lesion_scores = {
-        name: {key: values[key] for key in OF_LESION} for name, values in scores.items()
-    }
-    aligned = {name: values for name, values in lesion_scores.items() if name != VANILLA}
-    rows = config.summarize(aligned, groups)
+
+    def summarize(names: Iterable[str], keys: tuple[str, ...]) -> list[Fact]:
+        chosen = {name: scores[name] for name in names}
+        return config.summarize(chosen, groups, {key: MEASURES[key] for key in keys})
+
+    facts = summarize((name for name in scores if name != VANILLA), OF_LESION)
     if VANILLA in scores:
-        pair = {name: lesion_scores[name] for name in (first, VANILLA)}
-        rows += [row for row in config.summarize(pair, groups) if row.model == VANILLA]
-    background_scores = {
-        name: {key: values[key] for key in OF_BACKGROUND}
-        for name, values in scores.items()
-        if name not in (REAL, VANILLA)
-    }
-    return rows + config.summarize(background_scores, groups)
+        pair = summarize((next(iter(scores)), VANILLA), OF_LESION)
+        facts += [fact for fact in pair if fact.model == VANILLA]
+    inserted = (name for name in scores if name not in (REAL, VANILLA))
+    return facts + summarize(inserted, OF_BACKGROUND)
 
 
 def compare_sets(
@@ -389,11 +341,8 @@ def compare_sets(
     scorer: PerceptualScorer,
     config: BlendingEvaluationConfig,
     groups: NDArray[np.str_],
-) -> list[Row]:
-    """Compute the table rows of measures of whole sets.
-
-    These are distances to the real patches, and whether a classifier tells a set from them.
-    """
+) -> list[Fact]:
+    """Measure whole sets: distances to the real patches, and a classifier two-sample test."""
     features = {name: scorer.inception.features(values) for name, values in images.items()}
     sets = {
         name: PatchSample(values, features[name], is_paired=True)
@@ -404,7 +353,7 @@ def compare_sets(
     count = len(set(groups.tolist()))
     if count < 2:
         log.warning("all images share patients, so that no classifier can be tested on unseen ones")
-        return scorer.make_rows(statistics, groups, config.level, REAL, config.compare)
+        return scorer.compare(statistics, groups, MEASURES, config, REAL)
     tests = {
         name: two_sample(
             images[REAL],
@@ -422,4 +371,4 @@ def compare_sets(
         for name in sets
     }
     areas = {"auc": {name: test.measure_area for name, test in tests.items()}}
-    return scorer.make_rows({**statistics, **areas}, groups, config.level, REAL, config.compare)
+    return scorer.compare({**statistics, **areas}, groups, MEASURES, config, REAL)

@@ -35,13 +35,8 @@ def process_file(pipeline: Pipeline, path: Path, output: Path) -> tuple[Path, st
 
     Files of an earlier run in that folder are replaced.
 
-    Args:
-        pipeline: The three loaded models.
-        path: An image file, DICOM or other.
-        output: The mammogram's folder is made in here, named after the file and its sha256.
-
     Returns:
-        The folder, and one line that names the findings.
+        The folder, named after the file and its sha256, and one line that names the findings.
 
     Raises:
         ArchiveError: The mammogram can't be read.

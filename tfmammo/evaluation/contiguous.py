@@ -1,4 +1,4 @@
-"""Lesions on adjacent patches of one mammogram: what evaluate/contiguous.py writes."""
+"""Add lesions to adjacent patches of one mammogram: what evaluate/contiguous.py writes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import sampling
 from tfmammo.data.anatomy import breast_mask
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.evaluation.report import save_figure
+from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.mammogram import Box, Mammogram, Skipped
 from tfmammo.metrics.plotting import plot_style
-from tfmammo.metrics.summary import write_csv
+from tfmammo.metrics.summary import Measure, Table
 from tfmammo.synthesis.generators import (
     LesionGenerator,
     find_best_weights,
@@ -61,12 +61,8 @@ class ContiguousConfig(Frozen):
     """Seed of places and lesions."""
 
 
-def evaluate(config: ContiguousConfig, output: Path) -> str:
-    """Add lesions to adjacent patches of a mammogram, and write the figure, the image and the
-    boxes.
-
-    Returns:
-        In words, how many patches got a lesion.
+def evaluate(config: ContiguousConfig, output: Path) -> Report:
+    """Add lesions to adjacent patches of a mammogram; write figure, image and boxes.
 
     Raises:
         ConfigError: The generator removes lesions, or there is no such mammogram.
@@ -84,23 +80,29 @@ def evaluate(config: ContiguousConfig, output: Path) -> str:
     edited = reinsert_patches(target, stored, patches)
     output.mkdir(parents=True, exist_ok=True)
     synthetic.write_png(output / "mammogram.png", edited)
-    write_csv(output / "boxes.csv", [make_row(patch, mammogram) for patch in patches])
     figure = draw_before_and_after(target.image, edited.image(), patches)
     save_figure(figure, output / "figure-contiguous.png")
-    kept = sum(patch.mask_box is not None for patch in patches)
-    return f"{kept} of {len(patches)} patches of {mammogram.image_id} got a lesion"
+    counts = {
+        "patches": len(patches),
+        "lesions": sum(patch.mask_box is not None for patch in patches),
+    }
+    count = Measure("count", "", 1, 0)
+    header = ["mammogram", "patches", "patches that got a lesion"]
+    body = [[mammogram.image_id, *map(str, counts.values())]]
+    report = Report(
+        config=None,
+        facts=[
+            count.make_fact("contiguous", "generator", *one, images=1) for one in counts.items()
+        ],
+        tables=[Table("Lesions on adjacent patches", header, body)],
+        files={"boxes.csv": [make_row(patch, mammogram) for patch in patches]},
+    )
+    report.write(output)
+    return report
 
 
 def find_windows(config: ContiguousConfig, network: LesionGenerator) -> tuple[Mammogram, list[Box]]:
-    """Find a mammogram whose normal tissue has space for the patches.
-
-    Returns:
-        The mammogram, and the windows of the patches, native px.
-
-    Raises:
-        ConfigError: `config.only` names no normal mammogram.
-        DataError: No mammogram has space.
-    """
+    """Find a mammogram whose normal tissue has space for the patches, and their windows in px."""
     normal = [
         mammogram
         for mammogram in archives.read_mammograms(config.data, Skipped())
@@ -117,10 +119,13 @@ def find_windows(config: ContiguousConfig, network: LesionGenerator) -> tuple[Ma
     reason = "there is none"
     for mammogram in candidates:
         random = sampling.random_stream(config.seed, mammogram.image_id, 0)
+        lesions = np.zeros((mammogram.rows, mammogram.cols, 1), np.uint8)
+        for lesion in mammogram.lesions:
+            lesions[..., 0] |= lesion.mask(mammogram.rows, mammogram.cols)
         try:
             windows = draw_contiguous(
                 breast_mask(mammogram.pixels()),
-                _draw_lesions(mammogram),
+                lesions,
                 compute_side(mammogram, network),
                 config.count,
                 network.data.sampling.tissue,
@@ -134,14 +139,6 @@ def find_windows(config: ContiguousConfig, network: LesionGenerator) -> tuple[Ma
         f"no normal mammogram{'' if config.only else ' of a patient new to the generator'} has "
         f"room for the patches: {reason}"
     )
-
-
-def _draw_lesions(mammogram: Mammogram) -> NDArray[np.uint8]:
-    """Return the union of all lesion masks: uint8 [rows, cols, 1], 0 or 1."""
-    union = np.zeros((mammogram.rows, mammogram.cols, 1), np.uint8)
-    for lesion in mammogram.lesions:
-        union[..., 0] |= lesion.mask(mammogram.rows, mammogram.cols)
-    return union
 
 
 def make_row(patch: EditedPatch, mammogram: Mammogram) -> dict[str, object]:
@@ -159,13 +156,7 @@ def make_row(patch: EditedPatch, mammogram: Mammogram) -> dict[str, object]:
 def draw_before_and_after(
     before: NDArray[np.float32], after: NDArray[np.float32], patches: Sequence[EditedPatch]
 ) -> Figure:
-    """Draw the row of patches before and after, with the windows and the boxes of the lesions.
-
-    Args:
-        before: The mammogram, float32 [rows, cols, 1].
-        after: The mammogram with the lesions, same shape.
-        patches: Adjacent patches.
-    """
+    """Draw the row of patches before and after, with the windows and the boxes of the lesions."""
     windows = np.array([patch.place for patch in patches])
     top, left = windows[:, :2].min(axis=0)
     bottom, right = windows[:, 2:].max(axis=0)

@@ -1,7 +1,7 @@
-"""Defects in the texture of synthetic images: what evaluate/defects.py writes.
+"""Measure defects in the texture of synthetic images: what evaluate/defects.py writes.
 
 CAN's Fig. 3 shows masks from which Pix2Pix makes tissue with defects and CAN fewer, and prints no
-number. The masks of a figure that one model's failures choose flatter the other one. Sheets
+number. A figure of masks that were chosen by one model's failures flatters the other one. Sheets
 therefore show a random choice, and each model's own best and worst.
 """
 
@@ -18,12 +18,11 @@ from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
 from tfmammo.evaluation import sheets
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
-from tfmammo.evaluation.report import Report
+from tfmammo.evaluation.report import ComparisonReport, Runs, average_runs
 from tfmammo.evaluation.texture import LATTICES, TWO_GREYS, make_two_greys, measure_lattices
 from tfmammo.evaluation.texture import MEASURES as TEXTURE_MEASURES
-from tfmammo.evaluation.trainings import average_trainings, tabulate_trainings
 from tfmammo.metrics import texture
-from tfmammo.metrics.summary import Measure, Table
+from tfmammo.metrics.summary import Measure
 from tfmammo.metrics.texture import TextureRange
 from tfmammo.training import image_grid
 from tfmammo.training.image_grid import BLUE, ORANGE
@@ -37,9 +36,7 @@ MEASURES = {
     "haar": Measure("Finest Haar band of tissue, real = 1", "", 1, 2),
     **{name: TEXTURE_MEASURES[name] for name in LATTICES},
 }
-TRAININGS_NOTE = (
-    "Other tables average each patch over the trainings of a model. Sheets are of its first one."
-)
+RUNS_NOTE = "Other tables average each patch over the runs of a model. Sheets are of its first run."
 REAL = "real"
 
 
@@ -54,46 +51,37 @@ class DefectsConfig(EvaluationConfig):
     """The share of real tissue that counts as too flat, and that counts as too harsh."""
 
 
-def evaluate(config: DefectsConfig, output: Path) -> list[Table]:
+def evaluate(config: DefectsConfig, output: Path) -> ComparisonReport:
     """Measure the defects of every model's images, and write tables, CSVs and sheets.
 
-    Returns:
-        The tables.
-
     Raises:
-        ConfigError: As `compare`.
-        DataError: A model has the name of a row of its own, real tissue has no texture, or as
-            `compare`.
+        DataError: A model has the name of a row of its own, or real tissue has no texture.
     """
     for name in {REAL, TWO_GREYS} & set(config.models):
         raise DataError(f"models: {name} is the name of a row that is always there")
-    report = Report(config, MEASURES, models_across=True)
+    report = ComparisonReport(config=config, measures=MEASURES, models_across=True)
     for comparison in compare(config, "mask", "image", allow_repeats=True):
         patches = comparison.patches
+        outputs = {name: comparison.list_runs(name) for name in comparison.outputs}
+        outputs |= {name: [images] for name, images in make_baselines(patches).items()}
         try:
             limits = texture.measure_range(
                 patches.images, patches.masks, config.window, config.tail
             )
-            outputs = {name: comparison.list_trainings(name) for name in comparison.outputs}
-            outputs |= {name: [images] for name, images in make_baselines(patches).items()}
-            trainings = measure_defects(outputs, patches, config, limits)
+            runs = measure_defects(outputs, patches, config, limits)
         except ValueError as error:
             raise DataError(f"data: {error}") from None
-        scores = average_trainings(trainings)
         note = (
             f"Defects: tissue outside the mass whose standard deviation within {config.window} x "
             f"{config.window} px is below {limits.low:.4f} (flat) or above {limits.high:.4f} "
             f"(harsh), which {100 * config.tail:g} % each of the textured real tissue is. "
-            f"{TWO_GREYS}: the mean grey value of real masses in the mask, of real tissue outside."
+            f"{TWO_GREYS}: the mean intensity of real masses in the mask, of real tissue outside."
         )
-        report.add(comparison, scores, notes=(note,))
-        report.tables += tabulate_trainings(
-            trainings, "defects", MEASURES["defects"], TRAININGS_NOTE
-        )
-        first = {name: of_trainings[0] for name, of_trainings in trainings.items()}
-        write_sheets(comparison, first, limits, config, output)
+        report.add(comparison, average_runs(runs), notes=(note,))
+        report.add_runs(comparison, runs, "defects", RUNS_NOTE)
+        write_sheets(comparison, runs, limits, config, output)
     report.write(output)
-    return report.tables
+    return report
 
 
 def make_baselines(patches: Patches) -> dict[str, Images]:
@@ -107,18 +95,9 @@ def measure_defects(
     config: DefectsConfig,
     limits: TextureRange,
 ) -> dict[str, list[dict[str, NDArray[np.float64]]]]:
-    """Measure the defects of each model's images.
+    """Measure the defects of each model's images: model -> run -> measure -> float64 [n].
 
-    Args:
-        outputs: Model -> the images of each of its trainings, float32 [n, s, s, 1] in [0, 1].
-        patches: The real images and the masks.
-        config: The square of texture, and the period of lattices.
-        limits: Of real tissue.
-
-    Returns:
-        Model -> training -> measure -> float64 [n]; "defects", "flat" and "harsh" as parts of the
-        tissue, NaN where a mask leaves no tissue. Lattices are left out where the patches' size
-        suits no spectrum.
+    "defects", "flat" and "harsh" are parts of the tissue, NaN where a mask leaves no tissue.
     """
     masks = patches.masks
     tissue = 1 - masks
@@ -127,7 +106,6 @@ def measure_defects(
     area[area == 0] = np.nan
 
     def measure(images: Images) -> dict[str, NDArray[np.float64]]:
-        """Measure the images of one training: measure -> float64 [n]."""
         flat, harsh = (
             pixels.sum(axis=(1, 2, 3)) / area
             for pixels in texture.find_defects(images, masks, limits, config.window)
@@ -140,12 +118,12 @@ def measure_defects(
             **measure_lattices(images),
         }
 
-    return {name: [measure(images) for images in trainings] for name, trainings in outputs.items()}
+    return {name: [measure(images) for images in of_runs] for name, of_runs in outputs.items()}
 
 
 def write_sheets(
     comparison: Comparison,
-    scores: dict[str, dict[str, NDArray[np.float64]]],
+    runs: Runs,
     limits: TextureRange,
     config: DefectsConfig,
     output: Path,
@@ -153,7 +131,7 @@ def write_sheets(
     """Write masks, real images, and each model's images without and with its defects coloured."""
     patches = comparison.patches
     stem = "sheet-leaky" if comparison.protocol == "paper" else "sheet"
-    areas = {name: np.nan_to_num(scores[name]["defects"]) for name in comparison.outputs}
+    areas = {name: np.nan_to_num(runs[name][0]["defects"]) for name in comparison.outputs}
     for ending, rows in sheets.choose_rows(areas, config.rows, config.seed).items():
         masks = patches.masks[rows]
         panels = {"mask": masks.astype(np.float32), REAL: patches.images[rows]}

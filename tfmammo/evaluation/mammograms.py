@@ -1,13 +1,13 @@
-"""Whole mammograms with synthetic masses, before and after: what evaluate/mammograms.py writes.
+"""Measure and draw synthetic masses in whole mammograms: what evaluate/mammograms.py writes.
 
 Infilling's Fig. 4 shows the mask, the normal mammogram and the mammogram with the mass; blending's
 Fig. 5 shows mammograms of four methods. Lin et al. say of Poisson editing that its lesions are
 often invisible. The table measures that: how much brighter a mass is than the tissue around it, and
-how strong its seam is, beside the same place before the insertion and beside real masses.
+how strong its seam is, compared with the same place before the insertion and with real masses.
 
 Deviations:
-- The papers' mammograms are chosen by hand. Here they are drawn at random. Those with the largest
-  and the smallest contrast of the mass follow.
+- The papers' mammograms are chosen by hand. Ours are drawn at random, followed by those with the
+  largest and the smallest contrast of the mass.
 """
 
 from __future__ import annotations
@@ -28,20 +28,23 @@ from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import datasets, sampling
 from tfmammo.errors import DataError
 from tfmammo.evaluation.comparison import Name
-from tfmammo.evaluation.report import save_figure, write_markdown
+from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.mammogram import Box, Mammogram
 from tfmammo.metrics import blending
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.segmentation import crossed_interval
 from tfmammo.metrics.significance import FEWEST_PATIENTS, describe_few
-from tfmammo.metrics.summary import Measure, Table, write_csv
+from tfmammo.metrics.summary import Measure, Table
 from tfmammo.synthesis.recipe import Recipe, find_source, read_recipe
 from tfmammo.synthesis.sources import ArchiveIndexes
 
 REAL = "real masses"
 BOX_COLOUR = "#e69f00"
+COUNT = Measure("count", "", 1, 0)
 CONTRAST = Measure("contrast", "", 1, 3)
 SEAM = Measure("seam", "", 1, 2)
+MEASURES = {"contrast": CONTRAST, "contrast_before": CONTRAST, "seam": SEAM, "seam_before": SEAM}
+TEST = "bootstrap by patient of the mammogram and of the lesion"
 
 
 class MammogramsConfig(Frozen):
@@ -94,15 +97,11 @@ class Item:
         ]
 
 
-def evaluate(config: MammogramsConfig, output: Path) -> list[Table]:
+def evaluate(config: MammogramsConfig, output: Path) -> Report:
     """Measure the masses of every set, and draw mammograms before and after.
-
-    Returns:
-        The table.
 
     Raises:
         ConfigError: As `find_source`.
-        ArchiveError: An archive or a set can't be read.
         DataError: A folder is no set, holds no mammogram, or is not of the archive.
     """
     indexes = ArchiveIndexes()
@@ -117,25 +116,20 @@ def evaluate(config: MammogramsConfig, output: Path) -> list[Table]:
         for line in of_item
     ]
     lines += measure_real_masses(config, indexes)
-    table = tabulate(lines, config)
-    output.mkdir(parents=True, exist_ok=True)
-    write_csv(output / "masses.csv", lines)
-    write_markdown(output / "table.md", [table])
+    report = Report(config=config, files={"masses.csv": lines})
+    add_masses(report, lines, config)
     for name, of_set in items.items():
         contrasts = np.array(
             [np.mean([line["contrast"] for line in of_item]) for of_item in measured[name]]
         )
         chosen = choose_items(contrasts, config.columns, config.seed)
         save_figure(draw_items(of_set, contrasts, chosen), output / f"figure-{name}.png")
-    return [table]
+    report.write(output)
+    return report
 
 
 def read_items(path: Path, config: MammogramsConfig, indexes: ArchiveIndexes) -> list[Item]:
-    """Read a set and the mammograms that it was made from.
-
-    Raises:
-        DataError: The folder holds no synthetic mammogram, or one whose source is not there.
-    """
+    """Read a set and the mammograms that it was made from."""
     recipes = sorted((path / "recipes").glob("*.json"))
     if not recipes:
         raise DataError(f"{path}: holds no recipe; name a folder of tfmammo.synthesis")
@@ -157,11 +151,7 @@ def read_items(path: Path, config: MammogramsConfig, indexes: ArchiveIndexes) ->
 
 
 def measure_item(item: Item, ring: int) -> list[dict[str, Any]]:
-    """Measure each mass of a synthetic mammogram, and the same place before.
-
-    Returns:
-        Lines of masses.csv without the set.
-    """
+    """Measure each mass of a mammogram and the same place before: lines of masses.csv."""
     pixels = [mammogram.pixels() for mammogram in (item.before, item.after)]
     patient = item.before.patient_id
     lesions = item.recipe.lesions
@@ -187,15 +177,9 @@ def measure_item(item: Item, ring: int) -> list[dict[str, Any]]:
 def measure_mass(
     pixels: NDArray[np.float32], mask: NDArray[np.uint8], ring: int
 ) -> tuple[float, float]:
-    """Measure contrast and seam of what a mask covers.
+    """Measure contrast and seam of what a mask covers; NaN for an empty mask.
 
-    Args:
-        pixels: float32 [rows, cols, 1] in [0, 1].
-        mask: uint8 [rows, cols, 1], 0 or 1.
-        ring: Width of the ring of tissue around it, px.
-
-    Returns:
-        Contrast and strength of the seam; see `metrics.blending`. NaN for an empty mask.
+    The ring of tissue around it has a width in px.
     """
     place = np.argwhere(mask[..., 0])
     if not len(place):
@@ -209,11 +193,7 @@ def measure_mass(
 
 
 def measure_real_masses(config: MammogramsConfig, indexes: ArchiveIndexes) -> list[dict[str, Any]]:
-    """Measure a random choice of the archive's real masses that have an outline.
-
-    Returns:
-        Lines of masses.csv.
-    """
+    """Measure a random choice of the archive's outlined real masses: lines of masses.csv."""
     candidates = [
         (mammogram, number, lesion)
         for mammogram in indexes.read(config.data)
@@ -242,21 +222,42 @@ def measure_real_masses(config: MammogramsConfig, indexes: ArchiveIndexes) -> li
     return lines
 
 
-def tabulate(lines: Sequence[Mapping[str, Any]], config: MammogramsConfig) -> Table:
-    """Tabulate means of contrast and seam of each set, and of real masses."""
+def add_masses(
+    report: Report, lines: Sequence[Mapping[str, Any]], config: MammogramsConfig
+) -> None:
+    """Add means of contrast and seam of each set, and of real masses."""
     body = []
+    fewest = len(lines)
     for name in dict.fromkeys(line["set"] for line in lines):
         of_set = [line for line in lines if line["set"] == name]
-        known = "-" if name == REAL else str(sum(line["trained_on"] for line in of_set))
-        row = [name, str(len(of_set)), known]
-        for key, measure in (
-            ("contrast", CONTRAST),
-            ("contrast_before", CONTRAST),
-            ("seam", SEAM),
-            ("seam_before", SEAM),
-        ):
-            row.append(_format_mean(of_set, key, measure, config))
-        body.append(row)
+        known = sum(line["trained_on"] for line in of_set)
+        patients = {key: {line[key] for line in of_set} for key in ("patient", "patient_of_lesion")}
+        fewest = min(fewest, *map(len, patients.values()))
+        counts = {"patients": len(patients["patient"]), "images": len(of_set)}
+        report.facts += [
+            COUNT.make_fact("masses", name, key, value, **counts)
+            for key, value in (("masses", len(of_set)), ("of_training_patients", known))
+        ]
+        cells = [name, str(len(of_set)), "-" if name == REAL else str(known)]
+        for key, measure in MEASURES.items():
+            finite = [line for line in of_set if np.isfinite(line[key])]
+            if not finite:
+                cells.append("-")
+                continue
+            numbers = [line[key] for line in finite]
+            bounds = crossed_interval(
+                numbers,
+                [line["patient"] for line in finite],
+                [line["patient_of_lesion"] for line in finite],
+                config.samples,
+                config.seed,
+                config.level,
+            )
+            mean = float(np.mean(numbers))
+            fact = measure.make_fact("masses", name, key, mean, *bounds, test=TEST, **counts)
+            report.facts.append(fact)
+            cells.append(measure.format_fact(fact))
+        body.append(cells)
     header = [
         "",
         "masses",
@@ -266,13 +267,8 @@ def tabulate(lines: Sequence[Mapping[str, Any]], config: MammogramsConfig) -> Ta
         "seam",
         "before the insertion",
     ]
-    fewest = min(
-        len({line[key] for line in lines if line["set"] == row[0]})
-        for row in body
-        for key in ("patient", "patient_of_lesion")
-    )
     notes = [
-        "Contrast: mean grey value of the mass less that of the tissue around it; 0 is invisible. "
+        "Contrast: mean intensity of the mass less that of the tissue around it; 0 is invisible. "
         "Seam: jumps across its border over those of the tissue around it; real masses have one.",
         "Of training patients: masses whose mammogram or lesion is of a patient that the set's "
         "network was trained on.",
@@ -282,34 +278,11 @@ def tabulate(lines: Sequence[Mapping[str, Any]], config: MammogramsConfig) -> Ta
     if fewest < FEWEST_PATIENTS:
         notes.append(describe_few(fewest))
     title = f"Synthetic masses in mammograms of {config.data.archive_name}"
-    return Table(title, header, body, tuple(notes))
-
-
-def _format_mean(
-    lines: Sequence[Mapping[str, Any]], key: str, measure: Measure, config: MammogramsConfig
-) -> str:
-    finite = [line for line in lines if np.isfinite(line[key])]
-    if not finite:
-        return "-"
-    numbers = [line[key] for line in finite]
-    low, high = crossed_interval(
-        numbers,
-        [line["patient"] for line in finite],
-        [line["patient_of_lesion"] for line in finite],
-        config.samples,
-        config.seed,
-        config.level,
-    )
-    interval = f"\n[{measure.show(low)}, {measure.show(high)}]" if np.isfinite(low) else ""
-    return f"{measure.show(float(np.mean(numbers)))}{interval}"
+    report.tables.append(Table(title, header, body, tuple(notes)))
 
 
 def choose_items(contrasts: NDArray[np.float64], count: int, seed: int) -> dict[str, list[int]]:
-    """Choose mammograms at random, and those of the largest and of the smallest contrast.
-
-    Returns:
-        "random", "largest contrast", "smallest contrast" -> places in the set.
-    """
+    """Choose places in the set at random, and those of the largest and the smallest contrast."""
     order = np.argsort(np.nan_to_num(contrasts), kind="stable")
     return {
         "random": np.random.default_rng(seed).permutation(len(order))[:count].tolist(),
@@ -322,13 +295,7 @@ def choose_items(contrasts: NDArray[np.float64], count: int, seed: int) -> dict[
 def draw_items(
     items: Sequence[Item], contrasts: NDArray[np.float64], chosen: Mapping[str, Sequence[int]]
 ) -> Figure:
-    """Draw mask, mammogram before and mammogram after, one column an item.
-
-    Args:
-        items: Of a set.
-        contrasts: Mean of each item's masses, above its column.
-        chosen: As `choose_items` returns it.
-    """
+    """Draw mask, mammogram before and mammogram after, one column an item, contrast above."""
     columns = [(choice, place) for choice, places in chosen.items() for place in places]
     figure = Figure(figsize=(1.8 * len(columns), 7), layout="constrained")
     grid = figure.subplots(3, len(columns), squeeze=False)

@@ -1,8 +1,8 @@
 """LPIPS, FID and KID of sets of patches against real patches, with intervals over patients.
 
 The networks are those of the folder that TFMAMMO_WEIGHTS names, or downloaded, or files (of
-`tfmammo pretrained convert`), or random ones ("none"); then the names and headings of measures say
-so. A note below every table names them with the SHA-256 of their weights.
+`tfmammo pretrained convert`), or random ones ("none"), which the names of measures then say. A note
+below every table names them with the SHA-256 of their weights.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.errors import ConfigError
+from tfmammo.evaluation.comparison import EvaluationConfig
 from tfmammo.metrics import perceptual
-from tfmammo.metrics.segmentation import Paired
-from tfmammo.metrics.summary import Compare, Measure, Row, add_difference, list_comparisons
+from tfmammo.metrics.rows import Fact
+from tfmammo.metrics.summary import JACKKNIFE, Measure, list_comparisons
 from tfmammo.nn import published
 
 MIN_SIZE = 32  # px
@@ -55,25 +56,14 @@ class PatchSample:
 
 @dataclass(frozen=True, eq=False)
 class PerceptualScorer:
-    """The pretrained networks that score patches.
-
-    Attributes:
-        lpips: See tfmammo.metrics.perceptual.
-        inception: See tfmammo.metrics.perceptual.
-    """
+    """The pretrained networks that score patches; see tfmammo.metrics.perceptual."""
 
     lpips: perceptual.LPIPS
     inception: perceptual.Inception
 
     @classmethod
     def load(cls, alexnet: str, heads: str, inception: str) -> PerceptualScorer:
-        """Load the networks.
-
-        Args:
-            alexnet: The backbone of LPIPS: "imagenet", a path, or "none".
-            heads: The calibrated heads of LPIPS: "published", a path, or "none".
-            inception: The network of FID and KID: "imagenet", a path, or "none".
-        """
+        """Load the networks; each is named as in `RealismConfig`."""
         return cls(perceptual.LPIPS(alexnet, heads), perceptual.Inception(inception))
 
     @property
@@ -141,57 +131,50 @@ class PerceptualScorer:
         features: NDArray[np.float32],
         sets: Mapping[str, PatchSample],
     ) -> dict[str, dict[str, Statistic]]:
-        """Compare sets of patches with the real ones.
-
-        Args:
-            real: float32 [n, s, s, 1] in [0, 1].
-            features: The Inception features of the real patches.
-            sets: Name -> n patches.
-
-        Returns:
-            Measure of SET_MEASURES -> set -> its statistic.
-        """
+        """Compare sets of n patches with the n real ones: SET_MEASURES -> set -> its statistic."""
         pairs: dict[str, Statistic] = {}
         for name, patches in sets.items():
             distances = self.lpips.matrix(real, patches.images)
             pairs[name] = partial(_average_off_diagonal, distances)
         return {"lpips_pairs": pairs, **make_feature_statistics(features, sets)}
 
-    def make_rows(
+    def compare(
         self,
         statistics: Mapping[str, Mapping[str, Statistic]],
         patient_ids: NDArray[np.str_],
-        level: float,
+        measures: Mapping[str, Measure],
+        config: EvaluationConfig,
         real: str,
-        compare: Compare = "first",
-    ) -> list[Row]:
-        """Compute table rows of whole sets: jackknife intervals, and differences between sets.
+    ) -> list[Fact]:
+        """Compute whole sets' values with jackknife intervals, and differences between sets.
 
         Args:
             statistics: Measure -> set -> its statistic.
             patient_ids: str [n].
-            level: Confidence level of intervals.
+            measures: Measure -> how it is shown.
+            config: The confidence level, and which sets are compared.
             real: The name of the real patches, which are compared with nothing.
-            compare: See `list_comparisons`.
         """
-        rows = []
-        counts = len(patient_ids), len(set(patient_ids.tolist()))
-        for measure, sets in statistics.items():
-            single = {}
-            for name, statistic in sets.items():
-                estimate = perceptual.jackknife_area if measure == "auc" else perceptual.jackknife
-                value, low, high, _ = estimate(statistic, patient_ids, level)
-                key = self.mark_name(measure)
-                single[name] = Row(name, key, *counts, value, low, high, method="jackknife")
-            for name, other in list_comparisons([name for name in sets if name != real], compare):
-                row = single[name]
-                if other:
-                    difference = partial(_subtract, sets[name], sets[other])
-                    value, low, high, p = perceptual.jackknife(difference, patient_ids, level)
-                    row = add_difference(row, other, Paired(value, low, high, p))
-                rows.append(row)
-            rows += [single[real]] if real in single else []
-        return rows
+        facts = []
+        patients = len(set(patient_ids.tolist()))
+        settings: dict[str, Any] = {"patients": patients, "images": len(patient_ids)}
+        settings["test"] = JACKKNIFE
+        for name, sets in statistics.items():
+            measure = self.mark_measures(measures)[self.mark_name(name)]
+            key = self.mark_name(name)
+            estimate = perceptual.jackknife_area if name == "auc" else perceptual.jackknife
+            for model, statistic in sets.items():
+                numbers = estimate(statistic, patient_ids, config.level)[:3]
+                facts.append(measure.make_fact("means", model, key, *numbers, **settings))
+            models = [model for model in sets if model != real]
+            for model, other in list_comparisons(models, config.compare):
+                difference = partial(_subtract, sets[model], sets[other])
+                value, low, high, p = perceptual.jackknife(difference, patient_ids, config.level)
+                tested = {"against": other, "p": p, **settings}
+                facts.append(
+                    measure.make_fact("differences", model, key, value, low, high, **tested)
+                )
+        return facts
 
 
 def load_published() -> PerceptualScorer | None:
@@ -204,15 +187,7 @@ def load_published() -> PerceptualScorer | None:
 def make_feature_statistics(
     features: NDArray[np.float32], sets: Mapping[str, PatchSample]
 ) -> dict[str, dict[str, Statistic]]:
-    """Compare the features of sets of patches with those of the real ones: FID and KID.
-
-    Args:
-        features: The Inception features of the n real patches.
-        sets: Name -> n patches.
-
-    Returns:
-        "fid" and "kid" -> set -> its statistic.
-    """
+    """Compare the features of sets of patches with those of the real ones: "fid" and "kid"."""
     statistics: dict[str, dict[str, Statistic]] = {"fid": {}, "kid": {}}
     for name, patches in sets.items():
         mmd = partial(perceptual.mmd, paired=patches.is_paired)
@@ -222,11 +197,7 @@ def make_feature_statistics(
 
 
 def check_size(size: int) -> None:
-    """Refuse patches that are too small for the networks.
-
-    Raises:
-        ConfigError: The size, px, is below MIN_SIZE.
-    """
+    """Refuse patches that are too small for the networks."""
     if size < MIN_SIZE:
         raise ConfigError(f"data.size: LPIPS's network sees nothing in patches below {MIN_SIZE} px")
 

@@ -16,13 +16,7 @@ FILE = Path(__file__).with_name("printed.json")
 
 
 class PrintedItem(Frozen):
-    """A table or figure of a paper.
-
-    Attributes:
-        label: What the paper calls it.
-        shows: What it shows, in a sentence.
-        values: Row -> column -> the number as printed.
-    """
+    """A table or figure of a paper: label, what it shows, row -> column -> printed number."""
 
     label: str
     shows: str
@@ -30,15 +24,7 @@ class PrintedItem(Frozen):
 
 
 class Paper(Frozen):
-    """A paper.
-
-    Attributes:
-        title: Its title.
-        authors: Their names.
-        name: What this package calls its system.
-        claim: What it claims, in a sentence.
-        items: Key -> table or figure, in the paper's order.
-    """
+    """A paper, the name of its system, its claim, and its tables and figures in order."""
 
     title: str
     authors: str
@@ -55,12 +41,7 @@ def read_papers() -> dict[str, Paper]:
 
 
 def get_values(paper: str, item: str, scale: float = 1) -> dict[str, dict[str, float]]:
-    """Return the numbers of a table or figure, each multiplied by a factor.
-
-    Args:
-        paper: The key of the paper.
-        item: The key of its table or figure.
-        scale: The factor; 0.01 turns per cent into fractions. Nine digits are kept.
+    """Return the numbers of a table or figure, each multiplied by a factor; nine digits are kept.
 
     Examples:
         >>> get_values("can", "table1", 0.01)["CAN"]["dice"]

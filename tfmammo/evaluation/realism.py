@@ -1,4 +1,4 @@
-"""How real and how various synthetic patches are, and whether they are copies: what
+"""Measure how real and how varied synthetic patches are, and whether they are copies: what
 evaluate/realism.py writes.
 """
 
@@ -27,10 +27,11 @@ from tfmammo.evaluation.perceptual import (
     check_size,
 )
 from tfmammo.evaluation.printed import get_values
-from tfmammo.evaluation.report import Published, Report
+from tfmammo.evaluation.report import ComparisonReport, Published
 from tfmammo.metrics import perceptual, synthesis
+from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import bound_share
-from tfmammo.metrics.summary import Measure, Row, Table
+from tfmammo.metrics.summary import Measure, Table
 from tfmammo.nn.layers import Margin, label_patches, parse_margin
 from tfmammo.training import image_grid
 
@@ -84,9 +85,9 @@ class RealismConfig(EvaluationConfig):
     to a training patch, each over the median of real patches' distances.
     """
     inside: bool = False
-    """Whether only the inside of a mask is the model's, and the real patch stands around it, as
-    synthesis sets lesions in. Models that draw the tissue again are otherwise judged by it, beside
-    models that return it as it is.
+    """Whether only the inside of a mask is the model's, within the real patch, as synthesis inserts
+    lesions. Otherwise models that draw the tissue again are scored by it, and models that return it
+    unchanged are not.
     """
     rows: PositiveInt = 6
     """Rows of each sheet: patches drawn by `seed`, and each model's best and worst by LPIPS."""
@@ -94,12 +95,7 @@ class RealismConfig(EvaluationConfig):
 
 @dataclass(frozen=True, eq=False)
 class Nearest:
-    """The nearest training patch of each patch.
-
-    Attributes:
-        distance: Space -> [n]; see `perceptual.find_nearest`.
-        index: Space -> [n]; see `perceptual.find_nearest`.
-    """
+    """The nearest training patch of each patch: space -> distance and index [n]."""
 
     distance: Scores
     index: dict[str, NDArray[np.intp]]
@@ -107,13 +103,8 @@ class Nearest:
     def ratios(self, real: Nearest, copy_below: float) -> Scores:
         """Compute distances in units of the real patches' median, and which patches are copies.
 
-        Args:
-            real: The nearest training patch of each real patch.
-            copy_below: See `RealismConfig`.
-
-        Returns:
-            "nearest_SPACE" -> [n], and "copy" -> [n]: 1 where a ratio is below `copy_below`, NaN
-            where none is known.
+        "nearest_SPACE" -> [n], and "copy" -> [n]: 1 where a ratio is below `copy_below`, NaN where
+        none is known.
         """
         ratios = {
             f"nearest_{space}": perceptual.copy_ratio(distance, real.distance[space])
@@ -131,11 +122,8 @@ class Pool:
     features: Features
 
 
-def evaluate(config: RealismConfig, output: Path) -> list[Table]:
+def evaluate(config: RealismConfig, output: Path) -> ComparisonReport:
     """Run every model on the context of patients it never saw, and write tables, CSVs and sheets.
-
-    Returns:
-        The tables.
 
     Raises:
         ConfigError: Patches are too small, or a model is called like the real patches.
@@ -150,15 +138,20 @@ def evaluate(config: RealismConfig, output: Path) -> list[Table]:
         for name, value in PUBLISHED.items()
         if name in config.models and not scorer.lpips.note
     }
-    measures = MEASURES | {"copy": Measure(f"copies, below {config.copy_below:g}", "%", 100, 1)}
-    columns = scorer.mark_measures(measures) | texture.MEASURES
-    report = Report(config, columns, published, models_across=True, note=scorer.note)
+    copies = Measure(f"copies, below {config.copy_below:g}", "%", 100, 1)
+    report = ComparisonReport(
+        config=config,
+        measures=scorer.mark_measures(MEASURES | {"copy": copies}) | texture.MEASURES,
+        published=published,
+        models_across=True,
+        note=scorer.note,
+    )
     sources = {"tri_label": make_tri_labels, "mask": INPUTS["mask"]}
     for comparison in compare(config, sources, "image", limit=config.sample):
         add_comparison(comparison, config, scorer, report, output)
     scorer.write_sources(output / "networks.json")
     report.write(output)
-    return report.tables
+    return report
 
 
 def make_tri_labels(patches: Patches, card: Mapping[str, Any], draw: int = 0) -> Images:
@@ -182,7 +175,7 @@ def add_comparison(
     comparison: Comparison,
     config: RealismConfig,
     scorer: PerceptualScorer,
-    report: Report,
+    report: ComparisonReport,
     output: Path,
 ) -> None:
     """Measure everything of one comparison, add it to the report and write its sheets."""
@@ -195,15 +188,17 @@ def add_comparison(
                 for name, images in comparison.outputs.items()
             },
         )
-    # The trivial baseline is no network, so no patch was one of its training.
-    judged = replace(comparison, outputs=comparison.outputs | {ONE_GREY: fill_masks(patches)})
+    # The trivial baseline is no network, so it was trained on no patch.
+    with_baseline = replace(
+        comparison, outputs=comparison.outputs | {ONE_GREY: fill_masks(patches)}
+    )
+    outputs = with_baseline.outputs
     assert comparison.pool is not None
     pool = Pool(comparison.pool, scorer.inception.features(comparison.pool.images))
     features = {
         name: scorer.inception.features(images)
-        for name, images in {REAL: patches.images, **judged.outputs}.items()
+        for name, images in {REAL: patches.images, **outputs}.items()
     }
-    ending = "-leaky.png" if comparison.protocol == "paper" else ".png"
     ratios: dict[str, Scores] = {}
     for name, images in comparison.outputs.items():
         allowed = find_training_patches(comparison, name)
@@ -212,95 +207,67 @@ def add_comparison(
         ratios[name] = nearest.ratios(real, config.copy_below)
         # The row of real patches refers to the first model's training patches.
         ratios.setdefault(REAL, real.ratios(real, config.copy_below))
-        path = output / f"nearest-{name}{ending}"
+        path = output / f"nearest-{name}{comparison.ending}"
         write_nearest_sheet(images, nearest, ratios[name], comparison.pool, config.rows, path)
     ratios[REAL] = ratios.pop(REAL)  # the last row
-    distances = {
-        name: measure_to_real(images, patches, scorer) for name, images in judged.outputs.items()
-    }
-    textures = {name: texture.measure(images, patches) for name, images in judged.outputs.items()}
-    per_patch = _join_scores(distances, ratios, scorer, len(patches))
-    report.add(
-        comparison,
-        {name: values | textures.get(name, {}) for name, values in per_patch.items()},
-        [
-            *_summarize(distances, scorer, config, patches),
-            *scorer.make_rows(
-                make_statistics(judged, config, scorer, features, pool),
-                patches.patient_ids,
-                config.level,
-                REAL,
-                config.compare,
-            ),
-            *_summarize(ratios, scorer, config, patches),
-            *texture.summarize(textures, patches, config),
-        ],
-        (ONE_GREY_NOTE, texture.NOTE, *scorer.describe()),
-    )
-    report.tables.append(tabulate_kid(features, config, scorer))
-    panels: dict[str, NDArray[Any]]
-    panels = {"mask": patches.masks, "real": patches.images, **comparison.outputs}
-    lpips = {name: distances[name]["lpips"] for name in comparison.outputs}
-    sheets.write_sheets(panels, lpips, config.rows, config.seed, output / f"sheet{ending}")
-
-
-def _summarize(
-    scores: Mapping[str, Scores], scorer: PerceptualScorer, config: RealismConfig, patches: Patches
-) -> list[Row]:
-    marked = {name: scorer.mark_scores(values) for name, values in scores.items()}
-    rows = config.summarize(marked, patches.patient_ids)
-    copies = scorer.mark_name("copy")
-    return [_bound_row(row, config.level) if row.measure == copies else row for row in rows]
-
-
-def _bound_row(row: Row, level: float) -> Row:
-    """Return a share's row; where all patches are alike its interval is by the rule of three."""
-    if np.isnan(row.low) or row.mean not in (0, 1):
-        return row
-    low, high = bound_share(bool(row.mean), row.patients, level)
-    return replace(row, low=low, high=high)
-
-
-def _join_scores(
-    distances: Mapping[str, Scores],
-    ratios: Mapping[str, Scores],
-    scorer: PerceptualScorer,
-    count: int,
-) -> dict[str, Scores]:
-    """Join the scores of single patches.
-
-    Real patches have no distance to themselves, the trivial baseline none to a training.
-    """
-    missing = {name: np.full(count, np.nan) for name in (*TO_REAL, *ratios[REAL])}
-    return {
+    distances = {name: measure_to_real(images, patches, scorer) for name, images in outputs.items()}
+    textures = {name: texture.measure(images, patches) for name, images in outputs.items()}
+    # Real patches have no distance to themselves, the trivial baseline none to a training set.
+    missing = {key: np.full(len(patches), np.nan) for key in (*TO_REAL, *ratios[REAL])}
+    scores = {
         name: scorer.mark_scores(missing | distances.get(name, {}) | ratios.get(name, {}))
+        | textures.get(name, {})
         for name in dict.fromkeys((*distances, *ratios))
     }
 
+    def summarize(of_models: Mapping[str, Scores]) -> list[Fact]:
+        marked = {name: scorer.mark_scores(values) for name, values in of_models.items()}
+        facts = config.summarize(marked, patches.patient_ids, report.measures)
+        copies = scorer.mark_name("copy")
+        return [
+            bound_share_of(fact, config.level) if fact.measure == copies else fact for fact in facts
+        ]
+
+    statistics = make_statistics(with_baseline, config, scorer, features, pool)
+    facts = [
+        *summarize(distances),
+        *scorer.compare(statistics, patches.patient_ids, MEASURES, config, REAL),
+        *summarize(ratios),
+        *texture.summarize(textures, patches, config),
+    ]
+    report.add(comparison, scores, facts, (ONE_GREY_NOTE, texture.NOTE, *scorer.describe()))
+    add_kid(report, comparison, features, config, scorer)
+    panels: dict[str, NDArray[Any]]
+    panels = {"mask": patches.masks, "real": patches.images, **comparison.outputs}
+    lpips = {name: distances[name]["lpips"] for name in comparison.outputs}
+    path = output / f"sheet{comparison.ending}"
+    sheets.write_sheets(panels, lpips, config.rows, config.seed, path)
+
+
+def bound_share_of(fact: Fact, level: float) -> Fact:
+    """Return a share; where all patches are alike, its interval is by the rule of three."""
+    if fact.against or np.isnan(fact.low) or fact.value not in (0, 100):
+        return fact
+    low, high = bound_share(bool(fact.value), fact.patients or 1, level)
+    return replace(fact, low=100 * low, high=100 * high, test="rule of three")
+
 
 def fill_masks(patches: Patches) -> Images:
-    """Fill each mask with the mean grey value of all real masses, the trivial infilling."""
+    """Fill each mask with the mean intensity of all real masses, the trivial infilling."""
     return np.where(patches.masks > 0, texture.make_two_greys(patches), patches.images)
 
 
 def measure_to_real(images: Images, patches: Patches, scorer: PerceptualScorer) -> Scores:
-    """Measure how near each patch comes to the real one whose mass it renders.
-
-    Returns:
-        TO_REAL -> float64 [n].
-    """
+    """Measure how near each patch comes to the real one whose mass it renders: TO_REAL."""
     scores = synthesis.per_image(patches.images, images, patches.masks)
     scores["lpips"] = scorer.lpips.distance(patches.images, images)
     return {name: scores[name] for name in TO_REAL}
 
 
 def find_training_patches(comparison: Comparison, model: str) -> NDArray[np.bool_]:
-    """Mark the pool's patches that the fold behind each output was trained on.
+    """Mark the pool's patches that the fold behind each output was trained on, bool [n, m].
 
     The real patch of the output itself is left out.
-
-    Returns:
-        bool [n, m].
     """
     assert comparison.pool is not None
     is_other = comparison.patches.ids[:, np.newaxis] != comparison.pool.ids
@@ -313,16 +280,9 @@ def find_training_patches(comparison: Comparison, model: str) -> NDArray[np.bool
 def find_nearest(
     images: Images, patches: Patches, features: Features, pool: Pool, allowed: NDArray[np.bool_]
 ) -> Nearest:
-    """Find the nearest patch of the pool in three spaces.
+    """Find the nearest patch of the pool in three spaces, among those that are allowed [n, m].
 
     The spaces are pixels (turned and mirrored too), the pixels of the mass alone, and features.
-
-    Args:
-        images: float32 [n, s, s, 1] in [0, 1].
-        patches: The real patches of the images; their masks are used.
-        features: Inception features of the images.
-        pool: m patches.
-        allowed: bool [n, m], which patches of the pool count.
     """
     masks = patches.masks.astype(np.float32)
     nearest = {
@@ -347,9 +307,6 @@ def make_statistics(
 
     Real patches are compared with as many patches of other patients, where there are so many: FID
     grows as sets shrink.
-
-    Returns:
-        Measure -> model -> its statistic.
     """
     patches = comparison.patches
     count = len(patches)
@@ -371,25 +328,35 @@ def make_statistics(
     return {**scorer.make_statistics(patches.images, features[REAL], sets), "ms_ssim": variety}
 
 
-def tabulate_kid(
-    features: Mapping[str, Features], config: RealismConfig, scorer: PerceptualScorer
-) -> Table:
-    """Tabulate KID as it is usually reported."""
+def add_kid(
+    report: ComparisonReport,
+    comparison: Comparison,
+    features: Mapping[str, Features],
+    config: RealismConfig,
+    scorer: PerceptualScorer,
+) -> None:
+    """Add KID as it is usually reported, over subsets of the patches."""
+    measure = SET_MEASURES["kid"]
     size = min(config.subset_size, len(features[REAL]))
     body = []
     for name, of_model in features.items():
-        if name != REAL and size > 1:
-            values = perceptual.kid(
-                features[REAL], of_model, config.subsets, size, config.seed, paired=True
-            )
-            body.append([name, *(f"{1000 * value:.2f}" for value in values)])
+        if name == REAL or size < 2:
+            continue
+        values = perceptual.kid(
+            features[REAL], of_model, config.subsets, size, config.seed, paired=True
+        )
+        for key, value in zip(("kid", "kid_sd"), values, strict=True):
+            key = f"{scorer.mark_name('kid')}{key.removeprefix('kid')}"
+            counts = {"subset": comparison.subset} | comparison.counts
+            report.facts.append(measure.make_fact("kid_subsets", name, key, value, **counts))
+        body.append([name, *map(measure.show, values)])
     note = f" ({scorer.inception.note})" if scorer.inception.note else ""
     title = f"KID x 1000 over {config.subsets} subsets of {size} patches{note}"
     warning = (
         "The deviation is that of one subset's KID. Subsets share patches, so it bounds "
         "nothing; the intervals above do."
     )
-    return Table(title, ["", "mean", "standard deviation"], body, (warning,))
+    report.tables.append(Table(title, ["", "mean", "standard deviation"], body, (warning,)))
 
 
 def write_nearest_sheet(

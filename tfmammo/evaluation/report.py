@@ -1,11 +1,11 @@
-"""Tables, CSV files and figures of one evaluation."""
+"""What an evaluation found: facts, the tables and CSV files made of them, the run in MLflow."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig
 from tfmammo.filesystem import atomic_file, write_atomically
+from tfmammo.metrics.rows import Fact, write_facts
 from tfmammo.metrics.summary import (
     Measure,
     Printed,
-    Row,
     Scores,
     Table,
-    convert_units,
     correct_p,
     make_tables,
     write_csv,
@@ -28,6 +27,17 @@ from tfmammo.metrics.summary import (
 from tfmammo.tracking import runs
 
 EXPERIMENT = "tfmammo-evaluation"  # the experiment in MLflow
+ROWS = "rows.csv"
+
+Attribute = Literal["pathology", "shape", "margin"]
+COLUMNS: Mapping[Attribute, str] = {
+    "pathology": "pathologies",
+    "shape": "shapes",
+    "margin": "margins",
+}
+UNKNOWN = "unknown"
+# Model -> the measures of each of its runs: measure -> float64 [n]
+Runs = Mapping[str, Sequence[Mapping[str, NDArray[np.float64]]]]
 
 
 @dataclass(frozen=True)
@@ -37,10 +47,10 @@ class Published:
     Attributes:
         values: Measure -> value.
         archive: A name of tfmammo.archives.
-        leaky: Whether copies of one lesion stood on both sides of the paper's split; None where
+        leaky: Whether copies of one lesion were on both sides of the paper's split; None where
             the paper does not say how it split.
-        frame: The crop mode of the paper's patches. The values are shown for this crop mode only;
-            None: for any.
+        frame: The crop mode of the paper's patches, for which alone the values are shown; None:
+            for any.
     """
 
     values: Mapping[str, float]
@@ -48,177 +58,246 @@ class Published:
     leaky: bool | None = None
     frame: str | None = None
 
-    def annotate(self, comparison: Comparison) -> Printed:
-        """Return the values together with what sets them apart from a comparison."""
+    def annotate(self, archive: str, is_leaky: bool) -> Printed:
+        """Return the values together with how the paper's archive and split differ from ours."""
         differences = []
-        if comparison.data.archive_name != self.archive:
+        if archive != self.archive:
             differences.append(f"on {self.archive}")
         if self.leaky is None:
             differences.append("a split of its own")
-        elif self.leaky != (comparison.protocol == "paper"):
+        elif self.leaky != is_leaky:
             differences.append("a split that leaks" if self.leaky else "unseen patients")
         return Printed(self.values, ", ".join(differences))
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Report:
-    """All comparisons of one evaluation: tables to print, table.md, table.csv, per_image.csv.
+    """What an evaluation found; `write` writes it all.
 
     Attributes:
-        config: The evaluation's config.
+        config: Of the evaluation.
+        facts: The numbers, which become rows.csv.
+        tables: Views of them, which are printed and become table.md.
+        files: Name -> lines of a further CSV file: what single images or cases got.
+    """
+
+    config: Any
+    facts: list[Fact] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    files: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def write(self, output: Path) -> None:
+        """Write rows.csv, table.md if there are tables, and the further files into a folder.
+
+        Where config.tracking_uri is set, everything in the folder is logged to MLflow.
+
+        Raises:
+            TrackingError: The server can't be reached.
+        """
+        output.mkdir(parents=True, exist_ok=True)
+        write_facts(output / ROWS, self.facts)
+        if self.tables:
+            write_markdown(output / "table.md", self.tables)
+        for name, lines in self.files.items():
+            write_csv(output / name, lines)
+        if uri := getattr(self.config, "tracking_uri", None):
+            content = self.config.model_dump(mode="json")
+            runs.log_folder(output, uri, EXPERIMENT, content, self.list_metrics())
+
+    def list_metrics(self) -> dict[str, float]:
+        """List the levels as MLflow's metrics, "table/subset/model/measure" -> value."""
+        return {
+            "/".join(filter(None, (f.table, f.subset, f.model, f.measure))): f.value
+            for f in self.facts
+            if not f.against
+        }
+
+
+@dataclass(kw_only=True)
+class ComparisonReport(Report):
+    """The report of models that are compared on the same patches.
+
+    Attributes:
         measures: Measure -> how it is shown, in the order of columns.
         published: Model -> what a paper prints of it, shown below the model's own row.
         models_across: One column a model and one line a measure, instead of the reverse.
-        tables: All tables so far.
-        rows: All lines of table.csv so far.
-        images: All lines of per_image.csv so far.
         note: Appended to every title.
     """
 
     config: EvaluationConfig
-    measures: Mapping[str, Measure]
+    measures: Mapping[str, Measure] = field(default_factory=dict)
     published: Mapping[str, Published] = field(default_factory=dict)
     models_across: bool = False
-    tables: list[Table] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    images: list[dict[str, Any]] = field(default_factory=list)
     note: str = ""
 
     def add(
         self,
         comparison: Comparison,
         scores: Scores,
-        rows: Sequence[Row] | None = None,
+        facts: Sequence[Fact] | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
-        """Add a comparison.
+        """Add a comparison: its means, differences, folds, and the scores of single patches.
 
         Args:
             comparison: The patches, and which fold evaluated each.
             scores: Model -> measure -> float64 [n]. It may hold models that have no network, such
                 as trivial baselines. What is no key of `measures` goes to per_image.csv only.
-            rows: The content of the tables; None: summaries of all scores.
+            facts: Means and differences; None: summaries of all scores.
             notes: Sentences below the table of means, before its own.
         """
         config = self.config
-        if rows is None:
-            tabulated = {
-                model: {key: values[key] for key in self.measures}
-                for model, values in scores.items()
-            }
-            rows = config.summarize(tabulated, comparison.patches.patient_ids)
-        title = f"{comparison.title}; {self.note}" if self.note else comparison.title
+        patches = comparison.patches
+        if facts is None:
+            facts = config.summarize(scores, patches.patient_ids, self.measures)
+        facts = [replace(fact, subset=comparison.subset) for fact in correct_p(facts)]
+        self.facts += facts
+        archive, is_leaky = comparison.data.archive_name, comparison.protocol == "paper"
         printed = {
-            model: published.annotate(comparison)
+            model: published.annotate(archive, is_leaky)
             for model, published in self.published.items()
             if published.frame in (None, comparison.data.frame)
         }
+        title = f"{comparison.title}; {self.note}" if self.note else comparison.title
         means, *others = make_tables(
-            rows, self.measures, title, printed, self.models_across, config.samples, config.level
+            facts, self.measures, title, printed, self.models_across, config.samples, config.level
         )
         self.tables += [replace(means, notes=notes + means.notes), *others]
-        self.tables += tabulate_folds(comparison, scores, self.measures)
-        self.rows += [
-            {"protocol": comparison.protocol, **convert_units(row, self.measures[row.measure])}
-            for row in correct_p(rows)
-        ]
+        self._add_folds(comparison, scores)
+        lines = self.files.setdefault("per_image.csv", [])
         for model, values in scores.items():
-            self._add_images(comparison, model, values)
-
-    def _add_images(self, comparison: Comparison, model: str, scores: Mapping[str, Any]) -> None:
-        """Add one line of per_image.csv for each patch."""
-        patches = comparison.patches
-        folds = comparison.folds.get(model)
-        for row, patch_id in enumerate(patches.ids.tolist()):
-            self.images.append(
-                {
+            folds = comparison.folds.get(model)
+            for row, patch in enumerate(patches.ids.tolist()):
+                line = {
                     "protocol": comparison.protocol,
                     "model": model,
                     "fold": "" if folds is None else int(folds[row]),
-                    "id": patch_id,
+                    "id": patch,
                     "patient": str(patches.patient_ids[row]),
-                    **{name: float(values[row]) for name, values in scores.items()},
                 }
-            )
+                lines.append(line | {name: float(own[row]) for name, own in values.items()})
 
-    def write(self, output: Path) -> None:
-        """Write table.md, table.csv and per_image.csv into a folder, and log the folder.
+    def _add_folds(self, comparison: Comparison, scores: Scores) -> None:
+        """Add the means in each fold, where a model has several: a difference that is one's alone.
 
-        table.csv is in the units of the measures, per_image.csv as computed. Everything in the
-        folder is logged to MLflow if config.tracking_uri is set.
-
-        Raises:
-            TrackingError: config.tracking_uri is set and can't be reached.
+        As for the differences, patches where a model has no finite value are left out for all
+        models. The folds are those of the first model that has several. A model whose networks
+        share out the patches in another way has no means.
         """
-        output.mkdir(parents=True, exist_ok=True)
-        write_markdown(output / "table.md", self.tables)
-        write_csv(output / "table.csv", self.rows)
-        write_csv(output / "per_image.csv", self.images)
-        if self.config.tracking_uri:
-            means = {
-                f"{row['protocol']}/{row['model']}/{row['measure']}": row["mean"]
-                for row in self.rows
-            }
-            content = self.config.model_dump(mode="json")
-            runs.log_folder(output, self.config.tracking_uri, EXPERIMENT, content, means)
+        folds = next((one for one in comparison.folds.values() if len(np.unique(one)) > 1), None)
+        shown = {
+            key: measure
+            for key, measure in self.measures.items()
+            if all(key in values for values in scores.values())
+        }
+        if folds is None or not shown:
+            return
+        body = {model: [model] for model in scores}
+        for key, measure in shown.items():
+            known = np.isfinite([values[key] for values in scores.values()])
+            usable = known[known.any(axis=1)].all(axis=0)
+            for model, values in scores.items():
+                own = comparison.folds.get(model, folds)
+                is_alike = (
+                    len(np.unique([own, folds], axis=1).T)
+                    == len(np.unique(own))
+                    == len(np.unique(folds))
+                )
+                cells = []
+                for fold in np.unique(folds):
+                    chosen = values[key][(folds == fold) & usable & is_alike]
+                    mean = float(chosen.mean()) if len(chosen) else np.nan
+                    cells.append(measure.show(mean))
+                    subset = join_subset(comparison.subset, f"fold={fold}")
+                    counts = {"subset": subset, "images": len(chosen)}
+                    self.facts.append(measure.make_fact("folds", model, key, mean, **counts))
+                body[model].append(", ".join(cells))
+        header = ["", *(measure.column for measure in shown.values())]
+        title = f"Means in each fold, {comparison.title}"
+        self.tables.append(Table(title, header, list(body.values())))
 
+    def add_runs(self, comparison: Comparison, scores: Runs, key: str, note: str) -> None:
+        """Add the mean of a measure in each run of a model, where one has several.
 
-def tabulate_folds(
-    comparison: Comparison, scores: Scores, measures: Mapping[str, Measure]
-) -> list[Table]:
-    """Tabulate the measures' means in each fold; nothing where no model has several folds.
+        Args:
+            comparison: What was scored.
+            scores: The measures of each run.
+            key: Which measure.
+            note: What other tables and figures show of several runs.
+        """
+        measure = self.measures[key]
+        body = []
+        for model, of_model in scores.items():
+            if len(of_model) == 1:
+                continue
+            means = [float(np.nanmean(values[key])) for values in of_model]
+            for run, mean in enumerate(means):
+                subset = join_subset(comparison.subset, f"run={run}")
+                self.facts.append(measure.make_fact("runs", model, key, mean, subset=subset))
+            deviation = measure.scale * np.std(means, ddof=1)
+            listed = ", ".join(map(measure.show, means))
+            body.append([model, listed, f"{deviation:.{measure.decimals + 1}f}"])
+        if body:
+            unit = f", {measure.unit}" if measure.unit else ""
+            title = f"{measure.heading} of each run{unit}"
+            self.tables.append(Table(title, ["", "mean", "deviation"], body, (note,)))
 
-    A difference of two models that is one training's alone shows here. As for the differences,
-    patches where a model has no finite value are left out for all models.
+    def add_groups(
+        self, comparison: Comparison, scores: Scores, attributes: Sequence[Attribute]
+    ) -> None:
+        """Add the comparison again within groups of patches: by pathology, shape or margin.
 
-    Args:
-        comparison: Which fold evaluated each patch. The folds are those of the first model that has
-            several, in its order. A model whose networks share out the patches in another way has
-            no means.
-        scores: Model -> measure -> float64 [n].
-        measures: Measure -> how it is shown.
-    """
-    several = (folds for folds in comparison.folds.values() if len(np.unique(folds)) > 1)
-    folds = next(several, None)
-    shown = {
-        key: measure
-        for key, measure in measures.items()
-        if all(key in values for values in scores.values())
-    }
-    if folds is None or not shown:
-        return []
-    groups = [folds == fold for fold in np.unique(folds)]
-    usable = {key: _find_usable([values[key] for values in scores.values()]) for key in shown}
-    body = []
-    for model, values in scores.items():
-        is_alike = _are_same_groups(comparison.folds.get(model, folds), folds)
-        cells = [
-            ", ".join(
-                measure.show(_average(values[key][group & usable[key] & is_alike]))
-                for group in groups
+        Holm's correction is over all groups and models of an attribute. Patches without the
+        attribute are the group "unknown", which comes last.
+        """
+        config = self.config
+        patches = comparison.patches
+        for attribute in attributes:
+            labels: NDArray[np.str_] = getattr(patches, COLUMNS[attribute])
+            facts: list[Fact] = []
+            counts = []
+            for name in sorted(set(labels.tolist()), key=lambda name: (name == "", name)):
+                members = np.flatnonzero(labels == name)
+                group = name or UNKNOWN
+                patients = patches.patient_ids[members]
+                of_group = {
+                    model: {key: values[key][members] for key in self.measures}
+                    for model, values in scores.items()
+                }
+                found = config.summarize(of_group, patients, self.measures)
+                subset = join_subset(comparison.subset, f"{attribute}={group}")
+                facts += [replace(fact, table="groups", subset=subset) for fact in found]
+                if found:
+                    counts.append(f"{group} {found[0].images} of {found[0].patients} patients")
+            facts = correct_p(facts)
+            self.facts += facts
+            title = f"By {attribute} ({', '.join(counts)}); {comparison.title}"
+            named = [_name_group(fact) for fact in facts]
+            means, *differences = make_tables(
+                named, self.measures, title, samples=config.samples, level=config.level
             )
-            for key, measure in shown.items()
-        ]
-        body.append([model, *cells])
-    header = ["", *(measure.column for measure in shown.values())]
-    return [Table(f"Means in each fold, {comparison.title}", header, body)]
+            heading = f"Differences within each {attribute}"
+            self.tables += [means, *(replace(table, title=heading) for table in differences)]
 
 
-def _find_usable(values: Sequence[NDArray[np.float64]]) -> NDArray[np.bool_]:
-    """Mark the patches where all models have a value, but those that have none anywhere."""
-    known = np.isfinite(values)
-    return np.asarray(known[known.any(axis=1)].all(axis=0), np.bool_)
+def _name_group(fact: Fact) -> Fact:
+    """Return the fact with its group as a part of both models' names, for a table."""
+    group = fact.subset.rpartition("=")[2]
+    against = f"{fact.against}, {group}" if fact.against else ""
+    return replace(fact, model=f"{fact.model}, {group}", against=against)
 
 
-def _are_same_groups(first: NDArray[np.intp], second: NDArray[np.intp]) -> bool:
-    """Whether two ways to share out the patches differ by the groups' numbers alone."""
-    pairs = np.unique(np.stack([first, second]), axis=1).shape[1]
-    return pairs == len(np.unique(first)) == len(np.unique(second))
+def join_subset(*parts: str) -> str:
+    """Join the parts of a fact's subset that are not empty."""
+    return ";".join(filter(None, parts))
 
 
-def _average(values: NDArray[np.float64]) -> float:
-    """Average values; NaN where there are none."""
-    return float(values.mean()) if len(values) else np.nan
+def average_runs(scores: Runs) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Average the measures of each patch over the runs of a model."""
+    return {
+        name: {key: np.mean([values[key] for values in of_model], axis=0) for key in of_model[0]}
+        for name, of_model in scores.items()
+    }
 
 
 def write_markdown(path: Path, content: Sequence[Table]) -> None:

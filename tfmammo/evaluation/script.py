@@ -10,27 +10,25 @@ from typing import TypeVar
 from tfmammo import cli
 from tfmammo.config import Frozen, TrainingConfig
 from tfmammo.errors import ConfigError
+from tfmammo.evaluation.report import Report
 from tfmammo.metrics.summary import Table
 from tfmammo.training import script
 
 Config = TypeVar("Config", bound=Frozen)
+# (config, output folder) -> what it found; it writes everything itself
+Evaluate = Callable[[Config, Path], Report | Sequence[Table]]
 
 
 def run_evaluation(
     description: str | None,
     schema: type[Config],
-    evaluate: Callable[[Config, Path], Sequence[Table]],
+    evaluate: Evaluate[Config],
     default_output: str,
     files: str,
 ) -> None:
     """Read the arguments of a script and its config, evaluate in float32, and print the tables.
 
-    Args:
-        description: The text of --help.
-        schema: The class of the config.
-        evaluate: (config, output folder) -> tables; it writes everything else itself.
-        default_output: The output folder without --output.
-        files: What the output folder holds, in words.
+    `files` says what the output folder holds.
     """
     parser = cli.make_parser(description or "", schema)
     parser.add_data()
@@ -40,28 +38,22 @@ def run_evaluation(
 def run_with(
     arguments: Namespace,
     schema: type[Config],
-    evaluate: Callable[[Config, Path], Sequence[Table]],
+    evaluate: Evaluate[Config],
     default_output: str,
     files: str,
 ) -> None:
-    """Run an evaluation with parsed arguments; otherwise as `run_evaluation`.
-
-    Raises:
-        ConfigError: The output is no folder, which is said before anything is computed.
-    """
+    """Run an evaluation with parsed arguments; otherwise as `run_evaluation`."""
     config = cli.read_config(schema, arguments)
     output = arguments.output or Path(default_output)
     check_output(output)
     script.configure_tensorflow(TrainingConfig(precision="float32"))
-    print_tables(evaluate(config, output), f"{files}: {output}")
+    found = evaluate(config, output)
+    tables = found.tables if isinstance(found, Report) else found
+    print_tables(tables, f"{files}: {output}")
 
 
 def check_output(output: Path) -> None:
-    """Check before anything is computed that the output can be a folder.
-
-    Raises:
-        ConfigError: It is something else.
-    """
+    """Check before anything is computed that the output can be a folder."""
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output: {output} is no folder")
 
@@ -70,4 +62,4 @@ def print_tables(tables: Sequence[Table], closing: str) -> None:
     """Print tables, and a line that says where everything was written."""
     for table in tables:
         cli.console.print(table)
-    cli.console.print(closing)
+    cli.console.print(closing, markup=False)

@@ -1,7 +1,8 @@
-"""Segmentation models and trivial baselines, compared: what evaluate/segmentation.py writes."""
+"""Compare segmentation models and trivial baselines: what evaluate/segmentation.py writes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -13,14 +14,20 @@ from pydantic import Field, PositiveInt, model_validator
 
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
-from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
-from tfmammo.evaluation.groups import Attribute, tabulate_groups
+from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, Settings, compare
 from tfmammo.evaluation.printed import get_values
-from tfmammo.evaluation.report import Published, Report, save_figure
-from tfmammo.evaluation.trainings import Trainings, average_trainings, tabulate_trainings
+from tfmammo.evaluation.report import (
+    Attribute,
+    ComparisonReport,
+    Published,
+    Runs,
+    average_runs,
+    join_subset,
+    save_figure,
+)
 from tfmammo.metrics import classification, segmentation
 from tfmammo.metrics.plotting import make_roc_axes, plot_style
-from tfmammo.metrics.summary import Measure, Scores, Table, format_spread, write_csv
+from tfmammo.metrics.summary import Measure, Scores, Table, format_spread
 from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.training import image_grid
 from tfmammo.training.image_grid import BLUE, ORANGE, draw_agreement, draw_outline
@@ -51,23 +58,29 @@ POSTPROCESSED = " + post-processing"
 # A ROC curve over more pixels than this is drawn from a random sample of so many.
 MAX_PIXELS = 2_000_000
 RATES = np.linspace(0, 1, 1001)
-TRAININGS_NOTE = (
-    "Other tables average each patch over the trainings of a model. ROC curves, overlays and "
-    "cases are of its first training."
+PIXEL_AUC = Measure("Area under the ROC curve", "", 1, 3)
+RUNS_NOTE = (
+    "Other tables average each patch over the runs of a model. ROC curves, overlays and cases are "
+    "of its first run."
 )
 
 
-class SegmentationConfig(EvaluationConfig):
-    """Segmentation models, and the trivial baselines that they are compared with."""
+class SegmentationSettings(Settings):
+    """What the configs of all comparisons of segmentation models share."""
 
     threshold: float = Field(default=0.5, gt=0, le=1)
     """The probability from which on a pixel is mass."""
+    baselines: tuple[Literal["whole patch", "centred disc"], ...] = (WHOLE_PATCH, CENTRED_DISC)
+    """The trivial baselines."""
+
+
+class SegmentationConfig(SegmentationSettings, EvaluationConfig):
+    """Segmentation models, and the trivial baselines that they are compared with."""
+
     postprocess: PostprocessConfig | None = None
     """Sizes of the morphological elements. Where it is given, each model gets a second row "NAME +
     post-processing".
     """
-    floors: tuple[Literal["whole patch", "centred disc"], ...] = (WHOLE_PATCH, CENTRED_DISC)
-    """The trivial baselines."""
     cases: PositiveInt = 4
     """How many cases of each kind a figure shows."""
     groups: tuple[Attribute, ...] = ()
@@ -75,7 +88,7 @@ class SegmentationConfig(EvaluationConfig):
 
     @model_validator(mode="after")
     def _check_names(self) -> SegmentationConfig:
-        for name in set(self.floors) & set(self.models):
+        for name in set(self.baselines) & set(self.models):
             raise ValueError(f"models: {name} is the name of a trivial baseline")
         if self.postprocess:
             postprocessed = {f"{model}{POSTPROCESSED}" for model in self.models}
@@ -84,97 +97,64 @@ class SegmentationConfig(EvaluationConfig):
         return self
 
 
-def evaluate(config: SegmentationConfig, output: Path) -> list[Table]:
-    """Run every model on the patients it never saw, and write tables, CSVs and figures.
-
-    Returns:
-        The tables.
-    """
-    report = Report(config, MEASURES, PUBLISHED)
-    group_tables: list[Table] = []
-    group_lines: list[dict[str, Any]] = []
+def evaluate(config: SegmentationConfig, output: Path) -> ComparisonReport:
+    """Run every model on the patients it never saw, and write tables, CSVs and figures."""
+    report = ComparisonReport(config=config, measures=MEASURES, published=PUBLISHED)
     for comparison in compare(config, "image", "mask", allow_repeats=True):
-        patches = comparison.patches
-        outputs, trainings, notes = score_patches(comparison, config)
-        scores = average_trainings(trainings)
+        outputs, runs, notes = score_patches(comparison, config)
+        scores = average_runs(runs)
         report.add(comparison, scores, notes=notes)
-        report.tables += tabulate_trainings(trainings, "dice", MEASURES["dice"], TRAININGS_NOTE)
-        first = {name: of_trainings[0] for name, of_trainings in trainings.items()}
-        for name, probabilities in comparison.outputs.items():
-            masks = probabilities >= config.threshold
-            figure = draw_cases(name, patches, masks, first[name]["dice"], config.cases)
+        report.add_runs(comparison, runs, "dice", RUNS_NOTE)
+        report.add_groups(comparison, scores, config.groups)
+        dice = {name: of_runs[0]["dice"] for name, of_runs in runs.items()}
+        for name in comparison.outputs:
+            figure = draw_cases(comparison, config, name, dice[name])
             save_figure(figure, output / f"figure-{name}.png")
-        ending = "-leaky.png" if comparison.protocol == "paper" else ".png"
-        write_overlays(patches, outputs, first, config, output / f"overlays{ending}")
-        save_figure(draw_box_plots(scores), output / f"boxes{ending}")
-        table, figure = draw_roc_curves(comparison, config.seed)
-        report.tables.append(table)
-        save_figure(figure, output / f"roc{ending}")
-        tables, lines = tabulate_groups(config, comparison, scores, MEASURES, config.groups)
-        group_tables += tables
-        group_lines += lines
-    report.tables += group_tables
-    if group_lines:
-        write_csv(output / "groups.csv", group_lines)
+        write_overlays(comparison, config, outputs, dice, output / f"overlays{comparison.ending}")
+        save_figure(draw_box_plots(scores), output / f"boxes{comparison.ending}")
+        figure = add_roc_curves(report, comparison)
+        save_figure(figure, output / f"roc{comparison.ending}")
     report.write(output)
-    return report.tables
+    return report
 
 
 def score_patches(
     comparison: Comparison, config: SegmentationConfig
-) -> tuple[dict[str, Images], Trainings, tuple[str, ...]]:
+) -> tuple[dict[str, Images], Runs, tuple[str, ...]]:
     """Score models, their post-processed masks and the trivial baselines on each patch.
 
     Returns:
-        The probabilities by name, of each model's first training; the measures of every training;
-        and notes for the table.
+        The probabilities by name, of each model's first run; the measures of every run; and notes
+        for the table.
     """
-    baselines, notes = make_baselines(config.floors, comparison)
-    outputs = add_postprocessed(comparison.outputs, config) | baselines
-    trainings: dict[str, list[dict[str, NDArray[np.float64]]]] = {name: [] for name in outputs}
-    for name in comparison.outputs:
-        for probabilities in comparison.list_trainings(name):
-            for key, masks in add_postprocessed({name: probabilities}, config).items():
-                trainings[key].append(score(masks, comparison, config))
-    for name, masks in baselines.items():
-        trainings[name].append(score(masks, comparison, config))
-    return outputs, trainings, notes
+    baselines, notes = make_baselines(config.baselines, comparison)
+    runs_of = {name: comparison.list_runs(name) for name in comparison.outputs}
+    outputs: dict[str, Images] = {}
+    scores: dict[str, list[dict[str, NDArray[np.float64]]]] = {}
+    for name, of_runs in (runs_of | {name: [masks] for name, masks in baselines.items()}).items():
+        variants = {name: of_runs}
+        if config.postprocess and name in runs_of:
+            variants[f"{name}{POSTPROCESSED}"] = [smooth(run, config) for run in of_runs]
+        for key, images in variants.items():
+            outputs[key] = images[0]
+            scores[key] = [
+                segmentation.per_image(comparison.patches.masks, run, config.threshold)
+                for run in images
+            ]
+    return outputs, scores, notes
 
 
-def score(
-    probabilities: Images, comparison: Comparison, config: SegmentationConfig
-) -> dict[str, NDArray[np.float64]]:
-    """Compute the measures of each patch: measure -> float64 [n]."""
-    return segmentation.per_image(comparison.patches.masks, probabilities, config.threshold)
-
-
-def add_postprocessed(outputs: dict[str, Images], config: SegmentationConfig) -> dict[str, Images]:
-    """Return the outputs and, where the config asks for it, their masks after morphology.
-
-    Each "NAME + post-processing" follows its NAME and is float32, 0 or 1.
-    """
-    if config.postprocess is None:
-        return dict(outputs)
-    extended = {}
-    for name, probabilities in outputs.items():
-        extended[name] = probabilities
-        masks = (probabilities >= config.threshold).astype(np.uint8)
-        smooth = np.stack([postprocess(mask, config.postprocess) for mask in masks])
-        extended[f"{name}{POSTPROCESSED}"] = smooth.astype(np.float32)
-    return extended
+def smooth(probabilities: Images, config: SegmentationConfig) -> Images:
+    """Return the masks of probabilities after morphology, 0 or 1."""
+    masks = (probabilities >= config.threshold).astype(np.uint8)
+    assert config.postprocess
+    return np.stack([postprocess(mask, config.postprocess) for mask in masks]).astype(np.float32)
 
 
 def make_baselines(
     names: tuple[str, ...], comparison: Comparison
 ) -> tuple[dict[str, Images], tuple[str, ...]]:
-    """Compute the outputs of trivial baselines, which do not look at the image.
-
-    Returns:
-        Name -> float32 [n, s, s, 1], and notes for the table.
-
-    Raises:
-        DataError: There is no mask to fit the disc on.
-    """
+    """Compute the outputs of trivial baselines by name, and notes for the table."""
     masks = comparison.patches.masks
     outputs = {}
     notes = []
@@ -193,8 +173,8 @@ def make_baselines(
 def fit_discs(comparison: Comparison) -> tuple[NDArray[np.float64], str]:
     """Fit the radius of each patch's disc on the masks that the first model was trained on.
 
-    Where the archive holds no patient of that training, the disc of a patch is fitted on the masks
-    of all other patients.
+    Where the archive holds no patient of that training run, the disc of a patch is fitted on the
+    masks of all other patients.
 
     Returns:
         Radii in px [n], and in words which masks they were fitted on.
@@ -215,40 +195,28 @@ def fit_discs(comparison: Comparison) -> tuple[NDArray[np.float64], str]:
     for patient in np.unique(patches.patient_ids):
         others = pool.patient_ids != patient
         radii[patches.patient_ids == patient] = find_best_radius(dice[others])
-    reason = f"for none here is known to be of {model}'s training"
+    reason = f"because none of them is known to have trained {model}"
     return radii, f"the masks of all other patients, {reason}"
 
 
 def find_best_radius(dice: NDArray[np.float64]) -> float:
-    """Return the radius, px, of the largest mean Dice.
-
-    Args:
-        dice: As `segmentation.disc_dice` returns it.
-
-    Raises:
-        DataError: There is no lesion to fit the disc on.
-    """
+    """Return the radius, px, of the largest mean Dice, from what `disc_dice` returns."""
     if not dice.any():
         raise DataError(
-            "floors: there is no lesion to fit the centred disc on; leave it out with "
-            "floors=[whole patch]"
+            "baselines: there is no lesion to fit the centred disc on; leave it out with "
+            "baselines=[whole patch]"
         )
     return (dice.mean(axis=0).argmax() + 1) / 2
 
 
 @plot_style
 def draw_cases(
-    name: str, patches: Patches, outputs: NDArray[np.bool_], dice: NDArray[np.float64], count: int
+    comparison: Comparison, config: SegmentationConfig, name: str, dice: NDArray[np.float64]
 ) -> Figure:
-    """Draw the best, the median and the worst cases by Dice, with outlines of truth and output.
-
-    Args:
-        name: The model's.
-        patches: Images and true masks.
-        outputs: The model's masks, bool [n, s, s, 1].
-        dice: float64 [n].
-        count: How many cases a row shows.
-    """
+    """Draw a model's best, median and worst cases by Dice [n], outlines of truth and output."""
+    patches = comparison.patches
+    outputs = comparison.outputs[name] >= config.threshold
+    count = config.cases
     order = np.argsort(-dice, kind="stable")
     count = min(count, len(order))
     middle = (len(order) - count) // 2
@@ -278,10 +246,10 @@ def draw_cases(
 
 
 def write_overlays(
-    patches: Patches,
-    outputs: dict[str, Images],
-    scores: Scores,
+    comparison: Comparison,
     config: SegmentationConfig,
+    outputs: dict[str, Images],
+    dice: dict[str, NDArray[np.float64]],
     path: Path,
 ) -> None:
     """Write where each model is right and wrong on some patches.
@@ -289,14 +257,21 @@ def write_overlays(
     The patches go from the first model's best by Dice to its worst. True positives are yellow,
     false negatives red, false positives green.
     """
-    order = np.argsort(-next(iter(scores.values()))["dice"], kind="stable")
+    patches = comparison.patches
+    order = np.argsort(-next(iter(dice.values())), kind="stable")
     rows = order[np.linspace(0, len(order) - 1, min(len(order), 2 * config.cases)).astype(int)]
-    panels = {"image": patches.images[rows], "truth": patches.masks[rows].astype(np.float32)}
-    panels |= {
-        name: draw_agreement(patches.masks[rows], probabilities[rows] >= config.threshold)
-        for name, probabilities in outputs.items()
-    }
-    image_grid.save_grid(panels, path)
+    image_grid.save_grid(draw_panels(patches, rows, outputs, config.threshold), path)
+
+
+def draw_panels(
+    patches: Patches, rows: Any, outputs: Mapping[str, Images], threshold: float
+) -> dict[str, Images]:
+    """Draw some patches, their masks, and where each model is right and wrong."""
+    masks = patches.masks[rows]
+    panels = {"image": patches.images[rows], "truth": masks.astype(np.float32)}
+    for name, probabilities in outputs.items():
+        panels[name] = draw_agreement(masks, probabilities[rows] >= threshold)
+    return panels
 
 
 @plot_style
@@ -315,19 +290,17 @@ def draw_box_plots(scores: Scores) -> Figure:
 
 
 @plot_style
-def draw_roc_curves(comparison: Comparison, seed: int) -> tuple[Table, Figure]:
-    """Draw the ROC curve of each model over the pixels of all patches.
+def add_roc_curves(report: ComparisonReport, comparison: Comparison) -> Figure:
+    """Add the areas under the ROC curves over the pixels of all patches, and draw the curves.
 
     Every model is evaluated on the same pixels. Folds are networks without a common scale: each has
     a curve of its own, and the mean of the curves is shown.
-
-    Returns:
-        A table of the areas, and the figure.
     """
     masks = comparison.patches.masks
     pixels = np.arange(masks.size)
     if len(pixels) > MAX_PIXELS:
-        pixels = np.sort(np.random.default_rng(seed).choice(len(pixels), MAX_PIXELS, replace=False))
+        random = np.random.default_rng(report.config.seed)
+        pixels = np.sort(random.choice(len(pixels), MAX_PIXELS, replace=False))
     truth = masks.ravel()[pixels]
     patch = pixels // masks[0].size
     figure = Figure(figsize=(4.2, 4), layout="constrained")
@@ -337,6 +310,10 @@ def draw_roc_curves(comparison: Comparison, seed: int) -> tuple[Table, Figure]:
         fold = comparison.folds.get(name, np.zeros(len(masks), np.intp))[patch]
         curve, areas = compute_mean_roc(truth, probabilities.ravel()[pixels], fold)
         area = format_spread(areas)
+        mean = float(np.mean(areas)) if len(areas) else np.nan
+        for part, value in {"": mean, **{f"fold={n}": one for n, one in enumerate(areas)}}.items():
+            counts = {"subset": join_subset(comparison.subset, part)} | comparison.counts
+            report.facts.append(PIXEL_AUC.make_fact("roc", name, "auc", value, **counts))
         if len(areas):
             axes.plot(RATES, curve, linewidth=1.2, label=f"{name}, area {area}")
         body.append([name, area])
@@ -344,22 +321,15 @@ def draw_roc_curves(comparison: Comparison, seed: int) -> tuple[Table, Figure]:
         axes.legend(loc="lower right", fontsize=8)
     axes.set_title(f"{len(pixels):,} pixels, frame {comparison.data.frame}")
     title = f"Area under the ROC curve over {len(pixels):,} pixels"
-    note = (
-        "Of several folds the mean ± standard deviation; pixels are no independent cases, so "
-        "there is no interval and no p."
-    )
-    return Table(title, ["", "area"], body, (note,)), figure
+    note = "Mean ± SD over folds. Pixels are not independent, so no interval and no p is given."
+    report.tables.append(Table(title, ["", "area"], body, (note,)))
+    return figure
 
 
 def compute_mean_roc(
     truth: NDArray[np.integer], probabilities: NDArray[np.floating], fold: NDArray[np.integer]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Average the ROC curves of folds; folds with one class only are left out.
-
-    Args:
-        truth: 0 or 1 [n].
-        probabilities: [n].
-        fold: The fold of each [n].
 
     Returns:
         The mean curve at RATES, and the area of each fold.

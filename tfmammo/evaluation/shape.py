@@ -1,4 +1,4 @@
-"""Shape classifiers and a trivial baseline, compared: what evaluate/shape.py writes."""
+"""Compare shape classifiers and a trivial baseline: what evaluate/shape.py writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from tfmammo.data.extraction import make_shape_patches
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
 from tfmammo.evaluation.printed import get_values
-from tfmammo.evaluation.report import Published, Report, save_figure
+from tfmammo.evaluation.report import (
+    ComparisonReport,
+    Published,
+    join_subset,
+    save_figure,
+)
 from tfmammo.metrics import classification
 from tfmammo.metrics.plotting import COLOURS, INK, make_roc_axes, plot_style
 from tfmammo.metrics.summary import Measure, Table, format_spread
@@ -21,6 +26,9 @@ from tfmammo.models.shape import SHAPES
 Floats = NDArray[np.floating]
 
 MEASURES = {"accuracy": Measure("Accuracy", "%", 100, 1)}
+SHARE = MEASURES["accuracy"]
+COUNT = Measure("count", "", 1, 0)
+AREA = Measure("area", "", 1, 3)
 # Five folds; the paper does not say whether of patients or of masses.
 PUBLISHED = {
     name: Published(values, "ddsm") for name, values in get_values("cgan", "shape", 0.01).items()
@@ -30,18 +38,15 @@ RATES = np.linspace(0, 1, 201)
 BLUE = COLOURS[-1]
 
 
-def evaluate(config: EvaluationConfig, output: Path) -> list[Table]:
+def evaluate(config: EvaluationConfig, output: Path) -> ComparisonReport:
     """Run every model on the masks of patients it never saw, and write tables, CSVs and figures.
-
-    Returns:
-        The tables.
 
     Raises:
         ConfigError: A model is called like the baseline.
     """
     if MOST_FREQUENT in config.models:
         raise ConfigError(f"models: {MOST_FREQUENT} is the name of a trivial baseline")
-    report = Report(config, MEASURES, PUBLISHED)
+    report = ComparisonReport(config=config, measures=MEASURES, published=PUBLISHED)
     for comparison in compare(config, "mask", "shapes", make_shape_patches, (len(SHAPES),)):
         labels = comparison.patches.labels
         outputs = comparison.outputs | {MOST_FREQUENT: predict_most_frequent(comparison)}
@@ -52,25 +57,22 @@ def evaluate(config: EvaluationConfig, output: Path) -> list[Table]:
         for name, probabilities in comparison.outputs.items():
             predictions = probabilities.argmax(axis=1)
             confusion = classification.confusion_matrix(labels, predictions, len(SHAPES))
-            report.tables.append(tabulate_confusion(name, confusion))
+            add_confusion(report, comparison, name, confusion)
             figure = draw_confusion(name, confusion)
             save_figure(figure, output / f"figure-confusion-{name}.png")
             curves, areas = compute_fold_curves(labels, probabilities, comparison.folds[name])
             if len(curves):
-                report.tables.append(tabulate_areas(name, areas))
+                add_areas(report, comparison, name, areas)
                 figure = draw_roc_curves(name, curves, areas)
                 save_figure(figure, output / f"figure-roc-{name}.png")
     report.write(output)
-    return report.tables
+    return report
 
 
 def predict_most_frequent(comparison: Comparison) -> NDArray[np.float32]:
-    """Predict the commonest shape of each fold's training masks, with certainty.
+    """Predict the commonest shape of each fold's training masks with certainty, [n, shapes].
 
-    Where the masks of a training are not known, all masks count.
-
-    Returns:
-        float32 [n, shapes].
+    Where the training masks are not known, all masks count.
     """
     pool = comparison.pool
     model = next(iter(comparison.networks))
@@ -86,13 +88,9 @@ def predict_most_frequent(comparison: Comparison) -> NDArray[np.float32]:
 def score_masks(
     labels: NDArray[np.integer], probabilities: Floats
 ) -> dict[str, NDArray[np.float64]]:
-    """Score each mask: accuracy (0 or 1), label and prediction as indices of SHAPES, probabilities.
-
-    Returns:
-        Name -> float64 [n].
-    """
+    """Score each mask [n]: accuracy, label and prediction as indices of SHAPES, probabilities."""
     predictions = probabilities.argmax(axis=1)
-    scores = {"accuracy": predictions == labels, "label": labels, "called": predictions}
+    scores = {"accuracy": predictions == labels, "label": labels, "predicted": predictions}
     scores |= {f"p_{shape}": probabilities[:, number] for number, shape in enumerate(SHAPES)}
     return {name: values.astype(np.float64) for name, values in scores.items()}
 
@@ -102,7 +100,7 @@ def compute_fold_curves(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compute the mean ROC curve of each fold, and the area of each shape against the others.
 
-    Folds with masks of a single shape are left out: they have no curve.
+    Folds with masks of a single shape are left out, because they have no curve.
 
     Returns:
         Curves at RATES, [folds, rates], and areas, [folds, shapes].
@@ -118,27 +116,46 @@ def compute_fold_curves(
     return np.reshape(curves, (-1, len(RATES))), np.reshape(areas, (-1, len(SHAPES)))
 
 
-def tabulate_confusion(name: str, confusion: NDArray[np.integer]) -> Table:
-    """Tabulate counts, a line for each true shape, with recall and precision."""
-    precision, recall = (
-        [MEASURES["accuracy"].show(value) for value in values]
-        for values in classification.precision_recall(confusion)
-    )
+def add_confusion(
+    report: ComparisonReport, comparison: Comparison, name: str, confusion: NDArray[np.integer]
+) -> None:
+    """Add counts, a line for each true shape, with recall and precision."""
+    precision, recall = classification.precision_recall(confusion)
+    for row, shape in enumerate(SHAPES):
+        subset = join_subset(comparison.subset, f"shape={shape}")
+        report.facts += [
+            COUNT.make_fact("confusion", name, f"predicted_{predicted}", count, subset=subset)
+            for predicted, count in zip(SHAPES, confusion[row], strict=True)
+        ]
+        for key, values in (("recall", recall), ("precision", precision)):
+            fact = SHARE.make_fact("confusion", name, key, values[row], subset=subset)
+            report.facts.append(fact)
     body = [
-        [shape, *map(str, counts.tolist()), recall[row]]
+        [shape, *map(str, counts.tolist()), SHARE.show(recall[row])]
         for row, (shape, counts) in enumerate(zip(SHAPES, confusion, strict=True))
     ]
-    title = f"{name}: true shapes in lines, what they were called in columns"
-    return Table(title, ["", *SHAPES, "recall, %"], [*body, ["precision, %", *precision, ""]])
+    body.append(["precision, %", *map(SHARE.show, precision), ""])
+    title = f"{name}: true shapes in lines, predicted shapes in columns"
+    report.tables.append(Table(title, ["", *SHAPES, "recall, %"], body))
 
 
-def tabulate_areas(name: str, areas: Floats) -> Table:
-    """Tabulate the area under the ROC curve of each shape, and of their mean, over the folds."""
-    cells = [format_spread(column) for column in (*areas.T, np.nanmean(areas, axis=1))]
+def add_areas(report: ComparisonReport, comparison: Comparison, name: str, areas: Floats) -> None:
+    """Add the area under the ROC curve of each shape, and of their mean, over the folds."""
+    cells = []
+    for shape, column in zip((*SHAPES, ""), (*areas.T, np.nanmean(areas, axis=1)), strict=True):
+        known = column[np.isfinite(column)]
+        cells.append(format_spread(column))
+        subset = join_subset(comparison.subset, f"shape={shape}" if shape else "")
+        mean = float(known.mean()) if len(known) else np.nan
+        counts = {"subset": subset} | comparison.counts
+        report.facts.append(AREA.make_fact("roc", name, "auc", mean, **counts))
+        for fold, area in enumerate(column):
+            part = {"subset": join_subset(subset, f"fold={fold}")}
+            report.facts.append(AREA.make_fact("roc", name, "auc", area, **part))
     title = f"{name}: area under the ROC curve of each shape against the others"
     if len(areas) > 1:
         title += f", mean ± standard deviation of {len(areas)} folds"
-    return Table(title, ["", *SHAPES, "mean"], [[name, *cells]])
+    report.tables.append(Table(title, ["", *SHAPES, "mean"], [[name, *cells]]))
 
 
 @plot_style
@@ -164,7 +181,7 @@ def draw_confusion(name: str, confusion: NDArray[np.integer]) -> Figure:
         xticklabels=SHAPES,
         yticks=ticks,
         yticklabels=SHAPES,
-        xlabel="called",
+        xlabel="predicted",
         ylabel="true",
     )
     axes.set_title(f"{name}, {confusion.sum()} masses")
@@ -173,13 +190,7 @@ def draw_confusion(name: str, confusion: NDArray[np.integer]) -> Figure:
 
 @plot_style
 def draw_roc_curves(name: str, curves: Floats, areas: Floats) -> Figure:
-    """Draw the folds' ROC curves and their mean, with its standard deviation as a band.
-
-    Args:
-        name: The model's.
-        curves: At RATES, [folds, rates].
-        areas: [folds, shapes].
-    """
+    """Draw the folds' ROC curves and their mean, with its standard deviation as a band."""
     figure = Figure(figsize=(4.2, 4), layout="constrained")
     axes = make_roc_axes(figure)
     for curve in curves:

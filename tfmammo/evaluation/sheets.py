@@ -44,16 +44,7 @@ def write_sheets(
     path: Path,
     is_higher_better: bool = False,
 ) -> None:
-    """Write the panels' patches side by side, a file for each choice of `choose_rows`.
-
-    Args:
-        panels: Column -> images, float32 [n, s, s, 1] in [0, 1].
-        scores: As for `choose_rows`.
-        count: As for `choose_rows`.
-        seed: As for `choose_rows`.
-        path: Of the random choice. The others have their choice at the end of their names.
-        is_higher_better: As for `choose_rows`.
-    """
+    """Write the panels' patches side by side, a file for each choice of `choose_rows`."""
     for ending, rows in choose_rows(scores, count, seed, is_higher_better).items():
         chosen = {name: images[rows] for name, images in panels.items()}
         image_grid.save_grid(chosen, path.with_stem(path.stem + ending))

@@ -1,4 +1,4 @@
-"""How near mask-to-image models come to the real image: what evaluate/synthesis.py writes."""
+"""Compare mask-to-image models with the real image: what evaluate/synthesis.py writes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tfmammo.evaluation.perceptual import (
     load_published,
     make_feature_statistics,
 )
-from tfmammo.evaluation.report import Report
-from tfmammo.evaluation.trainings import average_trainings, tabulate_trainings
+from tfmammo.evaluation.report import ComparisonReport, average_runs
 from tfmammo.metrics import synthesis
-from tfmammo.metrics.summary import Measure, Row, Table
+from tfmammo.metrics.rows import Fact
+from tfmammo.metrics.summary import Measure
 
 REGIONS = {"": "whole patch", "_mass": "in the mass", "_edge": "along its edge"}
 MEASURES = {
@@ -45,13 +45,13 @@ PERCEPTUAL_MEASURES = {
     "lpips": Measure("LPIPS to its real patch", "", 1, 4),
     **{name: SET_MEASURES[name] for name in ("fid", "kid")},
 }
-# Model -> the images of each of its trainings, float32 [n, s, s, 1]
+# Model -> the images of each of its runs, float32 [n, s, s, 1]
 Outputs = Mapping[str, Sequence[NDArray[np.float32]]]
 
 EDGE = "ssim_edge"
-TRAININGS_NOTE = (
-    "Other tables average each patch over the trainings of a model, and its trainings' FID and KID "
-    "as well. Sheets are of its first training."
+RUNS_NOTE = (
+    "Other tables average each patch over the runs of a model, and its runs' FID and KID as well. "
+    "Sheets are of its first run."
 )
 BASELINES_NOTE = (
     f"{texture.TWO_GREYS}: in the mask the mean of these real masses, outside that of the tissue. "
@@ -74,11 +74,8 @@ class SynthesisConfig(EvaluationConfig):
     """Half the width of the edge region: px on either side of the outline."""
 
 
-def evaluate(config: SynthesisConfig, output: Path) -> list[Table]:
+def evaluate(config: SynthesisConfig, output: Path) -> ComparisonReport:
     """Run every model on the masks of patients it never saw, and write tables, CSVs and sheets.
-
-    Returns:
-        The tables.
 
     Raises:
         ConfigError: A model is called like the real patches or a trivial baseline.
@@ -88,89 +85,67 @@ def evaluate(config: SynthesisConfig, output: Path) -> list[Table]:
             raise ConfigError(f"models: {name} is the name of a column of its own")
     scorer = load_published() if config.data.size >= MIN_SIZE else None
     columns = MEASURES | (PERCEPTUAL_MEASURES if scorer else {}) | texture.MEASURES
-    report = Report(config, columns, models_across=True)
+    report = ComparisonReport(config=config, measures=columns, models_across=True)
     for comparison in compare(config, "mask", "image", allow_repeats=True):
         patches = comparison.patches
-        outputs = {name: comparison.list_trainings(name) for name in comparison.outputs}
+        outputs = {name: comparison.list_runs(name) for name in comparison.outputs}
         outputs |= {name: [images] for name, images in texture.make_baselines(patches).items()}
-        trainings = {
-            name: [
-                synthesis.per_image(patches.images, images, patches.masks, config.edge)
-                for images in of_trainings
-            ]
-            for name, of_trainings in outputs.items()
+        runs = {
+            name: [score(images, patches, config, scorer) for images in of_runs]
+            for name, of_runs in outputs.items()
         }
-        scores = average_trainings(trainings)
         textures = {
-            name: texture.average([texture.measure(images, patches) for images in of_trainings])
-            for name, of_trainings in outputs.items()
+            name: texture.average([texture.measure(images, patches) for images in of_runs])
+            for name, of_runs in outputs.items()
         }
-        rows = config.summarize(scores, patches.patient_ids)
+        scores = average_runs(runs)
+        facts = config.summarize(scores, patches.patient_ids, columns)
         notes: tuple[str, ...] = (BASELINES_NOTE, texture.NOTE, NO_NETWORKS)
         if scorer:
-            distances = measure_lpips(outputs, patches, scorer)
-            scores = {name: scores[name] | distances[name] for name in scores}
-            rows += config.summarize(distances, patches.patient_ids)
-            rows += compare_sets(outputs, patches, config, scorer)
+            facts += compare_sets(outputs, patches, config, scorer)
             scorer.write_sources(output / "networks.json")
             notes = (BASELINES_NOTE, texture.NOTE, *scorer.describe())
-        report.add(
-            comparison,
-            {name: scores[name] | textures[name] for name in scores},
-            rows + texture.summarize(textures, patches, config),
-            notes,
-        )
-        report.tables += tabulate_trainings(trainings, EDGE, MEASURES[EDGE], TRAININGS_NOTE)
-        name = "sheet-leaky.png" if comparison.protocol == "paper" else "sheet.png"
+        facts += texture.summarize(textures, patches, config)
+        both = {name: scores[name] | textures[name] for name in scores}
+        report.add(comparison, both, facts, notes)
+        report.add_runs(comparison, runs, EDGE, RUNS_NOTE)
         panels: dict[str, NDArray[Any]]
         panels = {"mask": patches.masks, "real": patches.images, **comparison.outputs}
-        edges = {name: trainings[name][0][EDGE] for name in comparison.outputs}
-        sheets.write_sheets(panels, edges, config.rows, config.seed, output / name, True)
+        edges = {name: runs[name][0][EDGE] for name in comparison.outputs}
+        path = output / f"sheet{comparison.ending}"
+        sheets.write_sheets(panels, edges, config.rows, config.seed, path, True)
     report.write(output)
-    return report.tables
+    return report
 
 
-def measure_lpips(
-    outputs: Outputs, patches: Patches, scorer: PerceptualScorer
-) -> dict[str, Scores]:
-    """Measure LPIPS of each model's images to their real patches: model -> "lpips" -> [n].
-
-    Of several trainings it is the mean.
-    """
-    return average_trainings(
-        {
-            name: [
-                {"lpips": np.asarray(scorer.lpips.distance(patches.images, images), np.float64)}
-                for images in of_trainings
-            ]
-            for name, of_trainings in outputs.items()
-        }
-    )
+def score(
+    images: NDArray[np.float32],
+    patches: Patches,
+    config: SynthesisConfig,
+    scorer: PerceptualScorer | None,
+) -> Scores:
+    """Compare the images of one run with their real patches: measure -> float64 [n]."""
+    scores = synthesis.per_image(patches.images, images, patches.masks, config.edge)
+    if scorer:
+        scores["lpips"] = np.asarray(scorer.lpips.distance(patches.images, images), np.float64)
+    return scores
 
 
 def compare_sets(
     outputs: Outputs, patches: Patches, config: SynthesisConfig, scorer: PerceptualScorer
-) -> list[Row]:
-    """Compute the table rows of FID and KID, with intervals over patients.
-
-    Of several trainings they are the mean.
-    """
+) -> list[Fact]:
+    """Compute FID and KID, means over the runs of a model, with intervals over patients."""
     features = scorer.inception.features(patches.images)
     statistics: dict[str, dict[str, Statistic]] = {"fid": {}, "kid": {}}
-    for name, of_trainings in outputs.items():
+    for name, of_runs in outputs.items():
         sets = {
             str(number): PatchSample(images, scorer.inception.features(images), is_paired=True)
-            for number, images in enumerate(of_trainings)
+            for number, images in enumerate(of_runs)
         }
         for measure, of_sets in make_feature_statistics(features, sets).items():
             statistics[measure][name] = partial(_average, tuple(of_sets.values()))
-    return scorer.make_rows(
-        statistics,
-        patches.patient_ids,
-        config.level,
-        texture.REAL,
-        config.compare,
-    )
+    patients = patches.patient_ids
+    return scorer.compare(statistics, patients, PERCEPTUAL_MEASURES, config, texture.REAL)
 
 
 def _average(statistics: Sequence[Statistic], rows: NDArray[np.intp]) -> float:

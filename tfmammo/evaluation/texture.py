@@ -1,4 +1,4 @@
-"""Texture of models' images beside real patches, in the tables of the evaluate scripts."""
+"""Texture of models' images compared with real patches, as measures of the evaluations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from tfmammo.data.patches import Patches
 from tfmammo.evaluation.comparison import EvaluationConfig
 from tfmammo.metrics import texture
-from tfmammo.metrics.summary import Measure, Row
+from tfmammo.metrics.rows import Fact
+from tfmammo.metrics.summary import Measure
 
 REAL = "real patches"
 TWO_GREYS = "two grey values"
@@ -20,18 +21,18 @@ BLURRED = "two blurred grey values"
 BLUR = 1 / 32  # standard deviation of the blur, as a part of a patch's side
 HAAR = "haar_mass"
 SMALLEST = 1e-6  # of the Haar band's ratio, so that an image without texture has a logarithm
-PERIODS = (2, 4, 8)  # px, of the lattices that up to three upsampling layers leave
+PERIODS = (2, 4, 8)  # px, of the checkerboard artefacts of up to three upsampling layers
 LATTICES = {f"lattice_{period}": period for period in PERIODS}
 MEASURES = {
     HAAR: Measure("finest Haar band in the mass, times the real patch's", "", 1, 2),
     **{
-        name: Measure(f"lattice of {period} px above its surroundings", "dB", 1, 1)
+        name: Measure(f"checkerboard of {period} px above its surroundings", "dB", 1, 1)
         for name, period in LATTICES.items()
     },
 }
 NOTE = (
     "Texture: a Haar band of 0.5 to 2 times the real one is wanted (geometric mean over patches), "
-    "and lattices as weak as in real patches, near 0 dB. Differences of Haar bands are of "
+    "and checkerboards as weak as in real patches, near 0 dB. Differences of Haar bands are of "
     "logarithms to base 2: +1 is twice the energy."
 )
 
@@ -52,9 +53,6 @@ def make_baselines(patches: Patches) -> dict[str, NDArray[np.float32]]:
     """Make images without texture by the mask alone: two grey values, and the same blurred.
 
     L1, PSNR and SSIM reward smooth images. So a model must be closer than these.
-
-    Returns:
-        Name -> float32 [n, s, s, 1].
     """
     greys = make_two_greys(patches)
     blurred = [cv2.GaussianBlur(grey, (0, 0), BLUR * grey.shape[0])[..., None] for grey in greys]
@@ -62,16 +60,11 @@ def make_baselines(patches: Patches) -> dict[str, NDArray[np.float32]]:
 
 
 def measure(images: NDArray[np.floating], patches: Patches) -> Scores:
-    """Measure the texture of each image.
+    """Measure the texture of each image: MEASURES -> float64 [n].
 
-    Args:
-        images: float [n, s, s, 1] in [0, 1], in the order of the patches.
-        patches: The real patches with their masks.
-
-    Returns:
-        MEASURES -> float64 [n]: the energy of the finest Haar band inside the mass over that of the
-        real patch, and lattices in dB. NaN where a mask or the real patch has no energy, and all
-        lattices of patches whose size does not suit `texture.compute_lattice`.
+    That is the energy of the finest Haar band inside the mass over that of the real patch, and
+    checkerboard artefacts in dB. NaN where a mask or the real patch has no energy, or where the
+    patches' size does not suit `texture.compute_lattice`.
     """
     real = texture.compute_fine_energy(patches.images, patches.masks)
     energy = texture.compute_fine_energy(images, patches.masks)
@@ -79,46 +72,43 @@ def measure(images: NDArray[np.floating], patches: Patches) -> Scores:
     return {HAAR: ratio} | measure_lattices(images)
 
 
-def average(trainings: Sequence[Scores]) -> Scores:
-    """Average the texture of each patch over the trainings of a model, the band geometrically."""
-    if len(trainings) == 1:
-        return trainings[0]
-    means = {name: np.mean([values[name] for values in trainings], axis=0) for name in MEASURES}
-    logarithms = [np.log(np.maximum(values[HAAR], SMALLEST)) for values in trainings]
+def average(runs: Sequence[Scores]) -> Scores:
+    """Average the texture of each patch over the runs of a model, the band geometrically."""
+    if len(runs) == 1:
+        return runs[0]
+    means = {name: np.mean([values[name] for values in runs], axis=0) for name in MEASURES}
+    logarithms = [np.log(np.maximum(values[HAAR], SMALLEST)) for values in runs]
     return means | {HAAR: np.exp(np.mean(logarithms, axis=0))}
 
 
 def summarize(
     scores: Mapping[str, Scores], patches: Patches, config: EvaluationConfig
-) -> list[Row]:
-    """Compute table rows: intervals over patients, and a row of the real patches' lattices.
+) -> list[Fact]:
+    """Compute means, intervals and tests over patients, and the checkerboards of real patches.
 
     The band's ratio is averaged, bootstrapped and tested as a logarithm to base 2, so that half and
     double weigh the same. Differences stay logarithms. A ratio below SMALLEST counts as SMALLEST.
-
-    Args:
-        scores: Model -> what `measure` returns.
-        patches: The real patches.
-        config: The settings of intervals and tests.
     """
     patients = patches.patient_ids
     logarithms = {
         model: {HAAR: np.log2(np.maximum(values[HAAR], SMALLEST))}
         for model, values in scores.items()
     }
-    rows = [
-        replace(row, mean=2**row.mean, low=2**row.low, high=2**row.high)
-        for row in config.summarize(logarithms, patients)
+    facts = [
+        replace(fact, unit="log2")
+        if fact.against
+        else replace(fact, value=2**fact.value, low=2**fact.low, high=2**fact.high)
+        for fact in config.summarize(logarithms, patients, MEASURES)
     ]
     lattices = {
         model: {name: values[name] for name in LATTICES}
         for model, values in {**scores, REAL: measure_lattices(patches.images)}.items()
     }
-    return rows + config.summarize(lattices, patients)
+    return facts + config.summarize(lattices, patients, MEASURES)
 
 
 def measure_lattices(images: NDArray[np.floating]) -> Scores:
-    """Measure the lattice of each period in dB; NaN where the size does not suit it."""
+    """Measure the checkerboard of each period in dB; NaN where the size does not suit it."""
     size = images.shape[1]
     if size % max(PERIODS) or size < 4 * max(PERIODS):
         return {name: np.full(len(images), np.nan) for name in LATTICES}

@@ -46,14 +46,14 @@ class TwoSample:
 
     Attributes:
         auc: The probability that a made patch scores higher than a real one, both unseen and scored
-            by the same network; 0.5: they can't be told apart.
+            by the same network; 0.5: they do not differ to it.
         low: Lower bound of the interval of `auc`.
         high: Upper bound of the interval of `auc`.
         accuracy: The share of patches on the right side of 0, averaged over both sets.
         real: Logits of being made, of the real patches, float64 [n].
-        made: Logits of being made, of the made patches, float64 [m].
+        made: The same of the made patches, float64 [m].
         real_folds: The fold, and so the network, that scored each real patch, int [n].
-        made_folds: The fold, and so the network, that scored each made patch, int [m].
+        made_folds: The same of the made patches, int [m].
     """
 
     auc: float
@@ -66,15 +66,10 @@ class TwoSample:
     made_folds: NDArray[np.intp]
 
     def measure_area(self, rows: NDArray[np.intp]) -> float:
-        """Compute the area over some rows of the real and of the made patches, for given networks.
+        """Compute the area over some rows of the real and the made patches, for given networks.
 
         Two sets made from the same real patches are compared by it, as their folds are the same.
-
-        Args:
-            rows: Of both, intp [k].
-
-        Returns:
-            The area; NaN where no network scored patches of both kinds.
+        NaN where no network scored patches of both kinds.
         """
         scores = np.concatenate([self.real[rows], self.made[rows]])
         folds = np.concatenate([self.real_folds[rows], self.made_folds[rows]])
@@ -165,19 +160,7 @@ def _score_unseen(
     steps: int,
     seed: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Score each patch by the network of the fold that leaves its patient out.
-
-    Args:
-        inputs: Of the network, float32 [n, size, size, 3]; see `_make_inputs`.
-        labels: 1 of made patches, 0 of real ones [n].
-        groups: The patient of each patch [n].
-        folds: Number of networks trained.
-        steps: Training steps of each.
-        seed: Seed of weights and batches.
-
-    Returns:
-        Logits of being made, and the fold of each patch, [n] each.
-    """
+    """Score each patch by the network of the fold that leaves its patient out; the folds, too."""
     scores = np.empty(len(labels))
     fold_of = np.empty(len(labels), np.intp)
     classifier = _Classifier(inputs.shape[1], seed)

@@ -41,11 +41,6 @@ def validate_infilling(
 ) -> dict[str, float]:
     """Compare the infilling GAN's images with the real ones, with the same noise every time.
 
-    Args:
-        functions: "generator".
-        held_out: Masses.
-        margin: Of the model, px; see InfillingConfig.
-
     Returns:
         "ssim" and "l1" inside mask and margin, where the generator has to invent; "ssim_patch" and
         "l1_patch" of the whole patch.
@@ -59,13 +54,8 @@ def validate_flow(functions: Functions, held_out: Patches, margin: int | None) -
 
     SSIM and L1 favour the mean of all lesions that fit, which is smooth. Likeness does not.
 
-    Args:
-        functions: "average".
-        held_out: Masses.
-        margin: Of the model, px; see FlowConfig.
-
     Returns:
-        "likeness" to the real patches, and those of `validate_infilling`.
+        "likeness" to the real patches, and what `validate_infilling` returns.
     """
     generated, region = _infill(functions["average"], held_out, margin)
     likeness = -sliced_wasserstein(held_out.images, generated)
@@ -82,11 +72,7 @@ def _infill(
 
 
 def find_infilled_region(held_out: Patches) -> NDArray[np.float32]:
-    """Find mask and margin of masses, where infilled ones are scored.
-
-    Returns:
-        float32 [n, size, size, 1], 0 or 1.
-    """
+    """Find mask and margin of masses, where infilled ones are scored: 0 or 1."""
     return _find_region(_label(held_out, INFILLING_MARGIN))
 
 
@@ -109,11 +95,6 @@ def _score_infilling(
 def validate_blending(functions: Functions, held_out: Patches, tissue: Patches) -> dict[str, float]:
     """Blend held-out lesions into held-out tissue: the same pairs every time, each lesion in place.
 
-    Args:
-        functions: "generator".
-        held_out: Lesions.
-        tissue: Normal patches.
-
     Returns:
         "likeness" to the real lesions' patches; "likeness_of_pasted", that of patches with the
         lesion pasted in. "seam": see metrics.blending, 1 is no seam. "background": mean absolute
@@ -133,16 +114,7 @@ def validate_blending(functions: Functions, held_out: Patches, tissue: Patches) 
 
 
 def validate_vanilla_gan(functions: Functions, held_out: Patches, z: int) -> dict[str, float]:
-    """Compare as many generated patches with the held-out ones.
-
-    Args:
-        functions: "generator".
-        held_out: Lesions.
-        z: Length of a noise vector.
-
-    Returns:
-        "likeness".
-    """
+    """Compare as many generated patches, of noise of length z, with the held-out ones."""
     noise = sample_latent_noise(len(held_out), z)
     generated = predict(functions["generator"], {"noise": noise})["image"]
     return {"likeness": -sliced_wasserstein(held_out.images, np.clip(generated, 0, 1))}
@@ -151,13 +123,9 @@ def validate_vanilla_gan(functions: Functions, held_out: Patches, z: int) -> dic
 def validate_shapes(functions: Functions, held_out: Patches) -> dict[str, float]:
     """Classify held-out masks by shape.
 
-    Args:
-        functions: "classifier".
-        held_out: Masks, labelled by shape.
-
     Returns:
-        "accuracy"; "auc", the mean area under the ROC curves of each shape against the others,
-        left out if all masks have one shape.
+        "accuracy"; "auc", the mean area under the ROC curves of each shape against the others, left
+        out if all masks have one shape.
     """
     masks = held_out.masks.astype(np.float32)
     probabilities = predict(functions["classifier"], {"mask": masks}, batch=64)["shapes"]
@@ -175,12 +143,6 @@ def validate_mask_gan(
     limits: Plausibility,
 ) -> dict[str, float]:
     """Score the quality, variety and novelty of cleaned masks of fixed noise.
-
-    Args:
-        functions: "generator".
-        held_out: Masks of one region each.
-        references: Training masks.
-        limits: Of `is_plausible`.
 
     Returns:
         "coverage": the mean Dice of a held-out mask with the generated one most like it. Noise,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,23 +14,34 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from tfmammo.filesystem import atomic_file
-from tfmammo.metrics.segmentation import Paired, bootstrap_interval, paired_test
+from tfmammo.metrics.rows import Fact
+from tfmammo.metrics.segmentation import bootstrap_interval, paired_test
 from tfmammo.metrics.significance import FEWEST_PATIENTS, Test, describe, describe_few, holm
 
 Scores = Mapping[str, Mapping[str, NDArray[np.float64]]]  # model -> measure -> [n]
-Method = Literal["bootstrap", "jackknife"]
 Compare = Literal["first", "pairs"]
-INTERVALS: Mapping[Method, str] = {
-    "bootstrap": "percentile bootstrap that draws whole patients",
-    "jackknife": "Student's t on a jackknife that leaves out one patient at a time, or one of 100 "
+# Of `Fact.test`
+BOOTSTRAP = "bootstrap by patient"
+PERMUTATION = "permutation by patient"
+JACKKNIFE = "jackknife by patient"
+INTERVALS = {
+    BOOTSTRAP: "percentile bootstrap that draws whole patients",
+    JACKKNIFE: "Student's t on a jackknife that leaves out one patient at a time, or one of 100 "
     "groups of patients where there are more",
 }
-P_OF: Mapping[Method, Test] = {"bootstrap": "flips", "jackknife": "jackknife"}
+TESTS: Mapping[str, Test] = {PERMUTATION: "flips", JACKKNIFE: "jackknife"}
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How a measure is shown: heading, unit, factor, decimals."""
+    """How a measure is shown.
+
+    Attributes:
+        heading: Its name in tables.
+        unit: "%", "dB"; "" for none.
+        scale: The unit's factor: 100 for "%".
+        decimals: Digits behind the point.
+    """
 
     heading: str
     unit: str
@@ -44,51 +54,57 @@ class Measure:
         return f"{self.heading}, {self.unit}" if self.unit else self.heading
 
     def show(self, value: float, sign: str = "") -> str:
-        """Format a mean or difference in the measure's unit; a dash where there is none.
+        """Format a number as computed in the measure's unit; a dash for NaN and infinity.
 
         Args:
-            value: The number, as computed.
+            value: The number.
             sign: "+" writes the sign of positive numbers, too.
         """
-        return f"{value * self.scale:{sign}.{self.decimals}f}" if np.isfinite(value) else "-"
+        return self.format(value * self.scale, sign)
 
+    def format(self, value: float, sign: str = "") -> str:
+        """Format a number that is in the measure's unit already; otherwise as `show`."""
+        return f"{value:{sign}.{self.decimals}f}" if np.isfinite(value) else "-"
 
-@dataclass(frozen=True)
-class Row:
-    """One model's mean of one measure, with its interval, and its difference from another model's.
+    def format_fact(self, fact: Fact) -> str:
+        """Format a fact with its interval and p, a line each; a difference with its sign."""
+        sign = "+" if fact.against else ""
+        lines = [self.format(fact.value, sign)]
+        if np.isfinite([fact.low, fact.high]).any():
+            lines.append(f"[{self.format(fact.low, sign)}, {self.format(fact.high, sign)}]")
+        if fact.against and np.isfinite(fact.p_corrected):
+            p = fact.p_corrected
+            lines.append("p < 0.001" if p < 0.001 else f"p = {p:.3f}")
+        return "\n".join(lines)
 
-    Attributes:
-        model: The model.
-        measure: The measure.
-        n: Number of images that have the measure for all models.
-        patients: Number of patients of these images.
-        mean: The mean over these images.
-        low: Lower bound of the interval of the mean.
-        high: Upper bound of the interval of the mean.
-        method: The method behind intervals and p.
-        against: The other model; "": none.
-        difference: The difference of the means, model - against.
-        difference_low: Lower bound of the interval of the difference.
-        difference_high: Upper bound of the interval of the difference.
-        p: Two-sided p of the difference.
-        p_corrected: p by Holm, see `correct_p`. Both p are NaN where there is nothing to compare
-            with, or fewer than `FEWEST_PATIENTS` patients.
-    """
+    def make_fact(
+        self,
+        table: str,
+        model: str,
+        key: str,
+        value: float,
+        low: float = np.nan,
+        high: float = np.nan,
+        /,
+        **fields: Any,
+    ) -> Fact:
+        """Make a fact of a number as computed, which is put into the measure's unit.
 
-    model: str
-    measure: str
-    n: int
-    patients: int
-    mean: float
-    low: float
-    high: float
-    method: Method = "bootstrap"
-    against: str = ""
-    difference: float = np.nan
-    difference_low: float = np.nan
-    difference_high: float = np.nan
-    p: float = np.nan
-    p_corrected: float = np.nan
+        Args:
+            table: As of `Fact`.
+            model: As of `Fact`.
+            key: The measure's key.
+            value: The number.
+            low: Lower bound of its interval.
+            high: Upper bound of its interval.
+            **fields: Further fields of `Fact`.
+        """
+        value, low, high = (float(number) * self.scale for number in (value, low, high))
+        unit = self.unit or ("" if self.scale == 1 else f"{1 / self.scale:g}")
+        fields = {"subset": "", "against": "", **fields}
+        return Fact(
+            table, model=model, measure=key, unit=unit, value=value, low=low, high=high, **fields
+        )
 
 
 @dataclass(frozen=True)
@@ -96,8 +112,8 @@ class Printed:
     """What a paper prints of a model.
 
     Attributes:
-        values: Measure -> value.
-        elsewhere: How the paper's patches differ from those here; "" where they don't.
+        values: Measure -> number, as a fraction where the measure's unit is "%".
+        elsewhere: How the paper's patches differ from ours; "" where they don't.
     """
 
     values: Mapping[str, float]
@@ -110,16 +126,7 @@ class Printed:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text for markdown and rich; the first column names the lines.
-
-    Line breaks in cells become spaces in Markdown.
-
-    Attributes:
-        title: The heading.
-        header: The headings of the columns.
-        body: Lines of cells.
-        notes: Sentences below the table.
-    """
+    """A table of text: lines of cells, the first of which names the line; sentences below it."""
 
     title: str
     header: list[str]
@@ -127,7 +134,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
-        """Format the table as Markdown, with its title as a heading."""
+        """Format it as Markdown with its title as a heading; line breaks in cells become spaces."""
         lines = [self.header, ["---"] + ["---:"] * (len(self.header) - 1), *self.body]
         table = "\n".join(f"| {' | '.join(line)} |".replace("\n", " ") for line in lines)
         return f"### {self.title}\n\n{table}\n" + "".join(f"\n{note}\n" for note in self.notes)
@@ -190,32 +197,21 @@ def _escape_latex(text: str) -> str:
 
 
 def list_comparisons(models: Sequence[str], compare: Compare) -> list[tuple[str, str]]:
-    """List the comparisons of a table.
-
-    Args:
-        models: In the order of the table.
-        compare: "first" compares each model with the first, "pairs" with all before it.
-
-    Returns:
-        (model, the other model); the first model has "", no other.
-    """
-    first, *others = models
+    """List which model is compared with which other one: each with the first, or every pair."""
     if compare == "first":
-        return [(first, ""), *((model, first) for model in others)]
-    return [
-        (first, ""),
-        *((model, other) for row, model in enumerate(models) for other in models[:row]),
-    ]
+        return [(model, models[0]) for model in models[1:]]
+    return [(model, other) for place, model in enumerate(models) for other in models[:place]]
 
 
 def summarize(
     scores: Scores,
     patient_ids: NDArray[np.str_],
+    measures: Mapping[str, Measure],
     samples: int = 10_000,
     seed: int = 0,
     level: float = 0.95,
     compare: Compare = "first",
-) -> list[Row]:
+) -> list[Fact]:
     """Compute each model's mean of each measure, its interval, and paired tests against others.
 
     Images where a model has no finite value (a PSNR of equal images, a region that is empty) are
@@ -224,59 +220,49 @@ def summarize(
     Args:
         scores: Model -> measure -> float64 [n], the same n images for all.
         patient_ids: str [n].
+        measures: The measures that count; those that a model lacks are left out.
         samples: As for `bootstrap_interval` and `paired_test`.
         seed: As for `bootstrap_interval` and `paired_test`.
         level: As for `bootstrap_interval` and `paired_test`.
         compare: See `list_comparisons`.
 
     Returns:
-        Rows by measure, then by model, then by the other model. A measure without any image is left
-        out.
+        By measure, levels of the table "means" and differences of the table "differences"; nothing
+        of a measure without any image.
     """
-    rows = []
-    for measure in next(iter(scores.values())):
-        usable = np.all([np.isfinite(values[measure]) for values in scores.values()], axis=0)
+    facts = []
+    for key, measure in measures.items():
+        if not all(key in values for values in scores.values()):
+            continue
+        usable = np.all([np.isfinite(values[key]) for values in scores.values()], axis=0)
         if not usable.any():
             continue
         patients = patient_ids[usable]
-        values = {model: of_model[measure][usable] for model, of_model in scores.items()}
-        bounds = {
-            model: bootstrap_interval(of_model, patients, samples, seed, level)
-            for model, of_model in values.items()
-        }
-        counts = len(patients), len(set(patients.tolist()))
+        counts = {"patients": len(set(patients.tolist())), "images": len(patients)}
+        values = {model: of_model[key][usable] for model, of_model in scores.items()}
+        for model, own in values.items():
+            bounds = bootstrap_interval(own, patients, samples, seed, level)
+            numbers = float(own.mean()), *bounds
+            facts.append(measure.make_fact("means", model, key, *numbers, test=BOOTSTRAP, **counts))
         for model, other in list_comparisons(list(scores), compare):
-            row = Row(model, measure, *counts, float(values[model].mean()), *bounds[model])
-            if other:
-                test = paired_test(values[model], values[other], patients, samples, seed, level)
-                row = add_difference(row, other, test)
-            rows.append(row)
-    return rows
+            test = paired_test(values[model], values[other], patients, samples, seed, level)
+            numbers = test.difference, test.low, test.high
+            fact = measure.make_fact("differences", model, key, *numbers, **counts)
+            facts.append(replace(fact, against=other, test=PERMUTATION, p=test.p))
+    return facts
 
 
-def add_difference(row: Row, other: str, test: Paired) -> Row:
-    """Return the row with its difference from another model."""
-    return replace(
-        row,
-        against=other,
-        difference=test.difference,
-        difference_low=test.low,
-        difference_high=test.high,
-        p=test.p,
-    )
-
-
-def correct_p(rows: Sequence[Row]) -> list[Row]:
+def correct_p(facts: Sequence[Fact]) -> list[Fact]:
     """Correct p by Holm over all comparisons of each measure; measures do not count together."""
     corrected: dict[int, np.float64] = {}
-    for measure in {row.measure for row in rows}:
-        places = [place for place, row in enumerate(rows) if row.measure == measure]
-        corrected |= dict(zip(places, holm([rows[place].p for place in places]), strict=True))
-    return [replace(row, p_corrected=float(corrected[place])) for place, row in enumerate(rows)]
+    for measure in {fact.measure for fact in facts}:
+        places = [place for place, fact in enumerate(facts) if fact.measure == measure]
+        corrected |= dict(zip(places, holm([facts[place].p for place in places]), strict=True))
+    return [replace(fact, p_corrected=float(corrected[n])) for n, fact in enumerate(facts)]
 
 
 def make_tables(
-    rows: Sequence[Row],
+    facts: Sequence[Fact],
     measures: Mapping[str, Measure],
     title: str,
     printed: Mapping[str, Printed] | None = None,
@@ -286,147 +272,81 @@ def make_tables(
 ) -> list[Table]:
     """Make a table of means with intervals and, for several models, one of differences with p.
 
-    p is corrected by Holm.
-
     Args:
-        rows: Made by `summarize`.
+        facts: Made by `summarize`, their p corrected.
         measures: Measure -> how to show it, in order.
         title: The title of the table of means.
         printed: Model -> what a paper prints, shown below the model's own line.
         models_across: One column a model and one line a measure, instead of the reverse.
-        samples: As rows were made with.
-        level: As rows were made with.
+        samples: As facts were made with.
+        level: As facts were made with.
     """
     printed = printed or {}
-    rows = correct_p(rows)
+    cells = {}
+    for fact in facts:
+        if not fact.against:
+            measure = measures[fact.measure]
+            cells[fact.model, fact.measure] = measure.format_fact(fact)
+            paper = printed.get(fact.model, Printed({}))
+            if fact.measure in paper.values:
+                label = paper.label(fact.model)
+                cells[label, fact.measure] = measure.show(paper.values[fact.measure])
     lines = []
-    for model in dict.fromkeys(row.model for row in rows):
+    for model in dict.fromkeys(fact.model for fact in facts):
         lines.append(model)
         if model in printed:
             lines.append(printed[model].label(model))
-    means = _format_means(rows, measures, printed)
-    notes = describe_intervals(rows, measures, level)
-    tables = [_make_table(title, lines, measures, means, models_across, notes)]
-    others = {row.against for row in rows if row.against}
-    differences = _format_differences(rows, measures, others)
-    if differences:
-        heading = (
-            f"Differences from {next(iter(others))}"
-            if len(others) == 1
-            else "Differences of every pair"
+    notes = _describe_intervals(facts, measures, level)
+    tables = [_make_table(title, lines, measures, cells, models_across, notes)]
+    others = {fact.against for fact in facts if fact.against}
+    cells = {
+        (fact.model if len(others) == 1 else f"{fact.model} - {fact.against}", fact.measure): (
+            measures[fact.measure].format_fact(fact)
         )
-        lines = list(dict.fromkeys(line for line, _ in differences))
-        notes = describe_p(rows, measures, samples, level)
-        tables.append(_make_table(heading, lines, measures, differences, models_across, notes))
+        for fact in facts
+        if fact.against and np.isfinite(fact.value)
+    }
+    if cells:
+        heading = f"from {next(iter(others))}" if len(others) == 1 else "of every pair"
+        lines = list(dict.fromkeys(line for line, _ in cells))
+        notes = _describe_p(facts, measures, samples, level)
+        tables.append(
+            _make_table(f"Differences {heading}", lines, measures, cells, models_across, notes)
+        )
     return tables
 
 
-def _format_means(
-    rows: Sequence[Row], measures: Mapping[str, Measure], printed: Mapping[str, Printed]
-) -> dict[tuple[str, str], str]:
-    """Format each mean with its interval, and a paper's own number; (line, measure) -> cell."""
-    cells = {}
-    for row in rows:
-        show = measures[row.measure].show
-        cells[row.model, row.measure] = show(row.mean) + _format_interval(row.low, row.high, show)
-        paper = printed.get(row.model, Printed({}))
-        if row.measure in paper.values:
-            cells[paper.label(row.model), row.measure] = show(paper.values[row.measure])
-    return cells
-
-
-def _format_differences(
-    rows: Sequence[Row], measures: Mapping[str, Measure], others: set[str]
-) -> dict[tuple[str, str], str]:
-    """Format each difference with its interval and p; (line, measure) -> cell."""
-    cells = {}
-    for row in rows:
-        if row.against and np.isfinite(row.difference):
-            signed = partial(measures[row.measure].show, sign="+")
-            cells[_name_difference(row, others), row.measure] = (
-                signed(row.difference)
-                + _format_interval(row.difference_low, row.difference_high, signed)
-                + format_p_line(row.p_corrected)
-            )
-    return cells
-
-
-def describe_intervals(
-    rows: Sequence[Row], measures: Mapping[str, Measure], level: float
+def _describe_intervals(
+    facts: Sequence[Fact], measures: Mapping[str, Measure], level: float
 ) -> tuple[str, ...]:
-    """Describe the intervals of a table, or say why there are none.
-
-    Measures are named where their notes differ.
-    """
+    """Describe the intervals of a table, or say why there are none."""
     measures_of: dict[str, set[str]] = {}
-    for row in rows:
-        note = f"In brackets: {100 * level:g} % interval, {INTERVALS[row.method]}."
-        if row.patients < FEWEST_PATIENTS:
-            note = describe_few(row.patients)
-        measures_of.setdefault(note, set()).add(row.measure)
+    for fact in facts:
+        if fact.against or fact.test not in INTERVALS:
+            continue
+        note = f"In brackets: {100 * level:g} % interval, {INTERVALS[fact.test]}."
+        if (fact.patients or 0) < FEWEST_PATIENTS:
+            note = describe_few(fact.patients or 0)
+        measures_of.setdefault(note, set()).add(fact.measure)
     return _name_measures(measures_of, measures)
 
 
-def describe_p(
-    rows: Sequence[Row], measures: Mapping[str, Measure], samples: int, level: float
+def _describe_p(
+    facts: Sequence[Fact], measures: Mapping[str, Measure], samples: int, level: float
 ) -> tuple[str, ...]:
-    """Describe the p values of a table, or say why there are none.
-
-    Measures are named where their notes differ.
-    """
+    """Describe the p-values of a table, or say why there are none."""
     measures_of: dict[str, set[str]] = {}
-    for row in rows:
-        if row.against and row.patients < FEWEST_PATIENTS:
-            measures_of.setdefault(describe_few(row.patients), set()).add(row.measure)
-        elif np.isfinite(row.p):
+    for fact in facts:
+        patients = fact.patients or 0
+        if fact.against and patients < FEWEST_PATIENTS:
+            measures_of.setdefault(describe_few(patients), set()).add(fact.measure)
+        elif np.isfinite(fact.p):
             comparisons = sum(
-                other.measure == row.measure and bool(np.isfinite(other.p)) for other in rows
+                other.measure == fact.measure and bool(np.isfinite(other.p)) for other in facts
             )
-            note = describe(P_OF[row.method], row.patients, comparisons, samples, level)
-            measures_of.setdefault(note, set()).add(row.measure)
+            note = describe(TESTS[fact.test], patients, comparisons, samples, level)
+            measures_of.setdefault(note, set()).add(fact.measure)
     return _name_measures(measures_of, measures)
-
-
-def convert_units(row: Row, measure: Measure) -> dict[str, Any]:
-    """Return the row's fields, with all values in the measure's unit, and the unit."""
-    content = asdict(row)
-    for key in ("mean", "low", "high", "difference", "difference_low", "difference_high"):
-        content[key] *= measure.scale
-    return content | {"unit": measure.unit}
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of equal keys under a header; NaN becomes an empty cell."""
-    with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {
-                    key: "" if isinstance(value, float) and np.isnan(value) else value
-                    for key, value in row.items()
-                }
-            )
-
-
-def format_p(p: float) -> str:
-    """Format a p value in a few characters; "-" where there is none."""
-    if np.isnan(p):
-        return "-"
-    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
-
-
-def format_spread(values: NDArray[np.floating]) -> str:
-    """Format the mean of folds or seeds, and a sample's standard deviation where several have one.
-
-    Args:
-        values: Of each fold or seed [n]; NaN where one has none.
-    """
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return "-"
-    spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{values.mean():.3f}{spread}"
 
 
 def _name_measures(
@@ -439,23 +359,6 @@ def _name_measures(
         f"{'; '.join(measures[key].heading for key in measures if key in keys)}. {note}"
         for note, keys in measures_of.items()
     )
-
-
-def _format_interval(low: float, high: float, show: Callable[[float], str]) -> str:
-    """Format an interval on a line of its own; nothing where there is none."""
-    return f"\n[{show(low)}, {show(high)}]" if np.isfinite([low, high]).any() else ""
-
-
-def format_p_line(p: float) -> str:
-    """Format p on a line of its own, below a difference and its interval; nothing for NaN."""
-    if np.isnan(p):
-        return ""
-    return "\np < 0.001" if p < 0.001 else f"\np = {p:.3f}"
-
-
-def _name_difference(row: Row, others: set[str]) -> str:
-    """Name a line of differences: the model, and the other model unless that is always the same."""
-    return row.model if len(others) == 1 else f"{row.model} - {row.against}"
 
 
 def _make_table(
@@ -475,3 +378,37 @@ def _make_table(
         return Table(title, ["", *models], body, notes)
     body = [[model, *(cells.get((model, key), "-") for key in headings)] for model in models]
     return Table(title, ["", *headings.values()], body, notes)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of equal keys under a header; NaN becomes an empty cell."""
+    with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(
+                {
+                    key: "" if isinstance(value, float) and np.isnan(value) else value
+                    for key, value in row.items()
+                }
+            )
+
+
+def format_p(p: float) -> str:
+    """Format a p-value in a few characters; "-" where there is none."""
+    if np.isnan(p):
+        return "-"
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+
+
+def format_spread(values: NDArray[np.floating]) -> str:
+    """Format the mean of folds or seeds, and their standard deviation where there are several.
+
+    Args:
+        values: Of each fold or seed [n]; NaN where one has none.
+    """
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return "-"
+    spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{values.mean():.3f}{spread}"

@@ -121,17 +121,11 @@ class Subsets:
 
 
 def split_subsets(data: DataConfig, model: ClassifierConfig, output: Path) -> Subsets:
-    """Split the real patches of an archive by patient.
+    """Split the real patches of an archive by patient; held-out negatives are of normal tissue.
 
-    Args:
-        data: The archive and its split. `kinds` is not read: masses and calcifications are taken.
-        model: Which patches are positive and which are negative. Held-out negatives are of normal
-            tissue.
-        output: The folder of split.json.
+    `data.kinds` is not read: masses and calcifications are taken. The split is written to output.
 
     Raises:
-        ConfigError: The archive can't be used as the config asks.
-        ArchiveError: The archive can't be read.
         DataError: A class is missing in a subset.
     """
     data = datasets.pin_archive_split(data.model_copy(update={"kinds": KINDS}), output)
@@ -151,16 +145,7 @@ def split_subsets(data: DataConfig, model: ClassifierConfig, output: Path) -> Su
 def load_synthetic_set(
     experiment: Experiment[ClassifierConfig], held_out: Iterable[str]
 ) -> PatchSet:
-    """Read the synthetic patches that an experiment names, and check them.
-
-    Args:
-        experiment: Names the folder in model.synthetic.
-        held_out: Patients whom neither patches nor generators may know.
-
-    Raises:
-        ConfigError: The experiment names no folder.
-        DataError: As `check_synthetic`, or the folder holds no synthetic patches.
-    """
+    """Read the synthetic patches that model.synthetic names, and check them: `check_synthetic`."""
     model = experiment.model
     if model.synthetic is None:
         raise ConfigError(
@@ -176,14 +161,6 @@ def check_judge(name: str, judge_seed: int | None, seeds: Sequence[int]) -> None
     """Refuse a judge of the same seed as one of the classifiers that score what it chose.
 
     Trained on the same patches the two are one classifier, whose scores are too good.
-
-    Args:
-        name: What the judge chose, for the message.
-        judge_seed: The judge's; None where none chose.
-        seeds: The study's.
-
-    Raises:
-        ConfigError: It is among them.
     """
     if judge_seed in seeds:
         raise ConfigError(
@@ -196,14 +173,9 @@ def check_judge(name: str, judge_seed: int | None, seeds: Sequence[int]) -> None
 def check_synthetic(synthetic: PatchSet, held_out: Iterable[str], data: DataConfig) -> None:
     """Refuse a synthetic set that does not fit the real patches.
 
-    Args:
-        synthetic: The set.
-        held_out: Patients whom neither patches nor generators may know.
-        data: How the real patches were made.
-
     Raises:
-        DataError: A class is missing, the patches have another size or other grey values than the
-            real ones, or they or their generators know a held-out patient.
+        DataError: A class is missing, the patches have another size or scale of intensities, or
+            they or their generators know a held-out patient.
     """
     patches = synthetic.patches
     folder = str(synthetic.folder)
@@ -234,15 +206,7 @@ def check_synthetic(synthetic: PatchSet, held_out: Iterable[str], data: DataConf
 
 
 def hold_back(patches: Patches, parts: int, seed: int) -> tuple[Patches, Patches]:
-    """Part the training patients, and give one part to the trainings.
-
-    Args:
-        patches: Training patches, labelled 0 negative and 1 positive.
-        parts: How many parts; 1 holds nobody back.
-        seed: Decides which patient is in which part.
-
-    Returns:
-        The patches of one part, and those of the patients held back.
+    """Part the training patients: the patches of one part, and those of patients held back.
 
     Raises:
         DataError: There are fewer patients than parts, or a class is missing on one side.
@@ -257,12 +221,7 @@ def hold_back(patches: Patches, parts: int, seed: int) -> tuple[Patches, Patches
 
 
 def join_synthetic(real: Patches, synthetic: Patches) -> Patches:
-    """Join real and synthetic patches in the four pools of models.classifier.POOLS.
-
-    Args:
-        real: Labelled 0 and 1.
-        synthetic: With their kinds of lesion.
-    """
+    """Join real patches, labelled 0 and 1, and synthetic ones in the pools of models.classifier."""
     synthetic = synthetic.with_labels(2 + (synthetic.kinds != "normal"))
     patches = real.concatenate(synthetic)
     return patches.with_labels(np.concatenate([real.labels, synthetic.labels]), balanced=True)
@@ -273,17 +232,8 @@ def train(
 ) -> tuple[dict[str, float], Subsets]:
     """Train one classifier, or continue its training; see `loop.Training`.
 
-    Args:
-        experiment: Data, model and training.
-        output: The folder of the training.
-        subsets: The experiment's subsets, if they are split already.
-
     Returns:
         The metrics on the validation patches at the last step, and the subsets.
-
-    Raises:
-        ConfigError: Synthetic patches are needed and no folder is named; or see `loop.Training`.
-        DataError: See `split_subsets` and `check_synthetic`.
     """
     subsets = subsets or split_subsets(experiment.data, experiment.model, output)
     parts = experiment.model.patient_parts
@@ -315,11 +265,7 @@ def train(
 
 
 def validate(functions: contract.Functions, held_out: Patches) -> dict[str, float]:
-    """Measure the classifier on real patches.
-
-    Returns:
-        "auc", by which the weights are chosen, and "accuracy" at a threshold of 0.5.
-    """
+    """Measure "auc", by which the weights are chosen, and "accuracy" at a threshold of 0.5."""
     outputs = predict(functions["classifier"], {"image": held_out.images}, batch=16)
     probability = outputs["probability"]
     accuracy = float(np.mean((probability > 0.5) == (held_out.labels == 1)))
@@ -327,11 +273,7 @@ def validate(functions: contract.Functions, held_out: Patches) -> dict[str, floa
 
 
 def find_weights(run: Path) -> Path:
-    """Return the export of a run that was best on the validation patches.
-
-    Raises:
-        ExportError: The run is not there, or not finished.
-    """
+    """Return the export of a finished run that was best on the validation patches."""
     export.read_card(run / "export")
     return run / "best" if (run / "best" / export.CARD).is_file() else run / "export"
 
@@ -341,11 +283,8 @@ def predict_unseen(
 ) -> NDArray[np.float32]:
     """Predict with a run's best weights on patches of patients that it was not trained on.
 
-    Args:
-        run: The folder of the training.
-        images: float32 [n, size, size, 1] in [0, 1].
-        output: "probability" [n], of a lesion, or "features" [n, channels].
-        patients: The patient of each image [n].
+    Returns:
+        "probability" [n], of a lesion, or "features" [n, channels].
 
     Raises:
         DataError: The run was trained on one of the patients.
@@ -400,15 +339,10 @@ class Gate:
 
 
 def score_synthetic_set(baseline: Sequence[Path], synthetic: PatchSet, validation: Patches) -> Gate:
-    """Score a synthetic set before anything is trained on it.
+    """Score a synthetic set before anything is trained on it, averaged over runs on real patches.
 
     The set shows tissue of training patients, which the classifiers know. That lowers the scores of
     lesions added to it.
-
-    Args:
-        baseline: Runs on real patches alone, whose scores are averaged.
-        synthetic: The set.
-        validation: Real patches of other patients.
     """
     is_lesion = synthetic.patches.kinds != "normal"
     pools = {
@@ -446,9 +380,7 @@ def set_decay_samples(
 ) -> Experiment[ClassifierConfig]:
     """Set model.samples, the number of draws over which the share decays, if it is not set.
 
-    Args:
-        experiment: Without a synthetic share nothing is set.
-        patches: Draws of an epoch, where the training counts epochs.
+    `patches` are the draws of an epoch, where the training counts epochs.
     """
     model = experiment.model
     training = experiment.training

@@ -1,22 +1,22 @@
 """Single cases of the classifier study: which test patches change sides, and edited pairs.
 
 Wu, Wu and Lotter's Fig. 5 and 6 show five lesions that the classifier misses without synthetic
-patches and finds with them, chosen by that outcome. Any second training moves such lesions: what
-one training scores too low by chance, the next one scores higher. Here
+patches and finds with them, chosen by that outcome. Any second training run moves such lesions:
+what one run scores too low by chance, the next one scores higher. Therefore
 
 - cases that change sides are counted in both directions, for lesions and for normal patches;
-- trainings that differ in their seed alone are counted in the same way, as the control;
-- the lesions in the figures are drawn at random from all that the first training misses. The
-  largest rises and falls stand beside them.
+- runs that differ in their seed alone are counted in the same way, as the control;
+- the lesions in the figures are drawn at random from all that the first training run misses, next
+  to the largest rises and falls.
 
-Fig. 1 shows pairs of real and edited patches. Here they are a random choice, and the best and worst
-by the change of the classifiers' score.
+Fig. 1 shows pairs of real and edited patches. Ours are a random choice, and the best and worst by
+the change of the classifiers' score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ from scipy.spatial.distance import cdist
 from sklearn.manifold import TSNE
 
 from tfmammo.data.patches import Patches
+from tfmammo.evaluation.report import Report
 from tfmammo.metrics.plotting import plot_style
-from tfmammo.metrics.segmentation import Paired, paired_test
+from tfmammo.metrics.segmentation import paired_test
 from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few, holm
-from tfmammo.metrics.summary import Table, format_p
+from tfmammo.metrics.summary import PERMUTATION, Measure, Table, format_p
 from tfmammo.studies.classification import StudyConfig, predict_unseen
 from tfmammo.studies.classification_effects import EditedPatches, Effect
 
@@ -44,68 +45,41 @@ PAPERS_SHARE = 0.5  # of synthetic patches, the paper's best
 NEIGHBOURS = 10
 
 
-@dataclass(frozen=True)
-class Moves:
-    """How many test patches change sides between two trainings, as means over pairs of trainings.
-
-    Attributes:
-        missed: Lesions that the first training misses.
-        missed_to_found: Of these, those that the second finds.
-        found_to_missed: Lesions that only the first finds.
-        false_to_right: Normal patches that only the first calls a lesion.
-        right_to_false: Normal patches that only the second calls a lesion.
-        rise: Mean change of score of the lesions that the first misses; NaN where it misses none.
-    """
-
-    missed: float
-    missed_to_found: float
-    found_to_missed: float
-    false_to_right: float
-    right_to_false: float
-    rise: float
+COUNT = Measure("patches", "", 1, 1)
+CHANGE = Measure("change of score", "", 1, 3)
+# From a first to a second run; score_of_missed: mean change of score of the lesions that the first
+# one misses, NaN where there are none
+Moves = dict[str, float]
 
 
 def count_moves(before: Floats, after: Floats, labels: NDArray[np.integer]) -> Moves:
-    """Count the test patches that change sides between two trainings.
-
-    Args:
-        before: Scores by the first training [n].
-        after: Scores by the second training [n].
-        labels: 0 normal, 1 lesion [n].
-    """
+    """Count the test patches (labels 0 normal, 1 lesion) that change sides between two runs."""
     is_lesion = labels == 1
     called_before = before >= THRESHOLD
     called_after = after >= THRESHOLD
     missed = is_lesion & ~called_before
-    return Moves(
-        float(missed.sum()),
-        float((missed & called_after).sum()),
-        float((is_lesion & called_before & ~called_after).sum()),
-        float((~is_lesion & called_before & ~called_after).sum()),
-        float((~is_lesion & ~called_before & called_after).sum()),
-        float((after - before)[missed].mean()) if missed.any() else np.nan,
-    )
+    return {
+        "missed_lesions": float(missed.sum()),
+        "of_them_found": float((missed & called_after).sum()),
+        "found_lesions_missed": float((is_lesion & called_before & ~called_after).sum()),
+        "false_alarms_gone": float((~is_lesion & called_before & ~called_after).sum()),
+        "new_false_alarms": float((~is_lesion & ~called_before & called_after).sum()),
+        "score_of_missed": float((after - before)[missed].mean()) if missed.any() else np.nan,
+    }
 
 
 def average_moves(several: Sequence[Moves]) -> Moves:
-    """Average counts and rises over pairs of trainings; pairs without a rise do not count there."""
-    rises = np.array([moves.rise for moves in several])
-    return Moves(
-        float(np.mean([moves.missed for moves in several])),
-        float(np.mean([moves.missed_to_found for moves in several])),
-        float(np.mean([moves.found_to_missed for moves in several])),
-        float(np.mean([moves.false_to_right for moves in several])),
-        float(np.mean([moves.right_to_false for moves in several])),
-        float(np.nanmean(rises)) if np.isfinite(rises).any() else np.nan,
-    )
+    """Average counts and rises over pairs of runs; pairs without a rise do not count for it."""
+    means = {}
+    for key in several[0]:
+        values = np.array([moves[key] for moves in several])
+        known = values[np.isfinite(values)]
+        means[key] = float(known.mean()) if len(known) else np.nan
+    return means
 
 
 def count_control_moves(of_seeds: Floats, labels: NDArray[np.integer]) -> Moves | None:
-    """Count what changes sides between trainings that differ in their seed alone.
-
-    Args:
-        of_seeds: Scores of one share [seeds, n].
-        labels: As for `count_moves`.
+    """Count what changes sides between runs that differ in their seed alone, [seeds, n].
 
     Returns:
         Means over all ordered pairs of seeds; None for a single seed.
@@ -116,8 +90,8 @@ def count_control_moves(of_seeds: Floats, labels: NDArray[np.integer]) -> Moves 
     return average_moves([count_moves(of_seeds[a], of_seeds[b], labels) for a, b in pairs])
 
 
-def tabulate_moves(scores: Scores, test: Patches, config: StudyConfig) -> Table:
-    """Tabulate which test patches change sides with synthetic patches, and by a new seed alone.
+def add_moves(report: Report, scores: Scores, test: Patches, config: StudyConfig) -> None:
+    """Add which test patches change sides with synthetic patches, and by a new seed alone.
 
     The change of score of all lesions is tested, averaged over the seeds.
     """
@@ -126,6 +100,7 @@ def tabulate_moves(scores: Scores, test: Patches, config: StudyConfig) -> Table:
     reference = scores[first]
     lesions = np.flatnonzero(labels == 1)
     patients = test.patient_ids[lesions]
+    count = len(set(patients.tolist()))
     tests = [
         paired_test(
             scores[share].mean(axis=0)[lesions],
@@ -137,16 +112,40 @@ def tabulate_moves(scores: Scores, test: Patches, config: StudyConfig) -> Table:
         )
         for share in others
     ]
+
+    def add(model: str, moves: Moves, subset: str = "") -> list[str]:
+        fields = {"against": f"share{100 * first:g}", "subset": subset}
+        for key, value in moves.items():
+            measure = CHANGE if key == "score_of_missed" else COUNT
+            report.facts.append(measure.make_fact("moves", model, key, value, **fields))
+        missed, found, *counts, rise = moves.values()
+        cells = [f"{missed:.1f}, {found:.1f}", *map(COUNT.show, counts), CHANGE.show(rise, "+")]
+        return cells
+
     body = []
     for share, change, p in zip(others, tests, holm([test.p for test in tests]), strict=True):
         pairs = zip(reference, scores[share], strict=True)
         moves = average_moves([count_moves(before, after, labels) for before, after in pairs])
-        body.append(
-            [f"{100 * share:g} %", *_format_moves(moves), _format_change(change), format_p(p)]
+        model = f"share{100 * share:g}"
+        cells = add(model, moves)
+        numbers = change.difference, change.low, change.high
+        fact = CHANGE.make_fact("moves", model, "score_of_lesions", *numbers)
+        fact = replace(
+            fact,
+            against=f"share{100 * first:g}",
+            patients=count,
+            images=len(lesions),
+            test=PERMUTATION,
+            p=change.p,
+            p_corrected=float(p),
         )
+        report.facts.append(fact)
+        shown = CHANGE.format_fact(replace(fact, p_corrected=np.nan))
+        body.append([f"{100 * share:g} %", *cells, shown, format_p(fact.p_corrected)])
     control = count_control_moves(reference, labels)
     if control:
-        body.append([f"{100 * first:g} %, another seed", *_format_moves(control), "-", "-"])
+        cells = add(f"share{100 * first:g}", control, "run=another_seed")
+        body.append([f"{100 * first:g} %, another seed", *cells, "-", "-"])
     header = [
         "synthetic at first",
         "missed lesions, of them found",
@@ -162,28 +161,15 @@ def tabulate_moves(scores: Scores, test: Patches, config: StudyConfig) -> Table:
         f"{100 * first:g} % synthetic with the same seed; {len(lesions)} lesions, "
         f"{len(labels) - len(lesions)} normal patches, means over {len(reference)} seeds"
     )
-    count = len(set(patients.tolist()))
     notes = [describe_few(count)]
     if count >= FEWEST_PATIENTS:
         notes = [describe("flips", count, len(others), config.samples, config.level)]
     if control:
         notes.append(
-            "Another seed: trainings on real patches alone that differ in their seed; what they "
-            "move, synthetic patches need not have moved."
+            "Another seed: runs on real patches alone that differ in their seed; what they move, "
+            "synthetic patches need not have moved."
         )
-    return Table(title, header, body, tuple(notes))
-
-
-def _format_moves(moves: Moves) -> list[str]:
-    counts = (moves.found_to_missed, moves.false_to_right, moves.right_to_false)
-    rise = "-" if np.isnan(moves.rise) else f"{moves.rise:+.3f}"
-    found = f"{moves.missed:.1f}, {moves.missed_to_found:.1f}"
-    return [found, *(f"{count:.1f}" for count in counts), rise]
-
-
-def _format_change(change: Paired) -> str:
-    interval = f"\n[{change.low:+.3f}, {change.high:+.3f}]" if np.isfinite(change.low) else ""
-    return f"{change.difference:+.3f}{interval}"
+    report.tables.append(Table(title, header, body, tuple(notes)))
 
 
 def find_shown_share(shares: Sequence[float]) -> float:
@@ -196,16 +182,9 @@ def choose_cases(
 ) -> dict[str, NDArray[np.intp]]:
     """Choose missed lesions at random, and those with the largest rise and the largest fall.
 
-    Args:
-        before: Scores by the first training [n].
-        after: Scores by the second training [n].
-        labels: 0 normal, 1 lesion [n].
-        count: How many of each.
-        seed: Of the random choice.
-
     Returns:
-        "random", "largest rise", "largest fall" -> rows. The first two are of lesions that the
-        first training misses, the third is of all lesions.
+        "random", "largest rise", "largest fall" -> `count` rows each. The first two are of lesions
+        that the first run misses, the third is of all lesions.
     """
     lesions = np.flatnonzero(labels == 1)
     missed = lesions[before[lesions] < THRESHOLD]
@@ -220,15 +199,9 @@ def choose_cases(
 def count_lesion_neighbours(
     features: NDArray[np.floating], test: Patches, count: int = NEIGHBOURS
 ) -> Floats:
-    """Compute how many of each patch's nearest neighbours in feature space are lesions.
+    """Compute which part of each patch's nearest neighbours in feature space are lesions, [n].
 
-    Args:
-        features: [n, channels].
-        test: The patches. Those of the same patient are no neighbours.
-        count: Number of neighbours.
-
-    Returns:
-        Parts, float64 [n] in [0, 1].
+    Patches of the same patient are no neighbours.
     """
     distances = cdist(features.astype(np.float64), features.astype(np.float64))
     distances[test.patient_ids[:, np.newaxis] == test.patient_ids] = np.inf
@@ -240,10 +213,10 @@ def count_lesion_neighbours(
 
 @dataclass(frozen=True, eq=False)
 class Cases:
-    """Test patches as two trainings of one seed see them, and those that are shown.
+    """Test patches as two runs of one seed see them, and those that are shown.
 
     Attributes:
-        share: Of synthetic patches, in the second training.
+        share: Of synthetic patches, in the second run.
         test: The patches.
         scores: Before and after [n] each.
         neighbours: As `count_lesion_neighbours`, before and after.
@@ -279,13 +252,7 @@ class Cases:
 def compare_trainings(
     folders: Mapping[tuple[float, int], Path], scores: Scores, test: Patches, config: StudyConfig
 ) -> Cases | None:
-    """Compare the first seed's trainings without and with synthetic patches.
-
-    Args:
-        folders: (share, seed) -> run.
-        scores: Of all runs.
-        test: The test patches.
-        config: How many cases and points are shown.
+    """Compare the first seed's runs without and with synthetic patches.
 
     Returns:
         The cases, chosen among at most config.tsne patches of each class; None where there is one
@@ -386,12 +353,8 @@ def choose_pairs(effect: Effect, count: int) -> dict[str, NDArray[np.intp]]:
 
 @plot_style
 def draw_pairs(edits: Sequence[EditedPatches], effects: Sequence[Effect], count: int) -> Figure:
-    """Draw the paper's Fig. 1: one row a generator, pairs of a real and its edited patch.
-
-    Args:
-        edits: What each generator made.
-        effects: Scores before and after, in the same order.
-        count: How many random pairs; the best and the worst follow.
+    """Draw the paper's Fig. 1: one row a generator, `count` random pairs of a real patch and its
+    edited one, then the best and the worst.
     """
     columns = 2 * (count + 2)
     figure = Figure(figsize=(0.4 + 1.15 * columns, 0.4 + 1.45 * len(edits)), layout="constrained")

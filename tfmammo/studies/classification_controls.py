@@ -47,9 +47,6 @@ def make_control(control: Control, real: Patches, synthetic: Patches, seed: int 
 
     Returns:
         As many patches as the set has, of the same kinds in the same order.
-
-    Raises:
-        DataError: "pasted" finds no lesion with an outline, or no patient is held back for "fresh".
     """
     if not len(real):
         raise DataError(f"the control {control}: no patient is held back (model.patient_parts=1)")

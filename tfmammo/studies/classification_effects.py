@@ -7,7 +7,7 @@ before and after are compared by a permutation test that flips the signs of whol
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,22 @@ from sklearn.manifold import TSNE
 
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
+from tfmammo.evaluation.report import Report
 from tfmammo.metrics.clustered_auc import chance_test, estimate_auc
 from tfmammo.metrics.plotting import plot_style
-from tfmammo.metrics.segmentation import Paired, paired_test
+from tfmammo.metrics.rows import Fact
+from tfmammo.metrics.segmentation import paired_test
 from tfmammo.metrics.significance import FEWEST_PATIENTS, holm
-from tfmammo.metrics.summary import Table, format_p, format_p_line
+from tfmammo.metrics.summary import PERMUTATION, Measure, Table, format_p
 from tfmammo.studies.classification import StudyConfig, check_judge, predict_unseen
 from tfmammo.synthesis.config import KINDS, Target
 from tfmammo.synthesis.generators import LesionGenerator, find_best_weights, load_lesion_generator
 from tfmammo.synthesis.patch_set import describe_scale
 
+AUC = Measure("AUC", "", 1, 3)
+SCORE = Measure("score", "", 1, 3)
+SHARE = Measure("share", "%", 100, 1)
+OBUCHOWSKI = "Obuchowski's variance by patient"
 COLOURS = {
     "real normal": "#d62728",
     "real calcification": "#ff9f1c",
@@ -77,18 +83,9 @@ class Effect:
     ids: NDArray[np.str_]
     discarded: float
 
-    def test(self, samples: int, seed: int, level: float) -> Paired:
-        """Test the mean change; patients are flipped whole."""
-        return paired_test(self.after, self.before, self.patients, samples, seed, level)
-
 
 def open_generators(config: StudyConfig) -> dict[Target, LesionGenerator]:
-    """Open the generators of the config.
-
-    Raises:
-        DataError: One was trained for something else, or on patches of another size or scale.
-        ConfigError: A classifier of one of the study's seeds chose its weights.
-    """
+    """Open the generators of the config, and refuse those that do not fit the study."""
     generators = {
         target: load_lesion_generator(find_best_weights(uri, config.tracking_uri))
         for target, uri in (config.generators or {}).items()
@@ -114,12 +111,7 @@ def open_generators(config: StudyConfig) -> dict[Target, LesionGenerator]:
 
 
 def edit_patches(network: LesionGenerator, test: Patches, config: StudyConfig) -> EditedPatches:
-    """Add or remove lesions on test patches, as many as effects and t-SNE need.
-
-    Raises:
-        DataError: The generator knows a test patient, there is no patch for it, or post-processing
-            discards every edit.
-    """
+    """Add or remove lesions on unknown test patches, as many as effects and t-SNE need."""
     is_suitable = test.labels == network.removes
     if network.removes:
         pathologies = test.pathologies.tolist()
@@ -157,14 +149,8 @@ def edit_patches(network: LesionGenerator, test: Patches, config: StudyConfig) -
 def spread_evenly(before: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[np.float32]:
     """Spread what an edit adds evenly over the place of the edit: as much brighter, but flat.
 
-    The place is where the edit changes at least a tenth of its largest change.
-
-    Args:
-        before: float32 [n, size, size, 1] in [0, 1].
-        after: The same patches after an edit.
-
-    Returns:
-        The patches before, with the mean change of each at its place, within [0, 1].
+    The place is where the edit changes at least a tenth of its largest change. Patches are float32
+    [n, size, size, 1] in [0, 1].
     """
     change = after - before
     sizes = np.abs(change)
@@ -175,13 +161,7 @@ def spread_evenly(before: NDArray[np.float32], after: NDArray[np.float32]) -> ND
 
 
 def measure_effect(edited: EditedPatches, baseline: Sequence[Path], config: StudyConfig) -> Effect:
-    """Score patches before and after a generator edited them.
-
-    Args:
-        edited: The patches.
-        baseline: Runs on real patches alone; their scores are averaged.
-        config: How many patches count.
-    """
+    """Score patches before and after an edit, averaged over runs on real patches alone."""
     patches = edited.before.take(np.arange(min(config.effects, len(edited.before))))
 
     def score(images: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -202,8 +182,61 @@ def measure_effect(edited: EditedPatches, baseline: Sequence[Path], config: Stud
     )
 
 
-def tabulate_effects(effects: Sequence[Effect], config: StudyConfig) -> Table:
-    """Tabulate mean scores before and after, the mean change, and whether it is as intended."""
+def add_effects(report: Report, effects: Sequence[Effect], config: StudyConfig) -> None:
+    """Add mean scores before and after, the mean change, and whether it is as intended."""
+    body = []
+    for effect in effects:
+        count = len(set(effect.patients.tolist()))
+        sizes = {"patients": count, "images": len(effect.before)}
+        levels = {
+            "discarded": (SHARE, effect.discarded),
+            "before": (SCORE, effect.before.mean()),
+            "after": (SCORE, effect.after.mean()),
+            "change_evenly": (SCORE, (effect.even - effect.before).mean()),
+        }
+        report.facts += [
+            measure.make_fact("effects", effect.target, key, value, **sizes)
+            for key, (measure, value) in levels.items()
+        ]
+        cells = {key: measure.show(value) for key, (measure, value) in levels.items()}
+        facts = []
+        for key, reference in (("change", effect.before), ("change_beyond", effect.even)):
+            test = paired_test(
+                effect.after,
+                reference,
+                effect.patients,
+                config.samples,
+                config.seed,
+                config.level,
+            )
+            numbers = test.difference, test.low, test.high
+            tested = {"test": PERMUTATION, "p": test.p, "p_corrected": test.p}
+            facts.append(
+                SCORE.make_fact("effects", effect.target, key, *numbers, **tested, **sizes)
+            )
+            # with the sign of a difference
+            shown = replace(facts[-1], against="before")
+            if key == "change":
+                shown = replace(shown, p_corrected=np.nan)
+            cells[key] = SCORE.format_fact(shown)
+        report.facts += facts
+        verdict = "too few patients for an interval or p (six)"
+        if count >= FEWEST_PATIENTS:
+            verdict = _describe_change(facts[0], config.level)
+        body.append(
+            [
+                effect.target,
+                f"{len(effect.before)} of {count}",
+                cells["discarded"],
+                cells["before"],
+                cells["after"],
+                cells["change"],
+                SCORE.show(levels["change_evenly"][1], "+"),
+                cells["change_beyond"],
+                format_p(facts[0].p),
+                verdict,
+            ]
+        )
     columns = [
         "generator",
         "patches of patients",
@@ -220,53 +253,26 @@ def tabulate_effects(effects: Sequence[Effect], config: StudyConfig) -> Table:
         "Score of a lesion by the classifiers trained on real patches alone; spread evenly: each "
         "patch as much brighter or darker at the same place, but flat; beyond that: after less "
         "spread evenly; intervals draw patients; "
-        "p, two-sided: signs of patients' changes flipped, not corrected, each generator being a "
-        "question of its own"
+        "p, two-sided: signs of patients' changes flipped, not corrected, because each generator "
+        "is a question of its own"
     )
-    return Table(title, columns, [_make_effect_row(effect, config) for effect in effects])
+    report.tables.append(Table(title, columns, body))
 
 
-def _make_effect_row(effect: Effect, config: StudyConfig) -> list[str]:
-    test = effect.test(config.samples, config.seed, config.level)
-    patients = len(set(effect.patients.tolist()))
-    beyond = paired_test(
-        effect.after, effect.even, effect.patients, config.samples, config.seed, config.level
-    )
-    cells = [f"{one.difference:+.3f}" for one in (test, beyond)]
-    if patients < FEWEST_PATIENTS:
-        verdict = "too few patients for an interval or p (six)"
-    else:
-        intervals = [f"\n[{one.low:+.3f}, {one.high:+.3f}]" for one in (test, beyond)]
-        cells = [cell + interval for cell, interval in zip(cells, intervals, strict=True)]
-        cells[1] += format_p_line(beyond.p)
-        verdict = _describe_change(test, effect.target, config.level)
-    return [
-        effect.target,
-        f"{len(effect.before)} of {patients}",
-        f"{100 * effect.discarded:.1f}",
-        f"{effect.before.mean():.3f}",
-        f"{effect.after.mean():.3f}",
-        cells[0],
-        f"{(effect.even - effect.before).mean():+.3f}",
-        cells[1],
-        format_p(test.p),
-        verdict,
-    ]
-
-
-def _describe_change(test: Paired, target: str, level: float) -> str:
+def _describe_change(change: Fact, level: float) -> str:
     """Say whether adding raises the score, or removal lowers it."""
-    if not test.p < 1 - level:
+    if not change.p < 1 - level:
         return "no change shown"
-    intended_sign = -1 if target == "removal" else 1
-    return "as wanted" if intended_sign * test.difference > 0 else "the wrong way"
+    intended_sign = -1 if change.model == "removal" else 1
+    return "as intended" if intended_sign * change.value > 0 else "the wrong way"
 
 
 @dataclass(frozen=True, eq=False)
 class Separation:
-    """Scores of lesions beside those of normal patches, of test patients.
+    """Scores of lesions and of normal patches, of test patients.
 
     Attributes:
+        key: Names it in rows.
         lesions: What the lesions are.
         normal: What the normal patches are.
         labels: 1 for a lesion, int [n].
@@ -274,6 +280,7 @@ class Separation:
         patients: str [n].
     """
 
+    key: str
     lesions: str
     normal: str
     labels: NDArray[np.integer]
@@ -287,10 +294,10 @@ class Separation:
 
 
 def separate(effects: Sequence[Effect]) -> list[Separation]:
-    """Set the lesions that generators added beside the patches from which one removed lesions.
+    """Pair the lesions that generators added with the patches from which one removed lesions.
 
-    All added lesions come first, then those of each generator, each beside the trivial edit of the
-    same size. Nothing is compared where nothing was added or nothing was removed.
+    All added lesions come first, then those of each generator, each followed by the trivial edit of
+    the same size. Nothing is compared where nothing was added or nothing was removed.
     """
     adding = [effect for effect in effects if effect.target != "removal"]
     removing = [effect for effect in effects if effect.target == "removal"]
@@ -301,70 +308,67 @@ def separate(effects: Sequence[Effect]) -> list[Separation]:
     separations = []
     for group in groups:
         name = " and ".join(effect.target for effect in group)
+        key = "+".join(effect.target for effect in group)
         patients = np.concatenate([effect.patients for effect in (*group, *removing)])
         pools = {
-            f"{name} added": [effect.after for effect in group],
-            f"as much brighter as {name}, evenly": [effect.even for effect in group],
+            (key, f"{name} added"): [effect.after for effect in group],
+            (f"{key}_evenly", f"as much brighter as {name}, evenly"): [
+                effect.even for effect in group
+            ],
         }
-        for lesions, scores in pools.items():
+        for names, scores in pools.items():
             added = np.concatenate(scores)
             labels = np.repeat([1, 0], [len(added), len(removed)])
             both = np.concatenate([added, removed])
-            separations.append(Separation(lesions, "lesion removed", labels, both, patients))
+            separations.append(Separation(*names, "lesion removed", labels, both, patients))
     return separations
 
 
-def tabulate_separation(
-    effects: Sequence[Effect], real: NDArray[np.float64], test: Patches, config: StudyConfig
-) -> Table:
-    """Tabulate how well classifiers of real patches tell synthetic lesions from normal patches.
+def add_separation(
+    report: Report,
+    effects: Sequence[Effect],
+    real: NDArray[np.float64],
+    test: Patches,
+    config: StudyConfig,
+) -> None:
+    """Add how well classifiers of real patches distinguish synthetic lesions from normal patches.
 
     A pool that classifiers are trained on has the tissue of training patients, which classifiers of
-    real patches know; see `classification.Gate`. These patches are of test patients.
-
-    Args:
-        effects: Of every generator; nothing synthetic is compared without "removal".
-        real: The same classifiers' scores of the real test patches, averaged, float64 [n].
-        test: These patches.
-        config: The confidence level.
+    real patches know; see `classification.Gate`. These patches are of test patients. `real` are the
+    same classifiers' scores of the real ones.
     """
     synthetic = separate(effects)
-    beside = Separation(
-        "real lesion", "real normal", test.labels, real, np.asarray(test.patient_ids)
-    )
-    corrected = [*holm([pools.p for pools in synthetic]).tolist(), beside.p]
-    rows = []
-    for pools, p in zip([*synthetic, beside], corrected, strict=True):
+    patients = np.asarray(test.patient_ids)
+    of_real = Separation("real", "real lesion", "real normal", test.labels, real, patients)
+    corrected = [*holm([pools.p for pools in synthetic]).tolist(), of_real.p]
+    body = []
+    for pools, p in zip([*synthetic, of_real], corrected, strict=True):
         lesions = int(pools.labels.sum())
-        rows.append(
-            [
-                pools.lesions,
-                pools.normal,
-                f"{lesions} and {len(pools.labels) - lesions}",
-                str(len(set(pools.patients.tolist()))),
-                format_area(pools.labels, pools.scores, pools.patients, config.level),
-                format_p(p),
-            ]
+        area = estimate_auc(pools.labels, pools.scores, pools.patients, config.level)
+        fact = AUC.make_fact(
+            "separation",
+            pools.key,
+            "auc",
+            area.value,
+            area.low,
+            area.high,
+            patients=len(set(pools.patients.tolist())),
+            images=len(pools.labels),
+            test=OBUCHOWSKI,
+            p=pools.p,
+            p_corrected=p,
         )
+        report.facts.append(fact)
+        counts = f"{lesions} and {len(pools.labels) - lesions}", str(fact.patients)
+        body.append([pools.lesions, pools.normal, *counts, AUC.format_fact(fact), format_p(p)])
     title = (
-        "Lesions told from normal patches by the classifiers trained on real patches alone, on "
-        "patients whom neither these nor the generators know; intervals and two-sided p against "
-        "an area of one half by Obuchowski's variance, by patient, Holm's correction over "
+        "Lesions distinguished from normal patches by the classifiers trained on real patches "
+        "alone, on patients whom neither these nor the generators know; intervals and two-sided p "
+        "against an area of one half by Obuchowski's variance, by patient, Holm's correction over "
         f"{len(synthetic)} synthetic rows"
     )
-    return Table(title, ["lesions", "beside", "patches", "patients", "AUC", "p"], rows)
-
-
-def format_area(
-    labels: NDArray[np.integer],
-    scores: NDArray[np.float64],
-    patients: NDArray[np.str_],
-    level: float,
-) -> str:
-    """Format an area under a ROC curve and, if there are enough patients, its interval."""
-    area = estimate_auc(labels, scores, patients, level)
-    interval = "" if np.isnan(area.low) else f"\n[{area.low:.3f}, {area.high:.3f}]"
-    return f"{area.value:.3f}{interval}"
+    header = ["lesions", "compared with", "patches", "patients", "AUC", "p"]
+    report.tables.append(Table(title, header, body))
 
 
 def make_effect_rows(effects: Sequence[Effect]) -> list[dict[str, Any]]:
@@ -393,19 +397,10 @@ def make_effect_rows(effects: Sequence[Effect]) -> list[dict[str, Any]]:
 def embed(
     run: Path, test: Patches, edits: Sequence[EditedPatches], config: StudyConfig
 ) -> tuple[list[str], NDArray[np.float64]]:
-    """Embed real test patches and edited ones by t-SNE of the last feature layer.
-
-    Args:
-        run: The classifier's.
-        test: Real patches.
-        edits: What each generator made of test patches.
-        config: How many patches of each group are embedded.
+    """Embed real test patches and edited ones by t-SNE of the last feature layer of a classifier.
 
     Returns:
         The group of each patch, and its point, float64 [n, 2].
-
-    Raises:
-        DataError: The classifier knows a patient.
     """
     random = np.random.default_rng(config.seed)
     groups = {}
@@ -436,10 +431,6 @@ def draw_embedding(groups: Sequence[str], points: NDArray[np.float64]) -> Figure
     """Draw the paper's Fig. 4 in its colours.
 
     Violet are edited patches without their lesion, which the paper does not show.
-
-    Args:
-        groups: The group of each point [n].
-        points: float64 [n, 2].
     """
     figure = Figure(figsize=(5.2, 4.6), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""Run the classifier study, and write its tables and figures."""
+"""Run the classifier study, and write its rows, tables and figures."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ from numpy.typing import NDArray
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
 from tfmammo.evaluation.printed import get_values
-from tfmammo.evaluation.report import EXPERIMENT, save_figure, write_markdown
+from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.metrics.classification import delong_test, roc_auc, roc_curve
 from tfmammo.metrics.clustered_auc import estimate_auc, has_few_patients, rank_swap_test
 from tfmammo.metrics.plotting import COLOURS, make_roc_axes, plot_style
+from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import holm
-from tfmammo.metrics.summary import Table, format_p, format_spread, write_csv
+from tfmammo.metrics.summary import Measure, Table, format_p, format_spread
 from tfmammo.models.classifier import Control
 from tfmammo.studies import classification
 from tfmammo.studies.classification import Gate, StudyConfig, Subsets, predict_unseen
 from tfmammo.studies.classification_cases import (
+    add_moves,
     compare_trainings,
     draw_cases,
     draw_moves,
     draw_pairs,
-    tabulate_moves,
 )
 from tfmammo.studies.classification_controls import IN_WORDS
 from tfmammo.studies.classification_effects import (
+    AUC,
+    OBUCHOWSKI,
+    add_effects,
+    add_separation,
     draw_embedding,
     edit_patches,
     embed,
-    format_area,
     make_effect_rows,
     measure_effect,
     open_generators,
-    tabulate_effects,
-    tabulate_separation,
 )
-from tfmammo.tracking import runs
 
 log = logging.getLogger(__name__)
 
@@ -54,103 +55,78 @@ PUBLISHED = {
     float(share.removesuffix(" %")) / 100: (values["AUC"], values.get("p"))
     for share, values in get_values("contextual", "table1").items()
 }
+SWAPS = "rank swaps by patient"
+SCORE = Measure("score", "", 1, 3)
 
 # a share of synthetic patches, or the name of a control
 AnyArm = TypeVar("AnyArm", bound=float | str)
 Scores = dict[float, NDArray[np.float64]]  # share -> [seeds, patches]
 
 
-def run_study(config: StudyConfig, output: Path, allow: bool = False) -> list[Table]:
-    """Train what is missing, test, and write tables, CSVs and figures to the folder "report".
+def run_study(config: StudyConfig, output: Path, allow: bool = False) -> Report:
+    """Train what is missing, test, and write rows, tables and figures to the folder "report".
 
     Args:
         config: The study.
         output: The study's folder.
         allow: Continue with a synthetic set whose lesions do not outscore its normal patches.
 
-    Returns:
-        The tables.
-
     Raises:
         DataError: A generator or the synthetic set does not fit the study.
         ConfigError: A classifier of one of the study's seeds chose a generator's weights.
     """
-    report = output / "report"
+    folder = output / "report"
     generators = open_generators(config)
     experiment = config.experiment
     subsets = classification.split_subsets(experiment.data, experiment.model, output)
     test = subsets.test
     folders, gate = train_missing(config, subsets, output / "runs", allow)
     controls = train_controls(config, subsets, output / "runs")
-    report.mkdir(parents=True, exist_ok=True)
     scores = score_runs(folders, test)
-    rows = make_run_rows(scores, test, config)
-    write_csv(report / "runs.csv", rows)
-    write_csv(report / "scores.csv", make_score_rows(scores, test, config.seeds))
-    tables = [tabulate_areas(scores, rows, test, config)]
+    report = Report(config=config)
+    report.files["scores.csv"] = make_score_rows(scores, test, config.seeds)
+    add_areas(report, scores, test, config)
     if len(config.shares) > 1:
-        tables.append(tabulate_moves(scores, test, config))
+        add_moves(report, scores, test, config)
     if controls:
-        tables.append(tabulate_controls(score_runs(controls, test), scores, test, config))
+        add_controls(report, score_runs(controls, test), scores, test, config)
     if gate:
-        tables.append(tabulate_gate(gate))
-    save_figure(draw_roc_curves(scores, test.labels), report / "figure-roc.png")
+        add_gate(report, gate)
+    save_figure(draw_roc_curves(scores, test.labels), folder / "figure-roc.png")
     baseline = [folders[config.shares[0], seed] for seed in config.seeds]
     edits = [edit_patches(network, test, config) for network in generators.values()]
     if edits:
         effects = [measure_effect(edited, baseline, config) for edited in edits]
-        tables.append(tabulate_effects(effects, config))
-        real = scores[config.shares[0]].mean(axis=0)
-        tables.append(tabulate_separation(effects, real, test, config))
-        write_csv(report / "effects.csv", make_effect_rows(effects))
+        add_effects(report, effects, config)
+        add_separation(report, effects, scores[config.shares[0]].mean(axis=0), test, config)
+        report.files["effects.csv"] = make_effect_rows(effects)
         if config.cases:
-            save_figure(draw_pairs(edits, effects, config.cases), report / "figure-pairs.png")
+            save_figure(draw_pairs(edits, effects, config.cases), folder / "figure-pairs.png")
     if gate and not gate.is_passed:
-        tables = [
-            replace(table, title=f"{describe_failure(gate)} {table.title}") for table in tables
-        ]
+        failure = describe_failure(gate)
+        report.tables = [replace(one, title=f"{failure} {one.title}") for one in report.tables]
     if config.tsne:
         groups, points = embed(baseline[0], test, edits, config)
         points_of_groups = zip(groups, points.tolist(), strict=True)
-        lines = [{"group": group, "x": x, "y": y} for group, (x, y) in points_of_groups]
-        write_csv(report / "tsne.csv", lines)
-        save_figure(draw_embedding(groups, points), report / "figure-tsne.png")
-        write_cases(folders, scores, test, config, report)
-    write_markdown(report / "table.md", tables)
-    if config.tracking_uri:
-        metrics = {f"share_{row['share']:g}/seed_{row['seed']}/auc": row["auc"] for row in rows}
-        content = config.model_dump(mode="json")
-        runs.log_folder(report, config.tracking_uri, EXPERIMENT, content, metrics)
-    return tables
-
-
-def write_cases(
-    folders: Mapping[tuple[float, int], Path],
-    scores: Scores,
-    test: Patches,
-    config: StudyConfig,
-    report: Path,
-) -> None:
-    """Write the figures of test patches that change sides, if the config asks for them."""
-    if not config.cases:
-        return
-    cases = compare_trainings(folders, scores, test, config)
+        report.files["tsne.csv"] = [
+            {"group": group, "x": x, "y": y} for group, (x, y) in points_of_groups
+        ]
+        save_figure(draw_embedding(groups, points), folder / "figure-tsne.png")
+    cases = None
+    if config.tsne and config.cases:
+        cases = compare_trainings(folders, scores, test, config)
     if cases:
-        write_csv(report / "moves.csv", cases.make_rows())
-        save_figure(draw_moves(cases), report / "figure-moves.png")
-        save_figure(draw_cases(cases), report / "figure-cases.png")
+        report.files["moves.csv"] = cases.make_rows()
+        save_figure(draw_moves(cases), folder / "figure-moves.png")
+        save_figure(draw_cases(cases), folder / "figure-cases.png")
+    report.write(folder)
+    return report
 
 
 def train_missing(
     config: StudyConfig, subsets: Subsets, folder: Path, allow: bool = False
 ) -> tuple[dict[tuple[float, int], Path], Gate | None]:
     """Train each share with each seed, if it is not trained yet, share 0 first.
-
-    Args:
-        config: The study.
-        subsets: Its real patches.
-        folder: The folder of all runs.
-        allow: Continue with a synthetic set that fails the gate.
 
     Returns:
         (share, seed) -> finished run, and how the classifiers of real patches score the synthetic
@@ -196,11 +172,7 @@ def train_missing(
 def train_controls(
     config: StudyConfig, subsets: Subsets, folder: Path
 ) -> dict[tuple[Control, int], Path]:
-    """Train each control with each seed, if it is not trained yet.
-
-    Returns:
-        (control, seed) -> finished run.
-    """
+    """Train each control with each seed, if it is not trained yet: (control, seed) -> run."""
     return {
         (control, seed): train_run(config, config.control_share, seed, subsets, folder, control)
         for seed in config.seeds
@@ -233,11 +205,7 @@ def train_run(
 def score_runs(
     folders: Mapping[tuple[AnyArm, int], Path], test: Patches
 ) -> dict[AnyArm, NDArray[np.float64]]:
-    """Predict the probability of a lesion with the best weights of every run.
-
-    Raises:
-        DataError: A run knows a patient of the test patches.
-    """
+    """Predict the probability of a lesion with the best weights of every run."""
     by_arm: dict[AnyArm, list[NDArray[np.float64]]] = {}
     for (arm, _), folder in folders.items():
         scores = predict_unseen(folder, test.images, "probability", test.patient_ids)
@@ -249,11 +217,6 @@ def compare_with_first(
     scores: Mapping[AnyArm, NDArray[np.float64]], test: Patches, config: StudyConfig
 ) -> dict[AnyArm, tuple[float, float]]:
     """Compare each share or control with the first one; ranks are swapped by patient.
-
-    Args:
-        scores: Share or control -> [patches].
-        test: The patches.
-        config: How many swaps.
 
     Returns:
         Share or control -> p, and p after Holm's correction; NaN where there are too few patients.
@@ -286,43 +249,6 @@ def compute_delong_p(
     return delong_test(test.labels, scores, reference)[1]
 
 
-def make_run_rows(scores: Scores, test: Patches, config: StudyConfig) -> list[dict[str, Any]]:
-    """Make the lines of runs.csv: area, interval, and p against share 0 of the same seed.
-
-    p is given as it is and corrected over the shares; DeLong's p stands beside it.
-    """
-    p_by_seed = [
-        compare_with_first(
-            {share: of_seeds[row] for share, of_seeds in scores.items()}, test, config
-        )
-        for row in range(len(config.seeds))
-    ]
-    rows = []
-    for share, of_seeds in scores.items():
-        runs_of_share = zip(
-            config.seeds, of_seeds, scores[config.shares[0]], p_by_seed, strict=True
-        )
-        for seed, of_run, first, p_of_shares in runs_of_share:
-            area = estimate_auc(test.labels, of_run, test.patient_ids, config.level)
-            p, corrected = p_of_shares.get(share, (np.nan, np.nan))
-            delong = np.nan
-            if share in p_of_shares:
-                delong = compute_delong_p(of_run, first, test)
-            rows.append(
-                {
-                    "share": share,
-                    "seed": seed,
-                    "auc": area.value,
-                    "low": area.low,
-                    "high": area.high,
-                    "p": p,
-                    "p_holm": corrected,
-                    "p_delong": delong,
-                }
-            )
-    return rows
-
-
 def make_score_rows(scores: Scores, test: Patches, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Make the lines of scores.csv: one for each test patch and run."""
     patches = [
@@ -343,46 +269,77 @@ def make_score_rows(scores: Scores, test: Patches, seeds: Sequence[int]) -> list
     ]
 
 
-def tabulate_areas(
-    scores: Scores, rows: Sequence[dict[str, Any]], test: Patches, config: StudyConfig
-) -> Table:
-    """Tabulate areas and p of every share beside the paper's (its Table 1).
+def name_share(share: float) -> str:
+    """Name the trainings of a share: "share50"."""
+    return f"share{100 * share:g}"
 
-    The last line is the mean grey value's.
 
-    Args:
-        scores: Of all runs.
-        rows: Of `make_run_rows`.
-        test: The patches.
-        config: The study.
+def find_fact(facts: Sequence[Fact], table: str, model: str, subset: str = "") -> Fact:
+    """Find a fact of the area under the curve."""
+    wanted = (table, model, subset, "auc")
+    return next(f for f in facts if (f.table, f.model, f.subset, f.measure) == wanted)
+
+
+def add_areas(report: Report, scores: Scores, test: Patches, config: StudyConfig) -> None:
+    """Add areas and p of every share next to the paper's (its Table 1).
+
+    Areas are of the mean score over the seeds and, in the table "runs", of each seed. p is
+    corrected over the shares; the table "delong" has the paper's p. The last line is the mean
+    intensity's.
     """
-    means = {share: of_seeds.mean(axis=0) for share, of_seeds in scores.items()}
-    p_of_means = compare_with_first(means, test, config)
-    first = means[config.shares[0]]
-    reference = roc_auc(test.labels, first)
+    labels, patients = test.labels, test.patient_ids
+    counts = {"patients": len(set(patients.tolist())), "images": len(test)}
+    parts: dict[str, dict[float, NDArray[np.float64]]] = {
+        "": {share: of_seeds.mean(axis=0) for share, of_seeds in scores.items()}
+    }
+    for row, seed in enumerate(config.seeds):
+        parts[f"run={seed}"] = {share: of_seeds[row] for share, of_seeds in scores.items()}
+    facts: list[Fact] = []
+    first = config.shares[0]
+    for subset, of_part in parts.items():
+        settings: dict[str, Any] = {"subset": subset, **counts}
+        p_of = compare_with_first(of_part, test, config)
+        for share, own in of_part.items():
+            model = name_share(share)
+            area = estimate_auc(labels, own, patients, config.level)
+            numbers = area.value, area.low, area.high
+            table = "runs" if subset else "means"
+            facts.append(AUC.make_fact(table, model, "auc", *numbers, test=OBUCHOWSKI, **settings))
+            if share not in p_of:
+                continue
+            p, corrected = p_of[share]
+            difference = area.value - roc_auc(labels, of_part[first])
+            compared = {"against": name_share(first), **settings}
+            tested = {"test": SWAPS, "p": p, "p_corrected": corrected}
+            facts.append(
+                AUC.make_fact("differences", model, "auc", difference, **compared, **tested)
+            )
+            tested = {"test": "DeLong", "p": compute_delong_p(own, of_part[first], test)}
+            facts.append(AUC.make_fact("delong", model, "auc", difference, **compared, **tested))
+    grey = estimate_auc(labels, compute_mean_grey(test), patients, config.level)
+    numbers = grey.value, grey.low, grey.high
+    fact = AUC.make_fact("means", "mean intensity", "auc", *numbers, test=OBUCHOWSKI, **counts)
     body = []
     for share, of_seeds in scores.items():
-        areas = np.array([roc_auc(test.labels, of_run) for of_run in of_seeds])
+        model = name_share(share)
+        areas = np.array([roc_auc(labels, of_run) for of_run in of_seeds])
         comparison = ["-"] * 4
-        if share in p_of_means:
-            by_seed = [format_p(row["p_holm"]) for row in rows if row["share"] == share]
+        if share != first:
+            change = find_fact(facts, "differences", model)
+            by_seed = [
+                find_fact(facts, "differences", model, f"run={seed}") for seed in config.seeds
+            ]
             comparison = [
-                f"{roc_auc(test.labels, means[share]) - reference:+.3f}",
-                format_p(p_of_means[share][1]),
-                format_p(compute_delong_p(means[share], first, test)),
-                ", ".join(by_seed),
+                AUC.format(change.value, "+"),
+                format_p(change.p_corrected),
+                format_p(find_fact(facts, "delong", model).p),
+                ", ".join(format_p(one.p_corrected) for one in by_seed),
             ]
-        body.append(
-            [
-                f"{100 * share:g} %",
-                format_area(test.labels, means[share], test.patient_ids, config.level),
-                format_spread(areas),
-                *comparison,
-                format_published(share),
-            ]
-        )
-    grey = format_area(test.labels, compute_mean_grey(test), test.patient_ids, config.level)
-    body.append(["mean grey value alone", grey, *["-"] * 6])
+        area_cell = AUC.format_fact(find_fact(facts, "means", model))
+        spread = format_spread(areas)
+        body.append([f"{100 * share:g} %", area_cell, spread, *comparison, format_published(share)])
+    body.append(["mean intensity alone", AUC.format_fact(fact), *["-"] * 6])
+    report.facts += [*facts, fact]
     columns = [
         "synthetic at first",
         "AUC of the mean score",
@@ -393,47 +350,51 @@ def tabulate_areas(
         "p by seed",
         "as printed (OPTIMAM)",
     ]
-    return Table(make_heading(test, config), columns, body)
+    report.tables.append(Table(make_heading(test, config), columns, body))
 
 
-def tabulate_controls(
+def add_controls(
+    report: Report,
     controls: Mapping[Control, NDArray[np.float64]],
     scores: Scores,
     test: Patches,
     config: StudyConfig,
-) -> Table:
-    """Tabulate what simpler patches bring in place of the synthetic ones.
-
-    Args:
-        controls: Control -> [seeds, patches].
-        scores: Of the shares.
-        test: The patches.
-        config: The study.
-    """
+) -> None:
+    """Add what simpler patches bring in place of synthetic ones: control -> [seeds, patches]."""
+    labels, patients = test.labels, test.patient_ids
+    counts = {"patients": len(set(patients.tolist())), "images": len(test)}
     means: dict[str, NDArray[np.float64]] = {
         control: of_seeds.mean(axis=0) for control, of_seeds in controls.items()
     }
-    references = [scores[share].mean(axis=0) for share in (config.shares[0], config.control_share)]
-    area_alone, area_synthetic = (roc_auc(test.labels, reference) for reference in references)
+    shares = config.shares[0], config.control_share
+    references = [scores[share].mean(axis=0) for share in shares]
+    area_alone, area_synthetic = (roc_auc(labels, reference) for reference in references)
     alone, synthetic = (
         compare_with_first({"reference": reference, **means}, test, config)
         for reference in references
     )
     body = []
     for (control, mean), of_seeds in zip(means.items(), controls.values(), strict=True):
-        area = roc_auc(test.labels, mean)
-        areas = [roc_auc(test.labels, of_run) for of_run in of_seeds]
-        body.append(
-            [
-                control,
-                format_area(test.labels, mean, test.patient_ids, config.level),
-                ", ".join(f"{of_run:.3f}" for of_run in areas),
-                f"{area - area_alone:+.3f}",
-                format_p(alone[control][1]),
-                f"{area_synthetic - area:+.3f}",
-                format_p(synthetic[control][1]),
-            ]
-        )
+        area = estimate_auc(labels, mean, patients, config.level)
+        numbers = area.value, area.low, area.high
+        level = AUC.make_fact("controls", control, "auc", *numbers, test=OBUCHOWSKI, **counts)
+        report.facts.append(level)
+        of_runs = [roc_auc(labels, of_run) for of_run in of_seeds]
+        report.facts += [
+            AUC.make_fact("controls", control, "auc", of_run, subset=f"run={seed}")
+            for seed, of_run in zip(config.seeds, of_runs, strict=True)
+        ]
+        cells = [control, AUC.format_fact(level), ", ".join(map(AUC.show, of_runs))]
+        for model, against, value, (p, corrected) in (
+            (control, name_share(shares[0]), area.value - area_alone, alone[control]),
+            (name_share(shares[1]), control, area_synthetic - area.value, synthetic[control]),
+        ):
+            tested = {"test": SWAPS, "p": p, "p_corrected": corrected}
+            report.facts.append(
+                AUC.make_fact("controls", model, "auc", value, against=against, **tested, **counts)
+            )
+            cells += [AUC.show(value, "+"), format_p(corrected)]
+        body.append(cells)
     share = f"{100 * config.control_share:g} %"
     columns = [
         f"{share} at first of",
@@ -449,7 +410,7 @@ def tabulate_controls(
         f"{', '.join(IN_WORDS[control] for control in controls)}; "
         f"p with Holm's correction over {len(means)} controls"
     )
-    return Table(title, columns, body)
+    report.tables.append(Table(title, columns, body))
 
 
 def make_heading(test: Patches, config: StudyConfig) -> str:
@@ -478,25 +439,27 @@ def format_published(share: float) -> str:
 
 
 def compute_mean_grey(patches: Patches) -> NDArray[np.float64]:
-    """Compute the score that needs no network: a patch's mean grey value, float64 [n]."""
+    """Compute the score that needs no network: a patch's mean intensity, float64 [n]."""
     return patches.images.mean(axis=(1, 2, 3), dtype=np.float64)
 
 
-def tabulate_gate(gate: Gate) -> Table:
-    """Tabulate how classifiers of real patches alone score the synthetic set.
-
-    Real patches that they never saw stand beside it.
-    """
-    body = [
-        [name, str(len(scores)), f"{scores.mean():.3f}"] for name, scores in gate.scores.items()
-    ]
+def add_gate(report: Report, gate: Gate) -> None:
+    """Add how classifiers of real patches alone score the synthetic set and unseen patches."""
+    areas = {"synthetic": gate.auc, "real": gate.real_auc}
+    report.facts += [AUC.make_fact("gate", pool, "auc", area) for pool, area in areas.items()]
+    body = []
+    for name, scores in gate.scores.items():
+        pool, _, kind = name.partition(" ")
+        key, mean = f"score_{kind}", float(scores.mean())
+        report.facts.append(SCORE.make_fact("gate", pool, key, mean, images=len(scores)))
+        body.append([name, str(len(scores)), SCORE.show(mean)])
     verdict = "outscore" if gate.is_passed else "do NOT outscore"
     title = (
         "Scores by the classifiers trained on real patches alone: synthetic lesions "
         f"{verdict} synthetic normal patches (AUC {gate.auc:.3f}, of real patches "
         f"{gate.real_auc:.3f}); real ones are of the validation patients"
     )
-    return Table(title, ["patches", "number", "mean score"], body)
+    report.tables.append(Table(title, ["patches", "number", "mean score"], body))
 
 
 def describe_failure(gate: Gate) -> str:

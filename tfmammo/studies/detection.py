@@ -1,4 +1,4 @@
-"""Do synthetic masses help a detector? Plan trainings on real mammograms plus more and more others.
+"""Do synthetic masses help a detector? Plan runs on real mammograms plus more and more others.
 
     arm          trained on
     real         the real mammograms of the training folds alone
@@ -8,15 +8,12 @@
 
 Every arm is trained for every fold and seed, and evaluated on unseen patients. The networks of a
 fold, and the lesions, shapes and tissue of its synthetic mammograms, come from its training
-patients alone: one split.json decides for all, and each training refuses a set that knows a patient
-it holds out.
+patients alone: one split.json decides for all, and each run refuses a set that knows a patient it
+holds out.
 
 Everything is a command that a user could type (`plan_steps`). Each runs in a process of its own,
 and only once (tfmammo.studies.workflow). The tables come from the boxes that evaluate/detection.py
-writes for each arm. Every training, one fold with one seed, has its own scale of scores. Recall and
-figure of merit are therefore measured for each training and averaged, also in each draw of the
-bootstrap and of the jackknife, which take patients. A second row of each arm pools the scores of
-all its trainings.
+writes for each arm; see tfmammo.evaluation.froc for how they are measured.
 
 Source: Shen et al. (Mass image synthesis in mammogram with contextual information based on GANs,
 2021), section 4.5; Lin et al. (Breast mass detection in mammograms via blending adversarial
@@ -100,9 +97,9 @@ class StudyConfig(Frozen):
     for all commands.
     """
     detector: Command
-    """The training that is repeated."""
+    """How the detector is trained, again and again."""
     generators: dict[str, Command] = {}
-    """Name -> training of a network, once a fold, in OUTPUT/generators/NAME/foldFOLD."""
+    """Name -> how a network is trained, once a fold, in OUTPUT/generators/NAME/foldFOLD."""
     methods: dict[str, Method] = {}
     """Name -> synthesis."""
     copies: tuple[PositiveInt, ...] = ()
@@ -118,7 +115,7 @@ class StudyConfig(Frozen):
     folds: tuple[NonNegativeInt, ...] | None = Field(default=None, min_length=1)
     """The folds that are held out in turn; null: all of data.folds."""
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
-    """The seeds of the detector's trainings."""
+    """The seeds of the detector's runs."""
     criterion: Criterion = "iou"
     """What makes a hit, as for evaluate/detection.py."""
     threshold: float = Field(default=0.5, ge=0, lt=1)
@@ -174,14 +171,7 @@ class StudyConfig(Frozen):
 
 @dataclass(frozen=True)
 class Arm:
-    """What one detector is trained on besides the real mammograms.
-
-    Attributes:
-        name: The name of its folders.
-        copies: Number of turned copies.
-        method: The method of its synthetic mammograms; None where it has none.
-        synthetic: Number of synthetic mammograms.
-    """
+    """What one detector is trained on besides the real mammograms."""
 
     name: str
     copies: int = 0
@@ -213,7 +203,7 @@ def plan_steps(config: StudyConfig, output: Path, root: Path, parent: str) -> li
         config: The study.
         output: The study's folder, with split.json.
         root: The root of the repository, where train, evaluate and configs are.
-        parent: Id of the MLflow run that the trainings are shown under.
+        parent: Id of the MLflow run that the others are shown under.
     """
     steps: list[Step] = []
     for fold in config.held_out:
@@ -235,7 +225,7 @@ def plan_steps(config: StudyConfig, output: Path, root: Path, parent: str) -> li
 
 
 def check_steps(steps: Sequence[Step]) -> None:
-    """Refuse at once what a training or a synthesis would refuse hours later.
+    """Refuse at once what a run or a synthesis would refuse hours later.
 
     That is a script or file that does not exist, or a wrong key. Keys of the section `model` are
     left to the scripts that own them.
@@ -254,7 +244,7 @@ def check_steps(steps: Sequence[Step]) -> None:
 
 
 def name_evaluation(arm: Arm, seed: int) -> str:
-    """Return the name of the step that evaluates an arm's trainings with one seed."""
+    """Return the name of the step that evaluates an arm's runs with one seed."""
     return f"{EVALUATIONS}/{arm.name}/seed{seed}"
 
 

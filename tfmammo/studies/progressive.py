@@ -46,13 +46,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Subsets:
-    """Patches of the last stage's size.
-
-    Attributes:
-        train: Every class.
-        inputs: Held out, what the generator changes.
-        targets: Held out, what it is to make of them.
-    """
+    """Patches of the last stage's size: all classes to train on; held-out inputs and targets."""
 
     train: Patches
     inputs: Patches
@@ -74,10 +68,6 @@ def train(
 
     Half of the held-out patients choose the best checkpoint, as in the classifier study, which
     tests on the other half.
-
-    Args:
-        experiment: Of `set_kinds`.
-        output: The last stage's folder.
 
     Returns:
         The held-out metrics of the last stage at its last step, and the generator's held-out
@@ -137,11 +127,7 @@ def _open_subsets(
 def _open_judge(
     experiment: Experiment[ContextualConfig], subsets: Subsets
 ) -> LoadedFunction | None:
-    """Open the classifier that chooses the best checkpoint; None where the config names none.
-
-    Raises:
-        ConfigError: It takes other patches, or was trained on the patients by whom it is to choose.
-    """
+    """Open the classifier that chooses the best checkpoint; None where the config names none."""
     if experiment.model.judge is None:
         return None
     weights = find_best_weights(experiment.model.judge, experiment.tracking.uri)
@@ -168,20 +154,10 @@ def fit_stage(
     previous: Path | None = None,
     judge: Any = None,
 ) -> dict[str, float]:
-    """Train one stage.
+    """Train one stage, from the export of the stage before; see `loop.Training.fit`.
 
-    No checkpoint counts as the best one before the stage's new level is faded in.
-
-    Args:
-        stage: The stage's experiment.
-        build: Builds the model, with the weights of `previous`.
-        subsets: Of the stage's size.
-        output: The stage's folder.
-        previous: The export of the stage before.
-        judge: The classifier that chooses the best checkpoint; None: the likeness does.
-
-    Returns:
-        As `loop.Training.fit`.
+    No checkpoint counts as the best one before the stage's new level is faded in. The judge is the
+    classifier that chooses the best checkpoint; without one the likeness does.
     """
     monitor = "likeness" if judge is None else "judged"
     built: list[Contextual] = []
@@ -209,11 +185,7 @@ def fit_stage(
 
 
 def set_kinds(experiment: Experiment[Any]) -> Experiment[Any]:
-    """Set data.kinds to the lesions that model.target is about.
-
-    Raises:
-        ConfigError: data.kinds names others.
-    """
+    """Set data.kinds to the lesions that model.target is about; refuse others."""
     kinds = KINDS[experiment.model.target]
     if "kinds" in experiment.data.model_fields_set and set(experiment.data.kinds) != set(kinds):
         raise ConfigError(
@@ -239,11 +211,7 @@ def configure_early_stage(experiment: Experiment[Any], size: int) -> Experiment[
 
 
 def check_initial(experiment: Experiment[Any], size: int) -> None:
-    """Check that `training.initial` is an export for the first stage.
-
-    Raises:
-        ConfigError: It is for patches of another size.
-    """
+    """Check that `training.initial` is an export for patches of the first stage's size."""
     initial = experiment.training.initial
     if initial is None:
         return
@@ -259,13 +227,8 @@ def check_initial(experiment: Experiment[Any], size: int) -> None:
 def check_fading(experiment: Experiment[Any], sizes: Sequence[int], steps: int | None) -> None:
     """Check that every stage is long enough to fade its new level in.
 
-    Args:
-        experiment: Of the last stage.
-        sizes: Of all stages, px.
-        steps: Of the last stage; None while they are unknown.
-
-    Raises:
-        ConfigError: One is too short. It would leave networks that are half the old ones.
+    A shorter one would leave networks that are half the old ones. `steps` are those of the
+    last stage; None while they are unknown.
     """
     fade = experiment.model.fade_steps
     for size in sizes[1:]:
@@ -292,12 +255,7 @@ def build_stage(config: ContextualConfig, size: int, previous: Path | None) -> C
 
 
 def downsample(patches: Patches, size: int) -> Patches:
-    """Halve patches until they have a size: means of 2 x 2 px, as a grown network first sees them.
-
-    Args:
-        patches: Of `size` px times a power of 2.
-        size: px.
-    """
+    """Halve patches until they have a size: means of 2 x 2 px, as a grown network sees them."""
     while (side := patches.images.shape[1]) > size:
         images, masks = (
             values.reshape(-1, side // 2, 2, side // 2, 2, 1)

@@ -1,4 +1,4 @@
-"""Segmentation models under several protocols, each run scored case by case.
+"""Train and score segmentation models under several protocols, case by case.
 
 A run is one model in one arm, fold and seed: two commands train it and score it on its held-out
 patches. Its scores are then appended to CSV files, from which all tables are made. A run whose
@@ -8,10 +8,11 @@ elsewhere with its rows alone.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,20 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.comparison import Name
-from tfmammo.evaluation.segmentation import CENTRED_DISC, MEASURES, PUBLISHED, WHOLE_PATCH
+from tfmammo.evaluation.report import Report
+from tfmammo.evaluation.segmentation import MEASURES, PUBLISHED
 from tfmammo.metrics.segmentation import paired_test
-from tfmammo.metrics.summary import Printed, Table, format_p, make_tables, summarize, write_csv
+from tfmammo.metrics.summary import (
+    PERMUTATION,
+    Table,
+    correct_p,
+    format_p,
+    make_tables,
+    summarize,
+    write_csv,
+)
 from tfmammo.studies import workflow
-from tfmammo.studies.segmenters import check_steps, read_rows
+from tfmammo.studies.segmenters import BASELINES, TrainedConfig, check_steps, plan_training
 from tfmammo.studies.workflow import Step, format_overrides
 from tfmammo.tracking import export, runs
 
@@ -35,19 +45,14 @@ log = logging.getLogger(__name__)
 SCORES = "scores.csv"
 RUNS = "runs.csv"
 CURVES = "curves.csv"
-BASELINES = (WHOLE_PATCH, CENTRED_DISC)
 KEYS = ("arm", "model", "fold", "seed")
 
 
-class ModelConfig(Frozen):
+class ModelConfig(TrainedConfig):
     """One model of the study."""
 
     script: str
     """Its train script: "can"."""
-    config: Path | None = None
-    """Its config file; null: the shipped one of its script's name."""
-    set: dict[str, Any] = {}
-    """What differs from that config, as sections: {model: {filters: [16, 32]}}."""
 
 
 class ArmConfig(Frozen):
@@ -118,11 +123,6 @@ class Run:
 def plan_runs(config: StudyConfig, output: Path, root: Path) -> list[Run]:
     """Plan all runs: seed after seed, arm after arm, fold after fold, model after model.
 
-    Args:
-        config: The study.
-        output: The folder of its runs.
-        root: The folder of configs, train and evaluate.
-
     Raises:
         ConfigError: An arm names a model that the study lacks.
     """
@@ -150,29 +150,23 @@ def _plan_run(
     else:
         data |= {"seed": seed}
     folder = f"{name}/{title}/fold{fold}/seed{seed}".replace(" ", "_")
-    file = model.config or root / "configs" / f"{model.script}.yaml"
-    tracking = {"experiment": f"tfmammo-{config.name}"}
-    train = Step(
+    training = {"training": {**config.training, "seed": seed}}
+    train = plan_training(
+        output / folder,
         folder,
-        (
-            str(root / "train" / f"{model.script}.py"),
-            *("--config", str(file), "--output", str(output / folder), "--set"),
-            *format_overrides({"data": data}),
-            *format_overrides({"training": {**config.training, "seed": seed}}),
-            *format_overrides(arm.set),
-            *format_overrides(model.set),
-        ),
-        ignored_args=("--set", *format_overrides({"tracking": tracking})),
-        outputs=("export/card.json",),
+        root / "train" / f"{model.script}.py",
+        model,
+        [{"data": data}, training, arm.set, model.set],
+        {"experiment": f"tfmammo-{config.name}"},
     )
-    scored = config.test or config.data
+    scored = (config.test or config.data).model_dump(mode="json", exclude_unset=True)
     score = Step(
         f"scores/{folder}",
         (
             str(root / "evaluate" / "segmentation.py"),
             *("--config", str(root / "configs" / "segmentation.yaml")),
             *("--output", str(output / "scores" / folder), "--set"),
-            *format_overrides({"data": scored.model_dump(mode="json", exclude_unset=True)}),
+            *format_overrides({"data": scored}),
             f"models={{{title}: {output / folder}}}",
             f"threshold={config.threshold}",
             "samples=100",
@@ -190,8 +184,8 @@ def run_study(
     schemas: Mapping[str, Any],
     jobs: int = 1,
     any_version: bool = False,
-) -> list[Table]:
-    """Make the runs whose scores are missing, and tabulate all.
+) -> Report:
+    """Make the runs whose scores are missing, and write the tables of all to the output.
 
     Args:
         config: The study.
@@ -200,10 +194,6 @@ def run_study(
         schemas: Script -> the class of its config.
         jobs: Commands at once.
         any_version: Go on with what another version of the package made.
-
-    Raises:
-        ConfigError: A command would be refused.
-        DataError: A command failed, or rows were made with other settings.
     """
     planned = plan_runs(config, output, root)
     check_steps([run.train for run in planned], schemas)
@@ -217,15 +207,13 @@ def run_study(
 
     steps = [step for run in missing for step in (run.train, run.score)]
     workflow.run_steps(steps, output, "", any_version, jobs, on_finish=on_finish)
-    return tabulate(config)
+    report = tabulate(config)
+    report.write(output)
+    return report
 
 
 def find_missing(config: StudyConfig, planned: Sequence[Run]) -> list[Run]:
-    """List the runs that have no scores yet.
-
-    Raises:
-        DataError: Some were made with other settings.
-    """
+    """List the runs that have no scores yet; refuse scores that were made with other settings."""
     known = {tuple(row[key] for key in KEYS): row["settings"] for row in _read(config.rows / RUNS)}
     for run in planned:
         if known.get(run.key, _hash(config, run)) != _hash(config, run):
@@ -251,7 +239,7 @@ def append_rows(config: StudyConfig, run: Run, output: Path) -> None:
     known = {tuple(row[key] for key in KEYS) for row in kept}
     is_drawn = config.arms[run.arm].folds == 1
     scores = []
-    for line in read_rows(output / run.score.name / "per_image.csv"):
+    for line in _read(output / run.score.name / "per_image.csv"):
         key = own | {"model": line["model"]}
         if line["model"] in BASELINES and (
             tuple(key.values()) in known or (run.seed and not is_drawn)
@@ -263,12 +251,15 @@ def append_rows(config: StudyConfig, run: Run, output: Path) -> None:
     curve = [own | {"step": step, "dice": f"{value:.4f}"} for step, value in history.items()]
     folder = output / run.train.name / "export"
     card = export.read_card(folder)
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("variables.data*")):
+        digest.update(path.read_bytes())
     about = own | {
         "steps": card["step"],
         "parameters": " ".join(f"{name}:{count}" for name, count in card["networks"].items()),
         "precision": card.get("precision", ""),
         "patients": len(card["train_patients"]),
-        "weights": _hash_files(folder),
+        "weights": digest.hexdigest()[:12],
         "code": str(card.get("git_commit", ""))[:12],
         "settings": _hash(config, run),
     }
@@ -280,25 +271,15 @@ def append_rows(config: StudyConfig, run: Run, output: Path) -> None:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    return read_rows(path) if path.exists() else []
-
-
-def _hash_files(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("variables.data*")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 @dataclass(frozen=True)
 class Cases:
-    """The scores of one arm, averaged over the runs that scored a case.
-
-    Attributes:
-        scores: Model -> measure -> float64 [n].
-        ids: The lesion of each case, str [n].
-        patients: The patient of each case, str [n].
-    """
+    """The scores of one arm: model -> measure -> [n], the lesion and the patient of each case."""
 
     scores: Mapping[str, Mapping[str, NDArray[np.float64]]]
     ids: NDArray[np.str_]
@@ -328,33 +309,44 @@ def read_cases(path: Path, arm: str) -> Cases | None:
     return Cases(scores, np.array(common), np.array([patients[lesion] for lesion in common]))
 
 
-def tabulate(config: StudyConfig) -> list[Table]:
+def tabulate(config: StudyConfig) -> Report:
     """Tabulate each arm, and what the first arm's Dice differs by from that of the others."""
     read = {name: read_cases(config.rows / SCORES, name) for name in config.arms}
     arms = {name: cases for name, cases in read.items() if cases}
-    tables: list[Table] = []
+    report = Report(config=config)
+    draws = config.samples, config.seed, config.level
+    archive = (config.test or config.data).archive_name
     for name, cases in arms.items():
-        count = f"{len(cases.ids)} masses of {len(set(cases.patients))} patients"
-        draws = config.samples, config.seed, config.level
-        rows = summarize(cases.scores, cases.patients, *draws, "pairs")
+        facts = correct_p(summarize(cases.scores, cases.patients, MEASURES, *draws, "pairs"))
+        report.facts += [replace(fact, subset=f"arm={name}") for fact in facts]
+        # another archive's patients are unseen whatever the split
+        split = config.arms[name].set.get("data", {}).get("split", config.data.split)
+        is_leaky = split == "paper" and config.test is None
         printed = {
-            model: Printed(published.values)
+            model: published.annotate(archive, is_leaky)
             for model, published in PUBLISHED.items()
             if model in cases.scores
         }
+        count = f"{len(cases.ids)} masses of {len(set(cases.patients))} patients"
         title = f"{config.name}, {name}: {count}"
-        tables += make_tables(rows, MEASURES, title, printed, False, config.samples, config.level)
+        report.tables += make_tables(
+            facts, MEASURES, title, printed, False, config.samples, config.level
+        )
     base = next(iter(config.arms))
     if base in arms:
-        others = [name for name in arms if name != base]
-        tables += [_tabulate_arms(config, arms[base], arms[name], name) for name in others]
-    return tables
+        for name in arms:
+            if name != base:
+                _add_arms(report, config, arms[base], arms[name], name)
+    return report
 
 
-def _tabulate_arms(config: StudyConfig, first: Cases, other: Cases, name: str) -> Table:
-    """Tabulate the Dice of an arm less that of the first one, on the lesions of both."""
+def _add_arms(report: Report, config: StudyConfig, first: Cases, other: Cases, name: str) -> None:
+    """Add the Dice of an arm less that of the first one, on the lesions of both."""
     common, rows, others = np.intersect1d(first.ids, other.ids, return_indices=True)
     patients = first.patients[rows]
+    base = next(iter(config.arms))
+    measure = MEASURES["dice"]
+    counts = {"patients": len(set(patients)), "images": len(common)}
     body = []
     for model in (model for model in first.scores if model in other.scores):
         test = paired_test(
@@ -365,12 +357,14 @@ def _tabulate_arms(config: StudyConfig, first: Cases, other: Cases, name: str) -
             config.seed,
             config.level,
         )
-        show = MEASURES["dice"].show
-        interval = f"[{show(test.low, '+')}, {show(test.high, '+')}]"
-        body.append([model, f"{show(test.difference, '+')} {interval}", format_p(test.p)])
-    base = next(iter(config.arms))
+        numbers = test.difference, test.low, test.high
+        fact = measure.make_fact("arms", model, "dice", *numbers, p=test.p, **counts)
+        subset = f"arm={name};less={base}"
+        report.facts.append(replace(fact, subset=subset, against=model, test=PERMUTATION))
+        cell = measure.format_fact(report.facts[-1]).replace("\n", " ")
+        body.append([model, cell, format_p(test.p)])
     title = (
         f"Dice of {name} less that of {base}, %: {len(common)} masses of "
         f"{len(set(patients))} patients"
     )
-    return Table(title, ["", "difference", "p"], body, ())
+    report.tables.append(Table(title, ["", "difference", "p"], body))

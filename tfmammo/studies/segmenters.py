@@ -1,13 +1,12 @@
-"""A paper's comparison of segmentation models: train, judge on unseen patients, test, write up.
+"""A paper's comparison of segmentation models: train, score unseen patients, test, write up.
 
-Every model is trained once per fold and seed, each training a command of its own (workflow), so
-that a stopped comparison continues where it was. The last weights are judged on the patients of the
-fold that was held out; nothing is chosen on them.
+Every model is trained once per fold and seed, each run a command of its own (workflow), so that a
+stopped comparison continues where it was. The last weights are scored on the patients of the fold
+that was held out; nothing is chosen on them.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from tfmammo.config import DataConfig, Frozen, TrackingConfig, TrainingConfig
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation import segmentation
 from tfmammo.evaluation.comparison import Name
-from tfmammo.evaluation.report import save_figure
+from tfmammo.evaluation.report import ComparisonReport, save_figure
 from tfmammo.evaluation.segmentation import MEASURES, SegmentationConfig
 from tfmammo.metrics.plotting import plot_style
+from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Table
 from tfmammo.studies import workflow
 from tfmammo.studies.workflow import Step, format_overrides, parse_step
@@ -30,32 +30,36 @@ from tfmammo.tracking import export, runs
 
 SCORES = "scores"  # the folder of what `segmentation.evaluate` writes
 DRAWN = ("dice", "jaccard")
-FLOORS = (segmentation.WHOLE_PATCH, segmentation.CENTRED_DISC)
+BASELINES = (segmentation.WHOLE_PATCH, segmentation.CENTRED_DISC)
 
 
-class SegmenterConfig(Frozen):
+class TrainedConfig(Frozen):
+    """How a model is trained."""
+
+    config: Path | None = None
+    """Its config file; null: the shipped one of its script's name."""
+    set: dict[str, Any] = {}
+    """What differs from that config, as sections: {model: {filters: [16, 32]}}."""
+
+
+class SegmenterConfig(TrainedConfig):
     """One of the compared models."""
 
     title: Name
     """Its name in tables and figures."""
-    config: Path | None = None
-    """Its config file; null: the shipped one of its script's name."""
-    set: dict[str, Any] = {}
-    """What differs from that config, as sections: {training: {steps: 20000}}."""
 
 
 class ComparisonConfig(Frozen):
     """A config file of a comparison."""
 
     data: DataConfig = DataConfig()
-    """The patches of all models. Fold, split and seed of the trainings follow from the keys below.
-    """
+    """The patches of all models. Fold, split and seed of the runs follow from the keys below."""
     models: dict[str, SegmenterConfig] = Field(min_length=2)
     """The train script of each model ("can") and what is trained with it."""
     folds: int = Field(default=3, ge=2)
     """Folds of the cross-validation, by patient; each is held out once."""
     seeds: PositiveInt = 3
-    """Trainings of each model and fold, which differ by their seed: 0, 1, 2, ..."""
+    """Runs of each model and fold, which differ in their seed: 0, 1, 2, ..."""
     training: dict[str, Any] = {}
     """Keys of the training section that all models share: {steps: 20000}."""
     threshold: float = Field(default=0.5, gt=0, le=1)
@@ -67,7 +71,7 @@ class ComparisonConfig(Frozen):
     seed: NonNegativeInt = 0
     """Seed of these draws."""
     tracking: TrackingConfig = TrackingConfig(experiment="tfmammo-comparison")
-    """Where the trainings are logged, below one run of the comparison."""
+    """Where the runs are logged, below one run of the comparison."""
 
     @model_validator(mode="after")
     def _check(self) -> ComparisonConfig:
@@ -79,11 +83,7 @@ class ComparisonConfig(Frozen):
         return self
 
     def select(self, names: Sequence[str]) -> ComparisonConfig:
-        """Return the comparison of some of the models, in the given order.
-
-        Raises:
-            ConfigError: One is not in the config, or fewer than two are named.
-        """
+        """Return the comparison of some of the models, two or more, in the given order."""
         for name in names:
             if name not in self.models:
                 raise ConfigError(f"--models: {name} is none of {', '.join(self.models)}")
@@ -93,59 +93,64 @@ class ComparisonConfig(Frozen):
 
 
 def plan_steps(config: ComparisonConfig, output: Path, root: Path, parent: str = "") -> list[Step]:
-    """Plan the trainings: fold after fold, seed after seed, model after model.
-
-    Args:
-        config: The comparison.
-        output: Its folder.
-        root: The folder of configs and train.
-        parent: Id of the MLflow run that the trainings are shown under.
-    """
+    """Plan the runs, shown under one run of MLflow: fold, then seed, then model after model."""
     data = config.data.model_dump(mode="json", exclude_unset=True, exclude={"fold", "folds"})
     tracking = config.tracking.model_dump(mode="json", exclude_unset=True)
     tracking |= {"experiment": config.tracking.experiment, "parent": parent or None}
-    steps = []
-    for fold in range(config.folds):
-        for seed in range(config.seeds):
-            for script, model in config.models.items():
-                values = {
-                    "data": {**data, "folds": config.folds, "fold": fold},
-                    "training": {**config.training, "seed": seed},
-                }
-                name = f"{script}/fold{fold}/seed{seed}"
-                file = model.config or root / "configs" / f"{script}.yaml"
-                command = (
-                    str(root / "train" / f"{script}.py"),
-                    "--config",
-                    str(file),
-                    "--output",
-                    str(output / name),
-                    "--set",
-                    *format_overrides(model.set),
-                    *format_overrides(values),
-                )
-                ignored = ("--set", *format_overrides({"tracking": tracking}))
-                steps.append(
-                    Step(name, command, ignored_args=ignored, outputs=("export/card.json",))
-                )
-    return steps
+    return [
+        plan_training(
+            output / f"{script}/fold{fold}/seed{seed}",
+            f"{script}/fold{fold}/seed{seed}",
+            root / "train" / f"{script}.py",
+            model,
+            [
+                model.set,
+                {"data": {**data, "folds": config.folds, "fold": fold}},
+                {"training": {**config.training, "seed": seed}},
+            ],
+            tracking,
+        )
+        for fold in range(config.folds)
+        for seed in range(config.seeds)
+        for script, model in config.models.items()
+    ]
+
+
+def plan_training(
+    folder: Path,
+    name: str,
+    script: Path,
+    model: TrainedConfig,
+    values: Sequence[Mapping[str, Any]],
+    tracking: Mapping[str, Any],
+) -> Step:
+    """Plan one run of a train script.
+
+    `values` differ from the model's config file, nested as there; the later ones count. `tracking`
+    changes no result.
+    """
+    file = model.config or script.parents[1] / "configs" / f"{script.stem}.yaml"
+    overrides = [override for part in values for override in format_overrides(part)]
+    return Step(
+        name,
+        (str(script), "--config", str(file), "--output", str(folder), "--set", *overrides),
+        ignored_args=("--set", *format_overrides({"tracking": tracking})),
+        outputs=("export/card.json",),
+    )
 
 
 def check_steps(steps: Sequence[Step], schemas: Mapping[str, Any]) -> None:
-    """Refuse at once what a training would refuse hours later.
+    """Refuse at once what a run would refuse hours later.
 
     Args:
         steps: Of `plan_steps`.
         schemas: Script, as "train/can.py" -> the class of its config.
-
-    Raises:
-        ConfigError: There is no such script, or a key of its config is wrong.
     """
     for step in steps:
         script = Path(step.command[0])
         schema = schemas.get(f"train/{script.name}")
         if schema is None or not script.is_file():
-            raise ConfigError(f"models.{script.stem}: there is no such training")
+            raise ConfigError(f"models.{script.stem}: there is no such train script")
         parse_step(step, schema, f"models.{script.stem}")
 
 
@@ -156,23 +161,16 @@ def run_comparison(
     schemas: Mapping[str, Any],
     jobs: int = 1,
     any_version: bool = False,
-) -> list[Table]:
-    """Run the trainings that are not finished, then judge, test and write.
+) -> ComparisonReport:
+    """Make the runs that are not finished, then score, test and write.
 
     Args:
         config: The comparison.
         output: Its folder.
         root: The folder of configs and train.
         schemas: As for `check_steps`.
-        jobs: Trainings at once.
+        jobs: Runs at once.
         any_version: Continue with what another version of the package made.
-
-    Returns:
-        The tables.
-
-    Raises:
-        ConfigError: A training would be refused.
-        DataError: A training failed, or its folder holds other work.
     """
     check_steps(plan_steps(config, output, root), schemas)
     parent = runs.open_parent_run(output, config.tracking)
@@ -180,18 +178,11 @@ def run_comparison(
     return write_comparison(config, output)
 
 
-def write_comparison(config: ComparisonConfig, output: Path) -> list[Table]:
-    """Judge the finished trainings, and write tables, figure and methods.
+def write_comparison(config: ComparisonConfig, output: Path) -> ComparisonReport:
+    """Score the finished runs, and write tables, figure and methods.
 
-    It writes table.md, table.tex, table.csv, figure.png, figure.pdf and methods.md; the folder
+    It writes table.md, table.tex, rows.csv, figure.png, figure.pdf and methods.md; the folder
     `scores` has every patch, ROC curves, box plots and overlays.
-
-    Returns:
-        The tables.
-
-    Raises:
-        DataError: The archive has changed since the trainings.
-        ExportError: A training left no export.
     """
     exports = {
         model.title: [
@@ -207,53 +198,41 @@ def write_comparison(config: ComparisonConfig, output: Path) -> list[Table]:
         compare="pairs",
         **{key: getattr(config, key) for key in ("threshold", "samples", "level", "seed")},
     )
-    tables = segmentation.evaluate(scoring, output / SCORES)
-    for name in ("table.md", "table.csv"):
+    report = segmentation.evaluate(scoring, output / SCORES)
+    for name in ("table.md", "rows.csv"):
         filesystem.write_atomically(output / name, (output / SCORES / name).read_bytes())
-    text = "\n".join(table.latex() for table in tables)
+    text = "\n".join(table.latex() for table in report.tables)
     filesystem.write_atomically(output / "table.tex", text)
-    figure = draw_means(read_rows(output / "table.csv"), config.level)
+    means = [fact for fact in report.facts if fact.table == "means"]
+    figure = draw_means(means, config.level)
     save_figure(figure, output / "figure.png")
     figure.savefig(output / "figure.pdf", metadata={"CreationDate": None})
     cards = {
         title: [export.read_card(folder / "export") for folder in folders]
         for title, folders in exports.items()
     }
-    patches = read_rows(output / SCORES / "per_image.csv")
-    methods = describe_methods(config, cards, patches, tables)
+    methods = describe_methods(config, cards, means[0], report.tables)
     filesystem.write_atomically(output / "methods.md", methods)
-    return tables
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read a CSV file as one dict a line."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return report
 
 
 @plot_style
-def draw_means(rows: Sequence[Mapping[str, str]], level: float) -> Figure:
-    """Draw each model's mean Dice and Jaccard with its interval, the trivial baselines in grey.
-
-    Args:
-        rows: Lines of table.csv. Without intervals (too few patients) the means stand alone.
-        level: Of the intervals.
-    """
-    names = list(dict.fromkeys(row["model"] for row in rows))
+def draw_means(means: Sequence[Fact], level: float) -> Figure:
+    """Draw each model's mean Dice and Jaccard with its interval, the trivial baselines in grey."""
+    names = list(dict.fromkeys(fact.model for fact in means))
     figure = Figure(figsize=(6.4, 0.9 + 0.35 * len(names)), layout="constrained")
     axes = figure.subplots(1, len(DRAWN), sharey=True)
     for axis, measure in zip(axes, DRAWN, strict=True):
-        means = {row["model"]: row for row in rows if row["measure"] == measure}
-        for place, name in enumerate(names):
-            row = means[name]
-            colour = "#999999" if name in FLOORS else "#000000"
-            axis.plot([float(row["mean"])], [place], "o", color=colour)
-            if row["low"]:
-                axis.plot([float(row["low"]), float(row["high"])], [place, place], color=colour)
+        for fact in means:
+            if fact.measure == measure:
+                place = names.index(fact.model)
+                colour = "#999999" if fact.model in BASELINES else "#000000"
+                axis.plot([fact.value], [place], "o", color=colour)
+                axis.plot([fact.low, fact.high], [place, place], color=colour)  # NaN: no line
         axis.set_yticks(range(len(names)), names)
         axis.set_xlabel(f"{MEASURES[measure].heading}, %")
     axes[0].invert_yaxis()
-    if any(row["low"] for row in rows):
+    if any(fact.low == fact.low for fact in means):
         figure.suptitle(f"Means with {100 * level:g} % intervals over patients")
     return figure
 
@@ -261,28 +240,16 @@ def draw_means(rows: Sequence[Mapping[str, str]], level: float) -> Figure:
 def describe_methods(
     config: ComparisonConfig,
     cards: Mapping[str, Sequence[Mapping[str, Any]]],
-    patches: Sequence[Mapping[str, str]],
+    mean: Fact,
     tables: Sequence[Table],
 ) -> str:
-    """Write the methods paragraphs of a paper, each number from a card or a table.
-
-    Args:
-        config: The comparison.
-        cards: Title -> the model cards of its trainings.
-        patches: Lines of per_image.csv.
-        tables: Means first, differences second; their notes say how they were made.
-
-    Returns:
-        Markdown.
-    """
+    """Write the methods paragraphs of a paper in Markdown, each number from a card or a fact."""
     data = config.data
-    count = len({row["id"] for row in patches})
-    patients = len({row["patient"] for row in patches})
     first = next(iter(cards.values()))
     train = sorted(len(card["train_patients"]) for card in first)
     seeds = ", ".join(str(seed) for seed in range(config.seeds))
-    grey = (
-        f"grey values {data.window[0]:g} to {data.window[1]:g}"
+    window = (
+        f"intensities {data.window[0]:g} to {data.window[1]:g}"
         if data.window
         else (
             f"the {data.percentiles[0]:g}th to {data.percentiles[1]:g}th percentile of each patch"
@@ -291,10 +258,10 @@ def describe_methods(
     lines = [
         "# Methods",
         "",
-        f"**Data.** {count:,} patches of {patients:,} patients of "
+        f"**Data.** {mean.images:,} patches of {mean.patients:,} patients of "
         f"{data.archive_name}, {data.size} x {data.size} px, crop mode {data.frame}"
         f"{f', context {data.context:g}' if data.frame == 'square' else ''}; lesions: "
-        f"{', '.join(data.kinds)}; {grey} became 0 to 1. Data fingerprints of the trainings: "
+        f"{', '.join(data.kinds)}; {window} became 0 to 1. Data fingerprints of the runs: "
         f"{_list_values(card['data_fingerprint'] for card in first)}.",
         "",
         f"**Split.** Patients were dealt into {config.folds} folds (seed {data.seed}"
@@ -321,7 +288,7 @@ def describe_methods(
 
 
 def _describe_training(cards: Sequence[Mapping[str, Any]]) -> str:
-    """Describe a model's trainings: steps, batch, optimizer, precision, weights."""
+    """Describe a model's runs: steps, batch, optimizer, precision, weights."""
     card = cards[0]
     training = TrainingConfig.model_validate(card["config"]["training"])
     model = card["config"]["model"]

@@ -1,10 +1,10 @@
 """Run a long piece of work as commands, each in its own process and only once.
 
 Finished steps are noted in OUTPUT/done, so that a stopped study continues where it was. A step
-counts as finished if its command, the config files that the command names, and all steps that it
-depends on are unchanged; other work in its place is refused. So is the work of another version of
-the package or of its libraries: its source code is part of what a step depends on. A step whose
-files are gone is run again.
+counts as finished if its command, the config files and archives that the command names, and all
+steps that it depends on are unchanged; other work in its place is refused. So is the work of
+another version of the package or of its libraries. A step whose files are gone, or whose
+dependency was made again, is run again.
 
 Steps run one after the other, or several at once where none needs another's files. A failed step
 ends the work, or with `keep_going` only the steps that need it.
@@ -22,9 +22,10 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -57,8 +58,7 @@ class Step:
         resumable_args: Further arguments that say how much of the work to do. Where they have
             changed, the command continues in its folder.
         ignored_args: Arguments that do not change the result.
-        outputs: Files in its folder that other steps read. The step is finished while all of them
-            exist.
+        outputs: Files in its folder without which the step is not finished.
         inputs: Files from elsewhere that the step reads. With other contents it is another step.
     """
 
@@ -102,12 +102,7 @@ class Step:
 
 
 def format_overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Flatten a nested mapping into arguments of --set.
-
-    Examples:
-        >>> format_overrides({"data": {"size": 64}})
-        ['data.size=64']
-    """
+    """Flatten a nested mapping into arguments of --set: {"data": {"size": 64}}: data.size=64."""
     overrides = []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -119,11 +114,7 @@ def format_overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def parse_step(step: Step, schema: Any, name: str) -> Any:
-    """Parse the config of a step.
-
-    Raises:
-        ConfigError: It is not one; the message begins with `name`.
-    """
+    """Parse the config of a step; the message of an error begins with `name`."""
     file = step.command[step.command.index("--config") + 1]
     try:
         return configuration.parse(schema, file, step.overrides)
@@ -132,30 +123,27 @@ def parse_step(step: Step, schema: Any, name: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Completion:
+class Record:
     """What is noted of a finished step.
 
     Attributes:
         digest: A hash of everything that the step depends on, without `resumable_args`.
-        resumable_args: Those that it was run with last.
-        code: The version and state of the package, see `identify_code`; "" where none was noted.
-        is_stale: Whether what it was made of was made again since.
+        extent: The `resumable_args` that it was run with last.
+        code: The version and state of the package, see `identify_code`.
+        made: Names this making of the step; it stays where the step is continued.
+        made_of: Dependency -> its `made` when this step was made.
     """
 
     digest: str
-    resumable_args: tuple[str, ...]
+    extent: tuple[str, ...]
     code: str
-    is_stale: bool = False
+    made: str
+    made_of: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of all steps.
-
-    Attributes:
-        of_other_versions: The steps that another version of the package made.
-        failures: Step -> why it failed, or which failed step it needs.
-    """
+    """The steps that another version made; step -> why it failed, or which failed one it needs."""
 
     of_other_versions: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
@@ -173,7 +161,7 @@ def run_steps(
     """Run the steps that are not finished.
 
     Args:
-        steps: Each stands after those that it depends on.
+        steps: Each after those that it depends on.
         output: The folder of the work, where all steps write.
         context: What all of them depend on besides their commands.
         any_version: Continue with the results of another version of the package.
@@ -186,7 +174,7 @@ def run_steps(
 
     Raises:
         DataError: Without `keep_going`, a step failed or wrote nothing, or its folder holds other
-            work. Steps that run beside it end first.
+            work. Steps that run at the same time end first.
         Interrupted: A stop signal came. The running commands got it, to save what they have.
     """
     runner = _Runner(steps, output, context, any_version, keep_going, on_finish)
@@ -218,45 +206,29 @@ def run_steps(
     return outcome
 
 
+@dataclass
 class _Runner:
-    """Keeps what waits, runs, is finished and has failed.
+    """Keeps what waits, runs, is finished and has failed, for `run_steps`."""
 
-    Args:
-        steps: As for `run_steps`.
-        output: As for `run_steps`.
-        context: As for `run_steps`.
-        any_version: As for `run_steps`.
-        keep_going: As for `run_steps`.
-        on_finish: As for `run_steps`.
+    steps: Sequence[Step]
+    output: Path
+    context: str
+    any_version: bool
+    keep_going: bool
+    on_finish: Callable[[str], None]
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    stopped: list[str] = field(default_factory=list)
+    outcome: Outcome = field(default_factory=Outcome)
 
-    Attributes:
-        processes: Step -> its running process.
-        stopped: The steps that ended after a stop signal.
-        outcome: What became of the others.
-    """
-
-    def __init__(
-        self,
-        steps: Sequence[Step],
-        output: Path,
-        context: str,
-        any_version: bool,
-        keep_going: bool,
-        on_finish: Callable[[str], None],
-    ) -> None:
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.stopped: list[str] = []
-        self.outcome = Outcome()
-        self._steps = {step.name: step for step in steps}
-        self._waiting = list(steps)
+    def __post_init__(self) -> None:
+        self._steps = {step.name: step for step in self.steps}
+        self._waiting = list(self.steps)
         self._finished: set[str] = set()
-        self._output = output
-        self._any_version = any_version
-        self._keep_going = keep_going
-        self._on_finish = on_finish
+        self._started: dict[str, Record] = {}
         self._digests: dict[str, str] = {}
-        for step in steps:
-            self._digests[step.name] = _hash_step(step, self._digests, output, context)
+        for step in self.steps:
+            digest = _hash_step(step, self._digests, self.output, self.context)
+            self._digests[step.name] = digest
 
     def start_ready(self, jobs: int) -> None:
         """Start steps until `jobs` processes run or no waiting step can start."""
@@ -264,10 +236,13 @@ class _Runner:
         while is_changed:  # a step that is already finished may release others
             is_changed = False
             for step in list(self._waiting):
-                if self.outcome.failures and not self._keep_going:
+                if self.outcome.failures and not self.keep_going:
                     self._waiting.clear()
                     return
-                if len(self.processes) < jobs and self._is_released(step):
+                # steps that are not planned count as finished
+                needed = [name for name in step.depends_on if name in self._steps]
+                done = self._finished | set(self.outcome.failures)
+                if len(self.processes) < jobs and done.issuperset(needed):
                     self._waiting.remove(step)
                     self._attempt(step, self._start)
                     is_changed = True
@@ -283,18 +258,12 @@ class _Runner:
             else:
                 self._attempt(self._steps[name], partial(self._finish, process))
 
-    def _is_released(self, step: Step) -> bool:
-        """Whether the step waits for no other one; steps that are not planned count as finished."""
-        failures = self.outcome.failures
-        needed = [name for name in step.depends_on if name in self._steps]
-        return all(name in self._finished or name in failures for name in needed)
-
     def _attempt(self, step: Step, action: Callable[[Step], None]) -> None:
         try:
             action(step)
         except DataError as error:
             self.outcome.failures[step.name] = str(error)
-            if self._keep_going:
+            if self.keep_going:
                 log.error("%s", error)
 
     def _start(self, step: Step) -> None:
@@ -302,98 +271,94 @@ class _Runner:
         for name in step.depends_on:
             if name in self.outcome.failures:
                 raise DataError(f"{step.name}: needs {name}, which failed")
-        record = _find_record(self._output, step)
-        completed = _read_completion(record)
-        current = self._describe(step)
-        if completed:
-            _check_same(step, completed, current, self._output, self._any_version)
-            if completed.code != current.code:
+        record = _read_record(self.output, step.name)
+        needed = {name: _read_record(self.output, name) for name in step.depends_on}
+        made_of = {name: one.made for name, one in needed.items() if one}
+        code = identify_code(step)
+        digest = self._digests[step.name]
+        current = Record(digest, step.resumable_args, code, uuid.uuid4().hex[:12], made_of)
+        if record:
+            self._check_same(step, record, current)
+            if record.code != code:
                 self.outcome.of_other_versions.append(step.name)
-        valid = completed if completed and not completed.is_stale else None
-        is_extended = valid is not None and valid.resumable_args != step.resumable_args
-        if valid and not is_extended:
-            missing = step.find_missing(self._output)
+        is_stale = record is not None and record.made_of != made_of
+        is_extended = record is not None and not is_stale and record.extent != current.extent
+        if record and is_extended:
+            current = replace(current, made=record.made)
+        elif record and not is_stale:
+            missing = step.find_missing(self.output)
             if not missing:
                 self._note_finished(step)
                 return
             log.warning("%s: was done, but %s is gone: it is run again", step.name, missing[0])
         number = list(self._steps).index(step.name) + 1
         log.info("step %d of %d: %s", number, len(self._steps), step.name)
-        if completed and completed.is_stale:
+        if is_stale:
             # A command that finds its old result goes on with it, or refuses it. The record goes
             # too, so that the new work goes on after a stop.
-            _set_aside(self._output / step.name)
-        if not is_extended:
-            record.unlink(missing_ok=True)  # half a result must not pass as finished
-            self._forget_dependents(step)
-        self.processes[step.name] = _start_process(step, self._output)
+            folder = self.output / step.name
+            if folder.exists():
+                shutil.rmtree(f"{folder}{OLD}", ignore_errors=True)
+                folder.rename(f"{folder}{OLD}")
+        if not is_extended:  # half a result must not pass as finished
+            _find_record(self.output, step.name).unlink(missing_ok=True)
+        self._started[step.name] = current
+        self.processes[step.name] = _start_process(step, self.output)
 
-    def _forget_dependents(self, step: Step) -> None:
-        """Note of what was made of a step's old result that it is to be made again.
-
-        That holds for steps of other plans in this folder, too, of which the records alone tell.
-        """
-        dependents = {
-            _find_record(self._output, other)
-            for other in self._steps.values()
-            if step.name in other.depends_on
-        }
-        for record in (self._output / DONE).rglob("*.json"):
-            if not _read_completion(record):
-                continue
-            content = json.loads(record.read_text(encoding="utf-8"))
-            if record in dependents or step.name in content.get("depends_on", ()):
-                content["stale"] = True
-                filesystem.write_atomically(record, filesystem.to_json(content), durable=False)
+    def _check_same(self, step: Step, record: Record, current: Record) -> None:
+        """Refuse a folder that another config or, without `any_version`, another version made."""
+        folder = self.output / step.name
+        path = _find_record(self.output, step.name)
+        if record.digest != current.digest:
+            raise DataError(
+                f"{folder}: was made by another config; take another --output, or remove it and "
+                f"{path}"
+            )
+        if record.code != current.code and not self.any_version:
+            raise DataError(
+                f"{folder}: was made by another version of tfmammo ({record.code or 'not noted'}; "
+                f"this is {current.code}); take another --output, remove it and {path} to make it "
+                "again, or continue with what is there by --any-version"
+            )
 
     def _finish(self, process: subprocess.Popen[bytes], step: Step) -> None:
         """Check a step that has ended, and note it as finished."""
         if process.returncode:
-            log_file = _find_log(self._output, step)
+            log_file = _find_log(self.output, step)
             lines = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise DataError(
                 f"{step.name}: failed with exit code {process.returncode} "
                 f"({lines[-1][:300] if lines else 'it said nothing'}); all it said: {log_file}"
             )
-        if missing := step.find_missing(self._output):
+        if missing := step.find_missing(self.output):
             raise DataError(f"{step.name}: ended well and made no {missing[0]}")
-        _write_completion(_find_record(self._output, step), step, self._describe(step))
+        path = _find_record(self.output, step.name)
+        content = asdict(self._started[step.name]) | {
+            "commit": describe_commit(),
+            "command": step.format_command(),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        filesystem.write_atomically(path, filesystem.to_json(content), durable=False)
         self._note_finished(step)
 
     def _note_finished(self, step: Step) -> None:
         self._finished.add(step.name)
-        self._on_finish(step.name)
-
-    def _describe(self, step: Step) -> Completion:
-        return Completion(self._digests[step.name], step.resumable_args, identify_code(step))
+        self.on_finish(step.name)
 
 
 def identify_code(step: Step) -> str:
-    """Identify the code that would run a step.
-
-    Returns:
-        The version of the package, twelve digits of a hash of its source and the step's script, and
-        the versions of `LIBRARIES`.
-    """
+    """Identify the code that would run a step: version, hash of the source, `LIBRARIES`."""
     digest = hashlib.sha256(hash_sources().encode())
     for argument in step.command:
         if argument.endswith(".py") and Path(argument).is_file():
             digest.update(Path(argument).read_bytes())
-    return f"{__version__} {digest.hexdigest()[:12]}, {describe_libraries()}"
-
-
-@cache
-def describe_libraries() -> str:
-    """Return the versions of `LIBRARIES`, in words."""
-    return ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
+    libraries = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
+    return f"{__version__} {digest.hexdigest()[:12]}, {libraries}"
 
 
 @cache
 def hash_sources() -> str:
-    """Return the sha256 of all modules of the package, by their names and contents.
-
-    The scripts in a wheel are left out: a step's own script is hashed with the step.
-    """
+    """Hash all modules of the package but a wheel's scripts: a step's own is hashed with it."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -408,8 +373,8 @@ def hash_sources() -> str:
 def describe_commit() -> str:
     """Return the commit of the source; "" outside of a git checkout.
 
-    It is noted, and not compared: `identify_code` already tells sources apart, and a commit that
-    changes a page of text makes no other results.
+    It is noted and not compared, because a commit that changes a page of text makes no other
+    results.
     """
     state = read_git_state()
     if not state:
@@ -417,39 +382,27 @@ def describe_commit() -> str:
     return state["git_commit"][:12] + (" and changes" if state["git_dirty"] == "true" else "")
 
 
-def _check_same(
-    step: Step, completed: Completion, current: Completion, output: Path, any_version: bool
-) -> None:
-    """Refuse a folder that another config, or without `any_version` another version, has made."""
-    folder = output / step.name
-    record = _find_record(output, step)
-    if completed.digest != current.digest:
-        raise DataError(
-            f"{folder}: was made by another config; take another --output, or remove it and "
-            f"{record}"
-        )
-    if completed.code != current.code and not any_version:
-        raise DataError(
-            f"{folder}: was made by another version of tfmammo ({completed.code or 'not noted'}; "
-            f"this is {current.code}); take another --output, remove it and {record} to make it "
-            "again, or continue with what is there by --any-version"
-        )
+def _find_record(output: Path, name: str) -> Path:
+    return output / DONE / f"{name}.json"
 
 
-def _find_record(output: Path, step: Step) -> Path:
-    return output / DONE / f"{step.name}.json"
+def _read_record(output: Path, name: str) -> Record | None:
+    """Read what is noted of a finished step; None where nothing is."""
+    try:
+        content = json.loads(_find_record(output, name).read_text(encoding="utf-8"))
+        return Record(
+            str(content["digest"]),
+            tuple(content["extent"]),
+            str(content.get("code", "")),
+            str(content["made"]),
+            dict(content["made_of"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _find_log(output: Path, step: Step) -> Path:
     return output / LOGS / f"{step.name}.txt"
-
-
-def _set_aside(folder: Path) -> None:
-    """Rename a folder, if there is one, to FOLDER.old, in the place of an earlier one."""
-    old = folder.with_name(f"{folder.name}{OLD}")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
 
 
 def _start_process(step: Step, output: Path) -> subprocess.Popen[bytes]:
@@ -468,7 +421,7 @@ def _start_process(step: Step, output: Path) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def _forward_signals(processes: Mapping[str, subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Pass stop signals on to all processes; yields the list of those that came."""
+    """Pass stop signals on to all processes; yield the list of those that came."""
     signals: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -487,29 +440,35 @@ def _forward_signals(processes: Mapping[str, subprocess.Popen[bytes]]) -> Iterat
 
 
 def _hash_step(step: Step, digests: Mapping[str, str], output: Path, context: str) -> str:
-    """Hash what a step depends on; equal steps have equal hashes wherever work and code lie."""
+    """Hash what a step depends on, wherever work, code and archives are."""
     digest = hashlib.sha256(context.encode())
     for argument in step.command:
         named = argument.replace(str(output), "").replace(str(shipped.ROOT), "")
+        key, _, value = argument.partition("=")
+        if key.endswith("root") and Path(value).is_dir():
+            named = f"{key}={_hash_listing(value)}"
         digest.update(f"\n{named}".encode())
         for path in _list_configs(argument):
             digest.update(path.read_bytes())
     for path in step.inputs:
         digest.update(path.read_bytes())
     for name in step.depends_on:
-        digest.update(f"\n{digests[name]}".encode())
+        digest.update(f"\n{digests.get(name, '')}".encode())
+    return digest.hexdigest()
+
+
+@cache
+def _hash_listing(folder: str) -> str:
+    """Hash the names and sizes of an archive's files, so that it may move but not change."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
     return digest.hexdigest()
 
 
 def _list_configs(argument: str) -> list[Path]:
-    """List the config files that an argument names, be it within an override or by a script.
-
-    Examples:
-        >>> [path.name for path in _list_configs("methods={a: {config: configs/can.yaml}}")]
-        ['can.yaml']
-        >>> [path.name for path in _list_configs("detector.script=ssd")]
-        ['ssd.yaml']
-    """
+    """List the config files that an argument names, be it within an override or by a script."""
     scripts = re.findall(r"""\bscript["']?[=:]\s*["']?(\w+)""", argument)
     named = [
         argument,
@@ -524,30 +483,3 @@ def _list_configs(argument: str) -> list[Path]:
                 files.append(path)
                 break
     return files
-
-
-def _read_completion(path: Path) -> Completion | None:
-    """Read what is noted of a finished step; None where nothing is."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Completion(
-            str(content["digest"]),
-            tuple(content["extent"]),
-            str(content.get("code", "")),
-            bool(content.get("stale")),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write_completion(path: Path, step: Step, completion: Completion) -> None:
-    content = {
-        "digest": completion.digest,
-        "extent": completion.resumable_args,
-        "code": completion.code,
-        "depends_on": step.depends_on,
-        "commit": describe_commit(),
-        "command": step.format_command(),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    filesystem.write_atomically(path, filesystem.to_json(content), durable=False)

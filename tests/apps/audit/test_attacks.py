@@ -9,7 +9,7 @@ from tfmammo.apps.audit.attacks import Sides, run_attacks
 from tfmammo.apps.audit.config import AuditConfig
 from tfmammo.apps.audit.verdict import decide
 from tfmammo.data.patches import Patches
-from tfmammo.evaluation.comparison import Network
+from tfmammo.evaluation.networks import Network
 
 CONFIG = AuditConfig(model="none", networks=False, samples=100)
 NETWORK = Network("none", Path("nowhere"), None, {}, "mask")

@@ -17,7 +17,7 @@ from tfmammo.apps.audit import verdict
 from tfmammo.apps.registry import __main__ as registry
 from tfmammo.config import DataConfig, Experiment, TrackingConfig
 from tfmammo.data import datasets
-from tfmammo.evaluation.comparison import Network
+from tfmammo.evaluation.networks import Network
 from tfmammo.tracking import models, runs
 from tfmammo.tracking import store as store_module
 from tfmammo.tracking.export import CARD, export

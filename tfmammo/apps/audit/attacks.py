@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tfmammo.apps.audit.config import AuditConfig
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError, ExportError
-from tfmammo.evaluation.comparison import Network
+from tfmammo.evaluation.networks import Network
 from tfmammo.evaluation.perceptual import PerceptualScorer, load_published
 from tfmammo.evaluation.realism import make_tri_labels, read_margin
 from tfmammo.metrics import perceptual

@@ -17,7 +17,7 @@ from tfmammo.apps.audit.attacks import Attack, Sides, count_attacks, draw_sides,
 from tfmammo.apps.audit.config import AuditConfig
 from tfmammo.apps.audit.verdict import Verdict
 from tfmammo.data import datasets
-from tfmammo.evaluation.comparison import open_first
+from tfmammo.evaluation.networks import open_first
 from tfmammo.evaluation.report import EXPERIMENT, write_markdown
 from tfmammo.metrics import perceptual
 from tfmammo.metrics.significance import Estimate

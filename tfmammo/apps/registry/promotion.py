@@ -42,8 +42,8 @@ from tfmammo.config import Frozen
 from tfmammo.data import datasets
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError, ExportError, TrackingError
-from tfmammo.evaluation import comparison
-from tfmammo.evaluation.comparison import Network
+from tfmammo.evaluation import networks
+from tfmammo.evaluation.networks import Network
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.metrics.segmentation import Paired, paired_test
 from tfmammo.metrics.significance import FEWEST_PATIENTS, smallest_p
@@ -203,7 +203,7 @@ def find_audit_fault(
 def evaluate(candidate: Network, best: Network, config: PromotionConfig) -> Evaluation:
     """Evaluate both versions on all patches of patients that neither was trained on."""
     data = candidate.merge_data(config.data)
-    comparison.warn_of_other_crops((best, candidate), data)
+    networks.warn_of_other_crops((best, candidate), data)
     patches = datasets.load_all_patches(data)
     new = np.flatnonzero(
         candidate.find_unseen(patches.patient_ids) & best.find_unseen(patches.patient_ids)
@@ -312,7 +312,7 @@ def _open_version(config: PromotionConfig, number: int, tracking_uri: str) -> Ne
     model_uri = f"models:/{config.model}/{number}"
     direction = ("mask", "image") if config.metric in SYNTHESIS_METRICS else ("image", "mask")
     with _naming_version(model_uri):
-        network = comparison.open_network(model_uri, *direction, tracking_uri)
+        network = networks.open_network(model_uri, *direction, tracking_uri)
     if "train_patients" not in network.card:
         raise TrackingError(
             f"{model_uri}: its card does not name its training patients, so no patient is known "

@@ -1,0 +1,24 @@
+"""Facts of an evaluation, as tests ask for them."""
+
+import csv
+from pathlib import Path
+
+from tfmammo.metrics.rows import Fact, read_facts
+
+
+def read_rows(output: Path) -> list[Fact]:
+    """Read the facts in a folder."""
+    return read_facts(output / "rows.csv")
+
+
+def find(facts, model: str, measure: str, table: str = "means", against: str = "", subset=""):
+    """Find the only fact of these keys."""
+    wanted = (table, subset, model, against, measure)
+    (fact,) = [f for f in facts if (f.table, f.subset, f.model, f.against, f.measure) == wanted]
+    return fact
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read a CSV file as one dict a line."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,342 @@
+"""Facts, tables and the curve of detectors that ran on the same mammograms.
+
+Every training run has its own scale of scores. Recall and figure of merit are therefore measured
+for each run and averaged, also in each draw of the bootstrap and of the jackknife, which take
+patients. Where there are several runs, a second row pools the scores of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from tfmammo.evaluation.report import Report, join_subset
+from tfmammo.metrics.detection import (
+    ALL_DETECTIONS,
+    Matches,
+    Measured,
+    Training,
+    count_diseased,
+    false_positives_apart,
+    froc_by_training,
+    froc_interval,
+    over_folds,
+    parts_with_lesions,
+)
+from tfmammo.metrics.figures import draw_froc
+from tfmammo.metrics.jafroc import choose_common_merit, jafroc, jafroc_test
+from tfmammo.metrics.rows import Fact
+from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few, holm
+from tfmammo.metrics.summary import BOOTSTRAP, JACKKNIFE, Measure, Table, format_p
+
+RECALL = Measure("recall", "%", 100, 1)
+MERIT = Measure("figure of merit", "", 1, 3)
+FALSE_POSITIVES = Measure("false positives", "", 1, 2)
+SECONDS = Measure("median time", "s", 1, 3)
+POOLED = "scores=pooled"
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Detected:
+    """What detectors found in the same mammograms.
+
+    Attributes:
+        matches: Detector -> the matches in each mammogram, and the run behind each.
+        patients: The patient of each mammogram.
+        fppi: Numbers of false positives per image at which recall is given.
+        bootstrap: Draws, seed and confidence level.
+        recall: What is measured, in words.
+        title: The heading of the tables.
+        kind: What the first column of the tables lists.
+        titles: Detector -> its name in tables, where that is another one.
+        images: Number of different mammograms.
+    """
+
+    matches: Mapping[str, tuple[Sequence[Matches], Sequence[Training]]]
+    patients: Sequence[str]
+    fppi: Sequence[float]
+    bootstrap: tuple[int, int, float]
+    recall: str
+    title: str
+    kind: str = "detector"
+    titles: Mapping[str, str] = field(default_factory=dict)
+    images: int | None = None
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """`fppi`, and infinity for all detections."""
+        return (*self.fppi, ALL_DETECTIONS)
+
+    def name(self, detector: str) -> str:
+        """Return what tables call a detector."""
+        return self.titles.get(detector, detector)
+
+    def measure(
+        self, detector: str, rates: Sequence[float], of: Measured = "tpr", is_pooled: bool = False
+    ) -> tuple[Floats, Floats, Floats, Floats]:
+        """Average a FROC curve over runs, with its deviation over folds and its interval.
+
+        Returns:
+            (mean, deviation, low, high), float64 [k] each; NaN where there is none.
+        """
+        images, trainings = self.matches[detector]
+        trainings = [(0, 0)] * len(images) if is_pooled else trainings
+        curves = froc_by_training(images, trainings, rates)
+        values = {training: getattr(curve, of) for training, curve in curves.items()}
+        bounds = froc_interval(
+            images, self.patients, rates, *self.bootstrap, of, trainings=trainings
+        )
+        return *over_folds(values), *bounds
+
+    def make_fact(
+        self, measure: Measure, table: str, detector: str, key: str, *numbers: float
+    ) -> Fact:
+        """Make a fact of a value and its bounds."""
+        images = len(self.patients) if self.images is None else self.images
+        fact = measure.make_fact(table, detector, key, *numbers)
+        return replace(fact, patients=len(set(self.patients)), images=images)
+
+    def describe(self, comparisons: int = 0) -> tuple[str, ...]:
+        """Describe the test of some comparisons, or say that there are too few patients for one."""
+        images, _ = next(iter(self.matches.values()))  # all have the same lesions
+        diseased = count_diseased(images, self.patients)
+        if diseased < FEWEST_PATIENTS:
+            return (describe_few(diseased, "with lesions"),)
+        count = len(set(self.patients))
+        return (describe("jackknife", count, comparisons),) if comparisons else ()
+
+    def draw(self, detectors: Iterable[str] | None = None, title: str = "") -> Figure:
+        """Draw the FROC curves, of all detectors or of some."""
+        shown = list(self.matches) if detectors is None else list(detectors)
+        return draw_froc(
+            {self.name(name): self.matches[name][0] for name in shown},
+            self.patients,
+            max(self.fppi),
+            *self.bootstrap,
+            title or self.title,
+            self.recall,
+            trainings={self.name(name): self.matches[name][1] for name in shown},
+        )
+
+
+def name_rate(key: str, rate: float) -> str:
+    """Name a measure at a number of false positives per image: "tpr@0.5", "tpr@all"."""
+    return f"{key}@all" if rate == ALL_DETECTIONS else f"{key}@{rate:g}"
+
+
+def format_estimate(measure: Measure, value: float, deviation: float, *bounds: float) -> str:
+    """Format a mean with its deviation and interval, where they exist."""
+    text = measure.show(value)
+    if np.isfinite(deviation):
+        text += f" ± {measure.show(deviation)}"
+    if np.isfinite(bounds[0]):
+        text += "\n[{}, {}]".format(*map(measure.show, bounds))
+    return text
+
+
+def add_recall(report: Report, detected: Detected, notes: tuple[str, ...] = ()) -> None:
+    """Add recall of every detector at numbers of false positives per image, and of all detections.
+
+    That of all detections is Eq. (6) of the infilling paper. "mean_tpr" is the mean height of the
+    curve from 0 to there, the normalised partial area; the table has that to the largest number.
+    """
+    body = []
+    widest = int(np.argmax(detected.fppi))
+    for detector, (_, trainings) in detected.matches.items():
+        for is_pooled in (False, True)[: min(2, len(set(trainings)))]:
+            values = detected.measure(detector, detected.rates, "tpr", is_pooled)
+            recall = [*zip(*values, strict=True)]
+            values = detected.measure(detector, detected.fppi, "areas", is_pooled)
+            area = [*zip(*values, strict=True)]
+            subset = POOLED if is_pooled else ""
+            for key, rates, columns in (
+                ("tpr", detected.rates, recall),
+                ("mean_tpr", detected.fppi, area),
+            ):
+                for rate, (mean, deviation, *bounds) in zip(rates, columns, strict=True):
+                    name = name_rate(key, rate)
+                    fact = detected.make_fact(RECALL, "froc", detector, name, mean, *bounds)
+                    report.facts.append(replace(fact, subset=subset, test=BOOTSTRAP))
+                    if np.isfinite(deviation):
+                        name = name_rate(f"{key}_sd", rate)
+                        report.facts.append(
+                            detected.make_fact(RECALL, "froc", detector, name, deviation)
+                        )
+            cells = [format_estimate(RECALL, *column) for column in (*recall, area[widest])]
+            body.append([f"{detected.name(detector)}{', pooled' * is_pooled}", *cells])
+    header = [
+        detected.kind,
+        *(f"{rate:g}, %" for rate in detected.fppi),
+        "all detections, %",
+        f"mean from 0 to {max(detected.fppi):g}, %",
+    ]
+    folds = {fold for _, trainings in detected.matches.values() for fold, _ in trainings}
+    spread = " ± SD over folds" if len(folds) > 1 else ""
+    title = f"{detected.title}: {detected.recall}{spread}, at false positives per image"
+    report.tables.append(Table(title, header, body, notes + detected.describe()))
+
+
+def add_false_positives(report: Report, detected: Detected) -> None:
+    """Add false positives per normal mammogram and per mammogram with lesions.
+
+    The columns are numbers of false positives per mammogram of either kind.
+    """
+    body = []
+    for detector, (images, trainings) in detected.matches.items():
+        apart = false_positives_apart(images, trainings, detected.rates)
+        for key, values in zip(("fp_normal", "fp_lesions"), apart, strict=True):
+            for rate, value in zip(detected.rates, values, strict=True):
+                name = name_rate(key, rate)
+                fact = detected.make_fact(FALSE_POSITIVES, "froc", detector, name, value)
+                report.facts.append(fact)
+        cells = [
+            f"{FALSE_POSITIVES.show(first)} / {FALSE_POSITIVES.show(second)}"
+            for first, second in zip(*apart, strict=True)
+        ]
+        body.append([detected.name(detector), *cells])
+    header = [detected.kind, *(f"{rate:g}" for rate in detected.fppi), "all detections"]
+    title = "False positives per normal mammogram / per mammogram with lesions"
+    report.tables.append(Table(title, header, body))
+
+
+def add_differences(report: Report, detected: Detected, reference: str, role: str = "") -> None:
+    """Add how far the other detectors are from a reference.
+
+    Recall has intervals for which the same patients are drawn for both. JAFROC's figure of merit
+    has p, too, corrected by Holm.
+
+    Args:
+        report: Where to.
+        detected: The matches.
+        reference: The name of a detector.
+        role: What it is in a study, for the title.
+    """
+    others, reference_trainings = detected.matches[reference]
+    merit = choose_common_merit(detected.patients, *detected.matches.values())
+    reference_recall = detected.measure(reference, detected.rates)[0]
+    facts: list[Fact] = []
+    level: dict[str, float] = {}
+    for name, (images, trainings) in detected.matches.items():
+        if name == reference:
+            continue
+        difference = detected.measure(name, detected.rates)[0] - reference_recall
+        bounds = froc_interval(
+            images,
+            detected.patients,
+            detected.rates,
+            *detected.bootstrap,
+            against=others,
+            trainings=trainings,
+            others_trainings=reference_trainings,
+        )
+        for rate, *numbers in zip(detected.rates, difference, *bounds, strict=True):
+            key = name_rate("tpr", rate)
+            fact = detected.make_fact(RECALL, "differences", name, key, *numbers)
+            facts.append(replace(fact, against=reference, test=BOOTSTRAP))
+        test = jafroc_test(
+            images,
+            others,
+            detected.patients,
+            merit,
+            detected.bootstrap[2],
+            trainings,
+            reference_trainings,
+        )
+        numbers = [test.difference, test.low, test.high]
+        fact = detected.make_fact(MERIT, "differences", name, merit, *numbers)
+        facts.append(replace(fact, against=reference, test=JACKKNIFE, p=test.p))
+        level |= {name: test.merit, reference: test.other}
+    tested = [fact for fact in facts if fact.measure == merit]
+    corrected = dict(zip((f.model for f in tested), holm([f.p for f in tested]), strict=True))
+    facts = [
+        replace(fact, p_corrected=float(corrected[fact.model])) if fact in tested else fact
+        for fact in facts
+    ]
+    body = []
+    for name in corrected:
+        *recall, last = (fact for fact in facts if fact.model == name)
+        cells = [RECALL.format_fact(fact) for fact in recall]
+        cells.append(MERIT.format_fact(replace(last, p_corrected=np.nan)))
+        cells += [format_p(last.p), format_p(last.p_corrected)]
+        body.append([detected.name(name), *cells])
+    facts += [
+        detected.make_fact(MERIT, "froc", name, merit, value) for name, value in level.items()
+    ]
+    # a detector's merit is a level of each of its references
+    known = {(fact.model, fact.against, fact.measure) for fact in report.facts}
+    report.facts += [f for f in facts if (f.model, f.against, f.measure) not in known]
+    header = [
+        detected.kind,
+        *(f"{rate:g}, %" for rate in detected.fppi),
+        "all detections, %",
+        f"{merit.upper()} figure of merit",
+        "p, uncorrected",
+        "p, Holm",
+    ]
+    title = (
+        f"Differences in {detected.recall} from {detected.name(reference)}{role}, at false "
+        "positives per image"
+    )
+    comparisons = sum(bool(np.isfinite(fact.p)) for fact in tested)
+    report.tables.append(Table(title, header, body, detected.describe(comparisons)))
+
+
+def add_runs(report: Report, detected: Detected) -> None:
+    """Add the figure of merit of each run, one column a fold, its seeds in order.
+
+    Intervals and p count patients. This table shows how much runs differ besides. What no run made,
+    such as random boxes, is skipped where there are folds, because it is of all of them.
+    """
+    merit = choose_common_merit(detected.patients, *detected.matches.values())
+    merits = {
+        name: {
+            training: jafroc(part, merit)
+            for training, part in parts_with_lesions(images, trainings).items()
+        }
+        for name, (images, trainings) in detected.matches.items()
+    }
+    folds = sorted({fold for of_name in merits.values() for fold, _ in of_name})
+    body = []
+    for name, of_name in merits.items():
+        if {fold for fold, _ in of_name} != set(folds):
+            continue
+        for (fold, seed), value in of_name.items():
+            subset = join_subset(f"fold={fold}", f"run={seed}")
+            report.facts.append(MERIT.make_fact("runs", name, merit, value, subset=subset))
+        cells = [
+            ", ".join(MERIT.show(of_name[one]) for one in sorted(of_name) if one[0] == fold)
+            for fold in folds
+        ]
+        body.append([detected.name(name), *cells])
+    title = f"{merit.upper()} figure of merit of each run"
+    report.tables.append(Table(title, [detected.kind, *(f"fold {fold}" for fold in folds)], body))
+
+
+def measure_seconds(seconds: Iterable[tuple[int, float]]) -> float:
+    """Return the median time of a mammogram, s, averaged over detectors.
+
+    The first one of each detector is left out, because it includes tracing. The times, each with
+    the number of its detector, are in the order of the work.
+    """
+    by_detector: dict[int, list[float]] = {}
+    for detector, time_taken in seconds:
+        by_detector.setdefault(detector, []).append(time_taken)
+    medians = [np.median(times[1:] if len(times) > 1 else times) for times in by_detector.values()]
+    return float(np.mean(medians))
+
+
+def tabulate_seconds(seconds: Mapping[str, float], detected: Detected) -> tuple[list[Fact], Table]:
+    """Tabulate how long each detector took for a mammogram, on this machine.
+
+    It is neither in rows.csv nor in table.md, whose content is the same whenever an evaluation is
+    repeated.
+    """
+    facts = [SECONDS.make_fact("seconds", name, "median", value) for name, value in seconds.items()]
+    body = [[detected.name(fact.model), SECONDS.format(fact.value)] for fact in facts]
+    title = "Seconds per mammogram, on this machine: reading, preprocessing and detection, median"
+    return facts, Table(title, [detected.kind, "s"], body)
