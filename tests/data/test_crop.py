@@ -9,12 +9,12 @@ from tfmammo.archives import cdd_cesm
 from tfmammo.config import DataConfig
 from tfmammo.data import sampling
 from tfmammo.data.windows import square_window
-from tfmammo.evaluation.printed import read_papers
+from tfmammo.evaluation.printed import get_values
 from tfmammo.mammogram import Skipped
 
 TABLE_I = {
     model: (row["accuracy"], row["dice"], row["mcc"])
-    for model, row in read_papers()["can"].items["table1"].values.items()
+    for model, row in get_values("can", "table1").items()
 }
 
 

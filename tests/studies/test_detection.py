@@ -11,9 +11,6 @@ import pytest
 from pydantic import ValidationError
 
 from tfmammo import config as configuration
-from tfmammo.apps.report.items import find_item
-from tfmammo.apps.report.tables import parse_markdown
-from tfmammo.apps.report.verdicts import Gain
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation import froc_tables
@@ -424,24 +421,6 @@ def test_synthetic_mammograms_are_compared_with_the_copies_they_join_and_with_as
     ]
     assert "real + 5 copies" in tables["difference-from-copies"].title
     assert "real + 2 copies" in tables["difference-from-base"].title
-
-
-def test_the_papers_claims_find_their_lines_in_the_tables_of_a_study(evaluated):
-    """All of Fig. 6 and 8, and Table 1's recall, which compares one method with another."""
-    study, output = evaluated
-    names = ("unet", "unet_no_margin", "crn", "crn_no_margin")
-    methods = {name: Method(config=Path("a.yaml")) for name in names}
-    changes = {"methods": methods, "copies": (1, 2, 5), "base": 2, "synthetic": (1, 3)}
-    study = study.model_copy(update=changes)
-    write_boxes(output, study, lambda arm, fold, seed, number: ([HIT], [0.9]))
-    tables = make_tables(study, output)
-    assert "2 copies + 3 by crn," in tables["difference-from-crn-3"].title
-    assert "difference-from-unet-3" not in tables, "the others' tables have it"
-    facts = [parse_markdown(table.markdown())[0] for table in tables.values()]
-    for key in ("infilling_fig6", "infilling_fig8", "infilling_table1"):
-        for claim in find_item(key).claims:
-            if isinstance(claim, Gain):
-                assert claim.judge(facts, find_item(key).printed.values).word != "not attempted"
 
 
 def test_synthetic_mammograms_that_join_no_copies_are_compared_with_as_many_copies(evaluated):

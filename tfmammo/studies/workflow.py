@@ -487,10 +487,13 @@ def _forward_signals(processes: Mapping[str, subprocess.Popen[bytes]]) -> Iterat
 
 
 def _hash_step(step: Step, digests: Mapping[str, str], output: Path, context: str) -> str:
-    """Hash what a step depends on; equal steps have equal hashes wherever work and code lie."""
+    """Hash what a step depends on, wherever work, code and archives are."""
     digest = hashlib.sha256(context.encode())
     for argument in step.command:
         named = argument.replace(str(output), "").replace(str(shipped.ROOT), "")
+        key, _, value = named.partition("=")
+        if key.endswith("root") and Path(value).is_dir():
+            named = f"{key}={_hash_listing(value)}"
         digest.update(f"\n{named}".encode())
         for path in _list_configs(argument):
             digest.update(path.read_bytes())
@@ -498,6 +501,16 @@ def _hash_step(step: Step, digests: Mapping[str, str], output: Path, context: st
         digest.update(path.read_bytes())
     for name in step.depends_on:
         digest.update(f"\n{digests[name]}".encode())
+    return digest.hexdigest()
+
+
+@cache
+def _hash_listing(folder: str) -> str:
+    """Hash the names and sizes of an archive's files, so that it may move but not change."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
     return digest.hexdigest()
 
 
