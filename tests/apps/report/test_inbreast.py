@@ -13,6 +13,11 @@ from tfmammo.studies.segmentation import StudyConfig
 DICE = {"CAN": 0.91, "U-Net": 0.89, "FCN-8s": 0.87, "SegNet": 0.85, inbreast.DISC: 0.70}
 
 
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch):
+    monkeypatch.setattr(inbreast, "SAMPLES", 2000)
+
+
 def write(folder, runs):
     """Write the scores of runs: (arm, model, fold, seed) -> Dice of six patients a fold."""
     scores = [

@@ -66,6 +66,13 @@ def format_value(value: float, measure: str, unit: str = "", sign: str = "") -> 
     return f"{number} {unit}" if unit and unit != THOUSANDTHS else number
 
 
+def format_printed(value: float | None, measure: str) -> str:
+    """Format a printed number with its own decimals, at least those of its measure."""
+    if value is None:
+        return "-"
+    return max(f"{value:g}", format_value(value, measure), key=len)
+
+
 def format_interval(row: Fact, with_p: bool = False, with_unit: bool = True) -> str:
     """Format a row's value and interval, of a difference with its sign."""
     sign = "+" if row.against else ""

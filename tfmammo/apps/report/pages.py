@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from tfmammo.apps.report import curves, inbreast
 from tfmammo.apps.report.facts import Facts
 from tfmammo.apps.report.items import ITEMS, Item, Shown, find_item
-from tfmammo.apps.report.measures import format_interval, name_measure
+from tfmammo.apps.report.measures import format_interval, format_printed, name_measure
 from tfmammo.apps.report.papers import Paper, read_papers
 from tfmammo.apps.report.verdicts import NO_RUN, WORDS, Evidence, Word, judge_claims
 from tfmammo.apps.report.verified import list_checks
@@ -200,7 +200,7 @@ def show(shown: Shown, facts: Facts, item: Item) -> list[str]:
             body[-1].append(format_interval(row, with_unit=False) if row else "-")
             if measure in printed:
                 value = values.get(label, {}).get(printed[measure])
-                body[-1].append("-" if value is None else f"{value:g}")
+                body[-1].append(format_printed(value, measure))
     return tabulate(header, body[:LONGEST]) if body else []
 
 
@@ -254,7 +254,7 @@ def _describe_inbreast(facts: Facts, item: Item) -> list[str]:
                     format_interval(one, with_unit=False) if one else "-"
                     for one in (row, leak, gain)
                 ),
-                "-" if value is None else f"{value:g}",
+                format_printed(value, "dice"),
             ]
         )
     header = ["", "runs", "patients", "Dice, %, unseen patients", "Dice, %, leaking split"]
@@ -264,9 +264,10 @@ def _describe_inbreast(facts: Facts, item: Item) -> list[str]:
         *wrap(
             "In the paper, turned copies of one lesion are on both sides of the split. The arm of "
             "the leaking split repeats that protocol; its Dice less that on unseen patients, on "
-            "the same masses, is what the leak is worth. INbreast's terms allow numbers and plots, "
-            "and no pixels. Files: [scores](inbreast_can/scores.csv), "
-            "[runs](inbreast_can/runs.csv), [curves](inbreast_can/curves.csv)."
+            "the same masses, is what the leak is worth. Lines of different numbers of patients "
+            "cannot be compared. INbreast's terms allow numbers and plots, and no pixels. Files: "
+            "[scores](inbreast_can/scores.csv), [runs](inbreast_can/runs.csv), "
+            "[curves](inbreast_can/curves.csv)."
         ),
         "",
         "```",
