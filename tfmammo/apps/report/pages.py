@@ -10,7 +10,7 @@ from tfmammo.apps.report.facts import Facts
 from tfmammo.apps.report.items import ITEMS, Item, Shown, find_item
 from tfmammo.apps.report.measures import format_interval, format_printed, name_measure
 from tfmammo.apps.report.papers import Paper, read_papers
-from tfmammo.apps.report.verdicts import NO_RUN, WORDS, Evidence, Word, judge_claims
+from tfmammo.apps.report.verdicts import NO_RUN, OTHER_DATA, WORDS, Evidence, Word, judge_claims
 from tfmammo.apps.report.verified import list_checks
 
 WIDTH = 118
@@ -138,7 +138,8 @@ def _describe(item: Item, facts: AllFacts, pictures: frozenset[str]) -> list[str
     evidence = judge_item(item, facts)
     if reason:
         lines += ["", *wrap(f"**Not tested**: {reason}.")]
-        return lines + [line for one in evidence for line in wrap(one.says, "- ", "  ")]
+        points = [line for one in evidence for line in wrap(one.says, "- ", "  ")]
+        return [*lines, "", *points] if points else lines
     if evidence:
         lines += ["", *(line for one in evidence for line in describe_claim(one))]
     # the study on INbreast has a section of its own
@@ -162,8 +163,9 @@ def describe_claim(evidence: Evidence) -> list[str]:
     certainty = f", certainty {evidence.certainty}" if evidence.certainty else ""
     text = f"**{evidence.word.capitalize()}**{certainty}: {evidence.says}"
     details = [evidence.numbers, ": ".join(filter(None, (evidence.why, evidence.detail)))]
-    if evidence.word == "not decided" and evidence.seen:
-        details.append(f"smallest difference that could be seen: {evidence.seen}")
+    if evidence.word == "not decided" and evidence.why != OTHER_DATA:
+        seen = evidence.seen or "not known, because the test gives no interval"
+        details.append(f"smallest difference that could be seen: {seen}")
     details.append(evidence.gain)
     if evidence.facts and evidence.word != "not tested":
         about = evidence.facts.about
