@@ -167,7 +167,7 @@ def test_a_reason_takes_the_place_of_a_result():
     (evidence,) = pages.judge_item(find_item("can_fig2"), withdrawn)
     assert (evidence.word, evidence.why, evidence.detail) == (
         "not tested",
-        pages.WITHDRAWN,
+        pages.NO_RESULT,
         "a wrong seed",
     )
     assert "**Not tested**: a wrong seed." in pages.build_page("can", withdrawn)

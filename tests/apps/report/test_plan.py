@@ -153,6 +153,9 @@ def test_commands_for_readers_name_no_folder_of_a_machine(repository, tmp_path):
     place = "--output runs/report-small/can/seed0 --set data.name=folder"
     assert any(line.startswith("python train/can.py") and place in line for line in lines)
     assert "data.root=DIR" in lines[0] and '"nnU-Net": "masks:masks"' in lines[-1]
+    # on the terminal they are those that can be typed here
+    typed = runner.print_plan(own, Options("small", ("segmenters",)), repository)
+    assert f"data.root={tmp_path}/archive" in typed[0] and f"masks:{tmp_path}/masks" in typed[-1]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ WIDTH = 118
 LONGEST = 8  # lines of a table
 PICTURES = "pictures"
 CURVES = "curves"
-WITHDRAWN = "withdrawn, and to be repeated"
+NO_RESULT = "no valid result yet"
 SUBSETS = {"protocol=paper": "leaking split"}  # in words, where the value alone does not say it
 AllFacts = Mapping[str, Facts]
 
@@ -64,7 +64,7 @@ def judge_item(item: Item, facts: AllFacts) -> tuple[Evidence, ...]:
     reason = find_reason(item, facts)
     if not reason:
         return evidence
-    why = NO_RUN if reason == NO_RUN else WITHDRAWN
+    why = NO_RUN if reason == NO_RUN else NO_RESULT
     return tuple(Evidence(one.says, "not tested", why=why, detail=reason) for one in evidence)
 
 

@@ -86,20 +86,25 @@ class _Report:
     plan: Plan
     papers: Plan
 
-    def format_command(self, one: Planned) -> str:
-        """Format a step as a reader types it: no folder of this machine, nothing that only logs."""
-        step = Step(one.step.name, one.step.command, resumable_args=one.step.resumable_args)
-        text = step.format_command()
+    def format_command(self, one: Planned, is_for_facts: bool = True) -> str:
+        """Format a step as a reader types it, for facts without this machine's folders."""
         places = {str(self.output): f"runs/report-{self.plan.scale}", f"{self.root}/": ""}
-        for archive in self.config.data.values():
-            places |= {str(archive.root): "DIR"} if archive.root else {}
-        for section in (self.config.weights, self.config.predictions, self.config.checkpoints):
-            places |= {str(path): path.name for path in section.values() if path}
         for other in self.plan.planned:
             if other.export:
                 places[str(other.export)] = f"runs/report-{self.plan.scale}/{other.step.name}"
-        for path in sorted(places, key=len, reverse=True):
-            text = text.replace(path, places[path])
+        if is_for_facts:
+            config = self.config
+            for section in (config.weights, config.predictions, config.checkpoints):
+                places |= {str(path): path.name for path in section.values() if path}
+        command = []
+        for argument in one.step.command:
+            key, _, value = argument.partition("=")
+            if is_for_facts and key.endswith(".root") and value != "null":
+                argument = f"{key}=DIR"
+            for path in sorted(places, key=len, reverse=True):
+                argument = argument.replace(path, places[path])
+            command.append(argument)
+        text = Step(one.step.name, tuple(command)).format_command()
         if one.export:
             how = self.config.trained[one.command].how
             return f"# {one.command}, trained {how}, as: {text}"
@@ -124,7 +129,7 @@ def print_plan(config: ReportConfig, options: Options, root: Path) -> list[str]:
     """List the commands, then what is skipped and why."""
     report = plan_report(config, options, Path(f"runs/report-{options.scale}"), root)
     skipped = [f"# {name}: {reason}" for name, reason in report.plan.skipped.items()]
-    return [*map(report.format_command, report.plan.planned), *skipped]
+    return [*(report.format_command(one, False) for one in report.plan.planned), *skipped]
 
 
 def run_report(config: ReportConfig, options: Options, output: Path, root: Path) -> list[str]:

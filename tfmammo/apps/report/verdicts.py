@@ -144,12 +144,8 @@ class Difference(Frozen):
             if other.word != "holds":
                 return evidence.withhold(NOT_BEYOND, f"beyond it only {other.numbers}")
             both = f"{evidence.numbers}; beyond the trivial method {other.numbers}"
-            # NaN where one of them has no p
-            p = (
-                evidence.p + other.p
-                if math.isnan(evidence.p + other.p)
-                else max(evidence.p, other.p)
-            )
+            is_known = math.isfinite(evidence.p) and math.isfinite(other.p)
+            p = max(evidence.p, other.p) if is_known else math.nan
             evidence = replace(evidence, numbers=both, p=p)
         if self.trivial:
             rest = self.trivial.find(facts)
@@ -161,25 +157,19 @@ class Difference(Frozen):
 
     def _doubt_runs(self, facts: Facts, is_above: bool) -> str:
         """Say why other runs might change the order; "" where all known ones agree."""
+        sign = 1 if is_above else -1
         for table, said in ((RUNS, "runs overlap"), (FOLDS, "not in every fold")):
-            first, second = (
-                facts.list_repeats(table, name, self.measure) for name in (self.model, self.against)
-            )
-            if not is_above:
-                first, second = second, first
-            if len(first) < 2 or len(second) < 2:
+            both = [facts.list_repeats(table, name, self.measure) for name in self.models]
+            if min(map(len, both)) < 2:
                 continue
+            first, second = ([sign * value for value in values] for values in both)
             if table == RUNS:
                 agree = min(first) > max(second)
             else:
-                agree = len(first) == len(second) and all(
-                    one > other for one, other in zip(first, second, strict=True)
-                )
-            if not is_above:
-                first, second = second, first
+                pairs = zip(first, second, strict=False)
+                agree = len(first) == len(second) and all(one > other for one, other in pairs)
             means = " against ".join(
-                ", ".join(format_value(value, self.measure) for value in values)
-                for values in (first, second)
+                ", ".join(format_value(value, self.measure) for value in values) for values in both
             )
             return "" if agree else f"{said}: {means}"
         return "one run each, or not known"
@@ -236,9 +226,7 @@ class Level(Frozen):
         if row is None:
             return Evidence(self.says, "not tested", why=NOT_MEASURED)
         target = printed[self.level[0]][self.level[1]] * self.factor
-        name = name_measure(row.measure)
-        numbers = f"{name[0].upper()}{name[1:]} {format_interval(row)}, printed {target:g}"
-        evidence = Evidence(self.says, "not decided", numbers)
+        evidence = Evidence(self.says, "not decided", f"{_describe(row)}, printed {target:g}")
         if math.isnan(row.high):
             return evidence.withhold(NO_TEST)
         if not facts.about.is_papers_data:
@@ -252,10 +240,14 @@ class Level(Frozen):
 Claim = Difference | Level
 
 
+def _describe(row: Fact) -> str:
+    name = name_measure(row.measure)
+    return f"{name[0].upper()}{name[1:]} {format_interval(row, with_p=True)}"
+
+
 def _judge_row(sentence: str, row: Fact, wants_higher: bool, null: float = 0) -> Evidence:
     p = row.p if math.isnan(row.p_corrected) else row.p_corrected
-    name = name_measure(row.measure)
-    numbers = f"{name[0].upper()}{name[1:]} {format_interval(row, with_p=True)}"
+    numbers = _describe(row)
     seen = ""
     if math.isfinite(row.low) and math.isfinite(row.high):
         unit = "points" if row.unit == "%" else row.unit

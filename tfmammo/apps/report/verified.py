@@ -17,7 +17,7 @@ class Check(NamedTuple):
     Attributes:
         item: A key of `items`, or of a paper for what concerns all its items.
         what: What is verified.
-        test: FOLDER_OR_FILE::FUNCTION.
+        test: FOLDER_OR_FILE::FUNCTION, or how the name of the function begins.
     """
 
     item: str
