@@ -98,6 +98,9 @@ setup(
     package_data={
         "tfmammo": [
             "py.typed",
+            "apps/report/*.csv",
+            "apps/report/*.md",
+            "apps/report/*.yaml",
             "evaluation/printed.json",
             "tracking/zoo/networks/*",
             "apps/demo/*.jpg",

@@ -1,31 +1,30 @@
-"""Re-run the five papers: every table and figure beside its printed numbers, judged by a rule.
+"""Re-run the five papers: every table and figure beside its printed numbers, decided by a rule.
 
 tfmammo report --config report --scale smoke --jobs 2 --keep-going
 
 --scale smoke takes minutes on phantoms and shows that every command runs. --scale small needs the
 folders of `data` in the config; --scale paper has the papers' settings. Finished commands are not
-repeated. Results become facts (docs/results), from which --rebuild makes the page again without a
-training. --plan prints the commands.
+repeated. Results become rows (docs/results), from which --rebuild makes the pages again without a
+run. --plan prints the commands.
 """
 
 from pathlib import Path
 
 from tfmammo import cli
-from tfmammo.apps.report import report
+from tfmammo.apps.report import rebuild
 from tfmammo.apps.report.config import SCALES, ReportConfig
-from tfmammo.apps.report.report import Options
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    """Run the commands of the wanted items, and write the page."""
+    """Run the commands of the wanted items, and write the pages."""
     parser = cli.make_parser(__doc__, ReportConfig, str(ROOT / "configs" / "report.yaml"))
     only_help = "papers or items, as in --only can infilling_table1; by default all"
     parser.add_argument("--scale", choices=SCALES, default="small")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=only_help)
     parser.add_argument("--plan", action="store_true", help="show the commands and run nothing")
-    parser.add_argument("--rebuild", action="store_true", help="make the page from facts alone")
+    parser.add_argument("--rebuild", action="store_true", help="make the pages from rows alone")
     jobs_help = "how many commands run at once"
     parser.add_argument("--jobs", type=cli.parse_count, default=1, help=jobs_help)
     parser.add_argument("--keep-going", action="store_true", help="go on after a failed command")
@@ -33,20 +32,20 @@ def main() -> None:
     parser.add_argument("--any-version", action="store_true", help=version_help)
     arguments = parser.parse_args()
     config = cli.read_config(ReportConfig, arguments)
-    options = Options(
-        arguments.scale,
-        tuple(arguments.only),
-        arguments.jobs,
-        arguments.keep_going,
-        arguments.any_version,
-    )
-    output = (arguments.output or Path(f"runs/report-{options.scale}")).resolve()
-    if arguments.plan:
-        lines = report.print_plan(config, options, ROOT)
-    elif arguments.rebuild:
-        lines = report.write_page(config, options.scale, output)
+    output = (arguments.output or Path(f"runs/report-{arguments.scale}")).resolve()
+    if arguments.rebuild:
+        lines = rebuild.write_pages(config, arguments.scale, output)
     else:
-        lines = report.run_report(config, options, output, ROOT)
+        from tfmammo.apps.report import runner  # imports TensorFlow, which --rebuild does not need
+
+        only = tuple(arguments.only)
+        options = runner.Options(
+            arguments.scale, only, arguments.jobs, arguments.keep_going, arguments.any_version
+        )
+        if arguments.plan:
+            lines = runner.print_plan(config, options, ROOT)
+        else:
+            lines = runner.run_report(config, options, output, ROOT)
     for line in lines:
         cli.console.print(line, highlight=False, soft_wrap=True, markup=False)
 

@@ -9,11 +9,11 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tfmammo.config import Frozen
+from tfmammo.errors import DataError
 
-# Cells that have a colour.
-VERDICTS = ("reproduced", "contradicted", "undecided", "not attempted")
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
   color: #1b1b1b; }
@@ -25,8 +25,6 @@ pre { background: #f4f4f4; padding: .6rem; white-space: pre-wrap; overflow-wrap:
   font-size: 12px; }
 img { max-width: 100%; border: 1px solid #ddd; }
 h2 { margin-top: 2.5rem; border-top: 2px solid #1b1b1b; padding-top: .6rem; }
-.reproduced { color: #00664d; } .contradicted { color: #a33a00; }
-.undecided { color: #555; } .not-attempted { color: #888; }
 """
 
 
@@ -95,6 +93,30 @@ class TableFacts(Frozen):
     """Sentences below the table."""
 
 
+def read_tables(folder: Path) -> list[TableFacts]:
+    """Read the tables that an evaluation wrote, as text.
+
+    Raises:
+        DataError: The folder has no table.md.
+    """
+    paths = [folder / name for name in ("table.md", "report/table.md") if (folder / name).is_file()]
+    if not paths:
+        raise DataError(f"{folder}: holds no table.md")
+    tables = []
+    for part in f"\n{paths[0].read_text(encoding='utf-8')}".split("\n### ")[1:]:
+        title, *lines = part.splitlines()
+        rows = [
+            tuple(cell.strip() for cell in line.strip().strip("|").split("|"))
+            for line in lines
+            if line.startswith("|")
+        ]
+        notes = tuple(line for line in lines if line and not line.startswith("|"))
+        if len(rows) >= 2:
+            header, _, *body = rows
+            tables.append(TableFacts(title=title, header=header, body=tuple(body), notes=notes))
+    return tables
+
+
 Block = Heading | Text | Points | Grid | Code | Picture
 
 
@@ -154,7 +176,10 @@ def _render_html(block: Block, pictures: Mapping[str, bytes]) -> str:
             return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in sentences)}</ul>"
         case Grid(header, body):
             head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-            rows = "".join(f"<tr>{''.join(map(_render_cell, line))}</tr>\n" for line in body)
+            rows = "".join(
+                f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>\n"
+                for line in body
+            )
             return f"<table>\n<tr>{head}</tr>\n{rows}</table>"
         case Code(lines):
             return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
@@ -168,9 +193,3 @@ def _render_picture(title: str, content: bytes) -> str:
     kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
     data = base64.b64encode(content).decode("ascii")
     return f'<p><img alt="{html.escape(title)}" src="data:image/{kind};base64,{data}"></p>'
-
-
-def _render_cell(cell: str) -> str:
-    word = cell.partition(" (")[0]  # before a certainty
-    style = f' class="{word.replace(" ", "-")}"' if word in VERDICTS else ""
-    return f"<td{style}>{html.escape(cell)}</td>"

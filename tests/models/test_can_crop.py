@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from tfmammo.evaluation.printed import read_papers
+from tfmammo.evaluation.printed import get_values
 
 TABLE_I = {
     model: (row["accuracy"], row["dice"], row["mcc"])
-    for model, row in read_papers()["can"].items["table1"].values.items()
+    for model, row in get_values("can", "table1").items()
 }
 
 

@@ -20,17 +20,13 @@ ARMS = ("generators", "methods")  # name -> config: an arm may be left out, but 
 # Arms of a study, or generators of a set, that a scale above smoke leaves out.
 LEFT_OUT = {
     "blending_study": {"noise_prior", "vanilla"},
-    "detection_real": {"noise_prior", "vanilla", "poisson"},
-    "control_patches": {"calcification"},
-    "control_study": {"calcification"},
-    "control_constant": {"calcification"},
 }
 
 
 @pytest.fixture(scope="module")
 def report(repository):
     shipped = configuration.parse(ReportConfig, repository / "configs/report.yaml")
-    return plan._pretend_all_data(shipped)
+    return plan.complete(shipped)
 
 
 def flatten(value, prefix=""):
@@ -74,7 +70,8 @@ def list_arms(paths, config):
 def test_no_override_loses_a_key_that_it_does_not_name(report, repository, tmp_path, scale):
     planned = plan.make_plan(report, scale, tmp_path, repository, report.commands)
     lost = {}
-    for name, (step, *_) in planned.steps_of.items():
+    for one in planned.planned:
+        name, step = one.command, one.step
         schema = find_schema(report.commands[name].run)
         file = step.command[step.command.index("--config") + 1]
         paths = {
@@ -82,7 +79,7 @@ def test_no_override_loses_a_key_that_it_does_not_name(report, repository, tmp_p
             for path in list_lost(schema, file, step.overrides)
             if not path.startswith(tuple(f"{section}." for section in COMPARED))
         }
-        arms = list_arms(paths, parse_step(step, schema, name))
+        arms = list_arms(paths, one.parsed)
         lost[name] = {path for path in paths if path.split(".")[1:2] not in [[arm] for arm in arms]}
         if scale != "smoke":
             assert arms <= LEFT_OUT.get(name, set()), name
@@ -103,7 +100,7 @@ def test_a_replaced_mapping_loses_the_hard_border(repository):
 @pytest.mark.parametrize("scale", ["small", "paper"])
 def test_the_infilling_study_asks_the_papers_question(report, repository, tmp_path, scale):
     whole = plan.make_plan(report, scale, tmp_path, repository, ["infilling_study"])
-    study = parse_step(whole.steps[-1], detection.StudyConfig, "study")
+    study = whole.planned[-1].parsed
     four = {"unet", "unet_no_margin", "crn", "crn_no_margin"}
     assert set(study.methods) == four and set(study.generators) == four | {"mask_gan"}
     assert study.data.pathologies == ("malignant",)
@@ -131,8 +128,7 @@ def test_masses_go_into_normal_mammograms(report, repository, tmp_path):
     """Fig. 4 shows normal mammograms before and after, pasted as in the paper."""
     for scale in ("small", "paper"):
         whole = plan.make_plan(report, scale, tmp_path, repository, ["infilling_mammograms"])
-        (step,) = whole.steps_of["infilling_set"]
-        config = parse_step(step, find_schema("-m tfmammo.synthesis"), "set")
+        config = whole.list_of("infilling_set")[0].parsed
         assert config.mammograms == "normal" and config.whole_patch and config.feather == 0
         assert config.shapes.gan and not config.shapes.plausible
     archive = report.commands["infilling_set"].archive

@@ -30,15 +30,15 @@ CLASSES = {"ShapeConfig": "ShapeCNN"}
 def steps():
     """The step of every training of the scale, those of studies included, and its schema."""
     config = configuration.parse(ReportConfig, ROOT / "configs/report.yaml")
-    complete = plan._pretend_all_data(config)
+    complete = plan.complete(config)
     planned = plan.make_plan(complete, "small", Path("runs"), ROOT, config.commands)
     trainings = {}
-    for name, steps in planned.steps_of.items():
-        run = config.commands[name].run
-        if run.startswith("train/"):
-            trainings[name] = steps[0], find_schema(run)
+    for one in planned.planned:
+        name, run = one.command, config.commands[one.command].run
+        if one.is_training:
+            trainings[name] = one.step, find_schema(run)
         elif run.endswith("--study infilling") or run.endswith("--study blending"):
-            study = parse_step(steps[0], detection.StudyConfig, name)
+            study = one.parsed
             for step in detection.plan_steps(study, Path("runs"), ROOT, ""):
                 script = Path(step.command[0])
                 if script.parent.name == "train":
@@ -94,19 +94,18 @@ def test_no_training_of_another_patch_size_inherits_the_windows_of_its_config(st
                 assert data.sampling.offset != shipped.sampling.offset, name
     assert {"blending", "blending_noise", "contextual_mass", "contextual_judge"} <= set(checked)
     assert any(name.startswith("blending_study/") for name in checked)
-    assert any(name.startswith("detection_real/") for name in checked)
 
 
 def test_mammograms_of_a_figure_are_of_held_out_patients():
     """Blending's Fig. 5, at every scale."""
     config = configuration.parse(ReportConfig, ROOT / "configs/report.yaml")
-    complete = plan._pretend_all_data(config)
+    complete = plan.complete(config)
     for scale in SCALES:
         planned = plan.make_plan(complete, scale, Path("runs"), ROOT, config.commands)
-        sets = [name for name in planned.steps_of if re.fullmatch("blending_.*set", name)]
+        sets = [one for one in planned.planned if re.fullmatch("blending_.*set", one.command)]
         assert len(sets) == (2 if scale == "smoke" else 4)
-        for name in sets:
-            overrides = planned.steps_of[name][0].overrides
+        for one in sets:
+            name, overrides = one.command, one.step.overrides
             assert "patients.side=held_out" in overrides, (scale, name)
             fold = "" if scale == "smoke" else "/fold0"
             assert f"patients.split_file=runs/blending{fold}/split.json" in overrides, (scale, name)

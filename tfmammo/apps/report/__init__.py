@@ -1,1 +1,1 @@
-"""The report of the five papers: every table and figure, re-run, compared and judged by a rule."""
+"""The report of the five papers: every table and figure, re-run and decided by a rule."""

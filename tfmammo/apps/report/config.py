@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,14 +18,13 @@ def _flatten(value: Any) -> Any:
     """Flatten nested lists, which is how YAML's aliases join."""
     if not isinstance(value, list):
         return value
-    return [inner for part in value for inner in (_flatten(part) if _is_list(part) else [part])]
+    return [
+        inner for part in value for inner in (_flatten(part) if isinstance(part, list) else [part])
+    ]
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
-
-
-Overrides = Annotated[tuple[str, ...], BeforeValidator(_flatten)]
+# As after --set, or config keys whose values are folders and files: {models: {CAN: can}}
+Overrides = Annotated[tuple[str | dict[str, Any], ...], BeforeValidator(_flatten)]
 
 
 class ArchiveConfig(Frozen):
@@ -35,13 +33,20 @@ class ArchiveConfig(Frozen):
     title: str
     """What it is, in words, for the report."""
     root: Path | None = None
-    """Its folder; null: not available, and commands that need it are left out."""
-    set: Overrides = ()
+    """Its folder; null: not available, and commands that need it are skipped."""
+    set: tuple[str, ...] = ()
     """Overrides of a `data` section: name=folder frame=full."""
 
 
 class CommandConfig(Frozen):
-    """A command of the README, with its overrides at each scale."""
+    """A command, with its overrides at each scale.
+
+    An override that is a mapping gives config keys the folders of other commands and files from
+    elsewhere: {models: {CAN: can, U-Net: can_unet}}. A command's name means the folders of all its
+    runs, can/0 that of its first one, and can/0/split.json a file in it. weights.NAME is a file of
+    `weights`, else none; predictions.NAME and checkpoints.NAME are folders; tracking is the
+    report's MLflow store.
+    """
 
     run: str = Field(pattern=r"^(train/|evaluate/)[a-z0-9_]+\.py( --.*)?$|^-m tfmammo[a-z_.]+$")
     """A script, or a module after -m, and its flags."""
@@ -54,19 +59,15 @@ class CommandConfig(Frozen):
     section: str = "data"
     """The config section of the archive."""
     folds: dict[Scale, PositiveInt] = {}
-    """Scale -> number of trainings, one a fold; 1 where none is named."""
+    """Scale -> number of training runs, one a fold; 1 where none is named."""
     seeds: dict[Scale, PositiveInt] = {}
-    """Scale -> number of trainings of each fold; 1 where none is named."""
+    """Scale -> number of training runs of each fold; 1 where none is named."""
     first_seed: NonNegativeInt = 0
-    """Seed of the first of several trainings. The others count on from it."""
+    """Seed of the first of several runs. The others count on from it."""
     set: Overrides = ()
-    """Overrides at every scale. "{NAME}" stands for the folders of another command, "{NAME:0}" for
-    its first one, "{NAME:1}" for its second, "{tracking}" for the report's MLflow store,
-    "{weights.NAME}" for a file of `weights`, else "none", "{predictions.NAME}" and
-    "{checkpoints.NAME}" for a folder of `predictions` and of `checkpoints`.
-    """
+    """Overrides at every scale."""
     smoke: Overrides | None = ()
-    """Further overrides at this scale; null: the command is left out at it."""
+    """Further overrides at this scale; null: the command is skipped at it."""
     small: Overrides | None = ()
     """As `smoke`."""
     paper: Overrides | None = ()
@@ -74,15 +75,14 @@ class CommandConfig(Frozen):
     package: str | None = None
     """A package that the command needs besides tfmammo's own."""
     outputs: tuple[str, ...] | None = None
-    """The files that prove it done; null: export/card.json of a training, else table.md."""
+    """The files that prove it done; null: export/card.json of a training run, else rows.csv."""
     length_is_printed: bool = True
-    """Whether the paper prints how long this training is. Else the report gives our length alone.
-    """
-    extent: dict[Scale, str] = {}
-    """Scale -> its extent in words, where it is no single training."""
+    """Whether the paper prints how long this is trained. Else the report gives our length alone."""
+    work: dict[Scale, str] = {}
+    """Scale -> its length in words, where it is no single training run."""
 
     def get_overrides(self, scale: Scale) -> Overrides | None:
-        """Return the overrides of a scale; None where the command is left out at it."""
+        """Return the overrides of a scale; None where the command is skipped at it."""
         of_scale: Overrides | None = getattr(self, scale)
         return None if of_scale is None else (*self.set, *of_scale)
 
@@ -92,23 +92,21 @@ class CommandConfig(Frozen):
 
 
 class TrainedConfig(Frozen):
-    """Trainings of a command that were made elsewhere, on a GPU for instance."""
+    """Runs of a train command that were made elsewhere, on a GPU for instance."""
 
     exports: tuple[Path, ...] = Field(min_length=1)
     """Their exports, of all seeds of the first fold, then of the next one; none of fewer steps than
     the config's.
     """
     how: str = "elsewhere"
-    """On what they were trained, and by which program, as facts and the page say it."""
+    """On what they were trained, and by which program, as facts say it."""
 
 
 class ReportConfig(Frozen):
     """A config file of evaluate/report.py."""
 
-    facts: Path = Path("docs/results")
-    """The folder of facts. The scale `smoke` writes them to OUTPUT/facts instead."""
-    markdown: Path = Path("docs/results.md")
-    """The page in Markdown. The scale `smoke` writes it to OUTPUT/report.md instead."""
+    results: Path = Path("docs/results")
+    """The folder of facts and pages. The scale `smoke` writes both to OUTPUT/results instead."""
     readme: Path | None = None
     """A Markdown file whose text between two marks the report writes, but not at the scale `smoke`.
     """
@@ -117,31 +115,23 @@ class ReportConfig(Frozen):
     weights: dict[str, Path | None] = {}
     """Files of published networks; null: random weights, and tables say so."""
     predictions: dict[str, Path | None] = {}
-    """Folders of masks that other tools predicted; null: commands that need them are left out."""
+    """Folders of masks that other tools predicted; null: commands that need them are skipped."""
     checkpoints: dict[str, Path | None] = {}
-    """Published checkpoints to start from; null: commands that need them are left out."""
+    """Published checkpoints to start from; null: commands that need them are skipped."""
     trained: dict[str, TrainedConfig] = {}
-    """Training command -> exports that take the place of its trainings, which are not run then."""
+    """Train command -> exports that take the place of its runs."""
     aliases: Any = None
     """Lists of overrides for YAML's aliases; the report does not read them."""
     commands: dict[str, CommandConfig]
     """Name -> command. The name is also the name of its folder below OUTPUT."""
 
     @model_validator(mode="after")
-    def _check_trained(self) -> ReportConfig:
+    def _check_names(self) -> ReportConfig:
         for name in self.trained:
             if name not in self.commands or not self.commands[name].run.startswith("train/"):
-                raise ValueError(f"trained.{name}: is no training of `commands`")
-        return self
-
-    @model_validator(mode="after")
-    def _check_archives(self) -> ReportConfig:
-        for name, key in self._list_archives():
-            if key != PHANTOM and key not in self.data:
-                raise ValueError(f"commands.{name}: there is no data.{key}")
-        return self
-
-    def _list_archives(self) -> Iterator[tuple[str, str]]:
+                raise ValueError(f"trained.{name}: trains nothing in `commands`")
         for name, command in self.commands.items():
             for key in (command.archive or {}).values():
-                yield name, key
+                if key != PHANTOM and key not in self.data:
+                    raise ValueError(f"commands.{name}: there is no data.{key}")
+        return self

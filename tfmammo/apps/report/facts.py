@@ -1,163 +1,231 @@
-"""Facts: what was measured for an item, as a small JSON file without times and paths.
+"""Facts: what was measured for a table or figure, as files without times and paths.
 
-The page is built from these files alone. Pictures lie in a folder beside them and are not needed.
+ITEM.SCALE.csv has the numbers (`tfmammo.metrics.rows`), ITEM.SCALE.json what is no number, and
+ITEM.SCALE.curves.csv the validation curves. The pages are made from these alone.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-import re
-from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from tfmammo import filesystem
-from tfmammo.apps.report.config import SCALES, Scale
+from tfmammo.apps.report.config import SCALES
 from tfmammo.apps.report.curves import Curve
-from tfmammo.apps.report.items import WITH_EXTRAS, Extra, Item
-from tfmammo.apps.report.tables import parse_markdown
 from tfmammo.config import Frozen, describe
-from tfmammo.document import TableFacts
 from tfmammo.errors import DataError
-from tfmammo.studies.workflow import DONE, Step
+from tfmammo.metrics.rows import Fact, read_facts, write_facts
 
-if TYPE_CHECKING:  # a page is built without the config classes of all commands
-    from tfmammo.apps.report.plan import Plan
-
-TABLE_FILES = ("table.md", "report/table.md")
-PICTURES = "pictures"
-CURVES = "curves"
+RUNS = "runs"  # the table of means in each of several runs on the same patients
+FOLDS = "folds"  # and in each fold, with one run each
+CURVE_COLUMNS = ("run", "measure", "step", "value")
 
 
-class Facts(Frozen):
-    """The facts of an item at a scale."""
+class About(Frozen):
+    """What is no number."""
 
     item: str
-    """Its key."""
-    scale: Scale
+    """The item's key."""
+    scale: str
     """The scale of the commands."""
-    extent: str
-    """Steps and data in words."""
-    is_papers_data: bool
-    """Whether the data are the paper's."""
-    trainings: int
+    data: str
+    """The data in words."""
+    papers_data: str
+    """The paper's data in words; "" of a study that no paper has."""
+    work: str
+    """How long and how large: "12,000 of 210,000 steps; 128 of 256 px; 1/4 of the width"."""
+    runs: int
     """The smallest number of seeds or folds behind a model."""
-    commands: tuple[str, ...]
+    trained: int
+    """How many training runs are behind it, each of which should have a curve."""
+    is_smaller: bool = False
+    """Whether patches have fewer pixels than the paper's."""
+    random_starts: tuple[str, ...] = ()
+    """The train scripts whose networks started from random weights."""
+    commands: tuple[str, ...] = ()
     """The commands, in order."""
     code: tuple[str, ...] = ()
-    """Version, source hash, libraries and commit that made the tables."""
-    tables: tuple[TableFacts, ...] = ()
-    """The tables of the evaluations."""
-    curves: tuple[Curve, ...] = ()
-    """The validation curves of the trainings."""
+    """Version, source hash, libraries and commit that made the numbers."""
     reason: str = ""
     """Why there is no result; "" where there is one."""
 
     @property
-    def file(self) -> str:
-        """The name of the file."""
-        return f"{self.item}.{self.scale}.json"
+    def is_papers_data(self) -> bool:
+        """Whether the data are the paper's."""
+        return self.data == self.papers_data
+
+    @property
+    def place(self) -> str:
+        """The data, and whether they are the paper's, in words."""
+        if self.is_papers_data:
+            return f"{self.data}, the paper's data"
+        return f"{self.data}, in place of {self.papers_data}" if self.papers_data else self.data
 
 
-def add_tables(facts: Facts, item: Item | Extra, plan: Plan, output: Path) -> Facts:
-    """Add the tables that the finished commands of an item wrote, and the code that made them.
+class Key(Frozen):
+    """The name of a row."""
 
-    Args:
-        facts: Of the item, without tables.
-        item: The item.
-        plan: The item's own plan, trainings included.
-        output: The folder of the report.
+    model: str
+    measure: str
+    against: str = ""
+    table: str = ""
+    subset: str = ""
 
-    Raises:
-        DataError: A table is missing.
-    """
-    steps = [step for name in item.sources for step in plan.steps_of[name]]
-    tables = [
-        table
-        for step in steps
-        for table in read_tables(output / step.name)
-        if any(fnmatchcase(table.title, pattern) for pattern in item.titles)
-    ]
-    code = sorted({_read_code(step, output) for step in plan.steps})
-    return facts.model_copy(update={"code": tuple(code), "tables": tuple(tables)})
+    def find(self, facts: Facts) -> Fact | None:
+        """Find the row."""
+        return facts.find(self.model, self.measure, self.against, self.table, self.subset)
 
 
-def read_tables(folder: Path) -> list[TableFacts]:
-    """Read the tables of an evaluation's folder.
+@dataclass(frozen=True)
+class Facts:
+    """The facts of an item at a scale."""
 
-    Raises:
-        DataError: There is no table.md.
-    """
-    for name in TABLE_FILES:
-        if (folder / name).is_file():
-            return parse_markdown((folder / name).read_text(encoding="utf-8"))
-    raise DataError(f"{folder}: holds no table.md")
+    about: About
+    rows: tuple[Fact, ...] = ()
+    curves: tuple[Curve, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The stem of the files: "can_table1.small"."""
+        return f"{self.about.item}.{self.about.scale}"
+
+    def find(
+        self, model: str, measure: str, against: str = "", table: str = "", subset: str = ""
+    ) -> Fact | None:
+        """Find a row; of a difference also the opposite one, with its signs changed.
+
+        Args:
+            model: As of `Fact`.
+            measure: As of `Fact`.
+            against: As of `Fact`.
+            table: "": means, or differences where `against` is given.
+            subset: As of `Fact`.
+        """
+        table = table or ("differences" if against else "means")
+        opposite = None
+        for row in self.rows:
+            if (row.table, row.subset, row.measure) == (table, subset, measure):
+                if (row.model, row.against) == (model, against):
+                    return row
+                if against and (row.against, row.model) == (model, against):
+                    opposite = row
+        return negate(opposite) if opposite else None
+
+    def list_repeats(self, table: str, model: str, measure: str) -> list[float]:
+        """List a measure's mean in each run or fold of a model, in order."""
+        return [
+            row.value
+            for row in self.rows
+            if (row.table, row.model, row.measure) == (table, model, measure)
+        ]
+
+    @property
+    def are_flat(self) -> bool:
+        """Whether every training run has a curve that is flat at its end."""
+        runs = {curve.run for curve in self.curves}
+        return len(runs) >= max(self.about.trained, 1) and all(
+            curve.is_flat for curve in self.curves
+        )
 
 
-def _read_code(step: Step, output: Path) -> str:
-    note = json.loads((output / DONE / f"{step.name}.json").read_text(encoding="utf-8"))
-    commit = f", commit {note['commit']}" if note.get("commit") else ""
-    return f"tfmammo {note['code']}{commit}"
+def negate(row: Fact) -> Fact:
+    """Return the difference of the opposite sign."""
+    return replace(
+        row, model=row.against, against=row.model, value=-row.value, low=-row.high, high=-row.low
+    )
 
 
-def describe_obstacles(reasons: Iterable[str], folders: Mapping[Path, str]) -> str:
-    """Join reasons without this machine's folders and without the log's path."""
-    text = "; ".join(re.sub(r"; all it said: .*", "", reason) for reason in reasons)
-    for path, name in folders.items():
-        text = text.replace(str(path), name)
-    return text
-
-
-def write_facts(facts: Facts, folder: Path) -> None:
-    """Write facts into a folder, indented and with sorted keys."""
+def write(facts: Facts, folder: Path) -> None:
+    """Write the files of an item; those that it has nothing for are removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = facts.model_dump(mode="json", exclude_defaults=True)
+    content = facts.about.model_dump(mode="json", exclude_defaults=True)
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    filesystem.write_atomically(folder / facts.file, text, durable=False)
+    filesystem.write_atomically(folder / f"{facts.name}.json", text, durable=False)
+    rows, curves = folder / f"{facts.name}.csv", folder / f"{facts.name}.curves.csv"
+    if facts.rows:
+        write_facts(rows, facts.rows)
+    else:
+        rows.unlink(missing_ok=True)
+    if facts.curves:
+        filesystem.write_atomically(curves, _format_curves(facts.curves), durable=False)
+    else:
+        curves.unlink(missing_ok=True)
 
 
-def read_facts(folder: Path) -> dict[str, Facts]:
-    """Read the facts of each item at its largest scale; other files are left alone.
+def _format_curves(curves: Iterable[Curve]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(CURVE_COLUMNS)
+    for curve in curves:
+        for step, value in zip(curve.steps, curve.values, strict=True):
+            writer.writerow((curve.run, curve.measure, step, f"{value:.4g}"))
+    return file.getvalue()
 
-    A file that only says why there is no result yields to a smaller scale that has one.
 
-    Returns:
-        Key -> facts.
+def read(folder: Path, keys: Iterable[str]) -> dict[str, Facts]:
+    """Read the facts of items at their largest scales, smaller ones where these have no result.
 
     Raises:
         DataError: A file holds no facts.
     """
-    facts = {}
-    for item in WITH_EXTRAS:
-        candidates = []
-        for scale in SCALES:
-            path = folder / f"{item.key}.{scale}.json"
-            if path.is_file():
-                candidates.append(_read_file(path))
-        if candidates:
-            facts[item.key] = max(
-                candidates, key=lambda of_scale: (not of_scale.reason, SCALES.index(of_scale.scale))
-            )
-    return facts
+    found = {}
+    for key in keys:
+        scales = [
+            _read_one(folder, f"{key}.{scale}")
+            for scale in reversed(SCALES)
+            if (folder / f"{key}.{scale}.json").is_file()
+        ]
+        if scales:
+            found[key] = min(scales, key=lambda facts: bool(facts.about.reason))
+    return found
 
 
-def _read_file(path: Path) -> Facts:
+def _read_one(folder: Path, name: str) -> Facts:
+    path = folder / f"{name}.json"
     try:
-        return Facts.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        about = About.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         raise DataError(f"{path}: holds no facts ({describe(error)})") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
+    rows, curves = folder / f"{name}.csv", folder / f"{name}.curves.csv"
+    return Facts(
+        about,
+        tuple(read_facts(rows)) if rows.is_file() else (),
+        tuple(read_curves(curves)) if curves.is_file() else (),
+    )
 
 
-def find_picture(item: Item | Extra, plan: Plan, output: Path) -> Path | None:
-    """Find the picture that a command made for an item; None where there is none."""
-    name, _, pattern = item.picture.partition("/")
-    for step in plan.steps_of.get(name, ()):
-        matches = sorted((output / step.name).glob(pattern))
-        if matches:
-            return matches[0]
-    return None
+def read_curves(path: Path) -> Iterator[Curve]:
+    """Read what `write` wrote.
+
+    Raises:
+        DataError: The file has other columns or no numbers.
+    """
+    points: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file)
+            if tuple(next(reader, ())) != CURVE_COLUMNS:
+                raise DataError(f"{path}: its columns are not {', '.join(CURVE_COLUMNS)}")
+            for run, measure, step, value in reader:
+                points.setdefault((run, measure), []).append((int(step), float(value)))
+    except ValueError as error:
+        raise DataError(f"{path}: can't be read as curves: {error}") from None
+    for (run, measure), pairs in points.items():
+        steps, values = zip(*pairs, strict=True)
+        yield Curve(run, measure, steps, values)
+
+
+def make_curve(run: str, measure: str, history: dict[int, float]) -> Curve:
+    """Make a curve of a run's validations, to four significant digits; NaN is left out."""
+    # a measure may be none at times: while a network is still fading in, or where nothing is kept
+    known = {step: value for step, value in history.items() if math.isfinite(value)}
+    return Curve(run, measure, tuple(known), tuple(float(f"{v:.4g}") for v in known.values()))

@@ -105,7 +105,7 @@ def _add(options: argparse.Namespace) -> None:
         changes["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
         changes["size"] = file.stat().st_size
     if options.results:
-        from tfmammo.apps.report.facts import read_tables
+        from tfmammo.document import read_tables
 
         if not options.command:
             raise ConfigError("--results needs --command, which made them")

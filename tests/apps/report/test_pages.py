@@ -1,0 +1,206 @@
+"""The pages: from rows alone, short, and true of the rows that are committed."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.apps.report.rows import difference, level, make_facts, repeats
+from tfmammo import config as configuration
+from tfmammo.apps.report import facts, inbreast, index, pages, rebuild
+from tfmammo.apps.report.config import ReportConfig
+from tfmammo.apps.report.items import FACT_KEYS, ITEMS, find_item
+from tfmammo.apps.report.papers import read_papers
+from tfmammo.errors import ConfigError, DataError
+
+LONGEST = {"index.md": 150}  # lines; of the papers' pages 300
+CLAIM = "The Dice coefficient of CAN is higher than that of U-Net."
+
+
+@pytest.fixture(scope="module")
+def results(repository):
+    return repository / "docs/results"
+
+
+@pytest.fixture(scope="module")
+def committed(results):
+    return rebuild.read_all(results)
+
+
+@pytest.fixture(scope="module")
+def files(results):
+    return rebuild.build_files(results)
+
+
+def test_committed_pages_are_what_committed_rows_say(results, files, committed, repository):
+    for name, text in files.items():
+        assert (results / name).read_text(encoding="utf-8") == text, name
+    drawn = {path.name for path in (results / pages.CURVES).iterdir()}
+    assert drawn == {name.rpartition("/")[2] for name in files if name.endswith(".svg")}
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    assert index.build_readme(readme, committed) == readme
+
+
+def test_pages_are_short_and_their_lines_too(files):
+    texts = {name: text for name, text in files.items() if name.endswith(".md")}
+    assert set(texts) == {"index.md", *(f"{paper}.md" for paper in read_papers())}
+    for name, text in texts.items():
+        lines = text.splitlines()
+        assert len(lines) <= LONGEST.get(name, 300), name
+        assert not [line for line in lines if len(line) > 120 and not line.startswith("|")], name
+        tables = text.replace("\n\n", "\n\0\n").split("\0")
+        rows = [part.count("\n|") - 2 for part in tables if "\n| --- " in part]
+        assert max(rows, default=0) <= (pages.LONGEST if name != "index.md" else 10), name
+
+
+def test_rebuilding_gives_the_same_bytes_without_tensorflow(results, repository, tmp_path):
+    script = """
+import sys
+from pathlib import Path
+from tfmammo.apps.report import rebuild
+files = rebuild.build_files(Path(sys.argv[1]))
+assert not {"tensorflow", "keras", "mlflow", "matplotlib"} & set(sys.modules)
+sys.stdout.write("\\0".join(f"{name}\\n{text}" for name, text in files.items()))
+"""
+    command = [sys.executable, "-c", script, str(results)]
+    one, two = (
+        subprocess.run(command, cwd=repository, capture_output=True, check=True, timeout=60).stdout
+        for _ in range(2)
+    )
+    assert one == two and len(one) > 10_000
+
+
+def test_every_item_and_printed_claim_has_its_place(files):
+    keys = [f"{paper}_{name}" for paper, one in read_papers().items() for name in one.items]
+    assert [item.key for item in ITEMS if not item.study] == keys and len(keys) == 33
+    for item in ITEMS:
+        text = files[f"{item.paper}.md"]
+        assert text.count(f"\n## {item.printed.label}\n") == 1, item.key
+        for claim in item.claims:
+            assert " ".join(claim.says.split()) in " ".join(text.split()), item.key
+
+
+def test_the_words_of_the_first_page_agree_with_its_rows(committed):
+    """Its sentences are written by hand; these are the facts that they state."""
+
+    def find(item, *key, **keys):
+        return committed[item].find(*key, **keys)
+
+    assert find("adversary", "cGAN without adversary", "dice", "cGAN").low > 0
+    runs = [
+        committed["adversary"].list_repeats("runs", name, "dice")
+        for name in ("cGAN without adversary", "cGAN")
+    ]
+    assert min(runs[0]) > max(runs[1]) and len(runs[0]) == len(runs[1]) == 3
+    can, unet = (
+        committed["can_table1"].list_repeats("runs", name, "dice") for name in ("CAN", "U-Net")
+    )
+    assert min(can) < max(unet), "CAN and the U-Net do not differ in every run"
+    leak = find("can_leak", "CAN", "dice", subset="protocol=paper")
+    assert leak.low < find("can_table1", "CAN", "dice").value, "the leak can't be seen"
+    assert (
+        find("infilling_table1", "G_crn", "kid").high
+        < find("infilling_table1", "G_unet", "kid").low
+    )
+    assert find("flow", "G_unet", "kid").value < find("flow", "G_crn", "kid").value
+    assert find("flow", "flow", "kid", "G_unet").p_corrected < 0.05, "KID prefers a GAN"
+    assert find("flow", "flow", "lpips").value < find("flow", "G_unet", "lpips").value
+    assert find("flow", "flow", "ms_ssim").high < find("flow", "G_unet", "ms_ssim").low
+    attacks = {"table": "attacks", "subset": "attack=loss"}
+    assert find("audit", "infilling", "success", **attacks).low > 0.6, "it leaks"
+    on_can = [
+        row for row in committed["audit"].rows if (row.model, row.measure) == ("can", "success")
+    ]
+    strongest = max(on_can, key=lambda row: row.value)
+    assert strongest.subset == "attack=nearest, Inception" and strongest.low < 0.5 < strongest.high
+    assert find("contextual_table1", "share50", "auc", "share0").p_corrected > 0.05
+    assert find("infilling_table1", "G_unet", "lpips", "G_unet-").p_corrected > 0.05  # the margin
+
+
+def test_a_placeholder_is_a_row_with_its_interval():
+    rows = index._Rows(
+        make_facts(level("CAN", 89.2, 87.8, 90.4), difference("CAN", "disc", 4, p=0.002))
+    )
+    assert f"{rows:CAN|dice}" == "89.2 [87.8, 90.4] %"
+    assert f"{rows:CAN|dice|against=disc|p}" == "+4.0 points, p = 0.002"
+    assert f"{rows:CAN|mcc}" == f"{index._Rows(None):CAN|dice}" == index.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([difference("CAN", "U-Net", 2, 1, 3, 0.001)], ["holds", "U-Net"]),
+        ([difference("CAN", "U-Net", 2, -1, 5, 0.2)], ["not decided", "could be seen: 4.3 points"]),
+        ([], ["not tested"]),
+    ],
+)
+def test_a_claim_in_words(rows, words):
+    beats = [difference(model, "centred disc", 9, 8, 10, 0.001) for model in ("CAN", "U-Net")]
+    runs = repeats("runs", CAN=(90, 91), **{"U_Net": (88, 89)})
+    found = make_facts(*rows, *beats, *runs)
+    (evidence,) = [
+        one
+        for one in pages.judge_item(find_item("can_table1"), {"can_table1": found})
+        if one.says == CLAIM
+    ]
+    text = " ".join(" ".join(pages.describe_claim(evidence)).split())
+    assert text.lower().startswith(f"- **{words[0]}**") and all(
+        word in text.lower() or word in text for word in words
+    )
+    assert ("a substitute for the paper's data, scale small" in text) == bool(rows)
+
+
+def test_the_summary_counts_claims_and_names_decided_ones():
+    beats = [difference(model, "centred disc", 9, 8, 10, 0.001) for model in ("CAN", "U-Net")]
+    runs = repeats("runs", CAN=(90, 91), **{"U_Net": (88, 89)})
+    found = make_facts(difference("CAN", "U-Net", 2, 1, 3, 0.001), *beats, *runs)
+    text = index.build_index({"can_table1": found})
+    assert (
+        "36 claims that numbers can decide: 1 holds, 0 do not hold, 0 not decided, 35 not" in text
+    )
+    assert "| [CAN](can.md) | 5 | 1 | 0 | 0 | 4 | 12 facts |" in text
+    assert f"CAN. {CLAIM} It **holds**, certainty moderate" in " ".join(text.split())
+
+
+def test_a_reason_takes_the_place_of_a_result():
+    withdrawn = {"can_fig2": make_facts(item="can_fig2", reason="a wrong seed")}
+    (evidence,) = pages.judge_item(find_item("can_fig2"), withdrawn)
+    assert (evidence.word, evidence.why, evidence.detail) == (
+        "not tested",
+        pages.NO_RESULT,
+        "a wrong seed",
+    )
+    assert "**Not tested**: a wrong seed." in pages.build_page("can", withdrawn)
+    assert "private data" in pages.build_page("infilling", {})
+
+
+def test_a_picture_is_linked_where_its_file_exists():
+    found = {"can_table1": make_facts(level("CAN", 89.2))}
+    link = "![Table I](pictures/can_table1.jpg)"
+    assert link in pages.build_page("can", found, frozenset({"can_table1.jpg"}))
+    assert link not in pages.build_page("can", found)
+
+
+def test_pages_are_written_and_old_curves_go(repository, tmp_path):
+    shipped = configuration.parse(ReportConfig, repository / "configs/report.yaml")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"a\n{index.BEGIN}\nold\n{index.END}\nb\n")
+    own = shipped.model_copy(update={"results": tmp_path / "results", "readme": readme})
+    with pytest.raises(ConfigError, match=r"^results: .*results: no such folder"):
+        rebuild.write_pages(own, "small", tmp_path)
+    facts.write(make_facts(level("CAN", 89.2)), own.results)
+    (own.results / pages.CURVES).mkdir()
+    (own.results / pages.CURVES / "old.svg").touch()
+    assert rebuild.write_pages(own, "small", tmp_path) == [f"pages: {own.results / 'index.md'}"]
+    assert [path.name for path in (own.results / pages.CURVES).iterdir()] == [
+        "can_table1.small.svg"
+    ]
+    assert readme.read_text().startswith(f"a\n{index.BEGIN}\n\n- ")
+    readme.write_text("no marks")
+    with pytest.raises(DataError, match="readme: it needs the lines"):
+        rebuild.write_pages(own, "small", tmp_path)
+
+
+def test_facts_of_every_item_are_read(committed):
+    assert set(committed) <= set(FACT_KEYS) and inbreast.KEY in committed
+    assert len(committed) >= 15

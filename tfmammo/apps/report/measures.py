@@ -1,0 +1,88 @@
+"""How measures are shown: their names, decimals and intervals."""
+
+from __future__ import annotations
+
+import math
+
+from tfmammo.metrics.rows import Fact
+
+THOUSANDTHS = "0.001"  # the unit of KID, whose name says it
+# measure -> (name, decimals); of one with a rate, such as tpr@0.5, the part before @
+MEASURES = {
+    "accuracy": ("accuracy", 1),
+    "auc": ("AUC", 3),
+    "auc_sd": ("SD of the AUC", 3),
+    "change": ("change of the score", 3),
+    "contrast": ("contrast", 3),
+    "defects": ("tissue with defects", 1),
+    "dice": ("Dice", 1),
+    "fid": ("FID", 1),
+    "flat": ("too flat", 1),
+    "found": ("part found", 1),
+    "haar": ("fine texture of tissue, real = 1", 2),
+    "haar_mass": ("fine texture in the mass, real = 1", 2),
+    "harsh": ("too harsh", 1),
+    "jaccard": ("Jaccard", 1),
+    "jafroc": ("figure of merit", 3),
+    "kid": ("KID x 1000", 1),
+    "lattice_2": ("checkerboard of 2 px", 1),
+    "lattice_4": ("checkerboard of 4 px", 1),
+    "lattice_8": ("checkerboard of 8 px", 1),
+    "lpips": ("LPIPS to the real patch", 4),
+    "mcc": ("MCC", 1),
+    "masses": ("masses", 0),
+    "missed": ("missed completely", 0),
+    "ms_ssim": ("MS-SSIM among themselves", 3),
+    "precision": ("precision", 1),
+    "recall": ("recall", 1),
+    "nearest_mass": ("distance to the nearest training mass", 2),
+    "seam": ("seam", 2),
+    "ssim": ("SSIM", 3),
+    "ssim_edge": ("SSIM along the edge", 3),
+    "ssim_mass": ("SSIM in the mass", 3),
+    "success": ("AUC of the attack", 3),
+    "tpr": ("recall", 1),
+}
+
+
+def name_measure(measure: str, unit: str = "") -> str:
+    """Name a measure with its unit: "Dice, %", "recall at 0.5 false positives, %"."""
+    base, _, rate = measure.partition("@")
+    name = MEASURES.get(base, (base.replace("_", " "), 3))[0]
+    if rate:
+        plural = "" if rate == "1" else "s"
+        name += (
+            " of all detections" if rate == "all" else f" at {rate} false positive{plural} an image"
+        )
+    return f"{name}, {unit}" if unit and unit != THOUSANDTHS else name
+
+
+def format_value(value: float, measure: str, unit: str = "", sign: str = "") -> str:
+    """Format a number in its measure's decimals; a dash for NaN."""
+    if math.isnan(value):
+        return "-"
+    decimals = MEASURES.get(measure.partition("@")[0], ("", 3))[1]
+    number = f"{value:{sign}.{decimals}f}"
+    return f"{number} {unit}" if unit and unit != THOUSANDTHS else number
+
+
+def format_printed(value: float | None, measure: str) -> str:
+    """Format a printed number with its own decimals, at least those of its measure."""
+    if value is None:
+        return "-"
+    return max(f"{value:g}", format_value(value, measure), key=len)
+
+
+def format_interval(row: Fact, with_p: bool = False, with_unit: bool = True) -> str:
+    """Format a row's value and interval, of a difference with its sign."""
+    sign = "+" if row.against else ""
+    text = format_value(row.value, row.measure, sign=sign)
+    if not math.isnan(row.low) and not math.isnan(row.high):
+        bounds = (format_value(bound, row.measure, sign=sign) for bound in (row.low, row.high))
+        text += f" [{', '.join(bounds)}]"
+    if with_unit and row.unit and row.unit != THOUSANDTHS:
+        text += " points" if row.unit == "%" and row.against else f" {row.unit}"
+    p = row.p if math.isnan(row.p_corrected) else row.p_corrected
+    if with_p and not math.isnan(p):
+        text += ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
+    return text
