@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-from tfmammo.nn import convolutions, layers
+from tfmammo.nn import convolutions, layers, normalization
 
 COMPARED_STEPS = 2  # steps whose losses are compared
 
@@ -204,7 +204,7 @@ def switch_dropout_off(model: Any) -> None:
 def strip_optimizations(model: Any) -> None:
     """Leave a model Keras's own layers and Adam, and a backward pass for each loss."""
     convolutions._is_usual = lambda layer: False
-    layers.BatchNormalization.call = keras.layers.BatchNormalization.call
+    normalization.BatchNormalization.call = keras.layers.BatchNormalization.call
     numbers = {
         key: value
         for key, value in model.config.model_dump().items()

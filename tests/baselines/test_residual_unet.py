@@ -15,7 +15,7 @@ from tfmammo.baselines.residual_unet import (
     deep_supervision,
 )
 from tfmammo.errors import ConfigError
-from tfmammo.nn.layers import SampleNormalization
+from tfmammo.nn.normalization import SampleNormalization
 
 SMALL = ResidualUNetConfig(widths=(4, 8, 8, 8), blocks=(1, 2, 1, 1))
 

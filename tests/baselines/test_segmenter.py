@@ -12,7 +12,7 @@ from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig, check_size
 from tfmammo.baselines.segnet import SegNet, SegNetConfig
 from tfmammo.baselines.unet import UNet, UNetConfig
 from tfmammo.errors import ConfigError
-from tfmammo.nn.layers import SampleNormalization
+from tfmammo.nn.normalization import SampleNormalization
 
 SIZE = 32
 WIDTHS = (8, 8, 8, 8, 8)

@@ -37,8 +37,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig, check_size, cross_entropy
 from tfmammo.config import Width
-from tfmammo.nn.layers import SampleNormalization
 from tfmammo.nn.losses import dice_loss
+from tfmammo.nn.normalization import SampleNormalization
 
 SLOPE = 0.01  # of LeakyReLU below 0
 

@@ -8,19 +8,20 @@ does in training, and its moving averages serve a batch of one badly. The encode
 weights unless `weights` says otherwise, since ImageNet's can't always be downloaded. The paper
 starts from ImageNet; CAN does not say. From a VGG-19 the start is approximate.
 
-Limits: its pooling returns the positions of the maxima. XLA can't compile that, so
-`training.jit_compile` is refused. TensorFlow has no deterministic gradient of it for GPUs, where
-`training.deterministic` fails at the first step; on a CPU it works.
+Pooling with places and its inverse are made of slices and stacks, because TensorFlow's
+MaxPoolWithArgmax has no XLA kernel and no deterministic gradient on GPUs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
 from tfmammo.baselines import vgg16
 from tfmammo.baselines.segmenter import Segmenter, check_size
-from tfmammo.nn.layers import SampleNormalization
+from tfmammo.nn.normalization import SampleNormalization
 
 
 class SegNetConfig(vgg16.VGG16Config):
@@ -37,8 +38,6 @@ class SegNet(Segmenter):
     Raises:
         ConfigError: The size does not fit, or VGG-16's weights can't be had.
     """
-
-    not_for_xla = "it pools with the places of the maxima (MaxPoolWithArgmax)"
 
     def __init__(self, config: SegNetConfig | None = None, size: int = 256) -> None:
         config = config or SegNetConfig()
@@ -89,43 +88,83 @@ def build_network(
 
 @keras.saving.register_keras_serializable("tfmammo")
 class PoolWithIndices(keras.layers.Layer):
-    """Maxima of 2x2 windows, and their positions (section 3, "max-pooling indices")."""
+    """Maxima of 2x2 windows, and their positions (section 3, "max-pooling indices").
+
+    Call arguments:
+        features: floating [batch, rows, cols, channels], rows and cols even.
+
+    Call returns:
+        floating [batch, rows / 2, cols / 2, channels], and int8 of the same shape: the place of
+        each maximum in its window, row by row, 0 to 3. Of equal values the first counts.
+    """
 
     def call(self, features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Pool.
-
-        Args:
-            features: float [b, rows, cols, channels], rows and cols even.
-
-        Returns:
-            float [b, rows / 2, cols / 2, channels], and int64 of the same shape: each maximum's
-            index into the flattened features. Of equal values the first counts.
-        """
-        pooled, indices = tf.nn.max_pool_with_argmax(
-            features, 2, 2, "VALID", include_batch_in_index=True
-        )
-        return pooled, indices
+        """See the class."""
+        return _pool(features)
 
 
 @keras.saving.register_keras_serializable("tfmammo")
 class Unpool(keras.layers.Layer):
-    """The inverse of PoolWithIndices: values go back to their maxima's positions, among zeros."""
+    """The inverse of PoolWithIndices: values go back to their maxima's places, among zeros.
 
-    def call(self, pooled: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
-        """Unpool.
+    Call arguments:
+        pooled: floating [batch, rows, cols, channels].
+        places: int8, same shape, from PoolWithIndices.
 
-        Args:
-            pooled: float [b, rows, cols, channels].
-            indices: int64, same shape, from PoolWithIndices.
+    Call returns:
+        floating [batch, 2 * rows, 2 * cols, channels].
+    """
 
-        Returns:
-            float [b, 2 * rows, 2 * cols, channels].
-        """
-        batch, rows, cols, channels = pooled.shape
-        unpooled = tf.scatter_nd(
-            tf.reshape(indices, [-1, 1]), tf.reshape(pooled, [-1]), [4 * tf.size(pooled, tf.int64)]
-        )
-        return tf.reshape(unpooled, [batch or -1, 2 * rows, 2 * cols, channels])
+    def call(self, pooled: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+        """See the class."""
+        return _unpool(pooled, places)
+
+
+@tf.custom_gradient
+def _pool(features: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable[..., tf.Tensor]]:
+    (top_left, top_right), (bottom_left, bottom_right) = _split_windows(features)
+    top = tf.maximum(top_left, top_right)
+    bottom = tf.maximum(bottom_left, bottom_right)
+    in_bottom = bottom > top
+    in_right = tf.where(in_bottom, bottom_right > bottom_left, top_right > top_left)
+    places = 2 * tf.cast(in_bottom, tf.int8) + tf.cast(in_right, tf.int8)
+    return (tf.maximum(top, bottom), places), lambda gradient, _: _put(gradient, places)
+
+
+@tf.custom_gradient
+def _unpool(
+    pooled: tf.Tensor, places: tf.Tensor
+) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, None]]]:
+    return _put(pooled, places), lambda gradient: (_pick(gradient, places), None)
+
+
+def _put(values: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+    """Put a value into each window, zeros around it."""
+    _, rows, cols, channels = values.shape
+    zeros = tf.zeros_like(values)
+    windows = [tf.where(places == place, values, zeros) for place in range(4)]
+    top, bottom = (
+        tf.reshape(tf.stack(pair, axis=3), [-1, rows, 2 * cols, channels])
+        for pair in (windows[:2], windows[2:])
+    )
+    return tf.reshape(tf.stack([top, bottom], axis=2), [-1, 2 * rows, 2 * cols, channels])
+
+
+def _pick(values: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+    """Pick one value of each window."""
+    top, bottom = (tf.where(places % 2 == 1, right, left) for left, right in _split_windows(values))
+    return tf.where(places >= 2, bottom, top)
+
+
+def _split_windows(values: tf.Tensor) -> list[list[tf.Tensor]]:
+    """Return the four values of all windows: [[top left, top right], [bottom left, ...]]."""
+    _, rows, cols, channels = values.shape
+    columns = tf.unstack(tf.reshape(values, [-1, rows, cols // 2, 2, channels]), axis=3)
+    halves = [
+        tf.unstack(tf.reshape(column, [-1, rows // 2, 2, cols // 2, channels]), axis=2)
+        for column in columns
+    ]
+    return [list(row) for row in zip(*halves, strict=True)]
 
 
 def _convolution(features: keras.KerasTensor, width: int, name: str) -> keras.KerasTensor:

@@ -26,9 +26,10 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from tfmammo.nn.dcgan import DCGANConfig, dcgan_discriminator, dcgan_generator
 from tfmammo.nn.layers import draw_latent_noise
 from tfmammo.nn.losses import log_fake, log_real
-from tfmammo.nn.networks import DCGANConfig, Trainable, dcgan_discriminator, dcgan_generator
+from tfmammo.nn.networks import Trainable
 from tfmammo.nn.optimization import build_adam, count_batches, minimize
 
 

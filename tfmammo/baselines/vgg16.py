@@ -4,8 +4,7 @@ A VGG-19 serves where no VGG-16 is available: its convolutions of the same names
 VGG-19's block3_conv4, block4_conv4 and block5_conv4 are dropped, so that the layers after them see
 other features than those that they were trained on, and fc6 and fc7 start from random weights.
 
-Only arrays are read from a file, into the network built here: nothing in it is executed, and
-nothing is unpickled.
+Only arrays are read from a file, into the network built here: nothing in it is executed.
 """
 
 from __future__ import annotations

@@ -68,14 +68,16 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError
 from tfmammo.nn.layers import (
-    SampleNormalization,
     image_gradients,
+    part_by_label,
     patch_seeds,
+    sample_bilinear,
     seeded_draws,
     uniform_noise,
 )
 from tfmammo.nn.losses import Average, log_fake, log_real
 from tfmammo.nn.networks import Trainable, leaky_relu, normal, unet_features
+from tfmammo.nn.normalization import SampleNormalization
 from tfmammo.nn.optimization import build_adam, count_batches, minimize
 
 # labels of a batch's patches
@@ -237,19 +239,16 @@ def place_lesion(
     # back about the two centres.
     cosine = tf.cos(angle) / factor
     sine = tf.sin(angle) / factor
-    zero = tf.zeros_like(angle)
     across = centre[:, 1] - cosine * col - sine * row
     down = centre[:, 0] + sine * col - cosine * row
-    matrix = tf.stack([cosine, sine, across, -sine, cosine, down, zero, zero], axis=1)
-    moved = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.concat([lesion, mask], axis=-1),
-        transforms=matrix,
-        output_shape=[size, size],
-        fill_value=0.0,
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
+    cosine, sine, across, down = (values[:, None, None] for values in (cosine, sine, across, down))
+    to_row = tf.range(size, dtype=tf.float32)[:, None]
+    to_col = tf.range(size, dtype=tf.float32)
+    moved = sample_bilinear(
+        tf.concat([lesion, mask], axis=-1),
+        down - sine * to_col + cosine * to_row,
+        across + cosine * to_col + sine * to_row,
     )
-    moved = tf.ensure_shape(moved, [None, size, size, 2])
     return moved[..., :1], tf.cast(moved[..., 1:] >= 0.5, tf.float32)
 
 
@@ -268,10 +267,6 @@ class Blending(Trainable):
     Source:
         Section 2.1. For the default widths G has 31,031,745 and D 657,473 trainable parameters.
     """
-
-    not_for_xla = (
-        "it turns and scales lesions by a projective transform (ImageProjectiveTransformV3)"
-    )
 
     def __init__(
         self, config: BlendingConfig | None = None, size: int = 256, tissue: NDArray | None = None
@@ -307,8 +302,8 @@ class Blending(Trainable):
             )
         config = self.config
         step = count_batches(self.optimizers["generator"])
-        tissue, real = tf.dynamic_partition(batch["image"], batch["label"], 2)  # X, Y
-        mask = tf.dynamic_partition(batch["mask"], batch["label"], 2)[LESION]
+        tissue, real = part_by_label(batch["image"], batch["label"], [NORMAL, LESION])  # X, Y
+        _, mask = part_by_label(batch["mask"], batch["label"], [NORMAL, LESION])
         # E, Omega
         lesion, mask = place_lesion(
             real, mask, self._draws(real, step), config.rotate, config.resize

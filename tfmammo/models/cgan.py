@@ -71,9 +71,10 @@ from pydantic import (
 from tfmammo.config import Frozen, Width
 from tfmammo.errors import name_key
 from tfmammo.nn import pretrained
-from tfmammo.nn.layers import BatchNormalization, SampleNormalization, patch_seeds
+from tfmammo.nn.layers import patch_seeds
 from tfmammo.nn.losses import dice_loss, l1, log_fake, log_real
 from tfmammo.nn.networks import PatchDiscriminator, Trainable, UNet256, resnet_stages
+from tfmammo.nn.normalization import BatchNormalization, SampleNormalization
 from tfmammo.nn.optimization import build_adam, minimize
 
 FILTERS = (32, 64, 128, 256, 256, 256, 256, 256)

@@ -74,13 +74,14 @@ from tfmammo.nn.layers import (
     SelfAttention,
     SpectralNormalization,
     cached_kernels,
-    compute_batch_moments,
     find_normalized,
+    part_by_label,
     sample_latent_noise,
     step_seed,
     upsample,
 )
 from tfmammo.nn.networks import Trainable, leaky_relu
+from tfmammo.nn.normalization import compute_batch_moments
 from tfmammo.nn.optimization import build_adam, count_batches, ends_step, minimize
 from tfmammo.nn.postprocessing import PostprocessConfig, Refined, postprocess
 
@@ -491,11 +492,6 @@ class Contextual(Trainable):
         size: Patch rows and columns of this stage, px.
     """
 
-    not_for_xla = (
-        "it parts a batch by the patches' labels, into parts whose sizes are known at "
-        "run time alone (DynamicPartition)"
-    )
-
     def __init__(self, config: ContextualConfig | None = None, size: int = 256) -> None:
         super().__init__(name="contextual")
         self.config = config = config or ContextualConfig()
@@ -552,12 +548,16 @@ class Contextual(Trainable):
                 f"the four-way head of D needs patches labelled {', '.join(PATHOLOGIES)}, these "
                 "have no labels"
             )
-        parts = tf.dynamic_partition(batch["image"] * 2 - 1, batch["label"], len(PATHOLOGIES))
-        images = dict(zip(PATHOLOGIES, parts, strict=True))
+        names = [
+            name for name in PATHOLOGIES if self.config.positives == "malignant" or name != "benign"
+        ]
+        labels = [PATHOLOGIES.index(name) for name in names]
+        parts = part_by_label(batch["image"] * 2 - 1, batch["label"], labels)
+        images = dict(zip(names, parts, strict=True))
         real_name, source_name = self.config.roles()
         real = images[real_name]
-        benign = images["benign"]
         source = images[source_name]
+        benign = images.get("benign", source[:0])
         for network in self.networks.values():
             network.power_iteration()
 
@@ -568,7 +568,7 @@ class Contextual(Trainable):
             delta = perturbation(real, self._uniform(tf.shape(real)[:1], PENALTY_ALPHA), delta)
         with tf.GradientTape() as tape, self.discriminator.cached_kernels():
             classes = [real, fake, benign, source]
-            counts = [tf.shape(patches)[0] for patches in classes]
+            counts = [len(patches) for patches in classes]
             logits = tf.split(self.discriminator(tf.concat(classes, axis=0)), counts)
             penalty = self._penalty(real + delta)
             discriminator_loss = four_way(logits, self.config.other_weight) + penalty

@@ -22,7 +22,7 @@ the same lesion. So the exported function needs no seed: whoever draws the noise
 
 Inside, images, mask and margin are in [-1, 1]; at every public border they are in [0, 1].
 
-Departures and what the papers leave open:
+Deviations and what the papers leave open:
 - X_0 is uniform, as the tri-label holds it. Liu et al. allow any X_0, and take Gaussian noise;
   Lipman et al. need it.
 - The norm is the mean over the hole's pixels, of each patch by itself. A sum would let large
@@ -66,7 +66,6 @@ from tfmammo.nn.convolutions import Convolution
 from tfmammo.nn.growth import copy_weights, update_average
 from tfmammo.nn.layers import (
     FULL,
-    GroupNormalization,
     SelfAttention,
     label_patches,
     patch_seeds,
@@ -74,6 +73,7 @@ from tfmammo.nn.layers import (
     upsample,
 )
 from tfmammo.nn.networks import Network, Trainable
+from tfmammo.nn.normalization import GroupNormalization
 from tfmammo.nn.optimization import build_adam, count_batches, ends_step, minimize
 from tfmammo.tracking import export
 
@@ -85,7 +85,7 @@ DROP = 2
 
 
 class FlowConfig(Frozen):
-    """The papers' values where they have any; see *Departures* in the module."""
+    """The papers' values where they have any; see *Deviations* in the module."""
 
     margin: int | None = Field(default=296, gt=FULL)
     """Size, px, to which a mask of 256 px is scaled for the third channel, as in

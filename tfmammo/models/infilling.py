@@ -67,9 +67,10 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError, name_key
 from tfmammo.nn.convolutions import Convolution
-from tfmammo.nn.layers import FULL, Dilation, GroupNormalization, label_patches
+from tfmammo.nn.layers import FULL, Dilation, label_patches
 from tfmammo.nn.losses import Average, l1, log_fake, log_real
 from tfmammo.nn.networks import PIX2PIX_FILTERS, Network, PatchDiscriminator, Trainable, UNet256
+from tfmammo.nn.normalization import GroupNormalization
 from tfmammo.nn.optimization import build_adam, count_batches, minimize
 from tfmammo.nn.pretrained import vgg19
 from tfmammo.nn.published import identify

@@ -48,9 +48,10 @@ from scipy import ndimage
 
 from tfmammo.config import Frozen
 from tfmammo.mammogram import keep_largest
+from tfmammo.nn.dcgan import DCGANConfig, dcgan_discriminator, dcgan_generator
 from tfmammo.nn.layers import draw_latent_noise, sample_latent_noise
 from tfmammo.nn.losses import log_fake, log_real
-from tfmammo.nn.networks import DCGANConfig, Trainable, dcgan_discriminator, dcgan_generator
+from tfmammo.nn.networks import Trainable
 from tfmammo.nn.optimization import build_adam, count_batches, minimize
 from tfmammo.tracking.export import write_saved_models
 

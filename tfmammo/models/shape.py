@@ -7,7 +7,7 @@ The paper's text reviews it.
 
     L = -(1 - n_c / N) log p_c        c: the true class, n_c of the N training masks are of it
 
-Departures and what the text leaves open:
+Deviations and what the text leaves open:
 - ReLU after every layer but the last, and "same" padding of the first two convolutions: the only
   reading that leaves one position to the third and gives the 768,132 parameters.
 - The weighted losses are averaged over the batch, not divided by the sum of their weights.

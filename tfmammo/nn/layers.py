@@ -1,4 +1,4 @@
-"""Layers and functions of images and noise that two or more models use identically."""
+"""Layers, and functions of patches and of noise, that two or more models use identically."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt, TypeAdapter
 
 from tfmammo.config import Frozen
+from tfmammo.errors import ConfigError
 
 TINY = 1e-12  # instead of a length of 0, to divide by
 FULL = 256  # px of a patch that the margin of a tri-label refers to
@@ -28,183 +29,6 @@ class Dilation(Frozen):
 
 # Of a tri-label: px that a mask of 256 px is scaled to, or how far it is dilated.
 Margin = int | Dilation
-
-
-@keras.saving.register_keras_serializable("tfmammo")
-class SampleNormalization(keras.layers.Layer):
-    """Normalise each sample and channel by its own mean and variance over rows and columns.
-
-    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, mean and (biased) variance in float32
-    over axes 1 and 2.
-
-    At batch 1 this is batch normalisation with the statistics of the batch, the reading under which
-    Pix2Pix and CAN train *and* test. It keeps no moving averages. A network therefore gives the
-    same output in training and at inference, for any batch size and any number of replicas. gamma
-    starts from N(1, 0.02), beta from 0, as in Pix2Pix.
-
-    Call arguments:
-        x: floating [batch, rows, cols, channels].
-
-    Call returns:
-        The same shape and dtype.
-
-    Departure:
-        Epsilon 1e-3 is Keras's default (CAN is a Keras programme); the Torch original has 1e-5.
-
-    Source:
-        Isola et al., Image-to-image translation with conditional adversarial networks, section 6.1.
-    """
-
-    def __init__(self, epsilon: float = 1e-3, **kwargs: object) -> None:
-        super().__init__(**kwargs)
-        self.epsilon = epsilon
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Create gamma and beta, float32 [channels]."""
-        channels = (input_shape[-1],)
-        self.gamma = self.add_weight(
-            shape=channels,
-            initializer=keras.initializers.RandomNormal(1.0, 0.02),
-            name="gamma",
-            autocast=False,
-        )
-        self.beta = self.add_weight(
-            shape=channels, initializer="zeros", name="beta", autocast=False
-        )
-
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """See the class."""
-        gamma = tf.convert_to_tensor(self.gamma)
-        beta = tf.convert_to_tensor(self.beta)
-        if x.shape[0] == 1:  # one fused kernel, in which several samples would share statistics
-            return tf.compat.v1.nn.fused_batch_norm(
-                x, gamma, beta, epsilon=self.epsilon, is_training=True
-            )[0]
-        wide = tf.cast(x, tf.float32)
-        mean, variance = tf.nn.moments(wide, axes=[1, 2], keepdims=True)
-        return tf.cast(
-            tf.nn.batch_normalization(wide, mean, variance, beta, gamma, self.epsilon), x.dtype
-        )
-
-    def get_config(self) -> dict[str, object]:
-        """Return the constructor's arguments."""
-        return {**super().get_config(), "epsilon": self.epsilon}
-
-
-@keras.saving.register_keras_serializable("tfmammo")
-class BatchNormalization(keras.layers.BatchNormalization):
-    """keras.layers.BatchNormalization as one fused kernel in training: half the time.
-
-    The numbers are the same. Where replicas share a batch, mean and variance are those of the whole
-    batch, so that a network trains alike on any number of devices, and all replicas have the same
-    moving averages. No kernel does that, so it takes longer.
-
-    Keras does whatever that kernel can't do: another axis, a mask, no scale or no centre, other
-    ranks. There each replica normalises by its own share of a batch, unless `synchronized` is set.
-
-    Call arguments:
-        x: floating [batch, rows, cols, channels].
-        mask: As Keras's.
-
-    Call returns:
-        The same shape and dtype as x.
-    """
-
-    def call(
-        self, x: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None
-    ) -> tf.Tensor:
-        """See the class."""
-        usual = (
-            len(x.shape) == 4
-            and self.axis in (-1, len(x.shape) - 1)
-            and mask is None
-            and self.scale
-            and self.center
-            and not self.synchronized
-        )
-        if not (training and self.trainable and usual):
-            return super().call(x, training=training, mask=mask)
-        gamma = tf.convert_to_tensor(self.gamma)
-        beta = tf.convert_to_tensor(self.beta)
-        if shares_batch():
-            wide = tf.cast(x, tf.float32)
-            mean, biased = compute_batch_moments(wide, [0, 1, 2])
-            y = tf.nn.batch_normalization(wide, mean, biased, beta, gamma, self.epsilon)
-            y = tf.cast(y, x.dtype)
-        else:
-            y, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-                x, gamma, beta, epsilon=self.epsilon, is_training=True
-            )
-            count = tf.cast(tf.size(x) / x.shape[-1], tf.float32)
-            biased = variance * (count - 1.0) / count  # which Keras's moving variance averages
-        for average, value in ((self.moving_mean, mean), (self.moving_variance, biased)):
-            average.assign(average * self.momentum + value * (1.0 - self.momentum))
-        return y
-
-
-def shares_batch() -> bool:
-    """Tell whether this replica has only a share of a batch, and others have the rest."""
-    context = tf.distribute.get_replica_context()  # None outside replicas
-    return context is not None and context.num_replicas_in_sync > 1
-
-
-def compute_batch_moments(x: tf.Tensor, axes: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Compute mean and (biased) variance of a batch that replicas share equally.
-
-    Every replica gets the same numbers, and gradients reach all shares. One exchange serves both
-    moments: the variance of the whole is the mean of the shares' variances plus the variance of
-    their means.
-
-    Args:
-        x: float32 [batch, ...], this replica's share.
-        axes: Those to reduce, the batch's among them.
-    """
-    mean, variance = tf.nn.moments(x, axes)
-    if not shares_batch():
-        return mean, variance
-    context = tf.distribute.get_replica_context()
-    # a sum in which each replica fills a row of its own leaves all rows to all replicas
-    row = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)
-    rows = tf.tensordot(row, tf.stack([mean, variance]), axes=0)
-    rows = context.all_reduce(tf.distribute.ReduceOp.SUM, rows)
-    mean, between = tf.nn.moments(rows[:, 0], [0])
-    return mean, tf.reduce_mean(rows[:, 1], 0) + between
-
-
-@keras.saving.register_keras_serializable("tfmammo")
-class GroupNormalization(keras.layers.GroupNormalization):
-    """keras.layers.GroupNormalization of maps with two reductions: half the time on a CPU.
-
-    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, mean and (biased) variance in float32
-    over rows, columns and the channels of a group. The variance is E[x^2] - E[x]^2. So the numbers
-    are Keras's but for rounding, which grows with (mean / deviation)^2: 1e-7 of the variance where
-    the mean is 1 deviation, 1e-3 where it is 100. Keras does whatever else its layer offers:
-    other axes and ranks, no scale or no centre.
-
-    Call arguments:
-        x: floating [batch, rows, cols, channels].
-
-    Call returns:
-        The same shape, in the layer's dtype of computation.
-    """
-
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """See the class."""
-        usual = len(x.shape) == 4 and self.axis in (-1, 3) and self.scale and self.center
-        if not usual:
-            return super().call(x)
-        grouped = [self.groups, x.shape[-1] // self.groups]
-        wide = tf.cast(x, tf.float32)
-        # of each channel first: a group's channels do not lie side by side
-        moments = tf.stack([tf.reduce_mean(wide, [1, 2]), tf.reduce_mean(wide * wide, [1, 2])])
-        moments = tf.reduce_mean(tf.reshape(moments, [2, -1, *grouped]), axis=-1, keepdims=True)
-        mean, square = tf.unstack(moments)
-        variance = tf.nn.relu(square - mean * mean)  # rounding can make it negative
-        factor = tf.math.rsqrt(variance + self.epsilon) * tf.reshape(self.gamma, grouped)
-        offset = tf.reshape(self.beta, grouped) - mean * factor
-        factor, offset = (tf.reshape(part, [-1, 1, 1, x.shape[-1]]) for part in (factor, offset))
-        y = wide * factor + offset
-        return tf.cast(y, self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable("tfmammo")
@@ -224,9 +48,6 @@ class SpectralNormalization(keras.layers.Wrapper):
 
     Args:
         layer: A layer with a `kernel` whose last axis counts its outputs, as Dense and Conv2D have.
-
-    Call arguments:
-        x: floating, the layer's input; the output has its dtype.
 
     Examples:
         >>> layer = SpectralNormalization(keras.layers.Dense(3, use_bias=False))
@@ -312,12 +133,6 @@ class SelfAttention(keras.layers.Layer):
     Args:
         spectral: Normalise the four kernels, see `SpectralNormalization`.
 
-    Call arguments:
-        x: floating [batch, rows, cols, channels].
-
-    Call returns:
-        The same shape and dtype.
-
     Examples:
         >>> x = np.ones((1, 8, 8, 16), np.float32)
         >>> bool(np.all(SelfAttention()(x) == x))  # gamma starts at 0
@@ -392,17 +207,9 @@ def cached_kernels(layers: Iterable[SpectralNormalization]) -> Iterator[None]:
 class RandomScalarMap(keras.layers.Layer):
     """Append a constant channel to a map: the random number by which a block varies its output.
 
-    The caller draws the number and can therefore draw it again.
+    The caller draws `scalars`, floating [batch], and can therefore draw them again.
 
-    Call arguments:
-        x: floating [batch, rows, cols, channels].
-        scalars: floating [batch], uniform in [-1, 1] in the paper.
-
-    Call returns:
-        [batch, rows, cols, channels + 1], of x's dtype.
-
-    Source:
-        Wu, Wu and Lotter, Synthesizing lesions using contextual GANs (2020), section 2.
+    Source: Wu, Wu and Lotter, Synthesizing lesions using contextual GANs (2020), section 2.
     """
 
     def __init__(self, **kwargs: object) -> None:
@@ -424,31 +231,73 @@ def upsample(x: tf.Tensor) -> tf.Tensor:
 
 
 def image_gradients(image: tf.Tensor) -> tf.Tensor:
-    """Compute forward differences along rows and columns.
+    """Compute forward differences down and to the right: [n, rows, cols, 1] -> [n, rows, cols, 2].
 
     They are 0 in the last row or column, which has no neighbour.
-
-    Args:
-        image: floating [n, rows, cols, 1].
-
-    Returns:
-        [n, rows, cols, 2], of the same dtype.
     """
     down = tf.pad(image[:, 1:] - image[:, :-1], [[0, 0], [0, 1], [0, 0], [0, 0]])
     right = tf.pad(image[:, :, 1:] - image[:, :, :-1], [[0, 0], [0, 0], [0, 1], [0, 0]])
     return tf.concat([down, right], axis=-1)
 
 
-def uniform_noise(seeds: tf.Tensor, size: int) -> tf.Tensor:
-    """Draw uniform noise, the same for the same seed, whatever else is drawn.
+def part_by_label(values: tf.Tensor, labels: tf.Tensor, expected: Sequence[int]) -> list[tf.Tensor]:
+    """Part a balanced batch by its labels, into parts whose sizes are known before it runs.
 
     Args:
-        seeds: int64 [n, 2].
-        size: Rows and columns, px.
+        values: [batch, ...].
+        labels: integer [batch], each of `expected` equally often.
+        expected: Ascending.
 
     Returns:
-        float32 [n, size, size, 1], uniform in [0, 1).
+        The values of each label, in the order of `expected` and within it in that of the batch.
+
+    Raises:
+        ConfigError: The batch can't be shared by so many labels.
+        InvalidArgumentError: The labels are others; XLA does not check them.
     """
+    share, rest = divmod(values.shape[0], len(expected))
+    if rest:
+        raise ConfigError(
+            f"training.batch_size: {values.shape[0]} patches can't have {len(expected)} labels "
+            "equally often"
+        )
+    order = tf.argsort(labels, stable=True)
+    wanted = tf.repeat(tf.constant(expected, labels.dtype), share)
+    tf.debugging.assert_equal(
+        tf.gather(labels, order), wanted, f"a batch must have the labels {expected} equally often"
+    )
+    return tf.split(tf.gather(values, order), len(expected))
+
+
+def sample_bilinear(image: tf.Tensor, rows: tf.Tensor, cols: tf.Tensor) -> tf.Tensor:
+    """Interpolate an image between its pixels, by gathers, which XLA compiles.
+
+    Args:
+        image: float32 [n, size, size, channels]; 0 beyond its border.
+        rows: float32 [n, height, width], places in px from the middle of the first pixel.
+        cols: The same shape.
+
+    Returns:
+        float32 [n, height, width, channels].
+    """
+    height, width, channels = image.shape[1:]
+    padded = tf.pad(image, [[0, 0], [2, 2], [2, 2], [0, 0]])
+    corners = [padded[:, :-1, :-1], padded[:, :-1, 1:], padded[:, 1:, :-1], padded[:, 1:, 1:]]
+    flat = tf.reshape(tf.concat(corners, -1), [-1, (height + 3) * (width + 3), 4 * channels])
+    top = tf.floor(rows)
+    left = tf.floor(cols)
+    row = tf.cast(tf.clip_by_value(top, -2, height), tf.int32) + 2
+    col = tf.cast(tf.clip_by_value(left, -2, width), tf.int32) + 2
+    corners = tf.split(tf.gather(flat, row * (width + 3) + col, batch_dims=1), 4, axis=-1)
+    below = (rows - top)[..., None]
+    right = (cols - left)[..., None]
+    upper = (1 - right) * corners[0] + right * corners[1]
+    lower = (1 - right) * corners[2] + right * corners[3]
+    return (1 - below) * upper + below * lower
+
+
+def uniform_noise(seeds: tf.Tensor, size: int) -> tf.Tensor:
+    """Draw float32 [n, size, size, 1], uniform in [0, 1), by the seeds, int64 [n, 2], alone."""
     shape = (size, size, 1)
     return seeded_draws(tf.random.stateless_uniform, shape, tf.cast(seeds, tf.int64))
 
@@ -472,11 +321,7 @@ def patch_seeds(image: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
 
 
 def parse_margin(value: Any) -> Margin | None:
-    """Read a margin from a card's JSON.
-
-    Raises:
-        ValidationError: It is none.
-    """
+    """Read a margin from a card's JSON; anything else is a ValidationError."""
     return TypeAdapter(Margin | None).validate_python(value)
 
 
@@ -489,9 +334,6 @@ def enlarge(mask: tf.Tensor, margin: Margin) -> tf.Tensor:
     Args:
         mask: [..., size, size, 1], 0 or 1.
         margin: px that 256 px are scaled to, or a Dilation.
-
-    Returns:
-        The same shape and dtype.
 
     Source:
         Shen et al. 2021 (models.infilling), section 4.1, step 3; section 3.1 for the dilation.
@@ -544,34 +386,15 @@ def tri_label(
 def label_patches(
     image: tf.Tensor, mask: tf.Tensor, step: tf.Tensor | int, margin: Margin | None
 ) -> tf.Tensor:
-    """Make the tri-labels of patches, whose noise follows from the step and each patch's pixels.
-
-    Args:
-        image: float32 [n, size, size, 1] in [0, 1].
-        mask: The same shape, 0 or 1.
-        step: integer, a scalar or [n]; another one draws other noise.
-        margin: As for `tri_label`.
-
-    Returns:
-        As `tri_label`.
-    """
+    """Make `tri_label`s whose noise follows from each patch's pixels and the step, [] or [n]."""
     noise = uniform_noise(patch_seeds(image, step), image.shape[1])
     return tri_label(image, mask, noise, margin)
 
 
 def seeded_dropout(x: tf.Tensor, rate: float, seeds: tf.Tensor, level: int) -> tf.Tensor:
-    """Drop elements by draws that depend on each sample's seed alone.
+    """Drop elements of a map by draws that depend on each sample's seed alone; see `seeded_draws`.
 
-    They depend neither on earlier calls nor on the rest of the batch.
-
-    Args:
-        x: floating [batch, rows, cols, channels].
-        rate: In [0, 1), the share that becomes 0.
-        seeds: int64 [batch, 2], see `patch_seeds`.
-        level: A number of its own for each layer of a network, so that their draws differ.
-
-    Returns:
-        The same shape and dtype; elements that stay are divided by 1 - rate.
+    Elements that stay are divided by 1 - rate.
     """
     draws = seeded_draws(tf.random.stateless_uniform, x.shape[1:], seeds, level)
     return tf.where(draws >= rate, x / (1 - rate), tf.zeros_like(x))
@@ -622,11 +445,7 @@ def step_seed(step: tf.Tensor | int, use: int = 0) -> tf.Tensor:
 
 
 def draw_latent_noise(count: tf.Tensor, z: int, step: tf.Tensor) -> tf.Tensor:
-    """Draw a step's latent noise on this replica; see `step_seed`.
-
-    Returns:
-        float32 [count, z], uniform in [-1, 1].
-    """
+    """Draw a step's latent noise on this replica: float32 [count, z], uniform in [-1, 1]."""
     return tf.random.stateless_uniform([count, z], step_seed(step), -1.0, 1.0)
 
 

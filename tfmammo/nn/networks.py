@@ -1,7 +1,6 @@
-"""Networks that two or more models use identically.
+"""Networks that two or more models use identically, and what every model is.
 
-They are Pix2Pix's U-Net-256 and patch discriminator, Ronneberger's U-Net, ResNets, and DCGAN's two
-networks.
+Pix2Pix's U-Net-256 and patch discriminator, Ronneberger's U-Net, and ResNets.
 """
 
 from __future__ import annotations
@@ -11,18 +10,11 @@ from typing import NoReturn
 
 import keras
 import tensorflow as tf
-from pydantic import Field, PositiveFloat, PositiveInt
 
-from tfmammo.config import Frozen
 from tfmammo.errors import ConfigError
 from tfmammo.nn.convolutions import Convolution, TransposedConvolution, on_cpu
-from tfmammo.nn.layers import (
-    BatchNormalization,
-    SampleNormalization,
-    patch_seeds,
-    seeded_draws,
-    seeded_dropout,
-)
+from tfmammo.nn.layers import patch_seeds, seeded_draws, seeded_dropout
+from tfmammo.nn.normalization import BatchNormalization, SampleNormalization
 from tfmammo.nn.pretrained import KERAS_MEAN
 from tfmammo.nn.published import Source
 
@@ -42,15 +34,10 @@ class Network(keras.Model):
         self.get_config()
 
     def get_config(self) -> NoReturn:
-        """Refuse; every way of saving calls this.
-
-        Raises:
-            NotImplementedError: Always.
-        """
+        """Refuse; every way of saving calls this."""
         raise NotImplementedError(
             f"{type(self).__name__} can't be saved as a .keras file: write the model that it "
-            "belongs to with "
-            "tfmammo.tracking.export.export(model, FOLDER, {}) and read it with "
+            "belongs to with tfmammo.tracking.export.export(model, FOLDER, {}) and read it with "
             "tfmammo.tracking.export.load(FOLDER, FUNCTION)"
         )
 
@@ -59,9 +46,8 @@ class Trainable(Network):
     """Networks that are trained together, by a `train_step` of their own.
 
     It is a keras.Model so that Keras keeps track of its networks: summary(), count_params() and
-    trainable_variables cover all of them. Keras's call and fit are refused, by a
-    NotImplementedError of one sentence which names the way that works: several networks have no
-    common output that a call could return, and compile and fit would train them by one optimizer,
+    trainable_variables cover all of them. Keras's call and fit are refused by a sentence that names
+    what works: several networks have no common output, and fit would train them by one optimizer,
     without this package's order of updates, loss scaling and checkpoints.
     """
 
@@ -85,8 +71,8 @@ class Trainable(Network):
         """Refuse, as fit, evaluate, predict and the others do."""
         raise NotImplementedError(
             f"{type(self).__name__} is trained by its own train_step and not by Keras: run python "
-            f"train/{self.name}.py --config "
-            f"configs/{self.name}.yaml, or call model.train_step(batch) in a loop"
+            f"train/{self.name}.py --config configs/{self.name}.yaml, or call "
+            "model.train_step(batch) in a loop"
         )
 
     fit = evaluate = predict = train_on_batch = test_on_batch = predict_on_batch = compile
@@ -104,18 +90,12 @@ class UNet256(Network):
     last, dropout on the three innermost. Only the last transposed convolution has a bias, or
     all have with `biases`. With eight filters and 256 rows the innermost map is 1x1. `norm` makes a
     normalisation layer. With `resize` nearest neighbours and conv(k3) take the place of each
-    transposed convolution, whose kernels overlap in a lattice (Odena et al. 2016). An `encoder`
-    replaces the strided convolutions: a network from x to maps of 1/2, 1/4, ... of its size.
-    `filters` are then the decoder's, one for each map but the innermost.
+    transposed convolution, whose kernels overlap and leave checkerboard artefacts (Odena et al.
+    2016). An `encoder` replaces the strided convolutions: a network from x to maps of 1/2, 1/4, ...
+    of its size. `filters` are then the decoder's, one for each map but the innermost.
 
-    Call arguments:
-        x: floating [batch, size, size, channels]; size can be halved once for each map.
-
-    Call returns:
-        float32 [batch, size, size, out_channels], by default in [-1, 1] (activation tanh).
-
-    Raises:
-        ConfigError: Size can't be halved so often.
+    floating [batch, size, size, channels] -> float32 [batch, size, size, out_channels], by default
+    in [-1, 1] (activation tanh). A size that can't be halved so often is a ConfigError.
 
     Source:
         Isola et al. 2017, section 6.1.1. 54,407,809 trainable parameters for 1 -> 1 channels.
@@ -157,14 +137,7 @@ class UNet256(Network):
     def call(
         self, x: tf.Tensor, training: bool = False, seeds: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """See the class.
-
-        Args:
-            x: See the class.
-            training: Whether dropout drops.
-            seeds: int64 [batch, 2], from which dropout draws at inference too; None: it is off
-                there.
-        """
+        """See the class; by `seeds`, int64 [batch, 2], dropout draws at inference too."""
         skips = self.encoder(x, training=training) if self.encoder else self._encode(x, training)
         x = skips.pop()  # the innermost map goes straight up
         for level, (up, norm, dropout) in enumerate(
@@ -191,29 +164,15 @@ class UNet256(Network):
 class TexturedUNet(Network):
     """The U-Net of Pix2Pix with convolutions at full size that see noise, for images with texture.
 
-    `UNet256` gives filters[0] maps instead of an image. Means of 8 x 8 px of them, the input, and
-    noise go through conv(k3), LeakyReLU(0.2), twice, and conv(k3) to one channel. Such means take
-    away every wave of 2, 4 or 8 px, which are the periods of the lattices that layers of upsampling
-    leave: whatever is finer comes from the input and from the noise. The noise is N(0, 1): two
-    channels each of single values and of sums over squares of 2, 4 and 8 px. In training it is
-    drawn anew at each call, at inference by the sample's own values: equal inputs give equal
-    outputs. The three convolutions start from N(0, 0.05).
+    `UNet256`, whose arguments it has, gives filters[0] maps instead of an image. Means of 8 x 8 px
+    of them, the input, and noise go through conv(k3), LeakyReLU(0.2), twice, and conv(k3) to one
+    channel. Such means take away every wave of 2, 4 or 8 px, the periods of the checkerboard
+    artefacts that layers of upsampling leave: whatever is finer comes from the input and from the
+    noise. The noise is N(0, 1): two channels each of single values and of sums over squares of 2, 4
+    and 8 px. In training it is drawn anew at each call, at inference by the sample's own values:
+    equal inputs give equal outputs. The three convolutions start from N(0, 0.05).
 
-    Args:
-        filters: Filters of the U-Net, one for each halving.
-        dropout: As of `UNet256`.
-        size: Patch rows and columns, px.
-        name: Of the network.
-        resize: As of `UNet256`.
-
-    Call arguments:
-        x: floating [batch, size, size, 1].
-
-    Call returns:
-        float32 [batch, size, size, 1] in [-1, 1].
-
-    Raises:
-        ConfigError: As `UNet256`.
+    floating [batch, size, size, 1] -> float32 [batch, size, size, 1] in [-1, 1]
     """
 
     def __init__(
@@ -241,13 +200,7 @@ class TexturedUNet(Network):
     def call(
         self, x: tf.Tensor, training: bool = False, seeds: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """See the class.
-
-        Args:
-            x: See the class.
-            training: Whether dropout drops and noise is drawn anew.
-            seeds: As of `UNet256`.
-        """
+        """See the class, and `UNet256.call` for the seeds."""
         maps = self.unet(x, training=training, seeds=seeds)
         means = tf.nn.avg_pool2d(maps, 8, 1, "SAME")
         own = None if training else patch_seeds(tf.cast(x, tf.float32), 0)
@@ -276,14 +229,8 @@ class PatchDiscriminator(Network):
     the stride-2 convolutions: 1, 2, 3, 4, 5 give a receptive field of 16, 34, 70, 142, 286 px, and
     126, 62, 30, 14, 6 rows and columns of logits from 256 px.
 
-    Call arguments:
-        x: floating [batch, size, size, channels], values in [-1, 1].
-
-    Call returns:
-        float32 logits [batch, n, n, 1].
-
-    Raises:
-        ConfigError: The patch is too small for so many convolutions.
+    floating [batch, size, size, channels] in [-1, 1] -> float32 logits [batch, n, n, 1]. A patch
+    that is too small for so many convolutions is a ConfigError.
 
     Source:
         Isola et al. 2017, section 6.1.2. 135,489 trainable parameters for two channels and strided
@@ -331,13 +278,9 @@ class PatchDiscriminator(Network):
 
 
 class MultiScaleDiscriminator(Network):
-    """Patch discriminators of several receptive fields, which judge the same input.
+    """`PatchDiscriminator`s of several receptive fields that see the same input.
 
-    Call arguments:
-        x: As of each `PatchDiscriminator`.
-
-    Call returns:
-        float32 logits [batch, n, 1, 1], of all patches of all of them.
+    They give float32 logits [batch, n, 1, 1], of all patches of all of them.
     """
 
     def __init__(
@@ -376,7 +319,7 @@ def unet_features(
     Returns:
         [batch, size, size, widths[0]].
 
-    Departure:
+    Deviation:
         Convolutions are padded, so that nothing is cropped.
 
     Source:
@@ -457,16 +400,7 @@ def _bottleneck(
     name: str,
     normalize: Callable[[keras.KerasTensor, str], keras.KerasTensor],
 ) -> keras.KerasTensor:
-    """Add a ResNet's block: convolutions 1 x 1, 3 x 3 and 1 x 1, and the shortcut around them.
-
-    Args:
-        x: floating [n, rows, cols, channels].
-        width: Filters of the first two convolutions; the third has four times as many.
-        stride: Of the first convolution and of the shortcut's, px.
-        dilation: Of the 3 x 3 convolution.
-        name: How the layers' names begin.
-        normalize: Adds batch normalisation with a name.
-    """
+    """Add a ResNet's block: convolutions 1 x 1, 3 x 3 and 1 x 1, and the shortcut around them."""
     layers = keras.layers
     shortcut = x
     if stride > 1 or x.shape[-1] != 4 * width:
@@ -481,115 +415,6 @@ def _bottleneck(
     x = layers.Conv2D(4 * width, 1, name=f"{name}_3_conv")(x)
     x = normalize(x, f"{name}_3")
     return layers.ReLU()(layers.Add()([shortcut, x]))
-
-
-class DCGANConfig(Frozen):
-    """DCGAN's values, its networks deepened to 256 px."""
-
-    learning_rate: PositiveFloat = 2e-4
-    """Adam's learning rate, of both networks."""
-    beta_1: float = Field(default=0.5, ge=0, lt=1)
-    """Adam's decay of the first moment."""
-    beta_2: float = Field(default=0.999, ge=0, lt=1)
-    """Adam's decay of the second moment."""
-    z: PositiveInt = 100
-    """Length of the noise vector."""
-    filters: tuple[PositiveInt, ...] = Field(default=(1024, 512, 256, 128, 64, 32), min_length=1)
-    """Channels of G from its innermost map on; each map is twice the size of the one before."""
-    discriminator_filters: tuple[PositiveInt, ...] = Field(
-        default=(32, 64, 128, 256, 512, 1024), min_length=1
-    )
-    """Channels of D, one for each halving of its input."""
-    kernel: PositiveInt = 5
-    """Rows and columns of the kernels."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of batch normalisation's moving averages."""
-
-
-def dcgan_generator(
-    z: int, filters: Sequence[int], channels: int, size: int, kernel: int, momentum: float
-) -> keras.Model:
-    """Build DCGAN's generator.
-
-    noise float [batch, z] -> float32 [batch, size, size, channels] in [-1, 1]
-
-    A fully connected layer to the innermost map, then transposed convolutions of stride 2. Batch
-    normalisation and ReLU follow all but the last, tanh the last.
-
-    Args:
-        z: Length of the noise.
-        filters: Channels from the innermost map on; each map is twice the size of the one before.
-        channels: Channels of the output.
-        size: Rows and columns of the output, px.
-        kernel: Rows and columns of the kernels.
-        momentum: Decay of the moving averages.
-
-    Raises:
-        ConfigError: Size can't be halved so often.
-
-    Source:
-        Radford, Metz, Chintala, Unsupervised representation learning with DCGANs (2015).
-    """
-    side = halve("filters", size, len(filters))
-    layers = keras.layers
-    first, *rest = filters
-    stack = [
-        keras.Input((z,)),
-        layers.Dense(side * side * first, use_bias=False, kernel_initializer=normal()),
-        layers.Reshape((side, side, first)),
-        BatchNormalization(momentum=momentum),
-        layers.ReLU(),
-    ]
-    for width in rest:
-        stack += [
-            TransposedConvolution(
-                width, kernel, 2, "same", use_bias=False, kernel_initializer=normal()
-            ),
-            BatchNormalization(momentum=momentum),
-            layers.ReLU(),
-        ]
-    stack += [
-        layers.Conv2DTranspose(channels, kernel, 2, "same", kernel_initializer=normal()),
-        layers.Activation("tanh", dtype="float32"),
-    ]
-    return keras.Sequential(stack, name="generator")
-
-
-def dcgan_discriminator(
-    filters: Sequence[int], channels: int, size: int, kernel: int, momentum: float
-) -> keras.Model:
-    """Build DCGAN's discriminator; see `dcgan_generator`.
-
-    [batch, size, size, channels] in [-1, 1] -> float32 logits [batch, 1, 1, 1]
-
-    Strided convolutions, batch normalisation on all but the first, LeakyReLU 0.2.
-
-    Args:
-        filters: Channels, one for each halving.
-        channels: Channels of the input.
-        size: Rows and columns of the input, px.
-        kernel: Rows and columns of the kernels.
-        momentum: Decay of the moving averages.
-
-    Raises:
-        ConfigError: Size can't be halved so often.
-    """
-    side = halve("discriminator_filters", size, len(filters))
-    layers = keras.layers
-    stack = [keras.Input((size, size, channels))]
-    for i, width in enumerate(filters):
-        stack += [
-            Convolution(width, kernel, 2, "same", use_bias=i == 0, kernel_initializer=normal())
-        ]
-        stack += [BatchNormalization(momentum=momentum)] if i else []
-        stack += [layers.Activation(leaky_relu)]
-    # DCGAN flattens the last map and feeds it into one output: the same as a convolution over all
-    # of the map
-    stack += [
-        Convolution(1, side, padding="valid", kernel_initializer=normal()),
-        layers.Activation("linear", dtype="float32"),
-    ]
-    return keras.Sequential(stack, name="discriminator")
 
 
 @keras.saving.register_keras_serializable("tfmammo")
@@ -631,18 +456,10 @@ def _two_convolutions(features: keras.KerasTensor, width: int) -> keras.KerasTen
 
 
 def halve(key: str, size: int, halvings: int) -> int:
-    """Halve a patch once for each number of a key of `model`.
-
-    Args:
-        key: Named in the error.
-        size: Rows and columns of the patch, px.
-        halvings: How often.
+    """Halve a patch of `size` px once for each number of `model.KEY`, which the ConfigError names.
 
     Returns:
         Rows and columns of the innermost map.
-
-    Raises:
-        ConfigError: Size can't be halved so often.
     """
     if size % 2**halvings:
         raise ConfigError(

@@ -7,7 +7,8 @@ A feature extractor takes float32 [n, h, w, 1] in [0, 1], repeats the grey chann
 scales it as its weights expect, and puts out float32 features. `weights` says where the weights
 come from. "imagenet" is the published file: the one in the folder that TFMAMMO_WEIGHTS names, or a
 download where that folder lacks it. A path reads a file. "none" draws weights at random from a
-fixed seed. A random network tells images apart, but not as people do, so its numbers are labelled.
+fixed seed. A random network distinguishes images, but not as people do, so its numbers are
+labelled. Weights that can't be had are a WeightsError.
 
 tfmammo pretrained convert IN OUT
 
@@ -17,8 +18,8 @@ v0.1 for AlexNet (alex.pth), or FID's Inception of 2015-12-05 (TorchScript, or t
 pytorch-fid). .pth, .pt and .safetensors are read without PyTorch. If OUT is a folder, the file is
 called as TFMAMMO_WEIGHTS expects it there.
 
-Only arrays are read from any file, into networks that are built here: nothing is executed or
-unpickled. A .npz file holds "LAYER/kernel" and "LAYER/bias" for every layer, and for VGG-19
+Only arrays are read from any file, into networks that are built here: nothing in it is executed. A
+.npz file holds "LAYER/kernel" and "LAYER/bias" for every layer, and for VGG-19
 "input/scale" and "input/offset", because torchvision's weights expect another input than Keras's: a
 .h5 file is taken to be of Keras's own VGG-19 (255 * image less the mean colour, blue first).
 """
@@ -28,9 +29,8 @@ from __future__ import annotations
 from tfmammo.nn import _tensorflow  # noqa: F401  # imports TensorFlow quietly, before Keras does
 
 # isort: split
-import argparse
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -38,7 +38,6 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tfmammo import cli
 from tfmammo.errors import ConfigError, WeightsError
 from tfmammo.nn import published
 from tfmammo.nn.published import (
@@ -69,10 +68,6 @@ def vgg19(weights: str, layers: Sequence[str]) -> keras.Model:
         A frozen network: floating [n, h, w, 1] in [0, 1] -> a list of float32 [n, h / 2**i, w /
         2**i, channels] (of one layer the map itself, as Keras has it), any h and w from 32 px up.
         It computes in the global precision. All layers together have 20,024,384 parameters.
-
-    Raises:
-        WeightsError: The weights can't be had.
-        ConfigError: There is no such layer.
 
     Source:
         Simonyan and Zisserman, Very deep convolutional networks for large-scale image recognition
@@ -105,9 +100,6 @@ def alexnet(weights: str) -> keras.Model:
         A frozen network: floating [n, h, w, 1] in [0, 1] -> a list of float32 [n, rows, cols,
         channels] with 64, 192, 384, 256, 256 channels, any h and w from 64 px up. 2,469,696
         parameters.
-
-    Raises:
-        WeightsError: The weights can't be had.
 
     Source:
         Torchvision's alexnet, after Krizhevsky, One weird trick for parallelizing convolutional
@@ -152,9 +144,6 @@ def inception(weights: str) -> keras.Model:
         A frozen network: floating [n, h, w, 1] in [0, 1] -> float32 [n, 2048]. 21,802,784
         parameters.
 
-    Raises:
-        WeightsError: The weights can't be had.
-
     Source:
         Szegedy et al., Rethinking the Inception architecture (2016); Heusel et al. (2017), for its
         use.
@@ -184,9 +173,6 @@ def lpips_heads(weights: str) -> list[NDArray[np.float32]]:
     Returns:
         Five float32 vectors of 64, 192, 384, 256 and 256 numbers.
 
-    Raises:
-        WeightsError: The file is missing, or holds no such heads.
-
     Source:
         Zhang et al., The unreasonable effectiveness of deep features as a perceptual metric (2018).
     """
@@ -211,35 +197,19 @@ def resnet50(weights: str) -> keras.Model:
     Returns:
         float32 [n, h, w, 3] -> [n, h / 32, w / 32, 2048]. 23,587,712 parameters.
 
-    Raises:
-        WeightsError: The weights can't be had.
-
     Source:
         He et al., Deep residual learning for image recognition (2016).
     """
-    network = keras.applications.ResNet50(weights=None, include_top=False)
-    _check_is_keras("resnet50", "ResNet-50", weights)
-    _fill(network, "resnet50", weights)
-    return network
+    return _load_resnet(keras.applications.ResNet50, "ResNet-50", weights)
 
 
 def resnet101(weights: str) -> keras.Model:
     """Build Keras's ResNet-101 without top, as `resnet50`; 171 MB, 42,658,176 parameters."""
-    network = keras.applications.ResNet101(weights=None, include_top=False)
-    _check_is_keras("resnet101", "ResNet-101", weights)
-    _fill(network, "resnet101", weights)
-    return network
+    return _load_resnet(keras.applications.ResNet101, "ResNet-101", weights)
 
 
 class _ResizeAsIn2015(keras.layers.Layer):
-    """Resize to 299 px bilinearly: pixel i is taken at i * rows / 299, as TensorFlow 1 did.
-
-    Call arguments:
-        images: float32 [n, rows, cols, 1].
-
-    Call returns:
-        float32 [n, 299, 299, 1].
-    """
+    """Resize to 299 px bilinearly: pixel i is taken at i * rows / 299, as TensorFlow 1 did."""
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
         return tf.raw_ops.ResizeBilinear(
@@ -288,13 +258,7 @@ def _wrap_grey(
 ) -> keras.Model:
     """Build a frozen network of one channel in [0, 1] around a network of three channels.
 
-    Args:
-        name: Name of the new network.
-        network: Of three channels.
-        scale: Factor of each channel.
-        offset: Then added to each channel.
-        outputs: The network's outputs.
-        resize: What resizes images; None: they keep their size.
+    These are scaled, an offset is added, and the network's `outputs` are put out.
     """
     image = keras.Input((None, None, 1), dtype="float32", name="image")
     x = image if resize is None else resize(image)
@@ -310,20 +274,20 @@ def _wrap_grey(
     return model
 
 
-def _check_is_keras(name: str, title: str, weights: str) -> None:
+def _load_resnet(build: Callable[..., keras.Model], title: str, weights: str) -> keras.Model:
+    name = title.lower().replace("-", "")
     if Path(weights).suffix == ".npz":
         raise WeightsError(
             f"{weights}: {title} is read from Keras's .h5 without top alone, "
             f"{Path(published.DOWNLOADS[name][0]).name}"
         )
+    network = build(weights=None, include_top=False)
+    _fill(network, name, weights)
+    return network
 
 
 def _fill(network: keras.Model, name: str, weights: str) -> Arrays:
-    """Give a network its weights.
-
-    Returns:
-        "input/scale" and "input/offset" of VGG-19's weights; {} of a .h5 file and other networks.
-    """
+    """Give a network its weights; return the "input/scale" and "input/offset" of VGG-19's .npz."""
     path = locate(name, weights)
     if path is None:
         _randomise(network)
@@ -383,25 +347,8 @@ def _load_keras(network: keras.Model, path: Path) -> None:
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert one file and print what it holds."""
-    parser = cli.Parser(
-        prog="tfmammo pretrained convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", type=Path, metavar="IN", help="a .pth, .pt or .safetensors file")
-    parser.add_argument("target", type=Path, metavar="OUT", help="the .npz to write, or a folder")
-    namespace = parser.parse_args(arguments)
-    cli.run(lambda: convert_and_print(namespace.source, namespace.target))
-
-
 def convert_and_print(source: Path, target: Path) -> None:
     """Convert one file and print what it holds."""
     name, path = published.convert(source, target)
     origin = published.identify(name, str(path))
     print(f"{path}: {origin.title}, SHA-256 of its arrays {origin.sha256}")
-
-
-if __name__ == "__main__":
-    main()

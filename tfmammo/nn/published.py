@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,18 +106,11 @@ class Source(NamedTuple):
 
 
 def find(name: str) -> Path | None:
-    """Find the published weights of a network in the folder that TFMAMMO_WEIGHTS names.
+    """Find the published weights of a key of FILES in the folder that TFMAMMO_WEIGHTS names.
 
-    Args:
-        name: A key of FILES.
-
-    Returns:
-        The file; None where the variable is not set, or the folder has no such file.
-
-    Raises:
-        WeightsError: The variable names no folder.
+    None where the variable is not set, or the folder has no such file.
     """
-    folder = os.environ.get(FOLDER_VARIABLE, "")
+    folder = os.environ.get(FOLDER_VARIABLE)
     if not folder:
         return None
     if not Path(folder).is_dir():
@@ -127,18 +120,10 @@ def find(name: str) -> Path | None:
 
 
 def identify(name: str, weights: str) -> Source:
-    """Tell which weights a feature extractor would have.
+    """Tell which weights a feature extractor, a key of FILES, would have.
 
-    Args:
-        name: A key of FILES.
-        weights: As for that extractor.
-
-    Returns:
-        Their source. Its SHA-256 is that of the arrays, see `compute_digest`, or that of the file
-        where it is Keras's .h5.
-
-    Raises:
-        WeightsError: The weights can't be had.
+    The SHA-256 is that of the arrays, see `compute_digest`, or that of the file where it is Keras's
+    .h5.
     """
     path = locate(name, weights)
     network = NETWORKS[name]
@@ -151,10 +136,9 @@ def identify(name: str, weights: str) -> Source:
 
 
 def compute_digest(arrays: Mapping[str, NDArray]) -> str:
-    """Compute the SHA-256 of arrays, which does not depend on the file that holds them.
+    """Compute the SHA-256 of the name, the shape and the little-endian float32 numbers of arrays.
 
-    It covers the name, the shape and the float32 numbers (little-endian) of every array, in the
-    order of names.
+    They are taken in the order of names, whatever the file that holds them.
     """
     digest = hashlib.sha256()
     for name in sorted(arrays):
@@ -204,8 +188,7 @@ def locate(name: str, weights: str) -> Path | None:
     if expected and compute_digest(read(path)) != expected:
         raise WeightsError(
             f"{path}: does not hold {TITLES[expected]}, whose arrays have the SHA-256 {expected}; "
-            "name the file itself in place of "
-            f"{weights} to use it all the same"
+            f"name the file itself in place of {weights} to use it all the same"
         )
     return path
 
@@ -247,8 +230,8 @@ def read(path: Path) -> Arrays:
         return _translate(_read_tensors(path), path)[1]
     if path.suffix != ".npz":
         raise WeightsError(
-            f"{path}: weights are read from Keras's .h5, or .npz, which python -m "
-            "tfmammo.nn.pretrained makes of .pth, .pt or .safetensors"
+            f"{path}: weights are read from Keras's .h5, or .npz, which tfmammo pretrained convert "
+            "makes of .pth, .pt or .safetensors"
         )
     return tensor_files.read_npz(path)
 
@@ -256,11 +239,7 @@ def read(path: Path) -> Arrays:
 def get_checked(
     arrays: Mapping[str, NDArray], key: str, shape: Sequence[int], path: Path
 ) -> NDArray[np.float32]:
-    """Return one of a file's arrays.
-
-    Raises:
-        WeightsError: It is missing, has another shape, or holds other than finite numbers.
-    """
+    """Return one of a file's arrays, which must have this shape and finite numbers."""
     if key not in arrays:
         raise WeightsError(f"{path}: {key} is missing")
     array = arrays[key]
@@ -274,7 +253,6 @@ def get_checked(
 
 
 def _read_tensors(path: Path) -> Arrays:
-    """Read the named tensors of a .pth, .pt or .safetensors file."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     if path.suffix == ".safetensors":
@@ -283,11 +261,7 @@ def _read_tensors(path: Path) -> Arrays:
 
 
 def _translate(tensors: Arrays, path: Path) -> tuple[str, Arrays]:
-    """Translate PyTorch's names and axes to Keras's.
-
-    Returns:
-        What the tensors are, see `convert`, and the arrays.
-    """
+    """Translate PyTorch's names and axes to Keras's; the first value tells what the tensors are."""
     if "lin0.model.1.weight" in tensors:
         heads = [
             get_checked(tensors, f"lin{i}.model.1.weight", (1, width, 1, 1), path)
@@ -296,17 +270,14 @@ def _translate(tensors: Arrays, path: Path) -> tuple[str, Arrays]:
         return "LPIPS heads", {f"lin{i}/kernel": head.reshape(-1) for i, head in enumerate(heads)}
     first = tensors.get("features.0.weight", np.empty(0)).shape
     if first == (64, 3, 11, 11):
-        return "alexnet", _translate_convolutions(
-            tensors, [f"conv{i + 1}" for i in range(5)], ALEXNET_INDICES, _alexnet_shapes(), path
-        )
+        layers = zip(ALEXNET_INDICES, ALEXNET_WIDTHS, (11, 5, 3, 3, 3), strict=True)
+        names = [f"conv{i + 1}" for i in range(5)]
+        return "alexnet", _translate_convolutions(tensors, names, layers, path)
     if first == (64, 3, 3, 3):
         widths = [64 * min(2 ** (int(name[5]) - 1), 8) for name in VGG19_LAYERS]
-        shapes = [
-            (out, before, 3, 3) for out, before in zip(widths, [3, *widths[:-1]], strict=True)
-        ]
-        return "vgg19", _translate_convolutions(
-            tensors, VGG19_LAYERS, VGG19_INDICES, shapes, path
-        ) | make_torchvision_input()
+        layers = zip(VGG19_INDICES, widths, [3] * 16, strict=True)
+        arrays = _translate_convolutions(tensors, VGG19_LAYERS, layers, path)
+        return "vgg19", arrays | make_torchvision_input()
     if any(array.shape == (32, 3, 3, 3) for array in tensors.values()):
         return "inception", dict(_translate_inception(tensors, path))
     raise WeightsError(
@@ -316,7 +287,7 @@ def _translate(tensors: Arrays, path: Path) -> tuple[str, Arrays]:
 
 
 def _translate_inception(tensors: Arrays, path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Translate FID's Inception; its convolutions stand in the order of Keras's.
+    """Translate FID's Inception, whose convolutions are in the order of Keras's.
 
     TorchScript calls the parts of a convolution weight, beta, mean and var. pytorch-fid calls them
     conv.weight, bn.bias, bn.running_mean and bn.running_var, and its bn.weight is 1.
@@ -326,7 +297,7 @@ def _translate_inception(tensors: Arrays, path: Path) -> Iterator[tuple[str, NDA
     names = [name for name, array in tensors.items() if array.ndim == 4]
     if len(names) != len(kernels):
         raise WeightsError(
-            f"{path}: FID's Inception has {len(kernels)} convolutions, and {len(names)} are here"
+            f"{path}: FID's Inception has {len(kernels)} convolutions, not {len(names)}"
         )
     for i, (name, kernel) in enumerate(zip(names, kernels, strict=True)):
         rows, cols, before, out = kernel.shape
@@ -351,41 +322,36 @@ def make_torchvision_input() -> Arrays:
     return {"input/scale": 1 / deviation, "input/offset": -mean / deviation}
 
 
-def _alexnet_shapes() -> list[tuple[int, ...]]:
-    return [
-        (out, before, k, k)
-        for out, before, k in zip(
-            ALEXNET_WIDTHS, (3, *ALEXNET_WIDTHS[:-1]), (11, 5, 3, 3, 3), strict=True
-        )
-    ]
-
-
 def _translate_convolutions(
-    tensors: Arrays,
-    names: Sequence[str],
-    indices: Sequence[int],
-    shapes: Sequence[tuple[int, ...]],
-    path: Path,
+    tensors: Arrays, names: Sequence[str], layers: Iterable[tuple[int, int, int]], path: Path
 ) -> Arrays:
-    """Translate PyTorch's kernels [out, in, rows, cols] to Keras's [rows, cols, in, out].
+    """Translate a chain of kernels from PyTorch's [out, in, rows, cols] to [rows, cols, in, out].
 
-    Biases are copied.
+    Args:
+        tensors: PyTorch's.
+        names: Keras's.
+        layers: Each one's number in PyTorch, its filters, and the rows of its kernel.
+        path: Of the tensors' file.
     """
     arrays = {}
-    for name, index, shape in zip(names, indices, shapes, strict=True):
-        arrays[f"{name}/kernel"] = get_checked(
-            tensors, f"features.{index}.weight", shape, path
-        ).transpose(2, 3, 1, 0)
-        arrays[f"{name}/bias"] = get_checked(tensors, f"features.{index}.bias", shape[:1], path)
+    before = 3
+    for name, (index, width, side) in zip(names, layers, strict=True):
+        shape = (width, before, side, side)
+        kernel = get_checked(tensors, f"features.{index}.weight", shape, path)
+        arrays[f"{name}/kernel"] = kernel.transpose(2, 3, 1, 0)
+        arrays[f"{name}/bias"] = get_checked(tensors, f"features.{index}.bias", (width,), path)
+        before = width
     return arrays
 
 
 def list_by_number(network: keras.Model, kind: type) -> list[keras.layers.Layer]:
-    """List the layers of a kind in the order in which Keras made them."""
-    return sorted((layer for layer in network.layers if isinstance(layer, kind)), key=_get_number)
+    """List the layers of a kind in the order in which Keras made them.
 
+    Their names end in numbers ("conv2d_7"), but the first one's.
+    """
 
-def _get_number(layer: keras.layers.Layer) -> int:
-    """Return the number at the end of a name that Keras gave ("conv2d_7"); the first has none."""
-    match = re.search(r"_(\d+)$", layer.name)
-    return int(match[1]) if match else 0
+    def get_number(layer: keras.layers.Layer) -> int:
+        match = re.search(r"_(\d+)$", layer.name)
+        return int(match[1]) if match else 0
+
+    return sorted((layer for layer in network.layers if isinstance(layer, kind)), key=get_number)
