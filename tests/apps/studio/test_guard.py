@@ -55,22 +55,3 @@ def test_only_uploads_of_known_length_count(tmp_path):
         total=99,
     )
     assert [answer.status_code for answer in answers] == [200, 200, 413, 411]
-
-
-def test_a_refused_body_is_read_first_so_that_the_reason_arrives(tmp_path):
-    """A connection that is closed upon unread bytes may lose the answer."""
-    pieces = [b"x" * 2**20] * 3
-    events = []
-
-    async def receive():
-        events.append("read")
-        body = pieces.pop()
-        return {"type": "http.request", "body": body, "more_body": bool(pieces)}
-
-    async def send(message):
-        events.append(message.get("status", "body"))
-
-    length = [(b"content-length", b"%d" % (3 * 2**20))]
-    scope = {"type": "http", "method": "POST", "path": "/upload", "headers": length}
-    asyncio.run(guard.BoundedUploads(None, tmp_path, 10)(scope, receive, send))
-    assert events == ["read", "read", "read", 413, "body"]
