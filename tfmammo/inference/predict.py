@@ -25,8 +25,9 @@ from typing import Any
 from pydantic import ValidationError
 
 import tfmammo
+from tfmammo import filesystem
 from tfmammo.config import describe
-from tfmammo.data import jobs as job_steps
+from tfmammo.data.jobs import complete_parts
 from tfmammo.data.runners import Runner
 from tfmammo.errors import ConfigError, PipelineError
 from tfmammo.inference.images import (
@@ -140,14 +141,13 @@ def predict_files(
     }
     output = Path(output)
     parts = [Part(tuple(some), output, config, overview, truth) for some in _divide(opened, config)]
-    steps = job_steps.PartSteps(
-        make=make, read=read_part, name=lambda part: part.images[0].name, command="prediction"
-    )
-    with job_steps.claim_folder(output, identity, IDENTITY):
+    with filesystem.claim_folder(output, identity, IDENTITY):
         for path in output.glob("findings/**/*.json"):
             if "failure" in json.loads(path.read_text(encoding="utf-8")):
                 path.unlink()  # it is tried again
-        records = job_steps.complete_parts(parts, steps, Runner(jobs))
+        records = complete_parts(
+            parts, make, read_part, lambda part: part.images[0].name, Runner(jobs)
+        )
         return write_lists(
             opened, [each for some in records for each in some], failed, output, truth
         )
