@@ -175,7 +175,7 @@ LIST = (
             f"Outlines in loose frames; {OUTLINES}. {CESM}"),
     Picture("cgan_failures", "cgan_frames", "failures-loose.png",
             f"The worst outlines in loose frames. {CESM}"),
-    Picture("cgan_confusion", "shape", "figure-confusion-shape-cnn.png",
+    Picture("cgan_confusion", "shape", "figure-confusion-Shape CNN.png",
             "True and predicted shapes of phantoms' masses."),
 )  # fmt: skip
 
