@@ -1,6 +1,7 @@
 """Make the pictures of README.md and the documentation, one command each.
 
 python docs/pictures.py insertions --data DIR
+python docs/pictures.py case --data FILMS
 python docs/pictures.py demo
 python docs/pictures.py studio
 
@@ -29,6 +30,8 @@ from tfmammo.apps.demo import scenes
 from tfmammo.config import DataConfig
 from tfmammo.errors import DataError
 from tfmammo.filesystem import to_json
+from tfmammo.inference.pipeline import Pipeline, PipelineConfig
+from tfmammo.inference.report import draw_overlay
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, EditResult
 from tfmammo.tracking import zoo
@@ -49,11 +52,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("picture", choices=("insertions", "demo", "studio"))
-    parser.add_argument("--data", type=Path, help="CDD-CESM with some normal mammograms")
+    parser.add_argument("picture", choices=("insertions", "case", "demo", "studio"))
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="CDD-CESM with some normal mammograms; for case films of CBIS-DDSM, official split",
+    )
     options = parser.parse_args()
     if options.picture == "insertions":
         draw_insertions(options.data)
+    elif options.picture == "case":
+        draw_cases(options.data)
     elif options.picture == "demo":
         draw_demo()
     else:
@@ -75,6 +84,35 @@ def draw_demo() -> None:
     save_grid(rows, titles, HERE / "demo.jpg", labels)
     uris = [uri for method in scenes.METHODS for uri in method.editor.values() if ":/" in uri]
     record_networks("demo", [uri.removeprefix(zoo.PREFIX) for uri in uris])
+
+
+def draw_cases(root: Path) -> None:
+    """Draw what the CAD pipeline finds on test films; the first in which it finds anything."""
+    names = ("light_head", "cgan", "shape")
+    detector, segmenter, classifier = (f"{zoo.PREFIX}{name}" for name in names)
+    pipeline = Pipeline.load(
+        PipelineConfig(detector=detector, segmenter=segmenter, classifier=classifier)
+    )
+    data = DataConfig(name="folder", root=root)
+    films = [
+        film
+        for film in archives.read_mammograms(data, Skipped())
+        if film.official_split == "test" and film.lesions
+    ]
+    panels: list[NDArray[np.float32]] = []
+    for number in np.random.default_rng(SEED).permutation(len(films)).tolist():
+        result = pipeline.predict(films[number])
+        if result.findings:
+            overlay = draw_overlay(result, 600).astype(np.float32) / 255
+            panel = np.zeros((600, 480, 3), np.float32)
+            height, width = np.minimum(overlay.shape[:2], panel.shape[:2])
+            panel[:height, :width] = overlay[:height, :width]
+            panels.append(panel)
+        if len(panels) == 3:
+            break
+    image = (np.hstack(panels) * 255).astype(np.uint8)
+    cv2.imwrite(str(HERE / "case.jpg"), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    record_networks("case", names, " --data FILMS")
 
 
 def take_studio() -> None:
