@@ -4,6 +4,7 @@ everything tfmammo puts out.
 
 import logging
 import pickle
+import re
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -124,18 +125,10 @@ def test_what_is_planted_is_in_the_files_and_can_be_found(archive):
 def test_records_hold_nothing_of_it(archive, heard):
     skipped = Skipped()
     records = inbreast.read(archive, skipped)
-    images = [record.pixels() for record in records]
+    assert all(record.pixels().any() for record in records)
     assert len(records) == 8 and len({record.patient_id for record in records}) == 8
     assert not find_planted(repr(records) + repr(skipped))
-    assert not find_planted(pickle.dumps(records))
-    assert not find_planted(
-        pickle.dumps(
-            [
-                (record, record.lesions, image.shape)
-                for record, image in zip(records, images, strict=True)
-            ]
-        )
-    )
+    assert not find_planted(pickle.dumps((records, [record.lesions for record in records])))
 
 
 def test_the_headers_other_facts_hold_nothing_of_it(archive):
@@ -158,38 +151,22 @@ def complaint(path: Path) -> str:
     return said
 
 
-NUMBERS = [
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "SamplesPerPixel",
-]
-NUMBERS += [
-    "NumberOfFrames",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "WindowCenter",
-    "WindowWidth",
-    "PixelPaddingValue",
-]
-NUMBERS += [
-    "PixelPaddingRangeLimit",
-    "PixelSpacing",
-    "ImagerPixelSpacing",
-    "EstimatedRadiographicMagnificationFactor",
-]
-NUMBERS += ["NominalScannedPixelSpacing"]
-WORDS = [
-    "Modality",
-    "PhotometricInterpretation",
-    "VOILUTFunction",
-    "ViewPosition",
-    "ImageLaterality",
-    "PresentationIntentType",
-]
+NUMBERS = re.findall(
+    r"\w+",
+    """
+    Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation SamplesPerPixel
+    NumberOfFrames RescaleSlope RescaleIntercept WindowCenter WindowWidth PixelPaddingValue
+    PixelPaddingRangeLimit PixelSpacing ImagerPixelSpacing
+    EstimatedRadiographicMagnificationFactor NominalScannedPixelSpacing
+    """,
+)
+WORDS = re.findall(
+    r"\w+",
+    """
+    Modality PhotometricInterpretation VOILUTFunction ViewPosition ImageLaterality
+    PresentationIntentType
+    """,
+)
 
 
 def misplace(path: Path, syntax, **values: tuple[str, str]) -> None:
@@ -225,37 +202,25 @@ def test_a_name_where_another_value_belongs_is_not_quoted(archive, heard, key, s
         assert f"{path}: its {key} is no number" in said
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        "PatientBirthDate",
-        "StudyTime",
-        "PatientAge",
-        "PatientSize",
-        "StudyInstanceUID",
-        "InstanceNumber",
-    ],
+UNUSED = re.findall(
+    r"\w+",
+    """
+    PatientBirthDate StudyTime PatientAge PatientSize StudyInstanceUID InstanceNumber
+    """,
 )
-def test_malformed_values_that_nobody_asks_for_do_not_matter(archive, heard, key):
+USED = ["WindowCenter", "RescaleSlope", "PixelSpacing", "NumberOfFrames"]
+
+
+@pytest.mark.parametrize("key", UNUSED + USED)
+def test_malformed_values_are_not_quoted(archive, heard, key):
     path = files(archive)[0]
     misplace(path, ExplicitVRLittleEndian, **{key: ("LO", NAME)})
     kind = pydicom.datadict.dictionary_VR(key).encode()
-    path.write_bytes(
-        path.read_bytes().replace(b"LO\x12\0" + NAME.encode(), kind + b"\x12\0" + NAME.encode())
-    )
-    assert complaint(path) == ""
-
-
-@pytest.mark.parametrize("key", ["WindowCenter", "RescaleSlope", "PixelSpacing", "NumberOfFrames"])
-def test_malformed_numbers_that_are_asked_for_are_not_quoted(archive, heard, key):
-    path = files(archive)[0]
-    misplace(path, ExplicitVRLittleEndian, **{key: ("LO", NAME)})
-    kind = pydicom.datadict.dictionary_VR(key).encode()
-    path.write_bytes(
-        path.read_bytes().replace(b"LO\x12\0" + NAME.encode(), kind + b"\x12\0" + NAME.encode())
-    )
+    value = b"\x12\0" + NAME.encode()
+    path.write_bytes(path.read_bytes().replace(b"LO" + value, kind + value))
     said = complaint(path)
-    assert f"{path}: its {key} is no number" in said and not find_planted(said)
+    assert not find_planted(said)
+    assert f"{path}: its {key} is no number" in said if key in USED else said == ""
 
 
 def test_damaged_files_quote_nothing(archive, heard):

@@ -39,17 +39,12 @@ MOST_PIXELS = 2**27  # of an image; the largest mammograms have 2**25
 
 
 def hash_id(archive: str, identifier: str) -> str:
-    """Return a short stable pseudonym of an identifier.
-    No identifier of an archive itself reaches records, logs or exports.
+    """Return a stable pseudonym, 12 hexadecimal digits: identifiers reach no record, log or export.
 
     Without a key, whoever holds a list of identifiers can hash them and compare: harmless for
     public archives, not for a hospital's numbers. The environment variable TFMAMMO_ID_KEY, any
-    secret text, makes it a keyed hash (HMAC-SHA256).
-
-    Identifiers that look alike give one pseudonym: `normalize_spelling` is applied first.
-
-    Returns:
-        12 hexadecimal digits, equal for equal arguments and key.
+    secret text, makes it a keyed hash (HMAC-SHA256). Identifiers that look alike give one
+    pseudonym: `normalize_spelling` is applied first.
     """
     content = f"{archive}/{normalize_spelling(identifier)}".encode()
     key = os.environ.get(ID_KEY, "").encode()
@@ -59,10 +54,8 @@ def hash_id(archive: str, identifier: str) -> str:
 
 def normalize_spelling(text: str) -> str:
     """Return one spelling of a text that Unicode can spell in several ways.
-    The text becomes NFKC, without invisible characters (category Cf).
 
-    Case stays; readers of archives in which it means nothing fold it. Plain ASCII is returned as it
-    is.
+    The text becomes NFKC, without invisible characters (category Cf). Case stays.
     """
     if text.isascii():
         return text
@@ -74,6 +67,7 @@ def normalize_spelling(text: str) -> str:
 
 def normalize_patient(text: str) -> str:
     """Return one spelling of a patient's identifier.
+
     Case and width of blanks mean nothing, and what is a whole number is that number: 12, 0012,
     12.0 (pandas) and 1.2E+01 (Excel) are one patient.
     """
@@ -98,26 +92,17 @@ def _remove_invisible(text: str) -> str:
 
 
 def is_keyed() -> bool:
-    """Whether TFMAMMO_ID_KEY is set, so that nobody without it can tell whose a pseudonym is."""
+    """Whether TFMAMMO_ID_KEY is set."""
     return bool(os.environ.get(ID_KEY))
 
 
 def key_check() -> str:
-    """Return 12 hexadecimal digits that tell whether TFMAMMO_ID_KEY is still the same.
-    Files of pseudonyms keep them.
-    """
+    """Return 12 hexadecimal digits that files of pseudonyms keep, to know TFMAMMO_ID_KEY again."""
     return hash_id("tfmammo", "key check")
 
 
 def key_fault(recorded: str | None) -> str | None:
-    """Say why pseudonyms made under the key of `recorded` can't be compared with those of now.
-
-    Returns:
-        A clause for an error message; None where they can be compared.
-
-    Args:
-        recorded: A `key_check` from a file; None if it has none.
-    """
+    """Say why pseudonyms of this `key_check` can't be compared with today's; None if they can."""
     if recorded == key_check():
         return None
     return (
@@ -131,12 +116,10 @@ class Lesion:
     """One finding of one mammogram.
 
     Attributes:
-        kind: What it is.
         outlines: float32 [points, 2] each, (row, col), native px, closed implicitly; empty where
             the archive gives a box only.
         box: [row_min, col_min, row_max, col_max], half-open, native px.
-        shape: The archive's own word in lower case ("oval"), None where it is silent.
-        margin: The archive's own word in lower case ("spiculated"), None where it is silent.
+        shape: The archive's own word in lower case ("oval"), as margin ("spiculated"), or None.
         kind_is_certain: False where the archive names kinds per image and this image has several.
 
     Examples:
@@ -184,13 +167,11 @@ class Lesion:
         (bottom, right) = np.ceil(high).astype(int).tolist()
         near = np.zeros((0, 0), np.uint8)
         if top < bottom and left < right:
-            near = Lesion(kind, (0, 0, 0, 0), (outline - np.array([top, left], np.float32),)).mask(
-                bottom - top, right - left
-            )
+            shifted = outline - np.array([top, left], np.float32)
+            near = Lesion(kind, (0, 0, 0, 0), (shifted,)).mask(bottom - top, right - left)
         if not near.any():
             raise ValueError("the outline lies outside the image")
-        (row, height) = cv2.boundingRect(near)[1::2]
-        (col, width) = cv2.boundingRect(near)[::2]
+        col, row, width, height = cv2.boundingRect(near)
         box = (top + row, left + col, top + row + height, left + col + width)
         return Lesion(kind, box, (outline,), **details)  # type: ignore[arg-type]
 
@@ -246,11 +227,7 @@ _MOST_WORK = 5e9  # about a second
 
 
 def _clip_outline(outline: NDArray[np.floating], rows: int, cols: int) -> NDArray[np.float64]:
-    """Clip an outline to within _MARGIN px of an image: float64 [points, 2].
-
-    Source:
-        Sutherland and Hodgman, 1974.
-    """
+    """Clip an outline to within _MARGIN px of an image (Sutherland and Hodgman, 1974)."""
     points = np.asarray(outline, np.float64)
     for axis, extent in enumerate((rows, cols)):
         for sign, limit in ((1, -_MARGIN), (-1, extent + _MARGIN)):
@@ -279,6 +256,7 @@ def _clip_half_plane(
 
 class MaskedLesion(Lesion):
     """A lesion whose region is in a file of its own.
+
     The file is read when outlines, box or mask are first asked for.
 
     Args:
@@ -350,11 +328,9 @@ def stack_boxes(lesions: Iterable[Lesion]) -> NDArray[np.float64]:
 
 
 def trace_borders(region: NDArray[np.generic]) -> tuple[NDArray[np.float32], ...]:
-    """Trace the outer border of each part of a region, through the centres of its border pixels.
-    Holes are filled.
+    """Trace the outer border of each part of a region, through its border pixels' centres.
 
-    Args:
-        region: [rows, cols], not 0 inside.
+    Holes are filled.
     """
     contours, _ = cv2.findContours(
         (region != 0).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
@@ -363,14 +339,7 @@ def trace_borders(region: NDArray[np.generic]) -> tuple[NDArray[np.float32], ...
 
 
 def keep_largest(region: NDArray[np.uint8], connectivity: Literal[4, 8] = 8) -> NDArray[np.uint8]:
-    """Keep the largest connected part of a region, or one of equally large ones.
-
-    Args:
-        region: uint8 [rows, cols], 0 or 1.
-
-    Returns:
-        uint8 [rows, cols], 0 or 1; the region itself where it is empty.
-    """
+    """Keep the largest connected part of a region, uint8 [rows, cols], 0 or 1."""
     count, labels, statistics, _ = cv2.connectedComponentsWithStats(
         region, connectivity=connectivity
     )
@@ -382,11 +351,7 @@ def keep_largest(region: NDArray[np.uint8], connectivity: Literal[4, 8] = 8) -> 
 def trace_lesions(
     kind: LesionKind, region: NDArray[np.generic], **details: object
 ) -> tuple[Lesion, ...]:
-    """Make a lesion of each connected part of a region, however small.
-
-    Args:
-        region: [rows, cols], not 0 inside; holes are filled.
-    """
+    """Make a lesion of each connected part of a region, however small; holes are filled."""
     lesions = []
     for outline in trace_borders(region):
         top, left = outline.min(axis=0).astype(int).tolist()
@@ -398,11 +363,7 @@ def trace_lesions(
 
 def hold_pixels(image: NDArray[np.float32]) -> Callable[[], NDArray[np.float32]]:
     """Make a mammogram's `read` of pixels that are in memory."""
-    return partial(_get, image)
-
-
-def _get(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    return image
+    return partial(np.asarray, image)
 
 
 @dataclass(frozen=True)
@@ -412,30 +373,22 @@ class Mammogram:
     Attributes:
         patient_id: A pseudonym from `hash_id`, the unit of every split.
         image_id: Unique in the archive, free of patient data.
-        rows: Rows of the stored image.
-        cols: Columns of the stored image.
         spacing: (row, col) in mm per px, None where unknown.
-        pathology: Pathology of the image's worst finding; None where the archive is silent.
-        birads: BI-RADS category in the archive's own words.
-        density: Density in the archive's own words.
-        archive: The reader's name.
-        official_split: The subset into which the archive itself puts the image, None where it has
-            no split.
+        pathology: Of the image's worst finding; None where the archive is silent.
+        birads: In the archive's own words, as density is.
+        official_split: As the archive itself splits, None where it does not.
         read: Returns the pixels; a functools.partial of a module-level function, so that a record
             can be pickled.
-        bits: Given where pixels are stored whole numbers over 2^bits - 1; None where they are
-            made otherwise (of DICOM, film).
+        bits: Given where pixels are stored whole numbers over 2^bits - 1, else None (DICOM, film).
         file: The file behind the pixels; None where they are computed or held in memory. Its name
             may be a patient's, so `repr` leaves it out.
         read_stored: Returns the grey values as the file stores them, an `archives.stored.Stored`;
             None where pixels and bits tell them. Call `archives.read_stored` instead.
         source: The mammogram as its reader gave it, where this one was preprocessed.
-        chest_wall: Side of the image, L left and R right, where the file says that the chest wall
-            lies; None where it does not say.
+        chest_wall: Side of the image at which the file says that the chest wall lies, or None.
         lost: Lesions that are marked and can't be read; see `lacks`.
 
     Examples:
-        >>> from functools import partial
         >>> grey = partial(np.full, (40, 30, 1), 0.5)
         >>> mammogram = Mammogram("mine", "patient", "image", 40, 30, grey, view="CC")
         >>> mammogram.pixels().shape
@@ -476,14 +429,13 @@ class Mammogram:
 
     @property
     def wall_side(self) -> Laterality | None:
-        """Side of the image, L or R, at which the chest wall lies.
-        As its file says, else the side of its laterality, by which mammograms are usually stored.
-        """
+        """Side of the image of the chest wall: as its file says, else as mammograms usually lie."""
         return self.chest_wall or self.laterality
 
     def lacks(self, kinds: Iterable[LesionKind] | None = None) -> bool:
         """Whether a lesion of these kinds (None: of any) was lost on reading.
-        Then the image is not normal, and what is outside its lesions is no background.
+
+        Then the image is not normal, and what is outside its lesions is not background.
         """
         wanted = None if kinds is None else {None, *kinds}
         return any(wanted is None or lost.kind in wanted for lost in self.lost)
@@ -494,10 +446,7 @@ class Mammogram:
         return self.file is not None and self.file.suffix.lower() in (".jpg", ".jpeg")
 
     def pixels(self) -> NDArray[np.float32]:
-        """Read the image, dark background, bright tissue.
-
-        Returns:
-            float32 [rows, cols, 1] in [0, 1], native px.
+        """Read the image, float32 [rows, cols, 1] in [0, 1]: dark background, bright tissue.
 
         Raises:
             ArchiveError: The file can't be read, or its size is not what the record says.
@@ -538,6 +487,7 @@ class Skipped:
 
     def note(self, root: Path, path: Path, reason: object) -> None:
         """Note a file by its path beneath `root`.
+
         A reason that begins with that path, as errors do, does not repeat it.
         """
         self.add(path.relative_to(root).as_posix(), str(reason).removeprefix(f"{path}: "))

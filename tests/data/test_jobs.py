@@ -1,10 +1,14 @@
 """Parts of long jobs: finished ones are kept, missing ones are an error."""
 
+from dataclasses import replace
+
 import pytest
 
+from tests.small_mammograms import make_noisy, make_rectangle, refuse
 from tfmammo.data import jobs, runners
 from tfmammo.data.runners import HERE
 from tfmammo.errors import DataError
+from tfmammo.mammogram import Lost
 
 
 def test_finished_parts_are_kept_and_missing_ones_an_error(tmp_path, monkeypatch):
@@ -28,3 +32,35 @@ def test_finished_parts_are_kept_and_missing_ones_an_error(tmp_path, monkeypatch
     monkeypatch.setattr(runners, "run", lambda parts, make, runner: None)
     with pytest.raises(DataError, match="/a: "):
         complete()
+
+
+def test_what_an_archive_states_decides_its_fingerprint():
+    lesion = make_rectangle(10, 20, 30, 40)
+    mammogram = make_noisy(lesion, name="a", read=refuse)
+    other = make_noisy(name="b", read=refuse)
+    changes = {
+        "patient_id": "another",
+        "image_id": "another",
+        "rows": 1,
+        "cols": 1,
+        "spacing": (1.0, 1.0),
+        "laterality": "R",
+        "view": "XCCL",
+        "pathology": "malignant",
+        "official_split": "test",
+        "chest_wall": "R",
+        "lost": (Lost("mass"),),
+    }
+    variants = [replace(mammogram, **{name: value}) for name, value in changes.items()]
+    for changed in (
+        replace(lesion, pathology="malignant"),
+        replace(lesion, margin="spiculated"),
+        make_rectangle(10, 20, 30, 41),
+        replace(lesion, outlines=(lesion.outlines[0] + 0.25,)),
+    ):
+        variants.append(replace(mammogram, lesions=(changed,)))
+    archives = [[mammogram, other], [other, mammogram], [mammogram]]
+    archives += [[variant, other] for variant in variants]
+    found = {jobs.fingerprint(archive) for archive in archives}
+    assert len(found) == len(archives)
+    assert jobs.fingerprint([replace(mammogram, read=None), other]) in found

@@ -200,7 +200,7 @@ def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, genera
     with pytest.raises(DataError, match="the work on it was not finished"):
         PatchSet.read(tmp_path / "idle")
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(DataError, match="is no recipe of this version"):
+    with pytest.raises(DataError, match="is not a recipe of this version"):
         read_recipe(PatchRecipe, tmp_path / "x.json")
 
 

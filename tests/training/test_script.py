@@ -151,7 +151,7 @@ def test_the_papers_protocol_leaks_and_says_so(caplog):
     train, held_out = datasets.open_subsets(config)
     assert (len(train), len(held_out)) == (50, 10)
     assert set(train.patient_ids) & set(held_out.patient_ids)
-    assert "copies of one lesion stand on both sides" in caplog.text
+    assert "copies of one lesion are on both sides" in caplog.text
     assert caplog.text.count("data.augment is off") == 1
 
 

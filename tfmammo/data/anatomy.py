@@ -1,7 +1,7 @@
 """Find the breast and the pectoral muscle on a mammogram: pure functions of one image.
 
 Both are found on a reduced copy and are good to one or two of its pixels. They serve preprocessing,
-not measurement.
+not measurement. Images are float32 [rows, cols, 1] in [0, 1], masks uint8 [rows, cols, 1], 0 or 1.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _FINDING = 256  # px along the longer side, for the muscle's edge
 
 def breast_mask(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Find the breast: the largest connected region of tissue, its holes filled.
+
     On a copy of 512 px: scanner borders and padding (lines along the frame that are all black or
     all bright) are peeled off; tissue is what stands out from the darker class of log grey values
     (Otsu) by more than that class's own spread; its largest part after an opening is the breast, to
@@ -28,9 +29,6 @@ def breast_mask(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     bright as lead letters. Dark fat that reaches the frame is filled in.
 
     Where nothing is flat and darker than the rest, as in a magnified detail, all is breast.
-
-    Args:
-        image: float32 [rows, cols, 1] in [0, 1], dark background.
 
     Returns:
         uint8 [rows, cols, 1], 0 or 1; empty for a constant image.
@@ -51,16 +49,10 @@ def breast_mask(image: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def remove_marks(image: NDArray[np.float32], mask: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Set letters, labels, tape marks and noise outside the breast to 0.
+
     What lies on the breast stays: tape across the skin line is cut where it leaves the breast, a
     lead marker or a scar wire on the breast is not touched, and neither is a label that touches the
     breast along more than about a twentieth of the image's longer side.
-
-    Args:
-        image: float32 [rows, cols, 1] in [0, 1].
-        mask: uint8 [rows, cols, 1], from `breast_mask`.
-
-    Returns:
-        float32 [rows, cols, 1] in [0, 1].
     """
     return np.where(mask != 0, image, np.float32(0))
 
@@ -80,6 +72,7 @@ def _enlarge(region: Region, rows: int, cols: int) -> Region:
 
 def _peel_frame(grey: Grey) -> Box:
     """Peel black and bright bands off along the frame; return the box that is left.
+
     Bands may alternate; the box is half-open.
     """
     low, high = np.percentile(grey, (0.1, 99.9))
@@ -166,6 +159,7 @@ def _add_protrusions(grey: Grey, tissue: Region, opened: Region, radius: int) ->
 
 def _fill_holes(region: Region) -> Region:
     """Fill holes, and bays along the frame.
+
     Bays hold dark fat, not the air between breast and arm or a label.
     """
     contours, _ = cv2.findContours(region, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -191,6 +185,7 @@ def _fill_holes(region: Region) -> Region:
 
 def pectoral_mask(image: NDArray[np.float32], laterality: Laterality) -> NDArray[np.uint8]:
     """Find the pectoral muscle of an MLO view; empty where no edge looks like the muscle's.
+
     On a copy of 256 px: the straight line from the upper border to the chest wall along which grey
     values fall most steadily from the upper inner corner outwards, as Karssemeijer's Hough
     transform finds it; then the path of steepest descent in a band around that line, by dynamic
@@ -199,7 +194,7 @@ def pectoral_mask(image: NDArray[np.float32], laterality: Laterality) -> NDArray
     brighter than what lies beside it.
 
     It can't tell the muscle from a skin fold or from an arm that lies above the breast like one,
-    and of a muscle whose lower end fades it follows the straight line. It looks for a muscle on any
+    and follows the straight line where a muscle's lower end fades. It looks for a muscle on any
     image: do not call it for a CC view.
 
     Args:
@@ -238,14 +233,9 @@ def remove_pectoral(
     image: NDArray[np.float32], laterality: Laterality, view: View
 ) -> NDArray[np.float32]:
     """Set the pectoral muscle to 0 on an MLO view; return other views as they are.
+
     What lies over the muscle goes with it: lymph nodes and, in a few views of a hundred, most of a
     lesion.
-
-    Args:
-        image: float32 [rows, cols, 1] in [0, 1].
-
-    Returns:
-        float32 [rows, cols, 1] in [0, 1].
     """
     return (
         image

@@ -154,6 +154,7 @@ def build(
 
 def make(shard: Shard) -> None:
     """Write one shard and then its sidecar.
+
     A mammogram that can't be used becomes a dead letter.
     """
     path = shard.folder / shard.file

@@ -1,6 +1,6 @@
 """Write the dataset card beside a folder of records, and its list of what could not be used.
 
-There is no date and no path in them, so equal builds give equal bytes.
+They hold neither dates nor paths, so equal builds give equal bytes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ LICENCES = {
     "10.7937/29kw-ae92), no re-identification.",
     "ddsm": "Made public by the University of South Florida without a formal licence; cite Heath "
     "et al., IWDM 2000.",
-    "folder": "Your own images: what may be done with them is for you to know.",
+    "folder": "Your own images: you are responsible for their terms of use.",
     "inbreast": "Given out on request by its authors (Moreira et al., Academic Radiology 2012); "
     "not to be passed on.",
-    "mini_mias": "For research, under the agreement that lies beside its images; cite Suckling et "
+    "mini_mias": "For research, under the agreement that comes with its images; cite Suckling et "
     "al., 1994.",
     "optimam": "Given out on application to OPTIMAM (OMI-DB) under a data sharing agreement; not "
     "to be passed on.",
@@ -32,7 +32,7 @@ LICENCES = {
     "vindr": "Given out by PhysioNet under its data use agreement to those it has admitted; not "
     "to be passed on.",
 }
-UNKNOWN = "Not known here: ask whoever gave out the archive before passing anything on."
+UNKNOWN = "Unknown: ask whoever distributes the archive before passing anything on."
 
 
 def format_card(manifest: Manifest, dead: int) -> str:
@@ -44,7 +44,7 @@ def format_card(manifest: Manifest, dead: int) -> str:
         ("patients", len(set(manifest.columns["patient_ids"]))),
         ("mammograms", len(set(manifest.columns["image_ids"]))),
         ("mammograms in the archive", archive["mammograms"]),
-        ("files or images left out, wholly or in part (dead_letters.csv)", dead),
+        ("files or images skipped, some in part (dead_letters.csv)", dead),
         ("shards", len(manifest.shards)),
         ("bytes", sum(shard.bytes for shard in manifest.shards)),
     ]
@@ -80,6 +80,7 @@ def format_card(manifest: Manifest, dead: int) -> str:
 
 def format_dead_letters(reasons: Mapping[str, str]) -> str:
     """Write files or images and why they were left out as CSV.
+
     No cell begins like a spreadsheet's formula.
     """
     text = io.StringIO()

@@ -4,7 +4,7 @@ They are the traditional augmentation that synthetic masses are compared with: S
 image synthesis in mammogram with contextual information based on GANs, 2021), section 4.5: "rotate,
 flip, and scale", added to the training set in portions.
 
-Departures: they give no ranges; see AddedConfig. The image keeps its size, and what a copy shows
+Deviation: they give no ranges; see AddedConfig. The image keeps its size, and what a copy shows
 beyond it is lost.
 """
 
@@ -54,6 +54,7 @@ def make_copies(
     mammograms: Sequence[Mammogram], config: DataConfig, skipped: Skipped
 ) -> Iterator[Mammogram]:
     """Make `config.added.copies` copies of mammograms that have a wanted lesion, spread evenly.
+
     Seed, image's id and the copy's number of that image decide a copy, so a larger set begins with
     the smaller one. Its image_id is the image's with ~1, ~2 and so on.
 
@@ -81,6 +82,7 @@ def transform_mammogram(
     mammogram: Mammogram, transform: Transform, number: int, skipped: Skipped
 ) -> Mammogram:
     """Make one copy; its pixels are transformed when they are asked for.
+
     A lesion that is known by its box alone gets the box around the transformed one, which is
     larger. A mirrored breast is of the other laterality. Spacing shrinks as the breast grows.
     """

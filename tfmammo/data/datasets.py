@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
@@ -21,7 +20,7 @@ from tfmammo.config import AddedConfig, DataConfig, is_training_folder
 from tfmammo.data.copies import make_copies
 from tfmammo.data.extraction import MakePatches, make_patches
 from tfmammo.data.patches import Patches, PatchSource
-from tfmammo.data.patients import PATIENTS, Patients
+from tfmammo.data.patients import PATIENTS, read_patients
 from tfmammo.data.splits import (
     Mammograms,
     SavedSplit,
@@ -46,6 +45,7 @@ def open_subsets(
     config: DataConfig, output: Path | None = None, make: MakePatches = make_patches
 ) -> tuple[PatchSource, Patches]:
     """Open the training and the held-out patches of `config.split`.
+
     With "patient" and "official" no patient is in both.
 
     Args:
@@ -62,7 +62,7 @@ def open_subsets(
     if config.split == "paper":
         note = "; data.augment is off, because the copies are turned already"
         log.warning(
-            "data.split=paper: copies of one lesion stand on both sides, as in CAN's protocol; "
+            "data.split=paper: copies of one lesion are on both sides, as in CAN's protocol; "
             "the metrics are too good%s",
             note if config.augment else "",
         )
@@ -107,6 +107,7 @@ def refuse_added(config: DataConfig) -> None:
 
 def log_skipped(skipped: Skipped) -> None:
     """Log how many files were left out, and the reasons of the first three.
+
     The debug log has all reasons. Files go by pseudonyms.
     """
     reasons = remove_names(skipped.reasons, skipped.root)
@@ -115,7 +116,7 @@ def log_skipped(skipped: Skipped) -> None:
     if len(skipped):
         first = "; ".join(f"{file}: {reason}" for file, reason in list(reasons.items())[:3])
         log.info(
-            "%d files were left out, wholly or in part (%s%s)",
+            "%d files were skipped, some in part (%s%s)",
             len(skipped),
             first,
             "; ..." if len(skipped) > 3 else "",
@@ -126,7 +127,7 @@ def _open_records(config: DataConfig, make: MakePatches) -> Records:
     assert config.records
     if make is not make_patches:
         raise ConfigError(
-            "data.records: hold patches of lesions, which serve other trainings; set data.name "
+            "data.records: hold patches of lesions, which serve other training runs; set data.name "
             "and data.root instead"
         )
     if not config.records.is_dir():
@@ -140,7 +141,8 @@ def _open_records(config: DataConfig, make: MakePatches) -> Records:
 
 
 def pin_archive_split(config: DataConfig, output: Path) -> DataConfig:
-    """Fix one split of all the archive's patients, for trainings on different patches of it.
+    """Fix one split of all the archive's patients, for training runs on different patches of it.
+
     `splits.split` goes by the patches that there are. Masses are of other patients than
     calcifications, so without one split the training data of one network would test the next.
 
@@ -214,6 +216,7 @@ def _read_command() -> str:
 
 def print_framed(text: str) -> None:
     """Print lines on stderr in a frame as wide as they are, so that commands can be copied whole.
+
     Lines beyond WIDEST_FRAME columns are wrapped.
     """
     width = min(max(map(len, text.splitlines())) + 4, WIDEST_FRAME)
@@ -231,7 +234,7 @@ def join_added(
         )
     if len(train.labels):
         raise ConfigError(
-            "data.added: is for trainings on masks or boxes; the patches of this one have labels"
+            "data.added: is for training on masks or boxes; these patches have labels"
         )
     added: list[Patches] = []
     if config.added.copies:
@@ -253,7 +256,7 @@ def join_added(
 
 
 def read_synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> Iterator[Mammogram]:
-    """Read the mammograms of data.added.synthetic, with the patient ids of their source."""
+    """Read the mammograms of data.added.synthetic, by the patient ids of their source archive."""
     root = config.added.synthetic
     count = config.added.count
     assert root
@@ -295,7 +298,8 @@ def read_synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> 
 
 
 def list_synthetic_patients(config: DataConfig) -> set[str]:
-    """List the patients behind the synthetic sets that a training sees.
+    """List the patients behind the synthetic sets that a training run sees.
+
     They are those whose tissue or lesions a set shows, and those whom its networks were trained on:
     of data.added.synthetic, and of data.root where that is such a set itself.
     """
@@ -306,17 +310,6 @@ def list_synthetic_patients(config: DataConfig) -> set[str]:
     return {
         patient for each in sets for patient in (*each.mammograms, *each.lesions, *each.trained_on)
     }
-
-
-def read_patients(root: Path) -> Patients:
-    """Read who is behind a synthetic set."""
-    try:
-        return Patients.model_validate_json((root / PATIENTS).read_bytes())
-    except (OSError, ValidationError):
-        raise DataError(
-            f"{root} is no finished set of tfmammo.synthesis ({PATIENTS} is missing or damaged); "
-            "run the synthesis again"
-        ) from None
 
 
 def _list_held_out(patches: Patches, config: DataConfig) -> set[str]:

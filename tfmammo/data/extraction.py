@@ -162,6 +162,7 @@ def extract_patches(
     mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int | None = None
 ) -> Iterator[Patch]:
     """Extract the patches of one mammogram, one at a time.
+
     - "lesion": one for every wanted lesion, or in the crop mode "full" one for all of them; see
       `crop_window`.
     - "offset": `count` random windows near a lesion; see `sampling.draw_near_lesion`.
@@ -224,7 +225,7 @@ def _extract_around_lesions(
 def make_sampler(
     mammogram: Mammogram, config: DataConfig, skipped: Skipped
 ) -> Callable[[int], Patch] | None:
-    """Return a function that makes random patches of one mammogram, whose pixels are read here.
+    """Return a function that makes random patches of one mammogram, and read its pixels now.
 
     Returns:
         Number -> patch, the same for the same seed, image and number. It raises ValueError where

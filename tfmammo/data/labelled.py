@@ -73,6 +73,7 @@ def _make_near_and_normal(
 
 def check_pathologies(patches: Patches, malignant: bool = True) -> Patches:
     """Return the patches if each of the three classes is among them.
+
     Without `malignant` the first and the last must be.
     """
     counts = {name: int(np.sum(patches.labels == label)) for label, name in enumerate(SEVERITY[:3])}
@@ -97,6 +98,7 @@ def make_binary_patches(
     benign: bool = False,
 ) -> Patches:
     """Make patches near lesions, labelled 1, and normal ones, labelled 0, balanced.
+
     Arguments are those of `make_pathology_patches`.
     """
     wanted = (SEVERITY[:2] if benign else SEVERITY[:1]) if malignant else None
@@ -109,6 +111,7 @@ def make_blend_patches(
     mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
 ) -> Patches:
     """Make patches around lesions, labelled 1, and normal ones to blend them into, labelled 0.
+
     They are balanced.
 
     Arguments are those of `make_patches`; config.patches is not read.
@@ -136,6 +139,7 @@ def measure_scale(
     mammograms: Iterable[Mammogram], config: DataConfig, ids: Collection[str]
 ) -> tuple[float, ...]:
     """Measure by which factors lesions' windows are enlarged to patches.
+
     Tissue of other windows could be told from lesions by its resolution alone.
     """
     wanted = set(ids)

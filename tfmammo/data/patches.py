@@ -1,4 +1,4 @@
-"""Patches with their masks: one, or many in arrays, and what a split or a training needs of them.
+"""Patches with their masks: one, or many in arrays, and what splits and training need of them.
 
 `tfmammo.data.extraction` cuts them out of mammograms.
 """
@@ -82,7 +82,7 @@ class Splittable(Protocol):
 
 
 class PatchSource(Splittable, Protocol):
-    """Patches in memory (Patches) or on disk (Records): what batches and trainings need."""
+    """Patches in memory (Patches) or on disk (Records): what batches and training need."""
 
     @property
     def balanced_classes(self) -> int:
@@ -105,6 +105,7 @@ def _unknown() -> NDArray[np.str_]:
 @dataclass(frozen=True, eq=False)
 class Patches:
     """Patches in memory, row i of every array belonging together.
+
     A text is "" where it is unknown. Kind, pathology, shape, margin and official split are those of
     the lesion that the patch was made for. A whole mammogram has the first kind in config.kinds
     that it holds, the image's pathology (else its worst lesion's), and the shape and the margin
@@ -251,6 +252,7 @@ class Patches:
 
     def fingerprint(self) -> str:
         """Return twelve hexadecimal digits, equal for equal patches in the same order.
+
         Images, masks, labels, patient_ids and ids count.
         """
         content = hashlib.sha256(repr(self.images.shape).encode())

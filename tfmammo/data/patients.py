@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from pydantic import ValidationError
+
 from tfmammo.config import Frozen
+from tfmammo.errors import DataError
 
 PATIENTS = "patients.json"
 
 
 class Patients(Frozen):
     """Everybody whose data a set holds or derives from.
-    Each pseudonym stands once, sorted, as the archives that the set was made from give it.
+
+    Each pseudonym appears once, sorted, as the archives that the set was made from give it.
     """
 
     mammograms: tuple[str, ...]
@@ -20,3 +26,14 @@ class Patients(Frozen):
     """Patients that a network of the set was trained on."""
     id_key: str
     """The `mammogram.key_check` of the pseudonyms' key."""
+
+
+def read_patients(root: Path) -> Patients:
+    """Read who is behind a synthetic set."""
+    try:
+        return Patients.model_validate_json((root / PATIENTS).read_bytes())
+    except (OSError, ValidationError):
+        raise DataError(
+            f"{root} is no finished set of tfmammo.synthesis ({PATIENTS} is missing or damaged); "
+            "run the synthesis again"
+        ) from None

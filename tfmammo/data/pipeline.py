@@ -1,7 +1,7 @@
 """Patches -> batches: a stateless tf.data pipeline whose n-th batch depends on seed and n alone.
 
 That is what makes a run repeatable, and resumable at any step on one device or several, without
-saving an iterator. Draw i belongs to epoch i // n and stands at place i % n of that epoch's
+saving an iterator. Draw i belongs to epoch i // n and has place i % n in that epoch's
 permutation. A random number that only the seed and i decide rotates and flips it. Of balanced
 patches draw i is of class i % classes, and the (i // classes)-th of that class.
 
@@ -49,7 +49,7 @@ def batches(
             beyond about 20,000 stream Records.
         augment: Transform each draw by one of the eight rotations and flips of the square, image
             and mask together. Whole mammograms are flipped, never rotated by 90 degrees.
-        share: (part, parts): of every batch only this one of so many equal parts, which stand one
+        share: (part, parts): of every batch only this one of so many equal parts, which follow one
             behind the other in it; nothing else is decoded.
 
     Returns:
@@ -138,6 +138,7 @@ def _stream_from_shards(records: Records, start: int, seed: int, augment: bool) 
 
     def read_epoch(number: tf.Tensor) -> tf.data.Dataset:
         """Read all wanted records once, in this epoch's order.
+
         The first epoch begins where the run left it.
         """
         order_seed = tf.stack([tf.constant(seed, tf.int64), number])
@@ -202,6 +203,7 @@ def flip_boxes(boxes: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
 
 def rotate_and_flip(image: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
     """Apply one of the eight symmetries of the square to an image.
+
     It is rotated by turn % 4 quarter turns counter-clockwise. For turn >= 4 it is then flipped left
     to right.
 

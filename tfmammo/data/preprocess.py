@@ -7,6 +7,9 @@ pectoral muscle.
 What moves an image moves its lesions by the same rule. Pixel (r, c)'s centre is the point (r, c):
 mirroring takes column c to cols - 1 - c and the half-open box [a, b) to [cols - b, cols - a);
 resampling by a factor s takes p to (p + 0.5) s - 0.5.
+
+Images are float32 [rows, cols, 1] in [0, 1] and masks uint8 [rows, cols, 1], 0 or 1, unless said
+otherwise.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ Size = tuple[int, int]  # (rows, cols), px
 
 def preprocess_mammogram(mammogram: Mammogram, config: PreprocessConfig) -> Mammogram:
     """Preprocess a mammogram and move its lesions with it; no pixel or mask is read yet.
+
     remove_marks, remove_pectoral, flip_right and spacing are done, in this order; the other keys
     are for `preprocess_patch`. A fact that a step needs and the archive does not state is an error:
     nobody would notice a wrong guess from the image.
@@ -85,13 +89,8 @@ def is_mirrored(mammogram: Mammogram, config: PreprocessConfig) -> bool:
 
 def resize_mask_to(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
     """Resample a mask as an image and keep what is at least half.
+
     A mask that grows has a smooth border; that of `resize_mask` has steps.
-
-    Args:
-        mask: uint8 [any, any], 0 or 1.
-
-    Returns:
-        uint8 [rows, cols], 0 or 1.
     """
     coverage = resize_image(mask[..., None].astype(np.float32), rows, cols)[..., 0]
     return (coverage >= 0.5).astype(np.uint8)
@@ -119,11 +118,7 @@ def normalise(image: NDArray[np.float32], percentiles: tuple[float, float]) -> N
     """Stretch grey values so that two percentiles of the image become 0 and 1, and clip.
 
     Args:
-        image: float32 [rows, cols, 1], any range.
         percentiles: Two rising numbers, 0 to 100.
-
-    Returns:
-        float32 [rows, cols, 1] in [0, 1].
     """
     low, high = np.percentile(image, percentiles)
     if not high > low:
@@ -136,13 +131,8 @@ def normalise(image: NDArray[np.float32], percentiles: tuple[float, float]) -> N
 
 def resize_image(image: NDArray[np.float32], rows: int, cols: int) -> NDArray[np.float32]:
     """Resample an image by area along an axis that shrinks, linearly along one that grows.
+
     Averaging over areas avoids aliasing.
-
-    Args:
-        image: float32 [any, any, 1] in [0, 1].
-
-    Returns:
-        float32 [rows, cols, 1] in [0, 1].
     """
     return np.clip(resize(image[..., 0], rows, cols), 0, 1)[..., None]
 
@@ -171,27 +161,13 @@ def resize(values: NDArray[np.float32], rows: int, cols: int) -> NDArray[np.floa
 
 
 def resize_mask(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
-    """Resample a mask by nearest neighbours, on the same grid as `resize_image`.
-
-    Args:
-        mask: uint8 [any, any, 1], 0 or 1.
-
-    Returns:
-        uint8 [rows, cols, 1], 0 or 1.
-    """
+    """Resample a mask by nearest neighbours, on the same grid as `resize_image`."""
     # Not INTER_NEAREST, which takes the upper left of each block and so shifts the mask.
     return cv2.resize(mask[..., 0], (cols, rows), interpolation=cv2.INTER_NEAREST_EXACT)[..., None]
 
 
 def apply_window(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
-    """Map the grey value `low` to 0 and `high` to 1, linearly, and clip.
-
-    Args:
-        image: float32 [rows, cols, 1], any range.
-
-    Returns:
-        float32 [rows, cols, 1] in [0, 1].
-    """
+    """Map the grey value `low` to 0 and `high` to 1, linearly, and clip."""
     if not low < high:
         raise ValueError(f"a window from {low:g} to {high:g} is empty")
     return np.clip((image - np.float32(low)) / np.float32(high - low), 0, 1)
@@ -225,7 +201,6 @@ def resample(
     """Resample an image to `target` mm per px; see `resize_image`.
 
     Args:
-        image: float32 [rows, cols, 1] in [0, 1].
         spacing: (row, col), mm per px.
         target: Mm per px.
 
@@ -239,11 +214,7 @@ def denoise(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     """Blur with a Gaussian; beyond the border the image is mirrored.
 
     Args:
-        image: float32 [rows, cols, 1] in [0, 1].
         sigma: px; 0 changes nothing.
-
-    Returns:
-        float32 [rows, cols, 1] in [0, 1].
     """
     if sigma == 0:
         return image
@@ -252,12 +223,10 @@ def denoise(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
 def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Equalise the histogram on 16 bits.
+
     A grey value v becomes (cdf(v) - cdf(darkest)) / (1 - cdf(darkest)). So the darkest value is 0
     and the brightest 1, and air stays black, however much there is of it. Equal values stay equal,
     and the order of grey values is kept.
-
-    Args:
-        image: float32 [rows, cols, 1] in [0, 1].
 
     Returns:
         float32 [rows, cols, 1] in [0, 1]; a constant image is returned as it is.
@@ -272,14 +241,12 @@ def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def clahe(image: NDArray[np.float32], clip: float, tiles: int) -> NDArray[np.float32]:
     """Equalise the histogram locally with limited contrast (CLAHE), by scikit-image.
+
     Grey values are stretched to the full range and sorted into 256 bins. A tile's histogram is cut
     at `clip` times a uniform histogram's count and what is cut off is spread over the lower ones;
     its cumulative sum maps grey values. Between tile centres the maps of the four nearest tiles are
     mixed linearly, so that more than 256 levels come out. The result is stretched again: its
     darkest pixel is 0 and its brightest 1, whatever grey values these had.
-
-    Args:
-        image: float32 [rows, cols, 1] in [0, 1].
 
     Returns:
         float32 [rows, cols, 1] in [0, 1]; an image that is constant on 16 bits is returned as it
@@ -370,7 +337,7 @@ def _move_lesion(lesion: Lesion, old: Size, new: Size, mirrored: bool) -> Lesion
         ceil(bottom * scale[0]),
         ceil(right * scale[1]),
     )
-    # where a float product stands just above the border
+    # where a float product is just above the border
     near = (*near[:2], min(near[2], new[0]), min(near[3], new[1]))
     moved = replace(lesion, box=near, outlines=outlines)
     return replace(moved, box=_find_box(moved, new)) if outlines else moved

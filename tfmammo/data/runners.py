@@ -177,7 +177,7 @@ def _run_on_beam(parts: Sequence[Any], make: Callable[[Any], None], runner: Runn
     options = pipeline_options.PipelineOptions(
         [f"--runner={runner.beam}", "--default_sdk_harness_log_level=ERROR", *runner.flags]
     )
-    # There are no triggers here; what allows unsafe ones is never handed to the runner that would
+    # No triggers are used; what allows unsafe ones is never handed to the runner that would
     # have to be downloaded.
     options.view_as(pipeline_options.TypeOptions).allow_unsafe_triggers = True
     # Beam reports a failure in tracebacks; `run` says it in a sentence.
@@ -209,6 +209,7 @@ def _import_beam() -> Any:
 
 def _find_unknown_flags(flags: Sequence[str]) -> tuple[list[str], list[str]]:
     """Find the arguments that Apache Beam does not know, and the names that it knows.
+
     Without Beam nothing counts as unknown: `run` reports that it is missing.
     """
     try:

@@ -3,7 +3,7 @@
 Nothing drawn here depends on the order in which mammograms come, or on what was drawn before. A
 mammogram's count follows from the seed and the set of images. The place of its patch i follows from
 the seed, the image's id and i. So one mammogram can be worked on by itself, on any machine, and
-gives the same patches.
+gives the same patches. Regions, also those with a third axis of 1, are uint8, 0 outside.
 
 What the papers leave open:
 
@@ -13,7 +13,7 @@ What the papers leave open:
 - What happens at the image's border: the window is moved inside. Padding would draw an edge that no
   breast has.
 - Whether the 90 % of breast are asked of patches near a lesion too: they are
-  (`sampling.lesion_tissue`). The sentence is about all patches, and stands before the one about
+  (`sampling.lesion_tissue`). The sentence is about all patches, and precedes the one about
   lesions. With 0 patches of masses at the breast's edge show more background than normal ones do,
   which tells the two apart.
 - What a normal mammogram is: the strict reading, one in which the archive marks no lesion of any
@@ -49,6 +49,7 @@ _SHAPE_WORDS = {**{shape: shape for shape in SHAPES}, "lobulated": "lobular"}
 
 def select_lesions(mammogram: Mammogram, config: DataConfig) -> dict[int, Lesion]:
     """Select the lesions that config's kinds, pathologies and mixed_findings ask for.
+
     No file is read.
     """
     return {
@@ -99,6 +100,7 @@ def has_normal_tissue(mammogram: Mammogram, config: SamplingConfig) -> bool:
 
 def note_lost(mammogram: Mammogram, kinds: Iterable[LesionKind] | None, skipped: Skipped) -> bool:
     """Whether the image lost a lesion of these kinds (None: of any) on reading; note it then.
+
     Nobody could say whether what is found outside its other lesions is wrong.
     """
     if mammogram.lacks(kinds):
@@ -109,6 +111,7 @@ def note_lost(mammogram: Mammogram, kinds: Iterable[LesionKind] | None, skipped:
 
 def draw_quota(mammograms: Iterable[Mammogram], config: DataConfig) -> dict[str, int]:
     """Draw how many patches each mammogram is asked for; no pixel is read.
+
     For config.patches "offset", `sampling.count` draws of a lesion, each equally likely; for
     "normal", of a normal mammogram; for "lesion" no draw: as many as there are wanted lesions,
     outlined or not, with frame "full" at most one.
@@ -141,6 +144,7 @@ def random_stream(seed: int, image_id: str, number: int) -> np.random.Generator:
 
 def draw_length(size: int, config: SamplingConfig, random: np.random.Generator) -> int:
     """Draw the side of a window, native px, that becomes `size` px.
+
     It is enlarged by a number drawn from config.scale.
     """
     scale = config.get_scale()
@@ -159,8 +163,6 @@ def draw_near_lesion(
     """Draw a square that holds a random pixel of a lesion, off the square's centre.
 
     Args:
-        region: uint8 [rows, cols], not 0 on the lesion.
-        length: The square's side, native px.
         offset: px between the pixel and the square's centre, at most, along each axis; no more than
             just short of half the side is used.
         breast: uint8 [rows, cols, 1], 0 or 1; None if any square will do.
@@ -200,10 +202,7 @@ def draw_on_breast(
     """Draw a square from all those that hold enough breast and nothing of a lesion.
 
     Args:
-        breast: uint8 [rows, cols, 1], 0 or 1.
-        length: The square's side, native px.
         tissue: Smallest part of the square that is breast, 0 to 1.
-        lesions: uint8 [rows, cols, 1], 1 on lesions; None where there are none.
 
     Returns:
         [row_min, col_min, row_max, col_max], half-open, native px.
@@ -247,6 +246,7 @@ def count_in_windows(
 
 def shape_class(word: str | None) -> str | None:
     """Classify an archive's word for a mass's shape as one of SHAPES.
+
     Joined words count where they name one of the four, whatever else they add:
     "irregular-architectural_distortion" is irregular, "oval-lymph_node" oval. What names two of
     them, or none, has no class.
@@ -257,11 +257,7 @@ def shape_class(word: str | None) -> str | None:
 
 
 def draw_shape_mask(lesion: Lesion, rows: int, cols: int, size: int) -> NDArray[np.uint8]:
-    """Draw the mask of one mass, alone in a square around its box.
-
-    Returns:
-        uint8 [size, size, 1], 0 or 1.
-    """
+    """Draw the mask of one mass, alone in a square around its box."""
     top, left, bottom, right = lesion.box
     mask = lesion.mask(rows, cols)[top:bottom, left:right]
     length = round(max(mask.shape) * (1 + 2 * SHAPE_MARGIN))

@@ -41,6 +41,7 @@ SplittableT = TypeVar("SplittableT", bound=Splittable)
 @dataclass(frozen=True, eq=False)
 class Mammograms:
     """Mammograms to split, whatever patches are made of them; row i of every array is one.
+
     For the arrays see Splittable.
     """
 
@@ -53,6 +54,7 @@ class Mammograms:
     @staticmethod
     def of(records: Iterable[Mammogram]) -> Mammograms:
         """List mammograms; no pixel and no mask file is read.
+
         Where the archive states no pathology of an image, its worst lesion's counts.
         """
         rows = [
@@ -180,6 +182,7 @@ def split_by_patient(
     order: Sequence[str] = SEVERITY,
 ) -> tuple[Rows, Rows]:
     """Hold out one fold of patients.
+
     Patients are shuffled, those with most patches put first, and each is given to the fold with
     fewest patches. With classes, one class follows the other, and the fold is one of those that
     hold fewest patients of it. So every fold gets its share of each class within one patient.
@@ -280,8 +283,9 @@ def _transform(patch: NDArray, variant: int) -> NDArray:
 
 def halve(held_out: Patches, archive: Mammograms, config: DataConfig) -> tuple[Patches, Patches]:
     """Halve held-out patches: some choose a checkpoint (validation), the others test it.
+
     All held-out patients of the archive are halved, whatever patches of theirs are here. So
-    trainings on different patches leave the same patients to the test.
+    training runs on different patches leave the same patients to the test.
     """
     if config.split_file:  # which may know fewer patients, as those of one kind of lesion
         known = sorted(load_split_file(config.split_file).patients)
@@ -394,7 +398,7 @@ def load(path: Path) -> SavedSplit:
     """Read what `save` wrote.
 
     Raises:
-        DataError: The file can't be read, is no such file, was changed since, or its pseudonyms
+        DataError: The file can't be read, is not such a file, was changed since, or its pseudonyms
             were made under another TFMAMMO_ID_KEY. The message names it.
     """
     try:
@@ -405,7 +409,7 @@ def load(path: Path) -> SavedSplit:
         raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         faults = f" ({error.error_count()} faults)" if isinstance(error, ValidationError) else ""
-        raise DataError(f"{path}: is no split that a run wrote{faults}") from None
+        raise DataError(f"{path}: is not a split that a run wrote{faults}") from None
     if saved.digest() != digest:
         raise DataError(
             f"{path}: was changed after it was written (its sha256 does not fit); take the original"

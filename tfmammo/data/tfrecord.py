@@ -141,6 +141,7 @@ class Records:
 
     def fingerprint(self) -> str:
         """Return twelve hexadecimal digits, equal for equal patches in the same order.
+
         The manifest's hashes alone decide them.
         """
         content = hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode())
@@ -206,7 +207,7 @@ def read_manifest(root: Path) -> Manifest:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise DataError(
-            f"{root}: holds no {MANIFEST}, so it is no finished output of tfmammo.data.build"
+            f"{root}: holds no {MANIFEST}, so it is not a finished output of tfmammo.data.build"
         ) from None
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
@@ -263,6 +264,7 @@ def encode_detection(
     labels: Sequence[tuple[str, int]],
 ) -> bytes:
     """Encode a whole image with its lesions as the bytes of a tf.train.Example.
+
     The keys are those of the TensorFlow Object Detection API.
 
     Args:

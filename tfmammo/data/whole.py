@@ -6,7 +6,7 @@ right, so that a box needs nothing but its scale to go there and back.
 
 In tiles (data.tiles): grey values are normalised over the whole mammogram at its own resolution,
 which is then cut into tiles of the canvas' size, with 0 below or on the right of what is shorter.
-`make_whole` cuts the tiles of a training, at random places around lesions and between them.
+`make_whole` cuts the tiles for training, at random places around lesions and between them.
 tfmammo.detection.tiles cuts those that cover a mammogram.
 
 A tile may show another lesion than the one that it was cut around. That one counts, with its box
@@ -47,6 +47,7 @@ LEAST_TISSUE = 0.1  # breast in an empty tile, over its area: most tiles of a br
 @dataclass(frozen=True, eq=False)
 class Whole(Patches):
     """Whole mammograms or tiles of them in memory.
+
     For the other arrays see Patches; images need not be square here. A mask is 1 on any wanted
     lesion, and on its box where it has no outline. Tiles have ids as patches have, around a lesion
     or of normal tissue.
@@ -97,6 +98,7 @@ class Whole(Patches):
 
     def fingerprint(self) -> str:
         """Return twelve hexadecimal digits, equal for equal images in the same order.
+
         Boxes and classes count too.
         """
         content = hashlib.sha256(super().fingerprint().encode())
@@ -118,6 +120,7 @@ def make_whole(
     mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped, normal: bool = True
 ) -> Whole:
     """Make the images of all mammograms with a wanted lesion and of normal ones.
+
     A lesion counts whether it is outlined or only boxed. Mammograms with other findings alone are
     left out: nobody could say whether what the detector shows there is wrong.
 
@@ -163,11 +166,9 @@ def letterbox(
     image: NDArray[np.float32], config: DataConfig
 ) -> tuple[NDArray[np.float32], tuple[float, float]]:
     """Scale a preprocessed mammogram to fit a detector's canvas, then normalise its intensity.
+
     It is scaled by one factor, the largest with which it fits. The canvas is filled with 0, below
     or on the right.
-
-    Args:
-        image: float32 [rows, cols, 1] in [0, 1].
 
     Returns:
         (float32 [*config.shape, 1] in [0, 1], (row, col) scale: a point p of the image's edges goes
@@ -180,14 +181,7 @@ def letterbox(
 
 
 def normalize_intensity(image: NDArray[np.float32], config: DataConfig) -> NDArray[np.float32]:
-    """Denoise a mammogram, then set its contrast and grey values as those of patches.
-
-    Args:
-        image: float32 [rows, cols, 1] in [0, 1], preprocessed.
-
-    Returns:
-        float32 [rows, cols, 1] in [0, 1].
-    """
+    """Denoise a mammogram, then set its contrast and grey values as those of patches."""
     image = preprocess.preprocess_patch(image, config.preprocess)
     return (
         preprocess.apply_window(image, *config.window)
@@ -198,10 +192,6 @@ def normalize_intensity(image: NDArray[np.float32], config: DataConfig) -> NDArr
 
 def extract_tile(image: NDArray, top: int, left: int, shape: Size) -> NDArray:
     """Cut a tile out of an image, 0 where it reaches beyond the image.
-
-    Args:
-        image: [rows, cols, 1].
-        shape: Rows and columns of the tile, px.
 
     Returns:
         [*shape, 1], of the image's dtype.
@@ -216,8 +206,6 @@ def place_tile_around(
 
     Args:
         box: A box inside the image, px.
-        image: Rows and columns of the image, px.
-        shape: Rows and columns of the tile, px.
 
     Returns:
         The tile's upper left corner (top, left), px. Along an axis where the image is shorter than
@@ -242,9 +230,7 @@ def find_empty_tiles(
     """Find all places of a tile that holds enough breast and no part of any box.
 
     Args:
-        breast: uint8 [rows, cols, 1], 0 or 1.
         boxes: Boxes in px of the breast's image.
-        shape: Rows and columns of the tile, px.
 
     Returns:
         bool [tops, lefts]: for every upper left corner of a tile inside the image (at 0 where the

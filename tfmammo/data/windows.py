@@ -1,4 +1,7 @@
-"""Choose and extract the window of a mammogram that a patch shows."""
+"""Choose and extract the window of a mammogram that a patch shows.
+
+Images are float32 [rows, cols, 1] in [0, 1]; boxes are native px, half-open.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ def square_window(
     """Return the square window around a lesion's box, moved to stay inside the image.
 
     Args:
-        box: The lesion's box, native px.
         spacing: (row, col) in mm per px; without it pixels count as square.
 
     Returns:
@@ -38,6 +40,7 @@ def square_window(
 
 def crop_window(box: Box, mammogram: Mammogram, config: DataConfig) -> Box:
     """Return the window of a lesion's patch in the crop mode config.frame.
+
     - "square": see `square_window`.
     - "tight": the lesion's box.
     - "loose": the box doubled in each direction about its centre, cut at the image's border.
@@ -45,9 +48,6 @@ def crop_window(box: Box, mammogram: Mammogram, config: DataConfig) -> Box:
     - "full": the whole mammogram.
 
     All but "square" are then scaled to a square, rows and columns by different factors.
-
-    Args:
-        box: The lesion's box, native px.
 
     Returns:
         [row_min, col_min, row_max, col_max], half-open, native px.
@@ -86,11 +86,7 @@ def extract_window(
     """Extract a window of a mammogram as a network sees it: scaled, contrast and grey values set.
 
     Args:
-        image: float32 [rows, cols, 1] in [0, 1], preprocessed.
         place: The window, px of the image; what lies beyond the image is 0.
-
-    Returns:
-        float32 [size, size, 1] in [0, 1].
     """
     crop = crop_image(image, place)
     patch = preprocess.preprocess_patch(

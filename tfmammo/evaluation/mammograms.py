@@ -25,7 +25,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tfmammo.archives import coco, folder
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.data import datasets, sampling
+from tfmammo.data import sampling
+from tfmammo.data.patients import read_patients
 from tfmammo.errors import DataError
 from tfmammo.evaluation.comparison import Name
 from tfmammo.evaluation.report import Report, save_figure
@@ -134,7 +135,7 @@ def read_items(path: Path, config: MammogramsConfig, indexes: ArchiveIndexes) ->
     if not recipes:
         raise DataError(f"{path}: holds no recipe; name a folder of tfmammo.synthesis")
     pictures = {mammogram.file.stem: mammogram for mammogram in folder.read(path) if mammogram.file}
-    trained_on = frozenset(datasets.read_patients(path).trained_on)
+    trained_on = frozenset(read_patients(path).trained_on)
     items = []
     for file in recipes:
         recipe = read_recipe(Recipe, file)

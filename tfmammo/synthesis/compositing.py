@@ -1,4 +1,7 @@
-"""Compositing: how a generated patch gets into a mammogram without a visible border."""
+"""Compositing: how a generated patch gets into a mammogram without a visible border.
+
+Patches are float32 [size, size, 1] in [0, 1], masks uint8 [size, size], 0 or 1.
+"""
 
 from __future__ import annotations
 
@@ -52,10 +55,10 @@ def make_blend_mask(
     placement: Placement, size: int, margin: Margin | None, feather: float
 ) -> BlendMask:
     """Make the weights of what a generator changes.
+
     They are 1 on the mask and its margin, fall to 0 around them, and are 0 at the patch's border.
 
     Args:
-        size: Side of the generator's patch, px.
         margin: Of its tri-label, 296 in the paper, or None; see layers.tri_label.
         feather: px of the patch over which the weights fall.
     """
@@ -72,6 +75,7 @@ def make_blend_mask(
 
 def make_whole_blend_mask(mask: NDArray[np.uint8], window: Box, feather: float) -> BlendMask:
     """Make the weights of a patch that is inserted whole.
+
     They are 1, and fall to 0 at its border. With a feather of 0 they are 1 up to the border.
 
     Args:
@@ -84,11 +88,7 @@ def make_whole_blend_mask(mask: NDArray[np.uint8], window: Box, feather: float) 
 
 
 def measure_gap(mask: NDArray[np.uint8]) -> int:
-    """Measure how near a mask comes to the border of its patch, px, at least GAP.
-
-    Args:
-        mask: uint8 [size, size], 0 or 1.
-    """
+    """Measure how near a mask comes to the border of its patch, px, at least GAP."""
     size = len(mask)
     col, row, width, height = cv2.boundingRect(mask)
     if not width:
@@ -120,14 +120,11 @@ class TargetPatch:
         self, image: NDArray[np.float32], around: NDArray[np.bool_]
     ) -> NDArray[np.float32]:
         """Compute what a generated image changes, in native grey values.
+
         The mean change around the lesion is subtracted.
 
         Args:
-            image: float32 [size, size, 1] in [0, 1].
             around: bool [size, size], see BlendMask.
-
-        Returns:
-            float32 [size, size].
         """
         change = (image - self.tissue)[..., 0]
         if self.mirrored:
@@ -137,14 +134,7 @@ class TargetPatch:
         return np.ascontiguousarray((change - np.float32(offset)) * scale)
 
     def to_native(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Convert a generated image to native grey values, mirrored as the mammogram.
-
-        Args:
-            image: float32 [size, size, 1] in [0, 1].
-
-        Returns:
-            float32 [size, size].
-        """
+        """Convert a generated image to native grey values, mirrored as the mammogram."""
         grey = np.float32(self.low) + np.float32(self.high - self.low) * image[..., 0]
         return np.ascontiguousarray(grey[:, ::-1] if self.mirrored else grey)
 
@@ -153,6 +143,7 @@ def extract_patch(
     target: TargetMammogram, placement: Placement, blend_mask: BlendMask
 ) -> TargetPatch:
     """Extract the patch under a lesion as training patches are made.
+
     Prepared, scaled, mirrored, its grey values in [0, 1].
     """
     image, low, high = extract_tissue(target, placement.window, len(blend_mask.mask))
@@ -167,10 +158,6 @@ def extract_tissue(
     target: TargetMammogram, window: Box, size: int
 ) -> tuple[NDArray[np.float32], float, float]:
     """Extract a window as training patches are made, but not mirrored.
-
-    Args:
-        window: Native px, half-open.
-        size: Side of the generator's patch, px.
 
     Returns:
         float32 [size, size, 1] in [0, 1], and the native grey values that are 0 and 1 in it.
@@ -224,6 +211,7 @@ def _crop_to_support(
 
 def _fade_inwards(size: int, fade: float) -> NDArray[np.float64]:
     """Make weights that rise from 0 at a patch's border to 1 within `fade` px.
+
     They are 1 everywhere with a fade of 0.
     """
     if not fade:
@@ -268,14 +256,11 @@ def resize_as_trained(
     native: NDArray[np.float32], target: TargetMammogram, size: int
 ) -> NDArray[np.float32]:
     """Resize a window to a generator's size as its training did.
+
     Where training resampled mammograms (data.preprocess.spacing), so does this.
 
     Args:
         native: float32 [rows, cols].
-        size: Side of the generator's patch, px.
-
-    Returns:
-        float32 [size, size].
     """
     training_spacing = target.data.preprocess.spacing
     spacing = target.mammogram.spacing

@@ -41,7 +41,8 @@ Margins = tuple[int, int, int, int]
 
 class Sizes(Frozen):
     """The Gaussian of lesions' heights and widths.
-    Departure from Shen et al., section 4.3: the paper gives mean and variance of height and width
+
+    Deviation from Shen et al., section 4.3: the paper gives mean and variance of height and width
     alone. Here the two are correlated. Drawn independently (correlation 0), they make masses much
     longer and much flatter than real ones.
     """
@@ -107,7 +108,7 @@ class PatientsConfig(Frozen):
     """Patients on one side of a split, of mammograms and lesions, of sizes and shapes."""
 
     split_file: Path
-    """A split.json of a training."""
+    """A split.json of a training run."""
     fold: NonNegativeInt = 0
     """The fold that is held out; for a split by patient."""
     side: Literal["train", "held_out"] = "train"
@@ -136,7 +137,7 @@ class SynthesisConfig(Frozen):
     lesion and tissue from noise, as large as a real lesion.
     """
     generator: str | None = None
-    """Model URI of that network: a training's folder, an export, models:/NAME@ALIAS."""
+    """Model URI of that network: a run's folder, an export, models:/NAME@ALIAS."""
     tracking_uri: str | None = None
     """The store of models:/ URIs."""
     lesions: DataConfig | None = None
@@ -153,7 +154,7 @@ class SynthesisConfig(Frozen):
     """Degrees, each way, that real lesions are rotated by at most."""
     patients: PatientsConfig | None = None
     """Patients whose mammograms and lesions are used, also for sizes and shapes; null: everybody.
-    The trainings of networks, of a mask GAN too, are not checked: patients.json lists their
+    What networks were trained on, a mask GAN too, is not checked: patients.json lists their
     patients.
     """
     masses: tuple[PositiveInt, PositiveInt] = (1, 1)

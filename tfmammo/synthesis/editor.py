@@ -16,7 +16,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +43,10 @@ from tfmammo.synthesis.placement import TargetMammogram
 from tfmammo.synthesis.recipe import Recipe, collect_versions, describe_source
 from tfmammo.synthesis.renderers import make_renderer
 from tfmammo.synthesis.shapes import GeneratedShapes, NamedShapes, RealOutlines, ShapeSource
-from tfmammo.synthesis.sources import SourceLesion, select_lesions
+from tfmammo.synthesis.sources import select_lesions
 from tfmammo.synthesis.synthesizer import Synthesizer
+
+LesionsT = TypeVar("LesionsT", LesionBank, RealOutlines)
 
 SPACING = (0.005, 2.0)  # mm per px that a mammogram may have, by far
 
@@ -77,13 +79,14 @@ class EditorConfig(Frozen):
         if self.real_lesions and not self.lesions:
             raise ValueError(
                 f"renderer={self.renderer} needs lesions, the archive of the real lesions that "
-                "it sets in"
+                "it inserts"
             )
         return self
 
     @property
     def real_lesions(self) -> bool:
         """Whether real lesions are inserted or give a size.
+
         A request's factor counts then, else its size and shape.
         """
         return self.renderer not in ("infilling", "can", "contextual")
@@ -173,14 +176,13 @@ class Editor:
     @staticmethod
     def load(config: EditorConfig) -> Editor:
         """Find and read its networks and lesions.
+
         What it answers, and what its recipes say, is of these, whatever becomes of their folders.
 
         Raises:
-            TrackingError: A model URI leads to no network of its kind.
-            ExportError: A model URI leads to no network of its kind.
+            TrackingError, ExportError: A model URI leads to no network of its kind.
             DataError: A network or the lesions can't be used.
-            ConfigError: No such archive of lesions.
-            ArchiveError: No such archive of lesions.
+            ConfigError, ArchiveError: No such archive of lesions.
         """
         uri = config.tracking_uri
         if config.renderer == "contextual":
@@ -191,8 +193,15 @@ class Editor:
         renderer = make_renderer(config.renderer, generator, config.feather)
         if config.real_lesions:
             assert config.lesions
-            return Editor(config, Synthesizer(renderer, _load_lesions(config.lesions)))
-        return Editor(config, Synthesizer(renderer, shapes=_load_shapes(config)))
+            bank = _load_lesions(LesionBank, config.lesions)
+            return Editor(config, Synthesizer(renderer, bank))
+        shapes: ShapeSource | None = None
+        if config.gan:
+            network = generators.load_mask_generator(generators.resolve_handle(config.gan, uri))
+            shapes = GeneratedShapes(network)
+        elif config.lesions:
+            shapes = _load_lesions(RealOutlines, config.lesions)
+        return Editor(config, Synthesizer(renderer, shapes=shapes))
 
     def with_lesions(self, lesions: DataConfig) -> Editor:
         """Return an editor with the same network and with real lesions of another archive."""
@@ -200,7 +209,8 @@ class Editor:
             raise DataError(f"renderer={self.config.renderer} inserts no real lesions")
         assert self.synthesizer
         config = self.config.model_copy(update={"lesions": lesions})
-        return Editor(config, replace(self.synthesizer, lesions=_load_lesions(lesions)))
+        bank = _load_lesions(LesionBank, lesions)
+        return Editor(config, replace(self.synthesizer, lesions=bank))
 
     def edit(self, mammogram: Mammogram, request: EditRequest) -> EditResult:
         """Insert a lesion, or remove one.
@@ -209,9 +219,7 @@ class Editor:
             DataError: It can't be done there, or not of that size; the sentence says why.
             ArchiveError: Pixels, or a real lesion, can't be read.
         """
-        rows = mammogram.rows
-        cols = mammogram.cols
-        centre = request.centre
+        rows, cols, centre = mammogram.rows, mammogram.cols, request.centre
         if centre and (centre[0] >= rows or centre[1] >= cols):
             raise DataError(
                 f"centre {list(centre)} lies outside the mammogram of {rows} x {cols} px"
@@ -284,7 +292,7 @@ class Editor:
         needed = network.data.sampling.tissue
         if target.measure_free(place) < needed:
             raise DataError(
-                f"of the window of {length} px around it, which the network works on, less than "
+                f"the network works on a window of {length} px around it, of which less than "
                 f"{100 * needed:g} % is breast"
             )
         patch = patch_insertion.fill_window(target, place, network, random)
@@ -301,7 +309,7 @@ class Editor:
         recipe = {
             "renderer": "contextual",
             "target": network.target,
-            "wish": request.model_dump(mode="json"),
+            "request": request.model_dump(mode="json"),
             "place": list(place),
             "noise_seed": patch.seed,
             "source": describe_source(mammogram, stored).model_dump(mode="json"),
@@ -313,27 +321,9 @@ class Editor:
 
 
 @name_key("lesions")
-def _load_lesions(lesions: DataConfig) -> LesionBank:
-    return LesionBank.select(_read_lesions(lesions), lesions)
-
-
-@name_key("lesions")
-def _load_outlines(lesions: DataConfig) -> RealOutlines:
-    return RealOutlines.select(_read_lesions(lesions), lesions)
-
-
-def _read_lesions(lesions: DataConfig) -> tuple[SourceLesion, ...]:
-    return select_lesions(archives.read_mammograms(lesions, Skipped()), lesions)
-
-
-def _load_shapes(config: EditorConfig) -> ShapeSource | None:
-    """Load an editor's own shapes: of a mask GAN, or outlines of real lesions."""
-    if config.gan:
-        folder = generators.resolve_handle(config.gan, config.tracking_uri)
-        return GeneratedShapes(generators.load_mask_generator(folder))
-    if config.lesions:
-        return _load_outlines(config.lesions)
-    return None
+def _load_lesions(kind: type[LesionsT], config: DataConfig) -> LesionsT:
+    mammograms = archives.read_mammograms(config, Skipped())
+    return kind.select(select_lesions(mammograms, config), config)
 
 
 def open_mammogram(
@@ -355,7 +345,7 @@ def open_mammogram(
     spacing = mammogram.spacing or spacing
     if spacing and not all(SPACING[0] <= step <= SPACING[1] for step in spacing):
         raise ArchiveError(
-            f"{path}: {spacing[0]:g} x {spacing[1]:g} mm per px are no mammogram's; most have "
+            f"{path}: {spacing[0]:g} x {spacing[1]:g} mm per px are not a mammogram's; most have "
             "0.05 to 0.2"
         )
     return replace(

@@ -71,7 +71,7 @@ def read_training_data(section: dict[str, Any], handle: str) -> DataConfig:
     if config.preprocess.contrast != "none":
         raise DataError(
             f"{handle}: was trained with data.preprocess.contrast={config.preprocess.contrast}, "
-            "which can't be undone"
+            "which can't be reversed"
         )
     if config.frame == "full":
         raise DataError(
@@ -266,7 +266,7 @@ class MaskGenerator:
         if not plausible:
             return np.pad(mask[0, ..., 0], 1)
         if self.limits and not mask_gan.is_plausible(mask, self.limits)[0]:
-            raise DataError("the mask GAN's masks look like no training mask")
+            raise DataError("the mask GAN's masks do not look like training masks")
         region = np.ascontiguousarray(mask[0, ..., 0])
         if measure_rectangularity(region) > RECTANGULAR:
             raise DataError("the mask GAN's masks are rectangles")
@@ -377,7 +377,8 @@ def resolve_handle(handle: str, tracking_uri: str | None) -> Path:
 
 
 def find_best_weights(handle: str, tracking_uri: str | None) -> Path:
-    """Resolve a model URI to a folder, for a training to its best weights.
+    """Resolve a model URI to a folder, for a training run to its best weights.
+
     Those did best on its validation patches. `resolve_handle` gives the last ones.
     """
     best = Path(handle) / "best"

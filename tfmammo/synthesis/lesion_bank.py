@@ -9,7 +9,7 @@ for pixel.
 Source: Lin et al., Breast mass detection in mammograms via blending adversarial learning (2019),
 section 3 ("we randomly resize and rotate the input lesion").
 
-Departure: the paper gives neither range. All angles, and factors from 0.8 to 1.2, are equally
+Deviation: the paper gives neither range. All angles, and factors from 0.8 to 1.2, are equally
 likely. A breast does not look the same from all sides, because its ducts lead to the nipple. A
 smaller `rotate` may look truer.
 """
@@ -93,7 +93,7 @@ class LesionBank:
         if not selected:
             wanted = f"{pathology or ''} {' or '.join(data.kinds)}".strip()
             raise DataError(
-                f"{data.archive_name} holds no {wanted} with an outline{of_patients} to set in"
+                f"{data.archive_name} holds no {wanted} with an outline{of_patients} to insert"
             )
         return LesionBank(selected)
 
@@ -116,7 +116,7 @@ class LesionBank:
             else:
                 usable.append(lesion)
         if not usable:
-            raise DataError(f"no lesion can be set in; the first, {reasons[0]}")
+            raise DataError(f"no lesion can be inserted; the first, {reasons[0]}")
         return usable
 
     def draw(
@@ -129,6 +129,7 @@ class LesionBank:
         used: UsedPart | None = None,
     ) -> LesionPatch:
         """Draw a lesion for a mammogram, and transform it.
+
         Each lesion whose size in the mammogram is known is equally likely.
 
         Args:
@@ -177,6 +178,7 @@ def find_lesion(
 
 def transform(lesion: SourceLesion, record: TransformRecord, mammogram: Mammogram) -> LesionPatch:
     """Transform a lesion into the native pixels of another mammogram.
+
     The new mask is the largest part of what the old one covers by at least half, as in
     placement.scale_shape. Cubic interpolation of grey values keeps more of the grain than linear
     interpolation. A lesion that shrinks is blurred first, against aliasing.
@@ -288,6 +290,7 @@ def _make_forward(
     record: TransformRecord,
 ) -> NDArray[np.float64]:
     """Make the matrix from a lesion's (x, y) about its middle, px, to those in the target.
+
     In this order: mirrored, in mm, rotated, resized, in px again.
     """
     angle = np.deg2rad(record.angle)
@@ -299,6 +302,7 @@ def _make_forward(
 
 def _smooth(image: NDArray[np.float32], forward: NDArray[np.float64]) -> NDArray[np.float32]:
     """Blur an image along each axis as far as it is going to shrink.
+
     sigma = (1 / s - 1) / 2 px for a scale of s, so that nothing finer than a new px is left.
     """
     sigmas = [max(0.0, (1 / scale - 1) / 2) for scale in np.linalg.norm(forward, axis=0)]

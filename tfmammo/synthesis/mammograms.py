@@ -35,9 +35,7 @@ def synthesize(
     """Synthesize a set, or complete one that was stopped.
 
     Args:
-        config: The config.
         output: A new folder, or one of an earlier run with the same config.
-        runner: Who does the work.
         retry: Make items that were left out again.
 
     Returns:
@@ -113,8 +111,6 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Make the item of a recipe again, into images/ and lesion_masks/ of a folder.
 
     Args:
-        file: The recipe.
-        output: The folder.
         overrides: Of its config: where the archives (data.root, lesions.root) and the generator are
             now.
 

@@ -79,11 +79,10 @@ def draw_contiguous(
     random: np.random.Generator,
 ) -> list[Box]:
     """Draw a row of patches side by side, or a column where no row fits.
+
     Each patch has enough breast and nothing of a lesion. Every such row is equally likely.
 
     Args:
-        breast: uint8 [rows, cols, 1], 0 or 1.
-        lesions: uint8 [rows, cols, 1], 0 or 1.
         length: Side of a patch, px.
         tissue_part: Part of each patch that is breast, at least, 0 to 1.
 
@@ -116,6 +115,7 @@ def fill_window(
     target: TargetMammogram, place: Box, network: LesionGenerator, random: np.random.Generator
 ) -> EditedPatch:
     """Add a generator's lesion to a window of a mammogram, or remove the lesion there.
+
     Noise is drawn until post-processing keeps a lesion, TRIES times at most.
     """
     patch, low, high = extract_tissue(target, place, network.size)

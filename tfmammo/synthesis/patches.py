@@ -57,9 +57,7 @@ def synthesize(
     """Synthesize a set of patches, or complete one that was stopped.
 
     Args:
-        config: The config.
         output: A new folder, or one of an earlier run with the same config.
-        runner: Who does the work.
         retry: Make patches that were left out again.
 
     Returns:
@@ -169,7 +167,7 @@ def _open(
     network = load_lesion_generator(job.networks)
     first = job.recipes[0]
     if network.identity != first.generator:
-        raise DataError(f"{job.networks}: was replaced by another training while the work went on")
+        raise DataError(f"{job.networks}: was replaced by another training run meanwhile")
     open_once = cache(lambda: _open_source(job.mammogram, network, first.config.seed))
 
     def draw(recipe: PatchRecipe) -> tuple[PatchRecipe, sets.Contents]:
@@ -199,11 +197,7 @@ def draw_patch(
     """Draw places and noise, config.tries times at most, until post-processing keeps a lesion.
 
     Args:
-        recipe: What is decided of the patch.
-        mammogram: What it is drawn from.
-        network: The generator.
         digest: sha256 of the mammogram.
-        sampler: Draws real patches, from data.extraction.make_sampler.
 
     Returns:
         The recipe, complete but for its files, and the files: image and mask.
@@ -256,8 +250,6 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> PatchReci
     """Make the patch of a recipe again, into images/ and masks/ of a folder.
 
     Args:
-        file: The recipe.
-        output: The folder.
         overrides: Of its config: where the archive (data.root) and the generators are now.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Placement: where a lesion may lie in a mammogram. Pure functions of arrays.
+"""Placement: where a lesion may lie in a mammogram. Pure functions of arrays, in native px.
 
 A lesion is inserted by the difference that a generator makes. Its patch is cut where training
 patches are cut (data.patches' `frame`), and scaled to the generator's size and grey scale. The
@@ -17,7 +17,7 @@ A patch with tissue of its own, of a CAN or a vanilla GAN, is inserted whole ins
 (`make_whole_blend_mask`). Its grey values replace those of the mammogram, and fade out at its
 border alone.
 
-Departure from Shen et al., section 4.3: "the breast tissue patch at original position is replaced
+Deviation from Shen et al., section 4.3: "the breast tissue patch at original position is replaced
 by the generated mass patch". By default the difference is added instead (`blend`). A patch of 256
 px that is scaled to native pixels has none of the tissue's grain, so that its square shows, and a
 detector can learn squares. `whole_patch` of a synthesis is the paper's way (`blend` with
@@ -61,11 +61,6 @@ def crop_to_mask(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def scale_shape(shape: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Scale a shape to a height and a width, with a smooth edge.
 
-    Args:
-        shape: uint8 [rows, cols], 0 or 1.
-        height: px.
-        width: px.
-
     Returns:
         uint8 [height, width], 0 or 1, touching all four sides but for rounding.
     """
@@ -103,8 +98,6 @@ class Placement:
         """Place a lesion so that its box begins at (top, left), its patch as the training's.
 
         Args:
-            top: Native px.
-            left: Native px.
             mask: uint8 [height, width], 0 or 1.
         """
         box = (top, left, top + mask.shape[0], left + mask.shape[1])
@@ -162,6 +155,7 @@ class TargetMammogram:
 
     def measure_free(self, box: Box) -> float:
         """Measure the part of a box that is free breast, 0 to 1.
+
         It is 0 for a box that reaches beyond the mammogram.
         """
         if min(box) < 0 or box[2] > self.mammogram.rows or box[3] > self.mammogram.cols:
@@ -177,6 +171,7 @@ class TargetMammogram:
         by_rule: bool = True,
     ) -> tuple[int, int]:
         """Draw (top, left) of a lesion's box, so that its whole support is on free breast.
+
         Each such place is equally likely. By the rule of Shen et al., section 4.3, the box's
         centre is at X ~ U(w / 10, w / 2) from the chest wall and Y ~ U(h / 4, 3 h / 4), too.
 
@@ -190,7 +185,7 @@ class TargetMammogram:
             raise DataError(f"the breast is too small for {mass}")
         if not (fits & allowed).any():
             raise DataError(
-                f"the part of the breast that masses are set in is too small for {mass}"
+                f"the part of the breast that masses are inserted in is too small for {mass}"
             )
         starts = np.flatnonzero(self._find_starts_on(self.free, size, margins) & allowed)
         if not len(starts):
@@ -249,6 +244,7 @@ def compute_training_window(
     lesion: Lesion, mask: NDArray[np.uint8], mammogram: Mammogram, data: DataConfig
 ) -> Box:
     """Compute the window of a lesion's training patch, native px, half-open.
+
     Training crops around a lesion on the mirrored and resampled mammogram, where data.padding
     counts resampled px. So does this function, and then it maps the window back.
     """

@@ -273,7 +273,9 @@ def read_recipe(kind: type[AnyRecipe], path: Path) -> AnyRecipe:
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
     except ValidationError as error:
-        raise DataError(f"{path}: is no recipe of this version ({describe(error)[:300]})") from None
+        raise DataError(
+            f"{path}: is not a recipe of this version ({describe(error)[:300]})"
+        ) from None
 
 
 def find_source(

@@ -6,8 +6,8 @@ and its support lie, `render` gives the support's grey values.
 
 - Infilling and blending networks see a patch of their own size. Their change is added, weighted by
   a blend mask (see tfmammo.synthesis.placement). With whole_patch the patch replaces the tissue
-  instead, which is Shen et al.'s way. Adding is a departure, whose reason
-  tfmammo.synthesis.placement gives.
+  instead, which is Shen et al.'s way. tfmammo.synthesis.placement says
+  why adding is the default.
 - The blending network is shown a lesion on the grey scale of the tissue that it goes into. With
   data.window, training gives both the same scale. With data.percentiles, a lesion brighter than all
   of the tissue is cut off there. A network that was trained with model.prior=noise replaces the
@@ -20,7 +20,7 @@ and its support lie, `render` gives the support's grey values.
 - The methods of tfmammo.baselines.poisson work on native pixels, and change nothing beyond the
   mask. Their support is the mask's box and a border.
 
-Departure of the vanilla GAN from Lin et al., section 3: theirs makes whole mammograms, this one
+Deviation of the vanilla GAN from Lin et al., section 3: theirs makes whole mammograms, this one
 patches (baselines.vanilla_gan), which need tissue to lie in. A patch is as large in it as makes the
 longer side of its lesion that of a real one.
 """

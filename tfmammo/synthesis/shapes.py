@@ -89,7 +89,7 @@ class ShapeFiles:
             return ShapeFiles((place,))
         files = sorted(path for path in place.glob("*") if path.suffix.lower() in _PICTURES)
         if not files:
-            raise DataError(f"shapes.files: {place} is no picture and holds none")
+            raise DataError(f"shapes.files: {place} is not a picture and holds none")
         return ShapeFiles(tuple(files))
 
     @cached_property
@@ -162,6 +162,7 @@ def draw_shape(source: ShapeSource, random: np.random.Generator) -> Shape:
 
 def _clean(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Keep one region without holes: uint8 [rows, cols], 0 or 1.
+
     A median filter, as for generated masks, would take thin parts off.
     """
     return np.ascontiguousarray(mask_gan.clean(mask[None, ..., None], median=1)[0, ..., 0])

@@ -100,6 +100,7 @@ class PatientSubset:
 
     def select(self, mammograms: Sequence[Mammogram], archive_name: str) -> list[Mammogram]:
         """Select the mammograms of the patients.
+
         All mammograms of an archive that the split is not of are selected.
         """
         if self.config is None or self.split is None or self.split.archive != archive_name:

@@ -44,7 +44,7 @@ from tfmammo.synthesis.sources import Sources, fit_sizes
 log = logging.getLogger(__name__)
 
 TRIES = 20  # sizes, shapes and places drawn for one mass
-HINT = "; train it first, or set real masses in without a network: renderer=poisson generator=null"
+HINT = "; train it first, or insert real masses without a network: renderer=poisson generator=null"
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Synthesizer:
         gan = load_mask_generator(found.gan) if found.gan else None
         weights = (renderer.identity.get("weights"), gan.identity["weights"] if gan else None)
         if exports and exports.weights != weights:
-            raise DataError("a generator was replaced by another training while the work went on")
+            raise DataError("a generator was replaced by another training run meanwhile")
         found = replace(found, weights=weights)
         kept = _kept.get(config)
         if exports and kept and kept.exports == found:
@@ -246,6 +246,7 @@ class Synthesizer:
 
 def find_margins(renderer: Renderer, candidate: LesionCandidate, mammogram: Mammogram) -> Margins:
     """Find how far a lesion's support reaches beyond its box, native px.
+
     The renderer alone knows, once the lesion has a place: it is placed in the middle for a try.
     """
     height, width = candidate.mask.shape
