@@ -258,32 +258,31 @@ CHEAP = [
     ["runs"],
     ["registry", "list"],
     ["train", "can", "--data", "DIR", "--set", "training.initial=can", "--print-config"],
-    ["demo", "--help"],
     ["evaluate", "segmentation", "--help"],
 ]
 
 
 @pytest.mark.long
-def test_no_command_shows_a_line_of_a_library(repository, tmp_path):
+@pytest.mark.parametrize(
+    "words",
+    [*([name, "--help"] for name in (*shipped.COMMANDS, *command.OWN)), *CHEAP],
+    ids=" ".join,
+)
+def test_no_command_shows_a_line_of_a_library(repository, tmp_path, words):
     """Each in a process of its own, where TensorFlow is imported and looks for devices."""
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("CUDA_VISIBLE_DEVICES", "TF_CPP_MIN_LOG_LEVEL")
-    }
-    helps = [[name, "--help"] for name in (*shipped.COMMANDS, *command.OWN)]
-    for words in [*helps, *CHEAP]:
-        done = subprocess.run(
-            [sys.executable, "-m", "tfmammo", *words],
-            cwd=tmp_path,
-            env=environment | {"PYTHONPATH": str(repository)},
-            capture_output=True,
-            text=True,
-        )
-        lines = [line for line in done.stderr.splitlines() if not LOG_LINE.fullmatch(line)]
-        if done.returncode:  # the last line is the error's
-            assert done.returncode == 2 and lines.pop().startswith("error: "), (words, done.stderr)
-        assert not lines, (words, done.stderr)
+    quieted = ("CUDA_VISIBLE_DEVICES", "TF_CPP_MIN_LOG_LEVEL")  # by the tests' own environment
+    environment = {key: value for key, value in os.environ.items() if key not in quieted}
+    done = subprocess.run(
+        [sys.executable, "-m", "tfmammo", *words],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+    )
+    lines = [line for line in done.stderr.splitlines() if not LOG_LINE.fullmatch(line)]
+    if done.returncode:  # the last line is the error's
+        assert done.returncode == 2 and lines.pop().startswith("error: "), done.stderr
+    assert not lines, done.stderr
 
 
 def test_a_missing_extra_is_one_sentence(capsys):

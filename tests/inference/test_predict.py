@@ -6,6 +6,7 @@ the detector finds the same boxes everywhere.
 
 import csv
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -290,6 +291,23 @@ def test_two_images_of_one_name_are_not_mixed_up(models, tmp_path):
         models / "segmenter", [tmp_path / "a", tmp_path / "b"], tmp_path / "out"
     )
     assert summary.images == 1 and "another image is called 1" in str(summary.failures)
+
+
+def test_a_name_keeps_what_is_no_ending_and_a_model_is_read_again(models, tmp_path):
+    record = make_mammogram(1, (draw() / 255).astype(np.float32)[..., None])
+    (path,) = vindr.write([record], tmp_path / "dicom")
+    (tmp_path / "in").mkdir()
+    path.rename(tmp_path / "in/1.2.840.1")
+    shutil.copytree(models / "segmenter", tmp_path / "model")
+    predict_files(tmp_path / "model", tmp_path / "in", tmp_path / "first")
+    assert read_mask(tmp_path / "first/masks/1.2.840.1.png").any()
+    (image,) = json.loads((tmp_path / "first/images.json").read_text())["images"]
+    assert image["file_name"] == "1.2.840.1"
+    data = DataConfig(size=SIZE, frame="loose").model_dump(mode="json")
+    card = {"name": "bright", "config": {"data": data}}
+    export.export(KnownSegmenter(0.0, -50.0), tmp_path / "model", card)
+    summary = predict_files(tmp_path / "model", tmp_path / "in/1.2.840.1", tmp_path / "second")
+    assert summary.lesions == 0 and not read_mask(tmp_path / "second/masks/1.2.840.1.png").any()
 
 
 def test_records_of_an_archive_are_predicted_on(models):

@@ -40,6 +40,12 @@ class Image:
     regions: tuple[Finding, ...] | None = None
 
     @property
+    def file_name(self) -> str:
+        """Its path with the ending."""
+        ending = self.mammogram.file.suffix if self.mammogram.file else ""
+        return self.name if self.name.endswith(ending) else f"{self.name}{ending}"
+
+    @property
     def source(self) -> str:
         """What messages call it: its file, if it has one."""
         return str(self.mammogram.file or self.name)
@@ -92,13 +98,14 @@ def open_images(places: Sequence[Path], failed: Skipped, archive: str | None = N
         for record in archives.read_mammograms(DataConfig(name=archive, root=root), skipped):
             name = record.image_id
             if record.file and skipped.root and record.file.is_relative_to(skipped.root):
-                name = record.file.relative_to(skipped.root).with_suffix("").as_posix()
+                name = _remove_ending(record.file.relative_to(skipped.root))
             found.append((name.removeprefix("images/"), record))
         for file, reason in skipped.reasons.items():
             if skipped.root and Path(file).suffix.lower() in PICTURES + DICOMS:
                 failed.add(skipped.root / file, reason)
     for place in () if archive else places:
-        files = {place.stem: place} if place.is_file() else _list_images(place)
+        is_file = place.is_file()
+        files = {_remove_ending(Path(place.name)): place} if is_file else _list_images(place)
         for name, path in files.items():
             try:
                 found.append((name, folder.read_one(path)))
@@ -113,6 +120,12 @@ def open_images(places: Sequence[Path], failed: Skipped, archive: str | None = N
     if not images and not failed:
         raise ConfigError(f"{', '.join(map(str, places))}: holds no image")
     return list(images.values())
+
+
+def _remove_ending(path: Path) -> str:
+    """Remove the ending of an image; what follows a dot in another name is part of it."""
+    is_ending = path.suffix.lower() in PICTURES + DICOMS
+    return (path.with_suffix("") if is_ending else path).as_posix()
 
 
 def _list_images(root: Path) -> dict[str, Path]:

@@ -38,7 +38,7 @@ from tfmammo.inference.images import (
     open_images,
     predict_each,
 )
-from tfmammo.inference.pipeline import PipelineConfig, PipelineResult
+from tfmammo.inference.pipeline import Pipeline, PipelineConfig, PipelineResult
 from tfmammo.inference.writing import Part, Summary, load, make, read_part, write_lists
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.models.cgan import PostprocessConfig
@@ -85,8 +85,9 @@ def predict(
     failed = Skipped() if skipped is None else skipped
     config = _make_config(model, boxes, score, threshold, tracking_uri)
     opened = _open(images, boxes, archive, config, failed)
+    pipeline = Pipeline.load(config)
     for waiting in _divide(opened, config):
-        for _, result in predict_each(load(config), waiting, failed):
+        for _, result in predict_each(pipeline, waiting, failed):
             yield result
     if skipped is None and failed:
         raise PipelineError("; ".join(f"{file}: {why}" for file, why in failed.reasons.items()))
@@ -134,6 +135,7 @@ def predict_files(
     settings = config.model_dump(
         mode="json", exclude={"detector", "segmenter", "classifier", "tracking_uri"}
     )
+    load.cache_clear()  # a folder may hold another model by now
     identity = {
         "models": load(config).hash_models(),
         "settings": settings | {"overview": overview, "truth": truth},

@@ -66,7 +66,7 @@ class Summary:
 
 @lru_cache(maxsize=1)
 def load(config: PipelineConfig) -> Pipeline:
-    """Load the stages, once in a process."""
+    """Load the stages, once for all parts that a process makes."""
     return Pipeline.load(config)
 
 
@@ -85,6 +85,7 @@ def make(part: Part) -> None:
         if reason := failed.reasons.get(image.source):
             content = filesystem.to_json({"failure": reason})
             _write(part.output, f"findings/{image.name}.json", content)
+            (part.output / f"masks/{image.name}.png").unlink(missing_ok=True)
 
 
 def _write_result(
@@ -100,6 +101,7 @@ def _write_result(
     if mammogram.file and folder.is_dicom(mammogram.file):
         path = part.output / f"segmentations/{image.name}.dcm"
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # of an image that was another one
         write_segmentation(pipeline, result, mammogram.file, path)
     record: dict[str, Any] = {
         "identity": _identify(image),
@@ -171,9 +173,8 @@ def write_lists(
             continue
         mammogram = image.mammogram
         number = len(listed) + 1
-        ending = mammogram.file.suffix if mammogram.file else ""
         size = {"height": mammogram.rows, "width": mammogram.cols}
-        listed.append({"id": number, "file_name": f"{image.name}{ending}"} | size)
+        listed.append({"id": number, "file_name": image.file_name} | size)
         for finding in record["findings"]:
             category = {"image_id": number, "category_id": KINDS.index(finding["kind"]) + 1}
             predictions.append(category | {"score": finding["score"]} | finding["coco"])
