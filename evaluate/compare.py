@@ -28,8 +28,7 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="print the commands, run nothing")
     jobs_help = "how many commands run at once"
     parser.add_argument("--jobs", type=cli.parse_count, default=1, help=jobs_help)
-    version_help = "go on with what another version of the package made"
-    parser.add_argument("--any-version", action="store_true", help=version_help)
+    parser.add_argument("--any-version", action="store_true", help=cli.ANY_VERSION)
     options = parser.parse_args()
     overrides = [f"{key}={getattr(options, key)}" for key in ("folds", "seeds")]
     overrides = [override for override in overrides if not override.endswith("=None")]

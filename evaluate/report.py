@@ -28,8 +28,7 @@ def main() -> None:
     jobs_help = "how many commands run at once"
     parser.add_argument("--jobs", type=cli.parse_count, default=1, help=jobs_help)
     parser.add_argument("--keep-going", action="store_true", help="go on after a failed command")
-    version_help = "go on with what another version of the package made"
-    parser.add_argument("--any-version", action="store_true", help=version_help)
+    parser.add_argument("--any-version", action="store_true", help=cli.ANY_VERSION)
     arguments = parser.parse_args()
     config = cli.read_config(ReportConfig, arguments)
     output = (arguments.output or Path(f"runs/report-{arguments.scale}")).resolve()

@@ -34,8 +34,7 @@ def main() -> None:
     parser.add_argument("--study", choices=("can",), help=study_help)
     parser.add_argument("--plan", action="store_true", help="show a study's commands, run nothing")
     parser.add_argument("--jobs", type=cli.parse_count, default=1, help="commands that run at once")
-    version_help = "go on with a study whose runs another version of the package made"
-    parser.add_argument("--any-version", action="store_true", help=version_help)
+    parser.add_argument("--any-version", action="store_true", help=cli.ANY_VERSION)
     arguments = parser.parse_args()
     if not arguments.study:
         if arguments.plan:

