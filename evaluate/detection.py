@@ -33,11 +33,10 @@ def main() -> None:
     parser = cli.make_parser(__doc__, DetectionConfig, str(ROOT / "configs" / "detection.yaml"))
     study_help = "a study instead, by default of configs/study_NAME.yaml, which shows its keys"
     plan_help = "show a study's commands and run nothing"
-    version_help = "go on with a study whose steps another version of the package made"
     parser.add_argument("--study", choices=("infilling", "blending"), help=study_help)
     parser.add_argument("--plan", action="store_true", help=plan_help)
     parser.add_argument("--jobs", type=cli.parse_count, default=1, help="commands that run at once")
-    parser.add_argument("--any-version", action="store_true", help=version_help)
+    parser.add_argument("--any-version", action="store_true", help=cli.ANY_VERSION)
     arguments = parser.parse_args()
     if arguments.plan and not arguments.study:
         parser.error("--plan shows a study's commands, and --study names none")
