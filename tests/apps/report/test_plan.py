@@ -178,6 +178,7 @@ def test_exports_take_the_place_of_runs(complete, repository, tmp_path, exports)
     report = runner.plan_report(own, Options("small", ("can_fig2",)), tmp_path, repository)
     names = {step.name for step in report.plan.steps}
     assert names == {*(f"can_pix2pix_long/seed{n}" for n in range(1, 4)), "can_synthesis"}
+    assert set(report.plan.steps[-1].depends_on) == names - {"can_synthesis"}
     evaluation = report.plan.planned[-1]
     assert read_models(evaluation)["CAN"] == list(map(str, paths))
     assert [path.parent for path in evaluation.step.inputs] == list(paths)

@@ -62,8 +62,13 @@ class Plan:
 
     @property
     def steps(self) -> list[Step]:
-        """The steps that are run."""
-        return [one.step for one in self.planned if one.export is None]
+        """The steps that are run, which wait for no run that was made elsewhere."""
+        run = {one.step.name for one in self.planned if one.export is None}
+        return [
+            replace(one.step, depends_on=tuple(name for name in one.step.depends_on if name in run))
+            for one in self.planned
+            if one.export is None
+        ]
 
     def list_of(self, command: str) -> list[Planned]:
         """List the steps of a command."""
