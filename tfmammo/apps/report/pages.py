@@ -16,6 +16,8 @@ from tfmammo.apps.report.verified import list_checks
 WIDTH = 118
 LONGEST = 8  # lines of a table
 PICTURES = "pictures"
+Captions = Mapping[str, str]
+NO_CAPTIONS: Captions = {}
 CURVES = "curves"
 NO_RESULT = "no valid result yet"
 SUBSETS = {"protocol=paper": "leaking split"}  # in words, where the value alone does not say it
@@ -90,19 +92,19 @@ def name_counts(evidence: Sequence[Evidence]) -> str:
     )
 
 
-def build_page(paper: str, facts: AllFacts, pictures: frozenset[str] = frozenset()) -> str:
+def build_page(paper: str, facts: AllFacts, captions: Captions = NO_CAPTIONS) -> str:
     """Build the page of a paper.
 
     Args:
         paper: Its key.
         facts: Key -> facts of all items.
-        pictures: The names of the files in the folder of pictures.
+        captions: Name of a picture -> what it shows.
     """
     source = read_papers()[paper]
     items = [item for item in ITEMS if item.paper == paper]
     lines = [f"# {source.name}: results", "", *_introduce(paper, source, items, facts)]
     for item in items:
-        lines += ["", f"## {item.printed.label}", "", *_describe(item, facts, pictures)]
+        lines += ["", f"## {item.printed.label}", "", *_describe(item, facts, captions)]
         if paper == "can" and item.name == "table1" and inbreast.KEY in facts:
             lines += ["", *_describe_inbreast(facts[inbreast.KEY], item)]
     return "\n".join(lines) + "\n"
@@ -129,11 +131,12 @@ def _introduce(paper: str, source: Paper, items: Sequence[Item], facts: AllFacts
     return lines
 
 
-def _describe(item: Item, facts: AllFacts, pictures: frozenset[str]) -> list[str]:
+def _describe(item: Item, facts: AllFacts, captions: Captions) -> list[str]:
     lines = wrap(item.printed.shows)
-    picture = f"{item.key}.jpg"
-    if picture in pictures:
-        lines += ["", f"![{item.printed.label}]({PICTURES}/{picture})"]
+    for name in (item.key, f"{item.key}-best", f"{item.key}-worst"):
+        if name in captions:
+            lines += ["", f"![{item.printed.label}]({PICTURES}/{name}.jpg)"]
+            lines += ["", *wrap(f"*{captions[name]}*")]
     reason = find_reason(item, facts)
     evidence = judge_item(item, facts)
     if reason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tfmammo import filesystem
@@ -29,8 +30,11 @@ def read_all(folder: Path) -> dict[str, Facts]:
 def build_files(folder: Path) -> dict[str, str]:
     """Build all pages and pictures of curves from the facts in a folder: file -> text."""
     facts = read_all(folder)
-    pictures = frozenset(path.name for path in (folder / pages.PICTURES).glob("*.jpg"))
-    files = {f"{paper}.md": pages.build_page(paper, facts, pictures) for paper in read_papers()}
+    captions = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))["caption"]
+        for path in (folder / pages.PICTURES).glob("*.json")
+    }
+    files = {f"{paper}.md": pages.build_page(paper, facts, captions) for paper in read_papers()}
     return {"index.md": index.build_index(facts)} | files | pages.draw_curves(facts)
 
 
