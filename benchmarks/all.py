@@ -67,7 +67,7 @@ BENCHMARKS: Mapping[str, tuple[str, ...]] = {
     },
     "step contextual 256 px": (
         "step",
-        *("--peer", "torch-best", "--model", "contextual", "--size", "256", "--batch", "2"),
+        *("--peer", "torch-best", "--model", "contextual", "--size", "256", "--batch", "3"),
     ),
     **{
         f"inference {model}": ("inference", "--model", model)
