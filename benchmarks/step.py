@@ -405,7 +405,7 @@ def make_batch(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
         }
     labels = MODELS[arguments.model].labels
     if labels > 1:
-        # the contextual GAN learns from two patches at least, a malignant and a normal one
+        # the batch must be a multiple of their number
         batch["label"] = -np.arange(arguments.batch, dtype=np.int32) % labels
     return batch
 

@@ -47,7 +47,11 @@ def tell_apart(real: tf.Tensor, *fakes: tf.Tensor) -> tf.Tensor:
 
 
 def assert_descends(
-    model: Any, reference: Any, batch: Mapping[str, tf.Tensor], **losses: Loss
+    model: Any,
+    reference: Any,
+    batch: Mapping[str, tf.Tensor],
+    numbers: Mapping[str, Loss] | None = None,
+    **losses: Loss,
 ) -> None:
     """Check that one training step moves each network down the gradient of its own loss.
 
@@ -57,19 +61,27 @@ def assert_descends(
         model: Trained for one step.
         reference: Another model of the same config, which is given the model's weights.
         batch: Of the training step.
+        numbers: What the step must return besides the networks' losses, and nothing else, each
+            computed with the reference's networks; None: that is not checked.
         losses: By network: functions without arguments that compute the paper's losses with the
             reference's networks.
     """
-    assert_follows(model, reference, batch, lambda descend: descend(**losses))
+
+    def algorithm(descend: Descend) -> Mapping[str, tf.Tensor] | None:
+        returned = numbers and {name: number() for name, number in numbers.items()}
+        descend(**losses)
+        return returned
+
+    assert_follows(model, reference, batch, algorithm)
 
 
 def assert_follows(
     model: Any,
     reference: Any,
     batch: Mapping[str, tf.Tensor],
-    algorithm: Callable[[Descend], None],
+    algorithm: Callable[[Descend], Mapping[str, tf.Tensor] | None],
 ) -> None:
-    """Check that one training step follows the paper's algorithm.
+    """Check that one training step follows the paper's algorithm, and returns its losses.
 
     SGD takes the place of the model's optimizers, at rates 1, 1/2 and so on. The rates differ so
     that no two optimizers can change places unseen. Every trained number of every network must move
@@ -81,23 +93,32 @@ def assert_follows(
         batch: Of the training step.
         algorithm: Writes the paper's algorithm out on the reference's networks, by calls of
             `descend(NAME=LOSS, ...)`; see `assert_descends`. All gradients of one call are taken
-            before it moves a network.
+            before it moves a network. The step must return the loss of a network's last call, and
+            what else the algorithm returns.
     """
     rates = {name: 0.5**i for i, name in enumerate(model.optimizers)}
     start = read_weights(model)
     for name, network in reference.networks.items():
         network.set_weights(model.networks[name].get_weights())
+    returned = {}
 
     def descend(**losses: Loss) -> None:
-        gradients = {name: _gradient(reference.networks[name], losses[name]) for name in losses}
+        gradients = {}
+        for name, loss in losses.items():
+            value, gradients[name] = _differentiate(reference.networks[name], loss)
+            returned[f"{name}_loss"] = value
         for name, values in gradients.items():
             weights = reference.networks[name].trainable_variables
             for weight, gradient in zip(weights, values, strict=True):
                 weight.assign(weight - rates[name] * gradient)
 
-    algorithm(descend)
+    numbers = algorithm(descend)
+    returned |= numbers or {}
     model.optimizers = {name: keras.optimizers.SGD(value) for name, value in rates.items()}
-    model.train_step(batch)
+    found = model.train_step(batch)
+    assert numbers is None or set(found) == set(returned)
+    for name, value in returned.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
     now = read_weights(model)
     for name, weights in read_weights(reference).items():
         expected = [new - old for new, old in zip(weights, start[name], strict=True)]
@@ -110,8 +131,9 @@ def assert_follows(
             )
 
 
-def _gradient(network: Any, loss: Loss) -> list[tf.Tensor]:
+def _differentiate(network: Any, loss: Loss) -> tuple[tf.Tensor, list[tf.Tensor]]:
     weights = network.trainable_variables
     with tf.GradientTape() as tape:
         value = loss()
-    return tape.gradient(value, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    zero = tf.UnconnectedGradients.ZERO
+    return value, tape.gradient(value, weights, unconnected_gradients=zero)

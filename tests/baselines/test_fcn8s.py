@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from pydantic import ValidationError
 
 from tests.full_size import build_without_memory, count_weights
 from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig, bilinear, build_network
@@ -37,13 +36,6 @@ def test_full_size(classes, count, monkeypatch):
         (4, 4),
         (16, 16),
     ]
-
-
-def test_two_classes_are_the_default():
-    assert (
-        FCN8sConfig().classes == 2
-        and FCN8s(FCN8sConfig(**SMALL), 32).networks["segmenter"].output_shape[-1] == 2
-    )
 
 
 def test_bilinear_kernel_by_hand():
@@ -131,11 +123,3 @@ def test_the_grey_patch_becomes_three_equal_colours():
         np.full((1, 32, 32, 1), 0.25, np.float32)
     )
     np.testing.assert_allclose(colours, np.full((1, 32, 32, 3), -0.5))
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"classes": 3}, {"fc_width": 0}, {"dropout": 1}, {"widths": (4, 4)}]
-)
-def test_the_config_refuses_what_is_no_fcn8s(wrong):
-    with pytest.raises(ValidationError, match=next(iter(wrong))):
-        FCN8sConfig(**wrong)

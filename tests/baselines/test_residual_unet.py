@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from pydantic import ValidationError
 
 from tests.full_size import build_without_memory, count_weights
 from tests.updates import assert_descends
@@ -14,7 +13,6 @@ from tfmammo.baselines.residual_unet import (
     build_network,
     deep_supervision,
 )
-from tfmammo.errors import ConfigError
 from tfmammo.nn.normalization import SampleNormalization
 
 SMALL = ResidualUNetConfig(widths=(4, 8, 8, 8), blocks=(1, 2, 1, 1))
@@ -142,11 +140,3 @@ def test_smaller_masks_are_of_the_pixels_next_to_their_middle():
     sure = tf.fill([1, 2, 2, 1], -50.0)
     whole = tf.constant(100 * mask - 50)
     assert float(deep_supervision(tf.constant(mask), [whole, sure])) == pytest.approx(0, abs=1e-6)
-
-
-def test_the_config_refuses_what_is_no_residual_unet():
-    for wrong in ({"widths": (4,), "blocks": (1,)}, {"blocks": (1, 1)}, {"widths": (4, 0)}):
-        with pytest.raises(ValidationError, match=next(iter(wrong))):
-            ResidualUNetConfig(**wrong)
-    with pytest.raises(ConfigError, match="data.size"):
-        ResidualUNet(size=36)

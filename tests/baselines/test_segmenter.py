@@ -8,10 +8,9 @@ import tensorflow as tf
 from tests.updates import assert_descends
 from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
 from tfmammo.baselines.residual_unet import ResidualUNet, ResidualUNetConfig
-from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig, check_size
+from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig
 from tfmammo.baselines.segnet import SegNet, SegNetConfig
 from tfmammo.baselines.unet import UNet, UNetConfig
-from tfmammo.errors import ConfigError
 from tfmammo.nn.normalization import SampleNormalization
 
 SIZE = 32
@@ -25,10 +24,6 @@ SMALL = {
     "residual_unet": lambda rate: ResidualUNet(
         ResidualUNetConfig(widths=(8, 8, 8), blocks=(1, 1, 1), learning_rate=rate), SIZE
     ),
-}
-WITH_DROPOUT = {
-    "unet": lambda: UNet(UNetConfig(widths=(4, 4)), SIZE),
-    "fcn8s": lambda: FCN8s(FCN8sConfig(widths=(4,) * 5, fc_width=8), SIZE),
 }
 
 
@@ -82,32 +77,6 @@ def test_the_panels_are_probabilities():
     assert panels["image"] is data["image"] and panels["truth"] is data["mask"]
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_the_model_keeps_the_contract(name):
-    model = small(name)
-    network = model.networks["segmenter"]
-    assert model.name == name
-    assert model.networks.keys() == model.optimizers.keys() == {"segmenter"}
-    optimizer = model.optimizers["segmenter"]
-    assert (
-        optimizer.built
-        and optimizer.beta_1 == 0.5
-        and float(optimizer.learning_rate) == pytest.approx(3e-3)
-    )
-    assert network.input_shape == network.output_shape[:3] + (1,) == (None, SIZE, SIZE, 1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
-def test_twenty_steps_lower_the_loss(name):
-    model = small(name)
-    step = tf.function(model.train_step)
-    data = batch()
-    losses = [float(step(data)["segmenter_loss"]) for _ in range(20)]
-    assert losses[-1] < 0.7 * losses[0]
-    assert int(model.optimizers["segmenter"].iterations) == 20
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "residual_unet"])
 def test_the_network_descends_cross_entropy(name):
@@ -152,74 +121,3 @@ def test_the_gradient_reaches_every_variable(name):
         if g is None or not np.any(g)
     }
     assert not still
-
-
-# bfloat16 differs in no network: only float16 scales the loss, which the optimizer does.
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "policy"),
-    [("unet", "mixed_bfloat16"), *((name, "mixed_float16") for name in SMALL)],
-)
-def test_mixed_precision_trains_and_answers_in_float32(name, policy):
-    keras.config.set_dtype_policy(policy)
-    model = small(name)
-    network = model.networks["segmenter"]
-    assert policy.removeprefix("mixed_") in {layer.compute_dtype for layer in network.layers}
-    before = network.get_weights()
-    data = batch()
-    step = tf.function(model.train_step)
-    losses = [step(data)["segmenter_loss"] for _ in range(3)]
-    assert all(loss.dtype == tf.float32 and np.isfinite(loss) for loss in losses)
-    assert any(np.any(v != w) for v, w in zip(network.get_weights(), before, strict=True))
-    assert {v.dtype for v in network.trainable_variables} == {"float32"}
-    assert network(data["image"]).dtype == tf.float32
-    assert {panel.dtype for panel in model.sample(data).values()} == {tf.float32}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
-def test_the_exported_function_answers_as_the_model(name):
-    model = small(name)
-    model.train_step(batch())
-    functions = model.functions()
-    assert functions.keys() == {"segmenter"}
-    (signature,) = functions["segmenter"].input_signature
-    assert signature == tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, name="image")
-    data = batch(3)
-    answer = functions["segmenter"](image=data["image"])
-    assert answer.keys() == {"mask"} and answer["mask"].dtype == tf.float32
-    assert np.all((answer["mask"] > 0) & (answer["mask"] < 1))
-    np.testing.assert_allclose(answer["mask"], model.sample(data)["output"], atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
-def test_a_sample_is_answered_alike_alone_and_in_a_batch(name):
-    model = small(name)
-    model.train_step(batch())
-    images = batch(3)["image"]
-    together = model.logits(images)
-    assert np.ptp(together) > 1e-3
-    for i in range(3):
-        np.testing.assert_allclose(together[i : i + 1], model.logits(images[i : i + 1]), atol=1e-4)
-
-
-@pytest.mark.parametrize("name", WITH_DROPOUT)
-def test_dropout_drops_in_training_only(name):
-    keras.utils.set_random_seed(1)
-    model = WITH_DROPOUT[name]()
-    for _ in range(2):
-        model.train_step(batch())
-    image = batch()["image"]
-    assert np.any(model.logits(image, training=True) != model.logits(image, training=True))
-    np.testing.assert_array_equal(model.logits(image), model.logits(image))
-
-
-def test_sizes_that_can_not_be_halved_are_refused():
-    check_size(64, 32)
-    for size in (0, 16, 100):
-        with pytest.raises(ConfigError, match=f"data.size: {size} px is not a multiple of 32"):
-            check_size(size, 32)
-    for model, size in ((UNet, 40), (FCN8s, 48), (SegNet, 16)):
-        with pytest.raises(ConfigError, match=f"data.size: {size} px is not a multiple of"):
-            model(size=size)

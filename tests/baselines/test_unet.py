@@ -2,11 +2,9 @@
 
 import keras
 import numpy as np
-import pytest
-from pydantic import ValidationError
 
 from tests.full_size import build_without_memory, count_weights
-from tfmammo.baselines.unet import UNet, UNetConfig, build_network
+from tfmammo.baselines.unet import UNet, build_network
 
 
 def layers(model, kind):
@@ -50,16 +48,3 @@ def test_the_skips_carry_each_level_past_the_bottom():
 def test_the_image_is_centred_inside():
     (rescaling,) = layers(build_network(4, (2, 2), 0.0), keras.layers.Rescaling)
     np.testing.assert_allclose(rescaling(np.array([0, 0.25, 1], np.float32)), [-1, -0.5, 1])
-
-
-@pytest.mark.slow
-def test_the_config_refuses_what_is_no_unet():
-    for wrong in (
-        {"widths": (64,)},
-        {"widths": (64, 0)},
-        {"dropout": 1.0},
-        {"learning_rate": 0},
-        {"weights": "imagenet"},
-    ):
-        with pytest.raises(ValidationError, match=next(iter(wrong))):
-            UNetConfig(**wrong)

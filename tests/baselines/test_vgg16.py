@@ -99,18 +99,6 @@ def test_segnet_starts_from_the_file(encoder):
 
 
 @pytest.mark.slow
-def test_the_summed_kernel_sees_grey_as_the_three_colours_did(encoder):
-    source, path = encoder
-    network = segnet.build_network(32)
-    vgg16.assign(network, path, fc=False)
-    grey = np.random.default_rng(0).uniform(-128, 128, (1, 8, 8, 1)).astype(np.float32)
-    theirs = source.get_layer("block1_conv1")(np.repeat(grey, 3, -1))
-    np.testing.assert_allclose(
-        tf.nn.relu(network.get_layer("block1_conv1")(grey)), theirs, atol=1e-3
-    )
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("form", ["legacy.h5", ".keras"])
 def test_other_files_of_keras_are_read_alike(tmp_path, form):
     source = random_vgg16()
@@ -279,9 +267,6 @@ def test_other_widths_than_vgg16s_are_refused(config):
         config(weights="imagenet", widths=(4, 4, 4, 4, 4))
     assert config(widths=(4, 4, 4, 4, 4)).pretrained is False
     assert config(weights="imagenet").pretrained is True
-
-
-def test_another_fc_width_than_vgg16s_is_refused():
     with pytest.raises(ValidationError, match="fc_width"):
         FCN8sConfig(weights="imagenet", fc_width=8)
 

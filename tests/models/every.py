@@ -62,6 +62,12 @@ TINY: dict[str, tuple[Any, Any, dict[str, Any], int]] = {
     ),
     "blending": (Blending, BlendingConfig, {"widths": (4, 8), "discriminator_filters": 4}, 32),
     "contextual": (Contextual, ContextualConfig, CONTEXTUAL | {"start": 8}, 16),
+    "classifier, two pools": (
+        Classifier,
+        ClassifierConfig,
+        RESNET | {"weights": "none", "share": 0.5, "samples": 1000},
+        32,
+    ),
     "classifier": (Classifier, ClassifierConfig, RESNET | {"weights": "none"}, 32),
     "pix2pix": (Pix2Pix, Pix2PixConfig, UNET, 32),
     "vanilla_gan": (VanillaGAN, VanillaGANConfig, DCGAN, 32),
@@ -71,7 +77,13 @@ TINY: dict[str, tuple[Any, Any, dict[str, Any], int]] = {
     "residual_unet": (ResidualUNet, ResidualUNetConfig, {"widths": (4, 4), "blocks": (1, 1)}, 32),
 }
 # labels of a batch's patches, in turn
-LABELS = {"contextual": (0, 1, 2), "blending": (0, 1), "classifier": (0, 1), "shape": (0, 1, 2, 3)}
+LABELS = {
+    "contextual": (0, 1, 2),
+    "blending": (0, 1),
+    "classifier": (0, 1),
+    "classifier, two pools": (0, 1, 2, 3),
+    "shape": (0, 1, 2, 3),
+}
 
 
 def make_model(name: str, **more: Any) -> Any:
@@ -80,8 +92,9 @@ def make_model(name: str, **more: Any) -> Any:
     return kind(config(**{**values, **more}), size)
 
 
-def make_batch(name: str, count: int = 6, seed: int = 0) -> dict[str, tf.Tensor]:
-    """Make a batch of bright discs, some of them labelled."""
+def make_batch(name: str, count: int | None = None, seed: int = 0) -> dict[str, tf.Tensor]:
+    """Make a batch of bright discs, labelled where the model needs it."""
+    count = count or 2 * len(LABELS.get(name, (0, 1, 2)))
     size = TINY[name][3]
     random = np.random.default_rng(seed)
     rows, cols = np.mgrid[:size, :size] - size / 2

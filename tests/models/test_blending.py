@@ -4,12 +4,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from pydantic import ValidationError
 from scipy import ndimage
 
 from tests.full_size import build_without_memory, count_each
 from tests.updates import assert_descends, deceive, respond, tell_apart
-from tfmammo.errors import ConfigError
 from tfmammo.metrics.blending import background_error
 from tfmammo.models.blending import (
     GAP,
@@ -65,27 +63,6 @@ def batch(count=2, seed=1, size=SIZE):
 
 def grey(*rows):
     return tf.constant(np.array(rows, np.float32)[np.newaxis, ..., np.newaxis])
-
-
-def test_the_papers_values_are_the_defaults():
-    config = BlendingConfig()
-    assert (config.prior, config.noise_guide, config.lambda_p, config.rotate, config.resize) == (
-        "lesion",
-        "lesion",
-        100,
-        180,
-        (0.8, 1.2),
-    )
-    assert (config.learning_rate, config.beta_1, config.beta_2) == (2e-4, 0.5, 0.999)
-    assert (config.adversarial, config.average, config.dropout) == (
-        "non_saturating",
-        "responses",
-        0,
-    )
-    with pytest.raises(ValidationError, match="resize must be two factors, the smaller first"):
-        BlendingConfig(resize=(1.2, 0.8))
-    with pytest.raises(ValidationError, match="noise_guide"):
-        BlendingConfig(noise_guide="none")
 
 
 def test_the_networks(monkeypatch):
@@ -352,45 +329,6 @@ def test_no_place_cuts_a_mask_off():
 
 @pytest.mark.parametrize(("prior", "guide"), PRIORS)
 @pytest.mark.parametrize(
-    ("adversarial", "average"), [("non_saturating", "responses"), ("as_printed", "losses")]
-)
-def test_every_returned_number_by_hand(prior, guide, adversarial, average):
-    model = small(prior=prior, noise_guide=guide, adversarial=adversarial, average=average)
-    data = batch()
-    tissue = data["image"][::2]
-    real = data["image"][1::2]
-    shape = data["mask"][1::2]
-    lesion, mask = place_lesion(real, shape, model._draws(real, 0))
-    shown = model._prior(tissue, lesion, 0)
-    fake = model.generator(paste(tissue, shown, mask) * 2 - 1, training=True)
-    p_real, p_fake = (
-        tf.sigmoid(model.discriminator(image)).numpy().astype(np.float64)
-        for image in (real * 2 - 1, fake)
-    )
-    image = fake / 2 + 0.5
-    seamless = 0.0 if guide == "none" else float(seamless_loss(image, tissue, lesion, mask))
-    background = float(background_loss(image, tissue, mask))
-
-    def log(p):
-        return np.log(p).mean() if average == "losses" else np.log(p.mean(axis=(1, 2, 3))).mean()
-
-    expected = {
-        "generator_loss": (log(1 - p_fake) if adversarial == "as_printed" else -log(p_fake))
-        + 100 * (seamless + background),
-        "discriminator_loss": -log(p_real) - log(1 - p_fake),
-        "seamless": seamless,
-        "background": background,
-        "p_real": p_real.mean(),
-        "p_fake": p_fake.mean(),
-    }
-    losses = model.train_step(data)
-    assert set(losses) == set(expected)
-    for name, value in expected.items():
-        np.testing.assert_allclose(losses[name], value, rtol=1e-4, err_msg=name)
-
-
-@pytest.mark.parametrize(("prior", "guide"), PRIORS)
-@pytest.mark.parametrize(
     ("adversarial", "average"),
     [
         ("non_saturating", "responses"),
@@ -438,35 +376,36 @@ def test_each_network_descends_its_own_loss(prior, guide, adversarial, average):
         change = length(gradients(image)) - length(gradients(tissue))
         return mean_over(1 - mask, tf.abs(image - tissue)) + tf.sqrt(mean_over(whole, change**2))
 
-    def generator_loss():
-        fake = reference.generator(channels, training=True)
-        image = fake / 2 + 0.5
-        prior_loss = 0.0 if guide == "none" else seamless(image)
-        distance = tf.reduce_mean(prior_loss + background(image))
-        return deceive(probability(fake), adversarial) + 0.1 * distance
+    def blend():
+        return reference.generator(channels, training=True)
 
-    def discriminator_loss():
-        fake = probability(reference.generator(channels, training=True))
-        return tell_apart(probability(real * 2 - 1), fake)
+    def seamless_term():
+        return tf.constant(0.0) if guide == "none" else tf.reduce_mean(seamless(blend() / 2 + 0.5))
+
+    def background_term():
+        return tf.reduce_mean(background(blend() / 2 + 0.5))
+
+    def p_real():
+        return probability(real * 2 - 1)
+
+    def p_fake():
+        return probability(blend())
 
     assert_descends(
-        model, reference, data, generator=generator_loss, discriminator=discriminator_loss
+        model,
+        reference,
+        data,
+        {
+            "seamless": seamless_term,
+            "background": background_term,
+            "p_real": lambda: tf.reduce_mean(p_real()),
+            "p_fake": lambda: tf.reduce_mean(p_fake()),
+        },
+        generator=lambda: (
+            deceive(p_fake(), adversarial) + 0.1 * (seamless_term() + background_term())
+        ),
+        discriminator=lambda: tell_apart(p_real(), p_fake()),
     )
-
-
-@pytest.mark.slow
-def test_it_learns_to_keep_the_background_and_to_follow_the_guide():
-    keras.utils.set_random_seed(0)
-    model = Blending(
-        BlendingConfig(widths=(8, 16), discriminator_filters=4, learning_rate=2e-3, rotate=0), SIZE
-    )
-    data = batch(4)
-    step = tf.function(model.train_step)
-    first = step(data)
-    for _ in range(150):
-        last = step(data)
-    assert float(last["background"]) < 0.3 * float(first["background"])
-    assert float(last["seamless"]) < 0.7 * float(first["seamless"])
 
 
 def test_draws_follow_from_the_step_and_the_patch():
@@ -496,13 +435,6 @@ def test_the_order_of_lesions_and_tissue_in_a_batch_does_not_matter():
     again = model.train_step(turned)
     for name, value in first.items():
         np.testing.assert_allclose(again[name], value, rtol=1e-5, err_msg=name)
-
-
-def test_patches_without_labels_are_refused():
-    data = batch()
-    del data["label"]
-    with pytest.raises(ConfigError, match="labelled as lesion's and normal"):
-        small().train_step(data)
 
 
 def test_panels_of_the_image_grid():
@@ -548,23 +480,3 @@ def test_without_prior_the_lesion_makes_no_difference_but_its_place_does():
     )
     np.testing.assert_array_equal(one, other)
     assert np.abs(one - model.blend(paste(tissue, tissue, tf.reverse(mask, [1, 2])))).max() > 1e-3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision_trains_and_answers_in_float32(policy):
-    keras.config.set_dtype_policy(policy)
-    model = Blending(BlendingConfig(**TINY), SIZE)
-    losses = tf.function(model.train_step)(batch())
-    assert all(np.isfinite(value) and value.dtype == tf.float32 for value in losses.values())
-    assert model.blend(tf.zeros([1, SIZE, SIZE, 3])).dtype == tf.float32
-
-
-def test_sizes_that_do_not_fit():
-    with pytest.raises(
-        ConfigError,
-        match=r"patches of 20 px can't be halved 3 times, for all levels of model.widths",
-    ):
-        Blending(BlendingConfig(widths=(4, 4, 4, 4)), 20)
-    with pytest.raises(ConfigError, match="patches of 8 px are smaller than the 16 px"):
-        Blending(BlendingConfig(widths=(4, 4)), 8)

@@ -27,19 +27,6 @@ def batch(each=2, pools=4):
     return {"image": tf.constant(images, tf.float32), "label": tf.constant(labels)}
 
 
-def test_the_papers_values_are_the_defaults():
-    c = ClassifierConfig()
-    assert (c.weights, c.filters, c.blocks, c.learning_rate, c.beta_1, c.beta_2) == (
-        "imagenet",
-        64,
-        (3, 4, 6, 3),
-        1e-5,
-        0.9,
-        0.999,
-    )
-    assert (c.share, c.decay, c.decay_every, c.positives) == (0, 0.1, 5000 / 500_000, "malignant")
-
-
 @pytest.mark.slow
 def test_it_is_resnet_50_with_a_grey_input_and_one_logit():
     """Keras's network of random weights gives the same features.
@@ -137,20 +124,6 @@ def test_which_samples_are_synthetic_follows_the_step_and_the_trainings_seed():
 
 
 @pytest.mark.slow
-def test_a_step_is_binary_cross_entropy_and_lowers_it():
-    model = make_model()
-    data = batch(pools=2)
-    _, logit = model.network(data["image"], training=True)
-    sign = 2 * data["label"].numpy() - 1
-    expected = np.mean(np.log1p(np.exp(-sign * logit.numpy()[:, 0])))
-    first = model.train_step(data)
-    assert float(first["classifier_loss"]) == pytest.approx(expected, rel=1e-4)
-    for _ in range(15):
-        last = model.train_step(data)
-    assert float(last["classifier_loss"]) < 0.7 * expected and float(last["accuracy"]) == 1.0
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_the_network_descends_binary_cross_entropy(share):
     model, reference = (make_model(share=share, samples=1000) for _ in range(2))
@@ -164,16 +137,6 @@ def test_the_network_descends_binary_cross_entropy(share):
     assert_descends(model, reference, data, classifier=loss)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_it_trains_in_mixed_precision(policy):
-    keras.config.set_dtype_policy(policy)
-    model = make_model(share=0.5, samples=100)
-    losses = [float(model.train_step(batch())["classifier_loss"]) for _ in range(3)]
-    assert np.isfinite(losses).all()
-    features, logit = model.network(batch()["image"])
-    assert features.dtype == logit.dtype == tf.float32 and int(model._count_batches()) <= 3
-
-
 @pytest.mark.slow
 def test_its_export_answers_with_probability_and_features(tmp_path):
     model = make_model()
@@ -184,15 +147,6 @@ def test_its_export_answers_with_probability_and_features(tmp_path):
     np.testing.assert_allclose(answer["probability"], 1 / (1 + np.exp(-logit[:, 0])), rtol=1e-4)
     np.testing.assert_allclose(answer["features"], features, rtol=1e-4, atol=1e-5)
     assert answer["features"].shape == (3, 64)
-
-
-def test_the_grid_shows_the_patch_and_its_probability():
-    panels = make_model().sample({"image": batch(pools=2)["image"]})
-    assert {name: panel.shape for name, panel in panels.items()} == {
-        "patch": (4, SIZE, SIZE, 1),
-        "probability": (4, SIZE, SIZE, 1),
-    }
-    assert np.ptp(panels["probability"][0]) == 0
 
 
 # of Keras, which reads its own variables

@@ -80,21 +80,6 @@ def noise(network, count=2, seed=3):
     return tf.constant(sample_latent_noise(count, network.blocks, seed))
 
 
-def test_the_papers_values_are_the_defaults():
-    c = ContextualConfig()
-    assert (c.filters[0], c.discriminator_factor, c.attention, c.border, c.embedding) == (
-        16,
-        8,
-        32,
-        10,
-        4,
-    )
-    assert (c.lambda_penalty, c.k, c.other_weight, c.start, c.fade_steps) == (10, 1, 0.2, 128, 3000)
-    assert (c.learning_rate, c.beta_1, c.beta_2, c.epsilon) == (1e-5, 0, 0.99, 1e-8)
-    p = c.postprocess
-    assert (p.threshold, p.smallest, p.dilation, p.edge) == (0.1, 0.1, 5, 10)
-
-
 @pytest.mark.slow
 def test_parameters_of_the_papers_networks(monkeypatch):
     """Sum over the paper's layers, 9 ab + b for each convolution.
@@ -138,11 +123,6 @@ def test_parameters_of_the_papers_networks(monkeypatch):
     wide = [1, *(8 * width for width in widths[1:])]
     encoder = sum(9 * a * b + b for a, b in zip(wide, wide[1:], strict=False)) + 16 * 4096 * 4 + 4
     assert parameters(Discriminator, 256) == encoder + 4 * 512 * 64 + 1 + 2 * 128 == 100_967_685
-
-
-def test_a_generator_grown_from_its_last_size_alone_has_nothing_to_fade():
-    whole = Generator(config(start=32), SIZE)
-    assert whole.from_image is whole.old_from_image is whole.old_to_lesion is None
 
 
 @pytest.mark.parametrize("values", [{}, {"attention_in_decoder": True}])
@@ -272,27 +252,6 @@ def test_the_new_level_is_faded_in_over_fade_steps():
 
 
 @pytest.mark.slow
-def test_a_model_grows_all_its_networks():
-    small = randomise(build_networks(config(), 16))
-    gan = Contextual(config(), SIZE)
-    assert gan.grow(small) is gan
-    for name, network in gan.networks.items():
-        np.testing.assert_array_equal(
-            network.downs[0].get_weights()[0], small[name].downs[0].get_weights()[0]
-        )
-
-
-def test_levels_are_numbered_from_the_outermost_of_the_paper():
-    generators = {size: Generator(config(), size) for size in (16, 32)}
-    assert [list(network.levels) for network in generators.values()] == [[2, 3], [1, 2, 3]]
-    for network in generators.values():
-        widths = [network.convolution_down(level).filters for level in network.levels]
-        assert widths == [TINY["filters"][level - 1] for level in network.levels]
-        assert [network.noise_input(level) for level in (2, 3)] == [2, 0]
-    assert generators[16].from_image.filters == TINY["filters"][0]
-
-
-@pytest.mark.slow
 def test_three_stages_grow_one_from_another():
     c = config(start=8, attention=4)
     assert c.stages(32) == [8, 16, 32]
@@ -305,61 +264,6 @@ def test_three_stages_grow_one_from_another():
         size = grown["discriminator"].size
         expected = small["discriminator"](tf.nn.avg_pool2d(patches(size), 2, 2, "VALID"))
         np.testing.assert_array_equal(grown["discriminator"](patches(size)), expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("target", "delta"), [("mass", "dragan"), ("removal", "dragan"), ("mass", "as_printed")]
-)
-def test_every_returned_number_by_hand(target, delta):
-    gan = make_model(target=target, delta=delta, learning_rate=1e-30, generator_updates=1)
-    data = batch()
-    losses = gan.train_step(data)
-    gan.generator.steps.assign(0)  # the same random numbers again
-    image = data["image"] * 2 - 1
-    malignant, benign, normal = (
-        tf.boolean_mask(image, data["label"] == label) for label in range(3)
-    )
-    real, source = (malignant, normal) if target == "mass" else (normal, malignant)
-
-    def logits(x):
-        return gan.discriminator(x).numpy().astype(np.float64)
-
-    def fake(use):
-        return tf.clip_by_value(source + gan.generator(source, gan._noise(source, use)), -1, 1)
-
-    def ce(values, label):
-        return np.mean(np.log(np.exp(values).sum(axis=1)) - values[:, label])
-
-    alpha = gan._uniform([2], PENALTY_ALPHA)
-    scale = alpha[:, None, None, None] * 0.5 * tf.math.reduce_std(real)
-    perturbed = real + gan._uniform(real.shape, PENALTY_DIRECTION) * (
-        1 if delta == "as_printed" else scale
-    )
-    with tf.GradientTape() as tape:
-        tape.watch(perturbed)
-        out = gan.discriminator(perturbed)
-        total = tf.reduce_sum(out[:, 0] - out[:, 1])
-    norms = np.sqrt(
-        (tape.gradient(total, perturbed).numpy().astype(np.float64) ** 2).sum(axis=(1, 2, 3))
-    )
-    penalty = 10 * np.mean((norms - 1) ** 2)
-    four = (
-        ce(logits(real), 0)
-        + ce(logits(fake(DISCRIMINATOR_NOISE)), 1)
-        + 0.2 * (ce(logits(benign), 2) + ce(logits(source), 3))
-    )
-    probability = lambda x: np.mean(np.exp(x[:, 0]) / np.exp(x).sum(axis=1))  # noqa: E731
-    expected = {
-        "generator_loss": ce(logits(fake(GENERATOR_NOISE)), 0),
-        "discriminator_loss": four + penalty,
-        "penalty": penalty,
-        "p_real": probability(logits(real)),
-        "p_fake": probability(logits(fake(GENERATOR_NOISE))),
-    }
-    assert set(losses) == set(expected)
-    for name, value in expected.items():
-        np.testing.assert_allclose(losses[name], value, rtol=2e-4, err_msg=name)
 
 
 def test_the_penalty_in_the_analytic_case():
@@ -400,12 +304,19 @@ def test_the_four_way_loss_by_hand():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("target", "updates", "spectral"),
-    [("mass", 2, "discriminator"), ("calcification", 1, "both"), ("removal", 1, "discriminator")],
+    ("target", "updates", "spectral", "delta"),
+    [
+        ("mass", 2, "discriminator", "dragan"),
+        ("calcification", 1, "both", "as_printed"),
+        ("removal", 1, "discriminator", "dragan"),
+    ],
 )
-def test_a_step_descends_the_discriminators_loss_then_the_generators(target, updates, spectral):
+def test_a_step_descends_the_discriminators_loss_then_the_generators(
+    target, updates, spectral, delta
+):
     keras.utils.set_random_seed(1)  # some first weights give G hardly any gradient
-    values = {"target": target, "spectral": spectral, "ema": 0.9, "lambda_penalty": 0.1}
+    values = {"target": target, "spectral": spectral, "delta": delta, "ema": 0.9}
+    values["lambda_penalty"] = 0.1
     gan, reference = (make_model(**values) for _ in range(2))
     data = batch()
     image = data["image"] * 2 - 1
@@ -421,10 +332,14 @@ def test_a_step_descends_the_discriminators_loss_then_the_generators(target, upd
     def cross_entropy(patches, label):
         return -tf.reduce_mean(tf.nn.log_softmax(reference.discriminator(patches))[:, label])
 
+    def probability(patches):
+        return tf.reduce_mean(tf.nn.softmax(reference.discriminator(patches))[:, 0])
+
     def penalty():
         alpha = reference._uniform([2], PENALTY_ALPHA)[:, None, None, None]
         uniform = reference._uniform(real.shape, PENALTY_DIRECTION)
-        perturbed = real + alpha * 0.5 * tf.math.reduce_std(real) * uniform
+        scale = 1 if delta == "as_printed" else alpha * 0.5 * tf.math.reduce_std(real)
+        perturbed = real + scale * uniform
         with tf.GradientTape() as tape:
             tape.watch(perturbed)
             logits = reference.discriminator(perturbed)
@@ -444,13 +359,16 @@ def test_a_step_descends_the_discriminators_loss_then_the_generators(target, upd
     def algorithm(descend):
         for network in reference.networks.values():
             network.power_iteration()
+        numbers = {"penalty": penalty(), "p_real": probability(real)}
         descend(discriminator=discriminator_loss)
         for update in range(updates):
             noise = GENERATOR_NOISE + update
+            numbers["p_fake"] = probability(fake(noise))
             descend(generator=lambda noise=noise: cross_entropy(fake(noise), 0))
         weights = reference.generator.trainable_variables
         for mean, weight in zip(reference.average.trainable_variables, weights, strict=True):
             mean.assign(0.9 * mean + 0.1 * weight)
+        return numbers
 
     assert_follows(gan, reference, data, algorithm)
     assert int(gan.optimizers["generator"].iterations) == updates
@@ -500,17 +418,6 @@ def test_one_step_makes_one_power_iteration_and_the_kernels_gradient_is_orthogon
         )
 
 
-def test_random_numbers_follow_the_trainings_seed():
-    gan = make_model()
-
-    def draws(seed):
-        keras.utils.set_random_seed(seed)  # as the training loop does
-        return gan._uniform([50], 1).numpy()
-
-    np.testing.assert_array_equal(draws(3), draws(3))
-    assert np.abs(draws(3) - draws(4)).max() > 0.1 and np.corrcoef(draws(3), draws(4))[0, 1] < 0.5
-
-
 def test_a_half_faded_network_does_not_grow():
     c = config(start=8, attention=4)
     small = Discriminator(c, 16)
@@ -524,27 +431,6 @@ def test_a_half_faded_network_does_not_grow():
     grown.grow(small)
     first = Discriminator(c, 8)  # has nothing to fade in
     assert first.is_faded_in() and not grown.is_faded_in()
-
-
-@pytest.mark.slow
-def test_removal_starts_from_malignant_patches_and_addition_from_normal_ones(monkeypatch):
-    for target, label in (("mass", 2), ("removal", 0)):
-        gan = make_model(target=target)
-        data = batch()
-        seen = []
-        original = gan.generate
-        monkeypatch.setattr(
-            gan,
-            "generate",
-            lambda network, image, z, seen=seen, original=original: (
-                seen.append(image) or original(network, image, z)
-            ),
-        )
-        gan.train_step(data)
-        for image in seen:
-            np.testing.assert_array_equal(
-                image, (data["image"] * 2 - 1).numpy()[data["label"].numpy() == label]
-            )
 
 
 def test_a_resumed_step_draws_the_same_numbers_and_the_next_one_others():
@@ -577,24 +463,6 @@ def test_the_penalty_is_exact_under_mixed_precision(policy):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "spectral", [pytest.param("discriminator", marks=pytest.mark.nightly), "both"]
-)
-def test_training_in_float16_stays_finite_and_the_discriminator_learns(spectral):
-    keras.config.set_dtype_policy("mixed_float16")
-    gan = Contextual(config(learning_rate=3e-3, spectral=spectral, lambda_penalty=0.1), 16)
-    data = batch(each=3)
-    step = tf.function(gan.train_step)
-    losses = [{name: float(value) for name, value in step(data).items()} for _ in range(15)]
-    assert all(np.isfinite(value) for found in losses for value in found.values())
-    for network in gan.networks.values():
-        assert all(np.isfinite(weight).all() for weight in network.get_weights())
-    assert losses[-1]["discriminator_loss"] < losses[0]["discriminator_loss"] - 0.3
-    # hardly a step is skipped
-    assert int(gan.optimizers["discriminator"].inner_optimizer.iterations) > 12
-
-
-@pytest.mark.long
 def test_what_is_exported_answers_as_the_model_and_gives_its_weights_back(tmp_path):
     gan = make_model()
     copy_weights(randomise(build_networks(config(), 16), seed=5)["average"], gan.average)
@@ -624,50 +492,6 @@ def test_what_is_exported_answers_as_the_model_and_gives_its_weights_back(tmp_pa
             np.testing.assert_array_equal(a, b)
     with pytest.raises(ExportError, match="holds a model for contextual whose"):
         export.assign(build_networks(config(), 32), folder)
-
-
-def test_the_pictures_are_frames_of_a_film():
-    gan = make_model()
-    data = batch()
-    first = gan.sample(data)
-    second = gan.sample(data)
-    assert list(first) == ["patch", "lesion", "synthetic", "postprocessed"]
-    for name, panel in first.items():
-        np.testing.assert_array_equal(panel, second[name])
-        assert panel.shape == data["image"].shape and np.min(panel) >= 0 and np.max(panel) <= 1
-    np.testing.assert_allclose(
-        first["synthetic"], np.clip(first["patch"] + first["lesion"] - 0.5, 0, 1), atol=1e-6
-    )
-
-
-def test_a_batch_without_labels_is_refused():
-    with pytest.raises(
-        ConfigError, match="four-way head of D needs patches labelled malignant, benign, normal"
-    ):
-        make_model().train_step({"image": batch()["image"]})
-
-
-@pytest.mark.parametrize(
-    ("size", "values", "said"),
-    [
-        (
-            64,
-            {},
-            "data.size: 64 px is none of the sizes that the 3 model.filters allow, up to 32 px",
-        ),
-        (24, {"start": 24}, "data.size: 24 px is none"),
-        (
-            32,
-            {"attention": 32},
-            r"model.attention: patches of 32 px have maps of \[4, 8\] px, none of 32 px",
-        ),
-        (32, {"attention": 16}, r"model.attention.*\[4, 8\]"),
-        (16, {"border": 8}, "model.border: 8 px on each side leave nothing of 16 px"),
-    ],
-)
-def test_networks_that_cannot_be_are_refused_by_their_key(size, values, said):
-    with pytest.raises(ConfigError, match=said):
-        Generator(config(**values), size)
 
 
 @pytest.mark.slow
@@ -721,3 +545,24 @@ def test_without_benign_patches_the_others_are_told_apart():
     assert float(contextual.four_way(parts, 0.2)) == pytest.approx(
         np.log(5 / 2) + np.log(5) + 0.2 * np.log(5), rel=1e-6
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "updates"), [("mass", 3), ("calcification", 2)])
+def test_no_update_sees_the_noise_of_another(monkeypatch, target, updates):
+    model = make_model(target=target)
+    draw = model._noise
+    drawn = []
+
+    def record(source, use):
+        noise = draw(source, use)
+        drawn.append(noise.numpy())
+        return noise
+
+    monkeypatch.setattr(model, "_noise", record)
+    for _ in range(2):
+        model.train_step(batch())
+    assert len(drawn) == 2 * updates, "D's fakes, then those of each update of G"
+    for first in range(len(drawn)):
+        for second in range(first):
+            assert not np.array_equal(drawn[first], drawn[second])

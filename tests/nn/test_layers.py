@@ -316,12 +316,12 @@ print(json.dumps([train(mirrored, 2), train(tf.distribute.OneDeviceStrategy("CPU
 
 
 CONTEXTUAL = """
-from tfmammo.models.contextual import Contextual, ContextualConfig
+from tests.models.every import make_batch, make_model
 
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
-    model = Contextual(ContextualConfig(filters=(2, 2), discriminator_factor=2, attention=8, start=16, border=2), 16)
-batch = {"image": tf.random.uniform([6, 16, 16, 1], seed=1), "label": tf.constant([0, 1, 2] * 2)}
+    model = make_model("contextual", start=16)
+batch = make_batch("contextual")
 step = tf.function(lambda: strategy.run(model.train_step, args=(batch,)))
 graph = step.get_concrete_function().graph
 place = lambda operation: "1" if "replica_1" in operation.name else "0"

@@ -124,11 +124,6 @@ def test_gradients_against_the_derivative():
         np.testing.assert_allclose(tape.gradient(value, inputs), gradient, rtol=1e-5, atol=1e-8)
 
 
-def test_works_for_an_unknown_size():
-    function = tf.function(log_real, input_signature=[tf.TensorSpec([None, None, None, 1])])
-    np.testing.assert_allclose(function(logits([LN3, 0])), np.log(5 / 8), rtol=1e-6)
-
-
 TARGET = np.array([[0, 1, 1, 0], [1, 1, 1, 1]], np.float32).reshape(2, 2, 2, 1)
 # differences 1 0 2 2 | 0 0 0 3
 OUTPUT = np.array([[1, 1, -1, 2], [1, 1, 1, 4]], np.float32).reshape(2, 2, 2, 1)

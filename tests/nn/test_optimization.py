@@ -12,7 +12,6 @@ from tfmammo.nn.optimization import (
     Accumulator,
     Adam,
     build,
-    build_adam,
     call_sharing_gradients,
     count_batches,
     ends_step,
@@ -69,15 +68,6 @@ HYPERPARAMETERS = [
     {"learning_rate": 0.1, "beta_1": 0.9, "beta_2": 0.99, "epsilon": 1e-3},
     {"learning_rate": 0.01, "beta_1": 0.0, "epsilon": 1e-8},
 ]
-
-
-@pytest.mark.parametrize("hyperparameters", HYPERPARAMETERS)
-def test_adam_equals_keras_adam(hyperparameters):
-    path = moved(Adam(**hyperparameters))
-    assert_equal_paths(
-        path, moved(keras.optimizers.Adam(**hyperparameters)), hyperparameters["learning_rate"]
-    )
-    assert np.abs(path[-1][0] - variables()[0].numpy()).max() > hyperparameters["learning_rate"]
 
 
 @pytest.mark.parametrize("hyperparameters", HYPERPARAMETERS)
@@ -219,21 +209,6 @@ def test_build_scales_the_loss_under_float16_alone_and_makes_the_slots(policy, s
     )
 
 
-def test_each_network_has_an_adam_of_its_name():
-    networks = {
-        name: keras.Sequential([keras.Input((3,)), keras.layers.Dense(units)])
-        for name, units in (("generator", 2), ("discriminator", 1))
-    }
-    optimizers = build_adam(networks, 1e-3, 0.5, 0.9, 1e-6)
-    assert list(optimizers) == ["generator", "discriminator"]
-    for name, optimizer in optimizers.items():
-        assert optimizer.built and optimizer.name == name
-        assert (optimizer.beta_1, optimizer.beta_2, optimizer.epsilon) == (0.5, 0.9, 1e-6)
-        assert float(optimizer.learning_rate) == pytest.approx(1e-3)
-        moments = [tuple(moment.shape) for moment in optimizer._momentums]
-        assert moments == [tuple(weight.shape) for weight in networks[name].weights]
-
-
 def two_networks(policy="float32"):
     keras.config.set_dtype_policy(policy)
     networks = [
@@ -296,18 +271,6 @@ def test_a_scaled_loss_makes_the_same_step(scale):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
-def test_minimize_goes_downhill():
-    networks = two_networks()
-    optimizer = build(Adam(0.05), networks[0])
-    losses = []
-    for _ in range(20):
-        with tf.GradientTape() as tape:
-            loss = chained_loss(*networks)
-        minimize(loss, networks[0], optimizer, tape)
-        losses.append(float(loss))
-    assert losses[-1] < losses[0] - 0.1
-
-
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_a_steps_batches_update_by_the_mean_of_their_gradients(policy):
     keras.config.set_dtype_policy(policy)
@@ -340,13 +303,6 @@ def test_a_steps_batches_update_by_the_mean_of_their_gradients(policy):
         accumulator.is_last = is_last
         take(0.0, 0.0)
     np.testing.assert_allclose(inner._momentums[0].numpy(), [[0.25 * 2], [0.25 * -0.5]], rtol=1e-6)
-
-
-def test_a_step_of_one_batch_counts_updates():
-    network = two_networks()[0]
-    optimizer = build(Adam(0.05), network)
-    assert int(count_batches(optimizer)) == 0 and ends_step(optimizer)
-    assert int(count_batches(optimizer, tf.constant(7))) == 7
 
 
 TWO_REPLICAS = '''

@@ -44,15 +44,7 @@ class FCN8sConfig(vgg16.VGG16Config):
 
 
 class FCN8s(Segmenter):
-    """FCN-8s from image to mask.
-
-    Args:
-        config: The network's and the optimizer's values.
-        size: Rows and columns of a patch, px, a multiple of 32.
-
-    Raises:
-        ConfigError: The size does not fit, or VGG-16's weights can't be had.
-    """
+    """FCN-8s from image to mask."""
 
     def __init__(self, config: FCN8sConfig | None = None, size: int = 256) -> None:
         config = config or FCN8sConfig()
@@ -63,15 +55,8 @@ class FCN8s(Segmenter):
     def logits(self, image: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Compute the lesion's log-odds.
 
-        For two classes they are the difference of the scores, whose sigmoid is the lesion's
+        For two classes they are the difference of the scores, and their sigmoid is the lesion's
         softmax.
-
-        Args:
-            image: float32 [b, s, s, 1] in [0, 1].
-            training: Whether dropout drops.
-
-        Returns:
-            float32 [b, s, s, 1].
         """
         scores = super().logits(image, training)
         return scores if scores.shape[-1] == 1 else scores[..., 1:] - scores[..., :1]
@@ -83,9 +68,6 @@ def build_network(config: FCN8sConfig, size: int) -> keras.Model:
     image float32 [b, size, size, 1] in [0, 1] -> scores float32 [b, size, size, classes]
 
     134,271,430 parameters for two classes, 134,265,699 for one.
-
-    Deviation:
-        See the module.
 
     Source:
         Figure 3 and section 4.

@@ -67,10 +67,6 @@ class Pix2PixConfig(Frozen):
 class Pix2Pix(Trainable):
     """Generator and discriminator, with their optimizers.
 
-    Args:
-        config: Pix2Pix's values or yours.
-        size: Patch rows and columns, px.
-
     Source:
         Isola et al. 2017, Eq. 1-4 and section 6.1.
     """
@@ -96,12 +92,7 @@ class Pix2Pix(Trainable):
         self.optimizers = build_adam(self.networks, config.learning_rate, config.beta_1)
 
     def discriminate(self, source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-        """Compute D(x, y): float32 logits, one for each patch.
-
-        Args:
-            source: float32 [batch, size, size, 1] in [-1, 1].
-            target: float32 [batch, size, size, 1] in [-1, 1].
-        """
+        """Compute D(x, y), x and y in [-1, 1]: float32 logits, one for each patch."""
         return self.discriminator(tf.concat([source, target], axis=-1))
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -135,25 +126,11 @@ class Pix2Pix(Trainable):
         }
 
     def translate(self, source: tf.Tensor) -> tf.Tensor:
-        """Translate by G.
-
-        Args:
-            source: float32 [batch, size, size, 1] in [0, 1].
-
-        Returns:
-            The same shape and range.
-        """
+        """Translate by G: float32 [batch, size, size, 1] in [0, 1] -> the same shape and range."""
         return self.generator(source * 2 - 1) * 0.5 + 0.5
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Draw panels for the image grid.
-
-        Args:
-            batch: As in `train_step`.
-
-        Returns:
-            float32 [batch, size, size, 1] in [0, 1].
-        """
+        """Draw panels for the image grid."""
         return {
             "input": batch[self.source],
             "output": self.translate(batch[self.source]),

@@ -5,7 +5,7 @@ mask is 0,
 
     sum over neighbours <p, q> of (f_p - f_q - v_pq)^2
 
-so that for each pixel p of Omega, of whose four neighbours some lie in Omega too,
+so that for each pixel p of Omega
 
     4 f_p - sum of f_q (q in Omega) = sum of tissue_q (q not in Omega) + sum of v_pq
 

@@ -61,13 +61,6 @@ class ResidualUNetConfig(SegmenterConfig):
 class ResidualUNet(Segmenter):
     """U-Net with a residual encoder, from image to mask.
 
-    Args:
-        config: The network's and the optimizer's values.
-        size: Rows and columns of a patch, px.
-
-    Raises:
-        ConfigError: The size can't be halved as often as there are stages.
-
     Examples:
         >>> unet = ResidualUNet(ResidualUNetConfig(widths=(4, 8), blocks=(1, 1)), size=32)
         >>> sorted(unet.functions())
@@ -120,9 +113,6 @@ def build_network(size: int, widths: tuple[int, ...], blocks: tuple[int, ...]) -
     largest first, one for each stage of the decoder but the lowest
 
     71,815,076 parameters at the default widths and blocks.
-
-    Deviation:
-        See the module.
 
     Source:
         nnU-Net's ResidualEncoderUNet and its plan ("nnUNetResEncUNetMPlans").

@@ -39,15 +39,7 @@ class Segmenter(Trainable):
         self.optimizers = build_adam(self.networks, config.learning_rate, config.beta_1)
 
     def logits(self, image: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Compute the lesion's log-odds.
-
-        Args:
-            image: float32 [b, s, s, 1] in [0, 1].
-            training: Whether dropout drops.
-
-        Returns:
-            float32 [b, s, s, 1].
-        """
+        """Compute the lesion's log-odds: float32 [b, s, s, 1] in [0, 1] -> float32 [b, s, s, 1]."""
         return self.networks["segmenter"](image, training=training)
 
     def compute_loss(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -88,21 +80,12 @@ class Segmenter(Trainable):
 
 
 def cross_entropy(mask: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Compute the binary cross-entropy of all pixels, float32 scalar.
-
-    Args:
-        mask: [b, s, s, 1], 0 or 1.
-        logits: float32, the same shape.
-    """
+    """Compute the binary cross-entropy of all pixels of a mask of 0 and 1, float32 scalar."""
     return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(mask, logits))
 
 
 def check_size(size: int, stride: int) -> None:
-    """Check that a patch's size is a multiple of the network's stride, both in px.
-
-    Raises:
-        ConfigError: It is not.
-    """
+    """Check that a patch's size is a multiple of the network's stride, both in px."""
     if size <= 0 or size % stride:
         raise ConfigError(
             f"data.size: {size} px is not a multiple of {stride}, which this network needs"

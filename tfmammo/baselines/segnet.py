@@ -29,15 +29,7 @@ class SegNetConfig(vgg16.VGG16Config):
 
 
 class SegNet(Segmenter):
-    """SegNet from image to mask.
-
-    Args:
-        config: The network's and the optimizer's values.
-        size: Rows and columns of a patch, px, a multiple of 32.
-
-    Raises:
-        ConfigError: The size does not fit, or VGG-16's weights can't be had.
-    """
+    """SegNet from image to mask."""
 
     def __init__(self, config: SegNetConfig | None = None, size: int = 256) -> None:
         config = config or SegNetConfig()
@@ -58,9 +50,6 @@ def build_network(
     image float32 [b, size, size, channels] in [0, 1] -> logits float32 [b, size, size, classes]
 
     29,442,433 trainable parameters at VGG-16's widths.
-
-    Deviation:
-        See the module.
 
     Source:
         Figure 2 and section 3.

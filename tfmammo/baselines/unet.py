@@ -4,8 +4,8 @@ Deviations: the convolutions are padded ("same"), so that the mask covers the wh
 per pixel and binary cross-entropy in place of two classes and softmax, without the weights that
 keep touching cells apart (a patch has one mass); Adam as CAN's in place of SGD with momentum 0.99.
 CAN says nothing of its U-Net but the name. The up-convolution is followed by no ReLU, as in the
-text (the authors' released network has one). Dropout "at the end of the contracting path" stands,
-as in the released network, behind its last two levels.
+text (the authors' released network has one). Dropout "at the end of the contracting path"
+follows its last two levels, as in the released network.
 """
 
 from __future__ import annotations
@@ -32,13 +32,6 @@ class UNetConfig(SegmenterConfig):
 class UNet(Segmenter):
     """U-Net from image to mask.
 
-    Args:
-        config: The network's and the optimizer's values.
-        size: Rows and columns of a patch, px.
-
-    Raises:
-        ConfigError: The size can't be halved as often as there are levels.
-
     Examples:
         >>> unet = UNet(UNetConfig(widths=(4, 8)), size=32)
         >>> sorted(unet.functions())
@@ -56,9 +49,6 @@ def build_network(size: int, widths: tuple[int, ...], dropout: float) -> keras.M
     image float32 [b, size, size, 1] in [0, 1] -> logits float32 [b, size, size, 1]
 
     31,030,593 parameters at widths 64 to 1024.
-
-    Deviation:
-        See the module.
 
     Source:
         Figure 1 and section 2.

@@ -56,14 +56,7 @@ class MeanMask(keras.layers.Layer):
         )
 
     def call(self, image: tf.Tensor) -> tf.Tensor:
-        """See the class.
-
-        Args:
-            image: float32 [n, size, size, 1].
-
-        Returns:
-            float32 [n, size, size, 2].
-        """
+        """See the class."""
         mask = tf.convert_to_tensor(self.mean) * 2 - 1
         return tf.concat([image, tf.broadcast_to(mask, tf.shape(image))], axis=-1)
 
@@ -72,12 +65,7 @@ class MeanMask(keras.layers.Layer):
         return {**super().get_config(), "size": self.size}
 
     def follow(self, masks: tf.Tensor, step: tf.Tensor) -> None:
-        """Update the mean by a batch.
-
-        Args:
-            masks: float32 [n, size, size, 1] in [0, 1].
-            step: Batches before this one.
-        """
+        """Update the mean by a batch of masks in [0, 1]; `step` counts the batches before it."""
         difference = tf.reduce_mean(masks, axis=0) - self.mean
         self.mean.assign_add(difference / tf.cast(step + 1, tf.float32))
 
@@ -86,13 +74,6 @@ class VanillaGAN(Trainable):
     """Generator and discriminator of patches, with their optimizers.
 
     G puts out two channels: the image, and the mean mask, which no loss depends on.
-
-    Args:
-        config: DCGAN's values or yours.
-        size: Patch rows and columns, px.
-
-    Raises:
-        ConfigError: Patches of that size can't be halved so often.
     """
 
     def __init__(self, config: VanillaGANConfig | None = None, size: int = 256) -> None:

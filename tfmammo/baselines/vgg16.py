@@ -86,10 +86,6 @@ def assign(network: keras.Model, weights: str, fc: bool) -> None:
         network: Has the layers block1_conv1 to block5_conv3, and fc1 and fc2 where `fc`.
         weights: "imagenet" or a path.
         fc: Copy VGG-16's fully connected layers fc1 and fc2 too.
-
-    Raises:
-        ConfigError: The download failed, or the file is missing or holds no such weights.
-        WeightsError: The VGG-19 file lacks a layer of that shape.
     """
     for name, (kernel, bias) in _read(network, weights, fc).items():
         target = network.get_layer(name)

@@ -261,9 +261,6 @@ class Blending(Trainable):
         tissue: float32 [k, size, size, 1] in [0, 1], into which the image grid's lesions are
             pasted; None: into their own patches, mirrored.
 
-    Raises:
-        ConfigError: The networks don't fit patches of that size.
-
     Source:
         Section 2.1. For the default widths G has 31,031,745 and D 657,473 trainable parameters.
     """
@@ -346,11 +343,7 @@ class Blending(Trainable):
 
         With prior "noise" the lesion is first replaced by noise that follows from the tissue.
 
-        Args:
-            channels: float32 [n, size, size, 3] in [0, 1], see `paste`.
-
-        Returns:
-            float32 [n, size, size, 1] in [0, 1].
+        float32 [n, size, size, 3] in [0, 1], see `paste` -> float32 [n, size, size, 1] in [0, 1]
         """
         tissue, lesion, mask = tf.split(channels, 3, axis=-1)
         channels = paste(tissue, self._prior(tissue, lesion, 0), mask)

@@ -118,10 +118,6 @@ class CANConfig(Frozen):
 class CAN(Trainable):
     """Generator, inverter and discriminator, with their optimizers.
 
-    Args:
-        config: The paper's values or yours.
-        size: Patch rows and columns, px.
-
     Examples:
         >>> can = CAN(CANConfig(filters=(4, 8, 8), discriminator_filters=4), size=32)
         >>> sorted(can.networks)
@@ -178,35 +174,20 @@ class CAN(Trainable):
         }
 
     def discriminate(self, mask: tf.Tensor, image: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Compute D(M; Im): float32 logits, one for each patch of the pair.
-
-        Args:
-            mask: float32 [batch, size, size, 1] in [-1, 1].
-            image: float32 [batch, size, size, 1] in [-1, 1].
-            training: Whether D is trained by the result.
-        """
+        """Compute D(M; Im), M and Im in [-1, 1]: float32 logits, one for each patch of the pair."""
         pair = tf.concat([mask, image], axis=-1)
         if training and self.shares_gradients:
             return call_sharing_gradients(self.discriminator, pair)
         return self.discriminator(pair, training=training)
 
     def adversarial(self, fake: tf.Tensor) -> tf.Tensor:
-        """Compute G's and I's adversarial loss: -log P_f, or log(1 - P_f) as Algorithm 1 prints it.
-
-        Args:
-            fake: D's logits for their pair.
-        """
+        """Compute G's and I's adversarial loss: -log P_f, or log(1 - P_f) as printed."""
         if self.config.adversarial == "as_printed":
             return log_fake(fake, self.config.average)
         return -log_real(fake, self.config.average)
 
     def compare(self, real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
-        """Compute G's L1 term, ||Im_r - G(M_r)||_1, of pixels or of means of squares.
-
-        Args:
-            real: float32 [batch, size, size, 1] in [-1, 1].
-            fake: The same shape and range.
-        """
+        """Compute G's L1 term, ||Im_r - G(M_r)||_1, of pixels or of means of squares."""
         window = self.config.l1_window
         if window == 1:
             return l1(real, fake)
@@ -258,37 +239,16 @@ class CAN(Trainable):
         }
 
     def synthesize(self, mask: tf.Tensor) -> tf.Tensor:
-        """Synthesize images by G.
-
-        Args:
-            mask: float32 [batch, size, size, 1] in {0, 1}.
-
-        Returns:
-            Image, float32, same shape, [0, 1].
-        """
+        """Synthesize images by G: [batch, size, size, 1] in {0, 1} -> [0, 1]."""
         seeds = patch_seeds(mask, 0) if self.config.dropout_at_inference else None
         return self.generator(mask * 2 - 1, seeds=seeds) * 0.5 + 0.5
 
     def segment(self, image: tf.Tensor) -> tf.Tensor:
-        """Segment images by I.
-
-        Args:
-            image: float32 [batch, size, size, 1] in [0, 1].
-
-        Returns:
-            Mask probability, same shape.
-        """
+        """Segment images by I: [batch, size, size, 1] in [0, 1] -> a probability."""
         return self.inverter(image * 2 - 1) * 0.5 + 0.5
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Draw panels for the image grid.
-
-        Args:
-            batch: As in `train_step`.
-
-        Returns:
-            float32 [batch, size, size, 1] in [0, 1].
-        """
+        """Draw panels for the image grid."""
         mask = batch["mask"]
         image = batch["image"]
         return {

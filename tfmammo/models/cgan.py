@@ -23,7 +23,7 @@ Deviations and what the text leaves open:
   moving averages (`layers.BatchNormalization`). A device's share may be a single sample, at which
   moving averages misrepresent what the network learned with.
 - `momentum` of BatchNorm's moving averages, which are used at inference, is PyTorch's 0.9. With
-  Keras's 0.99 they lag behind a training of some hundred steps, so that masks are worse than the
+  Keras's 0.99 they lag behind a run of some hundred steps, so that masks are worse than the
   network's in training.
 - At test time the noise follows from the image and the number of the draw. An image therefore has
   one output, whatever was computed before and whatever else is in the batch. The original draws new
@@ -157,17 +157,9 @@ class PostprocessConfig(Frozen):
 
 
 def postprocess(mask: NDArray[np.uint8], config: PostprocessConfig) -> NDArray[np.uint8]:
-    """Remove small speckles: closing, erosion, dilation.
+    """Remove small speckles from a mask [rows, cols, 1] of 0 and 1: closing, erosion, dilation.
 
-    Args:
-        mask: uint8 [rows, cols, 1], 0 or 1.
-        config: Sizes of the elements.
-
-    Returns:
-        uint8 [rows, cols, 1], 0 or 1.
-
-    Source:
-        Section 1.5: 3 x 3, 2 x 2 and 3 x 3.
+    Source: section 1.5: 3 x 3, 2 x 2 and 3 x 3.
     """
     steps = (
         (cv2.MORPH_CLOSE, config.closing),
@@ -189,14 +181,6 @@ def build_encoder(config: EncoderConfig | None, size: int, momentum: float) -> k
     """Build the encoder that takes the place of G's own; None without a config.
 
     image float32 [b, size, size, 1] in [0, 1] -> five maps of 1/2 to 1/32 of the size
-
-    Args:
-        config: A ResNet, and its weights.
-        size: Rows and columns of the image, px.
-        momentum: Decay of BatchNorm's moving averages.
-
-    Raises:
-        WeightsError: The weights can't be read.
     """
     if config is None:
         return None
@@ -215,14 +199,6 @@ def build_encoder(config: EncoderConfig | None, size: int, momentum: float) -> k
 
 class CGAN(Trainable):
     """Generator and discriminator, with their optimizers.
-
-    Args:
-        config: The article's values or yours.
-        size: Patch rows and columns, px.
-
-    Raises:
-        ConfigError: Patches of that size can't be halved so often.
-        WeightsError: The encoder's weights can't be read.
 
     Source:
         Sections 2.1 and 2.2. G has 13,607,937 and D 694,625 trainable parameters. With ResNet-101
@@ -256,13 +232,7 @@ class CGAN(Trainable):
         self.optimizers = build_adam(self.networks, config.learning_rate, config.beta_1)
 
     def discriminate(self, image: tf.Tensor, mask: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Compute D(x, y): float32 logits, one for each patch of the pair.
-
-        Args:
-            image: float32 [batch, size, size, 1] in [0, 1].
-            mask: float32 [batch, size, size, 1] in [0, 1].
-            training: Whether D is trained by the result.
-        """
+        """Compute D(x, y), x and y in [0, 1]: float32 logits, one for each patch of the pair."""
         return self.discriminator(tf.concat([image, mask], axis=-1), training=training)
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -300,12 +270,8 @@ class CGAN(Trainable):
     def segment(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
         """Segment images by G, its noise on: mean and standard deviation over `samples` draws.
 
-        Args:
-            image: float32 [batch, size, size, 1] in [0, 1].
-
-        Returns:
-            "mask", a probability, and for more than one draw "uncertainty", in [0, 0.5]; float32 of
-            the same shape.
+        [batch, size, size, 1] in [0, 1] -> "mask", a probability, and for more than one draw
+        "uncertainty", in [0, 0.5]
         """
         samples = self.config.samples
         batch = tf.shape(image)[0]
@@ -318,14 +284,7 @@ class CGAN(Trainable):
         return {"mask": mask, "uncertainty": tf.math.reduce_std(masks, axis=0)}
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Draw panels for the image grid.
-
-        Args:
-            batch: As in `train_step`.
-
-        Returns:
-            float32 [batch, size, size, 1] in [0, 1].
-        """
+        """Draw panels for the image grid."""
         outputs = self.segment(batch["image"])
         return {
             "image": batch["image"],

@@ -6,12 +6,12 @@ It is trained on real patches and a share of synthetic ones:
     a patch is synthetic with probability  share * (1 - decay)^floor(samples / 5,000),  decay = 0.1
 
 The classifier thus sees more and more real patches, as if it were fine-tuned on them. Over the
-500,000 samples of a training a tenth of the share is synthetic on average.
+500,000 samples of a run a tenth of the share is synthetic on average.
 
 Deviations, and what the paper leaves open:
 - "Decayed by 10 %" is read as times 0.9; `decay_as: points` subtracts 10 percentage points instead.
   5,000 of 500,000 samples are a hundredth of the training (`decay_every`). They stay a hundredth
-  where a training is shorter, so that its mean exposure to synthetic patches is the paper's.
+  where a run is shorter, so that its mean exposure to synthetic patches is the paper's.
 - The text made training patches of 3,500 benign masses and 6,580 benign calcifications for its task
   of cancer or no cancer, and does not say how they were used: most likely as negatives, the default
   here (`negatives`). `normal` leaves them out. Validation and test patches are malignant and normal
@@ -41,11 +41,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError, name_key
 from tfmammo.nn import pretrained
-from tfmammo.nn.layers import step_seed
+from tfmammo.nn.layers import part_by_label, step_seed
 from tfmammo.nn.networks import Trainable, resnet_stages
 from tfmammo.nn.optimization import build_adam, count_batches, minimize, unwrap
 
-# What a training patch's label is an index of. "normal" stands for all negatives.
+# What a training patch's label is an index of; "normal" means all negatives.
 POOLS = ("real normal", "real lesion", "synthetic normal", "synthetic lesion")
 BLOCKS = (3, 4, 6, 3)  # ResNet-50's
 SMALLEST = 32  # px, whose last map is one px
@@ -117,14 +117,6 @@ class ClassifierConfig(Frozen):
 class Classifier(Trainable):
     """One network, "classifier", from patch to features and logit, with its optimizer.
 
-    Args:
-        config: The paper's values or yours.
-        size: Patch rows and columns, px.
-
-    Raises:
-        ConfigError: Patches of that size are too small, or config.samples is missing.
-        WeightsError: The weights can't be had.
-
     Source:
         Section 3. 23,536,641 trainable parameters.
     """
@@ -194,15 +186,14 @@ class Classifier(Trainable):
         if not self.config.share:
             label = tf.cast(batch["label"], tf.float32)
             return batch["image"], label, tf.zeros_like(label)
-        pools = tf.dynamic_partition(batch["image"], batch["label"], len(POOLS))
+        pools = part_by_label(batch["image"], batch["label"], range(len(POOLS)))
         real = tf.concat(pools[:2], axis=0)
         synthetic = tf.concat(pools[2:], axis=0)
-        negatives = tf.shape(pools[0])[0]
-        positives = tf.shape(pools[1])[0]
-        label = tf.concat([tf.zeros([negatives]), tf.ones([positives])], axis=0)
+        each = len(pools[0])
+        label = tf.concat([tf.zeros([each]), tf.ones([each])], axis=0)
         replicas = tf.distribute.get_replica_context().num_replicas_in_sync
         batches = tf.cast(self._count_batches(), tf.int64)
-        samples = batches * tf.cast((negatives + positives) * replicas, tf.int64)
+        samples = batches * (2 * each * replicas)
         uniform = tf.random.stateless_uniform(tf.shape(label), step_seed(batches))
         is_synthetic = uniform < share_at(self.config, samples)
         image = tf.where(is_synthetic[:, None, None, None], synthetic, real)
@@ -241,22 +232,14 @@ class Classifier(Trainable):
         return {"classifier": classifier}
 
     def _count_batches(self) -> tf.Tensor:
-        """Count the batches so far, without those skipped under float16.
-
-        The optimizer counts them, so they are saved.
-        """
+        """Count the batches so far, without those skipped under float16."""
         return count_batches(unwrap(self.optimizers["classifier"]))
 
 
 def share_at(config: ClassifierConfig, samples: tf.Tensor | int) -> tf.Tensor:
     """Compute the share of synthetic patches after some samples, float32 scalar in [0, 1].
 
-    Args:
-        config: With `samples`.
-        samples: Samples so far.
-
-    Source:
-        Section 3, Patch Classifier Training.
+    Source: Section 3, Patch Classifier Training.
     """
     assert config.samples
     every = max(1, round(config.decay_every * config.samples))

@@ -155,8 +155,8 @@ class ContextualConfig(Frozen):
     """Post-processing of the lesion channel."""
     judge: str | None = None
     """Model URI of a run of train/classifier.py on real patches, with the same data section and a
-    seed that no scorer of G has. The weights are best whose lesions it is most certain of. null:
-    those whose patches are most like real ones as a set.
+    seed that no scorer of G has. The best weights are those with the lesions that it is most
+    certain of. null: those with the patches that are most like real ones as a set.
     """
     judge_seed: NonNegativeInt | None = None
     """The judge's training.seed, which tfmammo.studies.progressive fills in."""
@@ -171,12 +171,7 @@ class ContextualConfig(Frozen):
 
 
 def cross_entropy(logits: tf.Tensor, name: str) -> tf.Tensor:
-    """Compute -log p(name), the mean over the batch; 0 for an empty batch.
-
-    Args:
-        logits: float32 [batch, 4].
-        name: One of CLASSES.
-    """
+    """Compute -log p(name), one of CLASSES, of logits [batch, 4]; 0 for an empty batch."""
     log_likelihoods = tf.nn.log_softmax(logits)[:, CLASSES.index(name)]
     count = tf.cast(tf.shape(logits)[0], tf.float32)
     return -tf.math.divide_no_nan(tf.reduce_sum(log_likelihoods), count)
@@ -250,9 +245,6 @@ class Encoder(GrowingNetwork):
 
     Attributes:
         levels: The levels that this network has, as the paper numbers them, outermost first.
-
-    Raises:
-        ConfigError: Size, filters, attention and start don't fit together.
     """
 
     def __init__(
@@ -364,7 +356,7 @@ class Encoder(GrowingNetwork):
 
 
 class Generator(Encoder):
-    """G: patch and random numbers to a lesion; a U-Net whose every block sees a random number.
+    """G: patch and random numbers to a lesion; a U-Net, each block of which sees a random number.
 
     A decoder level concatenates the inner map, the skip and a random number, doubles them by
     nearest neighbours and applies two convolutions with ReLU. A grown network blends the lesion of
@@ -485,12 +477,7 @@ class Discriminator(Encoder):
 
 
 class Contextual(Trainable):
-    """Generator, discriminator and the generator's running average, with two optimizers.
-
-    Args:
-        config: The paper's values or yours.
-        size: Patch rows and columns of this stage, px.
-    """
+    """Generator, discriminator and the generator's running average, with two optimizers."""
 
     def __init__(self, config: ContextualConfig | None = None, size: int = 256) -> None:
         super().__init__(name="contextual")
@@ -509,22 +496,15 @@ class Contextual(Trainable):
     def grow(self, small: Mapping[str, Encoder]) -> Contextual:
         """Take over the weights of the stage before and return this model.
 
-        Args:
-            small: Networks that `build_networks` made for half the size and `export.assign` filled.
-
-        Raises:
-            ConfigError: They are for another size, or not faded in yet themselves.
+        `build_networks` made its networks, for half the size, and `export.assign` filled them.
+        Networks for another size, or not faded in yet themselves, are a ConfigError.
         """
         for name, network in self.networks.items():
             network.grow(small[name])
         return self
 
     def generate(self, network: Generator, image: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-        """Compute the paper's output: lesion, input and input + lesion.
-
-        Returns:
-            float32 [batch, size, size, 3] in [-1, 1].
-        """
+        """Compute lesion, input and input + lesion, float32 [batch, size, size, 3] in [-1, 1]."""
         lesion = network(image, noise)
         return tf.concat([lesion, image, tf.clip_by_value(image + lesion, -1.0, 1.0)], axis=-1)
 
@@ -533,8 +513,8 @@ class Contextual(Trainable):
 
         Args:
             batch: "image", float32 [batch, size, size, 1] in [0, 1], and "label", int32 [batch], an
-                index of PATHOLOGIES. Every pathology must occur; with config.positives "lesion" all
-                but benign.
+                index of PATHOLOGIES. Every pathology must occur equally often; with
+                config.positives "lesion" all but benign.
 
         Returns:
             float32 scalars: each network's loss, the penalty, and p(real) of real and of fake

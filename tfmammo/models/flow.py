@@ -212,21 +212,9 @@ def embed_time(time: tf.Tensor, channels: int) -> tf.Tensor:
 class ResidualBlock(keras.layers.Layer):
     """Two convolutions 3 x 3, each after group normalisation and SiLU, and the way around them.
 
-    The time shifts every channel between them. The second convolution starts at 0, so that the
-    block starts as its shortcut.
-
-    Args:
-        width: Channels of its output.
-        channels: Channels of its input; a 1 x 1 convolution is the shortcut where they differ.
-        groups: Of the group normalisation.
-        attends: Whether positions attend to each other in front of the second convolution.
-
-    Call arguments:
-        x: floating [batch, rows, cols, channels].
-        time: floating [batch, n], the time's embedding.
-
-    Call returns:
-        [batch, rows, cols, width].
+    The time, floating [batch, n], shifts every channel between them. The second convolution starts
+    at 0, so that the block starts as its shortcut, a 1 x 1 convolution where `width` differs from
+    its input's `channels`. With `attends` positions attend to each other in front of it.
     """
 
     def __init__(self, width: int, channels: int, groups: int, attends: bool) -> None:
@@ -251,14 +239,9 @@ class ResidualBlock(keras.layers.Layer):
 class VelocityUNet(Network):
     """v, a U-Net of residual blocks.
 
-    A level down is a block; convolutions of stride 2 lead to the next one. A block stands at the
-    bottom. A level up is a block that also sees the map of its level down. A 3 x 3 convolution
+    A level down is a block; convolutions of stride 2 lead to the next one. The bottom is
+    a block. A level up is a block that also sees the map of its level down. A 3 x 3 convolution
     narrows its map to the next level's width, then it is doubled by nearest neighbours.
-
-    Args:
-        config: Widths, groups, attention and margin.
-        size: Patch rows and columns, px.
-        name: Name of the network.
 
     Call arguments:
         x: float32 [batch, size, size, channels] in [-1, 1]: X_t, mask and margin.
@@ -266,9 +249,6 @@ class VelocityUNet(Network):
 
     Call returns:
         float32 [batch, size, size, 1]; 0 before training.
-
-    Raises:
-        ConfigError: Size can't be halved often enough.
 
     Source:
         3,240,934 trainable parameters for three channels, at every size.
@@ -324,15 +304,7 @@ class VelocityUNet(Network):
 
 
 class Flow(Trainable):
-    """The network v, its running average and its optimizer.
-
-    Args:
-        config: The papers' values or yours.
-        size: Patch rows and columns, px.
-
-    Raises:
-        ConfigError: The network doesn't fit patches of that size.
-    """
+    """The network v, its running average and its optimizer."""
 
     def __init__(self, config: FlowConfig | None = None, size: int = 128) -> None:
         super().__init__(name="flow")
@@ -388,14 +360,10 @@ class Flow(Trainable):
         return {"velocity_loss": loss}
 
     def infill(self, label: tf.Tensor) -> tf.Tensor:
-        """Inpaint lesions with the running average.
+        """Inpaint lesions with the running average: images in [0, 1] from labels.
 
-        Args:
-            label: float32 [batch, size, size, channels] in [0, 1], see `layers.tri_label`. Its
-                noise decides which lesion it becomes.
-
-        Returns:
-            Image in [0, 1]; the label's own tissue outside the mask.
+        The noise of a label, see `layers.tri_label`, decides which lesion it becomes. Its tissue
+        stays as it is outside the mask.
         """
         hole = label[..., 1:2] > 0
         start = label[..., :1] * 2 - 1
@@ -411,10 +379,7 @@ class Flow(Trainable):
     def guided_velocity(self, state: tf.Tensor, time: tf.Tensor, condition: tf.Tensor) -> tf.Tensor:
         """Compute v(c = 0) + w (v(c) - v(c = 0)) of the running average, v(c) where w is 1.
 
-        Args:
-            state: Z_t, float32 [batch, size, size, 1] in [-1, 1].
-            time: t, float32 scalar.
-            condition: c, float32 [batch, size, size, 1 or 2] in [-1, 1].
+        The state is Z_t, the condition c; both are in [-1, 1]. The time is a float32 scalar.
         """
         weight = self.config.guidance
         times = tf.fill(tf.shape(state)[:1], time)
@@ -465,24 +430,21 @@ def export_again(folder: Path, directory: Path, **changes: Any) -> Path:
     """Export a trained flow once more, with another sampler.
 
     Args:
-        folder: An export of a training.
+        folder: An export of a training run.
         directory: Where to.
         **changes: Keys of the config that need no training: sampler, sampling_steps, guidance.
 
     Returns:
         `directory`.
-
-    Raises:
-        ConfigError: Another key, or a value that the network can't take.
         ExportError: The folder holds no flow, or the directory something else than an export.
     """
     wrong = set(changes) - {"sampler", "sampling_steps", "guidance"}
     if wrong:
-        raise ConfigError(f"{', '.join(sorted(wrong))}: can't be changed without a training")
+        raise ConfigError(f"{', '.join(sorted(wrong))}: can't be changed without training")
     card = export.read_card(folder)
     experiment = card["config"]
     if set(card["networks"]) != {"average", "velocity"}:
-        raise ExportError(f"{folder}: holds no flow, but a model for {card['name']}")
+        raise ExportError(f"{folder}: does not hold a flow but a model for {card['name']}")
     try:
         config = FlowConfig(**{**experiment["model"], **changes})
     except ValidationError as error:

@@ -161,17 +161,9 @@ class CRN(Network):
     upsampled output of module i - 1. Two convolutions 3 x 3 follow, each with normalisation (if
     any) and ReLU. A convolution 1 x 1 follows the last module.
 
-    Args:
-        widths: Channels of the modules; with eight and 256 px the first map is 2 x 2.
+    With eight modules and 256 px the first map is 2 x 2.
 
-    Call arguments:
-        x: floating [batch, size, size, channels].
-
-    Call returns:
-        float32 [batch, size, size, 1] in [-1, 1].
-
-    Raises:
-        ConfigError: Size is no multiple of 2 ** (modules - 1).
+    floating [batch, size, size, channels] -> float32 [batch, size, size, 1] in [-1, 1]
 
     Source:
         Section 3.3, Fig. 3 (b); Chen and Koltun, Photographic image synthesis with cascaded
@@ -229,14 +221,6 @@ class CRN(Network):
 class Infilling(Trainable):
     """Generator and discriminator with their optimizers, and the frozen VGG-19.
 
-    Args:
-        config: The paper's values or yours.
-        size: Patch rows and columns, px, at least 32.
-
-    Raises:
-        ConfigError: The networks don't fit patches of that size.
-        WeightsError: VGG-19's weights can't be had.
-
     Source:
         Section 3.3. For three channels G has 54,409,857 (unet) or 115,842,561 (crn) and D 2,766,657
         trainable parameters.
@@ -278,20 +262,11 @@ class Infilling(Trainable):
         return label_patches(batch["image"], batch["mask"], step, self.config.margin)
 
     def discriminate(self, label: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-        """Compute D(x, R): float32 logits, one for each patch of the pair.
-
-        Args:
-            label: floating [batch, size, size, channels] in [-1, 1].
-            image: floating [batch, size, size, 1] in [-1, 1].
-        """
+        """Compute D(x, R), x and R in [-1, 1]: float32 logits, one for each patch of the pair."""
         return self.discriminator(tf.concat([label, image], axis=-1))
 
     def features(self, image: tf.Tensor) -> list[tf.Tensor]:
-        """Compute phi_0 to phi_5, float32.
-
-        Args:
-            image: float32 [batch, size, size, 1] in [0, 1].
-        """
+        """Compute phi_0 to phi_5, float32, of images in [0, 1]."""
         return [image, *(feature / self.grey_scale for feature in self.feature_extractor(image))]
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -336,14 +311,7 @@ class Infilling(Trainable):
         }
 
     def infill(self, label: tf.Tensor) -> tf.Tensor:
-        """Generate images.
-
-        Args:
-            label: float32 [batch, size, size, channels], see `layers.tri_label`.
-
-        Returns:
-            Image in [0, 1].
-        """
+        """Generate images in [0, 1] from labels, see `layers.tri_label`."""
         return self.generator(label * 2 - 1) * 0.5 + 0.5
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -85,11 +85,8 @@ class MaskGAN(Trainable):
     Args:
         config: The paper's values or yours.
         size: Mask rows and columns, px.
-        references: uint8 [n, size, size, 1], 0 or 1: training masks, the nearest of which stands
-            beside each generated one in the image grid.
-
-    Raises:
-        ConfigError: Masks of that size can't be halved so often.
+        references: uint8 [n, size, size, 1], 0 or 1: training masks, the nearest of which the image
+            grid shows beside each generated one.
 
     Source:
         Sections 3.2 and 4.2. G has 19,102,433 and D 17,480,385 trainable parameters.
@@ -150,14 +147,7 @@ class MaskGAN(Trainable):
         return draw_latent_noise(count, self.config.z, count_batches(self.optimizers["generator"]))
 
     def generate(self, noise: tf.Tensor) -> tf.Tensor:
-        """Generate masks.
-
-        Args:
-            noise: float32 [n, z] in [-1, 1].
-
-        Returns:
-            float32 [n, size, size, 1] in [0, 1], not cleaned.
-        """
+        """Generate masks: noise [n, z] in [-1, 1] -> [n, size, size, 1] in [0, 1], not cleaned."""
         return self.generator(noise, training=False) * 0.5 + 0.5
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -283,14 +273,9 @@ def is_plausible(masks: NDArray[np.uint8], limits: Plausibility) -> NDArray[np.b
 
 
 def distances(masks: NDArray[np.uint8], references: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Compute 1 - Dice of every mask and every reference; 0 for two empty masks.
+    """Compute 1 - Dice of every mask and every reference, float32 [n, m]; 0 for two empty masks.
 
-    Args:
-        masks: uint8 [n, rows, cols, 1], 0 or 1.
-        references: uint8 [m, rows, cols, 1], 0 or 1.
-
-    Returns:
-        float32 [n, m] in [0, 1].
+    Both are uint8 [n, rows, cols, 1], 0 or 1.
     """
     flat = masks.reshape(len(masks), -1).astype(np.float32)
     distance = np.zeros((len(masks), len(references)), np.float32)
@@ -306,11 +291,7 @@ def distances(masks: NDArray[np.uint8], references: NDArray[np.uint8]) -> NDArra
 def find_nearest(
     masks: NDArray[np.uint8], references: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Find the reference most like each mask; see `distances`.
-
-    Returns:
-        Its distance, float32 [n], and its index, [n].
-    """
+    """Find the distance and the index of the reference most like each mask; see `distances`."""
     distance = distances(masks, references)
     return distance.min(axis=1), distance.argmin(axis=1)
 
@@ -323,15 +304,10 @@ def diversity(masks: NDArray[np.uint8]) -> float:
 
 
 def write(model: MaskGAN, folder: Path, limits: Plausibility) -> dict[str, Any]:
-    """Write the SavedModels, and beside them the limits of plausibility of the training masks.
-
-    Args:
-        model: Built under the float32 policy.
-        folder: Where; see tfmammo.tracking.export.export.
-        limits: Of `fit_plausibility`.
+    """Write the SavedModels of a float32 model, and beside them the limits of plausibility.
 
     Returns:
-        The card's "functions".
+        The card's "functions"; see tfmammo.tracking.export.export.
     """
     (folder / LIMITS).write_text(limits.model_dump_json(), encoding="utf-8")
     return write_saved_models(model, folder)

@@ -53,11 +53,7 @@ class ShapeConfig(Frozen):
 
 
 def class_weights(counts: Sequence[int]) -> list[float]:
-    """Compute 1 - n_c / N for every class.
-
-    Args:
-        counts: Training masks of each class, at least one in all.
-    """
+    """Compute 1 - n_c / N for every class, from the number of training masks of each."""
     return [1 - count / sum(counts) for count in counts]
 
 
@@ -68,9 +64,6 @@ class ShapeCNN(Trainable):
         config: The article's values or yours.
         size: Mask rows and columns, px.
         weights: Weight of each class in the loss, from `class_weights`; by default 1.
-
-    Raises:
-        ConfigError: Masks of that size are too small for two poolings.
 
     Examples:
         >>> ShapeCNN(ShapeConfig()).networks["classifier"].count_params()

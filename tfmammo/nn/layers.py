@@ -262,7 +262,7 @@ def part_by_label(values: tf.Tensor, labels: tf.Tensor, expected: Sequence[int])
             "equally often"
         )
     order = tf.argsort(labels, stable=True)
-    wanted = tf.repeat(tf.constant(expected, labels.dtype), share)
+    wanted = tf.constant(np.repeat(expected, share), labels.dtype)
     tf.debugging.assert_equal(
         tf.gather(labels, order), wanted, f"a batch must have the labels {expected} equally often"
     )

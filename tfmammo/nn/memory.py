@@ -20,7 +20,7 @@ import tensorflow as tf
 
 # Outputs that are the input's memory, not a copy of it.
 ALIASES = frozenset(
-    (
+    [
         "ExpandDims",
         "Identity",
         "IdentityN",
@@ -29,11 +29,11 @@ ALIASES = frozenset(
         "Reshape",
         "Squeeze",
         "StopGradient",
-    )
+    ]
 )
 # Operations that write over an input that nothing else reads, where it has the output's size.
 IN_PLACE = frozenset(
-    (
+    [
         "AddN",
         "AddV2",
         "BiasAdd",
@@ -49,24 +49,21 @@ IN_PLACE = frozenset(
         "Sub",
         "Tanh",
         "TanhGrad",
-    )
+    ]
 )
 CALLS = frozenset(("PartitionedCall", "StatefulPartitionedCall"))
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a training.
-
-    Attributes:
-        weights: Of all networks.
-        slots: Of all optimizers: Adam's two moments of each weight.
-        step: The most that the tensors of a step take at once, gradients included.
-    """
+    """Bytes that training takes."""
 
     weights: int
+    """Of all networks."""
     slots: int
+    """Of all optimizers: Adam's two moments of each weight."""
     step: int
+    """The most that the tensors of a step take at once, gradients included."""
 
     @property
     def total(self) -> int:
@@ -78,31 +75,24 @@ def estimate_memory(model: Any, batch_size: int, size: int, device: str = "GPU")
     """Compute how much memory training a model takes, under the current precision policy.
 
     Args:
-        model: As a training builds it: `CAN(CANConfig(), 256)`. It stays as it is.
+        model: `CAN(CANConfig(), 256)`, say. It stays as it is.
         batch_size: Patches of a step.
         size: Rows and columns of a patch, px.
         device: "GPU" or "CPU", whose operations the step is to be of; a GPU need not be there.
     """
-    graph = trace_step(model, batch_size, size, device)
-    weights = [variable for network in model.networks.values() for variable in network.variables]
-    slots = [
-        variable for optimizer in model.optimizers.values() for variable in optimizer.variables
-    ]
-    return Memory(_sum_bytes(weights), _sum_bytes(slots), compute_peak(graph))
+    weights, slots = (
+        sum(
+            int(np.prod(each.shape)) * tf.as_dtype(each.dtype).size
+            for owner in owners.values()
+            for each in owner.variables
+        )
+        for owners in (model.networks, model.optimizers)
+    )
+    return Memory(weights, slots, compute_peak(trace_step(model, batch_size, size, device)))
 
 
 def trace_step(model: Any, batch_size: int, size: int, device: str = "GPU") -> Any:
-    """Trace a training step. Nothing runs.
-
-    Args:
-        model: See `estimate_memory`.
-        batch_size: Patches of a step.
-        size: Rows and columns of a patch, px.
-        device: "GPU" or "CPU", whose operations the step is to be of; a GPU need not be there.
-
-    Returns:
-        Its tf.Graph.
-    """
+    """Trace a training step to its tf.Graph; see `estimate_memory`."""
     shape = (batch_size, size, size, 1)
     batch = {
         "image": tf.TensorSpec(shape, tf.float32),
@@ -228,7 +218,3 @@ def _count_bytes(tensor: Any) -> int:
     if not tensor.shape.is_fully_defined():
         raise ValueError(f"{tensor.name}: its size {tensor.shape} is not known before it runs")
     return int(tensor.shape.num_elements() * tensor.dtype.size)
-
-
-def _sum_bytes(variables: Iterable[Any]) -> int:
-    return sum(int(np.prod(each.shape)) * tf.as_dtype(each.dtype).size for each in variables)

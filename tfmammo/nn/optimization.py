@@ -134,18 +134,7 @@ def build_adam(
     beta_2: float = 0.999,
     epsilon: float = 1e-7,
 ) -> dict[str, keras.optimizers.Optimizer]:
-    """Create an Adam for each network, named after it; see `build`.
-
-    Args:
-        networks: By name.
-        learning_rate: Of every network, like the remaining arguments; see `Adam`.
-        beta_1: Decay of the gradient's mean, in [0, 1).
-        beta_2: Decay of its square's mean, in [0, 1).
-        epsilon: Added to the root of the latter.
-
-    Returns:
-        Built optimizers, with the networks' names and in their order.
-    """
+    """Create a built `Adam` for each network, with the networks' names and in their order."""
     return {
         name: build(Adam(learning_rate, beta_1, beta_2, epsilon, name=name), network)
         for name, network in networks.items()
@@ -166,28 +155,31 @@ def minimize(
 
     Args:
         loss: float32 scalar, recorded by `tape`.
-        network: Whose weights change.
+        network: The one that changes.
         optimizer: The network's.
         tape: Persistent where several networks minimise from it.
     """
-    start = _start(optimizer)
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    start = optimizer.scale_loss(tf.ones([])) / replicas
     gradients = tape.gradient(loss, network.trainable_variables, output_gradients=start)
-    _apply(gradients, network, optimizer)
+    accumulator = getattr(optimizer, "accumulator", None)
+    if accumulator is not None:
+        gradients = accumulator.add(gradients, optimizer)
+        if gradients is None:
+            return
+    if replicas > 1 and isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        gradients = _finite_on_all_replicas_or_on_none(gradients)
+    optimizer.apply(gradients, network.trainable_variables)
 
 
 class Accumulator:
     """Adds up the gradients of a step's batches; the last one's update takes the mean of all.
 
-    Every device adds up its own. Devices and workers exchange the mean alone. The sums are no part
-    of a checkpoint: they are zero between steps.
-
-    Args:
-        networks: By name.
-        optimizers: By the name of their network, built. They refer to this from now on.
-        batches: Of a step, at least 2.
+    Every device adds up its own. Devices and workers exchange the mean alone. The sums are in no
+    checkpoint: they are zero between steps. The optimizers refer to this from now on.
 
     Attributes:
-        batches: Of a step.
+        batches: Of a step, at least 2.
         done: Batches of the present step so far, an int64 variable.
         is_last: Whether the training step that is traced next is of a step's last batch.
     """
@@ -219,11 +211,7 @@ class Accumulator:
     def add(
         self, gradients: list[tf.Tensor], optimizer: keras.optimizers.Optimizer
     ) -> list[tf.Tensor] | None:
-        """Add a batch's gradients to the sums of an optimizer's network.
-
-        Returns:
-            For the last batch the means of the step, and the sums are zero again. Else None.
-        """
+        """Add a batch's gradients; return the step's means for its last batch, else None."""
         sums = self._sums[id(optimizer)]
         if not self.is_last:
             for total, gradient in zip(sums, gradients, strict=True):
@@ -244,16 +232,9 @@ def prepare_exchange(
     accumulate: int,
     exchange: str,
 ) -> Accumulator | None:
-    """Set what of a step is added up, and how devices exchange it; in the strategy's scope.
+    """Set how many batches make a step, and the dtype in which devices exchange gradients.
 
-    Args:
-        networks: By name.
-        optimizers: By the name of their network, built.
-        accumulate: Batches of a step.
-        exchange: A dtype; see `Adam.exchange`.
-
-    Returns:
-        What adds up the gradients, where a step has several batches.
+    It is called in the strategy's scope, with built optimizers. See `Adam.exchange`.
     """
     for optimizer in map(unwrap, optimizers.values()):
         if isinstance(optimizer, Adam):
@@ -266,12 +247,8 @@ def count_batches(
 ) -> tf.Tensor:
     """Count the batches before this one, each of which draws its own random numbers.
 
-    Args:
-        optimizer: Of the network that learns from them.
-        steps: Steps so far, integer scalar; None: the optimizer's updates.
-
-    Returns:
-        integer scalar: the steps, unless several batches make one (`training.accumulate`).
+    They are the steps so far, by default the optimizer's updates, unless several batches make a
+    step (`training.accumulate`).
     """
     steps = tf.convert_to_tensor(optimizer.iterations if steps is None else steps)
     accumulator = getattr(optimizer, "accumulator", None)
@@ -361,25 +338,6 @@ def _factor(gradient: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
         tf.abs(gradient - along * unit) <= 1e-5 * tf.reduce_max(tf.abs(gradient))
     )
     return along / largest, is_multiple & (largest > 1e-20)
-
-
-def _start(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
-    return optimizer.scale_loss(tf.ones([])) / tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def _apply(
-    gradients: list[tf.Tensor], network: keras.Model, optimizer: keras.optimizers.Optimizer
-) -> None:
-    accumulator = getattr(optimizer, "accumulator", None)
-    if accumulator is not None:
-        gradients = accumulator.add(gradients, optimizer)
-        if gradients is None:
-            return
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1 and isinstance(
-        optimizer, keras.optimizers.LossScaleOptimizer
-    ):
-        gradients = _finite_on_all_replicas_or_on_none(gradients)
-    optimizer.apply(gradients, network.trainable_variables)
 
 
 def _finite_on_all_replicas_or_on_none(gradients: list[tf.Tensor]) -> list[tf.Tensor]:

@@ -114,7 +114,7 @@ def find(name: str) -> Path | None:
     if not folder:
         return None
     if not Path(folder).is_dir():
-        raise WeightsError(f"{FOLDER_VARIABLE}: {folder} is no folder")
+        raise WeightsError(f"{FOLDER_VARIABLE}: {folder} is not a folder")
     path = Path(folder) / FILES[name]
     return path if path.is_file() else None
 
