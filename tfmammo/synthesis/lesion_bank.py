@@ -223,8 +223,8 @@ class _Crop:
 
     image: NDArray[np.float32]
     mask: NDArray[np.uint8]
-    middle: NDArray[np.float64]
-    extents: NDArray[np.float64]
+    middle: NDArray[np.float64]  # (x, y) of the lesion's box, px of the crop
+    extents: NDArray[np.float64]  # width and height of the lesion's box, px
     sha256: str
 
 

@@ -104,7 +104,6 @@ class Synthesizer:
         """Read all that a config names.
 
         Args:
-            config: The config.
             sources: Of its archives; notes lesions that can't be used.
             exports: In a worker: those of the synthesizer that the work began with. Sizes are not
                 fitted again, because they are in the recipes.
