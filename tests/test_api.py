@@ -158,6 +158,8 @@ def test_a_model_is_a_function_of_tensors(can):
         generator(tf.constant(255 * masks))
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"mask must lie in \[0, 1\]"):
         traced(tf.constant(255 * masks))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"mask must lie in \[0, 1\]"):
+        list(tf.data.Dataset.from_tensors(255 * masks).map(traced))
 
 
 def test_patches_are_augmented_around_their_own_masks(can, tiny_infilling, patches):

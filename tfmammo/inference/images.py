@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 TRUTH = "truth"  # in place of a model or a file of boxes: the archive's own lesions
 KINDS = get_args(LesionKind)
-NO_IMAGES = {"mask", "masks", "label", "labels", "annotations"}  # folders of what draws lesions
+# folders of what draws lesions
+NO_IMAGES = {"mask", "masks", "label", "labels", "segmentations", "annotations"}
 BOX_COLUMNS = (("row_min", "col_min", "row_max", "col_max"), ("ymin", "xmin", "ymax", "xmax"))
 
 

@@ -231,16 +231,14 @@ def _make_caller(
                 f"{folder}: takes {', '.join(inputs)}, got {len(arrays)} unnamed and "
                 f"{sorted(named)}"
             )
-        checks = []
         for name, value in values.items():
             where = f"{folder}: {name}"
             if not tf.is_tensor(value):
                 _check_shape(where, np.shape(value), inputs[name]["shape"])
             elif value.shape.rank is not None:
                 _check_shape(where, tuple(value.shape), inputs[name]["shape"])
-            checks += _check_range(where, value, inputs[name]["range"])
-        with tf.control_dependencies(checks) if checks else contextlib.nullcontext():
-            return answer(**values)
+            _check_range(where, value, inputs[name]["range"])
+        return answer(**values)
 
     return call
 
@@ -287,14 +285,13 @@ def _check_shape(name: str, shape: tuple[int | None, ...], expected: list[int | 
         raise ExportError(f"{name} must have the shape [{wanted}], not {list(shape)}")
 
 
-def _check_range(name: str, value: Any, limits: list[float] | None) -> list[tf.Operation]:
+def _check_range(name: str, value: Any, limits: list[float] | None) -> None:
     """Check values in one pass on their device; a comparison with NaN is false.
 
-    Returns:
-        Of a tensor without a value yet, the operation that will check it.
+    Within a graph, which runs every assertion, they are checked when it has values.
     """
     if limits is None:
-        return []
+        return
     low = limits[0] - TOLERANCE
     high = limits[1] + TOLERANCE
     values, every = (
@@ -306,12 +303,11 @@ def _check_range(name: str, value: Any, limits: list[float] | None) -> list[tf.O
     sentence = f"{name} must lie in [{limits[0]:g}, {limits[1]:g}]"
     if tf.is_tensor(fits) and not tf.executing_eagerly():
         lowest, highest = tf.reduce_min(values), tf.reduce_max(values)
-        return [tf.debugging.Assert(fits, [sentence, "but reaches from", lowest, "to", highest])]
-    if not fits:
+        tf.debugging.Assert(fits, [sentence, "but reaches from", lowest, "to", highest])
+    elif not fits:
         smallest = float(np.min(values))
         largest = float(np.max(values))
         raise ExportError(f"{sentence}, but reaches from {smallest:g} to {largest:g}")
-    return []
 
 
 def assign(networks: Mapping[str, keras.Model], directory: Path) -> None:
