@@ -1,7 +1,7 @@
 """The five papers' tables and figures, with every number that they print, from printed.json.
 
-A printed number stands in that file and nowhere else. Tables and the report of the papers read it
-from here.
+Printed numbers are in that file alone. Tables and the report of the papers read them by this
+module.
 """
 
 from __future__ import annotations
