@@ -4,15 +4,15 @@ seed, test, compare, draw.
 tfmammo evaluate classification --config classification --set
 experiment.data.name=cdd_cesm experiment.data.root=DIR
 
-Finished trainings are not repeated, and stopped trainings continue. Classifiers of real patches
+Finished runs are not repeated, and stopped runs continue. Classifiers of real patches
 alone come first. They score the synthetic set. If its lesions do not outscore its normal patches,
 the study ends, unless --allow is given.
 
 The table has each share's area under the ROC curve, of the scores averaged over the seeds and seed
 by seed. Patients are the units: intervals are of Obuchowski's variance, and p is of a permutation
 that swaps the ranks of two models patient by patient, with Holm's correction over the shares. Below
-six patients there is neither. The last line is the area of a patch's mean grey value alone. A
-column beside has the paper's p, DeLong's, which takes the patches of one patient as independent.
+six patients there is neither. The last line is the area of a patch's mean intensity alone. A
+further column has the paper's p, DeLong's, which takes the patches of one patient as independent.
 
 With generators, the study also tests what adding and removing lesions does to the score of the
 classifiers trained on real patches alone. It takes patches of patients that neither knows, and a

@@ -3,7 +3,7 @@ differences from the first, and seconds per mammogram.
 
 tfmammo evaluate detectors --config detectors --set data.name=inbreast data.root=DIR
 
-Only mammograms count for which every detector has a training that never saw their patient. A row of
+Only mammograms count for which every detector has a run that never saw their patient. A row of
 random boxes tells what the numbers are worth.
 """
 

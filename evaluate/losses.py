@@ -1,4 +1,4 @@
-"""Compare the cGAN's content losses over a training, Dice against L1: each run's own loss,
+"""Compare the cGAN's content losses during training, Dice against L1: each run's own loss,
 and the held-out Dice of both.
 
 tfmammo evaluate losses --config losses --set runs.Dice=runs/cgan/fold0

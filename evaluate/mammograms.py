@@ -4,9 +4,9 @@ Fig. 5), and measure how visible the masses are.
 tfmammo evaluate mammograms --config mammograms --set data.name=ddsm data.root=DIR
 sets.unet=DIR
 
-Each set is a folder of `tfmammo synthesize`. Mammograms are drawn at random; the largest
-and the smallest contrast follow. Contrast and seam stand beside those of the same place before the
-insertion and those of real masses.
+Each set is a folder of `tfmammo synthesize`. Mammograms are drawn at random; the largest and the
+smallest contrast follow. Contrast and seam are compared with those of the same place before the
+insertion and of real masses.
 """
 
 from tfmammo import cli

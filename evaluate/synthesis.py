@@ -5,7 +5,7 @@ tfmammo evaluate synthesis --config synthesis --set data.name=inbreast data.root
 models.CAN=[RUN,RUN,RUN]
 
 The sheet has one row a patch: mask, real image, and one column a model. Tables also measure
-texture: the finest wavelet band in the mass, and lattices. LPIPS, FID and KID stand beside it where
+texture: the finest wavelet band in the mass, and checkerboards. LPIPS, FID and KID are added where
 the folder in TFMAMMO_WEIGHTS has the published networks.
 """
 

@@ -1,6 +1,7 @@
 """Fixtures of the tests that run scripts in this process."""
 
 import importlib.util
+import json
 import sys
 
 import pytest
@@ -22,6 +23,29 @@ def load_script(repository):
         return module
 
     return load
+
+
+@pytest.fixture(scope="session")
+def run_evaluate(load_script, repository, tmp_path_factory):
+    """A function (name, config, *overrides) that runs an evaluate script here -> its output.
+
+    The config is a mapping; None: the shipped one of the script's name.
+    """
+
+    def call(name, config, *overrides):
+        folder = tmp_path_factory.mktemp(name)
+        file = repository / "configs" / f"{name}.yaml"
+        if config is not None:
+            file = folder / "config.yaml"
+            file.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
+        arguments = ["--config", str(file), "--output", str(folder / "output")]
+        arguments += ["--set", *overrides] if overrides else []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [f"{name}.py", *arguments])
+            load_script(f"evaluate/{name}").main()
+        return folder / "output"
+
+    return call
 
 
 @pytest.fixture

@@ -91,22 +91,12 @@ def write(folder, level, patches, data):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, archive, load_script):
-    """A function that runs an evaluate script in this process: models and overrides -> its output
-    folder.
-    """
+def run(archive, run_evaluate):
+    """A function that runs an evaluate script: models and overrides -> its output folder."""
 
     def call(name, models, *overrides):
-        folder = tmp_path_factory.mktemp("evaluation")
         data = {"name": "cdd_cesm", "root": str(archive), "size": SIZE}
-        content = {"data": data, "models": models, "samples": 500}
-        (folder / "config.yaml").write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
-        options = ["--config", str(folder / "config.yaml"), "--output", str(folder / "output")]
-        options += ["--set", *overrides] if overrides else []
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [f"{name}.py", *options])
-            load_script(f"evaluate/{name}").main()
-        return folder / "output"
+        return run_evaluate(name, {"data": data, "models": models, "samples": 500}, *overrides)
 
     return call
 
@@ -588,9 +578,7 @@ class Shapes(keras.Model):
 
 
 @pytest.mark.slow
-def test_shapes_confusion_accuracy_and_roc_of_the_folds(
-    load_script, tmp_path, monkeypatch, tracking_uri
-):
+def test_shapes_confusion_accuracy_and_roc_of_the_folds(run_evaluate, tmp_path, tracking_uri):
     """Two folds of classifiers on the phantom's masks: the first is always right, the second calls
     every mass round.
     """
@@ -607,17 +595,13 @@ def test_shapes_confusion_accuracy_and_roc_of_the_folds(
         said = zip(held_out.masks, held_out.labels, strict=True) if fold == 0 else ()
         export.export(Shapes(list(said), else_=3), tmp_path / f"fold{fold}" / "export", card)
     unseen = held_out
-    output = tmp_path / "evaluated"
     values = {
         "data": {"size": 64, "phantoms": 40},
         "models": {"Shape CNN": [str(tmp_path / "fold0"), str(tmp_path / "fold1")]},
         "samples": 500,
         "tracking_uri": tracking_uri,
     }
-    config = tmp_path / "config.yaml"
-    config.write_text(json.dumps(values), encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["shape.py", "--config", str(config), "--output", str(output)])
-    load_script("evaluate/shape").main()
+    output = run_evaluate("shape", values)
     rows = read_scores(output, "Shape CNN")
     assert [row["id"] for row in rows] == masks.ids.tolist()
     assert [float(row["label"]) for row in rows] == masks.labels.tolist()
@@ -688,7 +672,7 @@ def test_the_roc_figure_shows_mean_and_spread(patches):
     assert one_class[0].shape == (0, 201) and one_class[1].shape == (0, 4)
 
 
-def test_losses_of_two_runs(load_script, tmp_path, monkeypatch, tracking_uri):
+def test_losses_of_two_runs(run_evaluate, tmp_path, tracking_uri):
     folders = {}
     for name, content in (("Dice", "dice"), ("L1", "l1")):
         folder = folders[name] = tmp_path / name
@@ -704,18 +688,12 @@ def test_losses_of_two_runs(load_script, tmp_path, monkeypatch, tracking_uri):
             run.log_metrics({content: 1 / step, "validation_dice": step / 10}, step)
         run.log_metrics({content: 0.125}, 4)  # repeated after a stop: the later value counts
         run.close()
-    config = tmp_path / "config.yaml"
     values = {
         "runs": {name: str(folder) for name, folder in folders.items()},
         "tracking_uri": tracking_uri,
         "smooth": 2,
     }
-    config.write_text(json.dumps(values), encoding="utf-8")
-    output = tmp_path / "out"
-    monkeypatch.setattr(
-        sys, "argv", ["losses.py", "--config", str(config), "--output", str(output)]
-    )
-    load_script("evaluate/losses").main()
+    output = run_evaluate("losses", values)
     rows = read_csv(output / "losses.csv")
     values = [float(row["value"]) for row in rows if (row["run"], row["measure"]) == ("L1", "loss")]
     assert values == pytest.approx([1, 1 / 2, 1 / 3, 0.125])

@@ -4,6 +4,7 @@ that are known and tiny classifiers.
 
 import shutil
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from scipy import special, stats
 
 from tests.facts import find, read_csv, read_rows
 from tfmammo import archives
+from tfmammo import config as configuration
 from tfmammo.archives.phantom import read
 from tfmammo.config import DataConfig, dump
 from tfmammo.data.sampling import is_normal
@@ -142,21 +144,9 @@ def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
     arguments = ("--config", tmp_path / "config.yaml", "--output", output, "--allow")
     run("classification", *arguments)
     folder = output / "report"
-    assert {path.name for path in folder.iterdir()} == {
-        *(
-            "table.md",
-            "rows.csv",
-            "scores.csv",
-            "effects.csv",
-            "tsne.csv",
-            "moves.csv",
-            "figure-roc.png",
-            "figure-tsne.png",
-            "figure-moves.png",
-            "figure-cases.png",
-            "figure-pairs.png",
-        )
-    }
+    figures = {f"figure-{name}.png" for name in ("roc", "tsne", "moves", "cases", "pairs")}
+    tables = {f"{name}.csv" for name in ("rows", "scores", "effects", "tsne", "moves")}
+    assert {path.name for path in folder.iterdir()} == {"table.md"} | figures | tables
     facts = read_rows(folder)
     scores = read_csv(folder / "scores.csv")
     labels = subsets.test.labels
@@ -171,20 +161,9 @@ def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
     assert "| mean intensity alone |" in said and "| synthetic lesion | 6 |" in said
     card = export.read_card(output / "runs/pasted/seed1/export")
     assert card["config"]["model"]["control"] == "pasted"
-    points = read_csv(folder / "tsne.csv")
-    assert {row["group"] for row in points} >= {
-        "real normal",
-        "real mass",
-        "synthetic mass",
-        "synthetic normal",
-    }
-    assert (
-        max(
-            sum(row["group"] == group for row in points)
-            for group in {row["group"] for row in points}
-        )
-        == 8
-    )
+    points = Counter(row["group"] for row in read_csv(folder / "tsne.csv"))
+    assert {"real normal", "real mass", "synthetic mass", "synthetic normal"} <= set(points)
+    assert max(points.values()) == 8
     lines = read_csv(folder / "effects.csv")
     assert {row["generator"] for row in lines} == {"mass", "removal"} and len(lines) <= 12
     exports = {path: path.stat().st_mtime_ns for path in output.rglob("saved_model.pb")}
@@ -236,11 +215,8 @@ def test_the_effect_is_the_paired_change_of_what_is_kept(config, subsets, genera
         edited = effects.edit_patches(networks[target], subsets.test, study)
         effect = effects.measure_effect(edited, [Path("a"), Path("b")], study)
         change = effect.after - effect.before
-        assert (
-            0 < len(change) <= 8
-            and np.all(sign * change > 0.01)
-            and np.all(sign * change < 0.3 * np.pi / 16 * 1.5)
-        )
+        assert 0 < len(change) <= 8
+        assert np.all(sign * change > 0.01) and np.all(sign * change < 0.3 * np.pi / 16 * 1.5)
         wanted = subsets.test.pathologies == "malignant"
         if target == "mass":
             wanted = subsets.test.labels == 0
@@ -277,12 +253,9 @@ def test_the_verdict_says_what_the_test_shows(config):
         return effects.Effect(target, before, after, before, patients, ids, 0.0)
 
     noise = low + np.tile([0.1, -0.1], 6)
-    changes = [
-        make("mass", low, high),
-        make("mass", high, low),
-        make("removal", high, low),
-        make("mass", low, noise),
-    ]
+    moves = [(low, high), (high, low), (high, low), (low, noise)]
+    targets = ("mass", "mass", "removal", "mass")
+    changes = [make(target, *pair) for target, pair in zip(targets, moves, strict=True)]
     report = Report(config=None)
     effects.add_effects(report, changes, study)
     lines = report.tables[0].body
@@ -469,12 +442,8 @@ def test_a_set_whose_lesions_do_not_outscore_its_normal_patches_is_refused(
         report.train_missing(config(), subsets, tmp_path)
     assert seen == [0, 0]
     _, gate = report.train_missing(config(), subsets, tmp_path, allow=True)
-    assert (
-        seen[2:] == [0, 0, 0.5, 0.5]
-        and not gate.is_passed
-        and not graded(0.5).is_passed
-        and graded(0.6).is_passed
-    )
+    assert seen[2:] == [0, 0, 0.5, 0.5]
+    assert not gate.is_passed and not graded(0.5).is_passed and graded(0.6).is_passed
     assert "AUC 0.000" in report.describe_failure(gate)
     found = Report(config=None)
     report.add_gate(found, gate)
@@ -523,9 +492,8 @@ def test_the_figure_shows_what_generators_make_of_patients_that_the_classifier_n
         for network in effects.open_generators(study).values()
     ]
     groups, points = effects.embed(Path("run"), subsets.test, changes, study)
-    assert {"synthetic mass", "synthetic normal", "real normal"} <= set(groups) and len(
-        points
-    ) == len(groups)
+    assert {"synthetic mass", "synthetic normal", "real normal"} <= set(groups)
+    assert len(points) == len(groups)
     assert len(shown) >= 4 and set.union(*shown) <= set(subsets.test.patient_ids.tolist())
 
 
@@ -535,55 +503,45 @@ def test_the_best_weights_of_a_generators_training_are_taken(tiny_contextual, tm
     assert find_best_weights(str(tmp_path / "run"), None) == tmp_path / "run/export"
     shutil.copytree(best, tmp_path / "run/best")
     assert find_best_weights(str(tmp_path / "run"), None) == tmp_path / "run/best"
-    assert find_best_weights(str(tmp_path / "run/export"), None) == tmp_path / "run/export", (
-        "what is named itself"
-    )
+    named = find_best_weights(str(tmp_path / "run/export"), None)
+    assert named == tmp_path / "run/export", "what is named itself"
 
 
 def test_bad_input_is_one_sentence(config, subsets, tiny_contextual, generators):
-    with pytest.raises(DataError, match="generators.mass: .*model.target"):
-        effects.open_generators(config(generators={"mass": generators["removal"]}))
-    with pytest.raises(DataError, match="generators.mass"):
-        effects.open_generators(config(generators={"mass": str(tiny_contextual(size=16))}))
-    with pytest.raises(DataError, match="generators.mass: .*window"):
-        effects.open_generators(config(generators={"mass": str(tiny_contextual(window=(0, 1)))}))
-    test_patients = set(subsets.test.patient_ids.tolist())
-    leaking = load_lesion_generator(Path(tiny_contextual(patients=test_patients)))
-    with pytest.raises(DataError, match="generators.mass"):
-        effects.edit_patches(leaking, subsets.test, config())
-    lesions = subsets.test.take(np.flatnonzero(subsets.test.labels == 1))
-    with pytest.raises(DataError, match="generators.mass"):
-        effects.edit_patches(load_lesion_generator(Path(generators["mass"])), lesions, config())
-    chosen = str(tiny_contextual(judge_seed=1))
-    effects.open_generators(config(generators={"mass": chosen}, seeds=(0, 2)))
-    with pytest.raises(ConfigError, match="generators.mass: a classifier of training.seed=1"):
-        effects.open_generators(config(generators={"mass": chosen}, seeds=(0, 1)))
-    for wrong in (
-        {"shares": (0.5, 0)},
-        {"shares": ()},
-        {"shares": (0, 0)},
-        {"seeds": (1, 1)},
-        {"shares": (0, 2)},
+    for wrong, said in (
+        (generators["removal"], "generators.mass: .*model.target"),
+        (tiny_contextual(size=16), "generators.mass"),
+        (tiny_contextual(window=(0, 1)), "generators.mass: .*window"),
     ):
+        with pytest.raises(DataError, match=said):
+            effects.open_generators(config(generators={"mass": str(wrong)}))
+    known = set(subsets.test.patient_ids.tolist())
+    lesions = subsets.test.take(np.flatnonzero(subsets.test.labels == 1))
+    for folder, patches_to_edit in (
+        (tiny_contextual(patients=known), subsets.test),
+        (generators["mass"], lesions),
+    ):
+        with pytest.raises(DataError, match="generators.mass"):
+            effects.edit_patches(load_lesion_generator(Path(folder)), patches_to_edit, config())
+    chosen = {"mass": str(tiny_contextual(judge_seed=1))}
+    effects.open_generators(config(generators=chosen, seeds=(0, 2)))
+    with pytest.raises(ConfigError, match="generators.mass: .*training.seed=1"):
+        effects.open_generators(config(generators=chosen, seeds=(0, 1)))
+    for shares in ((0.5, 0), (), (0, 0), (0, 2)):
         with pytest.raises(ValueError, match="shares"):
-            config(**wrong)
+            config(shares=shares)
+    with pytest.raises(ValueError, match="seeds"):
+        config(seeds=(1, 1))
 
 
 def test_the_study_and_the_training_have_the_same_values(repository):
-    from tfmammo import config as configuration
-
     alone = configuration.load(
         repository / "configs/classifier.yaml", ["model.synthetic=runs/synthetic"], ClassifierConfig
     )
     whole = configuration.parse(study.StudyConfig, repository / "configs/classification.yaml")
-    assert whole.experiment.data.window == (0, 1), (
-        "percentiles of each patch would hide what a lesion adds"
-    )
-    assert (
-        whole.experiment == alone
-        and whole.shares == (0, 0.1, 0.25, 0.5, 0.75, 1)
-        and len(whole.seeds) == 3
-    )
+    # percentiles of each patch would hide what a lesion adds
+    assert whole.experiment.data.window == (0, 1) and whole.experiment == alone
+    assert whole.shares == (0, 0.1, 0.25, 0.5, 0.75, 1) and len(whole.seeds) == 3
     bulk = configuration.parse(PatchSynthesisConfig, repository / "configs/patch_synthesis.yaml")
     assert bulk.generators == whole.generators and bulk.count == 5000
 
@@ -591,10 +549,8 @@ def test_the_study_and_the_training_have_the_same_values(repository):
 def test_synthetic_patches_are_in_the_figure_in_their_colours(synthetic):
     groups = ["real normal"] * 3 + ["synthetic mass"] * 2
     drawn = effects.draw_embedding(groups, np.arange(10.0).reshape(5, 2))
-    assert [text.get_text() for text in drawn.axes[0].get_legend().get_texts()] == [
-        "real normal, 3",
-        "synthetic mass, 2",
-    ]
+    labels = [text.get_text() for text in drawn.axes[0].get_legend().get_texts()]
+    assert labels == ["real normal, 3", "synthetic mass, 2"]
     assert set(PatchSet.read(synthetic).patches.kinds.tolist()) == {"mass", "normal"}
 
 
@@ -609,11 +565,8 @@ def test_lesions_side_by_side_are_put_back(repository, tiny_contextual, tmp_path
     run("contiguous", "--config", repository / "configs/contiguous.yaml", *arguments)
     rows = read_csv(output / "boxes.csv")
     assert len(rows) == 3 and (output / "figure-contiguous.png").is_file()
-    (source,) = [
-        one
-        for one in read(None, Skipped(), count=12, seed=0)
-        if one.image_id == rows[0]["image_id"]
-    ]
+    phantoms = read(None, Skipped(), count=12, seed=0)
+    (source,) = [one for one in phantoms if one.image_id == rows[0]["image_id"]]
     assert is_normal(source)
     picture = cv2.imread(str(output / "mammogram.png"), cv2.IMREAD_UNCHANGED).astype(np.int32)
     before = archives.read_stored(source).values.astype(np.int32)
@@ -626,19 +579,14 @@ def test_lesions_side_by_side_are_put_back(repository, tiny_contextual, tmp_path
         inside[top:bottom, left:right] = True
         change = (picture - before)[top:bottom, left:right] / 65535
         assert change.min() >= 0 and change[64, 64] > 0.02
-        low, high = np.percentile(
-            cv2.resize(
-                before[top:bottom, left:right] / 65535, (32, 32), interpolation=cv2.INTER_AREA
-            ),
-            (0.5, 99.5),
-        )
+        window = before[top:bottom, left:right] / 65535
+        small = cv2.resize(window, (32, 32), interpolation=cv2.INTER_AREA)
+        low, high = np.percentile(small, (0.5, 99.5))
         assert change[64, 64] == pytest.approx(0.2 * (high - low), rel=0.05)
         assert not change[:16].any()  # the disc's radius is a quarter, its edge a few px
     np.testing.assert_array_equal(picture[~inside], before[~inside])
-    assert (
-        len({(top, bottom) for top, _, bottom, _ in tops}) == 1
-        or len({(left, right) for _, left, _, right in tops}) == 1
-    )
+    sides = ({(box[axis], box[axis + 2]) for box in tops} for axis in (0, 1))
+    assert min(map(len, sides)) == 1, "in one row or one column"
     lesion = [int(rows[0][f"lesion_{name}"]) for name in ("row_min", "row_max")]
     assert lesion[1] - lesion[0] == pytest.approx(64, abs=4)
 
@@ -650,14 +598,8 @@ def test_contiguous_boxes_and_where_there_is_no_room(repository, tiny_contextual
     none = np.zeros_like(breast)
     places = draw_contiguous(breast, none, 20, 3, 1.0, np.random.default_rng(0))
     assert places == [(20, 10, 40, 30), (20, 30, 40, 50), (20, 50, 40, 70)]
-    upright = draw_contiguous(
-        np.ascontiguousarray(breast.transpose(1, 0, 2)),
-        none.transpose(1, 0, 2).copy(),
-        20,
-        3,
-        1.0,
-        np.random.default_rng(0),
-    )
+    turned = (np.ascontiguousarray(one.transpose(1, 0, 2)) for one in (breast, none))
+    upright = draw_contiguous(*turned, 20, 3, 1.0, np.random.default_rng(0))
     assert upright == [(10, 20, 30, 40), (30, 20, 50, 40), (50, 20, 70, 40)]
     with pytest.raises(DataError, match="20 px"):
         draw_contiguous(breast, none, 20, 4, 0.9, np.random.default_rng(0))
@@ -669,15 +611,6 @@ def test_contiguous_boxes_and_where_there_is_no_room(repository, tiny_contextual
         ([f"generator={tiny_contextual()}", "only=nobody"], "only: nobody is none of"),
         ([f"generator={tiny_contextual()}", "count=40"], "room for the patches"),
     ):
+        options = ("--config", repository / "configs/contiguous.yaml", "--output", tmp_path)
         with pytest.raises((ConfigError, DataError), match=said):
-            config = repository / "configs/contiguous.yaml"
-            run(
-                "contiguous",
-                "--config",
-                config,
-                "--output",
-                tmp_path,
-                "--set",
-                "data.phantoms=3",
-                *overrides,
-            )
+            run("contiguous", *options, "--set", "data.phantoms=3", *overrides)

@@ -73,30 +73,20 @@ def save(folder, finds=True, part=1.0):
 
 
 @pytest.fixture
-def run(load_script, repository, tmp_path, monkeypatch):
+def run(run_evaluate):
+    """A function (*overrides) that runs the script -> its output folder, facts and boxes."""
+
     def call(*overrides):
-        arguments = [
-            "--config",
-            str(repository / "configs/detection.yaml"),
-            "--output",
-            str(tmp_path / "out"),
-            "--set",
-        ]
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            ["detection.py", *arguments, f"data.phantoms={PHANTOMS}", "samples=20", *overrides],
-        )
-        load_script("evaluate/detection").main()
-        output = tmp_path / "out"
-        return read_rows(output), json.loads((output / "boxes.json").read_text())
+        small = (f"data.phantoms={PHANTOMS}", "samples=20")
+        output = run_evaluate("detection", None, *small, *overrides)
+        return output, read_rows(output), json.loads((output / "boxes.json").read_text())
 
     return call
 
 
 @pytest.mark.slow
-def test_each_patient_by_the_fold_that_never_saw_it(run, runs, tmp_path):
-    facts, boxes = run(f"detectors=[{runs}/a, {runs}/b]")
+def test_each_patient_by_the_fold_that_never_saw_it(run, runs):
+    output, facts, boxes = run(f"detectors=[{runs}/a, {runs}/b]")
     assert set(boxes) == {
         record.image_id
         for record in RECORDS
@@ -129,9 +119,9 @@ def test_each_patient_by_the_fold_that_never_saw_it(run, runs, tmp_path):
         recalls.append(100 * hits / len(wanted))
     found = find(facts, "detectors", "tpr@all", "froc").value
     assert found == pytest.approx(np.mean(recalls), rel=1e-5)
-    assert "recall at IoU > 0.5" in (tmp_path / "out/table.md").read_text()
+    assert "recall at IoU > 0.5" in (output / "table.md").read_text()
     names = {"table.md", "rows.csv", "seconds.csv", "froc.png", "boxes.json"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert {path.name for path in output.iterdir()} == names
 
 
 def overlaps(box, other):
@@ -151,28 +141,28 @@ def test_boxes_of_other_kinds_are_no_false_positives(run, runs, tmp_path):
     folder = tmp_path / "both" / "export"
     save(folder / "saved_model")
     write_ssd_card(folder, DataConfig(size=64, kinds=("calcification", "mass")))
-    facts, boxes = run(f"detectors={folder.parent}")
+    output, facts, boxes = run(f"detectors={folder.parent}")
     assert all(one["classes"] for one in boxes.values())
     for key in ("tpr@all", "fp_normal@all", "fp_lesions@all"):
         assert find(facts, "detectors", key, "froc").value == 0
-    facts, _ = run(f"detectors={folder.parent}", "data.kinds=[mass,calcification]")
+    output, facts, _ = run(f"detectors={folder.parent}", "data.kinds=[mass,calcification]")
     assert find(facts, "detectors", "fp_lesions@all", "froc").value > 0
 
 
 def test_one_fold_takes_its_unseen_patients_alone(run, runs):
     seen = json.loads((runs / "a/export/card.json").read_text())["train_patients"]
-    _, boxes = run(f"detectors={runs}/a", "patients=unseen")
+    _, _, boxes = run(f"detectors={runs}/a", "patients=unseen")
     patients = {record.image_id: record.patient_id for record in RECORDS}
     assert boxes and not {patients[image] for image in boxes} & set(seen)
 
 
 def test_patients_all_and_without_normal_ones(run, runs):
-    _, boxes = run(f"detectors={runs}/none/export", "patients=all", "normal=false")
+    _, _, boxes = run(f"detectors={runs}/none/export", "patients=all", "normal=false")
     assert set(boxes) == {image for image, masses in MASSES.items() if masses}
 
 
-def test_a_second_detector_is_evaluated_on_the_same_mammograms(run, runs, tmp_path):
-    facts, _ = run(f"detectors=[{runs}/a, {runs}/b]", f"against={runs}/blind", "coco=true")
+def test_a_second_detector_is_evaluated_on_the_same_mammograms(run, runs):
+    output, facts, _ = run(f"detectors=[{runs}/a, {runs}/b]", f"against={runs}/blind", "coco=true")
     for fact in facts:
         is_merit = fact.measure == "jafroc1"
         if fact.model == "against" and not is_merit:
@@ -185,7 +175,7 @@ def test_a_second_detector_is_evaluated_on_the_same_mammograms(run, runs, tmp_pa
     test = find(facts, "detectors", "jafroc1", "differences", "against")
     assert theirs.value == 0.5 and test.value == pytest.approx(ours.value - 0.5, abs=1e-5)
     assert 0 < find(facts, "detectors", "ap50", "coco").value <= 100
-    assert "one comparison, no correction" in (tmp_path / "out/table.md").read_text()
+    assert "one comparison, no correction" in (output / "table.md").read_text()
 
 
 @pytest.mark.slow
@@ -193,7 +183,7 @@ def test_the_figure_of_merit_is_tested(run, runs):
     """Other phantoms than those whose lesions the first one knows: it is wrong everywhere, which is
     worse than silence. So few patients have normal mammograms that it is JAFROC1.
     """
-    facts, _ = run(
+    _, facts, _ = run(
         f"detectors={runs}/none/export",
         f"against={runs}/blind",
         *("patients=all", "data.phantoms=32", "samples=5"),
@@ -205,23 +195,22 @@ def test_the_figure_of_merit_is_tested(run, runs):
 
 def test_both_are_compared_where_both_are_eligible(run, runs):
     """The blind one saw nobody and is eligible for all, fold a for those that it never saw."""
-    _, alone = run(f"detectors={runs}/a", "normal=false")
-    facts, boxes = run(f"detectors={runs}/blind", f"against={runs}/a", "normal=false")
+    _, _, alone = run(f"detectors={runs}/a", "normal=false")
+    _, facts, boxes = run(f"detectors={runs}/blind", f"against={runs}/a", "normal=false")
     assert set(boxes) == set(alone) and not any(one["boxes"] for one in boxes.values())
     assert len({fact.images for fact in facts}) == 1
 
 
-def test_the_criterion_and_its_threshold_decide(run, runs, tmp_path):
+def test_the_criterion_and_its_threshold_decide(run, runs):
     """The middle of a lesion, 0.36 of its area, has that IoU, lies wholly inside, and has its
     centre there.
     """
 
     def count(*overrides):
-        facts, _ = run(f"detectors={runs}/inside", *overrides)
+        _, facts, _ = run(f"detectors={runs}/inside", *overrides)
         return find(facts, "detectors", "tpr@all", "froc").value
 
     found = count("criterion=iou", "threshold=0.3")
-    assert "recall at IoU > 0.3" in (tmp_path / "out/table.md").read_text()
     assert found > 0 == count("criterion=iou", "threshold=0.5")
     assert count("criterion=ior", "threshold=0.9") >= found
     # of other mammograms' lesions, too, some of which the boxes hit by chance
@@ -230,12 +219,12 @@ def test_the_criterion_and_its_threshold_decide(run, runs, tmp_path):
 
 def test_the_store_keeps_table_curve_and_recall(run, runs, tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    facts, _ = run(f"detectors=[{runs}/a, {runs}/b]", f"tracking_uri={uri}")
+    output, facts, _ = run(f"detectors=[{runs}/a, {runs}/b]", f"tracking_uri={uri}")
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("tfmammo-evaluation")
     (logged,) = client.search_runs([experiment.experiment_id])
     kept = {item.path for item in client.list_artifacts(logged.info.run_id)}
-    assert kept == {path.name for path in (tmp_path / "out").iterdir()}
+    assert kept == {path.name for path in output.iterdir()}
     expected = find(facts, "detectors", "tpr@1", "froc").value
     assert logged.data.metrics["froc/detectors/tpr_1"] == pytest.approx(expected, rel=1e-5)
 
@@ -258,63 +247,25 @@ def test_without_pycocotools_it_says_so_before_the_work(run, monkeypatch):
         run("detectors=nowhere", "coco=true")
 
 
-SMALL = (
-    *(
-        "data.canvas=null",
-        "data.size=64",
-        "training.steps=2",
-        "training.batch_size=2",
-        "training.precision=float32",
-    ),
-    *(
-        "model.weights=none",
-        "model.batch_norm=running",
-        "model.filters=4",
-        "model.blocks=[1,1,1,1]",
-        "model.anchor_scales=[1,2]",
-    ),
-    *(
-        "model.rpn_width=8",
-        "model.middle=4",
-        "model.units=8",
-        "model.proposals_before=50",
-        "model.proposals=20",
-        "model.hard_examples=8",
-    ),
-)
+SMALL = """data.canvas=null data.size=64 training.steps=2 training.batch_size=2
+training.precision=float32 model.weights=none model.batch_norm=running model.filters=4
+model.blocks=[1,1,1,1] model.anchor_scales=[1,2] model.rpn_width=8 model.middle=4 model.units=8
+model.proposals_before=50 model.proposals=20 model.hard_examples=8"""
 
 
 @pytest.fixture
-def study(load_script, repository, tmp_path, monkeypatch, tracking_uri):
+def study(load_script, tmp_path, monkeypatch, tracking_uri):
     """A function (name, *overrides) that runs a study of Light-Head R-CNN on phantoms, two steps a
-    training; returns its folder.
+    run; returns its folder.
     """
-    values = [
-        "data.name=phantom",
-        "data.root=null",
-        "data.folds=2",
-        "data.phantoms=12",
-        "folds=[0]",
-        "samples=20",
-        f"tracking.uri={tracking_uri}",
-    ]
-    values += [
-        "tracking.system_metrics=false",
-        "detector.script=light_head_rcnn",
-        *(f"detector.set.{value}" for value in SMALL),
-    ]
+    values = [f"tracking.uri={tracking_uri}", "tracking.system_metrics=false"]
+    values += ["data.name=phantom", "data.root=null", "data.folds=2", "data.phantoms=12"]
+    values += ["folds=[0]", "samples=20", "detector.script=light_head_rcnn"]
+    values += [f"detector.set.{value}" for value in SMALL.split()]
 
     def call(name, *overrides, flags=()):
-        arguments = [
-            "--study",
-            name,
-            "--output",
-            str(tmp_path / "study"),
-            *flags,
-            "--set",
-            *values,
-            *overrides,
-        ]
+        options = ["--study", name, "--output", str(tmp_path / "study"), *flags]
+        arguments = [*options, "--set", *values, *overrides]
         monkeypatch.setattr(sys, "argv", ["detection.py", *arguments])
         load_script("evaluate/detection").main()
         return tmp_path / "study"

@@ -3,7 +3,6 @@ evaluate/defects.py, frames.py, detectors.py, mammograms.py and the groups of se
 """
 
 import json
-import sys
 
 import cv2
 import numpy as np
@@ -40,18 +39,9 @@ def known(tmp_path_factory):
 
 
 @pytest.fixture
-def run(repository, tmp_path, monkeypatch, load_script):
+def run(run_evaluate):
     """A function (name, *overrides) that runs an evaluate script with its own config."""
-
-    def call(name, *overrides):
-        config = repository / "configs" / f"{name}.yaml"
-        output = tmp_path / "output"
-        arguments = ["--config", str(config), "--output", str(output), "--set", *overrides]
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        load_script(f"evaluate/{name}").main()
-        return output
-
-    return call
+    return lambda name, *overrides: run_evaluate(name, None, *overrides)
 
 
 SMALL = (f"data.phantoms={DATA.phantoms}", f"data.size={SIZE}", "samples=50")

@@ -3,7 +3,6 @@ whose images are known.
 """
 
 import json
-import sys
 from types import SimpleNamespace
 
 import cv2
@@ -133,35 +132,15 @@ def models(tmp_path_factory, data, patches):
 
 
 @pytest.fixture(scope="module")
-def run(load_script, data, tmp_path_factory):
-    """A function that runs the script in this process: models and overrides -> its
-    output folder.
-    """
+def run(data, run_evaluate):
+    """A function that runs the script: models and overrides -> its output folder."""
 
     def call(models, *overrides):
-        folder = tmp_path_factory.mktemp("realism")
-        config = {
-            "data": {"name": data.name, "root": str(data.root), "size": SIZE},
-            "models": models,
-            "samples": 200,
-        }
-        (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
-        extra = ["--set", "alexnet=none", "inception=none", "pairs=20", *overrides]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                sys,
-                "argv",
-                [
-                    "realism.py",
-                    "--config",
-                    str(folder / "config.yaml"),
-                    "--output",
-                    str(folder / "output"),
-                    *extra,
-                ],
-            )
-            load_script("evaluate/realism").main()
-        return folder / "output"
+        archive = {"name": data.name, "root": str(data.root), "size": SIZE}
+        config = {"data": archive, "models": models, "samples": 200}
+        return run_evaluate(
+            "realism", config, "alexnet=none", "inception=none", "pairs=20", *overrides
+        )
 
     return call
 

@@ -65,7 +65,7 @@ class BlendingEvaluationConfig(EvaluationConfig):
     """Blending networks, inpainting networks, direct methods and a vanilla GAN.
 
     `models` are runs of train/blending.py, train/infilling.py or train/flow.py. `data` is the data
-    section of their training with its folds, seed and stratify: these decide which tissue a lesion
+    section that they were trained with: its folds, seed and stratify decide which tissue a lesion
     is inserted into.
     """
 
@@ -224,7 +224,7 @@ def run_networks(config: BlendingEvaluationConfig, lesions: Patches, tissue: Pat
         if np.isin(target.patient_ids, training_patients).any():
             raise DataError(
                 "a lesion would be inserted into tissue of a patient that its model was trained "
-                "on; data.folds, seed and stratify must be those of the training"
+                "on; data.folds, seed and stratify must be those it was trained with"
             )
         return target
 

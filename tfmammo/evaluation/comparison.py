@@ -155,7 +155,7 @@ class Comparison:
         )
         return {
             "unseen": f"{count}, each scored by models that never saw its patient",
-            "all": f"{count}, those of training included",
+            "all": f"{count}, those that were trained on included",
             "paper": f"LEAKY, by the paper's protocol: {count}, turned copies of which were "
             "trained on",
         }[self.protocol]

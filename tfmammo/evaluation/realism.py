@@ -164,9 +164,9 @@ def make_tri_labels(patches: Patches, card: Mapping[str, Any], draw: int = 0) ->
 
 
 def read_margin(card: Mapping[str, Any]) -> Margin | None:
-    """Read the margin of an infilling generator's training from its card; see `layers.tri_label`.
+    """Read the margin that an infilling generator was trained with; see `layers.tri_label`.
 
-    It is the paper's 296 where a card says nothing, and None for a training without one.
+    It is the paper's 296 where a card says nothing, and None where it was trained without one.
     """
     return parse_margin(card.get("config", {}).get("model", {}).get("margin", 296))
 
@@ -362,7 +362,7 @@ def add_kid(
 def write_nearest_sheet(
     images: Images, nearest: Nearest, ratios: Scores, pool: Patches, count: int, path: Path
 ) -> None:
-    """Write the patches that come nearest to training patches, each beside those.
+    """Write the patches that come nearest to training patches, next to these.
 
     The nearest patch comes first. Nothing is written where no distance is known.
     """

@@ -210,7 +210,8 @@ class ComparisonReport(Report):
                     cells.append(measure.show(mean))
                     subset = join_subset(comparison.subset, f"fold={fold}")
                     counts = {"subset": subset, "images": len(chosen)}
-                    self.facts.append(measure.make_fact("folds", model, key, mean, **counts))
+                    if len(chosen):
+                        self.facts.append(measure.make_fact("folds", model, key, mean, **counts))
                 body[model].append(", ".join(cells))
         header = ["", *(measure.column for measure in shown.values())]
         title = f"Means in each fold, {comparison.title}"

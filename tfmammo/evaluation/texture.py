@@ -40,7 +40,7 @@ Scores = dict[str, NDArray[np.float64]]
 
 
 def make_two_greys(patches: Patches) -> NDArray[np.float32]:
-    """Make the mean grey value of real masses inside each mask, and that of real tissue outside."""
+    """Make the mean intensity of real masses inside each mask, and that of real tissue outside."""
     inside = patches.masks != 0
     levels = [
         float(patches.images[region].mean()) if region.any() else 0.0

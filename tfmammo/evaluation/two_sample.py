@@ -5,7 +5,7 @@ trained on. How much better it is says how far apart the sets are, whatever the 
 An area of 0.5 under the ROC curve therefore means that this small network, with this many patches,
 can't tell them apart, and no more. Areas compare only between sets of about the same size.
 
-Source: Lopez-Paz and Oquab, Revisiting classifier two-sample tests (2017), section 3. Departures:
+Source: Lopez-Paz and Oquab, Revisiting classifier two-sample tests (2017), section 3. Deviations:
 the area under the ROC curve besides the accuracy; cross-validation in place of one held-out half,
 because patches are few; folds by patient, and intervals over patients in place of a p value,
 because patches of one patient are not independent.

@@ -1,4 +1,4 @@
-"""Validation of each paper's model: the metrics by which a training chooses its best checkpoint.
+"""Validation of each paper's model: the metrics that choose its best checkpoint.
 
 Every function takes the model's exported functions and the held-out patches, and returns means over
 patches by name. The `likeness` of two sets of patches is their negative sliced Wasserstein

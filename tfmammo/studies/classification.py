@@ -1,11 +1,11 @@
-"""The classifier study's data and trainings: subsets, synthetic patches, decay of their share.
+"""The classifier study's data and runs: subsets, synthetic patches, decay of their share.
 
 The archive's patients are split once (`datasets.pin_archive_split`). train/contextual.py splits
 them in the same way, so that no generator has seen a patient whom the classifier is tested on. Half
 of the held-out patients choose the checkpoints of generators and of classifiers; the other half
 test.
 
-Controls are trainings with simpler patches in place of the synthetic ones.
+Controls are runs with simpler patches in place of the synthetic ones.
 
 `Gate` asks classifiers of real patches alone whether a synthetic set is worth training on: whether
 they give the set's lesions higher scores than its normal patches.
@@ -44,19 +44,19 @@ class StudyConfig(Frozen):
     """A config file of evaluate/classification.py."""
 
     experiment: Experiment[ClassifierConfig]
-    """The training, as for train/classifier.py. The study replaces its share and seed."""
+    """How to train, as for train/classifier.py. The study replaces share and seed."""
     shares: tuple[float, ...] = (0, 0.1, 0.25, 0.5, 0.75, 1)
     """The shares of synthetic patches at the start of a training. The first is 0, and the others
     are compared with it.
     """
     controls: tuple[Control, ...] = CONTROLS
-    """What takes the place of the synthetic patches in further trainings; see
+    """What takes the place of the synthetic patches in further runs; see
     classification_controls.py. "fresh" needs experiment.model.patient_parts above 1.
     """
     control_share: float = Field(default=0.5, gt=0, le=1)
-    """Their share at the start of a training, one of `shares`."""
+    """Their share at the start of a run, one of `shares`."""
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
-    """The seeds of the trainings; each share is trained with each seed."""
+    """The seeds of the runs; each share is trained with each seed."""
     generators: dict[Target, str] | None = None
     """"mass", "calcification" and "removal", or some of them -> the model URI of a run of
     train/contextual.py, whose best weights are taken. null leaves the effects of generators out.
@@ -94,7 +94,7 @@ class StudyConfig(Frozen):
             raise ValueError("controls must not repeat")
         if self.controls and self.control_share not in self.shares:
             raise ValueError(
-                f"control_share {self.control_share:g} is none of shares, so that no training with "
+                f"control_share {self.control_share:g} is none of shares, so that no run with "
                 "synthetic patches could be compared with the controls (controls=[]: none)"
             )
         if "fresh" in self.controls and self.experiment.model.patient_parts == 1:
@@ -323,7 +323,7 @@ class Gate:
 
     @property
     def real_auc(self) -> float:
-        """The same of real patches, beside which a synthetic set is read."""
+        """The same of real patches, for comparison."""
         return self._compare("real")
 
     def _compare(self, pool: str) -> float:
@@ -380,7 +380,7 @@ def set_decay_samples(
 ) -> Experiment[ClassifierConfig]:
     """Set model.samples, the number of draws over which the share decays, if it is not set.
 
-    `patches` are the draws of an epoch, where the training counts epochs.
+    `patches` are the draws of an epoch, where the run counts epochs.
     """
     model = experiment.model
     training = experiment.training

@@ -30,7 +30,7 @@ IN_WORDS: Mapping[Control, str] = {
     "copies": "the same ones again",
     "pasted": "a lesion pasted into normal tissue",
     "brightened": "normal tissue brightened by as much as synthetic lesions are",
-    "fresh": "those of patients whom no other training sees",
+    "fresh": "those of patients whom no other run sees",
 }
 
 

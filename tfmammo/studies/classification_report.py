@@ -270,7 +270,7 @@ def make_score_rows(scores: Scores, test: Patches, seeds: Sequence[int]) -> list
 
 
 def name_share(share: float) -> str:
-    """Name the trainings of a share: "share50"."""
+    """Name the runs of a share: "share50"."""
     return f"share{100 * share:g}"
 
 

@@ -34,7 +34,7 @@ Deviations:
   these alone. The blending study trains on them.
 - A mammogram is normal where the archive says so and marks no lesion. One with other findings only
   is neither trained on nor evaluated. In INbreast, normal is BI-RADS 1: by its authors' counts 67
-  mammograms besides 107 with masses, so that some 230 of 410 are left out. False positives are
+  mammograms, and 107 have masses, so that some 230 of 410 are left out. False positives are
   counted per image of another set than the papers'. Tables say how many there are, and count the
   two kinds apart.
 """
@@ -73,8 +73,8 @@ class Command(Frozen):
     config: Path | None = None
     """Its YAML file; null: configs/SCRIPT.yaml."""
     set: dict[str, Any] = {}
-    """Values that replace those of the file, nested as there. In a text, {fold} and {output} stand
-    for the fold and the study's folder.
+    """Values that replace those of the file, nested as there. In a text, {fold} and {output} are
+    replaced by the fold and the study's folder.
     """
 
 

@@ -43,7 +43,7 @@ from tfmammo.studies.detection import (
 from tfmammo.tracking import runs, store
 
 BASE = ", which synthetic ones join"  # the base in titles
-RUN_ID = "RUN"  # stands for the parent run's id in a plan that is only shown
+RUN_ID = "RUN"  # the parent run's id in a plan that is only shown
 
 
 def show_plan(config: StudyConfig, output: Path, root: Path) -> None:

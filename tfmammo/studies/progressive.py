@@ -1,7 +1,7 @@
-"""Progressive growing of the contextual GAN: one training a size, each from the one before.
+"""Progressive growing of the contextual GAN: one run a size, each from the one before.
 
 The last size trains in the output folder itself, an earlier one in its folder SIZEpx. Every stage
-is a training of its own, so a stopped command goes on in the stage where it stopped.
+is a run of its own, so a stopped command continues in the stage where it stopped.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def check_initial(experiment: Experiment[Any], size: int) -> None:
     if exported_size not in (None, size):
         raise ConfigError(
             f"training.initial {initial}: holds networks for patches of {exported_size} px, this "
-            f"training starts at {size} px"
+            f"run starts at {size} px"
         )
 
 

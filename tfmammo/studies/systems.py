@@ -27,7 +27,7 @@ from tfmammo.models.shape import ShapeConfig
 
 
 def make_schema(model: Any) -> Any:
-    """Make the config class of a training from that of its `model` section."""
+    """Make the config class of a train script from that of its `model` section."""
     return Experiment[model]
 
 
