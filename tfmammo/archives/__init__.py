@@ -7,12 +7,15 @@ from pathlib import Path
 from tfmammo.archives import (
     cbis_ddsm,
     cdd_cesm,
+    cmmd,
     ddsm,
+    embed,
     folder,
     inbreast,
     mini_mias,
     optimam,
     phantom,
+    rsna,
     vindr,
 )
 from tfmammo.archives.files import resolve_root
@@ -26,12 +29,15 @@ log = logging.getLogger(__name__)
 ARCHIVES: dict[str, Callable[..., list[Mammogram]]] = {
     "cbis_ddsm": cbis_ddsm.read,
     "cdd_cesm": cdd_cesm.read,
+    "cmmd": cmmd.read,
     "ddsm": ddsm.read,
+    "embed": embed.read,
     "folder": folder.read,
     "inbreast": inbreast.read,
     "mini_mias": mini_mias.read,
     "optimam": optimam.read,
     "phantom": phantom.read,
+    "rsna": rsna.read,
     "vindr": vindr.read,
 }
 

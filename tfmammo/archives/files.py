@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from tfmammo.mammogram import hash_id
 
 # which readers know by the archive's own names for them; any other name may be a patient's
-TABLES = (".csv", ".xls", ".txt")
+TABLES = (".csv", ".xls", ".xlsx", ".txt")
 
 
 def list_regular_files(root: Path, links: bool = True) -> Iterator[Path]:
@@ -59,6 +59,27 @@ def _test_entry(test: Callable[[], bool]) -> bool:
         return test()
     except OSError:  # links in a circle
         return False
+
+
+def sort_files(
+    root: Path, tables: Iterable[str], endings: tuple[str, ...]
+) -> tuple[dict[str, Path], list[Path]]:
+    """Walk an archive's folder for its tables and its images, those nearest to the root first.
+
+    Args:
+        root: Its folder.
+        tables: Their names in lower case.
+        endings: Of the images, in lower case.
+
+    Returns:
+        The first table of each name, and all images.
+    """
+    paths = sorted(list_regular_files(root), key=lambda path: (len(path.parts), path))
+    found: dict[str, Path] = {}
+    for path in paths:
+        if (name := path.name.lower()) in tables:
+            found.setdefault(name, path)
+    return found, [path for path in paths if path.suffix.lower() in endings]
 
 
 def make_pseudonym(file: str) -> str:

@@ -113,7 +113,8 @@ def check_header(dataset: FileDataset) -> None:
 def _check_kind(dataset: FileDataset) -> None:
     """Raise unless modality, SOP class, body part and image type are a mammogram's."""
     modality = text(dataset, "Modality").upper()
-    kind = text(dataset, "SOPClassUID")
+    # RSNA's files state it in their meta information alone
+    kind = text(dataset, "SOPClassUID") or text(dataset.file_meta, "MediaStorageSOPClassUID")
     part = text(dataset, "BodyPartExamined").upper()
     if modality not in ("MG", ""):
         raise Fault(f"is no mammogram, its modality is {_quote_word(modality, _MODALITIES)}")
