@@ -393,7 +393,8 @@ def test_patients_and_images_are_pseudonyms(small):
         record.image_id for record in records
     }:
         assert len(identifier) == 12 and int(identifier, 16) >= 0
-    assert all("P_0" not in row.patient_id for row in cbis_ddsm.tables(small))
+    rows = cbis_ddsm.tables(small)
+    assert all("P_0" not in row.image["patient_id"] for row in rows)
 
 
 def test_masses_alone(small):
@@ -440,7 +441,7 @@ def test_tables_need_no_images(small):
     )
     with pytest.raises(
         ArchiveError,
-        match=r"none of the images that its tables name is there and readable \(0 DICOM files",
+        match="holds no image of CBIS-DDSM that can be read",
     ):
         cbis_ddsm.read(small)
 
@@ -568,15 +569,13 @@ def test_a_table_that_ends_in_the_middle_of_a_row(small):
 
 
 def test_what_is_no_archive(tmp_path):
-    with pytest.raises(ArchiveError, match=rf"{tmp_path}/nowhere: is no folder"):
-        cbis_ddsm.read(tmp_path / "nowhere")
     for function in (cbis_ddsm.read, cbis_ddsm.tables):
         with pytest.raises(ArchiveError, match=rf"{tmp_path}: is no CBIS-DDSM archive"):
             function(tmp_path)
     (tmp_path / MASS_TRAIN).write_text("a,b\n1,2\n")
     with pytest.raises(
         ArchiveError,
-        match=rf"{tmp_path}: none of its 1 tables has a readable row, {MASS_TRAIN}: has no column",
+        match=f"no table has a readable row, {MASS_TRAIN}: has no column",
     ):
         cbis_ddsm.read(tmp_path)
 
@@ -615,7 +614,10 @@ def test_the_real_tables(real_data):
         "Calc-Training": 1227,
         "Calc-Test": 284,
     }
-    assert Counter(row.pathology for row in rows) == {"malignant": 1457, "benign": 1429 + 682}
+    assert Counter(row.lesion["pathology"] for row in rows) == {
+        "malignant": 1457,
+        "benign": 1429 + 682,
+    }
     # Folders are put together from columns: each is the one that the table prints, and so are the
     # lesions'.
     for row in rows:
@@ -631,7 +633,7 @@ def test_the_real_tables(real_data):
 def test_the_real_tables_leak_31_patients(real_data):
     patients: dict[tuple[str, str], set[str]] = {}
     for row in cbis_ddsm.tables(real_data / "cbis-ddsm"):
-        patients.setdefault((row.kind, row.split), set()).add(row.patient_id)
+        patients.setdefault((row.kind, row.split), set()).add(row.image["patient_id"])
     crossing = [
         patients[kind, "train"] & patients[other, "test"]
         for kind in ("mass", "calcification")

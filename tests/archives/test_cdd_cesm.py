@@ -326,12 +326,10 @@ def test_other_files_are_skipped_with_a_reason(archive):
 
 
 def test_missing_parts_are_named(archive, tmp_path):
-    with pytest.raises(ArchiveError, match="nowhere: is no folder"):
-        cdd_cesm.read(tmp_path / "nowhere")
     with pytest.raises(ArchiveError, match=f"{cdd_cesm.REGIONS} is missing"):
         cdd_cesm.read(tmp_path)
     root = archive({"P1_L_CM_CC": ("Enhancing mass", "Benign", [SQUARE])})
-    with pytest.raises(ArchiveError, match=r"holds no readable P<patient>_<L\|R>_DM"):
+    with pytest.raises(ArchiveError, match="holds no image of CDD-CESM"):
         cdd_cesm.read(root)
     (root / cdd_cesm.CLINICAL).write_text("Image_name,Findings\nP1_L_CM_CC,mass\n")
     with pytest.raises(

@@ -488,7 +488,7 @@ def test_a_case_that_can_not_be_read_is_noted_and_the_others_stay(
     shutil.rmtree(small / "more")
     with pytest.raises(
         ArchiveError,
-        match=r"none of its 1 cases has an image that can be read, the first note is "
+        match=r"holds no image of DDSM that can be read .*the first is "
         r".*B-0001-1.ics: ",
     ):
         ddsm.read(small)
@@ -630,7 +630,7 @@ def test_what_is_no_archive(tmp_path):
 def test_headers_without_images(small):
     for path in (small / CASE).glob("*.LJPEG"):
         path.unlink()
-    with pytest.raises(ArchiveError, match=r"none of its 1 cases has an image that can be read"):
+    with pytest.raises(ArchiveError, match="holds no image of DDSM"):
         ddsm.read(small)
 
 

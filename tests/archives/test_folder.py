@@ -1352,8 +1352,8 @@ def test_a_cyclic_link_is_no_trap(small):
 
 
 def test_what_is_no_archive(tmp_path, small):
-    with pytest.raises(ArchiveError, match=r"has no folder images"):
-        folder.read(tmp_path / "masks")
+    with pytest.raises(ArchiveError, match="nowhere: is no folder"):
+        folder.read(tmp_path / "nowhere")
     (small / "annotations.json").write_text("{}", encoding="utf-8")
     with pytest.raises(
         ArchiveError, match=r"has both masks and annotations.json, keep one of them"

@@ -363,7 +363,7 @@ def test_an_unusable_image_is_noted_and_the_others_stay(tmp_path, content, reaso
     (tmp_path / "mdb001.pgm").write_bytes(content)
     with pytest.raises(
         ArchiveError,
-        match=rf"{tmp_path}: none of its 2 images .* the first is .*mdb001\.pgm: "
+        match=rf"{tmp_path}: holds no image .*2 skipped, the first is mdb001\.pgm: "
         rf"{re.escape(reason)}",
     ):
         mini_mias.read(tmp_path)

@@ -514,7 +514,9 @@ def test_what_is_no_archive(tmp_path):
             optimam.read(root)
     (tmp_path / "DATA").mkdir()
     (tmp_path / "IMAGES").mkdir()
-    with pytest.raises(ArchiveError, match=r"hold no image that can be read \(0 skipped\)"):
+    with pytest.raises(
+        ArchiveError, match=r"holds no image of OMI-DB that can be read \(0 skipped\)"
+    ):
         optimam.read(tmp_path)
 
 

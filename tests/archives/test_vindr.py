@@ -356,7 +356,7 @@ def test_indexing_opens_no_dicom_where_the_table_tells_the_spacing(small):
     (small / METADATA).unlink()
     with pytest.raises(
         ArchiveError,
-        match=f"{small}: holds none of the images that {IMAGES} names and that can be read",
+        match=f"{small}: holds no image of VinDr-Mammo that can be read",
     ):
         vindr.read(small)
 

@@ -4,6 +4,8 @@
                             EMBED_OpenData_clinical.csv           a row for each finding of an exam
                             images/cohort_1/<empi_anon>/.../<SOP instance>.dcm
 
+480,323 files of 22,382 patients.
+
 The tables' reduced forms (..._reduced.csv) are read where the others are missing. A file is found
 by its name, whatever stands before it in anon_dicom_path. Read are 2D images; C-views, screen saves
 and spot or magnification views are counted and left out. What the archive leaves open:

@@ -35,6 +35,11 @@ class Finding:
     kind: LesionKind | None
     is_certain: bool = True
 
+    @property
+    def certain_kind(self) -> LesionKind | None:
+        """The kind where there is no doubt of it."""
+        return self.kind if self.is_certain else None
+
 
 LESION = Finding("mass", is_certain=False)
 _KINDS: dict[LesionKind, str] = {
@@ -53,7 +58,7 @@ _GENERAL = (
     r"findings?|abnormal\w*|roi|gtv|regions?|segment|foreground|object)\b"
 )
 _PATHOLOGIES: dict[str, Pathology] = {
-    **dict.fromkeys(("normal", "negative"), "normal"),
+    "normal": "normal",
     **dict.fromkeys(("benign", "benign_without_callback"), "benign"),
     **dict.fromkeys(("malignant", "malign", "cancer"), "malignant"),
 }

@@ -57,15 +57,12 @@ def read_picture(path: Path, bits: int | None, is_listed: bool) -> dict[str, Any
         }
 
 
-def read_image(path: Path, bits: int | None = None, is_listed: bool = False) -> dict[str, Any]:
-    """Read the header of a DICOM or a picture; raise ArchiveError for a raw DICOM."""
+def read_image(
+    path: Path, bits: int | None = None, is_listed: bool = False
+) -> dict[str, Any] | None:
+    """Read the header of a DICOM or a picture as the functions above do."""
     if not is_dicom(path):
         return read_picture(path, bits, is_listed)
     if bits is not None:
         raise ArchiveError(f"{path}: a DICOM states its bits itself, leave them blank")
-    facts = read_dicom(path)
-    if facts is None:
-        raise ArchiveError(
-            f"{path}: is a raw image ('for processing'), take the one for presentation"
-        )
-    return facts
+    return read_dicom(path)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tfmammo.archives.findings import find_word
+from tfmammo.archives.findings import find_word, parse_pathology
 from tfmammo.archives.named_files import make_key
 from tfmammo.archives.tables import read_table
 from tfmammo.archives.views import parse_side, parse_view
@@ -27,8 +27,7 @@ log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]  # a column's name -> its value in our own terms; blank cells are absent
 
-_PATHOLOGIES = {"benign_without_callback": "benign", "cancer": "malignant", "malign": "malignant"}
-_SPLITS = {"training": "train", "testing": "test"}
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 
 
 def _parse_spacing(text: str) -> tuple[float, float]:
@@ -47,16 +46,6 @@ def _parse_bits(text: str) -> int:
     return int(float(text))
 
 
-def _parse_pathology(text: str) -> str | None:
-    word = _PATHOLOGIES.get(text.lower(), text.lower())
-    return word if word in ("normal", "benign", "malignant") else None
-
-
-def _parse_split(text: str) -> str | None:
-    word = _SPLITS.get(text.lower(), text.lower())
-    return word if word in ("train", "test") else None
-
-
 def _parse_category(text: str) -> str:
     # pandas writes 2.0 for 2 where other rows have no value
     return re.sub(r"(?<=[0-9])[.,]0+$", "", text)
@@ -68,14 +57,14 @@ _COLUMNS: dict[str, Callable[[str], Any]] = {
     "patient": normalize_patient,
     "laterality": parse_side,
     "view": lambda text: parse_view(text)[1],
-    "pathology": _parse_pathology,
+    "pathology": parse_pathology,
     "kind": find_word,
     "shape": str.lower,
     "margin": str.lower,
     "birads": _parse_category,
     "density": _parse_category,
     "spacing": _parse_spacing,
-    "split": _parse_split,
+    "split": lambda text: _SPLITS.get(text.lower()),
     "bits": _parse_bits,
     "lesion_patient": normalize_patient,
 }

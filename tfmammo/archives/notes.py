@@ -16,12 +16,13 @@ class Notes:
     Args:
         root: Its folder.
         skipped: Takes the notes.
-        name: What such an archive is called, for errors.
+        name: What such an archive is called, for errors; "" for no particular one.
     """
 
     def __init__(self, root: Path, skipped: Skipped | None, name: str) -> None:
         self.root = Path(root)
         self.name = name
+        self.kind = f"of {name} " if name else ""
         self.skipped = Skipped() if skipped is None else skipped
         self._counts: Counter[tuple[str, str]] = Counter()
         self._lines: dict[tuple[str, str], int] = {}
@@ -61,7 +62,7 @@ class Notes:
         if not found:
             first = next((f", the first is {f}: {r}" for f, r in self.skipped.reasons.items()), "")
             raise ArchiveError(
-                f"{self.root}: holds no image of {self.name} that can be read "
+                f"{self.root}: holds no image {self.kind}that can be read "
                 f"({len(self.skipped)} skipped{first})"
             )
         return list(found.values())
