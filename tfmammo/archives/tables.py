@@ -105,17 +105,21 @@ def _read_workbook(content: bytes) -> list[list[str]]:
             "".join(text.text or "" for text in item.findall("{*}t") + item.findall("{*}r/{*}t"))
             for item in _parse_part(book, "xl/sharedStrings.xml")
         ]
-        rows = []
+        rows: list[list[str]] = []
         for row in _parse_part(book, first).iterfind("{*}sheetData/{*}row"):
+            number = int(row.get("r", len(rows) + 1))
+            if number > 2**20:  # Excel has no more
+                raise ValueError
+            rows += [[] for _ in range(number - 1 - len(rows))]  # blank rows are not there
             cells: list[str] = []
             for cell in row:
                 column = 0
                 for letter in re.sub("[^A-Z]", "", cell.get("r", "")):
                     column = 26 * column + ord(letter) - 64
-                if column > 2**14:  # Excel has no more
+                if column > 2**14:  # nor more of these
                     raise ValueError
                 cells += [""] * (column - 1 - len(cells)) + [_read_cell(cell, words)]
-            rows.append(cells)
+            rows.append(cells + [""] * (len(rows[0]) - len(cells) if rows else 0))
     return rows
 
 
@@ -133,5 +137,5 @@ def _read_cell(cell: ElementTree.Element, words: list[str]) -> str:
     if kind == "s":
         return words[int(value)]
     if kind == "inlineStr":
-        return "".join(text.text or "" for text in cell.iter() if text.tag.endswith("}t"))
+        return "".join(text.text or "" for text in cell.iterfind(".//{*}t"))
     return f"{float(value):.15g}" if kind == "n" and value else value
