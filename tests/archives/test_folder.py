@@ -285,6 +285,16 @@ def test_rows_of_images_in_another_folder(small):
     assert "2 of its files are matched" in reasons["metadata.csv"]
 
 
+def test_rows_of_files_that_differ_in_their_ending(small):
+    """One of the files is read, and with its own row: the other may be of another patient."""
+    picture(small / "images" / "a.bmp", BYTE)
+    table(small, "file,patient", "a.png,p1", "b.png,p2", "a.bmp,p3", "a.tif,p4")
+    records, reasons = read(small)
+    patients = {record.file.name: record.patient_id for record in records}
+    assert patients == {"a.bmp": hash_id("folder", "p3"), "b.png": hash_id("folder", "p2")}
+    assert set(reasons) == {"images/a.png", "metadata.csv"}
+
+
 # Masks
 
 

@@ -1,4 +1,10 @@
-"""Read files on disk into records: one module per archive, each with `read(root, skipped)`."""
+"""Read files on disk into records: one module per archive, each with `read(root, skipped)`.
+
+`root` is the archive's folder or any above it, and `skipped` takes what was left out, and why.
+Tables and headers are read, pixels when they are wanted. A lesion that is marked and can't be read
+is `lost`. ArchiveError: a table is missing or has not the columns that are read, or no image can be
+read; the header of each module states what else its archive leaves open.
+"""
 
 import logging
 from collections.abc import Callable

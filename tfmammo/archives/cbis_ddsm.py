@@ -115,20 +115,9 @@ def tables(root: Path, skipped: Skipped | None = None) -> list[Row]:
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the mammograms of a CBIS-DDSM folder, in the order of its tables.
+    """Read the mammograms, in the order of the tables; no mask is read.
 
-    Headers are read, pixels and masks are not.
-
-    Args:
-        root: The folder that holds tables and DICOM folders at any depth.
-        skipped: Takes what was left out, and why.
-
-    Returns:
-        One record per image that is there and readable, with a MaskedLesion per row, even where its
-        mask is missing.
-
-    Raises:
-        ArchiveError: What `tables` raises, or none of the images is there and readable.
+    A MaskedLesion per row stays even where its mask is missing.
     """
     notes = Notes(root, skipped, "CBIS-DDSM")
     paths, dicoms = _list_files(notes)

@@ -100,21 +100,7 @@ _Region = tuple[str, Callable[[], NDArray[np.floating]]]  # what it is called, i
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the archive's tables and the headers of its JPEGs.
-
-    No pixel is read, except of the masks of a scaled copy.
-
-    Args:
-        root: The folder that holds, at any depth, the JPEGs `P<patient>_<L|R>_<DM|CM>_<CC|MLO>.jpg`
-            and both tables (.csv or .xlsx), and a folder `masks` if it is a scaled copy.
-        skipped: Takes what was left out, and why.
-
-    Returns:
-        The low-energy mammograms in the order of their names; spacing is unknown.
-
-    Raises:
-        ArchiveError: No table, a table without the columns read here, or no mammogram.
-    """
+    """Read tables and headers, and of a scaled copy its masks, in the order of the names."""
     notes = Notes(root, skipped, "CDD-CESM")
     names = [name.lower() for name in (REGIONS, CLINICAL)]
     names += [name.replace(".csv", ".xlsx") for name in names]

@@ -36,11 +36,7 @@ _Breast = tuple[str, str | None]  # patient, side
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the table and the DICOM headers, in the order of the files' paths.
-
-    Raises:
-        ArchiveError: No table, one without the columns read here, or no image.
-    """
+    """Read the table and the DICOM headers, in the order of the files' paths."""
     notes = Notes(root, skipped, "CMMD")
     tables, paths = sort_files(notes.root, TABLES, (".dcm",))
     path = next((tables[name] for name in TABLES if name in tables), None)

@@ -128,18 +128,7 @@ class _Abnormality:
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the mammograms of a DDSM folder; .ics and .OVERLAY files are read, pixels are not.
-
-    Args:
-        root: DDSM's folder or any part of it.
-        skipped: Takes what was left out, and why.
-
-    Returns:
-        One record per image that an .ics lists and that is there, in the order of their paths.
-
-    Raises:
-        ArchiveError: `root` holds no .ics file, or no image that can be read.
-    """
+    """Read .ics and .OVERLAY files, in the order of their paths."""
     notes = Notes(root, skipped, "DDSM")
     headers: list[Path] = []
     files: dict[tuple[Path, Key], dict[tuple[str, str], Path]] = defaultdict(dict)

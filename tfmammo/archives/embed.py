@@ -88,11 +88,7 @@ _BOX = re.compile(r"[(\[]\s*(\d{1,6})\s*,\s*(\d{1,6})\s*,\s*(\d{1,6})\s*,\s*(\d{
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read both tables and the DICOM headers, in the order of the table of files.
-
-    Raises:
-        ArchiveError: A table or its columns are missing, or there is no image.
-    """
+    """Read both tables and the DICOM headers, in the order of the table of files."""
     notes = Notes(root, skipped, "EMBED")
     tables, paths = sort_files(notes.root, METADATA + CLINICAL, (".dcm",))
     chosen = []

@@ -85,21 +85,10 @@ __all__ = ["is_dicom", "read", "read_one"]
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the mammograms of a folder, in the order of their names.
+    """Read tables and headers, in the order of the images' names.
 
-    Tables and headers are read, pixels and masks are not.
-
-    Args:
-        root: The folder.
-        skipped: Takes what was left out, and why.
-
-    Returns:
-        One record per readable image; image_id is hash_id("folder", <its name beneath images,
-        without the ending>).
-
-    Raises:
-        ArchiveError: No image can be read, annotations of two kinds lie side by side, or a table
-            or COCO file is damaged, or states another size than the image has.
+    image_id is hash_id("folder", <an image's name beneath images, without the ending>). A table
+    that is damaged, or contradicts an image's size, and annotations of two kinds are an error.
     """
     notes = Notes(root, skipped, "")
     root = notes.root
@@ -182,8 +171,11 @@ def _match_rows(
 ) -> dict[str, Row]:
     """Give each image its row, and what rows of several images say where its own is silent."""
     patterns = sorted((name for name in rows if f"/{name}".endswith("/*")), key=len)
-    names = Names(images.keys() - rows.keys(), folders_matter=True)
     matched = {name: rows[name] for name in rows.keys() - patterns}
+    for image, path in images.items():  # of two files that differ in their ending one is read
+        if twin := matched.pop(image + path.suffix.lower(), None):
+            matched[image] = twin
+    names = Names(images.keys() - matched.keys(), folders_matter=True)
     unused = 0
     for name in sorted(matched.keys() - images.keys() - masks):
         image = names.find(name)

@@ -53,17 +53,7 @@ _FINDINGS = ("mass", "micros", "distortion", "asymmetry")  # columns of the xls,
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the mammograms of an INbreast folder, in the order of their file numbers.
-
-    Headers are read, pixels are not.
-
-    Args:
-        root: INbreast's folder or any above it.
-        skipped: Takes what was left out, and why.
-
-    Raises:
-        ArchiveError: `root` holds no DICOM in a folder AllDICOMs, or none of them can be read.
-    """
+    """Read tables, outlines and DICOM headers, in the order of the file numbers."""
     notes = Notes(root, skipped, "INbreast")
     dicoms: list[Path] = []
     outlines: dict[str, Path] = {}

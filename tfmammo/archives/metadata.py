@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tfmammo.archives.findings import find_word, parse_pathology
@@ -71,28 +71,28 @@ _COLUMNS: dict[str, Callable[[str], Any]] = {
 
 
 def read_metadata(path: Path, skipped: Skipped) -> dict[str, Row]:
-    """Read the rows of metadata.csv by file.
+    """Read the rows of metadata.csv by file, without its ending unless two differ in it alone.
 
-    Args:
-        path: The table.
-        skipped: Takes unknown columns and words.
-
-    Raises:
-        ArchiveError: It can't be read, a needed cell is wrong, or a file has two rows.
+    Raises ArchiveError where it can't be read, a needed cell is wrong, or a file has two rows.
     """
     lines = read_table(path, ["file"], strict=True)
     _note_columns(path, list(lines[0][1]) if lines else [], skipped)
     unknown: Counter[str] = Counter()
-    rows: dict[str, Row] = {}
+    by_name: dict[str, dict[str, Row]] = {}  # then by ending
     for number, cells in lines:
         if not cells["file"]:
             raise ArchiveError(f"{path}: row {number}, file: is blank")
         row = _parse_row(f"{path}: row {number}", cells, unknown)
-        if rows.setdefault(row["file"], row) is not row:
+        ending = PurePosixPath(cells["file"]).suffix.lower()
+        if by_name.setdefault(row["file"], {}).setdefault(ending, row) is not row:
             raise ArchiveError(f"{path}: row {number} is a second one of its file")
     _note_words(path.name, unknown, skipped)
     _speak_of_leading_zeros(path.parent, [cells.get("patient", "") for _, cells in lines])
-    return rows
+    return {
+        name + (ending if len(rows) > 1 else ""): row
+        for name, rows in by_name.items()
+        for ending, row in rows.items()
+    }
 
 
 def parse_cells(

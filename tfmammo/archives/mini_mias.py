@@ -96,19 +96,7 @@ _Table = dict[int, list[_Row]]  # film number -> its rows
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the table and the headers of the images; no pixel is read.
-
-    Args:
-        root: The folder that holds, at any depth, mdb<number>.pgm and Info.txt.
-        skipped: Takes what was left out, and why.
-
-    Returns:
-        One record per readable image that the table names, in the order of their numbers; every
-        view is MLO.
-
-    Raises:
-        ArchiveError: No image, no table with rows, or no image can be read.
-    """
+    """Read the table and the headers of the images, in the order of their numbers."""
     notes = Notes(root, skipped, "mini-MIAS")
     _, paths = sort_files(notes.root, (), (".txt", ".pgm"))
     images: dict[int, Path] = {}

@@ -92,21 +92,7 @@ _MARGINS = ("ill_defined", "spiculated", "well_defined")
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the mammograms of an OMI-DB folder, in the order of clients, studies and images.
-
-    No pixel is read.
-
-    Args:
-        root: The folder that holds `data` and `images`.
-        skipped: Takes what was left out, and why; missing DICOM files and raw images are counted
-            there in one entry.
-
-    Returns:
-        One record per image that is listed, on disk and a mammogram.
-
-    Raises:
-        ArchiveError: `root` has no folders data and images, or no image that can be read.
-    """
+    """Read records and DICOM headers, in the order of clients, studies and images."""
     notes = Notes(root, skipped, "OMI-DB")
     folders = {path.name.lower(): path for path in _list_folders(notes.root)}
     if "data" not in folders or "images" not in folders:

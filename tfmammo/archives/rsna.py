@@ -38,11 +38,7 @@ _COLUMNS = ("patient_id", "image_id", "laterality", "view", "cancer", "biopsy", 
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the table and the DICOM headers, in the table's order.
-
-    Raises:
-        ArchiveError: No train.csv, one without the columns read here, or no image.
-    """
+    """Read the table and the DICOM headers, in the table's order."""
     notes = Notes(root, skipped, "RSNA")
     return notes.finish(_read_rows(notes))
 

@@ -41,13 +41,7 @@ class Stored:
 
     @staticmethod
     def of_image(image: NDArray[np.float32], bits: int) -> Stored:
-        """Store grey values as whole numbers, rint(value * (2^bits - 1)).
-
-        They have 8 bits where they fit, else 16.
-
-        Args:
-            image: float32 [rows, cols, 1] in [0, 1].
-        """
+        """Store float32 [rows, cols, 1] in [0, 1] as rint(value * (2^bits - 1)) of 8 or 16 bits."""
         values: NDArray[np.integer] = np.rint(image[..., 0] * np.float64(2**bits - 1)).astype(
             np.uint8 if bits <= 8 else np.uint16
         )
@@ -61,13 +55,7 @@ class Stored:
         return look_up(self.greys, values)
 
     def nearest_values(self, grey: NDArray[np.float32]) -> NDArray[np.integer]:
-        """Return the stored value nearest to each grey value, of the type of `values`.
-
-        It is never a value of padding.
-
-        Args:
-            grey: float32 of any shape, in [0, 1].
-        """
+        """Return the stored value nearest to each grey value in [0, 1]; never one of padding."""
         values, middles = self._by_grey
         return values[np.searchsorted(middles, grey)]
 
@@ -78,9 +66,7 @@ class Stored:
     def with_greys(
         self, image: NDArray[np.float32], parts: Iterable[tuple[Box, NDArray[np.float32]]]
     ) -> Stored:
-        """Return the same file with other grey values in some boxes.
-
-        A value whose grey stays is kept as it is.
+        """Return the same file with other grey values; a value whose grey stays is kept.
 
         Args:
             image: What `image` gives.
@@ -93,11 +79,7 @@ class Stored:
         return self.with_values(values)
 
     def full_scale(self) -> NDArray[np.integer]:
-        """Return the values as a picture holds them.
-
-        Of a DICOM file they are its greys, in 8 bits where `bits` are no more, else in 16. Of
-        others they are `values`.
-        """
+        """Return the values as a picture holds them: a DICOM's are its greys in 8 or 16 bits."""
         if self.elements is None:
             return self.values
         wide = np.uint16 if self.bits > 8 else np.uint8
@@ -120,12 +102,10 @@ class Stored:
 
 
 def unused_range(highest: int, full: int) -> str | None:
-    """Describe stored values that leave most of their range unused; None of others.
-
-    12 bits in a file of 16 do.
+    """Describe values that leave most of their range unused, such as 12 bits in a file of 16.
 
     Args:
-        highest: The highest value there is.
+        highest: The highest value.
         full: The value that stands for 1.
     """
     if not (0 < 4 * highest < full + 1 and full > 2**12):
@@ -138,15 +118,7 @@ def unused_range(highest: int, full: int) -> str | None:
 
 
 def look_up(greys: NDArray[np.float32], values: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Look up every value's grey.
-
-    Args:
-        greys: float32 [n].
-        values: integer [rows, cols], 0 to n - 1.
-
-    Returns:
-        float32 [rows, cols, 1].
-    """
+    """Look up the grey of integers [rows, cols] from 0 to len(greys) - 1: [rows, cols, 1]."""
     image = np.empty(values.shape, np.float32)
     for top in range(0, len(values), _BAND):
         np.take(greys, values[top : top + _BAND], out=image[top : top + _BAND], mode="clip")

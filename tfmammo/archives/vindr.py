@@ -105,21 +105,7 @@ class _Findings:
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the tables, and the headers of those images whose spacing they don't tell.
-
-    No pixel is read.
-
-    Args:
-        root: The archive's folder or any above it.
-        skipped: Takes what was left out, and why.
-
-    Returns:
-        One record per image that is in the table and on disk, in the table's order; lesions have
-        boxes and no outlines.
-
-    Raises:
-        ArchiveError: No table or one without the columns read here, or none of its images is there.
-    """
+    """Read the tables, and headers where they tell no spacing, in the table's order."""
     notes = Notes(root, skipped, "VinDr-Mammo")
     tables, paths = sort_files(notes.root, (IMAGES, FINDINGS, METADATA), (".dicom", ".dcm"))
     for name in (IMAGES, FINDINGS):
