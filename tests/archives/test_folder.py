@@ -166,6 +166,10 @@ def test_a_row_may_hold_for_all_images_of_a_folder(small):
 
 
 def test_a_folder_may_be_declared_normal_and_each_image_another_patient(small):
+    table(small, "file,patient,pathology", "*,*,normal")
+    records, reasons = read(small)
+    assert [is_normal(record) for record in records] == [False, True]
+    assert len(records[0].lesions) == 1 and reasons["images/*"].startswith("1 images have masks")
     (small / "masks" / "a.png").unlink()
     picture(small / "images" / "left" / "a.png", BYTE)
     table(small, "file,patient,pathology", "*,*,normal")

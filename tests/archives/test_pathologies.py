@@ -9,7 +9,7 @@ from tfmammo.config import DataConfig
 from tfmammo.data.sampling import select_lesions
 from tfmammo.mammogram import Skipped
 
-ARCHIVES = ("cbis_ddsm", "cdd_cesm", "ddsm", "folder", "mini_mias", "optimam")
+ARCHIVES = ("cbis_ddsm", "cdd_cesm", "ddsm", "embed", "folder", "mini_mias", "optimam")
 OF = {"malignant": 0, "benign": 2}  # mammograms of the phantom with one mass of that pathology
 
 
@@ -37,6 +37,6 @@ def test_lesions_are_selected_by_their_pathology(written, tmp_path, name):
     assert {wanted: len(lesions) for wanted, lesions in selected.items()} == dict.fromkeys(OF, 1)
     for wanted, (lesion,) in selected.items():
         source = written[list(OF).index(wanted)]
-        if name not in ("optimam", "mini_mias"):  # whose files hold boxes and circles
+        if name not in ("embed", "optimam", "mini_mias"):  # which have boxes and circles
             areas = [one.mask(source.rows, source.cols).sum() for one in (lesion, *source.lesions)]
             assert areas[0] == pytest.approx(areas[1], rel=0.02)

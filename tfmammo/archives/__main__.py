@@ -1,6 +1,6 @@
 """Look at an archive before anything is trained on it.
 
-The command tells what the archive holds, what was left out and why, and how it looks.
+The command tells what the archive holds, what was skipped and why, and how it looks.
 
 tfmammo archives cbis_ddsm DIR --sheet sheet.png
 tfmammo archives cbis_ddsm DIR --list      pseudonyms as tables, logs and dead_letters.csv
@@ -36,7 +36,7 @@ from tfmammo.config import DataConfig, describe
 from tfmammo.errors import ArchiveError, ConfigError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, escape_cell
 
-SHOWN = 10  # reasons of left-out files on the screen; --skipped writes them all
+SHOWN = 10  # reasons on the screen; --skipped writes them all
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.list:
             write_list(records, skipped, sys.stdout)
             return
-        left_out = len(skipped)
+        by_reader = len(skipped)
         faults = Counter[str]() if options.quick else check_masks(records, skipped)
         console.print(summary(records, options.name, faults))
         if options.sheet:
             _write_sheet(records, options.sheet, options.images, options.seed, skipped)
             console.print(f"contact sheet  {options.sheet}", soft_wrap=True)
-        _print_skipped(console, skipped, left_out, options.skipped)
+        _print_skipped(console, skipped, by_reader, options.skipped)
 
     cli.run(look)
 
@@ -78,19 +78,12 @@ def check_masks(records: Sequence[Mammogram], skipped: Skipped) -> Counter[str]:
     Returns:
         How many can't be used, by what is wrong with them.
     """
-    masked = [
-        (record, lesion)
-        for record in records
-        for lesion in record.lesions
-        if isinstance(lesion, MaskedLesion)
-    ]
+    masked = [(it, lesion) for it in records for lesion in it.lesions]
+    masked = [(it, lesion) for it, lesion in masked if isinstance(lesion, MaskedLesion)]
     faults: Counter[str] = Counter()
+    progress = {"transient": True, "disable": len(masked) < SHOWN}
     for mammogram, lesion in track(
-        masked,
-        "reading masks",
-        transient=True,
-        disable=len(masked) < SHOWN,
-        console=Console(stderr=True),
+        masked, "reading masks", console=Console(stderr=True), **progress
     ):
         try:
             mask = lesion.read()
@@ -103,39 +96,26 @@ def check_masks(records: Sequence[Mammogram], skipped: Skipped) -> Counter[str]:
                 raise ArchiveError("its mask marks nothing")
         except ArchiveError as error:
             skipped.add(mammogram.image_id, error)
-            words = str(error)
-            if "nothing" in words:
-                faults["empty"] += 1
-            elif " px" in words:
-                faults["of a wrong size"] += 1
-            else:
-                faults["unreadable"] += 1
+            wrong = "of a wrong size" if " px" in str(error) else "unreadable"
+            faults["empty" if "nothing" in str(error) else wrong] += 1
     return faults
 
 
 def write_list(records: Sequence[Mammogram], skipped: Skipped, stream: TextIO) -> None:
-    """Write which file is behind each pseudonym as CSV: pseudonym, patient, file, why left out.
+    """Write which file is behind each pseudonym as CSV: pseudonym, patient, file, why skipped.
 
-    It undoes the pseudonyms, so it goes to the caller's own screen or file, and to no log.
+    It reverses the pseudonyms, so it goes to the caller's own screen or file, and to no log.
     """
+    root = skipped.root
     rows = csv.writer(stream, lineterminator="\n")
-    rows.writerow(("pseudonym", "patient", "file", "left out"))
+    rows.writerow(("pseudonym", "patient", "file", "skipped"))
     for mammogram in records:
-        rows.writerows(
-            (
-                mammogram.image_id,
-                mammogram.patient_id,
-                escape_cell(_beneath(path, skipped.root)),
-                "",
-            )
-            for path in list_files(mammogram)
-        )
+        for path in list_files(mammogram):
+            is_beneath = root and path.is_relative_to(root)
+            file = path.relative_to(root).as_posix() if root and is_beneath else str(path)
+            rows.writerow((mammogram.image_id, mammogram.patient_id, escape_cell(file), ""))
     for file, reason in skipped.reasons.items():
         rows.writerow((*remove_names({file: ""}, None), "", escape_cell(file), escape_cell(reason)))
-
-
-def _beneath(path: Path, root: Path | None) -> str:
-    return path.relative_to(root).as_posix() if root and path.is_relative_to(root) else str(path)
 
 
 def summary(records: Sequence[Mammogram], name: str, faults: Counter[str] | None = None) -> Table:
@@ -144,52 +124,39 @@ def summary(records: Sequence[Mammogram], name: str, faults: Counter[str] | None
     Args:
         faults: What `check_masks` counts.
     """
-    table = Table(
-        title=f"{name}: {len(records):,} mammograms of {len({m.patient_id for m in records}):,} "
-        "patients",
-        show_header=False,
-    )
+    patients = len({m.patient_id for m in records})
+    title = f"{name}: {len(records):,} mammograms of {patients:,} patients"
+    table = Table(title=title, show_header=False)
     lesions = [lesion for mammogram in records for lesion in mammogram.lesions]
-    located = Counter(_name_location(lesion) for lesion in lesions)
+    counts = Counter({"images with": sum(bool(m.lesions) for m in records)})
+    counts["images without"] = len(records) - counts["images with"]
     rows: dict[str, Counter[str]] = {
         "view": Counter(f"{m.laterality or '?'} {m.view or '?'}" for m in records),
         "pathology": Counter(m.pathology or "not stated" for m in records),
         "official split": Counter(m.official_split or "none" for m in records),
         "density": Counter(m.density or "not stated" for m in records),
         "spacing, mm": Counter(f"{m.spacing[0]:g}" if m.spacing else "not stated" for m in records),
-        "lesions": Counter(
-            {
-                "images with": sum(bool(m.lesions) for m in records),
-                "images without": sum(not m.lesions for m in records),
-            }
-        ),
-        **{
-            kind: Counter(
-                lesion.pathology or "not stated" for lesion in lesions if lesion.kind == kind
-            )
-            for kind in sorted({lesion.kind for lesion in lesions})
-        },
-        "lesions given by": located,
-        **({"masks that can't be used": faults} if faults else {}),
-        **({"lost on reading": lost} if (lost := _count_lost(records)) else {}),
-        "uncertain kind": Counter(
-            {"lesions": sum(not lesion.kind_is_certain for lesion in lesions)}
-        ),
+        "lesions": counts,
     }
-    for heading, counts in rows.items():
-        table.add_row(
-            heading, ", ".join(f"{count:,} {word}" for word, count in counts.most_common(8))
-        )
+    for kind in sorted({lesion.kind for lesion in lesions}):
+        same = [lesion for lesion in lesions if lesion.kind == kind]
+        rows[kind] = Counter(lesion.pathology or "not stated" for lesion in same)
+    rows["lesions given by"] = Counter(map(_name_location, lesions))
+    if faults:
+        rows["masks that can't be used"] = faults
+    # their images are no background and not normal
+    if lost := Counter(each.kind or "of unknown kind" for m in records for each in m.lost):
+        rows["lost on reading"] = Counter({str(kind): count for kind, count in lost.items()})
+    uncertain = sum(not lesion.kind_is_certain for lesion in lesions)
+    rows["uncertain kind"] = Counter({"lesions": uncertain})
+    for heading, counted in rows.items():
+        cells = [f"{count:,} {word}" for word, count in counted.most_common(8)]
+        table.add_row(heading, ", ".join(cells))
     return table
 
 
-def _count_lost(records: Sequence[Mammogram]) -> Counter[str]:
-    """Count marked lesions that can't be read; their images are no background and not normal."""
-    return Counter(lost.kind or "of unknown kind" for m in records for lost in m.lost)
-
-
 def _name_location(lesion: Lesion) -> str:
-    if isinstance(lesion, MaskedLesion):  # whose outlines would read the file
+    if isinstance(lesion, MaskedLesion):  # its outlines would read the file
         return "mask file"
     return "outline" if lesion.outlines else "box"
 
@@ -219,7 +186,7 @@ def _parser() -> cli.Parser:
     )
     parser.add_argument("--quick", action="store_true", help="read no mask")
     parser.add_argument(
-        "--skipped", type=Path, metavar="CSV", help="write every left-out file with its reason"
+        "--skipped", type=Path, metavar="CSV", help="write every skipped file with its reason"
     )
     return parser
 
@@ -228,9 +195,8 @@ def _write_sheet(
     records: Sequence[Mammogram], path: Path, images: int, seed: int, skipped: Skipped
 ) -> None:
     order = np.random.default_rng(seed).permutation(len(records))
-    selected = sorted(
-        order[np.argsort([not records[i].lesions for i in order], kind="stable")][:images]
-    )
+    with_lesions_first = np.argsort([not records[i].lesions for i in order], kind="stable")
+    selected = sorted(order[with_lesions_first][:images])
     sheet = draw_contact_sheet((records[i] for i in selected), skipped)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -243,9 +209,7 @@ def _write_sheet(
 
 def _print_skipped(console: Console, skipped: Skipped, by_reader: int, file: Path | None) -> None:
     if file:  # also an empty one, in the place of an earlier one
-        rows = [
-            (escape_cell(name), escape_cell(reason)) for name, reason in skipped.reasons.items()
-        ]
+        rows = [(escape_cell(name), escape_cell(why)) for name, why in skipped.reasons.items()]
         # neither a link nor a pipe is replaced, as /dev/stdout is
         is_replaced = not file.is_symlink() and (file.is_file() or not file.exists())
         with (
@@ -255,19 +219,15 @@ def _print_skipped(console: Console, skipped: Skipped, by_reader: int, file: Pat
             csv.writer(stream).writerows([("file", "reason"), *rows])
     if not skipped:
         return
-    console.print(
-        f"left out, wholly or in part: {by_reader:,} by the reader, {len(skipped) - by_reader:,} "
-        "by their masks or pixels"
-    )
+    later = len(skipped) - by_reader
+    console.print(f"skipped  {by_reader:,} notes of the reader, {later:,} of masks or pixels")
     for name, reason in list(skipped.reasons.items())[:SHOWN]:
         console.print(f"  {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     if len(skipped) > SHOWN:
-        console.print(
-            f"  ... and {len(skipped) - SHOWN:,} more"
-            + ("" if file else " (--skipped FILE.csv writes them all)")
-        )
+        hint = "" if file else " (--skipped FILE.csv writes them all)"
+        console.print(f"  ... and {len(skipped) - SHOWN:,} more{hint}")
     if file:
-        console.print(f"left-out files  {file}", soft_wrap=True)
+        console.print(f"skipped files  {file}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     masks: dict[str, list[tuple[str, Path]]] = {}
     if layout is None and not (root / COCO).exists():
         masks = find_masks(root, images, notes.skipped)
-    rows = _match_rows(notes, rows, images, {mask for named in masks.values() for mask, _ in named})
+    rows = _match_rows(notes, rows, images, masks)
     drawn: dict[str, list[regions.Region]] = {}
     used: set[str] = set()  # images whose regions were looked up
     if layout is not None:
@@ -167,7 +167,10 @@ def _find_images(notes: Notes) -> dict[str, Path]:
 
 
 def _match_rows(
-    notes: Notes, rows: dict[str, Row], images: Mapping[str, Path], masks: set[str]
+    notes: Notes,
+    rows: dict[str, Row],
+    images: Mapping[str, Path],
+    masks: Mapping[str, list[tuple[str, Path]]],
 ) -> dict[str, Row]:
     """Give each image its row, and what rows of several images say where its own is silent."""
     patterns = sorted((name for name in rows if f"/{name}".endswith("/*")), key=len)
@@ -176,8 +179,9 @@ def _match_rows(
         if twin := matched.pop(image + path.suffix.lower(), None):
             matched[image] = twin
     names = Names(images.keys() - matched.keys(), folders_matter=True)
+    own = {mask for named in masks.values() for mask, _ in named}
     unused = 0
-    for name in sorted(matched.keys() - images.keys() - masks):
+    for name in sorted(matched.keys() - images.keys() - own):
         image = names.find(name)
         if image is None or image in matched:
             unused += 1
@@ -188,6 +192,9 @@ def _match_rows(
         for pattern in patterns:
             if image.startswith(pattern[:-1]):
                 general |= rows[pattern]
+        if image in masks and general.get("pathology") == "normal":
+            del general["pathology"]
+            notes.count("images/*", "images have masks and are not called normal by a row of many")
         row = general | dict(matched.get(image, {}))
         if row.get("patient") == "*":
             row["patient"] = normalize_patient(image)
