@@ -147,7 +147,7 @@ def test_a_scaled_copy_has_its_regions_in_masks(archive):
     assert {lesion.pathology for lesion in masked.lesions} == {None}
     assert [lesion.box for lesion in drawn.lesions] == [(50, 30, 71, 61)]
     assert skipped.reasons["images/P2_L_DM_CC.jpg"] == "its mask has 50 x 100 px, itself 120 x 100"
-    assert "can't be decoded" in skipped.reasons["images/P3_L_DM_CC.jpg"] and len(skipped) == 2
+    assert "can't be read" in skipped.reasons["images/P3_L_DM_CC.jpg"] and len(skipped) == 2
 
 
 @pytest.mark.data
@@ -180,7 +180,7 @@ def test_truncated_jpeg(archive, keep):
     scan = content.index(b"\xff\xda")
     file.write_bytes(content[: scan + int(keep * (len(content) - scan))])
     (mammogram,) = cdd_cesm.read(root)
-    with pytest.raises(ArchiveError, match="P1_L_DM_MLO.jpg: the JPEG can't be decoded"):
+    with pytest.raises(ArchiveError, match="P1_L_DM_MLO.jpg: can't be read as an image"):
         mammogram.pixels()
 
 
@@ -280,7 +280,7 @@ def test_other_files_are_skipped_with_a_reason(archive):
     first, third = cdd_cesm.read(root, skipped)
     assert len(first.lesions) == 1 and third.lesions == ()
     assert skipped.reasons == {
-        "images/P2_L_DM_CC.jpg": "the JPEG can't be decoded (UnidentifiedImageError)",
+        "images/P2_L_DM_CC.jpg": "can't be read as an image (UnidentifiedImageError)",
         "images/P3_L_DM_CC.jpg": "its 2 regions outline none of our lesions (findings: 'Diffuse "
         "edematous changes')",
         "other/IM0001_r.jpg": "its name says no patient, side and view, so it can't be split by "

@@ -224,14 +224,10 @@ def test_indexing_reads_no_pixels_and_is_linear(tmp_path):
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (GREY[:-1], "1 bytes are missing"),
-        (GREY[:30], "ends early"),
-        (b"", "no binary PGM"),
-        (b"P2\n1024 1024\n255\n" + b"0 " * 50, "no binary PGM"),
-        (b"P5\n" + b"#" * 5000, "no binary PGM"),
+        (b"", "as an image"),
+        (b"P5\n" + b"#" * 5000, "as an image"),
         (b"P5\n512 512\n255\n" + bytes(512 * 512), "512 x 512 px"),
-        (b"P5\n999999 999999\n255\n", "999999 x 999999 px"),
-        (b"P5\n1024 1024\n65535\n" + bytes(2 * SIZE * SIZE), "65535, not 255"),
+        (b"P5\n2048 2048\n255\n", "2048 x 2048 px"),
     ],
 )
 def test_an_unusable_image_is_noted_and_the_others_stay(tmp_path, content, word):
@@ -250,10 +246,10 @@ def test_reading_is_lazy_and_records_pickle(tmp_path):
     copy = pickle.loads(pickle.dumps(record))
     np.testing.assert_array_equal(copy.pixels(), record.pixels())
     os.truncate(tmp_path / "mdb001.pgm", 5000)
-    with pytest.raises(ArchiveError, match=r"mdb001\.pgm: the file ends early"):
+    with pytest.raises(ArchiveError, match=r"mdb001\.pgm: can't be read as an image"):
         copy.pixels()
     (tmp_path / "mdb001.pgm").unlink()
-    with pytest.raises(ArchiveError, match=r"mdb001\.pgm: can't be read \(No such file"):
+    with pytest.raises(ArchiveError, match=r"mdb001\.pgm: no such file"):
         record.pixels()
 
 

@@ -33,7 +33,6 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,17 +40,15 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from PIL.ImageFile import ImageFile
 
 from tfmammo.archives.files import sort_files
 from tfmammo.archives.findings import list_kinds, parse_pathology
 from tfmammo.archives.notes import Notes
+from tfmammo.archives.pictures import open_picture
 from tfmammo.archives.tables import Row, read_table
 from tfmammo.archives.views import parse_side, parse_view
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
-    MOST_PIXELS,
     Found,
     Lesion,
     Lost,
@@ -204,7 +201,7 @@ def _make_normal(path: Path) -> Mammogram:
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
-    with _open_image(path) as image:
+    with open_picture(path) as image:
         size = {"rows": image.height, "cols": image.width}
     return {**size, "read": partial(_read_pixels, path), "file": path, "bits": 8}
 
@@ -331,28 +328,7 @@ def _draw_ellipse(shape: dict[str, Any]) -> NDArray[np.float64]:
     return np.stack([row, col], axis=1)
 
 
-# Pixels
-
-
 def _read_pixels(path: Path) -> NDArray[np.float32]:
     # OpenCV fills the rest of a truncated JPEG with grey and says nothing
-    with _open_image(path) as image:
+    with open_picture(path) as image:
         return np.asarray(image.convert("L"), np.float32)[..., None] / np.float32(255)
-
-
-@contextmanager
-def _open_image(path: Path) -> Iterator[ImageFile]:
-    """Open one JPEG, or a mask as PNG; whatever goes wrong then becomes an ArchiveError."""
-    try:
-        # Pillow knows formats that run other programs
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ArchiveError(
-                    f"{path}: {image.height} x {image.width} px are more than a mammogram has"
-                )
-            yield image
-    except ArchiveError:
-        raise
-    except Exception as error:  # Pillow answers damaged files with exceptions of any class
-        reason = error.__class__.__name__
-        raise ArchiveError(f"{path}: the JPEG can't be decoded ({reason})") from None

@@ -21,11 +21,10 @@ from pathlib import Path
 
 from tfmammo.archives.files import sort_files
 from tfmammo.archives.findings import find_word, parse_pathology, worst_pathology
-from tfmammo.archives.images import read_dicom
+from tfmammo.archives.images import read_noted
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import Row, read_table
 from tfmammo.archives.views import parse_side
-from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lost, Mammogram, Skipped, hash_id, hash_patient
 
 TABLES = tuple(f"cmmd_clinicaldata_revision.{ending}" for ending in ("xlsx", "csv", "xls"))
@@ -58,13 +57,8 @@ def _read_images(
         if patient is None:
             notes.count(table, "DICOM files lie in no patient's folder (D1-0001)")
             continue
-        try:
-            facts = read_dicom(path)
-        except ArchiveError as error:
-            notes.note(path, error)
-            continue
+        facts = read_noted(notes, path, table)
         if facts is None:
-            notes.count(table, "raw images ('for processing')")
             continue
         breast = rows.get((patient, facts["laterality"]), [])
         seen.add((patient, facts["laterality"]))

@@ -36,7 +36,7 @@ from typing import Any
 
 from tfmammo.archives.files import sort_files
 from tfmammo.archives.findings import worst_pathology
-from tfmammo.archives.images import read_dicom
+from tfmammo.archives.images import read_noted
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import Row, read_table
 from tfmammo.archives.views import parse_side, parse_view
@@ -118,23 +118,17 @@ def _read_files(
             notes.count(table, "spot or magnification views")
         elif not row["empi_anon"]:
             notes.count(table, "rows name no patient", line=number)
-        else:
+        elif facts := read_noted(notes, path, table):
             try:
-                if mammogram := _make_mammogram(notes, path, row, exams):
-                    yield mammogram
-                else:
-                    notes.count(table, "raw images ('for processing')")
-            except ValueError as error:
+                yield _make_mammogram(notes, path, row, exams, facts)
+            except ValueError as error:  # a patient's number without its last digits
                 notes.note(path, error)
     notes.count(table, "DICOM files are not in it, or a second time", len(files))
 
 
 def _make_mammogram(
-    notes: Notes, path: Path, row: Row, exams: dict[str, list[Row]]
-) -> Mammogram | None:
-    facts = read_dicom(path)
-    if facts is None:
-        return None
+    notes: Notes, path: Path, row: Row, exams: dict[str, list[Row]], facts: dict[str, Any]
+) -> Mammogram:
     side = parse_side(row["imagelateralityfinal"]) or facts["laterality"]
     facts["laterality"] = side
     facts["view"] = parse_view(row["viewposition"])[1] or facts["view"]

@@ -9,6 +9,7 @@ from typing import Any
 from tfmammo.archives import dicom, pictures
 from tfmammo.archives.masks import is_named_mask
 from tfmammo.archives.named_files import DICOMS, has_dicom_bytes
+from tfmammo.archives.notes import Notes
 from tfmammo.errors import ArchiveError
 
 _MASKS_PACK = 20  # times; no mammogram packs so well without loss
@@ -31,6 +32,18 @@ def read_dicom(path: Path, window: bool = True) -> dict[str, Any] | None:
         return None
     names = ("rows", "cols", "laterality", "view", "spacing", "chest_wall")
     return {name: getattr(header, name) for name in names} | dicom.pixel_source(path, window)
+
+
+def read_noted(notes: Notes, path: Path, place: Path) -> dict[str, Any] | None:
+    """Read a DICOM's header; of what can't be used note why, raw images by number for `place`."""
+    try:
+        facts = read_dicom(path)
+    except ArchiveError as error:
+        notes.note(path, error)
+        return None
+    if facts is None:
+        notes.count(place, "raw images ('for processing')")
+    return facts
 
 
 def read_picture(path: Path, bits: int | None, is_listed: bool) -> dict[str, Any]:

@@ -34,10 +34,8 @@ MiniMammographic Database.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +43,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.archives.files import sort_files
+from tfmammo.archives.images import read_picture
 from tfmammo.archives.notes import Notes
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
@@ -70,8 +69,6 @@ _ROW = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _CIRCLE = re.compile(r"(\d{1,6})[ \t]+(\d{1,6})[ \t]+(\d{1,6})")
-_SPACE = rb"(?:\s|#[^\r\n]*[\r\n])"  # PGM allows comments between the numbers of its header
-_HEADER = re.compile(rb"P5%b+(\d{1,6})%b+(\d{1,6})%b+(\d{1,6})\s" % (_SPACE, _SPACE, _SPACE))
 # kind and margin
 _CLASSES: dict[str, tuple[LesionKind, str | None]] = {
     "CALC": ("calcification", None),
@@ -167,7 +164,12 @@ def _parse_circle(text: str) -> tuple[int, int, int] | tuple[()] | None:
 def _make_mammogram(notes: Notes, number: int, path: Path, rows: list[_Row] | None) -> Mammogram:
     if rows is None:
         raise ArchiveError(f"{path}: Info.txt does not name it")
-    _find_pixels(path)
+    facts = read_picture(path, None, is_listed=False)
+    if (facts["rows"], facts["cols"]) != (SIZE, SIZE):
+        raise ArchiveError(
+            f"{path}: is {facts['rows']} x {facts['cols']} px, but the circles of Info.txt are in "
+            f"pixels of {SIZE} x {SIZE}"
+        )
     severities = {row.severity for row in rows if row.finding != "NORM"}
     if severities and any(row.finding == "NORM" for row in rows):
         notes.note(path, "Info.txt calls it normal and names findings, which were kept")
@@ -178,17 +180,13 @@ def _make_mammogram(notes: Notes, number: int, path: Path, rows: list[_Row] | No
         archive="mini_mias",
         patient_id=hash_id("mini_mias", f"pair {(number + 1) // 2}"),
         image_id=f"mdb{number:03d}",
-        rows=SIZE,
-        cols=SIZE,
-        read=partial(_read_pixels, path),
-        file=path,
         laterality="L" if number % 2 else "R",
         view="MLO",
         pathology=pathology,
         **sort_found(_make_found(notes, path, row) for row in rows if row.finding != "NORM"),
         spacing=(SPACING, SPACING),
         density=_DENSITIES[rows[0].density],
-        bits=8,
+        **facts,
     )
 
 
@@ -213,39 +211,3 @@ def _draw_circle(x: int, y: int, radius: int) -> NDArray[np.float32]:
     return np.stack([SIZE - y + radius * np.sin(angle), x + radius * np.cos(angle)], axis=1).astype(
         np.float32
     )
-
-
-def _find_pixels(path: Path) -> int:
-    """Return the position of the first pixel.
-
-    Raises ArchiveError for a file that is no whole PGM of 1024 x 1024 bytes.
-    """
-    try:
-        with path.open("rb") as file:
-            header = _HEADER.match(file.read(1024))
-            length = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise ArchiveError(f"{path}: can't be read ({error.strerror})") from None
-    if header is None:
-        raise ArchiveError(f"{path}: is no binary PGM (P5)")
-    cols, rows, most = (int(number) for number in header.groups())
-    if most != 255:
-        raise ArchiveError(f"{path}: its largest grey value is {most}, not 255")
-    if (rows, cols) != (SIZE, SIZE):
-        raise ArchiveError(
-            f"{path}: is {rows} x {cols} px, but the circles of Info.txt are in pixels of {SIZE} "
-            f"x {SIZE}"
-        )
-    if length < header.end() + rows * cols:
-        missing = header.end() + rows * cols - length
-        raise ArchiveError(f"{path}: the file ends early, {missing} bytes are missing")
-    return header.end()
-
-
-def _read_pixels(path: Path) -> NDArray[np.float32]:
-    offset = _find_pixels(path)
-    try:
-        grey = np.fromfile(path, np.uint8, SIZE * SIZE, offset=offset)
-    except OSError as error:
-        raise ArchiveError(f"{path}: can't be read ({error.strerror})") from None
-    return grey.reshape(SIZE, SIZE, 1).astype(np.float32) / np.float32(255)

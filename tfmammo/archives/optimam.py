@@ -39,7 +39,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfmammo.archives.images import read_dicom
+from tfmammo.archives.images import read_noted
 from tfmammo.archives.notes import Notes
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
@@ -144,17 +144,11 @@ def _read_client(notes: Notes, folder: Path, images: Path) -> list[Mammogram]:
             if not path.is_file():
                 notes.count(place, "images are listed but have no DICOM file")
                 continue
-            try:
-                facts = read_dicom(path)
-                if facts is None:
-                    notes.count(place, "raw images ('for processing')")
-                    continue
+            if facts := read_noted(notes, path, place):
                 lost = _count_lost_marks(notes, path, studies[study], image)
                 mammogram = _make_mammogram(notes, path, image, episode, outcome, lost, facts)
                 # listed in two series, it is still one file
                 mammograms.setdefault(mammogram.image_id, mammogram)
-            except ArchiveError as error:
-                notes.note(path, error)
     return list(mammograms.values())
 
 

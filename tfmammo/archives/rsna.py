@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tfmammo.archives.files import sort_files
-from tfmammo.archives.images import read_dicom
+from tfmammo.archives.images import read_noted
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import Row, read_table
 from tfmammo.archives.views import parse_side, parse_view
-from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Lost,
     Mammogram,
@@ -59,20 +59,12 @@ def _read_rows(notes: Notes) -> Iterator[Mammogram]:
         if not patient or path is None:
             notes.count(table, "of its images are not here as <patient_id>/<image_id>.dcm")
             continue
-        try:
-            if mammogram := _make_mammogram(path, patient, row):
-                yield mammogram
-            else:
-                notes.count(table, "raw images ('for processing')")
-        except ArchiveError as error:
-            notes.note(path, error)
+        if facts := read_noted(notes, path, table):
+            yield _make_mammogram(path, patient, row, facts)
     notes.count(table, "DICOM files are not in it", len(files))
 
 
-def _make_mammogram(path: Path, patient: str, row: Row) -> Mammogram | None:
-    facts = read_dicom(path)
-    if facts is None:
-        return None
+def _make_mammogram(path: Path, patient: str, row: Row, facts: dict[str, Any]) -> Mammogram:
     pathology = _find_pathology(row)
     facts["laterality"] = parse_side(row["laterality"]) or facts["laterality"]
     facts["view"] = parse_view(row["view"])[1] or facts["view"]
