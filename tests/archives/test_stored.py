@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 
 from tfmammo import archives
-from tfmammo.archives import coco, dicom, folder
+from tfmammo.archives import dicom, folder
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.archives.writers.dicom import write_dicom
@@ -177,28 +177,17 @@ def test_nothing_but_numbers_and_known_words_is_carried_on(tmp_path):
 
 # Type 1 of the modules of PS3.3 A.26.2 and A.8.1 (and 1C where its condition holds): what must be
 # there and not empty.
-ALWAYS = (
-    "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality Rows Columns "
-    "SamplesPerPixel BitsAllocated BitsStored "
-)
-ALWAYS += "HighBit PixelRepresentation PhotometricInterpretation PixelData ImageType"
-MAMMOGRAPHY = (
-    "PresentationIntentType ImageLaterality AnatomicRegionSequence "
-    "PixelIntensityRelationship PixelIntensityRelationshipSign "
-)
-MAMMOGRAPHY += (
-    "RescaleSlope RescaleIntercept RescaleType PresentationLUTShape "
-    "LossyImageCompression BurnedInAnnotation WindowCenter "
-)
-MAMMOGRAPHY += (
-    "WindowWidth ImagerPixelSpacing PositionerType OrganExposed ViewCodeSequence PatientOrientation"
-)
+ALWAYS = """SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality Rows Columns
+    SamplesPerPixel BitsAllocated BitsStored HighBit PixelRepresentation PhotometricInterpretation
+    PixelData ImageType"""
+MAMMOGRAPHY = """PresentationIntentType ImageLaterality AnatomicRegionSequence ViewCodeSequence
+    PixelIntensityRelationship PixelIntensityRelationshipSign RescaleSlope RescaleIntercept
+    RescaleType PresentationLUTShape LossyImageCompression BurnedInAnnotation WindowCenter
+    WindowWidth ImagerPixelSpacing PositionerType OrganExposed PatientOrientation"""
 # Type 2: what must be there, known or not.
-EMPTY = (
-    "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime "
-    "ReferringPhysicianName StudyID AccessionNumber SeriesNumber"
-)
-EMPTY += " InstanceNumber Manufacturer PatientOrientation"
+EMPTY = """PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID
+    ReferringPhysicianName AccessionNumber SeriesNumber InstanceNumber Manufacturer
+    PatientOrientation"""
 
 
 def test_what_the_standard_wants_is_there(tmp_path):
@@ -276,25 +265,6 @@ def test_uids_follow_from_the_key(tmp_path):
         uids[0].SOPInstanceUID != uids[1].SOPInstanceUID
         and uids[0].SeriesInstanceUID != uids[1].SeriesInstanceUID
     )
-
-
-@pytest.mark.parametrize("box", [(0, 0, 7, 5), (2, 1, 6, 4), (3, 0, 4, 5), (0, 2, 7, 3)])
-def test_regions_are_pycocotools(box):
-    masks = pytest.importorskip("pycocotools.mask")
-    random = np.random.default_rng(sum(box))
-    (top, left, bottom, right) = box
-    for share in (0.3, 0.7, 1.0):
-        mask = np.zeros((7, 5), np.uint8)
-        mask[top:bottom, left:right] = random.random((bottom - top, right - left)) < share
-        encoded = coco.encode(mask[top:bottom, left:right], box, 7, 5)
-        expected = masks.encode(np.asfortranarray(mask))
-        assert encoded == {"size": [7, 5], "counts": expected["counts"].decode()}
-        if mask.any():
-            np.testing.assert_array_equal(coco.decode(encoded, "here"), mask)
-    big = np.zeros((3000, 2000), np.uint8)
-    big[1000:2400, 300:1500] = 1
-    encoded = coco.encode(big[1000:2400, 300:1500], (1000, 300, 2400, 1500), 3000, 2000)
-    assert encoded["counts"] == masks.encode(np.asfortranarray(big))["counts"].decode()
 
 
 PREPROCESS = PreprocessConfig(flip_right=True, spacing=0.2)

@@ -378,7 +378,7 @@ def _make_mammograms(
     if not has_patients:
         log.warning(
             "%s: %s names no patients, so all images count as one and can't be split; give it the "
-            "columns file and patient",
+            "columns file and patient, `*,*` if every image is of another patient",
             notes.root.name,
             TABLE,
         )

@@ -46,22 +46,26 @@ def find_yolo(root: Path, skipped: Skipped) -> Layout | None:
     """
     names_file = _find_names_file(root)
     names = _read_yaml(names_file) if names_file and names_file.suffix != ".txt" else {}
-    stated = dict(_list_stated(root, names))
+    places = list(_find_places(root, names))
+    stated = {path: subset for place, subset in places for path in _list_images(root, place)}
+    before = ["", *(f"{name}/" for name in SUBSETS)]
     folders = [
-        folder
-        for before in ("", *(f"{name}/" for name in SUBSETS))
-        if (root / (folder := f"{before}images")).is_dir() and (root / f"{before}labels").is_dir()
+        f"{name}images"
+        for name in before
+        if (root / name / "images").is_dir() and (root / name / "labels").is_dir()
     ]
-    paths = dict.fromkeys(stated)
-    for folder in folders:
-        paths |= dict.fromkeys(find_files(root, folder, PICTURES, skipped).values())
-    images = {_make_key(path.relative_to(root)): path for path in paths}
-    label_files = {key: root / _find_label(path.relative_to(root)) for key, path in images.items()}
-    places = {path.parent for path in label_files.values()}
-    places |= {root / folder.removesuffix("images") / "labels" for folder in folders}
-    texts = {text for place in places for text in _list_texts(place)} - set(
-        _list_lists(root, names)
-    )
+    found = [path for it in folders for path in find_files(root, it, PICTURES, skipped).values()]
+    images: dict[str, Path] = {}
+    label_files: dict[str, Path] = {}
+    for path in dict.fromkeys([*stated, *found]):
+        relative = path.relative_to(root)
+        key = normalize_spelling(_name_folder(relative, "").with_suffix("").as_posix())
+        images[key] = path
+        label_files[key] = root / _name_folder(relative, "labels").with_suffix(".txt")
+    label_folders = {path.parent for path in label_files.values()}
+    label_folders |= {root / _name_folder(Path(it) / "x", "labels").parent for it in folders}
+    texts = {text for folder in label_folders for text in _list_texts(folder)}
+    texts -= {place for place, _ in places}
     if not texts and not (names_file and images):
         return None
     for other in ("annotations.json", "masks"):
@@ -77,58 +81,41 @@ def find_yolo(root: Path, skipped: Skipped) -> Layout | None:
         for key, path in images.items()
         if (subset := stated.get(path) or SUBSETS.get(key.partition("/")[0]))
     }
-    found = _name_labels(root, names_file, names, skipped)
-    read = partial(_read_labels, root, label_files, found, skipped)
+    labels = _name_labels(root, names_file, names, skipped)
+    read = partial(_read_labels, root, label_files, labels, skipped)
     return Layout(images, read, assign_subsets(subsets))
 
 
-def _make_key(path: Path) -> str:
-    """Name an image by its path without the folder images: train/a of images/train/a.png."""
-    parts = list(path.with_suffix("").parts)
-    if "images" in parts[:-1]:
-        del parts[len(parts) - 2 - parts[-2::-1].index("images")]
-    return normalize_spelling("/".join(parts))
-
-
-def _find_label(path: Path) -> Path:
-    """Return the label file of an image: labels for the last folder images, else beside it."""
-    parts = list(path.with_suffix(".txt").parts)
-    if "images" in parts[:-1]:
-        parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
+def _name_folder(path: Path, name: str) -> Path:
+    """Give the last folder "images" of a path another name; "" takes it out."""
+    parts = list(path.parts)
+    for place in range(len(parts) - 2, -1, -1):
+        if parts[place] == "images":
+            parts[place] = name
+            break
     return Path(*parts)
 
 
-def _list_stated(root: Path, names: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """List the images that the YAML's train, val and test name, each with its subset."""
-    for name, subset in SUBSETS.items():
-        for place in _find_places(root, names, name):
-            if place.is_dir():
-                folder = place.relative_to(root).as_posix()
-                files = find_files(root, folder, PICTURES, Skipped()).values()
-            else:
-                lines = place.read_text(encoding="utf-8", errors="replace").splitlines()
-                files = [
-                    path
-                    for line in lines
-                    if line.strip()
-                    and (path := _resolve(root, [place.parent, root], line.strip())) is not None
-                    and path.suffix.lower() in PICTURES
-                ]
-            for path in files:
-                yield path, subset
-
-
-def _list_lists(root: Path, names: Mapping[str, Any]) -> list[Path]:
-    return [place for name in SUBSETS for place in _find_places(root, names, name)]
-
-
-def _find_places(root: Path, names: Mapping[str, Any], name: str) -> list[Path]:
-    """Find what the YAML names as a subset: folders and lists that lie beneath the root."""
-    stated = names.get(name)
-    entries = stated if isinstance(stated, list) else [stated]
+def _find_places(root: Path, names: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Find the folders and lists beneath the root that the YAML names, each with its subset."""
     bases = [root / str(names.get("path") or "."), root]
-    places = [_resolve(root, bases, entry) for entry in entries if isinstance(entry, str)]
-    return [place for place in places if place and (place.is_dir() or place.suffix == ".txt")]
+    for name, subset in SUBSETS.items():
+        stated = names.get(name)
+        for entry in stated if isinstance(stated, list) else [stated]:
+            place = _resolve(root, bases, entry) if isinstance(entry, str) else None
+            if place and (place.is_dir() or (place.is_file() and place.suffix == ".txt")):
+                yield place, subset
+
+
+def _list_images(root: Path, place: Path) -> list[Path]:
+    if place.is_dir():
+        files = find_files(root, place.relative_to(root).as_posix(), PICTURES, Skipped())
+        return list(files.values())
+    if place.stat().st_size > _LARGEST_TEXT:
+        raise ArchiveError(f"{place}: is too large for a list of images")
+    lines = place.read_text(encoding="utf-8", errors="replace").splitlines()
+    paths = [_resolve(root, [place.parent, root], line.strip()) for line in lines if line.strip()]
+    return [path for path in paths if path and path.is_file() and path.suffix.lower() in PICTURES]
 
 
 def _resolve(root: Path, bases: list[Path], name: str) -> Path | None:

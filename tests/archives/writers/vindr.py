@@ -50,8 +50,6 @@ def write(
     A patient becomes a study and a lesion a box; outlines are lost.
 
     Args:
-        mammograms: Records of any archive, each with laterality and view.
-        root: A folder, made where missing.
         bits: BitsStored, 8 to 16; pixels are rint(value * (2^bits - 1)).
         monochrome1: Store them inverted, as some of the archive's scanners do.
         padding: So many columns at the far side of the breast are marked by PixelPaddingValue,
@@ -61,9 +59,6 @@ def write(
         upper_case: Names of images in capitals.
         byte_order_mark: At the beginning of the tables, as Excel saves them.
         syntax: Transfer syntax of the DICOM.
-
-    Returns:
-        The DICOM files, in the order given.
     """
     images: list[dict[str, Any]] = []
     findings: list[dict[str, Any]] = []
