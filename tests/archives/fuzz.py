@@ -32,7 +32,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-from pydicom.dataset import FileDataset, FileMetaDataset
+import pydicom
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
@@ -51,9 +51,9 @@ from tests.archives.writers import (
 )
 from tfmammo.archives import ARCHIVES
 from tfmammo.archives.writers import segmentation
+from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
 MEMORY = 4 * 2**30  # bytes of address space
 SECONDS = 20  # for one damaged archive, reading all of it; a few hundredths is usual
 BOMB = (
@@ -62,29 +62,9 @@ BOMB = (
     + "]><plist><dict><key>Images</key><string>&j;</string></dict></plist>"
 )
 WORDS = (
-    b"=cmd|' /C calc'!A0",
-    b"../../../../outside/escaped",
-    b"/outside/escaped",
-    b"-1",
-    b"0",
-    b"nan",
-    b"inf",
-    b"1e308",
-    b"99999999999",
-    b"4294967295",
-    b"65535",
-    b"",
-    b"\x00",
-    b"\xff\xfe",
-    b"[]",
-    b"{}",
-    b"null",
-    b'"',
-    b"\n",
-    b";",
-    b",",
-    b"#",
-    b"9" * 5000,
+    *(b"=cmd|' /C calc'!A0", b"../../../../outside/escaped", b"/outside/escaped", b"nan", b"inf"),
+    *(b"-1", b"0", b"1e308", b"99999999999", b"4294967295", b"65535", b"9" * 5000),
+    *(b"", b"\x00", b"\xff\xfe", b"[]", b"{}", b"null", b'"', b"\n", b";", b",", b"#"),
     "\u202e\U0001f4a9".encode(),
 )
 
@@ -179,16 +159,24 @@ def damage(content: bytes, path: Path, rng: random.Random) -> bytes | None:
     size = len(content)
     start = rng.randrange(size) if size else 0
     text = [match.span() for match in re.finditer(rb"[\w.\-]+", content[:200_000])]
+
+    def flip(data: bytes, share: float) -> bytes:
+        return bytes(b ^ (1 << rng.randrange(8)) if rng.random() < share else b for b in data)
+
+    def replace(data: bytes) -> bytes:
+        return _replaced(data, rng.choice(text), rng.choice(WORDS)) if text else b""
+
+    def enlarge() -> bytes:
+        """A side of 48 or 40 px becomes 65535, wherever the file says it, binary or in words."""
+        little, big = (rng.choice((48, 40)).to_bytes(2, order) for order in ("little", "big"))
+        wide = content.replace(little, b"\xff\xff").replace(big, b"\xff\xff")
+        return wide.replace(b"48", b"99999").replace(b"40", b"99999")
+
     ways = {
         "truncated": lambda: content[:at],
         "beheaded": lambda: content[at:],
-        "bits": lambda: bytes(
-            b ^ (1 << rng.randrange(8)) if rng.random() < 4 / max(size, 1) else b for b in content
-        ),
-        "head bits": lambda: (
-            bytes(b ^ (1 << rng.randrange(8)) if rng.random() < 0.05 else b for b in content[:400])
-            + content[400:]
-        ),
+        "bits": lambda: flip(content, 4 / max(size, 1)),
+        "head bits": lambda: flip(content[:400], 0.05) + content[400:],
         "noise": lambda: rng.randbytes(rng.choice((0, 1, 100, size))),
         "repeated": lambda: content[:at] + content[start : start + 500] + content[at:],
         "utf-16": lambda: content.decode("latin-1").encode("utf-16"),
@@ -197,21 +185,12 @@ def damage(content: bytes, path: Path, rng: random.Random) -> bytes | None:
         "bomb": lambda: BOMB.encode(),
         "picture of another kind": lambda: b"GIF89a" + content,
         "gone": lambda: None,
-        "word": lambda: _replaced(content, rng.choice(text), rng.choice(WORDS)) if text else b"",
-        "words": lambda: (
-            _replaced(
-                _replaced(content, text[-1], rng.choice(WORDS)), rng.choice(text), rng.choice(WORDS)
-            )
-            if text
-            else b""
-        ),
-        "huge size": lambda: _enlarged(content, rng),
+        "word": lambda: replace(content),
+        "words": lambda: replace(_replaced(content, text[-1], rng.choice(WORDS)) if text else b""),
+        "huge size": enlarge,
     }
-    usual = (
-        ("word", "word", "word", "words")
-        if path.suffix.lower() not in (".dcm", ".jpg", ".png", ".dicom")
-        else ("head bits", "bits", "huge size")
-    )
+    is_image = path.suffix.lower() in (".dcm", ".jpg", ".png", ".dicom")
+    usual = ("head bits", "bits", "huge size") if is_image else ("word", "word", "word", "words")
     return ways[rng.choice((*ways, *usual))]()
 
 
@@ -219,21 +198,9 @@ def _replaced(content: bytes, span: tuple[int, int], word: bytes) -> bytes:
     return content[: span[0]] + word + content[span[1] :]
 
 
-def _enlarged(content: bytes, rng: random.Random) -> bytes:
-    """A side of 48 or 40 px becomes 65535, wherever the file says it in binary or in words."""
-    little, big = (rng.choice((48, 40)).to_bytes(2, order) for order in ("little", "big"))
-    return (
-        content.replace(little, b"\xff\xff")
-        .replace(big, b"\xff\xff")
-        .replace(b"48", b"99999")
-        .replace(b"40", b"99999")
-    )
-
-
 def structural(content: bytes, path: Path) -> dict[str, bytes | Callable[[Path], object]]:
     """Structural damage of one file: what it becomes, or what is done to it in its place."""
     ending = path.suffix.lower()
-    zeros = b"\0" * 2**22
     cases: dict[str, bytes | Callable[[Path], object]] = {
         "pipe": os.mkfifo,
         "folder": Path.mkdir,
@@ -245,29 +212,30 @@ def structural(content: bytes, path: Path) -> dict[str, bytes | Callable[[Path],
         "blanks": b" " * 300_000 + content,
     }
     if ending in (".dcm", ".dicom"):
-        cases |= {
-            "RLE bomb": _dicom_with(RLELossless, rle_frame(b"\x81\0" * 2**21)),
-            "RLE of nothing": _dicom_with(RLELossless, rle_frame(b"\x80" * 2**22)),
-            "deflate bomb": _deflated(2**30),
-            "JPEG 2000 of many channels": _dicom_with(JPEG2000Lossless, _J2K),
+        frames = {
+            "RLE bomb": (RLELossless, rle_frame(b"\x81\0" * 2**21)),
+            "RLE of nothing": (RLELossless, rle_frame(b"\x80" * 2**22)),
+            "JPEG 2000 of many channels": (JPEG2000Lossless, _J2K),
         }
+        cases |= {what: _dicom(*frame) for what, frame in frames.items()}
+        cases["deflate bomb"] = _deflated(2**30)
     elif ending in (".png", ".jpg", ".jpeg"):
+        at = content.find(b"\xff\xc0") + 5  # the size in a JPEG's frame
+        claim = content[:at] + b"\xff\xff\xff\xff" + content[at + 4 :] if at > 5 else content[:20]
         cases |= {
-            "PNG bomb": _png(60_000, 60_000, zlib.compress(zeros)),
+            "PNG bomb": _png(60_000, 60_000, zlib.compress(b"\0" * 2**22)),
             "PNG of a line": _png(2**31 - 1, 1, b""),
-            "JPEG bomb": _jpeg_claim(content),
+            "JPEG bomb": claim,
         }
     else:
-        numbers = [match.span() for match in re.finditer(rb"\d+(?:\.\d+)?", content[:200_000])][
-            -40:
-        ]
-        for number, word in enumerate(
-            (b"1" + b"0" * 400, b"9" * 16_000, b"1e308", b"-1e7", b"30000000")
-        ):
-            cases |= {
-                f"number {number} at {span[0]}": _replaced(content, span, word)
-                for span in numbers[:: max(1, len(numbers) // 8)]
-            }
+        found = re.finditer(rb"\d+(?:\.\d+)?", content[:200_000])
+        numbers = [match.span() for match in found][-40:]
+        words = (b"1" + b"0" * 400, b"9" * 16_000, b"1e308", b"-1e7", b"30000000")
+        cases |= {
+            f"number {number} at {span[0]}": _replaced(content, span, word)
+            for number, word in enumerate(words)
+            for span in numbers[:: max(1, len(numbers) // 8)]
+        }
         cases["number everywhere"] = re.sub(rb"(?<=[ (:,\[])\d+(?=[,.)\]])", b"30000000", content)
     return cases
 
@@ -284,24 +252,29 @@ _J2K = (
 )
 
 
-def _dicom_with(syntax: UID, frame: bytes) -> bytes:
-    made = _blank(syntax)
-    made.PixelData = encapsulate([frame])
-    made["PixelData"].VR = "OB"
-    made["PixelData"].is_undefined_length = True
-    return _saved(made)
+@cache
+def _dicom(syntax: UID, frame: bytes | None, private: bytes = b"") -> bytes:
+    """A mammogram of 48 x 40 px with this frame, or black; `private` lengthens its meta part."""
+    with tempfile.TemporaryDirectory() as place:
+        write_dicom(Path(place) / "a", np.zeros((48, 40), np.uint16), 12)
+        made = pydicom.dcmread(Path(place) / "a")
+    made.file_meta.TransferSyntaxUID = syntax
+    if frame is not None:
+        made.PixelData = encapsulate([frame])
+        made["PixelData"].VR = "OB"
+        made["PixelData"].is_undefined_length = True
+    if private:
+        made.file_meta.PrivateInformationCreatorUID = "1.2.3"
+        made.file_meta.PrivateInformation = private
+    buffer = io.BytesIO()
+    made.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
 
 
 @cache
 def _deflated(size: int) -> bytes:
-    """A mammogram that inflates to `size` bytes, its transfer syntax behind 70,000 bytes of meta
-    information.
-    """
-    made = _blank(DeflatedExplicitVRLittleEndian)
-    made.file_meta.PrivateInformationCreatorUID = "1.2.3"
-    made.file_meta.PrivateInformation = bytes(70_000)
-    made.PixelData = bytes(48 * 40 * 2)
-    content = _saved(made)
+    """A mammogram that inflates to `size` bytes, its transfer syntax behind 70,000 bytes."""
+    content = _dicom(DeflatedExplicitVRLittleEndian, None, bytes(70_000))
     start = 144 + int.from_bytes(content[140:144], "little")
     squeezer = zlib.compressobj(9, zlib.DEFLATED, -15)
     body = squeezer.compress(zlib.decompress(content[start:], -15))
@@ -311,52 +284,17 @@ def _deflated(size: int) -> bytes:
     return content[:start] + body + step * (size // 2**24) + squeezer.flush()
 
 
-def _blank(syntax: UID) -> FileDataset:
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = syntax
-    meta.MediaStorageSOPClassUID = MAMMOGRAPHY
-    meta.MediaStorageSOPInstanceUID = "1.2.3.4"
-    made = FileDataset("", {}, b"\0" * 128, meta, is_implicit_VR=False, is_little_endian=True)
-    made.SOPClassUID = MAMMOGRAPHY
-    made.SOPInstanceUID = "1.2.3.4"
-    made.Modality = "MG"
-    made.PhotometricInterpretation = "MONOCHROME2"
-    made.Rows = 48
-    made.Columns = 40
-    made.BitsAllocated = 16
-    made.BitsStored = 12
-    made.HighBit = 11
-    made.SamplesPerPixel = 1
-    made.PixelRepresentation = 0
-    return made
-
-
-def _saved(made: FileDataset) -> bytes:
-    buffer = io.BytesIO()
-    made.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
-
-
 def _png(cols: int, rows: int, data: bytes) -> bytes:
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", cols, rows, 8, 0, 0, 0, 0)),
-        (b"IDAT", data),
-        (b"IEND", b""),
-    ]
+    head = struct.pack(">IIBBBBB", cols, rows, 8, 0, 0, 0, 0)
     parts = [
         struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
-        for kind, part in chunks
+        for kind, part in ((b"IHDR", head), (b"IDAT", data), (b"IEND", b""))
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def _jpeg_claim(content: bytes) -> bytes:
-    at = content.find(b"\xff\xc0") + 5
-    return content[:at] + b"\xff\xff\xff\xff" + content[at + 4 :] if at > 5 else content[:20]
-
-
 def outcome(name: str, root: Path) -> str:
-    """Read everything of the archive, as a training would.
+    """Read everything of the archive, as a training run would.
 
     Returns which kind of outcome it was; raises on a fault.
     """
@@ -367,39 +305,28 @@ def outcome(name: str, root: Path) -> str:
         return _told(error)
     told = ""
     for mammogram in found:
+        rows, cols = mammogram.rows, mammogram.cols
         try:
             image = mammogram.pixels()
-            assert (
-                image.dtype == np.float32
-                and np.isfinite(image).all()
-                and image.min() >= 0
-                and image.max() <= 1
-            ), "pixels out of range"
+            is_grey = np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1
+            assert image.dtype == np.float32 and is_grey, "pixels out of range"
         except ValueError as error:
             told = _told(error)
         for lesion in mammogram.lesions:
             try:
                 top, left, bottom, right = lesion.box
-                assert (
-                    0 <= top < bottom <= mammogram.rows and 0 <= left < right <= mammogram.cols
-                ), f"box {lesion.box}"
-                if lesion.outlines:
-                    assert lesion.mask(mammogram.rows, mammogram.cols).any(), "an empty mask"
+                assert 0 <= top < bottom <= rows and 0 <= left < right <= cols, f"box {lesion.box}"
+                assert not lesion.outlines or lesion.mask(rows, cols).any(), "an empty mask"
             except ValueError as error:
                 told = _told(error)
     for file, reason in skipped.reasons.items():
-        assert file and reason and "\n" not in reason, (
-            f"skip without a sentence: {file!r}: {reason!r}"
-        )
+        assert file and reason and "\n" not in reason, f"no sentence: {file!r}: {reason!r}"
     return told or ("skip" if skipped else "record")
 
 
 def _told(error: ValueError) -> str:
-    assert (
-        type(error).__module__.startswith("tfmammo")
-        and "\n" not in str(error)
-        and len(str(error)) < 3000
-    ), repr(error)[:500]
+    is_ours = type(error).__module__.startswith("tfmammo")
+    assert is_ours and "\n" not in str(error) and len(str(error)) < 3000, repr(error)[:500]
     return type(error).__name__
 
 
@@ -428,57 +355,63 @@ def main() -> None:
         root.parent.mkdir(parents=True)
         WRITERS[chosen.name]([original(number) for number in range(3)], root)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        assert outcome(chosen.name, root) == "record", (
-            "the archive is not whole before it is damaged"
-        )
+        assert outcome(chosen.name, root) == "record", "not whole before it is damaged"
         print(json.dumps(drive(chosen, place, root)))
 
 
 def drive(chosen: argparse.Namespace, place: Path, root: Path) -> dict[str, object]:
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    before = sorted(str(path) for path in place.rglob("*"))
+    before = {str(path) for path in place.rglob("*")}
     outcomes: dict[str, int] = {}
     failures: list[str] = []
-    slowest = structures = 0.0
+    slowest = 0.0
+    structures = 0
     for label, path, damaged in cases(chosen, files):
         start = time.monotonic()
         content = path.read_bytes()
         try:
-            kind = _tried(chosen.name, root, path, damaged)
-            outcomes[kind] = outcomes.get(kind, 0) + (not label.startswith("structure"))
-            structures += label.startswith("structure")
+            path.unlink()
+            if isinstance(damaged, bytes):
+                path.write_bytes(damaged)
+            elif damaged is not None:
+                damaged(path)
+            signal.alarm(SECONDS)
+            kind = outcome(chosen.name, root)
+            is_structural = label.startswith("structure")
+            outcomes[kind] = outcomes.get(kind, 0) + (not is_structural)
+            structures += is_structural
         except BaseException as error:
             if chosen.only is not None or isinstance(error, KeyboardInterrupt):
                 raise
             failures.append(f"{label}: {path.name}: {type(error).__name__}: {str(error)[:200]}")
         finally:
             signal.alarm(0)
-            _remove(path)
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            path.unlink(missing_ok=True)
             path.write_bytes(content)
         slowest = max(slowest, time.monotonic() - start)
-        if (after := sorted(str(found) for found in place.rglob("*"))) != before:
-            failures.append(f"{label}: {path.name}: wrote {set(after) ^ set(before)}")
-            for extra in set(after) - set(before):
+        after = {str(found) for found in place.rglob("*")}
+        if after != before:
+            failures.append(f"{label}: {path.name}: wrote {after ^ before}")
+            for extra in after - before:
                 shutil.rmtree(extra, ignore_errors=True)
     # getrusage's peak would include that of the process that started this one
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    memory = int(status.split("VmHWM:")[1].split()[0]) / 2**10
     return {
         "name": chosen.name,
         "outcomes": outcomes,
-        "structures": int(structures),
+        "structures": structures,
         "failures": failures,
         "slowest_s": round(slowest, 2),
-        "memory_mib": round(memory),
+        "memory_mib": round(int(status.split("VmHWM:")[1].split()[0]) / 2**10),
     }
 
 
 def cases(
     chosen: argparse.Namespace, files: list[Path]
 ) -> Iterator[tuple[str, Path, bytes | Callable[[Path], object] | None]]:
-    """(what is done, to which file, what it becomes): every structural case, then
-    damage by chance.
-    """
+    """(what is done, to which file, what it becomes): every structural case, then chance."""
     for path in files if chosen.only is None else []:
         for what, damaged in structural(path.read_bytes(), path).items():
             yield f"structure {what}", path, damaged
@@ -486,26 +419,6 @@ def cases(
         rng = random.Random(f"{chosen.seed}/{chosen.name}/{number}")
         path = rng.choice(files)
         yield str(number), path, damage(path.read_bytes(), path, rng)
-
-
-def _tried(
-    name: str, root: Path, path: Path, damaged: bytes | Callable[[Path], object] | None
-) -> str:
-    if isinstance(damaged, bytes):
-        path.write_bytes(damaged)
-    else:
-        path.unlink()
-        if damaged is not None:
-            damaged(path)
-    signal.alarm(SECONDS)
-    return outcome(name, root)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        path.rmdir()
-    else:
-        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -405,13 +405,6 @@ def test_a_damaged_table_is_noted(small, content, word):
         cbis_ddsm.read(small)
 
 
-def test_what_is_no_archive(tmp_path):
-    for function in (cbis_ddsm.read, cbis_ddsm.tables):
-        for root in (tmp_path, tmp_path / "nowhere"):
-            with pytest.raises(ArchiveError, match=rf"{root}: is no CBIS-DDSM archive"):
-                function(root)
-
-
 @pytest.mark.data
 def test_the_real_tables(real_data):
     skipped = Skipped()

@@ -1,7 +1,6 @@
 """Small archives in CDD-CESM's own form, and the real one."""
 
 import json
-import pickle
 from collections import Counter
 
 import numpy as np
@@ -161,15 +160,6 @@ def test_the_real_scaled_copy(real_data, tmp_path):
     masses = [m for m in mammograms if any(lesion.kind == "mass" for lesion in m.lesions)]
     assert len(masses) == 128 and {(m.rows, m.cols) for m in mammograms} == {(512, 512)}
     assert len({m.patient_id for m in masses}) == 74
-
-
-def test_pixels_are_read_late_and_survive_pickling(archive):
-    root = archive({"P1_L_DM_MLO": ("Normal", "Normal", [])})
-    (mammogram,) = pickle.loads(pickle.dumps(cdd_cesm.read(root)))
-    pixels = mammogram.pixels()
-    assert pixels.dtype == np.float32 and pixels.shape == (ROWS, COLS, 1)
-    np.testing.assert_allclose(pixels[60, :, 0], np.linspace(0, 1, COLS), atol=0.02)
-    assert mammogram.lesions == () and mammogram.pathology == "normal"
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.9])

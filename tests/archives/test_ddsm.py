@@ -439,9 +439,3 @@ def test_a_case_that_is_there_twice(small):
     shutil.copytree(small / CASE, small / "copy")
     records, reasons = read(small)
     assert len(records) == 2 and list(reasons) == ["copy/B-0001-1.ics"]
-
-
-def test_what_is_no_archive(tmp_path):
-    for root in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ArchiveError, match=rf"{root}: is no DDSM archive"):
-            ddsm.read(root)

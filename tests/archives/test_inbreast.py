@@ -307,10 +307,3 @@ def test_a_second_file_of_one_number_is_noted(small):
     shutil.copy(small / DICOM, small / "copy" / "AllDICOMs")
     records, reasons = read(small)
     assert len(records) == 2 and list(reasons) == [f"copy/{DICOM}"]
-
-
-def test_what_is_no_archive(tmp_path):
-    (tmp_path / "AllDICOMs").mkdir()
-    for root in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ArchiveError, match=rf"{root}: is no INbreast archive"):
-            inbreast.read(root)

@@ -117,10 +117,10 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     mammograms = []
     for path, name in _find_low_energy(notes, [path for path in images if path not in set(normal)]):
         try:
-            row = clinical.get(name[0])
-            if row is None:
+            if name[0] not in clinical:
                 raise ArchiveError(f"{path}: {CLINICAL} does not name it")
             regions = masks.get(name[0], annotations[name[0]])
+            row = clinical[name[0]]
             mammograms.append(_make_mammogram(notes, path, name, row, regions))
         except ArchiveError as error:
             notes.note(path, error)
