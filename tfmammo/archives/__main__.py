@@ -78,13 +78,21 @@ def check_masks(records: Sequence[Mammogram], skipped: Skipped) -> Counter[str]:
     Returns:
         How many can't be used, by what is wrong with them.
     """
-    masked = [(it, lesion) for it in records for lesion in it.lesions]
-    masked = [(it, lesion) for it, lesion in masked if isinstance(lesion, MaskedLesion)]
+    masked = [
+        (record, lesion)
+        for record in records
+        for lesion in record.lesions
+        if isinstance(lesion, MaskedLesion)
+    ]
     faults: Counter[str] = Counter()
-    progress = {"transient": True, "disable": len(masked) < SHOWN}
-    for mammogram, lesion in track(
-        masked, "reading masks", console=Console(stderr=True), **progress
-    ):
+    bar = track(
+        masked,
+        "reading masks",
+        transient=True,
+        disable=len(masked) < SHOWN,
+        console=Console(stderr=True),
+    )
+    for mammogram, lesion in bar:
         try:
             mask = lesion.read()
             if mask.shape != (mammogram.rows, mammogram.cols):

@@ -182,11 +182,11 @@ def _match_rows(
     own = {mask for named in masks.values() for mask, _ in named}
     unused = 0
     for name in sorted(matched.keys() - images.keys() - own):
-        image = names.find(name)
-        if image is None or image in matched:
+        found = names.find(name)
+        if found is None or found in matched:
             unused += 1
         else:
-            matched[image] = rows[name]
+            matched[found] = rows[name]
     for image in images:
         general: dict[str, object] = {}
         for pattern in patterns:
@@ -290,7 +290,7 @@ def _make_regions(
     used.add(identifier)
     found: list[Found] = []
     for region in drawn.get(identifier, ()):
-        if region.finding is None:
+        if region.finding is None or region.finding.kind is None:
             found.append(Lost())
             continue
         certain = {"kind_is_certain": region.finding.is_certain}

@@ -225,8 +225,8 @@ def _read_facts(path: Path, row: Row, header: Mapping[str, Any]) -> dict[str, An
     if "spacing" not in header:
         stated = dicom.read_header(path)
         header = {"spacing": stated.spacing, "chest_wall": stated.chest_wall}
-    facts = {"rows": int(row["height"]), "cols": int(row["width"])}
-    return facts | header | dicom.pixel_source(path)
+    size = {"rows": int(row["height"]), "cols": int(row["width"])}
+    return {**size, **header, **dicom.pixel_source(path)}
 
 
 def _make_mammogram(
