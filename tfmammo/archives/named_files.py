@@ -28,7 +28,7 @@ def find_files(
     unknown = 0
     for path in sorted(list_regular_files(root / name, links=False)):
         relative = path.relative_to(root / name)
-        if relative.parts[0] in others:
+        if relative.parts[0].lower() in others:
             continue
         is_named = path.suffix.lower() in endings
         key = normalize_spelling((relative.with_suffix("") if is_named else relative).as_posix())
