@@ -81,8 +81,8 @@ def normalize_spelling(text: str) -> str:
 def normalize_patient(text: str) -> str:
     """Return one spelling of a patient's identifier.
 
-    Case and width of blanks mean nothing, and what is a number is that number: 12, 0012, 12.0
-    (pandas) and 1.2E+01 (Excel) are one patient.
+    Case and width of blanks mean nothing, and what is a whole number is that number: 12, 0012,
+    12.0 (pandas) and 1.2E+01 (Excel) are one patient.
 
     Raises:
         ValueError: It is a number in exponent form that lost digits.
@@ -93,7 +93,8 @@ def normalize_patient(text: str) -> str:
         number = Decimal(text.replace(",", "."))
         if int(number.as_tuple().exponent) > 0:
             raise ValueError("is a number that lost digits (1.2E+12); save the column as text")
-        return f"{number:f}".rstrip("0").rstrip(".") if "." in f"{number:f}" else f"{number:f}"
+        if number == number.to_integral_value():
+            return str(int(number))
     return text
 
 
