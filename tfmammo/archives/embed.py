@@ -117,7 +117,7 @@ def _read_files(
         elif row.get("spot_mag", "").startswith("1"):
             notes.count(table, "spot or magnification views")
         elif not row["empi_anon"]:
-            notes.count(table, "rows name no patient", line=number)
+            notes.count(table, "no patient is named", line=number)
         elif facts := read_noted(notes, path, table):
             try:
                 yield _make_mammogram(notes, path, row, exams, facts)

@@ -22,7 +22,6 @@ class Notes:
     def __init__(self, root: Path, skipped: Skipped | None, name: str) -> None:
         self.root = Path(root)
         self.name = name
-        self.kind = f"of {name} " if name else ""
         self.skipped = Skipped() if skipped is None else skipped
         self._counts: Counter[tuple[str, str]] = Counter()
         self._lines: dict[tuple[str, str], int] = {}
@@ -61,8 +60,7 @@ class Notes:
             self.skipped.add(file, f"{number} {where}{reason}")
         if not found:
             first = next((f", the first is {f}: {r}" for f, r in self.skipped.reasons.items()), "")
-            raise ArchiveError(
-                f"{self.root}: holds no image {self.kind}that can be read "
-                f"({len(self.skipped)} skipped{first})"
-            )
+            kind = f"image of {self.name}" if self.name else "image"
+            counts = f"({len(self.skipped)} skipped{first})"
+            raise ArchiveError(f"{self.root}: holds no {kind} that can be read {counts}")
         return list(found.values())
