@@ -194,7 +194,7 @@ def _match_rows(
                 general |= rows[pattern]
         if image in masks and general.get("pathology") == "normal":
             del general["pathology"]
-            notes.count("images/*", "images have masks and are not called normal by a row of many")
+            notes.count("images/*", "images have masks: a row of many does not call them normal")
         row = general | dict(matched.get(image, {}))
         if row.get("patient") == "*":
             row["patient"] = normalize_patient(image)

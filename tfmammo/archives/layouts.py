@@ -63,15 +63,7 @@ class Layout:
 
 
 def find_layout(root: Path, skipped: Skipped) -> Layout | None:
-    """Recognize another tool's data set; None of any other folder.
-
-    Args:
-        root: The folder.
-        skipped: Takes what is left out.
-
-    Raises:
-        ArchiveError: A file that lists images or names labels is damaged.
-    """
+    """Recognize another tool's data set; None of any other folder."""
     has_images = (root / "images").is_dir()
     if (root / "dataset.json").is_file():
         content = _read_json(root / "dataset.json")

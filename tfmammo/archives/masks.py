@@ -139,15 +139,7 @@ def _find_number(mask: str) -> int:
 
 
 def read_mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
-    """Read the mask of one lesion.
-
-    Args:
-        path: Its file.
-        rows: Rows that it must have.
-        cols: Columns that it must have.
-
-    Returns:
-        uint8 [rows, cols], 1 on the lesion.
+    """Read the mask of one lesion: uint8 [rows, cols], 1 on the lesion.
 
     Raises:
         ArchiveError: It can't be read, has another size, holds labels, or marks nothing or the

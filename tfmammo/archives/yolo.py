@@ -36,13 +36,8 @@ _NO_LABELS = ("classes.txt", "notes.txt", "readme.txt")
 def find_yolo(root: Path, skipped: Skipped) -> Layout | None:
     """Recognize a YOLO data set; None of any other folder.
 
-    Args:
-        root: The folder.
-        skipped: Takes what is left out.
-
-    Raises:
-        ArchiveError: Names are damaged, other annotations lie beside the labels, or no label file
-            is of an image.
+    Raises ArchiveError where names are damaged, other annotations lie beside the labels, or no
+    label file is of an image.
     """
     names_file = _find_names_file(root)
     names = _read_yaml(names_file) if names_file and names_file.suffix != ".txt" else {}
