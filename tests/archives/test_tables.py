@@ -183,6 +183,28 @@ def test_a_cell_of_a_workbook_may_be_rich_or_inline(tmp_path):
     assert read_table(tmp_path / "a.xlsx", ["file"])[0][1] == {"": "", "file": "x"}
 
 
+BOMB = '<!DOCTYPE b [<!ENTITY a "aaaaaaaaaa">'
+BOMB += "".join(f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9))
+
+
+@pytest.mark.parametrize(
+    "sheet",
+    [
+        f"<?xml version='1.0'?>{BOMB}]><worksheet><sheetData>&j;</sheetData></worksheet>",
+        '<w><sheetData><row r="99999999"/></sheetData></w>',
+        '<w><sheetData><row><c r="ZZZZZZ1"><v>1</v></c></row></sheetData></w>',
+        '<w><sheetData><row><c r="A1" t="s"><v>5</v></c></row></sheetData></w>',
+        '<w><sheetData><row><c r="A1"><v>x</v></c></row></sheetData></w>',
+        "<w>",
+    ],
+)
+def test_a_workbook_that_claims_too_much_or_is_damaged(tmp_path, sheet):
+    with zipfile.ZipFile(tmp_path / "a.xlsx", "w") as book:
+        book.writestr("xl/worksheets/sheet1.xml", sheet)
+    with pytest.raises(ArchiveError, match=r"a\.xlsx: can't be read as an Excel sheet"):
+        read_table(tmp_path / "a.xlsx")
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.xls", "a.xlsx", "nowhere.csv"])
 def test_what_is_no_table(tmp_path, name):
     if name != "nowhere.csv":
