@@ -30,7 +30,7 @@ from tfmammo import cli, filesystem
 from tfmammo.archives import ARCHIVES, list_files, read_mammograms
 from tfmammo.archives.contact_sheet import draw_contact_sheet
 from tfmammo.archives.files import remove_names
-from tfmammo.archives.writers import annotations
+from tfmammo.archives.writers.annotations import write as write_annotations
 from tfmammo.config import DataConfig, describe
 from tfmammo.errors import ArchiveError, ConfigError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, escape_cell
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         faults = Counter[str]() if options.quick else _check_masks(records, skipped)
         console.print(summary(records, options.name, faults))
         if options.dicom:
-            written = annotations.write(records, options.dicom, skipped)
+            written = write_annotations(records, options.dicom, skipped)
             console.print(f"SEG and SR     {options.dicom}, of {written:,} mammograms")
         if options.sheet:
             _write_sheet(records, options.sheet, options.images, options.seed, skipped)
@@ -147,7 +147,9 @@ def summary(records: Sequence[Mammogram], name: str, faults: Counter[str] | None
     )
     lesions = [lesion for record in records for lesion in record.lesions]
     # marked and unreadable: their images are neither background nor normal
-    lost = Counter(lost.kind or "of unknown kind" for record in records for lost in record.lost)
+    lost: Counter[str] = Counter(
+        each.kind or "of unknown kind" for record in records for each in record.lost
+    )
     unsure = sum(not lesion.kind_is_certain for lesion in lesions)
     rows: dict[str, Counter[str]] = {
         "view": Counter(f"{m.laterality or '?'} {m.view or '?'}" for m in records),
