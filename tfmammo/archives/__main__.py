@@ -30,7 +30,7 @@ from tfmammo import cli, filesystem
 from tfmammo.archives import ARCHIVES, list_files, read_mammograms
 from tfmammo.archives.contact_sheet import draw_contact_sheet
 from tfmammo.archives.files import remove_names
-from tfmammo.archives.writers.annotations import write as write_dicom
+from tfmammo.archives.writers.annotations import write as write_annotations
 from tfmammo.config import DataConfig, describe
 from tfmammo.errors import ArchiveError, ConfigError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, escape_cell
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         faults = Counter[str]() if options.quick else _check_masks(records, skipped)
         console.print(summary(records, options.name, faults))
         if options.dicom:
-            written = write_dicom(records, options.dicom, skipped)
+            written = write_annotations(records, options.dicom, skipped)
             console.print(f"SEG and SR     {options.dicom}, of {written:,} mammograms")
         if options.sheet:
             _write_sheet(records, options.sheet, options.images, options.seed, skipped)
