@@ -1,5 +1,4 @@
-"""Evaluate segmentation models on patients they never saw: tables with intervals and paired
-tests, CSVs, figures.
+"""Evaluate segmentation models on unseen patients: intervals, paired tests, CSVs, figures.
 
 tfmammo evaluate segmentation --config segmentation --set data.name=inbreast
 data.root=DIR models.CAN=[RUN,RUN,RUN]

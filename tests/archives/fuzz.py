@@ -13,11 +13,14 @@ import numpy as np
 from tests.archives.writers import (
     cbis_ddsm,
     cdd_cesm,
+    cmmd,
     ddsm,
+    embed,
     folder,
     inbreast,
     mini_mias,
     optimam,
+    rsna,
     vindr,
 )
 from tfmammo.apps.exchange.config import ExchangeConfig
@@ -88,7 +91,9 @@ def _write_regions(mammograms: Sequence[Mammogram], root: Path) -> None:
 WRITERS = {
     "cbis_ddsm": cbis_ddsm.write,
     "cdd_cesm": cdd_cesm.write,
+    "cmmd": cmmd.write,
     "ddsm": ddsm.write,
+    "embed": embed.write,
     "folder": folder.write,
     "folder/hf": partial(_export, "hf"),
     "folder/monai": partial(_export, "monai"),
@@ -98,6 +103,7 @@ WRITERS = {
     "inbreast": partial(inbreast.write, xls=True),
     "mini_mias": mini_mias.write,
     "optimam": optimam.write,
+    "rsna": rsna.write,
     "vindr": vindr.write,
 }
 

@@ -1,7 +1,6 @@
 """Small archives in CDD-CESM's own form, and the real one."""
 
 import json
-import pickle
 from collections import Counter
 
 import numpy as np
@@ -147,7 +146,7 @@ def test_a_scaled_copy_has_its_regions_in_masks(archive):
     assert {lesion.pathology for lesion in masked.lesions} == {None}
     assert [lesion.box for lesion in drawn.lesions] == [(50, 30, 71, 61)]
     assert skipped.reasons["images/P2_L_DM_CC.jpg"] == "its mask has 50 x 100 px, itself 120 x 100"
-    assert "can't be decoded" in skipped.reasons["images/P3_L_DM_CC.jpg"] and len(skipped) == 2
+    assert "can't be read" in skipped.reasons["images/P3_L_DM_CC.jpg"] and len(skipped) == 2
 
 
 @pytest.mark.data
@@ -163,15 +162,6 @@ def test_the_real_scaled_copy(real_data, tmp_path):
     assert len({m.patient_id for m in masses}) == 74
 
 
-def test_pixels_are_read_late_and_survive_pickling(archive):
-    root = archive({"P1_L_DM_MLO": ("Normal", "Normal", [])})
-    (mammogram,) = pickle.loads(pickle.dumps(cdd_cesm.read(root)))
-    pixels = mammogram.pixels()
-    assert pixels.dtype == np.float32 and pixels.shape == (ROWS, COLS, 1)
-    np.testing.assert_allclose(pixels[60, :, 0], np.linspace(0, 1, COLS), atol=0.02)
-    assert mammogram.lesions == () and mammogram.pathology == "normal"
-
-
 @pytest.mark.parametrize("keep", [0.5, 0.9])
 def test_truncated_jpeg(archive, keep):
     root = archive({"P1_L_DM_MLO": ("Normal", "Normal", [])})
@@ -180,70 +170,42 @@ def test_truncated_jpeg(archive, keep):
     scan = content.index(b"\xff\xda")
     file.write_bytes(content[: scan + int(keep * (len(content) - scan))])
     (mammogram,) = cdd_cesm.read(root)
-    with pytest.raises(ArchiveError, match="P1_L_DM_MLO.jpg: the JPEG can't be decoded"):
+    with pytest.raises(ArchiveError, match="P1_L_DM_MLO.jpg: can't be read as an image"):
         mammogram.pixels()
 
 
 @pytest.mark.parametrize(
-    ("findings", "kinds"),
+    ("findings", "pathology", "expected"),
     [
-        ("High density mass with speculated margin", ["mass"]),
-        ("Multiple equal density  masses$Benign macrocalcifications ", ["mass", "calcification"]),
-        ("Architectural distortion and high density mass", ["distortion", "mass"]),
-        ("Heterogenous non mass enhancement", []),
-        ("Non-mass enhancement and a mass", ["mass"]),
-        ("Focal ASYMMETRICAL increased density$IMLN", ["asymmetry"]),
-        ("two equal density nodules with asymmetrial density", ["mass", "asymmetry"]),
         (
-            "assymetrical density, architectural distorton, macrocalification",
-            ["asymmetry", "distortion", "calcification"],
+            "Architectural distortion and mass with indistinct margin",
+            "Malignant",
+            ("mass", False, None, None, None),
         ),
-        ("edema pattern with multiple calcific foci", ["calcification"]),
-        ("Clusters of microcalcification$mircocalcifications", ["calcification"]),
-        ("Diffuse edematous changes$Postoperative scar", []),
-        ("", []),
+        (
+            "Architectural distortion$Benign macrocalcification",
+            "Benign",
+            ("distortion", False, None, None, "benign"),
+        ),
+        (
+            "Mass with obscured margin and edema pattern",
+            "Malignant",
+            ("mass", False, None, None, None),
+        ),
+        (
+            "Oval mass with obscured and microlobulated margin",
+            "Malignant",
+            ("mass", True, "oval", None, None),
+        ),
     ],
 )
-def test_kinds_named(findings, kinds):
-    assert cdd_cesm.list_kinds(findings) == kinds
-
-
-def test_mixed_findings_are_uncertain(archive):
-    root = archive(
-        {
-            "P1_L_DM_CC": (
-                "Architectural distortion and mass with indistinct margin",
-                "Malignant",
-                [SQUARE, SQUARE],
-            ),
-            "P2_L_DM_CC": (
-                "Architectural distortion$Benign macrocalcification",
-                "Benign",
-                [SQUARE, SQUARE],
-            ),
-            "P3_L_DM_CC": (
-                "Mass with obscured margin and edema pattern",
-                "Malignant",
-                [SQUARE, SQUARE],
-            ),
-            "P4_L_DM_CC": (
-                "Oval mass with obscured and microlobulated margin",
-                "Malignant",
-                [SQUARE, SQUARE],
-            ),
-        }
-    )
-    both, benign, edema, alone = (m.lesions for m in cdd_cesm.read(root))
-    assert {(x.kind, x.kind_is_certain, x.margin, x.pathology) for x in both} == {
-        ("mass", False, None, None)
+def test_mixed_findings_are_uncertain(archive, findings, pathology, expected):
+    root = archive({"P1_L_DM_CC": (findings, pathology, [SQUARE, SQUARE])})
+    (record,) = cdd_cesm.read(root)
+    facts = {
+        (it.kind, it.kind_is_certain, it.shape, it.margin, it.pathology) for it in record.lesions
     }
-    assert {(x.kind, x.kind_is_certain, x.pathology) for x in benign} == {
-        ("distortion", False, "benign")
-    }
-    assert {(x.kind, x.kind_is_certain, x.margin) for x in edema} == {("mass", False, None)}
-    assert {(x.kind, x.kind_is_certain, x.margin, x.shape) for x in alone} == {
-        ("mass", True, None, "oval")
-    }
+    assert facts == {expected} and len(record.lesions) == 2
 
 
 def test_circle_and_turned_ellipse(archive):
@@ -266,33 +228,27 @@ def test_circle_and_turned_ellipse(archive):
         np.testing.assert_array_equal(mask[sure], (distance < 1)[sure])
 
 
-def test_regions_that_enclose_nothing_are_counted(archive):
-    shapes = [
-        {"name": "point", "cx": 5, "cy": 6},
-        {"name": "polyline", "all_points_x": [1, 2, 3], "all_points_y": [1, 9, 3]},
-        '{"name": "polygon", "all_points_x": [1, 2',
-        {"name": "polygon", "all_points_x": [1, 2, 3], "all_points_y": [1, 2]},
-        {"name": "ellipse", "cx": 5, "cy": 6, "rx": 0, "ry": 9},
-        {"name": "polygon", "all_points_x": [103, 109, 109], "all_points_y": [10, 10, 30]},
-        {"name": "polygon", "all_points_x": [90, 109, 109, 90], "all_points_y": [10, 10, 19, 19]},
-        [1, 2],
-        "{}",
-    ]
+@pytest.mark.parametrize(
+    ("shape", "word"),
+    [
+        ({"name": "point", "cx": 5, "cy": 6}, "a point encloses"),
+        ({"name": "polyline", "all_points_x": [1, 2, 3], "all_points_y": [1, 9, 3]}, "a polyline"),
+        ({"name": "hedgehog"}, "unknown name"),
+        ('{"name": "polygon", "all_points_x": [1, 2', "not what VIA writes"),
+        ({"name": "polygon", "all_points_x": [1, 2, 3], "all_points_y": [1, 2]}, "not what VIA"),
+        ({"name": "ellipse", "cx": 5, "cy": 6, "rx": 0, "ry": 9}, "not what VIA writes"),
+        ({"name": "polygon", "all_points_x": [103, 109, 109], "all_points_y": [10, 10, 30]}, "out"),
+        ([1, 2], "not what VIA writes"),
+        ("{}", ""),  # an image without regions
+    ],
+)
+def test_regions_that_enclose_nothing_are_lost(archive, shape, word):
+    cut = {"name": "polygon", "all_points_x": [90, 109, 109, 90], "all_points_y": [10, 10, 19, 19]}
     skipped = Skipped()
-    (mammogram,) = cdd_cesm.read(archive({"P1_L_DM_CC": ("mass", "Benign", shapes)}), skipped)
-    assert [lesion.box for lesion in mammogram.lesions] == [(10, 90, 20, COLS)]  # cut at the border
-    reasons = skipped.reasons["images/P1_L_DM_CC.jpg"].split("; ")
-    malformed = "its shape is not what VIA writes"
-    assert reasons == [
-        "region 0: a point encloses nothing",
-        "region 1: a polyline encloses nothing",
-        f"region 2: {malformed}",
-        f"region 3: {malformed}",
-        f"region 4: {malformed}",
-        "region 5: the outline lies outside the image",
-        f"region 7: {malformed}",
-    ]
-    assert mammogram.lost == (Lost("mass"),) * 7
+    (record,) = cdd_cesm.read(archive({"P1_L_DM_CC": ("mass", "Benign", [cut, shape])}), skipped)
+    assert [lesion.box for lesion in record.lesions] == [(10, 90, 20, COLS)]  # at the border
+    assert record.lost == ((Lost("mass"),) if word else ())
+    assert word in skipped.reasons.get("images/P1_L_DM_CC.jpg", "")
 
 
 def test_other_files_are_skipped_with_a_reason(archive):
@@ -314,7 +270,7 @@ def test_other_files_are_skipped_with_a_reason(archive):
     first, third = cdd_cesm.read(root, skipped)
     assert len(first.lesions) == 1 and third.lesions == ()
     assert skipped.reasons == {
-        "images/P2_L_DM_CC.jpg": "the JPEG can't be decoded (UnidentifiedImageError)",
+        "images/P2_L_DM_CC.jpg": "can't be read as an image (UnidentifiedImageError)",
         "images/P3_L_DM_CC.jpg": "its 2 regions outline none of our lesions (findings: 'Diffuse "
         "edematous changes')",
         "other/IM0001_r.jpg": "its name says no patient, side and view, so it can't be split by "
@@ -326,12 +282,10 @@ def test_other_files_are_skipped_with_a_reason(archive):
 
 
 def test_missing_parts_are_named(archive, tmp_path):
-    with pytest.raises(ArchiveError, match="nowhere: is no folder"):
-        cdd_cesm.read(tmp_path / "nowhere")
     with pytest.raises(ArchiveError, match=f"{cdd_cesm.REGIONS} is missing"):
         cdd_cesm.read(tmp_path)
     root = archive({"P1_L_CM_CC": ("Enhancing mass", "Benign", [SQUARE])})
-    with pytest.raises(ArchiveError, match=r"holds no readable P<patient>_<L\|R>_DM"):
+    with pytest.raises(ArchiveError, match="holds no image of CDD-CESM"):
         cdd_cesm.read(root)
     (root / cdd_cesm.CLINICAL).write_text("Image_name,Findings\nP1_L_CM_CC,mass\n")
     with pytest.raises(

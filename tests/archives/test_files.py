@@ -1,5 +1,8 @@
 """How readers walk a folder."""
 
+import errno
+import os
+
 from tfmammo.archives.files import list_regular_files
 
 
@@ -15,6 +18,21 @@ def test_files_in_order_without_hidden_ones_and_each_folder_once(tmp_path):
     (root / "b/above").symlink_to(root)  # would never end
     names = [path.relative_to(root).as_posix() for path in list_regular_files(root)]
     assert names == ["z.txt", "a/x.csv", "b/1.dcm", "b/2.dcm", "c/linked.dcm"]
+
+
+def test_a_folder_that_can_not_be_read_is_spoken_of(tmp_path, caplog, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a").touch()
+    scan = os.scandir
+
+    def refuse(folder):
+        if folder.endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert [path.name for path in list_regular_files(tmp_path)] == ["a"]
+    assert "Permission denied" in caplog.text and "closed" not in caplog.text
 
 
 def test_nothing_beneath_what_is_no_folder(tmp_path):

@@ -238,6 +238,7 @@ def test_tomosynthesis_is_named(header, tags, name):
 
 REFUSED = {
     "modality is CT": {"Modality": "CT", "SOPClassUID": CTImageStorage},
+    "modality is unknown": {"Modality": "QUIBBLE", "SOPClassUID": "1.2.3"},
     "has 3 frames": {"NumberOfFrames": 3, "PixelData": STORED.tobytes() * 3},
     "interpretation is RGB": {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"},
     "interpretation is unknown": {"PhotometricInterpretation": "QUIBBLE"},

@@ -1,4 +1,7 @@
-"""Masks as label tools write them: read as regions, or refused with the reason."""
+"""Masks as label tools write them: read as regions, or refused with the reason.
+
+One file is one lesion, whatever parts it has.
+"""
 
 from pathlib import Path
 
@@ -99,6 +102,32 @@ def test_rims_are_none(tmp_path, name, form):
     assert 2 * (mask & DISC).sum() / (mask.sum() + DISC.sum()) > 0.9
 
 
+PARTS = np.where(ROW + COL > 125, 1, DISC).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
+def test_masks_of_all_modes(tmp_path, mode):
+    pixels = PARTS * np.uint16(25500) if mode == "I;16" else 255 * PARTS
+    path = save(tmp_path / "a.png", pixels, None if mode == "I;16" else mode)
+    with Image.open(path) as image:
+        assert image.mode == mode
+    np.testing.assert_array_equal(read_mask(path, ROWS, COLS), PARTS)
+
+
+@pytest.mark.parametrize("values", [(0, 1), (0, 255), (0, 7), (40, 200)])
+def test_of_two_values_the_higher_is_the_lesion(tmp_path, values):
+    path = save(tmp_path / "a.png", np.where(PARTS > 0, values[1], values[0]).astype(np.uint8))
+    np.testing.assert_array_equal(read_mask(path, ROWS, COLS), PARTS)
+
+
+def test_what_is_transparent_is_not_there(tmp_path):
+    colours = np.zeros((ROWS, COLS, 4), np.uint8)
+    colours[..., 3] = 255
+    colours[..., 0] = 9 * DISC
+    colours[70:] = (255, 255, 255, 0)
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "a.png", colours), ROWS, COLS), DISC)
+
+
 @pytest.mark.parametrize("quality", [20, 60, 95])
 def test_noise_of_jpeg_is_no_label(tmp_path, quality):
     path = tmp_path / "a.jpg"
@@ -146,6 +175,9 @@ def read(root: Path):
         ("masks/a.png", 1),
         ("masks/a_mask.png", 1),
         ("masks/a_seg_3.png", 1),
+        ("Masks/a.png", 1),
+        ("mask/left/a.png", 1),
+        ("segmentations/a_1.png", 1),
         ("labels/a.png", 1),
         ("labels/a_1.png", 1),
         ("masks/other/a.png", 1),

@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,64 +76,48 @@ def set_flags(root: Path, *flags: str, **values) -> None:
 
 
 @pytest.mark.parametrize(("upper", "dcm_json"), [(False, False), (True, True)])
-def test_round_trip_of_facts_boxes_and_pathologies(tmp_path, upper, dcm_json):
+def test_round_trip(tmp_path, upper, dcm_json):
+    others = [Lesion("asymmetry", (0, 0, 1, 1)), Lesion("distortion", (5, 6, 7, 8))]
     originals = [
         mammogram(1, [MASS, CLUSTER]),
         mammogram(2, laterality="R", view="MLO"),
         mammogram(3, [CLUSTER], patient="bb", pathology="benign", spacing=None),
         mammogram(4, patient="cc"),
-        mammogram(
-            5,
-            [Lesion("asymmetry", (0, 0, 1, 1)), Lesion("distortion", (5, 6, 7, 8))],
-            patient="cc",
-            pathology=None,
-        ),
+        mammogram(5, others, patient="cc", pathology=None),
     ]
     paths = writer.write(originals, tmp_path, upper=upper, dcm_json=dcm_json)
+    for path in tmp_path.glob("data/*/*/*.json"):
+        path.write_bytes(b"{")  # headers as JSON are not needed
     records, reasons = read(tmp_path)
     assert not reasons
     assert len(list(tmp_path.rglob("IMAGEDB_*.json"))) == 3 * upper
     assert len(list(tmp_path.rglob("*.dcm.json"))) == 5 * dcm_json
     for original, path, record in zip(originals, paths, records, strict=True):
-        assert record.archive == "optimam"
         for fact in ("rows", "cols", "laterality", "view", "spacing", "pathology"):
             assert getattr(record, fact) == getattr(original, fact), fact
         assert (record.birads, record.density, record.official_split) == (None, None, None)
-        lesions = [
-            (lesion.kind, lesion.box, lesion.pathology, lesion.margin, lesion.outlines)
-            for lesion in record.lesions
-        ]
-        assert lesions == [
-            (lesion.kind, lesion.box, lesion.pathology, lesion.margin, ())
-            for lesion in original.lesions
-        ]
+        for ours, theirs in zip(record.lesions, original.lesions, strict=True):
+            for fact in ("kind", "box", "pathology", "margin"):
+                assert getattr(ours, fact) == getattr(theirs, fact), fact
+            assert not ours.outlines
         stored = pydicom.dcmread(path).pixel_array.astype(int)
         np.testing.assert_array_equal(
             np.rint(record.pixels()[..., 0].astype(np.float64) * 4095), stored
         )
 
 
+@pytest.mark.slow
 def test_round_trip_of_the_phantom(tmp_path):
     originals = phantom.read(count=8, seed=3)
-    cheap = [
-        Mammogram(**{**vars(m), "read": partial(np.zeros, (m.rows, m.cols, 1), np.float32)})
-        for m in originals[1:]
-    ]
-    (path, *_) = writer.write([originals[0], *cheap], tmp_path, bits=14)
+    writer.write(originals, tmp_path)
     records, reasons = read(tmp_path)
-    assert not reasons
-    for original, record in zip(originals, records, strict=True):
-        assert record.pathology == original.pathology
-        assert [(lesion.kind, lesion.box, lesion.pathology) for lesion in record.lesions] == [
-            (lesion.kind, lesion.box, lesion.pathology) for lesion in original.lesions
-        ]
+    assert not reasons and len(records) == 8
     pairs = {(a.patient_id, b.patient_id) for a, b in zip(originals, records, strict=True)}
     assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
-    stored = np.rint(originals[0].pixels()[..., 0].astype(np.float64) * (2**14 - 1))
-    np.testing.assert_array_equal(pydicom.dcmread(path).pixel_array, stored)
-    np.testing.assert_array_equal(
-        np.rint(records[0].pixels()[..., 0].astype(np.float64) * (2**14 - 1)), stored
-    )
+    for original, record in zip(originals, records, strict=True):
+        assert [(it.kind, it.box) for it in record.lesions] == [
+            (it.kind, it.box) for it in original.lesions
+        ]
 
 
 def test_records_are_pickled_and_carry_pseudonyms(small, capfd, caplog):
@@ -143,121 +126,84 @@ def test_records_are_pickled_and_carry_pseudonyms(small, capfd, caplog):
     np.testing.assert_array_equal(again[0].pixels(), records[0].pixels())
     assert len({record.image_id for record in records}) == 3
     assert records[0].patient_id == records[1].patient_id != records[2].patient_id
-    for record in records:
-        assert "optm" not in record.patient_id + record.image_id
-        assert "1.2.826" not in record.patient_id + record.image_id
     captured = capfd.readouterr()
-    assert "optm" not in captured.out + captured.err + caplog.text
+    told = captured.out + captured.err + caplog.text
+    told += "".join(record.patient_id + record.image_id for record in records)
+    assert "optm" not in told and "1.2.826" not in told
 
 
-def test_json_headers_are_not_needed(small):
-    for path in small.glob("data/optm1/*/*.json"):
-        path.write_bytes(b"{")
-    assert [(record.rows, record.view) for record in read(small)[0]] == [
-        (ROWS, "CC"),
-        (ROWS, "CC"),
-        (ROWS, "MLO"),
-    ]
+# What can't be read
 
 
-def test_raw_images_are_counted(small):
-    dataset = pydicom.dcmread(dicoms(small)[0])
+def test_what_is_no_mammogram_is_counted(small):
+    first, second, _ = dicoms(small)
+    dataset = pydicom.dcmread(first)
     dataset.PresentationIntentType = "FOR PROCESSING"
-    dataset.save_as(dicoms(small)[0])
+    dataset.save_as(first)
+    second.unlink()
+    (small / "data" / "$RECYCLE.BIN").mkdir()
     records, reasons = read(small)
-    assert [record.laterality for record in records] == ["R", "L"]
-    assert reasons == {"images/*.dcm": "1 raw images ('for processing')"}
-
-
-def test_missing_images_are_counted_once(small):
-    for path in dicoms(small)[:2]:
-        path.unlink()
-    records, reasons = read(small)
-    assert len(records) == 1
-    assert reasons == {"images/*.dcm": "2 images are listed but have no DICOM file"}
-
-
-def test_a_dicom_that_can_not_be_read_is_noted(tmp_path):
-    paths = writer.write([mammogram(1), mammogram(2)], tmp_path)
-    paths[0].write_bytes(b"text")
-    records, reasons = read(tmp_path)
-    assert len(records) == 1
-    assert reasons == {str(paths[0].relative_to(tmp_path)): "is not a DICOM file"}
+    assert [record.view for record in records] == ["MLO"]
+    assert sorted(reasons.pop("images/*.dcm").split("; ")) == [
+        "1 folders whose name is no client's",
+        "1 images are listed but have no DICOM file",
+        "1 raw images ('for processing')",
+    ]
+    dicoms(small)[1].write_bytes(b"text")
+    with pytest.raises(ArchiveError, match="no image of OMI-DB"):
+        optimam.read(small)
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
+    ("content", "word"),
     [
-        (b"", "can't be read as JSON (JSONDecodeError)"),
-        (b"\xff\xfe\x00", "can't be read as JSON (UnicodeDecodeError)"),
-        (b"[" * 100_000, "can't be read as JSON (RecursionError)"),
-        (b"[]", "is no JSON object"),
-        (b"{}", "lists no studies"),
-        (b'{"STUDIES": [1]}', "lists no studies"),
+        (b"", "JSONDecodeError"),
+        (b"\xff\xfe\x00", "UnicodeDecodeError"),
+        (b"[" * 100_000, "RecursionError"),
+        (b"[]", "no JSON object"),
+        (b"{}", "no studies"),
+        (b'{"STUDIES": [1]}', "no studies"),
         (None, "no such file"),
     ],
 )
-def test_a_bad_imagedb_costs_its_client_only(small, content, reason):
+def test_a_bad_imagedb_costs_its_client_only(small, content, word):
     imagedb(small).write_bytes(content) if content is not None else imagedb(small).unlink()
     records, reasons = read(small)
-    assert len(records) == 1
-    assert reasons == {"data/optm1/imagedb_optm1.json": reason}
+    ((file, reason),) = reasons.items()
+    assert len(records) == 1 and file == "data/optm1/imagedb_optm1.json" and word in reason
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "word"),
     [
-        (
-            lambda content: content["1"].update(EpisodeOpenedDate="1950-99-99"),
-            "omidb can't read it (ValueError)",
-        ),
-        (
-            lambda content: content["1"].update(SCREENING="none"),
-            "omidb can't read it (AttributeError)",
-        ),
-        (
-            lambda content: content["1"].update(BIOPSYWIDE={"L": {"1": 5}}),
-            "omidb can't read it (AttributeError)",
-        ),
+        (lambda content: content["1"].update(EpisodeOpenedDate="1950-99-99"), "(ValueError)"),
+        (lambda content: content["1"].update(SCREENING="none"), "(AttributeError)"),
+        (lambda content: content["1"].update(BIOPSYWIDE={"L": {"1": 5}}), "(AttributeError)"),
         (None, "no such file"),
     ],
 )
-def test_bad_nbss_records_cost_the_pathology_only(small, change, reason):
+def test_bad_nbss_records_cost_the_pathology_only(small, change, word):
     edit(nbss(small), change) if change else nbss(small).unlink()
     records, reasons = read(small)
-    assert [(record.pathology, len(record.lesions)) for record in records] == [
-        (None, 1),
-        (None, 0),
-        ("normal", 0),
-    ]
+    assert [record.pathology for record in records] == [None, None, "normal"]
+    assert [len(record.lesions) for record in records] == [1, 0, 0]
     assert records[0].lesions[0].pathology is None
-    assert reasons == {
-        "data/optm1/nbss_optm1.json": f"its images are kept without pathology: {reason}"
-    }
+    ((file, reason),) = reasons.items()
+    assert file == "data/optm1/nbss_optm1.json" and word in reason and "1950" not in reason
 
 
-def test_reasons_hold_no_dates(small):
-    edit(nbss(small), lambda content: content["1"].update(EpisodeOpenedDate="1950-99-99"))
-    assert "1950" not in str(read(small)[1])
+def test_studies_without_an_episode_twice_and_of_another_form(small):
+    def change(content):
+        study = content["STUDIES"]["1.2.826.0.1.2.1"]
+        study.update(EpisodeID="77", StudyDate="1999-01-01")
+        study["1.9"] = study["1.2.826.0.1.2.1.3.1"]  # in two series, it is still one image
+        study["1.2.826.0.1.2.1.3.1"].update({"": None, "x": None})
+        content["STUDIES"]["1.5"] = 3
 
-
-def test_a_study_without_an_episode_stays(small):
-    edit(
-        imagedb(small, "optm2"),
-        lambda content: content["STUDIES"]["1.2.826.0.1.2.1"].update(
-            EpisodeID="77", StudyDate="1999-01-01"
-        ),
-    )
+    edit(imagedb(small, "optm2"), change)
     records, reasons = read(small)
     assert [record.pathology for record in records] == ["malignant", "normal", None]
-    assert not reasons
-
-
-def test_a_study_that_is_no_object_is_noted(small):
-    edit(imagedb(small), lambda content: content["STUDIES"].update({"1.5": 3}))
-    records, reasons = read(small)
-    assert len(records) == 3
-    assert reasons["data/optm1/imagedb_optm1.json"] == "a study can't be read (AttributeError)"
+    assert "a study can't be read" in reasons["data/optm2/imagedb_optm2.json"]
 
 
 @pytest.mark.parametrize("study", ["../../outside", "/etc", "..", "1.2/../../x", "", "1.2\x00"])
@@ -275,33 +221,35 @@ def test_no_study_leads_out_of_the_folder(small, study):
 
 
 @pytest.mark.parametrize(
-    ("values", "reason"),
+    ("values", "word"),
     [
-        ({"X1": "30", "X2": "20"}, "mark 1 left out: its box is inverted or empty"),
-        ({"Y2": "10"}, "mark 1 left out: its box is inverted or empty"),
-        ({"X1": "-9", "X2": "0"}, "mark 1 left out: its box lies outside the image"),
-        ({"Y1": str(ROWS), "Y2": "99"}, "mark 1 left out: its box lies outside the image"),
-        ({"X1": "left"}, "1 of its 1 marks can't be read"),
-        ({"X1": None}, "1 of its 1 marks can't be read"),
-        (
-            {"Mass": None},
-            "mark 1 left out: its flags name no mass, calcification, distortion or asymmetry",
-        ),
+        ({"X1": "30", "X2": "20"}, "inverted or empty"),
+        ({"Y2": "10"}, "inverted or empty"),
+        ({"X1": "-9", "X2": "0"}, "outside the image"),
+        ({"Y1": str(ROWS), "Y2": "99"}, "outside the image"),
+        ({"X1": "left"}, "1 of its 1 marks"),
+        ({"X1": None}, "1 of its 1 marks"),
+        ({"Mass": None}, "its flags name no mass"),
     ],
 )
-def test_a_mark_that_is_no_lesion_is_noted(small, values, reason):
+def test_a_mark_that_is_no_lesion_is_lost(small, values, word):
     change_mark(small, **values)
     records, reasons = read(small)
-    assert records[0].lesions == () and records[0].lost == (Lost(),)
-    assert records[0].pathology == "malignant"  # the biopsy still says so
-    assert reasons == {str(dicoms(small)[0].relative_to(small)): reason}
+    # the biopsy still says so
+    facts = (records[0].lesions, records[0].lost, records[0].pathology)
+    assert facts == ((), (Lost(),), "malignant")
+    ((file, reason),) = reasons.items()
+    assert file == str(dicoms(small)[0].relative_to(small)) and word in reason
 
 
-def test_a_box_may_fill_the_image(small):
-    change_mark(small, X1="0", Y1="0", X2=str(COLS), Y2=str(ROWS))
+@pytest.mark.parametrize("over", [0, 3])
+def test_a_box_is_cut_at_the_border(small, over):
+    corners = {"X1": -over, "Y1": -over, "X2": COLS + over, "Y2": ROWS + over}
+    change_mark(small, **{name: str(place) for name, place in corners.items()})
     assert read(small)[0][0].lesions[0].box == (0, 0, ROWS, COLS)
-    change_mark(small, X1="-1", Y1="-3", X2=str(COLS + 1), Y2=str(ROWS + 9))
-    assert read(small)[0][0].lesions[0].box == (0, 0, ROWS, COLS)
+
+
+# What flags, findings and events mean
 
 
 @pytest.mark.parametrize(
@@ -482,47 +430,8 @@ def test_an_image_with_a_mark_is_not_called_normal(tmp_path):
     assert (record.pathology, record.lesions[0].pathology) == (None, None)
 
 
-def test_an_image_of_two_series_is_one_record(small):
-    def double(content):
-        study = content["STUDIES"]["1.2.826.0.1.2.1"]
-        study["1.9"] = study["1.2.826.0.1.2.1.3.1"]
-
-    edit(imagedb(small, "optm2"), double)
-    assert len(read(small)[0]) == 3
-
-
-def test_empty_names_in_imagedb_are_no_images(small):
-    edit(
-        imagedb(small),
-        lambda content: content["STUDIES"]["1.2.826.0.1.1.1"]["1.2.826.0.1.1.1.1.1"].update(
-            {"": None, "x": None}
-        ),
-    )
-    records, reasons = read(small)
-    assert len(records) == 3
-    assert not reasons
-
-
-def test_a_folder_that_is_no_client_is_counted(small):
-    (small / "data" / "$RECYCLE.BIN").mkdir()
-    assert read(small)[1] == {"images/*.dcm": "1 folders whose name is no client's"}
-
-
-def test_what_is_no_archive(tmp_path):
-    for root in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ArchiveError, match=rf"{root}: is no"):
-            optimam.read(root)
+def test_an_archive_of_nobody(tmp_path):
     (tmp_path / "DATA").mkdir()
     (tmp_path / "IMAGES").mkdir()
-    with pytest.raises(ArchiveError, match=r"hold no image that can be read \(0 skipped\)"):
+    with pytest.raises(ArchiveError, match=r"no image of OMI-DB that can be read \(0 skipped\)"):
         optimam.read(tmp_path)
-
-
-def test_an_archive_of_unreadable_clients(small):
-    for client in ("optm1", "optm2"):
-        imagedb(small, client).write_bytes(b"{")
-    with pytest.raises(
-        ArchiveError,
-        match=r"2 skipped, the first is data/optm1/imagedb_optm1.json: can't be read as JSON",
-    ):
-        optimam.read(small)

@@ -68,17 +68,3 @@ def test_of_any_exception_only_the_class_is_told(path, fault):
         raise fault
     assert str(caught.value) == f"{path}: can't be read ({type(fault).__name__})"
     assert NAME not in tell(caught.value)
-
-
-@pytest.mark.slow
-def test_a_modality_that_is_no_word_of_the_standard_is_not_quoted(path):
-    dataset = pydicom.dcmread(path)
-    dataset.Modality = "QUIBBLE"
-    dataset.SOPClassUID = "1.2.3"
-    dataset.save_as(path)
-    with pytest.raises(ArchiveError, match="its modality is unknown$"):
-        dicom.read_header(path)
-    dataset.Modality = "CT"
-    dataset.save_as(path)
-    with pytest.raises(ArchiveError, match="its modality is CT$"):
-        dicom.read_header(path)

@@ -2,20 +2,33 @@
 
 import csv
 import io
+import logging
+import unicodedata
+import zipfile
 
 import pytest
 import xlwt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.archives.writers.tables import write_xlsx
+from tfmammo.archives.metadata import read_metadata
 from tfmammo.archives.tables import read_table
 from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Skipped, hash_patient
 
-# cells as people write them: no control characters, and none that another spelling replaces
-CELLS = st.text(
-    st.characters(codec="ascii", categories=("L", "N", "P", "S")) | st.sampled_from("ÄöéßŁ"),
-    max_size=12,
-).filter(lambda cell: cell.lower() not in ("nan", "none", "null", "n/a", "na", "<na>", "nat"))
+# what programs write for nothing
+BLANKS = ("", " ", "nan", "NaN", "None", "NULL", "n/a", "NA", "<NA>", "NaT", " - ", "?")
+LOOK_LIKE_NUMBERS = (
+    "2020-01-02",
+    "02.01.2020",
+    "1/2/2020",
+    "20:10",
+    "12e4",
+    "1.2.3",
+    "-12",
+    "12-3",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -23,57 +36,176 @@ def float32_policy():
     """In place of the fixture for all tests: nothing here touches Keras."""
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    rows=st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=5),
-    separator=st.sampled_from(",;\t"),
-    end=st.sampled_from(["\n", "\r\n"]),
-    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+def write(path, rows, separator=",", end="\n", encoding="utf-8"):
+    """Write a table as .csv, .xls or .xlsx, by the ending."""
+    if path.suffix == ".xlsx":
+        write_xlsx(path, rows)
+    elif path.suffix == ".xls":
+        book = xlwt.Workbook()
+        sheet = book.add_sheet("a")
+        for row, cells in enumerate(rows):
+            for column, cell in enumerate(cells):
+                sheet.write(row, column, cell)
+        book.save(str(path))
+    else:
+        text = io.StringIO(newline="")
+        csv.writer(text, delimiter=separator, lineterminator=end).writerows(rows)
+        path.write_bytes(text.getvalue().encode(encoding))
+    return path
+
+
+FORMS = st.one_of(
+    st.tuples(
+        st.just("metadata.csv"),
+        st.sampled_from(",;\t"),
+        st.sampled_from(["\n", "\r\n"]),
+        st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    ),
+    st.tuples(st.sampled_from(["metadata.xlsx", "metadata.xls"])),
 )
-def test_what_a_program_wrote_is_read(tmp_path, rows, separator, end, encoding):
-    text = io.StringIO(newline="")
-    csv.writer(text, delimiter=separator, lineterminator=end).writerows(
-        [("File Name", "b", "C"), *rows]
-    )
-    (tmp_path / "a.csv").write_bytes(text.getvalue().encode(encoding))
-    expected = [
-        dict(zip(("file_name", "b", "c"), ("" if c in "-?" else c for c in cells), strict=True))
-        for cells in rows
-        if any(cells)
+
+
+@st.composite
+def spelled_number(draw):
+    """A whole number, and one of the ways in which programs and people write it."""
+    number = draw(st.integers(0, 10**12))
+    digits = str(number)
+    spellings = [
+        digits,
+        digits.zfill(draw(st.integers(1, 15))),
+        f"{digits}.0",
+        f"{digits},00",
+        f"{digits}.",
+        f"+{digits}",
+        f"{number:.{max(1, len(digits) - 1)}E}",
+        digits.translate({48 + digit: 0xFF10 + digit for digit in range(10)}),  # full width
+        number,
+        float(number),
     ]
-    assert [row for _, row in read_table(tmp_path / "a.csv", ["file_name"], True)] == expected
+    return ("number", number), draw(st.sampled_from(spellings))
 
 
-def test_what_programs_write_for_nothing_is_blank(tmp_path):
-    words = ["nan", "NaN", "None", "NULL", "n/a", "<NA>", " - ", "?", "  "]
-    (tmp_path / "a.csv").write_text("file,x\n" + "".join(f"a,{word}\n" for word in words))
-    assert {row["x"] for _, row in read_table(tmp_path / "a.csv")} == {""}
+@st.composite
+def spelled_name(draw):
+    """A name that is no number, and one of its spellings."""
+    letters = st.characters(categories=("Ll", "Lu"), max_codepoint=0x24F)
+    name = draw(st.text(letters, min_size=1, max_size=8) | st.sampled_from(LOOK_LIKE_NUMBERS))
+    canonical = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    spellings = [name, name.upper() if name.upper().casefold() == name.casefold() else name]
+    spellings += [unicodedata.normalize("NFD", name), f"{name[:1]}\u200b{name[1:]}"]
+    return ("name", canonical), draw(st.sampled_from(spellings))
 
 
-def test_numbers_of_old_excel(tmp_path):
-    book = xlwt.Workbook()
-    sheet = book.add_sheet("a")
-    for place, cells in enumerate([("File Name", "x"), (20586908.0, 0.25), (12.0, "")]):
-        for column, cell in enumerate(cells):
-            sheet.write(place, column, cell)
-    book.save(str(tmp_path / "a.xls"))
-    assert read_table(tmp_path / "a.xls") == [
-        (2, {"file_name": "20586908", "x": "0.25"}),
-        (3, {"file_name": "12", "x": ""}),
+BLANK = st.sampled_from(BLANKS).map(lambda text: (None, text))
+PADDED = st.sampled_from(["{}", " {}", "{}  ", "\ufeff{}"])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    cells=st.lists(
+        st.tuples(spelled_number() | spelled_name() | BLANK, PADDED), min_size=2, max_size=8
+    ),
+    twice=st.booleans(),
+    form=FORMS,
+)
+def test_one_patient_is_one_and_two_are_two(tmp_path, cells, twice, form):
+    """Whatever program wrote a table: one pseudonym for all spellings, and for nobody else."""
+    blank = {word.strip().lower() for word in BLANKS}
+    known = [(who, cell) for (who, cell), _ in cells if who is None or who[1] not in blank]
+    cells = [
+        (who, pad.format(cell) if isinstance(cell, str) else cell)
+        for (who, cell), (_, pad) in zip(known, cells, strict=False)
     ]
-
-
-def test_rows_of_another_length(tmp_path):
-    (tmp_path / "a.csv").write_text("file,x\na\nb,1,2\n")
-    assert read_table(tmp_path / "a.csv") == [
-        (2, {"file": "a", "x": ""}),
-        (3, {"file": "b", "x": "1"}),
+    cells += cells if twice else []
+    rows = [
+        ("File", "Patient"),
+        *((f"{number}.png", cell) for number, (_, cell) in enumerate(cells)),
     ]
+    path = write(tmp_path / form[0], rows, *form[1:])
+    table = [row["patient"] for _, row in read_table(path, ["file"], strict=True)]
+    assert len(table) == len(cells)
+    hashes = [hash_patient("a", cell) if cell else None for cell in table]
+    if path.suffix == ".csv":
+        logging.disable(logging.CRITICAL)
+        metadata = read_metadata(path, Skipped())
+        logging.disable(logging.NOTSET)
+        assert [row.get("patient") is None for row in metadata.values()] == [
+            who is None for who, _ in cells
+        ]
+    owners = {}
+    for (who, cell), hashed in zip(cells, hashes, strict=True):
+        assert (who is None) == (hashed is None), cell
+        assert owners.setdefault(hashed, who) == who, f"{cell!r} has another's pseudonym"
+    assert len(owners) == len({who for who, _ in cells}), "one patient has two pseudonyms"
+
+
+# cells as people write them: no control characters, and none that another spelling replaces
+CELLS = st.text(
+    st.characters(codec="ascii", categories=("L", "N", "P", "S")) | st.sampled_from("ÄöéßŁ"),
+    max_size=12,
+).filter(lambda cell: cell.lower() not in {word.strip().lower() for word in BLANKS} - {""})
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(rows=st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=5), form=FORMS)
+def test_what_a_program_wrote_is_read(tmp_path, rows, form):
+    path = write(tmp_path / form[0], [("File Name", "b", "C"), *rows], *form[1:])
+    expected = [dict(zip(("file_name", "b", "c"), row, strict=True)) for row in rows if any(row)]
+    assert [row for _, row in read_table(path, ["file_name"])] == expected
+
+
+def test_numbers_blanks_and_rows_of_another_length(tmp_path):
+    for name in ("a.xls", "a.xlsx"):
+        path = write(tmp_path / name, [("File Name", "x"), (20586908.0, 0.25), (12.0, "")])
+        assert read_table(path) == [
+            (2, {"file_name": "20586908", "x": "0.25"}),
+            (3, {"file_name": "12", "x": ""}),
+        ]
+    path = tmp_path / "a.csv"
+    path.write_text("file,x\na\n\nb,1,2\n" + "".join(f"c,{word}\n" for word in BLANKS))
+    rows = read_table(path)
+    assert rows[:2] == [(2, {"file": "a", "x": ""}), (4, {"file": "b", "x": "1"})]
+    assert {row["x"] for _, row in rows[2:]} == {""}
     with pytest.raises(ArchiveError, match="row 2 has 1 cells, the first line 2"):
-        read_table(tmp_path / "a.csv", strict=True)
+        read_table(path, strict=True)
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.xls", "nowhere.csv"])
+def test_a_cell_of_a_workbook_may_be_rich_or_inline(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.xlsx", "w") as book:
+        book.writestr(
+            "xl/sharedStrings.xml", "<sst><si><r><t>fi</t></r><r><t>le</t></r></si></sst>"
+        )
+        inline = '<c r="C2" t="inlineStr"><is><t>x</t></is></c><c r="D2" t="str"><v>y</v></c>'
+        sheet = f'<row><c r="C1" t="s"><v>0</v></c></row><row>{inline}</row>'
+        for name, content in (("sheet10", ""), ("sheet2", sheet)):
+            content = f"<worksheet><sheetData>{content}</sheetData></worksheet>"
+            book.writestr(f"xl/worksheets/{name}.xml", content)
+    assert read_table(tmp_path / "a.xlsx", ["file"])[0][1] == {"": "", "file": "x"}
+
+
+BOMB = '<!DOCTYPE b [<!ENTITY a "aaaaaaaaaa">'
+BOMB += "".join(f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9))
+
+
+@pytest.mark.parametrize(
+    "sheet",
+    [
+        f"<?xml version='1.0'?>{BOMB}]><worksheet><sheetData>&j;</sheetData></worksheet>",
+        '<w><sheetData><row r="99999999"/></sheetData></w>',
+        '<w><sheetData><row><c r="ZZZZZZ1"><v>1</v></c></row></sheetData></w>',
+        '<w><sheetData><row><c r="A1" t="s"><v>5</v></c></row></sheetData></w>',
+        '<w><sheetData><row><c r="A1"><v>x</v></c></row></sheetData></w>',
+        "<w>",
+    ],
+)
+def test_a_workbook_that_claims_too_much_or_is_damaged(tmp_path, sheet):
+    with zipfile.ZipFile(tmp_path / "a.xlsx", "w") as book:
+        book.writestr("xl/worksheets/sheet1.xml", sheet)
+    with pytest.raises(ArchiveError, match=r"a\.xlsx: can't be read as an Excel sheet"):
+        read_table(tmp_path / "a.xlsx")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.xls", "a.xlsx", "nowhere.csv"])
 def test_what_is_no_table(tmp_path, name):
     if name != "nowhere.csv":
         (tmp_path / name).write_bytes(b'file,"' + b"\xff" * 300_000)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import cv2
@@ -197,7 +198,9 @@ def test_a_recipe_replaces_no_other_file(sets, tmp_path, where, monkeypatch):
     for _ in range(2):  # the same file is not another
         remake(file, tmp_path / "again", where(set_config))
     monkeypatch.setattr(
-        mammograms, "render", lambda ground, stored, *rest: stored.with_values(stored.values ^ 1)
+        mammograms,
+        "render",
+        lambda ground, stored, *rest: replace(stored, values=stored.values ^ 1),
     )
     with pytest.raises(DataError, match="images/000001.png"):
         remake(file, tmp_path / "wrong", where(set_config))

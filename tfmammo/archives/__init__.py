@@ -1,4 +1,10 @@
-"""Read files on disk into records: one module per archive, each with `read(root, skipped)`."""
+"""Read files on disk into records: one module per archive, each with `read(root, skipped)`.
+
+`root` is the archive's folder or any above it, and `skipped` takes what was left out, and why.
+Tables and headers are read, pixels when they are wanted. A lesion that is marked and can't be read
+is `lost`. ArchiveError: a table is missing or has not the columns that are read, or no image can be
+read; the header of each module states what else its archive leaves open.
+"""
 
 import logging
 from collections.abc import Callable
@@ -7,12 +13,15 @@ from pathlib import Path
 from tfmammo.archives import (
     cbis_ddsm,
     cdd_cesm,
+    cmmd,
     ddsm,
+    embed,
     folder,
     inbreast,
     mini_mias,
     optimam,
     phantom,
+    rsna,
     vindr,
 )
 from tfmammo.archives.files import resolve_root
@@ -26,12 +35,15 @@ log = logging.getLogger(__name__)
 ARCHIVES: dict[str, Callable[..., list[Mammogram]]] = {
     "cbis_ddsm": cbis_ddsm.read,
     "cdd_cesm": cdd_cesm.read,
+    "cmmd": cmmd.read,
     "ddsm": ddsm.read,
+    "embed": embed.read,
     "folder": folder.read,
     "inbreast": inbreast.read,
     "mini_mias": mini_mias.read,
     "optimam": optimam.read,
     "phantom": phantom.read,
+    "rsna": rsna.read,
     "vindr": vindr.read,
 }
 

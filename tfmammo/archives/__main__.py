@@ -30,12 +30,12 @@ from tfmammo import cli, filesystem
 from tfmammo.archives import ARCHIVES, list_files, read_mammograms
 from tfmammo.archives.contact_sheet import draw_contact_sheet
 from tfmammo.archives.files import remove_names
-from tfmammo.archives.writers import annotations
+from tfmammo.archives.writers.annotations import write as write_annotations
 from tfmammo.config import DataConfig, describe
 from tfmammo.errors import ArchiveError, ConfigError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, escape_cell
 
-SHOWN = 10  # reasons of skipped files on the screen; --skipped writes them all
+SHOWN = 10  # reasons on the screen; --skipped writes them all
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         faults = Counter[str]() if options.quick else _check_masks(records, skipped)
         console.print(summary(records, options.name, faults))
         if options.dicom:
-            written = annotations.write(records, options.dicom, skipped)
+            written = write_annotations(records, options.dicom, skipped)
             console.print(f"SEG and SR     {options.dicom}, of {written:,} mammograms")
         if options.sheet:
             _write_sheet(records, options.sheet, options.images, options.seed, skipped)
@@ -112,9 +112,8 @@ def _check_masks(records: Sequence[Mammogram], skipped: Skipped) -> Counter[str]
                 raise ArchiveError("its mask marks nothing")
         except ArchiveError as error:
             skipped.add(mammogram.image_id, error)
-            words = str(error)
-            size = "of a wrong size" if " px" in words else "unreadable"
-            faults["empty" if "nothing" in words else size] += 1
+            wrong = "of a wrong size" if " px" in str(error) else "unreadable"
+            faults["empty" if "nothing" in str(error) else wrong] += 1
     return faults
 
 
@@ -123,12 +122,12 @@ def write_list(records: Sequence[Mammogram], skipped: Skipped, stream: TextIO) -
 
     It reverses the pseudonyms, so it goes to the caller's own screen or file, and to no log.
     """
-    rows = csv.writer(stream, lineterminator="\n")
-    rows.writerow(("pseudonym", "patient", "file", "left out"))
     root = skipped.root
+    rows = csv.writer(stream, lineterminator="\n")
+    rows.writerow(("pseudonym", "patient", "file", "skipped"))
     for mammogram in records:
         for path in list_files(mammogram):
-            is_beneath = root is not None and path.is_relative_to(root)
+            is_beneath = root and path.is_relative_to(root)
             file = path.relative_to(root).as_posix() if root and is_beneath else str(path)
             rows.writerow((mammogram.image_id, mammogram.patient_id, escape_cell(file), ""))
     for file, reason in skipped.reasons.items():
@@ -141,39 +140,33 @@ def summary(records: Sequence[Mammogram], name: str, faults: Counter[str] | None
     Args:
         faults: Masks that can't be used, by what is wrong with them.
     """
-    patients = len({record.patient_id for record in records})
-    table = Table(
-        title=f"{name}: {len(records):,} mammograms of {patients:,} patients", show_header=False
-    )
-    lesions = [lesion for record in records for lesion in record.lesions]
-    # marked and unreadable: their images are neither background nor normal
-    lost = Counter(lost.kind or "of unknown kind" for record in records for lost in record.lost)
-    unsure = sum(not lesion.kind_is_certain for lesion in lesions)
+    patients = len({m.patient_id for m in records})
+    title = f"{name}: {len(records):,} mammograms of {patients:,} patients"
+    table = Table(title=title, show_header=False)
+    lesions = [lesion for mammogram in records for lesion in mammogram.lesions]
+    with_lesions = sum(bool(m.lesions) for m in records)
+    counts = {"images with": with_lesions, "images without": len(records) - with_lesions}
     rows: dict[str, Counter[str]] = {
         "view": Counter(f"{m.laterality or '?'} {m.view or '?'}" for m in records),
         "pathology": Counter(m.pathology or "not stated" for m in records),
         "official split": Counter(m.official_split or "none" for m in records),
         "density": Counter(m.density or "not stated" for m in records),
         "spacing, mm": Counter(f"{m.spacing[0]:g}" if m.spacing else "not stated" for m in records),
-        "lesions": Counter(
-            {
-                "images with": sum(bool(m.lesions) for m in records),
-                "images without": sum(not m.lesions for m in records),
-            }
-        ),
-        **{
-            kind: Counter(
-                lesion.pathology or "not stated" for lesion in lesions if lesion.kind == kind
-            )
-            for kind in sorted({lesion.kind for lesion in lesions})
-        },
-        "lesions given by": Counter(_name_location(lesion) for lesion in lesions),
-        **({"masks that can't be used": faults} if faults else {}),
-        **({"lost on reading": lost} if lost else {}),
-        "uncertain kind": Counter({"lesions": unsure}),
+        "lesions": Counter(counts),
     }
-    for heading, counts in rows.items():
-        words = (f"{count:,} {word}" for word, count in counts.most_common(8))
+    for kind in sorted({lesion.kind for lesion in lesions}):
+        same = [lesion for lesion in lesions if lesion.kind == kind]
+        rows[kind] = Counter(lesion.pathology or "not stated" for lesion in same)
+    rows["lesions given by"] = Counter(map(_name_location, lesions))
+    if faults:
+        rows["masks that can't be used"] = faults
+    # marked and unreadable: their images are neither background nor normal
+    if lost := [str(each.kind or "of unknown kind") for m in records for each in m.lost]:
+        rows["lost on reading"] = Counter(lost)
+    uncertain = sum(not lesion.kind_is_certain for lesion in lesions)
+    rows["uncertain kind"] = Counter({"lesions": uncertain})
+    for heading, counted in rows.items():
+        words = (f"{count:,} {word}" for word, count in counted.most_common(8))
         table.add_row(heading, ", ".join(words))
     return table
 
@@ -202,8 +195,7 @@ def _write_sheet(
 
 def _print_skipped(console: Console, skipped: Skipped, by_reader: int, file: Path | None) -> None:
     if file:  # also an empty one, in the place of an earlier one
-        reasons = skipped.reasons.items()
-        rows = [(escape_cell(name), escape_cell(reason)) for name, reason in reasons]
+        rows = [(escape_cell(name), escape_cell(why)) for name, why in skipped.reasons.items()]
         # neither a link nor a pipe is replaced, as /dev/stdout is
         is_replaced = not file.is_symlink() and (file.is_file() or not file.exists())
         with (
@@ -213,8 +205,8 @@ def _print_skipped(console: Console, skipped: Skipped, by_reader: int, file: Pat
             csv.writer(stream).writerows([("file", "reason"), *rows])
     if not skipped:
         return
-    by_masks = len(skipped) - by_reader
-    console.print(f"skipped: {by_reader:,} by the reader, {by_masks:,} by masks or pixels")
+    later = len(skipped) - by_reader
+    console.print(f"skipped  {by_reader:,} notes of the reader, {later:,} of masks or pixels")
     for name, reason in list(skipped.reasons.items())[:SHOWN]:
         console.print(f"  {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     if len(skipped) > SHOWN:

@@ -40,31 +40,25 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.archives import dicom
 from tfmammo.archives.files import list_regular_files
+from tfmammo.archives.findings import is_mass_shape, parse_pathology, worst_pathology
 from tfmammo.archives.headers import Header
 from tfmammo.archives.masks import check_region
+from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import read_table
+from tfmammo.archives.views import parse_side, parse_view
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import (
-    Laterality,
-    Mammogram,
-    MaskedLesion,
-    Pathology,
-    Skipped,
-    Split,
-    View,
-    hash_id,
-)
+from tfmammo.mammogram import Mammogram, MaskedLesion, Skipped, Split, hash_id
 
 _TABLE = re.compile(r"(mass|calc)_case_description_(train|test)_set\.csv", re.IGNORECASE)
 _FOLDER = re.compile(
@@ -80,53 +74,30 @@ _COLUMNS = (
     "assessment",
     "pathology",
 )
-_LATERALITIES: dict[str, Laterality] = {"LEFT": "L", "RIGHT": "R"}
-_VIEWS: dict[str, View] = {"CC": "CC", "MLO": "MLO"}
-_PATHOLOGIES: dict[str, Pathology] = {
-    "BENIGN": "benign",
-    "BENIGN_WITHOUT_CALLBACK": "benign",
-    "MALIGNANT": "malignant",
-}
-_WORST_FIRST: tuple[Pathology, ...] = ("malignant", "benign")
-_Role = Literal["mask", "crop", "full"]
-_ROLES: tuple[_Role, ...] = ("mask", "crop", "full")
-_NO_MASS = {"architectural_distortion", "focal_asymmetric_density", "asymmetric_breast_tissue"}
+_ROLES = ("mask", "crop", "full")  # words of SeriesDescription
 
 
 @dataclass(frozen=True)
 class Row:
     """One abnormality of one image, as a row of a case-description table states it.
 
-    A field is None where the row says nothing.
-
     Attributes:
         kind: Kind of lesion of the table.
         split: Subset of the table.
-        patient_id: A pseudonym.
         folder: The image's, "Mass-Training_P_00001_LEFT_CC".
-        abnormality: Its number in the image, whose mask and crop are in `lesion_folder`.
-        shape: Shape of a mass, or type of a calcification.
+        lesion_folder: That of the abnormality's mask and crop, "..._1".
         paths: Paths of image, crop and mask as printed, the last two exchanged in places.
+        image: What it says of its image, as fields of Mammogram.
+        lesion: What it says of its abnormality, as fields of Lesion.
     """
 
     kind: Literal["mass", "calcification"]
     split: Split
-    patient_id: str
     folder: str
-    laterality: Laterality
-    view: View
-    abnormality: int
-    shape: str | None
-    margin: str | None
-    pathology: Pathology | None
-    birads: str | None
-    density: str | None
+    lesion_folder: str
     paths: tuple[str, str, str]
-
-    @property
-    def lesion_folder(self) -> str:
-        """The folder of the abnormality's mask and crop."""
-        return f"{self.folder}_{self.abnormality}"
+    image: dict[str, Any]
+    lesion: dict[str, Any]
 
 
 def tables(root: Path, skipped: Skipped | None = None) -> list[Row]:
@@ -136,96 +107,59 @@ def tables(root: Path, skipped: Skipped | None = None) -> list[Row]:
         root: A folder that holds one to four tables at any depth.
         skipped: Takes what was left out, and why.
 
-    Returns:
-        The rows in their order, calc-test, calc-train, mass-test, mass-train where all lie in one
-        folder.
-
     Raises:
-        ArchiveError: `root` is no folder, holds no table, or none with a readable row.
+        ArchiveError: `root` holds no table, or none with a readable row.
     """
-    root = Path(root)
-    by_table = _read_tables(root, _find_files(root)[0], Skipped() if skipped is None else skipped)
-    return [row for rows in by_table.values() for row in rows]
+    notes = Notes(root, skipped, "CBIS-DDSM")
+    return [row for rows in _read_tables(notes, _list_files(notes)[0]).values() for row in rows]
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the mammograms of a CBIS-DDSM folder, in the order of its tables.
+    """Read the mammograms, in the order of the tables; no mask is read.
 
-    Headers are read, pixels and masks are not.
-
-    Args:
-        root: The folder that holds tables and DICOM folders at any depth.
-        skipped: Takes what was left out, and why.
-
-    Returns:
-        One record per image that is there and readable, with a MaskedLesion per row, even where its
-        mask is missing.
-
-    Raises:
-        ArchiveError: What `tables` raises, or none of the images is there and readable.
+    A MaskedLesion per row stays even where its mask is missing.
     """
-    root = Path(root)
-    skipped = Skipped() if skipped is None else skipped
-    table_files, dicoms = _find_files(root)
-    by_table = _read_tables(root, table_files, skipped)
-    files = _group_by_folder(
-        root, dicoms, [row for rows in by_table.values() for row in rows], skipped
+    notes = Notes(root, skipped, "CBIS-DDSM")
+    paths, dicoms = _list_files(notes)
+    by_table = _read_tables(notes, paths)
+    files = _group_by_folder(notes, dicoms, [row for rows in by_table.values() for row in rows])
+    return notes.finish(
+        mammogram
+        for table, rows in by_table.items()
+        for mammogram in _read_images(notes, table, rows, files)
     )
-    mammograms: list[Mammogram] = []
-    for table, rows in by_table.items():
-        mammograms += _make_mammograms(root, table, rows, files, skipped)
-    if not mammograms:
-        raise ArchiveError(
-            f"{root}: none of the images that its tables name is there and readable "
-            f"({len(dicoms)} DICOM files found)"
-        )
-    return mammograms
 
 
-def _find_files(root: Path) -> tuple[list[Path], list[Path]]:
-    """Find (tables, DICOM files) beneath root."""
-    if not root.is_dir():
-        raise ArchiveError(f"{root}: is no folder")
-    paths = list(list_regular_files(root))
+def _list_files(notes: Notes) -> tuple[list[Path], list[Path]]:
+    paths = list(list_regular_files(notes.root))
     return [path for path in paths if _TABLE.fullmatch(path.name)], [
         path for path in paths if path.suffix.lower() == ".dcm"
     ]
 
 
-def _read_tables(root: Path, paths: list[Path], skipped: Skipped) -> dict[Path, list[Row]]:
-    """Read the rows of each table; damaged rows of a table are noted together."""
+def _read_tables(notes: Notes, paths: list[Path]) -> dict[Path, list[Row]]:
+    """Read the rows of each table; its damaged rows are noted together."""
     if not paths:
-        raise ArchiveError(
-            f"{root}: is no CBIS-DDSM archive, there is no "
-            "{mass,calc}_case_description_{train,test}_set.csv"
-        )
+        raise notes.fail("there is no {mass,calc}_case_description_{train,test}_set.csv")
     by_table: dict[Path, list[Row]] = {}
     for path in paths:
         try:
             if path.name.lower() in {table.name.lower() for table in by_table}:
                 raise ArchiveError(f"{path}: is a second table of its name")
-            by_table[path], faults, count = _parse_table(path)
-            if faults:
-                skipped.add(
-                    path.relative_to(root),
-                    f"{len(faults)} of its {count} rows left out, the first is {faults[0]}",
-                )
+            by_table[path] = _parse_table(notes, path)
         except ArchiveError as error:
-            skipped.note(root, path, error)
+            notes.note(path, error)
     if not any(by_table.values()):
-        reason = skipped.reasons.get(str(paths[0].relative_to(root)), "it is empty")
-        raise ArchiveError(
-            f"{root}: none of its {len(paths)} tables has a readable row, {paths[0].name}: {reason}"
-        )
+        reason = notes.skipped.reasons.get(str(paths[0].relative_to(notes.root)), "it is empty")
+        raise notes.fail(f"no table has a readable row, {paths[0].name}: {reason}")
     return by_table
 
 
-def _parse_table(path: Path) -> tuple[list[Row], list[str], int]:
-    """Parse a table: (rows, what is wrong with the others, how many there are)."""
+def _parse_table(notes: Notes, path: Path) -> list[Row]:
     rows: dict[str, Row] = {}
     faults: list[str] = []
-    records = [record for _, record in read_table(path, _COLUMNS)]
-    for number, record in enumerate(records, start=1):
+    records = read_table(path, _COLUMNS)
+    for number, (_, record) in enumerate(records, start=1):
         try:
             row = _parse_row(record, path)
             if row.lesion_folder in rows:
@@ -233,17 +167,20 @@ def _parse_table(path: Path) -> tuple[list[Row], list[str], int]:
             rows[row.lesion_folder] = row
         except ValueError as error:
             faults.append(f"row {number}: {error}")
-    return list(rows.values()), faults, len(records)
+    if faults:
+        counts = f"{len(faults)} of its {len(records)} rows left out"
+        notes.note(path, f"{counts}, the first is {faults[0]}")
+    return list(rows.values())
 
 
-def _parse_row(record: dict[str, str], path: Path) -> Row:
+def _parse_row(record: Mapping[str, str], path: Path) -> Row:
     """Parse one row.
 
     Raises ValueError where it names no image or abnormality; no value is repeated, it may be a
     patient's.
     """
     match = _TABLE.fullmatch(path.name)
-    assert match is not None  # as _find_files has chosen
+    assert match is not None  # as _list_files has chosen
     of_masses = match[1].lower() == "mass"
     of_training = match[2].lower() == "train"
     patient, side, view, number = (
@@ -252,38 +189,42 @@ def _parse_row(record: dict[str, str], path: Path) -> Row:
     )
     if not re.fullmatch(r"P_[0-9]+", patient):
         raise ValueError("its patient_id is not of the form P_00001")
-    if side not in _LATERALITIES or view not in _VIEWS:
+    if side not in ("LEFT", "RIGHT") or view not in ("CC", "MLO"):
         raise ValueError("its side is neither LEFT nor RIGHT or its view neither CC nor MLO")
     if not re.fullmatch(r"[0-9]{1,4}", number):
         raise ValueError("its abnormality id is no number")
     series = f"{'Mass' if of_masses else 'Calc'}-{'Training' if of_training else 'Test'}"
+    folder = f"{series}_{patient}_{side}_{view}"
+    density = record["breast_density"]
+    shape = record.get("mass_shape" if of_masses else "calc_type", "").lower() or None
     return Row(
         kind="mass" if of_masses else "calcification",
         split="train" if of_training else "test",
-        patient_id=hash_id("cbis_ddsm", patient),
-        folder=f"{series}_{patient}_{side}_{view}",
-        laterality=_LATERALITIES[side],
-        view=_VIEWS[view],
-        abnormality=int(number),
-        shape=_parse_word(record, "mass_shape" if of_masses else "calc_type"),
-        margin=_parse_word(record, "mass_margins"),
-        pathology=_PATHOLOGIES.get(record["pathology"].upper()),
-        birads=_parse_word(record, "assessment"),
-        density=_parse_word(record, "breast_density") if record["breast_density"] != "0" else None,
+        folder=folder,
+        lesion_folder=f"{folder}_{int(number)}",
         paths=(
             record.get("image_file_path", ""),
             record.get("cropped_image_file_path", ""),
             record.get("roi_mask_file_path", ""),
         ),
+        image={
+            "patient_id": hash_id("cbis_ddsm", patient),
+            "laterality": parse_side(side),
+            "view": parse_view(view)[1],
+            "birads": record["assessment"].lower() or None,
+            "density": density if density not in ("", "0") else None,
+        },
+        lesion={
+            "pathology": parse_pathology(record["pathology"]),
+            "shape": shape,
+            "margin": record.get("mass_margins", "").lower() or None,
+            "kind_is_certain": is_mass_shape(shape),
+        },
     )
 
 
-def _parse_word(record: dict[str, str], column: str) -> str | None:
-    return record.get(column, "").lower() or None
-
-
 def _group_by_folder(
-    root: Path, dicoms: list[Path], rows: list[Row], skipped: Skipped
+    notes: Notes, dicoms: Iterable[Path], rows: list[Row]
 ) -> dict[str, list[Path]]:
     """Group the DICOM files of each folder that a row names; count all others in a note."""
     named = {folder for row in rows for folder in (row.folder, row.lesion_folder)}
@@ -291,21 +232,13 @@ def _group_by_folder(
     files: dict[str, list[Path]] = defaultdict(list)
     others: list[Path] = []
     for path in dicoms:
-        parents = reversed(path.relative_to(root).parts[:-1])
-        folder = next(
-            (
-                part if _FOLDER.fullmatch(part) else by_uid[part]
-                for part in parents
-                if _FOLDER.fullmatch(part) or part in by_uid
-            ),
-            "",
-        )
+        parents = reversed(path.relative_to(notes.root).parts[:-1])
+        folders = (part if _FOLDER.fullmatch(part) else by_uid.get(part, "") for part in parents)
+        folder = next(filter(None, folders), "")
         (files[folder] if folder in named else others).append(path)
     if others:
-        skipped.add(
-            others[0].relative_to(root),
-            f"it and {len(others) - 1} further DICOM files belong to no row of the tables",
-        )
+        count = f"it and {len(others) - 1} further DICOM files"
+        notes.note(others[0], f"{count} belong to no row of the tables")
     return files
 
 
@@ -313,102 +246,74 @@ def _group_by_uid(rows: Iterable[Row]) -> dict[str, str]:
     """Map study and series UIDs in the tables' paths to their folder, where there is only one."""
     folders: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        for path, folder in zip(
-            row.paths, (row.folder, row.lesion_folder, row.lesion_folder), strict=True
-        ):
+        named = (row.folder, row.lesion_folder, row.lesion_folder)
+        for path, folder in zip(row.paths, named, strict=True):
             for part in path.split("/"):
                 if _UID.fullmatch(part):
                     folders[part].add(folder)
     return {uid: named.pop() for uid, named in folders.items() if len(named) == 1}
 
 
-def _make_mammograms(
-    root: Path, table: Path, rows: list[Row], files: dict[str, list[Path]], skipped: Skipped
-) -> list[Mammogram]:
-    """Make the records of one table's images.
-
-    Rows without files are counted in one note for the table.
-    """
+def _read_images(
+    notes: Notes, table: Path, rows: list[Row], files: Mapping[str, list[Path]]
+) -> Iterator[Mammogram]:
+    """Make the records of one table's images; count rows without files."""
     images: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         images[row.folder].append(row)
-    mammograms: list[Mammogram] = []
-    absent = 0
-    maskless = 0
     for folder, findings in images.items():
+        of_all = f"of its {len(rows)} rows name"
         if folder not in files:
-            absent += len(findings)
+            notes.count(table, f"{of_all} images that are not here", len(findings))
             continue
-        maskless += sum(row.lesion_folder not in files for row in findings)
-        image = _find_image(root, files[folder], skipped)
+        maskless = sum(row.lesion_folder not in files for row in findings)
+        notes.count(table, f"{of_all} an image that is here and a mask that is not", maskless)
+        image = _find_image(notes, files[folder])
         if image:
-            mammograms.append(_make_mammogram(*image, findings, files))
-    if absent:
-        skipped.add(
-            table.relative_to(root),
-            f"{absent} of its {len(rows)} rows name images that are not here",
-        )
-    if maskless:
-        skipped.add(
-            table.relative_to(root),
-            f"{maskless} of its {len(rows)} rows name an image that is here and a mask that is not",
-        )
-    return mammograms
+            yield _make_mammogram(*image, findings, files)
 
 
-def _find_image(root: Path, paths: list[Path], skipped: Skipped) -> tuple[Path, Header] | None:
+def _find_image(notes: Notes, paths: list[Path]) -> tuple[Path, Header] | None:
     """Find the first readable mammogram of a folder."""
     full_image = None
     for path in paths:
         try:
             header = dicom.read_header(path)
-            if _find_role(header) in ("mask", "crop"):
+            if (role := _find_role(header)) in ("mask", "crop"):
                 raise ArchiveError(
-                    f"{path}: says that it is a {_find_role(header)}, but lies among the mammograms"
+                    f"{path}: says that it is a {role}, but lies among the mammograms"
                 )
             if full_image:
                 raise ArchiveError(f"{path}: is a second file of the same image")
             full_image = path, header
         except ArchiveError as error:
-            skipped.note(root, path, error)
+            notes.note(path, error)
     return full_image
 
 
 def _make_mammogram(
-    path: Path, header: Header, rows: list[Row], files: dict[str, list[Path]]
+    path: Path, header: Header, rows: list[Row], files: Mapping[str, list[Path]]
 ) -> Mammogram:
-    first = rows[0]
-    pathologies = {row.pathology for row in rows}
+    lesions = []
+    for row in rows:
+        paths = tuple(files.get(row.lesion_folder, ()))
+        read = partial(_read_mask, row.lesion_folder, paths, header.rows, header.cols)
+        lesions.append(MaskedLesion(row.kind, read, paths, **row.lesion))
+    birads = max((row.image["birads"] for row in rows if row.image["birads"]), default=None)
     return Mammogram(
         archive="cbis_ddsm",
-        patient_id=first.patient_id,
-        image_id=hash_id("cbis_ddsm", first.folder),
+        image_id=hash_id("cbis_ddsm", rows[0].folder),
         rows=header.rows,
         cols=header.cols,
-        laterality=first.laterality,
-        view=first.view,
-        pathology=next((word for word in _WORST_FIRST if word in pathologies), None),
-        lesions=tuple(_make_lesion(row, files.get(row.lesion_folder, []), header) for row in rows),
-        birads=max((row.birads for row in rows if row.birads), default=None),
-        density=first.density,
-        official_split=first.split,
+        pathology=worst_pathology(row.lesion["pathology"] for row in rows),
+        lesions=tuple(lesions),
+        official_split=rows[0].split,
+        **rows[0].image | {"birads": birads},
         **dicom.pixel_source(path, window=False),
     )
 
 
-def _make_lesion(row: Row, paths: list[Path], header: Header) -> MaskedLesion:
-    return MaskedLesion(
-        row.kind,
-        partial(_read_mask, row.lesion_folder, tuple(paths), header.rows, header.cols),
-        tuple(paths),
-        pathology=row.pathology,
-        shape=row.shape,
-        margin=row.margin,
-        kind_is_certain=row.shape is None or not set(row.shape.split("-")) <= _NO_MASS,
-    )
-
-
-def _find_role(header: Header) -> _Role | None:
+def _find_role(header: Header) -> str | None:
     """Tell what SeriesDescription says; some files have none.
 
     It is "ROI mask images", "cropped images" or "full mammogram images".
@@ -418,33 +323,21 @@ def _find_role(header: Header) -> _Role | None:
 
 
 def _read_mask(folder: str, paths: tuple[Path, ...], rows: int, cols: int) -> NDArray[np.uint8]:
-    """Read an abnormality's region from whichever of its files is the mask.
-
-    Args:
-        folder: What the abnormality is called.
-        paths: Its files.
-        rows: Rows of the mammogram.
-        cols: Columns of the mammogram.
-
-    Returns:
-        uint8 [rows, cols], 0 or 1.
-
-    Raises:
-        ArchiveError: None of the files is a mask that fits; says of each why.
-    """
+    """Read an abnormality's region, uint8 [rows, cols], from whichever of its files is the mask."""
     candidates: list[tuple[bool, int, Path]] = []
     faults: list[str] = []
     for path in paths:
         try:
             header = dicom.read_header(path)
-            if _find_role(header) in ("crop", "full"):
-                raise ArchiveError(f"{path}: is no mask, it says that it is a {_find_role(header)}")
+            role = _find_role(header)
+            if role in ("crop", "full"):
+                raise ArchiveError(f"{path}: is no mask, it says that it is a {role}")
             if abs(header.rows * cols / (header.cols * rows) - 1) > 0.01:
                 raise ArchiveError(
                     f"{path}: has {header.rows} x {header.cols} px, which don't fit the image's "
                     f"{rows} x {cols}"
                 )
-            candidates.append((_find_role(header) != "mask", abs(header.rows - rows), path))
+            candidates.append((role != "mask", abs(header.rows - rows), path))
         except ArchiveError as error:
             faults.append(str(error))
     for *_, path in sorted(candidates):
@@ -458,13 +351,9 @@ def _read_mask(folder: str, paths: tuple[Path, ...], rows: int, cols: int) -> ND
 
 
 def _read_region(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
-    """Return the brighter of a file's two grey values, uint8 [rows, cols].
-
-    Raises ArchiveError if it has not two.
-    """
+    """Return the brighter of a file's two grey values; raise ArchiveError if it has not two."""
     stored = dicom.read_pixels(path, window=False)[..., 0]
-    low = stored.min()
-    high = stored.max()
+    low, high = stored.min(), stored.max()
     region = stored == high
     if not np.all(region | (stored == low)):
         raise ArchiveError(f"{path}: is no mask, it holds more than two grey values")

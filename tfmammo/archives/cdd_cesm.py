@@ -33,7 +33,6 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,21 +40,19 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from PIL.ImageFile import ImageFile
 
-from tfmammo.archives.files import list_regular_files
-from tfmammo.archives.findings import list_kinds
+from tfmammo.archives.files import sort_files
+from tfmammo.archives.findings import list_kinds, parse_pathology
+from tfmammo.archives.notes import Notes
+from tfmammo.archives.pictures import open_picture
 from tfmammo.archives.tables import Row, read_table
+from tfmammo.archives.views import parse_side, parse_view
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
-    MOST_PIXELS,
     Found,
-    Laterality,
     Lesion,
     Lost,
     Mammogram,
-    Pathology,
     Skipped,
     hash_id,
     normalize_spelling,
@@ -89,144 +86,101 @@ _MARGINS = {
     "microlobulated": r"\bmicrolobulated",
     "obscured": r"\bobscured",
 }
-_OPEN = ("point", "polyline", "line", "rect")  # shapes of VIA that are no outlines here
-_Region = tuple[str, Callable[[], NDArray[np.floating]]]  # what it is called, its outline
 _SHAPES = {
     "oval": r"\boval\b",
     "round": r"\bround(ed)?\b",
     "irregular": r"\birregular\b",
     "lobulated": r"\blobulated\b",
 }
+_OPEN = ("point", "polyline", "line", "rect")  # shapes of VIA that are no outlines
+_Region = tuple[str, Callable[[], NDArray[np.floating]]]  # what it is called, its outline
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the archive's tables and the headers of its JPEGs.
-
-    No pixel is read, except of the masks of a scaled copy.
-
-    Args:
-        root: The folder that holds, at any depth, the JPEGs `P<patient>_<L|R>_<DM|CM>_<CC|MLO>.jpg`
-            and both tables, and a folder `masks` if it is a scaled copy.
-        skipped: What is left out is noted here, by the file's path beneath root.
-
-    Returns:
-        The low-energy mammograms in the order of their names; spacing is unknown.
-
-    Raises:
-        ArchiveError: No table, a table without the columns read here, or no mammogram.
-    """
-    root = Path(root)
-    skipped = Skipped() if skipped is None else skipped
-    if not root.is_dir():
-        raise ArchiveError(f"{root}: is no folder")
-    files = sorted(list_regular_files(root))
-    annotations = defaultdict(list)
-    for row in _read_table(root, files, REGIONS, _REGION_COLUMNS):
+    """Read tables and headers, and of a scaled copy its masks, in the order of the names."""
+    notes = Notes(root, skipped, "CDD-CESM")
+    names = [name.lower() for name in (REGIONS, CLINICAL)]
+    names += [name.replace(".csv", ".xlsx") for name in names]
+    tables, paths = sort_files(notes.root, names, (".jpg", ".jpeg", ".png"))
+    annotations: dict[str, list[Row]] = defaultdict(list)
+    for row in _read_table(notes, tables, REGIONS, _REGION_COLUMNS):
         annotations[Path(normalize_spelling(row["#filename"])).stem].append(row)
     clinical = {
         normalize_spelling(row["image_name"]): row
-        for row in _read_table(root, files, CLINICAL, _CLINICAL_COLUMNS)
+        for row in _read_table(notes, tables, CLINICAL, _CLINICAL_COLUMNS)
     }
-    masks = {path.stem: path for path in files if path.parent.name == MASKS}
-    paths = [
-        path
-        for path in files
-        if path.suffix.lower() in (".jpg", ".jpeg") and path.parent.name != MASKS
-    ]
+    masks = {path.stem: path for path in paths if path.parent.name == MASKS}
+    images = sorted(
+        path for path in paths if path.parent.name != MASKS and path.suffix.lower() != ".png"
+    )
+    normal = [path for path in images if _is_normal(path)]
     mammograms = []
-    for path, name in _find_low_energy(
-        [path for path in paths if not _is_normal(path)], root, skipped
-    ):
-        regions = masks.get(name[0], annotations[name[0]])
-        mammogram = _make_mammogram(
-            path, name, str(path.relative_to(root)), clinical.get(name[0]), regions, skipped
-        )
-        if mammogram:
-            mammograms.append(mammogram)
-    mammograms += [
-        mammogram
-        for path in paths
-        if _is_normal(path) and (mammogram := _make_normal(path, root, skipped))
-    ]
-    if not mammograms:
-        raise ArchiveError(
-            f"{root}: holds no readable P<patient>_<L|R>_DM_<CC|MLO>.jpg ({len(skipped)} files "
-            "skipped)"
-        )
-    return mammograms
+    for path, name in _find_low_energy(notes, [path for path in images if path not in set(normal)]):
+        try:
+            if name[0] not in clinical:
+                raise ArchiveError(f"{path}: {CLINICAL} does not name it")
+            regions = masks.get(name[0], annotations[name[0]])
+            row = clinical[name[0]]
+            mammograms.append(_make_mammogram(notes, path, name, row, regions))
+        except ArchiveError as error:
+            notes.note(path, error)
+    for path in normal:
+        try:
+            mammograms.append(_make_normal(path))
+        except ArchiveError as error:
+            notes.note(path, error)
+    return notes.finish(mammograms)
 
 
-def _read_table(root: Path, files: list[Path], name: str, columns: tuple[str, ...]) -> list[Row]:
-    path = next((path for path in files if path.name == name), None)
+def _read_table(
+    notes: Notes, tables: dict[str, Path], name: str, columns: tuple[str, ...]
+) -> list[Row]:
+    path = tables.get(name.lower()) or tables.get(name.lower().replace(".csv", ".xlsx"))
     if path is None:
-        raise ArchiveError(f"{root}: {name} is missing (an .xlsx sheet must be saved as CSV)")
+        raise notes.fail(f"{name} is missing (or the same as .xlsx)")
     return [row for _, row in read_table(path, columns)]
 
 
-def _find_low_energy(
-    paths: list[Path], root: Path, skipped: Skipped
-) -> Iterator[tuple[Path, re.Match[str]]]:
-    contrast = 0
+def _find_low_energy(notes: Notes, paths: list[Path]) -> Iterator[tuple[Path, re.Match[str]]]:
     names = set()
     for path in paths:
         name = _NAME.fullmatch(path.stem)
         if not name:
-            skipped.add(
-                path.relative_to(root),
-                "its name says no patient, side and view, so it can't be split by patient",
+            notes.note(
+                path, "its name says no patient, side and view, so it can't be split by patient"
             )
         elif name[3] == "CM":
-            contrast += 1
+            notes.count("*_CM_*.jpg", "contrast-enhanced images, which are no mammograms")
         elif name[0] in names:
-            skipped.add(path.relative_to(root), "another file has the same name")
+            notes.note(path, "another file has the same name")
         else:
             names.add(name[0])
             yield path, name
-    if contrast:
-        skipped.add("*_CM_*.jpg", f"{contrast} contrast-enhanced images, which are no mammograms")
 
 
 def _make_mammogram(
-    path: Path,
-    name: re.Match[str],
-    file: str,
-    row: Row | None,
-    annotations: list[Row] | Path,
-    skipped: Skipped,
-) -> Mammogram | None:
-    if row is None:
-        skipped.add(file, f"{CLINICAL} does not name it")
-        return None
-    size = _read_size(path, file, skipped)
-    if size is None:
-        return None
-    rows, cols = size
-    try:
-        regions = (
-            _trace_parts(annotations, rows, cols)
-            if isinstance(annotations, Path)
-            else _parse_annotations(annotations)
-        )
-        lesions = _make_lesions(row, regions, rows, cols, file, skipped)
-    except ValueError as error:
-        skipped.add(file, error)
-        return None
+    notes: Notes, path: Path, name: re.Match[str], row: Row, annotations: list[Row] | Path
+) -> Mammogram:
+    facts = _read_facts(path)
+    rows, cols = facts["rows"], facts["cols"]
+    regions = (
+        _trace_parts(annotations, rows, cols)
+        if isinstance(annotations, Path)
+        else _parse_annotations(annotations)
+    )
     patient = hash_id("cdd_cesm", name[1])
+    density = row["breast_density_(acr)"]
     return Mammogram(
         archive="cdd_cesm",
         patient_id=patient,
         image_id=f"{patient}_{name[2]}_{name[4]}",
-        rows=rows,
-        cols=cols,
-        read=partial(_read_pixels, path),
-        file=path,
-        laterality="L" if name[2] == "L" else "R",
-        view="CC" if name[4] == "CC" else "MLO",
-        pathology=_parse_pathology(row),
-        **sort_found(lesions),
+        laterality=parse_side(name[2]),
+        view=parse_view(name[4])[1],
+        pathology=parse_pathology(row[_PATHOLOGY]),
+        **sort_found(_make_lesions(notes, path, row, regions, rows, cols)),
         birads=row["birads"] or None,
-        density=None if row["breast_density_(acr)"] in ("", "_") else row["breast_density_(acr)"],
-        bits=8,
+        density=None if density in ("", "_") else density,
+        **facts,
     )
 
 
@@ -234,40 +188,25 @@ def _is_normal(path: Path) -> bool:
     return path.parent.name.lower() == "normal" and not _NAME.fullmatch(path.stem)
 
 
-def _make_normal(path: Path, root: Path, skipped: Skipped) -> Mammogram | None:
-    size = _read_size(path, str(path.relative_to(root)), skipped)
-    if size is None:
-        return None
+def _make_normal(path: Path) -> Mammogram:
     side = _SIDE.search(path.stem)
-    laterality: Laterality | None = None
-    if side:
-        laterality = "L" if side[1].upper() == "L" else "R"
     return Mammogram(
         archive="cdd_cesm",
         patient_id=hash_id("cdd_cesm", "normal, patient unknown"),
         image_id=f"normal_{hash_id('cdd_cesm', path.stem)}",
-        rows=size[0],
-        cols=size[1],
-        read=partial(_read_pixels, path),
-        file=path,
-        laterality=laterality,
+        laterality=parse_side(side[1]) if side else None,
         pathology="normal",
-        bits=8,
+        **_read_facts(path),
     )
 
 
-def _read_size(path: Path, file: str, skipped: Skipped) -> tuple[int, int] | None:
-    try:
-        with _open_image(path) as image:
-            return image.height, image.width
-    except ArchiveError as error:
-        skipped.add(file, str(error).removeprefix(f"{path}: "))
-        return None
+def _read_facts(path: Path) -> dict[str, Any]:
+    with open_picture(path) as image:
+        size = {"rows": image.height, "cols": image.width}
+    return {**size, "read": partial(_read_pixels, path), "file": path, "bits": 8}
 
 
-def _parse_pathology(row: Row) -> Pathology | None:
-    word = row[_PATHOLOGY].lower()
-    return word if word in ("normal", "benign", "malignant") else None  # type: ignore[return-value]
+# Regions
 
 
 def _parse_annotations(rows: list[Row]) -> list[_Region]:
@@ -302,43 +241,39 @@ def _trace_border(
 
 
 def _make_lesions(
-    row: Row, regions: list[_Region], rows: int, cols: int, file: str, skipped: Skipped
-) -> tuple[Found, ...]:
+    notes: Notes, path: Path, row: Row, regions: list[_Region], rows: int, cols: int
+) -> Iterator[Found]:
     findings = row["findings"]
     kinds = list_kinds(findings)
-    if regions and not kinds:
-        skipped.add(
-            file, f"its {len(regions)} regions outline none of our lesions (findings: {findings!r})"
-        )
-        return ()
+    if not kinds:
+        if regions:
+            count = f"its {len(regions)} regions outline none of our lesions"
+            notes.note(path, f"{count} (findings: {findings!r})")
+        return
     certain = len(kinds) == 1 and not re.search(_OTHER, findings.lower())
     details: dict[str, Any] = {"kind_is_certain": certain}
-    if _parse_pathology(row) == "benign" or len(regions) == 1:
-        details["pathology"] = _parse_pathology(row)
+    pathology = parse_pathology(row[_PATHOLOGY])
+    if pathology == "benign" or len(regions) == 1:
+        details["pathology"] = pathology
     if certain and kinds == ["mass"]:
-        details |= {
-            "shape": _only_kind(_SHAPES, findings),
-            "margin": _only_kind(_MARGINS, findings),
-        }
-    lesions: list[Found] = []
+        details["shape"] = _find_only(_SHAPES, findings)
+        details["margin"] = _find_only(_MARGINS, findings)
+    kind = "mass" if "mass" in kinds else kinds[0]
     for region, outline in regions:
         try:
             points = outline()
             _check_scale(points, rows, cols)
-            lesion = Lesion.from_outline(
-                "mass" if "mass" in kinds else kinds[0], points, rows, cols, **details
-            )
+            lesion = Lesion.from_outline(kind, points, rows, cols, **details)
         except ArchiveError:
             raise
         except ValueError as error:
-            skipped.add(file, f"{region}: {error}")
-            lesions.append(Lost(kinds[0] if certain else None))
+            notes.note(path, f"{region}: {error}")
+            yield Lost(kind if certain else None)
             continue
         if not certain and _is_band(lesion):
-            skipped.add(file, f"{region}: a band, of skin or a duct")
+            notes.note(path, f"{region}: a band, of skin or a duct")
         else:
-            lesions.append(lesion)
-    return tuple(lesions)
+            yield lesion
 
 
 def _check_scale(points: NDArray[np.floating], rows: int, cols: int) -> None:
@@ -359,7 +294,7 @@ def _is_band(lesion: Lesion) -> bool:
     return bool(cv2.contourArea(outline) < BAND * length**2)
 
 
-def _only_kind(words: dict[str, str], findings: str) -> str | None:
+def _find_only(words: dict[str, str], findings: str) -> str | None:
     named = [word for word, pattern in words.items() if re.search(pattern, findings.lower())]
     return named[0] if len(named) == 1 else None
 
@@ -367,17 +302,15 @@ def _only_kind(words: dict[str, str], findings: str) -> str | None:
 def _parse_outline(attributes: str) -> NDArray[np.float64]:
     try:
         shape = json.loads(attributes)
-        if shape["name"] == "polygon":
-            return np.asarray(
-                list(zip(shape["all_points_y"], shape["all_points_x"], strict=True)), np.float64
-            )
-        if shape["name"] in ("ellipse", "circle"):
+        name = shape["name"]
+        if name == "polygon":
+            points = zip(shape["all_points_y"], shape["all_points_x"], strict=True)
+            return np.asarray(list(points), np.float64)
+        if name in ("ellipse", "circle"):
             return _draw_ellipse(shape)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise ValueError("its shape is not what VIA writes") from None
-    raise ValueError(
-        f"a {shape['name'] if shape['name'] in _OPEN else 'shape of unknown name'} encloses nothing"
-    )
+    raise ValueError(f"a {name if name in _OPEN else 'shape of unknown name'} encloses nothing")
 
 
 def _draw_ellipse(shape: dict[str, Any]) -> NDArray[np.float64]:
@@ -397,27 +330,5 @@ def _draw_ellipse(shape: dict[str, Any]) -> NDArray[np.float64]:
 
 def _read_pixels(path: Path) -> NDArray[np.float32]:
     # OpenCV fills the rest of a truncated JPEG with grey and says nothing
-    with _open_image(path) as image:
+    with open_picture(path) as image:
         return np.asarray(image.convert("L"), np.float32)[..., None] / np.float32(255)
-
-
-@contextmanager
-def _open_image(path: Path) -> Iterator[ImageFile]:
-    """Open one JPEG, or a mask as PNG; its header is read.
-
-    Whatever goes wrong while it is open becomes an ArchiveError.
-    """
-    try:
-        # Pillow knows formats that run other programs
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ArchiveError(
-                    f"{path}: {image.height} x {image.width} px are more than a mammogram has"
-                )
-            yield image
-    except ArchiveError:
-        raise
-    except Exception as error:  # Pillow answers damaged files with exceptions of any class
-        raise ArchiveError(
-            f"{path}: the JPEG can't be decoded ({error.__class__.__name__})"
-        ) from None

@@ -1,8 +1,8 @@
 """COCO annotations -> lesions: polygons, run-length encodings (RLE, compressed or not) and boxes.
 
 Coordinates count from the image's corner: the first pixel's centre is (0.5, 0.5) there and (0, 0)
-here. Everything is checked here and decoded without pycocotools, whose C code trusts what it is
-given.
+here. RLE is decoded without pycocotools, a compiled package that a plain install would need for
+this alone; tests compare both.
 
 Source: cocodataset.org, Data format; common/maskApi.c of the COCO API for the compressed RLE.
 """
@@ -22,16 +22,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.archives.findings import Finding, find_word
+from tfmammo.archives.findings import Finding, find_word, parse_pathology
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Box, Lesion, LesionKind, MaskedLesion
+from tfmammo.mammogram import Box, Found, Lesion, Lost, MaskedLesion
 
 
 class Contradiction(ArchiveError):
-    """The annotations are of another size than their image.
-
-    None of their coordinates can be trusted then.
-    """
+    """The annotations are of another size than their image, so that none can be trusted."""
 
 
 @dataclass
@@ -73,13 +70,13 @@ def load(path: Path, key: Callable[[str], str], note: Callable[[str], None]) -> 
             for entry in content["annotations"]
         ]
     except (
-        OSError,
-        LookupError,
-        TypeError,
+        ArithmeticError,
         AttributeError,
-        ValueError,
-        OverflowError,
+        LookupError,
+        OSError,
         RecursionError,
+        TypeError,
+        ValueError,
     ) as error:
         raise ArchiveError(f"{path}: is no COCO file ({error.__class__.__name__})") from None
     try:
@@ -106,29 +103,34 @@ def load(path: Path, key: Callable[[str], str], note: Callable[[str], None]) -> 
     return listed
 
 
-def lesion(
-    kind: LesionKind,
-    annotation: dict[str, Any],
-    rows: int,
-    cols: int,
-    details: dict[str, Any],
-    where: str,
-) -> Lesion:
+def _parse_size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    rows, cols = entry.get("height"), entry.get("width")
+    return (int(rows), int(cols)) if rows is not None and cols is not None else None
+
+
+def make_found(
+    finding: Finding | None, annotation: dict[str, Any], rows: int, cols: int, where: str
+) -> Found:
     """Make a lesion of one annotation; an RLE is decoded when it is wanted.
 
     Args:
-        annotation: Its "segmentation" counts; where that encloses nothing, its "bbox".
+        finding: What its category stands for; of a lesion of ours, or None.
+        annotation: Its "segmentation" counts; where that encloses nothing, its "bbox". "attributes"
+            may have shape, margin and pathology.
         rows: Rows of the image.
         cols: Columns of the image.
-        details: Further fields of Lesion.
         where: Names the annotation in errors.
 
     Raises:
         ValueError: Why it is no lesion. Contradiction: the RLE is of another size.
         ArchiveError: On first use, when the RLE is damaged or marks nothing.
     """
+    if finding is None or finding.kind is None:
+        return Lost()
+    kind = finding.kind
+    details = _parse_attributes(annotation.get("attributes"))
+    details["kind_is_certain"] = finding.is_certain
     region = annotation.get("segmentation")
-    details = details | parse_attributes(annotation.get("attributes"))
     if isinstance(region, dict):
         if region.get("size") != [rows, cols]:
             raise Contradiction(
@@ -140,36 +142,68 @@ def lesion(
     outlines = _parse_outlines(region) if region else []
     if not outlines:
         return Lesion(kind, _parse_box(annotation.get("bbox"), rows, cols), **details)
-    parts = []
-    fault = None
+    parts: list[Lesion] = []
+    fault = ValueError()
     for outline in outlines:
         try:
             parts.append(Lesion.from_outline(kind, outline, rows, cols, **details))
         except ValueError as error:  # a part may lie outside the image
             fault = error
-    if fault and not parts:
+    if not parts:
         raise fault
     return unite(parts, details)
 
 
-def parse_attributes(attributes: Any) -> dict[str, Any]:
-    """Return an annotation's pathology, shape and margin as fields of Lesion.
+def unite(parts: list[Lesion], details: dict[str, Any]) -> Lesion:
+    """Make one lesion of parts with outlines on one image; the first one's kind counts."""
+    corners = np.array([part.box for part in parts])
+    (top, left) = corners[:, :2].min(axis=0)
+    (bottom, right) = corners[:, 2:].max(axis=0)
+    outlines = tuple(outline for part in parts for outline in part.outlines)
+    return Lesion(
+        parts[0].kind, (int(top), int(left), int(bottom), int(right)), outlines, **details
+    )
 
-    What is blank, no word of ours or no text is left out.
 
-    Args:
-        attributes: The annotation's "attributes", of whatever type.
-    """
+def _parse_attributes(attributes: Any) -> dict[str, Any]:
     if not isinstance(attributes, dict):
         return {}
-    details = {
+    details: dict[str, Any] = {
         name: text.strip().lower()
         for name in ("shape", "margin", "pathology")
         if isinstance(text := attributes.get(name), str) and 0 < len(text.strip()) <= 64
     }
-    if details.get("pathology") not in ("normal", "benign", "malignant"):
-        details.pop("pathology", None)
+    details["pathology"] = parse_pathology(details.get("pathology", ""))
     return details
+
+
+def _parse_outlines(region: Any) -> list[NDArray[np.float64]]:
+    try:
+        parts = [np.asarray(part, np.float64) for part in region]
+    except (TypeError, ValueError, OverflowError):
+        parts = []
+    if not parts or any(part.ndim != 1 or len(part) % 2 for part in parts):
+        raise ValueError("its polygon is no list of x, y, x, y ...")
+    # some tools leave parts of one or two points, or none
+    return [part.reshape(-1, 2)[:, ::-1] - 0.5 for part in parts if len(part) >= 6]
+
+
+def _parse_box(numbers: Any, rows: int, cols: int) -> Box:
+    """Parse x, y, width and height; what reaches beyond the image is cut off."""
+    try:
+        x, y, width, height = (float(number) for number in numbers)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("it has neither a segmentation nor a bbox of four numbers") from None
+    if not all(math.isfinite(number) for number in (x, y, x + width, y + height)):
+        raise ValueError("its bbox is not finite")
+    top, left = max(0, round(y)), max(0, round(x))
+    bottom, right = min(rows, round(y + height)), min(cols, round(x + width))
+    if not (top < bottom and left < right):
+        raise ValueError("its bbox is empty or lies outside the image")
+    return top, left, bottom, right
+
+
+# Run lengths
 
 
 def encode(mask: NDArray[np.uint8], box: Box, rows: int, cols: int) -> dict[str, Any]:
@@ -182,7 +216,7 @@ def encode(mask: NDArray[np.uint8], box: Box, rows: int, cols: int) -> dict[str,
         cols: Columns of the image.
 
     Returns:
-        {"size": [rows, cols], "counts": text}, which `lesion` and pycocotools read.
+        {"size": [rows, cols], "counts": text}, which `decode` and pycocotools read.
     """
     top, left = box[:2]
     # a 0 behind each column ends its last run
@@ -229,70 +263,6 @@ def decode(region: dict[str, Any], where: str) -> NDArray[np.uint8]:
     return _decode_rle(where, region["counts"], *region["size"])
 
 
-def _encode_runs(runs: list[int]) -> str:
-    """Encode run lengths: the inverse of `_decode_runs`."""
-    codes = []
-    for place, run in enumerate(runs):
-        value = run - (runs[place - 2] if place > 2 else 0)
-        more = True
-        while more:
-            code = value & 31
-            value >>= 5
-            more = value != (-1 if code & 16 else 0)
-            codes.append(chr(48 + code + 32 * more))
-    return "".join(codes)
-
-
-def _parse_size(entry: dict[str, Any]) -> tuple[int, int] | None:
-    rows = entry.get("height")
-    cols = entry.get("width")
-    return (int(rows), int(cols)) if rows is not None and cols is not None else None
-
-
-def _parse_outlines(region: Any) -> list[NDArray[np.float64]]:
-    try:
-        parts = [np.asarray(part, np.float64) for part in region]
-    except (TypeError, ValueError, OverflowError):
-        parts = []
-    if not parts or any(part.ndim != 1 or len(part) % 2 for part in parts):
-        raise ValueError("its polygon is no list of x, y, x, y ...")
-    # some tools leave parts of one or two points, or none
-    return [part.reshape(-1, 2)[:, ::-1] - 0.5 for part in parts if len(part) >= 6]
-
-
-def unite(parts: list[Lesion], details: dict[str, Any]) -> Lesion:
-    """Make one lesion of parts that lie on one image.
-
-    Args:
-        parts: Lesions with outlines; the first one's kind counts.
-        details: Further fields of Lesion.
-    """
-    corners = np.array([part.box for part in parts])
-    (top, left) = corners[:, :2].min(axis=0)
-    (bottom, right) = corners[:, 2:].max(axis=0)
-    outlines = tuple(outline for part in parts for outline in part.outlines)
-    return Lesion(
-        parts[0].kind, (int(top), int(left), int(bottom), int(right)), outlines, **details
-    )
-
-
-def _parse_box(numbers: Any, rows: int, cols: int) -> Box:
-    """Parse x, y, width and height; what reaches beyond the image is cut off."""
-    try:
-        x, y, width, height = (float(number) for number in numbers)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError("it has neither a segmentation nor a bbox of four numbers") from None
-    if not all(math.isfinite(number) for number in (x, y, x + width, y + height)):
-        raise ValueError("its bbox is not finite")
-    left = max(0, round(x))
-    top = max(0, round(y))
-    right = min(cols, round(x + width))
-    bottom = min(rows, round(y + height))
-    if not (top < bottom and left < right):
-        raise ValueError("its bbox is empty or lies outside the image")
-    return top, left, bottom, right
-
-
 def _decode_rle(where: str, counts: Any, rows: int, cols: int) -> NDArray[np.uint8]:
     """Draw runs of 0 and 1 in turn, down the columns: uint8 [rows, cols]."""
     try:
@@ -310,6 +280,20 @@ def _decode_rle(where: str, counts: Any, rows: int, cols: int) -> NDArray[np.uin
         raise ArchiveError(f"{where}: its RLE marks nothing")
     columns = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(cols, rows)
     return cv2.transpose(columns)  # in blocks; whatever reads NumPy's view takes four times as long
+
+
+def _encode_runs(runs: list[int]) -> str:
+    """Encode run lengths: the inverse of `_decode_runs`."""
+    codes = []
+    for place, run in enumerate(runs):
+        value = run - (runs[place - 2] if place > 2 else 0)
+        more = True
+        while more:
+            code = value & 31
+            value >>= 5
+            more = value != (-1 if code & 16 else 0)
+            codes.append(chr(48 + code + 32 * more))
+    return "".join(codes)
 
 
 def _decode_runs(text: str) -> list[int]:

@@ -45,43 +45,41 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.archives import ljpeg
 from tfmammo.archives.files import list_regular_files
+from tfmammo.archives.findings import (
+    find_word,
+    is_mass_shape,
+    parse_pathology,
+    worst_pathology,
+)
+from tfmammo.archives.notes import Notes
+from tfmammo.archives.views import parse_side, parse_view
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Found,
-    Laterality,
     Lesion,
     LesionKind,
     Lost,
     Mammogram,
     Pathology,
     Skipped,
-    View,
     hash_id,
     sort_found,
 )
 
 Key = tuple[str, int, int]  # letter, case and study of B-3027-1
-# kind, shape, margin, kind_is_certain
-Finding = tuple[LesionKind | None, str | None, str | None, bool]
+Files = Mapping[tuple[str, str], Path]  # view and form, both in upper case
 
-_LATERALITIES: dict[str, Laterality] = {"LEFT": "L", "RIGHT": "R"}
-_VIEWS: dict[str, View] = {"CC": "CC", "MLO": "MLO"}
-_PATHOLOGIES: dict[str, Pathology] = {
-    "BENIGN": "benign",
-    "BENIGN_WITHOUT_CALLBACK": "benign",
-    "MALIGNANT": "malignant",
-}
-_NO_MASS = {"architectural_distortion", "focal_asymmetric_density", "asymmetric_breast_tissue"}
 # (row, col): up, then clockwise
 _STEPS = np.array([(-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)])
 _FORMS = ("LJPEG.1", "TIF", "TIFF", "PNG", "LJPEG", "LJPEG.GZ")  # the first that is there is read
@@ -104,25 +102,6 @@ _LINE = re.compile(
 )
 
 
-@dataclass
-class _Archive:
-    """What a root holds.
-
-    Attributes:
-        files: By folder and case, then by view and form, both in upper case.
-    """
-
-    root: Path
-    skipped: Skipped
-    headers: list[Path] = field(default_factory=list)
-    files: dict[tuple[Path, Key], dict[tuple[str, str], Path]] = field(
-        default_factory=lambda: defaultdict(dict)
-    )
-
-    def note(self, path: Path, reason: object) -> None:
-        self.skipped.note(self.root, path, reason)
-
-
 @dataclass(frozen=True)
 class _Case:
     """What one .ics says of all its images.
@@ -132,7 +111,6 @@ class _Case:
     """
 
     path: Path
-    key: Key
     patient: str
     scanner: ljpeg.Scanner
     density: str | None
@@ -141,88 +119,70 @@ class _Case:
 
 @dataclass
 class _Abnormality:
-    """One abnormality of an overlay: its LESION_TYPEs and BOUNDARY chains as they stand there."""
+    """One abnormality of an overlay: its LESION_TYPEs and BOUNDARY chains as they are written."""
 
     types: list[str] = field(default_factory=list)
     chains: list[str] = field(default_factory=list)
     assessment: str = ""
-    pathology: str = ""
+    pathology: Pathology | None = None
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the mammograms of a DDSM folder; .ics and .OVERLAY files are read, pixels are not.
-
-    Args:
-        root: DDSM's folder or any part of it.
-        skipped: Takes what was left out, and why.
-
-    Returns:
-        One record per image that an .ics lists and that is there, in the order of their paths.
-
-    Raises:
-        ArchiveError: `root` holds no .ics file, or no image that can be read.
-    """
-    archive = _Archive(Path(root), Skipped() if skipped is None else skipped)
-    _find_files(archive)
-    if not archive.headers:
-        raise ArchiveError(f"{root}: is no DDSM archive, it holds no .ics file")
+    """Read .ics and .OVERLAY files, in the order of their paths."""
+    notes = Notes(root, skipped, "DDSM")
+    headers: list[Path] = []
+    files: dict[tuple[Path, Key], dict[tuple[str, str], Path]] = defaultdict(dict)
+    for path in list_regular_files(notes.root):
+        if path.suffix.lower() == ".ics":
+            headers.append(path)
+        elif match := _FILE.fullmatch(path.name):
+            view = f"{match[4]}_{match[5]}".upper()
+            files[path.parent, _make_key(match)][view, match[6].upper()] = path
+    if not headers:
+        raise notes.fail("it holds no .ics file")
     mammograms: dict[str, Mammogram] = {}
-    for path in archive.headers:
+    for path in headers:
         try:
-            for mammogram in _read_case(archive, path):
+            for mammogram in _read_case(notes, path, files):
                 if mammogram.image_id in mammograms:
                     raise ArchiveError(f"{path}: left out, the case is there a second time")
                 mammograms[mammogram.image_id] = mammogram
         except ArchiveError as error:
-            archive.note(path, error)
-    if not mammograms:
-        file, reason = next(iter(archive.skipped.reasons.items()))
-        note = f"{file}: {reason}"
-        raise ArchiveError(
-            f"{root}: none of its {len(archive.headers)} cases has an image that can be read, the "
-            f"first note is {note}"
-        )
-    return list(mammograms.values())
-
-
-def _find_files(archive: _Archive) -> None:
-    """Fill in the archive's headers and files."""
-    for path in list_regular_files(archive.root):
-        if path.suffix.lower() == ".ics":
-            archive.headers.append(path)
-        elif match := _FILE.fullmatch(path.name):
-            files = archive.files[path.parent, _make_key(match)]
-            files[f"{match[4]}_{match[5]}".upper(), match[6].upper()] = path
+            notes.note(path, error)
+    return notes.finish(mammograms.values())
 
 
 def _make_key(match: re.Match[str]) -> Key:
     return match[1].upper(), int(match[2]), int(match[3])
 
 
-def _read_case(archive: _Archive, path: Path) -> Iterator[Mammogram]:
+def _read_case(
+    notes: Notes, path: Path, by_case: Mapping[tuple[Path, Key], Files]
+) -> Iterator[Mammogram]:
     """Read the mammograms of one .ics."""
     text = "\n".join(" ".join(line.split()) for line in _read_text(path).splitlines())
     named = re.search(rf"^filename {_CASE}", text, _FLAGS) or re.match(_CASE, path.stem, _FLAGS)
     if named is None:
         raise ArchiveError(f"{path}: names no case of the form B-3027-1")
     key = _make_key(named)
-    files = archive.files.get((path.parent, key), {})
+    files = by_case.get((path.parent, key), {})
     lines = list(_LINE.finditer(text))
     if not lines:
         raise ArchiveError(f"{path}: lists no image with its LINES and PIXELS_PER_LINE")
-    marked = any("OVERLAY" in form for _, form in files) or any(_is_marked(line) for line in lines)
+    marked = any("OVERLAY" in form for _, form in files) or any(map(_is_marked, lines))
     density = re.search(r"^DENSITY ([1-9])", text, re.MULTILINE)
+    # the nearest folder of such a name tells the kind of volume
+    parents = reversed(Path(os.path.abspath(path)).parent.parts)
+    volumes = [match[1].lower() for part in parents if (match := _VOLUME.fullmatch(part))]
     case = _Case(
         path=path,
-        key=key,
         patient=hash_id("ddsm", f"{key[0]}-{key[1]:04d}-{key[2]}"),
         scanner=_find_scanner(path, text, key[0]),
         density=density[1] if density else None,
-        normal=not marked and _find_volume(path) in (None, "normal"),
+        normal=not marked and volumes[:1] in ([], ["normal"]),
     )
     for line in lines:
-        mammogram = _make_mammogram(archive, case, line, files)
-        if mammogram is not None:
+        if mammogram := _make_mammogram(notes, case, line, files):
             yield mammogram
 
 
@@ -244,39 +204,28 @@ def _find_scanner(path: Path, text: str, letter: str) -> ljpeg.Scanner:
     )
 
 
-def _find_volume(path: Path) -> str | None:
-    """Tell the kind of volume by the nearest folder of such a name."""
-    parts = Path(os.path.abspath(path)).parent.parts
-    return next(
-        (match[1].lower() for part in reversed(parts) if (match := _VOLUME.fullmatch(part))), None
-    )
-
-
 def _make_mammogram(
-    archive: _Archive, case: _Case, line: re.Match[str], files: dict[tuple[str, str], Path]
+    notes: Notes, case: _Case, line: re.Match[str], files: Files
 ) -> Mammogram | None:
     """Make the record of one line of an .ics; None, and a note, where there is no image."""
     name = f"{line[1]}_{line[2]}".upper()
-    rows = int(line[3])
-    cols = int(line[4])
+    rows, cols = int(line[3]), int(line[4])
     form = next((form for form in _FORMS if (name, form) in files), None)
     if form is None or not 0 < rows * cols <= _MOST_PIXELS:
-        archive.note(
-            case.path,
-            f"{name} left out: "
-            + ("its file is missing" if form is None else f"its size is {rows} x {cols}"),
-        )
+        reason = "its file is missing" if form is None else f"its size is {rows} x {cols}"
+        notes.note(case.path, f"{name} left out: {reason}")
         return None
     overlay = files.get((name, "OVERLAY")) or files.get((name, "OVERLAY.GZ"))
     abnormalities: list[_Abnormality] = []
-    lesions: tuple[Found, ...] = ()
+    found: list[Found] = []
     if overlay is not None:
-        abnormalities, lesions = _read_overlay(archive, overlay, rows, cols)
+        abnormalities, found = _read_overlay(notes, overlay, rows, cols)
     elif _is_marked(line):
-        archive.note(case.path, f"{name} kept without lesions: its overlay is missing")
-        lesions = (Lost(),)
-    laterality = _LATERALITIES[line[1].upper()]
-    view = _VIEWS[line[2].upper()]
+        notes.note(case.path, f"{name} kept without lesions: its overlay is missing")
+        found = [Lost()]
+    laterality = parse_side(line[1])
+    view = parse_view(line[2])[1]
+    pathology = worst_pathology(abnormality.pathology for abnormality in abnormalities)
     spacing = float(line[5] or 0) / 1000  # um -> mm
     return Mammogram(
         archive="ddsm",
@@ -288,133 +237,105 @@ def _make_mammogram(
         file=files[name, form],
         laterality=laterality,
         view=view,
-        pathology="normal" if case.normal else _worst_pathology(abnormalities),
-        **sort_found(lesions),
+        pathology="normal" if case.normal else pathology,
+        **sort_found(found),
         spacing=(spacing, spacing) if spacing else None,
-        birads=max(
-            (abnormality.assessment for abnormality in abnormalities if abnormality.assessment),
-            default=None,
-        ),
+        birads=max((each.assessment for each in abnormalities if each.assessment), default=None),
         density=case.density,
     )
 
 
-def _worst_pathology(abnormalities: list[_Abnormality]) -> Pathology | None:
-    pathologies = {_PATHOLOGIES.get(abnormality.pathology) for abnormality in abnormalities}
-    if "malignant" in pathologies:
-        return "malignant"
-    return "benign" if pathologies == {"benign"} else None
-
-
 def _read_overlay(
-    archive: _Archive, path: Path, rows: int, cols: int
-) -> tuple[list[_Abnormality], tuple[Found, ...]]:
+    notes: Notes, path: Path, rows: int, cols: int
+) -> tuple[list[_Abnormality], list[Found]]:
     """Read the abnormalities of one overlay and their lesions; note what gives none."""
     try:
         abnormalities = _parse_abnormalities(_read_text(path))
     except ValueError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        archive.note(path, f"its mammogram is kept without lesions: {reason}")
-        return [], (Lost(),)
-    lesions: list[Found] = []
+        notes.note(path, f"its mammogram is kept without lesions: {reason}")
+        return [], [Lost()]
+    found: list[Found] = []
     for number, abnormality in enumerate(abnormalities, start=1):
         try:
-            lesions.extend(_make_lesions(abnormality, rows, cols))
+            found.extend(_make_lesions(abnormality, rows, cols))
         except ValueError as error:
-            archive.note(path, f"abnormality {number} left out: {error}")
-            lesions.append(Lost())
-    return abnormalities, tuple(lesions)
+            notes.note(path, f"abnormality {number} left out: {error}")
+            found.append(Lost())
+    return abnormalities, found
 
 
 def _parse_abnormalities(text: str) -> list[_Abnormality]:
     """Parse an overlay; raise ValueError where it breaks off or has another form."""
     lines = iter([line.strip() for line in text.splitlines() if line.strip()])
     total = 0
-    abnormalities = [_Abnormality()]
+    found = [_Abnormality()]
     for line in lines:
         word, rest = (*line.upper().split(maxsplit=1), "")[:2]
         if word == "TOTAL_ABNORMALITIES" and re.fullmatch(r"\d{1,3}", rest):
             total = int(rest)
         elif word == "ABNORMALITY":
-            abnormalities.append(_Abnormality())
+            found.append(_Abnormality())
         elif word == "LESION_TYPE":
-            abnormalities[-1].types.append(rest)
+            found[-1].types.append(rest)
         elif word == "ASSESSMENT":
-            abnormalities[-1].assessment = rest if re.fullmatch(r"[0-6]", rest) else ""
+            found[-1].assessment = rest if re.fullmatch(r"[0-6]", rest) else ""
         elif word == "PATHOLOGY":
-            abnormalities[-1].pathology = rest
+            found[-1].pathology = parse_pathology(rest)
         elif word in ("BOUNDARY", "CORE"):
             chain = next(lines, "")
             if word == "BOUNDARY":
-                abnormalities[-1].chains.append(chain)
-    if not total or len(abnormalities) - 1 < total:
+                found[-1].chains.append(chain)
+    if not total or len(found) - 1 < total:
         raise ValueError(
-            f"is no whole overlay, {len(abnormalities) - 1} of {total} abnormalities are there"
+            f"is no whole overlay, {len(found) - 1} of {total} abnormalities are there"
         )
-    return abnormalities[1:]
+    return found[1:]
 
 
 def _make_lesions(abnormality: _Abnormality, rows: int, cols: int) -> Iterator[Found]:
     """Make one abnormality's lesions; raise ValueError with the reason where there is none."""
-    findings = [_parse_finding(words) for words in abnormality.types]
-    # the first of each kind
-    kinds = {finding[0]: finding for finding in reversed(findings) if finding[0]}
+    kinds: dict[LesionKind, dict[str, Any]] = {}
+    for words in abnormality.types:
+        kind, details = _parse_type(words)
+        if kind:
+            kinds.setdefault(kind, details)  # the first of each kind
     if not kinds:
-        raise ValueError(
-            f"its type is {' and '.join(abnormality.types) or 'not named'}, which is no lesion of "
-            "ours"[:200]
-        )
+        named = " and ".join(abnormality.types)[:200] or "not named"
+        raise ValueError(f"its type is {named}, which is no lesion of ours")
     if not abnormality.chains:
         raise ValueError("it has no BOUNDARY")
     for chain in abnormality.chains:
         outline = _decode_chain(chain)
-        for finding in findings:
-            kind, shape, margin, certain = finding
-            if kind is not None and kinds[kind] is finding:
-                pathology = _PATHOLOGIES.get(abnormality.pathology)
-                yield Lesion.from_outline(
-                    kind,
-                    outline,
-                    rows,
-                    cols,
-                    shape=shape,
-                    margin=margin,
-                    kind_is_certain=certain,
-                    pathology=pathology,
-                )
+        for kind, details in kinds.items():
+            details["pathology"] = abnormality.pathology
+            yield Lesion.from_outline(kind, outline, rows, cols, **details)
 
 
-def _parse_finding(words: str) -> Finding:
-    """Parse one LESION_TYPE in upper case."""
+def _parse_type(words: str) -> tuple[LesionKind | None, dict[str, Any]]:
+    """Parse one LESION_TYPE in upper case: its kind, and further fields of Lesion."""
     if words.startswith("MASS"):
         shape = _parse_word(words, "SHAPE")
-        return (
-            "mass",
-            shape,
-            _parse_word(words, "MARGINS"),
-            shape is None or not set(shape.split("-")) <= _NO_MASS,
-        )
+        details = {"margin": _parse_word(words, "MARGINS"), "kind_is_certain": is_mass_shape(shape)}
+        return "mass", {"shape": shape, **details}
     if words.startswith("CALCIFICATION"):
-        return "calcification", _parse_word(words, "TYPE"), None, True
-    if "DISTORT" in words:
-        return "distortion", None, None, True
-    return ("asymmetry" if "ASYMM" in words else None), None, None, True
+        return "calcification", {"shape": _parse_word(words, "TYPE")}
+    finding = find_word(words)
+    kind = finding.kind if finding else None
+    return kind if kind in ("distortion", "asymmetry") else None, {}
 
 
 def _parse_word(words: str, key: str) -> str | None:
     match = re.search(rf"\b{key}\s+(\S+)", words)
-    return (
-        match[1].lower() if match and match[1] not in ("N/A", "MARGINS", "DISTRIBUTION") else None
-    )
+    if match is None or match[1] in ("N/A", "MARGINS", "DISTRIBUTION"):
+        return None
+    return match[1].lower()
 
 
 def _decode_chain(chain: str) -> NDArray[np.float32]:
-    """Decode a chain code `col row c c c ... #` into an outline.
+    """Decode a chain code `col row c c c ... #` into an outline, float32 [points, 2], (row, col).
 
     A step c of 0 goes up, 1 to 7 go on clockwise.
-
-    Returns:
-        float32 [points, 2], (row, col).
     """
     content, end, _ = chain.partition("#")
     tokens = content.split()
@@ -422,10 +343,9 @@ def _decode_chain(chain: str) -> NDArray[np.float32]:
         raise ValueError("its chain is cut off")
     if not re.fullmatch(r"\d{1,5} \d{1,5}(?: [0-7])*", " ".join(tokens)):
         raise ValueError("its chain is not of the form col row c c c ... #")
-    col = int(tokens[0])
-    row = int(tokens[1])
+    start = (int(tokens[1]), int(tokens[0]))
     steps = _STEPS[np.array(tokens[2:], int)].reshape(-1, 2)
-    return np.concatenate([[(row, col)], (row, col) + np.cumsum(steps, axis=0)]).astype(np.float32)
+    return np.concatenate([[start], start + np.cumsum(steps, axis=0)]).astype(np.float32)
 
 
 def _read_text(path: Path) -> str:

@@ -51,7 +51,7 @@ def numbers(dataset: Dataset, key: str) -> list[float]:
     try:
         return [] if content is None else [float(number) for number in np.atleast_1d(content)]
     except (TypeError, ValueError):
-        raise Fault(f"its {key} is not a number") from None
+        raise Fault(f"its {key} is no number") from None
 
 
 def value(dataset: Dataset, key: str) -> Any:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from tfmammo.mammogram import hash_id
 
+log = logging.getLogger(__name__)
+
 # which readers know by the archive's own names for them; any other name may be a patient's
-TABLES = (".csv", ".xls", ".txt")
+TABLES = (".csv", ".xls", ".xlsx", ".txt")
 
 
 def list_regular_files(root: Path, links: bool = True) -> Iterator[Path]:
     """List every regular file beneath a folder, sorted within each folder.
 
-    Hidden files are left out: macOS leaves "._" beside all it copies.
-
-    Each folder is entered once: a link to one above would never end. Pipes and devices, which can
-    be read for ever, are no files.
-
-    Args:
-        links: Follow linked folders.
+    Hidden files are left out: macOS leaves "._" beside all it copies. Each folder is entered once,
+    as a link (followed if `links`) to one above would never end. Pipes and devices are no files.
     """
     entered: set[str] = set()
     folders = [os.fspath(root)]
@@ -50,7 +49,9 @@ def _list_entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
-    except OSError:  # nobody may look into it, or it went
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            log.warning("a folder can't be read (%s): its files are missing", error.strerror)
         return []
 
 
@@ -61,22 +62,38 @@ def _test_entry(test: Callable[[], bool]) -> bool:
         return False
 
 
-def make_pseudonym(file: str) -> str:
-    """Return what a file is called where its name must not be told.
-
-    `tfmammo archives NAME DIR --list` leads back to it.
+def sort_files(
+    root: Path, tables: Iterable[str], endings: tuple[str, ...]
+) -> tuple[dict[str, Path], list[Path]]:
+    """Walk an archive's folder for its tables and its images, those nearest to the root first.
 
     Args:
-        file: Its path beneath the archive, with slashes.
+        root: Its folder.
+        tables: Their names in lower case.
+        endings: Of the images, in lower case.
+
+    Returns:
+        The first table of each name, and all images.
+    """
+    paths = sorted(list_regular_files(root), key=lambda path: (len(path.parts), path))
+    found: dict[str, Path] = {}
+    for path in paths:
+        if (name := path.name.lower()) in tables:
+            found.setdefault(name, path)
+    return found, [path for path in paths if path.suffix.lower() in endings]
+
+
+def make_pseudonym(file: str) -> str:
+    """Return what a file (its path beneath the archive) is called where its name must not be told.
+
+    `tfmammo archives NAME DIR --list` leads back to it.
     """
     path = PurePosixPath(file)
     return path.name if path.suffix.lower() in TABLES else f"file-{hash_id('file', file)}"
 
 
 def remove_names(reasons: Mapping[str, str], root: Path | None) -> dict[str, str]:
-    """Return the reasons of `Skipped` as they may be logged or passed on.
-
-    Files go by their pseudonyms.
+    """Return the reasons of `Skipped` as they may be logged or passed on, without file names.
 
     Args:
         reasons: Reasons by file or image_id.
@@ -99,12 +116,7 @@ def resolve_root(root: Path) -> Path:
 
 
 def remove_paths(reason: str, root: Path | None) -> str:
-    """Replace paths beneath a folder by pseudonyms, in a sentence.
-
-    Args:
-        reason: The sentence.
-        root: The folder; None leaves the sentence as it is.
-    """
+    """Replace paths beneath a folder by pseudonyms in a sentence; None leaves it as it is."""
     if root is None:
         return reason
     root = resolve_root(root)

@@ -7,12 +7,12 @@ sets in the forms of COCO, YOLO and nnU-Net. Codes are SNOMED CT's; pydicom know
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pydicom.sr.coding import Code
 
-from tfmammo.mammogram import LesionKind, normalize_spelling
+from tfmammo.mammogram import LesionKind, Pathology, normalize_spelling
 
 # the numbers of kinds in the label files that this package writes
 CATEGORIES: dict[LesionKind, int] = {
@@ -35,6 +35,11 @@ class Finding:
     kind: LesionKind | None
     is_certain: bool = True
 
+    @property
+    def certain_kind(self) -> LesionKind | None:
+        """The kind where there is no doubt of it."""
+        return self.kind if self.is_certain else None
+
 
 LESION = Finding("mass", is_certain=False)
 _KINDS: dict[LesionKind, str] = {
@@ -52,6 +57,13 @@ _GENERAL = (
     r"\b(lesions?|tumou?rs?|neoplas\w*|cancers?|\w*carcinoma|malignan\w+|benign|suspicious|"
     r"findings?|abnormal\w*|roi|gtv|regions?|segment|foreground|object)\b"
 )
+_PATHOLOGIES: dict[str, Pathology] = {
+    "normal": "normal",
+    **dict.fromkeys(("benign", "benign_without_callback"), "benign"),
+    **dict.fromkeys(("malignant", "malign", "cancer"), "malignant"),
+}
+# CBIS-DDSM and DDSM list these among the shapes of masses
+_NO_MASS = {"architectural_distortion", "focal_asymmetric_density", "asymmetric_breast_tissue"}
 _CODES: dict[str, Finding] = {
     "4147007": Finding("mass"),
     "129788004": Finding("mass"),  # mammographic breast mass
@@ -79,6 +91,24 @@ def list_kinds(text: str) -> list[LesionKind]:
         kind: match.start() for kind, words in _KINDS.items() if (match := re.search(words, text))
     }
     return sorted(first, key=first.__getitem__)
+
+
+def parse_pathology(text: str) -> Pathology | None:
+    """Parse a word of pathology; None of any other."""
+    return _PATHOLOGIES.get(re.sub(r"\W", "_", text.strip().lower()))
+
+
+def worst_pathology(pathologies: Iterable[Pathology | None]) -> Pathology | None:
+    """Return the pathology of several findings together: benign only if every one is proven so."""
+    named = set(pathologies)
+    if "malignant" in named:
+        return "malignant"
+    return "benign" if named == {"benign"} else None
+
+
+def is_mass_shape(shape: str | None) -> bool:
+    """Whether a shape of (CBIS-)DDSM leaves no doubt that its finding is a mass."""
+    return shape is None or not set(shape.split("-")) <= _NO_MASS
 
 
 def find_word(text: str) -> Finding | None:

@@ -8,17 +8,17 @@
     metadata.csv        file, patient, laterality, view, pathology, kind, shape, margin, birads,
                         density, spacing, split, bits, lesion_patient
 
-All but `images` may be missing, and all columns but `file`, in any order. `file` names an image
-("a.png", "images/left/b.dcm"), or one mask ("a_2.png"), whose row then gives that lesion's kind,
-shape, margin and pathology. See `metadata`.
+Every part may be missing: without `images` all images beneath the folder count. `file` names an
+image ("a.png", "images/left/b.dcm"), several ("left/*", "*"), or one mask ("a_2.png"), whose row
+then gives that lesion's kind, shape, margin and pathology. See `metadata`.
 
 Patients. Images of one woman in both subsets of a split make every result worthless, and file names
 can't be trusted to tell women apart. So nothing is guessed. Where the table names patients, images
 without one are left out and counted. Where it names none at all, all images count as one patient:
-they can be looked at and predicted on but not split, and a log line says so.
-One number is one patient, whether a program wrote it as 12, 0012, 12.0 or 1.2E+01.
-`lesion_patient`, which synthetic mammograms with another woman's lesions have, is not used: make
-such a set from one subset of a split alone.
+they can be looked at and predicted on but not split, and a log line says so. `*,*` in the columns
+file and patient states that every image is of another patient. One number is one patient, whether
+a program wrote it as 12, 0012, 12.0 or 1.2E+01. `lesion_patient`, which synthetic mammograms with
+another woman's lesions have, is not used: make such a set from one subset of a split alone.
 
 Grey values. Nothing is guessed from the pixels: 16-bit files are scaled by 65535, also where their
 values stay below 4096. The column `bits` says what they hold instead (12 for most detectors); a log
@@ -32,36 +32,32 @@ not looked at.
 
 COCO. Coordinates count from the image's corner, half a pixel from the first pixel's centre. Only
 the images that annotations.json lists are read, since the others may be unlabelled. Holes of a
-region are filled, as everywhere here.
+region are filled, as everywhere.
 
 DICOM SEG, SR and RTSTRUCT files, among the images or in a folder annotations, give the lesions of
 the DICOM images that they name, where there are neither masks nor annotations.json: see `regions`.
 Other tools' data sets are read as they are: see `layouts` and `yolo`.
 
-Marked lesions that can't be read, or whose word is not known, are `Mammogram.lost`.
-
-Pathology is the image's: its lesions carry it where they have no own and it holds for each, because
-there is one or all is benign.
+Marked lesions that can't be read, or whose word is not known, are `Mammogram.lost`. Pathology is
+the image's: its lesions carry it where they have no own and it holds for each, because there is one
+or all is benign.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tfmammo.archives import coco, dicom, layouts, pictures, regions
-from tfmammo.archives.findings import LESION, Finding
-from tfmammo.archives.masks import find_mask_folder, find_masks, is_named_mask, read_mask
+from tfmammo.archives import coco, layouts, regions
+from tfmammo.archives.findings import LESION
+from tfmammo.archives.images import is_dicom, read_image
+from tfmammo.archives.masks import FOLDERS, find_mask_folder, find_masks, read_mask
 from tfmammo.archives.metadata import Row, parse_cells, read_metadata
-from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files, has_dicom_bytes
+from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files
+from tfmammo.archives.notes import Notes
 from tfmammo.archives.yolo import find_yolo
 from tfmammo.errors import ArchiveError
 from tfmammo.filesystem import is_first_time
@@ -69,99 +65,64 @@ from tfmammo.mammogram import (
     ID_KEY,
     Found,
     Lesion,
-    LesionKind,
     Lost,
     Mammogram,
     MaskedLesion,
     Skipped,
+    Split,
     hash_id,
     is_keyed,
+    normalize_patient,
     sort_found,
 )
 
 log = logging.getLogger(__name__)
 
-_MASKS_PACK = 20  # times; no mammogram packs so well without loss
+TABLE = "metadata.csv"
+COCO = "annotations.json"
+REGIONS = "annotations"
 
-
-@dataclass
-class _Folder:
-    """What a root holds."""
-
-    root: Path
-    skipped: Skipped
-    images: dict[str, Path]
-    rows: dict[str, Row]
-    # image -> (mask, its file)
-    masks: dict[str, list[tuple[str, Path]]] = field(default_factory=dict)
-    coco: dict[str, coco.Listed] = field(default_factory=dict)
-    listed_only: bool = False
-    layout: layouts.Layout | None = None  # of another tool
-    # by the SOP Instance UID of their image; None where other labels count
-    regions: dict[str, list[regions.Region]] | None = None
-    drawn: set[str] = field(default_factory=set)  # images whose regions were used
-    # (file, why) -> how many of its regions
-    unusable: Counter[tuple[Path, str]] = field(default_factory=Counter)
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def note(self, path: Path, reason: object) -> None:
-        self.skipped.note(self.root, path, reason)
+__all__ = ["is_dicom", "read", "read_one"]
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the mammograms of a folder, in the order of their names.
+    """Read tables and headers, in the order of the images' names.
 
-    Tables and headers are read, pixels and masks are not.
-
-    Args:
-        root: The folder that holds `images`.
-        skipped: Takes what was left out, and why.
-
-    Returns:
-        One record per readable image; image_id is hashed_id("folder", <its name beneath images,
-        without the ending>).
-
-    Raises:
-        ArchiveError: No image can be read, annotations of two kinds stand side by side, or a table
-            or COCO file is damaged, or states another size than the image has.
+    image_id is hash_id("folder", <an image's name beneath images, without the ending>). A table
+    that is damaged, or contradicts an image's size, and annotations of two kinds are an error.
     """
-    root = Path(root)
-    skipped = Skipped() if skipped is None else skipped
-    for name in ("metadata.csv", "annotations.json"):
+    notes = Notes(root, skipped, "")
+    root = notes.root
+    for name in (TABLE, COCO):
         if (root / name).exists() and not (root / name).is_file():
             raise ArchiveError(f"{root / name}: is no file")
-    layout = layouts.find_layout(root, skipped) or find_yolo(root, skipped)
-    if not (root / "images").is_dir() and layout is None:
-        raise ArchiveError(f"{root}: has no folder images")
-    if find_mask_folder(root) and (root / "annotations.json").exists():
-        raise ArchiveError(f"{root}: has both masks and annotations.json, keep one of them")
-    images = (
-        find_files(root, "images", PICTURES + DICOMS, skipped) if layout is None else layout.images
-    )
-    folder = _Folder(root, skipped, images, {}, layout=layout)
+    if find_mask_folder(root) and (root / COCO).exists():
+        raise ArchiveError(f"{root}: has both masks and {COCO}, keep one of them")
+    layout = layouts.find_layout(root, notes.skipped) or find_yolo(root, notes.skipped)
+    images = _find_images(notes) if layout is None else layout.images
+    rows = parse_cells(root, layout.cells, notes.skipped) if layout else {}
+    if (root / TABLE).exists():
+        rows = read_metadata(root / TABLE, notes.skipped)
+    masks: dict[str, list[tuple[str, Path]]] = {}
+    if layout is None and not (root / COCO).exists():
+        masks = find_masks(root, images, notes.skipped)
+    rows = _match_rows(notes, rows, images, masks)
+    drawn: dict[str, list[regions.Region]] = {}
+    used: set[str] = set()  # images whose regions were looked up
     if layout is not None:
-        folder.rows = parse_cells(root, layout.cells, skipped)
-    if (root / "metadata.csv").exists():
-        folder.rows = read_metadata(root / "metadata.csv", skipped)
-    if layout is not None:
-        pass  # it has its own labels
-    elif (root / "annotations.json").exists():
-        folder.coco = _read_coco(folder, root / "annotations.json")
-        folder.listed_only = True
+        find = layout.find_lesions
+    elif (root / COCO).exists():
+        _read_regions(notes, images, has_masks=True)
+        find = _find_coco(notes, images)
+    elif drawn := _read_regions(notes, images, bool(masks)):
+        find = partial(_make_regions, notes, images, drawn, used)
     else:
-        folder.masks = find_masks(root, images, skipped)
-    if layout is None:
-        _find_regions(folder)
-    _match_rows(folder)
-    mammograms = list(_make_mammograms(folder))
-    _note_unused_regions(folder)
-    for reason, count in folder.counts.items():
-        skipped.add("images/*", f"{count} {reason}")
-    if not mammograms:
-        reasons = [f", the first is {file}: {why}" for file, why in skipped.reasons.items()]
-        first = f"{len(skipped)} skipped{next(iter(reasons), '')}"
-        raise ArchiveError(f"{root}: holds no image that can be read ({first})")
-    return mammograms
+        find = partial(_make_masked, notes, masks, rows)
+    subsets = layout.subsets if layout else {}
+    mammograms = list(_make_mammograms(notes, images, rows, find, subsets))
+    for region in (each for image in drawn.keys() - used for each in drawn[image]):
+        notes.count(region.file, "of its regions lie on images that are not read here")
+    return notes.finish(mammograms)
 
 
 def read_one(path: Path) -> Mammogram:
@@ -171,8 +132,8 @@ def read_one(path: Path) -> Mammogram:
         path: An image of a kind that a folder may hold; a DICOM may have any name.
 
     Returns:
-        A record without lesions, its image_id as `read` makes it; as nobody says whose it is, all
-        have one patient_id.
+        A record without lesions, its image_id as `read` makes it; as nobody says who the patient
+        is, all have one patient_id.
 
     Raises:
         ArchiveError: No such file, no image that can be read, or a raw DICOM image ("for
@@ -180,7 +141,7 @@ def read_one(path: Path) -> Mammogram:
     """
     if path.exists() and not path.is_file():
         raise ArchiveError(f"{path}: is no file")
-    facts = _read_facts(path, None)
+    facts = read_image(path)
     if facts is None:
         raise ArchiveError(
             f"{path}: is a raw image ('for processing'), take the one for presentation"
@@ -196,191 +157,202 @@ def read_one(path: Path) -> Mammogram:
     )
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is a DICOM by its ending or its first bytes; False where it can't be read."""
-    return path.is_file() and (path.suffix.lower() in DICOMS or has_dicom_bytes(path))
+def _find_images(notes: Notes) -> dict[str, Path]:
+    endings = PICTURES + DICOMS
+    if (notes.root / "images").is_dir():
+        return find_files(notes.root, "images", endings, notes.skipped)
+    if not notes.root.is_dir():
+        raise ArchiveError(f"{notes.root}: is no folder")
+    others = {TABLE, COCO, REGIONS, *FOLDERS}
+    return find_files(notes.root, ".", endings, notes.skipped, others)
 
 
-def _match_rows(folder: _Folder) -> None:
-    """Match rows that name an image in another folder, and note those of no image or mask."""
-    masks = {mask for masks in folder.masks.values() for mask, _ in masks}
-    names = Names(folder.images.keys() - folder.rows.keys(), folders_matter=True)
+def _match_rows(
+    notes: Notes,
+    rows: dict[str, Row],
+    images: Mapping[str, Path],
+    masks: Mapping[str, list[tuple[str, Path]]],
+) -> dict[str, Row]:
+    """Give each image its row, and what rows of several images say where its own is silent."""
+    patterns = sorted((name for name in rows if f"/{name}".endswith("/*")), key=len)
+    matched = {name: rows[name] for name in rows.keys() - patterns}
+    for image, path in images.items():  # of two files that differ in their ending one is read
+        if twin := matched.pop(image + path.suffix.lower(), None):
+            matched[image] = twin
+    names = Names(images.keys() - matched.keys(), folders_matter=True)
+    own = {mask for named in masks.values() for mask, _ in named}
     unused = 0
-    for name in sorted(folder.rows.keys() - folder.images.keys() - masks):
-        image = names.find(name)
-        if image is None or image in folder.rows:
+    for name in sorted(matched.keys() - images.keys() - own):
+        found = names.find(name)
+        if found is None or found in matched:
             unused += 1
         else:
-            folder.rows[image] = folder.rows[name]
+            matched[found] = rows[name]
+    for image in images:
+        general: dict[str, object] = {}
+        for pattern in patterns:
+            if image.startswith(pattern[:-1]):
+                general |= rows[pattern]
+        if image in masks and general.get("pathology") == "normal":
+            del general["pathology"]
+            notes.count("images/*", "images have masks: a row of many does not call them normal")
+        row = general | dict(matched.get(image, {}))
+        if row.get("patient") == "*":
+            row["patient"] = normalize_patient(image)
+        matched[image] = row
     if names.guessed:
-        folder.skipped.add(
-            "metadata.csv", f"{names.guessed} of its files are matched without their folders"
-        )
+        notes.count(TABLE, "of its files are matched without their folders", names.guessed)
     if unused:
-        folder.skipped.add(
-            "metadata.csv", f"{unused} of its {len(folder.rows)} files are no image or mask here"
-        )
+        notes.count(TABLE, f"of its {len(rows)} files are no image or mask here", unused)
+    return matched
 
 
 # Lesions
 
 
-def _read_coco(folder: _Folder, path: Path) -> dict[str, coco.Listed]:
-    """Read the images that a COCO file lists and that are there."""
-    names = Names(folder.images, folders_matter=False)
-    listed = coco.load(path, lambda name: names.find(name) or name, partial(folder.note, path))
+def _find_coco(notes: Notes, images: dict[str, Path]) -> layouts.FindLesions:
+    """Read the images that a COCO file lists; take the others out."""
+    path = notes.root / COCO
+    names = Names(images, folders_matter=False)
+    listed = coco.load(path, lambda name: names.find(name) or name, partial(notes.note, path))
     if names.guessed:
-        folder.note(path, f"{names.guessed} of its names are matched without their folders")
-    if missing := len(listed.keys() - folder.images.keys()):
-        folder.note(path, f"{missing} of its {len(listed)} images are missing")
-    return listed
+        notes.note(path, f"{names.guessed} of its names are matched without their folders")
+    if missing := len(listed.keys() - images.keys()):
+        notes.note(path, f"{missing} of its {len(listed)} images are missing")
+    for image in images.keys() - listed.keys():
+        del images[image]
+        notes.count("images/*", f"images that {COCO} does not list")
+    return partial(_make_coco, notes, images, listed)
 
 
-def _find_regions(folder: _Folder) -> None:
-    """Find the DICOM files that draw regions, among the images and in a folder annotations."""
-    files = {
-        image: path
-        for image, path in folder.images.items()
-        if is_dicom(path) and regions.is_region_file(path)
-    }
-    for image in files:
-        del folder.images[image]
-    paths = list(files.values())
-    if (folder.root / "annotations").is_dir():
-        paths += find_files(folder.root, "annotations", DICOMS, folder.skipped).values()
-    if paths and (folder.masks or folder.listed_only):
-        for path in paths:
-            folder.note(path, "is not read beside masks or annotations.json")
-    elif paths:
-        folder.regions = regions.read_regions(paths, folder.note)
-
-
-def _make_region_lesions(folder: _Folder, image: str) -> Iterator[Found]:
-    assert folder.regions is not None
-    path = folder.images[image]
-    if not is_dicom(path):
-        return
-    identifier, facts = regions.read_image(path)
-    drawn = folder.regions.get(identifier, [])
-    row = folder.rows.get(image, {})
-    details = _find_details(row, len(drawn))
-    for region in drawn:
-        folder.drawn.add(identifier)
-        if region.finding is None:
-            yield Lost()
-            continue
-        kind, certain = _choose_kind(region.finding, row)
-        try:
-            yield region.draw(facts, kind, details | {"kind_is_certain": certain})
-        except ValueError as error:
-            folder.unusable[region.file, str(error)] += 1
-            yield Lost(kind if certain else None)
-
-
-def _note_unused_regions(folder: _Folder) -> None:
-    for (path, reason), count in folder.unusable.items():
-        folder.note(path, f"{count} of its regions {reason}")
-    others = Counter(
-        region.file
-        for image, listed in (folder.regions or {}).items()
-        if image not in folder.drawn
-        for region in listed
-    )
-    for path, count in others.items():
-        folder.note(path, f"{count} of its regions lie on images that are not read here")
-
-
-def _make_mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Found]:
-    row = folder.rows.get(image, {})
-    masks = folder.masks.get(image, [])
-    if masks and row.get("pathology") == "normal":
-        reason = "masks of images that the table calls normal were not looked at"
-        folder.counts[reason] += len(masks)
-        return
-    for mask, path in masks:
-        details = _find_details(row, len(masks)) | (
-            _find_details(folder.rows.get(mask, {}), 1) if mask != image else {}
-        )
-        finding = folder.rows.get(mask, {}).get("kind", row.get("kind", LESION))
-        if finding is None:
-            yield Lost()
-        elif finding.kind is None:
-            folder.counts["masks of findings that are no lesions of ours"] += 1
-        else:
-            details["kind_is_certain"] = finding.is_certain
-            read = partial(read_mask, path, rows, cols)
-            yield MaskedLesion(finding.kind, read, (path,), **details)
-
-
-def _make_coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Found]:
-    listed = folder.coco[image]
-    path = folder.images[image]
-    where = f"{folder.root / 'annotations.json'}: {path.relative_to(folder.root).as_posix()}"
+def _make_coco(
+    notes: Notes,
+    images: Mapping[str, Path],
+    listed: Mapping[str, coco.Listed],
+    image: str,
+    rows: int,
+    cols: int,
+) -> list[Found]:
+    path = images[image]
+    where = f"{notes.root / COCO}: {path.relative_to(notes.root).as_posix()}"
     # what is read later may be told in a log
-    later = f"{folder.root / 'annotations.json'}: {hash_id('folder', image)}"
-    if listed.size not in (None, (rows, cols)):
+    later = f"{notes.root / COCO}: {hash_id('folder', image)}"
+    entry = listed[image]
+    if entry.size not in (None, (rows, cols)):
         raise coco.Contradiction(
-            f"{where} has {(rows, cols)} rows and columns there, but {listed.size} is stated"
+            f"{where} has {(rows, cols)} rows and columns there, but {entry.size} is stated"
         )
-    details = _find_details(folder.rows.get(image, {}), len(listed.annotations))
-    row = folder.rows.get(image, {})
-    for number, (finding, annotation) in enumerate(listed.annotations, start=1):
-        if finding is None:
-            yield Lost()
-            continue
-        kind, certain = _choose_kind(finding, row)
+    found: list[Found] = []
+    for number, (finding, annotation) in enumerate(entry.annotations, start=1):
         try:
-            yield coco.lesion(
-                kind,
-                annotation,
-                rows,
-                cols,
-                details | {"kind_is_certain": certain},
-                f"{later}, annotation {number}",
-            )
+            place = f"{later}, annotation {number}"
+            found.append(coco.make_found(finding, annotation, rows, cols, place))
         except coco.Contradiction as error:
             raise coco.Contradiction(str(error).replace(later, where)) from None
         except ValueError as error:
-            folder.note(path, f"annotation {number} left out: {error}")
-            yield Lost(kind if certain else None)
+            notes.note(path, f"annotation {number} left out: {error}")
+            found.append(Lost(finding.certain_kind if finding else None))
+    return found
 
 
-def _choose_kind(finding: Finding, row: Row) -> tuple[LesionKind, bool]:
-    """Return what a finding is, which the table may know better than a general word."""
+def _read_regions(
+    notes: Notes, images: dict[str, Path], has_masks: bool
+) -> dict[str, list[regions.Region]]:
+    """Read the DICOM files that draw regions, among the images and in a folder of their own."""
+    files = {
+        image: path
+        for image, path in images.items()
+        if is_dicom(path) and regions.is_region_file(path)
+    }
+    for image in files:
+        del images[image]
+    paths = list(files.values())
+    if (notes.root / REGIONS).is_dir():
+        paths += find_files(notes.root, REGIONS, DICOMS, notes.skipped).values()
+    if has_masks:
+        for path in paths:
+            notes.note(path, f"is not read beside masks or {COCO}")
+        return {}
+    return regions.read_regions(paths, notes.note)
+
+
+def _make_regions(
+    notes: Notes,
+    images: Mapping[str, Path],
+    drawn: Mapping[str, list[regions.Region]],
+    used: set[str],
+    image: str,
+    rows: int,
+    cols: int,
+) -> list[Found]:
+    if not is_dicom(images[image]):
+        return []
+    identifier, facts = regions.read_image(images[image])
+    used.add(identifier)
+    found: list[Found] = []
+    for region in drawn.get(identifier, ()):
+        if region.finding is None or region.finding.kind is None:
+            found.append(Lost())
+            continue
+        certain = {"kind_is_certain": region.finding.is_certain}
+        try:
+            found.append(region.draw(facts, region.finding.kind, certain))
+        except ValueError as error:
+            notes.count(region.file, f"of its regions {error}")
+            found.append(Lost(region.finding.certain_kind))
+    return found
+
+
+def _make_masked(
+    notes: Notes,
+    masks: Mapping[str, list[tuple[str, Path]]],
+    table: Mapping[str, Row],
+    image: str,
+    rows: int,
+    cols: int,
+) -> list[Found]:
+    row = table.get(image, {})
+    named = masks.get(image, [])
+    if row.get("pathology") == "normal":
+        reason = "masks of images that the table calls normal were not looked at"
+        notes.count("images/*", reason, len(named))
+        return []
+    found: list[Found] = []
+    for mask, path in named:
+        own = table.get(mask, {}) if mask != image else {}
+        finding = own.get("kind", row.get("kind", LESION))
+        if finding is None:
+            found.append(Lost())
+        elif finding.kind is None:
+            notes.count("images/*", "masks of findings that are no lesions of ours")
+        else:
+            details = {name: own[name] for name in ("shape", "margin", "pathology") if name in own}
+            read = partial(read_mask, path, rows, cols)
+            certain = finding.is_certain
+            found.append(
+                MaskedLesion(finding.kind, read, (path,), kind_is_certain=certain, **details)
+            )
+    return found
+
+
+def _complete(found: list[Found], row: Row) -> list[Found]:
+    """Add what the image's row says of each of its lesions to what their own labels say."""
+    details = {name: row[name] for name in ("shape", "margin") if name in row and len(found) == 1}
+    if row.get("pathology") == "benign" or (
+        len(found) == 1 and row.get("pathology") == "malignant"
+    ):
+        details["pathology"] = row["pathology"]
     stated = row.get("kind")
-    if not finding.is_certain and stated and stated.kind:
-        finding = stated
-    assert finding.kind
-    return finding.kind, finding.is_certain
-
-
-def _make_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Found]:
-    if folder.layout is not None:
-        lesions = folder.layout.find_lesions(image, rows, cols)
-        details = _find_details(folder.rows.get(image, {}), len(lesions))
-        return (_complete(lesion, details) for lesion in lesions)
-    if folder.regions is not None:
-        return _make_region_lesions(folder, image)
-    if folder.listed_only:
-        return _make_coco_lesions(folder, image, rows, cols)
-    return _make_mask_lesions(folder, image, rows, cols)
-
-
-def _complete(lesion: Found, details: Mapping[str, Any]) -> Found:
-    """Add what the image's row says of a lesion to what its own label says."""
-    for name, value in details.items():
-        if isinstance(lesion, Lesion) and getattr(lesion, name) is None:
+    for lesion in found:
+        if not isinstance(lesion, Lesion):
+            continue
+        changes = {name: value for name, value in details.items() if getattr(lesion, name) is None}
+        if not lesion.kind_is_certain and stated and stated.kind:
+            changes |= {"kind": stated.kind, "kind_is_certain": stated.is_certain}
+        for name, value in changes.items():
             # frozen, and not shared yet; a MaskedLesion has no other way
             object.__setattr__(lesion, name, value)
-    return lesion
-
-
-def _find_details(row: Row, lesions: int) -> dict[str, Any]:
-    """Return what an image's row says of each of its lesions."""
-    details = {name: row[name] for name in ("shape", "margin") if name in row and lesions == 1}
-    if row.get("pathology") == "benign" or (lesions == 1 and row.get("pathology") == "malignant"):
-        details["pathology"] = row["pathology"]
-    return details
+    return found
 
 
 # Images
@@ -392,110 +364,72 @@ def _speak_of_unkeyed_pseudonyms(root: Path) -> None:
         return
     log.info(
         "pseudonyms of patients are hashes without a key: whoever has a list of the patients' "
-        "numbers can undo them; with private data set %s to a secret text first",
+        "numbers can reverse them; with private data set %s to a secret text first",
         ID_KEY,
     )
 
 
-def _make_mammograms(folder: _Folder) -> Iterator[Mammogram]:
-    has_patients = any("patient" in row for row in folder.rows.values())
+def _make_mammograms(
+    notes: Notes,
+    images: Mapping[str, Path],
+    rows: Mapping[str, Row],
+    find: layouts.FindLesions,
+    subsets: Mapping[str, Split],
+) -> Iterator[Mammogram]:
+    has_patients = any("patient" in row for row in rows.values())
     if not has_patients:
-        reason = (
-            "metadata.csv names no patients, so all images count as one and can't be split; "
-            "give it the columns file and patient"
+        log.warning(
+            "%s: %s names no patients, so all images count as one and can't be split; give it the "
+            "columns file and patient, `*,*` if every image is of another patient",
+            notes.root.name,
+            TABLE,
         )
-        log.warning("%s: %s", folder.root.name, reason)
     elif not is_keyed():
-        _speak_of_unkeyed_pseudonyms(folder.root)
-    for image, path in folder.images.items():
-        if folder.listed_only and image not in folder.coco:
-            folder.counts["images that annotations.json does not list"] += 1
-        elif has_patients and "patient" not in folder.rows.get(image, {}):
-            folder.counts[
-                "images without a patient in metadata.csv, which might be in both subsets of a "
-                "split"
-            ] += 1
-        else:
-            try:
-                bits = folder.rows.get(image, {}).get("bits")
-                if facts := _read_facts(path, bits, pictures.read_mammogram):
-                    yield _make_mammogram(folder, image, facts)
-                else:
-                    folder.counts["raw images ('for processing')"] += 1
-            except coco.Contradiction:
-                raise
-            except ArchiveError as error:
-                folder.note(path, error)
+        _speak_of_unkeyed_pseudonyms(notes.root)
+    for image, path in images.items():
+        row = rows.get(image, {})
+        if has_patients and "patient" not in row:
+            reason = (
+                f"images without a patient in {TABLE}, which might be in both subsets of a split"
+            )
+            notes.count("images/*", reason)
+            continue
+        try:
+            if facts := read_image(path, row.get("bits"), is_listed=True):
+                yield _make_mammogram(notes, image, facts, row, find, subsets.get(image))
+            else:
+                notes.count("images/*", "raw images ('for processing')")
+        except coco.Contradiction:
+            raise
+        except ArchiveError as error:
+            notes.note(path, error)
 
 
-def _make_mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammogram:
-    row = folder.rows.get(image, {})
-    found = sort_found(_make_lesions(folder, image, facts["rows"], facts["cols"]))
+def _make_mammogram(
+    notes: Notes,
+    image: str,
+    facts: dict[str, Any],
+    row: Row,
+    find: layouts.FindLesions,
+    subset: Split | None,
+) -> Mammogram:
+    found = _complete(find(image, facts["rows"], facts["cols"]), row)
     pathology = row.get("pathology")
-    if pathology == "normal" and (found["lesions"] or found["lost"]):
-        folder.note(
-            folder.images[image],
-            f"the table calls it normal, but it has {sum(map(len, found.values()))} lesions: its "
-            "pathology is taken as unknown",
+    if pathology == "normal" and found:
+        notes.note(
+            facts["file"],
+            f"the table calls it normal, but it has {len(found)} lesions: its pathology is taken "
+            "as unknown",
         )
         pathology = None
-    facts |= {
-        name: row[name]
-        for name in ("laterality", "view", "spacing", "birads", "density")
-        if name in row
-    }
-    subsets = folder.layout.subsets if folder.layout else {}
-    mammogram = Mammogram(
+    names = ("laterality", "view", "spacing", "birads", "density")
+    facts |= {name: row[name] for name in names if name in row}
+    return Mammogram(
         archive="folder",
         patient_id=hash_id("folder", row.get("patient", "")),
         image_id=hash_id("folder", image),
         pathology=pathology,
-        **found,
-        official_split=row.get("split") or subsets.get(image),
+        **sort_found(found),
+        official_split=row.get("split") or subset,
         **facts,
     )
-    if mammogram.laterality and mammogram.wall_side != mammogram.laterality:
-        folder.counts[
-            "images are stored mirrored: PatientOrientation holds, not the laterality"
-        ] += 1
-    return mammogram
-
-
-def _read_facts(
-    path: Path,
-    bits: int | None,
-    read: Callable[[Path, int | None], NDArray[np.float32]] = pictures.read_pixels,
-) -> dict[str, Any] | None:
-    """Read what an image's own header says, as fields of Mammogram; None of a raw one.
-
-    Args:
-        path: Its file.
-        bits: What the table says.
-        read: Reads a picture's pixels.
-    """
-    if is_dicom(path):
-        if bits is not None:
-            raise ArchiveError(f"{path}: a DICOM states its bits itself, leave them blank")
-        return _read_dicom_facts(path)
-    with pictures.open_picture(path) as picture:
-        depth = (pictures.find_full_scale(picture, path, bits) + 1).bit_length() - 1
-        pixels = picture.width * picture.height
-        packs_well = path.stat().st_size * _MASKS_PACK < pixels and picture.format != "JPEG"
-        if packs_well or is_named_mask(path.stem):
-            read(path, bits)  # for its complaints
-        return {
-            "bits": depth,
-            "rows": picture.height,
-            "cols": picture.width,
-            "read": partial(read, path, bits),
-            "file": path,
-        }
-
-
-def _read_dicom_facts(path: Path) -> dict[str, Any] | None:
-    header = dicom.read_header(path)
-    facts = {
-        name: getattr(header, name)
-        for name in ("rows", "cols", "laterality", "view", "spacing", "chest_wall")
-    }
-    return None if header.for_processing else facts | dicom.pixel_source(path)

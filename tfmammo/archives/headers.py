@@ -160,16 +160,10 @@ def _find_laterality(dataset: FileDataset) -> Laterality | None:
 
 
 def _find_chest_wall(dataset: FileDataset) -> Laterality | None:
-    """Find the chest wall by the direction of the rows (PS3.3 C.7.6.1.1.1).
-
-    Rows that run to the front of the body, A, begin at the chest wall. Other words are found there
-    too, CBIS-DDSM's view for example.
-    """
     words = value(dataset, "PatientOrientation")
-    row = str(words if isinstance(words, str) else next(iter(words or ()), "")).strip().upper()
-    if not re.fullmatch(r"[AP][HFLR]{0,2}|[HFLR]{1,2}[AP]", row):
-        return None
-    return "L" if "A" in row else "R"
+    return views.parse_chest_wall(
+        str(words if isinstance(words, str) else next(iter(words or ()), ""))
+    )
 
 
 def _find_view(dataset: FileDataset) -> View | None:

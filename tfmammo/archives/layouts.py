@@ -32,14 +32,7 @@ from tfmammo.archives.findings import Finding, find_word
 from tfmammo.archives.masks import check_region
 from tfmammo.archives.named_files import PICTURES, find_files, make_key
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import (
-    Found,
-    Lost,
-    Skipped,
-    Split,
-    hash_id,
-    trace_lesions,
-)
+from tfmammo.mammogram import Found, Lost, Skipped, Split, hash_id, trace_lesions
 
 FindLesions = Callable[[str, int, int], list[Found]]
 
@@ -70,15 +63,7 @@ class Layout:
 
 
 def find_layout(root: Path, skipped: Skipped) -> Layout | None:
-    """Recognize another tool's data set; None of any other folder.
-
-    Args:
-        root: The folder.
-        skipped: Takes what is left out.
-
-    Raises:
-        ArchiveError: A file that lists images or names labels is damaged.
-    """
+    """Recognize another tool's data set; None of any other folder."""
     has_images = (root / "images").is_dir()
     if (root / "dataset.json").is_file():
         content = _read_json(root / "dataset.json")
@@ -121,17 +106,14 @@ def _open_nnunet(root: Path, content: Mapping[str, Any], skipped: Skipped) -> La
                 skipped.note(root, file, f"has no label map in labels{part}")
             else:
                 key = f"images{part}/{name}"
-                images[key] = file
-                maps[key] = label_maps[case]
-                subsets[key] = subset
+                images[key], maps[key], subsets[key] = file, label_maps[case], subset
     return Layout(images, partial(_read_label_map, maps, found), assign_subsets(subsets))
 
 
 def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Layout:
     path = root / "dataset.json"
-    labels = content.get("labels")
     try:
-        numbers = {int(value): str(name) for value, name in (labels or {}).items()}
+        numbers = {int(value): str(name) for value, name in (content.get("labels") or {}).items()}
     except (AttributeError, TypeError, ValueError):
         raise ArchiveError(f"{path}: its labels are not numbers with names") from None
     found = find_labels(numbers, path, root, skipped)
@@ -142,9 +124,9 @@ def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Lay
     for name, subset in SUBSETS.items():
         entries = content.get(name)
         for entry in entries if isinstance(entries, list) else ():
+            listed = entry if isinstance(entry, dict) else {}
             image, label = (
-                _find_listed(root, path, entry, word) if isinstance(entry, dict) else None
-                for word in ("image", "label")
+                _find_listed(root, path, listed.get(word)) for word in ("image", "label")
             )
             if image is None or label is None:
                 others += 1
@@ -152,17 +134,14 @@ def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Lay
             key = make_key(image.relative_to(root).as_posix())
             if key in images:
                 raise ArchiveError(f"{path}: lists an image twice")
-            images[key] = image
-            maps[key] = label
-            subsets[key] = subset
+            images[key], maps[key], subsets[key] = image, label, subset
     if others:
         skipped.note(root, path, f"{others} of its images have no picture or no label map here")
     return Layout(images, partial(_read_label_map, maps, found), assign_subsets(subsets))
 
 
-def _find_listed(root: Path, path: Path, entry: Mapping[str, Any], word: str) -> Path | None:
+def _find_listed(root: Path, path: Path, name: Any) -> Path | None:
     """Find a listed file; None where it is missing or no picture."""
-    name = entry.get(word)
     if not isinstance(name, str):
         return None
     try:
@@ -187,20 +166,20 @@ def _read_label_map(
         raise ArchiveError(
             f"{path}: holds the label {unknown[0]}, which dataset.json does not name"
         )
-    lesions: list[Found] = []
+    found: list[Found] = []
     for value in present:
         finding = labels[value]
         if finding is None:
-            lesions.append(Lost())
+            found.append(Lost())
         elif finding.kind is not None:
             region = (values == value).astype(np.uint8)
             check_region(region, path)
             if np.count_nonzero(np.diff(region, axis=1, prepend=0) == 1) > 2**18:
                 raise ArchiveError(f"{path}: marks no lesions but noise")
-            lesions += trace_lesions(finding.kind, region, kind_is_certain=finding.is_certain)
-            if len(lesions) > _MOST_REGIONS:
+            found += trace_lesions(finding.kind, region, kind_is_certain=finding.is_certain)
+            if len(found) > _MOST_REGIONS:
                 raise ArchiveError(f"{path}: marks more than {_MOST_REGIONS} regions")
-    return lesions
+    return found
 
 
 # Lists of lesions
@@ -287,28 +266,25 @@ def _read_objects(
         ]
     except (AttributeError, LookupError, TypeError, ValueError):
         raise ArchiveError(f"{where} are not lists of one length with bbox and category") from None
-    lesions: list[Found] = []
+    found: list[Found] = []
     for number, (box, facts) in enumerate(entries, start=1):
         finding = find_word(str(facts["category"]))
         if finding is None:
             skipped.add(key, f"object {number} is of a category that is not known")
-            lesions.append(Lost())
-            continue
-        if finding.kind is None:
+        elif finding.kind is None:
             skipped.add(key, f"object {number} is no lesion of ours")
             continue
-        annotation: dict[str, Any] = {"bbox": box}
+        annotation: dict[str, Any] = {"bbox": box, "attributes": facts}
         if facts["counts"]:
             annotation["segmentation"] = {"size": [rows, cols], "counts": facts["counts"]}
-        details = coco.parse_attributes(facts) | {"kind_is_certain": finding.is_certain}
         try:
-            lesions.append(coco.lesion(finding.kind, annotation, rows, cols, details, where))
+            found.append(coco.make_found(finding, annotation, rows, cols, where))
         except coco.Contradiction:
             raise
         except ValueError as error:
             skipped.add(key, f"object {number} left out: {error}")
-            lesions.append(Lost(finding.kind if finding.is_certain else None))
-    return lesions
+            found.append(Lost(finding.certain_kind if finding else None))
+    return found
 
 
 # What they share

@@ -23,7 +23,8 @@ from tfmammo.archives.named_files import PICTURES, find_files
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Skipped
 
-FOLDERS = ("masks", "labels")  # the first that holds pictures counts
+# in any case of letters; the first that holds pictures counts
+FOLDERS = ("masks", "mask", "labels", "segmentations")
 # what tools add to an image's name: a_mask, a_mask_1, a_seg, a-label
 _ENDING = re.compile(
     r"[_-](masks?|seg|segmentation|labels?|gt|roi)(?:[_-]?([0-9]{1,9}))?", re.IGNORECASE
@@ -67,11 +68,14 @@ def find_masks(
 
 def find_mask_folder(root: Path) -> str | None:
     """Find the folder of masks."""
+    try:
+        folders = {path.name.lower(): path.name for path in sorted(root.iterdir()) if path.is_dir()}
+    except OSError:
+        return None
     for name in FOLDERS:
-        if (root / name).is_dir() and (
-            name == "masks" or find_files(root, name, PICTURES, Skipped())
-        ):
-            return name
+        folder = folders.get(name)
+        if folder and (name == "masks" or find_files(root, folder, PICTURES, Skipped())):
+            return folder
     return None
 
 

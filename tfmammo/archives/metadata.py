@@ -13,10 +13,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tfmammo.archives.findings import find_word
+from tfmammo.archives.findings import find_word, parse_pathology
 from tfmammo.archives.named_files import make_key
 from tfmammo.archives.tables import read_table
 from tfmammo.archives.views import parse_side, parse_view
@@ -27,8 +27,7 @@ log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]  # a column's name -> its value in our own terms; blank cells are absent
 
-_PATHOLOGIES = {"benign_without_callback": "benign", "cancer": "malignant", "malign": "malignant"}
-_SPLITS = {"training": "train", "testing": "test"}
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 
 
 def _parse_spacing(text: str) -> tuple[float, float]:
@@ -47,16 +46,6 @@ def _parse_bits(text: str) -> int:
     return int(float(text))
 
 
-def _parse_pathology(text: str) -> str | None:
-    word = _PATHOLOGIES.get(text.lower(), text.lower())
-    return word if word in ("normal", "benign", "malignant") else None
-
-
-def _parse_split(text: str) -> str | None:
-    word = _SPLITS.get(text.lower(), text.lower())
-    return word if word in ("train", "test") else None
-
-
 def _parse_category(text: str) -> str:
     # pandas writes 2.0 for 2 where other rows have no value
     return re.sub(r"(?<=[0-9])[.,]0+$", "", text)
@@ -68,42 +57,42 @@ _COLUMNS: dict[str, Callable[[str], Any]] = {
     "patient": normalize_patient,
     "laterality": parse_side,
     "view": lambda text: parse_view(text)[1],
-    "pathology": _parse_pathology,
+    "pathology": parse_pathology,
     "kind": find_word,
     "shape": str.lower,
     "margin": str.lower,
     "birads": _parse_category,
     "density": _parse_category,
     "spacing": _parse_spacing,
-    "split": _parse_split,
+    "split": lambda text: _SPLITS.get(text.lower()),
     "bits": _parse_bits,
     "lesion_patient": normalize_patient,
 }
 
 
 def read_metadata(path: Path, skipped: Skipped) -> dict[str, Row]:
-    """Read the rows of metadata.csv by file.
+    """Read the rows of metadata.csv by file, without its ending unless two differ in it alone.
 
-    Args:
-        path: The table.
-        skipped: Takes unknown columns and words.
-
-    Raises:
-        ArchiveError: It can't be read, a needed cell is wrong, or a file has two rows.
+    Raises ArchiveError where it can't be read, a needed cell is wrong, or a file has two rows.
     """
     lines = read_table(path, ["file"], strict=True)
     _note_columns(path, list(lines[0][1]) if lines else [], skipped)
     unknown: Counter[str] = Counter()
-    rows: dict[str, Row] = {}
+    by_name: dict[str, dict[str, Row]] = {}  # then by ending
     for number, cells in lines:
         if not cells["file"]:
             raise ArchiveError(f"{path}: row {number}, file: is blank")
         row = _parse_row(f"{path}: row {number}", cells, unknown)
-        if rows.setdefault(row["file"], row) is not row:
+        ending = PurePosixPath(cells["file"]).suffix.lower()
+        if by_name.setdefault(row["file"], {}).setdefault(ending, row) is not row:
             raise ArchiveError(f"{path}: row {number} is a second one of its file")
     _note_words(path.name, unknown, skipped)
     _speak_of_leading_zeros(path.parent, [cells.get("patient", "") for _, cells in lines])
-    return rows
+    return {
+        name + (ending if len(rows) > 1 else ""): row
+        for name, rows in by_name.items()
+        for ending, row in rows.items()
+    }
 
 
 def parse_cells(

@@ -34,17 +34,17 @@ MiniMammographic Database.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.archives.files import list_regular_files
+from tfmammo.archives.files import sort_files
+from tfmammo.archives.images import read_picture
+from tfmammo.archives.notes import Notes
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Found,
@@ -58,9 +58,9 @@ from tfmammo.mammogram import (
     sort_found,
 )
 
-# px, mm per px
-SIZE = 1024
-SPACING = 0.2
+SIZE = 1024  # px
+SPACING = 0.2  # mm per px
+TABLE = "info.txt"
 
 _FILE = re.compile(r"mdb(\d{3,6})\.pgm", re.IGNORECASE | re.ASCII)
 _ROW = re.compile(
@@ -69,136 +69,88 @@ _ROW = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _CIRCLE = re.compile(r"(\d{1,6})[ \t]+(\d{1,6})[ \t]+(\d{1,6})")
-_SPACE = rb"(?:\s|#[^\r\n]*[\r\n])"  # PGM allows comments between the numbers of its header
-_HEADER = re.compile(rb"P5%b+(\d{1,6})%b+(\d{1,6})%b+(\d{1,6})\s" % (_SPACE, _SPACE, _SPACE))
-_KINDS: dict[str, LesionKind] = {
-    "CALC": "calcification",
-    "CIRC": "mass",
-    "SPIC": "mass",
-    "MISC": "mass",
-    "ARCH": "distortion",
-    "ASYM": "asymmetry",
+# kind and margin
+_CLASSES: dict[str, tuple[LesionKind, str | None]] = {
+    "CALC": ("calcification", None),
+    "CIRC": ("mass", "circumscribed"),
+    "SPIC": ("mass", "spiculated"),
+    "MISC": ("mass", "ill-defined"),
+    "ARCH": ("distortion", None),
+    "ASYM": ("asymmetry", None),
 }
-_MARGINS = {"CIRC": "circumscribed", "SPIC": "spiculated", "MISC": "ill-defined"}
 _PATHOLOGIES: dict[str, Pathology] = {"B": "benign", "M": "malignant"}
 _DENSITIES = {"F": "fatty", "G": "fatty-glandular", "D": "dense-glandular"}
 
 
 class _Row(NamedTuple):
-    """One row of the table;
-
-    Attributes:
-        circle: (x, y, radius), None where the archive gives none.
-    """
-
     density: str
     finding: str
     severity: str
-    circle: tuple[int, int, int] | None
+    circle: tuple[int, int, int] | None  # x, y, radius; None where the archive gives none
 
 
 _Table = dict[int, list[_Row]]  # film number -> its rows
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the table and the headers of the images; no pixel is read.
-
-    Args:
-        root: The folder that holds, at any depth, mdb<number>.pgm and Info.txt.
-        skipped: What is left out is noted here.
-
-    Returns:
-        One record per readable image that the table names, in the order of their numbers; every
-        view is MLO.
-
-    Raises:
-        ArchiveError: No folder, no image, no table with rows, or no image can be read.
-    """
-    root = Path(root)
-    skipped = Skipped() if skipped is None else skipped
-    images, tables = _find_files(root, skipped)
+    """Read the table and the headers of the images, in the order of their numbers."""
+    notes = Notes(root, skipped, "mini-MIAS")
+    _, paths = sort_files(notes.root, (), (".txt", ".pgm"))
+    images: dict[int, Path] = {}
+    for path in paths:
+        name = _FILE.fullmatch(path.name)
+        if name and images.setdefault(int(name[1]), path) is not path:
+            notes.note(path, "is a second file of the same number")
     if not images:
-        raise ArchiveError(f"{root}: is no mini-MIAS archive, there is no mdb<number>.pgm")
-    table = _choose_table(root, tables, skipped)
+        raise notes.fail("there is no mdb<number>.pgm")
+    table = _choose_table(notes, [path for path in paths if path.name.lower() == TABLE])
     mammograms = []
-    faults = []
     for number, path in sorted(images.items()):
         try:
-            mammograms.append(
-                _make_mammogram(
-                    number, path, table.get(number), partial(skipped.add, path.relative_to(root))
-                )
-            )
+            mammograms.append(_make_mammogram(notes, number, path, table.get(number)))
         except ArchiveError as error:
-            skipped.note(root, path, error)
-            faults.append(error)
-    if missing := len(table.keys() - images.keys()):
-        skipped.add("Info.txt", f"{missing} of its {len(table)} images are missing")
-    if not mammograms:
-        raise ArchiveError(
-            f"{root}: none of its {len(images)} images mdb<number>.pgm can be used, the first is "
-            f"{faults[0]}"
-        )
-    return mammograms
+            notes.note(path, error)
+    missing = len(table.keys() - images.keys())
+    notes.count("Info.txt", f"of its {len(table)} images are missing", missing)
+    return notes.finish(mammograms)
 
 
-def _find_files(root: Path, skipped: Skipped) -> tuple[dict[int, Path], list[Path]]:
-    """Find the images by number, and all tables, those nearest to the root first."""
-    images: dict[int, Path] = {}
-    tables = []
-    for path in sorted(list_regular_files(root), key=lambda path: (len(path.parts), path)):
-        if path.name.lower() == "info.txt":
-            tables.append(path)
-        elif name := _FILE.fullmatch(path.name):
-            if int(name[1]) in images:
-                skipped.add(path.relative_to(root), "is a second file of the same number")
-            images.setdefault(int(name[1]), path)
-    return images, tables
-
-
-def _choose_table(root: Path, paths: list[Path], skipped: Skipped) -> _Table:
+def _choose_table(notes: Notes, paths: list[Path]) -> _Table:
     """Choose the first table that has rows; note others where they differ from it."""
     table: _Table = {}
     for path in paths:
-        parsed, faults = _parse_rows(path)
+        parsed, fault = _parse_rows(path)
         if parsed and not table:
             table = parsed
-            for fault in faults:
-                skipped.add(path.relative_to(root), fault)
+            if fault:
+                notes.note(path, fault)
+        elif not parsed:
+            notes.note(path, "has no row of the form of mini-MIAS")
         elif parsed != table:
-            skipped.add(
-                path.relative_to(root),
-                "is another table, and was not used"
-                if parsed
-                else "has no row of the form of mini-MIAS",
-            )
+            notes.note(path, "is another table, and was not used")
     if not table:
-        raise ArchiveError(
-            f"{root}: is no mini-MIAS archive, there is no Info.txt with rows like 'mdb001 G CIRC "
-            "B 535 425 197'"
-        )
+        raise notes.fail("there is no Info.txt with rows like 'mdb001 G CIRC B 535 425 197'")
     return table
 
 
-def _parse_rows(path: Path) -> tuple[_Table, list[str]]:
+def _parse_rows(path: Path) -> tuple[_Table, str]:
     """Parse a table's rows; return one sentence for those that only begin like a row."""
     table: _Table = defaultdict(list)
     wrong = []
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
-        return {}, [f"can't be read ({error.strerror})"]
+        return {}, f"can't be read ({error.strerror})"
     for number, line in enumerate(lines, start=1):
         row = _ROW.fullmatch(line.strip())
-        place = row and _parse_circle(row[5] or "")
-        if row and place is not None and (row[4] or row[3].upper() == "NORM"):
-            table[int(row[1])].append(
-                _Row(row[2].upper(), row[3].upper(), (row[4] or "").upper(), place or None)
-            )
+        circle = row and _parse_circle(row[5] or "")
+        if row and circle is not None and (row[4] or row[3].upper() == "NORM"):
+            words = (row[2].upper(), row[3].upper(), (row[4] or "").upper())
+            table[int(row[1])].append(_Row(*words, circle or None))
         elif re.match(r"\s*mdb\d", line, re.IGNORECASE):
             wrong.append(number)
     fault = f"{len(wrong)} rows are not of its form, the first is line {wrong[0]}" if wrong else ""
-    return dict(table), [fault] if fault else []
+    return dict(table), fault
 
 
 def _parse_circle(text: str) -> tuple[int, int, int] | tuple[()] | None:
@@ -209,15 +161,18 @@ def _parse_circle(text: str) -> tuple[int, int, int] | tuple[()] | None:
     return (int(circle[1]), int(circle[2]), int(circle[3])) if circle else None
 
 
-def _make_mammogram(
-    number: int, path: Path, rows: list[_Row] | None, note: partial[None]
-) -> Mammogram:
+def _make_mammogram(notes: Notes, number: int, path: Path, rows: list[_Row] | None) -> Mammogram:
     if rows is None:
         raise ArchiveError(f"{path}: Info.txt does not name it")
-    _find_pixels(path)
+    facts = read_picture(path, None, is_listed=False)
+    if (facts["rows"], facts["cols"]) != (SIZE, SIZE):
+        raise ArchiveError(
+            f"{path}: is {facts['rows']} x {facts['cols']} px, but the circles of Info.txt are in "
+            f"pixels of {SIZE} x {SIZE}"
+        )
     severities = {row.severity for row in rows if row.finding != "NORM"}
     if severities and any(row.finding == "NORM" for row in rows):
-        note("Info.txt calls it normal and names findings, which were kept")
+        notes.note(path, "Info.txt calls it normal and names findings, which were kept")
     pathology: Pathology = "normal"
     if severities:
         pathology = _PATHOLOGIES["M" if "M" in severities else "B"]
@@ -225,88 +180,34 @@ def _make_mammogram(
         archive="mini_mias",
         patient_id=hash_id("mini_mias", f"pair {(number + 1) // 2}"),
         image_id=f"mdb{number:03d}",
-        rows=SIZE,
-        cols=SIZE,
-        read=partial(_read_pixels, path),
-        file=path,
         laterality="L" if number % 2 else "R",
         view="MLO",
         pathology=pathology,
-        **sort_found(_make_lesions(rows, note)),
+        **sort_found(_make_found(notes, path, row) for row in rows if row.finding != "NORM"),
         spacing=(SPACING, SPACING),
         density=_DENSITIES[rows[0].density],
-        bits=8,
+        **facts,
     )
 
 
-def _make_lesions(rows: list[_Row], note: partial[None]) -> tuple[Found, ...]:
-    lesions: list[Found] = []
-    for row in rows:
-        if row.finding == "NORM":
-            continue
-        if row.circle is None:
-            note(f"a finding {row.finding} without a circle became no lesion")
-            lesions.append(Lost(_KINDS[row.finding]))
-            continue
-        details: dict[str, Any] = {
-            "pathology": _PATHOLOGIES[row.severity],
-            "margin": _MARGINS.get(row.finding),
-        }
-        try:
-            lesions.append(
-                Lesion.from_outline(
-                    _KINDS[row.finding], _draw_circle(*row.circle), SIZE, SIZE, **details
-                )
-            )
-        except ValueError as error:
-            note(f"the circle {' '.join(map(str, row.circle))} left out: {error}")
-            lesions.append(Lost(_KINDS[row.finding]))
-    return tuple(lesions)
+def _make_found(notes: Notes, path: Path, row: _Row) -> Found:
+    kind, margin = _CLASSES[row.finding]
+    if row.circle is None:
+        notes.note(path, f"a finding {row.finding} without a circle became no lesion")
+        return Lost(kind)
+    details = {"pathology": _PATHOLOGIES[row.severity], "margin": margin}
+    try:
+        return Lesion.from_outline(kind, _draw_circle(*row.circle), SIZE, SIZE, **details)
+    except ValueError as error:
+        notes.note(path, f"the circle {' '.join(map(str, row.circle))} left out: {error}")
+        return Lost(kind)
 
 
 def _draw_circle(x: int, y: int, radius: int) -> NDArray[np.float32]:
     if not 0 < radius < SIZE:
-        raise ValueError(
-            f"a radius of {radius} encloses {'more than the image' if radius else 'nothing'}"
-        )
+        size = "more than the image" if radius else "nothing"
+        raise ValueError(f"a radius of {radius} encloses {size}")
     angle = np.linspace(0, 2 * np.pi, 90, endpoint=False)
     return np.stack([SIZE - y + radius * np.sin(angle), x + radius * np.cos(angle)], axis=1).astype(
         np.float32
     )
-
-
-def _find_pixels(path: Path) -> int:
-    """Return the position of the first pixel.
-
-    Raises ArchiveError for a file that is no whole PGM of 1024 x 1024 bytes.
-    """
-    try:
-        with path.open("rb") as file:
-            header = _HEADER.match(file.read(1024))
-            length = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise ArchiveError(f"{path}: can't be read ({error.strerror})") from None
-    if header is None:
-        raise ArchiveError(f"{path}: is no binary PGM (P5)")
-    cols, rows, most = (int(number) for number in header.groups())
-    if most != 255:
-        raise ArchiveError(f"{path}: its largest grey value is {most}, not 255")
-    if (rows, cols) != (SIZE, SIZE):
-        raise ArchiveError(
-            f"{path}: is {rows} x {cols} px, but the circles of Info.txt are in pixels of {SIZE} "
-            f"x {SIZE}"
-        )
-    if length < header.end() + rows * cols:
-        raise ArchiveError(
-            f"{path}: the file ends early, {header.end() + rows * cols - length} bytes are missing"
-        )
-    return header.end()
-
-
-def _read_pixels(path: Path) -> NDArray[np.float32]:
-    offset = _find_pixels(path)
-    try:
-        grey = np.fromfile(path, np.uint8, SIZE * SIZE, offset=offset)
-    except OSError as error:
-        raise ArchiveError(f"{path}: can't be read ({error.strerror})") from None
-    return grey.reshape(SIZE, SIZE, 1).astype(np.float32) / np.float32(255)

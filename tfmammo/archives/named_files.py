@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -16,24 +16,27 @@ DICOMS = (".dcm", ".dicom")
 
 
 def find_files(
-    root: Path, name: str, endings: tuple[str, ...], skipped: Skipped
+    root: Path, name: str, endings: tuple[str, ...], skipped: Skipped, others: Container[str] = ()
 ) -> dict[str, Path]:
     """Find files of these endings by their names beneath `name`, in order.
 
     Names are in one spelling and without the ending. Where the endings are DICOM's, too, a file of
-    another ending or of none is one by its bytes, and its whole name counts.
+    another ending or of none is one by its bytes, and its whole name counts. `others` in the folder
+    are passed over.
     """
     files: dict[str, Path] = {}
-    others = 0
+    unknown = 0
     for path in sorted(list_regular_files(root / name, links=False)):
         relative = path.relative_to(root / name)
+        if relative.parts[0].lower() in others:
+            continue
         is_named = path.suffix.lower() in endings
         key = normalize_spelling((relative.with_suffix("") if is_named else relative).as_posix())
         # a name in no known encoding can't be hashed
         if not key.isprintable() or not (
             is_named or (set(DICOMS) <= set(endings) and has_dicom_bytes(path))
         ):
-            others += 1
+            unknown += 1
         elif key in files:
             skipped.add(
                 path.relative_to(root).as_posix(),
@@ -41,10 +44,10 @@ def find_files(
             )
         else:
             files[key] = path
-    if others:
+    if unknown:
         skipped.add(
             f"{name}/*",
-            f"{others} files of other kinds than {' '.join(endings)}, or with unprintable names",
+            f"{unknown} files of other kinds than {' '.join(endings)}, or with unprintable names",
         )
     return files
 

@@ -33,15 +33,14 @@ Source: Halling-Brown et al., OPTIMAM Mammography Image Database, Radiology: Art
 from __future__ import annotations
 
 import json
-import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfmammo.archives import dicom
-from tfmammo.archives.headers import Header
+from tfmammo.archives.images import read_noted
+from tfmammo.archives.notes import Notes
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Box,
@@ -59,7 +58,6 @@ from tfmammo.mammogram import (
 
 # omidb imports matplotlib.pyplot: read() pays for that, `import tfmammo.archives` does not
 if TYPE_CHECKING:
-    from omidb.client_parser import ClientParser
     from omidb.episode import Episode
     from omidb.image import Image
     from omidb.lesion import Lesion as Finding
@@ -68,7 +66,6 @@ if TYPE_CHECKING:
 # names of studies and images come from JSON: nothing else may become a path
 _UID = re.compile(r"[0-9][0-9.]{0,63}")
 _CLIENT = re.compile(r"[A-Za-z0-9_-]+")
-_UNREADABLE = (OSError, ValueError, RecursionError)
 _BENIGN_FLAGS = (
     "dystrophic_calcification",
     "milk_of_calcium",
@@ -94,121 +91,62 @@ _DESCRIPTIONS: dict[str, LesionKind] = {
 _MARGINS = ("ill_defined", "spiculated", "well_defined")
 
 
-@dataclass
-class _Archive:
-    """What a root holds."""
-
-    root: Path
-    data: Path
-    images: Path
-    skipped: Skipped
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def note(self, path: Path, reason: object) -> None:
-        self.skipped.note(self.root, path, reason)
-
-    def count(self, reason: str) -> None:
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-
-
-class _LeftOut(Exception):
-    """An image that is no mammogram for us; the reason is counted, not noted file by file."""
-
-
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the mammograms of an OMI-DB folder, in the order of clients, studies and images.
-
-    No pixel is read.
-
-    Args:
-        root: The folder that holds `data` and `images`.
-        skipped: Takes what was left out, and why; missing DICOM files and raw images are counted
-            there in one entry.
-
-    Returns:
-        One record per image that is listed, on disk and a mammogram.
-
-    Raises:
-        ArchiveError: `root` has no folders data and images, no client in them, or no image that can
-            be read.
-    """
-    root = Path(root)
-    folders = {entry.name.lower(): Path(entry.path) for entry in _find_folders(root)}
+    """Read records and DICOM headers, in the order of clients, studies and images."""
+    notes = Notes(root, skipped, "OMI-DB")
+    folders = {path.name.lower(): path for path in _list_folders(notes.root)}
     if "data" not in folders or "images" not in folders:
-        raise ArchiveError(f"{root}: is no OMI-DB archive, it has no folders data and images")
-    archive = _Archive(
-        root, folders["data"], folders["images"], Skipped() if skipped is None else skipped
-    )
-    mammograms = [
+        raise notes.fail("it has no folders data and images")
+    return notes.finish(
         mammogram
-        for entry in _find_folders(archive.data)
-        for mammogram in _read_client(archive, Path(entry.path))
-    ]
-    if archive.counts:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in archive.counts.items())
-        archive.note(archive.images / "*.dcm", reasons)
-    if not mammograms:
-        first = next(
-            (
-                f", the first is {file}: {reason}"
-                for file, reason in archive.skipped.reasons.items()
-            ),
-            "",
-        )
-        raise ArchiveError(
-            f"{root}: OMI-DB's folders hold no image that can be read ({len(archive.skipped)} "
-            f"skipped{first})"
-        )
-    return mammograms
+        for folder in _list_folders(folders["data"])
+        for mammogram in _read_client(notes, folder, folders["images"])
+    )
 
 
-def _find_folders(path: Path) -> list[os.DirEntry[str]]:
+def _list_folders(path: Path) -> list[Path]:
     try:
-        with os.scandir(path) as entries:
-            return sorted(
-                (entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name
-            )
+        return sorted(entry for entry in path.iterdir() if entry.is_dir())
     except OSError:
         raise ArchiveError(f"{path}: is no folder that can be read") from None
 
 
-def _read_client(archive: _Archive, folder: Path) -> list[Mammogram]:
+def _read_client(notes: Notes, folder: Path, images: Path) -> list[Mammogram]:
     """Read all images of one client; whatever is wrong with it is noted and stays with it."""
     client = folder.name
+    place = images / "*.dcm"
     try:
-        names = {name.lower(): name for name in os.listdir(folder)}
+        names = {path.name.lower(): path for path in folder.iterdir()}
     except OSError as error:
-        archive.note(folder, error)
+        notes.note(folder, error)
         return []
     if not _CLIENT.fullmatch(client):
-        archive.count("folders whose name is no client's")
+        notes.count(place, "folders whose name is no client's")
         return []
     imagedb, nbss = (
-        folder / names.get(name, name)
-        for name in (f"{kind}_{client}.json".lower() for kind in ("imagedb", "nbss"))
+        names.get(name.lower(), folder / name)
+        for name in (f"imagedb_{client}.json", f"nbss_{client}.json")
     )
     try:
         studies = _read_json(imagedb).get("STUDIES")
         if not isinstance(studies, dict):
             raise ArchiveError(f"{imagedb}: lists no studies")
     except ArchiveError as error:
-        archive.note(imagedb, error)
+        notes.note(imagedb, error)
         return []
     mammograms: dict[str, Mammogram] = {}
-    for study, series, episode, outcome in _list_studies(archive, client, studies, nbss, imagedb):
+    for study, series, episode, outcome in _list_studies(notes, client, studies, nbss, imagedb):
         for image in series:
-            path = archive.images / client / study / f"{image.id}.dcm"
+            path = images / client / study / f"{image.id}.dcm"
             if not _UID.fullmatch(study) or not _UID.fullmatch(image.id):
-                archive.count("images whose study or name is no UID")
+                notes.count(place, "images whose study or name is no UID")
                 continue
-            try:
-                lost = _count_lost_marks(archive, path, studies[study], image)
-                mammogram = _make_mammogram(archive, path, image, episode, outcome, lost)
-            except _LeftOut as reason:
-                archive.count(str(reason))
-            except ArchiveError as error:
-                archive.note(path, error)
-            else:
+            if not path.is_file():
+                notes.count(place, "images are listed but have no DICOM file")
+                continue
+            if facts := read_noted(notes, path, place):
+                lost = _count_lost_marks(notes, path, studies[study], image)
+                mammogram = _make_mammogram(notes, path, image, episode, outcome, lost, facts)
                 # listed in two series, it is still one file
                 mammograms.setdefault(mammogram.image_id, mammogram)
     return list(mammograms.values())
@@ -219,7 +157,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ArchiveError(f"{path}: no such file")
     try:
         content = json.loads(path.read_bytes())
-    except _UNREADABLE as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArchiveError(f"{path}: can't be read as JSON ({error.__class__.__name__})") from None
     if not isinstance(content, dict):
         raise ArchiveError(f"{path}: is no JSON object")
@@ -227,12 +165,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _list_studies(
-    archive: _Archive, client: str, studies: dict[str, Any], nbss: Path, imagedb: Path
+    notes: Notes, client: str, studies: dict[str, Any], nbss: Path, imagedb: Path
 ) -> Iterator[tuple[str, list[Image], Episode | None, str]]:
-    """List the studies of a client, each once.
-
-    Returns:
-        (study, its images, its episode if any, that episode's outcome in omidb's letters) of each.
+    """List the studies of a client, each once: (study, images, episode, omidb's outcome of it).
 
     omidb meets unforeseen records with exceptions of any class, whose texts hold dates: only their
     class is passed on.
@@ -244,45 +179,24 @@ def _list_studies(
     try:
         parser.nbss = _read_json(nbss)
         episodes = parser.parse_episodes()
-    except ArchiveError as error:
-        archive.note(
-            nbss, f"its images are kept without pathology: {str(error).removeprefix(f'{nbss}: ')}"
-        )
     except Exception as error:
-        archive.note(
-            nbss,
-            "its images are kept without pathology: omidb can't read it "
-            f"({error.__class__.__name__})",
-        )
+        reason = f"omidb can't read it ({error.__class__.__name__})"
+        if isinstance(error, ArchiveError):
+            reason = str(error).removeprefix(f"{nbss}: ")
+        notes.note(nbss, f"its images are kept without pathology: {reason}")
     linked = set()
     for episode in episodes:
         outcome = _find_outcome(episode, episodes)
         for study in episode.studies:
             linked.add(study.id)
-            yield (
-                study.id,
-                [image for series in study.series for image in series.images],
-                episode,
-                outcome,
-            )
+            images = [image for series in study.series for image in series.images]
+            yield study.id, images, episode, outcome
     for study_id in (study_id for study_id in studies if study_id not in linked):
-        yield (
-            study_id,
-            _list_images(archive, parser, study_id, studies[study_id], imagedb),
-            None,
-            "",
-        )
-
-
-def _list_images(
-    archive: _Archive, parser: ClientParser, study_id: str, study: Any, imagedb: Path
-) -> list[Image]:
-    """List the images of a study without an episode."""
-    try:
-        return [image for series in parser.parse_series(study_id, study) for image in series.images]
-    except Exception as error:
-        archive.note(imagedb, f"a study can't be read ({error.__class__.__name__})")
-        return []
+        try:
+            series = parser.parse_series(study_id, studies[study_id])
+            yield study_id, [image for each in series for image in each.images], None, ""
+        except Exception as error:
+            notes.note(imagedb, f"a study can't be read ({error.__class__.__name__})")
 
 
 def _find_outcome(episode: Episode, episodes: list[Episode]) -> str:
@@ -297,21 +211,17 @@ def _find_outcome(episode: Episode, episodes: list[Episode]) -> str:
 
 
 def _make_mammogram(
-    archive: _Archive,
+    notes: Notes,
     path: Path,
     image: Image,
     episode: Episode | None,
     outcome: str,
     lost: int,
+    facts: dict[str, Any],
 ) -> Mammogram:
-    if not path.is_file():
-        raise _LeftOut("images are listed but have no DICOM file")
-    header = dicom.read_header(path)
-    if header.for_processing:
-        raise _LeftOut("raw images ('for processing')")
-    breast = _find_breast_pathology(episode, outcome, header.laterality) if episode else None
-    lesions = _make_lesions(archive, path, image.marks, episode, breast, header)
-    lesions += (Lost(),) * lost
+    breast = _find_breast_pathology(episode, outcome, facts["laterality"]) if episode else None
+    found = _make_lesions(notes, path, image.marks, episode, breast, facts)
+    found += [Lost()] * lost
     client, study = path.parts[-3:-1]
     patient = hash_id("optimam", client.lower())
     return Mammogram(
@@ -319,31 +229,19 @@ def _make_mammogram(
         patient_id=patient,
         # 12 digits alone meet twice in millions
         image_id=f"{patient}-{hash_id('optimam', f'{client}/{study}/{image.id}')}",
-        rows=header.rows,
-        cols=header.cols,
-        laterality=header.laterality,
-        view=header.view,
-        chest_wall=header.chest_wall,
-        pathology=_worst_pathology(breast, lesions),
-        **sort_found(lesions),
-        spacing=header.spacing,
-        **dicom.pixel_source(path),
+        pathology=_find_pathology(breast, found),
+        **sort_found(found),
+        **facts,
     )
 
 
-def _count_lost_marks(archive: _Archive, path: Path, study: dict[str, Any], image: Image) -> int:
+def _count_lost_marks(notes: Notes, path: Path, study: dict[str, Any], image: Image) -> int:
     """Count marks that omidb dropped, and note them."""
-    listed = max(
-        (
-            len(marks)
-            for series in study.values()
-            if isinstance(series, dict) and isinstance(marks := series.get(image.id), dict)
-        ),
-        default=0,
-    )
-    lost = max(0, listed - len(image.marks))
-    if lost and path.is_file():
-        archive.note(path, f"{lost} of its {listed} marks can't be read")
+    listed = [series.get(image.id) for series in study.values() if isinstance(series, dict)]
+    most = max((len(marks) for marks in listed if isinstance(marks, dict)), default=0)
+    lost = max(0, most - len(image.marks))
+    if lost:
+        notes.note(path, f"{lost} of its {most} marks can't be read")
     return lost
 
 
@@ -351,25 +249,18 @@ def _find_breast_pathology(
     episode: Episode, outcome: str, side: Laterality | None
 ) -> Pathology | None:
     events = episode.events
-    proven = (
-        [event for event in (events.surgery, events.biopsy_wide, events.biopsy_fine) if event]
-        if events
-        else []
-    )
-    others = (
-        [
-            event
-            for event in (*(events.screening or ()), events.assessment, events.clinical)
-            if event
-        ]
-        if events
-        else []
-    )
+    proven = [events.surgery, events.biopsy_wide, events.biopsy_fine] if events else []
+    others = [*(events.screening or ()), events.assessment, events.clinical] if events else []
     names = {"L": ("left_opinion",), "R": ("right_opinion",)}.get(
         side or "", ("left_opinion", "right_opinion")
     )
     results, opinions = (
-        {opinion.name for event in group for name in names if (opinion := getattr(event, name))}
+        {
+            opinion.name
+            for event in group
+            for name in names
+            if event and (opinion := getattr(event, name))
+        }
         for group in (proven, proven + others)
     )
     interval = any(
@@ -386,57 +277,40 @@ def _find_breast_pathology(
 
 
 def _make_lesions(
-    archive: _Archive,
+    notes: Notes,
     path: Path,
     marks: list[Mark],
     episode: Episode | None,
     breast: Pathology | None,
-    header: Header,
-) -> tuple[Found, ...]:
-    lesions: list[Found] = []
-    faults: dict[str, list[str]] = {}
+    facts: dict[str, Any],
+) -> list[Found]:
+    found: list[Found] = []
+    faults: dict[str, list[str]] = defaultdict(list)
+    known = episode.lesions if episode else {}
+    side = facts["laterality"]
     for number, mark in enumerate(marks, start=1):
-        findings = (
-            [
-                episode.lesions[key]
-                for key in sorted(mark.lesion_ids or ())
-                if key in episode.lesions
-            ]
-            if episode
-            else []
-        )
-        findings = [
-            finding
-            for finding in findings
-            if header.laterality in (None, finding.side and finding.side.name)
-        ]
+        findings = [known[key] for key in sorted(mark.lesion_ids or ()) if key in known]
+        findings = [each for each in findings if side in (None, each.side and each.side.name)]
         try:
             kind, certain = _find_kind(mark, findings)
-            box = _parse_box(mark, header.rows, header.cols)
+            box = _parse_box(mark, facts["rows"], facts["cols"])
         except ValueError as error:
-            faults.setdefault(str(error), []).append(str(number))
-            lesions.append(Lost())
+            faults[str(error)].append(str(number))
+            found.append(Lost())
             continue
-        pathology = _find_mark_pathology(mark, findings) or (
-            breast if breast == "benign" or (len(marks) == 1 and breast == "malignant") else None
-        )
-        margin = (
-            mark.mass_classification.name if kind == "mass" and mark.mass_classification else None
-        )
-        shape = (
-            mark.benign_classification.value
-            if kind == "calcification" and mark.benign_classification
-            else None
-        )
-        margin = margin if margin in _MARGINS else None
-        lesions.append(
-            Lesion(
-                kind, box, pathology=pathology, shape=shape, margin=margin, kind_is_certain=certain
-            )
-        )
+        passed_on = breast == "benign" or (len(marks) == 1 and breast == "malignant")
+        details: dict[str, Any] = {
+            "pathology": _find_mark_pathology(mark, findings) or (breast if passed_on else None)
+        }
+        if kind == "mass" and mark.mass_classification:
+            margin = mark.mass_classification.name
+            details["margin"] = margin if margin in _MARGINS else None
+        if kind == "calcification" and mark.benign_classification:
+            details["shape"] = mark.benign_classification.value
+        found.append(Lesion(kind, box, kind_is_certain=certain, **details))
     for reason, numbers in faults.items():
-        archive.note(path, f"mark {', '.join(numbers)} left out: {reason}")
-    return tuple(lesions)
+        notes.note(path, f"mark {', '.join(numbers)} left out: {reason}")
+    return found
 
 
 def _find_kind(mark: Mark, findings: list[Finding]) -> tuple[LesionKind, bool]:
@@ -456,10 +330,8 @@ def _parse_box(mark: Mark, rows: int, cols: int) -> Box:
     corners = mark.boundingBox
     if corners.x1 >= corners.x2 or corners.y1 >= corners.y2:
         raise ValueError("its box is inverted or empty")
-    top = max(0, corners.y1)
-    left = max(0, corners.x1)
-    bottom = min(rows, corners.y2)
-    right = min(cols, corners.x2)
+    top, left = max(0, corners.y1), max(0, corners.x1)
+    bottom, right = min(rows, corners.y2), min(cols, corners.x2)
     if top >= bottom or left >= right:
         raise ValueError("its box lies outside the image")
     return top, left, bottom, right
@@ -484,11 +356,11 @@ def _find_finding_pathology(finding: Finding) -> Pathology | None:
     return "benign" if opinions & {"H2", "B2", "C2"} else None
 
 
-def _worst_pathology(breast: Pathology | None, lesions: tuple[Found, ...]) -> Pathology | None:
+def _find_pathology(breast: Pathology | None, found: list[Found]) -> Pathology | None:
     """Return the image's pathology: its breast's, unless a lesion's is worse or contradicts it."""
-    pathologies = {None if isinstance(each, Lost) else each.pathology for each in lesions}
+    pathologies = {None if isinstance(each, Lost) else each.pathology for each in found}
     if "malignant" in pathologies or breast == "malignant":
         return "malignant"
     if breast != "benign" and "benign" in pathologies and None not in pathologies:
         return "benign"
-    return None if breast == "normal" and lesions else breast
+    return None if breast == "normal" and found else breast

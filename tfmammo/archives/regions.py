@@ -251,14 +251,14 @@ def _read_segment(
 def _read_frame(path: Path, number: int) -> NDArray[np.unsignedinteger]:
     """Read the stored values of one frame: [rows, cols]."""
     with dicom.reading(path), silence():
-        dataset = pydicom.dcmread(path)
-        if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-            sides = ("NumberOfFrames", "Rows", "Columns", "BitsAllocated")
-            if 8 * len(dataset.PixelData) < np.prod([integer(dataset, key, 1) for key in sides]):
-                raise Fault("the file ends before its pixels do")
-        if dataset.BitsAllocated != 1:
-            return np.asarray(pixel_array(dataset, index=number, raw=True))
+        if pydicom.dcmread(path, stop_before_pixels=True).BitsAllocated != 1:
+            return np.asarray(pixel_array(path, index=number, raw=True))
         # pydicom reads no single frame of bits that begins within a byte
+        dataset = pydicom.dcmread(path)
+        bits = np.prod([integer(dataset, key, 1) for key in ("NumberOfFrames", "Rows", "Columns")])
+        is_plain = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
+        if is_plain and 8 * len(dataset.PixelData) < bits:
+            raise Fault("the file ends before its pixels do")
         frames = pixel_array(dataset, raw=True)
         return np.asarray(frames if frames.ndim == 2 else frames[number])
 

@@ -1,12 +1,15 @@
-"""Tables of all archives: CSV of any separator, or old Excel -> rows of text."""
+"""Tables of all archives: CSV of any separator, or Excel, old and new -> rows of text."""
 
 from __future__ import annotations
 
 import codecs
 import csv
 import io
+import re
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import xlrd
 
@@ -15,6 +18,7 @@ from tfmammo.mammogram import normalize_spelling
 
 Row = dict[str, str]  # column's name in lower case, _ for blanks -> text
 
+_LARGEST_PART = 2**28  # bytes of a part of an .xlsx; a packed file can claim any size
 _BLANK = ("nan", "none", "null", "n/a", "na", "<na>", "nat", "-", "?")
 
 
@@ -26,7 +30,7 @@ def read_table(
     Cells are stripped and in one spelling; what programs write for nothing (nan, None) is blank.
 
     Args:
-        path: A .csv or .xls file.
+        path: A .csv, .xls or .xlsx file; of a workbook the first sheet is read.
         columns: Names that must be there.
         strict: Refuse bytes that are no text, rows of another length than the first, and columns of
             one name.
@@ -66,6 +70,8 @@ def _read_lines(path: Path, strict: bool) -> list[list[str]]:
         content = path.read_bytes()
         if path.suffix.lower() == ".xls":
             return _read_sheet(content)
+        if path.suffix.lower() == ".xlsx":
+            return _read_workbook(content)
         is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = content.decode(
             "utf-16" if is_wide else "utf-8-sig", errors="strict" if strict else "replace"
@@ -74,7 +80,8 @@ def _read_lines(path: Path, strict: bool) -> list[list[str]]:
         separator = max(",;\t", key=head.count)
         return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict))
     except Exception as error:  # xlrd answers damaged files with exceptions of any class
-        form = "an Excel sheet" if path.suffix.lower() == ".xls" else "CSV in UTF-8"
+        is_sheet = path.suffix.lower() in (".xls", ".xlsx")
+        form = "an Excel sheet" if is_sheet else "CSV in UTF-8"
         raise ArchiveError(
             f"{path}: can't be read as {form} ({error.__class__.__name__})"
         ) from None
@@ -87,3 +94,48 @@ def _read_sheet(content: bytes) -> list[list[str]]:
         [f"{cell:.15g}" if isinstance(cell, float) else str(cell) for cell in sheet.row_values(row)]
         for row in range(sheet.nrows)
     ]
+
+
+def _read_workbook(content: bytes) -> list[list[str]]:
+    """Read the first sheet of an .xlsx file (ECMA-376): numbers and text, no formatting."""
+    with zipfile.ZipFile(io.BytesIO(content)) as book:
+        names = [name for name in book.namelist() if re.fullmatch(r"xl/worksheets/[^/]+", name)]
+        first = min(names, key=lambda name: (len(name), name))  # sheet2 comes before sheet10
+        words = [
+            "".join(text.text or "" for text in item.findall("{*}t") + item.findall("{*}r/{*}t"))
+            for item in _parse_part(book, "xl/sharedStrings.xml")
+        ]
+        rows: list[list[str]] = []
+        for row in _parse_part(book, first).iterfind("{*}sheetData/{*}row"):
+            number = int(row.get("r", len(rows) + 1))
+            if number > 2**20:  # Excel has no more
+                raise ValueError
+            rows += [[] for _ in range(number - 1 - len(rows))]  # blank rows are not there
+            cells: list[str] = []
+            for cell in row:
+                column = 0
+                for letter in re.sub("[^A-Z]", "", cell.get("r", "")):
+                    column = 26 * column + ord(letter) - 64
+                if column > 2**14:  # nor more of these
+                    raise ValueError
+                cells += [""] * (column - 1 - len(cells)) + [_read_cell(cell, words)]
+            rows.append(cells + [""] * (len(rows[0]) - len(cells) if rows else 0))
+    return rows
+
+
+def _parse_part(book: zipfile.ZipFile, name: str) -> ElementTree.Element:
+    if name not in book.namelist():
+        return ElementTree.Element("none")
+    if book.getinfo(name).file_size > _LARGEST_PART:
+        raise ValueError
+    return ElementTree.fromstring(book.read(name))  # expat bounds what entities grow to
+
+
+def _read_cell(cell: ElementTree.Element, words: list[str]) -> str:
+    value = cell.findtext("{*}v", "")
+    kind = cell.get("t", "n")
+    if kind == "s":
+        return words[int(value)]
+    if kind == "inlineStr":
+        return "".join(text.text or "" for text in cell.iterfind(".//{*}t"))
+    return f"{float(value):.15g}" if kind == "n" and value else value

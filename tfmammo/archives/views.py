@@ -55,6 +55,18 @@ def parse_view(text: str) -> tuple[Laterality | None, View | None]:
     return None, _NAMES.get(re.sub(r"[ _-]", "", text))
 
 
+def parse_chest_wall(row: str) -> Laterality | None:
+    """Find the side of the image at which the chest wall lies (PS3.3 C.7.6.1.1.1).
+
+    Args:
+        row: The first word of PatientOrientation: rows that run to the front of the body, A, begin
+            at the chest wall. CBIS-DDSM has its view there, and other words occur.
+    """
+    if not re.fullmatch(r"[AP][HFLR]{0,2}|[HFLR]{1,2}[AP]", row.strip().upper()):
+        return None
+    return "L" if "A" in row.upper() else "R"
+
+
 def find_view(codes: Iterable[str]) -> View | None:
     """Find the first code of a view."""
     return next((_VIEW_OF_CODE[code] for code in codes if code in _VIEW_OF_CODE), None)

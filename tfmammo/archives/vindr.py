@@ -36,16 +36,17 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from tfmammo.archives import dicom
-from tfmammo.archives.files import list_regular_files
+from tfmammo.archives.files import sort_files
 from tfmammo.archives.findings import Finding, find_word
+from tfmammo.archives.images import read_noted
+from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import Row, read_table
 from tfmammo.archives.views import parse_side, parse_view
-from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Box,
     Found,
@@ -97,92 +98,20 @@ class _Findings:
     lost: int = 0
 
 
-@dataclass
-class _Faults:
-    """Rows of one table that were left out, counted by reason: 100,000 of them are one note."""
-
-    first: dict[str, int] = field(default_factory=dict)
-    count: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-
-    def add(self, reason: str, line: int) -> None:
-        self.first.setdefault(reason, line)
-        self.count[reason] += 1
-
-    def reasons(self) -> list[str]:
-        """Return each reason with its number of rows and the line of the first."""
-        return [
-            f"{self.count[reason]} rows, the first in line {line}: {reason}"
-            for reason, line in self.first.items()
-        ]
-
-
-@dataclass
-class _Archive:
-    """What a root holds.
-
-    Attributes:
-        dicoms: Files by (study_id, image_id) in lower case.
-        tables: Files by name in lower case.
-    """
-
-    root: Path
-    skipped: Skipped
-    dicoms: dict[tuple[str, str], Path] = field(default_factory=dict)
-    tables: dict[str, Path] = field(default_factory=dict)
-    findings: dict[str, _Findings] = field(default_factory=dict)
-    faults: dict[str, _Faults] = field(
-        default_factory=lambda: {IMAGES: _Faults(), FINDINGS: _Faults()}
-    )
-
-    def note(self, path: Path, reason: object) -> None:
-        self.skipped.note(self.root, path, reason)
-
-
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the tables and the headers.
-
-    No pixel is read.
-
-    Args:
-        root: The archive's folder or any above it.
-        skipped: Takes what was left out, and why.
-
-    Returns:
-        One record per image that is in the table and on disk, in the table's order; lesions have
-        boxes and no outlines.
-
-    Raises:
-        ArchiveError: No folder, no table or one without the columns read here, or none of its
-            images is there.
-    """
-    archive = _Archive(Path(root), Skipped() if skipped is None else skipped)
-    _find_files(archive)
+    """Read the tables and the headers, in the table's order."""
+    notes = Notes(root, skipped, "VinDr-Mammo")
+    tables, paths = sort_files(notes.root, (IMAGES, FINDINGS), (".dicom", ".dcm"))
     for name in (IMAGES, FINDINGS):
-        if name not in archive.tables:
-            raise ArchiveError(f"{root}: is no VinDr-Mammo archive, {name} is missing")
-    _read_findings(archive)
-    mammograms = _make_mammograms(archive)
-    for name, faults in archive.faults.items():
-        for reason in faults.reasons():
-            archive.note(archive.tables[name], reason)
-    if not mammograms:
-        raise ArchiveError(
-            f"{root}: holds none of the images that {IMAGES} names and that can be read"
-        )
-    return list(mammograms.values())
-
-
-def _find_files(archive: _Archive) -> None:
-    """Walk the tree once; of several files of one name the one nearest to the root counts."""
-    for path in sorted(list_regular_files(archive.root), key=lambda path: (len(path.parts), path)):
-        name = path.name.lower()
+        if name not in tables:
+            raise notes.fail(f"{name} is missing")
+    dicoms: dict[tuple[str, str], Path] = {}
+    for path in paths:
         key = (_make_key(path.parent.name), _make_key(path.stem))
-        if name in (IMAGES, FINDINGS):
-            archive.tables.setdefault(name, path)
-        elif path.suffix.lower() not in (".dicom", ".dcm"):
-            continue
-        elif archive.dicoms.setdefault(key, path) is not path:
-            archive.note(path, "is a second file of the same study and image")
+        if dicoms.setdefault(key, path) is not path:
+            notes.note(path, "is a second file of the same study and image")
+    findings = _read_findings(notes, tables[FINDINGS])
+    return notes.finish(_read_images(notes, tables, dicoms, findings))
 
 
 def _make_key(name: str) -> str:
@@ -190,23 +119,20 @@ def _make_key(name: str) -> str:
     return normalize_spelling(name).strip().lower()
 
 
-def _read_findings(archive: _Archive) -> None:
-    faults = archive.faults[FINDINGS]
-    for line, row in read_table(archive.tables[FINDINGS], _FINDING_COLUMNS):
-        findings = archive.findings.setdefault(_make_key(row["image_id"]), _Findings())
+def _read_findings(notes: Notes, path: Path) -> dict[str, _Findings]:
+    by_image: dict[str, _Findings] = defaultdict(_Findings)
+    for line, row in read_table(path, _FINDING_COLUMNS):
+        findings = by_image[_make_key(row["image_id"])]
         readable = _LIST.fullmatch(row["finding_categories"])
-        names = (
-            [name[1:-1].strip().lower() for name in re.findall(_QUOTED, row["finding_categories"])]
-            if readable
-            else []
-        )
+        names = re.findall(_QUOTED, row["finding_categories"]) if readable else []
+        names = [name[1:-1].strip().lower() for name in names]
         if names == ["no finding"]:
             continue
         findings.marked = True
         known = [find_word(name) for name in names]
         for name, finding in zip(names, known, strict=True):
             if finding and not finding.kind:
-                faults.add(f"{name[:40]!r} is no lesion of ours", line)
+                notes.count(path, f"{name[:40]!r} is no lesion of ours", line=line)
         corners = _parse_corners(row)
         reason = ""
         if not readable:
@@ -216,10 +142,11 @@ def _read_findings(archive: _Archive) -> None:
         elif corners is None and any(finding and finding.kind for finding in known):
             reason = "the box has a corner that is no number"
         if reason:
-            faults.add(reason, line)
+            notes.count(path, reason, line=line)
             findings.lost += 1
         if corners:
             findings.boxes.append((line, known, corners))
+    return by_image
 
 
 def _parse_corners(row: Row) -> Corners | None:
@@ -230,95 +157,82 @@ def _parse_corners(row: Row) -> Corners | None:
     return (xmin, ymin, xmax, ymax) if all(map(math.isfinite, (xmin, ymin, xmax, ymax))) else None
 
 
-def _make_mammograms(archive: _Archive) -> dict[str, Mammogram]:
-    """Make the records by image_id."""
-    table = archive.tables[IMAGES]
-    mammograms: dict[str, Mammogram] = {}
+def _read_images(
+    notes: Notes,
+    tables: Mapping[str, Path],
+    dicoms: Mapping[tuple[str, str], Path],
+    findings: Mapping[str, _Findings],
+) -> Iterator[Mammogram]:
+    table = tables[IMAGES]
     named = set()
     used = set()
     missing = 0
     for line, row in read_table(table, _IMAGE_COLUMNS):
         image = _make_key(row["image_id"])
         key = (_make_key(row["study_id"]), image)
-        path = archive.dicoms.get(key)
+        path = dicoms.get(key)
+        sizes = [row[name] for name in ("height", "width")]
         if image in named:
-            archive.faults[IMAGES].add("names an image a second time", line)
+            notes.count(table, "names an image a second time", line=line)
         elif path is None:
             missing += 1
-        else:
-            try:
-                mammograms[image] = _make_mammogram(archive, path, row)
-            except ArchiveError as error:
-                archive.note(path, error)
+        elif not all(re.fullmatch(r"[1-9]\d{0,4}", size) for size in sizes):
+            notes.note(path, f"{IMAGES} gives no height and width for it")
+        elif facts := read_noted(notes, path, table):
+            facts |= {"rows": int(sizes[0]), "cols": int(sizes[1])}
+            # without a row it is not known to be free of findings
+            marks = findings.get(image) or _Findings(marked=True)
+            found = list(_make_lesions(notes, tables[FINDINGS], marks, facts))
+            yield _make_mammogram(key, row, facts, marks.marked, found)
         named.add(image)
         used.add(key)
-    if missing:
-        archive.note(
-            table,
-            f"{missing} of its {len(named)} images are not on disk as <study_id>/<image_id>.dicom",
-        )
-    if extra := len(archive.dicoms.keys() - used):
-        archive.note(table, f"{extra} DICOM files are not in it")
-    if left := len(archive.findings.keys() - named):
-        archive.note(archive.tables[FINDINGS], f"{left} images are not in {IMAGES}")
-    return mammograms
+    files = "images are not on disk as <study_id>/<image_id>.dicom"
+    notes.count(table, f"of its {len(named)} {files}", missing)
+    notes.count(table, "DICOM files are not in it", len(dicoms.keys() - used))
+    notes.count(tables[FINDINGS], f"images are not in {IMAGES}", len(findings.keys() - named))
 
 
-def _make_mammogram(archive: _Archive, path: Path, row: Row) -> Mammogram:
-    image = _make_key(row["image_id"])
-    if not all(re.fullmatch(r"[1-9]\d{0,4}", row[column]) for column in ("height", "width")):
-        raise ArchiveError(f"{path}: {IMAGES} gives no height and width for it")
-    rows = int(row["height"])
-    cols = int(row["width"])
-    header = dicom.read_header(path)
-    laterality = parse_side(row["laterality"])
-    if header.chest_wall not in (None, laterality):
-        archive.note(path, "is stored mirrored: PatientOrientation holds, not the laterality")
+def _make_mammogram(
+    key: tuple[str, str], row: Row, facts: dict[str, Any], marked: bool, found: list[Found]
+) -> Mammogram:
     birads = re.fullmatch(r"(?:BI-RADS\s*)?([0-6][ABC]?)", row["breast_birads"], re.IGNORECASE)
     density = re.fullmatch(r"(?:DENSITY\s*)?([A-D])", row["breast_density"], re.IGNORECASE)
-    # without a row it is not known to be free of findings
-    findings = archive.findings.get(image, _Findings(marked=True))
+    facts |= {
+        "laterality": parse_side(row["laterality"]),
+        "view": parse_view(row["view_position"])[1],
+    }
     return Mammogram(
         archive="vindr",
-        patient_id=hash_id("vindr", _make_key(row["study_id"])),
-        image_id=image,
-        rows=rows,
-        cols=cols,
-        laterality=laterality,
-        view=parse_view(row["view_position"])[1],
-        pathology="normal" if birads and birads[1] == "1" and not findings.marked else None,
-        **sort_found(_make_lesions(findings, rows, cols, archive.faults[FINDINGS])),
-        spacing=header.spacing,
-        chest_wall=header.chest_wall,
+        patient_id=hash_id("vindr", key[0]),
+        image_id=key[1],
+        pathology="normal" if birads and birads[1] == "1" and not marked else None,
+        **sort_found(found),
         birads=birads[1].upper() if birads else None,
         density=density[1].upper() if density else None,
         official_split=_SPLITS.get(row["split"].lower()),
-        **dicom.pixel_source(path),
+        **facts,
     )
 
 
-def _make_lesions(findings: _Findings, rows: int, cols: int, faults: _Faults) -> Iterator[Found]:
+def _make_lesions(
+    notes: Notes, table: Path, findings: _Findings, facts: Mapping[str, Any]
+) -> Iterator[Found]:
     yield from [Lost()] * findings.lost
     for line, known, corners in findings.boxes:
         kinds = list(dict.fromkeys(each.kind for each in known if each and each.kind))
         certain = len(kinds) == 1 and all(each and each.kind for each in known)
-        box = _round_box(corners, rows, cols)
+        box = _round_box(corners, facts["rows"], facts["cols"])
         if box:
             yield from (Lesion(kind, box, kind_is_certain=certain) for kind in kinds)
         elif kinds:
-            faults.add("the box is empty, or outside the image", line)
+            notes.count(table, "the box is empty, or outside the image", line=line)
             yield Lost(kinds[0] if certain else None)
 
 
 def _round_box(corners: Corners, rows: int, cols: int) -> Box | None:
     """Return every pixel that (xmin, ymin, xmax, ymax) touches, within the image; None if none."""
     xmin, ymin, xmax, ymax = corners
-    top = math.floor(max(ymin, 0))
-    left = math.floor(max(xmin, 0))
-    bottom = math.ceil(min(ymax, rows))
-    right = math.ceil(min(xmax, cols))
-    return (
-        (top, left, bottom, right)
-        if ymin < ymax and xmin < xmax and top < bottom and left < right
-        else None
-    )
+    top, left = math.floor(max(ymin, 0)), math.floor(max(xmin, 0))
+    bottom, right = math.ceil(min(ymax, rows)), math.ceil(min(xmax, cols))
+    is_box = ymin < ymax and xmin < xmax and top < bottom and left < right
+    return (top, left, bottom, right) if is_box else None

@@ -4,12 +4,14 @@
     train/images, train/labels  and valid, test: as Roboflow writes them
     NAME.yaml or classes.txt    names the labels; without them each is a mass of uncertain kind
 
-An image without a text file has no lesion, as YOLO says.
+`train`, `val` and `test` of the YAML may name folders, or text files that list images, beneath the
+YAML's own folder or its `path`; what lies elsewhere is not read. An image without a text file has
+no lesion, as YOLO says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from tfmammo.archives.layouts import SUBSETS, Layout, assign_subsets, find_label
 from tfmammo.archives.named_files import PICTURES, find_files
 from tfmammo.config import read_yaml
 from tfmammo.errors import ArchiveError, ConfigError
-from tfmammo.mammogram import Found, Lesion, Lost, Skipped
+from tfmammo.mammogram import Found, Lesion, Lost, Skipped, normalize_spelling
 
 _LARGEST_YAML = 2**20  # bytes; YAML is slow to read
 _LARGEST_TEXT = 2**24  # bytes of the labels of one image
@@ -34,49 +36,93 @@ _NO_LABELS = ("classes.txt", "notes.txt", "readme.txt")
 def find_yolo(root: Path, skipped: Skipped) -> Layout | None:
     """Recognize a YOLO data set; None of any other folder.
 
-    Args:
-        root: The folder.
-        skipped: Takes what is left out.
-
-    Raises:
-        ArchiveError: Names are damaged, other annotations lie beside the labels, or no label file
-            is of an image.
+    Raises ArchiveError where names are damaged, other annotations lie beside the labels, or no
+    label file is of an image.
     """
-    folders = _list_folders(root)
-    texts = {path for _, labels in folders for path in _list_texts(root / labels)}
     names_file = _find_names_file(root)
-    if not texts and not (names_file and folders):
+    names = _read_yaml(names_file) if names_file and names_file.suffix != ".txt" else {}
+    places = list(_find_places(root, names))
+    stated = {path: subset for place, subset in places for path in _list_images(root, place)}
+    before = ["", *(f"{name}/" for name in SUBSETS)]
+    folders = [
+        f"{name}images"
+        for name in before
+        if (root / name / "images").is_dir() and (root / name / "labels").is_dir()
+    ]
+    found = [path for it in folders for path in find_files(root, it, PICTURES, skipped).values()]
+    images: dict[str, Path] = {}
+    label_files: dict[str, Path] = {}
+    for path in dict.fromkeys([*stated, *found]):
+        relative = path.relative_to(root)
+        key = normalize_spelling(_name_folder(relative, "").with_suffix("").as_posix())
+        images[key] = path
+        label_files[key] = root / _name_folder(relative, "labels").with_suffix(".txt")
+    label_folders = {path.parent for path in label_files.values()}
+    label_folders |= {root / _name_folder(Path(it) / "x", "labels").parent for it in folders}
+    texts = {text for folder in label_folders for text in _list_texts(folder)}
+    texts -= {place for place, _ in places}
+    if not texts and not (names_file and images):
         return None
     for other in ("annotations.json", "masks"):
         if (root / other).exists():
             raise ArchiveError(f"{root}: has both label files and {other}, keep one of them")
-    images: dict[str, Path] = {}
-    label_files: dict[str, Path] = {}
-    subsets: dict[str, str] = {}
-    for folder, labels in folders:
-        before = folder.removesuffix("images").rstrip("/")
-        for name, path in find_files(root, folder, PICTURES, skipped).items():
-            key = f"{before}/{name}" if before else name
-            images[key] = path
-            relative = path.relative_to(root / folder).with_suffix(".txt")
-            label_files[key] = root / labels / relative
-            if (part := key.partition("/")[0]) in SUBSETS:
-                subsets[key] = SUBSETS[part]
     unused = len(texts - set(label_files.values()))
     if texts and unused == len(texts):
         raise ArchiveError(f"{root}: none of its {unused} label files has the name of an image")
     if unused:
         skipped.add("labels/*", f"{unused} label files have the name of no image")
-    found = _name_labels(root, names_file, skipped)
-    read = partial(_read_labels, root, label_files, found, skipped)
+    subsets = {
+        key: subset
+        for key, path in images.items()
+        if (subset := stated.get(path) or SUBSETS.get(key.partition("/")[0]))
+    }
+    labels = _name_labels(root, names_file, names, skipped)
+    read = partial(_read_labels, root, label_files, labels, skipped)
     return Layout(images, read, assign_subsets(subsets))
 
 
-def _list_folders(root: Path) -> list[tuple[str, str]]:
-    """List pairs of folders, of images and of their labels."""
-    befores = ["", *(f"{name}/" for name in SUBSETS)]
-    pairs = [(f"{before}images", f"{before}labels") for before in befores]
-    return [pair for pair in pairs if all((root / name).is_dir() for name in pair)]
+def _name_folder(path: Path, name: str) -> Path:
+    """Give the last folder "images" of a path another name; "" takes it out."""
+    parts = list(path.parts)
+    for place in range(len(parts) - 2, -1, -1):
+        if parts[place] == "images":
+            parts[place] = name
+            break
+    return Path(*parts)
+
+
+def _find_places(root: Path, names: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Find the folders and lists beneath the root that the YAML names, each with its subset."""
+    bases = [root / str(names.get("path") or "."), root]
+    for name, subset in SUBSETS.items():
+        stated = names.get(name)
+        for entry in stated if isinstance(stated, list) else [stated]:
+            place = _resolve(root, bases, entry) if isinstance(entry, str) else None
+            if place and (place.is_dir() or (place.is_file() and place.suffix == ".txt")):
+                yield place, subset
+
+
+def _list_images(root: Path, place: Path) -> list[Path]:
+    if place.is_dir():
+        files = find_files(root, place.relative_to(root).as_posix(), PICTURES, Skipped())
+        return list(files.values())
+    if place.stat().st_size > _LARGEST_TEXT:
+        raise ArchiveError(f"{place}: is too large for a list of images")
+    lines = place.read_text(encoding="utf-8", errors="replace").splitlines()
+    paths = [_resolve(root, [place.parent, root], line.strip()) for line in lines if line.strip()]
+    return [path for path in paths if path and path.is_file() and path.suffix.lower() in PICTURES]
+
+
+def _resolve(root: Path, bases: list[Path], name: str) -> Path | None:
+    """Find a path beneath one of several folders, itself beneath the root."""
+    for base in bases:
+        try:
+            path = (base / name).resolve()
+            if path.exists() and path.is_relative_to(root.resolve()):
+                return root / path.relative_to(root.resolve())
+        except (OSError, ValueError):  # no file has such a name
+            continue
+    return None
 
 
 def _list_texts(folder: Path) -> list[Path]:
@@ -102,29 +148,24 @@ def _read_yaml(path: Path, strict: bool = True) -> dict[str, Any]:
         if path.stat().st_size > _LARGEST_YAML:
             raise ConfigError(f"{path}: is too large to name labels")
         return read_yaml(path)
-    except OSError as error:
+    except (OSError, ConfigError) as error:
         if strict:
-            raise ArchiveError(f"{path}: can't be read ({error.strerror})") from None
-        return {}
-    except ConfigError as error:
-        if strict:
-            raise ArchiveError(str(error)) from None
+            reason = error if isinstance(error, ConfigError) else f"{path}: can't be read"
+            raise ArchiveError(str(reason)) from None
         return {}
 
 
 def _name_labels(
-    root: Path, path: Path | None, skipped: Skipped
+    root: Path, path: Path | None, content: Mapping[str, Any], skipped: Skipped
 ) -> Mapping[int, Finding | None] | None:
     """Find what each label stands for; None where nothing names them."""
     if path is None:
         skipped.add("labels/*", "nothing names the labels: each is a mass of uncertain kind")
         return None
-    names: Any
+    names: Any = content.get("names")
     if path.suffix == ".txt":
         text = path.read_text(encoding="utf-8-sig", errors="replace")
         names = [line.strip() for line in text.splitlines() if line.strip()]
-    else:
-        names = _read_yaml(path).get("names")
     listed = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(listed, dict) or not all(isinstance(number, int) for number in listed):
         raise ArchiveError(f"{path}: names no labels by their numbers")
@@ -163,14 +204,13 @@ def _read_labels(
         except ValueError as error:
             raise ArchiveError(f"{path}: line {number}: {error}") from None
         finding = LESION if labels is None else labels[label]
-        if finding is None:
-            found.append(Lost())
-        elif finding.kind:
-            try:
-                found.append(_draw_shares(finding, shares, rows, cols))
-            except ValueError as error:
-                skipped.note(root, path, f"line {number} left out: {error}")
-                found.append(Lost(finding.kind if finding.is_certain else None))
+        if finding is not None and finding.kind is None:
+            continue
+        try:
+            found.append(_make_found(finding, shares, rows, cols))
+        except ValueError as error:
+            skipped.note(root, path, f"line {number} left out: {error}")
+            found.append(Lost(finding.certain_kind if finding else None))
     return found
 
 
@@ -188,19 +228,20 @@ def _parse_line(words: list[str]) -> tuple[int, NDArray[np.float64]]:
     return int(label), shares
 
 
-def _draw_shares(finding: Finding, shares: NDArray[np.float64], rows: int, cols: int) -> Lesion:
+def _make_found(
+    finding: Finding | None, shares: NDArray[np.float64], rows: int, cols: int
+) -> Found:
     """Draw a box (centre, size) or a polygon in shares of the image's sides."""
-    assert finding.kind
-    certain = {"kind_is_certain": finding.is_certain}
+    if finding is None or finding.kind is None:
+        return Lost()
     if len(shares) == 4:
-        x, y, width, height = (
-            share * side
-            for share, side in zip(shares.tolist(), (cols, rows, cols, rows), strict=True)
-        )
+        sides = (cols, rows, cols, rows)
+        x, y, width, height = (a * b for a, b in zip(shares.tolist(), sides, strict=True))
         bbox = [x - width / 2, y - height / 2, width, height]
-        return coco.lesion(finding.kind, {"bbox": bbox}, rows, cols, certain, "")
+        return coco.make_found(finding, {"bbox": bbox}, rows, cols, "")
     # Shares of 12 digits are off by less than this, and a point between two cells of the drawing's
     # grid would fall to either.
     with np.errstate(over="ignore"):  # what is infinite is refused below
         points = np.round(shares.reshape(-1, 2)[:, ::-1] * (rows, cols) - 0.5, 6)
-    return Lesion.from_outline(finding.kind, points, rows, cols, **certain)
+    certain = finding.is_certain
+    return Lesion.from_outline(finding.kind, points, rows, cols, kind_is_certain=certain)

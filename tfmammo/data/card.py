@@ -19,8 +19,12 @@ LICENCES = {
     "10.7937/K9/TCIA.2016.7O02S9CY.",
     "cdd_cesm": "The Cancer Imaging Archive's data usage policy: attribution (DOI "
     "10.7937/29kw-ae92), no re-identification.",
+    "cmmd": "CC BY 4.0. Name The Chinese Mammography Database, The Cancer Imaging Archive, DOI "
+    "10.7937/tcia.eqde-4b16.",
     "ddsm": "Made public by the University of South Florida without a formal licence; cite Heath "
     "et al., IWDM 2000.",
+    "embed": "Given out by Emory University under its EMBED license for non-commercial research; "
+    "not to be passed on.",
     "folder": "Your own images: you are responsible for their terms of use.",
     "inbreast": "Given out on request by its authors (Moreira et al., Academic Radiology 2012); "
     "not to be passed on.",
@@ -29,6 +33,8 @@ LICENCES = {
     "optimam": "Given out on application to OPTIMAM (OMI-DB) under a data sharing agreement; not "
     "to be passed on.",
     "phantom": "Synthetic mammograms, free for any use.",
+    "rsna": "For non-commercial use under the rules of RSNA's competition of 2022; not to be "
+    "passed on.",
     "vindr": "Given out by PhysioNet under its data use agreement to those it has admitted; not "
     "to be passed on.",
 }

@@ -15,7 +15,7 @@ from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files
 from tfmammo.config import DataConfig
 from tfmammo.errors import ArchiveError, ConfigError, PipelineError
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineConfig, PipelineResult
-from tfmammo.mammogram import Box, LesionKind, Mammogram, Skipped
+from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, Skipped
 
 log = logging.getLogger(__name__)
 
@@ -180,16 +180,16 @@ def _read_coco(
 ) -> dict[str, list[Finding]]:
     listed = coco.load(path, lambda name: names.find(name) or name, log.warning)
     found: dict[str, list[Finding]] = {}
-    for name, image in listed.items():
-        for number, (finding, annotation) in enumerate(image.annotations, 1):
-            if name in sizes and finding and finding.kind:
-                where = f"{path}: annotation {number} of {name}"
-                try:
-                    lesion = coco.lesion(finding.kind, annotation, *sizes[name], {}, where)
+    for name in sorted(listed.keys() & sizes.keys()):
+        for number, (finding, annotation) in enumerate(listed[name].annotations, 1):
+            where = f"{path}: annotation {number} of {name}"
+            try:
+                lesion = coco.make_found(finding, annotation, *sizes[name], where)
+                if isinstance(lesion, Lesion):  # not of an unknown category
                     score = float(annotation.get("score", 1))
                     found.setdefault(name, []).append(Finding(lesion.kind, score, lesion.box))
-                except (TypeError, ValueError) as error:
-                    raise ConfigError(f"{where} is no box ({error})") from None
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"{where} is no box ({error})") from None
     return found
 
 

@@ -111,7 +111,6 @@ def write(
     Args:
         mammograms: Records of any archive, each with laterality and view, one per patient,
             laterality and view; pixels are rint(value * 65535).
-        root: A folder, made where missing.
         layout: Folders as the NBIA retriever names them, as the tables do, or by series UID alone.
         swapped: Mask and crop lie in two series, exchanged in the tables, instead of in one.
         described: The files carry SeriesDescription.

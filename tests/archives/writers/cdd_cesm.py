@@ -49,7 +49,6 @@ def write(mammograms: Iterable[Mammogram], root: Path) -> list[Path]:
 
     Args:
         mammograms: Each with laterality and view.
-        root: A folder, made where missing.
 
     Returns:
         The JPEGs, in the order given; JPEG loses what it loses at quality 100, and grey values have

@@ -56,15 +56,11 @@ def write(
     Args:
         mammograms: Records of any archive, with laterality and view, a patient's no two alike;
             lesions need outlines.
-        root: A folder, made where missing.
         scanner: Whose calibration maps densities to grey levels.
         form: Of the images: compressed, or as users decode them.
         transposed: Exchange width and height in the JPEG's header.
         selected: SELECTED where SEQUENCE should stand.
         laser: False leaves LASER off LUMISYS.
-
-    Returns:
-        The image files, in the order given. Cases are numbered by patient, from 1.
 
     Raises:
         ValueError: Laterality or view is missing, or a lesion has no outline.
@@ -126,10 +122,6 @@ def _kind(images: list[Mammogram]) -> str:
 
 
 def _name(mammogram: Mammogram) -> str:
-    if mammogram.laterality is None or mammogram.view is None:
-        raise ValueError(
-            f"{mammogram.image_id}: DDSM names its files by laterality and view, and one is missing"
-        )
     return f"{'LEFT' if mammogram.laterality == 'L' else 'RIGHT'}_{mammogram.view}"
 
 

@@ -34,14 +34,10 @@ def write(
     Patients keep their pseudonyms.
 
     Args:
-        root: A folder, made where missing.
         annotations: One PNG per lesion, or annotations.json with outlines, run-length encodings or
             boxes; lesions without an outline can be written as boxes alone.
         ending: .png, .tif, .pgm, .dcm, or with 8 bits also .bmp and .jpg (which loses).
         bits: 1 to 16; pixels are rint(value * (2^bits - 1)), in 8 bits where they fit, else in 16.
-
-    Returns:
-        The image files, in the order given.
 
     Raises:
         ValueError: A lesion has no outline to draw.

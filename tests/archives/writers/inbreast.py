@@ -39,14 +39,9 @@ def write(
     There are AllDICOMs, AllXML (of those with lesions) and INbreast.csv.
 
     Args:
-        mammograms: Records of any archive, each with laterality and view.
-        root: A folder, made where missing.
         bits: BitsStored, 8 to 16; pixels are rint(value * (2^bits - 1)).
         monochrome1: Store them inverted.
         xls: Also write INbreast.xls, which needs the package xlwt.
-
-    Returns:
-        The DICOM files, in the order given; their file numbers rise from 20000001.
     """
     table: list[dict[str, Any]] = []
     paths: list[Path] = []

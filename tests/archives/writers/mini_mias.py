@@ -44,28 +44,18 @@ def write(
     folder: str = ".",
     upper_case: bool = False,
     comment: bool = False,
-    note_3: bool = False,
 ) -> list[Path]:
     """Write mammograms as mini-MIAS distributes its own.
 
-    Images are PGM of 8 bits, 1024 x 1024 px, and Info.txt has its table behind prose.
-
     Images of another size are centred in the square, padded with black or cut, as the archive did;
     circles move along. The left and the right film of a patient become a pair; who has several of
-    one side gets several pairs, and is read back as several patients. Whatever its view, a film is
-    read back as MLO, since the archive has no other.
+    one side gets several pairs, and is read back as several patients.
 
     Args:
-        mammograms: Records of any archive, each with laterality; lesions with outlines, of which
-            the circle around them is kept.
-        root: A folder, made where missing.
+        mammograms: Records with laterality; of an outline the circle around it is kept.
         folder: Folder of the images beneath root.
         upper_case: MDB001.PGM and INFO.TXT.
         comment: A comment in the header of the PGM.
-        note_3: `*NOTE 3*` in place of every calcification's circle.
-
-    Returns:
-        The image files, in the order given; pixels are rint(value * 255).
     """
     names = _Names()
     paths: list[Path] = []
@@ -79,7 +69,7 @@ def write(
         )
         remark = b"# CREATOR: XV Version 3.10a\n" if comment else b""
         paths[-1].write_bytes(b"P5\n" + remark + b"%d %d\n255\n" % (_SIZE, _SIZE) + grey.tobytes())
-        rows[name] = _rows(name, mammogram, note_3)
+        rows[name] = _rows(name, mammogram)
     table = "\n".join(row for name in sorted(rows) for row in rows[name])
     (root / ("INFO.TXT" if upper_case else "Info.txt")).write_text(
         _PROSE + table + "\n", encoding="ascii"
@@ -99,10 +89,6 @@ class _Names:
 
         It is the free place of its laterality in a pair of its patient, else in a new pair.
         """
-        if mammogram.laterality is None:
-            raise ValueError(
-                f"{mammogram.image_id}: mini-MIAS numbers its films by side, and this one has none"
-            )
         side = 1 if mammogram.laterality == "L" else 2
         waiting = self.free[mammogram.patient_id, side]
         if waiting:
@@ -127,22 +113,17 @@ def _shift(length: int) -> tuple[int, int]:
     return max(_SIZE - length, 0) // 2, max(length - _SIZE, 0) // 2
 
 
-def _rows(name: str, mammogram: Mammogram, note_3: bool) -> list[str]:
+def _rows(name: str, mammogram: Mammogram) -> list[str]:
     start = f"{name} {_DENSITIES.get(mammogram.density or '', 'G')}"
     rows = []
     for lesion in mammogram.lesions:
         finding = _CLASSES.get(lesion.kind) or _MASSES.get(lesion.margin or "", "MISC")
         severity = "M" if lesion.pathology == "malignant" else "B"
-        place = "*NOTE 3*" if note_3 and finding == "CALC" else _circle(lesion, mammogram)
-        rows.append(f"{start} {finding} {severity} {place}")
+        rows.append(f"{start} {finding} {severity} {_circle(lesion, mammogram)}")
     return rows or [f"{start} NORM"]
 
 
 def _circle(lesion: Lesion, mammogram: Mammogram) -> str:
-    if not lesion.outlines:
-        raise ValueError(
-            f"{mammogram.image_id}: a lesion has a box but no outline, so no circle encloses it"
-        )
     (row, col), radius = cv2.minEnclosingCircle(np.concatenate(lesion.outlines))
     (down, up) = _shift(mammogram.rows)
     (right, left) = _shift(mammogram.cols)

@@ -56,14 +56,9 @@ def write(
     outlines are lost.
 
     Args:
-        mammograms: Records of any archive, each with laterality and view.
-        root: A folder, made where missing.
         bits: BitsStored, 8 to 16; pixels are rint(value * (2^bits - 1)).
         upper: DATA, IMAGES, IMAGEDB_ and NBSS_.
         dcm_json: Headers are called <image>.dcm.json, not <image>.json.
-
-    Returns:
-        The DICOM files, in the order given.
     """
     data, images, imagedb, nbss = (
         name.upper() if upper else name for name in ("data", "images", "imagedb", "nbss")

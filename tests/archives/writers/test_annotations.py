@@ -15,7 +15,7 @@ from tests.small_mammograms import COLS, ROWS, SQUARE
 from tfmammo.archives import folder, regions
 from tfmammo.archives.__main__ import main
 from tfmammo.archives.writers import annotations
-from tfmammo.mammogram import Lesion, Skipped
+from tfmammo.mammogram import Lesion, Lost, Skipped
 
 ELLIPSE = [[12.25, 30.5], [28.5, 30.5], [20.5, 26.125], [20.5, 34.5]]
 
@@ -28,12 +28,9 @@ def float32_policy():
 
 
 def annotate(root, *lesions):
-    """Write a mammogram's lesions into its folder; return the reasons of what is left out."""
-    image = write_image(root)
-    skipped = Skipped()
-    record = replace(folder.read_one(image), lesions=lesions)
-    annotations.write([record], root / "annotations", skipped)
-    return list(skipped.reasons.values())
+    """Write a mammogram and its lesions."""
+    record = replace(folder.read_one(write_image(root)), lesions=lesions)
+    assert annotations.write([record], root / "annotations", Skipped()) == 1
 
 
 def list_classes(root):
@@ -66,7 +63,7 @@ def test_kinds_come_back(tmp_path, without):
     unsure = replace(ODD, kind="mass", kind_is_certain=False)
     asymmetry = Lesion.from_outline("asymmetry", SQUARE + [-8, -15], ROWS, COLS)
     lesions = (MASS, CLUSTER, unsure, asymmetry)
-    assert not annotate(tmp_path, *lesions)
+    annotate(tmp_path, *lesions)
     next((tmp_path / "annotations").glob(f"*_{without}.dcm")).unlink()
     (record,), reasons = read(tmp_path)
     assert not reasons
@@ -83,26 +80,31 @@ def test_lesions_that_overlap_are_binary_segments(tmp_path):
     assert not reasons and [one.kind for one in record.lesions] == ["mass", "calcification"]
 
 
-def test_a_box_is_no_outline_and_a_picture_no_dicom(tmp_path):
-    box = Lesion("mass", (1, 2, 9, 9))
-    assert annotate(tmp_path, MASS, box) == ["1 lesions have a box but no outline"]
-    assert len(read(tmp_path)[0][0].lesions) == 1
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"lesions": (MASS, Lesion("mass", (1, 2, 9, 9)))}, "without an outline"),
+        ({"lesions": (MASS,), "lost": (Lost(),)}, "without an outline"),
+        ({"lesions": (MASS,), "file": None}, "is not a DICOM"),
+    ],
+)
+def test_mammograms_of_which_nothing_is_written(tmp_path, changes, reason):
     skipped = Skipped()
-    record = replace(folder.read_one(tmp_path / "images" / "a.dcm"), lesions=(MASS,), file=None)
+    record = replace(folder.read_one(write_image(tmp_path)), **changes)
     assert annotations.write([record], tmp_path / "b", skipped) == 0
-    assert "is no DICOM" in next(iter(skipped.reasons.values()))
+    assert reason in skipped.reasons[record.image_id] and not list((tmp_path / "b").iterdir())
 
 
-def test_the_same_lesions_are_the_same_objects(tmp_path):
-    annotate(tmp_path, MASS)
-    record = replace(folder.read_one(tmp_path / "images" / "a.dcm"), lesions=(MASS,))
-    annotations.write([record], tmp_path / "b", Skipped())
+def test_the_same_lesions_are_the_same_objects_and_others_are_not(tmp_path):
+    record = folder.read_one(write_image(tmp_path))
+    for place, lesion in (("a", MASS), ("b", MASS), ("c", CLUSTER)):
+        annotations.write([replace(record, lesions=(lesion,))], tmp_path / place, Skipped())
     for name in ("seg", "sr"):
-        uids = [
+        first, same, other = (
             pydicom.dcmread(next((tmp_path / place).glob(f"*_{name}.dcm"))).SOPInstanceUID
-            for place in ("annotations", "b")
-        ]
-        assert uids[0] == uids[1]
+            for place in "abc"
+        )
+        assert first == same != other
 
 
 def test_dcmtk_and_the_standards_checker_read_the_report(tmp_path):

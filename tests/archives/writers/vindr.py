@@ -40,7 +40,6 @@ def write(
     monochrome1: bool = False,
     padding: int = 0,
     windows: int = 2,
-    metadata: bool = True,
     upper_case: bool = False,
     byte_order_mark: bool = False,
     syntax: UID = ExplicitVRLittleEndian,
@@ -50,20 +49,14 @@ def write(
     A patient becomes a study and a lesion a box; outlines are lost.
 
     Args:
-        mammograms: Records of any archive, each with laterality and view.
-        root: A folder, made where missing.
         bits: BitsStored, 8 to 16; pixels are rint(value * (2^bits - 1)).
         monochrome1: Store them inverted, as some of the archive's scanners do.
         padding: So many columns at the far side of the breast are marked by PixelPaddingValue,
             where the pixels are black.
         windows: So many, the first of which is the range of the bits.
-        metadata: Also write metadata.csv.
         upper_case: Names of images in capitals.
         byte_order_mark: At the beginning of the tables, as Excel saves them.
         syntax: Transfer syntax of the DICOM.
-
-    Returns:
-        The DICOM files, in the order given.
     """
     images: list[dict[str, Any]] = []
     findings: list[dict[str, Any]] = []
@@ -84,8 +77,7 @@ def write(
     encoding = "utf-8-sig" if byte_order_mark else "utf-8"
     _write_table(root / "breast-level_annotations.csv", _IMAGE_COLUMNS, images, encoding)
     _write_table(root / "finding_annotations.csv", _FINDING_COLUMNS, findings, encoding)
-    if metadata:
-        _write_table(root / "metadata.csv", _HEADER_COLUMNS, headers, encoding)
+    _write_table(root / "metadata.csv", _HEADER_COLUMNS, headers, encoding)
     return paths
 
 

@@ -6,6 +6,7 @@ tracking UID in both. Files repeat the patient and the study of their mammogram:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,44 +21,41 @@ from tfmammo.mammogram import Mammogram, Skipped
 
 
 def write(mammograms: Iterable[Mammogram], output: Path, skipped: Skipped) -> int:
-    """Write NAME_seg.dcm and NAME_sr.dcm for each DICOM mammogram with outlined lesions.
+    """Write NAME_seg.dcm and NAME_sr.dcm for each DICOM mammogram with lesions; return how many.
 
-    UIDs follow from the mammogram's, so that what is written again is the same object. A lesion of
-    which only the box is known is left out, because a rectangle would be read as its outline.
-
-    Args:
-        output: A folder; it is made.
-        skipped: Takes what is left out.
-
-    Returns:
-        For how many mammograms.
+    UIDs follow from the mammogram's UID and its lesions. A mammogram with a lesion without an
+    outline is skipped: a rectangle would be read as its outline, and without the lesion its place
+    as normal.
     """
     output.mkdir(parents=True, exist_ok=True)
     written = 0
     for mammogram in mammograms:
         if mammogram.lesions:
             try:
-                _write_one(mammogram, output, skipped)
+                _write_one(mammogram, output)
                 written += 1
             except ValueError as error:
                 skipped.add(mammogram.image_id, error)
     return written
 
 
-def _write_one(mammogram: Mammogram, output: Path, skipped: Skipped) -> None:
+def _write_one(mammogram: Mammogram, output: Path) -> None:
     path = mammogram.file
     if path is None or not folder.is_dicom(path):
         raise ArchiveError("is not a DICOM, so no segmentation can refer to it")
-    lesions = [lesion for lesion in mammogram.lesions if lesion.outlines]
-    if boxes := len(mammogram.lesions) - len(lesions):
-        skipped.add(mammogram.image_id, f"{boxes} lesions have a box but no outline")
-    if not lesions:
-        raise ArchiveError("nothing of it is written")
+    lesions = mammogram.lesions
+    if mammogram.lost or not all(lesion.outlines for lesion in lesions):
+        raise ArchiveError("has a lesion without an outline")
+    drawn = hashlib.sha256()
+    for lesion in lesions:
+        drawn.update(f"{lesion.kind} {lesion.kind_is_certain}".encode())
+        drawn.update(b"".join(outline.tobytes() for outline in lesion.outlines))
     source = dicom.read_dataset(path)
     with segmentation.referring(path):
 
         def make_uid(*names: str) -> str:
-            return generate_uid(entropy_srcs=["tfmammo lesions", source.SOPInstanceUID, *names])
+            of = ["tfmammo lesions", source.SOPInstanceUID, drawn.hexdigest(), *names]
+            return generate_uid(entropy_srcs=of)
 
         tracking = tuple(make_uid(str(number)) for number in range(len(lesions)))
         labelled = {

@@ -1,0 +1,68 @@
+"""A small folder of somebody's own mammograms, for the tests of `tfmammo.archives.folder`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.small_mammograms import COLS, ROWS
+from tfmammo.archives import folder
+from tfmammo.mammogram import Mammogram, Skipped
+
+GREY = np.arange(ROWS * COLS, dtype=np.uint16).reshape(ROWS, COLS)  # 0 to 2639
+BYTE = (GREY % 256).astype(np.uint8)
+REGION = np.zeros((ROWS, COLS), np.uint8)
+REGION[10:19, 20:31] = 255
+
+
+def read(root: Path) -> tuple[list[Mammogram], dict[str, str]]:
+    """Read a folder: its mammograms, and what is said of files."""
+    skipped = Skipped()
+    return folder.read(root, skipped), skipped.reasons
+
+
+def picture(path: Path, pixels, mode: str | None = None, **options) -> Path:
+    """Save pixels, in another of Pillow's modes if one is named."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.asarray(pixels))
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def table(root: Path, *lines: str, encoding: str = "utf-8") -> None:
+    """Write metadata.csv."""
+    (root / "metadata.csv").write_text("\n".join(lines) + "\n", encoding=encoding)
+
+
+def make_small(root: Path) -> Path:
+    """a.png with a mask, b.png without, both of 8 bits, and a table that names their patients."""
+    picture(root / "images" / "a.png", BYTE)
+    picture(root / "images" / "b.png", BYTE)
+    picture(root / "masks" / "a.png", REGION)
+    table(root, "file,patient", "a.png,p1", "b.png,p2")
+    return root
+
+
+def annotate(root: Path, *annotations: dict, word: str | None = None, **changes) -> None:
+    """Write annotations.json in place of masks: image 1 is a.png, 2 is b.png.
+
+    Args:
+        word: Adds category 9 of this name.
+    """
+    (root / "masks" / "a.png").unlink(missing_ok=True)
+    if (root / "masks").exists():
+        (root / "masks").rmdir()
+    size = {"height": ROWS, "width": COLS}
+    names = {1: "mass", 2: "Calcifications", 3: "nipple"} | ({9: word} if word else {})
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{name}.png", **size} for i, name in ((1, "a"), (2, "b"))
+        ],
+        "categories": [{"id": number, "name": name} for number, name in names.items()],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1} | annotation
+            for i, annotation in enumerate(annotations, 1)
+        ],
+    }
+    (root / "annotations.json").write_text(json.dumps(content | changes), encoding="utf-8")

@@ -1,0 +1,76 @@
+"""CMMD, in files written as TCIA distributes it."""
+
+import pytest
+
+from tests.archives.writers import cmmd as writer
+from tests.archives.writers.tables import write_xlsx
+from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
+from tfmammo.archives import cmmd
+from tfmammo.data.sampling import is_normal
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Lesion, Lost, Skipped
+
+MASS, CLUSTER = (
+    Lesion.from_outline(kind, SQUARE, ROWS, COLS) for kind in ("mass", "calcification")
+)
+TABLE = "CMMD_clinicaldata_revision.xlsx"
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Both views of a breast with two kinds of findings, its other breast, and another woman."""
+    facts = [
+        {"patient_id": "a", "pathology": "malignant", "lesions": [MASS, CLUSTER]},
+        {"patient_id": "a", "pathology": "malignant", "lesions": [MASS, CLUSTER], "view": "MLO"},
+        {"patient_id": "a", "laterality": "R"},
+        {"patient_id": "b", "pathology": "benign", "lesions": [CLUSTER], "laterality": "R"},
+    ]
+    writer.write([make_mammogram(i, ramp(0.2), **each) for i, each in enumerate(facts)], tmp_path)
+    return tmp_path
+
+
+def test_breasts_have_pathology_and_images_no_lesions(root):
+    skipped = Skipped()
+    records = cmmd.read(root, skipped)
+    assert not skipped.reasons
+    both = (Lost("mass"), Lost("calcification"))
+    assert [(r.laterality, r.view, r.pathology, r.lost) for r in records] == [
+        ("L", "CC", "malignant", both),
+        ("L", "MLO", "malignant", both),
+        ("R", "CC", None, (Lost(),)),
+        ("R", "CC", "benign", (Lost("calcification"),)),
+    ]
+    assert not any(record.lesions or is_normal(record) for record in records)
+    assert len({record.patient_id for record in records}) == 2
+    assert len({record.image_id for record in records}) == 4
+
+
+def test_two_findings_of_a_breast_and_words_that_are_not_known(root):
+    rows = [
+        ("D1-0001", "L", 44, 2, "mass", "Benign", ""),
+        ("D1-0001", "L", 44, 2, "calcification", "Malignant", ""),
+        ("D1-0002", "R", 44, 2, "hedgehog", "perhaps", ""),
+        ("D1-0003", "R", 44, 2, "mass", "Benign", ""),
+    ]
+    write_xlsx(root / TABLE, [writer.COLUMNS, *rows])
+    skipped = Skipped()
+    records = cmmd.read(root, skipped)
+    assert [record.pathology for record in records] == ["malignant", "malignant", None, None]
+    assert records[0].lost == (Lost("mass"), Lost("calcification"))
+    assert records[3].lost == (Lost(),)
+    assert skipped.reasons == {TABLE: "1 of its breasts have no image here"}
+
+
+def test_a_csv_of_it_and_files_of_nobody(root):
+    (root / TABLE).unlink()
+    with pytest.raises(ArchiveError, match="cmmd_clinicaldata_revision.xlsx is missing"):
+        cmmd.read(root)
+    csv = "ID1;LeftRight;abnormality;classification\nD1-0002;R;mass;Malignant\n"
+    (root / "CMMD_clinicaldata_revision.csv").write_text(csv)
+    (root / "CMMD" / "D1-0001").rename(root / "CMMD" / "unknown")
+    skipped = Skipped()
+    (record,) = cmmd.read(root, skipped)
+    assert record.pathology == "malignant"
+    assert skipped.reasons == {
+        "CMMD_clinicaldata_revision.csv": "3 DICOM files lie in no patient's folder (D1-0001)"
+    }

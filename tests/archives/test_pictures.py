@@ -1,0 +1,326 @@
+"""Pictures and DICOM files in a folder: grey values as they are, or the reason why not."""
+
+import os
+import pickle
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+
+from tests.archives.folders import BYTE, GREY, make_small, picture, read, table
+from tests.archives.writers import folder as writer
+from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
+from tfmammo.archives import folder
+from tfmammo.archives.stored import unused_range
+from tfmammo.archives.writers.dicom import write_dicom
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Mammogram
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    """In place of the fixture for all tests: nothing here touches Keras."""
+
+
+@pytest.fixture
+def small(tmp_path):
+    return make_small(tmp_path)
+
+
+def only(root: Path, **columns: str) -> Mammogram:
+    """The one image of a folder, with columns of its row."""
+    (path,) = (root / "images").iterdir()
+    cells = {"file": path.name, "patient": "p", **columns}
+    table(root, ",".join(cells), ",".join(cells.values()))
+    (record,) = folder.read(root)
+    return record
+
+
+def facts(record: Mammogram) -> tuple:
+    return record.laterality, record.view, record.spacing
+
+
+@pytest.mark.parametrize(
+    ("ending", "bits"),
+    [(".png", 8), (".png", 10), (".png", 16), (".tif", 8), (".tif", 14), (".bmp", 8)]
+    + [(".pgm", 8), (".pgm", 12), (".pgm", 16), (".dcm", 8), (".dcm", 12), (".dcm", 16)],
+)
+def test_round_trip(tmp_path, ending, bits):
+    original = make_mammogram(1, ramp(0.1), spacing=(0.07, 0.05))
+    writer.write([original], tmp_path, ending=ending, bits=bits)
+    (record,), reasons = read(tmp_path)
+    image = record.pixels()
+    assert not reasons and image.dtype == np.float32
+    full = 2**bits - 1
+    ours, theirs = (np.rint(it.astype(np.float64) * full) for it in (image, original.pixels()))
+    np.testing.assert_array_equal(ours, theirs)
+    assert facts(record) == ("L", "CC", (0.07, 0.05))
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_16_bits_are_scaled_by_their_whole_range_unless_the_table_says_otherwise(tmp_path, ending):
+    picture(tmp_path / "images" / f"a{ending}", GREY)
+    for full, columns in ((65535, {}), (4095, {"bits": "12"}), (4095, {"bits": "12.0"})):
+        expected = GREY.astype(np.float32) / np.float32(full)
+        np.testing.assert_array_equal(only(tmp_path, **columns).pixels()[..., 0], expected)
+    with pytest.raises(ArchiveError, match="up to 2639, more than 11 bits can"):
+        only(tmp_path, bits="11").pixels()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA", "JPEG"])
+def test_equal_channels_are_grey(tmp_path, mode):
+    expected = BYTE
+    if mode == "JPEG":
+        path = picture(tmp_path / "images" / "a.jpg", np.dstack([BYTE] * 3))
+        with Image.open(path) as image:
+            assert image.mode == "RGB"
+            expected = np.asarray(image)[..., 0]
+    else:
+        picture(tmp_path / "images" / "a.png", BYTE, mode)
+    grey = expected.astype(np.float32) / np.float32(255)
+    np.testing.assert_array_equal(only(tmp_path).pixels()[..., 0], grey)
+
+
+@pytest.mark.parametrize(("bits", "photometric"), [(8, 0), (8, 1), (12, 1), (16, 0), (16, 1)])
+def test_a_tiff_of_any_depth_and_direction(tmp_path, bits, photometric):
+    """A little-endian TIFF of one uncompressed strip; 12 bits are two values in three bytes."""
+    values = np.array([[0, 1, 100, 255], [7, 200, 30, 2]], np.uint16) * (1 if bits == 8 else 16)
+    data = values.astype("u1" if bits == 8 else "<u2").tobytes()
+    if bits == 12:
+        pairs = values.reshape(-1, 2).astype(int).tolist()
+        data = b"".join(((a << 12) | b).to_bytes(3, "big") for a, b in pairs)
+    tags = {256: 4, 257: 2, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 2}
+    tags[279] = len(data)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.tif").write_bytes(
+        b"II*\0"
+        + struct.pack("<I", 8 + len(data))
+        + data
+        + struct.pack("<H", 9)
+        + entries
+        + bytes(4)
+    )
+    expected = values.astype(np.float32) / np.float32(2**bits - 1)
+    expected = expected if photometric else 1 - expected
+    np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], expected, atol=1e-7)
+
+
+def test_a_pgm_states_its_largest_value(tmp_path):
+    path = tmp_path / "images" / "a.pgm"
+    path.parent.mkdir()
+    path.write_bytes(b"P5\n# scanner\n44 60\n4095\n" + GREY.astype(">u2").tobytes())
+    np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], GREY / 4095, atol=1e-5)
+    path.write_bytes(b"P2 2 1 100 0 50")
+    np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], [[0, 0.5]], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("highest", "full", "said"),
+    [
+        (4095, 65535, "6 % of 16 bits; state bits=12"),
+        (16383, 65535, "25 % of 16 bits; state bits=14"),
+        (200, 65535, "0 % of 16 bits"),
+        (16384, 65535, None),
+        (255, 255, None),
+        (10, 255, None),
+        (1000, 4095, None),
+        (0, 65535, None),
+    ],
+)
+def test_when_a_range_is_called_unused(highest, full, said):
+    advice = unused_range(highest, full)
+    assert advice is None if said is None else said in advice
+
+
+# DICOM
+
+
+@pytest.mark.parametrize(
+    "name", ["PAT00000/STU00000/IMG00000", "1.2.826.0.1.3680043.8.498.7", "a.ima", "a.DCM"]
+)
+def test_bytes_tell_a_dicom(tmp_path, name):
+    write_dicom(tmp_path / "images" / name, GREY, 12, ImageLaterality="L")
+    other = "1.2.826.0.1.3680043.8.498.8"  # differs behind the last point alone
+    write_dicom(tmp_path / "images" / other, GREY, 12)
+    (tmp_path / "images" / "README").write_text("not an image")
+    records, reasons = read(tmp_path)
+    files = {record.file.relative_to(tmp_path / "images").as_posix() for record in records}
+    assert files == {name, other} and len({record.image_id for record in records}) == 2
+    np.testing.assert_array_equal(np.rint(records[0].pixels()[..., 0] * 4095), GREY)
+    assert list(reasons) == ["images/*"] and reasons["images/*"].startswith("1 files")
+    one = folder.read_one(tmp_path / "images" / other)
+    assert one.rows == ROWS and one.image_id in {record.image_id for record in records}
+
+
+@pytest.mark.parametrize("is_implicit", [True, False])
+@pytest.mark.parametrize("name", ["a", "a.dcm"])
+def test_a_dicom_without_the_head_of_part_10(tmp_path, name, is_implicit):
+    path = tmp_path / "images" / name
+    write_dicom(path, GREY, 12, ImageLaterality="R", ViewPosition="MLO")
+    buffer = DicomBytesIO()
+    buffer.is_implicit_VR, buffer.is_little_endian = is_implicit, True
+    write_dataset(buffer, Dataset(pydicom.dcmread(path)))
+    path.write_bytes(buffer.getvalue())
+    assert folder.is_dicom(path)
+    (record,) = read(tmp_path)[0]
+    assert (record.laterality, record.view) == ("R", "MLO")
+    np.testing.assert_array_equal(np.rint(record.pixels()[..., 0] * 4095), GREY)
+
+
+@pytest.mark.parametrize("wall", ["A", "P"])
+def test_the_orientation_holds_where_it_contradicts_the_laterality(tmp_path, wall):
+    for name, side in (("a", "L"), ("b", "R")):
+        stated = {"ImageLaterality": side, "PatientOrientation": [wall, "F"]}
+        write_dicom(tmp_path / "images" / f"{name}.dcm", GREY, 12, **stated)
+    records, reasons = read(tmp_path)
+    assert [record.laterality for record in records] == ["L", "R"]
+    assert [record.wall_side for record in records] == [{"A": "L", "P": "R"}[wall]] * 2
+    assert reasons["images/*"].startswith("1 images are stored mirrored")
+
+
+def test_facts_of_a_dicom_hold_where_the_table_is_silent_and_raw_ones_are_counted(tmp_path):
+    stated = {"ImageLaterality": "L", "ViewPosition": "CC", "ImagerPixelSpacing": [0.07, 0.05]}
+    write_dicom(tmp_path / "images" / "a.dcm", GREY, 12, **stated)
+    assert facts(only(tmp_path)) == ("L", "CC", (0.07, 0.05))
+    assert facts(only(tmp_path, laterality="R", spacing="0.2")) == ("R", "CC", (0.2, 0.2))
+    raw = tmp_path / "images" / "b.dcm"
+    write_dicom(raw, GREY, 12, PresentationIntentType="FOR PROCESSING")
+    (tmp_path / "metadata.csv").unlink()
+    records, reasons = read(tmp_path)
+    assert len(records) == 1 and reasons == {"images/*": "1 raw images ('for processing')"}
+
+
+# What can't be used
+
+
+def deep_colours(path: Path) -> None:
+    cv2.imwrite(str(path), np.dstack([GREY] * 3))
+
+
+def turned(path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    picture(path, BYTE, exif=exif)
+
+
+def content(data: bytes):
+    return lambda path: path.write_bytes(data)
+
+
+def pixels(values, *mode):
+    return lambda path: picture(path, values, *mode)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "word"),
+    [
+        ("z.png", content(b"text"), "(UnidentifiedImageError)"),
+        ("z.png", content(b""), "(UnidentifiedImageError)"),
+        ("z.dcm", content(b"text"), "not a DICOM"),
+        ("z.png", deep_colours, "16 bits in several channels"),
+        ("z.tif", deep_colours, "16 bits in several channels"),
+        (
+            "z.tif",
+            lambda path: picture(path, BYTE, save_all=True, append_images=[Image.fromarray(BYTE)]),
+            "several pages",
+        ),
+        ("z.jpg", turned, "turned or mirrored"),
+        ("z.tif", pixels(BYTE.astype(np.float32)), "(F)"),
+        ("z.tif", pixels(BYTE.astype(np.int32)), "(I)"),
+        ("z.jpg", pixels(BYTE, "CMYK"), "(CMYK)"),
+        ("z.pgm", content(b"P6 1 1 65535 " + bytes(6)), "no PGM but a colour image"),
+        ("z.pgm", content(b"P5 12000 12000 255 "), "12000 x 12000 px"),
+        ("z.pgm", content(b"P5 99999999 99999999 255 "), "(DecompressionBombError)"),
+        ("z.png", lambda path: Image.new("L", (4, 4)).save(path, format="GIF"), "(Unidentified"),
+    ],
+)
+@pytest.mark.filterwarnings(
+    "ignore:Image size.*decompression bomb:PIL.Image.DecompressionBombWarning"
+)
+def test_an_unusable_image_is_noted_and_the_others_stay(small, name, write, word):
+    write(small / "images" / name)
+    table(small, "file,patient", "a.png,p1", "b.png,p2", f"{name},p3")
+    records, reasons = read(small)
+    assert len(records) == 2 and list(reasons) == [f"images/{name}"]
+    assert word in reasons[f"images/{name}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "word"),
+    [
+        ("a.png", np.dstack([BYTE, BYTE, BYTE + 1]), "colour image"),
+        ("a.png", np.dstack([BYTE] * 4), "transparent"),
+        *((f"a{ending}", None, "as an image") for ending in (".jpg", ".png", ".bmp", ".tif")),
+    ],
+)
+def test_what_only_the_pixels_show_is_an_error_when_they_are_wanted(tmp_path, name, pixels, word):
+    noise = np.random.default_rng(0).integers(0, 256, (ROWS, COLS), dtype=np.uint8)
+    path = picture(tmp_path / "images" / name, noise if pixels is None else pixels)
+    if pixels is None:
+        path.write_bytes(path.read_bytes()[:-400])
+    record = only(tmp_path)
+    with pytest.raises(ArchiveError, match=f"images/{name}: .*{word}"):
+        record.pixels()
+
+
+@pytest.mark.parametrize(
+    ("ending", "word"), [(".png", "has 8 bits"), (".pgm", "PGM"), (".dcm", "DICOM")]
+)
+def test_bits_that_contradict_the_file_are_noted(tmp_path, ending, word):
+    originals = [make_mammogram(number, ramp(0.1)) for number in (1, 2)]
+    first, _ = writer.write(originals, tmp_path, ending=ending, bits=8)
+    table(tmp_path, "file,patient,bits", f"{first.name},p1,12", f"000002{ending},p2,")
+    records, reasons = read(tmp_path)
+    assert len(records) == 1 and word in reasons[f"images/{first.name}"]
+
+
+# One file by itself
+
+
+@pytest.mark.parametrize("name", ["a.dcm", "IM0001", "IM0001.png"])
+def test_one_dicom_of_any_name(tmp_path, name):
+    stated = {"ImageLaterality": "R", "ViewPosition": "MLO", "ImagerPixelSpacing": [0.07, 0.05]}
+    write_dicom(tmp_path / name, GREY, 12, **stated)
+    one = folder.read_one(tmp_path / name)
+    assert facts(one) == ("R", "MLO", (0.07, 0.05)) and folder.is_dicom(tmp_path / name)
+    np.testing.assert_allclose(one.pixels()[..., 0], GREY / 4095, atol=1e-6)
+
+
+def test_one_picture_has_the_name_that_it_has_in_a_folder(small):
+    one = pickle.loads(pickle.dumps(folder.read_one(small / "images/a.png")))
+    listed = next(record for record in read(small)[0] if record.image_id == one.image_id)
+    np.testing.assert_array_equal(one.pixels(), listed.pixels())
+    assert (one.rows, one.cols, one.lesions, one.laterality) == (ROWS, COLS, (), None)
+    assert not folder.is_dicom(small / "images/a.png") and not folder.is_dicom(small / "nowhere")
+    path = Path(os.fsdecode(os.fsencode(small) + b"/\xff.png"))  # in no known encoding
+    Image.fromarray(BYTE).save(os.fsencode(path))
+    assert len(folder.read_one(path).image_id) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("raw.dcm", "raw image"),
+        ("text.txt", "as an image"),
+        ("text.dcm", "not a DICOM"),
+        ("colour.png", "colour"),
+        ("no.png", "no such file"),
+        (".", "is no file"),
+    ],
+)
+def test_one_file_that_is_no_mammogram(tmp_path, name, word):
+    write_dicom(tmp_path / "raw.dcm", GREY, 12, PresentationIntentType="FOR PROCESSING")
+    (tmp_path / "text.txt").write_text("no image")
+    (tmp_path / "text.dcm").write_text("no image")
+    picture(tmp_path / "colour.png", np.dstack([BYTE, BYTE, 255 - BYTE]))
+    with pytest.raises(ArchiveError, match=word) as raised:
+        folder.read_one(tmp_path / name).pixels()
+    assert str(raised.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(raised.value)

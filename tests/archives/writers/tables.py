@@ -1,0 +1,42 @@
+"""Write tables as programs do."""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+_XML = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of the same columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def write_xlsx(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    """Write a workbook as Excel does: text is shared, blank cells are not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    words: list[str] = []
+    lines = []
+    for number, cells in enumerate(rows, start=1):
+        line = ""
+        for place, cell in enumerate(cells):
+            name = f"{chr(65 + place)}{number}"
+            if isinstance(cell, str) and cell:
+                line += f'<c r="{name}" t="s"><v>{len(words)}</v></c>'
+                words.append(f"<si><t>{escape(cell)}</t></si>")
+            elif cell not in ("", None):
+                line += f'<c r="{name}"><v>{float(cell)}</v></c>'
+        lines.append(f'<row r="{number}">{line}</row>')
+    sheet = f'<worksheet xmlns="{_XML}"><sheetData>{"".join(lines)}</sheetData></worksheet>'
+    with zipfile.ZipFile(path, "w") as book:
+        book.writestr("xl/sharedStrings.xml", f'<sst xmlns="{_XML}">{"".join(words)}</sst>')
+        book.writestr("xl/worksheets/sheet1.xml", sheet)

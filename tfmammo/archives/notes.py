@@ -1,0 +1,69 @@
+"""What a reader leaves out of an archive, and why: file by file, or counted if alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Mammogram, Skipped
+
+
+class Notes:
+    """Notes on one archive.
+
+    Args:
+        root: Its folder.
+        skipped: Takes the notes.
+        name: What such an archive is called, for errors; "" for no particular one.
+    """
+
+    def __init__(self, root: Path, skipped: Skipped | None, name: str) -> None:
+        self.root = Path(root)
+        self.name = name
+        self.skipped = Skipped() if skipped is None else skipped
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._lines: dict[tuple[str, str], int] = {}
+
+    def note(self, path: Path, reason: object) -> None:
+        """Note a file; a reason that begins with its path, as errors do, does not repeat it."""
+        self.skipped.note(self.root, path, reason)
+
+    def count(
+        self, place: Path | str, reason: str, number: int = 1, line: int | None = None
+    ) -> None:
+        """Count what is alike: it becomes one note of `place`, with the line of the first."""
+        file = place if isinstance(place, str) else place.relative_to(self.root).as_posix()
+        if number:
+            self._counts[file, reason] += number
+            if line is not None:
+                self._lines.setdefault((file, reason), line)
+
+    def fail(self, reason: str) -> ArchiveError:
+        """Return the error of a root that is no such archive."""
+        return ArchiveError(f"{self.root}: is no {self.name} archive, {reason}")
+
+    def finish(self, mammograms: Iterable[Mammogram]) -> list[Mammogram]:
+        """Write the counts down and return the mammograms, each once.
+
+        Raises:
+            ArchiveError: There is none; the first note says why.
+        """
+        found: dict[str, Mammogram] = {}
+        for mammogram in mammograms:
+            if found.setdefault(mammogram.image_id, mammogram) is not mammogram and mammogram.file:
+                self.note(mammogram.file, "is a second file of the same image")
+            elif mammogram.laterality and mammogram.wall_side != mammogram.laterality:
+                reason = "images are stored mirrored: PatientOrientation holds, not the laterality"
+                self.count("images/*", reason)
+        for (file, reason), number in self._counts.items():
+            line = self._lines.get((file, reason))
+            where = "" if line is None else f"rows, the first in line {line}: "
+            self.skipped.add(file, f"{number} {where}{reason}")
+        if not found:
+            first = next((f", the first is {f}: {r}" for f, r in self.skipped.reasons.items()), "")
+            kind = f"image of {self.name}" if self.name else "image"
+            counts = f"({len(self.skipped)} skipped{first})"
+            raise ArchiveError(f"{self.root}: holds no {kind} that can be read {counts}")
+        return list(found.values())
