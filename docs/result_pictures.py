@@ -74,6 +74,7 @@ def evaluate(script: str, config: str, networks: tuple[str, ...], *overrides: st
     return Evaluation(command, overrides, networks)
 
 
+Drawn = tuple[str, str, tuple[str, ...]]  # caption, source, networks
 EVALUATIONS = {
     "can_segmentation": evaluate(
         "segmentation", "segmentation", ("can",), *PATCHES, "data.size=128",
@@ -121,62 +122,64 @@ class Picture:
         name: Key of a table or figure, with "-best" or the like where it is not the first.
         evaluation: Key of `EVALUATIONS`.
         file: What that wrote.
-        caption: What it shows, and whose mammograms.
+        caption: What it shows.
+        source: Whose mammograms these are.
     """
 
     name: str
     evaluation: str
     file: str
     caption: str
+    source: str
 
 
 EDGE = "SSIM along the edge of the mass"
 OUTLINES = "yellow where truth and output agree, red where mass is missed, green where it is added"
 LIST = (
     Picture("can_fig2", "can_synthesis", "sheet.png",
-            f"Masks, real patches and CAN's images, at random. {CBIS}"),
+            "Masks, real patches and CAN's images, at random.", CBIS),
     Picture("can_fig2-best", "can_synthesis", "sheet-best-CAN.png",
-            f"The best by {EDGE}. {CBIS}"),
+            f"The best by {EDGE}.", CBIS),
     Picture("can_fig2-worst", "can_synthesis", "sheet-worst-CAN.png",
-            f"The worst by {EDGE}. {CBIS}"),
+            f"The worst by {EDGE}.", CBIS),
     Picture("can_fig3", "can_defects", "sheet-random.png",
-            f"CAN's images at random; too dark pixels are blue, too bright ones orange. {CBIS}"),
+            "CAN's images at random; too dark pixels are blue, too bright ones orange.", CBIS),
     Picture("can_fig3-best", "can_defects", "sheet-best-CAN.png",
-            f"The images with the fewest defects. {CBIS}"),
+            "The images with the fewest defects.", CBIS),
     Picture("can_fig3-worst", "can_defects", "sheet-worst-CAN.png",
-            f"The images with the most defects. {CBIS}"),
+            "The images with the most defects.", CBIS),
     Picture("can_fig4", "can_segmentation", "overlays.png",
-            f"CAN beside two trivial baselines; {OUTLINES}. {CBIS}"),
+            f"CAN beside two trivial baselines; {OUTLINES}.", CBIS),
     Picture("can_table1", "can_segmentation", "figure-CAN.png",
-            f"The best, median and worst outlines by Dice. {CBIS}"),
+            "The best, median and worst outlines by Dice.", CBIS),
     Picture("infilling_fig5", "infilling", "sheet.png",
-            f"Real masses and infilled ones under the same mask, at random. {CESM}"),
+            "Real masses and infilled ones under the same mask, at random.", CESM),
     Picture("infilling_fig5-best", "infilling", "sheet-best-infilling.png",
-            f"The infilled masses closest to the real ones. {CESM}"),
+            "The infilled masses closest to the real ones.", CESM),
     Picture("infilling_fig5-worst", "infilling", "sheet-worst-infilling.png",
-            f"The infilled masses farthest from the real ones. {CESM}"),
+            "The infilled masses farthest from the real ones.", CESM),
     Picture("blending_fig5", "blending", "sheet.png",
-            f"Real lesions inserted into other patients' tissue, at random. {CESM}"),
+            "Real lesions inserted into other patients' tissue, at random.", CESM),
     Picture("blending_fig5-best", "blending", "sheet-best-blending.png",
-            f"The blended lesions with the weakest seam. {CESM}"),
+            "The blended lesions with the weakest seam.", CESM),
     Picture("blending_fig5-worst", "blending", "sheet-worst-blending.png",
-            f"The blended lesions with the strongest seam. {CESM}"),
+            "The blended lesions with the strongest seam.", CESM),
     Picture("contextual_fig3", "contiguous", "figure-contiguous.png",
-            f"Masses added to three adjacent patches of a normal mammogram. {CESM}"),
+            "Masses added to three adjacent patches of a normal mammogram.", CESM),
     Picture("cgan_table", "cgan", "figure-cGAN.png",
-            f"The best, median and worst outlines by Dice. {CESM}"),
+            "The best, median and worst outlines by Dice.", CESM),
     Picture("cgan_samples", "cgan", "overlays.png",
-            f"The cGAN beside two trivial baselines; {OUTLINES}. {CESM}"),
+            f"The cGAN beside two trivial baselines; {OUTLINES}.", CESM),
     Picture("cgan_croppings", "cgan_frames", "croppings.png",
-            f"A mass in its loose frame. {CESM}"),
+            "A mass in its loose frame.", CESM),
     Picture("cgan_morphology", "cgan_frames", "morphology-loose.png",
-            f"Outlines before and after morphology; {OUTLINES}. {CESM}"),
+            f"Outlines before and after morphology; {OUTLINES}.", CESM),
     Picture("cgan_models", "cgan_frames", "overlays.png",
-            f"Outlines in loose frames; {OUTLINES}. {CESM}"),
+            f"Outlines in loose frames; {OUTLINES}.", CESM),
     Picture("cgan_failures", "cgan_frames", "failures-loose.png",
-            f"The worst outlines in loose frames. {CESM}"),
+            "The worst outlines in loose frames.", CESM),
     Picture("cgan_confusion", "shape", "figure-confusion-Shape CNN.png",
-            "True and predicted shapes of phantoms' masses."),
+            "True and predicted shapes of phantoms' masses.", "phantoms"),
 )  # fmt: skip
 
 
@@ -203,11 +206,11 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     for name, draw in DRAWN.items():
         if not options.only or name in options.only:
-            caption, networks = draw(options, PICTURES / f"{name}.jpg")
-            record(name, caption, f"python docs/result_pictures.py --only {name}", networks)
+            caption, source, networks = draw(options, PICTURES / f"{name}.jpg")
+            record(name, caption, source, f"python docs/result_pictures.py --only {name}", networks)
 
 
-def draw_whole(options: argparse.Namespace, path: Path) -> tuple[str, tuple[str, ...]]:
+def draw_whole(options: argparse.Namespace, path: Path) -> Drawn:
     """Draw whole mammograms before and after a mass was inserted."""
     networks = ("infilling", "mask_gan")
     editor = Editor.load(
@@ -222,10 +225,10 @@ def draw_whole(options: argparse.Namespace, path: Path) -> tuple[str, tuple[str,
         rows.append([before, result.mask.astype(np.float32), mark(after, [result.box], BLUE)])
     titles = ("normal mammogram", "generated mask", "with the mass, boxed")
     save_grid([[fit(panel) for panel in row] for row in rows], titles, path)
-    return f"Masses inserted into normal mammograms, drawn at random. {CESM}", networks
+    return "Masses inserted into normal mammograms, drawn at random.", CESM, networks
 
 
-def draw_contextual(options: argparse.Namespace, path: Path) -> tuple[str, tuple[str, ...]]:
+def draw_contextual(options: argparse.Namespace, path: Path) -> Drawn:
     """Draw masses that were added to normal tissue, and masses that were to be removed."""
     networks = ("contextual_mass", "contextual_removal")
     adding, removing = (
@@ -257,12 +260,13 @@ def draw_contextual(options: argparse.Namespace, path: Path) -> tuple[str, tuple
             break
     save_grid(rows, ("before", "after", "changed region"), path, labels)
     return (
-        f"Masses added to normal tissue, and masses removed, drawn at random. {CESM}",
+        "Masses added to normal tissue, and masses removed, drawn at random.",
+        CESM,
         networks,
     )
 
 
-def draw_detections(options: argparse.Namespace, path: Path) -> tuple[str, tuple[str, ...]]:
+def draw_detections(options: argparse.Namespace, path: Path) -> Drawn:
     """Draw the boxes of the package's detector on test films."""
     data = DataConfig(name="folder", root=options.films)
     films = [
@@ -282,7 +286,7 @@ def draw_detections(options: argparse.Namespace, path: Path) -> tuple[str, tuple
     caption = (
         f"Masses (blue) and detections with a score of at least {SCORE} (orange), on test films"
     )
-    return f"{caption} drawn at random. {CBIS}", ("light_head",)
+    return f"{caption} drawn at random.", CBIS, ("light_head",)
 
 
 def find_copy(root: Path) -> DataConfig:
@@ -341,7 +345,7 @@ def fit(image: NDArray[np.floating]) -> NDArray[np.float32]:
 DRAWN = {
     "infilling_fig4": draw_whole,
     "contextual_fig1": draw_contextual,
-    "cgan_detection": draw_detections,
+    "films": draw_detections,
 }
 
 
@@ -364,13 +368,14 @@ def save(picture: Picture, evaluation: Evaluation, file: Path) -> None:
     if image.shape[1] < SMALL:
         image = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     cv2.imwrite(str(PICTURES / f"{picture.name}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 80])
-    record(picture.name, picture.caption, evaluation.format(), evaluation.networks)
+    record(picture.name, picture.caption, picture.source, evaluation.format(), evaluation.networks)
 
 
-def record(name: str, caption: str, command: str, networks: Sequence[str]) -> None:
+def record(name: str, caption: str, source: str, command: str, networks: Sequence[str]) -> None:
     """Write the record of a picture."""
     content = {
         "caption": caption,
+        "source": source,
         "command": command,
         "networks": {network: zoo.read_entry(network).sha256 for network in networks},
     }

@@ -177,8 +177,8 @@ def test_a_reason_takes_the_place_of_a_result():
 def test_a_picture_is_linked_where_its_file_exists():
     found = {"can_table1": make_facts(level("CAN", 89.2))}
     link = "![Table I](pictures/can_table1.jpg)"
-    page = pages.build_page("can", found, {"can_table1": "Outlines, at random."})
-    assert f"{link}\n\n*Outlines, at random.*" in page
+    page = pages.build_page("can", found, {"can_table1": ("Outlines.", "Some archive")})
+    assert f"{link}\n\n*Outlines.*" in page and "Some archive" in page
     assert link not in pages.build_page("can", found)
 
 

@@ -127,7 +127,10 @@ def test_each_network_fits_its_patches(trainings, monkeypatch):
 def test_cans_page_has_the_sizes_of_table_is_networks(trainings, monkeypatch):
     rows = (ROOT / "docs/papers/can.md").read_text(encoding="utf-8").splitlines()
     (start,) = (place for place, row in enumerate(rows) if row.startswith("| network | parameters"))
-    sizes = {row.split(" | ")[0]: row.split(" | ")[1] for row in rows[start + 2 : start + 6]}
+    sizes = {
+        row.split(" | ")[0]: row.split(" | ")[2].removesuffix(" |")
+        for row in rows[start + 2 : start + 6]
+    }
     for title, name in (
         ("| CAN's inverter, and its generator", "can"),
         ("| U-Net", "can_unet"),

@@ -16,7 +16,7 @@ from tfmammo.apps.report.verified import list_checks
 WIDTH = 118
 LONGEST = 8  # lines of a table
 PICTURES = "pictures"
-Captions = Mapping[str, str]
+Captions = Mapping[str, tuple[str, str]]  # name of a picture -> what it shows, and its source
 NO_CAPTIONS: Captions = {}
 CURVES = "curves"
 NO_RESULT = "no valid result yet"
@@ -98,7 +98,7 @@ def build_page(paper: str, facts: AllFacts, captions: Captions = NO_CAPTIONS) ->
     Args:
         paper: Its key.
         facts: Key -> facts of all items.
-        captions: Name of a picture -> what it shows.
+        captions: Name of a picture -> what it shows, and whose mammograms.
     """
     source = read_papers()[paper]
     items = [item for item in ITEMS if item.paper == paper]
@@ -107,7 +107,22 @@ def build_page(paper: str, facts: AllFacts, captions: Captions = NO_CAPTIONS) ->
         lines += ["", f"## {item.printed.label}", "", *_describe(item, facts, captions)]
         if paper == "can" and item.name == "table1" and inbreast.KEY in facts:
             lines += ["", *_describe_inbreast(facts[inbreast.KEY], item)]
+    text = (
+        f"`tfmammo report --only {paper}` repeats the runs of this page, and `--only` with the "
+        "name of a file those behind it. All files are in `docs/results`."
+    )
+    lines += ["", "---", "", *wrap(text)]
+    shown = [captions[name] for item in items for name in list_pictures(item) if name in captions]
+    if shown:
+        sources = "; ".join(sorted({source for _, source in shown}))
+        text = f"Pictures: networks of the package on patients that they never saw. {sources}."
+        lines += ["", *wrap(f"{text} Commands: the JSON file beside each picture.")]
     return "\n".join(lines) + "\n"
+
+
+def list_pictures(item: Item) -> tuple[str, ...]:
+    """List the names that pictures of an item may have."""
+    return item.key, f"{item.key}-best", f"{item.key}-worst"
 
 
 def _introduce(paper: str, source: Paper, items: Sequence[Item], facts: AllFacts) -> list[str]:
@@ -133,10 +148,10 @@ def _introduce(paper: str, source: Paper, items: Sequence[Item], facts: AllFacts
 
 def _describe(item: Item, facts: AllFacts, captions: Captions) -> list[str]:
     lines = wrap(item.printed.shows)
-    for name in (item.key, f"{item.key}-best", f"{item.key}-worst"):
+    for name in list_pictures(item):
         if name in captions:
             lines += ["", f"![{item.printed.label}]({PICTURES}/{name}.jpg)"]
-            lines += ["", *wrap(f"*{captions[name]}*")]
+            lines += ["", *wrap(f"*{captions[name][0]}*")]
     reason = find_reason(item, facts)
     evidence = judge_item(item, facts)
     if reason:
@@ -211,18 +226,15 @@ def show(shown: Shown, facts: Facts, item: Item) -> list[str]:
 
 def _fold(facts: Facts) -> list[str]:
     """Fold away files, commands and curves."""
-    name, about = facts.name, facts.about
+    name = facts.name
     files = [f"[All {len(facts.rows)} numbers]({name}.csv)"] if facts.rows else []
     files += [f"[curves]({name}.curves.csv)"] if facts.curves else []
-    files.append(
-        f"[the {len(about.commands)} commands and the versions that made them]({name}.json)"
-    )
-    lines = ["<details markdown><summary>Numbers, command, curves</summary>", ""]
-    command = f"tfmammo report --scale {about.scale} --only {about.item}"
+    files.append(f"[commands]({name}.json)")
+    lines = ["<details markdown><summary>Numbers, commands, curves</summary>", ""]
     ends = f" {curves.count_ends(facts.curves)}." if facts.curves else ""
-    lines += wrap(f"{', '.join(files)}. `{command}` repeats them.{ends}")
+    lines += wrap(f"{', '.join(files)}.{ends}")
     if facts.curves:
-        lines += ["", f"![Validation curves]({CURVES}/{name}.svg)"]
+        lines += [f"![Validation curves]({CURVES}/{name}.svg)"]
     return [*lines, "", "</details>"]
 
 

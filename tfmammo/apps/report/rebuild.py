@@ -30,10 +30,10 @@ def read_all(folder: Path) -> dict[str, Facts]:
 def build_files(folder: Path) -> dict[str, str]:
     """Build all pages and pictures of curves from the facts in a folder: file -> text."""
     facts = read_all(folder)
-    captions = {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))["caption"]
-        for path in (folder / pages.PICTURES).glob("*.json")
-    }
+    captions = {}
+    for path in (folder / pages.PICTURES).glob("*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        captions[path.stem] = (record["caption"], record["source"])
     files = {f"{paper}.md": pages.build_page(paper, facts, captions) for paper in read_papers()}
     return {"index.md": index.build_index(facts)} | files | pages.draw_curves(facts)
 
