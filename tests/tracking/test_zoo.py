@@ -266,7 +266,7 @@ def test_command_lists_shows_and_unpacks(shelf, tmp_path, capsys):
     assert (tmp_path / "out" / "generator" / "saved_model.pb").is_file()
     with pytest.raises(SystemExit):
         command.main(["get", "tiny", str(tmp_path / "out")])
-    assert "exists, and is not replaced" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_add_packs_and_writes_down_results(shelf, exported, tmp_path, capsys):

@@ -391,11 +391,11 @@ def run_command(
         parser.error("--print-config shows what --config would run, and takes no --recipe")
 
     def work() -> None:
-        output = options.output.resolve()
         if options.recipe:
-            recipe = remake(options.recipe, output, options.set)
+            recipe = remake(options.recipe, options.output.resolve(), options.set)
             log.info("%s: made again, bit for bit", recipe.name)
         else:
-            synthesize(cli.read_config(schema, options), output, runner, options.retry)
+            config = cli.read_config(schema, options)  # ends here where it is only printed
+            synthesize(config, options.output.resolve(), runner, options.retry)
 
     cli.run(work)
