@@ -60,7 +60,7 @@ def test_operations_are_known_by_where_they_run(counts):
         return part, tf.nn.max_pool_with_argmax(image, 2, 2, "SAME")
 
     found = counts.count_graph(trace(step, (1, 8, 8, 1)))
-    assert "ExtractGlimpse" in found["without_gpu"] and "ExtractGlimpse" in found["on_cpu"]
+    assert "ExtractGlimpseV2" in found["without_gpu"] and "ExtractGlimpseV2" in found["on_cpu"]
     assert "MaxPoolWithArgmax" in found["without_xla"]
     assert "MaxPoolWithArgmax" not in found["without_gpu"]
 
