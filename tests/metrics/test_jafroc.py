@@ -226,13 +226,14 @@ def test_the_test_of_runs_leaves_every_patient_out_of_all_of_them():
     assert result.p == pytest.approx(2 * stats.t.sf(abs(expected), 7))
 
 
-@pytest.mark.slow
 def test_the_merit_is_jafroc_where_every_run_saw_normal_images():
     images = [image([0.9], lesions=1), *[image()] * 6, image([0.9], lesions=1)]
     patients = list("abcdefgh")
     apart = [(0, 0)] * 7 + [(1, 0)]
     assert choose_common_merit(patients, (images, None)) == "jafroc"
     assert choose_common_merit(patients, (images, apart)) == "jafroc1"
+    one_normal = [(0, 0)] * 6 + [(1, 0)] * 2  # without its patient the second run has none
+    assert choose_common_merit(patients, (images, one_normal)) == "jafroc1"
     one, split = (images, None), (images, apart)
     assert choose_common_merit(patients, one, one) == "jafroc"
     assert choose_common_merit(patients, one, split) == "jafroc1"  # whichever is the reference

@@ -334,10 +334,8 @@ def find_nearest_turned(
     best = np.full(len(images), np.inf)
     index = np.full(len(images), -1, np.intp)
     for quarter, step in product(range(4), (1, -1)):  # a step of -1 mirrors
-        turned, turned_masks = (
-            None if values is None else np.rot90(values[:, :, ::step], quarter, axes=(1, 2))
-            for values in (images, masks)
-        )
+        turned_masks = None if masks is None else _turn(masks, quarter, step)
+        turned = _turn(images, quarter, step)
         distance, turned_index = find_nearest(turned, pool, allowed, turned_masks)
         nearer = distance < best
         best[nearer] = distance[nearer]
@@ -435,6 +433,10 @@ def jackknife_area(
         low = float(np.clip(np.fmin(below, value - bound), 0, 1))
         high = float(np.clip(np.fmax(above, value + bound), 0, 1))
     return value, low, high, np.nan
+
+
+def _turn(images: Floats, quarter: int, step: int) -> Floats:
+    return np.rot90(images[:, :, ::step], quarter, axes=(1, 2))
 
 
 def _split_batches(images: Floats) -> list[NDArray[np.float32]]:
