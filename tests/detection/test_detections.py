@@ -127,7 +127,7 @@ def test_classes_by_their_numbers_falling_scores_and_nothing_beyond_the_image(fo
 
 def test_an_unknown_class_is_logged(foreign, caplog):
     Detector.load(foreign).predict(mammogram())
-    assert "1 detections of classes other than mass left out" in caplog.text
+    assert "1 detections of classes other than mass skipped" in caplog.text
 
 
 def test_a_model_of_bytes_gets_bytes(tmp_path):
@@ -221,6 +221,9 @@ def test_a_hub_handle(foreign, tmp_path, monkeypatch):
     )
 
 
+RAW = ("detection_boxes", "raw_detection_boxes")
+
+
 def encode(folder):
     """Save a model of encoded images."""
     outputs = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
@@ -242,9 +245,7 @@ def forget_data(folder):
     ("make", "error", "named"),
     [
         (
-            lambda folder: BrightSpot(outputs=("detection_boxes", "raw_detection_boxes")).save(
-                folder
-            ),
+            lambda folder: BrightSpot(outputs=RAW).save(folder),
             DetectionError,
             "raw_detection_boxes",
         ),
@@ -276,17 +277,6 @@ def test_what_is_no_detector_is_one_sentence(tmp_path, make, error, named):
 def test_a_detector_does_not_come_by_http():
     with pytest.raises(DetectionError, match="https"):
         Detector.load("http://tfhub.dev/somebody/ssd/1")
-
-
-def test_a_card_of_before_there_were_canvas_and_tiles(tmp_path):
-    card = ours(tmp_path) / "export/card.json"
-    known = json.loads(card.read_text())
-    for key in ("canvas", "tiles"):
-        del known["config"]["data"][key]
-    card.write_text(json.dumps(known))
-    np.testing.assert_allclose(
-        Detector.load(tmp_path).predict(mammogram()).boxes[0], BRIGHT, atol=1e-3
-    )
 
 
 # Canvas and tiles: nothing drifts
@@ -413,7 +403,7 @@ class Squares(tf.Module):
         tf.saved_model.save(self, str(folder), signatures=detect.get_concrete_function())
 
 
-def painted(squares, rows, cols):
+def draw_squares(squares, rows, cols):
     image = np.zeros((rows, cols, 1), np.float32)
     for number, (top, left, bottom, right) in enumerate(squares):
         image[top:bottom, left:right] = 0.2 + 0.1 * number
@@ -435,8 +425,10 @@ SQUARES = [
 ]
 
 
-def painting(squares=SQUARES, **facts):
-    return Mammogram("made", "p", "i", 3000, 2000, partial(painted, squares, 3000, 2000), **facts)
+def make_image(squares=SQUARES, **facts):
+    return Mammogram(
+        "made", "p", "i", 3000, 2000, partial(draw_squares, squares, 3000, 2000), **facts
+    )
 
 
 @pytest.mark.parametrize("images", [None, 1])
@@ -451,7 +443,7 @@ def test_lesions_in_tiles_and_across_their_borders_are_found_once(tmp_path, imag
         return function(**inputs)
 
     detector._function = watched
-    predictions = detector.predict(painting())
+    predictions = detector.predict(make_image())
     assert len(predictions) == len(SQUARES) and (np.diff(predictions.scores) <= 0).all()
     np.testing.assert_allclose(
         sorted(predictions.boxes.tolist()), sorted(SQUARES), rtol=0, atol=1e-3
@@ -486,7 +478,7 @@ def test_tiles_of_a_mirrored_mammogram_at_another_resolution(tmp_path):
     }
     detector = Detector.load(ours(tmp_path, model=Squares(), **data))
     for laterality, half in (("L", 0), ("R", 1)):
-        predictions = detector.predict(painting(laterality=laterality, spacing=(0.1, 0.1)))
+        predictions = detector.predict(make_image(laterality=laterality, spacing=(0.1, 0.1)))
         np.testing.assert_allclose(
             sorted(predictions.boxes.tolist()), sorted(SQUARES), rtol=0, atol=1e-3
         )
@@ -501,7 +493,7 @@ def test_tiles_of_a_mirrored_mammogram_at_another_resolution(tmp_path):
 
 def test_a_mammogram_of_one_tile_is_as_without_tiles(tmp_path):
     squares = [(0, 0, 40, 40), (10, 10, 20, 20), (99, 30, 120, 60)]
-    image = Mammogram("made", "p", "i", 120, 60, partial(painted, squares, 120, 60))
+    image = Mammogram("made", "p", "i", 120, 60, partial(draw_squares, squares, 120, 60))
     whole = ours(tmp_path / "a", model=Squares(), canvas=(120, 60), window=(0, 1))
     tiled = tmp_path / "b"
     ours(tiled, model=Squares(), canvas=(160, 100), tiles={"overlap": 64}, window=(0, 1))

@@ -23,10 +23,10 @@ from tfmammo.data.whole import make_whole
 from tfmammo.detection import ssd
 from tfmammo.detection.detections import Detector
 from tfmammo.detection.ssd import SSD, SSDConfig, make_pipeline
-from tfmammo.detection.training import read_training_patients, validate
+from tfmammo.detection.training import read_training_patients, validate, validation_functions
 from tfmammo.errors import DetectionError
 from tfmammo.mammogram import Skipped, key_check
-from tfmammo.metrics import detection
+from tfmammo.metrics.boxes import iou
 from tfmammo.tracking.export import FORMAT, read_card
 
 HAS_EXTRA = importlib.util.find_spec("object_detection") is not None
@@ -40,7 +40,7 @@ SMALL = [
     "model.depth=16",
 ]
 SMALL += ["model.head_layers=1", "tracking.system_metrics=false"]
-START = "from the start to step 6"  # what a training says before its first step
+START = "from the start to step 6"  # what a run logs before its first step
 
 
 def run_python(arguments, repository, folder=None, timeout=1400):
@@ -176,11 +176,8 @@ def test_patients_behind_a_checkpoint_are_seen(tmp_path):
             }
         )
     )
-    assert (
-        read_training_patients(tmp_path / "export/checkpoint")
-        == read_training_patients(tmp_path / "export/checkpoint/ckpt-0")
-        == ["p1", "p2"]
-    )
+    for checkpoint in ("export/checkpoint", "export/checkpoint/ckpt-0"):
+        assert read_training_patients(tmp_path / checkpoint) == ["p1", "p2"]
     assert read_training_patients(tmp_path) == read_training_patients(None) == []
 
 
@@ -217,12 +214,12 @@ def test_validation_by_hand():
     assert metrics == {"recall": 1.0, "recall_of_all": 1.0, "froc": pytest.approx((0 + 0 + 4) / 6)}
     assert list(metrics)[0] == "recall", "it decides which checkpoint is best"
     other = whole.take([0, 1])
-    overlap = detection.iou(whole.boxes[0], whole.boxes[1])[0, 0]
+    overlap = iou(whole.boxes[0], whole.boxes[1])[0, 0]
     assert overlap < 0.5
     assert validate({"detector": detector}, other)["recall_of_all"] == 0.5
 
 
-def test_validation_tells_classes_apart():
+def test_validation_distinguishes_classes():
     config = DataConfig(size=64, kinds=("calcification", "mass"))
     records = [
         record
@@ -240,6 +237,21 @@ def test_validation_tells_classes_apart():
 
     assert validate({"detector": lambda image: detector(image, 1)}, whole)["recall_of_all"] == 1
     assert validate({"detector": lambda image: detector(image, 0)}, whole)["recall_of_all"] == 0
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_validation_is_given_classes_from_0_on(first):
+    detected = {
+        "detection_boxes": tf.ones([1, 2, 4]),
+        "detection_scores": tf.constant([[0.5, 0.0]]),
+        "detection_classes": tf.constant([[1.0 + first, 0.0]]),
+        "num_detections": tf.ones([1]),
+    }
+    answer = validation_functions(lambda image: detected, (4, 6), first)["detector"](
+        image=tf.zeros([1, 4, 6, 1])
+    )
+    assert set(answer) == {"boxes", "scores", "classes"}
+    assert answer["classes"].numpy().tolist() == [[1, 0]]
 
 
 def test_validation_needs_a_lesion():

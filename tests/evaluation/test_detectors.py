@@ -14,7 +14,7 @@ from tfmammo.evaluation.detection import DetectionConfig, Prediction, add_precis
 from tfmammo.evaluation.detectors import DetectorsConfig
 from tfmammo.evaluation.froc import add_recall, measure_seconds, tabulate_seconds
 from tfmammo.evaluation.report import Report
-from tfmammo.metrics.detection import Matches
+from tfmammo.metrics.boxes import Matches
 
 CONFIG = DetectorsConfig(detectors={"A": "a", "B": "b"}, boxes=40, fppi=(1, 2), samples=20)
 

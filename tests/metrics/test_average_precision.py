@@ -55,8 +55,8 @@ def test_overlap_decides():
     assert measures == pytest.approx({"ap": 0.3, "ap50": 1, "ap75": 0, "ar": 0.3})
 
 
-def test_kinds_are_told_apart_and_their_mean_taken():
-    """Calcifications are not found, and what is found of a kind that nobody marks
+def test_kinds_are_matched_separately_and_averaged():
+    """Calcifications are not found, and what is found of a kind that is not annotated
     counts nowhere.
     """
     kinds = ["mass", "mass", "asymmetry"]
@@ -94,11 +94,16 @@ def test_nothing_is_printed(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_bad_input_is_one_sentence(monkeypatch):
-    with pytest.raises(AveragePrecisionError, match="needs lesions, and there is none"):
-        average_precision([one([A], [0.9], [])])
-    with pytest.raises(AveragePrecisionError, match="no finite number"):
-        average_precision([one([A], [np.nan], [A])])
+@pytest.mark.parametrize(
+    ("image", "named"),
+    [(one([A], [0.9], []), "lesions"), (one([A], [np.nan], [A]), "not finite")],
+)
+def test_bad_input(image, named):
+    with pytest.raises(AveragePrecisionError, match=named):
+        average_precision([image])
+
+
+def test_without_pycocotools(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    with pytest.raises(AveragePrecisionError, match="needs pycocotools; install it"):
+    with pytest.raises(AveragePrecisionError, match="pip install pycocotools"):
         average_precision([one([A], [0.9], [A])])

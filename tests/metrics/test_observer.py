@@ -69,12 +69,18 @@ def test_who_guesses_has_none():
     assert choices.share.low == pytest.approx(1 - choices.share.high)
 
 
-@pytest.mark.parametrize("nothing", [[], [[True]]])
-def test_no_choice_is_refused(nothing):
-    with pytest.raises(ValueError, match="one or more"):
-        estimate_choices(nothing)
-    with pytest.raises(ValueError, match="one or more"):
-        pool_choices(np.full((2, 3), np.nan))
+@pytest.mark.parametrize(
+    ("function", "arguments", "named"),
+    [
+        (estimate_choices, ([],), "one or more"),
+        (estimate_choices, ([[True]],), "one or more"),
+        (pool_choices, (np.full((2, 3), np.nan),), "one or more"),
+        (pool_ratings, (REAL, [[1, 2, 3, np.nan, np.nan, np.nan]]), "no observer rated"),
+    ],
+)
+def test_bad_input(function, arguments, named):
+    with pytest.raises(ValueError, match=named):
+        function(*arguments)
 
 
 @settings(max_examples=30, deadline=None)
@@ -175,7 +181,7 @@ def test_area_of_ratings_by_hand():
     assert twice.d_a.low == pytest.approx(sqrt(2) * Z(expected.low))
 
 
-def test_ratings_that_tell_all_apart_have_the_interval_of_the_rule_of_three():
+def test_perfect_ratings_have_the_interval_of_the_rule_of_three():
     ratings = estimate_ratings(np.tile(REAL, 2), np.tile([6, 6, 5, 1, 1, 2], 2))
     assert (ratings.area.value, ratings.area.high) == (1, 1)
     assert ratings.area.low == pytest.approx(1 + np.log(0.05) / 6)
@@ -197,8 +203,8 @@ def test_one_observers_interval_holds_as_often_as_it_says():
 def test_the_pooled_area_is_the_observers_mean():
     good = [6, 5, 4, 3, 2, 1]
     reverse = [1, 2, 3, 4, 5, 6]
-    nobody = [np.nan] * 6
-    ratings = pool_ratings(REAL, [good, reverse, nobody], 200)
+    unrated = [np.nan] * 6
+    ratings = pool_ratings(REAL, [good, reverse, unrated], 200)
     assert ratings.area.value == pytest.approx(0.5) and (ratings.real, ratings.synthetic) == (6, 6)
     assert (ratings.area.low, ratings.area.high) == (0, 1), "whoever is drawn alone has 1 or 0"
     partly = pool_ratings(REAL, [good, [np.nan, 4, 2, 3, np.nan, np.nan]], 200)
@@ -206,8 +212,6 @@ def test_the_pooled_area_is_the_observers_mean():
         partly.real,
         partly.synthetic,
     ) == (5, 4)
-    with pytest.raises(ValueError, match="nobody rated"):
-        pool_ratings(REAL, [[1, 2, 3, np.nan, np.nan, np.nan]])
 
 
 def test_the_pooled_interval_is_about_delongs_for_one_observer():

@@ -111,17 +111,22 @@ def test_random_weights_say_so(lpips, tmp_path):
     assert LPIPS(str(path), "none").note == "no calibrated heads"
 
 
-def test_wrong_images_are_refused(lpips, pairs):
-    a, b = pairs
-    with pytest.raises(ValueError, match="images must be of one shape"):
-        lpips.distance(a, b[:2])
-    with pytest.raises(ValueError, match=r"images must be \[n, s, s, 1\], not"):
-        lpips.distance(a[..., 0], b[..., 0])
-    for wrong in (a + 0.5, a - 0.5, np.where(a > 0.5, np.nan, a)):
-        with pytest.raises(ValueError, match="images must lie between 0 and 1"):
-            lpips.distance(wrong, b)
-        with pytest.raises(ValueError, match="images must lie between 0 and 1"):
-            lpips.matrix(a, wrong)
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda a, b: (a, b[:2]), "of one shape"),
+        (lambda a, b: (a[..., 0], b[..., 0]), r"\[n, s, s, 1\]"),
+        (lambda a, b: (a + 0.5, b), "between 0 and 1"),
+        (lambda a, b: (a, b - 0.5), "between 0 and 1"),
+        (lambda a, b: (np.where(a > 0.5, np.nan, a), b), "between 0 and 1"),
+        (lambda a, b: (a[:, :10, :10], b[:, :10, :10]), "below 11 px"),
+    ],
+)
+def test_bad_images(lpips, pairs, change, named):
+    functions = {ms_ssim} if named == "below 11 px" else {ms_ssim, lpips.distance}
+    for function in functions:
+        with pytest.raises(ValueError, match=named):
+            function(*change(*pairs))
 
 
 @pytest.mark.parametrize(("n", "m"), [(5, 6), (40, 6), (6, 40), (200, 300)])
@@ -146,11 +151,6 @@ def test_fid_of_gaussians_by_hand():
     assert fid(signs * [2, 3], (signs * [2, 3])[::-1]) == pytest.approx(0, abs=1e-9)
 
 
-def test_fid_nears_the_truth_from_above(features):
-    many, few = (np.mean([fid(features(n), features(n)) for _ in range(10)]) for n in (2000, 40))
-    assert 0 <= many < few / 10
-
-
 def test_kernel_distance_by_hand():
     """k(x, y) = (x y + 1)^3 of single numbers: real 0 and 1, synthetic 1 and 2."""
     real = np.array([[0.0], [1.0]])
@@ -159,28 +159,6 @@ def test_kernel_distance_by_hand():
     assert mmd(real, synthetic) == pytest.approx(within - 2 * (1 + 1 + 8 + 27) / 4)
     # k(0, 2), k(1, 1)
     assert mmd(real, synthetic, paired=True) == pytest.approx(within - 2 * (1 + 8) / 2)
-
-
-def test_kernel_distance_is_0_on_average(features):
-    values = np.array([mmd(features(20), features(25)) for _ in range(400)])
-    assert abs(values.mean()) < 3 * values.std() / np.sqrt(len(values))
-    assert (values < 0).mean() > 0.3
-    other = np.array([mmd(features(20), features(25, shift=1.0)) for _ in range(100)])
-    assert other.mean() > 5 * other.std() / np.sqrt(len(other))
-
-
-def test_pairs_that_belong_together_do_not_bias(features):
-    """Synthetic rows that are nearly their real ones: left in, the pairs' own kernels
-    pull below 0.
-    """
-    values = {paired: [] for paired in (True, False)}
-    for _ in range(300):
-        real = features(12)
-        synthetic = real + 1e-3
-        for paired, found in values.items():
-            found.append(mmd(real, synthetic, paired=paired))
-    assert np.max(values[False]) < 0
-    assert abs(np.mean(values[True])) < 0.1 * abs(np.mean(values[False]))
 
 
 def test_kid_over_subsets(features):
@@ -195,16 +173,15 @@ def test_kid_over_subsets(features):
     assert both == pytest.approx((mmd(real[:50], synthetic, paired=True), 0), abs=1e-9)
 
 
-def test_unfit_features_are_refused(features):
-    for measure in (fid, mmd, kid):
-        for real, synthetic in (
-            (features(1), features(5)),
-            (features(5, 8), features(5, 7)),
-            (features(5)[0], features(5)),
-        ):
-            with pytest.raises(ValueError, match="features must be"):
-                measure(real, synthetic)
-    with pytest.raises(ValueError, match="pairs must be equally many, not 5 and 6"):
+@pytest.mark.parametrize("measure", [fid, mmd, kid])
+@pytest.mark.parametrize("shapes", [((1, 8), (5, 8)), ((5, 8), (5, 7)), ((8,), (5, 8))])
+def test_bad_features(measure, shapes):
+    with pytest.raises(ValueError, match="features"):
+        measure(*(np.ones(shape) for shape in shapes))
+
+
+def test_pairs_are_equally_many(features):
+    with pytest.raises(ValueError, match="not 5 and 6"):
         mmd(features(5), features(6), paired=True)
 
 
@@ -219,10 +196,6 @@ def test_ms_ssim_at_full_and_at_small_size():
         np.testing.assert_allclose(ms_ssim(a, b), expected, atol=1e-6)
         np.testing.assert_allclose(ms_ssim(a, a), 1, atol=1e-6)
         assert (ms_ssim(a, b) < 0.95).all()
-    with pytest.raises(ValueError, match="patches below 11 px have no SSIM"):
-        ms_ssim(a[:, :10, :10], a[:, :10, :10])
-    with pytest.raises(ValueError, match="of one shape"):
-        ms_ssim(a, a[:1])
 
 
 def test_random_pairs():
@@ -361,15 +334,6 @@ def test_jackknife_of_groups_by_the_textbooks_formula():
     assert p == pytest.approx(2 * scipy.stats.t.sf(value / error, count - 1))
 
 
-def test_jackknife_of_fid_covers_its_value(features):
-    real = features(60)
-    synthetic = features(60, shift=0.5)
-    value, low, high, p = jackknife(
-        lambda rows: fid(real[rows], synthetic[rows]), np.arange(60).astype(str)
-    )
-    assert value == fid(real, synthetic) and low < value < high and p < 0.05
-
-
 def test_an_areas_interval_stays_within_0_and_1_and_an_area_of_1_is_not_certain():
     areas = np.array([0.9, 0.99, 0.97, 0.999, 0.95, 0.98, 0.995, 0.93])
     patients = np.array([f"p{number}" for number in range(8)])
@@ -387,9 +351,9 @@ def test_an_areas_interval_stays_within_0_and_1_and_an_area_of_1_is_not_certain(
 @pytest.mark.long
 def test_inception_features():
     images = np.random.default_rng(0).random((18, 40, 40, 1), dtype=np.float32)
-    judge = perceptual.Inception("none")
-    assert judge.note == "random Inception"
-    found = judge.features(images)
+    inception = perceptual.Inception("none")
+    assert inception.note == "random Inception"
+    found = inception.features(images)
     assert found.shape == (18, 2048) and found.dtype == np.float32
-    np.testing.assert_allclose(found[17:], judge.features(images[17:]), atol=1e-4)
+    np.testing.assert_allclose(found[17:], inception.features(images[17:]), atol=1e-4)
     assert fid(found[:9], found[9:]) > fid(found[:9], found[:9] + np.float32(1e-3))

@@ -1,9 +1,16 @@
-"""The style of plots: settings that end with the function, axes of ROC curves."""
+"""The style of plots, axes of ROC curves, and what a FROC figure shows."""
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
-from tfmammo.metrics.plotting import STYLE, make_roc_axes, plot_style
+from tfmammo.metrics.boxes import Matches
+from tfmammo.metrics.plotting import STYLE, draw_froc, make_roc_axes, plot_style
+
+IMAGES = [
+    Matches(np.array([0.9]), np.array([0.8]), 1, 1),
+    Matches(np.empty(0), np.array([0.3]), 1, 1),
+] * 3
 
 
 def test_the_style_ends_with_the_function():
@@ -22,3 +29,42 @@ def test_roc_axes_show_what_guessing_gives():
     axes.plot([0, 2], [0, 2])
     assert (axes.get_xlim(), axes.get_ylim()) == ((0, 1), (0, 1.01)), "whatever is drawn"
     assert make_roc_axes(Figure(), "x", "y").get_ylabel() == "y"
+
+
+def test_curves_and_bands():
+    (axes,) = draw_froc(
+        {"ours": IMAGES, "none": [Matches(np.empty(0), np.empty(0), 1, 1)] * 6},
+        list("abcdef"),
+        2,
+        50,
+        title="phantom",
+    ).axes
+    ours, none = axes.get_lines()
+    assert np.interp([0, 0.5, 2], *ours.get_data()).tolist() == [0.5, 0.5, 0.5] and not np.any(
+        none.get_ydata()
+    )
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ours", "none"]
+    band = axes.collections[0].get_datalim(axes.transData)
+    assert 0 <= band.y0 < 0.5 < band.y1 <= 1
+    assert (axes.get_title(), axes.get_xlim()) == ("phantom", (0, 2))
+
+
+def test_one_curve_needs_no_legend_and_one_patient_has_no_band():
+    (axes,) = draw_froc({"ours": IMAGES}, ["a"] * 6, samples=10, recall="recall at IoU > 0.5").axes
+    assert (
+        axes.get_legend() is None
+        and axes.get_ylabel() == "recall at IoU > 0.5"
+        and len(axes.get_lines()) == 1
+    )
+
+
+def test_a_curve_of_runs_is_the_mean_of_theirs():
+    """One of them finds its lesions, the other none."""
+    images = [
+        Matches(np.array([0.1] if number < 3 else []), np.array([0.9] if number > 2 else []), 1, 1)
+        for number in range(6)
+    ]
+    (axes,) = draw_froc(
+        {"a": images}, ["a"] * 6, runs={"a": [(number // 3, 0) for number in range(6)]}
+    ).axes
+    assert axes.get_lines()[0].get_ydata()[0] == 0.5

@@ -1,4 +1,4 @@
-"""Local deviation, its range, defects, lattices and the finest wavelet band, by hand."""
+"""Local deviation, its range, defects, checkerboards and the finest wavelet band, by hand."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_a_hole_is_flat_and_a_blotch_is_harsh(noise):
 
 
 @pytest.mark.parametrize("period", [4, 8])
-def test_a_lattice_stands_out_of_its_surroundings(noise, period):
+def test_a_checkerboard_exceeds_its_surroundings(noise, period):
     lattice = np.zeros((32, 32, 1))
     lattice[::period, ::period] = 0.3
     plain = texture.compute_lattice(0.1 * noise, period)
@@ -59,15 +59,15 @@ def test_a_lattice_stands_out_of_its_surroundings(noise, period):
 
 
 @pytest.mark.parametrize("period", [2, 4, 8])
-def test_noise_has_no_lattice_of_any_period(period):
+def test_noise_has_no_checkerboard_of_any_period(period):
     noise = np.random.default_rng(0).normal(0.5, 0.05, (400, 32, 32, 1))
     scores = texture.compute_lattice(noise, period)
     assert abs(scores.mean()) < 4 * scores.std() / 20
 
 
 @pytest.mark.parametrize("size", [24, 60])
-def test_a_lattice_needs_patches_that_it_fits(size):
-    with pytest.raises(ValueError, match=f"a multiple of 8 px, at least 32, not {size}"):
+def test_a_checkerboard_needs_patches_that_it_fits(size):
+    with pytest.raises(ValueError, match=f"32, not {size}"):
         texture.compute_lattice(np.zeros((1, size, size, 1)))
 
 

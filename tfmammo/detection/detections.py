@@ -3,7 +3,7 @@
 Nothing but TensorFlow is needed. A detector is a SavedModel of the TensorFlow Object Detection API,
 trained here (train/ssd.py) or elsewhere. The model card of a detector trained here says how it saw
 mammograms in training, at once or in tiles, and it sees them so again. Any other detector is given
-the whole mammogram, its grey values as 0 to 255 in three equal channels.
+the whole mammogram, its intensities as 0 to 255 in three equal channels.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Detector:
         """Load a detector.
 
         Args:
-            handle: Model URI: a training's output folder or export, models:/NAME@ALIAS,
+            handle: Model URI: a run's output folder or export, models:/NAME@ALIAS,
                 models:/NAME/VERSION or runs:/ID/PATH, the SavedModel's folder or the API's export
                 folder, or a TensorFlow Hub URL (https://...).
             kinds: What the model's classes 1, 2, ... are; the card of a detector trained here
@@ -166,8 +166,8 @@ class Detector:
             uri: The store of models:/ and runs:/.
 
         Raises:
-            DetectionError: Nothing can be read there, or it is no detector of the Object Detection
-                API.
+            DetectionError: Nothing can be read there, or it is not a detector of the Object
+                Detection API.
             TrackingError: The store can't be reached, or the model URI leads to no export.
         """
         place, card = _locate(str(handle), uri)
@@ -202,7 +202,7 @@ class Detector:
         Returns:
             Boxes in native px, and masks if the model gives them: 1 where a pixel's centre lies in
             the box and the lesion's probability there, interpolated, is at least 0.5. Detections of
-            a class that is none of `kinds` are left out, and logged.
+            a class that is none of `kinds` are skipped, and logged.
 
         Raises:
             ArchiveError: The pixels can't be read.
@@ -282,7 +282,7 @@ class Detector:
         has_kind = (numbers >= 1) & (numbers <= len(self.kinds))
         if not has_kind.all():
             log.warning(
-                "%s: %d detections of classes other than %s left out",
+                "%s: %d detections of classes other than %s skipped",
                 self.handle,
                 int((~has_kind).sum()),
                 ", ".join(self.kinds),
@@ -305,16 +305,9 @@ def _merge_tiles(
     shape: tuple[int, int],
     size: tuple[int, ...],
 ) -> tuple[Outputs, NDArray]:
-    """Merge the outputs of tiles to those of the image, no more detections than a tile's.
+    """Merge the outputs of tiles of `shape` to those of the image of `size`, and its boxes in px.
 
-    Args:
-        outputs_by_tile: Outputs of each tile.
-        corners: Upper left corner of each tile, px.
-        shape: Rows and columns of a tile, px.
-        size: Rows and columns of the image, px.
-
-    Returns:
-        The outputs, and the boxes in px of the image.
+    They are no more detections than a tile's.
     """
     most = len(outputs_by_tile[0]["detection_scores"])
     counts = [int(outputs[COUNT]) for outputs in outputs_by_tile]
@@ -359,16 +352,7 @@ def _is_mirrored(mammogram: Mammogram, config: DataConfig) -> bool:
 
 
 def _paste_masks(masks: NDArray, boxes: NDArray, mammogram: Mammogram) -> NDArray[np.uint8]:
-    """Paste masks [n, h, w] of boxes into masks of the whole mammogram.
-
-    Args:
-        masks: [n, h, w], probabilities.
-        boxes: [n, 4], native px; they may reach beyond the mammogram.
-        mammogram: Gives the result's rows and columns.
-
-    Returns:
-        uint8 [n, rows, cols].
-    """
+    """Paste probabilities [n, h, w] of boxes [n, 4], native px, into masks of the mammogram."""
     full_masks = np.zeros((len(masks), mammogram.rows, mammogram.cols), np.uint8)
     for full_mask, mask, (top, left, bottom, right) in zip(full_masks, masks, boxes, strict=True):
         rows = _find_pixels(top, bottom, mammogram.rows)
@@ -431,7 +415,7 @@ def _signature(handle: str, model: Any) -> Any:
             else f"it has no signature {SIGNATURE}"
         )
         raise DetectionError(
-            f"{handle}: is no export of the TensorFlow Object Detection API: {held}, not "
+            f"{handle}: is not an export of the TensorFlow Object Detection API: {held}, not "
             f"{OUTPUTS[0]} of one image"
         )
     (spec,) = inputs.values()

@@ -15,7 +15,7 @@ train it on real and more and more synthetic masses: batch 4, learning rate 2e-4
 of the network: Li, Peng, Yu, Zhang, Deng and Sun, Light-Head R-CNN: in defense of two-stage object
 detector (2017), its larger setting L.
 
-Departures and what the texts leave open:
+Deviations, and what the texts leave open:
 - Mammograms are letterboxed into data.canvas [1344, 800], the paper's 800 x 1333 px in multiples of
   16. That is for upright films; their short side becomes 800 px where they are no longer than 5 :
   3. The paper crops, and does not say how. data.canvas null takes a square of data.size px. Anchors
@@ -58,13 +58,20 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from tfmammo.config import Experiment, Frozen
 from tfmammo.detection import regions
 from tfmammo.detection.detections import OUTPUTS
-from tfmammo.detection.saved_models import compare_answers, describe_function, letterbox_batch
+from tfmammo.detection.saved_models import (
+    compare_answers,
+    describe_function,
+    letterbox_batch,
+    make_random_image,
+    save_and_load,
+)
 from tfmammo.detection.training import (
     check_image_size,
     check_split,
     draw_panels,
     image_shape,
     learning_rate,
+    validation_functions,
 )
 from tfmammo.errors import DetectionError
 from tfmammo.nn import pretrained
@@ -83,7 +90,7 @@ Tensors = dict[str, tf.Tensor]
 
 
 class LightHeadRCNNConfig(Frozen):
-    """Network, anchors, samples and optimisation; see *Departures* in the module."""
+    """Network, anchors, samples and optimisation; see *Deviations* in the module."""
 
     weights: str = "imagenet"
     """Weights of the ResNet: "imagenet" (downloaded), the path of Keras's without top (.h5), or
@@ -171,11 +178,7 @@ class LightHeadRCNNConfig(Frozen):
 
 
 def check(experiment: Experiment[LightHeadRCNNConfig]) -> None:
-    """Refuse what this detector can't do, before any mammogram is read.
-
-    Raises:
-        DetectionError: Names the key.
-    """
+    """Refuse what this detector can't do, before any mammogram is read, with DetectionError."""
     check_image_size(experiment.data, STRIDE, SMALLEST)
     check_split(experiment.data, "this")
 
@@ -185,17 +188,15 @@ class LightHeadRCNN:
 
     Args:
         config: The network.
-        size: Rows and columns of the image, or the side of a square one, px, multiples of 16 and at
-            least 32 (see `check`).
+        size: Rows and columns of the image, or the side of a square one, px.
         classes: Kinds of lesions.
 
     Raises:
-        DetectionError: The size is another.
+        DetectionError: A side is not a multiple of 16 px, or less than 32.
         WeightsError: The weights can't be had.
     """
 
     name = "light_head_rcnn"
-
     not_for_xla = "its non-maximum suppression (CombinedNonMaxSuppression) has no form there"
 
     def __init__(
@@ -265,17 +266,14 @@ class LightHeadRCNN:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Compute BCE of the sampled anchors, and smooth L1 of the positive ones among them.
 
-        Both are sums over the number of all sampled anchors.
-
-        Args:
-            objectness: float32 [batch, n], of the n anchors.
-            deltas: float32 [batch, n, 4].
-            truth: float32 [batch, k, 4].
+        Both are sums over the number of all sampled anchors. Of n anchors: objectness [batch, n],
+        deltas [batch, n, 4]; truth [batch, k, 4].
         """
         label, target = regions.assign_anchors(
             self.anchors, truth, self.config.rpn_high, self.config.rpn_low
         )
-        random = tf.random.stateless_uniform(tf.shape(label), self._seed())
+        seed = step_seed(count_batches(unwrap(self.optimizers["detector"])))
+        random = tf.random.stateless_uniform(tf.shape(label), seed)
         index, sampled = regions.sample_anchors(
             label, random, self.config.rpn_samples, self.config.rpn_share
         )
@@ -302,9 +300,9 @@ class LightHeadRCNN:
         Args:
             maps: float32 [batch, rows, cols, 7 * 7 * 10].
             boxes: float32 [batch, n, 4], the regions.
-            valid: bool [batch, n]: whether there is a region.
+            valid: bool [batch, n], whether a region exists.
             truth: The batch's boxes.
-            classes: The batch's classes.
+            classes: Their kinds.
         """
         label, target = regions.label_regions(boxes, truth, classes, self.config.foreground)
         logits, deltas = self.predict_regions(maps, boxes)
@@ -320,7 +318,7 @@ class LightHeadRCNN:
         return _mean(entropy, is_hard, is_hard), _mean(distance, is_hard, is_hard)
 
     def propose(self, objectness: tf.Tensor, deltas: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Select the first stage's regions, of at least 1 px; see `regions.select_proposals`."""
+        """Select the first stage's regions, of at least 1 px."""
         before = min(self.config.proposals_before, len(self.anchors))
         return regions.select_proposals(
             objectness,
@@ -333,11 +331,7 @@ class LightHeadRCNN:
         )
 
     def predict_regions(self, maps: tf.Tensor, boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Run the second stage on regions.
-
-        Args:
-            maps: float32 [batch, rows, cols, 7 * 7 * 10].
-            boxes: float32 [batch, n, 4].
+        """Run the second stage on regions [batch, n, 4].
 
         Returns:
             Class logits float32 [batch, n, 1 + classes], the background's first, and the boxes'
@@ -350,21 +344,16 @@ class LightHeadRCNN:
         return logits, tf.reshape(deltas, tf.concat([shape, [self.classes, 4]], axis=0))
 
     def score_regions(self, maps: tf.Tensor, boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Compute probabilities and refined boxes of regions; see `predict_regions`.
+        """Compute probabilities [batch, n, classes] and refined boxes [batch, n, classes, 4].
 
-        Returns:
-            Probabilities float32 [batch, n, classes], and boxes float32 [batch, n, classes, 4],
-            clipped to the image.
+        The boxes are clipped to the image.
         """
         logits, deltas = self.predict_regions(maps, boxes)
         refined = regions.decode(deltas, boxes[:, :, tf.newaxis], regions.DEVIATIONS)
         return tf.nn.softmax(logits)[..., 1:], regions.clip(refined)
 
     def detect(self, image: tf.Tensor) -> Tensors:
-        """Detect lesions; outputs have the Object Detection API's names.
-
-        Args:
-            image: float32 [batch, rows, cols, 1] in [0, 1].
+        """Detect lesions in images [batch, rows, cols, 1]; outputs have the API's names.
 
         Returns:
             "detection_boxes" float32 [batch, n, 4] in [0, 1], "detection_scores" [batch, n],
@@ -381,32 +370,12 @@ class LightHeadRCNN:
         return dict(zip(OUTPUTS, (boxes, scores, classes, tf.cast(count, tf.float32)), strict=True))
 
     def sample(self, batch: Tensors) -> Tensors:
-        """Draw panels for the image grid.
-
-        Args:
-            batch: "image" and "mask".
-
-        Returns:
-            float32 [batch, rows, cols, 1] in [0, 1].
-        """
+        """Draw panels for the image grid, float32 [batch, rows, cols, 1] in [0, 1]."""
         return draw_panels(batch, self.detect(batch["image"]))
 
     def functions(self) -> dict[str, Callable]:
-        """Return what validation calls: image -> boxes, scores and classes.
-
-        `write` says what is exported.
-        """
-
-        @tf.function(input_signature=[tf.TensorSpec([None, *self.shape, 1], tf.float32, "image")])
-        def detector(image: tf.Tensor) -> Tensors:
-            detected = self.detect(image)
-            return {name: detected[f"detection_{name}"] for name in ("boxes", "scores", "classes")}
-
-        return {"detector": detector}
-
-    def _seed(self) -> tf.Tensor:
-        """Make the seed of this batch's random numbers, by the optimizer's saved count."""
-        return step_seed(count_batches(unwrap(self.optimizers["detector"])))
+        """Return what validation calls; `write` exports."""
+        return validation_functions(self.detect, self.shape)
 
 
 def build_backbone(config: LightHeadRCNNConfig, shape: tuple[int, int]) -> keras.Model:
@@ -466,11 +435,7 @@ def build_head(config: LightHeadRCNNConfig, classes: int) -> keras.Model:
 def large_separable(x: keras.KerasTensor, kernel: int, middle: int, out: int) -> keras.KerasTensor:
     """Compute a kernel x kernel convolution as the sum of two pairs of thin ones.
 
-    Returns:
-        float32 [n, rows, cols, out].
-
-    Source:
-        Li et al., Figure 3; 19,493,332 parameters from 2048 channels by (15, 256, 490).
+    Source: Li et al., Figure 3; 19,493,332 parameters from 2048 channels by (15, 256, 490).
     """
     column = (kernel, 1)
     row = (1, kernel)
@@ -490,22 +455,11 @@ def write(model: LightHeadRCNN, folder: Path) -> dict[str, Any]:
     channel and letterboxes it as in training; an image of the network's own size stays as it is. It
     returns the API's four outputs, boxes as parts of rows and cols, classes counted from 1.
 
-    "regions" returns what stands between image and detections, for given regions. Disk and memory
-    are compared by it, because detections that are equally sure may change places.
-
-    Args:
-        model: Built under the float32 policy.
-        folder: Exists and is empty.
-
-    Returns:
-        The card's description.
-
-    Raises:
-        ExportError: The SavedModel answers otherwise than the network in memory.
+    "regions" returns what lies between image and detections, for given regions. Disk and memory are
+    compared by it (ExportError), because detections that are equally sure may change places.
     """
     network = model.networks["detector"]
     shape = model.shape
-    path = str(folder / "detector")
     image_spec = tf.TensorSpec([None, *shape, 1], tf.float32, "image")
     regions_spec = tf.TensorSpec([None, None, 4], tf.float32, "regions")
 
@@ -523,29 +477,16 @@ def write(model: LightHeadRCNN, folder: Path) -> dict[str, Any]:
         scores, boxes = model.score_regions(maps, regions)
         return {"objectness": objectness, "deltas": deltas, "scores": scores, "boxes": boxes}
 
-    module = tf.Module()
-    # in order, so that training.initial can read them
-    module.weights = [variable.value for variable in network.variables]
-    tf.saved_model.save(
-        module,
-        path,
-        signatures={
-            SIGNATURE: serve.get_concrete_function(),
-            "regions": inspect.get_concrete_function(),
-        },
-    )
-    saved_model = tf.saved_model.load(path)
-    _compare(saved_model.signatures["regions"], inspect.python_function, shape)
+    variables = [variable.value for variable in network.variables]
+    functions = {SIGNATURE: serve, "regions": inspect}
+    saved_model = save_and_load(variables, functions, folder / "detector")
+    image = tf.constant(make_random_image(shape))
+    corners = np.random.default_rng(0).random((1, 8, 2, 2), np.float32)
+    some = tf.constant(np.sort(corners, axis=2).reshape(1, 8, 4))
+    answers = saved_model.signatures["regions"](image=image, regions=some)
+    compare_answers(answers, inspect.python_function(image, some))
     outputs = saved_model.signatures[SIGNATURE].structured_outputs
     return {"detector": describe_function((None, None), outputs, network)}
-
-
-def _compare(saved: Any, eager: Any, shape: tuple[int, int]) -> None:
-    random = np.random.default_rng(0)
-    image = random.random((1, *shape, 1), np.float32)
-    corners = np.sort(random.random((1, 8, 2, 2), np.float32), axis=2).reshape(1, 8, 4)
-    answers = saved(image=tf.constant(image), regions=tf.constant(corners))
-    compare_answers(answers, eager(tf.constant(image), tf.constant(corners)))
 
 
 def _mean(losses: tf.Tensor, included: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:

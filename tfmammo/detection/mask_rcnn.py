@@ -28,10 +28,10 @@ Deviations, and what the paper's text leaves open:
 - The ResNet's BatchNorm is frozen (statistics, scale and shift) where it comes from a checkpoint,
   because two mammograms a step are too few to estimate statistics from. So does the implementation
   (Abdulla 2017) whose schedule of heads, stage 4 up and all the paper has. `batch_norm: running`
-  estimates them nevertheless, and so does a training from random weights, which has no others.
+  estimates them nevertheless, and so does a run from random weights, which has no others.
   Pyramid and heads always do: Abdulla's pyramid has no BatchNorm, and the heads start from random
   weights.
-- BatchNorm's averages decay by 0.97 a step and not 0.997, because trainings here are short.
+- BatchNorm's averages decay by 0.97 a step and not 0.997, because runs here are short.
 - Normal mammograms are trained on too (`normal`); the paper's "approximately three times" of 93
   images and 200 synthetic ones leaves them out. They are those that the archive calls normal and
   that have no marked lesion: of INbreast BI-RADS 1, by its authors 67 mammograms. Mammograms with
@@ -70,6 +70,7 @@ from tfmammo.detection.saved_models import (
     compare_answers,
     describe_function,
     make_random_image,
+    save_and_load,
 )
 from tfmammo.detection.training import (
     Network,
@@ -81,6 +82,7 @@ from tfmammo.detection.training import (
     import_quietly,
     learning_rate,
     restore_checkpoint,
+    validation_functions,
 )
 from tfmammo.errors import DetectionError
 from tfmammo.nn.optimization import build, minimize
@@ -207,11 +209,7 @@ class MaskRCNNConfig(Frozen):
 
 
 def check(experiment: Experiment[MaskRCNNConfig]) -> None:
-    """Refuse what this detector can't do, before any mammogram is read.
-
-    Raises:
-        DetectionError: Names the key, or the extra that is missing.
-    """
+    """Refuse what this detector can't do, before any mammogram is read, with DetectionError."""
     check_training(experiment.training, "a Mask R-CNN", "tf-models-official")
     check_image_size(experiment.data, STEP, STEP, ", for the levels of the pyramid")
     check_split(experiment.data, "a Mask R-CNN")
@@ -220,15 +218,9 @@ def check(experiment: Experiment[MaskRCNNConfig]) -> None:
 
 
 def make_settings(config: MaskRCNNConfig, shape: tuple[int, int], classes: int) -> dict[str, Any]:
-    """Build what differs from tf-models-official's experiment maskrcnn_resnetfpn_coco.
+    """Build the fields that differ from tf-models-official's task maskrcnn_resnetfpn_coco.
 
-    Args:
-        config: The network.
-        shape: Rows and columns of the image, px.
-        classes: Kinds of lesions, without background.
-
-    Returns:
-        Fields of the experiment's task.
+    `shape` is the image's rows and columns, px; `classes` are without background.
     """
     filters = {"num_filters": config.filters}
     proposals = {
@@ -364,32 +356,12 @@ class MaskRCNN:
         }
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Draw panels for the image grid.
-
-        Args:
-            batch: "image" and "mask".
-
-        Returns:
-            float32 [batch, rows, cols, 1] in [0, 1].
-        """
+        """Draw panels for the image grid, float32 [batch, rows, cols, 1] in [0, 1]."""
         return draw_panels(batch, self.detect(batch["image"]))
 
     def functions(self) -> dict[str, Callable]:
-        """Return what validation calls: image -> boxes, scores and classes from 0 on.
-
-        The export is `make_serving_function`'s.
-        """
-
-        @tf.function(input_signature=[tf.TensorSpec([None, *self.shape, 1], tf.float32, "image")])
-        def detector(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            detected = self.detect(image)
-            return {
-                "boxes": detected["detection_boxes"],
-                "scores": detected["detection_scores"],
-                "classes": tf.maximum(detected["detection_classes"] - 1, 0),
-            }
-
-        return {"detector": detector}
+        """Return what validation calls; `write` exports `make_serving_function`'s."""
+        return validation_functions(self.detect, self.shape, first=1)
 
     def make_serving_function(self) -> Any:
         """Build the exported function: float32 [n, rows, cols, 3] in [0, 255] -> as `detect`."""
@@ -500,24 +472,13 @@ def _freeze_norm(backbone: Any) -> None:
 def write(model: Any, folder: Path) -> dict[str, Any]:
     """Export a SavedModel with the Object Detection API's signature, and a checkpoint.
 
-    Args:
-        model: A MaskRCNN.
-        folder: Exists and is empty.
-
-    Returns:
-        The card's description of the function "saved_model".
-
-    Raises:
-        ExportError: The SavedModel answers otherwise than the network in memory.
+    ExportError if the SavedModel answers otherwise than the network in memory.
     """
     network = model.networks["detector"]
-    serve = model.make_serving_function().get_concrete_function()
     tf.train.Checkpoint(**model.model.checkpoint_items).save(str(folder / CHECKPOINT / "ckpt"))
-    module = tf.Module()
-    module.weights = network.variables
-    tf.saved_model.save(module, str(folder / SAVED_MODEL), signatures={SIGNATURE: serve})
+    functions = {SIGNATURE: model.make_serving_function()}
+    saved_model = save_and_load(network.variables, functions, folder / SAVED_MODEL)
     image = make_random_image(model.shape)
-    saved_model = tf.saved_model.load(str(folder / SAVED_MODEL))
     answers = answer_api(saved_model.signatures[SIGNATURE], image)
     compare_answers(answers, model.detect(tf.constant(image)))
     return {SAVED_MODEL: describe_function(model.shape, answers, network)}

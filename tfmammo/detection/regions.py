@@ -278,7 +278,7 @@ def select_hardest(losses: tf.Tensor, valid: tf.Tensor, count: int) -> tuple[tf.
         Index int32 [batch, min(count, n)], the highest loss first, and bool of the same shape:
         whether there is one.
 
-    Departure:
+    Deviation:
         Near duplicates are not suppressed by their losses, since the proposals have already been by
         their scores.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,24 +23,26 @@ def make_random_image(shape: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def answer_api(function: Callable[..., Any], image: NDArray[np.float32]) -> dict[str, tf.Tensor]:
-    """Call a signature of the Object Detection API's kind.
-
-    Args:
-        function: Of "input_tensor", float32 [n, rows, cols, 3] in [0, 255].
-        image: float32 [n, rows, cols, 1] in [0, 1].
-    """
+    """Call a function of "input_tensor", [n, rows, cols, 3] in [0, 255], on images in [0, 1]."""
     return function(input_tensor=tf.constant(255 * np.repeat(image, 3, axis=-1)))
 
 
+def save_and_load(variables: Sequence[Any], functions: Mapping[str, Any], folder: Path) -> Any:
+    """Save functions as a SavedModel's signatures, and load it.
+
+    The variables are saved in order, so that training.initial can read them.
+    """
+    module = tf.Module()
+    module.weights = list(variables)
+    signatures = {name: function.get_concrete_function() for name, function in functions.items()}
+    tf.saved_model.save(module, str(folder), signatures=signatures)
+    return tf.saved_model.load(str(folder))
+
+
 def compare_answers(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Check that a SavedModel answers as the network in memory does.
+    """Check that a SavedModel gives the expected answers, some or all of its own.
 
-    Args:
-        saved: The SavedModel's answers by name.
-        expected: The network's, some or all of them; these are compared.
-
-    Raises:
-        ExportError: It does not; the message names the answer.
+    Otherwise ExportError names the answer.
     """
     for name, values in expected.items():
         scale = max(1.0, float(np.max(np.abs(values))))

@@ -24,7 +24,7 @@ Deviations from the zoo, and what the paper's text leaves open:
   1 and 2 are enough.
 - Grey images are fed as three equal channels, so that COCO weights fit. Pyramid and heads start
   from random weights unless a COCO checkpoint is given. BatchNorm's averages decay by 0.97 a step
-  and not 0.997, because trainings here are short.
+  and not 0.997, because runs here are short.
 - Adam with warm-up and cosine decay replaces momentum, which needs tens of thousands of steps from
   random weights.
 - Overlapping boxes are merged above an IoU of 0.3 (0.6 in the zoo): two masses hardly overlap.
@@ -67,6 +67,7 @@ from tfmammo.detection.training import (
     import_quietly,
     learning_rate,
     restore_checkpoint,
+    validation_functions,
 )
 from tfmammo.errors import DetectionError
 from tfmammo.nn.optimization import build, minimize
@@ -125,11 +126,7 @@ class SSDConfig(Frozen):
 
 
 def check(experiment: Experiment[SSDConfig]) -> None:
-    """Refuse what this detector can't do, before any mammogram is read.
-
-    Raises:
-        DetectionError: Names the key, or the extra that is missing.
-    """
+    """Refuse what this detector can't do, before any mammogram is read, with DetectionError."""
     data = experiment.data
     check_training(experiment.training, "an SSD", "the Object Detection API")
     smallest = _SMALLEST[experiment.model.backbone]
@@ -144,16 +141,7 @@ def check(experiment: Experiment[SSDConfig]) -> None:
 
 
 def make_pipeline(config: SSDConfig, shape: tuple[int, int], classes: int) -> dict[str, Any]:
-    """Build the model part of the API's pipeline.config.
-
-    Args:
-        config: The network.
-        shape: Rows and columns of the image, px.
-        classes: Kinds of lesions.
-
-    Returns:
-        Fields of its TrainEvalPipelineConfig.
-    """
+    """Build the model part of the API's TrainEvalPipelineConfig for images of `shape` px."""
     mobile = config.backbone == "mobilenet_v2"
     depth = config.depth or (128 if mobile else 256)
     anchors = {
@@ -337,28 +325,12 @@ class SSD:
             return self.detector.postprocess(self.detector.predict(images, shapes), shapes)
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Draw panels for the image grid.
-
-        Args:
-            batch: "image" and "mask".
-
-        Returns:
-            float32 [batch, rows, cols, 1] in [0, 1].
-        """
+        """Draw panels for the image grid, float32 [batch, rows, cols, 1] in [0, 1]."""
         return draw_panels(batch, self.detect(batch["image"]))
 
     def functions(self) -> dict[str, Callable]:
-        """Return what validation calls: image -> boxes, scores and classes.
-
-        The export is the API's own; see `write`.
-        """
-
-        @tf.function(input_signature=[tf.TensorSpec([None, *self.shape, 1], tf.float32, "image")])
-        def detector(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            detected = self.detect(image)
-            return {name: detected[f"detection_{name}"] for name in ("boxes", "scores", "classes")}
-
-        return {"detector": detector}
+        """Return what validation calls; the export is the API's own, see `write`."""
+        return validation_functions(self.detect, self.shape)
 
     def _preprocess(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return self.detector.preprocess(tf.repeat(255.0 * image, 3, axis=-1))

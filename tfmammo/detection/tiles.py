@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.metrics.detection import area, intersection
+from tfmammo.metrics.boxes import area, intersection
 
 # Boxes that share more, of the smaller one, show the same. Of equal size they then have an IoU
 # above 1/3, about what detectors here merge in one image; a part cut off at a tile's border shares

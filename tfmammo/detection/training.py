@@ -1,10 +1,10 @@
-"""What the trainings of all detectors share: checks, schedules, validation and image grids."""
+"""What the training of all detectors shares: checks, schedules, validation and image grids."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import tensorflow as tf
 from tfmammo.config import DataConfig, TrainingConfig
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DetectionError
-from tfmammo.metrics import detection
+from tfmammo.metrics.boxes import Matches, match_kinds
+from tfmammo.metrics.detection import froc
 from tfmammo.tracking.export import CARD, get_training_patients, read_card
 
 BATCH = 8  # mammograms at once in validation
@@ -27,14 +28,7 @@ SHOWN = 0.3  # score from which a box is drawn into the image grid
 def import_quietly(library: str) -> Iterator[None]:
     """Import a detection library within: silent, and one sentence where it is missing.
 
-    Warnings are held back while it is imported. From then on TensorFlow no longer logs what the
-    library's sources are deprecated for.
-
-    Args:
-        library: Its name, for the message.
-
-    Raises:
-        DetectionError: It is missing.
+    From then on TensorFlow no longer logs what the library's sources are deprecated for.
     """
     try:
         with warnings.catch_warnings():
@@ -78,15 +72,7 @@ def learning_rate(
 
 
 def check_split(data: DataConfig, detector: str) -> None:
-    """Refuse the paper's split, which makes augmented copies of patches.
-
-    Args:
-        data: The experiment's section.
-        detector: What is trained, for the message.
-
-    Raises:
-        DetectionError: data.split is "paper".
-    """
+    """Refuse the paper's split, which makes augmented copies of patches, with DetectionError."""
     if data.split == "paper":
         raise DetectionError(
             f"data.split=paper: turns patches, and {detector} is trained on whole mammograms; take "
@@ -95,16 +81,7 @@ def check_split(data: DataConfig, detector: str) -> None:
 
 
 def check_training(training: TrainingConfig, detector: str, library: str) -> None:
-    """Refuse what another library's detector can't do.
-
-    Args:
-        training: The experiment's section.
-        detector: What is trained, for the message.
-        library: Whose detector it is, for the message.
-
-    Raises:
-        DetectionError: The precision is not float32, or training.initial is given.
-    """
+    """Refuse other precisions than float32, and training.initial, with DetectionError."""
     if training.precision != "float32":
         raise DetectionError(
             f"training.precision: {library} trains in float32 here, not in {training.precision}"
@@ -116,25 +93,14 @@ def check_training(training: TrainingConfig, detector: str, library: str) -> Non
 
 
 def image_shape(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Return the rows and columns of the image that a detector is built for, px.
-
-    Args:
-        size: Rows and columns, or the side of a square.
-    """
+    """Return rows and columns, px, of a size that is either these or the side of a square."""
     return (size, size) if isinstance(size, int) else size
 
 
 def check_image_size(data: DataConfig, step: int, smallest: int, reason: str = "") -> None:
-    """Check that the image's rows and columns are multiples of `step` px.
+    """Check that the image's rows and columns are multiples of `step` px, at least `smallest`.
 
-    Args:
-        data: The experiment's section.
-        step: px.
-        smallest: Least number of rows and of columns, px.
-        reason: Follows "multiple of .. px" in the message.
-
-    Raises:
-        DetectionError: They are not; the message names the key.
+    Otherwise DetectionError names the key; `reason` follows "multiple of .. px" in its message.
     """
     if any(side % step or side < smallest for side in data.shape):
         least = f" and at least {smallest}" if smallest > step else ""
@@ -149,15 +115,7 @@ def check_image_size(data: DataConfig, step: int, smallest: int, reason: str = "
 
 
 def check_unused_size(overrides: Sequence[str], data: DataConfig) -> None:
-    """Refuse data.size on the command line where data.canvas decides instead.
-
-    Args:
-        overrides: Of --set.
-        data: The experiment's section.
-
-    Raises:
-        DetectionError: Both are given.
-    """
+    """Refuse data.size in the overrides of --set where data.canvas decides instead."""
     keys = [override.partition("=")[0].strip() for override in overrides]
     if data.canvas and "data.size" in keys:
         raise DetectionError(
@@ -209,10 +167,33 @@ def draw_panels(
     return {"image": batch["image"], "detected": with_boxes, "truth": batch["mask"]}
 
 
-def validate(functions: Mapping[str, Any], held_out: Patches) -> dict[str, float]:
-    """Compute recall on held-out mammograms at IoU 0.5.
+def validation_functions(
+    detect: Callable[[tf.Tensor], Mapping[str, tf.Tensor]], shape: tuple[int, int], first: int = 0
+) -> dict[str, Callable]:
+    """Make what `validate` calls: image -> boxes, scores and classes from 0 on.
 
-    With data.tiles an image is a tile, drawn as the training's are. The numbers then choose
+    Args:
+        detect: A detector's; its outputs have the Object Detection API's names.
+        shape: Rows and columns of the image, px.
+        first: The number of the first class in `detect`.
+    """
+
+    @tf.function(input_signature=[tf.TensorSpec([None, *shape, 1], tf.float32, "image")])
+    def detector(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        detected = detect(image)
+        return {
+            "boxes": detected["detection_boxes"],
+            "scores": detected["detection_scores"],
+            "classes": tf.maximum(detected["detection_classes"] - first, 0),
+        }
+
+    return {"detector": detector}
+
+
+def validate(functions: Mapping[str, Any], held_out: Patches) -> dict[str, float]:
+    """Compute recall on held-out mammograms at an IoU above 0.5.
+
+    With data.tiles an image is a tile, drawn as in training. The numbers then choose
     checkpoints; evaluate/detection.py gives the FROC of mammograms.
 
     Args:
@@ -232,20 +213,20 @@ def validate(functions: Mapping[str, Any], held_out: Patches) -> dict[str, float
         outputs = functions["detector"](image=tf.constant(mammograms.images))
         detected = {name: value.numpy() for name, value in outputs.items()}
         matches_by_image += [_match(mammograms, detected, row) for row in range(len(mammograms))]
-    matches = detection.Matches.join(matches_by_image)
+    matches = Matches.join(matches_by_image)
     if not matches.lesions:
         raise DetectionError(
             "no held-out mammogram has a lesion, so that there is nothing to validate on; take "
             "other folds"
         )
     return {
-        "recall": float(matches.froc([1.0])[0]),
+        "recall": float(froc([matches], [1.0]).tpr[0]),
         "recall_of_all": len(matches.hits) / matches.lesions,
-        "froc": float(matches.froc().mean()),
+        "froc": float(froc([matches]).tpr.mean()),
     }
 
 
-def _match(mammograms: Patches, detected: Mapping[str, np.ndarray], row: int) -> detection.Matches:
+def _match(mammograms: Patches, detected: Mapping[str, np.ndarray], row: int) -> Matches:
     true_boxes = mammograms.targets["boxes"][row]
     true_classes = mammograms.targets["classes"][row]
     has_area = true_boxes[:, 2] > true_boxes[:, 0]
@@ -253,13 +234,8 @@ def _match(mammograms: Patches, detected: Mapping[str, np.ndarray], row: int) ->
     boxes, scores, classes = (
         detected[name][row][is_detection] for name in ("boxes", "scores", "classes")
     )
-    return detection.match_kinds(
-        boxes,
-        scores,
-        classes.astype(int),
-        true_boxes[has_area],
-        true_classes[has_area],
-    )
+    truth = true_boxes[has_area], true_classes[has_area]
+    return match_kinds(boxes, scores, classes.astype(int), *truth)
 
 
 def read_training_patients(checkpoint: Path | None) -> list[str]:

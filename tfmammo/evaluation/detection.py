@@ -29,15 +29,8 @@ from tfmammo.evaluation.froc import (
 from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.mammogram import Lesion, Mammogram, Skipped, stack_boxes
 from tfmammo.metrics.average_precision import Boxes, average_precision, import_coco
-from tfmammo.metrics.detection import (
-    FPPI,
-    Criterion,
-    Matches,
-    find_spared,
-    match_kinds,
-    recall_by,
-    rows_by_training,
-)
+from tfmammo.metrics.boxes import Criterion, Matches, find_spared, match_kinds, recall_by
+from tfmammo.metrics.detection import FPPI, rows_by_run
 from tfmammo.metrics.summary import Table
 
 log = logging.getLogger(__name__)
@@ -311,7 +304,7 @@ def add_precision(report: Report, detected: Detected, sets: Sets) -> None:
             )
             for prediction in predictions
         ]
-        groups = rows_by_training(detected.matches[name][1], len(images)).values()
+        groups = rows_by_run(detected.matches[name][1], len(images)).values()
         values = [
             list(average_precision([images[row] for row in rows_of_one]).values())
             for rows_of_one in groups

@@ -29,7 +29,7 @@ from tfmammo.evaluation.froc import (
 )
 from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.mammogram import stack_boxes
-from tfmammo.metrics.detection import Matches, match_kinds
+from tfmammo.metrics.boxes import Matches, match_kinds
 from tfmammo.metrics.rows import write_facts
 
 RANDOM_BOXES = "random boxes"

@@ -15,20 +15,20 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from tfmammo.evaluation.report import Report, join_subset
+from tfmammo.metrics.boxes import Matches
 from tfmammo.metrics.detection import (
     ALL_DETECTIONS,
-    Matches,
     Measured,
-    Training,
+    Run,
     count_diseased,
     false_positives_apart,
-    froc_by_training,
+    froc_by_run,
     froc_interval,
     over_folds,
     parts_with_lesions,
 )
-from tfmammo.metrics.figures import draw_froc
 from tfmammo.metrics.jafroc import choose_common_merit, jafroc, jafroc_test
+from tfmammo.metrics.plotting import draw_froc
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few, holm
 from tfmammo.metrics.summary import BOOTSTRAP, JACKKNIFE, Measure, Table, format_p
@@ -57,7 +57,7 @@ class Detected:
         images: Number of different mammograms.
     """
 
-    matches: Mapping[str, tuple[Sequence[Matches], Sequence[Training]]]
+    matches: Mapping[str, tuple[Sequence[Matches], Sequence[Run]]]
     patients: Sequence[str]
     fppi: Sequence[float]
     bootstrap: tuple[int, int, float]
@@ -86,11 +86,9 @@ class Detected:
         """
         images, trainings = self.matches[detector]
         trainings = [(0, 0)] * len(images) if is_pooled else trainings
-        curves = froc_by_training(images, trainings, rates)
+        curves = froc_by_run(images, trainings, rates)
         values = {training: getattr(curve, of) for training, curve in curves.items()}
-        bounds = froc_interval(
-            images, self.patients, rates, *self.bootstrap, of, trainings=trainings
-        )
+        bounds = froc_interval(images, self.patients, rates, *self.bootstrap, of, runs=trainings)
         return *over_folds(values), *bounds
 
     def make_fact(
@@ -120,7 +118,7 @@ class Detected:
             *self.bootstrap,
             title or self.title,
             self.recall,
-            trainings={self.name(name): self.matches[name][1] for name in shown},
+            runs={self.name(name): self.matches[name][1] for name in shown},
         )
 
 
@@ -231,8 +229,8 @@ def add_differences(report: Report, detected: Detected, reference: str, role: st
             detected.rates,
             *detected.bootstrap,
             against=others,
-            trainings=trainings,
-            others_trainings=reference_trainings,
+            runs=trainings,
+            others_runs=reference_trainings,
         )
         for rate, *numbers in zip(detected.rates, difference, *bounds, strict=True):
             key = name_rate("tpr", rate)

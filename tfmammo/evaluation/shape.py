@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix
 
 from tfmammo.data.extraction import make_shape_patches
 from tfmammo.errors import ConfigError
@@ -56,7 +57,7 @@ def evaluate(config: EvaluationConfig, output: Path) -> ComparisonReport:
         report.add(comparison, scores)
         for name, probabilities in comparison.outputs.items():
             predictions = probabilities.argmax(axis=1)
-            confusion = classification.confusion_matrix(labels, predictions, len(SHAPES))
+            confusion = confusion_matrix(labels, predictions, labels=range(len(SHAPES)))
             add_confusion(report, comparison, name, confusion)
             figure = draw_confusion(name, confusion)
             save_figure(figure, output / f"figure-confusion-{name}.png")

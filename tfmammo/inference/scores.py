@@ -11,7 +11,7 @@ from tfmammo.data.sampling import select_lesions
 from tfmammo.inference.images import Image, is_patch
 from tfmammo.inference.pipeline import Pipeline, PipelineResult
 from tfmammo.mammogram import Lesion, Mammogram, Skipped, stack_boxes
-from tfmammo.metrics import detection, segmentation
+from tfmammo.metrics import boxes, segmentation
 from tfmammo.tracking import export
 
 MEASURES = ("dice", "jaccard", "accuracy", "mcc", "lesions", "found", "false_positives")
@@ -63,7 +63,7 @@ def compute_scores(pipeline: Pipeline, image: Image, result: PipelineResult) -> 
             scores = _score_mask(np.max(masks, axis=0), result.mask)
     if pipeline.detector:
         found = result.findings
-        matches = detection.match_kinds(
+        matches = boxes.match_kinds(
             np.reshape([finding.box for finding in found], (-1, 4)),
             np.array([finding.score for finding in found]),
             [finding.kind for finding in found],

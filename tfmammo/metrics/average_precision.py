@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfmammo.errors import AveragePrecisionError
-from tfmammo.metrics.detection import Floats
+from tfmammo.metrics.boxes import Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +48,8 @@ def average_precision(images: Sequence[Boxes], most: int = 100) -> dict[str, flo
         COCO counts a hit from the IoU on, while `match` requires more than it.
 
     Raises:
-        AveragePrecisionError: pycocotools is missing, there is no lesion, or a score or box is no
-            finite number.
+        AveragePrecisionError: pycocotools is missing, there is no lesion, or a score or box is not
+            finite.
 
     Source:
         Lin et al., Microsoft COCO (2014), and its evaluation code.
@@ -105,11 +105,11 @@ def _fill_index(
     numbers: dict[Any, int],
     rows: Iterable[tuple[int, Floats, Floats, Sequence[Any]]],
 ) -> Any:
-    """Fill an index of pycocotools with the boxes of kinds that have a number."""
+    """Fill an index of pycocotools with (image, boxes, scores, kinds) of kinds with a number."""
     annotations: list[dict[str, Any]] = []
     for image, boxes, scores, kinds in rows:
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise AveragePrecisionError("a box or a score is no finite number")
+            raise AveragePrecisionError("a box or a score is not finite")
         rated = zip(
             np.asarray(boxes, float).tolist(), np.asarray(scores).tolist(), kinds, strict=True
         )

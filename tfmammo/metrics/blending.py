@@ -17,7 +17,7 @@ Masks = NDArray[np.generic]
 
 
 def seam_strength(images: Images, masks: Masks, ring: int = RING) -> NDArray[np.float64]:
-    """Compare jumps of grey values across the mask's border with those in the tissue around it.
+    """Compare jumps of intensity across the mask's border with those in the tissue around it.
 
     mean |f_p - f_q| over neighbours p inside, q outside  /  mean |f_p - f_q| over neighbours that
     both lie in the ring
@@ -39,7 +39,7 @@ def seam_strength(images: Images, masks: Masks, ring: int = RING) -> NDArray[np.
     Raises:
         ValueError: Unequal shapes, other values, or a ring below 1 px.
     """
-    _check(masks, ring, images=images)
+    check_patches(masks, images=images)
     return np.array(
         [_compare_jumps(image, mask, ring) for image, mask in _pair(images, masks)], np.float64
     )
@@ -73,7 +73,7 @@ def background_error(
     Source:
         Eq. 5.
     """
-    _check(masks, RING, images=images, tissue=tissue)
+    check_patches(masks, images=images, tissue=tissue)
     scores = {
         name: np.full(len(images), np.nan) for name in ("l1_background", "gradient_background")
     }
@@ -95,19 +95,13 @@ def lesion_contrast(images: Images, masks: Masks, ring: int = RING) -> NDArray[n
 
     It is 0 where blending made the lesion invisible ("over-blending", section 3).
 
-    Args:
-        images: float [n, s, s, 1] in [0, 1].
-        masks: {0, 1} [n, s, s, 1].
-        ring: Width of the ring around the mask, px.
+    Arguments and errors are those of `seam_strength`.
 
     Returns:
         Mean inside the mask less mean in the ring, float64 [n] in [-1, 1]; NaN where the mask is
         empty or fills the patch.
-
-    Raises:
-        ValueError: Unequal shapes, other values, or a ring below 1 px.
     """
-    _check(masks, ring, images=images)
+    check_patches(masks, images=images)
     contrasts = np.full(len(images), np.nan)
     for row, (image, mask) in enumerate(_pair(images, masks)):
         around = _find_ring(mask, ring)
@@ -131,6 +125,8 @@ def _compare_jumps(image: NDArray[np.float64], mask: NDArray[np.uint8], ring: in
 
 def _find_ring(mask: NDArray[np.uint8], ring: int) -> NDArray[np.bool_]:
     """Mark the pixels outside the mask that lie at most `ring` px from it; none if it is empty."""
+    if ring < 1:
+        raise ValueError(f"a ring must be 1 px wide at least, not {ring}")
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * ring + 1, 2 * ring + 1))
     return cv2.dilate(mask, disc) > mask
 
@@ -143,7 +139,8 @@ def _pair(images: Images, masks: Masks) -> zip[tuple[NDArray[np.float64], NDArra
     return zip(images[..., 0].astype(np.float64), masks[..., 0].astype(np.uint8), strict=True)
 
 
-def _check(masks: Masks, ring: int, **several: Images) -> None:
+def check_patches(masks: Masks, **several: Images) -> None:
+    """Refuse what is not images in [0, 1] and their masks, [n, s, s, 1], with ValueError."""
     for name, images in several.items():
         if images.shape != masks.shape or images.ndim != 4 or images.shape[-1] != 1:
             raise ValueError(
@@ -153,5 +150,3 @@ def _check(masks: Masks, ring: int, **several: Images) -> None:
             raise ValueError(f"{name} must lie between 0 and 1")
     if not np.all((masks == 0) | (masks == 1)):
         raise ValueError("masks must hold nothing but 0 and 1")
-    if ring < 1:
-        raise ValueError(f"a ring must be 1 px wide at least, not {ring}")

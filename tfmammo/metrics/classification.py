@@ -1,4 +1,4 @@
-"""ROC curves, their area, and DeLong's test of two areas; confusion matrices.
+"""ROC curves, their area, and DeLong's test of two areas; precision and recall.
 
 Source: DeLong, DeLong and Clarke-Pearson, Comparing the areas under two or more correlated receiver
 operating characteristic curves, Biometrics 44 (1988) 837-845; the components by ranks after Sun and
@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from sklearn import metrics
 
 
 def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -25,7 +26,7 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
         0 to 1.
 
     Raises:
-        ValueError: Lengths differ, a label is neither, a class is missing, or a score is no number.
+        ValueError: Lengths differ, a label is neither, a class is missing, or a score is NaN.
 
     Examples:
         >>> roc_auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
@@ -81,51 +82,14 @@ def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> 
 def roc_curve(
     labels: ArrayLike, scores: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Compute the ROC curve, with a point for each distinct score.
-
-    Args:
-        labels: As for `roc_auc`.
-        scores: As for `roc_auc`.
+    """Compute the ROC curve, with a point for each distinct score; input and errors as `roc_auc`.
 
     Returns:
         (false positive rate, true positive rate, threshold), float64 [m] each, from (0, 0, inf) to
         (1, 1, lowest score); a case is called positive from its threshold on.
     """
     positive, values = check_scores(labels, scores)
-    thresholds = np.unique(values)[::-1]
-    negatives = np.searchsorted(np.sort(-values[~positive]), -thresholds, side="right")
-    positives = np.searchsorted(np.sort(-values[positive]), -thresholds, side="right")
-    false = np.concatenate([[0.0], negatives / negatives[-1]])
-    true = np.concatenate([[0.0], positives / positives[-1]])
-    return false, true, np.concatenate([[np.inf], thresholds])
-
-
-def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, classes: int) -> NDArray[np.int64]:
-    """Count how often class i (row) was called class j (column).
-
-    Args:
-        labels: True classes, integers [n] from 0 to classes - 1.
-        predictions: Predicted classes, integers [n] from 0 to classes - 1.
-        classes: Number of classes.
-
-    Returns:
-        int64 [classes, classes].
-
-    Raises:
-        ValueError: Lengths differ or a class does not exist.
-    """
-    true = np.asarray(labels, np.int64)
-    called = np.asarray(predictions, np.int64)
-    if true.shape != called.shape or true.ndim != 1:
-        raise ValueError(
-            f"labels {true.shape} and predictions {called.shape} must be two lists of the same "
-            "length"
-        )
-    if true.size and (
-        min(true.min(), called.min()) < 0 or max(true.max(), called.max()) >= classes
-    ):
-        raise ValueError(f"labels and predictions must be integers from 0 to {classes - 1}")
-    return np.bincount(true * classes + called, minlength=classes**2).reshape(classes, classes)
+    return metrics.roc_curve(positive, values, drop_intermediate=False)
 
 
 def precision_recall(
@@ -134,7 +98,7 @@ def precision_recall(
     """Compute the precision and the recall of each class.
 
     Args:
-        confusion: Of `confusion_matrix`, integers [classes, classes].
+        confusion: How often class i (row) was called class j (column), [classes, classes].
 
     Returns:
         (precision, recall), float64 [classes] each, NaN where no case was called, or is,
@@ -171,13 +135,13 @@ def mean_roc(
     """Average the ROC curves of each class against all others, at given false positive rates.
 
     Args:
-        labels: As for `one_versus_rest`.
-        probabilities: As for `one_versus_rest`.
+        labels: True classes, integers [n].
+        probabilities: float [n, classes], one column a class.
         rates: Rising [m], 0 to 1.
 
     Returns:
-        True positive rates, float64 [m], 0 at a rate of 0; NaN where no class can be told from
-        others.
+        True positive rates, float64 [m], 0 at a rate of 0; NaN where no class has both cases
+        and others.
     """
     true = np.asarray(labels)
     curves = [np.full(len(rates), np.nan)]
@@ -207,7 +171,7 @@ def check_scores(
     if not np.isin(positive, (0, 1)).all():
         raise ValueError("labels must be 0 or 1")
     if np.isnan(values).any():
-        raise ValueError("a score is no number")
+        raise ValueError("a score is not a number")
     positive = positive.astype(bool)
     if positive.all() or not positive.any():
         raise ValueError("there must be positive and negative labels")

@@ -5,16 +5,16 @@ finds differences between equally good models far too often. Here whole patients
 
     estimate_auc      one area with its interval, by Obuchowski's variance
     chance_test       whether it is one half, by the same
-    obuchowski_test   a normal approximation; with 6 to 10 patients it rejects up to 15 % of equal
-                      models at .05
-    rank_swap_test    a permutation test, which holds its level for few patients, too; tables print
-                      its p
+    rank_swap_test    a permutation test of two areas, which holds its level for few patients, too
+    estimate_rate     the true positive rate at a small false positive rate, by bootstrap
 
-The tests ask about the models as they were trained. Neither says how another training would differ.
+The tests ask about the models as they were trained, not how another training run would differ.
 
 Source: Obuchowski, Nonparametric analysis of clustered ROC curve data, Biometrics 53 (1997) 567.
+    Carlini et al., Membership inference attacks from first principles (2022), for the true positive
+    rate at a low false positive rate: an average over all patches hides a few that leak.
     Bandos, Rockette and Gur, A permutation test sensitive to differences in areas for comparing ROC
-    curves from a paired design, Statistics in Medicine 24 (2005) 2873. Departure: whole patients
+    curves from a paired design, Statistics in Medicine 24 (2005) 2873. Deviation: whole patients
     are exchanged.
 """
 
@@ -30,6 +30,7 @@ from tfmammo.metrics.classification import check_scores, roc_auc, structural_com
 from tfmammo.metrics.significance import (
     FEWEST_PATIENTS,
     Estimate,
+    percentile_interval,
     rule_of_three,
     welch_degrees,
 )
@@ -97,7 +98,7 @@ def estimate_auc(
 
 
 def chance_test(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> float:
-    """Test whether an area under a ROC curve is one half, as `estimate_auc`'s interval tells.
+    """Test whether an area under a ROC curve is one half, as `estimate_auc`'s interval does.
 
     Args:
         labels: 1 or True positive, 0 negative, shape ``[n]``.
@@ -130,17 +131,43 @@ def _compute_logit(
     Logit and deviation are 0 where the area has no variance.
     """
     area = roc_auc(positive, values)
-    parts = _split_covariance(positive, [values], patients)
+    variance = obuchowski_variance(positive, values, patients)
     degrees = welch_degrees(
-        (parts.of_positives[0, 0], parts.of_negatives[0, 0]), parts.counts, parts.patients - 1
+        (variance.of_positives, variance.of_negatives), variance.counts, variance.patients - 1
     )
-    deviation = float(np.sqrt(parts.sum()[0, 0]))
+    deviation = float(np.sqrt(variance.total))
     if deviation < 1e-9 or not 0 < area < 1:
         return 0.0, 0.0, degrees
     return float(np.log(area / (1 - area))), deviation / (area * (1 - area)), degrees
 
 
-def obuchowski_variance(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> float:
+@dataclass(frozen=True)
+class ClusteredVariance:
+    """The variance of an area, in parts.
+
+    Attributes:
+        of_positives: What patients with positive patches add.
+        of_negatives: What patients with negative patches add.
+        of_both: What patients with both add; it may be negative.
+        counts: Number of patients with positive patches, and with negative ones.
+        patients: Number of patients.
+    """
+
+    of_positives: float
+    of_negatives: float
+    of_both: float
+    counts: tuple[int, int]
+    patients: int
+
+    @property
+    def total(self) -> float:
+        """The variance, 0 or more. It is DeLong's where each patient has one patch."""
+        return self.of_positives + self.of_negatives + self.of_both
+
+
+def obuchowski_variance(
+    labels: ArrayLike, scores: ArrayLike, patients: ArrayLike
+) -> ClusteredVariance:
     """Compute the variance of `roc_auc` where patches of one patient are not independent.
 
     Args:
@@ -148,46 +175,32 @@ def obuchowski_variance(labels: ArrayLike, scores: ArrayLike, patients: ArrayLik
         scores: Higher is more positive, shape ``[n]``.
         patients: The patient of each patch, shape ``[n]``.
 
-    Returns:
-        The variance, 0 or more. It equals DeLong's where each patient has one patch.
-
     Raises:
         ValueError: As `roc_auc`, patients of another length, or fewer than two patients with
             patches of a class.
     """
-    return float(_split_covariance(labels, [scores], patients).sum()[0, 0])
-
-
-def obuchowski_test(
-    labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike, patients: ArrayLike
-) -> tuple[float, float]:
-    """Test whether two classifiers of the same patches have different areas, by patients.
-
-    z = (AUC_a - AUC_b) / sqrt(var_a + var_b - 2 cov_ab), against the normal distribution.
-
-    Args:
-        labels: 1 or True positive, 0 negative, shape ``[n]``.
-        scores_a: One classifier's scores, shape ``[n]``.
-        scores_b: The other's, on any scale.
-        patients: The patient of each patch, shape ``[n]``.
-
-    Returns:
-        z and the two-sided p. p is NaN below six patients of a class, and where the areas differ
-        without any variance.
-
-    Raises:
-        ValueError: As `obuchowski_variance`.
-    """
-    covariance = _split_covariance(labels, [scores_a, scores_b], patients).sum()
-    difference = roc_auc(labels, scores_a) - roc_auc(labels, scores_b)
-    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    enough = not has_few_patients(labels, patients)
-    if variance <= 1e-15:  # what rounding leaves of 0
-        alike = abs(difference) < 1e-12
-        z = 0.0 if alike else float(np.copysign(np.inf, difference))
-        return z, 1.0 if alike and enough else np.nan
-    z = float(difference / np.sqrt(variance))
-    return z, float(2 * stats.norm.sf(abs(z))) if enough else np.nan
+    positive, values = check_scores(labels, scores)
+    members, count = _number_patients(patients, len(positive))
+    of_positives = np.bincount(members[positive], minlength=count)
+    of_negatives = np.bincount(members[~positive], minlength=count)
+    i10 = np.count_nonzero(of_positives)
+    i01 = np.count_nonzero(of_negatives)
+    if min(i10, i01) < 2:
+        raise ValueError(
+            "a variance needs two patients with positive patches and two with negative ones"
+        )
+    v10, v01 = structural_components(positive, values)
+    # Each patient's sum of components, less what it would be were all its patches average.
+    above = np.bincount(members[positive], v10, count) - of_positives * v10.mean()
+    below = np.bincount(members[~positive], v01, count) - of_negatives * v10.mean()
+    m = of_positives.sum()
+    n = of_negatives.sum()
+    s10 = i10 / ((i10 - 1) * m) * above @ above
+    s01 = i01 / ((i01 - 1) * n) * below @ below
+    s11 = count / (count - 1) * above @ below
+    return ClusteredVariance(
+        float(s10 / m), float(s01 / n), float(2 * s11 / (m * n)), (int(i10), int(i01)), count
+    )
 
 
 def rank_swap_test(
@@ -244,6 +257,49 @@ def rank_swap_test(
     return float(test.pvalue)
 
 
+def estimate_rate(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    patients: ArrayLike,
+    level: float = 0.95,
+    samples: int = 1000,
+    seed: int = 0,
+    rate: float = 0.01,
+) -> Estimate:
+    """Estimate the true positive rate at a small false positive rate, by bootstrap over patients.
+
+    With fewer than 1 / rate negatives, no false positive is allowed at all.
+
+    Args:
+        labels: 1 or True positive, 0 negative, shape ``[n]``.
+        scores: Higher is more positive, shape ``[n]``.
+        patients: The patient of each patch, shape ``[n]``.
+        level: Confidence level.
+        samples: Draws.
+        seed: Seed of the draws.
+        rate: False positive rate.
+    """
+    positive, values = check_scores(labels, scores)
+    numbers, count = _number_patients(patients, len(positive))
+    value = _compute_rate(positive, values, rate)
+    if has_few_patients(positive, patients):
+        return Estimate(value, np.nan, np.nan)
+    rows = [np.flatnonzero(numbers == number) for number in range(count)]
+    random = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(samples):
+        chosen = np.concatenate([rows[n] for n in random.integers(count, size=count)])
+        if positive[chosen].any() and not positive[chosen].all():
+            drawn.append(_compute_rate(positive[chosen], values[chosen], rate))
+    return Estimate(value, *percentile_interval(drawn, level))
+
+
+def _compute_rate(positive: NDArray[np.bool_], values: NDArray[np.floating], rate: float) -> float:
+    others = np.sort(values[~positive])[::-1]
+    limit = others[int(rate * len(others))]
+    return float(np.mean(values[positive] > limit))
+
+
 def _rank_sum(values: Array, positive: NDArray[np.bool_]) -> Array:
     return stats.rankdata(values, axis=-1)[..., positive].sum(axis=-1)
 
@@ -255,53 +311,3 @@ def _number_patients(patients: ArrayLike, patches: int) -> tuple[NDArray[np.intp
         raise ValueError(f"there are {patches} patches but patients of shape {names.shape}")
     unique_names, members = np.unique(names, return_inverse=True)
     return members, len(unique_names)
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """The covariance of the areas of several scores, in parts.
-
-    Attributes:
-        of_positives: What patients with positive patches add, float64 ``[k, k]``.
-        of_negatives: What patients with negative patches add, float64 ``[k, k]``.
-        of_both: What patients with both add, float64 ``[k, k]``.
-        counts: Number of patients with positive patches, and with negative ones.
-        patients: Number of patients.
-    """
-
-    of_positives: Array
-    of_negatives: Array
-    of_both: Array
-    counts: tuple[int, int]
-    patients: int
-
-    def sum(self) -> Array:
-        """The covariance, float64 ``[k, k]``."""
-        return self.of_positives + self.of_negatives + self.of_both
-
-
-def _split_covariance(labels: ArrayLike, several: list[ArrayLike], patients: ArrayLike) -> _Parts:
-    """Compute the covariance of the areas of several scores."""
-    checked = [check_scores(labels, scores) for scores in several]
-    positive = checked[0][0]
-    members, count = _number_patients(patients, len(positive))
-    of_positives = np.bincount(members[positive], minlength=count)
-    of_negatives = np.bincount(members[~positive], minlength=count)
-    if min(np.count_nonzero(of_positives), np.count_nonzero(of_negatives)) < 2:
-        raise ValueError(
-            "a variance needs two patients with positive patches and two with negative ones"
-        )
-    above, below = np.empty((2, len(several), count))
-    for row, (_, scores) in enumerate(checked):
-        v10, v01 = structural_components(positive, scores)
-        # Each patient's sum of components, less what it would be were all its patches average.
-        above[row] = np.bincount(members[positive], v10, count) - of_positives * v10.mean()
-        below[row] = np.bincount(members[~positive], v01, count) - of_negatives * v10.mean()
-    m = of_positives.sum()
-    n = of_negatives.sum()
-    i10 = np.count_nonzero(of_positives)
-    i01 = np.count_nonzero(of_negatives)
-    s10 = i10 / ((i10 - 1) * m) * above @ above.T
-    s01 = i01 / ((i01 - 1) * n) * below @ below.T
-    s11 = count / (count - 1) * above @ below.T
-    return _Parts(s10 / m, s01 / n, (s11 + s11.T) / (m * n), (int(i10), int(i01)), count)

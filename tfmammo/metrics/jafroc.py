@@ -4,17 +4,17 @@ The figure of merit is the probability that a lesion's rating exceeds the highes
 an image; ties count one half. A lesion that is not found, and an image without false positives, are
 rated below every score. JAFROC takes the false positives of normal images, because a false positive
 beside a lesion depends on whether that lesion is found. JAFROC1 takes those of all images, for
-where there are no normal ones, or all are one patient's. Cases are left out one by one (jackknife),
+where there are no normal ones, or all are one patient's. Cases are omitted one by one (jackknife),
 and the two detectors' pseudo-values of the same cases are compared.
 
 Source: Chakraborty and Berbaum, Observer studies involving detection and localization, Medical
 Physics 31 (2004) 2313-2330; Chakraborty, Analysis of location specific observer performance data,
 Academic Radiology 13 (2006) 1187-1193, for JAFROC1; Dorfman, Berbaum and Metz, Investigative
-Radiology 27 (1992) 723-731, for pseudo-values. Departures: a case is a patient with all images,
+Radiology 27 (1992) 723-731, for pseudo-values. Deviations: a case is a patient with all images,
 because images of one patient are not independent. There is one reader, a detector, on each side, so
 that the analysis of variance is the paired t test. For a detector that was trained several times
-(folds, seeds), the figures of merit of its trainings are averaged, because each training has its
-own scale of scores; a patient is left out of all of them. Degrees of freedom are Welch's for
+(folds, seeds), the figures of merit of its runs are averaged, because each run has its
+own scale of scores; a patient is omitted from all of them. Degrees of freedom are Welch's for
 patients with lesions and without: with one less than all patients, as in the sources, 8 of 100
 tests of equal detectors reject at 0.05 where six patients with lesions meet a hundred without.
 """
@@ -29,42 +29,33 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from tfmammo.metrics.detection import (
-    Matches,
-    Training,
-    check_pair,
-    rows_by_training,
-)
+from tfmammo.metrics.boxes import Matches
+from tfmammo.metrics.detection import Run, check_pair, rows_by_run
 from tfmammo.metrics.significance import FEWEST_PATIENTS, rule_of_three, welch_degrees
 
 Merit = Literal["jafroc", "jafroc1"]
 
 
-def choose_merit(
-    images: Sequence[Matches],
-    patient_ids: Sequence[str],
-    trainings: Sequence[Training] | None = None,
-) -> Merit:
-    """Choose "jafroc" if every training has images without lesions, otherwise "jafroc1".
-
-    In each training they must be of two patients at least, because the jackknife leaves one out.
-    Over all trainings they must be of `FEWEST_PATIENTS`: with fewer the test rejects too often.
-    """
-    everyone = set()
-    for rows in _list_trainings(images, trainings):
-        normal = {patient_ids[row] for row in rows if not images[row].lesions}
-        everyone |= normal
-        if len(normal) < 2:
-            return "jafroc1"
-    return "jafroc" if len(everyone) >= FEWEST_PATIENTS else "jafroc1"
-
-
 def choose_common_merit(
-    patient_ids: Sequence[str], *detectors: tuple[Sequence[Matches], Sequence[Training] | None]
+    patient_ids: Sequence[str], *detectors: tuple[Sequence[Matches], Sequence[Run] | None]
 ) -> Merit:
-    """Choose the figure of merit that all of several detectors have; see `choose_merit`."""
-    merits = {choose_merit(images, patient_ids, trainings) for images, trainings in detectors}
-    return "jafroc" if merits == {"jafroc"} else "jafroc1"
+    """Choose "jafroc" if every run of all detectors has images without lesions, else "jafroc1".
+
+    In each run they must be of two patients at least, because the jackknife omits one. Over all
+    runs they must be of `FEWEST_PATIENTS`: with fewer the test rejects too often.
+
+    Args:
+        patient_ids: The patient of each image.
+        detectors: The matches in each image of each detector, and their runs, as for `jafroc_test`.
+    """
+    for images, runs in detectors:
+        normal = [
+            {patient_ids[row] for row in rows if not images[row].lesions}
+            for rows in _list_runs(images, runs)
+        ]
+        if min(map(len, normal)) < 2 or len(set().union(*normal)) < FEWEST_PATIENTS:
+            return "jafroc1"
+    return "jafroc"
 
 
 @dataclass(frozen=True)
@@ -122,9 +113,8 @@ def jafroc_test(
     patient_ids: Sequence[str],
     merit: Merit = "jafroc",
     level: float = 0.95,
-    trainings: Sequence[Training] | None = None,
-    others_trainings: Sequence[Training] | None = None,
-    fewest: int = FEWEST_PATIENTS,
+    runs: Sequence[Run] | None = None,
+    others_runs: Sequence[Run] | None = None,
 ) -> JafrocTest:
     """Test whether two detectors have different figures of merit, by the jackknife over patients.
 
@@ -138,33 +128,32 @@ def jafroc_test(
         patient_ids: The patient of each image.
         merit: As for `jafroc`.
         level: Confidence level, in (0, 1).
-        trainings: The training behind each of `images`; theta is the mean of the trainings' figures
+        runs: The run behind each of `images`; theta is the mean of the runs' figures
             of merit. None: all have one scale of scores.
-        others_trainings: The training behind each of `others`; None: as above.
-        fewest: The number of patients with a lesion below which nothing is tested.
+        others_runs: The run behind each of `others`; None: as above.
 
     Returns:
-        The test. It is NaN where fewer patients than `fewest` have a lesion, or where leaving a
-        patient out leaves a training without lesions or images. Where the two never differ, t is 0
-        and p is 1. Where they differ without variance, t is infinite, p is 2^(1-n) of n patients
+        The test. It is NaN where fewer than `FEWEST_PATIENTS` patients have a lesion, or where a
+        run has no lesions or images without some patient. Where the two never differ, t is 0 and p
+        is 1. Where they differ without variance, t is infinite, p is 2^(1-n) of n patients
         with a lesion, as of a test that flips signs, and the interval that of the rule of three.
 
     Raises:
-        ValueError: As `jafroc`, of any training, or images, others, patients and trainings don't
+        ValueError: As `jafroc`, of any run, or images, others, patients and runs don't
             belong together.
     """
     check_pair(images, patient_ids, others)
     patients, rows = np.unique(np.asarray(patient_ids, np.str_), return_inverse=True)
     count = len(patients)
-    ours = _rank_trainings(images, rows, merit, trainings)
-    theirs = _rank_trainings(others, rows, merit, others_trainings)
+    ours = _rank_runs(images, rows, merit, runs)
+    theirs = _rank_runs(others, rows, merit, others_runs)
     first = float(np.mean([part.theta() for part in ours]))
     other = float(np.mean([part.theta() for part in theirs]))
     difference = first - other
     left = np.mean([part.leave_out(count) for part in ours], axis=0)
     left = left - np.mean([part.leave_out(count) for part in theirs], axis=0)
     is_diseased = np.bincount(rows, [image.lesions for image in images], count) > 0
-    if is_diseased.sum() < fewest or np.isnan(left).any():
+    if is_diseased.sum() < FEWEST_PATIENTS or np.isnan(left).any():
         return JafrocTest(first, other, difference, np.nan, np.nan, np.nan, 0, np.nan)
     pseudo = count * difference - (count - 1) * left
     error = float(np.sqrt(pseudo.var(ddof=1) / count))
@@ -188,24 +177,22 @@ def jafroc_test(
     return JafrocTest(first, other, difference, difference - half, difference + half, t, degrees, p)
 
 
-def _rank_trainings(
+def _rank_runs(
     images: Sequence[Matches],
     patients: NDArray[np.intp],
     merit: Merit,
-    trainings: Sequence[Training] | None,
+    runs: Sequence[Run] | None,
 ) -> list[_Ratings]:
-    """Rank the images of each training."""
+    """Rank the images of each run."""
     return [
         _Ratings([images[row] for row in rows], patients[rows], merit)
-        for rows in _list_trainings(images, trainings)
+        for rows in _list_runs(images, runs)
     ]
 
 
-def _list_trainings(
-    images: Sequence[Matches], trainings: Sequence[Training] | None
-) -> list[list[int]]:
-    """List the images of each training, without trainings that have no lesion if others do."""
-    groups = rows_by_training(trainings, len(images)).values()
+def _list_runs(images: Sequence[Matches], runs: Sequence[Run] | None) -> list[list[int]]:
+    """List the images of each run, without runs that have no lesion if others do."""
+    groups = rows_by_run(runs, len(images)).values()
     with_lesions = [rows for rows in groups if any(images[row].lesions for row in rows)]
     return with_lesions or [list(range(len(images)))]
 

@@ -78,27 +78,19 @@ class Ratings:
 
 
 def d_prime(share: float) -> float:
-    """Compute sqrt(2) z(share); infinite at 0 and 1.
-
-    Args:
-        share: The share of right choices between two, or an area under the ROC curve.
-    """
+    """Compute sqrt(2) z(share) of right choices or an area under the ROC curve."""
     return float(np.sqrt(2) * stats.norm.ppf(share))
 
 
 def estimate_choices(right: ArrayLike, level: float = 0.95) -> Choices:
     """Test one observer's choices by the exact binomial test, with Clopper and Pearson's interval.
 
+    Where all or none are right, the value of d_prime is that of half a choice less or more
+    (Macmillan and Creelman, p. 8), and its interval has no bound on that side.
+
     Args:
         right: Whether each choice was right, bool [n], n from 1 up.
         level: Confidence level, in (0, 1).
-
-    Returns:
-        The choices. Where all or none are right, the value of d_prime is that of half a choice less
-        or more (Macmillan and Creelman, p. 8), and its interval has no bound on that side.
-
-    Raises:
-        ValueError: There is no choice.
     """
     is_right = np.asarray(right, bool)
     if is_right.ndim != 1 or not is_right.size:
@@ -128,16 +120,13 @@ def pool_choices(
     it. For one observer this is the binomial test.
 
     Args:
-        right: float [observers, pairs], 1 right, 0 wrong, NaN unanswered.
+        right: float [observers, pairs], 1 right, 0 wrong, NaN unanswered; one answer at least.
         samples: Draws of the bootstrap.
         seed: Seed of the bootstrap.
         level: Confidence level, in (0, 1).
 
     Returns:
         The choices; n counts answers. d_prime is as in `estimate_choices`.
-
-    Raises:
-        ValueError: There is no answer.
     """
     given = np.asarray(right, np.float64)
     if given.ndim != 2 or np.isnan(given).all():
@@ -168,18 +157,13 @@ def pool_choices(
 def estimate_ratings(real: ArrayLike, given: ArrayLike, level: float = 0.95) -> Ratings:
     """Compute the area under the ROC curve of one observer's ratings.
 
+    The interval is that of `clustered_auc.estimate_auc`, each case being one patient. For d_a, an
+    area of 0 or 1 counts as half a pair of cases more or less.
+
     Args:
         real: Which cases are real, bool [n].
         given: The ratings, number [n]; a higher one is more surely real.
         level: Confidence level, in (0, 1).
-
-    Returns:
-        The ratings. The interval is that of `clustered_auc.estimate_auc`, each case being one
-        patient: there is none below six cases of either kind. For d_a, an area of 0 or 1 counts as
-        half a pair of cases more or less.
-
-    Raises:
-        ValueError: As `classification.roc_auc`.
     """
     truth = np.asarray(real, bool)
     area = estimate_auc(truth, given, np.arange(len(truth)), level)
@@ -205,9 +189,6 @@ def pool_ratings(
 
     Returns:
         The ratings; answers are counted. d_a is as in `estimate_ratings`.
-
-    Raises:
-        ValueError: Nobody rated a real and a synthetic case.
     """
     truth = np.asarray(real, bool)
     rated = np.asarray(given, np.float64)
@@ -218,7 +199,7 @@ def pool_ratings(
     won = pairs * (1 + np.sign(values[:, truth, None] - values[:, None, ~truth])) / 2
     whole = pairs.sum(axis=(1, 2)) > 0
     if not whole.any():
-        raise ValueError("nobody rated a real and a synthetic case")
+        raise ValueError("no observer rated a real and a synthetic case")
     area = (won.sum(axis=(1, 2))[whole] / pairs.sum(axis=(1, 2))[whole]).mean()
     random = np.random.default_rng(seed)
     observers, reals, others = (_draw_counts(random, count, samples) for count in pairs.shape)
@@ -245,18 +226,20 @@ def draw_roc(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = ""
 
     Args:
         systems: Name -> (real, given) as for `pool_ratings`. Observers who did not rate both kinds
-            are left out.
+            are skipped.
         title: The title of the figure.
     """
     rates: Array = np.linspace(0, 1, 201)
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = make_roc_axes(figure, "synthetic taken for real", "real taken for real")
     for name, (real, given) in systems.items():
-        curves = [
-            _compute_curve(np.asarray(real, bool), row, rates)
-            for row in np.asarray(given, np.float64)
-            if _has_both_kinds(real, row)
-        ]
+        curves = []
+        for ratings in np.asarray(given, np.float64):
+            answered = ~np.isnan(ratings)
+            is_real = np.asarray(real, bool)[answered]
+            if len(np.unique(is_real)) == 2:
+                false, true, _ = roc_curve(is_real, ratings[answered])
+                curves.append(np.interp(rates, false, true))
         if curves:
             axes.plot(
                 np.concatenate([[0.0], rates]),
@@ -267,17 +250,6 @@ def draw_roc(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = ""
     if len(axes.get_lines()) > 1:
         axes.legend(loc="lower right")
     return figure
-
-
-def _has_both_kinds(real: ArrayLike, given: Array) -> bool:
-    """Whether a real and a synthetic case were rated."""
-    return len(np.unique(np.asarray(real, bool)[~np.isnan(given)])) == 2
-
-
-def _compute_curve(real: NDArray[np.bool_], given: Array, rates: Array) -> Array:
-    answered = ~np.isnan(given)
-    false, true, _ = roc_curve(real[answered], given[answered])
-    return np.interp(rates, false, true)
 
 
 def _make_ratings(real: int, synthetic: int, area: Estimate) -> Ratings:

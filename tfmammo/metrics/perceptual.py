@@ -9,8 +9,8 @@ with each other, at best. The `note` of a network says so and belongs next to ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import tensorflow as tf
@@ -68,17 +68,9 @@ class LPIPS:
         self.source = {"AlexNet": backbone, "heads": calibration}
 
     def distance(self, a: Floats, b: Floats) -> NDArray[np.float64]:
-        """Compute the distance of every image of `a` to the same row of `b`.
+        """Compute the distance of every image of `a` to the same row of `b`, float64 [n].
 
-        Args:
-            a: float [n, s, s, 1] in [0, 1], s from 32 px up.
-            b: float [n, s, s, 1] in [0, 1].
-
-        Returns:
-            float64 [n], 0 for equal images.
-
-        Raises:
-            ValueError: Unequal shapes, or other values.
+        Both are float [n, s, s, 1] in [0, 1], s from 32 px up.
         """
         if a.shape != b.shape:
             raise ValueError(f"images must be of one shape, not {a.shape} and {b.shape}")
@@ -95,47 +87,32 @@ class LPIPS:
         return np.concatenate(parts)
 
     def matrix(self, a: Floats, b: Floats) -> NDArray[np.float64]:
-        """Compute the distance of every image of `a` to every image of `b`.
+        """Compute the distance of every image of `a` to every image of `b`, float64 [n, m].
 
         Products of feature vectors give it, exact to about 1e-5. An image of 256 px takes 2.5 MB
         meanwhile.
-
-        Args:
-            a: float [n, s, s, 1] in [0, 1].
-            b: float [m, s, s, 1] in [0, 1].
-
-        Returns:
-            float64 [n, m].
         """
         distances = np.zeros((len(a), len(b)))
-        # A head may be negative, though no published one is.
-        signs = [np.sign(head) for head in self.heads]
-        first = self._flatten(a)
-        second = self._flatten(b)
-        for x, y, sign in zip(first, second, signs, strict=True):
-            signed = (x.reshape(len(x), -1, len(sign)) * sign).reshape(x.shape)
-            squares = [np.einsum("ij,ij->i", signed, x, dtype=np.float64)]
-            squares.append(
-                np.einsum(
-                    "ij,j,ij->i", y, np.tile(sign, y.shape[1] // len(sign)), y, dtype=np.float64
-                )
-            )
-            distances += squares[0][:, np.newaxis] + squares[1] - 2.0 * (signed @ y.T)
+        for x, y, head in zip(self._flatten(a), self._flatten(b), self.heads, strict=True):
+            # A head may be negative, though no published one is.
+            signs = np.tile(np.sign(head), x.shape[1] // len(head))
+            first, second = (np.einsum("ij,j,ij->i", z, signs, z, dtype=np.float64) for z in (x, y))
+            distances += first[:, np.newaxis] + second - 2.0 * ((x * signs) @ y.T)
         return distances
 
     def _flatten(self, images: Floats) -> list[NDArray[np.float32]]:
-        """Flatten each feature map into vectors whose squared distance is LPIPS.
-
-        Returns:
-            float32 [n, positions * channels] for each feature map.
-        """
-        batches = [
-            [
-                _apply_head(unit, head)
-                for unit, head in zip(self._normalize(part), self.heads, strict=True)
-            ]
-            for part in _split_batches(images)
-        ]
+        """Flatten each feature map into vectors whose squared distance is LPIPS."""
+        batches = []
+        for part in _split_batches(images):
+            maps = zip(self._normalize(part), self.heads, strict=True)
+            batches.append(
+                [
+                    (unit * np.sqrt(np.abs(head) / (unit.shape[1] * unit.shape[2]))).reshape(
+                        len(unit), -1
+                    )
+                    for unit, head in maps
+                ]
+            )
         return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
     def _normalize(self, images: Floats) -> list[NDArray[np.float32]]:
@@ -144,16 +121,7 @@ class LPIPS:
 
 
 class Inception:
-    """Inception-v3's pooled features, for FID and KID.
-
-    `pretrained.inception` says which networks there are, and which one published numbers are of.
-
-    Args:
-        weights: As for `pretrained.inception`.
-
-    Raises:
-        WeightsError: The weights can't be had.
-    """
+    """Inception-v3's pooled features, for FID and KID, with weights of `pretrained.inception`."""
 
     def __init__(self, weights: str = "imagenet") -> None:
         with name_key("inception"):
@@ -213,7 +181,7 @@ def mmd(real: Floats, synthetic: Floats, *, paired: bool = False) -> float:
         real: float [n, d], n at least 2.
         synthetic: float [m, d], m at least 2.
         paired: Whether row i of one belongs to row i of the other. The kernel of these pairs is
-            left out, because it would bias the result.
+            excluded, because it would bias the result.
 
     Returns:
         0 on average where both are of one distribution, so it may be negative.
@@ -242,16 +210,15 @@ def kid(
     """Compute the kernel inception distance as usually reported: `mmd` of random subsets.
 
     Args:
-        real: As for `mmd`.
-        synthetic: As for `mmd`.
+        real: As for `mmd`, like `synthetic` and `paired`.
+        synthetic: float [m, d].
         subsets: Number of subsets.
         size: Rows of each subset; all rows where there are fewer.
         seed: Seed of the subsets.
-        paired: As for `mmd`.
+        paired: Whether row i of one belongs to row i of the other.
 
     Returns:
-        (mean, standard deviation over the subsets). The deviation is of one subset, not of the
-        mean.
+        (mean, standard deviation of one subset).
 
     Source:
         Binkowski et al., Demystifying MMD GANs (2018).
@@ -356,9 +323,7 @@ def find_nearest_turned(
     allowed: NDArray[np.bool_] | None = None,
     masks: Floats | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Find the nearest patches in pixels, in all eight orientations; see `find_nearest`.
-
-    Training turns and mirrors patches, too.
+    """Find the nearest patches in pixels, in the eight orientations that training shows, too.
 
     Args:
         images: float [n, s, s, 1].
@@ -368,9 +333,10 @@ def find_nearest_turned(
     """
     best = np.full(len(images), np.inf)
     index = np.full(len(images), -1, np.intp)
-    for turn in _list_turns():
-        turned_masks = None if masks is None else turn(masks)
-        distance, turned_index = find_nearest(turn(images), pool, allowed, turned_masks)
+    for quarter, step in product(range(4), (1, -1)):  # a step of -1 mirrors
+        turned_masks = None if masks is None else _turn(masks, quarter, step)
+        turned = _turn(images, quarter, step)
+        distance, turned_index = find_nearest(turned, pool, allowed, turned_masks)
         nearer = distance < best
         best[nearer] = distance[nearer]
         index[nearer] = turned_index[nearer]
@@ -469,12 +435,6 @@ def jackknife_area(
     return value, low, high, np.nan
 
 
-def _list_turns() -> Iterator[Callable[[Floats], Floats]]:
-    for quarter in range(4):
-        for step in (1, -1):  # -1 mirrors
-            yield partial(_turn, quarter=quarter, step=step)
-
-
 def _turn(images: Floats, quarter: int, step: int) -> Floats:
     return np.rot90(images[:, :, ::step], quarter, axes=(1, 2))
 
@@ -485,11 +445,6 @@ def _split_batches(images: Floats) -> list[NDArray[np.float32]]:
     if not np.all((images >= 0) & (images <= 1)):
         raise ValueError("images must lie between 0 and 1")
     return [np.asarray(images[i : i + BATCH], np.float32) for i in range(0, len(images), BATCH)]
-
-
-def _apply_head(unit: NDArray[np.float32], head: NDArray[np.float32]) -> NDArray[np.float32]:
-    positions = unit.shape[1] * unit.shape[2]
-    return (unit * np.sqrt(np.abs(head) / positions)).reshape(len(unit), -1)
 
 
 def _factorize(features: NDArray[np.float64]) -> NDArray[np.float64]:

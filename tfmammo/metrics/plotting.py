@@ -1,18 +1,23 @@
-"""The style of every plot: few lines, dark grey on opaque white, for print and for dark pages.
+"""The style of every plot (dark grey on opaque white), and plots of ROC and FROC curves.
 
-Colour-blind readers can tell the colours apart, and so can readers of a grey print by their
-lightness (Okabe and Ito 2008).
+Colour-blind readers can distinguish the colours, and readers of a grey print can by their lightness
+(Okabe and Ito 2008).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
+from numpy.typing import NDArray
+
+from tfmammo.metrics.boxes import Matches
+from tfmammo.metrics.detection import Run, froc_by_run, froc_interval, over_folds
 
 INK = "#444444"
 COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#0072b2")
@@ -42,10 +47,7 @@ Draw = TypeVar("Draw", bound=Callable[..., Any])
 
 
 def plot_style(draw: Draw) -> Draw:
-    """Decorate a function that draws a figure, so that it draws in this style.
-
-    Matplotlib's own settings stay as they are.
-    """
+    """Decorate a function that draws a figure; Matplotlib's own settings stay as they are."""
     return matplotlib.rc_context(STYLE)(draw)  # type: ignore[arg-type, return-value]
 
 
@@ -54,13 +56,7 @@ def make_roc_axes(
     false_positives: str = "false positive rate",
     true_positives: str = "true positive rate",
 ) -> Axes:
-    """Add axes for ROC curves, with the diagonal that guessing gives.
-
-    Args:
-        figure: The figure, which gets one pair of axes.
-        false_positives: The label of the abscissa.
-        true_positives: The label of the ordinate.
-    """
+    """Add axes for ROC curves, with these labels and the diagonal that guessing gives."""
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=0.8)
     axes.set(
@@ -71,3 +67,46 @@ def make_roc_axes(
         aspect="equal",
     )
     return axes
+
+
+@plot_style
+def draw_froc(
+    detectors: Mapping[str, Sequence[Matches]],
+    patient_ids: Sequence[str],
+    width: float = 8.0,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    title: str = "",
+    recall: str = "recall",
+    runs: Mapping[str, Sequence[Run]] | None = None,
+) -> Figure:
+    """Draw the FROC curves of detectors on the same images, each with the band of its interval.
+
+    Args:
+        detectors: Name -> the matches in each image.
+        patient_ids: The patient of each image. With too few there is no band.
+        width: Largest number of false positives per image.
+        samples: As for `froc_interval`, like `seed` and `level`.
+        seed: Seed of the draws.
+        level: Confidence level, in (0, 1).
+        title: The title of the figure.
+        recall: The label of the ordinate.
+        runs: Name -> the run behind the matches in each image. A curve is then the mean of its
+            runs' curves.
+    """
+    rates: NDArray[np.float64] = np.linspace(0, width, 81)
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, images in detectors.items():
+        of_images = runs[name] if runs else [(0, 0)] * len(images)
+        low, high = froc_interval(images, patient_ids, rates, samples, seed, level, runs=of_images)
+        axes.fill_between(rates, low, high, alpha=0.2, linewidth=0)
+        curves = froc_by_run(images, of_images, rates)
+        mean, _ = over_folds({run: curve.tpr for run, curve in curves.items()})
+        axes.plot(rates, mean, label=name)
+    axes.set(xlabel="false positives per image", ylabel=recall, ylim=(0, 1), xlim=(0, width))
+    axes.set_title(title, fontsize=8)
+    if len(detectors) > 1:
+        axes.legend()
+    return figure

@@ -138,18 +138,14 @@ def fit(
         quantile = stats.t.ppf(0.5 + level / 2, data.patients - 1)
         fall = 0.5 * quantile**2 * inflation
         low, high = _profile(best, loss + fall, data)
-    threshold = _censor(best[0], data)
+    threshold = float(np.exp(best[0]))
+    if best[0] > data.x.max():  # beyond what was tested
+        threshold = np.inf
+    elif best[0] < data.x.min():
+        threshold = 0.0
+    slope, guess, lapse = (float(value) for value in (np.exp(best[1]), *best[2:]))
     return Psychometric(
-        link,
-        threshold,
-        low,
-        high,
-        float(np.exp(best[1])),
-        float(best[2]),
-        float(best[3]),
-        level,
-        data.patients,
-        inflation,
+        link, threshold, low, high, slope, guess, lapse, level, data.patients, inflation
     )
 
 
@@ -178,28 +174,14 @@ def _check(
     if not np.isin(np.concatenate([found, of_blanks]), (0, 1)).all():
         raise ValueError("hits must be 0 or 1")
     unique_names, members = np.unique(names, return_inverse=True)
-    count = len(values)
-    return _Data(
-        np.log(values),
-        found,
-        members[:count],
-        of_blanks,
-        members[count:],
-        len(unique_names),
-        link,
-    )
+    places = np.split(members, [len(values)])
+    return _Data(np.log(values), found, places[0], of_blanks, places[1], len(unique_names), link)
 
 
 def _compute_curve(parameters: Array, x: Array, link: Link) -> tuple[Array, Array]:
-    """Compute P(x) and its derivatives.
+    """Compute P(x) [n] and its derivatives by the parameters [n, 4].
 
-    Args:
-        parameters: Logarithm of the threshold, logarithm of the slope, guess, lapse.
-        x: Logarithms of stimuli [n].
-        link: F.
-
-    Returns:
-        P, float64 [n], and its derivatives by the parameters, float64 [n, 4].
+    These are the logarithms of threshold and slope, guess and lapse; x are logarithms of stimuli.
     """
     threshold, log_slope, guess, lapse = parameters
     cumulate, differentiate, invert = _DISTRIBUTIONS[link]
@@ -270,10 +252,9 @@ def _search(data: _Data) -> tuple[Array, float]:
 
 
 def _profile(best: Array, limit: float, data: _Data) -> tuple[float, float]:
-    """Find the thresholds between which the profile's loss is below a limit.
+    """Find the stimuli (low, high) between which the profile's loss is below a limit.
 
-    Returns:
-        (low, high) as stimuli; 0 and infinity where the tested stimuli don't bound them.
+    They are 0 and infinity where the tested stimuli don't bound them.
     """
     bounds = _list_bounds(data)
     last = best[1:].copy()  # where the last search ended
@@ -305,13 +286,6 @@ def _profile(best: Array, limit: float, data: _Data) -> tuple[float, float]:
     if exceed(largest) > 0:
         high = float(np.exp(optimize.brentq(exceed, inside, largest, xtol=1e-3)))
     return low, high
-
-
-def _censor(log_threshold: float, data: _Data) -> float:
-    """Return the threshold as a stimulus; 0 or infinity beyond what was tested."""
-    if log_threshold > data.x.max():
-        return float("inf")
-    return float(np.exp(log_threshold)) if log_threshold >= data.x.min() else 0.0
 
 
 def _compare_variances(best: Array, data: _Data) -> float:

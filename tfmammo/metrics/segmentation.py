@@ -43,69 +43,34 @@ def accuracy(target: ArrayLike, output: ArrayLike) -> float:
     Raises:
         ValueError: A value that is neither 0 nor 1 (NaN too), unequal shapes, or no pixel.
     """
-    return float(_accuracy(_count_pixels(*_to_binary_pair(target, output)))[0])
+    return _measure("accuracy", target, output)
 
 
 def dice(target: ArrayLike, output: ArrayLike) -> float:
-    """Compute twice the common area of two masks of one image over the sum of their areas.
+    """Compute twice the common area of two masks over the sum of their areas.
 
-    It is 1 where both masks are empty.
-
-    Args:
-        target: The true mask, {0, 1}, bool or number.
-        output: The other mask, of the same shape.
-
-    Returns:
-        float in [0, 1].
-
-    Raises:
-        ValueError: A value that is neither 0 nor 1 (NaN too), unequal shapes, or no pixel.
+    Otherwise as `accuracy`.
 
     Examples:
         >>> dice([1, 1, 0, 0], [1, 0, 0, 0])
         0.6666666666666666
     """
-    return float(_dice(_count_pixels(*_to_binary_pair(target, output)))[0])
+    return _measure("dice", target, output)
 
 
 def jaccard(target: ArrayLike, output: ArrayLike) -> float:
-    """Compute the common area of two masks of one image over their joint area.
-
-    It is 1 where both masks are empty.
-
-    Args:
-        target: The true mask, {0, 1}, bool or number.
-        output: The other mask, of the same shape.
-
-    Returns:
-        float in [0, 1], equal to Dice / (2 - Dice).
-
-    Raises:
-        ValueError: A value that is neither 0 nor 1 (NaN too), unequal shapes, or no pixel.
-    """
-    return float(_jaccard(_count_pixels(*_to_binary_pair(target, output)))[0])
+    """Compute the common area of two masks over their joint area; otherwise as `accuracy`."""
+    return _measure("jaccard", target, output)
 
 
 def mcc(target: ArrayLike, output: ArrayLike) -> float:
-    """Compute Matthews's correlation of two masks of one image.
-
-    It is 0 where either mask has one value only.
-
-    Args:
-        target: The true mask, {0, 1}, bool or number.
-        output: The other mask, of the same shape.
-
-    Returns:
-        float in [-1, 1].
-
-    Raises:
-        ValueError: A value that is neither 0 nor 1 (NaN too), unequal shapes, or no pixel.
+    """Compute Matthews's correlation of two masks, in [-1, 1]; otherwise as `accuracy`.
 
     Examples:
         >>> mcc([1, 1, 0, 0], [1, 1, 0, 0]), mcc([1, 1, 0, 0], [0, 0, 1, 1])
         (1.0, -1.0)
     """
-    return float(_mcc(_count_pixels(*_to_binary_pair(target, output)))[0])
+    return _measure("mcc", target, output)
 
 
 def per_image(
@@ -135,13 +100,7 @@ def per_image(
     outputs = probabilities >= threshold
     if targets.ndim < 2:
         raise ValueError(f"targets must have shape [n, ...], not {targets.shape}")
-    counts = _count_pixels(targets, outputs)
-    return {
-        "accuracy": _accuracy(counts),
-        "dice": _dice(counts),
-        "jaccard": _jaccard(counts),
-        "mcc": _mcc(counts),
-    }
+    return _compute_all(_count_pixels(targets, outputs))
 
 
 def bootstrap_interval(
@@ -201,18 +160,7 @@ def share_interval(
     Where all are alike, a bootstrap has no width, though other patients might differ. The interval
     then reaches as far as the rule of three says for so many patients.
 
-    Args:
-        values: 0 or 1 [n].
-        groups: As for `bootstrap_interval`.
-        samples: As for `bootstrap_interval`.
-        seed: As for `bootstrap_interval`.
-        level: As for `bootstrap_interval`.
-
-    Returns:
-        As `bootstrap_interval`, in [0, 1].
-
-    Raises:
-        ValueError: As `bootstrap_interval`.
+    Arguments, result and errors are those of `bootstrap_interval`.
     """
     low, high = bootstrap_interval(values, groups, samples, seed, level)
     shares = np.asarray(values, np.float64)
@@ -304,9 +252,9 @@ def paired_test(
         a: One model's values, number [n], finite.
         b: The other model's values of the same images.
         groups: The patient of each image [n]; None makes each image its own group.
-        samples: As in `bootstrap_interval`.
-        seed: As in `bootstrap_interval`.
-        level: As in `bootstrap_interval`.
+        samples: The most combinations of signs that are tried, and draws of the bootstrap.
+        seed: Seed of the draws.
+        level: Confidence level, in (0, 1).
 
     Returns:
         Paired, in the values' unit; p in (0, 1], NaN where there are fewer than `FEWEST_PATIENTS`
@@ -385,10 +333,10 @@ def _to_binary(values: ArrayLike, name: str) -> NDArray[np.bool_]:
     return values.astype(np.bool_)
 
 
-def _to_binary_pair(
-    target: ArrayLike, output: ArrayLike
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    return _to_binary(target, "target")[np.newaxis], _to_binary(output, "output")[np.newaxis]
+def _measure(name: str, target: ArrayLike, output: ArrayLike) -> float:
+    """Compute one of the measures for one image."""
+    pair = _to_binary(target, "target")[np.newaxis], _to_binary(output, "output")[np.newaxis]
+    return float(_compute_all(_count_pixels(*pair))[name][0])
 
 
 def _count_pixels(targets: NDArray[np.bool_], outputs: NDArray[np.bool_]) -> Counts:
@@ -406,29 +354,19 @@ def _count_pixels(targets: NDArray[np.bool_], outputs: NDArray[np.bool_]) -> Cou
     return targets[0].size - tp - fp - fn, fp, fn, tp
 
 
-def _accuracy(counts: Counts) -> NDArray[np.float64]:
+def _compute_all(counts: Counts) -> dict[str, NDArray[np.float64]]:
     tn, fp, fn, tp = counts
-    return (tp + tn) / (tn + fp + fn + tp)
-
-
-def _dice(counts: Counts) -> NDArray[np.float64]:
-    _, fp, fn, tp = counts
-    return _divide(2 * tp, 2 * tp + fp + fn, empty=1.0)
-
-
-def _jaccard(counts: Counts) -> NDArray[np.float64]:
-    _, fp, fn, tp = counts
-    return _divide(tp, tp + fp + fn, empty=1.0)
-
-
-def _mcc(counts: Counts) -> NDArray[np.float64]:
-    tn, fp, fn, tp = counts
-    # Two roots, because the root of the whole product rounds (x, x) to 0.9999999.
-    return _divide(
-        tp * tn - fp * fn,
-        np.sqrt((tp + fp) * (tn + fn)) * np.sqrt((tp + fn) * (tn + fp)),
-        empty=0.0,
-    )
+    return {
+        "accuracy": (tp + tn) / (tn + fp + fn + tp),
+        "dice": _divide(2 * tp, 2 * tp + fp + fn, empty=1.0),
+        "jaccard": _divide(tp, tp + fp + fn, empty=1.0),
+        "mcc": _divide(
+            tp * tn - fp * fn,
+            # Two roots, because the root of the whole product rounds (x, x) to 0.9999999.
+            np.sqrt((tp + fp) * (tn + fn)) * np.sqrt((tp + fn) * (tn + fp)),
+            empty=0.0,
+        ),
+    }
 
 
 def _divide(

@@ -29,12 +29,7 @@ TESTS: Mapping[Test, str] = {
 def percentile_interval(
     drawn: Sequence[float] | NDArray[np.floating], level: float
 ) -> tuple[float, float]:
-    """Compute the interval between the percentiles of bootstrap draws.
-
-    Args:
-        drawn: The value of each draw [n].
-        level: Of the interval, in (0, 1).
-    """
+    """Compute the interval between the percentiles of bootstrap draws."""
     low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
 
@@ -80,13 +75,7 @@ def rule_of_three(count: int, level: float) -> float:
 
 
 def bound_share(is_all: bool, count: int, level: float) -> tuple[float, float]:
-    """Return the interval of a share of all or of none, by the rule of three.
-
-    Args:
-        is_all: Whether all cases show it, not none.
-        count: How many cases there are.
-        level: Confidence level, in (0, 1).
-    """
+    """Return the interval of a share of all, or of none, of `count` cases, by `rule_of_three`."""
     bound = rule_of_three(count, level)
     return (1 - bound, 1.0) if is_all else (0.0, bound)
 
@@ -94,14 +83,8 @@ def bound_share(is_all: bool, count: int, level: float) -> tuple[float, float]:
 def smallest_p(patients: int, comparisons: int = 1, samples: int = 10_000) -> float:
     """Compute the smallest two-sided p that a test of so many patients can give, after Holm.
 
-    Args:
-        patients: How many patients are flipped.
-        comparisons: How many tests the correction covers.
-        samples: Random draws that stand for all outcomes where these are more.
-
-    Returns:
-        ``comparisons * 2^(1 - patients)``, or ``comparisons * 2 / (samples + 1)`` with random
-        draws; at most 1.
+    That is ``comparisons * 2^(1 - patients)``, or ``comparisons * 2 / (samples + 1)`` with random
+    draws, where there are more outcomes than `samples`; at most 1.
     """
     is_sampled = 2.0**patients > samples
     p = 2 / (samples + 1) if is_sampled else 2.0 ** (1 - patients)
@@ -116,19 +99,15 @@ def describe(
     level: float = 0.95,
     correction: str = "Holm",
 ) -> str:
-    """Describe the p values of a table in the line below it.
+    """Describe the p-values of a table in the line below it: test, correction, smallest p.
 
     Args:
         test: A key of `TESTS`.
         patients: The units that the test resamples, at least `FEWEST_PATIENTS`.
-        comparisons: How many tests the correction covers; 1 is no correction.
+        comparisons: How many tests the correction covers; 1 needs none.
         samples: Random draws of a permutation test.
-        level: Of confidence; 1 - level is what p must be below.
-        correction: Whose correction it is.
-
-    Returns:
-        A sentence: the test, what it resamples, the correction, and the smallest p that it can
-        give.
+        level: Confidence level; p must be below 1 - level.
+        correction: Its author.
     """
     corrected = (
         f"{correction}'s correction for {comparisons} comparisons"
@@ -145,12 +124,7 @@ def describe(
 
 
 def describe_few(patients: int, what: str = "") -> str:
-    """Explain below a table why it has no intervals and no p: too few patients.
-
-    Args:
-        patients: How many there are.
-        what: What they have in common, as in "with lesions"; "": nothing.
-    """
+    """Explain below a table why it has neither intervals nor p: too few patients `what`."""
     kind = f" {what}" if what else ""
     counted = f"{patients} patients{kind} are" if patients > 1 else f"one patient{kind} is"
     least = f"{smallest_p(patients):.2g}"
@@ -161,19 +135,19 @@ def describe_few(patients: int, what: str = "") -> str:
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """Adjust p values of several comparisons so that the chance of any false rejection is bounded.
+    """Adjust p-values of several comparisons so that the chance of any false rejection is bounded.
 
     The k-th smallest of m values is multiplied by m - k + 1. No adjusted value lies below that of a
     smaller p.
 
     Args:
-        p_values: Two-sided p in [0, 1], shape ``[m]``. NaN is no comparison and stays NaN.
+        p_values: Two-sided p in [0, 1], shape ``[m]``. NaN is not compared and stays NaN.
 
     Returns:
         Adjusted p in the same order, float64 ``[m]``, at most 1.
 
     Raises:
-        ValueError: The values are no list, or one lies outside [0, 1].
+        ValueError: The values are not a list, or one lies outside [0, 1].
     """
     values = np.asarray(p_values, np.float64)
     is_test = ~np.isnan(values)

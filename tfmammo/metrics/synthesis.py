@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
+from tfmammo.metrics.blending import check_patches
+
 # px on either side of the outline: together 16 px, the receptive field of CAN's discriminator.
 EDGE = 8
 
@@ -37,7 +39,7 @@ def per_image(
         synthetic: float [n, s, s, 1] in [0, 1].
         masks: {0, 1} [n, s, s, 1].
         edge: Half the width of the band: px on either side of the mask's outline. The border of the
-            patch is no outline.
+            patch is not an outline.
 
     Returns:
         "l1", "psnr", "ssim", then each with "_mass" and with "_edge" -> float64 [n]. L1 in [0, 1];
@@ -51,18 +53,29 @@ def per_image(
         Wang et al., Image quality assessment: from error visibility to structural similarity
         (2004), for SSIM.
     """
-    _check(real, synthetic, masks)
+    check_patches(masks, real=real, synthetic=synthetic)
+    if min(real.shape[1:3]) < 11:
+        raise ValueError("patches below 11 px have no SSIM")
     names = [name + region for region in ("", "_mass", "_edge") for name in ("l1", "psnr", "ssim")]
     scores = {name: np.full(len(real), np.nan) for name in names}
     for row, (truth, image, mask) in enumerate(
         zip(real[..., 0], synthetic[..., 0], masks[..., 0], strict=True)
     ):
         error = np.abs(truth.astype(np.float64) - image.astype(np.float64))
-        similarity = _compute_ssim_map(truth, image)
+        _, similarity = structural_similarity(
+            truth.astype(np.float64),
+            image.astype(np.float64),
+            data_range=1.0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            full=True,
+        )
         for region, inside in _find_regions(mask.astype(np.uint8), edge).items():
             if inside.any():
                 scores["l1" + region][row] = error[inside].mean()
-                scores["psnr" + region][row] = _compute_psnr(np.square(error[inside]).mean())
+                square = np.square(error[inside]).mean()
+                scores["psnr" + region][row] = -10 * np.log10(square) if square > 0 else np.inf
                 scores["ssim" + region][row] = similarity[inside].mean()
     return scores
 
@@ -94,15 +107,14 @@ def sliced_wasserstein(
     Raises:
         ValueError: Other shapes, no image, or fewer than 7 px.
 
-    Departure:
+    Deviation:
         The paper scales each set by its own mean and deviation.
 
     Source:
         Karras et al., Progressive growing of GANs (2017), section 5.
     """
-    sizes = {images.shape[1:] for images in (real, synthetic)}
     if (
-        len(sizes) != 1
+        real.shape[1:] != synthetic.shape[1:]
         or real.ndim != 4
         or real.shape[-1] != 1
         or not (len(real) and len(synthetic))
@@ -148,42 +160,7 @@ def _draw_windows(images: NDArray[np.float32], count: int, seed: int) -> NDArray
     return views[rows].reshape(count, 49)
 
 
-def _compute_psnr(mean_square: float) -> float:
-    return -10 * np.log10(mean_square) if mean_square > 0 else np.inf
-
-
-def _compute_ssim_map(
-    truth: NDArray[np.floating], image: NDArray[np.floating]
-) -> NDArray[np.float64]:
-    return structural_similarity(
-        truth.astype(np.float64),
-        image.astype(np.float64),
-        data_range=1.0,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        full=True,
-    )[1]
-
-
 def _find_regions(mask: NDArray[np.uint8], edge: int) -> dict[str, NDArray[np.bool_]]:
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * edge + 1, 2 * edge + 1))
     band = cv2.dilate(mask, disc) != cv2.erode(mask, disc)
     return {"": np.ones(mask.shape, np.bool_), "_mass": mask.astype(np.bool_), "_edge": band}
-
-
-def _check(
-    real: NDArray[np.floating], synthetic: NDArray[np.floating], masks: NDArray[np.generic]
-) -> None:
-    if not real.shape == synthetic.shape == masks.shape or real.ndim != 4 or real.shape[-1] != 1:
-        raise ValueError(
-            f"images and masks must all be [n, s, s, 1], not {real.shape}, {synthetic.shape}, "
-            f"{masks.shape}"
-        )
-    if min(real.shape[1:3]) < 11:
-        raise ValueError("patches below 11 px have no SSIM")
-    if not np.all((masks == 0) | (masks == 1)):
-        raise ValueError("masks must hold nothing but 0 and 1")
-    for name, images in (("real", real), ("synthetic", synthetic)):
-        if not np.all((images >= 0) & (images <= 1)):
-            raise ValueError(f"{name} images must lie between 0 and 1")

@@ -1,8 +1,8 @@
-"""Defects of synthetic texture: tissue without or with too much structure, and lattices.
+"""Defects of synthetic texture: tissue with too little or too much structure, checkerboards.
 
-A generator that fails leaves holes without texture, harsh blotches, or the lattice of its strides.
-None of these shows in a distance to the real image, which a generator need not reproduce. The
-measures here compare with the range of real patches.
+A generator that fails leaves holes without texture, harsh blotches, or checkerboard artefacts with
+the period of its strides. None of these shows in a distance to the real image, which a generator
+need not reproduce. The measures here compare with the range of real patches.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 Images = NDArray[np.floating]
 
 WINDOW = 7  # px, of local standard deviations
-PERIOD = 8  # px, the coarsest lattice that is looked for: three upsampling layers
+PERIOD = 8  # px, of the coarsest checkerboard artefact: three upsampling layers
 TAIL = 0.01
-ROUNDING = 1e-6  # deviation of equal grey values, computed in float64; 8 bits are 4e-3 apart
+ROUNDING = 1e-6  # deviation of equal intensities, computed in float64; 8 bits are 4e-3 apart
 RING = 2  # bins: a Hann window spreads a peak by less
 
 
@@ -82,7 +82,7 @@ def measure_range(
 def find_defects(
     images: Images, masks: NDArray[np.generic], limits: TextureRange, window: int = WINDOW
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Find tissue whose texture lies outside of the range of real tissue.
+    """Find tissue whose texture lies outside the range of real tissue.
 
     Args:
         images: float [n, s, s, 1] in [0, 1].
@@ -99,26 +99,26 @@ def find_defects(
 
 
 def compute_lattice(images: Images, period: int = PERIOD) -> NDArray[np.float64]:
-    """Compute how far the frequencies of a lattice stand out of the spectrum around them.
+    """Compute how far a checkerboard artefact's frequencies exceed the spectrum around them.
 
     The frequencies are the multiples of 1 / period along both axes, without 0. Each is compared
     with the ring of frequencies two bins away, in a spectrum under a Hann window.
 
     Args:
         images: float [n, s, s, 1] in [0, 1].
-        period: Of the coarsest lattice, px; divisors of it are found, too.
+        period: Of the coarsest artefact, px; divisors of it are found as well.
 
     Returns:
         dB, float64 [n]: the mean over frequencies of the power above that of its ring. About 0
-        where there is no lattice; 0 for a constant image.
+        without an artefact; 0 for a constant image.
 
     Raises:
-        ValueError: s is no multiple of `period` or less than 4 times as long.
+        ValueError: s is not a multiple of `period` or less than 4 times as long.
     """
     size = images.shape[1]
     if size % period or size < 2 * RING * period:
         raise ValueError(
-            f"a lattice of {period} px needs patches of a multiple of {period} px, at least "
+            f"a checkerboard of {period} px needs patches of a multiple of {period} px, at least "
             f"{2 * RING * period}, not {size}"
         )
     # The periodic form of the window, whose zeros lie on bins.
@@ -129,7 +129,7 @@ def compute_lattice(images: Images, period: int = PERIOD) -> NDArray[np.float64]
     power = np.abs(np.fft.fft2(centred * window)) ** 2
     # A bin that is its own mirror image holds a real number, whose mean logarithm is lower.
     power[:, :: size // 2, :: size // 2] *= 2
-    # Far below what 8-bit grey values resolve: an empty bin is no peak and no gap.
+    # Far below what 8 bits resolve: an empty bin is neither a peak nor a gap.
     level = 10 * np.log10(power + 1e-6 * np.sum(window**2))
     offsets = [
         (row, col)

@@ -52,7 +52,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from tfmammo import shipped
 from tfmammo.config import DataConfig, Experiment, Frozen, TrackingConfig
 from tfmammo.errors import ConfigError
-from tfmammo.metrics.detection import Criterion, recall_by
+from tfmammo.metrics.boxes import Criterion, recall_by
 from tfmammo.studies.workflow import Step, format_overrides, parse_step
 from tfmammo.synthesis.config import SynthesisConfig
 

@@ -25,7 +25,8 @@ from tfmammo.evaluation.froc import (
     tabulate_seconds,
 )
 from tfmammo.evaluation.report import Report, save_figure
-from tfmammo.metrics.detection import ALL_DETECTIONS, Matches, Training, match_kinds
+from tfmammo.metrics.boxes import Matches, match_kinds
+from tfmammo.metrics.detection import ALL_DETECTIONS, Run
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.rows import write_facts
 from tfmammo.studies import workflow
@@ -100,7 +101,7 @@ def run_study(
 
 def read_results(config: StudyConfig, output: Path) -> Detected:
     """Read what the evaluations of a study wrote."""
-    matches: dict[str, tuple[list[Matches], list[Training]]] = {}
+    matches: dict[str, tuple[list[Matches], list[Run]]] = {}
     keys: dict[str, list[tuple[str, str]]] = {}
     for arm in list_arms(config):
         images, trainings = matches[arm.name] = ([], [])

@@ -25,7 +25,7 @@ from tfmammo.data.sampling import is_normal, select_lesions
 from tfmammo.detection.detections import Detections, Detector
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Mammogram, Skipped
-from tfmammo.metrics.detection import Matches
+from tfmammo.metrics.boxes import Matches
 from tfmammo.metrics.significance import holm
 
 PHANTOMS = 12

@@ -30,8 +30,7 @@ from tfmammo.evaluation.networks import Network
 from tfmammo.evaluation.perceptual import PerceptualScorer, load_published
 from tfmammo.evaluation.realism import make_tri_labels, read_margin
 from tfmammo.metrics import perceptual
-from tfmammo.metrics.clustered_auc import estimate_auc, has_few_patients
-from tfmammo.metrics.membership import estimate_rate
+from tfmammo.metrics.clustered_auc import estimate_auc, estimate_rate, has_few_patients
 from tfmammo.metrics.significance import Estimate
 from tfmammo.nn.layers import patch_seeds, tri_label, uniform_noise
 from tfmammo.tracking import export

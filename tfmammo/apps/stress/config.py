@@ -15,7 +15,7 @@ from pydantic import (
 
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.evaluation.comparison import Name
-from tfmammo.metrics.detection import Criterion
+from tfmammo.metrics.boxes import Criterion
 from tfmammo.metrics.psychometric import Link
 from tfmammo.synthesis.config import NETWORK_INPUTS, RenderMethod
 

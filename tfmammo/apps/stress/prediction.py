@@ -23,7 +23,8 @@ from tfmammo.apps.stress.scoring import Trial
 from tfmammo.data import datasets, sampling
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped, stack_boxes
-from tfmammo.metrics.detection import Matches, find_spared, match
+from tfmammo.metrics.boxes import Matches, find_spared, match
+from tfmammo.metrics.detection import froc
 from tfmammo.metrics.significance import FEWEST_PATIENTS, holm, percentile_interval
 from tfmammo.metrics.summary import Table, format_p
 
@@ -173,7 +174,9 @@ def _measure_recall(
     recalls = {}
     for name, images in matches.items():
         joined = Matches.join([images[row] for row in rows])
-        recalls[name] = float(joined.froc([config.fppi])[0]) if joined.lesions else float("nan")
+        recalls[name] = (
+            float(froc([joined], [config.fppi]).tpr[0]) if joined.lesions else float("nan")
+        )
     return recalls
 
 

@@ -15,7 +15,7 @@ from tfmammo.apps.stress.detectors import StressedDetector
 from tfmammo.apps.stress.pairs import Condition, Pair
 from tfmammo.detection.detections import Detections
 from tfmammo.mammogram import Box, Mammogram, stack_boxes
-from tfmammo.metrics.detection import find_hits
+from tfmammo.metrics.boxes import find_hits
 
 log = logging.getLogger(__name__)
 
