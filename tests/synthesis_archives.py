@@ -75,9 +75,9 @@ MASSES = [
 ]
 
 
-def read_dead_letters(folder: Path) -> dict[str, str]:
+def read_failures(folder: Path) -> dict[str, str]:
     """Read why each item of a set could not be made."""
-    with (folder / "dead_letters.csv").open(newline="", encoding="utf-8") as file:
+    with (folder / "failures.csv").open(newline="", encoding="utf-8") as file:
         return {row["file"]: row["reason"] for row in csv.DictReader(file)}
 
 

@@ -81,7 +81,8 @@ NOWHERE = {
     "importlib.util": "no import by string",
     "__import__": "no import by string",
 }
-LONGEST = 700
+LONGEST = 500
+LONGEST_PAPER = 700  # of models/: one paper is one file
 LONGEST_SCRIPT = 60  # of train/ and evaluate/: what is longer is library
 MACHINES_FOLDERS = "|".join(("home", "root", "work", "tmp", "Users"))
 MACHINE_PATH = re.compile(rf"(?<![\w.~}})-])/(?:{MACHINES_FOLDERS})(?![\w-])")
@@ -235,6 +236,7 @@ def faults(path: str, source: str) -> list[str]:
         *docstring_faults(tree, module_name(path)),
     }
     longest = LONGEST_SCRIPT if path.startswith(("train/", "evaluate/")) else LONGEST
+    longest = LONGEST_PAPER if path.startswith("tfmammo/models/") else longest
     lines = len(source.splitlines())
     if not path.startswith("benchmarks/") and lines > longest:
         found.add(f"{lines} lines, {longest} at most")
@@ -299,7 +301,7 @@ def test_all_sources_are_read():
             "class Loss:\n    'X.'\n    def call(self):\n        return 1",
             "tfmammo.nn.losses.Loss.call has no docstring",
         ),
-        ("tfmammo/nn/losses.py", "#\n" * LONGEST, "701 lines, 700 at most"),
+        ("tfmammo/nn/losses.py", "#\n" * LONGEST, "501 lines, 500 at most"),
         ("train/can.py", "#\n" * LONGEST_SCRIPT, "61 lines, 60 at most"),
     ],
 )

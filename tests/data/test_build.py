@@ -1,4 +1,4 @@
-"""Building records of a tiny INbreast tree: contents, resumption, dead letters, refusals."""
+"""Building records of a tiny INbreast tree: contents, resumption, failures, refusals."""
 
 import csv
 import hashlib
@@ -100,8 +100,8 @@ def read_contents(folder: Path) -> dict[str, bytes]:
     return {name: content for name, (content, _) in read_files(folder).items()}
 
 
-def read_dead_letters(folder: Path) -> dict[str, str]:
-    with (folder / "dead_letters.csv").open(newline="", encoding="utf-8") as file:
+def read_failures(folder: Path) -> dict[str, str]:
+    with (folder / "failures.csv").open(newline="", encoding="utf-8") as file:
         return {row["file"]: row["reason"] for row in csv.DictReader(file)}
 
 
@@ -126,7 +126,7 @@ def test_patches_at_random_places(config, tmp_path):
 
 
 def test_the_folder_and_its_manifest(built, config):
-    names = {"build.json", "manifest.json", "dead_letters.csv", "README.md", ".lock"}
+    names = {"build.json", "manifest.json", "failures.csv", "README.md", ".lock"}
     for number in range(3):
         names |= {f"shard-{number:05d}-of-00003.{kind}" for kind in ("tfrecord", "json")}
     assert set(read_contents(built)) == names
@@ -143,7 +143,7 @@ def test_the_folder_and_its_manifest(built, config):
     assert manifest.columns["image_ids"] == ids
     about = manifest.identity["archive"]
     assert about["name"] == "inbreast" and about["mammograms"] == 7
-    assert read_dead_letters(built) == {}
+    assert read_failures(built) == {}
     root = str(config.data.root).encode()
     assert not any(root in content for content in read_contents(built).values())
 
@@ -160,8 +160,8 @@ def test_the_card(built):
     assert len(shares) == 32 and sum(shares) == pytest.approx(100, abs=0.2)
 
 
-def test_dead_letters_hold_no_formulas():
-    text = card.format_dead_letters({"=1+1": "a, b\n@c", "+x": "-1", "plain.dcm": 'says "no"'})
+def test_failures_hold_no_formulas():
+    text = card.format_failures({"=1+1": "a, b\n@c", "+x": "-1", "plain.dcm": 'says "no"'})
     assert text == 'file,reason\n\'=1+1,"a, b @c"\n\'+x,\'-1\nplain.dcm,"says ""no"""\n'
 
 
@@ -175,7 +175,7 @@ def test_a_second_build_changes_nothing(built, config, tmp_path):
 
 def test_a_build_goes_on_where_it_was_stopped(built, config):
     before = read_files(built)
-    for name in ("manifest.json", "README.md", "dead_letters.csv", "shard-00001-of-00003.json"):
+    for name in ("manifest.json", "README.md", "failures.csv", "shard-00001-of-00003.json"):
         (built / name).unlink()
     cut = built / "shard-00002-of-00003.tfrecord"
     cut.write_bytes(cut.read_bytes()[:50])
@@ -214,16 +214,16 @@ def test_a_worker_that_fails_leaves_no_half_shard(config, tmp_path, monkeypatch)
     assert read_contents(out) == read_contents(tmp_path / "whole")
 
 
-def test_a_bad_file_becomes_a_dead_letter(config, archive, tmp_path):
+def test_a_bad_file_becomes_a_failure(config, archive, tmp_path):
     out = tmp_path / "out"
     damage(find_dicom(archive, 1))
     find_dicom(archive, 4).write_bytes(b"no DICOM")
     manifest = build(config, out)
     assert manifest.columns["image_ids"] == ("20000001", "20000003", "20000007")
-    letters = read_dead_letters(out)
+    letters = read_failures(out)
     bad = make_pseudonym(find_dicom(archive, 4).relative_to(archive).as_posix())
     assert set(letters) == {"20000002", bad} and "is not a DICOM file" in letters[bad]
-    text = "".join(path.read_text() for path in (*out.glob("*.json"), out / "dead_letters.csv"))
+    text = "".join(path.read_text() for path in (*out.glob("*.json"), out / "failures.csv"))
     for name in (str(archive), find_dicom(archive, 2).name, find_dicom(archive, 4).name):
         assert name not in text
     assert "| 2 |" in (out / "README.md").read_text(encoding="utf-8")
@@ -240,7 +240,7 @@ UNTOUCHED = {
 def assert_only_the_first_shard_is_new(out, before):
     after = read_files(out)
     assert {name for name in before if before[name] == after[name]} == UNTOUCHED
-    assert read_manifest(out).count == 5 and read_dead_letters(out) == {}
+    assert read_manifest(out).count == 5 and read_failures(out) == {}
 
 
 def test_a_corrected_file_costs_its_own_shard_alone(config, archive, tmp_path):
@@ -249,7 +249,7 @@ def test_a_corrected_file_costs_its_own_shard_alone(config, archive, tmp_path):
     damage(path)
     build(config, tmp_path / "out")
     before = read_files(tmp_path / "out")
-    assert len(read_dead_letters(tmp_path / "out")) == 1
+    assert len(read_failures(tmp_path / "out")) == 1
     path.write_bytes(whole)
     build(config, tmp_path / "out")
     assert_only_the_first_shard_is_new(tmp_path / "out", before)
@@ -269,13 +269,13 @@ def fail_at(image_id, error, monkeypatch, first=False):
     monkeypatch.setattr(module, "extract_patches", fail)
 
 
-def test_dead_letters_are_tried_again_on_demand(config, tmp_path, monkeypatch):
+def test_failures_are_tried_again_on_demand(config, tmp_path, monkeypatch):
     out = tmp_path / "out"
     fail_at("20000002", OSError("no memory"), monkeypatch, first=True)
     build(config, out)
     monkeypatch.undo()
     before = read_files(out)
-    assert len(read_dead_letters(out)) == 1
+    assert len(read_failures(out)) == 1
     build(config, out)
     assert read_files(out) == before
     build(config, out, retry=True)
@@ -285,13 +285,11 @@ def test_dead_letters_are_tried_again_on_demand(config, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "error", [OSError("disk gone"), ValueError("disk gone"), cv2.error("disk gone")]
 )
-def test_what_a_file_does_to_its_decoder_becomes_a_dead_letter(
-    error, config, tmp_path, monkeypatch
-):
+def test_what_a_file_does_to_its_decoder_becomes_a_failure(error, config, tmp_path, monkeypatch):
     fail_at("20000003", error, monkeypatch)
     assert build(config, tmp_path / "out").count == 5
     letters = {"20000003": f"{type(error).__name__}: disk gone"}
-    assert read_dead_letters(tmp_path / "out") == letters
+    assert read_failures(tmp_path / "out") == letters
 
 
 @pytest.mark.parametrize("error", [TypeError("of ours"), MemoryError("no memory")])
@@ -339,7 +337,7 @@ def test_where_no_patch_is_left(config, archive, tmp_path):
         damage(find_dicom(archive, number))
     with pytest.raises(DataError, match="20000001"):
         build(config, tmp_path / "out")
-    assert len(read_dead_letters(tmp_path / "out")) == 5  # the two without masses are not opened
+    assert len(read_failures(tmp_path / "out")) == 5  # the two without masses are not opened
 
 
 def test_the_repository_config(repository):
@@ -390,7 +388,7 @@ def test_two_processes_write_what_one_writes(built, config, tmp_path):
     done = run_module("tfmammo.data.build", *arguments, "--jobs", "2")
     assert done.returncode == 0, done.stderr
     assert read_contents(tmp_path / "two") == read_contents(built)
-    assert "5 patches of 4 patients, 0 dead letters" in done.stderr
+    assert "5 patches of 4 patients, 0 failures" in done.stderr
 
 
 def test_errors_of_the_command_are_one_line(config, tmp_path):

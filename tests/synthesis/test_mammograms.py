@@ -27,7 +27,7 @@ from tests.synthesis_archives import (
     find_source,
     list_times,
     make_outline,
-    read_dead_letters,
+    read_failures,
 )
 from tests.synthetic_sets import NoiseModel, read_files
 from tfmammo import archives
@@ -316,7 +316,7 @@ def test_why_an_item_is_left_out(config, tmp_path):
     assert "its laterality is not stated" in by_source[unknown].left_out
     assert "the breast is too small for a mass of" in by_source[small].left_out
     left_out = {f"item {recipe.name}": recipe.left_out for recipe in recipes if recipe.left_out}
-    assert {name[:11]: reason for name, reason in read_dead_letters(out).items()} == left_out
+    assert {name[:11]: reason for name, reason in read_failures(out).items()} == left_out
     assert len(list((out / "images").iterdir())) == 1
     assert "2 items could not be made" in (out / "README.md").read_text()
     item = by_source[small]
@@ -336,7 +336,7 @@ def test_more_masses_than_fit(config, tmp_path):
         assert len(recipe.lesions) >= 2 and recipe.left_out is None
         (note,) = recipe.notes
         assert note.startswith(f"{len(recipe.lesions)} of ") and "no normal tissue is left" in note
-    assert len(read_dead_letters(tmp_path / "out")) == 2
+    assert len(read_failures(tmp_path / "out")) == 2
     with pytest.raises(DataError, match="of 40 masses"):
         synthesize(config(masses=(40, 40), count=1), tmp_path / "none")
 
@@ -458,7 +458,7 @@ def test_a_bug_stops_the_run(config, tmp_path, monkeypatch):
     assert not list((tmp_path / "out").rglob("*.part")) and not (tmp_path / "out/recipes").exists()
 
 
-def test_an_unreadable_file_is_a_dead_letter(config, tmp_path, folders):
+def test_an_unreadable_file_is_a_failure(config, tmp_path, folders):
     copy = shutil.copytree(folders / "8", tmp_path / "copy")
     path = copy / "images/000002.png"
     path.write_bytes(path.read_bytes()[:2000])

@@ -230,7 +230,7 @@ def test_records_hold_both(mixed, masses, where, tmp_path):
     assert (tmp_path / "again/images/000000.tfrecord").read_bytes() == path.read_bytes()
 
 
-def test_an_own_lesion_that_cant_be_read_is_a_dead_letter(masses, tmp_path):
+def test_an_own_lesion_that_cant_be_read_is_a_failure(masses, tmp_path):
     data, records = written(tmp_path / "a", [mammogram(0), mammogram(1, [mass(20, 10, 12, 20)])])
     (mask,) = (tmp_path / "a/masks").iterdir()
     mask.write_bytes(mask.read_bytes()[:40])

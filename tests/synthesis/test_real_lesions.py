@@ -16,7 +16,7 @@ from tests.synthesis_archives import (
     draw_mammogram,
     find_source,
     list_times,
-    read_dead_letters,
+    read_failures,
 )
 from tests.synthetic_sets import read_files, save_split
 from tfmammo import archives
@@ -192,7 +192,7 @@ def test_lesions_of_another_archive_depth_and_spacing(real, tmp_path):
         values = read_image(tmp_path / "out", recipe)
         assert values.dtype == np.uint16 and values.max() < 2**12
     reason = "lesion 0: its mask touches the border of its mammogram"
-    assert any(each.startswith(reason) for each in read_dead_letters(tmp_path / "out").values())
+    assert any(each.startswith(reason) for each in read_failures(tmp_path / "out").values())
     writer.write([replace(each, spacing=None) for each in fine], tmp_path / "unknown", bits=16)
     unknown = DataConfig(name="folder", root=tmp_path / "unknown")
     with pytest.raises(DataError, match="mm per px"):

@@ -255,7 +255,7 @@ def test_why_an_item_is_left_out_names_no_folder(config, tmp_path):
         path.write_bytes(path.read_bytes()[:2000])  # its header can be read, its pixels not
     with pytest.raises(DataError, match="no item could be made") as error:
         mammograms.synthesize(config(renderer="poisson", lesions=lesions), tmp_path / "out")
-    files = [*(tmp_path / "out/recipes").iterdir(), tmp_path / "out/dead_letters.csv"]
+    files = [*(tmp_path / "out/recipes").iterdir(), tmp_path / "out/failures.csv"]
     for text in (str(error.value), *(path.read_text() for path in files)):
         assert re.search(r"file-[0-9a-f]{12}: ", text) and "images/" not in text
     assert str(tmp_path) not in "".join(path.read_text() for path in files)

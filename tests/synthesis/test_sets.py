@@ -92,7 +92,7 @@ def test_others_replace_what_can_not_be_made(engine, grouped, tmp_path):
     assert [recipe.number for recipe in recipes if not recipe.left_out] == [0, 2, 4]
     assert [recipe.repeat for recipe in recipes] == [0, 0, 1, 1, 2]
     assert (tmp_path / "images" / f"{NAMES[4]}.png").read_text() == f"{NAMES[4]} of a"
-    letters = (tmp_path / "dead_letters.csv").read_text().splitlines()
+    letters = (tmp_path / "failures.csv").read_text().splitlines()
     assert letters[1:] == [f"item {name} of b,no tissue" for name in (NAMES[1], NAMES[3])]
     assert (tmp_path / "README.md").read_text() == "5" and len(drawn) == 5
     assert len(synthesize(most=4)) == 4 and len(drawn) == 5

@@ -21,7 +21,7 @@ from tests.ports import find_free_port
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.errors import ExportError, TrackingError
 from tfmammo.tracking import __main__ as listing
-from tfmammo.tracking import models, runs, store
+from tfmammo.tracking import history, models, runs, store
 from tfmammo.tracking import models as models_module
 from tfmammo.tracking.export import export, load
 from tfmammo.tracking.models import resolve
@@ -760,11 +760,11 @@ def test_the_history_of_a_run(folder):
         run.log_metrics({"dice": value}, step)
         time.sleep(0.002)  # so that the later one of two values for a step is known
     run.close()
-    assert runs.read_history(folder / "output", "dice") == {1: 0.5, 2: 0.125}
+    assert history.read_history(folder / "output", "dice") == {1: 0.5, 2: 0.125}
     with pytest.raises(TrackingError, match="output: its run logged no l1"):
-        runs.read_history(folder / "output", "l1")
+        history.read_history(folder / "output", "l1")
     with pytest.raises(TrackingError, match="nowhere: "):
-        runs.read_history(folder / "nowhere", "dice")
+        history.read_history(folder / "nowhere", "dice")
 
 
 def test_a_study_has_one_run_that_its_trainings_are_shown_under(tmp_path, tracking_uri, tiny_can):
@@ -797,7 +797,7 @@ def test_a_look_up_makes_no_store_and_names_those_above(folder, tmp_path, monkey
     (tmp_path / "deep/er").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "deep/er")
     above = f"a folder above has sqlite:///{tmp_path}/mlflow.db: MLFLOW_TRACKING_URI chooses it"
-    for look_up in (lambda: resolve("models:/tfmammo-can@best"), runs.list_runs):
+    for look_up in (lambda: resolve("models:/tfmammo-can@best"), history.list_runs):
         with pytest.raises(TrackingError, match=f"there is no such store; {above}"):
             look_up()
     assert not list((tmp_path / "deep/er").iterdir())
@@ -817,7 +817,7 @@ def test_runs_are_listed_with_their_store(folder, capsys, monkeypatch):
     run.log_metrics({"validation_dice": 0.625}, 2)
     run.close()
     Run(experiment(), folder / "tiny/fold1").close("KILLED")
-    second, first = runs.list_runs()
+    second, first = history.list_runs()
     assert [first[key] for key in ("run", "status", "result")] == [
         "tiny/fold0",
         "finished",

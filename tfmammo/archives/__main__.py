@@ -1,7 +1,7 @@
 """Look at an archive before you train on it: what it contains, what was skipped, how it looks.
 
 tfmammo archives cbis_ddsm DIR --sheet sheet.png
-tfmammo archives cbis_ddsm DIR --list      pseudonyms as tables, logs and dead_letters.csv
+tfmammo archives cbis_ddsm DIR --list      pseudonyms as tables, logs and failures.csv
                         have them, and their files
 tfmammo archives inbreast DIR --dicom annotations      the lesions as DICOM SEG and SR
 

@@ -3,13 +3,13 @@
     tfmammo build --config configs/build.yaml --output DIR [--set KEY=VALUE ...] [--jobs N]
 
 Into DIR go shard-00000-of-00064.tfrecord, ... with one .json each. It says what the shard holds and
-what was left out. At the end follow manifest.json, dead_letters.csv and README.md (the card).
+what was left out. At the end follow manifest.json, failures.csv and README.md (the card).
 
 A mammogram's shard follows from its place in the archive alone. So the files are the same bytes,
 however many workers make them. A shard takes its name when it is complete. A build that was stopped
 goes on where it was, because a shard whose hash is right is not made again, unless an image or a
-mask of it was changed since. What can't be used becomes a dead letter and stays one. --retry tries
-dead letters again, for example after a disk was missing.
+mask of it was changed since. What can't be used becomes a failure and stays one. --retry tries
+failures again, for example after a disk was missing.
 
 The work is done by processes of this machine. --runner FlinkRunner or another runner of Apache Beam
 distributes it over many machines. Every worker must see the archive and DIR under the same paths.
@@ -98,7 +98,7 @@ class Sidecar(Frozen):
     columns: dict[str, list[str]]
     """As in Manifest."""
     histogram: list[int]
-    dead_letters: dict[str, str]
+    failures: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def build(
         log.info("%d mammograms in %d shards, into %s", count, len(shards), output)
         for shard in shards if retry else ():
             sidecar = _read_sidecar(shard)
-            if sidecar and sidecar.dead_letters:
+            if sidecar and sidecar.failures:
                 shard.sidecar_path.unlink()
         sidecars = jobs.complete_parts(
             shards, make, _read_sidecar, lambda shard: shard.sidecar_path, runner
@@ -155,17 +155,17 @@ def build(
 def make(shard: Shard) -> None:
     """Write one shard and then its sidecar.
 
-    A mammogram that can't be used becomes a dead letter.
+    A mammogram that can't be used becomes a failure.
     """
     path = shard.folder / shard.file
-    dead_letters = Skipped()
+    failures = Skipped()
     histogram = np.zeros(BINS, np.int64)
     columns: dict[str, list[str]] = {
         name: [] for name in (*COLUMNS, "image_ids", "views", "lateralities")
     }
     with jobs.use_one_thread(), filesystem.atomic_file(path) as part:
         with tf.io.TFRecordWriter(str(part)) as writer:
-            for mammogram, patch in _extract_patches(shard, dead_letters):
+            for mammogram, patch in _extract_patches(shard, failures):
                 writer.write(encode(patch))
                 histogram += np.bincount(
                     quantise(patch.image).ravel() // (2**16 // BINS), minlength=BINS
@@ -182,7 +182,7 @@ def make(shard: Shard) -> None:
         shard=shard_file,
         columns=columns,
         histogram=histogram.tolist(),
-        dead_letters=remove_names(dead_letters.reasons, shard.config.root),
+        failures=remove_names(failures.reasons, shard.config.root),
     )
     filesystem.write_atomically(shard.sidecar_path, sidecar.model_dump_json(), durable=False)
 
@@ -246,22 +246,22 @@ def _identify(dataset: str, part: Sequence[tuple[Mammogram, int | None]]) -> str
 def _stamp(file: Path) -> tuple[int, int] | None:
     try:
         status = file.stat()
-    except OSError:  # it becomes a dead letter when it is read
+    except OSError:  # it becomes a failure when it is read
         return None
     return status.st_size, status.st_mtime_ns
 
 
-def _extract_patches(shard: Shard, dead_letters: Skipped) -> Iterator[tuple[Mammogram, Patch]]:
+def _extract_patches(shard: Shard, failures: Skipped) -> Iterator[tuple[Mammogram, Patch]]:
     for mammogram, count in shard.jobs:
         try:
-            for patch in extract_patches(mammogram, shard.config, dead_letters, count):
+            for patch in extract_patches(mammogram, shard.config, failures, count):
                 yield mammogram, patch
         except (ValueError, OSError, cv2.error) as error:
             # A build of days must not end because of one file.
             log.debug("%s", mammogram.image_id, exc_info=True)
-            dead_letters.add(mammogram.image_id, f"{error.__class__.__name__}: {error}")
+            failures.add(mammogram.image_id, f"{error.__class__.__name__}: {error}")
         except Exception as error:
-            # A fault of this code. As a dead letter it would quietly cost every mammogram.
+            # A fault of this code. As a failure it would quietly cost every mammogram.
             raise RuntimeError(
                 f"{mammogram.image_id}: {error.__class__.__name__}: {error}"
             ) from error
@@ -300,11 +300,11 @@ def _write_manifest(
     skipped: Skipped,
     output: Path,
 ) -> Manifest:
-    """Write what describes all shards together: dead letters, card, manifest."""
-    dead_letters = Skipped(remove_names(skipped.reasons, skipped.root))
+    """Write what describes all shards together: failures, card, manifest."""
+    failures = Skipped(remove_names(skipped.reasons, skipped.root))
     for sidecar in sidecars:
-        for file, reason in sidecar.dead_letters.items():
-            dead_letters.add(file, reason)
+        for file, reason in sidecar.failures.items():
+            failures.add(file, reason)
     shards = [sidecar.shard for sidecar in sidecars]
     digests = "\n".join(shard.sha256 for shard in shards)
     columns = {
@@ -322,22 +322,22 @@ def _write_manifest(
         columns=columns,
         id_key=key_check(),
     )
-    files = {"dead_letters.csv": card.format_dead_letters(dead_letters.reasons)}
+    files = {"failures.csv": card.format_failures(failures.reasons)}
     if manifest.count:
-        files["README.md"] = card.format_card(manifest, len(dead_letters))
+        files["README.md"] = card.format_card(manifest, len(failures))
         files[MANIFEST] = manifest.model_dump_json(indent=1)
     for name, content in files.items():
         filesystem.write_atomically(output / name, content, durable=False)
     if not manifest.count:
-        first = ": ".join(next(iter(dead_letters.reasons.items()), "-"))
+        first = ": ".join(next(iter(failures.reasons.items()), "-"))
         raise DataError(
-            f"{output}: no patch could be made, dead_letters.csv says why; the first: {first}"
+            f"{output}: no patch could be made, failures.csv says why; the first: {first}"
         )
     log.info(
-        "%d patches of %d patients, %d dead letters",
+        "%d patches of %d patients, %d failures",
         manifest.count,
         len(set(manifest.columns["patient_ids"])),
-        len(dead_letters),
+        len(failures),
     )
     return manifest
 
@@ -347,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = cli.make_command_parser("build", __doc__)
     parser.add_config(BuildConfig)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
-    parser.add_argument("--retry", action="store_true", help="make shards with dead letters again")
+    parser.add_argument("--retry", action="store_true", help="make shards with failures again")
     runners.add_options(parser)
     ours, runner = runners.parse(parser, arguments)
     cli.run(

@@ -50,7 +50,7 @@ def format_card(manifest: Manifest, dead: int) -> str:
         ("patients", len(set(manifest.columns["patient_ids"]))),
         ("mammograms", len(set(manifest.columns["image_ids"]))),
         ("mammograms in the archive", archive["mammograms"]),
-        ("files or images skipped, some in part (dead_letters.csv)", dead),
+        ("files or images skipped, some in part (failures.csv)", dead),
         ("shards", len(manifest.shards)),
         ("bytes", sum(shard.bytes for shard in manifest.shards)),
     ]
@@ -84,7 +84,7 @@ def format_card(manifest: Manifest, dead: int) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def format_dead_letters(reasons: Mapping[str, str]) -> str:
+def format_failures(reasons: Mapping[str, str]) -> str:
     """Write files or images and why they were left out as CSV.
 
     No cell begins like a spreadsheet's formula.

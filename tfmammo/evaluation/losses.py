@@ -16,7 +16,7 @@ from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.summary import Measure
 from tfmammo.models.cgan import CGANConfig
-from tfmammo.tracking import runs
+from tfmammo.tracking import history
 
 LOSS = "loss"
 DICE = "dice"
@@ -44,7 +44,7 @@ def evaluate(config: LossesConfig, output: Path) -> Report:
         content = configuration.load(folder / "config.yaml", model=CGANConfig).model.content
         metrics = {LOSS: content, DICE: "validation_dice"}
         curves[name] = {
-            curve: runs.read_history(folder, metric, config.tracking_uri)
+            curve: history.read_history(folder, metric, config.tracking_uri)
             for curve, metric in metrics.items()
         }
     save_figure(draw_curves(curves, config.smooth), output / "losses.png")

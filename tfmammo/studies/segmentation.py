@@ -38,7 +38,8 @@ from tfmammo.metrics.summary import (
 from tfmammo.studies import workflow
 from tfmammo.studies.segmenters import BASELINES, TrainedConfig, check_steps, plan_training
 from tfmammo.studies.workflow import Step, format_overrides
-from tfmammo.tracking import export, runs
+from tfmammo.tracking import export
+from tfmammo.tracking.history import read_monitor
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +248,7 @@ def append_rows(config: StudyConfig, run: Run, output: Path) -> None:
             continue
         values = {measure: f"{float(line[measure]):.6f}" for measure in MEASURES}
         scores.append(key | {"patient": line["patient"][:8], "case": line["id"]} | values)
-    _, history = runs.read_monitor(output / run.train.name)
+    _, history = read_monitor(output / run.train.name)
     curve = [own | {"step": step, "dice": f"{value:.4f}"} for step, value in history.items()]
     folder = output / run.train.name / "export"
     card = export.read_card(folder)

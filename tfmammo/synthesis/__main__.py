@@ -10,12 +10,12 @@ are real ones of any archive (tfmammo.synthesis.lesion_bank, configs/synthesis_b
 blended in by a network or by a method of tfmammo.baselines.poisson. Or a vanilla GAN makes them.
 
 Into DIR go images/, lesion_masks/ and recipes/, and at the end annotations.json (COCO),
-metadata.csv, patients.json, dead_letters.csv and README.md. With DICOM or PNG, DIR is an archive
+metadata.csv, patients.json, failures.csv and README.md. With DICOM or PNG, DIR is an archive
 that `data.name=folder` reads, also in `tfmammo build` and the train scripts.
 
 Every item follows from the config and its number alone. A run that was stopped goes on where it
 was, and a greater `count` adds items. A recipe makes its item again, bit for bit with the same
-TensorFlow on the same kind of machine. What could not be made is a dead letter with its reason;
+TensorFlow on the same kind of machine. What could not be made is a failure with its reason;
 --retry tries it again.
 
 Beyond an item's supports (see tfmammo.synthesis.placement) every stored value is the source's. With

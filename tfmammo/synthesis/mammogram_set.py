@@ -246,7 +246,7 @@ def _format_card(recipes: Sequence[Recipe], left_out: int, config: SynthesisConf
         f"# {config.name}: {len(recipes)} synthetic mammograms from {archive}",
         f"{synthetic.MARK}. {masses} masses in {len(recipes)} mammograms, made from {sources} "
         f"sources by `tfmammo synthesize` (tfmammo {__version__}); {left_out} items could not be "
-        "made (dead_letters.csv).",
+        "made (failures.csv).",
     ]
     if own := sum(len(recipe.own) for recipe in recipes):
         lines.append(

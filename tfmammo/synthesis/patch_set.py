@@ -123,7 +123,7 @@ def format_readme(recipes: Sequence[PatchRecipe]) -> str:
         lines.append(
             f"{KINDS[target]}: {complete} patches; {discarded} of {generated} generated lesions "
             f"discarded ({100 * discarded / max(1, generated):.1f} %); "
-            f"{len(of_kind) - complete} left out (dead_letters.csv)."
+            f"{len(of_kind) - complete} left out (failures.csv)."
         )
     licence = card.LICENCES.get(config.data.archive_name, card.UNKNOWN)
     lines += [

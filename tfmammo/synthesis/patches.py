@@ -11,7 +11,7 @@ post-processing discards is drawn again, and counted.
 
 Every patch follows from the config and its number alone. A run that was stopped goes on where it
 was. A recipe makes its patch again, bit for bit with the same TensorFlow on the same kind of
-machine. What could not be made is a dead letter with its reason, and others replace it; --retry
+machine. What could not be made is a failure with its reason, and others replace it; --retry
 tries it again.
 
 Source: Wu, Wu and Lotter, Synthesizing lesions using contextual GANs (2020), section 3, Synthetic

@@ -175,7 +175,7 @@ def synthesize(
         plans: Its items.
         identity: From `describe_identity`; kept in `file`.
         file: Name of a file.
-        skipped: What of the archives could not be used, for dead_letters.csv.
+        skipped: What of the archives could not be used, for failures.csv.
         output: A new folder, or one of an earlier run with the same identity.
         runner: Who does the work.
         retry: Make again what was left out.
@@ -192,7 +192,7 @@ def synthesize(
     with filesystem.claim_folder(output, identity, file):
         (output / "README.md").unlink(missing_ok=True)
         recipes: list[AnyRecipe] = []
-        dead_letters = Skipped(remove_names(skipped.reasons, skipped.root))
+        failures = Skipped(remove_names(skipped.reasons, skipped.root))
         for plan in plans:
             made = _complete_plan(plan, output, runner, retry)
             recipes += made
@@ -200,12 +200,12 @@ def synthesize(
                 for reason in (recipe.left_out, *recipe.notes):
                     if reason:
                         image_id = plan.find_mammogram(recipe).image_id
-                        dead_letters.add(f"item {recipe.name} of {image_id}", reason)
-            content = card.format_dead_letters(dead_letters.reasons)
-            filesystem.write_atomically(output / "dead_letters.csv", content, durable=False)
+                        failures.add(f"item {recipe.name} of {image_id}", reason)
+            content = card.format_failures(failures.reasons)
+            filesystem.write_atomically(output / "failures.csv", content, durable=False)
             if all(recipe.left_out for recipe in made):
                 raise DataError(
-                    f"{output}: no {plan.item} could be made, dead_letters.csv says why; the "
+                    f"{output}: no {plan.item} could be made, failures.csv says why; the "
                     f"first: {made[0].left_out}"
                 )
         for name, content in describe(recipes).items():
@@ -281,7 +281,7 @@ def make(job: Job[AnyRecipe]) -> None:
         except LEFT_OUT as error:
             recipe, contents = leave_out(planned, error), {}
         except Exception as error:
-            # A bug. As a dead letter it would quietly cost every item.
+            # A bug. As a failure it would quietly cost every item.
             raise RuntimeError(f"{name}: {error.__class__.__name__}: {error}") from error
         recipe = recipe.model_copy(update={"files": write_files(contents, job.folder)})
         path = recipe.find_path(job.folder)

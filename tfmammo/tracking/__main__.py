@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from tfmammo import cli
-from tfmammo.tracking import runs, store
+from tfmammo.tracking import history, store
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _list(uri: str | None, most: int) -> None:
-    rows = runs.list_runs(uri, most)
+    rows = history.list_runs(uri, most)
     name = store.redact(store.store_uri(uri))
     table = Table(title=f"{len(rows)} runs in {name}", title_justify="left")
     for heading in ("run", "experiment", "status", "started", "result", "id"):

@@ -23,7 +23,6 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -38,7 +37,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from numpy.typing import NDArray
 
 from tfmammo.config import Experiment, TrackingConfig
-from tfmammo.errors import TrackingError
 from tfmammo.filesystem import write_atomically
 from tfmammo.tracking.export import format_card, locate, read_card
 from tfmammo.tracking.models import add_version, find_version
@@ -49,7 +47,6 @@ from tfmammo.tracking.store import (
     probe,
     read_git_state,
     redact,
-    require_store,
     store_uri,
     summarize_error,
     tell_store,
@@ -374,98 +371,6 @@ def log_folder(
         )
         client.log_artifacts(run, str(folder))
         client.set_terminated(run)
-
-
-def list_runs(uri: str | None = None, most: int = 100) -> list[dict[str, str]]:
-    """List the runs of a store, the newest first.
-
-    Args:
-        uri: The store; see `store_uri`.
-        most: How many at most.
-
-    Returns:
-        "run", "id", "experiment", "status", "started" (UTC) and "result" of each: the last value of
-        the measure that chooses its best weights.
-
-    Raises:
-        TrackingError: There is no such store, or it can't be reached.
-    """
-    uri = store_uri(uri)
-    with translate_errors(uri):
-        require_store(uri)
-        probe(uri)
-        client = mlflow.MlflowClient(uri)
-        experiments = {each.experiment_id: each.name for each in client.search_experiments()}
-        order = ["attributes.start_time DESC"]
-        found = client.search_runs(list(experiments), max_results=most, order_by=order)
-    rows = []
-    for run in found:
-        monitor = run.data.tags.get(MONITOR)
-        value = run.data.metrics.get(f"validation_{monitor}")
-        started = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
-        rows.append(
-            {
-                "run": run.info.run_name,
-                "id": run.info.run_id,
-                "experiment": experiments[run.info.experiment_id],
-                "status": run.info.status.lower(),
-                "started": f"{started:%Y-%m-%d %H:%M}",
-                "result": "" if value is None else f"{monitor} {value:.4f}",
-            }
-        )
-    return rows
-
-
-def read_history(folder: Path, metric: str, uri: str | None = None) -> dict[int, float]:
-    """Read the history of one metric of a training: step -> value, in order of steps.
-
-    A step that was repeated after a stop has its later value.
-
-    Args:
-        folder: The training's output folder, which knows its run.
-        metric: The metric's name.
-        uri: The store; see `store_uri`.
-
-    Raises:
-        TrackingError: The folder knows no run, the store can't be reached, or no such metric was
-            logged.
-    """
-    uri = store_uri(uri)
-    run = _read_run_id(folder)
-    with translate_errors(uri):
-        probe(uri)
-        entries = mlflow.MlflowClient(uri).get_metric_history(run, metric)
-    if not entries:
-        raise TrackingError(f"{folder}: its run logged no {metric}")
-    entries.sort(key=lambda entry: (entry.step, entry.timestamp))
-    return {entry.step: entry.value for entry in entries}
-
-
-def read_monitor(folder: Path, uri: str | None = None) -> tuple[str, dict[int, float]]:
-    """Read the held-out measure that chooses a training's best weights, and its history.
-
-    Args:
-        folder: The training's output folder, which knows its run.
-        uri: The store; see `store_uri`.
-
-    Raises:
-        TrackingError: As `read_history`, or the run names no such measure.
-    """
-    uri = store_uri(uri)
-    run = _read_run_id(folder)
-    with translate_errors(uri):
-        probe(uri)
-        monitor = mlflow.MlflowClient(uri).get_run(run).data.tags.get(MONITOR)
-    if monitor is None:
-        raise TrackingError(f"{folder}: its run has no tag {MONITOR}")
-    return monitor, read_history(folder, f"validation_{monitor}", uri)
-
-
-def _read_run_id(folder: Path) -> str:
-    try:
-        return (folder / RUN_ID).read_text(encoding="utf-8").strip()
-    except OSError:
-        raise TrackingError(f"{folder}: is no training's folder, it holds no {RUN_ID}") from None
 
 
 def _resume_run(client: mlflow.MlflowClient, uri: str, output: Path) -> str | None:

@@ -21,8 +21,8 @@ from tfmammo.errors import ConfigError, DataError, TrackingError
 from tfmammo.metrics.rows import Fact, read_facts
 from tfmammo.studies import workflow
 from tfmammo.studies.workflow import DONE, OLD, Step
-from tfmammo.tracking import runs
 from tfmammo.tracking.export.card import CARD
+from tfmammo.tracking.history import read_monitor
 
 log = logging.getLogger(__name__)
 
@@ -272,7 +272,7 @@ def _read_curves(one: Planned, output: Path) -> list[Curve]:
     for run in [folder] if one.is_training else folders:
         name = run.relative_to(output).as_posix()
         try:
-            measure, history = runs.read_monitor(run, get_tracking_uri(output))
+            measure, history = read_monitor(run, get_tracking_uri(output))
         except TrackingError as error:
             log.warning("%s: no validation curve, %s", name, error)
             measure, history = "", {}
