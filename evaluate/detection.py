@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def main() -> None:
     """Evaluate detectors on the patients they never saw, or run a study."""
     parser = cli.make_parser(__doc__, DetectionConfig, str(ROOT / "configs" / "detection.yaml"))
+    parser.add_data()
     study_help = "a study instead, by default of configs/study_NAME.yaml, which shows its keys"
     plan_help = "show a study's commands and run nothing"
     parser.add_argument("--study", choices=("infilling", "blending"), help=study_help)

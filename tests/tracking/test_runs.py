@@ -538,7 +538,7 @@ def test_handles_in_the_store_lead_to_the_export(folder, exported, monkeypatch):
     ):
         with pytest.raises(TrackingError, match=f"^{handle}: can't be fetched from sqlite:"):
             resolve(handle, uri)
-    with pytest.raises(TrackingError, match="^sqlite:.*there is no such store"):
+    with pytest.raises(TrackingError, match="^sqlite:.*no such MLflow store"):
         resolve("models:/tfmammo-tiny@best", f"sqlite:///{folder}/mlflow.db/x.db")
 
 
@@ -798,7 +798,7 @@ def test_a_look_up_makes_no_store_and_names_those_above(folder, tmp_path, monkey
     monkeypatch.chdir(tmp_path / "deep/er")
     above = f"a folder above has sqlite:///{tmp_path}/mlflow.db: MLFLOW_TRACKING_URI chooses it"
     for look_up in (lambda: resolve("models:/tfmammo-can@best"), history.list_runs):
-        with pytest.raises(TrackingError, match=f"there is no such store; {above}"):
+        with pytest.raises(TrackingError, match=f"no such MLflow store; {above}"):
             look_up()
     assert not list((tmp_path / "deep/er").iterdir())
     shutil.copy(tmp_path / "mlflow.db", tmp_path / "deep/er")

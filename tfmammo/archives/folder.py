@@ -363,8 +363,8 @@ def _speak_of_unkeyed_pseudonyms(root: Path) -> None:
     if not is_first_time(f"unkeyed pseudonyms of {root.resolve()}"):
         return
     log.info(
-        "pseudonyms of patients are hashes without a key: whoever has a list of the patients' "
-        "numbers can reverse them; with private data set %s to a secret text first",
+        "patients' pseudonyms are hashes without a key: anyone with a list of the patients' "
+        "numbers can reverse them. For private data, set %s to a secret text first",
         ID_KEY,
     )
 

@@ -78,8 +78,8 @@ def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: S
         reasons = list(skipped.reasons.items())[num_skipped:]
         raise DataError(_explain_no_patch(config, num_mammograms, kinds, reasons))
     log.info(
-        "%d patches%s of %d patients from %d mammograms, %d left out wholly or in part; the "
-        "archive does not settle the kind of %d lesions",
+        "%d patches%s of %d patients from %d mammograms; skipped, wholly or in part: %d; lesions "
+        "of uncertain kind: %d",
         len(patches),
         f" of {sum(counts.values())} asked for" if counts else "",
         len({patch.patient_id for patch in patches}),

@@ -382,6 +382,7 @@ def run_command(
     )
     inputs.add_argument("--recipe", metavar="FILE", type=Path, help="make this item again")
     parser.add_overrides()
+    parser.add_data()
     parser.add_print_config()
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
     parser.add_argument("--retry", action="store_true", help="try again what could not be made")

@@ -50,7 +50,8 @@ def require_store(uri: str) -> None:
         TrackingError: The sentence names the stores of the folders above.
     """
     if (database := get_sqlite_file(uri)) and not Path(database).is_file():
-        raise TrackingError(f"{redact(uri)}: there is no such store{name_other_stores(uri)}")
+        elsewhere = name_other_stores(uri) or "; a training run creates it"
+        raise TrackingError(f"{redact(uri)}: no such MLflow store{elsewhere}")
 
 
 def name_other_stores(uri: str) -> str:

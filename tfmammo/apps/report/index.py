@@ -43,7 +43,7 @@ def build_index(facts: AllFacts) -> str:
     """Build the page docs/results/index.md."""
     evidence = {item.key: judge_item(item, facts) for item in ITEMS}
     every = [one for of_item in evidence.values() for one in of_item]
-    counts = f"The five papers make {len(every)} claims that numbers can decide: "
+    counts = f"The five papers make {len(every)} claims that can be tested with numbers: "
     return _fill(
         "index.md",
         facts,
