@@ -348,8 +348,8 @@ def insert_lesion(
     editor = Editor.load(_parse(EditorConfig, **values, tracking_uri=tracking_uri))
     if editor.removes:
         raise ConfigError(f"{model}: was trained to remove lesions; remove_lesion takes it")
-    wish = _parse(EditRequest, centre=centre, size=size, shape=shape, factor=factor, seed=seed)
-    return editor.edit(mammogram, wish)
+    request = _parse(EditRequest, centre=centre, size=size, shape=shape, factor=factor, seed=seed)
+    return editor.edit(mammogram, request)
 
 
 def remove_lesion(
