@@ -77,7 +77,7 @@ def main() -> None:
     command.add_argument("--batch", type=int, help="patches (the paper's)")
     command.add_argument("--config", type=json.loads, default={}, metavar="JSON")
     command.add_argument(
-        "--dropout", action="store_true", help="for a training: D of 16 px, VGG-19"
+        "--dropout", action="store_true", help="for a training run: D of 16 px, VGG-19"
     )
     command.set_defaults(run=lambda options: [export(options, name) for name in options.model])
     command = commands.add_parser("compare")
@@ -372,7 +372,7 @@ class Step:
         return state, outputs[: len(self.meta["losses"])]
 
     def identify(self, data: dict[str, np.ndarray]) -> str:
-        """Name the program with its weights, the seed and the patches, all that a training needs.
+        """Name the program with its weights, the seed and the patches, all that a run needs.
 
         It goes on with no others.
         """
@@ -395,7 +395,7 @@ class Step:
             return int(values["made"])
 
     def write_state(self, folder: Path, made: int, identity: str, patients: np.ndarray) -> None:
-        """Write state.npz, with which a training goes on, and weights.npz.
+        """Write state.npz, with which a training run goes on, and weights.npz.
 
         The latter has the networks' weights as float16, and what `write_model` must know of them.
         A frozen network is in neither.
@@ -602,7 +602,7 @@ def write_model(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> None:
     """Train, or go on; write losses.csv, weights.npz, and the answers of each network of images.
 
-    A training that is validated writes curve.csv too. state.npz holds all that a second command
+    A training run that is validated writes curve.csv too. state.npz holds all that a second command
     needs to go on.
     """
     step = Step(options.folder, options.seed)

@@ -87,7 +87,7 @@ class Detected:
         images, runs = self.matches[detector]
         runs = [(0, 0)] * len(images) if is_pooled else runs
         curves = froc_by_run(images, runs, rates)
-        values = {training: getattr(curve, of) for training, curve in curves.items()}
+        values = {run: getattr(curve, of) for run, curve in curves.items()}
         bounds = froc_interval(images, self.patients, rates, *self.bootstrap, of, runs=runs)
         return *over_folds(values), *bounds
 
@@ -292,10 +292,7 @@ def add_runs(report: Report, detected: Detected) -> None:
     """
     merit = choose_common_merit(detected.patients, *detected.matches.values())
     merits = {
-        name: {
-            training: jafroc(part, merit)
-            for training, part in parts_with_lesions(images, runs).items()
-        }
+        name: {run: jafroc(part, merit) for run, part in parts_with_lesions(images, runs).items()}
         for name, (images, runs) in detected.matches.items()
     }
     folds = sorted({fold for of_name in merits.values() for fold, _ in of_name})
