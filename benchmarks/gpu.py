@@ -11,8 +11,8 @@ python benchmarks/gpu.py masks OUT/inverter-210000.npz DATA.npz DIR
 export (needs tfmammo) lowers `train_step` of each model, of step.py's size, batch and widths, and
 the model's functions to StableHLO. Weights are described, not stored: CAN's state takes 1.3 GB.
 compare (needs JAX and PyTorch) draws weights by that description for both sides, compares the
-losses of the first step, and lets the two take turns. Dropout is off on both sides. The steps of
-the contextual GAN, blending, SegNet and Light-Head R-CNN are none that XLA takes.
+losses of the first step, and lets the two take turns. Dropout is off on both sides. XLA can't
+compile Light-Head R-CNN's step; those of the contextual GAN, blending and SegNet were not compared.
 pack (needs tfmammo) puts the patches of a short run, with those that it held out, into one file,
 and their patients.
 train (needs JAX) trains from such weights on its `image` and `mask`, uint16 and uint8 [n, size,
@@ -48,17 +48,17 @@ import numpy as np
 import step as steps
 from processes import MeasuredProcess, serve
 
-XLA = ("can", "unet", "cgan", "infilling", "fcn8s", "classifier", "mask_gan", "flow")
+COMPARED = ("can", "unet", "cgan", "infilling", "fcn8s", "classifier", "mask_gan", "flow")
 # Models whose trained networks start from normal numbers alone. Others' special weights would be
 # lost: bilinear kernels of FCN-8s, the flow's average.
 TRAINED = ("can", "infilling", "pix2pix", "unet")
-FROZEN = "feature_extractor"  # the network of infilling that a training leaves as it is
+FROZEN = "feature_extractor"  # the network of infilling that training leaves as it is
 MEASURED = "infill"  # the function whose images are compared with the real ones
 # An output that may take the memory of a parameter is the variable's new value.
 ALIAS = re.compile(r"parameter_number = (\d+) : i64\}, output_index = array<i64: (\d+)>")
 ANSWERED = 8  # patches that a function takes
 LOSSES = "losses.csv"
-CURVE = "curve.csv"  # of a validated training
+CURVE = "curve.csv"  # of a validated run
 PRECISIONS = {"bfloat16": "mixed_bfloat16", "float32": "float32"}  # name of a folder -> of Keras
 TYPES = {"f32": np.dtype(np.float32), "i64": np.dtype(np.int64), "i32": np.dtype(np.int32)}
 
@@ -71,13 +71,13 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("export")
     command.add_argument("folder", type=Path)
-    command.add_argument("--model", nargs="+", choices=(*XLA, "pix2pix"), default=XLA)
+    command.add_argument("--model", nargs="+", choices=(*COMPARED, "pix2pix"), default=COMPARED)
     command.add_argument("--precision", choices=PRECISIONS, default="bfloat16")
     command.add_argument("--size", type=int, help="px (the paper's)")
     command.add_argument("--batch", type=int, help="patches (the paper's)")
     command.add_argument("--config", type=json.loads, default={}, metavar="JSON")
     command.add_argument(
-        "--dropout", action="store_true", help="for a training: D of 16 px, VGG-19"
+        "--dropout", action="store_true", help="for a training run: D of 16 px, VGG-19"
     )
     command.set_defaults(run=lambda options: [export(options, name) for name in options.model])
     command = commands.add_parser("compare")
@@ -372,7 +372,7 @@ class Step:
         return state, outputs[: len(self.meta["losses"])]
 
     def identify(self, data: dict[str, np.ndarray]) -> str:
-        """Name the program with its weights, the seed and the patches, all that a training needs.
+        """Name the program with its weights, the seed and the patches, all that a run needs.
 
         It goes on with no others.
         """
@@ -395,7 +395,7 @@ class Step:
             return int(values["made"])
 
     def write_state(self, folder: Path, made: int, identity: str, patients: np.ndarray) -> None:
-        """Write state.npz, with which a training goes on, and weights.npz.
+        """Write state.npz, with which a training run goes on, and weights.npz.
 
         The latter has the networks' weights as float16, and what `write_model` must know of them.
         A frozen network is in neither.
@@ -602,7 +602,7 @@ def write_model(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> None:
     """Train, or go on; write losses.csv, weights.npz, and the answers of each network of images.
 
-    A training that is validated writes curve.csv too. state.npz holds all that a second command
+    A training run that is validated writes curve.csv too. state.npz holds all that a second command
     needs to go on.
     """
     step = Step(options.folder, options.seed)

@@ -32,7 +32,7 @@ def patches(archive):
 
 @pytest.fixture
 def can(tmp_path):
-    """A function (level, patients) -> the folder of a training whose CAN is known."""
+    """A function (level, patients) -> the folder of a training run whose CAN is known."""
 
     def make(level=0.5, patients=()):
         folder = tmp_path / f"run{level}"

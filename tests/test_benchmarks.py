@@ -15,7 +15,6 @@ import tensorflow as tf
 import tfmammo
 
 PATCH = {"filters": [4, 8, 8], "discriminator_strided": 1, "discriminator_filters": 4}
-FLOW = {"widths": [8, 8], "attention_levels": 1, "sampling_steps": 2}
 TINY = {  # size, batch and config of a step; CRN is infilling's other generator
     "can": (32, 1, PATCH),
     "infilling": (32, 2, PATCH),

@@ -293,7 +293,7 @@ def test_a_missing_script_is_refused(page, reading, monkeypatch):
 
 
 RUN = re.compile(r"runs/[\w./-]*\w")
-# what a training leaves in its folder, and the folder itself
+# what a training run leaves in its folder, and the folder itself
 PART_OF_A_RUN = re.compile(r"|/split\.json|/best|/export(/.*)?")
 
 

@@ -86,7 +86,7 @@ def test_a_notebook_is_small_and_names_no_machine(path):
 @pytest.mark.parametrize(
     "path",
     [
-        # three trainings in processes of their own
+        # three training runs in processes of their own
         pytest.param(path, marks=[pytest.mark.nightly] * (path.stem == "compare_segmenters"))
         for path in NOTEBOOKS
     ],

@@ -1,7 +1,7 @@
 """What `import tfmammo` offers to scripts and notebooks.
 
 Each function calls what the commands call. Images are NumPy arrays, float32 [rows, cols, 1] or [n,
-rows, cols, 1] in [0, 1]. A model goes by its handle, as in every command: the folder of a training,
+rows, cols, 1] in [0, 1]. A model goes by its handle, as in every command: the folder of a run,
 an export, a SavedModel in it, `runs:/ID/PLACE`, or `models:/NAME@ALIAS`.
 """
 
@@ -348,8 +348,8 @@ def insert_lesion(
     editor = Editor.load(_parse(EditorConfig, **values, tracking_uri=tracking_uri))
     if editor.removes:
         raise ConfigError(f"{model}: was trained to remove lesions; remove_lesion takes it")
-    wish = _parse(EditRequest, centre=centre, size=size, shape=shape, factor=factor, seed=seed)
-    return editor.edit(mammogram, wish)
+    request = _parse(EditRequest, centre=centre, size=size, shape=shape, factor=factor, seed=seed)
+    return editor.edit(mammogram, request)
 
 
 def remove_lesion(

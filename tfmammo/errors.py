@@ -49,7 +49,7 @@ class WorkerError(TfmammoError):
 
 
 class TrainingError(TfmammoError):
-    """A training can't start or go on. The message says why and which checkpoint is kept."""
+    """A training run can't start or go on. The message says why and which checkpoint is kept."""
 
 
 class Interrupted(Exception):

@@ -18,6 +18,7 @@ from tests.archives.folders import BYTE, GREY, make_small, picture, read, table
 from tests.archives.writers import folder as writer
 from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
 from tfmammo.archives import folder
+from tfmammo.archives.named_files import is_dicom
 from tfmammo.archives.stored import unused_range
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
@@ -169,7 +170,7 @@ def test_a_dicom_without_the_head_of_part_10(tmp_path, name, is_implicit):
     buffer.is_implicit_VR, buffer.is_little_endian = is_implicit, True
     write_dataset(buffer, Dataset(pydicom.dcmread(path)))
     path.write_bytes(buffer.getvalue())
-    assert folder.is_dicom(path)
+    assert is_dicom(path)
     (record,) = read(tmp_path)[0]
     assert (record.laterality, record.view) == ("R", "MLO")
     np.testing.assert_array_equal(np.rint(record.pixels()[..., 0] * 4095), GREY)
@@ -290,7 +291,7 @@ def test_one_dicom_of_any_name(tmp_path, name):
     stated = {"ImageLaterality": "R", "ViewPosition": "MLO", "ImagerPixelSpacing": [0.07, 0.05]}
     write_dicom(tmp_path / name, GREY, 12, **stated)
     one = folder.read_one(tmp_path / name)
-    assert facts(one) == ("R", "MLO", (0.07, 0.05)) and folder.is_dicom(tmp_path / name)
+    assert facts(one) == ("R", "MLO", (0.07, 0.05)) and is_dicom(tmp_path / name)
     np.testing.assert_allclose(one.pixels()[..., 0], GREY / 4095, atol=1e-6)
 
 
@@ -299,7 +300,7 @@ def test_one_picture_has_the_name_that_it_has_in_a_folder(small):
     listed = next(record for record in read(small)[0] if record.image_id == one.image_id)
     np.testing.assert_array_equal(one.pixels(), listed.pixels())
     assert (one.rows, one.cols, one.lesions, one.laterality) == (ROWS, COLS, (), None)
-    assert not folder.is_dicom(small / "images/a.png") and not folder.is_dicom(small / "nowhere")
+    assert not is_dicom(small / "images/a.png") and not is_dicom(small / "nowhere")
     path = Path(os.fsdecode(os.fsencode(small) + b"/\xff.png"))  # in no known encoding
     Image.fromarray(BYTE).save(os.fsencode(path))
     assert len(folder.read_one(path).image_id) == 12

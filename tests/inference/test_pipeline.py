@@ -159,7 +159,7 @@ PREPROCESSING = [
 @pytest.mark.parametrize("frame", ["tight", "loose", "full", "square"])
 @pytest.mark.parametrize("preprocess", PREPROCESSING)
 def test_a_patch_is_made_as_in_training(load, frame, preprocess):
-    """If the detected box is the lesion's, the patch is that of a training, bit for bit."""
+    """If the detected box is the lesion's, the patch is that of a training run, bit for bit."""
     record = mammogram(laterality="R", spacing=(0.1, 0.1))
     data = {"frame": frame, "preprocess": PreprocessConfig(**preprocess), "percentiles": (1, 99)}
     pipeline = load([record.lesions[0].box], data=data)

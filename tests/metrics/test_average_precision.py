@@ -13,7 +13,6 @@ from tfmammo.metrics.average_precision import Boxes, average_precision
 A = (0, 0, 10, 10)
 B = (20, 20, 40, 30)
 ELSEWHERE = (60, 60, 70, 70)
-NOTHING = np.empty((0, 4))
 
 
 def one(boxes, scores, truth, kinds=None, true_kinds=None):

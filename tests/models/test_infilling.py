@@ -23,7 +23,6 @@ from tfmammo.nn.pretrained import vgg19
 from tfmammo.nn.published import compute_digest
 
 SIZE = 32
-NETWORKS = ("generator", "discriminator")
 TINY = {
     "filters": (4, 8),
     "widths": (4, 4, 4),

@@ -323,7 +323,7 @@ def test_runs_of_folds_are_told_apart(folder, name):
 
 
 def test_trainings_are_runs_of_an_ordinary_experiment(folder):
-    # as MLflow 3.17's pages read it; without it they take trainings for evaluations of agents
+    # as MLflow 3.17's pages read it; without it they take training runs for evaluations of agents
     kind = "mlflow.experimentKind"
     for name in ("new", "existing"):
         if name != "new":

@@ -1,4 +1,4 @@
-"""What a training takes from the model that it starts from, and what it says if they differ."""
+"""What a training run takes from the model that it starts from, and what it says if they differ."""
 
 from argparse import Namespace
 

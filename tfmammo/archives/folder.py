@@ -53,10 +53,10 @@ from typing import Any
 
 from tfmammo.archives import coco, layouts, regions
 from tfmammo.archives.findings import LESION
-from tfmammo.archives.images import is_dicom, read_image
+from tfmammo.archives.images import read_image
 from tfmammo.archives.masks import FOLDERS, find_mask_folder, find_masks, read_mask
 from tfmammo.archives.metadata import Row, parse_cells, read_metadata
-from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files
+from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files, is_dicom
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.yolo import find_yolo
 from tfmammo.errors import ArchiveError
@@ -81,8 +81,6 @@ log = logging.getLogger(__name__)
 TABLE = "metadata.csv"
 COCO = "annotations.json"
 REGIONS = "annotations"
-
-__all__ = ["is_dicom", "read", "read_one"]
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:

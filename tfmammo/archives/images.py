@@ -8,16 +8,11 @@ from typing import Any
 
 from tfmammo.archives import dicom, pictures
 from tfmammo.archives.masks import is_named_mask
-from tfmammo.archives.named_files import DICOMS, has_dicom_bytes
+from tfmammo.archives.named_files import is_dicom
 from tfmammo.archives.notes import Notes
 from tfmammo.errors import ArchiveError
 
 _MASKS_PACK = 20  # times; no mammogram packs so well without loss
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file is a DICOM by its ending or its first bytes; False where it can't be read."""
-    return path.is_file() and (path.suffix.lower() in DICOMS or has_dicom_bytes(path))
 
 
 def read_dicom(path: Path, window: bool = True) -> dict[str, Any] | None:

@@ -61,6 +61,11 @@ def has_dicom_bytes(path: Path) -> bool:
         return False
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file is a DICOM by its ending or its first bytes; False where it can't be read."""
+    return path.is_file() and (path.suffix.lower() in DICOMS or has_dicom_bytes(path))
+
+
 def is_dicom_head(head: bytes) -> bool:
     """Whether the first 132 bytes are a DICOM's.
 

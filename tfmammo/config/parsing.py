@@ -19,7 +19,7 @@ from tfmammo import shipped
 from tfmammo.config import keys
 from tfmammo.errors import ConfigError
 
-TRAINING_CONFIG = "config.yaml"  # the file in which a training keeps its config
+TRAINING_CONFIG = "config.yaml"  # the file in which a training run keeps its config
 FLOAT32_MAX = 2.0**128 - 2.0**104
 MOST_VALUES = 100_000  # of a config file, aliases written out
 # What loading YAML raises: a value that only looks like a date or a number ("2020-99-99") escapes
@@ -77,7 +77,7 @@ def dump(config: BaseModel) -> str:
 
 
 def is_training_folder(output: Path) -> bool:
-    """Tell whether a training has claimed the folder, by keeping its config there."""
+    """Tell whether a training run has claimed the folder, by keeping its config there."""
     path = output / TRAINING_CONFIG
     return path.is_file() and path.stat().st_size > 0
 

@@ -1,4 +1,4 @@
-"""The sections of a training's config, and how a whole one is read.
+"""The sections of a training config, and how a whole one is read.
 
 Every training config has the sections of `Experiment`. Its `model` section has the config class of
 the paper's model (of tfmammo.models or tfmammo.baselines), which the script passes.
@@ -56,7 +56,7 @@ class SamplingConfig(Frozen):
     count: PositiveInt = 1000
     """Number of patches; fewer if places are skipped."""
     normals: PositiveInt | None = None
-    """Number of normal patches in a training that takes lesions too; null: as many as `count`."""
+    """Number of normal patches in a run that takes lesions too; null: as many as `count`."""
     tissue: float = Field(default=0.9, ge=0, le=1)
     """Smallest share of a normal patch that is breast."""
     lesion_tissue: float = Field(default=0.9, ge=0, le=1)
@@ -248,7 +248,7 @@ class DataConfig(Frozen):
             raise ValueError("paper_test must be less than paper_samples")
         if self.records and (self.canvas or self.tiles):
             raise ValueError(
-                "canvas and tiles are for detectors, and records hold patches for other trainings"
+                "canvas and tiles are for detectors, and records hold patches for other models"
             )
         if self.tiles and self.tiles.overlap >= min(self.shape):
             raise ValueError(
@@ -369,7 +369,7 @@ Model = TypeVar("Model")
 
 
 class Experiment(Frozen, Generic[Model]):
-    """A whole config file of a training."""
+    """A whole config file of a training run."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     """The system's name ("can"); the registered model is tfmammo-NAME."""

@@ -84,11 +84,11 @@ class Detected:
         Returns:
             (mean, deviation, low, high), float64 [k] each; NaN where there is none.
         """
-        images, trainings = self.matches[detector]
-        trainings = [(0, 0)] * len(images) if is_pooled else trainings
-        curves = froc_by_run(images, trainings, rates)
-        values = {training: getattr(curve, of) for training, curve in curves.items()}
-        bounds = froc_interval(images, self.patients, rates, *self.bootstrap, of, runs=trainings)
+        images, runs = self.matches[detector]
+        runs = [(0, 0)] * len(images) if is_pooled else runs
+        curves = froc_by_run(images, runs, rates)
+        values = {run: getattr(curve, of) for run, curve in curves.items()}
+        bounds = froc_interval(images, self.patients, rates, *self.bootstrap, of, runs=runs)
         return *over_folds(values), *bounds
 
     def make_fact(
@@ -145,8 +145,8 @@ def add_recall(report: Report, detected: Detected, notes: tuple[str, ...] = ()) 
     """
     body = []
     widest = int(np.argmax(detected.fppi))
-    for detector, (_, trainings) in detected.matches.items():
-        for is_pooled in (False, True)[: min(2, len(set(trainings)))]:
+    for detector, (_, runs) in detected.matches.items():
+        for is_pooled in (False, True)[: min(2, len(set(runs)))]:
             values = detected.measure(detector, detected.rates, "tpr", is_pooled)
             recall = [*zip(*values, strict=True)]
             values = detected.measure(detector, detected.fppi, "areas", is_pooled)
@@ -173,7 +173,7 @@ def add_recall(report: Report, detected: Detected, notes: tuple[str, ...] = ()) 
         "all detections, %",
         f"mean from 0 to {max(detected.fppi):g}, %",
     ]
-    folds = {fold for _, trainings in detected.matches.values() for fold, _ in trainings}
+    folds = {fold for _, runs in detected.matches.values() for fold, _ in runs}
     spread = " ± SD over folds" if len(folds) > 1 else ""
     title = f"{detected.title}: {detected.recall}{spread}, at false positives per image"
     report.tables.append(Table(title, header, body, notes + detected.describe()))
@@ -185,8 +185,8 @@ def add_false_positives(report: Report, detected: Detected) -> None:
     The columns are numbers of false positives per mammogram of either kind.
     """
     body = []
-    for detector, (images, trainings) in detected.matches.items():
-        apart = false_positives_apart(images, trainings, detected.rates)
+    for detector, (images, runs) in detected.matches.items():
+        apart = false_positives_apart(images, runs, detected.rates)
         for key, values in zip(("fp_normal", "fp_lesions"), apart, strict=True):
             for rate, value in zip(detected.rates, values, strict=True):
                 name = name_rate(key, rate)
@@ -214,12 +214,12 @@ def add_differences(report: Report, detected: Detected, reference: str, role: st
         reference: The name of a detector.
         role: What it is in a study, for the title.
     """
-    others, reference_trainings = detected.matches[reference]
+    others, reference_runs = detected.matches[reference]
     merit = choose_common_merit(detected.patients, *detected.matches.values())
     reference_recall = detected.measure(reference, detected.rates)[0]
     facts: list[Fact] = []
     level: dict[str, float] = {}
-    for name, (images, trainings) in detected.matches.items():
+    for name, (images, runs) in detected.matches.items():
         if name == reference:
             continue
         difference = detected.measure(name, detected.rates)[0] - reference_recall
@@ -229,8 +229,8 @@ def add_differences(report: Report, detected: Detected, reference: str, role: st
             detected.rates,
             *detected.bootstrap,
             against=others,
-            runs=trainings,
-            others_runs=reference_trainings,
+            runs=runs,
+            others_runs=reference_runs,
         )
         for rate, *numbers in zip(detected.rates, difference, *bounds, strict=True):
             key = name_rate("tpr", rate)
@@ -242,8 +242,8 @@ def add_differences(report: Report, detected: Detected, reference: str, role: st
             detected.patients,
             merit,
             detected.bootstrap[2],
-            trainings,
-            reference_trainings,
+            runs,
+            reference_runs,
         )
         numbers = [test.difference, test.low, test.high]
         fact = detected.make_fact(MERIT, "differences", name, merit, *numbers)
@@ -292,11 +292,8 @@ def add_runs(report: Report, detected: Detected) -> None:
     """
     merit = choose_common_merit(detected.patients, *detected.matches.values())
     merits = {
-        name: {
-            training: jafroc(part, merit)
-            for training, part in parts_with_lesions(images, trainings).items()
-        }
-        for name, (images, trainings) in detected.matches.items()
+        name: {run: jafroc(part, merit) for run, part in parts_with_lesions(images, runs).items()}
+        for name, (images, runs) in detected.matches.items()
     }
     folds = sorted({fold for of_name in merits.values() for fold, _ in of_name})
     body = []

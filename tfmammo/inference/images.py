@@ -11,7 +11,7 @@ from typing import get_args
 
 from tfmammo import archives
 from tfmammo.archives import coco, folder, masks, regions
-from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files
+from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files, is_dicom
 from tfmammo.config import DataConfig
 from tfmammo.errors import ArchiveError, ConfigError, PipelineError
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineConfig, PipelineResult
@@ -140,7 +140,7 @@ def _list_images(root: Path) -> dict[str, Path]:
         name: path
         for name, path in images.items()
         if not NO_IMAGES & {part.lower() for part in Path(name).parts[:-1]}
-        and not (folder.is_dicom(path) and regions.is_region_file(path))
+        and not (is_dicom(path) and regions.is_region_file(path))
     }
 
 

@@ -77,7 +77,7 @@ class PipelineConfig(Frozen):
     single: bool = True
     """Keep only the connected component of a mask that covers the box best."""
     tracking_uri: str | None = None
-    """Store of models:/ and runs:/ URIs; None: as for `tracking.uri` of a training."""
+    """Store of models:/ and runs:/ URIs; None: as for `tracking.uri` of a training run."""
 
 
 @dataclass(frozen=True, eq=False)

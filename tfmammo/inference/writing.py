@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from tfmammo import filesystem
-from tfmammo.archives import coco, folder
+from tfmammo.archives import coco
+from tfmammo.archives.named_files import is_dicom
 from tfmammo.errors import ArchiveError
 from tfmammo.inference.images import KINDS, Image, is_patch, predict_each
 from tfmammo.inference.pipeline import Pipeline, PipelineConfig, PipelineResult
@@ -98,7 +99,7 @@ def _write_result(
     if part.overview:
         overview = draw_overlay(result, min(OVERVIEW, 4 * max(size)))
         _write(part.output, f"overviews/{image.name}.png", encode_png(overview))
-    if mammogram.file and folder.is_dicom(mammogram.file):
+    if mammogram.file and is_dicom(mammogram.file):
         path = part.output / f"segmentations/{image.name}.dcm"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # of an image that was another one

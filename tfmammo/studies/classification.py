@@ -46,7 +46,7 @@ class StudyConfig(Frozen):
     experiment: Experiment[ClassifierConfig]
     """How to train, as for train/classifier.py. The study replaces share and seed."""
     shares: tuple[float, ...] = (0, 0.1, 0.25, 0.5, 0.75, 1)
-    """The shares of synthetic patches at the start of a training. The first is 0, and the others
+    """The shares of synthetic patches at the start of a run. The first is 0, and the others
     are compared with it.
     """
     controls: tuple[Control, ...] = CONTROLS

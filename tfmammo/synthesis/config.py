@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 import numpy as np
 from pydantic import (
@@ -18,7 +18,6 @@ from pydantic import (
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.errors import DataError
 
-Kind = TypeVar("Kind", bound=Frozen)
 RenderMethod = Literal[
     "infilling", "can", "blending", "vanilla", "paste", "poisson", "mixed", "opencv", "opencv_mixed"
 ]

@@ -105,7 +105,7 @@ def add_version(
         client.log_artifacts(run, str(Path(folder) / "model"), place)
     try:
         client.create_registered_model(name)
-    except MlflowException as error:  # another training may be making it just now
+    except MlflowException as error:  # another training run may be making it just now
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
     source = get_source(client, run, place)

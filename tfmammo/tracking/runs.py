@@ -5,7 +5,7 @@ sqlite:///mlflow.db in the current folder. Artifacts of an SQLite store lie in t
 beside the database.
 
 A store that can't be reached at the start is a `TrackingError` within seconds. A store that fails
-later never stops a training: the failure is logged once, and the next try comes after a minute at
+later never stops a run: the failure is logged once, and the next try comes after a minute at
 the earliest. Meanwhile metrics wait, and are sent when the store answers. Images, artifacts and
 model versions of that time are not sent again; all of them stay in the output folder. System
 metrics end with the first failure.
@@ -71,7 +71,7 @@ Result = TypeVar("Result")
 
 
 class Run:
-    """One training in MLflow: started, or resumed if its output folder names the run.
+    """A training run in MLflow: started, or resumed if its output folder names the run.
 
     The experiment's values become parameters (except the store's address, which may hold a
     password), the code's git commit becomes a tag.
@@ -204,7 +204,7 @@ class Run:
         try:
             result = call()
         except Exception as error:
-            # MLflow, SQLAlchemy, requests and the system raise their own: none may stop a training
+            # MLflow, SQLAlchemy, requests and the system raise their own: none may stop a run
             self._paused_until = time.monotonic() + max(PAUSE, 10 * (time.monotonic() - start))
             if not self._failed:
                 log.warning(
@@ -267,7 +267,7 @@ class Run:
         }
         tags |= {key: str(card[key]) for key in ("git_commit", "data_fingerprint") if card.get(key)}
         # A resumed training may reach the same step with other weights, and must not overwrite an
-        # older version's. But the same export goes to the same place, so that a training that was
+        # older version's. But the same export goes to the same place, so that a run that was
         # killed while it registered makes one version of it.
         place = f"model-{int(step)}-{card.get('id', uuid.uuid4().hex)[:8]}"
         save = partial(save_networks, directory=locate(directory), card=card, run_id=self.id)
@@ -294,7 +294,7 @@ class Run:
 
 
 def open_parent_run(output: Path, config: TrackingConfig) -> str:
-    """Open the run that the trainings of a study are shown under.
+    """Open the run that the training runs of a study are shown under.
 
     It is a new one, or the one that the study's folder names.
 

@@ -28,7 +28,7 @@ FIRST_TIMEOUT = 10  # seconds for an answer at the start; later MLflow's own
 # seconds for another process to release an SQLite store: creating its tables takes a few
 PATIENCE = 60.0
 LONGEST_SENTENCE = 300  # characters of a foreign error
-# the kind by which MLflow's pages show trainings, and not the evaluation of language models
+# the kind by which MLflow's pages show training runs, and not the evaluation of language models
 EXPERIMENT_KIND = "mlflow.experimentKind"
 
 
@@ -101,7 +101,7 @@ def get_artifact_location(uri: str, name: str) -> str | None:
 def hold_store(uri: str) -> Iterator[None]:
     """Lock an SQLite store for this process.
 
-    Two trainings that start at once would both create its tables, and one would fail.
+    Two training runs that start at once would both create its tables, and one would fail.
 
     Raises:
         TrackingError: Another process has held it for PATIENCE seconds.
@@ -213,7 +213,7 @@ def open_experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
         try:
             tags = {EXPERIMENT_KIND: "custom_model_development"}
             return client.create_experiment(name, get_artifact_location(uri, name), tags)
-        except MlflowException:  # another training may have created it just now
+        except MlflowException:  # another training run may have created it just now
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise

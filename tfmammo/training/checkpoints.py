@@ -1,4 +1,4 @@
-"""Checkpoints: what a training that was stopped goes on from, whatever stopped it."""
+"""Checkpoints: what a training run that was stopped goes on from, whatever stopped it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def parse_step(path: str) -> int:
 
 
 class Checkpoints:
-    """The newest checkpoints of a training in a folder, named ckpt-STEP.
+    """The newest checkpoints of a training run in a folder, named ckpt-STEP.
 
     An older one is removed when the newer one is on the disk, so that a kill or a power loss at any
     moment leaves one.
@@ -82,7 +82,7 @@ class Checkpoints:
         except (tf.errors.OpError, OSError):  # a full disk: make room, and leave no broken one
             self._remove_all_except({Path(other).name for other in self.paths} - {path.name})
             raise
-        # a later one was unreadable, else this training would have resumed from it
+        # a later one was unreadable, else this training run would have resumed from it
         older = [Path(other) for other in self.paths if parse_step(other) < step]
         kept = [*older, path][-self.keep :]
         lines = [
@@ -211,7 +211,7 @@ class TrainingState:
                     )
 
     def describe_kept(self) -> str:
-        """Say which checkpoint a training that ends here leaves."""
+        """Say which checkpoint a training run that ends here leaves."""
         kept = self.newest_checkpoints.latest
         return f"kept: {kept}" if kept else "no checkpoint had been written yet"
 

@@ -19,7 +19,7 @@ BFLOAT16_SINCE = (8, 0)  # compute capability of the first GPUs with bfloat16 in
 
 
 def choose_strategy(config: TrainingConfig, classes: int = 1) -> tf.distribute.Strategy:
-    """Choose how devices share a training: `training.devices`, else all GPUs, else the CPU.
+    """Choose how devices share a training run: `training.devices`, else all GPUs, else the CPU.
 
     With `training.strategy=multi_worker` they are those of all workers. If `training.devices` is
     not set and the GPUs can't share the batch, one of them computes it. The number of devices

@@ -2,7 +2,7 @@
 
 config.yaml, train_patches and held_out_patches say whose it is, and precision in which one it
 computes. They are written once, as whole
-files, when a training begins; a training that resumes only reads them. A start that fails before
+files, when a run begins; a run that resumes only reads them. A start that fails before
 its first step writes none.
 """
 
@@ -45,7 +45,7 @@ def hold_lock(output: Path) -> Iterator[None]:
     """Hold the folder for this process, and create it if it is missing.
 
     The lock ends with the process, however that ends. Within it, holding the same folder again does
-    nothing. Folders that were created here for a training that did not begin are removed.
+    nothing. Folders that were created here for a training run that did not begin are removed.
 
     Raises:
         TrainingError: The folder can't be created, or another process holds it.
@@ -103,7 +103,7 @@ def check_owner(
     Nothing is written.
 
     Raises:
-        TrainingError: It holds another training; the message names what differs.
+        TrainingError: It holds another training run; the message names what differs.
     """
     if not is_training_folder(output):
         if list_checkpoints(output / "checkpoints"):
@@ -121,7 +121,7 @@ def check_owner(
     differences = list_differences(owner.identity(), experiment.identity())
     if differences:
         raise TrainingError(
-            f"{output} holds another training ({', '.join(differences)}); choose another --output"
+            f"{output} holds another run ({', '.join(differences)}); choose another --output"
         )
     for name, words, patches in (
         (PATCHES, "patches", train),
@@ -130,7 +130,7 @@ def check_owner(
         path = output / name
         if not path.is_file() or path.read_text().strip() != patches.fingerprint():
             raise TrainingError(
-                f"{output} holds another training: its {words} were others than those of "
+                f"{output} holds another training run: its {words} were others than those of "
                 f"{_describe_source(experiment)}; choose another --output, or bring back the files "
                 "that it began with"
             )
@@ -152,7 +152,7 @@ def claim(
 
 
 def read_precision(output: Path) -> str | None:
-    """Return the dtype policy that a training, or the first of its stages, began with.
+    """Return the dtype policy that a training run, or the first of its stages, began with.
 
     Returns:
         None where none is noted.

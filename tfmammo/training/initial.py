@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def parse_with_initial(schema: type[Experiment[Any]], options: Namespace) -> Experiment[Any]:
-    """Parse a training's config; what `training.initial` fixes and nobody states is its card's.
+    """Parse a training config; what `training.initial` fixes and nobody states is its card's.
 
     A shipped config states nothing: its widths are the paper's.
 
@@ -56,7 +56,7 @@ def parse_with_initial(schema: type[Experiment[Any]], options: Namespace) -> Exp
 def _read_fixed(experiment: Experiment[Any], uri: str, output: Path | None) -> dict[str, Any]:
     """Read the keys that the weights fix: the patches' size, and the model's widths.
 
-    A training that goes on has them in its own folder.
+    A training run that goes on has them in its own folder.
     """
     if output and configuration.is_training_folder(output):
         config = configuration.read_yaml(output / configuration.TRAINING_CONFIG)

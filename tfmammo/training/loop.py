@@ -2,7 +2,7 @@
 
 It knows no paper. A model (tfmammo.models, tfmammo.baselines) owns its losses and the order of its
 updates; the loop calls `train_step` and looks after everything else. Progressive growing and staged
-freezing are repeated trainings.
+freezing are repeated runs.
 
 The other modules of the package, in the order in which the loop uses them: contract (what a model
 must offer), devices and workers (where it runs), checkpoints and folder (what is on disk),
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Training:
-    """A training, to be begun or continued.
+    """A training run, to be begun or continued.
 
     Constructing it builds the model and checks it, and leaves no trace in the folder or the
     tracking store.
@@ -215,7 +215,7 @@ class Training:
         held_out = set(self.held_out.patient_ids.tolist())
         if known := len(seen_patients & held_out):
             log.warning(
-                "what this training starts from, or its synthetic data, knows %d of the %d "
+                "what this run starts from, or its synthetic data, knows %d of the %d "
                 "held-out patients: the held-out metrics are too good",
                 known,
                 len(held_out),
@@ -247,7 +247,7 @@ class Training:
         turn = self.experiment.data.turn_draws
         batches = iter(self.group.batches(self.train, self.config, turn, step))
         take_steps = self._compile_steps()
-        # how long a training on the phantom takes
+        # how long a training run on the phantom takes
         on_phantom = self.group.is_chief and datasets.lacks_data(self.experiment.data)
         announce = announce_duration if on_phantom else None
         with Progress(self.experiment.name, step, self.steps, announce) as progress:
@@ -480,7 +480,7 @@ class Training:
 
 
 def count_steps(config: TrainingConfig, patches: int) -> int:
-    """Count the steps of a training.
+    """Count the steps of a training run.
 
     Args:
         config: Its `steps`, or else `epochs` epochs of `epoch_samples` draws.

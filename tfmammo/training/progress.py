@@ -25,7 +25,7 @@ SECONDS_TO_MEASURE = 5.0  # of steps, before the duration is announced
 
 
 class Progress:
-    """Shows how far a training is.
+    """Shows how far a training run is.
 
     Time is measured from the end of the first round of steps, which also builds the graph.
 
@@ -124,7 +124,7 @@ class Progress:
 def announce_duration(steps: int, seconds_a_step: float) -> None:
     """Print in a frame how long a whole training on the phantom takes on this machine."""
     print_framed(
-        "No data: this training on the built-in phantom takes about "
+        "No data: this training run on the built-in phantom takes about "
         f"{format_duration(steps * seconds_a_step)} here "
         f"({steps:,} steps of {seconds_a_step:.2g} s).\n"
         "Ctrl-C stops it, and the same command goes on. With your own data: --set data.root=DIR\n"

@@ -92,7 +92,7 @@ def start(
     Args:
         description: For --help.
         config: The class of the `model` section.
-        not_for_workers: Why this training can't be shared by several workers.
+        not_for_workers: Why this training run can't be shared by several workers.
         complete: Sets what follows from the rest of the config.
 
     Raises:
@@ -150,7 +150,7 @@ def configure_tensorflow(training: TrainingConfig, began_with: str | None = None
 
     Args:
         training: The section of the config.
-        began_with: The dtype policy of a training that goes on. It is kept on every device, because
+        began_with: The dtype policy of a run that goes on. It is kept on every device, because
             checkpoints of another one can't be read.
 
     Raises:

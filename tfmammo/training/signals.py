@@ -1,4 +1,4 @@
-"""Signals that stop a training, which first saves."""
+"""Signals that stop a training run, which first saves."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def refuse_multi_worker(config: TrainingConfig, why: str) -> None:
 
     Args:
         config: The training's.
-        why: Why they can't do this training.
+        why: Why they can't do this training run.
 
     Raises:
         ConfigError: It does.
@@ -184,7 +184,7 @@ def refuse_multi_worker(config: TrainingConfig, why: str) -> None:
 
 
 class WorkerGroup:
-    """The workers of one training; a process by itself is a group of one.
+    """The workers of one training run; a process by itself is a group of one.
 
     Args:
         strategy: The training's.

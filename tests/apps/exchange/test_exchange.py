@@ -394,7 +394,7 @@ def test_no_name_of_the_archive_reaches_the_data_set(archive, tmp_path, monkeypa
 
 
 def test_command(archive, tmp_path, capsys, repository):
-    """The config of a training does as well, and the whole command says what it wrote."""
+    """The config of a training run does as well, and the whole command says what it wrote."""
     overrides = ["data.name=folder", f"data.root={archive}", "data.folds=2"]
     output = tmp_path / "Dataset501_Masses"
     for path in ("configs/exchange.yaml", "configs/can.yaml"):

@@ -78,7 +78,7 @@ class Store:
         self.client = mlflow.MlflowClient(store_uri())
 
     def add(self, level, best=False, **card):
-        """Register a version, as a training does; card: what is said in place of the export's; None
+        """Register a version, as a run does; card: what is said in place of the export's; None
         leaves it out.
         """
         self.count += 1
@@ -235,7 +235,7 @@ def test_the_first_becomes_the_best_without_a_comparison(store, capsys):
 
 def test_the_best_stays_without_a_new_audit(store, capsys):
     store.add(BAD)
-    store.add(GOOD, best=True)  # by a training
+    store.add(GOOD, best=True)  # by a training run
     assert promote() == 0
     assert store.tags(2) == {}
     assert "version 2: already best" in capsys.readouterr().out
@@ -422,7 +422,7 @@ def test_a_refusal_leaves_the_way_back(store):
     for level in (BAD, GOOD):
         store.add(level)
         promote()
-    store.add(GOOD, best=True)  # by a training
+    store.add(GOOD, best=True)  # by a training run
     assert promote("--candidate", "2") == 1  # equal
     assert store.tags(2)["decision"] == "refused" and store.tags(2)["former"] == "1"
     assert command("rollback", "--model", MODEL) == 0 and store.best() == 2

@@ -30,7 +30,7 @@ from pydantic import ValidationError
 
 from tfmammo import archives
 from tfmammo import config as configuration
-from tfmammo.archives import dicom, folder, phantom
+from tfmammo.archives import dicom, folder, named_files, phantom
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.data.preprocess import resize_image
@@ -122,7 +122,7 @@ def open_upload(upload: str) -> OpenMammogram:
         mammogram = editor.open_mammogram(path)
         stored = archives.read_stored(mammogram)
         image = stored.image()
-        is_dicom = folder.is_dicom(path)
+        is_dicom = named_files.is_dicom(path)
         lossy = mammogram.is_lossy
     content = repr(stored.values.shape).encode() + stored.values.tobytes()
     identity = hashlib.sha256(content).hexdigest()

@@ -13,7 +13,8 @@ from pathlib import Path
 from pydicom.uid import generate_uid
 
 from tfmammo import __version__
-from tfmammo.archives import dicom, folder
+from tfmammo.archives import dicom
+from tfmammo.archives.named_files import is_dicom
 from tfmammo.archives.writers import measurements, segmentation
 from tfmammo.errors import ArchiveError
 from tfmammo.filesystem import name_case
@@ -41,7 +42,7 @@ def write(mammograms: Iterable[Mammogram], output: Path, skipped: Skipped) -> in
 
 def _write_one(mammogram: Mammogram, output: Path) -> None:
     path = mammogram.file
-    if path is None or not folder.is_dicom(path):
+    if path is None or not is_dicom(path):
         raise ArchiveError("is not a DICOM, so no segmentation can refer to it")
     lesions = mammogram.lesions
     if mammogram.lost or not all(lesion.outlines for lesion in lesions):

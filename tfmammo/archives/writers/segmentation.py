@@ -34,7 +34,8 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.valuerep import DA, TM, PersonName
 
-from tfmammo.archives import dicom, folder
+from tfmammo.archives import dicom
+from tfmammo.archives.named_files import is_dicom
 from tfmammo.archives.silence import silence
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion
@@ -78,7 +79,7 @@ def try_write(
     parameters: Mapping[str, str],
 ) -> str:
     """Write as `write` does, where that can be; return why there is no file, or ""."""
-    if source is None or not folder.is_dicom(source):
+    if source is None or not is_dicom(source):
         return "no DICOM segmentation: the input is no DICOM"
     if not lesions:
         return "no DICOM segmentation: there is no mask"
