@@ -130,7 +130,7 @@ def check_owner(
         path = output / name
         if not path.is_file() or path.read_text().strip() != patches.fingerprint():
             raise TrainingError(
-                f"{output} holds another training run: its {words} were others than those of "
+                f"{output} holds another run: its {words} were others than those of "
                 f"{_describe_source(experiment)}; choose another --output, or bring back the files "
                 "that it began with"
             )
