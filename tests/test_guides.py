@@ -76,7 +76,7 @@ def test_the_seven_commands_of_the_first_steps(tmp_path, monkeypatch):
         assert done.returncode == 0, (words, done.stderr)
     assert len(list((tmp_path / "predicted/masks").rglob("*.png"))) == 6
     assert cv2.imread("predicted/masks/left/c.png").shape[:2] == (160, 160)
-    table = (tmp_path / "after/table.csv").read_text(encoding="utf-8")
+    table = (tmp_path / "after/rows.csv").read_text(encoding="utf-8")
     assert "mine" in table and "zoo" in table and "centred disc" in table
     card = json.loads((tmp_path / "runs/mine/export/card.json").read_text(encoding="utf-8"))
     assert card["config"]["model"]["filters"] == [16, 32, 64, 128, 128, 128, 128]

@@ -111,10 +111,9 @@ def _read_patch(recipe: PatchRecipe, folder: Path) -> Patch:
     )
 
 
-def format_readme(recipes: Sequence[PatchRecipe]) -> str:
-    """Format the set's card as Markdown: counts, discard rates, origin."""
-    config = recipes[0].config
-    lines = [f"# {config.name}: synthetic patches, not for diagnosis"]
+def describe_rates(recipes: Sequence[PatchRecipe]) -> list[str]:
+    """Describe how many patches of each kind were made, and how many were discarded."""
+    lines = []
     for target in dict.fromkeys(recipe.target for recipe in recipes):
         of_kind = [recipe for recipe in recipes if recipe.target == target]
         complete = sum(not recipe.left_out for recipe in of_kind)
@@ -123,8 +122,15 @@ def format_readme(recipes: Sequence[PatchRecipe]) -> str:
         lines.append(
             f"{KINDS[target]}: {complete} patches; {discarded} of {generated} generated lesions "
             f"discarded ({100 * discarded / max(1, generated):.1f} %); "
-            f"{len(of_kind) - complete} left out (failures.csv)."
+            f"{len(of_kind) - complete} skipped (failures.csv)."
         )
+    return lines
+
+
+def format_readme(recipes: Sequence[PatchRecipe]) -> str:
+    """Format the set's card as Markdown: counts, discard rates, origin."""
+    config = recipes[0].config
+    lines = [f"# {config.name}: synthetic patches, not for diagnosis", *describe_rates(recipes)]
     licence = card.LICENCES.get(config.data.archive_name, card.UNKNOWN)
     lines += [
         f"Source's licence: {licence}",

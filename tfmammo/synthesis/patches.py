@@ -20,6 +20,7 @@ dataset: 5,000 of each kind.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -43,9 +44,11 @@ from tfmammo.synthesis.generators import (
     find_best_weights,
     load_lesion_generator,
 )
-from tfmammo.synthesis.patch_set import IDENTITY, describe_scale, format_readme
+from tfmammo.synthesis.patch_set import IDENTITY, describe_rates, describe_scale, format_readme
 from tfmammo.synthesis.recipe import PatchRecipe, PatchSource, hash_source
 from tfmammo.synthesis.sources import ArchiveIndexes
+
+log = logging.getLogger(__name__)
 
 MOST = 4  # times the count, of numbers tried before a kind is given up
 Sampler = Callable[[int], Patch]  # draws a patch by its number
@@ -103,10 +106,11 @@ def synthesize(
             MOST * config.count,
             grouped=True,
             item=f"{KINDS[target]} patch",
+            items=f"{KINDS[target]} patches",
         )
         for target, network in networks.items()
     ]
-    return sets.synthesize(
+    recipes = sets.synthesize(
         plans,
         identity,
         IDENTITY,
@@ -116,6 +120,9 @@ def synthesize(
         retry,
         lambda recipes: {"README.md": format_readme(recipes)},
     )
+    for line in describe_rates(recipes):
+        log.info("%s", line)
+    return recipes
 
 
 def select_mammograms(

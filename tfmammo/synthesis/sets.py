@@ -104,6 +104,7 @@ class Plan(Generic[AnyRecipe]):
     most: int
     grouped: bool = False
     item: str = "item"
+    items: str = "items"
 
     def list_jobs(self, folder: Path, total: int) -> list[Job[AnyRecipe]]:
         """List the jobs that make the items 0 to `total`."""
@@ -221,15 +222,15 @@ def _complete_plan(
     while True:
         parts = plan.list_jobs(output, total)
         used = min(total, len(plan.mammograms))
-        log.info("%d %ss from %d mammograms, into %s", total, plan.item, used, output)
+        log.info("%d %s from %d mammograms, into %s", total, plan.items, used, output)
         recipes = complete(parts, runner, retry)
         complete_count = sum(not recipe.left_out for recipe in recipes)
         if complete_count >= plan.wanted or total >= plan.most:
             break
         total = min(plan.most, total + plan.wanted - complete_count)
     reasons = Counter(recipe.left_out for recipe in recipes if recipe.left_out).most_common(3)
-    left_out = "".join(f"; {count} left out: {reason}" for reason, count in reasons)
-    log.info("%d of %d %ss%s", complete_count, plan.wanted, plan.item, left_out)
+    left_out = "".join(f"; {count} skipped: {reason}" for reason, count in reasons)
+    log.info("%d of %d %s%s", complete_count, plan.wanted, plan.items, left_out)
     return recipes
 
 
