@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # pydantic, which `tfmammo --help` does not wait for
 
 console = Console()
 log = logging.getLogger(__name__)
-# By the name to import: the extra that a missing package comes with.
 ANY_VERSION = "accept the results of another version of the package"  # help of --any-version
+# By the name to import: the extra that a missing package comes with.
 EXTRAS = {
     "apache_beam": "beam",
     "dicomweb_client": "pacs",
