@@ -30,7 +30,7 @@ def main() -> None:
     parser = cli.make_parser(__doc__, SegmentationConfig, default)
     parser.add_data()
     study_help = "a study instead, by default of configs/study_NAME.yaml, which shows its keys"
-    parser.add_argument("--study", choices=("can",), help=study_help)
+    parser.add_argument("--study", choices=("can", "cgan"), help=study_help)
     parser.add_argument("--plan", action="store_true", help="show a study's commands, run nothing")
     parser.add_argument("--jobs", type=cli.parse_count, default=1, help="commands that run at once")
     parser.add_argument("--any-version", action="store_true", help=cli.ANY_VERSION)

@@ -52,6 +52,16 @@ def test_each_arm_is_planned_by_its_folds_and_seeds(tmp_path):
         )
 
 
+def test_an_arms_patches_are_scored_as_they_are_trained_on_whatever_its_split(tmp_path):
+    arm = {"set": {"data": {"frame": "tight", "split": "official"}}}
+    test = {"name": "phantom", "phantoms": 7, "frame": "loose"}
+    config = make_config(tmp_path, arms={"tight": arm}, test=test, postprocess={"closing": 3})
+    run = plan_runs(config, tmp_path, shipped.ROOT)[0]
+    assert "data.frame=tight" in run.train.overrides and "data.frame=tight" in run.score.overrides
+    assert {"data.phantoms=7", "postprocess.closing=3"} <= {*run.score.overrides}
+    assert not any(text.startswith("data.split=") for text in run.score.overrides)
+
+
 def test_the_committed_rows_are_those_of_the_shipped_config(tmp_path):
     """A study goes on with its rows only while the same config hashes as it did."""
     study = configuration.parse(StudyConfig, "study_can")

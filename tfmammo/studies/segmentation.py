@@ -35,6 +35,7 @@ from tfmammo.metrics.summary import (
     summarize,
     write_csv,
 )
+from tfmammo.models.cgan import PostprocessConfig
 from tfmammo.studies import workflow
 from tfmammo.studies.segmenters import BASELINES, TrainedConfig, check_steps, plan_training
 from tfmammo.studies.workflow import Step, format_overrides
@@ -47,6 +48,17 @@ SCORES = "scores.csv"
 RUNS = "runs.csv"
 CURVES = "curves.csv"
 KEYS = ("arm", "model", "fold", "seed")
+# Keys of an arm's data section that say which patients it trains on, not what a patch is.
+SPLIT_KEYS = {
+    "split",
+    "split_file",
+    "folds",
+    "fold",
+    "seed",
+    "paper_samples",
+    "paper_test",
+    "augment",
+}
 
 
 class ModelConfig(TrainedConfig):
@@ -60,7 +72,9 @@ class ArmConfig(Frozen):
     """One protocol, by which every model is trained and scored."""
 
     set: dict[str, Any] = {}
-    """What differs from the models' configs, as sections: {data: {split: paper}}."""
+    """What differs from the models' configs, as sections: {data: {split: paper}}. What it says of a
+    patch, as {data: {frame: tight}}, holds for the scored patches as well.
+    """
     folds: PositiveInt = 1
     """Folds by patient, each held out once. With 1 the split of `set` is taken, and where that is
     drawn, each seed draws another.
@@ -90,6 +104,8 @@ class StudyConfig(Frozen):
     """Keys of the training section that all models share: {steps: 20000}."""
     threshold: float = Field(default=0.5, gt=0, le=1)
     """The probability from which on a pixel is mass."""
+    postprocess: PostprocessConfig | None = None
+    """Morphology: each model's masks are scored again after it, as "NAME + post-processing"."""
     samples: PositiveInt = 10_000
     """Draws of the bootstrap and of the permutation test."""
     level: float = Field(default=0.95, gt=0, lt=1)
@@ -161,13 +177,19 @@ def _plan_run(
         {"experiment": f"tfmammo-{config.name}"},
     )
     scored = (config.test or config.data).model_dump(mode="json", exclude_unset=True)
+    scored |= {
+        key: value for key, value in arm.set.get("data", {}).items() if key not in SPLIT_KEYS
+    }
+    overrides = {"data": scored}
+    if config.postprocess:
+        overrides["postprocess"] = config.postprocess.model_dump(mode="json")
     score = Step(
         f"scores/{folder}",
         (
             str(root / "evaluate" / "segmentation.py"),
             *("--config", str(root / "configs" / "segmentation.yaml")),
             *("--output", str(output / "scores" / folder), "--set"),
-            *format_overrides({"data": scored}),
+            *format_overrides(overrides),
             f"models={{{title}: {output / folder}}}",
             f"threshold={config.threshold}",
             "samples=100",
@@ -238,7 +260,7 @@ def append_rows(config: StudyConfig, run: Run, output: Path) -> None:
     own = dict(zip(KEYS, run.key, strict=True))
     kept = _read(config.rows / SCORES)
     known = {tuple(row[key] for key in KEYS) for row in kept}
-    is_drawn = config.arms[run.arm].folds == 1
+    is_drawn = config.arms[run.arm].folds == 1 and config.test is None
     scores = []
     for line in _read(output / run.score.name / "per_image.csv"):
         key = own | {"model": line["model"]}
