@@ -2,6 +2,7 @@
 
 python docs/pictures.py insertions --data DIR
 python docs/pictures.py case --data FILMS
+python docs/pictures.py cdd_cesm --data DIR
 python docs/pictures.py demo
 python docs/pictures.py studio
 
@@ -44,6 +45,7 @@ WINDOW = 800  # native px of a mammogram that a panel shows
 SIDE = 224  # px of a panel
 TITLE = 30  # px above the panels
 LABEL = 90  # px beside them, if rows have labels
+COLOURS = {"mass": "C3", "calcification": "C0", "asymmetry": "gold", "distortion": "limegreen"}
 MASS = (200, 180)  # native px of a generated mass
 
 
@@ -52,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("picture", choices=("insertions", "case", "demo", "studio"))
+    parser.add_argument("picture", choices=("insertions", "case", "cdd_cesm", "demo", "studio"))
     parser.add_argument(
         "--data",
         type=Path,
@@ -63,6 +65,8 @@ def main() -> None:
         draw_insertions(options.data)
     elif options.picture == "case":
         draw_cases(options.data)
+    elif options.picture == "cdd_cesm":
+        draw_outlines(options.data)
     elif options.picture == "demo":
         draw_demo()
     else:
@@ -113,6 +117,31 @@ def draw_cases(root: Path) -> None:
     image = (np.hstack(panels) * 255).astype(np.uint8)
     cv2.imwrite(str(HERE / "case.jpg"), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
     record_networks("case", names, " --data FILMS")
+
+
+def draw_outlines(root: Path) -> None:
+    """Draw mammograms of CDD-CESM with the outlines as read, those of one patient at most once."""
+    data = DataConfig(name="cdd_cesm", root=root)
+    mammograms = [each for each in archives.read_mammograms(data, Skipped()) if each.lesions]
+    drawn: dict[str, Mammogram] = {}
+    for number in np.random.default_rng(SEED).permutation(len(mammograms)).tolist():
+        drawn.setdefault(mammograms[number].patient_id, mammograms[number])
+    figure = Figure(figsize=(10, 7), facecolor="black", layout="constrained")
+    for axes, mammogram in zip(figure.subplots(2, 4).flat, drawn.values(), strict=False):
+        image = mammogram.pixels()[..., 0]
+        scale = 400 / image.shape[0]
+        axes.imshow(
+            cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), "gray"
+        )
+        for lesion in mammogram.lesions:
+            for line in lesion.outlines:
+                rows, cols = np.vstack([line, line[:1]]).T * scale
+                axes.plot(cols, rows, color=COLOURS[lesion.kind], linewidth=1)
+        kinds = ", ".join(sorted({lesion.kind for lesion in mammogram.lesions}))
+        title = f"{mammogram.laterality} {mammogram.view}: {kinds}"
+        axes.set_title(title, color="white", fontsize=9)
+        axes.set_axis_off()
+    figure.savefig(HERE / "cdd_cesm.jpg", dpi=100, pil_kwargs={"quality": 85})
 
 
 def take_studio() -> None:
