@@ -1,14 +1,13 @@
-"""How fast data comes in, beside what it is measured against; one JSON line a part.
+"""Measure how fast data comes in, against what consumes it; one JSON line a part.
 
-python benchmarks/input.py [--only dicom pipeline build index] [--files N]
+python benchmarks/input.py [--only dicom pipeline build] [--files N]
 
 dicom: a DICOM file to pixels, over pydicom's own decoding and look-up tables of the same files
 (wanted: at most 1.3). pipeline: patches a second from memory and from records, over what a
 full-size CAN consumes (wanted: at least 20), and the part of its time that a consumer of 200 steps
 a second waits for them: it sleeps in its steps, as a host does beside a GPU, and has one batch
 ready for comparison. build: a build in one process over one in two, wall clock with their start
-(wanted: at least 1.5 on two idle cores). index: reading an archive's tables and headers, per 10,000
-images, for three sizes of it (wanted: the same for each).
+(wanted: at least 1.5 on two idle cores).
 
 Everything is made from the phantom, in a temporary folder. Time: about five minutes on two idle
 cores.
@@ -17,16 +16,12 @@ cores.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import logging
 import statistics
-import sys
 import tempfile
 import time
-import tracemalloc
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -37,16 +32,12 @@ from processes import time_workers
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for the writers that the tests use
-from tests.archives.writers import inbreast, vindr
-from tfmammo.archives import ARCHIVES, phantom
+from tfmammo.archives import phantom
 from tfmammo.archives.dicom import read_pixels
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.config import TrainingConfig
-from tfmammo.mammogram import Lesion, Mammogram
 
-PARTS = ("dicom", "pipeline", "build", "index")
-WRITERS: dict[str, Callable[..., list[Path]]] = {"inbreast": inbreast.write, "vindr": vindr.write}
+PARTS = ("dicom", "pipeline", "build")
 SYNTAXES = {"uncompressed": ExplicitVRLittleEndian, "JPEG 2000": JPEG2000Lossless}
 REPEATS = 5
 FAST = 200  # steps a second, of a consumer that sleeps
@@ -212,57 +203,6 @@ def measure_build(options: argparse.Namespace, folder: Path) -> dict[str, object
     }
 
 
-def measure_index(options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """Measure seconds of this process and peak memory per 10,000 images of tiny files."""
-    seconds = []
-    megabytes = []
-    for count in options.images:
-        root = folder / f"{options.archive}-{count}"
-        WRITERS[options.archive](_make_tiny(count), root)
-        start = time.process_time()
-        records = ARCHIVES[options.archive](root)
-        seconds.append((time.process_time() - start) * 10_000 / count)
-        if len(records) != count:
-            raise SystemExit(f"{options.archive} gives {len(records)} of {count} images")
-        del records
-        gc.collect()
-        tracemalloc.start()
-        records = ARCHIVES[options.archive](root)
-        megabytes.append(tracemalloc.get_traced_memory()[1] / 1e6 * 10_000 / count)
-        tracemalloc.stop()
-        del records
-    return {
-        "archive": options.archive,
-        "images": options.images,
-        "seconds_per_10000": [round(value, 2) for value in seconds],
-        "megabytes_per_10000": [round(value, 1) for value in megabytes],
-        "growth": round(max(seconds) / min(seconds), 3),
-        "wanted": "growth near 1",
-    }
-
-
-def _make_tiny(count: int) -> Iterable[Mammogram]:
-    """Make mammograms of 8 x 8 px, four a patient, every other one with a mass."""
-    mass = Lesion.from_outline("mass", np.array([[2, 2], [2, 5], [5, 5], [5, 2]]), 8, 8)
-    read = partial(np.zeros, (8, 8, 1), np.float32)
-    for number in range(count):
-        yield Mammogram(
-            archive="tiny",
-            patient_id=f"{number // 4:08x}",
-            image_id=f"{number:032x}",
-            rows=8,
-            cols=8,
-            read=read,
-            laterality="LR"[number % 2],
-            view=("CC", "MLO")[number // 2 % 2],
-            lesions=(mass,) if number % 2 else (),
-            spacing=(0.1, 0.1),
-            birads="4" if number % 2 else "1",
-            density="B",
-            official_split="train",
-        )
-
-
 def main() -> None:
     """Measure the chosen parts, one after another."""
     parser = argparse.ArgumentParser(
@@ -289,25 +229,11 @@ def main() -> None:
         help="pipeline: CAN's config where it is not the paper's",
     )
     parser.add_argument("--mammograms", type=int, default=480, help="build: phantoms built")
-    parser.add_argument(
-        "--archive",
-        choices=sorted(WRITERS),
-        default="inbreast",
-        help="index: whose form the tree has",
-    )
-    parser.add_argument(
-        "--images",
-        type=int,
-        nargs="+",
-        default=[2500, 5000, 10000],
-        help="index: sizes of the tree",
-    )
     options = parser.parse_args()
     parts = {
         "dicom": measure_dicom,
         "pipeline": measure_pipeline,
         "build": measure_build,
-        "index": measure_index,
     }
     for name in options.only:
         with tempfile.TemporaryDirectory() as folder:

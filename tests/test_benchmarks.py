@@ -69,21 +69,6 @@ def measured(repository, tmp_path):
     return run
 
 
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_served_answers_are_right_and_hostile_requests_refused(measured):
-    (line,) = measured("--requests", "60", "--at-once", "4", script="serving")
-    assert (
-        line["requests"] == 60 == sum(line["statuses"].values())
-        and line["wrong"] == 0
-        and line["first_wrong"] == []
-    )
-    assert (
-        set(line["statuses"]) == {"200", "400", "413"}
-        and 0 < line["answered_p50"] <= line["answered_p99"]
-    )
-
-
 def make_tiny_arguments(model, rounds):
     """Arguments of benchmarks/step.py for a really small model, and one step a round."""
     size, batch, config = TINY[model]
@@ -177,38 +162,13 @@ def test_an_allocator_is_an_environment(repository, monkeypatch):
 
 
 @pytest.mark.slow
-def test_dicom_and_index(measured):
-    dicom, index = measured(
-        "--only",
-        "dicom",
-        "index",
-        "--files",
-        "1",
-        "--pixels",
-        "64",
-        "48",
-        "--images",
-        "8",
-        "16",
-        "--archive",
-        "vindr",
-    )
-    assert dicom["benchmark"] == "input.dicom" and (
-        dicom["files"],
-        dicom["rows"],
-        dicom["cols"],
-    ) == (1, 64, 48)
+def test_dicom(measured):
+    (dicom,) = measured("--only", "dicom", "--files", "1", "--pixels", "64", "48")
+    assert dicom["benchmark"] == "input.dicom"
+    assert (dicom["files"], dicom["rows"], dicom["cols"]) == (1, 64, 48)
     for syntax in ("uncompressed", "JPEG 2000"):
         ours, theirs, ratio = dicom[syntax].values()
         assert ours > 0 and theirs > 0 and ratio == pytest.approx(ours / theirs, rel=0.1)
-    assert index["benchmark"] == "input.index" and index["images"] == [8, 16]
-    seconds = index["seconds_per_10000"]
-    assert (
-        len(seconds) == len(index["megabytes_per_10000"]) == 2
-        and min(seconds) > 0
-        and min(index["megabytes_per_10000"]) > 0
-    )
-    assert index["growth"] == pytest.approx(max(seconds) / min(seconds), rel=0.1)
 
 
 @pytest.mark.slow
@@ -261,27 +221,6 @@ def test_the_loss_of_eight_workers_follows_from_that_of_two(repository, monkeypa
     # 0.2 s of exchange become 0.35, each sending 14/8 instead of 2/2 of the gradients
     assert workers.predict_loss([1.0, 1.2]) == pytest.approx(0.35 / 1.35)
     assert workers.predict_loss([1.0, 1.2], workers=2) == pytest.approx(0.2 / 1.2)
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-@pytest.mark.alone
-def test_steps_are_as_far_ahead_of_plain_keras_as_is_kept(measured, repository):
-    lines = measured(script="guard")
-    kept = json.loads((repository / "benchmarks/ratios.json").read_text())
-    assert {line["benchmark"].removeprefix("step.") for line in lines} == set(kept) and min(
-        kept.values()
-    ) > 1.5
-
-
-def test_the_guard_fails_at_a_fall_by_more_than_a_fifth(repository, monkeypatch):
-    monkeypatch.syspath_prepend(repository / "benchmarks")
-    import guard
-
-    found = iter([1.59, 1.58, 1.6, 1.59, 1.59, 1.59])
-    monkeypatch.setattr(guard, "measure_ratio", lambda name: next(found))
-    assert guard.is_close_enough("can", 2.0), "the third chance"
-    assert not guard.is_close_enough("can", 2.0)
 
 
 @pytest.mark.slow
