@@ -54,7 +54,7 @@ class Evaluation:
 
     Attributes:
         command: The script or the subcommand of `tfmammo`, with --config.
-        overrides: After --set; PATCHES and COPY stand for folders.
+        overrides: After --set; PATCHES and COPY are placeholders for folders.
         networks: Names of the zoo.
     """
 

@@ -1,12 +1,12 @@
-"""Evaluate defects in the texture of synthetic images: holes, blotches, lattices (CAN's Fig. 3).
+"""Evaluate defects in the texture of synthetic images: holes, blotches, checkerboards (CAN's Fig. 3).
 
 tfmammo evaluate defects --config defects --set data.name=inbreast data.root=DIR
 models.CAN=[RUN,RUN,RUN]
 
 Models make images of the masks of patients they never saw. Tissue is defective where its texture
-lies outside of the range of real tissue. Sheets show a random choice of masks, and each model's
+is outside the range of real tissue. Sheets show a random choice of masks, and each model's
 best and worst by the area of its defects; flat tissue is blue, harsh tissue orange. Two rows tell
-what the numbers are worth: the real patches, and an image of two grey values.
+what the numbers are worth: the real patches, and an image of two intensities.
 """
 
 from tfmammo import cli

@@ -5,7 +5,7 @@ tfmammo evaluate detection --config detection --set data.name=inbreast data.root
 detectors=[RUN,RUN]
 
 Several model URIs are the folds of one cross-validation: each mammogram goes to the one that was
-not trained on its patient. Their scores lie on different scales, so each fold is measured by
+not trained on its patient. Their scores have different scales, so each fold is measured by
 itself. Tables give the mean and, in a second row, the result of pooled scores. With
 against=[RUN,RUN] a second detector is evaluated on the same mammograms, and the difference is
 tested.
