@@ -1,4 +1,4 @@
-"""Evaluate defects in the texture of synthetic images: holes, blotches, checkerboards (CAN's Fig. 3).
+"""Evaluate texture defects of synthetic images: holes, blotches, checkerboards (CAN's Fig. 3).
 
 tfmammo evaluate defects --config defects --set data.name=inbreast data.root=DIR
 models.CAN=[RUN,RUN,RUN]

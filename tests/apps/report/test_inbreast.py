@@ -109,3 +109,5 @@ def test_the_leak_is_compared_on_the_lesions_of_both(tmp_path):
     found = read(tmp_path, runs)
     row = found.find("CAN by the leaking split", "dice", "CAN", "leak")
     assert row.images == 6 and round(row.value, 2) == 4  # copies count once
+    assert pages.LEAK in pages.draw_curves({inbreast.KEY: found})
+    assert f"({pages.LEAK})" in pages.build_page("can", {inbreast.KEY: found})

@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tfmammo.metrics.rows import Fact
+
 SHORTEST = 8  # validations, below which nothing is said about the end
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
 WIDTH, HEIGHT, LEFT, BOTTOM, LINE = 480, 200, 52, 30, 15  # of a panel, px
@@ -63,7 +65,42 @@ def draw(curves: Sequence[Curve]) -> str:
         models = list(dict.fromkeys(_REPETITION.sub("", curve.run) for curve in of_panel))
         parts += _draw_panel(measure, of_panel, models, top)
         top += HEIGHT + BOTTOM + 8 + max(0, len(models) * LINE - HEIGHT)
-    size = f'width="{LEFT + WIDTH + 210}" height="{top}"'
+    return _wrap(parts, LEFT + WIDTH + 210, top)
+
+
+def draw_intervals(rows: Sequence[tuple[str, Fact]], groups: Sequence[str], unit: str) -> str:
+    """Draw numbers with their intervals as SVG, one line each, a colour for each group.
+
+    Args:
+        rows: Label and number; labels of one group begin alike.
+        groups: What labels end with.
+        unit: What the axis shows.
+    """
+    low = min(fact.low for _, fact in rows)
+    high = max(fact.high for _, fact in rows)
+    left, height = 190, 20 * len(rows) + 10
+
+    def place(value: float) -> float:
+        return round(left + WIDTH * (value - low) / (high - low), 1)
+
+    parts = [
+        f'<path d="M{left} {height}H{left + WIDTH}" stroke="#888"/>',
+        _write(left, height + 16, f"{low:.1f}"),
+        _write(left + WIDTH, height + 16, f"{high:.1f} {unit}", "end"),
+    ]
+    for number, (label, fact) in enumerate(rows):
+        y = 20 * number + 14
+        group = next(index for index, name in enumerate(groups) if label.endswith(name))
+        parts += [
+            _write(left - 8, y + 4, label, "end"),
+            f'<path d="M{place(fact.low)} {y}H{place(fact.high)}" stroke="{COLOURS[group]}"/>',
+            f'<circle cx="{place(fact.value)}" cy="{y}" r="4" fill="{COLOURS[group]}"/>',
+        ]
+    return _wrap(parts, left + WIDTH + 20, height + 26)
+
+
+def _wrap(parts: Sequence[str], width: int, height: int) -> str:
+    size = f'width="{width}" height="{height}"'
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">'
     )

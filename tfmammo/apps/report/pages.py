@@ -19,6 +19,7 @@ PICTURES = "pictures"
 Captions = Mapping[str, tuple[str, str]]  # name of a picture -> what it shows, and its source
 NO_CAPTIONS: Captions = {}
 CURVES = "curves"
+LEAK = f"{CURVES}/can_inbreast.leak.svg"  # where models have been scored by both protocols
 NO_RESULT = "no valid result yet"
 SUBSETS = {"protocol=paper": "leaking split"}  # in words, where the value alone does not say it
 AllFacts = Mapping[str, Facts]
@@ -276,6 +277,8 @@ def _describe_inbreast(facts: Facts, item: Item) -> list[str]:
         )
     header = ["", "runs", "patients", "Dice, %, unseen patients", "Dice, %, leaking split"]
     lines += ["", *tabulate([*header, "what the leak is worth", "printed (its split leaks)"], body)]
+    if _draw_leak(facts):
+        lines += ["", f"![Dice on unseen patients and by the leaking split]({LEAK})"]
     lines += [
         "",
         *wrap(
@@ -304,4 +307,20 @@ def draw_curves(facts: AllFacts) -> dict[str, str]:
         f"{CURVES}/{one.name}.svg": curves.draw(one.curves)
         for key, one in facts.items()
         if one.curves and key != inbreast.KEY
-    }
+    } | _draw_leak(facts.get(inbreast.KEY))
+
+
+def _draw_leak(facts: Facts | None) -> dict[str, str]:
+    """Draw the Dice of each model by both protocols, where both were measured."""
+    protocols = {"unseen": "unseen patients", "leak": "leaking split"}
+    rows = []
+    for model in inbreast.MODELS if facts else ():
+        numbers = {
+            name: facts.find(model, "dice", table=inbreast.PROGRESS, subset=f"protocol={protocol}")
+            for protocol, name in protocols.items()
+        }
+        if all(numbers.values()):
+            rows += [(f"{model}, {name}", number) for name, number in numbers.items()]
+    if not rows:
+        return {}
+    return {LEAK: curves.draw_intervals(rows, list(protocols.values()), "% Dice")}
