@@ -344,7 +344,7 @@ def test_scanners(small, letter, digitizer, scanner):
         path.rename(path.with_name(letter + path.name[1:]))
     record, reasons = first(small)
     assert not reasons and record.read.args[1] == scanner
-    grey = ljpeg.grey_level(3 - 2.95 * mammogram().pixels()[..., 0].astype(np.float64), "lumisys")
+    grey = writer.grey_level(3 - 2.95 * mammogram().pixels()[..., 0].astype(np.float64), "lumisys")
     expected = 1 - np.clip((ljpeg.optical_density(grey, scanner) - 0.05) / 2.95, 0, 1)
     np.testing.assert_allclose(record.pixels()[..., 0], expected, atol=1e-6)
 

@@ -241,17 +241,6 @@ def test_lumisys_against_what_its_maker_says():
     )
 
 
-@pytest.mark.parametrize(
-    ("scanner", "first", "last"), [("dba", 1, 65535), *((scanner, 0, 4095) for scanner in LINEAR)]
-)
-def test_grey_level_is_the_inverse(scanner, first, last):
-    grey = np.arange(first, last + 1)
-    density = ljpeg.optical_density(grey, scanner)
-    assert (np.diff(density) < 0).all()
-    np.testing.assert_array_equal(ljpeg.grey_level(density, scanner), grey)
-    np.testing.assert_array_equal(ljpeg.grey_level(np.array([-1.0, 9.0]), scanner), [last, 0])
-
-
 def write_raw(path, grey):
     path.write_bytes(grey.astype(">u2").tobytes())
     return path

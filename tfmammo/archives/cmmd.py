@@ -21,7 +21,6 @@ from pathlib import Path
 
 from tfmammo.archives.files import sort_files
 from tfmammo.archives.findings import find_word, parse_pathology, worst_pathology
-from tfmammo.archives.images import read_noted
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import Row, read_table
 from tfmammo.archives.views import parse_side
@@ -57,7 +56,7 @@ def _read_images(
         if patient is None:
             notes.count(table, "DICOM files lie in no patient's folder (D1-0001)")
             continue
-        facts = read_noted(notes, path, table)
+        facts = notes.read_dicom(path, table)
         if facts is None:
             continue
         breast = rows.get((patient, facts["laterality"]), [])

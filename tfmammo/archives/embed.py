@@ -36,7 +36,6 @@ from typing import Any
 
 from tfmammo.archives.files import sort_files
 from tfmammo.archives.findings import worst_pathology
-from tfmammo.archives.images import read_noted
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import Row, read_table
 from tfmammo.archives.views import parse_side, parse_view
@@ -118,7 +117,7 @@ def _read_files(
             notes.count(table, "spot or magnification views")
         elif not row["empi_anon"]:
             notes.count(table, "no patient is named", line=number)
-        elif facts := read_noted(notes, path, table):
+        elif facts := notes.read_dicom(path, table):
             try:
                 yield _make_mammogram(notes, path, row, exams, facts)
             except ValueError as error:  # a patient's number without its last digits

@@ -34,6 +34,7 @@ from tfmammo.archives.named_files import PICTURES, find_files, make_key
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Found, Lost, Skipped, Split, hash_id, trace_lesions
 
+# (name, rows, cols of an image) -> its lesions; ArchiveError where they can't be read
 FindLesions = Callable[[str, int, int], list[Found]]
 
 _MOST_REGIONS = 4096  # of one label map; noise has more
@@ -46,20 +47,12 @@ SUBSETS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set of another tool.
+    """A data set of another tool."""
 
-    Attributes:
-        images: Files by their names beneath the root, or beneath `images`, without the ending.
-        find_lesions: Reads an image's lesions: (its name, rows, cols) -> lesions. Raises
-            ArchiveError where they can't be read.
-        subsets: Of images that are in one.
-        cells: What a table of its own says of an image, by `folder`'s columns.
-    """
-
-    images: dict[str, Path]
+    images: dict[str, Path]  # by name beneath the root, or beneath `images`, without the ending
     find_lesions: FindLesions
     subsets: dict[str, Split] = field(default_factory=dict)
-    cells: dict[str, dict[str, str]] = field(default_factory=dict)
+    cells: dict[str, dict[str, str]] = field(default_factory=dict)  # by `folder`'s columns
 
 
 def find_layout(root: Path, skipped: Skipped) -> Layout | None:
@@ -72,10 +65,8 @@ def find_layout(root: Path, skipped: Skipped) -> Layout | None:
         if "file_ending" in content:
             return _open_nnunet(root, content, skipped)
         if not has_images:
-            raise ArchiveError(
-                f"{root / 'dataset.json'}: is neither nnU-Net's (with file_ending) nor MONAI's "
-                "(with training)"
-            )
+            tools = "neither nnU-Net's (with file_ending) nor MONAI's (with training)"
+            raise ArchiveError(f"{root / 'dataset.json'}: is {tools}")
     lists = [root / name / "metadata.jsonl" for name in SUBSETS]
     if not has_images and any(path.is_file() for path in lists):
         return _open_hugging_face(root, skipped)
@@ -214,21 +205,15 @@ def _open_hugging_face(root: Path, skipped: Skipped) -> Layout:
         skipped.add("*/metadata.jsonl", f"{missing} of their {len(lines)} images are missing")
     cells = {
         key: {
-            name: _write_cell(value)
+            # pandas writes 12.0 for 12 where other lines of a column have no value
+            name: str(int(value) if isinstance(value, float) and value.is_integer() else value)
             for name, value in lines[key].items()
             if isinstance(value, str | int | float) and not isinstance(value, bool)
         }
         for key in images
     }
-    return Layout(
-        images, partial(_read_objects, root, lines, skipped), assign_subsets(subsets), cells
-    )
-
-
-def _write_cell(value: str | int | float) -> str:
-    # pandas writes 12.0 for 12 where other lines of a column have no value: the same patient
-    is_whole = isinstance(value, float) and value.is_integer()
-    return str(int(value) if is_whole else value)
+    find_lesions = partial(_read_objects, root, lines, skipped)
+    return Layout(images, find_lesions, assign_subsets(subsets), cells)
 
 
 def _read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -258,16 +243,12 @@ def _read_objects(
             name: list(objects.get(name) or [""] * len(boxes))
             for name in ("category", "counts", "pathology", "shape", "margin")
         }
-        if any(len(column) != len(boxes) for column in columns.values()):
-            raise ValueError("columns of several lengths")
-        entries = [
-            (box, {name: column[number] for name, column in columns.items()})
-            for number, box in enumerate(boxes)
-        ]
+        entries = list(zip(boxes, *columns.values(), strict=True))
     except (AttributeError, LookupError, TypeError, ValueError):
         raise ArchiveError(f"{where} are not lists of one length with bbox and category") from None
     found: list[Found] = []
-    for number, (box, facts) in enumerate(entries, start=1):
+    for number, (box, *cells) in enumerate(entries, start=1):
+        facts = dict(zip(columns, cells, strict=True))
         finding = find_word(str(facts["category"]))
         if finding is None:
             skipped.add(key, f"object {number} is of a category that is not known")
@@ -310,18 +291,14 @@ def find_labels(
     if known:
         skipped.note(root, path, f"{known} of its labels are no lesions of ours")
     if unknown := [repr(names[number][:40]) for number, label in labels.items() if label is None]:
-        skipped.note(
-            root,
-            path,
-            f"labels that are not known: {', '.join(unknown[:10])}",
-        )
+        skipped.note(root, path, f"labels that are not known: {', '.join(unknown[:10])}")
     return labels
 
 
 def assign_subsets(subsets: Mapping[str, str]) -> dict[str, Split]:
     """Tell what is held out: `test`, else `validation`; nothing where there is one subset."""
     names = set(subsets.values())
-    held_out = next((name for name in ("test", "validation") if name in names), None)
-    if held_out is None or len(names) == 1:
+    if len(names) < 2:
         return {}
+    held_out = "test" if "test" in names else "validation"
     return {key: "test" if name == held_out else "train" for key, name in subsets.items()}

@@ -43,8 +43,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.archives.files import sort_files
-from tfmammo.archives.images import read_picture
 from tfmammo.archives.notes import Notes
+from tfmammo.archives.pictures import read_facts
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Found,
@@ -164,11 +164,11 @@ def _parse_circle(text: str) -> tuple[int, int, int] | tuple[()] | None:
 def _make_mammogram(notes: Notes, number: int, path: Path, rows: list[_Row] | None) -> Mammogram:
     if rows is None:
         raise ArchiveError(f"{path}: Info.txt does not name it")
-    facts = read_picture(path, None, is_listed=False)
+    facts = read_facts(path, None, is_listed=False)
     if (facts["rows"], facts["cols"]) != (SIZE, SIZE):
+        size = f"{facts['rows']} x {facts['cols']} px"
         raise ArchiveError(
-            f"{path}: is {facts['rows']} x {facts['cols']} px, but the circles of Info.txt are in "
-            f"pixels of {SIZE} x {SIZE}"
+            f"{path}: is {size}, but Info.txt's circles are in those of {SIZE} x {SIZE}"
         )
     severities = {row.severity for row in rows if row.finding != "NORM"}
     if severities and any(row.finding == "NORM" for row in rows):

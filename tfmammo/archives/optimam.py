@@ -39,7 +39,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfmammo.archives.images import read_noted
 from tfmammo.archives.notes import Notes
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
@@ -144,7 +143,7 @@ def _read_client(notes: Notes, folder: Path, images: Path) -> list[Mammogram]:
             if not path.is_file():
                 notes.count(place, "images are listed but have no DICOM file")
                 continue
-            if facts := read_noted(notes, path, place):
+            if facts := notes.read_dicom(path, place):
                 lost = _count_lost_marks(notes, path, studies[study], image)
                 mammogram = _make_mammogram(notes, path, image, episode, outcome, lost, facts)
                 # listed in two series, it is still one file
@@ -169,8 +168,7 @@ def _list_studies(
 ) -> Iterator[tuple[str, list[Image], Episode | None, str]]:
     """List the studies of a client, each once: (study, images, episode, omidb's outcome of it).
 
-    omidb meets unforeseen records with exceptions of any class, whose texts hold dates: only their
-    class is passed on.
+    Of omidb's exceptions, whose texts hold dates, only the class is passed on.
     """
     from omidb.client_parser import ClientParser
 
@@ -191,7 +189,7 @@ def _list_studies(
             linked.add(study.id)
             images = [image for series in study.series for image in series.images]
             yield study.id, images, episode, outcome
-    for study_id in (study_id for study_id in studies if study_id not in linked):
+    for study_id in studies.keys() - linked:
         try:
             series = parser.parse_series(study_id, studies[study_id])
             yield study_id, [image for each in series for image in each.images], None, ""

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from tfmammo.archives.files import sort_files
-from tfmammo.archives.images import read_noted
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import Row, read_table
 from tfmammo.archives.views import parse_side, parse_view
@@ -59,7 +58,7 @@ def _read_rows(notes: Notes) -> Iterator[Mammogram]:
         if not patient or path is None:
             notes.count(table, "of its images are not here as <patient_id>/<image_id>.dcm")
             continue
-        if facts := read_noted(notes, path, table):
+        if facts := notes.read_dicom(path, table):
             yield _make_mammogram(path, patient, row, facts)
     notes.count(table, "DICOM files are not in it", len(files))
 

@@ -43,7 +43,6 @@ from typing import Any
 
 from tfmammo.archives.files import sort_files
 from tfmammo.archives.findings import Finding, find_word
-from tfmammo.archives.images import read_noted
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import Row, read_table
 from tfmammo.archives.views import parse_side, parse_view
@@ -63,7 +62,7 @@ from tfmammo.mammogram import (
 IMAGES = "breast-level_annotations.csv"
 FINDINGS = "finding_annotations.csv"
 
-Corners = tuple[float, float, float, float]
+Corners = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
 
 _IMAGE_COLUMNS = (
     "study_id",
@@ -85,17 +84,11 @@ _SPLITS: dict[str, Split] = {"training": "train", "test": "test"}
 
 @dataclass
 class _Findings:
-    """What the table marks in one image.
-
-    Attributes:
-        boxes: Line, what its categories stand for, (xmin, ymin, xmax, ymax).
-        marked: There is anything.
-        lost: How many findings can't be read.
-    """
+    """What the table marks in one image; a box has its line, findings and corners."""
 
     boxes: list[tuple[int, list[Finding | None], Corners]] = field(default_factory=list)
-    marked: bool = False
-    lost: int = 0
+    is_marked: bool = False
+    lost: int = 0  # findings that can't be read
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
@@ -128,7 +121,7 @@ def _read_findings(notes: Notes, path: Path) -> dict[str, _Findings]:
         names = [name[1:-1].strip().lower() for name in names]
         if names == ["no finding"]:
             continue
-        findings.marked = True
+        findings.is_marked = True
         known = [find_word(name) for name in names]
         for name, finding in zip(names, known, strict=True):
             if finding and not finding.kind:
@@ -178,12 +171,12 @@ def _read_images(
             missing += 1
         elif not all(re.fullmatch(r"[1-9]\d{0,4}", size) for size in sizes):
             notes.note(path, f"{IMAGES} gives no height and width for it")
-        elif facts := read_noted(notes, path, table):
+        elif facts := notes.read_dicom(path, table):
             facts |= {"rows": int(sizes[0]), "cols": int(sizes[1])}
             # without a row it is not known to be free of findings
-            marks = findings.get(image) or _Findings(marked=True)
+            marks = findings.get(image) or _Findings(is_marked=True)
             found = list(_make_lesions(notes, tables[FINDINGS], marks, facts))
-            yield _make_mammogram(key, row, facts, marks.marked, found)
+            yield _make_mammogram(key, row, facts, marks.is_marked, found)
         named.add(image)
         used.add(key)
     files = "images are not on disk as <study_id>/<image_id>.dicom"
@@ -193,19 +186,17 @@ def _read_images(
 
 
 def _make_mammogram(
-    key: tuple[str, str], row: Row, facts: dict[str, Any], marked: bool, found: list[Found]
+    key: tuple[str, str], row: Row, facts: dict[str, Any], is_marked: bool, found: list[Found]
 ) -> Mammogram:
     birads = re.fullmatch(r"(?:BI-RADS\s*)?([0-6][ABC]?)", row["breast_birads"], re.IGNORECASE)
     density = re.fullmatch(r"(?:DENSITY\s*)?([A-D])", row["breast_density"], re.IGNORECASE)
-    facts |= {
-        "laterality": parse_side(row["laterality"]),
-        "view": parse_view(row["view_position"])[1],
-    }
+    facts["laterality"] = parse_side(row["laterality"])
+    facts["view"] = parse_view(row["view_position"])[1]
     return Mammogram(
         archive="vindr",
         patient_id=hash_id("vindr", key[0]),
         image_id=key[1],
-        pathology="normal" if birads and birads[1] == "1" and not marked else None,
+        pathology="normal" if birads and birads[1] == "1" and not is_marked else None,
         **sort_found(found),
         birads=birads[1].upper() if birads else None,
         density=density[1].upper() if density else None,

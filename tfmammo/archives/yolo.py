@@ -34,19 +34,14 @@ _NO_LABELS = ("classes.txt", "notes.txt", "readme.txt")
 
 
 def find_yolo(root: Path, skipped: Skipped) -> Layout | None:
-    """Recognize a YOLO data set; None of any other folder.
-
-    Raises ArchiveError where names are damaged, other annotations lie beside the labels, or no
-    label file is of an image.
-    """
+    """Recognize a YOLO data set; None of any other folder."""
     names_file = _find_names_file(root)
     names = _read_yaml(names_file) if names_file and names_file.suffix != ".txt" else {}
     places = list(_find_places(root, names))
     stated = {path: subset for place, subset in places for path in _list_images(root, place)}
-    before = ["", *(f"{name}/" for name in SUBSETS)]
     folders = [
         f"{name}images"
-        for name in before
+        for name in ("", *(f"{name}/" for name in SUBSETS))
         if (root / name / "images").is_dir() and (root / name / "labels").is_dir()
     ]
     found = [path for it in folders for path in find_files(root, it, PICTURES, skipped).values()]
@@ -59,8 +54,12 @@ def find_yolo(root: Path, skipped: Skipped) -> Layout | None:
         label_files[key] = root / _name_folder(relative, "labels").with_suffix(".txt")
     label_folders = {path.parent for path in label_files.values()}
     label_folders |= {root / _name_folder(Path(it) / "x", "labels").parent for it in folders}
-    texts = {text for folder in label_folders for text in _list_texts(folder)}
-    texts -= {place for place, _ in places}
+    texts = {
+        path
+        for folder in label_folders
+        for path in list_regular_files(folder, links=False)
+        if path.suffix == ".txt" and path.name.lower() not in _NO_LABELS
+    } - {place for place, _ in places}
     if not texts and not (names_file and images):
         return None
     for other in ("annotations.json", "masks"):
@@ -123,14 +122,6 @@ def _resolve(root: Path, bases: list[Path], name: str) -> Path | None:
         except (OSError, ValueError):  # no file has such a name
             continue
     return None
-
-
-def _list_texts(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in list_regular_files(folder, links=False)
-        if path.suffix == ".txt" and path.name.lower() not in _NO_LABELS
-    ]
 
 
 def _find_names_file(root: Path) -> Path | None:
@@ -234,14 +225,14 @@ def _make_found(
     """Draw a box (centre, size) or a polygon in shares of the image's sides."""
     if finding is None or finding.kind is None:
         return Lost()
+    with np.errstate(over="ignore"):  # what is infinite is refused below
+        places = shares.reshape(-1, 2) * (cols, rows)
     if len(shares) == 4:
-        sides = (cols, rows, cols, rows)
-        x, y, width, height = (a * b for a, b in zip(shares.tolist(), sides, strict=True))
+        ((x, y), (width, height)) = places.tolist()
         bbox = [x - width / 2, y - height / 2, width, height]
         return coco.make_found(finding, {"bbox": bbox}, rows, cols, "")
     # Shares of 12 digits are off by less than this, and a point between two cells of the drawing's
     # grid would fall to either.
-    with np.errstate(over="ignore"):  # what is infinite is refused below
-        points = np.round(shares.reshape(-1, 2)[:, ::-1] * (rows, cols) - 0.5, 6)
+    points = np.round(places[:, ::-1] - 0.5, 6)
     certain = finding.is_certain
     return Lesion.from_outline(finding.kind, points, rows, cols, kind_is_certain=certain)

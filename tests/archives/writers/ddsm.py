@@ -86,13 +86,21 @@ def write(
         for mammogram in images:
             stem = f"{letter}_{number:04d}_1.{_name(mammogram)}"
             paths[id(mammogram)] = folder / f"{stem}.{form}"
-            density = ljpeg.MAX_DENSITY - (
-                ljpeg.MAX_DENSITY - ljpeg.MIN_DENSITY
-            ) * mammogram.pixels()[..., 0].astype(np.float64)
-            _write_image(paths[id(mammogram)], ljpeg.grey_level(density, scanner), form, transposed)
+            density = 3 - 2.95 * mammogram.pixels()[..., 0].astype(np.float64)
+            _write_image(paths[id(mammogram)], grey_level(density, scanner), form, transposed)
             if mammogram.lesions:
                 (folder / f"{stem}.OVERLAY").write_text(overlay(mammogram), encoding="ascii")
     return [paths[id(mammogram)] for mammogram in order]
+
+
+def grey_level(density: NDArray, scanner: ljpeg.Scanner) -> NDArray[np.uint16]:
+    """Return the nearest grey level of an optical density."""
+    if scanner == "dba":
+        grey = 10 ** (4.80662 - 1.07553 * density)
+    else:
+        zero, one = ljpeg.optical_density(np.array([0, 1]), scanner)
+        grey = (zero - density) / (zero - one)
+    return np.clip(np.rint(grey), 0, 65535 if scanner == "dba" else 4095).astype(np.uint16)
 
 
 def _describe_case(name: str, density: str | None, digitizer: str) -> list[str]:
