@@ -25,7 +25,7 @@ _BLANK = ("nan", "none", "null", "n/a", "na", "<na>", "nat", "-", "?")
 def read_table(
     path: Path, columns: Iterable[str] = (), strict: bool = False
 ) -> list[tuple[int, Row]]:
-    """Read a table.
+    """Read a table: the rows that are not blank, each with the number that a spreadsheet shows.
 
     Cells are stripped and in one spelling; what programs write for nothing (nan, None) is blank.
 
@@ -34,9 +34,6 @@ def read_table(
         columns: Names that must be there.
         strict: Refuse bytes that are no text, rows of another length than the first, and columns of
             one name.
-
-    Returns:
-        The rows that are not blank, each with the number that a spreadsheet shows.
 
     Raises:
         ArchiveError: It can't be read, or a column is missing.
@@ -52,9 +49,8 @@ def read_table(
         if not any(cell.strip() for cell in cells):
             continue
         if strict and len(cells) != len(header):
-            raise ArchiveError(
-                f"{path}: row {number} has {len(cells)} cells, the first line {len(header)}"
-            )
+            counts = f"{len(cells)} cells, the first line {len(header)}"
+            raise ArchiveError(f"{path}: row {number} has {counts}")
         cells += [""] * (len(header) - len(cells))
         rows.append((number, dict(zip(header, map(_clean, cells), strict=False))))
     return rows
@@ -80,11 +76,9 @@ def _read_lines(path: Path, strict: bool) -> list[list[str]]:
         separator = max(",;\t", key=head.count)
         return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict))
     except Exception as error:  # xlrd answers damaged files with exceptions of any class
-        is_sheet = path.suffix.lower() in (".xls", ".xlsx")
-        form = "an Excel sheet" if is_sheet else "CSV in UTF-8"
-        raise ArchiveError(
-            f"{path}: can't be read as {form} ({error.__class__.__name__})"
-        ) from None
+        form = "an Excel sheet" if path.suffix.lower() in (".xls", ".xlsx") else "CSV in UTF-8"
+        fault = error.__class__.__name__
+        raise ArchiveError(f"{path}: can't be read as {form} ({fault})") from None
 
 
 def _read_sheet(content: bytes) -> list[list[str]]:
