@@ -20,11 +20,6 @@ SIZE = {"height": ROWS, "width": COLS}
 BOX = {"bbox": [1, 1, 2, 2]}
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras."""
-
-
 @pytest.fixture
 def small(tmp_path):
     return make_small(tmp_path)

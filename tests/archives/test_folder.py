@@ -23,11 +23,6 @@ MASS = Lesion.from_outline(
 CLUSTER = Lesion.from_outline("calcification", SQUARE + [30, -18], ROWS, COLS, pathology="benign")
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras."""
-
-
 @pytest.fixture
 def small(tmp_path):
     return make_small(tmp_path)

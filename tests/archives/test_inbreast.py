@@ -3,21 +3,23 @@
 import pickle
 import plistlib
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
 
+from tests.archives.tools import change_dicom, read_archive
 from tests.archives.writers import inbreast as writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
-from tfmammo.archives import inbreast, phantom
+from tfmammo.archives import inbreast
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Lost, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Lost, Mammogram
 
 MASS = (Lesion.from_outline("mass", SQUARE, ROWS, COLS),)
 XML = "AllXML/20000001.xml"
 DICOM = "AllDICOMs/20000001_aa1_MG_L_CC_ANON.dcm"
+read = partial(read_archive, inbreast)
 
 
 def mammogram(number: int, lesions=MASS, **facts) -> Mammogram:
@@ -42,51 +44,10 @@ def write_regions(root: Path, *regions: dict) -> None:
     (root / XML).write_bytes(plistlib.dumps({"Images": images}))
 
 
-def read(root: Path) -> tuple[list[Mammogram], dict[str, str]]:
-    skipped = Skipped()
-    return inbreast.read(root, skipped), skipped.reasons
-
-
-def change(path: Path, **tags) -> None:
-    dataset = pydicom.dcmread(path)
-    for key, value in tags.items():
-        setattr(dataset, key, value)
-    dataset.save_as(path)
-
-
-@pytest.mark.parametrize("inverted", [False, True], ids=["MONOCHROME2", "MONOCHROME1"])
-def test_round_trip(tmp_path, inverted):
-    root = tmp_path / "INbreast Release 1.0"
-    originals = phantom.read(count=8, seed=3)
-    paths = writer.write(originals, root, bits=14, monochrome1=inverted, xls=True)
-    records, reasons = read(root.parent)
-    assert not reasons
-    assert [record.image_id for record in records] == [str(20_000_001 + i) for i in range(8)]
-    for original, record in zip(originals, records, strict=True):
-        for fact in ("rows", "cols", "laterality", "view", "birads", "density", "spacing"):
-            assert getattr(record, fact) == getattr(original, fact), fact
-        for ours, theirs in zip(record.lesions, original.lesions, strict=True):
-            a, b = (lesion.mask(record.rows, record.cols) for lesion in (ours, theirs))
-            assert 2 * np.sum(a * b) / (a.sum() + b.sum()) >= 0.99
-            assert (ours.kind, ours.box) == (theirs.kind, theirs.box)
-        assert record.pathology == ("normal" if original.pathology == "normal" else None)
-    pairs = {(a.patient_id, b.patient_id) for a, b in zip(originals, records, strict=True)}
-    assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
-    assert all(a != b for a, b in pairs)
-    for index in (0, 7):
-        stored = pydicom.dcmread(paths[index]).pixel_array.astype(int)
-        stored = 2**14 - 1 - stored if inverted else stored
-        image = records[index].pixels()
-        np.testing.assert_array_equal(
-            np.rint(image[..., 0].astype(np.float64) * (2**14 - 1)), stored
-        )
-        assert np.abs(image - originals[index].pixels()).max() <= 0.5 / (2**14 - 1) + 1e-6
-
-
 def test_pixels_are_read_late_and_without_the_window(small):
     record = pickle.loads(pickle.dumps(inbreast.read(small)[0]))
     expected = record.pixels()
-    change(small / DICOM, WindowCenter=500, WindowWidth=100)
+    change_dicom(small / DICOM, WindowCenter=500, WindowWidth=100)
     np.testing.assert_array_equal(record.pixels(), expected)
     (small / DICOM).unlink()
     with pytest.raises(ArchiveError, match=r"20000001_aa1_MG_L_CC_ANON\.dcm: no such file"):
@@ -94,7 +55,7 @@ def test_pixels_are_read_late_and_without_the_window(small):
 
 
 def test_the_header_says_what_a_pixel_measures(small):
-    change(small / DICOM, ImagerPixelSpacing=[0.05, 0.1])
+    change_dicom(small / DICOM, ImagerPixelSpacing=[0.05, 0.1])
     assert inbreast.read(small)[0].spacing == (0.05, 0.1)
 
 
@@ -277,28 +238,6 @@ def test_a_view_from_below(small):
     table.write_text(table.read_text().replace(";L;CC;", ";L;FB;"), encoding="utf-8")
     (record, _), reasons = read(small)
     assert (record.view, record.birads, reasons) == ("FB", "4b", {})
-
-
-@pytest.mark.parametrize(
-    ("damage", "word"),
-    [
-        (lambda path: path.write_bytes(path.read_bytes()[:3000]), "ends early"),
-        (lambda path: path.write_bytes(b"text"), "not a DICOM"),
-        (lambda path: change(path, Modality="CT"), "modality is CT"),
-        (lambda path: change(path, PresentationIntentType="FOR PROCESSING"), "raw image"),
-        (lambda path: path.rename(path.with_name("20000001.dcm")), "name is not of the form"),
-    ],
-)
-def test_an_unusable_file_is_noted_and_the_others_stay(small, damage, word):
-    damage(small / DICOM)
-    records, reasons = read(small)
-    assert [record.image_id for record in records] == ["20000002"]
-    ((file, reason),) = reasons.items()
-    assert file.startswith("AllDICOMs/20000001") and word in reason
-    for path in (small / "AllDICOMs").iterdir():
-        path.write_bytes(b"text")
-    with pytest.raises(ArchiveError, match="2 skipped, the first is AllDICOMs/20000001"):
-        inbreast.read(small)
 
 
 def test_a_second_file_of_one_number_is_noted(small):

@@ -16,11 +16,6 @@ COLS = 40
 GREY = np.arange(ROWS * COLS, dtype=np.uint8).reshape(ROWS, COLS)
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras."""
-
-
 def picture(path: Path, pixels: np.ndarray = GREY) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)

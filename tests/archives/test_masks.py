@@ -22,11 +22,6 @@ ROW, COL = np.mgrid[:ROWS, :COLS]
 DISC = ((ROW - 40) ** 2 + (COL - 25) ** 2 < 15**2).astype(np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras."""
-
-
 def save(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.asarray(pixels))

@@ -2,18 +2,21 @@
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.archives.tools import dice, read_archive
 from tests.archives.writers import mini_mias as writer
 from tests.small_mammograms import make_mammogram
 from tfmammo.archives import mini_mias
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Lost, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Lost, Mammogram
 
 SIZE = 1024
+read = partial(read_archive, mini_mias)
 GREY = b"P5\n1024 1024\n255\n" + bytes(SIZE * SIZE)
 
 
@@ -47,15 +50,6 @@ def real(root: Path, *rows: str, images: tuple[str, ...] = ()) -> Path:
         (root / name).write_bytes(GREY)
     (root / "Info.txt").write_text("\n".join(rows), encoding="ascii")
     return root
-
-
-def read(root: Path) -> tuple[list[Mammogram], dict[str, str]]:
-    skipped = Skipped()
-    return mini_mias.read(root, skipped), skipped.reasons
-
-
-def dice(a, b) -> float:
-    return 2 * np.sum(a * b) / (np.sum(a) + np.sum(b))
 
 
 LESIONS = (

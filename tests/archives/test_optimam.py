@@ -3,19 +3,22 @@
 import json
 import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 
+from tests.archives.tools import read_archive
 from tests.archives.writers import optimam as writer
 from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
-from tfmammo.archives import optimam, phantom
+from tfmammo.archives import optimam
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Lost, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Lost, Mammogram
 
 MASS = Lesion("mass", (10, 20, 18, 30), pathology="malignant", margin="spiculated")
+read = partial(read_archive, optimam)
 CLUSTER = Lesion("calcification", (30, 2, 60, 44), pathology="benign")
 
 
@@ -37,11 +40,6 @@ def small(tmp_path):
         tmp_path,
     )
     return tmp_path
-
-
-def read(root: Path) -> tuple[list[Mammogram], dict[str, str]]:
-    skipped = Skipped()
-    return optimam.read(root, skipped), skipped.reasons
 
 
 def edit(path: Path, change) -> None:
@@ -73,51 +71,6 @@ def change_mark(root: Path, **values) -> None:
 def set_flags(root: Path, *flags: str, **values) -> None:
     others = ("Mass", "SuspiciousCalcifications", "FocalAsymmetry", "ArchitecturalDistortion")
     change_mark(root, **dict.fromkeys(others) | dict.fromkeys(flags, 1) | values)
-
-
-@pytest.mark.parametrize(("upper", "dcm_json"), [(False, False), (True, True)])
-def test_round_trip(tmp_path, upper, dcm_json):
-    others = [Lesion("asymmetry", (0, 0, 1, 1)), Lesion("distortion", (5, 6, 7, 8))]
-    originals = [
-        mammogram(1, [MASS, CLUSTER]),
-        mammogram(2, laterality="R", view="MLO"),
-        mammogram(3, [CLUSTER], patient="bb", pathology="benign", spacing=None),
-        mammogram(4, patient="cc"),
-        mammogram(5, others, patient="cc", pathology=None),
-    ]
-    paths = writer.write(originals, tmp_path, upper=upper, dcm_json=dcm_json)
-    for path in tmp_path.glob("data/*/*/*.json"):
-        path.write_bytes(b"{")  # headers as JSON are not needed
-    records, reasons = read(tmp_path)
-    assert not reasons
-    assert len(list(tmp_path.rglob("IMAGEDB_*.json"))) == 3 * upper
-    assert len(list(tmp_path.rglob("*.dcm.json"))) == 5 * dcm_json
-    for original, path, record in zip(originals, paths, records, strict=True):
-        for fact in ("rows", "cols", "laterality", "view", "spacing", "pathology"):
-            assert getattr(record, fact) == getattr(original, fact), fact
-        assert (record.birads, record.density, record.official_split) == (None, None, None)
-        for ours, theirs in zip(record.lesions, original.lesions, strict=True):
-            for fact in ("kind", "box", "pathology", "margin"):
-                assert getattr(ours, fact) == getattr(theirs, fact), fact
-            assert not ours.outlines
-        stored = pydicom.dcmread(path).pixel_array.astype(int)
-        np.testing.assert_array_equal(
-            np.rint(record.pixels()[..., 0].astype(np.float64) * 4095), stored
-        )
-
-
-@pytest.mark.slow
-def test_round_trip_of_the_phantom(tmp_path):
-    originals = phantom.read(count=8, seed=3)
-    writer.write(originals, tmp_path)
-    records, reasons = read(tmp_path)
-    assert not reasons and len(records) == 8
-    pairs = {(a.patient_id, b.patient_id) for a, b in zip(originals, records, strict=True)}
-    assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
-    for original, record in zip(originals, records, strict=True):
-        assert [(it.kind, it.box) for it in record.lesions] == [
-            (it.kind, it.box) for it in original.lesions
-        ]
 
 
 def test_records_are_pickled_and_carry_pseudonyms(small, capfd, caplog):

@@ -25,11 +25,6 @@ from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Mammogram
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras."""
-
-
 @pytest.fixture
 def small(tmp_path):
     return make_small(tmp_path)

@@ -46,13 +46,6 @@ IN_SPACE = {
 }
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
-
-
 def write_image(root: Path, name: str = "a", **elements) -> Path:
     path = root / "images" / f"{name}.dcm"
     stored = np.linspace(0, 4095, ROWS * COLS).reshape(ROWS, COLS).astype(np.uint16)

@@ -29,13 +29,6 @@ from tfmammo.archives.writers import measurements, segmentation
 from tfmammo.mammogram import Lesion, Lost
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
-
-
 def write_report(image: Path, *graphics, code=CODED_MASS, name="z") -> Path:
     """Write a TID 1500 SR with a planar measurement group for each (graphic type, points)."""
     source = pydicom.dcmread(image)

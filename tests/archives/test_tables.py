@@ -31,11 +31,6 @@ LOOK_LIKE_NUMBERS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras."""
-
-
 def write(path, rows, separator=",", end="\n", encoding="utf-8"):
     """Write a table as .csv, .xls or .xlsx, by the ending."""
     if path.suffix == ".xlsx":

@@ -10,11 +10,6 @@ from tfmammo.mammogram import Lost, hash_id
 BOX = "0 0.5 0.5 0.5 0.2"
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras."""
-
-
 @pytest.mark.parametrize("names", ["[mass, nipple]", "{0: mass, 1: nipple}"])
 def test_yolo_by_hand(tmp_path, names):
     """Box: centre (0.5, 0.4), 0.25 x 0.2 of 40 x 30 px; polygon: three corners of pixels."""

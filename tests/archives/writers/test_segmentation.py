@@ -18,13 +18,6 @@ from tfmammo.mammogram import Lesion
 PARAMETERS = {"detector": "ssd, step 5", "segmenter": "cgan, step 7"}
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
-
-
 def square(kind, top, left, bottom, right):
     corners = [[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]
     return Lesion(kind, (top, left, bottom, right), (np.float32(corners),))

@@ -17,13 +17,6 @@ VIEWS = [("R", "CC"), ("L", "CC"), ("R", "MLO"), ("L", "MLO")]
 TOO_NEW = "(0x0008,0x001c)"
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
-
-
 @pytest.fixture
 def study(tmp_path):
     """The files of a study, written in another order than that of its series."""
