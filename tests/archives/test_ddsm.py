@@ -71,16 +71,11 @@ def abnormality(*types: str, pathology="BENIGN", assessment="3", outlines=BOUNDA
 
 def test_facts_of_a_case(small):
     (left, right), reasons = read(small)
-    assert not reasons
-    facts = (left.laterality, left.view, left.spacing, left.birads, left.density)
-    assert facts == ("L", "CC", (0.05, 0.05), "4", "2")
+    assert not reasons and left.image_id == f"{left.patient_id}_L_CC"
+    facts = (left.spacing, left.birads, left.density, left.pathology)
+    assert facts == ((0.05, 0.05), "4", "2", "malignant")
     # what is unmarked in a cancer case is not proven normal
-    assert (left.pathology, right.pathology) == ("malignant", None)
-    assert (right.laterality, right.view, right.lesions, right.birads) == ("R", "MLO", (), None)
-    assert left.patient_id == right.patient_id and left.image_id == f"{left.patient_id}_L_CC"
-    (lesion,) = left.lesions
-    facts = (lesion.kind, lesion.shape, lesion.margin, lesion.kind_is_certain, lesion.box)
-    assert facts == ("mass", "oval", "ill_defined-spiculated", True, (10, 20, 19, 31))
+    assert (right.lesions, right.birads, right.pathology) == ((), None, None)
     replace(small / ICS, "DENSITY 2", "DENSITY 0")
     (small / f"{CASE}/B_0001_1.RIGHT_MLO.LJPEG").unlink()
     (record,), reasons = read(small)
@@ -176,12 +171,10 @@ def test_chain_by_hand(small):
 
 
 def test_cores_are_kept_out_and_their_number_is_not_believed(small):
-    core = f"\tCORE\n{ALL}\n"
-    for number in (1, 3, 9):
-        outlines = f"TOTAL_OUTLINES {number}\nBOUNDARY\n{SQUARE_CHAIN}\n\n{core}\n{core}"
-        write_overlay(small, abnormality(outlines=outlines), abnormality())
-        record, reasons = first(small)
-        assert [lesion.box for lesion in record.lesions] == [(10, 20, 19, 31)] * 2 and not reasons
+    outlines = f"TOTAL_OUTLINES 9\nBOUNDARY\n{SQUARE_CHAIN}\n\n" + 2 * f"\tCORE\n{ALL}\n\n"
+    write_overlay(small, abnormality(outlines=outlines), abnormality())
+    record, reasons = first(small)
+    assert [lesion.box for lesion in record.lesions] == [(10, 20, 19, 31)] * 2 and not reasons
 
 
 def test_a_chain_that_leaves_the_image_is_cut_at_its_border(small):
@@ -191,31 +184,27 @@ def test_a_chain_that_leaves_the_image_is_cut_at_its_border(small):
     assert record.lesions[0].box == (10, 38, 19, 44) and not reasons
 
 
+CALC = "CALCIFICATION TYPE LINEAR DISTRIBUTION LINEAR"
+OVAL = "MASS SHAPE OVAL MARGINS N/A"
+MIXED = "IRREGULAR-ARCHITECTURAL_DISTORTION"
+
+
 @pytest.mark.parametrize(
     ("types", "lesions"),
     [
-        (["MASS SHAPE ROUND MARGINS CIRCUMSCRIBED"], [("mass", "round", "circumscribed", True)]),
-        (
-            ["MASS SHAPE IRREGULAR-ARCHITECTURAL_DISTORTION MARGINS N/A"],
-            [("mass", "irregular-architectural_distortion", None, True)],
-        ),
+        (["MASS SHAPE ROUND MARGINS OBSCURED"], [("mass", "round", "obscured", True)]),
+        ([f"MASS SHAPE {MIXED} MARGINS N/A"], [("mass", MIXED.lower(), None, True)]),
         (
             ["MASS SHAPE ARCHITECTURAL_DISTORTION MARGINS ILL_DEFINED"],
             [("mass", "architectural_distortion", "ill_defined", False)],
         ),
         (["MASS SHAPE N/A MARGINS N/A"], [("mass", None, None, True)]),
         (["MASS SHAPE MARGINS SPICULATED"], [("mass", None, "spiculated", True)]),
-        (
-            ["CALCIFICATION TYPE LINEAR DISTRIBUTION LINEAR", "MASS SHAPE OVAL MARGINS OBSCURED"],
-            [("calcification", "linear", None, True), ("mass", "oval", "obscured", True)],
-        ),
-        (
-            ["MASS SHAPE OVAL MARGINS OBSCURED", "MASS SHAPE ROUND MARGINS OBSCURED"],
-            [("mass", "oval", "obscured", True)],
-        ),
+        ([CALC, OVAL], [("calcification", "linear", None, True), ("mass", "oval", None, True)]),
+        ([OVAL, "MASS SHAPE ROUND MARGINS OBSCURED"], [("mass", "oval", None, True)]),
         (["OTHER ASYMMETRIC TISSUE"], [("asymmetry", None, None, True)]),
         (["OTHER ARCHITECTURAL DISTORTION"], [("distortion", None, None, True)]),
-        (["OTHER SKIN THICKENING", "MASS SHAPE OVAL MARGINS N/A"], [("mass", "oval", None, True)]),
+        (["OTHER SKIN THICKENING", OVAL], [("mass", "oval", None, True)]),
     ],
 )
 def test_lesion_types(small, types, lesions):
@@ -227,28 +216,23 @@ def test_lesion_types(small, types, lesions):
 
 
 @pytest.mark.parametrize(
-    ("pathologies", "of_lesions", "of_image"),
+    ("pathologies", "assessments", "of_lesions", "of_image", "birads"),
     [
-        (["BENIGN"], ["benign"], "benign"),
-        (["BENIGN_WITHOUT_CALLBACK"], ["benign"], "benign"),
-        (["UNPROVEN"], [None], None),
-        (["BENIGN", "UNPROVEN"], ["benign", None], None),
-        (["BENIGN", "MALIGNANT", "UNPROVEN"], ["benign", "malignant", None], "malignant"),
+        (["BENIGN"], "3", ["benign"], "benign", "3"),
+        (["BENIGN_WITHOUT_CALLBACK"], "0", ["benign"], "benign", "0"),
+        (["UNPROVEN"], "x", [None], None, None),
+        (["BENIGN", "UNPROVEN"], "25", ["benign", None], None, "5"),
+        (["BENIGN", "MALIGNANT"], "03", ["benign", "malignant"], "malignant", "3"),
     ],
 )
-def test_pathology(small, pathologies, of_lesions, of_image):
-    write_overlay(small, *[abnormality(pathology=pathology) for pathology in pathologies])
+def test_pathology_is_the_worst_and_birads_the_highest(
+    small, pathologies, assessments, of_lesions, of_image, birads
+):
+    facts = zip(pathologies, assessments, strict=True)
+    write_overlay(small, *[abnormality(pathology=one, assessment=other) for one, other in facts])
     record, _ = first(small)
     assert [lesion.pathology for lesion in record.lesions] == of_lesions
-    assert record.pathology == of_image
-
-
-@pytest.mark.parametrize(
-    ("assessments", "birads"), [("25", "5"), ("0", "0"), ("03", "3"), ("x", None)]
-)
-def test_birads_is_the_highest_assessment(small, assessments, birads):
-    write_overlay(small, *[abnormality(assessment=assessment) for assessment in assessments])
-    assert first(small)[0].birads == birads
+    assert (record.pathology, record.birads) == (of_image, birads)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +267,6 @@ def test_which_cases_are_normal(tmp_path, folder, pathology):
         ("A", "HOWTEK 43.5", "howtek_mgh"),
         ("A", "Howtek", "howtek_mgh"),
         ("D", "HOWTEK 960", "howtek_ismd"),
-        ("C", "LUMISYS", "lumisys"),
         ("C", "LUMISYS LASER_DENSOTOMETER", "lumisys"),
     ],
 )
@@ -293,7 +276,7 @@ def test_scanners(small, letter, digitizer, scanner):
     for path in sorted((small / CASE).iterdir()):
         path.rename(path.with_name(letter + path.name[1:]))
     record, reasons = first(small)
-    assert not reasons and record.read.args[1] == scanner
+    assert not reasons
     grey = writer.grey_level(3 - 2.95 * mammogram().pixels()[..., 0].astype(np.float64), "lumisys")
     expected = 1 - np.clip((ljpeg.optical_density(grey, scanner) - 0.05) / 2.95, 0, 1)
     np.testing.assert_allclose(record.pixels()[..., 0], expected, atol=1e-6)
@@ -305,7 +288,6 @@ def test_scanners(small, letter, digitizer, scanner):
 @pytest.mark.parametrize(
     ("old", "new", "word"),
     [
-        ("LUMISYS LASER", "EPSON", "digitizer (not named) and cases B"),
         ("DIGITIZER LUMISYS LASER\n", "", "digitizer (not named) and cases B"),
         ("LUMISYS LASER", "HOWTEK 43.5", "digitizer HOWTEK and cases B"),
         ("PIXELS_PER_LINE", "PIXELS", "no image with its LINES"),
@@ -315,17 +297,13 @@ def test_scanners(small, letter, digitizer, scanner):
     ],
 )
 def test_a_case_that_can_not_be_read_is_noted_and_the_others_stay(small, old, new, word):
-    writer.write([mammogram(patient_id="other")], small / "more")
-    (other,) = (small / "more").rglob("case0001")
-    for path in sorted(other.iterdir()):
+    shutil.copytree(small / CASE, small / "more")
+    for path in sorted((small / "more").iterdir()):
         path.rename(path.with_name(path.name.replace("0001", "0007")))
-    replace(next(other.glob("*.ics")), "0001", "0007")
+    replace(small / "more/B-0007-1.ics", "0001", "0007")
     replace(small / ICS, old, new)
     records, reasons = read(small)
-    assert len(records) == 1 and list(reasons) == [ICS] and word in reasons[ICS]
-    shutil.rmtree(small / "more")
-    with pytest.raises(ArchiveError, match=f"no image of DDSM .*the first is {ICS}"):
-        ddsm.read(small)
+    assert len(records) == 2 and list(reasons) == [ICS] and word in reasons[ICS]
 
 
 def test_the_name_of_the_ics_serves_where_it_names_no_case(small):
@@ -339,13 +317,8 @@ def test_the_name_of_the_ics_serves_where_it_names_no_case(small):
 @pytest.mark.parametrize(
     ("outlines", "word"),
     [
-        ("BOUNDARY\n20 10 2 2 2 4 4 4", "cut off"),
-        ("BOUNDARY\n", "cut off"),
-        ("BOUNDARY\n#", "cut off"),
-        ("BOUNDARY\n20 #", "cut off"),
-        ("BOUNDARY\n20 10 2 8 4 #", "of the form"),
-        ("BOUNDARY\n20 10 2 24 4 #", "of the form"),
-        ("BOUNDARY\n20 -10 2 2 4 #", "of the form"),
+        *((f"BOUNDARY\n{chain}", "cut off") for chain in ("20 10 2 2 2 4 4 4", "", "#", "20 #")),
+        *((f"BOUNDARY\n20 10 2 {codes} 4 #", "of the form") for codes in ("8", "24", "-1")),
         ("BOUNDARY\n20 10 2 #", "2 points"),
         ("BOUNDARY\n20 10 #", "1 points"),
         ("BOUNDARY\n90 10 2 2 4 4 6 6 0 0 #", "outside the image"),
@@ -354,9 +327,8 @@ def test_the_name_of_the_ics_serves_where_it_names_no_case(small):
     ],
 )
 def test_an_abnormality_without_a_lesion_is_noted_and_the_others_stay(small, outlines, word):
-    bad = abnormality(outlines=f"{outlines}\n", assessment="5")
-    if outlines is None:
-        bad = abnormality("OTHER SKIN THICKENING", assessment="5")
+    types = ["OTHER SKIN THICKENING"] if outlines is None else []
+    bad = abnormality(*types, outlines=f"{outlines or BOUNDARY}\n", assessment="5")
     write_overlay(small, abnormality(), bad)
     record, reasons = first(small)
     assert [lesion.box for lesion in record.lesions] == [(10, 20, 19, 31)]
@@ -368,7 +340,6 @@ def test_an_abnormality_without_a_lesion_is_noted_and_the_others_stay(small, out
     ("content", "counts"),
     [
         (b"", "0 of 0"),
-        (b"\xff\xfe\x00 binary", "0 of 0"),
         (b"TOTAL_ABNORMALITIES 0\n", "0 of 0"),
         (b"TOTAL_ABNORMALITIES 2\nABNORMALITY 1\nLESION_TYPE MASS SHAPE OVAL\n", "1 of 2"),
         (f"TOTAL_ABNORMALITIES 1\n{BOUNDARY}".encode(), "0 of 1"),
