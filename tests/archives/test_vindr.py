@@ -55,11 +55,7 @@ def test_only_the_first_of_several_windows_is_applied(tmp_path):
         ('["Mass"]', ["mass"], True),
         ("['Global Asymmetry']", ["asymmetry"], True),
         ("['Asymmetry', 'Focal Asymmetry']", ["asymmetry"], True),
-        (
-            "['Suspicious Calcification', 'Architectural Distortion']",
-            ["calcification", "distortion"],
-            False,
-        ),
+        ("['Distortion', 'Suspicious Calcification']", ["distortion", "calcification"], False),
         ("[ 'Suspicious Calcification','Mass' , 'Mass' ]", ["calcification", "mass"], False),
         ("['Nipple Retraction', 'Mass']", ["mass"], False),
         ("['Skin Thickening']", [], None),
@@ -83,29 +79,28 @@ def test_findings_that_are_none_of_ours_are_counted_and_not_normal(small):
 
 
 @pytest.mark.parametrize(
-    ("categories", "lesions"),
+    "categories",
     [
-        ("", 0),
-        ("Mass", 0),
-        ("['Mass'", 0),
-        ("['Mass'] + ['Mass']", 0),
-        ("[Mass]", 0),
-        ("[]", 0),
-        ("__import__('os').system('touch hacked')", 0),
-        ("=cmd|'/c calc'!A0", 0),
-        ("[" * 5000 + "'Mass'" + "]" * 5000, 0),
-        ("['Mass'," * 5000, 0),
-        ("['" + "a" * 100_000, 0),
-        ("['Jane Doe', 'Mass']", 1),  # an unknown word, which no note repeats
+        "",
+        "Mass",
+        "['Mass'",
+        "['Mass'] + ['Mass']",
+        "[]",
+        "__import__('os').system('touch hacked')",
+        "[" * 5000 + "'Mass'" + "]" * 5000,
+        "['Mass'," * 5000,
+        "['" + "a" * 100_000,
+        "['Jane Doe', 'Mass']",  # an unknown word, which no note repeats
     ],
 )
-def test_categories_that_are_no_list_or_not_known_are_lost(small, categories, lesions):
-    edit(small / FINDINGS, 0, finding_categories=categories)
-    edit(small / FINDINGS, 1, finding_categories=categories)
+def test_categories_that_are_no_list_or_not_known_are_lost(small, categories):
+    for row in (0, 1):
+        edit(small / FINDINGS, row, finding_categories=categories)
     records, reasons = read(small)
     for record in records:
         assert (record.pathology, record.lost) == (None, (Lost(),))
-    assert [lesion.kind_is_certain for lesion in records[0].lesions] == [False] * lesions
+    certain = [lesion.kind_is_certain for lesion in records[0].lesions]
+    assert certain == [False] * ("Jane" in categories)
     assert reasons[FINDINGS].startswith("2 rows, the first in line 2: ")
     assert "Jane" not in str(reasons)
 
@@ -120,8 +115,7 @@ def test_categories_that_are_no_list_or_not_known_are_lost(small, categories, le
         (("-1e308", "-5", "1e308", "99999999999999999999"), (0, 0, 60, 44)),
         (("nan", "10", "31", "18"), None),
         (("20", "10", "inf", "18"), None),
-        (("20", "10", "", "18"), None),
-        (("20", "ten", "31", "18"), None),
+        (("20", "", "31", "18"), None),
         (("20", "10", "20", "18"), None),
         (("31", "10", "20", "18"), None),
         (("44", "10", "50", "18"), None),
