@@ -32,14 +32,7 @@ def write(mammograms: Iterable[Mammogram], root: Path) -> list[Path]:
         kinds = {lesion.kind for lesion in mammogram.lesions}
         abnormality = "both" if len(kinds) > 1 else next(iter(kinds), "mass")
         if mammogram.pathology in ("benign", "malignant"):
-            rows[patient, mammogram.laterality] = [
-                patient,
-                mammogram.laterality,
-                44,
-                2,
-                abnormality,
-                mammogram.pathology.capitalize(),
-                "",
-            ]
+            facts = (44, 2, abnormality, mammogram.pathology.capitalize(), "")
+            rows[patient, mammogram.laterality] = [patient, mammogram.laterality, *facts]
     write_xlsx(root / "CMMD_clinicaldata_revision.xlsx", [COLUMNS, *rows.values()])
     return paths
