@@ -5,6 +5,7 @@ highdicom and pydicom write them; reports are in `test_reports`.
 
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,13 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
 
+from tests.archives.tools import change_dicom, read_archive
 from tests.small_mammograms import COLS, PATIENT, ROWS, SQUARE
 from tfmammo.archives import folder, regions
 from tfmammo.archives.writers import segmentation
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Lost, Skipped
+from tfmammo.mammogram import Lesion, Lost
 
 MASS = Lesion.from_outline("mass", SQUARE, ROWS, COLS)
 CLUSTER = Lesion.from_outline("calcification", SQUARE + [25, 10], ROWS, COLS)
@@ -54,10 +56,7 @@ def write_image(root: Path, name: str = "a", **elements) -> Path:
     return path
 
 
-def read(root: Path):
-    skipped = Skipped()
-    records = folder.read(root, skipped)
-    return records, skipped.reasons
+read = partial(read_archive, folder)
 
 
 def assert_read(root: Path, *lesions: Lesion) -> list[Lesion]:
@@ -109,11 +108,7 @@ def write_segmentation(
 
 
 def change(path: Path, edit) -> None:
-    dataset = pydicom.dcmread(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        edit(dataset)
-        dataset.save_as(path)
+    change_dicom(path, edit=edit)
 
 
 def make_item(**elements) -> Dataset:
@@ -146,24 +141,12 @@ def test_our_own_segmentations_come_back(tmp_path):
     assert all(lesion.kind_is_certain for lesion in read_back)
 
 
-@pytest.mark.parametrize(
-    ("form", "syntax"),
-    [
-        ("BINARY", ExplicitVRLittleEndian),
-        ("FRACTIONAL", ExplicitVRLittleEndian),
-        ("FRACTIONAL", RLELossless),
-        ("FRACTIONAL", JPEG2000Lossless),
-    ],
-)
-def test_binary_and_fractional_segments(tmp_path, form, syntax):
-    """A fractional segment is cut at half of its maximum."""
-    options = {"form": form, "transfer_syntax_uid": syntax}
-    pixels = DRAWN
-    if form == "FRACTIONAL":
-        pixels = np.where(DRAWN, 0.5, 0.4).astype(np.float64)
-        pixels[0, :] = 0
-        options["max_fractional_value"] = 100
-    path = write_segmentation(write_image(tmp_path), pixels, **options)
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
+def test_fractional_segments_are_cut_at_half_of_their_maximum(tmp_path, syntax):
+    pixels = np.where(DRAWN, 0.5, 0.4).astype(np.float64)
+    pixels[0, :] = 0
+    options = {"transfer_syntax_uid": syntax, "max_fractional_value": 100}
+    path = write_segmentation(write_image(tmp_path), pixels, form="FRACTIONAL", **options)
     assert_read(tmp_path, MASS)
     (tmp_path / "annotations").mkdir()
     path.rename(tmp_path / "annotations" / "z.dcm")
@@ -186,6 +169,7 @@ def test_frames_that_begin_within_a_byte(tmp_path):
         np.testing.assert_array_equal(lesion.mask(15, 9), original.mask(15, 9))
 
 
+TYPE = "SegmentedPropertyTypeCodeSequence"
 VIEWERS = [
     (Code("T-D0050", "SRT", "Tissue"), "Mass", "mass", True),  # OHIF, MONAI Label
     (TISSUE, "Mass", "mass", True),  # Slicer
@@ -211,10 +195,7 @@ def test_segments_of_everyday_viewers(tmp_path, code, label, kind, certain):
         CodeMeaning=code.meaning,
     )
 
-    def state(dataset):
-        dataset.SegmentSequence[0].SegmentedPropertyTypeCodeSequence = [coded]
-
-    change(path, state)
+    change(path, lambda dataset: setattr(dataset.SegmentSequence[0], TYPE, [coded]))
     (record,), reasons = read(tmp_path)
     (lesion,) = record.lesions
     assert (lesion.kind, lesion.kind_is_certain) == (kind, certain) and not reasons
@@ -254,26 +235,18 @@ def test_a_label_map(tmp_path, highest):
 def _in_source(**elements):
     def edit(dataset):
         frame = dataset.PerFrameFunctionalGroupsSequence[0]
-        source = frame.DerivationImageSequence[0].SourceImageSequence[0]
-        for key, value in elements.items():
-            setattr(source, key, value)
+        _set(**elements)(frame.DerivationImageSequence[0].SourceImageSequence[0])
 
     return edit
 
 
 def _in_shared(sequence, **elements):
-    def edit(dataset):
-        setattr(dataset.SharedFunctionalGroupsSequence[0], sequence, [make_item(**elements)])
-
-    return edit
+    item = make_item(**elements)
+    return lambda dataset: setattr(dataset.SharedFunctionalGroupsSequence[0], sequence, [item])
 
 
 def _set(**elements):
-    def edit(dataset):
-        for key, value in elements.items():
-            setattr(dataset, key, value)
-
-    return edit
+    return lambda dataset: [setattr(dataset, key, value) for key, value in elements.items()]
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,8 @@ def write_report(image: Path, *graphics, code=CODED_MASS, name="z") -> Path:
             instance_number=1,
             manufacturer="m",
         )
-        path = image.parent / f"{name}.dcm"
-        written.save_as(path)
-    return path
+        written.save_as(image.parent / f"{name}.dcm")
+    return image.parent / f"{name}.dcm"
 
 
 def closed(outline: np.ndarray) -> list[list[float]]:
