@@ -41,7 +41,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.archives.files import sort_files
 from tfmammo.archives.findings import list_kinds, parse_pathology
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.pictures import open_picture
@@ -99,15 +98,14 @@ _Region = tuple[str, Callable[[], NDArray[np.floating]]]  # what it is called, i
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     """Read tables and headers, and of a scaled copy its masks, in the order of the names."""
     notes = Notes(root, skipped, "CDD-CESM")
-    names = [name.lower() for name in (REGIONS, CLINICAL)]
-    names += [name.replace(".csv", ".xlsx") for name in names]
-    tables, paths = sort_files(notes.root, names, (".jpg", ".jpeg", ".png"))
+    names = [(name, name.replace(".csv", ".xlsx")) for name in (REGIONS, CLINICAL)]
+    paths, tables = notes.find((".jpg", ".jpeg", ".png"), *names)
     annotations: dict[str, list[Row]] = defaultdict(list)
-    for row in _read_table(notes, tables, REGIONS, _REGION_COLUMNS):
+    for _, row in read_table(tables[0], _REGION_COLUMNS):
         annotations[Path(normalize_spelling(row["#filename"])).stem].append(row)
     clinical = {
         normalize_spelling(row["image_name"]): row
-        for row in _read_table(notes, tables, CLINICAL, _CLINICAL_COLUMNS)
+        for _, row in read_table(tables[1], _CLINICAL_COLUMNS)
     }
     masks = {path.stem: path for path in paths if path.parent.name == MASKS}
     images = sorted(
@@ -129,15 +127,6 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         except ArchiveError as error:
             notes.note(path, error)
     return notes.finish(mammograms)
-
-
-def _read_table(
-    notes: Notes, tables: dict[str, Path], name: str, columns: tuple[str, ...]
-) -> list[Row]:
-    path = tables.get(name.lower()) or tables.get(name.lower().replace(".csv", ".xlsx"))
-    if path is None:
-        raise notes.fail(f"{name} is missing (or the same as .xlsx)")
-    return [row for _, row in read_table(path, columns)]
 
 
 def _find_low_energy(notes: Notes, paths: list[Path]) -> Iterator[tuple[Path, re.Match[str]]]:

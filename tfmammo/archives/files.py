@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from tfmammo.mammogram import hash_id
@@ -50,21 +50,6 @@ def _list_entries(folder: str) -> list[os.DirEntry[str]]:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             log.warning("a folder can't be read (%s): its files are missing", error.strerror)
         return []
-
-
-def sort_files(
-    root: Path, tables: Iterable[str], endings: tuple[str, ...]
-) -> tuple[dict[str, Path], list[Path]]:
-    """Walk an archive's folder; return the first table of each name, and all images.
-
-    Those nearest to the root come first; names of tables and the images' endings are in lower case.
-    """
-    paths = sorted(list_regular_files(root), key=lambda path: (len(path.parts), path))
-    found: dict[str, Path] = {}
-    for path in paths:
-        if (name := path.name.lower()) in tables:
-            found.setdefault(name, path)
-    return found, [path for path in paths if path.suffix.lower() in endings]
 
 
 def make_pseudonym(file: str) -> str:

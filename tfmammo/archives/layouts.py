@@ -31,6 +31,7 @@ from tfmammo.archives import coco, pictures
 from tfmammo.archives.findings import Finding, find_word
 from tfmammo.archives.masks import check_region
 from tfmammo.archives.named_files import PICTURES, find_files, make_key
+from tfmammo.archives.tables import read_json
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Found, Lost, Skipped, Split, hash_id, trace_lesions
 
@@ -59,7 +60,7 @@ def find_layout(root: Path, skipped: Skipped) -> Layout | None:
     """Recognize another tool's data set; None of any other folder."""
     has_images = (root / "images").is_dir()
     if (root / "dataset.json").is_file():
-        content = _read_json(root / "dataset.json")
+        content = read_json(root / "dataset.json")
         if isinstance(content.get("training"), list):
             return _open_monai(root, content, skipped)
         if "file_ending" in content:
@@ -269,16 +270,6 @@ def _read_objects(
 
 
 # What they share
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArchiveError(f"{path}: is no JSON file ({error.__class__.__name__})") from None
-    if not isinstance(content, dict):
-        raise ArchiveError(f"{path}: holds no object")
-    return content
 
 
 def find_labels(

@@ -42,7 +42,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.archives.files import sort_files
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.pictures import read_facts
 from tfmammo.errors import ArchiveError
@@ -95,7 +94,7 @@ _Table = dict[int, list[_Row]]  # film number -> its rows
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     """Read the table and the headers of the images, in the order of their numbers."""
     notes = Notes(root, skipped, "mini-MIAS")
-    _, paths = sort_files(notes.root, (), (".txt", ".pgm"))
+    paths, _ = notes.find((".txt", ".pgm"))
     images: dict[int, Path] = {}
     for path in paths:
         name = _FILE.fullmatch(path.name)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tfmammo.archives import dicom
+from tfmammo.archives.files import list_regular_files
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Mammogram, Skipped
 
@@ -21,6 +22,23 @@ class Notes:
         self.skipped = Skipped() if skipped is None else skipped
         self._counts: Counter[tuple[str, str]] = Counter()
         self._lines: dict[tuple[str, str], int] = {}
+
+    def find(
+        self, endings: tuple[str, ...], *tables: Sequence[str]
+    ) -> tuple[list[Path], list[Path]]:
+        """Find images and tables, those nearest to the root first, in any case of letters.
+
+        Of a table's names the first that is there counts; where there is none, this raises.
+        """
+        paths = sorted(list_regular_files(self.root), key=lambda path: (len(path.parts), path))
+        by_name = {path.name.lower(): path for path in reversed(paths)}
+        found = []
+        for names in tables:
+            path = next((by_name[name.lower()] for name in names if name.lower() in by_name), None)
+            if path is None:
+                raise self.fail(f"{names[0]} is missing")
+            found.append(path)
+        return [path for path in paths if path.suffix.lower() in endings], found
 
     def note(self, path: Path, reason: object) -> None:
         """Note a file; a reason that begins with its path, as errors do, does not repeat it."""

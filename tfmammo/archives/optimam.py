@@ -32,7 +32,6 @@ Source: Halling-Brown et al., OPTIMAM Mammography Image Database, Radiology: Art
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -40,6 +39,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfmammo.archives.notes import Notes
+from tfmammo.archives.tables import read_json
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Box,
@@ -127,7 +127,7 @@ def _read_client(notes: Notes, folder: Path, images: Path) -> list[Mammogram]:
         for name in (f"imagedb_{client}.json", f"nbss_{client}.json")
     )
     try:
-        studies = _read_json(imagedb).get("STUDIES")
+        studies = read_json(imagedb).get("STUDIES")
         if not isinstance(studies, dict):
             raise ArchiveError(f"{imagedb}: lists no studies")
     except ArchiveError as error:
@@ -151,18 +151,6 @@ def _read_client(notes: Notes, folder: Path, images: Path) -> list[Mammogram]:
     return list(mammograms.values())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ArchiveError(f"{path}: no such file")
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArchiveError(f"{path}: can't be read as JSON ({error.__class__.__name__})") from None
-    if not isinstance(content, dict):
-        raise ArchiveError(f"{path}: is no JSON object")
-    return content
-
-
 def _list_studies(
     notes: Notes, client: str, studies: dict[str, Any], nbss: Path, imagedb: Path
 ) -> Iterator[tuple[str, list[Image], Episode | None, str]]:
@@ -175,7 +163,7 @@ def _list_studies(
     parser = ClientParser(client, {}, {"STUDIES": studies}, list(studies), False, None, None)
     episodes = []
     try:
-        parser.nbss = _read_json(nbss)
+        parser.nbss = read_json(nbss)
         episodes = parser.parse_episodes()
     except Exception as error:
         reason = f"omidb can't read it ({error.__class__.__name__})"
@@ -189,7 +177,7 @@ def _list_studies(
             linked.add(study.id)
             images = [image for series in study.series for image in series.images]
             yield study.id, images, episode, outcome
-    for study_id in studies.keys() - linked:
+    for study_id in (name for name in studies if name not in linked):
         try:
             series = parser.parse_series(study_id, studies[study_id])
             yield study_id, [image for each in series for image in each.images], None, ""
@@ -249,9 +237,8 @@ def _find_breast_pathology(
     events = episode.events
     proven = [events.surgery, events.biopsy_wide, events.biopsy_fine] if events else []
     others = [*(events.screening or ()), events.assessment, events.clinical] if events else []
-    names = {"L": ("left_opinion",), "R": ("right_opinion",)}.get(
-        side or "", ("left_opinion", "right_opinion")
-    )
+    both = {"L": "left_opinion", "R": "right_opinion"}
+    names = [both[side]] if side else list(both.values())
     results, opinions = (
         {
             opinion.name
@@ -261,11 +248,9 @@ def _find_breast_pathology(
         }
         for group in (proven, proven + others)
     )
-    interval = any(
-        lesion.interval_cancer and lesion.side and lesion.side.name == side
-        for lesion in episode.lesions.values()
-    )
-    if side and ("OM" in results or (outcome == "CI" and interval)):
+    intervals = [lesion.side for lesion in episode.lesions.values() if lesion.interval_cancer]
+    is_interval = outcome == "CI" and any(each and each.name == side for each in intervals)
+    if side and ("OM" in results or is_interval):
         return "malignant"
     if side and "OB" in results:
         return "benign"
@@ -297,9 +282,8 @@ def _make_lesions(
             found.append(Lost())
             continue
         passed_on = breast == "benign" or (len(marks) == 1 and breast == "malignant")
-        details: dict[str, Any] = {
-            "pathology": _find_mark_pathology(mark, findings) or (breast if passed_on else None)
-        }
+        own = _find_mark_pathology(mark, findings)
+        details: dict[str, Any] = {"pathology": own or (breast if passed_on else None)}
         if kind == "mass" and mark.mass_classification:
             margin = mark.mass_classification.name
             details["margin"] = margin if margin in _MARGINS else None

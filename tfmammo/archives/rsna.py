@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfmammo.archives.files import sort_files
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import Row, read_table
 from tfmammo.archives.views import parse_side, parse_view
@@ -43,10 +42,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
 
 
 def _read_rows(notes: Notes) -> Iterator[Mammogram]:
-    tables, paths = sort_files(notes.root, [TABLE], (".dcm",))
-    if TABLE not in tables:
-        raise notes.fail(f"{TABLE} is missing")
-    table = tables[TABLE]
+    paths, (table,) = notes.find((".dcm",), [TABLE])
     files = {(path.parent.name, path.stem): path for path in reversed(paths)}
     for number, row in read_table(table, _COLUMNS):
         try:

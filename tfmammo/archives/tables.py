@@ -1,14 +1,16 @@
-"""Tables of all archives: CSV of any separator, or Excel, old and new -> rows of text."""
+"""Tables of all archives: CSV of any separator, or Excel, old and new -> rows of text; JSON."""
 
 from __future__ import annotations
 
 import codecs
 import csv
 import io
+import json
 import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import xlrd
@@ -20,6 +22,19 @@ Row = dict[str, str]  # column's name in lower case, _ for blanks -> text
 
 _LARGEST_PART = 2**28  # bytes of a part of an .xlsx; a packed file can claim any size
 _BLANK = ("nan", "none", "null", "n/a", "na", "<na>", "nat", "-", "?")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file, which holds an object."""
+    if not path.is_file():
+        raise ArchiveError(f"{path}: no such file")
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArchiveError(f"{path}: can't be read as JSON ({error.__class__.__name__})") from None
+    if not isinstance(content, dict):
+        raise ArchiveError(f"{path}: is no JSON object")
+    return content
 
 
 def read_table(

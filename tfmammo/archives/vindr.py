@@ -41,7 +41,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfmammo.archives.files import sort_files
 from tfmammo.archives.findings import Finding, find_word
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import Row, read_table
@@ -94,17 +93,14 @@ class _Findings:
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     """Read the tables and the headers, in the table's order."""
     notes = Notes(root, skipped, "VinDr-Mammo")
-    tables, paths = sort_files(notes.root, (IMAGES, FINDINGS), (".dicom", ".dcm"))
-    for name in (IMAGES, FINDINGS):
-        if name not in tables:
-            raise notes.fail(f"{name} is missing")
+    paths, (images, findings) = notes.find((".dicom", ".dcm"), [IMAGES], [FINDINGS])
     dicoms: dict[tuple[str, str], Path] = {}
     for path in paths:
         key = (_make_key(path.parent.name), _make_key(path.stem))
         if dicoms.setdefault(key, path) is not path:
             notes.note(path, "is a second file of the same study and image")
-    findings = _read_findings(notes, tables[FINDINGS])
-    return notes.finish(_read_images(notes, tables, dicoms, findings))
+    marks = _read_findings(notes, findings)
+    return notes.finish(_read_images(notes, images, findings, dicoms, marks))
 
 
 def _make_key(name: str) -> str:
@@ -152,11 +148,11 @@ def _parse_corners(row: Row) -> Corners | None:
 
 def _read_images(
     notes: Notes,
-    tables: Mapping[str, Path],
+    table: Path,
+    findings_table: Path,
     dicoms: Mapping[tuple[str, str], Path],
     findings: Mapping[str, _Findings],
 ) -> Iterator[Mammogram]:
-    table = tables[IMAGES]
     named = set()
     used = set()
     missing = 0
@@ -175,14 +171,14 @@ def _read_images(
             facts |= {"rows": int(sizes[0]), "cols": int(sizes[1])}
             # without a row it is not known to be free of findings
             marks = findings.get(image) or _Findings(is_marked=True)
-            found = list(_make_lesions(notes, tables[FINDINGS], marks, facts))
+            found = list(_make_lesions(notes, findings_table, marks, facts))
             yield _make_mammogram(key, row, facts, marks.is_marked, found)
         named.add(image)
         used.add(key)
     files = "images are not on disk as <study_id>/<image_id>.dicom"
     notes.count(table, f"of its {len(named)} {files}", missing)
     notes.count(table, "DICOM files are not in it", len(dicoms.keys() - used))
-    notes.count(tables[FINDINGS], f"images are not in {IMAGES}", len(findings.keys() - named))
+    notes.count(findings_table, f"images are not in {IMAGES}", len(findings.keys() - named))
 
 
 def _make_mammogram(
