@@ -280,19 +280,6 @@ def test_what_was_not_downloaded_is_counted(tmp_path):
         cbis_ddsm.read(tmp_path)
 
 
-def test_one_set_alone_at_any_depth_and_through_links(small, tmp_path_factory):
-    root = tmp_path_factory.mktemp("other")
-    shutil.copy(small / MASS_TRAIN, root / MASS_TRAIN.upper())
-    (root / "a" / "b").mkdir(parents=True)
-    (root / "a" / "b" / "manifest").symlink_to(small / "CBIS-DDSM")
-    (root / "a" / "again").symlink_to(root)
-    (small / "CBIS-DDSM" / "._1-1.dcm").write_bytes(b"macOS")
-    records, reasons = read(root)
-    assert [record.lesions[0].kind for record in records] == ["mass", "mass"]
-    ((file, reason),) = reasons.items()
-    assert "Calc-Training_P_00001_LEFT_MLO" in file and "2 further DICOM files" in reason
-
-
 def test_a_uid_that_two_rows_claim_is_nobodys(tmp_path):
     writer.write([mammogram(1), mammogram(2, view="MLO")], tmp_path, layout="series")
     first, _ = cbis_ddsm.tables(tmp_path)

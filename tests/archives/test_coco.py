@@ -190,14 +190,6 @@ def test_an_unknown_word_is_named_and_its_image_is_no_background(small, word):
     assert [is_normal(record) for record in records] == [False, True]
 
 
-def test_an_image_with_lesions_is_not_called_normal(small):
-    annotate(small, BOX)
-    table(small, "file,patient,pathology", "a.png,p1,normal", "b.png,p2,normal")
-    records, reasons = read(small)
-    assert [record.pathology for record in records] == [None, "normal"]
-    assert "calls it normal" in reasons["images/a.png"]
-
-
 def test_other_categories_and_images_are_noted(small):
     picture(small / "images" / "c.png", BYTE)
     table(small, "file,patient", "a.png,p1", "b.png,p1", "c.png,p1")

@@ -177,13 +177,6 @@ def test_cores_are_kept_out_and_their_number_is_not_believed(small):
     assert [lesion.box for lesion in record.lesions] == [(10, 20, 19, 31)] * 2 and not reasons
 
 
-def test_a_chain_that_leaves_the_image_is_cut_at_its_border(small):
-    chain = "38 10 " + "2 " * 10 + "4 " * 8 + "6 " * 10 + "0 " * 8 + "#"
-    write_overlay(small, abnormality(outlines=f"BOUNDARY\n{chain}\n"))
-    record, reasons = first(small)
-    assert record.lesions[0].box == (10, 38, 19, 44) and not reasons
-
-
 CALC = "CALCIFICATION TYPE LINEAR DISTRIBUTION LINEAR"
 OVAL = "MASS SHAPE OVAL MARGINS N/A"
 MIXED = "IRREGULAR-ARCHITECTURAL_DISTORTION"

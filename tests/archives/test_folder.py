@@ -353,20 +353,6 @@ def test_images_without_a_folder_of_their_own(tmp_path):
     assert len({record.patient_id for record in read(tmp_path)[0]}) == 2
 
 
-def test_images_in_folders_and_masks_of_their_names(small):
-    for name in ("left/a", "a_1"):
-        picture(small / "images" / f"{name}.png", BYTE)
-    for name in ("left/a_1", "a_1", "z_1"):
-        picture(small / "masks" / f"{name}.png", REGION)
-    rows = ("a.png,p1,CC", "a_1.png,p1,", "left/a.png,p1,MLO", "b.png,p2,")
-    table(small, "file,patient,view", *rows)
-    records, reasons = read(small)
-    found = [(record.view, len(record.lesions)) for record in records]
-    # a_1.png is the mask of a_1.png, not of a.png
-    assert found == [("CC", 1), (None, 1), (None, 0), ("MLO", 1)]
-    assert list(reasons) == ["masks/z_1.png"]
-
-
 def test_other_files_are_counted_and_hidden_ones_passed_over(small):
     for name in ("Thumbs.db", "notes.txt", ".DS_Store", "._a.png", os.fsdecode(b"\xff\xfe.png")):
         (small / "images" / name).write_bytes(b"")

@@ -3,10 +3,10 @@
 import warnings
 
 import pytest
-from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 
 from tests.archives.test_dicom import MAMMOGRAPHY, STORED, write_file
+from tests.archives.tools import make_item
 from tfmammo.archives import dicom
 from tfmammo.archives.headers import Header
 from tfmammo.errors import ArchiveError
@@ -16,13 +16,6 @@ from tfmammo.errors import ArchiveError
 def header(tmp_path):
     """A function (**elements) -> the header of a mammogram with them."""
     return lambda **tags: dicom.read_header(write_file(tmp_path / "image.dcm", **tags))
-
-
-def item(**elements) -> Dataset:
-    made = Dataset()
-    for key, value in elements.items():
-        setattr(made, key, value)
-    return made
 
 
 def test_facts(header):
@@ -66,8 +59,8 @@ BREAST = "76752008"
 
 
 def region(code: str, *modifiers: str) -> dict:
-    within = {"AnatomicRegionModifierSequence": [item(CodeValue=each) for each in modifiers]}
-    return {"AnatomicRegionSequence": [item(CodeValue=code, **within)]}
+    within = {"AnatomicRegionModifierSequence": [make_item(CodeValue=each) for each in modifiers]}
+    return {"AnatomicRegionSequence": [make_item(CodeValue=code, **within)]}
 
 
 @pytest.mark.parametrize(
@@ -90,12 +83,12 @@ def test_laterality(header, tags, side):
 
 def test_what_an_enhanced_image_says_of_its_one_frame(header, tmp_path):
     """Breast projection x-ray images state everything in functional groups."""
-    shared = item(
-        PixelMeasuresSequence=[item(PixelSpacing=[0.05, 0.06])],
-        FrameAnatomySequence=[item(FrameLaterality="L")],
-        PixelValueTransformationSequence=[item(RescaleSlope=2, RescaleIntercept=-100)],
+    shared = make_item(
+        PixelMeasuresSequence=[make_item(PixelSpacing=[0.05, 0.06])],
+        FrameAnatomySequence=[make_item(FrameLaterality="L")],
+        PixelValueTransformationSequence=[make_item(RescaleSlope=2, RescaleIntercept=-100)],
     )
-    frame = item(FrameVOILUTSequence=[item(WindowCenter=900, WindowWidth=400)])
+    frame = make_item(FrameVOILUTSequence=[make_item(WindowCenter=900, WindowWidth=400)])
     found = header(
         SharedFunctionalGroupsSequence=[shared],
         PerFrameFunctionalGroupsSequence=[frame],
@@ -131,7 +124,7 @@ POSITIONS = {
 
 def test_view_by_code_and_by_position(header):
     for code, view in VIEW_CODES.items():
-        assert header(ViewCodeSequence=[item(CodeValue=code)]).view == view, code
+        assert header(ViewCodeSequence=[make_item(CodeValue=code)]).view == view, code
     for position, expected in POSITIONS.items():
         found = header(ViewPosition=position)
         assert (found.laterality, found.view) == expected, position

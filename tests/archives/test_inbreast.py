@@ -54,11 +54,6 @@ def test_pixels_are_read_late_and_without_the_window(small):
         record.pixels()
 
 
-def test_the_header_says_what_a_pixel_measures(small):
-    change_dicom(small / DICOM, ImagerPixelSpacing=[0.05, 0.1])
-    assert inbreast.read(small)[0].spacing == (0.05, 0.1)
-
-
 def test_folders_and_tables_are_found_in_any_case_anywhere(small, tmp_path_factory):
     root = tmp_path_factory.mktemp("other")
     deep = root / "a" / "b"

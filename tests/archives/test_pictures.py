@@ -271,15 +271,6 @@ def test_bits_that_contradict_the_file_are_noted(tmp_path, ending, word):
 # One file by itself
 
 
-@pytest.mark.parametrize("name", ["a.dcm", "IM0001", "IM0001.png"])
-def test_one_dicom_of_any_name(tmp_path, name):
-    stated = {"ImageLaterality": "R", "ViewPosition": "MLO", "ImagerPixelSpacing": [0.07, 0.05]}
-    write_dicom(tmp_path / name, GREY, 12, **stated)
-    one = folder.read_one(tmp_path / name)
-    assert facts(one) == ("R", "MLO", (0.07, 0.05)) and is_dicom(tmp_path / name)
-    np.testing.assert_allclose(one.pixels()[..., 0], GREY / 4095, atol=1e-6)
-
-
 def test_one_picture_has_the_name_that_it_has_in_a_folder(small):
     one = pickle.loads(pickle.dumps(folder.read_one(small / "images/a.png")))
     listed = next(record for record in read(small)[0] if record.image_id == one.image_id)

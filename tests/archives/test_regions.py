@@ -17,11 +17,10 @@ from highdicom.seg import (
     SegmentationTypeValues,
     SegmentDescription,
 )
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
 
-from tests.archives.tools import change_dicom, read_archive
+from tests.archives.tools import change_dicom, make_file, make_item, read_archive
 from tests.small_mammograms import COLS, PATIENT, ROWS, SQUARE
 from tfmammo.archives import folder, regions
 from tfmammo.archives.writers import segmentation
@@ -92,42 +91,13 @@ def write_segmentation(
                 SegmentDescription(number, label, ABNORMAL, code, SegmentAlgorithmTypeValues.MANUAL)
                 for number, (code, label) in enumerate(segments or [(CODED_MASS, "1")], 1)
             ],
-            series_instance_uid=generate_uid(),
-            series_number=2,
-            sop_instance_uid=generate_uid(),
-            instance_number=1,
-            manufacturer="m",
-            manufacturer_model_name="m",
-            software_versions="1",
             device_serial_number="1",
+            **segmentation.identify(generate_uid(), 2, generate_uid(), "1", "lesions"),
             **options,
         )
         path = image.parent / "z.dcm"
         written.save_as(path)
     return path
-
-
-def change(path: Path, edit) -> None:
-    change_dicom(path, edit=edit)
-
-
-def make_item(**elements) -> Dataset:
-    item = Dataset()
-    for key, value in elements.items():
-        setattr(item, key, value)
-    return item
-
-
-def make_file(path: Path, sop_class: str, **elements) -> None:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = sop_class
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    elements |= {"SOPClassUID": sop_class, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID}
-    for key, value in elements.items():
-        setattr(dataset, key, value)
-    dataset.save_as(path)
 
 
 # SEG
@@ -195,7 +165,7 @@ def test_segments_of_everyday_viewers(tmp_path, code, label, kind, certain):
         CodeMeaning=code.meaning,
     )
 
-    change(path, lambda dataset: setattr(dataset.SegmentSequence[0], TYPE, [coded]))
+    change_dicom(path, edit=lambda dataset: setattr(dataset.SegmentSequence[0], TYPE, [coded]))
     (record,), reasons = read(tmp_path)
     (lesion,) = record.lesions
     assert (lesion.kind, lesion.kind_is_certain) == (kind, certain) and not reasons
@@ -271,14 +241,16 @@ def _set(**elements):
 )
 def test_segments_that_are_not_of_their_image(tmp_path, edit, message):
     image = write_image(tmp_path, **IN_SPACE | {"PixelSpacing": [0.07, 0.07]})
-    change(image, _set(PatientOrientation=["A", "F"]))
-    change(write_segmentation(image, DRAWN), edit)
+    change_dicom(image, edit=_set(PatientOrientation=["A", "F"]))
+    change_dicom(write_segmentation(image, DRAWN), edit=edit)
     assert message in reason(tmp_path)
 
 
 def test_an_empty_segment_and_missing_pixels_are_told_when_they_are_read(tmp_path):
     path = write_segmentation(write_image(tmp_path), DRAWN)
-    change(path, lambda dataset: setattr(dataset, "PixelData", bytes(len(dataset.PixelData))))
+    change_dicom(
+        path, edit=lambda dataset: setattr(dataset, "PixelData", bytes(len(dataset.PixelData)))
+    )
     (lesion,) = read(tmp_path)[0][0].lesions
     with pytest.raises(ArchiveError, match=r"z\.dcm: a segment marks nothing"):
         _ = lesion.box

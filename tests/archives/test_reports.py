@@ -16,13 +16,11 @@ from tests.archives.test_regions import (
     MASS,
     assert_damage_is_told,
     assert_read,
-    change,
-    make_file,
-    make_item,
     read,
     reason,
     write_image,
 )
+from tests.archives.tools import change_dicom, make_file, make_item
 from tests.small_mammograms import COLS, ROWS, SQUARE
 from tfmammo.archives import regions, reports
 from tfmammo.archives.writers import measurements, segmentation
@@ -57,11 +55,7 @@ def write_report(image: Path, *graphics, code=CODED_MASS, name="z") -> Path:
                 procedure_reported=Code("71651007", "SCT", "Mammography"),
                 imaging_measurements=groups,
             ),
-            series_instance_uid=generate_uid(),
-            series_number=3,
-            sop_instance_uid=generate_uid(),
-            instance_number=1,
-            manufacturer="m",
+            **segmentation.identify(generate_uid(), 3, generate_uid(), "1", "lesions"),
         )
         written.save_as(image.parent / f"{name}.dcm")
     return image.parent / f"{name}.dcm"
@@ -159,7 +153,7 @@ def write_measurements(image: Path, *numbers, finding=("4147007", "SCT", "Mass")
             )
         group.ContentSequence = kept
 
-    change(path, edit)
+    change_dicom(path, edit=edit)
 
 
 AREA = ("42798000", "SCT", "Area")
@@ -201,7 +195,7 @@ def test_damaged_reports_and_those_without_regions(tmp_path):
     whole = path.read_bytes()
     assert_damage_is_told(tmp_path, path)
     path.write_bytes(whole)
-    change(path, lambda dataset: setattr(dataset, "ContentSequence", []))
+    change_dicom(path, ContentSequence=[])
     assert reason(tmp_path) == "draws no region"
 
 

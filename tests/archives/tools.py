@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from tests.archives.writers.tables import write_csv
 from tfmammo.mammogram import Mammogram, Skipped
@@ -31,6 +33,25 @@ def change_dicom(path: Path, stored: np.ndarray | None = None, edit=None, **elem
             edit(dataset)
         dataset.save_as(path)
     return path
+
+
+def make_item(**elements) -> Dataset:
+    """Make an item of a sequence."""
+    item = Dataset()
+    for key, value in elements.items():
+        setattr(item, key, value)
+    return item
+
+
+def make_file(path: Path, sop_class: str, **elements) -> None:
+    """Write a DICOM file of a class without pixels."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = sop_class
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    known = {"SOPClassUID": sop_class, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID}
+    dataset = FileDataset(path, make_item(**known | elements), file_meta=meta, preamble=b"\0" * 128)
+    dataset.save_as(path)
 
 
 def edit_csv(path: Path, row: int, add: bool = False, **cells: str) -> None:
