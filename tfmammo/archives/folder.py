@@ -136,18 +136,12 @@ def read_one(path: Path) -> Mammogram:
         raise ArchiveError(f"{path}: is no file")
     facts = _read_facts(path)
     if facts is None:
-        raise ArchiveError(
-            f"{path}: is a raw image ('for processing'), take the one for presentation"
-        )
+        raise ArchiveError(f"{path}: is a raw image, take the one for presentation")
     is_named = path.suffix.lower() in PICTURES + DICOMS
     # a name in no known encoding can't be hashed
     name = (path.stem if is_named else path.name).encode(errors="replace").decode()
-    return Mammogram(
-        archive="folder",
-        patient_id=hash_id("folder", ""),
-        image_id=hash_id("folder", name),
-        **facts,
-    )
+    patient, image = hash_id("folder", ""), hash_id("folder", name)
+    return Mammogram(archive="folder", patient_id=patient, image_id=image, **facts)
 
 
 def _read_facts(
@@ -240,9 +234,8 @@ def _make_coco(
     later = f"{notes.root / COCO}: {hash_id('folder', image)}"
     entry = listed[image]
     if entry.size not in (None, (rows, cols)):
-        raise coco.Contradiction(
-            f"{where} has {(rows, cols)} rows and columns there, but {entry.size} is stated"
-        )
+        size = f"{(rows, cols)} rows and columns"
+        raise coco.Contradiction(f"{where} has {size} there, but {entry.size} is stated")
     found: list[Found] = []
     for number, (finding, annotation) in enumerate(entry.annotations, start=1):
         try:

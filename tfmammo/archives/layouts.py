@@ -85,9 +85,7 @@ def _open_nnunet(root: Path, content: Mapping[str, Any], skipped: Skipped) -> La
     if not isinstance(labels, dict) or not all(isinstance(value, int) for value in labels.values()):
         raise ArchiveError(f"{path}: its labels are not one number each")
     found = find_labels({value: name for name, value in labels.items()}, path, root, skipped)
-    images: dict[str, Path] = {}
-    maps: dict[str, Path] = {}
-    subsets: dict[str, str] = {}
+    cases: dict[str, tuple[Path, Path, str]] = {}
     for part, subset in (("Tr", "train"), ("Ts", "test")):
         label_maps = find_files(root, f"labels{part}", PICTURES, skipped)
         for name, file in find_files(root, f"images{part}", PICTURES, skipped).items():
@@ -97,9 +95,18 @@ def _open_nnunet(root: Path, content: Mapping[str, Any], skipped: Skipped) -> La
             elif case not in label_maps:
                 skipped.note(root, file, f"has no label map in labels{part}")
             else:
-                key = f"images{part}/{name}"
-                images[key], maps[key], subsets[key] = file, label_maps[case], subset
-    return Layout(images, partial(_read_label_map, maps, found), assign_subsets(subsets))
+                cases[f"images{part}/{name}"] = file, label_maps[case], subset
+    return _make_layout(cases, found)
+
+
+def _make_layout(
+    cases: Mapping[str, tuple[Path, Path, str]], labels: Mapping[int, Finding | None]
+) -> Layout:
+    """Make a data set of images, each with its label map and subset."""
+    images = {key: image for key, (image, _, _) in cases.items()}
+    maps = {key: label_map for key, (_, label_map, _) in cases.items()}
+    subsets = {key: subset for key, (_, _, subset) in cases.items()}
+    return Layout(images, partial(_read_label_map, maps, labels), assign_subsets(subsets))
 
 
 def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Layout:
@@ -109,9 +116,7 @@ def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Lay
     except (AttributeError, TypeError, ValueError):
         raise ArchiveError(f"{path}: its labels are not numbers with names") from None
     found = find_labels(numbers, path, root, skipped)
-    images: dict[str, Path] = {}
-    maps: dict[str, Path] = {}
-    subsets: dict[str, str] = {}
+    cases: dict[str, tuple[Path, Path, str]] = {}
     others = 0
     for name, subset in SUBSETS.items():
         entries = content.get(name)
@@ -124,12 +129,12 @@ def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Lay
                 others += 1
                 continue
             key = make_key(image.relative_to(root).as_posix())
-            if key in images:
+            if key in cases:
                 raise ArchiveError(f"{path}: lists an image twice")
-            images[key], maps[key], subsets[key] = image, label, subset
+            cases[key] = image, label, subset
     if others:
         skipped.note(root, path, f"{others} of its images have no picture or no label map here")
-    return Layout(images, partial(_read_label_map, maps, found), assign_subsets(subsets))
+    return _make_layout(cases, found)
 
 
 def _find_listed(root: Path, path: Path, name: Any) -> Path | None:

@@ -145,6 +145,9 @@ def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
     groups = items(dataset, "PerFrameFunctionalGroupsSequence")
     if len(groups) != integer(dataset, "NumberOfFrames", 1):
         raise Fault("does not describe each of its frames")
+    maximum = integer(dataset, "MaximumFractionalValue", 255) if form == "FRACTIONAL" else 1
+    if maximum < 1:
+        raise Fault("has a maximal fraction below 1")
     frames: dict[tuple[int, str], list[int]] = {}
     for number, group in enumerate(groups):
         if form == "LABELMAP":  # a frame shows several segments, by their numbers
@@ -160,21 +163,14 @@ def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
                 unusable["name no image, or several"] += 1
             else:
                 frames.setdefault((segment, image), []).append(number)
-    maximum = integer(dataset, "MaximumFractionalValue", 255) if form == "FRACTIONAL" else 1
-    if maximum < 1:
-        raise Fault("has a maximal fraction below 1")
     for (segment, image), members in sorted(frames.items()):
         item = segments[segment]
         words = f"{text(item, 'SegmentLabel')} {text(item, 'SegmentDescription')}"
         finding = find_coded(list_codes(item, "SegmentedPropertyTypeCodeSequence"), words)
         if count_unusable(finding, unusable):
             continue
-        first = groups[members[0]]
-        stated = Image.of(
-            dataset,
-            _first(first, shared, "PixelMeasuresSequence"),
-            _first(first, shared, "PlaneOrientationSequence"),
-        )
+        keys = ("PixelMeasuresSequence", "PlaneOrientationSequence")
+        stated = Image.of(dataset, *(_first(groups[members[0]], shared, key) for key in keys))
         is_moved = any(
             text(source, "SpatialLocationsPreserved").upper() not in ("", "YES")
             for group in (*(groups[number] for number in members), shared)
@@ -247,11 +243,9 @@ def _read_frame(path: Path, number: int) -> NDArray[np.unsignedinteger]:
 def _find_source(dataset: Dataset, group: Dataset, shared: Dataset) -> str | None:
     """Find the image that a frame lies on: its own source, or the only one of the whole file."""
     sources = ("DerivationImageSequence", "SourceImageSequence")
-    named = (
-        list_references(group, *sources)
-        or list_references(shared, *sources)
-        or list_references(dataset, "ReferencedSeriesSequence", "ReferencedInstanceSequence")
-    )
+    series = ("ReferencedSeriesSequence", "ReferencedInstanceSequence")
+    named = list_references(group, *sources) or list_references(shared, *sources)
+    named = named or list_references(dataset, *series)
     return named.pop() if len(named) == 1 else None
 
 
@@ -264,9 +258,8 @@ def _first(group: Dataset, shared: Dataset, key: str) -> Dataset:
 
 def _list_contours(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
     """List the structures, one region for each image that contours of it lie on."""
-    structures = {
-        integer(item, "ROINumber", -1): item for item in items(dataset, "StructureSetROISequence")
-    }
+    described = items(dataset, "StructureSetROISequence")
+    structures = {integer(item, "ROINumber", -1): item for item in described}
     for roi in items(dataset, "ROIContourSequence"):
         structure = structures.get(integer(roi, "ReferencedROINumber", -2))
         if structure is None:

@@ -168,10 +168,8 @@ def _draw_graphic(
         raise ValueError("have coordinates that are not points")
     # what reaches a little over the border is cut there; more was drawn on another image
     beyond = _BEYOND * max(image.rows, image.cols)
-    if points.size and (
-        points.min() < -1 - beyond
-        or (points.max(axis=0) > np.array((image.rows, image.cols)) + beyond).any()
-    ):
+    last = np.array((image.rows, image.cols)) + beyond
+    if (points < -1 - beyond).any() or (points > last).any():
         raise ValueError("reach beyond their image")
     return enclose(_outline_graphic(graphic, points), image, kind, details)
 
