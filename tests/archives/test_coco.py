@@ -32,11 +32,11 @@ def test_a_polygon_counts_from_the_image_s_corner(small):
 
 
 def test_several_polygons_are_one_lesion_and_parts_of_two_points_are_nothing(small):
-    parts = [POLYGON, [1, 1, 2, 2], (np.array(POLYGON) + [0, 30] * 4).tolist()]
-    annotate(small, {"segmentation": parts})
+    moved = [(np.array(POLYGON) + shift * 4).tolist() for shift in ([0, 30], [-15, -5])]
+    annotate(small, {"segmentation": [POLYGON, [1, 1, 2, 2], *moved]})
     (lesion,) = read(small)[0][0].lesions
-    assert (len(lesion.outlines), lesion.box) == (2, (10, 20, 49, 31))
-    assert lesion.mask(ROWS, COLS).sum() == 2 * 9 * 11
+    assert (len(lesion.outlines), lesion.box) == (3, (5, 5, 49, 31))
+    assert lesion.mask(ROWS, COLS).sum() == 3 * 9 * 11
 
 
 def test_attributes_are_a_lesions_own(small):

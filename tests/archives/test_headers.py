@@ -31,20 +31,20 @@ ENLARGED = IMAGER | {"EstimatedRadiographicMagnificationFactor": 1.5}
 FILM = {"NominalScannedPixelSpacing": [0.05, 0.05]}
 
 
+CALIBRATED = {"PixelSpacingCalibrationType": "GEOMETRY"}
+FACTOR = "EstimatedRadiographicMagnificationFactor"
+
+
 @pytest.mark.parametrize(
     ("tags", "spacing"),
     [
         (IMAGER, (0.075, 0.15)),
         (ENLARGED, (0.05, 0.1)),
-        (IMAGER | {"EstimatedRadiographicMagnificationFactor": 0}, (0.075, 0.15)),
-        (IMAGER | {"EstimatedRadiographicMagnificationFactor": 0.5}, (0.075, 0.15)),
+        *((IMAGER | {FACTOR: factor}, (0.075, 0.15)) for factor in (0, 0.5)),
         (ENLARGED | {"PixelSpacing": [0.06, 0.12]}, (0.06, 0.12)),
         # PS3.3 10.7.1.1: equal values without a type of calibration are not corrected
         (ENLARGED | {"PixelSpacing": [0.075, 0.15]}, (0.05, 0.1)),
-        (
-            ENLARGED | {"PixelSpacing": [0.075, 0.15], "PixelSpacingCalibrationType": "GEOMETRY"},
-            (0.075, 0.15),
-        ),
+        (ENLARGED | {"PixelSpacing": [0.075, 0.15]} | CALIBRATED, (0.075, 0.15)),
         (FILM, (0.05, 0.05)),
         (IMAGER | FILM, (0.075, 0.15)),
         ({"PixelSpacing": [0, 0]}, None),
@@ -101,15 +101,9 @@ def test_what_an_enhanced_image_says_of_its_one_frame(header, tmp_path):
 
 
 VIEW_CODES = {
-    "R-10242": "CC",
-    "399162004": "CC",
-    "399368009": "MLO",
-    "R-10224": "ML",
-    "R-1024A": "XCCL",
-    "399101009": "XCCM",
-    "399099002": "LMO",
-    "399188001": "SIO",
-    "G-8310": None,  # a specimen
+    **dict.fromkeys(("R-10242", "399162004"), "CC"),
+    **{"399368009": "MLO", "R-10224": "ML", "R-1024A": "XCCL", "399101009": "XCCM"},
+    **{"399099002": "LMO", "399188001": "SIO", "G-8310": None},  # the last is a specimen
 }
 POSITIONS = {
     "MLO": (None, "MLO"),

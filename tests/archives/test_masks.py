@@ -122,8 +122,8 @@ def test_of_two_values_the_higher_is_the_lesion_and_what_is_transparent_is_not_t
     colours[..., 0] = 9 * DISC
     colours[70:] = (255, 255, 255, 0)
     np.testing.assert_array_equal(read_mask(save(tmp_path / "a.png", colours), ROWS, COLS), DISC)
-    # a lesion may touch a corner or fill a crop
-    for mask in (paint((255, 0, 0, 30)), paint((255, 3, 3, 54))):
+    # a lesion may touch a corner, or two, or fill a crop
+    for mask in (paint((255, 0, 0, 30)), paint((255, 0, 0, 60)), paint((255, 3, 3, 54))):
         assert read_mask(save(tmp_path / "a.png", mask), ROWS, COLS).any()
 
 

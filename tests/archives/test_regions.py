@@ -219,38 +219,31 @@ def _set(**elements):
     return lambda dataset: [setattr(dataset, key, value) for key, value in elements.items()]
 
 
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (_in_source(ReferencedSOPInstanceUID="1.2.3"), "lie on images that are not read here"),
-        (_in_source(SpatialLocationsPreserved="NO"), "do not lie on the image's own pixels"),
-        (
-            _in_shared("PlaneOrientationSequence", ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
-            "are turned against their image",
-        ),
-        (
-            _in_shared("PixelMeasuresSequence", PixelSpacing=[0.14, 0.14]),
-            "have another spacing than their image",
-        ),
-        (_set(PatientOrientation=["P", "F"]), "are turned against their image"),
-        (_set(FrameOfReferenceUID="1.2.9"), "have another frame of reference than their image"),
-        (_set(Rows=30, Columns=88), r"have 30 x 88 px, their image 60 x 44"),
-        (_set(SegmentationType="PAINTED"), "is a segmentation that is neither binary, fractional"),
-        (_set(NumberOfFrames=7), "does not describe each of its frames"),
-    ],
-)
+TURNED = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+FOREIGN = [
+    ("lie on images that are not read here", _in_source(ReferencedSOPInstanceUID="1.2.3")),
+    ("do not lie on the image's own pixels", _in_source(SpatialLocationsPreserved="NO")),
+    ("are turned against their image", _in_shared("PlaneOrientationSequence", **TURNED)),
+    ("are turned against their image", _set(PatientOrientation=["P", "F"])),
+    ("have another spacing", _in_shared("PixelMeasuresSequence", PixelSpacing=[0.14, 0.14])),
+    ("have another frame of reference than their image", _set(FrameOfReferenceUID="1.2.9")),
+    ("have 30 x 88 px, their image 60 x 44", _set(Rows=30, Columns=88)),
+    ("neither binary, fractional", _set(SegmentationType="PAINTED")),
+    ("does not describe each of its frames", _set(NumberOfFrames=7)),
+]
+
+
+@pytest.mark.parametrize(("message", "edit"), FOREIGN)
 def test_segments_that_are_not_of_their_image(tmp_path, edit, message):
     image = write_image(tmp_path, **IN_SPACE | {"PixelSpacing": [0.07, 0.07]})
-    change_dicom(image, edit=_set(PatientOrientation=["A", "F"]))
+    change_dicom(image, PatientOrientation=["A", "F"])
     change_dicom(write_segmentation(image, DRAWN), edit=edit)
     assert message in reason(tmp_path)
 
 
 def test_an_empty_segment_and_missing_pixels_are_told_when_they_are_read(tmp_path):
     path = write_segmentation(write_image(tmp_path), DRAWN)
-    change_dicom(
-        path, edit=lambda dataset: setattr(dataset, "PixelData", bytes(len(dataset.PixelData)))
-    )
+    change_dicom(path, PixelData=bytes(len(pydicom.dcmread(path).PixelData)))
     (lesion,) = read(tmp_path)[0][0].lesions
     with pytest.raises(ArchiveError, match=r"z\.dcm: a segment marks nothing"):
         _ = lesion.box
@@ -262,9 +255,8 @@ def test_an_empty_segment_and_missing_pixels_are_told_when_they_are_read(tmp_pat
 
 def test_masks_come_first(tmp_path):
     write_segmentation(write_image(tmp_path), DRAWN)
-    (tmp_path / "annotations.json").write_text(
-        '{"images": [{"id": 1, "file_name": "a.dcm"}], "annotations": [], "categories": []}'
-    )
+    listed = '{"images": [{"id": 1, "file_name": "a.dcm"}], "annotations": [], "categories": []}'
+    (tmp_path / "annotations.json").write_text(listed)
     assert reason(tmp_path) == "is not read beside masks or annotations.json"
 
 
@@ -278,17 +270,10 @@ def write_structures(image: Path, *outlines, name="mass", frame=FRAME, form="CLO
     contours = []
     for outline in outlines:
         # PS3.3 C.7.6.2.1.1 with IN_SPACE: columns run along y, rows along -z
-        points = [
-            [10.0 + off, -20.0 + 0.25 * col, 30.0 - 0.5 * row]
-            for row, col in np.asarray(outline, float).tolist()
-        ]
-        contours.append(
-            make_item(
-                ContourImageSequence=[reference],
-                ContourGeometricType=form,
-                ContourData=[f"{value:.6g}" for point in points for value in point],
-            )
-        )
+        points = np.insert(outline * [-0.5, 0.25] + [30.0, -20.0], 2, 10.0 + off, axis=1)[:, ::-1]
+        data = [f"{value:.6g}" for value in points.ravel()]
+        known = {"ContourImageSequence": [reference], "ContourGeometricType": form}
+        contours.append(make_item(**known, ContourData=data))
     structure = make_item(ROINumber=3, ROIName=name, ReferencedFrameOfReferenceUID=frame)
     path = image.parent / "z.dcm"
     make_file(
@@ -311,22 +296,22 @@ def test_structures_by_hand(tmp_path):
     assert lesion.box == (10, 20, 44, 41)
 
 
-@pytest.mark.parametrize(
-    ("changes", "elements", "message"),
-    [
-        ({"frame": "1.2.9"}, {}, "have another frame of reference than their image"),
-        ({"frame": ""}, {}, "share no frame of reference with their image"),
-        ({"off": 2.0}, {}, "lie off the plane of their image"),
-        ({"form": "POINT"}, {}, "are points or lines, not areas"),
-        ({"name": "Quibble's heart"}, {}, "are of findings that are not known"),
-        ({}, {"ImagePositionPatient": None}, "lie in space, where their image states no position"),
-        (
-            {},
-            {"ImageOrientationPatient": [0.0, 1, 0, 0, 1, 0]},
-            "lie on an image without a valid orientation",
-        ),
-    ],
-)
+MISPLACED = [
+    ("have another frame of reference than their image", {"frame": "1.2.9"}, {}),
+    ("share no frame of reference with their image", {"frame": ""}, {}),
+    ("lie off the plane of their image", {"off": 2.0}, {}),
+    ("are points or lines, not areas", {"form": "POINT"}, {}),
+    ("are of findings that are not known", {"name": "Quibble's heart"}, {}),
+    ("lie in space, where their image states no position", {}, {"ImagePositionPatient": None}),
+    (
+        "lie on an image without a valid orientation",
+        {},
+        {"ImageOrientationPatient": [0.0, 1, 0, 0, 1, 0]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "changes", "elements"), MISPLACED)
 def test_structures_that_are_not_of_their_image(tmp_path, changes, elements, message):
     write_structures(write_image(tmp_path, **IN_SPACE | elements), SQUARE, **changes)
     assert reason(tmp_path) == f"1 of its regions {message}"

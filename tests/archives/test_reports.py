@@ -133,24 +133,13 @@ def write_measurements(image: Path, *numbers, finding=("4147007", "SCT", "Mass")
         (group,) = reports._find(dataset, "125007")
         (pattern,) = [item for item in group.ContentSequence if item.ValueType == "SCOORD"]
         kept = [one for one in group.ContentSequence if one.ValueType not in ("SCOORD", "CODE")]
-        kept.append(
-            make_item(
-                ValueType="CODE",
-                ConceptNameCodeSequence=coded("121071", "DCM", "Finding"),
-                ConceptCodeSequence=coded(*finding),
-            )
-        )
+        named = {"ConceptNameCodeSequence": coded("121071", "DCM", "Finding")}
+        kept.append(make_item(ValueType="CODE", **named, ConceptCodeSequence=coded(*finding)))
         for concept, graphic, points in numbers:
-            place = make_item(
-                ValueType="SCOORD",
-                GraphicType=graphic,
-                GraphicData=np.ravel(points).tolist(),
-                ContentSequence=pattern.ContentSequence,
-            )
-            name = coded(*concept)
-            kept.append(
-                make_item(ValueType="NUM", ConceptNameCodeSequence=name, ContentSequence=[place])
-            )
+            drawn = {"GraphicType": graphic, "GraphicData": np.ravel(points).tolist()}
+            place = make_item(ValueType="SCOORD", **drawn, ContentSequence=pattern.ContentSequence)
+            named = {"ConceptNameCodeSequence": coded(*concept), "ContentSequence": [place]}
+            kept.append(make_item(ValueType="NUM", **named))
         group.ContentSequence = kept
 
     change_dicom(path, edit=edit)
@@ -238,12 +227,8 @@ def write_cad_report(root: Path, mark: Dataset) -> None:
         ConceptCodeSequence=coded("111242", "DCM"),
         ContentSequence=[impression],
     )
-    make_file(
-        root / "images" / "z.dcm",
-        regions.CAD_REPORT,
-        PatientName="QUIBBLE^ZEPHYRINE",
-        ContentSequence=[library, summary],
-    )
+    content = {"PatientName": "QUIBBLE^ZEPHYRINE", "ContentSequence": [library, summary]}
+    make_file(root / "images" / "z.dcm", regions.CAD_REPORT, **content)
 
 
 @pytest.mark.parametrize(
@@ -258,19 +243,19 @@ def test_an_outline_of_a_cad_device_is_a_lesion(tmp_path, code, kind, certain):
     assert lesion.box == (10, 20, 19, 31)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"intent": "111152"}, "are marked as not for presentation"),
-        ({"outline": None}, "are points, not areas"),
-        ({"code": "F-01711"}, "are of findings that are not known"),
-        ({"image": (1, 9, 1)}, "name no image, or several"),
-        ({"image": (2, 1, 1)}, "name no image, or several"),
-        ({"image": (1, 2)}, "name no image, or several"),
-        ({"image": (1, *[1] * 40)}, "name no image, or several"),
-        ({"outline": OUTLINE[:-2]}, "are lines that enclose nothing"),
-    ],
-)
+MARKS = [
+    ("are marked as not for presentation", {"intent": "111152"}),
+    ("are points, not areas", {"outline": None}),
+    ("are of findings that are not known", {"code": "F-01711"}),
+    *(
+        ("name no image, or several", {"image": image})
+        for image in ((1, 9, 1), (2, 1, 1), (1, 2), (1, *[1] * 40))
+    ),
+    ("are lines that enclose nothing", {"outline": OUTLINE[:-2]}),
+]
+
+
+@pytest.mark.parametrize(("message", "changes"), MARKS)
 def test_marks_that_give_no_region(tmp_path, changes, message):
     write_cad_report(tmp_path, make_mark(**changes))
     assert reason(tmp_path) == f"1 of its regions {message}"
@@ -281,21 +266,16 @@ def test_a_lesion_of_segmentation_and_report_counts_once(tmp_path):
     source = regions.dicom.read_dataset(path)
     outline = np.float32([[12, 22], [12, 28], [16, 28]])
     lesion = Lesion.from_outline("mass", outline, ROWS, COLS)
-    tracking = generate_uid()
+    uids = [generate_uid() for _ in range(7)]
     with segmentation.referring(path):
-        identifiers = segmentation.Identifiers(generate_uid(), generate_uid(), (tracking,))
+        identifiers = segmentation.Identifiers(*uids[:2], (uids[2],))
         segments = segmentation.build(source, {"Lesion 1": lesion}, "1", {}, identifiers)
-        algorithm = measurements.Algorithm("1", {"detector": "d"}, generate_uid())
+        algorithm = measurements.Algorithm("1", {"detector": "d"}, uids[3])
         findings = [
-            measurements.Finding(f"Lesion {number}", uid, "mass", box, 0.5)
-            for number, uid, box in (
-                (1, tracking, (10, 20, 19, 31)),
-                (2, generate_uid(), (40, 5, 50, 15)),
-            )
+            measurements.Finding("Lesion 1", uids[2], "mass", (10, 20, 19, 31), 0.5),
+            measurements.Finding("Lesion 2", uids[4], "mass", (40, 5, 50, 15), 0.5),
         ]
-        report = measurements.build(
-            source, None, findings, algorithm, generate_uid(), generate_uid()
-        )
+        report = measurements.build(source, None, findings, algorithm, *uids[5:])
     segments.save_as(path.with_name("y.dcm"))
     report.save_as(path.with_name("z.dcm"))
     (record,), reasons = read(tmp_path)
