@@ -9,28 +9,14 @@ What counts is the folder that names set, patient, laterality and view: every do
 it. Folders beneath it and files are called by UIDs, by "1.000000-ROI mask images-12345", 000000.dcm
 or 1-1.dcm. The UIDs in the tables' paths join a tree by series UIDs alone; those paths serve no
 other purpose. One record is one folder of a mammogram, and one lesion is one row of a table. A row
-whose image was not downloaded is counted, in one note per table.
+whose image was not downloaded is counted. docs/archives/cbis_ddsm.md has the choices; beside them:
 
-What the archive leaves open, and what was chosen:
-
-- Mask and crop of an abnormality lie side by side and the tables exchange some of them, so the
-  tables are not asked. A file that SeriesDescription calls a crop is no mask; any other is one if
-  it holds two grey values and its aspect ratio is the image's within 1 %; a described mask comes
-  before an undescribed one, and the size nearest to the image's first. This is decided when a mask
-  is first used, because indexing reads headers of mammograms alone.
-- Some masks have another size than their mammogram: they are resampled to the nearest pixel. If the
-  aspect ratio differs, no one knows where the lesion lies, and using it raises ArchiveError.
-- The mass tables' shapes include distortion and asymmetry. Kind stays "mass", as the table's own
-  abnormality type says, and is uncertain where the shape names nothing else. Shape and margin are
-  the tables' words in lower case, several joined by "-"; a calcification's shape is its calc type,
-  it has no margin, and its distribution is not kept.
-- BENIGN_WITHOUT_CALLBACK is benign. An image's BI-RADS is the highest of its rows, 0 (incomplete)
-  the lowest. Density 0 is no category and becomes None. Subtlety is not kept. Pixel spacing is not
-  in the files, so it is None.
-- Masses and calcifications were split each by itself: 31 patients train in one set and test in the
-  other. Both sets give a patient the same patient_id, so that a split by patient, or a check of the
-  official one, sees it. Some mammograms are in both sets, under two image_ids, each with the
-  lesions of its set.
+- The tables exchange some masks and crops. A file that SeriesDescription calls a crop is no mask; a
+  described mask comes before an undescribed one, and the size nearest to the image's first. This is
+  decided when a mask is first used, because indexing reads headers of mammograms alone.
+- Shape and margin are the tables' words in lower case, several joined by "-"; a calcification's
+  shape is its calc type, it has no margin. Distribution and subtlety are not kept.
+- Some mammograms are in both sets, under two image_ids, each with the lesions of its set.
 
 Source: Lee et al., A curated mammography data set for use in computer-aided detection and diagnosis
 research, Scientific Data 4 (2017) 170177.

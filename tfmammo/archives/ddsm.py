@@ -10,31 +10,18 @@ Lesions have outlines as chain codes.
 Files of a case lie in one folder and share letter and numbers, whether joined by "-" or "_"; .LJPEG
 and .OVERLAY may still be gzipped, as some are in the archive. Where there is a decoded file it is
 preferred: .LJPEG.1 (PVRG's own output: headerless, big-endian, 16 bit), then 16-bit .tif, .tiff,
-.png of the scanner's grey levels. Images that were normalised already (by ddsmraw2pnm, say) are
-refused where that shows, by values beyond 12 bits; DBA's 16 bits can't show it.
-tfmammo.archives.ljpeg tells how pixels become an image. Dates and age are not kept.
+.png of the scanner's grey levels; `ljpeg` tells how pixels become an image. Dates and age are not
+kept. docs/archives/ddsm.md has the choices; beside them:
 
-What the archive leaves open, and what was chosen:
-
-- A patient is a case with its study: letter, number and "-1" of its name. Two studies of one case
-  would thus count as two patients, whom a split could part. All names known here end in study 1;
-  whether the whole archive has another one was not checked.
 - The calibration belongs to the scanner and its site: DBA and LUMISYS stood at one each, HOWTEK at
-  MGH (cases A) and ISMD (cases D). A case of any other scanner is left out.
-- An abnormality's outline is its BOUNDARY; its COREs (inner outlines, mostly of calcifications) are
-  kept out. Chains go on beyond the image now and then and are cut at its border. TOTAL_OUTLINES is
-  wrong in places and isn't used.
-- An abnormality with two LESION_TYPEs, mass and calcification, becomes two lesions of one outline.
-  OTHER becomes asymmetry or distortion where its text says so, else it is noted and left out. A
-  mass whose SHAPE is only a distortion or an asymmetry stays a mass of uncertain kind, and a
-  calcification's shape is its TYPE, as in tfmammo.archives.cbis_ddsm. Words are the archive's in
-  lower case, several joined by "-".
-- BENIGN_WITHOUT_CALLBACK is benign; UNPROVEN is None, and so is an image that holds nothing worse
-  but something unproven. BI-RADS is the highest ASSESSMENT of an image, 0 (incomplete) the lowest.
-  DENSITY 0 is no category and becomes None.
+  MGH (cases A) and ISMD (cases D).
+- TOTAL_OUTLINES is wrong in places and isn't used.
+- A mass whose SHAPE is only a distortion or an asymmetry stays a mass of uncertain kind, and a
+  calcification's shape is its TYPE, as in `cbis_ddsm`. Words are the archive's in lower case.
+- An image that holds nothing worse but something unproven is None. BI-RADS is the highest
+  ASSESSMENT of an image, 0 (incomplete) the lowest. DENSITY 0 is no category and becomes None.
 - "normal" are the images of cases without any overlay, unless they lie in a volume of another name
-  (cancer_01, benign_01, benign_without_callback_01). An image without overlay in a case with some
-  is not proven normal: None.
+  (cancer_01, benign_01, benign_without_callback_01).
 
 Source: Heath et al., The Digital Database for Screening Mammography, IWDM 2000; DDSM's page
 "Description of a case".

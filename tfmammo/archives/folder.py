@@ -5,42 +5,26 @@
     masks/              <image's name>.png, or <image's name>_1.png, _2.png ... where it has several
                         lesions: 0 is background; a_mask.png or a_seg.png, and beside a.png
     annotations.json    or COCO instead of masks: polygons, RLE (compressed or not) or boxes
+    annotations/        or DICOM SEG, SR and RTSTRUCT files, here or among the images
     metadata.csv        file, patient, laterality, view, pathology, kind, shape, margin, birads,
                         density, spacing, split, bits, lesion_patient
 
 Every part may be missing: without `images` all images beneath the folder count. `file` names an
-image ("a.png", "images/left/b.dcm"), several ("left/*", "*"), or one mask ("a_2.png"), whose row
-then gives that lesion's kind, shape, margin and pathology. See `metadata`.
+image, several ("left/*", "*"), or one mask, whose row then gives that lesion's facts. Other tools'
+data sets are read as they are: see `layouts` and `yolo`. docs/archives/folder.md has all choices;
+those that matter most:
 
-Patients. Images of one woman in both subsets of a split make every result worthless, and file names
-can't be trusted to tell women apart. So nothing is guessed. Where the table names patients, images
-without one are left out and counted. Where it names none at all, all images count as one patient:
-they can be looked at and predicted on but not split, and a log line says so. `*,*` in the columns
-file and patient states that every image is of another patient. One number is one patient, whether
-a program wrote it as 12, 0012, 12.0 or 1.2E+01. `lesion_patient`, which synthetic mammograms with
-another woman's lesions have, is not used: make such a set from one subset of a split alone.
-
-Grey values. Nothing is guessed from the pixels: 16-bit files are scaled by 65535, also where their
-values stay below 4096. The column `bits` says what they hold instead (12 for most detectors); a log
-line asks for it once where pixels use a quarter of 16 bits or less. A DICOM, a PGM (its maxval) and
-a 12-bit TIFF say it themselves. Raw DICOM images ("for processing") are left out and counted.
-
-Masks (see `masks`). Without a `kind` in the table a mask is a mass of uncertain kind. A mask is
-read when it is wanted: one that is empty, damaged or of another size than its image raises
-ArchiveError then. Normal images need no mask, and those of images whose `pathology` is normal are
-not looked at.
-
-COCO. Coordinates count from the image's corner, half a pixel from the first pixel's centre. Only
-the images that annotations.json lists are read, since the others may be unlabelled. Holes of a
-region are filled, as everywhere.
-
-DICOM SEG, SR and RTSTRUCT files, among the images or in a folder annotations, give the lesions of
-the DICOM images that they name, where there are neither masks nor annotations.json: see `regions`.
-Other tools' data sets are read as they are: see `layouts` and `yolo`.
-
-Marked lesions that can't be read, or whose word is not known, are `Mammogram.lost`. Pathology is
-the image's: its lesions carry it where they have no own and it holds for each, because there is one
-or all is benign.
+- Nothing is guessed about patients, because images of one woman in both subsets of a split make
+  every result worthless. Where the table names patients, images without one are left out; where it
+  names none, all images count as one patient. `*,*` states that every image is of another one.
+  `lesion_patient`, of synthetic mammograms with another woman's lesions, is not used: make such a
+  set from one subset of a split alone.
+- Nothing is guessed from pixels: 16 bits are scaled by 65535, unless the file or `bits` says more.
+- Masks are read when they are wanted. Only the images that annotations.json lists are read, since
+  the others may be unlabelled. Marked lesions that can't be read, or whose word is not known, are
+  `Mammogram.lost`.
+- Pathology is the image's: its lesions carry it where they have no own and it holds for each,
+  because there is one or all is benign.
 """
 
 from __future__ import annotations

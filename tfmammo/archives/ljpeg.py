@@ -1,24 +1,20 @@
 """Read DDSM's pixels: lossless JPEG or decoded files -> grey levels -> density -> image.
 
-The JPEG is as its encoder wrote it.
-
 Lossless JPEG. DDSM was compressed by the PVRG codec of Stanford (1993). After the first pixel of
 the first line this codec takes the predictor of the whole scan, with an imagined line of half the
-range above, where the standard (ITU-T T.81, H.1.2.1) predicts that line from the left alone: so it
-stands in PVRG's JpegLosslessEncodeScan and JpegLosslessDecodeScan. For predictors 1, 4 and 5 both
-give the same; for 2, 3, 6 and 7 every conforming decoder returns an image that is wrong nearly
-everywhere and says nothing. DDSM's files use 7, as far as is reported: thorfdbg/libjpeg#63,
-pydicom/pylibjpeg-libjpeg#33 and cgohlke/imagecodecs#61 are such images. Here eight lines of half
-the range are put before the scan, which then conforms to the standard whatever its predictor; the
-maintained decoder decodes it, and the eight lines are dropped. Precision is 16 even for 12-bit
-scanners, and some headers exchange width and height: the values are then a raster of the .ics's
-lines all the same.
+range above, where the standard (ITU-T T.81, H.1.2.1) predicts that line from the left alone (PVRG's
+JpegLosslessEncodeScan and JpegLosslessDecodeScan). For predictors 1, 4 and 5 both give the same;
+for 2, 3, 6 and 7, DDSM's, every conforming decoder returns an image that is wrong nearly everywhere
+and says nothing: thorfdbg/libjpeg#63, pydicom/pylibjpeg-libjpeg#33, cgohlke/imagecodecs#61. Here
+eight lines of half the range are put before the scan, which then conforms to the standard whatever
+its predictor; the maintained decoder decodes it, and the eight lines are dropped. Precision is 16
+even for 12-bit scanners, and some headers exchange width and height: the values are then a raster
+of the .ics's lines all the same.
 
-Optical density. The scanners put densities on grey levels in different ways; DDSM calibrated each
-with a step wedge. The constants are those of its calibration pages ("Mapping Grey Levels to Optical
-Density for the ... Scanner"); M. Heath's MammoView, C. Rose's ddsmraw2pnm and the pyddsm converter
-hold the same, except that MammoView rounds LUMISYS otherwise (by less than 0.001) and has another
-line for DBA. On the page's measured wedge that line is up to 0.23 off within the range used here,
+Optical density. DDSM calibrated each scanner with a step wedge ("Mapping Grey Levels to Optical
+Density for the ... Scanner"). M. Heath's MammoView, C. Rose's ddsmraw2pnm and the pyddsm converter
+hold the same constants, except that MammoView rounds LUMISYS otherwise (by less than 0.001) and has
+another line for DBA: on the page's measured wedge it is up to 0.23 off within the range used here,
 the page's own up to 0.08, so the page's is taken. A grey level of 0, of which DBA's formula can't
 take the logarithm, counts as 1: both lie beyond the range. Densities are clipped to 0.05 - 3.0,
 Heath's bounds against noise; the densest film is black.

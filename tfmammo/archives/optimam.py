@@ -8,23 +8,18 @@ Radiologists drew boxes, and the screening service's records come with them.
     images/<client>/<study>/<image>.dcm
 
 Case does not matter in folders and prefixes of names. The package omidb parses the records. A
-client, study or image that can't be read costs no other one.
+client, study or image that can't be read costs no other one. docs/archives/optimam.md has the
+choices; beside them:
 
-Choices: (1) omidb drops studies whose episode is not in the NBSS records. Here they stay, without
-pathology. (2) A mark is a box: its lesion has no outline. (x1, y1) is taken as the upper left
-corner, as users of the archive do, though omidb's text says lower left; (x2, y2) as the first
-column and row behind it. Boxes are cut at the image's border. (3) One
-mark is one lesion. Several flags make its kind the first of mass, calcification, distortion,
-asymmetry and uncertain; "with calcification" counts only where it stands alone. A mark without
-flags takes the description of the lesion that it is linked to. (4) An image's pathology is that of
-its breast in its episode: malignant or benign by the opinion of biopsy or surgery, malignant for an
-interval cancer on this side, normal where omidb calls the episode normal and no opinion speaks
-against it, or where every opinion of this side is normal although the other breast is not. It is
-None for an episode that a cancer followed (a prior), since the cancer may be visible on it. (5) A
-mark's pathology is that of its linked lesions, else benign by its flags, else the breast's where
-that is benign or the mark is the only one. (6) Raw images ("for processing") are left out and
-counted: their grey values are not those of the others. (7) OMI-DB states neither BI-RADS nor
-density.
+- omidb drops studies whose episode is not in the NBSS records; here they stay.
+- "With calcification" makes a mark's kind only where it stands alone. A mark without flags takes
+  the description of the lesion that it is linked to.
+- An image's pathology is its breast's: malignant or benign by the opinion of biopsy or surgery,
+  malignant for an interval cancer on this side, normal where omidb calls the episode normal and no
+  opinion speaks against it, or where every opinion of this side is normal although the other breast
+  is not. It is None for a prior, the episode that a cancer followed.
+- A mark's pathology is that of its linked lesions, else benign by its flags, else the breast's
+  where that is benign or the mark is the only one.
 
 Source: Halling-Brown et al., OPTIMAM Mammography Image Database, Radiology: Artificial Intelligence
 3 (2021) e200103.

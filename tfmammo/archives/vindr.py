@@ -8,23 +8,15 @@ Findings have boxes.
         finding_annotations.csv         a row for each finding, or one that says ['No Finding']
         metadata.csv                    what the DICOM headers say; not needed
 
-Columns are found by name; case does not matter in names of files. What the archive leaves open, and
-what was chosen:
+Columns are found by name; case does not matter in names of files. docs/archives/vindr.md has the
+choices; beside them:
 
-- No column names the patient. Each exam (study_id) is taken as a patient of its own: its
-  description speaks of 5,000 exams, not patients, and the official split keeps exams whole. Should
-  a woman have come twice, nothing in the archive would show it.
-- No biopsies: pathology is None, but "normal" where the breast is BI-RADS 1 and nothing is marked
-  in the image. The BI-RADS of a single finding has no place in a Lesion and is left out.
-- A box may name several categories. Each of our kinds becomes a lesion of that box, and
-  `kind_is_certain` is False where there are several or another finding shares the box, since it
-  says not what of it belongs to which. Asymmetry, focal and global asymmetry are one kind. Lymph
-  nodes, thickened skin, drawn-in skin or nipples become no lesion; they are counted in `Skipped`,
-  and such an image is not normal.
-- Boxes are fractions of pixels and reach past the border here and there (xmin -6.25): they are
-  widened to whole pixels, cut at the border, and refused where nothing is left.
-- Rows and columns are those of the table; a file of another size raises ArchiveError when its
-  pixels are read. Spacing and the side of the chest wall are the headers', some 2 ms each.
+- The archive's description speaks of 5,000 exams, not patients, and the official split keeps exams
+  whole.
+- The BI-RADS of a single finding has no place in a Lesion and is left out.
+- `kind_is_certain` is False also where another finding shares the box. Asymmetry, focal and global
+  asymmetry are one kind.
+- Corners are floats: boxes are widened to whole pixels, and refused where nothing of them is left.
 - BI-RADS and density are given as their bare sign, "4" and "C"; a cell that is neither is None.
 
 Source: Nguyen et al., VinDr-Mammo: A large-scale benchmark dataset for computer-aided diagnosis in
