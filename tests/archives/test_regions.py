@@ -302,7 +302,10 @@ MISPLACED = [
     ("lie off the plane of their image", {"off": 2.0}, {}),
     ("are points or lines, not areas", {"form": "POINT"}, {}),
     ("are of findings that are not known", {"name": "Quibble's heart"}, {}),
-    ("lie in space, where their image states no position", {}, {"ImagePositionPatient": None}),
+    *(
+        ("lie in space, where their image states no position", {}, {"ImagePositionPatient": place})
+        for place in (None, [10.0, -20.0])
+    ),
     (
         "lie on an image without a valid orientation",
         {},

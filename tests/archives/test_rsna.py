@@ -61,6 +61,13 @@ def test_only_a_negative_breast_without_biopsy_is_normal(root, cells, pathology)
     assert record.pathology == pathology and record.lost == (Lost(),)
 
 
+def test_of_two_tables_the_nearest_to_the_root_counts(root):
+    (root / "a" / "b").mkdir(parents=True)
+    (root / "train.csv").rename(root / "a" / "train.csv")
+    (root / "a" / "b" / "train.csv").write_text("another")
+    assert len(rsna.read(root)) == 3
+
+
 def test_spellings_of_one_patient_and_images_that_are_not_here(root):
     edit_csv(root / "train.csv", 0, patient_id="10006.0")
     next((root / "train_images/10007").iterdir()).rename(root / "train_images/other.dcm")

@@ -108,7 +108,7 @@ def test_compressed_pixels_and_high_bits(tmp_path):
 def test_the_nearest_value(name, tmp_path):
     written(tmp_path / "a.dcm", name)
     stored = archives.read_stored(record(tmp_path / "a.dcm"))
-    grey = np.random.default_rng(0).random(200, np.float32)
+    grey = np.append(np.random.default_rng(0).random(200, np.float32), np.float32([0, 1]))
     nearest = stored.nearest_values(grey)
     assert nearest.dtype == stored.values.dtype
     reached = stored.greys[nearest.astype(int) - stored.first]
