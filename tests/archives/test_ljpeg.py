@@ -134,9 +134,7 @@ def test_other_segments_before_the_scan_do_not_matter():
 
 def test_width_and_height_exchanged_in_the_header():
     grey = noise(12, 7)
-    data = encode(grey.reshape(7, 12))
-    assert libjpeg.get_parameters(data)["rows"] == 7
-    np.testing.assert_array_equal(ljpeg.decode(data, 12, 7), grey)
+    np.testing.assert_array_equal(ljpeg.decode(encode(grey.reshape(7, 12)), 12, 7), grey)
 
 
 def test_a_file_cut_off_anywhere_is_refused():
@@ -213,13 +211,9 @@ def test_lumisys_against_what_its_maker_says():
     )
 
 
-def write_raw(path, grey):
-    path.write_bytes(grey.astype(">u2").tobytes())
-    return path
-
-
 def test_image_by_hand(tmp_path):
-    path = write_raw(tmp_path / "a.LJPEG.1", np.uint16([[2478], [4095]]))
+    path = tmp_path / "a.LJPEG.1"
+    path.write_bytes(np.array([[2478], [4095]], ">u2").tobytes())
     # 1 - 1.5545332 / 2.95
     np.testing.assert_allclose(
         ljpeg.read_pixels(path, "lumisys", 2, 1)[:, 0, 0], [0.473040, 1], atol=1e-6
@@ -228,7 +222,8 @@ def test_image_by_hand(tmp_path):
 
 def test_every_form_gives_the_same(tmp_path):
     grey = noise(5, 4)
-    path = write_raw(tmp_path / "a.LJPEG.1", grey)
+    path = tmp_path / "a.LJPEG.1"
+    path.write_bytes(grey.astype(">u2").tobytes())
     (tmp_path / "a.LJPEG").write_bytes(encode(grey))
     (tmp_path / "a.LJPEG.gz").write_bytes(gzip.compress(encode(grey)))
     for name in ("a.png", "a.tif", "a.tiff"):

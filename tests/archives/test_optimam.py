@@ -199,17 +199,16 @@ def test_kinds_by_flags(small, flags, kind, certain):
     assert (lesion.kind, lesion.kind_is_certain) == (kind, certain)
 
 
-@pytest.mark.parametrize(
-    ("description", "kind"),
-    [("Mass with calcification", "mass"), ("CA", "calcification"), ("DS", "distortion")],
-)
-def test_a_mark_without_flags_takes_its_linked_lesions_description(small, description, kind):
-    def change(content):
-        content["1"]["LESION"]["L"]["1"].update(LesionDescription=description)
-
+def test_a_mark_without_flags_takes_its_linked_lesions_description(small):
     set_flags(small)
-    edit(nbss(small), change)
-    assert read(small)[0][0].lesions[0].kind == kind
+    words = {"Mass with calcification": "mass", "CA": "calcification", "DS": "distortion"}
+    for word, kind in words.items():
+
+        def change(content, word=word):
+            content["1"]["LESION"]["L"]["1"].update(LesionDescription=word)
+
+        edit(nbss(small), change)
+        assert read(small)[0][0].lesions[0].kind == kind
 
 
 def test_types_of_calcification_and_margins_keep_their_words(small):
@@ -222,17 +221,17 @@ def test_types_of_calcification_and_margins_keep_their_words(small):
 
 
 @pytest.mark.parametrize(
-    ("opinion", "flags", "pathology"),
+    ("opinion", "flag", "pathology"),
     [
-        ("B5", ("Mass",), "malignant"),
-        ("B2", ("Mass",), "benign"),
-        ("B3", ("Mass",), "malignant"),
-        ("B3", ("Dystrophic",), "malignant"),
+        ("B5", "Mass", "malignant"),
+        ("B2", "Mass", "benign"),
+        # B3 settles nothing: the only mark of a malignant breast takes the breast's
+        ("B3", "Mass", "malignant"),
+        ("B3", "Dystrophic", "malignant"),
     ],
 )
-def test_a_marks_pathology_is_its_linked_lesions(small, opinion, flags, pathology):
-    """B3 settles nothing: the only mark of a malignant breast takes the breast's."""
-    set_flags(small, *flags)
+def test_a_marks_pathology_is_its_linked_lesions(small, opinion, flag, pathology):
+    set_flags(small, flag)
     edit(nbss(small), lambda content: content["1"]["BIOPSYWIDE"]["L"]["1"].update(Opinion=opinion))
     assert read(small)[0][0].lesions[0].pathology == pathology
 

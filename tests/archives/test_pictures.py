@@ -90,14 +90,8 @@ def test_a_tiff_of_any_depth_and_direction(tmp_path, bits, photometric):
     tags[279] = len(data)
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.tif").write_bytes(
-        b"II*\0"
-        + struct.pack("<I", 8 + len(data))
-        + data
-        + struct.pack("<H", 9)
-        + entries
-        + bytes(4)
-    )
+    content = b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", 9)
+    (tmp_path / "images" / "a.tif").write_bytes(content + entries + bytes(4))
     expected = values.astype(np.float32) / np.float32(2**bits - 1)
     expected = expected if photometric else 1 - expected
     np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], expected, atol=1e-7)
