@@ -28,6 +28,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from tests.archives.tools import change_dicom
 from tests.archives.writers.ddsm import encode
 from tfmammo.archives import dicom
 from tfmammo.archives.silence import silence
@@ -68,6 +69,12 @@ def save_stream(path: Path, syntax, stream: bytes, **tags) -> Path:
     return path
 
 
+def assert_grey(path: Path, expected, atol: float = 0.0) -> None:
+    """Compare an image with grey values [rows, cols]."""
+    image = dicom.read_pixels(path)[..., 0]
+    np.testing.assert_allclose(image, np.float32(expected), rtol=0, atol=atol)
+
+
 RISING = np.arange(4096)
 
 
@@ -81,16 +88,11 @@ def lut(table, first=0, bits=16) -> Dataset:
 # Files
 
 
+PLAIN = [ExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian]
+
+
 @pytest.mark.parametrize(
-    "syntax",
-    [
-        ExplicitVRLittleEndian,
-        ExplicitVRBigEndian,
-        ImplicitVRLittleEndian,
-        DeflatedExplicitVRLittleEndian,
-        RLELossless,
-        JPEG2000Lossless,
-    ],
+    "syntax", [*PLAIN, DeflatedExplicitVRLittleEndian, RLELossless, JPEG2000Lossless]
 )
 @pytest.mark.parametrize(("bits", "kind"), [(8, "u2"), (12, "u2"), (12, "i2"), (16, "u2")])
 def test_what_the_writer_writes_is_read_back(tmp_path, syntax, bits, kind):
@@ -100,9 +102,7 @@ def test_what_the_writer_writes_is_read_back(tmp_path, syntax, bits, kind):
     write_dicom(path, (codes - low).astype(kind), bits, syntax=syntax)
     assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == syntax
     assert dicom.read_header(path).cols == 48
-    np.testing.assert_array_equal(
-        dicom.read_pixels(path)[..., 0], (codes / (2**bits - 1)).astype(np.float32)
-    )
+    assert_grey(path, codes / (2**bits - 1))
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,8 @@ def test_lossless_jpeg_gives_the_same_pixels(tmp_path, write, syntax, predictor,
     stream = encode(STORED, predictor, precision=12, conforming=True)
     twos_complement = (STORED.astype(np.int16) << 4) >> 4
     path = save_stream(tmp_path / "compressed.dcm", syntax, stream, PixelRepresentation=int(signed))
-    np.testing.assert_array_equal(
-        dicom.read_pixels(path),
-        dicom.read_pixels(write(stored=twos_complement if signed else STORED)),
-    )
+    plain = write(stored=twos_complement if signed else STORED)
+    assert_grey(path, dicom.read_pixels(plain)[..., 0])
 
 
 def test_jpeg_ls_by_the_example_of_its_standard(tmp_path):
@@ -124,13 +122,10 @@ def test_jpeg_ls_by_the_example_of_its_standard(tmp_path):
         "ffd8fff7000b080004000401011100ffda0008010100000000c000006c80208e01c0000057400000"
         "6ee6000001bc18000005d800009160ffd9"
     )
-    pixels = np.array(
-        [[0, 0, 90, 74], [68, 50, 43, 205], [64, 145, 145, 145], [100, 145, 145, 145]], np.uint8
-    )
+    rows = "0 0 90 74 68 50 43 205 64 145 145 145 100 145 145 145"
+    pixels = np.array(rows.split(), np.uint8).reshape(4, 4)
     path = save_stream(tmp_path / "image.dcm", JPEGLSLossless, stream, stored=pixels, bits=8)
-    np.testing.assert_array_equal(
-        dicom.read_pixels(path)[..., 0], (pixels / 255).astype(np.float32)
-    )
+    assert_grey(path, pixels / 255)
 
 
 def test_several_fragments_make_one_image(tmp_path):
@@ -159,51 +154,35 @@ def test_pixels_of_8_bits_in_words(tmp_path, order, cols):
     file.PixelData = padded.astype(f"{order}u2").tobytes()
     file["PixelData"].VR = "OW"
     file.save_as(path)
-    expected = (stored / 255).astype(np.float32)
-    np.testing.assert_array_equal(dicom.read_pixels(path)[..., 0], expected)
+    assert_grey(path, stored / 255)
 
 
 def test_pixels_of_one_bit(write):
     bits = np.random.default_rng(0).integers(0, 2, (5, 7)).astype(np.uint8)
     packed = np.packbits(bits, bitorder="little").tobytes() + b"\0"
     path = write(stored=bits, bits=1, BitsAllocated=1, PixelData=packed)
-    np.testing.assert_array_equal(dicom.read_pixels(path)[..., 0], bits)
+    assert_grey(path, bits)
 
 
 # From value to grey
 
 WINDOW = {"WindowCenter": 1800, "WindowWidth": 1500}
+INVERTED = {"PhotometricInterpretation": "MONOCHROME1"}
+FALLING = {"RescaleSlope": -1, "RescaleIntercept": 4095}
+SEVERAL = {"WindowCenter": [3210.5, 900], "WindowWidth": [2222, 300]}
 PIPELINES = {
     "plain": {},
-    "inverted": {
-        "PhotometricInterpretation": "MONOCHROME1",
-        "PixelPaddingValue": 34,
-        "PixelPaddingRangeLimit": 340,
-    },
-    "rescaled": {
-        "RescaleSlope": 2.5,
-        "RescaleIntercept": -1000,
-        "WindowCenter": [3210.5, 900],
-        "WindowWidth": [2222, 300],
-    },
-    "falling": {
-        "RescaleSlope": -1,
-        "RescaleIntercept": 4095,
-        "VOILUTFunction": "LINEAR_EXACT",
-        **WINDOW,
-    },
-    "sigmoid": {
-        "VOILUTFunction": "SIGMOID",
-        "PhotometricInterpretation": "MONOCHROME1",
-        **WINDOW,
-    },
+    "inverted": INVERTED | {"PixelPaddingValue": 34, "PixelPaddingRangeLimit": 340},
+    "rescaled": {"RescaleSlope": 2.5, "RescaleIntercept": -1000} | SEVERAL,
+    "falling": FALLING | {"VOILUTFunction": "LINEAR_EXACT"} | WINDOW,
+    "sigmoid": INVERTED | {"VOILUTFunction": "SIGMOID"} | WINDOW,
     "tables": {
         "ModalityLUTSequence": [(np.arange(3000) ** 2 // 140, 50)],
         "VOILUTSequence": [(np.arange(30000) * 2, 100)],
     },
     # pydicom wraps 12-bit pixels in such a VOI LUT, and refuses such a modality LUT
     "tables of few bits": {
-        "ModalityLUTSequence": [(np.arange(4096)[::-1] // 2, 0, 12)],
+        "ModalityLUTSequence": [(RISING[::-1] // 2, 0, 12)],
         "VOILUTSequence": [(np.arange(2048) // 8, 0, 8)],
         **WINDOW,
     },
@@ -226,8 +205,9 @@ def test_looking_up_equals_computing_every_pixel(write, tags, signed, bits):
     dirty = (stored % 2**bits | foreign).astype(np.uint16).view(np.int16 if signed else np.uint16)
     path = write(stored=dirty, bits=bits, **tags)
     content = pydicom.dcmread(path)
-    expected = [[_grey(content, int(value), signed, bits) for value in row] for row in stored]
-    np.testing.assert_array_equal(dicom.read_pixels(path)[..., 0], np.float32(expected))
+    assert_grey(
+        path, [[_grey(content, int(value), signed, bits) for value in row] for row in stored]
+    )
 
 
 def _grey(content: Dataset, stored: int, signed: bool, bits: int) -> float:
@@ -264,11 +244,10 @@ def _grey(content: Dataset, stored: int, signed: bool, bits: int) -> float:
 @pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
 def test_windows_and_modality_luts_agree_with_pydicom(write, function):
     path = write(**WINDOW, VOILUTFunction=function)
-    expected = apply_windowing(STORED, pydicom.dcmread(path)) / 4095
-    np.testing.assert_allclose(dicom.read_pixels(path)[..., 0], expected, atol=1e-6)
+    assert_grey(path, apply_windowing(STORED, pydicom.dcmread(path)) / 4095, 1e-6)
     path = write(ModalityLUTSequence=[lut((np.arange(4000) * 16) ** 2 // 65536, first=20)])
     expected = apply_modality_lut(pydicom.dcmread(path).pixel_array, pydicom.dcmread(path))
-    np.testing.assert_allclose(dicom.read_pixels(path)[..., 0], expected / 65535, atol=1e-6)
+    assert_grey(path, expected / 65535, 1e-6)
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -277,8 +256,7 @@ def test_lut_data_as_bytes(write, order):
     syntax = ExplicitVRBigEndian if order == ">" else ExplicitVRLittleEndian
     item.add_new("LUTDescriptor", "US", [4096, 0, 12])
     item.add_new("LUTData", "OW", np.arange(4096)[::-1].astype(f"{order}u2").tobytes())
-    image = dicom.read_pixels(write(VOILUTSequence=[item], syntax=syntax))
-    np.testing.assert_allclose(image[..., 0], 1 - STORED / 4095, atol=1e-6)
+    assert_grey(write(VOILUTSequence=[item], syntax=syntax), 1 - STORED / 4095, 1e-6)
 
 
 def test_a_window_is_chosen_by_its_number(write):
@@ -299,13 +277,10 @@ def test_a_window_is_chosen_by_its_number(write):
 
 def test_the_first_entry_of_a_lut_behind_a_negative_intercept(write):
     """The first input value -1000 is stored as 64536: the element's type has no sign."""
-    table = np.arange(4096) // 16
-    path = write(
-        RescaleSlope=1, RescaleIntercept=-1000, VOILUTSequence=[lut(table, first=64536, bits=8)]
-    )
-    np.testing.assert_array_equal(
-        dicom.read_pixels(path), dicom.read_pixels(write(VOILUTSequence=[lut(table, bits=8)]))
-    )
+    behind = {"RescaleSlope": 1, "RescaleIntercept": -1000}
+    path = write(**behind, VOILUTSequence=[lut(RISING // 16, first=64536, bits=8)])
+    expected = dicom.read_pixels(path)[..., 0]
+    assert_grey(write(VOILUTSequence=[lut(RISING // 16, bits=8)]), expected)
 
 
 @pytest.mark.parametrize(
@@ -314,14 +289,10 @@ def test_the_first_entry_of_a_lut_behind_a_negative_intercept(write):
 )
 def test_padding_of_either_type(write, first, kind, padding):
     stored = np.array([[first, 0, 2047]]).astype(np.int16 if first < 0 else np.uint16)
-    path = write(
-        stored=stored, bits=12 if first < 0 else 16, PhotometricInterpretation="MONOCHROME1"
-    )
-    content = pydicom.dcmread(path)
-    content.add_new("PixelPaddingValue", kind, padding)
-    content.save_as(path)
+    path = write(stored=stored, bits=12 if first < 0 else 16, **INVERTED)
+    change_dicom(path, edit=lambda content: content.add_new("PixelPaddingValue", kind, padding))
     whole = [0, 2047 / 4095, 0] if first < 0 else [0, 1, 1 - 2047 / 65535]
-    np.testing.assert_allclose(dicom.read_pixels(path)[0, :, 0], whole, atol=1e-6)
+    assert_grey(path, [whole], 1e-6)
 
 
 @pytest.mark.parametrize(

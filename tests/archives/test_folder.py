@@ -95,16 +95,13 @@ def test_a_row_may_hold_for_all_images_of_a_folder(small):
     table(small, "file,patient,view,laterality", *rows)
     records, reasons = read(small)
     found = {r.file.stem: (r.patient_id, r.view, r.laterality) for r in records}
-    patients = {"a": "p0", "b": "p2", "c": "p1", "d": "p9"}
-    assert {name: fact[0] for name, fact in found.items()} == {
-        name: hash_id("folder", patient) for name, patient in patients.items()
+    facts = {
+        "a": ("p0", "CC", None),
+        "b": ("p2", "CC", "R"),
+        "c": ("p1", "CC", "L"),
+        "d": ("p9", "MLO", "L"),
     }
-    assert [found[name][1:] for name in "abcd"] == [
-        ("CC", None),
-        ("CC", "R"),
-        ("CC", "L"),
-        ("MLO", "L"),
-    ]
+    assert found == {name: (hash_id("folder", one), *rest) for name, (one, *rest) in facts.items()}
     assert not reasons
 
 
