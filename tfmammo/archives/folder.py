@@ -80,7 +80,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
             raise ArchiveError(f"{root / name}: is no file")
     if find_mask_folder(root) and (root / COCO).exists():
         raise ArchiveError(f"{root}: has both masks and {COCO}, keep one of them")
-    layout = layouts.find_layout(root, notes.skipped) or find_yolo(root, notes.skipped)
+    layout = layouts.find_layout(notes) or find_yolo(notes)
     images = layout.images if layout else _find_images(notes)
     rows = parse_cells(root, layout.cells, notes.skipped) if layout else {}
     if (root / TABLE).exists():
@@ -88,7 +88,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     has_coco = layout is None and (root / COCO).exists()
     masks: Masks = {}
     if layout is None and not has_coco:
-        masks = find_masks(root, images, notes.skipped)
+        masks = find_masks(notes, images)
     rows = _match_rows(notes, rows, images, masks)
     drawn: dict[str, list[regions.Region]] = {}
     used: set[str] = set()  # images whose regions were looked up

@@ -31,6 +31,7 @@ from tfmammo.archives import coco, pictures
 from tfmammo.archives.findings import Finding, find_word
 from tfmammo.archives.masks import check_region
 from tfmammo.archives.named_files import PICTURES, find_files, make_key
+from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import read_json
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Found, Lost, Skipped, Split, hash_id, trace_lesions
@@ -56,44 +57,45 @@ class Layout:
     cells: dict[str, dict[str, str]] = field(default_factory=dict)  # by `folder`'s columns
 
 
-def find_layout(root: Path, skipped: Skipped) -> Layout | None:
+def find_layout(notes: Notes) -> Layout | None:
     """Recognize another tool's data set; None of any other folder."""
+    root = notes.root
     has_images = (root / "images").is_dir()
     if (root / "dataset.json").is_file():
         content = read_json(root / "dataset.json")
         if isinstance(content.get("training"), list):
-            return _open_monai(root, content, skipped)
+            return _open_monai(notes, content)
         if "file_ending" in content:
-            return _open_nnunet(root, content, skipped)
+            return _open_nnunet(notes, content)
         if not has_images:
             tools = "neither nnU-Net's (with file_ending) nor MONAI's (with training)"
             raise ArchiveError(f"{root / 'dataset.json'}: is {tools}")
     lists = [root / name / "metadata.jsonl" for name in SUBSETS]
     if not has_images and any(path.is_file() for path in lists):
-        return _open_hugging_face(root, skipped)
+        return _open_hugging_face(notes)
     return None
 
 
 # Label maps
 
 
-def _open_nnunet(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Layout:
-    path = root / "dataset.json"
+def _open_nnunet(notes: Notes, content: Mapping[str, Any]) -> Layout:
+    path = notes.root / "dataset.json"
     if content["file_ending"] not in PICTURES:
         raise ArchiveError(f"{path}: its images are no pictures ({' '.join(PICTURES)})")
     labels = content.get("labels")
     if not isinstance(labels, dict) or not all(isinstance(value, int) for value in labels.values()):
         raise ArchiveError(f"{path}: its labels are not one number each")
-    found = find_labels({value: name for name, value in labels.items()}, path, root, skipped)
+    found = find_labels({value: name for name, value in labels.items()}, path, notes)
     cases: dict[str, tuple[Path, Path, str]] = {}
     for part, subset in (("Tr", "train"), ("Ts", "test")):
-        label_maps = find_files(root, f"labels{part}", PICTURES, skipped)
-        for name, file in find_files(root, f"images{part}", PICTURES, skipped).items():
+        label_maps = find_files(notes.root, f"labels{part}", PICTURES, notes.skipped)
+        for name, file in find_files(notes.root, f"images{part}", PICTURES, notes.skipped).items():
             case, _, channel = name.rpartition("_")
             if channel != "0000":
-                skipped.note(root, file, "is no first channel: its name does not end in _0000")
+                notes.note(file, "is no first channel: its name does not end in _0000")
             elif case not in label_maps:
-                skipped.note(root, file, f"has no label map in labels{part}")
+                notes.note(file, f"has no label map in labels{part}")
             else:
                 cases[f"images{part}/{name}"] = file, label_maps[case], subset
     return _make_layout(cases, found)
@@ -109,13 +111,13 @@ def _make_layout(
     return Layout(images, partial(_read_label_map, maps, labels), assign_subsets(subsets))
 
 
-def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Layout:
-    path = root / "dataset.json"
+def _open_monai(notes: Notes, content: Mapping[str, Any]) -> Layout:
+    path = notes.root / "dataset.json"
     try:
         numbers = {int(value): str(name) for value, name in (content.get("labels") or {}).items()}
     except (AttributeError, TypeError, ValueError):
         raise ArchiveError(f"{path}: its labels are not numbers with names") from None
-    found = find_labels(numbers, path, root, skipped)
+    found = find_labels(numbers, path, notes)
     cases: dict[str, tuple[Path, Path, str]] = {}
     others = 0
     for name, subset in SUBSETS.items():
@@ -123,17 +125,17 @@ def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Lay
         for entry in entries if isinstance(entries, list) else ():
             listed = entry if isinstance(entry, dict) else {}
             image, label = (
-                _find_listed(root, path, listed.get(word)) for word in ("image", "label")
+                _find_listed(notes.root, path, listed.get(word)) for word in ("image", "label")
             )
             if image is None or label is None:
                 others += 1
                 continue
-            key = make_key(image.relative_to(root).as_posix())
+            key = make_key(image.relative_to(notes.root).as_posix())
             if key in cases:
                 raise ArchiveError(f"{path}: lists an image twice")
             cases[key] = image, label, subset
     if others:
-        skipped.note(root, path, f"{others} of its images have no picture or no label map here")
+        notes.note(path, f"{others} of its images have no picture or no label map here")
     return _make_layout(cases, found)
 
 
@@ -182,16 +184,16 @@ def _read_label_map(
 # Lists of lesions
 
 
-def _open_hugging_face(root: Path, skipped: Skipped) -> Layout:
+def _open_hugging_face(notes: Notes) -> Layout:
     images: dict[str, Path] = {}
     subsets: dict[str, str] = {}
     lines: dict[str, Mapping[str, Any]] = {}
     missing = 0
     for name, subset in SUBSETS.items():
-        path = root / name / "metadata.jsonl"
+        path = notes.root / name / "metadata.jsonl"
         if not path.is_file():
             continue
-        pictures_here = find_files(root, name, PICTURES, Skipped())
+        pictures_here = find_files(notes.root, name, PICTURES, Skipped())
         for number, line in enumerate(_read_lines(path), start=1):
             try:
                 make_key(str(line["file_name"]))  # for its errors: it also strips a folder "images"
@@ -208,7 +210,7 @@ def _open_hugging_face(root: Path, skipped: Skipped) -> Layout:
             images[full] = pictures_here[key]
             subsets[full] = subset
     if missing:
-        skipped.add("*/metadata.jsonl", f"{missing} of their {len(lines)} images are missing")
+        notes.skipped.add("*/metadata.jsonl", f"{missing} of their {len(lines)} images are missing")
     cells = {
         key: {
             # pandas writes 12.0 for 12 where other lines of a column have no value
@@ -218,7 +220,7 @@ def _open_hugging_face(root: Path, skipped: Skipped) -> Layout:
         }
         for key in images
     }
-    find_lesions = partial(_read_objects, root, lines, skipped)
+    find_lesions = partial(_read_objects, notes, lines)
     return Layout(images, find_lesions, assign_subsets(subsets), cells)
 
 
@@ -233,15 +235,14 @@ def _read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _read_objects(
-    root: Path,
+    notes: Notes,
     lines: Mapping[str, Mapping[str, Any]],
-    skipped: Skipped,
     key: str,
     rows: int,
     cols: int,
 ) -> list[Found]:
     # what is read later may be told in a log
-    where = f"{root}: the objects of {hash_id('folder', key)}"
+    where = f"{notes.root}: the objects of {hash_id('folder', key)}"
     objects = lines[key].get("objects") or {}
     try:
         boxes = list(objects["bbox"]) if objects else []
@@ -257,9 +258,9 @@ def _read_objects(
         facts = dict(zip(columns, cells, strict=True))
         finding = find_word(str(facts["category"]))
         if finding is None:
-            skipped.add(key, f"object {number} is of a category that is not known")
+            notes.skipped.add(key, f"object {number} is of a category that is not known")
         elif finding.kind is None:
-            skipped.add(key, f"object {number} is no lesion of ours")
+            notes.skipped.add(key, f"object {number} is no lesion of ours")
             continue
         annotation: dict[str, Any] = {"bbox": box, "attributes": facts}
         if facts["counts"]:
@@ -269,7 +270,7 @@ def _read_objects(
         except coco.Contradiction:
             raise
         except ValueError as error:
-            skipped.add(key, f"object {number} left out: {error}")
+            notes.skipped.add(key, f"object {number} left out: {error}")
             found.append(Lost(finding.certain_kind if finding else None))
     return found
 
@@ -277,17 +278,15 @@ def _read_objects(
 # What they share
 
 
-def find_labels(
-    names: Mapping[int, str], path: Path, root: Path, skipped: Skipped
-) -> dict[int, Finding | None]:
+def find_labels(names: Mapping[int, str], path: Path, notes: Notes) -> dict[int, Finding | None]:
     """Find what each label stands for; note those that give no lesion, the unknown by name."""
     labels = {number: find_word(name) for number, name in names.items()}
     known = sum(finding is not None and finding.kind is None for finding in labels.values())
     known -= names.get(0) == "background"
     if known:
-        skipped.note(root, path, f"{known} of its labels are no lesions of ours")
+        notes.note(path, f"{known} of its labels are no lesions of ours")
     if unknown := [repr(names[number][:40]) for number, label in labels.items() if label is None]:
-        skipped.note(root, path, f"labels that are not known: {', '.join(unknown[:10])}")
+        notes.note(path, f"labels that are not known: {', '.join(unknown[:10])}")
     return labels
 
 

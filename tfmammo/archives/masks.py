@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from tfmammo.archives import pictures
 from tfmammo.archives.named_files import PICTURES, find_files, split_mask_name
+from tfmammo.archives.notes import Notes
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Skipped
 
@@ -33,7 +34,7 @@ Masks = dict[str, list[tuple[str, Path]]]  # image -> name and file of each of i
 _Numbered = dict[str, list[tuple[int, str, Path]]]  # with their numbers
 
 
-def find_masks(root: Path, images: dict[str, Path], skipped: Skipped) -> Masks:
+def find_masks(notes: Notes, images: dict[str, Path]) -> Masks:
     """Find each image's masks by number, in a folder of their own or among `images`.
 
     The latter are taken out of `images`.
@@ -49,9 +50,11 @@ def find_masks(root: Path, images: dict[str, Path], skipped: Skipped) -> Masks:
     for mask, (image, number) in beside.items():
         found[image].append((number, mask, images.pop(mask)))
     if beside:
-        skipped.add("images/*", f"{len(beside)} masks lie next to their images, by their names")
-    if folder := find_mask_folder(root):
-        _match_folder(root, folder, images, found, skipped)
+        notes.skipped.add(
+            "images/*", f"{len(beside)} masks lie next to their images, by their names"
+        )
+    if folder := find_mask_folder(notes.root):
+        _match_folder(notes, folder, images, found)
     return {
         image: [(mask, path) for _, mask, path in sorted(masks)] for image, masks in found.items()
     }
@@ -70,15 +73,13 @@ def find_mask_folder(root: Path) -> str | None:
     return None
 
 
-def _match_folder(
-    root: Path, folder: str, images: Mapping[str, Path], found: _Numbered, skipped: Skipped
-) -> None:
+def _match_folder(notes: Notes, folder: str, images: Mapping[str, Path], found: _Numbered) -> None:
     """Match masks to images by their paths, else by a name that only one image has."""
     flat: dict[str, list[str]] = defaultdict(list)
     for image in images:
         flat[PurePosixPath(image).name].append(image)
     moved = 0
-    for mask, path in find_files(root, folder, PICTURES, skipped).items():
+    for mask, path in find_files(notes.root, folder, PICTURES, notes.skipped).items():
         names = list(_list_names(mask))
         exact = [(name, number) for name, number in names if name in images]
         bases = [(PurePosixPath(name).name, number) for name, number in names]
@@ -92,9 +93,11 @@ def _match_folder(
             moved += 1
         else:
             reason = "none has its name, with or without a number at the end"
-            skipped.note(root, path, f"is a mask of no image: {reason}")
+            notes.note(path, f"is a mask of no image: {reason}")
     if moved:
-        skipped.add(f"{folder}/*", f"{moved} masks are matched by their names, in other folders")
+        notes.skipped.add(
+            f"{folder}/*", f"{moved} masks are matched by their names, in other folders"
+        )
 
 
 def _list_names(mask: str) -> Iterator[tuple[str, int]]:

@@ -24,6 +24,7 @@ from tfmammo.archives.files import list_regular_files
 from tfmammo.archives.findings import LESION, Finding
 from tfmammo.archives.layouts import SUBSETS, Layout, assign_subsets, find_labels
 from tfmammo.archives.named_files import PICTURES, find_files
+from tfmammo.archives.notes import Notes
 from tfmammo.config import read_yaml
 from tfmammo.errors import ArchiveError, ConfigError
 from tfmammo.mammogram import Found, Lesion, Lost, Skipped, normalize_spelling
@@ -33,8 +34,9 @@ _LARGEST_TEXT = 2**24  # bytes of the labels of one image
 _NO_LABELS = ("classes.txt", "notes.txt", "readme.txt")
 
 
-def find_yolo(root: Path, skipped: Skipped) -> Layout | None:
+def find_yolo(notes: Notes) -> Layout | None:
     """Recognize a YOLO data set; None of any other folder."""
+    root = notes.root
     names_file = _find_names_file(root)
     names = _read_yaml(names_file) if names_file and names_file.suffix != ".txt" else {}
     places = list(_find_places(root, names))
@@ -44,7 +46,9 @@ def find_yolo(root: Path, skipped: Skipped) -> Layout | None:
         for name in ("", *(f"{name}/" for name in SUBSETS))
         if (root / name / "images").is_dir() and (root / name / "labels").is_dir()
     ]
-    found = [path for it in folders for path in find_files(root, it, PICTURES, skipped).values()]
+    found = [
+        path for it in folders for path in find_files(root, it, PICTURES, notes.skipped).values()
+    ]
     images: dict[str, Path] = {}
     label_files: dict[str, Path] = {}
     for path in dict.fromkeys([*stated, *found]):
@@ -69,14 +73,14 @@ def find_yolo(root: Path, skipped: Skipped) -> Layout | None:
     if texts and unused == len(texts):
         raise ArchiveError(f"{root}: none of its {unused} label files has the name of an image")
     if unused:
-        skipped.add("labels/*", f"{unused} label files have the name of no image")
+        notes.skipped.add("labels/*", f"{unused} label files have the name of no image")
     subsets = {
         key: subset
         for key, path in images.items()
         if (subset := stated.get(path) or SUBSETS.get(key.partition("/")[0]))
     }
-    labels = _name_labels(root, names_file, names, skipped)
-    read = partial(_read_labels, root, label_files, labels, skipped)
+    labels = _name_labels(notes, names_file, names)
+    read = partial(_read_labels, notes, label_files, labels)
     return Layout(images, read, assign_subsets(subsets))
 
 
@@ -147,11 +151,11 @@ def _read_yaml(path: Path, strict: bool = True) -> dict[str, Any]:
 
 
 def _name_labels(
-    root: Path, path: Path | None, content: Mapping[str, Any], skipped: Skipped
+    notes: Notes, path: Path | None, content: Mapping[str, Any]
 ) -> Mapping[int, Finding | None] | None:
     """Find what each label stands for; None where nothing names them."""
     if path is None:
-        skipped.add("labels/*", "nothing names the labels: each is a mass of uncertain kind")
+        notes.skipped.add("labels/*", "nothing names the labels: each is a mass of uncertain kind")
         return None
     names: Any = content.get("names")
     if path.suffix == ".txt":
@@ -163,14 +167,13 @@ def _name_labels(
     if not all(isinstance(name, str | int | float) for name in listed.values()):
         raise ArchiveError(f"{path}: a label's name is no word")
     words = {number: str(name)[:80] for number, name in listed.items()}
-    return find_labels(words, path, root, skipped)
+    return find_labels(words, path, notes)
 
 
 def _read_labels(
-    root: Path,
+    notes: Notes,
     label_files: Mapping[str, Path],
     labels: Mapping[int, Finding | None] | None,
-    skipped: Skipped,
     key: str,
     rows: int,
     cols: int,
@@ -200,7 +203,7 @@ def _read_labels(
         try:
             found.append(_make_found(finding, shares, rows, cols))
         except ValueError as error:
-            skipped.note(root, path, f"line {number} left out: {error}")
+            notes.note(path, f"line {number} left out: {error}")
             found.append(Lost(finding.certain_kind if finding else None))
     return found
 
