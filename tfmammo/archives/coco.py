@@ -124,12 +124,14 @@ def make_found(
     if not outlines:
         return Lesion(kind, _parse_box(annotation.get("bbox"), rows, cols), **details)
     parts: list[Lesion] = []
-    for left, outline in enumerate(outlines, start=1 - len(outlines)):
+    fault = ValueError()
+    for outline in outlines:
         try:
             parts.append(Lesion.from_outline(kind, outline, rows, cols, **details))
-        except ValueError:  # a part may lie outside the image, but not all of them
-            if not parts and not left:
-                raise
+        except ValueError as error:  # a part may lie outside the image
+            fault = error
+    if not parts:
+        raise fault
     return unite(parts, details)
 
 

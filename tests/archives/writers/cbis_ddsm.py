@@ -1,7 +1,5 @@
 """Write mammograms as CBIS-DDSM is distributed: four case-description tables, a DICOM tree."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path

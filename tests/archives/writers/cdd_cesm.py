@@ -1,7 +1,5 @@
 """Write mammograms as CDD-CESM is distributed: JPEGs, a VIA table, a clinical table."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path

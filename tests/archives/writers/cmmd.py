@@ -1,7 +1,5 @@
 """Write mammograms as CMMD is distributed: TCIA's folders and an Excel table of breasts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 The JPEG is as the PVRG codec writes it.
 """
 
-from __future__ import annotations
-
 import struct
 from collections import defaultdict
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Write mammograms as EMBED's open data is distributed: two tables and DICOM files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Write a folder that other programs read too: images, masks or COCO, metadata.csv."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Write mammograms as INbreast is distributed: AllDICOMs, AllXML, INbreast.csv and .xls."""
 
-from __future__ import annotations
-
 import plistlib
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Write mammograms as mini-MIAS is distributed: mdb001.pgm ... and Info.txt."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path

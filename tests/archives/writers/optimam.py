@@ -1,7 +1,5 @@
 """Write mammograms as OMI-DB is distributed: imagedb, nbss, DICOM, and its headers as JSON."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path

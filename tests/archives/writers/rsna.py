@@ -1,7 +1,5 @@
 """Write mammograms as RSNA's competition distributes its own: train.csv and train_images/."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Write tables as programs do."""
 
-from __future__ import annotations
-
 import csv
 import zipfile
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Write mammograms as VinDr-Mammo is distributed: images/<study_id>/<image_id>.dicom, tables."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
