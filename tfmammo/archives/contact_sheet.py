@@ -29,7 +29,7 @@ def draw_contact_sheet(
 
     Outlines or boxes have the colour of the lesion's kind, which the last line names. Grey values
     are drawn as they are read, 0 black and 1 white, so that a wrong scale is seen. `skipped` takes
-    what can't be read.
+    what can't be read; ArchiveError is raised if that is all.
     """
     cells = []
     for mammogram in mammograms:

@@ -45,10 +45,15 @@ _BIRADS = {"normal": ("1",), "benign": ("2", "3"), "malignant": ("4b", "4c", "5"
 def read(
     root: Path | None = None, skipped: Skipped | None = None, *, count: int = 48, seed: int = 0
 ) -> list[Mammogram]:
-    """Make `count` records of 1024 x 832 px at 0.2 mm, rendered when their pixels are asked for.
+    """Make records of 1024 x 832 px at 0.2 mm, rendered when their pixels are asked for.
 
-    At least three quarters of them carry one or two masses, the others are normal. `root` and
-    `skipped` are not used.
+    At least three quarters of them carry one or two masses, the others are normal.
+
+    Args:
+        root: Not used.
+        skipped: Not used.
+        count: How many mammograms.
+        seed: Seed of everything.
 
     Examples:
         >>> mammogram = read(count=1)[0]
