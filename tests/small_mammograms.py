@@ -1,6 +1,5 @@
 """Mammograms of a few thousand pixels and archives of them, for tests that need known content."""
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from tests.archives.writers.cdd_cesm import write_tables
+from tests.archives.writers.cdd_cesm import describe, list_regions, write_tables
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram
 
@@ -124,9 +123,7 @@ def write_discs(
         jitter: px by which an outline may lie beside its disc.
     """
     random = np.random.default_rng(0)
-    regions = [["#filename", "region_id", "region_shape_attributes"]]
-    pathology = "Pathology Classification/ Follow up"
-    clinical = [["Image_name", "Findings", "BIRADS", "Breast density (ACR)", pathology]]
+    regions, clinical = [], []
     rows, cols = np.mgrid[:96, :96] - 48
     for patient in range(1, patients + 1):
         for view in ("CC", "MLO"):
@@ -136,6 +133,6 @@ def write_discs(
             Image.fromarray(image.astype(np.uint8)).save(root / f"{name}.jpg", quality=95)
             col = 48 + (int(random.integers(-jitter, jitter + 1)) if jitter else 0)
             circle = {"name": "circle", "cx": col, "cy": 48, "r": radius}
-            regions.append([f"{name}.jpg", 0, json.dumps(circle)])
-            clinical.append([name, "Mass", "4", "B", "Malignant"])
+            regions += list_regions(name, [circle])
+            clinical.append(describe(name, "Mass", "Malignant"))
     write_tables(root, regions, clinical)

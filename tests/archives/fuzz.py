@@ -23,6 +23,7 @@ from tests.archives.writers import (
     rsna,
     vindr,
 )
+from tests.small_mammograms import make_mammogram
 from tfmammo.apps.exchange.config import ExchangeConfig
 from tfmammo.apps.exchange.writing import write_dataset
 from tfmammo.archives import ARCHIVES
@@ -38,27 +39,10 @@ WORDS = (
     b"=cmd|' /C calc'!A0",
     b"../../../../outside/escaped",
     b"/outside/escaped",
-    b"-1",
-    b"0",
-    b"nan",
-    b"inf",
-    b"1e308",
-    b"99999999999",
-    b"4294967295",
-    b"65535",
-    b"",
-    b"\x00",
-    b"\xff\xfe",
-    b"[]",
-    b"{}",
-    b"null",
-    b'"',
-    b"\n",
-    b";",
-    b",",
-    b"#",
     b"9" * 5000,
     "\u202e\U0001f4a9".encode(),
+    *b"-1 0 nan inf 1e308 99999999999 4294967295 65535 [] {} null ; , # \x00 \xff\xfe".split(b" "),
+    *(b"", b"\n", b'"'),
 )
 
 
@@ -123,21 +107,9 @@ def original(number: int) -> Mammogram:
         Lesion.from_outline("mass", outline, 48, 40, **details),
         Lesion.from_outline("calcification", outline + 6, 48, 40, **details),
     )
-    return Mammogram(
-        "test",
-        f"p{number // 2}",
-        f"image{number}",
-        48,
-        40,
-        partial(grey, 0.5 + number / 10),
-        "LR"[number % 2],
-        "CC",
-        "malignant",
-        lesions[: 1 + number % 2],
-        (0.1, 0.1),
-        "4",
-        "2",
-    )
+    facts = {"patient_id": f"p{number // 2}", "laterality": "LR"[number % 2], "density": "2"}
+    facts |= {"pathology": "malignant", "spacing": (0.1, 0.1), "birads": "4"}
+    return make_mammogram(number, grey(0.5 + number / 10), lesions[: 1 + number % 2], **facts)
 
 
 def damage(path: Path, rng: random.Random) -> None:
@@ -194,13 +166,9 @@ def _replaced(content: bytes, span: tuple[int, int], word: bytes) -> bytes:
 
 def _enlarged(content: bytes, rng: random.Random) -> bytes:
     """A side of 48 or 40 px becomes 65535, wherever the file says it in binary or in words."""
-    little, big = (rng.choice((48, 40)).to_bytes(2, order) for order in ("little", "big"))
-    return (
-        content.replace(little, b"\xff\xff")
-        .replace(big, b"\xff\xff")
-        .replace(b"48", b"99999")
-        .replace(b"40", b"99999")
-    )
+    for order in ("little", "big"):
+        content = content.replace(rng.choice((48, 40)).to_bytes(2, order), b"\xff\xff")
+    return content.replace(b"48", b"99999").replace(b"40", b"99999")
 
 
 def outcome(name: str, root: Path) -> str:
@@ -214,35 +182,25 @@ def outcome(name: str, root: Path) -> str:
     for mammogram in found:
         try:
             image = mammogram.pixels()
-            assert (
-                image.dtype == np.float32
-                and np.isfinite(image).all()
-                and image.min() >= 0
-                and image.max() <= 1
-            ), "pixels out of range"
+            assert image.dtype == np.float32 and np.isfinite(image).all()
+            assert image.min() >= 0 and image.max() <= 1, "pixels out of range"
         except ValueError as error:
             told = _told(error)
         for lesion in mammogram.lesions:
             try:
                 top, left, bottom, right = lesion.box
-                assert (
-                    0 <= top < bottom <= mammogram.rows and 0 <= left < right <= mammogram.cols
-                ), f"box {lesion.box}"
+                in_rows = 0 <= top < bottom <= mammogram.rows
+                assert in_rows and 0 <= left < right <= mammogram.cols, f"box {lesion.box}"
                 if lesion.outlines:
                     assert lesion.mask(mammogram.rows, mammogram.cols).any(), "an empty mask"
             except ValueError as error:
                 told = _told(error)
     for file, reason in skipped.reasons.items():
-        assert file and reason and "\n" not in reason, (
-            f"skip without a sentence: {file!r}: {reason!r}"
-        )
+        assert file and reason and "\n" not in reason, f"no sentence: {file!r}: {reason!r}"
     return told or ("skip" if skipped else "record")
 
 
 def _told(error: ValueError) -> str:
-    assert (
-        type(error).__module__.startswith("tfmammo")
-        and "\n" not in str(error)
-        and len(str(error)) < 3000
-    ), repr(error)[:500]
+    is_one_sentence = "\n" not in str(error) and len(str(error)) < 3000
+    assert type(error).__module__.startswith("tfmammo") and is_one_sentence, repr(error)[:500]
     return type(error).__name__

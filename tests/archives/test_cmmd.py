@@ -1,18 +1,21 @@
 """CMMD, in files written as TCIA distributes it."""
 
+from functools import partial
+
 import pytest
 
+from tests.archives.tools import read_archive
 from tests.archives.writers import cmmd as writer
 from tests.archives.writers.tables import write_xlsx
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo.archives import cmmd
 from tfmammo.data.sampling import is_normal
-from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Lost, Skipped
+from tfmammo.mammogram import Lesion, Lost
 
 MASS, CLUSTER = (
     Lesion.from_outline(kind, SQUARE, ROWS, COLS) for kind in ("mass", "calcification")
 )
+read = partial(read_archive, cmmd)
 TABLE = "CMMD_clinicaldata_revision.xlsx"
 
 
@@ -30,9 +33,8 @@ def root(tmp_path):
 
 
 def test_breasts_have_pathology_and_images_no_lesions(root):
-    skipped = Skipped()
-    records = cmmd.read(root, skipped)
-    assert not skipped.reasons
+    records, reasons = read(root)
+    assert not reasons
     both = (Lost("mass"), Lost("calcification"))
     assert [(r.laterality, r.view, r.pathology, r.lost) for r in records] == [
         ("L", "CC", "malignant", both),
@@ -53,24 +55,20 @@ def test_two_findings_of_a_breast_and_words_that_are_not_known(root):
         ("D1-0003", "R", 44, 2, "mass", "Benign", ""),
     ]
     write_xlsx(root / TABLE, [writer.COLUMNS, *rows])
-    skipped = Skipped()
-    records = cmmd.read(root, skipped)
+    records, reasons = read(root)
     assert [record.pathology for record in records] == ["malignant", "malignant", None, None]
     assert records[0].lost == (Lost("mass"), Lost("calcification"))
     assert records[3].lost == (Lost(),)
-    assert skipped.reasons == {TABLE: "1 of its breasts have no image here"}
+    assert reasons == {TABLE: "1 of its breasts have no image here"}
 
 
 def test_a_csv_of_it_and_files_of_nobody(root):
     (root / TABLE).unlink()
-    with pytest.raises(ArchiveError, match="cmmd_clinicaldata_revision.xlsx is missing"):
-        cmmd.read(root)
     csv = "ID1;LeftRight;abnormality;classification\nD1-0002;R;mass;Malignant\n"
     (root / "CMMD_clinicaldata_revision.csv").write_text(csv)
     (root / "CMMD" / "D1-0001").rename(root / "CMMD" / "unknown")
-    skipped = Skipped()
-    (record,) = cmmd.read(root, skipped)
+    (record,), reasons = read(root)
     assert record.pathology == "malignant"
-    assert skipped.reasons == {
+    assert reasons == {
         "CMMD_clinicaldata_revision.csv": "3 DICOM files lie in no patient's folder (D1-0001)"
     }

@@ -5,12 +5,12 @@ where that is right.
 import logging
 import struct
 import threading
+import traceback
 import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pydicom
 import pytest
@@ -18,19 +18,18 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_windowing
 from pydicom.uid import (
-    JPEG2000,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
-    JPEGBaseline8Bit,
     JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
 )
 
+from tests.archives.tools import change_dicom
 from tests.archives.writers.ddsm import encode
 from tfmammo.archives import dicom
 from tfmammo.archives.silence import silence
@@ -71,6 +70,15 @@ def save_stream(path: Path, syntax, stream: bytes, **tags) -> Path:
     return path
 
 
+def assert_grey(path: Path, expected, atol: float = 0.0) -> None:
+    """Compare an image with grey values [rows, cols]."""
+    image = dicom.read_pixels(path)[..., 0]
+    np.testing.assert_allclose(image, np.float32(expected), rtol=0, atol=atol)
+
+
+RISING = np.arange(4096)
+
+
 def lut(table, first=0, bits=16) -> Dataset:
     item = Dataset()
     item.add_new("LUTDescriptor", "US", [len(table), first, bits])
@@ -81,16 +89,11 @@ def lut(table, first=0, bits=16) -> Dataset:
 # Files
 
 
+PLAIN = [ExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian]
+
+
 @pytest.mark.parametrize(
-    "syntax",
-    [
-        ExplicitVRLittleEndian,
-        ExplicitVRBigEndian,
-        ImplicitVRLittleEndian,
-        DeflatedExplicitVRLittleEndian,
-        RLELossless,
-        JPEG2000Lossless,
-    ],
+    "syntax", [*PLAIN, DeflatedExplicitVRLittleEndian, RLELossless, JPEG2000Lossless]
 )
 @pytest.mark.parametrize(("bits", "kind"), [(8, "u2"), (12, "u2"), (12, "i2"), (16, "u2")])
 def test_what_the_writer_writes_is_read_back(tmp_path, syntax, bits, kind):
@@ -100,9 +103,7 @@ def test_what_the_writer_writes_is_read_back(tmp_path, syntax, bits, kind):
     write_dicom(path, (codes - low).astype(kind), bits, syntax=syntax)
     assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == syntax
     assert dicom.read_header(path).cols == 48
-    np.testing.assert_array_equal(
-        dicom.read_pixels(path)[..., 0], (codes / (2**bits - 1)).astype(np.float32)
-    )
+    assert_grey(path, codes / (2**bits - 1))
 
 
 @pytest.mark.parametrize(
@@ -113,10 +114,8 @@ def test_lossless_jpeg_gives_the_same_pixels(tmp_path, write, syntax, predictor,
     stream = encode(STORED, predictor, precision=12, conforming=True)
     twos_complement = (STORED.astype(np.int16) << 4) >> 4
     path = save_stream(tmp_path / "compressed.dcm", syntax, stream, PixelRepresentation=int(signed))
-    np.testing.assert_array_equal(
-        dicom.read_pixels(path),
-        dicom.read_pixels(write(stored=twos_complement if signed else STORED)),
-    )
+    plain = write(stored=twos_complement if signed else STORED)
+    assert_grey(path, dicom.read_pixels(plain)[..., 0])
 
 
 def test_jpeg_ls_by_the_example_of_its_standard(tmp_path):
@@ -124,26 +123,10 @@ def test_jpeg_ls_by_the_example_of_its_standard(tmp_path):
         "ffd8fff7000b080004000401011100ffda0008010100000000c000006c80208e01c0000057400000"
         "6ee6000001bc18000005d800009160ffd9"
     )
-    pixels = np.array(
-        [[0, 0, 90, 74], [68, 50, 43, 205], [64, 145, 145, 145], [100, 145, 145, 145]], np.uint8
-    )
+    rows = "0 0 90 74 68 50 43 205 64 145 145 145 100 145 145 145"
+    pixels = np.array(rows.split(), np.uint8).reshape(4, 4)
     path = save_stream(tmp_path / "image.dcm", JPEGLSLossless, stream, stored=pixels, bits=8)
-    np.testing.assert_array_equal(
-        dicom.read_pixels(path)[..., 0], (pixels / 255).astype(np.float32)
-    )
-
-
-def test_lossy_compression_is_near(tmp_path):
-    smooth = np.add.outer(np.arange(64), np.arange(80)).astype(np.uint16)
-    dataset = pydicom.dcmread(write_file(tmp_path / "a.dcm", stored=smooth * 28))
-    dataset.compress(JPEG2000, j2k_psnr=[70])
-    dataset.save_as(tmp_path / "a.dcm")
-    image = dicom.read_pixels(tmp_path / "a.dcm")[..., 0]
-    assert 0 < np.abs(image - smooth * 28 / 4095).max() < 0.003
-    grey = smooth.astype(np.uint8)
-    stream = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-    path = save_stream(tmp_path / "b.dcm", JPEGBaseline8Bit, stream, stored=grey, bits=8)
-    np.testing.assert_allclose(dicom.read_pixels(path)[..., 0], grey / 255, atol=3 / 255)
+    assert_grey(path, pixels / 255)
 
 
 def test_several_fragments_make_one_image(tmp_path):
@@ -161,62 +144,46 @@ def test_several_fragments_make_one_image(tmp_path):
         dicom.read_pixels(path)
 
 
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("cols", [4, 5])
-def test_pixels_of_8_bits_in_words(tmp_path, syntax, cols):
+def test_pixels_of_8_bits_in_words(tmp_path, order, cols):
     stored = np.arange(3 * cols, dtype=np.uint8).reshape(3, cols) * 9
+    syntax = ExplicitVRBigEndian if order == ">" else ExplicitVRLittleEndian
     path = write_file(tmp_path / "image.dcm", stored=stored, bits=8, syntax=syntax)
     padded = np.frombuffer(stored.tobytes() + b"\0" * (stored.size % 2), "<u2")
     file = pydicom.dcmread(path)
-    file.PixelData = padded.astype(">u2" if syntax == ExplicitVRBigEndian else "<u2").tobytes()
+    file.PixelData = padded.astype(f"{order}u2").tobytes()
     file["PixelData"].VR = "OW"
     file.save_as(path)
-    np.testing.assert_array_equal(
-        dicom.read_pixels(path)[..., 0], (stored / 255).astype(np.float32)
-    )
+    assert_grey(path, stored / 255)
 
 
 def test_pixels_of_one_bit(write):
     bits = np.random.default_rng(0).integers(0, 2, (5, 7)).astype(np.uint8)
     packed = np.packbits(bits, bitorder="little").tobytes() + b"\0"
     path = write(stored=bits, bits=1, BitsAllocated=1, PixelData=packed)
-    np.testing.assert_array_equal(dicom.read_pixels(path)[..., 0], bits)
+    assert_grey(path, bits)
 
 
 # From value to grey
 
 WINDOW = {"WindowCenter": 1800, "WindowWidth": 1500}
+INVERTED = {"PhotometricInterpretation": "MONOCHROME1"}
+FALLING = {"RescaleSlope": -1, "RescaleIntercept": 4095}
+SEVERAL = {"WindowCenter": [3210.5, 900], "WindowWidth": [2222, 300]}
 PIPELINES = {
     "plain": {},
-    "inverted": {
-        "PhotometricInterpretation": "MONOCHROME1",
-        "PixelPaddingValue": 34,
-        "PixelPaddingRangeLimit": 340,
-    },
-    "rescaled": {
-        "RescaleSlope": 2.5,
-        "RescaleIntercept": -1000,
-        "WindowCenter": [3210.5, 900],
-        "WindowWidth": [2222, 300],
-    },
-    "falling": {
-        "RescaleSlope": -1,
-        "RescaleIntercept": 4095,
-        "VOILUTFunction": "LINEAR_EXACT",
-        **WINDOW,
-    },
-    "sigmoid": {
-        "VOILUTFunction": "SIGMOID",
-        "PhotometricInterpretation": "MONOCHROME1",
-        **WINDOW,
-    },
+    "inverted": INVERTED | {"PixelPaddingValue": 34, "PixelPaddingRangeLimit": 340},
+    "rescaled": {"RescaleSlope": 2.5, "RescaleIntercept": -1000} | SEVERAL,
+    "falling": FALLING | {"VOILUTFunction": "LINEAR_EXACT"} | WINDOW,
+    "sigmoid": INVERTED | {"VOILUTFunction": "SIGMOID"} | WINDOW,
     "tables": {
         "ModalityLUTSequence": [(np.arange(3000) ** 2 // 140, 50)],
         "VOILUTSequence": [(np.arange(30000) * 2, 100)],
     },
     # pydicom wraps 12-bit pixels in such a VOI LUT, and refuses such a modality LUT
     "tables of few bits": {
-        "ModalityLUTSequence": [(np.arange(4096)[::-1] // 2, 0, 12)],
+        "ModalityLUTSequence": [(RISING[::-1] // 2, 0, 12)],
         "VOILUTSequence": [(np.arange(2048) // 8, 0, 8)],
         **WINDOW,
     },
@@ -239,29 +206,28 @@ def test_looking_up_equals_computing_every_pixel(write, tags, signed, bits):
     dirty = (stored % 2**bits | foreign).astype(np.uint16).view(np.int16 if signed else np.uint16)
     path = write(stored=dirty, bits=bits, **tags)
     content = pydicom.dcmread(path)
-    expected = [[_grey(content, int(value), signed, bits) for value in row] for row in stored]
-    np.testing.assert_array_equal(dicom.read_pixels(path)[..., 0], np.float32(expected))
+    assert_grey(
+        path, [[_grey(content, int(value), signed, bits) for value in row] for row in stored]
+    )
 
 
 def _grey(content: Dataset, stored: int, signed: bool, bits: int) -> float:
     value = float(stored)
     low = -(2.0 ** (bits - 1)) if signed else 0.0
-    high = 2.0 ** (bits - 1) - 1 if signed else 2.0**bits - 1
+    high = low + 2.0**bits - 1
     if "RescaleSlope" in content:
-        value, low, high = (
-            number * float(content.RescaleSlope) + float(content.RescaleIntercept)
-            for number in (value, low, high)
-        )
+        slope, intercept = float(content.RescaleSlope), float(content.RescaleIntercept)
+        value, low, high = (number * slope + intercept for number in (value, low, high))
         low, high = min(low, high), max(low, high)
     for key in ("ModalityLUTSequence", "VOILUTSequence"):
         if key in content:
             entries, first, depth = content[key][0].LUTDescriptor
             value = float(content[key][0].LUTData[int(min(max(value - first, 0), entries - 1))])
-            low = 0.0
-            high = 2.0**depth - 1
+            low, high = 0.0, 2.0**depth - 1
     if "WindowCenter" in content and "VOILUTSequence" not in content:
-        center = float(np.atleast_1d(content.WindowCenter)[0])
-        width = float(np.atleast_1d(content.WindowWidth)[0])
+        center, width = (
+            float(np.atleast_1d(content[key].value)[0]) for key in ("WindowCenter", "WindowWidth")
+        )
         function = content.get("VOILUTFunction", "LINEAR")
         if function == "SIGMOID":
             value = float(1 / (1 + np.exp(-4 * (value - center) / width)))
@@ -269,8 +235,7 @@ def _grey(content: Dataset, stored: int, signed: bool, bits: int) -> float:
             value = (value - center) / width + 0.5
         else:
             value = (value - (center - 0.5)) / (width - 1) + 0.5
-        low = 0.0
-        high = 1.0
+        low, high = 0.0, 1.0
     grey = min(max((value - low) / (high - low), 0.0), 1.0)
     if content.PhotometricInterpretation == "MONOCHROME1":
         grey = 1 - grey
@@ -280,54 +245,43 @@ def _grey(content: Dataset, stored: int, signed: bool, bits: int) -> float:
 @pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
 def test_windows_and_modality_luts_agree_with_pydicom(write, function):
     path = write(**WINDOW, VOILUTFunction=function)
-    expected = apply_windowing(STORED, pydicom.dcmread(path)) / 4095
-    np.testing.assert_allclose(dicom.read_pixels(path)[..., 0], expected, atol=1e-6)
+    assert_grey(path, apply_windowing(STORED, pydicom.dcmread(path)) / 4095, 1e-6)
     path = write(ModalityLUTSequence=[lut((np.arange(4000) * 16) ** 2 // 65536, first=20)])
     expected = apply_modality_lut(pydicom.dcmread(path).pixel_array, pydicom.dcmread(path))
-    np.testing.assert_allclose(dicom.read_pixels(path)[..., 0], expected / 65535, atol=1e-6)
+    assert_grey(path, expected / 65535, 1e-6)
 
 
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
-def test_lut_data_as_bytes(write, syntax):
+@pytest.mark.parametrize("order", "<>")
+def test_lut_data_as_bytes(write, order):
     item = Dataset()
-    order = ">u2" if syntax == ExplicitVRBigEndian else "<u2"
+    syntax = ExplicitVRBigEndian if order == ">" else ExplicitVRLittleEndian
     item.add_new("LUTDescriptor", "US", [4096, 0, 12])
-    item.add_new("LUTData", "OW", np.arange(4096)[::-1].astype(order).tobytes())
-    image = dicom.read_pixels(write(VOILUTSequence=[item], syntax=syntax))
-    np.testing.assert_allclose(image[..., 0], 1 - STORED / 4095, atol=1e-6)
+    item.add_new("LUTData", "OW", np.arange(4096)[::-1].astype(f"{order}u2").tobytes())
+    assert_grey(write(VOILUTSequence=[item], syntax=syntax), 1 - STORED / 4095, 1e-6)
 
 
 def test_a_window_is_chosen_by_its_number(write):
-    table = lut(np.arange(4096) // 16, bits=8)
-    other = lut(np.arange(4096)[::-1] // 16, bits=8)
-    windows = {"WindowCenter": [1800, 900], "WindowWidth": [1500, 300]}
-    path = write(VOILUTSequence=[table, other], **windows)
-    alone = {
-        0: {"VOILUTSequence": [table]},
-        1: {"VOILUTSequence": [other]},
-        2: WINDOW,
-        3: {"WindowCenter": 900, "WindowWidth": 300},
-    }
-    images = {number: dicom.read_pixels(path, window=number) for number in alone}
+    table, other = (lut(entries // 16, bits=8) for entries in (RISING, RISING[::-1]))
+    second = {"WindowCenter": 900, "WindowWidth": 300}
+    both = {key: [WINDOW[key], second[key]] for key in WINDOW}
+    path = write(VOILUTSequence=[table, other], **both)
+    alone = [{"VOILUTSequence": [table]}, {"VOILUTSequence": [other]}, WINDOW, second]
+    images = [dicom.read_pixels(path, window=number) for number in range(4)]
     np.testing.assert_array_equal(dicom.read_pixels(path), images[0])
-    for number in (4, 1000, -1):
+    for number in (4, -1):
         with pytest.raises(ArchiveError, match=f"no window of number {number}, only 4"):
             dicom.read_pixels(path, window=number)
     whole = dicom.read_pixels(path, window=False)
-    for number, tags in alone.items():
-        np.testing.assert_array_equal(dicom.read_pixels(write(**tags)), images[number])
-    np.testing.assert_array_equal(dicom.read_pixels(write()), whole)
+    for image, tags in zip([*images, whole], [*alone, {}], strict=True):
+        np.testing.assert_array_equal(dicom.read_pixels(write(**tags)), image)
 
 
 def test_the_first_entry_of_a_lut_behind_a_negative_intercept(write):
     """The first input value -1000 is stored as 64536: the element's type has no sign."""
-    table = np.arange(4096) // 16
-    path = write(
-        RescaleSlope=1, RescaleIntercept=-1000, VOILUTSequence=[lut(table, first=64536, bits=8)]
-    )
-    np.testing.assert_array_equal(
-        dicom.read_pixels(path), dicom.read_pixels(write(VOILUTSequence=[lut(table, bits=8)]))
-    )
+    behind = {"RescaleSlope": 1, "RescaleIntercept": -1000}
+    path = write(**behind, VOILUTSequence=[lut(RISING // 16, first=64536, bits=8)])
+    expected = dicom.read_pixels(path)[..., 0]
+    assert_grey(write(VOILUTSequence=[lut(RISING // 16, bits=8)]), expected)
 
 
 @pytest.mark.parametrize(
@@ -336,14 +290,10 @@ def test_the_first_entry_of_a_lut_behind_a_negative_intercept(write):
 )
 def test_padding_of_either_type(write, first, kind, padding):
     stored = np.array([[first, 0, 2047]]).astype(np.int16 if first < 0 else np.uint16)
-    path = write(
-        stored=stored, bits=12 if first < 0 else 16, PhotometricInterpretation="MONOCHROME1"
-    )
-    content = pydicom.dcmread(path)
-    content.add_new("PixelPaddingValue", kind, padding)
-    content.save_as(path)
+    path = write(stored=stored, bits=12 if first < 0 else 16, **INVERTED)
+    change_dicom(path, edit=lambda content: content.add_new("PixelPaddingValue", kind, padding))
     whole = [0, 2047 / 4095, 0] if first < 0 else [0, 1, 1 - 2047 / 65535]
-    np.testing.assert_allclose(dicom.read_pixels(path)[0, :, 0], whole, atol=1e-6)
+    assert_grey(path, [whole], 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -372,12 +322,9 @@ def test_what_is_no_dicom(tmp_path, reader):
     path = tmp_path / "notes.dcm"
     with pytest.raises(ArchiveError, match=r"notes\.dcm: no such file"):
         reader(path)
-    for content in (b"", b"just some text" * 40):
-        path.write_bytes(content)
-        with pytest.raises(ArchiveError, match=r"notes\.dcm: is not a DICOM file"):
-            reader(path)
-    with pytest.raises(ArchiveError, match="can't be read"):
-        reader(tmp_path)
+    path.write_bytes(b"just some text" * 40)
+    with pytest.raises(ArchiveError, match=r"notes\.dcm: is not a DICOM file"):
+        reader(path)
 
 
 @pytest.mark.parametrize(
@@ -385,20 +332,20 @@ def test_what_is_no_dicom(tmp_path, reader):
     [
         ("1.2.840.10008.1.2.7", "transfer syntax is missing or unknown"),
         ("1.2.840.99999.1.2.1", "transfer syntax is missing or unknown"),
-        ("1.2.840.10008.5.1.4", "transfer syntax is missing or unknown"),
         (JPEG2000Lossless, "compressed pixels break off"),
     ],
 )
 def test_a_transfer_syntax_that_is_not_the_files(write, syntax, reason):
     path = write()
-    padded = [text.encode().ljust(22, b"\0") for text in (ExplicitVRLittleEndian, syntax)]
-    content = path.read_bytes()
-    at = content.index(padded[0][:19])
+    meta = pydicom.dcmread(path).file_meta
+    old = meta["TransferSyntaxUID"].value
     new = syntax.encode() + b"\0" * (len(syntax) % 2)
-    length = len(new) - 20
-    meta = int.from_bytes(content[140:144], "little") + length
-    content = content[:140] + meta.to_bytes(4, "little") + content[144:]
-    path.write_bytes(content[: at - 2] + len(new).to_bytes(2, "little") + new + content[at + 20 :])
+    content = path.read_bytes().replace(
+        b"UI" + len(old + " ").to_bytes(2, "little") + old.encode() + b"\0",
+        b"UI" + len(new).to_bytes(2, "little") + new,
+    )
+    length = meta.FileMetaInformationGroupLength + len(new) - 20
+    path.write_bytes(content[:140] + length.to_bytes(4, "little") + content[144:])
     with pytest.raises(ArchiveError, match=f"image.dcm: .*{reason}"):
         dicom.read_pixels(path)
 
@@ -408,9 +355,7 @@ def test_compressed_pixels_under_an_uncompressed_syntax(tmp_path):
     path = save_stream(tmp_path / "image.dcm", JPEGLosslessSV1, stream)
     content = path.read_bytes().replace(str(JPEGLosslessSV1).encode(), b"1.2.840.10008.1.2.1\0\0\0")
     path.write_bytes(content)
-    with pytest.raises(
-        ArchiveError, match="compressed, though its transfer syntax says that they are not"
-    ):
+    with pytest.raises(ArchiveError, match="compressed, though its transfer syntax"):
         dicom.read_pixels(path)
 
 
@@ -424,43 +369,36 @@ def rle(*segments: bytes) -> bytes:
 
 J2K = b"\xff\x4f\xff\x51" + struct.pack(">2H", 41, 0)
 WRAPPED = struct.pack(">I4s4sI4s", 12, b"jP  ", b"\r\n\x87\n", 0, b"jp2c")
+SIZES = J2K + struct.pack(">8I", 10, 12, 0, 0, 10, 12, 0, 0)
 FRAME = b"\xff\xd8\xff\xe0\0\4ab\xff"  # a segment before the frame
+DAMAGED = encode(STORED, 1, 12, conforming=True).replace(b"\xff\xc3", b"\xff\xc5")
 
 
-@pytest.mark.parametrize(
-    ("syntax", "stream", "said"),
-    [
-        # claims 4 EB; decoders would believe it
-        (JPEG2000Lossless, J2K + b"\x7f\xff\xff\xff" * 2 + bytes(40), "2147483647 x 2147483647"),
-        (
-            JPEG2000Lossless,
-            J2K + struct.pack(">8IH", 10, 12, 0, 0, 10, 12, 0, 0, 16384),
-            "in 16384 channels",
-        ),
-        (JPEG2000Lossless, WRAPPED + J2K + b"\x7f" * 60, "are 0 x 0"),
-        (JPEG2000Lossless, bytes(100), "do not say how many they are"),
-        *(
-            (JPEGLossless, FRAME + struct.pack(">BHBHHB", marker, 11, 12, 9, 10, 1), "are 9 x 10,")
-            for marker in (0xC0, 0xC1, 0xC3, 0xF7)
-        ),
-        (JPEGLossless, FRAME + struct.pack(">BHBHHB", 0xC3, 11, 12, 12, 10, 3), "in 3 channels"),
-        (
-            JPEGLosslessSV1,
-            bytearray(encode(STORED, 1, 12, conforming=True)).replace(b"\xff\xc3", b"\xff\xc5"),
-            "can't be decoded",
-        ),
-        # unpacks to 512 MB; does nothing for long; too short
-        (RLELossless, rle(b"\x81\0" * 2**21, b"\x81\0" * 2**21), "far longer than its pixels"),
-        (RLELossless, rle(b"\x80" * 2**22, b"\x80" * 2**22), "far longer than its pixels"),
-        (RLELossless, rle(b"\x01\0\0", b"\x01\0\0"), "can't be decoded"),
-        (RLELossless, b"\2\0\0\0", "can't be decoded"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_stream_must_be_one_grey_image_of_the_headers_size(
-    tmp_path, syntax, stream, said, caplog
-):
-    path = save_stream(tmp_path / "image.dcm", syntax, bytes(stream))
+def frame(*numbers: int) -> bytes:
+    return FRAME + struct.pack(">BHBHHB", *numbers)
+
+
+STREAMS = {
+    # claims 4 EB; decoders would believe it
+    "2147483647 x 2147483647": (JPEG2000Lossless, J2K + b"\x7f\xff\xff\xff" * 2 + bytes(40)),
+    "in 16384 channels": (JPEG2000Lossless, SIZES + struct.pack(">H", 16384)),
+    "are 0 x 0": (JPEG2000Lossless, WRAPPED + J2K + b"\x7f" * 60),
+    "do not say how many they are": (JPEG2000Lossless, bytes(100)),
+    "are 9 x 10,": (JPEGLossless, frame(0xC0, 11, 12, 9, 10, 1)),
+    "are 9 x 11,": (JPEGLossless, frame(0xF7, 11, 12, 9, 11, 1)),
+    "in 3 channels": (JPEGLossless, frame(0xC3, 11, 12, 12, 10, 3)),
+    "can't be decoded": (JPEGLosslessSV1, DAMAGED),
+    # unpacks to 512 MB; does nothing for long; too short
+    "RLE segments are far longer": (RLELossless, rle(b"\x81\0" * 2**21, b"\x81\0" * 2**21)),
+    "far longer than its pixels": (RLELossless, rle(b"\x80" * 2**22, b"\x80" * 2**22)),
+    "pixels can't be decoded": (RLELossless, rle(b"\x01\0\0", b"\x01\0\0")),
+    "its pixels can't be": (RLELossless, b"\2\0\0\0"),
+}
+
+
+@pytest.mark.parametrize("said", STREAMS)
+def test_a_stream_must_be_one_grey_image_of_the_headers_size(tmp_path, said, caplog):
+    path = save_stream(tmp_path / "image.dcm", *STREAMS[said])
     tracemalloc.start()
     try:
         with (
@@ -483,16 +421,13 @@ def test_a_deflated_bomb_is_not_inflated(tmp_path, monkeypatch):
         dicom.read_header(path)
 
 
-@pytest.mark.parametrize(
-    "syntax",
-    [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless, JPEG2000Lossless],
-)
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
 def test_a_file_cut_anywhere_is_an_archive_error(tmp_path, syntax):
     stored = np.random.default_rng(0).integers(0, 4096, (64, 48)).astype(np.uint16)
     cut = tmp_path / "cut.dcm"
     write_dicom(cut, stored, 12, syntax=syntax)
     whole = cut.read_bytes()
-    for length in [*range(0, 900, 37), *range(900, len(whole) - 8, 501), len(whole) - 9]:
+    for length in [*range(0, 900, 87), *range(900, len(whole) - 8, 901), len(whole) - 9]:
         cut.write_bytes(whole[:length])
         with pytest.raises(ArchiveError, match=r"cut\.dcm: "):
             dicom.read_pixels(cut)
@@ -522,12 +457,43 @@ def test_no_file_waits_for_the_decoding_of_another(write):
     assert logging.getLogger("pydicom").disabled == disabled and list(warnings.filters) == filters
 
 
-@pytest.mark.data
-def test_a_genuine_file_of_cbis_ddsm(real_data):
-    (path,) = sorted((real_data / "cbis-ddsm" / "dicom").glob("*.dcm"))
-    header = dicom.read_header(path)
-    image = dicom.read_pixels(path)
-    stored = pydicom.dcmread(path).pixel_array
-    assert image.shape == (header.rows, header.cols, 1) == (*stored.shape, 1)
-    assert header.spacing is None
-    np.testing.assert_allclose(image[..., 0], stored / 65535, atol=1e-6)
+# Privacy: what a damaged file makes pydicom say quotes its values; ours must not
+
+NAME = "QUIBBLE^ZEPHYRINE"
+
+
+def tell(error):
+    return f"{error}\n{error!r}\n{''.join(traceback.format_exception(error))}"
+
+
+@pytest.mark.parametrize(
+    "read", [dicom.read_header, dicom.read_pixels, dicom.read_stored, dicom.read_dataset]
+)
+def test_a_name_for_a_number_within_a_group_is_not_quoted(write, read):
+    """pydicom converts the elements of a group while it walks through them."""
+    path = write()
+    dataset = pydicom.dcmread(path)
+    group = Dataset()
+    group.add_new("SliceThickness", "LO", NAME)
+    dataset.SharedFunctionalGroupsSequence = [group]
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.save_as(path, implicit_vr=False, little_endian=True)
+    content = path.read_bytes()
+    text = NAME.encode()
+    path.write_bytes(content.replace(b"LO\x12\0" + text, b"FD\x12\0" + text))
+    with pytest.raises(Exception, match="QUIBBLE"):  # of pydicom alone: 18 bytes are no doubles
+        list(pydicom.dcmread(path).SharedFunctionalGroupsSequence[0])
+    with pytest.raises(ArchiveError, match=r"can't be read \(\w+\)$") as caught:
+        read(path)
+    assert "QUIBBLE" not in tell(caught.value) and "ZEPHYRINE" not in tell(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fault", [ValueError(NAME), OSError(NAME), UnicodeDecodeError("ascii", b"Q", 0, 1, NAME)]
+)
+def test_of_any_exception_only_the_class_is_told(tmp_path, fault):
+    path = tmp_path / "a.dcm"
+    with pytest.raises(ArchiveError) as caught, dicom.reading(path):
+        raise fault
+    assert str(caught.value) == f"{path}: can't be read ({type(fault).__name__})"
+    assert NAME not in tell(caught.value)

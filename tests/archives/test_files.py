@@ -18,6 +18,7 @@ def test_files_in_order_without_hidden_ones_and_each_folder_once(tmp_path):
     (root / "b/above").symlink_to(root)  # would never end
     names = [path.relative_to(root).as_posix() for path in list_regular_files(root)]
     assert names == ["z.txt", "a/x.csv", "b/1.dcm", "b/2.dcm", "c/linked.dcm"]
+    assert list(list_regular_files(root / "z.txt")) == list(list_regular_files(root / "no")) == []
 
 
 def test_a_folder_that_can_not_be_read_is_spoken_of(tmp_path, caplog, monkeypatch):
@@ -33,12 +34,3 @@ def test_a_folder_that_can_not_be_read_is_spoken_of(tmp_path, caplog, monkeypatc
     monkeypatch.setattr(os, "scandir", refuse)
     assert [path.name for path in list_regular_files(tmp_path)] == ["a"]
     assert "Permission denied" in caplog.text and "closed" not in caplog.text
-
-
-def test_nothing_beneath_what_is_no_folder(tmp_path):
-    (tmp_path / "file").touch()
-    assert (
-        list(list_regular_files(tmp_path / "file"))
-        == list(list_regular_files(tmp_path / "nowhere"))
-        == []
-    )

@@ -2,79 +2,22 @@
 
 import logging
 import os
-import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from tests.archives.folders import BYTE, GREY, REGION, annotate, make_small, picture, read, table
-from tests.archives.writers import folder as writer
-from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
-from tfmammo.archives import folder, phantom, pictures
+from tests.archives.folders import BYTE, GREY, REGION, annotate, picture, read, table
+from tests.small_mammograms import COLS, ROWS
+from tfmammo.archives import folder, pictures
 from tfmammo.data.sampling import is_normal
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Lost, MaskedLesion, hash_id
-
-MASS = Lesion.from_outline(
-    "mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="spiculated"
-)
-CLUSTER = Lesion.from_outline("calcification", SQUARE + [30, -18], ROWS, COLS, pathology="benign")
-
-
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras."""
-
-
-@pytest.fixture
-def small(tmp_path):
-    return make_small(tmp_path)
+from tfmammo.mammogram import Lost, MaskedLesion, hash_id
 
 
 @pytest.fixture
 def nothing_said():
     """Odd files are spoken of once in a process."""
     pictures._advised.clear()
-
-
-def test_round_trip_in_all_forms(tmp_path):
-    known = {"spacing": (0.07, 0.05), "birads": "4b", "density": "2"}
-    normal = {"laterality": "R", "pathology": "normal", "spacing": None, "birads": None}
-    originals = [
-        make_mammogram(1, ramp(0.1), [MASS, CLUSTER], pathology="malignant", **known),
-        make_mammogram(2, ramp(0.2), [CLUSTER], view="MLO", official_split="test", **known),
-        make_mammogram(3, ramp(0.3), **normal),
-    ]
-    for form in ("masks", "polygons", "rle", "boxes"):
-        root = tmp_path / form
-        writer.write(originals, root, annotations=form)
-        records, reasons = read(root)
-        assert not reasons and len({record.patient_id for record in records}) == 3
-        for original, record in zip(originals, pickle.loads(pickle.dumps(records)), strict=True):
-            for fact in ("rows", "cols", "laterality", "view", "spacing", "pathology", "birads"):
-                assert getattr(record, fact) == getattr(original, fact), (form, fact)
-            assert record.density == original.density
-            assert record.official_split == original.official_split
-            details = ("pathology", "shape", "margin") if form == "masks" else ()
-            for ours, theirs in zip(record.lesions, original.lesions, strict=True):
-                for fact in ("kind", "box", "kind_is_certain", *details):
-                    assert getattr(ours, fact) == getattr(theirs, fact), (form, fact)
-                if form != "boxes":
-                    np.testing.assert_array_equal(ours.mask(ROWS, COLS), theirs.mask(ROWS, COLS))
-
-
-def test_round_trip_of_the_phantom(tmp_path):
-    (original,) = phantom.read(count=1, seed=3)
-    writer.write([original], tmp_path, annotations="masks")
-    (record,), _ = read(tmp_path)
-    ours, theirs = (np.rint(it.pixels().astype(np.float64) * 65535) for it in (record, original))
-    np.testing.assert_array_equal(ours, theirs)
-    for ours, theirs in zip(record.lesions, original.lesions, strict=True):
-        a, b = (lesion.mask(1024, 832) for lesion in (ours, theirs))
-        assert 2 * np.sum(a * b) / (a.sum() + b.sum()) >= 0.99
-        assert (ours.kind, ours.box, ours.pathology) == (theirs.kind, theirs.box, theirs.pathology)
 
 
 # Patients
@@ -152,16 +95,13 @@ def test_a_row_may_hold_for_all_images_of_a_folder(small):
     table(small, "file,patient,view,laterality", *rows)
     records, reasons = read(small)
     found = {r.file.stem: (r.patient_id, r.view, r.laterality) for r in records}
-    patients = {"a": "p0", "b": "p2", "c": "p1", "d": "p9"}
-    assert {name: fact[0] for name, fact in found.items()} == {
-        name: hash_id("folder", patient) for name, patient in patients.items()
+    facts = {
+        "a": ("p0", "CC", None),
+        "b": ("p2", "CC", "R"),
+        "c": ("p1", "CC", "L"),
+        "d": ("p9", "MLO", "L"),
     }
-    assert [found[name][1:] for name in "abcd"] == [
-        ("CC", None),
-        ("CC", "R"),
-        ("CC", "L"),
-        ("MLO", "L"),
-    ]
+    assert found == {name: (hash_id("folder", one), *rest) for name, (one, *rest) in facts.items()}
     assert not reasons
 
 
@@ -220,13 +160,9 @@ OUTSIDE = ["../../etc/passwd", "/etc/passwd", "a/../../b.png", "..\\..\\b.png", 
     [
         (("patient", "p1"), "no column file"),
         (("file,file", "a,b"), "every column once"),
-        (("",), "no column file"),
         (("file,view", "a.png"), "row 2 has 1 cells, the first line 2"),
-        (("file,spacing", "a.png,0"), "row 2, spacing"),
-        (("file,spacing", "a.png,wide"), "row 2, spacing"),
-        (("file,spacing", "a.png,1 x 2 x 3"), "row 2, spacing"),
-        (("file,bits", "a.png,17"), "row 2, bits"),
-        (("file,bits", "a.png,12.5"), "row 2, bits"),
+        *((("file,spacing", f"a.png,{cell}"), "row 2, spacing") for cell in ("0", "1 x 2 x 3")),
+        *((("file,bits", f"a.png,{cell}"), "row 2, bits") for cell in ("17", "12.5")),
         (("file,patient", ",p1"), "row 2, file: is blank"),
         (("file,patient", "a.png,p1", "images/a.png,p2"), "row 3 is a second one"),
         (("file,patient", '"a.png,p1'), r"as CSV in UTF-8 \(Error\)"),
@@ -241,36 +177,27 @@ def test_a_wrong_table_is_refused(small, lines, word):
         folder.read(small)
 
 
+CELLS = {
+    "view": {"XCCL": "XCCL", "ml": "ML", "FB": "FB", "SIO": "SIO", "RMLO": "MLO", "spot": None},
+    "laterality": {"LEFT": "L", "both": None},
+    "pathology": {"nan": None, "unknown": None},
+    "density": {"2.0": "2", "B": "B"},
+    "birads": {"4.0": "4", "4b": "4b"},
+    "split": {"Training": "train", "val": None},
+    "spacing": {"nan": None},
+}
+
+
 @pytest.mark.parametrize(
-    ("column", "cell", "expected"),
-    [
-        ("view", "XCCL", "XCCL"),
-        ("view", "ml", "ML"),
-        ("view", "FB", "FB"),
-        ("view", "SIO", "SIO"),
-        ("view", "RMLO", "MLO"),
-        ("view", "Medio-lateral oblique", "MLO"),
-        ("view", "nan", None),
-        ("view", "spot", None),
-        ("laterality", "LEFT", "L"),
-        ("laterality", "both", None),
-        ("pathology", "nan", None),
-        ("pathology", "unknown", None),
-        ("density", "2.0", "2"),
-        ("density", "B", "B"),
-        ("birads", "4.0", "4"),
-        ("birads", "4b", "4b"),
-        ("split", "Training", "train"),
-        ("split", "val", None),
-        ("spacing", "nan", None),
-    ],
+    ("column", "cell"), [(column, cell) for column, cells in CELLS.items() for cell in cells]
 )
-def test_an_odd_cell_costs_nothing_but_itself(small, column, cell, expected):
+def test_an_odd_cell_costs_nothing_but_itself(small, column, cell):
     """What is not known counts as not stated, and is counted without a word of it."""
     (small / "masks" / "a.png").unlink()
     table(small, f"file,patient,{column}", f"a.png,p1,{cell}", "b.png,p2,")
     records, reasons = read(small)
     name = {"split": "official_split"}.get(column, column)
+    expected = CELLS[column][cell]
     assert len(records) == 2 and getattr(records[0], name) == expected
     assert ("metadata.csv" in reasons) == (expected is None and cell != "nan")
     assert cell not in str(reasons) or cell == "val"
@@ -352,23 +279,21 @@ def test_a_kind_that_is_not_known_loses_the_mask_alone(small):
 @pytest.mark.parametrize(
     ("pixels", "word"),
     [
-        (np.zeros_like(REGION), "masks/a.png: marks nothing"),
-        (REGION.astype(np.float32), r"masks/a.tif: its pixels \(F\)"),
-        (REGION.T, "masks/a.png: has 44 x 60 px, its image 60 x 44"),
-        (None, r"masks/a.png: can't be read as an image \(UnidentifiedImageError\)"),
-        (b"cut", r"masks/a.png: can't be read as an image \(OSError\)"),
+        (np.zeros_like(REGION), "marks nothing"),
+        (REGION.T, "has 44 x 60 px, its image 60 x 44"),
+        (b"text", r"can't be read as an image \(UnidentifiedImageError\)"),
+        (None, r"can't be read as an image \(OSError\)"),
     ],
 )
-def test_a_bad_mask_is_an_error_when_it_is_wanted(small, pixels, word):
+def test_a_bad_mask_is_an_error_whenever_it_is_wanted(small, pixels, word):
     path = small / "masks" / "a.png"
     if isinstance(pixels, np.ndarray):
-        path.unlink()
-        picture(path.with_suffix(".tif") if pixels.dtype == np.float32 else path, pixels)
+        picture(path, pixels)
     else:
-        path.write_bytes(b"text" if pixels is None else path.read_bytes()[:70])
+        path.write_bytes(pixels or path.read_bytes()[:70])
     (lesion,) = read(small)[0][0].lesions
     for use in (lambda: lesion.box, lambda: lesion.outlines, lambda: lesion.mask(ROWS, COLS)):
-        with pytest.raises(ArchiveError, match=word):
+        with pytest.raises(ArchiveError, match=f"masks/a.png: {word}"):
             use()
 
 
@@ -425,20 +350,6 @@ def test_images_without_a_folder_of_their_own(tmp_path):
     assert len({record.patient_id for record in read(tmp_path)[0]}) == 2
 
 
-def test_images_in_folders_and_masks_of_their_names(small):
-    for name in ("left/a", "a_1"):
-        picture(small / "images" / f"{name}.png", BYTE)
-    for name in ("left/a_1", "a_1", "z_1"):
-        picture(small / "masks" / f"{name}.png", REGION)
-    rows = ("a.png,p1,CC", "a_1.png,p1,", "left/a.png,p1,MLO", "b.png,p2,")
-    table(small, "file,patient,view", *rows)
-    records, reasons = read(small)
-    found = [(record.view, len(record.lesions)) for record in records]
-    # a_1.png is the mask of a_1.png, not of a.png
-    assert found == [("CC", 1), (None, 1), (None, 0), ("MLO", 1)]
-    assert list(reasons) == ["masks/z_1.png"]
-
-
 def test_other_files_are_counted_and_hidden_ones_passed_over(small):
     for name in ("Thumbs.db", "notes.txt", ".DS_Store", "._a.png", os.fsdecode(b"\xff\xfe.png")):
         (small / "images" / name).write_bytes(b"")
@@ -450,23 +361,11 @@ def test_other_files_are_counted_and_hidden_ones_passed_over(small):
 
 
 def test_what_is_no_archive(tmp_path, small):
-    with pytest.raises(ArchiveError, match="nowhere: is no folder"):
-        folder.read(tmp_path / "nowhere")
     (small / "annotations.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ArchiveError, match=r"both masks and annotations.json"):
         folder.read(small)
     (small / "annotations.json").unlink()
-    for name in ("a.png", "b.png"):
-        (small / "images" / name).write_bytes(b"text")
-    with pytest.raises(ArchiveError, match=r"no image that can be read \(2 skipped, the first is"):
-        folder.read(small)
     (small / "metadata.csv").unlink()
     (small / "metadata.csv").mkdir()
     with pytest.raises(ArchiveError, match="metadata.csv: is no file"):
         folder.read(small)
-
-
-def test_a_file_without_any_folder(tmp_path):
-    Image.fromarray(BYTE).save(Path(tmp_path) / "a.png")
-    with pytest.raises(ArchiveError, match="is no folder"):
-        folder.read(tmp_path / "a.png")

@@ -15,8 +15,6 @@ from tests.archives.writers.ddsm import encode
 from tfmammo.archives import ljpeg
 from tfmammo.errors import ArchiveError
 
-LINEAR = ("howtek_mgh", "howtek_ismd", "lumisys")
-
 
 def noise(rows: int, cols: int, bits: int = 12, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2**bits, (rows, cols)).astype(np.uint16)
@@ -31,19 +29,10 @@ def jpeg(
     bits += "1" * (-len(bits) % 8)
     scan = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
     table = bytes([0, *counts, *[0] * (16 - len(counts)), *symbols])
-    frame = struct.pack(">BHHBBBB", 16, rows, cols, 1, 1, 0x11, 0)
-    parts = [
-        b"\xff\xd8\xff\xc3",
-        struct.pack(">H", 11),
-        frame,
-        b"\xff\xc4",
-        struct.pack(">H", len(table) + 2),
-        table,
-        extra,
-    ]
-    return b"".join(
-        [*parts, b"\xff\xda", bytes([0, 8, 1, 1, 0, predictor, 0, 0]), scan, b"\xff\xd9"]
-    )
+    frame = b"\xff\xd8\xff\xc3" + struct.pack(">HBHHBBBB", 11, 16, rows, cols, 1, 1, 0x11, 0)
+    tables = b"\xff\xc4" + struct.pack(">H", len(table) + 2) + table + extra
+    start = b"\xff\xda" + bytes([0, 8, 1, 1, 0, predictor, 0, 0])
+    return frame + tables + start + scan + b"\xff\xd9"
 
 
 def pvrg(data: bytes) -> np.ndarray:
@@ -117,10 +106,13 @@ def test_differences_wrap_and_reach_32768(predictor):
 HAND = np.uint16([[32770, 32769], [32770, 32769]])
 
 
+WHOLE = ("0110000000", [0, 2], [0, 2])
+
+
 @pytest.mark.parametrize(
     ("bits", "counts", "symbols"),
     [
-        ("0110000000", [0, 2], [0, 2]),
+        WHOLE,
         ("0010010101", [0, 2], [2, 0]),
         # a code that fills 0xff
         ("010111111110111111110111111110", [1] * 9, [2, 1, 3, 4, 5, 6, 7, 8, 0]),
@@ -136,15 +128,13 @@ def test_other_segments_before_the_scan_do_not_matter():
     comment = b"\xff\xfe\0\x05PVR"
     no_restarts = b"\xff\xdd\0\x04\0\0"
     table_1 = b"\xff\xc4\0\x14\x01" + bytes([1] + [0] * 15) + b"\x05"  # another table, without 0
-    data = jpeg("0110000000", [0, 2], [0, 2], extra=comment + table_1 + no_restarts)
+    data = jpeg(*WHOLE, extra=comment + table_1 + no_restarts)
     np.testing.assert_array_equal(ljpeg.decode(data, 2, 2), HAND)
 
 
 def test_width_and_height_exchanged_in_the_header():
     grey = noise(12, 7)
-    data = encode(grey.reshape(7, 12))
-    assert libjpeg.get_parameters(data)["rows"] == 7
-    np.testing.assert_array_equal(ljpeg.decode(data, 12, 7), grey)
+    np.testing.assert_array_equal(ljpeg.decode(encode(grey.reshape(7, 12)), 12, 7), grey)
 
 
 def test_a_file_cut_off_anywhere_is_refused():
@@ -164,23 +154,16 @@ def baseline() -> bytes:
     ("data", "reason"),
     [
         (b"", "is no JPEG"),
-        (b"P5 2 2 65535", "is no JPEG"),
         (baseline(), "not a lossless one"),
         (encode(noise(2, 3)), "holds 2 x 3 values where the .ics says 2 x 2"),
         (jpeg("0110000000", [0, 2], [1, 2]), "no Huffman code for a difference of 0"),
-        (
-            jpeg("0110000000", [0, 2], [0, 2], extra=b"\xff\xdd\0\x04\0\x02"),
-            "has restart intervals",
-        ),
-        (jpeg("0110000000", [0, 2], [0, 2], predictor=0), "not one grey image"),
-        (jpeg("0110000000", [0, 2], [0, 2], rows=65530), "claims 65530 lines"),
-        (jpeg("0110000000", [0, 2], [0, 2], rows=0), "not one grey image"),
-        (
-            jpeg("0110000000", [0, 2], [0, 2]).replace(b"\xff\xc3", b"\xff\xfe"),
-            "a scan before its frame",
-        ),
+        (jpeg(*WHOLE, extra=b"\xff\xdd\0\x04\0\x02"), "has restart intervals"),
+        (jpeg(*WHOLE, predictor=0), "not one grey image"),
+        (jpeg(*WHOLE, rows=65530), "claims 65530 lines"),
+        (jpeg(*WHOLE, rows=0), "not one grey image"),
+        (jpeg(*WHOLE).replace(b"\xff\xc3", b"\xff\xfe"), "a scan before its frame"),
         # another marker than the end's
-        (jpeg("0110000000", [0, 2], [0, 2])[:-1] + b"\xd8", "the scan is cut off or damaged"),
+        (jpeg(*WHOLE)[:-1] + b"\xd8", "the scan is cut off or damaged"),
         (jpeg("11", [0, 2], [0, 2]), "cut off or damaged|can't be decoded"),  # no such code
     ],
 )
@@ -190,22 +173,9 @@ def test_what_is_no_such_file(data, reason):
 
 
 def test_few_bytes_can_not_claim_many_pixels():
-    data = jpeg("0110000000", [0, 2], [0, 2], rows=60000, cols=60000)
+    data = jpeg(*WHOLE, rows=60000, cols=60000)
     with pytest.raises(ValueError, match="cut off or damaged"):
         ljpeg.decode(data, 60000, 60000)
-
-
-def test_damaged_files_are_decoded_or_refused():
-    random = np.random.default_rng(1)
-    data = np.frombuffer(encode(noise(8, 8)), np.uint8)
-    for _ in range(300):
-        damaged = data.copy()
-        places = random.integers(0, len(data), 1 + random.integers(4))
-        damaged[places] = random.integers(0, 256, len(places))
-        try:
-            assert ljpeg.decode(damaged.tobytes(), 8, 8).shape == (8, 8)
-        except ValueError as error:
-            assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -241,33 +211,9 @@ def test_lumisys_against_what_its_maker_says():
     )
 
 
-@pytest.mark.parametrize(
-    ("scanner", "first", "last"), [("dba", 1, 65535), *((scanner, 0, 4095) for scanner in LINEAR)]
-)
-def test_grey_level_is_the_inverse(scanner, first, last):
-    grey = np.arange(first, last + 1)
-    density = ljpeg.optical_density(grey, scanner)
-    assert (np.diff(density) < 0).all()
-    np.testing.assert_array_equal(ljpeg.grey_level(density, scanner), grey)
-    np.testing.assert_array_equal(ljpeg.grey_level(np.array([-1.0, 9.0]), scanner), [last, 0])
-
-
-def write_raw(path, grey):
-    path.write_bytes(grey.astype(">u2").tobytes())
-    return path
-
-
-@pytest.mark.parametrize("scanner", ["dba", *LINEAR])
-def test_image_is_bright_where_the_film_is(tmp_path, scanner):
-    most = 65535 if scanner == "dba" else 4095
-    grey = np.uint16([[0, most // 3, 2 * (most // 3), most]])
-    image = ljpeg.read_pixels(write_raw(tmp_path / "a.LJPEG.1", grey), scanner, 1, 4)
-    assert image.dtype == np.float32 and image.shape == (1, 4, 1)
-    assert image[0, 0] == 0 and image[0, 3] > 0.99 and (np.diff(image[0, :, 0]) > 0).all()
-
-
 def test_image_by_hand(tmp_path):
-    path = write_raw(tmp_path / "a.LJPEG.1", np.uint16([[2478], [4095]]))
+    path = tmp_path / "a.LJPEG.1"
+    path.write_bytes(np.array([[2478], [4095]], ">u2").tobytes())
     # 1 - 1.5545332 / 2.95
     np.testing.assert_allclose(
         ljpeg.read_pixels(path, "lumisys", 2, 1)[:, 0, 0], [0.473040, 1], atol=1e-6
@@ -276,7 +222,8 @@ def test_image_by_hand(tmp_path):
 
 def test_every_form_gives_the_same(tmp_path):
     grey = noise(5, 4)
-    path = write_raw(tmp_path / "a.LJPEG.1", grey)
+    path = tmp_path / "a.LJPEG.1"
+    path.write_bytes(grey.astype(">u2").tobytes())
     (tmp_path / "a.LJPEG").write_bytes(encode(grey))
     (tmp_path / "a.LJPEG.gz").write_bytes(gzip.compress(encode(grey)))
     for name in ("a.png", "a.tif", "a.tiff"):
@@ -300,23 +247,11 @@ def picture(grey: np.ndarray) -> bytes:
         ("a.LJPEG.1", bytes(41), "is too large, more than 40 bytes"),
         ("a.LJPEG", encode(noise(5, 4))[:80], "the scan is cut off or damaged"),
         ("a.LJPEG.gz", b"no gzip", "can't be read .BadGzipFile"),
-        (
-            "a.LJPEG.gz",
-            gzip.compress(encode(noise(5, 4)), mtime=0)[:-20],
-            "can't be read .EOFError",
-        ),
+        ("a.LJPEG.gz", gzip.compress(bytes(9), mtime=0)[:-9], "can't be read .EOFError"),
         ("a.LJPEG.gz", gzip.compress(bytes(10**6), mtime=0), "is too large, more than 65696 bytes"),
-        (
-            "a.png",
-            picture(noise(5, 4, 8).astype(np.uint8)),
-            "is 5 x 4 of mode L, not 5 x 4 grey values of 16 bits",
-        ),
+        ("a.png", picture(noise(5, 4, 8).astype(np.uint8)), "is 5 x 4 of mode L, not 5 x 4 grey"),
         ("a.png", picture(noise(4, 5)), "is 4 x 5 of mode I;16, not 5 x 4 grey"),
-        (
-            "a.png",
-            picture(noise(5, 4, 16)),
-            "holds values up to [0-9]+, which a scanner of 12 bits never gave",
-        ),
+        ("a.png", picture(noise(5, 4, 16)), "holds values up to [0-9]+, which a scanner of 12"),
         ("a.png", picture(noise(5, 4))[:-30], "can't be decoded .OSError"),
         ("a.tif", b"II*\0", "can't be decoded"),
     ],
@@ -326,11 +261,6 @@ def test_unusable_files_are_named(tmp_path, name, content, reason):
     path.write_bytes(content)
     with pytest.raises(ArchiveError, match=f"{path}: {reason}"):
         ljpeg.read_pixels(path, "lumisys", 5, 4)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ArchiveError, match=r"a\.LJPEG: can't be read .FileNotFoundError"):
-        ljpeg.read_pixels(tmp_path / "a.LJPEG", "lumisys", 5, 4)
 
 
 def test_dba_may_use_all_16_bits(tmp_path):

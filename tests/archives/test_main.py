@@ -41,15 +41,9 @@ def test_a_sheet_draws_each_kind_in_its_colour_where_it_lies():
     square = np.float32([[40, 30], [40, 90], [100, 90], [100, 30]])
     outlined = Lesion.from_outline("mass", square, ROWS, COLS)
     boxed = Lesion("calcification", (10, 20, 61, 81))
-    sheet = draw_contact_sheet(
-        [
-            mammogram(0, outlined),
-            mammogram(1, boxed),
-            mammogram(2, MaskedLesion("distortion", disc)),
-        ],
-        Skipped(),
-        2,
-    )
+    masked = MaskedLesion("distortion", disc)
+    originals = [mammogram(number, it) for number, it in enumerate((outlined, boxed, masked))]
+    sheet = draw_contact_sheet(originals, Skipped(), 2)
     assert sheet.dtype == np.uint8
     assert sheet.shape == (2 * (CELL[0] + CAPTION) + CAPTION, 2 * CELL[1], 3)
     # Native px p lies at 2 p + 0.5 here, so a line there covers rows 2 p and 2 p + 1.

@@ -1,19 +1,25 @@
 """tfmammo.archives.mini_mias on archives in mini-MIAS's form, and rows of the real Info.txt."""
 
-import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.archives.tools import (
+    assert_patients_match,
+    assert_same,
+    assert_same_lesions,
+    read_archive,
+)
 from tests.archives.writers import mini_mias as writer
 from tests.small_mammograms import make_mammogram
 from tfmammo.archives import mini_mias
-from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Lost, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Lost, Mammogram
 
 SIZE = 1024
+read = partial(read_archive, mini_mias)
 GREY = b"P5\n1024 1024\n255\n" + bytes(SIZE * SIZE)
 
 
@@ -49,15 +55,6 @@ def real(root: Path, *rows: str, images: tuple[str, ...] = ()) -> Path:
     return root
 
 
-def read(root: Path) -> tuple[list[Mammogram], dict[str, str]]:
-    skipped = Skipped()
-    return mini_mias.read(root, skipped), skipped.reasons
-
-
-def dice(a, b) -> float:
-    return 2 * np.sum(a * b) / (np.sum(a) + np.sum(b))
-
-
 LESIONS = (
     lesion(margin="circumscribed"),
     lesion("mass", 200, 700, 30, margin="spiculated", pathology="malignant"),
@@ -70,8 +67,10 @@ LESIONS = (
 )
 
 
-@pytest.mark.parametrize("has_quirks", [False, True], ids=["plain", "quirks"])
-def test_round_trip(tmp_path, has_quirks):
+@pytest.mark.parametrize(
+    "quirks", [{}, {"folder": "all-mias", "upper_case": True, "comment": True}], ids=["", "quirks"]
+)
+def test_round_trip(tmp_path, quirks):
     right = {"laterality": "R", "density": "dense-glandular", "pathology": "normal"}
     other = {"laterality": "R", "density": "fatty-glandular", "pathology": "benign"}
     originals = [
@@ -79,24 +78,16 @@ def test_round_trip(tmp_path, has_quirks):
         mammogram(2, patient_id="a", **right),
         mammogram(3, LESIONS[0], patient_id="b", **other),
     ]
-    quirks = {"folder": "all-mias", "upper_case": True, "comment": True} if has_quirks else {}
     paths = writer.write(originals, tmp_path, **quirks)
     records, reasons = read(tmp_path)
-    assert not reasons
-    names = ["mdb001", "mdb002", "mdb004"]
-    assert [path.stem.lower() for path in paths] == names
-    assert [record.image_id for record in records] == names
-    first, second, third = (record.patient_id for record in records)
-    assert first == second != third and re.fullmatch("[0-9a-f]{12}", first)
+    assert not reasons and [path.stem.lower() for path in paths] == ["mdb001", "mdb002", "mdb004"]
+    assert [record.image_id for record in records] == ["mdb001", "mdb002", "mdb004"]
+    assert_patients_match(originals, records)
     for original, record in zip(originals, records, strict=True):
-        for fact in ("rows", "cols", "laterality", "view", "density", "pathology"):
-            assert getattr(record, fact) == getattr(original, fact), fact
-        facts = (record.archive, record.spacing, record.birads, record.official_split)
-        assert facts == ("mini_mias", (0.2, 0.2), None, None)
-        for ours, theirs in zip(record.lesions, original.lesions, strict=True):
-            assert dice(ours.mask(SIZE, SIZE), theirs.mask(SIZE, SIZE)) >= 0.99
-            for fact in ("kind", "margin", "pathology", "kind_is_certain", "shape"):
-                assert getattr(ours, fact) == getattr(theirs, fact), fact
+        assert_same(record, original, "rows cols laterality view density pathology")
+        facts = (record.spacing, record.birads, record.official_split)
+        assert facts == ((0.2, 0.2), None, None)
+        assert_same_lesions(record, original, "kind margin pathology kind_is_certain shape")
         quantised = np.rint(original.pixels().astype(np.float64) * 255)
         np.testing.assert_array_equal(record.pixels(), (quantised / 255).astype(np.float32))
 
@@ -134,12 +125,8 @@ def test_sides_and_origin_agree_with_the_full_size_archive(tmp_path):
         "mdb005ll": (647, 1163),
         "mdb010rm": (2509, 975),
     }
-    mini = (
-        "mdb001 G CIRC B 535 425 197",
-        "mdb002 G CIRC B 522 280 69",
-        "mdb005 F CIRC B 477 133 30",
-        "mdb010 F CIRC B 525 425 33",
-    )
+    circles = ("1 G CIRC B 535 425 197", "2 G CIRC B 522 280 69", "5 F CIRC B 477 133 30")
+    mini = [f"mdb00{row}" for row in circles] + ["mdb010 F CIRC B 525 425 33"]
     records = mini_mias.read(real(tmp_path, *mini))
     for record, (name, (x, y)) in zip(records, full.items(), strict=True):
         assert record.laterality == name[6].upper()
@@ -174,7 +161,6 @@ def test_a_finding_without_a_circle_is_lost_and_counts_for_the_pathology(tmp_pat
         "mdb002 G CIRC B 535 425",
         "mdb002 G CIRC B 535 -425 10",
         "mdb002 G CIRC B nan 425 10",
-        "mdb002 G CIRC B 535 425 1e99",
         "mdb002 G CIRC B 535 425 " + "9" * 5000,
         "mdb002 G CIRC 535 425 10",
         "mdb002 Q CIRC B 535 425 10",
@@ -182,7 +168,6 @@ def test_a_finding_without_a_circle_is_lost_and_counts_for_the_pathology(tmp_pat
         "mdb002 G CIRC X 535 425 10",
         "mdb002,G,CIRC,B,535,425,10",
         "mdb002",
-        'mdb002 G CIRC B =cmd|"/c calc"!A0',
     ],
 )
 def test_a_row_that_is_none_is_noted_and_its_image_left_out(tmp_path, row):
@@ -219,23 +204,12 @@ def test_indexing_reads_no_pixels_and_is_linear(tmp_path):
     assert reasons == {"Info.txt": "10 of its 2010 images are missing"}
 
 
-@pytest.mark.parametrize(
-    ("content", "word"),
-    [
-        (b"", "as an image"),
-        (b"P5\n" + b"#" * 5000, "as an image"),
-        (b"P5\n512 512\n255\n" + bytes(512 * 512), "512 x 512 px"),
-        (b"P5\n2048 2048\n255\n", "2048 x 2048 px"),
-    ],
-)
-def test_an_unusable_image_is_noted_and_the_others_stay(tmp_path, content, word):
+@pytest.mark.parametrize("size", [512, 2048])
+def test_an_image_of_another_size_is_noted(tmp_path, size):
     real(tmp_path, "mdb001 D NORM", "mdb002 D NORM")
-    (tmp_path / "mdb002.pgm").write_bytes(content)
+    (tmp_path / "mdb002.pgm").write_bytes(b"P5\n%d %d\n255\n" % (size, size) + bytes(size * size))
     (record,), reasons = read(tmp_path)
-    assert record.image_id == "mdb001" and word in reasons["mdb002.pgm"]
-    (tmp_path / "mdb001.pgm").write_bytes(content)
-    with pytest.raises(ArchiveError, match=f"no image of mini-MIAS .*mdb001.pgm: .*{word}"):
-        mini_mias.read(tmp_path)
+    assert record.image_id == "mdb001" and f"{size} x {size} px" in reasons["mdb002.pgm"]
 
 
 def test_second_files_and_tables(tmp_path):
@@ -249,12 +223,3 @@ def test_second_files_and_tables(tmp_path):
     # copy/Info.txt says the same
     assert record.density == "dense-glandular"
     assert set(reasons) == {"copy/mdb001.pgm", "other/Info.txt"}
-
-
-def test_what_is_no_table(tmp_path):
-    (tmp_path / "mdb001.pgm").write_bytes(GREY)
-    for content in (None, b"", b"\x00\xff" * 1000, b"prose alone"):
-        if content is not None:
-            (tmp_path / "Info.txt").write_bytes(content)
-        with pytest.raises(ArchiveError, match=r"is no mini-MIAS archive, there is no Info\.txt"):
-            mini_mias.read(tmp_path)

@@ -1,21 +1,21 @@
 """tfmammo.archives.optimam on archives in OMI-DB's native form, written to disk."""
 
 import json
-import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pydicom
 import pytest
 
+from tests.archives.tools import read_archive
 from tests.archives.writers import optimam as writer
 from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
-from tfmammo.archives import optimam, phantom
-from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Lost, Mammogram, Skipped
+from tfmammo.archives import optimam
+from tfmammo.mammogram import Lesion, Lost, Mammogram
 
 MASS = Lesion("mass", (10, 20, 18, 30), pathology="malignant", margin="spiculated")
+read = partial(read_archive, optimam)
 CLUSTER = Lesion("calcification", (30, 2, 60, 44), pathology="benign")
 
 
@@ -28,20 +28,9 @@ def mammogram(number: int, lesions=(), patient="aa", **facts) -> Mammogram:
 @pytest.fixture
 def small(tmp_path):
     """optm1: a left breast with a mass, a right one without; optm2: a woman without findings."""
-    writer.write(
-        [
-            mammogram(1, [MASS]),
-            mammogram(2, laterality="R"),
-            mammogram(3, patient="bb", view="MLO"),
-        ],
-        tmp_path,
-    )
+    right, other = mammogram(2, laterality="R"), mammogram(3, patient="bb", view="MLO")
+    writer.write([mammogram(1, [MASS]), right, other], tmp_path)
     return tmp_path
-
-
-def read(root: Path) -> tuple[list[Mammogram], dict[str, str]]:
-    skipped = Skipped()
-    return optimam.read(root, skipped), skipped.reasons
 
 
 def edit(path: Path, change) -> None:
@@ -75,59 +64,10 @@ def set_flags(root: Path, *flags: str, **values) -> None:
     change_mark(root, **dict.fromkeys(others) | dict.fromkeys(flags, 1) | values)
 
 
-@pytest.mark.parametrize(("upper", "dcm_json"), [(False, False), (True, True)])
-def test_round_trip(tmp_path, upper, dcm_json):
-    others = [Lesion("asymmetry", (0, 0, 1, 1)), Lesion("distortion", (5, 6, 7, 8))]
-    originals = [
-        mammogram(1, [MASS, CLUSTER]),
-        mammogram(2, laterality="R", view="MLO"),
-        mammogram(3, [CLUSTER], patient="bb", pathology="benign", spacing=None),
-        mammogram(4, patient="cc"),
-        mammogram(5, others, patient="cc", pathology=None),
-    ]
-    paths = writer.write(originals, tmp_path, upper=upper, dcm_json=dcm_json)
-    for path in tmp_path.glob("data/*/*/*.json"):
-        path.write_bytes(b"{")  # headers as JSON are not needed
-    records, reasons = read(tmp_path)
-    assert not reasons
-    assert len(list(tmp_path.rglob("IMAGEDB_*.json"))) == 3 * upper
-    assert len(list(tmp_path.rglob("*.dcm.json"))) == 5 * dcm_json
-    for original, path, record in zip(originals, paths, records, strict=True):
-        for fact in ("rows", "cols", "laterality", "view", "spacing", "pathology"):
-            assert getattr(record, fact) == getattr(original, fact), fact
-        assert (record.birads, record.density, record.official_split) == (None, None, None)
-        for ours, theirs in zip(record.lesions, original.lesions, strict=True):
-            for fact in ("kind", "box", "pathology", "margin"):
-                assert getattr(ours, fact) == getattr(theirs, fact), fact
-            assert not ours.outlines
-        stored = pydicom.dcmread(path).pixel_array.astype(int)
-        np.testing.assert_array_equal(
-            np.rint(record.pixels()[..., 0].astype(np.float64) * 4095), stored
-        )
-
-
-@pytest.mark.slow
-def test_round_trip_of_the_phantom(tmp_path):
-    originals = phantom.read(count=8, seed=3)
-    writer.write(originals, tmp_path)
-    records, reasons = read(tmp_path)
-    assert not reasons and len(records) == 8
-    pairs = {(a.patient_id, b.patient_id) for a, b in zip(originals, records, strict=True)}
-    assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
-    for original, record in zip(originals, records, strict=True):
-        assert [(it.kind, it.box) for it in record.lesions] == [
-            (it.kind, it.box) for it in original.lesions
-        ]
-
-
-def test_records_are_pickled_and_carry_pseudonyms(small, capfd, caplog):
+def test_nothing_of_the_records_is_told(small, capfd, caplog):
     records, _ = read(small)
-    again = pickle.loads(pickle.dumps(records))
-    np.testing.assert_array_equal(again[0].pixels(), records[0].pixels())
     assert len({record.image_id for record in records}) == 3
-    assert records[0].patient_id == records[1].patient_id != records[2].patient_id
-    captured = capfd.readouterr()
-    told = captured.out + captured.err + caplog.text
+    told = "".join(capfd.readouterr()) + caplog.text
     told += "".join(record.patient_id + record.image_id for record in records)
     assert "optm" not in told and "1.2.826" not in told
 
@@ -144,24 +84,15 @@ def test_what_is_no_mammogram_is_counted(small):
     (small / "data" / "$RECYCLE.BIN").mkdir()
     records, reasons = read(small)
     assert [record.view for record in records] == ["MLO"]
-    assert sorted(reasons.pop("images/*.dcm").split("; ")) == [
-        "1 folders whose name is no client's",
-        "1 images are listed but have no DICOM file",
-        "1 raw images ('for processing')",
-    ]
-    dicoms(small)[1].write_bytes(b"text")
-    with pytest.raises(ArchiveError, match="no image of OMI-DB"):
-        optimam.read(small)
+    for word in ("name is no client's", "have no DICOM file", "raw images"):
+        assert word in reasons["images/*.dcm"]
 
 
 @pytest.mark.parametrize(
     ("content", "word"),
     [
         (b"", "JSONDecodeError"),
-        (b"\xff\xfe\x00", "UnicodeDecodeError"),
-        (b"[" * 100_000, "RecursionError"),
         (b"[]", "no JSON object"),
-        (b"{}", "no studies"),
         (b'{"STUDIES": [1]}', "no studies"),
         (None, "no such file"),
     ],
@@ -224,11 +155,9 @@ def test_no_study_leads_out_of_the_folder(small, study):
     ("values", "word"),
     [
         ({"X1": "30", "X2": "20"}, "inverted or empty"),
-        ({"Y2": "10"}, "inverted or empty"),
         ({"X1": "-9", "X2": "0"}, "outside the image"),
         ({"Y1": str(ROWS), "Y2": "99"}, "outside the image"),
         ({"X1": "left"}, "1 of its 1 marks"),
-        ({"X1": None}, "1 of its 1 marks"),
         ({"Mass": None}, "its flags name no mass"),
     ],
 )
@@ -270,17 +199,16 @@ def test_kinds_by_flags(small, flags, kind, certain):
     assert (lesion.kind, lesion.kind_is_certain) == (kind, certain)
 
 
-@pytest.mark.parametrize(
-    ("description", "kind"),
-    [("Mass with calcification", "mass"), ("CA", "calcification"), ("DS", "distortion")],
-)
-def test_a_mark_without_flags_takes_its_linked_lesions_description(small, description, kind):
+def test_a_mark_without_flags_takes_its_linked_lesions_description(small):
     set_flags(small)
-    edit(
-        nbss(small),
-        lambda content: content["1"]["LESION"]["L"]["1"].update(LesionDescription=description),
-    )
-    assert read(small)[0][0].lesions[0].kind == kind
+    words = {"Mass with calcification": "mass", "CA": "calcification", "DS": "distortion"}
+    for word, kind in words.items():
+
+        def change(content, word=word):
+            content["1"]["LESION"]["L"]["1"].update(LesionDescription=word)
+
+        edit(nbss(small), change)
+        assert read(small)[0][0].lesions[0].kind == kind
 
 
 def test_types_of_calcification_and_margins_keep_their_words(small):
@@ -293,17 +221,17 @@ def test_types_of_calcification_and_margins_keep_their_words(small):
 
 
 @pytest.mark.parametrize(
-    ("opinion", "flags", "pathology"),
+    ("opinion", "flag", "pathology"),
     [
-        ("B5", ("Mass",), "malignant"),
-        ("B2", ("Mass",), "benign"),
-        ("B3", ("Mass",), "malignant"),
-        ("B3", ("Dystrophic",), "malignant"),
+        ("B5", "Mass", "malignant"),
+        ("B2", "Mass", "benign"),
+        # B3 settles nothing: the only mark of a malignant breast takes the breast's
+        ("B3", "Mass", "malignant"),
+        ("B3", "Dystrophic", "malignant"),
     ],
 )
-def test_a_marks_pathology_is_its_linked_lesions(small, opinion, flags, pathology):
-    """B3 settles nothing: the only mark of a malignant breast takes the breast's."""
-    set_flags(small, *flags)
+def test_a_marks_pathology_is_its_linked_lesions(small, opinion, flag, pathology):
+    set_flags(small, flag)
     edit(nbss(small), lambda content: content["1"]["BIOPSYWIDE"]["L"]["1"].update(Opinion=opinion))
     assert read(small)[0][0].lesions[0].pathology == pathology
 
@@ -319,43 +247,23 @@ def test_a_marks_pathology_is_its_linked_lesions(small, opinion, flags, patholog
     ],
 )
 def test_a_mark_of_two_lesions_is_benign_only_if_both_are(small, opinions, pathology):
+    """Beside other marks it does not take the breast's, and nor do they; flags may be benign."""
+
     def change(content):
-        episode = content["1"]
-        lesions = {str(number): {"LesionDescription": None} for number in (1, 2)}
-        biopsies = {
-            str(number): {"DatePerformed": "2015-03-02", "Opinion": opinion}
-            for number, opinion in enumerate(opinions, start=1)
-        }
-        episode["LESION"]["L"] = lesions
-        episode["BIOPSYWIDE"]["L"] = biopsies
+        content["1"]["LESION"]["L"] = {number: {"LesionDescription": None} for number in "12"}
+        facts = [{"DatePerformed": "2015-03-02", "Opinion": opinion} for opinion in opinions]
+        content["1"]["BIOPSYWIDE"]["L"] = dict(zip("12", facts, strict=True))
 
     def link(content):
         marks = marks_of(content)
         marks["10000"]["LinkedNBSSLesionNumber"] = "1,2"
-        # beside another mark, it does not take the breast's pathology
         marks["10001"] = marks["10000"] | {"LinkedNBSSLesionNumber": None}
+        marks["10002"] = marks["10001"] | {"Mass": None, "Vascular": "Vascular"}
 
     edit(nbss(small), change)
     edit(imagedb(small), link)
-    assert read(small)[0][0].lesions[0].pathology == pathology
-
-
-def test_an_unlinked_mark_beside_others_stays_without_pathology_unless_its_flags_are_benign(small):
-    def add(content):
-        mark = marks_of(content)["10000"]
-        marks_of(content)["10001"] = mark | {"LinkedNBSSLesionNumber": None}
-        marks_of(content)["10002"] = mark | {
-            "LinkedNBSSLesionNumber": None,
-            "Mass": None,
-            "Vascular": "Vascular",
-        }
-
-    edit(imagedb(small), add)
-    assert [lesion.pathology for lesion in read(small)[0][0].lesions] == [
-        "malignant",
-        None,
-        "benign",
-    ]
+    found = [lesion.pathology for lesion in read(small)[0][0].lesions]
+    assert found == [pathology, None, "benign"]
 
 
 def test_a_linked_lesion_of_the_other_breast_says_nothing(small):
@@ -366,11 +274,15 @@ def test_a_linked_lesion_of_the_other_breast_says_nothing(small):
 
 
 def episode(date: str, **facts) -> dict:
-    return {
-        "EpisodeType": "F",
-        "EpisodeOpenedDate": date,
-        "SCREENING": {"L": {"DateTaken": date}, "R": {"DateTaken": date}},
-    } | facts
+    taken = {side: {"DateTaken": date} for side in "LR"}
+    return {"EpisodeType": "F", "EpisodeOpenedDate": date, "SCREENING": taken} | facts
+
+
+def opinion(left: str, right: str | None = None) -> dict:
+    return {"left_opinion": left} | ({"right_opinion": right} if right else {})
+
+
+CANCER_OF_R = {"LESION": {"R": {"1": {}}}, "INTERVALCANCER": {"R": {"1": {}}}}
 
 
 @pytest.mark.parametrize(
@@ -378,46 +290,26 @@ def episode(date: str, **facts) -> dict:
     [
         ({}, None, ("normal", "normal")),
         ({}, {}, ("normal", "normal")),
-        ({"ASSESSMENT": {"left_opinion": "ON", "right_opinion": "ON"}}, None, ("normal", "normal")),
-        ({"ASSESSMENT": {"left_opinion": "OB", "right_opinion": "ON"}}, None, (None, "normal")),
+        ({"ASSESSMENT": opinion("ON", "ON")}, None, ("normal", "normal")),
+        ({"ASSESSMENT": opinion("OB", "ON")}, None, (None, "normal")),
         ({"ASSESSMENT": {}}, None, (None, None)),
-        ({"BIOPSYWIDE": {"left_opinion": "OM"}}, None, ("malignant", None)),
-        (
-            {"BIOPSYWIDE": {"left_opinion": "Benign", "right_opinion": "Normal"}},
-            None,
-            ("benign", "normal"),
-        ),
-        (
-            {"BIOPSYFINE": {"left_opinion": "OB"}, "SURGERY": {"left_opinion": "OM"}},
-            None,
-            ("malignant", None),
-        ),
-        (
-            {"BIOPSYWIDE": {"left_opinion": "OU"}, "ASSESSMENT": {"left_opinion": "OU"}},
-            None,
-            (None, "normal"),
-        ),
+        ({"BIOPSYWIDE": opinion("OM")}, None, ("malignant", None)),
+        ({"BIOPSYWIDE": opinion("Benign", "Normal")}, None, ("benign", "normal")),
+        ({"BIOPSYFINE": opinion("OB"), "SURGERY": opinion("OM")}, None, ("malignant", None)),
+        ({"BIOPSYWIDE": opinion("OU"), "ASSESSMENT": opinion("OU")}, None, (None, "normal")),
         ({}, {"BIOPSYWIDE": {"right_opinion": "OM"}}, (None, None)),
-        (
-            {"BIOPSYWIDE": {"left_opinion": "OB"}},
-            {"SURGERY": {"left_opinion": "OM"}},
-            ("benign", None),
-        ),
+        ({"BIOPSYWIDE": opinion("OB")}, {"SURGERY": opinion("OM")}, ("benign", None)),
         ({}, {"EpisodeType": "CI"}, (None, None)),
         ({"EpisodeType": "CI"}, None, (None, None)),
-        (
-            {"EpisodeType": "CI", "LESION": {"R": {"1": {}}}, "INTERVALCANCER": {"R": {"1": {}}}},
-            None,
-            (None, "malignant"),
-        ),
-        ({"EpisodeType": "CI", "BIOPSYWIDE": {"left_opinion": "OB"}}, None, ("benign", None)),
+        ({"EpisodeType": "CI", **CANCER_OF_R}, None, (None, "malignant")),
+        ({"EpisodeType": "CI", "BIOPSYWIDE": opinion("OB")}, None, ("benign", None)),
     ],
 )
 def test_pathology_of_a_breast(tmp_path, first, later, pathologies):
     writer.write([mammogram(1), mammogram(2, laterality="R")], tmp_path)
-    records = {"1": episode("2015-03-02", **first)} | (
-        {} if later is None else {"2": episode("2018-03-02", **later)}
-    )
+    records = {"1": episode("2015-03-02", **first)}
+    if later is not None:
+        records["2"] = episode("2018-03-02", **later)
     nbss(tmp_path).write_text(json.dumps(records), encoding="utf-8")
     mammograms, reasons = read(tmp_path)
     assert tuple(record.pathology for record in mammograms) == pathologies
@@ -428,10 +320,3 @@ def test_an_image_with_a_mark_is_not_called_normal(tmp_path):
     writer.write([mammogram(1, [Lesion("mass", (1, 1, 5, 5))], pathology="normal")], tmp_path)
     (record,), _ = read(tmp_path)
     assert (record.pathology, record.lesions[0].pathology) == (None, None)
-
-
-def test_an_archive_of_nobody(tmp_path):
-    (tmp_path / "DATA").mkdir()
-    (tmp_path / "IMAGES").mkdir()
-    with pytest.raises(ArchiveError, match=r"no image of OMI-DB that can be read \(0 skipped\)"):
-        optimam.read(tmp_path)

@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
-from tests.archives.folders import BYTE, GREY, make_small, picture, read, table
+from tests.archives.folders import BYTE, GREY, picture, read, table
 from tests.archives.writers import folder as writer
 from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
 from tfmammo.archives import folder
@@ -23,16 +23,6 @@ from tfmammo.archives.stored import unused_range
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Mammogram
-
-
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras."""
-
-
-@pytest.fixture
-def small(tmp_path):
-    return make_small(tmp_path)
 
 
 def only(root: Path, **columns: str) -> Mammogram:
@@ -50,17 +40,16 @@ def facts(record: Mammogram) -> tuple:
 
 @pytest.mark.parametrize(
     ("ending", "bits"),
-    [(".png", 8), (".png", 10), (".png", 16), (".tif", 8), (".tif", 14), (".bmp", 8)]
+    [(".png", 8), (".png", 10), (".tif", 8), (".tif", 14), (".bmp", 8)]
     + [(".pgm", 8), (".pgm", 12), (".pgm", 16), (".dcm", 8), (".dcm", 12), (".dcm", 16)],
 )
 def test_round_trip(tmp_path, ending, bits):
     original = make_mammogram(1, ramp(0.1), spacing=(0.07, 0.05))
     writer.write([original], tmp_path, ending=ending, bits=bits)
     (record,), reasons = read(tmp_path)
-    image = record.pixels()
-    assert not reasons and image.dtype == np.float32
-    full = 2**bits - 1
-    ours, theirs = (np.rint(it.astype(np.float64) * full) for it in (image, original.pixels()))
+    assert not reasons and record.pixels().dtype == np.float32
+    images = (record.pixels(), original.pixels())
+    ours, theirs = (np.rint(image.astype(np.float64) * (2**bits - 1)) for image in images)
     np.testing.assert_array_equal(ours, theirs)
     assert facts(record) == ("L", "CC", (0.07, 0.05))
 
@@ -101,14 +90,8 @@ def test_a_tiff_of_any_depth_and_direction(tmp_path, bits, photometric):
     tags[279] = len(data)
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.tif").write_bytes(
-        b"II*\0"
-        + struct.pack("<I", 8 + len(data))
-        + data
-        + struct.pack("<H", 9)
-        + entries
-        + bytes(4)
-    )
+    content = b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", 9)
+    (tmp_path / "images" / "a.tif").write_bytes(content + entries + bytes(4))
     expected = values.astype(np.float32) / np.float32(2**bits - 1)
     expected = expected if photometric else 1 - expected
     np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], expected, atol=1e-7)
@@ -128,12 +111,9 @@ def test_a_pgm_states_its_largest_value(tmp_path):
     [
         (4095, 65535, "6 % of 16 bits; state bits=12"),
         (16383, 65535, "25 % of 16 bits; state bits=14"),
-        (200, 65535, "0 % of 16 bits"),
-        (16384, 65535, None),
-        (255, 255, None),
-        (10, 255, None),
+        *((highest, 65535, None) for highest in (0, 16384)),
+        *((highest, 255, None) for highest in (10, 255)),
         (1000, 4095, None),
-        (0, 65535, None),
     ],
 )
 def test_when_a_range_is_called_unused(highest, full, said):
@@ -220,19 +200,18 @@ def pixels(values, *mode):
     return lambda path: picture(path, values, *mode)
 
 
+def pages(path: Path) -> None:
+    picture(path, BYTE, save_all=True, append_images=[Image.fromarray(BYTE)])
+
+
 @pytest.mark.parametrize(
     ("name", "write", "word"),
     [
         ("z.png", content(b"text"), "(UnidentifiedImageError)"),
-        ("z.png", content(b""), "(UnidentifiedImageError)"),
         ("z.dcm", content(b"text"), "not a DICOM"),
         ("z.png", deep_colours, "16 bits in several channels"),
         ("z.tif", deep_colours, "16 bits in several channels"),
-        (
-            "z.tif",
-            lambda path: picture(path, BYTE, save_all=True, append_images=[Image.fromarray(BYTE)]),
-            "several pages",
-        ),
+        ("z.tif", pages, "several pages"),
         ("z.jpg", turned, "turned or mirrored"),
         ("z.tif", pixels(BYTE.astype(np.float32)), "(F)"),
         ("z.tif", pixels(BYTE.astype(np.int32)), "(I)"),
@@ -286,15 +265,6 @@ def test_bits_that_contradict_the_file_are_noted(tmp_path, ending, word):
 # One file by itself
 
 
-@pytest.mark.parametrize("name", ["a.dcm", "IM0001", "IM0001.png"])
-def test_one_dicom_of_any_name(tmp_path, name):
-    stated = {"ImageLaterality": "R", "ViewPosition": "MLO", "ImagerPixelSpacing": [0.07, 0.05]}
-    write_dicom(tmp_path / name, GREY, 12, **stated)
-    one = folder.read_one(tmp_path / name)
-    assert facts(one) == ("R", "MLO", (0.07, 0.05)) and is_dicom(tmp_path / name)
-    np.testing.assert_allclose(one.pixels()[..., 0], GREY / 4095, atol=1e-6)
-
-
 def test_one_picture_has_the_name_that_it_has_in_a_folder(small):
     one = pickle.loads(pickle.dumps(folder.read_one(small / "images/a.png")))
     listed = next(record for record in read(small)[0] if record.image_id == one.image_id)
@@ -308,20 +278,11 @@ def test_one_picture_has_the_name_that_it_has_in_a_folder(small):
 
 @pytest.mark.parametrize(
     ("name", "word"),
-    [
-        ("raw.dcm", "raw image"),
-        ("text.txt", "as an image"),
-        ("text.dcm", "not a DICOM"),
-        ("colour.png", "colour"),
-        ("no.png", "no such file"),
-        (".", "is no file"),
-    ],
+    [("raw.dcm", "raw image"), ("a.txt", "as an image"), ("no.png", "no such file"), (".", "file")],
 )
 def test_one_file_that_is_no_mammogram(tmp_path, name, word):
     write_dicom(tmp_path / "raw.dcm", GREY, 12, PresentationIntentType="FOR PROCESSING")
-    (tmp_path / "text.txt").write_text("no image")
-    (tmp_path / "text.dcm").write_text("no image")
-    picture(tmp_path / "colour.png", np.dstack([BYTE, BYTE, 255 - BYTE]))
+    (tmp_path / "a.txt").write_text("no image")
     with pytest.raises(ArchiveError, match=word) as raised:
         folder.read_one(tmp_path / name).pixels()
     assert str(raised.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(raised.value)

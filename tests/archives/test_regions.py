@@ -5,6 +5,7 @@ highdicom and pydicom write them; reports are in `test_reports`.
 
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,16 @@ from highdicom.seg import (
     SegmentationTypeValues,
     SegmentDescription,
 )
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
 
+from tests.archives.tools import change_dicom, make_file, make_item, read_archive
 from tests.small_mammograms import COLS, PATIENT, ROWS, SQUARE
 from tfmammo.archives import folder, regions
 from tfmammo.archives.writers import segmentation
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Lost, Skipped
+from tfmammo.mammogram import Lesion, Lost
 
 MASS = Lesion.from_outline("mass", SQUARE, ROWS, COLS)
 CLUSTER = Lesion.from_outline("calcification", SQUARE + [25, 10], ROWS, COLS)
@@ -46,13 +47,6 @@ IN_SPACE = {
 }
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
-
-
 def write_image(root: Path, name: str = "a", **elements) -> Path:
     path = root / "images" / f"{name}.dcm"
     stored = np.linspace(0, 4095, ROWS * COLS).reshape(ROWS, COLS).astype(np.uint16)
@@ -61,10 +55,7 @@ def write_image(root: Path, name: str = "a", **elements) -> Path:
     return path
 
 
-def read(root: Path):
-    skipped = Skipped()
-    records = folder.read(root, skipped)
-    return records, skipped.reasons
+read = partial(read_archive, folder)
 
 
 def assert_read(root: Path, *lesions: Lesion) -> list[Lesion]:
@@ -100,46 +91,13 @@ def write_segmentation(
                 SegmentDescription(number, label, ABNORMAL, code, SegmentAlgorithmTypeValues.MANUAL)
                 for number, (code, label) in enumerate(segments or [(CODED_MASS, "1")], 1)
             ],
-            series_instance_uid=generate_uid(),
-            series_number=2,
-            sop_instance_uid=generate_uid(),
-            instance_number=1,
-            manufacturer="m",
-            manufacturer_model_name="m",
-            software_versions="1",
             device_serial_number="1",
+            **segmentation.identify(generate_uid(), 2, generate_uid(), "1", "lesions"),
             **options,
         )
         path = image.parent / "z.dcm"
         written.save_as(path)
     return path
-
-
-def change(path: Path, edit) -> None:
-    dataset = pydicom.dcmread(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        edit(dataset)
-        dataset.save_as(path)
-
-
-def make_item(**elements) -> Dataset:
-    item = Dataset()
-    for key, value in elements.items():
-        setattr(item, key, value)
-    return item
-
-
-def make_file(path: Path, sop_class: str, **elements) -> None:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = sop_class
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    elements |= {"SOPClassUID": sop_class, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID}
-    for key, value in elements.items():
-        setattr(dataset, key, value)
-    dataset.save_as(path)
 
 
 # SEG
@@ -153,24 +111,12 @@ def test_our_own_segmentations_come_back(tmp_path):
     assert all(lesion.kind_is_certain for lesion in read_back)
 
 
-@pytest.mark.parametrize(
-    ("form", "syntax"),
-    [
-        ("BINARY", ExplicitVRLittleEndian),
-        ("FRACTIONAL", ExplicitVRLittleEndian),
-        ("FRACTIONAL", RLELossless),
-        ("FRACTIONAL", JPEG2000Lossless),
-    ],
-)
-def test_binary_and_fractional_segments(tmp_path, form, syntax):
-    """A fractional segment is cut at half of its maximum."""
-    options = {"form": form, "transfer_syntax_uid": syntax}
-    pixels = DRAWN
-    if form == "FRACTIONAL":
-        pixels = np.where(DRAWN, 0.5, 0.4).astype(np.float64)
-        pixels[0, :] = 0
-        options["max_fractional_value"] = 100
-    path = write_segmentation(write_image(tmp_path), pixels, **options)
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
+def test_fractional_segments_are_cut_at_half_of_their_maximum(tmp_path, syntax):
+    pixels = np.where(DRAWN, 0.5, 0.4).astype(np.float64)
+    pixels[0, :] = 0
+    options = {"transfer_syntax_uid": syntax, "max_fractional_value": 100}
+    path = write_segmentation(write_image(tmp_path), pixels, form="FRACTIONAL", **options)
     assert_read(tmp_path, MASS)
     (tmp_path / "annotations").mkdir()
     path.rename(tmp_path / "annotations" / "z.dcm")
@@ -193,6 +139,7 @@ def test_frames_that_begin_within_a_byte(tmp_path):
         np.testing.assert_array_equal(lesion.mask(15, 9), original.mask(15, 9))
 
 
+TYPE = "SegmentedPropertyTypeCodeSequence"
 VIEWERS = [
     (Code("T-D0050", "SRT", "Tissue"), "Mass", "mass", True),  # OHIF, MONAI Label
     (TISSUE, "Mass", "mass", True),  # Slicer
@@ -218,10 +165,7 @@ def test_segments_of_everyday_viewers(tmp_path, code, label, kind, certain):
         CodeMeaning=code.meaning,
     )
 
-    def state(dataset):
-        dataset.SegmentSequence[0].SegmentedPropertyTypeCodeSequence = [coded]
-
-    change(path, state)
+    change_dicom(path, edit=lambda dataset: setattr(dataset.SegmentSequence[0], TYPE, [coded]))
     (record,), reasons = read(tmp_path)
     (lesion,) = record.lesions
     assert (lesion.kind, lesion.kind_is_certain) == (kind, certain) and not reasons
@@ -261,58 +205,45 @@ def test_a_label_map(tmp_path, highest):
 def _in_source(**elements):
     def edit(dataset):
         frame = dataset.PerFrameFunctionalGroupsSequence[0]
-        source = frame.DerivationImageSequence[0].SourceImageSequence[0]
-        for key, value in elements.items():
-            setattr(source, key, value)
+        _set(**elements)(frame.DerivationImageSequence[0].SourceImageSequence[0])
 
     return edit
 
 
 def _in_shared(sequence, **elements):
-    def edit(dataset):
-        setattr(dataset.SharedFunctionalGroupsSequence[0], sequence, [make_item(**elements)])
-
-    return edit
+    item = make_item(**elements)
+    return lambda dataset: setattr(dataset.SharedFunctionalGroupsSequence[0], sequence, [item])
 
 
 def _set(**elements):
-    def edit(dataset):
-        for key, value in elements.items():
-            setattr(dataset, key, value)
-
-    return edit
+    return lambda dataset: [setattr(dataset, key, value) for key, value in elements.items()]
 
 
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (_in_source(ReferencedSOPInstanceUID="1.2.3"), "lie on images that are not read here"),
-        (_in_source(SpatialLocationsPreserved="NO"), "do not lie on the image's own pixels"),
-        (
-            _in_shared("PlaneOrientationSequence", ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
-            "are turned against their image",
-        ),
-        (
-            _in_shared("PixelMeasuresSequence", PixelSpacing=[0.14, 0.14]),
-            "have another spacing than their image",
-        ),
-        (_set(PatientOrientation=["P", "F"]), "are turned against their image"),
-        (_set(FrameOfReferenceUID="1.2.9"), "have another frame of reference than their image"),
-        (_set(Rows=30, Columns=88), r"have 30 x 88 px, their image 60 x 44"),
-        (_set(SegmentationType="PAINTED"), "is a segmentation that is neither binary, fractional"),
-        (_set(NumberOfFrames=7), "does not describe each of its frames"),
-    ],
-)
+TURNED = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+FOREIGN = [
+    ("lie on images that are not read here", _in_source(ReferencedSOPInstanceUID="1.2.3")),
+    ("do not lie on the image's own pixels", _in_source(SpatialLocationsPreserved="NO")),
+    ("are turned against their image", _in_shared("PlaneOrientationSequence", **TURNED)),
+    ("are turned against their image", _set(PatientOrientation=["P", "F"])),
+    ("have another spacing", _in_shared("PixelMeasuresSequence", PixelSpacing=[0.14, 0.14])),
+    ("have another frame of reference than their image", _set(FrameOfReferenceUID="1.2.9")),
+    ("have 30 x 88 px, their image 60 x 44", _set(Rows=30, Columns=88)),
+    ("neither binary, fractional", _set(SegmentationType="PAINTED")),
+    ("does not describe each of its frames", _set(NumberOfFrames=7)),
+]
+
+
+@pytest.mark.parametrize(("message", "edit"), FOREIGN)
 def test_segments_that_are_not_of_their_image(tmp_path, edit, message):
     image = write_image(tmp_path, **IN_SPACE | {"PixelSpacing": [0.07, 0.07]})
-    change(image, _set(PatientOrientation=["A", "F"]))
-    change(write_segmentation(image, DRAWN), edit)
+    change_dicom(image, PatientOrientation=["A", "F"])
+    change_dicom(write_segmentation(image, DRAWN), edit=edit)
     assert message in reason(tmp_path)
 
 
 def test_an_empty_segment_and_missing_pixels_are_told_when_they_are_read(tmp_path):
     path = write_segmentation(write_image(tmp_path), DRAWN)
-    change(path, lambda dataset: setattr(dataset, "PixelData", bytes(len(dataset.PixelData))))
+    change_dicom(path, PixelData=bytes(len(pydicom.dcmread(path).PixelData)))
     (lesion,) = read(tmp_path)[0][0].lesions
     with pytest.raises(ArchiveError, match=r"z\.dcm: a segment marks nothing"):
         _ = lesion.box
@@ -324,9 +255,8 @@ def test_an_empty_segment_and_missing_pixels_are_told_when_they_are_read(tmp_pat
 
 def test_masks_come_first(tmp_path):
     write_segmentation(write_image(tmp_path), DRAWN)
-    (tmp_path / "annotations.json").write_text(
-        '{"images": [{"id": 1, "file_name": "a.dcm"}], "annotations": [], "categories": []}'
-    )
+    listed = '{"images": [{"id": 1, "file_name": "a.dcm"}], "annotations": [], "categories": []}'
+    (tmp_path / "annotations.json").write_text(listed)
     assert reason(tmp_path) == "is not read beside masks or annotations.json"
 
 
@@ -340,17 +270,10 @@ def write_structures(image: Path, *outlines, name="mass", frame=FRAME, form="CLO
     contours = []
     for outline in outlines:
         # PS3.3 C.7.6.2.1.1 with IN_SPACE: columns run along y, rows along -z
-        points = [
-            [10.0 + off, -20.0 + 0.25 * col, 30.0 - 0.5 * row]
-            for row, col in np.asarray(outline, float).tolist()
-        ]
-        contours.append(
-            make_item(
-                ContourImageSequence=[reference],
-                ContourGeometricType=form,
-                ContourData=[f"{value:.6g}" for point in points for value in point],
-            )
-        )
+        points = np.insert(outline * [-0.5, 0.25] + [30.0, -20.0], 2, 10.0 + off, axis=1)[:, ::-1]
+        data = [f"{value:.6g}" for value in points.ravel()]
+        known = {"ContourImageSequence": [reference], "ContourGeometricType": form}
+        contours.append(make_item(**known, ContourData=data))
     structure = make_item(ROINumber=3, ROIName=name, ReferencedFrameOfReferenceUID=frame)
     path = image.parent / "z.dcm"
     make_file(
@@ -373,22 +296,25 @@ def test_structures_by_hand(tmp_path):
     assert lesion.box == (10, 20, 44, 41)
 
 
-@pytest.mark.parametrize(
-    ("changes", "elements", "message"),
-    [
-        ({"frame": "1.2.9"}, {}, "have another frame of reference than their image"),
-        ({"frame": ""}, {}, "share no frame of reference with their image"),
-        ({"off": 2.0}, {}, "lie off the plane of their image"),
-        ({"form": "POINT"}, {}, "are points or lines, not areas"),
-        ({"name": "Quibble's heart"}, {}, "are of findings that are not known"),
-        ({}, {"ImagePositionPatient": None}, "lie in space, where their image states no position"),
-        (
-            {},
-            {"ImageOrientationPatient": [0.0, 1, 0, 0, 1, 0]},
-            "lie on an image without a valid orientation",
-        ),
-    ],
-)
+MISPLACED = [
+    ("have another frame of reference than their image", {"frame": "1.2.9"}, {}),
+    ("share no frame of reference with their image", {"frame": ""}, {}),
+    ("lie off the plane of their image", {"off": 2.0}, {}),
+    ("are points or lines, not areas", {"form": "POINT"}, {}),
+    ("are of findings that are not known", {"name": "Quibble's heart"}, {}),
+    *(
+        ("lie in space, where their image states no position", {}, {"ImagePositionPatient": place})
+        for place in (None, [10.0, -20.0])
+    ),
+    (
+        "lie on an image without a valid orientation",
+        {},
+        {"ImageOrientationPatient": [0.0, 1, 0, 0, 1, 0]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "changes", "elements"), MISPLACED)
 def test_structures_that_are_not_of_their_image(tmp_path, changes, elements, message):
     write_structures(write_image(tmp_path, **IN_SPACE | elements), SQUARE, **changes)
     assert reason(tmp_path) == f"1 of its regions {message}"

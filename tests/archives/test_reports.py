@@ -16,24 +16,15 @@ from tests.archives.test_regions import (
     MASS,
     assert_damage_is_told,
     assert_read,
-    change,
-    make_file,
-    make_item,
     read,
     reason,
     write_image,
 )
+from tests.archives.tools import change_dicom, make_file, make_item
 from tests.small_mammograms import COLS, ROWS, SQUARE
 from tfmammo.archives import regions, reports
 from tfmammo.archives.writers import measurements, segmentation
 from tfmammo.mammogram import Lesion, Lost
-
-
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
 
 
 def write_report(image: Path, *graphics, code=CODED_MASS, name="z") -> Path:
@@ -64,15 +55,10 @@ def write_report(image: Path, *graphics, code=CODED_MASS, name="z") -> Path:
                 procedure_reported=Code("71651007", "SCT", "Mammography"),
                 imaging_measurements=groups,
             ),
-            series_instance_uid=generate_uid(),
-            series_number=3,
-            sop_instance_uid=generate_uid(),
-            instance_number=1,
-            manufacturer="m",
+            **segmentation.identify(generate_uid(), 3, generate_uid(), "1", "lesions"),
         )
-        path = image.parent / f"{name}.dcm"
-        written.save_as(path)
-    return path
+        written.save_as(image.parent / f"{name}.dcm")
+    return image.parent / f"{name}.dcm"
 
 
 def closed(outline: np.ndarray) -> list[list[float]]:
@@ -147,27 +133,16 @@ def write_measurements(image: Path, *numbers, finding=("4147007", "SCT", "Mass")
         (group,) = reports._find(dataset, "125007")
         (pattern,) = [item for item in group.ContentSequence if item.ValueType == "SCOORD"]
         kept = [one for one in group.ContentSequence if one.ValueType not in ("SCOORD", "CODE")]
-        kept.append(
-            make_item(
-                ValueType="CODE",
-                ConceptNameCodeSequence=coded("121071", "DCM", "Finding"),
-                ConceptCodeSequence=coded(*finding),
-            )
-        )
+        named = {"ConceptNameCodeSequence": coded("121071", "DCM", "Finding")}
+        kept.append(make_item(ValueType="CODE", **named, ConceptCodeSequence=coded(*finding)))
         for concept, graphic, points in numbers:
-            place = make_item(
-                ValueType="SCOORD",
-                GraphicType=graphic,
-                GraphicData=np.ravel(points).tolist(),
-                ContentSequence=pattern.ContentSequence,
-            )
-            name = coded(*concept)
-            kept.append(
-                make_item(ValueType="NUM", ConceptNameCodeSequence=name, ContentSequence=[place])
-            )
+            drawn = {"GraphicType": graphic, "GraphicData": np.ravel(points).tolist()}
+            place = make_item(ValueType="SCOORD", **drawn, ContentSequence=pattern.ContentSequence)
+            named = {"ConceptNameCodeSequence": coded(*concept), "ContentSequence": [place]}
+            kept.append(make_item(ValueType="NUM", **named))
         group.ContentSequence = kept
 
-    change(path, edit)
+    change_dicom(path, edit=edit)
 
 
 AREA = ("42798000", "SCT", "Area")
@@ -209,7 +184,7 @@ def test_damaged_reports_and_those_without_regions(tmp_path):
     whole = path.read_bytes()
     assert_damage_is_told(tmp_path, path)
     path.write_bytes(whole)
-    change(path, lambda dataset: setattr(dataset, "ContentSequence", []))
+    change_dicom(path, ContentSequence=[])
     assert reason(tmp_path) == "draws no region"
 
 
@@ -252,12 +227,8 @@ def write_cad_report(root: Path, mark: Dataset) -> None:
         ConceptCodeSequence=coded("111242", "DCM"),
         ContentSequence=[impression],
     )
-    make_file(
-        root / "images" / "z.dcm",
-        regions.CAD_REPORT,
-        PatientName="QUIBBLE^ZEPHYRINE",
-        ContentSequence=[library, summary],
-    )
+    content = {"PatientName": "QUIBBLE^ZEPHYRINE", "ContentSequence": [library, summary]}
+    make_file(root / "images" / "z.dcm", regions.CAD_REPORT, **content)
 
 
 @pytest.mark.parametrize(
@@ -272,19 +243,19 @@ def test_an_outline_of_a_cad_device_is_a_lesion(tmp_path, code, kind, certain):
     assert lesion.box == (10, 20, 19, 31)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"intent": "111152"}, "are marked as not for presentation"),
-        ({"outline": None}, "are points, not areas"),
-        ({"code": "F-01711"}, "are of findings that are not known"),
-        ({"image": (1, 9, 1)}, "name no image, or several"),
-        ({"image": (2, 1, 1)}, "name no image, or several"),
-        ({"image": (1, 2)}, "name no image, or several"),
-        ({"image": (1, *[1] * 40)}, "name no image, or several"),
-        ({"outline": OUTLINE[:-2]}, "are lines that enclose nothing"),
-    ],
-)
+MARKS = [
+    ("are marked as not for presentation", {"intent": "111152"}),
+    ("are points, not areas", {"outline": None}),
+    ("are of findings that are not known", {"code": "F-01711"}),
+    *(
+        ("name no image, or several", {"image": image})
+        for image in ((1, 9, 1), (2, 1, 1), (1, 2), (1, *[1] * 40))
+    ),
+    ("are lines that enclose nothing", {"outline": OUTLINE[:-2]}),
+]
+
+
+@pytest.mark.parametrize(("message", "changes"), MARKS)
 def test_marks_that_give_no_region(tmp_path, changes, message):
     write_cad_report(tmp_path, make_mark(**changes))
     assert reason(tmp_path) == f"1 of its regions {message}"
@@ -295,21 +266,16 @@ def test_a_lesion_of_segmentation_and_report_counts_once(tmp_path):
     source = regions.dicom.read_dataset(path)
     outline = np.float32([[12, 22], [12, 28], [16, 28]])
     lesion = Lesion.from_outline("mass", outline, ROWS, COLS)
-    tracking = generate_uid()
+    uids = [generate_uid() for _ in range(7)]
     with segmentation.referring(path):
-        identifiers = segmentation.Identifiers(generate_uid(), generate_uid(), (tracking,))
+        identifiers = segmentation.Identifiers(*uids[:2], (uids[2],))
         segments = segmentation.build(source, {"Lesion 1": lesion}, "1", {}, identifiers)
-        algorithm = measurements.Algorithm("1", {"detector": "d"}, generate_uid())
+        algorithm = measurements.Algorithm("1", {"detector": "d"}, uids[3])
         findings = [
-            measurements.Finding(f"Lesion {number}", uid, "mass", box, 0.5)
-            for number, uid, box in (
-                (1, tracking, (10, 20, 19, 31)),
-                (2, generate_uid(), (40, 5, 50, 15)),
-            )
+            measurements.Finding("Lesion 1", uids[2], "mass", (10, 20, 19, 31), 0.5),
+            measurements.Finding("Lesion 2", uids[4], "mass", (40, 5, 50, 15), 0.5),
         ]
-        report = measurements.build(
-            source, None, findings, algorithm, generate_uid(), generate_uid()
-        )
+        report = measurements.build(source, None, findings, algorithm, *uids[5:])
     segments.save_as(path.with_name("y.dcm"))
     report.save_as(path.with_name("z.dcm"))
     (record,), reasons = read(tmp_path)

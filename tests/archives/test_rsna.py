@@ -1,17 +1,18 @@
 """RSNA's competition of 2022, in files written as it is distributed."""
 
-import csv
+from functools import partial
 
 import numpy as np
 import pytest
 
+from tests.archives.tools import edit_csv, read_archive
 from tests.archives.writers import rsna as writer
-from tests.archives.writers.tables import write_csv
 from tests.small_mammograms import make_mammogram, ramp
 from tfmammo.archives import rsna
 from tfmammo.data.sampling import is_normal
-from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lost, Skipped
+from tfmammo.mammogram import Lost
+
+read = partial(read_archive, rsna)
 
 
 @pytest.fixture
@@ -28,17 +29,9 @@ def root(tmp_path):
     return tmp_path
 
 
-def edit(root, place, **cells):
-    with (root / "train.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    rows[place] |= cells
-    write_csv(root / "train.csv", rows)
-
-
 def test_breasts_have_pathology_and_images_no_lesions(root):
-    skipped = Skipped()
-    records = rsna.read(root, skipped)
-    assert not skipped.reasons
+    records, reasons = read(root)
+    assert not reasons
     facts = [(r.laterality, r.view, r.pathology, r.birads, r.density) for r in records]
     assert facts == [
         ("L", "CC", "malignant", "0", "B"),
@@ -63,24 +56,24 @@ def test_breasts_have_pathology_and_images_no_lesions(root):
     ],
 )
 def test_only_a_negative_breast_without_biopsy_is_normal(root, cells, pathology):
-    edit(root, 2, **cells)
+    edit_csv(root / "train.csv", 2, **cells)
     record = rsna.read(root)[2]
     assert record.pathology == pathology and record.lost == (Lost(),)
 
 
+def test_of_two_tables_the_nearest_to_the_root_counts(root):
+    (root / "a" / "b").mkdir(parents=True)
+    (root / "train.csv").rename(root / "a" / "train.csv")
+    (root / "a" / "b" / "train.csv").write_text("another")
+    assert len(rsna.read(root)) == 3
+
+
 def test_spellings_of_one_patient_and_images_that_are_not_here(root):
-    edit(root, 0, patient_id="10006.0")
+    edit_csv(root / "train.csv", 0, patient_id="10006.0")
     next((root / "train_images/10007").iterdir()).rename(root / "train_images/other.dcm")
-    skipped = Skipped()
-    records = rsna.read(root, skipped)
+    records, reasons = read(root)
     assert len({record.patient_id for record in records}) == 1 and len(records) == 2
-    assert skipped.reasons == {
+    assert reasons == {
         "train.csv": "1 of its images are not here as <patient_id>/<image_id>.dcm; "
         "1 DICOM files are not in it"
     }
-
-
-def test_a_table_without_its_columns(root):
-    (root / "train.csv").write_text("patient_id,image_id\n1,2\n")
-    with pytest.raises(ArchiveError, match="train.csv: has no column laterality"):
-        rsna.read(root)

@@ -31,11 +31,6 @@ LOOK_LIKE_NUMBERS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras."""
-
-
 def write(path, rows, separator=",", end="\n", encoding="utf-8"):
     """Write a table as .csv, .xls or .xlsx, by the ending."""
     if path.suffix == ".xlsx":
@@ -187,17 +182,22 @@ BOMB = '<!DOCTYPE b [<!ENTITY a "aaaaaaaaaa">'
 BOMB += "".join(f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9))
 
 
-@pytest.mark.parametrize(
-    "sheet",
-    [
-        f"<?xml version='1.0'?>{BOMB}]><worksheet><sheetData>&j;</sheetData></worksheet>",
-        '<w><sheetData><row r="99999999"/></sheetData></w>',
-        '<w><sheetData><row><c r="ZZZZZZ1"><v>1</v></c></row></sheetData></w>',
-        '<w><sheetData><row><c r="A1" t="s"><v>5</v></c></row></sheetData></w>',
-        '<w><sheetData><row><c r="A1"><v>x</v></c></row></sheetData></w>',
-        "<w>",
-    ],
+SHEETS = (
+    f"<?xml version='1.0'?>{BOMB}]><worksheet><sheetData>&j;</sheetData></worksheet>",
+    *(
+        f"<w><sheetData>{row}</sheetData></w>"
+        for row in (
+            '<row r="99999999"/>',
+            '<row><c r="ZZZZZZ1"><v>1</v></c></row>',
+            '<row><c r="A1" t="s"><v>5</v></c></row>',
+            '<row><c r="A1"><v>x</v></c></row>',
+        )
+    ),
+    "<w>",
 )
+
+
+@pytest.mark.parametrize("sheet", SHEETS)
 def test_a_workbook_that_claims_too_much_or_is_damaged(tmp_path, sheet):
     with zipfile.ZipFile(tmp_path / "a.xlsx", "w") as book:
         book.writestr("xl/worksheets/sheet1.xml", sheet)

@@ -1,26 +1,24 @@
 """tfmammo.archives.vindr on archives in VinDr-Mammo's native form, with real cells."""
 
 import csv
-import pickle
-import re
-import time
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import JPEG2000Lossless
 
+from tests.archives.tools import edit_csv as edit
+from tests.archives.tools import read_archive
 from tests.archives.writers import vindr as writer
-from tests.archives.writers.tables import write_csv
 from tests.small_mammograms import make_mammogram, ramp
-from tfmammo.archives import phantom, vindr
+from tfmammo.archives import vindr
 from tfmammo.archives.vindr import FINDINGS, IMAGES
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Lost, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Lost, Mammogram
 
 MASS = Lesion("mass", (10, 20, 18, 31))
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+read = partial(read_archive, vindr)
 
 
 def mammogram(number: int, *lesions: Lesion, **facts) -> Mammogram:
@@ -29,84 +27,12 @@ def mammogram(number: int, *lesions: Lesion, **facts) -> Mammogram:
     return make_mammogram(number, ramp(0.1 + number / 20, 0.9), lesions, **known | facts)
 
 
-def read(root: Path) -> tuple[list[Mammogram], dict[str, str]]:
-    skipped = Skipped()
-    return vindr.read(root, skipped), skipped.reasons
-
-
 @pytest.fixture
 def small(tmp_path):
     """Two studies of one image: one with a mass, one of BI-RADS 1 without findings."""
     normal = mammogram(2, birads="1", view="MLO", laterality="R", official_split="test")
     writer.write([mammogram(1, MASS), normal], tmp_path)
     return tmp_path
-
-
-def edit(path: Path, row: int, add: bool = False, **cells: str) -> None:
-    """Change cells of one row of a table, counted from 1, or of a copy at the table's end."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if add:
-        rows.append(rows[row - 1] | cells)
-    else:
-        rows[row - 1] |= cells
-    write_csv(path, rows)
-
-
-QUIRKS = [
-    {},
-    {"monochrome1": True, "padding": 5, "windows": 3, "bits": 14},
-    {"padding": 5, "windows": 0, "upper_case": True, "byte_order_mark": True},
-    {"windows": 1, "syntax": JPEG2000Lossless},
-]
-
-
-@pytest.mark.parametrize("quirks", QUIRKS, ids=lambda quirks: "-".join(quirks) or "plain")
-def test_round_trip(tmp_path, quirks):
-    others = [
-        Lesion("calcification", (0, 0, 60, 44)),
-        Lesion("distortion", (1, 2, 3, 4)),
-        Lesion("asymmetry", (59, 43, 60, 44)),
-    ]
-    right = {"laterality": "R", "view": "MLO", "birads": "1", "density": "A", "patient_id": "a"}
-    originals = [
-        mammogram(1, MASS, *others, patient_id="a"),
-        mammogram(2, **right, official_split="test"),
-        mammogram(3, birads="2", spacing=None, patient_id="b"),
-    ]
-    paths = writer.write(originals, tmp_path / "1.0.0", **quirks)
-    records, reasons = read(tmp_path)
-    assert not reasons
-    assert [record.image_id for record in records] == [path.stem.lower() for path in paths]
-    patients = [record.patient_id for record in records]
-    assert patients[0] == patients[1] != patients[2]
-    assert all(re.fullmatch("[0-9a-f]{12}", patient) for patient in patients)
-    assert [record.official_split for record in records] == ["train", "test", "train"]
-    assert [record.pathology for record in records] == [None, "normal", None]
-    most = 2 ** quirks.get("bits", 12) - 1
-    for original, record in zip(originals, records, strict=True):
-        for fact in ("rows", "cols", "laterality", "view", "birads", "density", "spacing"):
-            assert getattr(record, fact) == getattr(original, fact), fact
-        ours = [(it.kind, it.box, it.outlines, it.kind_is_certain) for it in record.lesions]
-        assert ours == [(it.kind, it.box, (), True) for it in original.lesions]
-        expected = np.rint(original.pixels().astype(np.float64) * most) / most
-        if pad := quirks.get("padding", 0):
-            expected[:, slice(-pad, None) if original.laterality == "L" else slice(pad)] = 0
-        image = record.pixels()
-        np.testing.assert_array_equal(
-            np.rint(image.astype(np.float64) * most), np.rint(expected * most)
-        )
-
-
-def test_round_trip_of_the_phantom(tmp_path):
-    originals = phantom.read(count=2, seed=3)
-    writer.write(originals, tmp_path)
-    records, reasons = read(tmp_path)
-    assert not reasons
-    for original, record in zip(originals, records, strict=True):
-        assert [it.box for it in record.lesions] == [it.box for it in original.lesions]
-    record = pickle.loads(pickle.dumps(records[0]))
-    assert np.abs(record.pixels() - originals[0].pixels()).max() <= 0.5 / 4095 + 1e-6
 
 
 def test_only_the_first_of_several_windows_is_applied(tmp_path):
@@ -128,11 +54,7 @@ def test_only_the_first_of_several_windows_is_applied(tmp_path):
         ('["Mass"]', ["mass"], True),
         ("['Global Asymmetry']", ["asymmetry"], True),
         ("['Asymmetry', 'Focal Asymmetry']", ["asymmetry"], True),
-        (
-            "['Suspicious Calcification', 'Architectural Distortion']",
-            ["calcification", "distortion"],
-            False,
-        ),
+        ("['Distortion', 'Suspicious Calcification']", ["distortion", "calcification"], False),
         ("[ 'Suspicious Calcification','Mass' , 'Mass' ]", ["calcification", "mass"], False),
         ("['Nipple Retraction', 'Mass']", ["mass"], False),
         ("['Skin Thickening']", [], None),
@@ -140,14 +62,14 @@ def test_only_the_first_of_several_windows_is_applied(tmp_path):
     ],
 )
 def test_categories(small, categories, kinds, certain):
-    edit(small / FINDINGS, 1, finding_categories=categories)
+    edit(small / FINDINGS, 0, finding_categories=categories)
     (record, _), _ = read(small)
     found = [(lesion.kind, lesion.kind_is_certain, lesion.box) for lesion in record.lesions]
     assert found == [(kind, certain, MASS.box) for kind in kinds]
 
 
 def test_findings_that_are_none_of_ours_are_counted_and_not_normal(small):
-    for image in (1, 2):
+    for image in (0, 1):
         cells = dict(zip(CORNERS, "1234", strict=True))
         edit(small / FINDINGS, image, finding_categories="['Skin Thickening']", **cells)
     records, reasons = read(small)
@@ -156,29 +78,28 @@ def test_findings_that_are_none_of_ours_are_counted_and_not_normal(small):
 
 
 @pytest.mark.parametrize(
-    ("categories", "lesions"),
+    "categories",
     [
-        ("", 0),
-        ("Mass", 0),
-        ("['Mass'", 0),
-        ("['Mass'] + ['Mass']", 0),
-        ("[Mass]", 0),
-        ("[]", 0),
-        ("__import__('os').system('touch hacked')", 0),
-        ("=cmd|'/c calc'!A0", 0),
-        ("[" * 5000 + "'Mass'" + "]" * 5000, 0),
-        ("['Mass'," * 5000, 0),
-        ("['" + "a" * 100_000, 0),
-        ("['Jane Doe', 'Mass']", 1),  # an unknown word, which no note repeats
+        "",
+        "Mass",
+        "['Mass'",
+        "['Mass'] + ['Mass']",
+        "[]",
+        "__import__('os').system('touch hacked')",
+        "[" * 5000 + "'Mass'" + "]" * 5000,
+        "['Mass'," * 5000,
+        "['" + "a" * 100_000,
+        "['Jane Doe', 'Mass']",  # an unknown word, which no note repeats
     ],
 )
-def test_categories_that_are_no_list_or_not_known_are_lost(small, categories, lesions):
-    edit(small / FINDINGS, 1, finding_categories=categories)
-    edit(small / FINDINGS, 2, finding_categories=categories)
+def test_categories_that_are_no_list_or_not_known_are_lost(small, categories):
+    for row in (0, 1):
+        edit(small / FINDINGS, row, finding_categories=categories)
     records, reasons = read(small)
     for record in records:
         assert (record.pathology, record.lost) == (None, (Lost(),))
-    assert [lesion.kind_is_certain for lesion in records[0].lesions] == [False] * lesions
+    certain = [lesion.kind_is_certain for lesion in records[0].lesions]
+    assert certain == [False] * ("Jane" in categories)
     assert reasons[FINDINGS].startswith("2 rows, the first in line 2: ")
     assert "Jane" not in str(reasons)
 
@@ -193,8 +114,7 @@ def test_categories_that_are_no_list_or_not_known_are_lost(small, categories, le
         (("-1e308", "-5", "1e308", "99999999999999999999"), (0, 0, 60, 44)),
         (("nan", "10", "31", "18"), None),
         (("20", "10", "inf", "18"), None),
-        (("20", "10", "", "18"), None),
-        (("20", "ten", "31", "18"), None),
+        (("20", "", "31", "18"), None),
         (("20", "10", "20", "18"), None),
         (("31", "10", "20", "18"), None),
         (("44", "10", "50", "18"), None),
@@ -203,7 +123,7 @@ def test_categories_that_are_no_list_or_not_known_are_lost(small, categories, le
     ],
 )
 def test_boxes_are_widened_to_whole_pixels_and_cut_at_the_border(small, corners, box):
-    edit(small / FINDINGS, 1, **dict(zip(CORNERS, corners, strict=True)))
+    edit(small / FINDINGS, 0, **dict(zip(CORNERS, corners, strict=True)))
     (record, _), reasons = read(small)
     assert [lesion.box for lesion in record.lesions] == ([box] if box else [])
     assert all(isinstance(number, int) for lesion in record.lesions for number in lesion.box)
@@ -212,10 +132,10 @@ def test_boxes_are_widened_to_whole_pixels_and_cut_at_the_border(small, corners,
 
 
 def test_normal_needs_birads_1_and_a_row_that_says_no_finding(small):
-    edit(small / IMAGES, 2, breast_birads="BI-RADS 2")
+    edit(small / IMAGES, 1, breast_birads="BI-RADS 2")
     assert vindr.read(small)[1].pathology is None
-    edit(small / IMAGES, 2, breast_birads="BI-RADS 1")
-    edit(small / FINDINGS, 2, image_id="another")
+    edit(small / IMAGES, 1, breast_birads="BI-RADS 1")
+    edit(small / FINDINGS, 1, image_id="another")
     (_, record), reasons = read(small)
     assert record.pathology is None and reasons == {FINDINGS: f"1 images are not in {IMAGES}"}
 
@@ -225,7 +145,7 @@ def test_normal_needs_birads_1_and_a_row_that_says_no_finding(small):
 )
 def test_cells_of_another_form_become_none(small, text):
     names = ("breast_birads", "breast_density", "laterality", "view_position", "split")
-    edit(small / IMAGES, 1, **dict.fromkeys(names, text))
+    edit(small / IMAGES, 0, **dict.fromkeys(names, text))
     (record, _), reasons = read(small)
     facts = ("birads", "density", "laterality", "view", "official_split")
     assert [getattr(record, fact) for fact in facts] == [None] * 5 and not reasons
@@ -235,34 +155,16 @@ def test_cells_of_another_form_become_none(small, text):
     "height", ["", "0", "-60", "nan", "6e1", "60.5", "9" * 5000, "=60", "100000"]
 )
 def test_a_height_that_is_none_costs_the_image(small, height):
-    edit(small / IMAGES, 1, height=height)
+    edit(small / IMAGES, 0, height=height)
     (record,), reasons = read(small)
     ((file, reason),) = reasons.items()
     assert record.view == "MLO" and file.startswith("images/") and "no height" in reason
 
 
 def test_a_size_that_contradicts_the_dicom_shows_when_pixels_are_read(small):
-    edit(small / IMAGES, 1, height="61")
+    edit(small / IMAGES, 0, height="61")
     with pytest.raises(ArchiveError, match=r"\(60, 44, 1\), the record says \(61, 44, 1\)"):
         vindr.read(small)[0].pixels()
-
-
-@pytest.mark.parametrize("name", [IMAGES, FINDINGS])
-@pytest.mark.parametrize(
-    ("content", "word"),
-    [
-        (None, "is missing"),
-        (b"", "has no column"),
-        (b"study_id,image_id\n1,2\n", "has no column (laterality|finding_categories)"),
-        (b'image_id,"' + b"a" * 200_000, "can't be read as CSV"),
-    ],
-)
-def test_a_table_that_is_missing_or_damaged(small, name, content, word):
-    (small / name).unlink()
-    if content is not None:
-        (small / name).write_bytes(content)
-    with pytest.raises(ArchiveError, match=f"{name}.*{word}"):
-        vindr.read(small)
 
 
 def test_rows_and_columns_of_any_order_and_length(small):
@@ -280,10 +182,10 @@ def test_rows_and_columns_of_any_order_and_length(small):
 
 
 def test_images_and_files_without_or_with_several_partners(small):
-    edit(small / IMAGES, 1, add=True, breast_birads="BI-RADS 5")
+    edit(small / IMAGES, 0, add=True, breast_birads="BI-RADS 5")
     path = vindr.read(small)[0].file
     (small / "secret.dicom").write_bytes(b"text")
-    edit(small / IMAGES, 1, add=True, study_id="..", image_id="../../secret")
+    edit(small / IMAGES, 0, add=True, study_id="..", image_id="../../secret")
     second = small / "z" / path.parent.name / path.name
     second.parent.mkdir(parents=True)
     second.write_bytes(b"text")
@@ -295,18 +197,3 @@ def test_images_and_files_without_or_with_several_partners(small):
         "1 of its 3 images are not on disk as <study_id>/<image_id>.dicom",
         "1 DICOM files are not in it",
     ]
-
-
-def test_long_tables_of_missing_images_are_one_note_and_take_linear_time(small):
-    count = 10_000
-    for name, cells in ((IMAGES, {}), (FINDINGS, {"xmin": "nan"})):
-        edit(small / name, 1, add=True, study_id="s", image_id="new", **cells)
-        *lines, last = (small / name).read_text(encoding="utf-8").splitlines()
-        lines += [last.replace(",new,", f",new{number},") for number in range(count)]
-        (small / name).write_text("\n".join(lines), encoding="utf-8")
-    start = time.process_time()
-    records, reasons = read(small)
-    # some 0.2 s; 10,000 scans of 10,000 rows would be more
-    assert len(records) == 2 and time.process_time() - start < 3
-    assert reasons[IMAGES].startswith(f"{count} of its {count + 2} images are not on disk")
-    assert reasons[FINDINGS].startswith(f"{count} rows, the first in line 4: ")

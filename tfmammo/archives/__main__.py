@@ -87,26 +87,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _check_masks(records: Sequence[Mammogram], skipped: Skipped) -> Counter[str]:
     """Read every mask in a file of its own; count unusable ones by what is wrong with them."""
-    masked = [
-        (record, lesion)
-        for record in records
-        for lesion in record.lesions
-        if isinstance(lesion, MaskedLesion)
-    ]
+    lesions = [(record, lesion) for record in records for lesion in record.lesions]
+    masked = [(record, each) for record, each in lesions if isinstance(each, MaskedLesion)]
     faults: Counter[str] = Counter()
-    for mammogram, lesion in track(
-        masked,
-        "reading masks",
-        transient=True,
-        disable=len(masked) < SHOWN,
-        console=Console(stderr=True),
-    ):
+    screen = Console(stderr=True, quiet=len(masked) < SHOWN)
+    for mammogram, lesion in track(masked, "reading masks", transient=True, console=screen):
         try:
             mask = lesion.read()
             if mask.shape != (mammogram.rows, mammogram.cols):
+                size = f"{mask.shape[0]} x {mask.shape[1]} px"
                 raise ArchiveError(
-                    f"its mask has {mask.shape[0]} x {mask.shape[1]} px, itself {mammogram.rows} "
-                    f"x {mammogram.cols}"
+                    f"its mask has {size}, itself {mammogram.rows} x {mammogram.cols}"
                 )
             if not mask.any():
                 raise ArchiveError("its mask marks nothing")

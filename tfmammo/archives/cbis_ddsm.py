@@ -9,28 +9,14 @@ What counts is the folder that names set, patient, laterality and view: every do
 it. Folders beneath it and files are called by UIDs, by "1.000000-ROI mask images-12345", 000000.dcm
 or 1-1.dcm. The UIDs in the tables' paths join a tree by series UIDs alone; those paths serve no
 other purpose. One record is one folder of a mammogram, and one lesion is one row of a table. A row
-whose image was not downloaded is counted, in one note per table.
+whose image was not downloaded is counted. docs/archives/cbis_ddsm.md has the choices; beside them:
 
-What the archive leaves open, and what was chosen:
-
-- Mask and crop of an abnormality lie side by side and the tables exchange some of them, so the
-  tables are not asked. A file that SeriesDescription calls a crop is no mask; any other is one if
-  it holds two grey values and its aspect ratio is the image's within 1 %; a described mask comes
-  before an undescribed one, and the size nearest to the image's first. This is decided when a mask
-  is first used, because indexing reads headers of mammograms alone.
-- Some masks have another size than their mammogram: they are resampled to the nearest pixel. If the
-  aspect ratio differs, no one knows where the lesion lies, and using it raises ArchiveError.
-- The mass tables' shapes include distortion and asymmetry. Kind stays "mass", as the table's own
-  abnormality type says, and is uncertain where the shape names nothing else. Shape and margin are
-  the tables' words in lower case, several joined by "-"; a calcification's shape is its calc type,
-  it has no margin, and its distribution is not kept.
-- BENIGN_WITHOUT_CALLBACK is benign. An image's BI-RADS is the highest of its rows, 0 (incomplete)
-  the lowest. Density 0 is no category and becomes None. Subtlety is not kept. Pixel spacing is not
-  in the files, so it is None.
-- Masses and calcifications were split each by itself: 31 patients train in one set and test in the
-  other. Both sets give a patient the same patient_id, so that a split by patient, or a check of the
-  official one, sees it. Some mammograms are in both sets, under two image_ids, each with the
-  lesions of its set.
+- The tables exchange some masks and crops. A file that SeriesDescription calls a crop is no mask; a
+  described mask comes before an undescribed one, and the size nearest to the image's first. This is
+  decided when a mask is first used, because indexing reads headers of mammograms alone.
+- Shape and margin are the tables' words in lower case, several joined by "-"; a calcification's
+  shape is its calc type, it has no margin. Distribution and subtlety are not kept.
+- Some mammograms are in both sets, under two image_ids, each with the lesions of its set.
 
 Source: Lee et al., A curated mammography data set for use in computer-aided detection and diagnosis
 research, Scientific Data 4 (2017) 170177.
@@ -79,46 +65,28 @@ _ROLES = ("mask", "crop", "full")  # words of SeriesDescription
 
 @dataclass(frozen=True)
 class Row:
-    """One abnormality of one image, as a row of a case-description table states it.
-
-    Attributes:
-        kind: Kind of lesion of the table.
-        split: Subset of the table.
-        folder: The image's, "Mass-Training_P_00001_LEFT_CC".
-        lesion_folder: That of the abnormality's mask and crop, "..._1".
-        paths: Paths of image, crop and mask as printed, the last two exchanged in places.
-        image: What it says of its image, as fields of Mammogram.
-        lesion: What it says of its abnormality, as fields of Lesion.
-    """
+    """One abnormality of one image, as a row of a case-description table states it."""
 
     kind: Literal["mass", "calcification"]
     split: Split
-    folder: str
-    lesion_folder: str
-    paths: tuple[str, str, str]
-    image: dict[str, Any]
-    lesion: dict[str, Any]
+    folder: str  # the image's, "Mass-Training_P_00001_LEFT_CC"
+    lesion_folder: str  # that of mask and crop, "Mass-Training_P_00001_LEFT_CC_1"
+    paths: tuple[str, str, str]  # image, crop and mask as printed, the last two exchanged in places
+    image: dict[str, Any]  # fields of Mammogram
+    lesion: dict[str, Any]  # fields of Lesion
 
 
 def tables(root: Path, skipped: Skipped | None = None) -> list[Row]:
-    """Read the case-description tables; no DICOM file is needed or read.
+    """Read the case-description tables, one to four at any depth; no DICOM file is read.
 
-    Args:
-        root: A folder that holds one to four tables at any depth.
-        skipped: Takes what was left out, and why.
-
-    Raises:
-        ArchiveError: `root` holds no table, or none with a readable row.
+    Raises ArchiveError where there is no table, or none with a readable row.
     """
     notes = Notes(root, skipped, "CBIS-DDSM")
     return [row for rows in _read_tables(notes, _list_files(notes)[0]).values() for row in rows]
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the mammograms, in the order of the tables; no mask is read.
-
-    A MaskedLesion per row stays even where its mask is missing.
-    """
+    """Read the mammograms, in the order of the tables; a row whose mask is missing stays."""
     notes = Notes(root, skipped, "CBIS-DDSM")
     paths, dicoms = _list_files(notes)
     by_table = _read_tables(notes, paths)
@@ -132,9 +100,8 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
 
 def _list_files(notes: Notes) -> tuple[list[Path], list[Path]]:
     paths = list(list_regular_files(notes.root))
-    return [path for path in paths if _TABLE.fullmatch(path.name)], [
-        path for path in paths if path.suffix.lower() == ".dcm"
-    ]
+    tables_here = [path for path in paths if _TABLE.fullmatch(path.name)]
+    return tables_here, [path for path in paths if path.suffix.lower() == ".dcm"]
 
 
 def _read_tables(notes: Notes, paths: list[Path]) -> dict[Path, list[Row]]:
@@ -174,11 +141,7 @@ def _parse_table(notes: Notes, path: Path) -> list[Row]:
 
 
 def _parse_row(record: Mapping[str, str], path: Path) -> Row:
-    """Parse one row.
-
-    Raises ValueError where it names no image or abnormality; no value is repeated, it may be a
-    patient's.
-    """
+    """Parse one row; errors repeat no value, which may be a patient's."""
     match = _TABLE.fullmatch(path.name)
     assert match is not None  # as _list_files has chosen
     of_masses = match[1].lower() == "mass"
@@ -314,10 +277,7 @@ def _make_mammogram(
 
 
 def _find_role(header: Header) -> str | None:
-    """Tell what SeriesDescription says; some files have none.
-
-    It is "ROI mask images", "cropped images" or "full mammogram images".
-    """
+    """Tell ROI masks, cropped and full mammogram images by SeriesDescription; some have none."""
     words = (header.series_description or "").lower()
     return next((role for role in _ROLES if role in words), None)
 
@@ -333,9 +293,9 @@ def _read_mask(folder: str, paths: tuple[Path, ...], rows: int, cols: int) -> ND
             if role in ("crop", "full"):
                 raise ArchiveError(f"{path}: is no mask, it says that it is a {role}")
             if abs(header.rows * cols / (header.cols * rows) - 1) > 0.01:
+                size = f"{header.rows} x {header.cols} px"
                 raise ArchiveError(
-                    f"{path}: has {header.rows} x {header.cols} px, which don't fit the image's "
-                    f"{rows} x {cols}"
+                    f"{path}: has {size}, which don't fit the image's {rows} x {cols}"
                 )
             candidates.append((role != "mask", abs(header.rows - rows), path))
         except ArchiveError as error:

@@ -41,7 +41,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.archives.files import sort_files
 from tfmammo.archives.findings import list_kinds, parse_pathology
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.pictures import open_picture
@@ -99,46 +98,35 @@ _Region = tuple[str, Callable[[], NDArray[np.floating]]]  # what it is called, i
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     """Read tables and headers, and of a scaled copy its masks, in the order of the names."""
     notes = Notes(root, skipped, "CDD-CESM")
-    names = [name.lower() for name in (REGIONS, CLINICAL)]
-    names += [name.replace(".csv", ".xlsx") for name in names]
-    tables, paths = sort_files(notes.root, names, (".jpg", ".jpeg", ".png"))
+    names = [(name, name.replace(".csv", ".xlsx")) for name in (REGIONS, CLINICAL)]
+    paths, tables = notes.find((".jpg", ".jpeg", ".png"), *names)
     annotations: dict[str, list[Row]] = defaultdict(list)
-    for row in _read_table(notes, tables, REGIONS, _REGION_COLUMNS):
+    for _, row in read_table(tables[0], _REGION_COLUMNS):
         annotations[Path(normalize_spelling(row["#filename"])).stem].append(row)
     clinical = {
         normalize_spelling(row["image_name"]): row
-        for row in _read_table(notes, tables, CLINICAL, _CLINICAL_COLUMNS)
+        for _, row in read_table(tables[1], _CLINICAL_COLUMNS)
     }
     masks = {path.stem: path for path in paths if path.parent.name == MASKS}
     images = sorted(
         path for path in paths if path.parent.name != MASKS and path.suffix.lower() != ".png"
     )
+    named = dict(_find_low_energy(notes, images))
     normal = [path for path in images if _is_normal(path)]
     mammograms = []
-    for path, name in _find_low_energy(notes, [path for path in images if path not in set(normal)]):
+    for path in (*named, *normal):
         try:
+            name = named.get(path)
+            if name is None:
+                mammograms.append(_make_normal(path))
+                continue
             if name[0] not in clinical:
                 raise ArchiveError(f"{path}: {CLINICAL} does not name it")
             regions = masks.get(name[0], annotations[name[0]])
-            row = clinical[name[0]]
-            mammograms.append(_make_mammogram(notes, path, name, row, regions))
-        except ArchiveError as error:
-            notes.note(path, error)
-    for path in normal:
-        try:
-            mammograms.append(_make_normal(path))
+            mammograms.append(_make_mammogram(notes, path, name, clinical[name[0]], regions))
         except ArchiveError as error:
             notes.note(path, error)
     return notes.finish(mammograms)
-
-
-def _read_table(
-    notes: Notes, tables: dict[str, Path], name: str, columns: tuple[str, ...]
-) -> list[Row]:
-    path = tables.get(name.lower()) or tables.get(name.lower().replace(".csv", ".xlsx"))
-    if path is None:
-        raise notes.fail(f"{name} is missing (or the same as .xlsx)")
-    return [row for _, row in read_table(path, columns)]
 
 
 def _find_low_energy(notes: Notes, paths: list[Path]) -> Iterator[tuple[Path, re.Match[str]]]:
@@ -146,9 +134,9 @@ def _find_low_energy(notes: Notes, paths: list[Path]) -> Iterator[tuple[Path, re
     for path in paths:
         name = _NAME.fullmatch(path.stem)
         if not name:
-            notes.note(
-                path, "its name says no patient, side and view, so it can't be split by patient"
-            )
+            if not _is_normal(path):
+                reason = "its name says no patient, side and view"
+                notes.note(path, f"{reason}, so it can't be split by patient")
         elif name[3] == "CM":
             notes.count("*_CM_*.jpg", "contrast-enhanced images, which are no mammograms")
         elif name[0] in names:
@@ -163,11 +151,15 @@ def _make_mammogram(
 ) -> Mammogram:
     facts = _read_facts(path)
     rows, cols = facts["rows"], facts["cols"]
-    regions = (
-        _trace_parts(annotations, rows, cols)
-        if isinstance(annotations, Path)
-        else _parse_annotations(annotations)
-    )
+    if isinstance(annotations, Path):
+        regions = _trace_parts(annotations, rows, cols)
+    else:
+        regions = [
+            (f"region {each['region_id']}", partial(_parse_outline, shape))
+            for each in annotations
+            # VIA writes one row with an empty shape for an image without regions
+            if (shape := each["region_shape_attributes"]) not in ("", "{}")
+        ]
     patient = hash_id("cdd_cesm", name[1])
     density = row["breast_density_(acr)"]
     return Mammogram(
@@ -209,14 +201,6 @@ def _read_facts(path: Path) -> dict[str, Any]:
 # Regions
 
 
-def _parse_annotations(rows: list[Row]) -> list[_Region]:
-    # VIA writes one row with an empty shape for an image without regions.
-    shapes = [(f"region {row['region_id']}", row["region_shape_attributes"]) for row in rows]
-    return [
-        (name, partial(_parse_outline, shape)) for name, shape in shapes if shape not in ("", "{}")
-    ]
-
-
 def _trace_parts(path: Path, rows: int, cols: int) -> list[_Region]:
     mask = _read_pixels(path)[..., 0] > 0.5
     if mask.shape != (rows, cols):
@@ -247,8 +231,8 @@ def _make_lesions(
     kinds = list_kinds(findings)
     if not kinds:
         if regions:
-            count = f"its {len(regions)} regions outline none of our lesions"
-            notes.note(path, f"{count} (findings: {findings!r})")
+            reason = f"its {len(regions)} regions outline none of our lesions"
+            notes.note(path, f"{reason} (findings: {findings!r})")
         return
     certain = len(kinds) == 1 and not re.search(_OTHER, findings.lower())
     details: dict[str, Any] = {"kind_is_certain": certain}
@@ -314,15 +298,13 @@ def _parse_outline(attributes: str) -> NDArray[np.float64]:
 
 
 def _draw_ellipse(shape: dict[str, Any]) -> NDArray[np.float64]:
-    radius_x, radius_y = (
-        (shape["r"], shape["r"]) if shape["name"] == "circle" else (shape["rx"], shape["ry"])
-    )
-    if min(radius_x, radius_y) <= 0:
+    radii = [shape["r"]] * 2 if shape["name"] == "circle" else [shape["rx"], shape["ry"]]
+    if min(radii) <= 0:
         raise ValueError
     angle = np.linspace(0, 2 * np.pi, 90, endpoint=False)
     turned = shape.get("theta", 0.0)
-    along = radius_x * np.cos(angle)
-    across = radius_y * np.sin(angle)
+    along = radii[0] * np.cos(angle)
+    across = radii[1] * np.sin(angle)
     col = shape["cx"] + along * np.cos(turned) - across * np.sin(turned)
     row = shape["cy"] + along * np.sin(turned) + across * np.cos(turned)
     return np.stack([row, col], axis=1)

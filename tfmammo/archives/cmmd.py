@@ -19,9 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfmammo.archives.files import sort_files
 from tfmammo.archives.findings import find_word, parse_pathology, worst_pathology
-from tfmammo.archives.images import read_noted
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import Row, read_table
 from tfmammo.archives.views import parse_side
@@ -37,10 +35,7 @@ _Breast = tuple[str, str | None]  # patient, side
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     """Read the table and the DICOM headers, in the order of the files' paths."""
     notes = Notes(root, skipped, "CMMD")
-    tables, paths = sort_files(notes.root, TABLES, (".dcm",))
-    path = next((tables[name] for name in TABLES if name in tables), None)
-    if path is None:
-        raise notes.fail(f"{TABLES[0]} is missing")
+    paths, (path,) = notes.find((".dcm",), TABLES)
     rows: dict[_Breast, list[Row]] = defaultdict(list)
     for _, row in read_table(path, _COLUMNS):
         rows[row["id1"].upper(), parse_side(row["leftright"])].append(row)
@@ -57,7 +52,7 @@ def _read_images(
         if patient is None:
             notes.count(table, "DICOM files lie in no patient's folder (D1-0001)")
             continue
-        facts = read_noted(notes, path, table)
+        facts = notes.read_dicom(path, table)
         if facts is None:
             continue
         breast = rows.get((patient, facts["laterality"]), [])

@@ -33,12 +33,7 @@ class Contradiction(ArchiveError):
 
 @dataclass
 class Listed:
-    """One image of a COCO file.
-
-    Attributes:
-        size: (rows, cols) as stated, or None.
-        annotations: Each with what its category stands for; None where that is not known.
-    """
+    """One image of a COCO file: its stated (rows, cols), its annotations and their findings."""
 
     size: tuple[int, int] | None
     annotations: list[tuple[Finding | None, dict[str, Any]]] = field(default_factory=list)
@@ -49,41 +44,28 @@ def load(path: Path, key: Callable[[str], str], note: Callable[[str], None]) -> 
 
     Args:
         path: The JSON file.
-        key: Turns a file_name into the image's key, or raises ValueError with the reason.
+        key: Turns a file_name into the image's key.
         note: Takes what was left out: annotations of findings that are no lesions of ours, or of
             images that are not listed. Unknown categories are noted, and kept.
 
     Raises:
-        ArchiveError: No COCO file, a file_name that `key` refuses, or an image or id that is listed
-            twice.
+        ArchiveError: No COCO file, or an image or id that is listed twice.
     """
     try:
         content = json.loads(path.read_bytes())
         names = {entry["id"]: str(entry["name"]).strip() for entry in content["categories"]}
         images = [
-            (entry["id"], str(entry["file_name"]), _parse_size(entry))
+            (entry["id"], key(str(entry["file_name"])), _parse_size(entry))
             for entry in content["images"]
         ]
-        by_id: dict[Any, str] = {number: name for number, name, _ in images}
+        listed = {name: Listed(size) for _, name, size in images}
+        by_id: dict[Any, Listed] = {number: listed[name] for number, name, _ in images}
         annotations = [
             (by_id.get(entry["image_id"]), names[entry["category_id"]], entry)
             for entry in content["annotations"]
         ]
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        OSError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except Exception as error:  # JSON of other forms raises exceptions of many classes
         raise ArchiveError(f"{path}: is no COCO file ({error.__class__.__name__})") from None
-    try:
-        keys = {name: key(name) for _, name, _ in images}
-    except ValueError as error:
-        raise ArchiveError(f"{path}: {error}") from None
-    listed = {keys[name]: Listed(size) for _, name, size in images}
     if not len(listed) == len(by_id) == len(images):
         raise ArchiveError(f"{path}: lists an image or its id twice")
     others: Counter[str] = Counter()
@@ -97,7 +79,7 @@ def load(path: Path, key: Callable[[str], str], note: Callable[[str], None]) -> 
         elif finding.kind is None:
             others[f"of the category {category[:40]!r}, which is no lesion of ours"] += 1
             continue
-        listed[keys[image]].annotations.append((finding, annotation))
+        image.annotations.append((finding, annotation))
     for reason, count in others.items():
         note(f"{count} annotations {reason}")
     return listed
@@ -114,7 +96,7 @@ def make_found(
     """Make a lesion of one annotation; an RLE is decoded when it is wanted.
 
     Args:
-        finding: What its category stands for; of a lesion of ours, or None.
+        finding: What its category stands for.
         annotation: Its "segmentation" counts; where that encloses nothing, its "bbox". "attributes"
             may have shape, margin and pathology.
         rows: Rows of the image.
@@ -123,7 +105,6 @@ def make_found(
 
     Raises:
         ValueError: Why it is no lesion. Contradiction: the RLE is of another size.
-        ArchiveError: On first use, when the RLE is damaged or marks nothing.
     """
     if finding is None or finding.kind is None:
         return Lost()
@@ -156,13 +137,10 @@ def make_found(
 
 def unite(parts: list[Lesion], details: dict[str, Any]) -> Lesion:
     """Make one lesion of parts with outlines on one image; the first one's kind counts."""
-    corners = np.array([part.box for part in parts])
-    (top, left) = corners[:, :2].min(axis=0)
-    (bottom, right) = corners[:, 2:].max(axis=0)
+    tops, lefts, bottoms, rights = zip(*(part.box for part in parts), strict=True)
     outlines = tuple(outline for part in parts for outline in part.outlines)
-    return Lesion(
-        parts[0].kind, (int(top), int(left), int(bottom), int(right)), outlines, **details
-    )
+    box = (min(tops), min(lefts), max(bottoms), max(rights))
+    return Lesion(parts[0].kind, box, outlines, **details)
 
 
 def _parse_attributes(attributes: Any) -> dict[str, Any]:
@@ -191,7 +169,7 @@ def _parse_outlines(region: Any) -> list[NDArray[np.float64]]:
 def _parse_box(numbers: Any, rows: int, cols: int) -> Box:
     """Parse x, y, width and height; what reaches beyond the image is cut off."""
     try:
-        x, y, width, height = (float(number) for number in numbers)
+        x, y, width, height = map(float, numbers)
     except (TypeError, ValueError, OverflowError):
         raise ValueError("it has neither a segmentation nor a bbox of four numbers") from None
     if not all(math.isfinite(number) for number in (x, y, x + width, y + height)):
@@ -207,13 +185,7 @@ def _parse_box(numbers: Any, rows: int, cols: int) -> Box:
 
 
 def encode(mask: NDArray[np.uint8], box: Box, rows: int, cols: int) -> dict[str, Any]:
-    """Encode a region as COCO's compressed RLE.
-
-    Args:
-        mask: uint8 [height, width] of the box, 0 or 1.
-        box: Where it lies, half-open, native px.
-        rows: Rows of the image.
-        cols: Columns of the image.
+    """Encode a region, uint8 [height, width] of its box, as COCO's compressed RLE.
 
     Returns:
         {"size": [rows, cols], "counts": text}, which `decode` and pycocotools read.
@@ -234,14 +206,7 @@ def encode(mask: NDArray[np.uint8], box: Box, rows: int, cols: int) -> dict[str,
 
 
 def describe(lesion: Lesion, rows: int, cols: int, boxes: bool = False) -> dict[str, Any]:
-    """Describe where a lesion is: bbox, area, and segmentation where it has an outline.
-
-    Args:
-        lesion: The lesion.
-        rows: Rows of the image.
-        cols: Columns of the image.
-        boxes: Leave out outlines.
-    """
+    """Describe where a lesion is: bbox, area and, unless `boxes`, segmentation if outlined."""
     top, left, bottom, right = lesion.box
     place: dict[str, Any] = {
         "bbox": [left, top, right - left, bottom - top],
@@ -255,11 +220,7 @@ def describe(lesion: Lesion, rows: int, cols: int, boxes: bool = False) -> dict[
 
 
 def decode(region: dict[str, Any], where: str) -> NDArray[np.uint8]:
-    """Decode what `encode` made: uint8 [rows, cols].
-
-    Raises:
-        ArchiveError: It is damaged, in a sentence that begins with `where`.
-    """
+    """Decode what `encode` made: uint8 [rows, cols]; errors begin with `where`."""
     return _decode_rle(where, region["counts"], *region["size"])
 
 
@@ -299,7 +260,7 @@ def _encode_runs(runs: list[int]) -> str:
 def _decode_runs(text: str) -> list[int]:
     """Decode compressed run lengths.
 
-    A character holds 5 bits, the least first. From the fourth on, lengths are differences to the
+    A character holds 5 bits, the least first; the fourth and later lengths are differences to the
     last but one.
     """
     runs: list[int] = []

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tfmammo.archives.stored import unused_range
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Box, LesionKind, Mammogram, Skipped
+from tfmammo.mammogram import LesionKind, Mammogram, Skipped
 
 CELL = (320, 256)  # rows, cols, px; the caption is beneath
 CAPTION = 16
@@ -28,14 +28,8 @@ def draw_contact_sheet(
     """Draw mammograms in rows, each scaled to fit its cell: uint8 [rows, cols, 3], RGB.
 
     Outlines or boxes have the colour of the lesion's kind, which the last line names. Grey values
-    are drawn as they are read, 0 black and 1 white, so that a wrong scale is seen.
-
-    Args:
-        skipped: Takes what can't be read.
-        columns: Cells in a row, at most.
-
-    Raises:
-        ArchiveError: None of the mammograms can be read.
+    are drawn as they are read, 0 black and 1 white, so that a wrong scale is seen. `skipped` takes
+    what can't be read; ArchiveError is raised if that is all.
     """
     cells = []
     for mammogram in mammograms:
@@ -47,11 +41,13 @@ def draw_contact_sheet(
         raise ArchiveError("none of the mammograms can be read")
     columns = min(columns, len(cells))
     cells += [np.zeros_like(cells[0])] * (-len(cells) % columns)
-    rows = [
-        np.concatenate(cells[start : start + columns], axis=1)
-        for start in range(0, len(cells), columns)
-    ]
-    return np.concatenate([*rows, _draw_legend(rows[0].shape[1])])
+    legend = np.zeros((CAPTION, columns * CELL[1], 3), np.uint8)
+    left = 2
+    for kind, colour in COLOURS.items():
+        left = _write(legend, kind, left, colour) + 10
+    starts = range(0, len(cells), columns)
+    rows = [np.concatenate(cells[start : start + columns], axis=1) for start in starts]
+    return np.concatenate([*rows, legend])
 
 
 def _draw_cell(mammogram: Mammogram, skipped: Skipped) -> NDArray[np.uint8]:
@@ -63,7 +59,9 @@ def _draw_cell(mammogram: Mammogram, skipped: Skipped) -> NDArray[np.uint8]:
     picture = cv2.cvtColor(np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8), cv2.COLOR_GRAY2RGB)
     for number, lesion in enumerate(mammogram.lesions):
         try:
-            borders = lesion.outlines or (_box_corners(lesion.box),)
+            top, left, bottom, right = np.array(lesion.box) - (0, 0, 1, 1)
+            corners = [[top, left], [top, right], [bottom, right], [bottom, left]]
+            borders = lesion.outlines or (np.array(corners, np.float32),)
         except ValueError as error:
             skipped.add(mammogram.image_id, f"lesion {number}: {error}")
             continue
@@ -74,15 +72,6 @@ def _draw_cell(mammogram: Mammogram, skipped: Skipped) -> NDArray[np.uint8]:
     cell[:rows, :cols] = picture
     _write(cell[CELL[0] :], _caption(mammogram, float(image.max())), 2, (200, 200, 200))
     return cell
-
-
-def _draw_legend(width: int) -> NDArray[np.uint8]:
-    """Draw a line with the kinds of lesions, each in its colour."""
-    line = np.zeros((CAPTION, width, 3), np.uint8)
-    left = 2
-    for kind, colour in COLOURS.items():
-        left = _write(line, kind, left, colour) + 10
-    return line
 
 
 def _write(line: NDArray[np.uint8], words: str, left: int, colour: tuple[int, int, int]) -> int:
@@ -100,10 +89,3 @@ def _caption(mammogram: Mammogram, highest: float) -> str:
         f"{mammogram.pathology or ''}"
     )
     return advice.partition(" in ")[0] if advice else facts
-
-
-def _box_corners(box: Box) -> NDArray[np.float32]:
-    top, left, bottom, right = box
-    return np.array(
-        [[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]], np.float32
-    )

@@ -10,31 +10,18 @@ Lesions have outlines as chain codes.
 Files of a case lie in one folder and share letter and numbers, whether joined by "-" or "_"; .LJPEG
 and .OVERLAY may still be gzipped, as some are in the archive. Where there is a decoded file it is
 preferred: .LJPEG.1 (PVRG's own output: headerless, big-endian, 16 bit), then 16-bit .tif, .tiff,
-.png of the scanner's grey levels. Images that were normalised already (by ddsmraw2pnm, say) are
-refused where that shows, by values beyond 12 bits; DBA's 16 bits can't show it.
-tfmammo.archives.ljpeg tells how pixels become an image. Dates and age are not kept.
+.png of the scanner's grey levels; `ljpeg` tells how pixels become an image. Dates and age are not
+kept. docs/archives/ddsm.md has the choices; beside them:
 
-What the archive leaves open, and what was chosen:
-
-- A patient is a case with its study: letter, number and "-1" of its name. Two studies of one case
-  would thus count as two patients, whom a split could part. All names known here end in study 1;
-  whether the whole archive has another one was not checked.
 - The calibration belongs to the scanner and its site: DBA and LUMISYS stood at one each, HOWTEK at
-  MGH (cases A) and ISMD (cases D). A case of any other scanner is left out.
-- An abnormality's outline is its BOUNDARY; its COREs (inner outlines, mostly of calcifications) are
-  kept out. Chains go on beyond the image now and then and are cut at its border. TOTAL_OUTLINES is
-  wrong in places and isn't used.
-- An abnormality with two LESION_TYPEs, mass and calcification, becomes two lesions of one outline.
-  OTHER becomes asymmetry or distortion where its text says so, else it is noted and left out. A
-  mass whose SHAPE is only a distortion or an asymmetry stays a mass of uncertain kind, and a
-  calcification's shape is its TYPE, as in tfmammo.archives.cbis_ddsm. Words are the archive's in
-  lower case, several joined by "-".
-- BENIGN_WITHOUT_CALLBACK is benign; UNPROVEN is None, and so is an image that holds nothing worse
-  but something unproven. BI-RADS is the highest ASSESSMENT of an image, 0 (incomplete) the lowest.
-  DENSITY 0 is no category and becomes None.
+  MGH (cases A) and ISMD (cases D).
+- TOTAL_OUTLINES is wrong in places and isn't used.
+- A mass whose SHAPE is only a distortion or an asymmetry stays a mass of uncertain kind, and a
+  calcification's shape is its TYPE, as in `cbis_ddsm`. Words are the archive's in lower case.
+- An image that holds nothing worse but something unproven is None. BI-RADS is the highest
+  ASSESSMENT of an image, 0 (incomplete) the lowest. DENSITY 0 is no category and becomes None.
 - "normal" are the images of cases without any overlay, unless they lie in a volume of another name
-  (cancer_01, benign_01, benign_without_callback_01). An image without overlay in a case with some
-  is not proven normal: None.
+  (cancer_01, benign_01, benign_without_callback_01).
 
 Source: Heath et al., The Digital Database for Screening Mammography, IWDM 2000; DDSM's page
 "Description of a case".
@@ -49,19 +36,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.archives import ljpeg
 from tfmammo.archives.files import list_regular_files
-from tfmammo.archives.findings import (
-    find_word,
-    is_mass_shape,
-    parse_pathology,
-    worst_pathology,
-)
+from tfmammo.archives.findings import find_word, is_mass_shape, parse_pathology, worst_pathology
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.views import parse_side, parse_view
 from tfmammo.errors import ArchiveError
@@ -83,6 +65,12 @@ Files = Mapping[tuple[str, str], Path]  # view and form, both in upper case
 # (row, col): up, then clockwise
 _STEPS = np.array([(-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)])
 _FORMS = ("LJPEG.1", "TIF", "TIFF", "PNG", "LJPEG", "LJPEG.GZ")  # the first that is there is read
+_SCANNERS: dict[str, ljpeg.Scanner] = {  # by digitizer, and for HOWTEK by the letter of the case
+    "DBA": "dba",
+    "LUMISYS": "lumisys",
+    "HOWTEK A": "howtek_mgh",
+    "HOWTEK D": "howtek_ismd",
+}
 _TEXT_LIMIT = 2**24  # bytes; overlays have some thousand
 # of an image; DDSM's have up to 4 * 10^7, and a damaged .ics shall not fill the memory
 _MOST_PIXELS = 10**8
@@ -102,19 +90,14 @@ _LINE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class _Case:
-    """What one .ics says of all its images.
-
-    Attributes:
-        normal: Whether the archive vouches that nothing was found.
-    """
+class _Case(NamedTuple):
+    """What one .ics says of all its images."""
 
     path: Path
     patient: str
     scanner: ljpeg.Scanner
     density: str | None
-    normal: bool
+    is_normal: bool  # the archive vouches that nothing was found
 
 
 @dataclass
@@ -179,7 +162,7 @@ def _read_case(
         patient=hash_id("ddsm", f"{key[0]}-{key[1]:04d}-{key[2]}"),
         scanner=_find_scanner(path, text, key[0]),
         density=density[1] if density else None,
-        normal=not marked and volumes[:1] in ([], ["normal"]),
+        is_normal=not marked and volumes[:1] in ([], ["normal"]),
     )
     for line in lines:
         if mammogram := _make_mammogram(notes, case, line, files):
@@ -192,16 +175,13 @@ def _is_marked(line: re.Match[str]) -> bool:
 
 def _find_scanner(path: Path, text: str, letter: str) -> ljpeg.Scanner:
     digitizer = re.search(r"^DIGITIZER .*?(DBA|LUMISYS|HOWTEK)", text, _FLAGS)
-    name = digitizer[1].upper() if digitizer else None
-    if name == "DBA":
-        return "dba"
-    if name == "LUMISYS":
-        return "lumisys"
-    if name == "HOWTEK" and letter in "AD":
-        return "howtek_mgh" if letter == "A" else "howtek_ismd"
-    raise ArchiveError(
-        f"{path}: no calibration is known for digitizer {name or '(not named)'} and cases {letter}"
-    )
+    name = digitizer[1].upper() if digitizer else "(not named)"
+    scanner = _SCANNERS.get(name) or _SCANNERS.get(f"{name} {letter}")
+    if scanner is None:
+        raise ArchiveError(
+            f"{path}: no calibration is known for digitizer {name} and cases {letter}"
+        )
+    return scanner
 
 
 def _make_mammogram(
@@ -237,7 +217,7 @@ def _make_mammogram(
         file=files[name, form],
         laterality=laterality,
         view=view,
-        pathology="normal" if case.normal else pathology,
+        pathology="normal" if case.is_normal else pathology,
         **sort_found(found),
         spacing=(spacing, spacing) if spacing else None,
         birads=max((each.assessment for each in abnormalities if each.assessment), default=None),
@@ -315,9 +295,9 @@ def _make_lesions(abnormality: _Abnormality, rows: int, cols: int) -> Iterator[F
 def _parse_type(words: str) -> tuple[LesionKind | None, dict[str, Any]]:
     """Parse one LESION_TYPE in upper case: its kind, and further fields of Lesion."""
     if words.startswith("MASS"):
-        shape = _parse_word(words, "SHAPE")
-        details = {"margin": _parse_word(words, "MARGINS"), "kind_is_certain": is_mass_shape(shape)}
-        return "mass", {"shape": shape, **details}
+        shape, margin = (_parse_word(words, key) for key in ("SHAPE", "MARGINS"))
+        certain = is_mass_shape(shape)
+        return "mass", {"shape": shape, "margin": margin, "kind_is_certain": certain}
     if words.startswith("CALCIFICATION"):
         return "calcification", {"shape": _parse_word(words, "TYPE")}
     finding = find_word(words)
@@ -333,10 +313,7 @@ def _parse_word(words: str, key: str) -> str | None:
 
 
 def _decode_chain(chain: str) -> NDArray[np.float32]:
-    """Decode a chain code `col row c c c ... #` into an outline, float32 [points, 2], (row, col).
-
-    A step c of 0 goes up, 1 to 7 go on clockwise.
-    """
+    """Decode `col row c c c ... #` into an outline, float32 [points, 2], (row, col)."""
     content, end, _ = chain.partition("#")
     tokens = content.split()
     if not end or len(tokens) < 2:

@@ -38,10 +38,8 @@ from pydicom.uid import (
 )
 
 from tfmammo.archives import grayscale
-from tfmammo.archives.elements import Fault as _Fault
-from tfmammo.archives.elements import items as _items
-from tfmammo.archives.elements import rendition
-from tfmammo.archives.headers import Header, check_header, read_facts
+from tfmammo.archives.elements import Fault, items, rendition
+from tfmammo.archives.headers import Header, check_header, parse_header
 from tfmammo.archives.named_files import is_dicom_head
 from tfmammo.archives.silence import silence
 from tfmammo.archives.stored import Stored, look_up
@@ -61,13 +59,12 @@ def read_header(path: Path) -> Header:
     """Read the header of one mammogram: everything before the pixels, nothing after them.
 
     Raises:
-        ArchiveError: No file, no DICOM, no mammogram, not one grey frame, no pixel data, or the
-            file ends too early.
+        ArchiveError: Not a DICOM mammogram of one grey frame, no pixel data, or it ends too early.
     """
     with reading(path), path.open("rb") as file, silence():
         dataset = _read_header(file)
         _seek_pixels(file, dataset)  # for its complaints
-        return read_facts(dataset)
+        return parse_header(dataset)
 
 
 def read_pixels(path: Path, window: bool | int = True) -> NDArray[np.float32]:
@@ -85,12 +82,18 @@ def read_pixels(path: Path, window: bool | int = True) -> NDArray[np.float32]:
     Raises:
         ArchiveError: What `read_header` raises, or there is no window of that number, or the pixels
             can't be decoded.
-
-    Source:
-        DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.5.1.1.2 (pixel padding).
     """
     _, codes, grey = _decode_file(path, window)
     return look_up(grey, codes)
+
+
+def read_facts(path: Path, window: bool = True) -> dict[str, Any] | None:
+    """Read a header as fields of Mammogram; None of a raw image ("for processing")."""
+    header = read_header(path)
+    if header.for_processing:
+        return None
+    names = ("rows", "cols", "laterality", "view", "spacing", "chest_wall")
+    return {name: getattr(header, name) for name in names} | pixel_source(path, window)
 
 
 def pixel_source(path: Path, window: bool | int = True) -> dict[str, Any]:
@@ -123,11 +126,7 @@ def read_stored(path: Path, window: bool | int = True) -> Stored:
 
 
 def read_dataset(path: Path) -> FileDataset:
-    """Read all elements before the pixels, the patient's too, for files that must refer to it.
-
-    Raises:
-        ArchiveError: What `read_header` raises.
-    """
+    """Read all elements before the pixels, the patient's too, for files that must refer to it."""
     with reading(path), path.open("rb") as file, silence():
         return _read_header(file)
 
@@ -137,7 +136,7 @@ def reading(path: Path) -> Iterator[None]:
     """Turn whatever pydicom raises into an ArchiveError without its text."""
     try:
         yield
-    except _Fault as fault:
+    except Fault as fault:
         raise ArchiveError(f"{path}: {fault}") from None
     except FileNotFoundError:
         raise ArchiveError(f"{path}: no such file") from None
@@ -149,14 +148,11 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_meta(file: BinaryIO) -> FileMetaDataset:
-    """Read how a file is written, and stop where its elements begin.
-
-    Without the head of Part 10 nothing is known. Damaged files raise exceptions of any class.
-    """
+    """Read how a file is written; damaged files raise exceptions of any class."""
     head = file.read(132)
     file.seek(0)
     if head[128:] != b"DICM" and is_dicom_head(head):
-        return FileMetaDataset()
+        return FileMetaDataset()  # without the head of Part 10 nothing is known
     read_preamble(file, force=False)
     return FileMetaDataset(
         read_elements(
@@ -187,7 +183,7 @@ def _read_header(file: BinaryIO) -> FileDataset:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         inflater.decompress(file.read(), 2 * MOST_PIXELS + 2**24)
         if inflater.unconsumed_tail:
-            raise _Fault("is deflated and inflates to more than any mammogram needs")
+            raise Fault("is deflated and inflates to more than any mammogram needs")
     file.seek(0)
     dataset = pydicom.dcmread(file, stop_before_pixels=not is_deflated, force=True)
     if "TransferSyntaxUID" not in dataset.file_meta and not dataset.preamble:
@@ -197,15 +193,15 @@ def _read_header(file: BinaryIO) -> FileDataset:
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else plain
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None or syntax.is_private or not syntax.is_transfer_syntax:
-        raise _Fault("its transfer syntax is missing or unknown")
+        raise Fault("its transfer syntax is missing or unknown")
     for key in _SEQUENCES:
         element = dataset.get_item(key) if key in dataset else None
         if isinstance(element, RawDataElement) and element.length > _LONGEST_SEQUENCE:
-            raise _Fault(f"its {key} is longer than any mammogram's")
+            raise Fault(f"its {key} is longer than any mammogram's")
     check_header(dataset)
     for key in _GROUPS:
         # an enhanced image states here what all others state at the top
-        for group in _items(dataset, key):
+        for group in items(dataset, key):
             for macro in (element for element in group if element.VR == "SQ" and element.value):
                 for element in macro.value[0]:
                     if element.tag not in dataset:
@@ -214,11 +210,7 @@ def _read_header(file: BinaryIO) -> FileDataset:
 
 
 def _seek_pixels(file: BinaryIO, dataset: FileDataset) -> tuple[str, int]:
-    """Go to the first byte of the pixels.
-
-    Returns:
-        Their type, and how many bytes to read, -1 for all that follow.
-    """
+    """Go to the first byte of the pixels; return their type, and their length or -1 (the rest)."""
     syntax = dataset.file_meta.TransferSyntaxUID
     kind = "OW"
     if syntax == DeflatedExplicitVRLittleEndian:
@@ -230,19 +222,19 @@ def _seek_pixels(file: BinaryIO, dataset: FileDataset) -> tuple[str, int]:
         length = int.from_bytes(head[-4:], order)
         kind = "OW" if syntax.is_implicit_VR else head[4:6].decode("latin-1")
         if tag != [0x7FE0, 0x0010] or kind not in ("OB", "OW", "UN"):
-            raise _Fault("has no pixel data")
+            raise Fault("has no pixel data")
         start = file.tell()
         rest = file.seek(0, 2) - start
         file.seek(start)
     if min(rest, length) == 0:
-        raise _Fault("has no pixel data")
+        raise Fault("has no pixel data")
     if syntax.is_encapsulated:
         return kind, -1 if length == _UNDEFINED else length
     needed = _count_bytes(dataset)
     if length == _UNDEFINED:
-        raise _Fault("its pixels are compressed, though its transfer syntax says that they are not")
+        raise Fault("its pixels are compressed, though its transfer syntax says that they are not")
     if min(rest, length) < needed:
-        raise _Fault(f"the file ends early, {min(rest, length)} of {needed} bytes of pixels exist")
+        raise Fault(f"the file ends early, {min(rest, length)} of {needed} bytes of pixels exist")
     return kind, needed + needed % 2
 
 
@@ -277,7 +269,7 @@ def _decode_codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.un
     except Exception as error:
         # decoders are given pixels and numbers alone, so what they say can be told
         reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise _Fault(f"its pixels can't be decoded ({type(error).__name__}: {reason})") from None
+        raise Fault(f"its pixels can't be decoded ({type(error).__name__}: {reason})") from None
     return codes.view(codes.dtype.str.replace("i", "u"))
 
 
@@ -287,7 +279,7 @@ def _join_fragments(data: bytes) -> bytes:
     while data[at : at + 4] == b"\xfe\xff\x00\xe0":  # an item: the table of offsets, then fragments
         at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
     if data[at : at + 4] != b"\xfe\xff\xdd\xe0":
-        raise _Fault("the file ends early, its compressed pixels break off")
+        raise Fault("the file ends early, its compressed pixels break off")
     return get_frame(data, 0, number_of_frames=1)
 
 
@@ -299,15 +291,15 @@ def _check_stream(stream: bytes, dataset: FileDataset) -> None:
     if dataset.file_meta.TransferSyntaxUID == RLELossless:
         # the worst encoder takes two bytes for one
         if len(stream) > 2 * _count_bytes(dataset) + 2**16:
-            raise _Fault("its RLE segments are far longer than its pixels")
+            raise Fault("its RLE segments are far longer than its pixels")
         return
     found = _find_size(stream)
     if found is None:
-        raise _Fault("its compressed pixels do not say how many they are")
+        raise Fault("its compressed pixels do not say how many they are")
     rows, cols, channels = found
     if found != (dataset.Rows, dataset.Columns, 1):
         size = f"{rows} x {cols}" + (f" in {channels} channels" if channels != 1 else "")
-        raise _Fault(
+        raise Fault(
             f"its compressed pixels are {size}, its header says {dataset.Rows} x {dataset.Columns}"
         )
 

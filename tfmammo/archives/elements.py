@@ -65,11 +65,7 @@ def value(dataset: Dataset, key: str) -> Any:
 def rendition(dataset: Dataset, window: Dataset | tuple[float, float] | None) -> dict[str, Any]:
     """Copy the elements that decide how stored values are shown and measured, by keyword.
 
-    Another file of the same values needs them.
-
-    Args:
-        dataset: A checked header.
-        window: The VOI LUT or window (centre, width) to keep; None keeps the whole range.
+    Of the VOI LUTs and windows (centre, width) only `window` is kept.
     """
     stated = {key: numbers(dataset, key) for key in (*_DECIMALS, *_PAIRS, *_PADDING)}
     elements: dict[str, Any] = {
@@ -78,10 +74,8 @@ def rendition(dataset: Dataset, window: Dataset | tuple[float, float] | None) ->
     elements |= {key: _decimal(stated[key][0]) for key in _DECIMALS if stated[key]}
     elements |= {key: [*map(_decimal, stated[key])] for key in _PAIRS if len(stated[key]) == 2}
     for key in _PADDING:
-        if stated[key]:  # often read with the wrong sign
-            number = int(stated[key][0]) % 2**16
-            is_negative = dataset.PixelRepresentation and number >= 2**15
-            elements[key] = number - 2**16 if is_negative else number
+        if stated[key]:
+            elements[key] = fix_sign(int(stated[key][0]), dataset.PixelRepresentation)
     if tables := items(dataset, "ModalityLUTSequence"):
         elements["ModalityLUTSequence"] = [_copy_table(tables[0])]
         elements["ModalityLUTSequence"][0].ModalityLUTType = "US"
@@ -92,6 +86,11 @@ def rendition(dataset: Dataset, window: Dataset | tuple[float, float] | None) ->
     if not isinstance(window, tuple):
         elements.pop("VOILUTFunction", None)
     return elements
+
+
+def fix_sign(number: int, is_signed: bool) -> int:
+    """Return a number of 16 bits that may have been read with the wrong sign."""
+    return (number + 2**15) % 2**16 - 2**15 if is_signed else number % 2**16
 
 
 def _decimal(number: float) -> DSfloat:

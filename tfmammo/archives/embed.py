@@ -34,9 +34,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tfmammo.archives.files import sort_files
 from tfmammo.archives.findings import worst_pathology
-from tfmammo.archives.images import read_noted
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import Row, read_table
 from tfmammo.archives.views import parse_side, parse_view
@@ -90,18 +88,12 @@ _BOX = re.compile(r"[(\[]\s*(\d{1,6})\s*,\s*(\d{1,6})\s*,\s*(\d{1,6})\s*,\s*(\d{
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     """Read both tables and the DICOM headers, in the order of the table of files."""
     notes = Notes(root, skipped, "EMBED")
-    tables, paths = sort_files(notes.root, METADATA + CLINICAL, (".dcm",))
-    chosen = []
-    for names in (METADATA, CLINICAL):
-        table = next((tables[name] for name in names if name in tables), None)
-        if table is None:
-            raise notes.fail(f"{names[0]} is missing")
-        chosen.append(table)
+    paths, (metadata, clinical) = notes.find((".dcm",), METADATA, CLINICAL)
     exams: dict[str, list[Row]] = defaultdict(list)
-    for _, row in read_table(chosen[1], _FINDING_COLUMNS):
+    for _, row in read_table(clinical, _FINDING_COLUMNS):
         exams[row["acc_anon"].removesuffix(".0")].append(row)
     files = {path.name: path for path in reversed(paths)}
-    return notes.finish(_read_files(notes, chosen[0], files, exams))
+    return notes.finish(_read_files(notes, metadata, files, exams))
 
 
 def _read_files(
@@ -118,7 +110,7 @@ def _read_files(
             notes.count(table, "spot or magnification views")
         elif not row["empi_anon"]:
             notes.count(table, "no patient is named", line=number)
-        elif facts := read_noted(notes, path, table):
+        elif facts := notes.read_dicom(path, table):
             try:
                 yield _make_mammogram(notes, path, row, exams, facts)
             except ValueError as error:  # a patient's number without its last digits

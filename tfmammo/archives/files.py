@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from tfmammo.mammogram import hash_id
@@ -32,17 +32,14 @@ def list_regular_files(root: Path, links: bool = True) -> Iterator[Path]:
         if real in entered:
             continue
         entered.add(real)
-        entries = _list_entries(folder)
-        yield from (
-            Path(entry.path)
-            for entry in entries
-            if _test_entry(entry.is_file) and not entry.name.startswith(".")
-        )
-        folders += [
-            entry.path
-            for entry in reversed(entries)
-            if _test_entry(partial(entry.is_dir, follow_symlinks=links))
-        ]
+        within: list[str] = []
+        for entry in _list_entries(folder):
+            with contextlib.suppress(OSError):  # links in a circle
+                if entry.is_file() and not entry.name.startswith("."):
+                    yield Path(entry.path)
+                elif entry.is_dir(follow_symlinks=links):
+                    within.append(entry.path)
+        folders += reversed(within)
 
 
 def _list_entries(folder: str) -> list[os.DirEntry[str]]:
@@ -53,34 +50,6 @@ def _list_entries(folder: str) -> list[os.DirEntry[str]]:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             log.warning("a folder can't be read (%s): its files are missing", error.strerror)
         return []
-
-
-def _test_entry(test: Callable[[], bool]) -> bool:
-    try:
-        return test()
-    except OSError:  # links in a circle
-        return False
-
-
-def sort_files(
-    root: Path, tables: Iterable[str], endings: tuple[str, ...]
-) -> tuple[dict[str, Path], list[Path]]:
-    """Walk an archive's folder for its tables and its images, those nearest to the root first.
-
-    Args:
-        root: Its folder.
-        tables: Their names in lower case.
-        endings: Of the images, in lower case.
-
-    Returns:
-        The first table of each name, and all images.
-    """
-    paths = sorted(list_regular_files(root), key=lambda path: (len(path.parts), path))
-    found: dict[str, Path] = {}
-    for path in paths:
-        if (name := path.name.lower()) in tables:
-            found.setdefault(name, path)
-    return found, [path for path in paths if path.suffix.lower() in endings]
 
 
 def make_pseudonym(file: str) -> str:
@@ -99,15 +68,15 @@ def remove_names(reasons: Mapping[str, str], root: Path | None) -> dict[str, str
         reasons: Reasons by file or image_id.
         root: The archive's folder, which reasons may begin paths with.
     """
-    return {_name_file(file): remove_paths(reason, root) for file, reason in reasons.items()}
+    return {
+        make_pseudonym(name) if _is_file(name) else name: remove_paths(reason, root)
+        for name, reason in reasons.items()
+    }
 
 
-def _name_file(file: str) -> str:
-    path = PurePosixPath(file)
-    is_file = "*" not in file and (
-        len(path.parts) > 1 or bool(re.fullmatch(r"\.[A-Za-z]\w*", path.suffix))
-    )
-    return make_pseudonym(file) if is_file else file
+def _is_file(name: str) -> bool:
+    has_ending = re.fullmatch(r"\.[A-Za-z]\w*", PurePosixPath(name).suffix) is not None
+    return "*" not in name and (len(PurePosixPath(name).parts) > 1 or has_ending)
 
 
 def resolve_root(root: Path) -> Path:

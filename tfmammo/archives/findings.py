@@ -15,25 +15,15 @@ from pydicom.sr.coding import Code
 from tfmammo.mammogram import LesionKind, Pathology, normalize_spelling
 
 # the numbers of kinds in the label files that this package writes
-CATEGORIES: dict[LesionKind, int] = {
-    "mass": 1,
-    "calcification": 2,
-    "asymmetry": 3,
-    "distortion": 4,
-}
+CATEGORIES: dict[LesionKind, int] = {"mass": 1, "calcification": 2, "asymmetry": 3, "distortion": 4}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a word or a code stands for.
+    """What a word or a code stands for."""
 
-    Attributes:
-        kind: None of what is known and no lesion of ours: a lymph node, skin, the background.
-        is_certain: False where the word is general ("lesion") or names several kinds.
-    """
-
-    kind: LesionKind | None
-    is_certain: bool = True
+    kind: LesionKind | None  # None of what is no lesion of ours: a lymph node, the background
+    is_certain: bool = True  # False where the word is general ("lesion") or names several kinds
 
     @property
     def certain_kind(self) -> LesionKind | None:
@@ -133,11 +123,9 @@ def find_word(text: str) -> Finding | None:
 
 
 def find_coded(codes: Sequence[tuple[str, str]], label: str) -> Finding | None:
-    """Find what a coded finding stands for; None of what is not known.
+    """Find what codes, value and meaning of each, stand for; None of what is not known.
 
-    Args:
-        codes: Value and meaning of each.
-        label: The words beside them, which decide where codes are general or missing.
+    The label beside them decides where they are general or missing.
     """
     values = [_translate(value) for value, _ in codes]
     known = {_CODES[value] for value in values if value in _CODES} - {LESION}

@@ -5,42 +5,26 @@
     masks/              <image's name>.png, or <image's name>_1.png, _2.png ... where it has several
                         lesions: 0 is background; a_mask.png or a_seg.png, and beside a.png
     annotations.json    or COCO instead of masks: polygons, RLE (compressed or not) or boxes
+    annotations/        or DICOM SEG, SR and RTSTRUCT files, here or among the images
     metadata.csv        file, patient, laterality, view, pathology, kind, shape, margin, birads,
                         density, spacing, split, bits, lesion_patient
 
 Every part may be missing: without `images` all images beneath the folder count. `file` names an
-image ("a.png", "images/left/b.dcm"), several ("left/*", "*"), or one mask ("a_2.png"), whose row
-then gives that lesion's kind, shape, margin and pathology. See `metadata`.
+image, several ("left/*", "*"), or one mask, whose row then gives that lesion's facts. Other tools'
+data sets are read as they are: see `layouts` and `yolo`. docs/archives/folder.md has all choices;
+those that matter most:
 
-Patients. Images of one woman in both subsets of a split make every result worthless, and file names
-can't be trusted to tell women apart. So nothing is guessed. Where the table names patients, images
-without one are left out and counted. Where it names none at all, all images count as one patient:
-they can be looked at and predicted on but not split, and a log line says so. `*,*` in the columns
-file and patient states that every image is of another patient. One number is one patient, whether
-a program wrote it as 12, 0012, 12.0 or 1.2E+01. `lesion_patient`, which synthetic mammograms with
-another woman's lesions have, is not used: make such a set from one subset of a split alone.
-
-Grey values. Nothing is guessed from the pixels: 16-bit files are scaled by 65535, also where their
-values stay below 4096. The column `bits` says what they hold instead (12 for most detectors); a log
-line asks for it once where pixels use a quarter of 16 bits or less. A DICOM, a PGM (its maxval) and
-a 12-bit TIFF say it themselves. Raw DICOM images ("for processing") are left out and counted.
-
-Masks (see `masks`). Without a `kind` in the table a mask is a mass of uncertain kind. A mask is
-read when it is wanted: one that is empty, damaged or of another size than its image raises
-ArchiveError then. Normal images need no mask, and those of images whose `pathology` is normal are
-not looked at.
-
-COCO. Coordinates count from the image's corner, half a pixel from the first pixel's centre. Only
-the images that annotations.json lists are read, since the others may be unlabelled. Holes of a
-region are filled, as everywhere.
-
-DICOM SEG, SR and RTSTRUCT files, among the images or in a folder annotations, give the lesions of
-the DICOM images that they name, where there are neither masks nor annotations.json: see `regions`.
-Other tools' data sets are read as they are: see `layouts` and `yolo`.
-
-Marked lesions that can't be read, or whose word is not known, are `Mammogram.lost`. Pathology is
-the image's: its lesions carry it where they have no own and it holds for each, because there is one
-or all is benign.
+- Nothing is guessed about patients, because images of one woman in both subsets of a split make
+  every result worthless. Where the table names patients, images without one are left out; where it
+  names none, all images count as one patient. `*,*` states that every image is of another one.
+  `lesion_patient`, of synthetic mammograms with another woman's lesions, is not used: make such a
+  set from one subset of a split alone.
+- Nothing is guessed from pixels: 16 bits are scaled by 65535, unless the file or `bits` says more.
+- Masks are read when they are wanted. Only the images that annotations.json lists are read, since
+  the others may be unlabelled. Marked lesions that can't be read, or whose word is not known, are
+  `Mammogram.lost`.
+- Pathology is the image's: its lesions carry it where they have no own and it holds for each,
+  because there is one or all is benign.
 """
 
 from __future__ import annotations
@@ -51,13 +35,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tfmammo.archives import coco, layouts, regions
+from tfmammo.archives import coco, dicom, layouts, pictures, regions
 from tfmammo.archives.findings import LESION
-from tfmammo.archives.images import read_image
-from tfmammo.archives.masks import FOLDERS, find_mask_folder, find_masks, read_mask
+from tfmammo.archives.masks import FOLDERS, Masks, find_mask_folder, find_masks, read_mask
 from tfmammo.archives.metadata import Row, parse_cells, read_metadata
 from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files, is_dicom
 from tfmammo.archives.notes import Notes
+from tfmammo.archives.regions import is_region_file
 from tfmammo.archives.yolo import find_yolo
 from tfmammo.errors import ArchiveError
 from tfmammo.filesystem import is_first_time
@@ -96,28 +80,27 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
             raise ArchiveError(f"{root / name}: is no file")
     if find_mask_folder(root) and (root / COCO).exists():
         raise ArchiveError(f"{root}: has both masks and {COCO}, keep one of them")
-    layout = layouts.find_layout(root, notes.skipped) or find_yolo(root, notes.skipped)
-    images = _find_images(notes) if layout is None else layout.images
+    layout = layouts.find_layout(notes) or find_yolo(notes)
+    images = layout.images if layout else _find_images(notes)
     rows = parse_cells(root, layout.cells, notes.skipped) if layout else {}
     if (root / TABLE).exists():
         rows = read_metadata(root / TABLE, notes.skipped)
-    masks: dict[str, list[tuple[str, Path]]] = {}
-    if layout is None and not (root / COCO).exists():
-        masks = find_masks(root, images, notes.skipped)
+    has_coco = layout is None and (root / COCO).exists()
+    masks: Masks = {}
+    if layout is None and not has_coco:
+        masks = find_masks(notes, images)
     rows = _match_rows(notes, rows, images, masks)
     drawn: dict[str, list[regions.Region]] = {}
     used: set[str] = set()  # images whose regions were looked up
-    if layout is not None:
+    if layout:
         find = layout.find_lesions
-    elif (root / COCO).exists():
-        _read_regions(notes, images, has_masks=True)
-        find = _find_coco(notes, images)
-    elif drawn := _read_regions(notes, images, bool(masks)):
+    elif drawn := _read_regions(notes, images, has_masks=has_coco or bool(masks)):
         find = partial(_make_regions, notes, images, drawn, used)
+    elif has_coco:
+        find = partial(_make_coco, notes, images, _read_coco(notes, images))
     else:
         find = partial(_make_masked, notes, masks, rows)
-    subsets = layout.subsets if layout else {}
-    mammograms = list(_make_mammograms(notes, images, rows, find, subsets))
+    mammograms = list(_make_mammograms(notes, images, rows, find, layout.subsets if layout else {}))
     for region in (each for image in drawn.keys() - used for each in drawn[image]):
         notes.count(region.file, "of its regions lie on images that are not read here")
     return notes.finish(mammograms)
@@ -126,33 +109,34 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
 def read_one(path: Path) -> Mammogram:
     """Read one file by itself, without any folder around it: its header, not its pixels.
 
-    Args:
-        path: An image of a kind that a folder may hold; a DICOM may have any name.
-
     Returns:
         A record without lesions, its image_id as `read` makes it; as nobody says who the patient
         is, all have one patient_id.
 
     Raises:
-        ArchiveError: No such file, no image that can be read, or a raw DICOM image ("for
-            processing").
+        ArchiveError: No image that can be read, or a raw DICOM image ("for processing").
     """
     if path.exists() and not path.is_file():
         raise ArchiveError(f"{path}: is no file")
-    facts = read_image(path)
+    facts = _read_facts(path)
     if facts is None:
-        raise ArchiveError(
-            f"{path}: is a raw image ('for processing'), take the one for presentation"
-        )
+        raise ArchiveError(f"{path}: is a raw image, take the one for presentation")
     is_named = path.suffix.lower() in PICTURES + DICOMS
     # a name in no known encoding can't be hashed
     name = (path.stem if is_named else path.name).encode(errors="replace").decode()
-    return Mammogram(
-        archive="folder",
-        patient_id=hash_id("folder", ""),
-        image_id=hash_id("folder", name),
-        **facts,
-    )
+    patient, image = hash_id("folder", ""), hash_id("folder", name)
+    return Mammogram(archive="folder", patient_id=patient, image_id=image, **facts)
+
+
+def _read_facts(
+    path: Path, bits: int | None = None, is_listed: bool = False
+) -> dict[str, Any] | None:
+    """Read a header as fields of Mammogram; None of a raw image."""
+    if not is_dicom(path):
+        return pictures.read_facts(path, bits, is_listed)
+    if bits is not None:
+        raise ArchiveError(f"{path}: a DICOM states its bits itself, leave them blank")
+    return dicom.read_facts(path)
 
 
 def _find_images(notes: Notes) -> dict[str, Path]:
@@ -166,10 +150,7 @@ def _find_images(notes: Notes) -> dict[str, Path]:
 
 
 def _match_rows(
-    notes: Notes,
-    rows: dict[str, Row],
-    images: Mapping[str, Path],
-    masks: Mapping[str, list[tuple[str, Path]]],
+    notes: Notes, rows: dict[str, Row], images: Mapping[str, Path], masks: Masks
 ) -> dict[str, Row]:
     """Give each image its row, and what rows of several images say where its own is silent."""
     patterns = sorted((name for name in rows if f"/{name}".endswith("/*")), key=len)
@@ -208,7 +189,7 @@ def _match_rows(
 # Lesions
 
 
-def _find_coco(notes: Notes, images: dict[str, Path]) -> layouts.FindLesions:
+def _read_coco(notes: Notes, images: dict[str, Path]) -> dict[str, coco.Listed]:
     """Read the images that a COCO file lists; take the others out."""
     path = notes.root / COCO
     names = Names(images, folders_matter=False)
@@ -220,7 +201,7 @@ def _find_coco(notes: Notes, images: dict[str, Path]) -> layouts.FindLesions:
     for image in images.keys() - listed.keys():
         del images[image]
         notes.count("images/*", f"images that {COCO} does not list")
-    return partial(_make_coco, notes, images, listed)
+    return listed
 
 
 def _make_coco(
@@ -237,9 +218,8 @@ def _make_coco(
     later = f"{notes.root / COCO}: {hash_id('folder', image)}"
     entry = listed[image]
     if entry.size not in (None, (rows, cols)):
-        raise coco.Contradiction(
-            f"{where} has {(rows, cols)} rows and columns there, but {entry.size} is stated"
-        )
+        size = f"{(rows, cols)} rows and columns"
+        raise coco.Contradiction(f"{where} has {size} there, but {entry.size} is stated")
     found: list[Found] = []
     for number, (finding, annotation) in enumerate(entry.annotations, start=1):
         try:
@@ -257,14 +237,8 @@ def _read_regions(
     notes: Notes, images: dict[str, Path], has_masks: bool
 ) -> dict[str, list[regions.Region]]:
     """Read the DICOM files that draw regions, among the images and in a folder of their own."""
-    files = {
-        image: path
-        for image, path in images.items()
-        if is_dicom(path) and regions.is_region_file(path)
-    }
-    for image in files:
-        del images[image]
-    paths = list(files.values())
+    files = [name for name, path in images.items() if is_dicom(path) and is_region_file(path)]
+    paths = [images.pop(name) for name in files]
     if (notes.root / REGIONS).is_dir():
         paths += find_files(notes.root, REGIONS, DICOMS, notes.skipped).values()
     if has_masks:
@@ -303,7 +277,7 @@ def _make_regions(
 
 def _make_masked(
     notes: Notes,
-    masks: Mapping[str, list[tuple[str, Path]]],
+    masks: Masks,
     table: Mapping[str, Row],
     image: str,
     rows: int,
@@ -325,11 +299,9 @@ def _make_masked(
             notes.count("images/*", "masks of findings that are no lesions of ours")
         else:
             details = {name: own[name] for name in ("shape", "margin", "pathology") if name in own}
+            details["kind_is_certain"] = finding.is_certain
             read = partial(read_mask, path, rows, cols)
-            certain = finding.is_certain
-            found.append(
-                MaskedLesion(finding.kind, read, (path,), kind_is_certain=certain, **details)
-            )
+            found.append(MaskedLesion(finding.kind, read, (path,), **details))
     return found
 
 
@@ -356,17 +328,6 @@ def _complete(found: list[Found], row: Row) -> list[Found]:
 # Images
 
 
-def _speak_of_unkeyed_pseudonyms(root: Path) -> None:
-    """Say it once of each folder."""
-    if not is_first_time(f"unkeyed pseudonyms of {root.resolve()}"):
-        return
-    log.info(
-        "patients' pseudonyms are hashes without a key: anyone with a list of the patients' "
-        "numbers can reverse them. For private data, set %s to a secret text first",
-        ID_KEY,
-    )
-
-
 def _make_mammograms(
     notes: Notes,
     images: Mapping[str, Path],
@@ -382,18 +343,20 @@ def _make_mammograms(
             notes.root.name,
             TABLE,
         )
-    elif not is_keyed():
-        _speak_of_unkeyed_pseudonyms(notes.root)
+    elif not is_keyed() and is_first_time(f"unkeyed pseudonyms of {notes.root.resolve()}"):
+        log.info(
+            "patients' pseudonyms are hashes without a key: anyone with a list of the patients' "
+            "numbers can reverse them. For private data, set %s to a secret text first",
+            ID_KEY,
+        )
     for image, path in images.items():
         row = rows.get(image, {})
         if has_patients and "patient" not in row:
-            reason = (
-                f"images without a patient in {TABLE}, which might be in both subsets of a split"
-            )
-            notes.count("images/*", reason)
+            reason = f"images without a patient in {TABLE}"
+            notes.count("images/*", f"{reason}, which might be in both subsets of a split")
             continue
         try:
-            if facts := read_image(path, row.get("bits"), is_listed=True):
+            if facts := _read_facts(path, row.get("bits"), is_listed=True):
                 yield _make_mammogram(notes, image, facts, row, find, subsets.get(image))
             else:
                 notes.count("images/*", "raw images ('for processing')")
@@ -414,11 +377,8 @@ def _make_mammogram(
     found = _complete(find(image, facts["rows"], facts["cols"]), row)
     pathology = row.get("pathology")
     if pathology == "normal" and found:
-        notes.note(
-            facts["file"],
-            f"the table calls it normal, but it has {len(found)} lesions: its pathology is taken "
-            "as unknown",
-        )
+        reason = f"the table calls it normal, but it has {len(found)} lesions"
+        notes.note(facts["file"], f"{reason}: its pathology is taken as unknown")
         pathology = None
     names = ("laterality", "view", "spacing", "birads", "density")
     facts |= {name: row[name] for name in names if name in row}

@@ -23,10 +23,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
 
-from tfmammo.archives.elements import Fault as _Fault
-from tfmammo.archives.elements import items as _items
-from tfmammo.archives.elements import numbers as _numbers
-from tfmammo.archives.elements import text as _text
+from tfmammo.archives.elements import Fault, fix_sign, items, numbers, text
 
 
 def map_codes(dataset: FileDataset, window: bool | int) -> NDArray[np.float32]:
@@ -34,40 +31,31 @@ def map_codes(dataset: FileDataset, window: bool | int) -> NDArray[np.float32]:
     width = 16 if dataset.BitsAllocated == 16 else 8
     # pydicom fills the bits above BitsStored with the sign for these two; in all others they may
     # hold anything.
-    extended = dataset.file_meta.TransferSyntaxUID in (
-        *JPEG2000TransferSyntaxes,
-        *JPEGLSTransferSyntaxes,
-    )
-    bits = width if extended else dataset.BitsStored
+    extended = (*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes)
+    is_extended = dataset.file_meta.TransferSyntaxUID in extended
+    bits = width if is_extended else dataset.BitsStored
     stored = np.arange(2**bits)
     if dataset.PixelRepresentation:
         stored[2 ** (bits - 1) :] -= 2**bits
     grey = _map_values(dataset, stored, window)
-    if _text(dataset, "PhotometricInterpretation") == "MONOCHROME1":
+    if text(dataset, "PhotometricInterpretation") == "MONOCHROME1":
         grey = 1 - grey
     grey[find_padding(dataset, stored)] = 0
     if not np.isfinite(grey).all():
-        raise _Fault("its rescale or window has a number that is not finite")
+        raise Fault("its rescale or window has a number that is not finite")
     return np.tile(grey.astype(np.float32), 2 ** (width - bits))
 
 
 def _map_values(
     dataset: FileDataset, stored: NDArray[np.integer], window: bool | int
 ) -> NDArray[np.float64]:
-    """Map stored values to [0, 1], the same shape.
-
-    Photometric interpretation and padding are not applied yet.
-    """
-    bits = dataset.BitsStored
+    """Map stored values to [0, 1] by modality and VOI; not inverted or padded yet."""
     values = stored.astype(np.float64)
-    low, high = (
-        (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
-        if dataset.PixelRepresentation
-        else (0.0, 2.0**bits - 1)
-    )
-    slope = _numbers(dataset, "RescaleSlope")
-    intercept = _numbers(dataset, "RescaleIntercept")
-    if tables := _items(dataset, "ModalityLUTSequence"):
+    low = -(2.0 ** (dataset.BitsStored - 1)) if dataset.PixelRepresentation else 0.0
+    high = low + 2.0**dataset.BitsStored - 1
+    slope = numbers(dataset, "RescaleSlope")
+    intercept = numbers(dataset, "RescaleIntercept")
+    if tables := items(dataset, "ModalityLUTSequence"):
         values, low, high = _look_up(dataset, values, low, tables[0])
     elif slope and intercept:
         values = values * slope[0] + intercept[0]
@@ -76,41 +64,32 @@ def _map_values(
     if isinstance(chosen_window, Dataset):
         values, low, high = _look_up(dataset, values, low, chosen_window)
     elif chosen_window is not None:
-        values = _apply_window(
-            values, *chosen_window, _text(dataset, "VOILUTFunction").upper() or "LINEAR"
-        )
-        low = 0.0
-        high = 1.0
+        function = text(dataset, "VOILUTFunction").upper() or "LINEAR"
+        values, low, high = _apply_window(values, *chosen_window, function), 0.0, 1.0
     if not low < high:
-        raise _Fault(f"the pixel range {low:g} to {high:g} is empty")
+        raise Fault(f"the pixel range {low:g} to {high:g} is empty")
     return np.clip((values - low) / (high - low), 0, 1)
 
 
 def choose_window(dataset: FileDataset, window: bool | int) -> Dataset | tuple[float, float] | None:
     """Choose the VOI LUT or window (centre, width) that `window` stands for."""
-    windows = list(
-        zip(_numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth"), strict=False)
-    )
-    choices: list[Any] = [*_items(dataset, "VOILUTSequence"), *windows]
+    numbered = numbers(dataset, "WindowCenter"), numbers(dataset, "WindowWidth")
+    choices: list[Any] = [*items(dataset, "VOILUTSequence"), *zip(*numbered, strict=False)]
     if window is False or (window is True and not choices):
         return None
     index = 0 if window is True else window
     if not 0 <= index < len(choices):
-        raise _Fault(f"has no window of number {index}, only {len(choices)}")
+        raise Fault(f"has no window of number {index}, only {len(choices)}")
     return choices[index]
 
 
 def _look_up(
     dataset: FileDataset, values: NDArray[np.float64], low: float, item: Dataset
 ) -> tuple[NDArray, float, float]:
-    """Look values up in one LUT; return the LUT's output range too.
-
-    Values outside the table take its first or last entry.
-    """
-    entries, first, bits = (int(number) for number in _numbers(item, "LUTDescriptor"))
-    # 0 stands for 65536; here and below, 16 bits may have been read with the wrong sign
-    entries = entries % 2**16 or 2**16
-    first = (first + 2**15) % 2**16 - 2**15 if low < 0 else first % 2**16
+    """Look values up in one LUT, whose ends go on for ever; return its output range, too."""
+    entries, first, bits = (int(number) for number in numbers(item, "LUTDescriptor"))
+    entries = fix_sign(entries, is_signed=False) or 2**16  # 0 stands for 65536
+    first = fix_sign(first, is_signed=low < 0)
     table: Any = item.LUTData
     if isinstance(table, bytes):
         order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
@@ -125,26 +104,20 @@ def _apply_window(
 ) -> NDArray[np.float64]:
     """Apply a window: 0 at its lower end and below, 1 at its upper end and above."""
     if not width >= (1 if function == "LINEAR" else np.finfo(np.float32).tiny):
-        raise _Fault(f"a window of width {width:g} is empty")
+        raise Fault(f"a window of width {width:g} is empty")
     if function == "LINEAR":  # C.11.2.1.2.1; a window of width 1 is a step
         return (values - (center - 0.5)) / max(width - 1, 1e-6) + 0.5
     if function == "LINEAR_EXACT":  # C.11.2.1.3.2
         return (values - center) / width + 0.5
     if function == "SIGMOID":  # C.11.2.1.3.1
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -80, 80)))
-    raise _Fault("its VOI LUT function is none of LINEAR, LINEAR_EXACT and SIGMOID")
+    raise Fault("its VOI LUT function is none of LINEAR, LINEAR_EXACT and SIGMOID")
 
 
 def find_padding(dataset: FileDataset, stored: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Find where the image was padded to a rectangle.
-
-    Without this a MONOCHROME1 background would turn bright.
-    """
-    if not (padding := _numbers(dataset, "PixelPaddingValue")):
+    """Find where the image was padded to a rectangle; MONOCHROME1 would turn it bright."""
+    if not (padding := numbers(dataset, "PixelPaddingValue")):
         return np.zeros(stored.shape, bool)
-    limits = np.array([padding[0], (_numbers(dataset, "PixelPaddingRangeLimit") or padding)[0]])
-    if dataset.PixelRepresentation:  # both are often read with the wrong sign
-        limits = (limits + 2**15) % 2**16 - 2**15
-    else:
-        limits %= 2**16
-    return (stored >= limits.min()) & (stored <= limits.max())
+    ends = (padding[0], (numbers(dataset, "PixelPaddingRangeLimit") or padding)[0])
+    low, high = sorted(fix_sign(int(end), dataset.PixelRepresentation) for end in ends)
+    return (stored >= low) & (stored <= high)

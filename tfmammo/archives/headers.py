@@ -34,34 +34,29 @@ _PHOTOMETRICS = re.compile("PALETTE COLOR|RGB|YBR_(FULL|FULL_422|ICT|RCT)")
 
 @dataclass(frozen=True)
 class Header:
-    """What a header states about its image.
-
-    Attributes:
-        spacing: (row, col) in mm per px in the breast; unequal values stay as they are.
-        series_description: Free text, which may be anything and so must not reach a record.
-        for_processing: Raw detector values, not yet made fit for the eye.
-        chest_wall: Side of the image at which PatientOrientation has the chest wall.
-    """
+    """What a header states about its image."""
 
     rows: int
     cols: int
-    spacing: tuple[float, float] | None
+    spacing: tuple[float, float] | None  # (row, col), mm per px in the breast
     laterality: Laterality | None
     view: View | None
-    series_description: str | None
-    for_processing: bool
-    chest_wall: Laterality | None = None
+    series_description: str | None  # free text, which must not reach a record
+    for_processing: bool  # raw detector values, not yet made fit for the eye
+    chest_wall: Laterality | None = None  # side of the image, by PatientOrientation
 
 
-def read_facts(dataset: FileDataset) -> Header:
+def parse_header(dataset: FileDataset) -> Header:
     """Read the facts of a checked header."""
+    codes = [text(item, "CodeValue") for item in items(dataset, "ViewCodeSequence")]
+    words = value(dataset, "PatientOrientation") or ""
     return Header(
         rows=dataset.Rows,
         cols=dataset.Columns,
         spacing=_find_spacing(dataset),
         laterality=_find_laterality(dataset),
-        view=_find_view(dataset),
-        chest_wall=_find_chest_wall(dataset),
+        view=views.parse_view(text(dataset, "ViewPosition"))[1] or views.find_view(codes),
+        chest_wall=views.parse_chest_wall(words if isinstance(words, str) else str(words[0])),
         series_description=text(dataset, "SeriesDescription") or None,
         for_processing=text(dataset, "PresentationIntentType").upper() == "FOR PROCESSING"
         or text(dataset, "SOPClassUID") == _FOR_PROCESSING,
@@ -81,14 +76,10 @@ def check_header(dataset: FileDataset) -> None:
         raise Fault(f"no mammogram has {rows} x {cols} pixels")
     if frames > 1:
         raise Fault(f"has {frames} frames, not one image")
-    if integer(dataset, "SamplesPerPixel", 1) != 1 or photometric not in (
-        "MONOCHROME1",
-        "MONOCHROME2",
-    ):
-        raise Fault(
-            "is not a grey image: its photometric interpretation is "
-            f"{_quote_word(photometric, _PHOTOMETRICS)}"
-        )
+    is_grey = photometric in ("MONOCHROME1", "MONOCHROME2")
+    if integer(dataset, "SamplesPerPixel", 1) != 1 or not is_grey:
+        found = _quote_word(photometric, _PHOTOMETRICS)
+        raise Fault(f"is not a grey image: its photometric interpretation is {found}")
     allocated = integer(dataset, "BitsAllocated", 0)
     bits = integer(dataset, "BitsStored", 0)
     if allocated not in (1, 8, 16) or not 1 <= bits <= allocated:
@@ -157,18 +148,6 @@ def _find_laterality(dataset: FileDataset) -> Laterality | None:
         if side := views.find_side(text(part, "CodeValue") for part in parts):
             return side
     return views.parse_view(text(dataset, "ViewPosition"))[0]
-
-
-def _find_chest_wall(dataset: FileDataset) -> Laterality | None:
-    words = value(dataset, "PatientOrientation")
-    return views.parse_chest_wall(
-        str(words if isinstance(words, str) else next(iter(words or ()), ""))
-    )
-
-
-def _find_view(dataset: FileDataset) -> View | None:
-    codes = [text(item, "CodeValue") for item in items(dataset, "ViewCodeSequence")]
-    return views.parse_view(text(dataset, "ViewPosition"))[1] or views.find_view(codes)
 
 
 def _quote_word(word: str, standard_words: re.Pattern[str]) -> str:

@@ -31,9 +31,9 @@ from xml.parsers.expat import ExpatError
 
 import numpy as np
 
+from tfmammo.archives.dicom import read_facts
 from tfmammo.archives.files import list_regular_files
 from tfmammo.archives.findings import find_word
-from tfmammo.archives.images import read_dicom
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import Row, read_table
 from tfmammo.archives.views import parse_side
@@ -96,20 +96,17 @@ def _make_mammogram(
 ) -> Mammogram:
     match = _NAME.fullmatch(path.name)
     if match is None:
-        raise ArchiveError(
-            f"{path}: the name is not of the form id_patient_MG_laterality_view_ANON.dcm"
-        )
+        form = "id_patient_MG_laterality_view_ANON.dcm"
+        raise ArchiveError(f"{path}: the name is not of the form {form}")
     number = match["id"]
     laterality = parse_side(match["laterality"])
     view = _VIEWS.get(match["view"].upper())
-    facts = read_dicom(path, window=False)
+    facts = read_facts(path, window=False)
     if facts is None:
         raise ArchiveError(f"{path}: is a raw image ('for processing')")
     row = rows.get(number, {})
-    if (
-        row.get("laterality", laterality) != laterality
-        or _VIEWS.get(row.get("view", match["view"]).upper()) != view
-    ):
+    shown = _VIEWS.get(row.get("view", match["view"]).upper())
+    if (row.get("laterality", laterality), shown) != (laterality, view):
         named = f"{laterality} {match['view']}"
         stated = f"{row.get('laterality')} {row.get('view')}"
         notes.note(path, f"kept without its table row: the name says {named}, the table {stated}")
@@ -136,9 +133,8 @@ def _make_mammogram(
 
 def _should_have_outlines(row: Row) -> bool:
     """Whether the tables let one expect outlines; only the xls says which findings there are."""
-    if row.get("bi-rads") == "1":
-        return False
-    return "mass" not in row or any(row.get(column, "").upper() == "X" for column in _FINDINGS)
+    is_listed = any(row.get(column, "").upper() == "X" for column in _FINDINGS)
+    return row.get("bi-rads") != "1" and ("mass" not in row or is_listed)
 
 
 def _read_outlines(notes: Notes, path: Path, rows: int, cols: int) -> list[Found]:
@@ -177,10 +173,7 @@ def _note_lost(name: str, region: Mapping[str, Any]) -> list[Lost]:
 
 
 def _make_lesion(name: str, region: Mapping[str, Any], rows: int, cols: int) -> Iterator[Lesion]:
-    """Make one region's lesion, none of a pectoral muscle.
-
-    Raises ValueError with the reason why there is neither.
-    """
+    """Make one region's lesion, none of a pectoral muscle."""
     points = region.get("Point_px")
     if not isinstance(points, list) or not all(isinstance(point, str) for point in points):
         raise ValueError("it has no list Point_px")
@@ -193,15 +186,10 @@ def _make_lesion(name: str, region: Mapping[str, Any], rows: int, cols: int) -> 
     finding = find_word(name)
     if finding is None or finding.kind is None:
         raise ValueError("the name is unknown")
-    spiculated = name.lower().endswith("spiculated region")
-    yield Lesion.from_outline(
-        finding.kind,
-        np.array([_parse_point(point) for point in points], np.float64),
-        rows,
-        cols,
-        margin="spiculated" if spiculated else None,
-        kind_is_certain=finding.is_certain,
-    )
+    margin = "spiculated" if name.lower().endswith("spiculated region") else None
+    details = {"margin": margin, "kind_is_certain": finding.is_certain}
+    outline = np.array([_parse_point(point) for point in points], np.float64)
+    yield Lesion.from_outline(finding.kind, outline, rows, cols, **details)
 
 
 def _parse_point(point: str) -> tuple[float, float]:

@@ -31,9 +31,12 @@ from tfmammo.archives import coco, pictures
 from tfmammo.archives.findings import Finding, find_word
 from tfmammo.archives.masks import check_region
 from tfmammo.archives.named_files import PICTURES, find_files, make_key
+from tfmammo.archives.notes import Notes
+from tfmammo.archives.tables import read_json
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Found, Lost, Skipped, Split, hash_id, trace_lesions
 
+# (name, rows, cols of an image) -> its lesions; ArchiveError where they can't be read
 FindLesions = Callable[[str, int, int], list[Found]]
 
 _MOST_REGIONS = 4096  # of one label map; noise has more
@@ -46,98 +49,94 @@ SUBSETS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set of another tool.
+    """A data set of another tool."""
 
-    Attributes:
-        images: Files by their names beneath the root, or beneath `images`, without the ending.
-        find_lesions: Reads an image's lesions: (its name, rows, cols) -> lesions. Raises
-            ArchiveError where they can't be read.
-        subsets: Of images that are in one.
-        cells: What a table of its own says of an image, by `folder`'s columns.
-    """
-
-    images: dict[str, Path]
+    images: dict[str, Path]  # by name beneath the root, or beneath `images`, without the ending
     find_lesions: FindLesions
     subsets: dict[str, Split] = field(default_factory=dict)
-    cells: dict[str, dict[str, str]] = field(default_factory=dict)
+    cells: dict[str, dict[str, str]] = field(default_factory=dict)  # by `folder`'s columns
 
 
-def find_layout(root: Path, skipped: Skipped) -> Layout | None:
+def find_layout(notes: Notes) -> Layout | None:
     """Recognize another tool's data set; None of any other folder."""
+    root = notes.root
     has_images = (root / "images").is_dir()
     if (root / "dataset.json").is_file():
-        content = _read_json(root / "dataset.json")
+        content = read_json(root / "dataset.json")
         if isinstance(content.get("training"), list):
-            return _open_monai(root, content, skipped)
+            return _open_monai(notes, content)
         if "file_ending" in content:
-            return _open_nnunet(root, content, skipped)
+            return _open_nnunet(notes, content)
         if not has_images:
-            raise ArchiveError(
-                f"{root / 'dataset.json'}: is neither nnU-Net's (with file_ending) nor MONAI's "
-                "(with training)"
-            )
+            tools = "neither nnU-Net's (with file_ending) nor MONAI's (with training)"
+            raise ArchiveError(f"{root / 'dataset.json'}: is {tools}")
     lists = [root / name / "metadata.jsonl" for name in SUBSETS]
     if not has_images and any(path.is_file() for path in lists):
-        return _open_hugging_face(root, skipped)
+        return _open_hugging_face(notes)
     return None
 
 
 # Label maps
 
 
-def _open_nnunet(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Layout:
-    path = root / "dataset.json"
+def _open_nnunet(notes: Notes, content: Mapping[str, Any]) -> Layout:
+    path = notes.root / "dataset.json"
     if content["file_ending"] not in PICTURES:
         raise ArchiveError(f"{path}: its images are no pictures ({' '.join(PICTURES)})")
     labels = content.get("labels")
     if not isinstance(labels, dict) or not all(isinstance(value, int) for value in labels.values()):
         raise ArchiveError(f"{path}: its labels are not one number each")
-    found = find_labels({value: name for name, value in labels.items()}, path, root, skipped)
-    images: dict[str, Path] = {}
-    maps: dict[str, Path] = {}
-    subsets: dict[str, str] = {}
+    found = find_labels({value: name for name, value in labels.items()}, path, notes)
+    cases: dict[str, tuple[Path, Path, str]] = {}
     for part, subset in (("Tr", "train"), ("Ts", "test")):
-        label_maps = find_files(root, f"labels{part}", PICTURES, skipped)
-        for name, file in find_files(root, f"images{part}", PICTURES, skipped).items():
+        label_maps = find_files(notes.root, f"labels{part}", PICTURES, notes.skipped)
+        for name, file in find_files(notes.root, f"images{part}", PICTURES, notes.skipped).items():
             case, _, channel = name.rpartition("_")
             if channel != "0000":
-                skipped.note(root, file, "is no first channel: its name does not end in _0000")
+                notes.note(file, "is no first channel: its name does not end in _0000")
             elif case not in label_maps:
-                skipped.note(root, file, f"has no label map in labels{part}")
+                notes.note(file, f"has no label map in labels{part}")
             else:
-                key = f"images{part}/{name}"
-                images[key], maps[key], subsets[key] = file, label_maps[case], subset
-    return Layout(images, partial(_read_label_map, maps, found), assign_subsets(subsets))
+                cases[f"images{part}/{name}"] = file, label_maps[case], subset
+    return _make_layout(cases, found)
 
 
-def _open_monai(root: Path, content: Mapping[str, Any], skipped: Skipped) -> Layout:
-    path = root / "dataset.json"
+def _make_layout(
+    cases: Mapping[str, tuple[Path, Path, str]], labels: Mapping[int, Finding | None]
+) -> Layout:
+    """Make a data set of images, each with its label map and subset."""
+    images = {key: image for key, (image, _, _) in cases.items()}
+    maps = {key: label_map for key, (_, label_map, _) in cases.items()}
+    subsets = {key: subset for key, (_, _, subset) in cases.items()}
+    return Layout(images, partial(_read_label_map, maps, labels), assign_subsets(subsets))
+
+
+def _open_monai(notes: Notes, content: Mapping[str, Any]) -> Layout:
+    path = notes.root / "dataset.json"
     try:
         numbers = {int(value): str(name) for value, name in (content.get("labels") or {}).items()}
     except (AttributeError, TypeError, ValueError):
         raise ArchiveError(f"{path}: its labels are not numbers with names") from None
-    found = find_labels(numbers, path, root, skipped)
-    images: dict[str, Path] = {}
-    maps: dict[str, Path] = {}
-    subsets: dict[str, str] = {}
+    found = find_labels(numbers, path, notes)
+    cases: dict[str, tuple[Path, Path, str]] = {}
     others = 0
     for name, subset in SUBSETS.items():
         entries = content.get(name)
         for entry in entries if isinstance(entries, list) else ():
             listed = entry if isinstance(entry, dict) else {}
             image, label = (
-                _find_listed(root, path, listed.get(word)) for word in ("image", "label")
+                _find_listed(notes.root, path, listed.get(word)) for word in ("image", "label")
             )
             if image is None or label is None:
                 others += 1
                 continue
-            key = make_key(image.relative_to(root).as_posix())
-            if key in images:
+            key = make_key(image.relative_to(notes.root).as_posix())
+            if key in cases:
                 raise ArchiveError(f"{path}: lists an image twice")
-            images[key], maps[key], subsets[key] = image, label, subset
+            cases[key] = image, label, subset
     if others:
-        skipped.note(root, path, f"{others} of its images have no picture or no label map here")
-    return Layout(images, partial(_read_label_map, maps, found), assign_subsets(subsets))
+        notes.note(path, f"{others} of its images have no picture or no label map here")
+    return _make_layout(cases, found)
 
 
 def _find_listed(root: Path, path: Path, name: Any) -> Path | None:
@@ -185,16 +184,16 @@ def _read_label_map(
 # Lists of lesions
 
 
-def _open_hugging_face(root: Path, skipped: Skipped) -> Layout:
+def _open_hugging_face(notes: Notes) -> Layout:
     images: dict[str, Path] = {}
     subsets: dict[str, str] = {}
     lines: dict[str, Mapping[str, Any]] = {}
     missing = 0
     for name, subset in SUBSETS.items():
-        path = root / name / "metadata.jsonl"
+        path = notes.root / name / "metadata.jsonl"
         if not path.is_file():
             continue
-        pictures_here = find_files(root, name, PICTURES, Skipped())
+        pictures_here = find_files(notes.root, name, PICTURES, Skipped())
         for number, line in enumerate(_read_lines(path), start=1):
             try:
                 make_key(str(line["file_name"]))  # for its errors: it also strips a folder "images"
@@ -211,24 +210,18 @@ def _open_hugging_face(root: Path, skipped: Skipped) -> Layout:
             images[full] = pictures_here[key]
             subsets[full] = subset
     if missing:
-        skipped.add("*/metadata.jsonl", f"{missing} of their {len(lines)} images are missing")
+        notes.skipped.add("*/metadata.jsonl", f"{missing} of their {len(lines)} images are missing")
     cells = {
         key: {
-            name: _write_cell(value)
+            # pandas writes 12.0 for 12 where other lines of a column have no value
+            name: str(int(value) if isinstance(value, float) and value.is_integer() else value)
             for name, value in lines[key].items()
             if isinstance(value, str | int | float) and not isinstance(value, bool)
         }
         for key in images
     }
-    return Layout(
-        images, partial(_read_objects, root, lines, skipped), assign_subsets(subsets), cells
-    )
-
-
-def _write_cell(value: str | int | float) -> str:
-    # pandas writes 12.0 for 12 where other lines of a column have no value: the same patient
-    is_whole = isinstance(value, float) and value.is_integer()
-    return str(int(value) if is_whole else value)
+    find_lesions = partial(_read_objects, notes, lines)
+    return Layout(images, find_lesions, assign_subsets(subsets), cells)
 
 
 def _read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -242,15 +235,14 @@ def _read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _read_objects(
-    root: Path,
+    notes: Notes,
     lines: Mapping[str, Mapping[str, Any]],
-    skipped: Skipped,
     key: str,
     rows: int,
     cols: int,
 ) -> list[Found]:
     # what is read later may be told in a log
-    where = f"{root}: the objects of {hash_id('folder', key)}"
+    where = f"{notes.root}: the objects of {hash_id('folder', key)}"
     objects = lines[key].get("objects") or {}
     try:
         boxes = list(objects["bbox"]) if objects else []
@@ -258,21 +250,17 @@ def _read_objects(
             name: list(objects.get(name) or [""] * len(boxes))
             for name in ("category", "counts", "pathology", "shape", "margin")
         }
-        if any(len(column) != len(boxes) for column in columns.values()):
-            raise ValueError("columns of several lengths")
-        entries = [
-            (box, {name: column[number] for name, column in columns.items()})
-            for number, box in enumerate(boxes)
-        ]
+        entries = list(zip(boxes, *columns.values(), strict=True))
     except (AttributeError, LookupError, TypeError, ValueError):
         raise ArchiveError(f"{where} are not lists of one length with bbox and category") from None
     found: list[Found] = []
-    for number, (box, facts) in enumerate(entries, start=1):
+    for number, (box, *cells) in enumerate(entries, start=1):
+        facts = dict(zip(columns, cells, strict=True))
         finding = find_word(str(facts["category"]))
         if finding is None:
-            skipped.add(key, f"object {number} is of a category that is not known")
+            notes.skipped.add(key, f"object {number} is of a category that is not known")
         elif finding.kind is None:
-            skipped.add(key, f"object {number} is no lesion of ours")
+            notes.skipped.add(key, f"object {number} is no lesion of ours")
             continue
         annotation: dict[str, Any] = {"bbox": box, "attributes": facts}
         if facts["counts"]:
@@ -282,7 +270,7 @@ def _read_objects(
         except coco.Contradiction:
             raise
         except ValueError as error:
-            skipped.add(key, f"object {number} left out: {error}")
+            notes.skipped.add(key, f"object {number} left out: {error}")
             found.append(Lost(finding.certain_kind if finding else None))
     return found
 
@@ -290,38 +278,22 @@ def _read_objects(
 # What they share
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArchiveError(f"{path}: is no JSON file ({error.__class__.__name__})") from None
-    if not isinstance(content, dict):
-        raise ArchiveError(f"{path}: holds no object")
-    return content
-
-
-def find_labels(
-    names: Mapping[int, str], path: Path, root: Path, skipped: Skipped
-) -> dict[int, Finding | None]:
+def find_labels(names: Mapping[int, str], path: Path, notes: Notes) -> dict[int, Finding | None]:
     """Find what each label stands for; note those that give no lesion, the unknown by name."""
     labels = {number: find_word(name) for number, name in names.items()}
     known = sum(finding is not None and finding.kind is None for finding in labels.values())
     known -= names.get(0) == "background"
     if known:
-        skipped.note(root, path, f"{known} of its labels are no lesions of ours")
+        notes.note(path, f"{known} of its labels are no lesions of ours")
     if unknown := [repr(names[number][:40]) for number, label in labels.items() if label is None]:
-        skipped.note(
-            root,
-            path,
-            f"labels that are not known: {', '.join(unknown[:10])}",
-        )
+        notes.note(path, f"labels that are not known: {', '.join(unknown[:10])}")
     return labels
 
 
 def assign_subsets(subsets: Mapping[str, str]) -> dict[str, Split]:
     """Tell what is held out: `test`, else `validation`; nothing where there is one subset."""
     names = set(subsets.values())
-    held_out = next((name for name in ("test", "validation") if name in names), None)
-    if held_out is None or len(names) == 1:
+    if len(names) < 2:
         return {}
+    held_out = "test" if "test" in names else "validation"
     return {key: "test" if name == held_out else "train" for key, name in subsets.items()}

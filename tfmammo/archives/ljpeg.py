@@ -1,24 +1,20 @@
 """Read DDSM's pixels: lossless JPEG or decoded files -> grey levels -> density -> image.
 
-The JPEG is as its encoder wrote it.
-
 Lossless JPEG. DDSM was compressed by the PVRG codec of Stanford (1993). After the first pixel of
 the first line this codec takes the predictor of the whole scan, with an imagined line of half the
-range above, where the standard (ITU-T T.81, H.1.2.1) predicts that line from the left alone: so it
-stands in PVRG's JpegLosslessEncodeScan and JpegLosslessDecodeScan. For predictors 1, 4 and 5 both
-give the same; for 2, 3, 6 and 7 every conforming decoder returns an image that is wrong nearly
-everywhere and says nothing. DDSM's files use 7, as far as is reported: thorfdbg/libjpeg#63,
-pydicom/pylibjpeg-libjpeg#33 and cgohlke/imagecodecs#61 are such images. Here eight lines of half
-the range are put before the scan, which then conforms to the standard whatever its predictor; the
-maintained decoder decodes it, and the eight lines are dropped. Precision is 16 even for 12-bit
-scanners, and some headers exchange width and height: the values are then a raster of the .ics's
-lines all the same.
+range above, where the standard (ITU-T T.81, H.1.2.1) predicts that line from the left alone (PVRG's
+JpegLosslessEncodeScan and JpegLosslessDecodeScan). For predictors 1, 4 and 5 both give the same;
+for 2, 3, 6 and 7, DDSM's, every conforming decoder returns an image that is wrong nearly everywhere
+and says nothing: thorfdbg/libjpeg#63, pydicom/pylibjpeg-libjpeg#33, cgohlke/imagecodecs#61. Here
+eight lines of half the range are put before the scan, which then conforms to the standard whatever
+its predictor; the maintained decoder decodes it, and the eight lines are dropped. Precision is 16
+even for 12-bit scanners, and some headers exchange width and height: the values are then a raster
+of the .ics's lines all the same.
 
-Optical density. The scanners put densities on grey levels in different ways; DDSM calibrated each
-with a step wedge. The constants are those of its calibration pages ("Mapping Grey Levels to Optical
-Density for the ... Scanner"); M. Heath's MammoView, C. Rose's ddsmraw2pnm and the pyddsm converter
-hold the same, except that MammoView rounds LUMISYS otherwise (by less than 0.001) and has another
-line for DBA. On the page's measured wedge that line is up to 0.23 off within the range used here,
+Optical density. DDSM calibrated each scanner with a step wedge ("Mapping Grey Levels to Optical
+Density for the ... Scanner"). M. Heath's MammoView, C. Rose's ddsmraw2pnm and the pyddsm converter
+hold the same constants, except that MammoView rounds LUMISYS otherwise (by less than 0.001) and has
+another line for DBA: on the page's measured wedge it is up to 0.23 off within the range used here,
 the page's own up to 0.08, so the page's is taken. A grey level of 0, of which DBA's formula can't
 take the logarithm, counts as 1: both lie beyond the range. Densities are clipped to 0.05 - 3.0,
 Heath's bounds against noise; the densest film is black.
@@ -32,9 +28,8 @@ import re
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import libjpeg
 import numpy as np
@@ -59,26 +54,18 @@ _MARKER = re.compile(rb"\xff+([^\x00\xff])")  # within a scan, 0xff is followed 
 _LINES_BEFORE = 8  # that many codes fill whole bytes, however long the code is
 
 
-@dataclass
-class _Header:
-    """The segments before the scan.
-
-    Attributes:
-        lines_at: Where the SOF segment holds the number of lines.
-        scan: Where the scan begins.
-    """
+class _Header(NamedTuple):
+    """The segments before the scan."""
 
     rows: int
     cols: int
-    lines_at: int
-    scan: int
+    lines_at: int  # where the SOF segment holds the number of lines
+    scan: int  # where the scan begins
     zero: str  # the Huffman code of the difference 0, as 0s and 1s
 
 
 def read_pixels(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[np.float32]:
     """Read the image of one file: bright tissue, black background.
-
-    Grey is 1 - (density - 0.05) / (3.0 - 0.05), clipped.
 
     Args:
         path: .LJPEG, .LJPEG.gz, .LJPEG.1, or a 16-bit .png, .tif or .tiff of the scanner's grey
@@ -87,7 +74,7 @@ def read_pixels(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[n
         cols: Columns that the .ics states.
 
     Returns:
-        float32 [rows, cols, 1] in [0, 1].
+        float32 [rows, cols, 1]: 1 - (density - 0.05) / (3.0 - 0.05), clipped to [0, 1].
 
     Raises:
         ArchiveError: The file can't be read, or doesn't hold rows x cols grey levels.
@@ -109,14 +96,7 @@ def _grey_table(scanner: Scanner) -> NDArray[np.float32]:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """Read a file's content, unpacked where its name ends in .gz.
-
-    Args:
-        limit: The most bytes to expect, because a small gzipped file may unpack to any size.
-
-    Raises:
-        ArchiveError: The file can't be read or holds more.
-    """
+    """Read a file of at most `limit` bytes, unpacked where its name ends in .gz."""
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             content = file.read(limit + 1)
@@ -167,49 +147,19 @@ def _read_picture(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray
 
 
 def optical_density(grey: NDArray, scanner: Scanner) -> NDArray[np.float64]:
-    """Return the film's optical density; not clipped.
-
-    Args:
-        grey: Numbers of any shape, the scanner's grey levels, 0 to 65535 (DBA) or 4095.
-
-    Returns:
-        float64, the same shape; falls as grey rises.
-    """
+    """Return the film's optical density, float64, of grey levels up to 65535 (DBA) or 4095."""
     if scanner == "dba":
         return (_DBA[0] - np.log10(np.maximum(grey, 1))) / _DBA[1]
     zero, slope = _LINEAR[scanner]
     return zero - slope * np.asarray(grey, np.float64)
 
 
-def grey_level(density: NDArray, scanner: Scanner) -> NDArray[np.uint16]:
-    """Return the nearest grey level of an optical density.
-
-    This is the inverse of `optical_density`, which writers need.
-    """
-    if scanner == "dba":
-        grey = 10 ** (_DBA[0] - _DBA[1] * np.asarray(density, np.float64))
-        most = 65535
-    else:
-        zero, slope = _LINEAR[scanner]
-        grey = (zero - np.asarray(density, np.float64)) / slope
-        most = 4095
-    return np.clip(np.rint(grey), 0, most).astype(np.uint16)
-
-
 def decode(data: bytes, rows: int, cols: int) -> NDArray[np.uint16]:
-    """Decode the grey levels of one .LJPEG file.
-
-    Args:
-        data: The file.
-        rows: Rows that the .ics states; the file may exchange rows and columns.
-        cols: Columns that the .ics states.
-
-    Returns:
-        uint16 [rows, cols].
+    """Decode the grey levels of one .LJPEG file: uint16 [rows, cols], as the .ics states them.
 
     Raises:
-        ValueError: No lossless JPEG, not of rows * cols values, cut off, or of a form that PVRG's
-            default never has.
+        ValueError: No lossless JPEG, not of rows * cols values (which it may exchange), cut off, or
+            of a form that PVRG's default never has.
     """
     header = _read_header(data)
     if header.rows * header.cols != rows * cols:
@@ -220,7 +170,8 @@ def decode(data: bytes, rows: int, cols: int) -> NDArray[np.uint16]:
     # a value takes a bit at least
     if end is None or end[1] != b"\xd9" or 8 * (end.start() - header.scan) < rows * cols:
         raise ValueError("the scan is cut off or damaged")
-    lines = _is_packed(_LINES_BEFORE * header.zero) * header.cols
+    line = int(_LINES_BEFORE * header.zero, 2).to_bytes(len(header.zero), "big")
+    lines = line * header.cols
     patched = b"".join(
         (
             data[: header.lines_at],
@@ -239,15 +190,8 @@ def decode(data: bytes, rows: int, cols: int) -> NDArray[np.uint16]:
     return decoded[_LINES_BEFORE:].astype(np.uint16).reshape(rows, cols)
 
 
-def _is_packed(bits: str) -> bytes:
-    return int(bits, 2).to_bytes(len(bits) // 8, "big")
-
-
 def _read_header(data: bytes) -> _Header:
-    """Walk the segments up to the scan.
-
-    Raises ValueError with the reason why this is no file of PVRG's.
-    """
+    """Walk the segments up to the scan; raise ValueError where this is no file of PVRG's."""
     if data[:2] != b"\xff\xd8":
         raise ValueError("is no JPEG")
     place = 2
@@ -301,10 +245,7 @@ def _unpack(form: str, segment: bytes) -> tuple[int, ...]:
 
 
 def _find_zero_codes(segment: bytes) -> dict[int, str]:
-    """Find the code of category 0 in each table of one DHT segment, by the table's number.
-
-    A table without one has "".
-    """
+    """Find the code of category 0 ("" if none) in each table of one DHT segment, by its number."""
     codes: dict[int, str] = {}
     while len(segment) >= 17:
         number = segment[0] & 15

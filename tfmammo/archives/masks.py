@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -19,48 +19,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.archives import pictures
-from tfmammo.archives.named_files import PICTURES, find_files
+from tfmammo.archives.named_files import PICTURES, find_files, split_mask_name
+from tfmammo.archives.notes import Notes
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Skipped
 
 # in any case of letters; the first that holds pictures counts
 FOLDERS = ("masks", "mask", "labels", "segmentations")
-# what tools add to an image's name: a_mask, a_mask_1, a_seg, a-label
-_ENDING = re.compile(
-    r"[_-](masks?|seg|segmentation|labels?|gt|roi)(?:[_-]?([0-9]{1,9}))?", re.IGNORECASE
-)
 _NUMBER = re.compile(r"(.+)_([0-9]{1,9})", re.DOTALL)
 _MOST = 0.9  # of an image that a lesion covers
 _FEW = 64  # values of a mask that was numbered, not drawn in grey
 
-Numbered = dict[str, list[tuple[int, str, Path]]]  # image -> number, name and file of its masks
+Masks = dict[str, list[tuple[str, Path]]]  # image -> name and file of each of its masks
+_Numbered = dict[str, list[tuple[int, str, Path]]]  # with their numbers
 
 
-def find_masks(
-    root: Path, images: dict[str, Path], skipped: Skipped
-) -> dict[str, list[tuple[str, Path]]]:
-    """Find the masks of each image, in a folder of their own or next to the images.
+def find_masks(notes: Notes, images: dict[str, Path]) -> Masks:
+    """Find each image's masks by number, in a folder of their own or among `images`.
 
-    Args:
-        images: By their names. Masks among them are taken out.
-
-    Returns:
-        Image -> (name, file) of its masks, in the order of their numbers.
+    The latter are taken out of `images`.
     """
-    found: Numbered = defaultdict(list)
+    found: _Numbered = defaultdict(list)
     beside = {
-        mask: path
+        mask: parts
         for mask, path in images.items()
-        if path.suffix.lower() in PICTURES and (image := _strip(mask)) != mask and image in images
+        if path.suffix.lower() in PICTURES
+        and (parts := split_mask_name(mask))
+        and parts[0] in images
     }
-    for mask, path in beside.items():
-        del images[mask]
-        found[_strip(mask)].append((_find_number(mask), mask, path))
+    for mask, (image, number) in beside.items():
+        found[image].append((number, mask, images.pop(mask)))
     if beside:
-        skipped.add("images/*", f"{len(beside)} masks lie next to their images, by their names")
-    folder = find_mask_folder(root)
-    if folder:
-        _match_folder(root, folder, images, found, skipped)
+        notes.skipped.add(
+            "images/*", f"{len(beside)} masks lie next to their images, by their names"
+        )
+    if folder := find_mask_folder(notes.root):
+        _match_folder(notes, folder, images, found)
     return {
         image: [(mask, path) for _, mask, path in sorted(masks)] for image, masks in found.items()
     }
@@ -79,18 +73,17 @@ def find_mask_folder(root: Path) -> str | None:
     return None
 
 
-def _match_folder(
-    root: Path, folder: str, images: Mapping[str, Path], found: Numbered, skipped: Skipped
-) -> None:
+def _match_folder(notes: Notes, folder: str, images: Mapping[str, Path], found: _Numbered) -> None:
     """Match masks to images by their paths, else by a name that only one image has."""
     flat: dict[str, list[str]] = defaultdict(list)
     for image in images:
-        flat[_base(image)].append(image)
+        flat[PurePosixPath(image).name].append(image)
     moved = 0
-    for mask, path in find_files(root, folder, PICTURES, skipped).items():
+    for mask, path in find_files(notes.root, folder, PICTURES, notes.skipped).items():
         names = list(_list_names(mask))
         exact = [(name, number) for name, number in names if name in images]
-        named = [(flat[base], number) for name, number in names if (base := _base(name)) in flat]
+        bases = [(PurePosixPath(name).name, number) for name, number in names]
+        named = [(flat[base], number) for base, number in bases if base in flat]
         if exact:
             image, number = exact[0]
             found[image].append((number, mask, path))
@@ -99,49 +92,27 @@ def _match_folder(
             found[image].append((number, mask, path))
             moved += 1
         else:
-            skipped.note(
-                root,
-                path,
-                "is a mask of no image: none has its name, with or without a number at the end",
-            )
+            reason = "none has its name, with or without a number at the end"
+            notes.note(path, f"is a mask of no image: {reason}")
     if moved:
-        skipped.add(f"{folder}/*", f"{moved} masks are matched by their names, in other folders")
+        notes.skipped.add(
+            f"{folder}/*", f"{moved} masks are matched by their names, in other folders"
+        )
 
 
-def _base(name: str) -> str:
-    return PurePosixPath(name).name
-
-
-def _list_names(mask: str) -> Iterable[tuple[str, int]]:
+def _list_names(mask: str) -> Iterator[tuple[str, int]]:
     """List the images whose mask this may be, the likeliest first, each with the mask's number."""
     yield mask, -1
-    if is_named_mask(mask):
-        yield _strip(mask), _find_number(mask)
+    if parts := split_mask_name(mask):
+        yield parts
     if match := _NUMBER.fullmatch(mask):
         yield match[1], int(match[2])
-
-
-def is_named_mask(name: str) -> bool:
-    """Whether a name ends as tools call masks."""
-    return _strip(name) != name
-
-
-def _strip(mask: str) -> str:
-    match = re.fullmatch(rf"(.+?){_ENDING.pattern}", mask, re.IGNORECASE | re.DOTALL)
-    return match[1] if match else mask
-
-
-def _find_number(mask: str) -> int:
-    match = re.search(rf"{_ENDING.pattern}$", mask, re.IGNORECASE)
-    return int(match[2]) if match and match[2] else -1
 
 
 def read_mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
     """Read the mask of one lesion: uint8 [rows, cols], 1 on the lesion.
 
-    Raises:
-        ArchiveError: It can't be read, has another size, holds labels, or marks nothing or the
-            background.
+    Raises ArchiveError where it has another size, holds labels, or marks nothing or the background.
     """
     values, is_jpeg, has_colours = pictures.read_values(path, rows, cols)
     lowest = int(values.min())
@@ -156,11 +127,8 @@ def read_mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
     if np.all((values == lowest) | (values == highest)):
         region = (values == highest).astype(np.uint8)
     else:
-        pictures.advise(
-            "masks",
-            "some masks have more than two grey values and are cut at half of the highest: "
-            "resampled, or JPEG",
-        )
+        advice = "some masks have more than two grey values and are cut at half of the highest"
+        pictures.advise("masks", f"{advice}: resampled, or JPEG")
         region = (2 * values >= highest).astype(np.uint8)
     check_region(region, path)
     return region

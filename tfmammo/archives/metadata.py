@@ -71,10 +71,7 @@ _COLUMNS: dict[str, Callable[[str], Any]] = {
 
 
 def read_metadata(path: Path, skipped: Skipped) -> dict[str, Row]:
-    """Read the rows of metadata.csv by file, without its ending unless two differ in it alone.
-
-    Raises ArchiveError where it can't be read, a needed cell is wrong, or a file has two rows.
-    """
+    """Read the rows of metadata.csv by file, without its ending unless two differ in it alone."""
     lines = read_table(path, ["file"], strict=True)
     _note_columns(path, list(lines[0][1]) if lines else [], skipped)
     unknown: Counter[str] = Counter()
@@ -133,11 +130,8 @@ def _note_columns(path: Path, columns: list[str], skipped: Skipped) -> None:
         close = difflib.get_close_matches(name, set(_COLUMNS) - set(columns), 1)
         numbered.append(f"{columns.index(name) + 1}{f' ({close[0]}?)' if close else ''}")
     if numbered:
-        skipped.add(
-            path.name,
-            f"unknown columns are ignored: number {', '.join(numbered)}; known are "
-            f"{', '.join(_COLUMNS)}",
-        )
+        reason = f"unknown columns are ignored: number {', '.join(numbered)}"
+        skipped.add(path.name, f"{reason}; known are {', '.join(_COLUMNS)}")
 
 
 def _note_words(name: str, unknown: Counter[str], skipped: Skipped) -> None:

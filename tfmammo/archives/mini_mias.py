@@ -5,27 +5,19 @@
                                                 CLASS [SEVERITY X Y RADIUS]
 
 Case does not matter in names. The table's prose and whatever else is no row are skipped. The origin
-of X and Y is the bottom left: row = 1024 - Y, col = X. What the archive leaves open, and what was
-chosen:
+of X and Y is the bottom left: row = 1024 - Y, col = X. docs/archives/mini_mias.md has the choices;
+beside them:
 
-- The circle is drawn by the archive around the finding ("approximate radius ... of a circle
-  enclosing the abnormality"). It is given as the outline, of 90 points, but it is no boundary: good
-  for finding lesions, not for scoring their outlines. It is the calcification cluster's circle, not
-  that of a single calcification. Centres are whole pixels, so it may be off by one.
+- The circle ("approximate radius ... of a circle enclosing the abnormality") is given as an outline
+  of 90 points. It is the calcification cluster's, not a single calcification's. Centres are whole
+  pixels, so it may be off by one.
 - The README says that the films are in pairs, "left (even filename numbers) and right (odd filename
   numbers)" of one patient. It is the other way round: the full-size MIAS carries the laterality in
   its names (mdb001lm, mdb002rl, mdb003ll ...), without one exception odd = l and even = r. Its
-  coordinates become those of Info.txt only when laterality is read so. Here odd is L and even is R.
-  Both films of a pair have the same patient_id, whichever is right.
-- The file names say no view; all films of MIAS are mediolateral oblique.
-- Findings that are spread over the breast have no circle (`*NOTE 3*`, or nothing): they become no
-  lesion, are noted, and count for the image's pathology. "normal" is an image whose only class is
-  NORM.
+  coordinates become those of Info.txt only when laterality is read so.
+- "normal" is an image whose only class is NORM.
 - Margins: CIRC is "circumscribed", SPIC "spiculated", MISC "ill-defined"; ARCH is a distortion,
   ASYM an asymmetry.
-- An image of another size has been resampled by somebody, so that the circles no longer fit: it is
-  skipped.
-- Tape marks and letters stay in the images.
 
 Source: Suckling et al., The Mammographic Image Analysis Society digital mammogram database, Exerpta
 Medica, International Congress Series 1069 (1994) 375-378; the README and Info.txt of the
@@ -42,9 +34,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.archives.files import sort_files
-from tfmammo.archives.images import read_picture
 from tfmammo.archives.notes import Notes
+from tfmammo.archives.pictures import read_facts
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Found,
@@ -95,7 +86,7 @@ _Table = dict[int, list[_Row]]  # film number -> its rows
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     """Read the table and the headers of the images, in the order of their numbers."""
     notes = Notes(root, skipped, "mini-MIAS")
-    _, paths = sort_files(notes.root, (), (".txt", ".pgm"))
+    paths, _ = notes.find((".txt", ".pgm"))
     images: dict[int, Path] = {}
     for path in paths:
         name = _FILE.fullmatch(path.name)
@@ -164,11 +155,11 @@ def _parse_circle(text: str) -> tuple[int, int, int] | tuple[()] | None:
 def _make_mammogram(notes: Notes, number: int, path: Path, rows: list[_Row] | None) -> Mammogram:
     if rows is None:
         raise ArchiveError(f"{path}: Info.txt does not name it")
-    facts = read_picture(path, None, is_listed=False)
+    facts = read_facts(path, None, is_listed=False)
     if (facts["rows"], facts["cols"]) != (SIZE, SIZE):
+        size = f"{facts['rows']} x {facts['cols']} px"
         raise ArchiveError(
-            f"{path}: is {facts['rows']} x {facts['cols']} px, but the circles of Info.txt are in "
-            f"pixels of {SIZE} x {SIZE}"
+            f"{path}: is {size}, but Info.txt's circles are in those of {SIZE} x {SIZE}"
         )
     severities = {row.severity for row in rows if row.finding != "NORM"}
     if severities and any(row.finding == "NORM" for row in rows):

@@ -13,6 +13,11 @@ from tfmammo.mammogram import Skipped, normalize_spelling
 
 PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".pgm", ".bmp")
 DICOMS = (".dcm", ".dicom")
+# what tools add to an image's name: a_mask, a_mask_1, a_seg, a-label
+_MASK = re.compile(
+    r"(.+?)[_-](?:masks?|seg|segmentation|labels?|gt|roi)(?:[_-]?([0-9]{1,9}))?",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def find_files(
@@ -20,9 +25,8 @@ def find_files(
 ) -> dict[str, Path]:
     """Find files of these endings by their names beneath `name`, in order.
 
-    Names are in one spelling and without the ending. Where the endings are DICOM's, too, a file of
-    another ending or of none is one by its bytes, and its whole name counts. `others` in the folder
-    are passed over.
+    Names are in one spelling and without the ending. Among DICOMs, a file of another ending or of
+    none is one by its bytes, and its whole name counts. `others` in the folder are passed over.
     """
     files: dict[str, Path] = {}
     unknown = 0
@@ -77,16 +81,18 @@ def is_dicom_head(head: bytes) -> bool:
     )
 
 
+def split_mask_name(name: str) -> tuple[str, int] | None:
+    """Split a name that ends as tools call masks: the image's name and the mask's number, or -1."""
+    match = _MASK.fullmatch(name)
+    return (match[1], int(match[2] or -1)) if match else None
+
+
 class Names:
     """Finds files by what tables and label tools call them.
 
     A name is matched as it is, else by its last part, if only one file has that: label tools name
     places of their own (..\\..\\media\\upload\\4\\a.png, /data/upload/a.png), and put eight digits
-    before the name.
-
-    Args:
-        names: Of the files.
-        folders_matter: Folders that both a file and its name state must be the same.
+    before the name. With `folders_matter`, folders that both a file and its name state must agree.
     """
 
     def __init__(self, names: Iterable[str], folders_matter: bool) -> None:
@@ -118,22 +124,12 @@ class Names:
 
 
 def make_key(name: str) -> str:
-    """Turn what a table calls a file into its name beneath images or masks, without the ending.
-
-    Raises ValueError outside of them.
-    """
+    """Turn what a table calls a file into its name beneath images or masks, without the ending."""
     name = normalize_spelling(name)
     path = PurePosixPath(name.strip().replace("\\", "/"))
-    if (
-        path.is_absolute()
-        or ".." in path.parts
-        or re.match(r"\s*[A-Za-z]:", name)
-        or not name.isprintable()
-    ):
+    leads_out = path.is_absolute() or ".." in path.parts or re.match(r"\s*[A-Za-z]:", name)
+    if leads_out or not name.isprintable():
         raise ValueError(f"the file name {name[:80]!r} leads out of the folder")
-    path = (
-        PurePosixPath(*path.parts[1:])
-        if len(path.parts) > 1 and path.parts[0] in ("images", "masks")
-        else path
-    )
+    if len(path.parts) > 1 and path.parts[0] in ("images", "masks"):
+        path = PurePosixPath(*path.parts[1:])
     return str(path.with_suffix("") if path.suffix.lower() in PICTURES + DICOMS else path)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from tfmammo.archives import dicom
+from tfmammo.archives.files import list_regular_files
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Mammogram, Skipped
 
 
 class Notes:
-    """Notes on one archive.
-
-    Args:
-        root: Its folder.
-        skipped: Takes the notes.
-        name: What such an archive is called, for errors; "" for no particular one.
-    """
+    """Notes on one archive; errors call it by its name, "" for no particular one."""
 
     def __init__(self, root: Path, skipped: Skipped | None, name: str) -> None:
         self.root = Path(root)
@@ -25,6 +22,23 @@ class Notes:
         self.skipped = Skipped() if skipped is None else skipped
         self._counts: Counter[tuple[str, str]] = Counter()
         self._lines: dict[tuple[str, str], int] = {}
+
+    def find(
+        self, endings: tuple[str, ...], *tables: Sequence[str]
+    ) -> tuple[list[Path], list[Path]]:
+        """Find images and tables, those nearest to the root first, in any case of letters.
+
+        Of a table's names the first that is there counts; where there is none, this raises.
+        """
+        paths = sorted(list_regular_files(self.root), key=lambda path: (len(path.parts), path))
+        by_name = {path.name.lower(): path for path in reversed(paths)}
+        found = []
+        for names in tables:
+            path = next((by_name[name.lower()] for name in names if name.lower() in by_name), None)
+            if path is None:
+                raise self.fail(f"{names[0]} is missing")
+            found.append(path)
+        return [path for path in paths if path.suffix.lower() in endings], found
 
     def note(self, path: Path, reason: object) -> None:
         """Note a file; a reason that begins with its path, as errors do, does not repeat it."""
@@ -40,16 +54,23 @@ class Notes:
             if line is not None:
                 self._lines.setdefault((file, reason), line)
 
+    def read_dicom(self, path: Path, place: Path) -> dict[str, Any] | None:
+        """Read a DICOM's facts; note why they can't be used, raw images by number for `place`."""
+        try:
+            facts = dicom.read_facts(path)
+        except ArchiveError as error:
+            self.note(path, error)
+            return None
+        if facts is None:
+            self.count(place, "raw images ('for processing')")
+        return facts
+
     def fail(self, reason: str) -> ArchiveError:
         """Return the error of a root that is no such archive."""
         return ArchiveError(f"{self.root}: is no {self.name} archive, {reason}")
 
     def finish(self, mammograms: Iterable[Mammogram]) -> list[Mammogram]:
-        """Write the counts down and return the mammograms, each once.
-
-        Raises:
-            ArchiveError: There is none; the first note says why.
-        """
+        """Write the counts down and return the mammograms, each once; raise where there is none."""
         found: dict[str, Mammogram] = {}
         for mammogram in mammograms:
             if found.setdefault(mammogram.image_id, mammogram) is not mammogram and mammogram.file:

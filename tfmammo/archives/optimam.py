@@ -8,23 +8,18 @@ Radiologists drew boxes, and the screening service's records come with them.
     images/<client>/<study>/<image>.dcm
 
 Case does not matter in folders and prefixes of names. The package omidb parses the records. A
-client, study or image that can't be read costs no other one.
+client, study or image that can't be read costs no other one. docs/archives/optimam.md has the
+choices; beside them:
 
-Choices: (1) omidb drops studies whose episode is not in the NBSS records. Here they stay, without
-pathology. (2) A mark is a box: its lesion has no outline. (x1, y1) is taken as the upper left
-corner, as users of the archive do, though omidb's text says lower left; (x2, y2) as the first
-column and row behind it. Boxes are cut at the image's border. (3) One
-mark is one lesion. Several flags make its kind the first of mass, calcification, distortion,
-asymmetry and uncertain; "with calcification" counts only where it stands alone. A mark without
-flags takes the description of the lesion that it is linked to. (4) An image's pathology is that of
-its breast in its episode: malignant or benign by the opinion of biopsy or surgery, malignant for an
-interval cancer on this side, normal where omidb calls the episode normal and no opinion speaks
-against it, or where every opinion of this side is normal although the other breast is not. It is
-None for an episode that a cancer followed (a prior), since the cancer may be visible on it. (5) A
-mark's pathology is that of its linked lesions, else benign by its flags, else the breast's where
-that is benign or the mark is the only one. (6) Raw images ("for processing") are left out and
-counted: their grey values are not those of the others. (7) OMI-DB states neither BI-RADS nor
-density.
+- omidb drops studies whose episode is not in the NBSS records; here they stay.
+- "With calcification" makes a mark's kind only where it stands alone. A mark without flags takes
+  the description of the lesion that it is linked to.
+- An image's pathology is its breast's: malignant or benign by the opinion of biopsy or surgery,
+  malignant for an interval cancer on this side, normal where omidb calls the episode normal and no
+  opinion speaks against it, or where every opinion of this side is normal although the other breast
+  is not. It is None for a prior, the episode that a cancer followed.
+- A mark's pathology is that of its linked lesions, else benign by its flags, else the breast's
+  where that is benign or the mark is the only one.
 
 Source: Halling-Brown et al., OPTIMAM Mammography Image Database, Radiology: Artificial Intelligence
 3 (2021) e200103.
@@ -32,15 +27,14 @@ Source: Halling-Brown et al., OPTIMAM Mammography Image Database, Radiology: Art
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfmammo.archives.images import read_noted
 from tfmammo.archives.notes import Notes
+from tfmammo.archives.tables import read_json
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Box,
@@ -128,7 +122,7 @@ def _read_client(notes: Notes, folder: Path, images: Path) -> list[Mammogram]:
         for name in (f"imagedb_{client}.json", f"nbss_{client}.json")
     )
     try:
-        studies = _read_json(imagedb).get("STUDIES")
+        studies = read_json(imagedb).get("STUDIES")
         if not isinstance(studies, dict):
             raise ArchiveError(f"{imagedb}: lists no studies")
     except ArchiveError as error:
@@ -144,7 +138,7 @@ def _read_client(notes: Notes, folder: Path, images: Path) -> list[Mammogram]:
             if not path.is_file():
                 notes.count(place, "images are listed but have no DICOM file")
                 continue
-            if facts := read_noted(notes, path, place):
+            if facts := notes.read_dicom(path, place):
                 lost = _count_lost_marks(notes, path, studies[study], image)
                 mammogram = _make_mammogram(notes, path, image, episode, outcome, lost, facts)
                 # listed in two series, it is still one file
@@ -152,32 +146,19 @@ def _read_client(notes: Notes, folder: Path, images: Path) -> list[Mammogram]:
     return list(mammograms.values())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ArchiveError(f"{path}: no such file")
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArchiveError(f"{path}: can't be read as JSON ({error.__class__.__name__})") from None
-    if not isinstance(content, dict):
-        raise ArchiveError(f"{path}: is no JSON object")
-    return content
-
-
 def _list_studies(
     notes: Notes, client: str, studies: dict[str, Any], nbss: Path, imagedb: Path
 ) -> Iterator[tuple[str, list[Image], Episode | None, str]]:
     """List the studies of a client, each once: (study, images, episode, omidb's outcome of it).
 
-    omidb meets unforeseen records with exceptions of any class, whose texts hold dates: only their
-    class is passed on.
+    Of omidb's exceptions, whose texts hold dates, only the class is passed on.
     """
     from omidb.client_parser import ClientParser
 
     parser = ClientParser(client, {}, {"STUDIES": studies}, list(studies), False, None, None)
     episodes = []
     try:
-        parser.nbss = _read_json(nbss)
+        parser.nbss = read_json(nbss)
         episodes = parser.parse_episodes()
     except Exception as error:
         reason = f"omidb can't read it ({error.__class__.__name__})"
@@ -191,7 +172,7 @@ def _list_studies(
             linked.add(study.id)
             images = [image for series in study.series for image in series.images]
             yield study.id, images, episode, outcome
-    for study_id in (study_id for study_id in studies if study_id not in linked):
+    for study_id in (name for name in studies if name not in linked):
         try:
             series = parser.parse_series(study_id, studies[study_id])
             yield study_id, [image for each in series for image in each.images], None, ""
@@ -251,9 +232,8 @@ def _find_breast_pathology(
     events = episode.events
     proven = [events.surgery, events.biopsy_wide, events.biopsy_fine] if events else []
     others = [*(events.screening or ()), events.assessment, events.clinical] if events else []
-    names = {"L": ("left_opinion",), "R": ("right_opinion",)}.get(
-        side or "", ("left_opinion", "right_opinion")
-    )
+    both = {"L": "left_opinion", "R": "right_opinion"}
+    names = [both[side]] if side else list(both.values())
     results, opinions = (
         {
             opinion.name
@@ -263,11 +243,9 @@ def _find_breast_pathology(
         }
         for group in (proven, proven + others)
     )
-    interval = any(
-        lesion.interval_cancer and lesion.side and lesion.side.name == side
-        for lesion in episode.lesions.values()
-    )
-    if side and ("OM" in results or (outcome == "CI" and interval)):
+    intervals = [lesion.side for lesion in episode.lesions.values() if lesion.interval_cancer]
+    is_interval = outcome == "CI" and any(each and each.name == side for each in intervals)
+    if side and ("OM" in results or is_interval):
         return "malignant"
     if side and "OB" in results:
         return "benign"
@@ -299,9 +277,8 @@ def _make_lesions(
             found.append(Lost())
             continue
         passed_on = breast == "benign" or (len(marks) == 1 and breast == "malignant")
-        details: dict[str, Any] = {
-            "pathology": _find_mark_pathology(mark, findings) or (breast if passed_on else None)
-        }
+        own = _find_mark_pathology(mark, findings)
+        details: dict[str, Any] = {"pathology": own or (breast if passed_on else None)}
         if kind == "mass" and mark.mass_classification:
             margin = mark.mass_classification.name
             details["margin"] = margin if margin in _MARGINS else None

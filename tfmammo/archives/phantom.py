@@ -37,14 +37,7 @@ from tfmammo.archives.phantom_anatomy import (
     draw_findings,
     muscle_distance,
 )
-from tfmammo.mammogram import (
-    Laterality,
-    Lesion,
-    Mammogram,
-    Pathology,
-    Skipped,
-    hash_id,
-)
+from tfmammo.mammogram import Laterality, Lesion, Mammogram, Pathology, Skipped, hash_id
 
 _BIRADS = {"normal": ("1",), "benign": ("2", "3"), "malignant": ("4b", "4c", "5")}
 
@@ -52,18 +45,15 @@ _BIRADS = {"normal": ("1",), "benign": ("2", "3"), "malignant": ("4b", "4c", "5"
 def read(
     root: Path | None = None, skipped: Skipped | None = None, *, count: int = 48, seed: int = 0
 ) -> list[Mammogram]:
-    """Make the phantom archive; at least three quarters of it carry one or two masses.
+    """Make records of 1024 x 832 px at 0.2 mm, rendered when their pixels are asked for.
 
-    The others are normal.
+    At least three quarters of them carry one or two masses, the others are normal.
 
     Args:
         root: Not used.
         skipped: Not used.
         count: How many mammograms.
         seed: Seed of everything.
-
-    Returns:
-        `count` records of 1024 x 832 px at 0.2 mm, rendered when their pixels are asked for.
 
     Examples:
         >>> mammogram = read(count=1)[0]
@@ -123,9 +113,8 @@ def _render(key: Key) -> NDArray[np.float32]:
     rng = key.rng(2)
     image = _render_tissue(rng, anatomy)
     for finding in draw_findings(key, anatomy):
-        image += (
-            _render_mass(rng, finding) if finding.kind == "mass" else _render_cluster(rng, finding)
-        )
+        render = _render_mass if finding.kind == "mass" else _render_cluster
+        image += render(rng, finding)
     image = _expose(rng, image, anatomy)
     if key.laterality == "R":
         image = np.ascontiguousarray(image[:, ::-1])
@@ -136,10 +125,7 @@ def _render(key: Key) -> NDArray[np.float32]:
 def _draw_power_law(
     rng: np.random.Generator, exponent: float, longest: float = 420.0
 ) -> tuple[Field, Field]:
-    """Draw two independent Gaussian fields [1024, 832] of power 1/f^exponent and variance 1.
-
-    The power is flat beyond the longest wavelength (px).
-    """
+    """Draw two independent Gaussian fields of power 1/f^exponent, flat beyond `longest` px."""
     frequency = np.hypot(np.fft.fftfreq(ROWS)[:, None], np.fft.fftfreq(COLS)[None])
     amplitude = np.maximum(frequency, 1 / longest).astype(np.float32) ** np.float32(-exponent / 2)
     amplitude[0, 0] = 0
@@ -155,20 +141,15 @@ def _render_tissue(rng: np.random.Generator, anatomy: Anatomy) -> Field:
     fine, coarse = _draw_power_law(rng, 3.0)
     strands, clumps = _draw_power_law(rng, 3.4, longest=160.0)
     gland = _gland_share(anatomy, rows, cols, coarse, _bend_to_nipple(anatomy, rows, cols, clumps))
-    over = np.clip(
-        muscle_distance(anatomy, rows, cols) / (5 + rows / 60), -30, 30
-    )  # its lower end fades
+    distance = muscle_distance(anatomy, rows, cols)
+    over = np.clip(distance / (5 + rows / 60), -30, 30)  # its lower end fades
     muscle = 1 / (1 + np.exp(-over))
     gland *= 1 - 0.85 * muscle
     # Ligaments are where a smooth field crosses zero: curved, thin, and interrupted where another
     # field is low.
     strands = cv2.GaussianBlur(strands, (0, 0), 14)
-    ligaments = (
-        np.exp(-((strands / 0.09) ** 2))
-        * np.clip(0.3 + 0.7 * clumps, 0, 1)
-        * (1 - 0.5 * gland)
-        * (1 - muscle)
-    )
+    ligaments = np.exp(-((strands / 0.09) ** 2)) * np.clip(0.3 + 0.7 * clumps, 0, 1)
+    ligaments = ligaments * (1 - 0.5 * gland) * (1 - muscle)
     image = 0.27 + 0.045 * fine + gland * (0.25 + 0.045 * clumps + 0.035 * fine) + 0.06 * ligaments
     return (image + muscle * (0.24 + 0.004 * over + 0.015 * clumps)).astype(np.float32)
 
@@ -176,10 +157,7 @@ def _render_tissue(rng: np.random.Generator, anatomy: Anatomy) -> Field:
 def _gland_share(
     anatomy: Anatomy, rows: Field, cols: Field, coarse: Field, streaks: Field
 ) -> Field:
-    """Return the share of the tissue that is fibroglandular, 0 to 1.
-
-    It is a cone behind the nipple, rising to the armpit on MLO views.
-    """
+    """Return the fibroglandular share: a cone behind the nipple, rising to the armpit on MLO."""
     row, col = anatomy.nipple
     behind = (col - cols) / col
     aside = (rows - row) / ROWS + (0.22 * behind if anatomy.pectoral else 0)
@@ -187,26 +165,18 @@ def _gland_share(
         -(((behind - 0.38) / (0.24 + 0.07 * anatomy.density)) ** 2)
         - (aside / (0.09 + 0.04 * anatomy.density)) ** 2
     )
-    return 1 / (
-        1
-        + np.exp(
-            -5.5 * ((0.75 + 0.2 * anatomy.density) * cone - 0.62 + 0.3 * coarse + 0.22 * streaks)
-        )
-    )
+    share = (0.75 + 0.2 * anatomy.density) * cone - 0.62 + 0.3 * coarse + 0.22 * streaks
+    return 1 / (1 + np.exp(-5.5 * share))
 
 
 def _bend_to_nipple(anatomy: Anatomy, rows: Field, cols: Field, field: Field) -> Field:
-    """Map a field to polar coordinates around the nipple, stretched along the radius.
-
-    Ducts and septa run to the nipple.
-    """
+    """Stretch a field along the radius from the nipple, to which ducts and septa run."""
     down = rows - anatomy.nipple[0]
     left = anatomy.nipple[1] + 60 - cols
     across = np.arctan2(down, left) * np.float32(500)
     along = np.hypot(down, left) * np.float32(0.35)
-    return cv2.remap(
-        field, across % COLS, along % ROWS, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
-    )
+    where = (across % COLS, along % ROWS)
+    return cv2.remap(field, *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
 
 
 def _expose(rng: np.random.Generator, tissue: Field, anatomy: Anatomy) -> Field:
@@ -224,13 +194,9 @@ def _expose(rng: np.random.Generator, tissue: Field, anatomy: Anatomy) -> Field:
 
 
 def _render_mass(rng: np.random.Generator, finding: Finding) -> Field:
-    """Render what one mass adds.
-
-    It is densest in its middle and falls off over an edge as soft as its margin.
-    """
-    mask = cv2.fillPoly(
-        np.zeros((ROWS, COLS), np.uint8), [_round_fixed_point(finding.outline)], 1, shift=4
-    )
+    """Render what a mass adds, densest in its middle, with an edge as soft as its margin."""
+    canvas = np.zeros((ROWS, COLS), np.uint8)
+    mask = cv2.fillPoly(canvas, [_round_fixed_point(finding.outline)], 1, shift=4)
     inner = cv2.distanceTransform(mask, cv2.DIST_L2, 5)
     outer = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5)
     radius = inner.max()
@@ -240,9 +206,8 @@ def _render_mass(rng: np.random.Generator, finding: Finding) -> Field:
         "indistinct": 0.11 * radius,
         "spiculated": 0.06 * radius,
     }
-    edge = 1 / (
-        1 + np.exp(-np.clip((inner - outer) / max(softness[str(finding.margin)], 1.0), -30, 30))
-    )
+    depth = (inner - outer) / max(softness[str(finding.margin)], 1.0)
+    edge = 1 / (1 + np.exp(-np.clip(depth, -30, 30)))
     dome = np.sqrt(1 - (1 - np.clip(inner / radius, 0, 1)) ** 2)
     added = finding.contrast * edge * (0.5 + 0.5 * dome)
     if finding.margin == "spiculated":
@@ -251,10 +216,7 @@ def _render_mass(rng: np.random.Generator, finding: Finding) -> Field:
 
 
 def _render_spicules(rng: np.random.Generator, outline: NDArray[np.float32]) -> Field:
-    """Render thin bent strands from within the outline outwards, 0 to 0.8.
-
-    They thin out, and few of them reach far.
-    """
+    """Render thin bent strands from within the outline outwards, few of which reach far."""
     center = outline.mean(axis=0)
     canvas = np.zeros((ROWS, COLS), np.uint8)
     for start in outline[rng.permutation(len(outline))[: rng.integers(18, 34)]]:
@@ -265,39 +227,25 @@ def _render_spicules(rng: np.random.Generator, outline: NDArray[np.float32]) -> 
         path = center + (start - center) * steps + across * (steps - 0.7) ** 2
         for part in range(8, 0, -1):  # the strong inner parts last, over the ends of the weak ones
             thickness = 2 if part < 5 else 1
-            cv2.polylines(
-                canvas,
-                [_round_fixed_point(path[part - 1 : part + 1])],
-                False,
-                230 - 18 * part,
-                thickness,
-                cv2.LINE_AA,
-                4,
-            )
+            _draw_line(canvas, path[part - 1 : part + 1], 230 - 18 * part, thickness)
     return cv2.GaussianBlur(canvas.astype(np.float32) / 255, (0, 0), 1.1)
 
 
 def _render_cluster(rng: np.random.Generator, finding: Finding) -> Field:
-    """Render what calcifications add.
-
-    Specks are below a millimetre; benign ones are even, malignant ones of any size and drawn out.
-    """
+    """Render calcifications: benign ones are even, malignant ones of any size and drawn out."""
     canvas = np.zeros((ROWS, COLS), np.uint8)
     for speck in finding.specks if finding.specks is not None else ():
-        end = speck + (
-            rng.normal(0, 2.2, 2).clip(-3.5, 3.5) if finding.pathology == "malignant" else 0
-        )
-        thickness = int(rng.integers(1, 4)) if finding.pathology == "malignant" else 2
-        cv2.polylines(
-            canvas,
-            [_round_fixed_point(np.stack([speck, end]))],
-            False,
-            int(rng.integers(140, 255)),
-            thickness,
-            cv2.LINE_AA,
-            4,
-        )
+        end, thickness = speck, 2
+        if finding.pathology == "malignant":
+            end = speck + rng.normal(0, 2.2, 2).clip(-3.5, 3.5)
+            thickness = int(rng.integers(1, 4))
+        _draw_line(canvas, np.stack([speck, end]), int(rng.integers(140, 255)), thickness)
     return 0.4 * cv2.GaussianBlur(canvas.astype(np.float32) / 255, (0, 0), 0.7)
+
+
+def _draw_line(canvas: NDArray[np.uint8], points: NDArray, grey: int, thickness: int) -> None:
+    path = [_round_fixed_point(points)]
+    cv2.polylines(canvas, path, False, grey, thickness, cv2.LINE_AA, shift=4)
 
 
 def _round_fixed_point(points: NDArray) -> NDArray[np.int32]:
@@ -308,14 +256,6 @@ def _render_mark(image: Field, key: Key) -> None:
     """Render the technician's lead letters, in the air above the breast."""
     letters = np.zeros((ROWS, COLS), np.uint8)
     origin = (COLS - 190, 70) if key.laterality == "L" else (40, 70)
-    cv2.putText(
-        letters,
-        f"{key.laterality} {key.view}",
-        origin,
-        cv2.FONT_HERSHEY_DUPLEX,
-        1.3,
-        230,
-        3,
-        cv2.LINE_AA,
-    )
+    words = f"{key.laterality} {key.view}"
+    cv2.putText(letters, words, origin, cv2.FONT_HERSHEY_DUPLEX, 1.3, 230, 3, cv2.LINE_AA)
     np.maximum(image, cv2.GaussianBlur(letters.astype(np.float32) / 255, (0, 0), 1), out=image)

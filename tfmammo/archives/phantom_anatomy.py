@@ -49,46 +49,32 @@ class Key:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One breast in one view, chest wall at column 0.
+    """One breast in one view, chest wall at column 0."""
 
-    Attributes:
-        skin: float [rows], the column where the breast ends.
-        nipple: (row, col).
-        density: 1 to 4.
-        pectoral: Where the muscle's edge meets the upper and the left border, (col, row), or None.
-    """
-
-    skin: NDArray[np.float64]
-    nipple: tuple[float, float]
-    density: int
+    skin: NDArray[np.float64]  # [rows], the column where the breast ends
+    nipple: tuple[float, float]  # (row, col)
+    density: int  # 1 to 4
+    # where the muscle's edge meets the upper and the left border, (col, row)
     pectoral: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A lesion before it is drawn.
-
-    Attributes:
-        outline: [n, 2], (row, col), chest wall at column 0.
-        specks: Specks of a cluster.
-    """
+    """A lesion before it is drawn."""
 
     kind: LesionKind
     pathology: Pathology
-    outline: NDArray[np.float32]
+    outline: NDArray[np.float32]  # [n, 2], (row, col), chest wall at column 0
     shape: str | None = None
     margin: str | None = None
     contrast: float = 0.0
-    specks: NDArray[np.float32] | None = None
+    specks: NDArray[np.float32] | None = None  # of a cluster
 
 
 def draw_anatomy(key: Key) -> Anatomy:
     """Draw skin line, nipple, density and muscle of one breast in one view."""
-    # of the patient
-    density = (
-        int(np.random.default_rng([key.seed, key.patient, 1]).choice(4, p=(0.15, 0.4, 0.32, 0.13)))
-        + 1
-    )
+    of_patient = np.random.default_rng([key.seed, key.patient, 1])
+    density = int(of_patient.choice(4, p=(0.15, 0.4, 0.32, 0.13))) + 1
     size = key.rng(0, of_view=False).uniform(0.9, 1.08)
     rng = key.rng(0)
     if key.view == "CC":
@@ -104,33 +90,23 @@ def draw_anatomy(key: Key) -> Anatomy:
     else:
         depth = rng.uniform(0.66, 0.77) * size
         nipple = rng.uniform(0.58, 0.64)
-        knots = np.concatenate(
-            [
-                [-0.2, 0.0, 0.2, 0.4],
-                nipple + np.array([-0.08, 0, 0.08, 0.18, 0.26, 0.31]),
-                [1.02, 1.2],
-            ]
-        )
-        edges = depth * np.array(
-            [0.46, 0.55, 0.71, 0.91, 0.985, 1.0, 0.975, 0.83, 0.56, 0.26, 0.14, 0.12]
-        )
+        near = nipple + np.array([-0.08, 0, 0.08, 0.18, 0.26, 0.31])
+        knots = np.concatenate([[-0.2, 0.0, 0.2, 0.4], near, [1.02, 1.2]])
+        widths = [0.46, 0.55, 0.71, 0.91, 0.985, 1.0, 0.975, 0.83, 0.56, 0.26, 0.14, 0.12]
+        edges = depth * np.array(widths)
         pectoral = (rng.uniform(0.28, 0.42) * COLS, rng.uniform(0.46, 0.66) * ROWS)
         blur = 26
     rows = np.arange(-ROWS // 4, ROWS + ROWS // 4)  # a blur needs neighbours at the border
     skin = np.interp(rows, knots * ROWS, edges * COLS)
-    skin = cv2.GaussianBlur(skin[:, None], (1, 0), sigmaX=1, sigmaY=blur)[:, 0][
-        ROWS // 4 : ROWS // 4 + ROWS
-    ]
+    skin = cv2.GaussianBlur(skin[:, None], (1, 0), sigmaX=1, sigmaY=blur)[:, 0]
+    skin = skin[ROWS // 4 : ROWS // 4 + ROWS]
     tip = 18 * np.exp(-(((np.arange(ROWS) - nipple * ROWS) / rng.uniform(13, 17)) ** 4))
     column = float(np.interp(nipple * ROWS, np.arange(ROWS), skin))
     return Anatomy(skin + tip, (nipple * ROWS, column), density, pectoral)
 
 
 def draw_findings(key: Key, anatomy: Anatomy) -> list[Finding]:
-    """Draw the lesions of one breast in one view.
-
-    What they are is of the breast, where and how they project is of the view.
-    """
+    """Draw what the lesions of a breast are, and where and how they project in one view."""
     if key.healthy:
         return []
     breast = key.rng(1, of_view=False)
@@ -141,21 +117,16 @@ def draw_findings(key: Key, anatomy: Anatomy) -> list[Finding]:
         shape = str(breast.choice(SHAPES, p=_SHAPE_ODDS[pathology]))
         margin = str(breast.choice(_MARGINS, p=_MARGIN_ODDS[pathology]))
         radius = float(np.clip(breast.lognormal(np.log(10.5), 0.32), 5.5, 17)) / SPACING
-        contrast = (
-            breast.uniform(0.14, 0.26) if pathology == "malignant" else breast.uniform(0.11, 0.22)
-        )
+        contrast = breast.uniform(*((0.14, 0.26) if pathology == "malignant" else (0.11, 0.22)))
         center, radius = _draw_place(view, anatomy, breast.uniform(0.2, 0.8), radius, findings)
         outline = center + contour(view, shape, margin, radius)
         findings.append(Finding("mass", pathology, outline, shape, margin, contrast))
     if breast.random() < 0.3:
-        pathology = (
-            "malignant"
-            if any(finding.pathology == "malignant" for finding in findings)
-            else "benign"
-        )
-        center, radius = _draw_place(
-            view, anatomy, breast.uniform(0.2, 0.8), breast.uniform(3, 7) / SPACING, findings
-        )
+        pathology = "benign"
+        if any(finding.pathology == "malignant" for finding in findings):
+            pathology = "malignant"
+        depth, radius = breast.uniform(0.2, 0.8), breast.uniform(3, 7) / SPACING
+        center, radius = _draw_place(view, anatomy, depth, radius, findings)
         findings.append(_draw_cluster(view, center, radius, pathology))
     return findings
 
@@ -163,17 +134,15 @@ def draw_findings(key: Key, anatomy: Anatomy) -> list[Finding]:
 def _draw_place(
     rng: np.random.Generator, anatomy: Anatomy, depth: float, radius: float, others: list[Finding]
 ) -> tuple[NDArray[np.float32], float]:
-    """Draw a centre at `depth` of the way from nipple to chest wall.
+    """Draw a centre at `depth` of the way from nipple to chest wall; what finds no room shrinks.
 
-    It lies away from skin, muscle and other lesions. What finds no room shrinks.
+    It lies away from skin, muscle and other lesions.
     """
     row, col = anatomy.nipple
     while True:
         for _ in range(30):
-            center = np.array(
-                [row + rng.uniform(-0.26, 0.22) * ROWS, col * (1 - depth) + rng.uniform(-20, 20)],
-                np.float32,
-            )
+            aside, along = rng.uniform(-0.26, 0.22) * ROWS, rng.uniform(-20, 20)
+            center = np.array([row + aside, col * (1 - depth) + along], np.float32)
             reach = 1.3 * radius + 24
             near = np.arange(int(max(center[0] - reach, 0)), int(min(center[0] + reach, ROWS)))
             fits = (
@@ -181,13 +150,11 @@ def _draw_place(
                 and center[1] > reach
                 and (anatomy.skin[near] > center[1] + reach).all()
             )
+            apart = (np.hypot(*(center - other.outline.mean(axis=0))) for other in others)
             if (
                 fits
                 and muscle_distance(anatomy, center[0], center[1]) < -0.7 * radius
-                and all(
-                    np.hypot(*(center - other.outline.mean(axis=0))) > 2 * radius + 80
-                    for other in others
-                )
+                and all(distance > 2 * radius + 80 for distance in apart)
             ):
                 return center, radius
         radius = 0.93 * radius
@@ -195,10 +162,7 @@ def _draw_place(
 
 
 def muscle_distance(anatomy: Anatomy, row: Any, col: Any) -> Any:
-    """Return the distance from the pectoral muscle's edge, px, positive within the muscle.
-
-    It is far away where the view has no muscle.
-    """
+    """Return the distance from the pectoral muscle's edge, px, positive within the muscle."""
     if anatomy.pectoral is None:
         return np.full(np.broadcast_shapes(np.shape(row), np.shape(col)), -np.inf)
     top, left = anatomy.pectoral
@@ -209,24 +173,20 @@ def muscle_distance(anatomy: Anatomy, row: Any, col: Any) -> Any:
 def contour(
     rng: np.random.Generator, shape: str, margin: str, radius: float
 ) -> NDArray[np.float32]:
-    """Draw a closed outline of a mass around (0, 0).
+    """Draw a closed outline of a mass around (0, 0): float32 [180, 2], (row, col), px.
 
     Args:
+        rng: Source of randomness.
         shape: Irregular, lobular, oval or round.
         margin: Circumscribed, microlobulated, indistinct or spiculated.
         radius: About, px.
-
-    Returns:
-        float32 [180, 2], (row, col), px.
     """
     angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)
     distance = 1 + _draw_ripple(rng, angle, range(2, 5), 0.03)
     if shape == "lobular":
-        distance += (
-            rng.uniform(0.22, 0.32)
-            * np.abs(np.sin(rng.integers(3, 5) / 2 * angle + rng.uniform(0, np.pi)))
-            - 0.16
-        )
+        depth = rng.uniform(0.22, 0.32)
+        lobes = np.abs(np.sin(rng.integers(3, 5) / 2 * angle + rng.uniform(0, np.pi)))
+        distance += depth * lobes - 0.16
     elif shape == "irregular":
         distance += _draw_ripple(rng, angle, range(2, 12), 0.085)
     if margin == "microlobulated":
@@ -243,24 +203,20 @@ def contour(
 def _draw_ripple(
     rng: np.random.Generator, angle: NDArray, orders: Iterable[int], size: float
 ) -> NDArray:
-    return np.sum(
-        [
-            size * rng.normal() * 2 / order * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
-            for order in orders
-        ],
-        axis=0,
-    )
+    waves = [
+        size * rng.normal() * 2 / order * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
+        for order in orders
+    ]
+    return np.sum(waves, axis=0)
 
 
 def _draw_cluster(
     rng: np.random.Generator, center: NDArray[np.float32], radius: float, pathology: Pathology
 ) -> Finding:
-    specks = center + rng.normal(0, 0.42 * radius, (int(rng.integers(7, 24)), 2)).clip(
-        -radius, radius
-    )
-    ring = 5 * np.stack(
-        [np.sin(np.arange(8) * np.pi / 4), np.cos(np.arange(8) * np.pi / 4)], axis=1
-    )
+    places = rng.normal(0, 0.42 * radius, (int(rng.integers(7, 24)), 2))
+    specks = center + places.clip(-radius, radius)
+    angle = np.arange(8) * np.pi / 4
+    ring = 5 * np.stack([np.sin(angle), np.cos(angle)], axis=1)
     around = (specks[:, None] + ring).reshape(-1, 2).astype(np.float32)
     hull = cv2.convexHull(around)[:, 0]
     return Finding("calcification", pathology, hull, specks=specks.astype(np.float32))

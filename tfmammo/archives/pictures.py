@@ -6,7 +6,9 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
+from tfmammo.archives.named_files import split_mask_name
 from tfmammo.archives.stored import unused_range
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import MOST_PIXELS
@@ -30,15 +33,31 @@ _CHANNELS = ("LA", "P", "RGB", "RGBA")
 _ORIENTATION = 274
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262
+_MASKS_PACK = 20  # times; no mammogram packs so well without loss
+
+
+def read_facts(path: Path, bits: int | None, is_listed: bool) -> dict[str, Any]:
+    """Read a picture's header, as fields of Mammogram.
+
+    Args:
+        path: Its file.
+        bits: How many its values fill; None takes what the file states.
+        is_listed: Found in a folder, so that it might be a mask, which raises ArchiveError.
+    """
+    read = read_mammogram if is_listed else read_pixels
+    with open_picture(path) as picture:
+        depth = (_find_full_scale(picture, path, bits) + 1).bit_length() - 1
+        pixels = picture.width * picture.height
+        packs_well = path.stat().st_size * _MASKS_PACK < pixels and picture.format != "JPEG"
+        if is_listed and (packs_well or split_mask_name(path.stem)):
+            read(path, bits)  # for its complaints
+        size = {"rows": picture.height, "cols": picture.width}
+        return {**size, "bits": depth, "read": partial(read, path, bits), "file": path}
 
 
 @contextmanager
 def open_picture(path: Path) -> Iterator[ImageFile]:
-    """Open one upright picture; its header is read.
-
-    Raises:
-        ArchiveError: Whatever goes wrong while it is open.
-    """
+    """Open one upright picture; whatever goes wrong while it is open is an ArchiveError."""
     try:
         with Image.open(path, formats=_FORMATS) as picture:
             if picture.width * picture.height > MOST_PIXELS:
@@ -69,12 +88,8 @@ def _read_orientation(picture: ImageFile) -> int:
     return int(picture.getexif().get(_ORIENTATION, 1))
 
 
-def find_full_scale(picture: ImageFile, path: Path, bits: int | None) -> int:
-    """Return the value that stands for 1; `bits` None takes what the file states.
-
-    Raises:
-        ArchiveError: It is not of 8 or 16 bits and up to four channels, or `bits` can't be.
-    """
+def _find_full_scale(picture: ImageFile, path: Path, bits: int | None) -> int:
+    """Return the value that stands for 1; `bits` None takes what the file states."""
     deep = picture.mode.startswith("I;16") or (
         picture.mode == "I" and picture.format in ("PNG", "PPM")
     )
@@ -98,22 +113,25 @@ def find_full_scale(picture: ImageFile, path: Path, bits: int | None) -> int:
 def read_pixels(path: Path, bits: int | None) -> NDArray[np.float32]:
     """Read a grey picture: float32 [rows, cols, 1] in [0, 1].
 
-    Raises:
-        ArchiveError: It can't be read, or has values or colours that no mammogram has.
+    Raises ArchiveError where it has values or colours that no mammogram has.
     """
     with open_picture(path) as picture:
-        full = find_full_scale(picture, path, bits)
+        full = _find_full_scale(picture, path, bits)
         # Pillow turns a TIFF round in which 0 is white if it has 8 bits, but not if it has 16.
         inverted = (
             picture.mode.startswith("I;16")
             and picture.format == "TIFF"
             and picture.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
         )
-        values = (
-            _take_one_channel(picture, path)
-            if picture.mode in _CHANNELS
-            else np.asarray(picture).astype(np.int32)
-        )
+        if picture.mode in _CHANNELS:
+            channels = np.asarray(picture.convert("RGBA"))
+            if (channels[..., 3] != 255).any():
+                raise ArchiveError(f"{path}: is transparent in places")
+            if (channels[..., :1] != channels[..., 1:3]).any():
+                raise ArchiveError(f"{path}: is a colour image, its channels differ")
+            values = channels[..., 0].astype(np.int32)
+        else:
+            values = np.asarray(picture).astype(np.int32)
         if values.max() > full:
             raise ArchiveError(
                 f"{path}: holds values up to {values.max()}, more than {bits} bits can"
@@ -133,21 +151,8 @@ def read_mammogram(path: Path, bits: int | None) -> NDArray[np.float32]:
     return image
 
 
-def _take_one_channel(picture: ImageFile, path: Path) -> NDArray[np.int32]:
-    channels = np.asarray(picture.convert("RGBA"))
-    if (channels[..., 3] != 255).any():
-        raise ArchiveError(f"{path}: is transparent in places")
-    if (channels[..., :1] != channels[..., 1:3]).any():
-        raise ArchiveError(f"{path}: is a colour image, its channels differ")
-    return channels[..., 0].astype(np.int32)
-
-
 def read_labels(path: Path, rows: int, cols: int) -> NDArray[np.int32]:
-    """Read a label map, int32 [rows, cols]: values, or indices of a palette, number labels.
-
-    Raises:
-        ArchiveError: It can't be read, has another size or several channels.
-    """
+    """Read a label map, int32 [rows, cols]: values, or indices of a palette, number labels."""
     with _open_sized(path, rows, cols) as picture:
         if picture.mode not in (*_ONE_CHANNEL, "P") and not picture.mode.startswith("I"):
             raise ArchiveError(f"{path}: is no label map, which has one channel")
@@ -160,9 +165,6 @@ def read_values(path: Path, rows: int, cols: int) -> tuple[NDArray[np.int32], bo
     Returns:
         int32 [rows, cols], of colours the brightest channel, 0 where it is transparent; whether it
         is a JPEG; whether several colours fill areas.
-
-    Raises:
-        ArchiveError: It can't be read, or has another size.
     """
     with _open_sized(path, rows, cols) as picture:
         is_jpeg = picture.format == "JPEG"

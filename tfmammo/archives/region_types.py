@@ -19,35 +19,27 @@ from tfmammo.mammogram import Lesion, LesionKind
 
 @dataclass(frozen=True)
 class Image:
-    """What an image, or a SEG of it, states of its place; "" and () where it is silent.
-
-    Attributes:
-        patient_orientation: Upper-case words.
-        spacing: (row, col) of PixelSpacing, mm per px.
-        orientation: Six direction cosines of rows and columns.
-        position: mm, of the first pixel's centre.
-    """
+    """What an image, or a SEG of it, states of its place; "" and () where it is silent."""
 
     rows: int
     cols: int
     frame_of_reference: str
-    patient_orientation: tuple[str, ...]
-    spacing: tuple[float, ...]
-    orientation: tuple[float, ...]
-    position: tuple[float, ...]
+    patient_orientation: tuple[str, ...]  # upper-case words
+    spacing: tuple[float, ...]  # (row, col) of PixelSpacing, mm per px
+    orientation: tuple[float, ...]  # six direction cosines of rows and columns
+    position: tuple[float, ...]  # mm, of the first pixel's centre
 
     @staticmethod
     def of(dataset: Dataset, measures: Dataset, plane: Dataset) -> Image:
         """Read it from a header and the parts of it that hold spacing and orientation."""
         words = value(dataset, "PatientOrientation") or ()
+        words = [words] if isinstance(words, str) else words
         spacing = _take(measures, "PixelSpacing", 2)
         return Image(
             integer(dataset, "Rows", 0),
             integer(dataset, "Columns", 0),
             text(dataset, "FrameOfReferenceUID"),
-            tuple(
-                str(word).strip().upper() for word in ([words] if isinstance(words, str) else words)
-            ),
+            tuple(str(word).strip().upper() for word in words),
             spacing if min(spacing, default=0) > 0 else (),
             _take(plane, "ImageOrientationPatient", 6),
             _take(dataset, "ImagePositionPatient", 3),
@@ -61,24 +53,16 @@ def _take(dataset: Dataset, key: str, count: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Region:
-    """One region of one image, not drawn yet.
+    """One region of one image, not drawn yet."""
 
-    Attributes:
-        file: The file that draws it.
-        image: SOP Instance UID.
-        finding: What it is; None where that is not known.
-        draw: Makes the lesion (the image, further fields of Lesion), or raises ValueError with the
-            reason why the image can't be the one that it was drawn on.
-        tracking: Tracking UID of the lesion, "" where the file gives none.
-        is_segment: Whether it is a segment of a SEG.
-    """
-
-    file: Path
-    image: str
-    finding: Finding | None
+    file: Path  # that draws it
+    image: str  # SOP Instance UID
+    finding: Finding | None  # None where it is not known
+    # Makes the lesion (the image, further fields of Lesion), or raises ValueError with the reason
+    # why the image can't be the one that it was drawn on.
     draw: Callable[[Image, LesionKind, dict[str, Any]], Lesion]
-    tracking: str = ""
-    is_segment: bool = False
+    tracking: str = ""  # UID of the lesion
+    is_segment: bool = False  # of a SEG
 
 
 def list_codes(item: Dataset, key: str) -> list[tuple[str, str]]:

@@ -76,14 +76,9 @@ def is_region_file(path: Path) -> bool:
 def read_regions(
     paths: Iterable[Path], note: Callable[[Path, object], None]
 ) -> dict[str, list[Region]]:
-    """Read the regions that files draw, no pixel of them.
+    """Read the regions of SEG, SR and RTSTRUCT files by the SOP Instance UIDs of their images.
 
-    Args:
-        paths: SEG, SR and RTSTRUCT files.
-        note: Takes what can't be used: the file, and one sentence.
-
-    Returns:
-        Regions by the SOP Instance UID of their image.
+    No pixel is read. `note` takes what can't be used: the file, and one sentence.
     """
     regions: dict[str, list[Region]] = {}
     for path in paths:
@@ -95,21 +90,14 @@ def read_regions(
             note(path, error)
         for reason, count in unusable.items():
             note(path, f"{count} of its regions {reason}")
-    return {image: _keep_segments(listed) for image, listed in regions.items()}
-
-
-def _keep_segments(regions: list[Region]) -> list[Region]:
-    """Leave out what a report draws where a SEG has the same lesion."""
-    segments = {region.tracking for region in regions if region.is_segment} - {""}
-    return [one for one in regions if one.is_segment or one.tracking not in segments]
+    for image, listed in regions.items():  # what a report draws where a SEG has the same lesion
+        segments = {region.tracking for region in listed if region.is_segment} - {""}
+        regions[image] = [one for one in listed if one.is_segment or one.tracking not in segments]
+    return regions
 
 
 def read_image(path: Path) -> tuple[str, Image]:
-    """Read what regions refer to: the SOP Instance UID, and what they are checked against.
-
-    Raises:
-        ArchiveError: The file can't be read.
-    """
+    """Read what regions refer to: the SOP Instance UID, and what they are checked against."""
     dataset = dicom.read_dataset(path)
     with dicom.reading(path), silence():
         return text(dataset, "SOPInstanceUID"), Image.of(dataset, dataset, dataset)
@@ -157,6 +145,9 @@ def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
     groups = items(dataset, "PerFrameFunctionalGroupsSequence")
     if len(groups) != integer(dataset, "NumberOfFrames", 1):
         raise Fault("does not describe each of its frames")
+    maximum = integer(dataset, "MaximumFractionalValue", 255) if form == "FRACTIONAL" else 1
+    if maximum < 1:
+        raise Fault("has a maximal fraction below 1")
     frames: dict[tuple[int, str], list[int]] = {}
     for number, group in enumerate(groups):
         if form == "LABELMAP":  # a frame shows several segments, by their numbers
@@ -172,21 +163,14 @@ def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iter
                 unusable["name no image, or several"] += 1
             else:
                 frames.setdefault((segment, image), []).append(number)
-    maximum = integer(dataset, "MaximumFractionalValue", 255) if form == "FRACTIONAL" else 1
-    if maximum < 1:
-        raise Fault("has a maximal fraction below 1")
     for (segment, image), members in sorted(frames.items()):
         item = segments[segment]
         words = f"{text(item, 'SegmentLabel')} {text(item, 'SegmentDescription')}"
         finding = find_coded(list_codes(item, "SegmentedPropertyTypeCodeSequence"), words)
         if count_unusable(finding, unusable):
             continue
-        first = groups[members[0]]
-        stated = Image.of(
-            dataset,
-            _first(first, shared, "PixelMeasuresSequence"),
-            _first(first, shared, "PlaneOrientationSequence"),
-        )
+        keys = ("PixelMeasuresSequence", "PlaneOrientationSequence")
+        stated = Image.of(dataset, *(_first(groups[members[0]], shared, key) for key in keys))
         is_moved = any(
             text(source, "SpatialLocationsPreserved").upper() not in ("", "YES")
             for group in (*(groups[number] for number in members), shared)
@@ -208,18 +192,14 @@ def _draw_segment(
     kind: LesionKind,
     details: dict[str, Any],
 ) -> Lesion:
-    if (stated.rows, stated.cols) != (image.rows, image.cols):
-        raise ValueError(
-            f"have {stated.rows} x {stated.cols} px, their image {image.rows} x {image.cols}"
-        )
+    sizes = [f"{one.rows} x {one.cols}" for one in (stated, image)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"have {sizes[0]} px, their image {sizes[1]}")
     if is_moved:
         raise ValueError("do not lie on the image's own pixels")
     _check_frame_of_reference(stated.frame_of_reference, image)
-    if not _agree(stated.orientation, image.orientation, 1e-3) or (
-        stated.patient_orientation
-        and image.patient_orientation
-        and stated.patient_orientation != image.patient_orientation
-    ):
+    words = {stated.patient_orientation, image.patient_orientation} - {()}
+    if not _agree(stated.orientation, image.orientation, 1e-3) or len(words) > 1:
         raise ValueError("are turned against their image")
     if not _agree(stated.spacing, image.spacing, 0.01 * min(image.spacing, default=0)):
         raise ValueError("have another spacing than their image")
@@ -233,10 +213,7 @@ def _agree(stated: tuple[float, ...], expected: tuple[float, ...], tolerance: fl
 def _read_segment(
     path: Path, frames: tuple[int, ...], maximum: int, label: int | None, rows: int, cols: int
 ) -> NDArray[np.uint8]:
-    """Read a segment, uint8 [rows, cols].
-
-    1 where a frame holds the label, or without one half of the maximum or more.
-    """
+    """Read a segment, uint8 [rows, cols]: the label, or half of the maximum and more."""
     region = np.zeros((rows, cols), np.bool_)
     for number in frames:
         values = _read_frame(path, number).astype(np.int32)
@@ -266,11 +243,9 @@ def _read_frame(path: Path, number: int) -> NDArray[np.unsignedinteger]:
 def _find_source(dataset: Dataset, group: Dataset, shared: Dataset) -> str | None:
     """Find the image that a frame lies on: its own source, or the only one of the whole file."""
     sources = ("DerivationImageSequence", "SourceImageSequence")
-    named = (
-        list_references(group, *sources)
-        or list_references(shared, *sources)
-        or list_references(dataset, "ReferencedSeriesSequence", "ReferencedInstanceSequence")
-    )
+    series = ("ReferencedSeriesSequence", "ReferencedInstanceSequence")
+    named = list_references(group, *sources) or list_references(shared, *sources)
+    named = named or list_references(dataset, *series)
     return named.pop() if len(named) == 1 else None
 
 
@@ -283,9 +258,8 @@ def _first(group: Dataset, shared: Dataset, key: str) -> Dataset:
 
 def _list_contours(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
     """List the structures, one region for each image that contours of it lie on."""
-    structures = {
-        integer(item, "ROINumber", -1): item for item in items(dataset, "StructureSetROISequence")
-    }
+    described = items(dataset, "StructureSetROISequence")
+    structures = {integer(item, "ROINumber", -1): item for item in described}
     for roi in items(dataset, "ROIContourSequence"):
         structure = structures.get(integer(roi, "ReferencedROINumber", -2))
         if structure is None:
@@ -335,9 +309,7 @@ def _draw_contours(
         offset = part - np.array(image.position)
         if np.abs(offset @ normal).max() > _OFF_PLANE:
             raise ValueError("lie off the plane of their image")
-        places = np.stack(
-            [offset @ down / image.spacing[0], offset @ along / image.spacing[1]], axis=1
-        )
+        places = offset @ np.stack([down, along], axis=1) / image.spacing
         outlines.append(enclose(places, image, kind, details))
     return coco.unite(outlines, details)
 

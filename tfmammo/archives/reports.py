@@ -52,9 +52,8 @@ def list_findings(path: Path, dataset: Dataset, unusable: Counter[str]) -> Itera
     for group in _find(dataset, _GROUP):
         content = items(group, "ContentSequence")
         finding = find_coded(_list_values(content, _FINDING), "")
-        tracking = "".join(
-            text(item, "UID") for item in content if _name_concept(item) == _TRACKING
-        )
+        named = [text(item, "UID") for item in content if _name_concept(item) == _TRACKING]
+        tracking = "".join(named)
         taken = set()
         for item, is_area in _list_coordinates(content):
             if text(item, "ValueType") == "SCOORD3D":
@@ -129,13 +128,8 @@ def _take_graphic(
     """Take the region of one item of coordinates, if it can be used; an area's may be open."""
     # the image that it was selected from, whose item may be elsewhere
     children = [_follow(dataset, child) for child in items(item, "ContentSequence")]
-    named = set().union(
-        *(
-            list_references(child, "ReferencedSOPSequence")
-            for child in children
-            if text(child, "ValueType") == "IMAGE"
-        )
-    )
+    images = [child for child in children if text(child, "ValueType") == "IMAGE"]
+    named = set().union(*(list_references(child, "ReferencedSOPSequence") for child in images))
     if len(named) != 1:
         unusable["name no image, or several"] += 1
     elif not count_unusable(finding, unusable):
@@ -174,10 +168,8 @@ def _draw_graphic(
         raise ValueError("have coordinates that are not points")
     # what reaches a little over the border is cut there; more was drawn on another image
     beyond = _BEYOND * max(image.rows, image.cols)
-    if points.size and (
-        points.min() < -1 - beyond
-        or (points.max(axis=0) > np.array((image.rows, image.cols)) + beyond).any()
-    ):
+    last = np.array((image.rows, image.cols)) + beyond
+    if (points < -1 - beyond).any() or (points > last).any():
         raise ValueError("reach beyond their image")
     return enclose(_outline_graphic(graphic, points), image, kind, details)
 

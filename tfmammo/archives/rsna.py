@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfmammo.archives.files import sort_files
-from tfmammo.archives.images import read_noted
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import Row, read_table
 from tfmammo.archives.views import parse_side, parse_view
@@ -44,10 +42,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
 
 
 def _read_rows(notes: Notes) -> Iterator[Mammogram]:
-    tables, paths = sort_files(notes.root, [TABLE], (".dcm",))
-    if TABLE not in tables:
-        raise notes.fail(f"{TABLE} is missing")
-    table = tables[TABLE]
+    paths, (table,) = notes.find((".dcm",), [TABLE])
     files = {(path.parent.name, path.stem): path for path in reversed(paths)}
     for number, row in read_table(table, _COLUMNS):
         try:
@@ -59,7 +54,7 @@ def _read_rows(notes: Notes) -> Iterator[Mammogram]:
         if not patient or path is None:
             notes.count(table, "of its images are not here as <patient_id>/<image_id>.dcm")
             continue
-        if facts := read_noted(notes, path, table):
+        if facts := notes.read_dicom(path, table):
             yield _make_mammogram(path, patient, row, facts)
     notes.count(table, "DICOM files are not in it", len(files))
 

@@ -24,6 +24,7 @@ class Stored:
         values: integer [rows, cols], native px, signed or not.
         bits: Bits of one value, 1 to 16.
         greys: float32 [2^bits], in [0, 1], of the values from `first` on.
+        first: The lowest value, negative for signed ones.
         padding: bool [2^bits], which of them fill an image up to a rectangle.
         elements: Elements of a DICOM file that lead from value to grey, by keyword; None for other
             files, whose greys are value / (2^bits - 1).
@@ -39,12 +40,10 @@ class Stored:
     @staticmethod
     def of_image(image: NDArray[np.float32], bits: int) -> Stored:
         """Store a float32 [rows, cols, 1] in [0, 1] as rint(value * (2^bits - 1))."""
-        values: NDArray[np.integer] = np.rint(image[..., 0] * np.float64(2**bits - 1)).astype(
-            np.uint8 if bits <= 8 else np.uint16
-        )
-        return Stored(
-            values, bits, (np.arange(2**bits) / np.float64(2**bits - 1)).astype(np.float32)
-        )
+        most = np.float64(2**bits - 1)
+        wide = np.uint8 if bits <= 8 else np.uint16
+        greys = (np.arange(2**bits) / most).astype(np.float32)
+        return Stored(np.rint(image[..., 0] * most).astype(wide), bits, greys)
 
     def image(self) -> NDArray[np.float32]:
         """Return float32 [rows, cols, 1] in [0, 1]: what the archive's reader gives."""
@@ -91,19 +90,12 @@ class Stored:
 
 
 def unused_range(highest: int, full: int) -> str | None:
-    """Describe values that leave most of their range unused, as 12 bits in 16 do; else None.
-
-    Args:
-        highest: The highest value.
-        full: The value that stands for 1.
-    """
+    """Describe values up to `highest` that leave most of the range up to `full` unused; or None."""
     if not (0 < 4 * highest < full + 1 and full > 2**12):
         return None
-    share = 100 * highest / full
     bits = max(8, 2 * -(-highest.bit_length() // 2))
-    return (
-        f"values use {share:.0f} % of {full.bit_length()} bits; state bits={bits} in metadata.csv"
-    )
+    share = f"{100 * highest / full:.0f} % of {full.bit_length()} bits"
+    return f"values use {share}; state bits={bits} in metadata.csv"
 
 
 def look_up(greys: NDArray[np.float32], values: NDArray[np.integer]) -> NDArray[np.float32]:

@@ -1,14 +1,16 @@
-"""Tables of all archives: CSV of any separator, or Excel, old and new -> rows of text."""
+"""Tables of all archives: CSV of any separator, or Excel, old and new -> rows of text; JSON."""
 
 from __future__ import annotations
 
 import codecs
 import csv
 import io
+import json
 import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import xlrd
@@ -22,10 +24,23 @@ _LARGEST_PART = 2**28  # bytes of a part of an .xlsx; a packed file can claim an
 _BLANK = ("nan", "none", "null", "n/a", "na", "<na>", "nat", "-", "?")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file, which holds an object."""
+    if not path.is_file():
+        raise ArchiveError(f"{path}: no such file")
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArchiveError(f"{path}: can't be read as JSON ({error.__class__.__name__})") from None
+    if not isinstance(content, dict):
+        raise ArchiveError(f"{path}: is no JSON object")
+    return content
+
+
 def read_table(
     path: Path, columns: Iterable[str] = (), strict: bool = False
 ) -> list[tuple[int, Row]]:
-    """Read a table.
+    """Read a table: the rows that are not blank, each with the number that a spreadsheet shows.
 
     Cells are stripped and in one spelling; what programs write for nothing (nan, None) is blank.
 
@@ -34,9 +49,6 @@ def read_table(
         columns: Names that must be there.
         strict: Refuse bytes that are no text, rows of another length than the first, and columns of
             one name.
-
-    Returns:
-        The rows that are not blank, each with the number that a spreadsheet shows.
 
     Raises:
         ArchiveError: It can't be read, or a column is missing.
@@ -52,9 +64,8 @@ def read_table(
         if not any(cell.strip() for cell in cells):
             continue
         if strict and len(cells) != len(header):
-            raise ArchiveError(
-                f"{path}: row {number} has {len(cells)} cells, the first line {len(header)}"
-            )
+            counts = f"{len(cells)} cells, the first line {len(header)}"
+            raise ArchiveError(f"{path}: row {number} has {counts}")
         cells += [""] * (len(header) - len(cells))
         rows.append((number, dict(zip(header, map(_clean, cells), strict=False))))
     return rows
@@ -80,11 +91,9 @@ def _read_lines(path: Path, strict: bool) -> list[list[str]]:
         separator = max(",;\t", key=head.count)
         return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict))
     except Exception as error:  # xlrd answers damaged files with exceptions of any class
-        is_sheet = path.suffix.lower() in (".xls", ".xlsx")
-        form = "an Excel sheet" if is_sheet else "CSV in UTF-8"
-        raise ArchiveError(
-            f"{path}: can't be read as {form} ({error.__class__.__name__})"
-        ) from None
+        form = "an Excel sheet" if path.suffix.lower() in (".xls", ".xlsx") else "CSV in UTF-8"
+        fault = error.__class__.__name__
+        raise ArchiveError(f"{path}: can't be read as {form} ({fault})") from None
 
 
 def _read_sheet(content: bytes) -> list[list[str]]:

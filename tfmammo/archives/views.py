@@ -58,9 +58,8 @@ def parse_view(text: str) -> tuple[Laterality | None, View | None]:
 def parse_chest_wall(row: str) -> Laterality | None:
     """Find the side of the image at which the chest wall lies (PS3.3 C.7.6.1.1.1).
 
-    Args:
-        row: The first word of PatientOrientation: rows that run to the front of the body, A, begin
-            at the chest wall. CBIS-DDSM has its view there, and other words occur.
+    `row` is the first word of PatientOrientation: rows that run to the front of the body, A, begin
+    at the chest wall. CBIS-DDSM has its view there, and other words occur.
     """
     if not re.fullmatch(r"[AP][HFLR]{0,2}|[HFLR]{1,2}[AP]", row.strip().upper()):
         return None

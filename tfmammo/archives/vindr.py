@@ -8,23 +8,15 @@ Findings have boxes.
         finding_annotations.csv         a row for each finding, or one that says ['No Finding']
         metadata.csv                    what the DICOM headers say; not needed
 
-Columns are found by name; case does not matter in names of files. What the archive leaves open, and
-what was chosen:
+Columns are found by name; case does not matter in names of files. docs/archives/vindr.md has the
+choices; beside them:
 
-- No column names the patient. Each exam (study_id) is taken as a patient of its own: its
-  description speaks of 5,000 exams, not patients, and the official split keeps exams whole. Should
-  a woman have come twice, nothing in the archive would show it.
-- No biopsies: pathology is None, but "normal" where the breast is BI-RADS 1 and nothing is marked
-  in the image. The BI-RADS of a single finding has no place in a Lesion and is left out.
-- A box may name several categories. Each of our kinds becomes a lesion of that box, and
-  `kind_is_certain` is False where there are several or another finding shares the box, since it
-  says not what of it belongs to which. Asymmetry, focal and global asymmetry are one kind. Lymph
-  nodes, thickened skin, drawn-in skin or nipples become no lesion; they are counted in `Skipped`,
-  and such an image is not normal.
-- Boxes are fractions of pixels and reach past the border here and there (xmin -6.25): they are
-  widened to whole pixels, cut at the border, and refused where nothing is left.
-- Rows and columns are those of the table; a file of another size raises ArchiveError when its
-  pixels are read. Spacing and the side of the chest wall are the headers', some 2 ms each.
+- The archive's description speaks of 5,000 exams, not patients, and the official split keeps exams
+  whole.
+- The BI-RADS of a single finding has no place in a Lesion and is left out.
+- `kind_is_certain` is False also where another finding shares the box. Asymmetry, focal and global
+  asymmetry are one kind.
+- Corners are floats: boxes are widened to whole pixels, and refused where nothing of them is left.
 - BI-RADS and density are given as their bare sign, "4" and "C"; a cell that is neither is None.
 
 Source: Nguyen et al., VinDr-Mammo: A large-scale benchmark dataset for computer-aided diagnosis in
@@ -41,9 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfmammo.archives.files import sort_files
 from tfmammo.archives.findings import Finding, find_word
-from tfmammo.archives.images import read_noted
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import Row, read_table
 from tfmammo.archives.views import parse_side, parse_view
@@ -63,7 +53,7 @@ from tfmammo.mammogram import (
 IMAGES = "breast-level_annotations.csv"
 FINDINGS = "finding_annotations.csv"
 
-Corners = tuple[float, float, float, float]
+Corners = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
 
 _IMAGE_COLUMNS = (
     "study_id",
@@ -85,33 +75,24 @@ _SPLITS: dict[str, Split] = {"training": "train", "test": "test"}
 
 @dataclass
 class _Findings:
-    """What the table marks in one image.
-
-    Attributes:
-        boxes: Line, what its categories stand for, (xmin, ymin, xmax, ymax).
-        marked: There is anything.
-        lost: How many findings can't be read.
-    """
+    """What the table marks in one image; a box has its line, findings and corners."""
 
     boxes: list[tuple[int, list[Finding | None], Corners]] = field(default_factory=list)
-    marked: bool = False
-    lost: int = 0
+    is_marked: bool = False
+    lost: int = 0  # findings that can't be read
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     """Read the tables and the headers, in the table's order."""
     notes = Notes(root, skipped, "VinDr-Mammo")
-    tables, paths = sort_files(notes.root, (IMAGES, FINDINGS), (".dicom", ".dcm"))
-    for name in (IMAGES, FINDINGS):
-        if name not in tables:
-            raise notes.fail(f"{name} is missing")
+    paths, (images, findings) = notes.find((".dicom", ".dcm"), [IMAGES], [FINDINGS])
     dicoms: dict[tuple[str, str], Path] = {}
     for path in paths:
         key = (_make_key(path.parent.name), _make_key(path.stem))
         if dicoms.setdefault(key, path) is not path:
             notes.note(path, "is a second file of the same study and image")
-    findings = _read_findings(notes, tables[FINDINGS])
-    return notes.finish(_read_images(notes, tables, dicoms, findings))
+    marks = _read_findings(notes, findings)
+    return notes.finish(_read_images(notes, images, findings, dicoms, marks))
 
 
 def _make_key(name: str) -> str:
@@ -128,7 +109,7 @@ def _read_findings(notes: Notes, path: Path) -> dict[str, _Findings]:
         names = [name[1:-1].strip().lower() for name in names]
         if names == ["no finding"]:
             continue
-        findings.marked = True
+        findings.is_marked = True
         known = [find_word(name) for name in names]
         for name, finding in zip(names, known, strict=True):
             if finding and not finding.kind:
@@ -159,11 +140,11 @@ def _parse_corners(row: Row) -> Corners | None:
 
 def _read_images(
     notes: Notes,
-    tables: Mapping[str, Path],
+    table: Path,
+    findings_table: Path,
     dicoms: Mapping[tuple[str, str], Path],
     findings: Mapping[str, _Findings],
 ) -> Iterator[Mammogram]:
-    table = tables[IMAGES]
     named = set()
     used = set()
     missing = 0
@@ -178,34 +159,32 @@ def _read_images(
             missing += 1
         elif not all(re.fullmatch(r"[1-9]\d{0,4}", size) for size in sizes):
             notes.note(path, f"{IMAGES} gives no height and width for it")
-        elif facts := read_noted(notes, path, table):
+        elif facts := notes.read_dicom(path, table):
             facts |= {"rows": int(sizes[0]), "cols": int(sizes[1])}
             # without a row it is not known to be free of findings
-            marks = findings.get(image) or _Findings(marked=True)
-            found = list(_make_lesions(notes, tables[FINDINGS], marks, facts))
-            yield _make_mammogram(key, row, facts, marks.marked, found)
+            marks = findings.get(image) or _Findings(is_marked=True)
+            found = list(_make_lesions(notes, findings_table, marks, facts))
+            yield _make_mammogram(key, row, facts, marks.is_marked, found)
         named.add(image)
         used.add(key)
     files = "images are not on disk as <study_id>/<image_id>.dicom"
     notes.count(table, f"of its {len(named)} {files}", missing)
     notes.count(table, "DICOM files are not in it", len(dicoms.keys() - used))
-    notes.count(tables[FINDINGS], f"images are not in {IMAGES}", len(findings.keys() - named))
+    notes.count(findings_table, f"images are not in {IMAGES}", len(findings.keys() - named))
 
 
 def _make_mammogram(
-    key: tuple[str, str], row: Row, facts: dict[str, Any], marked: bool, found: list[Found]
+    key: tuple[str, str], row: Row, facts: dict[str, Any], is_marked: bool, found: list[Found]
 ) -> Mammogram:
     birads = re.fullmatch(r"(?:BI-RADS\s*)?([0-6][ABC]?)", row["breast_birads"], re.IGNORECASE)
     density = re.fullmatch(r"(?:DENSITY\s*)?([A-D])", row["breast_density"], re.IGNORECASE)
-    facts |= {
-        "laterality": parse_side(row["laterality"]),
-        "view": parse_view(row["view_position"])[1],
-    }
+    facts["laterality"] = parse_side(row["laterality"])
+    facts["view"] = parse_view(row["view_position"])[1]
     return Mammogram(
         archive="vindr",
         patient_id=hash_id("vindr", key[0]),
         image_id=key[1],
-        pathology="normal" if birads and birads[1] == "1" and not marked else None,
+        pathology="normal" if birads and birads[1] == "1" and not is_marked else None,
         **sort_found(found),
         birads=birads[1].upper() if birads else None,
         density=density[1].upper() if density else None,

@@ -24,6 +24,7 @@ from tfmammo.archives.files import list_regular_files
 from tfmammo.archives.findings import LESION, Finding
 from tfmammo.archives.layouts import SUBSETS, Layout, assign_subsets, find_labels
 from tfmammo.archives.named_files import PICTURES, find_files
+from tfmammo.archives.notes import Notes
 from tfmammo.config import read_yaml
 from tfmammo.errors import ArchiveError, ConfigError
 from tfmammo.mammogram import Found, Lesion, Lost, Skipped, normalize_spelling
@@ -33,23 +34,21 @@ _LARGEST_TEXT = 2**24  # bytes of the labels of one image
 _NO_LABELS = ("classes.txt", "notes.txt", "readme.txt")
 
 
-def find_yolo(root: Path, skipped: Skipped) -> Layout | None:
-    """Recognize a YOLO data set; None of any other folder.
-
-    Raises ArchiveError where names are damaged, other annotations lie beside the labels, or no
-    label file is of an image.
-    """
+def find_yolo(notes: Notes) -> Layout | None:
+    """Recognize a YOLO data set; None of any other folder."""
+    root = notes.root
     names_file = _find_names_file(root)
     names = _read_yaml(names_file) if names_file and names_file.suffix != ".txt" else {}
     places = list(_find_places(root, names))
     stated = {path: subset for place, subset in places for path in _list_images(root, place)}
-    before = ["", *(f"{name}/" for name in SUBSETS)]
     folders = [
         f"{name}images"
-        for name in before
+        for name in ("", *(f"{name}/" for name in SUBSETS))
         if (root / name / "images").is_dir() and (root / name / "labels").is_dir()
     ]
-    found = [path for it in folders for path in find_files(root, it, PICTURES, skipped).values()]
+    found = [
+        path for it in folders for path in find_files(root, it, PICTURES, notes.skipped).values()
+    ]
     images: dict[str, Path] = {}
     label_files: dict[str, Path] = {}
     for path in dict.fromkeys([*stated, *found]):
@@ -59,8 +58,12 @@ def find_yolo(root: Path, skipped: Skipped) -> Layout | None:
         label_files[key] = root / _name_folder(relative, "labels").with_suffix(".txt")
     label_folders = {path.parent for path in label_files.values()}
     label_folders |= {root / _name_folder(Path(it) / "x", "labels").parent for it in folders}
-    texts = {text for folder in label_folders for text in _list_texts(folder)}
-    texts -= {place for place, _ in places}
+    texts = {
+        path
+        for folder in label_folders
+        for path in list_regular_files(folder, links=False)
+        if path.suffix == ".txt" and path.name.lower() not in _NO_LABELS
+    } - {place for place, _ in places}
     if not texts and not (names_file and images):
         return None
     for other in ("annotations.json", "masks"):
@@ -70,14 +73,14 @@ def find_yolo(root: Path, skipped: Skipped) -> Layout | None:
     if texts and unused == len(texts):
         raise ArchiveError(f"{root}: none of its {unused} label files has the name of an image")
     if unused:
-        skipped.add("labels/*", f"{unused} label files have the name of no image")
+        notes.skipped.add("labels/*", f"{unused} label files have the name of no image")
     subsets = {
         key: subset
         for key, path in images.items()
         if (subset := stated.get(path) or SUBSETS.get(key.partition("/")[0]))
     }
-    labels = _name_labels(root, names_file, names, skipped)
-    read = partial(_read_labels, root, label_files, labels, skipped)
+    labels = _name_labels(notes, names_file, names)
+    read = partial(_read_labels, notes, label_files, labels)
     return Layout(images, read, assign_subsets(subsets))
 
 
@@ -125,14 +128,6 @@ def _resolve(root: Path, bases: list[Path], name: str) -> Path | None:
     return None
 
 
-def _list_texts(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in list_regular_files(folder, links=False)
-        if path.suffix == ".txt" and path.name.lower() not in _NO_LABELS
-    ]
-
-
 def _find_names_file(root: Path) -> Path | None:
     """Find the file that names the labels; any YAML with names will do, data.yaml first."""
     files = sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda path: path.name)
@@ -156,11 +151,11 @@ def _read_yaml(path: Path, strict: bool = True) -> dict[str, Any]:
 
 
 def _name_labels(
-    root: Path, path: Path | None, content: Mapping[str, Any], skipped: Skipped
+    notes: Notes, path: Path | None, content: Mapping[str, Any]
 ) -> Mapping[int, Finding | None] | None:
     """Find what each label stands for; None where nothing names them."""
     if path is None:
-        skipped.add("labels/*", "nothing names the labels: each is a mass of uncertain kind")
+        notes.skipped.add("labels/*", "nothing names the labels: each is a mass of uncertain kind")
         return None
     names: Any = content.get("names")
     if path.suffix == ".txt":
@@ -172,14 +167,13 @@ def _name_labels(
     if not all(isinstance(name, str | int | float) for name in listed.values()):
         raise ArchiveError(f"{path}: a label's name is no word")
     words = {number: str(name)[:80] for number, name in listed.items()}
-    return find_labels(words, path, root, skipped)
+    return find_labels(words, path, notes)
 
 
 def _read_labels(
-    root: Path,
+    notes: Notes,
     label_files: Mapping[str, Path],
     labels: Mapping[int, Finding | None] | None,
-    skipped: Skipped,
     key: str,
     rows: int,
     cols: int,
@@ -209,7 +203,7 @@ def _read_labels(
         try:
             found.append(_make_found(finding, shares, rows, cols))
         except ValueError as error:
-            skipped.note(root, path, f"line {number} left out: {error}")
+            notes.note(path, f"line {number} left out: {error}")
             found.append(Lost(finding.certain_kind if finding else None))
     return found
 
@@ -234,14 +228,14 @@ def _make_found(
     """Draw a box (centre, size) or a polygon in shares of the image's sides."""
     if finding is None or finding.kind is None:
         return Lost()
+    with np.errstate(over="ignore"):  # what is infinite is refused below
+        places = shares.reshape(-1, 2) * (cols, rows)
     if len(shares) == 4:
-        sides = (cols, rows, cols, rows)
-        x, y, width, height = (a * b for a, b in zip(shares.tolist(), sides, strict=True))
+        ((x, y), (width, height)) = places.tolist()
         bbox = [x - width / 2, y - height / 2, width, height]
         return coco.make_found(finding, {"bbox": bbox}, rows, cols, "")
     # Shares of 12 digits are off by less than this, and a point between two cells of the drawing's
     # grid would fall to either.
-    with np.errstate(over="ignore"):  # what is infinite is refused below
-        points = np.round(shares.reshape(-1, 2)[:, ::-1] * (rows, cols) - 0.5, 6)
+    points = np.round(places[:, ::-1] - 0.5, 6)
     certain = finding.is_certain
     return Lesion.from_outline(finding.kind, points, rows, cols, kind_is_certain=certain)

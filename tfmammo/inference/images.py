@@ -12,6 +12,7 @@ from typing import get_args
 from tfmammo import archives
 from tfmammo.archives import coco, folder, masks, regions
 from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files, is_dicom
+from tfmammo.archives.notes import Notes
 from tfmammo.config import DataConfig
 from tfmammo.errors import ArchiveError, ConfigError, PipelineError
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineConfig, PipelineResult
@@ -135,7 +136,7 @@ def _list_images(root: Path) -> dict[str, Path]:
         raise ConfigError(f"{root}: no such file or folder")
     inner = "images" if (root / "images").is_dir() else ""
     images = find_files(root, inner, PICTURES + DICOMS, Skipped())
-    masks.find_masks(root, images, Skipped())  # takes masks beside their images out
+    masks.find_masks(Notes(root, None, ""), images)  # takes masks beside their images out
     return {
         name: path
         for name, path in images.items()

@@ -1,33 +1,23 @@
 """Write mammograms as CBIS-DDSM is distributed: four case-description tables, a DICOM tree."""
 
-from __future__ import annotations
-
-import csv
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 
 from tests.archives.writers.pixels import quantize
+from tests.archives.writers.tables import write_csv
 from tfmammo.archives.writers.dicom import SECONDARY_CAPTURE, write_dicom
 from tfmammo.mammogram import Lesion, Mammogram
 
 Layout = Literal["nbia", "csv", "series"]
 
 _SHAPES = {"asymmetry": "FOCAL_ASYMMETRIC_DENSITY", "distortion": "ARCHITECTURAL_DISTORTION"}
-_COLUMNS = {  # as they are: a blank or an underscore in "breast density"
-    "mass": "patient_id,breast_density,left or right breast,image view,abnormality id,abnormality "
-    "type,mass shape,mass margins",
-    "calc": "patient_id,breast density,left or right breast,image view,abnormality id,abnormality "
-    "type,calc type,calc distribution",
-}
-_MORE_COLUMNS = (
-    "assessment,pathology,subtlety,image file path,cropped image file path,ROI mask file path"
-)
+_SIDES = {"L": "LEFT", "R": "RIGHT"}
 
 
 class _Form(NamedTuple):
@@ -60,17 +50,13 @@ class _Series(NamedTuple):
     def path(self, number: int) -> Path:
         """Return a file's path on disk."""
         study, series = self.uids
-        root = self.form.root
         if self.form.layout == "csv":
-            return root / self.printed(number)
+            return self.form.root / self.printed(number)
         if self.form.layout == "series":
-            return root / series / f"1-{number}.dcm"
-        names = (
-            f"07-20-2016-DDSM-{study[-5:]}",
-            f"1.000000-{self.description}-{series[-5:]}",
-            f"1-{number}.dcm",
-        )
-        return root.joinpath("CBIS-DDSM", self.folder, *names)
+            return self.form.root / series / f"1-{number}.dcm"
+        named = f"1.000000-{self.description}-{series[-5:]}"
+        folder = self.form.root / "CBIS-DDSM" / self.folder / f"07-20-2016-DDSM-{study[-5:]}"
+        return folder / named / f"1-{number}.dcm"
 
     def write(self, number: int, stored: NDArray[np.integer], description: str) -> None:
         """Write one of its files, 8 or 16 bits as `stored` has."""
@@ -101,27 +87,19 @@ def write(
     described: bool = True,
     mask_scale: tuple[float, float] = (1.0, 1.0),
 ) -> list[Path]:
-    """Write mammograms as CBIS-DDSM distributes its own.
-
-    Each goes into the set of its official split, else into training.
+    """Write mammograms, one a patient, laterality and view, into the sets of their splits.
 
     Calcifications make one set, all other lesions the other: a mammogram with both is written
-    twice, one without lesions, which CBIS-DDSM does not have, not at all.
+    twice, first with its masses, and one without lesions not at all.
 
     Args:
-        mammograms: Records of any archive, each with laterality and view, one per patient,
-            laterality and view; pixels are rint(value * 65535).
         layout: Folders as the NBIA retriever names them, as the tables do, or by series UID alone.
         swapped: Mask and crop lie in two series, exchanged in the tables, instead of in one.
         described: The files carry SeriesDescription.
         mask_scale: Size of the masks over that of their mammograms, (rows, cols).
-
-    Returns:
-        The mammograms' files, in the order given, that of the masses before that of the
-        calcifications.
     """
     form = _Form(root, layout, swapped, described, mask_scale)
-    tables: dict[tuple[str, str], list[list[object]]] = defaultdict(list)
+    tables: dict[str, list[dict[str, Any]]] = defaultdict(list)
     patients: dict[str, str] = {}
     paths: list[Path] = []
     for mammogram in mammograms:
@@ -135,62 +113,54 @@ def write(
             ]
             if not lesions:
                 continue
-            name = "Training" if split == "train" else "Test"
-            folder = f"{kind.title()}-{name}_{patient}_{_side(mammogram)}_{mammogram.view}"
+            name = f"{kind.title()}-{'Training' if split == 'train' else 'Test'}_{patient}"
+            side = _SIDES[mammogram.laterality or "L"]
+            folder = f"{name}_{side}_{mammogram.view}"
             image = _Series(form, folder, "full mammogram images")
-            if image.path(1) in paths:
-                raise ValueError(f"{folder}: two mammograms of one patient, side and view")
             paths.append(image.path(1))
-            rows = _write_mammogram(image, mammogram, lesions)
-            tables[kind, split] += [[patient, *row] for row in rows]
-    root.mkdir(parents=True, exist_ok=True)
-    for (kind, subset), rows in tables.items():
-        path = root / f"{kind}_case_description_{subset}_set.csv"
-        with path.open("w", encoding="utf-8", newline="") as file:
-            header = f"{_COLUMNS[kind]},{_MORE_COLUMNS}".split(",")
-            csv.writer(file, lineterminator="\n").writerows([header, *rows])
+            stored = quantize(mammogram, 16)
+            image.write(1, stored, image.description)
+            for number, lesion in enumerate(lesions, start=1):
+                row = _describe(mammogram, lesion, kind) | {"patient_id": patient}
+                files = _write_lesion(image, f"{folder}_{number}", lesion, stored)
+                row |= {"abnormality id": number, "image file path": image.printed(1), **files}
+                tables[f"{kind}_case_description_{split}_set.csv"].append(row)
+    for table, rows in tables.items():
+        write_csv(root / table, rows)
     return paths
 
 
-def _side(mammogram: Mammogram) -> str:
-    return "LEFT" if mammogram.laterality == "L" else "RIGHT"
-
-
-def _write_mammogram(
-    image: _Series, mammogram: Mammogram, lesions: Sequence[Lesion]
-) -> list[list[object]]:
-    """Write a mammogram with its lesions; return their rows of the table, without the patient."""
-    stored = quantize(mammogram, 16)
-    image.write(1, stored, image.description)
-    rows: list[list[object]] = []
-    for abnormality, lesion in enumerate(lesions, start=1):
-        crop, mask = _write_lesion(image, f"{image.folder}_{abnormality}", lesion, stored)
-        # A line break ends one of the paths: the mask's in the mass tables, the crop's in the
-        # others.
-        if lesion.kind == "calcification":
-            crop += "\n"
-        else:
-            mask += "\n"
-        facts = (
-            mammogram.density,
-            _side(mammogram),
-            mammogram.view,
-            abnormality,
-            *_facts(mammogram, lesion),
-        )
-        rows.append([*facts, 3, image.printed(1), crop, mask])
-    return rows
+def _describe(mammogram: Mammogram, lesion: Lesion, kind: str) -> dict[str, Any]:
+    """Return the facts of a row; columns are called as they are."""
+    shape = _SHAPES.get(lesion.kind) or (lesion.shape or "N/A").upper()
+    margin = (lesion.margin or "N/A").upper()
+    words = {"mass shape": shape, "mass margins": margin}
+    if kind == "calc":
+        words = {"calc type": shape, "calc distribution": "CLUSTERED"}
+    birads = (mammogram.birads or "0")[0]
+    is_known = lesion.pathology == "benign" and birads == "2"
+    pathology = "BENIGN_WITHOUT_CALLBACK" if is_known else (lesion.pathology or "").upper()
+    return {
+        "breast_density" if kind == "mass" else "breast density": mammogram.density,
+        "left or right breast": _SIDES[mammogram.laterality or "L"],
+        "image view": mammogram.view,
+        "abnormality type": "calcification" if kind == "calc" else "mass",
+        **words,
+        "assessment": birads,
+        "pathology": pathology,
+        "subtlety": 3,
+    }
 
 
 def _write_lesion(
     image: _Series, folder: str, lesion: Lesion, stored: NDArray[np.uint16]
-) -> tuple[str, str]:
-    """Write crop and mask; return their paths as the table prints them."""
-    swapped = image.form.swapped
+) -> dict[str, str]:
+    """Write crop and mask; return their paths as the table prints them, one with a line break."""
     masks = image._replace(folder=folder, description="ROI mask images")
-    crops = masks._replace(description="cropped images") if swapped else masks
-    crop_number, mask_number = (1, 2) if lesion.kind != "calcification" else (2, 1)
-    if swapped:
+    crops = masks._replace(description="cropped images") if image.form.swapped else masks
+    is_cluster = lesion.kind == "calcification"
+    crop_number, mask_number = (2, 1) if is_cluster else (1, 2)
+    if image.form.swapped:
         crop_number = mask_number = 1
     sizes = [
         (size, max(1, round(size * scale)))
@@ -201,23 +171,7 @@ def _write_lesion(
     top, left, bottom, right = lesion.box
     crops.write(crop_number, stored[top:bottom, left:right], "cropped images")
     masks.write(mask_number, mask, "ROI mask images")
-    printed = crops.printed(crop_number), masks.printed(mask_number)
-    return printed[::-1] if swapped else printed
-
-
-def _facts(mammogram: Mammogram, lesion: Lesion) -> list[str]:
-    """Abnormality type, shape, margins or distribution, assessment and pathology."""
-    of_calcifications = lesion.kind == "calcification"
-    birads = (mammogram.birads or "0")[0]
-    pathology = (
-        "BENIGN_WITHOUT_CALLBACK"
-        if lesion.pathology == "benign" and birads == "2"
-        else (lesion.pathology or "").upper()
-    )
-    return [
-        "calcification" if of_calcifications else "mass",
-        _SHAPES.get(lesion.kind) or (lesion.shape or "N/A").upper(),
-        "CLUSTERED" if of_calcifications else (lesion.margin or "N/A").upper(),
-        birads,
-        pathology,
-    ]
+    printed = [crops.printed(crop_number), masks.printed(mask_number)]
+    printed = printed[::-1] if image.form.swapped else printed
+    printed[not is_cluster] += "\n"
+    return dict(zip(("cropped image file path", "ROI mask file path"), printed, strict=True))

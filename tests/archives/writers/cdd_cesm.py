@@ -1,41 +1,17 @@
 """Write mammograms as CDD-CESM is distributed: JPEGs, a VIA table, a clinical table."""
 
-from __future__ import annotations
-
-import csv
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from tests.archives.writers.tables import write_csv
 from tfmammo.archives.cdd_cesm import CLINICAL, REGIONS
 from tfmammo.mammogram import Mammogram
 
-REGION_HEADER = (
-    "#filename",
-    "file_size",
-    "file_attributes",
-    "region_count",
-    "region_id",
-    "region_shape_attributes",
-    "region_attributes",
-)
-CLINICAL_HEADER = (
-    "Image_name",
-    "Patient_ID",
-    "Side",
-    "Type",
-    "Age",
-    "Breast density (ACR)",
-    "BIRADS",
-    "Findings",
-    "View",
-    "Tags",
-    "Machine",
-    "Pathology Classification/ Follow up",
-)
 _FINDINGS = {
     "mass": "Mass",
     "calcification": "Pleomorphic calcifications",
@@ -45,70 +21,61 @@ _FINDINGS = {
 
 
 def write(mammograms: Iterable[Mammogram], root: Path) -> list[Path]:
-    """Write mammograms, one a patient, side and view; every lesion becomes a polygon.
-
-    Args:
-        mammograms: Each with laterality and view.
-
-    Returns:
-        The JPEGs, in the order given; JPEG loses what it loses at quality 100, and grey values have
-        8 bits.
-    """
+    """Write mammograms, one a patient, side and view, as JPEGs; every lesion becomes a polygon."""
     folder = root / "Low energy images of CDD-CESM"
     patients = dict[str, int]()
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
-    regions: list[Sequence[object]] = []
-    clinical: list[Sequence[object]] = []
+    regions: list[dict[str, Any]] = []
+    clinical: list[dict[str, Any]] = []
     for mammogram in mammograms:
         number = patients.setdefault(mammogram.patient_id, len(patients) + 1)
         name = f"P{number}_{mammogram.laterality}_DM_{mammogram.view}"
         grey = np.rint(mammogram.pixels()[..., 0] * 255).astype(np.uint8)
-        Image.fromarray(grey).convert("RGB").save(
-            folder / f"{name}.jpg", quality=100, subsampling=0
-        )
         paths.append(folder / f"{name}.jpg")
-        regions += _region_rows(f"{name}.jpg", mammogram)
-        clinical.append((f"{name} ", number, *_clinical_cells(mammogram)))
-    write_tables(root, [REGION_HEADER, *regions], [CLINICAL_HEADER, *clinical])
+        Image.fromarray(grey).convert("RGB").save(paths[-1], quality=100, subsampling=0)
+        shapes = []
+        for outline in (each for lesion in mammogram.lesions for each in lesion.outlines):
+            rows, cols = np.rint(outline).astype(int).T.tolist()
+            shapes.append({"name": "polygon", "all_points_x": cols, "all_points_y": rows})
+        regions += list_regions(name, shapes)
+        findings = dict.fromkeys(_FINDINGS[lesion.kind] for lesion in mammogram.lesions)
+        facts = {"birads": mammogram.birads or "", "density": mammogram.density or "_"}
+        pathology = (mammogram.pathology or "").title()
+        clinical.append(describe(name, "$".join(findings) or "Normal", pathology, **facts))
+    write_tables(root, regions, clinical)
     return paths
 
 
-def _region_rows(file: str, mammogram: Mammogram) -> list[Sequence[object]]:
-    """Return the rows of a mammogram's outlines in the table of regions."""
-    outlines = [outline for lesion in mammogram.lesions for outline in lesion.outlines]
-    rows: list[Sequence[object]] = []
-    for index, outline in enumerate(outlines):
-        polygon = {
-            "name": "polygon",
-            "all_points_x": np.rint(outline[:, 1]).astype(int).tolist(),
-            "all_points_y": np.rint(outline[:, 0]).astype(int).tolist(),
+def list_regions(name: str, shapes: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return an image's rows of the VIA table; a shape may be text."""
+    return [
+        {
+            "#filename": f"{name}.jpg",
+            "region_id": number,
+            "region_shape_attributes": shape if isinstance(shape, str) else json.dumps(shape),
         }
-        rows.append((file, 1, "{}", len(outlines), index, json.dumps(polygon), "{}"))
-    return rows
+        for number, shape in enumerate(shapes)
+    ]
 
 
-def _clinical_cells(mammogram: Mammogram) -> Sequence[object]:
-    """Return a mammogram's cells of the clinical table, from Side on."""
-    findings = dict.fromkeys(_FINDINGS[lesion.kind] for lesion in mammogram.lesions)
-    return (
-        mammogram.laterality,
-        "DM",
-        50,
-        mammogram.density or "_",
-        mammogram.birads or "",
-        "$".join(findings) or "Normal",
-        mammogram.view,
-        "",
-        1,
-        (mammogram.pathology or "").title(),
-    )
+def describe(
+    name: str, findings: str, pathology: str, birads: str = "4", density: str = "B"
+) -> dict[str, str]:
+    """Return an image's row of the clinical table."""
+    return {
+        "Image_name": f"{name} ",
+        "Age": "50",
+        "Breast density (ACR)": density,
+        "BIRADS": birads,
+        "Findings": findings,
+        "Pathology Classification/ Follow up": pathology,
+    }
 
 
 def write_tables(
-    root: Path, regions: Sequence[Sequence[object]], clinical: Sequence[Sequence[object]]
+    root: Path, regions: Sequence[dict[str, Any]], clinical: Sequence[dict[str, str]]
 ) -> None:
-    """Write the table of regions and the clinical one, whose first rows are their headers."""
-    for name, rows in ((REGIONS, regions), (CLINICAL, clinical)):
-        with (root / name).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
+    """Write the table of regions and the clinical one."""
+    write_csv(root / REGIONS, regions or [dict.fromkeys(list_regions("", [""])[0], "")])
+    write_csv(root / CLINICAL, clinical)

@@ -1,7 +1,5 @@
 """Write mammograms as CMMD is distributed: TCIA's folders and an Excel table of breasts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,14 +30,7 @@ def write(mammograms: Iterable[Mammogram], root: Path) -> list[Path]:
         kinds = {lesion.kind for lesion in mammogram.lesions}
         abnormality = "both" if len(kinds) > 1 else next(iter(kinds), "mass")
         if mammogram.pathology in ("benign", "malignant"):
-            rows[patient, mammogram.laterality] = [
-                patient,
-                mammogram.laterality,
-                44,
-                2,
-                abnormality,
-                mammogram.pathology.capitalize(),
-                "",
-            ]
+            facts = (44, 2, abnormality, mammogram.pathology.capitalize(), "")
+            rows[patient, mammogram.laterality] = [patient, mammogram.laterality, *facts]
     write_xlsx(root / "CMMD_clinicaldata_revision.xlsx", [COLUMNS, *rows.values()])
     return paths

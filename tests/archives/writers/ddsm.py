@@ -3,23 +3,17 @@
 The JPEG is as the PVRG codec writes it.
 """
 
-from __future__ import annotations
-
 import struct
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tfmammo.archives import ljpeg
 from tfmammo.mammogram import Lesion, Mammogram
-
-Form = Literal["LJPEG", "LJPEG.1", "tif", "png"]
 
 _SITES: dict[ljpeg.Scanner, tuple[str, str, int]] = {  # letter of the case, DIGITIZER, bits
     "dba": ("A", "DBA 21", 16),
@@ -27,16 +21,7 @@ _SITES: dict[ljpeg.Scanner, tuple[str, str, int]] = {  # letter of the case, DIG
     "howtek_ismd": ("D", "HOWTEK 43.5", 12),
     "lumisys": ("B", "LUMISYS LASER", 12),
 }
-_CODES = {
-    (-1, 0): 0,
-    (-1, 1): 1,
-    (0, 1): 2,
-    (1, 1): 3,
-    (1, 0): 4,
-    (1, -1): 5,
-    (0, -1): 6,
-    (-1, -1): 7,
-}
+_STEPS = [(-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)]  # row, col
 # of the Huffman codes, the most frequent category first
 _LENGTHS = (2, 3, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 9, 10, 11, 12)
 
@@ -46,26 +31,20 @@ def write(
     root: Path,
     *,
     scanner: ljpeg.Scanner = "lumisys",
-    form: Form = "LJPEG",
     transposed: bool = False,
     selected: bool = False,
     laser: bool = True,
 ) -> list[Path]:
-    """Write mammograms as DDSM distributes its own: root/cases/<kind>s/<kind>_01/case0001/...
+    """Write mammograms to root/cases/<kind>s/<kind>_01/case0001/..., a patient's no two alike.
 
     Args:
-        mammograms: Records of any archive, with laterality and view, a patient's no two alike;
-            lesions need outlines.
         scanner: Whose calibration maps densities to grey levels.
-        form: Of the images: compressed, or as users decode them.
         transposed: Exchange width and height in the JPEG's header.
         selected: SELECTED where SEQUENCE should stand.
         laser: False leaves LASER off LUMISYS.
-
-    Raises:
-        ValueError: Laterality or view is missing, or a lesion has no outline.
     """
     letter, digitizer, bits = _SITES[scanner]
+    digitizer = digitizer if laser else digitizer.removesuffix(" LASER")
     patients: dict[str, list[Mammogram]] = defaultdict(list)
     paths: dict[int, Path] = {}
     for mammogram in (order := list(mammograms)):
@@ -74,51 +53,45 @@ def write(
         kind = _kind(images)
         folder = root / "cases" / f"{kind}s" / f"{kind}_01" / f"case{number:04d}"
         folder.mkdir(parents=True, exist_ok=True)
-        scanned_by = digitizer if laser else digitizer.removesuffix(" LASER")
         lines = [
-            *_describe_case(f"{letter}-{number:04d}-1", images[0].density, scanned_by),
+            f"filename {letter}-{number:04d}-1",
+            "DATE_OF_STUDY 2 7 1995",
+            "PATIENT_AGE 42",
+            "FILM ",
+            f"DENSITY {images[0].density or 0}",
+            f"DIGITIZER {digitizer}",
             "SELECTED" if selected else "SEQUENCE",
             *(_view_line(mammogram, bits) for mammogram in images),
         ]
-        (folder / f"{letter}-{number:04d}-1.ics").write_text(
-            "\n".join(lines) + "\n", encoding="ascii"
-        )
+        path = folder / f"{letter}-{number:04d}-1.ics"
+        path.write_text("\n".join(lines) + "\n", encoding="ascii")
         for mammogram in images:
             stem = f"{letter}_{number:04d}_1.{_name(mammogram)}"
-            paths[id(mammogram)] = folder / f"{stem}.{form}"
-            density = ljpeg.MAX_DENSITY - (
-                ljpeg.MAX_DENSITY - ljpeg.MIN_DENSITY
-            ) * mammogram.pixels()[..., 0].astype(np.float64)
-            _write_image(paths[id(mammogram)], ljpeg.grey_level(density, scanner), form, transposed)
+            paths[id(mammogram)] = folder / f"{stem}.LJPEG"
+            grey = grey_level(3 - 2.95 * mammogram.pixels()[..., 0].astype(np.float64), scanner)
+            grey = grey.reshape(grey.shape[::-1]) if transposed else grey
+            paths[id(mammogram)].write_bytes(encode(grey))
             if mammogram.lesions:
                 (folder / f"{stem}.OVERLAY").write_text(overlay(mammogram), encoding="ascii")
     return [paths[id(mammogram)] for mammogram in order]
 
 
-def _describe_case(name: str, density: str | None, digitizer: str) -> list[str]:
-    """Return the first lines of a case's .ics."""
-    return [
-        "ics_version 1.0",
-        f"filename {name}",
-        "DATE_OF_STUDY 2 7 1995",
-        "PATIENT_AGE 42",
-        "FILM ",
-        "FILM_TYPE REGULAR",
-        f"DENSITY {density or 0}",
-        "DATE_DIGITIZED 22 7 1997 ",
-        f"DIGITIZER {digitizer}",
-    ]
+def grey_level(density: NDArray, scanner: ljpeg.Scanner) -> NDArray[np.uint16]:
+    """Return the nearest grey level of an optical density."""
+    if scanner == "dba":
+        grey = 10 ** (4.80662 - 1.07553 * density)
+    else:
+        zero, one = ljpeg.optical_density(np.array([0, 1]), scanner)
+        grey = (zero - density) / (zero - one)
+    return np.clip(np.rint(grey), 0, 65535 if scanner == "dba" else 4095).astype(np.uint16)
 
 
 def _kind(images: list[Mammogram]) -> str:
     pathologies = {mammogram.pathology for mammogram in images}
     if "malignant" in pathologies:
         return "cancer"
-    return (
-        "benign"
-        if "benign" in pathologies or any(mammogram.lesions for mammogram in images)
-        else "normal"
-    )
+    is_marked = any(mammogram.lesions for mammogram in images)
+    return "benign" if "benign" in pathologies or is_marked else "normal"
 
 
 def _name(mammogram: Mammogram) -> str:
@@ -176,32 +149,16 @@ def _chain(contour: NDArray) -> str:
     """Encode a closed border of 8-connected pixels, int [points, 2] of (col, row), as a chain."""
     steps = np.diff(contour, axis=0, append=contour[:1])
     # a single pixel has no step
-    codes = [str(_CODES[row, col]) for col, row in steps.tolist() if (row, col) != (0, 0)]
+    codes = [str(_STEPS.index((row, col))) for col, row in steps.tolist() if row or col]
     return " ".join([*map(str, contour[0].tolist()), *codes, "#"])
-
-
-def _write_image(path: Path, grey: NDArray[np.uint16], form: Form, transposed: bool) -> None:
-    if form == "LJPEG.1":
-        path.write_bytes(grey.astype(">u2").tobytes())
-    elif form == "LJPEG":
-        path.write_bytes(encode(grey.reshape(grey.shape[::-1]) if transposed else grey))
-    else:
-        Image.fromarray(grey).save(path)
 
 
 def encode(
     grey: NDArray[np.uint16], predictor: int = 7, precision: int = 16, conforming: bool = False
 ) -> bytes:
-    """Encode grey levels as lossless JPEG with one Huffman table, no restarts, as PVRG writes it.
+    """Encode uint16 [rows, cols] as lossless JPEG (ITU-T T.81, annex H), as PVRG writes it.
 
-    Args:
-        grey: uint16 [rows, cols], below 2^precision.
-        predictor: 1 to 7.
-        conforming: Predict the first line from the left, as the standard wants it and PVRG doesn't:
-            see tfmammo.archives.ljpeg.
-
-    Source:
-        ITU-T T.81, annex H.
+    `conforming` predicts the first line from the left, as the standard wants it and PVRG doesn't.
     """
     values = _differences(grey, predictor, precision, conforming).ravel()
     sizes = np.ceil(np.log2(np.abs(values) + 1.0)).astype(np.int64)

@@ -1,7 +1,5 @@
 """Write mammograms as EMBED's open data is distributed: two tables and DICOM files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -41,21 +39,9 @@ def write(mammograms: Iterable[Mammogram], root: Path) -> list[Path]:
                 "ROI_coords": f"({boxes}{',' if len(mammogram.lesions) == 1 else ''})",
             }
         )
-        row = {
-            "empi_anon": patient,
-            "acc_anon": exam,
-            "numfind": 1,
-            "side": "",
-            "asses": "N",
-            "tissueden": "2.0",
-            "path_severity": "",
-            "bside": "",
-            "massshape": "",
-            "massmargin": "",
-            "massdens": "",
-            "calcfind": "",
-            "calcdistri": "",
-        }
+        columns = "side path_severity bside massshape massmargin massdens calcfind calcdistri"
+        known = {"empi_anon": patient, "acc_anon": exam, "asses": "N", "tissueden": "2.0"}
+        row = dict.fromkeys(columns.split(), "") | known
         findings += [
             row
             | {

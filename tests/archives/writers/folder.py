@@ -1,8 +1,5 @@
 """Write a folder that other programs read too: images, masks or COCO, metadata.csv."""
 
-from __future__ import annotations
-
-import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.archives.writers.pixels import quantize
+from tests.archives.writers.tables import write_csv
 from tfmammo.archives.findings import CATEGORIES
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.mammogram import Lesion, Mammogram
@@ -29,18 +27,13 @@ def write(
     ending: str = ".png",
     bits: int = 16,
 ) -> list[Path]:
-    """Write mammograms of any archive, numbered in the order given.
-
-    Patients keep their pseudonyms.
+    """Write mammograms of any archive, numbered in the order given, with their pseudonyms.
 
     Args:
         annotations: One PNG per lesion, or annotations.json with outlines, run-length encodings or
-            boxes; lesions without an outline can be written as boxes alone.
+            boxes.
         ending: .png, .tif, .pgm, .dcm, or with 8 bits also .bmp and .jpg (which loses).
         bits: 1 to 16; pixels are rint(value * (2^bits - 1)), in 8 bits where they fit, else in 16.
-
-    Raises:
-        ValueError: A lesion has no outline to draw.
     """
     root.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
@@ -62,16 +55,13 @@ def write(
             entries += [
                 _annotation(lesion, mammogram, number, annotations) for lesion in mammogram.lesions
             ]
-    with (root / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
-        writer.writeheader()
-        writer.writerows(table)
+    blank = dict.fromkeys(_COLUMNS)
+    write_csv(root / "metadata.csv", [blank | row for row in table])
     if annotations != "masks":
-        categories = [{"id": number, "name": kind} for kind, number in CATEGORIES.items()]
         content = {
             "images": images,
             "annotations": [{"id": i, **entry} for i, entry in enumerate(entries, 1)],
-            "categories": categories,
+            "categories": [{"id": number, "name": kind} for kind, number in CATEGORIES.items()],
         }
         (root / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
     return paths
@@ -81,14 +71,8 @@ def _write_image(path: Path, stored: NDArray[np.integer], bits: int, mammogram: 
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".dcm":
         spacing = list(mammogram.spacing) if mammogram.spacing else None
-        write_dicom(
-            path,
-            stored,
-            bits,
-            ImageLaterality=mammogram.laterality,
-            ViewPosition=mammogram.view,
-            PixelSpacing=spacing,
-        )
+        shown = {"ImageLaterality": mammogram.laterality, "ViewPosition": mammogram.view}
+        write_dicom(path, stored, bits, **shown, PixelSpacing=spacing)
     elif path.suffix == ".pgm":
         head = f"P5\n{stored.shape[1]} {stored.shape[0]}\n{2**bits - 1}\n".encode()
         path.write_bytes(head + stored.astype(np.uint8 if bits <= 8 else ">u2").tobytes())
@@ -97,12 +81,8 @@ def _write_image(path: Path, stored: NDArray[np.integer], bits: int, mammogram: 
 
 
 def _row(file: str, mammogram: Mammogram, bits: int) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "file": file,
-        "patient": mammogram.patient_id,
-        "split": mammogram.official_split,
-    }
-    row |= {name: getattr(mammogram, name) for name in _FACTS}
+    known = {"file": file, "patient": mammogram.patient_id, "split": mammogram.official_split}
+    row = known | {name: getattr(mammogram, name) for name in _FACTS}
     if mammogram.spacing:
         row["spacing"] = " x ".join(map(repr, map(float, mammogram.spacing)))
     if bits not in (8, 16) and not file.endswith((".dcm", ".pgm")):
@@ -116,40 +96,25 @@ def _write_masks(folder: Path, stem: str, mammogram: Mammogram) -> list[dict[str
     rows = []
     for number, lesion in enumerate(mammogram.lesions, start=1):
         name = f"{stem}_{number}.png"
-        Image.fromarray(lesion.mask(mammogram.rows, mammogram.cols) * np.uint8(255)).save(
-            folder / name
-        )
-        rows.append(
-            {
-                "file": name,
-                **{
-                    fact: getattr(lesion, fact) for fact in ("kind", "shape", "margin", "pathology")
-                },
-            }
-        )
+        mask = lesion.mask(mammogram.rows, mammogram.cols) * np.uint8(255)
+        Image.fromarray(mask).save(folder / name)
+        facts = ("kind", "shape", "margin", "pathology")
+        rows.append({"file": name} | {fact: getattr(lesion, fact) for fact in facts})
     return rows
 
 
 def _annotation(lesion: Lesion, mammogram: Mammogram, image: int, form: str) -> dict[str, Any]:
     top, left, bottom, right = lesion.box
-    entry: dict[str, Any] = {
-        "image_id": image,
-        "category_id": CATEGORIES[lesion.kind],
-        "bbox": [left, top, right - left, bottom - top],
-        "area": (right - left) * (bottom - top),
-        "iscrowd": int(form == "rle"),
-    }
+    size = [right - left, bottom - top]
+    entry: dict[str, Any] = {"image_id": image, "category_id": CATEGORIES[lesion.kind]}
+    entry |= {"bbox": [left, top, *size], "area": size[0] * size[1], "iscrowd": int(form == "rle")}
     if form == "boxes":
         return entry
     mask = lesion.mask(mammogram.rows, mammogram.cols)
     entry["area"] = int(mask.sum())
     if form == "polygons":  # COCO counts from the image's corner, we from the first pixel's centre
-        return entry | {
-            "segmentation": [
-                (outline[:, ::-1].astype(float) + 0.5).ravel().tolist()
-                for outline in lesion.outlines
-            ]
-        }
+        parts = [outline[:, ::-1].astype(float) + 0.5 for outline in lesion.outlines]
+        return entry | {"segmentation": [part.ravel().tolist() for part in parts]}
     flat = np.concatenate([[0], mask.T.ravel()])  # runs begin with one of 0
     borders = np.flatnonzero(np.diff(flat))
     runs = np.diff([0, *borders.tolist(), mask.size])

@@ -1,8 +1,6 @@
 """Write mammograms as mini-MIAS is distributed: mdb001.pgm ... and Info.txt."""
 
-from __future__ import annotations
-
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,22 +12,9 @@ from tfmammo.mammogram import Lesion, Mammogram
 
 _SIZE = 1024
 _PROSE = """MAMMOGRAPHIC IMAGE ANALYSIS SOCIETY
-MiniMammographic Database
-
-This file lists the films in the MIAS database and provides
-appropriate details as follows:
-
 1st column: MIAS database reference number.
-2nd column: Character of background tissue: F - Fatty, G - Fatty-glandular, D - Dense-glandular
 3rd column: Class of abnormality present: CALC, CIRC, SPIC, MISC, ARCH, ASYM, NORM
-4th column: Severity of abnormality: B - Benign, M - Malignant
-5th, 6th columns: x,y image-coordinates of centre of abnormality.
-7th column: Approximate radius (in pixels) of a circle enclosing the abnormality.
-
-NOTES
-=====
-3) Coordinate system origin is the bottom-left corner. In some cases centre
-   locations and radii are inappropriate and have been omitted.
+3) Coordinate system origin is the bottom-left corner.
 
 """
 _CLASSES = {"calcification": "CALC", "asymmetry": "ASYM", "distortion": "ARCH"}
@@ -45,59 +30,32 @@ def write(
     upper_case: bool = False,
     comment: bool = False,
 ) -> list[Path]:
-    """Write mammograms as mini-MIAS distributes its own.
+    """Write mammograms with laterality; of an outline the circle around it is kept.
 
     Images of another size are centred in the square, padded with black or cut, as the archive did;
     circles move along. The left and the right film of a patient become a pair; who has several of
     one side gets several pairs, and is read back as several patients.
-
-    Args:
-        mammograms: Records with laterality; of an outline the circle around it is kept.
-        folder: Folder of the images beneath root.
-        upper_case: MDB001.PGM and INFO.TXT.
-        comment: A comment in the header of the PGM.
     """
-    names = _Names()
+    seen: Counter[tuple[str, int]] = Counter()
+    pairs: dict[tuple[str, int], int] = {}
     paths: list[Path] = []
     rows: dict[str, list[str]] = {}
     (root / folder).mkdir(parents=True, exist_ok=True)
     for mammogram in mammograms:
-        name = names.next(mammogram)
+        side = 1 if mammogram.laterality == "L" else 2  # odd is left
+        place = (mammogram.patient_id, seen[mammogram.patient_id, side])
+        seen[mammogram.patient_id, side] += 1
+        name = f"mdb{2 * pairs.setdefault(place, len(pairs)) + side:03d}"
         paths.append(root / folder / (f"{name}.pgm".upper() if upper_case else f"{name}.pgm"))
-        grey = np.rint(_centred(mammogram.pixels()[..., 0]).astype(np.float64) * 255).astype(
-            np.uint8
-        )
+        grey = np.rint(_centred(mammogram.pixels()[..., 0]).astype(np.float64) * 255)
         remark = b"# CREATOR: XV Version 3.10a\n" if comment else b""
-        paths[-1].write_bytes(b"P5\n" + remark + b"%d %d\n255\n" % (_SIZE, _SIZE) + grey.tobytes())
+        head = b"P5\n" + remark + b"%d %d\n255\n" % (_SIZE, _SIZE)
+        paths[-1].write_bytes(head + grey.astype(np.uint8).tobytes())
         rows[name] = _rows(name, mammogram)
     table = "\n".join(row for name in sorted(rows) for row in rows[name])
-    (root / ("INFO.TXT" if upper_case else "Info.txt")).write_text(
-        _PROSE + table + "\n", encoding="ascii"
-    )
+    path = root / ("INFO.TXT" if upper_case else "Info.txt")
+    path.write_text(_PROSE + table + "\n", encoding="ascii")
     return paths
-
-
-class _Names:
-    """Film numbers: odd for left, even for right, the two of a pair of one patient."""
-
-    def __init__(self) -> None:
-        self.pairs = 0
-        self.free: dict[tuple[str, int], list[int]] = defaultdict(list)
-
-    def next(self, mammogram: Mammogram) -> str:
-        """Return the name of a mammogram's film.
-
-        It is the free place of its laterality in a pair of its patient, else in a new pair.
-        """
-        side = 1 if mammogram.laterality == "L" else 2
-        waiting = self.free[mammogram.patient_id, side]
-        if waiting:
-            pair = waiting.pop(0)
-        else:
-            pair = self.pairs
-            self.pairs = self.pairs + 1
-            self.free[mammogram.patient_id, 3 - side].append(pair)
-        return f"mdb{2 * pair + side:03d}"
 
 
 def _centred(image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -125,7 +83,6 @@ def _rows(name: str, mammogram: Mammogram) -> list[str]:
 
 def _circle(lesion: Lesion, mammogram: Mammogram) -> str:
     (row, col), radius = cv2.minEnclosingCircle(np.concatenate(lesion.outlines))
-    (down, up) = _shift(mammogram.rows)
-    (right, left) = _shift(mammogram.cols)
+    (down, up), (right, left) = _shift(mammogram.rows), _shift(mammogram.cols)
     x, y = np.rint([col + right - left, _SIZE - (row + down - up)]).astype(int)
     return f"{x} {y} {max(round(radius), 1)}"

@@ -1,7 +1,5 @@
 """Grey values as archives store them."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,7 +1,5 @@
 """Write mammograms as RSNA's competition distributes its own: train.csv and train_images/."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,19 +27,14 @@ def write(mammograms: Iterable[Mammogram], root: Path) -> list[Path]:
         biopsy = int(mammogram.pathology in ("benign", "malignant"))
         rows.append(
             {
-                "site_id": 2,
                 "patient_id": patient,
                 "image_id": paths[-1].stem,
                 "laterality": mammogram.laterality,
                 "view": mammogram.view,
-                "age": "61.0",
                 "cancer": cancer,
                 "biopsy": biopsy,
-                "invasive": cancer,
                 "BIRADS": {"normal": "1.0", "malignant": "0.0"}.get(mammogram.pathology or "", ""),
-                "implant": 0,
                 "density": mammogram.density or "",
-                "machine_id": 29,
                 "difficult_negative_case": False,
             }
         )

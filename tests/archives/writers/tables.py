@@ -1,7 +1,5 @@
 """Write tables as programs do."""
 
-from __future__ import annotations
-
 import csv
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -12,11 +10,14 @@ from xml.sax.saxutils import escape
 _XML = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of the same columns."""
+def write_csv(
+    path: Path, rows: Sequence[Mapping[str, Any]], separator: str = ",", encoding: str = "utf-8"
+) -> None:
+    """Write rows, whose columns stand in the order of their first mention."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(rows[0]))
+    columns = dict.fromkeys(name for row in rows for name in row)
+    with path.open("w", newline="", encoding=encoding) as file:
+        table = csv.DictWriter(file, list(columns), delimiter=separator)
         table.writeheader()
         table.writerows(rows)
 

@@ -20,13 +20,6 @@ from tfmammo.mammogram import Lesion, Lost, Skipped
 ELLIPSE = [[12.25, 30.5], [28.5, 30.5], [20.5, 26.125], [20.5, 34.5]]
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
-
-
 def annotate(root, *lesions):
     """Write a mammogram and its lesions."""
     record = replace(folder.read_one(write_image(root)), lesions=lesions)

@@ -17,57 +17,45 @@ VIEWS = [("R", "CC"), ("L", "CC"), ("R", "MLO"), ("L", "MLO")]
 TOO_NEW = "(0x0008,0x001c)"
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
+def write(path, mammogram, key, repeat=0):
+    stored = read_stored(mammogram)
+    synthetic.write_dicom_of_mammogram(path, stored, mammogram, key, repeat=repeat)
+    return pydicom.dcmread(path)
 
 
 @pytest.fixture
 def study(tmp_path):
     """The files of a study, written in another order than that of its series."""
     paths = {}
-    for number, (side, view) in enumerate(reversed(VIEWS)):
-        mammogram = make_mammogram(
-            number,
-            textured_breast(number),
-            patient_id="p",
-            laterality=side,
-            view=view,
-            spacing=(0.1, 0.1),
-        )
-        path = tmp_path / "study" / f"{number}.dcm"
-        synthetic.write_dicom_of_mammogram(path, read_stored(mammogram), mammogram, f"key{number}")
-        paths[side, view] = path
+    for number, shown in enumerate(reversed(VIEWS)):
+        facts = dict(zip(("laterality", "view"), shown, strict=True)) | {"spacing": (0.1, 0.1)}
+        mammogram = make_mammogram(number, textured_breast(number), patient_id="p", **facts)
+        paths[shown] = tmp_path / "study" / f"{number}.dcm"
+        write(paths[shown], mammogram, f"key{number}")
     return paths
 
 
 def test_four_views_are_one_study_of_four_series(study):
     images = [pydicom.dcmread(study[view]) for view in VIEWS]
-    assert len({image.StudyInstanceUID for image in images}) == 1
-    assert len({image.SeriesInstanceUID for image in images}) == 4
-    assert len({image.SOPInstanceUID for image in images}) == 4
+    for key, count in (("Study", 1), ("Series", 4), ("SOP", 4)):
+        assert len({image[f"{key}InstanceUID"].value for image in images}) == count
     assert [image.SeriesNumber for image in images] == [1, 2, 3, 4]
     assert [(image.ImageLaterality, image.ViewPosition) for image in images] == VIEWS
     for image in images:
-        assert (
-            image.SOPClassUID.name == "Digital Mammography X-Ray Image Storage - For Presentation"
-        )
+        assert image.SOPClassUID == "1.2.840.10008.5.1.4.1.1.1.2"
         assert image.SyntheticData == "YES" and image.ImageType[0] == "DERIVED"
         named = {element.keyword for element in image.iterall()}
         assert not named & {"ReferencedSOPInstanceUID", "SourceImageSequence"}
 
 
-def test_a_mammogram_that_is_used_again_is_another_study(tmp_path):
+def test_uids_follow_from_the_key_and_another_use_is_another_study(tmp_path):
     mammogram = make_mammogram(0, textured_breast(0), spacing=(0.1, 0.1))
-    stored = read_stored(mammogram)
-    for repeat in (0, 1):
-        path = tmp_path / f"{repeat}.dcm"
-        synthetic.write_dicom_of_mammogram(path, stored, mammogram, f"key{repeat}", repeat=repeat)
-    first, second = (pydicom.dcmread(tmp_path / f"{repeat}.dcm") for repeat in (0, 1))
-    assert first.StudyInstanceUID != second.StudyInstanceUID
-    assert first.PatientID == second.PatientID
+    uses = {"a": ("1", 0), "b": ("1", 0), "c": ("2", 0), "d": ("3", 1)}
+    one, _, two, again = (write(tmp_path / name, mammogram, *use) for name, use in uses.items())
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert one.StudyInstanceUID == two.StudyInstanceUID != again.StudyInstanceUID
+    assert len({image.SOPInstanceUID for image in (one, two, again)}) == 3
+    assert one.SeriesInstanceUID != two.SeriesInstanceUID and one.PatientID == again.PatientID
 
 
 def test_the_standards_checker_finds_no_other_error(study):

@@ -76,60 +76,38 @@ _Group: TypeAlias = (
 
 @dataclass(frozen=True)
 class Outlined:
-    """What is known of a finding that has a mask; None where it is not.
+    """What is known of a finding that has a mask; None where it is not."""
 
-    Attributes:
-        segment: Number of its segment in the SEG, from 1 on.
-        diameter_px: Diameter of a disc of the same area, px.
-        shape: The most probable shape.
-        probabilities: Probability by shape, in [0, 1].
-        spread: Mean standard deviation of the segmenter's draws; None of a single draw.
-    """
-
-    segment: int
+    segment: int  # number of its segment in the SEG, from 1 on
     area_px: float
-    diameter_px: float
+    diameter_px: float  # of a disc of the same area
     area_mm2: float | None
     diameter_mm: float | None
-    shape: str | None
-    probabilities: Mapping[str, float]
-    spread: float | None
+    shape: str | None  # the most probable one
+    probabilities: Mapping[str, float]  # by shape
+    spread: float | None  # mean standard deviation of the segmenter's draws, if several
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding of a report.
+    """One finding of a report."""
 
-    Attributes:
-        label: Its name in SEG and report.
-        tracking: UID, the same as its segment's.
-        box: [row_min, col_min, row_max, col_max], half-open, native px.
-        score: The detector's, in [0, 1].
-        remarks: What makes it doubtful.
-    """
-
-    label: str
-    tracking: str
+    label: str  # its name in SEG and report
+    tracking: str  # UID, the same as its segment's
     kind: LesionKind
     box: Box
-    score: float
+    score: float  # the detector's, in [0, 1]
     outlined: Outlined | None = None
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # what makes it doubtful
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What made the findings.
+    """What made the findings."""
 
-    Attributes:
-        version: Of tfmammo.
-        models: What is known of each stage's model, by "detector", "segmenter" and "classifier".
-        device: UID of these models together.
-    """
-
-    version: str
-    models: Mapping[str, str]
-    device: str
+    version: str  # of tfmammo
+    models: Mapping[str, str]  # by stage: "detector", "segmenter" and "classifier"
+    device: str  # UID of these models together
 
 
 def build(
@@ -140,15 +118,15 @@ def build(
     series: str,
     instance: str,
 ) -> sr.ComprehensiveSR:
-    """Build the report of what the pipeline found in one mammogram.
+    """Build the report of what the pipeline found, which may be nothing, in one mammogram.
 
     Call it within `segmentation.referring`: what highdicom raises quotes elements.
 
     Args:
         source: The mammogram's elements. Those that a report can't take over are emptied.
         segmentation: The SEG of those findings that have a mask; None where none has.
-        findings: May be empty; the report then says so.
-        algorithm: What made them.
+        findings: What was found.
+        algorithm: What found it.
         series: UID of the report's series.
         instance: UID of the report.
     """
@@ -172,9 +150,7 @@ def build_outlines(
 ) -> sr.ComprehensiveSR:
     """Build the report of what readers outlined in one mammogram, as `build` does.
 
-    Args:
-        lesions: Each with an outline.
-        tracking: A UID for each, the same as its segment's.
+    Each lesion has an outline, and a tracking UID as its segment has.
     """
     groups: list[_Group] = []
     for lesion, uid in zip(lesions, tracking, strict=True):
@@ -190,15 +166,14 @@ def build_outlines(
             )
             for outline in lesion.outlines
         ]
-        area = float(lesion.mask(source.Rows, source.Columns).sum())
+        pixels = float(lesion.mask(source.Rows, source.Columns).sum())
+        area = sr.Measurement(_AREA, pixels, _PIXELS, referenced_coordinates=coordinates)
         groups.append(
             sr.MeasurementsAndQualitativeEvaluations(
                 tracking_identifier=name,
                 finding_type=code_kind(lesion),
                 finding_sites=[sr.FindingSite(BREAST)],
-                measurements=[
-                    sr.Measurement(_AREA, area, _PIXELS, referenced_coordinates=coordinates)
-                ],
+                measurements=[area],
             )
         )
     identity = identify(series, _SERIES, instance, version, "lesions")
@@ -247,12 +222,11 @@ def _describe_status(
     source: Dataset, has_findings: bool, algorithm: Algorithm
 ) -> sr.MeasurementsAndQualitativeEvaluations:
     status = _WITH_FINDINGS if has_findings else _WITHOUT_FINDINGS
-    image = sr.SourceImageForMeasurementGroup.from_source_image(source)
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=algorithm.device, identifier="status"),
         algorithm_id=_identify(algorithm, "detector"),
         qualitative_evaluations=[sr.QualitativeEvaluation(name=_STATUS, value=status)],
-        source_images=[image],
+        source_images=[sr.SourceImageForMeasurementGroup.from_source_image(source)],
     )
 
 
@@ -267,7 +241,7 @@ def _describe_detection(
         source_image=sr.SourceImageForRegion.from_source_image(source),
     )
     group = sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=_track(finding),
+        tracking_identifier=sr.TrackingIdentifier(uid=finding.tracking, identifier=finding.label),
         referenced_region=region,
         finding_type=KINDS[finding.kind],
         finding_sites=[sr.FindingSite(BREAST)],
@@ -300,7 +274,7 @@ def _describe_segment(
     if outlined.shape:
         shape = [sr.QualitativeEvaluation(name=_SHAPE, value=_SHAPES[outlined.shape])]
     return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=_track(finding),
+        tracking_identifier=sr.TrackingIdentifier(uid=finding.tracking, identifier=finding.label),
         referenced_segment=segment,
         finding_type=KINDS[finding.kind],
         finding_sites=[sr.FindingSite(BREAST)],
@@ -311,16 +285,15 @@ def _describe_segment(
 
 
 def _measure(outlined: Outlined) -> list[sr.Measurement]:
+    area, unit = outlined.area_px, _PIXELS
+    diameter, length_unit = outlined.diameter_px, _PIXELS
     if outlined.area_mm2 is not None and outlined.diameter_mm is not None:
-        listed = [
-            sr.Measurement(_AREA, outlined.area_mm2, _MM2),
-            sr.Measurement(_DIAMETER, outlined.diameter_mm, _MM, method=_EQUAL_AREA),
-        ]
-    else:
-        listed = [
-            sr.Measurement(_AREA, outlined.area_px, _PIXELS),
-            sr.Measurement(_DIAMETER, outlined.diameter_px, _PIXELS, method=_EQUAL_AREA),
-        ]
+        area, unit = outlined.area_mm2, _MM2
+        diameter, length_unit = outlined.diameter_mm, _MM
+    listed = [
+        sr.Measurement(_AREA, area, unit),
+        sr.Measurement(_DIAMETER, diameter, length_unit, method=_EQUAL_AREA),
+    ]
     for shape, probability in outlined.probabilities.items():
         # at most 16 characters: highdicom writes longer codes, and can't read them
         name = Code(f"p-{shape}", SCHEME, f"Probability of the shape {shape}")
@@ -328,7 +301,3 @@ def _measure(outlined: Outlined) -> list[sr.Measurement]:
     if outlined.spread is not None:
         listed.append(sr.Measurement(_SPREAD, outlined.spread, _RATIO))
     return listed
-
-
-def _track(finding: Finding) -> sr.TrackingIdentifier:
-    return sr.TrackingIdentifier(uid=finding.tracking, identifier=finding.label)

@@ -18,9 +18,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from highdicom import UID, AlgorithmIdentificationSequence, PatientSexValues
@@ -87,10 +86,8 @@ def try_write(
         write(path, source, lesions, version, parameters)
     except ArchiveError as error:
         log.warning("%s", error)
-        return (
-            "no DICOM segmentation: "
-            f"{str(error).removeprefix(f'{source}: ').removeprefix(f'{path}: ')}"
-        )
+        reason = str(error).removeprefix(f"{source}: ").removeprefix(f"{path}: ")
+        return f"no DICOM segmentation: {reason}"
     return ""
 
 
@@ -112,8 +109,8 @@ def write(
         parameters: Parameters of the algorithm: which models it was.
 
     Raises:
-        ArchiveError: The source can't be read, has no identifiers or is such that no SEG can refer
-            to it, or path can't be written. No message quotes an element of the source.
+        ArchiveError: No SEG can refer to the source, or path can't be written. No message quotes an
+            element of the source.
     """
     dataset = dicom.read_dataset(source)
     with referring(source):
@@ -132,15 +129,8 @@ def save(dataset: Dataset, path: Path) -> None:
         ) from None
 
 
-@dataclass(frozen=True)
-class Identifiers:
-    """UIDs of a segmentation.
-
-    Attributes:
-        series: Of its series.
-        instance: Of itself.
-        tracking: One a segment. A report that speaks of the same lesion has the same one.
-    """
+class Identifiers(NamedTuple):
+    """UIDs of a segmentation's series, of itself, and of each segment, which its report shares."""
 
     series: str
     instance: str
@@ -173,12 +163,13 @@ def build(
     if identifiers is None:
         identifiers = Identifiers(UID(), UID(), tuple(UID() for _ in lesions))
     algorithm = None
+    kind, author, what = SegmentAlgorithmTypeValues.MANUAL, "readers", "lesions"
     if parameters is not None:
         algorithm = AlgorithmIdentificationSequence(
             "tfmammo", ARTIFICIAL, version, parameters=dict(parameters)
         )
-    kind = SegmentAlgorithmTypeValues.AUTOMATIC if algorithm else SegmentAlgorithmTypeValues.MANUAL
-    author = "neural networks, not by a reader" if algorithm else "readers"
+        kind = SegmentAlgorithmTypeValues.AUTOMATIC
+        author, what = "neural networks, not by a reader", "lesions (AI)"
     described = [
         SegmentDescription(
             segment_number=number,
@@ -202,13 +193,7 @@ def build(
         segment_descriptions=described,
         device_serial_number="none",
         content_description=f"Lesions outlined by {author}",
-        **identify(
-            identifiers.series,
-            _SERIES,
-            identifiers.instance,
-            version,
-            "lesions (AI)" if algorithm else "lesions",
-        ),
+        **identify(identifiers.series, _SERIES, identifiers.instance, version, what),
     )
     # Not needed with a source image, and without a thickness, which no projection has, highdicom
     # itself can't read them (PS3.3 A.51.5).
@@ -227,22 +212,15 @@ def code_kind(lesion: Lesion) -> Code:
 
 @contextmanager
 def referring(source: object) -> Iterator[None]:
-    """Turn what pydicom and highdicom raise and log into an ArchiveError without their words.
-
-    Args:
-        source: What messages call the mammogram.
-    """
+    """Turn what pydicom and highdicom raise and log into an ArchiveError without their words."""
+    refusal = "no segmentation can refer to it"
     try:
         with silence():
             yield
     except _Unidentified as fault:
-        raise ArchiveError(
-            f"{source}: has no {fault}, so no segmentation can refer to it"
-        ) from None
+        raise ArchiveError(f"{source}: has no {fault}, so {refusal}") from None
     except Exception as error:  # their words quote elements
-        raise ArchiveError(
-            f"{source}: no segmentation can refer to it ({type(error).__name__})"
-        ) from None
+        raise ArchiveError(f"{source}: {refusal} ({type(error).__name__})") from None
 
 
 class _Unidentified(Exception):
@@ -250,15 +228,7 @@ class _Unidentified(Exception):
 
 
 def identify(series: str, number: int, instance: str, version: str, what: str) -> dict[str, Any]:
-    """Return what highdicom writes of the origin of each of our results.
-
-    Args:
-        series: UID of its series.
-        number: The series' number.
-        instance: UID of the result, the only one of its series.
-        version: Version of tfmammo.
-        what: What it is, in a word.
-    """
+    """Return what highdicom writes of the origin of a result, the only one of its series."""
     return {
         "series_instance_uid": series,
         "series_number": number,
@@ -273,11 +243,7 @@ def identify(series: str, number: int, instance: str, version: str, what: str) -
 
 
 def complete(dataset: Dataset) -> None:
-    """Empty the elements of patient and study that a file of results can't take over.
-
-    Raises:
-        Exception: It has no UIDs; see `referring`.
-    """
+    """Empty the elements of patient and study that a file of results can't take over."""
     for keyword in _NEEDED:
         if not dataset.get(keyword):
             raise _Unidentified(keyword)

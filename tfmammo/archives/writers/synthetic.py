@@ -64,6 +64,16 @@ _ORIENTATION = {
     ("L", "MLO"): ["A", "FR"],
     ("R", "MLO"): ["P", "FL"],
 }
+# what the standard wants stated even when it is unknown
+_EMPTY = (
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
+)
 # the order in which viewers list the series of a study
 _SERIES = {("R", "CC"): 1, ("L", "CC"): 2, ("R", "MLO"): 3, ("L", "MLO"): 4}
 # a third larger than the default on a mammogram's noise, ten times as fast
@@ -81,9 +91,11 @@ def write_dicom_of_mammogram(
     """Write one DICOM file, with the source's bits, sign and rendition.
 
     Args:
+        path: The file.
         stored: Values with the inserted lesions.
         mammogram: The source; its pseudonym becomes the PatientID.
         key: What the UIDs follow from.
+        lossy: Whether the source was compressed with loss.
         repeat: How many images of the same mammogram were written before.
     """
     rendition = _rendition(stored)
@@ -103,13 +115,8 @@ def write_dicom_of_mammogram(
         | rendition
     )
     elements["LossyImageCompression"] = "01" if lossy else "00"
-    write_dicom(
-        path,
-        stored.values,
-        stored.bits,
-        sop_class=MAMMOGRAPHY if full else SECONDARY_CAPTURE,
-        **elements,
-    )
+    sop_class = MAMMOGRAPHY if full else SECONDARY_CAPTURE
+    write_dicom(path, stored.values, stored.bits, sop_class=sop_class, **elements)
 
 
 def write_png(path: Path, stored: Stored) -> None:
@@ -154,14 +161,9 @@ def coco_annotation(
     region: dict[str, Any] | None,
     synthetic: bool = True,
 ) -> dict[str, Any]:
-    """Return the annotation of one lesion.
+    """Return the annotation of one lesion on the image of an id; area and box in native px.
 
-    Args:
-        image: The image's id.
-        box: Native px, half-open.
-        area: px.
-        region: From `archives.coco.encode`; None where only the box is known.
-        synthetic: Whether it was inserted.
+    `region` comes from `archives.coco.encode`, or is None where only the box is known.
     """
     top, left, bottom, right = box
     facts = {
@@ -196,10 +198,8 @@ def _rendition(stored: Stored) -> dict[str, Any]:
         elements["RescaleType"] = "US"
         # one of them must be there: the whole range
         if "VOILUTSequence" not in elements and "WindowCenter" not in elements:
-            ends = [
-                slope * value + intercept
-                for value in (stored.first, stored.first + len(stored.greys) - 1)
-            ]
+            last = stored.first + len(stored.greys) - 1
+            ends = [slope * value + intercept for value in (stored.first, last)]
             # rounded to the 16 characters that a decimal string may have
             elements["WindowCenter"] = DSfloat((sum(ends) + 1) / 2, auto_format=True)
             elements["WindowWidth"] = DSfloat(abs(ends[1] - ends[0]) + 1, auto_format=True)
@@ -208,10 +208,7 @@ def _rendition(stored: Stored) -> dict[str, Any]:
 
 
 def _identity(mammogram: Mammogram, key: str, burned_in: str, repeat: int) -> dict[str, Any]:
-    """Return patient, study and the marks of a synthetic image.
-
-    What the standard wants stated even when it is unknown is empty.
-    """
+    """Return patient, study and the marks of a synthetic image."""
     # an unkeyed hash of a hospital's number can be reversed, and pixels may hold a name
     is_removed = mammogram.archive in _DEIDENTIFIED or (is_keyed() and burned_in == "NO")
     method = "written anew from pixels; the PatientID is a pseudonym"
@@ -221,17 +218,8 @@ def _identity(mammogram: Mammogram, key: str, burned_in: str, repeat: int) -> di
         for name, of in (("study", study), ("series", key), ("instance", key))
     }
     shown = (mammogram.laterality or "", mammogram.view or "")
-    empty = (
-        "PatientBirthDate",
-        "PatientSex",
-        "StudyDate",
-        "StudyTime",
-        "ReferringPhysicianName",
-        "StudyID",
-        "AccessionNumber",
-    )
     return {
-        **dict.fromkeys(empty, ""),
+        **dict.fromkeys(_EMPTY, ""),
         "PatientName": "SYNTHETIC^MAMMOGRAM",
         "PatientID": mammogram.patient_id,
         "PatientIdentityRemoved": "YES" if is_removed else "NO",
