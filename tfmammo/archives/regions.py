@@ -35,6 +35,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
+from pydicom.uid import RLELossless
 
 from tfmammo.archives import coco, dicom
 from tfmammo.archives.elements import Fault, integer, items, numbers, text
@@ -253,11 +254,19 @@ def _read_frame(path: Path, number: int) -> NDArray[np.unsignedinteger]:
     with dicom.reading(path), silence():
         if pydicom.dcmread(path, stop_before_pixels=True).BitsAllocated != 1:
             return np.asarray(pixel_array(path, index=number, raw=True))
-        # pydicom reads no single frame of bits that begins within a byte
         dataset = pydicom.dcmread(path)
-        bits = np.prod([integer(dataset, key, 1) for key in ("NumberOfFrames", "Rows", "Columns")])
+        rows, cols = (integer(dataset, key, 1) for key in ("Rows", "Columns"))
+        if dataset.file_meta.TransferSyntaxUID == RLELossless:
+            # OHIF compresses each frame's bits as bytes, which pydicom reads as an image of bytes
+            dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+            dataset.Rows, dataset.Columns = 1, -(-rows * cols // 8)
+            packed = pixel_array(dataset, index=number, raw=True)
+            bits = np.unpackbits(packed, count=rows * cols, bitorder="little")
+            return np.asarray(bits.reshape(rows, cols))
+        # pydicom reads no single frame of bits that begins within a byte
+        count = rows * cols * integer(dataset, "NumberOfFrames", 1)
         is_plain = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
-        if is_plain and 8 * len(dataset.PixelData) < bits:
+        if is_plain and 8 * len(dataset.PixelData) < count:
             raise Fault("the file ends before its pixels do")
         frames = pixel_array(dataset, raw=True)
         return np.asarray(frames if frames.ndim == 2 else frames[number])
