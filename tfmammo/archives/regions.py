@@ -31,9 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 from pydicom.pixels import pixel_array
 from pydicom.uid import RLELossless
 
@@ -256,17 +258,17 @@ def _read_frame(path: Path, number: int) -> NDArray[np.unsignedinteger]:
             return np.asarray(pixel_array(path, index=number, raw=True))
         dataset = pydicom.dcmread(path)
         rows, cols = (integer(dataset, key, 1) for key in ("Rows", "Columns"))
+        count = integer(dataset, "NumberOfFrames", 1)
         if dataset.file_meta.TransferSyntaxUID == RLELossless:
-            # OHIF compresses each frame's bits as bytes, which pydicom reads as an image of bytes
-            dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
-            dataset.Rows, dataset.Columns = 1, -(-rows * cols // 8)
-            packed = pixel_array(dataset, index=number, raw=True)
+            # pydicom knows no such bits, which OHIF writes: one run of bytes behind 64 of a head
+            frame = get_frame(dataset.PixelData, number, number_of_frames=count)
+            size = (-(-rows * cols // 8), 1)
+            packed = np.asarray(PIL.Image.frombytes("L", size, frame[64:], "packbits", "L"))
             bits = np.unpackbits(packed, count=rows * cols, bitorder="little")
             return np.asarray(bits.reshape(rows, cols))
         # pydicom reads no single frame of bits that begins within a byte
-        count = rows * cols * integer(dataset, "NumberOfFrames", 1)
         is_plain = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
-        if is_plain and 8 * len(dataset.PixelData) < count:
+        if is_plain and 8 * len(dataset.PixelData) < rows * cols * count:
             raise Fault("the file ends before its pixels do")
         frames = pixel_array(dataset, raw=True)
         return np.asarray(frames if frames.ndim == 2 else frames[number])

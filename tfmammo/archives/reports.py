@@ -26,6 +26,7 @@ from tfmammo.archives.elements import items, numbers, text
 from tfmammo.archives.findings import Finding, find_coded
 from tfmammo.archives.region_types import (
     Image,
+    NoAreaError,
     Region,
     count_unusable,
     enclose,
@@ -127,7 +128,10 @@ def _list_coordinates(
             if kind == "SCOORD3D":
                 unusable["have coordinates in space, which no mammogram has"] += 1
             elif kind == "SCOORD" and (form == "NUM" or _name_concept(part) == _REGION):
-                yield part, form == "NUM" and _name_concept(item) in _AREA
+                # without a value OHIF writes the area of an open contour
+                values = items(item, "MeasuredValueSequence")
+                has_value = any(numbers(value, "NumericValue") for value in values)
+                yield part, has_value and _name_concept(item) in _AREA
 
 
 def _sort_by_image(
@@ -179,15 +183,11 @@ def _draw_graphics(
     for graphic in dict.fromkeys(graphics):  # several numbers may be of one area
         try:
             parts.append(_draw_graphic(graphic, image, kind, details))
-        except _NoAreaError as error:
+        except NoAreaError as error:
             faults.append(error)
     if not parts:
         raise faults[0]
     return coco.unite(parts, details)
-
-
-class _NoAreaError(ValueError):
-    """A diameter, a point, or the control points of an outline."""
 
 
 def _draw_graphic(
@@ -205,14 +205,18 @@ def _draw_graphic(
         or (points.max(axis=0) > np.array((image.rows, image.cols)) + beyond).any()
     ):
         raise ValueError("reach beyond their image")
-    return enclose(_outline_graphic(form, points), image, kind, details)
+    try:
+        outline = _outline_graphic(form, points)
+    except ValueError as error:
+        raise NoAreaError(str(error), points) from None
+    return enclose(outline, image, kind, details)
 
 
 def _outline_graphic(form: str, points: NDArray[np.float64]) -> NDArray[np.float64]:
     angles = np.linspace(0, 2 * np.pi, _CIRCLE, endpoint=False)[:, np.newaxis]
     if form == "POLYLINE":
         if len(points) < 4 or not np.allclose(points[0], points[-1], rtol=0, atol=1e-3):
-            raise _NoAreaError("are lines that enclose nothing")
+            raise ValueError("are lines that enclose nothing")
         return points[:-1]
     if form == "CIRCLE" and len(points) == 2:
         radius = points[1] - points[0]
@@ -223,4 +227,4 @@ def _outline_graphic(form: str, points: NDArray[np.float64]) -> NDArray[np.float
         long = (points[1] - points[0]) / 2
         short = (points[3] - points[2]) / 2
         return centre + long * np.cos(angles) + short * np.sin(angles)
-    raise _NoAreaError("are points, not areas")
+    raise ValueError("are points, not areas")
