@@ -17,6 +17,9 @@ from highdicom.seg import (
     SegmentationTypeValues,
     SegmentDescription,
 )
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
 
@@ -123,7 +126,31 @@ def test_fractional_segments_are_cut_at_half_of_their_maximum(tmp_path, syntax):
     assert_read(tmp_path, MASS)
 
 
-def test_frames_that_begin_within_a_byte(tmp_path):
+def compress_bits(dataset: Dataset) -> None:
+    """Compress the bits of each frame as one row of bytes, as OHIF does."""
+    frames = dataset.pixel_array.reshape(dataset.NumberOfFrames, -1)
+    dataset.PixelData = encapsulate(
+        [
+            RLELosslessEncoder.encode(
+                packed.tobytes(),
+                rows=1,
+                columns=len(packed),
+                number_of_frames=1,
+                samples_per_pixel=1,
+                bits_allocated=8,
+                bits_stored=8,
+                pixel_representation=0,
+                photometric_interpretation="MONOCHROME2",
+            )
+            for packed in np.packbits(frames, axis=1, bitorder="little")
+        ]
+    )
+    dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = RLELossless
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_frames_that_are_no_whole_bytes(tmp_path, is_compressed):
     """Frames follow each other bit by bit: 15 x 9 px are 16 bytes and 7 bits."""
     image = tmp_path / "images" / "a.dcm"
     write_dicom(image, np.zeros((15, 9), np.uint16), 12)
@@ -133,6 +160,8 @@ def test_frames_that_begin_within_a_byte(tmp_path):
         for number, box in enumerate(boxes)
     }
     segmentation.write(tmp_path / "images" / "z.dcm", image, lesions, "1", {})
+    if is_compressed:
+        change_dicom(tmp_path / "images" / "z.dcm", edit=compress_bits)
     (record,), reasons = read(tmp_path)
     assert not reasons
     for lesion, original in zip(record.lesions, lesions.values(), strict=True):

@@ -125,58 +125,127 @@ def coded(value, scheme, meaning="a meaning") -> list[Dataset]:
     return [make_item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)]
 
 
-def write_measurements(image: Path, *numbers, finding=("4147007", "SCT", "Mass")) -> None:
-    """Write a report as OHIF does: coordinates hang beneath numbers (concept, type, points)."""
-    path = write_report(image, ("POLYLINE", closed(SQUARE)))
+def write_measurements(image: Path, *numbers, name="z", **texts) -> None:
+    """Write a report as OHIF does: coordinates hang beneath numbers.
+
+    Args:
+        numbers: (concept, value, (type, points) ...) each; the value may be None.
+        texts: finding and site, each a code; comment, what the user typed.
+    """
+    path = write_report(image, WHOLE, name=name)
 
     def edit(dataset):
         (group,) = reports._find(dataset, "125007")
         (pattern,) = [item for item in group.ContentSequence if item.ValueType == "SCOORD"]
         kept = [one for one in group.ContentSequence if one.ValueType not in ("SCOORD", "CODE")]
-        named = {"ConceptNameCodeSequence": coded("121071", "DCM", "Finding")}
-        kept.append(make_item(ValueType="CODE", **named, ConceptCodeSequence=coded(*finding)))
-        for concept, graphic, points in numbers:
-            drawn = {"GraphicType": graphic, "GraphicData": np.ravel(points).tolist()}
-            place = make_item(ValueType="SCOORD", **drawn, ContentSequence=pattern.ContentSequence)
-            named = {"ConceptNameCodeSequence": coded(*concept), "ContentSequence": [place]}
-            kept.append(make_item(ValueType="NUM", **named))
+        for concept, key in (("121071", "finding"), ("363698007", "site")):
+            if key in texts:
+                codes = coded(*texts[key])
+                kept.append(make_content("CODE", concept, ConceptCodeSequence=codes))
+        for concept, value, *graphics in numbers:
+            places = [
+                make_item(
+                    ValueType="SCOORD",
+                    GraphicType=graphic,
+                    GraphicData=np.ravel(points).tolist(),
+                    ContentSequence=pattern.ContentSequence,
+                )
+                for graphic, points in graphics
+            ]
+            number = make_item(ConceptNameCodeSequence=coded(*concept), ContentSequence=places)
+            number.ValueType = "NUM"
+            if value is not None:
+                number.MeasuredValueSequence = [make_item(NumericValue=value)]
+            kept.append(number)
+        if "comment" in texts:
+            kept.append(make_content("TEXT", "121106", TextValue=texts["comment"]))
+            # where the words stand
+            place = {"GraphicType": "POINT", "GraphicData": [1.0, 1.0]}
+            kept.append(make_content("SCOORD", "TextPosition", **place))
         group.ContentSequence = kept
 
     change_dicom(path, edit=edit)
 
 
 AREA = ("42798000", "SCT", "Area")
-MEAN = ("373098007", "SCT", "Mean")
+PERIMETER = ("131191004", "SCT", "Perimeter")
 LENGTH = ("410668003", "SCT", "Length")
-FREE_TEXT = ("CORNERSTONEFREETEXT", "CORNERSTONEJS")
+LONG_AXIS = ("103339001", "SCT", "Long Axis")
+SHORT_AXIS = ("103340004", "SCT", "Short Axis")
+CENTRE = ("111010", "DCM", "Center")
+WHOLE = ("POLYLINE", closed(SQUARE))
+OPEN = ("POLYLINE", closed(SQUARE)[:-1])
+LINE = ("POLYLINE", [[22, 12], [28, 16]])
+HANDLES = ("MULTIPOINT", closed(SQUARE)[:2])
+OUTLINED = [(PERIMETER, 14.2, WHOLE), (AREA, 12.5), (("373098007", "SCT", "Mean"), 900.1)]
+CODED_CLUSTER = ("129769006", "SCT", "Calcification Cluster")
+NIPPLE = ("24142002", "SCT", "Nipple")
+NOT_CLOSED = "are lines that enclose nothing"
+
+
+def type_words(words: str) -> tuple[str, str, str]:
+    return "CORNERSTONEFREETEXT", "CORNERSTONEJS", words
+
+
+MASS_TYPED = {"comment": "Mass"}
+OHIF = {
+    "a typed mass": (OUTLINED, MASS_TYPED, "mass"),
+    "typed calcifications": (OUTLINED, {"comment": "calcifications"}, "calcification"),
+    "typed before 3.11": (OUTLINED, {"site": type_words("Calcification")}, "calcification"),
+    "an arrow's words": (OUTLINED, {"finding": type_words("Mass")}, "mass"),
+    "a code": (OUTLINED, {"finding": CODED_CLUSTER, "comment": "follow up"}, "calcification"),
+    "a coded site": (OUTLINED, {"site": NIPPLE}, "uncertain"),
+    "no words": (OUTLINED, {}, "uncertain"),
+    "unknown words": (OUTLINED, {"comment": "Quibble"}, "are of findings that are not known"),
+    "no lesion": (OUTLINED, {"comment": "nipple"}, "are of findings that are not lesions"),
+    "a spline": ([(PERIMETER, 14.2, WHOLE, HANDLES)], MASS_TYPED, "mass"),
+    "before 3.12": ([(PERIMETER, 14.2, WHOLE), (AREA, 12.5, WHOLE)], MASS_TYPED, "mass"),
+    "an area without its end": ([(AREA, 12.5, OPEN)], MASS_TYPED, "mass"),
+    "an area and its length": ([(AREA, 12.5, WHOLE), (LENGTH, 3.9, LINE)], MASS_TYPED, "mass"),
+    "an open contour": ([(PERIMETER, 14.2, OPEN, HANDLES)], {}, NOT_CLOSED),
+    "one before 3.12": ([(PERIMETER, None, OPEN), (AREA, None, OPEN)], {}, NOT_CLOSED),
+    "a length": ([(LENGTH, 3.9, LINE)], MASS_TYPED, NOT_CLOSED),
+    "two axes": ([(LONG_AXIS, 3.9, LINE), (SHORT_AXIS, 2, LINE)], MASS_TYPED, NOT_CLOSED),
+    "a probe": ([(CENTRE, 0, ("POINT", [[22, 12]]))], {}, "are points, not areas"),
+}
 
 
 @pytest.mark.filterwarnings("ignore:The value length")  # OHIF's code is longer than allowed
-@pytest.mark.parametrize("finding", [("4147007", "SCT", "Mass"), (*FREE_TEXT, "Mass")])
-@pytest.mark.parametrize("is_closed", [True, False])
-def test_a_region_beneath_several_numbers_is_one_lesion(tmp_path, finding, is_closed):
-    points = closed(SQUARE) if is_closed else closed(SQUARE)[:-1]
-    numbers = [(AREA, "POLYLINE", points)]
-    if is_closed:
-        numbers.append((MEAN, "POLYLINE", points))
-    write_measurements(write_image(tmp_path), *numbers, finding=finding)
-    (lesion,) = assert_read(tmp_path, MASS)
+@pytest.mark.parametrize("case", OHIF)
+def test_what_the_tools_of_ohif_write(tmp_path, case):
+    """One lesion or one sentence."""
+    numbers, texts, expected = OHIF[case]
+    write_measurements(write_image(tmp_path), *numbers, **texts)
+    (record,), reasons = read(tmp_path)
+    if expected.startswith("are "):
+        assert reason(tmp_path) == f"1 of its regions {expected}"
+        kind = "mass" if texts == MASS_TYPED else None
+        assert record.lost == (() if "not lesions" in expected else (Lost(kind),))
+        return
+    (lesion,) = record.lesions
+    assert not reasons and not record.lost
+    np.testing.assert_array_equal(lesion.mask(ROWS, COLS), MASS.mask(ROWS, COLS))
     assert len(lesion.outlines[0]) == len(SQUARE)
+    kind = (lesion.kind, lesion.kind_is_certain)
+    assert kind == (("mass", False) if expected == "uncertain" else (expected, True))
 
 
-@pytest.mark.filterwarnings("ignore:The value length")
 @pytest.mark.parametrize(
-    ("number", "points", "finding", "message", "lost"),
+    ("line", "texts", "lost"),
     [
-        (LENGTH, [[20, 10], [30, 18]], "Mass", "are lines that enclose nothing", Lost("mass")),
-        (AREA, closed(SQUARE), "Quibble", "are of findings that are not known", Lost()),
+        (LINE, {}, ()),
+        (LINE, MASS_TYPED, ()),
+        (LINE, {"comment": "Calcification"}, (Lost("calcification"),)),
+        (("POLYLINE", [[22, 30], [28, 50]]), {}, (Lost(),)),
     ],
 )
-def test_measurements_that_give_no_region(tmp_path, number, points, finding, message, lost):
-    graphic = (number, "POLYLINE", points)
-    write_measurements(write_image(tmp_path), graphic, finding=(*FREE_TEXT, finding))
-    assert reason(tmp_path) == f"1 of its regions {message}"
-    assert read(tmp_path)[0][0].lost == (lost,)
+def test_the_diameter_of_a_drawn_lesion_is_no_further_one(tmp_path, line, texts, lost):
+    image = write_image(tmp_path)
+    write_report(image, WHOLE, name="y")
+    write_measurements(image, (LENGTH, 3.9, line), **texts)
+    (record,), reasons = read(tmp_path)
+    assert [one.kind for one in record.lesions] == ["mass"] and record.lost == lost
+    assert reasons == {"images/z.dcm": f"1 of its regions {NOT_CLOSED}"}
 
 
 def test_damaged_reports_and_those_without_regions(tmp_path):
@@ -261,23 +330,47 @@ def test_marks_that_give_no_region(tmp_path, changes, message):
     assert reason(tmp_path) == f"1 of its regions {message}"
 
 
+def write_findings(image: Path, *boxes, tracking=()) -> Dataset:
+    """Write the pipeline's report of boxes; UIDs of the first may be given."""
+    source = regions.dicom.read_dataset(image)
+    uids = [*tracking, *(generate_uid() for _ in boxes[len(tracking) :])]
+    with segmentation.referring(image):
+        algorithm = measurements.Algorithm("1", {"detector": "d"}, generate_uid())
+        findings = [
+            measurements.Finding(f"Lesion {number}", uid, "mass", box, 0.5)
+            for number, (box, uid) in enumerate(zip(boxes, uids, strict=True), 1)
+        ]
+        report = measurements.build(
+            source, None, findings, algorithm, generate_uid(), generate_uid()
+        )
+    report.save_as(image.with_name("z.dcm"))
+    return report
+
+
+@pytest.mark.parametrize(("boxes", "status"), [((), "111241"), (((1, 2, 9, 9),), "111242")])
+def test_each_group_of_a_report_has_coordinates_and_its_status_is_no_group(tmp_path, boxes, status):
+    """OHIF loads no report that has a group without coordinates."""
+    report = write_findings(write_image(tmp_path), *boxes)
+    groups = list(reports._find(report, "125007"))
+    assert len(groups) == len(boxes)
+    assert all(any(item.ValueType == "SCOORD" for item in one.ContentSequence) for one in groups)
+    named = [reports._name_concept(item) for item in report.ContentSequence]
+    assert named[-1] == "C0034375" and ("126010" in named) == bool(boxes)
+    (found,) = reports._find(report, "111017")
+    assert found.ConceptCodeSequence[0].CodeValue == status
+
+
 def test_a_lesion_of_segmentation_and_report_counts_once(tmp_path):
     path = write_image(tmp_path)
     source = regions.dicom.read_dataset(path)
     outline = np.float32([[12, 22], [12, 28], [16, 28]])
     lesion = Lesion.from_outline("mass", outline, ROWS, COLS)
-    uids = [generate_uid() for _ in range(7)]
+    uids = [generate_uid() for _ in range(3)]
     with segmentation.referring(path):
         identifiers = segmentation.Identifiers(*uids[:2], (uids[2],))
         segments = segmentation.build(source, {"Lesion 1": lesion}, "1", {}, identifiers)
-        algorithm = measurements.Algorithm("1", {"detector": "d"}, uids[3])
-        findings = [
-            measurements.Finding("Lesion 1", uids[2], "mass", (10, 20, 19, 31), 0.5),
-            measurements.Finding("Lesion 2", uids[4], "mass", (40, 5, 50, 15), 0.5),
-        ]
-        report = measurements.build(source, None, findings, algorithm, *uids[5:])
     segments.save_as(path.with_name("y.dcm"))
-    report.save_as(path.with_name("z.dcm"))
+    write_findings(path, (10, 20, 19, 31), (40, 5, 50, 15), tracking=[uids[2]])
     (record,), reasons = read(tmp_path)
     assert not reasons and len(record.lesions) == 2
     np.testing.assert_array_equal(record.lesions[0].mask(ROWS, COLS), lesion.mask(ROWS, COLS))

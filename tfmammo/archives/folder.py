@@ -41,6 +41,7 @@ from tfmammo.archives.masks import FOLDERS, Masks, find_mask_folder, find_masks,
 from tfmammo.archives.metadata import Row, parse_cells, read_metadata
 from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files, is_dicom
 from tfmammo.archives.notes import Notes
+from tfmammo.archives.region_types import NoAreaError
 from tfmammo.archives.regions import is_region_file
 from tfmammo.archives.yolo import find_yolo
 from tfmammo.errors import ArchiveError
@@ -49,6 +50,7 @@ from tfmammo.mammogram import (
     ID_KEY,
     Found,
     Lesion,
+    LesionKind,
     Lost,
     Mammogram,
     MaskedLesion,
@@ -261,18 +263,29 @@ def _make_regions(
         return []
     identifier, facts = regions.read_image(images[image])
     used.add(identifier)
-    found: list[Found] = []
+    lesions: list[Lesion] = []
+    lost: list[Lost] = []
+    measured: list[tuple[NoAreaError, LesionKind | None]] = []
     for region in drawn.get(identifier, ()):
         if region.finding is None or region.finding.kind is None:
-            found.append(Lost())
+            lost.append(Lost())
             continue
         certain = {"kind_is_certain": region.finding.is_certain}
         try:
-            found.append(region.draw(facts, region.finding.kind, certain))
+            lesions.append(region.draw(facts, region.finding.kind, certain))
         except ValueError as error:
             notes.count(region.file, f"of its regions {error}")
-            found.append(Lost(region.finding.certain_kind))
-    return found
+            if isinstance(error, NoAreaError):
+                measured.append((error, region.finding.certain_kind))
+            else:
+                lost.append(Lost(region.finding.certain_kind))
+    # a diameter or an arrow at a lesion that is drawn as well is no further one
+    lost += [
+        Lost(kind)
+        for line, kind in measured
+        if not any(line.measures(lesion, kind) for lesion in lesions)
+    ]
+    return [*lesions, *lost]
 
 
 def _make_masked(

@@ -65,6 +65,24 @@ class Region:
     is_segment: bool = False  # of a SEG
 
 
+class NoAreaError(ValueError):
+    """A diameter or a point, and where it lies: [points, 2], (row, col), native px."""
+
+    def __init__(self, reason: str, points: NDArray[np.float64]) -> None:
+        super().__init__(reason)
+        self._points = points
+
+    def measures(self, lesion: Lesion, kind: LesionKind | None) -> bool:
+        """Whether it may be a measurement of a lesion: a point of it lies in its box."""
+        if kind not in (None, lesion.kind) and lesion.kind_is_certain:
+            return False
+        try:
+            low, high = np.split(np.array(lesion.box), 2)
+        except ValueError:  # its segment can't be read, which its use will tell
+            return False
+        return bool(((low - 1 <= self._points) & (self._points <= high)).all(axis=1).any())
+
+
 def list_codes(item: Dataset, key: str) -> list[tuple[str, str]]:
     """List value and meaning of the codes of an item."""
     return [

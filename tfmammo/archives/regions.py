@@ -31,10 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 from pydicom.pixels import pixel_array
+from pydicom.uid import RLELossless
 
 from tfmammo.archives import coco, dicom
 from tfmammo.archives.elements import Fault, integer, items, numbers, text
@@ -230,11 +233,19 @@ def _read_frame(path: Path, number: int) -> NDArray[np.unsignedinteger]:
     with dicom.reading(path), silence():
         if pydicom.dcmread(path, stop_before_pixels=True).BitsAllocated != 1:
             return np.asarray(pixel_array(path, index=number, raw=True))
-        # pydicom reads no single frame of bits that begins within a byte
         dataset = pydicom.dcmread(path)
-        bits = np.prod([integer(dataset, key, 1) for key in ("NumberOfFrames", "Rows", "Columns")])
+        rows, cols = (integer(dataset, key, 1) for key in ("Rows", "Columns"))
+        count = integer(dataset, "NumberOfFrames", 1)
+        if dataset.file_meta.TransferSyntaxUID == RLELossless:
+            # pydicom knows no such bits, which OHIF writes: one run of bytes behind 64 of a head
+            frame = get_frame(dataset.PixelData, number, number_of_frames=count)
+            size = (-(-rows * cols // 8), 1)
+            packed = np.asarray(PIL.Image.frombytes("L", size, frame[64:], "packbits", "L"))
+            bits = np.unpackbits(packed, count=rows * cols, bitorder="little")
+            return np.asarray(bits.reshape(rows, cols))
+        # pydicom reads no single frame of bits that begins within a byte
         is_plain = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
-        if is_plain and 8 * len(dataset.PixelData) < bits:
+        if is_plain and 8 * len(dataset.PixelData) < rows * cols * count:
             raise Fault("the file ends before its pixels do")
         frames = pixel_array(dataset, raw=True)
         return np.asarray(frames if frames.ndim == 2 else frames[number])

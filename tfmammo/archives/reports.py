@@ -1,7 +1,8 @@
 """Regions of structured reports: TID 1500's measurement groups and Mammography CAD (TID 4000).
 
 From TID 1500 the image regions, next to their numbers or, as OHIF writes them, beneath; from CAD
-the outlines of single image findings: closed polylines, circles and ellipses.
+the outlines of single image findings: closed polylines, circles and ellipses. The areas of a group,
+and of groups with one tracking UID, are one lesion. Its diameters and points are no areas.
 
 highdicom's readers refuse reports that stray from the template, as those of viewers do.
 
@@ -11,19 +12,21 @@ Source: DICOM PS3.3 C.18.6 (spatial coordinates); PS3.16 TID 300, 320, 1410, 150
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from tfmammo.archives import coco
 from tfmammo.archives.elements import items, numbers, text
 from tfmammo.archives.findings import Finding, find_coded
 from tfmammo.archives.region_types import (
     Image,
+    NoAreaError,
     Region,
     count_unusable,
     enclose,
@@ -37,6 +40,9 @@ _GROUP = "125007"
 _FINDING = "121071"
 _REGION = "111030"
 _TRACKING = "112040"
+_COMMENT = "121106"
+_SITES = ("363698007", "G-C0E3")
+_FREE_TEXT = "CORNERSTONEFREETEXT"
 _AREA = ("42798000", "G-A166")
 # those of TID 4000, 4006
 _SINGLE_FINDING = "111059"
@@ -44,42 +50,42 @@ _OUTLINE = "111041"
 _INTENT = "111056"
 _HIDDEN = "111152"  # not for presentation: the device rejected it
 _CIRCLE = 180  # points of a drawn circle or ellipse
+_Graphic: TypeAlias = tuple[str, tuple[float, ...]]  # its type; column, row, column, row ...
 _BEYOND = 0.02  # of an image's longer side that a region may reach over the border
 
 
 def list_findings(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
-    """List the image regions of every measurement group, wherever in the tree it is."""
-    for group in _find(dataset, _GROUP):
+    """List a region for each lesion and image: what groups with one tracking UID draw there."""
+    lesions: dict[tuple[str, str], tuple[Finding | None, str, list[_Graphic]]] = {}
+    for number, group in enumerate(_find(dataset, _GROUP)):
         content = items(group, "ContentSequence")
-        finding = find_coded(_list_values(content, _FINDING), "")
-        named = [text(item, "UID") for item in content if _name_concept(item) == _TRACKING]
-        tracking = "".join(named)
-        taken = set()
-        for item, is_area in _list_coordinates(content):
-            if text(item, "ValueType") == "SCOORD3D":
-                unusable["have coordinates in space, which no mammogram has"] += 1
-                continue
-            for region in _take_graphic(path, dataset, item, finding, tracking, unusable, is_area):
-                # several numbers may be of one region
-                shape = (region.image, text(item, "GraphicType"), *numbers(item, "GraphicData"))
-                if shape not in taken:
-                    yield region
-                taken.add(shape)
+        finding = find_coded(_list_values(content, _FINDING), _read_label(content))
+        tracking = "".join(
+            text(item, "UID") for item in content if _name_concept(item) == _TRACKING
+        )
+        drawn = _list_coordinates(content, unusable)
+        for image, graphics in _sort_by_image(dataset, drawn, unusable).items():
+            key = image, tracking or str(number)
+            lesions.setdefault(key, (finding, tracking, []))[2].extend(graphics)
+    for (image, _), (finding, tracking, graphics) in lesions.items():
+        if not count_unusable(finding, unusable):
+            yield Region(path, image, finding, partial(_draw_graphics, graphics), tracking)
 
 
 def list_marks(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
     """List the outlines of a CAD device's findings, without those that it rejected."""
     for finding in _find(dataset, _SINGLE_FINDING):
         content = items(finding, "ContentSequence")
-        outlines = [item for item in content if _name_concept(item) == _OUTLINE]
+        outlines = [(item, False) for item in content if _name_concept(item) == _OUTLINE]
         kind = find_coded(list_codes(finding, "ConceptCodeSequence"), "")
         if any(code == _HIDDEN for code, _ in _list_values(content, _INTENT)):
             unusable["are marked as not for presentation"] += 1
             continue
         if not outlines:
             unusable["are points, not areas"] += 1
-        for item in outlines:
-            yield from _take_graphic(path, dataset, item, kind, "", unusable)
+        for image, graphics in _sort_by_image(dataset, outlines, unusable).items():
+            if not count_unusable(kind, unusable):
+                yield Region(path, image, kind, partial(_draw_graphics, graphics))
 
 
 def _find(item: Dataset, concept: str) -> Iterator[Dataset]:
@@ -104,41 +110,54 @@ def _list_values(content: list[Dataset], concept: str) -> list[tuple[str, str]]:
     ]
 
 
-def _list_coordinates(content: list[Dataset]) -> Iterator[tuple[Dataset, bool]]:
+def _read_label(content: list[Dataset]) -> str:
+    """Read what the user of a viewer typed: OHIF's comment, or a site or finding without a code."""
+    sites = [code for site in _SITES for code in _list_values(content, site)]
+    comments = [text(item, "TextValue") for item in content if _name_concept(item) == _COMMENT]
+    return " ".join([*comments, *(meaning for code, meaning in sites if code == _FREE_TEXT)])
+
+
+def _list_coordinates(
+    content: list[Dataset], unusable: Counter[str]
+) -> Iterator[tuple[Dataset, bool]]:
     """List the regions of a group, next to its numbers and beneath; True where one is an area's."""
     for item in content:
         form = text(item, "ValueType")
-        if form == "SCOORD3D" or (form == "SCOORD" and _name_concept(item) == _REGION):
-            yield item, False
-        elif form == "NUM":
-            for child in items(item, "ContentSequence"):
-                if text(child, "ValueType") in ("SCOORD", "SCOORD3D"):
-                    yield child, _name_concept(item) in _AREA
+        for part in items(item, "ContentSequence") if form == "NUM" else [item]:
+            kind = text(part, "ValueType")
+            if kind == "SCOORD3D":
+                unusable["have coordinates in space, which no mammogram has"] += 1
+            elif kind == "SCOORD" and (form == "NUM" or _name_concept(part) == _REGION):
+                # without a value OHIF writes the area of an open contour
+                values = items(item, "MeasuredValueSequence")
+                has_value = any(numbers(value, "NumericValue") for value in values)
+                yield part, has_value and _name_concept(item) in _AREA
 
 
-def _take_graphic(
-    path: Path,
-    dataset: Dataset,
-    item: Dataset,
-    finding: Finding | None,
-    tracking: str,
-    unusable: Counter[str],
-    is_area: bool = False,
-) -> Iterator[Region]:
-    """Take the region of one item of coordinates, if it can be used; an area's may be open."""
-    # the image that it was selected from, whose item may be elsewhere
-    children = [_follow(dataset, child) for child in items(item, "ContentSequence")]
-    images = [child for child in children if text(child, "ValueType") == "IMAGE"]
-    named = set().union(*(list_references(child, "ReferencedSOPSequence") for child in images))
-    if len(named) != 1:
-        unusable["name no image, or several"] += 1
-    elif not count_unusable(finding, unusable):
-        graphic = text(item, "GraphicType").upper()
+def _sort_by_image(
+    dataset: Dataset, drawn: Iterable[tuple[Dataset, bool]], unusable: Counter[str]
+) -> dict[str, list[_Graphic]]:
+    """Sort what items of coordinates draw by the image that it was selected from."""
+    found: dict[str, list[_Graphic]] = {}
+    for item, is_area in drawn:
+        # the image's item may be elsewhere
+        children = [_follow(dataset, child) for child in items(item, "ContentSequence")]
+        named = set().union(
+            *(
+                list_references(child, "ReferencedSOPSequence")
+                for child in children
+                if text(child, "ValueType") == "IMAGE"
+            )
+        )
+        if len(named) != 1:
+            unusable["name no image, or several"] += 1
+            continue
+        form = text(item, "GraphicType").upper()
         points = tuple(numbers(item, "GraphicData"))
-        if is_area and graphic == "POLYLINE" and points[:2] != points[-2:]:
+        if is_area and form == "POLYLINE" and points[:2] != points[-2:]:
             points += points[:2]
-        draw = partial(_draw_graphic, graphic, points)
-        yield Region(path, named.pop(), finding, draw, tracking)
+        found.setdefault(named.pop(), []).append((form, points))
+    return found
 
 
 def _follow(dataset: Dataset, item: Dataset) -> Dataset:
@@ -155,14 +174,27 @@ def _follow(dataset: Dataset, item: Dataset) -> Dataset:
     return found
 
 
+def _draw_graphics(
+    graphics: list[_Graphic], image: Image, kind: LesionKind, details: dict[str, Any]
+) -> Lesion:
+    """Draw the areas of one lesion; where it has none, raise ValueError with what it has."""
+    parts = []
+    faults = []
+    for graphic in dict.fromkeys(graphics):  # several numbers may be of one area
+        try:
+            parts.append(_draw_graphic(graphic, image, kind, details))
+        except NoAreaError as error:
+            faults.append(error)
+    if not parts:
+        raise faults[0]
+    return coco.unite(parts, details)
+
+
 def _draw_graphic(
-    graphic: str,
-    values: tuple[float, ...],
-    image: Image,
-    kind: LesionKind,
-    details: dict[str, Any],
+    graphic: _Graphic, image: Image, kind: LesionKind, details: dict[str, Any]
 ) -> Lesion:
     """Draw coordinates that count from the image's corner, column first."""
+    form, values = graphic
     points = np.array(values[: len(values) // 2 * 2], np.float64).reshape(-1, 2)[:, ::-1] - 0.5
     if len(values) % 2 or not np.isfinite(points).all():
         raise ValueError("have coordinates that are not points")
@@ -171,20 +203,24 @@ def _draw_graphic(
     last = np.array((image.rows, image.cols)) + beyond
     if (points < -1 - beyond).any() or (points > last).any():
         raise ValueError("reach beyond their image")
-    return enclose(_outline_graphic(graphic, points), image, kind, details)
+    try:
+        outline = _outline_graphic(form, points)
+    except ValueError as error:
+        raise NoAreaError(str(error), points) from None
+    return enclose(outline, image, kind, details)
 
 
-def _outline_graphic(graphic: str, points: NDArray[np.float64]) -> NDArray[np.float64]:
+def _outline_graphic(form: str, points: NDArray[np.float64]) -> NDArray[np.float64]:
     angles = np.linspace(0, 2 * np.pi, _CIRCLE, endpoint=False)[:, np.newaxis]
-    if graphic == "POLYLINE":
+    if form == "POLYLINE":
         if len(points) < 4 or not np.allclose(points[0], points[-1], rtol=0, atol=1e-3):
             raise ValueError("are lines that enclose nothing")
         return points[:-1]
-    if graphic == "CIRCLE" and len(points) == 2:
+    if form == "CIRCLE" and len(points) == 2:
         radius = points[1] - points[0]
         across = radius[::-1] * (1, -1)
         return points[0] + radius * np.cos(angles) + across * np.sin(angles)
-    if graphic == "ELLIPSE" and len(points) == 4:
+    if form == "ELLIPSE" and len(points) == 4:
         centre = (points[0] + points[1]) / 2
         long = (points[1] - points[0]) / 2
         short = (points[3] - points[2]) / 2

@@ -9,10 +9,10 @@ import pydicom
 import pytest
 
 from tests.archives.test_regions import CLUSTER, MASS, ODD, read, write_image
-from tests.archives.test_reports import AREA, FREE_TEXT, write_measurements
+from tests.archives.test_reports import AREA, write_measurements
 from tests.orthanc import run_orthanc
 from tests.small_mammograms import COLS, ROWS, SQUARE
-from tfmammo.archives import folder, regions
+from tfmammo.archives import coco, folder, regions
 from tfmammo.archives.__main__ import main
 from tfmammo.archives.writers import annotations
 from tfmammo.mammogram import Lesion, Lost, Skipped
@@ -30,10 +30,9 @@ def list_classes(root):
     return sorted(pydicom.dcmread(path).SOPClassUID for path in (root / "annotations").iterdir())
 
 
-@pytest.mark.filterwarnings("ignore:The value length")  # OHIF's code is longer than allowed
 def test_what_ohif_wrote_is_the_same_when_it_is_read_again(tmp_path):
     image = write_image(tmp_path / "ohif")
-    write_measurements(image, (AREA, "ELLIPSE", ELLIPSE), finding=(*FREE_TEXT, "Mass"))
+    write_measurements(image, (AREA, 12.5, ("ELLIPSE", ELLIPSE)), comment="Mass")
     (first,), _ = read(tmp_path / "ohif")
     again = tmp_path / "again"
     main(["folder", str(tmp_path / "ohif"), "--dicom", str(again / "annotations")])
@@ -55,7 +54,11 @@ def test_what_ohif_wrote_is_the_same_when_it_is_read_again(tmp_path):
 def test_kinds_come_back(tmp_path, without):
     unsure = replace(ODD, kind="mass", kind_is_certain=False)
     asymmetry = Lesion.from_outline("asymmetry", SQUARE + [-8, -15], ROWS, COLS)
-    lesions = (MASS, CLUSTER, unsure, asymmetry)
+    parts = [
+        Lesion.from_outline("distortion", SQUARE + offset, ROWS, COLS)
+        for offset in ([35, -15], [38, 0])
+    ]
+    lesions = (MASS, CLUSTER, unsure, asymmetry, coco.unite(parts, {}))
     annotate(tmp_path, *lesions)
     next((tmp_path / "annotations").glob(f"*_{without}.dcm")).unlink()
     (record,), reasons = read(tmp_path)

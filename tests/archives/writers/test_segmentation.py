@@ -67,6 +67,14 @@ def test_one_segment_a_lesion_overlapping_ones_too(source, tmp_path):
     assert described[0].tracking_uid != described[1].tracking_uid
 
 
+def test_a_place_in_space_needs_no_thickness(source, tmp_path):
+    orientation = [0.0, 1, 0, 0, 0, -1]
+    place = {"ImageOrientationPatient": orientation, "ImagePositionPatient": [1.0, 2, 3]}
+    image = source(FrameOfReferenceUID="1.2.3", PixelSpacing=[0.07, 0.07], **place)
+    (shared,) = written(image, tmp_path).SharedFunctionalGroupsSequence
+    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == orientation
+
+
 def test_whose_it_is_what_it_refers_to_and_what_made_it(source, tmp_path):
     image = pydicom.dcmread(source())
     segmentation = written(source(), tmp_path)
@@ -90,6 +98,8 @@ def test_whose_it_is_what_it_refers_to_and_what_made_it(source, tmp_path):
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("tfmammo", "0.1.0")
     assert "cgan, step 7" in algorithm.AlgorithmParameters
     assert segmentation.ImageType[0] == "DERIVED" and segmentation.Manufacturer == "tfmammo"
+    (shared,) = segmentation.SharedFunctionalGroupsSequence
+    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == [1, 0, 0, 0, 1, 0]
     assert "AI" in segmentation.SeriesDescription
 
 

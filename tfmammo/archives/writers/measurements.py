@@ -6,8 +6,9 @@ A finding is one or two groups of measurements with the same tracking identifier
     segmentation    the segment of the SEG; area, diameter, shape, probabilities, spread, remarks
 
 A SEG of the same lesion has that identifier as well. Each group names the algorithm, its version
-and its models. A group before them says whether anything was found. What readers outlined has the
-form that OHIF writes (TID 1501): closed polylines beneath the area.
+and its models. Whether anything was found stands outside of the measurements, since OHIF loads no
+report that has a group without coordinates. What readers outlined has the form that OHIF writes
+(TID 1501): a closed polyline beneath the area, in a group for each part of a lesion.
 
 Like a SEG, the report repeats the patient and the study of its source: guard it as the source.
 
@@ -50,6 +51,7 @@ _DEVICE = Code("121007", "DCM", "Device")
 _STATUS = Code("111017", "DCM", "CAD Processing and Findings Summary")
 _WITH_FINDINGS = Code("111242", "DCM", "All algorithms succeeded; with findings")
 _WITHOUT_FINDINGS = Code("111241", "DCM", "All algorithms succeeded; without findings")
+_EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")
 _CERTAINTY = Code("111012", "DCM", "Certainty of Finding")
 _COMMENT = Code("121106", "DCM", "Comment")
 _AREA = Code("42798000", "SCT", "Area")
@@ -137,7 +139,7 @@ def build(
             groups.append(_describe_segment(source, segmentation, finding, algorithm))
     evidence = [source] if segmentation is None else [source, segmentation]
     identity = identify(series, _SERIES, instance, algorithm.version, "findings (AI)")
-    return _build_report(evidence, groups, algorithm.device, identity)
+    return _build_report(evidence, groups, algorithm.device, identity, has_status=True)
 
 
 def build_outlines(
@@ -153,27 +155,30 @@ def build_outlines(
     Each lesion has an outline, and a tracking UID as its segment has.
     """
     groups: list[_Group] = []
-    for lesion, uid in zip(lesions, tracking, strict=True):
-        image = sr.SourceImageForRegion.from_source_image(source)
+    outlines = [
+        (lesion, uid, outline)
+        for lesion, uid in zip(lesions, tracking, strict=True)
+        for outline in lesion.outlines
+    ]
+    for lesion, uid, outline in outlines:
         # OHIF opens as editable what this name says that it drew itself
         name = sr.TrackingIdentifier(uid=uid, identifier=f"{_VIEWER}:PlanarFreehandROI")
-        coordinates = [
-            sr.CoordinatesForMeasurement(
-                sr.GraphicTypeValues.POLYLINE,
-                # columns first, from the corner of the first pixel
-                np.concatenate([outline, outline[:1]])[:, ::-1] + np.float64(0.5),
-                source_image=image,
-            )
-            for outline in lesion.outlines
-        ]
-        pixels = float(lesion.mask(source.Rows, source.Columns).sum())
-        area = sr.Measurement(_AREA, pixels, _PIXELS, referenced_coordinates=coordinates)
+        coordinates = sr.CoordinatesForMeasurement(
+            sr.GraphicTypeValues.POLYLINE,
+            # columns first, from the corner of the first pixel
+            np.concatenate([outline, outline[:1]])[:, ::-1] + np.float64(0.5),
+            source_image=sr.SourceImageForRegion.from_source_image(source),
+        )
+        part = Lesion(lesion.kind, lesion.box, (outline,))
+        pixels = float(part.mask(source.Rows, source.Columns).sum())
         groups.append(
             sr.MeasurementsAndQualitativeEvaluations(
                 tracking_identifier=name,
                 finding_type=code_kind(lesion),
                 finding_sites=[sr.FindingSite(BREAST)],
-                measurements=[area],
+                measurements=[
+                    sr.Measurement(_AREA, pixels, _PIXELS, referenced_coordinates=[coordinates])
+                ],
             )
         )
     identity = identify(series, _SERIES, instance, version, "lesions")
@@ -181,8 +186,13 @@ def build_outlines(
 
 
 def _build_report(
-    evidence: list[Dataset], groups: list[_Group], device: str, identity: dict[str, Any]
+    evidence: list[Dataset],
+    groups: list[_Group],
+    device: str,
+    identity: dict[str, Any],
+    has_status: bool = False,
 ) -> sr.ComprehensiveSR:
+    """Build the report of groups, of which the first may be a status."""
     complete(evidence[0])
     observer = sr.ObserverContext(
         observer_type=sr.CodedConcept.from_code(_DEVICE),
@@ -195,6 +205,13 @@ def _build_report(
         procedure_reported=_MAMMOGRAPHY,
         imaging_measurements=groups,  # type: ignore[arg-type]  # any sequence of them
     )
+    if has_status:  # highdicom builds no report without a group, and knows no evaluations outside
+        measured = content[0].ContentSequence[-1]
+        status = measured.ContentSequence.pop(0)
+        status.ConceptNameCodeSequence = [sr.CodedConcept.from_code(_EVALUATIONS)]
+        if not measured.ContentSequence:
+            content[0].ContentSequence.pop()
+        content[0].ContentSequence.append(status)
     scheme = CodingSchemeIdentificationItem(
         designator=SCHEME, name="tfmammo", responsible_organization="tfmammo"
     )

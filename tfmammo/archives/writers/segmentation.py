@@ -155,6 +155,8 @@ def build(
         label_map: Write a label map, unless lesions overlap.
     """
     complete(source)
+    if "SliceThickness" not in source:  # no projection has one, and highdicom no place without it
+        source.pop("ImagePositionPatient", None)
     masks = np.stack([one.mask(source.Rows, source.Columns) for one in lesions.values()], axis=-1)
     form = SegmentationTypeValues.BINARY
     if label_map and masks.sum(axis=-1).max() == 1:
@@ -201,6 +203,10 @@ def build(
     for measures in shared.get("PixelMeasuresSequence", ()):
         if "SliceThickness" not in measures:
             del shared.PixelMeasuresSequence
+    # OHIF loads no segments without one; where the image has none, it assumes this as well
+    plane = Dataset()
+    plane.ImageOrientationPatient = source.get("ImageOrientationPatient") or [1, 0, 0, 0, 1, 0]
+    shared.PlaneOrientationSequence = [plane]
     segmentation.PatientOrientation = source.get("PatientOrientation") or ""
     return segmentation
 
