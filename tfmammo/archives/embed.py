@@ -13,8 +13,8 @@ and spot or magnification views are counted and left out. What the archive leave
 - ROI_coords are boxes (row_min, col_min, row_max, col_max) that radiologists drew. Findings are
   those of the exam on the image's side, on both (B) or on none stated; nothing says which of them a
   box shows. Its kind is certain if all findings are of one kind, its shape, margin and pathology
-  are given if there is one finding; without a word it is a mass of uncertain kind. The kinds of
-  massshape are those of the archive's own sample notebook.
+  are given if there is one finding; without a word it is a mass of uncertain kind. The words of
+  massshape, massmargin and asses are those of the archive's own legend and sample notebook.
 - A finding is a row that is not negative (asses N), describes something or has a pathology. Normal
   is an image without a box of a breast with rows and without a finding. Every other image with
   fewer boxes than findings, or with none, lost a lesion.
