@@ -25,9 +25,6 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     Returns:
         0 to 1.
 
-    Raises:
-        ValueError: Lengths differ, a label is neither, a class is missing, or a score is NaN.
-
     Examples:
         >>> roc_auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
         0.75
@@ -39,7 +36,7 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
 def delong_variance(labels: ArrayLike, scores: ArrayLike) -> float:
     """Compute the variance of `roc_auc` by DeLong's structural components.
 
-    Arguments and errors are those of `roc_auc`, with at least two cases of each class.
+    Otherwise as `roc_auc`, with at least two cases of each class.
     """
     return float(_covariance(check_scores(labels, scores)[0], [scores])[0, 0])
 
@@ -50,16 +47,12 @@ def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> 
     z = (AUC_a - AUC_b) / sqrt(var_a + var_b - 2 cov_ab)
 
     Args:
-        labels: As for `roc_auc` [n].
         scores_a: One classifier's scores [n].
         scores_b: The other's.
 
     Returns:
         (z, two-sided p); (0, 1) where the two order the cases alike, and (+-inf, 0) where they
         differ without variance.
-
-    Raises:
-        ValueError: As `roc_auc`, or fewer than two of a class.
 
     Examples:
         >>> z, p = delong_test([0, 0, 1, 1, 1], [1, 3, 2, 4, 5], [2, 3, 1, 4, 5])
@@ -117,7 +110,7 @@ def one_versus_rest(labels: ArrayLike, probabilities: NDArray[np.floating]) -> N
 
     Args:
         labels: True classes, integers [n].
-        probabilities: float [n, classes], one column a class.
+        probabilities: float [n, classes].
 
     Returns:
         float64 [classes], NaN where no case, or every case, is of the class.
@@ -135,13 +128,11 @@ def mean_roc(
     """Average the ROC curves of each class against all others, at given false positive rates.
 
     Args:
-        labels: True classes, integers [n].
-        probabilities: float [n, classes], one column a class.
+        probabilities: float [n, classes].
         rates: Rising [m], 0 to 1.
 
     Returns:
-        True positive rates, float64 [m], 0 at a rate of 0; NaN where no class has both cases
-        and others.
+        True positive rates, float64 [m], 0 at a rate of 0; NaN where no class has an area.
     """
     true = np.asarray(labels)
     curves = [np.full(len(rates), np.nan)]
@@ -183,9 +174,8 @@ def structural_components(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compute DeLong's structural components.
 
-    Returns:
-        For each positive the part of the negatives below it, and for each negative the part of the
-        positives above it.
+    They are, for each positive, the part of the negatives below it, and for each negative the part
+    of the positives above it.
     """
     ranks = stats.rankdata(scores)  # ties share their mean rank, so that they count one half
     above = (ranks[positive] - stats.rankdata(scores[positive])) / np.sum(~positive)

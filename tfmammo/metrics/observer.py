@@ -43,21 +43,24 @@ NO_BOUNDS = (np.nan, np.nan)
 class Choices:
     """Forced choices between two.
 
-    p and intervals are NaN where fewer than `FEWEST_PATIENTS` pairs were answered.
+    p and the interval are NaN where fewer than `FEWEST_PATIENTS` pairs were answered.
 
     Attributes:
         n: Number of choices.
         right: Number of right choices.
         share: Share of right choices, 0 to 1.
-        d_prime: See `d_prime`.
         p: Two-sided p of guessing.
     """
 
     n: int
     right: int
     share: Estimate
-    d_prime: Estimate
     p: float
+
+    @property
+    def d_prime(self) -> Estimate:
+        """d' of the share. All or no right choices count as half a choice less or more."""
+        return _convert_to_d(self.share, 0.5 / self.n)
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,16 @@ class Ratings:
         real: Number of ratings of real cases.
         synthetic: Number of ratings of synthetic cases.
         area: Area under the ROC curve, 0 to 1.
-        d_a: sqrt(2) z(area).
     """
 
     real: int
     synthetic: int
     area: Estimate
-    d_a: Estimate
+
+    @property
+    def d_a(self) -> Estimate:
+        """sqrt(2) z(area). An area of 0 or 1 counts as half a pair of cases more or less."""
+        return _convert_to_d(self.area, 0.5 / (self.real * self.synthetic))
 
 
 def d_prime(share: float) -> float:
@@ -85,12 +91,11 @@ def d_prime(share: float) -> float:
 def estimate_choices(right: ArrayLike, level: float = 0.95) -> Choices:
     """Test one observer's choices by the exact binomial test, with Clopper and Pearson's interval.
 
-    Where all or none are right, the value of d_prime is that of half a choice less or more
-    (Macmillan and Creelman, p. 8), and its interval has no bound on that side.
+    Where all or none are right, d' is as in Macmillan and Creelman, p. 8, and its interval has no
+    bound on that side.
 
     Args:
         right: Whether each choice was right, bool [n], n from 1 up.
-        level: Confidence level, in (0, 1).
     """
     is_right = np.asarray(right, bool)
     if is_right.ndim != 1 or not is_right.size:
@@ -100,7 +105,7 @@ def estimate_choices(right: ArrayLike, level: float = 0.95) -> Choices:
     enough = n >= FEWEST_PATIENTS
     share = Estimate(count / n, *(_clopper_pearson(count, n, level) if enough else NO_BOUNDS))
     p = float(stats.binomtest(count, n, 0.5).pvalue) if enough else np.nan
-    return Choices(n, count, share, _convert_to_d(share, 0.5 / n), p)
+    return Choices(n, count, share, p)
 
 
 def _clopper_pearson(count: int, n: int, level: float) -> tuple[float, float]:
@@ -121,12 +126,9 @@ def pool_choices(
 
     Args:
         right: float [observers, pairs], 1 right, 0 wrong, NaN unanswered; one answer at least.
-        samples: Draws of the bootstrap.
-        seed: Seed of the bootstrap.
-        level: Confidence level, in (0, 1).
 
     Returns:
-        The choices; n counts answers. d_prime is as in `estimate_choices`.
+        The choices; n counts answers.
     """
     given = np.asarray(right, np.float64)
     if given.ndim != 2 or np.isnan(given).all():
@@ -150,24 +152,21 @@ def pool_choices(
         if count in (0, n):  # every draw is alike, though other pairs might not be
             bounds = _clopper_pearson(pairs_answered if count else 0, pairs_answered, level)
         p = _exchange_test(np.where(answered, 2 * correct - 1, 0).sum(axis=0))
-    share = Estimate(count / n, *bounds)
-    return Choices(n, count, share, _convert_to_d(share, 0.5 / n), p)
+    return Choices(n, count, Estimate(count / n, *bounds), p)
 
 
 def estimate_ratings(real: ArrayLike, given: ArrayLike, level: float = 0.95) -> Ratings:
     """Compute the area under the ROC curve of one observer's ratings.
 
-    The interval is that of `clustered_auc.estimate_auc`, each case being one patient. For d_a, an
-    area of 0 or 1 counts as half a pair of cases more or less.
+    The interval is that of `clustered_auc.estimate_auc`, each case being one patient.
 
     Args:
         real: Which cases are real, bool [n].
         given: The ratings, number [n]; a higher one is more surely real.
-        level: Confidence level, in (0, 1).
     """
     truth = np.asarray(real, bool)
     area = estimate_auc(truth, given, np.arange(len(truth)), level)
-    return _make_ratings(truth.sum(), (~truth).sum(), area)
+    return Ratings(int(truth.sum()), int((~truth).sum()), area)
 
 
 def pool_ratings(
@@ -184,11 +183,7 @@ def pool_ratings(
         given: The ratings, float [observers, cases], NaN unanswered.
         samples: Draws of the bootstrap, which draws observers, real and synthetic cases, each with
             replacement.
-        seed: Seed of the bootstrap.
-        level: Confidence level, in (0, 1).
 
-    Returns:
-        The ratings; answers are counted. d_a is as in `estimate_ratings`.
     """
     truth = np.asarray(real, bool)
     rated = np.asarray(given, np.float64)
@@ -216,8 +211,8 @@ def pool_ratings(
             fewest = min(int(answered[:, kind].any(axis=0).sum()) for kind in (truth, ~truth))
             bound = rule_of_three(fewest, level)
             bounds = float(max(0, area - bound)), float(min(1, area + bound))
-    counts = answered[:, truth].sum(), answered[:, ~truth].sum()
-    return _make_ratings(*counts, Estimate(float(area), *bounds))
+    counts = int(answered[:, truth].sum()), int(answered[:, ~truth].sum())
+    return Ratings(*counts, Estimate(float(area), *bounds))
 
 
 @plot_style
@@ -227,7 +222,6 @@ def draw_roc(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = ""
     Args:
         systems: Name -> (real, given) as for `pool_ratings`. Observers who did not rate both kinds
             are skipped.
-        title: The title of the figure.
     """
     rates: Array = np.linspace(0, 1, 201)
     figure = Figure(figsize=(5, 4), layout="constrained")
@@ -252,12 +246,6 @@ def draw_roc(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = ""
     return figure
 
 
-def _make_ratings(real: int, synthetic: int, area: Estimate) -> Ratings:
-    return Ratings(
-        int(real), int(synthetic), area, _convert_to_d(area, 0.5 / (int(real) * int(synthetic)))
-    )
-
-
 def _convert_to_d(share: Estimate, least: float) -> Estimate:
     """Convert a share to d'; the value, not its bounds, is kept `least` away from 0 and 1."""
     return Estimate(
@@ -273,10 +261,9 @@ def _draw_counts(random: np.random.Generator, count: int, samples: int) -> Array
 
 
 def _exchange_test(leads: Array) -> float:
-    """Compute the probability of sums at least as far from 0 if each lead has a random sign.
+    """Compute the probability of sums of right less wrong choices at least as far from 0.
 
-    Args:
-        leads: Right less wrong choices of each pair.
+    Each of them, of one pair each, has a random sign.
     """
     sizes = np.abs(leads).astype(int)
     chances = np.ones(1)

@@ -156,9 +156,6 @@ def fid(real: Floats, synthetic: Floats) -> float:
     Returns:
         From 0 up.
 
-    Raises:
-        ValueError: Fewer rows, or rows of unequal length.
-
     Source:
         Heusel et al., GANs trained by a two time-scale update rule converge to a local Nash
         equilibrium (2017).
@@ -186,9 +183,6 @@ def mmd(real: Floats, synthetic: Floats, *, paired: bool = False) -> float:
     Returns:
         0 on average where both are of one distribution, so it may be negative.
 
-    Raises:
-        ValueError: Fewer rows, rows of unequal length, or unequally many of pairs.
-
     Source:
         Gretton et al., A kernel two-sample test (2012), Eq. 3, and paired Eq. 4.
     """
@@ -210,11 +204,9 @@ def kid(
     """Compute the kernel inception distance as usually reported: `mmd` of random subsets.
 
     Args:
-        real: As for `mmd`, like `synthetic` and `paired`.
         synthetic: float [m, d].
         subsets: Number of subsets.
         size: Rows of each subset; all rows where there are fewer.
-        seed: Seed of the subsets.
         paired: Whether row i of one belongs to row i of the other.
 
     Returns:
@@ -247,9 +239,6 @@ def ms_ssim(a: Floats, b: Floats) -> NDArray[np.float64]:
     Returns:
         float64 [n] in [0, 1], 1 for equal images. The higher it is among random pairs of one set,
         the less various is the set.
-
-    Raises:
-        ValueError: Unequal shapes, other values, or too small.
 
     Source:
         Wang, Simoncelli and Bovik (2003); Odena et al., AC-GAN (2017), for its use.
@@ -328,7 +317,6 @@ def find_nearest_turned(
     Args:
         images: float [n, s, s, 1].
         pool: float [m, s, s, 1].
-        allowed: As for `find_nearest`.
         masks: Where pixels count, {0, 1} [n, s, s, 1]; None: everywhere.
     """
     best = np.full(len(images), np.inf)
@@ -377,8 +365,6 @@ def jackknife(
     Args:
         statistic: Rows of patches, intp, ascending -> a number.
         patient_ids: str [n].
-        level: Confidence level, in (0, 1).
-        seed: Seed of the groups.
 
     Returns:
         (value, low, high, p): interval and two-sided p of 0 by Student's t; NaN where there are

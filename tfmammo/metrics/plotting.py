@@ -87,10 +87,6 @@ def draw_froc(
         detectors: Name -> the matches in each image.
         patient_ids: The patient of each image. With too few there is no band.
         width: Largest number of false positives per image.
-        samples: As for `froc_interval`, like `seed` and `level`.
-        seed: Seed of the draws.
-        level: Confidence level, in (0, 1).
-        title: The title of the figure.
         recall: The label of the ordinate.
         runs: Name -> the run behind the matches in each image. A curve is then the mean of its
             runs' curves.

@@ -54,16 +54,11 @@ class Measure:
         return f"{self.heading}, {self.unit}" if self.unit else self.heading
 
     def show(self, value: float, sign: str = "") -> str:
-        """Format a number as computed in the measure's unit; a dash for NaN and infinity.
-
-        Args:
-            value: The number.
-            sign: "+" writes the sign of positive numbers, too.
-        """
+        """Format a number as computed in the measure's unit; `sign` "+" marks positive ones."""
         return self.format(value * self.scale, sign)
 
     def format(self, value: float, sign: str = "") -> str:
-        """Format a number that is in the measure's unit already; otherwise as `show`."""
+        """Format a number that is in the measure's unit already; a dash for NaN and infinity."""
         return f"{value:{sign}.{self.decimals}f}" if np.isfinite(value) else "-"
 
     def format_fact(self, fact: Fact) -> str:
@@ -88,16 +83,16 @@ class Measure:
         /,
         **fields: Any,
     ) -> Fact:
-        """Make a fact of a number as computed, which is put into the measure's unit.
+        """Make a fact of numbers as computed, which are put into the measure's unit.
 
         Args:
-            table: As of `Fact`.
-            model: As of `Fact`.
+            table: As of `Fact`, like `model` and the further `fields`.
+            model: The name that the config gave it.
             key: The measure's key.
             value: The number.
             low: Lower bound of its interval.
             high: Upper bound of its interval.
-            **fields: Further fields of `Fact`.
+            **fields: Of `Fact`.
         """
         value, low, high = (float(number) * self.scale for number in (value, low, high))
         unit = self.unit or ("" if self.scale == 1 else f"{1 / self.scale:g}")
@@ -221,9 +216,6 @@ def summarize(
         scores: Model -> measure -> float64 [n], the same n images for all.
         patient_ids: str [n].
         measures: The measures that count; those that a model lacks are left out.
-        samples: As for `bootstrap_interval` and `paired_test`.
-        seed: As for `bootstrap_interval` and `paired_test`.
-        level: As for `bootstrap_interval` and `paired_test`.
         compare: See `list_comparisons`.
 
     Returns:
@@ -275,7 +267,6 @@ def make_tables(
     Args:
         facts: Made by `summarize`, their p corrected.
         measures: Measure -> how to show it, in order.
-        title: The title of the table of means.
         printed: Model -> what a paper prints, shown below the model's own line.
         models_across: One column a model and one line a measure, instead of the reverse.
         samples: As facts were made with.

@@ -46,9 +46,6 @@ def per_image(
         PSNR in dB, infinite where nothing differs; SSIM in [-1, 1]; NaN where a mask leaves the
         region empty.
 
-    Raises:
-        ValueError: Unequal shapes, other values, or a patch below 11 px.
-
     Source:
         Wang et al., Image quality assessment: from error visibility to structural similarity
         (2004), for SSIM.
@@ -99,13 +96,9 @@ def sliced_wasserstein(
         synthetic: float [m, s, s, 1] in [0, 1].
         windows: Number of windows drawn from each set at each level.
         directions: Number of random directions.
-        seed: Seed of windows and directions.
 
     Returns:
         0 for equal sets, in standard deviations of the real windows.
-
-    Raises:
-        ValueError: Other shapes, no image, or fewer than 7 px.
 
     Deviation:
         The paper scales each set by its own mean and deviation.

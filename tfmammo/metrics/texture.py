@@ -27,8 +27,7 @@ class TextureRange:
     """The local standard deviations between which real tissue lies.
 
     Attributes:
-        low: Tissue below it is flat.
-        high: Tissue above it is harsh.
+        low: Tissue below it is flat, and above `high` harsh.
     """
 
     low: float
@@ -61,15 +60,12 @@ def measure_range(
     Args:
         images: Real patches, float [n, s, s, 1] in [0, 1].
         masks: {0, 1} [n, s, s, 1]; tissue is what lies outside.
-        window: See `compute_local_deviation`.
+        window: Side of the square, px.
         tail: The share of tissue that lies below the range, and that above it, in [0, 0.5).
 
     Returns:
         The range. Pixels around which everything is equal, such as air around the breast, do not
         count.
-
-    Raises:
-        ValueError: No tissue has any texture.
     """
     deviations = compute_local_deviation(images, window)[np.asarray(masks) == 0]
     deviations = deviations[deviations > ROUNDING]
@@ -87,8 +83,7 @@ def find_defects(
     Args:
         images: float [n, s, s, 1] in [0, 1].
         masks: {0, 1} [n, s, s, 1]; tissue is what lies outside.
-        limits: Of real tissue.
-        window: As `limits` were measured with.
+        limits: Of real tissue, measured with the same `window`.
 
     Returns:
         Flat pixels and harsh pixels, bool [n, s, s, 1] each.
@@ -111,9 +106,6 @@ def compute_lattice(images: Images, period: int = PERIOD) -> NDArray[np.float64]
     Returns:
         dB, float64 [n]: the mean over frequencies of the power above that of its ring. About 0
         without an artefact; 0 for a constant image.
-
-    Raises:
-        ValueError: s is not a multiple of `period` or less than 4 times as long.
     """
     size = images.shape[1]
     if size % period or size < 2 * RING * period:
