@@ -19,7 +19,7 @@ from tfmammo.archives.files import remove_names
 from tfmammo.config import AddedConfig, DataConfig, is_training_folder
 from tfmammo.data.copies import make_copies
 from tfmammo.data.extraction import MakePatches, make_patches
-from tfmammo.data.patches import Patches, PatchSource
+from tfmammo.data.patches import Patches
 from tfmammo.data.patients import PATIENTS, read_patients
 from tfmammo.data.splits import (
     Mammograms,
@@ -30,7 +30,7 @@ from tfmammo.data.splits import (
     save,
     split,
 )
-from tfmammo.data.tfrecord import Records, read_manifest
+from tfmammo.data.tfrecord import PatchSource, Records, read_manifest
 from tfmammo.errors import ConfigError, DataError, name_key
 from tfmammo.mammogram import Mammogram, Skipped, hash_patient, key_fault
 
@@ -70,13 +70,13 @@ def open_subsets(
         _write_split_of(patches, without_added, output)
     held_out_patches = held_out.load()
     if config.added.copies or config.added.synthetic:
-        if not train.in_memory:
+        if isinstance(train, Records):
             raise ConfigError(
                 "data.added: can't join data.records, which hold patches alone; set data.name and "
                 "data.root instead"
             )
         skipped = Skipped()
-        train = join_added(train.load(), held_out_patches, config, make, skipped)
+        train = join_added(train, held_out_patches, config, make, skipped)
         log_skipped(skipped)
     return train, held_out_patches
 

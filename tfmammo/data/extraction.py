@@ -1,6 +1,4 @@
-"""Cut square patches with their masks out of mammograms.
-
-They lie around lesions, near them, or in normal tissue.
+"""Cut square patches with their masks out of mammograms: at lesions, near them, in normal tissue.
 
 `extract_patches` makes the patches of one mammogram, one after the other, so that an archive need
 not fit into memory. `make_patches` puts those of many mammograms into arrays. Pixels go through
@@ -14,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,13 +60,12 @@ def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: S
         mammograms = list(mammograms)
         counts = sampling.draw_quota(mammograms, config)
     patches: list[Patch] = []
-    num_mammograms = 0
-    num_uncertain = 0
-    kinds = Counter[str]()
+    num_mammograms = num_uncertain = 0
+    seen: list[Lesion] = []
     num_skipped = len(skipped)
     for mammogram in mammograms:
         num_mammograms += 1
-        kinds.update(_name_lesion(lesion, config) for lesion in mammogram.lesions)
+        seen += mammogram.lesions
         count = counts.get(mammogram.image_id, 0)
         new = list(extract_patches(mammogram, config, skipped, count))
         patches += new
@@ -76,7 +74,7 @@ def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: S
             num_uncertain += sum(not lesion.kind_is_certain for lesion in lesions)
     if not patches:
         reasons = list(skipped.reasons.items())[num_skipped:]
-        raise DataError(_explain_no_patch(config, num_mammograms, kinds, reasons))
+        raise DataError(_explain_no_patch(config, num_mammograms, seen, reasons))
     log.info(
         "%d patches%s of %d patients from %d mammograms; skipped, wholly or in part: %d; lesions "
         "of uncertain kind: %d",
@@ -90,25 +88,14 @@ def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: S
     return stack_patches(patches)
 
 
-def make_lesion_patches(
-    mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
+def make_sort(
+    sort: Literal["lesion", "offset", "normal"],
+    mammograms: Iterable[Mammogram],
+    config: DataConfig,
+    skipped: Skipped,
 ) -> Patches:
-    """`make_patches` with one patch around every lesion, whatever config.patches says."""
-    return make_patches(mammograms, config.model_copy(update={"patches": "lesion"}), skipped)
-
-
-def make_offset_patches(
-    mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
-) -> Patches:
-    """`make_patches` with `sampling.count` patches near random lesion pixels."""
-    return make_patches(mammograms, config.model_copy(update={"patches": "offset"}), skipped)
-
-
-def make_normal_patches(
-    mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
-) -> Patches:
-    """`make_patches` with `sampling.count` patches of normal mammograms."""
-    return make_patches(mammograms, config.model_copy(update={"patches": "normal"}), skipped)
+    """`make_patches` of one sort, whatever config.patches says."""
+    return make_patches(mammograms, config.model_copy(update={"patches": sort}), skipped)
 
 
 def make_shape_patches(
@@ -225,15 +212,16 @@ def _extract_around_lesions(
 def make_sampler(
     mammogram: Mammogram, config: DataConfig, skipped: Skipped
 ) -> Callable[[int], Patch] | None:
-    """Return a function that makes random patches of one mammogram, and read its pixels now.
+    """Read a mammogram's pixels, and return a function that makes random patches of it.
 
     Returns:
-        Number -> patch, the same for the same seed, image and number. It raises ValueError where
-        there is none. None where the mammogram has nothing to make such patches of.
+        Number -> patch, the same for the same seed, image and number, or ValueError. None where the
+        mammogram has nothing to make such patches of.
     """
-    if config.patches == "offset":
-        return _make_sampler_near_lesions(mammogram, config, skipped)
-    return _make_sampler_of_normal_tissue(mammogram, config, skipped)
+    make = _make_sampler_near_lesions
+    if config.patches == "normal":
+        make = _make_sampler_of_normal_tissue
+    return make(mammogram, config, skipped)
 
 
 def _make_sampler_near_lesions(
@@ -411,16 +399,10 @@ def _describe_lesions(
     }
 
 
-def _name_lesion(lesion: Lesion, config: DataConfig) -> str:
-    if config.pathologies is None:
-        return lesion.kind
-    return f"{lesion.kind} of {lesion.pathology or 'unknown'} pathology"
-
-
 def _explain_no_patch(
     config: DataConfig,
     num_mammograms: int,
-    kinds: Counter[str],
+    seen: list[Lesion],
     reasons: list[tuple[str, str]],
 ) -> str:
     wanted = f"a {sampling.describe_wanted(config)}"
@@ -428,6 +410,12 @@ def _explain_no_patch(
         wanted += " whose kind is certain"
     if config.patches == "normal":
         wanted = "normal tissue"
+    kinds = Counter(
+        lesion.kind
+        if config.pathologies is None
+        else f"{lesion.kind} of {lesion.pathology or 'unknown'} pathology"
+        for lesion in seen
+    )
     lesions = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "no lesion"
     message = f"no patch of {wanted} can be made: {num_mammograms} mammograms hold {lesions}"
     if reasons:

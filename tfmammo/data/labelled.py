@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tfmammo.config import DataConfig
-from tfmammo.data.extraction import make_lesion_patches, make_normal_patches, make_offset_patches
+from tfmammo.data.extraction import make_sort
 from tfmammo.data.patches import SEVERITY, Patches
 from tfmammo.data.windows import crop_window
 from tfmammo.errors import DataError
@@ -62,7 +62,7 @@ def _make_near_and_normal(
             low,
             high,
         )
-    near = make_offset_patches(records, config, skipped)
+    near = make_sort("offset", records, config, skipped)
     normal = _make_normal(records, config, skipped)
     if pathologies is not None:
         for name in near.ids[near.pathologies == ""].tolist():
@@ -120,7 +120,7 @@ def make_blend_patches(
         config: Where sampling.scale is null, `measure_scale` gives it.
     """
     records = list(mammograms)
-    around = make_lesion_patches(records, config, skipped)
+    around = make_sort("lesion", records, config, skipped)
     inside = around.masks[:, 1:-1, 1:-1].sum(axis=(1, 2, 3)) == around.masks.sum(axis=(1, 2, 3))
     for name in around.ids[~inside].tolist():
         skipped.add(name, CUT_OFF)
@@ -177,4 +177,4 @@ def _make_normal(records: list[Mammogram], config: DataConfig, skipped: Skipped)
     sampling = config.sampling.model_copy(
         update={"count": config.sampling.normals or config.sampling.count}
     )
-    return make_normal_patches(records, config.model_copy(update={"sampling": sampling}), skipped)
+    return make_sort("normal", records, config.model_copy(update={"sampling": sampling}), skipped)

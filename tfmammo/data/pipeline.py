@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmammo.data.patches import Patches, PatchSource
-from tfmammo.data.tfrecord import GREY, Records
+from tfmammo.data.patches import Patches
+from tfmammo.data.tfrecord import GREY, PatchSource, Records
 from tfmammo.errors import DataError
 
 FOREVER = np.iinfo(np.int64).max

@@ -15,17 +15,20 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.data.patches import SEVERITY, Patches, Splittable, worst_pathology
+from tfmammo.data.patches import SEVERITY, Patches, worst_pathology
 from tfmammo.data.sampling import shape_class
 from tfmammo.errors import DataError, LeakError, name_key
 from tfmammo.mammogram import Mammogram, key_check, key_fault
+
+if TYPE_CHECKING:  # imports TensorFlow
+    from tfmammo.data.tfrecord import Records
 
 log = logging.getLogger(__name__)
 
@@ -35,21 +38,14 @@ VARIANTS = 8  # rotations by multiples of 90 degrees, each with and without a fl
 Rows = NDArray[np.intp]
 
 
-SplittableT = TypeVar("SplittableT", bound=Splittable)
-
-
 @dataclass(frozen=True, eq=False)
 class Mammograms:
-    """Mammograms to split, whatever patches are made of them; row i of every array is one.
-
-    For the arrays see Splittable.
-    """
+    """Mammograms to split, whatever patches are made of them; row i of every array is one."""
 
     patient_ids: NDArray[np.str_]
     pathologies: NDArray[np.str_]
     shapes: NDArray[np.str_]
     official_splits: NDArray[np.str_]
-    in_memory: ClassVar[bool] = False  # no pixel is
 
     @staticmethod
     def of(records: Iterable[Mammogram]) -> Mammograms:
@@ -81,6 +77,11 @@ class Mammograms:
             self.shapes[indices],
             self.official_splits[indices],
         )
+
+
+if TYPE_CHECKING:
+    Splittable = Mammograms | Patches | Records
+SplittableT = TypeVar("SplittableT", bound="Splittable")
 
 
 class SavedSplit(Frozen):
@@ -140,16 +141,13 @@ def split(patches: SplittableT, config: DataConfig) -> tuple[SplittableT, Splitt
             raise DataError(
                 "data.split_file: names patients, which data.split=paper does not go by"
             )
-        if not patches.in_memory:
+        if not isinstance(patches, Patches):
             raise DataError(
                 "data.split=paper: rotates and flips patches, so it needs them in memory and not "
                 "as data.records"
             )
         return split_as_in_paper(  # type: ignore[return-value]
-            patches,  # type: ignore[arg-type]
-            config.paper_samples,
-            config.paper_test,
-            config.seed,
+            patches, config.paper_samples, config.paper_test, config.seed
         )
     if config.split_file:
         saved = load_split_file(config.split_file)
@@ -170,7 +168,7 @@ def split(patches: SplittableT, config: DataConfig) -> tuple[SplittableT, Splitt
             f"data.split={config.split} puts {len(train)} patches into training and holds "
             f"{len(held_out)} out; none may be empty"
         )
-    return patches.take(train), patches.take(held_out)
+    return patches.take(train), patches.take(held_out)  # type: ignore[return-value]
 
 
 def split_by_patient(

@@ -102,7 +102,6 @@ class Records:
     official_splits: NDArray[np.str_]
     # shared by everything taken from one folder
     _checked: set[str] = field(default_factory=set, repr=False, kw_only=True)
-    in_memory: ClassVar[bool] = False
     balanced_classes: ClassVar[int] = 1  # records have no labels
 
     @staticmethod
@@ -196,6 +195,10 @@ class Records:
         )
 
 
+# In memory or on disk: what batches and training need.
+PatchSource = Patches | Records
+
+
 def read_manifest(root: Path) -> Manifest:
     """Read a folder's manifest.
 
@@ -239,17 +242,15 @@ def _serialize(
     floats: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> bytes:
     train = tf.train
+    kinds: tuple[tuple[Mapping[str, Any], str, Any], ...] = (
+        (texts, "bytes_list", train.BytesList),
+        (numbers, "int64_list", train.Int64List),
+        (floats, "float_list", train.FloatList),
+    )
     features = {
-        name: train.Feature(bytes_list=train.BytesList(value=value))
-        for name, value in texts.items()
-    }
-    features |= {
-        name: train.Feature(int64_list=train.Int64List(value=value))
-        for name, value in numbers.items()
-    }
-    features |= {
-        name: train.Feature(float_list=train.FloatList(value=value))
-        for name, value in floats.items()
+        name: train.Feature(**{field: make(value=value)})
+        for values, field, make in kinds
+        for name, value in values.items()
     }
     example = train.Example(features=train.Features(feature=features))
     return bytes(example.SerializeToString(deterministic=True))  # else in any order
