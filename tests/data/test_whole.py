@@ -14,7 +14,6 @@ from tfmammo.config import DataConfig, PreprocessConfig, TilesConfig
 from tfmammo.data.pipeline import batches, flip_boxes, rotate_and_flip
 from tfmammo.data.whole import (
     Whole,
-    extract_tile,
     find_empty_tiles,
     letterbox,
     make_whole,
@@ -241,15 +240,6 @@ def cut(*mammograms, empty=2, skipped=None, **changes):
 
 
 HEALTHY = make_breast(1, pathology="normal")
-
-
-def test_a_tile_is_cut_and_filled_below_and_on_the_right():
-    image = np.arange(20, dtype=np.float32).reshape(4, 5, 1)
-    for top, left, expected in (
-        (1, 2, [[7, 8, 9], [12, 13, 14]]),
-        (3, 3, [[18, 19, 0], [0, 0, 0]]),
-    ):
-        np.testing.assert_array_equal(extract_tile(image, top, left, (2, 3))[..., 0], expected)
 
 
 def test_a_place_around_a_box_by_hand():

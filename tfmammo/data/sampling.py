@@ -48,10 +48,7 @@ _SHAPE_WORDS = {**{shape: shape for shape in SHAPES}, "lobulated": "lobular"}
 
 
 def select_lesions(mammogram: Mammogram, config: DataConfig) -> dict[int, Lesion]:
-    """Select the lesions that config's kinds, pathologies and mixed_findings ask for.
-
-    No file is read.
-    """
+    """Select the lesions that config's kinds, pathologies and mixed_findings ask for."""
     return {
         number: lesion
         for number, lesion in enumerate(mammogram.lesions)
@@ -143,10 +140,7 @@ def random_stream(seed: int, image_id: str, number: int) -> np.random.Generator:
 
 
 def draw_length(size: int, config: SamplingConfig, random: np.random.Generator) -> int:
-    """Draw the side of a window, native px, that becomes `size` px.
-
-    It is enlarged by a number drawn from config.scale.
-    """
+    """Draw the side of a window, native px, that a factor of config.scale enlarges to `size` px."""
     scale = config.get_scale()
     enlargement = np.interp(random.random(), np.linspace(0, 1, len(scale)), scale)
     return max(1, round(size / float(enlargement)))

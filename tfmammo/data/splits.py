@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,12 +91,10 @@ class SavedSplit(Frozen):
     """Its name."""
     split: Literal["patient", "official", "paper"]
     """What kind of split it is."""
-    folds: int | None
-    """data.folds of the run that made it, None where folds play no part."""
-    seed: int | None
-    """data.seed of the run that made it, None where the seed plays no part."""
-    stratify: Literal["none", "pathology", "shape"] | None
-    """data.stratify of the run that made it, None where it plays no part."""
+    folds: int | None = None
+    """data.folds of the run that made it, None where it plays no part, as seed and stratify."""
+    seed: int | None = None
+    stratify: Literal["none", "pathology", "shape"] | None = None
     patients: dict[str, int | Literal["train", "test", "both"]]
     """Pseudonym -> place. Of "patient": the number of the fold that holds the patient out. Of
     "official": "train" or "test". Of "paper", which goes by patches: "both" too.
@@ -189,6 +187,9 @@ def split_by_patient(
 
     Args:
         patient_ids: str [n], of each patch.
+        folds: How many there are.
+        fold: The one that is held out.
+        seed: Of the shuffle.
         classes: str [n], of each patch, pathologies for instance.
         order: All classes that there may be; a patient is of the class of its patches that comes
             first.
@@ -207,15 +208,7 @@ def split_by_patient(
 
 
 def split_officially(patient_ids: NDArray[np.str_], subsets: NDArray[np.str_]) -> tuple[Rows, Rows]:
-    """Split as the archive itself does.
-
-    Args:
-        patient_ids: str [n], of each patch.
-        subsets: str [n], of each patch: train, test, or "" where the archive says nothing.
-
-    Returns:
-        (train, test): rising intp indices, together each of n once.
-    """
+    """Split as the archive itself does: subsets are train, test, or "" where it says nothing."""
     is_train = subsets == "train"
     is_test = subsets == "test"
     unassigned = int(np.sum(~is_train & ~is_test))
@@ -302,19 +295,7 @@ def halve(held_out: Patches, archive: Mammograms, config: DataConfig) -> tuple[P
 def split_by_file(
     patient_ids: NDArray[np.str_], saved: SavedSplit, config: DataConfig
 ) -> tuple[Rows, Rows]:
-    """Split as an earlier run did.
-
-    Args:
-        patient_ids: str [n], of each patch.
-        config: Split must be the file's; fold, of the file's folds, is the one held out; split_file
-            is for messages.
-
-    Returns:
-        (train, held-out): rising intp indices, together each of n once.
-
-    Raises:
-        DataError: The file holds another kind of split, lacks the fold, or does not know a patient.
-    """
+    """Split as an earlier run did; config's split must be the file's, and fold one of its folds."""
     file = f"data.split_file {config.split_file}"
     if saved.split != config.split:
         raise DataError(
@@ -341,11 +322,7 @@ def held_out_patients(saved: SavedSplit, fold: int) -> set[str]:
 
 
 def check_no_leak(train_ids: Iterable[str], held_out_ids: Iterable[str]) -> None:
-    """Make sure that no patient is in both subsets.
-
-    Raises:
-        LeakError: Says how many patients do.
-    """
+    """Make sure that no patient is in both subsets; LeakError says how many are."""
     leaking = set(map(str, train_ids)) & set(map(str, held_out_ids))
     if leaking:
         raise LeakError(f"patients in both subsets of the split: {len(leaking)}")
@@ -355,29 +332,21 @@ def describe(patches: Splittable, config: DataConfig, archive: str) -> SavedSpli
     """Describe the split of a run as `save` writes it, the same for every fold of it."""
     if config.split_file:
         return load_split_file(config.split_file)
-    content: dict[str, str | int | None] = {
-        "archive": archive,
-        "split": config.split,
-        "folds": None,
-        "seed": None,
-        "stratify": None,
-        "id_key": key_check(),
-    }
+    facts: dict[str, Any] = {"archive": archive, "split": config.split, "id_key": key_check()}
     if config.split == "patient":
         patients, rows = np.unique(patches.patient_ids, return_inverse=True)
         folds = _assign_folds(
             patients, rows, config.folds, config.seed, *_find_classes(patches, config)
         )
-        content |= {"folds": config.folds, "seed": config.seed, "stratify": config.stratify}
         fold_of = dict(zip(patients.tolist(), folds.tolist(), strict=True))
-        return SavedSplit.model_validate(content | {"patients": fold_of})
-    if config.split == "paper":
-        content["seed"] = config.seed
+        facts |= {"folds": config.folds, "seed": config.seed, "stratify": config.stratify}
+        return SavedSplit(**facts, patients=fold_of)
     train, test = (set(subset.patient_ids.tolist()) for subset in split(patches, config))
     places = {patient: "train" for patient in sorted(train | test)}
     places |= {patient: "test" for patient in test}
     places |= {patient: "both" for patient in train & test}
-    return SavedSplit.model_validate(content | {"patients": places})
+    seed = config.seed if config.split == "paper" else None
+    return SavedSplit(**facts, seed=seed, patients=places)
 
 
 def save(path: Path, saved: SavedSplit) -> None:
@@ -447,11 +416,9 @@ def _assign_folds(
     if len(patients) < folds:
         raise DataError(f"{len(patients)} patients can't be split into {folds} folds")
     counts = np.bincount(rows, minlength=len(patients))
-    strata = (
-        np.zeros(len(patients), np.intp)
-        if classes is None
-        else _find_strata(rows, len(patients), np.asarray(classes, np.str_), ranks)
-    )
+    strata = np.full(len(patients), len(ranks) - 1, np.intp)
+    if classes is not None:  # of the patient's patches, the class that comes first
+        np.minimum.at(strata, rows, [ranks.index(name) for name in np.asarray(classes).tolist()])
     order = np.random.default_rng(seed).permutation(len(patients))
     order = order[np.lexsort((-counts[order], strata[order]))]
     fold_of = np.empty(len(patients), np.intp)
@@ -466,12 +433,3 @@ def _assign_folds(
         sizes[fold] += counts[patient]
         members_of_stratum[fold] += classes is not None
     return fold_of
-
-
-def _find_strata(
-    rows: NDArray[np.integer], patients: int, classes: NDArray[np.str_], ranks: Sequence[str]
-) -> Rows:
-    """Return intp [patients], the first place in `ranks` of a class of the patient's patches."""
-    strata = np.full(patients, len(ranks) - 1, np.intp)
-    np.minimum.at(strata, rows, [ranks.index(name) for name in classes.tolist()])
-    return strata

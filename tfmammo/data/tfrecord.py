@@ -148,11 +148,7 @@ class Records:
         return content.hexdigest()[:12]
 
     def select_shards(self) -> list[tuple[Path, NDArray[np.bool_]]]:
-        """Return the shards that hold any of these patches.
-
-        Returns:
-            (file, bool [records in it], True for each that is wanted) of each.
-        """
+        """Return the shards that hold any of these patches, and which of their records they are."""
         ends = np.cumsum([shard.count for shard in self.shards])
         wanted = np.zeros(ends[-1] if len(ends) else 0, bool)
         wanted[self.rows] = True
@@ -170,11 +166,7 @@ class Records:
             self._checked.add(path.name)
 
     def load(self) -> Patches:
-        """Read these patches into memory, in their order.
-
-        Raises:
-            DataError: A shard is missing or damaged.
-        """
+        """Read these patches into memory, in their order; DataError if a shard is damaged."""
         self.check()
         images = np.empty((len(self), self.size, self.size, 1), np.float32)
         masks = np.empty(images.shape, np.uint8)
@@ -200,11 +192,7 @@ PatchSource = Patches | Records
 
 
 def read_manifest(root: Path) -> Manifest:
-    """Read a folder's manifest.
-
-    Raises:
-        DataError: It is missing, unreadable or contradicts itself.
-    """
+    """Read a folder's manifest; DataError if it is missing, unreadable or contradicts itself."""
     path = root / MANIFEST
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
@@ -266,11 +254,8 @@ def encode_detection(
 ) -> bytes:
     """Encode a whole image with its lesions as the bytes of a tf.train.Example.
 
-    The keys are those of the TensorFlow Object Detection API.
-
-    Args:
-        size: (rows, cols), px.
-        boxes: Native px, half-open; they are stored over the size, in [0, 1].
+    The keys are those of the TensorFlow Object Detection API. Boxes are native px, half-open; they
+    are stored over the size, (rows, cols) in px.
     """
     scale = np.array(size * 2, np.float64)
     edges = (np.reshape(boxes, (-1, 4)) / scale).T.tolist()
@@ -294,11 +279,7 @@ def encode_detection(
 
 
 def decode(record: bytes, size: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Decode what `encode` wrote.
-
-    Returns:
-        (image float32 [size, size, 1] in [0, 1], mask uint8 [size, size, 1], 0 or 1).
-    """
+    """Decode what `encode` wrote: image float32 in [0, 1] and mask uint8, [size, size, 1] each."""
     features = tf.train.Example.FromString(record).features.feature
     stored = np.frombuffer(features["image"].bytes_list.value[0], "<u2")
     mask = cv2.imdecode(
