@@ -52,6 +52,7 @@ def open_subsets(
         config: What to read and how to split it. With data.records the training patches stay on
             disk. data.added joins the training patches.
         output: Where split.json is written, which names every patient's subset; None: nowhere.
+        make: Makes patches of mammograms, as `make_patches` does.
     """
     announce_phantom(config, training=True)
     without_added = config.model_copy(update={"added": AddedConfig()})
@@ -84,9 +85,7 @@ def open_subsets(
 def load_all_patches(config: DataConfig, make: MakePatches = make_patches) -> Patches:
     """Load every patch of the archive, or of data.records; log each skipped file with the reason.
 
-    Args:
-        make: Makes patches of mammograms, as `data.extraction.make_patches` does. Records hold the
-            patches of that one.
+    Records hold the patches of `make_patches`.
     """
     refuse_added(config)
     if config.records:
@@ -106,21 +105,14 @@ def refuse_added(config: DataConfig) -> None:
 
 
 def log_skipped(skipped: Skipped) -> None:
-    """Log how many files were left out, and the reasons of the first three.
-
-    The debug log has all reasons. Files go by pseudonyms.
-    """
+    """Log how many files were left out, by pseudonyms, and the reasons of the first three."""
     reasons = remove_names(skipped.reasons, skipped.root)
     for file, reason in reasons.items():
         log.debug("skipped %s: %s", file, reason)
     if len(skipped):
-        first = "; ".join(f"{file}: {reason}" for file, reason in list(reasons.items())[:3])
-        log.info(
-            "%d files were skipped, some in part (%s%s)",
-            len(skipped),
-            first,
-            "; ..." if len(skipped) > 3 else "",
-        )
+        first = [f"{file}: {reason}" for file, reason in list(reasons.items())[:3]]
+        said = "; ".join([*first, "..."] if len(skipped) > 3 else first)
+        log.info("%d files were skipped, some in part (%s)", len(skipped), said)
 
 
 def _open_records(config: DataConfig, make: MakePatches) -> Records:
@@ -145,10 +137,8 @@ def pin_archive_split(config: DataConfig, output: Path) -> DataConfig:
 
     `splits.split` goes by the patches that there are. Masses are of other patients than
     calcifications, so without one split the training data of one network would test the next.
-
-    Args:
-        config: Split "patient" is decided by name, root, folds, seed and stratify. Another split,
-            or a split_file, stays.
+    Split "patient" is decided by name, root, folds, seed and stratify. Another split, or a
+    split_file, stays.
     """
     if config.split != "patient" or config.split_file:
         return config
@@ -215,10 +205,7 @@ def _read_command() -> str:
 
 
 def print_framed(text: str) -> None:
-    """Print lines on stderr in a frame as wide as they are, so that commands can be copied whole.
-
-    Lines beyond WIDEST_FRAME columns are wrapped.
-    """
+    """Print lines on stderr in a frame as wide as they are; commands can be copied whole."""
     width = min(max(map(len, text.splitlines())) + 4, WIDEST_FRAME)
     Console(stderr=True, width=width).print(Panel(Text(text)))
 
@@ -264,11 +251,8 @@ def read_synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> 
         patients = read_patients(root)
     if fault := key_fault(patients.id_key):
         raise DataError(f"data.added.synthetic: {root / PATIENTS}: {fault}")
-    for role, ids in (
-        ("mammograms", patients.mammograms),
-        ("lesions", patients.lesions),
-        ("trained_on", patients.trained_on),
-    ):
+    for role in ("mammograms", "lesions", "trained_on"):
+        ids = getattr(patients, role)
         if shared := held_out & set(ids):
             raise DataError(
                 f"data.added.synthetic: {root} knows {len(shared)} of the {len(held_out)} patients "

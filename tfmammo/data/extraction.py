@@ -218,64 +218,31 @@ def make_sampler(
         Number -> patch, the same for the same seed, image and number, or ValueError. None where the
         mammogram has nothing to make such patches of.
     """
-    make = _make_sampler_near_lesions
-    if config.patches == "normal":
-        make = _make_sampler_of_normal_tissue
-    return make(mammogram, config, skipped)
-
-
-def _make_sampler_near_lesions(
-    mammogram: Mammogram, config: DataConfig, skipped: Skipped
-) -> Callable[[int], Patch] | None:
-    preprocessed = _preprocess_with_lesions(mammogram, config, skipped)
+    near = config.patches == "offset"
+    preprocess_with = _preprocess_with_lesions if near else _preprocess_normal
+    preprocessed = preprocess_with(mammogram, config, skipped)
     if preprocessed is None:
         return None
-    rows = preprocessed.mammogram.rows
-    cols = preprocessed.mammogram.cols
-    tissue = config.sampling.lesion_tissue
-    breast = preprocess.breast_mask(preprocessed.image) if tissue else None
+    tissue = config.sampling.lesion_tissue if near else config.sampling.tissue
+    breast = None if near and not tissue else preprocess.breast_mask(preprocessed.image)
 
     def draw(number: int) -> Patch:
-        """Extract patch `number`, near a random lesion."""
-        random, length = _draw_length(mammogram, config, number)
+        """Extract patch `number`, near a random lesion or somewhere on the breast."""
+        random = sampling.random_stream(config.seed, mammogram.image_id, number)
+        length = sampling.draw_length(config.size, config.sampling, random)
+        if not near:
+            assert breast is not None
+            place = sampling.draw_on_breast(breast, length, tissue, random, preprocessed.regions)
+            return _extract_patch(preprocessed, place, config, f"@{number}", [])
         index = list(preprocessed.lesions)[random.integers(len(preprocessed.lesions))]
         lesion = preprocessed.lesions[index]
+        region = lesion.mask(preprocessed.mammogram.rows, preprocessed.mammogram.cols)
         place = sampling.draw_near_lesion(
-            lesion.mask(rows, cols), length, config.sampling.offset, random, breast, tissue
+            region, length, config.sampling.offset, random, breast, tissue
         )
         return _extract_patch(preprocessed, place, config, f"#{index}@{number}", [lesion])
 
     return draw
-
-
-def _make_sampler_of_normal_tissue(
-    mammogram: Mammogram, config: DataConfig, skipped: Skipped
-) -> Callable[[int], Patch] | None:
-    if not sampling.has_normal_tissue(mammogram, config.sampling):
-        return None
-    lesions = dict(enumerate(mammogram.lesions))  # of every kind
-    preprocessed = _preprocess(mammogram, lesions, config, skipped)
-    if preprocessed is None or len(preprocessed.lesions) < len(lesions):
-        return None
-    breast = preprocess.breast_mask(preprocessed.image)
-
-    def draw(number: int) -> Patch:
-        """Extract patch `number`, somewhere on the breast."""
-        random, length = _draw_length(mammogram, config, number)
-        place = sampling.draw_on_breast(
-            breast, length, config.sampling.tissue, random, preprocessed.regions
-        )
-        return _extract_patch(preprocessed, place, config, f"@{number}", [])
-
-    return draw
-
-
-def _draw_length(
-    mammogram: Mammogram, config: DataConfig, number: int
-) -> tuple[np.random.Generator, int]:
-    """Return the random numbers of a patch, and the length of its window's sides, native px."""
-    random = sampling.random_stream(config.seed, mammogram.image_id, number)
-    return random, sampling.draw_length(config.size, config.sampling, random)
 
 
 def _extract_random(
@@ -319,6 +286,18 @@ def _preprocess_with_lesions(
     return _preprocess(mammogram, lesions, config, skipped) if lesions else None
 
 
+def _preprocess_normal(
+    mammogram: Mammogram, config: DataConfig, skipped: Skipped
+) -> _Preprocessed | None:
+    """Preprocess a mammogram with all its lesions; None where no normal tissue may be taken."""
+    if not sampling.has_normal_tissue(mammogram, config.sampling):
+        return None
+    lesions = dict(enumerate(mammogram.lesions))
+    preprocessed = _preprocess(mammogram, lesions, config, skipped)
+    is_whole = preprocessed is not None and len(preprocessed.lesions) == len(lesions)
+    return preprocessed if is_whole else None
+
+
 def _outline_box(box: Box) -> NDArray[np.float32]:
     top, left, bottom, right = box
     corners = [[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]
@@ -358,9 +337,8 @@ def _extract_patch(
 ) -> Patch:
     """Extract one patch; a ValueError says why there is none."""
     mammogram = preprocessed.mammogram
-    height = place[2] - place[0]
-    width = place[3] - place[1]
-    if not config.pad and (height > mammogram.rows or width > mammogram.cols):
+    top, left, bottom, right = place
+    if not config.pad and (bottom - top > mammogram.rows or right - left > mammogram.cols):
         raise ValueError(
             "its patch is larger than the mammogram (data.pad=true keeps it; where the images are "
             "cut around lesions already, data.frame=full)"
@@ -389,14 +367,11 @@ def _describe_lesions(
     pathology = worst_pathology(lesion.pathology or "" for lesion in lesions)
     if config.patches == "lesion" and config.frame == "full":
         pathology = mammogram.pathology or pathology
-    shapes = {lesion.shape or "" for lesion in lesions}
-    margins = {lesion.margin or "" for lesion in lesions}
-    return {
-        "kind": kind,
-        "pathology": pathology,
-        "shape": shapes.pop() if len(shapes) == 1 else "",
-        "margin": margins.pop() if len(margins) == 1 else "",
-    }
+    facts = {"kind": kind, "pathology": pathology}
+    for name in ("shape", "margin"):
+        words = {getattr(lesion, name) or "" for lesion in lesions}
+        facts[name] = words.pop() if len(words) == 1 else ""
+    return facts
 
 
 def _explain_no_patch(
