@@ -71,10 +71,13 @@ def test_a_mirrored_image_and_its_lesion_are_numpys():
     assert facts == ("malignant", "oval", False)
 
 
-def test_growing_by_two_doubles_a_lesion_and_halves_the_spacing():
+def test_sizes_of_lesions_and_spacing():
     moved = transform(make_mammogram(make_square(15, 25, 9), spacing=(0.1, 0.1)), factor=2)
     # corners are pixels' centres: 8 px between them become 16
     assert size(moved.lesions[0]) == (17, 17) and moved.spacing == (0.05, 0.05)
+    # one known by its box gets the box around the rotated one
+    moved = transform(make_mammogram(Lesion("mass", (10, 20, 20, 30))), angle=45)
+    assert size(moved.lesions[0]) == (14, 14)  # 10 times the root of 2
 
 
 @pytest.mark.parametrize(("angle", "factor", "mirrored"), [(33, 0.9, False), (-12, 1.1, True)])
@@ -85,11 +88,6 @@ def test_outline_and_pixels_go_together(angle, factor, mirrored):
     mask = moved.lesions[0].mask(ROWS, COLS)
     shown = moved.pixels()[..., 0] > 0.5
     assert 2 * np.sum(mask & shown) / (mask.sum() + shown.sum()) > 0.93
-
-
-def test_a_lesion_known_by_its_box_gets_the_box_around_the_rotated_one():
-    moved = transform(make_mammogram(Lesion("mass", (10, 20, 20, 30))), angle=45)
-    assert size(moved.lesions[0]) == (14, 14)  # 10 times the root of 2
 
 
 def test_what_is_out_of_sight_or_unreadable_is_noted():

@@ -27,11 +27,6 @@ def test_beyond_each_side_of_the_image_is_black(place, padding):
     np.testing.assert_array_equal(crop_image(image, place)[..., 0], np.pad(image[..., 0], padding))
 
 
-def test_a_crop_inside_the_image_is_its_pixels():
-    image = np.arange(20, dtype=np.float32).reshape(4, 5, 1)
-    assert crop_image(image, (1, 2, 3, 5))[..., 0].tolist() == [[7, 8, 9], [12, 13, 14]]
-
-
 @pytest.mark.parametrize(
     ("box", "context", "spacing", "window"),
     [
