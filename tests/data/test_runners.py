@@ -128,40 +128,6 @@ def test_progress_is_logged_now_and_then(caplog):
     assert caplog.messages == [f"{count} of 5 parts" for count in (1, 2, 3)]
 
 
-IMPORTING = """
-    import os, time
-    from pathlib import Path
-
-    folder = Path(__file__).parent
-
-    def note(event):
-        (folder / f"{event}-{os.getpid()}").write_text(repr(time.time()))
-
-    if os.environ["IMPORTING"] != str(os.getpid()):
-        note("began")
-        time.sleep(8)  # as long as TensorFlow takes on a busy machine
-        note("ended")
-
-    def make(part):
-        (folder / part).touch()
-"""
-
-
-@pytest.mark.long
-def test_workers_import_the_work_at_the_same_time(tmp_path, monkeypatch):
-    (tmp_path / "slow_to_import.py").write_text(textwrap.dedent(IMPORTING))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("IMPORTING", str(os.getpid()))  # does not wait itself
-    make = importlib.import_module("slow_to_import").make
-    runners.run(["a", "b"], make, Runner(2))
-    assert (tmp_path / "a").exists() and (tmp_path / "b").exists()
-    began, ended = (
-        [float(path.read_text()) for path in tmp_path.glob(f"{event}-*")]
-        for event in ("began", "ended")
-    )
-    assert len(began) == 2 and max(began) < min(ended)
-
-
 @pytest.mark.long
 def test_nothing_imports_beam_unless_asked_to(tmp_path, monkeypatch):
     """A package of its name that can't be imported shows it, in every process."""
