@@ -94,11 +94,7 @@ class TableFacts(Frozen):
 
 
 def read_tables(folder: Path) -> list[TableFacts]:
-    """Read the tables that an evaluation wrote, as text.
-
-    Raises:
-        DataError: The folder has no table.md.
-    """
+    """Read an evaluation's tables, as text; DataError if the folder has no table.md."""
     paths = [folder / name for name in ("table.md", "report/table.md") if (folder / name).is_file()]
     if not paths:
         raise DataError(f"{folder}: holds no table.md")
@@ -121,12 +117,7 @@ Block = Heading | Text | Points | Grid | Code | Picture
 
 
 def render_markdown(blocks: Sequence[Block], files: Mapping[str, str] | None = None) -> str:
-    """Render the page in Markdown.
-
-    Args:
-        blocks: The page.
-        files: Key of a picture -> its file, as seen from the page. Other pictures are left out.
-    """
+    """Render the page in Markdown; pictures without a file, by key, are left out."""
     parts = (_render_markdown(block, files or {}) for block in blocks)
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -151,13 +142,7 @@ def _render_markdown(block: Block, files: Mapping[str, str]) -> str:
 
 
 def render_html(title: str, blocks: Sequence[Block], pictures: Mapping[str, bytes]) -> str:
-    """Render the page as one HTML file that needs no network.
-
-    Args:
-        title: Of the page.
-        blocks: The page.
-        pictures: Key of a picture -> PNG or JPEG.
-    """
+    """Render the page, with pictures (PNG or JPEG by key), as one HTML file without links."""
     body = "\n".join(_render_html(block, pictures) for block in blocks)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

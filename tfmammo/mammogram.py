@@ -43,8 +43,7 @@ def hash_id(archive: str, identifier: str) -> str:
 
     Without a key, whoever holds a list of identifiers can hash them and compare: harmless for
     public archives, not for a hospital's numbers. The environment variable TFMAMMO_ID_KEY, any
-    secret text, makes it a keyed hash (HMAC-SHA256). Identifiers that look alike give one
-    pseudonym: `normalize_spelling` is applied first.
+    secret text, makes it a keyed hash (HMAC-SHA256). `normalize_spelling` is applied first.
     """
     content = f"{archive}/{normalize_spelling(identifier)}".encode()
     key = os.environ.get(ID_KEY, "").encode()
@@ -182,10 +181,7 @@ class Lesion:
         return bool(self.outlines)
 
     def mask(self, rows: int, cols: int) -> NDArray[np.uint8]:
-        """Draw the lesion's region, the border pixels included.
-
-        Returns:
-            uint8 [rows, cols], 0 or 1, native px.
+        """Draw the lesion's region, its border included: uint8 [rows, cols], 0 or 1, native px.
 
         Raises:
             ValueError: The archive gives no outline of this lesion, only its box; or an outline
@@ -264,9 +260,7 @@ def _clip_half_plane(
 
 
 class MaskedLesion(Lesion):
-    """A lesion whose region is in a file of its own.
-
-    The file is read when outlines, box or mask are first asked for.
+    """A lesion whose region is in a file of its own, read when outlines, box or mask are asked for.
 
     Args:
         read: Returns uint8 [rows, cols], not 0 on the lesion, native px of the mammogram; a
@@ -337,10 +331,7 @@ def stack_boxes(lesions: Iterable[Lesion]) -> NDArray[np.float64]:
 
 
 def trace_borders(region: NDArray[np.generic]) -> tuple[NDArray[np.float32], ...]:
-    """Trace the outer border of each part of a region, through its border pixels' centres.
-
-    Holes are filled.
-    """
+    """Trace the outer border of each part of a region through pixels' centres; holes are filled."""
     contours, _ = cv2.findContours(
         (region != 0).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
     )

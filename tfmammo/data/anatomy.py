@@ -26,12 +26,8 @@ def breast_mask(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     all bright) are peeled off; tissue is what stands out from the darker class of log grey values
     (Otsu) by more than that class's own spread; its largest part after an opening is the breast, to
     which what the opening took off a smooth outline (nipple, folds) is given back, unless it is as
-    bright as lead letters. Dark fat that reaches the frame is filled in.
-
-    Where nothing is flat and darker than the rest, as in a magnified detail, all is breast.
-
-    Returns:
-        uint8 [rows, cols, 1], 0 or 1; empty for a constant image.
+    bright as lead letters. Dark fat that reaches the frame is filled in. Where nothing is flat and
+    darker than the rest, as in a magnified detail, all is breast; nothing of a constant image is.
 
     Source:
         Otsu, A threshold selection method from gray-level histograms, IEEE Trans. SMC 9 (1979) 62.
@@ -192,15 +188,8 @@ def pectoral_mask(image: NDArray[np.float32], laterality: Laterality) -> NDArray
     interrupted, when the muscle would be a sliver or half of the breast, or when it would not be
     brighter than what lies beside it.
 
-    It can't tell the muscle from a skin fold or from an arm that lies above the breast like one,
-    and follows the straight line where a muscle's lower end fades. It looks for a muscle on any
-    image: do not call it for a CC view.
-
-    Args:
-        image: float32 [rows, cols, 1] in [0, 1], an MLO view.
-
-    Returns:
-        uint8 [rows, cols, 1], 0 or 1; within `breast_mask`.
+    It can't tell the muscle from a skin fold or an arm above the breast, and follows the straight
+    line where a muscle's lower end fades. Do not call it for a CC view.
 
     Deviation:
         A path of least cost in place of its straight edge, as in Domingues et al., Pectoral muscle

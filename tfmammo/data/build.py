@@ -129,7 +129,6 @@ def build(
 
     Raises:
         ConfigError: `output` belongs to another build or holds other files.
-        ArchiveError: The root is no such archive.
         DataError: No patch can be made, or a worker failed.
     """
     if config.data.added != AddedConfig():

@@ -53,12 +53,8 @@ def make_copies(
     """Make `config.added.copies` copies of mammograms that have a wanted lesion, spread evenly.
 
     Seed, image's id and the copy's number of that image decide a copy, so a larger set begins with
-    the smaller one. Its image_id is the image's with ~1, ~2 and so on.
-
-    Args:
-        mammograms: Those to copy.
-        config: Seed, added and what `select_lesions` reads are used.
-        skipped: Copies without a lesion in the image, and lesions whose mask can't be read.
+    the smaller one. Its image_id is the image's with ~1, ~2 and so on. Copies without a lesion in
+    the image, and lesions whose mask can't be read, are noted.
     """
     sources = [mammogram for mammogram in mammograms if sampling.select_lesions(mammogram, config)]
     if not sources:

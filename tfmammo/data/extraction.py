@@ -37,14 +37,11 @@ def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: S
     Args:
         mammograms: Raw records. Pixels are read once each, and only where a patch is to be made.
         config: Preprocessing, patches, crop mode (`frame`), sampling and grey values are used.
-        skipped: What makes no patch is noted here, by image_id.
+        skipped: What makes no patch is noted here, by image_id; DataError if none is left.
 
     Returns:
         Patches of config.size px, in the order of the mammograms. They are fewer than
         `sampling.count` where windows are skipped.
-
-    Raises:
-        DataError: No patch is left.
 
     Examples:
         >>> from tfmammo.archives import phantom
@@ -150,10 +147,9 @@ def extract_patches(
 ) -> Iterator[Patch]:
     """Extract the patches of one mammogram, one at a time.
 
-    - "lesion": one for every wanted lesion, or in the crop mode "full" one for all of them; see
-      `crop_window`.
-    - "offset": `count` random windows near a lesion; see `sampling.draw_near_lesion`.
-    - "normal": `count` random windows of a normal mammogram; see `sampling.draw_on_breast`.
+    - "lesion": one for every wanted lesion, or in the crop mode "full" one for all of them.
+    - "offset": `count` random windows near a lesion, by `sampling.draw_near_lesion`.
+    - "normal": `count` random windows of a normal mammogram, by `sampling.draw_on_breast`.
 
     A mask shows every wanted lesion, so that a neighbour does not count as background.
     """

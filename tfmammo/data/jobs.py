@@ -40,10 +40,7 @@ def complete_parts(
             it by name.
         read: Returns the record of a finished part. None unless its files are there as written.
         name: Names a part in messages.
-        runner: Who makes them.
-
-    Raises:
-        DataError: A part failed, or is still missing afterwards.
+        runner: Who makes them. DataError if one fails, or is still missing afterwards.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading is hashing, which threads share
         records = list(pool.map(read, parts))

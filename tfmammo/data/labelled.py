@@ -27,16 +27,10 @@ CUT_OFF = "its mask touches the border of its patch, where the rest of it may be
 def make_pathology_patches(
     mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped, malignant: bool = True
 ) -> Patches:
-    """Make malignant, benign and normal patches, labelled by SEVERITY and balanced.
+    """Make malignant (0), benign (1) and normal (2) patches, labelled and balanced.
 
-    Arguments are those of `make_patches`; config.patches is not read.
-
-    Args:
-        malignant: Without it every lesion counts as malignant, for archives that seldom state a
-            lesion's pathology.
-
-    Returns:
-        Labels: 0 malignant, 1 benign, 2 normal.
+    Otherwise as `make_patches`; config.patches is not read. Without `malignant` every lesion counts
+    as malignant, for archives that seldom state a lesion's pathology.
     """
     wanted = SEVERITY[:2] if malignant else None
     patches = _make_near_and_normal(mammograms, config, skipped, wanted)
@@ -72,10 +66,7 @@ def _make_near_and_normal(
 
 
 def check_pathologies(patches: Patches, malignant: bool = True) -> Patches:
-    """Return the patches if each of the three classes is among them.
-
-    Without `malignant` the first and the last must be.
-    """
+    """Return the patches if each class (without `malignant` the first and the last) is there."""
     counts = {name: int(np.sum(patches.labels == label)) for label, name in enumerate(SEVERITY[:3])}
     missing = [
         name for name, count in counts.items() if count == 0 and (malignant or name != "benign")
@@ -97,10 +88,7 @@ def make_binary_patches(
     malignant: bool = True,
     benign: bool = False,
 ) -> Patches:
-    """Make patches near lesions, labelled 1, and normal ones, labelled 0, balanced.
-
-    Arguments are those of `make_pathology_patches`.
-    """
+    """Make patches near lesions, labelled 1, and normal ones, labelled 0, balanced."""
     wanted = (SEVERITY[:2] if benign else SEVERITY[:1]) if malignant else None
     patches = _make_near_and_normal(mammograms, config, skipped, wanted)
     positive = patches.pathologies == "malignant" if malignant else patches.kinds != "normal"
@@ -112,12 +100,7 @@ def make_blend_patches(
 ) -> Patches:
     """Make patches around lesions, labelled 1, and normal ones to blend them into, labelled 0.
 
-    They are balanced.
-
-    Arguments are those of `make_patches`; config.patches is not read.
-
-    Args:
-        config: Where sampling.scale is null, `measure_scale` gives it.
+    They are balanced. config.patches is not read. `measure_scale` replaces a scale of null.
     """
     records = list(mammograms)
     around = make_sort("lesion", records, config, skipped)

@@ -75,14 +75,9 @@ def preprocess_mammogram(mammogram: Mammogram, config: PreprocessConfig) -> Mamm
 def map_to_native(
     mask: NDArray[np.uint8], mammogram: Mammogram, config: PreprocessConfig
 ) -> NDArray[np.uint8]:
-    """Map a mask from the grid of a preprocessed mammogram to the native one.
+    """Map a mask of 0 and 1 [rows, cols] from a preprocessed mammogram's grid to the native one.
 
-    Args:
-        mask: uint8 [rows, cols], 0 or 1, of what `preprocess_mammogram` returns.
-
-    Returns:
-        uint8 [rows, cols], 0 or 1, native px; a native pixel is 1 where the mask covers at least
-        half of it.
+    A native pixel is 1 where the mask covers at least half of it.
     """
     if mask.shape != (mammogram.rows, mammogram.cols):
         mask = resize_mask_to(mask, mammogram.rows, mammogram.cols)
@@ -95,23 +90,13 @@ def is_mirrored(mammogram: Mammogram, config: PreprocessConfig) -> bool:
 
 
 def resize_mask_to(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
-    """Resample a mask as an image and keep what is at least half.
-
-    A mask that grows has a smooth border; that of `resize_mask` has steps.
-    """
+    """Resample a mask as an image and keep what is at least half; a border stays smooth."""
     coverage = resize_image(mask[..., None].astype(np.float32), rows, cols)[..., 0]
     return (coverage >= 0.5).astype(np.uint8)
 
 
 def preprocess_patch(crop: NDArray[np.float32], config: PreprocessConfig) -> NDArray[np.float32]:
-    """Denoise a scaled patch, then enhance its contrast.
-
-    Args:
-        crop: float32 [rows, cols, 1] in [0, 1], of the size that a network sees.
-
-    Returns:
-        float32 [rows, cols, 1] in [0, 1]; the same object when nothing is switched on.
-    """
+    """Denoise a patch of the size that a network sees, then enhance its contrast."""
     if config.denoise:
         crop = denoise(crop, config.denoise)
     if config.contrast == "equalise":
@@ -198,10 +183,7 @@ def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
     A grey value v becomes (cdf(v) - cdf(darkest)) / (1 - cdf(darkest)). So the darkest value is 0
     and the brightest 1, and air stays black, however much there is of it. Equal values stay equal,
-    and the order of grey values is kept.
-
-    Returns:
-        float32 [rows, cols, 1] in [0, 1]; a constant image is returned as it is.
+    and the order of grey values is kept. A constant image is returned as it is.
     """
     stored = _quantise(image)
     counts = np.bincount(stored.ravel(), minlength=2**16)
@@ -217,11 +199,8 @@ def clahe(image: NDArray[np.float32], clip: float, tiles: int) -> NDArray[np.flo
     Grey values are sorted into 256 bins of the full range. A tile's histogram is cut at `clip`
     times a uniform histogram's count and what is cut off is spread over the lower ones. Between
     tile centres the maps of the four nearest tiles are mixed linearly, so that more than 256 levels
-    come out. The result is stretched so that its darkest pixel is 0 and its brightest 1.
-
-    Returns:
-        float32 [rows, cols, 1] in [0, 1]; an image that is constant on 16 bits is returned as it
-        is.
+    come out. The result is stretched so that its darkest pixel is 0 and its brightest 1; an image
+    that is constant on 16 bits is returned as it is.
 
     Source:
         Zuiderveld, Contrast limited adaptive histogram equalization, Graphics Gems IV (1994) 474.

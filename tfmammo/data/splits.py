@@ -109,20 +109,12 @@ class SavedSplit(Frozen):
 
 
 def split(patches: SplittableT, config: DataConfig) -> tuple[SplittableT, SplittableT]:
-    """Split as config.split says, or as the file config.split_file does.
-
-    Args:
-        patches: All of them; "paper" rotates and flips them, so it needs them in memory.
-        config: Split, split_file, stratify, seed, folds, fold, paper_samples and paper_test are
-            used.
-
-    Returns:
-        (train, held-out).
+    """Split as config.split says, or as the file config.split_file does: (train, held-out).
 
     Raises:
         DataError: Fewer patients than folds, too few patches, nothing known to stratify by, a patch
             without an official subset, or a split_file that is none, was changed or does not know a
-            patient.
+            patient; or "paper", which rotates patches, of those on disk.
         LeakError: A patient would be in both subsets.
 
     Examples:
@@ -177,7 +169,7 @@ def split_by_patient(
     classes: Sequence[str] | NDArray[np.str_] | None = None,
     order: Sequence[str] = SEVERITY,
 ) -> tuple[Rows, Rows]:
-    """Hold out one fold of patients.
+    """Hold out one fold of patients: rising indices (train, held-out).
 
     Patients are shuffled, those with most patches put first, and each is given to the fold with
     fewest patches. With classes, one class follows the other, and the fold is one of those that
@@ -193,10 +185,6 @@ def split_by_patient(
         classes: str [n], of each patch, pathologies for instance.
         order: All classes that there may be; a patient is of the class of its patches that comes
             first.
-
-    Returns:
-        (train, held-out): rising intp indices, together each of n once; every patient is held out
-        in one fold.
     """
     if folds < 2 or not 0 <= fold < folds:
         raise DataError(
@@ -364,9 +352,8 @@ def load_split_file(path: Path) -> SavedSplit:
 def load(path: Path) -> SavedSplit:
     """Read what `save` wrote.
 
-    Raises:
-        DataError: The file can't be read, is not such a file, was changed since, or its pseudonyms
-            were made under another TFMAMMO_ID_KEY. The message names it.
+    DataError names a file that can't be read, is not such a file, was changed since, or whose
+    pseudonyms were made under another TFMAMMO_ID_KEY.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -108,9 +108,8 @@ class Records:
     def open(root: Path) -> Records:
         """Open all patches of a folder that `tfmammo build` wrote; read no image.
 
-        Raises:
-            DataError: The folder or its manifest is missing or damaged, a shard is missing or of
-                another size, or the pseudonyms were made under another TFMAMMO_ID_KEY.
+        DataError says if the folder or its manifest is missing or damaged, a shard is missing or of
+        another size, or the pseudonyms were made under another TFMAMMO_ID_KEY.
         """
         manifest = read_manifest(Path(root))
         if fault := key_fault(manifest.id_key):

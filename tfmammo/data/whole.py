@@ -122,11 +122,7 @@ def make_whole(
 
     Tiles: one around each wanted lesion, and tiles.empty of every mammogram that are breast, in
     part at least, and hold no lesion of any kind. Seed, image and number alone decide where they
-    lie (see sampling.random_stream).
-
-    Args:
-        config: What `sampling.select_lesions` uses, preprocess, size, canvas, tiles, percentiles,
-            window and seed.
+    lie, by `sampling.random_stream`.
     """
     images: list[_BoxedImage] = []
     for mammogram in mammograms:
@@ -187,15 +183,10 @@ def extract_tile(image: NDArray, top: int, left: int, shape: Size) -> NDArray:
 def place_tile_around(
     box: Box, image: Size, shape: Size, random: np.random.Generator
 ) -> tuple[int, int]:
-    """Draw the corner of a tile that holds a box, all corners being equally likely.
+    """Draw the corner (top, left) of a tile that holds a box, all corners being equally likely.
 
-    Args:
-        box: A box inside the image, px.
-
-    Returns:
-        The tile's upper left corner (top, left), px. Along an axis where the image is shorter than
-        the tile it is 0; where the box is longer, the tile has its middle, as far as it stays in
-        the image.
+    Along an axis where the image is shorter than the tile it is 0; where the box is longer, the
+    tile has its middle, as far as it stays in the image.
     """
     corner = []
     for low, high, extent, length in zip(box[:2], box[2:], image, shape, strict=True):

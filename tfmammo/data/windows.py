@@ -38,7 +38,7 @@ def square_window(
 
 
 def crop_window(box: Box, mammogram: Mammogram, config: DataConfig) -> Box:
-    """Return the window of a lesion's patch in the crop mode config.frame.
+    """Return the window of a lesion's patch in the crop mode config.frame, in native px.
 
     - "square": see `square_window`.
     - "tight": the lesion's box.
@@ -47,9 +47,6 @@ def crop_window(box: Box, mammogram: Mammogram, config: DataConfig) -> Box:
     - "full": the whole mammogram.
 
     All but "square" are then scaled to a square, rows and columns by different factors.
-
-    Returns:
-        [row_min, col_min, row_max, col_max], half-open, native px.
 
     Source:
         Singh et al., Breast tumor segmentation and shape classification in mammograms using cGAN

@@ -61,11 +61,7 @@ def intersection(boxes: Floats, others: Floats) -> NDArray[np.float64]:
 
 
 def iou(boxes: Floats, others: Floats) -> NDArray[np.float64]:
-    """Compute the intersection over union of every box with every other.
-
-    Returns:
-        float64 [n, m] in [0, 1]; 0 for a box without area.
-    """
+    """Compute the intersection over union of every box with every other; 0 without area."""
     shared = intersection(boxes, others)
     union = np.reshape(area(boxes), (-1, 1)) + area(others) - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
@@ -79,16 +75,10 @@ def ior(boxes: Floats, others: Floats) -> NDArray[np.float64]:
 
 
 def overlap(boxes: Floats, truth: Floats, criterion: Criterion = "iou") -> NDArray[np.float64]:
-    """Measure how well every detection hits every lesion.
+    """Measure how well every detection [n, 4] hits every lesion [m, 4], float64 [n, m] in [0, 1].
 
-    Args:
-        boxes: Detections [n, 4].
-        truth: Lesions [m, 4].
-        criterion: "iou" and "ior": that number. "centre": the IoU where the detection's centre lies
-            in the lesion's box, else 0.
-
-    Returns:
-        float64 [n, m] in [0, 1]; 0 for a box without area, whatever the criterion.
+    Criteria "iou" and "ior" are that number, "centre" the IoU where the detection's centre lies in
+    the lesion's box, else 0. A box without area hits nothing, whatever the criterion.
     """
     if criterion == "ior":
         return ior(boxes, truth)

@@ -14,7 +14,7 @@ from sklearn import metrics
 
 
 def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Compute the area under the ROC curve.
+    """Compute the area under the ROC curve, 0 to 1.
 
     It is the probability that a positive scores higher than a negative; ties count one half.
 
@@ -22,8 +22,8 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
         labels: [n], 1 or True positive, 0 negative, at least one of each.
         scores: float [n], higher is more positive.
 
-    Returns:
-        0 to 1.
+    Raises:
+        ValueError: Lengths differ, a label is neither, a class is missing, or a score is NaN.
 
     Examples:
         >>> roc_auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
@@ -34,10 +34,7 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def delong_variance(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Compute the variance of `roc_auc` by DeLong's structural components.
-
-    Otherwise as `roc_auc`, with at least two cases of each class.
-    """
+    """Compute the variance of `roc_auc` by DeLong's components; two cases of each class or more."""
     return float(_covariance(check_scores(labels, scores)[0], [scores])[0, 0])
 
 
@@ -94,8 +91,8 @@ def precision_recall(
         confusion: How often class i (row) was called class j (column), [classes, classes].
 
     Returns:
-        (precision, recall), float64 [classes] each, NaN where no case was called, or is,
-        of the class.
+        (precision, recall), float64 [classes] each, NaN where no case was called, or is, of the
+        class.
     """
     right = np.diag(confusion).astype(np.float64)
     precision, recall = (
@@ -106,11 +103,7 @@ def precision_recall(
 
 
 def one_versus_rest(labels: ArrayLike, probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Compute `roc_auc` of each class against all others.
-
-    Args:
-        labels: True classes, integers [n].
-        probabilities: float [n, classes].
+    """Compute `roc_auc` of each class against all others, from labels [n] and columns of classes.
 
     Returns:
         float64 [classes], NaN where no case, or every case, is of the class.
@@ -125,11 +118,7 @@ def one_versus_rest(labels: ArrayLike, probabilities: NDArray[np.floating]) -> N
 def mean_roc(
     labels: ArrayLike, probabilities: NDArray[np.floating], rates: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Average the ROC curves of each class against all others, at given false positive rates.
-
-    Args:
-        probabilities: float [n, classes].
-        rates: Rising [m], 0 to 1.
+    """Average the ROC curves of each class against all others, at rising false positive rates [m].
 
     Returns:
         True positive rates, float64 [m], 0 at a rate of 0; NaN where no class has an area.
@@ -172,10 +161,8 @@ def check_scores(
 def structural_components(
     positive: NDArray[np.bool_], scores: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute DeLong's structural components.
-
-    They are, for each positive, the part of the negatives below it, and for each negative the part
-    of the positives above it.
+    """Compute DeLong's components: of each positive, the part of the negatives below it; of each
+    negative, the part of the positives above it.
     """
     ranks = stats.rankdata(scores)  # ties share their mean rank, so that they count one half
     above = (ranks[positive] - stats.rankdata(scores[positive])) / np.sum(~positive)

@@ -80,10 +80,7 @@ def froc_by_run(
 def over_folds(
     values: Mapping[Run, NDArray[np.float64]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Average values [k] over runs, and compute the deviation of their folds' means.
-
-    The deviation is of means over seeds, with n - 1 degrees of freedom; NaN of one fold.
-    """
+    """Average values [k] over runs, and compute the deviation of folds' means (NaN of one fold)."""
     by_fold: dict[int, list[NDArray[np.float64]]] = {}
     for (fold, _), value in values.items():
         by_fold.setdefault(fold, []).append(value)
@@ -97,7 +94,7 @@ def over_folds(
 def false_positives_apart(
     images: Sequence[Matches], runs: Sequence[Run], fppi: ArrayLike = FPPI
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Count false positives per normal image and per image with lesions, at given overall numbers.
+    """Count false positives per image without and with lesions, at given overall numbers per image.
 
     Both are read off each run's own curve, linear between operating points as sensitivity is, and
     averaged. Weighted by the numbers of images, a run's two numbers have the given mean, unless its

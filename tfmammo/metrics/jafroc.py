@@ -43,10 +43,6 @@ def choose_common_merit(
 
     In each run they must be of two patients at least, because the jackknife omits one. Over all
     runs they must be of `FEWEST_PATIENTS`: with fewer the test rejects too often.
-
-    Args:
-        patient_ids: The patient of each image.
-        detectors: The matches in each image of each detector, and their runs, as for `jafroc_test`.
     """
     for images, runs in detectors:
         normal = [
@@ -82,21 +78,15 @@ class JafrocTest:
 
 
 def jafroc(images: Sequence[Matches], merit: Merit = "jafroc") -> float:
-    """Compute the figure of merit of one detector.
+    """Compute the figure of merit of one detector, 0 to 1; 1/2 where nothing is found anywhere.
 
     theta = 1 / (N L) sum_ij psi(X_i, Y_j), where psi is 1 for X < Y, 1/2 for X = Y, 0 for X > Y;
     X_i the highest false positive of image i of N, Y_j the rating of lesion j of L, minus infinity
     where there is none.
 
     Args:
-        images: The matches in each image.
+        images: The matches in each image, with lesions in some.
         merit: "jafroc" takes X from images without lesions, "jafroc1" from all.
-
-    Returns:
-        0 to 1; 1/2 for a detector that finds nothing anywhere.
-
-    Source:
-        Chakraborty and Berbaum (2004), the figure of merit; Chakraborty (2006), JAFROC1.
     """
     return _Ratings(images, np.zeros(len(images), np.intp), merit).theta()
 

@@ -43,13 +43,11 @@ NO_BOUNDS = (np.nan, np.nan)
 class Choices:
     """Forced choices between two.
 
-    p and the interval are NaN where fewer than `FEWEST_PATIENTS` pairs were answered.
-
     Attributes:
         n: Number of choices.
         right: Number of right choices.
         share: Share of right choices, 0 to 1.
-        p: Two-sided p of guessing.
+        p: Two-sided p of guessing; NaN below `FEWEST_PATIENTS` pairs, like the share's interval.
     """
 
     n: int
@@ -65,13 +63,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Ratings:
-    """Ratings of real and synthetic cases.
-
-    Attributes:
-        real: Number of ratings of real cases.
-        synthetic: Number of ratings of synthetic cases.
-        area: Area under the ROC curve, 0 to 1.
-    """
+    """Numbers of ratings of real and synthetic cases, and the area under their ROC curve."""
 
     real: int
     synthetic: int
@@ -91,11 +83,8 @@ def d_prime(share: float) -> float:
 def estimate_choices(right: ArrayLike, level: float = 0.95) -> Choices:
     """Test one observer's choices by the exact binomial test, with Clopper and Pearson's interval.
 
-    Where all or none are right, d' is as in Macmillan and Creelman, p. 8, and its interval has no
-    bound on that side.
-
-    Args:
-        right: Whether each choice was right, bool [n], n from 1 up.
+    `right` is whether each choice was right, bool [n], n from 1 up. Where all or none are, d' is as
+    in Macmillan and Creelman, p. 8, and its interval has no bound on that side.
     """
     is_right = np.asarray(right, bool)
     if is_right.ndim != 1 or not is_right.size:
@@ -109,7 +98,6 @@ def estimate_choices(right: ArrayLike, level: float = 0.95) -> Choices:
 
 
 def _clopper_pearson(count: int, n: int, level: float) -> tuple[float, float]:
-    """Compute Clopper and Pearson's interval of a share."""
     bounds = stats.binomtest(count, n).proportion_ci(level, "exact")
     return float(bounds.low), float(bounds.high)
 
@@ -117,18 +105,17 @@ def _clopper_pearson(count: int, n: int, level: float) -> tuple[float, float]:
 def pool_choices(
     right: ArrayLike, samples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Choices:
-    """Test several observers' choices between the same pairs.
+    """Test several observers' choices between the same pairs; n counts answers.
 
     For the interval, observers and pairs are both drawn with replacement. Where all or no answers
-    are right, it is Clopper and Pearson's, of the pairs. p is exact: if all
-    observers guessed, the two sides of each pair could be exchanged, and with them all answers to
-    it. For one observer this is the binomial test.
+    are right, it is Clopper and Pearson's, of the pairs. p is exact: if all observers guessed, the
+    two sides of each pair could be exchanged, and with them all answers to it.
 
     Args:
         right: float [observers, pairs], 1 right, 0 wrong, NaN unanswered; one answer at least.
-
-    Returns:
-        The choices; n counts answers.
+        samples: Draws of the bootstrap.
+        seed: Seed of the bootstrap.
+        level: Confidence level, in (0, 1).
     """
     given = np.asarray(right, np.float64)
     if given.ndim != 2 or np.isnan(given).all():
@@ -156,13 +143,12 @@ def pool_choices(
 
 
 def estimate_ratings(real: ArrayLike, given: ArrayLike, level: float = 0.95) -> Ratings:
-    """Compute the area under the ROC curve of one observer's ratings.
-
-    The interval is that of `clustered_auc.estimate_auc`, each case being one patient.
+    """Compute the area under the ROC curve of one observer's ratings, each case a patient.
 
     Args:
         real: Which cases are real, bool [n].
         given: The ratings, number [n]; a higher one is more surely real.
+        level: Confidence level, in (0, 1).
     """
     truth = np.asarray(real, bool)
     area = estimate_auc(truth, given, np.arange(len(truth)), level)
@@ -174,16 +160,16 @@ def pool_ratings(
 ) -> Ratings:
     """Average the areas under the ROC curves of several observers' ratings of the same cases.
 
-    Areas are averaged, not ratings, because each observer uses the scale in a different way. The
-    interval of an area of 0 or 1 is by the rule of three: 3 / n at 0.95, n the cases of the smaller
-    kind.
+    Areas are averaged, not ratings, because each observer uses the scale in a different way. For
+    the interval, observers, real and synthetic cases are drawn, each with replacement. That of an
+    area of 0 or 1 is by the rule of three: 3 / n at 0.95, n the cases of the smaller kind.
 
     Args:
         real: Which cases are real, bool [cases].
         given: The ratings, float [observers, cases], NaN unanswered.
-        samples: Draws of the bootstrap, which draws observers, real and synthetic cases, each with
-            replacement.
-
+        samples: Draws of the bootstrap.
+        seed: Seed of the bootstrap.
+        level: Confidence level, in (0, 1).
     """
     truth = np.asarray(real, bool)
     rated = np.asarray(given, np.float64)
@@ -219,9 +205,8 @@ def pool_ratings(
 def draw_roc(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = "") -> Figure:
     """Draw the ROC curves of several systems' ratings, each the mean of its observers' curves.
 
-    Args:
-        systems: Name -> (real, given) as for `pool_ratings`. Observers who did not rate both kinds
-            are skipped.
+    Systems are name -> (real, given) as for `pool_ratings`. Observers who did not rate both kinds
+    are skipped.
     """
     rates: Array = np.linspace(0, 1, 201)
     figure = Figure(figsize=(5, 4), layout="constrained")

@@ -31,14 +31,11 @@ Counts = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], ND
 
 
 def accuracy(target: ArrayLike, output: ArrayLike) -> float:
-    """Compute the share of pixels on which two masks of one image agree.
+    """Compute the share of pixels on which two masks of one image agree, in [0, 1].
 
     Args:
         target: The true mask, {0, 1}, bool or number.
         output: The other mask, of the same shape.
-
-    Returns:
-        float in [0, 1].
     """
     return _measure("accuracy", target, output)
 
@@ -75,12 +72,10 @@ def per_image(
 ) -> dict[str, NDArray[np.float64]]:
     """Compute all four measures for each of n images.
 
-    A pixel is mass where its probability reaches the threshold.
-
     Args:
         targets: bool or number [n, ...], {0, 1}.
-        probabilities: float [n, ...], the same shape, in [0, 1].
-        threshold: In (0, 1].
+        probabilities: float [n, ...], in [0, 1].
+        threshold: In (0, 1]; a pixel is mass where its probability reaches it.
 
     Returns:
         "accuracy", "dice", "jaccard", "mcc", in this order -> float64 [n].
@@ -109,14 +104,15 @@ def bootstrap_interval(
     Args:
         values: Number [n], finite.
         groups: The patient of each value [n]; None makes each value its own group.
+        samples: Number of draws.
+        seed: Seed of the draws.
+        level: Confidence level, in (0, 1).
 
     Returns:
-        (low, high), in the values' unit; (nan, nan) where there are fewer than `FEWEST_PATIENTS`
-        groups.
+        (low, high), in the values' unit; NaN where there are fewer than `FEWEST_PATIENTS` groups.
 
     Source:
-        Davison & Hinkley, Bootstrap Methods and their Application (1997), 3.8, resampling of
-        clusters.
+        Davison & Hinkley, Bootstrap Methods (1997), 3.8, resampling of clusters.
     """
     sums, sizes = _sum_groups(values, groups)
     if len(sums) < FEWEST_PATIENTS:
@@ -143,12 +139,10 @@ def share_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Compute the interval of a share, the mean of values that are 0 or 1.
+    """Compute the interval of a share, the mean of values that are 0 or 1, as `bootstrap_interval`.
 
     Where all are alike, a bootstrap has no width, though other patients might differ. The interval
     then reaches as far as the rule of three says for so many patients.
-
-    Otherwise as `bootstrap_interval`.
     """
     low, high = bootstrap_interval(values, groups, samples, seed, level)
     shares = np.asarray(values, np.float64)
@@ -229,10 +223,8 @@ def paired_test(
         b: The other model's values of the same images.
         groups: The patient of each image [n]; None makes each image its own group.
         samples: The most combinations of signs that are tried, and draws of the bootstrap.
-
-    Returns:
-        Paired, in the values' unit; p in (0, 1], NaN where there are fewer than `FEWEST_PATIENTS`
-        groups.
+        seed: Seed of the draws.
+        level: Confidence level, in (0, 1).
     """
     a = np.asarray(a, np.float64)
     b = np.asarray(b, np.float64)

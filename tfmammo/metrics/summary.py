@@ -216,7 +216,10 @@ def summarize(
         scores: Model -> measure -> float64 [n], the same n images for all.
         patient_ids: str [n].
         measures: The measures that count; those that a model lacks are left out.
-        compare: See `list_comparisons`.
+        samples: As for `paired_test`, like `seed` and `level`.
+        seed: Seed of the draws.
+        level: Confidence level, in (0, 1).
+        compare: With the first model, or every pair.
 
     Returns:
         By measure, levels of the table "means" and differences of the table "differences"; nothing
@@ -267,10 +270,11 @@ def make_tables(
     Args:
         facts: Made by `summarize`, their p corrected.
         measures: Measure -> how to show it, in order.
+        title: The title of the table of means.
         printed: Model -> what a paper prints, shown below the model's own line.
         models_across: One column a model and one line a measure, instead of the reverse.
-        samples: As facts were made with.
-        level: As facts were made with.
+        samples: As facts were made with, like `level`.
+        level: Confidence level, in (0, 1).
     """
     printed = printed or {}
     cells = {}
@@ -310,7 +314,6 @@ def make_tables(
 def _describe_intervals(
     facts: Sequence[Fact], measures: Mapping[str, Measure], level: float
 ) -> tuple[str, ...]:
-    """Describe the intervals of a table, or say why there are none."""
     measures_of: dict[str, set[str]] = {}
     for fact in facts:
         if fact.against or fact.test not in INTERVALS:
@@ -325,7 +328,6 @@ def _describe_intervals(
 def _describe_p(
     facts: Sequence[Fact], measures: Mapping[str, Measure], samples: int, level: float
 ) -> tuple[str, ...]:
-    """Describe the p-values of a table, or say why there are none."""
     measures_of: dict[str, set[str]] = {}
     for fact in facts:
         patients = fact.patients or 0
@@ -393,11 +395,7 @@ def format_p(p: float) -> str:
 
 
 def format_spread(values: NDArray[np.floating]) -> str:
-    """Format the mean of folds or seeds, and their standard deviation where there are several.
-
-    Args:
-        values: Of each fold or seed [n]; NaN where one has none.
-    """
+    """Format the mean of folds or seeds (NaN where one has none), and their deviation."""
     values = values[np.isfinite(values)]
     if not len(values):
         return "-"

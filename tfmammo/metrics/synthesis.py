@@ -89,16 +89,14 @@ def sliced_wasserstein(
     At each level of a Laplacian pyramid, down to 16 px, windows of 7 x 7 px are drawn from both
     sets, scaled by the real ones' mean and standard deviation, and projected on random directions;
     the distance of two sets of numbers is the mean difference of the sorted ones. The mean over
-    directions and levels is returned.
+    directions and levels is returned, in standard deviations of the real windows.
 
     Args:
         real: float [n, s, s, 1] in [0, 1].
         synthetic: float [m, s, s, 1] in [0, 1].
         windows: Number of windows drawn from each set at each level.
         directions: Number of random directions.
-
-    Returns:
-        0 for equal sets, in standard deviations of the real windows.
+        seed: Seed of windows and directions.
 
     Deviation:
         The paper scales each set by its own mean and deviation.
