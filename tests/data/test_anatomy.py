@@ -126,13 +126,6 @@ def test_breasts_of_the_phantom(breasts, scan):
         assert cv2.connectedComponents(mask)[0] == 2
 
 
-def test_padding_beside_the_film_changes_nothing(breasts):
-    for _, image, breast, _ in breasts[:2]:
-        padded = np.pad(film(image[..., 0], np.random.default_rng(0)), ((0, 0), (150, 100)))
-        mask = breast_mask(padded[..., None])[..., 0]
-        assert not mask[:, :146].any() and dice(mask[:, 150:-100], breast) >= 0.97
-
-
 def test_marks_are_removed_and_tissue_is_not_touched(breasts):
     for record, image, breast, _ in breasts:
         clean = remove_marks(image, breast_mask(image))[..., 0]

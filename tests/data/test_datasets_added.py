@@ -146,13 +146,6 @@ def test_a_set_whose_patients_do_not_fit_is_refused_by_its_key(
         datasets.open_subsets(added(split_file, synthetic=file.parent), make=whole)
 
 
-def test_the_other_fold_is_refused_because_its_patients_are_in_the_set(made, split_file):
-    with pytest.raises(DataError, match="who are held out"):
-        datasets.open_subsets(
-            added(split_file, synthetic=made).model_copy(update={"fold": 1}), make=whole
-        )
-
-
 def test_patients_behind_both_synthetic_sets_are_listed(tmp_path):
     for name in ("root", "added"):
         known = {role: [f"{name}-{role}"] for role in ("mammograms", "lesions", "trained_on")}

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tests.small_mammograms import make_mammogram
 from tfmammo.config import DataConfig, PreprocessConfig, TilesConfig
-from tfmammo.data.pipeline import batches, flip_boxes, rotate_and_flip
+from tfmammo.data.pipeline import batches
 from tfmammo.data.whole import (
     Whole,
     find_empty_tiles,
@@ -173,20 +173,6 @@ def test_take_and_fingerprint_know_the_boxes():
 def test_wrong_arrays_are_refused(change, said):
     with pytest.raises(ValueError, match=said):
         replace(make(make_flat(0, MASS)), **change)
-
-
-@pytest.mark.parametrize("rows", [40, 24])
-@pytest.mark.parametrize("turn", [0, 2, 4, 6])
-def test_boxes_are_flipped_as_the_image_is(turn, rows):
-    image = np.zeros((rows, 40, 1), np.float32)
-    image[4:10, 12:32] = 1
-    turned = tf.function(rotate_and_flip)(image, tf.constant(turn)).numpy()
-    assert turned.shape == image.shape
-    sides = np.float32([rows, 40, rows, 40])
-    boxes = np.float32([[4, 12, 10, 32], [0, 0, 0, 0]]) / sides
-    flipped = tf.function(flip_boxes)(boxes, tf.constant(turn)).numpy()
-    np.testing.assert_allclose(flipped[0], find_bounds(turned) / sides, atol=1e-6)
-    np.testing.assert_array_equal(flipped[1, :2], flipped[1, 2:], "a box without area keeps none")
 
 
 @pytest.mark.parametrize("canvas", [None, (40, 32)])

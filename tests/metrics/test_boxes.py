@@ -76,24 +76,6 @@ def test_a_hit_overlaps_more_than_half():
         assert match(box, np.array([0.5]), truth, threshold).hits.size == hits
 
 
-def test_each_criterion_finds_its_own():
-    """A small box in the middle of a lesion, a large one around it, and one half beside it."""
-    truth = np.array([[10, 10, 20, 20]])
-    boxes = {"inside": [14, 14, 16, 16], "around": [5, 5, 25, 25], "beside": [10, 16, 20, 22]}
-    for criterion, expected in (
-        ("iou", set()),
-        ("ior", {"inside", "beside"}),
-        ("centre", {"inside", "around", "beside"}),
-    ):
-        score = np.array([0.5])
-        hits = {
-            name
-            for name, box in boxes.items()
-            if match(np.array([box]), score, truth, 0.5, criterion).hits.size
-        }
-        assert hits == expected
-
-
 def test_centres_hit_whatever_the_threshold():
     boxes = [[0, 0, 4, 4], [1, 1, 40, 40]]
     lesion = [[0, 0, 8, 8]]
@@ -143,11 +125,6 @@ def test_matching_equals_the_rule_one_by_one(boxes, truth, threshold, random):
     scores = [random.choice([0.1, 0.2, 0.3, 0.4]) for _ in boxes]
     matches = match(boxes, np.array(scores), truth, threshold)
     assert count(matches)[:2] == slow_match(boxes, scores, truth, threshold)
-
-
-def test_a_detection_falls_back_on_the_lesion_that_is_free():
-    truth = np.array([[0, 0, 10, 10], [0, 2, 10, 12]])
-    assert match(truth[[0, 0]], np.array([0.5, 0.9]), truth).hits.tolist() == [0.9, 0.5]
 
 
 def test_nothing_found_and_nothing_there():

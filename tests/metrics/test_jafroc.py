@@ -148,27 +148,6 @@ def test_below_six_patients_nothing_is_tested():
     assert jafroc_test(images, images, list("abcdef"), "jafroc1").p == 1
 
 
-def test_perfect_runs_do_not_differ_wherever_their_scores_lie():
-    """Two seeds half a point apart against two a tenth apart: pooled, the first are worse by a
-    quarter without variance, in eight patients.
-    """
-
-    def perfect(shift):
-        return [
-            image(false=[0.2 + shift]) if number % 2 else image([0.3 + shift], lesions=1)
-            for number in range(16)
-        ]
-
-    patients = [str(number // 2) for number in range(16)] * 2
-    runs = [(0, 0)] * 16 + [(0, 1)] * 16
-    ours = perfect(0) + perfect(0.5)
-    others = perfect(0) + perfect(0.05)
-    pooled = jafroc_test(ours, others, patients)
-    assert (pooled.merit, pooled.other) == (0.75, 1) and pooled.p == 2.0**-7
-    result = jafroc_test(ours, others, patients, runs=runs, others_runs=runs)
-    assert (result.merit, result.other, result.difference, result.p) == (1, 1, 0, 1)
-
-
 def test_the_test_of_runs_leaves_every_patient_out_of_all_of_them():
     random = np.random.default_rng(3)
     patients = [f"p{number % 8}" for number in range(24)] * 2
@@ -227,19 +206,3 @@ TWO_NORMAL = [LESION] * 8 + [image()] * 2
 )
 def test_the_merit_is_jafroc_where_every_run_saw_normal_images(patients, detectors, merit):
     assert choose_common_merit(list(patients), *detectors) == merit
-
-
-@pytest.mark.slow
-def test_normal_images_of_one_patient_can_be_tested():
-    """The jackknife leaves a patient out, and with it all normal images."""
-    drawn = np.random.default_rng(0)
-    sides = [
-        [image([drawn.random() + gain], [drawn.random()], lesions=1) for _ in range(9)]
-        + [image([], [drawn.random()]) for _ in range(4)]
-        for gain in (0.5, 0.0)
-    ]
-    patients = [*(f"p{number}" for number in range(9)), *["unknown"] * 4]
-    merit = choose_common_merit(patients, (sides[0], None))
-    assert merit == "jafroc1"
-    assert np.isfinite(jafroc_test(*sides, patients, merit).p)
-    assert np.isnan(jafroc_test(*sides, patients, "jafroc").p)
