@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.small_mammograms import draw_noise, make_noisy, make_normal, make_rectangle, refuse
-from tfmammo.archives import cdd_cesm, phantom
+from tfmammo.archives import phantom
 from tfmammo.config import DataConfig, PreprocessConfig, SamplingConfig, TilesConfig
 from tfmammo.data import preprocess, sampling
 from tfmammo.data.extraction import (
@@ -454,28 +454,3 @@ def test_no_shape_is_an_error():
 def test_what_detectors_alone_can_do_is_refused_by_its_key(key, value, make):
     with pytest.raises(DataError, match=f"^data.{key}: is for detectors"):
         make(phantom.read(count=2), DataConfig(size=64, **{key: value}), Skipped())
-
-
-@pytest.mark.data
-@pytest.mark.slow
-def test_real_patches(real_data):
-    mammograms = cdd_cesm.read(real_data / "cdd-cesm")
-    skipped = Skipped()
-    mixed = make_patches(mammograms, DataConfig(pad=True), skipped)
-    assert len(mixed) == 66 and len(set(mixed.patient_ids)) == 23 and not skipped.reasons
-    certain = DataConfig(pad=True, mixed_findings=False)
-    assert len(make_patches(mammograms, certain, skipped)) == 31
-    fitting = make_patches(mammograms, DataConfig(), skipped)
-    assert len(fitting) == 64 and len(set(fitting.patient_ids)) == 23 and len(skipped) == 2
-    share = mixed.masks.mean(axis=(1, 2, 3))
-    # Dice of filling the whole patch
-    assert np.mean(2 * share / (1 + share)) == pytest.approx(0.510, abs=0.005)
-    twelve = DataConfig(sampling=SamplingConfig(count=12), **RAW)
-    near = make_sort("offset", mammograms[:6], twelve, skipped)
-    assert len(near) == 12 and near.masks.any(axis=(1, 2, 3)).all()
-    normals = [mammogram for mammogram in mammograms if sampling.is_normal(mammogram)]
-    assert len(normals) == 48
-    patches = make_sort("normal", normals[:4], twelve, Skipped())
-    assert len(patches) == 12 and not patches.masks.any()
-    # nearly black pixels are few where at least 90 % is breast
-    assert (patches.images > 0.02).mean(axis=(1, 2, 3)).min() > 0.85
