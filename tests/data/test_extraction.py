@@ -12,9 +12,9 @@ from tfmammo.data import preprocess, sampling
 from tfmammo.data.extraction import (
     extract_patches,
     make_patches,
+    make_patches_of,
     make_sampler,
     make_shape_patches,
-    make_sort,
 )
 from tfmammo.data.patches import Patch, stack_patches
 from tfmammo.data.whole import make_whole
@@ -299,7 +299,7 @@ def test_offset_patches_are_windows_near_the_lesion():
         for axis, (start, extent) in enumerate(((top, 100), (left, 120))):
             moved = start in (0, extent - 32)
             assert moved or lesion.box[axis] - 10 <= start + 16 < lesion.box[axis + 2] + 10
-    again = make_sort("offset", [mammogram], configure("lesion"), Skipped())
+    again = make_patches_of("offset", [mammogram], configure("lesion"), Skipped())
     assert again.fingerprint() == patches.fingerprint()
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.small_mammograms import make_noisy, make_normal, make_rectangle
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig, SamplingConfig
-from tfmammo.data.extraction import make_sort
+from tfmammo.data.extraction import make_patches_of
 from tfmammo.data.labelled import make_blend_patches, make_pathology_patches, measure_scale
 from tfmammo.data.sampling import draw_length
 from tfmammo.errors import ConfigError, DataError
@@ -141,4 +141,4 @@ def test_without_a_scale(mammograms):
     with pytest.raises(DataError, match="data.frame=full has none"):
         measure_scale(mammograms, DATA.model_copy(update={"frame": "full"}), ["one#full"])
     with pytest.raises(ConfigError, match="data.sampling.scale: null"):
-        make_sort("normal", mammograms, DATA, Skipped())
+        make_patches_of("normal", mammograms, DATA, Skipped())

@@ -85,7 +85,7 @@ def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: S
     return stack_patches(patches)
 
 
-def make_sort(
+def make_patches_of(
     sort: Literal["lesion", "offset", "normal"],
     mammograms: Iterable[Mammogram],
     config: DataConfig,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tfmammo.config import DataConfig
-from tfmammo.data.extraction import make_sort
+from tfmammo.data.extraction import make_patches_of
 from tfmammo.data.patches import SEVERITY, Patches
 from tfmammo.data.windows import crop_window
 from tfmammo.errors import DataError
@@ -56,7 +56,7 @@ def _make_near_and_normal(
             low,
             high,
         )
-    near = make_sort("offset", records, config, skipped)
+    near = make_patches_of("offset", records, config, skipped)
     normal = _make_normal(records, config, skipped)
     if pathologies is not None:
         for name in near.ids[near.pathologies == ""].tolist():
@@ -103,7 +103,7 @@ def make_blend_patches(
     They are balanced. config.patches is not read. `measure_scale` replaces a scale of null.
     """
     records = list(mammograms)
-    around = make_sort("lesion", records, config, skipped)
+    around = make_patches_of("lesion", records, config, skipped)
     inside = around.masks[:, 1:-1, 1:-1].sum(axis=(1, 2, 3)) == around.masks.sum(axis=(1, 2, 3))
     for name in around.ids[~inside].tolist():
         skipped.add(name, CUT_OFF)
@@ -160,4 +160,6 @@ def _make_normal(records: list[Mammogram], config: DataConfig, skipped: Skipped)
     sampling = config.sampling.model_copy(
         update={"count": config.sampling.normals or config.sampling.count}
     )
-    return make_sort("normal", records, config.model_copy(update={"sampling": sampling}), skipped)
+    return make_patches_of(
+        "normal", records, config.model_copy(update={"sampling": sampling}), skipped
+    )

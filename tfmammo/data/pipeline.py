@@ -13,7 +13,6 @@ the memory needed does not depend on how many patches there are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import singledispatch
 from typing import Any
 
 import numpy as np
@@ -62,7 +61,11 @@ def batches(
     """
     part, parts = share
     size = batch_size // parts
-    numbers, draw = _make_draws(patches, start_step * batch_size, seed, augment)
+    start = start_step * batch_size
+    if isinstance(patches, Records):
+        numbers, draw = _stream_from_shards(patches, start, seed, augment)
+    else:
+        numbers, draw = _draw_from_memory(patches, start, seed, augment)
     if parts > 1:
         numbers = numbers.batch(size).shard(parts, part).unbatch()
     examples = numbers.map(draw, num_parallel_calls=2, deterministic=True)
@@ -71,13 +74,6 @@ def batches(
     return examples.batch(size, drop_remainder=True).prefetch(2).with_options(options)
 
 
-@singledispatch
-def _make_draws(patches: PatchSource, start: int, seed: int, augment: bool) -> Draws:
-    """Make the draws start, start + 1, ... of patches."""
-    raise TypeError(f"batches can't be drawn from {type(patches).__name__}")
-
-
-@_make_draws.register
 def _draw_from_memory(patches: Patches, start: int, seed: int, augment: bool) -> Draws:
     images = tf.constant(patches.images)
     masks = tf.constant(patches.masks)
@@ -116,7 +112,6 @@ def _draw_from_memory(patches: Patches, start: int, seed: int, augment: bool) ->
     return tf.data.Dataset.range(start, FOREVER), draw
 
 
-@_make_draws.register
 def _stream_from_shards(records: Records, start: int, seed: int, augment: bool) -> Draws:
     if not len(records):
         raise DataError("there is no patch to draw from")
