@@ -300,10 +300,14 @@ class MaskedLesion(Lesion):
     @cached_property
     def box(self) -> Box:  # type: ignore[override]
         """[row_min, col_min, row_max, col_max] of the region, half-open, native px."""
-        points = np.concatenate(self.outlines).astype(int)
-        (top, left) = points.min(axis=0)
-        (bottom, right) = points.max(axis=0) + 1
-        return int(top), int(left), int(bottom), int(right)
+        return _bound(self.outlines)
+
+
+def _bound(outlines: tuple[NDArray[np.float32], ...]) -> Box:
+    """Return the box around outlines whose points are whole pixels."""
+    points = np.concatenate(outlines).astype(int)
+    (top, left), (bottom, right) = points.min(axis=0), points.max(axis=0) + 1
+    return int(top), int(left), int(bottom), int(right)
 
 
 @dataclass(frozen=True)
@@ -352,13 +356,10 @@ def trace_lesions(
     kind: LesionKind, region: NDArray[np.generic], **details: object
 ) -> tuple[Lesion, ...]:
     """Make a lesion of each connected part of a region, however small; holes are filled."""
-    lesions = []
-    for outline in trace_borders(region):
-        top, left = outline.min(axis=0).astype(int).tolist()
-        bottom, right = (outline.max(axis=0).astype(int) + 1).tolist()
-        box = (top, left, bottom, right)
-        lesions.append(Lesion(kind, box, (outline,), **details))  # type: ignore[arg-type]
-    return tuple(lesions)
+    return tuple(
+        Lesion(kind, _bound((outline,)), (outline,), **details)  # type: ignore[arg-type]
+        for outline in trace_borders(region)
+    )
 
 
 def hold_pixels(image: NDArray[np.float32]) -> Callable[[], NDArray[np.float32]]:
