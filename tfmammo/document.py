@@ -67,13 +67,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture: within an HTML page, in Markdown a link to its file, if it has one.
-
-    Attributes:
-        key: Its name among the pictures of the page.
-        title: What it shows.
-        missing: What stands in its place where there is none.
-    """
+    """A picture in an HTML page, by its key among those of the page, or what is said without it."""
 
     key: str
     title: str
@@ -116,13 +110,13 @@ def read_tables(folder: Path) -> list[TableFacts]:
 Block = Heading | Text | Points | Grid | Code | Picture
 
 
-def render_markdown(blocks: Sequence[Block], files: Mapping[str, str] | None = None) -> str:
-    """Render the page in Markdown; pictures without a file, by key, are left out."""
-    parts = (_render_markdown(block, files or {}) for block in blocks)
+def render_markdown(blocks: Sequence[Block]) -> str:
+    """Render the page in Markdown, without its pictures."""
+    parts = (_render_markdown(block) for block in blocks)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _render_markdown(block: Block, files: Mapping[str, str]) -> str:
+def _render_markdown(block: Block) -> str:
     match block:
         case Heading(level, text):
             return f"{'#' * level} {text}"
@@ -137,8 +131,8 @@ def _render_markdown(block: Block, files: Mapping[str, str]) -> str:
             )
         case Code(lines):
             return "\n".join(["```", *lines, "```"])
-        case Picture(key, title):
-            return f"![{title}]({files[key]})" if key in files else ""
+        case Picture():
+            return ""
 
 
 def render_html(title: str, blocks: Sequence[Block], pictures: Mapping[str, bytes]) -> str:

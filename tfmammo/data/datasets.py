@@ -225,15 +225,13 @@ def join_added(
         )
     added: list[Patches] = []
     if config.added.copies:
-        own_only = config.added.model_copy(update={"synthetic": None, "count": None})
         patients = set(train.patient_ids.tolist())
         mammograms = [
             mammogram
             for mammogram in read_mammograms(config, Skipped())
             if mammogram.patient_id in patients
         ]
-        copies = make_copies(mammograms, config.model_copy(update={"added": own_only}), skipped)
-        added.append(make(copies, config, skipped))
+        added.append(make(make_copies(mammograms, config, skipped), config, skipped))
     if config.added.synthetic:
         held_out_ids = _list_held_out(held_out, config)
         added.append(make(read_synthetic(config, held_out_ids, skipped), config, skipped))
