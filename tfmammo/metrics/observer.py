@@ -75,11 +75,6 @@ class Ratings:
         return _convert_to_d(self.area, 0.5 / (self.real * self.synthetic))
 
 
-def d_prime(share: float) -> float:
-    """Compute sqrt(2) z(share) of right choices or an area under the ROC curve."""
-    return float(np.sqrt(2) * stats.norm.ppf(share))
-
-
 def estimate_choices(right: ArrayLike, level: float = 0.95) -> Choices:
     """Test one observer's choices by the exact binomial test, with Clopper and Pearson's interval.
 
@@ -220,11 +215,7 @@ def draw_roc(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = ""
                 false, true, _ = roc_curve(is_real, ratings[answered])
                 curves.append(np.interp(rates, false, true))
         if curves:
-            axes.plot(
-                np.concatenate([[0.0], rates]),
-                np.concatenate([[0.0], np.mean(curves, axis=0)]),
-                label=name,
-            )
+            axes.plot([0, *rates], [0, *np.mean(curves, axis=0)], label=name)
     axes.set_title(title, fontsize=8)
     if len(axes.get_lines()) > 1:
         axes.legend(loc="lower right")
@@ -233,11 +224,8 @@ def draw_roc(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = ""
 
 def _convert_to_d(share: Estimate, least: float) -> Estimate:
     """Convert a share to d'; the value, not its bounds, is kept `least` away from 0 and 1."""
-    return Estimate(
-        d_prime(float(np.clip(share.value, least, 1 - least))),
-        d_prime(share.low),
-        d_prime(share.high),
-    )
+    shares = np.clip(share.value, least, 1 - least), share.low, share.high
+    return Estimate(*(np.sqrt(2) * stats.norm.ppf(shares)).tolist())
 
 
 def _draw_counts(random: np.random.Generator, count: int, samples: int) -> Array:

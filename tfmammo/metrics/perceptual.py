@@ -54,12 +54,8 @@ class LPIPS:
             self.heads = pretrained.lpips_heads(heads)
         backbone = published.identify("alexnet", alexnet)
         calibration = published.identify("LPIPS heads", heads)
-        notes = []
-        if not backbone.sha256:
-            notes.append("random AlexNet")
-        if not calibration.sha256:
-            notes.append("no calibrated heads")
-        self.note = ", ".join(notes)
+        missing = {"random AlexNet": backbone, "no calibrated heads": calibration}
+        self.note = ", ".join(note for note, weights in missing.items() if not weights.sha256)
         self.source = {"AlexNet": backbone, "heads": calibration}
 
     def distance(self, a: Floats, b: Floats) -> NDArray[np.float64]:
@@ -434,13 +430,8 @@ def _mmd(xx: Floats, yy: Floats, xy: Floats, paired: bool) -> float:
 
 
 def _check_features(real: Floats, synthetic: Floats) -> None:
-    if (
-        real.ndim != 2
-        or synthetic.ndim != 2
-        or real.shape[1] != synthetic.shape[1]
-        or min(len(real), len(synthetic)) < 2
-    ):
-        raise ValueError(
-            f"features must be [n, d] and [m, d] with two rows at least, not {real.shape} and "
-            f"{synthetic.shape}"
-        )
+    shapes = real.shape, synthetic.shape
+    if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1]:
+        raise ValueError(f"features must be [n, d] and [m, d], not {shapes[0]} and {shapes[1]}")
+    if min(len(real), len(synthetic)) < 2:
+        raise ValueError("features must have two rows at least")

@@ -59,13 +59,8 @@ def make_roc_axes(
     """Add axes for ROC curves, with these labels and the diagonal that guessing gives."""
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=0.8)
-    axes.set(
-        xlim=(0, 1),
-        ylim=(0, 1.01),
-        xlabel=false_positives,
-        ylabel=true_positives,
-        aspect="equal",
-    )
+    axes.set(xlabel=false_positives, ylabel=true_positives)
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
     return axes
 
 
