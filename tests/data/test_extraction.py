@@ -383,7 +383,9 @@ def test_normal_tissue_beside_a_lesion():
         assert patch.kind == patch.pathology == "normal" and not patch.mask.any()
         top, left, bottom, right = patch.place
         assert bottom <= 40 or top >= 60 or right <= 40 or left >= 60
-    assert list(extract_patches(record, configure("normal"), Skipped(), 5)) == []
+    unread = make_noisy(*record.lesions, MaskedLesion("calcification", refuse))
+    for normal, of in ((record, configure("normal")), (unread, config)):
+        assert list(extract_patches(normal, of, Skipped(), 5)) == []
 
 
 def test_a_box_stands_for_its_lesion_where_that_is_asked_for():

@@ -89,6 +89,7 @@ def test_values_shapes_and_dtypes(records, is_streamed):
     image, mask = next(iter(stream)).values()
     assert image.shape == mask.shape == (3, 4, 4, 1) and image.dtype == mask.dtype == tf.float32
     assert set(np.unique(mask)) == {0, 1} and np.min(image) >= 0 and np.max(image) <= 1
+    np.testing.assert_array_equal(mask, image > 0.5, "both are turned")
     shapes = {name: spec.shape.as_list() for name, spec in stream.element_spec.items()}
     assert shapes == {"image": [3, 4, 4, 1], "mask": [3, 4, 4, 1]}
 

@@ -153,6 +153,10 @@ def test_take_and_fingerprint_know_the_boxes():
     ]
     assert len({each.fingerprint() for each in (whole, *others)}) == 4
     assert whole.take([0, 1, 2]).fingerprint() == whole.fingerprint()
+    one, two = make(make_flat(0, MASS)), make(make_flat(1, MASS, CALCIFICATION))
+    both = one.concatenate(two)
+    np.testing.assert_array_equal(both.boxes, [[*one.boxes[0], [0] * 4], two.boxes[0]])
+    assert both.classes.tolist() == [[0, 0], [0, 1]]
 
 
 @pytest.mark.parametrize(
