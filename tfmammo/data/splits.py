@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 RARITY = ("round", "oval", "lobular", "irregular", "")
 VARIANTS = 8  # rotations by multiples of 90 degrees, each with and without a flip
 Rows = NDArray[np.intp]
+Place = int | Literal["train", "test", "both"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +96,7 @@ class SavedSplit(Frozen):
     """data.folds of the run that made it, None where it plays no part, as seed and stratify."""
     seed: int | None = None
     stratify: Literal["none", "pathology", "shape"] | None = None
-    patients: dict[str, int | Literal["train", "test", "both"]]
+    patients: dict[str, Place]
     """Pseudonym -> place. Of "patient": the number of the fold that holds the patient out. Of
     "official": "train" or "test". Of "paper", which goes by patches: "both" too.
     """
@@ -330,7 +331,7 @@ def describe(patches: Splittable, config: DataConfig, archive: str) -> SavedSpli
         facts |= {"folds": config.folds, "seed": config.seed, "stratify": config.stratify}
         return SavedSplit(**facts, patients=fold_of)
     train, test = (set(subset.patient_ids.tolist()) for subset in split(patches, config))
-    places = {patient: "train" for patient in sorted(train | test)}
+    places: dict[str, Place] = dict.fromkeys(sorted(train | test), "train")
     places |= {patient: "test" for patient in test}
     places |= {patient: "both" for patient in train & test}
     seed = config.seed if config.split == "paper" else None
