@@ -7,8 +7,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
@@ -41,16 +39,40 @@ def test_the_border_pixels_belong_to_the_mask():
     assert all(type(side) is int for side in lesion.box)
 
 
-def test_a_triangle_by_hand():
-    lesion = Lesion.from_outline("mass", np.array([(0, 0), (4, 0), (4, 4)]), 5, 6)
-    np.testing.assert_array_equal(lesion.mask(5, 6), drawn("#..... ##.... ###... ####.. #####."))
-    assert lesion.box == (0, 0, 5, 5)
-
-
-def test_a_hollow_form_by_hand():
-    outline = np.array([(0, 0), (4, 0), (4, 6), (0, 6), (0, 4), (2, 4), (2, 2), (0, 2)], np.float32)
-    expected = drawn("###.### ###.### ####### ####### #######")
-    np.testing.assert_array_equal(Lesion.from_outline("mass", outline, 5, 7).mask(5, 7), expected)
+@pytest.mark.parametrize(
+    ("outline", "size", "picture", "box"),
+    [
+        (
+            [(0, 0), (4, 0), (4, 4)],
+            (5, 6),
+            "#..... ##.... ###... ####.. #####.",
+            (0, 0, 5, 5),
+        ),
+        (  # a hollow form
+            [(0, 0), (4, 0), (4, 6), (0, 6), (0, 4), (2, 4), (2, 2), (0, 2)],
+            (5, 7),
+            "###.### ###.### ####### ####### #######",
+            (0, 0, 5, 7),
+        ),
+        (  # cut at the border
+            [(-3, -2), (-3, 2), (2, 2), (2, -2)],
+            (5, 6),
+            "###... ###... ###... ...... ......",
+            (0, 0, 3, 3),
+        ),
+        (  # points far outside do not wrap around
+            [(-1e9, -1e9), (-1e9, 1e9), (1e9, 1e9), (1e9, -1e9)],
+            (5, 6),
+            "###### ###### ###### ###### ######",
+            (0, 0, 5, 6),
+        ),
+    ],
+)
+def test_outlines_by_hand(outline, size, picture, box):
+    lesion = Lesion.from_outline("mass", np.array(outline, np.float64), *size)
+    np.testing.assert_array_equal(lesion.mask(*size), drawn(picture))
+    assert lesion.box == box
+    np.testing.assert_array_equal(lesion.outlines[0], np.float32(outline))
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.3, 0.5, 0.8])
@@ -77,52 +99,29 @@ def test_the_box_is_half_open_and_tight_for_any_polygon():
         assert all(edge.any() for edge in edges)
 
 
-def test_an_outline_is_cut_at_the_border():
-    outline = np.array([(-3, -2), (-3, 2), (2, 2), (2, -2)])
-    lesion = Lesion.from_outline("mass", outline, 5, 6)
-    np.testing.assert_array_equal(lesion.mask(5, 6), drawn("###... ###... ###... ...... ......"))
-    assert lesion.box == (0, 0, 3, 3)
-    np.testing.assert_array_equal(lesion.outlines[0], outline)
-
-
-def test_points_far_outside_do_not_wrap_around():
-    lesion = Lesion.from_outline(
-        "mass", np.array([(-1e9, -1e9), (-1e9, 1e9), (1e9, 1e9), (1e9, -1e9)]), 5, 6
-    )
-    assert lesion.mask(5, 6).all() and lesion.box == (0, 0, 5, 6)
-
-
-def test_details_reach_the_lesion():
-    details = {
-        "pathology": "malignant",
-        "shape": "oval",
-        "margin": "spiculated",
-        "kind_is_certain": False,
-    }
-    lesion = Lesion.from_outline("mass", SQUARE, 7, 9, **details)
-    assert {name: getattr(lesion, name) for name in details} == details
-
-
-def test_a_flat_list_of_coordinates_is_read_as_pairs():
-    np.testing.assert_array_equal(
-        Lesion.from_outline("mass", SQUARE.ravel(), 7, 9).outlines[0], SQUARE
-    )
+def test_details_reach_the_lesion_and_a_flat_list_is_read_as_pairs():
+    facts = ("malignant", "oval", "spiculated", False)
+    names = ("pathology", "shape", "margin", "kind_is_certain")
+    details = dict(zip(names, facts, strict=True))
+    lesion = Lesion.from_outline("mass", SQUARE.ravel(), 7, 9, **details)
+    assert lesion.details == details
+    np.testing.assert_array_equal(lesion.outlines[0], SQUARE)
 
 
 @pytest.mark.parametrize(
     ("outline", "said"),
     [
-        (np.zeros((0, 2)), "an outline of 0 points encloses nothing"),
-        (np.zeros((1, 2)), "an outline of 1 points encloses nothing"),
-        (np.zeros((2, 2)), "an outline of 2 points encloses nothing"),
-        ([(1, 1), (np.nan, 2), (3, 1)], "an outline's coordinate is no number"),
-        ([(1, 1), (2, np.inf), (3, 1)], "an outline's coordinate is no number"),
-        (SQUARE + 100, "the outline lies outside the image"),
-        (SQUARE - 100, "the outline lies outside the image"),
+        (np.zeros((0, 2)), "an outline of 0 points"),
+        (np.zeros((1, 2)), "an outline of 1 points"),
+        (np.zeros((2, 2)), "an outline of 2 points"),
+        ([(1, 1), (np.nan, 2), (3, 1)], "no number"),
+        ([(1, 1), (2, np.inf), (3, 1)], "no number"),
+        (SQUARE + 100, "outside the image"),
+        (SQUARE - 100, "outside the image"),
     ],
 )
 def test_outlines_that_enclose_nothing(outline, said):
-    with pytest.raises(ValueError, match=f"^{said}$"):
+    with pytest.raises(ValueError, match=said):
         Lesion.from_outline("mass", np.asarray(outline, np.float64), 7, 9)
 
 
@@ -173,9 +172,8 @@ def test_pixels_are_read_when_wanted_and_are_float32():
 
 @pytest.mark.parametrize("shape", [(4, 5), (5, 4, 1), (4, 5, 3), (1, 4, 5, 1)])
 def test_pixels_of_another_shape_are_an_error_that_names_the_image(shape):
-    with pytest.raises(ArchiveError) as raised:
+    with pytest.raises(ArchiveError, match="toy_1"):
         mammogram(np.zeros(shape)).pixels()
-    assert str(raised.value) == f"toy_1: pixels have shape {shape}, the record says (4, 5, 1)"
 
 
 def test_skipped_joins_the_reasons_of_one_file():
@@ -248,14 +246,11 @@ def test_the_largest_part_of_a_region_by_hand():
     assert not keep_largest(np.zeros((3, 3), np.uint8)).any()
 
 
-NUMBERS = st.integers(0, 10**12)
-
-
-def spell(number: int) -> st.SearchStrategy[str]:
+def spell(number: int) -> list[str]:
     """The ways in which pandas, Excel and people write one whole number."""
     digits = str(number)
     exponent = len(digits) - 1
-    written = [
+    return [
         digits,
         f"{number:020d}",
         f"{digits}.0",
@@ -268,17 +263,13 @@ def spell(number: int) -> st.SearchStrategy[str]:
         f"{digits[0]}.{digits[1:]}E+{exponent:02d}",
         f"{digits[0]}.{digits[1:]}e{exponent}",
     ]
-    return st.sampled_from(written)
 
 
-@given(NUMBERS.flatmap(lambda number: st.tuples(spell(number), spell(number))))
-def test_one_number_is_one_patient(spellings):
-    assert len({hash_patient("folder", text) for text in spellings}) == 1
-
-
-@given(st.sets(NUMBERS, min_size=2, max_size=2).flatmap(lambda pair: st.tuples(*map(spell, pair))))
-def test_two_numbers_are_two_patients(spellings):
-    assert len({hash_patient("folder", text) for text in spellings}) == 2
+def test_one_number_is_one_patient_and_two_are_two():
+    numbers = (0, 1, 7, 10, 12, 100, 120, 4711, 10**6, 123456789012, 10**12)
+    found = [{hash_patient("folder", text) for text in spell(number)} for number in numbers]
+    assert all(len(pseudonyms) == 1 for pseudonyms in found)
+    assert len(set.union(*found)) == len(numbers)
 
 
 @pytest.mark.parametrize(

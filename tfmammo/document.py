@@ -67,13 +67,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture: within an HTML page, in Markdown a link to its file, if it has one.
-
-    Attributes:
-        key: Its name among the pictures of the page.
-        title: What it shows.
-        missing: What stands in its place where there is none.
-    """
+    """A picture in an HTML page, by its key among those of the page, or what is said without it."""
 
     key: str
     title: str
@@ -94,11 +88,7 @@ class TableFacts(Frozen):
 
 
 def read_tables(folder: Path) -> list[TableFacts]:
-    """Read the tables that an evaluation wrote, as text.
-
-    Raises:
-        DataError: The folder has no table.md.
-    """
+    """Read an evaluation's tables, as text; DataError if the folder has no table.md."""
     paths = [folder / name for name in ("table.md", "report/table.md") if (folder / name).is_file()]
     if not paths:
         raise DataError(f"{folder}: holds no table.md")
@@ -120,18 +110,13 @@ def read_tables(folder: Path) -> list[TableFacts]:
 Block = Heading | Text | Points | Grid | Code | Picture
 
 
-def render_markdown(blocks: Sequence[Block], files: Mapping[str, str] | None = None) -> str:
-    """Render the page in Markdown.
-
-    Args:
-        blocks: The page.
-        files: Key of a picture -> its file, as seen from the page. Other pictures are left out.
-    """
-    parts = (_render_markdown(block, files or {}) for block in blocks)
+def render_markdown(blocks: Sequence[Block]) -> str:
+    """Render the page in Markdown, without its pictures."""
+    parts = (_render_markdown(block) for block in blocks)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _render_markdown(block: Block, files: Mapping[str, str]) -> str:
+def _render_markdown(block: Block) -> str:
     match block:
         case Heading(level, text):
             return f"{'#' * level} {text}"
@@ -146,18 +131,12 @@ def _render_markdown(block: Block, files: Mapping[str, str]) -> str:
             )
         case Code(lines):
             return "\n".join(["```", *lines, "```"])
-        case Picture(key, title):
-            return f"![{title}]({files[key]})" if key in files else ""
+        case Picture():
+            return ""
 
 
 def render_html(title: str, blocks: Sequence[Block], pictures: Mapping[str, bytes]) -> str:
-    """Render the page as one HTML file that needs no network.
-
-    Args:
-        title: Of the page.
-        blocks: The page.
-        pictures: Key of a picture -> PNG or JPEG.
-    """
+    """Render the page, with pictures (PNG or JPEG by key), as one HTML file without links."""
     body = "\n".join(_render_html(block, pictures) for block in blocks)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -35,10 +35,7 @@ CACHE = "TFMAMMO_CACHE"
 
 
 def flush(path: Path) -> None:
-    """Flush a file, or a folder with all that it holds, to the disk.
-
-    Until then a power loss can empty it.
-    """
+    """Flush a file, or a folder with all that it holds, so that a power loss can't empty it."""
     if path.is_dir():
         for inner in path.iterdir():
             flush(inner)
@@ -65,16 +62,10 @@ def _synchronise(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Write a file that takes its name when the body ends without an error.
+    """Write a file, to the path given, that takes its name when the body ends without an error.
 
     Of two attempts at once the last one stays. It has the permissions of the file that it replaces,
     or those of any new file.
-
-    Args:
-        path: The file's final path.
-
-    Yields:
-        The path to write to.
     """
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     part.touch(exist_ok=False)
@@ -89,12 +80,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes, durable: bool = True) -> None:
-    """Write a whole file or none, and only where it changes.
+    """Write a whole file (text as UTF-8) or none, and only where it changes.
 
-    Args:
-        path: The file.
-        content: Text is written as UTF-8.
-        durable: Flush it to the disk, so that it survives a power loss.
+    A durable one is flushed to the disk, so that it survives a power loss.
     """
     data = content.encode() if isinstance(content, str) else content
     if path.is_file() and path.read_bytes() == data:
@@ -108,12 +96,7 @@ def write_atomically(path: Path, content: str | bytes, durable: bool = True) -> 
 
 
 def move_files(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Move files into a folder, where none of another content is replaced.
-
-    Args:
-        source: The folder that they are in.
-        target: The folder that they go to; it is made where it is missing.
-        names: Their paths beneath both.
+    """Move files by their names into a folder, where none of another content is replaced.
 
     Raises:
         DataError: One is there with another content; nothing is moved then.
@@ -128,10 +111,8 @@ def move_files(source: Path, target: Path, names: Iterable[str]) -> None:
 
 
 def take_lock(file: IO[str]) -> bool | None:
-    """Lock an open file for this process, without waiting.
-
-    Returns:
-        True, or False where another process holds it, or None where the file system has no locks.
+    """Lock an open file for this process, without waiting: False if another process holds it, None
+    where the file system has no locks.
     """
     try:
         portalocker.lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
@@ -225,11 +206,7 @@ def _flatten(content: object, name: str = "") -> dict[str, object]:
 
 
 def sha256(path: Path) -> str:
-    """Return the sha256 of a file, hexadecimal.
-
-    Raises:
-        DataError: It can't be read.
-    """
+    """Return the sha256 of a file, hexadecimal; DataError if it can't be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -266,9 +243,5 @@ def is_first_time(what: str) -> bool:
 
 
 def name_case(image_id: str) -> str:
-    """Return the name of an image's files without the ending.
-
-    Args:
-        image_id: Of a mammogram, or the id of a patch.
-    """
+    """Return the name of an image's or a patch's files without the ending."""
     return re.sub(r"[^A-Za-z0-9-]", "_", image_id)

@@ -43,8 +43,7 @@ def hash_id(archive: str, identifier: str) -> str:
 
     Without a key, whoever holds a list of identifiers can hash them and compare: harmless for
     public archives, not for a hospital's numbers. The environment variable TFMAMMO_ID_KEY, any
-    secret text, makes it a keyed hash (HMAC-SHA256). Identifiers that look alike give one
-    pseudonym: `normalize_spelling` is applied first.
+    secret text, makes it a keyed hash (HMAC-SHA256). `normalize_spelling` is applied first.
     """
     content = f"{archive}/{normalize_spelling(identifier)}".encode()
     key = os.environ.get(ID_KEY, "").encode()
@@ -146,7 +145,11 @@ class Lesion:
         """Make a lesion from one closed outline, cut at the image's border.
 
         Args:
+            kind: Of the lesion.
             outline: float [points, 2], (row, col), native px; points may lie outside the image.
+            rows: Of the image.
+            cols: Of the image.
+            details: Further fields of Lesion.
 
         Raises:
             ValueError: Fewer than three points, a coordinate that is no number, or nothing inside
@@ -159,21 +162,7 @@ class Lesion:
             raise ValueError(f"an outline of {len(outline)} points encloses nothing")
         if not np.isfinite(outline).all():
             raise ValueError("an outline's coordinate is no number")
-        # Drawn only where it lies: a canvas of the whole image costs 45 ms for each of an archive's
-        # outlines.
-        low = np.clip(outline.min(axis=0) - 1, 0, (rows, cols))
-        high = np.clip(outline.max(axis=0) + 2, 0, (rows, cols))
-        (top, left) = np.floor(low).astype(int).tolist()
-        (bottom, right) = np.ceil(high).astype(int).tolist()
-        near = np.zeros((0, 0), np.uint8)
-        if top < bottom and left < right:
-            shifted = outline - np.array([top, left], np.float32)
-            near = Lesion(kind, (0, 0, 0, 0), (shifted,)).mask(bottom - top, right - left)
-        if not near.any():
-            raise ValueError("the outline lies outside the image")
-        col, row, width, height = cv2.boundingRect(near)
-        box = (top + row, left + col, top + row + height, left + col + width)
-        return Lesion(kind, box, (outline,), **details)  # type: ignore[arg-type]
+        return Lesion(kind, find_box((outline,), rows, cols), (outline,), **details)  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
         # not every point of its outlines
@@ -192,10 +181,7 @@ class Lesion:
         return bool(self.outlines)
 
     def mask(self, rows: int, cols: int) -> NDArray[np.uint8]:
-        """Draw the lesion's region, the border pixels included.
-
-        Returns:
-            uint8 [rows, cols], 0 or 1, native px.
+        """Draw the lesion's region, its border included: uint8 [rows, cols], 0 or 1, native px.
 
         Raises:
             ValueError: The archive gives no outline of this lesion, only its box; or an outline
@@ -217,6 +203,25 @@ class Lesion:
                     canvas, [np.rint(near[:, ::-1] * 2**shift).astype(np.int32)], 1, shift=shift
                 )
         return canvas
+
+
+def find_box(outlines: tuple[NDArray[np.float32], ...], rows: int, cols: int) -> Box:
+    """Return the box of all pixels that outlines cover; ValueError if none lies in the image."""
+    # Drawn only where they lie: a canvas of the whole image costs 45 ms for each of an archive's
+    # outlines.
+    points = np.concatenate(outlines)
+    low = np.clip(points.min(axis=0) - 1, 0, (rows, cols))
+    high = np.clip(points.max(axis=0) + 2, 0, (rows, cols))
+    top, left = np.floor(low).astype(int).tolist()
+    bottom, right = np.ceil(high).astype(int).tolist()
+    near = np.zeros((0, 0), np.uint8)
+    if top < bottom and left < right:
+        shifted = tuple(outline - np.array([top, left], np.float32) for outline in outlines)
+        near = Lesion("mass", (0, 0, 0, 0), shifted).mask(bottom - top, right - left)
+    if not near.any():
+        raise ValueError("the outline lies outside the image")
+    col, row, width, height = cv2.boundingRect(near)
+    return top + row, left + col, top + row + height, left + col + width
 
 
 # OpenCV fills a polygon row by row, whether a row lies in the image or not, and sorts the edges
@@ -255,9 +260,7 @@ def _clip_half_plane(
 
 
 class MaskedLesion(Lesion):
-    """A lesion whose region is in a file of its own.
-
-    The file is read when outlines, box or mask are first asked for.
+    """A lesion whose region is in a file of its own, read when outlines, box or mask are asked for.
 
     Args:
         read: Returns uint8 [rows, cols], not 0 on the lesion, native px of the mammogram; a
@@ -297,10 +300,14 @@ class MaskedLesion(Lesion):
     @cached_property
     def box(self) -> Box:  # type: ignore[override]
         """[row_min, col_min, row_max, col_max] of the region, half-open, native px."""
-        points = np.concatenate(self.outlines).astype(int)
-        (top, left) = points.min(axis=0)
-        (bottom, right) = points.max(axis=0) + 1
-        return int(top), int(left), int(bottom), int(right)
+        return _bound(self.outlines)
+
+
+def _bound(outlines: tuple[NDArray[np.float32], ...]) -> Box:
+    """Return the box around outlines whose points are whole pixels."""
+    points = np.concatenate(outlines).astype(int)
+    (top, left), (bottom, right) = points.min(axis=0), points.max(axis=0) + 1
+    return int(top), int(left), int(bottom), int(right)
 
 
 @dataclass(frozen=True)
@@ -328,10 +335,7 @@ def stack_boxes(lesions: Iterable[Lesion]) -> NDArray[np.float64]:
 
 
 def trace_borders(region: NDArray[np.generic]) -> tuple[NDArray[np.float32], ...]:
-    """Trace the outer border of each part of a region, through its border pixels' centres.
-
-    Holes are filled.
-    """
+    """Trace the outer border of each part of a region through pixels' centres; holes are filled."""
     contours, _ = cv2.findContours(
         (region != 0).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
     )
@@ -352,13 +356,10 @@ def trace_lesions(
     kind: LesionKind, region: NDArray[np.generic], **details: object
 ) -> tuple[Lesion, ...]:
     """Make a lesion of each connected part of a region, however small; holes are filled."""
-    lesions = []
-    for outline in trace_borders(region):
-        top, left = outline.min(axis=0).astype(int).tolist()
-        bottom, right = (outline.max(axis=0).astype(int) + 1).tolist()
-        box = (top, left, bottom, right)
-        lesions.append(Lesion(kind, box, (outline,), **details))  # type: ignore[arg-type]
-    return tuple(lesions)
+    return tuple(
+        Lesion(kind, _bound((outline,)), (outline,), **details)  # type: ignore[arg-type]
+        for outline in trace_borders(region)
+    )
 
 
 def hold_pixels(image: NDArray[np.float32]) -> Callable[[], NDArray[np.float32]]:

@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 
 from tfmammo import cli
-from tfmammo.data.patches import Patches, PatchSource
+from tfmammo.data.patches import Patches
+from tfmammo.data.tfrecord import PatchSource
 from tfmammo.evaluation.validation import validate_mask_gan
 from tfmammo.models import mask_gan
 from tfmammo.training import script

@@ -126,20 +126,6 @@ def test_breasts_of_the_phantom(breasts, scan):
         assert cv2.connectedComponents(mask)[0] == 2
 
 
-def test_padding_beside_the_film_changes_nothing(breasts):
-    for _, image, breast, _ in breasts[:2]:
-        padded = np.pad(film(image[..., 0], np.random.default_rng(0)), ((0, 0), (150, 100)))
-        mask = breast_mask(padded[..., None])[..., 0]
-        assert not mask[:, :146].any() and dice(mask[:, 150:-100], breast) >= 0.97
-
-
-def test_the_mask_turns_with_the_image(breasts):
-    _, image, _, _ = breasts[0]
-    assert (
-        dice(breast_mask(np.ascontiguousarray(image[:, ::-1]))[:, ::-1], breast_mask(image)) > 0.995
-    )
-
-
 def test_marks_are_removed_and_tissue_is_not_touched(breasts):
     for record, image, breast, _ in breasts:
         clean = remove_marks(image, breast_mask(image))[..., 0]
@@ -164,14 +150,6 @@ def test_tape_over_the_skin_line_ends_near_the_breast():
     image[193:207, 100:300] = 1
     mask = breast_mask(image[..., None])[..., 0]
     assert dice(mask, inside) > 0.98 and not mask[:, 170:].any()
-
-
-def test_marks_by_hand():
-    image = np.float32([[0.2, 0.4], [0.6, 0.8]])[..., None]
-    np.testing.assert_array_equal(
-        remove_marks(image, np.uint8([[1, 0], [0, 1]])[..., None])[..., 0],
-        np.float32([[0.2, 0], [0, 0.8]]),
-    )
 
 
 @pytest.mark.slow

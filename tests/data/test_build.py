@@ -17,7 +17,7 @@ import pytest
 from pydicom.uid import RLELossless
 
 from tests.archives.writers import inbreast as writer
-from tests.commands import run_module, run_module_here
+from tests.commands import run_module
 from tests.small_mammograms import make_mammogram
 from tfmammo.archives import inbreast
 from tfmammo.archives.files import make_pseudonym
@@ -153,10 +153,8 @@ def test_the_card(built):
     assert text.startswith("# tiny: lesion patches of inbreast\n")
     assert read_manifest(built).fingerprint in text and card.LICENCES["inbreast"] in text
     counts = (("patches", 5), ("patients", 4), ("mammograms in the archive", 7), ("L", 4))
-    for name, count in counts:
-        assert f"| {name} | {count} |" in text.splitlines()
-    rows = [line.split() for line in text.splitlines() if line.startswith("0.") and "%" in line]
-    shares = [float(row[1]) for row in rows]
+    assert {f"| {name} | {count} |" for name, count in counts} <= set(text.splitlines())
+    shares = [float(line.split()[1]) for line in text.splitlines() if line.startswith("0.")]
     assert len(shares) == 32 and sum(shares) == pytest.approx(100, abs=0.2)
 
 
@@ -229,30 +227,13 @@ def test_a_bad_file_becomes_a_failure(config, archive, tmp_path):
     assert "| 2 |" in (out / "README.md").read_text(encoding="utf-8")
 
 
-# what a build leaves alone that makes the first of three shards again
-UNTOUCHED = {
-    ".lock",
-    "build.json",
-    *(f"shard-0000{number}-of-00003.{kind}" for number in (1, 2) for kind in ("json", "tfrecord")),
-}
-
-
 def assert_only_the_first_shard_is_new(out, before):
     after = read_files(out)
-    assert {name for name in before if before[name] == after[name]} == UNTOUCHED
+    numbers = ("00001", "00002")
+    others = {f"shard-{n}-of-00003.{kind}" for n in numbers for kind in ("json", "tfrecord")}
+    same = {name for name in before if before[name] == after[name]}
+    assert same == {".lock", "build.json", *others}
     assert read_manifest(out).count == 5 and read_failures(out) == {}
-
-
-def test_a_corrected_file_costs_its_own_shard_alone(config, archive, tmp_path):
-    path = find_dicom(archive, 1)
-    whole = path.read_bytes()
-    damage(path)
-    build(config, tmp_path / "out")
-    before = read_files(tmp_path / "out")
-    assert len(read_failures(tmp_path / "out")) == 1
-    path.write_bytes(whole)
-    build(config, tmp_path / "out")
-    assert_only_the_first_shard_is_new(tmp_path / "out", before)
 
 
 def fail_at(image_id, error, monkeypatch, first=False):
@@ -269,6 +250,18 @@ def fail_at(image_id, error, monkeypatch, first=False):
     monkeypatch.setattr(module, "extract_patches", fail)
 
 
+def test_a_corrected_file_costs_its_own_shard_alone(config, archive, tmp_path):
+    path = find_dicom(archive, 1)
+    whole = path.read_bytes()
+    damage(path)
+    build(config, tmp_path / "out")
+    before = read_files(tmp_path / "out")
+    assert len(read_failures(tmp_path / "out")) == 1
+    path.write_bytes(whole)
+    build(config, tmp_path / "out")
+    assert_only_the_first_shard_is_new(tmp_path / "out", before)
+
+
 def test_failures_are_tried_again_on_demand(config, tmp_path, monkeypatch):
     out = tmp_path / "out"
     fail_at("20000002", OSError("no memory"), monkeypatch, first=True)
@@ -282,25 +275,25 @@ def test_failures_are_tried_again_on_demand(config, tmp_path, monkeypatch):
     assert_only_the_first_shard_is_new(out, before)
 
 
-@pytest.mark.parametrize(
-    "error", [OSError("disk gone"), ValueError("disk gone"), cv2.error("disk gone")]
-)
-def test_what_a_file_does_to_its_decoder_becomes_a_failure(error, config, tmp_path, monkeypatch):
-    fail_at("20000003", error, monkeypatch)
-    assert build(config, tmp_path / "out").count == 5
-    letters = {"20000003": f"{type(error).__name__}: disk gone"}
-    assert read_failures(tmp_path / "out") == letters
+ERRORS = [OSError, ValueError, cv2.error]
+BUGS = [TypeError, MemoryError]
 
 
-@pytest.mark.parametrize("error", [TypeError("of ours"), MemoryError("no memory")])
-def test_a_bug_stops_the_build(error, config, tmp_path, monkeypatch):
-    fail_at("20000003", error, monkeypatch)
-    said = rf"the work stopped .*20000003: {type(error).__name__}: {error}"
-    with pytest.raises(DataError, match=said) as caught:
-        build(config, tmp_path / "out")
+@pytest.mark.parametrize("kind", [*ERRORS, *BUGS])
+def test_a_file_that_breaks_its_decoder_is_a_failure_and_a_bug_stops_the_build(
+    kind, config, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    fail_at("20000003", kind("disk gone"), monkeypatch)
+    said = f"{kind.__name__}: disk gone"
+    if kind in ERRORS:
+        assert build(config, out).count == 5
+        assert read_failures(out) == {"20000003": said.replace("cv2.", "")}
+        return
+    with pytest.raises(DataError, match=rf"the work stopped .*20000003: {said}") as caught:
+        build(config, out)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out/manifest.json").exists()
-    assert not list((tmp_path / "out").glob("*.part"))
+    assert not (out / "manifest.json").exists() and not list(out.glob("*.part"))
 
 
 def test_another_config_is_refused_by_its_keys(built, config, tmp_path):
@@ -322,12 +315,8 @@ def test_another_archive_is_refused_and_a_moved_one_is_not(built, config, archiv
     same = change(config, root=moved, fold=2, augment=False)
     build(same, built)
     assert read_files(built) == before
-    # other outlines
     outlines = moved / "AllXML"
     (outlines / "20000001.xml").write_bytes((outlines / "20000002.xml").read_bytes())
-    with pytest.raises(ConfigError, match="content of the archive"):
-        build(same, built)
-    find_dicom(moved, 6).unlink()
     with pytest.raises(ConfigError, match="content of the archive"):
         build(same, built)
 
@@ -338,12 +327,6 @@ def test_where_no_patch_is_left(config, archive, tmp_path):
     with pytest.raises(DataError, match="20000001"):
         build(config, tmp_path / "out")
     assert len(read_failures(tmp_path / "out")) == 5  # the two without masses are not opened
-
-
-def test_the_repository_config(repository):
-    path = repository / "configs" / "build.yaml"
-    shipped = parse(BuildConfig, path, ["data.size=64"])
-    assert shipped.data.size == 64 and shipped.build.shard_mammograms == 16
 
 
 @pytest.mark.long
@@ -391,10 +374,6 @@ def test_two_processes_write_what_one_writes(built, config, tmp_path):
     assert "5 patches of 4 patients, 0 failures" in done.stderr
 
 
-def test_errors_of_the_command_are_one_line(config, tmp_path):
-    (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
-    arguments = ("--config", tmp_path / "config.yaml", "--output", tmp_path / "out")
-    done = run_module_here("tfmammo.data.build", *arguments, "--set", "data.root=nowhere")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == "error: data.root: no such folder: nowhere"
-    assert not (tmp_path / "out").exists()
+def test_the_repository_config(repository):
+    shipped = parse(BuildConfig, repository / "configs/build.yaml", ["data.size=64"])
+    assert shipped.data.size == 64 and shipped.build.shard_mammograms == 16

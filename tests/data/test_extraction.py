@@ -4,18 +4,15 @@ from functools import partial
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from tests.small_mammograms import draw_noise, make_noisy, make_normal, make_rectangle, refuse
-from tfmammo.archives import cdd_cesm, phantom
+from tfmammo.archives import phantom
 from tfmammo.config import DataConfig, PreprocessConfig, SamplingConfig, TilesConfig
 from tfmammo.data import preprocess, sampling
 from tfmammo.data.extraction import (
     extract_patches,
-    make_lesion_patches,
-    make_normal_patches,
-    make_offset_patches,
     make_patches,
+    make_patches_of,
     make_sampler,
     make_shape_patches,
 )
@@ -82,9 +79,6 @@ def test_which_lesions_are_wanted():
         assert extract(mammogram, **values).ids.tolist() == [f"a#{number}" for number in numbers]
     malignant = DataConfig(pathologies=("malignant",))
     assert len(sampling.list_unselected(mammogram, malignant)) == 2
-    for wrong in (("cancer",), ()):
-        with pytest.raises(ValidationError, match="pathologies"):
-            DataConfig(pathologies=wrong)
 
 
 def test_facts_follow_lesion_and_mammogram():
@@ -128,6 +122,10 @@ def test_pixels_are_read_once_and_only_where_wanted():
     mammogram = make_noisy(SQUARE, make_rectangle(10, 10, 20, 20), read=read)
     extract(mammogram, make_noisy(asymmetry, name="b", read=read), make_noisy(read=read))
     assert len(reads) == 1
+    # random ones, one at a time
+    stream = extract_patches(mammogram, configure(), Skipped(), 10**9)
+    assert len(reads) == 1
+    assert isinstance(next(stream), Patch) and next(stream).id[3:] == "@1" and len(reads) == 2
 
 
 def test_a_mask_file_is_read_for_wanted_kinds_only_and_a_broken_one_is_a_skip():
@@ -150,30 +148,21 @@ def test_a_mask_file_is_read_for_wanted_kinds_only_and_a_broken_one_is_a_skip():
 
 
 def test_a_mask_that_fails_when_it_is_moved_costs_its_lesion_alone():
-    reads = []
-
-    def read_once():
-        reads.append(1)
-        return read_mask() if len(reads) == 1 else refuse()
-
-    flip = PreprocessConfig(flip_right=True)
+    masks = iter([read_mask])
     skipped = Skipped()
-    other = make_rectangle(10, 10, 20, 20)
-    right = make_noisy(MaskedLesion("mass", read_once), other, laterality="R")
+    right = make_noisy(
+        MaskedLesion("mass", lambda: next(masks, refuse)()),
+        make_rectangle(10, 10, 20, 20),
+        laterality="R",
+    )
+    flip = PreprocessConfig(flip_right=True)
     assert extract(right, skipped=skipped, preprocess=flip).ids.tolist() == ["a#1"]
     assert skipped.reasons == {"a": "lesion 0: P1.jpg: broken"}
-    with pytest.raises(DataError, match="data.preprocess.flip_right"):
-        extract(make_noisy(other), preprocess=flip)
 
 
 @pytest.mark.parametrize(
     ("name", "rows", "cols"),
-    [
-        ("tight", slice(40, 60), slice(50, 60)),
-        ("loose", slice(30, 70), slice(45, 65)),
-        ("padded", slice(30, 70), slice(40, 70)),
-        ("full", slice(100), slice(120)),
-    ],
+    [("tight", slice(40, 60), slice(50, 60)), ("padded", slice(30, 70), slice(40, 70))],
 )
 def test_crops_are_scaled_to_a_square(name, rows, cols):
     mammogram = make_noisy(make_rectangle(40, 50, 60, 60))
@@ -182,8 +171,6 @@ def test_crops_are_scaled_to_a_square(name, rows, cols):
     np.testing.assert_allclose(patches.images[0], preprocess.resize_image(crop, 40, 40), atol=1e-6)
     share = 20 / crop.shape[0] * 10 / crop.shape[1]
     assert patches.masks[0].mean() == pytest.approx(share, rel=0.15)
-    if name == "loose":
-        assert patches.masks[0, 10:30, 10:30].all() and patches.masks[0].sum() == 400
 
 
 def test_a_full_frame_holds_all_wanted_lesions_of_its_mammogram():
@@ -248,19 +235,14 @@ def test_nothing_left_says_what_was_found():
     other = make_rectangle(10, 10, 20, 20)
     asymmetry = make_noisy(make_rectangle(10, 10, 20, 20, kind="asymmetry"))
     earlier = Skipped({"earlier.jpg": "another reason"})
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match="hold 1 asymmetry, 1 mass; 1 skipped, first b: P1.jpg"):
         extract(asymmetry, make_noisy(other, read=refuse, name="b"), skipped=earlier)
-    assert str(error.value) == (
-        "no patch of a mass can be made: 2 mammograms hold 1 asymmetry, 1 mass; 1 skipped, "
-        "first b: P1.jpg: broken"
-    )
     with pytest.raises(DataError, match="kind is certain"):
         extract(mixed_findings=False)
-    malignant = {"pathologies": ("malignant",)}
-    with pytest.raises(DataError, match="a malignant mass .* 1 mass of unknown pathology$"):
-        extract(make_noisy(other), **malignant)
-    with pytest.raises(DataError, match="a malignant mass"):
-        make_whole([make_noisy(other)], DataConfig(**malignant), Skipped())
+    malignant = DataConfig(pathologies=("malignant",))
+    for make in (make_patches, make_whole):
+        with pytest.raises(DataError, match="a malignant mass"):
+            make([make_noisy(other)], malignant, Skipped())
 
 
 # At random places
@@ -317,7 +299,7 @@ def test_offset_patches_are_windows_near_the_lesion():
         for axis, (start, extent) in enumerate(((top, 100), (left, 120))):
             moved = start in (0, extent - 32)
             assert moved or lesion.box[axis] - 10 <= start + 16 < lesion.box[axis + 2] + 10
-    again = make_offset_patches([mammogram], configure("lesion"), Skipped())
+    again = make_patches_of("offset", [mammogram], configure("lesion"), Skipped())
     assert again.fingerprint() == patches.fingerprint()
 
 
@@ -349,18 +331,6 @@ def test_a_mammograms_random_patches_depend_on_seed_and_count_alone():
         assert sampler(number).id == few.ids[number]
         np.testing.assert_array_equal(sampler(number).image, few.images[number])
     assert make_sampler(make_normal(), configure(), Skipped()) is None
-
-
-def test_patches_of_one_mammogram_come_one_at_a_time():
-    reads = []
-
-    def read():
-        reads.append(1)
-        return draw_noise()
-
-    stream = extract_patches(make_noisy(SQUARE, read=read), configure(), Skipped(), 10**9)
-    assert not reads
-    assert isinstance(next(stream), Patch) and next(stream).id == "a#0@1" and len(reads) == 1
 
 
 def test_scaled_windows_and_windows_larger_than_the_mammogram():
@@ -395,16 +365,12 @@ def test_normal_patches_are_of_breast(caplog):
     assert skipped.reasons == {"wrong": "P1.jpg: broken"}
     shares = (patches.images > 0).mean(axis=(1, 2, 3))
     assert 0.85 < shares.min() < 1, "the border of the breast is found within a pixel or two"
-    again = make_normal_patches(images[:2], configure("lesion", count=40), Skipped())
-    assert again.ids[0] == "n@0"
 
 
 def test_a_normal_mammogram_without_room_is_skipped_with_the_reason():
     config = configure("normal", count=4, tissue=1.0).model_copy(update={"size": 100})
-    skipped = Skipped()
-    with pytest.raises(DataError, match="first n: 4 of 4"):
-        draw(make_normal(), config=config, skipped=skipped)
-    assert skipped.reasons == {"n": "4 of 4 random places: no square of 100 px is 100 % breast"}
+    with pytest.raises(DataError, match="first n: 4 of 4 random places: no square of 100 px"):
+        draw(make_normal(), config=config)
 
 
 def test_normal_tissue_beside_a_lesion():
@@ -417,7 +383,9 @@ def test_normal_tissue_beside_a_lesion():
         assert patch.kind == patch.pathology == "normal" and not patch.mask.any()
         top, left, bottom, right = patch.place
         assert bottom <= 40 or top >= 60 or right <= 40 or left >= 60
-    assert list(extract_patches(record, configure("normal"), Skipped(), 5)) == []
+    unread = make_noisy(*record.lesions, MaskedLesion("calcification", refuse))
+    for normal, of in ((record, configure("normal")), (unread, config)):
+        assert list(extract_patches(normal, of, Skipped(), 5)) == []
 
 
 def test_a_box_stands_for_its_lesion_where_that_is_asked_for():
@@ -473,10 +441,12 @@ def test_shapes_by_hand(caplog):
 
 
 def test_no_shape_is_an_error():
-    with pytest.raises(DataError, match="1 not stated"):
-        make_shapes(make_noisy(make_rectangle(1, 1, 9, 9)))
-    with pytest.raises(DataError, match="other masses: none; 1 mammograms skipped"):
-        make_shapes(make_noisy(MaskedLesion("mass", refuse, shape="oval")))
+    for lesion, reason in (
+        (make_rectangle(1, 1, 9, 9), "1 not stated"),
+        (MaskedLesion("mass", refuse, shape="oval"), "none; 1 mammograms skipped"),
+    ):
+        with pytest.raises(DataError, match=f"other masses: {reason}"):
+            make_shapes(make_noisy(lesion))
 
 
 @pytest.mark.parametrize(
@@ -486,41 +456,3 @@ def test_no_shape_is_an_error():
 def test_what_detectors_alone_can_do_is_refused_by_its_key(key, value, make):
     with pytest.raises(DataError, match=f"^data.{key}: is for detectors"):
         make(phantom.read(count=2), DataConfig(size=64, **{key: value}), Skipped())
-
-
-def test_phantom_patches_of_every_sort():
-    images = phantom.read(None, count=8, seed=0)
-    mass = next(image for image in images if any(lesion.kind == "mass" for lesion in image.lesions))
-    healthy = next(image for image in images if image.pathology == "normal")
-    config = DataConfig(size=128, sampling=SamplingConfig(count=6))
-    near = make_offset_patches([mass], config, Skipped())
-    clean = make_normal_patches([healthy], config, Skipped())
-    assert len(near) == len(clean) == 6
-    assert near.masks.any(axis=(1, 2, 3)).all() and not clean.masks.any()
-    assert set(near.kinds) == {"mass"} and set(near.pathologies) <= {"benign", "malignant"}
-    assert set(near.shapes) <= {"round", "oval", "lobular", "irregular"}
-
-
-@pytest.mark.data
-@pytest.mark.slow
-def test_real_patches(real_data):
-    mammograms = cdd_cesm.read(real_data / "cdd-cesm")
-    skipped = Skipped()
-    mixed = make_lesion_patches(mammograms, DataConfig(pad=True), skipped)
-    assert len(mixed) == 66 and len(set(mixed.patient_ids)) == 23 and not skipped.reasons
-    certain = DataConfig(pad=True, mixed_findings=False)
-    assert len(make_lesion_patches(mammograms, certain, skipped)) == 31
-    fitting = make_lesion_patches(mammograms, DataConfig(), skipped)
-    assert len(fitting) == 64 and len(set(fitting.patient_ids)) == 23 and len(skipped) == 2
-    share = mixed.masks.mean(axis=(1, 2, 3))
-    # Dice of filling the whole patch
-    assert np.mean(2 * share / (1 + share)) == pytest.approx(0.510, abs=0.005)
-    twelve = DataConfig(sampling=SamplingConfig(count=12), **RAW)
-    near = make_offset_patches(mammograms[:6], twelve, skipped)
-    assert len(near) == 12 and near.masks.any(axis=(1, 2, 3)).all()
-    normals = [mammogram for mammogram in mammograms if sampling.is_normal(mammogram)]
-    assert len(normals) == 48
-    patches = make_normal_patches(normals[:4], twelve, Skipped())
-    assert len(patches) == 12 and not patches.masks.any()
-    # nearly black pixels are few where at least 90 % is breast
-    assert (patches.images > 0.02).mean(axis=(1, 2, 3)).min() > 0.85

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tfmammo.data.patches import Patch, Patches, stack_patches, worst_pathology
+from tfmammo.data.patches import TEXTS, Patch, Patches, stack_patches, worst_pathology
 from tfmammo.errors import DataError
 
 FACTS = ("kinds", "pathologies", "shapes", "margins", "official_splits")
@@ -70,14 +70,12 @@ BAD = [
     ({"masks": np.zeros((3, 4, 4), np.uint8)}, "must both have the shape"),
     ({"images": np.zeros((3, 4, 4, 1))}, "images must be float32"),
     ({"masks": np.zeros((3, 4, 4, 1), np.float32)}, "images must be float32 and masks uint8"),
-    ({"ids": np.array(["a"])}, "3 patient_ids and 1 ids for 3 patches"),
-    ({"patient_ids": np.arange(3)}, "arrays of str"),
     ({"images": np.full((3, 4, 4, 1), 1.5, np.float32)}, r"lie in \[0, 1\]"),
     ({"images": np.full((3, 4, 4, 1), np.nan, np.float32)}, r"lie in \[0, 1\]"),
     ({"masks": np.full((3, 4, 4, 1), 255, np.uint8)}, "hold 0 and 1 alone"),
     ({"labels": np.array([1, 2], np.int32)}, "labels must be 3 int32"),
-    *(({name: np.array(["x"])}, f"{name} must be an array of 3 str") for name in FACTS),
-    *(({name: np.arange(3)}, f"{name} must be an array of 3 str") for name in FACTS),
+    *(({name: np.array(["x"])}, f"{name} must be an array of 3 str") for name in TEXTS),
+    *(({name: np.arange(3)}, f"{name} must be an array of 3 str") for name in TEXTS),
 ]
 
 

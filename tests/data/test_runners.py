@@ -124,43 +124,8 @@ def test_one_process_is_this_one_and_so_is_that_of_a_single_part(work, tmp_path)
 def test_progress_is_logged_now_and_then(caplog):
     caplog.set_level("INFO")
     runners._log_progress(iter([None] * 5), 5, every=100)
-    assert not caplog.messages
     runners._log_progress(iter([None] * 3), 5, every=0)
     assert caplog.messages == [f"{count} of 5 parts" for count in (1, 2, 3)]
-
-
-IMPORTING = """
-    import os, time
-    from pathlib import Path
-
-    folder = Path(__file__).parent
-
-    def note(event):
-        (folder / f"{event}-{os.getpid()}").write_text(repr(time.time()))
-
-    if os.environ["IMPORTING"] != str(os.getpid()):
-        note("began")
-        time.sleep(8)  # as long as TensorFlow takes on a busy machine
-        note("ended")
-
-    def make(part):
-        (folder / part).touch()
-"""
-
-
-@pytest.mark.long
-def test_workers_import_the_work_at_the_same_time(tmp_path, monkeypatch):
-    (tmp_path / "slow_to_import.py").write_text(textwrap.dedent(IMPORTING))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("IMPORTING", str(os.getpid()))  # does not wait itself
-    make = importlib.import_module("slow_to_import").make
-    runners.run(["a", "b"], make, Runner(2))
-    assert (tmp_path / "a").exists() and (tmp_path / "b").exists()
-    began, ended = (
-        [float(path.read_text()) for path in tmp_path.glob(f"{event}-*")]
-        for event in ("began", "ended")
-    )
-    assert len(began) == 2 and max(began) < min(ended)
 
 
 @pytest.mark.long
@@ -189,12 +154,9 @@ def parse(*arguments: str) -> tuple[argparse.Namespace, Runner]:
     return runners.parse(parser, arguments)
 
 
-def test_by_default_there_is_a_process_for_each_core():
+def test_jobs_and_runners_are_parsed():
     assert parse()[1] == Runner(len(os.sched_getaffinity(0)))
     assert parse("--jobs", "3", "--set", "a=1")[1] == Runner(3)
-
-
-def test_beams_own_flags_follow_the_runner():
     options, runner = parse("--set", "a=1", "--runner=DirectRunner", "--direct_num_workers", "2")
     assert options.set == ["a=1"]
     assert runner.beam == "DirectRunner" and runner.flags == ("--direct_num_workers", "2")

@@ -1,6 +1,5 @@
 """Where random patches lie and how many each mammogram gives; the shapes of masses."""
 
-import csv
 from collections import Counter
 
 import numpy as np
@@ -24,14 +23,16 @@ from tfmammo.errors import DataError
 from tfmammo.mammogram import Lesion, MaskedLesion
 
 
-def normal(image_id):
-    """A record of a normal mammogram."""
-    return mammogram(image_id=image_id, pathology="normal")
-
-
 def mammogram(*lesions, image_id="a", **details):
     """A record whose pixels can't be read."""
     return make_noisy(*lesions, name=image_id, read=refuse, **details)
+
+
+def normal(image_id):
+    return mammogram(image_id=image_id, pathology="normal")
+
+
+BOXED = Lesion("mass", (1, 2, 30, 40))
 
 
 @given(
@@ -53,22 +54,8 @@ def test_a_window_near_a_lesion_holds_one_of_its_pixels_and_stays_inside(
     assert bottom - top == right - left == length
     assert top <= pixel[0] < bottom and left <= pixel[1] < right
     for start, end, extent in ((top, bottom, rows), (left, right, cols)):
-        assert (
-            (start >= 0 and end <= extent) if length <= extent else (start <= 0 and end >= extent)
-        )
-
-
-def test_offsets_are_uniform_along_each_axis():
-    region = np.zeros((64, 64), np.uint8)
-    region[30, 20] = 1
-    random = np.random.default_rng(0)
-    counts = Counter()
-    for _ in range(2450):
-        top, left, _, _ = draw_near_lesion(region, 16, 3, random)
-        counts[top + 8 - 30, left + 8 - 20] += 1
-    assert set(counts) == {(row, col) for row in range(-3, 4) for col in range(-3, 4)}
-    # chi square of 48 degrees of freedom, p = 0.001
-    assert sum((count - 50) ** 2 / 50 for count in counts.values()) < 84.0
+        is_inside = start >= 0 and end <= extent
+        assert is_inside if length <= extent else (start <= 0 and end >= extent)
 
 
 def test_every_pixel_of_the_lesion_is_drawn_and_an_offset_ends_inside_the_window():
@@ -133,22 +120,37 @@ def test_windows_on_breast_are_all_those_with_enough_of_it(length, tissue):
     assert statistic < free + 4 * np.sqrt(2 * free) + 10, "each is as likely as the others"
 
 
+def test_windows_of_normal_tissue_keep_off_lesions():
+    breast = np.ones((12, 14, 1), np.uint8)
+    lesions = np.zeros((12, 14, 1), np.uint8)
+    lesions[4:7, 5] = 1
+    expected = {
+        (r, c) for r in range(10) for c in range(12) if not lesions[r : r + 3, c : c + 3].any()
+    }
+    random = np.random.default_rng(0)
+    assert {draw_on_breast(breast, 3, 1.0, random, lesions)[:2] for _ in range(3000)} == expected
+
+
 def test_no_place_is_an_error():
+    random = np.random.default_rng(0)
     breast = np.ones((12, 9, 1), np.uint8)
     breast[::3, ::3] = 0
-    for length in (3, 10):  # every square of 3 px holds a hole; 10 px are wider than the image
-        with pytest.raises(ValueError, match=f"^no square of {length} px is 90 % breast$"):
-            draw_on_breast(breast, length, 0.9, np.random.default_rng(0))
-    assert draw_on_breast(breast, 3, 8 / 9, np.random.default_rng(0))
+    lesion = np.zeros_like(breast)
+    lesion[6, 4] = 1
+    for length, lesions, reason in (
+        (3, None, "no square of 3 px is 90 % breast$"),  # every one holds a hole
+        (10, None, "no square of 10 px is 90 % breast$"),  # wider than the image
+        (9, lesion, "no square of 9 px is 80 % breast without a lesion$"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            draw_on_breast(breast, length, 0.9 if lesions is None else 0.8, random, lesions)
+    assert draw_on_breast(breast, 3, 8 / 9, random)
 
 
 def test_scale_enlarges():
     random = np.random.default_rng(0)
-    assert draw_length(256, SamplingConfig(scale=(1, 1)), random) == 256
-    assert (
-        draw_length(256, SamplingConfig(scale=(2, 2)), random) == 128
-        and draw_length(256, SamplingConfig(scale=(0.5, 0.5)), random) == 512
-    )
+    for scale, length in ((1, 256), (2, 128), (0.5, 512)):
+        assert draw_length(256, SamplingConfig(scale=(scale, scale)), random) == length
     # quantiles 0, 1/2 and 1: half of the windows have 256 to 128 px, half 128 to 64
     skewed = SamplingConfig(scale=(1, 2, 4))
     sides = np.array([draw_length(256, skewed, random) for _ in range(2000)])
@@ -169,12 +171,22 @@ def test_streams_differ_by_seed_image_and_number_alone():
     assert len(set(draws)) == 4 and draws[0] == draws[4]
 
 
-def test_what_is_normal():
-    assert is_normal(normal("a"))
-    assert not is_normal(mammogram(pathology="benign")) and not is_normal(mammogram()), (
-        "the archive does not call it normal"
-    )
-    assert not is_normal(mammogram(Lesion("calcification", (1, 2, 3, 4)), pathology="normal"))
+@pytest.mark.parametrize(
+    ("record", "is_it", "has_tissue"),
+    [
+        (normal("a"), True, True),
+        # the archive does not call it normal, and its lesions are not marked at all
+        (mammogram(pathology="benign"), False, False),
+        (mammogram(), False, False),
+        (mammogram(make_rectangle(10, 10, 20, 20)), False, True),
+        # a lesion's place is not known to the pixel
+        (mammogram(make_rectangle(10, 10, 20, 20), BOXED), False, False),
+        (mammogram(BOXED, pathology="normal"), False, False),
+    ],
+)
+def test_normal_mammograms_and_normal_tissue_of_others(record, is_it, has_tissue):
+    assert is_normal(record) == has_normal_tissue(record, SamplingConfig()) == is_it
+    assert has_normal_tissue(record, SamplingConfig(normal="tissue")) == has_tissue
 
 
 def test_quota_follows_lesions_and_not_the_order():
@@ -183,7 +195,7 @@ def test_quota_follows_lesions_and_not_the_order():
     lesions = {
         "one": (one,),
         "three": (one, masked, one),
-        "box": (Lesion("mass", (1, 2, 30, 40)),),
+        "box": (BOXED,),
         "none": (),
         "other": (make_rectangle(1, 1, 9, 9, kind="asymmetry"),),
     }
@@ -200,24 +212,17 @@ def test_quota_follows_lesions_and_not_the_order():
         assert draw_quota(records, config) == dict(zip(lesions, expected, strict=True))
 
 
-def test_quota_of_normal_mammograms():
-    records = [normal(f"n{i}") for i in range(4)] + [
-        mammogram(image_id="unknown"),
-        mammogram(make_rectangle(1, 1, 9, 9), image_id="mass"),
-    ]
-    counts = draw_quota(records, DataConfig(patches="normal", sampling=SamplingConfig(count=1000)))
-    assert sum(counts.values()) == 1000 and counts["unknown"] == counts["mass"] == 0
-    assert all(abs(counts[f"n{i}"] - 250) < 55 for i in range(4))
-
-
-def test_an_empty_quota_says_what_is_missing():
-    records = [mammogram(Lesion("mass", (1, 2, 30, 40))), mammogram(image_id="b")]
-    with pytest.raises(DataError, match="data.patches=normal"):
-        draw_quota(records, DataConfig(patches="normal"))
-    with pytest.raises(DataError, match="data.patches=offset"):
-        draw_quota(records, DataConfig(patches="offset"))
-    with pytest.raises(DataError, match="calcification"):
-        draw_quota(records, DataConfig(kinds=("calcification", "distortion")))
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"patches": "normal"}, "data.patches=normal"),
+        ({"patches": "offset"}, "data.patches=offset"),
+        ({"kinds": ("calcification", "distortion")}, "calcification"),
+    ],
+)
+def test_an_empty_quota_says_what_is_missing(values, named):
+    with pytest.raises(DataError, match=named):
+        draw_quota([mammogram(BOXED), mammogram(image_id="b")], DataConfig(**values))
 
 
 @pytest.mark.parametrize(
@@ -241,43 +246,3 @@ def test_an_empty_quota_says_what_is_missing():
 )
 def test_archives_words_become_four_shapes(word, shape):
     assert shape_class(word) == shape
-
-
-@pytest.mark.data
-def test_shapes_of_the_real_tables(real_data):
-    counts = Counter()
-    for side_ in ("train", "test"):
-        with (real_data / f"cbis-ddsm/mass_case_description_{side_}_set.csv").open(
-            newline="", encoding="utf-8"
-        ) as file:
-            counts.update(shape_class(row["mass shape"]) for row in csv.DictReader(file))
-    # By hand from the words' counts: irregular 464+52+2+1, lobulated 384+4+2, oval 412+6, round
-    # 164; two shapes named 6+3+1+1+1+1
-    assert counts == {"irregular": 519, "lobular": 390, "oval": 418, "round": 164, None: 205}
-
-
-def test_normal_tissue_of_mammograms_with_lesions_is_taken_where_it_is_asked_for():
-    outlined = mammogram(make_rectangle(10, 10, 20, 20))
-    boxed = mammogram(make_rectangle(10, 10, 20, 20), Lesion("mass", (1, 2, 30, 40)))
-    tissue = SamplingConfig(normal="tissue")
-    assert has_normal_tissue(outlined, tissue) and not has_normal_tissue(outlined, SamplingConfig())
-    assert not has_normal_tissue(boxed, tissue), "a lesion's place is not known to the pixel"
-    assert not has_normal_tissue(mammogram(pathology="malignant"), tissue), (
-        "its lesions are not marked at all"
-    )
-    assert has_normal_tissue(normal("a"), tissue) and has_normal_tissue(
-        normal("a"), SamplingConfig()
-    )
-
-
-def test_windows_of_normal_tissue_keep_off_lesions():
-    breast = np.ones((12, 14, 1), np.uint8)
-    lesions = np.zeros((12, 14, 1), np.uint8)
-    lesions[4:7, 5] = 1
-    expected = {
-        (r, c) for r in range(10) for c in range(12) if not lesions[r : r + 3, c : c + 3].any()
-    }
-    random = np.random.default_rng(0)
-    assert {draw_on_breast(breast, 3, 1.0, random, lesions)[:2] for _ in range(3000)} == expected
-    with pytest.raises(ValueError, match=r"^no square of 9 px is 100 % breast without a lesion$"):
-        draw_on_breast(breast, 9, 1.0, random, lesions)

@@ -1,5 +1,5 @@
-"""COCO's average precision of a few boxes, worked out by hand: 101 points of recall, the
-best precision from each on.
+"""COCO's average precision of a few boxes by hand: 101 points of recall, the best precision from
+each on.
 """
 
 import sys
@@ -16,81 +16,52 @@ ELSEWHERE = (60, 60, 70, 70)
 
 
 def one(boxes, scores, truth, kinds=None, true_kinds=None):
-    boxes = np.array(boxes, np.float32).reshape(-1, 4)
-    truth = np.array(truth, float).reshape(-1, 4)
-    return Boxes(
-        boxes,
-        np.array(scores, np.float32),
-        kinds or ["mass"] * len(boxes),
-        truth,
-        true_kinds or ["mass"] * len(truth),
-    )
+    boxes, truth = (np.array(rows, float).reshape(-1, 4) for rows in (boxes, truth))
+    kinds = kinds or ["mass"] * len(boxes)
+    return Boxes(boxes, np.array(scores), kinds, truth, true_kinds or ["mass"] * len(truth))
 
 
-def test_by_hand():
-    """Hit, false positive, hit: precision 1 up to a recall of one half (51 points), 2/3 beyond
-    (50).
-    """
-    measures = average_precision([one([A, ELSEWHERE, B], [0.9, 0.8, 0.7], [A, B])])
-    assert measures == pytest.approx(
-        dict.fromkeys(("ap", "ap50", "ap75"), (51 + 50 * 2 / 3) / 101) | {"ar": 1}
-    )
+BY_HAND = [
+    # Hit, false positive, hit: precision 1 up to a recall of one half (51 points), 2/3 beyond (50).
+    ([one([A, ELSEWHERE, B], [0.9, 0.8, 0.7], [A, B])], *[(51 + 50 * 2 / 3) / 101] * 3, 1),
+    # B has 20 rows and 10 columns: shifted by 4 rows its IoU is 160/240, a hit at four of ten; by 4
+    # columns 120/280, at none.
+    ([one([(24, 20, 44, 30)], [0.9], [B])], 0.4, 1, 0, 0.4),
+    ([one([(20, 24, 40, 34)], [0.9], [B])], 0, 0, 0, 0),
+    # An IoU of .62 is a hit at .5, .55 and .6.
+    ([one([(0, 0, 6.2, 10)], [0.9], [A])], 0.3, 1, 0, 0.3),
+    # Kinds are matched separately and averaged: calcifications are not found, and what is found of
+    # a kind that is not annotated counts nowhere.
+    (
+        [
+            one(
+                [A, B, ELSEWHERE],
+                [0.9, 0.8, 0.95],
+                [A, B],
+                ["mass", "mass", "asymmetry"],
+                ["mass", "calcification"],
+            )
+        ],
+        *[0.5] * 4,
+    ),
+    # Normal images hold false positives.
+    ([one([A], [0.5], [A]), one([ELSEWHERE], [0.9], [])], *[0.5] * 3, 1),
+    # A detector that finds nothing, and boxes without area.
+    ([one([], [], [A])], 0, 0, 0, 0),
+    ([one([(5, 5, 5, 5), (10, 10, 0, 0)], [0.9, 0.8], [(10, 10, 20, 20)])], 0, 0, 0, 0),
+]
 
 
-def test_rows_are_rows():
-    """B has 20 rows and 10 columns: shifted by 4 rows its IoU is 160/240, a hit at four of ten; by
-    4 columns 120/280, at none.
-    """
-    rows, cols = (
-        average_precision([one([box], [0.9], [B])])["ap"]
-        for box in ((24, 20, 44, 30), (20, 24, 40, 34))
-    )
-    assert (rows, cols) == pytest.approx((0.4, 0))
-
-
-def test_overlap_decides():
-    """An IoU of .62 is a hit at .5, .55 and .6."""
-    measures = average_precision([one([(0, 0, 6.2, 10)], [0.9], [A])])
-    assert measures == pytest.approx({"ap": 0.3, "ap50": 1, "ap75": 0, "ar": 0.3})
-
-
-def test_kinds_are_matched_separately_and_averaged():
-    """Calcifications are not found, and what is found of a kind that is not annotated
-    counts nowhere.
-    """
-    kinds = ["mass", "mass", "asymmetry"]
-    true_kinds = ["mass", "calcification"]
-    assert average_precision([one([A, B, ELSEWHERE], [0.9, 0.8, 0.95], [A, B], kinds, true_kinds)])[
-        "ap"
-    ] == pytest.approx(0.5)
-
-
-def test_normal_images_hold_false_positives():
-    images = [one([A], [0.5], [A]), one([ELSEWHERE], [0.9], [])]
-    assert average_precision(images)["ap"] == pytest.approx(0.5) and average_precision(images[:1])[
-        "ap"
-    ] == pytest.approx(1)
+@pytest.mark.parametrize(("images", "ap", "ap50", "ap75", "ar"), BY_HAND)
+def test_by_hand(images, ap, ap50, ap75, ar, capsys):
+    expected = {"ap": ap, "ap50": ap50, "ap75": ap75, "ar": ar}
+    assert average_precision(images) == pytest.approx(expected)
+    assert capsys.readouterr().out == ""
 
 
 def test_the_surest_alone_count():
     image = one([A, ELSEWHERE], [0.5, 0.9], [A])
-    assert (
-        average_precision([image], most=1)["ar"],
-        average_precision([image], most=2)["ar"],
-    ) == pytest.approx((0, 1))
-
-
-def test_a_detector_that_finds_nothing():
-    assert average_precision([one([], [], [A])]) == dict.fromkeys(("ap", "ap50", "ap75", "ar"), 0)
-
-
-def test_boxes_without_area_hit_nothing():
-    assert average_precision([one([(5, 5, 5, 5), (9, 9, 3, 3)], [0.9, 0.8], [A])])["ap"] == 0
-
-
-def test_nothing_is_printed(capsys):
-    average_precision([one([A], [0.9], [A])])
-    assert capsys.readouterr().out == ""
+    assert [average_precision([image], most)["ar"] for most in (1, 2)] == pytest.approx([0, 1])
 
 
 @pytest.mark.parametrize(

@@ -18,41 +18,41 @@ from tfmammo.metrics.boxes import (
     overlap,
 )
 
+CRITERIA = ("iou", "ior", "centre")
+NOTHING = np.empty((0, 4))
+TWO = np.array([[0, 0, 10, 10], [20, 20, 30, 30]])
 coordinates = st.integers(0, 20)
-boxes_ = st.lists(
-    st.tuples(coordinates, coordinates, st.integers(1, 9), st.integers(1, 9)),
-    min_size=1,
-    max_size=5,
-).map(
-    lambda rows: np.array(
-        [(top, left, top + height, left + width) for top, left, height, width in rows], float
-    )
+sides = st.integers(1, 9)
+boxes_ = st.lists(st.tuples(coordinates, coordinates, sides, sides), min_size=1, max_size=5).map(
+    lambda rows: np.array([(top, left, top + h, left + w) for top, left, h, w in rows], float)
 )
 
 
+def count(matches):
+    """(hits, false positives, lesions, images)."""
+    scores = matches.hits.tolist(), matches.false_positives.tolist()
+    return *scores, matches.lesions, matches.images
+
+
 def test_iou_by_hand():
-    overlaps = iou(
-        np.array([[0, 0, 2, 2], [0, 0, 4, 4]]), np.array([[1, 1, 3, 3], [0, 0, 2, 2], [2, 0, 4, 2]])
-    )
+    boxes = np.array([[0, 0, 2, 2], [0, 0, 4, 4]])
+    overlaps = iou(boxes, np.array([[1, 1, 3, 3], [0, 0, 2, 2], [2, 0, 4, 2]]))
     np.testing.assert_allclose(overlaps, [[1 / 7, 1, 0], [4 / 16, 4 / 16, 4 / 16]])
 
 
 @given(boxes_, boxes_)
 def test_iou_equals_pycocotools(boxes, others):
-    expected = coco.iou(
-        *(
-            np.stack([b[:, 1], b[:, 0], b[:, 3] - b[:, 1], b[:, 2] - b[:, 0]], 1)
-            for b in (boxes, others)
-        ),
-        [0] * len(others),
+    theirs = (
+        np.stack([b[:, 1], b[:, 0], b[:, 3] - b[:, 1], b[:, 2] - b[:, 0]], 1)
+        for b in (boxes, others)
     )
-    np.testing.assert_allclose(iou(boxes, others), expected, atol=1e-12)
+    np.testing.assert_allclose(iou(boxes, others), coco.iou(*theirs, [0] * len(others)), atol=1e-12)
     np.testing.assert_allclose(iou(boxes, others), iou(others, boxes).T)
 
 
 def test_boxes_without_area_overlap_nothing():
     assert iou(np.zeros((1, 4)), np.zeros((1, 4))) == 0
-    assert iou(np.empty((0, 4)), np.ones((3, 4))).shape == (0, 3)
+    assert iou(NOTHING, np.ones((3, 4))).shape == (0, 3)
     assert area(np.array([[3, 3, 1, 5.0], [1, 2, 3, 5]])).tolist() == [0, 6]
 
 
@@ -63,39 +63,17 @@ def test_ior_and_centres_by_hand():
     # The first one's centre lies at (2, 2), where the second lesion begins and the first has ended:
     # 4 px shared of 16 + 49.
     np.testing.assert_allclose(overlap(boxes, truth, "centre"), [[0, 4 / 61], [1, 0], [0, 0]])
-    assert not np.any(overlap(np.array([[0, 0, 4, 2], [0, 0, 2, 4]]), truth[:1], "centre")), (
-        "at its end, in rows or in columns"
-    )
+    at_its_end = np.array([[0, 0, 4, 2], [0, 0, 2, 4]])  # in rows or in columns
+    assert not np.any(overlap(at_its_end, truth[:1], "centre"))
     np.testing.assert_array_equal(overlap(boxes, truth), iou(boxes, truth))
 
 
 def test_a_hit_overlaps_more_than_half():
     """Both papers: higher than 0.5."""
     truth = np.array([[0, 0, 10, 10]])
-    score = np.array([0.5])
-    assert match(np.array([[0, 0, 5, 10]]), score, truth).hits.size == 0
-    assert match(np.array([[0, 0, 5.01, 10]]), score, truth).hits.size == 1
-    assert match(np.array([[0, 0, 5, 10]]), score, truth, 0.49).hits.size == 1
-
-
-def test_each_criterion_finds_its_own():
-    """A small box in the middle of a lesion, a large one around it, and one half beside it."""
-    truth = np.array([[10, 10, 20, 20]])
-    score = np.array([0.5])
-    boxes = {"inside": [14, 14, 16, 16], "around": [5, 5, 25, 25], "beside": [10, 16, 20, 22]}
-    hits = {
-        (name, criterion)
-        for name, box in boxes.items()
-        for criterion in ("iou", "ior", "centre")
-        if match(np.array([box]), score, truth, 0.5, criterion).hits.size
-    }
-    assert hits == {
-        ("inside", "ior"),
-        ("inside", "centre"),
-        ("around", "centre"),
-        ("beside", "ior"),
-        ("beside", "centre"),
-    }
+    for bottom, threshold, hits in ((5, 0.5, 0), (5.01, 0.5, 1), (5, 0.49, 1)):
+        box = np.array([[0, 0, bottom, 10]])
+        assert match(box, np.array([0.5]), truth, threshold).hits.size == hits
 
 
 def test_centres_hit_whatever_the_threshold():
@@ -107,27 +85,21 @@ def test_centres_hit_whatever_the_threshold():
 
 
 def test_detections_on_unwanted_lesions_alone_are_spared():
-    boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30], [50, 50, 60, 60], [0, 0, 10, 10]])
+    boxes = np.array([*TWO, [50, 50, 60, 60], TWO[0]])
     wanted, unwanted = boxes[:1], boxes[[0, 1]]
     # the first hits both, the second an unwanted one alone, the third nothing
     spared = find_spared(boxes, wanted, unwanted, 0.5)
     assert spared.tolist() == [False, True, False, False]
-    none = np.zeros((0, 4))
-    assert find_spared(boxes, none, unwanted, 0.5).tolist() == [True, True, False, True]
-    assert not find_spared(boxes, wanted, none, 0.5).any()
-    assert find_spared(none, wanted, unwanted, 0.5).shape == (0,)
+    assert find_spared(boxes, NOTHING, unwanted, 0.5).tolist() == [True, True, False, True]
+    assert not find_spared(boxes, wanted, NOTHING, 0.5).any()
+    assert find_spared(NOTHING, wanted, unwanted, 0.5).shape == (0,)
 
 
 def test_a_second_detection_of_a_lesion_is_a_false_positive():
-    truth = np.array([[0, 0, 10, 10], [20, 20, 30, 30]])
     boxes = np.array([[0, 0, 10, 9], [0, 0, 10, 10], [20, 20, 30, 24.5], [50, 50, 60, 60]])
-    matches = match(boxes, np.array([0.9, 0.8, 0.7, 0.6]), truth)
-    assert matches.hits.tolist() == [0.9] and matches.false_positives.tolist() == [0.8, 0.7, 0.6]
-    assert (matches.lesions, matches.images) == (2, 1)
-    assert match(boxes, np.array([0.9, 0.8, 0.7, 0.6]), truth, threshold=0.4).hits.tolist() == [
-        0.9,
-        0.7,
-    ]
+    scores = np.array([0.9, 0.8, 0.7, 0.6])
+    assert count(match(boxes, scores, TWO)) == ([0.9], [0.8, 0.7, 0.6], 2, 1)
+    assert match(boxes, scores, TWO, threshold=0.4).hits.tolist() == [0.9, 0.7]
 
 
 def slow_match(boxes, scores, truth, threshold):
@@ -141,9 +113,10 @@ def slow_match(boxes, scores, truth, threshold):
             for lesion in sorted(free)
         }
         best = max(overlaps, key=overlaps.get, default=None)
-        if best is not None and overlaps[best] > threshold:
+        is_hit = best is not None and overlaps[best] > threshold
+        if is_hit:
             free.remove(best)
-        (hits if best is not None and overlaps[best] > threshold else false).append(scores[row])
+        (hits if is_hit else false).append(scores[row])
     return hits, false
 
 
@@ -151,47 +124,25 @@ def slow_match(boxes, scores, truth, threshold):
 def test_matching_equals_the_rule_one_by_one(boxes, truth, threshold, random):
     scores = [random.choice([0.1, 0.2, 0.3, 0.4]) for _ in boxes]
     matches = match(boxes, np.array(scores), truth, threshold)
-    assert (matches.hits.tolist(), matches.false_positives.tolist()) == slow_match(
-        boxes, scores, truth, threshold
-    )
-
-
-def test_a_detection_falls_back_on_the_lesion_that_is_free():
-    truth = np.array([[0, 0, 10, 10], [0, 2, 10, 12]])
-    assert match(
-        np.array([[0, 0, 10, 10], [0, 0, 10, 10]]), np.array([0.5, 0.9]), truth
-    ).hits.tolist() == [0.9, 0.5]
+    assert count(matches)[:2] == slow_match(boxes, scores, truth, threshold)
 
 
 def test_nothing_found_and_nothing_there():
-    nothing = np.empty((0, 4))
-    one = np.array([[0, 0, 2, 2]])
-    assert match(nothing, np.empty(0), one).lesions == 1
-    assert match(one, np.array([0.3]), nothing).false_positives.tolist() == [0.3]
-    joined = Matches.join(
-        [
-            match(nothing, np.empty(0), one),
-            match(one, np.array([0.3]), nothing),
-            match(one, np.array([0.7]), one),
-        ]
-    )
-    assert (
-        joined.lesions,
-        joined.images,
-        joined.hits.tolist(),
-        joined.false_positives.tolist(),
-    ) == (2, 3, [0.7], [0.3])
+    one = TWO[:1]
+    missed = match(NOTHING, np.empty(0), one)
+    false = match(one, np.array([0.3]), NOTHING)
+    assert missed.lesions == 1 and false.false_positives.tolist() == [0.3]
+    joined = Matches.join([missed, false, match(one, np.array([0.7]), one)])
+    assert count(joined) == ([0.7], [0.3], 2, 3)
 
 
-def test_boxes_without_area_and_outside_the_image_hit_nothing():
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_boxes_without_area_and_outside_the_image_hit_nothing(criterion):
     truth = np.array([[0, 0, 10, 10], [4, 4, 4, 9]])
     boxes = np.array([[5, 5, 5, 5], [7, 7, 3, 3], [-30, -30, -20, -20], [4, 4, 4, 9]])
-    for criterion in ("iou", "ior", "centre"):
-        matches = match(boxes, np.full(4, 0.5), truth, 0, criterion)
-        assert (len(matches.hits), len(matches.false_positives), matches.lesions) == (0, 4, 2)
-    assert match(np.array([[-5, 0, 10, 10]]), np.array([0.5]), truth).hits.size == 1, (
-        "what lies partly outside is compared as it is"
-    )
+    assert count(match(boxes, np.full(4, 0.5), truth, 0, criterion)) == ([], [0.5] * 4, 2, 1)
+    # what lies partly outside is compared as it is
+    assert match(np.array([[-5, 0, 10, 10]]), np.array([0.5]), truth).hits.size == 1
 
 
 ONE_BOX = np.array([[0, 0, 2, 2.0]])
@@ -213,31 +164,14 @@ def test_bad_input(boxes, scores, truth, criterion, named):
 
 
 def test_kinds_are_matched_separately_and_count_as_one_image():
-    boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30]])
-    matches = match_kinds(
-        boxes, np.array([0.9, 0.8]), ["mass", "mass"], boxes, ["calcification", "mass"]
-    )
-    assert (
-        matches.hits.tolist(),
-        matches.false_positives.tolist(),
-        matches.lesions,
-        matches.images,
-    ) == (
-        [0.8],
-        [0.9],
-        2,
-        1,
-    )
-    nothing = match_kinds(np.empty((0, 4)), np.empty(0), [], np.empty((0, 4)), [])
-    assert (nothing.lesions, nothing.images) == (0, 1)
+    matches = match_kinds(TWO, np.array([0.9, 0.8]), ["mass"] * 2, TWO, ["calcification", "mass"])
+    assert count(matches) == ([0.8], [0.9], 2, 1)
+    assert count(match_kinds(NOTHING, np.empty(0), [], NOTHING, [])) == ([], [], 0, 1)
 
 
 def test_detections_of_kinds_without_annotations_are_dropped():
     """A right box around a calcification is no false mass."""
-    boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30]])
     kinds = ["mass", "calcification"]
-    of = boxes, np.array([0.9, 0.95]), kinds, boxes[:1], ["mass"]
-    matches = match_kinds(*of, annotated=["mass"])
-    assert (matches.hits.tolist(), matches.false_positives.tolist()) == ([0.9], [])
-    assert match_kinds(*of, annotated=["mass", "calcification"]).false_positives.tolist() == [0.95]
-    assert match_kinds(*of, annotated=["mass"]).images == 1
+    of = TWO, np.array([0.9, 0.95]), kinds, TWO[:1], ["mass"]
+    assert count(match_kinds(*of, annotated=["mass"])) == ([0.9], [], 1, 1)
+    assert match_kinds(*of, annotated=kinds).false_positives.tolist() == [0.95]

@@ -24,16 +24,13 @@ def test_froc_equals_monais_vector():
     """MONAI's test_compute_froc: fp_probs, tp_probs (a 0 is a target not found), 4 targets, 2
     images; compute_froc_score gives the mean.
     """
-    curve = froc(
-        [
-            Matches(np.array([1, 1, 0.8]), np.array([0.8]), 2, 1),
-            Matches(np.array([0.8]), np.array([0.6]), 2, 1),
-        ]
-    )
-    assert curve.tpr[0] == pytest.approx(0.75) and curve.tpr.mean() == pytest.approx(0.95833333)
+    first = Matches(np.array([1, 1, 0.8]), np.array([0.8]), 2, 1)
+    curve = froc([first, Matches(np.array([0.8]), np.array([0.6]), 2, 1)])
+    assert (curve.tpr[0], curve.tpr.mean()) == pytest.approx((0.75, 0.95833333))
     assert curve.fppi.tolist() == list(FPPI)
 
 
+NOTHING = np.empty(0)
 # 2 images, 4 lesions. score >= .9: 1 hit; .8: one false; .7: 2 hits; .2: 3 hits and 3 false.
 KNOWN = [
     Matches(np.array([0.9]), np.array([0.2]), 1, 1),
@@ -54,33 +51,29 @@ def test_partial_area_by_hand():
     """Up to 0.5 the height is .25; from there it rises from .5 to .75 within 1, and stays."""
     curve = froc(KNOWN, [0, 0.25, 0.5, 1.0, 1.5, 4.5])
     whole = [0.125 + 0.5 * (0.5 + 0.625) / 2, 0.125 + (0.5 + 0.75) / 2, 0.125 + 0.625 + 3 * 0.75]
-    np.testing.assert_allclose(
-        curve.areas, [0.25, 0.25, 0.25, whole[0] / 1, whole[1] / 1.5, whole[2] / 4.5]
-    )
+    expected = [0.25, 0.25, 0.25, whole[0] / 1, whole[1] / 1.5, whole[2] / 4.5]
+    np.testing.assert_allclose(curve.areas, expected)
+    everything = froc(KNOWN, [ALL_DETECTIONS])
+    assert everything.tpr.tolist() == everything.areas.tolist() == [3 / 4]
 
 
 def test_froc_without_any_detection_is_zero():
-    curve = froc([Matches(np.empty(0), np.empty(0), 3, 2)])
-    assert curve.tpr.tolist() == curve.areas.tolist() == [0] * 6 and curve.thresholds.tolist() == [
-        np.inf
-    ]
+    curve = froc([Matches(NOTHING, NOTHING, 3, 2)])
+    assert curve.tpr.tolist() == curve.areas.tolist() == [0] * 6
+    assert curve.thresholds.tolist() == [np.inf]
 
 
 scores_ = st.lists(st.floats(-1, 1), max_size=6).map(np.array)
 
 
-@given(scores_, scores_)
-def test_froc_never_falls(false, hits):
-    at = np.linspace(0, 4, 33)
-    curve = froc([Matches(hits, false, 6, 3)], at)
+@given(scores_, scores_, st.sampled_from([0.2, 1.0, 3.0]))
+def test_a_curve_never_falls_and_its_area_is_a_sum_of_strips(false, hits, width):
+    matches = [Matches(hits, false, 6, 3)]
+    curve = froc(matches, np.linspace(0, 4, 33))
     assert np.all(np.diff(curve.tpr) >= 0) and curve.tpr[-1] == pytest.approx(len(hits) / 6)
     assert np.all(curve.areas <= curve.tpr + 1e-12) and np.all(np.diff(curve.areas) >= -1e-12)
-
-
-@given(scores_, scores_, st.sampled_from([0.2, 1.0, 3.0]))
-def test_partial_area_equals_a_sum_of_strips(false, hits, width):
     middles = (np.arange(3000) + 0.5) * width / 3000
-    curve = froc([Matches(hits, false, 6, 3)], np.append(width, middles))
+    curve = froc(matches, np.append(width, middles))
     assert curve.areas[0] == pytest.approx(curve.tpr[1:].mean(), abs=1e-3)
 
 
@@ -98,41 +91,42 @@ def test_ten_thousand_images_in_two_seconds_of_work():
     assert time.process_time() - start < 2 and len(curve.thresholds) == 1_000_001
 
 
+def image(hit, lesions=1):
+    return Matches(np.array([0.9] if hit else []), NOTHING, lesions, 1)
+
+
+FOUND, MISSED, NORMAL = image(True), image(False), image(False, lesions=0)
+
+
 @pytest.fixture
 def few_patients_suffice(monkeypatch):
     monkeypatch.setattr(detection, "FEWEST_PATIENTS", 1)
-
-
-def image(hit, lesions=1):
-    return Matches(np.array([0.9] if hit else []), np.empty(0), lesions, 1)
 
 
 def test_an_interval_draws_patients_and_not_images(few_patients_suffice):
     """Two patients, one found on all of ten images, the other on none: draws are 0, 1/2 or 1,
     whatever the number of images.
     """
-    images = [image(True)] * 10 + [image(False)] * 10
-    patients = ["a"] * 10 + ["b"] * 10
-    low, high = froc_interval(images, patients, [1.0], samples=200)
+    images = [FOUND] * 10 + [MISSED] * 10
+    low, high = froc_interval(images, [*"a" * 10, *"b" * 10], [1.0], samples=200)
     assert (low.tolist(), high.tolist()) == ([0], [1])
-    low, high = froc_interval(images, [str(i) for i in range(20)], [1.0], samples=200)
+    patients = [str(number) for number in range(20)]
+    low, high = froc_interval(images, patients, [1.0], samples=200)
     assert 0.2 < low[0] < 0.4 and 0.6 < high[0] < 0.8
-    twice = [froc_interval(images, [str(i) for i in range(20)], samples=50) for _ in range(2)]
+    twice = [froc_interval(images, patients, samples=50) for _ in range(2)]
     assert np.array_equal(*twice), "the seed decides"
+    # a draw without any lesion is repeated
+    low, high = froc_interval([FOUND, NORMAL], ["a", "b"], [1.0], samples=50)
+    assert (low.tolist(), high.tolist()) == ([1], [1])
 
 
 def test_an_interval_counts_patients_with_lesions():
     """Normal images of many patients do not make up for lesions of few."""
-    images = [image(True)] * 5 + [image(False, lesions=0)] * 20
     patients = [str(number) for number in range(25)]
-    assert np.isnan(froc_interval(images, patients, [1.0], samples=20)).all()
-    images[5] = image(False)
-    assert not np.isnan(froc_interval(images, patients, [1.0], samples=20)).any()
-
-
-def test_an_interval_draws_again_where_no_lesion_came(few_patients_suffice):
-    low, high = froc_interval([image(True), image(False, lesions=0)], ["a", "b"], [1.0], samples=50)
-    assert (low.tolist(), high.tolist()) == ([1], [1])
+    for found, is_unknown in ((5, True), (6, False)):
+        images = [FOUND] * found + [NORMAL] * (25 - found)
+        interval = np.array(froc_interval(images, patients, [1.0], samples=20))
+        assert (np.isnan(interval) == is_unknown).all()
 
 
 def slow_interval(images, patients, fppi, samples, seed, of, others=None):
@@ -173,10 +167,6 @@ def test_an_interval_equals_that_of_patients_joined_again(few_patients_suffice, 
     assert not np.any(same), "a detector does not differ from itself, whoever is drawn"
 
 
-FOUND, MISSED, NORMAL = image(True), image(False), image(False, lesions=0)
-NOTHING = np.empty(0)
-
-
 @pytest.mark.parametrize(
     ("call", "named"),
     [
@@ -213,10 +203,9 @@ def test_runs_whose_scores_lie_elsewhere_are_each_as_good_as_they_are():
     patients = [str(n) for n in range(12)] * 2
     assert froc(images, [0.25]).tpr.tolist() == [0.5]
     curves = froc_by_run(images, runs, [0.25, 0])
-    assert {run: curve.tpr.tolist() for run, curve in curves.items()} == {
-        (0, 0): [1, 1],
-        (0, 1): [1, 1],
-    }
+    assert {run: curve.tpr.tolist() for run, curve in curves.items()} == dict.fromkeys(
+        [(0, 0), (0, 1)], [1, 1]
+    )
     low, high = froc_interval(images, patients, [0.25], samples=50, runs=runs)
     assert (low.tolist(), high.tolist()) == ([1], [1])
     others = perfect(0.1) + perfect(0.2)
@@ -248,44 +237,30 @@ def test_an_interval_of_runs_has_the_mean_of_theirs_in_every_draw(few_patients_s
     np.testing.assert_allclose(interval, np.percentile(values, [2.5, 97.5], axis=0))
 
 
-def test_mean_over_runs_and_deviation_over_folds():
-    """Folds 0 and 1 with two seeds each: means .5 and .8, which lie .15 beside .65: a deviation of
-    .3 / sqrt(2).
-    """
-    values = {
-        (0, 0): np.array([0.4]),
-        (0, 1): np.array([0.6]),
-        (1, 0): np.array([0.7]),
-        (1, 1): np.array([0.9]),
-    }
-    mean, deviation = over_folds(values)
-    assert mean.tolist() == pytest.approx([0.65]) and deviation.tolist() == pytest.approx(
-        [0.3 / 2**0.5]
-    )
-    assert np.isnan(over_folds({(2, 0): np.array([0.4]), (2, 1): np.array([0.6])})[1]).all(), (
-        "one fold does not scatter"
-    )
-
-
-def test_of_unequal_numbers_of_seeds_each_run_counts_once_in_the_mean():
-    """Mean of .2, .4, .9, not of the folds' .3 and .9, which are .3 from their middle."""
-    values = {(0, 0): np.array([0.2]), (0, 1): np.array([0.4]), (1, 0): np.array([0.9])}
-    mean, deviation = over_folds(values)
-    assert mean.tolist() == pytest.approx([0.5])
-    assert deviation.tolist() == pytest.approx([0.6 / 2**0.5])
+@pytest.mark.parametrize(
+    ("values", "mean", "deviation"),
+    [
+        # means of folds .5 and .8, which lie .15 beside .65
+        ({(0, 0): 0.4, (0, 1): 0.6, (1, 0): 0.7, (1, 1): 0.9}, 0.65, 0.3 / 2**0.5),
+        # each run counts once in the mean, not each fold: .3 and .9 are .3 from their middle
+        ({(0, 0): 0.2, (0, 1): 0.4, (1, 0): 0.9}, 0.5, 0.6 / 2**0.5),
+        ({(2, 0): 0.4, (2, 1): 0.6}, 0.5, np.nan),  # one fold does not scatter
+    ],
+)
+def test_mean_over_runs_and_deviation_over_folds(values, mean, deviation):
+    found = over_folds({run: np.array([value]) for run, value in values.items()})
+    np.testing.assert_allclose(found, [[mean], [deviation]])
 
 
 def test_runs_that_saw_no_lesion_have_no_curve():
-    images = [image(True), image(False, lesions=0)]
-    runs = [(0, 0), (1, 0)]
-    assert list(froc_by_run(images, runs)) == [(0, 0)]
+    assert list(froc_by_run([FOUND, NORMAL], [(0, 0), (1, 0)])) == [(0, 0)]
 
 
 def test_false_positives_of_images_with_and_without_lesions_by_hand():
     """Three normal images with .9, .5, .5 and one with lesions with .7 and .1: 5 false positives in
     4 images.
     """
-    normal = [Matches(np.empty(0), np.array(scores), 0, 1) for scores in ([0.9], [0.5], [0.5])]
+    normal = [Matches(NOTHING, np.array(scores), 0, 1) for scores in ([0.9], [0.5], [0.5])]
     images = [*normal, Matches(np.array([0.95]), np.array([0.7, 0.1]), 2, 1)]
     without, beside = false_positives_apart(images, [(0, 0)] * 4, [0.25, 0.5, 0.75, 1.0, 1.25, 9])
     # From .9: 1 and 0 boxes. From .7: 1 and 1. From .5: 3 and 1; three of four lies half-way. From
@@ -295,13 +270,8 @@ def test_false_positives_of_images_with_and_without_lesions_by_hand():
     np.testing.assert_allclose((3 * without + beside)[:5] / 4, [0.25, 0.5, 0.75, 1.0, 1.25])
     assert np.isnan(false_positives_apart(images[3:], [(0, 0)], [1.0])[0]).all()
     # A second run whose normal images have no box: each of the two counts half.
-    quiet = [Matches(np.empty(0), np.empty(0), 0, 1), images[3]]
+    quiet = [Matches(NOTHING, NOTHING, 0, 1), images[3]]
     runs = [(0, 0)] * 4 + [(1, 0)] * 2
     both, others = false_positives_apart(images + quiet, runs, [0.5, 1.0])
     np.testing.assert_allclose(both, [1 / 6, 3 / 6])
     np.testing.assert_allclose(others, [(1 + 1) / 2, (1 + 2) / 2])
-
-
-def test_recall_of_all_detections():
-    curve = froc(KNOWN, [ALL_DETECTIONS])
-    assert curve.tpr.tolist() == curve.areas.tolist() == [3 / 4]

@@ -6,12 +6,7 @@ from scipy import stats
 
 from tfmammo.metrics import jafroc as jafroc_module
 from tfmammo.metrics.boxes import Matches
-from tfmammo.metrics.jafroc import (
-    JafrocTest,
-    choose_common_merit,
-    jafroc,
-    jafroc_test,
-)
+from tfmammo.metrics.jafroc import JafrocTest, choose_common_merit, jafroc, jafroc_test
 
 
 @pytest.fixture
@@ -35,14 +30,17 @@ def test_figure_of_merit_by_hand():
     assert jafroc(KNOWN, "jafroc1") == pytest.approx((4 + 1 + 0 + 0 + 1 + 1 + 0.5) / 12)
 
 
-def test_figure_of_merit_at_its_ends():
-    assert jafroc([image([0.9], lesions=1), image(false=[0.8])]) == 1
-    assert jafroc([image([0.7], lesions=1), image(false=[0.8])]) == 0
-    assert jafroc([image(lesions=1), image()]) == 0.5, "of a detector that finds nothing"
-
-
-def test_jafroc1_needs_no_normal_image():
-    assert jafroc([image([0.5], [0.4], lesions=1)], "jafroc1") == 1
+@pytest.mark.parametrize(
+    ("images", "merit", "expected"),
+    [
+        ([image([0.9], lesions=1), image(false=[0.8])], "jafroc", 1),
+        ([image([0.7], lesions=1), image(false=[0.8])], "jafroc", 0),
+        ([image(lesions=1), image()], "jafroc", 0.5),  # of a detector that finds nothing
+        ([image([0.5], [0.4], lesions=1)], "jafroc1", 1),  # which needs no normal image
+    ],
+)
+def test_figure_of_merit_at_its_ends(images, merit, expected):
+    assert jafroc(images, merit) == expected
 
 
 def slow(images, merit):
@@ -79,23 +77,17 @@ def test_the_test_equals_scipys_paired_t_of_slow_pseudo_values(merit):
     merits = [slow(side, merit) for side in sides]
     pseudo = []
     for side, theta in zip(sides, merits, strict=True):
-        left = [
-            slow(
-                [one for one, patient in zip(side, patients, strict=True) if patient != name], merit
-            )
-            for name in names
-        ]
+        pairs = list(zip(side, patients, strict=True))
+        left = [slow([one for one, of in pairs if of != name], merit) for name in names]
         values = len(names) * theta - (len(names) - 1) * np.array(left)
         # centred, as Hillis has them: their mean is the figure of merit
         pseudo.append(values - values.mean() + theta)
     expected = stats.ttest_rel(*pseudo)
     result = jafroc_test(*sides, patients, merit)
-    assert (result.merit, result.other) == pytest.approx(
-        merits
-    ) and result.difference == pytest.approx(merits[0] - merits[1])
-    assert (result.t, result.degrees, result.p) == pytest.approx(
-        (expected.statistic, 8, expected.pvalue)
-    )
+    assert (result.merit, result.other) == pytest.approx(merits)
+    assert result.difference == pytest.approx(merits[0] - merits[1])
+    found = result.t, result.degrees, result.p
+    assert found == pytest.approx((expected.statistic, 8, expected.pvalue))
     assert (result.low, result.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
     assert result.p < 0.05, "half a point more on every lesion"
 
@@ -113,16 +105,6 @@ def test_few_patients_with_lesions_have_few_degrees_of_freedom():
     assert jafroc_test(*sides, patients).degrees == 5
 
 
-def test_normal_images_of_a_run_without_lesions_do_not_count():
-    """It has no figure of merit. The other run has two normal patients."""
-    with_lesions = [image([0.9], lesions=1)] * 8 + [image(false=[0.1])] * 2
-    images = with_lesions + [image(false=[0.1])] * 6
-    patients = [str(number) for number in range(16)]
-    runs = [(0, 0)] * 10 + [(1, 0)] * 6
-    assert choose_common_merit(patients, (images, runs)) == "jafroc1"
-    assert choose_common_merit(patients[:10], (with_lesions, None)) == "jafroc1"
-
-
 def test_the_same_detector_does_not_differ(few_patients_suffice):
     patients = ["a", "b", "c", "d"]
     result = jafroc_test(KNOWN, KNOWN, patients)
@@ -130,13 +112,8 @@ def test_the_same_detector_does_not_differ(few_patients_suffice):
 
 
 def test_a_difference_without_variance(few_patients_suffice):
-    best = [
-        image(false=[0.1]),
-        image(false=[0.1]),
-        image([0.9], lesions=1),
-        image([0.9], lesions=1),
-    ]
-    worst = [image(false=[0.9]), image(false=[0.9]), image(lesions=1), image(lesions=1)]
+    best = [image(false=[0.1])] * 2 + [image([0.9], lesions=1)] * 2
+    worst = [image(false=[0.9])] * 2 + [image(lesions=1)] * 2
     result = jafroc_test(best, worst, ["a", "b", "c", "d"])
     # two patients with a lesion: 2^(1-2), and 3 / 2 is more than the whole range
     assert result == JafrocTest(1, 0, 1, 0, 1, np.inf, 3, 0.5)
@@ -171,27 +148,6 @@ def test_below_six_patients_nothing_is_tested():
     assert jafroc_test(images, images, list("abcdef"), "jafroc1").p == 1
 
 
-def test_perfect_runs_do_not_differ_wherever_their_scores_lie():
-    """Two seeds half a point apart against two a tenth apart: pooled, the first are worse by a
-    quarter without variance, in eight patients.
-    """
-
-    def perfect(shift):
-        return [
-            image(false=[0.2 + shift]) if number % 2 else image([0.3 + shift], lesions=1)
-            for number in range(16)
-        ]
-
-    patients = [str(number // 2) for number in range(16)] * 2
-    runs = [(0, 0)] * 16 + [(0, 1)] * 16
-    ours = perfect(0) + perfect(0.5)
-    others = perfect(0) + perfect(0.05)
-    pooled = jafroc_test(ours, others, patients)
-    assert (pooled.merit, pooled.other) == (0.75, 1) and pooled.p == 2.0**-7
-    result = jafroc_test(ours, others, patients, runs=runs, others_runs=runs)
-    assert (result.merit, result.other, result.difference, result.p) == (1, 1, 0, 1)
-
-
 def test_the_test_of_runs_leaves_every_patient_out_of_all_of_them():
     random = np.random.default_rng(3)
     patients = [f"p{number % 8}" for number in range(24)] * 2
@@ -207,12 +163,8 @@ def test_the_test_of_runs_leaves_every_patient_out_of_all_of_them():
 
     def mean(side, left):
         rows = [row for row, patient in enumerate(patients) if patient != left]
-        return np.mean(
-            [
-                slow([side[row] for row in rows if runs[row] == of], "jafroc1")
-                for of in sorted(set(runs))
-            ]
-        )
+        parts = [[side[row] for row in rows if runs[row] == of] for of in sorted(set(runs))]
+        return np.mean([slow(part, "jafroc1") for part in parts])
 
     sides = drawn(0.4), drawn(0)
     apart = mean(sides[0], None) - mean(sides[1], None)
@@ -226,32 +178,31 @@ def test_the_test_of_runs_leaves_every_patient_out_of_all_of_them():
     assert result.p == pytest.approx(2 * stats.t.sf(abs(expected), 7))
 
 
-def test_the_merit_is_jafroc_where_every_run_saw_normal_images():
-    images = [image([0.9], lesions=1), *[image()] * 6, image([0.9], lesions=1)]
-    patients = list("abcdefgh")
-    apart = [(0, 0)] * 7 + [(1, 0)]
-    assert choose_common_merit(patients, (images, None)) == "jafroc"
-    assert choose_common_merit(patients, (images, apart)) == "jafroc1"
-    one_normal = [(0, 0)] * 6 + [(1, 0)] * 2  # without its patient the second run has none
-    assert choose_common_merit(patients, (images, one_normal)) == "jafroc1"
-    one, split = (images, None), (images, apart)
-    assert choose_common_merit(patients, one, one) == "jafroc"
-    assert choose_common_merit(patients, one, split) == "jafroc1"  # whichever is the reference
-    # normal images of five patients are too few for the jackknife
-    assert choose_common_merit([*"abbcdefg"], (images, None)) == "jafroc1"
+LESION = image([0.9], lesions=1)
+EIGHT = [LESION, *[image()] * 6, LESION]
+TWO_NORMAL = [LESION] * 8 + [image()] * 2
 
 
-@pytest.mark.slow
-def test_normal_images_of_one_patient_can_be_tested():
-    """The jackknife leaves a patient out, and with it all normal images."""
-    drawn = np.random.default_rng(0)
-    sides = [
-        [image([drawn.random() + gain], [drawn.random()], lesions=1) for _ in range(9)]
-        + [image([], [drawn.random()]) for _ in range(4)]
-        for gain in (0.5, 0.0)
-    ]
-    patients = [*(f"p{number}" for number in range(9)), *["unknown"] * 4]
-    merit = choose_common_merit(patients, (sides[0], None))
-    assert merit == "jafroc1"
-    assert np.isfinite(jafroc_test(*sides, patients, merit).p)
-    assert np.isnan(jafroc_test(*sides, patients, "jafroc").p)
+@pytest.mark.parametrize(
+    ("patients", "detectors", "merit"),
+    [
+        ("abcdefgh", [(EIGHT, None)], "jafroc"),
+        ("abcdefgh", [(EIGHT, [(0, 0)] * 7 + [(1, 0)])], "jafroc1"),  # a run without normal ones
+        # without one's patient the second run has none
+        ("abcdefgh", [(EIGHT, [(0, 0)] * 6 + [(1, 0)] * 2)], "jafroc1"),
+        ("abcdefgh", [(EIGHT, None)] * 2, "jafroc"),
+        # whichever is the reference
+        ("abcdefgh", [(EIGHT, None), (EIGHT, [(0, 0)] * 7 + [(1, 0)])], "jafroc1"),
+        # normal images of five patients are too few for the jackknife
+        ("abbcdefg", [(EIGHT, None)], "jafroc1"),
+        ("abcdefghij", [(TWO_NORMAL, None)], "jafroc1"),
+        # a run without lesions has no figure of merit, and its normal images do not count
+        (
+            "abcdefghijklmnop",
+            [(TWO_NORMAL + [image()] * 6, [(0, 0)] * 10 + [(1, 0)] * 6)],
+            "jafroc1",
+        ),
+    ],
+)
+def test_the_merit_is_jafroc_where_every_run_saw_normal_images(patients, detectors, merit):
+    assert choose_common_merit(list(patients), *detectors) == merit

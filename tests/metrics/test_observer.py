@@ -12,11 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
-from sklearn import metrics
 
 from tfmammo.metrics.clustered_auc import estimate_auc
 from tfmammo.metrics.observer import (
-    d_prime,
     draw_roc,
     estimate_choices,
     estimate_ratings,
@@ -31,33 +29,24 @@ REAL = np.array([1, 1, 1, 0, 0, 0], bool)
 def test_fifteen_of_twenty_by_hand():
     choices = estimate_choices([True] * 15 + [False] * 5)
     assert (choices.n, choices.right, choices.share.value) == (20, 15, 0.75)
-    assert (
-        choices.p
-        == pytest.approx(2 * sum(comb(20, k) for k in range(15, 21)) / 2**20)
-        == pytest.approx(0.0414, abs=5e-5)
-    )
+    by_hand = 2 * sum(comb(20, k) for k in range(15, 21)) / 2**20
+    assert choices.p == pytest.approx(by_hand) == pytest.approx(0.0414, abs=5e-5)
     # Clopper and Pearson (1934): at its bounds 15 or more, or 15 or fewer, have a chance of 2.5 %.
-    assert (choices.share.low, choices.share.high) == (
-        pytest.approx(0.5090, abs=5e-5),
-        pytest.approx(0.9134, abs=5e-5),
-    )
-    assert stats.binom.sf(14, 20, choices.share.low) == pytest.approx(0.025)
-    assert stats.binom.cdf(15, 20, choices.share.high) == pytest.approx(0.025)
-    assert choices.d_prime.value == pytest.approx(0.9539, abs=5e-5)  # sqrt(2) 0.67449
-    assert (choices.d_prime.low, choices.d_prime.high) == tuple(
-        pytest.approx(sqrt(2) * Z(b)) for b in (choices.share.low, choices.share.high)
-    )
+    low, high = choices.share.low, choices.share.high
+    assert (low, high) == pytest.approx((0.5090, 0.9134), abs=5e-5)
+    assert stats.binom.sf(14, 20, low) == pytest.approx(0.025)
+    assert stats.binom.cdf(15, 20, high) == pytest.approx(0.025)
+    d = choices.d_prime
+    expected = 0.9539, sqrt(2) * Z(low), sqrt(2) * Z(high)  # sqrt(2) 0.67449
+    assert (d.value, d.low, d.high) == pytest.approx(expected, abs=5e-5)
 
 
 def test_all_and_none_right():
     every = estimate_choices([True] * 10)
     none = estimate_choices([False] * 10)
     assert every.p == none.p == pytest.approx(2 / 1024)
-    assert (
-        every.d_prime.value
-        == pytest.approx(sqrt(2) * Z(0.95))
-        == pytest.approx(-none.d_prime.value)
-    )
+    assert every.d_prime.value == pytest.approx(sqrt(2) * Z(0.95))
+    assert none.d_prime.value == pytest.approx(-every.d_prime.value)
     assert (every.d_prime.high, none.d_prime.low) == (np.inf, -np.inf)
     assert every.share.low == pytest.approx(0.025 ** (1 / 10)) == pytest.approx(1 - none.share.high)
 
@@ -65,8 +54,6 @@ def test_all_and_none_right():
 def test_who_guesses_has_none():
     choices = estimate_choices([True, False] * 8)
     assert (choices.p, choices.share.value, choices.d_prime.value) == (1, 0.5, 0)
-    assert d_prime(0.5) == 0
-    assert choices.share.low == pytest.approx(1 - choices.share.high)
 
 
 @pytest.mark.parametrize(
@@ -110,16 +97,6 @@ def test_the_pooled_test_counts_every_exchange_of_sides(right):
     )
 
 
-def test_observers_who_say_the_same_are_no_more_than_one():
-    alone = np.array([1.0] * 9 + [0.0])
-    one = estimate_choices(alone)
-    five = pool_choices(np.tile(alone, (5, 1)))
-    assert five.p == pytest.approx(one.p) and five.share.value == one.share.value
-    assert five.share.low < 0.8 and five.share.high == 1, (
-        "its width is that of ten pairs, not of fifty answers"
-    )
-
-
 def test_observers_who_are_all_right_have_the_interval_of_the_pairs():
     one = estimate_choices([True] * 10)
     two = pool_choices(np.ones((2, 10)), 50)
@@ -128,6 +105,7 @@ def test_observers_who_are_all_right_have_the_interval_of_the_pairs():
     sure = pool_ratings([1] * 10 + [0] * 10, [[5] * 10 + [1] * 10] * 2, 50)
     assert (sure.area.value, sure.area.high) == (1, 1)
     assert sure.area.low == pytest.approx(1 + np.log(0.05) / 10), "the rule of three"
+    assert sure.d_a.value == pytest.approx(sqrt(2) * Z(1 - 0.5 / (20 * 20))), "half a pair less"
 
 
 def test_the_pooled_interval_covers_what_observers_and_pairs_of_a_known_law_have():
@@ -148,16 +126,12 @@ def test_fewer_than_six_cases_have_neither_interval_nor_p():
     pooled = pool_choices(np.ones((4, 5)), 50)
     rated = estimate_ratings([1, 1, 0, 0, 0], [5, 3, 4, 2, 1])
     together = pool_ratings([1, 1, 0, 0, 0], [[5, 3, 4, 2, 1]] * 3, 50)
-    for estimates in (alone, pooled):
-        assert (
-            estimates.share.value == 1
-            and np.isnan([estimates.p, estimates.share.low, estimates.d_prime.high]).all()
-        )
-    for estimates in (rated, together):
-        assert (
-            estimates.area.value == pytest.approx(5 / 6)
-            and np.isnan([estimates.area.low, estimates.area.high, estimates.d_a.low]).all()
-        )
+    for one in (alone, pooled):
+        assert one.share.value == 1
+        assert np.isnan([one.p, one.share.low, one.d_prime.high]).all()
+    for one in (rated, together):
+        assert one.area.value == pytest.approx(5 / 6)
+        assert np.isnan([one.area.low, one.area.high, one.d_a.low]).all()
     six = estimate_choices([True] * 6)
     assert six.p == 2 / 64 and np.isfinite(six.share.low)
 
@@ -168,36 +142,13 @@ def test_area_of_ratings_by_hand():
     ratings = estimate_ratings(REAL, given)
     assert (ratings.real, ratings.synthetic) == (3, 3)
     psi = np.array([[1, 1, 1], [0.5, 1, 1], [0, 1, 0.5]])
-    assert (
-        ratings.area.value
-        == pytest.approx(psi.mean())
-        == pytest.approx(metrics.roc_auc_score(REAL, given))
-    )
+    assert ratings.area.value == pytest.approx(psi.mean())
     assert np.isnan([ratings.area.low, ratings.area.high]).all(), "six of either kind are needed"
     assert ratings.d_a.value == pytest.approx(sqrt(2) * Z(psi.mean()))
     twice = estimate_ratings(np.tile(REAL, 2), np.tile(given, 2))
     expected = estimate_auc(np.tile(REAL, 2), np.tile(given, 2), np.arange(12))
     assert twice.area == expected and 0 < expected.low < psi.mean() < expected.high < 1
     assert twice.d_a.low == pytest.approx(sqrt(2) * Z(expected.low))
-
-
-def test_perfect_ratings_have_the_interval_of_the_rule_of_three():
-    ratings = estimate_ratings(np.tile(REAL, 2), np.tile([6, 6, 5, 1, 1, 2], 2))
-    assert (ratings.area.value, ratings.area.high) == (1, 1)
-    assert ratings.area.low == pytest.approx(1 + np.log(0.05) / 6)
-    assert ratings.d_a.value == pytest.approx(sqrt(2) * Z(1 - 0.5 / 36))
-
-
-def test_one_observers_interval_holds_as_often_as_it_says():
-    """Ten cases of either kind, and an area of 0.91: Wald's interval would hold in 83 of 100."""
-    random = np.random.default_rng(0)
-    real = np.repeat([1, 0], 10)
-    holds = []
-    for _ in range(300):
-        given = np.clip(np.rint(3.5 + 1.9 * (real - 0.5) + random.normal(0, 1, 20)), 1, 6)
-        area = estimate_ratings(real, given).area
-        holds.append(area.low <= 0.91 <= area.high)
-    assert np.mean(holds) > 0.92
 
 
 def test_the_pooled_area_is_the_observers_mean():
@@ -208,41 +159,17 @@ def test_the_pooled_area_is_the_observers_mean():
     assert ratings.area.value == pytest.approx(0.5) and (ratings.real, ratings.synthetic) == (6, 6)
     assert (ratings.area.low, ratings.area.high) == (0, 1), "whoever is drawn alone has 1 or 0"
     partly = pool_ratings(REAL, [good, [np.nan, 4, 2, 3, np.nan, np.nan]], 200)
-    assert partly.area.value == pytest.approx((1 + 0.5) / 2) and (
-        partly.real,
-        partly.synthetic,
-    ) == (5, 4)
-
-
-def test_the_pooled_interval_is_about_delongs_for_one_observer():
-    random = np.random.default_rng(1)
-    real = np.arange(80) % 2 == 0
-    given = np.clip(np.rint(3.5 + real + random.normal(0, 1.2, 80)), 1, 6)
-    one = estimate_ratings(real, given)
-    pooled = pool_ratings(real, given[None])
-    assert pooled.area.value == pytest.approx(one.area.value)
-    assert (pooled.area.low, pooled.area.high) == (
-        pytest.approx(one.area.low, abs=0.03),
-        pytest.approx(one.area.high, abs=0.03),
-    )
-
-
-def test_the_same_seed_draws_the_same():
-    right = np.random.default_rng(0).random((3, 10)) < 0.7
-    assert pool_choices(right, 50, 1) == pool_choices(right, 50, 1) != pool_choices(right, 50, 2)
+    assert partly.area.value == pytest.approx((1 + 0.5) / 2)
+    assert (partly.real, partly.synthetic) == (5, 4)
 
 
 def test_curves_are_those_of_the_ratings():
     given = np.array([[5, 3, 2, 3, 1, 2], [np.nan] * 6])
-    (axes,) = draw_roc(
-        {"poisson": (REAL, given), "unrated": (REAL, np.full((1, 6), np.nan))}, "phantom"
-    ).axes
+    systems = {"poisson": (REAL, given), "unrated": (REAL, np.full((1, 6), np.nan))}
+    (axes,) = draw_roc(systems, "phantom").axes
     chance, curve = axes.get_lines()
-    assert (
-        list(chance.get_xdata()) == [0, 1]
-        and curve.get_label() == "poisson"
-        and axes.get_title() == "phantom"
-    )
+    assert list(chance.get_xdata()) == [0, 1]
+    assert (curve.get_label(), axes.get_title()) == ("poisson", "phantom")
     area = np.trapezoid(curve.get_ydata(), curve.get_xdata())
     assert area == pytest.approx(estimate_ratings(REAL, given[0]).area.value, abs=0.01)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["poisson"]

@@ -58,15 +58,6 @@ def test_many_observations_give_the_observer_back():
     assert curve.inflation == pytest.approx(1.0, abs=0.2)
 
 
-def test_a_patients_pairs_twice_are_no_further_evidence():
-    stimuli, hits, names, blanks, blank_names = observe(1)
-    once = psychometric.fit(stimuli, hits, names, blanks, blank_names)
-    repeated = [np.repeat(values, 2) for values in (stimuli, hits, names, blanks, blank_names)]
-    twice = psychometric.fit(*repeated)
-    assert twice.inflation == pytest.approx(2 * once.inflation, rel=0.02)
-    assert (twice.low, twice.high) == pytest.approx((once.low, once.high), rel=0.02)
-
-
 def compute_inflation(curve, stimuli, hits, names, blanks, blank_names):
     """The sandwich of the patients' scores over the inverse information, by differences."""
     parameters = np.array([np.log(curve.threshold), np.log(curve.slope), curve.guess, curve.lapse])

@@ -1,6 +1,4 @@
-"""Overlap measures, intervals and paired tests: hand-computed values, independent versions
-and properties.
-"""
+"""Overlap, intervals and paired tests: hand-computed values, independent versions, properties."""
 
 import itertools
 
@@ -8,11 +6,12 @@ import numpy as np
 import pytest
 from sklearn import metrics as peer
 
-from tfmammo.metrics import segmentation
 from tfmammo.metrics.segmentation import (
+    Paired,
     accuracy,
     bootstrap_interval,
     centred_disc,
+    crossed_interval,
     dice,
     disc_dice,
     jaccard,
@@ -23,18 +22,6 @@ from tfmammo.metrics.segmentation import (
 )
 
 MEASURES = (accuracy, dice, jaccard, mcc)
-
-
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
-
-
-def pair(tn, fp, fn, tp):
-    target = np.repeat([0, 0, 1, 1], [tn, fp, fn, tp])
-    return target, np.repeat([0, 1, 0, 1], [tn, fp, fn, tp])
 
 
 @pytest.fixture
@@ -50,36 +37,28 @@ def masks(rng):
 
 
 def test_the_checked_vector():
-    target, output = pair(tn=9, fp=1, fn=2, tp=4)
-    values = [measure(target, output) for measure in MEASURES]
-    assert values == pytest.approx([0.8125, 0.7272727, 0.5714286, 0.5918640], abs=5e-8)
-    assert all(type(value) is float for value in values)
+    """9 true negatives, 1 false positive, 2 false negatives, 4 true positives."""
+    target = np.repeat([0, 0, 1, 1], [9, 1, 2, 4])
+    output = np.repeat([0, 1, 0, 1], [9, 1, 2, 4])
+    for shape, types in (((16,), (int, int)), ((4, 4), (bool, bool)), ((2, 2, 4, 1), (float, int))):
+        pair = target.reshape(shape).astype(types[0]), output.reshape(shape).astype(types[1])
+        values = [measure(*pair) for measure in MEASURES]
+        assert values == pytest.approx([0.8125, 0.7272727, 0.5714286, 0.5918640], abs=5e-8)
+        assert all(type(value) is float for value in values)
 
 
-def test_any_shape_and_boolean_or_numeric_arrays_count_alike():
-    target, output = pair(tn=9, fp=1, fn=2, tp=4)
-    for measure in MEASURES:
-        expected = measure(target, output)
-        assert (
-            measure(target.reshape(4, 4).astype(bool), output.reshape(4, 4).astype(bool))
-            == expected
-        )
-        assert (
-            measure(
-                target.reshape(2, 2, 4, 1).astype(np.float32),
-                output.reshape(2, 2, 4, 1).astype(np.uint8),
-            )
-            == expected
-        )
-
-
-def test_against_scikit_learn(masks):
+def test_against_scikit_learn_one_by_one_and_all_at_once(masks):
+    targets, outputs = masks
     peers = peer.accuracy_score, peer.f1_score, peer.jaccard_score, peer.matthews_corrcoef
-    for target, output in zip(*masks, strict=True):
-        expected = [measure(target.ravel(), output.ravel()) for measure in peers]
-        assert [measure(target, output) for measure in MEASURES] == pytest.approx(
-            expected, abs=1e-12
-        )
+    expected = [
+        [measure(target.ravel(), output.ravel()) for target, output in zip(*masks, strict=True)]
+        for measure in peers
+    ]
+    alone = [[measure(*pair) for pair in zip(*masks, strict=True)] for measure in MEASURES]
+    np.testing.assert_allclose(alone, expected, atol=1e-12)
+    scores = per_image(targets, outputs.astype(np.float32) * 0.6, threshold=0.6 - 1e-6)
+    assert list(scores) == ["accuracy", "dice", "jaccard", "mcc"]
+    np.testing.assert_allclose(list(scores.values()), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -104,36 +83,6 @@ def test_mcc_does_not_overflow_on_large_masks():
     assert mcc(half, ~half) == pytest.approx(-1, abs=1e-12)
 
 
-@pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.parametrize(
-    ("target", "output", "reason"),
-    [
-        ([0, 1], [0, 0.5], "output must hold nothing but 0 and 1"),
-        ([0, 2], [0, 1], "target must hold nothing but 0 and 1"),
-        ([0, np.nan], [0, 1], "target must hold nothing but 0 and 1"),
-        ([0, 1], [0, -1], "output must hold nothing but 0 and 1"),
-        ([0, 1], [0, 1, 1], "must have one shape"),
-        ([[0, 1]], [0, 1], "must have one shape"),
-        ([], [], "no pixel"),
-    ],
-)
-def test_wrong_input_is_refused(measure, target, output, reason):
-    with pytest.raises(ValueError, match=reason):
-        measure(target, output)
-
-
-def test_per_image_equals_the_single_measures(masks):
-    targets, outputs = masks
-    scores = per_image(targets, outputs.astype(np.float32) * 0.6, threshold=0.6 - 1e-6)
-    assert list(scores) == ["accuracy", "dice", "jaccard", "mcc"]
-    for measure in MEASURES:
-        expected = [
-            measure(target, output) for target, output in zip(targets, outputs, strict=True)
-        ]
-        assert scores[measure.__name__].dtype == np.float64
-        np.testing.assert_allclose(scores[measure.__name__], expected, atol=1e-12)
-
-
 def test_a_probability_at_the_threshold_is_mass():
     targets = np.array([[1, 0, 0]])
     assert per_image(targets, [[0.5, 0.49, 0.0]])["accuracy"] == [1]
@@ -142,22 +91,41 @@ def test_a_probability_at_the_threshold_is_mass():
 
 
 @pytest.mark.parametrize(
-    ("targets", "probabilities", "threshold", "reason"),
+    ("function", "arguments", "named"),
     [
-        ([[0, 1]], [[0, np.nan]], 0.5, "between 0 and 1"),
-        ([[0, 1]], [[0, 1.1]], 0.5, "between 0 and 1"),
-        ([[0, 1]], [[-0.1, 1]], 0.5, "between 0 and 1"),
-        ([[0, 0.5]], [[0, 1]], 0.5, "targets must hold"),
-        ([[0, 1]], [[0, 1, 1]], 0.5, "one shape"),
-        ([0, 1], [0, 1], 0.5, r"\[n, ...\]"),
-        (np.zeros((0, 4)), np.zeros((0, 4)), 0.5, "no pixel"),
-        ([[0, 1]], [[0, 1]], 0.0, "threshold"),
-        ([[0, 1]], [[0, 1]], 1.5, "threshold"),
+        *(
+            (measure, *case)
+            for measure in MEASURES
+            for case in (
+                (([0, 1], [0, 0.5]), "output must hold nothing but 0 and 1"),
+                (([0, 2], [0, 1]), "target must hold nothing but 0 and 1"),
+                (([0, np.nan], [0, 1]), "target must hold nothing but 0 and 1"),
+                (([0, 1], [0, -1]), "output must hold nothing but 0 and 1"),
+                (([0, 1], [0, 1, 1]), "must have one shape"),
+                (([[0, 1]], [0, 1]), "must have one shape"),
+                (([], []), "no pixel"),
+            )
+        ),
+        (per_image, ([[0, 1]], [[0, np.nan]]), "between 0 and 1"),
+        (per_image, ([[0, 1]], [[0, 1.1]]), "between 0 and 1"),
+        (per_image, ([[0, 1]], [[-0.1, 1]]), "between 0 and 1"),
+        (per_image, ([[0, 0.5]], [[0, 1]]), "targets must hold"),
+        (per_image, ([[0, 1]], [[0, 1, 1]]), "one shape"),
+        (per_image, ([0, 1], [0, 1]), r"\[n, ...\]"),
+        (per_image, (np.zeros((0, 4)), np.zeros((0, 4))), "no pixel"),
+        (per_image, ([[0, 1]], [[0, 1]], 0.0), "threshold"),
+        (per_image, ([[0, 1]], [[0, 1]], 1.5), "threshold"),
+        (bootstrap_interval, ([],), "at least one"),
+        (bootstrap_interval, ([0.1, np.nan],), "finite"),
+        (bootstrap_interval, ([0.1, np.inf],), "finite"),
+        (bootstrap_interval, ([0.1, 0.2], ["a"]), "groups of shape"),
+        (paired_test, ([0.1, 0.2], [0.1]), "equally many"),
+        (disc_dice, (np.zeros((1, 4, 5, 1)),), r"\[n, s, s, 1\]"),
     ],
 )
-def test_per_image_refuses_wrong_input(targets, probabilities, threshold, reason):
-    with pytest.raises(ValueError, match=reason):
-        per_image(targets, probabilities, threshold)
+def test_bad_input(function, arguments, named):
+    with pytest.raises(ValueError, match=named):
+        function(*arguments)
 
 
 def test_a_share_of_none_or_all_is_not_certain():
@@ -186,58 +154,19 @@ def test_interval_draws_patients_whole(rng):
 
 def test_interval_of_six_unequal_patients_by_hand():
     """One patient of three ones among five of a single 0: drawn k times, the mean is 3 k / (6 + 2
-    k); k is binomial.
+    k); k is binomial, with cumulative chances of 0.335, 0.737, 0.938, 0.991 of k = 0, 1, 2, 3.
     """
     values = [0, 0, 0, 0, 0, 1, 1, 1]
-    groups = ["a", "b", "c", "d", "e", "f", "f", "f"]
-    # Cumulative chances of k = 0, 1, 2, 3: 0.335, 0.737, 0.938, 0.991
-    assert bootstrap_interval(values, groups, level=0.9) == pytest.approx((0, 9 / 12))
-    assert bootstrap_interval(values, groups, level=0.1) == pytest.approx((3 / 8, 3 / 8))
-    assert bootstrap_interval(values, groups, level=0.8) == pytest.approx((0, 6 / 10))
-
-
-def test_interval_is_repeatable_and_its_level_counts(rng):
-    values = rng.random(50)
-    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
-    assert bootstrap_interval(values, seed=3) != bootstrap_interval(values, seed=4)
-    low, high = bootstrap_interval(values, level=0.99)
-    inner_low, inner_high = bootstrap_interval(values, level=0.5)
-    assert low < inner_low < values.mean() < inner_high < high
+    for level, expected in ((0.9, (0, 9 / 12)), (0.1, (3 / 8, 3 / 8)), (0.8, (0, 6 / 10))):
+        assert bootstrap_interval(values, [*"abcdefff"], level=level) == pytest.approx(expected)
 
 
 def test_few_patients_have_no_interval_and_equal_values_a_narrow_one(rng):
     values = rng.random(10)
-    assert np.isnan(bootstrap_interval(values, np.repeat(list("abcde"), 2))).all()
+    assert np.isnan(bootstrap_interval(values, [*"aabbccddee"])).all()
     assert np.isnan(bootstrap_interval(values[:5])).all()
     assert np.isfinite(bootstrap_interval(values, [*"aabbccddef"])).all()
     assert bootstrap_interval([0.5] * 6) == (0.5, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("function", "arguments", "named"),
-    [
-        (bootstrap_interval, ([],), "at least one"),
-        (bootstrap_interval, ([0.1, np.nan],), "finite"),
-        (bootstrap_interval, ([0.1, np.inf],), "finite"),
-        (bootstrap_interval, ([0.1, 0.2], ["a"]), "groups of shape"),
-        (paired_test, ([0.1, 0.2], [0.1]), "equally many"),
-        (disc_dice, (np.zeros((1, 4, 5, 1)),), r"\[n, s, s, 1\]"),
-    ],
-)
-def test_statistics_refuse_bad_input(function, arguments, named):
-    with pytest.raises(ValueError, match=named):
-        function(*arguments)
-
-
-@pytest.mark.parametrize("varies", [0, 1])
-def test_an_interval_of_two_patients_sees_what_one_of_them_decides(rng, varies):
-    """Every value of a patient is alike, so that drawing the other one alone has no width."""
-    patients = np.divmod(np.arange(144), 12)
-    values = rng.normal(size=12)[patients[varies]]
-    names = [[f"{side}{number}" for number in numbers] for side, numbers in enumerate(patients)]
-    crossed = segmentation.crossed_interval(values, *names, samples=4000)
-    alone = segmentation.bootstrap_interval(values, names[varies])
-    assert crossed == pytest.approx(alone, abs=0.1 * (alone[1] - alone[0]))
 
 
 def test_an_interval_of_two_patients_draws_both(rng):
@@ -245,12 +174,11 @@ def test_an_interval_of_two_patients_draws_both(rng):
     first, second = np.divmod(np.arange(100), 10)
     values = rng.normal(size=10)[first] + rng.normal(size=10)[second]
     names = first.astype(str).tolist(), [f"l{number}" for number in second.tolist()]
-    low, high = segmentation.crossed_interval(values, *names, samples=4000)
-    one_low, one_high = segmentation.bootstrap_interval(values, names[0])
+    low, high = crossed_interval(values, *names, samples=4000)
+    one_low, one_high = bootstrap_interval(values, names[0])
     assert low < one_low and one_high < high and low < values.mean() < high
-    same = segmentation.crossed_interval(values, names[0], names[0])
-    assert same == segmentation.bootstrap_interval(values, names[0])
-    assert np.isnan(segmentation.crossed_interval(values, names[0], ["l"] * 100)).all()
+    assert crossed_interval(values, names[0], names[0]) == bootstrap_interval(values, names[0])
+    assert np.isnan(crossed_interval(values, names[0], ["l"] * 100)).all()
 
 
 def test_permutation_test_is_exact_on_six_patients():
@@ -261,33 +189,19 @@ def test_permutation_test_is_exact_on_six_patients():
     signed = [abs(np.dot(signs, sums)) for signs in itertools.product((-1, 1), repeat=6)]
     expected = np.mean([value >= sums.sum() - 1e-9 for value in signed])
     assert expected == 4 / 64  # all as they are, or y flipped, and the reverse of both
-    result = paired_test(a, b, groups)
-    assert result.p == pytest.approx(expected)
-    assert result.difference == pytest.approx((a - b).mean())
-    assert paired_test(b, a, groups).p == pytest.approx(expected)
-    assert paired_test(b, a, groups).difference == pytest.approx(-result.difference)
+    result, reverse = paired_test(a, b, groups), paired_test(b, a, groups)
+    assert (result.p, reverse.p) == pytest.approx((expected, expected))
+    assert (result.difference, -reverse.difference) == pytest.approx([(a - b).mean()] * 2)
 
 
-def test_random_signs_agree_with_all_signs(rng):
-    a = rng.normal(0.72, 0.1, 12)
-    b = rng.normal(0.68, 0.1, 12)
-    exact = paired_test(a, b, samples=4096).p
-    drawn = paired_test(a, b, samples=4000).p
-    assert exact != drawn
-    assert drawn == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 4000))
-
-
-def test_a_real_difference_is_found_and_bounded(rng):
+def test_a_real_difference_is_found_and_none_or_few_patients_show_nothing(rng):
     b = rng.normal(0.7, 0.1, 60)
     a = b + rng.normal(0.05, 0.02, 60)
     result = paired_test(a, b)
     assert result.p < 0.001
     assert 0.04 < result.low < result.difference < result.high < 0.06
     assert (result.low, result.high) == bootstrap_interval(a - b)
-
-
-def test_equal_models_and_few_patients_show_nothing():
-    assert paired_test([0.5] * 6, [0.5] * 6) == segmentation.Paired(0.0, 0.0, 0.0, 1.0)
+    assert paired_test([0.5] * 6, [0.5] * 6) == Paired(0.0, 0.0, 0.0, 1.0)
     # all differ by as much: the interval would leave 0 out
     few = paired_test([0.5, 0.6, 0.5, 0.6, 0.5], [0.1] * 5)
     assert few.difference == pytest.approx(0.44)
@@ -300,18 +214,13 @@ def test_dice_with_every_centred_disc(rng, size):
     scores = disc_dice(masks)
     assert scores.shape == (3, int(np.ceil(2 * np.sqrt(2) * (size - 1) / 2)))
     for row, step in itertools.product(range(3), range(scores.shape[1])):
-        assert scores[row, step] == pytest.approx(
-            dice(masks[row], centred_disc(size, (step + 1) / 2)), abs=1e-12
-        )
+        expected = dice(masks[row], centred_disc(size, (step + 1) / 2))
+        assert scores[row, step] == pytest.approx(expected, abs=1e-12)
     assert scores[0, -1] == pytest.approx(dice(masks[0], np.ones((size, size, 1))))
 
 
 def test_discs_by_hand():
-    assert centred_disc(4, 1)[..., 0].tolist() == [
-        [0, 0, 0, 0],
-        [0, 1, 1, 0],
-        [0, 1, 1, 0],
-        [0, 0, 0, 0],
-    ]
+    inner = np.pad(np.ones((2, 2)), 1)
+    np.testing.assert_array_equal(centred_disc(4, 1)[..., 0], inner)
     assert centred_disc(3, 1)[..., 0].tolist() == [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
     assert (disc_dice(np.zeros((1, 4, 4, 1))) == 0).all()

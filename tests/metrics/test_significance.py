@@ -1,6 +1,4 @@
-"""Holm's correction against hand-worked values and a second implementation, and the
-smallest p of sign flips.
-"""
+"""Holm's correction, Welch's degrees and the smallest p, against second implementations."""
 
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ from scipy import stats
 
 from tfmammo.metrics.significance import (
     FEWEST_PATIENTS,
-    TESTS,
     describe,
     describe_few,
     holm,
@@ -32,16 +29,19 @@ def test_welchs_degrees():
     assert welch_degrees((0.0, 0.0), (9, 3), 11) == 11
 
 
-def test_by_hand():
-    # 0.01 x 4, 0.02 x 3, 0.03 x 2 = 0.06, 0.04 x 1 below its forerunner
-    np.testing.assert_allclose(holm([0.04, 0.01, 0.03, 0.02]), [0.06, 0.04, 0.06, 0.06])
-    np.testing.assert_allclose(holm([0.5, 0.6]), [1.0, 1.0])
-    np.testing.assert_allclose(holm([0.2]), [0.2])
-    assert holm([]).shape == (0,)
-
-
-def test_what_was_not_compared_does_not_count():
-    np.testing.assert_allclose(holm([0.01, np.nan, 0.04]), [0.02, np.nan, 0.04])
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        # 0.01 x 4, 0.02 x 3, 0.03 x 2 = 0.06, 0.04 x 1 below its forerunner
+        ([0.04, 0.01, 0.03, 0.02], [0.06, 0.04, 0.06, 0.06]),
+        ([0.5, 0.6], [1.0, 1.0]),
+        ([0.2], [0.2]),
+        ([], []),
+        ([0.01, np.nan, 0.04], [0.02, np.nan, 0.04]),  # what was not compared does not count
+    ],
+)
+def test_by_hand(values, expected):
+    np.testing.assert_allclose(holm(values), expected)
 
 
 @settings(max_examples=60, deadline=None)
@@ -50,9 +50,8 @@ def test_rejections_are_those_of_holms_steps(values):
     """Step down: reject the smallest at a / m, the next at a / (m - 1), and stop at the first that
     fails.
     """
-    order = np.argsort(values)
     rejected = set()
-    for step, place in enumerate(order):
+    for step, place in enumerate(np.argsort(values)):
         if values[place] * (len(values) - step) > 0.05:
             break
         rejected.add(int(place))
@@ -65,52 +64,37 @@ def test_what_is_no_p(values):
         holm(values)
 
 
-def test_the_smallest_p_is_that_of_differences_of_one_sign():
-    for patients in (5, 6, 9):
-        flipped = stats.permutation_test(
-            (np.ones(patients),),
-            lambda x, axis: x.sum(axis=axis),
-            permutation_type="samples",
-            vectorized=True,
-        )
-        assert flipped.pvalue == smallest_p(patients)
-    assert smallest_p(FEWEST_PATIENTS - 1) > 0.05 > smallest_p(FEWEST_PATIENTS)
-    assert smallest_p(6, 3) == 3 / 32
-    assert smallest_p(1, 4) == 1.0
-
-
-def test_the_smallest_p_of_random_draws_is_that_of_scipy():
-    draw = stats.permutation_test(
-        (np.ones(20),),
+def flip(patients, **options):
+    """scipy's p of as many differences of one sign."""
+    flipped = stats.permutation_test(
+        (np.ones(patients),),
         lambda x, axis: x.sum(axis=axis),
         permutation_type="samples",
         vectorized=True,
-        n_resamples=99,
-        rng=0,
+        **options,
     )
-    assert draw.pvalue == smallest_p(20, samples=99) == 0.02
+    return flipped.pvalue
 
 
-@pytest.mark.slow
-def test_what_stands_under_a_table():
-    said = describe("flips", 9, 3)
-    assert TESTS["flips"] in said and "Holm's correction for 3 comparisons" in said
-    assert (
-        "9 patients can give no p below 0.012" in said and "no difference can be shown" not in said
-    )
-    assert describe("swaps", 6, 2).endswith(
-        "6 patients can give no p below 0.062, so that no difference can be shown."
-    )
-    assert describe("flips", 112, 6, samples=9999).endswith(
-        "9,999 random draws can give no p below 0.0012."
-    )
-    assert "one comparison, no correction" in describe(
-        "jackknife", 9, 1
-    ) and "below" not in describe("jackknife", 9, 1)
-    assert (
-        describe_few(5)
-        == "No interval and no p: 5 patients are fewer than 6, and flipping them gives no p below "
-        "0.062."
-    )
-    assert "5 patients with lesions are fewer than 6" in describe_few(5, "with lesions")
-    assert describe_few(1).startswith("No interval and no p: one patient is fewer than 6")
+def test_the_smallest_p_is_that_of_differences_of_one_sign():
+    for patients in (5, 6, 9):
+        assert flip(patients) == smallest_p(patients)
+    assert flip(20, n_resamples=99, rng=0) == smallest_p(20, samples=99) == 0.02
+    assert smallest_p(FEWEST_PATIENTS - 1) > 0.05 > smallest_p(FEWEST_PATIENTS)
+    assert (smallest_p(6, 3), smallest_p(1, 4)) == (3 / 32, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "parts"),
+    [
+        (describe("flips", 9, 3), ["Holm's correction for 3 comparisons", "no p below 0.012."]),
+        (describe("swaps", 6, 2), ["0.062, so that no difference can be shown."]),
+        (describe("flips", 112, 6, samples=9999), ["9,999 random draws", "below 0.0012."]),
+        (describe("jackknife", 9, 1), ["one comparison, no correction."]),
+        (describe_few(5), ["5 patients are fewer than 6", "below 0.062."]),
+        (describe_few(5, "with lesions"), ["5 patients with lesions are fewer than 6"]),
+        (describe_few(1), ["one patient is fewer than 6"]),
+    ],
+)
+def test_notes_below_a_table(said, parts):
+    assert all(part in said for part in parts)

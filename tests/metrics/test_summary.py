@@ -27,11 +27,6 @@ PATIENTS = np.array(["a", "a", "b", "c", "c", "d", "e", "f", "g"])
 N = len(PATIENTS)
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests, because nothing in this file touches Keras."""
-
-
 @pytest.fixture
 def scores():
     rng = np.random.default_rng(0)

@@ -26,12 +26,8 @@ def breast_mask(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     all bright) are peeled off; tissue is what stands out from the darker class of log grey values
     (Otsu) by more than that class's own spread; its largest part after an opening is the breast, to
     which what the opening took off a smooth outline (nipple, folds) is given back, unless it is as
-    bright as lead letters. Dark fat that reaches the frame is filled in.
-
-    Where nothing is flat and darker than the rest, as in a magnified detail, all is breast.
-
-    Returns:
-        uint8 [rows, cols, 1], 0 or 1; empty for a constant image.
+    bright as lead letters. Dark fat that reaches the frame is filled in. Where nothing is flat and
+    darker than the rest, as in a magnified detail, all is breast; nothing of a constant image is.
 
     Source:
         Otsu, A threshold selection method from gray-level histograms, IEEE Trans. SMC 9 (1979) 62.
@@ -41,9 +37,8 @@ def breast_mask(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     top, left, bottom, right = _peel_frame(grey)
     region = np.zeros(grey.shape, np.uint8)
     if bottom > top and right > left:
-        region[top:bottom, left:right] = _find_breast(
-            grey[top:bottom, left:right], max(2, round(0.025 * max(grey.shape)))
-        )
+        inside = np.s_[top:bottom, left:right]
+        region[inside] = _find_breast(grey[inside], max(2, round(0.025 * max(grey.shape))))
     return _enlarge(region, rows, cols)[..., None]
 
 
@@ -193,15 +188,8 @@ def pectoral_mask(image: NDArray[np.float32], laterality: Laterality) -> NDArray
     interrupted, when the muscle would be a sliver or half of the breast, or when it would not be
     brighter than what lies beside it.
 
-    It can't tell the muscle from a skin fold or from an arm that lies above the breast like one,
-    and follows the straight line where a muscle's lower end fades. It looks for a muscle on any
-    image: do not call it for a CC view.
-
-    Args:
-        image: float32 [rows, cols, 1] in [0, 1], an MLO view.
-
-    Returns:
-        uint8 [rows, cols, 1], 0 or 1; within `breast_mask`.
+    It can't tell the muscle from a skin fold or an arm above the breast, and follows the straight
+    line where a muscle's lower end fades. Do not call it for a CC view.
 
     Deviation:
         A path of least cost in place of its straight edge, as in Domingues et al., Pectoral muscle
@@ -220,10 +208,9 @@ def pectoral_mask(image: NDArray[np.float32], laterality: Laterality) -> NDArray
         breast = breast[:, ::-1]
     region = np.zeros(grey.shape, np.uint8)
     if breast.any():
-        top, left, bottom, right = _find_bounds(breast)
-        region[top:bottom, left:right] = _find_muscle(
-            grey[top:bottom, left:right], breast[top:bottom, left:right]
-        )
+        left, top, width, height = cv2.boundingRect(breast.astype(np.uint8))
+        box = np.s_[top : top + height, left : left + width]
+        region[box] = _find_muscle(grey[box], breast[box])
     if laterality == "R":
         region = region[:, ::-1]
     return (_enlarge(region, rows, cols) & whole)[..., None]
@@ -242,12 +229,6 @@ def remove_pectoral(
         if view != "MLO"
         else np.where(pectoral_mask(image, laterality) != 0, np.float32(0), image)
     )
-
-
-def _find_bounds(region: NDArray) -> Box:
-    rows = np.flatnonzero(region.any(axis=1))
-    cols = np.flatnonzero(region.any(axis=0))
-    return int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1
 
 
 def _find_muscle(grey: Grey, breast: NDArray[np.bool_]) -> Region:
@@ -294,14 +275,16 @@ def _find_line(
     top, left = (axis.ravel() for axis in grid)
     angle = np.degrees(np.arctan2(left, top))
     top, left = (axis[(angle > 40) & (angle < 82)] for axis in (top, left))
+    if not len(top):
+        return (0.0, 0.0), 0.0
     along = np.linspace(0.03, 0.97, 64)
     across = _project_falls(
         falls, np.outer(left, along), np.outer(top, 1 - along), 1 / left[:, None], 1 / top[:, None]
     )
     # Clipped, so that no single strong edge makes a line; long lines are preferred among equals.
-    steady = np.clip(across, -1, 1).mean(axis=1) if len(top) else np.zeros(1)
-    best = int(np.argmax(steady * np.hypot(top, left) ** 0.25)) if len(top) else 0
-    return ((float(top[best]), float(left[best])) if len(top) else (0.0, 0.0)), float(steady[best])
+    steady = np.clip(across, -1, 1).mean(axis=1)
+    best = int(np.argmax(steady * np.hypot(top, left) ** 0.25))
+    return (float(top[best]), float(left[best])), float(steady[best])
 
 
 def _project_falls(

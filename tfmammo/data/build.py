@@ -103,11 +103,7 @@ class Sidecar(Frozen):
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of the dataset: an element of the pipeline.
-
-    Attributes:
-        jobs: Mammograms, each with its number of patches. None where its lesions decide.
-    """
+    """One file of the dataset; jobs are mammograms and their patches (None: lesions decide)."""
 
     folder: Path
     file: str
@@ -116,9 +112,14 @@ class Shard:
     jobs: tuple[tuple[Mammogram, int | None], ...]
 
     @property
+    def path(self) -> Path:
+        """The file; its .json is beside it."""
+        return self.folder / self.file
+
+    @property
     def sidecar_path(self) -> Path:
         """The .json beside the file."""
-        return (self.folder / self.file).with_suffix(".json")
+        return self.path.with_suffix(".json")
 
 
 def build(
@@ -128,7 +129,6 @@ def build(
 
     Raises:
         ConfigError: `output` belongs to another build or holds other files.
-        ArchiveError: The root is no such archive.
         DataError: No patch can be made, or a worker failed.
     """
     if config.data.added != AddedConfig():
@@ -153,24 +153,27 @@ def build(
 
 
 def make(shard: Shard) -> None:
-    """Write one shard and then its sidecar.
-
-    A mammogram that can't be used becomes a failure.
-    """
-    path = shard.folder / shard.file
+    """Write one shard and then its sidecar; a mammogram that can't be used becomes a failure."""
     failures = Skipped()
     histogram = np.zeros(BINS, np.int64)
     columns: dict[str, list[str]] = {
         name: [] for name in (*COLUMNS, "image_ids", "views", "lateralities")
     }
-    with jobs.use_one_thread(), filesystem.atomic_file(path) as part:
+    with jobs.use_one_thread(), filesystem.atomic_file(shard.path) as part:
         with tf.io.TFRecordWriter(str(part)) as writer:
             for mammogram, patch in _extract_patches(shard, failures):
                 writer.write(encode(patch))
                 histogram += np.bincount(
                     quantise(patch.image).ravel() // (2**16 // BINS), minlength=BINS
                 )
-                _append_row(columns, mammogram, patch)
+                values = {
+                    **{plural: getattr(patch, single) for plural, single in TEXTS.items()},
+                    "image_ids": mammogram.image_id,
+                    "views": mammogram.view or "",
+                    "lateralities": mammogram.laterality or "",
+                }
+                for name, value in values.items():
+                    columns[name].append(value)
         shard_file = ShardFile(
             file=shard.file,
             sha256=filesystem.sha256(part),
@@ -239,16 +242,15 @@ def plan_shards(
 
 def _identify(dataset: str, part: Sequence[tuple[Mammogram, int | None]]) -> str:
     """Hash what decides the contents of a shard."""
-    stamps = [_stamp(file) for mammogram, _ in part for file in archives.list_files(mammogram)]
+    stamps: list[tuple[int, int] | None] = []
+    for mammogram, _ in part:
+        for file in archives.list_files(mammogram):
+            try:
+                status = file.stat()
+                stamps.append((status.st_size, status.st_mtime_ns))
+            except OSError:  # it becomes a failure when it is read
+                stamps.append(None)
     return hashlib.sha256(filesystem.to_json([dataset, stamps]).encode()).hexdigest()
-
-
-def _stamp(file: Path) -> tuple[int, int] | None:
-    try:
-        status = file.stat()
-    except OSError:  # it becomes a failure when it is read
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 def _extract_patches(shard: Shard, failures: Skipped) -> Iterator[tuple[Mammogram, Patch]]:
@@ -267,26 +269,14 @@ def _extract_patches(shard: Shard, failures: Skipped) -> Iterator[tuple[Mammogra
             ) from error
 
 
-def _append_row(columns: dict[str, list[str]], mammogram: Mammogram, patch: Patch) -> None:
-    values = {
-        **{plural: getattr(patch, single) for plural, single in TEXTS.items()},
-        "image_ids": mammogram.image_id,
-        "views": mammogram.view or "",
-        "lateralities": mammogram.laterality or "",
-    }
-    for name, value in values.items():
-        columns[name].append(value)
-
-
 def _read_sidecar(shard: Shard) -> Sidecar | None:
     """Read a shard's sidecar. None unless the shard is there as it was written."""
-    path = shard.folder / shard.file
     try:
         sidecar = Sidecar.model_validate_json(shard.sidecar_path.read_bytes())
         is_whole = (
             sidecar.identity == shard.identity
             and sidecar.shard.file == shard.file
-            and filesystem.sha256(path) == sidecar.shard.sha256
+            and filesystem.sha256(shard.path) == sidecar.shard.sha256
         )
     except (OSError, ValidationError, DataError):
         return None

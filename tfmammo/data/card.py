@@ -60,8 +60,7 @@ def format_card(manifest: Manifest, dead: int) -> str:
     parts = [
         f"# {manifest.identity['name']}: {data['patches']} patches of {archive['name']}",
         f"Fingerprint `{manifest.fingerprint}`. Patches of {manifest.size} x {manifest.size} px, "
-        "written by `tfmammo build`"
-        f" (tfmammo {manifest.identity['tfmammo']}).",
+        f"written by `tfmammo build` (tfmammo {manifest.identity['tfmammo']}).",
         "## Counts",
         _format_table(("what", "how many"), counts),
         *(
@@ -74,10 +73,9 @@ def format_card(manifest: Manifest, dead: int) -> str:
         LICENCES.get(archive["name"], UNKNOWN),
         "## Form",
         "TFRecord files of tf.train.Example: `image` is little-endian uint16 row by row, "
-        "rint(65535 * value); `mask` a PNG, 0 or 1; `id`, "
-        "`patient_id`, `kind`, `pathology`, `shape` and `official_split` are text, empty where "
-        "unknown. `manifest.json` holds the same "
-        "columns and every file's sha256.",
+        "rint(65535 * value); `mask` a PNG, 0 or 1; `id`, `patient_id`, `kind`, `pathology`, "
+        "`shape` and `official_split` are text, empty where unknown. `manifest.json` holds the "
+        "same columns and every file's sha256.",
         "## Config",
         f"```json\n{json.dumps(configs, indent=2, sort_keys=True)}\n```",
     ]
@@ -102,19 +100,18 @@ def _count_values(values: Iterable[str]) -> list[tuple[str, int]]:
 
 def _format_table(head: tuple[str, str], rows: Iterable[tuple[str, int]]) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "| --- | ---: |"]
-    return "\n".join([*lines, *(f"| {_format_cell(name)} | {count:,} |" for name, count in rows)])
-
-
-def _format_cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    for name, count in rows:
+        cell = " ".join(name.split()).replace("|", "\\|")
+        lines.append(f"| {cell} | {count:,} |")
+    return "\n".join(lines)
 
 
 def _format_histogram(counts: tuple[int, ...]) -> str:
     total = max(sum(counts), 1)
-    most = max(max(counts), 1)
-    bins = len(counts)
-    rows = (
-        f"{place / bins:.3f} {100 * count / total:6.2f} % {'#' * round(40 * count / most)}".rstrip()
-        for place, count in enumerate(counts)
-    )
-    return "\n".join(["```text", *rows, "```"])
+    most = max(*counts, 1)
+    lines = ["```text"]
+    for place, count in enumerate(counts):
+        bar = "#" * round(40 * count / most)
+        share = 100 * count / total
+        lines.append(f"{place / len(counts):.3f} {share:6.2f} % {bar}".rstrip())
+    return "\n".join([*lines, "```"])

@@ -1,8 +1,8 @@
 """Rotate, mirror and scale copies of mammograms with their lesions.
 
-They are the traditional augmentation that synthetic masses are compared with: Shen et al. (Mass
-image synthesis in mammogram with contextual information based on GANs, 2021), section 4.5: "rotate,
-flip, and scale", added to the training set in portions.
+They are the traditional augmentation that synthetic masses are compared with: "rotate, flip, and
+scale", added to the training set in portions (Shen et al., Mass image synthesis in mammogram with
+contextual information based on GANs, 2021, section 4.5).
 
 Deviation: they give no ranges; see AddedConfig. The image keeps its size, and what a copy shows
 beyond it is lost.
@@ -22,18 +22,15 @@ from numpy.typing import NDArray
 from tfmammo.config import DataConfig
 from tfmammo.data import sampling
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Laterality, Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Laterality, Lesion, Mammogram, Skipped, find_box
 
+SAME: dict[Laterality | None, Laterality | None] = {"L": "L", "R": "R", None: None}
 OTHER: dict[Laterality | None, Laterality | None] = {"L": "R", "R": "L", None: None}
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A rotation and scaling of a copy about the image's centre.
-
-    Attributes:
-        angle: Degrees, counter-clockwise as shown.
-    """
+    """A rotation (degrees, counter-clockwise as shown) and scaling about the image's centre."""
 
     angle: float
     factor: float
@@ -56,11 +53,8 @@ def make_copies(
     """Make `config.added.copies` copies of mammograms that have a wanted lesion, spread evenly.
 
     Seed, image's id and the copy's number of that image decide a copy, so a larger set begins with
-    the smaller one. Its image_id is the image's with ~1, ~2 and so on.
-
-    Args:
-        skipped: Copies without a lesion in sight, and lesions whose mask can't be read, are noted
-            here.
+    the smaller one. Its image_id is the image's with ~1, ~2 and so on. Copies without a lesion in
+    the image, and lesions whose mask can't be read, are noted.
     """
     sources = [mammogram for mammogram in mammograms if sampling.select_lesions(mammogram, config)]
     if not sources:
@@ -95,16 +89,16 @@ def transform_mammogram(
         except ValueError as error:
             skipped.add(f"{mammogram.image_id}~{number}", f"lesion {place}: {error}")
     if mammogram.lesions and not lesions:
-        raise ValueError("no lesion is in sight")
+        raise ValueError("no lesion lies in the image")
+    side = OTHER if transform.mirrored else SAME
+    spacing = mammogram.spacing
     return mammogram.with_pixels(
         partial(_transform_pixels, mammogram, transform),
         image_id=f"{mammogram.image_id}~{number}",
         lesions=tuple(lesions),
-        laterality=OTHER[mammogram.laterality] if transform.mirrored else mammogram.laterality,
-        chest_wall=OTHER[mammogram.chest_wall] if transform.mirrored else mammogram.chest_wall,
-        spacing=(mammogram.spacing[0] / transform.factor, mammogram.spacing[1] / transform.factor)
-        if mammogram.spacing
-        else None,
+        laterality=side[mammogram.laterality],
+        chest_wall=side[mammogram.chest_wall],
+        spacing=spacing and (spacing[0] / transform.factor, spacing[1] / transform.factor),
         bits=None,
     )
 
@@ -121,41 +115,16 @@ def _draw_transform(config: DataConfig, mammogram: Mammogram, number: int) -> Tr
 
 def _move_lesion(lesion: Lesion, matrix: NDArray[np.float64], rows: int, cols: int) -> Lesion:
     if lesion.outlines:
-        outlines = [_map_points(outline, matrix) for outline in lesion.outlines]
-        cut = [_cut_at_border(lesion, outline, rows, cols) for outline in outlines]
-        parts = [part for part in cut if part]
-    else:
-        top, left, bottom, right = lesion.box
-        corners = np.array(
-            [(r, c) for r in (top - 0.5, bottom - 0.5) for c in (left - 0.5, right - 0.5)]
-        )
-        low = (_map_points(corners, matrix) + 0.5).min(axis=0)
-        high = (_map_points(corners, matrix) + 0.5).max(axis=0)
-        (top, left) = np.clip(np.rint(low), 0, (rows, cols))
-        (bottom, right) = np.clip(np.rint(high), 0, (rows, cols))
-        parts = []
-        if top < bottom and left < right:
-            parts.append(Lesion(lesion.kind, (int(top), int(left), int(bottom), int(right))))
-    if not parts:
-        raise ValueError("is not in sight")
-    corners = np.array([part.box for part in parts])
-    (top, left) = corners[:, :2].min(axis=0).tolist()
-    (bottom, right) = corners[:, 2:].max(axis=0).tolist()
-    return Lesion(
-        lesion.kind,
-        (top, left, bottom, right),
-        tuple(outline for part in parts for outline in part.outlines),
-        **lesion.details,
-    )
-
-
-def _cut_at_border(
-    lesion: Lesion, outline: NDArray[np.float32], rows: int, cols: int
-) -> Lesion | None:
-    try:
-        return Lesion.from_outline(lesion.kind, outline, rows, cols)
-    except ValueError:
-        return None
+        outlines = tuple(_map_points(outline, matrix) for outline in lesion.outlines)
+        return Lesion(lesion.kind, find_box(outlines, rows, cols), outlines, **lesion.details)
+    top, left, bottom, right = lesion.box
+    corners = [(r, c) for r in (top - 0.5, bottom - 0.5) for c in (left - 0.5, right - 0.5)]
+    moved = _map_points(np.array(corners), matrix) + 0.5
+    top, left = np.clip(np.rint(moved.min(axis=0)), 0, (rows, cols)).astype(int).tolist()
+    bottom, right = np.clip(np.rint(moved.max(axis=0)), 0, (rows, cols)).astype(int).tolist()
+    if top >= bottom or left >= right:
+        raise ValueError("the box lies outside the image")
+    return Lesion(lesion.kind, (top, left, bottom, right), **lesion.details)
 
 
 def _map_points(points: NDArray, matrix: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -164,10 +133,6 @@ def _map_points(points: NDArray, matrix: NDArray[np.float64]) -> NDArray[np.floa
 
 
 def _transform_pixels(mammogram: Mammogram, transform: Transform) -> NDArray[np.float32]:
-    image = mammogram.pixels()
     matrix = transform.matrix(mammogram.rows, mammogram.cols)
-    return np.clip(
-        cv2.warpAffine(image, matrix, (mammogram.cols, mammogram.rows), flags=cv2.INTER_LINEAR),
-        0,
-        1,
-    )[..., np.newaxis]
+    moved = cv2.warpAffine(mammogram.pixels(), matrix, (mammogram.cols, mammogram.rows))
+    return np.clip(moved, 0, 1)[..., np.newaxis]

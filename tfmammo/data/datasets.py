@@ -19,7 +19,7 @@ from tfmammo.archives.files import remove_names
 from tfmammo.config import AddedConfig, DataConfig, is_training_folder
 from tfmammo.data.copies import make_copies
 from tfmammo.data.extraction import MakePatches, make_patches
-from tfmammo.data.patches import Patches, PatchSource
+from tfmammo.data.patches import Patches
 from tfmammo.data.patients import PATIENTS, read_patients
 from tfmammo.data.splits import (
     Mammograms,
@@ -30,7 +30,7 @@ from tfmammo.data.splits import (
     save,
     split,
 )
-from tfmammo.data.tfrecord import Records, read_manifest
+from tfmammo.data.tfrecord import PatchSource, Records, read_manifest
 from tfmammo.errors import ConfigError, DataError, name_key
 from tfmammo.mammogram import Mammogram, Skipped, hash_patient, key_fault
 
@@ -52,6 +52,7 @@ def open_subsets(
         config: What to read and how to split it. With data.records the training patches stay on
             disk. data.added joins the training patches.
         output: Where split.json is written, which names every patient's subset; None: nowhere.
+        make: Makes patches of mammograms, as `make_patches` does.
     """
     announce_phantom(config, training=True)
     without_added = config.model_copy(update={"added": AddedConfig()})
@@ -70,13 +71,13 @@ def open_subsets(
         _write_split_of(patches, without_added, output)
     held_out_patches = held_out.load()
     if config.added.copies or config.added.synthetic:
-        if not train.in_memory:
+        if isinstance(train, Records):
             raise ConfigError(
                 "data.added: can't join data.records, which hold patches alone; set data.name and "
                 "data.root instead"
             )
         skipped = Skipped()
-        train = join_added(train.load(), held_out_patches, config, make, skipped)
+        train = join_added(train, held_out_patches, config, make, skipped)
         log_skipped(skipped)
     return train, held_out_patches
 
@@ -84,9 +85,7 @@ def open_subsets(
 def load_all_patches(config: DataConfig, make: MakePatches = make_patches) -> Patches:
     """Load every patch of the archive, or of data.records; log each skipped file with the reason.
 
-    Args:
-        make: Makes patches of mammograms, as `data.extraction.make_patches` does. Records hold the
-            patches of that one.
+    Records hold the patches of `make_patches`.
     """
     refuse_added(config)
     if config.records:
@@ -106,21 +105,14 @@ def refuse_added(config: DataConfig) -> None:
 
 
 def log_skipped(skipped: Skipped) -> None:
-    """Log how many files were left out, and the reasons of the first three.
-
-    The debug log has all reasons. Files go by pseudonyms.
-    """
+    """Log how many files were left out, by pseudonyms, and the reasons of the first three."""
     reasons = remove_names(skipped.reasons, skipped.root)
     for file, reason in reasons.items():
         log.debug("skipped %s: %s", file, reason)
     if len(skipped):
-        first = "; ".join(f"{file}: {reason}" for file, reason in list(reasons.items())[:3])
-        log.info(
-            "%d files were skipped, some in part (%s%s)",
-            len(skipped),
-            first,
-            "; ..." if len(skipped) > 3 else "",
-        )
+        first = [f"{file}: {reason}" for file, reason in list(reasons.items())[:3]]
+        said = "; ".join([*first, "..."] if len(skipped) > 3 else first)
+        log.info("%d files were skipped, some in part (%s)", len(skipped), said)
 
 
 def _open_records(config: DataConfig, make: MakePatches) -> Records:
@@ -145,10 +137,8 @@ def pin_archive_split(config: DataConfig, output: Path) -> DataConfig:
 
     `splits.split` goes by the patches that there are. Masses are of other patients than
     calcifications, so without one split the training data of one network would test the next.
-
-    Args:
-        config: Split "patient" is decided by name, root, folds, seed and stratify. Another split,
-            or a split_file, stays.
+    Split "patient" is decided by name, root, folds, seed and stratify. Another split, or a
+    split_file, stays.
     """
     if config.split != "patient" or config.split_file:
         return config
@@ -215,10 +205,7 @@ def _read_command() -> str:
 
 
 def print_framed(text: str) -> None:
-    """Print lines on stderr in a frame as wide as they are, so that commands can be copied whole.
-
-    Lines beyond WIDEST_FRAME columns are wrapped.
-    """
+    """Print lines on stderr in a frame as wide as they are; commands can be copied whole."""
     width = min(max(map(len, text.splitlines())) + 4, WIDEST_FRAME)
     Console(stderr=True, width=width).print(Panel(Text(text)))
 
@@ -238,15 +225,13 @@ def join_added(
         )
     added: list[Patches] = []
     if config.added.copies:
-        own_only = config.added.model_copy(update={"synthetic": None, "count": None})
         patients = set(train.patient_ids.tolist())
         mammograms = [
             mammogram
             for mammogram in read_mammograms(config, Skipped())
             if mammogram.patient_id in patients
         ]
-        copies = make_copies(mammograms, config.model_copy(update={"added": own_only}), skipped)
-        added.append(make(copies, config, skipped))
+        added.append(make(make_copies(mammograms, config, skipped), config, skipped))
     if config.added.synthetic:
         held_out_ids = _list_held_out(held_out, config)
         added.append(make(read_synthetic(config, held_out_ids, skipped), config, skipped))
@@ -264,11 +249,8 @@ def read_synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> 
         patients = read_patients(root)
     if fault := key_fault(patients.id_key):
         raise DataError(f"data.added.synthetic: {root / PATIENTS}: {fault}")
-    for role, ids in (
-        ("mammograms", patients.mammograms),
-        ("lesions", patients.lesions),
-        ("trained_on", patients.trained_on),
-    ):
+    for role in ("mammograms", "lesions", "trained_on"):
+        ids = getattr(patients, role)
         if shared := held_out & set(ids):
             raise DataError(
                 f"data.added.synthetic: {root} knows {len(shared)} of the {len(held_out)} patients "

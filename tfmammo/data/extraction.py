@@ -1,6 +1,4 @@
-"""Cut square patches with their masks out of mammograms.
-
-They lie around lesions, near them, or in normal tissue.
+"""Cut square patches with their masks out of mammograms: at lesions, near them, in normal tissue.
 
 `extract_patches` makes the patches of one mammogram, one after the other, so that an archive need
 not fit into memory. `make_patches` puts those of many mammograms into arrays. Pixels go through
@@ -14,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,14 +37,11 @@ def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: S
     Args:
         mammograms: Raw records. Pixels are read once each, and only where a patch is to be made.
         config: Preprocessing, patches, crop mode (`frame`), sampling and grey values are used.
-        skipped: What makes no patch is noted here, by image_id.
+        skipped: What makes no patch is noted here, by image_id; DataError if none is left.
 
     Returns:
         Patches of config.size px, in the order of the mammograms. They are fewer than
         `sampling.count` where windows are skipped.
-
-    Raises:
-        DataError: No patch is left.
 
     Examples:
         >>> from tfmammo.archives import phantom
@@ -61,13 +57,12 @@ def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: S
         mammograms = list(mammograms)
         counts = sampling.draw_quota(mammograms, config)
     patches: list[Patch] = []
-    num_mammograms = 0
-    num_uncertain = 0
-    kinds = Counter[str]()
+    num_mammograms = num_uncertain = 0
+    seen: list[Lesion] = []
     num_skipped = len(skipped)
     for mammogram in mammograms:
         num_mammograms += 1
-        kinds.update(_name_lesion(lesion, config) for lesion in mammogram.lesions)
+        seen += mammogram.lesions
         count = counts.get(mammogram.image_id, 0)
         new = list(extract_patches(mammogram, config, skipped, count))
         patches += new
@@ -76,7 +71,7 @@ def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: S
             num_uncertain += sum(not lesion.kind_is_certain for lesion in lesions)
     if not patches:
         reasons = list(skipped.reasons.items())[num_skipped:]
-        raise DataError(_explain_no_patch(config, num_mammograms, kinds, reasons))
+        raise DataError(_explain_no_patch(config, num_mammograms, seen, reasons))
     log.info(
         "%d patches%s of %d patients from %d mammograms; skipped, wholly or in part: %d; lesions "
         "of uncertain kind: %d",
@@ -90,25 +85,14 @@ def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: S
     return stack_patches(patches)
 
 
-def make_lesion_patches(
-    mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
+def make_patches_of(
+    sort: Literal["lesion", "offset", "normal"],
+    mammograms: Iterable[Mammogram],
+    config: DataConfig,
+    skipped: Skipped,
 ) -> Patches:
-    """`make_patches` with one patch around every lesion, whatever config.patches says."""
-    return make_patches(mammograms, config.model_copy(update={"patches": "lesion"}), skipped)
-
-
-def make_offset_patches(
-    mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
-) -> Patches:
-    """`make_patches` with `sampling.count` patches near random lesion pixels."""
-    return make_patches(mammograms, config.model_copy(update={"patches": "offset"}), skipped)
-
-
-def make_normal_patches(
-    mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
-) -> Patches:
-    """`make_patches` with `sampling.count` patches of normal mammograms."""
-    return make_patches(mammograms, config.model_copy(update={"patches": "normal"}), skipped)
+    """`make_patches` of one sort, whatever config.patches says."""
+    return make_patches(mammograms, config.model_copy(update={"patches": sort}), skipped)
 
 
 def make_shape_patches(
@@ -163,10 +147,9 @@ def extract_patches(
 ) -> Iterator[Patch]:
     """Extract the patches of one mammogram, one at a time.
 
-    - "lesion": one for every wanted lesion, or in the crop mode "full" one for all of them; see
-      `crop_window`.
-    - "offset": `count` random windows near a lesion; see `sampling.draw_near_lesion`.
-    - "normal": `count` random windows of a normal mammogram; see `sampling.draw_on_breast`.
+    - "lesion": one for every wanted lesion, or in the crop mode "full" one for all of them.
+    - "offset": `count` random windows near a lesion, by `sampling.draw_near_lesion`.
+    - "normal": `count` random windows of a normal mammogram, by `sampling.draw_on_breast`.
 
     A mask shows every wanted lesion, so that a neighbour does not count as background.
     """
@@ -225,69 +208,37 @@ def _extract_around_lesions(
 def make_sampler(
     mammogram: Mammogram, config: DataConfig, skipped: Skipped
 ) -> Callable[[int], Patch] | None:
-    """Return a function that makes random patches of one mammogram, and read its pixels now.
+    """Read a mammogram's pixels, and return a function that makes random patches of it.
 
     Returns:
-        Number -> patch, the same for the same seed, image and number. It raises ValueError where
-        there is none. None where the mammogram has nothing to make such patches of.
+        Number -> patch, the same for the same seed, image and number, or ValueError. None where the
+        mammogram has nothing to make such patches of.
     """
-    if config.patches == "offset":
-        return _make_sampler_near_lesions(mammogram, config, skipped)
-    return _make_sampler_of_normal_tissue(mammogram, config, skipped)
-
-
-def _make_sampler_near_lesions(
-    mammogram: Mammogram, config: DataConfig, skipped: Skipped
-) -> Callable[[int], Patch] | None:
-    preprocessed = _preprocess_with_lesions(mammogram, config, skipped)
+    near = config.patches == "offset"
+    preprocess_with = _preprocess_with_lesions if near else _preprocess_normal
+    preprocessed = preprocess_with(mammogram, config, skipped)
     if preprocessed is None:
         return None
-    rows = preprocessed.mammogram.rows
-    cols = preprocessed.mammogram.cols
-    tissue = config.sampling.lesion_tissue
-    breast = preprocess.breast_mask(preprocessed.image) if tissue else None
+    tissue = config.sampling.lesion_tissue if near else config.sampling.tissue
+    breast = None if near and not tissue else preprocess.breast_mask(preprocessed.image)
 
     def draw(number: int) -> Patch:
-        """Extract patch `number`, near a random lesion."""
-        random, length = _draw_length(mammogram, config, number)
+        """Extract patch `number`, near a random lesion or somewhere on the breast."""
+        random = sampling.random_stream(config.seed, mammogram.image_id, number)
+        length = sampling.draw_length(config.size, config.sampling, random)
+        if not near:
+            assert breast is not None
+            place = sampling.draw_on_breast(breast, length, tissue, random, preprocessed.regions)
+            return _extract_patch(preprocessed, place, config, f"@{number}", [])
         index = list(preprocessed.lesions)[random.integers(len(preprocessed.lesions))]
         lesion = preprocessed.lesions[index]
+        region = lesion.mask(preprocessed.mammogram.rows, preprocessed.mammogram.cols)
         place = sampling.draw_near_lesion(
-            lesion.mask(rows, cols), length, config.sampling.offset, random, breast, tissue
+            region, length, config.sampling.offset, random, breast, tissue
         )
         return _extract_patch(preprocessed, place, config, f"#{index}@{number}", [lesion])
 
     return draw
-
-
-def _make_sampler_of_normal_tissue(
-    mammogram: Mammogram, config: DataConfig, skipped: Skipped
-) -> Callable[[int], Patch] | None:
-    if not sampling.has_normal_tissue(mammogram, config.sampling):
-        return None
-    lesions = dict(enumerate(mammogram.lesions))  # of every kind
-    preprocessed = _preprocess(mammogram, lesions, config, skipped)
-    if preprocessed is None or len(preprocessed.lesions) < len(lesions):
-        return None
-    breast = preprocess.breast_mask(preprocessed.image)
-
-    def draw(number: int) -> Patch:
-        """Extract patch `number`, somewhere on the breast."""
-        random, length = _draw_length(mammogram, config, number)
-        place = sampling.draw_on_breast(
-            breast, length, config.sampling.tissue, random, preprocessed.regions
-        )
-        return _extract_patch(preprocessed, place, config, f"@{number}", [])
-
-    return draw
-
-
-def _draw_length(
-    mammogram: Mammogram, config: DataConfig, number: int
-) -> tuple[np.random.Generator, int]:
-    """Return the random numbers of a patch, and the length of its window's sides, native px."""
-    random = sampling.random_stream(config.seed, mammogram.image_id, number)
-    return random, sampling.draw_length(config.size, config.sampling, random)
 
 
 def _extract_random(
@@ -331,6 +282,18 @@ def _preprocess_with_lesions(
     return _preprocess(mammogram, lesions, config, skipped) if lesions else None
 
 
+def _preprocess_normal(
+    mammogram: Mammogram, config: DataConfig, skipped: Skipped
+) -> _Preprocessed | None:
+    """Preprocess a mammogram with all its lesions; None where no normal tissue may be taken."""
+    if not sampling.has_normal_tissue(mammogram, config.sampling):
+        return None
+    lesions = dict(enumerate(mammogram.lesions))
+    preprocessed = _preprocess(mammogram, lesions, config, skipped)
+    is_whole = preprocessed is not None and len(preprocessed.lesions) == len(lesions)
+    return preprocessed if is_whole else None
+
+
 def _outline_box(box: Box) -> NDArray[np.float32]:
     top, left, bottom, right = box
     corners = [[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]
@@ -370,9 +333,8 @@ def _extract_patch(
 ) -> Patch:
     """Extract one patch; a ValueError says why there is none."""
     mammogram = preprocessed.mammogram
-    height = place[2] - place[0]
-    width = place[3] - place[1]
-    if not config.pad and (height > mammogram.rows or width > mammogram.cols):
+    top, left, bottom, right = place
+    if not config.pad and (bottom - top > mammogram.rows or right - left > mammogram.cols):
         raise ValueError(
             "its patch is larger than the mammogram (data.pad=true keeps it; where the images are "
             "cut around lesions already, data.frame=full)"
@@ -401,26 +363,17 @@ def _describe_lesions(
     pathology = worst_pathology(lesion.pathology or "" for lesion in lesions)
     if config.patches == "lesion" and config.frame == "full":
         pathology = mammogram.pathology or pathology
-    shapes = {lesion.shape or "" for lesion in lesions}
-    margins = {lesion.margin or "" for lesion in lesions}
-    return {
-        "kind": kind,
-        "pathology": pathology,
-        "shape": shapes.pop() if len(shapes) == 1 else "",
-        "margin": margins.pop() if len(margins) == 1 else "",
-    }
-
-
-def _name_lesion(lesion: Lesion, config: DataConfig) -> str:
-    if config.pathologies is None:
-        return lesion.kind
-    return f"{lesion.kind} of {lesion.pathology or 'unknown'} pathology"
+    facts = {"kind": kind, "pathology": pathology}
+    for name in ("shape", "margin"):
+        words = {getattr(lesion, name) or "" for lesion in lesions}
+        facts[name] = words.pop() if len(words) == 1 else ""
+    return facts
 
 
 def _explain_no_patch(
     config: DataConfig,
     num_mammograms: int,
-    kinds: Counter[str],
+    seen: list[Lesion],
     reasons: list[tuple[str, str]],
 ) -> str:
     wanted = f"a {sampling.describe_wanted(config)}"
@@ -428,6 +381,12 @@ def _explain_no_patch(
         wanted += " whose kind is certain"
     if config.patches == "normal":
         wanted = "normal tissue"
+    kinds = Counter(
+        lesion.kind
+        if config.pathologies is None
+        else f"{lesion.kind} of {lesion.pathology or 'unknown'} pathology"
+        for lesion in seen
+    )
     lesions = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "no lesion"
     message = f"no patch of {wanted} can be made: {num_mammograms} mammograms hold {lesions}"
     if reasons:

@@ -40,10 +40,7 @@ def complete_parts(
             it by name.
         read: Returns the record of a finished part. None unless its files are there as written.
         name: Names a part in messages.
-        runner: Who makes them.
-
-    Raises:
-        DataError: A part failed, or is still missing afterwards.
+        runner: Who makes them. DataError if one fails, or is still missing afterwards.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading is hashing, which threads share
         records = list(pool.map(read, parts))
@@ -84,23 +81,14 @@ def fingerprint(mammograms: Iterable[Mammogram]) -> str:
 
 def _encode_facts(mammogram: Mammogram) -> bytes:
     outlined = [lesion for lesion in mammogram.lesions if not isinstance(lesion, MaskedLesion)]
+    names = (
+        "patient_id image_id rows cols spacing laterality view pathology official_split lost "
+        "chest_wall"
+    )
     facts = [
-        mammogram.patient_id,
-        mammogram.image_id,
-        mammogram.rows,
-        mammogram.cols,
-        mammogram.spacing,
-        mammogram.laterality,
-        mammogram.view,
-        mammogram.pathology,
-        mammogram.official_split,
-        mammogram.lost,
-        mammogram.chest_wall,
+        *(getattr(mammogram, name) for name in names.split()),
         [lesion.box for lesion in outlined],
-        [
-            (lesion.kind, lesion.pathology, lesion.shape, lesion.margin, lesion.kind_is_certain)
-            for lesion in mammogram.lesions
-        ],
+        [(lesion.kind, *lesion.details.values()) for lesion in mammogram.lesions],
     ]
     return repr(facts).encode() + b"".join(
         outline.tobytes() for lesion in outlined for outline in lesion.outlines

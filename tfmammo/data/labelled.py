@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tfmammo.config import DataConfig
-from tfmammo.data.extraction import make_lesion_patches, make_normal_patches, make_offset_patches
+from tfmammo.data.extraction import make_patches_of
 from tfmammo.data.patches import SEVERITY, Patches
 from tfmammo.data.windows import crop_window
 from tfmammo.errors import DataError
@@ -27,16 +27,10 @@ CUT_OFF = "its mask touches the border of its patch, where the rest of it may be
 def make_pathology_patches(
     mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped, malignant: bool = True
 ) -> Patches:
-    """Make malignant, benign and normal patches, labelled by SEVERITY and balanced.
+    """Make malignant (0), benign (1) and normal (2) patches, labelled and balanced.
 
-    Arguments are those of `make_patches`; config.patches is not read.
-
-    Args:
-        malignant: Without it every lesion counts as malignant, for archives that seldom state a
-            lesion's pathology.
-
-    Returns:
-        Labels: 0 malignant, 1 benign, 2 normal.
+    Otherwise as `make_patches`; config.patches is not read. Without `malignant` every lesion counts
+    as malignant, for archives that seldom state a lesion's pathology.
     """
     wanted = SEVERITY[:2] if malignant else None
     patches = _make_near_and_normal(mammograms, config, skipped, wanted)
@@ -62,7 +56,7 @@ def _make_near_and_normal(
             low,
             high,
         )
-    near = make_offset_patches(records, config, skipped)
+    near = make_patches_of("offset", records, config, skipped)
     normal = _make_normal(records, config, skipped)
     if pathologies is not None:
         for name in near.ids[near.pathologies == ""].tolist():
@@ -72,10 +66,7 @@ def _make_near_and_normal(
 
 
 def check_pathologies(patches: Patches, malignant: bool = True) -> Patches:
-    """Return the patches if each of the three classes is among them.
-
-    Without `malignant` the first and the last must be.
-    """
+    """Return the patches if each class (without `malignant` the first and the last) is there."""
     counts = {name: int(np.sum(patches.labels == label)) for label, name in enumerate(SEVERITY[:3])}
     missing = [
         name for name, count in counts.items() if count == 0 and (malignant or name != "benign")
@@ -97,10 +88,7 @@ def make_binary_patches(
     malignant: bool = True,
     benign: bool = False,
 ) -> Patches:
-    """Make patches near lesions, labelled 1, and normal ones, labelled 0, balanced.
-
-    Arguments are those of `make_pathology_patches`.
-    """
+    """Make patches near lesions, labelled 1, and normal ones, labelled 0, balanced."""
     wanted = (SEVERITY[:2] if benign else SEVERITY[:1]) if malignant else None
     patches = _make_near_and_normal(mammograms, config, skipped, wanted)
     positive = patches.pathologies == "malignant" if malignant else patches.kinds != "normal"
@@ -112,15 +100,10 @@ def make_blend_patches(
 ) -> Patches:
     """Make patches around lesions, labelled 1, and normal ones to blend them into, labelled 0.
 
-    They are balanced.
-
-    Arguments are those of `make_patches`; config.patches is not read.
-
-    Args:
-        config: Where sampling.scale is null, `measure_scale` gives it.
+    They are balanced. config.patches is not read. `measure_scale` replaces a scale of null.
     """
     records = list(mammograms)
-    around = make_lesion_patches(records, config, skipped)
+    around = make_patches_of("lesion", records, config, skipped)
     inside = around.masks[:, 1:-1, 1:-1].sum(axis=(1, 2, 3)) == around.masks.sum(axis=(1, 2, 3))
     for name in around.ids[~inside].tolist():
         skipped.add(name, CUT_OFF)
@@ -177,4 +160,6 @@ def _make_normal(records: list[Mammogram], config: DataConfig, skipped: Skipped)
     sampling = config.sampling.model_copy(
         update={"count": config.sampling.normals or config.sampling.count}
     )
-    return make_normal_patches(records, config.model_copy(update={"sampling": sampling}), skipped)
+    return make_patches_of(
+        "normal", records, config.model_copy(update={"sampling": sampling}), skipped
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,48 +56,6 @@ class Patch:
         return f"<Patch {' '.join(filter(None, words))}: {_describe_size(self.image)}>"
 
 
-class Splittable(Protocol):
-    """What a split needs to know: of mammograms, or of patches in memory or on disk."""
-
-    in_memory: ClassVar[bool]
-
-    @property
-    def patient_ids(self) -> NDArray[np.str_]:
-        """Str [n], the unit of splits."""
-
-    @property
-    def pathologies(self) -> NDArray[np.str_]:
-        """Str [n], "" where unknown."""
-
-    @property
-    def shapes(self) -> NDArray[np.str_]:
-        """Str [n], the archive's own words, "" where unknown."""
-
-    @property
-    def official_splits(self) -> NDArray[np.str_]:
-        """Str [n], train, test or ""."""
-
-    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Self:
-        """Return the rows at `indices`, in that order."""
-
-
-class PatchSource(Splittable, Protocol):
-    """Patches in memory (Patches) or on disk (Records): what batches and training need."""
-
-    @property
-    def balanced_classes(self) -> int:
-        """How many classes share every batch equally; 1 where they are not balanced."""
-
-    def __len__(self) -> int:
-        """Return the number of patches."""
-
-    def fingerprint(self) -> str:
-        """Return twelve hexadecimal digits, equal for equal patches in the same order."""
-
-    def load(self) -> Patches:
-        """Return the patches in memory."""
-
-
 def _unknown() -> NDArray[np.str_]:
     return np.empty(0, np.str_)
 
@@ -141,16 +99,11 @@ class Patches:
     labels: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     balanced: bool = False
     square: ClassVar[bool] = True
-    in_memory: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         shape = self.images.shape
-        if (
-            len(shape) != 4
-            or (self.square and shape[1] != shape[2])
-            or shape[3] != 1
-            or self.masks.shape != shape
-        ):
+        is_square = len(shape) == 4 and (shape[1] == shape[2] or not self.square)
+        if not is_square or shape[3] != 1 or self.masks.shape != shape:
             wanted = "[n, s, s, 1]" if self.square else "[n, rows, cols, 1]"
             raise ValueError(
                 f"images {shape} and masks {self.masks.shape} must both have the shape {wanted}"
@@ -160,16 +113,9 @@ class Patches:
                 f"images must be float32 and masks uint8, not {self.images.dtype} and "
                 f"{self.masks.dtype}"
             )
-        if self.patient_ids.shape != shape[:1] or self.ids.shape != shape[:1]:
-            raise ValueError(
-                f"{len(self.patient_ids)} patient_ids and {len(self.ids)} ids for {shape[0]} "
-                "patches"
-            )
-        if self.patient_ids.dtype.kind != "U" or self.ids.dtype.kind != "U":
-            raise ValueError("patient_ids and ids must be arrays of str")
-        for name in ("kinds", "pathologies", "shapes", "margins", "official_splits"):
+        for name in TEXTS:
             column = getattr(self, name)
-            if column.size == 0:
+            if column.size == 0 and name not in ("patient_ids", "ids"):
                 object.__setattr__(self, name, np.full(len(self), "", np.str_))
             elif column.shape != shape[:1] or column.dtype.kind != "U":
                 raise ValueError(
@@ -223,21 +169,13 @@ class Patches:
 
     def concatenate(self, *others: Self) -> Self:
         """Return these patches and then those of `others`, of the same size, without labels."""
-        return replace(
-            self,
-            **concatenate_columns((self, *others), ("images", "masks", *TEXTS)),
-            labels=np.empty(0, np.int32),
-            balanced=False,
-        )
+        columns = concatenate_columns((self, *others), ("images", "masks", *TEXTS))
+        return replace(self, **columns, labels=np.empty(0, np.int32), balanced=False)
 
     def with_labels(
         self, labels: Sequence[int] | NDArray[np.integer], balanced: bool = False
     ) -> Self:
-        """Return the same patches with a class each, which batches then hold as "label".
-
-        Args:
-            labels: int [n].
-        """
+        """Return the same patches with a class each, int [n], which batches hold as "label"."""
         return replace(self, labels=np.asarray(labels, np.int32), balanced=balanced)
 
     @property

@@ -13,14 +13,13 @@ the memory needed does not depend on how many patches there are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import singledispatch
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfmammo.data.patches import Patches, PatchSource
-from tfmammo.data.tfrecord import GREY, Records
+from tfmammo.data.patches import Patches
+from tfmammo.data.tfrecord import GREY, PatchSource, Records
 from tfmammo.errors import DataError
 
 FOREVER = np.iinfo(np.int64).max
@@ -47,8 +46,11 @@ def batches(
         patches: Patches are kept in memory, so that decoding happens once. Each draw from them
             shuffles their numbers again, which costs time in proportion to how many they are:
             beyond about 20,000 stream Records.
+        batch_size: Patches of a batch.
+        seed: Of order and augmentation.
         augment: Transform each draw by one of the eight rotations and flips of the square, image
             and mask together. Whole mammograms are flipped, never rotated by 90 degrees.
+        start_step: The first batch.
         share: (part, parts): of every batch only this one of so many equal parts, which follow one
             behind the other in it; nothing else is decoded.
 
@@ -59,7 +61,11 @@ def batches(
     """
     part, parts = share
     size = batch_size // parts
-    numbers, draw = _make_draws(patches, start_step * batch_size, seed, augment)
+    start = start_step * batch_size
+    if isinstance(patches, Records):
+        numbers, draw = _stream_from_shards(patches, start, seed, augment)
+    else:
+        numbers, draw = _draw_from_memory(patches, start, seed, augment)
     if parts > 1:
         numbers = numbers.batch(size).shard(parts, part).unbatch()
     examples = numbers.map(draw, num_parallel_calls=2, deterministic=True)
@@ -68,13 +74,6 @@ def batches(
     return examples.batch(size, drop_remainder=True).prefetch(2).with_options(options)
 
 
-@singledispatch
-def _make_draws(patches: PatchSource, start: int, seed: int, augment: bool) -> Draws:
-    """Make the draws start, start + 1, ... of patches."""
-    raise TypeError(f"batches can't be drawn from {type(patches).__name__}")
-
-
-@_make_draws.register
 def _draw_from_memory(patches: Patches, start: int, seed: int, augment: bool) -> Draws:
     images = tf.constant(patches.images)
     masks = tf.constant(patches.masks)
@@ -113,7 +112,6 @@ def _draw_from_memory(patches: Patches, start: int, seed: int, augment: bool) ->
     return tf.data.Dataset.range(start, FOREVER), draw
 
 
-@_make_draws.register
 def _stream_from_shards(records: Records, start: int, seed: int, augment: bool) -> Draws:
     if not len(records):
         raise DataError("there is no patch to draw from")
@@ -189,12 +187,7 @@ def _draw_turn(seed: int, i: tf.Tensor, square: bool) -> tf.Tensor:
 
 
 def flip_boxes(boxes: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
-    """Flip boxes as `rotate_and_flip` flips their image by the turn 0, 2, 4 or 6.
-
-    Args:
-        boxes: float32 [n, 4], [row_min, col_min, row_max, col_max] over the image's rows and cols.
-        turn: int32, even.
-    """
+    """Flip boxes [n, 4] in [0, 1] as `rotate_and_flip` flips an image by the turn 0, 2, 4 or 6."""
     rows = turn % 4 == 2
     cols = tf.not_equal(rows, turn >= 4)  # 2 flips both, 4 the columns, 6 the rows
     mirrored = 1 - tf.gather(boxes, [2, 3, 0, 1], axis=-1)
@@ -202,14 +195,10 @@ def flip_boxes(boxes: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
 
 
 def rotate_and_flip(image: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
-    """Apply one of the eight symmetries of the square to an image.
+    """Apply one of the eight symmetries of the square to an image [size, size, channels].
 
     It is rotated by turn % 4 quarter turns counter-clockwise. For turn >= 4 it is then flipped left
-    to right.
-
-    Args:
-        image: [size, size, channels]; for an even turn its rows and columns may differ.
-        turn: int32 in [0, 8); 0 is the identity.
+    to right. For an even turn its rows and columns may differ.
     """
     rotated = tf.image.rot90(image, turn % 4)
     return tf.where(turn >= 4, tf.reverse(rotated, axis=[1]), rotated)

@@ -14,6 +14,7 @@ otherwise.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -27,7 +28,14 @@ from skimage.exposure import equalize_adapthist
 from tfmammo.config import PreprocessConfig
 from tfmammo.data.anatomy import breast_mask, remove_marks, remove_pectoral
 from tfmammo.errors import DataError
-from tfmammo.mammogram import MOST_PIXELS, Box, Laterality, Lesion, Mammogram, MaskedLesion
+from tfmammo.mammogram import (
+    MOST_PIXELS,
+    Laterality,
+    Lesion,
+    Mammogram,
+    MaskedLesion,
+    find_box,
+)
 
 Size = tuple[int, int]  # (rows, cols), px
 
@@ -43,8 +51,7 @@ def preprocess_mammogram(mammogram: Mammogram, config: PreprocessConfig) -> Mamm
         return mammogram
     _check_facts(mammogram, config)
     mirrored = is_mirrored(mammogram, config)
-    old = (mammogram.rows, mammogram.cols)
-    new = (mammogram.rows, mammogram.cols)
+    old = new = (mammogram.rows, mammogram.cols)
     spacing = mammogram.spacing
     if config.spacing and spacing:
         new = resampled_size(old, spacing, config.spacing)
@@ -68,14 +75,9 @@ def preprocess_mammogram(mammogram: Mammogram, config: PreprocessConfig) -> Mamm
 def map_to_native(
     mask: NDArray[np.uint8], mammogram: Mammogram, config: PreprocessConfig
 ) -> NDArray[np.uint8]:
-    """Map a mask from the grid of a preprocessed mammogram to the native one.
+    """Map a mask of 0 and 1 [rows, cols] from a preprocessed mammogram's grid to the native one.
 
-    Args:
-        mask: uint8 [rows, cols], 0 or 1, of what `preprocess_mammogram` returns.
-
-    Returns:
-        uint8 [rows, cols], 0 or 1, native px; a native pixel is 1 where the mask covers at least
-        half of it.
+    A native pixel is 1 where the mask covers at least half of it.
     """
     if mask.shape != (mammogram.rows, mammogram.cols):
         mask = resize_mask_to(mask, mammogram.rows, mammogram.cols)
@@ -88,23 +90,13 @@ def is_mirrored(mammogram: Mammogram, config: PreprocessConfig) -> bool:
 
 
 def resize_mask_to(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
-    """Resample a mask as an image and keep what is at least half.
-
-    A mask that grows has a smooth border; that of `resize_mask` has steps.
-    """
+    """Resample a mask as an image and keep what is at least half; a border stays smooth."""
     coverage = resize_image(mask[..., None].astype(np.float32), rows, cols)[..., 0]
     return (coverage >= 0.5).astype(np.uint8)
 
 
 def preprocess_patch(crop: NDArray[np.float32], config: PreprocessConfig) -> NDArray[np.float32]:
-    """Denoise a scaled patch, then enhance its contrast.
-
-    Args:
-        crop: float32 [rows, cols, 1] in [0, 1], of the size that a network sees.
-
-    Returns:
-        float32 [rows, cols, 1] in [0, 1]; the same object when nothing is switched on.
-    """
+    """Denoise a patch of the size that a network sees, then enhance its contrast."""
     if config.denoise:
         crop = denoise(crop, config.denoise)
     if config.contrast == "equalise":
@@ -115,11 +107,7 @@ def preprocess_patch(crop: NDArray[np.float32], config: PreprocessConfig) -> NDA
 
 
 def normalise(image: NDArray[np.float32], percentiles: tuple[float, float]) -> NDArray[np.float32]:
-    """Stretch grey values so that two percentiles of the image become 0 and 1, and clip.
-
-    Args:
-        percentiles: Two rising numbers, 0 to 100.
-    """
+    """Stretch grey values so that two rising percentiles become 0 and 1, and clip."""
     low, high = np.percentile(image, percentiles)
     if not high > low:
         raise ValueError(
@@ -174,50 +162,19 @@ def apply_window(image: NDArray[np.float32], low: float, high: float) -> NDArray
 
 
 def flip_right(image: NDArray, laterality: Laterality) -> NDArray:
-    """Mirror right breasts, so that every chest wall is on the left.
-
-    Args:
-        image: [rows, cols, ...].
-    """
+    """Mirror right breasts [rows, cols, ...], so that every chest wall is on the left."""
     return np.ascontiguousarray(image[:, ::-1]) if laterality == "R" else image
 
 
 def resampled_size(size: Size, spacing: tuple[float, float], target: float) -> Size:
-    """Return (rows, cols) of an image at `target` mm per px, at least one each.
-
-    Args:
-        size: (rows, cols), px.
-        spacing: (row, col), mm per px.
-        target: Mm per px.
-    """
+    """Return (rows, cols) of an image at `target` mm per px; its `spacing` is (row, col)."""
     rows = max(1, round(size[0] * spacing[0] / target))
     cols = max(1, round(size[1] * spacing[1] / target))
     return rows, cols
 
 
-def resample(
-    image: NDArray[np.float32], spacing: tuple[float, float], target: float
-) -> NDArray[np.float32]:
-    """Resample an image to `target` mm per px; see `resize_image`.
-
-    Args:
-        spacing: (row, col), mm per px.
-        target: Mm per px.
-
-    Returns:
-        float32 [round(rows * spacing[0] / target), round(cols * spacing[1] / target), 1] in [0, 1].
-    """
-    return resize_image(image, *resampled_size((image.shape[0], image.shape[1]), spacing, target))
-
-
 def denoise(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Blur with a Gaussian; beyond the border the image is mirrored.
-
-    Args:
-        sigma: px; 0 changes nothing.
-    """
-    if sigma == 0:
-        return image
+    """Blur with a Gaussian of `sigma` px; beyond the border the image is mirrored."""
     return np.clip(cv2.GaussianBlur(image[..., 0], (0, 0), sigma), 0, 1)[..., None]
 
 
@@ -226,10 +183,7 @@ def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
     A grey value v becomes (cdf(v) - cdf(darkest)) / (1 - cdf(darkest)). So the darkest value is 0
     and the brightest 1, and air stays black, however much there is of it. Equal values stay equal,
-    and the order of grey values is kept.
-
-    Returns:
-        float32 [rows, cols, 1] in [0, 1]; a constant image is returned as it is.
+    and the order of grey values is kept. A constant image is returned as it is.
     """
     stored = _quantise(image)
     counts = np.bincount(stored.ravel(), minlength=2**16)
@@ -242,15 +196,11 @@ def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
 def clahe(image: NDArray[np.float32], clip: float, tiles: int) -> NDArray[np.float32]:
     """Equalise the histogram locally with limited contrast (CLAHE), by scikit-image.
 
-    Grey values are stretched to the full range and sorted into 256 bins. A tile's histogram is cut
-    at `clip` times a uniform histogram's count and what is cut off is spread over the lower ones;
-    its cumulative sum maps grey values. Between tile centres the maps of the four nearest tiles are
-    mixed linearly, so that more than 256 levels come out. The result is stretched again: its
-    darkest pixel is 0 and its brightest 1, whatever grey values these had.
-
-    Returns:
-        float32 [rows, cols, 1] in [0, 1]; an image that is constant on 16 bits is returned as it
-        is.
+    Grey values are sorted into 256 bins of the full range. A tile's histogram is cut at `clip`
+    times a uniform histogram's count and what is cut off is spread over the lower ones. Between
+    tile centres the maps of the four nearest tiles are mixed linearly, so that more than 256 levels
+    come out. The result is stretched so that its darkest pixel is 0 and its brightest 1; an image
+    that is constant on 16 bits is returned as it is.
 
     Source:
         Zuiderveld, Contrast limited adaptive histogram equalization, Graphics Gems IV (1994) 474.
@@ -309,7 +259,8 @@ def _preprocess_pixels(mammogram: Mammogram, config: PreprocessConfig) -> NDArra
     if config.flip_right and side:
         image = flip_right(image, side)
     if config.spacing and mammogram.spacing:
-        image = resample(image, mammogram.spacing, config.spacing)
+        size = (mammogram.rows, mammogram.cols)
+        image = resize_image(image, *resampled_size(size, mammogram.spacing, config.spacing))
     return image
 
 
@@ -340,22 +291,9 @@ def _move_lesion(lesion: Lesion, old: Size, new: Size, mirrored: bool) -> Lesion
     # where a float product is just above the border
     near = (*near[:2], min(near[2], new[0]), min(near[3], new[1]))
     moved = replace(lesion, box=near, outlines=outlines)
-    return replace(moved, box=_find_box(moved, new)) if outlines else moved
-
-
-def _find_box(lesion: Lesion, size: Size) -> Box:
-    """Return the box of a lesion's mask, drawn near its present box; that box if it is empty."""
-    top = max(0, lesion.box[0] - 2)
-    left = max(0, lesion.box[1] - 2)
-    rows = min(size[0], lesion.box[2] + 2) - top
-    cols = min(size[1], lesion.box[3] + 2) - left
-    shifted = tuple((outline - (top, left)).astype(np.float32) for outline in lesion.outlines)
-    inside = np.argwhere(replace(lesion, outlines=shifted).mask(rows, cols))
-    if not len(inside):
-        return lesion.box
-    (first, before) = inside.min(axis=0)
-    (last, behind) = inside.max(axis=0)
-    return top + int(first), left + int(before), top + int(last) + 1, left + int(behind) + 1
+    with contextlib.suppress(ValueError):  # nothing of it is left to draw: its box moves alone
+        moved = replace(moved, box=find_box(outlines, *new)) if outlines else moved
+    return moved
 
 
 def _read_moved_mask(

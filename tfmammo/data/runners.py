@@ -26,12 +26,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Runner:
-    """Who makes the parts of a job.
+    """Who makes the parts of a job: so many processes of this machine, or a runner of Apache Beam.
 
-    Attributes:
-        processes: How many processes of this machine work at once; 1 is this process itself. A
-            script that asks for more needs `if __name__ == "__main__":`, because each one imports
-            it.
+    One process is this process itself. A script that asks for more needs
+    `if __name__ == "__main__":`, because each one imports it.
     """
 
     processes: int = 1
@@ -76,12 +74,7 @@ def _count_cores() -> int:
 
 
 def run(parts: Sequence[Any], make: Callable[[Any], None], runner: Runner) -> None:
-    """Make parts, and log now and then how many are done.
-
-    Raises:
-        ModuleNotFoundError: Apache Beam is asked for and missing.
-        DataError: A part failed.
-    """
+    """Make parts, and log now and then how many are done; DataError if one failed."""
     if runner.beam:
         _import_beam()
     processes = min(runner.processes, len(parts))
@@ -108,10 +101,7 @@ def _explain(error: Exception) -> str:
 
 
 def _log_progress(made: Iterable[None], total: int, every: float = 10.0) -> None:
-    """Go through finished parts, with a progress bar in a terminal.
-
-    Elsewhere their number is logged at most each `every` seconds.
-    """
+    """Go through finished parts, with a progress bar in a terminal or a line now and then."""
     console = Console(stderr=True)
     if console.is_terminal:
         for _ in track(made, "parts", total, console=console, transient=True):

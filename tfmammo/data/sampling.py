@@ -48,10 +48,7 @@ _SHAPE_WORDS = {**{shape: shape for shape in SHAPES}, "lobulated": "lobular"}
 
 
 def select_lesions(mammogram: Mammogram, config: DataConfig) -> dict[int, Lesion]:
-    """Select the lesions that config's kinds, pathologies and mixed_findings ask for.
-
-    No file is read.
-    """
+    """Select the lesions that config's kinds, pathologies and mixed_findings ask for."""
     return {
         number: lesion
         for number, lesion in enumerate(mammogram.lesions)
@@ -143,10 +140,7 @@ def random_stream(seed: int, image_id: str, number: int) -> np.random.Generator:
 
 
 def draw_length(size: int, config: SamplingConfig, random: np.random.Generator) -> int:
-    """Draw the side of a window, native px, that becomes `size` px.
-
-    It is enlarged by a number drawn from config.scale.
-    """
+    """Draw the side of a window, native px, that a factor of config.scale enlarges to `size` px."""
     scale = config.get_scale()
     enlargement = np.interp(random.random(), np.linspace(0, 1, len(scale)), scale)
     return max(1, round(size / float(enlargement)))
@@ -163,8 +157,11 @@ def draw_near_lesion(
     """Draw a square that holds a random pixel of a lesion, off the square's centre.
 
     Args:
+        region: The lesion, not 0.
+        length: Side of the square, px.
         offset: px between the pixel and the square's centre, at most, along each axis; no more than
             just short of half the side is used.
+        random: Random numbers.
         breast: uint8 [rows, cols, 1], 0 or 1; None if any square will do.
         tissue: Smallest part of the square that is breast, 0 to 1.
 
@@ -199,13 +196,9 @@ def draw_on_breast(
     random: np.random.Generator,
     lesions: NDArray[np.uint8] | None = None,
 ) -> Box:
-    """Draw a square from all those that hold enough breast and nothing of a lesion.
+    """Draw a square, a box in native px, from all those that hold enough breast and no lesion.
 
-    Args:
-        tissue: Smallest part of the square that is breast, 0 to 1.
-
-    Returns:
-        [row_min, col_min, row_max, col_max], half-open, native px.
+    `tissue` is the smallest part of the square that is breast, 0 to 1.
     """
     if length <= min(breast.shape[:2]):
         # 0.07 * 100 is above 7 in floating point
@@ -226,13 +219,8 @@ def count_in_windows(
 ) -> NDArray[np.int32]:
     """Count the pixels in every window of that size at once, by the integral image.
 
-    Args:
-        region: uint8 [rows, cols, 1] or [rows, cols], 0 or 1.
-        rows: Rows of a window.
-        cols: Columns of a window; None for a square.
-
-    Returns:
-        int32 [tops, lefts], for each upper left corner of a window inside the region.
+    Regions are uint8, 0 or 1; without `cols` a window is a square. The answer is int32 [tops,
+    lefts], for each upper left corner of a window inside the region.
     """
     cols = rows if cols is None else cols
     corners = cv2.integral(np.ascontiguousarray(region))
@@ -247,9 +235,8 @@ def count_in_windows(
 def shape_class(word: str | None) -> str | None:
     """Classify an archive's word for a mass's shape as one of SHAPES.
 
-    Joined words count where they name one of the four, whatever else they add:
-    "irregular-architectural_distortion" is irregular, "oval-lymph_node" oval. What names two of
-    them, or none, has no class.
+    Joined words count where they name one of the four, whatever else they add, as in
+    "irregular-architectural_distortion". What names two of them, or none, has no class.
     """
     parts = re.split(r"[^a-z]+", (word or "").lower())
     shapes = {_SHAPE_WORDS[part] for part in parts if part in _SHAPE_WORDS}

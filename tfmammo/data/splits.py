@@ -15,17 +15,20 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.data.patches import SEVERITY, Patches, Splittable, worst_pathology
+from tfmammo.data.patches import SEVERITY, Patches, worst_pathology
 from tfmammo.data.sampling import shape_class
 from tfmammo.errors import DataError, LeakError, name_key
 from tfmammo.mammogram import Mammogram, key_check, key_fault
+
+if TYPE_CHECKING:  # imports TensorFlow
+    from tfmammo.data.tfrecord import Records
 
 log = logging.getLogger(__name__)
 
@@ -33,23 +36,17 @@ log = logging.getLogger(__name__)
 RARITY = ("round", "oval", "lobular", "irregular", "")
 VARIANTS = 8  # rotations by multiples of 90 degrees, each with and without a flip
 Rows = NDArray[np.intp]
-
-
-SplittableT = TypeVar("SplittableT", bound=Splittable)
+Place = int | Literal["train", "test", "both"]
 
 
 @dataclass(frozen=True, eq=False)
 class Mammograms:
-    """Mammograms to split, whatever patches are made of them; row i of every array is one.
-
-    For the arrays see Splittable.
-    """
+    """Mammograms to split, whatever patches are made of them; row i of every array is one."""
 
     patient_ids: NDArray[np.str_]
     pathologies: NDArray[np.str_]
     shapes: NDArray[np.str_]
     official_splits: NDArray[np.str_]
-    in_memory: ClassVar[bool] = False  # no pixel is
 
     @staticmethod
     def of(records: Iterable[Mammogram]) -> Mammograms:
@@ -83,6 +80,11 @@ class Mammograms:
         )
 
 
+if TYPE_CHECKING:
+    Splittable = Mammograms | Patches | Records
+SplittableT = TypeVar("SplittableT", bound="Splittable")
+
+
 class SavedSplit(Frozen):
     """The subset or fold of each patient of an archive."""
 
@@ -90,13 +92,11 @@ class SavedSplit(Frozen):
     """Its name."""
     split: Literal["patient", "official", "paper"]
     """What kind of split it is."""
-    folds: int | None
-    """data.folds of the run that made it, None where folds play no part."""
-    seed: int | None
-    """data.seed of the run that made it, None where the seed plays no part."""
-    stratify: Literal["none", "pathology", "shape"] | None
-    """data.stratify of the run that made it, None where it plays no part."""
-    patients: dict[str, int | Literal["train", "test", "both"]]
+    folds: int | None = None
+    """data.folds of the run that made it, None where it plays no part, as seed and stratify."""
+    seed: int | None = None
+    stratify: Literal["none", "pathology", "shape"] | None = None
+    patients: dict[str, Place]
     """Pseudonym -> place. Of "patient": the number of the fold that holds the patient out. Of
     "official": "train" or "test". Of "paper", which goes by patches: "both" too.
     """
@@ -110,20 +110,12 @@ class SavedSplit(Frozen):
 
 
 def split(patches: SplittableT, config: DataConfig) -> tuple[SplittableT, SplittableT]:
-    """Split as config.split says, or as the file config.split_file does.
-
-    Args:
-        patches: All of them; "paper" rotates and flips them, so it needs them in memory.
-        config: Split, split_file, stratify, seed, folds, fold, paper_samples and paper_test are
-            used.
-
-    Returns:
-        (train, held-out).
+    """Split as config.split says, or as the file config.split_file does: (train, held-out).
 
     Raises:
         DataError: Fewer patients than folds, too few patches, nothing known to stratify by, a patch
             without an official subset, or a split_file that is none, was changed or does not know a
-            patient.
+            patient; or "paper", which rotates patches, of those on disk.
         LeakError: A patient would be in both subsets.
 
     Examples:
@@ -140,16 +132,13 @@ def split(patches: SplittableT, config: DataConfig) -> tuple[SplittableT, Splitt
             raise DataError(
                 "data.split_file: names patients, which data.split=paper does not go by"
             )
-        if not patches.in_memory:
+        if not isinstance(patches, Patches):
             raise DataError(
                 "data.split=paper: rotates and flips patches, so it needs them in memory and not "
                 "as data.records"
             )
         return split_as_in_paper(  # type: ignore[return-value]
-            patches,  # type: ignore[arg-type]
-            config.paper_samples,
-            config.paper_test,
-            config.seed,
+            patches, config.paper_samples, config.paper_test, config.seed
         )
     if config.split_file:
         saved = load_split_file(config.split_file)
@@ -170,7 +159,7 @@ def split(patches: SplittableT, config: DataConfig) -> tuple[SplittableT, Splitt
             f"data.split={config.split} puts {len(train)} patches into training and holds "
             f"{len(held_out)} out; none may be empty"
         )
-    return patches.take(train), patches.take(held_out)
+    return patches.take(train), patches.take(held_out)  # type: ignore[return-value]
 
 
 def split_by_patient(
@@ -181,7 +170,7 @@ def split_by_patient(
     classes: Sequence[str] | NDArray[np.str_] | None = None,
     order: Sequence[str] = SEVERITY,
 ) -> tuple[Rows, Rows]:
-    """Hold out one fold of patients.
+    """Hold out one fold of patients: rising indices (train, held-out).
 
     Patients are shuffled, those with most patches put first, and each is given to the fold with
     fewest patches. With classes, one class follows the other, and the fold is one of those that
@@ -191,13 +180,12 @@ def split_by_patient(
 
     Args:
         patient_ids: str [n], of each patch.
+        folds: How many there are.
+        fold: The one that is held out.
+        seed: Of the shuffle.
         classes: str [n], of each patch, pathologies for instance.
         order: All classes that there may be; a patient is of the class of its patches that comes
             first.
-
-    Returns:
-        (train, held-out): rising intp indices, together each of n once; every patient is held out
-        in one fold.
     """
     if folds < 2 or not 0 <= fold < folds:
         raise DataError(
@@ -209,15 +197,7 @@ def split_by_patient(
 
 
 def split_officially(patient_ids: NDArray[np.str_], subsets: NDArray[np.str_]) -> tuple[Rows, Rows]:
-    """Split as the archive itself does.
-
-    Args:
-        patient_ids: str [n], of each patch.
-        subsets: str [n], of each patch: train, test, or "" where the archive says nothing.
-
-    Returns:
-        (train, test): rising intp indices, together each of n once.
-    """
+    """Split as the archive itself does: subsets are train, test, or "" where it says nothing."""
     is_train = subsets == "train"
     is_test = subsets == "test"
     unassigned = int(np.sum(~is_train & ~is_test))
@@ -304,19 +284,7 @@ def halve(held_out: Patches, archive: Mammograms, config: DataConfig) -> tuple[P
 def split_by_file(
     patient_ids: NDArray[np.str_], saved: SavedSplit, config: DataConfig
 ) -> tuple[Rows, Rows]:
-    """Split as an earlier run did.
-
-    Args:
-        patient_ids: str [n], of each patch.
-        config: Split must be the file's; fold, of the file's folds, is the one held out; split_file
-            is for messages.
-
-    Returns:
-        (train, held-out): rising intp indices, together each of n once.
-
-    Raises:
-        DataError: The file holds another kind of split, lacks the fold, or does not know a patient.
-    """
+    """Split as an earlier run did; config's split must be the file's, and fold one of its folds."""
     file = f"data.split_file {config.split_file}"
     if saved.split != config.split:
         raise DataError(
@@ -343,11 +311,7 @@ def held_out_patients(saved: SavedSplit, fold: int) -> set[str]:
 
 
 def check_no_leak(train_ids: Iterable[str], held_out_ids: Iterable[str]) -> None:
-    """Make sure that no patient is in both subsets.
-
-    Raises:
-        LeakError: Says how many patients do.
-    """
+    """Make sure that no patient is in both subsets; LeakError says how many are."""
     leaking = set(map(str, train_ids)) & set(map(str, held_out_ids))
     if leaking:
         raise LeakError(f"patients in both subsets of the split: {len(leaking)}")
@@ -357,29 +321,21 @@ def describe(patches: Splittable, config: DataConfig, archive: str) -> SavedSpli
     """Describe the split of a run as `save` writes it, the same for every fold of it."""
     if config.split_file:
         return load_split_file(config.split_file)
-    content: dict[str, str | int | None] = {
-        "archive": archive,
-        "split": config.split,
-        "folds": None,
-        "seed": None,
-        "stratify": None,
-        "id_key": key_check(),
-    }
+    facts: dict[str, Any] = {"archive": archive, "split": config.split, "id_key": key_check()}
     if config.split == "patient":
         patients, rows = np.unique(patches.patient_ids, return_inverse=True)
         folds = _assign_folds(
             patients, rows, config.folds, config.seed, *_find_classes(patches, config)
         )
-        content |= {"folds": config.folds, "seed": config.seed, "stratify": config.stratify}
         fold_of = dict(zip(patients.tolist(), folds.tolist(), strict=True))
-        return SavedSplit.model_validate(content | {"patients": fold_of})
-    if config.split == "paper":
-        content["seed"] = config.seed
+        facts |= {"folds": config.folds, "seed": config.seed, "stratify": config.stratify}
+        return SavedSplit(**facts, patients=fold_of)
     train, test = (set(subset.patient_ids.tolist()) for subset in split(patches, config))
-    places = {patient: "train" for patient in sorted(train | test)}
+    places: dict[str, Place] = dict.fromkeys(sorted(train | test), "train")
     places |= {patient: "test" for patient in test}
     places |= {patient: "both" for patient in train & test}
-    return SavedSplit.model_validate(content | {"patients": places})
+    seed = config.seed if config.split == "paper" else None
+    return SavedSplit(**facts, seed=seed, patients=places)
 
 
 def save(path: Path, saved: SavedSplit) -> None:
@@ -397,9 +353,8 @@ def load_split_file(path: Path) -> SavedSplit:
 def load(path: Path) -> SavedSplit:
     """Read what `save` wrote.
 
-    Raises:
-        DataError: The file can't be read, is not such a file, was changed since, or its pseudonyms
-            were made under another TFMAMMO_ID_KEY. The message names it.
+    DataError names a file that can't be read, is not such a file, was changed since, or whose
+    pseudonyms were made under another TFMAMMO_ID_KEY.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -449,11 +404,9 @@ def _assign_folds(
     if len(patients) < folds:
         raise DataError(f"{len(patients)} patients can't be split into {folds} folds")
     counts = np.bincount(rows, minlength=len(patients))
-    strata = (
-        np.zeros(len(patients), np.intp)
-        if classes is None
-        else _find_strata(rows, len(patients), np.asarray(classes, np.str_), ranks)
-    )
+    strata = np.full(len(patients), len(ranks) - 1, np.intp)
+    if classes is not None:  # of the patient's patches, the class that comes first
+        np.minimum.at(strata, rows, [ranks.index(name) for name in np.asarray(classes).tolist()])
     order = np.random.default_rng(seed).permutation(len(patients))
     order = order[np.lexsort((-counts[order], strata[order]))]
     fold_of = np.empty(len(patients), np.intp)
@@ -468,12 +421,3 @@ def _assign_folds(
         sizes[fold] += counts[patient]
         members_of_stratum[fold] += classes is not None
     return fold_of
-
-
-def _find_strata(
-    rows: NDArray[np.integer], patients: int, classes: NDArray[np.str_], ranks: Sequence[str]
-) -> Rows:
-    """Return intp [patients], the first place in `ranks` of a class of the patient's patches."""
-    strata = np.full(patients, len(ranks) - 1, np.intp)
-    np.minimum.at(strata, rows, [ranks.index(name) for name in classes.tolist()])
-    return strata

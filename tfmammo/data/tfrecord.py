@@ -102,16 +102,14 @@ class Records:
     official_splits: NDArray[np.str_]
     # shared by everything taken from one folder
     _checked: set[str] = field(default_factory=set, repr=False, kw_only=True)
-    in_memory: ClassVar[bool] = False
     balanced_classes: ClassVar[int] = 1  # records have no labels
 
     @staticmethod
     def open(root: Path) -> Records:
         """Open all patches of a folder that `tfmammo build` wrote; read no image.
 
-        Raises:
-            DataError: The folder or its manifest is missing or damaged, a shard is missing or of
-                another size, or the pseudonyms were made under another TFMAMMO_ID_KEY.
+        DataError says if the folder or its manifest is missing or damaged, a shard is missing or of
+        another size, or the pseudonyms were made under another TFMAMMO_ID_KEY.
         """
         manifest = read_manifest(Path(root))
         if fault := key_fault(manifest.id_key):
@@ -149,11 +147,7 @@ class Records:
         return content.hexdigest()[:12]
 
     def select_shards(self) -> list[tuple[Path, NDArray[np.bool_]]]:
-        """Return the shards that hold any of these patches.
-
-        Returns:
-            (file, bool [records in it], True for each that is wanted) of each.
-        """
+        """Return the shards that hold any of these patches, and which of their records they are."""
         ends = np.cumsum([shard.count for shard in self.shards])
         wanted = np.zeros(ends[-1] if len(ends) else 0, bool)
         wanted[self.rows] = True
@@ -171,11 +165,7 @@ class Records:
             self._checked.add(path.name)
 
     def load(self) -> Patches:
-        """Read these patches into memory, in their order.
-
-        Raises:
-            DataError: A shard is missing or damaged.
-        """
+        """Read these patches into memory, in their order; DataError if a shard is damaged."""
         self.check()
         images = np.empty((len(self), self.size, self.size, 1), np.float32)
         masks = np.empty(images.shape, np.uint8)
@@ -196,12 +186,12 @@ class Records:
         )
 
 
-def read_manifest(root: Path) -> Manifest:
-    """Read a folder's manifest.
+# In memory or on disk: what batches and training need.
+PatchSource = Patches | Records
 
-    Raises:
-        DataError: It is missing, unreadable or contradicts itself.
-    """
+
+def read_manifest(root: Path) -> Manifest:
+    """Read a folder's manifest; DataError if it is missing, unreadable or contradicts itself."""
     path = root / MANIFEST
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
@@ -239,17 +229,15 @@ def _serialize(
     floats: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> bytes:
     train = tf.train
+    kinds: tuple[tuple[Mapping[str, Any], str, Any], ...] = (
+        (texts, "bytes_list", train.BytesList),
+        (numbers, "int64_list", train.Int64List),
+        (floats, "float_list", train.FloatList),
+    )
     features = {
-        name: train.Feature(bytes_list=train.BytesList(value=value))
-        for name, value in texts.items()
-    }
-    features |= {
-        name: train.Feature(int64_list=train.Int64List(value=value))
-        for name, value in numbers.items()
-    }
-    features |= {
-        name: train.Feature(float_list=train.FloatList(value=value))
-        for name, value in floats.items()
+        name: train.Feature(**{field: make(value=value)})
+        for values, field, make in kinds
+        for name, value in values.items()
     }
     example = train.Example(features=train.Features(feature=features))
     return bytes(example.SerializeToString(deterministic=True))  # else in any order
@@ -265,11 +253,8 @@ def encode_detection(
 ) -> bytes:
     """Encode a whole image with its lesions as the bytes of a tf.train.Example.
 
-    The keys are those of the TensorFlow Object Detection API.
-
-    Args:
-        size: (rows, cols), px.
-        boxes: Native px, half-open; they are stored over the size, in [0, 1].
+    The keys are those of the TensorFlow Object Detection API. Boxes are native px, half-open; they
+    are stored over the size, (rows, cols) in px.
     """
     scale = np.array(size * 2, np.float64)
     edges = (np.reshape(boxes, (-1, 4)) / scale).T.tolist()
@@ -293,11 +278,7 @@ def encode_detection(
 
 
 def decode(record: bytes, size: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Decode what `encode` wrote.
-
-    Returns:
-        (image float32 [size, size, 1] in [0, 1], mask uint8 [size, size, 1], 0 or 1).
-    """
+    """Decode what `encode` wrote: image float32 in [0, 1] and mask uint8, [size, size, 1] each."""
     features = tf.train.Example.FromString(record).features.feature
     stored = np.frombuffer(features["image"].bytes_list.value[0], "<u2")
     mask = cv2.imdecode(

@@ -35,7 +35,8 @@ from tfmammo.data.patches import (
     stack_texts,
     worst_pathology,
 )
-from tfmammo.data.preprocess import Size, normalise, resize_image, resize_mask
+from tfmammo.data.preprocess import Size, resize_image, resize_mask
+from tfmammo.data.windows import crop_image, normalize_intensity
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, Lesion, Mammogram, Skipped, stack_boxes
 
@@ -65,21 +66,16 @@ class Whole(Patches):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (
-            self.boxes.dtype != np.float32
-            or self.boxes.ndim != 3
-            or self.boxes.shape[::2] != (len(self), 4)
-        ):
+        boxes, classes = self.boxes, self.classes
+        if boxes.dtype != np.float32 or boxes.ndim != 3 or boxes.shape[::2] != (len(self), 4):
             raise ValueError(
-                f"boxes must be float32 [{len(self)}, k, 4], not {self.boxes.dtype} "
-                f"{self.boxes.shape}"
+                f"boxes must be float32 [{len(self)}, k, 4], not {boxes.dtype} {boxes.shape}"
             )
-        if self.classes.dtype != np.int32 or self.classes.shape != self.boxes.shape[:2]:
+        if classes.dtype != np.int32 or classes.shape != boxes.shape[:2]:
             raise ValueError(
-                f"classes must be int32 {self.boxes.shape[:2]}, not {self.classes.dtype} "
-                f"{self.classes.shape}"
+                f"classes must be int32 {boxes.shape[:2]}, not {classes.dtype} {classes.shape}"
             )
-        if self.boxes.size and not (self.boxes.min() >= 0 and self.boxes.max() <= 1):
+        if boxes.size and not (boxes.min() >= 0 and boxes.max() <= 1):
             raise ValueError("boxes must lie in [0, 1]")
 
     def concatenate(self, *others: Self) -> Self:
@@ -126,11 +122,7 @@ def make_whole(
 
     Tiles: one around each wanted lesion, and tiles.empty of every mammogram that are breast, in
     part at least, and hold no lesion of any kind. Seed, image and number alone decide where they
-    lie (see sampling.random_stream).
-
-    Args:
-        config: What `sampling.select_lesions` uses, preprocess, size, canvas, tiles, percentiles,
-            window and seed.
+    lie, by `sampling.random_stream`.
     """
     images: list[_BoxedImage] = []
     for mammogram in mammograms:
@@ -148,9 +140,12 @@ def make_whole(
             skipped.add(mammogram.image_id, error)
     num_lesions = sum(len(image.boxes) for image in images)
     if not num_lesions:
+        first = ""
+        if skipped.reasons:
+            name, reason = next(iter(skipped.reasons.items()))
+            first = f"; {len(skipped)} left out, first {name}: {reason}"
         raise DataError(
-            f"there is no mammogram with a {sampling.describe_wanted(config)} to detect"
-            + _describe_first(skipped)
+            f"there is no mammogram with a {sampling.describe_wanted(config)} to detect" + first
         )
     log.info(
         "%d %s with %d lesions, %d of them normal",
@@ -177,40 +172,21 @@ def letterbox(
     rows, cols = _fit_size(image.shape, config.shape)
     scaled = normalize_intensity(resize_image(image, rows, cols), config)
     scale = (rows / image.shape[0], cols / image.shape[1])
-    return _fill_canvas(scaled, config.shape), scale
-
-
-def normalize_intensity(image: NDArray[np.float32], config: DataConfig) -> NDArray[np.float32]:
-    """Denoise a mammogram, then set its contrast and grey values as those of patches."""
-    image = preprocess.preprocess_patch(image, config.preprocess)
-    return (
-        preprocess.apply_window(image, *config.window)
-        if config.window
-        else normalise(image, config.percentiles)
-    )
+    return crop_image(scaled, (0, 0, *config.shape)), scale
 
 
 def extract_tile(image: NDArray, top: int, left: int, shape: Size) -> NDArray:
-    """Cut a tile out of an image, 0 where it reaches beyond the image.
-
-    Returns:
-        [*shape, 1], of the image's dtype.
-    """
-    return _fill_canvas(image[top : top + shape[0], left : left + shape[1]], shape)
+    """Cut a tile [*shape, 1] out of an image, 0 where it reaches beyond the image."""
+    return crop_image(image, (top, left, top + shape[0], left + shape[1]))
 
 
 def place_tile_around(
     box: Box, image: Size, shape: Size, random: np.random.Generator
 ) -> tuple[int, int]:
-    """Draw the corner of a tile that holds a box, all corners being equally likely.
+    """Draw the corner (top, left) of a tile that holds a box, all corners being equally likely.
 
-    Args:
-        box: A box inside the image, px.
-
-    Returns:
-        The tile's upper left corner (top, left), px. Along an axis where the image is shorter than
-        the tile it is 0; where the box is longer, the tile has its middle, as far as it stays in
-        the image.
+    Along an axis where the image is shorter than the tile it is 0; where the box is longer, the
+    tile has its middle, as far as it stays in the image.
     """
     corner = []
     for low, high, extent, length in zip(box[:2], box[2:], image, shape, strict=True):
@@ -229,15 +205,13 @@ def find_empty_tiles(
 ) -> NDArray[np.bool_]:
     """Find all places of a tile that holds enough breast and no part of any box.
 
-    Args:
-        boxes: Boxes in px of the breast's image.
-
     Returns:
         bool [tops, lefts]: for every upper left corner of a tile inside the image (at 0 where the
         image is shorter).
     """
     rows, cols = shape
-    filled = _fill_canvas(breast, (max(rows, breast.shape[0]), max(cols, breast.shape[1])))
+    size = (max(rows, breast.shape[0]), max(cols, breast.shape[1]))
+    filled = crop_image(breast, (0, 0, *size))
     inside = sampling.count_in_windows(filled, rows, cols)
     free = inside >= LEAST_TISSUE * rows * cols
     for top, left, bottom, right in boxes:
@@ -260,7 +234,7 @@ def _scale_whole(
     pathologies = [lesion.pathology or "" for lesion in lesions.values()]
     patch = Patch(
         image,
-        _fill_canvas(mask, config.shape),
+        crop_image(mask, (0, 0, *config.shape)),
         mammogram.patient_id,
         f"{mammogram.image_id}#full",
         kind=min(kinds, key=config.kinds.index, default="normal"),
@@ -388,15 +362,10 @@ def _fit_size(image: tuple[int, ...], shape: Size) -> Size:
     return max(1, round(rows * shape[1] / cols)), shape[1]
 
 
-def _fill_canvas(image: NDArray, shape: Size) -> NDArray:
-    return np.pad(image, ((0, shape[0] - image.shape[0]), (0, shape[1] - image.shape[1]), (0, 0)))
-
-
 def _pad_axis(values: NDArray, length: int) -> NDArray:
     """Pad axis 1 of an array with 0."""
-    widths = [(0, 0)] * values.ndim
-    widths[1] = (0, length - values.shape[1])
-    return np.pad(values, widths)
+    more = (0, length - values.shape[1])
+    return np.pad(values, [(0, 0), more, *[(0, 0)] * (values.ndim - 2)])
 
 
 def _stack_images(images: Sequence[_BoxedImage]) -> Whole:
@@ -414,9 +383,3 @@ def _stack_images(images: Sequence[_BoxedImage]) -> Whole:
         boxes=boxes,
         classes=classes,
     )
-
-
-def _describe_first(skipped: Skipped) -> str:
-    for name, reason in skipped.reasons.items():
-        return f"; {len(skipped)} left out, first {name}: {reason}"
-    return ""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tfmammo.config import DataConfig
 from tfmammo.data import preprocess
-from tfmammo.data.preprocess import normalise, resize_image
+from tfmammo.data.preprocess import resize_image
 from tfmammo.mammogram import Box, Mammogram
 
 
@@ -19,8 +19,7 @@ def square_window(
 ) -> Box:
     """Return the square window around a lesion's box, moved to stay inside the image.
 
-    Args:
-        spacing: (row, col) in mm per px; without it pixels count as square.
+    Without a spacing, (row, col) in mm per px, pixels count as square.
 
     Returns:
         [row_min, col_min, row_max, col_max], half-open, native px; beyond the image only along an
@@ -39,7 +38,7 @@ def square_window(
 
 
 def crop_window(box: Box, mammogram: Mammogram, config: DataConfig) -> Box:
-    """Return the window of a lesion's patch in the crop mode config.frame.
+    """Return the window of a lesion's patch in the crop mode config.frame, in native px.
 
     - "square": see `square_window`.
     - "tight": the lesion's box.
@@ -48,9 +47,6 @@ def crop_window(box: Box, mammogram: Mammogram, config: DataConfig) -> Box:
     - "full": the whole mammogram.
 
     All but "square" are then scaled to a square, rows and columns by different factors.
-
-    Returns:
-        [row_min, col_min, row_max, col_max], half-open, native px.
 
     Source:
         Singh et al., Breast tumor segmentation and shape classification in mammograms using cGAN
@@ -80,23 +76,26 @@ def crop_window(box: Box, mammogram: Mammogram, config: DataConfig) -> Box:
     )
 
 
+def normalize_intensity(image: NDArray[np.float32], config: DataConfig) -> NDArray[np.float32]:
+    """Denoise an image, then set its contrast and grey values."""
+    image = preprocess.preprocess_patch(image, config.preprocess)
+    if config.window:
+        return preprocess.apply_window(image, *config.window)
+    return preprocess.normalise(image, config.percentiles)
+
+
 def extract_window(
     image: NDArray[np.float32], place: Box, config: DataConfig
 ) -> NDArray[np.float32]:
     """Extract a window of a mammogram as a network sees it: scaled, contrast and grey values set.
 
-    Args:
-        place: The window, px of the image; what lies beyond the image is 0.
+    What lies beyond the image is 0.
     """
     crop = crop_image(image, place)
-    patch = preprocess.preprocess_patch(
-        resize_image(crop, config.size, config.size), config.preprocess
-    )
-    if config.window:
-        return preprocess.apply_window(patch, *config.window)
-    # Scaling a constant leaves rounding errors, which would be stretched to an image; unscaled, it
-    # is refused.
-    return normalise(crop if crop.min() == crop.max() else patch, config.percentiles)
+    # Scaling a constant leaves rounding errors, which would be stretched to an image.
+    if not config.window and crop.min() == crop.max():
+        raise ValueError("the image is constant")
+    return normalize_intensity(resize_image(crop, config.size, config.size), config)
 
 
 def crop_image(image: NDArray, place: Box) -> NDArray:

@@ -23,7 +23,8 @@ from pydantic import ValidationError
 
 from tfmammo.config import DataConfig
 from tfmammo.data import preprocess
-from tfmammo.data.whole import extract_tile, letterbox, normalize_intensity
+from tfmammo.data.whole import extract_tile, letterbox
+from tfmammo.data.windows import normalize_intensity
 from tfmammo.detection import tiles
 from tfmammo.errors import DetectionError
 from tfmammo.mammogram import LesionKind, Mammogram

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +48,8 @@ def average_precision(images: Sequence[Boxes], most: int = 100) -> dict[str, flo
         COCO counts a hit from the IoU on, while `match` requires more than it.
 
     Raises:
-        AveragePrecisionError: pycocotools is missing, there is no lesion, or a score or box is not
+        AveragePrecisionError: pycocotools is missing, there is no lesion, or a number is not
             finite.
-
     Source:
         Lin et al., Microsoft COCO (2014), and its evaluation code.
     """
@@ -59,17 +58,12 @@ def average_precision(images: Sequence[Boxes], most: int = 100) -> dict[str, flo
     if not kinds:
         raise AveragePrecisionError("average precision needs lesions, and there is none")
     numbers = {kind: number for number, kind in enumerate(kinds, 1)}
-    truth = [
-        (number, image.truth, np.ones(len(image.truth)), image.true_kinds)
-        for number, image in enumerate(images, 1)
-    ]
-    detections = [
-        (number, image.boxes, image.scores, image.kinds) for number, image in enumerate(images, 1)
-    ]
+    truth = [(image.truth, np.ones(len(image.truth)), image.true_kinds) for image in images]
+    found = [(image.boxes, image.scores, image.kinds) for image in images]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        true_index = _fill_index(COCO(), len(images), numbers, truth)
-        index = _fill_index(COCO(), len(images), numbers, detections)
-        evaluation = COCOeval(true_index, index, "bbox")
+        evaluation = COCOeval(
+            _fill_index(COCO(), numbers, truth), _fill_index(COCO(), numbers, found), "bbox"
+        )
         evaluation.params.maxDets = [most]
         evaluation.params.areaRng = [[0, np.inf]]
         evaluation.params.areaRngLbl = ["all"]
@@ -84,11 +78,7 @@ def average_precision(images: Sequence[Boxes], most: int = 100) -> dict[str, flo
 
 
 def import_coco() -> tuple[Any, Any]:
-    """Import pycocotools' classes COCO and COCOeval.
-
-    Raises:
-        AveragePrecisionError: pycocotools is missing.
-    """
+    """Import pycocotools' classes COCO and COCOeval, or say that it is missing."""
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -101,33 +91,34 @@ def import_coco() -> tuple[Any, Any]:
 
 def _fill_index(
     index: Any,
-    count: int,
     numbers: dict[Any, int],
-    rows: Iterable[tuple[int, Floats, Floats, Sequence[Any]]],
+    images: Sequence[tuple[Floats, Floats, Sequence[Any]]],
 ) -> Any:
-    """Fill an index of pycocotools with (image, boxes, scores, kinds) of kinds with a number."""
+    """Fill an index of pycocotools with each image's boxes, scores and kinds that have a number."""
     annotations: list[dict[str, Any]] = []
-    for image, boxes, scores, kinds in rows:
+    for image, (boxes, scores, kinds) in enumerate(images, 1):
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise AveragePrecisionError("a box or a score is not finite")
-        rated = zip(
-            np.asarray(boxes, float).tolist(), np.asarray(scores).tolist(), kinds, strict=True
-        )
-        for (top, left, bottom, right), score, kind in rated:
-            if kind in numbers:
-                height = max(0.0, bottom - top)
-                width = max(0.0, right - left)
-                place = {
+        corners = np.asarray(boxes, float).tolist()
+        for corner, score, kind in zip(corners, np.asarray(scores).tolist(), kinds, strict=True):
+            if kind not in numbers:
+                continue
+            top, left, bottom, right = corner
+            height, width = max(0.0, bottom - top), max(0.0, right - left)
+            annotations.append(
+                {
                     "id": len(annotations) + 1,
                     "image_id": image,
                     "category_id": numbers[kind],
                     "bbox": [left, top, width, height],
+                    "area": height * width,
+                    "score": score,
+                    "iscrowd": 0,
                 }
-                annotations.append(place | {"area": height * width, "score": score, "iscrowd": 0})
-    categories = [{"id": number, "name": str(kind)} for kind, number in numbers.items()]
+            )
     index.dataset = {
-        "images": [{"id": image} for image in range(1, count + 1)],
-        "categories": categories,
+        "images": [{"id": image} for image in range(1, len(images) + 1)],
+        "categories": [{"id": number, "name": str(kind)} for kind, number in numbers.items()],
         "annotations": annotations,
     }
     index.createIndex()

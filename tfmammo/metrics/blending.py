@@ -35,9 +35,6 @@ def seam_strength(images: Images, masks: Masks, ring: int = RING) -> NDArray[np.
         float64 [n] from 0 up: 1 where the border is as smooth as the tissue around it, more where
         there is an edge, as real lesions have, too. NaN where the mask is empty or fills the patch,
         and where the ring is constant (black or saturated).
-
-    Raises:
-        ValueError: Unequal shapes, other values, or a ring below 1 px.
     """
     check_patches(masks, images=images)
     return np.array(
@@ -56,22 +53,16 @@ def background_error(
 
     Args:
         images: float [n, s, s, 1] in [0, 1].
-        tissue: float [n, s, s, 1] in [0, 1].
+        tissue: Before the blending, as `images`.
         masks: {0, 1} [n, s, s, 1].
 
     Returns:
-        "l1_background", "gradient_background" -> float64 [n], 0 where the background is unchanged,
-        at most 1 and sqrt(2); NaN where no pixel, or no such difference, is left.
-
-    Raises:
-        ValueError: Unequal shapes or other values.
+        "l1_background", "gradient_background" -> float64 [n], 0 where the background is unchanged;
+        NaN where no pixel, or no such difference, is left.
 
     Deviation:
         Means replace norms, which grow with the patch. A difference that reaches into the mask
         counts as the seam's (`seam_strength`), so that an unchanged background has no error.
-
-    Source:
-        Eq. 5.
     """
     check_patches(masks, images=images, tissue=tissue)
     scores = {
@@ -91,15 +82,10 @@ def background_error(
 
 
 def lesion_contrast(images: Images, masks: Masks, ring: int = RING) -> NDArray[np.float64]:
-    """Measure how much brighter a lesion is than the tissue around it.
+    """Measure how much brighter a lesion is than the tissue around it, float64 [n] in [-1, 1].
 
-    It is 0 where blending made the lesion invisible ("over-blending", section 3).
-
-    Arguments and errors are those of `seam_strength`.
-
-    Returns:
-        Mean inside the mask less mean in the ring, float64 [n] in [-1, 1]; NaN where the mask is
-        empty or fills the patch.
+    It is 0 where blending made the lesion invisible ("over-blending", section 3), and NaN where the
+    mask is empty or fills the patch. Otherwise as `seam_strength`.
     """
     check_patches(masks, images=images)
     contrasts = np.full(len(images), np.nan)

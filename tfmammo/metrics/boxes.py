@@ -61,11 +61,7 @@ def intersection(boxes: Floats, others: Floats) -> NDArray[np.float64]:
 
 
 def iou(boxes: Floats, others: Floats) -> NDArray[np.float64]:
-    """Compute the intersection over union of every box with every other.
-
-    Returns:
-        float64 [n, m] in [0, 1]; 0 for a box without area.
-    """
+    """Compute the intersection over union of every box with every other; 0 without area."""
     shared = intersection(boxes, others)
     union = np.reshape(area(boxes), (-1, 1)) + area(others) - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
@@ -79,16 +75,10 @@ def ior(boxes: Floats, others: Floats) -> NDArray[np.float64]:
 
 
 def overlap(boxes: Floats, truth: Floats, criterion: Criterion = "iou") -> NDArray[np.float64]:
-    """Measure how well every detection hits every lesion.
+    """Measure how well every detection [n, 4] hits every lesion [m, 4], float64 [n, m] in [0, 1].
 
-    Args:
-        boxes: Detections [n, 4].
-        truth: Lesions [m, 4].
-        criterion: "iou" and "ior": that number. "centre": the IoU where the detection's centre lies
-            in the lesion's box, else 0.
-
-    Returns:
-        float64 [n, m] in [0, 1]; 0 for a box without area, whatever the criterion.
+    Criteria "iou" and "ior" are that number, "centre" the IoU where the detection's centre lies in
+    the lesion's box, else 0. A box without area hits nothing, whatever the criterion.
     """
     if criterion == "ior":
         return ior(boxes, truth)
@@ -106,13 +96,9 @@ def overlap(boxes: Floats, truth: Floats, criterion: Criterion = "iou") -> NDArr
 def find_hits(
     boxes: Floats, truth: Floats, threshold: float, criterion: Criterion = "iou"
 ) -> NDArray[np.bool_]:
-    """Mark which detections hit which lesions, whatever else hits them, bool [n, m].
+    """Mark which detections [n, 4] hit which lesions [m, 4], whatever else hits them, bool [n, m].
 
-    Args:
-        boxes: Detections [n, 4].
-        truth: Lesions [m, 4].
-        threshold: What the overlap must exceed, in [0, 1); "centre" has none.
-        criterion: As for `overlap`.
+    The overlap must exceed `threshold`, in [0, 1); "centre" has none.
     """
     return overlap(boxes, truth, criterion) > (0 if criterion == "centre" else threshold)
 
@@ -124,14 +110,9 @@ def find_spared(
     threshold: float,
     criterion: Criterion = "iou",
 ) -> NDArray[np.bool_]:
-    """Mark detections that are neither right nor wrong: they hit unwanted lesions alone, bool [n].
+    """Mark detections that are neither right nor wrong, bool [n].
 
-    Args:
-        boxes: Detections [n, 4].
-        wanted: Lesions that count [m, 4].
-        unwanted: Lesions that exist and don't count [k, 4].
-        threshold: As for `find_hits`.
-        criterion: As for `overlap`.
+    They hit only unwanted lesions, which exist and don't count; otherwise as `find_hits`.
     """
     hits_unwanted, hits_wanted = (
         find_hits(boxes, lesions, threshold, criterion).any(axis=1)
@@ -143,11 +124,11 @@ def find_spared(
 def recall_by(criterion: Criterion, threshold: float) -> str:
     """Name recall by a criterion, for headings."""
     descriptions: dict[Criterion, str] = {
-        "iou": f"at IoU > {threshold:g}",
-        "ior": f"at IoR > {threshold:g}",
-        "centre": "by centres",
+        "iou": f"recall at IoU > {threshold:g}",
+        "ior": f"recall at IoR > {threshold:g}",
+        "centre": "recall by centres",
     }
-    return f"recall {descriptions[criterion]}"
+    return descriptions[criterion]
 
 
 def match(
@@ -168,16 +149,11 @@ def match(
         boxes: Detections [n, 4].
         scores: Of the detections [n].
         truth: Lesions [m, 4].
-        threshold: As for `find_hits`.
-        criterion: As for `overlap`.
-
-    Raises:
-        ValueError: Scores are not as many as boxes, or a value is not finite.
 
     Source:
-        The rule of the PASCAL VOC development kit, except that a detection may fall back on another
-        lesion, as in COCO's. "Higher than 0.5" is the blending paper's threshold (section
-        3), "exceeds 0.5" the infilling paper's (section 4.5).
+        PASCAL VOC's development kit, but a detection may fall back on another lesion, as in COCO.
+        "Higher than 0.5" is the blending paper's threshold (section 3), "exceeds 0.5" the infilling
+        paper's (section 4.5).
     """
     boxes, scores, truth = (np.asarray(values, np.float64) for values in (boxes, scores, truth))
     if scores.shape != (len(boxes),):
@@ -217,13 +193,8 @@ def match_kinds(
     A mass that is detected as a calcification is a miss and a false positive.
 
     Args:
-        boxes: As for `match`.
-        scores: As for `match`.
         kinds: The kind of each detection [n], of any type.
-        truth: As for `match`.
         true_kinds: The kind of each lesion [m], of the same type.
-        threshold: As for `match`.
-        criterion: As for `match`.
         annotated: Kinds whose truth is known; detections of others are dropped. None: all kinds.
     """
     kinds_ = np.asarray(kinds)

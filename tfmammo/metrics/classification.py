@@ -14,16 +14,13 @@ from sklearn import metrics
 
 
 def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Compute the area under the ROC curve.
+    """Compute the area under the ROC curve, 0 to 1.
 
     It is the probability that a positive scores higher than a negative; ties count one half.
 
     Args:
         labels: [n], 1 or True positive, 0 negative, at least one of each.
         scores: float [n], higher is more positive.
-
-    Returns:
-        0 to 1.
 
     Raises:
         ValueError: Lengths differ, a label is neither, a class is missing, or a score is NaN.
@@ -37,10 +34,7 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def delong_variance(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Compute the variance of `roc_auc` by DeLong's structural components.
-
-    Arguments and errors are those of `roc_auc`, with at least two cases of each class.
-    """
+    """Compute the variance of `roc_auc` by DeLong's components; two cases of each class or more."""
     return float(_covariance(check_scores(labels, scores)[0], [scores])[0, 0])
 
 
@@ -50,16 +44,12 @@ def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> 
     z = (AUC_a - AUC_b) / sqrt(var_a + var_b - 2 cov_ab)
 
     Args:
-        labels: As for `roc_auc` [n].
         scores_a: One classifier's scores [n].
         scores_b: The other's.
 
     Returns:
         (z, two-sided p); (0, 1) where the two order the cases alike, and (+-inf, 0) where they
         differ without variance.
-
-    Raises:
-        ValueError: As `roc_auc`, or fewer than two of a class.
 
     Examples:
         >>> z, p = delong_test([0, 0, 1, 1, 1], [1, 3, 2, 4, 5], [2, 3, 1, 4, 5])
@@ -101,8 +91,8 @@ def precision_recall(
         confusion: How often class i (row) was called class j (column), [classes, classes].
 
     Returns:
-        (precision, recall), float64 [classes] each, NaN where no case was called, or is,
-        of the class.
+        (precision, recall), float64 [classes] each, NaN where no case was called, or is, of the
+        class.
     """
     right = np.diag(confusion).astype(np.float64)
     precision, recall = (
@@ -113,11 +103,7 @@ def precision_recall(
 
 
 def one_versus_rest(labels: ArrayLike, probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Compute `roc_auc` of each class against all others.
-
-    Args:
-        labels: True classes, integers [n].
-        probabilities: float [n, classes], one column a class.
+    """Compute `roc_auc` of each class against all others, from labels [n] and columns of classes.
 
     Returns:
         float64 [classes], NaN where no case, or every case, is of the class.
@@ -132,16 +118,10 @@ def one_versus_rest(labels: ArrayLike, probabilities: NDArray[np.floating]) -> N
 def mean_roc(
     labels: ArrayLike, probabilities: NDArray[np.floating], rates: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Average the ROC curves of each class against all others, at given false positive rates.
-
-    Args:
-        labels: True classes, integers [n].
-        probabilities: float [n, classes], one column a class.
-        rates: Rising [m], 0 to 1.
+    """Average the ROC curves of each class against all others, at rising false positive rates [m].
 
     Returns:
-        True positive rates, float64 [m], 0 at a rate of 0; NaN where no class has both cases
-        and others.
+        True positive rates, float64 [m], 0 at a rate of 0; NaN where no class has an area.
     """
     true = np.asarray(labels)
     curves = [np.full(len(rates), np.nan)]
@@ -181,11 +161,8 @@ def check_scores(
 def structural_components(
     positive: NDArray[np.bool_], scores: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute DeLong's structural components.
-
-    Returns:
-        For each positive the part of the negatives below it, and for each negative the part of the
-        positives above it.
+    """Compute DeLong's components: of each positive, the part of the negatives below it; of each
+    negative, the part of the positives above it.
     """
     ranks = stats.rankdata(scores)  # ties share their mean rank, so that they count one half
     above = (ranks[positive] - stats.rankdata(scores[positive])) / np.sum(~positive)

@@ -9,6 +9,9 @@ finds differences between equally good models far too often. Here whole patients
     estimate_rate     the true positive rate at a small false positive rate, by bootstrap
 
 The tests ask about the models as they were trained, not how another training run would differ.
+Functions take labels (1 or True positive, 0 negative), scores (a higher one is more positive) and
+the patient of each patch, all of shape ``[n]``. They raise ValueError as `roc_auc` does, and for
+patients of another length.
 
 Source: Obuchowski, Nonparametric analysis of clustered ROC curve data, Biometrics 53 (1997) 567.
     Carlini et al., Membership inference attacks from first principles (2022), for the true positive
@@ -19,8 +22,6 @@ Source: Obuchowski, Nonparametric analysis of clustered ROC curve data, Biometri
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,15 +40,7 @@ Array = NDArray[np.float64]
 
 
 def has_few_patients(labels: ArrayLike, patients: ArrayLike) -> bool:
-    """Whether a class has fewer than six patients, too few for an interval or p.
-
-    Args:
-        labels: 1 or True positive, 0 negative, shape ``[n]``.
-        patients: The patient of each patch, shape ``[n]``.
-
-    Raises:
-        ValueError: Patients of another length.
-    """
+    """Whether a class has fewer than six patients, too few for an interval or p."""
     return _count_patients(labels, patients) < FEWEST_PATIENTS
 
 
@@ -69,15 +62,6 @@ def estimate_auc(
     patients might. It reaches at least by the rule of three: -ln(1 - level) / n to either side,
     3 / n at 0.95, n the patients of that class. With an area of 0 or 1 both classes are of that
     kind.
-
-    Args:
-        labels: 1 or True positive, 0 negative, shape ``[n]``.
-        scores: Higher is more positive, shape ``[n]``.
-        patients: The patient of each patch, shape ``[n]``.
-        level: Confidence level.
-
-    Raises:
-        ValueError: As `roc_auc`, or patients of another length.
     """
     positive, values = check_scores(labels, scores)
     area = roc_auc(positive, values)
@@ -100,27 +84,19 @@ def estimate_auc(
 def chance_test(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> float:
     """Test whether an area under a ROC curve is one half, as `estimate_auc`'s interval does.
 
-    Args:
-        labels: 1 or True positive, 0 negative, shape ``[n]``.
-        scores: Higher is more positive, shape ``[n]``.
-        patients: The patient of each patch, shape ``[n]``.
-
     Returns:
         The two-sided p of the logit over its deviation, by Student's t as in `estimate_auc`. NaN
         below six patients of a class. Of an area without variance it is 1 at one half, else
         2^(1-n) of n patients of the smaller class, as of a test that flips signs.
-
-    Raises:
-        ValueError: As `estimate_auc`.
     """
     positive, values = check_scores(labels, scores)
     if has_few_patients(positive, patients):
         return np.nan
     logit, deviation, degrees = _compute_logit(positive, values, patients)
-    if not deviation > 0:
-        is_half = roc_auc(positive, values) == 0.5
-        return 1.0 if is_half else 2.0 ** (1 - _count_patients(positive, patients))
-    return float(2 * stats.t.sf(abs(logit) / deviation, degrees))
+    if deviation > 0:
+        return float(2 * stats.t.sf(abs(logit) / deviation, degrees))
+    is_half = roc_auc(positive, values) == 0.5
+    return 1.0 if is_half else 2.0 ** (1 - _count_patients(positive, patients))
 
 
 def _compute_logit(
@@ -131,53 +107,23 @@ def _compute_logit(
     Logit and deviation are 0 where the area has no variance.
     """
     area = roc_auc(positive, values)
-    variance = obuchowski_variance(positive, values, patients)
-    degrees = welch_degrees(
-        (variance.of_positives, variance.of_negatives), variance.counts, variance.patients - 1
-    )
-    deviation = float(np.sqrt(variance.total))
+    variance, degrees = obuchowski_variance(positive, values, patients)
+    deviation = float(np.sqrt(variance))
     if deviation < 1e-9 or not 0 < area < 1:
         return 0.0, 0.0, degrees
     return float(np.log(area / (1 - area))), deviation / (area * (1 - area)), degrees
 
 
-@dataclass(frozen=True)
-class ClusteredVariance:
-    """The variance of an area, in parts.
-
-    Attributes:
-        of_positives: What patients with positive patches add.
-        of_negatives: What patients with negative patches add.
-        of_both: What patients with both add; it may be negative.
-        counts: Number of patients with positive patches, and with negative ones.
-        patients: Number of patients.
-    """
-
-    of_positives: float
-    of_negatives: float
-    of_both: float
-    counts: tuple[int, int]
-    patients: int
-
-    @property
-    def total(self) -> float:
-        """The variance, 0 or more. It is DeLong's where each patient has one patch."""
-        return self.of_positives + self.of_negatives + self.of_both
-
-
 def obuchowski_variance(
     labels: ArrayLike, scores: ArrayLike, patients: ArrayLike
-) -> ClusteredVariance:
+) -> tuple[float, float]:
     """Compute the variance of `roc_auc` where patches of one patient are not independent.
 
-    Args:
-        labels: 1 or True positive, 0 negative, shape ``[n]``.
-        scores: Higher is more positive, shape ``[n]``.
-        patients: The patient of each patch, shape ``[n]``.
+    There must be two patients with patches of each class.
 
-    Raises:
-        ValueError: As `roc_auc`, patients of another length, or fewer than two patients with
-            patches of a class.
+    Returns:
+        (variance, Welch's degrees of freedom). The variance is DeLong's where each patient has one
+        patch.
     """
     positive, values = check_scores(labels, scores)
     members, count = _number_patients(patients, len(positive))
@@ -198,9 +144,9 @@ def obuchowski_variance(
     s10 = i10 / ((i10 - 1) * m) * above @ above
     s01 = i01 / ((i01 - 1) * n) * below @ below
     s11 = count / (count - 1) * above @ below
-    return ClusteredVariance(
-        float(s10 / m), float(s01 / n), float(2 * s11 / (m * n)), (int(i10), int(i01)), count
-    )
+    of_both = 2 * s11 / (m * n)
+    degrees = welch_degrees((float(s10 / m), float(s01 / n)), (int(i10), int(i01)), count - 1)
+    return float(s10 / m + s01 / n + of_both), degrees
 
 
 def rank_swap_test(
@@ -218,19 +164,15 @@ def rank_swap_test(
     `samples` random ones.
 
     Args:
-        labels: 1 or True positive, 0 negative, shape ``[n]``.
+        labels: See the module, like `patients`.
         scores_a: One classifier's scores, shape ``[n]``.
         scores_b: The other's, on any scale.
-        patients: The patient of each patch, shape ``[n]``.
+        patients: The patient of each patch.
         samples: The most swaps that are tried.
-        seed: Seed of random swaps.
 
     Returns:
         The two-sided p of the difference of the areas, at least 2^(1 - patients). NaN below six
         patients.
-
-    Raises:
-        ValueError: As `roc_auc`, or patients of another length.
     """
     positive, ranks_a = check_scores(labels, stats.rankdata(check_scores(labels, scores_a)[1]))
     ranks_b = stats.rankdata(check_scores(labels, scores_b)[1])
@@ -243,7 +185,8 @@ def rank_swap_test(
         first = np.where(swapped, ranks_b, ranks_a)
         second = np.where(swapped, ranks_a, ranks_b)
         # The area is the positives' sum of ranks, scaled and shifted by what all swaps share.
-        return _rank_sum(first, positive) - _rank_sum(second, positive)
+        sums = [stats.rankdata(side, axis=-1)[..., positive] for side in (first, second)]
+        return sums[0].sum(axis=-1) - sums[1].sum(axis=-1)
 
     test = stats.permutation_test(
         (np.ones(count),),
@@ -269,15 +212,6 @@ def estimate_rate(
     """Estimate the true positive rate at a small false positive rate, by bootstrap over patients.
 
     With fewer than 1 / rate negatives, no false positive is allowed at all.
-
-    Args:
-        labels: 1 or True positive, 0 negative, shape ``[n]``.
-        scores: Higher is more positive, shape ``[n]``.
-        patients: The patient of each patch, shape ``[n]``.
-        level: Confidence level.
-        samples: Draws.
-        seed: Seed of the draws.
-        rate: False positive rate.
     """
     positive, values = check_scores(labels, scores)
     numbers, count = _number_patients(patients, len(positive))
@@ -298,10 +232,6 @@ def _compute_rate(positive: NDArray[np.bool_], values: NDArray[np.floating], rat
     others = np.sort(values[~positive])[::-1]
     limit = others[int(rate * len(others))]
     return float(np.mean(values[positive] > limit))
-
-
-def _rank_sum(values: Array, positive: NDArray[np.bool_]) -> Array:
-    return stats.rankdata(values, axis=-1)[..., positive].sum(axis=-1)
 
 
 def _number_patients(patients: ArrayLike, patches: int) -> tuple[NDArray[np.intp], int]:

@@ -27,12 +27,10 @@ FPPI = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 @dataclass(frozen=True, eq=False)
 class Froc:
     """A free-response ROC curve, and its values at given false positives per image (FPPI).
-
     Attributes:
         fppi: The given numbers, float64 [k].
         tpr: Sensitivity there, float64 [k] in [0, 1].
-        areas: Mean sensitivity from 0 to there, which is the partial area over its width, float64
-            [k] in [0, 1].
+        areas: Mean sensitivity from 0 to there, which is the partial area over its width [k].
         thresholds: Lowest scores of the operating points, falling from infinity, float64 [p].
         curve_fppi: False positives per image of the operating points, rising, float64 [p].
         curve_tpr: Sensitivity of the operating points, rising, float64 [p].
@@ -55,10 +53,7 @@ def froc(images: Sequence[Matches], fppi: ArrayLike = FPPI) -> Froc:
 
     Args:
         images: The matches in each image, normal images included.
-        fppi: Where to evaluate sensitivity and area [k].
-
-    Raises:
-        ValueError: There is no lesion or no image, or a number of false positives is below 0.
+        fppi: Where to evaluate sensitivity and area [k], 0 or more.
 
     Examples:
         >>> image = Matches(np.array([0.9]), np.array([0.5]), lesions=2, images=1)
@@ -76,11 +71,7 @@ def froc(images: Sequence[Matches], fppi: ArrayLike = FPPI) -> Froc:
 def froc_by_run(
     images: Sequence[Matches], runs: Sequence[Run], fppi: ArrayLike = FPPI
 ) -> dict[Run, Froc]:
-    """Compute the FROC curve of each run that has a lesion in its images.
-
-    Raises:
-        ValueError: As `froc`, or images and runs don't belong together.
-    """
+    """Compute the FROC curve of each run that has a lesion in its images."""
     if not any(image.lesions for image in images):
         raise ValueError("a FROC curve needs lesions, and there is none")
     return {run: froc(part, fppi) for run, part in parts_with_lesions(images, runs).items()}
@@ -89,12 +80,7 @@ def froc_by_run(
 def over_folds(
     values: Mapping[Run, NDArray[np.float64]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Average values [k] over runs, and compute their standard deviation over folds.
-
-    Returns:
-        (mean, deviation), float64 [k] each. The deviation is that of the folds' means over their
-        seeds, with n - 1 degrees of freedom; it is NaN where there is one fold.
-    """
+    """Average values [k] over runs, and compute the deviation of folds' means (NaN of one fold)."""
     by_fold: dict[int, list[NDArray[np.float64]]] = {}
     for (fold, _), value in values.items():
         by_fold.setdefault(fold, []).append(value)
@@ -108,16 +94,11 @@ def over_folds(
 def false_positives_apart(
     images: Sequence[Matches], runs: Sequence[Run], fppi: ArrayLike = FPPI
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Count false positives per normal image and per image with lesions, at given overall numbers.
+    """Count false positives per image without and with lesions, at given overall numbers per image.
 
     Both are read off each run's own curve, linear between operating points as sensitivity is, and
     averaged. Weighted by the numbers of images, a run's two numbers have the given mean, unless its
     curve ends before.
-
-    Args:
-        images: The matches in each image.
-        runs: The run behind the matches in each image.
-        fppi: Numbers of false positives per image of either kind [k].
 
     Returns:
         (without, with), float64 [k] each; NaN where there is no such image.
@@ -168,8 +149,6 @@ def froc_interval(
         patient_ids: The patient of each image.
         fppi: Numbers of false positives per image [k].
         samples: Number of draws. A draw without any lesion is repeated.
-        seed: Seed of the draws.
-        level: Confidence level, in (0, 1).
         of: "tpr", sensitivity, or "areas", the partial area.
         against: Another detector's matches in the same images. The interval is then that of the
             difference, images - against, with the same patients drawn for both.
@@ -179,10 +158,6 @@ def froc_interval(
     Returns:
         (low, high), float64 [k] each; NaN where fewer than `FEWEST_PATIENTS` patients have a
         lesion.
-
-    Raises:
-        ValueError: No image has a lesion, or images, patients, runs and `against` don't belong
-            together.
     """
     check_pair(images, patient_ids, against)
     if not any(image.lesions for image in images):

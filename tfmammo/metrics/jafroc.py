@@ -43,10 +43,6 @@ def choose_common_merit(
 
     In each run they must be of two patients at least, because the jackknife omits one. Over all
     runs they must be of `FEWEST_PATIENTS`: with fewer the test rejects too often.
-
-    Args:
-        patient_ids: The patient of each image.
-        detectors: The matches in each image of each detector, and their runs, as for `jafroc_test`.
     """
     for images, runs in detectors:
         normal = [
@@ -65,11 +61,8 @@ class JafrocTest:
     Attributes:
         merit: The detector's figure of merit, in [0, 1].
         other: The other detector's, in [0, 1].
-        difference: merit - other.
-        low: Lower bound of the interval of the difference.
-        high: Upper bound of the interval of the difference.
-        t: Statistic of the paired t test of pseudo-values.
-        degrees: Degrees of freedom of that test.
+        difference: merit - other, with the bounds `low` and `high` of its interval.
+        t: Statistic of the paired t test of pseudo-values, with `degrees` of freedom.
         p: Two-sided. Where the difference can't be tested, p, t, low and high are NaN and degrees
             is 0.
     """
@@ -85,24 +78,15 @@ class JafrocTest:
 
 
 def jafroc(images: Sequence[Matches], merit: Merit = "jafroc") -> float:
-    """Compute the figure of merit of one detector.
+    """Compute the figure of merit of one detector, 0 to 1; 1/2 where nothing is found anywhere.
 
     theta = 1 / (N L) sum_ij psi(X_i, Y_j), where psi is 1 for X < Y, 1/2 for X = Y, 0 for X > Y;
     X_i the highest false positive of image i of N, Y_j the rating of lesion j of L, minus infinity
     where there is none.
 
     Args:
-        images: The matches in each image.
+        images: The matches in each image, with lesions in some.
         merit: "jafroc" takes X from images without lesions, "jafroc1" from all.
-
-    Returns:
-        0 to 1; 1/2 for a detector that finds nothing anywhere.
-
-    Raises:
-        ValueError: There is no lesion, or no image to take X from.
-
-    Source:
-        Chakraborty and Berbaum (2004), the figure of merit; Chakraborty (2006), JAFROC1.
     """
     return _Ratings(images, np.zeros(len(images), np.intp), merit).theta()
 
@@ -126,8 +110,6 @@ def jafroc_test(
         images: The matches of one detector in each image.
         others: The matches of the other detector in the same images.
         patient_ids: The patient of each image.
-        merit: As for `jafroc`.
-        level: Confidence level, in (0, 1).
         runs: The run behind each of `images`; theta is the mean of the runs' figures
             of merit. None: all have one scale of scores.
         others_runs: The run behind each of `others`; None: as above.
@@ -137,10 +119,6 @@ def jafroc_test(
         run has no lesions or images without some patient. Where the two never differ, t is 0 and p
         is 1. Where they differ without variance, t is infinite, p is 2^(1-n) of n patients
         with a lesion, as of a test that flips signs, and the interval that of the rule of three.
-
-    Raises:
-        ValueError: As `jafroc`, of any run, or images, others, patients and runs don't
-            belong together.
     """
     check_pair(images, patient_ids, others)
     patients, rows = np.unique(np.asarray(patient_ids, np.str_), return_inverse=True)
@@ -183,7 +161,6 @@ def _rank_runs(
     merit: Merit,
     runs: Sequence[Run] | None,
 ) -> list[_Ratings]:
-    """Rank the images of each run."""
     return [
         _Ratings([images[row] for row in rows], patients[rows], merit)
         for rows in _list_runs(images, runs)
@@ -210,11 +187,11 @@ class _Ratings:
         self.lesions = np.concatenate([np.empty(0), *lesions])
         self.lesions_of = np.repeat(patients, [image.lesions for image in images])
         is_taken = np.array([merit == "jafroc1" or not image.lesions for image in images], np.bool_)
-        highest = np.array(
-            [image.false_positives.max(initial=-np.inf) for image in images], np.float64
-        )
-        self.highest = highest[is_taken]
+        highest = [image.false_positives.max(initial=-np.inf) for image in images]
+        self.highest = np.array(highest, np.float64)[is_taken]
         self.highest_of = patients[is_taken]
+        order = np.argsort(self.highest)  # as `_compute_theta` wants them
+        self.highest, self.highest_of = self.highest[order], self.highest_of[order]
         if not len(self.lesions):
             raise ValueError("a figure of merit needs lesions, and there is none")
         if not len(self.highest):
@@ -224,48 +201,24 @@ class _Ratings:
 
     def theta(self) -> float:
         """The figure of merit."""
-        return float(self._count_outscored().sum()) / (2 * len(self.lesions) * len(self.highest))
+        return _compute_theta(self.lesions, self.highest)
 
     def leave_out(self, count: int) -> NDArray[np.float64]:
-        """Compute theta(k) without each of so many patients.
-
-        The pairs of the patient's lesions and those of the patient's images are subtracted from the
-        sum of 2 psi over all pairs, and pairs that were subtracted twice are added again. This
-        takes n log n steps.
-
-        Returns:
-            float64 [count]; NaN where no lesion or no image is left.
-        """
-        images = np.bincount(self.highest_of, minlength=count)
-        lesions = np.bincount(self.lesions_of, minlength=count)
-        of_lesions = self._count_outscored()
-        ranks = np.sort(self.lesions)
-        below = sum(np.searchsorted(ranks, self.highest, side=side) for side in ("left", "right"))
-        subtracted = np.bincount(self.lesions_of, of_lesions, count) + np.bincount(
-            self.highest_of, 2 * len(ranks) - below, count
-        )
-        left = (len(self.highest) - images) * (len(self.lesions) - lesions)
-        with np.errstate(invalid="ignore"):
-            return np.where(
-                left > 0, of_lesions.sum() - subtracted + self._sum_own_pairs(images, count), np.nan
-            ) / (2 * left)
-
-    def _count_outscored(self) -> NDArray[np.float64]:
-        """Sum 2 psi over all images, for each lesion."""
-        highest = np.sort(self.highest)
-        return np.asarray(
-            sum(np.searchsorted(highest, self.lesions, side=side) for side in ("left", "right")),
-            np.float64,
+        """Compute theta(k) without each of so many patients; NaN without any lesion or image."""
+        return np.array(
+            [
+                _compute_theta(
+                    self.lesions[self.lesions_of != patient],
+                    self.highest[self.highest_of != patient],
+                )
+                for patient in range(count)
+            ]
         )
 
-    def _sum_own_pairs(self, images: NDArray[np.intp], count: int) -> NDArray[np.float64]:
-        """Sum 2 psi over pairs of own lesions and own images, for each patient."""
-        partners = images[self.lesions_of]  # of each lesion
-        lesion = np.repeat(np.arange(len(self.lesions)), partners)
-        nth = np.arange(len(lesion)) - np.repeat(np.cumsum(partners) - partners, partners)
-        first = (np.cumsum(images) - images)[self.lesions_of[lesion]]
-        x = self.highest[np.argsort(self.highest_of, kind="stable")][first + nth]
-        y = self.lesions[lesion]
-        return np.bincount(self.lesions_of[lesion], 1.0 * (x < y) + (x <= y), count).astype(
-            np.float64
-        )
+
+def _compute_theta(lesions: NDArray[np.float64], highest: NDArray[np.float64]) -> float:
+    """Compute the figure of merit of rising `highest`; NaN where either is empty."""
+    if not (len(lesions) and len(highest)):
+        return np.nan
+    twice = sum(np.searchsorted(highest, lesions, side=side).sum() for side in ("left", "right"))
+    return float(twice / (2 * len(lesions) * len(highest)))

@@ -43,54 +43,43 @@ NO_BOUNDS = (np.nan, np.nan)
 class Choices:
     """Forced choices between two.
 
-    p and intervals are NaN where fewer than `FEWEST_PATIENTS` pairs were answered.
-
     Attributes:
         n: Number of choices.
         right: Number of right choices.
         share: Share of right choices, 0 to 1.
-        d_prime: See `d_prime`.
-        p: Two-sided p of guessing.
+        p: Two-sided p of guessing; NaN below `FEWEST_PATIENTS` pairs, like the share's interval.
     """
 
     n: int
     right: int
     share: Estimate
-    d_prime: Estimate
     p: float
+
+    @property
+    def d_prime(self) -> Estimate:
+        """d' of the share. All or no right choices count as half a choice less or more."""
+        return _convert_to_d(self.share, 0.5 / self.n)
 
 
 @dataclass(frozen=True)
 class Ratings:
-    """Ratings of real and synthetic cases.
-
-    Attributes:
-        real: Number of ratings of real cases.
-        synthetic: Number of ratings of synthetic cases.
-        area: Area under the ROC curve, 0 to 1.
-        d_a: sqrt(2) z(area).
-    """
+    """Numbers of ratings of real and synthetic cases, and the area under their ROC curve."""
 
     real: int
     synthetic: int
     area: Estimate
-    d_a: Estimate
 
-
-def d_prime(share: float) -> float:
-    """Compute sqrt(2) z(share) of right choices or an area under the ROC curve."""
-    return float(np.sqrt(2) * stats.norm.ppf(share))
+    @property
+    def d_a(self) -> Estimate:
+        """sqrt(2) z(area). An area of 0 or 1 counts as half a pair of cases more or less."""
+        return _convert_to_d(self.area, 0.5 / (self.real * self.synthetic))
 
 
 def estimate_choices(right: ArrayLike, level: float = 0.95) -> Choices:
     """Test one observer's choices by the exact binomial test, with Clopper and Pearson's interval.
 
-    Where all or none are right, the value of d_prime is that of half a choice less or more
-    (Macmillan and Creelman, p. 8), and its interval has no bound on that side.
-
-    Args:
-        right: Whether each choice was right, bool [n], n from 1 up.
-        level: Confidence level, in (0, 1).
+    `right` is whether each choice was right, bool [n], n from 1 up. Where all or none are, d' is as
+    in Macmillan and Creelman, p. 8, and its interval has no bound on that side.
     """
     is_right = np.asarray(right, bool)
     if is_right.ndim != 1 or not is_right.size:
@@ -100,11 +89,10 @@ def estimate_choices(right: ArrayLike, level: float = 0.95) -> Choices:
     enough = n >= FEWEST_PATIENTS
     share = Estimate(count / n, *(_clopper_pearson(count, n, level) if enough else NO_BOUNDS))
     p = float(stats.binomtest(count, n, 0.5).pvalue) if enough else np.nan
-    return Choices(n, count, share, _convert_to_d(share, 0.5 / n), p)
+    return Choices(n, count, share, p)
 
 
 def _clopper_pearson(count: int, n: int, level: float) -> tuple[float, float]:
-    """Compute Clopper and Pearson's interval of a share."""
     bounds = stats.binomtest(count, n).proportion_ci(level, "exact")
     return float(bounds.low), float(bounds.high)
 
@@ -112,21 +100,17 @@ def _clopper_pearson(count: int, n: int, level: float) -> tuple[float, float]:
 def pool_choices(
     right: ArrayLike, samples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Choices:
-    """Test several observers' choices between the same pairs.
+    """Test several observers' choices between the same pairs; n counts answers.
 
     For the interval, observers and pairs are both drawn with replacement. Where all or no answers
-    are right, it is Clopper and Pearson's, of the pairs. p is exact: if all
-    observers guessed, the two sides of each pair could be exchanged, and with them all answers to
-    it. For one observer this is the binomial test.
+    are right, it is Clopper and Pearson's, of the pairs. p is exact: if all observers guessed, the
+    two sides of each pair could be exchanged, and with them all answers to it.
 
     Args:
         right: float [observers, pairs], 1 right, 0 wrong, NaN unanswered; one answer at least.
         samples: Draws of the bootstrap.
         seed: Seed of the bootstrap.
         level: Confidence level, in (0, 1).
-
-    Returns:
-        The choices; n counts answers. d_prime is as in `estimate_choices`.
     """
     given = np.asarray(right, np.float64)
     if given.ndim != 2 or np.isnan(given).all():
@@ -150,15 +134,11 @@ def pool_choices(
         if count in (0, n):  # every draw is alike, though other pairs might not be
             bounds = _clopper_pearson(pairs_answered if count else 0, pairs_answered, level)
         p = _exchange_test(np.where(answered, 2 * correct - 1, 0).sum(axis=0))
-    share = Estimate(count / n, *bounds)
-    return Choices(n, count, share, _convert_to_d(share, 0.5 / n), p)
+    return Choices(n, count, Estimate(count / n, *bounds), p)
 
 
 def estimate_ratings(real: ArrayLike, given: ArrayLike, level: float = 0.95) -> Ratings:
-    """Compute the area under the ROC curve of one observer's ratings.
-
-    The interval is that of `clustered_auc.estimate_auc`, each case being one patient. For d_a, an
-    area of 0 or 1 counts as half a pair of cases more or less.
+    """Compute the area under the ROC curve of one observer's ratings, each case a patient.
 
     Args:
         real: Which cases are real, bool [n].
@@ -167,7 +147,7 @@ def estimate_ratings(real: ArrayLike, given: ArrayLike, level: float = 0.95) -> 
     """
     truth = np.asarray(real, bool)
     area = estimate_auc(truth, given, np.arange(len(truth)), level)
-    return _make_ratings(truth.sum(), (~truth).sum(), area)
+    return Ratings(int(truth.sum()), int((~truth).sum()), area)
 
 
 def pool_ratings(
@@ -175,20 +155,16 @@ def pool_ratings(
 ) -> Ratings:
     """Average the areas under the ROC curves of several observers' ratings of the same cases.
 
-    Areas are averaged, not ratings, because each observer uses the scale in a different way. The
-    interval of an area of 0 or 1 is by the rule of three: 3 / n at 0.95, n the cases of the smaller
-    kind.
+    Areas are averaged, not ratings, because each observer uses the scale in a different way. For
+    the interval, observers, real and synthetic cases are drawn, each with replacement. That of an
+    area of 0 or 1 is by the rule of three: 3 / n at 0.95, n the cases of the smaller kind.
 
     Args:
         real: Which cases are real, bool [cases].
         given: The ratings, float [observers, cases], NaN unanswered.
-        samples: Draws of the bootstrap, which draws observers, real and synthetic cases, each with
-            replacement.
+        samples: Draws of the bootstrap.
         seed: Seed of the bootstrap.
         level: Confidence level, in (0, 1).
-
-    Returns:
-        The ratings; answers are counted. d_a is as in `estimate_ratings`.
     """
     truth = np.asarray(real, bool)
     rated = np.asarray(given, np.float64)
@@ -216,18 +192,16 @@ def pool_ratings(
             fewest = min(int(answered[:, kind].any(axis=0).sum()) for kind in (truth, ~truth))
             bound = rule_of_three(fewest, level)
             bounds = float(max(0, area - bound)), float(min(1, area + bound))
-    counts = answered[:, truth].sum(), answered[:, ~truth].sum()
-    return _make_ratings(*counts, Estimate(float(area), *bounds))
+    counts = int(answered[:, truth].sum()), int(answered[:, ~truth].sum())
+    return Ratings(*counts, Estimate(float(area), *bounds))
 
 
 @plot_style
 def draw_roc(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = "") -> Figure:
     """Draw the ROC curves of several systems' ratings, each the mean of its observers' curves.
 
-    Args:
-        systems: Name -> (real, given) as for `pool_ratings`. Observers who did not rate both kinds
-            are skipped.
-        title: The title of the figure.
+    Systems are name -> (real, given) as for `pool_ratings`. Observers who did not rate both kinds
+    are skipped.
     """
     rates: Array = np.linspace(0, 1, 201)
     figure = Figure(figsize=(5, 4), layout="constrained")
@@ -241,30 +215,17 @@ def draw_roc(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = ""
                 false, true, _ = roc_curve(is_real, ratings[answered])
                 curves.append(np.interp(rates, false, true))
         if curves:
-            axes.plot(
-                np.concatenate([[0.0], rates]),
-                np.concatenate([[0.0], np.mean(curves, axis=0)]),
-                label=name,
-            )
+            axes.plot([0, *rates], [0, *np.mean(curves, axis=0)], label=name)
     axes.set_title(title, fontsize=8)
     if len(axes.get_lines()) > 1:
         axes.legend(loc="lower right")
     return figure
 
 
-def _make_ratings(real: int, synthetic: int, area: Estimate) -> Ratings:
-    return Ratings(
-        int(real), int(synthetic), area, _convert_to_d(area, 0.5 / (int(real) * int(synthetic)))
-    )
-
-
 def _convert_to_d(share: Estimate, least: float) -> Estimate:
     """Convert a share to d'; the value, not its bounds, is kept `least` away from 0 and 1."""
-    return Estimate(
-        d_prime(float(np.clip(share.value, least, 1 - least))),
-        d_prime(share.low),
-        d_prime(share.high),
-    )
+    shares = np.clip(share.value, least, 1 - least), share.low, share.high
+    return Estimate(*(np.sqrt(2) * stats.norm.ppf(shares)).tolist())
 
 
 def _draw_counts(random: np.random.Generator, count: int, samples: int) -> Array:
@@ -273,10 +234,9 @@ def _draw_counts(random: np.random.Generator, count: int, samples: int) -> Array
 
 
 def _exchange_test(leads: Array) -> float:
-    """Compute the probability of sums at least as far from 0 if each lead has a random sign.
+    """Compute the probability of sums of right less wrong choices at least as far from 0.
 
-    Args:
-        leads: Right less wrong choices of each pair.
+    Each of them, of one pair each, has a random sign.
     """
     sizes = np.abs(leads).astype(int)
     chances = np.ones(1)

@@ -3,8 +3,7 @@
 The distances between sets (FID, KID) take features of any network, one row a patch. Row i of real
 and synthetic features may belong together (a mass rendered into the tissue of real patch i): `kid`
 and the intervals keep such pairs together. Numbers of networks with random weights compare only
-with each other, at best. The `note` of a network says so and belongs next to every number. Its
-`source` names the weights with their SHA-256.
+with each other, at best: a network's `note` says so. Its `source` names weights and SHA-256.
 """
 
 from __future__ import annotations
@@ -34,18 +33,14 @@ BATCH = 16
 
 
 class LPIPS:
-    """Learned perceptual image patch similarity, version 0.1, on AlexNet; grey images are repeated
-    to three channels.
+    """Learned perceptual image patch similarity, version 0.1, on AlexNet; grey is repeated to RGB.
 
     d(a, b) = sum over the five feature maps of the mean over positions of sum_c w_c (a_c - b_c)^2,
     both of unit length at every position.
 
     Args:
-        alexnet: Weights of AlexNet, as for `pretrained.alexnet`.
+        alexnet: Weights of AlexNet, as for `pretrained.alexnet`; WeightsError if they can't be had.
         heads: Weights w_c, as for `pretrained.lpips_heads`; all w_c = 1 give larger numbers.
-
-    Raises:
-        WeightsError: The weights can't be had.
 
     Source:
         Zhang et al., The unreasonable effectiveness of deep features as a perceptual metric (2018);
@@ -59,12 +54,8 @@ class LPIPS:
             self.heads = pretrained.lpips_heads(heads)
         backbone = published.identify("alexnet", alexnet)
         calibration = published.identify("LPIPS heads", heads)
-        notes = []
-        if not backbone.sha256:
-            notes.append("random AlexNet")
-        if not calibration.sha256:
-            notes.append("no calibrated heads")
-        self.note = ", ".join(notes)
+        missing = {"random AlexNet": backbone, "no calibrated heads": calibration}
+        self.note = ", ".join(note for note, weights in missing.items() if not weights.sha256)
         self.source = {"AlexNet": backbone, "heads": calibration}
 
     def distance(self, a: Floats, b: Floats) -> NDArray[np.float64]:
@@ -146,18 +137,12 @@ def fid(real: Floats, synthetic: Floats) -> float:
     |m_1 - m_2|^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))
 
     The trace of the root is the sum of the singular values of A B', where A'A = C_1 and B'B = C_2,
-    so no root of a matrix is taken, and few patches of many features take no time. The distance is
-    biased upwards, the more the fewer patches there are: compare sets of one size only.
+    so few patches of many features take no time. The distance is biased upwards, the more the fewer
+    patches there are: compare sets of one size only.
 
     Args:
         real: float [n, d], n at least 2.
         synthetic: float [m, d], m at least 2.
-
-    Returns:
-        From 0 up.
-
-    Raises:
-        ValueError: Fewer rows, or rows of unequal length.
 
     Source:
         Heusel et al., GANs trained by a two time-scale update rule converge to a local Nash
@@ -175,19 +160,14 @@ def fid(real: Floats, synthetic: Floats) -> float:
 def mmd(real: Floats, synthetic: Floats, *, paired: bool = False) -> float:
     """Compute the unbiased squared maximum mean discrepancy of two sets of features.
 
-    The kernel is KID's, (x.y / d + 1)^3.
+    The kernel is KID's, (x.y / d + 1)^3. The value is 0 on average where both are of one
+    distribution, so it may be negative.
 
     Args:
         real: float [n, d], n at least 2.
         synthetic: float [m, d], m at least 2.
         paired: Whether row i of one belongs to row i of the other. The kernel of these pairs is
             excluded, because it would bias the result.
-
-    Returns:
-        0 on average where both are of one distribution, so it may be negative.
-
-    Raises:
-        ValueError: Fewer rows, rows of unequal length, or unequally many of pairs.
 
     Source:
         Gretton et al., A kernel two-sample test (2012), Eq. 3, and paired Eq. 4.
@@ -235,21 +215,11 @@ def kid(
 
 
 def ms_ssim(a: Floats, b: Floats) -> NDArray[np.float64]:
-    """Compute the multi-scale structural similarity of pairs of images.
+    """Compute the multi-scale structural similarity of pairs of images, float64 [n] in [0, 1].
 
-    Patches below 176 px have fewer than five scales, whose exponents are stretched to the same sum.
-    Numbers of different scales do not compare.
-
-    Args:
-        a: float [n, s, s, 1] in [0, 1], s from 11 px up.
-        b: float [n, s, s, 1] in [0, 1].
-
-    Returns:
-        float64 [n] in [0, 1], 1 for equal images. The higher it is among random pairs of one set,
-        the less various is the set.
-
-    Raises:
-        ValueError: Unequal shapes, other values, or too small.
+    The higher it is among random pairs of one set, the less various is the set. Images are float
+    [n, s, s, 1] in [0, 1], s from 11 px up. Below 176 px they have fewer than five scales, whose
+    exponents are stretched to the same sum. Numbers of different scales do not compare.
 
     Source:
         Wang, Simoncelli and Bovik (2003); Odena et al., AC-GAN (2017), for its use.
@@ -325,11 +295,7 @@ def find_nearest_turned(
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Find the nearest patches in pixels, in the eight orientations that training shows, too.
 
-    Args:
-        images: float [n, s, s, 1].
-        pool: float [m, s, s, 1].
-        allowed: As for `find_nearest`.
-        masks: Where pixels count, {0, 1} [n, s, s, 1]; None: everywhere.
+    Otherwise as `find_nearest`; `masks` say where pixels count.
     """
     best = np.full(len(images), np.inf)
     index = np.full(len(images), -1, np.intp)
@@ -344,18 +310,17 @@ def find_nearest_turned(
 
 
 def copy_ratio(distances: Floats, reference: Floats) -> NDArray[np.float64]:
-    """Compute distances to training patches in units of real held-out patches' distances.
+    """Compute distances to training patches over the median of real held-out patches' distances.
 
-    In pixels, a blurred patch is nearer to everything than a real one. Ratios somewhat below 1 are
-    therefore no sign of copies.
+    Below COPY a patch is called a copy. In pixels, a blurred patch is nearer to everything than a
+    real one: ratios somewhat below 1 are no sign of copies.
 
     Args:
         distances: Distances by `find_nearest`, of the patches [n].
         reference: Distances by `find_nearest`, of real patches that were not trained on.
 
     Returns:
-        float64 [n], distance over the reference's median; below COPY it is called a copy. NaN where
-        there is no distance.
+        float64 [n]; NaN where there is no distance.
     """
     finite = np.asarray(reference)[np.isfinite(reference)]
     median = np.median(finite) if finite.size else np.nan
@@ -409,14 +374,11 @@ def jackknife_area(
     level: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """Compute an area under a ROC curve with its interval; otherwise as `jackknife`.
+    """Compute an area under a ROC curve with its interval; otherwise as `jackknife`, without p.
 
     The interval is on the scale of logits, so that it stays within [0, 1]. Where an area is 0 or 1,
     which has no logit, it is that of the area itself, at least by the rule of three (3 / patients
     to either side at 0.95), and cut off there.
-
-    Returns:
-        (value, low, high, NaN).
     """
 
     def compute_logit(rows: NDArray[np.intp]) -> float:
@@ -468,13 +430,8 @@ def _mmd(xx: Floats, yy: Floats, xy: Floats, paired: bool) -> float:
 
 
 def _check_features(real: Floats, synthetic: Floats) -> None:
-    if (
-        real.ndim != 2
-        or synthetic.ndim != 2
-        or real.shape[1] != synthetic.shape[1]
-        or min(len(real), len(synthetic)) < 2
-    ):
-        raise ValueError(
-            f"features must be [n, d] and [m, d] with two rows at least, not {real.shape} and "
-            f"{synthetic.shape}"
-        )
+    shapes = real.shape, synthetic.shape
+    if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1]:
+        raise ValueError(f"features must be [n, d] and [m, d], not {shapes[0]} and {shapes[1]}")
+    if min(len(real), len(synthetic)) < 2:
+        raise ValueError("features must have two rows at least")

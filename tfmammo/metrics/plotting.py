@@ -59,13 +59,8 @@ def make_roc_axes(
     """Add axes for ROC curves, with these labels and the diagonal that guessing gives."""
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=0.8)
-    axes.set(
-        xlim=(0, 1),
-        ylim=(0, 1.01),
-        xlabel=false_positives,
-        ylabel=true_positives,
-        aspect="equal",
-    )
+    axes.set(xlabel=false_positives, ylabel=true_positives)
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
     return axes
 
 
@@ -87,10 +82,6 @@ def draw_froc(
         detectors: Name -> the matches in each image.
         patient_ids: The patient of each image. With too few there is no band.
         width: Largest number of false positives per image.
-        samples: As for `froc_interval`, like `seed` and `level`.
-        seed: Seed of the draws.
-        level: Confidence level, in (0, 1).
-        title: The title of the figure.
         recall: The label of the ordinate.
         runs: Name -> the run behind the matches in each image. A curve is then the mean of its
             runs' curves.

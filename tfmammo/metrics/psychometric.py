@@ -57,14 +57,12 @@ class Psychometric:
         link: F.
         threshold: The stimulus at which every second lesion is found. It is infinite where the
             curve reaches a half at none of the tested stimuli, 0 where it is above at all of them.
-        low: Lower bound of its interval; 0 where the tested stimuli don't bound it.
-        high: Upper bound of its interval; infinite where the tested stimuli don't bound it. Both
-            bounds are NaN where there are fewer than `FEWEST_PATIENTS` patients.
+        low: Lower bound of its interval, like `high`; 0 and infinite where the tested stimuli don't
+            bound it, NaN where there are fewer than `FEWEST_PATIENTS` patients.
         slope: Of F, per factor e of the stimulus.
         guess: Share of hits where nothing was inserted, in [0, 0.45].
         lapse: Share of misses of the plainest stimuli, in [0, 0.45].
         level: Confidence level of the interval.
-        patients: How many there are.
         inflation: The ratio of variances, see the module; 1 of independent pairs.
     """
 
@@ -123,12 +121,7 @@ def fit(
             Without any, `guess` is 0.
         blank_patients: The patient of each, shape ``[m]``.
         link: F.
-        level: Confidence level of the interval.
         interval: Whether to compute it; else its bounds are NaN, and the fit takes milliseconds.
-
-    Raises:
-        ValueError: Shapes differ, a stimulus is not above 0, all are equal, or a hit is neither 0
-            nor 1.
     """
     data = _check(stimuli, hits, patients, blanks, blank_patients, link)
     best, loss = _search(data)

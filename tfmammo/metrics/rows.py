@@ -25,14 +25,11 @@ class Fact:
         against: The other model of a difference, model - against; "" for a level.
         measure: Its key: dice, kid, tpr@0.5.
         unit: Of value, low and high: "%", "px", "s"; "" for none.
-        value: NaN where it is unknown.
-        low: Lower bound of its interval; NaN where there is none.
-        high: Upper bound of its interval.
-        patients: How many are behind it; None where that is not known.
-        images: As `patients`.
+        value: NaN where it is unknown; `low` and `high` bound its interval, NaN where there is
+            none.
+        patients: How many are behind it, as `images`; None where that is not known.
         test: How interval and p were made, in a few words.
-        p: NaN where nothing was tested.
-        p_corrected: p, corrected for the number of comparisons.
+        p: NaN where nothing was tested; `p_corrected` is for the number of comparisons.
     """
 
     table: str

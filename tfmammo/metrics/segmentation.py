@@ -31,17 +31,11 @@ Counts = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], ND
 
 
 def accuracy(target: ArrayLike, output: ArrayLike) -> float:
-    """Compute the share of pixels on which two masks of one image agree.
+    """Compute the share of pixels on which two masks of one image agree, in [0, 1].
 
     Args:
         target: The true mask, {0, 1}, bool or number.
         output: The other mask, of the same shape.
-
-    Returns:
-        float in [0, 1].
-
-    Raises:
-        ValueError: A value that is neither 0 nor 1 (NaN too), unequal shapes, or no pixel.
     """
     return _measure("accuracy", target, output)
 
@@ -78,18 +72,13 @@ def per_image(
 ) -> dict[str, NDArray[np.float64]]:
     """Compute all four measures for each of n images.
 
-    A pixel is mass where its probability reaches the threshold.
-
     Args:
         targets: bool or number [n, ...], {0, 1}.
-        probabilities: float [n, ...], the same shape, in [0, 1].
-        threshold: In (0, 1].
+        probabilities: float [n, ...], in [0, 1].
+        threshold: In (0, 1]; a pixel is mass where its probability reaches it.
 
     Returns:
         "accuracy", "dice", "jaccard", "mcc", in this order -> float64 [n].
-
-    Raises:
-        ValueError: Other values (NaN too), unequal shapes, no pixel, or a threshold outside (0, 1].
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must lie in (0, 1], not at {threshold}")
@@ -120,15 +109,10 @@ def bootstrap_interval(
         level: Confidence level, in (0, 1).
 
     Returns:
-        (low, high), in the values' unit; (nan, nan) where there are fewer than `FEWEST_PATIENTS`
-        groups.
-
-    Raises:
-        ValueError: No value, one that is not finite, or groups of another length.
+        (low, high), in the values' unit; NaN where there are fewer than `FEWEST_PATIENTS` groups.
 
     Source:
-        Davison & Hinkley, Bootstrap Methods and their Application (1997), 3.8, resampling of
-        clusters.
+        Davison & Hinkley, Bootstrap Methods (1997), 3.8, resampling of clusters.
     """
     sums, sizes = _sum_groups(values, groups)
     if len(sums) < FEWEST_PATIENTS:
@@ -155,12 +139,10 @@ def share_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Compute the interval of a share, the mean of values that are 0 or 1.
+    """Compute the interval of a share, the mean of values that are 0 or 1, as `bootstrap_interval`.
 
     Where all are alike, a bootstrap has no width, though other patients might differ. The interval
     then reaches as far as the rule of three says for so many patients.
-
-    Arguments, result and errors are those of `bootstrap_interval`.
     """
     low, high = bootstrap_interval(values, groups, samples, seed, level)
     shares = np.asarray(values, np.float64)
@@ -180,20 +162,9 @@ def crossed_interval(
 ) -> tuple[float, float]:
     """Compute the bootstrap interval of the mean where each value is of two patients.
 
-    Both are drawn, each with replacement. A value counts as often as the product of their draws.
-    Where both are the same person everywhere, this is `bootstrap_interval`.
-
-    Args:
-        values: Number [n], finite.
-        first: One patient of each value, of a mammogram.
-        second: The other one, of a lesion in it.
-        samples: Number of draws.
-        seed: Seed of the draws.
-        level: Confidence level, in (0, 1).
-
-    Returns:
-        (low, high), in the values' unit; (nan, nan) where there are fewer than `FEWEST_PATIENTS`
-        of either.
+    Both, of a mammogram (`first`) and of a lesion in it (`second`), are drawn with replacement. A
+    value counts as often as the product of their draws. Where both are the same person everywhere,
+    this is `bootstrap_interval`; otherwise the result is as there.
 
     Source:
         Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1 (2007) 386.
@@ -221,9 +192,8 @@ class Paired:
     """How one model differs from another on the same images.
 
     Attributes:
-        difference: Difference of the means, a - b.
-        low: Lower bound of its bootstrap interval.
-        high: Upper bound of its bootstrap interval.
+        difference: Difference of the means, a - b, with the bounds `low` and `high` of its
+            bootstrap interval.
         p: Two-sided p of the sign-flip test. It is NaN, like both bounds, where there are fewer
             than `FEWEST_PATIENTS` patients.
     """
@@ -255,13 +225,6 @@ def paired_test(
         samples: The most combinations of signs that are tried, and draws of the bootstrap.
         seed: Seed of the draws.
         level: Confidence level, in (0, 1).
-
-    Returns:
-        Paired, in the values' unit; p in (0, 1], NaN where there are fewer than `FEWEST_PATIENTS`
-        groups.
-
-    Raises:
-        ValueError: Unequal lengths, no value, one that is not finite, or groups of another length.
     """
     a = np.asarray(a, np.float64)
     b = np.asarray(b, np.float64)
@@ -289,18 +252,13 @@ def paired_test(
 def disc_dice(masks: ArrayLike) -> NDArray[np.float64]:
     """Compute the Dice of each mask with centred discs of radius 0.5 px, 1 px, 1.5 px and so on.
 
-    A disc holds the pixels whose centres lie at most its radius from the middle of the patch; see
-    `centred_disc`.
+    A disc is as in `centred_disc`. The last one holds the whole patch.
 
     Args:
         masks: {0, 1}, shape ``[n, s, s, 1]``.
 
     Returns:
-        Dice in [0, 1], float64 ``[n, radii]``, 0 for an empty mask; the last disc holds the whole
-        patch.
-
-    Raises:
-        ValueError: A value that is neither 0 nor 1, or another shape.
+        Dice in [0, 1], float64 ``[n, radii]``, 0 for an empty mask.
     """
     masks = _to_binary(masks, "masks")
     if masks.ndim != 4 or masks.shape[1] != masks.shape[2] or masks.shape[3] != 1:
@@ -317,7 +275,10 @@ def disc_dice(masks: ArrayLike) -> NDArray[np.float64]:
 
 
 def centred_disc(size: int, radius: float) -> NDArray[np.float32]:
-    """Draw a disc in the middle of a patch, float32 {0, 1} ``[size, size, 1]``; `radius` in px."""
+    """Draw a disc in the middle of a patch, float32 {0, 1} ``[size, size, 1]``.
+
+    It holds the pixels whose centres lie at most `radius` px from the middle.
+    """
     return (_distance_to_middle(size) <= radius).astype(np.float32)[..., np.newaxis]
 
 
@@ -334,7 +295,6 @@ def _to_binary(values: ArrayLike, name: str) -> NDArray[np.bool_]:
 
 
 def _measure(name: str, target: ArrayLike, output: ArrayLike) -> float:
-    """Compute one of the measures for one image."""
     pair = _to_binary(target, "target")[np.newaxis], _to_binary(output, "output")[np.newaxis]
     return float(_compute_all(_count_pixels(*pair))[name][0])
 

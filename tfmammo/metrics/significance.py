@@ -39,7 +39,6 @@ class Estimate:
     """A value with its interval.
 
     Attributes:
-        value: The value.
         low: Lower bound. Both bounds are NaN where there are too few patients or cases for any.
         high: Upper bound. A bound is infinite where there is none on that side.
     """
@@ -102,11 +101,9 @@ def describe(
     """Describe the p-values of a table in the line below it: test, correction, smallest p.
 
     Args:
-        test: A key of `TESTS`.
         patients: The units that the test resamples, at least `FEWEST_PATIENTS`.
         comparisons: How many tests the correction covers; 1 needs none.
         samples: Random draws of a permutation test.
-        level: Confidence level; p must be below 1 - level.
         correction: Its author.
     """
     corrected = (
@@ -145,9 +142,6 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 
     Returns:
         Adjusted p in the same order, float64 ``[m]``, at most 1.
-
-    Raises:
-        ValueError: The values are not a list, or one lies outside [0, 1].
     """
     values = np.asarray(p_values, np.float64)
     is_test = ~np.isnan(values)

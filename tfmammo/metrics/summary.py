@@ -54,16 +54,11 @@ class Measure:
         return f"{self.heading}, {self.unit}" if self.unit else self.heading
 
     def show(self, value: float, sign: str = "") -> str:
-        """Format a number as computed in the measure's unit; a dash for NaN and infinity.
-
-        Args:
-            value: The number.
-            sign: "+" writes the sign of positive numbers, too.
-        """
+        """Format a number as computed in the measure's unit; `sign` "+" marks positive ones."""
         return self.format(value * self.scale, sign)
 
     def format(self, value: float, sign: str = "") -> str:
-        """Format a number that is in the measure's unit already; otherwise as `show`."""
+        """Format a number that is in the measure's unit already; a dash for NaN and infinity."""
         return f"{value:{sign}.{self.decimals}f}" if np.isfinite(value) else "-"
 
     def format_fact(self, fact: Fact) -> str:
@@ -88,16 +83,16 @@ class Measure:
         /,
         **fields: Any,
     ) -> Fact:
-        """Make a fact of a number as computed, which is put into the measure's unit.
+        """Make a fact of numbers as computed, which are put into the measure's unit.
 
         Args:
-            table: As of `Fact`.
-            model: As of `Fact`.
+            table: As of `Fact`, like `model` and the further `fields`.
+            model: The name that the config gave it.
             key: The measure's key.
             value: The number.
             low: Lower bound of its interval.
             high: Upper bound of its interval.
-            **fields: Further fields of `Fact`.
+            **fields: Of `Fact`.
         """
         value, low, high = (float(number) * self.scale for number in (value, low, high))
         unit = self.unit or ("" if self.scale == 1 else f"{1 / self.scale:g}")
@@ -221,10 +216,10 @@ def summarize(
         scores: Model -> measure -> float64 [n], the same n images for all.
         patient_ids: str [n].
         measures: The measures that count; those that a model lacks are left out.
-        samples: As for `bootstrap_interval` and `paired_test`.
-        seed: As for `bootstrap_interval` and `paired_test`.
-        level: As for `bootstrap_interval` and `paired_test`.
-        compare: See `list_comparisons`.
+        samples: As for `paired_test`, like `seed` and `level`.
+        seed: Seed of the draws.
+        level: Confidence level, in (0, 1).
+        compare: With the first model, or every pair.
 
     Returns:
         By measure, levels of the table "means" and differences of the table "differences"; nothing
@@ -278,8 +273,8 @@ def make_tables(
         title: The title of the table of means.
         printed: Model -> what a paper prints, shown below the model's own line.
         models_across: One column a model and one line a measure, instead of the reverse.
-        samples: As facts were made with.
-        level: As facts were made with.
+        samples: As facts were made with, like `level`.
+        level: Confidence level, in (0, 1).
     """
     printed = printed or {}
     cells = {}
@@ -319,7 +314,6 @@ def make_tables(
 def _describe_intervals(
     facts: Sequence[Fact], measures: Mapping[str, Measure], level: float
 ) -> tuple[str, ...]:
-    """Describe the intervals of a table, or say why there are none."""
     measures_of: dict[str, set[str]] = {}
     for fact in facts:
         if fact.against or fact.test not in INTERVALS:
@@ -334,7 +328,6 @@ def _describe_intervals(
 def _describe_p(
     facts: Sequence[Fact], measures: Mapping[str, Measure], samples: int, level: float
 ) -> tuple[str, ...]:
-    """Describe the p-values of a table, or say why there are none."""
     measures_of: dict[str, set[str]] = {}
     for fact in facts:
         patients = fact.patients or 0
@@ -402,11 +395,7 @@ def format_p(p: float) -> str:
 
 
 def format_spread(values: NDArray[np.floating]) -> str:
-    """Format the mean of folds or seeds, and their standard deviation where there are several.
-
-    Args:
-        values: Of each fold or seed [n]; NaN where one has none.
-    """
+    """Format the mean of folds or seeds (NaN where one has none), and their deviation."""
     values = values[np.isfinite(values)]
     if not len(values):
         return "-"

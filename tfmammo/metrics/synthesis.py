@@ -46,9 +46,6 @@ def per_image(
         PSNR in dB, infinite where nothing differs; SSIM in [-1, 1]; NaN where a mask leaves the
         region empty.
 
-    Raises:
-        ValueError: Unequal shapes, other values, or a patch below 11 px.
-
     Source:
         Wang et al., Image quality assessment: from error visibility to structural similarity
         (2004), for SSIM.
@@ -92,7 +89,7 @@ def sliced_wasserstein(
     At each level of a Laplacian pyramid, down to 16 px, windows of 7 x 7 px are drawn from both
     sets, scaled by the real ones' mean and standard deviation, and projected on random directions;
     the distance of two sets of numbers is the mean difference of the sorted ones. The mean over
-    directions and levels is returned.
+    directions and levels is returned, in standard deviations of the real windows.
 
     Args:
         real: float [n, s, s, 1] in [0, 1].
@@ -100,12 +97,6 @@ def sliced_wasserstein(
         windows: Number of windows drawn from each set at each level.
         directions: Number of random directions.
         seed: Seed of windows and directions.
-
-    Returns:
-        0 for equal sets, in standard deviations of the real windows.
-
-    Raises:
-        ValueError: Other shapes, no image, or fewer than 7 px.
 
     Deviation:
         The paper scales each set by its own mean and deviation.

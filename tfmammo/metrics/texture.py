@@ -27,8 +27,7 @@ class TextureRange:
     """The local standard deviations between which real tissue lies.
 
     Attributes:
-        low: Tissue below it is flat.
-        high: Tissue above it is harsh.
+        low: Tissue below it is flat, and above `high` harsh.
     """
 
     low: float
@@ -36,14 +35,9 @@ class TextureRange:
 
 
 def compute_local_deviation(images: Images, window: int = WINDOW) -> NDArray[np.float64]:
-    """Compute the standard deviation of the square around each pixel.
+    """Compute the standard deviation of the square around each pixel, float64 [n, s, s, 1].
 
-    Args:
-        images: float [n, s, s, 1] in [0, 1].
-        window: Side of the square, px; the patch is mirrored at its border.
-
-    Returns:
-        float64 [n, s, s, 1].
+    Images are float [n, s, s, 1] in [0, 1], and mirrored at their border; `window` is in px.
     """
     deviations = np.zeros(images.shape, np.float64)
     for row, image in enumerate(images[..., 0].astype(np.float64)):
@@ -56,20 +50,15 @@ def compute_local_deviation(images: Images, window: int = WINDOW) -> NDArray[np.
 def measure_range(
     images: Images, masks: NDArray[np.generic], window: int = WINDOW, tail: float = TAIL
 ) -> TextureRange:
-    """Measure the range of real tissue's local deviation.
+    """Measure the range of the local deviation of real tissue, which lies outside the masks.
+
+    Pixels around which everything is equal, such as air around the breast, do not count.
 
     Args:
         images: Real patches, float [n, s, s, 1] in [0, 1].
-        masks: {0, 1} [n, s, s, 1]; tissue is what lies outside.
-        window: See `compute_local_deviation`.
+        masks: {0, 1} [n, s, s, 1].
+        window: Side of the square, px.
         tail: The share of tissue that lies below the range, and that above it, in [0, 0.5).
-
-    Returns:
-        The range. Pixels around which everything is equal, such as air around the breast, do not
-        count.
-
-    Raises:
-        ValueError: No tissue has any texture.
     """
     deviations = compute_local_deviation(images, window)[np.asarray(masks) == 0]
     deviations = deviations[deviations > ROUNDING]
@@ -82,16 +71,11 @@ def measure_range(
 def find_defects(
     images: Images, masks: NDArray[np.generic], limits: TextureRange, window: int = WINDOW
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Find tissue whose texture lies outside the range of real tissue.
-
-    Args:
-        images: float [n, s, s, 1] in [0, 1].
-        masks: {0, 1} [n, s, s, 1]; tissue is what lies outside.
-        limits: Of real tissue.
-        window: As `limits` were measured with.
+    """Find tissue, outside the masks, whose texture lies outside the range of real tissue.
 
     Returns:
-        Flat pixels and harsh pixels, bool [n, s, s, 1] each.
+        Flat pixels and harsh pixels, bool [n, s, s, 1] each; limits are measured with the same
+        `window`.
     """
     deviations = compute_local_deviation(images, window)
     tissue = np.asarray(masks) == 0
@@ -105,15 +89,12 @@ def compute_lattice(images: Images, period: int = PERIOD) -> NDArray[np.float64]
     with the ring of frequencies two bins away, in a spectrum under a Hann window.
 
     Args:
-        images: float [n, s, s, 1] in [0, 1].
+        images: float [n, s, s, 1] in [0, 1]; s a multiple of `period`, four times as long at least.
         period: Of the coarsest artefact, px; divisors of it are found as well.
 
     Returns:
         dB, float64 [n]: the mean over frequencies of the power above that of its ring. About 0
         without an artefact; 0 for a constant image.
-
-    Raises:
-        ValueError: s is not a multiple of `period` or less than 4 times as long.
     """
     size = images.shape[1]
     if size % period or size < 2 * RING * period:
@@ -145,7 +126,7 @@ def compute_lattice(images: Images, period: int = PERIOD) -> NDArray[np.float64]
 def compute_fine_energy(
     images: Images, masks: NDArray[np.generic] | None = None
 ) -> NDArray[np.float64]:
-    """Compute the mean energy of the finest band of Haar wavelets.
+    """Compute the mean energy of the finest band of Haar wavelets, of its three details.
 
     Args:
         images: float [n, s, s, 1] in [0, 1], s even.
@@ -153,8 +134,7 @@ def compute_fine_energy(
             everywhere.
 
     Returns:
-        Mean of the squares of the three detail coefficients, float64 [n]; NaN where no square lies
-        inside.
+        float64 [n]; NaN where no square lies inside.
     """
     pixels = images[..., 0].astype(np.float64)
     top_left, top_right = pixels[:, ::2, ::2], pixels[:, ::2, 1::2]

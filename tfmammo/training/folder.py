@@ -19,7 +19,7 @@ import keras
 from tfmammo import config as configuration
 from tfmammo.config import TRAINING_CONFIG, Experiment, is_training_folder
 from tfmammo.data.datasets import SPLIT
-from tfmammo.data.patches import PatchSource
+from tfmammo.data.tfrecord import PatchSource
 from tfmammo.errors import TrainingError
 from tfmammo.filesystem import take_lock, write_atomically
 from tfmammo.tracking.store import redact

@@ -28,7 +28,8 @@ import tensorflow as tf
 from tfmammo import filesystem
 from tfmammo.config import Experiment, TrainingConfig
 from tfmammo.data import datasets
-from tfmammo.data.patches import Patches, PatchSource
+from tfmammo.data.patches import Patches
+from tfmammo.data.tfrecord import PatchSource
 from tfmammo.errors import ConfigError, ExportError, Interrupted, TrainingError, name_key
 from tfmammo.nn import optimization
 from tfmammo.tracking import export, runs, store

@@ -20,7 +20,8 @@ from tfmammo import cli, shipped
 from tfmammo.config import Experiment, TrainingConfig
 from tfmammo.data import datasets
 from tfmammo.data.extraction import MakePatches, make_patches
-from tfmammo.data.patches import Patches, PatchSource
+from tfmammo.data.patches import Patches
+from tfmammo.data.tfrecord import PatchSource
 from tfmammo.errors import ConfigError
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.nn._tensorflow import hold_back_stderr

@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from tfmammo.config import Experiment, TrainingConfig, describe
-from tfmammo.data.patches import PatchSource
 from tfmammo.data.pipeline import batches
+from tfmammo.data.tfrecord import PatchSource
 from tfmammo.errors import ConfigError, WorkerError
 from tfmammo.nn._tensorflow import hold_back_stderr
 from tfmammo.nn.optimization import PIECE
