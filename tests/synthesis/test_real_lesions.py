@@ -16,13 +16,12 @@ from tests.synthesis_archives import (
     read_metadata,
     write_archive,
 )
-from tests.synthetic_sets import save_split
 from tfmammo import archives
 from tfmammo.archives import folder as archive
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Skipped
-from tfmammo.synthesis.config import PatientsConfig, SynthesisConfig
+from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.mammograms import remake, synthesize
 
 PHANTOMS = DataConfig(phantoms=24)
@@ -66,34 +65,6 @@ def test_whose_lesions_they_are_is_told(config, tmp_path, folders, tiny_blending
     count = sum(graft.trained_on for graft in grafts)
     readme = (tmp_path / "network/README.md").read_text()
     assert f"trained on the patients of {count} of the 6 lesions" in readme
-
-
-def test_only_patients_of_one_side(config, where, tmp_path):
-    """One archive of normal mammograms and masses, and a split of its patients."""
-    both = [draw_mammogram(number) for number in range(4)]
-    both += [draw_mammogram(10 + number, lesion) for number, lesion in enumerate(MASSES)]
-    data = write_archive(tmp_path / "both", both)
-    records = archive.read(data.root)
-    train = {records[i].patient_id for i in (0, 1, 4)}
-    places = {record.patient_id: int(record.patient_id in train) for record in records}
-    file = save_split(tmp_path / "split.json", places)
-    for side, expected in (("train", train), ("held_out", set(places) - train)):
-        patients = PatientsConfig(split_file=file, side=side)
-        values = {"data": data, "lesions": None, "patients": patients, "count": 8}
-        set_config = config(renderer="poisson", **values)
-        recipes = synthesize(set_config, tmp_path / side)
-        seen = {recipe.source.patient_id for recipe in recipes}
-        seen |= {graft.patient_id for recipe in recipes for graft in recipe.grafts}
-        assert seen == expected
-        readme = (tmp_path / side / "README.md").read_text()
-        assert f"All are of the {side} side of one split" in readme
-    remake(tmp_path / "train/recipes/000000.json", tmp_path / "again", where(set_config))
-    save_split(file, places, seed=1)
-    with pytest.raises(ConfigError, match="another patients.sha256"):
-        synthesize(set_config, tmp_path / "held_out")
-    save_split(file, {records[4].patient_id: 1})
-    with pytest.raises(DataError, match="4 of 4 patients"):
-        synthesize(set_config, tmp_path / "new")
 
 
 def test_lesions_of_another_archive_depth_and_spacing(config, tmp_path):

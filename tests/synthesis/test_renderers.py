@@ -325,19 +325,6 @@ def test_a_whole_patch_replaces_the_tissue_up_to_a_hard_border(laterality):
     np.testing.assert_allclose(after, expected, atol=1e-6)
 
 
-def test_a_whole_patch_may_fade_at_its_border():
-    _, target = open_target()
-    renderer = make_constant(True, feather=8.0)
-    placed = insert(renderer, target, make_piece(), 84, 64)
-    ((support, after),) = renderer.render(target, [placed])
-    assert support == (69, 49, 131, 111)  # the outermost row has no weight
-    t = np.arange(1, 8) / 8
-    weights = (3 * t**2 - 2 * t**3)[:, None]
-    patch = np.where(np.arange(1, 63) < 32, 0.75, 0.875)
-    expected = target.image[69:76, 49:111, 0] * (1 - weights) + weights * patch
-    np.testing.assert_allclose(after[:7, 10:50], expected[:, 10:50], atol=1e-5)
-
-
 def test_a_difference_keeps_the_tissues_grain_and_a_whole_patch_has_none():
     """120 native px at 64 px: what is finer than a px of the patch stays, or goes."""
     spread = {}

@@ -5,7 +5,8 @@ Patches are float32 [size, size, 1] in [0, 1], masks uint8 [size, size], 0 or 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from tfmammo.mammogram import Box
 from tfmammo.nn.layers import Margin, enlarge
 from tfmammo.synthesis.placement import Placement, TargetMammogram
 
+Shown = TypeVar("Shown", bound=np.generic)
 GAP = 4  # px of the patch between mask and border, at least, to fade in
 FAINT = 1 / 512  # smaller weights become 0: they would change no grey level of the patch
 
@@ -90,18 +92,22 @@ def measure_gap(mask: NDArray[np.uint8]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class TargetPatch:
-    """The patch of a mammogram that a generator is shown.
+    """The patch of a mammogram that a generator is shown, made as training patches are.
 
     Attributes:
         tissue: float32 [size, size, 1] in [0, 1].
-        mask: float32 [size, size, 1], 0 or 1.
+        low: Native grey value that is 0 in it.
+        high: Native grey value that is 1 in it.
     """
 
     tissue: NDArray[np.float32]
-    mask: NDArray[np.float32]
     low: float
     high: float
     mirrored: bool
+
+    def mirror(self, values: NDArray[Shown]) -> NDArray[Shown]:
+        """Mirror what lies as in the mammogram, [size, size, ...], as this patch, or back."""
+        return np.ascontiguousarray(values[:, ::-1] if self.mirrored else values)
 
     def compute_difference(
         self, image: NDArray[np.float32], around: NDArray[np.bool_]
@@ -110,39 +116,18 @@ class TargetPatch:
 
         The mean change where `around` (of a BlendMask) is true is subtracted.
         """
-        change = (image - self.tissue)[..., 0]
-        if self.mirrored:
-            change = change[:, ::-1]
+        change = self.mirror((image - self.tissue)[..., 0])
         offset = change[around].mean() if around.any() else 0.0
-        scale = np.float32(self.high - self.low)
-        return np.ascontiguousarray((change - np.float32(offset)) * scale)
+        return (change - np.float32(offset)) * np.float32(self.high - self.low)
 
     def to_native(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Convert a generated image to native grey values, mirrored as the mammogram."""
-        grey = np.float32(self.low) + np.float32(self.high - self.low) * image[..., 0]
-        return np.ascontiguousarray(grey[:, ::-1] if self.mirrored else grey)
+        scale = np.float32(self.high - self.low)
+        return self.mirror(np.float32(self.low) + scale * image[..., 0])
 
 
-def extract_patch(
-    target: TargetMammogram, placement: Placement, blend_mask: BlendMask
-) -> TargetPatch:
-    """Extract the patch under a lesion as training patches are made."""
-    image, low, high = extract_tissue(target, placement.window, len(blend_mask.mask))
-    mask = blend_mask.mask.astype(np.float32)[..., None]
-    mirrored = preprocess.is_mirrored(target.mammogram, target.data.preprocess)
-    if mirrored:
-        image, mask = (np.ascontiguousarray(part[:, ::-1]) for part in (image, mask))
-    return TargetPatch(image, mask, low, high, mirrored)
-
-
-def extract_tissue(
-    target: TargetMammogram, window: Box, size: int
-) -> tuple[NDArray[np.float32], float, float]:
-    """Extract a window as training patches are made, but not mirrored.
-
-    Returns:
-        float32 [size, size, 1] in [0, 1], and the native grey values that are 0 and 1 in it.
-    """
+def extract_patch(target: TargetMammogram, window: Box, size: int) -> TargetPatch:
+    """Extract the patch in a window of native px."""
     top, left, bottom, right = window
     data = target.data
     image = resize_as_trained(target.image[top:bottom, left:right, 0], target, size)[..., None]
@@ -152,7 +137,10 @@ def extract_tissue(
     low, high = data.window or (float(value) for value in np.percentile(image, data.percentiles))
     if not low < high:
         raise DataError("the tissue under it is constant")
-    return preprocess.apply_window(image, low, high), low, high
+    mirrored = preprocess.is_mirrored(target.mammogram, data.preprocess)
+    tissue = preprocess.apply_window(image, low, high)
+    patch = TargetPatch(tissue, low, high, mirrored)
+    return replace(patch, tissue=patch.mirror(tissue))
 
 
 def blend(

@@ -21,12 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.archives.stored import Stored
-from tfmammo.data import preprocess
-from tfmammo.data.preprocess import resize
+from tfmammo.data.preprocess import resize, resize_mask
 from tfmammo.data.sampling import count_in_windows
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, Mammogram
-from tfmammo.synthesis.compositing import extract_tissue
+from tfmammo.synthesis.compositing import extract_patch
 from tfmammo.synthesis.generators import LesionGenerator
 from tfmammo.synthesis.placement import TargetMammogram
 
@@ -118,20 +117,17 @@ def fill_window(
 
     Noise is drawn until post-processing keeps a lesion, TRIES times at most.
     """
-    patch, low, high = extract_tissue(target, place, network.size)
-    mirrored = preprocess.is_mirrored(target.mammogram, network.data.preprocess)
-    as_stored = np.s_[:, :: -1 if mirrored else 1]
-    patch = np.ascontiguousarray(patch[as_stored])
+    patch = extract_patch(target, place, network.size)
     height, width = place[2] - place[0], place[3] - place[1]
     for _ in range(TRIES):
         seed = int(random.integers(2**63))
-        refined = network.generate(patch, seed)
+        refined = network.generate(patch.tissue, seed)
         if refined.kept[0]:
-            lesion = np.ascontiguousarray(refined.lesion[0, ..., 0][as_stored])
-            mask = np.ascontiguousarray(refined.mask[0][as_stored])
             # The lesion is in [-1, 1], twice the patch's grey scale.
-            difference = resize(lesion * np.float32((high - low) / 2), height, width)
-            native_mask = preprocess.resize_mask(mask, height, width)[..., 0]
+            lesion = patch.mirror(refined.lesion[0, ..., 0])
+            lesion = lesion * np.float32((patch.high - patch.low) / 2)
+            difference = resize(lesion, height, width)
+            native_mask = resize_mask(patch.mirror(refined.mask[0]), height, width)[..., 0]
             return EditedPatch(place, native_mask, seed, difference)
     nothing = np.zeros((height, width), np.uint8)
     return EditedPatch(place, nothing, seed, nothing.astype(np.float32))

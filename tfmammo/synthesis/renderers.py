@@ -178,7 +178,8 @@ class NetworkRenderer(Renderer):
 
     def render(self, target: TargetMammogram, lesions: Sequence[PlacedLesion]) -> Rendered:
         """Blend in what the network makes."""
-        patches = [extract_patch(target, lesion.placement, lesion.blend_mask) for lesion in lesions]
+        size = self.network.size
+        patches = [extract_patch(target, lesion.placement.window, size) for lesion in lesions]
         inputs = {self.network.takes: self._make_inputs(target, lesions, patches)}
         images = self.network.call(**inputs)["image"]
         for lesion, patch, image in zip(lesions, patches, images, strict=True):
@@ -198,16 +199,17 @@ class NetworkRenderer(Renderer):
     ) -> tf.Tensor:
         """Make what the network is shown, float32 [n, size, size, channels]."""
         tissue = tf.constant(np.stack([patch.tissue for patch in patches]))
-        masks = tf.constant(np.stack([patch.mask for patch in patches]))
+        pairs = list(zip(lesions, patches, strict=True))
+        stacked = np.stack([patch.mirror(lesion.blend_mask.mask) for lesion, patch in pairs])
+        masks = tf.constant(stacked[..., None], tf.float32)
         if self.network.takes == "mask":
             return masks
         if self.network.takes == "pasted":
-            pairs = zip(lesions, patches, strict=True)
             images = np.stack([_paste_on_patch(target, lesion, patch) for lesion, patch in pairs])
             return paste(tissue, tf.constant(images), masks)
         noise = [
-            np.random.default_rng(lesion.record.seed).random(patch.mask.shape, np.float32)
-            for lesion, patch in zip(lesions, patches, strict=True)
+            np.random.default_rng(lesion.record.seed).random(patch.tissue.shape, np.float32)
+            for lesion, patch in pairs
         ]
         return tri_label(tissue, masks, tf.constant(np.stack(noise)), self.network.margin)
 
@@ -350,5 +352,4 @@ def _paste_on_patch(
     native = padded[around:-around, around:-around]
     image = np.clip(resize_as_trained(native, target, len(patch.tissue)), 0, 1)[..., None]
     image = preprocess.preprocess_patch(image, target.data.preprocess)
-    image = preprocess.apply_window(image, patch.low, patch.high)
-    return np.ascontiguousarray(image[:, ::-1]) if patch.mirrored else image
+    return patch.mirror(preprocess.apply_window(image, patch.low, patch.high))
