@@ -174,6 +174,8 @@ def test_validation_by_hand():
     assert list(metrics)[0] == "recall", "it decides which checkpoint is best"
     assert iou(whole.boxes[0], whole.boxes[1])[0, 0] < 0.5
     assert validate(detector, whole)["recall_of_all"] == 0.5
+    nothing = make_detector([known], [0])  # a score of 0 is no box
+    assert validate(nothing, whole.take([0]))["recall_of_all"] == 0
 
 
 @pytest.mark.parametrize("kind", [0, 1])

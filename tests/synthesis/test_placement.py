@@ -326,7 +326,7 @@ def test_what_is_taken_is_not_drawn_again():
     random = np.random.default_rng(0)
     boxes = []
     with pytest.raises(DataError, match="30 x 20 px"):
-        while True:
+        for _ in range(100):
             top, left = free.draw_place((30, 20), (5, 5, 5, 5), random)
             support = (top - 5, left - 5, top + 35, left + 25)
             assert free.is_free(support)

@@ -175,6 +175,17 @@ def test_the_hash_follows_values_order_and_signature(tmp_path):
     assert len({known} | others) == 4
 
 
+def test_the_key_of_an_item_follows_what_made_it(oval, tmp_path):
+    (recipe,) = mammograms.synthesize(oval(count=1), tmp_path / "out")
+    (lesion,) = recipe.lesions
+    changes = [{"config": oval(feather=5)}, {"config": oval(whole_patch=True)}]
+    changes += [{"generator": {"weights": "0"}}, {"lesions": (lesion, lesion)}]
+    changes += [{"source": recipe.source.model_copy(update={"sha256": "0"})}, {"number": 1}]
+    keys = [recipe.model_copy(update=change).make_key() for change in changes]
+    assert keys[-1] == recipe.make_key(), "wherever it is in the set"
+    assert len(set(keys)) == len(keys)
+
+
 # What it does not tell
 
 
