@@ -10,10 +10,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pydicom
+import tensorflow as tf
 from numpy.typing import NDArray
 
+from tests.archives.writers import folder as writer
 from tests.small_mammograms import make_mammogram
 from tfmammo import archives
+from tfmammo.config import DataConfig
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.recipe import Recipe
@@ -30,42 +34,42 @@ def draw_breast(seed: int, laterality: str = "L", reach: float = 0.85) -> NDArra
     row, col = np.mgrid[:ROWS, :COLS]
     inside = ((row - ROWS / 2) / (0.47 * ROWS)) ** 2 + (col / (reach * COLS)) ** 2 < 1
     texture = cv2.GaussianBlur(random.standard_normal((ROWS, COLS)).astype(np.float32), (0, 0), 4)
-    image = (
-        0.4
-        + 0.05 * texture / texture.std()
-        + 0.01 * random.standard_normal((ROWS, COLS)).astype(np.float32)
-    )
+    grain = random.standard_normal((ROWS, COLS)).astype(np.float32)
+    image = 0.4 + 0.05 * texture / texture.std() + 0.01 * grain
     image = np.where(inside, np.clip(image, 0.2, 0.9), 0.01).astype(np.float32)[..., None]
     return image[:, ::-1].copy() if laterality == "R" else image
 
 
 def draw_mammogram(
-    number: int, lesion: Sequence[Sequence[float]] | None = None, **facts: Any
+    number: int, lesion: Sequence[Sequence[float]] | Lesion | None = None, **facts: Any
 ) -> Mammogram:
     """Draw a mammogram of patient p<number>, benign with a mass of this outline, else normal."""
-    laterality = "LR"[number % 2]
+    laterality = facts.get("laterality") or "LR"[number % 2]
     known = {
         "laterality": laterality,
         "spacing": (0.1, 0.1),
         "pathology": "normal" if lesion is None else "benign",
         "density": "2",
     }
-    lesions = []
-    if lesion is not None:
-        lesions = [Lesion.from_outline("mass", np.float32(lesion), ROWS, COLS)]
+    if lesion is not None and not isinstance(lesion, Lesion):
+        lesion = Lesion.from_outline("mass", np.float32(lesion), ROWS, COLS)
+    lesions = [] if lesion is None else [lesion]
     mammogram = make_mammogram(number, draw_breast(number, laterality), lesions, **known)
     return replace(mammogram, **facts)
 
 
 def make_outline(top: int, left: int, bottom: int, right: int) -> list[list[float]]:
     """Make a box with a tip on its right side."""
-    return [
-        [top, left],
-        [top, right],
-        [(top + bottom) / 2, right + 6],
-        [bottom, right],
-        [bottom, left],
-    ]
+    tip = [(top + bottom) / 2, right + 6]
+    return [[top, left], [top, right], tip, [bottom, right], [bottom, left]]
+
+
+def make_mass(top: int, left: int, height: int, width: int, **details: Any) -> Lesion:
+    """Make a rectangular mass."""
+    bottom = top + height - 1
+    right = left + width - 1
+    corners = np.float32([[top, left], [top, right], [bottom, right], [bottom, left]])
+    return Lesion.from_outline("mass", corners, ROWS, COLS, **details)
 
 
 MASSES = [
@@ -75,10 +79,31 @@ MASSES = [
 ]
 
 
+def write_archive(root: Path, mammograms: Sequence[Mammogram], **how: Any) -> DataConfig:
+    """Write a folder of images, of 8 bits unless `how` says otherwise."""
+    writer.write(mammograms, root, **{"bits": 8, **how})
+    return DataConfig(name="folder", root=root)
+
+
+def write_mask(path: Path, *boxes: tuple[int, int, int, int]) -> Path:
+    """Write a mask picture of 64 x 64 px with some boxes."""
+    mask = np.zeros((64, 64), np.uint8)
+    for top, left, bottom, right in boxes:
+        mask[top:bottom, left:right] = 255
+    assert cv2.imwrite(str(path), mask)
+    return path
+
+
 def read_failures(folder: Path) -> dict[str, str]:
     """Read why each item of a set could not be made."""
     with (folder / "failures.csv").open(newline="", encoding="utf-8") as file:
         return {row["file"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def read_metadata(folder: Path) -> list[dict[str, str]]:
+    """Read the rows of a set's metadata.csv."""
+    with (folder / "metadata.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def list_times(folder: Path) -> dict[Path, int]:
@@ -95,3 +120,30 @@ def find_source(config: SynthesisConfig, recipe: Recipe) -> Mammogram:
         if mammogram.image_id == recipe.source.image_id
     ]
     return source
+
+
+def read_features(root: Path, recipe: Recipe) -> Any:
+    """Read the features of an item's TFRecord."""
+    path = root / f"images/{recipe.name}.tfrecord"
+    (raw,) = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+    return tf.train.Example.FromString(raw).features.feature
+
+
+def read_image(root: Path, recipe: Recipe) -> NDArray[np.integer]:
+    """Read the stored values of an item."""
+    path = root / f"images/{recipe.name}"
+    if recipe.config.format == "dicom":
+        return pydicom.dcmread(path.with_suffix(".dcm")).pixel_array
+    if recipe.config.format == "png":
+        return cv2.imread(str(path.with_suffix(".png")), cv2.IMREAD_UNCHANGED)
+    (encoded,) = read_features(root, recipe)["image/encoded"].bytes_list.value
+    return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def find_outside(recipe: Recipe) -> NDArray[np.bool_]:
+    """Find everything beyond the windows of a recipe's lesions: bool [rows, cols]."""
+    outside = np.ones((recipe.source.rows, recipe.source.cols), bool)
+    for lesion in recipe.lesions:
+        top, left, bottom, right = lesion.window
+        outside[top:bottom, left:right] = False
+    return outside

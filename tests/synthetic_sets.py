@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfmammo.config import DataConfig
@@ -50,45 +51,57 @@ def save_split(file: Path, places: dict[str, Any], archive: str = "folder", **ch
     return file
 
 
-class NoiseModel(keras.Model):
-    """A model whose network, named generator, makes images from noise.
+class TinyModel(keras.Model):
+    """A model of one network, named generator, which takes one input.
 
     Args:
         name: The model's.
-        length: Length of the noise.
-        layer: Noise [n, length] -> [n, size, size, one channel for each output].
-        outputs: Names of the outputs.
+        takes: Name of the input.
+        shape: Shape of the input without the batch.
+        layer: Input -> [n, size, size, one channel for each output].
+        gives: Names of the outputs.
     """
 
-    def __init__(self, name: str, length: int, layer: keras.Layer, outputs: Collection[str]):
+    def __init__(self, name, takes, shape, layer, gives):
         super().__init__(name=name)
-        self.networks = {"generator": keras.Sequential([keras.Input((length,)), layer])}
-        self.length = length
-        self.outputs_of_noise = tuple(outputs)
+        self.networks = {"generator": keras.Sequential([keras.Input(shape), layer])}
+        self.spec = tf.TensorSpec([None, *shape], tf.float32, takes)
+        self.gives = tuple(gives)
 
     def functions(self):
-        @tf.function(input_signature=[tf.TensorSpec([None, self.length], tf.float32, "noise")])
-        def generator(noise):
-            channels = tf.split(
-                self.networks["generator"](noise), len(self.outputs_of_noise), axis=-1
-            )
-            return dict(zip(self.outputs_of_noise, channels, strict=True))
+        def answer(values):
+            channels = tf.split(self.networks["generator"](values), len(self.gives), axis=-1)
+            return dict(zip(self.gives, channels, strict=True))
 
-        return {"generator": generator}
+        by_input = {"noise": lambda noise: answer(noise), "mask": lambda mask: answer(mask)}
+        return {"generator": tf.function(by_input[self.spec.name], input_signature=[self.spec])}
+
+
+class DrawPatch(keras.layers.Layer):
+    """z [n, 3] -> patches of 32 px as a vanilla GAN makes them.
+
+    A ramp from left to right, 0.2 brighter in the rectangle BOX, and that rectangle: none where
+    z[0] > 0.5, and where z[0] < -0.5 one that goes on to the border.
+    """
+
+    SIZE = 32
+    BOX = (8, 6, 24, 18)
+
+    def call(self, z):
+        row, col = np.mgrid[: self.SIZE, : self.SIZE]
+        top, left, bottom, right = self.BOX
+        inside = (row >= top) & (row < bottom) & (col >= left) & (col < right)
+        bridge = (np.abs(row - top - 5) < 3) & (col < left + 1)
+        first = z[:, :1, None]
+        mask = tf.cast((inside & (first <= 0.5)) | (bridge & (first < -0.5)), tf.float32)
+        ramp = tf.constant(0.25 + 0.5 * col / self.SIZE, tf.float32)
+        return tf.stack([ramp + 0.2 * mask + 0.01 * z[:, 1:2, None], mask], axis=-1)
 
 
 def export_trained(
     model: Any, folder: Path, patients: Collection[str] = (), step: int = 1, **data: Any
 ) -> Path:
-    """Export a model with a card that says how and on whom it was trained.
-
-    Args:
-        model: See export.export.
-        folder: Where.
-        patients: Those that it was trained on.
-        step: The card's.
-        data: Values of the training's data section.
-    """
+    """Export a model with a card that says how (a data section) and on whom it was trained."""
     card = {
         "name": model.name,
         "step": step,
@@ -96,3 +109,12 @@ def export_trained(
         "train_patients": sorted(patients),
     }
     return export(model, folder, card)
+
+
+def edit_card(folder: Path, old: str, new: str) -> Path:
+    """Replace a text in the card of an export."""
+    card = folder / "card.json"
+    text = card.read_text()
+    assert old in text
+    card.write_text(text.replace(old, new))
+    return folder

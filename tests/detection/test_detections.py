@@ -4,6 +4,7 @@ No extra is needed.
 """
 
 import hashlib
+import itertools
 import json
 from functools import partial
 
@@ -24,51 +25,42 @@ COLS = 60
 BRIGHT = (20, 8, 40, 24)
 
 
-class BrightSpot(tf.Module):
-    """Detects the bounding box of what is at least half as bright as possible.
+def save_detector(folder, detect, dtype=tf.float32, images=1):
+    """Save a function of "input_tensor" as the API's export."""
+    spec = tf.TensorSpec([images, None, None, 3], dtype, name="input_tensor")
+    module = tf.Module()
+    module.weight = tf.Variable(127.5)  # the signature alone would lose it
+    function = tf.function(lambda input_tensor: detect(input_tensor, module.weight))
+    signature = function.get_concrete_function(spec)
+    tf.saved_model.save(module, str(folder), signatures=signature)
+    return folder
+
+
+def save_bright_spot(folder, dtype=tf.float32, outputs=None, mask=None):
+    """Save a detector of the bounding box of what is at least half as bright as possible.
 
     It adds a box beyond the image and one of class 2.
     """
 
-    def __init__(self, dtype=tf.float32, outputs=None, mask=None):
-        self.outputs = outputs
-        self.mask = mask
-        self.weight = tf.Variable(127.5)
-        self.signature = [tf.TensorSpec([1, None, None, 3], dtype, name="input_tensor")]
+    def detect(input_tensor, weight):
+        size = tf.cast(tf.tile(tf.shape(input_tensor)[1:3], [2]), tf.float32)
+        inside = tf.where(tf.cast(input_tensor[0, ..., 0], tf.float32) > weight)
+        low, high = tf.reduce_min(inside, axis=0), tf.reduce_max(inside, axis=0) + 1
+        box = tf.cast(tf.concat([low, high], axis=0), tf.float32) / size
+        others = [[0.5, 0.5, 0.6, 0.6], [1.2, 1.2, 1.3, 1.3], [0.0, 0.0, 1.0, 1.0]]
+        found = {
+            "detection_boxes": tf.stack([others[0], box, *others[1:]])[tf.newaxis],
+            "detection_scores": tf.constant([[0.25, 0.75, 0.5, 0.0]]),
+            "detection_classes": tf.constant([[2.0, 1.0, 1.0, 1.0]]),
+            "num_detections": tf.constant([3.0]),
+            "raw_detection_boxes": tf.zeros([1, 9, 4]),
+        }
+        if mask is not None:
+            masks = [tf.zeros([2, 2]), tf.constant(mask, tf.float32), *[tf.ones([2, 2])] * 2]
+            found["detection_masks"] = tf.stack(masks)[None]
+        return {name: found[name] for name in outputs or found}
 
-    def function(self):
-        @tf.function(input_signature=self.signature)
-        def detect(input_tensor):
-            size = tf.cast(tf.tile(tf.shape(input_tensor)[1:3], [2]), tf.float32)
-            inside = tf.cast(
-                tf.where(tf.cast(input_tensor[0, ..., 0], tf.float32) > self.weight), tf.float32
-            )
-            box = (
-                tf.concat(
-                    [tf.reduce_min(inside, axis=0), tf.reduce_max(inside, axis=0) + 1], axis=0
-                )
-                / size
-            )
-            outputs = {
-                "detection_boxes": tf.stack(
-                    [[0.5, 0.5, 0.6, 0.6], box, [1.2, 1.2, 1.3, 1.3], [0.0, 0.0, 1.0, 1.0]]
-                )[tf.newaxis],
-                "detection_scores": tf.constant([[0.25, 0.75, 0.5, 0.0]]),
-                "detection_classes": tf.constant([[2.0, 1.0, 1.0, 1.0]]),
-                "num_detections": tf.constant([3.0]),
-                "raw_detection_boxes": tf.zeros([1, 9, 4]),
-            }
-            if self.mask is not None:
-                outputs["detection_masks"] = tf.stack(
-                    [tf.zeros([2, 2]), tf.constant(self.mask, tf.float32), *[tf.ones([2, 2])] * 2]
-                )[None]
-            return {name: outputs[name] for name in self.outputs or outputs}
-
-        return detect
-
-    def save(self, folder):
-        tf.saved_model.save(self, str(folder), signatures=self.function().get_concrete_function())
-        return folder
+    return save_detector(folder, detect, dtype)
 
 
 def pixels(box=BRIGHT):
@@ -81,9 +73,9 @@ def mammogram(box=BRIGHT, **facts):
     return Mammogram("made", "p", "i", ROWS, COLS, partial(pixels, box), **facts)
 
 
-def ours(folder, mask=None, model=None, **data):
+def ours(folder, save=save_bright_spot, **data):
     """An export as train/ssd.py leaves it: a SavedModel and a card, under a run's folder."""
-    (model or BrightSpot(mask=mask)).save(folder / "export/saved_model")
+    save(folder / "export/saved_model")
     config = DataConfig(**{"size": 40, "percentiles": (0, 100), **data}).model_dump(mode="json")
     card = {
         "format": FORMAT,
@@ -100,39 +92,27 @@ def ours(folder, mask=None, model=None, **data):
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory):
-    return BrightSpot().save(tmp_path_factory.mktemp("foreign") / "detector/saved_model")
+    return save_bright_spot(tmp_path_factory.mktemp("foreign") / "detector/saved_model")
 
 
-def test_detections_of_a_foreign_model_are_in_native_px(foreign):
-    predictions = Detector.load(foreign).predict(mammogram())
-    np.testing.assert_allclose(predictions.boxes, [BRIGHT], atol=1e-4)
-    assert (
-        predictions.boxes.dtype == predictions.scores.dtype == np.float32
-        and predictions.masks is None
-    )
-    assert predictions.scores.tolist() == [0.75] and predictions.classes == ("mass",)
-
-
-def test_classes_by_their_numbers_falling_scores_and_nothing_beyond_the_image(foreign):
-    predictions = Detector.load(foreign.parent, kinds=("mass", "calcification")).predict(
-        mammogram()
-    )
-    np.testing.assert_allclose(predictions.boxes, [BRIGHT, (40, 30, 48, 36)], atol=1e-4)
-    assert predictions.scores.tolist() == [0.75, 0.25] and predictions.classes == (
-        "mass",
-        "calcification",
-    )
-    assert predictions.above(0.5).classes == ("mass",) and len(predictions.above(0.9)) == 0
-
-
-def test_an_unknown_class_is_logged(foreign, caplog):
-    Detector.load(foreign).predict(mammogram())
+def test_detections_of_a_foreign_model_are_in_native_px(foreign, caplog):
+    """Of known classes, by falling scores, and nothing beyond the image."""
+    found = Detector.load(foreign).predict(mammogram())
+    np.testing.assert_allclose(found.boxes, [BRIGHT], atol=1e-4)
+    assert found.boxes.dtype == found.scores.dtype == np.float32 and found.masks is None
+    assert found.scores.tolist() == [0.75] and found.classes == ("mass",)
     assert "1 detections of classes other than mass skipped" in caplog.text
+    found = Detector.load(foreign.parent, kinds=("mass", "calcification")).predict(mammogram())
+    np.testing.assert_allclose(found.boxes, [BRIGHT, (40, 30, 48, 36)], atol=1e-4)
+    assert found.scores.tolist() == [0.75, 0.25] and found.classes == ("mass", "calcification")
+    assert found.above(0.5).classes == ("mass",) and len(found.above(0.9)) == 0
 
 
 def test_a_model_of_bytes_gets_bytes(tmp_path):
-    predictions = Detector.load(BrightSpot(tf.uint8).save(tmp_path / "model")).predict(mammogram())
-    np.testing.assert_allclose(predictions.boxes, [BRIGHT], atol=1e-4)
+    folder = save_bright_spot(tmp_path / "model", tf.uint8)
+    np.testing.assert_allclose(
+        Detector.load(folder).predict(mammogram()).boxes, [BRIGHT], atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("handle", ["", "export", "export/saved_model"])
@@ -142,14 +122,21 @@ def test_ours_sees_the_square_and_answers_in_native_px(tmp_path, handle):
     assert predictions.classes == ("mass",)
 
 
-def test_ours_undoes_its_preprocessing(tmp_path):
-    box = (20, 12, 40, 36)
+@pytest.mark.parametrize(("laterality", "cols"), [("L", slice(12, 24)), ("R", slice(24, 36))])
+def test_ours_undoes_its_preprocessing(tmp_path, laterality, cols):
+    """The left half of the model's box is the right half of a mirrored mammogram.
+
+    At 0.2 mm it is half as high, and a quarter as wide.
+    """
     preprocess = PreprocessConfig(flip_right=True, spacing=0.2)
-    detector = Detector.load(ours(tmp_path, preprocess=preprocess, size=40))
-    predictions = detector.predict(mammogram(box, laterality="R", spacing=(0.1, 0.1)))
-    np.testing.assert_allclose(predictions.boxes[0], box, atol=1e-3)
-    predictions = detector.predict(mammogram(box, laterality="L", spacing=(0.1, 0.1)))
-    np.testing.assert_allclose(predictions.boxes[0], box, atol=1e-3)
+    save = partial(save_bright_spot, mask=LEFT)
+    detector = Detector.load(ours(tmp_path, save, preprocess=preprocess))
+    box = (20, 12, 40, 36)
+    found = detector.predict(mammogram(box, laterality=laterality, spacing=(0.1, 0.05)))
+    np.testing.assert_allclose(found.boxes[0], box, atol=1e-3)
+    expected = np.zeros((1, ROWS, COLS), np.uint8)
+    expected[0, 20:40, cols] = 1
+    np.testing.assert_array_equal(found.masks, expected)
 
 
 LEFT = [[1.0, 0.0], [1.0, 0.0]]
@@ -157,7 +144,7 @@ LEFT = [[1.0, 0.0], [1.0, 0.0]]
 
 def test_masks_of_a_foreign_model_are_pasted_into_native_px(tmp_path):
     """Between two pixels of the mask 0.5 is reached at half the box: row 30 of 20 to 40."""
-    handle = BrightSpot(mask=[[1, 1], [0, 0]]).save(tmp_path / "model")
+    handle = save_bright_spot(tmp_path / "model", mask=[[1, 1], [0, 0]])
     masks = Detector.load(handle).predict(mammogram()).masks
     expected = np.zeros((1, ROWS, COLS), np.uint8)
     expected[0, 20:30, 8:24] = 1
@@ -166,20 +153,6 @@ def test_masks_of_a_foreign_model_are_pasted_into_native_px(tmp_path):
     both = Detector.load(handle, kinds=("mass", "calcification")).predict(mammogram())
     np.testing.assert_array_equal(both.masks, [*expected, np.zeros_like(expected[0])])
     assert both.above(0.5).masks.shape == (1, ROWS, COLS)
-
-
-@pytest.mark.parametrize(("laterality", "cols"), [("L", slice(12, 24)), ("R", slice(24, 36))])
-def test_masks_of_a_mirrored_and_resampled_mammogram(tmp_path, laterality, cols):
-    """The left half of the model's box is the right half of a mirrored mammogram."""
-    detector = Detector.load(
-        ours(tmp_path, LEFT, preprocess=PreprocessConfig(flip_right=True, spacing=0.2))
-    )
-    predictions = detector.predict(
-        mammogram((20, 12, 40, 36), laterality=laterality, spacing=(0.1, 0.1))
-    )
-    expected = np.zeros((1, ROWS, COLS), np.uint8)
-    expected[0, 20:40, cols] = 1
-    np.testing.assert_array_equal(predictions.masks, expected)
 
 
 def test_a_mask_that_reaches_beyond_the_mammogram_is_cut():
@@ -196,29 +169,22 @@ def test_a_mask_that_reaches_beyond_the_mammogram_is_cut():
     assert not detections._paste_masks(masks[:1], np.array([[90.0, 70, 95, 75]]), mammogram()).any()
 
 
-def test_ours_knows_its_kinds(tmp_path):
+def test_ours_knows_its_kinds_and_patients(tmp_path, foreign):
     detector = Detector.load(ours(tmp_path, kinds=("calcification", "mass")), kinds=("distortion",))
     assert detector.predict(mammogram()).classes == ("calcification", "mass")
+    assert (detector.saw("p1"), detector.saw("p")) == (True, False)
+    assert Detector.load(foreign).saw("p1") is None
 
 
-def test_it_knows_its_patients(tmp_path, foreign):
-    detector = Detector.load(ours(tmp_path))
-    assert (
-        detector.saw("p1") is True
-        and detector.saw("p") is False
-        and Detector.load(foreign).saw("p") is None
-    )
-
-
-def test_a_hub_handle(foreign, tmp_path, monkeypatch):
+def test_a_hub_handle(tmp_path, monkeypatch):
     """What tensorflow_hub's cache holds under a URL's hash is not fetched again."""
     handle = "https://tfhub.dev/somebody/ssd/1"
-    cached = tmp_path / hashlib.sha1(handle.encode()).hexdigest()
-    BrightSpot().save(cached)
+    save_bright_spot(tmp_path / hashlib.sha1(handle.encode()).hexdigest())
     monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path))
-    np.testing.assert_allclose(
-        Detector.load(handle).predict(mammogram()).boxes, [BRIGHT], atol=1e-4
-    )
+    found = Detector.load(handle).predict(mammogram())
+    np.testing.assert_allclose(found.boxes, [BRIGHT], atol=1e-4)
+    with pytest.raises(DetectionError, match="https"):
+        Detector.load(handle.replace("https", "http"))
 
 
 RAW = ("detection_boxes", "raw_detection_boxes")
@@ -226,9 +192,8 @@ RAW = ("detection_boxes", "raw_detection_boxes")
 
 def encode(folder):
     """Save a model of encoded images."""
-    outputs = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
     detect = tf.function(
-        lambda input_tensor: dict.fromkeys(outputs, tf.strings.length(input_tensor))
+        lambda input_tensor: dict.fromkeys(detections.OUTPUTS, tf.strings.length(input_tensor))
     )
     spec = tf.TensorSpec([None], tf.string, "input_tensor")
     tf.saved_model.save(tf.Module(), str(folder), signatures=detect.get_concrete_function(spec))
@@ -241,25 +206,21 @@ def forget_data(folder):
     card.write_text(json.dumps(json.loads(card.read_text()) | {"config": {}}))
 
 
+def write_nothing(folder):
+    (folder / "saved_model.pb").write_bytes(b"nothing")
+
+
+def save_without_signature(folder):
+    tf.saved_model.save(tf.Module(), str(folder))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "named"),
     [
-        (
-            lambda folder: BrightSpot(outputs=RAW).save(folder),
-            DetectionError,
-            "raw_detection_boxes",
-        ),
-        (
-            lambda folder: tf.saved_model.save(tf.Module(), str(folder)),
-            DetectionError,
-            "serving_default",
-        ),
+        (partial(save_bright_spot, outputs=RAW), DetectionError, "raw_detection_boxes"),
+        (save_without_signature, DetectionError, "serving_default"),
         (encode, DetectionError, "takes string"),
-        (
-            lambda folder: (folder / "saved_model.pb").write_bytes(b"nothing"),
-            DetectionError,
-            "can't be loaded",
-        ),
+        (write_nothing, DetectionError, "can't be loaded"),
         (forget_data, DetectionError, "card.json"),
         (lambda folder: None, TrackingError, "export"),
         (lambda folder: folder.rmdir(), TrackingError, "folder"),
@@ -274,37 +235,26 @@ def test_what_is_no_detector_is_one_sentence(tmp_path, make, error, named):
     assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_detector_does_not_come_by_http():
-    with pytest.raises(DetectionError, match="https"):
-        Detector.load("http://tfhub.dev/somebody/ssd/1")
-
-
 # Canvas and tiles: nothing drifts
 
 
-class Known(tf.Module):
-    """Finds given boxes, parts of the image's sides, in whatever it is shown."""
+def save_known(boxes):
+    """Make what saves a detector of given boxes, parts of the image's sides, in every image."""
+    count = len(boxes)
 
-    def __init__(self, boxes):
-        self.boxes = boxes
+    def detect(input_tensor, _):
+        images = tf.shape(input_tensor)[0]
+        return {
+            "detection_boxes": tf.tile(tf.constant(boxes, tf.float32)[tf.newaxis], [images, 1, 1]),
+            "detection_scores": tf.tile(tf.linspace([0.9], [0.5], count, axis=1), [images, 1]),
+            "detection_classes": tf.ones([images, count]),
+            "num_detections": tf.fill([images], float(count)),
+        }
 
-    def save(self, folder):
-        @tf.function(
-            input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, name="input_tensor")]
-        )
-        def detect(input_tensor):
-            images = tf.shape(input_tensor)[0]
-            count = len(self.boxes)
-            return {
-                "detection_boxes": tf.tile(
-                    tf.constant(self.boxes, tf.float32)[tf.newaxis], [images, 1, 1]
-                ),
-                "detection_scores": tf.tile(tf.linspace([0.9], [0.5], count, axis=1), [images, 1]),
-                "detection_classes": tf.ones([images, count]),
-                "num_detections": tf.fill([images], float(count)),
-            }
+    return partial(save_detector, detect=detect, images=None)
 
-        tf.saved_model.save(self, str(folder), signatures=detect.get_concrete_function())
+
+TILES = {"tiles": {"overlap": 64}}
 
 
 def grey(rows, cols):
@@ -319,12 +269,8 @@ def grey(rows, cols):
         {"canvas": (64, 113)},
         {"size": 100, "preprocess": {"flip_right": True}},
         {"canvas": (113, 64), "preprocess": {"flip_right": True, "spacing": 0.15}},
-        {"canvas": (512, 400), "tiles": {"overlap": 64}, "preprocess": {"flip_right": True}},
-        {
-            "canvas": (512, 400),
-            "tiles": {"overlap": 64},
-            "preprocess": {"flip_right": True, "spacing": 0.15},
-        },
+        {"canvas": (512, 400), **TILES, "preprocess": {"flip_right": True}},
+        {"canvas": (512, 400), **TILES, "preprocess": {"flip_right": True, "spacing": 0.15}},
     ],
 )
 @pytest.mark.parametrize("laterality", ["L", "R"])
@@ -337,70 +283,48 @@ def test_a_box_goes_from_native_px_to_training_and_back_without_drift(tmp_path, 
     boxes = [(0, 0, 33, 12), (99, 201, 150, 237), (300, 3, 459, 375), (453, 369, 456, 372)]
     lesions = tuple(Lesion("mass", box) for box in boxes)
     read = partial(grey, 459, 375)
-    image = Mammogram(
-        "made", "p", "i", 459, 375, read, laterality=laterality, lesions=lesions, spacing=(0.1, 0.1)
-    )
+    facts = {"laterality": laterality, "lesions": lesions, "spacing": (0.1, 0.1)}
+    image = Mammogram("made", "p", "i", 459, 375, read, **facts)
     config = DataConfig(percentiles=(0, 100), **data)
     whole = make_whole([image], config, Skipped())
     assert whole.images.shape[1:3] == config.shape and whole.boxes.shape[1] == 4
-    predictions = Detector.load(
-        ours(tmp_path, model=Known(whole.boxes[0]), percentiles=(0, 100), **data)
-    ).predict(image)
-    np.testing.assert_allclose(predictions.boxes, boxes, rtol=0, atol=1e-3)
+    folder = ours(tmp_path, save_known(whole.boxes[0]), **data)
+    found = Detector.load(folder).predict(image)
+    np.testing.assert_allclose(found.boxes, boxes, rtol=0, atol=1e-3)
 
 
 LEVELS = 7
 
 
-class Squares(tf.Module):
-    """Detects squares of grey value 0.2, 0.3, ... 0.8, the larger the surer.
+def save_squares(folder, images=None):
+    """Save a detector of squares of grey value 0.2, 0.3, ... 0.8, the larger the surer.
 
     Its masks are the squares' left halves.
     """
 
-    def __init__(self, images=None):
-        self.images = images
+    def detect(input_tensor, _):
+        grey = input_tensor[..., :1] / 255
+        # [n, rows, cols, levels]
+        is_it = tf.abs(grey - (0.2 + 0.1 * tf.range(LEVELS, dtype=tf.float32))) < 0.02
+        low, high = [], []
+        for axis in (2, 1):
+            along = tf.cast(tf.reduce_any(is_it, axis=axis), tf.float32)
+            length = tf.cast(tf.shape(along)[1], tf.float32)
+            low.append(tf.cast(tf.argmax(along, axis=1), tf.float32) / length)
+            high.append(1 - tf.cast(tf.argmax(along[:, ::-1], axis=1), tf.float32) / length)
+        size = tf.reduce_sum(tf.cast(is_it, tf.float32), [1, 2])
+        order = tf.argsort(size, direction="DESCENDING")
+        size = tf.gather(size, order, batch_dims=1)
+        count = tf.shape(size)[0]
+        return {
+            "detection_boxes": tf.gather(tf.stack([*low, *high], axis=-1), order, batch_dims=1),
+            "detection_scores": tf.tanh(size / 3000),
+            "detection_classes": tf.ones([count, LEVELS]),
+            "num_detections": tf.reduce_sum(tf.cast(size > 0, tf.float32), axis=1),
+            "detection_masks": tf.tile(tf.constant(LEFT)[None, None], [count, LEVELS, 1, 1]),
+        }
 
-    def save(self, folder):
-        @tf.function(
-            input_signature=[
-                tf.TensorSpec([self.images, None, None, 3], tf.float32, name="input_tensor")
-            ]
-        )
-        def detect(input_tensor):
-            grey = input_tensor[..., :1] / 255
-            # [n, rows, cols, levels]
-            is_it = tf.abs(grey - (0.2 + 0.1 * tf.range(LEVELS, dtype=tf.float32))) < 0.02
-            sides = []
-            for axis in (2, 1):
-                along = tf.cast(tf.reduce_any(is_it, axis=axis), tf.int32)
-                length = tf.shape(along)[1]
-                low = tf.argmax(along, axis=1, output_type=tf.int32)
-                high = length - tf.argmax(along[:, ::-1], axis=1, output_type=tf.int32)
-                sides.append(
-                    [
-                        tf.cast(edge, tf.float32) / tf.cast(length, tf.float32)
-                        for edge in (low, high)
-                    ]
-                )
-            (top, bottom), (left, right) = sides
-            boxes = tf.stack([top, left, bottom, right], axis=-1)
-            size = tf.cast(tf.reduce_sum(tf.cast(is_it, tf.int32), [1, 2]), tf.float32)
-            order = tf.argsort(size, direction="DESCENDING")
-            size = tf.gather(size, order, batch_dims=1)
-            boxes = tf.gather(boxes, order, batch_dims=1)
-            images = tf.shape(size)[0]
-            return {
-                "detection_boxes": boxes,
-                "detection_scores": tf.tanh(size / 3000),
-                "detection_classes": tf.ones([images, LEVELS]),
-                "num_detections": tf.reduce_sum(tf.cast(size > 0, tf.float32), axis=1),
-                "detection_masks": tf.tile(
-                    tf.constant(LEFT)[tf.newaxis, tf.newaxis], [images, LEVELS, 1, 1]
-                ),
-            }
-
-        tf.saved_model.save(self, str(folder), signatures=detect.get_concrete_function())
+    return save_detector(folder, detect, images=images)
 
 
 def draw_squares(squares, rows, cols):
@@ -425,16 +349,28 @@ SQUARES = [
 ]
 
 
-def make_image(squares=SQUARES, **facts):
-    return Mammogram(
-        "made", "p", "i", 3000, 2000, partial(draw_squares, squares, 3000, 2000), **facts
-    )
+def check_squares(found, laterality="L"):
+    """Check that each square was found once, with its left half, or its mirror image."""
+    assert len(found) == len(SQUARES) and (np.diff(found.scores) <= 0).all()
+    np.testing.assert_allclose(sorted(found.boxes.tolist()), sorted(SQUARES), rtol=0, atol=1e-3)
+    for box, mask in zip(np.rint(found.boxes).astype(int), found.masks, strict=True):
+        top, left, bottom, right = box
+        middle = (left + right) // 2
+        expected = np.zeros((3000, 2000), np.uint8)
+        cols = slice(left, middle) if laterality == "L" else slice(middle, right)
+        expected[top:bottom, cols] = 1
+        np.testing.assert_array_equal(mask, expected)
+
+
+def make_image(**facts):
+    read = partial(draw_squares, SQUARES, 3000, 2000)
+    return Mammogram("made", "p", "i", 3000, 2000, read, **facts)
 
 
 @pytest.mark.parametrize("images", [None, 1])
 def test_lesions_in_tiles_and_across_their_borders_are_found_once(tmp_path, images):
-    data = {"canvas": (512, 384), "tiles": {"overlap": 64}, "window": (0, 1)}
-    detector = Detector.load(ours(tmp_path, model=Squares(images), **data))
+    save = partial(save_squares, images=images)
+    detector = Detector.load(ours(tmp_path, save, canvas=(512, 384), window=(0, 1), **TILES))
     function = detector._function
     shapes = []
 
@@ -443,91 +379,59 @@ def test_lesions_in_tiles_and_across_their_borders_are_found_once(tmp_path, imag
         return function(**inputs)
 
     detector._function = watched
-    predictions = detector.predict(make_image())
-    assert len(predictions) == len(SQUARES) and (np.diff(predictions.scores) <= 0).all()
-    np.testing.assert_allclose(
-        sorted(predictions.boxes.tolist()), sorted(SQUARES), rtol=0, atol=1e-3
+    check_squares(detector.predict(make_image()))
+    # of 2^20 px, in tiles of 512 x 384
+    assert max(shape[0] for shape in shapes) == (images or 5)
+    assert {tuple(shape[1:]) for shape in shapes} == {(512, 384, 3)}
+    corners = itertools.product(
+        [n * 2488 // 6 for n in range(7)], [n * 1616 // 6 for n in range(7)]
     )
-    for box, mask in zip(np.rint(predictions.boxes).astype(int), predictions.masks, strict=True):
-        top, left, bottom, right = box
-        expected = np.zeros((3000, 2000), np.uint8)
-        expected[top:bottom, left : (left + right) // 2] = 1
-        np.testing.assert_array_equal(mask, expected)
-    most = images or 5  # of 2^20 px, in tiles of 512 x 384
-    assert max(shape[0] for shape in shapes) == most and {tuple(shape[1:]) for shape in shapes} == {
-        (512, 384, 3)
-    }
-    holding = {
-        (top, left)
-        for top in [n * 2488 // 6 for n in range(7)]
-        for left in [n * 1616 // 6 for n in range(7)]
-        if any(
-            top < s[2] and top + 512 > s[0] and left < s[3] and left + 384 > s[1] for s in SQUARES
-        )
-    }
-    assert sum(shape[0] for shape in shapes) == len(holding), "tiles that are all 0 are not seen"
+    holding = [
+        any(top < s[2] and top + 512 > s[0] and left < s[3] and left + 384 > s[1] for s in SQUARES)
+        for top, left in corners
+    ]
+    assert sum(shape[0] for shape in shapes) == sum(holding), "tiles that are all 0 are not seen"
 
 
-def test_tiles_of_a_mirrored_mammogram_at_another_resolution(tmp_path):
+@pytest.mark.parametrize("laterality", ["L", "R"])
+def test_tiles_of_a_mirrored_mammogram_at_another_resolution(laterality, tmp_path):
     """Of half the resolution: tiles of 512 x 384 px see 1024 x 768 native ones."""
-    data = {
-        "canvas": (512, 384),
-        "tiles": {"overlap": 64},
-        "window": (0, 1),
-        "preprocess": {"flip_right": True, "spacing": 0.2},
-    }
-    detector = Detector.load(ours(tmp_path, model=Squares(), **data))
-    for laterality, half in (("L", 0), ("R", 1)):
-        predictions = detector.predict(make_image(laterality=laterality, spacing=(0.1, 0.1)))
-        np.testing.assert_allclose(
-            sorted(predictions.boxes.tolist()), sorted(SQUARES), rtol=0, atol=1e-3
-        )
-        for (top, left, bottom, right), mask in zip(
-            np.rint(predictions.boxes).astype(int), predictions.masks, strict=True
-        ):
-            middle = (left + right) // 2
-            expected = np.zeros((3000, 2000), np.uint8)
-            expected[top:bottom, slice(middle, right) if half else slice(left, middle)] = 1
-            np.testing.assert_array_equal(mask, expected)
+    data = {"canvas": (512, 384), "window": (0, 1), **TILES}
+    data["preprocess"] = {"flip_right": True, "spacing": 0.2}
+    detector = Detector.load(ours(tmp_path, save_squares, **data))
+    image = make_image(laterality=laterality, spacing=(0.1, 0.1))
+    check_squares(detector.predict(image), laterality)
 
 
 def test_a_mammogram_of_one_tile_is_as_without_tiles(tmp_path):
     squares = [(0, 0, 40, 40), (10, 10, 20, 20), (99, 30, 120, 60)]
     image = Mammogram("made", "p", "i", 120, 60, partial(draw_squares, squares, 120, 60))
-    whole = ours(tmp_path / "a", model=Squares(), canvas=(120, 60), window=(0, 1))
-    tiled = tmp_path / "b"
-    ours(tiled, model=Squares(), canvas=(160, 100), tiles={"overlap": 64}, window=(0, 1))
-    one = Detector.load(whole).predict(image)
-    other = Detector.load(tiled).predict(image)
+    whole = ours(tmp_path / "a", save_squares, canvas=(120, 60), window=(0, 1))
+    tiled = ours(tmp_path / "b", save_squares, canvas=(160, 100), window=(0, 1), **TILES)
+    one, other = (Detector.load(folder).predict(image) for folder in (whole, tiled))
     np.testing.assert_allclose(one.boxes, [squares[0], squares[2], squares[1]], atol=1e-3)
     np.testing.assert_allclose(other.boxes, one.boxes, atol=1e-3)
     np.testing.assert_array_equal(other.scores, one.scores)
 
 
 def test_all_tiles_together_give_no_more_than_one(tmp_path):
-    """Known gives the same two boxes of every tile.
+    """Each tile gives the same two boxes.
 
     Of twelve the two surest are left, those of the first and second tile.
     """
-    data = {"size": 40, "tiles": {"overlap": 10}, "percentiles": (0, 100)}
-    detector = Detector.load(
-        ours(tmp_path, model=Known([[0.5, 0.5, 0.75, 0.75], [0.5, 0.5, 0.6, 0.6]]), **data)
-    )
-    predictions = detector.predict(mammogram())
+    save = save_known([[0.5, 0.5, 0.75, 0.75], [0.5, 0.5, 0.6, 0.6]])
+    predictions = Detector.load(ours(tmp_path, save, tiles={"overlap": 10})).predict(mammogram())
     np.testing.assert_allclose(predictions.boxes, [[20, 20, 30, 30], [20, 40, 30, 50]], atol=1e-3)
     np.testing.assert_allclose(predictions.scores, [0.9, 0.9])
 
 
-def test_nothing_found_in_any_tile(tmp_path):
-    data = {"size": 40, "tiles": {"overlap": 10}, "window": (0, 1)}
-    detector = Detector.load(ours(tmp_path, model=Squares(), **data))
-    for value in (0.0, 0.95):  # no tissue, and tissue without a lesion
-        predictions = detector.predict(
-            Mammogram(
-                "made", "p", "i", ROWS, COLS, partial(np.full, (ROWS, COLS, 1), np.float32(value))
-            )
-        )
-        assert len(predictions) == 0 and predictions.masks.shape == (0, ROWS, COLS)
+@pytest.mark.parametrize("value", [0.0, 0.95])
+def test_nothing_found_in_any_tile(value, tmp_path):
+    """No tissue, and tissue without a lesion."""
+    detector = Detector.load(ours(tmp_path, save_squares, tiles={"overlap": 10}, window=(0, 1)))
+    read = partial(np.full, (ROWS, COLS, 1), np.float32(value))
+    found = detector.predict(Mammogram("made", "p", "i", ROWS, COLS, read))
+    assert len(found) == 0 and found.masks.shape == (0, ROWS, COLS)
 
 
 GOOD = {

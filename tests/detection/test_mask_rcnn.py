@@ -16,9 +16,8 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
-from tfmammo import config as configuration
 from tfmammo.archives import phantom
-from tfmammo.config import DataConfig, Experiment, TrainingConfig
+from tfmammo.config import DataConfig, TrainingConfig
 from tfmammo.detection import mask_rcnn
 from tfmammo.detection.detections import Detector
 from tfmammo.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig, make_settings
@@ -43,122 +42,64 @@ CONFIG = MaskRCNNConfig(
 )
 
 
-def experiment(data=None, **training):
-    training = TrainingConfig(**{"precision": "float32", **training})
-    return Experiment[MaskRCNNConfig](
-        name="mask_rcnn",
-        data=data or DataConfig(size=SIZE),
-        training=training,
-        model=MaskRCNNConfig(),
-    )
-
-
 def lengths(config, **training):
     """The stages with their steps, or their epochs where no steps are given."""
     stages = config.stages(TrainingConfig(**training))
     return [(stage, one.steps if "steps" in training else one.epochs) for stage, one in stages]
 
 
-def test_the_shipped_config_is_the_default_model_and_the_papers_schedule(repository):
-    shipped = configuration.load(repository / "configs/mask_rcnn.yaml", model=MaskRCNNConfig)
-    assert shipped.model == MaskRCNNConfig() and shipped.training.precision == "float32"
-    from_coco = shipped.model.model_copy(update={"checkpoint": "coco"})
-    assert lengths(from_coco, epochs=shipped.training.epochs) == [
-        ("heads", 30),
-        ("upper", 30),
-        ("all", 40),
-    ]
-    # what the first two stages freeze would be random
-    assert lengths(shipped.model, epochs=shipped.training.epochs) == [("all", 40)]
-
-
-@pytest.mark.parametrize("key", ["heads_epochs", "upper_epochs"])
-def test_random_layers_are_never_frozen(key):
-    with pytest.raises(ValidationError, match="freeze layers of the ResNet, which needs a check"):
-        MaskRCNNConfig(**{key: 1})
-    assert getattr(MaskRCNNConfig(checkpoint="coco", **{key: 1}), key) == 1
-    assert lengths(MaskRCNNConfig(**{key: 0}), epochs=5) == [("all", 5)]
-
-
-def test_a_stage_of_no_epochs_is_skipped():
-    coco = partial(MaskRCNNConfig, checkpoint="coco")
-    assert lengths(coco(heads_epochs=0), epochs=5) == [("upper", 30), ("all", 5)]
-    assert lengths(coco(heads_epochs=0, upper_epochs=0), epochs=5) == [("all", 5)]
+@pytest.mark.parametrize(
+    ("values", "training", "expected"),
+    [
+        ({}, {"epochs": 40}, [30, 30, 40]),  # the paper's
+        ({}, {"steps": 1000, "epochs": 40}, [300, 300, 400]),
+        ({"heads_epochs": 0}, {"epochs": 5}, [0, 30, 5]),
+        ({"heads_epochs": 0, "upper_epochs": 0}, {"epochs": 5}, [0, 0, 5]),
+        ({"heads_epochs": 0, "upper_epochs": 0}, {"steps": 400, "epochs": 40}, [0, 0, 400]),
+        ({"heads_epochs": 1, "upper_epochs": 98}, {"steps": 50, "epochs": 1}, [1, 48, 1]),
+        ({"checkpoint": None}, {"epochs": 40}, [0, 0, 40]),  # what is frozen would be random
+        ({"checkpoint": None, "heads_epochs": 0}, {"epochs": 5}, [0, 0, 5]),
+    ],
+)
+def test_the_stages(values, training, expected):
+    stages = MaskRCNNConfig(**{"checkpoint": "coco", **values}).stages(TrainingConfig(**training))
+    key = "steps" if "steps" in training else "epochs"
+    lengths = {stage: getattr(one, key) for stage, one in stages}
+    assert [lengths.pop(stage, 0) for stage in ("heads", "upper", "all")] == expected
+    assert not lengths
 
 
 def test_steps_are_shared_by_the_stages_in_the_papers_proportion():
-    """30, 30 and 40 of 100 epochs, whatever the training set.
-
-    The later stages get the remainder of a division.
-    """
-    coco = partial(MaskRCNNConfig, checkpoint="coco")
-    assert lengths(coco(), steps=1000, epochs=40) == [
-        ("heads", 300),
-        ("upper", 300),
-        ("all", 400),
-    ]
-    assert lengths(coco(heads_epochs=0, upper_epochs=0), steps=400, epochs=40) == [("all", 400)]
+    """30, 30 and 40 of 100 epochs, whatever the training set."""
+    coco = MaskRCNNConfig(checkpoint="coco")
     for steps in range(3, 40):
-        shares = lengths(coco(), steps=steps, epochs=40)
-        assert sum(share for _, share in shares) == steps and min(share for _, share in shares) > 0
-        assert all(
-            abs(share - steps * part) < 2
-            for (_, share), part in zip(shares, (0.3, 0.3, 0.4), strict=True)
-        )
-    assert lengths(coco(heads_epochs=1, upper_epochs=98), steps=50, epochs=1) == [
-        ("heads", 1),
-        ("upper", 48),
-        ("all", 1),
-    ]
+        stages = coco.stages(TrainingConfig(steps=steps, epochs=40))
+        shares = [one.steps for _, one in stages]
+        assert sum(shares) == steps and min(shares) > 0
+        assert np.abs(np.array(shares) - steps * np.array([0.3, 0.3, 0.4])).max() < 2
     with pytest.raises(DetectionError, match="training.steps"):
-        lengths(coco(), steps=2, epochs=40)
+        coco.stages(TrainingConfig(steps=2, epochs=40))
 
 
 def test_what_comes_from_a_checkpoint_keeps_its_batch_norm():
     assert MaskRCNNConfig(checkpoint="coco").frozen_norm and not MaskRCNNConfig().frozen_norm
     assert not MaskRCNNConfig(checkpoint="coco", batch_norm="running").frozen_norm
-    with pytest.raises(ValidationError, match="batch_norm"):
-        MaskRCNNConfig(batch_norm="frozen")
+    for values in ({"batch_norm": "frozen"}, {"heads_epochs": 1}, {"upper_epochs": 1}):
+        with pytest.raises(ValidationError, match="needs a checkpoint|which needs a check"):
+            MaskRCNNConfig(**values)
 
 
 def test_what_the_task_is_told():
     config = MaskRCNNConfig(lambda_loc=2, lambda_seg=3, rois=64, nms_iou=0.45, regularisation=7e-6)
     settings = make_settings(config, (384, 256), 2)
-    assert settings["model"]["detection_generator"]["nms_iou_threshold"] == 0.45
-    assert settings["losses"]["l2_weight_decay"] == 7e-6
-    assert settings["model"]["num_classes"] == 3 and settings["model"]["input_size"] == [
-        384,
-        256,
-        3,
-    ]
-    assert settings["model"]["backbone"]["resnet"]["model_id"] == 50
-    assert (settings["losses"]["frcnn_box_weight"], settings["losses"]["mask_weight"]) == (2, 3)
-    assert settings["model"]["mask_sampler"]["num_sampled_masks"] == 16, (
-        "of 64 regions a quarter at most shows a lesion"
-    )
-
-
-@pytest.mark.parametrize(
-    ("wrong", "key"),
-    [
-        (experiment(precision="auto"), "training.precision"),
-        (experiment(initial="runs/x"), "training.initial"),
-        (experiment(DataConfig(size=SIZE, split="paper")), "data.split"),
-        (experiment(DataConfig(size=300)), "data.size"),
-        (experiment(DataConfig(canvas=(1344, 800))), "data.canvas"),
-    ],
-)
-def test_what_a_detector_cant_do_is_refused_by_its_key(wrong, key):
-    with pytest.raises(DetectionError, match=f"^{key}"):
-        mask_rcnn.check(wrong)
-
-
-def test_a_missing_extra_is_one_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, "official.core.exp_factory", None)
-    monkeypatch.setitem(sys.modules, "official", None)
-    with pytest.raises(DetectionError) as raised:
-        mask_rcnn.check(experiment())
-    assert 'pip install "tfmammo[detection]"' in str(raised.value) and "\n" not in str(raised.value)
+    model, losses = settings["model"], settings["losses"]
+    assert model["detection_generator"]["nms_iou_threshold"] == 0.45
+    assert losses["l2_weight_decay"] == 7e-6
+    assert (model["num_classes"], model["input_size"]) == (3, [384, 256, 3])
+    assert model["backbone"]["resnet"]["model_id"] == 50
+    assert (losses["frcnn_box_weight"], losses["mask_weight"]) == (2, 3)
+    # of 64 regions a quarter at most shows a lesion
+    assert model["mask_sampler"]["num_sampled_masks"] == 16
 
 
 def batch():
@@ -236,34 +177,22 @@ def by_layer(network):
 class TestNetwork:
     def test_parameters_of_the_papers_network(self):
         network = MaskRCNN(size=SIZE).networks["detector"]
-        assert (
-            sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)
-            == 45_888_091
-        )
+        sizes = [int(np.prod(variable.shape)) for variable in network.trainable_variables]
+        assert sum(sizes) == 45_888_091
 
     def test_the_loss_is_the_weighted_sum_of_its_parts_and_falls(self, trained):
         first, last, _ = trained
-        whole = (
-            first["rpn_score_loss"]
-            + first["rpn_box_loss"]
-            + first["frcnn_cls_loss"]
-            + first["weight_decay"]
-        )
-        assert first["detector_loss"] == pytest.approx(
-            whole + 2 * first["frcnn_box_loss"] + 3 * first["mask_loss"], rel=1e-4
-        )
+        alone = ("rpn_score_loss", "rpn_box_loss", "frcnn_cls_loss", "weight_decay")
+        whole = sum(first[name] for name in alone)
+        whole += 2 * first["frcnn_box_loss"] + 3 * first["mask_loss"]
+        assert first["detector_loss"] == pytest.approx(whole, rel=1e-4)
         assert last["detector_loss"] < first["detector_loss"]
 
     def test_without_a_lesion_there_is_nothing_to_place_or_outline(self, trained):
         *_, lesionless = trained
         assert all(np.isfinite(value) for value in lesionless.values())
-        assert (
-            lesionless["frcnn_box_loss"]
-            == lesionless["mask_loss"]
-            == lesionless["rpn_box_loss"]
-            == 0
-            < lesionless["frcnn_cls_loss"]
-        )
+        for name in ("frcnn_box_loss", "mask_loss", "rpn_box_loss"):
+            assert lesionless[name] == 0 < lesionless["frcnn_cls_loss"]
 
     def test_what_there_is_to_find(self, model):
         """The mask is the union's part within the box; classes count from 1."""
@@ -370,28 +299,20 @@ class TestNetwork:
         assert not np.array_equal(mine, theirs)
 
     def test_the_resnets_batch_norm_stays_as_its_checkpoint_has_it(self, exported):
-        other = MaskRCNN(
-            CONFIG.model_copy(update={"checkpoint": exported / mask_rcnn.CHECKPOINT}), SIZE, 1
-        )
+        config = CONFIG.model_copy(update={"checkpoint": exported / mask_rcnn.CHECKPOINT})
+        detector = MaskRCNN(config, SIZE, 1)
         layers = [
             layer
-            for layer in other.model.backbone.submodules
+            for layer in detector.model.backbone.submodules
             if type(layer).__name__ == "BatchNormalization"
         ]
         norms = {id(variable) for layer in layers for variable in layer.variables}
-        variables = other.model.backbone.variables
-        before = [variable.numpy() for variable in other.model.backbone.variables]
-        other.train_step(batch())
-        moved = [
-            not np.array_equal(variable, value)
-            for variable, value in zip(variables, before, strict=True)
-        ]
-        assert len(layers) == 13 and not any(
-            one for one, variable in zip(moved, variables, strict=True) if id(variable) in norms
-        )
-        assert all(
-            one for one, variable in zip(moved, variables, strict=True) if id(variable) not in norms
-        )
+        variables = detector.model.backbone.variables
+        before = [variable.numpy() for variable in variables]
+        detector.train_step(batch())
+        assert len(layers) == 13
+        for variable, value in zip(variables, before, strict=True):
+            assert np.array_equal(variable, value) == (id(variable) in norms)
 
     def test_a_wrong_checkpoint_is_one_sentence(self, exported, model):
         parts = {"decoder": model.model.backbone}
@@ -439,16 +360,15 @@ def test_two_steps_of_each_stage(repository, tmp_path, exported, stages):
         "data.folds=2",
         "training.batch_size=2",
         "training.epoch_samples=4",
-    ]
-    overrides += [
         "training.epochs=1",
         f"model.checkpoint={exported / mask_rcnn.CHECKPOINT}",
         "model.heads_epochs=1",
         f"model.upper_epochs={int('upper' in stages)}",
         "model.anchor_scale=4",
+        *(f"model.{name}={value}" for name, value in SMALL.items()),
+        "tracking.system_metrics=false",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
     ]
-    overrides += [f"model.{name}={value}" for name, value in SMALL.items()]
-    overrides += ["tracking.system_metrics=false", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
     command = [
         sys.executable,
         str(repository / "train/mask_rcnn.py"),

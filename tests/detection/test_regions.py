@@ -23,34 +23,25 @@ def test_anchors_by_hand():
     """
     anchors = regions.make_anchors((64, 64), 16, (2, 4), (0.5, 1, 2)) * 64
     assert anchors.shape == (4 * 4 * 2 * 3, 4) and anchors.dtype == np.float32
-    long = 16 * np.sqrt(2)
-    short = 16 / np.sqrt(2)
-    np.testing.assert_allclose(anchors[0], [8 - short, 8 - long, 8 + short, 8 + long], rtol=1e-5)
-    np.testing.assert_allclose(anchors[1], [-8, -8, 24, 24], rtol=1e-5)
-    np.testing.assert_allclose(anchors[2], [8 - long, 8 - short, 8 + long, 8 + short], rtol=1e-5)
-    np.testing.assert_allclose(anchors[4], [-24, -24, 40, 40], rtol=1e-5)  # scale 4
-    # a column further
-    np.testing.assert_allclose(anchors[6 + 1], [-8, 24 - 16, 24, 24 + 16], rtol=1e-5)
-    # a row further
-    np.testing.assert_allclose(anchors[4 * 6 + 1], [24 - 16, -8, 24 + 16, 24], rtol=1e-5)
-    np.testing.assert_allclose(
-        (anchors[:, 2] - anchors[:, 0]) * (anchors[:, 3] - anchors[:, 1]),
-        np.tile([1024] * 3 + [4096] * 3, 16),
-        rtol=1e-5,
-    )
-
-
-def test_anchors_of_an_image_that_is_no_square_by_hand():
-    """32 x 64 px have two rows of four cells.
-
-    Sides of 16 px are a half of the rows and a quarter of the columns.
-    """
+    long, short = 16 * np.sqrt(2), 16 / np.sqrt(2)
+    expected = {
+        0: [8 - short, 8 - long, 8 + short, 8 + long],
+        1: [-8, -8, 24, 24],
+        2: [8 - long, 8 - short, 8 + long, 8 + short],
+        4: [-24, -24, 40, 40],  # scale 4
+        6 + 1: [-8, 24 - 16, 24, 24 + 16],  # a column further
+        4 * 6 + 1: [24 - 16, -8, 24 + 16, 24],  # a row further
+    }
+    for number, box in expected.items():
+        np.testing.assert_allclose(anchors[number], box, rtol=1e-5)
+    areas = regions.area(anchors)
+    np.testing.assert_allclose(areas, np.tile([1024] * 3 + [4096] * 3, 16), rtol=1e-5)
+    # 32 x 64 px have two rows of four cells. Sides of 16 px are a half of the rows and a quarter
+    # of the columns.
     anchors = regions.make_anchors((32, 64), 16, (1,), (1,))
+    expected = [[0, 0, 0.5, 0.25], [0, 0.25, 0.5, 0.5], [0.5, 0, 1, 0.25], [0.5, 0.75, 1, 1]]
     assert anchors.shape == (2 * 4, 4)
-    np.testing.assert_allclose(
-        anchors[[0, 1, 4, 7]],
-        [[0, 0, 0.5, 0.25], [0, 0.25, 0.5, 0.5], [0.5, 0, 1, 0.25], [0.5, 0.75, 1, 1]],
-    )
+    np.testing.assert_allclose(anchors[[0, 1, 4, 7]], expected)
 
 
 def test_overlap_is_that_of_the_metrics():
@@ -59,51 +50,37 @@ def test_overlap_is_that_of_the_metrics():
     others = corners(random, 2, 5)
     others[0, 1] = 0
     others[1, 2] = [0.5, 0.5, 0.5, 0.9]
-    boxes[1, 3] = boxes[1, 4]
     others[1, 0] = boxes[1, 0]
     overlaps = regions.iou(boxes, others).numpy()
     for image in range(2):
         np.testing.assert_allclose(overlaps[image], iou(boxes[image], others[image]), atol=1e-6)
-    assert (
-        overlaps[1, 0, 0] == pytest.approx(1)
-        and not overlaps[0, :, 1].any()
-        and not overlaps[1, :, 2].any()
-    )
-    assert regions.area(
-        tf.constant([[0.2, 0.2, 0.4, 0.7], [0.5, 0.5, 0.4, 0.7]])
-    ).numpy() == pytest.approx([0.1, 0])
+    assert overlaps[1, 0, 0] == pytest.approx(1)
+    assert not overlaps[0, :, 1].any() and not overlaps[1, :, 2].any()
+    areas = regions.area(tf.constant([[0.2, 0.2, 0.4, 0.7], [0.5, 0.5, 0.4, 0.7]]))
+    assert areas.numpy() == pytest.approx([0.1, 0])
 
 
 @pytest.mark.parametrize("deviations", [(1, 1, 1, 1), regions.DEVIATIONS])
 def test_what_is_encoded_is_decoded(deviations):
     random = np.random.default_rng(1)
-    boxes = corners(random, 3, 20)
-    base = corners(random, 3, 20)
-    np.testing.assert_allclose(
-        regions.decode(regions.encode(boxes, base, deviations), base, deviations), boxes, atol=1e-5
-    )
+    boxes, base = corners(random, 3, 20), corners(random, 3, 20)
+    deltas = regions.encode(boxes, base, deviations)
+    np.testing.assert_allclose(regions.decode(deltas, base, deviations), boxes, atol=1e-5)
 
 
 def test_encoding_by_hand():
-    """From [0.2, 0.2, 0.4, 0.6] to a box twice as high and half as wide.
-
-    Its centre lies 0.1 lower and 0.2 further right.
-    """
-    delta = regions.encode(
-        tf.constant([0.2, 0.5, 0.6, 0.7]), tf.constant([0.2, 0.2, 0.4, 0.6]), regions.DEVIATIONS
-    )
-    np.testing.assert_allclose(
-        delta, [0.5 / 0.1, 0.5 / 0.1, np.log(2) / 0.2, -np.log(2) / 0.2], rtol=1e-5
-    )
+    """A box twice as high and half as wide, its centre 0.1 lower and 0.2 further right."""
+    base = tf.constant([0.2, 0.2, 0.4, 0.6])
+    delta = regions.encode(tf.constant([0.2, 0.5, 0.6, 0.7]), base, regions.DEVIATIONS)
+    expected = [0.5 / 0.1, 0.5 / 0.1, np.log(2) / 0.2, -np.log(2) / 0.2]
+    np.testing.assert_allclose(delta, expected, rtol=1e-5)
 
 
 def test_what_is_without_area_or_beyond_measure_stays_finite():
     nothing = tf.zeros([4])
     box = tf.constant([0.2, 0.2, 0.4, 0.6])
-    assert (
-        np.isfinite(regions.encode(nothing, box)).all()
-        and np.isfinite(regions.encode(box, nothing)).all()
-    )
+    for pair in ((nothing, box), (box, nothing)):
+        assert np.isfinite(regions.encode(*pair)).all()
     wide = regions.decode(tf.constant([0.0, 0, 100, 1]), box).numpy()
     assert wide[2] - wide[0] == pytest.approx(0.2 * 62.5, rel=1e-5)
     np.testing.assert_array_equal(regions.clip(wide), [0, 0, 1, wide[3]])
@@ -139,24 +116,19 @@ def test_all_anchors_that_are_equally_near_show_the_lesion():
 
 
 def test_a_sample_by_hand():
+    """At most two positive, the rest negative, as many as there are."""
     label = tf.constant(
         [[1, 0, 1, -1, 1, 0, 0], [0, 0, 0, -1, 0, 0, 1], [-1, -1, 0, -1, -1, -1, -1]]
     )
     random = tf.constant(
         [[0.1, 0.2, 0.9, 1, 0.5, 0.7, 0.3], [0.1, 0.6, 0.2, 1, 0.4, 0.5, 0.0], [0.9] * 7]
     )
-    index, there = (value.numpy() for value in regions.sample_anchors(label, random, 4, 0.5))
-    samples = [row[ok].tolist() for row, ok in zip(index, there, strict=True)]
-    assert samples == [[2, 4, 5, 6], [6, 1, 5, 4], [2]], (
-        "at most two positive, the rest negative, as many as there are"
-    )
-
-
-def test_a_sample_of_more_than_there_is():
-    index, there = regions.sample_anchors(
-        tf.constant([[1, 0, 0]]), tf.constant([[0.5, 0.5, 0.6]]), 256, 0.5
-    )
-    assert np.sort(index.numpy()[there.numpy()]).tolist() == [0, 1, 2]
+    for count, samples in ((4, [[2, 4, 5, 6], [6, 1, 5, 4], [2]]), (256, [6, 6, 1])):
+        index, there = (
+            value.numpy() for value in regions.sample_anchors(label, random, count, 0.5)
+        )
+        found = [row[ok].tolist() for row, ok in zip(index, there, strict=True)]
+        assert samples in (found, [len(sample) for sample in found])
 
 
 def test_every_negative_anchor_is_drawn_equally_often():
@@ -170,32 +142,28 @@ def test_every_negative_anchor_is_drawn_equally_often():
 def test_proposals_by_hand():
     """The surest anchor is moved and clipped, and three are not selected.
 
-    The second overlaps it, the third is too small, the fourth is not among the best four.
+    The second overlaps it, the third is too small, the fifth is not among the best four.
     """
-    base = np.array(
+    base = np.float32(
         [
             [0.5, 0.5, 0.9, 0.9],
             [0.6, 0.6, 1, 1],
             [0, 0, 0.001, 0.2],
             [0.1, 0.1, 0.3, 0.3],
             [0, 0, 1, 1],
-        ],
-        np.float32,
+        ]
     )
     deltas = np.zeros((1, 5, 4), np.float32)
     deltas[0, 0, :2] = 0.5  # by half its side down and right
     logits = tf.constant([[3.0, 2, 5, -1, -2]])
-    proposals, there = regions.select_proposals(
-        logits, tf.constant(deltas), tf.constant(base), 4, 3, 0.3, (0.01, 0.01)
-    )
-    assert there.numpy().tolist() == [[True, True, False]]
-    np.testing.assert_allclose(
-        proposals[0, :2], [[0.7, 0.7, 1, 1], [0.1, 0.1, 0.3, 0.3]], atol=1e-6
-    )
-    proposals, there = regions.select_proposals(
-        logits, tf.constant(deltas), tf.constant(base), 4, 3, 0.7, (0.01, 0.01)
-    )
-    assert there.numpy().all() and np.allclose(proposals[0, 1], base[1])
+    for nms_iou, expected in (
+        (0.3, [[0.7, 0.7, 1, 1], base[3]]),
+        (0.7, [[0.7, 0.7, 1, 1], base[1], base[3]]),
+    ):
+        arguments = (logits, tf.constant(deltas), tf.constant(base), 4, 3, nms_iou, (0.01, 0.01))
+        proposals, there = regions.select_proposals(*arguments)
+        assert there.numpy().tolist() == [[True, True, len(expected) == 3]]
+        np.testing.assert_allclose(proposals[0, : len(expected)], expected, atol=1e-6)
 
 
 def test_no_gradient_passes_the_proposals_and_none_may_be_left():
@@ -239,22 +207,16 @@ def test_labels_of_regions():
 
 
 def test_the_hardest_examples_are_those_of_the_highest_loss():
-    losses = np.random.default_rng(2).permuted(
-        np.tile(np.linspace(0, 3, 40, dtype=np.float32), (2, 1)), axis=1
-    )
+    every = np.tile(np.linspace(0, 3, 40, dtype=np.float32), (2, 1))
+    losses = np.random.default_rng(2).permuted(every, axis=1)
     there = np.ones((2, 40), bool)
     there[1, losses[1] > 1] = False
-    index, is_hard = (
-        value.numpy()
-        for value in regions.select_hardest(tf.constant(losses), tf.constant(there), 10)
-    )
-    assert is_hard.all()
-    np.testing.assert_array_equal(
-        np.take_along_axis(losses, index, 1)[0], np.sort(losses[0])[:-11:-1]
-    )
-    np.testing.assert_array_equal(
-        np.take_along_axis(losses, index, 1)[1], np.sort(losses[1][there[1]])[:-11:-1]
-    )
+    index, is_hard = regions.select_hardest(tf.constant(losses), tf.constant(there), 10)
+    assert is_hard.numpy().all()
+    found = np.take_along_axis(losses, index.numpy(), 1)
+    for image in range(2):
+        expected = np.sort(losses[image][there[image]])[:-11:-1]
+        np.testing.assert_array_equal(found[image], expected)
     index, is_hard = regions.select_hardest(tf.constant(losses), tf.zeros([2, 40], tf.bool), 256)
     assert index.shape == (2, 40) and not is_hard.numpy().any()
 

@@ -1,4 +1,4 @@
-"""The SSD: settings for the API, refusals; with the extra, training, resuming and export.
+"""The SSD: settings for the API; with the extra, training, resuming and export.
 
 The API needs environment variables that must be set before TensorFlow is imported, so it runs in
 processes of its own, as for a user. This process has neither and reads the exports all the same.
@@ -14,20 +14,12 @@ import time
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from tfmammo import config as configuration
 from tfmammo.archives import phantom
-from tfmammo.config import DataConfig, Experiment, TrainingConfig
-from tfmammo.data.whole import make_whole
-from tfmammo.detection import ssd
 from tfmammo.detection.detections import Detector
 from tfmammo.detection.ssd import SSD, SSDConfig, make_pipeline
-from tfmammo.detection.training import read_training_patients, validate, validation_functions
 from tfmammo.errors import DetectionError
-from tfmammo.mammogram import Skipped, key_check
-from tfmammo.metrics.boxes import iou
-from tfmammo.tracking.export import FORMAT, read_card
+from tfmammo.tracking.export import read_card
 
 HAS_EXTRA = importlib.util.find_spec("object_detection") is not None
 needs_extra = pytest.mark.skipif(not HAS_EXTRA, reason='needs pip install "tfmammo[detection]"')
@@ -59,89 +51,35 @@ def make_environment(repository):
     return {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(repository)}
 
 
-def experiment(data=None, model=None, **training):
-    training = TrainingConfig(**{"precision": "float32", **training})
-    return Experiment[SSDConfig](
-        name="ssd", data=data or DataConfig(), training=training, model=model or SSDConfig()
-    )
-
-
-def test_the_shipped_config_is_the_default_model(repository):
-    shipped = configuration.load(repository / "configs/ssd.yaml", model=SSDConfig)
-    assert shipped.model == SSDConfig() and shipped.training.precision == "float32"
-    assert shipped.model.warmup + shipped.model.decay == shipped.training.steps
-
-
-def test_the_pipeline_of_mobilenet():
-    config = SSDConfig(
-        anchor_scale=3, anchor_octaves=4, detections=7, nms_iou=0.45, regularisation=7e-6
-    )
+def test_the_pipelines():
+    values = {"anchor_scale": 3, "anchor_octaves": 4, "detections": 7, "regularisation": 7e-6}
+    config = SSDConfig(nms_iou=0.45, **values)
     settings = make_pipeline(config, (320, 192), 2)["model"]["ssd"]
-    assert settings["num_classes"] == 2 and settings["image_resizer"] == {
-        "fixed_shape_resizer": {"height": 320, "width": 192}
-    }
-    assert (
-        settings["feature_extractor"]["type"] == "ssd_mobilenet_v2_fpn_keras"
-        and settings["feature_extractor"]["use_depthwise"]
-    )
+    extractor = settings["feature_extractor"]
+    resizer = settings["image_resizer"]["fixed_shape_resizer"]
+    assert (settings["num_classes"], resizer) == (2, {"height": 320, "width": 192})
+    assert extractor["type"] == "ssd_mobilenet_v2_fpn_keras" and extractor["use_depthwise"]
     anchors = settings["anchor_generator"]["multiscale_anchor_generator"]
-    assert (
-        anchors["anchor_scale"],
-        anchors["min_level"],
-        anchors["max_level"],
-        anchors["scales_per_octave"],
-    ) == (3, 3, 7, 4)
+    facts = ("anchor_scale", "min_level", "max_level", "scales_per_octave")
+    assert [anchors[name] for name in facts] == [3, 3, 7, 4]
     predictor = settings["box_predictor"]["weight_shared_convolutional_box_predictor"]
-    assert (
-        predictor["depth"] == settings["feature_extractor"]["fpn"]["additional_layer_depth"] == 128
-    )
-    assert 1 / (1 + np.exp(-predictor["class_prediction_bias_init"])) == pytest.approx(
-        0.01, abs=1e-3
-    )
+    assert predictor["depth"] == extractor["fpn"]["additional_layer_depth"] == 128
+    first = 1 / (1 + np.exp(-predictor["class_prediction_bias_init"]))
+    assert first == pytest.approx(0.01, abs=1e-3)
     suppression = settings["post_processing"]["batch_non_max_suppression"]
     assert (suppression["max_total_detections"], suppression["iou_threshold"]) == (7, 0.45)
-    for part in (settings["feature_extractor"], predictor):
+    for part in (extractor, predictor):
         assert part["conv_hyperparams"]["regularizer"]["l2_regularizer"]["weight"] == 7e-6
-
-
-def test_the_pipeline_of_retinanet():
-    settings = make_pipeline(SSDConfig(backbone="resnet50"), (640, 640), 1)["model"]["ssd"]
-    assert (
-        settings["feature_extractor"]["type"] == "ssd_resnet50_v1_fpn_keras"
-        and not settings["feature_extractor"]["use_depthwise"]
-    )
-    assert settings["feature_extractor"]["fpn"]["additional_layer_depth"] == 256
-
-
-@pytest.mark.parametrize(
-    ("wrong", "key"),
-    [
-        (experiment(precision="auto"), "training.precision"),
-        (experiment(initial="runs/x"), "training.initial"),
-        (experiment(DataConfig(split="paper")), "data.split"),
-        (experiment(DataConfig(size=32)), "data.size"),
-        (experiment(DataConfig(canvas=(64, 32))), "data.canvas"),
-        (experiment(DataConfig(size=128), SSDConfig(backbone="resnet50")), "data.size"),
-    ],
-)
-def test_what_a_detector_cant_do_is_refused_by_its_key(wrong, key):
-    with pytest.raises(DetectionError, match=f"^{key}"):
-        ssd.check(wrong)
+    resnet = SSDConfig(backbone="resnet50")
+    extractor = make_pipeline(resnet, (640, 640), 1)["model"]["ssd"]["feature_extractor"]
+    assert extractor["type"] == "ssd_resnet50_v1_fpn_keras" and not extractor["use_depthwise"]
+    assert extractor["fpn"]["additional_layer_depth"] == 256
 
 
 def test_without_the_environment_it_says_so(monkeypatch):
     monkeypatch.delenv("TF_USE_LEGACY_KERAS", raising=False)
     with pytest.raises(DetectionError, match="TF_USE_LEGACY_KERAS"):
         SSD()
-
-
-def test_a_missing_extra_is_one_sentence(monkeypatch):
-    for name, value in ssd.ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setitem(sys.modules, "object_detection", None)
-    with pytest.raises(DetectionError) as raised:
-        ssd.check(experiment())
-    assert 'pip install "tfmammo[detection]"' in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.long
@@ -160,112 +98,6 @@ def test_the_script_without_the_extra_is_one_line(repository, tmp_path):
         if line.startswith("error: ") and 'pip install "tfmammo[detection]"' in line
     ]
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
-
-
-def test_patients_behind_a_checkpoint_are_seen(tmp_path):
-    (tmp_path / "export/checkpoint").mkdir(parents=True)
-    (tmp_path / "export/card.json").write_text(
-        json.dumps(
-            {
-                "format": FORMAT,
-                "name": "ssd",
-                "serves": "saved_model",
-                "functions": {},
-                "train_patients": ["p1", "p2"],
-                "id_key": key_check(),
-            }
-        )
-    )
-    for checkpoint in ("export/checkpoint", "export/checkpoint/ckpt-0"):
-        assert read_training_patients(tmp_path / checkpoint) == ["p1", "p2"]
-    assert read_training_patients(tmp_path) == read_training_patients(None) == []
-
-
-def test_validation_by_hand():
-    """The detector knows the first of two lesions, and is surer of something wrong."""
-    config = DataConfig(size=64, kinds=("mass",))
-    records = [
-        record
-        for record in phantom.read(count=12)
-        if [lesion.kind for lesion in record.lesions] == ["mass"]
-    ]
-    whole = make_whole([records[0], records[-1]], config, Skipped())
-    assert whole.boxes.shape == (2, 1, 4)
-    wrong = np.array([0, 0, 0.02, 0.02], np.float32)
-
-    def detector(image):
-        count = image.shape[0]
-        boxes = np.stack(
-            [
-                np.tile(wrong, (count, 1)),
-                np.tile(whole.boxes[0], (count, 1)),
-                np.zeros((count, 4), np.float32),
-            ],
-            axis=1,
-        )
-        scores = np.tile(np.array([0.9, 0.8, 0], np.float32), (count, 1))
-        return {
-            "boxes": tf.constant(boxes),
-            "scores": tf.constant(scores),
-            "classes": tf.zeros([count, 3]),
-        }
-
-    metrics = validate({"detector": detector}, whole.take([0]))
-    assert metrics == {"recall": 1.0, "recall_of_all": 1.0, "froc": pytest.approx((0 + 0 + 4) / 6)}
-    assert list(metrics)[0] == "recall", "it decides which checkpoint is best"
-    other = whole.take([0, 1])
-    overlap = iou(whole.boxes[0], whole.boxes[1])[0, 0]
-    assert overlap < 0.5
-    assert validate({"detector": detector}, other)["recall_of_all"] == 0.5
-
-
-def test_validation_distinguishes_classes():
-    config = DataConfig(size=64, kinds=("calcification", "mass"))
-    records = [
-        record
-        for record in phantom.read(count=8)
-        if [lesion.kind for lesion in record.lesions] == ["mass"]
-    ][:1]
-    whole = make_whole(records, config, Skipped())
-
-    def detector(image, kind):
-        return {
-            "boxes": tf.constant(whole.boxes),
-            "scores": tf.ones([1, 1]),
-            "classes": tf.fill([1, 1], float(kind)),
-        }
-
-    assert validate({"detector": lambda image: detector(image, 1)}, whole)["recall_of_all"] == 1
-    assert validate({"detector": lambda image: detector(image, 0)}, whole)["recall_of_all"] == 0
-
-
-@pytest.mark.parametrize("first", [0, 1])
-def test_validation_is_given_classes_from_0_on(first):
-    detected = {
-        "detection_boxes": tf.ones([1, 2, 4]),
-        "detection_scores": tf.constant([[0.5, 0.0]]),
-        "detection_classes": tf.constant([[1.0 + first, 0.0]]),
-        "num_detections": tf.ones([1]),
-    }
-    answer = validation_functions(lambda image: detected, (4, 6), first)["detector"](
-        image=tf.zeros([1, 4, 6, 1])
-    )
-    assert set(answer) == {"boxes", "scores", "classes"}
-    assert answer["classes"].numpy().tolist() == [[1, 0]]
-
-
-def test_validation_needs_a_lesion():
-    config = DataConfig(size=64, kinds=("mass",))
-    whole = make_whole(phantom.read(count=8), config, Skipped())
-    normal = whole.take(np.flatnonzero(whole.kinds == "normal"))
-    assert len(normal)
-    nothing = {
-        "boxes": tf.zeros([len(normal), 1, 4]),
-        "scores": tf.zeros([len(normal), 1]),
-        "classes": tf.zeros([len(normal), 1]),
-    }
-    with pytest.raises(DetectionError, match="nothing to validate on"):
-        validate({"detector": lambda image: nothing}, normal)
 
 
 SCRIPT = """

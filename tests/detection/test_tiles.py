@@ -30,33 +30,18 @@ def test_every_pixel_is_covered_and_what_fits_into_the_overlap_lies_whole_in_a_t
     overlap = int(random.integers(1, min(shape)))
     image = tuple(random.integers(1, 150, 2).tolist())
     places = tiles.lay_grid(image, shape, overlap)
-    for axis in (0, 1):
-        starts = sorted({place[axis] for place in places})
-        inside = np.array(starts)[:, np.newaxis] + np.arange(shape[axis])
-        assert set(range(image[axis])) <= set(inside.ravel().tolist())
-        assert starts[0] == 0 and (
-            starts[-1] + shape[axis] == image[axis]
-            or (len(starts) == 1 and shape[axis] > image[axis])
-        )
-        assert all(
-            first + shape[axis] - second >= overlap
-            for first, second in zip(starts, starts[1:], strict=False)
-        )
-        # One tile less could not reach the border, each going shape - overlap px beyond the one
+    every = [sorted({place[axis] for place in places}) for axis in (0, 1)]
+    assert len(places) == len(set(places)) == len(every[0]) * len(every[1])
+    for starts, length, side in zip(every, image, shape, strict=True):
+        assert set(range(length)) <= {start + px for start in starts for px in range(side)}
+        assert starts[0] == 0 and (starts[-1] + side == length or starts == [0] and side > length)
+        assert all(np.diff(starts) <= side - overlap)
+        # One tile less could not reach the border, each going side - overlap px beyond the one
         # before it.
-        assert (
-            len(starts) == 1 or (len(starts) - 1) * (shape[axis] - overlap) + overlap < image[axis]
-        )
-        for low in range(max(0, image[axis] - overlap) + 1):
-            assert any(
-                start <= low and min(image[axis], low + overlap) <= start + shape[axis]
-                for start in starts
-            )
-    assert (
-        len(places)
-        == len(set(places))
-        == len({top for top, _ in places}) * len({left for _, left in places})
-    )
+        assert starts == [0] or (len(starts) - 1) * (side - overlap) + overlap < length
+        for low in range(max(0, length - overlap) + 1):
+            high = min(length, low + overlap)
+            assert any(start <= low and high <= start + side for start in starts)
 
 
 def test_tiles_that_share_all_of_themselves_are_refused():
@@ -64,50 +49,37 @@ def test_tiles_that_share_all_of_themselves_are_refused():
         tiles.lay_grid((20, 20), (8, 6), 6)
 
 
-def merged(rows, same=tiles.SAME):
-    """Of rows (box, score, class, tile)."""
-    boxes, scores, classes, numbers = zip(*rows, strict=True)
-    return tiles.merge(
-        np.array(boxes, np.float32),
-        np.array(scores, np.float32),
-        np.array(classes),
-        np.array(numbers),
-        same,
-    ).tolist()
+WHOLE = ((100, 100, 140, 140), 0.5, 1, 1)  # a lesion of 40 px
+PART = ((100, 100, 140, 108), 0.5, 1, 0)  # of which the other tile shows the first 8 columns
+HALF = [((0, 0, 10, 10), 0.9, 1, 0), ((0, 6, 10, 14), 0.8, 1, 1)]  # 40 of 80 px are shared
+SAME_TILE = [((0, 0, 10, 10), 0.9, 1, 0), ((0, 1, 10, 11), 0.8, 1, 0), ((2, 2, 4, 4), 0.95, 1, 0)]
+MANY = [
+    ((0, 0, 10, 10), 0.7, 1, 0),
+    ((0, 6, 10, 16), 0.8, 1, 1),  # shares 40 of 100 with the first
+    ((0, 4, 10, 14), 0.6, 1, 2),  # shares 60 with the first and 80 with the second
+    ((2, 2, 4, 4), 0.5, 1, 1),  # lies in the first
+    ((2, 2, 4, 4), 0.4, 2, 1),  # so does this, of another class
+    ((30, 30, 30, 40), 0.9, 1, 3),  # no area
+    ((50, 50, 60, 60), 0.1, 1, 3),
+]
 
 
-def test_merging_by_hand():
-    rows = [
-        ((0, 0, 10, 10), 0.7, 1, 0),
-        ((0, 6, 10, 16), 0.8, 1, 1),  # shares 40 of 100 with the first
-        ((0, 4, 10, 14), 0.6, 1, 2),  # shares 60 with the first and 80 with the second
-        ((2, 2, 4, 4), 0.5, 1, 1),  # lies in the first
-        ((2, 2, 4, 4), 0.4, 2, 1),  # so does this, of another class
-        ((30, 30, 30, 40), 0.9, 1, 3),  # no area
-        ((50, 50, 60, 60), 0.1, 1, 3),
-    ]
-    assert merged(rows) == [1, 0, 4, 6]
-    assert merged(rows, 0.39) == [1, 3, 4, 6], (
-        "0.4 is more than that, and what hid the fourth is gone"
-    )
-
-
-def test_what_a_border_cut_gives_way_to_the_whole_that_is_as_sure():
-    """A lesion of 40 px, of which the other tile shows the first 8 columns: 320 px of 320."""
-    whole = ((100, 100, 140, 140), 0.5, 1, 1)
-    part = ((100, 100, 140, 108), 0.5, 1, 0)
-    assert merged([part, whole]) == [1] and merged([whole, part]) == [0]
-
-
-def test_half_is_not_more_than_half():
-    """In the other tile's box of 8 columns lie 4 of the first one's: 40 of 80 px."""
-    rows = [((0, 0, 10, 10), 0.9, 1, 0), ((0, 6, 10, 14), 0.8, 1, 1)]
-    assert merged(rows) == [0, 1] and merged(rows, 0.49) == [0]
-
-
-def test_boxes_of_one_tile_are_left_as_they_are():
-    rows = [((0, 0, 10, 10), 0.9, 1, 0), ((0, 1, 10, 11), 0.8, 1, 0), ((2, 2, 4, 4), 0.95, 1, 0)]
-    assert merged(rows) == [2, 0, 1]
+@pytest.mark.parametrize(
+    ("rows", "same", "kept"),
+    [
+        (MANY, tiles.SAME, [1, 0, 4, 6]),
+        # 0.4 is more than that, and what hid the fourth is gone
+        (MANY, 0.39, [1, 3, 4, 6]),
+        ([PART, WHOLE], tiles.SAME, [1]),  # of equally sure boxes the larger one stays
+        ([WHOLE, PART], tiles.SAME, [0]),
+        (HALF, tiles.SAME, [0, 1]),  # half is not more than half
+        (HALF, 0.49, [0]),
+        (SAME_TILE, tiles.SAME, [2, 0, 1]),
+    ],
+)
+def test_merging_by_hand(rows, same, kept):
+    boxes, scores, classes, numbers = (np.array(column) for column in zip(*rows, strict=True))
+    assert tiles.merge(boxes.astype(np.float32), scores, classes, numbers, same).tolist() == kept
 
 
 def test_nothing_found_is_nothing_merged():

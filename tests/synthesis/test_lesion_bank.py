@@ -18,8 +18,8 @@ from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 from tfmammo.synthesis import lesion_bank
 from tfmammo.synthesis.config import PatientsConfig, SynthesisConfig
 from tfmammo.synthesis.lesion_bank import LesionBank
+from tfmammo.synthesis.mammograms import Synthesizer
 from tfmammo.synthesis.sources import SourceLesion, Sources
-from tfmammo.synthesis.synthesizer import Synthesizer
 
 ROWS = 90
 COLS = 120
@@ -42,7 +42,7 @@ def ramp():
 def record(image=noise, corners=CORNERS, **facts):
     facts = {"archive": "made", "patient_id": "p", "image_id": "i", **facts}
     size = {"rows": ROWS, "cols": COLS}
-    lesions = (Lesion.from_outline("mass", corners, ROWS, COLS),)
+    lesions = (Lesion.from_outline("mass", np.float32(corners), ROWS, COLS),)
     return Mammogram(**{**size, "read": image, "lesions": lesions, **facts})
 
 
@@ -67,13 +67,13 @@ def shown(image, around):
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_quarter_turns_and_mirror_images_are_exact(quarters, mirrored):
     piece = turned(angle=(0, 90, 180, -90)[quarters], mirrored=mirrored)
-    expected = [
+    mask, image = (
         np.rot90(part[:, ::-1] if mirrored else part, quarters)
         for part in (MASK, shown(noise(), piece.around))
-    ]
-    np.testing.assert_array_equal(piece.mask, expected[0])
+    )
+    np.testing.assert_array_equal(piece.mask, mask)
     assert piece.around == 4 and piece.mask.dtype == np.uint8 and piece.image.dtype == np.float32
-    np.testing.assert_array_equal(piece.image, expected[1])
+    np.testing.assert_array_equal(piece.image, image)
     np.testing.assert_array_equal(piece.crop(2), piece.image[2:-2, 2:-2])
 
 
@@ -92,25 +92,20 @@ def test_a_resized_ramp_is_a_ramp():
     np.testing.assert_allclose(piece.image, expected, atol=2e-4)
 
 
-def test_any_angle_keeps_area_and_grey_values():
-    for angle in (17.0, -45.0, 133.3):
-        piece = turned(angle=angle, factor=3, donor=record(ramp))
-        assert piece.mask.sum() == pytest.approx(9 * MASK.sum(), rel=0.03)
-        assert (
-            piece.mask[0].any()
-            and piece.mask[-1].any()
-            and piece.mask[:, 0].any()
-            and piece.mask[:, -1].any()
-        )
-        inside = piece.crop(0)[piece.mask > 0]
-        assert inside.mean() == pytest.approx(shown(ramp(), 0)[MASK > 0].mean(), abs=5e-4)
-        # Counter-clockwise as shown: what was to the right, and brighter, lies up for a positive
-        # angle. 0.002 a column, 0.001 a row.
-        down, right = (np.gradient(piece.image)[axis].mean() * 3 for axis in (0, 1))
-        cosine = np.cos(np.deg2rad(angle))
-        sine = np.sin(np.deg2rad(angle))
-        assert right == pytest.approx(0.002 * cosine + 0.001 * sine, abs=5e-5)
-        assert down == pytest.approx(0.001 * cosine - 0.002 * sine, abs=5e-5)
+@pytest.mark.parametrize("angle", [17.0, -45.0, 133.3])
+def test_any_angle_keeps_area_and_grey_values(angle):
+    piece = turned(angle=angle, factor=3, donor=record(ramp))
+    assert piece.mask.sum() == pytest.approx(9 * MASK.sum(), rel=0.03)
+    assert all(side.any() for side in (*piece.mask[[0, -1]], *piece.mask.T[[0, -1]]))
+    inside = piece.crop(0)[piece.mask > 0]
+    assert inside.mean() == pytest.approx(shown(ramp(), 0)[MASK > 0].mean(), abs=5e-4)
+    # Counter-clockwise as shown: what was to the right, and brighter, lies up for a positive
+    # angle. 0.002 a column, 0.001 a row.
+    down, right = (gradient.mean() * 3 for gradient in np.gradient(piece.image))
+    cosine = np.cos(np.deg2rad(angle))
+    sine = np.sin(np.deg2rad(angle))
+    assert right == pytest.approx(0.002 * cosine + 0.001 * sine, abs=5e-5)
+    assert down == pytest.approx(0.001 * cosine - 0.002 * sine, abs=5e-5)
 
 
 @pytest.mark.parametrize(
@@ -133,39 +128,45 @@ def test_nothing_aliases_that_shrinks():
     stripes or one of their values.
     """
     stripes = partial(np.tile, np.array([[[0.0], [1.0]]], np.float32), (ROWS, COLS // 2, 1))
-    corners = np.array([[20, 20], [20, 100], [70, 100], [70, 20]], np.float32)
-    piece = turned(factor=0.25, donor=record(stripes, corners))
+    donor = record(stripes, [[20, 20], [20, 100], [70, 100], [70, 20]])
+    piece = turned(factor=0.25, donor=donor)
     assert piece.crop(0).mean() == pytest.approx(0.5, abs=0.05) and piece.crop(0).std() < 0.2
-    assert turned(donor=record(stripes, corners)).crop(0).std() == pytest.approx(0.5, abs=0.01)
+    assert turned(donor=donor).crop(0).std() == pytest.approx(0.5, abs=0.01)
 
 
 def test_the_largest_of_several_parts_is_inserted():
     small, large = (
-        np.array(
-            [[top, 20], [top, 20 + side], [top + side, 20 + side], [top + side, 20]], np.float32
-        )
+        np.float32([[top, 20], [top, 20 + side], [top + side, 20 + side], [top + side, 20]])
         for top, side in ((20, 5), (40, 19))
     )
     donor = record(lesions=(Lesion("mass", (20, 20, 60, 40), (small, large)),))
     assert turned(donor=donor).mask.shape == (20, 20) and turned(donor=donor).mask.all()
 
 
-def test_what_cant_be_inserted():
-    cut = record(corners=np.array([[0, 50], [0, 60], [20, 60]], np.float32))
-    empty = record(image_id="e", lesions=(replace(record().lesions[0], box=(30, 50, 30, 50)),))
-    region = partial(np.zeros, (ROWS, COLS), np.uint8)
-    nothing = record(image_id="n", lesions=(MaskedLesion("mass", region),))
-    for values, reason in (
+CUT = record(corners=[[0, 50], [0, 60], [20, 60]])
+EMPTY = record(image_id="e", lesions=(replace(record().lesions[0], box=(30, 50, 30, 50)),))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
         ({"factor": 100}, "1400 x 900 px"),
         ({"factor": 0.01}, "0.1 x 0.1 px"),
-        ({"donor": cut}, "lesion 0 of i: .*touches"),
-        ({"donor": empty}, "lesion 0 of e: its mask is empty"),
-    ):
-        with pytest.raises(DataError, match=reason):
-            turned(**values)
+        ({"donor": CUT}, "lesion 0 of i: .*touches"),
+        ({"donor": EMPTY}, "lesion 0 of e: its mask is empty"),
+    ],
+)
+def test_what_cant_be_inserted(values, reason):
+    with pytest.raises(DataError, match=reason):
+        turned(**values)
+
+
+def test_unusable_lesions_are_noted():
+    region = partial(np.zeros, (ROWS, COLS), np.uint8)
+    nothing = record(image_id="n", lesions=(MaskedLesion("mass", region),))
     skipped = Skipped()
     good = SourceLesion(record(), 0)
-    bad = [SourceLesion(mammogram, 0) for mammogram in (cut, empty, nothing)]
+    bad = [SourceLesion(mammogram, 0) for mammogram in (CUT, EMPTY, nothing)]
     assert LesionBank((*bad, good)).find_usable(skipped) == [good]
     assert skipped.reasons == {
         "i": f"lesion 0: {lesion_bank.CUT_OFF}",
@@ -237,11 +238,16 @@ def on_disk(tmp_path):
     return DataConfig(name="folder", root=tmp_path / "folder")
 
 
-def load_bank(lesions, data=None, **values):
-    """The bank of a config, as a synthesis loads it."""
-    data = data or DataConfig()
-    config = SynthesisConfig(name="a", renderer="paste", data=data, lesions=lesions, **values)
-    return Synthesizer.load(config, Sources(config)).lesions.lesions
+def open_sources(lesions, **values):
+    """What a synthesis takes from archives."""
+    values = {"data": DataConfig(), "mammograms": "all", **values}
+    return Sources(SynthesisConfig(name="a", renderer="paste", lesions=lesions, **values))
+
+
+def load_bank(lesions, **values):
+    """The lesions of a config's bank, as a synthesis loads it."""
+    sources = open_sources(lesions, **values)
+    return Synthesizer.load(sources.config, sources).lesions.lesions
 
 
 def test_the_bank_holds_what_is_asked_for(on_disk, tmp_path):
@@ -272,17 +278,9 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
     def side(name, fold=0, data=on_disk, lesions=on_disk):
         """Patients of the lesions, and of the mammograms to insert into."""
         patients = PatientsConfig(split_file=file, fold=fold, side=name)
-        bank = load_bank(lesions, data, patients=patients)
-        config = SynthesisConfig(
-            name="a",
-            renderer="paste",
-            data=data,
-            lesions=lesions,
-            patients=patients,
-            mammograms="all",
-        )
-        mammograms = Sources(config).mammograms
-        return {donor.mammogram.patient_id for donor in bank}, {
+        sources = open_sources(lesions, data=data, patients=patients)
+        mammograms = sources.mammograms
+        return {source.mammogram.patient_id for source in sources.lesions}, {
             mammogram.patient_id for mammogram in mammograms
         }
 
@@ -305,8 +303,9 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
         ({a: 0, b: 1, c: 1}, {}, 2, "has no fold 2, only 2 folds"),
     ]:
         save_split(file, places, **changes)
+        patients = PatientsConfig(split_file=file, fold=fold)
         with pytest.raises(DataError, match=reason):
-            side("train", fold)
+            load_bank(on_disk, data=on_disk, patients=patients)
 
 
 def test_a_recipes_lesion_is_found_again(on_disk):
@@ -325,11 +324,7 @@ def test_a_recipes_lesion_is_found_again(on_disk):
     ]:
         with pytest.raises(DataError, match=reason):
             lesion_bank.find_lesion(piece.record.model_copy(update=changes), on_disk, mammograms)
-
-
-def test_an_unreadable_mammogram_of_a_lesion(on_disk):
     for path in (on_disk.root / "images").iterdir():
         path.write_bytes(path.read_bytes()[:400])
-    lesions = on_disk.model_copy(update={"mixed_findings": True})
     with pytest.raises(ArchiveError, match=r"00000\d.png"):
-        draw(load_bank(lesions), target(archive="folder"))
+        draw(load_bank(on_disk.model_copy(update={"mixed_findings": True})), into)

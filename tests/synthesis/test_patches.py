@@ -67,56 +67,19 @@ def test_every_patch_is_there_with_its_recipe(patches_made, mammograms):
     known = {mammogram.image_id: mammogram for mammogram in mammograms}
     for recipe in recipes:
         source = recipe.source
-        assert (
-            recipe.is_whole(output)
-            and not recipe.left_out
-            and known[source.image_id].patient_id == source.patient_id
-        )
-        assert is_normal(known[source.image_id]) == (recipe.target == "mass")
+        mammogram = known[source.image_id]
+        assert recipe.is_whole(output) and not recipe.left_out
+        assert mammogram.patient_id == source.patient_id
+        assert is_normal(mammogram) == (recipe.target == "mass")
+        if recipe.target == "removal":
+            index = int(source.patch.rpartition("#")[2].partition("@")[0])
+            assert mammogram.lesions[index].pathology == "malignant"
         top, left, bottom, right = source.place
         # 32 px at a scale of 1/4
         assert bottom - top == right - left == 128 and top >= 0 and bottom <= 1024
     assert len({(recipe.target, recipe.source.patch) for recipe in recipes}) == 12
-    places = {
-        target: [r.source.image_id for r in recipes if r.target == target]
-        for target in ("mass", "removal")
-    }
-    normal = sum(map(is_normal, mammograms))
-    assert len(set(places["mass"])) == min(6, normal)  # spread evenly
-
-
-def test_a_patch_is_the_real_one_plus_half_the_softened_lesion(
-    patches_made, mammograms, generators
-):
-    """Independently: the window cut, scaled and stretched; the disc, expanded by 1 px and smoothed
-    by 1 px, 0.6 / 2 high.
-    """
-    output, recipes = patches_made
-    recipe = next(recipe for recipe in recipes if recipe.target == "mass")
-    (source,) = [
-        mammogram for mammogram in mammograms if mammogram.image_id == recipe.source.image_id
-    ]
-    top, left, bottom, right = recipe.source.place
-    small = cv2.resize(
-        source.pixels()[top:bottom, left:right, 0], (32, 32), interpolation=cv2.INTER_AREA
-    )
-    low, high = np.percentile(small, (0.5, 99.5))
-    patch = np.clip((small - low) / (high - low), 0, 1)
-    centre = np.arange(32) - 15.5
-    disc = (np.hypot(centre[:, None], centre) < 8).astype(np.float32)
-    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
-    edge = cv2.GaussianBlur(cv2.dilate(disc, cross), (0, 0), 1)
-    stored = cv2.imread(str(output / "images" / f"{recipe.name}.png"), cv2.IMREAD_UNCHANGED)
-    assert stored.dtype == np.uint16
-    expected = np.clip(patch + edge * 0.3 * disc, 0, 1)
-    assert np.abs(stored / 65535 - expected).max() < 1e-4
-    mask = cv2.imread(str(output / "masks" / f"{recipe.name}.png"), cv2.IMREAD_UNCHANGED)
-    np.testing.assert_array_equal(mask > 0, disc > 0)
-    assert recipe.area == pytest.approx(disc.mean())
-
-
-def test_discarded_lesions_are_drawn_again_and_counted(patches_made):
-    output, recipes = patches_made
+    images = {recipe.source.image_id for recipe in recipes if recipe.target == "mass"}
+    assert len(images) == min(6, sum(map(is_normal, mammograms))), "spread evenly"
     discarded = sum(recipe.discarded for recipe in recipes if recipe.target == "mass")
     assert 1 <= discarded <= 30  # every other draw
     rate = f"{100 * discarded / (6 + discarded):.1f} %"
@@ -124,21 +87,45 @@ def test_discarded_lesions_are_drawn_again_and_counted(patches_made):
     assert counts in (output / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_patch_is_the_real_one_plus_half_the_softened_lesion(patches_made, mammograms):
+    """Independently: the window cut, scaled and stretched; the disc, expanded by 1 px and smoothed
+    by 1 px, 0.6 / 2 high.
+    """
+    output, recipes = patches_made
+    recipe = next(recipe for recipe in recipes if recipe.target == "mass")
+    (source,) = [each for each in mammograms if each.image_id == recipe.source.image_id]
+    top, left, bottom, right = recipe.source.place
+    native = source.pixels()[top:bottom, left:right, 0]
+    small = cv2.resize(native, (32, 32), interpolation=cv2.INTER_AREA)
+    low, high = np.percentile(small, (0.5, 99.5))
+    patch = np.clip((small - low) / (high - low), 0, 1)
+    centre = np.arange(32) - 15.5
+    disc = (np.hypot(centre[:, None], centre) < 8).astype(np.float32)
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
+    edge = cv2.GaussianBlur(cv2.dilate(disc, cross), (0, 0), 1)
+    stored, mask = (
+        cv2.imread(str(output / part / f"{recipe.name}.png"), cv2.IMREAD_UNCHANGED)
+        for part in ("images", "masks")
+    )
+    assert stored.dtype == np.uint16
+    expected = np.clip(patch + edge * 0.3 * disc, 0, 1)
+    assert np.abs(stored / 65535 - expected).max() < 1e-4
+    np.testing.assert_array_equal(mask > 0, disc > 0)
+    assert recipe.area == pytest.approx(disc.mean())
+
+
 @pytest.mark.slow
-def test_a_second_run_changes_nothing_and_a_lost_file_comes_back_bit_for_bit(
+def test_a_lost_file_comes_back_bit_for_bit_and_a_greater_count_adds(
     patches_made, generators, tmp_path
 ):
-    output, _ = patches_made
-    before = read_files(output)
-    (output / "images/mass/000002.png").write_bytes(b"")
-    (output / "recipes/normal/000001.json").unlink()
-    synthesize(config(generators), output)
-    assert read_files(output) == before
-    shutil.copytree(output, tmp_path / "more")
-    more = synthesize(config(generators, count=8), tmp_path / "more")
-    assert len(more) == 16 and before.items() - read_files(tmp_path / "more").items() == {
-        ("README.md", before["README.md"])
-    }
+    before = read_files(patches_made[0])
+    copy = shutil.copytree(patches_made[0], tmp_path / "copy")
+    (copy / "images/mass/000002.png").write_bytes(b"")
+    (copy / "recipes/normal/000001.json").unlink()
+    synthesize(config(generators), copy)
+    assert read_files(copy) == before
+    assert len(synthesize(config(generators, count=8), copy)) == 16
+    assert {name for name, _ in before.items() - read_files(copy).items()} == {"README.md"}
 
 
 @pytest.mark.long
@@ -193,23 +180,15 @@ def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, genera
     assert "post-processing discards" in recipe.left_out and recipe.discarded == 2
     recipe = read_recipe(PatchRecipe, tmp_path / "large/recipes/mass/000000.json")
     assert (recipe.discarded, recipe.unusable, recipe.files) == (0, 20, {})
-    with pytest.raises(ConfigError, match="was made with another seed;"):
-        synthesize(config(generators, seed=1), patches_made[0])
-    with pytest.raises(DataError, match="tfmammo.synthesis.patches"):
-        PatchSet.read(tmp_path)
-    with pytest.raises(DataError, match="the work on it was not finished"):
-        PatchSet.read(tmp_path / "idle")
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(DataError, match="is not a recipe of this version"):
-        read_recipe(PatchRecipe, tmp_path / "x.json")
-
-
-def test_removal_takes_malignant_lesions_alone(patches_made, mammograms):
-    known = {mammogram.image_id: mammogram for mammogram in mammograms}
-    for recipe in patches_made[1]:
-        if recipe.target == "removal":
-            index = int(recipe.source.patch.rpartition("#")[2].partition("@")[0])
-            assert known[recipe.source.image_id].lesions[index].pathology == "malignant"
+    for read, error, named in (
+        (lambda: synthesize(config(generators, seed=1), patches_made[0]), ConfigError, "seed;"),
+        (lambda: PatchSet.read(tmp_path), DataError, "tfmammo.synthesis.patches"),
+        (lambda: PatchSet.read(tmp_path / "idle"), DataError, "was not finished"),
+        (lambda: read_recipe(PatchRecipe, tmp_path / "x.json"), DataError, "x.json"),
+    ):
+        with pytest.raises(error, match=named):
+            read()
 
 
 @pytest.mark.long
@@ -218,20 +197,16 @@ def test_the_command(generators, tmp_path, monkeypatch):
     module = "tfmammo.synthesis.patches"
     done = run_module(module, "--config", "config.yaml", "--output", "set", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (
-        len(list((tmp_path / "set/images").rglob("*.png"))) == 4
-        and "generated lesions discarded" in done.stderr
-    )
+    assert len(list((tmp_path / "set/images").rglob("*.png"))) == 4
+    assert "generated lesions discarded" in done.stderr
     where = f"generators.removal={generators['removal']}"
     monkeypatch.chdir(tmp_path)
     run = partial(run_module_here, module)
     done = run("--recipe", "set/recipes/normal/000001.json", "--output", "one", "--set", where)
     assert done.returncode == 0 and "normal/000001: made again, bit for bit" in done.stderr
     done = run("--config", "config.yaml", "--output", "set", "--set", "countt=1")
-    assert (
-        done.returncode == 2
-        and done.stderr == "error: config.yaml: countt: unknown key, did you mean count?\n"
-    )
+    assert done.stderr == "error: config.yaml: countt: unknown key, did you mean count?\n"
+    assert done.returncode == 2
 
 
 @pytest.mark.long

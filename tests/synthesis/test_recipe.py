@@ -5,24 +5,24 @@ write nothing elsewhere.
 import json
 import re
 import shutil
+from functools import partial
 
-import cv2
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.archives.writers import folder as writer
-from tests.small_mammograms import make_mammogram, textured_breast
+from tests.synthesis_archives import MASSES, draw_breast, draw_mammogram, write_archive, write_mask
+from tests.synthetic_sets import read_files
 from tfmammo import archives
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
 from tfmammo.data import runners
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.mammogram import Lesion, Skipped
+from tfmammo.mammogram import Skipped
 from tfmammo.synthesis import mammograms, patches
-from tfmammo.synthesis.config import PatchSynthesisConfig, ShapeConfig, SynthesisConfig
+from tfmammo.synthesis.config import PatchSynthesisConfig, ShapeConfig
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
 from tfmammo.synthesis.recipe import Recipe, read_recipe
 from tfmammo.tracking.export import export, load_identified
@@ -33,28 +33,6 @@ STORE = f"postgresql://jane:{PASSWORD}@store.example/mlflow?token={PASSWORD}"
 PHANTOMS = DataConfig(phantoms=8)
 
 
-def draw_record(number, corners=None):
-    lesions = ()
-    if corners:
-        lesions = (Lesion.from_outline("mass", np.float32(corners), 200, 150),)
-    pathology = "benign" if lesions else "normal"
-    image = textured_breast(number)
-    return make_mammogram(number, image, lesions, spacing=(0.1, 0.1), pathology=pathology)
-
-
-def write_masses(root):
-    corners = [[80, 30], [80, 50], [104, 50], [104, 30]]
-    writer.write([draw_record(5, corners), draw_record(6, corners)], root)
-    return DataConfig(name="folder", root=root)
-
-
-@pytest.fixture(scope="module")
-def normal(tmp_path_factory):
-    root = tmp_path_factory.mktemp("jane_doe") / "normal"
-    writer.write([draw_record(0), draw_record(1)], root)
-    return root
-
-
 @pytest.fixture(scope="module")
 def infillings(tiny_infilling):
     """Two training runs of one infilling: other weights, the same everything else."""
@@ -62,18 +40,10 @@ def infillings(tiny_infilling):
 
 
 @pytest.fixture
-def config(normal, infillings):
-    """A function (**values) -> a config of one mass in each mammogram."""
-
-    def make(**values):
-        data = DataConfig(name="folder", root=normal)
-        defaults = {"name": "tiny", "data": data, "count": 2, "format": "png"}
-        if "renderer" not in values:
-            defaults |= {"generator": str(infillings[0]), "feather": 6}
-            defaults |= {"shapes": ShapeConfig(drawn="oval"), "size": (24, 20)}
-        return SynthesisConfig(**defaults | values)
-
-    return make
+def oval(config, infillings):
+    """A function (**values) -> a config of one oval mass in each of two mammograms."""
+    facts = {"generator": str(infillings[0]), "sizes": None, "count": 2}
+    return partial(config, shapes=ShapeConfig(drawn="oval"), size=(24, 20), **facts)
 
 
 @pytest.fixture
@@ -92,7 +62,7 @@ def patch_config(tiny_contextual):
 @pytest.fixture
 def picture(tmp_path):
     path = tmp_path / "picture.png"
-    synthetic.write_png(path, Stored.of_image(textured_breast(0), 16))
+    synthetic.write_png(path, Stored.of_image(draw_breast(0), 16))
     return open_mammogram(path, "L", "CC", (0.1, 0.1))
 
 
@@ -100,11 +70,6 @@ def replace_export(folder, by):
     """As a training run does that ends again in the same folder."""
     shutil.rmtree(folder)
     shutil.copytree(by, folder)
-
-
-def read_pixels(root):
-    paths = sorted((root / "images").iterdir())
-    return np.stack([cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in paths])
 
 
 # Which network made it
@@ -132,17 +97,17 @@ def test_an_open_editor_names_the_weights_that_it_uses_after_they_were_replaced(
 
 
 def test_a_training_run_that_ends_again_in_its_folder_is_another_generator(
-    config, infillings, where, tmp_path
+    oval, infillings, where, tmp_path
 ):
     folder = shutil.copytree(infillings[0], tmp_path / "infilling")
-    set_config = config(generator=str(folder))
+    set_config = oval(generator=str(folder))
     mammograms.synthesize(set_config, tmp_path / "first")
     replace_export(folder, infillings[1])
     with pytest.raises(ConfigError, match=r"generator\.weights"):
         mammograms.synthesize(set_config, tmp_path / "first")
     mammograms.synthesize(set_config, tmp_path / "second")
-    mammograms.synthesize(config(generator=str(infillings[1])), tmp_path / "fresh")
-    np.testing.assert_array_equal(read_pixels(tmp_path / "second"), read_pixels(tmp_path / "fresh"))
+    mammograms.synthesize(oval(generator=str(infillings[1])), tmp_path / "fresh")
+    assert read_files(tmp_path / "second/images") == read_files(tmp_path / "fresh/images")
     first, second, fresh = (
         read_recipe(Recipe, tmp_path / name / "recipes/000000.json").generator
         for name in ("first", "second", "fresh")
@@ -154,7 +119,7 @@ def test_a_training_run_that_ends_again_in_its_folder_is_another_generator(
 
 
 def test_a_generator_that_is_replaced_during_the_work_stops_it(
-    config, patch_config, infillings, tmp_path, monkeypatch
+    oval, patch_config, infillings, tmp_path, monkeypatch
 ):
     run = runners.run
     folder = shutil.copytree(infillings[0], tmp_path / "export")
@@ -166,7 +131,7 @@ def test_a_generator_that_is_replaced_during_the_work_stops_it(
 
     monkeypatch.setattr(runners, "run", replace_first)
     with pytest.raises(DataError, match="was replaced"):
-        mammograms.synthesize(config(generator=str(folder)), tmp_path / "out")
+        mammograms.synthesize(oval(generator=str(folder)), tmp_path / "out")
     replace_export(folder, patch_config(0.3).generators["mass"])
     others[0] = patch_config(0.6).generators["mass"]
     with pytest.raises(DataError, match="export: was replaced"):
@@ -174,16 +139,14 @@ def test_a_generator_that_is_replaced_during_the_work_stops_it(
 
 
 def test_equal_weights_are_one_network_however_often_they_are_exported(
-    config, tiny_infilling, where, tmp_path
+    oval, infillings, tiny_infilling, where, tmp_path
 ):
-    first, again = (str(tiny_infilling(padding=20)) for _ in range(2))
-    set_config = config(generator=first, count=1)
-    (recipe,) = mammograms.synthesize(set_config, tmp_path / "out")
-    overrides = [*where(set_config), f"generator={again}"]
+    again = str(tiny_infilling(padding=20))
+    (recipe,) = mammograms.synthesize(oval(count=1), tmp_path / "out")
+    overrides = [*where(oval()), f"generator={again}"]
     mammograms.remake(tmp_path / "out/recipes/000000.json", tmp_path / "again", overrides)
-    np.testing.assert_array_equal(read_pixels(tmp_path / "again"), read_pixels(tmp_path / "out"))
     # its folder is the same work's
-    mammograms.synthesize(config(generator=again, count=1), tmp_path / "out")
+    mammograms.synthesize(oval(generator=again, count=1), tmp_path / "out")
     assert set(recipe.generator) == {"name", "step", "weights"}
 
 
@@ -212,45 +175,47 @@ def test_the_hash_follows_values_order_and_signature(tmp_path):
     assert len({known} | others) == 4
 
 
+def test_the_key_of_an_item_follows_what_made_it(oval, tmp_path):
+    (recipe,) = mammograms.synthesize(oval(count=1), tmp_path / "out")
+    (lesion,) = recipe.lesions
+    changes = [{"config": oval(feather=5)}, {"config": oval(whole_patch=True)}]
+    changes += [{"generator": {"weights": "0"}}, {"lesions": (lesion, lesion)}]
+    changes += [{"source": recipe.source.model_copy(update={"sha256": "0"})}, {"number": 1}]
+    keys = [recipe.model_copy(update=change).make_key() for change in changes]
+    assert keys[-1] == recipe.make_key(), "wherever it is in the set"
+    assert len(set(keys)) == len(keys)
+
+
 # What it does not tell
 
 
-def read_text(root):
-    """All text files that a work leaves."""
-    files = [path for path in root.rglob("*") if path.suffix in (".json", ".csv", ".md")]
-    assert len(files) > 3
-    return "\n".join(path.read_text(encoding="utf-8") for path in files)
-
-
 def test_no_password_and_no_path_of_the_owners_is_in_a_set(
-    config, patch_config, normal, infillings, picture, tmp_path
+    oval, config, patch_config, folders, infillings, picture, tmp_path
 ):
-    lesions = write_masses(tmp_path / "masses")
-    mask = np.zeros((40, 40), np.uint8)
-    mask[5:30, 8:28] = 255
-    cv2.imwrite(str(tmp_path / "mask.png"), mask)
-    shapes = ShapeConfig(files=tmp_path / "mask.png")
-    made_up = config(tracking_uri=STORE, lesions=lesions, size=None, shapes=shapes)
-    real = config(renderer="poisson", lesions=lesions)
-    text = ""
+    masses = [draw_mammogram(number, MASSES[0]) for number in (4, 6)]
+    lesions = write_archive(tmp_path / "masses", masses)
+    shapes = ShapeConfig(files=write_mask(tmp_path / "mask.png", (5, 8, 30, 28)))
+    made_up = oval(tracking_uri=STORE, lesions=lesions, size=None, shapes=shapes, masses=(1, 30))
+    real = config(renderer="poisson", lesions=lesions, masses=(1, 30))
     for name, set_config in (("made_up", made_up), ("real", real)):
-        mammograms.synthesize(set_config.model_copy(update={"masses": (1, 30)}), tmp_path / name)
-        text += read_text(tmp_path / name)
-        recipe = read_recipe(Recipe, tmp_path / name / "recipes/000000.json")
+        mammograms.synthesize(set_config, tmp_path / "sets" / name)
+        recipe = read_recipe(Recipe, tmp_path / "sets" / name / "recipes/000000.json")
         assert recipe.config.data.root is None and recipe.config.tracking_uri is None
         assert recipe.source.archive == "folder"
     set_config = patch_config(tracking_uri=STORE)
-    patches.synthesize(set_config, tmp_path / "patches")
-    text += read_text(tmp_path / "patches")
+    patches.synthesize(set_config, tmp_path / "sets/patches")
+    paths = (tmp_path / "sets").rglob("*")
+    texts = [path.read_text() for path in paths if path.suffix in (".json", ".csv", ".md")]
+    assert len(texts) > 15
     editor = EditorConfig(renderer="infilling", generator=str(infillings[0]), tracking_uri=STORE)
-    text += json.dumps(Editor.load(editor).edit(picture, REQUEST).recipe)
-    secrets = [tmp_path, tmp_path.parent, normal.parent, infillings[0].parent]
+    texts.append(json.dumps(Editor.load(editor).edit(picture, REQUEST).recipe))
+    secrets = [tmp_path, tmp_path.parent, folders, infillings[0].parent]
     for secret in (PASSWORD, *map(str, secrets), set_config.generators["mass"]):
-        assert secret not in text
+        assert not any(secret in text for text in texts)
 
 
-def test_why_an_item_is_left_out_names_no_folder(config, tmp_path):
-    lesions = write_masses(tmp_path / "masses")
+def test_why_an_item_is_left_out_names_no_folder(config, folders, tmp_path):
+    lesions = DataConfig(name="folder", root=shutil.copytree(folders / "masses", tmp_path / "m"))
     for path in (lesions.root / "images").iterdir():
         path.write_bytes(path.read_bytes()[:2000])  # its header can be read, its pixels not
     with pytest.raises(DataError, match="no item could be made") as error:
@@ -268,12 +233,11 @@ def test_why_an_item_is_left_out_names_no_folder(config, tmp_path):
     ("key", "value"),
     [("name", "../../escaped/evil"), ("number", "../../evil"), ("number", -1), ("lesion", "/evil")],
 )
-def test_a_recipe_leads_nowhere(config, where, key, value, tmp_path):
-    set_config = config(count=1)
-    mammograms.synthesize(set_config, tmp_path / "out")
+def test_a_recipe_leads_nowhere(oval, where, key, value, tmp_path):
+    mammograms.synthesize(oval(count=1), tmp_path / "out")
     recipe = json.loads((tmp_path / "out/recipes/000000.json").read_text()) | {key: value}
     (tmp_path / "evil.json").write_text(json.dumps(recipe))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match=f"{key}: "):
-        mammograms.remake(tmp_path / "evil.json", tmp_path / "a/b/c", where(set_config))
+        mammograms.remake(tmp_path / "evil.json", tmp_path / "a/b/c", where(oval()))
     assert sorted(tmp_path.rglob("*")) == before

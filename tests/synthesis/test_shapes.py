@@ -1,4 +1,6 @@
-"""Shapes of masses: what is kept of pictures, and which masks of a mask GAN are plausible."""
+"""Shapes and sizes of masses: what is kept of pictures, which masks of a mask GAN are plausible,
+and sizes fitted by hand.
+"""
 
 from pathlib import Path
 
@@ -6,41 +8,36 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.small_mammograms import make_mammogram, textured_breast
+from tests.synthesis_archives import make_mass, write_mask
+from tfmammo.config import DataConfig
 from tfmammo.errors import DataError
+from tfmammo.mammogram import Skipped
 from tfmammo.models import mask_gan
 from tfmammo.synthesis.generators import RECTANGULAR, MaskGenerator, measure_rectangularity
 from tfmammo.synthesis.shapes import NamedShapes, ShapeFiles, draw_shape
+from tfmammo.synthesis.sources import fit_sizes, select_lesions
 
 
-def write(path, *boxes):
-    mask = np.zeros((64, 64), np.uint8)
-    for top, left, bottom, right in boxes:
-        mask[top:bottom, left:right] = 255
-    assert cv2.imwrite(str(path), mask)
-    return ShapeFiles.find(path)
+def draw(path, *boxes):
+    source = ShapeFiles.find(write_mask(path, *boxes))
+    return draw_shape(source, np.random.default_rng(0))[0]
 
 
-def test_outlines_keep_their_thin_parts(tmp_path):
-    source = write(tmp_path / "mask.png", (20, 20, 40, 40), (30, 40, 31, 55))  # a spicule of one px
-    mask, _ = draw_shape(source, np.random.default_rng(0))
+def test_what_is_kept_of_a_picture(tmp_path):
+    """Thin parts and the largest region, without its holes."""
+    path = tmp_path / "mask.png"
+    mask = draw(path, (20, 20, 40, 40), (30, 40, 31, 55))  # a spicule of one px
     expected = np.zeros((20, 35), np.uint8)
     expected[:, :20] = 1
     expected[10, 20:] = 1
     np.testing.assert_array_equal(mask, expected)
-
-
-def test_the_largest_region_stays_and_its_holes_are_filled(tmp_path):
     sides = ((5, 5, 6, 25), (25, 5, 26, 25), (5, 5, 26, 6))
-    open_ring, _ = draw_shape(write(tmp_path / "mask.png", *sides), np.random.default_rng(0))
-    assert not open_ring.all()
-    source = write(tmp_path / "mask.png", *sides, (5, 24, 26, 25), (40, 40, 42, 42))
-    mask, _ = draw_shape(source, np.random.default_rng(0))
+    assert not draw(path, *sides).all(), "an open ring"
+    mask = draw(path, *sides, (5, 24, 26, 25), (40, 40, 42, 42))
     assert mask.shape == (21, 20) and mask.all()
-
-
-def test_an_empty_picture_is_named(tmp_path):
     with pytest.raises(DataError, match=r"mask.png: its mask is empty"):
-        draw_shape(write(tmp_path / "mask.png"), np.random.default_rng(0))
+        draw(path)
 
 
 # Masks of a mask GAN
@@ -83,7 +80,7 @@ def make_gan(mask):
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])
-def test_rectangles_are_not_plausible(size):
+def test_rectangles_are_not_plausible_and_masses_are(size):
     random = np.random.default_rng(0)
     masks = [fit_into(draw_rectangle(random), size) for _ in range(30)]
     assert all(measure_rectangularity(mask) > RECTANGULAR for mask in masks)
@@ -91,15 +88,10 @@ def test_rectangles_are_not_plausible(size):
     with pytest.raises(DataError, match="rectangles"):
         gan.generate(random)
     assert gan.generate(random, plausible=False).any()
-
-
-@pytest.mark.parametrize("size", [64, 128, 256])
-@pytest.mark.parametrize("name", ["round", "oval", "lobular", "irregular"])
-def test_masses_are_plausible(name, size):
-    random = np.random.default_rng(0)
-    masks = [fit_into(NamedShapes(name).draw(random)[0], size) for _ in range(25)]
-    assert sum(measure_rectangularity(mask) > RECTANGULAR for mask in masks) <= 1
-    assert make_gan(masks[0]).generate(random).any()
+    for name in ("round", "oval", "lobular", "irregular"):
+        masks = [fit_into(NamedShapes(name).draw(random)[0], size) for _ in range(25)]
+        assert sum(measure_rectangularity(mask) > RECTANGULAR for mask in masks) <= 1
+        assert make_gan(masks[0]).generate(random).any()
 
 
 def test_rectangularity_by_hand():
@@ -125,3 +117,31 @@ def test_real_masses_are_plausible(real_data, size):
         for mask in masks
     ]
     assert len(refused) > 800 and np.mean(refused) < 0.02
+
+
+# Sizes
+
+
+def fit(skipped, spacing=None, kinds=("mass",)):
+    """Fit sizes on masses of 10 x 20 and 30 x 60 px; a third one is as high as the mammogram."""
+    lesions = [make_mass(5, 5, 10, 20), make_mass(40, 40, 30, 60), make_mass(0, 0, 200, 10)]
+    mammogram = make_mammogram(0, textured_breast(0), lesions, spacing=spacing)
+    return fit_sizes(select_lesions([mammogram], DataConfig(kinds=kinds)), skipped)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "unit", "scale"), [(None, "px", (1, 1)), ((0.1, 0.2), "mm", (0.1, 0.2))]
+)
+def test_sizes_are_fitted_by_hand(spacing, unit, scale):
+    """Heights 10 and 30, widths 20 and 60: means 20 and 40, standard deviations sqrt(200) and
+    sqrt(800), correlation 1; in mm where spacings are known.
+    """
+    skipped = Skipped()
+    sizes = fit(skipped, spacing)
+    assert (sizes.unit, sizes.count) == (unit, 2)
+    assert sizes.correlation == pytest.approx(1)
+    assert sizes.height == pytest.approx((20 * scale[0], 200**0.5 * scale[0]))
+    assert sizes.width == pytest.approx((40 * scale[1], 800**0.5 * scale[1]))
+    assert skipped.reasons == {"0": "lesion 2: is over half the image high or wide"}
+    with pytest.raises(DataError, match="can't be fitted on 0 lesions"):
+        fit(Skipped(), kinds=("calcification",))

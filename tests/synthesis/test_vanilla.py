@@ -1,68 +1,41 @@
-"""Mammograms with patches that a vanilla GAN makes from noise: which are refused, how large they
-come, how they are inserted into the tissue.
+"""Patches that a vanilla GAN makes from noise: which are refused, how large they come, how they
+are inserted into the tissue.
 """
 
-import csv
 import json
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.archives.writers import folder as writer
 from tests.small_mammograms import make_mammogram
-from tests.synthetic_sets import NoiseModel, export_trained, make_transform
-from tfmammo import archives
+from tests.synthesis_archives import (
+    COLS,
+    ROWS,
+    draw_mammogram,
+    find_outside,
+    make_mass,
+    read_metadata,
+    write_archive,
+)
+from tests.synthetic_sets import DrawPatch, TinyModel, edit_card, make_transform
 from tfmammo.archives import folder as archive
 from tfmammo.archives.stored import Stored
 from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
 from tfmammo.config import DataConfig
 from tfmammo.data.patients import PATIENTS
 from tfmammo.errors import DataError, ExportError
-from tfmammo.mammogram import Lesion, key_check
-from tfmammo.synthesis.config import SynthesisConfig
+from tfmammo.mammogram import key_check
 from tfmammo.synthesis.generators import load_noise_generator
 from tfmammo.synthesis.lesion_bank import LesionPatch
-from tfmammo.synthesis.mammograms import remake, synthesize
+from tfmammo.synthesis.mammograms import render, synthesize
 from tfmammo.synthesis.placement import TargetMammogram
 from tfmammo.synthesis.recipe import InsertedLesion
 from tfmammo.synthesis.renderers import PlacedLesion, VanillaRenderer, make_renderer
-from tfmammo.synthesis.synthesizer import render
 
-SIZE = 32
-ROWS = 200
-COLS = 160
-# of the lesion in a patch
-TOP, LEFT, HEIGHT, WIDTH = 8, 6, 16, 12
-
-
-class FromNoise(keras.layers.Layer):
-    """z -> a ramp from left to right, 0.2 brighter in a rectangle, and that rectangle: none where
-    z[0] > 0.5, and where z[0] < -0.5 one that goes on to the border.
-    """
-
-    def call(self, z):
-        row, col = np.mgrid[:SIZE, :SIZE]
-        inside = (row >= TOP) & (row < TOP + HEIGHT) & (col >= LEFT) & (col < LEFT + WIDTH)
-        bridge = (np.abs(row - TOP - 5) < 3) & (col < LEFT + 1)
-        first = z[:, :1, None]
-        mask = tf.cast((inside & (first <= 0.5)) | (bridge & (first < -0.5)), tf.float32)
-        ramp = tf.constant(0.25 + 0.5 * col / SIZE, tf.float32)
-        return tf.stack([ramp + 0.2 * mask + 0.01 * z[:, 1:2, None], mask], axis=-1)
-
-
-@pytest.fixture(scope="module")
-def vanilla(tmp_path_factory):
-    """A function (patients=(), model=None, **data) -> the export of a vanilla GAN."""
-
-    def make(patients=(), model=None, **data):
-        model = model or NoiseModel("vanilla_gan", 3, FromNoise(), ("image", "mask"))
-        values = {"size": SIZE, "frame": "square", "context": 2, "window": (0, 1), **data}
-        folder = tmp_path_factory.mktemp("vanilla") / "export"
-        return export_trained(model, folder, patients, 4, **values)
-
-    return make
+SIZE = DrawPatch.SIZE
+TOP, LEFT, BOTTOM, RIGHT = DrawPatch.BOX
+HEIGHT = BOTTOM - TOP
 
 
 def find_seed(is_wanted):
@@ -99,10 +72,10 @@ def test_a_patch_and_its_lesion_by_hand(vanilla):
     network = load_noise_generator(vanilla(window=(0.2, 0.7)))
     image, mask = network.generate(GOOD)
     expected = np.zeros((SIZE, SIZE), np.uint8)
-    expected[TOP : TOP + HEIGHT, LEFT : LEFT + WIDTH] = 1
+    expected[TOP:BOTTOM, LEFT:RIGHT] = 1
     off = expected != mask
     assert off.sum() <= 12, "cleaning rounds corners"
-    assert not off[TOP + 2 : TOP + 14, LEFT + 2 : LEFT + 10].any()
+    assert not off[TOP + 2 : BOTTOM - 2, LEFT + 2 : RIGHT - 2].any()
     noise = np.random.default_rng(GOOD).uniform(-1, 1, (1, 3)).astype(np.float32)
     drawn = 0.25 + 0.5 * np.arange(SIZE) / SIZE + 0.2 * expected + 0.01 * noise[0, 1]
     np.testing.assert_allclose(image, 0.2 + 0.5 * drawn, atol=1e-6)
@@ -136,20 +109,20 @@ def test_a_real_one_is_read(vanilla):
         ({"kinds": ("mass", "calcification")}, "several kinds"),
         ({"preprocess": {"contrast": "equalise"}}, "contrast=equalise"),
         ({"frame": "full"}, "taken whole"),
+        ({}, "on whom"),
     ],
 )
 def test_what_cant_be_inserted_is_refused(vanilla, data, reason):
+    folder = vanilla(**data)
+    if not data:
+        edit_card(folder, '"train_patients"', '"others"')
     with pytest.raises(DataError, match=reason):
-        make_renderer("vanilla", vanilla(**data), 16.0)
+        make_renderer("vanilla", folder, 16.0)
 
 
-def test_another_systems_export_is_refused(vanilla, tiny_blending):
+def test_another_systems_export_is_refused(can):
     with pytest.raises(ExportError, match="from noise to"):
-        make_renderer("vanilla", tiny_blending(), 16.0)
-    card = vanilla() / "card.json"
-    card.write_text(card.read_text().replace('"train_patients"', '"others"'))
-    with pytest.raises(DataError, match="on whom"):
-        make_renderer("vanilla", card.parent, 16.0)
+        make_renderer("vanilla", can(), 16.0)
 
 
 @pytest.mark.parametrize("longer", [12, 37, 64])
@@ -159,13 +132,13 @@ def test_the_longer_side_is_that_of_the_real_lesion(longer, vanilla):
     for rows, cols in ((longer, 5), (5, longer)):
         candidate = renderer.prepare_lesion(make_piece(rows, cols), mammogram, [GOOD])
         assert candidate.mask.shape[0] == pytest.approx(longer, abs=1)
-        assert candidate.mask.shape[1] == pytest.approx(longer * WIDTH / HEIGHT, abs=2)
+        assert candidate.mask.shape[1] == pytest.approx(longer * (RIGHT - LEFT) / HEIGHT, abs=2)
         assert len(candidate.sample.image) == round(SIZE * longer / HEIGHT)
         assert candidate.sample.top == pytest.approx(longer * TOP / HEIGHT, abs=1)
         facts = (candidate.kind, candidate.origin, candidate.seed)
         assert facts == ("mass", "vanilla GAN", GOOD)
-    with pytest.raises(DataError, match="162 px"):
-        renderer.prepare_lesion(make_piece(81, 2), mammogram, [GOOD])
+    with pytest.raises(DataError, match="152 px"):
+        renderer.prepare_lesion(make_piece(76, 2), mammogram, [GOOD])
 
 
 def test_noise_is_drawn_until_there_is_a_lesion(vanilla):
@@ -228,96 +201,65 @@ def test_a_patch_is_inserted_whole_and_fades_at_its_border(vanilla):
 # From an archive to a set
 
 
-def draw_breast(seed):
-    row, col = np.mgrid[:ROWS, :COLS]
-    inside = ((row - ROWS / 2) / (0.48 * ROWS)) ** 2 + (col / (0.9 * COLS)) ** 2 < 1
-    grain = np.random.default_rng(seed).standard_normal((ROWS, COLS))
-    image = np.where(inside, np.clip(0.4 + 0.02 * grain, 0.2, 0.9), 0.01)
-    return image.astype(np.float32)[..., None]
-
-
 @pytest.fixture
-def config(vanilla, tmp_path):
+def noise_config(config, vanilla, tmp_path):
     """A function (**values) -> a config that takes three normal mammograms and the sizes of two
-    malignant calcifications.
+    malignant masses.
     """
-
-    def lesion(side):
-        right = 30 + side
-        bottom = 80 + side // 2
-        corners = np.float32([[80, 30], [80, right], [bottom, right], [bottom, 30]])
-        return Lesion.from_outline("calcification", corners, ROWS, COLS, pathology="malignant")
-
-    known = {"spacing": (0.1, 0.1)}
-    normal = [make_mammogram(i, draw_breast(i), pathology="normal", **known) for i in range(3)]
-    ill = [make_mammogram(i, draw_breast(i), [lesion(2 * i)], **known) for i in (9, 12)]
-    writer.write([*normal, *ill], tmp_path / "both", bits=12)
-    data = DataConfig(name="folder", root=tmp_path / "both", kinds=("calcification",))
+    every = [draw_mammogram(number) for number in (0, 2, 4)]
+    every += [draw_mammogram(side, make_mass(80, 30, side, side)) for side in (18, 24)]
+    data = write_archive(tmp_path / "both", every, bits=12)
 
     def make(model=None, **values):
         generator = str(vanilla(patients=("x", "y"), model=model))
-        defaults = {"name": "noise", "renderer": "vanilla", "data": data, "generator": generator}
-        defaults |= {"count": 4, "feather": 3, "resize": (1, 1), "rotate": 0}
-        return SynthesisConfig(**defaults | values)
+        facts = {"renderer": "vanilla", "generator": generator, "feather": 3, "resize": (1, 1)}
+        return config(**{"data": data, "lesions": None, "rotate": 0, **facts, **values})
 
     return make
 
 
-@pytest.mark.parametrize("form", ["png", "dicom"])
-def test_from_an_archive_to_a_set(form, config, where, tmp_path):
-    set_config = config(format=form)
+def test_from_an_archive_to_a_set(noise_config, tmp_path):
+    set_config = noise_config(count=4)
     root = tmp_path / "out"
     recipes = synthesize(set_config, root)
-    assert [recipe.left_out for recipe in recipes] == [None] * 4
     by_id = {record.image_id: record for record in archive.read(set_config.data.root)}
     for recipe, record in zip(recipes, archive.read(root), strict=True):
         (lesion,) = recipe.lesions
-        graft = lesion.graft
-        box = by_id[graft.image_id].lesions[0].box
+        box = by_id[lesion.graft.image_id].lesions[0].box
         side = box[3] - box[1]
-        assert (graft.used, graft.trained_on) == ("size", False)
+        assert (lesion.graft.used, lesion.graft.trained_on) == ("size", False)
         assert (lesion.shape, lesion.kind) == ("vanilla GAN", "mass")
         assert lesion.box[2] - lesion.box[0] == pytest.approx(side, abs=1)
-        near = np.zeros((ROWS, COLS), bool)
         top, left, bottom, right = lesion.window
-        near[top:bottom, left:right] = True
         assert bottom - top == right - left == round(SIZE * side / HEIGHT)
-        before = archives.read_stored(by_id[recipe.source.image_id]).values
-        values = archives.read_stored(record).values
-        np.testing.assert_array_equal(values[~near], before[~near])
-        assert (values[near] != before[near]).mean() > 0.7
-        assert record.lesions[0].box == lesion.box
-        assert record.pixels()[near].max() > 0.7, "as bright as the GAN makes it"
-        remake(root / f"recipes/{recipe.name}.json", tmp_path / "again", where(set_config))
-        for name in recipe.files:
-            assert (tmp_path / "again" / name).read_bytes() == (root / name).read_bytes()
-    with (root / "metadata.csv").open(newline="", encoding="utf-8") as file:
-        pathologies = [row["pathology"] for row in csv.DictReader(file)]
+        pixels = record.pixels()[~find_outside(recipe)]
+        assert pixels.max() > 0.7, "as bright as the GAN makes it"
+    pathologies = [row["pathology"] for row in read_metadata(root)]
     assert pathologies == [""] * 4, "only the size of the real lesion is used"
     assert json.loads((root / PATIENTS).read_text()) == {
         "id_key": key_check(),
         "mammograms": sorted({recipe.source.patient_id for recipe in recipes}),
-        "lesions": sorted({recipe.lesions[0].graft.patient_id for recipe in recipes}),
+        "lesions": sorted({recipe.grafts[0].patient_id for recipe in recipes}),
         "trained_on": ["x", "y"],
     }
     readme = (root / "README.md").read_text()
     assert "and are as large as" in readme and "Generator vanilla_gan, step 4" in readme
 
 
-def test_a_gan_that_draws_no_lesion_is_a_reason(config, tmp_path):
-    class WithoutMask(FromNoise):
+def test_a_gan_that_draws_no_lesion_is_a_reason(noise_config, tmp_path):
+    class WithoutMask(DrawPatch):
         def call(self, z):
             return super().call(z) * [1.0, 0.0]
 
-    model = NoiseModel("vanilla_gan", 3, WithoutMask(), ("image", "mask"))
+    model = TinyModel("vanilla_gan", "noise", (3,), WithoutMask(), ("image", "mask"))
     with pytest.raises(DataError, match="nothing of its mask"):
-        synthesize(config(model, count=1), tmp_path / "out")
+        synthesize(noise_config(model, count=1), tmp_path / "out")
     assert not (tmp_path / "out/images").exists()
 
 
 @pytest.mark.slow
-def test_patches_are_on_breast_and_apart(config, tmp_path):
-    recipes = synthesize(config(masses=(2, 2), format="png"), tmp_path / "out")
+def test_patches_are_on_breast_and_apart(noise_config, tmp_path):
+    recipes = synthesize(noise_config(masses=(2, 2), count=4), tmp_path / "out")
     assert not any(recipe.left_out for recipe in recipes)
     for recipe, record in zip(recipes, archive.read(tmp_path / "out"), strict=True):
         taken = np.zeros((ROWS, COLS), int)

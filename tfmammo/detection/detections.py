@@ -72,24 +72,17 @@ class Detections:
 
     def __post_init__(self) -> None:
         count = len(self.scores)
-        if (
-            self.boxes.shape != (count, 4)
-            or self.scores.shape != (count,)
-            or len(self.classes) != count
-        ):
+        floats = (self.boxes, self.scores)
+        if (self.boxes.shape, *self.scores.shape) != ((count, 4), len(self.classes)):
             raise ValueError(
                 f"{self.boxes.shape} boxes, {self.scores.shape} scores and {len(self.classes)} "
                 "classes don't fit together"
             )
-        if self.boxes.dtype != np.float32 or self.scores.dtype != np.float32:
-            raise ValueError(
-                f"boxes and scores must be float32, not {self.boxes.dtype} and {self.scores.dtype}"
-            )
-        if not (
-            np.all(self.scores >= 0)
-            and np.all(self.scores <= 1)
-            and np.all(np.diff(self.scores) <= 0)
-        ):
+        if any(values.dtype != np.float32 for values in floats):
+            found = " and ".join(str(values.dtype) for values in floats)
+            raise ValueError(f"boxes and scores must be float32, not {found}")
+        in_range = np.all((self.scores >= 0) & (self.scores <= 1))
+        if not (in_range and np.all(np.diff(self.scores) <= 0)):
             raise ValueError("scores must fall and lie in [0, 1]")
         if not np.all(self.boxes[:, 2:] > self.boxes[:, :2]):
             raise ValueError("a box has no area")
@@ -97,12 +90,10 @@ class Detections:
             raise ValueError(
                 f"classes must be kinds of lesions, not {', '.join(sorted(set(self.classes)))}"
             )
-        if self.masks is not None and (
-            self.masks.dtype != np.uint8 or self.masks.ndim != 3 or len(self.masks) != count
-        ):
+        masks = self.masks
+        if masks is not None and (masks.dtype, masks.ndim, len(masks)) != (np.uint8, 3, count):
             raise ValueError(
-                f"masks must be uint8 [{count}, rows, cols], not {self.masks.dtype} "
-                f"{self.masks.shape}"
+                f"masks must be uint8 [{count}, rows, cols], not {masks.dtype} {masks.shape}"
             )
 
     def __len__(self) -> int:
@@ -197,9 +188,6 @@ class Detector:
         tfmammo.detection.tiles), without those whose pixels are all 0. All tiles together give no
         more detections than the model gives of one, the surest.
 
-        Args:
-            mammogram: As a reader gives it; its pixels are read.
-
         Returns:
             Boxes in native px, and masks if the model gives them: 1 where a pixel's centre lies in
             the box and the lesion's probability there, interpolated, is at least 0.5. Detections of
@@ -281,12 +269,10 @@ class Detector:
         scores = outputs["detection_scores"][:count]
         numbers = np.rint(outputs["detection_classes"][:count]).astype(int)
         has_kind = (numbers >= 1) & (numbers <= len(self.kinds))
-        if not has_kind.all():
+        if skipped := int((~has_kind).sum()):
+            kinds = ", ".join(self.kinds)
             log.warning(
-                "%s: %d detections of classes other than %s skipped",
-                self.handle,
-                int((~has_kind).sum()),
-                ", ".join(self.kinds),
+                "%s: %d detections of classes other than %s skipped", self.handle, skipped, kinds
             )
         has_area = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
         rows = np.flatnonzero(has_kind & has_area & (scores > 0))
@@ -295,9 +281,8 @@ class Detector:
         masks = None
         if MASKS in outputs:
             masks = _paste_masks(outputs[MASKS][rows], unclipped[rows], mammogram)
-        return Detections(
-            boxes[rows], np.clip(scores[rows], 0, 1).astype(np.float32), classes, masks
-        )
+        clipped = np.clip(scores[rows], 0, 1).astype(np.float32)
+        return Detections(boxes[rows], clipped, classes, masks)
 
 
 def _merge_tiles(
@@ -314,20 +299,16 @@ def _merge_tiles(
     counts = [int(outputs[COUNT]) for outputs in outputs_by_tile]
     joined = {
         name: np.concatenate(
-            [outputs[name][:n] for outputs, n in zip(outputs_by_tile, counts, strict=True)]
+            [each[name][:n] for each, n in zip(outputs_by_tile, counts, strict=True)]
         )
         for name in outputs_by_tile[0]
         if name != COUNT
     }
     offsets = np.repeat(np.tile(corners, 2), counts, axis=0)
     boxes = joined["detection_boxes"] * np.array(shape * 2) + offsets
-    numbers = np.repeat(np.arange(len(outputs_by_tile)), counts)
-    selected = tiles.merge(
-        np.clip(boxes, 0, size * 2),
-        joined["detection_scores"],
-        joined["detection_classes"],
-        numbers,
-    )[:most]
+    scores, classes = (joined[f"detection_{name}"] for name in ("scores", "classes"))
+    numbers = np.repeat(np.arange(len(counts)), counts)
+    selected = tiles.merge(np.clip(boxes, 0, size * 2), scores, classes, numbers)[:most]
     merged = {name: values[selected] for name, values in joined.items()}
     return merged | {COUNT: np.array(len(selected))}, boxes[selected]
 
@@ -336,16 +317,11 @@ def _map_to_native(
     boxes: NDArray, prepared: Mammogram, mammogram: Mammogram, config: DataConfig
 ) -> NDArray:
     """Map boxes [n, 4] in the preprocessed mammogram's px to those of the stored one."""
-    boxes = boxes * (
-        np.array([mammogram.rows, mammogram.cols] * 2)
-        / np.array([prepared.rows, prepared.cols] * 2)
-    )
+    scale = [mammogram.rows / prepared.rows, mammogram.cols / prepared.cols]
+    top, left, bottom, right = (boxes * (scale * 2)).T
     if _is_mirrored(mammogram, config):
-        boxes = np.stack(
-            [boxes[:, 0], mammogram.cols - boxes[:, 3], boxes[:, 2], mammogram.cols - boxes[:, 1]],
-            axis=1,
-        )
-    return boxes
+        left, right = mammogram.cols - right, mammogram.cols - left
+    return np.stack([top, left, bottom, right], axis=1)
 
 
 def _is_mirrored(mammogram: Mammogram, config: DataConfig) -> bool:
@@ -410,11 +386,9 @@ def _signature(handle: str, model: Any) -> Any:
     missing = [name for name in OUTPUTS if name not in outputs]
     inputs = function.structured_input_signature[1] if function else {}
     if missing or len(inputs) != 1:
-        held = (
-            f"its outputs are {', '.join(sorted(outputs)) or 'none'}"
-            if function
-            else f"it has no signature {SIGNATURE}"
-        )
+        held = f"its outputs are {', '.join(sorted(outputs)) or 'none'}"
+        if not function:
+            held = f"it has no signature {SIGNATURE}"
         raise DetectionError(
             f"{handle}: is not an export of the TensorFlow Object Detection API: {held}, not "
             f"{OUTPUTS[0]} of one image"

@@ -47,6 +47,7 @@ Deviations, and what the texts leave open:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -184,12 +185,7 @@ def check(experiment: Experiment[LightHeadRCNNConfig]) -> None:
 
 
 class LightHeadRCNN:
-    """The detector with its optimizer; its one network is named "detector".
-
-    Args:
-        config: The network.
-        size: Rows and columns of the image, or the side of a square one, px.
-        classes: Kinds of lesions.
+    """The detector with its optimizer, for images of `size` px: a side, or rows and columns.
 
     Raises:
         DetectionError: A side is not a multiple of 16 px, or less than 32.
@@ -295,14 +291,8 @@ class LightHeadRCNN:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Compute cross entropy of the hardest regions, and smooth L1 of the positive ones.
 
-        Both are sums over the number of the hardest regions.
-
-        Args:
-            maps: float32 [batch, rows, cols, 7 * 7 * 10].
-            boxes: float32 [batch, n, 4], the regions.
-            valid: bool [batch, n], whether a region exists.
-            truth: The batch's boxes.
-            classes: Their kinds.
+        Both are sums over the number of the hardest regions. Of the regions `boxes` [batch, n, 4]
+        those exist where `valid` is true; `truth` and `classes` are the batch's.
         """
         label, target = regions.label_regions(boxes, truth, classes, self.config.foreground)
         logits, deltas = self.predict_regions(maps, boxes)
@@ -437,14 +427,12 @@ def large_separable(x: keras.KerasTensor, kernel: int, middle: int, out: int) ->
 
     Source: Li et al., Figure 3; 19,493,332 parameters from 2048 channels by (15, 256, 490).
     """
-    column = (kernel, 1)
-    row = (1, kernel)
+    convolution = partial(keras.layers.Conv2D, padding="same")
+    column, row = (kernel, 1), (1, kernel)
     branches = []
-    for name, (first, second) in {"column_row": (column, row), "row_column": (row, column)}.items():
-        inner = keras.layers.Conv2D(middle, first, padding="same", name=f"separable_{name}_1")(x)
-        branches.append(
-            keras.layers.Conv2D(out, second, padding="same", name=f"separable_{name}_2")(inner)
-        )
+    for name, first, second in (("column_row", column, row), ("row_column", row, column)):
+        inner = convolution(middle, first, name=f"separable_{name}_1")(x)
+        branches.append(convolution(out, second, name=f"separable_{name}_2")(inner))
     return keras.layers.Add(dtype="float32")(branches)
 
 

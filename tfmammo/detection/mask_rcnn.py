@@ -203,8 +203,8 @@ class MaskRCNNConfig(Frozen):
         shares = np.maximum(np.diff(ends, prepend=0), 1)
         shares[shares.argmax()] -= shares.sum() - training.steps  # which a stage of 0 was given
         return [
-            (stage, training.model_copy(update={"steps": int(steps)}))
-            for stage, steps in zip(lengths, shares, strict=True)
+            (stage, training.model_copy(update={"steps": steps}))
+            for stage, steps in zip(lengths, shares.tolist(), strict=True)
         ]
 
 
@@ -218,10 +218,7 @@ def check(experiment: Experiment[MaskRCNNConfig]) -> None:
 
 
 def make_settings(config: MaskRCNNConfig, shape: tuple[int, int], classes: int) -> dict[str, Any]:
-    """Build the fields that differ from tf-models-official's task maskrcnn_resnetfpn_coco.
-
-    `shape` is the image's rows and columns, px; `classes` are without background.
-    """
+    """Build what differs from tf-models-official's task; `classes` are without background."""
     filters = {"num_filters": config.filters}
     proposals = {
         f"{prefix}{name}": config.proposals
@@ -270,9 +267,7 @@ class MaskRCNN:
     """The detector with its optimizer.
 
     Args:
-        config: The network.
         size: Rows and columns of the image, or the side of a square one, multiples of 64 px.
-        classes: Kinds of lesions.
         stage: Stage of the training, which decides what is frozen.
         start: The checkpoint that the stage before exported, in place of config.checkpoint; all
             weights start from it.
@@ -310,18 +305,14 @@ class MaskRCNN:
             restore_checkpoint(self.config.checkpoint, without_heads, differences)
         # before anything is frozen: then all stages have their variables in one order
         network = Network(self.model)
-        _freeze(self.model, stage)
-        if self.config.frozen_norm:
-            _freeze_norm(self.model.backbone)
+        _freeze(self.model.backbone, stage, self.config.frozen_norm)
         network.trainable_variables = list(self.model.trainable_variables)
         self.networks: dict[str, Any] = {"detector": network}
         schedule = learning_rate(self.config.learning_rate, self.config.warmup, self.config.decay)
-        self.optimizers = {
-            "detector": build(
-                keras.optimizers.Adam(schedule, global_clipnorm=self.config.clip, name="detector"),
-                network,
-            )
-        }
+        optimizer = keras.optimizers.Adam(
+            schedule, global_clipnorm=self.config.clip, name="detector"
+        )
+        self.optimizers = {"detector": build(optimizer, network)}
         spec = tf.TensorSpec([None, *self.shape, 1], tf.float32, "image")
         self.detect = tf.function(self._detect, input_signature=[spec])
 
@@ -365,10 +356,9 @@ class MaskRCNN:
 
     def make_serving_function(self) -> Any:
         """Build the exported function: float32 [n, rows, cols, 3] in [0, 255] -> as `detect`."""
+        spec = tf.TensorSpec([None, *self.shape, 3], tf.float32, "input_tensor")
 
-        @tf.function(
-            input_signature=[tf.TensorSpec([None, *self.shape, 3], tf.float32, "input_tensor")]
-        )
+        @tf.function(input_signature=[spec])
         def serve(input_tensor: tf.Tensor) -> dict[str, tf.Tensor]:
             return self.detect(tf.reduce_mean(input_tensor, axis=-1, keepdims=True) / 255)
 
@@ -448,32 +438,24 @@ def _make_parser(api: SimpleNamespace, task: Any) -> Any:
     )
 
 
-def _freeze(model: Any, stage: Stage) -> None:
-    """Freeze what a stage does not train.
+def _freeze(backbone: Any, stage: Stage, norm: bool) -> None:
+    """Freeze what a stage does not train, and all BatchNorm if it is the checkpoint's.
 
     BatchNorm of frozen layers uses its averages and leaves them as they are.
     """
-    layers = model.backbone.layers
     if stage == "heads":
-        model.backbone.trainable = False
+        backbone.trainable = False
     elif stage == "upper":
-        last = [layer.name for layer in layers].index(STAGE_3)
-        for layer in layers[: last + 1]:
+        last = [layer.name for layer in backbone.layers].index(STAGE_3)
+        for layer in backbone.layers[: last + 1]:
             layer.trainable = False
-
-
-def _freeze_norm(backbone: Any) -> None:
-    """Freeze BatchNorm: its averages, which come from the checkpoint, its scale and its shift."""
-    for layer in backbone.submodules:
+    for layer in backbone.submodules if norm else ():
         if type(layer).__name__ in ("BatchNormalization", "SyncBatchNormalization"):
             layer.trainable = False
 
 
 def write(model: Any, folder: Path) -> dict[str, Any]:
-    """Export a SavedModel with the Object Detection API's signature, and a checkpoint.
-
-    ExportError if the SavedModel answers otherwise than the network in memory.
-    """
+    """Export a SavedModel with the Object Detection API's signature, and a checkpoint."""
     network = model.networks["detector"]
     tf.train.Checkpoint(**model.model.checkpoint_items).save(str(folder / CHECKPOINT / "ckpt"))
     functions = {SIGNATURE: model.make_serving_function()}

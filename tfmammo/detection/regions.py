@@ -30,7 +30,6 @@ def make_anchors(
 
     Args:
         shape: Rows and columns of the image, px, multiples of the stride.
-        stride: px.
         scales: Square root of the anchors' area over the stride.
         ratios: Height over width.
 
@@ -60,12 +59,7 @@ def area(boxes: tf.Tensor) -> tf.Tensor:
 def iou(boxes: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
     """Compute intersection over union of every box with every other, image by image.
 
-    Args:
-        boxes: float32 [batch, n, 4].
-        others: float32 [batch, k, 4].
-
-    Returns:
-        float32 [batch, n, k] in [0, 1]; 0 for a box without area.
+    Boxes [batch, n, 4] and others [batch, k, 4] -> [batch, n, k] in [0, 1]; 0 without area.
     """
     a = boxes[:, :, tf.newaxis]
     b = others[:, tf.newaxis]
@@ -79,18 +73,10 @@ def iou(boxes: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
 def encode(
     boxes: tf.Tensor, base: tf.Tensor, deviations: Sequence[float] = (1, 1, 1, 1)
 ) -> tf.Tensor:
-    """Encode how boxes differ from those that they are predicted from.
+    """Encode how boxes [..., 4] differ from those [..., 4] that they are predicted from.
 
     t = ((row - row_b) / height_b, (col - col_b) / width_b, log(height / height_b), log(width /
     width_b)) / deviations, row and col being centres; finite for boxes without area too.
-
-    Args:
-        boxes: float32 [..., 4].
-        base: float32 [..., 4], what they are predicted from.
-        deviations: Standard deviations of t.
-
-    Returns:
-        float32 [..., 4], the inverse of `decode`.
 
     Source:
         Girshick et al., Rich feature hierarchies (2014), appendix C.
@@ -104,15 +90,9 @@ def encode(
 def decode(
     deltas: tf.Tensor, base: tf.Tensor, deviations: Sequence[float] = (1, 1, 1, 1)
 ) -> tf.Tensor:
-    """Decode predictions to boxes, which are not yet clipped to the image; see `encode`.
+    """Decode predictions to boxes, not yet clipped to the image: the inverse of `encode`.
 
-    Args:
-        deltas: float32 [..., 4]. A side grows by 62.5 times at most.
-        base: float32 [..., 4], what the boxes are predicted from.
-        deviations: As in `encode`.
-
-    Returns:
-        float32 [..., 4].
+    A side grows by 62.5 times at most.
     """
     deltas *= deviations
     base_sides = base[..., 2:] - base[..., :2]
@@ -124,16 +104,10 @@ def decode(
 def assign_anchors(
     boxes: tf.Tensor, truth: tf.Tensor, high: float, low: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decide which anchors show a lesion.
+    """Decide which anchors [n, 4] show a lesion of `truth` [batch, k, 4].
 
-    An anchor does if it overlaps a lesion by at least `high`, or if no anchor overlaps the lesion
+    An anchor does if its IoU with a lesion is at least `high`, or if no anchor overlaps the lesion
     more.
-
-    Args:
-        boxes: float32 [n, 4], the anchors.
-        truth: float32 [batch, k, 4].
-        high: IoU.
-        low: IoU.
 
     Returns:
         Label int32 [batch, n]: 1 lesion, 0 none (its best IoU is below `low`), -1 neither.
@@ -153,15 +127,13 @@ def assign_anchors(
 def sample_anchors(
     label: tf.Tensor, random: tf.Tensor, count: int, share: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Sample anchors at random, at most `share` of them positive.
+    """Sample `count` anchors of each image at random, at most `share` of them positive.
 
     Negative anchors fill up the sample where there are fewer positive ones.
 
     Args:
-        label: int32 [batch, n], see `assign_anchors`.
+        label: int32 [batch, n], from `assign_anchors`.
         random: float32 [batch, n] in [0, 1); the highest are sampled.
-        count: Anchors of each image.
-        share: Largest share of positive ones.
 
     Returns:
         Index int32 [batch, m], positive ones first, and bool [batch, m]: whether that entry belongs
@@ -196,9 +168,7 @@ def select_proposals(
         logits: float32 [batch, n], of the anchors.
         deltas: float32 [batch, n, 4], of the anchors.
         boxes: float32 [n, 4], the anchors.
-        before: How many enter non-maximum suppression.
-        after: How many it leaves.
-        nms_iou: IoU above which the less sure one goes.
+        before: How many enter non-maximum suppression, which leaves `after`.
         smallest: Rows and columns below which a box goes, as shares of the image's.
 
     Returns:
@@ -225,7 +195,6 @@ def suppress(
         boxes: float32 [batch, n, classes, 4].
         scores: float32 [batch, n, classes].
         count: Most boxes of each image.
-        nms_iou: IoU above which the less sure box goes.
 
     Returns:
         Boxes float32 [batch, count, 4], the surest first; their scores and their classes from 0 on,
@@ -244,10 +213,9 @@ def clip(boxes: tf.Tensor) -> tf.Tensor:
 def label_regions(
     regions: tf.Tensor, truth: tf.Tensor, classes: tf.Tensor, foreground: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Label regions with what the head shall predict.
+    """Label regions [batch, n, 4] with what the head shall predict.
 
     Args:
-        regions: float32 [batch, n, 4].
         truth: float32 [batch, k, 4].
         classes: int32 [batch, k], from 0 on.
         foreground: The least IoU of a region that shows a lesion.
@@ -272,7 +240,6 @@ def select_hardest(losses: tf.Tensor, valid: tf.Tensor, count: int) -> tuple[tf.
     Args:
         losses: float32 [batch, n], not negative.
         valid: bool [batch, n]: whether there is a region.
-        count: Regions of each image.
 
     Returns:
         Index int32 [batch, min(count, n)], the highest loss first, and bool of the same shape:
@@ -293,15 +260,7 @@ def select_hardest(losses: tf.Tensor, valid: tf.Tensor, count: int) -> tuple[tf.
 
 
 def smooth_l1(difference: tf.Tensor, beta: float = 1.0) -> tf.Tensor:
-    """Sum d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, over the last axis.
-
-    Args:
-        difference: float32 [..., 4].
-        beta: Where the loss turns linear.
-
-    Returns:
-        float32 [...].
-    """
+    """Sum d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, over the last axis."""
     distance = tf.abs(difference)
     return tf.reduce_sum(
         tf.where(distance < beta, distance**2 / (2 * beta), distance - beta / 2), axis=-1
@@ -331,7 +290,7 @@ def ps_roi_align(maps: tf.Tensor, regions: tf.Tensor, bins: int = 7, samples: in
         3.
     """
     batch = tf.shape(maps)[0]
-    (rows, cols) = maps.shape[1:3]
+    rows, cols = maps.shape[1:3]
     channels = maps.shape[-1] // bins**2
     points = bins * samples
     bin_of = tf.range(bins * samples) // samples
@@ -353,8 +312,7 @@ def _neighbours(
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
     """Find the two cells around each of some points between low and high [batch, n].
 
-    Returns:
-        For each of the two int32 numbers and float32 weights, [batch, n, points].
+    For each of the two int32 numbers and float32 weights, [batch, n, points].
     """
     shares = (tf.range(points, dtype=tf.float32) + 0.5) / points
     at = (low[..., tf.newaxis] + (high - low)[..., tf.newaxis] * shares) * cells - 0.5

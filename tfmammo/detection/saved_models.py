@@ -40,10 +40,7 @@ def save_and_load(variables: Sequence[Any], functions: Mapping[str, Any], folder
 
 
 def compare_answers(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Check that a SavedModel gives the expected answers, some or all of its own.
-
-    Otherwise ExportError names the answer.
-    """
+    """Check that a SavedModel gives the expected answers; else ExportError names the answer."""
     for name, values in expected.items():
         scale = max(1.0, float(np.max(np.abs(values))))
         if not np.allclose(saved[name], values, rtol=ROUNDING, atol=ROUNDING * scale):
@@ -55,13 +52,7 @@ def compare_answers(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> No
 def describe_function(
     shape: Sequence[int | None], outputs: Mapping[str, Any], network: Any
 ) -> dict[str, Any]:
-    """Describe a function of "input_tensor" for the model card.
-
-    Args:
-        shape: Rows and columns of the image, px; None: any.
-        outputs: Tensors, or their specs, by name.
-        network: Whose variables it has.
-    """
+    """Describe a function of "input_tensor", an image of `shape` px (None: any), for the card."""
     input_tensor = {"shape": [None, *shape, 3], "dtype": "float32", "range": [0.0, 255.0]}
     return {
         "inputs": {"input_tensor": input_tensor},
@@ -77,10 +68,6 @@ def letterbox_batch(image: tf.Tensor, shape: tuple[int, int]) -> tuple[tf.Tensor
     """Scale images by the largest factor with which they fit, and fill the canvas with 0.
 
     The 0 are below the image or on its right, as in data.whole.
-
-    Args:
-        image: float32 [n, any, any, 1].
-        shape: Rows and columns of the canvas, px.
 
     Returns:
         float32 [n, *shape, 1], and float32 [4], which shares of the canvas's rows and columns the

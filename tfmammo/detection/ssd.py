@@ -60,6 +60,7 @@ from tfmammo.detection.saved_models import (
 )
 from tfmammo.detection.training import (
     Network,
+    check_image_size,
     check_split,
     check_training,
     draw_panels,
@@ -130,12 +131,7 @@ def check(experiment: Experiment[SSDConfig]) -> None:
     data = experiment.data
     check_training(experiment.training, "an SSD", "the Object Detection API")
     smallest = _SMALLEST[experiment.model.backbone]
-    if min(data.shape) < smallest:
-        key, value = ("canvas", list(data.canvas)) if data.canvas else ("size", data.size)
-        raise DetectionError(
-            f"data.{key}: the API's {experiment.model.backbone} takes {smallest} px and more, not "
-            f"{value}"
-        )
+    check_image_size(data, 1, smallest, f" for the API's {experiment.model.backbone}")
     check_split(data, "an SSD")
     _import_api()
 
@@ -150,6 +146,13 @@ def make_pipeline(config: SSDConfig, shape: tuple[int, int], classes: int) -> di
         "scales_per_octave": config.anchor_octaves,
     }
     low, high = config.levels
+    hyperparameters = {
+        "regularizer": {"l2_regularizer": {"weight": config.regularisation}},
+        "activation": "RELU_6",
+        "batch_norm": {"decay": 0.97, "epsilon": 0.001, "scale": True},
+    }
+    normal = {"random_normal_initializer": {"mean": 0.0, "stddev": 0.01}}
+    truncated = {"truncated_normal_initializer": {"mean": 0.0, "stddev": 0.03}}
     predictor = {
         "depth": depth,
         "num_layers_before_predictor": config.head_layers,
@@ -157,9 +160,7 @@ def make_pipeline(config: SSDConfig, shape: tuple[int, int], classes: int) -> di
         "use_depthwise": mobile,
         # a first probability of 1 %, as most anchors show nothing
         "class_prediction_bias_init": -4.6,
-        "conv_hyperparams": _convolutions(
-            config, {"random_normal_initializer": {"mean": 0.0, "stddev": 0.01}}
-        ),
+        "conv_hyperparams": {**hyperparameters, "initializer": normal},
     }
     extractor = {
         "type": _BACKBONES[config.backbone],
@@ -167,28 +168,28 @@ def make_pipeline(config: SSDConfig, shape: tuple[int, int], classes: int) -> di
         "min_depth": 16,
         "use_depthwise": mobile,
         "override_base_feature_extractor_hyperparams": True,
-        "conv_hyperparams": _convolutions(
-            config, {"truncated_normal_initializer": {"mean": 0.0, "stddev": 0.03}}
-        ),
+        "conv_hyperparams": {**hyperparameters, "initializer": truncated},
         "fpn": {"min_level": low, "max_level": high, "additional_layer_depth": depth},
     }
     suppression = {
         "iou_threshold": config.nms_iou,
         "max_detections_per_class": config.detections,
+        "max_total_detections": config.detections,
         "score_threshold": 1e-8,
+    }
+    loss = {
+        "localization_loss": {"weighted_smooth_l1": {}},
+        "classification_loss": {
+            "weighted_sigmoid_focal": {"gamma": config.gamma, "alpha": config.alpha}
+        },
+        "localization_weight": config.localisation,
+        "classification_weight": 1.0,
     }
     ssd = {
         "num_classes": classes,
         "image_resizer": {"fixed_shape_resizer": {"height": shape[0], "width": shape[1]}},
         "feature_extractor": extractor,
-        "box_coder": {
-            "faster_rcnn_box_coder": {
-                "y_scale": 10.0,
-                "x_scale": 10.0,
-                "height_scale": 5.0,
-                "width_scale": 5.0,
-            }
-        },
+        "box_coder": {"faster_rcnn_box_coder": _BOX_CODER},
         "matcher": {"argmax_matcher": _MATCHER},
         "similarity_calculator": {"iou_similarity": {}},
         "box_predictor": {"weight_shared_convolutional_box_predictor": predictor},
@@ -196,19 +197,12 @@ def make_pipeline(config: SSDConfig, shape: tuple[int, int], classes: int) -> di
             "multiscale_anchor_generator": {"min_level": low, "max_level": high, **anchors}
         },
         "post_processing": {
-            "batch_non_max_suppression": {**suppression, "max_total_detections": config.detections},
+            "batch_non_max_suppression": suppression,
             "score_converter": "SIGMOID",
         },
         "normalize_loss_by_num_matches": True,
         "normalize_loc_loss_by_codesize": True,
-        "loss": {
-            "localization_loss": {"weighted_smooth_l1": {}},
-            "classification_loss": {
-                "weighted_sigmoid_focal": {"gamma": config.gamma, "alpha": config.alpha}
-            },
-            "localization_weight": config.localisation,
-            "classification_weight": 1.0,
-        },
+        "loss": loss,
         "encode_background_as_zeros": True,
         "inplace_batchnorm_update": True,
         "freeze_batchnorm": False,
@@ -216,6 +210,7 @@ def make_pipeline(config: SSDConfig, shape: tuple[int, int], classes: int) -> di
     return {"model": {"ssd": ssd}}
 
 
+_BOX_CODER = {"y_scale": 10.0, "x_scale": 10.0, "height_scale": 5.0, "width_scale": 5.0}
 _MATCHER = {
     "matched_threshold": 0.5,
     "unmatched_threshold": 0.5,
@@ -226,22 +221,8 @@ _MATCHER = {
 }
 
 
-def _convolutions(config: SSDConfig, initializer: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "regularizer": {"l2_regularizer": {"weight": config.regularisation}},
-        "initializer": initializer,
-        "activation": "RELU_6",
-        "batch_norm": {"decay": 0.97, "epsilon": 0.001, "scale": True},
-    }
-
-
 class SSD:
-    """The detector with its optimizer.
-
-    Args:
-        config: The network.
-        size: Rows and columns of the image, or the side of a square one, px.
-        classes: Kinds of lesions.
+    """The detector with its optimizer, for images of `size` px: a side, or rows and columns.
 
     Raises:
         DetectionError: The extra is missing, the environment is not the API's, or model.checkpoint
@@ -282,17 +263,12 @@ class SSD:
         Returns:
             float32 scalars: the whole loss and its three parts.
         """
-        boxes = []
-        labels = []
-        one_hot = tf.one_hot(batch["classes"], self.classes)
-        for image_boxes, image_labels in zip(
-            tf.unstack(batch["boxes"]), tf.unstack(one_hot), strict=True
-        ):
-            has_area = image_boxes[:, 2] > image_boxes[:, 0]
-            boxes.append(tf.boolean_mask(image_boxes, has_area))
-            labels.append(tf.boolean_mask(image_labels, has_area))
+        true_boxes = tf.unstack(batch["boxes"])
+        labels = tf.unstack(tf.one_hot(batch["classes"], self.classes))
+        has_area = [boxes[:, 2] > boxes[:, 0] for boxes in true_boxes]
         self.detector.provide_groundtruth(
-            groundtruth_boxes_list=boxes, groundtruth_classes_list=labels
+            groundtruth_boxes_list=list(map(tf.boolean_mask, true_boxes, has_area)),
+            groundtruth_classes_list=list(map(tf.boolean_mask, labels, has_area)),
         )
         with tf.GradientTape() as tape, _set_learning_phase(self.api, True):
             images, shapes = self._preprocess(batch["image"])

@@ -34,9 +34,6 @@ def lay_grid(image: tuple[int, int], shape: tuple[int, int], overlap: int) -> li
 
     Returns:
         Upper left corners (top, left), row by row.
-
-    Raises:
-        ValueError: The overlap is not less than a tile's side.
     """
     if overlap >= min(shape):
         raise ValueError(f"tiles of {shape[0]} x {shape[1]} px can't share {overlap} px")
@@ -61,8 +58,6 @@ def merge(
 
     Args:
         boxes: float [n, 4], in px of the whole image.
-        scores: [n].
-        classes: [n].
         tiles: [n], the number of each one's tile.
         same: Share of the smaller box above which two boxes show the same.
 

@@ -98,19 +98,13 @@ def image_shape(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def check_image_size(data: DataConfig, step: int, smallest: int, reason: str = "") -> None:
-    """Check that the image's rows and columns are multiples of `step` px, at least `smallest`.
-
-    Otherwise DetectionError names the key; `reason` follows "multiple of .. px" in its message.
-    """
+    """Check that the image's sides are multiples of `step` px, at least `smallest`, by its key."""
     if any(side % step or side < smallest for side in data.shape):
-        least = f" and at least {smallest}" if smallest > step else ""
-        if data.canvas:
-            raise DetectionError(
-                f"data.canvas: rows and columns must be multiples of {step} px{reason}{least}, not "
-                f"{list(data.canvas)}"
-            )
+        limits = [f"multiples of {step} px"] * (step > 1)
+        limits += [f"at least {smallest} px"] * (smallest > step)
+        key, value = ("canvas", list(data.canvas)) if data.canvas else ("size", data.size)
         raise DetectionError(
-            f"data.size: must be a multiple of {step} px{reason}{least}, not {data.size}"
+            f"data.{key}: rows and columns must be {' and '.join(limits)}{reason}, not {value}"
         )
 
 
@@ -125,15 +119,12 @@ def check_unused_size(overrides: Sequence[str], data: DataConfig) -> None:
 
 
 def restore_checkpoint(checkpoint: Path, parts: Mapping[str, Any], differences: str) -> None:
-    """Read parts of a detector from a checkpoint of its library.
+    """Read parts of a detector from a checkpoint of its library, or raise DetectionError.
 
     Args:
         checkpoint: A checkpoint's prefix, or a folder with one.
         parts: Trackable objects by their names in the checkpoint.
         differences: In what a checkpoint that does not fit may differ, for the message.
-
-    Raises:
-        DetectionError: There is no checkpoint, or it does not fit.
     """
     prefix = tf.train.latest_checkpoint(str(checkpoint)) if checkpoint.is_dir() else str(checkpoint)
     if prefix is None or not tf.io.gfile.glob(f"{prefix}.index"):
@@ -151,15 +142,7 @@ def restore_checkpoint(checkpoint: Path, parts: Mapping[str, Any], differences: 
 def draw_panels(
     batch: Mapping[str, tf.Tensor], detected: Mapping[str, tf.Tensor]
 ) -> dict[str, tf.Tensor]:
-    """Draw panels for the image grid: image, the same with the surer boxes, truth.
-
-    Args:
-        batch: "image" and "mask".
-        detected: "detection_boxes" and "detection_scores", see data.whole for the boxes' unit.
-
-    Returns:
-        float32 [batch, rows, cols, 1] in [0, 1].
-    """
+    """Draw panels for the image grid: image, the same with the surer boxes, truth."""
     boxes = tf.where(
         detected["detection_scores"][..., tf.newaxis] >= SHOWN, detected["detection_boxes"], 0.0
     )
@@ -172,10 +155,7 @@ def validation_functions(
 ) -> dict[str, Callable]:
     """Make what `validate` calls: image -> boxes, scores and classes from 0 on.
 
-    Args:
-        detect: A detector's; its outputs have the Object Detection API's names.
-        shape: Rows and columns of the image, px.
-        first: The number of the first class in `detect`.
+    `first` is the number of the first class in `detect`, whose outputs have the API's names.
     """
 
     @tf.function(input_signature=[tf.TensorSpec([None, *shape, 1], tf.float32, "image")])
@@ -195,10 +175,6 @@ def validate(functions: Mapping[str, Any], held_out: Patches) -> dict[str, float
 
     With data.tiles an image is a tile, drawn as in training. The numbers then choose
     checkpoints; evaluate/detection.py gives the FROC of mammograms.
-
-    Args:
-        functions: A detector's.
-        held_out: Mammograms whose targets are boxes and classes (see data.whole).
 
     Returns:
         "recall" at 1 false positive per image, "recall_of_all" detections, and "froc", the FROC's
@@ -239,12 +215,9 @@ def _match(mammograms: Patches, detected: Mapping[str, np.ndarray], row: int) ->
 
 
 def read_training_patients(checkpoint: Path | None) -> list[str]:
-    """Read which patients the checkpoint of an earlier run here was trained on.
+    """Read which patients the checkpoint of an earlier run here was trained on, sorted.
 
-    The loop counts them as seen.
-
-    Returns:
-        Patient ids, sorted; [] of any other checkpoint.
+    The loop counts them as seen. Of any other checkpoint it is not known: [].
     """
     for folder in (checkpoint, *checkpoint.parents[:2]) if checkpoint else ():
         if (folder / CARD).is_file():

@@ -143,8 +143,7 @@ def read_items(path: Path, config: MammogramsConfig, indexes: ArchiveIndexes) ->
             continue
         if recipe.name not in pictures:
             raise DataError(f"{path}: has no image of {recipe.name}; is its format dicom or png?")
-        source = recipe.source
-        before = find_source(source.archive, source.image_id, config.data, file, indexes)
+        before = find_source(recipe.source, config.data, file, indexes)
         items.append(Item(recipe, before, pictures[recipe.name], trained_on))
     if not items:
         raise DataError(f"{path}: holds no finished mammogram")

@@ -92,7 +92,7 @@ def open_generators(config: StudyConfig) -> dict[Target, LesionGenerator]:
     }
     data = config.experiment.data
     for target, network in generators.items():
-        check_judge(f"generators.{target}", network.judge_seed, config.seeds)
+        check_judge(f"generators.{target}", network.model.judge_seed, config.seeds)
         if network.target != target:
             raise DataError(f"generators.{target}: was trained with model.target={network.target}")
         if network.size != data.size:

@@ -46,10 +46,9 @@ from tfmammo.synthesis.mammograms import remake, synthesize
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; see `sets.run_command`."""
-    sets.run_command(
-        arguments, "synthesize", __doc__, SynthesisConfig, "synthesis_full", synthesize, remake
-    )
+    """Run the command."""
+    command = ("synthesize", __doc__, SynthesisConfig, "synthesis_full")
+    sets.run_command(arguments, *command, synthesize, remake)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ Patches are float32 [size, size, 1] in [0, 1], masks uint8 [size, size], 0 or 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -18,9 +18,9 @@ from tfmammo.data.preprocess import resize
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box
 from tfmammo.nn.layers import Margin, enlarge
-from tfmammo.synthesis.config import Margins
 from tfmammo.synthesis.placement import Placement, TargetMammogram
 
+Shown = TypeVar("Shown", bound=np.generic)
 GAP = 4  # px of the patch between mask and border, at least, to fade in
 FAINT = 1 / 512  # smaller weights become 0: they would change no grey level of the patch
 
@@ -40,15 +40,6 @@ class BlendMask:
     around: NDArray[np.bool_]
     weights: NDArray[np.float32]
     support: Box
-
-    def compute_margins(self, box: Box) -> Margins:
-        """Compute how far the support reaches beyond a box, native px."""
-        return (
-            box[0] - self.support[0],
-            box[1] - self.support[1],
-            self.support[2] - box[2],
-            self.support[3] - box[3],
-        )
 
 
 def make_blend_mask(
@@ -74,14 +65,12 @@ def make_blend_mask(
 
 
 def make_whole_blend_mask(mask: NDArray[np.uint8], window: Box, feather: float) -> BlendMask:
-    """Make the weights of a patch that is inserted whole.
-
-    They are 1, and fall to 0 at its border. With a feather of 0 they are 1 up to the border.
+    """Make the weights of a patch that is inserted whole: 1, but for its border.
 
     Args:
         mask: uint8 [size, size], 0 or 1, of the patch.
         window: Where the patch lies, native px, half-open.
-        feather: px of the patch over which they fall, or fewer where its mask is nearer.
+        feather: px of the patch over which they fall to 0, or fewer where its mask is nearer.
     """
     weights = _fade_inwards(len(mask), min(feather, measure_gap(mask)))
     return BlendMask(mask, np.zeros(mask.shape, np.bool_), *_to_native(weights, window))
@@ -103,65 +92,42 @@ def measure_gap(mask: NDArray[np.uint8]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class TargetPatch:
-    """The patch of a mammogram that a generator is shown.
+    """The patch of a mammogram that a generator is shown, made as training patches are.
 
     Attributes:
         tissue: float32 [size, size, 1] in [0, 1].
-        mask: float32 [size, size, 1], 0 or 1.
+        low: Native grey value that is 0 in it.
+        high: Native grey value that is 1 in it.
     """
 
     tissue: NDArray[np.float32]
-    mask: NDArray[np.float32]
     low: float
     high: float
     mirrored: bool
+
+    def mirror(self, values: NDArray[Shown]) -> NDArray[Shown]:
+        """Mirror what lies as in the mammogram, [size, size, ...], as this patch, or back."""
+        return np.ascontiguousarray(values[:, ::-1] if self.mirrored else values)
 
     def compute_difference(
         self, image: NDArray[np.float32], around: NDArray[np.bool_]
     ) -> NDArray[np.float32]:
         """Compute what a generated image changes, in native grey values.
 
-        The mean change around the lesion is subtracted.
-
-        Args:
-            around: bool [size, size], see BlendMask.
+        The mean change where `around` (of a BlendMask) is true is subtracted.
         """
-        change = (image - self.tissue)[..., 0]
-        if self.mirrored:
-            change = change[:, ::-1]
+        change = self.mirror((image - self.tissue)[..., 0])
         offset = change[around].mean() if around.any() else 0.0
-        scale = np.float32(self.high - self.low)
-        return np.ascontiguousarray((change - np.float32(offset)) * scale)
+        return (change - np.float32(offset)) * np.float32(self.high - self.low)
 
     def to_native(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Convert a generated image to native grey values, mirrored as the mammogram."""
-        grey = np.float32(self.low) + np.float32(self.high - self.low) * image[..., 0]
-        return np.ascontiguousarray(grey[:, ::-1] if self.mirrored else grey)
+        scale = np.float32(self.high - self.low)
+        return self.mirror(np.float32(self.low) + scale * image[..., 0])
 
 
-def extract_patch(
-    target: TargetMammogram, placement: Placement, blend_mask: BlendMask
-) -> TargetPatch:
-    """Extract the patch under a lesion as training patches are made.
-
-    Prepared, scaled, mirrored, its grey values in [0, 1].
-    """
-    image, low, high = extract_tissue(target, placement.window, len(blend_mask.mask))
-    mask = blend_mask.mask.astype(np.float32)[..., None]
-    mirrored = preprocess.is_mirrored(target.mammogram, target.data.preprocess)
-    if mirrored:
-        image, mask = (np.ascontiguousarray(part[:, ::-1]) for part in (image, mask))
-    return TargetPatch(image, mask, low, high, mirrored)
-
-
-def extract_tissue(
-    target: TargetMammogram, window: Box, size: int
-) -> tuple[NDArray[np.float32], float, float]:
-    """Extract a window as training patches are made, but not mirrored.
-
-    Returns:
-        float32 [size, size, 1] in [0, 1], and the native grey values that are 0 and 1 in it.
-    """
+def extract_patch(target: TargetMammogram, window: Box, size: int) -> TargetPatch:
+    """Extract the patch in a window of native px."""
     top, left, bottom, right = window
     data = target.data
     image = resize_as_trained(target.image[top:bottom, left:right, 0], target, size)[..., None]
@@ -171,7 +137,10 @@ def extract_tissue(
     low, high = data.window or (float(value) for value in np.percentile(image, data.percentiles))
     if not low < high:
         raise DataError("the tissue under it is constant")
-    return preprocess.apply_window(image, low, high), low, high
+    mirrored = preprocess.is_mirrored(target.mammogram, data.preprocess)
+    tissue = preprocess.apply_window(image, low, high)
+    patch = TargetPatch(tissue, low, high, mirrored)
+    return replace(patch, tissue=patch.mirror(tissue))
 
 
 def blend(
@@ -184,36 +153,24 @@ def blend(
     """Blend a patch in: the target plus its weighted change, clipped.
 
     Args:
-        patch: float32 [size, size]. The change, from `TargetPatch.compute_difference`, or grey
-            values, from `TargetPatch.to_native`.
+        patch: float32 [size, size]. The change, from `TargetPatch.compute_difference`, or where it
+            `replaces` the tissue grey values, from `TargetPatch.to_native`.
 
     Returns:
-        float32 [rows, cols] of blend_mask.support, in [0, 1]. Equal to the target where the
-        weight is 0.
+        float32 [rows, cols] of blend_mask.support, in [0, 1].
     """
-    change = _crop_to_support(patch, placement, blend_mask)
-    top, left, bottom, right = blend_mask.support
-    tissue = target.image[top:bottom, left:right, 0]
+    top, left, bottom, right = placement.window
+    first_row, first_col, last_row, last_col = blend_mask.support
+    native = resize(patch, bottom - top, right - left)
+    change = native[first_row - top : last_row - top, first_col - left : last_col - left]
+    tissue = target.image[first_row:last_row, first_col:last_col, 0]
     if replaces:
         change = change - tissue
     return np.clip(tissue + blend_mask.weights * change, 0, 1)
 
 
-def _crop_to_support(
-    patch: NDArray[np.float32], placement: Placement, blend_mask: BlendMask
-) -> NDArray[np.float32]:
-    """Scale a patch to the native px of its window, and crop it to the support."""
-    top, left, bottom, right = placement.window
-    first_row, first_col, last_row, last_col = blend_mask.support
-    native = resize(patch, bottom - top, right - left)
-    return native[first_row - top : last_row - top, first_col - left : last_col - left]
-
-
 def _fade_inwards(size: int, fade: float) -> NDArray[np.float64]:
-    """Make weights that rise from 0 at a patch's border to 1 within `fade` px.
-
-    They are 1 everywhere with a fade of 0.
-    """
+    """Make weights that rise from 0 at a patch's border to 1 within `fade` px, if any."""
     if not fade:
         return np.ones((size, size))
     edge = np.minimum(np.arange(size), np.arange(size)[::-1])
@@ -226,12 +183,8 @@ def _to_native(weights: NDArray[np.float64], window: Box) -> tuple[NDArray[np.fl
     native = resize(weights.astype(np.float32), bottom - top, right - left)
     native[native < FAINT] = 0
     col, row, width, height = cv2.boundingRect((native > 0).astype(np.uint8))
-    return native[row : row + height, col : col + width], (
-        top + row,
-        left + col,
-        top + row + height,
-        left + col + width,
-    )
+    support = (top + row, left + col, top + row + height, left + col + width)
+    return native[row : row + height, col : col + width], support
 
 
 def _smooth(ramp: NDArray) -> NDArray[np.float64]:
@@ -242,25 +195,19 @@ def _smooth(ramp: NDArray) -> NDArray[np.float64]:
 
 def _resample_breast(target: TargetMammogram, window: Box, size: int) -> NDArray[np.uint8]:
     """Resample the breast in a window: uint8 [size, size, 1], 0 or 1."""
-    places: Iterator[NDArray[np.intp]] = (
-        np.minimum(
-            ((start + (np.arange(size) + 0.5) * (stop - start) / size) / target.step).astype(int),
-            count - 1,
-        )
-        for start, stop, count in zip(window[:2], window[2:], target.breast.shape, strict=True)
-    )
+    places = []
+    for start, stop, count in zip(window[:2], window[2:], target.breast.shape, strict=True):
+        native = start + (np.arange(size) + 0.5) * (stop - start) / size
+        places.append(np.minimum((native / target.step).astype(int), count - 1))
     return target.breast[np.ix_(*places)][..., None]
 
 
 def resize_as_trained(
     native: NDArray[np.float32], target: TargetMammogram, size: int
 ) -> NDArray[np.float32]:
-    """Resize a window to a generator's size as its training did.
+    """Resize a window [rows, cols] to a generator's size as its training did.
 
     Where training resampled mammograms (data.preprocess.spacing), so does this.
-
-    Args:
-        native: float32 [rows, cols].
     """
     training_spacing = target.data.preprocess.spacing
     spacing = target.mammogram.spacing

@@ -61,9 +61,9 @@ class Sizes(Frozen):
         self, random: np.random.Generator, spacing: tuple[float, float] | None
     ) -> tuple[int, int]:
         """(height, width) in native px of an image of that spacing, each at least SMALLEST."""
-        if self.unit == "mm" and spacing is None:
+        step = spacing if self.unit == "mm" else (1.0, 1.0)
+        if step is None:
             raise DataError("its mm per px are not stated, and sizes are in mm")
-        step = spacing if self.unit == "mm" and spacing else (1.0, 1.0)
         for _ in range(100):
             first, second = random.standard_normal(2)
             second = self.correlation * first + (1 - self.correlation**2) ** 0.5 * second
@@ -240,11 +240,7 @@ class SynthesisConfig(Frozen):
 
 Target = Literal["mass", "calcification", "removal"]
 # the kind of the patches that a generator makes
-KINDS: Final[dict[str, str]] = {
-    "mass": "mass",
-    "calcification": "calcification",
-    "removal": "normal",
-}
+KINDS: Final = {"mass": "mass", "calcification": "calcification", "removal": "normal"}
 
 
 class PatchSynthesisConfig(Frozen):

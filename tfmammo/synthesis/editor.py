@@ -39,12 +39,12 @@ from tfmammo.synthesis.config import (
 )
 from tfmammo.synthesis.generators import LesionGenerator
 from tfmammo.synthesis.lesion_bank import LesionBank
+from tfmammo.synthesis.mammograms import Synthesizer
 from tfmammo.synthesis.placement import TargetMammogram
 from tfmammo.synthesis.recipe import Recipe, collect_versions, describe_source
 from tfmammo.synthesis.renderers import make_renderer
 from tfmammo.synthesis.shapes import GeneratedShapes, NamedShapes, RealOutlines, ShapeSource
 from tfmammo.synthesis.sources import select_lesions
-from tfmammo.synthesis.synthesizer import Synthesizer
 
 LesionsT = TypeVar("LesionsT", LesionBank, RealOutlines)
 
@@ -135,25 +135,20 @@ class EditResult:
 
     def write_dicom(self, path: str | Path) -> None:
         """Write the new mammogram as DICOM, marked as synthetic."""
-        content = json.dumps(self.recipe, sort_keys=True)
+        key = hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
         synthetic.write_dicom_of_mammogram(
-            Path(path),
-            self.after,
-            self.mammogram,
-            hashlib.sha256(content.encode()).hexdigest(),
-            self.mammogram.is_lossy,
+            Path(path), self.after, self.mammogram, key, self.mammogram.is_lossy
         )
 
     def to_coco(self, file_name: str) -> dict[str, Any]:
         """Convert to COCO annotations; there is none of a lesion that was removed."""
         rows, cols = self.mask.shape
         image = {"id": 1, "file_name": file_name, "height": rows, "width": cols, "synthetic": True}
-        top, left, bottom, right = self.box
-        region = coco.encode(
-            np.ascontiguousarray(self.mask[top:bottom, left:right]), self.box, rows, cols
-        )
         annotations = []
         if self.kind:
+            top, left, bottom, right = self.box
+            mask = np.ascontiguousarray(self.mask[top:bottom, left:right])
+            region = coco.encode(mask, self.box, rows, cols)
             area = int(self.mask.sum())
             annotations = [synthetic.coco_annotation(1, self.kind, self.box, area, region)]
         return synthetic.format_coco([image], annotations, "one mammogram")
@@ -175,9 +170,7 @@ class Editor:
 
     @staticmethod
     def load(config: EditorConfig) -> Editor:
-        """Find and read its networks and lesions.
-
-        What it answers, and what its recipes say, is of these, whatever becomes of their folders.
+        """Find and read its networks and lesions, and keep them whatever becomes of their folders.
 
         Raises:
             TrackingError, ExportError: A model URI leads to no network of its kind.
@@ -232,16 +225,11 @@ class Editor:
         stored = archives.read_stored(mammogram)
         if self.network:
             return self._refill(mammogram, stored, request, self.network)
-        assert self.synthesizer
-        return self._insert(mammogram, stored, request, self.synthesizer)
+        return self._insert(mammogram, stored, request)
 
-    def _insert(
-        self,
-        mammogram: Mammogram,
-        stored: Stored,
-        request: EditRequest,
-        synthesizer: Synthesizer,
-    ) -> EditResult:
+    def _insert(self, mammogram: Mammogram, stored: Stored, request: EditRequest) -> EditResult:
+        synthesizer = self.synthesizer
+        assert synthesizer
         if not self.config.real_lesions:
             if request.size is None:
                 raise DataError(
@@ -272,18 +260,13 @@ class Editor:
         )
 
     def _refill(
-        self,
-        mammogram: Mammogram,
-        stored: Stored,
-        request: EditRequest,
-        network: LesionGenerator,
+        self, mammogram: Mammogram, stored: Stored, request: EditRequest, network: LesionGenerator
     ) -> EditResult:
         target = TargetMammogram(stored.image(), mammogram, network.data)
         length = patch_insertion.compute_side(mammogram, network)
         random = np.random.default_rng(request.seed)
         if request.centre:
-            top = request.centre[0] - length // 2
-            left = request.centre[1] - length // 2
+            top, left = (middle - length // 2 for middle in request.centre)
         else:
             for lesion in mammogram.lesions:
                 target.occupy(lesion.box)
@@ -358,11 +341,7 @@ def open_mammogram(
 
 def _make_item_config(config: EditorConfig, request: EditRequest) -> SynthesisConfig:
     """Make the synthesis config that a recipe keeps: of one item, as requested."""
-    values: dict[str, Any] = {
-        "renderer": config.renderer,
-        "generator": config.generator,
-        "lesions": config.lesions,
-    }
+    values: dict[str, Any] = {}
     if config.renderer in NETWORK_INPUTS:
         values |= {"tracking_uri": config.tracking_uri, "feather": config.feather}
     if config.real_lesions:
@@ -370,14 +349,15 @@ def _make_item_config(config: EditorConfig, request: EditRequest) -> SynthesisCo
     else:
         shapes = {"drawn": request.shape} if request.shape else {"gan": config.gan}
         values |= {"size": request.size, "shapes": shapes}
-    return SynthesisConfig.model_validate(
-        {
-            "name": "one",
-            "data": DataConfig(name="folder"),
-            "mammograms": "all",
-            "centre": request.centre,
-            "seed": request.seed,
-            "count": 1,
-            **values,
-        }
+    return SynthesisConfig(
+        name="one",
+        data=DataConfig(name="folder"),
+        mammograms="all",
+        renderer=config.renderer,  # type: ignore[arg-type]  # a contextual GAN has no recipe
+        generator=config.generator,
+        lesions=config.lesions,
+        centre=request.centre,
+        seed=request.seed,
+        count=1,
+        **values,
     )

@@ -27,7 +27,7 @@ from tfmammo.mammogram import LesionKind
 from tfmammo.models import mask_gan
 from tfmammo.models.contextual import ContextualConfig
 from tfmammo.nn.layers import Margin, parse_margin, sample_latent_noise
-from tfmammo.nn.postprocessing import PostprocessConfig, Refined, postprocess
+from tfmammo.nn.postprocessing import Refined, postprocess
 from tfmammo.synthesis.compositing import measure_gap
 from tfmammo.synthesis.config import NETWORK_INPUTS
 from tfmammo.tracking import export
@@ -38,31 +38,26 @@ from tfmammo.tracking import export
 RECTANGULAR = 0.88
 
 Options = ParamSpec("Options")
-Network = TypeVar("Network")
+NetworkT = TypeVar("NetworkT")
 
 
 def read_once(
-    read: Callable[Concatenate[Path, Options], Network],
-) -> Callable[Concatenate[Path, Options], Network]:
+    read: Callable[Concatenate[Path, Options], NetworkT],
+) -> Callable[Concatenate[Path, Options], NetworkT]:
     """Keep what `read` makes of an export, in each process, until a file of the export changes."""
-    kept: dict[Any, tuple[Any, Network]] = {}
+    kept: dict[Any, tuple[Any, NetworkT]] = {}
 
     @functools.wraps(read)
-    def read_or_keep(folder: Path, *args: Options.args, **options: Options.kwargs) -> Network:
+    def read_or_keep(folder: Path, *args: Options.args, **options: Options.kwargs) -> NetworkT:
         key = (folder, args, tuple(options.items()))
-        state = _stat_files(folder)
+        files = [path for path in sorted(export.locate(folder).rglob("*")) if path.is_file()]
+        stats = [(path, path.stat()) for path in files]
+        state = [(path, stat.st_ino, stat.st_mtime_ns, stat.st_size) for path, stat in stats]
         if key not in kept or kept[key][0] != state:
             kept[key] = state, read(folder, *args, **options)
         return kept[key][1]
 
     return read_or_keep
-
-
-def _stat_files(folder: Path) -> list[tuple[str, int, int, int]]:
-    """Stat the files of an export, so that a file that is replaced or written to shows."""
-    paths = sorted(export.locate(folder).rglob("*"))
-    stats = [(path, path.stat()) for path in paths if path.is_file()]
-    return [(str(path), stat.st_ino, stat.st_mtime_ns, stat.st_size) for path, stat in stats]
 
 
 def read_training_data(section: dict[str, Any], handle: str) -> DataConfig:
@@ -82,24 +77,40 @@ def read_training_data(section: dict[str, Any], handle: str) -> DataConfig:
 
 
 @dataclass(frozen=True)
-class Generator:
-    """An infilling, a blending network or a CAN.
+class Network:
+    """A network that makes patches of lesions.
 
     Attributes:
-        call: (tri_label float32 [n, size, size, 2 or 3], pasted [n, size, size, 3], or mask [n,
-            size, size, 1]) -> {"image": [n, size, size, 1]}.
+        call: The exported function; takes and gives float32 arrays by name.
         size: Side of its patches, px.
-        prior: Of a blending network, see models.blending. One trained with "noise" replaces the
-            lesion by noise itself, so that it sees only the outline of a pasted lesion.
+        data: How its training patches were made.
+        patients: Those that it was trained on.
+        identity: Its name, step and the hash of its weights, for recipes.
     """
 
     call: Callable[..., dict[str, NDArray[np.float32]]]
     size: int
-    margin: Margin | None
     data: DataConfig
     patients: frozenset[str] = frozenset()
-    prior: str = "lesion"
     identity: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Generator(Network):
+    """An infilling, a blending network or a CAN.
+
+    Its `call` takes tri_label [n, size, size, 2 or 3], pasted [n, size, size, 3], or mask [n, size,
+    size, 1], and gives image [n, size, size, 1].
+
+    Attributes:
+        takes: The name of its input.
+        prior: Of a blending network, see models.blending. One trained with "noise" replaces the
+            lesion by noise itself, so that it sees only the outline of a pasted lesion.
+    """
+
+    takes: str = "tri_label"
+    margin: Margin | None = None
+    prior: str = "lesion"
 
 
 @read_once
@@ -108,29 +119,21 @@ def load_generator(folder: Path, takes: str = "tri_label") -> Generator:
     try:
         opened = export.load_identified(folder, {takes}, {"image"})
     except ExportError as error:
-        raise ExportError(f"{error}{_suggest_renderer(folder, takes)}") from None
-    needed = "config.data, train_patients"
-    if takes == "tri_label":
-        needed = "config.data, config.model.margin, train_patients"
-    elif takes == "pasted":
-        needed = "config.data, config.model.prior, train_patients"
-    with _require(folder, f"how its training patches were made ({needed})"):
-        config = opened.card["config"]
-        data = read_training_data(config["data"], str(folder))
-        model = config.get("model", {})
+        fitting = find_renderers(folder)
+        hint = ""
+        if fitting and takes not in [NETWORK_INPUTS[name] for name in fitting]:
+            hint = f"; renderer={fitting[0]} fits it"
+        raise ExportError(f"{error}{hint}") from None
+    key = {"tri_label": " config.model.margin,", "pasted": " config.model.prior,"}.get(takes, "")
+    needed = f"how its training patches were made (config.data,{key} train_patients)"
+    with _describe_network(folder, opened, needed) as facts:
+        model = opened.card["config"].get("model", {})
         margin = parse_margin(model["margin"]) if takes == "tri_label" else None
-        patients = _get_patients(opened)
         prior = model["prior"] if takes == "pasted" else "lesion"
+        data = read_training_data(opened.card["config"]["data"], str(folder))
     size, channels = opened.shapes[takes][2:]
-    return Generator(
-        opened.call,
-        size,
-        margin if channels == 3 else None,
-        data,
-        patients,
-        prior,
-        _identify(opened),
-    )
+    margin = margin if channels == 3 else None
+    return Generator(size=size, data=data, takes=takes, margin=margin, prior=prior, **facts)
 
 
 def find_renderers(folder: Path) -> list[str]:
@@ -140,31 +143,20 @@ def find_renderers(folder: Path) -> list[str]:
     return [name for name, needed in NETWORK_INPUTS.items() if {needed} in inputs]
 
 
-def _suggest_renderer(folder: Path, takes: str) -> str:
-    """Name the renderer that an export without a function for this input fits, if any does."""
-    fitting = find_renderers(folder)
-    if not fitting or takes in [NETWORK_INPUTS[name] for name in fitting]:
-        return ""
-    return f"; renderer={fitting[0]} fits it"
-
-
 @contextmanager
-def _require(folder: Path, facts: str) -> Iterator[None]:
-    """Raise a DataError where the body misses something in the card of an export."""
+def _describe_network(
+    folder: Path, opened: export.LoadedFunction, needed: str
+) -> Iterator[dict[str, Any]]:
+    """Give what every `Network` has of its export. Raise a DataError if the card lacks a fact."""
     try:
-        yield
+        if opened.patients is None:
+            raise KeyError("train_patients")
+        yield {"call": opened.call, "patients": opened.patients, "identity": _identify(opened)}
     except (KeyError, TypeError, AttributeError, ValidationError):
-        raise DataError(f"{folder}: its card does not say {facts}") from None
-
-
-def _get_patients(opened: export.LoadedFunction) -> frozenset[str]:
-    if opened.patients is None:
-        raise KeyError("train_patients")
-    return opened.patients
+        raise DataError(f"{folder}: its card does not say {needed}") from None
 
 
 def _identify(opened: export.LoadedFunction) -> dict[str, str]:
-    """Describe a network for a recipe; weights are hashed by export.load_identified."""
     return {
         "name": str(opened.card["name"]),
         "step": str(opened.card.get("step", "")),
@@ -172,21 +164,12 @@ def _identify(opened: export.LoadedFunction) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True)
-class NoiseGenerator:
-    """A vanilla GAN.
+@dataclass(frozen=True, kw_only=True)
+class NoiseGenerator(Network):
+    """A vanilla GAN. Its `call` takes noise [n, z], and gives image and mask [n, size, size, 1]."""
 
-    Attributes:
-        call: (noise float32 [n, z] in [-1, 1]) -> {"image", "mask": float32 [n, size, size, 1] in
-            [0, 1]}.
-    """
-
-    call: Callable[..., dict[str, NDArray[np.float32]]]
     z: int
     kind: LesionKind
-    data: DataConfig
-    patients: frozenset[str]
-    identity: dict[str, str]
 
     def generate(self, seed: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Generate a patch and its lesion, the same for the same seed.
@@ -210,9 +193,9 @@ class NoiseGenerator:
 def load_noise_generator(folder: Path) -> NoiseGenerator:
     """Load a vanilla GAN, once in each process."""
     opened = export.load_identified(folder, {"noise"}, {"image", "mask"})
-    with _require(folder, "how and on whom it was trained (config.data, train_patients)"):
+    needed = "how and on whom it was trained (config.data, train_patients)"
+    with _describe_network(folder, opened, needed) as facts:
         data = read_training_data(opened.card["config"]["data"], str(folder))
-        patients = _get_patients(opened)
     if data.window is None:
         raise DataError(
             f"{folder}: was trained with data.percentiles, so that its grey values are on no "
@@ -224,15 +207,14 @@ def load_noise_generator(folder: Path) -> NoiseGenerator:
             "that nobody knows which it draws"
         )
     z = opened.shapes["noise"][1]
-    return NoiseGenerator(opened.call, z, data.kinds[0], data, patients, _identify(opened))
+    return NoiseGenerator(size=data.size, data=data, z=z, kind=data.kinds[0], **facts)
 
 
 @dataclass(frozen=True)
 class MaskGenerator:
-    """A mask GAN.
+    """A mask GAN. Its `call` takes noise [n, z], and gives mask [n, size, size, 1] in [0, 1].
 
     Attributes:
-        call: (noise float32 [n, z] in [-1, 1]) -> {"mask": float32 [n, size, size, 1] in [0, 1]}.
         patients: Those it was trained on, None where its card does not say.
     """
 
@@ -301,27 +283,25 @@ def load_mask_generator(folder: Path) -> MaskGenerator:
     return MaskGenerator(folder, opened.call, z, limits, opened.patients, _identify(opened))
 
 
-@dataclass(frozen=True)
-class LesionGenerator:
+@dataclass(frozen=True, kw_only=True)
+class LesionGenerator(Network):
     """A contextual GAN.
 
+    Its `call` takes image [n, size, size, 1] in [0, 1] and noise [n, noise_inputs], and gives
+    lesion [n, size, size, 1] in [-1, 1].
+
     Attributes:
-        call: (image float32 [n, size, size, 1] in [0, 1], noise float32 [n, noise_inputs] in
-            [-1, 1]) -> {"lesion": float32 [n, size, size, 1] in [-1, 1]}.
-        size: Side of its patches, px.
-        judge_seed: training.seed of the classifier that chose its weights; None where none did.
+        model: What it was trained for. Its `judge_seed` is training.seed of the classifier that
+            chose its weights, None where none did.
     """
 
-    call: Callable[..., dict[str, NDArray[np.float32]]]
-    size: int
     noise_inputs: int
-    target: str
-    positives: str
-    judge_seed: int | None
-    data: DataConfig
-    refine: PostprocessConfig
-    patients: frozenset[str]
-    identity: dict[str, str]
+    model: ContextualConfig
+
+    @property
+    def target(self) -> str:
+        """mass, calcification or removal."""
+        return self.model.target
 
     @property
     def removes(self) -> bool:
@@ -330,7 +310,7 @@ class LesionGenerator:
 
     def removes_pathology(self, pathology: str) -> bool:
         """Return whether it removes lesions of a pathology ("" for unknown)."""
-        return self.positives == "lesion" or pathology == "malignant"
+        return self.model.positives == "lesion" or pathology == "malignant"
 
     def generate(self, image: NDArray[np.float32], seed: int) -> Refined:
         """Generate one patch with its lesion added or removed, post-processed.
@@ -339,34 +319,20 @@ class LesionGenerator:
             image: float32 [size, size, 1] in [0, 1].
         """
         noise = sample_latent_noise(1, self.noise_inputs, seed)
-        return postprocess(
-            image[None],
-            self.call(image=image[None], noise=noise)["lesion"],
-            self.refine,
-            self.removes,
-        )
+        lesion = self.call(image=image[None], noise=noise)["lesion"]
+        return postprocess(image[None], lesion, self.model.postprocess, self.removes)
 
 
 @read_once
 def load_lesion_generator(folder: Path) -> LesionGenerator:
     """Load a contextual GAN, once in each process."""
     opened = export.load_identified(folder, {"image", "noise"}, {"lesion"})
-    with _require(folder, "how and on whom it was trained (config, train_patients)"):
+    needed = "how and on whom it was trained (config, train_patients)"
+    with _describe_network(folder, opened, needed) as facts:
         data = DataConfig.model_validate(opened.card["config"]["data"])
         model = ContextualConfig.model_validate(opened.card["config"]["model"])
-        patients = _get_patients(opened)
-    return LesionGenerator(
-        opened.call,
-        opened.shapes["image"][1],
-        opened.shapes["noise"][1],
-        model.target,
-        model.positives,
-        model.judge_seed,
-        data,
-        model.postprocess,
-        patients,
-        _identify(opened),
-    )
+    size, noise_inputs = (opened.shapes[name][1] for name in ("image", "noise"))
+    return LesionGenerator(size=size, data=data, noise_inputs=noise_inputs, model=model, **facts)
 
 
 def resolve_handle(handle: str, tracking_uri: str | None) -> Path:
@@ -377,13 +343,10 @@ def resolve_handle(handle: str, tracking_uri: str | None) -> Path:
 
 
 def find_best_weights(handle: str, tracking_uri: str | None) -> Path:
-    """Resolve a model URI to a folder, for a training run to its best weights.
+    """Resolve a model URI to a folder, for a training run to the weights that validated best.
 
-    Those did best on its validation patches. `resolve_handle` gives the last ones.
+    `resolve_handle` gives the last ones.
     """
     best = Path(handle) / "best"
-    return (
-        best
-        if (export.locate(best) / export.CARD).is_file()
-        else resolve_handle(handle, tracking_uri)
-    )
+    has_best = (export.locate(best) / export.CARD).is_file()
+    return best if has_best else resolve_handle(handle, tracking_uri)

@@ -49,8 +49,7 @@ class LesionPatch:
 
     Attributes:
         mask: uint8 [rows, cols], 0 or 1, touching all four sides.
-        image: float32 [rows + 2 around, cols + 2 around] in [0, 1], the pixels of the lesion and
-            its surroundings.
+        image: float32 [rows + 2 around, cols + 2 around] in [0, 1], with its surroundings.
         around: px of surroundings on each side.
     """
 
@@ -80,11 +79,7 @@ class LesionBank:
         pathology: str | None = None,
         of_patients: str = "",
     ) -> LesionBank:
-        """Select the outlined ones of an archive's lesions. No pixel and no mask file is read.
-
-        Args:
-            pathology: Lesions of no other; None for all.
-        """
+        """Select the outlined ones of an archive's lesions. No pixel and no mask file is read."""
         selected = tuple(
             source
             for source in lesions
@@ -106,17 +101,17 @@ class LesionBank:
     def find_usable(self, skipped: Skipped) -> list[SourceLesion]:
         """Find the lesions whose mask can be read and is whole. No pixel of a mammogram is read."""
         usable = []
-        reasons = []
+        reason = ""
         for lesion in self.lesions:
             try:
                 _check_mask(lesion)
-            except ValueError as error:
-                reasons.append(f"lesion {lesion.number}: {error}")
-                skipped.add(lesion.mammogram.image_id, reasons[-1])
-            else:
                 usable.append(lesion)
+            except ValueError as error:
+                noted = f"lesion {lesion.number}: {error}"
+                skipped.add(lesion.mammogram.image_id, noted)
+                reason = reason or noted
         if not usable:
-            raise DataError(f"no lesion can be inserted; the first, {reasons[0]}")
+            raise DataError(f"no lesion can be inserted; the first, {reason}")
         return usable
 
     def draw(
@@ -136,7 +131,13 @@ class LesionBank:
             rotate: Degrees, each way, at most.
             trained_on: Patients of the renderer's network, None without a network.
         """
-        others = [lesion for lesion in self.lesions if not _is_same(lesion.mammogram, mammogram)]
+        # Two folders may give their images the same names.
+        own = (mammogram.image_id, mammogram.file)
+        others = [
+            lesion
+            for lesion in self.lesions
+            if (lesion.mammogram.image_id, lesion.mammogram.file) != own
+        ]
         if not others:
             raise DataError("there are no lesions but its own")
         fitting = [lesion for lesion in others if _is_comparable(lesion.mammogram, mammogram)]
@@ -235,20 +236,19 @@ def _read_crop(lesion: SourceLesion) -> _Crop:
         _check_mask(lesion)
     except ValueError as error:
         raise DataError(f"lesion {lesion.number} of {mammogram.image_id}: {error}") from None
-    box = lesion.lesion.box
-    rows = mammogram.rows
-    cols = mammogram.cols
-    top, left, bottom, right = square_window(box, rows, cols, CONTEXT)
-    top = max(0, top)
-    left = max(0, left)
-    bottom = min(rows, bottom)
-    right = min(cols, right)
-    mask = lesion.lesion.mask(rows, cols)[top:bottom, left:right].copy()
+    box = np.array(lesion.lesion.box, np.float64)
+    rows, cols = mammogram.rows, mammogram.cols
+    corners = square_window(lesion.lesion.box, rows, cols, CONTEXT)
+    top, left = (max(0, corner) for corner in corners[:2])
+    region = np.s_[top : corners[2], left : corners[3]]
     stored = archives.read_stored(mammogram)
-    image = stored.image()[top:bottom, left:right, 0].copy()
-    middle = np.array([(box[1] + box[3] - 1) / 2 - left, (box[0] + box[2] - 1) / 2 - top])
-    extents = np.array([box[3] - box[1], box[2] - box[0]], np.float64)
-    return _Crop(image, mask, middle, extents, hash_source(mammogram, lambda: stored.values))
+    return _Crop(
+        stored.image()[..., 0][region].copy(),
+        lesion.lesion.mask(rows, cols)[region].copy(),
+        ((box[:2] + box[2:] - 1) / 2 - (top, left))[::-1],
+        (box[2:] - box[:2])[::-1],
+        hash_source(mammogram, lambda: stored.values),
+    )
 
 
 def _check_mask(lesion: SourceLesion) -> None:
@@ -261,11 +261,6 @@ def _check_mask(lesion: SourceLesion) -> None:
         raise DataError(CUT_OFF)
 
 
-def _is_same(first: Mammogram, second: Mammogram) -> bool:
-    """Return whether both are one image; two folders may give theirs the same names."""
-    return first.image_id == second.image_id and first.file == second.file
-
-
 def _is_comparable(source: Mammogram, target: Mammogram) -> bool:
     """Return whether a lesion's size in the target is known."""
     if source.spacing is None or target.spacing is None:
@@ -275,12 +270,11 @@ def _is_comparable(source: Mammogram, target: Mammogram) -> bool:
 
 def _explain_incomparable(source: Mammogram, target: Mammogram) -> str:
     lesions = f"lesions of {source.archive}"
-    if source.spacing is None and target.spacing is None:
+    missing = f"the mm per px of {lesions} are not stated"
+    if target.spacing is None and source.spacing is None:
         missing = f"neither its mm per px nor those of {lesions} are stated"
     elif target.spacing is None:
         missing = "its mm per px are not stated"
-    else:
-        missing = f"the mm per px of {lesions} are not stated"
     return f"{missing}, so that it is not known how large {lesions} are in it"
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
 from tfmammo import __version__
 from tfmammo.archives import coco
@@ -22,8 +21,8 @@ from tfmammo.data.tfrecord import encode_detection
 from tfmammo.filesystem import to_json
 from tfmammo.mammogram import Mammogram, key_check
 from tfmammo.synthesis.config import SynthesisConfig
-from tfmammo.synthesis.recipe import ExistingLesion, InsertedLesion, Recipe, TransformRecord
-from tfmammo.synthesis.sets import Contents, bytes_writer
+from tfmammo.synthesis.recipe import ExistingLesion, InsertedLesion, Recipe
+from tfmammo.synthesis.sets import Contents
 
 ENDINGS = {"dicom": ".dcm", "png": ".png", "tfrecord": ".tfrecord"}
 _USED = {  # what a card says of the lesions, by the part of real ones that is used
@@ -35,13 +34,7 @@ _USED = {  # what a card says of the lesions, by the part of real ones that is u
 
 
 def list_files(recipe: Recipe, mammogram: Mammogram, stored: Stored) -> Contents:
-    """List an item's files, image and masks, with what writes each.
-
-    Args:
-        recipe: The item's.
-        mammogram: The mammogram that it was made from.
-        stored: The new stored values.
-    """
+    """List an item's files, image and masks, with what writes each; `stored` is the new image."""
     masks = [coco.decode(lesion.region, recipe.name) for lesion in recipe.lesions]
     pictures = [synthetic.encode_mask_png(mask) for mask in masks]
 
@@ -58,7 +51,7 @@ def list_files(recipe: Recipe, mammogram: Mammogram, stored: Stored) -> Contents
     return {
         f"images/{_name_image(recipe)}": write_image,
         **{
-            f"lesion_masks/{recipe.name}_{number}.png": bytes_writer(picture)
+            f"lesion_masks/{recipe.name}_{number}.png": picture
             for number, picture in enumerate(pictures, start=1)
         },
     }
@@ -70,16 +63,12 @@ def describe_set(
     lesions: Iterable[str] | None,
     trained_on: Iterable[str],
 ) -> Mapping[str, str]:
-    """Describe a whole set: annotations.json, metadata.csv, patients.json and README.md.
+    """Describe a whole set: the content of its tables and of README.md.
 
     Args:
         recipes: Of all items, those left out included.
-        config: The set's.
-        lesions: See `collect_patients`.
-        trained_on: See `collect_patients`.
-
-    Returns:
-        The content of each file.
+        lesions: As in `collect_patients`.
+        trained_on: As in `collect_patients`.
     """
     complete = [recipe for recipe in recipes if not recipe.left_out]
     patients = collect_patients(complete, lesions, trained_on)
@@ -93,14 +82,22 @@ def describe_set(
 
 def _write_record(part: Path, recipe: Recipe, stored: Stored, masks: Sequence[bytes]) -> None:
     rows, cols = stored.values.shape
-    lesions = _list_lesions(recipe)
-    own_masks = [_draw_existing_mask(lesion, rows, cols, recipe.name) for lesion in recipe.own]
+    lesions: list[InsertedLesion | ExistingLesion] = [*recipe.lesions, *recipe.own]
+    own_masks = []
+    for lesion in recipe.own:
+        if lesion.region:
+            mask = coco.decode(lesion.region, recipe.name)
+        else:
+            mask = np.zeros((rows, cols), np.uint8)
+            top, left, bottom, right = lesion.box
+            mask[top:bottom, left:right] = 1
+        own_masks.append(synthetic.encode_mask_png(mask))
     record = encode_detection(
         synthetic.encode_png(stored.full_scale()),
         (rows, cols),
         recipe.name,
         [lesion.box for lesion in lesions],
-        [*masks, *map(synthetic.encode_mask_png, own_masks)],
+        [*masks, *own_masks],
         [(lesion.kind, CATEGORIES[lesion.kind]) for lesion in lesions],
     )
     if recipe.own:  # say of each lesion whether it was inserted
@@ -112,22 +109,6 @@ def _write_record(part: Path, recipe: Recipe, stored: Stored, masks: Sequence[by
         writer.write(record)
 
 
-def _draw_existing_mask(
-    lesion: ExistingLesion, rows: int, cols: int, where: str
-) -> NDArray[np.uint8]:
-    """Draw the mask of a lesion that was there before, or its box where there is no mask."""
-    if lesion.region:
-        return coco.decode(lesion.region, where)
-    mask = np.zeros((rows, cols), np.uint8)
-    top, left, bottom, right = lesion.box
-    mask[top:bottom, left:right] = 1
-    return mask
-
-
-def _list_lesions(recipe: Recipe) -> list[InsertedLesion | ExistingLesion]:
-    return [*recipe.lesions, *recipe.own]
-
-
 def _name_image(recipe: Recipe) -> str:
     return f"{recipe.name}{ENDINGS[recipe.config.format]}"
 
@@ -137,9 +118,10 @@ def _format_annotations(recipes: Sequence[Recipe], config: SynthesisConfig) -> d
     annotations = []
     for recipe in recipes:
         assert recipe.source
+        number = recipe.number + 1
         images.append(
             {
-                "id": recipe.number + 1,
+                "id": number,
                 "file_name": _name_image(recipe),
                 "height": recipe.source.rows,
                 "width": recipe.source.cols,
@@ -148,20 +130,15 @@ def _format_annotations(recipes: Sequence[Recipe], config: SynthesisConfig) -> d
                 "synthetic": True,
             }
         )
-        annotations += [
-            synthetic.coco_annotation(
-                recipe.number + 1,
-                lesion.kind,
-                lesion.box,
-                lesion.area,
-                lesion.region,
-                not isinstance(lesion, ExistingLesion),
-            )
-            for lesion in _list_lesions(recipe)
-        ]
-    return synthetic.format_coco(
-        images, annotations, f"{config.name}, from {config.data.archive_name}"
-    )
+        for is_synthetic, lesions in ((True, recipe.lesions), (False, recipe.own)):
+            annotations += [
+                synthetic.coco_annotation(
+                    number, lesion.kind, lesion.box, lesion.area, lesion.region, is_synthetic
+                )
+                for lesion in lesions
+            ]
+    title = f"{config.name}, from {config.data.archive_name}"
+    return synthetic.format_coco(images, annotations, title)
 
 
 def _format_row(recipe: Recipe) -> dict[str, Any]:
@@ -181,8 +158,7 @@ def _format_row(recipe: Recipe) -> dict[str, Any]:
     if recipe.config.format == "png" and source.bits not in (8, 16) and recipe.files:
         row["bits"] = source.bits
     if recipe.config.real_lesions:
-        patients = {record.patient_id for record in _list_transforms([recipe])}
-        row["lesion_patient"] = " ".join(sorted(patients))
+        row["lesion_patient"] = " ".join(sorted({graft.patient_id for graft in recipe.grafts}))
     return row
 
 
@@ -196,10 +172,11 @@ def _find_pathology(recipe: Recipe) -> str | None:
     # Nobody says that there is nothing else in the mammogram.
     if recipe.config.mammograms == "all" and not recipe.own:
         return requested
-    pathologies: list[str | None] = []
-    for lesion in recipe.lesions:
-        stated = lesion.graft.pathology if lesion.graft and not lesion.graft.used else None
-        pathologies.append(requested or stated)
+    inserted = [
+        lesion.graft.pathology if lesion.graft and not lesion.graft.used else None
+        for lesion in recipe.lesions
+    ]
+    pathologies = [requested or stated for stated in inserted]
     pathologies += [lesion.pathology for lesion in recipe.own]
     if None in pathologies:
         return None
@@ -212,12 +189,11 @@ def collect_patients(
     """Collect everybody whose data a set holds.
 
     Args:
-        recipes: Of its items.
         lesions: Patients whose shapes or sizes it has. None for those of its real lesions.
         trained_on: Patients that its networks were trained on.
     """
     if lesions is None:
-        lesions = (record.patient_id for record in _list_transforms(recipes))
+        lesions = (graft.patient_id for recipe in recipes for graft in recipe.grafts)
     mammograms = {recipe.source.patient_id for recipe in recipes if recipe.source}
     return Patients(
         mammograms=tuple(sorted(mammograms)),
@@ -225,10 +201,6 @@ def collect_patients(
         trained_on=tuple(sorted(set(trained_on))),
         id_key=key_check(),
     )
-
-
-def _list_transforms(recipes: Sequence[Recipe]) -> list[TransformRecord]:
-    return [lesion.graft for recipe in recipes for lesion in recipe.lesions if lesion.graft]
 
 
 def _format_card(recipes: Sequence[Recipe], left_out: int, config: SynthesisConfig) -> str:
@@ -263,34 +235,31 @@ def _format_card(recipes: Sequence[Recipe], left_out: int, config: SynthesisConf
     ]
     if config.shapes.files:
         lines.append("Shapes come from files; it is not known whose lesions they are.")
+    if config.patients:
+        side, fold = config.patients.side, config.patients.fold
+        lines.append(f"All are of the {side} side of one split, fold {fold}.")
     if config.real_lesions:
         lines += _describe_lesions(recipes, config)
-    elif config.patients:
-        lines.append(_describe_side(config))
     lines.append(f"Source's licence: {card.LICENCES.get(archive, card.UNKNOWN)}")
     return "\n\n".join(lines) + "\n"
-
-
-def _describe_side(config: SynthesisConfig) -> str:
-    assert config.patients
-    return f"All are of the {config.patients.side} side of one split, fold {config.patients.fold}."
 
 
 def _describe_lesions(recipes: Sequence[Recipe], config: SynthesisConfig) -> list[str]:
     """Describe real lesions for the card: whose they are, and what their archive allows."""
     archive = config.lesion_data.archive_name
-    records = _list_transforms(recipes)
+    records = [graft for recipe in recipes for graft in recipe.grafts]
     lesions = len({(record.image_id, record.number) for record in records})
     patients = len({record.patient_id for record in records})
     lines = [
         f"{_USED[records[0].used]} {lesions} real ones of {patients} patients of {archive}: "
         "`lesion_patient` in metadata.csv. A mammogram shows the tissue of `patient` and the "
         "lesions of `lesion_patient`; it belongs on the side of a split where all of them are.",
-        _describe_side(config)
-        if config.patients
-        else "No split was given (`patients`), so one image may show patients of both sides; such "
-        "images belong on neither.",
     ]
+    if not config.patients:
+        lines.append(
+            "No split was given (`patients`), so one image may show patients of both sides; such "
+            "images belong on neither."
+        )
     if config.generator:
         trained = sum(bool(record.trained_on) for record in records)
         lines.append(

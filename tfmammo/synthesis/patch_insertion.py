@@ -21,12 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.archives.stored import Stored
-from tfmammo.data import preprocess
-from tfmammo.data.preprocess import resize
+from tfmammo.data.preprocess import resize, resize_mask
 from tfmammo.data.sampling import count_in_windows
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, Mammogram
-from tfmammo.synthesis.compositing import extract_tissue
+from tfmammo.synthesis.compositing import extract_patch
 from tfmammo.synthesis.generators import LesionGenerator
 from tfmammo.synthesis.placement import TargetMammogram
 
@@ -118,26 +117,18 @@ def fill_window(
 
     Noise is drawn until post-processing keeps a lesion, TRIES times at most.
     """
-    patch, low, high = extract_tissue(target, place, network.size)
-    mirrored = preprocess.is_mirrored(target.mammogram, network.data.preprocess)
-    if mirrored:
-        patch = np.ascontiguousarray(patch[:, ::-1])
-    height = place[2] - place[0]
-    width = place[3] - place[1]
+    patch = extract_patch(target, place, network.size)
+    height, width = place[2] - place[0], place[3] - place[1]
     for _ in range(TRIES):
         seed = int(random.integers(2**63))
-        refined = network.generate(patch, seed)
-        if not refined.kept[0]:
-            continue
-        lesion = refined.lesion[0, ..., 0]
-        mask = refined.mask[0]
-        if mirrored:
-            lesion = lesion[:, ::-1]
-            mask = mask[:, ::-1]
-        # The lesion is in [-1, 1], twice the patch's grey scale.
-        difference = np.ascontiguousarray(lesion) * np.float32((high - low) / 2)
-        native_mask = preprocess.resize_mask(np.ascontiguousarray(mask), height, width)[..., 0]
-        return EditedPatch(place, native_mask, seed, resize(difference, height, width))
+        refined = network.generate(patch.tissue, seed)
+        if refined.kept[0]:
+            # The lesion is in [-1, 1], twice the patch's grey scale.
+            lesion = patch.mirror(refined.lesion[0, ..., 0])
+            lesion = lesion * np.float32((patch.high - patch.low) / 2)
+            difference = resize(lesion, height, width)
+            native_mask = resize_mask(patch.mirror(refined.mask[0]), height, width)[..., 0]
+            return EditedPatch(place, native_mask, seed, difference)
     nothing = np.zeros((height, width), np.uint8)
     return EditedPatch(place, nothing, seed, nothing.astype(np.float32))
 
@@ -147,8 +138,9 @@ def reinsert_patches(
 ) -> Stored:
     """Put patches back into their mammogram. Values that no lesion reaches are the source's."""
 
-    def add(patch: EditedPatch) -> NDArray[np.float32]:
+    edits = []
+    for patch in patches:
         top, left, bottom, right = patch.place
-        return np.clip(target.image[top:bottom, left:right, 0] + patch.difference, 0, 1)
-
-    return stored.with_greys(target.image, ((patch.place, add(patch)) for patch in patches))
+        tissue = target.image[top:bottom, left:right, 0]
+        edits.append((patch.place, np.clip(tissue + patch.difference, 0, 1)))
+    return stored.with_greys(target.image, edits)

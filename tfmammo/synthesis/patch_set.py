@@ -30,10 +30,7 @@ IDENTITY = "patch_set.json"
 
 
 def describe_scale(data: DataConfig) -> dict[str, Any]:
-    """Describe what decides the grey values of patches.
-
-    Patches of two sources are comparable where it is equal.
-    """
+    """Describe what decides grey values: equal where patches of two sources are comparable."""
     decisive = {"percentiles", "preprocess"} if data.window is None else {"window", "preprocess"}
     return data.model_dump(mode="json", include=decisive)
 
@@ -58,19 +55,13 @@ class PatchSet:
 
     @staticmethod
     def read(folder: Path) -> PatchSet:
-        """Read all patches of a folder.
-
-        Raises:
-            DataError: It is no such folder, is not finished, or a file is not as it was written.
-        """
+        """Read all patches of a folder; DataError unless it is finished and whole."""
         try:
             identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
             generators = identity["generators"].values()
-            trained_on = frozenset(
-                name for generator in generators for name in generator["patients"]
-            )
-            scales = tuple(generator["scale"] for generator in generators)
-            judge_seeds = tuple(generator["judge_seed"] for generator in generators)
+            trained_on = frozenset().union(*(each["patients"] for each in generators))
+            scales = tuple(each["scale"] for each in generators)
+            judge_seeds = tuple(each["judge_seed"] for each in generators)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise DataError(
                 f"{folder}: holds no patches that tfmammo.synthesis.patches wrote ({IDENTITY} is "
@@ -130,10 +121,10 @@ def describe_rates(recipes: Sequence[PatchRecipe]) -> list[str]:
 def format_readme(recipes: Sequence[PatchRecipe]) -> str:
     """Format the set's card as Markdown: counts, discard rates, origin."""
     config = recipes[0].config
-    lines = [f"# {config.name}: synthetic patches, not for diagnosis", *describe_rates(recipes)]
-    licence = card.LICENCES.get(config.data.archive_name, card.UNKNOWN)
-    lines += [
-        f"Source's licence: {licence}",
+    lines = [
+        f"# {config.name}: synthetic patches, not for diagnosis",
+        *describe_rates(recipes),
+        f"Source's licence: {card.LICENCES.get(config.data.archive_name, card.UNKNOWN)}",
         "A patient's synthetic and real patches belong on the same side of a split; "
         f"{IDENTITY} names whom the generators know.",
     ]

@@ -67,9 +67,8 @@ def synthesize(
         The recipes of all patches, those left out included.
 
     Raises:
-        ConfigError: Something named in the config can't be used, or `output` belongs to other work.
-        TfmammoError: The archive or a generator can't be used, a kind can't be made at all, or a
-            worker failed.
+        TfmammoError: Something named in the config can't be used, `output` belongs to other work,
+            a kind can't be made at all, or a worker failed.
     """
     skipped = Skipped()
     mammograms = archives.read_mammograms(config.data, skipped)
@@ -82,19 +81,17 @@ def synthesize(
         target: select_mammograms(mammograms, config, network, target)
         for target, network in networks.items()
     }
+    generators = {
+        target: network.identity
+        | {
+            "patients": sorted(network.patients),
+            "scale": describe_scale(network.data),
+            "judge_seed": network.model.judge_seed,
+        }
+        for target, network in networks.items()
+    }
     identity = sets.describe_identity(
-        config,
-        mammograms,
-        patients=config.patients,
-        generators={
-            target: network.identity
-            | {
-                "patients": sorted(network.patients),
-                "scale": describe_scale(network.data),
-                "judge_seed": network.judge_seed,
-            }
-            for target, network in networks.items()
-        },
+        config, mammograms, patients=config.patients, generators=generators
     )
     plans = [
         sets.Plan(
@@ -102,11 +99,9 @@ def synthesize(
             sources[target],
             _open,
             exports[target],
-            config.count,
-            MOST * config.count,
+            MOST,
             grouped=True,
-            item=f"{KINDS[target]} patch",
-            items=f"{KINDS[target]} patches",
+            names=(f"{KINDS[target]} patch", f"{KINDS[target]} patches"),
         )
         for target, network in networks.items()
     ]
@@ -146,7 +141,7 @@ def select_mammograms(
     if not suitable:
         condition = "is normal"
         if network.removes:
-            pathology = "malignant " if network.positives == "malignant" else ""
+            pathology = "malignant " if network.model.positives == "malignant" else ""
             condition = f"holds a {pathology}lesion"
         whose = ""
         if config.patients == "trained":
@@ -167,9 +162,7 @@ def _is_suitable(mammogram: Mammogram, network: LesionGenerator) -> bool:
     return any(network.removes_pathology(lesion.pathology or "") for lesion in lesions)
 
 
-def _open(
-    job: sets.Job[PatchRecipe],
-) -> Callable[[PatchRecipe], tuple[PatchRecipe, sets.Contents]]:
+def _open(job: sets.Job[PatchRecipe]) -> sets.Draw[PatchRecipe]:
     """Open the network of a job; see `sets.Job`."""
     network = load_lesion_generator(job.networks)
     first = job.recipes[0]
@@ -210,8 +203,7 @@ def draw_patch(
         The recipe, complete but for its files, and the files: image and mask.
     """
     config = recipe.config
-    discarded = 0
-    unusable = 0
+    discarded = unusable = 0
     reason = ""
     for index in range(recipe.number * config.tries, (recipe.number + 1) * config.tries):
         try:
@@ -242,11 +234,9 @@ def draw_patch(
         )
         area = float(refined.mask.mean())
         facts = {"discarded": discarded, "unusable": unusable, "source": source, "area": area}
-        image = encode_png(quantise(refined.image[0, ..., 0]))
-        mask = encode_mask_png(refined.mask[0, ..., 0])
         return recipe.model_copy(update=facts), {
-            f"images/{recipe.name}.png": sets.bytes_writer(image),
-            f"masks/{recipe.name}.png": sets.bytes_writer(mask),
+            f"images/{recipe.name}.png": encode_png(quantise(refined.image[0, ..., 0])),
+            f"masks/{recipe.name}.png": encode_mask_png(refined.mask[0, ..., 0]),
         }
     left_out = f"none of {config.tries} draws: {reason}"
     facts = {"discarded": discarded, "unusable": unusable, "left_out": left_out}
@@ -262,7 +252,6 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> PatchReci
     Raises:
         DataError: The source or the generator is not that of the recipe, a file comes out
             differently, or another file has its name.
-        TfmammoError: Something can't be used.
     """
 
     def restore(recipe: PatchRecipe, mammogram: Mammogram, _: ArchiveIndexes) -> sets.Contents:
@@ -280,16 +269,9 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> PatchReci
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; see `sets.run_command`."""
-    sets.run_command(
-        arguments,
-        "synthesize-patches",
-        __doc__,
-        PatchSynthesisConfig,
-        "patch_synthesis",
-        synthesize,
-        remake,
-    )
+    """Run the command."""
+    command = ("synthesize-patches", __doc__, PatchSynthesisConfig, "patch_synthesis")
+    sets.run_command(arguments, *command, synthesize, remake)
 
 
 if __name__ == "__main__":

@@ -45,11 +45,7 @@ from tfmammo.synthesis.config import GRID, LARGEST, Margins
 
 
 def crop_to_mask(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Crop a mask to the box of its region: uint8 [height, width], 0 or 1.
-
-    Args:
-        mask: uint8 [rows, cols], 0 or 1, one region.
-    """
+    """Crop a mask, uint8 0 or 1, to the box of its one region."""
     left, top, width, height = cv2.boundingRect(mask)
     if not width:
         raise DataError("its mask is empty")
@@ -95,11 +91,7 @@ class Placement:
     def at(
         top: int, left: int, mask: NDArray[np.uint8], mammogram: Mammogram, data: DataConfig
     ) -> Placement:
-        """Place a lesion so that its box begins at (top, left), its patch as the training's.
-
-        Args:
-            mask: uint8 [height, width], 0 or 1.
-        """
+        """Place a lesion so that its box begins at (top, left), its patch as the training's."""
         box = (top, left, top + mask.shape[0], left + mask.shape[1])
         if min(box) < 0 or box[2] > mammogram.rows or box[3] > mammogram.cols:
             raise DataError("it reaches beyond the mammogram")
@@ -154,10 +146,7 @@ class TargetMammogram:
         return self.measure_free(box) == 1
 
     def measure_free(self, box: Box) -> float:
-        """Measure the part of a box that is free breast, 0 to 1.
-
-        It is 0 for a box that reaches beyond the mammogram.
-        """
+        """Measure the part of a box that is free breast, 0 to 1; 0 beyond the mammogram."""
         if min(box) < 0 or box[2] > self.mammogram.rows or box[3] > self.mammogram.cols:
             return 0.0
         top, left, bottom, right = self._to_cells(box)
@@ -198,12 +187,10 @@ class TargetMammogram:
         """Find the cells in which a box may begin by the rule, wherever in the cell it begins."""
         if self.mammogram.wall_side is None:
             raise DataError("its laterality is not stated, so its chest wall is not known")
-        rows = self.mammogram.rows
-        cols = self.mammogram.cols
+        rows, cols = self.mammogram.rows, self.mammogram.cols
+        across = (cols / 2, cols - cols / 10)
         if self.mammogram.wall_side == "L":
             across = (cols / 10, cols / 2)
-        else:
-            across = (cols / 2, cols - cols / 10)
         limits = ((rows / 4, 3 * rows / 4), across)
         inside = []
         for (low, high), length, count in zip(limits, size, self.free.shape, strict=True):
@@ -221,8 +208,7 @@ class TargetMammogram:
             for length, behind in zip(size, margins[2:], strict=True)
         ]
         fits = np.zeros(region.shape, np.bool_)
-        height = ends[0] - starts[0]
-        width = ends[1] - starts[1]
+        height, width = ends[0] - starts[0], ends[1] - starts[1]
         if height > region.shape[0] or width > region.shape[1]:
             return fits
         full = count_in_windows(region, height, width) == height * width
@@ -232,12 +218,9 @@ class TargetMammogram:
         return fits
 
     def _to_cells(self, box: Box) -> Box:
-        return (
-            floor(box[0] / self.step),
-            floor(box[1] / self.step),
-            ceil(box[2] / self.step),
-            ceil(box[3] / self.step),
-        )
+        top, left = (floor(corner / self.step) for corner in box[:2])
+        bottom, right = (ceil(corner / self.step) for corner in box[2:])
+        return top, left, bottom, right
 
 
 def compute_training_window(
@@ -259,12 +242,8 @@ def compute_training_window(
     prepared = preprocess.preprocess_mammogram(replace(mammogram, lesions=(lesion,)), moves)
     window = crop_window(prepared.lesions[0].box, prepared, data)
     # native px for a resampled one
-    down = mammogram.rows / prepared.rows
-    across = mammogram.cols / prepared.cols
-    top = round(window[0] * down)
-    left = round(window[1] * across)
-    bottom = round(window[2] * down)
-    right = round(window[3] * across)
+    scale = (mammogram.rows / prepared.rows, mammogram.cols / prepared.cols) * 2
+    top, left, bottom, right = (round(x * by) for x, by in zip(window, scale, strict=True))
     if mirrored:
         left, right = mammogram.cols - right, mammogram.cols - left
     box = lesion.box  # which rounding might cut

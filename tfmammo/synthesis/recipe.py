@@ -35,7 +35,6 @@ from tfmammo.filesystem import sha256
 from tfmammo.mammogram import (
     Box,
     Laterality,
-    Lesion,
     LesionKind,
     Mammogram,
     Pathology,
@@ -175,9 +174,7 @@ class ItemRecipe(Frozen):
 
     @field_serializer("config")
     def _redact_config(self, config: Frozen) -> dict[str, Any]:
-        content = remove_places(config.model_dump(mode="json"))
-        assert isinstance(content, dict)
-        return content
+        return dict(remove_places(config.model_dump(mode="json")))
 
     @property
     def name(self) -> str:
@@ -205,6 +202,11 @@ class Recipe(ItemRecipe):
     source: Source | None = None
     lesions: tuple[InsertedLesion, ...] = ()
     own: tuple[ExistingLesion, ...] = ()
+
+    @property
+    def grafts(self) -> list[TransformRecord]:
+        """The real lesions that were used."""
+        return [lesion.graft for lesion in self.lesions if lesion.graft]
 
     def make_key(self) -> str:
         """Hash the content: equal wherever and however often an item is made."""
@@ -263,11 +265,7 @@ def collect_versions() -> dict[str, str]:
 
 
 def read_recipe(kind: type[AnyRecipe], path: Path) -> AnyRecipe:
-    """Read a recipe.
-
-    Raises:
-        DataError: It is missing or damaged.
-    """
+    """Read a recipe; DataError where it is missing or damaged."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -279,21 +277,23 @@ def read_recipe(kind: type[AnyRecipe], path: Path) -> AnyRecipe:
 
 
 def find_source(
-    archive: str, image_id: str, data: DataConfig, file: Path, indexes: ArchiveIndexes
+    source: ItemSource, data: DataConfig, file: Path, indexes: ArchiveIndexes
 ) -> Mammogram:
-    """Find the mammogram that a recipe (`file`) starts from.
+    """Find the mammogram of a recipe (`file`) in an archive; a recipe does not say where that is.
 
-    `data` says where the archive is, which a recipe does not.
+    Raises:
+        ConfigError: `data` names no folder either.
+        DataError: The archive has no such mammogram.
     """
-    if data.root is None and archive != "phantom":
+    if data.root is None and source.archive != "phantom":
         raise ConfigError(
             f"{file}: recipes don't say where archives lie; give --set data.root=DIR (of an "
-            f"archive {archive})"
+            f"archive {source.archive})"
         )
-    mammograms = {mammogram.image_id: mammogram for mammogram in indexes.read(data)}
-    if image_id not in mammograms:
-        raise DataError(f"{file}: its source {image_id} is not in {data.archive_name}")
-    return mammograms[image_id]
+    for mammogram in indexes.read(data):
+        if mammogram.image_id == source.image_id:
+            return mammogram
+    raise DataError(f"{file}: its source {source.image_id} is not in {data.archive_name}")
 
 
 def describe_source(mammogram: Mammogram, stored: Stored) -> Source:
@@ -308,37 +308,36 @@ def describe_source(mammogram: Mammogram, stored: Stored) -> Source:
 
 def describe_existing_lesions(mammogram: Mammogram) -> tuple[ExistingLesion, ...]:
     """Describe a mammogram's own lesions as annotations have them, of every kind."""
-    return tuple(
-        _describe_lesion(number, lesion, mammogram)
-        for number, lesion in enumerate(mammogram.lesions)
-    )
-
-
-def _describe_lesion(number: int, lesion: Lesion, mammogram: Mammogram) -> ExistingLesion:
-    top, left, bottom, right = lesion.box
-    rows = mammogram.rows
-    cols = mammogram.cols
-    if not (0 <= top < bottom <= rows and 0 <= left < right <= cols):
-        raise DataError(f"lesion {number}: its box is empty or reaches beyond the mammogram")
-    region = None
-    area = (bottom - top) * (right - left)
-    if lesion.outlines:
-        mask = lesion.mask(rows, cols)[top:bottom, left:right]
-        region = coco.encode(mask, lesion.box, rows, cols)
-        area = int(mask.sum())
-    return ExistingLesion(
-        kind=lesion.kind, box=lesion.box, area=area, region=region, pathology=lesion.pathology
-    )
+    rows, cols = mammogram.rows, mammogram.cols
+    described = []
+    for number, lesion in enumerate(mammogram.lesions):
+        top, left, bottom, right = lesion.box
+        if not (0 <= top < bottom <= rows and 0 <= left < right <= cols):
+            raise DataError(f"lesion {number}: its box is empty or reaches beyond the mammogram")
+        region = None
+        area = (bottom - top) * (right - left)
+        if lesion.outlines:
+            mask = lesion.mask(rows, cols)[top:bottom, left:right]
+            region = coco.encode(mask, lesion.box, rows, cols)
+            area = int(mask.sum())
+        described.append(
+            ExistingLesion(
+                kind=lesion.kind,
+                box=lesion.box,
+                area=area,
+                region=region,
+                pathology=lesion.pathology,
+            )
+        )
+    return tuple(described)
 
 
 def explain(error: Exception, places: Iterable[Path]) -> str:
-    """Explain why an item can't be made, without the names of files beneath `places`.
+    """Explain why an item can't be made.
 
-    They may be patients' names, so pseudonyms take their places.
+    Pseudonyms replace the names of files beneath `places`, which may be patients' names.
     """
-    reason = str(error)
-    if not isinstance(error, REASONS):
-        reason = f"{error.__class__.__name__}: {error}"
+    reason = str(error) if isinstance(error, REASONS) else f"{type(error).__name__}: {error}"
     for place in places:
         reason = remove_paths(reason, place)
     return reason

@@ -1,13 +1,10 @@
 """Renderers: what turns placed lesions into grey values.
 
-An infilling, a CAN, a blending network, a vanilla GAN, or a method without a network. All keep one
-contract (`Renderer`): `prepare_lesion` says what becomes of a real lesion, `place` where its patch
-and its support lie, `render` gives the support's grey values.
+An infilling, a CAN, a blending network, a vanilla GAN, or a method without a network.
 
 - Infilling and blending networks see a patch of their own size. Their change is added, weighted by
-  a blend mask (see tfmammo.synthesis.placement). With whole_patch the patch replaces the tissue
-  instead, which is Shen et al.'s way. tfmammo.synthesis.placement says
-  why adding is the default.
+  a blend mask. With whole_patch the patch replaces the tissue instead, which is Shen et al.'s way.
+  tfmammo.synthesis.placement says why adding is the default.
 - The blending network is shown a lesion on the grey scale of the tissue that it goes into. With
   data.window, training gives both the same scale. With data.percentiles, a lesion brighter than all
   of the tissue is cut off there. A network that was trained with model.prior=noise replaces the
@@ -27,10 +24,10 @@ longer side of its lesion that of a real one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -57,6 +54,7 @@ from tfmammo.synthesis.compositing import (
 from tfmammo.synthesis.config import NETWORK_INPUTS, RenderMethod, UsedPart
 from tfmammo.synthesis.generators import (
     Generator,
+    Network,
     NoiseGenerator,
     load_generator,
     load_noise_generator,
@@ -102,13 +100,6 @@ class LesionCandidate:
     sample: SampledPatch | None = None
     seed: int | None = None
 
-    @staticmethod
-    def of(lesion: LesionPatch) -> LesionCandidate:
-        """Make a candidate of a real lesion as it is."""
-        record = lesion.record
-        origin = f"{record.archive} {record.image_id}#{record.number}"
-        return LesionCandidate(lesion.mask, lesion.kind, origin, lesion)
-
 
 @dataclass(frozen=True, eq=False)
 class PlacedLesion:
@@ -120,109 +111,77 @@ class PlacedLesion:
     candidate: LesionCandidate
 
 
-class Renderer(Protocol):
-    """What a synthesis needs of a renderer."""
+class Renderer(ABC):
+    """What a synthesis needs of a renderer.
 
-    @property
-    def data(self) -> DataConfig:
-        """How its patches are cut, and the mammograms prepared that it works on."""
+    Attributes:
+        network: None of a method without a network.
+        data: How its patches are cut, and the mammograms prepared that it works on.
+        used: The part of a real lesion that is used; None for all of it.
+    """
+
+    network: Network | None
+    data: DataConfig
+    used: UsedPart | None = None
 
     @property
     def trained_on(self) -> frozenset[str] | None:
         """Patients that its network was trained on; None without a network."""
+        return self.network.patients if self.network else None
 
     @property
     def identity(self) -> dict[str, str]:
         """What a recipe says of its network; empty without a network."""
-
-    @property
-    def used(self) -> UsedPart | None:
-        """The part of a real lesion that is used; None for all of it."""
+        return self.network.identity if self.network else {}
 
     def prepare_lesion(
         self, lesion: LesionPatch, mammogram: Mammogram, seeds: Iterable[int]
     ) -> LesionCandidate:
-        """Prepare a real lesion for a mammogram."""
+        """Prepare a real lesion for a mammogram; by default it is taken as it is."""
+        record = lesion.record
+        origin = f"{record.archive} {record.image_id}#{record.number}"
+        return LesionCandidate(lesion.mask, lesion.kind, origin, lesion)
 
+    @abstractmethod
     def place(
         self, top: int, left: int, candidate: LesionCandidate, mammogram: Mammogram
     ) -> tuple[Placement, BlendMask]:
         """Place a lesion so that its box begins at (top, left)."""
 
+    @abstractmethod
     def render(self, target: TargetMammogram, lesions: Sequence[PlacedLesion]) -> Rendered:
         """Render the supports' new grey values."""
 
 
-class _NetworkFacts:
-    """What a renderer says of its network."""
-
-    network: Generator | NoiseGenerator
-
-    @property
-    def data(self) -> DataConfig:
-        """See Renderer."""
-        return self.network.data
-
-    @property
-    def trained_on(self) -> frozenset[str]:
-        """See Renderer."""
-        return self.network.patients
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """See Renderer."""
-        return self.network.identity
-
-
-class _WholeLesions:
-    """Takes a real lesion as it is."""
-
-    def prepare_lesion(
-        self, lesion: LesionPatch, mammogram: Mammogram, seeds: Iterable[int]
-    ) -> LesionCandidate:
-        """See Renderer; no seed is used."""
-        return LesionCandidate.of(lesion)
-
-
-NetworkView = Callable[
-    [Generator, TargetMammogram, Sequence[PlacedLesion], Sequence[TargetPatch]], dict[str, Any]
-]
-
-
-@dataclass(frozen=True, eq=False)
-class NetworkRenderer(_WholeLesions, _NetworkFacts):
-    """Renders with a network, all lesions of a mammogram in one call.
-
-    Attributes:
-        whole: Whether patches reach to their borders, see compositing.make_whole_blend_mask.
-    """
+class NetworkRenderer(Renderer):
+    """Renders with a network, all lesions of a mammogram in one call."""
 
     network: Generator
-    feather: float
-    show: NetworkView
-    whole: bool = False
-    replaces: bool = False
 
-    @property
-    def used(self) -> UsedPart | None:
-        """See Renderer."""
-        return "outline" if self.network.prior == "noise" else None
+    def __init__(self, network: Generator, feather: float, whole_patch: bool = False) -> None:
+        self.network = network
+        self.data = network.data
+        self.used = "outline" if network.prior == "noise" else None
+        self.feather = feather
+        self.replaces = whole_patch
 
     def place(
         self, top: int, left: int, candidate: LesionCandidate, mammogram: Mammogram
     ) -> tuple[Placement, BlendMask]:
-        """See Renderer."""
+        """Place a lesion; the patches of a CAN and whole patches reach to their borders."""
         placement = Placement.at(top, left, candidate.mask, mammogram, self.data)
         size = self.network.size
-        if self.whole:
+        if self.replaces or self.network.takes == "mask":
             mask = placement.scale_mask(size)
             return placement, make_whole_blend_mask(mask, placement.window, self.feather)
         return placement, make_blend_mask(placement, size, self.network.margin, self.feather)
 
     def render(self, target: TargetMammogram, lesions: Sequence[PlacedLesion]) -> Rendered:
-        """See Renderer."""
-        patches = [extract_patch(target, lesion.placement, lesion.blend_mask) for lesion in lesions]
-        images = self.network.call(**self.show(self.network, target, lesions, patches))["image"]
+        """Blend in what the network makes."""
+        size = self.network.size
+        patches = [extract_patch(target, lesion.placement.window, size) for lesion in lesions]
+        inputs = {self.network.takes: self._make_inputs(target, lesions, patches)}
+        images = self.network.call(**inputs)["image"]
         for lesion, patch, image in zip(lesions, patches, images, strict=True):
             blend_mask = lesion.blend_mask
             if self.replaces:
@@ -232,25 +191,42 @@ class NetworkRenderer(_WholeLesions, _NetworkFacts):
             grey = blend(target, lesion.placement, blend_mask, native, self.replaces)
             yield blend_mask.support, grey
 
+    def _make_inputs(
+        self,
+        target: TargetMammogram,
+        lesions: Sequence[PlacedLesion],
+        patches: Sequence[TargetPatch],
+    ) -> tf.Tensor:
+        """Make what the network is shown, float32 [n, size, size, channels]."""
+        tissue = tf.constant(np.stack([patch.tissue for patch in patches]))
+        pairs = list(zip(lesions, patches, strict=True))
+        stacked = np.stack([patch.mirror(lesion.blend_mask.mask) for lesion, patch in pairs])
+        masks = tf.constant(stacked[..., None], tf.float32)
+        if self.network.takes == "mask":
+            return masks
+        if self.network.takes == "pasted":
+            images = np.stack([_paste_on_patch(target, lesion, patch) for lesion, patch in pairs])
+            return paste(tissue, tf.constant(images), masks)
+        noise = [
+            np.random.default_rng(lesion.record.seed).random(patch.tissue.shape, np.float32)
+            for lesion, patch in pairs
+        ]
+        return tri_label(tissue, masks, tf.constant(np.stack(noise)), self.network.margin)
 
-@dataclass(frozen=True, eq=False)
-class DirectRenderer(_WholeLesions):
+
+class DirectRenderer(Renderer):
     """Renders with a method of baselines.poisson, in native pixels."""
 
-    name: str
-    trained_on: None = None
-    used: None = None
-    data: DataConfig = DataConfig(frame="padded", padding=BORDER)
+    network = None
+    data = DataConfig(frame="padded", padding=BORDER)
 
-    @property
-    def identity(self) -> dict[str, str]:
-        """See Renderer."""
-        return {}
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def place(
         self, top: int, left: int, candidate: LesionCandidate, mammogram: Mammogram
     ) -> tuple[Placement, BlendMask]:
-        """See Renderer; the blend mask is the lesion's mask itself."""
+        """Place a lesion; the blend mask is the lesion's mask itself."""
         placement = Placement.at(top, left, candidate.mask, mammogram, self.data)
         padded = np.pad(candidate.mask, BORDER)
         first_row, first_col, last_row, last_col = placement.window
@@ -260,7 +236,7 @@ class DirectRenderer(_WholeLesions):
         return placement, BlendMask(padded, around, padded.astype(np.float32), placement.window)
 
     def render(self, target: TargetMammogram, lesions: Sequence[PlacedLesion]) -> Rendered:
-        """See Renderer."""
+        """Blend each real lesion in."""
         for placed in lesions:
             assert placed.candidate.lesion
             blend_mask = placed.blend_mask
@@ -274,22 +250,21 @@ class DirectRenderer(_WholeLesions):
             yield blend_mask.support, image[..., 0]
 
 
-@dataclass(frozen=True, eq=False)
-class VanillaRenderer(_NetworkFacts):
-    """Inserts what a vanilla GAN samples from noise, lesion and tissue.
-
-    Attributes:
-        feather: px of the patch over which it fades at its border.
-    """
+class VanillaRenderer(Renderer):
+    """Inserts what a vanilla GAN samples from noise, lesion and tissue."""
 
     network: NoiseGenerator
-    feather: float
-    used: UsedPart = "size"
+    used = "size"
+
+    def __init__(self, network: NoiseGenerator, feather: float) -> None:
+        self.network = network
+        self.data = network.data
+        self.feather = feather
 
     def prepare_lesion(
         self, lesion: LesionPatch, mammogram: Mammogram, seeds: Iterable[int]
     ) -> LesionCandidate:
-        """See Renderer; of the real lesion its longer side is used, as transformed."""
+        """Sample a lesion whose longer side is that of a real one, as transformed."""
         reason = DataError("no seed is given")
         for seed in seeds:
             try:
@@ -301,7 +276,7 @@ class VanillaRenderer(_NetworkFacts):
     def place(
         self, top: int, left: int, candidate: LesionCandidate, mammogram: Mammogram
     ) -> tuple[Placement, BlendMask]:
-        """See Renderer."""
+        """Place a lesion with the patch that it was sampled in."""
         sample = candidate.sample
         assert sample
         height, width = candidate.mask.shape
@@ -316,7 +291,7 @@ class VanillaRenderer(_NetworkFacts):
         return Placement(candidate.mask, box, window), blend_mask
 
     def render(self, target: TargetMammogram, lesions: Sequence[PlacedLesion]) -> Rendered:
-        """See Renderer."""
+        """Insert each patch."""
         for lesion in lesions:
             assert lesion.candidate.sample
             image = lesion.candidate.sample.image
@@ -357,64 +332,7 @@ def make_renderer(
     if method == "vanilla":
         return VanillaRenderer(load_noise_generator(folder), feather)
     network = load_generator(folder, NETWORK_INPUTS[method])
-    whole = method == "can" or whole_patch
-    return NetworkRenderer(network, feather, NETWORK_VIEWS[method], whole, whole_patch)
-
-
-def show_tri_label(
-    network: Generator,
-    target: TargetMammogram,
-    lesions: Sequence[PlacedLesion],
-    patches: Sequence[TargetPatch],
-) -> dict[str, Any]:
-    """Show an infilling the tissue, noise for the lesion, mask and margin."""
-    shape = (network.size, network.size, 1)
-    noise = np.stack(
-        [np.random.default_rng(lesion.record.seed).random(shape, np.float32) for lesion in lesions]
-    )
-    tissue, masks = _stack(patches)
-    return {"tri_label": tri_label(tissue, masks, tf.constant(noise), network.margin)}
-
-
-def show_pasted(
-    network: Generator,
-    target: TargetMammogram,
-    lesions: Sequence[PlacedLesion],
-    patches: Sequence[TargetPatch],
-) -> dict[str, Any]:
-    """Show a blending network the tissue, the lesion pasted into it, and the mask."""
-    tissue, masks = _stack(patches)
-    images = np.stack(
-        [
-            _paste_on_patch(target, lesion, patch)
-            for lesion, patch in zip(lesions, patches, strict=True)
-        ]
-    )
-    return {"pasted": paste(tissue, tf.constant(images), masks)}
-
-
-def show_mask(
-    network: Generator,
-    target: TargetMammogram,
-    lesions: Sequence[PlacedLesion],
-    patches: Sequence[TargetPatch],
-) -> dict[str, Any]:
-    """Show a CAN the mask."""
-    return {"mask": _stack(patches)[1]}
-
-
-NETWORK_VIEWS: dict[str, NetworkView] = {
-    "infilling": show_tri_label,
-    "can": show_mask,
-    "blending": show_pasted,
-}
-
-
-def _stack(patches: Sequence[TargetPatch]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Stack patches to tissue and masks, float32 [n, size, size, 1] each."""
-    tissue = tf.constant(np.stack([patch.tissue for patch in patches]))
-    masks = tf.constant(np.stack([patch.mask for patch in patches]))
-    return tissue, masks
+    return NetworkRenderer(network, feather, whole_patch)
 
 
 def _paste_on_patch(
@@ -434,5 +352,4 @@ def _paste_on_patch(
     native = padded[around:-around, around:-around]
     image = np.clip(resize_as_trained(native, target, len(patch.tissue)), 0, 1)[..., None]
     image = preprocess.preprocess_patch(image, target.data.preprocess)
-    image = preprocess.apply_window(image, patch.low, patch.high)
-    return np.ascontiguousarray(image[:, ::-1]) if patch.mirrored else image
+    return patch.mirror(preprocess.apply_window(image, patch.low, patch.high))

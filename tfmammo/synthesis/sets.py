@@ -1,7 +1,7 @@
 """The engine of synthetic sets: items with recipes, made by workers and again from their recipes.
 
-tfmammo.synthesis.mammograms and tfmammo.synthesis.patches say what an item is. Everything else that
-makes a set resumable and repeatable is in this module, the command line included.
+tfmammo.synthesis.mammograms and tfmammo.synthesis.patches say what an item is. What makes a set
+resumable and repeatable is here, the command line included.
 """
 
 from __future__ import annotations
@@ -40,18 +40,12 @@ from tfmammo.synthesis.sources import ArchiveIndexes
 log = logging.getLogger(__name__)
 
 LEFT_OUT = (*REASONS, OSError, cv2.error)  # of an item, for its own files; anything else is a bug
-Contents = Mapping[str, Callable[[Path], object]]  # path beneath the set's folder -> what writes it
+# path beneath the set's folder -> its content, or what writes it
+Contents = Mapping[str, bytes | Callable[[Path], object]]
+Draw = Callable[[AnyRecipe], tuple[AnyRecipe, Contents]]
 # Keys that decide no item, or that identities describe otherwise: where things are, and how many.
-_IRRELEVANT = {
-    "data",
-    "lesions",
-    "generator",
-    "generators",
-    "shapes",
-    "patients",
-    "tracking_uri",
-    "count",
-}
+_IRRELEVANT = {"data", "lesions", "generator", "generators", "shapes", "patients"}
+_IRRELEVANT |= {"tracking_uri", "count"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ class Job(Generic[AnyRecipe]):
     folder: Path
     mammogram: Mammogram
     recipes: tuple[AnyRecipe, ...]
-    open: Callable[[Job[AnyRecipe]], Callable[[AnyRecipe], tuple[AnyRecipe, Contents]]]
+    open: Callable[[Job[AnyRecipe]], Draw[AnyRecipe]]
     networks: Any
 
     def read(self, planned: AnyRecipe) -> AnyRecipe | None:
@@ -87,24 +81,21 @@ class Plan(Generic[AnyRecipe]):
     """Items of one kind, made from mammograms in turn.
 
     Attributes:
-        first: What is decided of all of them.
+        first: What is decided of all of them. Its config says how many are wanted.
         open: As of Job.
         networks: As of Job.
-        wanted: How many.
-        most: Numbers tried until so many are made, at least `wanted`.
+        spare: How often as many numbers are tried, until so many items are made.
         grouped: Whether one job makes all items of a mammogram, which takes long to open.
-        item: What an item is called.
+        names: What an item and items are called.
     """
 
     first: AnyRecipe
     mammograms: Sequence[Mammogram]
-    open: Callable[[Job[AnyRecipe]], Callable[[AnyRecipe], tuple[AnyRecipe, Contents]]]
+    open: Callable[[Job[AnyRecipe]], Draw[AnyRecipe]]
     networks: Any
-    wanted: int
-    most: int
+    spare: int = 1
     grouped: bool = False
-    item: str = "item"
-    items: str = "items"
+    names: tuple[str, str] = ("item", "items")
 
     def list_jobs(self, folder: Path, total: int) -> list[Job[AnyRecipe]]:
         """List the jobs that make the items 0 to `total`."""
@@ -114,15 +105,10 @@ class Plan(Generic[AnyRecipe]):
             for number in range(total)
         ]
         count = min(every, total) if self.grouped else total  # of jobs
+        starts = [recipes[start::count] for start in range(count)]
         return [
-            Job(
-                folder,
-                self.find_mammogram(recipes[start]),
-                tuple(recipes[start::count]),
-                self.open,
-                self.networks,
-            )
-            for start in range(count)
+            Job(folder, self.find_mammogram(some[0]), tuple(some), self.open, self.networks)
+            for some in starts
         ]
 
     def find_mammogram(self, recipe: AnyRecipe) -> Mammogram:
@@ -173,12 +159,9 @@ def synthesize(
     """Synthesize a set, or complete one that was stopped.
 
     Args:
-        plans: Its items.
         identity: From `describe_identity`; kept in `file`.
-        file: Name of a file.
         skipped: What of the archives could not be used, for failures.csv.
         output: A new folder, or one of an earlier run with the same identity.
-        runner: Who does the work.
         retry: Make again what was left out.
         describe: Describes all recipes: name of a file -> content. README.md is one. It says that
             the set is finished.
@@ -206,7 +189,7 @@ def synthesize(
             filesystem.write_atomically(output / "failures.csv", content, durable=False)
             if all(recipe.left_out for recipe in made):
                 raise DataError(
-                    f"{output}: no {plan.item} could be made, failures.csv says why; the "
+                    f"{output}: no {plan.names[0]} could be made, failures.csv says why; the "
                     f"first: {made[0].left_out}"
                 )
         for name, content in describe(recipes).items():
@@ -217,52 +200,39 @@ def synthesize(
 def _complete_plan(
     plan: Plan[AnyRecipe], output: Path, runner: Runner, retry: bool
 ) -> list[AnyRecipe]:
-    """Make the missing items of a plan, and others in place of those that can't be made."""
-    total = plan.wanted
-    while True:
-        parts = plan.list_jobs(output, total)
-        used = min(total, len(plan.mammograms))
-        log.info("%d %s from %d mammograms, into %s", total, plan.items, used, output)
-        recipes = complete(parts, runner, retry)
-        complete_count = sum(not recipe.left_out for recipe in recipes)
-        if complete_count >= plan.wanted or total >= plan.most:
-            break
-        total = min(plan.most, total + plan.wanted - complete_count)
-    reasons = Counter(recipe.left_out for recipe in recipes if recipe.left_out).most_common(3)
-    left_out = "".join(f"; {count} skipped: {reason}" for reason, count in reasons)
-    log.info("%d of %d %s%s", complete_count, plan.wanted, plan.items, left_out)
-    return recipes
-
-
-def complete(
-    parts: Sequence[Job[AnyRecipe]], runner: Runner, retry: bool = False
-) -> list[AnyRecipe]:
-    """Make the items that are missing in a claimed folder, and read the recipes of all.
+    """Make the missing items of a plan, and others in place of those that can't be made.
 
     Returns:
         The recipes by their numbers, those of items that were left out included.
     """
-    for job in parts if retry else ():
-        for planned in job.recipes:
-            recipe = job.read(planned)
-            if recipe and recipe.left_out:
-                planned.find_path(job.folder).unlink()
-    records = jobs.complete_parts(
-        parts, make, _read_recipes, lambda job: job.recipes[0].find_path(job.folder), runner
-    )
-    recipes = [recipe for record in records for recipe in record]
+    total = wanted = plan.first.config.count
+    while True:
+        used = min(total, len(plan.mammograms))
+        log.info("%d %s from %d mammograms, into %s", total, plan.names[1], used, output)
+        parts = plan.list_jobs(output, total)
+        for job in parts if retry else ():
+            for planned in job.recipes:
+                recipe = job.read(planned)
+                if recipe and recipe.left_out:
+                    planned.find_path(job.folder).unlink()
+        records = jobs.complete_parts(
+            parts, make, _read_recipes, lambda job: job.recipes[0].find_path(job.folder), runner
+        )
+        recipes = [recipe for record in records for recipe in record]
+        complete = sum(not recipe.left_out for recipe in recipes)
+        if complete >= wanted or total >= plan.spare * wanted:
+            break
+        total = min(plan.spare * wanted, total + wanted - complete)
+    reasons = Counter(recipe.left_out for recipe in recipes if recipe.left_out).most_common(3)
+    left_out = "".join(f"; {count} skipped: {reason}" for reason, count in reasons)
+    log.info("%d of %d %s%s", complete, wanted, plan.names[1], left_out)
     return sorted(recipes, key=lambda recipe: recipe.number)
 
 
 def _read_recipes(job: Job[AnyRecipe]) -> list[AnyRecipe] | None:
     """Read the recipes of a finished job. None unless all items are there as written."""
-    recipes = []
-    for planned in job.recipes:
-        recipe = job.read(planned)
-        if recipe is None:
-            return None
-        recipes.append(recipe)
-    return recipes
+    recipes = [recipe for planned in job.recipes if (recipe := job.read(planned))]
+    return recipes if len(recipes) == len(job.recipes) else None
 
 
 def make(job: Job[AnyRecipe]) -> None:
@@ -300,18 +270,16 @@ def leave_out(recipe: AnyRecipe, error: Exception) -> AnyRecipe:
 def write_files(contents: Contents, folder: Path) -> dict[str, str]:
     """Write an item's files, and return the sha256 of each by its path beneath the folder."""
     digests = {}
-    for name, write in contents.items():
+    for name, content in contents.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with filesystem.atomic_file(path) as part:
-            write(part)
+            if isinstance(content, bytes):
+                part.write_bytes(content)
+            else:
+                content(part)
             digests[name] = filesystem.sha256(part)
     return digests
-
-
-def bytes_writer(content: bytes) -> Callable[[Path], object]:
-    """Make what writes these bytes into a file."""
-    return lambda path: path.write_bytes(content)
 
 
 def remake(
@@ -324,8 +292,6 @@ def remake(
     """Make the item of a recipe again.
 
     Args:
-        kind: The recipe's class.
-        file: The recipe.
         output: The folder to write into. No file of another content is replaced there.
         overrides: Of its config: where archives and networks are now.
         restore: Makes the item's files from its recipe, its mammogram, and the archives that were
@@ -339,7 +305,7 @@ def remake(
     if source is None or recipe.left_out:
         raise DataError(f"{file}: is of an item that could not be made ({recipe.left_out})")
     indexes = ArchiveIndexes()
-    mammogram = find_source(source.archive, source.image_id, recipe.config.data, file, indexes)
+    mammogram = find_source(source, recipe.config.data, file, indexes)
     with jobs.use_one_thread():
         contents = restore(recipe, mammogram, indexes)
     output.mkdir(parents=True, exist_ok=True)
@@ -368,12 +334,8 @@ def run_command(
 
     Args:
         arguments: Those of the command line; None for this process's.
-        name: The command: "synthesize".
         doc: The text of --help.
-        schema: The class of its config.
         example: A shipped config.
-        synthesize: Takes config, output, runner and retry.
-        remake: Takes recipe, output and overrides.
     """
     parser = cli.make_command_parser(name, doc)
     parser.schema = schema

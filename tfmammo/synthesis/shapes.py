@@ -50,11 +50,11 @@ class GeneratedShapes:
 
     @property
     def identity(self) -> dict[str, object]:
-        """See ShapeSource."""
+        """The network's, and which of its masks are used."""
         return {"gan": self.network.identity, "plausible": self.plausible}
 
     def draw(self, random: np.random.Generator) -> Shape:
-        """See ShapeSource."""
+        """Generate a mask."""
         return self.network.generate(random, self.plausible), "mask GAN"
 
 
@@ -66,11 +66,11 @@ class NamedShapes:
 
     @property
     def identity(self) -> dict[str, object]:
-        """See ShapeSource."""
+        """The name."""
         return {"drawn": self.name}
 
     def draw(self, random: np.random.Generator) -> Shape:
-        """See ShapeSource. The contour is large, because it is scaled afterwards."""
+        """Draw a large contour, because it is scaled afterwards."""
         outline = phantom_anatomy.contour(random, self.name, "circumscribed", _RADIUS)
         lesion = Lesion("mass", (0, 0, 0, 0), (outline + 2 * _RADIUS,))
         return lesion.mask(4 * _RADIUS, 4 * _RADIUS), f"drawn, {self.name}"
@@ -94,12 +94,12 @@ class ShapeFiles:
 
     @cached_property
     def identity(self) -> dict[str, object]:
-        """See ShapeSource."""
+        """A hash of the files."""
         digests = "\n".join(sha256(path) for path in self.files)
         return {"files": hashlib.sha256(digests.encode()).hexdigest()}
 
     def draw(self, random: np.random.Generator) -> Shape:
-        """See ShapeSource."""
+        """Read one of the pictures."""
         path = self.files[random.integers(len(self.files))]
         picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         if picture is None:
@@ -133,11 +133,11 @@ class RealOutlines:
 
     @cached_property
     def identity(self) -> dict[str, object]:
-        """See ShapeSource."""
+        """A hash of what the archive states."""
         return {"archive": jobs.fingerprint(lesion.mammogram for lesion in self.lesions)}
 
     def draw(self, random: np.random.Generator) -> Shape:
-        """See ShapeSource."""
+        """Draw the outline of one of the lesions."""
         lesion = self.lesions[random.integers(len(self.lesions))]
         mammogram = lesion.mammogram
         region = _clean(lesion.lesion.mask(mammogram.rows, mammogram.cols))
@@ -145,11 +145,7 @@ class RealOutlines:
 
 
 def draw_shape(source: ShapeSource, random: np.random.Generator) -> Shape:
-    """Draw the shape of one mass, cropped to its own box.
-
-    Returns:
-        uint8 [height, width], 0 or 1, and its origin in a few words.
-    """
+    """Draw the shape of one mass: uint8 [height, width], 0 or 1, its own box, and its origin."""
     reason = "there is none"
     for _ in range(TRIES):
         try:
@@ -161,8 +157,5 @@ def draw_shape(source: ShapeSource, random: np.random.Generator) -> Shape:
 
 
 def _clean(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Keep one region without holes: uint8 [rows, cols], 0 or 1.
-
-    A median filter, as for generated masks, would take thin parts off.
-    """
+    """Keep one region without holes. A median filter would take thin parts off."""
     return np.ascontiguousarray(mask_gan.clean(mask[None, ..., None], median=1)[0, ..., 0])

@@ -26,12 +26,7 @@ class ArchiveIndexes:
         self._mammograms: dict[DataConfig, list[Mammogram]] = {}
 
     def read(self, data: DataConfig, skipped: Skipped | None = None) -> list[Mammogram]:
-        """Return the mammograms of an archive.
-
-        Raises:
-            ConfigError: No such archive.
-            ArchiveError: No such archive.
-        """
+        """Return the mammograms of an archive; ConfigError or ArchiveError where there is none."""
         if data not in self._mammograms:
             self._mammograms[data] = archives.read_mammograms(
                 data, Skipped() if skipped is None else skipped
@@ -54,25 +49,14 @@ class SourceLesion:
 
 @dataclass(frozen=True, eq=False)
 class PatientSubset:
-    """Patients on one side of a split, or everybody.
-
-    Attributes:
-        config: Where the split lies, its fold and side. None for everybody.
-    """
+    """Patients on one side of a split, or everybody."""
 
     config: PatientsConfig | None = None
     split: splits.SavedSplit | None = None
 
     @staticmethod
     def load(config: PatientsConfig | None, archive_names: Collection[str]) -> PatientSubset:
-        """Read the split that a config names.
-
-        Args:
-            config: None for everybody.
-
-        Raises:
-            DataError: The file holds no such split, or is of no such archive.
-        """
+        """Read the split that a config names, which must be of one of the archives."""
         if config is None:
             return PatientSubset()
         file = config.split_file
@@ -92,11 +76,8 @@ class PatientSubset:
         """What is equal for equal subsets; None for everybody."""
         if self.config is None or self.split is None:
             return None
-        return {
-            "sha256": self.split.digest(),
-            "fold": self.config.fold,
-            "side": self.config.side,
-        }
+        fold, side = self.config.fold, self.config.side
+        return {"sha256": self.split.digest(), "fold": fold, "side": side}
 
     def select(self, mammograms: Sequence[Mammogram], archive_name: str) -> list[Mammogram]:
         """Select the mammograms of the patients.
@@ -105,13 +86,8 @@ class PatientSubset:
         """
         if self.config is None or self.split is None or self.split.archive != archive_name:
             return list(mammograms)
-        section = DataConfig().model_copy(
-            update={
-                "split": self.split.split,
-                "split_file": self.config.split_file,
-                "fold": self.config.fold,
-            }
-        )
+        facts: dict[str, object] = {"split": self.split.split, "fold": self.config.fold}
+        section = DataConfig().model_copy(update={**facts, "split_file": self.config.split_file})
         patient_ids = np.array([mammogram.patient_id for mammogram in mammograms], np.str_)
         train, held_out = splits.split_by_file(patient_ids, self.split, section)
         return [mammograms[row] for row in (train if self.config.side == "train" else held_out)]
@@ -167,11 +143,8 @@ def _is_suitable(mammogram: Mammogram, config: SynthesisConfig) -> bool:
     """Return whether lesions may be inserted into a mammogram. No file is read."""
     if config.mammograms == "normal":
         return sampling.is_normal(mammogram)
-    if mammogram.lacks():
-        return False
-    if config.data.mixed_findings:
-        return True
-    return all(lesion.kind_is_certain for lesion in mammogram.lesions)
+    is_certain = all(lesion.kind_is_certain for lesion in mammogram.lesions)
+    return not mammogram.lacks() and (config.data.mixed_findings or is_certain)
 
 
 def select_lesions(mammograms: Iterable[Mammogram], data: DataConfig) -> tuple[SourceLesion, ...]:
@@ -213,11 +186,9 @@ def fit_sizes(lesions: Iterable[SourceLesion], skipped: Skipped) -> Sizes:
     stated = [spacing for spacing in spacings if spacing]
     in_mm = len(stated) == len(spacings)
     values = np.array(sizes) * (np.array(stated) if in_mm else 1.0)
-    means = values.mean(axis=0)
     deviations = values.std(axis=0, ddof=1).tolist()
-    height, width = zip(means.tolist(), deviations, strict=True)
-    centred = values - means
-    covariance = float((centred[:, 0] * centred[:, 1]).sum()) / (len(values) - 1)
+    height, width = zip(values.mean(axis=0).tolist(), deviations, strict=True)
+    covariance = np.cov(values, rowvar=False)[0, 1]
     correlation = covariance / max(height[1] * width[1], 1e-12)
     return Sizes(
         unit="mm" if in_mm else "px",
