@@ -12,8 +12,7 @@ import tensorflow as tf
 class SampleNormalization(keras.layers.Layer):
     """Normalise each sample and channel by its own mean and variance over rows and columns.
 
-    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, mean and (biased) variance in float32
-    over axes 1 and 2.
+    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, mean and (biased) variance in float32.
 
     At batch 1 this is batch normalisation with the statistics of the batch, the reading under which
     Pix2Pix and CAN train *and* test. It keeps no moving averages. A network therefore gives the
@@ -108,21 +107,17 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def shares_batch() -> bool:
-    """Tell whether this replica has only a share of a batch, and others have the rest."""
+    """Return whether this replica has only a share of a batch, and others have the rest."""
     context = tf.distribute.get_replica_context()  # None outside replicas
     return context is not None and context.num_replicas_in_sync > 1
 
 
 def compute_batch_moments(x: tf.Tensor, axes: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Compute mean and (biased) variance of a batch that replicas share equally.
+    """Compute mean and (biased) variance of a batch, float32, that replicas share equally.
 
     Every replica gets the same numbers, and gradients reach all shares. One exchange serves both
     moments: the variance of the whole is the mean of the shares' variances plus the variance of
-    their means.
-
-    Args:
-        x: float32 [batch, ...], this replica's share.
-        axes: Those to reduce, the batch's among them.
+    their means. The axes to reduce must include the batch's.
     """
     mean, variance = tf.nn.moments(x, axes)
     if not shares_batch():
