@@ -108,7 +108,7 @@ def list_stages(start: int, size: int) -> list[int]:
 
 
 def copy_weights(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
-    """Give a layer or network the weights of another one of the same structure."""
+    """Give a layer or network all variables of another one of the same structure."""
     for variable, value in zip(target.variables, source.variables, strict=True):
         variable.assign(value)
 
