@@ -151,18 +151,6 @@ def test_kernels_whose_gradient_onednn_gets_wrong_are_products(shape, filters, k
     assert ("Conv2DBackpropFilter" not in list_operations(ours, shape)) == is_product
 
 
-def test_by_hand(always):
-    layer = Convolution(1, 2, 2, "same", use_bias=False)
-    layer.build((None, 2, 2, 1))
-    layer.set_weights([np.array([1, 2, 3, 4], np.float32).reshape(2, 2, 1, 1)])
-    assert float(layer(tf.constant([[[[5.0], [6]], [[7], [8]]]]))[0, 0, 0, 0]) == 5 + 12 + 21 + 32
-    layer = TransposedConvolution(1, 2, 1, "same", use_bias=False)
-    layer.build((None, 1, 2, 1))
-    # the first column alone: "same" cuts the third
-    layer.set_weights([np.array([1, 2, 3, 4], np.float32).reshape(2, 2, 1, 1)])
-    np.testing.assert_array_equal(layer(tf.constant([[[[5.0], [6]]]]))[0, 0, :, 0], [5, 10 + 6])
-
-
 @pytest.mark.parametrize(
     ("kind", "maps", "channels", "filters", "product"),
     [

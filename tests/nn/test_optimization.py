@@ -432,25 +432,6 @@ def test_moving_averages_move():
     assert float(network.layers[0].moving_mean[0]) > 0
 
 
-def test_a_multiple_of_the_first_gradient_costs_no_second_pass():
-    met = []
-
-    def pass_back(gradient):
-        met.append(gradient)
-        return [3 * gradient, tf.reduce_sum(gradient)[tf.newaxis]]
-
-    answer = optimization._remember(pass_back)
-    first = tf.constant([[1.0, -2.0, 3e-3]])
-    for factor in (1.0, -0.25, 1e12, 1e-12):
-        whole, total = answer(factor * first)
-        np.testing.assert_allclose(whole, 3 * factor * first, rtol=1e-6)
-        np.testing.assert_allclose(total, [factor * tf.reduce_sum(first)], rtol=1e-6)
-    assert len(met) == 1
-    for other in ([[1.0, -2.0, 3.1e-3]], [[0.0, 1.0, 0.0]], [[np.nan, 1.0, 0.0]]):
-        np.testing.assert_array_equal(answer(tf.constant(other))[0], 3 * tf.constant(other))
-    assert len(met) == 4
-
-
 def test_nothing_is_shared_under_float16():
     keras.config.set_dtype_policy("mixed_float16")
     network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(1, 3)])

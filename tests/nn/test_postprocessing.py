@@ -54,13 +54,14 @@ def test_removal_is_addition_with_the_signs_changed():
 )
 def test_what_is_below_a_tenth_of_the_patch_is_discarded(squares, kept):
     """A tenth of 64 x 64 px is 409.6: 20 x 20 = 400, 21 x 21 = 441, and 18 x 18 = 324, twice."""
-    lesion = np.zeros((1, SIZE, SIZE, 1), np.float32)
+    lesion = np.zeros((2, SIZE, SIZE, 1), np.float32)  # the first one has nothing
     for first, side in squares:
-        lesion[0, first : first + side, first : first + side] = 0.2
+        lesion[1, first : first + side, first : first + side] = 0.2
     image = np.random.default_rng(0).random(lesion.shape, np.float32)
     refined = postprocess(image, lesion)
-    assert refined.kept.tolist() == [kept] == [refined.mask.any()]
-    assert np.array_equal(refined.image, image) == (not kept)
+    assert refined.kept.tolist() == [False, kept] and refined.mask[1].any() == kept
+    np.testing.assert_array_equal(refined.image[0], image[0])
+    assert np.array_equal(refined.image[1], image[1]) == (not kept)
 
 
 def test_the_threshold_is_strict_and_without_edge_and_expansion_the_object_is_cut_out():

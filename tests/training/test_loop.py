@@ -422,17 +422,6 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(fit, run, caplog):
         fit(steps=8)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("state", [None, b""])
-def test_a_training_goes_on_without_tensorflows_list_of_checkpoints(fit, run, caplog, state):
-    fit(steps=4)
-    for path in (run / "checkpoints/checkpoint", run / "checkpoints/best/checkpoint"):
-        path.unlink() if state is None else path.write_bytes(state)
-    with caplog.at_level("INFO"):
-        fit(steps=6)
-    assert "training can from step 4 to step 6" in caplog.text and saved_step(run) == 6
-
-
 @pytest.mark.long
 def test_a_checkpoint_holds_every_variable_of_every_network(fit, run, tiny_can):
     fit(steps=2, model=CAN)

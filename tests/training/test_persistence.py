@@ -127,30 +127,6 @@ def test_the_best_checkpoint_holds_the_weights_of_its_own_step(tmp_path):
             np.testing.assert_array_equal(weight, value)
 
 
-def test_weights_that_are_nan_are_never_saved(tmp_path):
-    state = make_state(tmp_path)
-    state.model.networks["critic"].trainable_variables[0].assign([[1.0], [float("nan")]])
-    for save in (state.save, lambda: state.save_if_best(0.5)):
-        with pytest.raises(TrainingError, match="kernel is NaN"):
-            save()
-    assert state.newest_checkpoints.latest is None and state.best_checkpoints.latest is None
-
-
-def test_an_older_checkpoint_is_removed_only_after_the_newer_one_is_there(tmp_path, monkeypatch):
-    state = make_state(tmp_path, keep=1)
-    advance(state)
-    state.save()
-
-    def die(path):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(state.newest_checkpoints.checkpoint, "write", die)
-    advance(state)
-    with pytest.raises(KeyboardInterrupt):
-        state.save()
-    assert int(resume(tmp_path).step) == 1
-
-
 @pytest.mark.parametrize("where", ["write", "flush"])
 def test_a_full_disk_leaves_no_part_of_a_checkpoint_and_the_message_names_a_whole_one(
     tmp_path, monkeypatch, where

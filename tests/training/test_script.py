@@ -138,15 +138,6 @@ def test_records_are_split_like_the_archive_and_their_training_part_stays_on_dis
     )
 
 
-def test_the_papers_protocol_leaks_and_says_so(caplog):
-    config = DataConfig(phantoms=12, size=32, split="paper", paper_samples=60, paper_test=10)
-    train, held_out = datasets.open_subsets(config)
-    assert (len(train), len(held_out)) == (50, 10)
-    assert set(train.patient_ids) & set(held_out.patient_ids)
-    assert "copies of one lesion are on both sides" in caplog.text
-    assert caplog.text.count("data.augment is off") == 1
-
-
 def test_validation_of_a_model_that_does_both(tiny_can, random_patches):
     held_out = random_patches(3)
     metrics = script.compute_validation_metrics(CAN(tiny_can().model, 32).functions(), held_out)

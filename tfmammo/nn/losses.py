@@ -13,6 +13,7 @@ from typing import Literal
 
 import tensorflow as tf
 
+Adversarial = Literal["non_saturating", "as_printed"]
 Average = Literal["responses", "losses"]
 
 
@@ -38,6 +39,11 @@ def log_real(logits: tf.Tensor, average: Average = "responses") -> tf.Tensor:
 def log_fake(logits: tf.Tensor, average: Average = "responses") -> tf.Tensor:
     """Compute log(1 - P), since 1 - sigmoid(l) = sigmoid(-l); see `log_real`."""
     return log_real(-logits, average)
+
+
+def deceive(fake: tf.Tensor, adversarial: Adversarial, average: Average = "responses") -> tf.Tensor:
+    """Compute what a generator minimises of D's logits for its fakes: -log P, or log(1 - P)."""
+    return log_fake(fake, average) if adversarial == "as_printed" else -log_real(fake, average)
 
 
 def l1(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+EPSILON = 1e-3
+
 
 @keras.saving.register_keras_serializable("tfmammo")
 class SampleNormalization(keras.layers.Layer):
@@ -19,16 +21,12 @@ class SampleNormalization(keras.layers.Layer):
     same output in training and at inference, for any batch size and any number of replicas. gamma
     starts from N(1, 0.02), beta from 0, as in Pix2Pix.
 
-    Deviation: epsilon 1e-3 is Keras's default (CAN is a Keras programme); the Torch original has
+    Deviation: epsilon is Keras's default (CAN is a Keras programme); the Torch original has
     1e-5.
 
     Source: Isola et al., Image-to-image translation with conditional adversarial networks, section
     6.1.
     """
-
-    def __init__(self, epsilon: float = 1e-3, **kwargs: object) -> None:
-        super().__init__(**kwargs)
-        self.epsilon = epsilon
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create gamma and beta, float32 [channels]."""
@@ -49,17 +47,13 @@ class SampleNormalization(keras.layers.Layer):
         beta = tf.convert_to_tensor(self.beta)
         if x.shape[0] == 1:  # one fused kernel, in which several samples would share statistics
             return tf.compat.v1.nn.fused_batch_norm(
-                x, gamma, beta, epsilon=self.epsilon, is_training=True
+                x, gamma, beta, epsilon=EPSILON, is_training=True
             )[0]
         wide = tf.cast(x, tf.float32)
         mean, variance = tf.nn.moments(wide, axes=[1, 2], keepdims=True)
         return tf.cast(
-            tf.nn.batch_normalization(wide, mean, variance, beta, gamma, self.epsilon), x.dtype
+            tf.nn.batch_normalization(wide, mean, variance, beta, gamma, EPSILON), x.dtype
         )
-
-    def get_config(self) -> dict[str, object]:
-        """Return the constructor's arguments."""
-        return {**super().get_config(), "epsilon": self.epsilon}
 
 
 @keras.saving.register_keras_serializable("tfmammo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -170,6 +171,15 @@ def minimize(
     if replicas > 1 and isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         gradients = _finite_on_all_replicas_or_on_none(gradients)
     optimizer.apply(gradients, network.trainable_variables)
+
+
+def minimize_each(
+    losses: Mapping[str, tf.Tensor], model: Any, tape: tf.GradientTape
+) -> dict[str, tf.Tensor]:
+    """Minimise each network's loss, all recorded by one tape, and return them as "NAME_loss"."""
+    for name, loss in losses.items():
+        minimize(loss, model.networks[name], model.optimizers[name], tape)
+    return {f"{name}_loss": loss for name, loss in losses.items()}
 
 
 class Accumulator:
