@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from tfmammo.nn.networks import export_function
+
 
 def make_pixelwise(
     size: int, weight: float, bias: float, activation: str | None = None
@@ -22,13 +24,7 @@ def make_pixelwise(
 class KnownCAN(keras.Model):
     """mask = sigmoid(steepness * (image - level)); image = bias + weight * mask.
 
-    Args:
-        name: The model's.
-        size: Of its patches, px.
-        level: Grey value above which the mask is 1.
-        weight: Brightness that the mask adds; `level` where it is None.
-        bias: Brightness outside the mask.
-        steepness: Of the sigmoid.
+    The weight is `level` where it is None; patches are of `size` px.
     """
 
     def __init__(self, name, size, level, weight=None, bias=0.2, steepness=100.0):
@@ -40,63 +36,36 @@ class KnownCAN(keras.Model):
         }
 
     def functions(self):
-        shape = self.networks["inverter"].input_shape
-
-        @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, "image")])
-        def segment(image):
-            return {"mask": self.networks["inverter"](image)}
-
-        @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, "mask")])
-        def synthesize(mask):
-            return {"image": self.networks["generator"](mask)}
-
-        return {"inverter": segment, "generator": synthesize}
+        functions = make_functions(self.networks, self.networks["inverter"].input_shape[1])
+        return {name: functions[name] for name in self.networks}
 
 
 class KnownSegmenter(keras.Model):
-    """mask = sigmoid(weight * image + bias), by default 1 where the image is above 0.5.
-
-    Args:
-        weight: Of the grey value.
-        bias: Added to it.
-        size: Of its patches, px.
-    """
+    """mask = sigmoid(weight * image + bias), by default 1 where the image is above 0.5."""
 
     def __init__(self, weight=200.0, bias=-100.0, size=64):
         super().__init__(name="bright")
         self.networks = {"generator": make_pixelwise(size, weight, bias, "sigmoid")}
 
     def functions(self):
-        shape = self.networks["generator"].input_shape
-
-        @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, "image")])
-        def generator(image):
-            return {"mask": self.networks["generator"](image)}
-
-        return {"generator": generator}
+        shape = self.networks["generator"].input_shape[1:]
+        segment = lambda image: {"mask": self.networks["generator"](image)}  # noqa: E731
+        return {"generator": export_function(segment, image=shape)}
 
 
 def make_functions(networks, size: int) -> dict:
-    """Make the functions of a generator, an inverter and a critic of pairs.
-
-    Args:
-        networks: Network by one of these names.
-        size: Of their patches, px.
-    """
-    mask, image = (
-        tf.TensorSpec([None, size, size, 1], tf.float32, name) for name in ("mask", "image")
-    )
-
-    @tf.function(input_signature=[mask])
-    def generator(mask):
-        return {"image": networks["generator"](mask)}
-
-    @tf.function(input_signature=[image])
-    def inverter(image):
-        return {"mask": networks["inverter"](image)}
-
-    @tf.function(input_signature=[mask, image])
-    def critic(mask, image):
-        return {"logits": networks["critic"](tf.concat([mask, image], -1))}
-
-    return {"generator": generator, "inverter": inverter, "critic": critic}
+    """Make the functions of a generator, an inverter and a critic of pairs, by these names."""
+    shape = (size, size, 1)
+    return {
+        "generator": export_function(
+            lambda mask: {"image": networks["generator"](mask)}, mask=shape
+        ),
+        "inverter": export_function(
+            lambda image: {"mask": networks["inverter"](image)}, image=shape
+        ),
+        "critic": export_function(
+            lambda mask, image: {"logits": networks["critic"](tf.concat([mask, image], -1))},
+            mask=shape,
+            image=shape,
+        ),
+    }

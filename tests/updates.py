@@ -25,9 +25,7 @@ def read_weights(model: Any) -> dict[str, list[NDArray]]:
 def respond(logits: tf.Tensor, average: str = "losses") -> tf.Tensor:
     """Compute P, a discriminator's probability that something is real.
 
-    Args:
-        logits: [batch, rows, cols, 1].
-        average: "responses": the mean over a sample's responses; "losses": each response.
+    "responses" averages over a sample's responses, [b, rows, cols, 1]; "losses" keeps each of them.
     """
     responses = tf.sigmoid(logits)
     return tf.reduce_mean(responses, axis=[1, 2, 3]) if average == "responses" else responses
@@ -87,14 +85,9 @@ def assert_follows(
     that no two optimizers can change places unseen. Every trained number of every network must move
     as the reference's. A network that the algorithm leaves alone must not move at all.
 
-    Args:
-        model: Trained for one step.
-        reference: Another model of the same config, which is given the model's weights.
-        batch: Of the training step.
-        algorithm: Writes the paper's algorithm out on the reference's networks, by calls of
-            `descend(NAME=LOSS, ...)`; see `assert_descends`. All gradients of one call are taken
-            before it moves a network. The step must return the loss of a network's last call, and
-            what else the algorithm returns.
+    `algorithm` writes the paper's out on the reference's networks, by calls of `descend(NAME=LOSS,
+    ...)`; see `assert_descends`. All gradients of one call are taken before it moves a network. The
+    step must return the loss of a network's last call, and what else the algorithm returns.
     """
     rates = {name: 0.5**i for i, name in enumerate(model.optimizers)}
     start = read_weights(model)
@@ -132,8 +125,7 @@ def assert_follows(
 
 
 def _differentiate(network: Any, loss: Loss) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    weights = network.trainable_variables
     with tf.GradientTape() as tape:
         value = loss()
     zero = tf.UnconnectedGradients.ZERO
-    return value, tape.gradient(value, weights, unconnected_gradients=zero)
+    return value, tape.gradient(value, network.trainable_variables, unconnected_gradients=zero)

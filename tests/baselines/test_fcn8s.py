@@ -72,39 +72,6 @@ def test_it_starts_undecided():
     assert float(loss) == pytest.approx(np.log(2))
 
 
-def test_two_classes_by_hand():
-    model = FCN8s(FCN8sConfig(**SMALL), 64)
-    network = model.networks["segmenter"]
-    kernel, _ = network.get_layer("score_fc7").get_weights()
-    network.get_layer("score_fc7").set_weights([kernel, np.array([0.2, 1.1], np.float32)])
-    image = tf.random.uniform([1, 64, 64, 1], seed=0)
-    output = model.sample({"image": image, "mask": image})["output"]
-    # Away from the border the bilinear kernels hand the scores through: softmax of (0.2, 1.1).
-    assert float(output[0, 32, 32, 0]) == pytest.approx(
-        np.exp(1.1) / (np.exp(0.2) + np.exp(1.1)), rel=1e-6
-    )
-
-
-def test_the_loss_of_two_classes_is_softmax_cross_entropy():
-    # some networks are undecided by chance, and would not tell a wrong loss
-    keras.utils.set_random_seed(0)
-    model = FCN8s(FCN8sConfig(**SMALL), 32)
-    network = model.networks["segmenter"]
-    for i, name in enumerate(("score_fc7", "score_pool4", "score_pool3")):
-        layer = network.get_layer(name)
-        layer.set_weights([noise(*w.shape, seed=i) for w in layer.get_weights()])
-    image = np.abs(noise(2, 32, 32, 1))
-    mask = (noise(2, 32, 32, 1, seed=1) > 0).astype(np.float32)
-    scores = np.asarray(network(image), np.float64)
-    probabilities = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-    expected = -np.log(np.where(mask == 1, probabilities[..., 1:], probabilities[..., :1])).mean()
-    assert expected > 0.8  # far from undecided
-    loss = model.train_step({"image": tf.constant(image), "mask": tf.constant(mask)})[
-        "segmenter_loss"
-    ]
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
-
-
 @pytest.mark.parametrize("name", ["score_fc7", "score_pool4", "score_pool3"])
 def test_each_stride_adds_to_the_scores(name):
     model = build_network(FCN8sConfig(**SMALL, classes=1), 32)

@@ -76,29 +76,6 @@ def test_a_flat_lesion_leaves_the_membrane(harmonic):
     )
 
 
-def test_a_known_laplacian_is_integrated():
-    """The lesion has a paraboloid's differences, the tissue is the paraboloid less a ramp.
-
-    The ramp is what is left.
-    """
-    rows, cols = grid()
-    bowl = 0.9 - ((rows - 32) ** 2 + (cols - 24) ** 2) / 4000
-    ramp = 0.1 + 0.002 * rows
-    blended = poisson(image(np.where(disc()[..., 0], 0.5, bowl - ramp)), image(bowl), disc())
-    np.testing.assert_allclose(blended, image(bowl - ramp), atol=1e-6)
-
-
-@pytest.mark.parametrize("mixed", [False, True])
-def test_a_constant_added_to_the_lesion_changes_nothing(mixed):
-    tissue = noise(0)
-    lesion = noise(1)
-    np.testing.assert_allclose(
-        poisson(tissue, lesion + np.float32(0.25), disc(), mixed),
-        poisson(tissue, lesion, disc(), mixed),
-        atol=1e-5,
-    )
-
-
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_dense_solve_gives_the_same(mixed):
     """Two regions, one with a hole, and a pixel without neighbours; some values are clipped."""
@@ -114,18 +91,6 @@ def test_a_dense_solve_gives_the_same(mixed):
     np.testing.assert_allclose(poisson(tissue, lesion, mask, mixed)[..., 0], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("mixed", "expected"), [(False, 0.4825), (True, 0.4575)])
-def test_one_pixel_by_hand(mixed, expected):
-    """Tissue 0.4 with neighbours 0.5, 0.4, 0.4, 0.48; lesion 0.5 with 0.5, 0.5, 0.45, 0.4.
-
-    4 f = 1.78 + sum of differences. The lesion's: 0, 0, 0.05, 0.1. The tissue's: -0.1, 0, 0, -0.08.
-    Mixed: -0.1, 0, 0.05, 0.1.
-    """
-    tissue = image([[0, 0.5, 0], [0.4, 0.4, 0.4], [0, 0.48, 0]])
-    lesion = image([[1, 0.5, 1], [0.5, 0.5, 0.45], [1, 0.4, 1]])
-    assert poisson(tissue, lesion, disc(1, (3, 3)), mixed)[1, 1, 0] == pytest.approx(expected)
-
-
 def test_ties_are_the_lesions():
     """Differences of 1/8 are exact in float32; the tissue's are the lesion's, turned round."""
     tissue = image(np.full((3, 3), 0.5))
@@ -133,30 +98,6 @@ def test_ties_are_the_lesions():
     tissue[1, 1] = 0.375
     lesion[1, 1] = 0.625
     assert poisson(tissue, lesion, disc(1, (3, 3)), mixed=True)[1, 1, 0] == 0.625
-
-
-def test_the_mixed_guide_keeps_a_vessel_that_the_lesion_covers():
-    """Mixed cloning keeps the tissue's vessel, normal cloning erases it.
-
-    A flat lesion has no difference as large as the tissue's.
-    """
-    tissue = image(np.full((32, 32), 0.4))
-    tissue[:, 15:17] = 0.6
-    flat = np.full_like(tissue, 0.5)
-    mask = disc(9, (32, 32))
-    np.testing.assert_allclose(poisson(tissue, flat, mask, mixed=True), tissue, atol=1e-6)
-    assert poisson(tissue, flat, mask)[16, 16] < 0.5
-
-
-@pytest.mark.parametrize("name", ["paste", "poisson", "mixed"])
-def test_tissue_as_the_lesion_gives_the_tissue(name):
-    np.testing.assert_allclose(METHODS[name](noise(0), noise(0), disc()), noise(0), atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["opencv", "opencv_mixed"])
-def test_opencv_gives_the_tissue_to_two_grey_levels(name):
-    """OpenCV rounds down, and its sine transform is of float32."""
-    np.testing.assert_allclose(METHODS[name](noise(0), noise(0), disc()), noise(0), atol=2 / 255)
 
 
 @pytest.mark.parametrize(("mixed", "bound"), [(False, 6), (True, 12)])
@@ -189,21 +130,16 @@ def test_opencv_clones_where_the_mask_is():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_background_stays_bit_by_bit(name):
-    tissue = noise(0)
-    lesion = noise(1)
-    mask = disc()
+def test_the_background_stays_bit_by_bit_and_equal_images_all(name):
+    tissue, lesion, mask = noise(0), noise(1), disc()
     before = tissue.copy()
     found = METHODS[name](tissue, lesion, mask)
-    assert (
-        found.dtype == np.float32
-        and found.shape == tissue.shape
-        and found.min() >= 0
-        and found.max() <= 1
-    )
+    assert found.dtype == np.float32 and found.min() >= 0 and found.max() <= 1
     np.testing.assert_array_equal(found[mask == 0], tissue[mask == 0])
     assert (found[mask == 1] != tissue[mask == 1]).mean() > 0.9
     np.testing.assert_array_equal(tissue, before)
+    tolerance = 2 / 255 if "opencv" in name else 1e-6  # it rounds down, in 8 bits
+    np.testing.assert_allclose(METHODS[name](tissue, tissue, mask), tissue, atol=tolerance)
 
 
 def test_paste_by_hand():
@@ -222,44 +158,34 @@ def touching(row, col):
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changed", "named"),
     [
         ({"mask": np.zeros((64, 48, 1), np.uint8)}, "the mask is empty"),
-        *(
-            ({"mask": touching(*place)}, "touches the patch's border")
-            for place in ((0, 9), (63, 9), (9, 0), (9, 47))
-        ),
+        *(({"mask": touching(*place)}, "border") for place in ((0, 9), (63, 9), (9, 0), (9, 47))),
+        ({"mask": disc()[:-1]}, r"\(63, 48, 1\)"),
+        ({"lesion": noise(1)[..., 0]}, r"\(64, 48\)"),
         (
-            {"mask": disc()[:-1]},
-            r"all be \[rows, cols, 1\], not \(64, 48, 1\), \(64, 48, 1\), \(63, 48, 1\)",
+            {"tissue": np.zeros((8, 8)), "lesion": np.zeros((8, 8)), "mask": disc()[:8, :8, 0]},
+            "all",
         ),
-        ({"lesion": noise(1)[..., 0]}, r"all be \[rows, cols, 1\]"),
-        ({"mask": disc() * 255}, "the mask must be uint8 of 0 and 1, not uint8 up to 255"),
-        ({"mask": disc().astype(np.float32)}, "the mask must be uint8 of 0 and 1, not float32"),
-        ({"tissue": noise(0).astype(np.float64)}, "the tissue must be float32, not float64"),
-        ({"lesion": (255 * noise(1)).astype(np.uint8)}, "the lesion must be float32, not uint8"),
-        ({"lesion": noise(1) + 0.5}, "the lesion's values must lie between 0 and 1"),
-        ({"tissue": -noise(0)}, "the tissue's values must lie between 0 and 1"),
-        (
-            {"tissue": np.where(disc() == 1, np.float32(np.nan), noise(0))},
-            "the tissue's values must lie between 0 and 1",
-        ),
+        ({"mask": disc() * 255}, "the mask must be .* up to 255"),
+        ({"mask": disc().astype(np.float32)}, "the mask must be .* float32"),
+        ({"tissue": noise(0).astype(np.float64)}, "the tissue must be float32"),
+        ({"lesion": (255 * noise(1)).astype(np.uint8)}, "the lesion must be float32"),
+        ({"lesion": noise(1) + 0.5}, "the lesion's values"),
+        ({"tissue": -noise(0)}, "the tissue's values"),
+        ({"tissue": np.where(disc() == 1, np.float32(np.nan), noise(0))}, "the tissue's values"),
     ],
 )
-def test_wrong_input_is_refused(name, changed, message):
+def test_wrong_input_is_refused(name, changed, named):
     given = {"tissue": noise(0), "lesion": noise(1), "mask": disc(), **changed}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=named):
         METHODS[name](**given)
-
-
-def test_three_dimensions_are_needed_of_all():
-    with pytest.raises(ValueError, match=r"all be \[rows, cols, 1\]"):
-        poisson(noise(0)[..., 0], noise(1)[..., 0], disc()[..., 0])
 
 
 def test_masks_that_opencv_cannot_clone_are_refused():
     mask = np.zeros((64, 48, 1), np.uint8)
     mask[30:32, 10:20] = 1
-    with pytest.raises(ValueError, match="from 3 px up, this one is 2 x 10 px"):
+    with pytest.raises(ValueError, match="2 x 10 px"):
         opencv(noise(0), noise(1), mask)
     assert np.isfinite(poisson(noise(0), noise(1), mask)).all()

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests.full_size import build_without_memory, count_weights
+from tests.models.every import make_batch, make_random
 from tests.updates import assert_descends
 from tfmammo.baselines.residual_unet import (
     ResidualUNet,
@@ -14,8 +15,6 @@ from tfmammo.baselines.residual_unet import (
     deep_supervision,
 )
 from tfmammo.nn.normalization import SampleNormalization
-
-SMALL = ResidualUNetConfig(widths=(4, 8, 8, 8), blocks=(1, 2, 1, 1))
 
 
 def count_by_hand(widths, blocks):
@@ -43,24 +42,19 @@ def count_by_hand(widths, blocks):
 
 def test_full_size(monkeypatch):
     model = build_without_memory(ResidualUNet, monkeypatch).networks["segmenter"]
-    widths, blocks = ResidualUNetConfig().widths, ResidualUNetConfig().blocks
-    assert count_weights(model) == count_by_hand(widths, blocks) == 71_815_076
-    assert [answer.shape[1:] for answer in model.outputs] == [
-        (size, size, 1) for size in (256, 128, 64, 32)
-    ]
-    strided = [
-        layer.filters for layer in find(model, keras.layers.Conv2D) if layer.strides != (1, 1)
-    ]
+    config = ResidualUNetConfig()
+    expected = count_by_hand(config.widths, config.blocks)
+    assert count_weights(model) == expected == 71_815_076
+    assert [answer.shape[1] for answer in model.outputs] == [256, 128, 64, 32]
+    convolutions = find(model, keras.layers.Conv2D)
+    strided = [layer.filters for layer in convolutions if layer.strides != (1, 1)]
     assert strided == [64, 128, 256, 512, 512]
+    (answer,) = build_network(8, (2, 4), (1, 1)).outputs  # two stages answer once
+    assert answer.shape == (None, 8, 8, 1)
 
 
 def find(model, kind):
     return [layer for layer in model.layers if type(layer) is kind]
-
-
-def test_two_stages_answer_once():
-    (answer,) = build_network(8, (2, 4), (1, 1)).outputs
-    assert answer.shape == (None, 8, 8, 1)
 
 
 def test_a_block_whose_convolutions_are_silent_lets_its_input_pass():
@@ -78,51 +72,20 @@ def test_a_block_whose_convolutions_are_silent_lets_its_input_pass():
     assert first.output.shape == (None, 8, 8, 3)
 
 
-def test_the_loss_worked_by_hand():
-    mask = np.zeros((1, 4, 4, 1), np.float32)
-    mask[0, :2] = 1
-    answers = [tf.fill([1, 4, 4, 1], np.float32(np.log(3))), tf.zeros([1, 2, 2, 1])]
-
-    def expected(size, p):
-        ones = size * size / 2
-        entropy = -(np.log(p) + np.log(1 - p)) / 2
-        return entropy + 1 - (2 * ones * p + 1) / (ones + size * size * p + 1)
-
-    loss = deep_supervision(tf.constant(mask), answers)
-    assert float(loss) == pytest.approx(2 / 3 * expected(4, 0.75) + 1 / 3 * expected(2, 0.5))
-
-
-@pytest.mark.slow
-def test_every_answer_is_trained_and_the_largest_is_given():
-    keras.utils.set_random_seed(0)
-    model = ResidualUNet(SMALL, 16)
-    random = np.random.default_rng(0)
-    image = tf.constant(random.uniform(size=(2, 16, 16, 1)), tf.float32)
-    mask = tf.cast(image > 0.5, tf.float32)
-    with tf.GradientTape() as tape:
-        loss = model.compute_loss({"image": image, "mask": mask})
-    gradients = tape.gradient(loss, model.networks["segmenter"].trainable_variables)
-    assert all(gradient is not None for gradient in gradients)
-    np.testing.assert_array_equal(model.logits(image), model.networks["segmenter"](image)[0])
-    assert model.functions()["segmenter"](image)["mask"].shape == (2, 16, 16, 1)
-
-
 @pytest.mark.slow
 def test_the_network_descends_its_loss():
-    def make():
-        keras.utils.set_random_seed(0)
-        return ResidualUNet(SMALL.model_copy(update={"learning_rate": 1e-3}), 16)
-
-    model, reference = make(), make()
-    random = np.random.default_rng(0)
-    image = tf.constant(random.uniform(size=(2, 16, 16, 1)), tf.float32)
-    batch = {"image": image, "mask": tf.cast(image > 0.5, tf.float32)}
+    values = {"widths": (4, 8, 8, 8), "blocks": (1, 2, 1, 1)}
+    model, reference = (make_random("residual_unet", 16, 0.2, **values) for _ in range(2))
+    data = make_batch("residual_unet", 2, size=16)
+    image = data["image"]
+    answers = model.networks["segmenter"](image)
+    np.testing.assert_array_equal(model.logits(image), answers[0])
 
     def loss():
         whole, half = reference.networks["segmenter"](image, training=True)
         total = 0.0
-        smaller = batch["mask"][:, 1::2, 1::2]
-        for weight, logits, y in ((2 / 3, whole, batch["mask"]), (1 / 3, half, smaller)):
+        smaller = data["mask"][:, 1::2, 1::2]
+        for weight, logits, y in ((2 / 3, whole, data["mask"]), (1 / 3, half, smaller)):
             p = tf.sigmoid(logits)
             entropy = -tf.reduce_mean(y * tf.math.log(p) + (1 - y) * tf.math.log(1 - p))
             overlap = tf.reduce_sum(y * p, [1, 2, 3])
@@ -130,7 +93,7 @@ def test_the_network_descends_its_loss():
             total += weight * (entropy + 1 - tf.reduce_mean((2 * overlap + 1) / (sizes + 1)))
         return total
 
-    assert_descends(model, reference, batch, segmenter=loss)
+    assert_descends(model, reference, data, segmenter=loss)
 
 
 def test_smaller_masks_are_of_the_pixels_next_to_their_middle():

@@ -18,6 +18,7 @@ from tfmammo.baselines.fcn8s import FCN8sConfig
 from tfmammo.baselines.fcn8s import build_network as fcn8s_network
 from tfmammo.baselines.segnet import SegNet, SegNetConfig
 from tfmammo.errors import ConfigError, WeightsError
+from tfmammo.nn import published
 
 # Keras 3.15 saves variables in a way that numpy 2 will once refuse.
 pytestmark = pytest.mark.filterwarnings(
@@ -100,7 +101,7 @@ def test_segnet_starts_from_the_file(encoder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["legacy.h5", ".keras"])
-def test_other_files_of_keras_are_read_alike(tmp_path, form):
+def test_other_files_of_keras_are_read_alike(tmp_path, form, narrow_vgg16):
     source = random_vgg16()
     target = keras.applications.VGG16(weights=None, include_top=False)
     vgg16.assign(target, save(source, tmp_path, form), fc=False)
@@ -108,21 +109,33 @@ def test_other_files_of_keras_are_read_alike(tmp_path, form):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def check_fully_connected(folder, form, config):
+NARROW = {"widths": (4,) * 5, "fc_width": 4, "dropout": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("form", "config"),
+    [
+        (".weights.h5", NARROW),
+        ("legacy.h5", NARROW),
+        pytest.param(".weights.h5", {"dropout": 0}, marks=pytest.mark.nightly),  # 2.3 GB
+    ],
+)
+def test_the_fully_connected_layers_become_convolutions(request, tmp_path, form, config):
     """Compare fc7 of an FCN-8s with that of the VGG-16 whose file it reads, of equal widths."""
+    if config == NARROW:
+        request.getfixturevalue("narrow_vgg16")
     source = random_vgg16(top=True)
-    path = save(source, folder, form)
+    path = save(source, tmp_path, form)
     image = np.random.default_rng(0).uniform(size=(1, 224, 224, 1)).astype(np.float32)
     scaled = 2 * np.repeat(image, 3, -1) - 1  # as an encoder that starts from no weights has it
     theirs = keras.Model(source.input, source.get_layer("fc2").output)(scaled).numpy()
     kernel = source.get_layer("block5_conv3").kernel.numpy()
     del source
     gc.collect()
-    network = fcn8s_network(config, 224)
+    network = fcn8s_network(FCN8sConfig(**config), 224)
     vgg16.assign(network, path, fc=True)
     ours = keras.Model(network.input, network.get_layer("fc2").output)(image).numpy()
-    del network
-    gc.collect()
     # At 224 px the last pooling is 7x7: fc6's window at its middle covers it exactly, as VGG-16's
     # flattening does.
     np.testing.assert_allclose(ours[:, 3, 3], theirs, rtol=1e-3, atol=1e-3 * theirs.max())
@@ -133,34 +146,14 @@ def check_fully_connected(folder, form, config):
     Path(path).unlink()  # pytest would keep it
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("form", [".weights.h5", "legacy.h5"])
-def test_the_fully_connected_layers_become_convolutions(tmp_path, form, narrow_vgg16):
-    config = FCN8sConfig(widths=(4,) * 5, fc_width=4, dropout=0)
-    check_fully_connected(tmp_path, form, config)
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_the_fully_connected_layers_of_keras_own_become_convolutions(tmp_path):
-    """Takes 2.3 GB."""
-    check_fully_connected(tmp_path, ".weights.h5", FCN8sConfig(dropout=0))
-
-
-def test_a_file_without_fully_connected_layers_is_refused_for_fcn8s(tmp_path, narrow_vgg16):
-    source = random_vgg16()
-    with pytest.raises(ConfigError, match="VGG-16"):
-        vgg16.assign(source, save(source, tmp_path, ".weights.h5"), fc=True)
-
-
 KERAS_INPUT = {
     "input/scale": np.full(3, 255, np.float32),
     "input/offset": -np.array([103.939, 116.779, 123.68], np.float32),
 }
+DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 TORCHVISION_INPUT = {
-    "input/scale": 1 / np.array([0.229, 0.224, 0.225], np.float32),
-    "input/offset": -np.array([0.485, 0.456, 0.406], np.float32)
-    / np.array([0.229, 0.224, 0.225], np.float32),
+    "input/scale": 1 / DEVIATION,
+    "input/offset": -np.array([0.485, 0.456, 0.406], np.float32) / DEVIATION,
 }
 
 
@@ -169,12 +162,10 @@ def make_vgg19(width, scaling):
     rng = np.random.default_rng(5)
     arrays = dict(scaling)
     before = 3
-    for block, depth in enumerate((2, 2, 4, 4, 4), 1):
-        for index in range(1, depth + 1):
-            name = f"block{block}_conv{index}"
-            arrays[f"{name}/kernel"] = rng.normal(size=(3, 3, before, width)).astype(np.float32)
-            arrays[f"{name}/bias"] = rng.normal(size=width).astype(np.float32)
-            before = width
+    for name in published.VGG19_LAYERS:
+        arrays[f"{name}/kernel"] = rng.normal(size=(3, 3, before, width)).astype(np.float32)
+        arrays[f"{name}/bias"] = rng.normal(size=width).astype(np.float32)
+        before = width
     return arrays
 
 
@@ -187,105 +178,110 @@ def save_vgg19(folder, arrays):
 @pytest.mark.parametrize("model", ["segnet", "fcn8s"])
 def test_a_vgg19_gives_the_convolutions_that_vgg16_has(tmp_path, model, scaling):
     arrays = make_vgg19(4, scaling)
-    if model == "segnet":
+    is_segnet = model == "segnet"
+    if is_segnet:
         network = segnet.build_network(32, (4,) * 5, pretrained=True)
     else:
         network = fcn8s_network(FCN8sConfig(widths=(4,) * 5, fc_width=4), 32)
-    kept = [network.get_layer("fc1")] if model == "fcn8s" else []
-    before = [layer.kernel.numpy() for layer in kept]
-    vgg16.assign(network, save_vgg19(tmp_path, arrays), fc=model == "fcn8s")
+    fc1 = None if is_segnet else network.get_layer("fc1").kernel.numpy()
+    vgg16.assign(network, save_vgg19(tmp_path, arrays), fc=not is_segnet)
     names = [name for name in arrays if re.match(r"block\d_conv[123]/", name)]
     assert len(names) == 2 * 13
     for name in names:
         layer, _, part = name.partition("/")
         if layer != "block1_conv1":
-            np.testing.assert_array_equal(
-                getattr(network.get_layer(layer), part), arrays[name], err_msg=name
-            )
-    for layer, kernel in zip(kept, before, strict=True):
-        np.testing.assert_array_equal(layer.kernel, kernel)
+            found = getattr(network.get_layer(layer), part)
+            np.testing.assert_array_equal(found, arrays[name], err_msg=name)
+    if not is_segnet:
+        np.testing.assert_array_equal(network.get_layer("fc1").kernel, fc1)
 
 
 @pytest.mark.parametrize("scaling", [KERAS_INPUT, TORCHVISION_INPUT])
 def test_the_first_layer_sees_what_vgg19s_saw(tmp_path, scaling):
     """Torchvision's mean colours are up to 0.5 of 255 from Keras's, which VGG-16 expects."""
     arrays = make_vgg19(4, scaling)
+    kernel, bias = (arrays[f"block1_conv1/{part}"] for part in ("kernel", "bias"))
     network = fcn8s_network(FCN8sConfig(widths=(4,) * 5, fc_width=4), 32)
     vgg16.assign(network, save_vgg19(tmp_path, arrays), fc=True)
-    grey = np.random.default_rng(0).uniform(size=(3, 3)).astype(np.float32)  # one window
-    theirs = (
-        np.einsum(
-            "rcio,rci->o",
-            arrays["block1_conv1/kernel"],
-            grey[..., None] * scaling["input/scale"] + scaling["input/offset"],
-        )
-        + arrays["block1_conv1/bias"]
-    )
+    grey = np.random.default_rng(0).uniform(size=(3, 3, 1)).astype(np.float32)  # one window
+    scaled = grey * scaling["input/scale"] + scaling["input/offset"]
+    theirs = np.einsum("rcio,rci->o", kernel, scaled) + bias
     first = network.get_layer("block1_conv1")
-    seen = vgg16.normalize(3, True)(np.repeat(grey[None, :, :, None], 3, -1))
+    seen = vgg16.normalize(3, True)(np.repeat(grey[None], 3, -1))
     ours = np.einsum("rcio,rci->o", first.kernel, seen[0]) + first.bias.numpy()
     step = 0.5 / 255 * scaling["input/scale"].max()  # half a grey level, in the file's own unit
-    tolerance = step * np.abs(arrays["block1_conv1/kernel"]).sum((0, 1, 2)).max()
-    if scaling is KERAS_INPUT:
-        tolerance = 1e-2
+    tolerance = 1e-2 if scaling is KERAS_INPUT else step * np.abs(kernel).sum((0, 1, 2)).max()
     assert tolerance < 0.05 * np.abs(theirs).max()
     np.testing.assert_allclose(ours, theirs, atol=tolerance)
 
 
-def test_a_vgg19_without_a_layer_names_it(tmp_path):
-    arrays = make_vgg19(4, KERAS_INPUT)
-    del arrays["block5_conv3/kernel"]
-    with pytest.raises(WeightsError, match="block5_conv3/kernel is missing"):
-        vgg16.assign(segnet.build_network(32, (4,) * 5), save_vgg19(tmp_path, arrays), fc=False)
+def write_noise(folder, name):
+    (folder / name).write_bytes(b"no weights")
+    return str(folder / name)
 
 
-@pytest.mark.parametrize("form", [".weights.h5", "legacy.h5", ".keras"])
-def test_another_networks_file_is_refused(tmp_path, form, narrow_vgg16):
+def write_other(folder, form):
     image = keras.Input((8, 8, 3))
     other = keras.Model(image, keras.layers.Conv2D(4, 3, name="block1_conv1")(image))
-    path = save(other, tmp_path, form)
-    refusal = f"model.weights: {path} does not hold the weights of a Keras VGG-16 in .h5"
-    with pytest.raises(ConfigError, match=f"^{re.escape(refusal)}"):
-        vgg16.assign(segnet.build_network(32, (4,) * 5), path, fc=False)
+    return save(other, folder, form)
 
 
-@pytest.mark.parametrize("name", ["x.weights.h5", "x.h5", "x.keras", "x.npy"])
-def test_a_damaged_file_is_refused(tmp_path, name, narrow_vgg16):
-    (tmp_path / name).write_bytes(b"no weights")
-    with pytest.raises(ConfigError, match="VGG-16"):
-        vgg16.assign(segnet.build_network(32, (4,) * 5), str(tmp_path / name), fc=False)
+def write_encoder(folder, form):
+    return save(random_vgg16(), folder, form)
 
 
-def test_a_missing_file_is_named(monkeypatch):
-    with pytest.raises(ConfigError, match="nowhere.h5"):
-        build_without_memory(lambda: SegNet(SegNetConfig(weights="nowhere.h5"), 32), monkeypatch)
+def write_part_of_vgg19(folder, _):
+    arrays = make_vgg19(4, KERAS_INPUT)
+    del arrays["block5_conv3/kernel"]
+    return save_vgg19(folder, arrays)
 
 
-@pytest.mark.parametrize("config", [SegNetConfig, FCN8sConfig])
-def test_other_widths_than_vgg16s_are_refused(config):
-    with pytest.raises(ValidationError, match="weights imagenet"):
-        config(weights="imagenet", widths=(4, 4, 4, 4, 4))
-    assert config(widths=(4, 4, 4, 4, 4)).pretrained is False
-    assert config(weights="imagenet").pretrained is True
-    with pytest.raises(ValidationError, match="fc_width"):
-        FCN8sConfig(weights="imagenet", fc_width=8)
+@pytest.mark.parametrize(
+    ("write", "form", "fc", "error", "named"),
+    [
+        (write_noise, "x.weights.h5", False, ConfigError, "x.weights.h5 does not hold"),
+        (write_noise, "x.h5", False, ConfigError, "x.h5 does not hold"),
+        (write_noise, "x.keras", False, ConfigError, "x.keras does not hold"),
+        (write_noise, "x.npy", False, ConfigError, "x.npy does not hold"),
+        (write_other, ".weights.h5", False, ConfigError, "model.weights: .* does not hold"),
+        (write_other, "legacy.h5", False, ConfigError, "model.weights: .* does not hold"),
+        (write_other, ".keras", False, ConfigError, "model.weights: .* does not hold"),
+        (write_part_of_vgg19, "", False, WeightsError, "block5_conv3/kernel is missing"),
+        (lambda folder, name: str(folder / name), "no.h5", False, ConfigError, "no.h5"),
+        (write_encoder, ".weights.h5", True, ConfigError, "fully connected"),
+    ],
+)
+def test_what_can_not_be_read_is_named(tmp_path, narrow_vgg16, write, form, fc, error, named):
+    path = write(tmp_path, form)
+    with pytest.raises(error, match=named) as caught:
+        vgg16.assign(segnet.build_network(32, (4,) * 5), path, fc=fc)
+    assert path in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "widths"),
+    [
+        (SegNetConfig, {"widths": (4,) * 5}),
+        (FCN8sConfig, {"widths": (4,) * 5}),
+        (FCN8sConfig, {"fc_width": 8}),
+    ],
+)
+def test_other_widths_than_vgg16s_are_refused(config, widths):
+    with pytest.raises(ValidationError, match=next(iter(widths))):
+        config(weights="imagenet", **widths)
+    assert config(**widths).pretrained is False and config(weights="imagenet").pretrained is True
 
 
 def test_without_a_network_imagenet_is_one_sentence(monkeypatch, tmp_path):
     # nothing is cached there
     monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))
-    nowhere = urllib.request.ProxyHandler(
-        {"http": "http://127.0.0.1:9", "https": "http://127.0.0.1:9"}
-    )
-    urllib.request.install_opener(urllib.request.build_opener(nowhere))
+    nowhere = dict.fromkeys(("http", "https"), "http://127.0.0.1:9")
+    urllib.request.install_opener(urllib.request.build_opener(urllib.request.ProxyHandler(nowhere)))
     try:
-        with pytest.raises(ConfigError) as error:
+        with pytest.raises(ConfigError, match="^model.weights: .*URL fetch failure") as error:
             build_without_memory(lambda: SegNet(SegNetConfig(weights="imagenet"), 32), monkeypatch)
     finally:
         urllib.request.install_opener(None)
-    assert str(error.value).startswith(
-        "model.weights: VGG-16's ImageNet weights can't be downloaded (URL fetch failure"
-    )
     assert "\n" not in str(error.value)
 
 

@@ -86,16 +86,31 @@ LABELS = {
 }
 
 
-def make_model(name: str, **more: Any) -> Any:
-    """Build a tiny model; the values of its config can be changed."""
-    kind, config, values, size = TINY[name]
-    return kind(config(**{**values, **more}), size)
+def make_model(name: str, size: int | None = None, kind: Any = None, **more: Any) -> Any:
+    """Build a tiny model; its size, its class and the values of its config can be changed."""
+    usual, config, values, usual_size = TINY[name]
+    return (kind or usual)(config(**{**values, **more}), size or usual_size)
 
 
-def make_batch(name: str, count: int | None = None, seed: int = 0) -> dict[str, tf.Tensor]:
+def make_random(
+    name: str, size: int | None = 16, deviation: float = 0.3, seed: int = 0, **more: Any
+) -> Any:
+    """Build a tiny model with weights of NumPy's, large enough for each of them to matter."""
+    model = make_model(name, size, **more)
+    random = np.random.default_rng(seed)
+    for network in model.networks.values():
+        for weight in network.trainable_variables:
+            is_gain = weight.name == "gamma" and weight.shape != ()
+            weight.assign(random.normal(0, deviation, weight.shape) + is_gain)
+    return model
+
+
+def make_batch(
+    name: str, count: int | None = None, seed: int = 0, size: int | None = None
+) -> dict[str, tf.Tensor]:
     """Make a batch of bright discs, labelled where the model needs it."""
     count = count or 2 * len(LABELS.get(name, (0, 1, 2)))
-    size = TINY[name][3]
+    size = size or TINY[name][3]
     random = np.random.default_rng(seed)
     rows, cols = np.mgrid[:size, :size] - size / 2
     radii = random.uniform(size / 8, size / 4, (count, 1, 1))

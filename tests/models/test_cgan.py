@@ -7,55 +7,35 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 from tests.full_size import build_without_memory, count_each, shape_answer
+from tests.models.every import make_batch, make_random
 from tests.updates import assert_descends, deceive, respond, tell_apart
 from tfmammo.errors import WeightsError
 from tfmammo.models import cgan as module
 from tfmammo.models.cgan import CGAN, CGANConfig, EncoderConfig, PostprocessConfig, postprocess
 from tfmammo.nn.networks import leaky_relu
+from tfmammo.nn.normalization import BatchNormalization
 
 SIZE = 16
 
 
-def small(seed=0, **config):
-    """A cGAN of a few hundred weights, drawn by numpy, without dropout unless it is asked for."""
-    chosen = {
-        "filters": (4, 8),
-        "discriminator_filters": 4,
-        "discriminator_strided": 1,
-        "dropout": 0.0,
-        **config,
-    }
-    cgan = CGAN(CGANConfig(**chosen), SIZE)
-    rng = np.random.default_rng(seed)
-    for network in cgan.networks.values():
-        for weight in network.trainable_variables:
-            weight.assign(rng.normal(0, 0.3, weight.shape) + (weight.name == "gamma"))
-    return cgan
+def small(**config):
+    return make_random("cgan", SIZE, **{"filters": (4, 8), **config})
 
 
-def batch(count=3, seed=1):
-    rng = np.random.default_rng(seed)
-    distance = np.hypot(*(np.indices((SIZE, SIZE)) - SIZE / 2))[np.newaxis] / rng.uniform(
-        3, 7, (count, 1, 1)
-    )
-    masks = (distance < 1).astype(np.float32)[..., np.newaxis]
-    images = np.clip(0.3 + 0.4 * masks + 0.1 * rng.normal(size=masks.shape), 0, 1).astype(
-        np.float32
-    )
-    return {"mask": tf.constant(masks), "image": tf.constant(images)}
+def batch(count=3):
+    return make_batch("cgan", count, 1, SIZE)
 
 
 def test_the_articles_networks(monkeypatch):
     cgan = build_without_memory(CGAN, monkeypatch)
     assert count_each(cgan) == {"generator": 13_607_937, "discriminator": 694_625}
     assert shape_answer(cgan.discriminator, 256, 256, 2) == (1, 30, 30, 1)
-    normed = [
-        type(norm).__name__ for norm in (*cgan.generator.down_norms, *cgan.generator.up_norms)
-    ]
-    assert normed == ["NoneType"] + ["BatchNormalization"] * 6 + ["NoneType"] + [
-        "BatchNormalization"
-    ] * 7 + ["NoneType"]
-    assert [d.rate if d else 0 for d in cgan.generator.dropouts] == [0.5, 0.5, 0.5, 0, 0, 0, 0, 0]
+    generator = cgan.generator
+    normed = [type(norm) is BatchNormalization for norm in generator.down_norms]
+    assert normed == [False, *[True] * 6, False]
+    normed = [type(norm) is BatchNormalization for norm in generator.up_norms]
+    assert normed == [*[True] * 7, False]
+    assert [d.rate if d else 0 for d in generator.dropouts] == [0.5, 0.5, 0.5, 0, 0, 0, 0, 0]
 
 
 def test_resnet101_as_the_encoder(monkeypatch):
@@ -68,23 +48,18 @@ def test_resnet101_as_the_encoder(monkeypatch):
     counts = {"generator": 42_552_832 + kernels + biases_and_norms, "discriminator": 694_625}
     assert count_each(cgan) == counts
     encoder = cgan.generator.encoder
-    assert [output.shape[1:] for output in encoder.outputs] == [
-        (128, 128, 64),
-        (64, 64, 256),
-        (32, 32, 512),
-        (16, 16, 1024),
-        (8, 8, 2048),
-    ]
+    maps = [(128, 64), (64, 256), (32, 512), (16, 1024), (8, 2048)]
+    assert [output.shape[1:] for output in encoder.outputs] == [(side, side, c) for side, c in maps]
     assert shape_answer(cgan.generator, 256, 256, 1) == (1, 256, 256, 1)
     assert [d.rate if d else 0 for d in cgan.generator.dropouts] == [0.5, 0.5, 0.5, 0, 0]
     kerass = build_without_memory(
         lambda: keras.applications.ResNet101(weights=None, include_top=False), monkeypatch
     )
-    shapes_of = [
+    ours, theirs = (
         {layer.name: [w.shape for w in layer.weights] for layer in network.layers if layer.weights}
         for network in (encoder, kerass)
-    ]
-    assert shapes_of[0] == shapes_of[1]
+    )
+    assert ours == theirs
 
 
 # Keras 3.15 saves variables in a way that numpy 2 will once refuse.
@@ -145,32 +120,27 @@ def test_each_network_descends_its_own_loss_alone(normalization, content):
     config = {"normalization": normalization, "content": content, "lambda_content": 0.5}
     cgan, reference = (small(**config) for _ in range(2))
     data = batch()
-    image = data["image"]
+
+    def output():
+        return reference.generator(data["image"], training=True)
 
     def probability(mask):
-        pair = tf.concat([image, mask], -1)
+        pair = tf.concat([data["image"], mask], -1)
         return respond(reference.discriminator(pair, training=True))
-
-    def real():
-        return probability(data["mask"])
-
-    def fake():
-        return probability(reference.generator(image, training=True))
-
-    def distance():
-        return content_loss(content, data["mask"], reference.generator(image, training=True))
 
     assert_descends(
         cgan,
         reference,
         data,
         {
-            content: distance,
-            "p_real": lambda: tf.reduce_mean(real()),
-            "p_fake": lambda: tf.reduce_mean(fake()),
+            content: lambda: content_loss(content, data["mask"], output()),
+            "p_real": lambda: tf.reduce_mean(probability(data["mask"])),
+            "p_fake": lambda: tf.reduce_mean(probability(output())),
         },
-        generator=lambda: deceive(fake()) + 0.5 * distance(),
-        discriminator=lambda: tell_apart(real(), fake()),
+        generator=lambda: (
+            deceive(probability(output())) + 0.5 * content_loss(content, data["mask"], output())
+        ),
+        discriminator=lambda: tell_apart(probability(data["mask"]), probability(output())),
     )
 
 
@@ -208,6 +178,10 @@ def test_dropout_is_the_noise_at_inference_too_and_draws_are_averaged():
     assert draws.std(0).mean() > 1e-2
     assert np.abs(many_drawn["mask"] - draws.mean(0)).max() < 5 * draws.std(0).max() / np.sqrt(64)
     assert np.abs(many_drawn["uncertainty"] - draws.std(0)).mean() < 0.25 * draws.std(0).mean()
+    one, two = (small(dropout=0.5, samples=samples).segment(image) for samples in (1, 2))
+    second = 2 * two["mask"] - one["mask"]  # the first draw is the same
+    np.testing.assert_allclose(two["uncertainty"], np.abs(one["mask"] - second) / 2, atol=1e-6)
+    assert np.abs(one["mask"] - second).max() > 1e-2
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3])
@@ -215,43 +189,17 @@ def test_one_picture_has_one_answer_whatever_came_before_and_stands_beside_it(sa
     cgan = small(dropout=0.5, samples=samples)
     images = batch(4)["image"]
     call = cgan.functions()["generator"]
-    whole = call(images)
-    others = call(images[::-1])
-    for answer in (
-        call(images),
-        {name: value[::-1] for name, value in others.items()},
-        cgan.segment(images),
-    ):
-        for name, value in whole.items():
-            np.testing.assert_allclose(answer[name], value, atol=1e-6, err_msg=name)
-    for i in range(4):
-        alone = call(images[i : i + 1])
-        for name, value in whole.items():
-            np.testing.assert_allclose(alone[name][0], value[i], atol=1e-6, err_msg=name)
-    assert np.abs(small(dropout=0.0).segment(images)["mask"] - whole["mask"]).max() > 1e-2, (
-        "there is noise"
-    )
-
-
-def test_the_number_of_draws_changes_the_answer_and_the_first_draw_is_the_same():
-    images = batch()["image"]
-    one, two = (small(dropout=0.5, samples=samples).segment(images) for samples in (1, 2))
-    second = 2 * two["mask"] - one["mask"]
-    np.testing.assert_allclose(two["uncertainty"], np.abs(one["mask"] - second) / 2, atol=1e-6)
-    assert np.abs(one["mask"] - second).max() > 1e-2
-
-
-def test_one_draw_has_no_uncertainty_and_nothing_says_0():
-    for samples in (1, 2):
-        cgan = small(dropout=0.5, samples=samples)
-        data = batch()
-        outputs = cgan.functions()["generator"].get_concrete_function().structured_outputs
-        assert (
-            set(outputs)
-            == set(cgan.segment(data["image"]))
-            == {"mask"} | ({"uncertainty"} if samples > 1 else set())
-        )
-        assert ("uncertainty" in cgan.sample(data)) == (samples > 1)
+    whole, others, again = call(images), call(images[::-1]), call(images)
+    assert set(whole) == {"mask"} | ({"uncertainty"} if samples > 1 else set())
+    assert ("uncertainty" in cgan.sample(batch(4))) == (samples > 1)
+    for name, value in whole.items():
+        np.testing.assert_allclose(again[name], value, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(others[name][::-1], value, atol=1e-6, err_msg=name)
+        for i in range(4):
+            alone = call(images[i : i + 1])[name][0]
+            np.testing.assert_allclose(alone, value[i], atol=1e-6, err_msg=name)
+    without = small(dropout=0.0).segment(images)["mask"]
+    assert np.abs(without - whole["mask"]).max() > 1e-2, "there is noise"
 
 
 def test_morphology_by_hand():
@@ -268,17 +216,14 @@ def test_morphology_by_hand():
     assert np.array_equal(cleaned, expected)
 
 
-@pytest.mark.parametrize("fill", [0, 1])
-def test_morphology_of_empty_and_full_masks(fill):
-    mask = np.full((8, 8, 1), fill, np.uint8)
-    assert np.array_equal(postprocess(mask, PostprocessConfig()), mask)
-
-
 def test_each_step_of_the_morphology_can_be_left_out():
+    def clean(mask, **sides):
+        return postprocess(mask, PostprocessConfig(**sides))
+
     mask = np.random.default_rng(0).integers(0, 2, (16, 16, 1)).astype(np.uint8)
-    assert np.array_equal(
-        postprocess(mask, PostprocessConfig(closing=0, erosion=0, dilation=0)), mask
-    )
-    eroded = postprocess(mask, PostprocessConfig(closing=0, dilation=0))
-    dilated = postprocess(mask, PostprocessConfig(closing=0, erosion=0))
+    assert np.array_equal(clean(mask, closing=0, erosion=0, dilation=0), mask)
+    eroded, dilated = (clean(mask, closing=0, **{step: 0}) for step in ("dilation", "erosion"))
     assert eroded.sum() < mask.sum() < dilated.sum()
+    for fill in (0, 1):
+        mask = np.full((8, 8, 1), fill, np.uint8)
+        assert np.array_equal(clean(mask), mask)

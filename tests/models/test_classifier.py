@@ -1,15 +1,15 @@
 """The classifier: its network, the decaying share, the mixing of pools, weights, refusals."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.updates import assert_descends
-from tfmammo.errors import ConfigError, WeightsError
+from tfmammo.errors import ConfigError
 from tfmammo.models.classifier import Classifier, ClassifierConfig, adopt, resnet, share_at
-from tfmammo.nn import pretrained
-from tfmammo.tracking import export
 
 TINY = {"weights": "none", "filters": 2, "blocks": (1, 1, 1, 1), "learning_rate": 1e-3}
 SIZE = 32
@@ -64,9 +64,8 @@ def test_it_is_resnet_50_with_a_grey_input_and_one_logit():
 )
 def test_the_share_decays_by_a_tenth_every_5000_of_the_papers_samples(how, samples, expected):
     settings = ClassifierConfig(share=0.5, decay_as=how, samples=500_000)
-    assert float(share_at(settings, tf.constant(samples, tf.int64))) == pytest.approx(
-        expected, abs=1e-7
-    )
+    found = float(share_at(settings, tf.constant(samples, tf.int64)))
+    assert found == pytest.approx(expected, abs=1e-7)
 
 
 @pytest.mark.parametrize("samples", [500_000, 8000, 1000])
@@ -81,33 +80,40 @@ def test_a_training_of_any_length_has_the_papers_mean_exposure(samples):
     assert shares[-1] == pytest.approx(0.5 * 0.9**99, rel=1e-4)
 
 
-def test_without_synthetic_patches_all_of_the_batch_is_used():
+def test_no_share_takes_all_real_patches_and_a_full_one_the_synthetic_of_each_class():
     real = batch(pools=2)
     image, label, synthetic = make_model().mix(real)
     np.testing.assert_array_equal(image, real["image"])
     assert label.numpy().tolist() == [0, 1, 0, 1] and not np.any(synthetic)
-
-
-def test_a_full_share_takes_synthetic_patches_of_each_class():
     image, label, synthetic = make_model(share=1.0, samples=1000).mix(batch(each=3))
     assert label.numpy().tolist() == [0, 0, 0, 1, 1, 1] and np.all(synthetic)
     np.testing.assert_allclose(image[:, 0, 0, 0], [0.2] * 3 + [0.3] * 3, rtol=1e-6)
+    with pytest.raises(ConfigError, match="model.samples"):
+        make_model(share=0.5)
 
 
 @pytest.mark.slow
 def test_a_share_is_the_part_that_is_synthetic_and_the_labels_stay_right():
     model = make_model(share=0.3, samples=500_000)
     image, label, synthetic = model.mix(batch(each=2000))
-    assert len(label) == 4000 and np.mean(synthetic) == pytest.approx(
-        0.3, abs=4 * np.sqrt(0.21 / 4000)
-    )
-    np.testing.assert_allclose(
-        image[:, 0, 0, 0], 0.2 * synthetic.numpy() + 0.1 * label.numpy(), rtol=1e-6
-    )
+    tolerance = 4 * np.sqrt(0.21 / 4000)
+    assert len(label) == 4000 and np.mean(synthetic) == pytest.approx(0.3, abs=tolerance)
+    expected = 0.2 * synthetic.numpy() + 0.1 * label.numpy()
+    np.testing.assert_allclose(image[:, 0, 0, 0], expected, rtol=1e-6)
     # 4,000 samples each: 8,000, so that one decay is past
     model.optimizers["classifier"].iterations.assign(2)
     again = np.mean(model.mix(batch(each=2000))[2])
-    assert again == pytest.approx(0.27, abs=4 * np.sqrt(0.2 / 4000)) and again != np.mean(synthetic)
+    assert again == pytest.approx(0.27, abs=tolerance) and again != np.mean(synthetic)
+
+
+@pytest.mark.parametrize(("replicas", "synthetic"), [(1, 1), (2, 0)])
+def test_the_samples_of_all_replicas_count(monkeypatch, replicas, synthetic):
+    """The share is gone after 4 of 400 samples; a batch has two on each replica."""
+    model = make_model(share=1.0, decay=1.0, samples=400)
+    model.optimizers["classifier"].iterations.assign(1)
+    context = SimpleNamespace(num_replicas_in_sync=replicas, replica_id_in_sync_group=0)
+    monkeypatch.setattr(tf.distribute, "get_replica_context", lambda: context)
+    assert np.all(model.mix(batch(each=1))[2] == synthetic)
 
 
 @pytest.mark.slow
@@ -137,50 +143,15 @@ def test_the_network_descends_binary_cross_entropy(share):
     assert_descends(model, reference, data, classifier=loss)
 
 
-@pytest.mark.slow
-def test_its_export_answers_with_probability_and_features(tmp_path):
-    model = make_model()
-    export.export(model, tmp_path / "export", {})
-    images = np.random.default_rng(0).random((3, SIZE, SIZE, 1)).astype(np.float32)
-    answer = export.load(tmp_path / "export", "classifier")(images)
-    features, logit = model.network(images)
-    np.testing.assert_allclose(answer["probability"], 1 / (1 + np.exp(-logit[:, 0])), rtol=1e-4)
-    np.testing.assert_allclose(answer["features"], features, rtol=1e-4, atol=1e-5)
-    assert answer["features"].shape == (3, 64)
-
-
 # of Keras, which reads its own variables
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.slow
 def test_weights_of_a_file_are_taken_over(tmp_path):
     keras.utils.set_random_seed(3)
     theirs = keras.applications.ResNet50(weights=None, include_top=False)
-    theirs.save_weights(tmp_path / "notop.weights.h5")
-    (tmp_path / "notop.weights.h5").rename(tmp_path / "kept.weights.h5")
-    model = Classifier(ClassifierConfig(weights=str(tmp_path / "kept.weights.h5")), SIZE)
-    kernels = [
-        network.get_layer("conv4_block6_2_conv").kernel.numpy()
-        for network in (model.network, theirs)
-    ]
-    np.testing.assert_array_equal(*kernels)
-
-
-@pytest.mark.slow
-def test_bad_input_is_one_sentence(tmp_path):
-    with pytest.raises(ConfigError, match="data.size"):
-        Classifier(ClassifierConfig(**TINY), 16)
-    with pytest.raises(ConfigError, match="real normal"):
-        make_model().train_step({"image": batch()["image"]})
-    with pytest.raises(ConfigError, match="model.samples"):
-        make_model(share=0.5)
-    with pytest.raises(ValueError, match="decay_every"):
-        ClassifierConfig(decay_every=5000)
-    with pytest.raises(ValueError, match="filters 64"):
-        ClassifierConfig(filters=32)
-    with pytest.raises(
-        WeightsError, match="ResNet-50 is read from Keras's .h5 without top alone, resnet50_weights"
-    ):
-        pretrained.resnet50("weights.npz")
-    with pytest.raises(WeightsError, match="nowhere.h5"):
-        pretrained.resnet50(str(tmp_path / "nowhere.h5"))
+    path = tmp_path / "notop.weights.h5"
+    theirs.save_weights(path)
+    model = Classifier(ClassifierConfig(weights=str(path)), SIZE)
+    name = "conv4_block6_2_conv"
+    ours, expected = (each.get_layer(name).kernel.numpy() for each in (model.network, theirs))
+    np.testing.assert_array_equal(ours, expected)

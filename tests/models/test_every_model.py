@@ -10,7 +10,7 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 from tests.full_size import build_without_memory, count_each
-from tests.models.every import TINY, make_batch, make_model
+from tests.models.every import TINY, make_batch, make_model, make_random
 from tests.two_cpus import run_on_two_cpus
 from tests.updates import read_weights
 from tfmammo.config import load
@@ -35,6 +35,7 @@ COUNTS = {
         "generator": 31_030_593 + 2 * 9 * 64,
         "discriminator": 1088 + 131_072 + 256 + 524_288 + 512 + 257,
     },
+    "flow": {"velocity": 3_240_934, "average": 3_240_934},
     "unet": {"segmenter": 31_030_593},
     "fcn8s": {"segmenter": 134_271_430},
     "segnet": {"segmenter": 29_442_433},
@@ -63,48 +64,19 @@ PANELS = {
 COMPILED = {"can", "cgan", "blending", "contextual", "segnet", "classifier, two pools"}
 # what takes more than four seconds
 HEAVY = ("infilling", "infilling, crn", "flow", "contextual", "segnet")
-# model, values that make no sense; the message names the first key
 WRONG_CONFIGS = [
-    ("can", {"lambda_1": -1}),
-    ("can", {"learning_rate": 0}),
-    ("can", {"beta_1": 1}),
-    ("can", {"dropout": 1}),
-    ("can", {"l2": "l1"}),
-    ("can", {"filters": [0]}),
     ("can", {"filters": []}),
-    ("mask_gan", {"beta_2": 1}),
-    ("mask_gan", {"z": 0}),
-    ("mask_gan", {"filters": []}),
     ("mask_gan", {"momentum": 1}),
-    ("infilling", {"lambda_fm": -1}),
     ("infilling", {"margin": 256}),
     ("infilling", {"margin": {"dilation": 0}}),
-    ("infilling", {"generator": "x"}),
-    ("infilling", {"widths": []}),
-    ("infilling", {"normalization": "batch"}),
     ("infilling", {"feature_weights": "chen_koltun", "feature_layers": "first"}),
-    ("flow", {"margin": 256}),
-    ("flow", {"widths": []}),
     ("flow", {"widths": (8, 12)}),
     ("flow", {"attention_levels": 5}),
-    ("flow", {"sampler": "rk45"}),
-    ("flow", {"sampling_steps": 0}),
     ("flow", {"guidance": 2}),
-    ("flow", {"drop_condition": 1}),
-    ("flow", {"ema": 1}),
     ("blending", {"resize": (1.2, 0.8)}),
     ("blending", {"noise_guide": "none"}),
-    ("classifier", {"decay_every": 5000}),
     ("classifier", {"filters": 32, "weights": "imagenet"}),
-    ("pix2pix", {"direction": "both"}),
-    ("pix2pix", {"average": "both"}),
-    ("unet", {"widths": (64,)}),
-    ("unet", {"widths": (64, 0)}),
     ("unet", {"weights": "imagenet"}),
-    ("fcn8s", {"classes": 3}),
-    ("fcn8s", {"fc_width": 0}),
-    ("fcn8s", {"widths": (4, 4)}),
-    ("residual_unet", {"widths": (4,), "blocks": (1,)}),
     ("residual_unet", {"blocks": (1, 1, 1)}),
 ]
 # model, values, size in px; what the message names
@@ -180,7 +152,9 @@ def test_patches_that_do_not_fit_are_refused_by_their_key(name, values, size, na
         kind(config(**{**tiny, **values}), size)
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name == "flow")) for name in COUNTS]
+)
 def test_the_papers_networks(name, monkeypatch):
     assert count_each(build_without_memory(TINY[name][0], monkeypatch)) == COUNTS[name]
 
@@ -357,6 +331,94 @@ def draw_inputs(function, count=2):
     }
 
 
+def centre(*values):
+    """From [0, 1] to [-1, 1], several as channels of one."""
+    return tf.concat(values, -1) * 2 - 1
+
+
+def add_lesion(network, image, noise):
+    lesion = network(centre(image), noise)
+    return {"lesion": lesion, "image": tf.clip_by_value(image + lesion / 2, 0, 1)}
+
+
+# what the functions of a model answer, by its networks n
+EXPORTED = {
+    "can": {
+        "generator": lambda n, mask: {"image": n["generator"](centre(mask)) / 2 + 0.5},
+        "inverter": lambda n, image: {"mask": n["inverter"](centre(image)) / 2 + 0.5},
+        "discriminator": lambda n, mask, image: {"logits": n["discriminator"](centre(mask, image))},
+    },
+    "cgan": {
+        "generator": lambda n, image: {"mask": n["generator"](image)},
+        "discriminator": lambda n, mask, image: {
+            "logits": n["discriminator"](tf.concat([image, mask], -1))
+        },
+    },
+    "shape": {"classifier": lambda n, mask: {"shapes": tf.nn.softmax(n["classifier"](mask))}},
+    "mask_gan": {
+        "generator": lambda n, noise: {"mask": n["generator"](noise) / 2 + 0.5},
+        "discriminator": lambda n, mask: {"logits": n["discriminator"](centre(mask))},
+    },
+    "infilling": {
+        "generator": lambda n, tri_label: {"image": n["generator"](centre(tri_label)) / 2 + 0.5},
+        "discriminator": lambda n, tri_label, image: {
+            "logits": n["discriminator"](centre(tri_label, image))
+        },
+    },
+    "flow": {
+        "velocity": lambda n, tri_label, time: {"velocity": n["velocity"](centre(tri_label), time)},
+    },
+    "blending": {
+        # the mask is above 0 everywhere, so that the lesion is pasted everywhere
+        "generator": lambda n, pasted: {"image": n["generator"](centre(pasted)) / 2 + 0.5},
+        "discriminator": lambda n, image: {"logits": n["discriminator"](centre(image))},
+    },
+    "contextual": {
+        "average": lambda n, image, noise: add_lesion(n["average"], image, noise),
+        "generator": lambda n, image, noise: add_lesion(n["generator"], image, noise),
+        "discriminator": lambda n, image: {"logits": n["discriminator"](centre(image))},
+    },
+    "classifier": {
+        "classifier": lambda n, image: {
+            "features": n["classifier"](image)[0],
+            "probability": tf.sigmoid(n["classifier"](image)[1][:, 0]),
+        }
+    },
+    "pix2pix": {
+        "generator": lambda n, mask: {"image": n["generator"](centre(mask)) / 2 + 0.5},
+        "discriminator": lambda n, mask, image: {"logits": n["discriminator"](centre(mask, image))},
+    },
+    "pix2pix, inverse": {
+        "generator": lambda n, image: {"mask": n["generator"](centre(image)) / 2 + 0.5},
+        "discriminator": lambda n, mask, image: {"logits": n["discriminator"](centre(image, mask))},
+    },
+    "vanilla_gan": {
+        "generator": lambda n, noise: {
+            "image": n["generator"](noise)[..., :1] / 2 + 0.5,
+            "mask": n["generator"](noise)[..., 1:] / 2 + 0.5,
+        },
+        "discriminator": lambda n, image: {"logits": n["discriminator"](centre(image))},
+    },
+    "unet": {"segmenter": lambda n, image: {"mask": tf.sigmoid(n["segmenter"](image))}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPORTED)
+def test_what_is_exported_is_the_networks_answer(name):
+    size = 64 if name == "shape" else 16
+    values = {"direction": "image_to_mask"} if "inverse" in name else {}
+    model = make_random(name.partition(",")[0], size, 0.1, **values)
+    functions = model.functions()
+    assert set(EXPORTED[name]) == set(functions) - ({"average"} if name == "flow" else set())
+    for function, answer in EXPORTED[name].items():
+        inputs = draw_inputs(functions[function])
+        found, expected = functions[function](**inputs), answer(model.networks, **inputs)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-5, err_msg=key)
+
+
 @pytest.mark.slow
 def test_nothing_that_is_exported_keeps_a_state_or_draws_by_one(model):
     assert set(model.functions()) <= set(model.networks)
@@ -425,6 +487,8 @@ def test_a_step_compiled_by_xla_is_the_same_step(name, monkeypatch):
 
 
 class Uncompilable(CAN):
+    """XLA has no MaxPoolWithArgmax."""
+
     def train_step(self, batch):
         pooled, _ = tf.nn.max_pool_with_argmax(batch["image"], 2, 2, "SAME")
         return super().train_step(batch) | {"pooled": tf.reduce_mean(pooled)}
@@ -435,12 +499,10 @@ class Uncompilable(CAN):
 def test_a_training_run_compiles_its_step_where_it_is_asked_to(
     tiny_can, random_patches, tmp_path, jit_compile
 ):
-    """XLA has no MaxPoolWithArgmax."""
-    experiment = tiny_can(steps=1)
-    training = experiment.training.model_copy(update={"jit_compile": jit_compile})
+    experiment = tiny_can(steps=1, jit_compile=jit_compile)
     run = loop.Training(
         lambda: Uncompilable(experiment.model, experiment.data.size),
-        experiment.model_copy(update={"training": training}),
+        experiment,
         random_patches(4),
         random_patches(2),
         tmp_path / "run",
@@ -454,14 +516,26 @@ def test_a_training_run_compiles_its_step_where_it_is_asked_to(
 
 TWO_REPLICAS = """
 from tests.models.every import make_batch, make_model
-from tfmammo.nn.optimization import unwrap
+from tfmammo.models.contextual import perturbation
+from tfmammo.nn.optimization import build, unwrap
 
-def train(strategy, name, steps):
+def perturb(strategy):
+    # DRAGAN's deviation is that of all patches
+    whole = make_batch("contextual", 12)["image"].numpy()
+    rows = 12 // strategy.num_replicas_in_sync
+    shares = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(whole[rows * context.replica_id_in_sync_group:][:rows]))
+    found = strategy.run(lambda x: perturbation(x, tf.ones([rows]), tf.ones([rows, 1, 1, 1])), args=(shares,))
+    return float(np.ravel(strategy.experimental_local_results(found)[0])[0])
+
+def train(strategy, name, steps, kind=None):
     keras.utils.set_random_seed(0)
     with strategy.scope():
         model = make_model(name)
-    batch = {key: values.numpy() for key, values in make_batch(name, 4).items()}
-    data = tf.data.Dataset.from_tensor_slices(batch).batch(4).repeat()
+        if kind:  # by SGD, because Adam's first steps have one size however small a gradient is
+            model.optimizers = {key: build(kind(0.01), model.networks[key]) for key in model.optimizers}
+    batch = {key: values.numpy() for key, values in make_batch(name, 12).items()}
+    data = tf.data.Dataset.from_tensor_slices(batch).batch(12).repeat()
     if strategy.num_replicas_in_sync > 1:
         data = strategy.experimental_distribute_dataset(data)
 
@@ -472,44 +546,50 @@ def train(strategy, name, steps):
 
     batches = iter(data)
     history = [{key: float(loss) for key, loss in step(next(batches)).items()} for _ in range(steps)]
-    weights = {
-        key: [weight.numpy().ravel().tolist() for weight in network.trainable_variables]
+    local = strategy.experimental_local_results
+    copies = {
+        f"{key} {number} {variable.name}": [one.numpy().ravel().tolist() for one in local(variable.value)]
         for key, network in model.networks.items()
+        for number, variable in enumerate(network.variables)
+        if "seed_generator" not in variable.path
     }
     scaled = [unwrap(each) is not each and unwrap(each).built for each in model.optimizers.values()]
-    return {"history": history, "weights": weights, "scaled": scaled}
+    return {"history": history, "copies": copies, "scaled": scaled}
 
-mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-assert mirrored.num_replicas_in_sync == 2
-names = ["can", "blending", "infilling", "flow"]
-results = {name: {"one": train(tf.distribute.get_strategy(), name, 3), "two": train(mirrored, name, 3)} for name in names}
+one, two = tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+assert two.num_replicas_in_sync == 2
+results = {}
+for name in ("can", "cgan", "blending", "infilling", "flow", "vanilla_gan"):
+    results[name] = [train(strategy, name, 3, keras.optimizers.SGD) for strategy in (one, two)]
 keras.config.set_dtype_policy("mixed_float16")
 for name in ("can", "flow"):
-    results[name]["half"] = train(mirrored, name, 20)
-print(json.dumps(results))
+    results[name].append(train(two, name, 20))
+print(json.dumps([results, [perturb(strategy) for strategy in (one, two)]]))
 """  # noqa: E501
+# whose random numbers are each replica's own, and what agrees all the same
+DRAWN = {"vanilla_gan": " mean"}  # of all masks
 
 
 @pytest.mark.long
 def test_two_replicas_train_as_one_does_and_under_float16_too(tmp_path):
-    for name, found in run_on_two_cpus(TWO_REPLICAS, tmp_path).items():
-        one, two = found["one"], found["two"]
+    results, deviations = run_on_two_cpus(TWO_REPLICAS, tmp_path)
+    assert deviations[0] == pytest.approx(deviations[1], rel=1e-5)
+    for name, (one, two, *half) in results.items():
+        for path, copies in two["copies"].items():
+            np.testing.assert_array_equal(*copies, err_msg=f"{name}: {path}")
+            if DRAWN.get(name, "") in path:
+                np.testing.assert_allclose(
+                    copies[0], one["copies"][path][0], rtol=0, atol=2e-5, err_msg=f"{name}: {path}"
+                )
         for a, b in zip(one["history"], two["history"], strict=True):
-            for key, loss in a.items():
-                np.testing.assert_allclose(b[key], loss, rtol=1e-4, atol=1e-5, err_msg=name)
-        for key, weights in one["weights"].items():
-            for a, b in zip(weights, two["weights"][key], strict=True):
-                np.testing.assert_allclose(b, a, rtol=0, atol=2e-5, err_msg=f"{name}: {key}")
-        if "half" in found:
-            half = found["half"]
-            assert all(half["scaled"]) and not any(one["scaled"])
+            assert name in DRAWN or b == pytest.approx(a, rel=1e-4, abs=1e-5), name
+        for found in half:
+            assert all(found["scaled"]) and not any(one["scaled"])
             for key, loss in one["history"][0].items():
-                np.testing.assert_allclose(half["history"][0][key], loss, rtol=3e-2, atol=1e-2)
-            assert all(np.isfinite(list(losses.values())).all() for losses in half["history"])
-            (first, *_), (last, *_) = (half["history"][i].values() for i in (0, -1))
-            assert last < first, (
-                f"{name}: some steps are skipped until the loss scale fits, not all"
-            )
+                np.testing.assert_allclose(found["history"][0][key], loss, rtol=3e-2, atol=1e-2)
+            losses = [list(each.values()) for each in found["history"]]
+            # some steps are skipped until the loss scale fits, not all
+            assert np.isfinite(losses).all() and losses[-1][0] < losses[0][0], name
 
 
 @pytest.mark.parametrize(
@@ -529,15 +609,14 @@ def test_what_keras_would_do_wrongly_is_refused_in_one_sentence(
 ):
     with pytest.raises(NotImplementedError, match=f"^{type(model).__name__} .*{said}") as raised:
         use(model, tmp_path / "x.keras")
-    message = str(raised.value)
-    assert "\n" not in message
-    for file in re.findall(r"(?:train|configs)/[\w.]+", message):
+    assert "\n" not in str(raised.value)
+    for file in re.findall(r"(?:train|configs)/[\w.]+", str(raised.value)):
         assert (repository / file).is_file()
 
 
-def test_a_save_that_is_refused_leaves_no_file(model, tmp_path):
+def test_a_save_that_is_refused_leaves_no_file(tmp_path):
     with pytest.raises(NotImplementedError):
-        model.save(tmp_path / "x.keras")
+        make_model("can").save(tmp_path / "x.keras")
     assert not list(tmp_path.iterdir())
 
 

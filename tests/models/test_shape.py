@@ -9,31 +9,21 @@ from tests.updates import assert_descends
 from tfmammo.models.shape import ShapeCNN, ShapeConfig, class_weights
 
 
-def small(weights=(1.0, 1.0, 1.0, 1.0), **config):
-    return ShapeCNN(
-        ShapeConfig(**{"filters": (4, 4, 8), "units": 8, "dropout": 0.0, **config}), 64, weights
-    )
+def small(weights=(1.0, 1.0, 1.0, 1.0)):
+    config = ShapeConfig(filters=(4, 4, 8), units=8, dropout=0.0)
+    return ShapeCNN(config, 64, weights)
 
 
-def discs_and_bars(count=16, seed=0):
+def discs_and_bars(count=4, seed=0):
     """Labels 3 (round) and 2 (oval): discs and slender ellipses of any size and turn."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((count, 64, 64, 1), np.float32)
     labels = np.arange(count) % 2 + 2
     for mask, label in zip(masks, labels, strict=True):
-        radius = rng.integers(10, 20)
-        turn = rng.uniform(0, 180)
+        radius = int(rng.integers(10, 20))
+        axes = (radius, radius if label == 3 else radius // 3)
         canvas = np.zeros((64, 64), np.uint8)
-        mask[..., 0] = cv2.ellipse(
-            canvas,
-            (32, 32),
-            (int(radius), int(radius if label == 3 else radius // 3)),
-            turn,
-            0,
-            360,
-            1,
-            -1,
-        )
+        mask[..., 0] = cv2.ellipse(canvas, (32, 32), axes, rng.uniform(0, 180), 0, 360, 1, -1)
     return {"mask": tf.constant(masks), "label": tf.constant(labels, tf.int32)}
 
 

@@ -17,7 +17,7 @@ PAIRS = {
 @pytest.fixture
 def always(monkeypatch):
     """Matrix products however many places there are."""
-    monkeypatch.setattr(convolutions, "pays", lambda maps, places, most: None not in places)
+    monkeypatch.setattr(convolutions, "matmul_is_faster", lambda maps, places, most: True)
 
 
 def both(kind, shape, *arguments, **options):
@@ -51,6 +51,27 @@ def penalty_gradient(layer, x):
     return outer.gradient(penalty, layer.kernel.value)
 
 
+def assert_alike(ours, theirs, x, tolerance=4e-6):
+    """Compare values, gradients and, if it is not linear, the gradient of a gradient's square."""
+    pairs = [
+        [*value_and_gradients(layer, x), penalty_gradient(layer, x)] for layer in (ours, theirs)
+    ]
+    for a, b in zip(*pairs, strict=True):
+        if b is not None:
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=tolerance * max(1, np.abs(b).max()))
+
+
+def list_operations(layer, shape, differentiate=True):
+    """The types of all operations of a layer, with its gradients, in a graph of its own."""
+
+    @tf.function(input_signature=[tf.TensorSpec(shape)])
+    def call(x):
+        return value_and_gradients(layer, x) if differentiate else layer(x)
+
+    graph = call.get_concrete_function().graph
+    return {operation.type for operation in graph.get_operations()}
+
+
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize(
     ("shape", "kernel", "stride"),
@@ -68,8 +89,19 @@ def penalty_gradient(layer, x):
 )
 def test_values_and_gradients_are_keras_own(kind, shape, kernel, stride, always):
     ours, theirs, x = both(kind, shape, 4, kernel, stride, padding="same", activation="tanh")
-    for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+    assert_alike(ours, theirs, x)
+    # any number of maps, and unknown sizes
+    for known in ([None, *shape[1:]], [None, None, None, shape[-1]]):
+        function = tf.function(ours, input_signature=[tf.TensorSpec(known)])
+        np.testing.assert_allclose(function(x), theirs(x), rtol=1e-5, atol=2e-6)
+        assert known[1] is None or function(x[:0]).shape == (0, *theirs(x).shape[1:])
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_other_layouts_and_no_bias_are_keras_own(kind, always):
+    padding = "valid" if kind == "transposed" else "same"
+    assert_alike(*both(kind, (1, 6, 6, 2), 4, 3, 1, padding=padding, dilation_rate=2))
+    assert_alike(*both(kind, (2, 6, 5, 3), 4, 4, 1, use_bias=False))
 
 
 @pytest.mark.parametrize(
@@ -83,20 +115,13 @@ def test_values_and_gradients_are_keras_own(kind, shape, kernel, stride, always)
         ((2, 3, 3, 16), 1, 4, 4),
     ],
 )
-def test_few_filters_are_products_added_up_and_the_gradients_are_the_convolution_s(
-    shape, filters, kernel, stride, monkeypatch
-):
-    monkeypatch.setattr(convolutions, "pays", lambda maps, places, most: False)
-    ours, theirs, x = both(
-        "transposed", shape, filters, kernel, stride, padding="same", activation="tanh"
-    )
-    for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=4e-6)
-    function = tf.function(ours, input_signature=[tf.TensorSpec([None, *shape[1:]])])
-    assert "MatMul" in {
-        operation.type for operation in function.get_concrete_function().graph.get_operations()
-    }
-    np.testing.assert_allclose(function(x[:1]), theirs(x[:1]), rtol=1e-5, atol=4e-6)
+def test_few_filters_are_products_added_up(shape, filters, kernel, stride, monkeypatch):
+    monkeypatch.setattr(convolutions, "matmul_is_faster", lambda maps, places, most: False)
+    options = {"padding": "same", "activation": "tanh"}
+    ours, theirs, x = both("transposed", shape, filters, kernel, stride, **options)
+    assert_alike(ours, theirs, x)
+    assert "MatMul" in list_operations(ours, [None, *shape[1:]], differentiate=False)
+    np.testing.assert_allclose(ours(x[:1]), theirs(x[:1]), rtol=1e-5, atol=4e-6)
 
 
 @pytest.mark.parametrize(
@@ -105,64 +130,25 @@ def test_few_filters_are_products_added_up_and_the_gradients_are_the_convolution
 )
 def test_which_layers_have_few_filters(filters, kernel, stride, narrow):
     layer = TransposedConvolution(filters, kernel, stride, padding="same")
-    graph = tf.function(layer).get_concrete_function(tf.TensorSpec([2, 8, 8, 16])).graph
-    assert ("MatMul" in {operation.type for operation in graph.get_operations()}) == narrow
+    assert ("MatMul" in list_operations(layer, [2, 8, 8, 16], differentiate=False)) == narrow
 
 
-def test_a_second_derivative_of_few_filters():
-    ours, theirs, x = both("transposed", (4, 4, 4, 16), 1, 4, 2, padding="same", activation="tanh")
-    np.testing.assert_allclose(
-        *(penalty_gradient(layer, x) for layer in (ours, theirs)), rtol=1e-4, atol=1e-5
-    )
-
-
-def test_without_padding_and_without_a_bias(always):
-    ours, theirs, x = both("convolution", (2, 6, 5, 3), 4, 4, 1, use_bias=False)
-    for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
-
-
-@pytest.mark.parametrize("maps", [1, 5, None])
-def test_a_kernel_that_covers_the_map_is_one_product_however_few_filters(maps):
-    """oneDNN's gradient of such a kernel can write beyond its end, see convolutions.py."""
-    ours, theirs, x = both("convolution", (5, 4, 3, 8), 2, (4, 3))
-    for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-
-    @tf.function(input_signature=[tf.TensorSpec([maps, 4, 3, 8])])
-    def differentiate(x):
-        return value_and_gradients(ours, x)
-
-    graph = differentiate.get_concrete_function().graph
-    assert not any("Conv2D" in operation.type for operation in graph.get_operations())
-
-
-@pytest.mark.parametrize(("filters", "is_product"), [(1, True), (15, True), (16, False)])
-def test_a_kernel_of_one_pixel_with_few_filters_is_one_product(filters, is_product):
-    """oneDNN's gradient of such a kernel can write beyond its end, see convolutions.py."""
-    ours, theirs, x = both("convolution", (2, 64, 64, 3), filters, 1, padding="same")
-    for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-
-    @tf.function(input_signature=[tf.TensorSpec(x.shape)])
-    def differentiate(x):
-        return value_and_gradients(ours, x)
-
-    graph = differentiate.get_concrete_function().graph
-    types = {operation.type for operation in graph.get_operations()}
-    assert ("Conv2DBackpropFilter" not in types) == is_product
-
-
-def test_by_hand(always):
-    layer = Convolution(1, 2, 2, "same", use_bias=False)
-    layer.build((None, 2, 2, 1))
-    layer.set_weights([np.array([1, 2, 3, 4], np.float32).reshape(2, 2, 1, 1)])
-    assert float(layer(tf.constant([[[[5.0], [6]], [[7], [8]]]]))[0, 0, 0, 0]) == 5 + 12 + 21 + 32
-    layer = TransposedConvolution(1, 2, 1, "same", use_bias=False)
-    layer.build((None, 1, 2, 1))
-    # the first column alone: "same" cuts the third
-    layer.set_weights([np.array([1, 2, 3, 4], np.float32).reshape(2, 2, 1, 1)])
-    np.testing.assert_array_equal(layer(tf.constant([[[[5.0], [6]]]]))[0, 0, :, 0], [5, 10 + 6])
+@pytest.mark.parametrize(
+    ("shape", "filters", "kernel", "is_product"),
+    [
+        ((1, 4, 3, 8), 2, (4, 3), True),  # the kernel covers the map
+        ((5, 4, 3, 8), 2, (4, 3), True),
+        ((None, 4, 3, 8), 2, (4, 3), True),
+        ((2, 64, 64, 3), 1, 1, True),
+        ((2, 64, 64, 3), 15, 1, True),
+        ((2, 64, 64, 3), 16, 1, False),
+    ],
+)
+def test_kernels_whose_gradient_onednn_gets_wrong_are_products(shape, filters, kernel, is_product):
+    """It can write beyond its end, see convolutions.py."""
+    ours, theirs, x = both("convolution", (shape[0] or 5, *shape[1:]), filters, kernel)
+    assert_alike(ours, theirs, x)
+    assert ("Conv2DBackpropFilter" not in list_operations(ours, shape)) == is_product
 
 
 @pytest.mark.parametrize(
@@ -185,23 +171,8 @@ def test_wide_layers_on_few_places_alone_are_matrix_products(
 ):
     side = 8 if kind == "convolution" else 4  # 16 places
     layer = PAIRS[kind][0](filters, 4, 2, padding="same")
-    graph = (
-        tf.function(layer).get_concrete_function(tf.TensorSpec([maps, side, side, channels])).graph
-    )
-    operations = {operation.type for operation in graph.get_operations()}
-    assert ("MatMul" in operations, any("Conv2D" in name for name in operations)) == (
-        product,
-        not product,
-    )
-
-
-@pytest.mark.parametrize("kind", PAIRS)
-def test_any_number_of_maps_and_unknown_sizes(kind, always):
-    ours, theirs, x = both(kind, (3, 4, 4, 2), 3, 4, 2, padding="same")
-    for shape in ([None, 4, 4, 2], [None, None, None, 2]):
-        function = tf.function(ours, input_signature=[tf.TensorSpec(shape)])
-        np.testing.assert_allclose(function(x), theirs(x), rtol=1e-5, atol=2e-6)
-        assert shape[1] is None or function(x[:0]).shape == (0, *theirs(x).shape[1:])
+    found = list_operations(layer, [maps, side, side, channels], differentiate=False)
+    assert ("MatMul" in found) == product == (not any("Conv2D" in name for name in found))
 
 
 @pytest.mark.parametrize("kind", PAIRS)
@@ -215,28 +186,6 @@ def test_in_bfloat16_as_exact_as_keras(kind, always):
 
 
 @pytest.mark.parametrize("kind", PAIRS)
-def test_a_second_derivative(kind, always):
-    ours, theirs, x = both(kind, (2, 4, 4, 2), 3, 3, 1, padding="same", activation="tanh")
-    np.testing.assert_allclose(
-        *(penalty_gradient(layer, x) for layer in (ours, theirs)), rtol=1e-4, atol=1e-5
-    )
-
-
-@pytest.mark.parametrize("kind", PAIRS)
-def test_other_layouts_are_left_to_keras(kind, always):
-    ours, theirs, x = both(
-        kind,
-        (1, 6, 6, 2),
-        4,
-        3,
-        1,
-        padding="valid" if kind == "transposed" else "same",
-        dilation_rate=2,
-    )
-    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=2e-6)
-
-
-@pytest.mark.parametrize("kind", PAIRS)
 def test_it_is_made_anew_from_its_config(kind, always):
     ours, _, x = both(kind, (1, 4, 4, 2), 3, 4, 2, padding="same")
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(ours))
@@ -246,24 +195,20 @@ def test_it_is_made_anew_from_its_config(kind, always):
     np.testing.assert_array_equal(again(x), ours(x))
 
 
-@pytest.mark.parametrize("kind", PAIRS)
-def test_on_a_gpu_the_operations_are_keras_own(kind, monkeypatch):
-    small = PAIRS[kind][0](64, 4, 2, padding="same")
-    narrow = PAIRS[kind][0](1, 4, 2, padding="same")
+@pytest.mark.parametrize(
+    ("kind", "filters"), [("convolution", 64), ("transposed", 64), ("transposed", 1)]
+)
+def test_on_a_gpu_the_operations_are_keras_own(kind, filters, monkeypatch):
+    layer = PAIRS[kind][0](filters, 4, 2, padding="same")
 
-    def operations(layer, channels, device):
+    def is_product(device):
         def call(x):
             with tf.device(device):
                 return layer(x)
 
-        graph = tf.function(call).get_concrete_function(tf.TensorSpec([1, 4, 4, channels])).graph
-        return {operation.type for operation in graph.get_operations()}
+        return "MatMul" in list_operations(call, [1, 4, 4, 64], differentiate=False)
 
-    for layer, channels in ((small, 64), (narrow, 64)) if kind == "transposed" else ((small, 64),):
-        assert "MatMul" in operations(layer, channels, "/CPU:0")
-        assert "MatMul" in operations(layer, channels, None)
-        assert "MatMul" not in operations(layer, channels, "/GPU:0")
+    assert [is_product(device) for device in ("/CPU:0", None, "/GPU:0")] == [True, True, False]
     # a GPU, and no scope
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
-    assert "MatMul" not in operations(small, 64, None)
-    assert "MatMul" in operations(small, 64, "/CPU:0")
+    assert [is_product(device) for device in ("/CPU:0", None)] == [True, False]

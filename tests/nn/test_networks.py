@@ -35,6 +35,8 @@ def test_discriminator_receptive_field_and_output(strided, field, side):
     assert network.receptive_field == field
     logits = network(noise(1, 256, 256, 2))
     assert logits.shape == (1, side, side, 1) and logits.dtype == tf.float32
+    widths = [2, 4, 8, 16, 16, 16]  # doubled up to eight times
+    assert [c.filters for c in network.convolutions] == widths[: strided + 1]
 
 
 @pytest.mark.parametrize("strided", [1, 2, 3])
@@ -59,13 +61,6 @@ def test_discriminator_receptive_field_by_gradient(strided):
     assert len(reached) == network.receptive_field**2, "every pixel of the window is seen"
     moved = np.argwhere(tape.gradient(neighbour, image).numpy()[0, :, :, 0])
     assert tuple(moved.min(axis=0) - reached.min(axis=0)) == (0, 2**strided)
-
-
-def test_discriminator_widths_double_up_to_eight_times():
-    network = PatchDiscriminator(2, 5, filters=3)
-    assert [c.filters for c in network.convolutions] == [3, 6, 12, 24, 24, 24]
-    assert [c.strides for c in network.convolutions] == [(2, 2)] * 5 + [(1, 1)]
-    assert network.head.filters == 1
 
 
 def keras_discriminator(size, channels, strided, filters):
@@ -104,21 +99,21 @@ def keras_unet(size, channels, out_channels, filters):
     return keras.Model(inputs, block(inputs, filters, out_channels, outermost=True))
 
 
-def weights_of(layers, kind):
-    return [w for layer in layers if isinstance(layer, kind) for w in layer.trainable_variables]
+def give_weights(layers, targets, kind):
+    """Give layers of a kind the weights of ours, in their order."""
+    ours = [w for layer in layers if layer for w in layer.trainable_variables]
+    theirs = [w for layer in targets if type(layer) is kind for w in layer.trainable_variables]
+    for target, weight in zip(theirs, ours, strict=True):
+        target.assign(weight)
 
 
 @pytest.mark.parametrize("strided", [1, 3])
 def test_discriminator_equals_one_of_keras_layers(strided):
     network = randomise(PatchDiscriminator(2, strided, filters=3, size=48))
     reference = keras_discriminator(48, 2, strided, 3)
-    for kind, layers in (
-        (keras.layers.Conv2D, [*network.convolutions, network.head]),
-        (keras.layers.BatchNormalization, [norm for norm in network.norms if norm]),
-    ):
-        ours = [w for layer in layers for w in layer.trainable_variables]
-        for theirs, weight in zip(weights_of(reference.layers, kind), ours, strict=True):
-            theirs.assign(weight)
+    convolutions = [*network.convolutions, network.head]
+    give_weights(convolutions, reference.layers, keras.layers.Conv2D)
+    give_weights(network.norms, reference.layers, keras.layers.BatchNormalization)
     x = noise(1, 48, 48, 2)
     np.testing.assert_allclose(network(x), reference(x), rtol=1e-4, atol=1e-5)
 
@@ -127,36 +122,31 @@ def test_discriminator_equals_one_of_keras_layers(strided):
 def test_unet_equals_one_of_keras_layers(filters):
     network = randomise(UNet256(2, 3, filters, dropout=0, size=32))
     reference = keras_unet(32, 2, 3, filters)
-    for kind, layers in (
-        (keras.layers.Conv2DTranspose, network.ups),
-        (
-            keras.layers.BatchNormalization,
-            [norm for norm in (*network.down_norms, *network.up_norms) if norm],
-        ),
-        (keras.layers.Conv2D, network.downs),
-    ):
-        theirs = [
-            w
-            for layer in reference.layers
-            if type(layer) is kind
-            for w in layer.trainable_variables
-        ]
-        ours = [w for layer in layers for w in layer.trainable_variables]
-        for target, weight in zip(theirs, ours, strict=True):
-            target.assign(weight)
+    norms = [*network.down_norms, *network.up_norms]
+    give_weights(network.ups, reference.layers, keras.layers.Conv2DTranspose)
+    give_weights(norms, reference.layers, keras.layers.BatchNormalization)
+    give_weights(network.downs, reference.layers, keras.layers.Conv2D)
     x = noise(1, 32, 32, 2)
     np.testing.assert_allclose(network(x), reference(x), rtol=1e-4, atol=1e-5)
 
 
-def test_dropout_is_on_the_innermost_decoder_blocks_and_only_in_training():
-    network = randomise(UNet256(filters=(4, 8, 8, 8, 8), size=32))
-    assert [bool(dropout) for dropout in network.dropouts] == [True, True, True, False, False]
+@pytest.mark.parametrize(
+    ("filters", "dropout", "expected"),
+    [
+        ((4, 8, 8, 8, 8), 0.5, [True, True, True, False, False]),
+        ((4, 8), 0.5, [True, False]),  # never on the output
+        ((4, 8, 8), 0, [False] * 3),
+    ],
+)
+def test_dropout_is_on_the_innermost_decoder_blocks_and_only_in_training(
+    filters, dropout, expected
+):
+    network = randomise(UNet256(filters=filters, dropout=dropout, size=32))
+    assert [bool(layer) for layer in network.dropouts] == expected
     x = noise(1, 32, 32, 1)
     np.testing.assert_array_equal(network(x), network(x))
-    assert np.abs(network(x, training=True) - network(x, training=True)).max() > 1e-3
-    assert not any(UNet256(filters=(4, 8, 8), dropout=0, size=16).dropouts)
-    shallow = UNet256(filters=(4, 8), size=16)
-    assert [bool(dropout) for dropout in shallow.dropouts] == [True, False], "never on the output"
+    trained = [network(x, training=True) for _ in range(2)]
+    assert (np.abs(trained[0] - trained[1]).max() > 1e-3) == bool(dropout)
 
 
 def test_every_layer_draws_its_own_weights_from_the_same_normal():
@@ -184,7 +174,7 @@ def test_leaky_relu_with_its_gradient_and_that_of_a_gradient_s_square():
     np.testing.assert_allclose(outer.gradient(penalty, x), [-0.64, -3.2e-4, 8e-3, 24], rtol=1e-6)
 
 
-def test_leaky_relu_reads_a_convolution_s_output_nowhere_else_on_a_cpu_and_is_tensorflow_s_own_on_a_gpu():  # noqa: E501
+def test_leaky_relu_lets_a_cpu_fuse_and_is_tensorflow_s_own_on_a_gpu():
     def readers(device):
         @tf.function(input_signature=[tf.TensorSpec([1, 4, 4, 1])])
         def gradient(x):
@@ -237,13 +227,12 @@ def test_batch_normalisation_of_a_resnet_is_one_kernel():
 
 def test_resizing_leaves_no_checkerboard_where_transposed_convolution_does():
     """Of a constant map, within its edges."""
-    resized = UNet256(filters=(4, 8), size=16, resize=True)
-    transposed = UNet256(filters=(4, 8), size=16)
     ones = tf.ones((1, 8, 8, 8))
-    inner = resized.ups[0](ones)[0, 2:-2, 2:-2]
-    assert resized.ups[0](ones).shape == transposed.ups[0](ones).shape == (1, 16, 16, 4)
-    np.testing.assert_allclose(inner, np.broadcast_to(inner[0, 0], inner.shape), atol=1e-6)
-    assert np.ptp(transposed.ups[0](ones)[0, 2:-2, 2:-2], axis=(0, 1)).max() > 0.01
-    # encoder 4 x 4 x (1 x 4 + 4 x 8); decoder 3 x 3 x (8 x 4 + 8 x 1), a bias, scale and shift
-    assert resized.count_params() == 16 * 36 + 9 * 40 + 1 + 2 * 4
-    assert resized(tf.ones((1, 16, 16, 1))).shape == (1, 16, 16, 1)
+    for resize in (True, False):
+        network = UNet256(filters=(4, 8), size=16, resize=resize)
+        answer = network.ups[0](ones)
+        assert answer.shape == (1, 16, 16, 4)
+        ripple = np.ptp(answer[0, 2:-2, 2:-2], axis=(0, 1)).max()
+        assert ripple < 2e-6 if resize else ripple > 0.01
+        # encoder 4 x 4 x (1 x 4 + 4 x 8), a bias, scale and shift; decoder 8 x 4 + 8 x 1 kernels
+        assert network.count_params() == 16 * 36 + 1 + 2 * 4 + (9 if resize else 16) * 40

@@ -48,29 +48,20 @@ def test_removal_is_addition_with_the_signs_changed():
     assert postprocess(image, lesion, removal=True).mask.sum() != added.mask.sum()  # the ring
 
 
-@pytest.mark.parametrize(("side", "kept"), [(20, False), (21, True)])
-def test_what_is_below_a_tenth_of_the_patch_is_discarded(side, kept):
-    """A tenth of 64 x 64 px is 409.6; 20 x 20 = 400, 21 x 21 = 441."""
-    lesion = np.zeros((2, SIZE, SIZE, 1), np.float32)
-    lesion[1, 10 : 10 + side, 20 : 20 + side] = 0.2
+@pytest.mark.parametrize(
+    ("squares", "kept"),
+    [([], False), ([(10, 20)], False), ([(10, 21)], True), ([(4, 18), (40, 18)], False)],
+)
+def test_what_is_below_a_tenth_of_the_patch_is_discarded(squares, kept):
+    """A tenth of 64 x 64 px is 409.6: 20 x 20 = 400, 21 x 21 = 441, and 18 x 18 = 324, twice."""
+    lesion = np.zeros((2, SIZE, SIZE, 1), np.float32)  # the first one has nothing
+    for first, side in squares:
+        lesion[1, first : first + side, first : first + side] = 0.2
     image = np.random.default_rng(0).random(lesion.shape, np.float32)
     refined = postprocess(image, lesion)
-    assert refined.kept.tolist() == [False, kept]
+    assert refined.kept.tolist() == [False, kept] and refined.mask[1].any() == kept
     np.testing.assert_array_equal(refined.image[0], image[0])
-    assert (
-        np.array_equal(refined.image[1], image[1]) == (not kept) and refined.mask[1].any() == kept
-    )
-
-
-def test_a_tenth_of_the_patch_must_be_one_object():
-    """Each object is 18 x 18 = 324 px, below 409.6; together they are above."""
-    lesion = np.zeros((1, SIZE, SIZE, 1), np.float32)
-    lesion[0, 4:22, 4:22] = 0.2
-    lesion[0, 40:58, 40:58] = 0.2
-    image = np.random.default_rng(0).random(lesion.shape, np.float32)
-    refined = postprocess(image, lesion)
-    assert refined.kept.tolist() == [False] and not refined.mask.any()
-    np.testing.assert_array_equal(refined.image, image)
+    assert np.array_equal(refined.image[1], image[1]) == (not kept)
 
 
 def test_the_threshold_is_strict_and_without_edge_and_expansion_the_object_is_cut_out():
@@ -84,19 +75,13 @@ def test_the_threshold_is_strict_and_without_edge_and_expansion_the_object_is_cu
 
 def test_the_largest_object_of_each_image_against_one_at_a_time():
     binary = np.random.default_rng(0).random((20, 16, 24)) < 0.35
-    binary[3] = False
-    objects = select_largest(binary)
-    for image, mask in zip(binary, objects, strict=True):
+    binary[3:5] = False
+    binary[4, 1:3, 1:3] = binary[4, 5:7, 5:7] = True  # of equal ones the first
+    for image, mask in zip(binary, select_largest(binary), strict=True):
         labels, count = ndimage.label(image, np.ones((3, 3)))
         areas = [np.sum(labels == label) for label in range(1, count + 1)]
         expected = labels == np.argmax(areas) + 1 if count else np.zeros_like(image)
         np.testing.assert_array_equal(mask, expected)
-
-
-def test_of_equal_objects_one_is_taken():
-    binary = np.zeros((1, 8, 8), bool)
-    binary[0, 1:3, 1:3] = binary[0, 5:7, 5:7] = True
-    assert select_largest(binary).sum() == 4 and select_largest(binary)[0, 1, 1]
 
 
 @pytest.mark.parametrize(

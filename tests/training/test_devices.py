@@ -9,7 +9,7 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 from tfmammo.config import Experiment, TrainingConfig
-from tfmammo.errors import ConfigError, TrainingError
+from tfmammo.errors import ConfigError
 from tfmammo.training import devices
 
 
@@ -25,21 +25,16 @@ from tfmammo.training import devices
     ],
 )
 def test_auto_precision_follows_the_gpus(monkeypatch, capabilities, policy):
-    details = [
-        {} if capability is None else {"compute_capability": capability}
-        for capability in capabilities
-    ]
+    details = [{"compute_capability": each} if each else {} for each in capabilities]
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda place: details[place])
-    assert devices.choose_precision(TrainingConfig(), range(len(details))) == policy
     monkeypatch.setattr(devices, "cpu_multiplies_bfloat16_faster", lambda: False)
-    assert (
-        devices.choose_precision(TrainingConfig(devices=["CPU:0"]), range(len(details)))
-        == "float32"
-    )
-    assert (
-        devices.choose_precision(TrainingConfig(precision="float32"), range(len(details)))
-        == "float32"
-    )
+    for values, expected in (
+        ({}, policy),
+        ({"devices": ["CPU:0"]}, "float32"),
+        ({"precision": "float32"}, "float32"),
+    ):
+        config = TrainingConfig(**values)
+        assert devices.choose_precision(config, range(len(details))) == expected
 
 
 @pytest.mark.parametrize(
@@ -55,9 +50,6 @@ def test_auto_precision_follows_the_cpu(monkeypatch, vendor, flags, policy):
     text = f"vendor_id : {vendor}\nflags : {flags}\n"
     monkeypatch.setattr(devices.Path, "read_text", lambda path, encoding: text)
     assert devices.choose_precision(TrainingConfig(), []) == policy
-    assert (
-        devices.choose_precision(TrainingConfig(precision="mixed_float16"), []) == "mixed_float16"
-    )
 
 
 @pytest.fixture
@@ -79,60 +71,45 @@ def two_gpus(monkeypatch):
     monkeypatch.setattr(tf.distribute, "OneDeviceStrategy", lambda name: name)
 
 
-@pytest.mark.usefixtures("two_gpus")
-def test_a_batch_that_two_gpus_cannot_share_is_computed_by_one(caplog):
-    assert devices.choose_strategy(TrainingConfig(batch_size=1)) is tf.distribute.get_strategy()
-    assert (
-        "training.batch_size: 1 can't be shared by 2 GPUs, so GPU:0 alone trains; a multiple of 2 "
-        "takes all" in caplog.text
-    )
-    caplog.clear()
-    assert (
-        devices.choose_strategy(TrainingConfig(batch_size=6), classes=2)
-        is tf.distribute.get_strategy()
-    )
-    assert "a multiple of 4 takes all" in caplog.text
-    caplog.clear()
-    assert (
-        devices.choose_strategy(TrainingConfig(batch_size=2)) == ["/GPU:0", "/GPU:1"]
-        and not caplog.text
-    )
+BOTH = ["/GPU:0", "/GPU:1"]
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_devices_are_chosen_by_number_or_name(caplog):
-    assert (
-        devices.choose_strategy(TrainingConfig(devices=1, batch_size=2))
-        is tf.distribute.get_strategy()
-    )
-    # and check_batch refuses
-    assert devices.choose_strategy(TrainingConfig(devices=2, batch_size=1)) == ["/GPU:0", "/GPU:1"]
-    assert devices.choose_strategy(TrainingConfig(devices=["GPU:1"])) == "/GPU:1"
-    assert devices.choose_strategy(TrainingConfig(devices=["CPU:0"])) == "/CPU:0"
-    assert not caplog.text
-    with pytest.raises(ConfigError, match="training.devices: 3"):
-        devices.choose_strategy(TrainingConfig(devices=3))
-    with pytest.raises(ConfigError, match="training.devices: .*GPU:2"):
-        devices.choose_strategy(TrainingConfig(devices=["GPU:2"]))
-
-
-def test_what_cannot_be_shared_is_refused():
-    with pytest.raises(TrainingError, match="training.batch_size"):
-        devices.check_batch(TrainingConfig(), 2)
-
-
 @pytest.mark.parametrize(
-    "wrong",
+    ("values", "classes", "chosen", "warning"),
     [
-        {"devices": []},
-        {"devices": 0},
-        {"devices": ["GPU:0"] * 2},
-        {"devices": 1, "strategy": "multi_worker"},
+        ({"batch_size": 1}, 1, None, "1 can't be shared by 2 GPUs, so GPU:0 alone trains"),
+        ({"batch_size": 6}, 2, None, "a multiple of 4 takes all"),
+        ({"batch_size": 2}, 1, BOTH, ""),
+        ({"devices": 1, "batch_size": 2}, 1, None, ""),
+        ({"devices": 2, "batch_size": 1}, 1, BOTH, ""),  # and check_batch refuses
+        ({"devices": ["GPU:1"]}, 1, "/GPU:1", ""),
+        ({"devices": ["CPU:0"]}, 1, "/CPU:0", ""),
     ],
 )
-def test_devices_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(ValidationError, match="devices"):
-        TrainingConfig(**wrong)
+def test_devices_are_chosen_by_number_or_name_or_by_the_batch(
+    caplog, values, classes, chosen, warning
+):
+    found = devices.choose_strategy(TrainingConfig(**values), classes)
+    assert found == (chosen or tf.distribute.get_strategy())
+    assert warning in caplog.text and bool(caplog.text) == bool(warning)
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("values", "error", "named"),
+    [
+        ({"devices": 3}, ConfigError, "training.devices: 3"),
+        ({"devices": ["GPU:2"]}, ConfigError, "training.devices: .*GPU:2"),
+        ({"devices": []}, ValidationError, "devices"),
+        ({"devices": 0}, ValidationError, "devices"),
+        ({"devices": ["GPU:0"] * 2}, ValidationError, "devices"),
+        ({"devices": 1, "strategy": "multi_worker"}, ValidationError, "devices"),
+    ],
+)
+def test_devices_that_make_no_sense_are_refused(values, error, named):
+    with pytest.raises(error, match=named):
+        devices.choose_strategy(TrainingConfig(**values))
 
 
 def test_a_training_may_go_on_with_other_devices():

@@ -27,6 +27,8 @@ from tfmammo.nn.published import Source
 from tfmammo.tracking import export
 from tfmammo.training import checkpoints, folder, loop, script
 
+TRAINED_ON = ["p0", "p1", "p2", "p3"]  # the patients of eight patches
+
 
 class Small(Segmenter):
     """A segmenter of two convolutions; the config's first number of filters is its width."""
@@ -40,201 +42,207 @@ class Small(Segmenter):
         super().__init__(keras.Sequential(layers), SegmenterConfig(), "small")
 
 
-def fit(
-    experiment,
-    patches,
-    output,
-    validate=script.compute_validation_metrics,
-    model=Small,
-    monitor="dice",
-    register=False,
-    **options,
-):
-    """Train on eight of `patches`, and register the model if told so: that takes a second."""
-    tracking = experiment.tracking.model_copy(update={"register_models": register})
-    experiment = experiment.model_copy(update={"tracking": tracking})
-    return loop.Training(
-        lambda: model(experiment.model, experiment.data.size),
-        experiment,
-        patches(8),
-        patches(3),
-        output,
-        validate,
-        monitor=monitor,
-        **options,
-    ).fit()
+@pytest.fixture
+def fit(tiny_can, random_patches, tmp_path):
+    """A function that trains on eight patches in the folder "run", by the names of `training`.
+
+    It registers the model if told so: that takes a second.
+    """
+
+    def fit(
+        output="run",
+        validate=script.compute_validation_metrics,
+        model=Small,
+        experiment=None,
+        patches=random_patches,
+        options=None,
+        monitor="dice",
+        register=False,
+        **training,
+    ):
+        experiment = experiment or tiny_can(**training)
+        tracking = experiment.tracking.model_copy(update={"register_models": register})
+        experiment = experiment.model_copy(update={"tracking": tracking})
+        return loop.Training(
+            lambda: model(experiment.model, experiment.data.size),
+            experiment,
+            patches(8),
+            patches(3),
+            tmp_path / output,
+            validate,
+            monitor=monitor,
+            **(options or {}),
+        ).fit()
+
+    return fit
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "run"
+
+
+def with_data(experiment, **values):
+    data = experiment.data.model_copy(update=values)
+    return experiment.model_copy(update={"data": data})
 
 
 def saved_step(output: Path) -> int:
     return int(tf.train.latest_checkpoint(str(output / "checkpoints")).rsplit("-", 1)[1])
 
 
-@pytest.mark.slow
-def test_a_run_leaves_checkpoints_pictures_a_model_and_a_history(
-    tiny_can, random_patches, tmp_path
-):
+def read_checkpoint(output: Path) -> dict:
+    path = tf.train.latest_checkpoint(str(output / "checkpoints"))
+    reader = tf.train.load_checkpoint(path)
+    names = reader.get_variable_to_shape_map()
+    return {name: reader.get_tensor(name) for name in names if "VARIABLE_VALUE" in name}
+
+
+def assert_same_checkpoint(one: Path, other: Path):
+    """Bitwise equality needs training.deterministic, see tests/scripts/test_kill.py."""
+    ours, theirs = read_checkpoint(one), read_checkpoint(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def find_run(experiment, output: Path):
     import mlflow
 
-    experiment = tiny_can()
-    data = experiment.data.model_copy(update={"name": "inbreast"})  # without a folder
-    experiment = experiment.model_copy(update={"data": data})
-    metrics = fit(experiment, random_patches, tmp_path / "run", model=CAN, register=True)
-    assert list(metrics)[0] == "dice" and 0 <= metrics["dice"] <= 1
-    assert saved_step(tmp_path / "run") == 4
-    assert [p.name for p in sorted((tmp_path / "run/samples").iterdir())] == [
-        f"step_{n:08d}.png" for n in (0, 2, 4)
-    ]
-    card = export.read_card(tmp_path / "run/export")
-    assert card["step"] == 4 and card["metrics"]["dice"] == pytest.approx(metrics["dice"])
-    assert card["train_patients"] == ["p0", "p1", "p2", "p3"]
-    assert card["archive"] == "phantom"
     client = mlflow.MlflowClient(experiment.tracking.uri)
-    run = client.get_run((tmp_path / "run/mlflow_run_id").read_text().strip())
-    assert run.info.status == "FINISHED" and run.data.tags["archive"] == "phantom"
-    history = [m.step for m in client.get_metric_history(run.info.run_id, "generator_loss")]
-    assert history == [2, 4]
-    assert {
-        "validation_dice",
-        "generator_learning_rate",
-        "inverter_loss",
-        "discriminator_loss",
-    } <= set(run.data.metrics)
+    return client, client.get_run((output / "mlflow_run_id").read_text().strip())
+
+
+@pytest.mark.slow
+def test_a_run_leaves_checkpoints_pictures_a_model_and_a_history(fit, run, tiny_can):
+    experiment = with_data(tiny_can(), name="inbreast")  # without a folder
+    metrics = fit(experiment=experiment, model=CAN, register=True)
+    assert list(metrics)[0] == "dice" and 0 <= metrics["dice"] <= 1
+    assert saved_step(run) == 4
+    pictures = sorted(path.name for path in (run / "samples").iterdir())
+    assert pictures == [f"step_{n:08d}.png" for n in (0, 2, 4)]
+    card = export.read_card(run / "export")
+    assert card["step"] == 4 and card["metrics"]["dice"] == pytest.approx(metrics["dice"])
+    assert card["train_patients"] == TRAINED_ON and card["archive"] == "phantom"
+    client, found = find_run(experiment, run)
+    assert found.info.status == "FINISHED" and found.data.tags["archive"] == "phantom"
+    history = client.get_metric_history(found.info.run_id, "generator_loss")
+    assert [each.step for each in history] == [2, 4]
+    names = {"validation_dice", "generator_learning_rate", "inverter_loss", "discriminator_loss"}
+    assert names <= set(found.data.metrics)
     best = client.get_model_version_by_alias("tfmammo-can", "best")
     assert "- Data: phantom, 32 px" in best.description
-    scores = [m.value for m in client.get_metric_history(run.info.run_id, "validation_dice")]
+    scores = [m.value for m in client.get_metric_history(found.info.run_id, "validation_dice")]
     assert float(best.tags["validation_dice"]) == pytest.approx(max(scores), abs=1e-5)
 
 
-def test_a_finished_run_is_not_validated_again(tiny_can, random_patches, tmp_path):
+def test_a_finished_run_is_not_validated_again(fit, run):
     validated = []
 
     def validate(functions, held_out):
         validated.append(len(held_out))
         return {"dice": 0.25}
 
-    output = tmp_path / "run"
-    first = fit(tiny_can(), random_patches, output, validate)
-    assert validated.count(3) == 2  # the config's steps 2 and 4
-    assert fit(tiny_can(), random_patches, output, validate) == first == {"dice": 0.25}
-    assert len(validated) == 2
-    shutil.rmtree(output / "export")  # stopped between checkpoint and export
-    assert fit(tiny_can(), random_patches, output, validate) == first
-    assert len(validated) == 3 and export.read_card(output / "export")["step"] == 4
+    assert fit(validate=validate) == {"dice": 0.25} and validated == [3, 3]  # at steps 2 and 4
+    assert fit(validate=validate) == {"dice": 0.25} and len(validated) == 2
+    shutil.rmtree(run / "export")  # stopped between checkpoint and export
+    assert fit(validate=validate) == {"dice": 0.25}
+    assert len(validated) == 3 and export.read_card(run / "export")["step"] == 4
 
 
 @pytest.mark.slow
-def test_the_papers_protocol_trains_on_its_copies_as_they_are(tiny_can, random_patches, tmp_path):
+def test_the_papers_protocol_trains_on_its_copies_as_they_are(fit, tiny_can, random_patches):
     drawn = []
 
     class Noting(Small):
         def train_step(self, batch):
-            tf.py_function(
-                lambda images: drawn.extend(image.tobytes() for image in images.numpy()),
-                [batch["image"]],
-                [],
-            )
+            note = lambda images: drawn.extend(image.tobytes() for image in images.numpy())  # noqa: E731
+            tf.py_function(note, [batch["image"]], [])
             return super().train_step(batch)
 
-    leaky = tiny_can(steps=16)
-    leaky = leaky.model_copy(update={"data": leaky.data.model_copy(update={"split": "paper"})})
-    fit(leaky, random_patches, tmp_path / "run", model=Noting)
-    assert set(drawn) == {image.tobytes() for image in random_patches(8).images}, (
-        "each of the eight patches, none of them turned"
-    )
+    fit(experiment=with_data(tiny_can(steps=16), split="paper"), model=Noting)
+    # each of the eight patches, none of them turned
+    assert set(drawn) == {image.tobytes() for image in random_patches(8).images}
 
 
 @pytest.mark.slow
-def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(
-    tiny_can, random_patches, tmp_path
-):
+def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(fit, run):
     seen = []
 
     class Counting(Small):
         def train_step(self, batch):
-            losses = super().train_step(batch)
             seen.append(1)  # once per trace
-            return losses
+            return super().train_step(batch)
 
-    fit(tiny_can(steps=2), random_patches, tmp_path / "run", register=True)
-    began = {
-        name: (tmp_path / "run" / name).stat().st_mtime_ns
-        for name in ("config.yaml", "train_patches", "held_out_patches")
-    }
-    (tmp_path / "run/export_registered").write_text("")  # a write that failed
-    fit(tiny_can(steps=4), random_patches, tmp_path / "run", model=Counting, register=True)
-    assert saved_step(tmp_path / "run") == 4 and seen
-    assert began == {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in began}, (
-        "written once"
-    )
+    def times(*names):
+        return [(run / name).stat().st_mtime_ns for name in names]
+
+    claim = ("config.yaml", "train_patches", "held_out_patches")
+    fit(steps=2, register=True)
+    began = times(*claim)
+    (run / "export_registered").write_text("")  # a write that failed
+    fit(steps=4, model=Counting, register=True)
+    assert saved_step(run) == 4 and seen and times(*claim) == began
     seen.clear()
-    (tmp_path / "run/export_registered").write_text("")
-    card = tmp_path / "run/export/card.json"
-    before = card.stat().st_mtime_ns
-    fit(tiny_can(steps=4), random_patches, tmp_path / "run", model=Counting, register=True)
-    assert saved_step(tmp_path / "run") == 4 and not seen and card.stat().st_mtime_ns == before
+    (run / "export_registered").write_text("")
+    before = times("export/card.json")
+    fit(steps=4, model=Counting, register=True)
+    assert saved_step(run) == 4 and not seen and times("export/card.json") == before
 
 
 @pytest.mark.slow
 def test_a_run_stopped_before_its_registration_is_registered_by_the_next_call_once(
-    tiny_can, random_patches, tmp_path
+    fit, run, tiny_can
 ):
+    experiment = tiny_can(steps=2)
+    fit(experiment=experiment)
+    client, found = find_run(experiment, run)
+    query = f"run_id = '{found.info.run_id}'"
+    assert not client.search_model_versions(query)
+    for _ in range(2):
+        fit(experiment=experiment, register=True)
+        (version,) = client.search_model_versions(query)
+    best = client.get_model_version_by_alias("tfmammo-can", "best")
+    assert version.tags["step"] == "2" and best.version == version.version
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_one_that_never_stopped(fit, tmp_path):
+    fit("whole", model=CAN, steps=4)
+    fit("parts", model=CAN, steps=2)
+    fit("parts", model=CAN, steps=4)
+    names = read_checkpoint(tmp_path / "whole")
+    for part in ("optimizer_generator", "network_discriminator"):
+        assert any(part in name for name in names)
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_two_batches_of_a_step_are_one_of_twice_the_size_and_resume(fit, tmp_path):
+    fit("one", steps=4, batch_size=4)
+    fit("two", steps=2, batch_size=2, accumulate=2)
+    fit("two", steps=4, batch_size=2, accumulate=2)
+    assert read_checkpoint(tmp_path / "two")["step/.ATTRIBUTES/VARIABLE_VALUE"] == 4
+    assert_same_checkpoint(tmp_path / "one", tmp_path / "two")  # which has no sums
+
+
+def test_a_start_that_fails_leaves_no_claim_and_no_run(fit, run, tiny_can, random_patches):
+    def build(*_):
+        raise ValueError("60 px can't be halved eight times")
+
     import mlflow
 
-    experiment = tiny_can(steps=2)
-    fit(experiment, random_patches, tmp_path / "run")
+    experiment = tiny_can(initial="no/such/run")
+    with pytest.raises(ValueError, match="60 px"):
+        fit(model=build)
+    assert not run.exists()
+    with pytest.raises(TrackingError, match="no/such/run"):
+        fit(experiment=experiment)
+    assert not configuration.is_training_folder(run) and not (run / "mlflow_run_id").exists()
     client = mlflow.MlflowClient(experiment.tracking.uri)
-    run_id = (tmp_path / "run/mlflow_run_id").read_text().strip()
-    assert not client.search_model_versions(f"run_id = '{run_id}'")
-    for _ in range(2):
-        fit(experiment, random_patches, tmp_path / "run", register=True)
-        (version,) = client.search_model_versions(f"run_id = '{run_id}'")
-    assert (
-        version.tags["step"] == "2"
-        and client.get_model_version_by_alias("tfmammo-can", "best").version == version.version
-    )
-
-
-@pytest.mark.slow
-def test_a_resumed_run_equals_one_that_never_stopped(tiny_can, random_patches, tmp_path):
-    fit(tiny_can(steps=4), random_patches, tmp_path / "whole", model=CAN)
-    fit(tiny_can(steps=2), random_patches, tmp_path / "parts", model=CAN)
-    fit(tiny_can(steps=4), random_patches, tmp_path / "parts", model=CAN)
-    whole, parts = (
-        tf.train.load_checkpoint(tf.train.latest_checkpoint(str(tmp_path / n / "checkpoints")))
-        for n in ("whole", "parts")
-    )
-    names = [name for name in whole.get_variable_to_shape_map() if "VARIABLE_VALUE" in name]
-    assert any("optimizer_generator" in n for n in names) and any(
-        "network_discriminator" in n for n in names
-    )
-    # bitwise equality needs training.deterministic, see tests/scripts/test_kill.py
-    for name in names:
-        np.testing.assert_allclose(
-            whole.get_tensor(name), parts.get_tensor(name), rtol=1e-4, atol=1e-6, err_msg=name
-        )
-
-
-@pytest.mark.slow
-def test_two_batches_of_a_step_are_one_of_twice_the_size_and_resume(
-    tiny_can, random_patches, tmp_path
-):
-    several = {"batch_size": 2, "accumulate": 2}
-    fit(tiny_can(steps=4, batch_size=4), random_patches, tmp_path / "one")
-    fit(tiny_can(steps=2, **several), random_patches, tmp_path / "two")
-    fit(tiny_can(steps=4, **several), random_patches, tmp_path / "two")
-    one, two = (
-        tf.train.load_checkpoint(tf.train.latest_checkpoint(str(tmp_path / n / "checkpoints")))
-        for n in ("one", "two")
-    )
-    names = [name for name in one.get_variable_to_shape_map() if "VARIABLE_VALUE" in name]
-    assert names == [
-        name for name in two.get_variable_to_shape_map() if "VARIABLE_VALUE" in name
-    ]  # no sums
-    assert two.get_tensor("step/.ATTRIBUTES/VARIABLE_VALUE") == 4
-    for name in names:
-        np.testing.assert_allclose(
-            one.get_tensor(name), two.get_tensor(name), rtol=1e-4, atol=1e-6, err_msg=name
-        )
+    assert not client.search_runs([found.experiment_id for found in client.search_experiments()])
+    # the corrected command may go there
+    folder.check_owner(run, tiny_can({"filters": (4, 8)}), random_patches(8), random_patches(3))
 
 
 class TwiceUpdated(Small):
@@ -253,34 +261,8 @@ class WithKerasAdam(Small):
         self.optimizers = {"segmenter": optimizer}
 
 
-def test_a_start_that_fails_leaves_no_claim_and_no_run(tiny_can, random_patches, tmp_path):
-    import mlflow
-
-    def build(*_):
-        raise ValueError("60 px can't be halved eight times")
-
-    experiment = tiny_can()
-    with pytest.raises(ValueError, match="60 px"):
-        fit(experiment, random_patches, tmp_path / "run", model=build)
-    assert not (tmp_path / "run").exists()
-    with pytest.raises(TrackingError, match="no/such/run"):
-        fit(tiny_can(initial="no/such/run"), random_patches, tmp_path / "run")
-    assert (
-        not configuration.is_training_folder(tmp_path / "run")
-        and not (tmp_path / "run/mlflow_run_id").exists()
-    )
-    client = mlflow.MlflowClient(experiment.tracking.uri)
-    assert not client.search_runs([found.experiment_id for found in client.search_experiments()])
-    # the corrected command may go there
-    folder.check_owner(
-        tmp_path / "run", tiny_can({"filters": (4, 8)}), random_patches(8), random_patches(3)
-    )
-
-
 class Misnamed(CAN):
-    """A CAN whose exported function fits no network; its training would end in an error after the
-    last step.
-    """
+    """Its exported function fits no network; training would end in an error after the last step."""
 
     def functions(self):
         return {"segmenter": super().functions()["inverter"]}
@@ -296,84 +278,65 @@ class TooLarge(Small):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
 
+TWO_REPLICAS = {"strategy": SimpleNamespace(num_replicas_in_sync=2)}
+
+
 @pytest.mark.parametrize(
-    ("values", "options", "classes", "error", "named"),
+    ("values", "classes", "error", "named"),
     [
-        ({}, {"model": TooLarge}, 1, ConfigError, "model: .*memory"),
-        ({"accumulate": 2}, {"model": TwiceUpdated}, 1, ConfigError, "training.accumulate"),
-        ({"exchange": "bfloat16"}, {"model": WithKerasAdam}, 1, ConfigError, "training.exchange"),
-        ({}, {"model": Misnamed}, 1, TrainingError, "Misnamed.functions"),
-        ({}, {"strategy": SimpleNamespace(num_replicas_in_sync=2)}, 1, TrainingError, "batch_size"),
-        ({"batch_size": 4}, {}, 3, TrainingError, "training.batch_size"),
+        ({"model": TooLarge}, 1, ConfigError, "model: .*memory"),
+        ({"model": TwiceUpdated, "accumulate": 2}, 1, ConfigError, "training.accumulate"),
+        ({"model": WithKerasAdam, "exchange": "bfloat16"}, 1, ConfigError, "training.exchange"),
+        ({"model": Misnamed}, 1, TrainingError, "Misnamed.functions"),
+        ({"options": TWO_REPLICAS}, 1, TrainingError, "batch_size"),
+        ({"batch_size": 4}, 3, TrainingError, "training.batch_size"),
     ],
 )
 def test_what_can_not_be_trained_is_refused_before_anything_is_written(
-    tiny_can, random_patches, tmp_path, values, options, classes, error, named
+    fit, run, random_patches, values, classes, error, named
 ):
     def make(count):
         patches = random_patches(count)
         return patches.with_labels(np.arange(count) % classes, True) if classes > 1 else patches
 
     with pytest.raises(error, match=named):
-        fit(tiny_can(**values), make, tmp_path / "run", **options)
-    assert not (tmp_path / "run").exists()
+        fit(patches=make, **values)
+    assert not run.exists()
 
 
-def test_a_folder_of_another_training_is_refused_with_the_difference(
-    tiny_can, random_patches, tmp_path
+def test_a_folder_of_another_training_or_in_use_is_refused(
+    fit, run, tmp_path, tiny_can, random_patches
 ):
-    fit(tiny_can(steps=1), random_patches, tmp_path / "run")
+    fit(steps=1)
     with pytest.raises(TrainingError, match=r"model\.filters"):
-        fit(tiny_can({"filters": (4, 8)}), random_patches, tmp_path / "run")
+        fit(experiment=tiny_can({"filters": (4, 8)}))
     with pytest.raises(TrainingError, match="patches were others"):
-        fit(tiny_can(steps=2), lambda count: random_patches(count + 2), tmp_path / "run")
-
-
-def with_root(experiment, root):
-    return experiment.model_copy(
-        update={"data": experiment.data.model_copy(update={"name": "folder", "root": root})}
-    )
+        fit(steps=2, patches=lambda count: random_patches(count + 2))
+    with (run / ".lock").open("w") as other:
+        assert filesystem.take_lock(other) is True
+        with pytest.raises(TrainingError, match="another process"):
+            fit(steps=2)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="file/run: can't be made"):
+        fit("file/run")
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_wherever_its_archive_has_moved_and_however_its_path_is_spelt(
-    tiny_can, random_patches, tmp_path
+def test_a_run_goes_on_wherever_its_archive_has_moved_but_not_with_another_of_its_name(
+    fit, run, tmp_path, tiny_can, random_patches
 ):
-    fit(with_root(tiny_can(steps=1), Path("archive")), random_patches, tmp_path / "run")
-    assert "root: archive" in (tmp_path / "run/config.yaml").read_text()
-    fit(
-        with_root(tiny_can(steps=2), tmp_path / "elsewhere/archive"),
-        random_patches,
-        tmp_path / "run",
-    )
-    assert saved_step(tmp_path / "run") == 2
+    def make(root, steps):
+        return with_data(tiny_can(steps=steps), name="folder", root=root)
 
-
-def test_two_archives_of_one_name_share_a_default_folder_but_not_a_run(
-    tiny_can, random_patches, tmp_path
-):
-    one, other = (
-        with_root(tiny_can(steps=1), tmp_path / place / "archive") for place in ("one", "other")
-    )
-    assert script.default_output(one) == script.default_output(other)
-    fit(one, random_patches, tmp_path / "run")
+    fit(experiment=make(Path("archive"), 1))
+    assert "root: archive" in (run / "config.yaml").read_text()
+    elsewhere = make(tmp_path / "elsewhere/archive", 2)
+    assert script.default_output(make(Path("archive"), 1)) == script.default_output(elsewhere)
     with pytest.raises(TrainingError, match="choose another --output"):
-        fit(other, lambda count: random_patches(count + 2), tmp_path / "run")
-    assert saved_step(tmp_path / "run") == 1
-
-
-def test_a_folder_in_use_is_refused(tiny_can, random_patches, tmp_path):
-    (tmp_path / "run").mkdir()
-    with (tmp_path / "run/.lock").open("w") as other:
-        assert filesystem.take_lock(other) is True
-        with pytest.raises(TrainingError, match="another process"):
-            fit(tiny_can(), random_patches, tmp_path / "run")
-
-
-def test_an_output_that_cannot_be_made_is_one_sentence(tiny_can, random_patches, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match="file/run: can't be made"):
-        fit(tiny_can(), random_patches, tmp_path / "file" / "run")
+        fit(experiment=elsewhere, patches=lambda count: random_patches(count + 2))
+    assert saved_step(run) == 1
+    fit(experiment=elsewhere)
+    assert saved_step(run) == 2
 
 
 class Exploding(Small):
@@ -383,14 +346,6 @@ class Exploding(Small):
         losses = super().train_step(batch)
         broken = self.optimizers["segmenter"].iterations >= 4
         return {"segmenter_loss": tf.where(broken, float("nan"), losses["segmenter_loss"])}
-
-
-def test_nan_stops_with_the_losss_name_and_the_last_good_checkpoint(
-    tiny_can, random_patches, tmp_path
-):
-    with pytest.raises(TrainingError, match="segmenter_loss .*ckpt-2"):
-        fit(tiny_can(steps=8), random_patches, tmp_path / "run", model=Exploding)
-    assert saved_step(tmp_path / "run") == 2
 
 
 class Spoiling(Small):
@@ -403,54 +358,41 @@ class Spoiling(Small):
         return losses
 
 
-@pytest.mark.parametrize("every", [8, 2])  # an image of spoilt weights can't be drawn
-def test_spoilt_weights_are_never_saved(tiny_can, random_patches, tmp_path, every):
-    experiment = tiny_can(steps=8, validate_every=every, grid_every=every)
-    with pytest.raises(TrainingError, match="bias is NaN"):
-        fit(experiment, random_patches, tmp_path / "run", model=Spoiling)
-    assert saved_step(tmp_path / "run") == 2
+@pytest.mark.parametrize(
+    ("model", "every", "named"),
+    [
+        (Exploding, 2, "segmenter_loss .*ckpt-2"),
+        (Spoiling, 8, "bias is NaN"),
+        (Spoiling, 2, "bias is NaN"),  # an image of spoilt weights can't be drawn
+    ],
+)
+def test_nan_stops_with_its_name_and_the_last_good_checkpoint(fit, run, model, every, named):
+    with pytest.raises(TrainingError, match=named):
+        fit(model=model, steps=8, validate_every=every, grid_every=every)
+    assert saved_step(run) == 2
 
 
-def test_memory_that_runs_out_is_one_sentence(tiny_can, random_patches, tmp_path):
+def test_memory_that_runs_out_is_one_sentence(fit):
     def validate(functions, held_out):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
     with pytest.raises(TrainingError, match="training.accumulate=2"):
-        fit(tiny_can(), random_patches, tmp_path / "run", validate)
-
-
-def test_a_stop_signal_after_the_last_step_lets_nothing_else_begin(
-    tiny_can, random_patches, tmp_path
-):
-    def validate(functions, held_out):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return {"dice": 0.5}
-
-    with pytest.raises(Interrupted, match="stopped at step 2, the last one") as stopped:
-        fit(tiny_can(steps=2), random_patches, tmp_path / "run", validate)
-    assert stopped.value.signal == signal.SIGTERM
-    assert export.read_card(tmp_path / "run/export")["step"] == 2  # all is done
+        fit(validate=validate)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tiny_can, random_patches, tmp_path):
-    fit(tiny_can(steps=2), random_patches, tmp_path / "run")
-    (tmp_path / "run/checkpoints/best").rename(tmp_path / "elsewhere")
-    (tmp_path / "run/checkpoints/best").write_text("no folder")  # as good as a full disk
+def test_a_checkpoint_that_cannot_be_written_is_one_sentence(fit, run, tmp_path):
+    fit(steps=2)
+    (run / "checkpoints/best").rename(tmp_path / "elsewhere")
+    (run / "checkpoints/best").write_text("no folder")  # as good as a full disk
     with pytest.raises(TrainingError, match="step 4 .*ckpt-2"):
-        fit(
-            tiny_can(steps=4),
-            random_patches,
-            tmp_path / "run",
-            validate=lambda *_: {"dice": float("inf")},
-        )
-    assert saved_step(tmp_path / "run") == 2
+        fit(steps=4, validate=lambda *_: {"dice": float("inf")})
+    assert saved_step(run) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_signal_saves_and_leaves(tiny_can, random_patches, tmp_path, number):
-    experiment = tiny_can(steps=6, checkpoint_every=100)
+def test_a_stop_signal_saves_and_leaves(fit, run, number):
     before = signal.getsignal(number)
 
     def validate(functions, held_out):
@@ -458,264 +400,173 @@ def test_a_stop_signal_saves_and_leaves(tiny_can, random_patches, tmp_path, numb
         return script.compute_validation_metrics(functions, held_out)
 
     with pytest.raises(Interrupted, match="stopped at step 2") as stopped:
-        fit(experiment, random_patches, tmp_path / "run", validate)
+        fit(validate=validate, steps=6, checkpoint_every=100)
     assert stopped.value.signal == number and signal.getsignal(number) is before
-    assert saved_step(tmp_path / "run") == 2
-    fit(experiment, random_patches, tmp_path / "run")
-    assert saved_step(tmp_path / "run") == 6
+    assert saved_step(run) == 2
+    # after the last step all is done, but nothing else may begin
+    with pytest.raises(Interrupted, match="stopped at step 4, the last one"):
+        fit(validate=validate, steps=4, checkpoint_every=100)
+    assert export.read_card(run / "export")["step"] == 4
 
 
 @pytest.mark.slow
-def test_a_truncated_checkpoint_gives_way_to_the_one_before(
-    tiny_can, random_patches, tmp_path, caplog
-):
-    fit(tiny_can(steps=4), random_patches, tmp_path / "run")
-    newest = Path(
-        tf.train.latest_checkpoint(str(tmp_path / "run/checkpoints")) + ".data-00000-of-00001"
-    )
+def test_a_truncated_checkpoint_gives_way_to_the_one_before(fit, run, caplog):
+    fit(steps=4)
+    newest = next((run / "checkpoints").glob("ckpt-4.data*"))
     newest.write_bytes(newest.read_bytes()[:1000])
-    fit(tiny_can(steps=6), random_patches, tmp_path / "run")
-    assert "trying the one before" in caplog.text
-    assert saved_step(tmp_path / "run") == 6
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("state", [None, b""])
-def test_a_training_goes_on_without_tensorflows_list_of_checkpoints(
-    tiny_can, random_patches, tmp_path, caplog, state
-):
-    fit(tiny_can(steps=4), random_patches, tmp_path / "run")
-    for listed in (
-        tmp_path / "run/checkpoints/checkpoint",
-        tmp_path / "run/checkpoints/best/checkpoint",
-    ):
-        listed.unlink() if state is None else listed.write_bytes(state)
-    with caplog.at_level("INFO"):
-        fit(tiny_can(steps=6), random_patches, tmp_path / "run")
-    assert "training can from step 4 to step 6" in caplog.text and saved_step(tmp_path / "run") == 6
-
-
-def test_nothing_starts_anew_over_unreadable_checkpoints(tiny_can, random_patches, tmp_path):
-    fit(tiny_can(steps=2), random_patches, tmp_path / "run")
-    for data in (tmp_path / "run/checkpoints").glob("ckpt-*.data*"):
+    fit(steps=6)
+    assert "trying the one before" in caplog.text and saved_step(run) == 6
+    for data in (run / "checkpoints").glob("ckpt-*.data*"):
         data.write_bytes(b"")
     with pytest.raises(TrainingError, match="none of the checkpoints"):
-        fit(tiny_can(steps=4), random_patches, tmp_path / "run")
+        fit(steps=8)
 
 
 @pytest.mark.long
-def test_a_checkpoint_holds_every_variable_of_every_network(tiny_can, random_patches, tmp_path):
-    fit(tiny_can(steps=2), random_patches, tmp_path / "run", model=CAN)
-    reader = tf.train.load_checkpoint(str(tmp_path / "run/checkpoints"))
+def test_a_checkpoint_holds_every_variable_of_every_network(fit, run, tiny_can):
+    fit(steps=2, model=CAN)
+    held = [array for name, array in read_checkpoint(run).items() if name.startswith("network_")]
     model = CAN(tiny_can().model, 32)
-    export.assign(model.networks, tmp_path / "run/export")
-    held = [
-        np.asarray(reader.get_tensor(name))
-        for name in reader.get_variable_to_shape_map()
-        if name.startswith("network_")
-    ]
+    export.assign(model.networks, run / "export")
     for network in model.networks.values():
         for variable in network.variables:
             value = variable.numpy()
-            assert any(
-                array.shape == value.shape and np.array_equal(array, value) for array in held
-            ), variable.path
+            assert any(np.array_equal(array, value) for array in held), variable.path
 
 
 @pytest.mark.slow
-def test_training_starts_from_the_registry_or_an_export(tiny_can, random_patches, tmp_path):
-    fit(tiny_can(steps=1), random_patches, tmp_path / "first", register=True)
+def test_training_starts_from_the_registry_or_an_export(fit, tmp_path, tiny_can, random_patches):
+    fit("first", steps=1, register=True)
     expected = Small(tiny_can().model, 32)
     export.assign(expected.networks, tmp_path / "first/export")
-    weights = {
-        name: [v.numpy() for v in network.trainable_variables]
-        for name, network in expected.networks.items()
-    }
+    weights = expected.networks["segmenter"].get_weights()
 
     class Checking(Small):
         def train_step(self, batch):
-            for name, network in self.networks.items():
-                for have, want in zip(network.trainable_variables, weights[name], strict=True):
-                    tf.debugging.assert_equal(have.value, want)
+            found = self.networks["segmenter"].trainable_variables
+            for have, want in zip(found, weights, strict=True):
+                tf.debugging.assert_equal(have.value, want)
             return super().train_step(batch)
 
-    for handle in ("models:/tfmammo-can@best", str(tmp_path / "first")):
-        output = tmp_path / f"from-{handle.count('m')}"
+    for number, handle in enumerate(("models:/tfmammo-can@best", str(tmp_path / "first"))):
         fit(
-            tiny_can(steps=1, steps_per_loop=1, initial=handle),
-            lambda count: random_patches(count - 2),
-            output,
+            f"from-{number}",
             model=Checking,
+            patches=lambda count: random_patches(count - 2),
+            steps=1,
+            steps_per_loop=1,
+            initial=handle,
         )
-        assert saved_step(output) == 1
         # what the start was trained on counts as seen
-        assert export.read_card(output / "export")["train_patients"] == ["p0", "p1", "p2", "p3"]
-
-
-def test_another_models_export_is_refused_as_a_start(tiny_can, random_patches, tmp_path):
-    fit(tiny_can(steps=1), random_patches, tmp_path / "first")
+        card = export.read_card(tmp_path / f"from-{number}/export")
+        assert card["step"] == 1 and card["train_patients"] == TRAINED_ON
     with pytest.raises(ExportError, match="segmenter"):
-        fit(
-            tiny_can({"filters": (8, 8)}, initial=str(tmp_path / "first")),
-            random_patches,
-            tmp_path / "second",
-        )
+        other = tiny_can({"filters": (8, 8)}, initial=str(tmp_path / "first"))
+        fit("second", experiment=other)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_mixed_precision_trains_and_exports_float32(tiny_can, random_patches, tmp_path, policy):
-    import mlflow
-
+def test_mixed_precision_trains_and_exports_float32(fit, run, tiny_can, random_patches, policy):
     keras.config.set_dtype_policy(policy)
     experiment = tiny_can(precision=policy)
-    metrics = fit(experiment, random_patches, tmp_path / "run")
+    metrics = fit(experiment=experiment)
     assert keras.config.dtype_policy().name == policy
     assert all(np.isfinite(value) for value in metrics.values())
-    run = mlflow.MlflowClient(experiment.tracking.uri).get_run(
-        (tmp_path / "run/mlflow_run_id").read_text().strip()
-    )
-    assert ("segmenter_loss_scale" in run.data.metrics) == (policy == "mixed_float16")
-    mask = export.load(tmp_path / "run/export", "segmenter")(random_patches(2).images)["mask"]
+    logged = find_run(experiment, run)[1].data.metrics
+    assert ("segmenter_loss_scale" in logged) == (policy == "mixed_float16")
+    mask = export.load(run / "export", "segmenter")(random_patches(2).images)["mask"]
     assert mask.dtype == np.float32 and mask.min() >= 0 and mask.max() <= 1
 
 
-def test_steps_follow_from_epochs():
-    training = configuration.TrainingConfig(epochs=300, epoch_samples=700)
-    assert loop.count_steps(training, 71) == 210_000
-    # 30 draws in batches of four
-    assert loop.count_steps(configuration.TrainingConfig(epochs=3, batch_size=4), 10) == 8
-    assert loop.count_steps(configuration.TrainingConfig(steps=7), 10) == 7
-    # 30 draws in steps of two batches of four
-    several = configuration.TrainingConfig(epochs=3, batch_size=4, accumulate=2)
-    assert loop.count_steps(several, 10) == 4
-
-
-def test_differences_name_nested_keys():
-    assert folder.list_differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == [
-        "a.c: 2 there, 3 here"
-    ]
-    assert folder.list_differences({"a": 1}, {"a": 1}) == []
-
-
-def test_values_of_networks_of_keras_and_of_others():
-    dense = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    assert [value.shape for value in checkpoints.get_variables(dense)] == [(2, 1), (1,)]
-    assert all(isinstance(value, tf.Variable) for value in checkpoints.get_variables(dense))
-    module = tf.Module()
-    module.weight = tf.Variable(1.0)
-    (value,) = checkpoints.get_variables(module)
-    assert value is module.weight
+@pytest.mark.parametrize(
+    ("values", "patches", "steps"),
+    [
+        ({"epochs": 300, "epoch_samples": 700}, 71, 210_000),
+        ({"epochs": 3, "batch_size": 4}, 10, 8),  # 30 draws in batches of four
+        ({"epochs": 3, "batch_size": 4, "accumulate": 2}, 10, 4),  # and two of them a step
+        ({"steps": 7}, 10, 7),
+    ],
+)
+def test_steps_follow_from_epochs(values, patches, steps):
+    assert loop.count_steps(TrainingConfig(**values), patches) == steps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "score"), [("max", 0.75), ("min", 0.25)])
-def test_the_monitored_metric_chooses_the_best_checkpoint(
-    tiny_can, random_patches, tmp_path, mode, score
-):
+@pytest.mark.parametrize(("mode", "step", "score"), [("max", 4, 0.75), ("min", 6, 0.25)])
+def test_the_monitored_metric_chooses_the_best_checkpoint(fit, run, mode, step, score):
     scores = iter([0.5, 0.75, 0.25, 0.6])
-
-    def validate(functions, held_out):
-        return {"other": 1.0, "error": next(scores)}
-
     fit(
-        tiny_can(steps=8, validate_every=2),
-        random_patches,
-        tmp_path / "run",
-        validate,
+        validate=lambda *_: {"other": 1.0, "error": next(scores)},
+        options={"mode": mode},
         monitor="error",
-        mode=mode,
+        steps=8,
+        validate_every=2,
     )
-    card = export.read_card(tmp_path / "run/best")
-    assert card["metrics"] == {"error": score}
-    assert card["step"] == {"max": 4, "min": 6}[mode]
+    card = export.read_card(run / "best")
+    assert card["metrics"] == {"error": score} and card["step"] == step
 
 
 @pytest.mark.slow
-def test_the_best_export_states_the_score_of_its_own_weights(tiny_can, random_patches, tmp_path):
+def test_the_best_export_states_the_score_of_its_own_weights(fit, run, tiny_can):
     scores = iter([0.5, 0.4])
-    output = tmp_path / "run"
-
-    def validate(functions, held_out):
-        return {"dice": next(scores)}
-
-    fit(tiny_can(steps=4, validate_every=2), random_patches, output, validate)
+    fit(validate=lambda *_: {"dice": next(scores)}, steps=4, validate_every=2)
     # a better checkpoint was written, and lost
-    saved = checkpoints.TrainingState(Small(tiny_can().model, 32), output, 1)
+    saved = checkpoints.TrainingState(Small(tiny_can().model, 32), run, 1)
     saved.newest_checkpoints.restore()
     saved.best.assign(0.9)
     saved.save()
-    shutil.rmtree(output / "export")
-    fit(tiny_can(steps=4, validate_every=2), random_patches, output, lambda *_: {"dice": 0.4})
-    assert export.read_card(output / "best")["metrics"] == {"dice": 0.5}
+    shutil.rmtree(run / "export")
+    fit(validate=lambda *_: {"dice": 0.4}, steps=4, validate_every=2)
+    assert export.read_card(run / "best")["metrics"] == {"dice": 0.5}
 
 
 @pytest.mark.slow
-def test_a_metric_that_cannot_be_measured_is_left_out_of_the_card(
-    tiny_can, random_patches, tmp_path
-):
-    def validate(functions, held_out):
-        return {"judged": float("nan"), "error": 0.5}
-
+def test_a_metric_that_cannot_be_measured_is_left_out_of_the_card(fit, run):
+    measured = {"judged": float("nan"), "error": 0.5}
     for _ in range(2):  # a finished training is read again
-        metrics = fit(
-            tiny_can(steps=2), random_patches, tmp_path / "run", validate, monitor="error"
-        )
+        metrics = fit(validate=lambda *_: measured, monitor="error", steps=2)
         assert metrics["error"] == 0.5
-    assert export.read_card(tmp_path / "run/export")["metrics"] == {"error": 0.5}
+    assert export.read_card(run / "export")["metrics"] == {"error": 0.5}
+    with pytest.raises(TrainingError, match="metric auc"):
+        fit("other", validate=lambda *_: measured, monitor="auc", steps=2)
 
 
-def test_the_card_names_the_published_networks_of_a_loss(tiny_can, random_patches, tmp_path):
+def test_the_card_names_the_published_networks_of_a_loss(fit, run):
     class Guided(Small):
         pretrained = {"trunk": Source("Keras's VGG-19", "f427" * 16)}
 
-    for model, expected in (
-        (Guided, {"trunk": {"title": "Keras's VGG-19", "sha256": "f427" * 16}}),
-        (Small, {}),
-    ):
-        output = tmp_path / model.__name__
-        fit(tiny_can(steps=1), random_patches, output, model=model)
-        card = export.read_card(output / "export")
-        assert card["pretrained"] == expected
-        assert ("f427" * 16 in export.card.format_card(card)) == bool(expected)
-
-
-def test_a_validation_without_the_monitored_metric_is_refused(tiny_can, random_patches, tmp_path):
-    with pytest.raises(TrainingError, match="metric auc"):
-        fit(
-            tiny_can(steps=2),
-            random_patches,
-            tmp_path / "run",
-            validate=lambda functions, held_out: {"dice": 0.5},
-            monitor="auc",
-        )
+    fit(model=Guided, steps=1)
+    card = export.read_card(run / "export")
+    assert card["pretrained"] == {"trunk": {"title": "Keras's VGG-19", "sha256": "f427" * 16}}
+    assert "f427" * 16 in export.card.format_card(card)
 
 
 @pytest.mark.slow
-def test_seen_patients_are_recorded_at_the_start_and_read_at_a_resume(
-    tiny_can, random_patches, tmp_path
-):
-    record = tmp_path / "run/initial_patients.txt"
-    fit(tiny_can(steps=2), random_patches, tmp_path / "run", seen_patients=["q2", "q1"])
+def test_seen_patients_are_recorded_at_the_start_and_read_at_a_resume(fit, run):
+    record = run / "initial_patients.txt"
+    run.mkdir()
+    record.write_text("q7")  # of a start that failed
+    fit(steps=2, options={"seen_patients": ["q2", "q1"]})
     assert record.read_text().split() == ["q1", "q2"]
-    trained = ["p0", "p1", "p2", "p3"]
-    assert export.read_card(tmp_path / "run/export")["train_patients"] == [*trained, "q1", "q2"]
+    assert export.read_card(run / "export")["train_patients"] == [*TRAINED_ON, "q1", "q2"]
     record.write_text("q3\nq2")
-    fit(tiny_can(steps=4), random_patches, tmp_path / "run", seen_patients=["q9"])
+    fit(steps=4, options={"seen_patients": ["q9"]})
     assert record.read_text() == "q3\nq2", "the record of the start stays"
-    assert export.read_card(tmp_path / "run/export")["train_patients"] == [*trained, "q2", "q3"]
+    assert export.read_card(run / "export")["train_patients"] == [*TRAINED_ON, "q2", "q3"]
 
 
 @pytest.mark.slow
-def test_a_start_that_knows_held_out_patients_says_so(tiny_can, random_patches, tmp_path, caplog):
-    fit(tiny_can(steps=1), random_patches, tmp_path / "one", seen_patients=["q1"])
+def test_a_start_that_knows_held_out_patients_says_so(fit, random_patches, caplog):
+    fit("one", steps=1, options={"seen_patients": ["q1"]})
     assert "knows" not in caplog.text
-    known = random_patches(3).patient_ids[0]
-    fit(tiny_can(steps=1), random_patches, tmp_path / "two", seen_patients=[known])
+    fit("two", steps=1, options={"seen_patients": [random_patches(3).patient_ids[0]]})
     assert "knows 1 of the 2 held-out patients: the held-out metrics are too good" in caplog.text
 
 
-def test_patients_behind_a_synthetic_set_stand_in_the_card(tiny_can, random_patches, tmp_path):
+@pytest.fixture
+def synthetic_set(tmp_path):
+    """The folder of a set behind which the patients t1, d1 and n1 stand."""
     patients = {
         "mammograms": ["t1"],
         "lesions": ["d1"],
@@ -724,56 +575,40 @@ def test_patients_behind_a_synthetic_set_stand_in_the_card(tiny_can, random_patc
     }
     (tmp_path / "set").mkdir()
     (tmp_path / "set/patients.json").write_text(json.dumps(patients))
-    experiment = tiny_can(steps=1)
-    for name, data in (
-        ("added", {"added": AddedConfig(synthetic=tmp_path / "set")}),
-        ("alone", {"name": "folder", "root": tmp_path / "set"}),
-    ):
-        data = experiment.data.model_copy(update=data)
-        fit(
-            experiment.model_copy(update={"data": data}),
-            random_patches,
-            tmp_path / name,
-            lambda functions, held_out: {"dice": 0.5},
-        )
-        card = export.read_card(tmp_path / name / "export")
-        assert {"t1", "d1", "n1"} <= set(card["train_patients"])
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("way", ["added", "alone"])
+def test_patients_behind_a_synthetic_set_stand_in_the_card(fit, run, tiny_can, synthetic_set, way):
+    data = {
+        "added": {"added": AddedConfig(synthetic=synthetic_set)},
+        "alone": {"name": "folder", "root": synthetic_set},
+    }
+    experiment = with_data(tiny_can(steps=1), **data[way])
+    fit(experiment=experiment, validate=lambda *_: {"dice": 0.5})
+    assert {"t1", "d1", "n1"} <= set(export.read_card(run / "export")["train_patients"])
 
 
 @pytest.mark.slow
 def test_patients_of_the_start_the_synthetic_set_and_the_caller_are_all_seen(
-    tiny_can, random_patches, tmp_path
+    fit, run, tmp_path, tiny_can, synthetic_set
 ):
-    first = tmp_path / "first"
-    fit(tiny_can(steps=1), random_patches, first, seen_patients=["q1"])
-    (tmp_path / "set").mkdir()
-    patients = {
-        "mammograms": ["t1"],
-        "lesions": ["d1"],
-        "trained_on": ["n1"],
-        "id_key": key_check(),
-    }
-    (tmp_path / "set/patients.json").write_text(json.dumps(patients))
-    experiment = tiny_can(steps=1, initial=str(first))
-    added = AddedConfig(synthetic=tmp_path / "set")
-    data = experiment.data.model_copy(update={"added": added})
-    experiment = experiment.model_copy(update={"data": data})
-    fit(experiment, random_patches, tmp_path / "second", seen_patients=["q2"])
-    card = export.read_card(tmp_path / "second/export")
-    trained_on = {"p0", "p1", "p2", "p3"}
-    assert set(card["train_patients"]) == trained_on | {"q1", "q2", "t1", "d1", "n1"}
+    fit("first", steps=1, options={"seen_patients": ["q1"]})
+    experiment = tiny_can(steps=1, initial=str(tmp_path / "first"))
+    experiment = with_data(experiment, added=AddedConfig(synthetic=synthetic_set))
+    fit(experiment=experiment, options={"seen_patients": ["q2"]})
+    seen = {*TRAINED_ON, "q1", "q2", "t1", "d1", "n1"}
+    assert set(export.read_card(run / "export")["train_patients"]) == seen
 
 
 @pytest.mark.slow
-def test_a_training_keeps_the_precision_that_it_began_with(
-    tiny_can, random_patches, tmp_path, monkeypatch
-):
+def test_a_training_keeps_the_precision_that_it_began_with(fit, run, tmp_path, monkeypatch):
     policy = keras.config.dtype_policy().name
     chosen = []
     monkeypatch.setattr(script.devices, "choose_precision", lambda *_: "mixed_float16")
     monkeypatch.setattr(script.keras.config, "set_dtype_policy", chosen.append)
-    fit(tiny_can(steps=1), random_patches, tmp_path / "run")
-    assert folder.read_precision(tmp_path / "run") == policy != "mixed_float16"
+    fit(steps=1)
+    assert folder.read_precision(run) == policy != "mixed_float16"
     assert folder.read_precision(tmp_path) == policy  # that of the first stage
     for precision, began_with, expected in (
         ("auto", policy, policy),
@@ -782,13 +617,5 @@ def test_a_training_keeps_the_precision_that_it_began_with(
     ):
         script.configure_tensorflow(TrainingConfig(precision=precision), began_with)
         assert chosen[-1] == expected
-    (tmp_path / "run/precision").write_text("a disk full of")
-    assert folder.read_precision(tmp_path / "run") is None
-
-
-@pytest.mark.slow
-def test_a_start_replaces_the_record_of_one_that_failed(tiny_can, random_patches, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/initial_patients.txt").write_text("q1")
-    fit(tiny_can(steps=1), random_patches, tmp_path / "run")
-    assert export.read_card(tmp_path / "run/export")["train_patients"] == ["p0", "p1", "p2", "p3"]
+    (run / "precision").write_text("a disk full of")
+    assert folder.read_precision(run) is None

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from tfmammo.training import progress
-from tfmammo.training.progress import announce_duration, format_duration
+from tfmammo.training.progress import announce_duration
 
 
 @pytest.fixture
@@ -36,15 +36,6 @@ def test_the_whole_time_is_told_once_from_the_steps_alone(clock):
             clock.now += seconds
             shown.update(step, {})
     assert told == [(210_000, pytest.approx(0.3))]
-
-
-def test_a_time_is_told_in_its_unit():
-    assert [format_duration(seconds) for seconds in (40, 1500, 126_000, 600_000)] == [
-        "40 s",
-        "25 min",
-        "35 h",
-        "7 days",
-    ]
 
 
 @pytest.mark.slow

@@ -18,7 +18,6 @@ from tfmammo.data.sampling import SHAPES
 from tfmammo.data.tfrecord import Records
 from tfmammo.errors import ConfigError, DataError, Interrupted, TrainingError
 from tfmammo.models.can import CAN, CANConfig
-from tfmammo.tracking import export
 from tfmammo.training import folder, script
 
 
@@ -29,17 +28,24 @@ def test_the_phantom_stands_in_where_no_root_is_set(caplog):
     assert "data.root is not set: taking the phantom" in caplog.text
 
 
-def test_wrong_archives_and_folders_name_the_key(tmp_path):
-    with pytest.raises(ConfigError, match="data.name: nowhere"):
-        datasets.load_all_patches(DataConfig(name="nowhere"))
-    with pytest.raises(ConfigError, match="data.root: no such folder"):
-        datasets.load_all_patches(DataConfig(name="cdd_cesm", root=tmp_path / "missing"))
+@pytest.mark.parametrize(
+    ("data", "error", "named"),
+    [
+        ({"name": "nowhere"}, ConfigError, "data.name: nowhere"),
+        ({"name": "cdd_cesm", "root": "{tmp_path}/no"}, ConfigError, "data.root: no such folder"),
+        ({"records": "{tmp_path}/no"}, ConfigError, "data.records: no such folder"),
+        ({"records": "{records}", "size": 64}, ConfigError, "data.size: 64 px"),
+        ({"name": "cdd_cesm", "root": "{tmp_path}"}, ValueError, "{tmp_path}"),
+        ({"name": "inbreast", "root": "{tmp_path}"}, ValueError, "{tmp_path}"),
+    ],
+)
+def test_wrong_archives_and_folders_name_the_key(tmp_path, records, data, error, named):
+    def fill(value):
+        place = isinstance(value, str)
+        return value.format(tmp_path=tmp_path, records=records) if place else value
 
-
-def test_an_empty_folder_is_no_archive(tmp_path):
-    for name in ("cdd_cesm", "inbreast"):
-        with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
-            datasets.load_all_patches(DataConfig(name=name, root=tmp_path))
+    with pytest.raises(error, match=re.escape(fill(named))):
+        datasets.load_all_patches(DataConfig(**{key: fill(value) for key, value in data.items()}))
 
 
 def test_no_patient_is_on_both_sides_and_every_patch_is_held_out_once():
@@ -54,15 +60,13 @@ def test_no_patient_is_on_both_sides_and_every_patch_is_held_out_once():
 
 def test_a_run_keeps_its_split_for_others_to_use(tmp_path):
     config = DataConfig(phantoms=12, size=32, fold=1)
-    train, held_out = datasets.open_subsets(config, tmp_path / "run")
-    saved = splits.load(tmp_path / "run/split.json")
-    assert saved.archive == "phantom" and {
-        saved.patients[patient] for patient in held_out.patient_ids
-    } == {1}
-    again = config.model_copy(
-        update={"seed": 0, "folds": 2, "split_file": tmp_path / "run/split.json"}
-    )
-    for side, same in zip((train, held_out), datasets.open_subsets(again), strict=True):
+    subsets = datasets.open_subsets(config, tmp_path / "run")
+    path = tmp_path / "run/split.json"
+    saved = splits.load(path)
+    assert saved.archive == "phantom"
+    assert {saved.patients[patient] for patient in subsets[1].patient_ids} == {1}
+    again = config.model_copy(update={"seed": 0, "folds": 2, "split_file": path})
+    for side, same in zip(subsets, datasets.open_subsets(again), strict=True):
         assert side.ids.tolist() == same.ids.tolist()
 
 
@@ -70,18 +74,15 @@ def test_masks_of_known_shape_are_split_by_patient_and_shape(tmp_path):
     config = DataConfig(phantoms=60, size=64, folds=5, stratify="shape")
     held: list[str] = []
     for fold in range(5):
-        train, held_out = datasets.open_subsets(
-            config.model_copy(update={"fold": fold}), tmp_path, make_shape_patches
-        )
-        assert isinstance(train, Patches) and not set(train.patient_ids) & set(held_out.patient_ids)
+        chosen = config.model_copy(update={"fold": fold})
+        train, held_out = datasets.open_subsets(chosen, tmp_path, make_shape_patches)
+        assert not set(train.patient_ids) & set(held_out.patient_ids)
         assert [SHAPES[label] for label in held_out.labels] == held_out.shapes.tolist()
         np.testing.assert_array_equal(held_out.images, held_out.masks)
         held += held_out.ids.tolist()
     masks = datasets.load_all_patches(config, make_shape_patches)
-    assert (
-        sorted(held) == sorted(masks.ids.tolist())
-        and splits.load(tmp_path / "split.json").stratify == "shape"
-    )
+    assert sorted(held) == sorted(masks.ids.tolist())
+    assert splits.load(tmp_path / "split.json").stratify == "shape"
     pathologies = {
         f"{m.image_id}#{i}": lesion.pathology
         for m in phantom.read(count=60)
@@ -94,18 +95,16 @@ def test_masks_of_known_shape_are_split_by_patient_and_shape(tmp_path):
 
 def test_a_split_of_any_kind_is_kept_for_a_study(tmp_path):
     config = DataConfig(phantoms=16, folds=2)
-    path = datasets.write_archive_split(config, tmp_path / "own")
-    again = datasets.write_archive_split(
-        config.model_copy(update={"split_file": path, "folds": 5}), tmp_path / "other"
-    )
-    assert splits.load(again) == splits.load(path) and set(splits.load(path).patients.values()) == {
-        0,
-        1,
-    }
+
+    def write(name, **changes):
+        changed = config.model_copy(update=changes)
+        return datasets.write_archive_split(changed, tmp_path / name)
+
+    path = write("own")
+    again = splits.load(write("other", split_file=path, folds=5))
+    assert again == splits.load(path) and set(again.patients.values()) == {0, 1}
     with pytest.raises(DataError, match="neither set"):  # phantoms have no official split
-        datasets.write_archive_split(
-            config.model_copy(update={"split": "official"}), tmp_path / "official"
-        )
+        write("official", split="official")
 
 
 @pytest.fixture(scope="module")
@@ -139,37 +138,11 @@ def test_records_are_split_like_the_archive_and_their_training_part_stays_on_dis
     )
 
 
-def test_records_that_do_not_fit_name_the_key(records, tmp_path):
-    with pytest.raises(ConfigError, match="data.size: 64 px"):
-        datasets.load_all_patches(DataConfig(records=records, size=64))
-    with pytest.raises(ConfigError, match="data.records: no such folder"):
-        datasets.load_all_patches(DataConfig(records=tmp_path / "nowhere"))
-
-
-def test_the_papers_protocol_leaks_and_says_so(caplog):
-    config = DataConfig(phantoms=12, size=32, split="paper", paper_samples=60, paper_test=10)
-    train, held_out = datasets.open_subsets(config)
-    assert (len(train), len(held_out)) == (50, 10)
-    assert set(train.patient_ids) & set(held_out.patient_ids)
-    assert "copies of one lesion are on both sides" in caplog.text
-    assert caplog.text.count("data.augment is off") == 1
-
-
 def test_validation_of_a_model_that_does_both(tiny_can, random_patches):
     held_out = random_patches(3)
     metrics = script.compute_validation_metrics(CAN(tiny_can().model, 32).functions(), held_out)
     assert list(metrics) == ["dice", "jaccard", "accuracy", "mcc", "ssim", "l1"]
     assert 0 <= metrics["jaccard"] <= metrics["dice"] <= 1
-
-
-def test_predict_joins_batches():
-    def double(image):
-        return {"twice": image * 2}
-
-    values = np.arange(10, dtype=np.float32).reshape(10, 1, 1, 1)
-    np.testing.assert_array_equal(
-        export.predict(double, {"image": values}, batch=4)["twice"], values * 2
-    )
 
 
 @pytest.mark.parametrize(
@@ -193,24 +166,6 @@ def test_our_errors_become_one_line_and_a_code(capsys, monkeypatch, error, code,
     assert capsys.readouterr().err == said
 
 
-def test_an_error_that_is_not_ours_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-
-    def main():
-        raise ValueError("from deep inside")
-
-    with pytest.raises(ValueError, match="from deep inside"):
-        cli.run(main)
-
-
-def test_overrides_accumulate(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    parsed = cli.make_parser("x").parse_args(
-        ["--config", "c.yaml", "--set", "a.b=1", "c.d=2", "--set", "e.f=3"]
-    )
-    assert parsed.set == ["a.b=1", "c.d=2", "e.f=3"]
-
-
 def test_a_failed_starts_split_is_replaced_and_a_begun_trainings_stays(tmp_path):
     config = DataConfig(phantoms=12, size=32)
     datasets.open_subsets(config, tmp_path)  # and then the model can't be built
@@ -222,37 +177,27 @@ def test_a_failed_starts_split_is_replaced_and_a_begun_trainings_stays(tmp_path)
 
 
 def test_whoever_gives_no_data_is_told_so_in_a_frame(monkeypatch, capsys):
-    monkeypatch.setattr(
-        sys, "argv", ["train/can.py", "--config", "configs/can.yaml", "--set", "training.seed=1"]
-    )
+    words = ["train/can.py", "--config", "configs/can.yaml", "--set", "training.seed=1"]
+    monkeypatch.setattr(sys, "argv", words)
     datasets.open_subsets(DataConfig(name="inbreast", phantoms=12, size=32))
-    lines = capsys.readouterr().err.splitlines()
-    assert (
-        lines[0].startswith("╭")
-        and "No data: data.root is not set, so the built-in phantom is used" in lines[1]
-    )
+    framed = capsys.readouterr().err
+    assert framed.startswith("╭") and "data.root is not set" in framed
     command = "tfmammo train can --config configs/can.yaml --set data.name=inbreast data.root=DIR"
-    assert command in lines[3]
-    assert "tfmammo train can --config quickstart" in lines[4] and lines[5].startswith("╰")
+    assert command in framed and "tfmammo train can --config quickstart" in framed
     datasets.open_subsets(DataConfig(phantoms=12, size=32))  # who asks for the phantom knows
     assert capsys.readouterr().err == ""
+
+
+VIEWER = "mlflow ui --backend-store-uri"
 
 
 @pytest.mark.parametrize(
     ("uri", "environment", "said"),
     [
-        (None, "http://anna:geheim@server:5000", "history   http://server:5000"),
-        (
-            "sqlite:////data/runs.db",
-            "http://server:5000",
-            "history   mlflow ui --backend-store-uri sqlite:////data/runs.db",
-        ),
-        (
-            "postgresql://anna:geheim@db/runs",
-            None,
-            "history   mlflow ui --backend-store-uri postgresql://db/runs",
-        ),
-        (None, None, "history   mlflow ui --backend-store-uri sqlite:///{here}/mlflow.db"),
+        (None, "http://anna:geheim@server:5000", "http://server:5000"),
+        ("sqlite:////data/runs.db", "http://server:5000", f"{VIEWER} sqlite:////data/runs.db"),
+        ("postgresql://anna:geheim@db/runs", None, f"{VIEWER} postgresql://db/runs"),
+        (None, None, VIEWER + " sqlite:///{here}/mlflow.db"),
     ],
 )
 def test_the_last_line_names_the_store_that_was_used(
@@ -263,11 +208,11 @@ def test_the_last_line_names_the_store_that_was_used(
     if environment:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", environment)
     experiment = tiny_can()
-    experiment = experiment.model_copy(
-        update={"tracking": experiment.tracking.model_copy(update={"uri": uri})}
-    )
+    tracking = experiment.tracking.model_copy(update={"uri": uri})
+    experiment = experiment.model_copy(update={"tracking": tracking})
     script.print_summary(experiment, {"dice": 0.5}, random_patches(3), tmp_path)
-    assert capsys.readouterr().out.splitlines()[-1] == said.format(here=tmp_path)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"history   {said.format(here=tmp_path)}"
 
 
 def test_the_same_command_has_the_same_folder_and_another_one_its_own(tiny_can):
@@ -277,41 +222,41 @@ def test_the_same_command_has_the_same_folder_and_another_one_its_own(tiny_can):
     assert here != script.default_output(tiny_can(seed=1))
 
 
-def test_a_train_script_reads_its_command(repository, monkeypatch, tmp_path):
-    arguments = ["--config", str(repository / "configs/can.yaml"), "--set", "training.steps=3"]
-    monkeypatch.setattr(sys, "argv", ["train/can.py", *arguments])
+@pytest.fixture
+def start(repository, monkeypatch, tmp_path):
+    """A function that starts a train script with these arguments, in a folder of the test's own."""
     monkeypatch.setattr(script, "configure_tensorflow", lambda *_: None)
     monkeypatch.chdir(tmp_path)
-    with script.start("Train.", CANConfig) as command:
+
+    def start(*arguments, **options):
+        words = ["train/can.py", "--config", str(repository / "configs/can.yaml"), *arguments]
+        monkeypatch.setattr(sys, "argv", words)
+        return script.start("Train.", CANConfig, **options)
+
+    return start
+
+
+def test_a_train_script_reads_its_command(start):
+    with start("--set", "training.steps=3") as command:
         assert command.experiment.training.steps == 3
         assert command.overrides == ("training.steps=3",)
         assert command.output == script.default_output(command.experiment)
-    monkeypatch.setattr(sys, "argv", ["train/can.py", *arguments, "--output", str(tmp_path)])
-    with script.start("Train.", CANConfig) as command:
-        assert command.output == tmp_path
-    monkeypatch.setattr(sys, "argv", ["train/can.py", *arguments, "training.strategy=multi_worker"])
-    refused = script.start("Train.", CANConfig, "it is one process's")
-    with (
-        pytest.raises(ConfigError, match="training.strategy"),
-        refused,
-    ):
+    with start("--output", "run") as command:
+        assert command.output == Path("run")
+    several = start("--set", "training.strategy=multi_worker", not_for_workers="it is one's")
+    with pytest.raises(ConfigError, match="training.strategy"), several:
         pass
 
 
-def test_a_command_holds_its_folder_from_its_start(repository, monkeypatch, tmp_path):
+def test_a_command_holds_its_folder_from_its_start(start):
     """A second one of other settings would replace split.json while the first opens its data."""
-    words = ["train/can.py", "--config", str(repository / "configs/can.yaml"), "--output", "run"]
-    monkeypatch.setattr(sys, "argv", words)
-    monkeypatch.setattr(script, "configure_tensorflow", lambda *_: None)
-    monkeypatch.chdir(tmp_path)
     Path("run").mkdir()
-    with script.start("Train.", CANConfig) as command:
+    with start("--output", "run") as command:
         with folder.hold_lock(command.output):  # as Training.fit does
             pass
         with Path("run/.lock").open("w") as other:
             assert filesystem.take_lock(other) is False
     with Path("run/.lock").open("w") as other:
         assert filesystem.take_lock(other) is True
-        second = script.start("Train.", CANConfig)
-        with pytest.raises(TrainingError, match="another process"), second:
+        with pytest.raises(TrainingError, match="another process"), start("--output", "run"):
             pass

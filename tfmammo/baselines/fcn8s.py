@@ -98,14 +98,8 @@ def build_network(config: FCN8sConfig, size: int) -> keras.Model:
 def bilinear(shape: tuple[int, int, int, int], dtype: str | None = None) -> tf.Tensor:
     """Make the kernel of a transposed convolution that interpolates each channel bilinearly.
 
-    It enlarges by half the kernel's size.
-
-    Args:
-        shape: [2 * factor, 2 * factor, channels, channels].
-
-    Returns:
-        float [shape]; each channel's kernel is the product of two triangles of height 1 - 1 / (2 *
-        factor).
+    It enlarges by half the kernel's size. The shape is [2 * factor, 2 * factor, channels,
+    channels]. Each channel's kernel is the product of two triangles of height 1 - 1 / (2 * factor).
 
     Source:
         Section 3.3; the authors' surgery.py, upsample_filt.

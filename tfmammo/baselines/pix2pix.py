@@ -37,8 +37,14 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from tfmammo.config import Frozen, Width
 from tfmammo.nn.losses import Average, l1, log_fake, log_real
-from tfmammo.nn.networks import PIX2PIX_FILTERS, PatchDiscriminator, Trainable, UNet256
-from tfmammo.nn.optimization import build_adam, minimize
+from tfmammo.nn.networks import (
+    PIX2PIX_FILTERS,
+    PatchDiscriminator,
+    Trainable,
+    UNet256,
+    export_function,
+)
+from tfmammo.nn.optimization import build_adam, minimize_each
 
 
 class Pix2PixConfig(Frozen):
@@ -96,14 +102,9 @@ class Pix2Pix(Trainable):
         return self.discriminator(tf.concat([source, target], axis=-1))
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Update D and G once, both from the same forward pass.
+        """Update D and G once, both from the same forward pass, on "mask" and "image".
 
-        Args:
-            batch: "mask" and "image", float32 [batch, size, size, 1] in [0, 1].
-
-        Returns:
-            float32 scalars: each network's loss, the L1 term, and D's mean probability for each
-            pair.
+        The scalars are each network's loss, the L1 term, and D's mean probability for each pair.
         """
         source = batch[self.source] * 2 - 1
         target = batch[self.target] * 2 - 1
@@ -113,13 +114,12 @@ class Pix2Pix(Trainable):
             real = self.discriminate(source, target)
             fake = self.discriminate(source, output)
             difference = l1(target, output)
-            generator_loss = -log_real(fake, average) + self.config.lambda_l1 * difference
-            discriminator_loss = -0.5 * (log_real(real, average) + log_fake(fake, average))
-        minimize(discriminator_loss, self.discriminator, self.optimizers["discriminator"], tape)
-        minimize(generator_loss, self.generator, self.optimizers["generator"], tape)
+            losses = {
+                "generator": -log_real(fake, average) + self.config.lambda_l1 * difference,
+                "discriminator": -0.5 * (log_real(real, average) + log_fake(fake, average)),
+            }
         return {
-            "generator_loss": generator_loss,
-            "discriminator_loss": discriminator_loss,
+            **minimize_each(losses, self, tape),
             "l1": difference,
             "p_real": tf.reduce_mean(tf.sigmoid(real)),
             "p_fake": tf.reduce_mean(tf.sigmoid(fake)),
@@ -138,29 +138,16 @@ class Pix2Pix(Trainable):
         }
 
     def functions(self) -> dict[str, Callable]:
-        """Return what is exported, one function for each network.
+        """Return what is exported, one function for each network."""
+        shape = (self.size, self.size, 1)
 
-        mask -> image, or image -> mask; (mask, image) -> logits.
-        """
-        mask, image = (
-            tf.TensorSpec([None, self.size, self.size, 1], tf.float32, name)
-            for name in ("mask", "image")
-        )
-
-        @tf.function(input_signature=[mask])
-        def synthesize(mask: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"image": self.translate(mask)}
-
-        @tf.function(input_signature=[image])
-        def segment(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"mask": self.translate(image)}
-
-        @tf.function(input_signature=[mask, image])
-        def discriminator(mask: tf.Tensor, image: tf.Tensor) -> dict[str, tf.Tensor]:
+        def discriminate(mask: tf.Tensor, image: tf.Tensor) -> dict[str, tf.Tensor]:
             pair = {"mask": mask * 2 - 1, "image": image * 2 - 1}
             return {"logits": self.discriminate(pair[self.source], pair[self.target])}
 
-        return {
-            "generator": synthesize if self.source == "mask" else segment,
-            "discriminator": discriminator,
-        }
+        if self.source == "mask":
+            translate = export_function(lambda mask: {"image": self.translate(mask)}, mask=shape)
+        else:
+            translate = export_function(lambda image: {"mask": self.translate(image)}, image=shape)
+        discriminator = export_function(discriminate, mask=shape, image=shape)
+        return {"generator": translate, "discriminator": discriminator}

@@ -58,11 +58,8 @@ def poisson(tissue: Image, lesion: Image, mask: Mask, mixed: bool = False) -> Im
     """Blend by Poisson image editing; see the module for arguments, result and errors.
 
     The equations are solved in float64 by a sparse factorisation, exact but for rounding. 60,000 px
-    take about 0.2 s of processor time.
-
-    Args:
-        mixed: The guide is the tissue's difference where that is larger in magnitude, else the
-            lesion's.
+    take about 0.2 s of processor time. With `mixed` the guide is the tissue's difference where that
+    is larger in magnitude, else the lesion's.
 
     Source:
         Perez et al., Eq. 7, with the guide of Eq. 9 to 11, mixed of Eq. 12 and 13 (Eq. 4 of the
@@ -96,13 +93,8 @@ def opencv(tissue: Image, lesion: Image, mask: Mask, mixed: bool = False) -> Ima
 
     It is no exact Poisson editing. It solves on the mask's whole bounding box with the tissue's
     differences around the mask, by a discrete sine transform, and takes the lesion's only from 3 px
-    inside the mask. Pixels that it changes beyond the mask are restored.
-
-    Args:
-        mixed: MIXED_CLONE instead of NORMAL_CLONE.
-
-    Raises:
-        ValueError: Also where the mask is below 3 px high or wide, which OpenCV can't clone.
+    inside the mask. Pixels that it changes beyond the mask are restored. A mask below 3 px high or
+    wide is a ValueError. `mixed` is its MIXED_CLONE.
     """
     _check(tissue, lesion, mask)
     left, top, width, height = cv2.boundingRect(mask)
@@ -146,12 +138,9 @@ def _guide(
 def _solve(
     rows: NDArray[np.intp], cols: NDArray[np.intp], right: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Solve the equations.
+    """Solve the equations, whose right sides these are, of Omega's pixels.
 
-    Args:
-        rows: First pixels of the pairs of neighbours within Omega, each pair in both orders.
-        cols: Second pixels of these pairs.
-        right: Right sides.
+    `rows` and `cols` are the pairs of neighbours within Omega, each pair in both orders.
     """
     diagonal = np.arange(len(right))
     values = np.concatenate([np.full(len(right), 4.0), np.full(len(rows), -1.0)])

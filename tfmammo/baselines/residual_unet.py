@@ -87,14 +87,9 @@ class ResidualUNet(Segmenter):
 
 
 def deep_supervision(mask: tf.Tensor, answers: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Compute L; see the module.
+    """Compute L, see the module, of masks [b, s, s, 1] of 0 and 1, float32 scalar.
 
-    Args:
-        mask: [b, s, s, 1], 0 or 1.
-        answers: Logits [b, s / 2^i, s / 2^i, 1], the largest first.
-
-    Returns:
-        float32 scalar, >= 0.
+    The answers are logits [b, s / 2^i, s / 2^i, 1], the largest first.
     """
     weights = [2.0**-level for level in range(len(answers))]
     total = tf.zeros([])

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat
 
 from tfmammo.config import Frozen
 from tfmammo.errors import ConfigError
-from tfmammo.nn.networks import Trainable
+from tfmammo.nn.networks import Trainable, export_function
 from tfmammo.nn.optimization import build_adam, minimize
 
 
@@ -26,10 +26,7 @@ class SegmenterConfig(Frozen):
 class Segmenter(Trainable):
     """A model of one network, "segmenter", which maps an image to one logit for each pixel.
 
-    Args:
-        network: Image float32 [b, s, s, 1] in [0, 1] -> logits float32 [b, s, s, 1].
-        config: The optimizer's values.
-        name: Name of the baseline.
+    float32 [b, s, s, 1] in [0, 1] -> logits float32 [b, s, s, 1]
     """
 
     def __init__(self, network: keras.Model, config: SegmenterConfig, name: str) -> None:
@@ -47,14 +44,7 @@ class Segmenter(Trainable):
         return cross_entropy(batch["mask"], self.logits(batch["image"], training=True))
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Update the network once, by `compute_loss`.
-
-        Args:
-            batch: "image", float32 [b, s, s, 1] in [0, 1], and "mask" of the same shape, 0 or 1.
-
-        Returns:
-            The loss, a float32 scalar.
-        """
+        """Update the network once, by `compute_loss`, on "image" and "mask"."""
         with tf.GradientTape() as tape:
             loss = self.compute_loss(batch)
         minimize(loss, self.networks["segmenter"], self.optimizers["segmenter"], tape)
@@ -66,17 +56,13 @@ class Segmenter(Trainable):
         return {"image": batch["image"], "output": output, "truth": batch["mask"]}
 
     def functions(self) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
-        """Return what is exported: "segmenter", image -> mask.
+        """Return what is exported: "segmenter", image -> mask, a probability."""
 
-        image is float32 [b, s, s, 1] in [0, 1], mask a probability of the same shape.
-        """
-        shape = self.networks["segmenter"].input_shape
-
-        @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name="image")])
-        def segmenter(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        def segment(image: tf.Tensor) -> dict[str, tf.Tensor]:
             return {"mask": tf.sigmoid(self.logits(image))}
 
-        return {"segmenter": segmenter}
+        shape = self.networks["segmenter"].input_shape[1:]
+        return {"segmenter": export_function(segment, image=shape)}
 
 
 def cross_entropy(mask: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

@@ -29,8 +29,8 @@ import tensorflow as tf
 from tfmammo.nn.dcgan import DCGANConfig, dcgan_discriminator, dcgan_generator
 from tfmammo.nn.layers import draw_latent_noise
 from tfmammo.nn.losses import log_fake, log_real
-from tfmammo.nn.networks import Trainable
-from tfmammo.nn.optimization import build_adam, count_batches, minimize
+from tfmammo.nn.networks import Trainable, export_function
+from tfmammo.nn.optimization import build_adam, count_batches, minimize_each
 
 
 class VanillaGANConfig(DCGANConfig):
@@ -80,30 +80,22 @@ class VanillaGAN(Trainable):
         super().__init__(name="vanilla_gan")
         self.config = config = config or VanillaGANConfig()
         self.size = size
-        image_generator = dcgan_generator(
-            config.z, config.filters, 1, size, config.kernel, config.momentum
-        )
+        image_generator = dcgan_generator(config, size)
         self.mean_mask = MeanMask(size)
         self.generator = keras.Sequential(
             [keras.Input((config.z,)), *image_generator.layers, self.mean_mask], name="generator"
         )
-        self.discriminator = dcgan_discriminator(
-            config.discriminator_filters, 1, size, config.kernel, config.momentum
-        )
+        self.discriminator = dcgan_discriminator(config, size)
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimizers = build_adam(
             self.networks, config.learning_rate, config.beta_1, config.beta_2
         )
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Update G and D once, both from the same forward pass.
+        """Update G and D once, both from the same forward pass, on "image" and "mask".
 
-        Args:
-            batch: "image" and "mask", float32 [batch, size, size, 1] in [0, 1].
-
-        Returns:
-            float32 scalars: each network's loss, and D's mean probability for real and generated
-            patches.
+        The scalars are each network's loss, and D's mean probability for real and generated
+        patches.
         """
         self.mean_mask.follow(batch["mask"], count_batches(self.optimizers["generator"]))
         real = batch["image"] * 2 - 1
@@ -116,23 +108,16 @@ class VanillaGAN(Trainable):
                 "generator": -log_real(p_fake),
                 "discriminator": -(log_real(p_real) + log_fake(p_fake)),
             }
-        for name, loss in losses.items():
-            minimize(loss, self.networks[name], self.optimizers[name], tape)
         return {
-            **{f"{name}_loss": loss for name, loss in losses.items()},
+            **minimize_each(losses, self, tape),
             "p_real": tf.reduce_mean(tf.sigmoid(p_real)),
             "p_fake": tf.reduce_mean(tf.sigmoid(p_fake)),
         }
 
     def generate(self, noise: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Generate patches.
+        """Generate "image" and "mask" in [0, 1] from noise [n, z] in [-1, 1].
 
-        Args:
-            noise: float32 [n, z] in [-1, 1].
-
-        Returns:
-            "image" and "mask", float32 [n, size, size, 1] in [0, 1]. The mask is the share of
-            training lesions that cover a pixel.
+        The mask is the share of training lesions that cover a pixel.
         """
         image, mask = tf.split(self.generator(noise, training=False) * 0.5 + 0.5, 2, axis=-1)
         return {"image": image, "mask": mask}
@@ -149,17 +134,15 @@ class VanillaGAN(Trainable):
 
     def functions(self) -> dict[str, Callable]:
         """Return what is exported: noise -> image and mask; image -> logits."""
-        patch = tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image")
-
-        @tf.function(input_signature=[tf.TensorSpec([None, self.config.z], tf.float32, "noise")])
-        def generator(noise: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self.generate(noise)
-
-        @tf.function(input_signature=[patch])
-        def discriminator(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"logits": self.discriminator(image * 2 - 1, training=False)}
-
-        return {"generator": generator, "discriminator": discriminator}
+        shape = (self.size, self.size, 1)
+        return {
+            "generator": export_function(
+                lambda noise: self.generate(noise), noise=(self.config.z,)
+            ),
+            "discriminator": export_function(
+                lambda image: {"logits": self.discriminator(image * 2 - 1)}, image=shape
+            ),
+        }
 
     def _draw(self, count: tf.Tensor) -> tf.Tensor:
         """Draw this step's latent noise; see `layers.draw_latent_noise`."""

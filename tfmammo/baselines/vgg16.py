@@ -65,9 +65,7 @@ class VGG16Config(SegmenterConfig):
 def normalize(channels: int, pretrained: bool) -> keras.layers.Rescaling:
     """Build a float32 layer that maps [0, 1] to what the encoder expects.
 
-    Args:
-        channels: 1, or 3 for blue, green and red.
-        pretrained: Map to VGG-16's own input, 255 * image - mean, instead of [-1, 1].
+    That is [-1, 1], or with its `pretrained` weights 255 * image - mean, blue, green and red.
     """
     if not pretrained:
         return keras.layers.Rescaling(2.0, -1.0, dtype="float32")
@@ -78,14 +76,9 @@ def normalize(channels: int, pretrained: bool) -> keras.layers.Rescaling:
 def assign(network: keras.Model, weights: str, fc: bool) -> None:
     """Copy the weights of VGG-16, or of VGG-19, into a network's layers of the same names.
 
-    A first convolution of one channel takes the sum of the three colours' kernels: what VGG-16 sees
-    in a grey image. A fully connected layer becomes the convolution that computes the same (Long et
-    al., section 3.1).
-
-    Args:
-        network: Has the layers block1_conv1 to block5_conv3, and fc1 and fc2 where `fc`.
-        weights: "imagenet" or a path.
-        fc: Copy VGG-16's fully connected layers fc1 and fc2 too.
+    They are block1_conv1 to block5_conv3, and where `fc` VGG-16's fc1 and fc2. A first convolution
+    of one channel takes the sum of the three colours' kernels: what VGG-16 sees in a grey image. A
+    fully connected layer becomes the convolution that computes the same (Long et al., section 3.1).
     """
     for name, (kernel, bias) in _read(network, weights, fc).items():
         target = network.get_layer(name)

@@ -75,10 +75,10 @@ from tfmammo.nn.layers import (
     seeded_draws,
     uniform_noise,
 )
-from tfmammo.nn.losses import Average, log_fake, log_real
-from tfmammo.nn.networks import Trainable, leaky_relu, normal, unet_features
+from tfmammo.nn.losses import Adversarial, Average, deceive, log_fake, log_real
+from tfmammo.nn.networks import Trainable, export_function, leaky_relu, normal, unet_features
 from tfmammo.nn.normalization import SampleNormalization
-from tfmammo.nn.optimization import build_adam, count_batches, minimize
+from tfmammo.nn.optimization import build_adam, count_batches, minimize_each
 
 # labels of a batch's patches
 NORMAL = 0
@@ -106,7 +106,7 @@ class BlendingConfig(Frozen):
     """Adam's decay of the first moment."""
     beta_2: float = Field(default=0.999, ge=0, lt=1)
     """Adam's decay of the second moment."""
-    adversarial: Literal["non_saturating", "as_printed"] = "non_saturating"
+    adversarial: Adversarial = "non_saturating"
     """What G minimises: -log D, or log(1 - D) as printed."""
     average: Average = "responses"
     """How D's responses to one image become one, see `tfmammo.nn.losses`."""
@@ -127,18 +127,9 @@ class BlendingConfig(Frozen):
 
 
 def paste(tissue: tf.Tensor, lesion: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Make G's input: tissue, the tissue with the lesion pasted in, the mask.
+    """Make G's input: tissue, the tissue with the lesion pasted in, the mask; section 2.1.
 
-    Args:
-        tissue: float32 [n, size, size, 1] in [0, 1].
-        lesion: float32 [n, size, size, 1] in [0, 1].
-        mask: The same shape, 0 or 1.
-
-    Returns:
-        float32 [n, size, size, 3] in [0, 1].
-
-    Source:
-        Section 2.1, Generator.
+    float32 [n, size, size, 1] in [0, 1] each -> float32 [n, size, size, 3]
     """
     return tf.concat([tissue, tf.where(mask > 0, lesion, tissue), mask], axis=-1)
 
@@ -146,12 +137,7 @@ def paste(tissue: tf.Tensor, lesion: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 def guide(tissue: tf.Tensor, lesion: tf.Tensor) -> tf.Tensor:
     """Compute v, Eq. (4): at each pixel the longer gradient, the tissue's or the lesion's.
 
-    Args:
-        tissue: float32 [n, size, size, 1].
-        lesion: float32 [n, size, size, 1].
-
-    Returns:
-        float32 [n, size, size, 2], see layers.image_gradients.
+    float32 [n, size, size, 1] each -> float32 [n, size, size, 2], see layers.image_gradients
     """
     tissue_gradients = image_gradients(tissue)
     lesion_gradients = image_gradients(lesion)
@@ -165,16 +151,9 @@ def seamless_loss(
 ) -> tf.Tensor:
     """Compute L_S, Eq. (3): the root mean square of |grad G - v| over Omega.
 
-    Every forward difference that touches Omega counts, those across its border too.
-
-    Args:
-        output: float32 [n, size, size, 1].
-        tissue: float32 [n, size, size, 1].
-        lesion: float32 [n, size, size, 1].
-        mask: The same shape, 0 or 1.
-
-    Returns:
-        float32 scalar, the mean over the batch; 0 where the output's differences are the guide's.
+    Every forward difference that touches Omega counts, those across its border too. All are float32
+    [n, size, size, 1], the mask of 0 and 1. The result is the mean over the batch, 0 where the
+    output's differences are the guide's.
     """
     difference = image_gradients(output) - guide(tissue, lesion)
     squares = 2 * difference**2  # a gradient has two differences
@@ -185,15 +164,8 @@ def background_loss(output: tf.Tensor, tissue: tf.Tensor, mask: tf.Tensor) -> tf
     """Compute L_B, Eq. (5), outside Omega.
 
     It is the mean of |G - X| plus the root mean square of |grad G| - |grad X|. Gradients count
-    whose pixels all lie outside Omega.
-
-    Args:
-        output: float32 [n, size, size, 1].
-        tissue: float32 [n, size, size, 1].
-        mask: The same shape, 0 or 1.
-
-    Returns:
-        float32 scalar, the mean over the batch; 0 where the background is the tissue's.
+    whose pixels all lie outside Omega. All are float32 [n, size, size, 1], the mask of 0 and 1. The
+    result is the mean over the batch, 0 where the background is the tissue's.
     """
     background = 1 - mask
     grey_term = _region_mean(tf.abs(output - tissue), background)
@@ -213,7 +185,8 @@ def place_lesion(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Rotate lesions about the centres of their masks, resize them, and move them.
 
-    They go to places where their masks keep away from the border.
+    They go to places where their masks keep away from the border. Beyond its old patch a lesion is
+    0.
 
     Args:
         lesion: float32 [n, size, size, 1] in [0, 1], with its surroundings.
@@ -221,9 +194,6 @@ def place_lesion(
         draws: float32 [n, 4] in [0, 1), for angle, factor, row and column.
         rotate: See BlendingConfig.
         resize: See BlendingConfig.
-
-    Returns:
-        Lesion and mask, of the same shapes and ranges; beyond its old patch a lesion is 0.
 
     Source:
         Section 3, "we randomly resize and rotate the input lesion", and section 2.2, "a random
@@ -280,18 +250,11 @@ class Blending(Trainable):
         )
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Update G and D once, both from the same forward pass.
+        """Update G and D once, both from the same forward pass, on "image", "mask" and "label".
 
-        Args:
-            batch: "image" and "mask", float32 [batch, size, size, 1] in [0, 1], and "label", int32
-                [batch], as many LESION as NORMAL: the i-th lesion goes into the i-th normal patch.
-
-        Returns:
-            float32 scalars: each network's loss, L_S, L_B, and D's mean probability for real and
-            for blended patches.
-
-        Raises:
-            ConfigError: The batch has no labels.
+        As many labels are LESION as NORMAL: the i-th lesion goes into the i-th normal patch. A
+        batch without labels is a ConfigError. The scalars are each network's loss, L_S, L_B, and
+        D's mean probability for real and for blended patches.
         """
         if "label" not in batch:
             raise ConfigError(
@@ -317,21 +280,15 @@ class Blending(Trainable):
                 else tf.constant(0.0)
             )
             background = background_loss(image, tissue, mask)
-            as_printed = config.adversarial == "as_printed"
-            adversarial = (
-                log_fake(p_fake, config.average)
-                if as_printed
-                else -log_real(p_fake, config.average)
-            )
-            generator_loss = adversarial + config.lambda_p * (seamless + background)
-            discriminator_loss = -(
-                log_real(p_real, config.average) + log_fake(p_fake, config.average)
-            )
-        losses = {"generator": generator_loss, "discriminator": discriminator_loss}
-        for name, loss in losses.items():
-            minimize(loss, self.networks[name], self.optimizers[name], tape)
+            adversarial = deceive(p_fake, config.adversarial, config.average)
+            losses = {
+                "generator": adversarial + config.lambda_p * (seamless + background),
+                "discriminator": -(
+                    log_real(p_real, config.average) + log_fake(p_fake, config.average)
+                ),
+            }
         return {
-            **{f"{name}_loss": loss for name, loss in losses.items()},
+            **minimize_each(losses, self, tape),
             "seamless": seamless,
             "background": background,
             "p_real": tf.reduce_mean(tf.sigmoid(p_real)),
@@ -368,22 +325,17 @@ class Blending(Trainable):
         }
 
     def functions(self) -> dict[str, Callable]:
-        """Return what is exported, one function for each network.
-
-        pasted -> image, image -> logits.
-        """
-        channels = tf.TensorSpec([None, self.size, self.size, 3], tf.float32, "pasted")
-        patch = tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image")
-
-        @tf.function(input_signature=[channels])
-        def generator(pasted: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"image": self.blend(pasted)}
-
-        @tf.function(input_signature=[patch])
-        def discriminator(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"logits": self.discriminator(image * 2 - 1)}
-
-        return {"generator": generator, "discriminator": discriminator}
+        """Return what is exported, one function for each network."""
+        rows_and_cols = (self.size, self.size)
+        return {
+            "generator": export_function(
+                lambda pasted: {"image": self.blend(pasted)}, pasted=(*rows_and_cols, 3)
+            ),
+            "discriminator": export_function(
+                lambda image: {"logits": self.discriminator(image * 2 - 1)},
+                image=(*rows_and_cols, 1),
+            ),
+        }
 
     def _prior(self, tissue: tf.Tensor, lesion: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
         if self.config.prior == "lesion":
@@ -396,11 +348,7 @@ class Blending(Trainable):
 
 
 def _measure_extent(mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Measure each mask's bounding box.
-
-    Returns:
-        Its centre (row, col), float32 [n, 2], px, and half its diagonal, float32 [n], px.
-    """
+    """Measure the centre (row, col) of each mask's box, [n, 2], and half its diagonal, [n], px."""
     centres = []
     lengths = []
     for axis in (2, 1):
@@ -415,18 +363,13 @@ def _measure_extent(mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def _mark_touching(mask: tf.Tensor) -> tf.Tensor:
     """Mark the forward differences, down and right, that have a pixel in a mask of 0 and 1.
 
-    Returns:
-        float32 [n, size, size, 2], as `image_gradients`: 0 where the patch ends.
+    They are 0 where the patch ends, as those of `image_gradients`.
     """
     down = tf.maximum(mask[:, 1:], mask[:, :-1])
     right = tf.maximum(mask[:, :, 1:], mask[:, :, :-1])
-    return tf.concat(
-        [
-            tf.pad(down, [[0, 0], [0, 1], [0, 0], [0, 0]]),
-            tf.pad(right, [[0, 0], [0, 0], [0, 1], [0, 0]]),
-        ],
-        axis=-1,
-    )
+    down = tf.pad(down, [[0, 0], [0, 1], [0, 0], [0, 0]])
+    right = tf.pad(right, [[0, 0], [0, 0], [0, 1], [0, 0]])
+    return tf.concat([down, right], axis=-1)
 
 
 def _region_mean(values: tf.Tensor, region: tf.Tensor) -> tf.Tensor:

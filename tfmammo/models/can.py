@@ -56,7 +56,16 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError
 from tfmammo.nn.layers import patch_seeds
-from tfmammo.nn.losses import l1, l2_norm, log_fake, log_real, mean_square
+from tfmammo.nn.losses import (
+    Adversarial,
+    Average,
+    deceive,
+    l1,
+    l2_norm,
+    log_fake,
+    log_real,
+    mean_square,
+)
 from tfmammo.nn.networks import (
     PIX2PIX_FILTERS,
     MultiScaleDiscriminator,
@@ -64,8 +73,9 @@ from tfmammo.nn.networks import (
     TexturedUNet,
     Trainable,
     UNet256,
+    export_function,
 )
-from tfmammo.nn.optimization import build_adam, call_sharing_gradients, minimize
+from tfmammo.nn.optimization import build_adam, call_sharing_gradients, minimize_each
 
 
 class CANConfig(Frozen):
@@ -81,9 +91,9 @@ class CANConfig(Frozen):
     """Adam's learning rate of D, which is a deviation; null: learning_rate."""
     beta_1: float = Field(default=0.5, ge=0, lt=1)
     """Adam's decay of the first moment."""
-    adversarial: Literal["non_saturating", "as_printed"] = "non_saturating"
+    adversarial: Adversarial = "non_saturating"
     """What G and I minimise: -log P, or log(1 - P) as printed."""
-    average: Literal["responses", "losses"] = "responses"
+    average: Average = "responses"
     """How D's responses to one pair become one, see `tfmammo.nn.losses`."""
     l2: Literal["mean_square", "norm"] = "mean_square"
     """How I's L2 term is computed."""
@@ -180,12 +190,6 @@ class CAN(Trainable):
             return call_sharing_gradients(self.discriminator, pair)
         return self.discriminator(pair, training=training)
 
-    def adversarial(self, fake: tf.Tensor) -> tf.Tensor:
-        """Compute G's and I's adversarial loss: -log P_f, or log(1 - P_f) as printed."""
-        if self.config.adversarial == "as_printed":
-            return log_fake(fake, self.config.average)
-        return -log_real(fake, self.config.average)
-
     def compare(self, real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
         """Compute G's L1 term, ||Im_r - G(M_r)||_1, of pixels or of means of squares."""
         window = self.config.l1_window
@@ -194,20 +198,15 @@ class CAN(Trainable):
         return l1(*(tf.nn.avg_pool2d(image, window, 1, "VALID") for image in (real, fake)))
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Run one round of Algorithm 1.
+        """Run one round of Algorithm 1 on "mask" and "image".
 
-        One forward pass of G and I and three of D precede the updates of G, I and D.
-
-        Args:
-            batch: "mask" and "image", float32 [batch, size, size, 1] in [0, 1].
-
-        Returns:
-            float32 scalars: each network's loss, the L1 and L2 terms, and D's mean probability for
-            each pair.
+        One forward pass of G and I and three of D precede the updates of G, I and D. The scalars
+        are each network's loss, the L1 and L2 terms, and D's mean probability for each pair.
         """
         real_mask = batch["mask"] * 2 - 1
         real_image = batch["image"] * 2 - 1
         average = self.config.average
+        form = self.config.adversarial
         l2 = mean_square if self.config.l2 == "mean_square" else l2_norm
         with tf.GradientTape(persistent=True) as tape:
             fake_image = self.generator(real_mask, training=True)  # Im_f = G(M_r)
@@ -217,20 +216,15 @@ class CAN(Trainable):
             fake_2 = self.discriminate(fake_mask, real_image, training=True)  # P_f^2
             image_l1 = self.compare(real_image, fake_image)
             mask_l2 = l2(real_mask, fake_mask)
-            generator_loss = self.adversarial(fake_1) + self.config.lambda_1 * image_l1
-            inverter_loss = self.adversarial(fake_2) + self.config.lambda_2 * mask_l2
-            discriminator_loss = -(
-                log_real(real, average) + log_fake(fake_1, average) + log_fake(fake_2, average)
-            )
-        losses = {
-            "generator": generator_loss,
-            "inverter": inverter_loss,
-            "discriminator": discriminator_loss,
-        }
-        for name, loss in losses.items():
-            minimize(loss, self.networks[name], self.optimizers[name], tape)
+            losses = {
+                "generator": deceive(fake_1, form, average) + self.config.lambda_1 * image_l1,
+                "inverter": deceive(fake_2, form, average) + self.config.lambda_2 * mask_l2,
+                "discriminator": -(
+                    log_real(real, average) + log_fake(fake_1, average) + log_fake(fake_2, average)
+                ),
+            }
         return {
-            **{f"{name}_loss": loss for name, loss in losses.items()},
+            **minimize_each(losses, self, tape),
             "image_l1": image_l1,
             "mask_l2": mask_l2,
             "p_real": tf.reduce_mean(tf.sigmoid(real)),
@@ -259,25 +253,14 @@ class CAN(Trainable):
         }
 
     def functions(self) -> dict[str, Callable]:
-        """Return what is exported, one function for each network.
-
-        mask -> image, image -> mask, (mask, image) -> logits.
-        """
-        mask, image = (
-            tf.TensorSpec([None, self.size, self.size, 1], tf.float32, name)
-            for name in ("mask", "image")
-        )
-
-        @tf.function(input_signature=[mask])
-        def generator(mask: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"image": self.synthesize(mask)}
-
-        @tf.function(input_signature=[image])
-        def inverter(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"mask": self.segment(image)}
-
-        @tf.function(input_signature=[mask, image])
-        def discriminator(mask: tf.Tensor, image: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"logits": self.discriminate(mask * 2 - 1, image * 2 - 1)}
-
-        return {"generator": generator, "inverter": inverter, "discriminator": discriminator}
+        """Return what is exported, one function for each network."""
+        shape = (self.size, self.size, 1)
+        return {
+            "generator": export_function(lambda mask: {"image": self.synthesize(mask)}, mask=shape),
+            "inverter": export_function(lambda image: {"mask": self.segment(image)}, image=shape),
+            "discriminator": export_function(
+                lambda mask, image: {"logits": self.discriminate(mask * 2 - 1, image * 2 - 1)},
+                mask=shape,
+                image=shape,
+            ),
+        }

@@ -73,9 +73,15 @@ from tfmammo.errors import name_key
 from tfmammo.nn import pretrained
 from tfmammo.nn.layers import patch_seeds
 from tfmammo.nn.losses import dice_loss, l1, log_fake, log_real
-from tfmammo.nn.networks import PatchDiscriminator, Trainable, UNet256, resnet_stages
+from tfmammo.nn.networks import (
+    PatchDiscriminator,
+    Trainable,
+    UNet256,
+    export_function,
+    resnet_stages,
+)
 from tfmammo.nn.normalization import BatchNormalization, SampleNormalization
-from tfmammo.nn.optimization import build_adam, minimize
+from tfmammo.nn.optimization import build_adam, minimize_each
 
 FILTERS = (32, 64, 128, 256, 256, 256, 256, 256)
 RESNET_101 = (64, (3, 4, 23, 3))  # filters and blocks
@@ -236,14 +242,10 @@ class CGAN(Trainable):
         return self.discriminator(tf.concat([image, mask], axis=-1), training=training)
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Update G and D once, both from the same forward pass.
+        """Update G and D once, both from the same forward pass, on "image" and "mask".
 
-        Args:
-            batch: "image" and "mask", float32 [batch, size, size, 1] in [0, 1].
-
-        Returns:
-            float32 scalars: each network's loss, the content loss, and D's mean probability for
-            each pair.
+        The scalars are each network's loss, the content loss, and D's mean probability for each
+        pair.
         """
         image = batch["image"]
         mask = batch["mask"]
@@ -263,9 +265,7 @@ class CGAN(Trainable):
                     "p_real": tf.reduce_mean(tf.sigmoid(real)),
                     "p_fake": tf.reduce_mean(tf.sigmoid(fake)),
                 }
-        for name, loss in losses.items():
-            minimize(loss, self.networks[name], self.optimizers[name], tape)
-        return {**{f"{name}_loss": loss for name, loss in losses.items()}, **scalars}
+        return {**minimize_each(losses, self, tape), **scalars}
 
     def segment(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
         """Segment images by G, its noise on: mean and standard deviation over `samples` draws.
@@ -294,24 +294,13 @@ class CGAN(Trainable):
         }
 
     def functions(self) -> dict[str, Callable]:
-        """Return what is exported, one function for each network.
-
-        image -> mask, with its uncertainty if `samples` > 1; (mask, image) -> logits, if there is a
-        D.
-        """
-        mask, image = (
-            tf.TensorSpec([None, self.size, self.size, 1], tf.float32, name)
-            for name in ("mask", "image")
-        )
-
-        @tf.function(input_signature=[image])
-        def generator(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self.segment(image)
-
-        @tf.function(input_signature=[mask, image])
-        def discriminator(mask: tf.Tensor, image: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"logits": self.discriminate(image, mask)}
-
-        if not self.config.adversarial:
-            return {"generator": generator}
-        return {"generator": generator, "discriminator": discriminator}
+        """Return what is exported, one function for each network."""
+        shape = (self.size, self.size, 1)
+        functions = {"generator": export_function(lambda image: self.segment(image), image=shape)}
+        if self.config.adversarial:
+            functions["discriminator"] = export_function(
+                lambda mask, image: {"logits": self.discriminate(image, mask)},
+                mask=shape,
+                image=shape,
+            )
+        return functions

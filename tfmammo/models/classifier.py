@@ -42,7 +42,7 @@ from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError, name_key
 from tfmammo.nn import pretrained
 from tfmammo.nn.layers import part_by_label, step_seed
-from tfmammo.nn.networks import Trainable, resnet_stages
+from tfmammo.nn.networks import Trainable, export_function, resnet_stages
 from tfmammo.nn.optimization import build_adam, count_batches, minimize, unwrap
 
 # What a training patch's label is an index of; "normal" means all negatives.
@@ -145,20 +145,12 @@ class Classifier(Trainable):
         )
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Update the network once.
+        """Update the network once on "image" and "label", int32 [batch], an index of POOLS.
 
-        Args:
-            batch: "image", float32 [batch, size, size, 1] in [0, 1], and "label", int32 [batch], an
-                index of POOLS. Every pool that there is occurs equally often. Without synthetic
-                pools all patches are used. Otherwise a real and a synthetic patch form a pair, of
-                which one is used.
-
-        Returns:
-            float32 scalars: the loss, the accuracy on the batch, and the share of synthetic patches
-            in it.
-
-        Raises:
-            ConfigError: The batch has no labels.
+        Every pool that there is occurs equally often. Without synthetic pools all patches are used.
+        Otherwise a real and a synthetic patch form a pair, of which one is used. A batch without
+        labels is a ConfigError. The scalars are the loss, the accuracy on the batch, and the share
+        of synthetic patches in it.
         """
         if "label" not in batch:
             raise ConfigError(
@@ -179,9 +171,7 @@ class Classifier(Trainable):
     def mix(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Select the samples of a batch of all pools, real or synthetic as the share decides.
 
-        Returns:
-            Image float32 [n, size, size, 1], label float32 [n], 1 positive, and float32 [n], 1
-            where it is synthetic.
+        Returns images, labels, float32 [n], 1 positive, and float32 [n], 1 where it is synthetic.
         """
         if not self.config.share:
             label = tf.cast(batch["label"], tf.float32)
@@ -208,28 +198,14 @@ class Classifier(Trainable):
         }
 
     def classify(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Classify patches.
-
-        Returns:
-            "probability" of a lesion, float32 [n], and "features" of the layer before the last,
-            float32 [n, 32 * filters].
-        """
+        """Compute "probability" of a lesion, [n], and "features", [n, 32 * filters]."""
         features, logit = self.network(image)
         return {"probability": tf.sigmoid(logit[:, 0]), "features": features}
 
     def functions(self) -> dict[str, Callable]:
-        """Return what is exported: "classifier", see `classify`.
-
-        image is float32 [n, size, size, 1] in [0, 1].
-        """
-
-        @tf.function(
-            input_signature=[tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image")]
-        )
-        def classifier(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self.classify(image)
-
-        return {"classifier": classifier}
+        """Return what is exported: "classifier", see `classify`."""
+        shape = (self.size, self.size, 1)
+        return {"classifier": export_function(lambda image: self.classify(image), image=shape)}
 
     def _count_batches(self) -> tf.Tensor:
         """Count the batches so far, without those skipped under float16."""

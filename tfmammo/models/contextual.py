@@ -80,7 +80,7 @@ from tfmammo.nn.layers import (
     step_seed,
     upsample,
 )
-from tfmammo.nn.networks import Trainable, leaky_relu
+from tfmammo.nn.networks import Trainable, export_function, leaky_relu
 from tfmammo.nn.normalization import compute_batch_moments
 from tfmammo.nn.optimization import build_adam, count_batches, ends_step, minimize
 from tfmammo.nn.postprocessing import PostprocessConfig, Refined, postprocess
@@ -180,9 +180,7 @@ def cross_entropy(logits: tf.Tensor, name: str) -> tf.Tensor:
 def four_way(logits: Sequence[tf.Tensor], other_weight: float = 0.2) -> tf.Tensor:
     """Compute CE(real) + CE(fake) + other_weight * (CE(benign) + CE(source)), for D.
 
-    Args:
-        logits: float32 [n, 4] of the patches of each class, in the order of CLASSES.
-        other_weight: Weight of the benign and source patches.
+    The logits, float32 [n, 4], are of the patches of each class, in the order of CLASSES.
     """
     real, fake, benign, source = (
         cross_entropy(class_logits, name)
@@ -194,10 +192,7 @@ def four_way(logits: Sequence[tf.Tensor], other_weight: float = 0.2) -> tf.Tenso
 def perturbation(real: tf.Tensor, alpha: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
     """Compute DRAGAN's delta = alpha * 0.5 * std(X) * U(0, 1), X the real patches of all replicas.
 
-    Args:
-        real: float32 [n, rows, cols, 1].
-        alpha: float32 [n] in [0, 1).
-        uniform: float32 of real's shape in [0, 1).
+    alpha is float32 [n] in [0, 1), U(0, 1) of X's shape.
     """
     _, variance = compute_batch_moments(real, [0, 1, 2, 3])
     return tf.reshape(alpha, [-1, 1, 1, 1]) * 0.5 * tf.sqrt(variance) * uniform
@@ -206,15 +201,9 @@ def perturbation(real: tf.Tensor, alpha: tf.Tensor, uniform: tf.Tensor) -> tf.Te
 def gradient_penalty(
     logit: Callable[[tf.Tensor], tf.Tensor], image: tf.Tensor, weight: float = 10.0, k: float = 1.0
 ) -> tf.Tensor:
-    """Compute weight * E[(|grad_x logit(x)| - k)^2], float32.
+    """Compute weight * E[(|grad_x logit(x)| - k)^2], float32, of a logit [n, rows, cols, 1] -> [n].
 
-    The result is differentiable with respect to whatever `logit` depends on.
-
-    Args:
-        logit: Function of [n, rows, cols, 1] that returns float32 [n].
-        image: float32 [n, rows, cols, 1], perturbed.
-        weight: The paper's lambda.
-        k: The norm aimed at.
+    It is differentiable with respect to whatever `logit` depends on.
 
     Source:
         Section 2; Kodali et al., On convergence and stability of GANs (2017).
@@ -314,9 +303,7 @@ class Encoder(GrowingNetwork):
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Compute the map of each level, outermost first, and the centre, [batch, 1, 1, outputs].
 
-        Args:
-            image: floating [batch, size, size, 1] in [-1, 1].
-            noise: floating [batch, 2 * levels], see `noise_input`; None for D, which has none.
+        `noise` is [batch, 2 * levels], see `noise_input`; None for D, which has none.
         """
         maps = []
         x = image if self.from_image is None else leaky_relu(self.from_image(image))
@@ -509,19 +496,11 @@ class Contextual(Trainable):
         return tf.concat([lesion, image, tf.clip_by_value(image + lesion, -1.0, 1.0)], axis=-1)
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Update D once, G once or twice, then the running average.
+        """Update D once, G once or twice, then the running average, on "image" and "label".
 
-        Args:
-            batch: "image", float32 [batch, size, size, 1] in [0, 1], and "label", int32 [batch], an
-                index of PATHOLOGIES. Every pathology must occur equally often; with
-                config.positives "lesion" all but benign.
-
-        Returns:
-            float32 scalars: each network's loss, the penalty, and p(real) of real and of fake
-            patches.
-
-        Raises:
-            ConfigError: The batch has no labels.
+        Labels are int32 [batch], an index of PATHOLOGIES. Every pathology must occur equally often;
+        with config.positives "lesion" all but benign. A batch without labels is a ConfigError. The
+        scalars are each network's loss, the penalty, and p(real) of real and of fake patches.
         """
         if "label" not in batch:
             raise ConfigError(
@@ -581,11 +560,7 @@ class Contextual(Trainable):
         )
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Draw panels for the image grid, always with the same random numbers: frames of a film.
-
-        Args:
-            batch: "image", float32 [batch, size, size, 1] in [0, 1], as are the panels.
-        """
+        """Draw panels for the image grid, always with the same random numbers: frames of a film."""
         image = batch["image"]
         noise = tf.constant(sample_latent_noise(len(image), self.average.blocks))
         output = self._synthesize(self.average, image, noise)
@@ -603,22 +578,22 @@ class Contextual(Trainable):
         "average", the one to use, and "generator" map (image, noise) to image and lesion.
         "discriminator" maps an image to the logits of CLASSES.
         """
-        image = tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image")
-        noise = tf.TensorSpec([None, self.generator.blocks], tf.float32, "noise")
+        shape = (self.size, self.size, 1)
 
-        @tf.function(input_signature=[image, noise])
-        def average(image: tf.Tensor, noise: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self._synthesize(self.average, image, noise)
+        def export_generator(network: Generator) -> Callable:
+            return export_function(
+                lambda image, noise: self._synthesize(network, image, noise),
+                image=shape,
+                noise=(network.blocks,),
+            )
 
-        @tf.function(input_signature=[image, noise])
-        def generator(image: tf.Tensor, noise: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self._synthesize(self.generator, image, noise)
-
-        @tf.function(input_signature=[image])
-        def discriminator(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"logits": self.discriminator(image * 2 - 1)}
-
-        return {"average": average, "generator": generator, "discriminator": discriminator}
+        return {
+            "average": export_generator(self.average),
+            "generator": export_generator(self.generator),
+            "discriminator": export_function(
+                lambda image: {"logits": self.discriminator(image * 2 - 1)}, image=shape
+            ),
+        }
 
     def _synthesize(
         self, network: Generator, image: tf.Tensor, noise: tf.Tensor

@@ -72,7 +72,7 @@ from tfmammo.nn.layers import (
     uniform_noise,
     upsample,
 )
-from tfmammo.nn.networks import Network, Trainable
+from tfmammo.nn.networks import Network, Trainable, export_function
 from tfmammo.nn.normalization import GroupNormalization
 from tfmammo.nn.optimization import build_adam, count_batches, ends_step, minimize
 from tfmammo.tracking import export
@@ -131,26 +131,14 @@ class FlowConfig(Frozen):
 
 
 def interpolate(start: tf.Tensor, end: tf.Tensor, time: tf.Tensor) -> tf.Tensor:
-    """Compute X_t = t X_1 + (1 - t) X_0.
-
-    Args:
-        start: X_0, float32 [n, size, size, 1].
-        end: X_1, of the same shape.
-        time: t, float32 [n, 1, 1, 1] in [0, 1].
-    """
+    """Compute X_t = t X_1 + (1 - t) X_0 of float32 [n, size, size, 1], t [n, 1, 1, 1] in [0, 1]."""
     return time * end + (1 - time) * start
 
 
 def flow_matching(displacement: tf.Tensor, velocity: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Compute Eq. (1): the mean over each hole's pixels of ((X_1 - X_0) - v)^2.
+    """Compute Eq. (1): the mean over each hole's pixels of ((X_1 - X_0) - v)^2, float32.
 
-    Args:
-        displacement: X_1 - X_0, float32 [n, size, size, 1].
-        velocity: v, of the same shape.
-        mask: Of the same shape, above 0 inside the hole.
-
-    Returns:
-        float32 scalar, >= 0, the mean over the batch.
+    All are [n, size, size, 1]; the mask is above 0 inside the hole.
     """
     hole = tf.cast(mask > 0, tf.float32)
     squared = hole * tf.math.squared_difference(displacement, velocity)
@@ -178,27 +166,21 @@ def integrate(
         >>> float(integrate(lambda state, time: 2 * time, tf.zeros([]), 4, "heun"))
         1.0
     """
-    state = start
     length = 1 / tf.cast(steps, tf.float32)
-    for step in tf.range(steps):
+
+    def advance(step: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         time = tf.cast(step, tf.float32) * length
         slope = velocity(state, time)
         if sampler == "heun":
             ahead = velocity(state + length * slope, time + length)
             slope = (slope + ahead) / 2
-        state = state + length * slope
-    return state
+        return step + 1, state + length * slope
+
+    return tf.while_loop(lambda step, _: step < steps, advance, (0, start))[1]
 
 
 def embed_time(time: tf.Tensor, channels: int) -> tf.Tensor:
-    """Embed times as sinusoids: cos and sin of 1000 t / 10000^(i / n), i = 0 to n - 1.
-
-    Args:
-        time: float32 [batch] in [0, 1].
-        channels: 2 n.
-
-    Returns:
-        float32 [batch, channels], the cosines first.
+    """Embed times as cos, then sin, of 1000 t / 10000^(i / n), i = 0 to n - 1: [batch, 2 n].
 
     Source:
         Vaswani et al., Attention is all you need (2017), section 3.5, positions being 1000 t.
@@ -328,14 +310,7 @@ class Flow(Trainable):
         return label_patches(batch["image"], batch["mask"], step, self.config.margin)
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Update v once, then its running average.
-
-        Args:
-            batch: "image" and "mask", float32 [batch, size, size, 1] in [0, 1].
-
-        Returns:
-            The loss of v, a float32 scalar.
-        """
+        """Update v once, then its running average, on "image" and "mask"."""
         config = self.config
         optimizer = self.optimizers["velocity"]
         step = count_batches(optimizer)
@@ -410,20 +385,17 @@ class Flow(Trainable):
         "average", the one to use, maps a tri-label to an image. "velocity" is the trained network
         itself: (X_t in a tri-label's place of the tissue, t) -> v.
         """
-        label = tf.TensorSpec(
-            [None, self.size, self.size, self.config.channels], tf.float32, "tri_label"
-        )
-        times = tf.TensorSpec([None], tf.float32, "time")
-
-        @tf.function(input_signature=[label])
-        def average(tri_label: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"image": self.infill(tri_label)}
-
-        @tf.function(input_signature=[label, times])
-        def velocity(tri_label: tf.Tensor, time: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"velocity": self.velocity(tri_label * 2 - 1, time)}
-
-        return {"average": average, "velocity": velocity}
+        label = (self.size, self.size, self.config.channels)
+        return {
+            "average": export_function(
+                lambda tri_label: {"image": self.infill(tri_label)}, tri_label=label
+            ),
+            "velocity": export_function(
+                lambda tri_label, time: {"velocity": self.velocity(tri_label * 2 - 1, time)},
+                tri_label=label,
+                time=(),
+            ),
+        }
 
 
 def export_again(folder: Path, directory: Path, **changes: Any) -> Path:
@@ -434,8 +406,8 @@ def export_again(folder: Path, directory: Path, **changes: Any) -> Path:
         directory: Where to.
         **changes: Keys of the config that need no training: sampler, sampling_steps, guidance.
 
-    Returns:
-        `directory`.
+    Raises:
+        ConfigError: Another key is to change, or the values make no sense.
         ExportError: The folder holds no flow, or the directory something else than an export.
     """
     wrong = set(changes) - {"sampler", "sampling_steps", "guidance"}

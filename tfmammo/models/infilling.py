@@ -68,10 +68,17 @@ from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError, name_key
 from tfmammo.nn.convolutions import Convolution
 from tfmammo.nn.layers import FULL, Dilation, label_patches
-from tfmammo.nn.losses import Average, l1, log_fake, log_real
-from tfmammo.nn.networks import PIX2PIX_FILTERS, Network, PatchDiscriminator, Trainable, UNet256
+from tfmammo.nn.losses import Adversarial, Average, deceive, l1, log_fake, log_real
+from tfmammo.nn.networks import (
+    PIX2PIX_FILTERS,
+    Network,
+    PatchDiscriminator,
+    Trainable,
+    UNet256,
+    export_function,
+)
 from tfmammo.nn.normalization import GroupNormalization
-from tfmammo.nn.optimization import build_adam, count_batches, minimize
+from tfmammo.nn.optimization import build_adam, count_batches, minimize_each
 from tfmammo.nn.pretrained import vgg19
 from tfmammo.nn.published import identify
 
@@ -106,7 +113,7 @@ class InfillingConfig(Frozen):
     """Adam's decay of the first moment."""
     beta_2: float = Field(default=0.9, ge=0, lt=1)
     """Adam's decay of the second moment."""
-    adversarial: Literal["non_saturating", "as_printed"] = "non_saturating"
+    adversarial: Adversarial = "non_saturating"
     """What G minimises: -log D, or log(1 - D) as printed."""
     average: Average = "responses"
     """How D's responses to one pair become one, see `tfmammo.nn.losses`."""
@@ -138,7 +145,7 @@ class InfillingConfig(Frozen):
 def feature_matching(
     real: Sequence[tf.Tensor], fake: Sequence[tf.Tensor], weights: Sequence[float] | None = None
 ) -> tf.Tensor:
-    """Compute L_fm, Eq. (4): the sum over layers of mean |phi_l(R) - phi_l(G(x))|.
+    """Compute L_fm, Eq. (4): the sum over layers of mean |phi_l(R) - phi_l(G(x))|, float32.
 
     The mean is ||.||_1 times 1 / number of elements.
 
@@ -146,9 +153,6 @@ def feature_matching(
         real: phi_l(R), floating [n, rows, cols, channels] each, the image first.
         fake: phi_l(G(x)), of the same shapes.
         weights: Factors of the terms, by default 1.
-
-    Returns:
-        float32 scalar, >= 0, the mean over the batch.
     """
     factors = weights or [1.0] * len(real)
     return tf.add_n([factor * l1(r, f) for factor, r, f in zip(factors, real, fake, strict=True)])
@@ -270,14 +274,10 @@ class Infilling(Trainable):
         return [image, *(feature / self.grey_scale for feature in self.feature_extractor(image))]
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Update G and D once, both from the same forward pass.
+        """Update G and D once, both from the same forward pass, on "image" and "mask".
 
-        Args:
-            batch: "image" and "mask", float32 [batch, size, size, 1] in [0, 1].
-
-        Returns:
-            float32 scalars: each network's loss, L_fm, the L1 of the images, and D's mean
-            probability for each pair.
+        The scalars are each network's loss, L_fm, the L1 of the images, and D's mean probability
+        for each pair.
         """
         config = self.config
         image = batch["image"]
@@ -289,21 +289,15 @@ class Infilling(Trainable):
             fake_image = self.generator(label, training=True)  # G(x)
             real = self.discriminate(label, real_image)  # D(x, R)
             fake = self.discriminate(label, fake_image)  # D(x, G(x))
-            # L_fm
-            matching = feature_matching(
-                real_features, self.features(fake_image * 0.5 + 0.5), term_weights
-            )
-            as_printed = config.adversarial == "as_printed"
-            adversarial = (
-                log_fake(fake, config.average) if as_printed else -log_real(fake, config.average)
-            )
-            generator_loss = adversarial + config.lambda_fm * matching
-            discriminator_loss = -(log_real(real, config.average) + log_fake(fake, config.average))
-        losses = {"generator": generator_loss, "discriminator": discriminator_loss}
-        for name, loss in losses.items():
-            minimize(loss, self.networks[name], self.optimizers[name], tape)
+            fake_features = self.features(fake_image * 0.5 + 0.5)  # phi_l(G(x))
+            matching = feature_matching(real_features, fake_features, term_weights)  # L_fm
+            adversarial = deceive(fake, config.adversarial, config.average)
+            losses = {
+                "generator": adversarial + config.lambda_fm * matching,
+                "discriminator": -(log_real(real, config.average) + log_fake(fake, config.average)),
+            }
         return {
-            **{f"{name}_loss": loss for name, loss in losses.items()},
+            **minimize_each(losses, self, tape),
             "feature_matching": matching,
             "image_l1": l1(image, fake_image * 0.5 + 0.5),
             "p_real": tf.reduce_mean(tf.sigmoid(real)),
@@ -325,24 +319,20 @@ class Infilling(Trainable):
         return {**channels, "synthetic": self.infill(label), "real": batch["image"]}
 
     def functions(self) -> dict[str, Callable]:
-        """Return what is exported, one function for each network.
-
-        tri_label -> image, (tri_label, image) -> logits.
-        """
-        label = tf.TensorSpec(
-            [None, self.size, self.size, self.config.channels], tf.float32, "tri_label"
-        )
-        image = tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image")
-
-        @tf.function(input_signature=[label])
-        def generator(tri_label: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"image": self.infill(tri_label)}
-
-        @tf.function(input_signature=[label, image])
-        def discriminator(tri_label: tf.Tensor, image: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"logits": self.discriminate(tri_label * 2 - 1, image * 2 - 1)}
-
-        return {"generator": generator, "discriminator": discriminator}
+        """Return what is exported, one function for each network."""
+        label = (self.size, self.size, self.config.channels)
+        return {
+            "generator": export_function(
+                lambda tri_label: {"image": self.infill(tri_label)}, tri_label=label
+            ),
+            "discriminator": export_function(
+                lambda tri_label, image: {
+                    "logits": self.discriminate(tri_label * 2 - 1, image * 2 - 1)
+                },
+                tri_label=label,
+                image=(self.size, self.size, 1),
+            ),
+        }
 
 
 def _refinement(width: int) -> keras.layers.Layer:

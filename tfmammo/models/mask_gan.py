@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -50,9 +50,9 @@ from tfmammo.config import Frozen
 from tfmammo.mammogram import keep_largest
 from tfmammo.nn.dcgan import DCGANConfig, dcgan_discriminator, dcgan_generator
 from tfmammo.nn.layers import draw_latent_noise, sample_latent_noise
-from tfmammo.nn.losses import log_fake, log_real
-from tfmammo.nn.networks import Trainable
-from tfmammo.nn.optimization import build_adam, count_batches, minimize
+from tfmammo.nn.losses import Adversarial, deceive, log_fake, log_real
+from tfmammo.nn.networks import Trainable, export_function
+from tfmammo.nn.optimization import build_adam, count_batches, minimize_each
 from tfmammo.tracking.export import write_saved_models
 
 LIMITS = "plausibility.json"  # the file in an export that holds a Plausibility
@@ -64,7 +64,7 @@ class MaskGANConfig(DCGANConfig):
 
     beta_1: float = Field(default=0.9, ge=0, lt=1)
     """Adam's decay of the first moment."""
-    adversarial: Literal["non_saturating", "as_printed"] = "non_saturating"
+    adversarial: Adversarial = "non_saturating"
     """What G minimises: -log D(G(z)), or log(1 - D(G(z))) as printed."""
 
 
@@ -102,26 +102,17 @@ class MaskGAN(Trainable):
         self.config = config = config or MaskGANConfig()
         self.size = size
         self.references = references
-        self.generator = dcgan_generator(
-            config.z, config.filters, 1, size, config.kernel, config.momentum
-        )
-        self.discriminator = dcgan_discriminator(
-            config.discriminator_filters, 1, size, config.kernel, config.momentum
-        )
+        self.generator = dcgan_generator(config, size)
+        self.discriminator = dcgan_discriminator(config, size)
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimizers = build_adam(
             self.networks, config.learning_rate, config.beta_1, config.beta_2
         )
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Update D and G once, both from the same forward pass.
+        """Update D and G once, both from the same forward pass, on "mask".
 
-        Args:
-            batch: "mask", float32 [batch, size, size, 1] in [0, 1].
-
-        Returns:
-            float32 scalars: each network's loss, and D's mean probability for real and generated
-            masks.
+        The scalars are each network's loss, and D's mean probability for real and generated masks.
         """
         real_mask = batch["mask"] * 2 - 1
         z = self.draw(tf.shape(real_mask)[0])
@@ -129,15 +120,12 @@ class MaskGAN(Trainable):
             fake_mask = self.generator(z, training=True)  # G(z)
             real = self.discriminator(real_mask, training=True)  # D(x)
             fake = self.discriminator(fake_mask, training=True)  # D(G(z))
-            generator_loss = (
-                log_fake(fake) if self.config.adversarial == "as_printed" else -log_real(fake)
-            )
-            discriminator_loss = -(log_real(real) + log_fake(fake))
-        losses = {"generator": generator_loss, "discriminator": discriminator_loss}
-        for name, loss in losses.items():
-            minimize(loss, self.networks[name], self.optimizers[name], tape)
+            losses = {
+                "generator": deceive(fake, self.config.adversarial),
+                "discriminator": -(log_real(real) + log_fake(fake)),
+            }
         return {
-            **{f"{name}_loss": loss for name, loss in losses.items()},
+            **minimize_each(losses, self, tape),
             "p_real": tf.reduce_mean(tf.sigmoid(real)),
             "p_fake": tf.reduce_mean(tf.sigmoid(fake)),
         }
@@ -151,10 +139,10 @@ class MaskGAN(Trainable):
         return self.generator(noise, training=False) * 0.5 + 0.5
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Draw panels for the image grid.
+        """Draw panels for the image grid, for the same noise every time.
 
-        They show a real mask, and for fixed noise a generated mask, the cleaned mask, and the
-        training mask nearest to it.
+        They show a real mask, a generated mask, the cleaned mask, and the training mask nearest to
+        it.
         """
         noise = sample_latent_noise(len(batch["mask"]), self.config.z)
         generated = self.generate(tf.constant(noise))
@@ -170,40 +158,25 @@ class MaskGAN(Trainable):
         return panels | {"nearest": tf.constant(self.references[index], tf.float32)}
 
     def functions(self) -> dict[str, Callable]:
-        """Return what is exported: generator, noise -> mask, and discriminator, mask -> logits.
-
-        noise is float32 [n, z] in [-1, 1], mask float32 [n, size, size, 1] in [0, 1].
-        """
-
-        @tf.function(input_signature=[tf.TensorSpec([None, self.config.z], tf.float32, "noise")])
-        def generator(noise: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"mask": self.generate(noise)}
-
-        @tf.function(
-            input_signature=[tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "mask")]
-        )
-        def discriminator(mask: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"logits": self.discriminator(mask * 2 - 1, training=False)}
-
-        return {"generator": generator, "discriminator": discriminator}
+        """Return what is exported: noise, [n, z] in [-1, 1] -> mask, and mask -> logits."""
+        noise, shape = (self.config.z,), (self.size, self.size, 1)
+        return {
+            "generator": export_function(lambda noise: {"mask": self.generate(noise)}, noise=noise),
+            "discriminator": export_function(
+                lambda mask: {"logits": self.discriminator(mask * 2 - 1)}, mask=shape
+            ),
+        }
 
 
 def clean(
     masks: NDArray[np.floating] | NDArray[np.uint8], threshold: float = 0.5, median: int = 5
 ) -> NDArray[np.uint8]:
-    """Clean masks to one region without holes each.
+    """Clean masks [n, rows, cols, 1] in [0, 1] to one region without holes each, uint8 of 0 and 1.
 
     A mask is thresholded, a median filter removes specks and frayed edges, and the largest
-    8-connected region stays, its holes filled.
-
-    Args:
-        masks: [n, rows, cols, 1] in [0, 1].
-        threshold: Values above it are mask.
-        median: Rows and columns of the median filter, an odd number of px; 1 leaves it out.
-
-    Returns:
-        uint8 of the same shape, 0 or 1; empty where nothing, or no more than specks, lies above the
-        threshold.
+    8-connected region stays, its holes filled. It is empty where nothing, or no more than specks,
+    lies above the threshold. The median filter has an odd number of rows and columns; 1 leaves it
+    out.
 
     Source:
         Section 4.3, "remove the white noise from the synthetic mask".
@@ -216,15 +189,10 @@ def clean(
 
 
 def measure(masks: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
-    """Measure how large and how smooth masks are.
+    """Measure how large and how smooth masks, uint8 [n, rows, cols, 1] of 0 and 1, are.
 
-    Args:
-        masks: uint8 [n, rows, cols, 1], 0 or 1.
-
-    Returns:
-        float64 [n] each, in [0, 1], 0 for an empty mask: "area", its share of the patch;
-        "solidity", its area over that of its convex hull's pixels; "extent", its area over its
-        box's.
+    float64 [n] each, in [0, 1], 0 for an empty mask: "area", its share of the patch; "solidity",
+    its area over that of its convex hull's pixels; "extent", its area over its box's.
     """
     values = np.zeros((3, len(masks)))
     for column, mask in zip(values.T, np.ascontiguousarray(masks[..., 0]), strict=True):
@@ -240,12 +208,7 @@ def measure(masks: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
 
 
 def fit_plausibility(masks: NDArray[np.uint8], share: float = 0.98) -> Plausibility:
-    """Fit the limits between which the middle `share` of masks lies, for each measure.
-
-    Args:
-        masks: uint8 [n, rows, cols, 1], 0 or 1, not empty: training masks, cleaned.
-        share: In (0, 1].
-    """
+    """Fit the limits between which the middle `share` of cleaned training masks lies."""
     tail = (1 - share) / 2
     limits = {
         name: np.quantile(values, [tail, 1 - tail]).tolist()
@@ -255,15 +218,7 @@ def fit_plausibility(masks: NDArray[np.uint8], share: float = 0.98) -> Plausibil
 
 
 def is_plausible(masks: NDArray[np.uint8], limits: Plausibility) -> NDArray[np.bool_]:
-    """Decide which masks lie within all limits and do not touch the patch's border.
-
-    Args:
-        masks: uint8 [n, rows, cols, 1], 0 or 1, cleaned.
-        limits: From `fit_plausibility`.
-
-    Returns:
-        bool [n].
-    """
+    """Decide which cleaned masks of 0 and 1 are within all limits and off the border."""
     inside = np.pad(masks[:, 1:-1, 1:-1], ((0, 0), (1, 1), (1, 1), (0, 0)))
     accepted = masks.any(axis=(1, 2, 3)) & (masks == inside).all(axis=(1, 2, 3))
     for name, values in measure(masks).items():
@@ -304,10 +259,6 @@ def diversity(masks: NDArray[np.uint8]) -> float:
 
 
 def write(model: MaskGAN, folder: Path, limits: Plausibility) -> dict[str, Any]:
-    """Write the SavedModels of a float32 model, and beside them the limits of plausibility.
-
-    Returns:
-        The card's "functions"; see tfmammo.tracking.export.export.
-    """
+    """Write the SavedModels, see `tracking.export`, and the limits of plausibility."""
     (folder / LIMITS).write_text(limits.model_dump_json(), encoding="utf-8")
     return write_saved_models(model, folder)

@@ -31,7 +31,7 @@ from pydantic import Field, PositiveFloat
 
 from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError
-from tfmammo.nn.networks import Trainable
+from tfmammo.nn.networks import Trainable, export_function
 from tfmammo.nn.optimization import build, minimize
 
 SHAPES = ("irregular", "lobular", "oval", "round")
@@ -112,14 +112,9 @@ class ShapeCNN(Trainable):
         self.optimizers = {"classifier": build(optimizer, self.network)}
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Update the network once.
+        """Update the network once on "mask" and "label", int32 [batch], an index of SHAPES.
 
-        Args:
-            batch: "mask", float32 [batch, size, size, 1] in {0, 1}, and "label", int32 [batch], an
-                index of SHAPES.
-
-        Returns:
-            float32 scalars: the weighted loss, and the accuracy on the batch.
+        The scalars are the weighted loss, and the accuracy on the batch.
         """
         labels = batch["label"]
         with tf.GradientTape() as tape:
@@ -134,11 +129,7 @@ class ShapeCNN(Trainable):
         return {"classifier_loss": loss, "accuracy": tf.reduce_mean(is_right)}
 
     def classify(self, mask: tf.Tensor) -> tf.Tensor:
-        """Compute the probabilities of SHAPES, float32 [batch, 4].
-
-        Args:
-            mask: float32 [batch, size, size, 1] in [0, 1].
-        """
+        """Compute the probabilities of SHAPES, float32 [batch, 4], of masks in [0, 1]."""
         return tf.nn.softmax(self.network(mask))
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -154,15 +145,8 @@ class ShapeCNN(Trainable):
         }
 
     def functions(self) -> dict[str, Callable]:
-        """Return what is exported: "classifier", mask -> shapes.
-
-        mask is float32 [batch, size, size, 1] in [0, 1], shapes float32 [batch, 4].
-        """
-
-        @tf.function(
-            input_signature=[tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "mask")]
-        )
-        def classifier(mask: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"shapes": self.classify(mask)}
-
-        return {"classifier": classifier}
+        """Return what is exported: "classifier", mask -> shapes, float32 [batch, 4]."""
+        shape = (self.size, self.size, 1)
+        return {
+            "classifier": export_function(lambda mask: {"shapes": self.classify(mask)}, mask=shape)
+        }

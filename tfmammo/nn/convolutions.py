@@ -43,27 +43,16 @@ class Convolution(keras.layers.Conv2D):
 
     It is quicker with at least two filters for each output pixel, and where the kernel covers the
     whole map. Kernels of one pixel with few filters are products too, which is safer.
-
-    Call arguments:
-        x: floating [batch, rows, cols, channels].
-
-    Call returns:
-        [batch, rows / stride, cols / stride, filters], as Keras's.
     """
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        """Convolve, without the bias.
-
-        Args:
-            inputs: floating [batch, rows, cols, channels].
-            kernel: [kernel rows, kernel cols, channels, filters].
-        """
+        """Convolve, without the bias."""
         shape = self.compute_output_shape(inputs.shape)
         filters = kernel.shape[-1]
-        usual = _is_usual(self) and on_cpu()
+        usual = _is_usual(self, inputs)
         if usual and (self._covers_map(inputs) or self._scores_pixels(filters)):
             patches = inputs
-        elif usual and pays(inputs.shape[0], shape[1:3], filters / 2):
+        elif usual and matmul_is_faster(inputs.shape[0], shape[1:3], filters / 2):
             patches = _gather(
                 inputs,
                 _pixels(inputs.shape[1:3], self.kernel_size, self.strides, self.padding == "same"),
@@ -95,19 +84,12 @@ class TransposedConvolution(keras.layers.Conv2DTranspose):
     each input pixel it is, in training too. Where the product, kernel size x filters of each pixel,
     is no larger than the input, as in front of an image, it is in the forward pass; gradients are
     then the convolution's.
-
-    Call arguments:
-        x: floating [batch, rows, cols, channels].
-
-    Call returns:
-        [batch, rows * stride, cols * stride, filters], as Keras's.
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """See the class."""
-        usual = _is_usual(self) and self.padding == "same" and self.output_padding is None
-        usual = usual and None not in inputs.shape[1:3] and on_cpu()
-        if usual and pays(inputs.shape[0], inputs.shape[1:3], inputs.shape[-1]):
+        usual = self.padding == "same" and self.output_padding is None and _is_usual(self, inputs)
+        if usual and matmul_is_faster(inputs.shape[0], inputs.shape[1:3], inputs.shape[-1]):
             outputs = self._convolve_small_map(inputs)
         elif usual and self._is_narrow(inputs.shape[-1]):
             kernel = tf.convert_to_tensor(self.kernel)
@@ -145,18 +127,10 @@ class TransposedConvolution(keras.layers.Conv2DTranspose):
 
 
 def _convolve_to_few_filters(x: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
-    """Compute a transposed convolution, "same".
+    """Convolve transposed, "same", by a kernel [k, k, filters, channels] of few filters.
 
     The products of all pixels with the kernel are added up where they overlap, and rearranged from
-    channels into space.
-
-    Args:
-        x: floating [batch, rows, cols, channels].
-        kernel: [k, k, filters, channels], k a multiple of the stride.
-        stride: px.
-
-    Returns:
-        [batch, rows * stride, cols * stride, filters].
+    channels into space. k is a multiple of the stride.
     """
     side, _, filters, channels = kernel.shape
     count = side // stride
@@ -202,24 +176,18 @@ def _convolve_to_few_filters(x: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf
     return convolve(x, kernel)
 
 
-def pays(maps: int | None, shape: Sequence[int | None], most: float) -> bool:
-    """Return whether the matrix product is quicker.
-
-    Args:
-        maps: Number of maps; None: unknown.
-        shape: Rows and columns of a map, px.
-        most: Largest number of pixels of all maps for which it is.
-    """
-    if None in shape:
-        return False
-    return (maps or UNKNOWN) * math.prod(length or 0 for length in shape) <= most
+def matmul_is_faster(maps: int | None, shape: Sequence[int], most: float) -> bool:
+    """Return whether a matrix product is quicker: for at most this many pixels of all maps."""
+    return (maps or UNKNOWN) * math.prod(shape) <= most
 
 
-def _is_usual(layer: keras.layers.Layer) -> bool:
+def _is_usual(layer: keras.layers.Layer, inputs: tf.Tensor) -> bool:
     return (
         layer.data_format == "channels_last"
         and layer.dilation_rate == (1, 1)
         and getattr(layer, "groups", 1) == 1
+        and None not in inputs.shape[1:3]
+        and on_cpu()
     )
 
 
@@ -235,40 +203,24 @@ def _gather(x: tf.Tensor, indices: NDArray[np.int32]) -> tf.Tensor:
 def _pixels(
     shape: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], same: bool
 ) -> NDArray[np.int32]:
-    """Find the pixels that a convolution reads.
+    """Find the pixel that each tap of each output of a convolution reads: int32 [outputs, taps].
 
-    Args:
-        shape: Rows and columns of the input.
-        kernel: Rows and columns of the kernel.
-        strides: Along rows and columns.
-        same: Whether the padding is "same".
-
-    Returns:
-        int32 [outputs, taps], the pixel that each tap of each output reads, rows * cols outside the
-        map.
+    Pixels outside the map are rows * cols, one behind its end. `same` is the padding.
     """
-    (rows, row_taps), (cols, col_taps) = (
-        _axis(*axis, same) for axis in zip(shape, kernel, strides, strict=True)
-    )
+    rows, cols = (_axis(*axis, same) for axis in zip(shape, kernel, strides, strict=True))
     inside = ((rows >= 0) & (rows < shape[0]))[:, None, :, None] & (
         (cols >= 0) & (cols < shape[1])
     )[None, :, None, :]
     pixels = np.where(
         inside, rows[:, None, :, None] * shape[1] + cols[None, :, None, :], shape[0] * shape[1]
     )
-    return pixels.reshape(-1, row_taps * col_taps).astype(np.int32)
+    return pixels.reshape(-1, math.prod(kernel)).astype(np.int32)
 
 
 def _contributions(pixels: NDArray[np.int32], count: int) -> NDArray[np.int32]:
-    """Invert `_pixels`.
+    """Invert `_pixels` of a map of `count` pixels: int32 [count, n].
 
-    Args:
-        pixels: From `_pixels`.
-        count: How many pixels the map has.
-
-    Returns:
-        int32 [count, n], the output * taps + tap that read each pixel, outputs * taps where there
-        are fewer.
+    They are the output * taps + tap that read each pixel, outputs * taps where there are fewer.
     """
     order = np.argsort(pixels, axis=None, kind="stable")
     ordered = pixels.ravel()[order]
@@ -280,12 +232,8 @@ def _contributions(pixels: NDArray[np.int32], count: int) -> NDArray[np.int32]:
     return contributions
 
 
-def _axis(length: int, kernel: int, stride: int, same: bool) -> tuple[NDArray[np.int64], int]:
-    """Find the positions along one axis that a convolution reads, some of them outside the map.
-
-    Returns:
-        Positions, int64 [outputs, taps], and the number of taps.
-    """
+def _axis(length: int, kernel: int, stride: int, same: bool) -> NDArray[np.int64]:
+    """Find the positions along one axis that a convolution reads, some of them outside the map."""
     outputs = -(-length // stride) if same else (length - kernel) // stride + 1
     before = max((outputs - 1) * stride + kernel - length, 0) // 2 if same else 0
-    return np.arange(outputs)[:, None] * stride - before + np.arange(kernel), kernel
+    return np.arange(outputs)[:, None] * stride - before + np.arange(kernel)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import keras
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -36,60 +34,56 @@ class DCGANConfig(Frozen):
     """Decay of batch normalisation's moving averages."""
 
 
-def dcgan_generator(
-    z: int, filters: Sequence[int], channels: int, size: int, kernel: int, momentum: float
-) -> keras.Model:
+def dcgan_generator(config: DCGANConfig, size: int) -> keras.Model:
     """Build DCGAN's generator.
 
-    noise float [batch, z] -> float32 [batch, size, size, channels] in [-1, 1]
+    noise float [batch, z] -> float32 [batch, size, size, 1] in [-1, 1]
 
     A fully connected layer to the innermost map, then transposed convolutions of stride 2. Batch
-    normalisation and ReLU follow all but the last, tanh the last. The arguments are those of
-    `DCGANConfig`. A size that can't be halved so often is a ConfigError.
+    normalisation and ReLU follow all but the last, tanh the last. A size that
+    can't be halved so often is a ConfigError.
     """
-    side = halve("filters", size, len(filters))
+    side = halve("filters", size, len(config.filters))
     layers = keras.layers
-    first, *rest = filters
+    first, *rest = config.filters
     stack = [
-        keras.Input((z,)),
+        keras.Input((config.z,)),
         layers.Dense(side * side * first, use_bias=False, kernel_initializer=normal()),
         layers.Reshape((side, side, first)),
-        BatchNormalization(momentum=momentum),
+        BatchNormalization(momentum=config.momentum),
         layers.ReLU(),
     ]
     for width in rest:
         stack += [
             TransposedConvolution(
-                width, kernel, 2, "same", use_bias=False, kernel_initializer=normal()
+                width, config.kernel, 2, "same", use_bias=False, kernel_initializer=normal()
             ),
-            BatchNormalization(momentum=momentum),
+            BatchNormalization(momentum=config.momentum),
             layers.ReLU(),
         ]
     stack += [
-        layers.Conv2DTranspose(channels, kernel, 2, "same", kernel_initializer=normal()),
+        layers.Conv2DTranspose(1, config.kernel, 2, "same", kernel_initializer=normal()),
         layers.Activation("tanh", dtype="float32"),
     ]
     return keras.Sequential(stack, name="generator")
 
 
-def dcgan_discriminator(
-    filters: Sequence[int], channels: int, size: int, kernel: int, momentum: float
-) -> keras.Model:
+def dcgan_discriminator(config: DCGANConfig, size: int) -> keras.Model:
     """Build DCGAN's discriminator; see `dcgan_generator`.
 
-    [batch, size, size, channels] in [-1, 1] -> float32 logits [batch, 1, 1, 1]
+    [batch, size, size, 1] in [-1, 1] -> float32 logits [batch, 1, 1, 1]
 
     Strided convolutions, batch normalisation on all but the first, LeakyReLU 0.2.
     """
-    side = halve("discriminator_filters", size, len(filters))
+    side = halve("discriminator_filters", size, len(config.discriminator_filters))
     layers = keras.layers
-    stack = [keras.Input((size, size, channels))]
-    for i, width in enumerate(filters):
-        stack += [
-            Convolution(width, kernel, 2, "same", use_bias=i == 0, kernel_initializer=normal())
-        ]
-        stack += [BatchNormalization(momentum=momentum)] if i else []
-        stack += [layers.Activation(leaky_relu)]
+    stack = [keras.Input((size, size, 1))]
+    for i, width in enumerate(config.discriminator_filters):
+        convolution = Convolution(
+            width, config.kernel, 2, "same", use_bias=i == 0, kernel_initializer=normal()
+        )
+        norms = [BatchNormalization(momentum=config.momentum)] if i else []
+        stack += [convolution, *norms, layers.Activation(leaky_relu)]
     # DCGAN flattens the last map and feeds it into one output: the same as a convolution over all
     # of the map
     stack += [

@@ -32,10 +32,6 @@ class GrowingNetwork(Network):
         size: Patch rows and columns, px.
         start: Size of the first stage, px; networks for more are grown ones.
         fade_steps: Steps until alpha is 1.
-
-    Attributes:
-        grown: Whether there is a stage before this one.
-        steps: Training steps of this stage so far, int64.
     """
 
     def __init__(self, name: str, size: int, start: int, fade_steps: int) -> None:
@@ -47,7 +43,7 @@ class GrowingNetwork(Network):
         self.grown = size > start
 
     def add_step_counter(self) -> None:
-        """Create `steps`, which starts at 0."""
+        """Create `steps`, the training steps of this stage so far, int64."""
         self.steps = self.add_weight(
             shape=(),
             initializer="zeros",
@@ -78,8 +74,7 @@ class GrowingNetwork(Network):
     def grow(self, small: GrowingNetwork) -> None:
         """Take over the weights of the network for half the size.
 
-        Raises:
-            ConfigError: The small network is for another size, or not faded in yet itself.
+        One for another size, or one that is not faded in itself, is a ConfigError.
         """
         if not self.grown or 2 * small.size != self.size:
             raise ConfigError(
@@ -102,8 +97,7 @@ class GrowingNetwork(Network):
 def list_stages(start: int, size: int) -> list[int]:
     """Return the sizes that networks grow through, px; the last one is `size`.
 
-    Raises:
-        ConfigError: `start` can't be doubled to `size`.
+    A ConfigError where `start` can't be doubled to `size`.
     """
     sizes = [size]
     while sizes[0] > start and sizes[0] % 2 == 0:
@@ -114,7 +108,7 @@ def list_stages(start: int, size: int) -> list[int]:
 
 
 def copy_weights(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
-    """Give a layer or network the weights of another one of the same structure."""
+    """Give a layer or network all variables of another one of the same structure."""
     for variable, value in zip(target.variables, source.variables, strict=True):
         variable.assign(value)
 

@@ -43,11 +43,9 @@ class SpectralNormalization(keras.layers.Wrapper):
     `power_iteration` moves u once towards W's right singular vector. A train step calls it once,
     however often it calls the layer, so that all calls of a step use one kernel. Within
     `cached_kernel` they share the kernel's memory and its gradient. All of this is float32; kernel
-    and bias are then cast to the input's dtype, which no policy changes. Replicas have equal
-    weights, so equal u too.
+    and bias are then cast to the input's dtype, which no policy changes.
 
-    Args:
-        layer: A layer with a `kernel` whose last axis counts its outputs, as Dense and Conv2D have.
+    The wrapped layer has a `kernel` whose last axis counts its outputs, as Dense and Conv2D have.
 
     Examples:
         >>> layer = SpectralNormalization(keras.layers.Dense(3, use_bias=False))
@@ -91,7 +89,7 @@ class SpectralNormalization(keras.layers.Wrapper):
             return self.layer.call(x)
 
     def normalized(self) -> tf.Tensor:
-        """Compute the kernel of a call: W / sigma, float32, of W's shape; 0 where W is 0."""
+        """Compute the kernel of a call, W / sigma, float32; 0 where W is 0."""
         matrix = self._matrix()
         image = tf.linalg.matvec(matrix, _unit(tf.convert_to_tensor(self.u)))
         sigma = tf.reduce_sum(tf.stop_gradient(_unit(image)) * image)
@@ -99,9 +97,9 @@ class SpectralNormalization(keras.layers.Wrapper):
 
     @contextmanager
     def cached_kernel(self) -> Iterator[None]:
-        """Within, all calls of this thread use one tensor W / sigma.
+        """Within, all calls of this thread use one tensor W / sigma, computed on entry.
 
-        It is computed on entry, so the tapes that record then see its gradient.
+        The tapes that record then see its gradient.
         """
         self._cache.kernel = self.normalized()
         try:
@@ -129,9 +127,7 @@ class SelfAttention(keras.layers.Layer):
     f, g and h are 1x1 convolutions to an eighth of the channels, v one back to all of them, none
     with a bias. gamma is learned and starts at 0, so that a network first learns without it. All of
     it is float32, whatever the input is: a softmax over a thousand positions underflows in float16.
-
-    Args:
-        spectral: Normalise the four kernels, see `SpectralNormalization`.
+    With `spectral` the four kernels are normalised, see `SpectralNormalization`.
 
     Examples:
         >>> x = np.ones((1, 8, 8, 16), np.float32)
@@ -241,15 +237,9 @@ def image_gradients(image: tf.Tensor) -> tf.Tensor:
 
 
 def part_by_label(values: tf.Tensor, labels: tf.Tensor, expected: Sequence[int]) -> list[tf.Tensor]:
-    """Part a balanced batch by its labels, into parts whose sizes are known before it runs.
+    """Part a batch that has each of the `expected` labels, ascending, equally often.
 
-    Args:
-        values: [batch, ...].
-        labels: integer [batch], each of `expected` equally often.
-        expected: Ascending.
-
-    Returns:
-        The values of each label, in the order of `expected` and within it in that of the batch.
+    The parts come in the order of the labels, each in that of the batch; XLA knows their sizes.
 
     Raises:
         ConfigError: The batch can't be shared by so many labels.
@@ -276,9 +266,6 @@ def sample_bilinear(image: tf.Tensor, rows: tf.Tensor, cols: tf.Tensor) -> tf.Te
         image: float32 [n, size, size, channels]; 0 beyond its border.
         rows: float32 [n, height, width], places in px from the middle of the first pixel.
         cols: The same shape.
-
-    Returns:
-        float32 [n, height, width, channels].
     """
     height, width, channels = image.shape[1:]
     padded = tf.pad(image, [[0, 0], [2, 2], [2, 2], [0, 0]])
@@ -303,16 +290,10 @@ def uniform_noise(seeds: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def patch_seeds(image: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
-    """Derive seeds from the step and from each patch's pixels.
+    """Derive seeds, int64 [n, 2], from the step, [] or [n], and from each patch's pixels.
 
-    They depend neither on the patch's place in the batch nor on the device.
-
-    Args:
-        image: float32 [n, size, size, 1].
-        step: integer, a scalar or [n].
-
-    Returns:
-        int64 [n, 2]: the step, and a weighted sum of the pixels' bits.
+    They depend neither on the patch's place in the batch nor on the device: the second number is a
+    weighted sum of the pixels' bits, float32.
     """
     pixels = int(np.prod(image.shape[1:]))
     bits = tf.cast(tf.bitcast(tf.reshape(image, [-1, pixels]), tf.int32), tf.int64)
@@ -326,14 +307,10 @@ def parse_margin(value: Any) -> Margin | None:
 
 
 def enlarge(mask: tf.Tensor, margin: Margin) -> tf.Tensor:
-    """Enlarge a mask by its margin, within its patch.
+    """Enlarge a mask [..., size, size, 1] of 0 and 1 by its margin, within its patch.
 
     It is scaled about the patch's centre by margin / 256, by nearest neighbours, and cropped back
     to its size, or dilated by a disc.
-
-    Args:
-        mask: [..., size, size, 1], 0 or 1.
-        margin: px that 256 px are scaled to, or a Dilation.
 
     Source:
         Shen et al. 2021 (models.infilling), section 4.1, step 3; section 3.1 for the dilation.
@@ -364,15 +341,13 @@ def tri_label(
     """Make an infilling's input: the patch without its lesion, the mask, and the margin.
 
     Args:
-        image: float32 [n, size, size, 1] in [0, 1].
+        image: float32 [n, size, size, 1] in [0, 1]; n may be missing, from all.
         mask: The same shape, 0 or 1.
         noise: The same shape, uniform in [0, 1]; see `uniform_noise`.
-        margin: px that a mask of 256 px is scaled to, 276, 296 or 316 in the paper, or a Dilation;
-            None: no margin.
+        margin: px that a mask of 256 px is scaled to, 276, 296 or 316 in the paper, or a Dilation.
 
     Returns:
-        float32 [n, size, size, 3] in [0, 1], or [n, size, size, 2] without margin. Inputs without
-        the leading n give an output without it.
+        float32 [n, size, size, 3] in [0, 1]; [n, size, size, 2] where the margin is None.
 
     Source:
         Shen et al. 2021 (models.infilling), sections 3.1, 3.3 and 4.1.
@@ -406,7 +381,7 @@ def seeded_draws(
     seeds: tf.Tensor,
     level: int | None = None,
 ) -> tf.Tensor:
-    """Draw by each sample's seed alone: not by earlier calls, and not by the rest of the batch.
+    """Draw float32 [n, *shape] by each sample's seed alone: not by earlier calls, nor by the batch.
 
     Args:
         distribution: tf.random.stateless_uniform or tf.random.stateless_normal.
@@ -414,9 +389,6 @@ def seeded_draws(
         seeds: int64 [n, 2], see `patch_seeds`.
         level: A number of its own for each use of a seed, so that their draws differ; None: the
             seed has one use.
-
-    Returns:
-        float32 [n, *shape].
     """
 
     def draw(seed: tf.Tensor) -> tf.Tensor:
@@ -427,17 +399,11 @@ def seeded_draws(
 
 
 def step_seed(step: tf.Tensor | int, use: int = 0) -> tf.Tensor:
-    """Derive the seed of one use of random numbers in a step on this replica.
+    """Derive the seed, int64 [2], of one use of random numbers in a step on this replica.
 
     A resumed run therefore draws what an uninterrupted one would have. The seed depends on
-    training.seed too, which the training loop hands to keras.utils.set_random_seed.
-
-    Args:
-        step: integer scalar.
-        use: 0 to 1023, a number of its own for each use in one step.
-
-    Returns:
-        int64 [2].
+    training.seed too, which the training loop hands to keras.utils.set_random_seed. `use`, 0 to
+    1023, is a number of its own for each use in one step.
     """
     run = tf.constant(tf.compat.v1.get_seed(0)[0], tf.int64)
     replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)

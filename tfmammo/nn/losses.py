@@ -13,6 +13,7 @@ from typing import Literal
 
 import tensorflow as tf
 
+Adversarial = Literal["non_saturating", "as_printed"]
 Average = Literal["responses", "losses"]
 
 
@@ -20,28 +21,29 @@ def log_real(logits: tf.Tensor, average: Average = "responses") -> tf.Tensor:
     """Compute log P, P being the probability that the discriminator gives to "real".
 
     "responses": log mean_i sigmoid(l_i) = logsumexp_i(log sigmoid(l_i)) - log n. "losses": mean_i
-    log sigmoid(l_i).
-
-    Args:
-        logits: float32 [batch, rows, cols, 1].
-        average: How a sample's responses become one.
-
-    Returns:
-        float32 scalar, <= 0, the mean over the batch.
+    log sigmoid(l_i). The logits are [batch, rows, cols, 1].
 
     Examples:
         >>> undecided = np.zeros((2, 4, 4, 1), np.float32)  # sigmoid(0) = 1/2
         >>> round(float(log_real(undecided)), 4)
         -0.6931
     """
+    log_sigmoids = tf.math.log_sigmoid(tf.cast(logits, tf.float32))
     if average == "losses":
-        return tf.reduce_mean(tf.math.log_sigmoid(tf.cast(logits, tf.float32)))
-    return tf.reduce_mean(_log_mean_response(logits))
+        return tf.reduce_mean(log_sigmoids)
+    responses = tf.cast(tf.reduce_prod(tf.shape(logits)[1:]), tf.float32)
+    sums = tf.reduce_logsumexp(log_sigmoids, axis=[1, 2, 3])
+    return tf.reduce_mean(sums - tf.math.log(responses))
 
 
 def log_fake(logits: tf.Tensor, average: Average = "responses") -> tf.Tensor:
     """Compute log(1 - P), since 1 - sigmoid(l) = sigmoid(-l); see `log_real`."""
     return log_real(-logits, average)
+
+
+def deceive(fake: tf.Tensor, adversarial: Adversarial, average: Average = "responses") -> tf.Tensor:
+    """Compute what a generator minimises of D's logits for its fakes: -log P, or log(1 - P)."""
+    return log_fake(fake, average) if adversarial == "as_printed" else -log_real(fake, average)
 
 
 def l1(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
@@ -67,18 +69,10 @@ def l2_norm(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
 
 
 def dice_loss(target: tf.Tensor, output: tf.Tensor, smooth: float = 1.0) -> tf.Tensor:
-    """Compute 1 - Dice of each sample's soft masks, averaged over the batch, float32.
+    """Compute 1 - Dice of each sample's soft masks in [0, 1], averaged over the batch, float32.
 
     1 - (2 sum(y * o) + smooth) / (sum(y) + sum(o) + smooth); with `smooth` two empty masks agree
     (0) and the gradient of an empty target stays finite.
-
-    Args:
-        target: [batch, rows, cols, 1] in [0, 1].
-        output: [batch, rows, cols, 1] in [0, 1].
-        smooth: Added above and below.
-
-    Returns:
-        float32 scalar in [0, 1].
 
     Examples:
         >>> mask = np.ones((1, 4, 4, 1), np.float32)
@@ -90,11 +84,3 @@ def dice_loss(target: tf.Tensor, output: tf.Tensor, smooth: float = 1.0) -> tf.T
     overlap = tf.reduce_sum(target * output, axis=[1, 2, 3])
     total = tf.reduce_sum(target, axis=[1, 2, 3]) + tf.reduce_sum(output, axis=[1, 2, 3])
     return tf.reduce_mean(1 - (2 * overlap + smooth) / (total + smooth))
-
-
-def _log_mean_response(logits: tf.Tensor) -> tf.Tensor:
-    """Compute log mean_i sigmoid(l_i) of each sample: float32 [batch]."""
-    responses = tf.cast(tf.reduce_prod(tf.shape(logits)[1:]), tf.float32)
-    return tf.reduce_logsumexp(
-        tf.math.log_sigmoid(tf.cast(logits, tf.float32)), axis=[1, 2, 3]
-    ) - tf.math.log(responses)

@@ -19,38 +19,12 @@ import numpy as np
 import tensorflow as tf
 
 # Outputs that are the input's memory, not a copy of it.
-ALIASES = frozenset(
-    [
-        "ExpandDims",
-        "Identity",
-        "IdentityN",
-        "PreventGradient",
-        "ReadVariableOp",
-        "Reshape",
-        "Squeeze",
-        "StopGradient",
-    ]
-)
+ALIASES = {"ExpandDims", "Identity", "IdentityN", "PreventGradient"}
+ALIASES |= {"ReadVariableOp", "Reshape", "Squeeze", "StopGradient"}
 # Operations that write over an input that nothing else reads, where it has the output's size.
-IN_PLACE = frozenset(
-    [
-        "AddN",
-        "AddV2",
-        "BiasAdd",
-        "LeakyRelu",
-        "LeakyReluGrad",
-        "Mul",
-        "Neg",
-        "RealDiv",
-        "Relu",
-        "ReluGrad",
-        "Sigmoid",
-        "SigmoidGrad",
-        "Sub",
-        "Tanh",
-        "TanhGrad",
-    ]
-)
+ACTIVATIONS = ("LeakyRelu", "Relu", "Sigmoid", "Tanh")
+IN_PLACE = {"AddN", "AddV2", "BiasAdd", "Mul", "Neg", "RealDiv", "Sub"}
+IN_PLACE |= {*ACTIVATIONS, *(f"{name}Grad" for name in ACTIVATIONS)}
 CALLS = frozenset(("PartitionedCall", "StatefulPartitionedCall"))
 
 
@@ -78,7 +52,7 @@ def estimate_memory(model: Any, batch_size: int, size: int, device: str = "GPU")
         model: `CAN(CANConfig(), 256)`, say. It stays as it is.
         batch_size: Patches of a step.
         size: Rows and columns of a patch, px.
-        device: "GPU" or "CPU", whose operations the step is to be of; a GPU need not be there.
+        device: "GPU" or "CPU", whose operations the step is to have; a GPU need not be there.
     """
     weights, slots = (
         sum(
@@ -131,13 +105,8 @@ def compute_peak(graph: Any) -> int:
 
     Operations run in the order in which they become ready, as TensorFlow starts them. So a gradient
     is gone as soon as its weights are updated. The graph's inputs, its constants and the variables
-    that it reads are not counted.
-
-    Args:
-        graph: A tf.Graph. Functions that it calls are counted where they are called.
-
-    Raises:
-        ValueError: The size of a tensor is not known before it runs.
+    that it reads are not counted. Functions are counted where they are called. A ValueError names a
+    tensor whose size is not known before it runs.
     """
     operations = _order(list_needed(graph))
     owners = _find_owners(operations)

@@ -6,7 +6,7 @@ Pix2Pix's U-Net-256 and patch discriminator, Ronneberger's U-Net, and ResNets.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import keras
 import tensorflow as tf
@@ -80,6 +80,15 @@ class Trainable(Network):
     def export(self, *args: object, **kwargs: object) -> NoReturn:
         """Refuse; see tfmammo.tracking.export."""
         self.get_config()
+
+
+def export_function(function: Callable[..., dict[str, tf.Tensor]], **shapes: Sequence[int]) -> Any:
+    """Make what a model exports: a tf.function of float32 tensors with these names and shapes.
+
+    The batch comes before each shape, and may be of any size.
+    """
+    inputs = [tf.TensorSpec([None, *shape], tf.float32, name) for name, shape in shapes.items()]
+    return tf.function(function, input_signature=inputs, autograph=False)
 
 
 class UNet256(Network):
@@ -259,10 +268,12 @@ class PatchDiscriminator(Network):
         self.norms = [norm() if i else None for i in range(strided + 1)]
         self.head = _valid_convolution(1, 1, bias=True)
         self.to_float32 = keras.layers.Activation("linear", dtype="float32")
-        self.receptive_field = _receptive_field([*strides, 1])
+        self.receptive_field = 1  # kernels are of 4 px
         side = size
         for stride in [*strides, 1]:
             side = (side + 2 - 4) // stride + 1
+        for stride in reversed([*strides, 1]):
+            self.receptive_field = (self.receptive_field - 1) * stride + 4
         if side < 1:
             raise ConfigError(
                 f"model.discriminator_strided: {strided} leaves nothing of patches of {size} px"
@@ -310,17 +321,12 @@ def unet_features(
 
     Two convolutions 3 x 3 with ReLU a level, max pooling between levels down, transposed
     convolutions 2 x 2 up, skips at every resolution, the input's own too. He's random weights.
+    Convolutions are padded, so that nothing is cropped, which is a deviation.
 
     Args:
         features: [batch, size, size, channels]; size a multiple of 2 ** (len(widths) - 1).
         widths: Channels of each level, the bottom last.
         dropout: Share that is dropped after the last two levels.
-
-    Returns:
-        [batch, size, size, widths[0]].
-
-    Deviation:
-        Convolutions are padded, so that nothing is cropped.
 
     Source:
         Ronneberger, Fischer, Brox, U-Net: Convolutional networks for biomedical image segmentation
@@ -335,10 +341,9 @@ def unet_features(
             features = keras.layers.Dropout(dropout)(features)
         skips.append(features)
     for width, skip in zip(widths[-2::-1], skips[-2::-1], strict=True):
-        features = keras.layers.Conv2DTranspose(width, 2, 2, kernel_initializer="he_normal")(
-            features
-        )
-        features = _two_convolutions(keras.layers.Concatenate()([skip, features]), width)
+        up = keras.layers.Conv2DTranspose(width, 2, 2, kernel_initializer="he_normal")
+        features = keras.layers.Concatenate()([skip, up(features)])
+        features = _two_convolutions(features, width)
     return features
 
 
@@ -428,11 +433,8 @@ def _leaky_relu_by_result(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor]
     """Compute LeakyReLU with a gradient that reads the sign of the result, which is that of x.
 
     Only the activation then reads a convolution's biased output, and TensorFlow's CPU graph
-    optimizer fuses the three. The gradient of TensorFlow's LeakyReLU reads that output too, which
-    makes the optimizer fail as a whole ("remapper failed").
-
-    The gradient of 16 bits is computed in float32: TensorFlow's kernel takes bfloat16 one number at
-    a time, which is three times as slow.
+    optimizer fuses the three; else it fails as a whole ("remapper failed"). The gradient of 16 bits
+    is computed in float32: TensorFlow's kernel takes bfloat16 one number at a time.
     """
     y = tf.nn.leaky_relu(x, 0.2)
     # otherwise a second derivative asks for the sign's, which is 0, by TensorFlow's gradient
@@ -456,24 +458,13 @@ def _two_convolutions(features: keras.KerasTensor, width: int) -> keras.KerasTen
 
 
 def halve(key: str, size: int, halvings: int) -> int:
-    """Halve a patch of `size` px once for each number of `model.KEY`, which the ConfigError names.
-
-    Returns:
-        Rows and columns of the innermost map.
-    """
+    """Halve a patch of `size` px once for each number of `model.KEY`, or raise a ConfigError."""
     if size % 2**halvings:
         raise ConfigError(
             f"data.size: patches of {size} px can't be halved {halvings} times, once for each of "
             f"model.{key}"
         )
     return size // 2**halvings
-
-
-def _receptive_field(strides: Sequence[int]) -> int:
-    field = 1  # kernels are of 4 px
-    for stride in reversed(strides):
-        field = (field - 1) * stride + 4
-    return field
 
 
 def _convolution(filters: int, bias: bool) -> keras.layers.Layer:

@@ -7,29 +7,26 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+EPSILON = 1e-3
+
 
 @keras.saving.register_keras_serializable("tfmammo")
 class SampleNormalization(keras.layers.Layer):
     """Normalise each sample and channel by its own mean and variance over rows and columns.
 
-    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, mean and (biased) variance in float32
-    over axes 1 and 2.
+    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, mean and (biased) variance in float32.
 
     At batch 1 this is batch normalisation with the statistics of the batch, the reading under which
     Pix2Pix and CAN train *and* test. It keeps no moving averages. A network therefore gives the
     same output in training and at inference, for any batch size and any number of replicas. gamma
     starts from N(1, 0.02), beta from 0, as in Pix2Pix.
 
-    Deviation: epsilon 1e-3 is Keras's default (CAN is a Keras programme); the Torch original has
+    Deviation: epsilon is Keras's default (CAN is a Keras programme); the Torch original has
     1e-5.
 
     Source: Isola et al., Image-to-image translation with conditional adversarial networks, section
     6.1.
     """
-
-    def __init__(self, epsilon: float = 1e-3, **kwargs: object) -> None:
-        super().__init__(**kwargs)
-        self.epsilon = epsilon
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create gamma and beta, float32 [channels]."""
@@ -50,17 +47,13 @@ class SampleNormalization(keras.layers.Layer):
         beta = tf.convert_to_tensor(self.beta)
         if x.shape[0] == 1:  # one fused kernel, in which several samples would share statistics
             return tf.compat.v1.nn.fused_batch_norm(
-                x, gamma, beta, epsilon=self.epsilon, is_training=True
+                x, gamma, beta, epsilon=EPSILON, is_training=True
             )[0]
         wide = tf.cast(x, tf.float32)
         mean, variance = tf.nn.moments(wide, axes=[1, 2], keepdims=True)
         return tf.cast(
-            tf.nn.batch_normalization(wide, mean, variance, beta, gamma, self.epsilon), x.dtype
+            tf.nn.batch_normalization(wide, mean, variance, beta, gamma, EPSILON), x.dtype
         )
-
-    def get_config(self) -> dict[str, object]:
-        """Return the constructor's arguments."""
-        return {**super().get_config(), "epsilon": self.epsilon}
 
 
 @keras.saving.register_keras_serializable("tfmammo")
@@ -108,21 +101,17 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def shares_batch() -> bool:
-    """Tell whether this replica has only a share of a batch, and others have the rest."""
+    """Return whether this replica has only a share of a batch, and others have the rest."""
     context = tf.distribute.get_replica_context()  # None outside replicas
     return context is not None and context.num_replicas_in_sync > 1
 
 
 def compute_batch_moments(x: tf.Tensor, axes: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Compute mean and (biased) variance of a batch that replicas share equally.
+    """Compute mean and (biased) variance of a batch, float32, that replicas share equally.
 
     Every replica gets the same numbers, and gradients reach all shares. One exchange serves both
     moments: the variance of the whole is the mean of the shares' variances plus the variance of
-    their means.
-
-    Args:
-        x: float32 [batch, ...], this replica's share.
-        axes: Those to reduce, the batch's among them.
+    their means. The axes to reduce must include the batch's.
     """
     mean, variance = tf.nn.moments(x, axes)
     if not shares_batch():

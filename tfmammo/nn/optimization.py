@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -172,6 +173,15 @@ def minimize(
     optimizer.apply(gradients, network.trainable_variables)
 
 
+def minimize_each(
+    losses: Mapping[str, tf.Tensor], model: Any, tape: tf.GradientTape
+) -> dict[str, tf.Tensor]:
+    """Minimise each network's loss, all recorded by one tape, and return them as "NAME_loss"."""
+    for name, loss in losses.items():
+        minimize(loss, model.networks[name], model.optimizers[name], tape)
+    return {f"{name}_loss": loss for name, loss in losses.items()}
+
+
 class Accumulator:
     """Adds up the gradients of a step's batches; the last one's update takes the mean of all.
 
@@ -264,7 +274,7 @@ def ends_step(optimizer: keras.optimizers.Optimizer) -> bool:
 
 
 def call_sharing_gradients(network: keras.Model, x: tf.Tensor) -> tf.Tensor:
-    """Call a network for training, so that several losses share one backward pass.
+    """Call network(x, training=True) so that several losses share one backward pass.
 
     A backward pass is linear in the gradient that enters it. Its result for one gradient, times a
     factor, is its result for that multiple. The gradients of -log P and -log(1 - P) with respect to
@@ -275,13 +285,6 @@ def call_sharing_gradients(network: keras.Model, x: tf.Tensor) -> tf.Tensor:
     The call is a plain one where sharing gains nothing, or costs accuracy or a state: for several
     samples, whose factors differ, under float16, and for networks that a call changes, as batch
     normalisation does.
-
-    Args:
-        network: Called as network(x, training=True).
-        x: floating [batch, ...].
-
-    Returns:
-        What the network returns, one floating tensor.
     """
     if x.shape[0] != 1 or network.compute_dtype == "float16" or network.non_trainable_variables:
         return network(x, training=True)

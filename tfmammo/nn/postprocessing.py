@@ -43,19 +43,16 @@ class PostprocessConfig(Frozen):
 
 
 class Refined(NamedTuple):
-    """Patches after post-processing.
-
-    Attributes:
-        image: float32 [n, s, s, 1] in [0, 1], the input where the lesion was discarded.
-        lesion: float32 [n, s, s, 1] in [-1, 1], what was added, on twice the scale of the image.
-        mask: uint8 [n, s, s, 1], 1 on the object before its expansion.
-        kept: bool [n], False where the lesion was discarded.
-    """
+    """Patches after post-processing, [n, s, s, 1]."""
 
     image: NDArray[np.float32]
+    """In [0, 1]; the input where the lesion was discarded."""
     lesion: NDArray[np.float32]
+    """In [-1, 1], what was added, on twice the scale of the image."""
     mask: NDArray[np.uint8]
+    """1 on the object before its expansion."""
     kept: NDArray[np.bool_]
+    """[n], False where the lesion was discarded."""
 
 
 def postprocess(
@@ -71,9 +68,6 @@ def postprocess(
         lesion: The same shape, in [-1, 1], G's output.
         config: By default the paper's values.
         removal: The object lies below -threshold, not above threshold.
-
-    Raises:
-        ValueError: The shapes are not these.
     """
     config = config or PostprocessConfig()
     if image.shape != lesion.shape or image.ndim != 4 or image.shape[-1] != 1 or not len(image):
@@ -92,14 +86,7 @@ def postprocess(
 
 
 def select_largest(binary: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Select the largest connected object of each image.
-
-    Args:
-        binary: bool [n, rows, cols].
-
-    Returns:
-        bool [n, rows, cols], all False where there is no object.
-    """
+    """Select the largest connected object of each image, bool [n, rows, cols], if it has any."""
     # no pixel of another image is a neighbour
     neighbours = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
     labels, count = ndimage.label(binary, neighbours)

@@ -57,7 +57,7 @@ LPIPS_SCALE = (0.458, 0.448, 0.450)
 
 
 def vgg19(weights: str, layers: Sequence[str]) -> keras.Model:
-    """Build VGG-19's feature maps after the ReLU.
+    """Build VGG-19's feature maps after the ReLU; Simonyan and Zisserman (2015).
 
     Args:
         weights: "imagenet" (downloaded: Keras's, 80 MB), "none", or a path: .npz of the converter,
@@ -68,10 +68,6 @@ def vgg19(weights: str, layers: Sequence[str]) -> keras.Model:
         A frozen network: floating [n, h, w, 1] in [0, 1] -> a list of float32 [n, h / 2**i, w /
         2**i, channels] (of one layer the map itself, as Keras has it), any h and w from 32 px up.
         It computes in the global precision. All layers together have 20,024,384 parameters.
-
-    Source:
-        Simonyan and Zisserman, Very deep convolutional networks for large-scale image recognition
-        (2015).
     """
     if unknown := [name for name in layers if name not in VGG19_LAYERS]:
         raise ConfigError(
@@ -93,6 +89,9 @@ def vgg19(weights: str, layers: Sequence[str]) -> keras.Model:
 def alexnet(weights: str) -> keras.Model:
     """Build AlexNet's five feature maps after their ReLUs, the input scaled as in LPIPS v0.1.
 
+    Torchvision's alexnet, after Krizhevsky, One weird trick for parallelizing convolutional neural
+    networks (2014).
+
     Args:
         weights: "imagenet" (torchvision's, 240 MB), "none", or a path: .npz of the converter.
 
@@ -100,10 +99,6 @@ def alexnet(weights: str) -> keras.Model:
         A frozen network: floating [n, h, w, 1] in [0, 1] -> a list of float32 [n, rows, cols,
         channels] with 64, 192, 384, 256, 256 channels, any h and w from 64 px up. 2,469,696
         parameters.
-
-    Source:
-        Torchvision's alexnet, after Krizhevsky, One weird trick for parallelizing convolutional
-        neural networks (2014).
     """
     inputs = keras.Input((None, None, 3))
     x = inputs
@@ -163,7 +158,7 @@ def inception(weights: str) -> keras.Model:
 
 
 def lpips_heads(weights: str) -> list[NDArray[np.float32]]:
-    """Load LPIPS's linear heads for AlexNet: the weight of each channel of each feature map.
+    """Load LPIPS's linear heads for AlexNet: a weight for each channel; Zhang et al. (2018).
 
     Args:
         weights: "published": the file in the folder that TFMAMMO_WEIGHTS names; where there is
@@ -172,9 +167,6 @@ def lpips_heads(weights: str) -> list[NDArray[np.float32]]:
 
     Returns:
         Five float32 vectors of 64, 192, 384, 256 and 256 numbers.
-
-    Source:
-        Zhang et al., The unreasonable effectiveness of deep features as a perceptual metric (2018).
     """
     path = locate("LPIPS heads", weights)
     if path is None:
@@ -187,18 +179,10 @@ def lpips_heads(weights: str) -> list[NDArray[np.float32]]:
 
 
 def resnet50(weights: str) -> keras.Model:
-    """Build Keras's ResNet-50 without top, trainable.
+    """Build Keras's ResNet-50 without top, trainable; He et al. (2016).
 
-    Its input is 255 * image less the mean colour, blue first.
-
-    Args:
-        weights: "imagenet" (94 MB), or the path of Keras's .h5 without top.
-
-    Returns:
-        float32 [n, h, w, 3] -> [n, h / 32, w / 32, 2048]. 23,587,712 parameters.
-
-    Source:
-        He et al., Deep residual learning for image recognition (2016).
+    float32 [n, h, w, 3], 255 * image less the mean colour, blue first -> [n, h / 32, w / 32, 2048].
+    `weights` is "imagenet" (94 MB), or the path of Keras's .h5 without top. 23,587,712 parameters.
     """
     return _load_resnet(keras.applications.ResNet50, "ResNet-50", weights)
 
@@ -234,18 +218,15 @@ def _use_max_pooling_last(network: keras.Model) -> keras.Model:
 
 def _fill_inception(network: keras.Model, arrays: Arrays, path: Path) -> None:
     """Give Keras's Inception-v3 the weights of 2015: "convI/kernel", beta, mean and variance."""
-    convolutions = list_by_number(network, keras.layers.Conv2D)
-    normalizations = list_by_number(network, keras.layers.BatchNormalization)
-    for i, (convolution, normalization) in enumerate(
-        zip(convolutions, normalizations, strict=True)
-    ):
-        for layer in (convolution, normalization):
-            layer.set_weights(
-                [
-                    get_checked(arrays, f"conv{i}/{variable.name}", variable.shape, path)
-                    for variable in layer.weights
-                ]
-            )
+    for kind in (keras.layers.Conv2D, keras.layers.BatchNormalization):
+        for i, layer in enumerate(list_by_number(network, kind)):
+            _set_weights(layer, f"conv{i}", arrays, path)
+
+
+def _set_weights(layer: keras.layers.Layer, name: str, arrays: Arrays, path: Path) -> None:
+    layer.set_weights(
+        [get_checked(arrays, f"{name}/{each.name}", each.shape, path) for each in layer.weights]
+    )
 
 
 def _wrap_grey(
@@ -256,9 +237,9 @@ def _wrap_grey(
     outputs: Sequence[keras.KerasTensor],
     resize: keras.layers.Layer | None = None,
 ) -> keras.Model:
-    """Build a frozen network of one channel in [0, 1] around a network of three channels.
+    """Build a frozen network of one channel in [0, 1] around `outputs` of a network of three.
 
-    These are scaled, an offset is added, and the network's `outputs` are put out.
+    Its input is scaled, and an offset is added.
     """
     image = keras.Input((None, None, 1), dtype="float32", name="image")
     x = image if resize is None else resize(image)
@@ -303,22 +284,14 @@ def _fill(network: keras.Model, name: str, weights: str) -> Arrays:
     arrays = published.read(path)
     for layer in network.layers:
         if layer.weights:
-            layer.set_weights(
-                [
-                    get_checked(arrays, f"{layer.name}/{variable.name}", variable.shape, path)
-                    for variable in layer.weights
-                ]
-            )
+            _set_weights(layer, layer.name, arrays, path)
     if name != "vgg19":
         return {}
     return {key: get_checked(arrays, key, (3,), path) for key in make_torchvision_input()}
 
 
 def _randomise(network: keras.Model) -> None:
-    """Set He's normal kernels and biases of 0, the same ones in every process.
-
-    Normalisations keep their initial values, with which they are identities.
-    """
+    """Set He's normal kernels and biases of 0, the same ones in every process."""
     random = np.random.default_rng(0)
     for layer in network.layers:
         if isinstance(layer, keras.layers.Conv2D):

@@ -90,12 +90,7 @@ VGG19_LAYERS = tuple(
 
 
 class Source(NamedTuple):
-    """Which weights a network has.
-
-    Attributes:
-        title: What is known of them.
-        sha256: SHA-256, see `identify`; "" for random weights.
-    """
+    """Which weights a network has: what is known of them, and their SHA-256, "" if random."""
 
     title: str
     sha256: str
@@ -122,8 +117,7 @@ def find(name: str) -> Path | None:
 def identify(name: str, weights: str) -> Source:
     """Tell which weights a feature extractor, a key of FILES, would have.
 
-    The SHA-256 is that of the arrays, see `compute_digest`, or that of the file where it is Keras's
-    .h5.
+    The SHA-256 is that of the arrays, or that of the file where it is Keras's .h5.
     """
     path = locate(name, weights)
     network = NETWORKS[name]
@@ -156,10 +150,8 @@ def convert(source: Path, target: Path) -> tuple[str, Path]:
         target: .npz, replaced if it exists; or a folder, where the file is called as in FILES.
 
     Returns:
-        What the source holds, a key of FILES, and the file that was written.
-
-    Raises:
-        WeightsError: The file holds none of them; nothing is written then.
+        What the source holds, a key of FILES, and the file that was written. Nothing is written if
+        it holds none of them, which is a WeightsError.
     """
     is_folder = target.is_dir()
     if target.suffix != ".npz" and not is_folder:
@@ -174,8 +166,7 @@ def convert(source: Path, target: Path) -> tuple[str, Path]:
 def locate(name: str, weights: str) -> Path | None:
     """Return the file of a network's weights; None for random weights and for heads of 1.
 
-    Raises:
-        WeightsError: A published file can't be downloaded, or is another one.
+    A published file that can't be downloaded, or is another one, is a WeightsError.
     """
     if weights == "none":
         return None
@@ -197,14 +188,9 @@ def _download(name: str) -> Path:
     """Return the published file's path, in Keras's cache, after a download if need be."""
     url, digest = DOWNLOADS[name]
     try:
-        path = Path(
-            keras.utils.get_file(
-                Path(url).name,
-                url,
-                cache_subdir="models",
-                file_hash=digest if len(digest) == 32 else None,
-            )
-        )
+        md5 = digest if len(digest) == 32 else None
+        name_of_file = Path(url).name
+        path = Path(keras.utils.get_file(name_of_file, url, cache_subdir="models", file_hash=md5))
     except Exception as error:  # Keras raises a bare Exception where a download fails
         conversion = (
             ", make a .npz of it with tfmammo pretrained convert" if url.endswith(".pth") else ""
@@ -327,11 +313,8 @@ def _translate_convolutions(
 ) -> Arrays:
     """Translate a chain of kernels from PyTorch's [out, in, rows, cols] to [rows, cols, in, out].
 
-    Args:
-        tensors: PyTorch's.
-        names: Keras's.
-        layers: Each one's number in PyTorch, its filters, and the rows of its kernel.
-        path: Of the tensors' file.
+    `names` are Keras's. `layers` has each one's number in PyTorch, its filters, and the rows of its
+    kernel.
     """
     arrays = {}
     before = 3

@@ -22,10 +22,7 @@ STATE = "checkpoint"
 
 
 def list_checkpoints(folder: Path) -> list[str]:
-    """List the checkpoints of a folder, oldest first.
-
-    Each is found by its index file, which is written after its data.
-    """
+    """List the checkpoints of a folder, oldest first, by their index files, written last."""
     paths = {
         int(match[1]): path
         for path in folder.glob("ckpt-*.index")
@@ -40,15 +37,10 @@ def parse_step(path: str) -> int:
 
 
 class Checkpoints:
-    """The newest checkpoints of a training run in a folder, named ckpt-STEP.
+    """The `keep` newest checkpoints of a training run in a folder, named ckpt-STEP.
 
     An older one is removed when the newer one is on the disk, so that a kill or a power loss at any
     moment leaves one.
-
-    Args:
-        checkpoint: What is saved.
-        folder: Where.
-        keep: How many of the newest stay.
     """
 
     def __init__(self, checkpoint: tf.train.Checkpoint, folder: Path, keep: int) -> None:
@@ -67,12 +59,7 @@ class Checkpoints:
         return self.paths[-1] if self.paths else None
 
     def save(self, step: int) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            tf.errors.OpError: TensorFlow can't write it. Older ones stay, and nothing of this one.
-            OSError: It can't be flushed to the disk. Older ones stay.
-        """
+        """Write a checkpoint, or raise an OpError or OSError; then nothing of it stays."""
         path = self.folder / f"ckpt-{step}"
         try:
             self.checkpoint.write(str(path))
@@ -104,13 +91,9 @@ class Checkpoints:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def restore(self) -> str | None:
-        """Restore the newest readable checkpoint.
+        """Restore the newest readable checkpoint and return its path, or None if there is none.
 
-        Returns:
-            Its path, or None if there is none.
-
-        Raises:
-            TrainingError: There are checkpoints, but none can be read, or they are another model's.
+        Checkpoints of which none can be read, or of another model, are a TrainingError.
         """
         for path in reversed(self.paths):
             try:
@@ -144,8 +127,6 @@ class TrainingState:
     Attributes:
         step: Update rounds done, int64.
         best: The best validation score so far, float64; higher is better.
-        newest_checkpoints: To resume from.
-        best_checkpoints: The one whose validation score is `best`.
     """
 
     def __init__(self, model: TrainableModel, output: Path, keep: int) -> None:
@@ -165,20 +146,11 @@ class TrainingState:
         self.best_checkpoints = Checkpoints(checkpoint, output / "checkpoints" / "best", 1)
 
     def save(self) -> None:
-        """Write a checkpoint of this step.
-
-        Raises:
-            TrainingError: A weight is NaN or Inf, or the checkpoint can't be written. Older
-                checkpoints stay.
-        """
+        """Write a checkpoint of this step; older ones stay where that is a TrainingError."""
         self._save(self.newest_checkpoints)
 
     def save_if_best(self, score: float) -> None:
-        """Write a checkpoint if no earlier score was as high; NaN never is.
-
-        Raises:
-            TrainingError: As `save`.
-        """
+        """Write a checkpoint, as `save`, if no earlier score was as high; NaN never is."""
         if score > float(self.best):
             self.best.assign(score)
             self._save(self.best_checkpoints)
@@ -230,10 +202,7 @@ class TrainingState:
 
 
 def get_variables(network: Any) -> list[tf.Variable]:
-    """Return TensorFlow's variables of a network, in its order.
-
-    They lie behind Keras's; a network that is none of Keras 3 has its own.
-    """
+    """Return TensorFlow's variables of a network, in its order, even if it is not Keras 3's."""
     return [
         variable.value if isinstance(variable, keras.Variable) else variable
         for variable in network.variables
@@ -243,10 +212,3 @@ def get_variables(network: Any) -> list[tf.Variable]:
 def read_scalar(variable: keras.Variable) -> float:
     """Return the value of a variable of one element, mirrored over replicas or not."""
     return float(tf.convert_to_tensor(variable))
-
-
-def copy_weights(source: Any, target: Any) -> None:
-    """Copy all variables of a network to another of the same layers."""
-    pairs = zip(get_variables(source), get_variables(target), strict=True)
-    for variable, copy in pairs:
-        copy.assign(variable)

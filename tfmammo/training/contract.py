@@ -46,11 +46,6 @@ Write = Callable[[Any, Path], dict[str, Any]]
 def check_model(model: TrainableModel, functions: Functions, config: TrainingConfig) -> None:
     """Check whatever TensorFlow would notice late, as at the export, or not at all.
 
-    Args:
-        model: Of the strategy's scope.
-        functions: What `model.functions()` returned.
-        config: The training's.
-
     Raises:
         TrainingError: The model breaks the contract. The message names the network.
         ConfigError: The model states why it can't do what the config asks (`not_for_xla`,

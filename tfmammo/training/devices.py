@@ -22,15 +22,10 @@ def choose_strategy(config: TrainingConfig, classes: int = 1) -> tf.distribute.S
     """Choose how devices share a training run: `training.devices`, else all GPUs, else the CPU.
 
     With `training.strategy=multi_worker` they are those of all workers. If `training.devices` is
-    not set and the GPUs can't share the batch, one of them computes it. The number of devices
-    changes no statistic that a network takes of a batch, see `layers.compute_batch_moments`.
-
-    Args:
-        config: The training's.
-        classes: Classes of balanced patches; every device takes as many of each.
-
-    Raises:
-        ConfigError: training.devices names a device that is not there.
+    not set and the GPUs can't share the batch, one of them computes it; each takes as many patches
+    of each of the balanced `classes`. The number of devices changes no statistic that a network
+    takes of a batch, see `normalization.compute_batch_moments`. A device that is not there is a
+    ConfigError.
     """
     if config.strategy == "multi_worker":
         return workers.join()
@@ -81,11 +76,7 @@ def _select(wanted: int | Sequence[str] | None) -> list[str]:
 
 
 def check_batch(config: TrainingConfig, replicas: int, classes: int = 1) -> None:
-    """Check that devices and classes can share a batch equally.
-
-    Raises:
-        TrainingError: They can't.
-    """
+    """Check that devices and classes can share a batch equally; else a TrainingError."""
     if config.batch_size % replicas:
         raise TrainingError(
             f"training.batch_size: {config.batch_size} can't be shared equally by {replicas} "
@@ -108,12 +99,8 @@ def describe_hardware() -> str:
 def choose_precision(config: TrainingConfig, gpus: Sequence[Any]) -> str:
     """Choose the Keras dtype policy for `training.precision`.
 
-    "auto" takes what the devices compute fastest without harm to the results.
-
-    Args:
-        config: The training's.
-        gpus: The machine's, as TensorFlow lists them. They don't count if `training.devices` names
-            CPUs alone.
+    "auto" takes what the devices compute fastest without harm to the results. The machine's `gpus`
+    don't count if `training.devices` names CPUs alone.
     """
     if config.precision != "auto":
         return config.precision
@@ -126,16 +113,13 @@ def choose_precision(config: TrainingConfig, gpus: Sequence[Any]) -> str:
 
 
 def gpu_has_bfloat16(gpu: Any) -> bool:
-    """Tell whether a GPU multiplies bfloat16 in its matrix units.
-
-    False if TensorFlow does not know its compute capability.
-    """
+    """Return whether a GPU is known to multiply bfloat16 in its matrix units."""
     capability = tf.config.experimental.get_device_details(gpu).get("compute_capability")
     return capability is not None and tuple(capability) >= BFLOAT16_SINCE
 
 
 def cpu_multiplies_bfloat16_faster() -> bool:
-    """Tell whether this CPU multiplies matrices faster in bfloat16 than in float32.
+    """Return whether this CPU multiplies matrices faster in bfloat16 than in float32.
 
     Those with matrix units (AMX) do, and AMD's with AVX512-BF16 (since Zen 4). Intel's with
     AVX512-BF16 alone are slower in bfloat16. False if the system does not say.

@@ -1,9 +1,8 @@
 """A training's folder: whose it is, and what of it survives a kill or a power loss.
 
 config.yaml, train_patches and held_out_patches say whose it is, and precision in which one it
-computes. They are written once, as whole
-files, when a run begins; a run that resumes only reads them. A start that fails before
-its first step writes none.
+computes. They are written once, as whole files, when a run begins; a run that resumes only reads
+them. A start that fails before its first step writes none.
 """
 
 from __future__ import annotations
@@ -46,9 +45,7 @@ def hold_lock(output: Path) -> Iterator[None]:
 
     The lock ends with the process, however that ends. Within it, holding the same folder again does
     nothing. Folders that were created here for a training run that did not begin are removed.
-
-    Raises:
-        TrainingError: The folder can't be created, or another process holds it.
+    A folder that can't be created, or that another process holds, is a TrainingError.
     """
     place = output.resolve()
     if place in _held:
@@ -82,11 +79,7 @@ def _take(file: IO[str], output: Path) -> None:
 
 
 def _remove_unused(created: list[Path]) -> None:
-    """Remove a folder that no training has claimed, and then its parents that are empty.
-
-    Args:
-        created: The folder, its parent, and so on.
-    """
+    """Remove a folder that no training has claimed, and then its parents that are empty."""
     with suppress(OSError):  # another process may take, fill or remove them meanwhile
         if {path.name for path in created[0].iterdir()} <= {LOCK, SPLIT}:
             for name in (SPLIT, LOCK):
@@ -100,10 +93,7 @@ def check_owner(
 ) -> None:
     """Check that the folder is free, or that its training is this experiment on these patches.
 
-    Nothing is written.
-
-    Raises:
-        TrainingError: It holds another training run; the message names what differs.
+    Nothing is written. Another training run is a TrainingError that names what differs.
     """
     if not is_training_folder(output):
         if list_checkpoints(output / "checkpoints"):
@@ -152,11 +142,7 @@ def claim(
 
 
 def read_precision(output: Path) -> str | None:
-    """Return the dtype policy that a training run, or the first of its stages, began with.
-
-    Returns:
-        None where none is noted.
-    """
+    """Return the dtype policy that a run, or the first of its stages, began with, if noted."""
     for path in (output / PRECISION, *sorted(output.glob(f"*/{PRECISION}"))):
         if path.is_file() and (policy := path.read_text(encoding="utf-8").strip()) in POLICIES:
             return policy
@@ -164,12 +150,7 @@ def read_precision(output: Path) -> str | None:
 
 
 def write_seen_patients(output: Path, patients: Collection[str]) -> None:
-    """Record at step 0 which patients the weights were already trained on.
-
-    Args:
-        output: The training's folder.
-        patients: Pseudonyms; none leave no file.
-    """
+    """Record at step 0 which patients (pseudonyms) the weights were already trained on."""
     path = output / INITIAL_PATIENTS
     if patients or path.exists():
         write_atomically(path, "\n".join(sorted(patients)))
@@ -182,10 +163,7 @@ def read_seen_patients(output: Path) -> list[str]:
 
 
 def remove_partial_files(output: Path) -> None:
-    """Remove what a killed process has left half-written.
-
-    The caller holds the folder, and no other worker writes there.
-    """
+    """Remove what a killed process has left half-written; the caller alone writes there."""
     for name in (".", "samples", "checkpoints", "checkpoints/best"):
         for path in (output / name).glob(".*.part"):
             path.unlink(missing_ok=True)
@@ -219,8 +197,7 @@ def list_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "")
 def check_nothing_lost(output: Path) -> None:
     """Check that a folder without checkpoints never had one.
 
-    Raises:
-        TrainingError: It had one. A start from step 0 would overwrite what came of it.
+    A start from step 0 would overwrite what came of it, so that is a TrainingError.
     """
     for trace in (output / "checkpoints" / STATE, output / "export" / "card.json"):
         if trace.exists():

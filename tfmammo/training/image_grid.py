@@ -18,29 +18,25 @@ BLUE = (86, 180, 233)
 ORANGE = (230, 159, 0)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 HEADER = 24
+SPACING = 3  # px of white between images and around the grid
 
 
-def draw_grid(panels: Mapping[str, NDArray[np.floating]], spacing: int = 3) -> NDArray[np.uint8]:
+def draw_grid(panels: Mapping[str, NDArray[np.floating]]) -> NDArray[np.uint8]:
     """Draw n rows of images with the panels side by side, each under its name.
 
     Args:
         panels: Name -> float [n, h, w, 1] grey or [n, h, w, 3] RGB, in [0, 1], all of one n, h and
-            w, in the order of columns.
-        spacing: px of white between images and around the grid.
+            w, in the order of columns; else a ValueError names the panel.
 
     Returns:
         uint8 [rows, cols, 3], RGB.
-
-    Raises:
-        ValueError: No panel, unequal sizes, or a value outside [0, 1] (NaN too); the message names
-            the panel.
     """
     if not panels:
         raise ValueError("there is no panel to draw")
     tiles = {name: _tiles(name, np.asarray(images)) for name, images in panels.items()}
     count, rows, cols = next(iter(tiles.values())).shape[:3]
     grid = np.full(
-        (HEADER + count * (rows + spacing), spacing + len(tiles) * (cols + spacing), 3),
+        (HEADER + count * (rows + SPACING), SPACING + len(tiles) * (cols + SPACING), 3),
         WHITE,
         np.uint8,
     )
@@ -51,10 +47,10 @@ def draw_grid(panels: Mapping[str, NDArray[np.floating]], spacing: int = 3) -> N
                 f"panel {name} holds {len(images)} images of {size}, "
                 f"not {count} of {rows} x {cols} px"
             )
-        left = spacing + column * (cols + spacing)
+        left = SPACING + column * (cols + SPACING)
         _label(grid[:HEADER, left : left + cols], name)
         for row, image in enumerate(images):
-            top = HEADER + row * (rows + spacing)
+            top = HEADER + row * (rows + SPACING)
             grid[top : top + rows, left : left + cols] = image
     return grid
 
@@ -66,14 +62,11 @@ def draw_outline(
 
     Args:
         image: float [rows, cols, 1] grey or [rows, cols, 3] RGB, in [0, 1].
-        mask: Any number type, [rows, cols, 1], {0, 1}.
+        mask: Any number type, [rows, cols, 1], 0 and 1 alone; else a ValueError.
         colour: Red, green, blue, 0 to 255.
 
     Returns:
         float32 [rows, cols, 3], RGB in [0, 1].
-
-    Raises:
-        ValueError: Image and mask differ in size, or the mask holds other values.
     """
     if image.shape[:2] != mask.shape[:2] or mask.shape[2:] != (1,):
         raise ValueError(f"mask and image must have one size, not {mask.shape} and {image.shape}")
@@ -91,15 +84,8 @@ def draw_agreement(
 ) -> NDArray[np.float32]:
     """Colour true positives yellow, false negatives red, false positives green, the rest black.
 
-    Args:
-        targets: bool or number [n, s, s, 1], {0, 1}.
-        outputs: bool or number [n, s, s, 1], {0, 1}.
-
-    Returns:
-        float32 [n, s, s, 3], RGB in [0, 1].
-
-    Source:
-        Singh et al., the figures of segmentation results.
+    Masks [n, s, s, 1] of 0 and 1 -> float32 [n, s, s, 3], RGB in [0, 1]. Singh et al., the figures
+    of segmentation results.
     """
     # red where the mass is, green where the model says it is
     target = np.asarray(targets, np.float32)
@@ -108,11 +94,7 @@ def draw_agreement(
 
 
 def save_grid(panels: Mapping[str, NDArray[np.floating]], path: Path) -> None:
-    """Write `draw_grid` of the panels as a PNG file, and create its folder if it is missing.
-
-    Raises:
-        OSError: It can't be written.
-    """
+    """Write `draw_grid` of the panels as a PNG file, and create its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     filesystem.write_atomically(path, encode_png(draw_grid(panels)), durable=False)
 

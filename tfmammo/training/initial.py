@@ -23,15 +23,8 @@ log = logging.getLogger(__name__)
 def parse_with_initial(schema: type[Experiment[Any]], options: Namespace) -> Experiment[Any]:
     """Parse a training config; what `training.initial` fixes and nobody states is its card's.
 
-    A shipped config states nothing: its widths are the paper's.
-
-    Args:
-        schema: The config's class.
-        options: Arguments of a train script.
-
-    Raises:
-        ConfigError: The config is wrong, or states another width than the card.
-        TfmammoError: The card can't be read.
+    A shipped config states nothing: its widths are the paper's. A ConfigError where the config
+    states another width than the card.
     """
     experiment = configuration.parse(schema, options.config, options.set)
     uri = experiment.training.initial
@@ -70,14 +63,9 @@ def _read_fixed(experiment: Experiment[Any], uri: str, output: Path | None) -> d
 
 
 def assign(networks: Mapping[str, keras.Model], uri: str, experiment: Experiment[Any]) -> Path:
-    """Give networks the weights of a trained model; see `export.assign`.
+    """Give networks the weights of a trained model; return the folder of its export.
 
-    Returns:
-        The folder of its export.
-
-    Raises:
-        ExportError: They don't fit. The sentence names each key of the model that differs.
-        TrackingError: There is no such model.
+    The ExportError of weights that don't fit names each key of the model that differs.
     """
     folder = models.resolve(uri, experiment.tracking.uri)
     try:

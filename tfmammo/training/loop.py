@@ -32,6 +32,7 @@ from tfmammo.data.patches import Patches
 from tfmammo.data.tfrecord import PatchSource
 from tfmammo.errors import ConfigError, ExportError, Interrupted, TrainingError, name_key
 from tfmammo.nn import optimization
+from tfmammo.nn.growth import copy_weights
 from tfmammo.tracking import export, runs, store
 from tfmammo.tracking.runs import Run
 from tfmammo.training import checkpoints, contract, devices, folder, initial, workers
@@ -70,8 +71,7 @@ class Training:
     Raises:
         ConfigError: The config asks for what there is no device or memory for, or for what the
             model can't do.
-        TrainingError: The devices can't share the batch, or the model breaks the contract (see
-            tfmammo.training.contract).
+        TrainingError: The devices can't share the batch, or the model breaks the contract.
     """
 
     build: Callable[[], TrainableModel]
@@ -125,8 +125,7 @@ class Training:
         would have seen.
 
         Returns:
-            The held-out metrics at the last step; nothing on workers that are not the chief (see
-            tfmammo.training.workers).
+            The held-out metrics at the last step; nothing on workers that are not the chief.
 
         Raises:
             TrainingError: The folder belongs to another experiment or another process, a loss
@@ -150,7 +149,7 @@ class Training:
         return metrics
 
     def _run(self) -> dict[str, float]:
-        """Take the phases in their order; the run's state reaches the tracking store in any case.
+        """Take the phases in their order.
 
         Whatever is wrong with model, data, folder or start is found before anything is written.
         """
@@ -177,8 +176,7 @@ class Training:
     def _start_or_resume(self) -> set[str] | None:
         """Restore the newest checkpoint, else start from `initial` or as built; write nothing.
 
-        Returns:
-            At a start, the patients that the weights were already trained on; None at a resume.
+        Returns the patients that the weights were already trained on; None at a resume.
         """
         if self.group.is_chief:
             folder.check_owner(self.output, self.experiment, self.train, self.held_out)
@@ -200,12 +198,7 @@ class Training:
         return seen_patients
 
     def _start(self) -> set[str]:
-        """Take the weights of `training.initial`, if it is set.
-
-        Returns:
-            The patients that the start was trained on, or that stand behind synthetic data. They
-            count as seen, whatever this run's own split holds out.
-        """
+        """Take the weights of `training.initial`; return the patients that count as seen."""
         folder.check_nothing_lost(self.output)
         seen_patients = set(self.seen_patients)
         seen_patients |= datasets.list_synthetic_patients(self.experiment.data)
@@ -282,10 +275,7 @@ class Training:
         return min(self.steps - step, *(interval - step % interval for interval in intervals))
 
     def _compile_steps(self) -> Callable[[Any, tf.Tensor], dict[str, tf.Tensor]]:
-        """Make a tf.function that takes a number of steps and returns each loss's mean over them.
-
-        Its arguments are an iterator of batches and the number, int64.
-        """
+        """Make a tf.function (batches, number of steps) -> each loss's mean over them."""
 
         @tf.function
         def take_batch(batch: Any, is_last: bool) -> dict[str, tf.Tensor]:
@@ -334,11 +324,7 @@ class Training:
                 )
 
     def _report(self, step: int, losses: dict[str, float], progress: Progress) -> dict[str, float]:
-        """Log the losses, draw the image grid and validate, the last two when it is their turn.
-
-        Returns:
-            The held-out metrics; {} if it was not their turn.
-        """
+        """Log the losses, draw the image grid and validate, the last two when it is their turn."""
         self.run_log.log_metrics({**losses, **self.state.describe_optimizers()}, step)
         is_last = step >= self.steps
         draws_grid = is_last or step % self.config.grid_every == 0
@@ -459,14 +445,11 @@ class Training:
         finally:
             keras.config.set_dtype_policy(policy)
         for name, network in self.model.networks.items():
-            checkpoints.copy_weights(network, copy.networks[name])
+            copy_weights(network, copy.networks[name])
         return copy
 
     def _register(self, place: Path, best: bool) -> None:
-        """Make an export a version, unless an earlier call did.
-
-        That call may have been stopped between exporting and registering.
-        """
+        """Make an export a version, unless an earlier call did."""
         card = export.read_card(place)
         record = self.output / f"{place.name}_registered"
         # empty if an earlier write failed
@@ -481,11 +464,9 @@ class Training:
 
 
 def count_steps(config: TrainingConfig, patches: int) -> int:
-    """Count the steps of a training run.
+    """Count the steps of a training run: its `steps`, or else `epochs` of `epoch_samples` draws.
 
-    Args:
-        config: Its `steps`, or else `epochs` epochs of `epoch_samples` draws.
-        patches: How many training patches there are: the draws of an epoch by default.
+    By default an epoch draws as often as there are training patches.
     """
     if config.steps is not None:
         return config.steps

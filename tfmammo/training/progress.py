@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import (
@@ -67,12 +66,7 @@ class Progress:
         self.bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
     def update(self, step: int, losses: dict[str, float]) -> None:
@@ -96,11 +90,7 @@ class Progress:
             log.info("step %s of %s%s: %s", f"{step:,}", f"{self.total:,}", remaining, text)
 
     def _measure(self, step: int, now: float) -> float | None:
-        """Compute the seconds a step has taken since the first round, with all work in between.
-
-        Returns:
-            None before the second round.
-        """
+        """Compute the seconds a step has taken since the first round, with all work in between."""
         if self.measured_from is None:
             self.measured_from = step, now
             return None

@@ -66,15 +66,7 @@ class Command:
         validate: Validate,
         **options: Any,
     ) -> None:
-        """Train, export, and print the closing table.
-
-        Args:
-            build: As all that follows, an argument of `loop.Training`.
-            train: Training patches.
-            held_out: Validation patches.
-            validate: Computes the metrics.
-            options: `monitor`, and the others that are given by name.
-        """
+        """Train by `loop.Training`, which takes these arguments, and print the closing table."""
         training = Training(
             build, self.experiment, train, held_out, self.output, validate, **options
         )
@@ -136,23 +128,16 @@ def train(
 
 
 def default_output(experiment: Experiment[Any]) -> Path:
-    """Return runs/NAME-ARCHIVE-FINGERPRINT.
-
-    The same command comes back to its folder, and another one gets its own.
-    """
+    """Return runs/NAME-ARCHIVE-FINGERPRINT: the same command comes back to its folder."""
     name = f"{experiment.name}-{experiment.data.archive_name}-{experiment.fingerprint()}"
     return Path("runs") / name
 
 
 def configure_tensorflow(training: TrainingConfig, began_with: str | None = None) -> None:
-    """Set precision and threads, and join the other workers.
+    """Set precision and threads, and join the other workers, before TensorFlow's first operation.
 
-    This precedes the first TensorFlow operation of the process.
-
-    Args:
-        training: The section of the config.
-        began_with: The dtype policy of a run that goes on. It is kept on every device, because
-            checkpoints of another one can't be read.
+    `began_with` is the dtype policy of a run that goes on. It is kept on every device, because
+    checkpoints of another one can't be read.
 
     Raises:
         ConfigError: training.deterministic is set, but TensorFlow's threads are already running;
@@ -189,12 +174,8 @@ def configure_tensorflow(training: TrainingConfig, began_with: str | None = None
 def compute_validation_metrics(functions: Functions, held_out: Patches) -> dict[str, float]:
     """Score a segmenter by Dice, Jaccard, ..., a generator by SSIM and L1, a model of both by all.
 
-    Args:
-        functions: A function from "image" is a segmenter, one from "mask" a generator.
-        held_out: Patches with their masks.
-
-    Returns:
-        Means over patches, those of segmentation first.
+    A function from "image" is a segmenter, one from "mask" a generator. The metrics are means over
+    the held-out patches, those of segmentation first.
     """
     metrics: dict[str, float] = {}
     for function in functions.values():

@@ -28,7 +28,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError, model_validator
 
 from tfmammo.config import Experiment, TrainingConfig, describe
 from tfmammo.data.pipeline import batches
@@ -53,12 +53,6 @@ GONE = (
 Address = Annotated[str, Field(pattern=r"^[^\s:/]+:\d{1,5}$")]
 
 
-class _Addresses(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    chief: list[Address] = Field(default=[], max_length=1)
-    worker: list[Address] = []
-
-
 class _Task(BaseModel):
     type: Literal["chief", "worker"]
     index: NonNegativeInt
@@ -67,7 +61,7 @@ class _Task(BaseModel):
 class Cluster(BaseModel):
     """The content of TF_CONFIG."""
 
-    cluster: _Addresses
+    cluster: dict[Literal["chief", "worker"], list[Address]]
     """"host:port" of every worker, equal on all of them."""
     task: _Task
     """Which one this process is."""
@@ -75,7 +69,7 @@ class Cluster(BaseModel):
     @property
     def jobs(self) -> dict[str, list[str]]:
         """The workers' addresses by type of job."""
-        return {job: addresses for job, addresses in self.cluster if addresses}
+        return {job: addresses for job, addresses in self.cluster.items() if addresses}
 
     @model_validator(mode="after")
     def _names_this_process(self) -> Cluster:
@@ -84,15 +78,15 @@ class Cluster(BaseModel):
             raise ValueError(
                 f"there is no {self.task.type} {self.task.index} among the {count} of the cluster"
             )
+        if len(self.jobs.get("chief", [])) > 1:
+            raise ValueError("there can be no more than one chief")
         return self
 
 
 def read_cluster() -> Cluster:
     """Read who the workers are from TF_CONFIG, or else from Slurm's variables.
 
-    Raises:
-        ConfigError: Neither is there, or it is malformed, or it names no worker that this process
-            could be.
+    A ConfigError where neither is there, or it is malformed, or names no worker that this could be.
     """
     if "TF_CONFIG" in os.environ:
         source = "TF_CONFIG"
@@ -136,11 +130,8 @@ def _read_slurm() -> dict[str, Any]:
 def join() -> tf.distribute.Strategy:
     """Become one of the workers once all are there. Further calls return the same strategy.
 
-    The first call precedes the first TensorFlow operation of the process.
-
-    Raises:
-        ConfigError: As `read_cluster`.
-        WorkerError: Not all workers came, or this one's port can't be used.
+    The first call precedes the first TensorFlow operation of the process. It is a WorkerError that
+    not all workers came, or that this one's port can't be used.
     """
     cluster = read_cluster()
     task = cluster.task
@@ -170,24 +161,13 @@ def join() -> tf.distribute.Strategy:
 
 
 def refuse_multi_worker(config: TrainingConfig, why: str) -> None:
-    """Refuse a config that asks for several workers.
-
-    Args:
-        config: The training's.
-        why: Why they can't do this training run.
-
-    Raises:
-        ConfigError: It does.
-    """
+    """Refuse a config that asks for several workers, by a ConfigError that says why."""
     if config.strategy == "multi_worker":
         raise ConfigError(f"{KEY}: {why}; leave it out")
 
 
 class WorkerGroup:
     """The workers of one training run; a process by itself is a group of one.
-
-    Args:
-        strategy: The training's.
 
     Attributes:
         count: How many workers there are.
@@ -208,15 +188,9 @@ class WorkerGroup:
         self._gather = tf.function(lambda values: strategy.gather(values, axis=0))
 
     def batches(self, train: PatchSource, config: TrainingConfig, turn: bool, step: int) -> Any:
-        """Make this process's share of the training's batches from a step on.
+        """Make this process's share of the training's batches from a step on, see `data.pipeline`.
 
-        See `tfmammo.data.pipeline`.
-
-        Args:
-            train: Patches.
-            config: The training's.
-            turn: Whether to augment each draw.
-            step: Steps taken.
+        `turn` says whether to augment each draw.
         """
         size = config.batch_size
         replicas = self.strategy.num_replicas_in_sync
@@ -236,10 +210,7 @@ class WorkerGroup:
         return self.strategy.distribute_datasets_from_function(make_share)
 
     def gather(self, *values: int) -> NDArray[np.int64]:
-        """Collect every worker's values, int64 [workers, values], equal everywhere.
-
-        All workers must call it.
-        """
+        """Collect every worker's values, int64 [workers, values]; all workers must call it."""
         own = np.array([values], np.int64)
         return own if self.count == 1 else self._gather(tf.constant(own)).numpy()
 
@@ -250,8 +221,7 @@ class WorkerGroup:
     def agree(self, step: int, experiment: Experiment[Any], train: PatchSource) -> None:
         """Check that all workers start from the same step with the same config and patches.
 
-        Raises:
-            WorkerError: They don't.
+        Else a WorkerError.
         """
         # lengths and intervals too: they decide when workers wait for each other
         config = {
