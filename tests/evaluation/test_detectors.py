@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from tests.facts import find
 from tfmammo.archives import phantom
@@ -110,8 +109,3 @@ def test_folds_have_an_average_precision_of_their_own(mammograms):
         add_precision(report, collect(config, {"A": found}), {"A": found})
         values.append([find(report.facts, "A", key, "coco").value for key in ("ap", "ap50", "ar")])
     assert values[0] == pytest.approx([100] * 3) and values[1][0] < 90
-
-
-def test_the_baselines_name_is_taken():
-    with pytest.raises(ValidationError, match="random boxes is the name of the trivial baseline"):
-        DetectorsConfig(detectors={"random boxes": "a"})
