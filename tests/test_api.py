@@ -1,5 +1,6 @@
 """What `import tfmammo` offers: names, reprs, and answers on networks that are known."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -167,7 +168,7 @@ def test_a_model_is_a_function_of_tensors(can):
         list(tf.data.Dataset.from_tensors(255 * masks).map(traced))
 
 
-def test_patches_are_augmented_around_their_own_masks(can, tiny_infilling, patches):
+def test_patches_are_augmented_around_their_own_masks(can, patches):
     augmented = tfmammo.augment(patches, can(0.4), share=0.5, seed=3)
     count = round(len(patches) / 2)
     assert len(augmented) == len(patches) + count
@@ -177,14 +178,33 @@ def test_patches_are_augmented_around_their_own_masks(can, tiny_infilling, patch
     np.testing.assert_allclose(new.images, 0.2 + 0.4 * new.masks, atol=1e-6)
     rows = [patches.ids.tolist().index(name.rpartition("+")[0]) for name in new.ids]
     assert len({*rows}) == count and new.patient_ids.tolist() == patches.patient_ids[rows].tolist()
-    for row, mask in zip(rows, new.masks, strict=True):
-        turned = [np.rot90(patches.masks[row], quarter) for quarter in range(4)]
-        assert any(np.array_equal(mask, each[:, ::side]) for each in turned for side in (1, -1))
     same = tfmammo.augment(patches, tfmammo.load(can(0.4), "generator"), share=0.5, seed=3)
     np.testing.assert_array_equal(same.images, augmented.images)
     assert len(tfmammo.augment(patches, can(0.4), share=2)) == 3 * len(patches)
     with pytest.raises(ExportError, match="has no function that draws images of masks"):
         tfmammo.augment(patches, "shape")
+
+
+def test_masks_are_turned_with_their_tissue(patches, tiny_infilling, monkeypatch):
+    seen = []
+    make = api.make_tri_labels
+    monkeypatch.setattr(
+        api, "make_tri_labels", lambda *given: seen.append(given[0]) or make(*given)
+    )
+    new = tfmammo.augment(patches, tiny_infilling(size=32), share=1, seed=3)
+    (chosen,) = seen
+    np.testing.assert_array_equal(new.masks[len(patches) :], chosen.masks)
+    turns = []
+    for name, image, mask in zip(chosen.ids, chosen.images, chosen.masks, strict=True):
+        row = patches.ids.tolist().index(name.rpartition("+")[0])
+        for quarter, side in itertools.product(range(4), (1, -1)):
+            turned = (
+                np.rot90(one[row], quarter)[:, ::side] for one in (patches.images, patches.masks)
+            )
+            if all(map(np.array_equal, turned, (image, mask))):
+                turns.append((quarter, side))
+                break
+    assert len(turns) == len(patches) and len(set(turns)) > 3
 
 
 def test_three_lines_make_a_lesion(archive):

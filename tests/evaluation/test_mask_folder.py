@@ -12,6 +12,7 @@ from tfmammo.config import DataConfig
 from tfmammo.data import datasets
 from tfmammo.errors import DataError, ExportError
 from tfmammo.evaluation.comparison import compare
+from tfmammo.evaluation.networks import open_predictor
 from tfmammo.evaluation.segmentation import SegmentationConfig, evaluate
 
 DATA = DataConfig(phantoms=12, size=32, folds=2)
@@ -54,6 +55,10 @@ def test_each_patch_is_scored_with_its_own_mask(label_maps, tmp_path):
         moved = np.roll(mask, 1, axis=0)
         dice = 2 * np.sum(mask & moved) / (mask.sum() + moved.sum())
         assert float(lines[name]["dice"]) == pytest.approx(dice, abs=1e-6)
+    folder = open_predictor(f"masks:{tmp_path / 'masks'}", (), "mask")
+    backwards = patches.take(np.arange(len(patches))[::-1])
+    answers = [folder.answer(those, {}, "mask", (32, 32, 1)) for those in (patches, backwards)]
+    np.testing.assert_array_equal(answers[1], answers[0][::-1])
 
 
 def test_folds_complete_each_other_and_seeds_repeat(label_maps, tmp_path):
