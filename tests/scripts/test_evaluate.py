@@ -24,7 +24,7 @@ from tfmammo.errors import ConfigError, DataError, TfmammoError
 from tfmammo.evaluation import losses
 from tfmammo.evaluation import segmentation as segmentation_report
 from tfmammo.evaluation import shape as shape_report
-from tfmammo.evaluation.comparison import Comparison, EvaluationConfig
+from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
 from tfmammo.evaluation.networks import Network
 from tfmammo.evaluation.report import ComparisonReport
 from tfmammo.evaluation.segmentation import SegmentationConfig
@@ -262,7 +262,7 @@ def test_models_are_compared_on_what_all_of_them_are_eligible_for(run, runs, mod
 
 
 @pytest.mark.slow
-def test_the_leaky_protocol_has_a_table_of_its_own(run, runs, models):
+def test_the_leaky_protocol_has_a_table_of_its_own(run, runs, models, data):
     some = {"CAN": models["CAN"]}
     some |= {f"{name} leaky": [str(runs / name / "leaky")] for name in LEVELS}
     output = run("segmentation", some)
@@ -275,6 +275,8 @@ def test_the_leaky_protocol_has_a_table_of_its_own(run, runs, models):
     assert find(facts, "U-Net leaky", "dice", "differences", "CAN leaky", "protocol=paper")
     fair, separate = read_markdown(output).split("### LEAKY", 1)
     assert "CAN leaky" not in fair and "| CAN |" not in separate
+    _, of_copies = compare(SegmentationConfig(data=data, models=some), "image", "mask")
+    assert len(of_copies.pool) == 40 and not {*of_copies.pool.ids} & {*card["held_out_ids"]}
 
 
 def test_all_patients_on_demand(run, models, patches):
